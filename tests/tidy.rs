@@ -1,0 +1,131 @@
+//! Tidiness as a test: the house rules that neither rustc nor clippy can check.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The longest file that a reader can still hold in their head.
+const FILE_LINES_MAX: usize = 600;
+
+/// The only files that may hold `unsafe`, so that a review of memory safety has an end.
+const UNSAFE_FILES: &[&str] = &[];
+
+/// Words that say nothing about what a file is for.
+const VAGUE_NAMES: &[&str] = &["utils", "util", "helpers", "helper", "common", "manager", "misc"];
+
+struct Source {
+    path: PathBuf,
+    text: String,
+}
+
+impl Source {
+    /// The path as printed in a finding, relative to the root and with `/` in it.
+    fn name(&self) -> String {
+        self.path.strip_prefix(root()).unwrap_or(&self.path).display().to_string()
+    }
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Every Rust source of the workspace.
+fn sources() -> Vec<Source> {
+    let folders = ["src", "vmm-core", "migrate", "memopt", "metrics", "tests", "benches"];
+    let mut found = Vec::new();
+    for folder in folders {
+        collect(&root().join(folder), &mut found);
+    }
+    assert!(found.len() > 20, "the walk found only {} files: it looks in the wrong place", found.len());
+    found
+}
+
+fn collect(folder: &Path, into: &mut Vec<Source>) {
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    for entry in entries {
+        let path = entry.expect("a readable folder").path();
+        if path.is_dir() && path.file_name().is_some_and(|name| name != "target") {
+            collect(&path, into);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let text = fs::read_to_string(&path).expect("a source file in UTF-8");
+            into.push(Source { path, text });
+        }
+    }
+}
+
+/// Runs `rule` over every line of every source but this one; it says what is wrong, or nothing.
+fn findings(rule: impl Fn(&Source, &str) -> Option<String>) -> Vec<String> {
+    let mut found = Vec::new();
+    for source in sources().iter().filter(|source| source.name() != "tests/tidy.rs") {
+        for (index, line) in source.text.lines().enumerate() {
+            if let Some(what) = rule(source, line) {
+                found.push(format!("{}:{}: {what}", source.name(), index + 1));
+            }
+        }
+    }
+    found
+}
+
+fn assert_none(found: &[String]) {
+    assert!(found.is_empty(), "\n{}", found.join("\n"));
+}
+
+#[test]
+fn no_file_is_longer_than_600_lines() {
+    let found: Vec<String> = sources()
+        .iter()
+        .filter(|source| source.text.lines().count() > FILE_LINES_MAX)
+        .map(|source| format!("{}: {} lines", source.name(), source.text.lines().count()))
+        .collect();
+    assert_none(&found);
+}
+
+#[test]
+fn unsafe_stays_in_its_few_files() {
+    let found = findings(|source, line| {
+        let code = line.split("//").next().unwrap_or_default();
+        let has_unsafe = code.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == "unsafe");
+        let allowed = UNSAFE_FILES.contains(&source.name().as_str()) || source.name().starts_with("vmm-core/workload/");
+        (has_unsafe && !allowed).then(|| "unsafe outside the files listed in tests/tidy.rs".to_owned())
+    });
+    assert_none(&found);
+}
+
+#[test]
+fn nothing_is_left_unfinished_or_switched_off() {
+    let banned = ["todo!(", "unimplemented!(", "#[ignore", "allow(dead_code)", "TODO", "FIXME", "XXX"];
+    let found = findings(|_, line| {
+        banned.iter().find(|word| line.contains(**word)).map(|word| format!("`{word}`"))
+    });
+    assert_none(&found);
+}
+
+#[test]
+fn file_names_say_what_lives_in_them() {
+    let found: Vec<String> = sources()
+        .iter()
+        .filter(|source| {
+            source.path.file_stem().is_some_and(|stem| VAGUE_NAMES.iter().any(|vague| stem == *vague))
+        })
+        .map(Source::name)
+        .collect();
+    assert_none(&found);
+}
+
+#[test]
+fn every_file_opens_with_what_it_is_for() {
+    let found: Vec<String> = sources()
+        .iter()
+        .filter(|source| !source.text.trim_start().starts_with("//!"))
+        .map(Source::name)
+        .collect();
+    assert_none(&found);
+}
+
+#[test]
+fn lines_fit_the_screen() {
+    let found = findings(|_, line| {
+        let width = line.chars().count();
+        (width > 140).then(|| format!("{width} columns"))
+    });
+    assert_none(&found);
+}
