@@ -1,1 +1,34 @@
-//! metrics
+//! Every metric of lighter in one place: its name, kind, unit, labels and help, and the exporter.
+//!
+//! `catalogue.rs` is the one list ([`Counted`] and [`Scraped`]); everything else is derived from it: the typed
+//! handles that the program records with, the text that Prometheus scrapes, the reference in
+//! `docs/metrics.md`, and the [`audit`] that finds metrics which nothing moves.
+//!
+//! There are two kinds of family. [`Counted`] lives as long as the process and only grows.
+//! [`Scraped`] is filled afresh from one [`Snapshot`] at every scrape, so the series of a guest
+//! that has left go with it. [`Exporter`] holds both and renders text exposition 0.0.4.
+//!
+//! This crate depends on nothing else of the workspace, and is the only user of the `prometheus`
+//! crate. Start reading at `catalogue.rs`.
+
+mod audit;
+mod catalogue;
+mod definition;
+mod exporter;
+mod family;
+mod fill;
+mod labels;
+mod reference;
+mod snapshot;
+
+pub use audit::{ExpositionError, Sample, never_moved, parse_samples};
+pub use catalogue::{Counted, Scraped, definitions};
+pub use definition::{CatalogueError, Definition, Kind, LabelDefinition, LabelValues, Unit};
+pub use exporter::{CONTENT_TYPE, Exporter, RenderError};
+pub use family::{Buckets, Counter, DowntimeBuckets, DurationBuckets, Gauge, Histogram};
+pub use labels::{
+    BuildRevision, BuildVersion, Direction, Encoding, FailureReason, GuestName, GuestState,
+    GuestUuid, Label, Labels, Phase, RefusalReason,
+};
+pub use reference::markdown;
+pub use snapshot::{GuestSample, HostMemory, MigrationSample, Snapshot, Traffic};

@@ -1,0 +1,234 @@
+//! The catalogue: every metric of lighter, once.
+//!
+//! Rules, each held by a test below: prefix `lighter_`; base units, last in the name; `_total` on
+//! counters and nowhere else; labels bounded by a fixed list or by the guests on the host; no label
+//! called `type`; help is a sentence.
+
+use prometheus::Registry;
+
+use crate::definition::{CatalogueError, Definition, Unit};
+use crate::family::{Counter, DowntimeBuckets, DurationBuckets, Family, Gauge, Histogram};
+use crate::labels::{
+    BuildRevision, BuildVersion, Direction, Encoding, FailureReason, GuestName, GuestState,
+    GuestUuid, Phase, RefusalReason,
+};
+
+macro_rules! definition {
+    ($family:ty, $name:literal, $unit:ident, $help:literal) => {
+        Definition {
+            name: $name,
+            kind: <$family as Family>::KIND,
+            unit: Unit::$unit,
+            labels: <$family as Family>::LABELS,
+            help: $help,
+        }
+    };
+}
+
+macro_rules! catalogue {
+    ($( $(#[$doc:meta])* struct $set:ident {
+        $( $field:ident: $family:ty = $name:literal, $unit:ident, $help:literal; )+
+    } )+) => { $(
+        $(#[$doc])*
+        #[derive(Debug)]
+        pub struct $set { $( #[doc = $help] pub $field: $family, )+ }
+
+        impl $set {
+            /// The catalogue's entries for these families, in order.
+            pub const DEFINITIONS: &'static [Definition] =
+                &[ $( definition!($family, $name, $unit, $help), )+ ];
+
+            /// Makes every family and registers it in `registry`.
+            pub(crate) fn register(registry: &Registry) -> Result<Self, CatalogueError> {
+                Ok(Self { $(
+                    $field: Family::register(
+                        registry,
+                        &definition!($family, $name, $unit, $help),
+                    )?,
+                )+ })
+            }
+        }
+    )+ };
+}
+
+catalogue! {
+    /// What a node counts as long as it runs.
+    struct Counted {
+        migrations_started: Counter<(Direction,)> = "lighter_migrations_started_total", Count,
+            "Migrations that began on this host.";
+        migrations_completed: Counter<(Direction,)> = "lighter_migrations_completed_total", Count,
+            "Migrations that ended with the guest on its destination.";
+        migrations_cancelled: Counter<(Phase,)> = "lighter_migrations_cancelled_total", Count,
+            "Migrations that were called off, by the phase they were in.";
+        migrations_failed: Counter<(Phase, FailureReason)> =
+            "lighter_migrations_failed_total", Count,
+            "Migrations that failed, by the phase they were in and the reason.";
+        admissions: Counter<()> = "lighter_admissions_accepted_total", Count,
+            "Incoming guests that this node admitted.";
+        admissions_refused: Counter<(RefusalReason,)> = "lighter_admissions_refused_total", Count,
+            "Incoming guests that this node refused, by reason.";
+        completed_downtime: Histogram<(Direction,), DowntimeBuckets> =
+            "lighter_migrations_completed_downtime_seconds", Seconds,
+            "Downtime of completed migrations, as the source saw it.";
+        completed_duration: Histogram<(Direction,), DurationBuckets> =
+            "lighter_migrations_completed_duration_seconds", Seconds,
+            "Total duration of completed migrations, from connecting to running.";
+    }
+
+    /// What is read afresh at every scrape.
+    struct Scraped {
+        build_info: Gauge<(BuildVersion, BuildRevision)> = "lighter_build_info", Info,
+            "The program that serves this page.";
+        node_start: Gauge<()> = "lighter_node_start_timestamp_seconds", Timestamp,
+            "When the node service started; its counters began at zero then.";
+        scrape_duration: Gauge<()> = "lighter_scrape_duration_seconds", Seconds,
+            "How long the node took to ask all its guests for this page.";
+        guests: Gauge<(GuestState,)> = "lighter_guests", Count,
+            "Guests on this host by state; guests that did not answer are not among them.";
+        guests_unreachable: Gauge<()> = "lighter_guests_unreachable", Count,
+            "Guests whose process lives but did not answer this scrape in time.";
+        records_in_doubt: Gauge<()> = "lighter_migrations_in_doubt", Count,
+            "Migrations on this host whose outcome must still be settled with the other host.";
+        host_available: Gauge<()> = "lighter_host_memory_available_bytes", Bytes,
+            "Memory that the host can give without swapping (MemAvailable).";
+        host_reserved: Gauge<()> = "lighter_host_memory_reserved_bytes", Bytes,
+            "Memory that admission leaves to the host.";
+        host_promised: Gauge<()> = "lighter_host_memory_promised_bytes", Bytes,
+            "Memory promised to admitted guests that they do not occupy yet.";
+
+        guest_info: Gauge<(GuestName, GuestUuid)> = "lighter_guest_info", Info,
+            "The identity that a guest keeps wherever it runs.";
+        guest_state: Gauge<(GuestName, GuestState)> = "lighter_guest_state", State,
+            "1 for the state that a guest is in, 0 for the others.";
+        guest_start: Gauge<(GuestName,)> = "lighter_guest_start_timestamp_seconds", Timestamp,
+            "When the process of a guest started on this host.";
+        guest_memory: Gauge<(GuestName,)> = "lighter_guest_memory_bytes", Bytes,
+            "Memory that a guest was given.";
+        guest_vcpus: Gauge<(GuestName,)> = "lighter_guest_vcpus", Count,
+            "Virtual CPUs that a guest was given.";
+        guest_resident: Gauge<(GuestName,)> = "lighter_guest_memory_resident_bytes", Bytes,
+            "Host memory mapped by the process of a guest, shared pages in full (RSS).";
+        guest_proportional: Gauge<(GuestName,)> =
+            "lighter_guest_memory_proportional_bytes", Bytes,
+            "Host memory of the process of a guest, shared pages divided by their sharers (PSS).";
+        guest_longest_stall: Gauge<(GuestName,)> = "lighter_guest_longest_stall_seconds", Seconds,
+            "The longest time without running that a guest has measured itself; \
+             only guests that report it.";
+
+        migration_phase: Gauge<(GuestName, Direction, Phase)> = "lighter_migration_phase", State,
+            "1 for the phase that the migration of a guest is in, 0 for the others.";
+        migration_phase_duration: Gauge<(GuestName, Direction, Phase)> =
+            "lighter_migration_phase_duration_seconds", Seconds,
+            "How long the migration of a guest has spent in a phase.";
+        migration_duration: Gauge<(GuestName, Direction)> =
+            "lighter_migration_duration_seconds", Seconds,
+            "How long the migration of a guest has taken so far, or took in all.";
+        migration_rounds: Gauge<(GuestName, Direction)> = "lighter_migration_rounds", Count,
+            "Rounds over the memory of a guest, the one under way included.";
+        migration_transferred: Counter<(GuestName, Direction, Encoding)> =
+            "lighter_migration_transferred_bytes_total", Bytes,
+            "Page data on the wire in the migration of a guest, by encoding; \
+             zero pages have no data.";
+        migration_pages: Counter<(GuestName, Direction, Encoding)> =
+            "lighter_migration_transferred_pages_total", Pages,
+            "Pages carried in the migration of a guest, by encoding.";
+        migration_remaining: Gauge<(GuestName, Direction)> =
+            "lighter_migration_remaining_bytes", Bytes,
+            "Guest memory that must still be sent in this round.";
+        migration_transfer_rate: Gauge<(GuestName, Direction)> =
+            "lighter_migration_transfer_bytes_per_second", BytesPerSecond,
+            "Measured rate of the migration of a guest on the wire.";
+        migration_dirty_rate: Gauge<(GuestName, Direction)> =
+            "lighter_migration_dirty_bytes_per_second", BytesPerSecond,
+            "Measured rate at which a migrating guest dirties its memory.";
+        migration_expected_downtime: Gauge<(GuestName, Direction)> =
+            "lighter_migration_expected_downtime_seconds", Seconds,
+            "How long a guest would stand still if it were switched over now.";
+        migration_downtime: Gauge<(GuestName, Direction)> =
+            "lighter_migration_downtime_seconds", Seconds,
+            "How long the last migration of a guest stopped it, as the source saw it.";
+        migration_guest_downtime: Gauge<(GuestName, Direction)> =
+            "lighter_migration_guest_downtime_seconds", Seconds,
+            "The longest stall around its last migration that a guest measured itself.";
+    }
+}
+
+/// Every metric, counted ones first.
+pub fn definitions() -> impl Iterator<Item = &'static Definition> {
+    Counted::DEFINITIONS.iter().chain(Scraped::DEFINITIONS)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::definition::{Kind, LabelValues};
+
+    #[test]
+    fn names_are_prefixed_unique_and_plain() {
+        let mut seen = BTreeSet::new();
+        for Definition { name, .. } in definitions() {
+            assert!(name.starts_with("lighter_"), "{name}: prefix");
+            assert!(name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{name}: letters");
+            assert!(!name.contains("__") && !name.ends_with('_'), "{name}: underscores");
+            assert!(seen.insert(*name), "{name}: twice");
+        }
+    }
+
+    #[test]
+    fn total_ends_counters_and_only_counters() {
+        for Definition { name, kind, .. } in definitions() {
+            assert_eq!(name.ends_with("_total"), *kind == Kind::Counter, "{name}");
+            for reserved in ["_count", "_sum", "_bucket"] {
+                assert!(!name.ends_with(reserved), "{name}: suffix of histogram series");
+            }
+        }
+    }
+
+    #[test]
+    fn names_end_with_their_base_unit() {
+        for Definition { name, unit, .. } in definitions() {
+            let stem = name.strip_suffix("_total").unwrap_or(name);
+            assert!(stem.ends_with(unit.suffix()), "{name}: {unit:?}");
+            for scaled in ["_ms", "milliseconds", "_kib", "_mib", "megabytes", "percent", "_us"] {
+                assert!(!stem.contains(scaled), "{name}: not a base unit");
+            }
+        }
+    }
+
+    #[test]
+    fn labels_are_few_bounded_and_never_called_type() {
+        for Definition { name, labels, .. } in definitions() {
+            assert!(labels.len() <= 3, "{name}: {} labels", labels.len());
+            for label in *labels {
+                assert!(!["type", "le", "quantile", "job", "instance"].contains(&label.name));
+                match label.values {
+                    LabelValues::Fixed(values) => {
+                        assert!(!values.is_empty() && values.len() <= 16, "{name}");
+                        let distinct: BTreeSet<_> = values.iter().collect();
+                        assert_eq!(distinct.len(), values.len(), "{name}: {}", label.name);
+                    }
+                    LabelValues::PerGuest | LabelValues::PerBuild => {}
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn help_is_one_line_of_sentences() {
+        for Definition { name, help, .. } in definitions() {
+            assert!(help.ends_with('.'), "{name}: no full stop");
+            assert!(!help.contains('\n') && !help.contains("  "), "{name}: white space");
+            assert!(help.len() <= 140, "{name}: {} bytes", help.len());
+            assert!(help.starts_with(|c: char| c.is_ascii_uppercase() || c == '1'), "{name}");
+        }
+    }
+
+    #[test]
+    fn every_family_registers() {
+        let registry = Registry::new();
+        Counted::register(&registry).expect("counted families");
+        Scraped::register(&registry).expect("scraped families");
+    }
+}

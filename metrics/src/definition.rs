@@ -1,0 +1,122 @@
+//! What the catalogue says about one metric, as data, and the rules that every entry obeys.
+
+/// How a metric behaves over time, in Prometheus' words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Only grows, and starts again at zero with its process or its migration.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// Counts observations in buckets, with their sum.
+    Histogram,
+}
+
+impl Kind {
+    /// The word of the `# TYPE` line.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+            Self::Histogram => "histogram",
+        }
+    }
+}
+
+/// The unit of a metric: always a base unit, named at the end of the metric's name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unit {
+    /// Bytes.
+    Bytes,
+    /// Bytes per second.
+    BytesPerSecond,
+    /// Seconds.
+    Seconds,
+    /// Seconds since 1970-01-01 00:00 UTC.
+    Timestamp,
+    /// Guest pages of 4096 bytes.
+    Pages,
+    /// A number of things; the name says which.
+    Count,
+    /// 1 for the series that holds, 0 for the others of its set.
+    State,
+    /// Always 1; the labels carry the information.
+    Info,
+}
+
+impl Unit {
+    /// How a name with this unit ends, before a counter's `_total`; empty when the name is free.
+    #[must_use]
+    pub const fn suffix(self) -> &'static str {
+        match self {
+            Self::Bytes => "_bytes",
+            Self::BytesPerSecond => "_bytes_per_second",
+            Self::Seconds => "_seconds",
+            Self::Timestamp => "_timestamp_seconds",
+            Self::Pages => "_pages",
+            Self::Info => "_info",
+            Self::Count | Self::State => "",
+        }
+    }
+
+    /// The unit as the reference prints it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Bytes => "bytes",
+            Self::BytesPerSecond => "bytes per second",
+            Self::Seconds => "seconds",
+            Self::Timestamp => "Unix time in seconds",
+            Self::Pages => "pages of 4096 bytes",
+            Self::Count => "count",
+            Self::State => "0 or 1",
+            Self::Info => "always 1",
+        }
+    }
+}
+
+/// What values a label can take; every label is bounded by one of these.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LabelValues {
+    /// Exactly these.
+    Fixed(&'static [&'static str]),
+    /// One per guest on this host.
+    PerGuest,
+    /// One per build of the program.
+    PerBuild,
+}
+
+/// One label of a metric.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LabelDefinition {
+    /// The label's name.
+    pub name: &'static str,
+    /// What it can say.
+    pub values: LabelValues,
+}
+
+/// One metric of the catalogue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Definition {
+    /// The full name, with prefix and unit.
+    pub name: &'static str,
+    /// Counter, gauge or histogram.
+    pub kind: Kind,
+    /// The base unit.
+    pub unit: Unit,
+    /// The labels in the order in which values are given.
+    pub labels: &'static [LabelDefinition],
+    /// One sentence (or two) for whoever reads it on a dashboard; ends with a full stop.
+    pub help: &'static str,
+}
+
+/// A family that cannot be registered: a mistake in the catalogue itself.
+#[derive(Debug, thiserror::Error)]
+#[error("metric {name} cannot be registered; correct its entry in the catalogue")]
+pub struct CatalogueError {
+    /// The metric's name.
+    pub name: &'static str,
+    /// What the Prometheus library has against it.
+    #[source]
+    pub source: prometheus::Error,
+}

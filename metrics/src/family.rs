@@ -1,0 +1,153 @@
+//! Typed families: a thin cover over the Prometheus vectors that makes labels part of the type.
+
+use std::marker::PhantomData;
+
+use prometheus::core::Collector;
+use prometheus::{CounterVec, GaugeVec, HistogramOpts, HistogramVec, Opts, Registry};
+
+use crate::definition::{CatalogueError, Definition, Kind, LabelDefinition};
+use crate::labels::Labels;
+
+/// What the catalogue needs to know of a family's type.
+pub(crate) trait Family: Sized {
+    /// The kind in the `# TYPE` line.
+    const KIND: Kind;
+    /// The labels in order.
+    const LABELS: &'static [LabelDefinition];
+    /// Makes the family and registers it.
+    fn register(registry: &Registry, definition: &Definition) -> Result<Self, CatalogueError>;
+}
+
+fn label_names(definition: &Definition) -> Vec<&'static str> {
+    definition.labels.iter().map(|label| label.name).collect()
+}
+
+fn registered<V: Collector + Clone + 'static>(
+    registry: &Registry,
+    definition: &Definition,
+    made: prometheus::Result<V>,
+) -> Result<V, CatalogueError> {
+    made.and_then(|vector| registry.register(Box::new(vector.clone())).map(|()| vector))
+        .map_err(|source| CatalogueError { name: definition.name, source })
+}
+
+/// A family of counters with labels `L`.
+#[derive(Debug)]
+pub struct Counter<L> {
+    vector: CounterVec,
+    labels: PhantomData<fn(L)>,
+}
+
+impl<L: Labels> Counter<L> {
+    /// Adds one.
+    pub fn inc(&self, labels: &L) {
+        self.add(labels, 1.0);
+    }
+
+    /// Adds `amount`, which must not be negative; a negative or non-finite amount counts as none.
+    pub fn add(&self, labels: &L, amount: f64) {
+        // The type of `labels` fixes their number, so the lookup cannot fail.
+        if let Ok(counter) = self.vector.get_metric_with_label_values(&labels.values()) {
+            counter.inc_by(if amount.is_finite() { amount.max(0.0) } else { 0.0 });
+        }
+    }
+
+    /// What has been counted so far.
+    #[must_use]
+    pub fn get(&self, labels: &L) -> f64 {
+        self.vector.get_metric_with_label_values(&labels.values()).map_or(0.0, |c| c.get())
+    }
+}
+
+impl<L: Labels> Family for Counter<L> {
+    const KIND: Kind = Kind::Counter;
+    const LABELS: &'static [LabelDefinition] = L::DEFINITIONS;
+    fn register(registry: &Registry, definition: &Definition) -> Result<Self, CatalogueError> {
+        let options = Opts::new(definition.name, definition.help);
+        let made = CounterVec::new(options, &label_names(definition));
+        Ok(Self { vector: registered(registry, definition, made)?, labels: PhantomData })
+    }
+}
+
+/// A family of gauges with labels `L`.
+#[derive(Debug)]
+pub struct Gauge<L> {
+    vector: GaugeVec,
+    labels: PhantomData<fn(L)>,
+}
+
+impl<L: Labels> Gauge<L> {
+    /// Sets the value.
+    pub fn set(&self, labels: &L, value: f64) {
+        if let Ok(gauge) = self.vector.get_metric_with_label_values(&labels.values()) {
+            gauge.set(value);
+        }
+    }
+}
+
+impl<L: Labels> Family for Gauge<L> {
+    const KIND: Kind = Kind::Gauge;
+    const LABELS: &'static [LabelDefinition] = L::DEFINITIONS;
+    fn register(registry: &Registry, definition: &Definition) -> Result<Self, CatalogueError> {
+        let options = Opts::new(definition.name, definition.help);
+        let made = GaugeVec::new(options, &label_names(definition));
+        Ok(Self { vector: registered(registry, definition, made)?, labels: PhantomData })
+    }
+}
+
+/// The upper bounds of a histogram's buckets.
+pub trait Buckets {
+    /// The bounds, ascending, in the metric's unit; `+Inf` is added.
+    const BOUNDS: &'static [f64];
+}
+
+/// Bounds for the time in which a guest stands still: a millisecond to ten seconds.
+#[derive(Debug)]
+pub struct DowntimeBuckets;
+
+impl Buckets for DowntimeBuckets {
+    const BOUNDS: &'static [f64] =
+        &[0.001, 0.003, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 3.0, 10.0];
+}
+
+/// Bounds for the whole of a migration: a tenth of a second to an hour.
+#[derive(Debug)]
+pub struct DurationBuckets;
+
+impl Buckets for DurationBuckets {
+    const BOUNDS: &'static [f64] =
+        &[0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0];
+}
+
+/// A family of histograms with labels `L` and bounds `B`.
+#[derive(Debug)]
+pub struct Histogram<L, B> {
+    vector: HistogramVec,
+    labels: PhantomData<fn(L, B)>,
+}
+
+impl<L: Labels, B: Buckets> Histogram<L, B> {
+    /// Adds one observation.
+    pub fn observe(&self, labels: &L, value: f64) {
+        if let Ok(histogram) = self.vector.get_metric_with_label_values(&labels.values()) {
+            histogram.observe(value);
+        }
+    }
+
+    /// Makes the series appear with no observations yet.
+    pub(crate) fn touch(&self, labels: &L) {
+        // Looking a series up creates it; it cannot fail, since the type fixes the labels.
+        let _created = self.vector.get_metric_with_label_values(&labels.values());
+    }
+}
+
+impl<L: Labels, B: Buckets> Family for Histogram<L, B> {
+    const KIND: Kind = Kind::Histogram;
+    const LABELS: &'static [LabelDefinition] = L::DEFINITIONS;
+    fn register(registry: &Registry, definition: &Definition) -> Result<Self, CatalogueError> {
+        let options =
+            HistogramOpts::new(definition.name, definition.help).buckets(B::BOUNDS.to_vec());
+        let made = HistogramVec::new(options, &label_names(definition));
+        Ok(Self { vector: registered(registry, definition, made)?, labels: PhantomData })
+    }
+}

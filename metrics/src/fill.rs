@@ -1,0 +1,117 @@
+//! Puts a [`Snapshot`] into the [`Scraped`] families.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::catalogue::Scraped;
+use crate::labels::{
+    BuildRevision, BuildVersion, Direction, Encoding, GuestName, GuestState, GuestUuid, Phase,
+};
+use crate::snapshot::{GuestSample, MigrationSample, Snapshot};
+
+/// Counts and bytes become Prometheus' only number; exact up to 2^53.
+#[expect(clippy::cast_precision_loss, reason = "the exposition format has no other number")]
+fn number(value: u64) -> f64 {
+    value as f64
+}
+
+/// Seconds since the epoch, 0 for a clock that stands before it.
+pub(crate) fn unix_seconds(time: SystemTime) -> f64 {
+    time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs_f64()
+}
+
+/// The node's own series.
+pub(crate) fn node(
+    families: &Scraped,
+    build: &(BuildVersion, BuildRevision),
+    started: SystemTime,
+    snapshot: &Snapshot,
+) {
+    families.build_info.set(build, 1.0);
+    families.node_start.set(&(), unix_seconds(started));
+    families.scrape_duration.set(&(), snapshot.scrape_duration.as_secs_f64());
+    families.guests_unreachable.set(&(), number(snapshot.guests_unreachable));
+    families.records_in_doubt.set(&(), number(snapshot.migrations_in_doubt));
+    for state in GuestState::ALL {
+        let count = snapshot.guests.iter().filter(|guest| guest.state == *state).count();
+        families.guests.set(&(*state,), number(count as u64));
+    }
+    if let Some(host) = snapshot.host {
+        families.host_available.set(&(), number(host.available_bytes));
+        families.host_reserved.set(&(), number(host.reserved_bytes));
+        families.host_promised.set(&(), number(host.promised_bytes));
+    }
+}
+
+/// The series of one guest and of its migration.
+pub(crate) fn guest(families: &Scraped, sample: &GuestSample) {
+    let name = || GuestName(sample.name.clone());
+    families.guest_info.set(&(name(), GuestUuid(sample.uuid.clone())), 1.0);
+    for state in GuestState::ALL {
+        let holds = f64::from(u8::from(*state == sample.state));
+        families.guest_state.set(&(name(), *state), holds);
+    }
+    families.guest_start.set(&(name(),), unix_seconds(sample.started));
+    families.guest_memory.set(&(name(),), number(sample.memory_bytes));
+    families.guest_vcpus.set(&(name(),), number(sample.vcpus));
+    if let Some(bytes) = sample.resident_bytes {
+        families.guest_resident.set(&(name(),), number(bytes));
+    }
+    if let Some(bytes) = sample.proportional_bytes {
+        families.guest_proportional.set(&(name(),), number(bytes));
+    }
+    if let Some(stall) = sample.longest_stall {
+        families.guest_longest_stall.set(&(name(),), stall.as_secs_f64());
+    }
+    if let Some(migration) = &sample.migration {
+        progress(families, &name(), migration);
+        traffic(families, &name(), migration);
+        forecast(families, &name(), migration);
+    }
+}
+
+/// Where a migration stands and how long it has taken.
+fn progress(families: &Scraped, name: &GuestName, sample: &MigrationSample) {
+    let direction = sample.direction;
+    for phase in Phase::ALL {
+        let holds = f64::from(u8::from(sample.phase == Some(*phase)));
+        families.migration_phase.set(&(name.clone(), direction, *phase), holds);
+    }
+    for (phase, spent) in &sample.phase_durations {
+        let labels = (name.clone(), direction, *phase);
+        families.migration_phase_duration.set(&labels, spent.as_secs_f64());
+    }
+    let labels = (name.clone(), direction);
+    families.migration_duration.set(&labels, sample.duration.as_secs_f64());
+    families.migration_rounds.set(&labels, number(sample.rounds));
+}
+
+/// What a migration has carried.
+fn traffic(families: &Scraped, name: &GuestName, sample: &MigrationSample) {
+    let labels = |encoding: Encoding| -> (GuestName, Direction, Encoding) {
+        (name.clone(), sample.direction, encoding)
+    };
+    families.migration_transferred.add(&labels(Encoding::Raw), number(sample.raw.bytes));
+    families.migration_transferred.add(&labels(Encoding::Lz4), number(sample.lz4.bytes));
+    families.migration_pages.add(&labels(Encoding::Raw), number(sample.raw.pages));
+    families.migration_pages.add(&labels(Encoding::Lz4), number(sample.lz4.pages));
+    families.migration_pages.add(&labels(Encoding::Zero), number(sample.zero_pages));
+}
+
+/// What a migration measures and expects, and what came of it.
+fn forecast(families: &Scraped, name: &GuestName, sample: &MigrationSample) {
+    let labels = (name.clone(), sample.direction);
+    let seconds = |value: Option<Duration>| value.map(|duration| duration.as_secs_f64());
+    let gauges = [
+        (&families.migration_remaining, sample.remaining_bytes.map(number)),
+        (&families.migration_transfer_rate, sample.transfer_rate),
+        (&families.migration_dirty_rate, sample.dirty_rate),
+        (&families.migration_expected_downtime, seconds(sample.expected_downtime)),
+        (&families.migration_downtime, seconds(sample.downtime)),
+        (&families.migration_guest_downtime, seconds(sample.guest_downtime)),
+    ];
+    for (gauge, value) in gauges {
+        if let Some(value) = value {
+            gauge.set(&labels, value);
+        }
+    }
+}

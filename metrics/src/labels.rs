@@ -1,0 +1,250 @@
+//! The labels and their values, as types: a call site cannot misspell one or invent another.
+
+use crate::definition::{LabelDefinition, LabelValues};
+
+/// A value of one label.
+pub trait Label {
+    /// The label's name and the values that it can take.
+    const DEFINITION: LabelDefinition;
+    /// This value as the exposition prints it.
+    fn as_str(&self) -> &str;
+}
+
+/// The labels of one family: a tuple of [`Label`]s, `()` for a family without labels.
+pub trait Labels {
+    /// The labels in order.
+    const DEFINITIONS: &'static [LabelDefinition];
+    /// The values in the same order.
+    fn values(&self) -> Vec<&str>;
+}
+
+impl Labels for () {
+    const DEFINITIONS: &'static [LabelDefinition] = &[];
+    fn values(&self) -> Vec<&str> {
+        Vec::new()
+    }
+}
+
+impl<A: Label> Labels for (A,) {
+    const DEFINITIONS: &'static [LabelDefinition] = &[A::DEFINITION];
+    fn values(&self) -> Vec<&str> {
+        vec![self.0.as_str()]
+    }
+}
+
+impl<A: Label, B: Label> Labels for (A, B) {
+    const DEFINITIONS: &'static [LabelDefinition] = &[A::DEFINITION, B::DEFINITION];
+    fn values(&self) -> Vec<&str> {
+        vec![self.0.as_str(), self.1.as_str()]
+    }
+}
+
+impl<A: Label, B: Label, C: Label> Labels for (A, B, C) {
+    const DEFINITIONS: &'static [LabelDefinition] = &[A::DEFINITION, B::DEFINITION, C::DEFINITION];
+    fn values(&self) -> Vec<&str> {
+        vec![self.0.as_str(), self.1.as_str(), self.2.as_str()]
+    }
+}
+
+macro_rules! fixed_label {
+    ($(#[$doc:meta])* $name:ident as $label:literal {
+        $( $(#[$variant_doc:meta])* $variant:ident = $value:literal, )+
+    }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum $name { $( $(#[$variant_doc])* $variant, )+ }
+
+        impl $name {
+            /// Every value, in order.
+            pub const ALL: &'static [Self] = &[ $( Self::$variant, )+ ];
+        }
+
+        impl Label for $name {
+            const DEFINITION: LabelDefinition = LabelDefinition {
+                name: $label,
+                values: LabelValues::Fixed(&[ $( $value, )+ ]),
+            };
+            fn as_str(&self) -> &str {
+                match self { $( Self::$variant => $value, )+ }
+            }
+        }
+    };
+}
+
+macro_rules! open_label {
+    ($(#[$doc:meta])* $name:ident as $label:literal, $values:ident) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub struct $name(pub String);
+
+        impl Label for $name {
+            const DEFINITION: LabelDefinition =
+                LabelDefinition { name: $label, values: LabelValues::$values };
+            fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+    };
+}
+
+open_label! {
+    /// The name of a guest on this host.
+    GuestName as "guest", PerGuest
+}
+open_label! {
+    /// The identity that a guest keeps wherever it runs.
+    GuestUuid as "uuid", PerGuest
+}
+open_label! {
+    /// The version of the program.
+    BuildVersion as "version", PerBuild
+}
+open_label! {
+    /// The source revision that the program was built from.
+    BuildRevision as "revision", PerBuild
+}
+
+fixed_label! {
+    /// What a guest on this host is doing.
+    GuestState as "state" {
+        /// Being built, or restored from a file.
+        Starting = "starting",
+        /// Its vCPUs run.
+        Running = "running",
+        /// Its vCPUs are held, by a user or by a migration.
+        Paused = "paused",
+        /// Arriving from another host; runs there until it is committed.
+        Incoming = "incoming",
+        /// Paused after a migration's commit until the other host has been heard.
+        InDoubt = "in_doubt",
+        /// Its vCPUs have ended: it powered off, or it moved away and its process is leaving.
+        Stopped = "stopped",
+        /// It ended by a fault of its own: panic, triple fault or an error inside KVM.
+        Crashed = "crashed",
+    }
+}
+
+fixed_label! {
+    /// Whether a migration takes a guest away or brings it.
+    Direction as "direction" {
+        /// The guest leaves this host.
+        Outgoing = "outgoing",
+        /// The guest comes to this host.
+        Incoming = "incoming",
+    }
+}
+
+fixed_label! {
+    /// The phases of a migration.
+    Phase as "phase" {
+        /// QUIC, mutual TLS, and the choice of a version.
+        Connect = "connect",
+        /// The destination checks the description and builds the guest.
+        Prepare = "prepare",
+        /// Rounds of dirty pages while the guest runs.
+        Precopy = "precopy",
+        /// The guest is paused; the last pages and its state are sent.
+        Switchover = "switchover",
+        /// The destination has loaded everything and says so.
+        Ready = "ready",
+        /// The source has recorded that the guest moves.
+        Commit = "commit",
+        /// The destination runs the guest.
+        Resume = "resume",
+    }
+}
+
+fixed_label! {
+    /// How pages travelled.
+    Encoding as "encoding" {
+        /// As they are.
+        Raw = "raw",
+        /// Compressed with lz4.
+        Lz4 = "lz4",
+        /// As one bit each: they hold only zeros.
+        Zero = "zero",
+    }
+}
+
+fixed_label! {
+    /// Why a migration failed.
+    FailureReason as "reason" {
+        /// The connection could not be made or was lost.
+        Connection = "connection",
+        /// A certificate, a name or a token was not accepted.
+        Authentication = "authentication",
+        /// The two ends have no protocol version in common.
+        Version = "version",
+        /// The other end refused the guest.
+        Refused = "refused",
+        /// The other end broke the protocol, or what it sent failed its checksum.
+        Protocol = "protocol",
+        /// The limit of total time was reached.
+        Timeout = "timeout",
+        /// The virtual machine could not be read, built, saved or loaded.
+        Guest = "guest",
+        /// The record could not be written or read.
+        Record = "record",
+        /// The process that owned this end died.
+        ProcessDied = "process_died",
+        /// Anything else; the log line with the migration's id says what.
+        Other = "other",
+    }
+}
+
+fixed_label! {
+    /// Why a node refused an incoming guest.
+    RefusalReason as "reason" {
+        /// A guest of that name is on this host.
+        NameTaken = "name_taken",
+        /// A guest with that identity is on this host.
+        UuidTaken = "uuid_taken",
+        /// Not enough memory is available.
+        Memory = "memory",
+        /// KVM cannot be used.
+        Kvm = "kvm",
+        /// This host cannot give the guest its vCPUs or CPU features.
+        Cpu = "cpu",
+        /// The description of the guest makes no sense or exceeds a limit.
+        Description = "description",
+        /// The guest's process did not come up.
+        Process = "process",
+        /// The node is shutting down.
+        ShuttingDown = "shutting_down",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tuples_give_names_and_values_in_the_same_order() {
+        let labels = (GuestName("web-1".into()), Direction::Outgoing, Phase::Precopy);
+        let names: Vec<_> = <(GuestName, Direction, Phase) as Labels>::DEFINITIONS
+            .iter()
+            .map(|label| label.name)
+            .collect();
+        assert_eq!(names, ["guest", "direction", "phase"]);
+        assert_eq!(labels.values(), ["web-1", "outgoing", "precopy"]);
+    }
+
+    #[test]
+    fn fixed_labels_list_the_values_that_they_print() {
+        let printed: Vec<_> = Phase::ALL.iter().map(Label::as_str).collect();
+        assert_eq!(
+            Phase::DEFINITION.values,
+            LabelValues::Fixed(&[
+                "connect",
+                "prepare",
+                "precopy",
+                "switchover",
+                "ready",
+                "commit",
+                "resume"
+            ])
+        );
+        assert_eq!(printed.len(), Phase::ALL.len());
+        assert_eq!(printed[2], "precopy");
+    }
+}
