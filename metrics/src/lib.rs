@@ -1,8 +1,8 @@
 //! Every metric of lighter in one place: its name, kind, unit, labels and help, and the exporter.
 //!
-//! `catalogue.rs` is the one list ([`Counted`] and [`Scraped`]); everything else is derived from it: the typed
-//! handles that the program records with, the text that Prometheus scrapes, the reference in
-//! `docs/metrics.md`, and the [`audit`] that finds metrics which nothing moves.
+//! `catalogue.rs` is the one list ([`Counted`] and [`Scraped`]); everything else is derived from
+//! it: the typed handles that the program records with, the text that Prometheus scrapes, the
+//! reference in `docs/metrics.md`, and [`never_moved`], which finds metrics that nothing moves.
 //!
 //! There are two kinds of family. [`Counted`] lives as long as the process and only grows.
 //! [`Scraped`] is filled afresh from one [`Snapshot`] at every scrape, so the series of a guest

@@ -1,0 +1,118 @@
+//! The line format that `smaps_rollup`, `status` and `meminfo` share: `Name:   123 kB`.
+
+use std::fs::File;
+use std::io::{self, Read};
+
+use super::ObserveError;
+
+/// Longest file that is read: the kernel's are a few KiB (`status` of a process with very many
+/// supplementary groups is the longest).
+const FILE_BYTES_MAX: usize = 1 << 20;
+
+/// Text of one of these files, with its kind for messages.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Fields<'a> {
+    pub(super) file: &'static str,
+    pub(super) text: &'a str,
+}
+
+impl Fields<'_> {
+    /// The bytes of `field`, which must be there.
+    pub(super) fn required(&self, field: &'static str) -> Result<u64, ObserveError> {
+        self.optional(field)?.ok_or(ObserveError::Missing { file: self.file, field })
+    }
+
+    /// The bytes of `field`, if this kernel shows it.
+    pub(super) fn optional(&self, field: &'static str) -> Result<Option<u64>, ObserveError> {
+        let found = self
+            .text
+            .lines()
+            .find_map(|line| line.strip_prefix(field).and_then(|rest| rest.strip_prefix(':')));
+        let Some(value) = found else { return Ok(None) };
+        kilobytes(value).map(Some).ok_or_else(|| ObserveError::Amount {
+            file: self.file,
+            field,
+            value: value.trim().chars().take(40).collect(),
+        })
+    }
+}
+
+/// `  123 kB` in bytes; the kernel's kB are 1024 bytes (Documentation/filesystems/proc.rst).
+fn kilobytes(value: &str) -> Option<u64> {
+    let digits = value.trim().strip_suffix("kB")?.trim_end();
+    // u64's own parser would also take a plus sign.
+    if !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    digits.parse::<u64>().ok()?.checked_mul(1024)
+}
+
+/// Reads a `/proc` file whole; `pid` is given for a file of a process.
+pub(super) fn read(file: &str, pid: Option<u32>) -> Result<String, ObserveError> {
+    let named = |source: io::Error| match (source.kind(), source.raw_os_error(), pid) {
+        (io::ErrorKind::NotFound, _, Some(pid)) | (_, Some(NO_SUCH_PROCESS), Some(pid)) => {
+            ObserveError::Gone { pid }
+        }
+        (io::ErrorKind::PermissionDenied, ..) => ObserveError::Forbidden { file: file.to_owned() },
+        _ => ObserveError::Read { file: file.to_owned(), source },
+    };
+    let mut text = String::new();
+    let opened = File::open(file).map_err(named)?;
+    opened.take(FILE_BYTES_MAX as u64 + 1).read_to_string(&mut text).map_err(named)?;
+    if text.len() > FILE_BYTES_MAX {
+        return Err(ObserveError::TooLong { file: file.to_owned(), limit: FILE_BYTES_MAX });
+    }
+    Ok(text)
+}
+
+/// `ESRCH`: what reading `smaps_rollup` of a process without memory (a zombie) gives.
+const NO_SUCH_PROCESS: i32 = 3;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn fields(text: &str) -> Fields<'_> {
+        Fields { file: "smaps_rollup", text }
+    }
+
+    #[test]
+    fn names_are_matched_whole() {
+        let text = "PssDirty:  4 kB\nPss:    8 kB\n";
+        assert_eq!(fields(text).optional("Pss").expect("an amount"), Some(8192));
+        assert_eq!(fields(text).optional("Rss").expect("no field"), None);
+    }
+
+    #[test]
+    fn rejects_what_is_no_amount() {
+        for value in ["", "kB", "-1 kB", "+1 kB", "1", "1 MB", "1.5 kB", "18446744073709551615 kB"]
+        {
+            let text = format!("Rss: {value}\n");
+            let refused = fields(&text).required("Rss");
+            assert!(matches!(refused, Err(ObserveError::Amount { .. })), "{value}: {refused:?}");
+        }
+    }
+
+    #[test]
+    fn names_the_process_that_has_ended() {
+        // Process ids end at 2^22 on 64-bit Linux.
+        let error = read("/proc/4194305/smaps_rollup", Some(4_194_305)).expect_err("no process");
+        assert!(matches!(error, ObserveError::Gone { pid: 4_194_305 }), "{error}");
+    }
+
+    proptest! {
+        #[test]
+        fn reads_back_every_amount(kb in 0..u64::MAX / 1024, spaces in 0usize..20) {
+            let text = format!("Size: 1 kB\nRss:{}{kb} kB\n", " ".repeat(spaces));
+            prop_assert_eq!(fields(&text).required("Rss").expect("an amount"), kb * 1024);
+        }
+
+        #[test]
+        fn any_text_gives_a_number_or_a_typed_error(text in "(?s).{0,400}") {
+            let _ = fields(&text).required("Rss");
+            let _ = fields(&format!("Rss:{text}")).required("Rss");
+        }
+    }
+}
