@@ -107,20 +107,18 @@ open_label! {
 fixed_label! {
     /// What a guest on this host is doing.
     GuestState as "state" {
-        /// Being built, or restored from a file.
-        Starting = "starting",
+        /// Arriving from another host; this copy is not complete and does not run.
+        Incoming = "incoming",
         /// Its vCPUs run.
         Running = "running",
-        /// Its vCPUs are held, by a user or by a migration.
+        /// Its vCPUs are held because somebody asked for it.
         Paused = "paused",
-        /// Arriving from another host; runs there until it is committed.
-        Incoming = "incoming",
-        /// Paused after a migration's commit until the other host has been heard.
+        /// On its way to another host; it runs here until it is handed over.
+        Migrating = "migrating",
+        /// Handed over or complete, but the other host has not been heard; it does not run here.
         InDoubt = "in_doubt",
-        /// Its vCPUs have ended: it powered off, or it moved away and its process is leaving.
-        Stopped = "stopped",
-        /// It ended by a fault of its own: panic, triple fault or an error inside KVM.
-        Crashed = "crashed",
+        /// It has ended, and its process is about to.
+        Ended = "ended",
     }
 }
 

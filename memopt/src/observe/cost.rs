@@ -45,6 +45,16 @@ pub fn process_cost(pid: u32) -> Result<ProcessCost, ObserveError> {
     parse_process_cost(&rollup, &status)
 }
 
+/// Reads only the RSS of process `pid`, in bytes, from `/proc/PID/status`: a counter that the kernel
+/// keeps, so this costs microseconds however large the process is.
+///
+/// # Errors
+/// [`ObserveError::Gone`] when the process ends meanwhile, or has no memory any more.
+pub fn resident_bytes(pid: u32) -> Result<u64, ObserveError> {
+    let text = fields::read(&format!("/proc/{pid}/status"), Some(pid))?;
+    Fields { file: "status", text: &text }.optional("VmRSS")?.ok_or(ObserveError::Gone { pid })
+}
+
 /// The numbers in the text of `smaps_rollup` and `status`.
 ///
 /// # Errors
@@ -116,6 +126,7 @@ Locked:                0 kB
         let cost = process_cost(std::process::id()).expect("our own cost");
         assert!(cost.resident_bytes >= cost.proportional_bytes);
         assert!(cost.proportional_bytes > 0);
+        assert!(resident_bytes(std::process::id()).expect("our own RSS") > 0);
     }
 
     proptest! {

@@ -9,6 +9,6 @@ mod error;
 mod fields;
 mod host;
 
-pub use cost::{ProcessCost, parse_process_cost, process_cost};
+pub use cost::{ProcessCost, parse_process_cost, process_cost, resident_bytes};
 pub use error::ObserveError;
 pub use host::{HostMemory, host_memory, parse_meminfo};
