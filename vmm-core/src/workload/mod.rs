@@ -1,0 +1,36 @@
+//! The embedded `workload` guest: parameters, loading, control, and the decoding of what it reports.
+//!
+//! The guest itself is a small freestanding program (`vmm-core/workload/`) that ships inside the
+//! binary. It fills memory with stamped pages, rewrites them at a set rate, checks every page it
+//! touches and measures its own longest stall. It talks to its host through three kinds of pages
+//! in guest RAM, all at fixed addresses, so the host reads and steers it without any exit:
+//!
+//! * [`abi`] is the layout of those pages, and [`stamp`] the content of a stamped page; both are
+//!   `no_std`, hold no `unsafe`, and are compiled into the guest as well;
+//! * [`load`] puts image, parameters and first control values into RAM;
+//! * [`Control`] steers a running guest, [`Report`] reads what it found;
+//! * [`verify_image`] checks the whole memory of a paused guest from outside;
+//! * [`Doorbell`] names the few events that the guest announces through an I/O port.
+//!
+//! Start reading at [`WorkloadParams`]. Nothing here depends on the rest of `vmm-core`.
+
+pub mod abi;
+mod control;
+mod doorbell;
+mod error;
+mod load;
+mod memory;
+mod params;
+mod report;
+pub mod stamp;
+mod verify;
+
+pub use abi::DOORBELL_PORT;
+pub use control::Control;
+pub use doorbell::Doorbell;
+pub use error::WorkloadError;
+pub use load::{VcpuEntry, load};
+pub use params::{Order, Pattern, WorkloadParams};
+pub use report::{Phase, Report, VcpuReport};
+pub use stamp::{Fault, FaultKind};
+pub use verify::{ImageVerdict, verify_image};

@@ -1,0 +1,153 @@
+//! What the workload guest is asked to do.
+
+use std::ops::RangeInclusive;
+
+use serde::{Deserialize, Serialize};
+
+use super::WorkloadError;
+use super::abi::PAGE_BYTES;
+
+const RATE_MAX: u64 = 10_000_000;
+
+/// What memory is filled with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pattern {
+    /// Incompressible content in every page.
+    Random,
+    /// Zero pages; rewrites alternate between random content and zero.
+    Zero,
+    /// Compressible text in every page.
+    Text,
+    /// Shares of each; what the two leave of 100 percent is zero pages.
+    Mixed {
+        /// Share of incompressible pages, percent.
+        random_percent: u8,
+        /// Share of compressible pages, percent.
+        text_percent: u8,
+    },
+}
+
+impl Pattern {
+    /// Half random, a quarter text, a quarter zero.
+    pub const MIXED: Self = Self::Mixed { random_percent: 50, text_percent: 25 };
+
+    /// Random and text share, percent.
+    pub(super) fn shares(self) -> (u64, u64) {
+        match self {
+            Self::Random => (100, 0),
+            Self::Zero => (0, 0),
+            Self::Text => (0, 100),
+            Self::Mixed { random_percent, text_percent } => {
+                (random_percent.into(), text_percent.into())
+            }
+        }
+    }
+}
+
+/// In which order pages of the working set are rewritten.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Order {
+    /// One after the other, over and over.
+    #[default]
+    Sequential = 0,
+    /// Any page, evenly.
+    Random = 1,
+    /// Nine of ten writes go to a tenth of the pages.
+    Hot = 2,
+}
+
+/// What the workload guest is asked to do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct WorkloadParams {
+    /// Memory that is filled and checked; `None` takes all that the guest has.
+    pub memory_bytes: Option<u64>,
+    /// The part of it that is rewritten (cut to what there is).
+    pub working_set_bytes: u64,
+    /// Pages rewritten per second, all vCPUs together; 0 leaves memory alone and only spins.
+    pub dirty_rate_pages_per_second: u64,
+    /// What pages are filled with.
+    pub pattern: Pattern,
+    /// Order of rewriting.
+    pub order: Order,
+    /// Share of rewrites that clear a page, percent.
+    pub zeroing_percent: u8,
+    /// Pages per second that are checked in the background, all vCPUs together.
+    pub sweep_pages_per_second: u64,
+    /// Seed of all content.
+    pub seed: u64,
+}
+
+impl Default for WorkloadParams {
+    fn default() -> Self {
+        Self {
+            memory_bytes: None,
+            working_set_bytes: 64 << 20,
+            dirty_rate_pages_per_second: 2_000,
+            pattern: Pattern::MIXED,
+            order: Order::default(),
+            zeroing_percent: 1,
+            sweep_pages_per_second: 10_000,
+            seed: 1,
+        }
+    }
+}
+
+impl WorkloadParams {
+    /// Checks every field against its range, apart from what depends on the guest's memory.
+    ///
+    /// # Errors
+    /// [`WorkloadError::Parameter`] names the field and what it may be.
+    pub fn validate(&self) -> Result<(), WorkloadError> {
+        let (random, text) = self.pattern.shares();
+        let rate = self.dirty_rate_pages_per_second;
+        let sweep = self.sweep_pages_per_second;
+        let memory = self.memory_bytes.unwrap_or(PAGE_BYTES);
+        let percent = "at most 100 percent";
+        let per_second = "at most 10000000 pages per second";
+        check("pattern", random + text, 0..=100, percent)?;
+        check("zeroing_percent", self.zeroing_percent.into(), 0..=100, percent)?;
+        check("dirty_rate_pages_per_second", rate, 0..=RATE_MAX, per_second)?;
+        check("sweep_pages_per_second", sweep, 0..=RATE_MAX, per_second)?;
+        check("memory_bytes", memory, PAGE_BYTES..=u64::MAX, "at least one page of 4096 bytes")
+    }
+}
+
+/// A refusal of `name` unless `value` lies in `range`, which `allowed` says in words.
+pub(super) fn check(
+    name: &'static str,
+    value: u64,
+    range: RangeInclusive<u64>,
+    allowed: &'static str,
+) -> Result<(), WorkloadError> {
+    if range.contains(&value) {
+        Ok(())
+    } else {
+        Err(WorkloadError::Parameter { name, value, allowed })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn default_parameters_are_valid() {
+        WorkloadParams::default().validate().unwrap();
+    }
+
+    #[test]
+    fn refuses_shares_above_100_percent() {
+        let pattern = Pattern::Mixed { random_percent: 60, text_percent: 60 };
+        let refused = WorkloadParams { pattern, ..Default::default() }.validate().unwrap_err();
+        assert_eq!(refused.to_string(), "workload parameter pattern is 120: at most 100 percent");
+    }
+
+    #[test]
+    fn refuses_a_rate_that_no_vcpu_reaches() {
+        let params = WorkloadParams { dirty_rate_pages_per_second: u64::MAX, ..Default::default() };
+        assert!(params.validate().is_err());
+    }
+}

@@ -1,0 +1,256 @@
+//! The content of a page, as a pure function of seed, page number and sequence.
+//!
+//! A stamped page starts with four words (magic, page number, sequence, checksum of the rest) and
+//! goes on with random or compressible words; a zero page has no stamp at all. Whoever knows seed,
+//! page number and sequence can write any page and check it to the last bit, so a page that is lost,
+//! stale, misplaced, torn or flipped is told apart. Compiled into the freestanding guest, the check
+//! program of the Linux guest, and the host.
+
+/// A page as words.
+pub type PageWords = [u64; 512];
+
+/// First word of a stamped page.
+pub const STAMP_MAGIC: u64 = u64::from_le_bytes(*b"stamped\0");
+
+const STAMP_WORDS: usize = 4;
+const MIX_A: u64 = 0xa076_1d64_78bd_642f;
+const MIX_B: u64 = 0xe703_7ed1_a0b4_28db;
+
+/// Compressible content is made of these, eight bytes at a time.
+const TEXT: [[u8; 8]; 16] = [
+    *b"lighter ",
+    *b"than air",
+    *b" a ship ",
+    *b"at the q",
+    *b"uay, by ",
+    *b"night; t",
+    *b"he cargo",
+    *b" moves, ",
+    *b"the sea ",
+    *b"is calm,",
+    *b" the men",
+    *b" sing.  ",
+    *b"One rope",
+    *b" is left",
+    *b" and so ",
+    *b"we sail\n",
+];
+
+/// What a page is filled with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// All zero, no stamp.
+    Zero,
+    /// Incompressible words behind a stamp.
+    Random,
+    /// Compressible words behind a stamp.
+    Text,
+}
+
+/// What is wrong with a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultKind {
+    /// A whole, valid page, but of another page number.
+    Misplaced = 1,
+    /// A whole, valid page, but an older or newer version of it.
+    Stale = 2,
+    /// No version of any page: torn or flipped.
+    Corrupt = 3,
+    /// Should be zero and is not.
+    NotCleared = 4,
+    /// Should have content and is zero.
+    Lost = 5,
+}
+
+impl FaultKind {
+    /// The kind that travels as `code` in a report.
+    #[must_use]
+    pub const fn from_code(code: u64) -> Option<Self> {
+        Some(match code {
+            1 => Self::Misplaced,
+            2 => Self::Stale,
+            3 => Self::Corrupt,
+            4 => Self::NotCleared,
+            5 => Self::Lost,
+            _ => return None,
+        })
+    }
+}
+
+/// A bad page: what was expected and what was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// What is wrong.
+    pub kind: FaultKind,
+    /// Number of the page in working memory (not a guest frame number).
+    pub page: u64,
+    /// Sequence that the page should have.
+    pub expected_sequence: u32,
+    /// Sequence in its stamp; 0 when there is none.
+    pub found_sequence: u64,
+    /// Page number in its stamp; 0 when there is none.
+    pub found_page: u64,
+}
+
+/// How pages are filled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Content {
+    /// Seed of everything.
+    pub seed: u64,
+    /// Share of random pages, percent.
+    pub random_percent: u64,
+    /// Share of text pages, percent. The rest are zero.
+    pub text_percent: u64,
+    /// Share of rewrites (sequence above 0) that clear the page, percent.
+    pub zeroing_percent: u64,
+}
+
+impl Content {
+    /// What `page` holds in its version `sequence`; sequence 0 is the first fill.
+    ///
+    /// Where all memory starts as zero (no random and no text share), rewrites alternate between
+    /// random content and zero, so that pages change at all.
+    #[must_use]
+    pub fn class(&self, page: u64, sequence: u32) -> Class {
+        if self.random_percent + self.text_percent == 0 {
+            return if sequence % 2 == 1 { Class::Random } else { Class::Zero };
+        }
+        let draw = mix(self.seed ^ mix(page ^ MIX_B) ^ (u64::from(sequence) << 32));
+        if sequence > 0 && (draw >> 32) % 100 < self.zeroing_percent {
+            return Class::Zero;
+        }
+        match (draw & 0xffff_ffff) % 100 {
+            percent if percent < self.random_percent => Class::Random,
+            percent if percent < self.random_percent + self.text_percent => Class::Text,
+            _ => Class::Zero,
+        }
+    }
+
+    /// Writes version `sequence` of `page` into `words`.
+    pub fn fill(&self, page: u64, sequence: u32, words: &mut PageWords) {
+        let class = self.class(page, sequence);
+        if class == Class::Zero {
+            words.fill(0);
+            return;
+        }
+        let mut stream = Stream::new(self.seed, page, sequence, class);
+        let mut sum = Checksum::new();
+        let (stamp, body) = words.split_at_mut(STAMP_WORDS);
+        for group in body.chunks_exact_mut(4) {
+            for word in group.iter_mut() {
+                *word = stream.next_word();
+            }
+            sum.add(group);
+        }
+        stamp.copy_from_slice(&[STAMP_MAGIC, page, u64::from(sequence), sum.finish()]);
+    }
+
+    /// Checks that `words` is version `sequence` of `page`, to the last bit.
+    ///
+    /// # Errors
+    /// The [`Fault`] that tells what the page holds instead.
+    pub fn check(&self, page: u64, sequence: u32, words: &PageWords) -> Result<(), Fault> {
+        let class = self.class(page, sequence);
+        let good = match class {
+            Class::Zero => is_zero(words),
+            _ => self.holds(page, sequence, class, words),
+        };
+        if good { Ok(()) } else { Err(self.diagnose(page, sequence, class, words)) }
+    }
+
+    fn holds(&self, page: u64, sequence: u32, class: Class, words: &PageWords) -> bool {
+        let (stamp, body) = words.split_at(STAMP_WORDS);
+        let mut stream = Stream::new(self.seed, page, sequence, class);
+        let mut sum = Checksum::new();
+        let mut difference = 0;
+        for group in body.chunks_exact(4) {
+            for word in group {
+                difference |= word ^ stream.next_word();
+            }
+            sum.add(group);
+        }
+        difference == 0 && *stamp == [STAMP_MAGIC, page, u64::from(sequence), sum.finish()]
+    }
+
+    #[cold]
+    fn diagnose(&self, page: u64, sequence: u32, class: Class, words: &PageWords) -> Fault {
+        let stamped = words[0] == STAMP_MAGIC && words[3] == checksum(words);
+        let (found_page, found_sequence) = if stamped { (words[1], words[2]) } else { (0, 0) };
+        let kind = if is_zero(words) {
+            FaultKind::Lost
+        } else if stamped && found_page != page {
+            FaultKind::Misplaced
+        } else if stamped && found_sequence != u64::from(sequence) {
+            FaultKind::Stale
+        } else if class == Class::Zero {
+            FaultKind::NotCleared
+        } else {
+            FaultKind::Corrupt
+        };
+        Fault { kind, page, expected_sequence: sequence, found_sequence, found_page }
+    }
+}
+
+fn is_zero(words: &PageWords) -> bool {
+    words.iter().fold(0, |all, word| all | word) == 0
+}
+
+fn checksum(words: &PageWords) -> u64 {
+    let mut sum = Checksum::new();
+    for group in words[STAMP_WORDS..].chunks_exact(4) {
+        sum.add(group);
+    }
+    sum.finish()
+}
+
+/// One step of wyhash: both halves of a 128-bit product, folded.
+/// <https://github.com/wangyi-fudan/wyhash>
+#[must_use]
+pub fn mix(value: u64) -> u64 {
+    let product = u128::from(value ^ MIX_A) * u128::from(value.rotate_left(32) ^ MIX_B);
+    (product >> 64) as u64 ^ product as u64
+}
+
+/// The words of a page's body.
+struct Stream {
+    state: u64,
+    class: Class,
+}
+
+impl Stream {
+    fn new(seed: u64, page: u64, sequence: u32, class: Class) -> Self {
+        Self { state: mix(mix(seed ^ page) ^ u64::from(sequence)), class }
+    }
+
+    #[inline(always)]
+    fn next_word(&mut self) -> u64 {
+        self.state = self.state.wrapping_add(MIX_A);
+        let word = mix(self.state);
+        if self.class == Class::Random {
+            word
+        } else {
+            u64::from_le_bytes(TEXT[word as usize % 16])
+        }
+    }
+}
+
+/// Four multiplying lanes, so that a wrong bit anywhere changes the sum.
+struct Checksum([u64; 4]);
+
+impl Checksum {
+    fn new() -> Self {
+        Self([1, 2, 3, 4])
+    }
+
+    #[inline(always)]
+    fn add(&mut self, group: &[u64]) {
+        for (lane, word) in self.0.iter_mut().zip(group) {
+            *lane = (*lane ^ word).wrapping_mul(MIX_A).rotate_left(29);
+        }
+    }
+
+    fn finish(self) -> u64 {
+        let [a, b, c, d] = self.0;
+        mix(a ^ mix(b ^ mix(c ^ mix(d))))
+    }
+}
