@@ -167,22 +167,30 @@ fixed_label! {
 fixed_label! {
     /// Why a migration failed.
     FailureReason as "reason" {
-        /// The connection could not be made or was lost.
-        Connection = "connection",
-        /// A certificate, a name or a token was not accepted.
-        Authentication = "authentication",
         /// The two ends have no protocol version in common.
         Version = "version",
-        /// The other end refused the guest.
+        /// The destination refused the guest.
         Refused = "refused",
-        /// The other end broke the protocol, or what it sent failed its checksum.
-        Protocol = "protocol",
         /// The limit of total time was reached.
         Timeout = "timeout",
-        /// The virtual machine could not be read, built, saved or loaded.
+        /// The other end is connected and did not answer.
+        NoAnswer = "no_answer",
+        /// The connection could not be made, or was lost.
+        ConnectionLost = "connection_lost",
+        /// The other end broke the protocol.
+        Protocol = "protocol",
+        /// Pages arrived damaged or incomplete.
+        Data = "data",
+        /// The virtual machine did not do what was asked.
         Guest = "guest",
-        /// The record could not be written or read.
+        /// The guest ended while it was being migrated.
+        GuestStopped = "guest_stopped",
+        /// The durable record could not be written.
         Record = "record",
+        /// The two ends disagree about who runs the guest.
+        InDoubt = "in_doubt",
+        /// An operator decided it by hand.
+        Operator = "operator",
         /// The process that owned this end died.
         ProcessDied = "process_died",
         /// Anything else; the log line with the migration's id says what.
@@ -203,12 +211,14 @@ fixed_label! {
         Kvm = "kvm",
         /// This host cannot give the guest its vCPUs or CPU features.
         Cpu = "cpu",
+        /// There is no protocol version in common.
+        Version = "version",
         /// The description of the guest makes no sense or exceeds a limit.
         Description = "description",
         /// The guest's process did not come up.
         Process = "process",
-        /// The node is shutting down.
-        ShuttingDown = "shutting_down",
+        /// The node takes no guests now: it is shutting down, or too many are on their way.
+        Busy = "busy",
     }
 }
 

@@ -57,7 +57,7 @@ fn busy_page() -> String {
     counted.migrations_started.inc(&(Direction::Outgoing,));
     counted.migrations_completed.inc(&(Direction::Outgoing,));
     counted.migrations_cancelled.inc(&(Phase::Precopy,));
-    counted.migrations_failed.inc(&(Phase::Connect, FailureReason::Connection));
+    counted.migrations_failed.inc(&(Phase::Connect, FailureReason::ConnectionLost));
     counted.admissions.inc(&());
     counted.admissions_refused.inc(&(RefusalReason::Memory,));
     counted.completed_downtime.observe(&(Direction::Outgoing,), 0.012);
