@@ -18,7 +18,7 @@ pub enum WorkloadError {
     /// Guest RAM cannot hold the image, the ledger and the working memory.
     #[error(
         "workload wants {wanted_bytes} bytes of working memory but guest memory has room for \
-         {available_bytes}: give the guest more memory or the workload less"
+         {available_bytes} bytes: give the guest more memory or the workload less"
     )]
     MemoryTooSmall {
         /// Working memory asked for.

@@ -1,6 +1,6 @@
 //! The content of a page, as a pure function of seed, page number and sequence.
 //!
-//! A stamped page starts with four words (magic, page number, sequence, checksum of the rest) and
+//! A stamped page starts with four words (magic, page number, sequence, checksum) and
 //! goes on with random or compressible words; a zero page has no stamp at all. Whoever knows seed,
 //! page number and sequence can write any page and check it to the last bit, so a page that is lost,
 //! stale, misplaced, torn or flipped is told apart. Compiled into the freestanding guest, the check
@@ -142,7 +142,12 @@ impl Content {
             }
             sum.add(group);
         }
-        stamp.copy_from_slice(&[STAMP_MAGIC, page, u64::from(sequence), sum.finish()]);
+        stamp.copy_from_slice(&[
+            STAMP_MAGIC,
+            page,
+            u64::from(sequence),
+            sum.finish(page, u64::from(sequence)),
+        ]);
     }
 
     /// Checks that `words` is version `sequence` of `page`, to the last bit.
@@ -169,7 +174,9 @@ impl Content {
             }
             sum.add(group);
         }
-        difference == 0 && *stamp == [STAMP_MAGIC, page, u64::from(sequence), sum.finish()]
+        difference == 0
+            && *stamp
+                == [STAMP_MAGIC, page, u64::from(sequence), sum.finish(page, u64::from(sequence))]
     }
 
     #[cold]
@@ -200,7 +207,7 @@ fn checksum(words: &PageWords) -> u64 {
     for group in words[STAMP_WORDS..].chunks_exact(4) {
         sum.add(group);
     }
-    sum.finish()
+    sum.finish(words[1], words[2])
 }
 
 /// One step of wyhash: both halves of a 128-bit product, folded.
@@ -249,8 +256,95 @@ impl Checksum {
         }
     }
 
-    fn finish(self) -> u64 {
+    /// The sum over the body and over the stamp's own page number and sequence.
+    fn finish(self, page: u64, sequence: u64) -> u64 {
         let [a, b, c, d] = self.0;
-        mix(a ^ mix(b ^ mix(c ^ mix(d))))
+        mix(a ^ mix(b ^ mix(c ^ mix(d ^ mix(page ^ mix(sequence))))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RANDOM: Content =
+        Content { seed: 7, random_percent: 100, text_percent: 0, zeroing_percent: 0 };
+
+    fn page(content: &Content, number: u64, sequence: u32) -> PageWords {
+        let mut words = [!0; 512];
+        content.fill(number, sequence, &mut words);
+        words
+    }
+
+    fn fault_of(content: &Content, number: u64, sequence: u32, words: &PageWords) -> FaultKind {
+        content.check(number, sequence, words).unwrap_err().kind
+    }
+
+    #[test]
+    fn accepts_every_page_it_fills() {
+        for (random_percent, text_percent) in [(100, 0), (0, 100), (0, 0), (40, 30)] {
+            let content = Content { seed: 3, random_percent, text_percent, zeroing_percent: 10 };
+            for (number, sequence) in (0..200).flat_map(|n| [(n, 0), (n, 1), (n, u32::MAX)]) {
+                let words = page(&content, number, sequence);
+                content.check(number, sequence, &words).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn finds_every_flipped_bit_of_a_word() {
+        for (index, bit) in (0..512).flat_map(|index| [(index, 0), (index, 37), (index, 63)]) {
+            let mut words = page(&RANDOM, 5, 9);
+            words[index] ^= 1 << bit;
+            assert_eq!(fault_of(&RANDOM, 5, 9, &words), FaultKind::Corrupt, "{index} {bit}");
+        }
+    }
+
+    #[test]
+    fn tells_stale_from_misplaced() {
+        assert_eq!(fault_of(&RANDOM, 5, 9, &page(&RANDOM, 5, 8)), FaultKind::Stale);
+        assert_eq!(fault_of(&RANDOM, 5, 9, &page(&RANDOM, 6, 9)), FaultKind::Misplaced);
+    }
+
+    #[test]
+    fn tells_a_torn_page() {
+        let mut words = page(&RANDOM, 5, 9);
+        words[256..].copy_from_slice(&page(&RANDOM, 5, 8)[256..]);
+        assert_eq!(fault_of(&RANDOM, 5, 9, &words), FaultKind::Corrupt);
+    }
+
+    #[test]
+    fn tells_lost_content_from_a_page_that_was_not_cleared() {
+        let zero = Content { random_percent: 0, ..RANDOM };
+        assert_eq!(fault_of(&RANDOM, 5, 9, &[0; 512]), FaultKind::Lost);
+        let mut words = [0; 512];
+        words[511] = 1;
+        assert_eq!(fault_of(&zero, 5, 2, &words), FaultKind::NotCleared);
+    }
+
+    #[test]
+    fn pages_become_zero_after_content() {
+        let content = Content { zeroing_percent: 50, ..RANDOM };
+        let classes: Vec<_> = (0..64).map(|sequence| content.class(1, sequence)).collect();
+        assert_eq!(classes[0], Class::Random, "the first fill is never cleared");
+        assert!(classes.windows(2).any(|pair| pair == [Class::Random, Class::Zero]));
+        assert!(classes.windows(2).any(|pair| pair == [Class::Zero, Class::Random]));
+    }
+
+    #[test]
+    fn shares_come_out_as_asked() {
+        let content = Content { random_percent: 50, text_percent: 25, ..RANDOM };
+        let count = |class| (0..10_000).filter(|page| content.class(*page, 0) == class).count();
+        assert!((4_800..5_200).contains(&count(Class::Random)), "{}", count(Class::Random));
+        assert!((2_300..2_700).contains(&count(Class::Text)), "{}", count(Class::Text));
+    }
+
+    #[test]
+    fn text_repeats_itself_and_random_does_not() {
+        let text = Content { random_percent: 0, text_percent: 100, ..RANDOM };
+        let kinds =
+            |words: PageWords| words[4..].iter().collect::<std::collections::HashSet<_>>().len();
+        assert!(kinds(page(&text, 1, 0)) <= TEXT.len());
+        assert_eq!(kinds(page(&RANDOM, 1, 0)), 508);
     }
 }

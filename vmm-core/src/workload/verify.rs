@@ -78,3 +78,69 @@ fn read_page(
     }
     Ok(words)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::stamp::FaultKind;
+    use super::super::{WorkloadParams, load};
+    use super::*;
+    use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+    /// Memory as the guest leaves it right after filling.
+    fn filled() -> (GuestMemoryMmap, ParamsPage) {
+        let ram = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 8 << 20)]).unwrap();
+        load(&ram, 1, 1_000_000_000, &WorkloadParams::default()).unwrap();
+        let params = read_params(&ram).unwrap();
+        for page in 0..params.pages {
+            write(&ram, &params, page, 0);
+        }
+        (ram, params)
+    }
+
+    fn write(ram: &GuestMemoryMmap, params: &ParamsPage, page: u64, sequence: u32) {
+        let content = Content {
+            seed: params.seed,
+            random_percent: params.random_percent,
+            text_percent: params.text_percent,
+            zeroing_percent: params.zeroing_percent,
+        };
+        let mut words = [0; 512];
+        content.fill(page, sequence, &mut words);
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        ram.write_slice(&bytes, GuestAddress(params.low_gpa + page * PAGE_BYTES)).unwrap();
+    }
+
+    #[test]
+    fn a_filled_guest_is_intact() {
+        let (ram, params) = filled();
+        let verdict = verify_image(&ram).unwrap();
+        assert_eq!((verdict.pages, verdict.faults), (params.pages, 0));
+    }
+
+    #[test]
+    fn a_page_newer_than_the_ledger_is_a_fault() {
+        let (ram, params) = filled();
+        write(&ram, &params, 17, 1);
+        let verdict = verify_image(&ram).unwrap();
+        let first = verdict.first_fault.unwrap();
+        assert_eq!((verdict.faults, first.kind, first.page), (1, FaultKind::Stale, 17));
+    }
+
+    #[test]
+    fn the_page_under_the_pen_is_skipped() {
+        let (ram, params) = filled();
+        write(&ram, &params, 17, 1);
+        ram.write_obj(18u64, GuestAddress(REPORTS_GPA + REPORT_WRITING_WORD * 8)).unwrap();
+        let verdict = verify_image(&ram).unwrap();
+        assert_eq!((verdict.skipped, verdict.faults), (1, 0));
+    }
+
+    #[test]
+    fn parameters_that_point_outside_of_memory_are_an_error() {
+        let (ram, mut params) = filled();
+        params.low_gpa = u64::MAX - 4095;
+        super::super::memory::write_words(&ram, super::super::abi::PARAMS_GPA, &params.to_words())
+            .unwrap();
+        assert!(matches!(verify_image(&ram), Err(WorkloadError::Memory { .. })));
+    }
+}
