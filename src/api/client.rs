@@ -1,0 +1,174 @@
+//! Asks a process over its Unix socket.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Bytes;
+use hyper::{Method, Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+
+use super::error::ApiError;
+
+/// The largest answer that is read, in bytes.
+const ANSWER_BYTES_MAX: usize = 4 << 20;
+
+/// How long an ordinary answer may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Why an answer is missing.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AskError {
+    /// Nobody listens: the process is gone, or not there yet.
+    #[error("nobody answers on {socket}: {source}")]
+    Unreachable {
+        /// The socket that was tried.
+        socket: String,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The connection broke in the middle, or what came is no HTTP.
+    #[error("{socket} broke off: {source}")]
+    Broken {
+        /// The socket that was tried.
+        socket: String,
+        /// What hyper found.
+        source: hyper::Error,
+    },
+    /// The answer did not come in time.
+    #[error("{socket} did not answer within {seconds} s: the process hangs, or the host is overloaded")]
+    Slow {
+        /// The socket that was tried.
+        socket: String,
+        /// How long was waited.
+        seconds: u64,
+    },
+    /// The answer was no JSON of the expected shape: probably another version of lighter.
+    #[error("{socket} answered something unexpected: {what}")]
+    Strange {
+        /// The socket that was tried.
+        socket: String,
+        /// What was wrong with it.
+        what: String,
+    },
+    /// The process refused.
+    #[error(transparent)]
+    Refused(#[from] ApiError),
+}
+
+impl AskError {
+    /// Whether the process is gone (or going), rather than unwilling.
+    pub(crate) fn is_gone(&self) -> bool {
+        matches!(self, Self::Unreachable { .. } | Self::Broken { .. })
+    }
+}
+
+/// A client of one socket; each request is a connection of its own.
+#[derive(Debug, Clone)]
+pub(crate) struct ApiClient {
+    socket: PathBuf,
+    patience: Duration,
+}
+
+impl ApiClient {
+    /// A client of the socket at `path`; connects when asked.
+    pub(crate) fn new(path: &Path) -> Self {
+        Self { socket: path.to_owned(), patience: PATIENCE }
+    }
+
+    /// The same with another patience, for requests that take their time (saving a guest) or must not (a list of guests).
+    pub(crate) fn with_patience(self, patience: Duration) -> Self {
+        Self { patience, ..self }
+    }
+
+    /// GET.
+    ///
+    /// # Errors
+    /// See [`AskError`]; the same for the other methods.
+    pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, AskError> {
+        self.ask(Method::GET, path, None::<&()>).await
+    }
+
+    /// PUT without a body.
+    pub(crate) async fn put<T: DeserializeOwned>(&self, path: &str) -> Result<T, AskError> {
+        self.ask(Method::PUT, path, None::<&()>).await
+    }
+
+    /// PUT with a JSON body.
+    pub(crate) async fn put_json<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, AskError> {
+        self.ask(Method::PUT, path, Some(body)).await
+    }
+
+    /// POST with a JSON body.
+    pub(crate) async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, AskError> {
+        self.ask(Method::POST, path, Some(body)).await
+    }
+
+    /// DELETE.
+    pub(crate) async fn delete<T: DeserializeOwned>(&self, path: &str) -> Result<T, AskError> {
+        self.ask(Method::DELETE, path, None::<&()>).await
+    }
+
+    async fn ask<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&impl Serialize>,
+    ) -> Result<T, AskError> {
+        let seconds = self.patience.as_secs();
+        let slow = |_| AskError::Slow { socket: self.name(), seconds };
+        let (status, bytes) = tokio::time::timeout(self.patience, self.exchange(method, path, body)).await.map_err(slow)??;
+        if !status.is_success() {
+            return Err(match serde_json::from_slice::<ApiError>(&bytes) {
+                Ok(refusal) => refusal.into(),
+                Err(_) => self.strange(format!("status {status} without a reason")),
+            });
+        }
+        serde_json::from_slice(&bytes).map_err(|error| self.strange(error.to_string()))
+    }
+
+    async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&impl Serialize>,
+    ) -> Result<(StatusCode, Bytes), AskError> {
+        let unreachable = |source| AskError::Unreachable { socket: self.name(), source };
+        let broken = |source| AskError::Broken { socket: self.name(), source };
+        let stream = UnixStream::connect(&self.socket).await.map_err(unreachable)?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+        let driver = tokio::spawn(connection);
+        let body = match body {
+            Some(body) => serde_json::to_vec(body).map_err(|error| self.strange(error.to_string()))?,
+            None => Vec::new(),
+        };
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", "lighter")
+            .header("content-type", "application/json")
+            .body(Full::new(Bytes::from(body)))
+            .map_err(|error| self.strange(error.to_string()))?;
+        let response = sender.send_request(request).await.map_err(broken)?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
+        driver.abort();
+        let body = body.map_err(|error| match error.downcast::<hyper::Error>() {
+            Ok(source) => broken(*source),
+            Err(_) => self.strange(format!("more than {ANSWER_BYTES_MAX} bytes")),
+        })?;
+        Ok((status, body.to_bytes()))
+    }
+
+    fn name(&self) -> String {
+        self.socket.display().to_string()
+    }
+
+    fn strange(&self, what: String) -> AskError {
+        AskError::Strange { socket: self.name(), what }
+    }
+}

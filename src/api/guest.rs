@@ -1,0 +1,303 @@
+//! The routes of a guest process, from one table, so that the served document can be held against them.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::extract::rejection::JsonRejection;
+use axum::handler::Handler;
+use axum::http::{Method, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodFilter, MethodRouter, get};
+use axum::{Json, Router};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::error::ApiError;
+use super::types::{
+    GuestInfo, MigrationRequest, MigrationStarted, Resolution, ResolveRequest, SaveRequest, Saved, StateAnswer,
+    WorkloadControl, WorkloadControlled, WorkloadInfo,
+};
+
+/// The document at `/v1/openapi.json`; the test below holds it against [`routes`].
+const OPENAPI: &str = include_str!("openapi.json");
+
+/// What a guest process can be asked. Calls may block, for as long as their work takes; they are made on threads for that.
+pub(crate) trait GuestControl: Send + Sync + 'static {
+    /// How the guest stands.
+    fn info(&self) -> GuestInfo;
+    /// Stops the vCPUs; done already is fine.
+    ///
+    /// # Errors
+    /// A migration is running, or the guest is not one that can be paused; the same for `resume`, `stop` and `save`.
+    fn pause(&self) -> Result<StateAnswer, ApiError>;
+    /// Lets the vCPUs run; done already is fine.
+    fn resume(&self) -> Result<StateAnswer, ApiError>;
+    /// Ends the guest, and with it the process, once the answer is on its way.
+    fn stop(&self) -> Result<StateAnswer, ApiError>;
+    /// Writes memory and state to a file.
+    fn save(&self, request: &SaveRequest) -> Result<Saved, ApiError>;
+    /// Starts a migration.
+    ///
+    /// # Errors
+    /// One is running already, or the request makes no sense.
+    fn migrate(&self, request: &MigrationRequest) -> Result<MigrationStarted, ApiError>;
+    /// How the running migration stands, or how the last one ended.
+    ///
+    /// # Errors
+    /// There was none.
+    fn migration(&self) -> Result<serde_json::Value, ApiError>;
+    /// Calls the running migration off; answered at once, done a little later.
+    ///
+    /// # Errors
+    /// There is none, or the guest has been handed over.
+    fn cancel(&self) -> Result<StateAnswer, ApiError>;
+    /// An operator's decision about a guest in doubt.
+    ///
+    /// # Errors
+    /// The guest is not in doubt.
+    fn resolve(&self, decision: Resolution) -> Result<StateAnswer, ApiError>;
+    /// What the built-in workload says about itself.
+    ///
+    /// # Errors
+    /// The guest is not the workload, or its report is damaged.
+    fn workload(&self) -> Result<WorkloadInfo, ApiError>;
+    /// Steers the built-in workload.
+    ///
+    /// # Errors
+    /// As [`Self::workload`].
+    fn control_workload(&self, control: &WorkloadControl) -> Result<WorkloadControlled, ApiError>;
+}
+
+/// A guest process behind its API.
+type Control = Arc<dyn GuestControl>;
+
+/// One method on one path.
+struct Route {
+    method: Method,
+    path: &'static str,
+    handler: MethodRouter<Control>,
+}
+
+/// The router of a guest process.
+pub(crate) fn router(control: Control) -> Router {
+    let add = |router: Router<Control>, route: Route| {
+        tracing::trace!(method = %route.method, path = route.path, "route");
+        router.route(route.path, route.handler)
+    };
+    routes().into_iter().fold(Router::new(), add).with_state(control)
+}
+
+/// Every route there is.
+fn routes() -> Vec<Route> {
+    let (done, begun) = (StatusCode::OK, StatusCode::ACCEPTED);
+    vec![
+        ask(Method::GET, "/v1/guest", done, |guest| Ok(guest.info())),
+        ask(Method::PUT, "/v1/guest/pause", done, |guest| guest.pause()),
+        ask(Method::PUT, "/v1/guest/resume", done, |guest| guest.resume()),
+        ask(Method::PUT, "/v1/guest/stop", begun, |guest| guest.stop()),
+        tell(Method::POST, "/v1/guest/save", done, |guest, request: SaveRequest| guest.save(&request)),
+        ask(Method::GET, "/v1/guest/migration", done, |guest| guest.migration()),
+        tell(Method::POST, "/v1/guest/migration", begun, |guest, request: MigrationRequest| guest.migrate(&request)),
+        ask(Method::DELETE, "/v1/guest/migration", begun, |guest| guest.cancel()),
+        tell(Method::PUT, "/v1/guest/migration/resolve", begun, |guest, request: ResolveRequest| {
+            guest.resolve(request.decision)
+        }),
+        ask(Method::GET, "/v1/guest/workload", done, |guest| guest.workload()),
+        tell(Method::PUT, "/v1/guest/workload", done, |guest, request: WorkloadControl| {
+            guest.control_workload(&request)
+        }),
+        Route { method: Method::GET, path: "/v1/openapi.json", handler: get(openapi) },
+    ]
+}
+
+/// A route whose request has no body.
+fn ask<T: Serialize + Send + 'static>(
+    method: Method,
+    path: &'static str,
+    status: StatusCode,
+    call: fn(&dyn GuestControl) -> Result<T, ApiError>,
+) -> Route {
+    let handler = async move |State(control): State<Control>| answer(status, move || call(&*control)).await;
+    Route { handler: on(&method, handler), method, path }
+}
+
+/// A route whose request has a JSON body.
+fn tell<B, T>(
+    method: Method,
+    path: &'static str,
+    status: StatusCode,
+    call: fn(&dyn GuestControl, B) -> Result<T, ApiError>,
+) -> Route
+where
+    B: DeserializeOwned + Send + 'static,
+    T: Serialize + Send + 'static,
+{
+    let handler = async move |State(control): State<Control>, body: Result<Json<B>, JsonRejection>| match body {
+        Ok(Json(body)) => answer(status, move || call(&*control, body)).await,
+        Err(rejection) => ApiError::from(rejection).into_response(),
+    };
+    Route { handler: on(&method, handler), method, path }
+}
+
+fn on<H, X>(method: &Method, handler: H) -> MethodRouter<Control>
+where
+    H: Handler<X, Control>,
+    X: 'static,
+{
+    let filter = MethodFilter::try_from(method.clone()).unwrap_or(MethodFilter::GET);
+    axum::routing::on(filter, handler)
+}
+
+/// Makes a call that may block on a thread for that, and turns what it says into an answer.
+async fn answer<T, F>(status: StatusCode, call: F) -> Response
+where
+    T: Serialize + Send + 'static,
+    F: FnOnce() -> Result<T, ApiError> + Send + 'static,
+{
+    match tokio::task::spawn_blocking(call).await {
+        Ok(Ok(value)) => (status, Json(value)).into_response(),
+        Ok(Err(refusal)) => refusal.into_response(),
+        Err(lost) => ApiError::failed(anyhow::Error::from(lost).context("the request broke down")).into_response(),
+    }
+}
+
+async fn openapi() -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], OPENAPI).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::super::client::{ApiClient, AskError};
+    use super::super::error::Reason;
+    use super::super::server;
+    use super::super::types::{GuestKind, GuestState};
+    use super::*;
+
+    /// A guest that is always paused and being migrated.
+    struct Fake;
+
+    fn migrating<T>() -> Result<T, ApiError> {
+        Err(ApiError::new(Reason::Migrating, "web is being migrated: `lighter cancel web` first"))
+    }
+
+    const PAUSED: StateAnswer = StateAnswer { state: GuestState::Paused };
+
+    impl GuestControl for Fake {
+        fn info(&self) -> GuestInfo {
+            GuestInfo {
+                name: "web".parse().unwrap(),
+                uuid: uuid::Uuid::nil(),
+                pid: 1,
+                state: GuestState::Migrating,
+                kind: GuestKind::Workload,
+                memory_bytes: 1,
+                vcpus: 1,
+                started_unix_ms: 0,
+                migration_id: None,
+                detail: None,
+            }
+        }
+        fn pause(&self) -> Result<StateAnswer, ApiError> {
+            Ok(PAUSED)
+        }
+        fn resume(&self) -> Result<StateAnswer, ApiError> {
+            Ok(PAUSED)
+        }
+        fn stop(&self) -> Result<StateAnswer, ApiError> {
+            migrating()
+        }
+        fn save(&self, _: &SaveRequest) -> Result<Saved, ApiError> {
+            migrating()
+        }
+        fn migrate(&self, _: &MigrationRequest) -> Result<MigrationStarted, ApiError> {
+            migrating()
+        }
+        fn migration(&self) -> Result<serde_json::Value, ApiError> {
+            Ok(serde_json::json!({ "round": 3 }))
+        }
+        fn cancel(&self) -> Result<StateAnswer, ApiError> {
+            Ok(PAUSED)
+        }
+        fn resolve(&self, _: Resolution) -> Result<StateAnswer, ApiError> {
+            Err(ApiError::new(Reason::NotMigrating, "web is not in doubt"))
+        }
+        fn workload(&self) -> Result<WorkloadInfo, ApiError> {
+            Err(ApiError::new(Reason::NoWorkload, "web is not the workload"))
+        }
+        fn control_workload(&self, _: &WorkloadControl) -> Result<WorkloadControlled, ApiError> {
+            panic!("broken on purpose")
+        }
+    }
+
+    fn serve() -> (tempfile::TempDir, ApiClient) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("api.sock");
+        server::serve(server::bind(&path).unwrap(), router(Arc::new(Fake)));
+        (folder, ApiClient::new(&path))
+    }
+
+    fn refused<T: std::fmt::Debug>(answer: Result<T, AskError>) -> ApiError {
+        match answer.unwrap_err() {
+            AskError::Refused(refusal) => refusal,
+            other => panic!("{other}"),
+        }
+    }
+
+    #[test]
+    fn the_served_document_holds_every_route_and_no_other() {
+        let document: serde_json::Value = serde_json::from_str(OPENAPI).unwrap();
+        let mut documented = BTreeSet::new();
+        for (path, methods) in document["paths"].as_object().unwrap() {
+            for method in methods.as_object().unwrap().keys() {
+                documented.insert(format!("{} {path}", method.to_uppercase()));
+            }
+        }
+        let served: BTreeSet<String> =
+            routes().iter().map(|route| format!("{} {}", route.method, route.path)).collect();
+        assert_eq!(served, documented);
+    }
+
+    #[tokio::test]
+    async fn answers_and_refusals_arrive_with_their_reason() {
+        let (_folder, client) = serve();
+        assert_eq!(client.get::<GuestInfo>("/v1/guest").await.unwrap(), Fake.info());
+        assert_eq!(client.put::<StateAnswer>("/v1/guest/pause").await.unwrap(), PAUSED);
+        let request = serde_json::json!({ "destination": "host-b" });
+        let refusal = refused(client.post::<MigrationStarted>("/v1/guest/migration", &request).await);
+        assert_eq!(refusal.reason, Reason::Migrating);
+        assert_eq!(refusal.reason.status(), StatusCode::CONFLICT);
+    }
+
+    #[tokio::test]
+    async fn strange_requests_get_ordinary_refusals() {
+        let (_folder, client) = serve();
+        let unknown = serde_json::json!({ "destination": "b", "speed": "max" });
+        assert_eq!(
+            refused(client.post::<MigrationStarted>("/v1/guest/migration", &unknown).await).reason,
+            Reason::BadRequest
+        );
+        let huge = serde_json::json!({ "destination": "b".repeat(1 << 20) });
+        assert_eq!(
+            refused(client.post::<MigrationStarted>("/v1/guest/migration", &huge).await).reason,
+            Reason::TooLarge
+        );
+        assert_eq!(refused(client.get::<()>("/v1/nothing").await).reason, Reason::NotFound);
+        assert_eq!(refused(client.delete::<()>("/v1/guest").await).reason, Reason::MethodNotAllowed);
+    }
+
+    #[tokio::test]
+    async fn a_call_that_breaks_down_is_a_refusal_too() {
+        let (_folder, client) = serve();
+        let answer = client.put_json::<WorkloadControlled>("/v1/guest/workload", &WorkloadControl::default()).await;
+        assert_eq!(refused(answer).reason, Reason::Failed);
+    }
+
+    #[tokio::test]
+    async fn a_socket_without_a_process_is_unreachable() {
+        let (folder, _client) = serve();
+        let nobody = ApiClient::new(&folder.path().join("nobody.sock"));
+        assert!(nobody.get::<GuestInfo>("/v1/guest").await.unwrap_err().is_gone());
+    }
+}

@@ -1,0 +1,237 @@
+//! What travels over a guest's API. Times are milliseconds since 1970 or durations with their unit in the name.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::names::GuestName;
+
+/// How a guest stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum GuestState {
+    /// On its way here: the copy in this process is not complete and does not run.
+    Incoming,
+    /// Its vCPUs run.
+    Running,
+    /// Its vCPUs stand still, because somebody asked for it.
+    Paused,
+    /// On its way to another host; it runs here until it is handed over.
+    Migrating,
+    /// Handed over or complete, but the other host has not been heard: it does not run here until that is settled.
+    InDoubt,
+    /// It has ended, and so will its process.
+    Ended,
+}
+
+impl GuestState {
+    /// As shown in tables.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Incoming => "incoming",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Migrating => "migrating",
+            Self::InDoubt => "in doubt",
+            Self::Ended => "ended",
+        }
+    }
+}
+
+/// What a guest is made of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum GuestKind {
+    /// The built-in workload.
+    Workload,
+    /// A kernel that the user brought.
+    Linux,
+}
+
+/// `GET /v1/guest`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct GuestInfo {
+    /// Name on this host.
+    pub(crate) name: GuestName,
+    /// Identity, the same on every host.
+    pub(crate) uuid: Uuid,
+    /// The process that holds it.
+    pub(crate) pid: u32,
+    /// How it stands.
+    pub(crate) state: GuestState,
+    /// What it is made of.
+    pub(crate) kind: GuestKind,
+    /// Guest memory, bytes.
+    pub(crate) memory_bytes: u64,
+    /// Virtual CPUs.
+    pub(crate) vcpus: u8,
+    /// When this process started, in milliseconds since 1970.
+    pub(crate) started_unix_ms: u64,
+    /// The migration that is running, or the last one.
+    pub(crate) migration_id: Option<Uuid>,
+    /// More about the state, for people: why it is in doubt and what to do.
+    pub(crate) detail: Option<String>,
+}
+
+/// `POST /v1/guest/migration`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct MigrationRequest {
+    /// HOST or HOST:PORT of the destination's node.
+    pub(crate) destination: String,
+    /// Name in the destination's certificate, when it is not HOST.
+    #[serde(default)]
+    pub(crate) tls_name: Option<String>,
+    /// How long the guest may stand still, in milliseconds.
+    #[serde(default = "default_downtime_ms")]
+    pub(crate) downtime_ms_max: u64,
+    /// Limit for the network, in bytes each second.
+    #[serde(default)]
+    pub(crate) bandwidth_bytes_per_s_max: Option<u64>,
+    /// Give up after this long, in milliseconds.
+    #[serde(default = "default_timeout_ms")]
+    pub(crate) timeout_ms: u64,
+    /// When pages are compressed.
+    #[serde(default)]
+    pub(crate) compression: Compression,
+    /// QUIC connections side by side; the source chooses when absent.
+    #[serde(default)]
+    pub(crate) connections: Option<u8>,
+}
+
+fn default_downtime_ms() -> u64 {
+    300
+}
+
+fn default_timeout_ms() -> u64 {
+    3_600_000
+}
+
+/// When pages are compressed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Compression {
+    /// When it makes the migration faster.
+    #[default]
+    Auto,
+    /// Never.
+    Off,
+    /// Always.
+    Lz4,
+}
+
+/// The answer to `POST /v1/guest/migration`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct MigrationStarted {
+    /// The migration's id; its report is in `migrations/ID.json` when the guest's process is gone.
+    pub(crate) id: Uuid,
+}
+
+/// `PUT /v1/guest/migration/resolve`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ResolveRequest {
+    /// What becomes of the copy of the guest that is here.
+    pub(crate) decision: Resolution,
+}
+
+/// An operator's decision about a guest in doubt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Resolution {
+    /// Run it.
+    Run,
+    /// Throw it away.
+    Discard,
+}
+
+/// `POST /v1/guest/save`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SaveRequest {
+    /// The file to write: an absolute path, as the guest's process sees it.
+    pub(crate) file: PathBuf,
+}
+
+/// The answer to `POST /v1/guest/save`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Saved {
+    /// The file's size, bytes.
+    pub(crate) file_bytes: u64,
+    /// How long the guest stood still, in milliseconds.
+    pub(crate) paused_ms: u64,
+}
+
+/// The answer of a request that has nothing else to say: how the guest stands now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct StateAnswer {
+    /// How the guest stands now.
+    pub(crate) state: GuestState,
+}
+
+/// How far the workload has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum WorkloadPhase {
+    /// Nothing has run yet.
+    Starting,
+    /// Memory is being filled.
+    Filling,
+    /// Memory is full; pages are rewritten and checked.
+    Working,
+    /// Stopped on request.
+    Stopped,
+    /// It broke down.
+    Panicked,
+}
+
+/// `GET /v1/guest/workload`: what the built-in workload says about itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct WorkloadInfo {
+    /// How far it has come.
+    pub(crate) phase: WorkloadPhase,
+    /// Loop turns; grow while it runs.
+    pub(crate) ticks: u64,
+    /// Pages rewritten since memory was filled.
+    pub(crate) pages_written: u64,
+    /// Pages checked.
+    pub(crate) pages_checked: u64,
+    /// Longest time in which a vCPU did not run since the last reset, microseconds of the guest's own clock.
+    pub(crate) longest_stall_us: u64,
+    /// The reset that `longest_stall_us` counts from.
+    pub(crate) stall_epoch: u64,
+    /// Times the guest's clock was seen to go backwards.
+    pub(crate) clock_backwards: u64,
+    /// The last check of all memory that is finished.
+    pub(crate) verified_epoch: u64,
+    /// Bad pages found so far, in any check.
+    pub(crate) bad_pages: u64,
+    /// The first of them, for people.
+    pub(crate) first_bad_page: Option<String>,
+    /// The guest's verdict: no bad page ever, no clock going backwards, no break-down.
+    pub(crate) intact: bool,
+}
+
+/// `PUT /v1/guest/workload`: what is absent stays as it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct WorkloadControl {
+    /// Pages rewritten each second, all vCPUs together.
+    pub(crate) dirty_rate_pages_per_s: Option<u64>,
+    /// The part of memory that is rewritten, bytes.
+    pub(crate) working_set_bytes: Option<u64>,
+    /// Forget the longest stall.
+    pub(crate) reset_stall: bool,
+    /// Check all memory now.
+    pub(crate) verify: bool,
+}
+
+/// The answer to `PUT /v1/guest/workload`: what to wait for in the workload's report.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct WorkloadControlled {
+    /// `stall_epoch` reaches this once the stall is forgotten.
+    pub(crate) stall_epoch: Option<u64>,
+    /// `verified_epoch` reaches this once all memory is checked.
+    pub(crate) verified_epoch: Option<u64>,
+}

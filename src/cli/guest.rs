@@ -1,0 +1,171 @@
+//! Arguments of the verbs about one guest: run, restore, save, ls, show, pause, resume, stop.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+use super::JsonFlag;
+use crate::names::GuestName;
+use crate::units::parse_size;
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  lighter run                                          the built-in workload, 512 MiB, until Ctrl-C
+  lighter run --name w1 --memory 1G --dirty-rate 20000 --detach
+  lighter run --name linux --memory 512M --cpus 2 --kernel vmlinux --initrd initramfs.gz --cmdline 'console=ttyS0'
+
+The serial console is on this terminal; Ctrl-] ends the guest. With --detach it is written to
+guests/NAME/console.log in the state folder.";
+
+/// `lighter run`.
+#[derive(Debug, Args)]
+#[command(after_help = RUN_EXAMPLES)]
+pub(crate) struct RunArgs {
+    /// The guest's name on this host [default: one is made up].
+    #[arg(long)]
+    pub(crate) name: Option<GuestName>,
+
+    /// Guest memory, binary units: 512M, 1G.
+    #[arg(long, short, value_parser = parse_size, default_value = "512M", value_name = "SIZE")]
+    pub(crate) memory: u64,
+
+    /// Virtual CPUs, 1 to 8.
+    #[arg(long, short, value_parser = clap::value_parser!(u8).range(1..=8), default_value_t = 1, value_name = "N")]
+    pub(crate) cpus: u8,
+
+    /// Linux kernel to boot instead of the built-in workload: an ELF vmlinux.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kernel: Option<PathBuf>,
+
+    /// The kernel's initial RAM disk.
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    pub(crate) initrd: Option<PathBuf>,
+
+    /// The kernel's command line.
+    #[arg(long, value_name = "TEXT", requires = "kernel", default_value = "console=ttyS0 reboot=t panic=-1")]
+    pub(crate) cmdline: String,
+
+    #[command(flatten)]
+    pub(crate) workload: WorkloadArgs,
+
+    #[command(flatten)]
+    pub(crate) background: BackgroundArgs,
+}
+
+/// What the built-in workload does.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Built-in workload")]
+pub(crate) struct WorkloadArgs {
+    /// Pages of 4 KiB that the workload writes each second, all vCPUs together.
+    #[arg(long, default_value_t = 2000, value_name = "PAGES", conflicts_with = "kernel")]
+    pub(crate) dirty_rate: u32,
+
+    /// Memory that it keeps writing to: 64M [default: an eighth of the guest's memory].
+    #[arg(long, value_parser = parse_size, value_name = "SIZE", conflicts_with = "kernel")]
+    pub(crate) working_set: Option<u64>,
+
+    /// What the pages hold.
+    #[arg(long, value_enum, default_value_t, value_name = "PATTERN", conflicts_with = "kernel")]
+    pub(crate) pattern: PatternArg,
+}
+
+/// What the workload's pages hold.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PatternArg {
+    /// Noise, which no compression shrinks.
+    Random,
+    /// Text-like content, which compresses to about a third.
+    Text,
+    /// A quarter zero, a half compressible, a quarter noise: like an ordinary guest.
+    #[default]
+    Mixed,
+    /// Almost all zero.
+    Zero,
+}
+
+/// In this terminal, or on its own.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct BackgroundArgs {
+    /// Return once the guest runs; it goes on without this terminal.
+    #[arg(long, short)]
+    pub(crate) detach: bool,
+
+    /// Set by `--detach` for the process that it starts.
+    #[arg(long, hide = true, conflicts_with = "detach")]
+    pub(crate) in_background: bool,
+}
+
+/// `lighter restore`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  lighter restore web-1.lighter
+  lighter restore web-1.lighter --name web-2 --detach
+
+The guest goes on where `lighter save` stopped it. Restore one file only once at a time: two guests
+from one file believe that they are the same machine.")]
+pub(crate) struct RestoreArgs {
+    /// The file that `lighter save` wrote.
+    pub(crate) file: PathBuf,
+
+    /// The guest's name on this host [default: the one that was saved].
+    #[arg(long)]
+    pub(crate) name: Option<GuestName>,
+
+    #[command(flatten)]
+    pub(crate) background: BackgroundArgs,
+}
+
+/// `lighter save`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  lighter save web-1 web-1.lighter
+
+The guest is paused while it is written, and then goes on. `lighter restore` runs the file.")]
+pub(crate) struct SaveArgs {
+    /// The guest.
+    pub(crate) name: GuestName,
+
+    /// The file to write; an existing one is only replaced when all is written.
+    pub(crate) file: PathBuf,
+}
+
+/// Verbs that take a name and nothing else.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  lighter pause web-1
+  lighter resume web-1
+  lighter stop web-1
+
+A guest that is being migrated is not paused, resumed or stopped: `lighter cancel NAME` first.")]
+pub(crate) struct NameArgs {
+    /// The guest.
+    pub(crate) name: GuestName,
+}
+
+/// `lighter ls`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  lighter ls
+  lighter ls --json")]
+pub(crate) struct ListArgs {
+    #[command(flatten)]
+    pub(crate) json: JsonFlag,
+}
+
+/// `lighter show`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  lighter show web-1
+  lighter show web-1 --json")]
+pub(crate) struct ShowArgs {
+    /// The guest.
+    pub(crate) name: GuestName,
+
+    #[command(flatten)]
+    pub(crate) json: JsonFlag,
+}

@@ -1,0 +1,127 @@
+//! Arguments of the verbs about a host: node, incoming, certs, and the demo, which makes two.
+
+use std::net::{IpAddr, SocketAddr};
+
+use clap::{Args, Subcommand};
+
+use super::guest::PatternArg;
+use super::JsonFlag;
+use crate::names::GuestName;
+use crate::units::parse_size;
+
+/// The UDP port on which nodes listen.
+pub(crate) const NODE_PORT: u16 = 4950;
+
+/// `lighter demo`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  lighter demo
+  lighter demo --memory 2G --cpus 2 --dirty-rate 20000 --working-set 64M
+  lighter demo --json
+
+Two hosts, their nodes and certificates are made up for the occasion in a temporary folder, and removed
+at the end, also after Ctrl-C.")]
+pub(crate) struct DemoArgs {
+    /// Guest memory, binary units: 512M, 1G.
+    #[arg(long, short, value_parser = parse_size, default_value = "512M", value_name = "SIZE")]
+    pub(crate) memory: u64,
+
+    /// Virtual CPUs, 1 to 8.
+    #[arg(long, short, value_parser = clap::value_parser!(u8).range(1..=8), default_value_t = 1, value_name = "N")]
+    pub(crate) cpus: u8,
+
+    /// Pages of 4 KiB that the guest writes each second, all vCPUs together.
+    #[arg(long, default_value_t = 2000, value_name = "PAGES")]
+    pub(crate) dirty_rate: u32,
+
+    /// Memory that it keeps writing to [default: an eighth of its memory].
+    #[arg(long, value_parser = parse_size, value_name = "SIZE")]
+    pub(crate) working_set: Option<u64>,
+
+    /// What the guest's pages hold.
+    #[arg(long, value_enum, default_value_t, value_name = "PATTERN")]
+    pub(crate) pattern: PatternArg,
+
+    #[command(flatten)]
+    pub(crate) json: JsonFlag,
+}
+
+/// `lighter node`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  lighter node
+  lighter node --listen 192.0.2.7:4950 --metrics 127.0.0.1:9750
+
+Needs this host's certificates: see `lighter certs`. Guests do not depend on the node: it can be restarted
+at any time, also while guests arrive and leave.")]
+pub(crate) struct NodeArgs {
+    /// QUIC address on which migrations arrive; port 0 takes any free one.
+    #[arg(long, value_name = "ADDR", default_value_t = SocketAddr::from(([0, 0, 0, 0], NODE_PORT)))]
+    pub(crate) listen: SocketAddr,
+
+    /// TCP address of /metrics and /healthz; port 0 takes any free one.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9750")]
+    pub(crate) metrics: SocketAddr,
+}
+
+/// `lighter incoming`: the process of a guest that is on its way here. Started by the node, which writes the migration's
+/// 32-byte token in hexadecimal and a newline on its stdin; answers with one line of JSON on stdout.
+#[derive(Debug, Args)]
+pub(crate) struct IncomingArgs {
+    /// The guest's name on this host.
+    #[arg(long)]
+    pub(crate) name: GuestName,
+
+    /// The migration that brings it.
+    #[arg(long)]
+    pub(crate) migration_id: uuid::Uuid,
+
+    /// Address to listen on, with a port of the kernel's choice.
+    #[arg(long)]
+    pub(crate) bind: IpAddr,
+}
+
+/// `lighter certs`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  lighter certs init
+  lighter certs host host-b host-b.example.net 192.0.2.7 --out ./host-b
+  lighter certs show
+
+`init` makes a certificate authority and this host's own certificate. `host` makes one for another host,
+to be copied into `certs` of its state folder by a safe way. Hosts of one authority trust each other.")]
+pub(crate) struct CertsArgs {
+    #[command(subcommand)]
+    pub(crate) action: CertsAction,
+}
+
+/// What to do with certificates.
+#[derive(Debug, Subcommand)]
+pub(crate) enum CertsAction {
+    /// Make a certificate authority, and with it this host's certificate.
+    #[command(after_help = "Examples:\n  lighter certs init\n  lighter certs init host-a 192.0.2.5")]
+    Init {
+        /// Names and addresses of this host [default: its host name].
+        names: Vec<String>,
+    },
+    /// Make a certificate for another host.
+    #[command(after_help = "Examples:\n  lighter certs host host-b 192.0.2.7 --out ./host-b")]
+    Host {
+        /// Names and addresses under which the host is reached.
+        #[arg(required = true)]
+        names: Vec<String>,
+
+        /// Folder for its ca.pem, host.pem and host.key; becomes `certs` in its state folder.
+        #[arg(long, value_name = "DIR")]
+        out: std::path::PathBuf,
+    },
+    /// Show this host's certificates.
+    #[command(after_help = "Examples:\n  lighter certs show\n  lighter certs show --json")]
+    Show {
+        #[command(flatten)]
+        json: JsonFlag,
+    },
+}

@@ -1,0 +1,100 @@
+//! Arguments of the verbs that move a guest: migrate, cancel.
+
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+
+use super::JsonFlag;
+use crate::names::GuestName;
+use crate::units::{parse_duration, parse_rate};
+
+const MIGRATE_EXAMPLES: &str = "\
+Examples:
+  lighter migrate web-1 host-b
+  lighter migrate web-1 host-b:4950 --downtime 50ms --bandwidth 1GB/s
+  lighter migrate web-1 192.0.2.7 --tls-name host-b --json
+  lighter migrate web-1 --resolve run
+
+Ctrl-C calls the migration off and the guest goes on here; a second Ctrl-C leaves it to itself. The
+migration is done by the guest's own process: when this command is killed it goes on, `lighter show NAME`
+tells how it stands, and `lighter cancel NAME` calls it off.
+
+Whatever fails, the guest runs on one host at most. When the connection is lost in the very moment of
+handing over, the guest may run on none until the hosts reach each other again; if they never will,
+--resolve decides by hand.";
+
+/// `lighter migrate`.
+#[derive(Debug, Args)]
+#[command(after_help = MIGRATE_EXAMPLES)]
+pub(crate) struct MigrateArgs {
+    /// The guest.
+    pub(crate) name: GuestName,
+
+    /// Where to: the address of the other host's node, port 4950 unless given.
+    #[arg(value_name = "HOST[:PORT]", required_unless_present = "resolve", conflicts_with = "resolve")]
+    pub(crate) destination: Option<String>,
+
+    /// How long the guest may stand still at the hand-over.
+    #[arg(long, value_parser = parse_duration, default_value = "300ms", value_name = "TIME")]
+    pub(crate) downtime: Duration,
+
+    /// At most this much on the network: 100MB/s, 1Gbit/s [default: no limit].
+    #[arg(long, value_parser = parse_rate, value_name = "RATE")]
+    pub(crate) bandwidth: Option<u64>,
+
+    /// Give up after this long; the guest goes on here.
+    #[arg(long, value_parser = parse_duration, default_value = "1h", value_name = "TIME")]
+    pub(crate) timeout: Duration,
+
+    /// Compress pages: when it helps, never, or always with LZ4.
+    #[arg(long, value_enum, default_value_t, value_name = "HOW")]
+    pub(crate) compress: CompressArg,
+
+    /// QUIC connections side by side [default: as many as help on this machine].
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=16), value_name = "N")]
+    pub(crate) connections: Option<u8>,
+
+    /// The name in the destination's certificate, when it is not HOST.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) tls_name: Option<String>,
+
+    /// Decide about a guest whose migration is in doubt, when the other host will not answer any more.
+    #[arg(long, value_enum, value_name = "DECISION")]
+    pub(crate) resolve: Option<ResolveArg>,
+
+    #[command(flatten)]
+    pub(crate) json: JsonFlag,
+}
+
+/// When pages are compressed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum CompressArg {
+    /// When it makes the migration faster.
+    #[default]
+    Auto,
+    /// Never.
+    Off,
+    /// Always.
+    Lz4,
+}
+
+/// An operator's decision about a guest in doubt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ResolveArg {
+    /// Run the copy of the guest that is here. Two guests will run if the other host runs it too.
+    Run,
+    /// Throw the copy that is here away. The guest is lost if the other host does not run it.
+    Discard,
+}
+
+/// `lighter cancel`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  lighter cancel web-1
+
+Works until the guest is handed over; from then on the migration can only be completed.")]
+pub(crate) struct CancelArgs {
+    /// The guest.
+    pub(crate) name: GuestName,
+}

@@ -1,0 +1,150 @@
+//! The command line as typed.
+//!
+//! Only what a single argument can say is checked here (is `512M` a size?), so that the usage error names the argument. What
+//! arguments mean together is decided by the verb that receives them, on types of its own. Nothing here does anything.
+//! Start at [`Cli`]; [`guest`] holds the verbs about one guest, [`migration`] those about moving it, [`host`] the rest.
+
+pub(crate) mod guest;
+pub(crate) mod host;
+pub(crate) mod migration;
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+/// What every exit code means; ends the long help.
+const AFTER_HELP: &str = "\
+Exit codes:
+  0    done
+  1    it failed; the message says what and where
+  2    the command line is wrong
+  3    a migration is in doubt: the guest runs nowhere until `lighter migrate --resolve` decides
+  4    the guest found its memory damaged
+  130  cancelled (Ctrl-C, `lighter cancel`)
+
+Try `lighter demo` first: it needs no set-up.";
+
+/// Moves running KVM guests between hosts.
+#[derive(Debug, Parser)]
+#[command(name = "lighter", version, about, after_help = AFTER_HELP, propagate_version = true, max_term_width = 100)]
+pub(crate) struct Cli {
+    /// Folder of this host's certificates, live guests and records of migrations.
+    ///
+    /// Default: /var/lib/lighter for root, else $XDG_STATE_HOME/lighter or ~/.local/state/lighter.
+    #[arg(long, global = true, env = "LIGHTER_STATE_DIR", value_name = "DIR", help_heading = "Global options")]
+    pub(crate) state_dir: Option<PathBuf>,
+
+    /// What to log on stderr: error, warn, info, debug, trace, or per module (`migrate=debug`).
+    ///
+    /// Default: `RUST_LOG`, or warn (info for a node).
+    #[arg(long, global = true, value_name = "FILTER", help_heading = "Global options")]
+    pub(crate) log_level: Option<String>,
+
+    /// How log lines look.
+    #[arg(long, global = true, value_enum, default_value_t, value_name = "FORMAT", help_heading = "Global options")]
+    pub(crate) log_format: LogFormat,
+
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+/// The looks of a log line.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// How a verb's result is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Output {
+    /// For people.
+    Text,
+    /// One JSON document (`--json`).
+    Json,
+}
+
+/// `--json`, for verbs whose output is data.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub(crate) struct JsonFlag {
+    /// Print JSON instead of text.
+    #[arg(long)]
+    json: bool,
+}
+
+impl JsonFlag {
+    /// The output that was asked for.
+    pub(crate) fn output(self) -> Output {
+        if self.json { Output::Json } else { Output::Text }
+    }
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Migrate a busy guest live between two throw-away hosts on this machine, and back.
+    Demo(host::DemoArgs),
+    /// Run a guest.
+    Run(guest::RunArgs),
+    /// Receive migrations, and serve metrics of this host's guests.
+    Node(host::NodeArgs),
+    #[command(hide = true)]
+    Incoming(host::IncomingArgs),
+    /// Move a running guest to another host.
+    Migrate(migration::MigrateArgs),
+    /// Call off a running migration; the guest goes on here.
+    Cancel(migration::CancelArgs),
+    /// List the guests of this host.
+    #[command(visible_alias = "list")]
+    Ls(guest::ListArgs),
+    /// Show all about one guest.
+    Show(guest::ShowArgs),
+    /// Stop a guest's vCPUs; its memory stays.
+    Pause(guest::NameArgs),
+    /// Let a paused guest go on.
+    Resume(guest::NameArgs),
+    /// End a guest, like pulling its plug.
+    Stop(guest::NameArgs),
+    /// Write a guest's memory and state to a file.
+    Save(guest::SaveArgs),
+    /// Run a guest from a file that `save` wrote.
+    Restore(guest::RestoreArgs),
+    /// Make and show the certificates with which hosts know each other.
+    Certs(host::CertsArgs),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn definitions_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_visible_verb_has_an_example() {
+        for verb in Cli::command().get_subcommands().filter(|verb| !verb.is_hide_set()) {
+            let help = verb.clone().render_long_help().to_string();
+            assert!(help.contains("Examples:"), "{} has no example:\n{help}", verb.get_name());
+            assert!(help.contains(&format!("lighter {}", verb.get_name())), "{}", verb.get_name());
+        }
+    }
+
+    #[test]
+    fn global_options_are_taken_after_the_verb_too() {
+        let cli = Cli::try_parse_from(["lighter", "ls", "--state-dir", "/x", "--json"]).unwrap();
+        assert_eq!(cli.state_dir.unwrap(), PathBuf::from("/x"));
+    }
+
+    #[test]
+    fn a_wrong_size_names_the_argument() {
+        let error = Cli::try_parse_from(["lighter", "run", "--memory", "lots"]).unwrap_err().to_string();
+        assert!(error.contains("--memory"), "{error}");
+    }
+}

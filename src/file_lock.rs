@@ -1,0 +1,87 @@
+//! Locks that end with their process: open-file-description locks, so that a crash frees them and a look does not take them.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
+
+/// A lock that this process holds, until dropped or dead.
+#[derive(Debug)]
+pub(crate) struct FileLock {
+    /// Holds the lock: it belongs to the open file, and threads or children that did not inherit it do not matter.
+    file: File,
+}
+
+impl FileLock {
+    /// Takes the lock at `path`, creating the file; `None` when a live process holds it.
+    ///
+    /// # Errors
+    /// The file cannot be opened or the file system has no locks.
+    pub(crate) fn try_acquire(path: &Path) -> io::Result<Option<Self>> {
+        let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).mode(0o600).open(path)?;
+        match fcntl(&file, FcntlArg::F_OFD_SETLK(&whole_file())) {
+            Ok(_) => Ok(Some(Self { file })),
+            Err(Errno::EAGAIN | Errno::EACCES) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Whether `path` still names the file that is locked: false when somebody removed it in between.
+    pub(crate) fn is_at(&self, path: &Path) -> bool {
+        match (self.file.metadata(), std::fs::metadata(path)) {
+            (Ok(held), Ok(there)) => held.ino() == there.ino() && held.dev() == there.dev(),
+            _ => false,
+        }
+    }
+
+    /// Whether a live process holds the lock at `path`; only looks.
+    pub(crate) fn is_held(path: &Path) -> bool {
+        let Ok(file) = OpenOptions::new().read(true).write(true).open(path) else { return false };
+        let mut lock = whole_file();
+        match fcntl(&file, FcntlArg::F_OFD_GETLK(&mut lock)) {
+            Ok(_) => i32::from(lock.l_type) != libc::F_UNLCK,
+            Err(_) => false,
+        }
+    }
+}
+
+/// An exclusive lock on every byte.
+fn whole_file() -> libc::flock {
+    libc::flock { l_type: libc::F_WRLCK as i16, l_whence: libc::SEEK_SET as i16, l_start: 0, l_len: 0, l_pid: 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_is_exclusive_seen_by_others_and_ends_with_its_holder() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lock");
+        assert!(!FileLock::is_held(&path));
+
+        let lock = FileLock::try_acquire(&path).unwrap().unwrap();
+        assert!(FileLock::is_held(&path));
+        assert!(FileLock::try_acquire(&path).unwrap().is_none());
+
+        drop(lock);
+        assert!(!FileLock::is_held(&path));
+        assert!(FileLock::try_acquire(&path).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_removed_lock_file_is_noticed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lock");
+        let lock = FileLock::try_acquire(&path).unwrap().unwrap();
+        assert!(lock.is_at(&path));
+        std::fs::remove_file(&path).unwrap();
+        assert!(!lock.is_at(&path));
+        let other = FileLock::try_acquire(&path).unwrap().unwrap();
+        assert!(other.is_at(&path) && !lock.is_at(&path));
+    }
+}

@@ -1,0 +1,384 @@
+//! The state folder of a host: where certificates, live guests and records of migrations are, and who owns a guest's name.
+//!
+//! ```text
+//! certs/        ca.pem ca.key host.pem host.key
+//! guests/NAME/  lock guest.json api.sock console.log
+//! migrations/   ID.json
+//! node.sock node.json node.lock
+//! ```
+//!
+//! A name is taken while a live process holds its `lock`; what a dead one left behind is removed by whoever finds it.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail};
+use serde::{Deserialize, Serialize};
+
+use crate::file_lock::FileLock;
+use crate::names::GuestName;
+
+/// The longest path of a Unix socket, in bytes (`sun_path` of unix(7), less its terminating zero).
+const SOCKET_PATH_BYTES_MAX: usize = 107;
+
+/// The longest `guest.json` that is read, in bytes.
+const GUEST_FILE_BYTES_MAX: u64 = 64 << 10;
+
+/// One host's state folder.
+#[derive(Debug, Clone)]
+pub(crate) struct StateDir {
+    root: PathBuf,
+}
+
+impl StateDir {
+    /// The folder at `root`, made absolute so that children with another working directory find it.
+    ///
+    /// # Errors
+    /// The working directory is gone.
+    pub(crate) fn new(root: &Path) -> Result<Self> {
+        let root = std::path::absolute(root).with_context(|| format!("cannot find the folder {}", root.display()))?;
+        Ok(Self { root })
+    }
+
+    /// The folder that `--state-dir` or `LIGHTER_STATE_DIR` names, or this user's own.
+    ///
+    /// # Errors
+    /// Neither a folder was named, nor is there a home folder.
+    pub(crate) fn resolve(named: Option<&Path>) -> Result<Self> {
+        if let Some(root) = named {
+            return Self::new(root);
+        }
+        if nix::unistd::geteuid().is_root() {
+            return Self::new(Path::new("/var/lib/lighter"));
+        }
+        let base = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from).or_else(|| {
+            std::env::var_os("HOME").map(|home| Path::new(&home).join(".local/state"))
+        });
+        Self::new(&base.ok_or_else(|| anyhow!("no home folder: name one with --state-dir"))?.join("lighter"))
+    }
+
+    /// The folder itself.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The host's certificates.
+    pub(crate) fn certs(&self) -> PathBuf {
+        self.root.join("certs")
+    }
+
+    /// Records and reports of migrations.
+    pub(crate) fn migrations(&self) -> PathBuf {
+        self.root.join("migrations")
+    }
+
+    /// The node's API socket.
+    pub(crate) fn node_socket(&self) -> PathBuf {
+        self.root.join("node.sock")
+    }
+
+    /// What the node says about itself.
+    pub(crate) fn node_file(&self) -> PathBuf {
+        self.root.join("node.json")
+    }
+
+    /// Held by the host's one node.
+    pub(crate) fn node_lock(&self) -> PathBuf {
+        self.root.join("node.lock")
+    }
+
+    fn guests(&self) -> PathBuf {
+        self.root.join("guests")
+    }
+
+    /// Where a guest of this name lives, whether or not there is one.
+    pub(crate) fn guest(&self, name: &GuestName) -> GuestDir {
+        GuestDir { path: self.guests().join(name.as_str()), name: name.clone() }
+    }
+
+    /// Creates the state folder and those inside it, for this user only.
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub(crate) fn create(&self) -> Result<()> {
+        for folder in [self.root.clone(), self.guests(), self.migrations(), self.certs()] {
+            create_private(&folder)?;
+        }
+        Ok(())
+    }
+
+    /// The guests with a live process, by name; removes what dead ones left.
+    ///
+    /// # Errors
+    /// The folder exists but cannot be read.
+    pub(crate) fn live_guests(&self) -> Result<Vec<GuestDir>> {
+        let entries = match fs::read_dir(self.guests()) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(error).with_context(|| format!("cannot list {}", self.guests().display())),
+        };
+        let names = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<GuestName>().ok());
+        let mut live: Vec<GuestDir> = names.map(|name| self.guest(&name)).filter(GuestDir::is_live_or_clean).collect();
+        live.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(live)
+    }
+
+    /// The live guest of this name.
+    ///
+    /// # Errors
+    /// There is none; the message names those that there are.
+    pub(crate) fn live_guest(&self, name: &GuestName) -> Result<GuestDir> {
+        let guest = self.guest(name);
+        if guest.is_live() {
+            return Ok(guest);
+        }
+        let others: Vec<String> = self.live_guests()?.iter().map(|guest| guest.name.to_string()).collect();
+        let known = if others.is_empty() { "no guest runs here".to_owned() } else { format!("there is: {}", others.join(", ")) };
+        bail!("no guest {name} in {} ({known})", self.root.display())
+    }
+}
+
+/// Where one guest's process keeps its files.
+#[derive(Debug, Clone)]
+pub(crate) struct GuestDir {
+    path: PathBuf,
+    name: GuestName,
+}
+
+impl GuestDir {
+    /// The guest's name.
+    pub(crate) fn name(&self) -> &GuestName {
+        &self.name
+    }
+
+    /// The folder itself.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The guest process's API socket.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.path.join("api.sock")
+    }
+
+    /// What the guest wrote on its serial console, when that is not a terminal.
+    pub(crate) fn console_log(&self) -> PathBuf {
+        self.path.join("console.log")
+    }
+
+    /// What a detached guest process logs.
+    pub(crate) fn process_log(&self) -> PathBuf {
+        self.path.join("lighter.log")
+    }
+
+    fn lock_file(&self) -> PathBuf {
+        self.path.join("lock")
+    }
+
+    fn guest_file(&self) -> PathBuf {
+        self.path.join("guest.json")
+    }
+
+    /// Whether a live process owns the name.
+    pub(crate) fn is_live(&self) -> bool {
+        FileLock::is_held(&self.lock_file())
+    }
+
+    fn is_live_or_clean(&self) -> bool {
+        if self.is_live() {
+            return true;
+        }
+        if let Ok(claim) = self.claim() {
+            drop(claim);
+            tracing::info!(guest = %self.name, "removed the folder of a guest whose process is gone");
+        }
+        false
+    }
+
+    /// What the live process wrote about itself.
+    ///
+    /// # Errors
+    /// It has not done so yet, or the file is damaged.
+    pub(crate) fn read_identity(&self) -> Result<GuestIdentity> {
+        let path = self.guest_file();
+        let size = fs::metadata(&path).with_context(|| format!("cannot read {}", path.display()))?.len();
+        if size > GUEST_FILE_BYTES_MAX {
+            bail!("{} is damaged: {size} bytes", path.display());
+        }
+        let text = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        serde_json::from_slice(&text).with_context(|| format!("{} is damaged", path.display()))
+    }
+
+    /// Takes the name for this process, and removes what a dead one left in the folder.
+    ///
+    /// # Errors
+    /// A live process has the name, the path is too long for a socket, or the file system refuses.
+    pub(crate) fn claim(&self) -> Result<GuestClaim> {
+        let socket = self.socket();
+        if socket.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
+            bail!("{} is too long for a Unix socket: choose a shorter --state-dir", socket.display());
+        }
+        // Somebody may be removing the folder of a dead process just now: begin again then, and only a few times.
+        for _ in 0..16 {
+            create_private(&self.path)?;
+            let lock = match FileLock::try_acquire(&self.lock_file()) {
+                Ok(Some(lock)) => lock,
+                Ok(None) => bail!("the name {} is taken by a guest that is live on this host", self.name),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error).with_context(|| format!("cannot lock {}", self.lock_file().display())),
+            };
+            if lock.is_at(&self.lock_file()) {
+                remove_all_but(&self.path, "lock");
+                return Ok(GuestClaim { dir: self.clone(), _lock: lock });
+            }
+        }
+        bail!("{} is being removed by another process again and again", self.path.display())
+    }
+}
+
+/// A name that this process holds; gives it back, with the folder, when dropped.
+#[derive(Debug)]
+pub(crate) struct GuestClaim {
+    dir: GuestDir,
+    _lock: FileLock,
+}
+
+impl GuestClaim {
+    /// The folder that came with the name.
+    pub(crate) fn dir(&self) -> &GuestDir {
+        &self.dir
+    }
+
+    /// Tells others who holds the name.
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub(crate) fn write_identity(&self, identity: &GuestIdentity) -> Result<()> {
+        let path = self.dir.guest_file();
+        let temporary = self.dir.path.join("guest.json.new");
+        let text = serde_json::to_vec_pretty(identity).context("cannot describe the guest")?;
+        fs::write(&temporary, text).with_context(|| format!("cannot write {}", temporary.display()))?;
+        fs::rename(&temporary, &path).with_context(|| format!("cannot write {}", path.display()))
+    }
+}
+
+impl Drop for GuestClaim {
+    fn drop(&mut self) {
+        remove_all_but(&self.dir.path, "lock");
+        // The lock goes last, while it is still held: whoever opened it before sees that it is gone and begins again.
+        let removed = fs::remove_file(self.dir.lock_file()).and_then(|()| fs::remove_dir(&self.dir.path));
+        if let Err(error) = removed {
+            tracing::warn!(folder = %self.dir.path.display(), %error, "cannot remove the guest's folder");
+        }
+    }
+}
+
+/// Who holds a name: `guest.json`, for people and for those who find the folder.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct GuestIdentity {
+    /// The guest's name on this host.
+    pub(crate) name: GuestName,
+    /// The guest's own identity, the same on every host.
+    pub(crate) uuid: uuid::Uuid,
+    /// The process that holds it.
+    pub(crate) pid: u32,
+    /// When that process started, in milliseconds since 1970.
+    pub(crate) started_unix_ms: u64,
+}
+
+fn create_private(folder: &Path) -> Result<()> {
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
+    made.with_context(|| format!("cannot create the folder {}", folder.display()))
+}
+
+/// Empties a folder of files but one; sub-folders are not ours and stay.
+fn remove_all_but(folder: &Path, kept: &str) {
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    for entry in entries.flatten().filter(|entry| entry.file_name() != kept) {
+        if let Err(error) = fs::remove_file(entry.path()) {
+            tracing::warn!(file = %entry.path().display(), %error, "cannot remove a file of a guest that is gone");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state() -> (tempfile::TempDir, StateDir) {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::new(folder.path()).unwrap();
+        state.create().unwrap();
+        (folder, state)
+    }
+
+    fn name(text: &str) -> GuestName {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_name_is_taken_until_its_claim_is_dropped() {
+        let (_folder, state) = state();
+        let guest = state.guest(&name("web"));
+        let claim = guest.claim().unwrap();
+        assert!(guest.claim().unwrap_err().to_string().contains("taken"));
+        assert_eq!(state.live_guests().unwrap().len(), 1);
+
+        drop(claim);
+        assert!(!guest.path().exists());
+        assert!(state.live_guests().unwrap().is_empty());
+        assert!(guest.claim().is_ok());
+    }
+
+    #[test]
+    fn the_folder_of_a_dead_process_is_cleaned_by_whoever_finds_it() {
+        let (_folder, state) = state();
+        let guest = state.guest(&name("web"));
+        fs::create_dir_all(guest.path()).unwrap();
+        for file in ["lock", "api.sock", "console.log"] {
+            fs::write(guest.path().join(file), "left").unwrap();
+        }
+
+        assert!(state.live_guests().unwrap().is_empty());
+        assert!(!guest.path().exists());
+    }
+
+    #[test]
+    fn a_claim_starts_with_an_empty_folder() {
+        let (_folder, state) = state();
+        let guest = state.guest(&name("web"));
+        fs::create_dir_all(guest.path()).unwrap();
+        fs::write(guest.console_log(), "left").unwrap();
+
+        let claim = guest.claim().unwrap();
+        assert!(!claim.dir().console_log().exists());
+    }
+
+    #[test]
+    fn identity_is_read_as_written() {
+        let (_folder, state) = state();
+        let claim = state.guest(&name("web")).claim().unwrap();
+        let identity =
+            GuestIdentity { name: name("web"), uuid: uuid::Uuid::new_v4(), pid: 7, started_unix_ms: 1 };
+        claim.write_identity(&identity).unwrap();
+        assert_eq!(claim.dir().read_identity().unwrap(), identity);
+    }
+
+    #[test]
+    fn an_unknown_guest_is_answered_with_those_that_exist() {
+        let (_folder, state) = state();
+        let _claim = state.guest(&name("web")).claim().unwrap();
+        let message = state.live_guest(&name("wbe")).unwrap_err().to_string();
+        assert!(message.contains("no guest wbe") && message.contains("there is: web"), "{message}");
+    }
+
+    #[test]
+    fn a_path_too_long_for_a_socket_is_refused_by_name() {
+        let (folder, _) = state();
+        let state = StateDir::new(&folder.path().join("x".repeat(80))).unwrap();
+        let message = state.guest(&name("web")).claim().unwrap_err().to_string();
+        assert!(message.contains("--state-dir"), "{message}");
+    }
+}

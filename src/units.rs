@@ -1,0 +1,249 @@
+//! Sizes, rates and times: read as a user writes them, and shown as a user reads them.
+//!
+//! Sizes are binary, as in QEMU and docker (`512M` is 512 MiB). Rates are what a network engineer writes: decimal with a
+//! unit (`100MB/s`, `1Gbit/s`), binary when it says so (`100MiB/s`). Nothing here knows what is being measured.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+/// One KiB, in bytes.
+pub(crate) const KIB: u64 = 1 << 10;
+/// One MiB, in bytes.
+pub(crate) const MIB: u64 = 1 << 20;
+/// One GiB, in bytes.
+pub(crate) const GIB: u64 = 1 << 30;
+
+/// Splits `12.5MB/s` into its number and its unit.
+fn split_number(text: &str) -> Result<(f64, &str)> {
+    let text = text.trim();
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    let number = number.parse::<f64>().with_context(|| format!("`{text}` does not start with a number"))?;
+    Ok((number, unit.trim()))
+}
+
+/// Multiplies without leaving the range of `u64`.
+fn scaled(number: f64, factor: u64, text: &str) -> Result<u64> {
+    let value = number * factor as f64;
+    if !value.is_finite() || value >= u64::MAX as f64 {
+        bail!("`{text}` is too large");
+    }
+    Ok(value.round() as u64)
+}
+
+/// Reads a size: bytes, or with K, M, G or T (each also as `KiB` or `KB`), always binary.
+///
+/// # Errors
+/// A text that is no number, or whose unit is none of these.
+pub(crate) fn parse_size(text: &str) -> Result<u64> {
+    let (number, unit) = split_number(text)?;
+    let factor = match unit.to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "k" | "kb" | "kib" => KIB,
+        "m" | "mb" | "mib" => MIB,
+        "g" | "gb" | "gib" => GIB,
+        "t" | "tb" | "tib" => GIB << 10,
+        _ => bail!("`{text}` is no size: write it as 512M, 1G or 4096"),
+    };
+    scaled(number, factor, text)
+}
+
+/// Reads a rate into bytes each second: `100MB/s` (decimal), `100MiB/s` (binary), `1Gbit/s` (bits).
+///
+/// # Errors
+/// A number without a unit (is it bytes or megabytes?), an unknown unit, or a rate of nothing.
+pub(crate) fn parse_rate(text: &str) -> Result<u64> {
+    let (number, unit) = split_number(text)?;
+    let unit = unit.strip_suffix("/s").or_else(|| unit.strip_suffix("ps")).unwrap_or(unit);
+    let lower = unit.to_ascii_lowercase();
+    let (prefix, divisor) = match lower.strip_suffix("bit") {
+        Some(prefix) => (prefix, 8.0),
+        None => match lower.strip_suffix('b') {
+            Some(prefix) => (prefix, 1.0),
+            None => bail!("`{text}` is no rate: write it as 100MB/s, 100MiB/s or 1Gbit/s"),
+        },
+    };
+    let factor = match prefix {
+        "" => 1,
+        "k" => 1_000,
+        "m" => 1_000_000,
+        "g" => 1_000_000_000,
+        "ki" => KIB,
+        "mi" => MIB,
+        "gi" => GIB,
+        _ => bail!("`{text}` is no rate: write it as 100MB/s, 100MiB/s or 1Gbit/s"),
+    };
+    match scaled(number / divisor, factor, text)? {
+        0 => bail!("`{text}` is no rate at all: leave the limit away for none"),
+        rate => Ok(rate),
+    }
+}
+
+/// Reads a time: `300ms`, `30s`, `5m`, `1h`, `1h30m`.
+///
+/// # Errors
+/// A number without a unit, an unknown unit, or more than a year.
+pub(crate) fn parse_duration(text: &str) -> Result<Duration> {
+    let mut rest = text.trim();
+    let mut total = Duration::ZERO;
+    if rest.is_empty() {
+        bail!("a time is missing: write it as 300ms, 30s, 5m or 1h");
+    }
+    while !rest.is_empty() {
+        let (number, tail) = split_number(rest)?;
+        let end = tail.find(|c: char| c.is_ascii_digit()).unwrap_or(tail.len());
+        let (unit, next) = tail.split_at(end);
+        let seconds = match unit {
+            "us" => 1e-6,
+            "ms" => 1e-3,
+            "s" => 1.0,
+            "m" | "min" => 60.0,
+            "h" => 3600.0,
+            "d" => 86_400.0,
+            _ => bail!("`{text}` is no time: write it as 300ms, 30s, 5m or 1h"),
+        };
+        let part = Duration::try_from_secs_f64(number * seconds).with_context(|| format!("`{text}` is out of range"))?;
+        total = total.saturating_add(part);
+        rest = next;
+    }
+    if total > Duration::from_secs(366 * 86_400) {
+        bail!("`{text}` is more than a year");
+    }
+    Ok(total)
+}
+
+/// A size for people: three figures, binary units.
+pub(crate) fn format_size(bytes: u64) -> String {
+    with_unit(bytes as f64, 1024.0, &["B", "KiB", "MiB", "GiB", "TiB", "PiB"])
+}
+
+/// A rate for people: three figures, decimal units each second.
+pub(crate) fn format_rate(bytes_per_s: u64) -> String {
+    format!("{}/s", with_unit(bytes_per_s as f64, 1000.0, &["B", "kB", "MB", "GB", "TB"]))
+}
+
+/// A count for people: `20,043`.
+pub(crate) fn format_count(count: u64) -> String {
+    let digits = count.to_string();
+    let mut shown = String::with_capacity(digits.len() + digits.len() / 3);
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index) % 3 == 0 {
+            shown.push(',');
+        }
+        shown.push(digit);
+    }
+    shown
+}
+
+fn with_unit(mut value: f64, step: f64, units: &[&str]) -> String {
+    let mut unit = 0;
+    while value >= step && unit + 1 < units.len() {
+        value /= step;
+        unit += 1;
+    }
+    let decimals = if unit == 0 || value >= 100.0 || value.fract() == 0.0 {
+        0
+    } else if value >= 10.0 {
+        1
+    } else {
+        2
+    };
+    format!("{value:.decimals$} {}", units[unit])
+}
+
+/// A short time for people: `32.4 ms`, `1.36 s`, `4m 05s`.
+pub(crate) fn format_duration(time: Duration) -> String {
+    let seconds = time.as_secs_f64();
+    if seconds < 1e-3 {
+        format!("{:.0} us", seconds * 1e6)
+    } else if seconds < 1.0 {
+        format!("{:.1} ms", seconds * 1e3)
+    } else if seconds < 60.0 {
+        format!("{seconds:.2} s")
+    } else {
+        format_uptime(time)
+    }
+}
+
+/// A long time for people, in its two largest units: `45s`, `4m 05s`, `3h 12m`, `12d 4h`.
+pub(crate) fn format_uptime(time: Duration) -> String {
+    let seconds = time.as_secs();
+    let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
+    if days > 0 {
+        format!("{days}d {hours}h")
+    } else if hours > 0 {
+        format!("{hours}h {minutes:02}m")
+    } else if minutes > 0 {
+        format!("{minutes}m {:02}s", seconds % 60)
+    } else {
+        format!("{seconds}s")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_binary_with_any_spelling() {
+        for text in ["512M", "512m", "512MB", "512MiB", "0.5G", "536870912"] {
+            assert_eq!(parse_size(text).unwrap(), 512 * MIB, "{text}");
+        }
+    }
+
+    #[test]
+    fn rates_are_decimal_unless_they_say_binary_or_bits() {
+        assert_eq!(parse_rate("100MB/s").unwrap(), 100_000_000);
+        assert_eq!(parse_rate("100MiB/s").unwrap(), 100 * MIB);
+        assert_eq!(parse_rate("1Gbit/s").unwrap(), 125_000_000);
+        assert_eq!(parse_rate("8Mbps").unwrap(), 8_000_000);
+        assert_eq!(parse_rate("1.5GB").unwrap(), 1_500_000_000);
+    }
+
+    #[test]
+    fn a_number_without_a_unit_is_no_rate_and_no_time() {
+        assert!(parse_rate("100").is_err());
+        assert!(parse_duration("100").is_err());
+        assert!(parse_duration("").is_err());
+    }
+
+    #[test]
+    fn nonsense_and_overflow_are_refused() {
+        for text in ["", "M", "1X", "-1M", "1e30T", "99999999999999999999T", "1.2.3G"] {
+            assert!(parse_size(text).is_err(), "{text}");
+        }
+        assert!(parse_rate("0MB/s").is_err());
+        assert!(parse_duration("99999999d").is_err());
+    }
+
+    #[test]
+    fn times_add_up() {
+        assert_eq!(parse_duration("300ms").unwrap(), Duration::from_millis(300));
+        assert_eq!(parse_duration("1h30m").unwrap(), Duration::from_secs(5400));
+        assert_eq!(parse_duration("1.5s").unwrap(), Duration::from_millis(1500));
+    }
+
+    fn format_pair(value: u64) -> (String, String) {
+        (format_size(value), format_rate(value))
+    }
+
+    #[test]
+    fn shown_values_keep_three_figures() {
+        assert_eq!(format_pair(512 * MIB), ("512 MiB".to_owned(), "537 MB/s".to_owned()));
+        assert_eq!(format_pair(1_360_000_000), ("1.27 GiB".to_owned(), "1.36 GB/s".to_owned()));
+        assert_eq!(format_size(17), "17 B");
+        assert_eq!(format_count(1_234_567), "1,234,567");
+        assert_eq!(format_count(12), "12");
+    }
+
+    #[test]
+    fn shown_times_fit_their_length() {
+        assert_eq!(format_duration(Duration::from_micros(420)), "420 us");
+        assert_eq!(format_duration(Duration::from_micros(32_400)), "32.4 ms");
+        assert_eq!(format_duration(Duration::from_millis(1360)), "1.36 s");
+        assert_eq!(format_duration(Duration::from_secs(245)), "4m 05s");
+        assert_eq!(format_uptime(Duration::from_secs(11_520)), "3h 12m");
+        assert_eq!(format_uptime(Duration::from_secs(12 * 86_400 + 4 * 3600)), "12d 4h");
+    }
+}

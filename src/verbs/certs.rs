@@ -1,0 +1,132 @@
+//! `lighter certs`: the authority and the certificates with which hosts know each other.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use migrate::quic::{Authority, Tls};
+use serde::Serialize;
+
+use super::session::print_json;
+use crate::cli::Output;
+use crate::cli::host::{CertsAction, CertsArgs};
+use crate::exit::Exit;
+use crate::state_dir::StateDir;
+use crate::table::facts;
+
+/// Does one of `init`, `host` and `show`.
+///
+/// # Errors
+/// A file is there already (keys are never overwritten), is missing, or cannot be used.
+pub(crate) fn run(state: &StateDir, args: &CertsArgs) -> Result<Exit> {
+    match &args.action {
+        CertsAction::Init { names } => init(state, names),
+        CertsAction::Host { names, out } => host(state, names, out),
+        CertsAction::Show { json } => show(state, json.output()),
+    }
+}
+
+fn init(state: &StateDir, names: &[String]) -> Result<Exit> {
+    state.create()?;
+    let certs = state.certs();
+    let names = if names.is_empty() { own_names()? } else { names.to_vec() };
+    let authority = Authority::create().context("cannot make a certificate authority")?;
+    authority.save(&certs).context("cannot save the certificate authority")?;
+    authority.issue(&names).and_then(|identity| identity.save(&certs)).context("cannot make this host's certificate")?;
+    println!("Made a certificate authority and this host's certificate ({}) in {}.", names.join(", "), certs.display());
+    println!("For another host: lighter certs host NAME [ADDRESS...] --out DIR");
+    Ok(Exit::Done)
+}
+
+fn host(state: &StateDir, names: &[String], out: &Path) -> Result<Exit> {
+    let authority = Authority::load(&state.certs()).context("this host holds no certificate authority: `lighter certs init`")?;
+    let identity = authority.issue(names)?;
+    identity.save(out).with_context(|| format!("cannot save the certificate of {}", names.join(", ")))?;
+    println!("Made a certificate for {} in {}.", names.join(", "), out.display());
+    println!("Copy ca.pem, host.pem and host.key to the folder `certs` of that host's state folder, by a safe way.");
+    Ok(Exit::Done)
+}
+
+/// What `show` tells.
+#[derive(Debug, Serialize)]
+struct Shown {
+    /// Where the certificates are.
+    folder: String,
+    /// This host can issue certificates for others.
+    authority: bool,
+    /// This host's certificate and key are there and fit together.
+    usable: bool,
+    /// Why not.
+    problem: Option<String>,
+}
+
+fn show(state: &StateDir, output: Output) -> Result<Exit> {
+    let certs = state.certs();
+    let problem = Tls::load(&certs).err().map(|error| error.to_string());
+    let shown = Shown {
+        folder: certs.display().to_string(),
+        authority: Authority::load(&certs).is_ok(),
+        usable: problem.is_none(),
+        problem,
+    };
+    match output {
+        Output::Json => print_json(&shown)?,
+        Output::Text => print!("{}", text(&shown)),
+    }
+    Ok(if shown.usable { Exit::Done } else { Exit::Failed })
+}
+
+fn text(shown: &Shown) -> String {
+    let authority = if shown.authority { "here: this host can issue certificates" } else { "elsewhere" };
+    let host = shown.problem.clone().unwrap_or_else(|| "usable".to_owned());
+    facts(&[("Folder", shown.folder.clone()), ("Authority", authority.to_owned()), ("This host", host)])
+}
+
+/// The host's name, in full and short, and the names of the loopback.
+fn own_names() -> Result<Vec<String>> {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").context("cannot read this host's name")?;
+    let name = name.trim();
+    if name.is_empty() || name == "(none)" {
+        bail!("this host has no name: give one, as in `lighter certs init host-a 192.0.2.5`");
+    }
+    let mut names = vec![name.to_owned()];
+    if let Some((short, _)) = name.split_once('.') {
+        names.push(short.to_owned());
+    }
+    names.extend(["localhost", "127.0.0.1", "::1"].map(str::to_owned));
+    Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::JsonFlag;
+
+    fn args(action: CertsAction) -> CertsArgs {
+        CertsArgs { action }
+    }
+
+    #[test]
+    fn an_initialised_host_can_use_its_certificates_and_issue_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::new(folder.path()).unwrap();
+        let show = || args(CertsAction::Show { json: JsonFlag::default() });
+        assert_eq!(run(&state, &show()).unwrap(), Exit::Failed);
+
+        run(&state, &args(CertsAction::Init { names: vec!["host-a".to_owned()] })).unwrap();
+        assert_eq!(run(&state, &show()).unwrap(), Exit::Done);
+
+        let out = folder.path().join("b/certs");
+        run(&state, &args(CertsAction::Host { names: vec!["host-b".to_owned()], out: out.clone() })).unwrap();
+        assert!(Tls::load(&out).is_ok());
+        assert!(!out.join("ca.key").exists());
+    }
+
+    #[test]
+    fn keys_are_not_overwritten() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::new(folder.path()).unwrap();
+        let init = args(CertsAction::Init { names: vec!["host-a".to_owned()] });
+        run(&state, &init).unwrap();
+        assert!(run(&state, &init).is_err());
+    }
+}

@@ -1,0 +1,117 @@
+//! `lighter ls`: the guests of this host.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::Result;
+use serde::Serialize;
+
+use super::session::{block_on, print_json};
+use crate::api::ApiClient;
+use crate::api::types::GuestInfo;
+use crate::cli::Output;
+use crate::cli::guest::ListArgs;
+use crate::exit::Exit;
+use crate::names::GuestName;
+use crate::state_dir::{GuestDir, StateDir};
+use crate::table::Table;
+use crate::units::{format_size, format_uptime};
+
+/// A guest that does not answer within this time is listed as such; the others should not have to wait.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// One guest of this host, as `ls` and `show` see it.
+#[derive(Debug, Serialize)]
+pub(crate) struct Listed {
+    /// Its name.
+    pub(crate) name: GuestName,
+    /// What it says about itself; absent when it does not answer.
+    #[serde(flatten)]
+    pub(crate) info: Option<GuestInfo>,
+    /// Memory that its process occupies on this host, bytes.
+    pub(crate) resident_bytes: Option<u64>,
+    /// How long its process has lived, seconds.
+    pub(crate) uptime_s: Option<u64>,
+}
+
+/// Lists the guests of this host.
+///
+/// # Errors
+/// The state folder cannot be read.
+pub(crate) fn run(state: &StateDir, args: &ListArgs) -> Result<Exit> {
+    let guests = block_on(async {
+        let mut guests = Vec::new();
+        for dir in state.live_guests()? {
+            guests.push(look_at(&dir).await);
+        }
+        Ok(guests)
+    })?;
+    match args.json.output() {
+        Output::Json => print_json(&guests)?,
+        Output::Text => print!("{}", table(&guests)),
+    }
+    Ok(Exit::Done)
+}
+
+/// Asks one guest.
+pub(crate) async fn look_at(dir: &GuestDir) -> Listed {
+    let client = ApiClient::new(&dir.socket()).with_patience(PATIENCE);
+    let info = client.get::<GuestInfo>("/v1/guest").await.ok();
+    let pid = info.as_ref().map(|info| info.pid);
+    let started = info.as_ref().map(|info| UNIX_EPOCH + Duration::from_millis(info.started_unix_ms));
+    Listed {
+        name: dir.name().clone(),
+        info,
+        resident_bytes: pid.and_then(|pid| memopt::observe::resident_bytes(pid).ok()),
+        uptime_s: started.and_then(|at| SystemTime::now().duration_since(at).ok()).map(|age| age.as_secs()),
+    }
+}
+
+fn table(guests: &[Listed]) -> String {
+    let mut table = Table::new(&["NAME", "STATE", "MEMORY", "RESIDENT", "VCPUS", "PID", "UPTIME"]);
+    for guest in guests {
+        let size = |bytes: Option<u64>| bytes.map_or_else(|| "-".to_owned(), format_size);
+        let of = |get: fn(&GuestInfo) -> String| guest.info.as_ref().map_or_else(|| "-".to_owned(), get);
+        table.row([
+            guest.name.to_string(),
+            guest.info.as_ref().map_or("no answer", |info| info.state.as_str()).to_owned(),
+            size(guest.info.as_ref().map(|info| info.memory_bytes)),
+            size(guest.resident_bytes),
+            of(|info| info.vcpus.to_string()),
+            of(|info| info.pid.to_string()),
+            guest.uptime_s.map_or_else(|| "-".to_owned(), |age| format_uptime(Duration::from_secs(age))),
+        ]);
+    }
+    table.render()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::types::{GuestKind, GuestState};
+
+    #[test]
+    fn a_guest_that_does_not_answer_is_listed_as_such() {
+        let name: GuestName = "web".parse().unwrap();
+        let info = GuestInfo {
+            name: name.clone(),
+            uuid: uuid::Uuid::nil(),
+            pid: 17,
+            state: GuestState::InDoubt,
+            kind: GuestKind::Linux,
+            memory_bytes: 512 << 20,
+            vcpus: 2,
+            started_unix_ms: 0,
+            migration_id: None,
+            detail: None,
+        };
+        let healthy =
+            Listed { name: name.clone(), info: Some(info), resident_bytes: Some(300 << 20), uptime_s: Some(61) };
+        let silent = Listed { name, info: None, resident_bytes: None, uptime_s: None };
+        assert_eq!(
+            table(&[healthy, silent]),
+            "NAME  STATE      MEMORY   RESIDENT  VCPUS  PID  UPTIME\n\
+             web   in doubt   512 MiB  300 MiB   2      17   1m 01s\n\
+             web   no answer  -        -         -      -    -\n"
+        );
+    }
+}

@@ -1,0 +1,35 @@
+//! How a verb reaches a guest: a small runtime for the time of the verb, and a client of the guest's socket.
+
+use std::future::Future;
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+use crate::api::ApiClient;
+use crate::names::GuestName;
+use crate::state_dir::StateDir;
+
+/// Runs a verb's conversation with other processes.
+///
+/// # Errors
+/// The verb's own, or the system gives no runtime.
+pub(crate) fn block_on<T>(verb: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?.block_on(verb)
+}
+
+/// A client of the live guest of this name.
+///
+/// # Errors
+/// There is no such guest here.
+pub(crate) fn guest_client(state: &StateDir, name: &GuestName) -> Result<ApiClient> {
+    Ok(ApiClient::new(&state.live_guest(name)?.socket()))
+}
+
+/// Prints a value as the one JSON document of `--json`.
+///
+/// # Errors
+/// The value has no JSON form.
+pub(crate) fn print_json(value: &impl Serialize) -> Result<()> {
+    println!("{}", serde_json::to_string_pretty(value).context("cannot print the result as JSON")?);
+    Ok(())
+}
