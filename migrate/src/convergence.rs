@@ -1,0 +1,1 @@
+//! When to stop sending rounds and pause the guest: one pure function.

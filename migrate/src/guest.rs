@@ -1,0 +1,224 @@
+//! What a migration asks of a guest, on either side.
+//!
+//! The program adapts its virtual machine to these traits; the tests of this crate have a simulated
+//! guest. All calls may block (they are made from blocking threads) and may come from any thread.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::memory::MemoryLayout;
+use crate::protocol::{Blob, PeerText};
+
+/// Longest name of a guest, in bytes.
+pub const MAX_NAME_BYTES: usize = 64;
+
+/// What the destination must know before it can say yes and build the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestDescription {
+    /// The guest's name, as its users know it; see [`GuestDescription::check_bounds`].
+    pub name: String,
+    /// The guest's identity; stays with it wherever it runs.
+    pub uuid: Uuid,
+    /// Where its memory lies.
+    pub layout: MemoryLayout,
+    /// Number of virtual CPUs.
+    pub vcpus: u16,
+    /// All that the virtual machine needs to build the same guest elsewhere (CPUID, devices), in
+    /// its own versioned encoding; opaque here, checked by [`GuestFactory::check`].
+    pub config: Blob,
+}
+
+impl GuestDescription {
+    /// Checks what can be checked without knowing the virtual machine.
+    ///
+    /// # Errors
+    /// When the name is empty, longer than [`MAX_NAME_BYTES`], has other characters than letters,
+    /// digits, `-`, `_` and `.`, or starts with `.` or `-`; or when there is no virtual CPU.
+    pub fn check_bounds(&self) -> Result<(), Refusal> {
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        let name = &self.name;
+        if name.is_empty()
+            || name.len() > MAX_NAME_BYTES
+            || !name.chars().all(plain)
+            || name.starts_with(['.', '-'])
+        {
+            let shown = PeerText::new(name);
+            return Err(Refusal::new(
+                RefusalKind::Guest,
+                format!(
+                    "`{shown}` is no guest name: 1 to {MAX_NAME_BYTES} letters, digits, `-`, `_`, \
+                     `.`, starting with a letter or digit"
+                ),
+            ));
+        }
+        if self.vcpus == 0 {
+            return Err(Refusal::new(RefusalKind::Guest, "a guest needs at least one vCPU"));
+        }
+        Ok(())
+    }
+}
+
+/// Whether a guest executes or is paused by its user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RunState {
+    /// It executes.
+    Running,
+    /// Its user has paused it; a migration keeps it so.
+    Paused,
+}
+
+/// A guest that did not do what was asked; the message names the operation and the guest.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct GuestError(pub String);
+
+impl GuestError {
+    /// An error with this message.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self(message.into())
+    }
+}
+
+/// What a destination lacks: a bounded set, used as a label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RefusalKind {
+    /// Not enough memory.
+    Memory,
+    /// The CPU lacks what the guest has been using.
+    Cpu,
+    /// The name or identity is taken there.
+    Taken,
+    /// No KVM, or not permitted to use it.
+    Kvm,
+    /// The description makes no sense, or is of an unknown version.
+    Guest,
+    /// No protocol version in common.
+    Version,
+    /// The destination takes no guests now (too many migrations, shutting down).
+    Busy,
+    /// Anything else; the text says it.
+    Other,
+}
+
+/// Why a destination will not take a guest, as its operator should read it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{text}")]
+pub struct Refusal {
+    /// What is lacking.
+    pub kind: RefusalKind,
+    /// What is lacking on what object, with figures and the way out.
+    pub text: PeerText,
+}
+
+impl Refusal {
+    /// A refusal with this text (bounded and stripped of control characters).
+    pub fn new(kind: RefusalKind, text: impl AsRef<str>) -> Self {
+        Self { kind, text: PeerText::new(text.as_ref()) }
+    }
+}
+
+/// A guest that is to leave this host.
+pub trait SourceGuest: Send + Sync {
+    /// What the destination must know to build it.
+    fn describe(&self) -> GuestDescription;
+
+    /// Starts to log dirty pages; from then on every page counts as dirty once.
+    ///
+    /// # Errors
+    /// When the log cannot be started; the guest runs on.
+    fn start_dirty_log(&self) -> Result<(), GuestError>;
+
+    /// Stops the log. Harmless when it was not started.
+    ///
+    /// # Errors
+    /// When the log cannot be stopped.
+    fn stop_dirty_log(&self) -> Result<(), GuestError>;
+
+    /// Adds (by OR) every page dirtied since it was last re-armed to `words`, one word for each
+    /// chunk of memory. Does not re-arm.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    fn collect_dirty(&self, words: &mut [u64]) -> Result<(), GuestError>;
+
+    /// Has exactly these pages logged again when they are written; `words[0]` is chunk
+    /// `first_chunk`. Called right *before* the pages are copied, so no write is missed.
+    ///
+    /// # Errors
+    /// When the log cannot be changed.
+    fn rearm_dirty(&self, first_chunk: usize, words: &[u64]) -> Result<(), GuestError>;
+
+    /// Copies memory into `buf` (whole pages) from page `first_page` of `chunk` on.
+    ///
+    /// # Errors
+    /// When the range is outside of memory.
+    fn copy_out(&self, chunk: usize, first_page: usize, buf: &mut [u8]) -> Result<(), GuestError>;
+
+    /// Stops all vCPUs and devices; returns when they stand. Harmless when they do already.
+    ///
+    /// # Errors
+    /// When a vCPU does not stop.
+    fn pause(&self) -> Result<(), GuestError>;
+
+    /// Lets a paused guest go on.
+    ///
+    /// # Errors
+    /// When a vCPU does not start.
+    fn resume(&self) -> Result<(), GuestError>;
+
+    /// Whether it runs; false when paused by its user.
+    fn is_running(&self) -> bool;
+
+    /// The state of vCPUs and devices of the paused guest. May dirty memory.
+    ///
+    /// # Errors
+    /// When a piece of state cannot be read.
+    fn save_state(&self) -> Result<Vec<u8>, GuestError>;
+}
+
+/// A guest that has been built to receive another one's memory and state.
+pub trait DestinationGuest: Send + Sync {
+    /// Writes whole pages into memory, from page `first_page` of `chunk` on.
+    ///
+    /// # Errors
+    /// When the range is outside of memory.
+    fn copy_in(&self, chunk: usize, first_page: usize, data: &[u8]) -> Result<(), GuestError>;
+
+    /// Zeroes the pages of `chunk` in `mask`. Only called for pages written before in this
+    /// migration: memory is zero when the guest is created.
+    ///
+    /// # Errors
+    /// When the chunk is outside of memory.
+    fn zero(&self, chunk: usize, mask: u64) -> Result<(), GuestError>;
+
+    /// Loads the state of vCPUs and devices. Memory is complete by then.
+    ///
+    /// # Errors
+    /// When the state is not understood or cannot be loaded.
+    fn load_state(&self, state: &[u8]) -> Result<(), GuestError>;
+
+    /// Lets the guest run.
+    ///
+    /// # Errors
+    /// When a vCPU does not start.
+    fn resume(&self) -> Result<(), GuestError>;
+}
+
+/// Builds guests for incoming migrations.
+pub trait GuestFactory: Send + Sync {
+    /// Checks everything that can be checked before anything is created.
+    ///
+    /// # Errors
+    /// Why this host cannot run the guest, and what to do about it.
+    fn check(&self, guest: &GuestDescription) -> Result<(), Refusal>;
+
+    /// Builds the guest, paused, with its memory reserved.
+    ///
+    /// # Errors
+    /// Why it could not be built; nothing is left behind.
+    fn create(&self, guest: &GuestDescription) -> Result<Arc<dyn DestinationGuest>, Refusal>;
+}

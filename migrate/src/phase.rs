@@ -1,0 +1,55 @@
+//! The phases of a migration, in their order. Documents, logs, metrics and errors use these names.
+
+use serde::{Deserialize, Serialize};
+
+/// Where a migration is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// QUIC with mutual TLS; version and features are agreed.
+    Connect,
+    /// The source describes the guest; the destination checks all of it, then builds it.
+    Prepare,
+    /// Rounds of dirty pages while the guest runs.
+    Precopy,
+    /// The guest is paused: last pages and state.
+    Switchover,
+    /// The destination has been given everything, loads it and says so.
+    Ready,
+    /// The source has decided, durably, that the destination runs the guest, and says so.
+    Commit,
+    /// The destination runs the guest; the source cleans up.
+    Resume,
+}
+
+impl Phase {
+    /// All phases, in their order.
+    pub const ALL: [Self; 7] = [
+        Self::Connect,
+        Self::Prepare,
+        Self::Precopy,
+        Self::Switchover,
+        Self::Ready,
+        Self::Commit,
+        Self::Resume,
+    ];
+
+    /// The name of the phase: also its metric label.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Connect => "connect",
+            Self::Prepare => "prepare",
+            Self::Precopy => "precopy",
+            Self::Switchover => "switchover",
+            Self::Ready => "ready",
+            Self::Commit => "commit",
+            Self::Resume => "resume",
+        }
+    }
+}
+
+impl std::fmt::Display for Phase {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}

@@ -1,0 +1,84 @@
+//! How a migration is doing, in a form that can be shown, polled and put into metrics.
+
+use serde::{Deserialize, Serialize};
+
+use crate::phase::Phase;
+use crate::protocol::MigrationId;
+
+/// What went over the data streams (or came), since the migration began. Pages count once for each
+/// time they were sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Transfer {
+    /// Bytes of frames, heads included, before encryption.
+    pub wire_bytes: u64,
+    /// Frames.
+    pub frames: u64,
+    /// Pages that were zero.
+    pub zero_pages: u64,
+    /// Pages that went as they are.
+    pub raw_pages: u64,
+    /// Pages that went compressed.
+    pub lz4_pages: u64,
+    /// Bytes on the wire for the compressed pages.
+    pub lz4_bytes: u64,
+}
+
+impl Transfer {
+    /// Pages of all encodings.
+    pub const fn pages(&self) -> u64 {
+        self.zero_pages + self.raw_pages + self.lz4_pages
+    }
+}
+
+/// A snapshot of a running migration. Base units: seconds, bytes, pages.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Progress {
+    /// The migration.
+    pub migration: MigrationId,
+    /// Where it is.
+    pub phase: Phase,
+    /// Time since it began.
+    pub elapsed_seconds: f64,
+    /// Round under way; 0 before the first.
+    pub round: u32,
+    /// Guest memory.
+    pub memory_bytes: u64,
+    /// Dirty memory still to be sent, as last counted.
+    pub remaining_bytes: u64,
+    /// What has been transferred.
+    pub transfer: Transfer,
+    /// Memory sent per second, from the last rounds; zero pages do not count.
+    pub bandwidth_bytes_per_second: f64,
+    /// Pages that the guest dirties per second.
+    pub dirty_pages_per_second: f64,
+    /// How long the guest would stand if it were paused now; none before the first round.
+    pub expected_downtime_seconds: Option<f64>,
+    /// How long it may stand.
+    pub downtime_limit_seconds: f64,
+    /// False when rounds have stopped to bring the expected downtime nearer to its limit: it will
+    /// not get there unless the guest writes less.
+    pub converging: bool,
+    /// Set when the source has committed and has not heard back: what the operator can do.
+    pub in_doubt: Option<String>,
+}
+
+impl Progress {
+    /// A migration that has not begun.
+    pub fn new(migration: MigrationId) -> Self {
+        Self {
+            migration,
+            phase: Phase::Connect,
+            elapsed_seconds: 0.0,
+            round: 0,
+            memory_bytes: 0,
+            remaining_bytes: 0,
+            transfer: Transfer::default(),
+            bandwidth_bytes_per_second: 0.0,
+            dirty_pages_per_second: 0.0,
+            expected_downtime_seconds: None,
+            downtime_limit_seconds: 0.0,
+            converging: true,
+            in_doubt: None,
+        }
+    }
+}

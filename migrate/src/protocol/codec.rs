@@ -1,0 +1,231 @@
+//! Messages to bytes and back, with every length bounded before anything is allocated.
+//!
+//! A frame is an 8-byte head (`b"lC"`, kind, 0, length of the body as little-endian `u32`) and a
+//! body: the message in bincode 2, fixed-width little-endian integers. Each kind has its own limit,
+//! which is checked when the head is read. This is the only module that names bincode; it could be
+//! replaced by another serde format here alone.
+
+use bincode::config::{Configuration, Fixint, Limit, LittleEndian};
+use serde::Serialize;
+use serde::de::Deserialize;
+
+use super::front::{FrontReply, FrontRequest};
+use super::{DestinationMessage, SourceMessage};
+
+/// Bytes of a frame's head.
+pub const HEAD_BYTES: usize = 8;
+/// Largest body of an ordinary message.
+pub const SMALL_LIMIT: usize = 16 << 10;
+/// Largest body of a message that describes a guest.
+pub const DESCRIPTION_LIMIT: usize = 1 << 20;
+/// Largest body of a message with the state of a guest.
+pub const STATE_LIMIT: usize = 64 << 20;
+
+const MAGIC: [u8; 2] = *b"lC";
+
+/// Bytes that are no message.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CodecError {
+    /// Not the start of a frame: the stream is damaged, or speaks something else.
+    #[error("not a control frame (starts with {0:02x?})")]
+    BadHead([u8; HEAD_BYTES]),
+    /// A kind that this release does not know.
+    #[error("unknown kind {0} of control message")]
+    UnknownKind(u8),
+    /// The head announces more than a message of its kind may have.
+    #[error("control message of kind {kind} announces {bytes} bytes, at most {limit} are accepted")]
+    TooLong {
+        /// The kind.
+        kind: u8,
+        /// What was announced.
+        bytes: usize,
+        /// What is accepted.
+        limit: usize,
+    },
+    /// The body is no message of its kind.
+    #[error("control message of kind {kind} cannot be decoded: {detail}")]
+    Malformed {
+        /// The kind.
+        kind: u8,
+        /// What is wrong with it.
+        detail: String,
+    },
+}
+
+/// A checked head: how many bytes of body follow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Head {
+    kind: u8,
+    body_bytes: usize,
+}
+
+impl Head {
+    /// Bytes of body that follow the head: within the limit of its kind, so safe to allocate.
+    pub const fn body_bytes(self) -> usize {
+        self.body_bytes
+    }
+}
+
+/// What can be sent in a frame.
+pub trait Message: Serialize + for<'de> Deserialize<'de> {
+    /// The kind of this message: distinct over all message types.
+    fn kind(&self) -> u8;
+
+    /// Largest body of a message of `kind`; none when this type has no such kind.
+    fn limit(kind: u8) -> Option<usize>;
+}
+
+impl Message for SourceMessage {
+    fn kind(&self) -> u8 {
+        match self {
+            Self::Hello { .. } => 1,
+            Self::Resolve { .. } => 2,
+            Self::Prepare(_) => 3,
+            Self::Switchover => 4,
+            Self::State(_) => 5,
+            Self::Commit => 6,
+            Self::Abort(_) => 7,
+            Self::Finish => 8,
+        }
+    }
+
+    fn limit(kind: u8) -> Option<usize> {
+        match kind {
+            3 => Some(DESCRIPTION_LIMIT),
+            5 => Some(STATE_LIMIT),
+            1..=8 => Some(SMALL_LIMIT),
+            _ => None,
+        }
+    }
+}
+
+impl Message for DestinationMessage {
+    fn kind(&self) -> u8 {
+        match self {
+            Self::Welcome { .. } => 33,
+            Self::Refused(_) => 34,
+            Self::Prepared => 35,
+            Self::Ready { .. } => 36,
+            Self::Running(_) => 37,
+            Self::Abort(_) => 38,
+            Self::Discarded => 39,
+            Self::Unknown => 40,
+        }
+    }
+
+    fn limit(kind: u8) -> Option<usize> {
+        matches!(kind, 33..=40).then_some(SMALL_LIMIT)
+    }
+}
+
+impl Message for FrontRequest {
+    fn kind(&self) -> u8 {
+        match self {
+            Self::Admit { .. } => 65,
+            Self::Resolve { .. } => 66,
+        }
+    }
+
+    fn limit(kind: u8) -> Option<usize> {
+        match kind {
+            65 => Some(DESCRIPTION_LIMIT),
+            66 => Some(SMALL_LIMIT),
+            _ => None,
+        }
+    }
+}
+
+impl Message for FrontReply {
+    fn kind(&self) -> u8 {
+        match self {
+            Self::Admitted { .. } => 97,
+            Self::Refused(_) => 98,
+            Self::Resolved(_) => 99,
+            Self::AskProcess { .. } => 100,
+        }
+    }
+
+    fn limit(kind: u8) -> Option<usize> {
+        matches!(kind, 97..=100).then_some(SMALL_LIMIT)
+    }
+}
+
+/// The whole frame of `message`.
+///
+/// # Errors
+/// When the message is larger than its kind allows.
+pub fn encode<M: Message>(message: &M) -> Result<Vec<u8>, CodecError> {
+    let kind = message.kind();
+    #[allow(clippy::disallowed_methods)] // the module that may
+    let body = bincode::serde::encode_to_vec(message, config())
+        .map_err(|error| CodecError::Malformed { kind, detail: error.to_string() })?;
+    let limit = M::limit(kind).ok_or(CodecError::UnknownKind(kind))?;
+    if body.len() > limit {
+        return Err(CodecError::TooLong { kind, bytes: body.len(), limit });
+    }
+    let length = u32::try_from(body.len()).map_err(|_| CodecError::TooLong {
+        kind,
+        bytes: body.len(),
+        limit,
+    })?;
+    let mut frame = Vec::with_capacity(HEAD_BYTES + body.len());
+    frame.extend_from_slice(&MAGIC);
+    frame.extend_from_slice(&[kind, 0]);
+    frame.extend_from_slice(&length.to_le_bytes());
+    frame.extend_from_slice(&body);
+    Ok(frame)
+}
+
+/// Checks the head of a frame that is to hold an `M`.
+///
+/// # Errors
+/// When it is no head, of a kind that is no `M`, or announces more than that kind may have.
+pub fn head<M: Message>(bytes: [u8; HEAD_BYTES]) -> Result<Head, CodecError> {
+    let [m0, m1, kind, reserved, l0, l1, l2, l3] = bytes;
+    if [m0, m1] != MAGIC || reserved != 0 {
+        return Err(CodecError::BadHead(bytes));
+    }
+    let limit = M::limit(kind).ok_or(CodecError::UnknownKind(kind))?;
+    let body_bytes = u32::from_le_bytes([l0, l1, l2, l3]) as usize;
+    if body_bytes > limit {
+        return Err(CodecError::TooLong { kind, bytes: body_bytes, limit });
+    }
+    Ok(Head { kind, body_bytes })
+}
+
+/// Decodes the body that followed `head`.
+///
+/// # Errors
+/// When it is not exactly one message of the kind that the head announced.
+pub fn decode<M: Message>(head: Head, body: &[u8]) -> Result<M, CodecError> {
+    let malformed = |detail: String| CodecError::Malformed { kind: head.kind, detail };
+    if body.len() != head.body_bytes {
+        return Err(malformed(format!("{} bytes, not {}", body.len(), head.body_bytes)));
+    }
+    #[allow(clippy::disallowed_methods)] // the module that may
+    let (message, used): (M, usize) = bincode::serde::borrow_decode_from_slice(body, config())
+        .map_err(|error| malformed(error.to_string()))?;
+    if used != body.len() {
+        return Err(malformed(format!("{} bytes too many", body.len() - used)));
+    }
+    if message.kind() != head.kind {
+        return Err(malformed(format!("the body is of kind {}", message.kind())));
+    }
+    Ok(message)
+}
+
+/// Decodes a whole frame that is in memory already.
+///
+/// # Errors
+/// As [`head()`] and [`decode`].
+pub fn decode_frame<M: Message>(frame: &[u8]) -> Result<M, CodecError> {
+    let Some((first, body)) = frame.split_first_chunk::<HEAD_BYTES>() else {
+        let detail = format!("{} bytes are no frame", frame.len());
+        return Err(CodecError::Malformed { kind: 0, detail });
+    };
+    decode(head::<M>(*first)?, body)
+}
+
+const fn config() -> Configuration<LittleEndian, Fixint, Limit<STATE_LIMIT>> {
+    bincode::config::standard().with_fixed_int_encoding().with_limit::<STATE_LIMIT>()
+}

@@ -1,0 +1,51 @@
+//! What a source says to the node of the destination before the guest's own process takes over,
+//! and when it has lost that process.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Decision, DestinationMessage, MigrationId, Offer, Token};
+use crate::guest::{GuestDescription, Refusal};
+
+/// A question to a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FrontRequest {
+    /// Asks for a process that takes this guest in.
+    Admit {
+        /// The migration to come.
+        migration: MigrationId,
+        /// What the source speaks.
+        offer: Offer,
+        /// The guest.
+        guest: GuestDescription,
+    },
+    /// Tells what was decided about a migration whose process cannot be reached directly.
+    Resolve {
+        /// The migration.
+        migration: MigrationId,
+        /// Proof of having been admitted.
+        token: Token,
+        /// What the source's record says.
+        decision: Decision,
+    },
+}
+
+/// The node's answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FrontReply {
+    /// A process waits for the guest.
+    Admitted {
+        /// UDP port of that process, on the node's address.
+        port: u16,
+        /// Secret to be shown on each connection to it.
+        token: Token,
+    },
+    /// No, and why.
+    Refused(Refusal),
+    /// Answer to `Resolve`, from the record on disk; see [`crate::resolve::answer_for_dead`].
+    Resolved(DestinationMessage),
+    /// Answer to `Resolve`: the process lives; say it there.
+    AskProcess {
+        /// UDP port of that process.
+        port: u16,
+    },
+}

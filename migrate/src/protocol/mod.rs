@@ -1,0 +1,28 @@
+//! What the two sides say to each other, and how it is put into bytes.
+//!
+//! One control stream, opened by the source, carries [`SourceMessage`]s one way and
+//! [`DestinationMessage`]s the other; [`front`] has the words exchanged with the node beforehand.
+//! Everything goes through [`codec`], the only module that knows bincode, which bounds each length
+//! before it allocates. Memory pages do not come through here.
+//!
+//! The frames of `Hello`, `Refused`, `Resolve`, `Abort` and the answers to `Resolve` never change
+//! from version to version: any two releases can tell each other why they cannot work together,
+//! and can settle a migration that was interrupted by an upgrade.
+
+pub mod codec;
+pub mod front;
+mod identity;
+mod message;
+mod text;
+mod version;
+
+pub use codec::CodecError;
+pub use identity::{MigrationId, Token};
+pub use message::{
+    Complaint, Decision, DestinationMessage, MAX_STREAMS, Prepare, SavedState, SourceMessage,
+    Takeover,
+};
+pub use text::{Blob, MAX_TEXT_BYTES, PeerText};
+pub use version::{
+    FEATURE_LZ4, Features, MAX_VERSIONS, Offer, SUPPORTED_VERSIONS, Version, VersionMismatch,
+};

@@ -1,0 +1,136 @@
+//! Which protocol versions and features two sides have in common.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::PeerText;
+
+/// A version of the protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Version(pub u16);
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// The versions that this build speaks, oldest first.
+pub const SUPPORTED_VERSIONS: &[Version] = &[Version(1)];
+
+/// Most versions that a peer may list.
+pub const MAX_VERSIONS: usize = 32;
+
+/// Pages may come compressed with lz4.
+pub const FEATURE_LZ4: Features = Features(1);
+
+/// Abilities that may be used when both sides have them: a set of bits. Unknown bits are ignored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Features(pub u64);
+
+impl Features {
+    /// All that this build can do.
+    pub const SUPPORTED: Self = FEATURE_LZ4;
+
+    /// Those of both.
+    #[must_use]
+    pub const fn common(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+
+    /// Whether all of `other` are among these.
+    pub const fn has(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+}
+
+/// What a side says it speaks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offer {
+    /// Versions, in any order, at most [`MAX_VERSIONS`].
+    pub versions: Vec<Version>,
+    /// Features it could use.
+    pub features: Features,
+    /// Name and release of the program, for messages.
+    pub software: PeerText,
+}
+
+impl Offer {
+    /// What this build speaks.
+    pub fn ours() -> Self {
+        Self {
+            versions: SUPPORTED_VERSIONS.to_vec(),
+            features: Features::SUPPORTED,
+            software: PeerText::new(concat!("lighter ", env!("CARGO_PKG_VERSION"))),
+        }
+    }
+
+    /// The newest version that both sides speak.
+    ///
+    /// # Errors
+    /// When there is none; the error names what either side speaks.
+    pub fn newest_common(&self, peer: &Self) -> Result<Version, VersionMismatch> {
+        let shared = |version: &&Version| peer.versions.contains(version);
+        self.versions
+            .iter()
+            .filter(shared)
+            .max()
+            .copied()
+            .ok_or_else(|| VersionMismatch { ours: self.to_string(), theirs: peer.to_string() })
+    }
+}
+
+impl fmt::Display for Offer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut versions: Vec<_> = self.versions.iter().take(MAX_VERSIONS).collect();
+        versions.sort_unstable();
+        let list: Vec<_> = versions.iter().map(ToString::to_string).collect();
+        match list.as_slice() {
+            [] => write!(f, "{} (no protocol version)", self.software),
+            list => write!(f, "{} (protocol {})", self.software, list.join(", ")),
+        }
+    }
+}
+
+/// Two sides without a version in common.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "no protocol version in common: this side is {ours}, the other is {theirs}; upgrade the older one"
+)]
+pub struct VersionMismatch {
+    /// What this side speaks.
+    pub ours: String,
+    /// What the peer speaks.
+    pub theirs: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn offer(software: &str, versions: &[u16]) -> Offer {
+        Offer {
+            versions: versions.iter().copied().map(Version).collect(),
+            features: Features::default(),
+            software: software.into(),
+        }
+    }
+
+    #[test]
+    fn newest_common_wins_whatever_the_order() {
+        let common = offer("a", &[3, 1, 2]).newest_common(&offer("b", &[2, 1, 7]));
+        assert_eq!(common, Ok(Version(2)));
+    }
+
+    #[test]
+    fn nothing_in_common_names_both_sides() {
+        let error =
+            offer("lighter 9", &[4, 3]).newest_common(&offer("lighter 1", &[1])).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("lighter 9 (protocol 3, 4)"), "{text}");
+        assert!(text.contains("lighter 1 (protocol 1)"), "{text}");
+    }
+}

@@ -1,0 +1,128 @@
+//! Durable records: who may run the guest after a crash.
+//!
+//! Each side keeps one small file for each migration, in the node's state folder and not in the
+//! guest's process. It is on disk *before* the message that depends on it is sent:
+//!
+//! | source's record | destination's record | meaning |
+//! |---|---|---|
+//! | undecided | loading | the source runs the guest; the destination discards |
+//! | undecided | ready | the destination waits to be told; it never starts on its own |
+//! | committed | ready | the source never runs the guest again; the destination will be told to |
+//! | committed | running | the destination runs it; the source has yet to hear so |
+//! | done | running | it is over |
+//! | aborted | discarded | it is over |
+
+mod store;
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::protocol::{Decision, MigrationId, Token};
+use crate::report::{Report, Role};
+
+pub use store::{RecordError, RecordFile, RecordStore};
+
+/// What the source has decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SourceState {
+    /// Nothing yet: the guest is the source's.
+    Undecided,
+    /// The guest is the destination's.
+    Committed,
+    /// The destination has said that it runs the guest: over.
+    Done,
+    /// The destination has said that its copy is gone, or never had one to keep: over.
+    Aborted,
+}
+
+impl SourceState {
+    /// What the destination must still be told, by whoever finds this record without its process;
+    /// none when it is over.
+    pub const fn decision(self) -> Option<Decision> {
+        match self {
+            Self::Undecided => Some(Decision::Aborted),
+            Self::Committed => Some(Decision::Commit),
+            Self::Done | Self::Aborted => None,
+        }
+    }
+}
+
+/// How far the destination has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DestinationState {
+    /// It is being sent the guest; when the source is gone, it discards.
+    Loading,
+    /// It has everything and waits to be told.
+    Ready,
+    /// The guest is its own.
+    Running,
+    /// Its copy is gone and will never run.
+    Discarded,
+}
+
+/// One side's record of one migration.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// The migration.
+    pub migration: MigrationId,
+    /// The guest's name.
+    pub guest: String,
+    /// The guest's identity.
+    pub guest_uuid: Uuid,
+    /// Process that owns this record while it lives.
+    pub pid: u32,
+    /// When the migration began, milliseconds since 1970.
+    pub started_unix_ms: u64,
+    /// When this was written, milliseconds since 1970.
+    pub updated_unix_ms: u64,
+    /// Which side this is, how far it has come, and how to reach the other.
+    pub side: Side,
+    /// The final report, when it is over.
+    pub report: Option<Report>,
+}
+
+impl Record {
+    /// Which side this is.
+    pub const fn role(&self) -> Role {
+        match self.side {
+            Side::Source { .. } => Role::Source,
+            Side::Destination { .. } => Role::Destination,
+        }
+    }
+}
+
+/// What only one of the sides records.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "role", rename_all = "lowercase")]
+pub enum Side {
+    /// The side that the guest leaves.
+    Source {
+        /// What has been decided.
+        state: SourceState,
+        /// The destination's node, as the user named it (`HOST:PORT`).
+        destination: String,
+        /// Name that the destination's certificate must carry.
+        server_name: String,
+        /// The node's address.
+        node_address: SocketAddr,
+        /// Address of the process that takes the guest in.
+        process_address: SocketAddr,
+        /// Secret to be shown to it.
+        token: Token,
+    },
+    /// The side that it goes to.
+    Destination {
+        /// How far it has come.
+        state: DestinationState,
+        /// Address from which the source came.
+        source_address: SocketAddr,
+        /// Port on which this process waits for the source.
+        port: u16,
+        /// Secret that the source must show.
+        token: Token,
+    },
+}

@@ -1,0 +1,125 @@
+//! What a migration did, once it is over.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{MigrationError, Reason};
+use crate::phase::Phase;
+use crate::progress::Transfer;
+use crate::protocol::MigrationId;
+
+/// Most rounds that a report lists: the first and the last ones, when there were more.
+pub const MAX_ROUNDS_LISTED: usize = 64;
+
+/// Which side tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// The side that the guest leaves.
+    Source,
+    /// The side that it goes to.
+    Destination,
+}
+
+impl Role {
+    /// The name of the role: also its metric label.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Source => "source",
+            Self::Destination => "destination",
+        }
+    }
+}
+
+/// Where the guest is now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// At the destination: the migration succeeded.
+    Migrated,
+    /// At the source, as if nothing had happened.
+    StayedAtSource,
+    /// Paused at the source, and nobody can tell whether the destination runs it: see
+    /// [`Report::way_out`].
+    InDoubt,
+    /// At neither side, or this copy is of no use: it ended, was discarded by the operator, or
+    /// could not be resumed.
+    Lost,
+}
+
+/// The final report. Base units: seconds, bytes, pages.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// The migration.
+    pub migration: MigrationId,
+    /// The guest's name.
+    pub guest: String,
+    /// Which side tells.
+    pub role: Role,
+    /// Where the guest is now.
+    pub outcome: Outcome,
+    /// What went wrong, if anything.
+    pub error: Option<ReportedError>,
+    /// What an operator can do about an outcome in doubt.
+    pub way_out: Option<String>,
+    /// From beginning to end.
+    pub total_seconds: f64,
+    /// For how long the guest stood, as this side saw it: the source from asking it to pause to
+    /// hearing that it runs (or having resumed it); the destination from the announcement of the
+    /// switchover to its running.
+    pub downtime_seconds: Option<f64>,
+    /// What the source had expected of the downtime when it paused the guest.
+    pub expected_downtime_seconds: Option<f64>,
+    /// How long each phase lasted, in their order; phases that were not reached are missing.
+    pub phases: Vec<PhaseTime>,
+    /// Guest memory.
+    pub memory_bytes: u64,
+    /// What was transferred.
+    pub transfer: Transfer,
+    /// Number of rounds, the last one included.
+    pub rounds_total: u32,
+    /// The rounds, at most [`MAX_ROUNDS_LISTED`].
+    pub rounds: Vec<Round>,
+}
+
+/// One phase of a migration.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct PhaseTime {
+    /// The phase.
+    pub phase: Phase,
+    /// How long it lasted.
+    pub seconds: f64,
+}
+
+/// One round of pre-copy.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Round {
+    /// Its number, from 1.
+    pub round: u32,
+    /// Pages sent.
+    pub pages: u64,
+    /// Pages among them that were zero.
+    pub zero_pages: u64,
+    /// Bytes handed to the transport.
+    pub wire_bytes: u64,
+    /// How long it took.
+    pub seconds: f64,
+    /// Pages that were dirty at its end.
+    pub dirty_pages: u64,
+}
+
+/// A [`MigrationError`] as data.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReportedError {
+    /// The phase in which it failed.
+    pub phase: Phase,
+    /// The reason, from a bounded set.
+    pub reason: Reason,
+    /// What happened, in words.
+    pub message: String,
+}
+
+impl From<&MigrationError> for ReportedError {
+    fn from(error: &MigrationError) -> Self {
+        Self { phase: error.phase, reason: error.reason(), message: error.to_string() }
+    }
+}
