@@ -15,13 +15,16 @@ pub mod error;
 pub mod guest;
 pub mod limits;
 pub mod memory;
+pub mod pages;
 pub mod phase;
 pub mod progress;
 pub mod protocol;
+pub mod quic;
 pub mod record;
 pub mod report;
 pub mod resolve;
 pub mod source;
+mod telemetry;
 
 pub use error::{MigrationError, Reason};
 pub use guest::{

@@ -1,0 +1,204 @@
+//! Deciding, chunk by chunk, whether lz4 is worth its time.
+//!
+//! Compression pays when the bytes it saves would take longer on the wire than it takes to save them.
+//! Both sides of that comparison are measured while the migration runs: [`WireRate`] tells what a byte
+//! costs on the wire, and every attempt tells what lz4 costs and saves on this guest's memory. When an
+//! attempt does not pay, a growing number of chunks goes raw before the next attempt.
+
+use std::time::{Duration, Instant};
+
+/// Which compression the operator wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Compression {
+    /// lz4 where it makes the migration faster.
+    #[default]
+    Auto,
+    /// Never compress.
+    Off,
+    /// lz4 wherever it saves bytes, whatever it costs: for links that are paid by the byte.
+    Lz4,
+}
+
+/// An attempt must save at least this share, or the data counts as incompressible.
+const SAVING_MIN: f64 = 0.10;
+/// Chunks sent raw after the first attempt in a row that did not pay; doubles with each further one.
+const SKIP_FIRST: u32 = 4;
+/// Most chunks sent raw between two attempts: 64 MiB of memory.
+const SKIP_MAX: u32 = 256;
+
+/// Chooses for one stream when to try lz4.
+#[derive(Debug)]
+pub(super) struct Chooser {
+    mode: Compression,
+    skip_left: u32,
+    skip_next: u32,
+}
+
+impl Chooser {
+    pub(super) fn new(mode: Compression) -> Self {
+        Self { mode, skip_left: 0, skip_next: SKIP_FIRST }
+    }
+
+    /// Whether to try lz4 on the next chunk.
+    pub(super) fn wants(&mut self, wire: &WireRate) -> bool {
+        match self.mode {
+            Compression::Off => return false,
+            Compression::Auto if wire.ns_per_byte.is_none() => return false,
+            Compression::Auto | Compression::Lz4 => {}
+        }
+        if self.skip_left == 0 {
+            return true;
+        }
+        self.skip_left -= 1;
+        false
+    }
+
+    /// Learns what an attempt brought; returns whether its result is to be sent.
+    pub(super) fn judge(&mut self, attempt: &Attempt, wire: &WireRate) -> Verdict {
+        let saved = attempt.input_bytes.saturating_sub(attempt.output_bytes) as f64;
+        let saving = saved / attempt.input_bytes.max(1) as f64;
+        let pays = saving >= SAVING_MIN
+            && match (self.mode, wire.ns_per_byte) {
+                (Compression::Auto, Some(wire)) => saved * wire > attempt.took.as_nanos() as f64,
+                _ => true,
+            };
+        if pays {
+            self.skip_next = SKIP_FIRST;
+        } else {
+            self.skip_left = self.skip_next;
+            self.skip_next = (self.skip_next * 2).min(SKIP_MAX);
+        }
+        if saving >= SAVING_MIN { Verdict::Send } else { Verdict::Discard }
+    }
+}
+
+/// What one attempt at compression cost and brought.
+pub(super) struct Attempt {
+    pub(super) input_bytes: usize,
+    pub(super) output_bytes: usize,
+    pub(super) took: Duration,
+}
+
+/// What to do with an attempt's result: once made it is sent whenever it is smaller by enough.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Send,
+    Discard,
+}
+
+/// What a byte costs on the wire, measured where the sender has to wait for it.
+#[derive(Debug, Clone, Default)]
+pub struct WireRate {
+    ns_per_byte: Option<f64>,
+    full_at: Option<Instant>,
+    bytes: u64,
+}
+
+/// A write that waited less did not find the transport's buffer full.
+const WAITED_MIN: Duration = Duration::from_micros(20);
+/// Least bytes between two full buffers for a measurement.
+const SAMPLE_BYTES_MIN: u64 = 1 << 20;
+
+impl WireRate {
+    /// Learns that `bytes` were handed to the transport, which made the sender wait for `waited`.
+    ///
+    /// Between two moments at which the buffer was full, what went in is what the wire took.
+    pub fn wrote(&mut self, bytes: u64, waited: Duration, now: Instant) {
+        self.bytes += bytes;
+        if waited < WAITED_MIN {
+            return;
+        }
+        let Some(full_at) = self.full_at else {
+            self.full_at = Some(now);
+            self.bytes = 0;
+            return;
+        };
+        if self.bytes < SAMPLE_BYTES_MIN {
+            return;
+        }
+        let sample = now.duration_since(full_at).as_nanos() as f64 / self.bytes as f64;
+        self.ns_per_byte = Some(self.ns_per_byte.map_or(sample, |old| 0.75 * old + 0.25 * sample));
+        self.full_at = Some(now);
+        self.bytes = 0;
+    }
+
+    /// Forgets the last full buffer, because nothing was sent for a while; keeps what was measured.
+    pub fn paused(&mut self) {
+        self.full_at = None;
+        self.bytes = 0;
+    }
+
+    /// Bytes per second that the wire takes; none before it was measured.
+    pub fn bytes_per_second(&self) -> Option<f64> {
+        self.ns_per_byte.map(|ns| 1e9 / ns)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wire(ns_per_byte: f64) -> WireRate {
+        WireRate { ns_per_byte: Some(ns_per_byte), ..WireRate::default() }
+    }
+
+    fn attempt(output_bytes: usize) -> Attempt {
+        let took = Duration::from_nanos(1000);
+        Attempt { input_bytes: 1000, output_bytes, took }
+    }
+
+    fn attempts_in(chunks: u32, chooser: &mut Chooser, wire: &WireRate, output: usize) -> u32 {
+        let mut made = 0;
+        for _ in 0..chunks {
+            if chooser.wants(wire) {
+                made += 1;
+                chooser.judge(&attempt(output), wire);
+            }
+        }
+        made
+    }
+
+    #[test]
+    fn bails_out_on_incompressible_data() {
+        let mut chooser = Chooser::new(Compression::Lz4);
+        assert!(attempts_in(4096, &mut chooser, &wire(100.0), 990) < 25);
+    }
+
+    #[test]
+    fn compresses_everything_on_a_slow_wire() {
+        let mut chooser = Chooser::new(Compression::Auto);
+        assert_eq!(attempts_in(1000, &mut chooser, &wire(8.0), 400), 1000);
+    }
+
+    #[test]
+    fn leaves_compressible_data_raw_on_a_fast_wire() {
+        let mut chooser = Chooser::new(Compression::Auto);
+        assert!(attempts_in(4096, &mut chooser, &wire(0.4), 400) < 25);
+    }
+
+    #[test]
+    fn never_tries_when_off_or_before_the_wire_is_measured() {
+        let unknown = WireRate::default();
+        assert_eq!(attempts_in(100, &mut Chooser::new(Compression::Auto), &unknown, 1), 0);
+        assert_eq!(attempts_in(100, &mut Chooser::new(Compression::Off), &wire(9.0), 1), 0);
+    }
+
+    #[test]
+    fn comes_back_when_data_turns_compressible() {
+        let mut chooser = Chooser::new(Compression::Lz4);
+        attempts_in(4096, &mut chooser, &wire(8.0), 1000);
+        assert!(attempts_in(1000, &mut chooser, &wire(8.0), 400) > 700);
+    }
+
+    #[test]
+    fn measures_the_wire_between_two_full_buffers() {
+        let start = Instant::now();
+        let mut wire = WireRate::default();
+        wire.wrote(4 << 20, Duration::from_millis(1), start);
+        assert_eq!(wire.bytes_per_second(), None);
+        wire.wrote(1 << 20, Duration::ZERO, start);
+        wire.wrote(1 << 20, Duration::from_millis(1), start + Duration::from_millis(2));
+        let rate = wire.bytes_per_second().unwrap();
+        assert!((rate - f64::from(1 << 30)).abs() / rate < 0.05, "{rate}");
+    }
+}

@@ -1,0 +1,238 @@
+//! The certificate authority of a fleet and the certificates of its hosts.
+
+use std::fs::{DirBuilder, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, date_time_ymd,
+};
+
+/// File names inside a certificates folder.
+pub(super) const CA_CERT: &str = "ca.pem";
+const CA_KEY: &str = "ca.key";
+pub(super) const HOST_CERT: &str = "host.pem";
+pub(super) const HOST_KEY: &str = "host.key";
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+/// How long an authority is valid.
+const CA_DAYS: u32 = 3650;
+/// How long a host certificate is valid; a little over two years.
+const HOST_DAYS: u32 = 825;
+
+/// Why certificates could not be made, read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum CertError {
+    /// A file of the certificates folder cannot be read or written.
+    #[error("cannot {action} {}: {source}", path.display())]
+    File {
+        /// What was tried: `read`, `write` or `create`.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A file is there already, and keys are never overwritten.
+    #[error("{} is there already; remove it first if it is to be replaced", path.display())]
+    Exists {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A name cannot stand in a certificate, or a key or certificate cannot be parsed.
+    #[error("cannot make a certificate for {subject}: {source}")]
+    Make {
+        /// For whom.
+        subject: String,
+        /// What rcgen said.
+        source: rcgen::Error,
+    },
+}
+
+/// A certificate authority: the fleet's root of trust.
+#[derive(Debug)]
+pub struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    cert_pem: String,
+}
+
+/// A host's certificate and private key, in PEM.
+#[derive(Clone)]
+pub struct HostIdentity {
+    /// The certificate of the authority.
+    pub ca_pem: String,
+    /// The host's certificate.
+    pub cert_pem: String,
+    /// The host's private key.
+    pub key_pem: String,
+}
+
+impl std::fmt::Debug for HostIdentity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("HostIdentity").field("cert_pem", &self.cert_pem).finish_non_exhaustive()
+    }
+}
+
+impl Authority {
+    /// Makes an authority, valid for ten years.
+    ///
+    /// # Errors
+    /// [`CertError::Make`] when the system gives no randomness.
+    pub fn create() -> Result<Self, CertError> {
+        // Named apart, so that a certificate of another authority is told from a forged one.
+        let subject = format!("lighter authority {}", uuid::Uuid::new_v4().simple());
+        let make = |source| CertError::Make { subject: subject.clone(), source };
+        let mut params = params(&subject, CA_DAYS, &[]).map_err(make)?;
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let key = KeyPair::generate().map_err(make)?;
+        let cert_pem = params.self_signed(&key).map_err(make)?.pem();
+        Ok(Self { issuer: Issuer::new(params, key), cert_pem })
+    }
+
+    /// Reads the authority that [`Authority::save`] wrote to `dir`.
+    ///
+    /// # Errors
+    /// [`CertError::File`] when `ca.pem` or `ca.key` cannot be read, [`CertError::Make`] when they are
+    /// not what their names say.
+    pub fn load(dir: &Path) -> Result<Self, CertError> {
+        let cert_pem = read(&dir.join(CA_CERT))?;
+        let key_pem = read(&dir.join(CA_KEY))?;
+        let make = |source| CertError::Make { subject: dir.display().to_string(), source };
+        let key = KeyPair::from_pem(&key_pem).map_err(make)?;
+        let issuer = Issuer::from_ca_cert_pem(&cert_pem, key).map_err(make)?;
+        Ok(Self { issuer, cert_pem })
+    }
+
+    /// Writes `ca.pem` and `ca.key` to `dir`, which is made if it is not there.
+    ///
+    /// # Errors
+    /// [`CertError::Exists`] when there is an authority already, [`CertError::File`] for others.
+    pub fn save(&self, dir: &Path) -> Result<(), CertError> {
+        create_dir(dir)?;
+        write_new(&dir.join(CA_KEY), &self.issuer.key().serialize_pem(), SECRET)?;
+        write_new(&dir.join(CA_CERT), &self.cert_pem, PUBLIC)
+    }
+
+    /// Issues a certificate for a host that is reached by `names`: DNS names and IP addresses.
+    ///
+    /// # Errors
+    /// [`CertError::Make`] when a name cannot stand in a certificate.
+    pub fn issue(&self, names: &[String]) -> Result<HostIdentity, CertError> {
+        let subject = names.first().map_or("lighter host", String::as_str);
+        let make = |source| CertError::Make { subject: names.join(", "), source };
+        let mut params = params(subject, HOST_DAYS, names).map_err(make)?;
+        params.use_authority_key_identifier_extension = true;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let key = KeyPair::generate().map_err(make)?;
+        let cert_pem = params.signed_by(&key, &self.issuer).map_err(make)?.pem();
+        let key_pem = key.serialize_pem();
+        Ok(HostIdentity { ca_pem: self.cert_pem.clone(), cert_pem, key_pem })
+    }
+}
+
+impl HostIdentity {
+    /// Writes `host.pem` and `host.key` to `dir`, and `ca.pem` if it is not there.
+    ///
+    /// # Errors
+    /// [`CertError::Exists`] when the host has a certificate already, [`CertError::File`] for others.
+    pub fn save(&self, dir: &Path) -> Result<(), CertError> {
+        create_dir(dir)?;
+        write_new(&dir.join(HOST_KEY), &self.key_pem, SECRET)?;
+        write_new(&dir.join(HOST_CERT), &self.cert_pem, PUBLIC)?;
+        match write_new(&dir.join(CA_CERT), &self.ca_pem, PUBLIC) {
+            Err(CertError::Exists { .. }) => Ok(()),
+            outcome => outcome,
+        }
+    }
+}
+
+/// Mode of a private key's file.
+const SECRET: u32 = 0o600;
+/// Mode of a certificate's file.
+const PUBLIC: u32 = 0o644;
+
+fn params(subject: &str, days: u32, names: &[String]) -> Result<CertificateParams, rcgen::Error> {
+    let mut params = CertificateParams::new(names)?;
+    params.distinguished_name.push(DnType::CommonName, subject);
+    // A day of grace for hosts whose clocks differ.
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let today = date_time_ymd(1970, 1, 1) + now;
+    params.not_before = today - DAY;
+    params.not_after = today + DAY * days;
+    Ok(params)
+}
+
+pub(super) fn read(path: &Path) -> Result<String, CertError> {
+    std::fs::read_to_string(path).map_err(|source| file("read", path, source))
+}
+
+fn create_dir(dir: &Path) -> Result<(), CertError> {
+    let mut builder = DirBuilder::new();
+    builder.recursive(true).mode(0o700);
+    builder.create(dir).map_err(|source| file("create", dir, source))
+}
+
+fn write_new(path: &Path, content: &str, mode: u32) -> Result<(), CertError> {
+    let opened = OpenOptions::new().write(true).create_new(true).mode(mode).open(path);
+    match opened.and_then(|mut file| file.write_all(content.as_bytes())) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            Err(CertError::Exists { path: path.into() })
+        }
+        Err(source) => Err(file("write", path, source)),
+    }
+}
+
+fn file(action: &'static str, path: &Path, source: io::Error) -> CertError {
+    CertError::File { action, path: path.into(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn an_authority_read_back_issues_certificates_that_it_signed() {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = Authority::create().unwrap();
+        authority.save(dir.path()).unwrap();
+        let loaded = Authority::load(dir.path()).unwrap();
+        loaded.issue(&["localhost".into()]).unwrap().save(dir.path()).unwrap();
+        crate::quic::Tls::load(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn keys_are_readable_by_their_owner_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = Authority::create().unwrap();
+        authority.save(dir.path()).unwrap();
+        authority.issue(&["host-a".into()]).unwrap().save(dir.path()).unwrap();
+        for key in [CA_KEY, HOST_KEY] {
+            let mode = std::fs::metadata(dir.path().join(key)).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600, "{key}");
+        }
+    }
+
+    #[test]
+    fn never_overwrites_keys() {
+        let dir = tempfile::tempdir().unwrap();
+        Authority::create().unwrap().save(dir.path()).unwrap();
+        let again = Authority::create().unwrap().save(dir.path());
+        assert!(matches!(again, Err(CertError::Exists { .. })), "{again:?}");
+    }
+
+    #[test]
+    fn a_missing_file_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let message = Authority::load(dir.path()).unwrap_err().to_string();
+        assert!(message.contains("ca.pem"), "{message}");
+    }
+}

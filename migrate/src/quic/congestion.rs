@@ -1,0 +1,87 @@
+//! CUBIC, without pacing where pacing only costs.
+//!
+//! CUBIC keeps a migration fair on shared links. On a LAN without loss, though, its window soon exceeds
+//! what the send window lets be under way, and all that is left of it is quinn's pacer, which wakes the
+//! connection for each burst and halves throughput on loopback. There the window is reported as unlimited,
+//! which is how quinn is told not to pace (`quinn-proto`, `connection/pacing.rs`); the send window still
+//! bounds the bytes under way. The first loss shrinks CUBIC's window and brings everything back.
+
+use std::any::Any;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use quinn::congestion::{Controller, ControllerFactory, Cubic, CubicConfig};
+use quinn_proto::RttEstimator;
+
+use super::transport::SEND_WINDOW;
+
+/// Paths slower than this are always paced.
+const RTT_MAX: Duration = Duration::from_millis(2);
+/// CUBIC's window from which it no longer limits: slow start would double it past the send window next.
+const WINDOW_FREE: u64 = SEND_WINDOW / 2;
+/// The least window that quinn does not pace.
+const UNPACED: u64 = u32::MAX as u64 + 1;
+
+/// Makes [`FastPath`] controllers.
+#[derive(Debug, Default)]
+pub(super) struct FastPathCubic {
+    cubic: Arc<CubicConfig>,
+}
+
+impl ControllerFactory for FastPathCubic {
+    fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
+        let cubic = Cubic::new(self.cubic.clone(), now, current_mtu);
+        Box::new(FastPath { cubic, rtt: Duration::MAX })
+    }
+}
+
+#[derive(Debug, Clone)]
+struct FastPath {
+    cubic: Cubic,
+    rtt: Duration,
+}
+
+impl Controller for FastPath {
+    fn on_ack(
+        &mut self,
+        now: Instant,
+        sent: Instant,
+        bytes: u64,
+        app_limited: bool,
+        rtt: &RttEstimator,
+    ) {
+        self.rtt = rtt.min();
+        self.cubic.on_ack(now, sent, bytes, app_limited, rtt);
+    }
+
+    fn on_congestion_event(
+        &mut self,
+        now: Instant,
+        sent: Instant,
+        is_persistent_congestion: bool,
+        lost_bytes: u64,
+    ) {
+        self.cubic.on_congestion_event(now, sent, is_persistent_congestion, lost_bytes);
+    }
+
+    fn on_mtu_update(&mut self, new_mtu: u16) {
+        self.cubic.on_mtu_update(new_mtu);
+    }
+
+    fn window(&self) -> u64 {
+        let window = self.cubic.window();
+        if self.rtt < RTT_MAX && window >= WINDOW_FREE { UNPACED } else { window }
+    }
+
+    fn clone_box(&self) -> Box<dyn Controller> {
+        Box::new(self.clone())
+    }
+
+    fn initial_window(&self) -> u64 {
+        self.cubic.initial_window()
+    }
+
+    fn into_any(self: Box<Self>) -> Box<dyn Any> {
+        self
+    }
+}

@@ -1,0 +1,200 @@
+//! What a connection failed on, in words an operator can act on.
+
+use std::io;
+use std::net::SocketAddr;
+
+use quinn::{ConnectError, ConnectionError};
+
+/// Why a connection to a peer could not be made, or ended.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum LinkError {
+    /// Nobody answered, or the peer fell silent.
+    #[error("{peer} does not answer: check that `lighter node` runs there and that UDP reaches it")]
+    Silent {
+        /// Address of the peer.
+        peer: String,
+    },
+    /// The connection was up and then the peer fell silent.
+    #[error("lost the connection to {peer}: nothing heard for {seconds} s")]
+    Lost {
+        /// Address of the peer.
+        peer: String,
+        /// Length of the silence.
+        seconds: u64,
+    },
+    /// The peer's certificate is of another authority.
+    #[error("the certificate of {peer} was not issued by the authority in this host's ca.pem")]
+    UnknownIssuer {
+        /// Address of the peer.
+        peer: String,
+    },
+    /// The peer's certificate is for other names.
+    #[error("the certificate of {peer} is not valid for the name {name}: issue one that lists it")]
+    WrongName {
+        /// Address of the peer.
+        peer: String,
+        /// Name that the peer was called by.
+        name: String,
+    },
+    /// The peer's certificate is refused for another reason.
+    #[error("the certificate of {peer} is refused: {reason}")]
+    BadCertificate {
+        /// Address of the peer.
+        peer: String,
+        /// What TLS said.
+        reason: String,
+    },
+    /// The peer refuses this host's certificate.
+    #[error(
+        "{peer} refuses this host's certificate ({reason}): both hosts need one of the same authority"
+    )]
+    Refused {
+        /// Address of the peer.
+        peer: String,
+        /// What the peer said.
+        reason: String,
+    },
+    /// The peer wants a certificate and was shown none.
+    #[error("{peer} demands a certificate and was shown none")]
+    NoCertificate {
+        /// Address of the peer.
+        peer: String,
+    },
+    /// The peer does not speak this protocol.
+    #[error(
+        "{peer} does not speak the migration protocol lighter/1: its version is too old or too new"
+    )]
+    Protocol {
+        /// Address of the peer.
+        peer: String,
+    },
+    /// The peer closed the connection.
+    #[error("{peer} closed the connection{}", because(reason))]
+    Closed {
+        /// Address of the peer.
+        peer: String,
+        /// The reason it gave; may be empty.
+        reason: String,
+    },
+    /// This end closed the connection.
+    #[error("the connection to {peer} was closed by this host")]
+    ClosedHere {
+        /// Address of the peer.
+        peer: String,
+    },
+    /// Something else went wrong in QUIC.
+    #[error("connection to {peer}: {reason}")]
+    Other {
+        /// Address of the peer.
+        peer: String,
+        /// What QUIC said.
+        reason: String,
+    },
+    /// The name has no address.
+    #[error("cannot find an address for {host}: {reason}")]
+    Resolve {
+        /// Host name as given.
+        host: String,
+        /// What the system said.
+        reason: String,
+    },
+    /// A UDP socket cannot be opened.
+    #[error("cannot open a UDP socket on {address}: {reason}")]
+    Socket {
+        /// Local address asked for.
+        address: String,
+        /// What the system said.
+        reason: String,
+    },
+}
+
+fn because(reason: &str) -> String {
+    if reason.is_empty() { String::new() } else { format!(": {reason}") }
+}
+
+/// First code of QUIC's range for TLS alerts (RFC 9001 §4.8).
+const CRYPTO: u64 = 0x100;
+/// TLS alerts (RFC 8446 §6.2).
+mod alert {
+    pub(super) const UNKNOWN_CA: u64 = 48;
+    pub(super) const CERTIFICATE_REQUIRED: u64 = 116;
+    pub(super) const NO_APPLICATION_PROTOCOL: u64 = 120;
+    /// From bad_certificate (42) to certificate_unknown (46).
+    pub(super) const CERTIFICATE: std::ops::RangeInclusive<u64> = 42..=46;
+}
+
+impl LinkError {
+    /// Tells what `error` means for a connection to `peer` that was called `name`.
+    pub fn explain(error: &ConnectionError, peer: SocketAddr, name: &str) -> Self {
+        let peer = peer.to_string();
+        match error {
+            ConnectionError::TimedOut => {
+                Self::Lost { peer, seconds: super::transport::IDLE_TIMEOUT.as_secs() }
+            }
+            ConnectionError::TransportError(here) => {
+                noticed_here(u64::from(here.code), &here.reason, peer, name)
+            }
+            ConnectionError::ConnectionClosed(there) => {
+                let reason = String::from_utf8_lossy(&there.reason);
+                told_by_peer(u64::from(there.error_code), &reason, peer)
+            }
+            ConnectionError::ApplicationClosed(there) => {
+                Self::Closed { peer, reason: String::from_utf8_lossy(&there.reason).into_owned() }
+            }
+            ConnectionError::VersionMismatch => Self::Protocol { peer },
+            ConnectionError::LocallyClosed => Self::ClosedHere { peer },
+            ConnectionError::Reset => Self::Closed { peer, reason: "it was restarted".into() },
+            other => Self::Other { peer, reason: other.to_string() },
+        }
+    }
+
+    /// As [`LinkError::explain`], for a connection that never came to be.
+    pub fn explain_connect(error: &ConnectionError, peer: SocketAddr, name: &str) -> Self {
+        match error {
+            ConnectionError::TimedOut => Self::Silent { peer: peer.to_string() },
+            error => Self::explain(error, peer, name),
+        }
+    }
+
+    pub(super) fn connect(error: &ConnectError, peer: SocketAddr) -> Self {
+        Self::Other { peer: peer.to_string(), reason: error.to_string() }
+    }
+
+    pub(super) fn socket(error: &io::Error, address: SocketAddr) -> Self {
+        Self::Socket { address: address.to_string(), reason: error.to_string() }
+    }
+}
+
+fn noticed_here(code: u64, reason: &str, peer: String, name: &str) -> LinkError {
+    let Some(alert) = code.checked_sub(CRYPTO) else {
+        return LinkError::Other { peer, reason: reason.into() };
+    };
+    if reason.contains("UnknownIssuer") || alert == alert::UNKNOWN_CA {
+        LinkError::UnknownIssuer { peer }
+    } else if reason.contains("not valid for") {
+        LinkError::WrongName { peer, name: name.into() }
+    } else if alert == alert::CERTIFICATE_REQUIRED || reason.contains("sent no certificates") {
+        LinkError::BadCertificate { peer, reason: "it showed none".into() }
+    } else if alert == alert::NO_APPLICATION_PROTOCOL {
+        LinkError::Protocol { peer }
+    } else if alert::CERTIFICATE.contains(&alert) {
+        LinkError::BadCertificate { peer, reason: reason.into() }
+    } else {
+        LinkError::Other { peer, reason: reason.into() }
+    }
+}
+
+fn told_by_peer(code: u64, reason: &str, peer: String) -> LinkError {
+    let reason = || reason.to_owned();
+    match code.checked_sub(CRYPTO) {
+        Some(alert::UNKNOWN_CA) => {
+            LinkError::Refused { peer, reason: "issued by an authority it does not know".into() }
+        }
+        Some(alert::CERTIFICATE_REQUIRED) => LinkError::NoCertificate { peer },
+        Some(alert::NO_APPLICATION_PROTOCOL) => LinkError::Protocol { peer },
+        Some(code) if alert::CERTIFICATE.contains(&code) => {
+            LinkError::Refused { peer, reason: reason() }
+        }
+        _ => LinkError::Closed { peer, reason: reason() },
+    }
+}

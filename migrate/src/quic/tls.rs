@@ -1,0 +1,164 @@
+//! Mutual TLS 1.3 from a folder of certificates.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use rustls::client::Resumption;
+use rustls::crypto::CryptoProvider;
+use rustls::crypto::ring::{self, cipher_suite};
+use rustls::server::{NoServerSessionStorage, VerifierBuilderError, WebPkiClientVerifier};
+use rustls::version::TLS13;
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem};
+
+use super::authority::{CA_CERT, CertError, HOST_CERT, HOST_KEY, HostIdentity, read};
+
+/// The protocol's name in the TLS handshake.
+pub const ALPN: &[u8] = b"lighter/1";
+
+/// Why a host's certificates cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A file cannot be read.
+    #[error("{0}; `lighter certs` makes certificates")]
+    Read(CertError),
+    /// A file is not PEM, or holds nothing of the kind.
+    #[error("{what} is not usable: {source}")]
+    Pem {
+        /// Which one.
+        what: &'static str,
+        /// What the parser said.
+        source: pem::Error,
+    },
+    /// Certificate and key do not fit together, or the authority is not one.
+    #[error("the host certificate and its authority cannot be used: {0}")]
+    Config(#[from] rustls::Error),
+    /// The authority cannot verify peers.
+    #[error("the authority's certificate cannot verify peers: {0}")]
+    Verifier(#[from] VerifierBuilderError),
+}
+
+/// A host's identity, ready for connections in both directions.
+#[derive(Clone)]
+pub struct Tls {
+    pub(super) client: Arc<QuicClientConfig>,
+    pub(super) server: Arc<QuicServerConfig>,
+}
+
+impl std::fmt::Debug for Tls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Tls")
+    }
+}
+
+impl Tls {
+    /// Reads `ca.pem`, `host.pem` and `host.key` from `dir`.
+    ///
+    /// # Errors
+    /// [`TlsError`], naming the file or the certificate that is wrong.
+    pub fn load(dir: &Path) -> Result<Self, TlsError> {
+        let read = |name| read(&dir.join(name)).map_err(TlsError::Read);
+        let (ca_pem, cert_pem, key_pem) = (read(CA_CERT)?, read(HOST_CERT)?, read(HOST_KEY)?);
+        Self::new(&HostIdentity { ca_pem, cert_pem, key_pem })
+    }
+
+    /// Uses certificates that are in memory.
+    ///
+    /// # Errors
+    /// [`TlsError`], naming the certificate that is wrong.
+    pub fn new(identity: &HostIdentity) -> Result<Self, TlsError> {
+        Self::with_alpn(identity, ALPN)
+    }
+
+    /// As [`Tls::new`], speaking another protocol.
+    pub(crate) fn with_alpn(identity: &HostIdentity, alpn: &[u8]) -> Result<Self, TlsError> {
+        let provider = provider();
+        let roots = Arc::new(roots(&identity.ca_pem)?);
+        let chain = certificates(&identity.cert_pem, "the host certificate")?;
+        let key = PrivateKeyDer::from_pem_slice(identity.key_pem.as_bytes())
+            .map_err(|source| TlsError::Pem { what: "the host's private key", source })?;
+
+        let mut client = ClientConfig::builder_with_provider(provider.clone())
+            .with_protocol_versions(&[&TLS13])?
+            .with_root_certificates(roots.clone())
+            .with_client_auth_cert(chain.clone(), key.clone_key())?;
+        client.alpn_protocols = vec![alpn.to_vec()];
+        // No tickets: every connection proves its certificate anew.
+        client.resumption = Resumption::disabled();
+
+        let verifier =
+            WebPkiClientVerifier::builder_with_provider(roots, provider.clone()).build()?;
+        let mut server = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&TLS13])?
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(chain, key)?;
+        server.alpn_protocols = vec![alpn.to_vec()];
+        server.session_storage = Arc::new(NoServerSessionStorage {});
+        server.send_tls13_tickets = 0;
+        let unfit = |_| rustls::Error::General("QUIC needs TLS13_AES_128_GCM_SHA256".into());
+        Ok(Self {
+            client: Arc::new(QuicClientConfig::try_from(client).map_err(unfit)?),
+            server: Arc::new(QuicServerConfig::try_from(server).map_err(unfit)?),
+        })
+    }
+}
+
+/// ring with AES-128 first: it is the cheapest cipher per byte, and the others stay for CPUs without AES.
+pub(crate) fn provider() -> Arc<CryptoProvider> {
+    let mut provider = ring::default_provider();
+    provider.cipher_suites = vec![
+        cipher_suite::TLS13_AES_128_GCM_SHA256,
+        cipher_suite::TLS13_AES_256_GCM_SHA384,
+        cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
+    ];
+    Arc::new(provider)
+}
+
+pub(crate) fn roots(ca_pem: &str) -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(ca_pem, "the authority's certificate")? {
+        roots.add(certificate)?;
+    }
+    Ok(roots)
+}
+
+fn certificates(pem: &str, what: &'static str) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let found = CertificateDer::pem_slice_iter(pem.as_bytes())
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|source| TlsError::Pem { what, source })?;
+    if found.is_empty() {
+        return Err(TlsError::Pem { what, source: pem::Error::NoItemsFound });
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::authority::Authority;
+    use super::*;
+
+    #[test]
+    fn names_the_file_that_is_missing_and_the_way_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let message = Tls::load(dir.path()).unwrap_err().to_string();
+        assert!(message.contains("ca.pem") && message.contains("lighter certs"), "{message}");
+    }
+
+    #[test]
+    fn refuses_a_key_of_another_certificate() {
+        let authority = Authority::create().unwrap();
+        let mut identity = authority.issue(&["a".into()]).unwrap();
+        identity.key_pem = authority.issue(&["b".into()]).unwrap().key_pem;
+        assert!(matches!(Tls::new(&identity), Err(TlsError::Config(_))));
+    }
+
+    #[test]
+    fn refuses_files_without_certificates() {
+        let mut identity = Authority::create().unwrap().issue(&["a".into()]).unwrap();
+        identity.ca_pem = "nothing".into();
+        let message = Tls::new(&identity).unwrap_err().to_string();
+        assert!(message.contains("the authority's certificate"), "{message}");
+    }
+}
