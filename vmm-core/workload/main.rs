@@ -10,6 +10,7 @@
 #[path = "../src/workload/abi.rs"]
 #[allow(dead_code)]
 mod abi;
+mod libc_memory;
 mod machine;
 mod pace;
 mod part;

@@ -2,7 +2,7 @@
 
 /// Longest time that is caught up with after a stall, as a part of a second. What a paused guest
 /// did not write in its pause is not owed.
-const CATCH_UP_PART: u64 = 100;
+const CATCH_UP_PART: u64 = 10;
 
 /// Turns elapsed time into work that is due.
 pub struct Pace {

@@ -1,0 +1,171 @@
+//! The system calls that the program needs, by number (arch/x86/entry/syscalls/syscall_64.tbl).
+
+use core::arch::asm;
+use core::ffi::CStr;
+
+use crate::line::Line;
+
+const READ: u64 = 0;
+const WRITE: u64 = 1;
+const OPEN: u64 = 2;
+const CLOSE: u64 = 3;
+const MMAP: u64 = 9;
+const IOCTL: u64 = 16;
+const DUP2: u64 = 33;
+const NANOSLEEP: u64 = 35;
+const MOUNT: u64 = 165;
+const REBOOT: u64 = 169;
+const CLOCK_GETTIME: u64 = 228;
+const TIMERFD_CREATE: u64 = 283;
+const TIMERFD_SETTIME: u64 = 286;
+
+const O_RDWR: u64 = 2;
+const O_NONBLOCK: u64 = 0o4000;
+const PROT_READ_WRITE: u64 = 3;
+const MAP_SHARED: u64 = 1;
+const TCGETS: u64 = 0x5401;
+const TCSETS: u64 = 0x5402;
+const ERROR_MAX: u64 = 4095;
+
+/// A clock, by its number for `clock_gettime`.
+#[derive(Clone, Copy)]
+pub enum Clock {
+    /// Time of day.
+    Realtime = 0,
+    /// Time since boot.
+    Monotonic = 1,
+}
+
+/// The time stamp counter.
+pub fn tsc() -> u64 {
+    // SAFETY: RDTSC touches no memory, and Linux lets programs use it.
+    unsafe { core::arch::x86_64::_rdtsc() }
+}
+
+/// Makes the console standard input and output, unbuffered, and mounts what is needed for that.
+pub fn open_console() {
+    // All of these may have been done by an init script before; then they fail, and that is fine.
+    let _ = mount(c"devtmpfs", c"/dev");
+    let _ = mount(c"proc", c"/proc");
+    let Ok(console) = open(c"/dev/console", O_RDWR | O_NONBLOCK) else { return };
+    for standard in 0..3 {
+        let _ = call(DUP2, [console, standard, 0, 0, 0, 0]);
+    }
+    let mut settings = [0u32; 16];
+    if call(IOCTL, [0, TCGETS, settings.as_mut_ptr() as u64, 0, 0, 0]).is_ok() {
+        // Fourth word of `struct termios`: ICANON (2) and ECHO (8).
+        settings[3] &= !(2 | 8);
+        let _ = call(IOCTL, [0, TCSETS, settings.as_ptr() as u64, 0, 0, 0]);
+    }
+}
+
+/// The byte that was typed on the console, if any; never waits.
+pub fn typed() -> Option<u8> {
+    let mut byte = 0u8;
+    let read = call(READ, [0, &raw mut byte as u64, 1, 0, 0, 0]);
+    (read == Ok(1)).then_some(byte)
+}
+
+/// Writes all of `bytes` to the console, waiting for room.
+pub fn write(mut bytes: &[u8]) {
+    while !bytes.is_empty() {
+        match call(WRITE, [1, bytes.as_ptr() as u64, bytes.len() as u64, 0, 0, 0]) {
+            Ok(count) => bytes = &bytes[count as usize..],
+            Err(_) => sleep(1_000_000),
+        }
+    }
+}
+
+/// Says what went wrong, and resets the machine.
+pub fn fail(what: &str, number: u64) -> ! {
+    let mut line = Line::new(what);
+    line.number(number);
+    line.print();
+    sleep(1_000_000_000);
+    reset()
+}
+
+/// Resets the machine.
+pub fn reset() -> ! {
+    loop {
+        // LINUX_REBOOT_MAGIC1, _MAGIC2, _CMD_RESTART
+        let _ = call(REBOOT, [0xfee1_dead, 0x2812_1969, 0x0123_4567, 0, 0, 0]);
+    }
+}
+
+/// The beginning of a file, as much as fits; nothing when it cannot be read.
+pub fn read_file<'a>(path: &CStr, buffer: &'a mut [u8]) -> &'a [u8] {
+    let Ok(file) = open(path, 0) else { return &[] };
+    let at = buffer.as_mut_ptr() as u64;
+    let count = call(READ, [file, at, buffer.len() as u64, 0, 0, 0]).unwrap_or(0);
+    let _ = call(CLOSE, [file, 0, 0, 0, 0, 0]);
+    &buffer[..count as usize]
+}
+
+/// Maps `bytes` of physical memory from `address` on, shared and writable.
+pub fn map_physical(address: u64, bytes: u64) -> Result<*mut u8, u64> {
+    let memory = open(c"/dev/mem", O_RDWR)?;
+    call(MMAP, [0, bytes, PROT_READ_WRITE, MAP_SHARED, memory, address]).map(|at| at as *mut u8)
+}
+
+/// Nanoseconds on `clock`.
+pub fn now(clock: Clock) -> u64 {
+    let mut time = [0u64; 2];
+    let _ = call(CLOCK_GETTIME, [clock as u64, time.as_mut_ptr() as u64, 0, 0, 0, 0]);
+    time[0] * 1_000_000_000 + time[1]
+}
+
+/// Sleeps for `ns`, below a second or a whole number of seconds.
+pub fn sleep(ns: u64) {
+    let time = [ns / 1_000_000_000, ns % 1_000_000_000];
+    let _ = call(NANOSLEEP, [time.as_ptr() as u64, 0, 0, 0, 0, 0]);
+}
+
+/// A periodic timer on the monotonic clock.
+pub struct Timer(u64);
+
+impl Timer {
+    /// Expires every `period_ns` from now on.
+    pub fn every(period_ns: u64) -> Self {
+        let spec = [0, period_ns, 0, period_ns];
+        match call(TIMERFD_CREATE, [Clock::Monotonic as u64, O_NONBLOCK, 0, 0, 0, 0]) {
+            Ok(timer) => {
+                let _ = call(TIMERFD_SETTIME, [timer, 0, spec.as_ptr() as u64, 0, 0, 0]);
+                Self(timer)
+            }
+            Err(error) => fail("check: cannot make a timer, error ", error),
+        }
+    }
+
+    /// How often it has expired since this was asked last.
+    pub fn expiries(&self) -> u64 {
+        let mut count = 0u64;
+        match call(READ, [self.0, &raw mut count as u64, 8, 0, 0, 0]) {
+            Ok(8) => count,
+            _ => 0,
+        }
+    }
+}
+
+fn open(path: &CStr, flags: u64) -> Result<u64, u64> {
+    call(OPEN, [path.as_ptr() as u64, flags, 0, 0, 0, 0])
+}
+
+fn mount(kind: &CStr, folder: &CStr) -> Result<u64, u64> {
+    let kind = kind.as_ptr() as u64;
+    call(MOUNT, [kind, folder.as_ptr() as u64, kind, 0, 0, 0])
+}
+
+fn call(number: u64, arguments: [u64; 6]) -> Result<u64, u64> {
+    let [a, b, c, d, e, f] = arguments;
+    let result: u64;
+    // SAFETY: every caller passes pointers to memory of its own that outlive the call, as large as
+    // the call says; the kernel changes RAX, RCX and R11 only.
+    unsafe {
+        asm!("syscall", inlateout("rax") number => result, in("rdi") a, in("rsi") b, in("rdx") c,
+            in("r10") d, in("r8") e, in("r9") f, lateout("rcx") _, lateout("r11") _,
+            options(nostack));
+    }
+    let error = result.wrapping_neg();
+    if (1..=ERROR_MAX).contains(&error) { Err(error) } else { Ok(result) }
+}

@@ -1,0 +1,224 @@
+//! `check`: the program that the Linux test guest runs.
+//!
+//! It fills memory above the kernel's `mem=` limit with stamped pages, rewrites and checks them for
+//! ever, and prints one line a second on the console: its clocks, its timer, its pages, its errors,
+//! and the longest gap in which it did not run. It takes single-letter commands on the console (see
+//! [`Check::command`]). Options come from the kernel command line (see [`options`]).
+//!
+//! No standard library and no allocator: where the guest's page faults are emulated they cost about
+//! a millisecond each, so the program is a few pages, and the memory it works on is mapped at once
+//! through `/dev/mem`.
+
+#![no_std]
+#![no_main]
+
+#[path = "../../../vmm-core/workload/libc_memory.rs"]
+mod libc_memory;
+mod line;
+mod linux;
+mod memory;
+mod options;
+#[path = "../../../vmm-core/workload/pace.rs"]
+mod pace;
+#[path = "../../../vmm-core/src/workload/stamp.rs"]
+#[allow(dead_code)]
+mod stamp;
+
+use line::Line;
+use linux::{Clock, tsc};
+use memory::Memory;
+use options::Options;
+use pace::Pace;
+
+const TIMER_PERIOD_MS: u64 = 100;
+const NS_PER_MS: u64 = 1_000_000;
+
+core::arch::global_asm!(
+    ".globl _start",
+    "_start:",
+    "xor ebp, ebp",
+    "and rsp, -16",
+    "call {main}",
+    "ud2",
+    main = sym main,
+);
+
+extern "C" fn main() -> ! {
+    linux::open_console();
+    let mut buffer = [0; 1024];
+    let options = Options::parse(linux::read_file(c"/proc/cmdline", &mut buffer));
+    let memory = match Memory::map(&options) {
+        Ok(memory) => memory,
+        Err(error) => linux::fail("check: cannot map /dev/mem, error ", error),
+    };
+    Check::start(options, memory).run()
+}
+
+#[panic_handler]
+fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
+    linux::fail("check: panic in line ", info.location().map_or(0, |at| u64::from(at.line())))
+}
+
+struct Check {
+    options: Options,
+    memory: Memory,
+    hz: u64,
+    timer: linux::Timer,
+    started_ns: u64,
+    dirty_pace: Pace,
+    sweep_pace: Pace,
+    rate: u64,
+    silent: bool,
+    ticks: u64,
+    last: u64,
+    gap: u64,
+    output: u64,
+    gap_epoch: u64,
+    expiries: u64,
+    verified: u64,
+}
+
+impl Check {
+    fn start(options: Options, mut memory: Memory) -> Self {
+        let hz = measure_tsc();
+        memory.fill();
+        let started_ns = linux::now(Clock::Monotonic);
+        Self {
+            rate: options.rate,
+            silent: false,
+            dirty_pace: Pace::new(hz),
+            sweep_pace: Pace::new(hz),
+            timer: linux::Timer::every(TIMER_PERIOD_MS * NS_PER_MS),
+            options,
+            memory,
+            hz,
+            started_ns,
+            ticks: 0,
+            last: tsc(),
+            gap: 0,
+            output: 0,
+            gap_epoch: 0,
+            expiries: 0,
+            verified: 0,
+        }
+    }
+
+    fn run(&mut self) -> ! {
+        let mut next_line = self.last;
+        let mut next_command = self.last;
+        loop {
+            let now = tsc();
+            self.turn(now);
+            if now >= next_line {
+                next_line = now + self.hz;
+                if !self.silent {
+                    self.print();
+                }
+            } else if now >= next_command {
+                next_command = now + self.hz / 20;
+                self.command();
+            }
+            if self.options.halt {
+                linux::sleep(10 * NS_PER_MS);
+            }
+        }
+    }
+
+    fn turn(&mut self, now: u64) {
+        self.ticks += 1;
+        // A clock that went backwards shows as a gap of centuries, which no test overlooks.
+        let elapsed = now.wrapping_sub(self.last);
+        self.last = now;
+        self.gap = self.gap.max(elapsed);
+        // A program that sleeps has ten milliseconds' worth of pages to write when it wakes.
+        let pages_max = if self.options.halt { self.rate / 50 + 1 } else { 1 };
+        let mut credit = elapsed;
+        for _ in 0..pages_max {
+            if !self.dirty_pace.take(credit, self.rate) {
+                break;
+            }
+            credit = 0;
+            self.memory.rewrite();
+        }
+        if self.sweep_pace.take(elapsed, self.options.sweep) {
+            self.memory.sweep();
+        }
+    }
+
+    /// One line; the time that it takes is told apart from gaps.
+    fn print(&mut self) {
+        let monotonic = linux::now(Clock::Monotonic);
+        self.expiries += self.timer.expiries();
+        let expected = (monotonic - self.started_ns) / (TIMER_PERIOD_MS * NS_PER_MS);
+        let fault = self.memory.first_fault();
+        let mut line = Line::new("check");
+        line.field("tick", self.ticks);
+        line.field("mono_ms", monotonic / NS_PER_MS);
+        line.field("real_ms", linux::now(Clock::Realtime) / NS_PER_MS);
+        line.field("timers", self.expiries);
+        line.field("expected", expected);
+        line.field("written", self.memory.written());
+        line.field("checked", self.memory.checked());
+        line.field("errors", self.memory.errors());
+        line.field("bad_page", fault.map_or(0, |fault| fault.page));
+        line.field("bad_kind", fault.map_or(0, |fault| fault.kind as u64));
+        line.field("verified", self.verified);
+        line.field("epoch", self.gap_epoch);
+        line.field("gap_us", self.microseconds(self.gap));
+        line.field("output_us", self.microseconds(self.output));
+        line.print();
+        let now = tsc();
+        self.output = self.output.max(now.wrapping_sub(self.last));
+        self.last = now;
+    }
+
+    /// Obeys the letter that was typed, if any:
+    ///
+    /// | letter | does |
+    /// |---|---|
+    /// | `r` | forget the longest gap and print a line |
+    /// | `v` | check all memory and print a line |
+    /// | `i` | print a line |
+    /// | `s` | print no line unless asked (it takes tens of milliseconds); again: do |
+    /// | `0` to `9` | rewrite so many thousand pages per second |
+    /// | `h` | rewrite 20,000 pages per second |
+    /// | `q` | reset the machine |
+    fn command(&mut self) {
+        match linux::typed() {
+            Some(b'r') => {
+                self.gap = 0;
+                self.output = 0;
+                self.gap_epoch += 1;
+                self.print();
+            }
+            Some(b'v') => {
+                self.memory.check_all();
+                self.verified += 1;
+                self.last = tsc();
+                self.print();
+            }
+            Some(b'i') => self.print(),
+            Some(b's') => self.silent = !self.silent,
+            Some(digit @ b'0'..=b'9') => self.rate = u64::from(digit - b'0') * 1000,
+            Some(b'h') => self.rate = 20_000,
+            Some(b'q') => linux::reset(),
+            _ => {}
+        }
+    }
+
+    fn microseconds(&self, ticks: u64) -> u64 {
+        (u128::from(ticks) * 1_000_000 / u128::from(self.hz)) as u64
+    }
+}
+
+/// TSC ticks per second, measured over half a second of the guest's own clock.
+fn measure_tsc() -> u64 {
+    let (start_ns, start) = (linux::now(Clock::Monotonic), tsc());
+    loop {
+        let (now_ns, now) = (linux::now(Clock::Monotonic), tsc());
+        if now_ns - start_ns >= 500 * NS_PER_MS {
+            return (u128::from(now - start) * 1_000_000_000 / u128::from(now_ns - start_ns))
+                as u64;
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! Options from the kernel command line.
+//!
+//! | option | default | is |
+//! |---|---|---|
+//! | `mem=N[KMG]` | (needed) | the kernel's limit; memory is taken above it |
+//! | `check.mib=N` | 64 | memory that is filled and checked, MiB |
+//! | `check.ws=N` | all | part of it that is rewritten, MiB |
+//! | `check.rate=N` | 1000 | pages rewritten per second |
+//! | `check.sweep=N` | 2000 | pages checked in the background per second |
+//! | `check.random=N` | 100 | share of incompressible pages, percent |
+//! | `check.text=N` | 0 | share of compressible pages, percent; the rest are zero |
+//! | `check.zeroing=N` | 0 | share of rewrites that clear the page, percent |
+//! | `check.halt=1` | 0 | sleep between turns (so that the vCPU halts) instead of spinning |
+
+/// What the program was asked to do.
+#[derive(Clone, Copy)]
+pub struct Options {
+    /// First byte of memory that is not the kernel's.
+    pub base: u64,
+    /// Pages filled and checked.
+    pub pages: u64,
+    /// Pages rewritten.
+    pub working_set_pages: u64,
+    /// Pages rewritten per second.
+    pub rate: u64,
+    /// Pages checked in the background per second.
+    pub sweep: u64,
+    /// Share of incompressible pages, percent.
+    pub random: u64,
+    /// Share of compressible pages, percent.
+    pub text: u64,
+    /// Share of rewrites that clear the page, percent.
+    pub zeroing: u64,
+    /// Sleep between turns.
+    pub halt: bool,
+}
+
+const PAGES_PER_MIB: u64 = 256;
+
+impl Options {
+    /// Reads what it knows from `cmdline` and leaves the rest.
+    pub fn parse(cmdline: &[u8]) -> Self {
+        let value = |name: &[u8]| {
+            let words = cmdline.split(|byte| byte.is_ascii_whitespace());
+            words.filter_map(|word| word.strip_prefix(name)?.strip_prefix(b"=")).last().map(number)
+        };
+        let pages = value(b"check.mib").unwrap_or(64) * PAGES_PER_MIB;
+        let working_set = value(b"check.ws").map_or(pages, |mib| mib * PAGES_PER_MIB);
+        Self {
+            base: value(b"mem").unwrap_or(0),
+            pages,
+            working_set_pages: working_set.min(pages),
+            rate: value(b"check.rate").unwrap_or(1000),
+            sweep: value(b"check.sweep").unwrap_or(2000),
+            random: value(b"check.random").unwrap_or(100),
+            text: value(b"check.text").unwrap_or(0),
+            zeroing: value(b"check.zeroing").unwrap_or(0),
+            halt: value(b"check.halt").unwrap_or(0) != 0,
+        }
+    }
+}
+
+/// Digits, then perhaps K, M or G. Anything else ends the number.
+fn number(text: &[u8]) -> u64 {
+    let mut value: u64 = 0;
+    for byte in text {
+        match byte {
+            b'0'..=b'9' => value = value * 10 + u64::from(byte - b'0'),
+            b'k' | b'K' => return value << 10,
+            b'm' | b'M' => return value << 20,
+            b'g' | b'G' => return value << 30,
+            _ => return value,
+        }
+    }
+    value
+}

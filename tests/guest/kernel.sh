@@ -1,0 +1,45 @@
+#!/bin/sh
+# Finds or builds the kernel of the Linux test guest (an ELF vmlinux), and prints its path.
+#
+#   tests/guest/kernel.sh
+#
+# In this order: $LIGHTER_GUEST_KERNEL; ../shared/guest/vmlinux beside the checkout; one built earlier
+# in target/guest/; a build from Debian's linux-source-6.1 with `defconfig` and `slow-kvm.patch` from
+# this folder (ten minutes on two cores). The patch and the options in `cmdline` are for hosts whose
+# KVM emulates the guest's kernel; elsewhere they do no harm.
+set -eu
+
+here=$(cd "$(dirname "$0")" && pwd)
+root=$(cd "$here/../.." && pwd)
+cache=${CARGO_TARGET_DIR:-$root/target}/guest
+source=/usr/src/linux-source-6.1.tar.xz
+packages="linux-source-6.1 flex bison bc libelf-dev libssl-dev gcc make patch xz-utils"
+
+for kernel in "${LIGHTER_GUEST_KERNEL:-}" "$root/../shared/guest/vmlinux" "$cache/vmlinux"; do
+    if [ -n "$kernel" ] && [ -r "$kernel" ]; then
+        echo "$kernel"
+        exit 0
+    fi
+done
+
+if [ ! -r "$source" ] || ! command -v flex bison bc >&2; then
+    if [ "$(id -u)" != 0 ] || ! command -v apt-get >&2; then
+        echo "kernel.sh: the guest's kernel needs these Debian packages: $packages" >&2
+        exit 1
+    fi
+    apt-get update >&2
+    # shellcheck disable=SC2086  # a list of packages
+    apt-get install -y --no-install-recommends $packages >&2
+fi
+
+mkdir -p "$cache"
+work=$(mktemp -d "$cache/kernel.XXXXXX")
+trap 'rm -rf "$work"' EXIT
+tar -C "$work" --strip-components=1 -xf "$source"
+patch -d "$work" -p1 <"$here/slow-kvm.patch" >&2
+cp "$here/defconfig" "$work/.config"
+make -C "$work" olddefconfig >&2
+make -C "$work" -j"$(nproc)" vmlinux >&2
+strip -o "$cache/vmlinux.new" "$work/vmlinux"
+mv "$cache/vmlinux.new" "$cache/vmlinux"
+echo "$cache/vmlinux"
