@@ -8,7 +8,7 @@
 #![no_main]
 
 #[path = "../src/workload/abi.rs"]
-#[allow(dead_code)]
+#[expect(dead_code, reason = "the host uses the rest")]
 mod abi;
 mod libc_memory;
 mod machine;
@@ -16,7 +16,7 @@ mod pace;
 mod part;
 mod report;
 #[path = "../src/workload/stamp.rs"]
-#[allow(dead_code)]
+#[expect(dead_code, reason = "the host uses the rest")]
 mod stamp;
 mod work;
 

@@ -4,6 +4,7 @@ use core::arch::asm;
 use core::ffi::CStr;
 
 use crate::line::Line;
+use crate::stamp::PageWords;
 
 const READ: u64 = 0;
 const WRITE: u64 = 1;
@@ -26,6 +27,7 @@ const MAP_SHARED: u64 = 1;
 const TCGETS: u64 = 0x5401;
 const TCSETS: u64 = 0x5402;
 const ERROR_MAX: u64 = 4095;
+const PAGE_BYTES: u64 = 4096;
 
 /// A clock, by its number for `clock_gettime`.
 #[derive(Clone, Copy)]
@@ -102,10 +104,30 @@ pub fn read_file<'a>(path: &CStr, buffer: &'a mut [u8]) -> &'a [u8] {
     &buffer[..count as usize]
 }
 
-/// Maps `bytes` of physical memory from `address` on, shared and writable.
-pub fn map_physical(address: u64, bytes: u64) -> Result<*mut u8, u64> {
+/// Maps physical memory from `address` on: a ledger with a word for each page, then `count` pages.
+///
+/// Called once: what it returns is the only reference to that memory.
+///
+/// # Errors
+/// The number of the kernel's error.
+pub fn map_physical(
+    address: u64,
+    count: u64,
+) -> Result<(&'static mut [u32], &'static mut [PageWords]), u64> {
+    let ledger_bytes = (count * 4).next_multiple_of(PAGE_BYTES);
+    let bytes = ledger_bytes + count * PAGE_BYTES;
     let memory = open(c"/dev/mem", O_RDWR)?;
-    call(MMAP, [0, bytes, PROT_READ_WRITE, MAP_SHARED, memory, address]).map(|at| at as *mut u8)
+    let start = call(MMAP, [0, bytes, PROT_READ_WRITE, MAP_SHARED, memory, address])?;
+    let ledger = start as *mut u32;
+    let pages = (start + ledger_bytes) as *mut PageWords;
+    // SAFETY: the kernel has just mapped `bytes` at `start`, page-aligned, for nobody else; the two
+    // slices do not overlap and fit, and every bit pattern is a valid integer.
+    unsafe {
+        Ok((
+            core::slice::from_raw_parts_mut(ledger, count as usize),
+            core::slice::from_raw_parts_mut(pages, count as usize),
+        ))
+    }
 }
 
 /// Nanoseconds on `clock`.

@@ -21,7 +21,7 @@ mod options;
 #[path = "../../../vmm-core/workload/pace.rs"]
 mod pace;
 #[path = "../../../vmm-core/src/workload/stamp.rs"]
-#[allow(dead_code)]
+#[expect(dead_code, reason = "the host uses the rest")]
 mod stamp;
 
 use line::Line;

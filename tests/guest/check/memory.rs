@@ -4,8 +4,6 @@ use crate::linux;
 use crate::options::Options;
 use crate::stamp::{Content, Fault, PageWords};
 
-const PAGE_BYTES: u64 = 4096;
-
 /// The pages and the sequence that each should have.
 pub struct Memory {
     pages: &'static mut [PageWords],
@@ -26,18 +24,7 @@ impl Memory {
     /// # Errors
     /// The number of the kernel's error.
     pub fn map(options: &Options) -> Result<Self, u64> {
-        let ledger_bytes = (options.pages * 4).next_multiple_of(PAGE_BYTES);
-        let bytes = ledger_bytes + options.pages * PAGE_BYTES;
-        let start = linux::map_physical(options.base, bytes)?;
-        let count = options.pages as usize;
-        // SAFETY: the kernel has just mapped `bytes` there, page-aligned, for nobody else; the two
-        // slices do not overlap and fit, and every bit pattern is a valid integer.
-        let (ledger, pages) = unsafe {
-            (
-                core::slice::from_raw_parts_mut(start.cast(), count),
-                core::slice::from_raw_parts_mut(start.add(ledger_bytes as usize).cast(), count),
-            )
-        };
+        let (ledger, pages) = linux::map_physical(options.base, options.pages)?;
         Ok(Self {
             pages,
             ledger,
