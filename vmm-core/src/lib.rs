@@ -1,1 +1,33 @@
-//! vmm-core
+//! A KVM virtual machine: memory, vCPUs, devices, dirty-page tracking and saved state.
+//!
+//! Everything starts at [`Vm`]: create one from a [`VmShape`], give it something to run with
+//! [`Vm::boot`], then [`Vm::resume`] it. A paused VM can be saved with [`Vm::save_state`], and that
+//! state loaded into a VM of the same shape in another process or on another host; [`snapshot`] does
+//! the same through a file. While it runs, dirty tracking tells which pages changed.
+//!
+//! This crate knows KVM and the rust-vmm crates, and nothing of migration, of networks or of the
+//! program that it is part of.
+
+pub mod boot;
+mod codec;
+pub mod cpuid;
+pub mod devices;
+mod dirty;
+mod error;
+mod event;
+pub mod memory;
+mod raw;
+mod shape;
+pub mod snapshot;
+pub mod state;
+mod vcpu;
+mod vm;
+pub mod workload;
+
+pub use boot::BootSource;
+pub use error::{Error, Result};
+pub use event::{DOORBELLS_MAX, EventQueue, StopReason, VmEvent};
+pub use memory::GuestRam;
+pub use shape::{ShapeError, TSC_TOLERANCE_PPM, VCPUS_MAX, VmShape};
+pub use state::VmState;
+pub use vm::{RunState, Vm};

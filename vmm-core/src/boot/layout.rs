@@ -1,0 +1,29 @@
+//! Guest-physical addresses below 1 MiB that the VMM fills before a guest starts. The kernel takes
+//! them over once it has read them.
+
+/// Descriptor table.
+pub(crate) const GDT: u64 = 0x500;
+/// PVH: `hvm_start_info`.
+pub(crate) const PVH_START_INFO: u64 = 0x6000;
+/// PVH: list of modules, which is the initrd alone.
+pub(crate) const PVH_MODULES: u64 = 0x6100;
+/// PVH: memory map.
+pub(crate) const PVH_MEMORY_MAP: u64 = 0x6200;
+/// Linux 64-bit boot protocol: `boot_params`, the "zero page".
+pub(crate) const ZERO_PAGE: u64 = 0x7000;
+/// Top of the stack that the kernel starts with.
+pub(crate) const BOOT_STACK: u64 = 0x8ff0;
+/// Kernel command line.
+pub(crate) const CMDLINE: u64 = 0x9000;
+/// Longest command line, without its final zero: `COMMAND_LINE_SIZE` of x86 Linux less one.
+pub(crate) const CMDLINE_BYTES_MAX: usize = 2047;
+/// Page tables, one page after the other.
+pub(crate) const PAGE_TABLES: u64 = 0xa000;
+/// End of what page tables may take, and of low memory that a kernel is told of.
+pub(crate) const LOW_MEMORY_END: u64 = 0x9_fc00;
+/// MP table: the last kilobyte of the first 640, where Linux looks for it.
+pub(crate) const MP_TABLE: u64 = LOW_MEMORY_END;
+/// End of the MP table's room.
+pub(crate) const MP_TABLE_END: u64 = 0xa_0000;
+/// Where memory begins again after the hole for legacy devices.
+pub(crate) const HIGH_MEMORY: u64 = 0x10_0000;

@@ -1,0 +1,100 @@
+//! Starting a freestanding program in 64-bit user mode, on all vCPUs at once.
+//!
+//! Each vCPU begins at CPL 3 with flat segments, I/O privilege level 3 (so that port instructions
+//! work), interrupts off, SSE on, XSAVE on with all that the processor has, and all of RAM mapped one
+//! to one, writable and executable, by 2 MiB pages. There is no interrupt table: a fault is a triple
+//! fault and ends the guest.
+
+use super::BootError;
+use super::layout::{LOW_MEMORY_END, PAGE_TABLES};
+use super::tables::{
+    Privilege, Xsave, enter_long_mode, identity_map_bytes, write_gdt, write_identity_map,
+};
+use crate::Vm;
+use crate::error::{KvmContext, Result};
+use crate::vcpu::Vcpu;
+
+/// Programs may use memory from here on; what is below belongs to page and descriptor tables.
+pub const PROGRAM_START: u64 = LOW_MEMORY_END;
+/// Largest memory that can be mapped for a program, in bytes.
+pub const USER_MEMORY_BYTES_MAX: u64 = 128 << 30;
+
+const _: () =
+    assert!(PAGE_TABLES + identity_map_bytes(USER_MEMORY_BYTES_MAX + (1 << 30)) <= LOW_MEMORY_END);
+
+/// Registers that a vCPU starts with; all others are 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UserEntry {
+    /// First instruction.
+    pub rip: u64,
+    /// Stack pointer.
+    pub rsp: u64,
+    /// RDI and RSI, the first two arguments of the System V calling convention.
+    pub args: [u64; 2],
+}
+
+/// Prepares all vCPUs of a paused VM to run a program that is in its memory, one entry for each.
+///
+/// # Errors
+/// [`BootError::EntryCount`], [`BootError::TooMuchMemory`], or what KVM answers.
+pub fn start_user_mode(vm: &Vm, entries: &[UserEntry]) -> Result<()> {
+    let shape = vm.shape();
+    if entries.len() != usize::from(shape.vcpus) {
+        let entries = entries.len();
+        return Err(BootError::EntryCount { entries, vcpus: shape.vcpus }.into());
+    }
+    let bytes = vm.ram().bytes();
+    if bytes > USER_MEMORY_BYTES_MAX {
+        return Err(BootError::TooMuchMemory { bytes }.into());
+    }
+    let layout = vm.ram().layout();
+    let end = layout.regions().iter().map(|region| region.gpa + region.bytes).max().unwrap_or(0);
+    let cr3 = write_identity_map(vm.ram(), end, Privilege::User).map_err(BootError::Memory)?;
+    for (index, entry) in (0..).zip(entries.iter().copied()) {
+        let sregs = vm.on_vcpu(index, move |vcpu| set_registers(vcpu, cr3, entry))?;
+        write_gdt(vm.ram(), &sregs?).map_err(BootError::Memory)?;
+    }
+    Ok(())
+}
+
+fn set_registers(vcpu: &Vcpu, cr3: u64, entry: UserEntry) -> Result<kvm_bindings::kvm_sregs> {
+    const RFLAGS_RESERVED: u64 = 1 << 1;
+    const RFLAGS_IOPL_3: u64 = 3 << 12;
+    let (fd, index) = (vcpu.fd(), vcpu.index());
+
+    let mut sregs = fd.get_sregs().vcpu_call(index, "KVM_GET_SREGS")?;
+    enter_long_mode(&mut sregs, cr3, Privilege::User, enable_xsave(vcpu)?);
+    fd.set_sregs(&sregs).vcpu_call(index, "KVM_SET_SREGS")?;
+
+    let regs = kvm_bindings::kvm_regs {
+        rip: entry.rip,
+        rsp: entry.rsp,
+        rdi: entry.args[0],
+        rsi: entry.args[1],
+        rflags: RFLAGS_RESERVED | RFLAGS_IOPL_3,
+        ..Default::default()
+    };
+    fd.set_regs(&regs).vcpu_call(index, "KVM_SET_REGS")?;
+    let runnable = kvm_bindings::kvm_mp_state { mp_state: kvm_bindings::KVM_MP_STATE_RUNNABLE };
+    fd.set_mp_state(runnable).vcpu_call(index, "KVM_SET_MP_STATE")?;
+    Ok(sregs)
+}
+
+/// Switches on in XCR0 whatever vector state this processor has, which user mode cannot do itself.
+fn enable_xsave(vcpu: &Vcpu) -> Result<Xsave> {
+    /// x87, SSE, AVX, and the three parts of AVX-512: the states that need nothing but to be enabled.
+    const VECTOR_STATES: u64 = 0b1110_0111;
+    const X87: u64 = 1;
+    let (fd, index) = (vcpu.fd(), vcpu.index());
+    let cpuid =
+        fd.get_cpuid2(kvm_bindings::KVM_MAX_CPUID_ENTRIES).vcpu_call(index, "KVM_GET_CPUID2")?;
+    let leaf = cpuid.as_slice().iter().find(|entry| entry.function == 0xd && entry.index == 0);
+    let supported = leaf.map_or(0, |leaf| u64::from(leaf.edx) << 32 | u64::from(leaf.eax));
+    if supported & X87 == 0 {
+        return Ok(Xsave::Absent);
+    }
+    let mut xcrs = kvm_bindings::kvm_xcrs { nr_xcrs: 1, ..Default::default() };
+    xcrs.xcrs[0].value = supported & VECTOR_STATES;
+    fd.set_xcrs(&xcrs).vcpu_call(index, "KVM_SET_XCRS")?;
+    Ok(Xsave::Enabled)
+}

@@ -1,0 +1,106 @@
+//! Which device answers at which I/O port.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::{DOORBELL_PORT, POWER_OFF_PORT, SERIAL_PORT, SerialPort};
+
+/// Command and status port of the i8042 keyboard controller, of which only the reset line exists.
+const I8042_COMMAND_PORT: u16 = 0x64;
+/// The i8042 command that pulses the processor's reset line.
+const I8042_RESET: u8 = 0xfe;
+/// Last of the serial console's ports.
+const SERIAL_PORT_LAST: u16 = SERIAL_PORT + 7;
+
+/// What a write to a port means beyond its device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PortEffect {
+    /// Nothing more.
+    None,
+    /// The guest wants to be reset.
+    Reset,
+    /// The guest wants to be off.
+    PowerOff,
+    /// The guest rang its doorbell.
+    Doorbell(u32),
+}
+
+/// The devices behind the I/O ports.
+#[derive(Debug)]
+pub(crate) struct Ports {
+    serial: Mutex<SerialPort>,
+}
+
+impl Ports {
+    /// The devices of a new guest.
+    pub(crate) fn new(serial: SerialPort) -> Self {
+        Self { serial: Mutex::new(serial) }
+    }
+
+    /// The serial console.
+    pub(crate) fn serial(&self) -> MutexGuard<'_, SerialPort> {
+        self.serial.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The guest reads `data.len()` bytes from `port`.
+    pub(crate) fn read(&self, port: u16, data: &mut [u8]) {
+        match port {
+            SERIAL_PORT..=SERIAL_PORT_LAST => {
+                let mut serial = self.serial();
+                data.fill_with(|| serial.read((port - SERIAL_PORT) as u8));
+            }
+            I8042_COMMAND_PORT => data.fill(0),
+            _ => data.fill(0xff),
+        }
+    }
+
+    /// The guest writes `data` to `port`; for a repeated instruction, all of its values.
+    pub(crate) fn write(&self, port: u16, data: &[u8]) -> PortEffect {
+        match port {
+            SERIAL_PORT..=SERIAL_PORT_LAST => {
+                let mut serial = self.serial();
+                data.iter().for_each(|byte| serial.write((port - SERIAL_PORT) as u8, *byte));
+                PortEffect::None
+            }
+            I8042_COMMAND_PORT if data.contains(&I8042_RESET) => PortEffect::Reset,
+            POWER_OFF_PORT => PortEffect::PowerOff,
+            DOORBELL_PORT => {
+                let mut value = [0; 4];
+                let len = data.len().min(4);
+                value[..len].copy_from_slice(&data[..len]);
+                PortEffect::Doorbell(u32::from_le_bytes(value))
+            }
+            _ => PortEffect::None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::devices::serial::tests::port_with_output;
+
+    #[test]
+    fn ports_answer_as_documented() {
+        let (serial, output) = port_with_output();
+        let ports = Ports::new(serial);
+
+        assert_eq!(ports.write(SERIAL_PORT, b"hello"), PortEffect::None);
+        assert_eq!(output.lock().unwrap().as_slice(), b"hello");
+        assert_eq!(ports.write(0x64, &[0xfe]), PortEffect::Reset);
+        assert_eq!(ports.write(0x64, &[0xd1]), PortEffect::None);
+        assert_eq!(ports.write(POWER_OFF_PORT, &[0]), PortEffect::PowerOff);
+        let value = 0x1234_5678u32.to_le_bytes();
+        assert_eq!(ports.write(DOORBELL_PORT, &value), PortEffect::Doorbell(0x1234_5678));
+        assert_eq!(ports.write(DOORBELL_PORT, &[7]), PortEffect::Doorbell(7));
+    }
+
+    #[test]
+    fn a_port_without_a_device_reads_as_ones() {
+        let ports = Ports::new(port_with_output().0);
+        let mut data = [0; 4];
+        ports.read(0x70, &mut data);
+        assert_eq!(data, [0xff; 4]);
+        ports.read(0x64, &mut data[..1]);
+        assert_eq!(data[0], 0);
+    }
+}

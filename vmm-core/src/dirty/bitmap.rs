@@ -1,0 +1,202 @@
+//! Dirty tracking by KVM's bitmap, with manual protection where the kernel has it.
+//!
+//! `KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2` separates reading the log from write-protecting pages again,
+//! and with `INITIALLY_SET` the start costs nothing: pages are protected chunk by chunk as they are
+//! first copied. Kernels without it protect everything at once on each reading, which is correct too,
+//! only slower for the guest; see `KVM_CLEAR_DIRTY_LOG` in Documentation/virt/kvm/api.rst.
+
+use std::sync::Arc;
+
+use kvm_bindings::{
+    KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_DIRTY_LOG_INITIALLY_SET,
+    KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE, KVM_MEM_LOG_DIRTY_PAGES, kvm_enable_cap,
+};
+use kvm_ioctls::VmFd;
+
+use super::DirtyTracking;
+use crate::error::{Error, KvmContext, Result};
+use crate::memory::{CHUNK_PAGES, GuestRam};
+use crate::raw;
+
+/// Most words that one `KVM_CLEAR_DIRTY_LOG` carries: 256 MiB of guest memory. The kernel holds the
+/// lock of the guest's page tables meanwhile, and the guest's faults wait for it.
+const CLEAR_WORDS_MAX: usize = 1024;
+
+/// How KVM keeps its log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Protection {
+    /// Pages are protected when cleared, and all count as dirty at first.
+    ManualInitiallySet,
+    /// Pages are protected at the start and when cleared.
+    Manual,
+    /// Pages are protected at the start and whenever the log is read.
+    OnRead,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct BitmapLog {
+    vm: Arc<VmFd>,
+    ram: Arc<GuestRam>,
+    protection: Protection,
+    running: bool,
+    /// True from the start to the first reading, when KVM itself does not report every page.
+    report_all: bool,
+    /// For one reading of the largest region.
+    scratch: Vec<u64>,
+}
+
+impl BitmapLog {
+    /// A log for `ram`, whose regions are the slots of `vm`. Enables manual protection if it can.
+    pub(crate) fn new(vm: Arc<VmFd>, ram: Arc<GuestRam>) -> Self {
+        let protection = enable_manual_protection(&vm);
+        if protection == Protection::OnRead {
+            tracing::warn!(
+                "this kernel lacks KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2: migration will disturb guests more"
+            );
+        }
+        Self { vm, ram, protection, running: false, report_all: false, scratch: Vec::new() }
+    }
+
+    fn set_logging(&self, flags: u32) -> Result<()> {
+        for (slot, region) in (0..).zip(self.ram.mappings()) {
+            raw::set_memory_region(&self.vm, slot, flags, region)
+                .call("KVM_SET_USER_MEMORY_REGION")?;
+        }
+        Ok(())
+    }
+
+    fn check_running(&self) -> Result<()> {
+        if self.running { Ok(()) } else { Err(Error::DirtyTracking("not running: start it first")) }
+    }
+
+    fn check_range(&self, first: usize, len: usize) -> Result<()> {
+        let chunks = self.ram.chunks();
+        match first.checked_add(len) {
+            Some(end) if end <= chunks => Ok(()),
+            end => {
+                let end = end.unwrap_or(usize::MAX);
+                Err(Error::DirtyRange { first, end, chunks })
+            }
+        }
+    }
+}
+
+fn enable_manual_protection(vm: &VmFd) -> Protection {
+    let capability = KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2;
+    let both = KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET;
+    let supported = vm.check_extension_raw(capability.into()) as u32 & both;
+    let mut cap = kvm_enable_cap { cap: capability, ..Default::default() };
+    cap.args[0] = supported.into();
+    if supported & KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE == 0 || vm.enable_cap(&cap).is_err() {
+        Protection::OnRead
+    } else if supported == both {
+        Protection::ManualInitiallySet
+    } else {
+        Protection::Manual
+    }
+}
+
+impl DirtyTracking for BitmapLog {
+    fn start(&mut self) -> Result<()> {
+        if self.running {
+            return Err(Error::DirtyTracking("running already"));
+        }
+        self.ram.mappings().for_each(|region| (**region).bitmap().reset());
+        self.set_logging(KVM_MEM_LOG_DIRTY_PAGES)?;
+        let largest = self.ram.layout().regions().iter().map(|region| region.chunks()).max();
+        self.scratch.resize(largest.unwrap_or(0), 0);
+        self.report_all = self.protection != Protection::ManualInitiallySet;
+        self.running = true;
+        Ok(())
+    }
+
+    fn stop(&mut self) -> Result<()> {
+        self.check_running()?;
+        self.set_logging(0)?;
+        self.running = false;
+        self.scratch = Vec::new();
+        Ok(())
+    }
+
+    fn collect(&mut self, words: &mut [u64]) -> Result<()> {
+        self.check_running()?;
+        self.check_range(0, words.len())?;
+        if words.len() != self.ram.chunks() {
+            let (end, chunks) = (words.len(), self.ram.chunks());
+            return Err(Error::DirtyRange { first: 0, end, chunks });
+        }
+        let layout = self.ram.layout().regions();
+        for ((slot, region), place) in (0..).zip(self.ram.mappings()).zip(layout) {
+            let chunks = place.chunks();
+            let scratch = &mut self.scratch[..chunks];
+            raw::get_dirty_log(&self.vm, slot, chunks * CHUNK_PAGES, scratch)
+                .call("KVM_GET_DIRTY_LOG")?;
+            let own = (**region).bitmap().get_and_reset();
+            let words = &mut words[place.first_chunk..][..chunks];
+            for ((word, kvm), own) in words.iter_mut().zip(scratch).zip(own) {
+                *word |= *kvm | own;
+            }
+        }
+        if std::mem::take(&mut self.report_all) {
+            words.fill(!0);
+        }
+        Ok(())
+    }
+
+    fn rearm(&mut self, first_chunk: usize, words: &[u64]) -> Result<()> {
+        self.check_running()?;
+        self.check_range(first_chunk, words.len())?;
+        if self.protection == Protection::OnRead {
+            return Ok(());
+        }
+        let end = first_chunk + words.len();
+        for (slot, region) in (0..).zip(self.ram.layout().regions()) {
+            let start = first_chunk.max(region.first_chunk);
+            let stop = end.min(region.first_chunk + region.chunks());
+            if start >= stop {
+                continue;
+            }
+            for (run_start, run) in runs(&words[start - first_chunk..stop - first_chunk]) {
+                let chunk = start + run_start - region.first_chunk;
+                raw::clear_dirty_log(&self.vm, slot, (chunk * CHUNK_PAGES) as u64, run)
+                    .call("KVM_CLEAR_DIRTY_LOG")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Cuts `words` into runs worth an ioctl each: without zero words at the ends, and no longer than
+/// [`CLEAR_WORDS_MAX`]. Zero words in between are kept, since each call costs the guest a flush of its
+/// TLBs and the kernel skips zero words in no time.
+fn runs(words: &[u64]) -> impl Iterator<Item = (usize, &[u64])> {
+    words.chunks(CLEAR_WORDS_MAX).enumerate().filter_map(|(index, run)| {
+        let first = run.iter().position(|word| *word != 0)?;
+        let last = run.iter().rposition(|word| *word != 0)?;
+        Some((index * CLEAR_WORDS_MAX + first, &run[first..=last]))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_leave_out_zero_words_at_the_ends_only() {
+        let found: Vec<_> = runs(&[0, 0, 5, 0, 7, 0]).collect();
+        assert_eq!(found, [(2, [5, 0, 7].as_slice())]);
+        assert_eq!(runs(&[0; 5000]).count(), 0);
+    }
+
+    #[test]
+    fn long_runs_are_cut_and_cover_every_bit() {
+        let words: Vec<u64> = (0..3000).map(|word| word % 3).collect();
+        let mut covered = vec![0; 3000];
+        for (start, run) in runs(&words) {
+            assert!(run.len() <= CLEAR_WORDS_MAX);
+            covered[start..start + run.len()].copy_from_slice(run);
+        }
+        assert_eq!(covered, words);
+    }
+}

@@ -1,0 +1,112 @@
+//! What can go wrong with a virtual machine, worded for the person who has to put it right.
+
+use crate::RunState;
+use crate::boot::BootError;
+use crate::memory::MemoryError;
+use crate::shape::ShapeError;
+use crate::snapshot::SnapshotError;
+use crate::state::StateError;
+
+/// Result of the calls of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Failure of a call on a [`crate::Vm`].
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// `/dev/kvm` could not be opened.
+    #[error(
+        "cannot open /dev/kvm: {0}; check that the kvm module is loaded and that this user may read and write the device"
+    )]
+    OpenKvm(#[source] kvm_ioctls::Error),
+    /// The host's KVM lacks something without which no guest can run.
+    #[error("this host's kvm lacks {capability}, which is needed to {purpose}")]
+    MissingCapability {
+        /// Name of the capability as in `linux/kvm.h`.
+        capability: &'static str,
+        /// What it is needed for, as the end of the sentence "needed to ...".
+        purpose: &'static str,
+    },
+    /// A call on the VM's file descriptor failed.
+    #[error("kvm refused {call}: {source}")]
+    Kvm {
+        /// Name of the ioctl.
+        call: &'static str,
+        /// The kernel's answer.
+        source: kvm_ioctls::Error,
+    },
+    /// A call on a vCPU's file descriptor failed.
+    #[error("kvm refused {call} on vcpu {vcpu}: {source}")]
+    Vcpu {
+        /// Index of the vCPU.
+        vcpu: u8,
+        /// Name of the ioctl.
+        call: &'static str,
+        /// The kernel's answer.
+        source: kvm_ioctls::Error,
+    },
+    /// A vCPU's thread is gone although the VM is not stopped.
+    #[error("the thread of vcpu {0} has ended; stop this guest")]
+    VcpuThreadGone(u8),
+    /// A vCPU's thread could not be started.
+    #[error("cannot start a thread for vcpu {vcpu}: {source}")]
+    StartThread {
+        /// Index of the vCPU.
+        vcpu: u8,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// The call does not fit the state that the VM is in.
+    #[error("cannot {action}: the guest is {state}")]
+    WrongState {
+        /// What was asked for.
+        action: &'static str,
+        /// The state that the VM is in.
+        state: RunState,
+    },
+    /// A slice of dirty words does not lie within the guest's RAM.
+    #[error("dirty words {first}..{end} lie outside guest memory of {chunks} chunks")]
+    DirtyRange {
+        /// First chunk asked for.
+        first: usize,
+        /// One past the last chunk asked for.
+        end: usize,
+        /// Chunks that the guest has.
+        chunks: usize,
+    },
+    /// Dirty tracking was used without being started, or started twice.
+    #[error("dirty tracking is {0}")]
+    DirtyTracking(&'static str),
+    /// See [`MemoryError`].
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// See [`ShapeError`].
+    #[error(transparent)]
+    Shape(#[from] ShapeError),
+    /// See [`StateError`].
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// See [`BootError`].
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// See [`SnapshotError`].
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+}
+
+/// Attaches the name of the VM ioctl to its error.
+pub(crate) trait KvmContext<T> {
+    /// `call` is the ioctl's name.
+    fn call(self, call: &'static str) -> Result<T>;
+    /// `call` is the ioctl's name, `vcpu` the index of the vCPU it was made on.
+    fn vcpu_call(self, vcpu: u8, call: &'static str) -> Result<T>;
+}
+
+impl<T> KvmContext<T> for std::result::Result<T, kvm_ioctls::Error> {
+    fn call(self, call: &'static str) -> Result<T> {
+        self.map_err(|source| Error::Kvm { call, source })
+    }
+
+    fn vcpu_call(self, vcpu: u8, call: &'static str) -> Result<T> {
+        self.map_err(|source| Error::Vcpu { vcpu, call, source })
+    }
+}

@@ -1,0 +1,84 @@
+//! Guest RAM: anonymous memory in at most two regions, addressed by *chunk*.
+//!
+//! A chunk is 64 aligned pages of 4096 bytes, which is one word of a dirty bitmap; every region is a
+//! whole number of chunks. Chunk numbers run over the regions in order, without the hole between them,
+//! and are what dirty tracking, a migration and a saved file count in. Start reading at [`GuestRam`].
+
+pub(crate) mod host;
+mod layout;
+mod ram;
+
+pub use host::{HOST_RESERVE_BYTES, available_bytes};
+pub use layout::{HIGH_RAM_START, LOW_RAM_MAX, RamLayout, RamRegion};
+pub use ram::GuestRam;
+
+/// Bytes of a page.
+pub const PAGE_BYTES: usize = 4096;
+/// Pages of a chunk: the bits of one dirty word.
+pub const CHUNK_PAGES: usize = 64;
+/// Bytes of a chunk.
+pub const CHUNK_BYTES: usize = CHUNK_PAGES * PAGE_BYTES;
+/// Smallest memory a guest may have, in bytes.
+pub const MEMORY_BYTES_MIN: u64 = 4 << 20;
+/// Largest memory a guest may have, in bytes: what one page of page-directory pointers maps.
+pub const MEMORY_BYTES_MAX: u64 = 256 << 30;
+
+/// Failure to provide or to reach guest memory.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// The size is not one a guest can have.
+    #[error(
+        "guest memory of {bytes} bytes is not possible: give a multiple of 256 KiB between 4 MiB and 256 GiB"
+    )]
+    Size {
+        /// The size asked for.
+        bytes: u64,
+    },
+    /// The host has not enough memory to back the guest.
+    #[error(
+        "this host cannot back a guest of {} MiB: {} MiB are available and {} MiB of them stay reserved; stop another guest or choose another host",
+        wanted / (1 << 20), available / (1 << 20), HOST_RESERVE_BYTES / (1 << 20)
+    )]
+    NotEnough {
+        /// Bytes the guest needs.
+        wanted: u64,
+        /// Bytes that the host could give (`MemAvailable` of `/proc/meminfo`).
+        available: u64,
+    },
+    /// `/proc/meminfo` could not be read or understood.
+    #[error("cannot tell how much memory this host has: {0}")]
+    Meminfo(String),
+    /// The mapping could not be made.
+    #[error("cannot map guest memory of {bytes} bytes: {reason}")]
+    Map {
+        /// The size asked for.
+        bytes: u64,
+        /// The system's answer.
+        reason: String,
+    },
+    /// A chunk, or pages in it, that the guest does not have.
+    #[error(
+        "{pages} pages from page {first_page} of chunk {chunk} are not guest memory ({chunks} chunks)"
+    )]
+    NoSuchPages {
+        /// Chunk number.
+        chunk: usize,
+        /// First page within the chunk.
+        first_page: usize,
+        /// Pages asked for.
+        pages: usize,
+        /// Chunks that the guest has.
+        chunks: usize,
+    },
+    /// A buffer that is not a whole number of pages.
+    #[error("a buffer of {0} bytes is not a whole number of pages")]
+    NotWholePages(usize),
+    /// A guest-physical range that is not RAM.
+    #[error("{len} bytes at guest address {gpa:#x} are not guest memory")]
+    NoSuchAddress {
+        /// Guest-physical address.
+        gpa: u64,
+        /// Length in bytes.
+        len: usize,
+    },
+}

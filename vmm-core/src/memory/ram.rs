@@ -1,0 +1,201 @@
+//! Guest RAM itself, and how the rest of the program reads and writes it.
+
+use std::sync::Arc;
+
+use vm_memory::bitmap::AtomicBitmap;
+use vm_memory::volatile_memory::VolatileSlice;
+use vm_memory::{
+    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap, bitmap::RefSlice,
+};
+
+use super::{CHUNK_BYTES, CHUNK_PAGES, MemoryError, PAGE_BYTES, RamLayout, host};
+use crate::raw;
+
+/// The RAM of one guest: private anonymous memory, filled with zeros, on huge pages where the host
+/// has them.
+///
+/// Writes through this type are remembered page by page, since KVM's dirty log does not see them;
+/// [`crate::Vm::collect_dirty`] adds them to what the guest wrote. Reads race with a running guest:
+/// a page that the guest is writing reads as some mix of old and new, and is dirty afterwards.
+#[derive(Debug)]
+pub struct GuestRam {
+    memory: GuestMemoryMmap<AtomicBitmap>,
+    layout: RamLayout,
+}
+
+impl GuestRam {
+    /// Maps `layout`, after checking that the host can back it.
+    ///
+    /// # Errors
+    /// [`MemoryError::NotEnough`], [`MemoryError::Map`].
+    pub(crate) fn new(layout: RamLayout) -> Result<Self, MemoryError> {
+        host::check_available(layout.bytes())?;
+        let ranges: Vec<(GuestAddress, usize)> = layout
+            .regions()
+            .iter()
+            .map(|region| (GuestAddress(region.gpa), region.bytes as usize))
+            .collect();
+        let memory = GuestMemoryMmap::from_ranges(&ranges).map_err(|error| MemoryError::Map {
+            bytes: layout.bytes(),
+            reason: error.to_string(),
+        })?;
+        memory.iter().for_each(raw::advise_huge_pages);
+        Ok(Self { memory, layout })
+    }
+
+    /// Where the RAM lies.
+    pub fn layout(&self) -> &RamLayout {
+        &self.layout
+    }
+
+    /// Chunks of 64 pages.
+    pub fn chunks(&self) -> usize {
+        self.layout.chunks()
+    }
+
+    /// Bytes.
+    pub fn bytes(&self) -> u64 {
+        self.layout.bytes()
+    }
+
+    /// The same memory as rust-vmm crates want it.
+    pub fn memory(&self) -> &GuestMemoryMmap<AtomicBitmap> {
+        &self.memory
+    }
+
+    /// Fills `buf`, a whole number of pages, from page `first_page` of `chunk` on.
+    ///
+    /// # Errors
+    /// [`MemoryError::NoSuchPages`], [`MemoryError::NotWholePages`].
+    pub fn copy_out(
+        &self,
+        chunk: usize,
+        first_page: usize,
+        buf: &mut [u8],
+    ) -> Result<(), MemoryError> {
+        self.pages(chunk, first_page, buf.len())?.copy_to(buf);
+        Ok(())
+    }
+
+    /// Writes `data`, a whole number of pages, from page `first_page` of `chunk` on.
+    ///
+    /// # Errors
+    /// [`MemoryError::NoSuchPages`], [`MemoryError::NotWholePages`].
+    pub fn copy_in(&self, chunk: usize, first_page: usize, data: &[u8]) -> Result<(), MemoryError> {
+        self.pages(chunk, first_page, data.len())?.copy_from(data);
+        Ok(())
+    }
+
+    /// Fills the pages of `chunk` whose bits are set in `mask` with zeros.
+    ///
+    /// # Errors
+    /// [`MemoryError::NoSuchPages`].
+    pub fn zero(&self, chunk: usize, mask: u64) -> Result<(), MemoryError> {
+        const ZEROS: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
+        for page in (0..CHUNK_PAGES).filter(|page| mask >> page & 1 == 1) {
+            self.copy_in(chunk, page, &ZEROS)?;
+        }
+        Ok(())
+    }
+
+    /// Fills `buf` from guest-physical address `gpa` on. The range must lie within one region.
+    ///
+    /// # Errors
+    /// [`MemoryError::NoSuchAddress`].
+    pub fn read(&self, gpa: u64, buf: &mut [u8]) -> Result<(), MemoryError> {
+        let len = buf.len();
+        self.memory
+            .read_slice(buf, GuestAddress(gpa))
+            .map_err(|_| MemoryError::NoSuchAddress { gpa, len })
+    }
+
+    /// Writes `data` from guest-physical address `gpa` on. The range must lie within one region.
+    ///
+    /// # Errors
+    /// [`MemoryError::NoSuchAddress`].
+    pub fn write(&self, gpa: u64, data: &[u8]) -> Result<(), MemoryError> {
+        self.memory
+            .write_slice(data, GuestAddress(gpa))
+            .map_err(|_| MemoryError::NoSuchAddress { gpa, len: data.len() })
+    }
+
+    /// The mapped regions, in the order of the layout; the index is KVM's memory slot.
+    pub(crate) fn mappings(&self) -> impl Iterator<Item = &GuestRegionMmap<AtomicBitmap>> {
+        self.memory.iter()
+    }
+
+    fn pages(
+        &self,
+        chunk: usize,
+        first_page: usize,
+        bytes: usize,
+    ) -> Result<VolatileSlice<'_, RefSlice<'_, AtomicBitmap>>, MemoryError> {
+        if !bytes.is_multiple_of(PAGE_BYTES) {
+            return Err(MemoryError::NotWholePages(bytes));
+        }
+        let pages = bytes / PAGE_BYTES;
+        let missing =
+            || MemoryError::NoSuchPages { chunk, first_page, pages, chunks: self.chunks() };
+        if first_page >= CHUNK_PAGES || pages > CHUNK_PAGES - first_page {
+            return Err(missing());
+        }
+        let (region, offset) = self.layout.locate(chunk).ok_or_else(missing)?;
+        let gpa = self.layout.regions()[region].gpa + (offset + first_page * PAGE_BYTES) as u64;
+        self.memory.get_slice(GuestAddress(gpa), bytes).map_err(|_| missing())
+    }
+}
+
+/// Shared by the VM, its vCPU threads and whoever copies memory.
+pub(crate) type SharedRam = Arc<GuestRam>;
+
+const _: () = assert!(CHUNK_BYTES == 256 << 10);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ram(bytes: u64) -> GuestRam {
+        GuestRam::new(RamLayout::new(bytes).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn fresh_memory_is_zero_and_keeps_what_is_written() {
+        let ram = ram(8 << 20);
+        let mut page = [1; PAGE_BYTES];
+        ram.copy_out(31, 63, &mut page).unwrap();
+        assert_eq!(page, [0; PAGE_BYTES]);
+
+        ram.copy_in(3, 2, &[7; 2 * PAGE_BYTES]).unwrap();
+        ram.zero(3, 1 << 3).unwrap();
+        let mut chunk = vec![1; CHUNK_BYTES];
+        ram.copy_out(3, 0, &mut chunk).unwrap();
+        let expected = |page| if page == 2 { 7 } else { 0 };
+        for (page, bytes) in chunk.chunks(PAGE_BYTES).enumerate() {
+            assert!(bytes.iter().all(|byte| *byte == expected(page)), "page {page}");
+        }
+    }
+
+    #[test]
+    fn chunks_above_the_hole_are_the_memory_from_4_gib_on() {
+        let ram = ram((3 << 30) + (1 << 20));
+        ram.copy_in(12288, 1, &[9; PAGE_BYTES]).unwrap();
+        let mut byte = [0];
+        ram.read((4 << 30) + 4096, &mut byte).unwrap();
+        assert_eq!(byte, [9]);
+    }
+
+    #[test]
+    fn pages_and_addresses_outside_memory_are_refused() {
+        let ram = ram(4 << 20);
+        let mut two = [0; 2 * PAGE_BYTES];
+        let missing = |result| assert!(matches!(result, Err(MemoryError::NoSuchPages { .. })));
+        missing(ram.copy_out(16, 0, &mut two));
+        missing(ram.copy_out(usize::MAX, 0, &mut two));
+        missing(ram.copy_in(0, 63, &two));
+        missing(ram.copy_in(0, usize::MAX, &two));
+        missing(ram.zero(16, 1));
+        assert!(matches!(ram.copy_in(0, 0, &[0; 100]), Err(MemoryError::NotWholePages(100))));
+        assert!(ram.read((4 << 20) - 1, &mut [0; 2]).is_err());
+        assert!(ram.write(u64::MAX, &[0; 2]).is_err());
+    }
+}

@@ -1,0 +1,270 @@
+//! Everything that has to be equal on two hosts for a guest to run on either: its memory, its vCPUs
+//! and what its processor can do. Checked before anything is created.
+
+use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
+use kvm_ioctls::{Cap, Kvm};
+use serde::{Deserialize, Serialize};
+
+use crate::cpuid::{self, CpuidEntry};
+use crate::error::{Error, KvmContext, Result};
+use crate::memory::{RamLayout, host};
+use crate::{codec, raw};
+
+/// Most vCPUs that a guest may have.
+pub const VCPUS_MAX: u8 = 8;
+/// How far apart two hosts' TSC frequencies may be when the hardware cannot scale, in parts per
+/// million: the kernel's own tolerance (`tsc_tolerance_ppm` of arch/x86/kvm).
+pub const TSC_TOLERANCE_PPM: u64 = 250;
+/// Version of [`VmShape`]'s encoding.
+const SHAPE_VERSION: u16 = 1;
+
+/// A description from which the same virtual machine can be created on any fitting host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmShape {
+    /// Guest RAM, in bytes; see [`RamLayout::new`] for what is possible.
+    pub memory_bytes: u64,
+    /// Number of vCPUs, 1 to [`VCPUS_MAX`].
+    pub vcpus: u8,
+    /// What CPUID shows to the guest, before the fields that differ from vCPU to vCPU are filled in.
+    pub cpuid: Vec<CpuidEntry>,
+    /// The guest's TSC frequency, in kHz.
+    pub tsc_khz: u32,
+    /// Bytes of a vCPU's XSAVE area.
+    pub xsave_bytes: u32,
+}
+
+/// Why a shape is not possible, or not possible on this host.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum ShapeError {
+    /// The number of vCPUs is out of bounds.
+    #[error("a guest has 1 to {VCPUS_MAX} vcpus, not {0}")]
+    Vcpus(u8),
+    /// The guest uses CPU features that this host does not have.
+    #[error("this host's processor lacks features that the guest uses: {}", .0.join(", "))]
+    CpuFeatures(Vec<String>),
+    /// The guest's extended state is larger than this host's.
+    #[error("the guest has {guest} bytes of extended cpu state, this host supports {host}")]
+    XsaveBytes {
+        /// Bytes the guest's state takes.
+        guest: u32,
+        /// Bytes this host supports.
+        host: u32,
+    },
+    /// The clocks tick at different rates and the hardware cannot scale.
+    #[error(
+        "the guest's tsc runs at {guest} kHz and this host's at {host} kHz, and this host cannot scale it"
+    )]
+    TscFrequency {
+        /// The guest's TSC frequency in kHz.
+        guest: u32,
+        /// The host's TSC frequency in kHz.
+        host: u32,
+    },
+    /// The bytes are no shape.
+    #[error("cannot read the description of the guest: {0}")]
+    Malformed(String),
+    /// The shape was written by a version of this program that this one does not know.
+    #[error("the description of the guest has version {0}, this program knows {SHAPE_VERSION}")]
+    Version(u16),
+}
+
+impl VmShape {
+    /// The shape of a new guest on this host, with every CPU feature that KVM supports here.
+    ///
+    /// # Errors
+    /// When memory or vCPUs are out of bounds, or `/dev/kvm` does not answer.
+    pub fn for_host(memory_bytes: u64, vcpus: u8) -> Result<Self> {
+        let kvm = Kvm::new().map_err(Error::OpenKvm)?;
+        let shape = Self {
+            memory_bytes,
+            vcpus,
+            cpuid: host_cpuid(&kvm)?,
+            tsc_khz: host_tsc_khz(&kvm)?,
+            xsave_bytes: host_xsave_bytes(&kvm)?,
+        };
+        shape.check()?;
+        Ok(shape)
+    }
+
+    /// Where the guest's RAM lies.
+    ///
+    /// # Errors
+    /// When the size is not possible.
+    pub fn layout(&self) -> Result<RamLayout> {
+        Ok(RamLayout::new(self.memory_bytes)?)
+    }
+
+    /// Checks that this host can run the guest: memory, processor, clock. Creates nothing.
+    ///
+    /// # Errors
+    /// [`ShapeError`], [`crate::memory::MemoryError`], [`Error::MissingCapability`] or
+    /// [`Error::OpenKvm`], each worded for the operator.
+    pub fn check_host(&self) -> Result<()> {
+        self.check()?;
+        let kvm = Kvm::new().map_err(Error::OpenKvm)?;
+        check_capabilities(&kvm)?;
+        let missing = cpuid::missing_features(&self.cpuid, &host_cpuid(&kvm)?);
+        if !missing.is_empty() {
+            return Err(ShapeError::CpuFeatures(missing).into());
+        }
+        let host = host_xsave_bytes(&kvm)?;
+        if self.xsave_bytes > host {
+            return Err(ShapeError::XsaveBytes { guest: self.xsave_bytes, host }.into());
+        }
+        let scales = kvm.check_extension(Cap::TscControl);
+        check_tsc(self.tsc_khz, host_tsc_khz(&kvm)?, scales)?;
+        host::check_available(self.memory_bytes)?;
+        Ok(())
+    }
+
+    /// Names of the CPU features that the guest may use, for display.
+    pub fn cpu_features(&self) -> Vec<String> {
+        cpuid::feature_names(&self.cpuid)
+    }
+
+    /// Encodes the shape for a peer or a file.
+    ///
+    /// # Errors
+    /// [`ShapeError::Malformed`] when it has absurdly many CPUID entries.
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        let bytes = codec::encode(&(SHAPE_VERSION, self));
+        Ok(bytes.map_err(|error| ShapeError::Malformed(error.to_string()))?)
+    }
+
+    /// Decodes what [`VmShape::to_bytes`] made; the bytes may be hostile. Bounds are checked, the
+    /// host is not: see [`VmShape::check_host`].
+    ///
+    /// # Errors
+    /// [`ShapeError`], [`crate::memory::MemoryError::Size`].
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
+        let version = bytes
+            .first_chunk()
+            .map(|bytes| u16::from_le_bytes(*bytes))
+            .ok_or_else(|| ShapeError::Malformed("it is empty".into()))?;
+        if version != SHAPE_VERSION {
+            return Err(ShapeError::Version(version).into());
+        }
+        let (_, shape): (u16, Self) =
+            codec::decode(bytes).map_err(|error| ShapeError::Malformed(error.to_string()))?;
+        shape.check()?;
+        Ok(shape)
+    }
+
+    fn check(&self) -> Result<()> {
+        if !(1..=VCPUS_MAX).contains(&self.vcpus) {
+            return Err(ShapeError::Vcpus(self.vcpus).into());
+        }
+        if self.cpuid.len() > KVM_MAX_CPUID_ENTRIES {
+            let entries = self.cpuid.len();
+            return Err(ShapeError::Malformed(format!("{entries} cpuid entries")).into());
+        }
+        self.layout().map(drop)
+    }
+}
+
+/// Capabilities without which this VMM runs no guest.
+pub(crate) fn check_capabilities(kvm: &Kvm) -> Result<()> {
+    let needed = [
+        (Cap::Irqchip, "KVM_CAP_IRQCHIP", "deliver interrupts"),
+        (Cap::Pit2, "KVM_CAP_PIT2", "give the guest a timer"),
+        (Cap::UserMemory, "KVM_CAP_USER_MEMORY", "give the guest memory"),
+        (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT", "pause vcpus without losing a signal"),
+        (Cap::Xsave, "KVM_CAP_XSAVE", "save a vcpu's registers"),
+        (Cap::Xcrs, "KVM_CAP_XCRS", "save a vcpu's registers"),
+        (Cap::VcpuEvents, "KVM_CAP_VCPU_EVENTS", "save a vcpu's pending events"),
+        (Cap::Debugregs, "KVM_CAP_DEBUGREGS", "save a vcpu's debug registers"),
+        (Cap::AdjustClock, "KVM_CAP_ADJUST_CLOCK", "save the guest's clock"),
+    ];
+    match needed.into_iter().find(|(cap, ..)| !kvm.check_extension(*cap)) {
+        Some((_, capability, purpose)) => Err(Error::MissingCapability { capability, purpose }),
+        None => Ok(()),
+    }
+}
+
+fn host_cpuid(kvm: &Kvm) -> Result<Vec<CpuidEntry>> {
+    let supported =
+        kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).call("KVM_GET_SUPPORTED_CPUID")?;
+    let entries = supported.as_slice().iter().map(|entry: &kvm_cpuid_entry2| entry.into());
+    Ok(cpuid::with_hypervisor_features(entries.collect()))
+}
+
+fn host_tsc_khz(kvm: &Kvm) -> Result<u32> {
+    let vm = kvm.create_vm().call("KVM_CREATE_VM")?;
+    let vcpu = vm.create_vcpu(0).vcpu_call(0, "KVM_CREATE_VCPU")?;
+    vcpu.get_tsc_khz().vcpu_call(0, "KVM_GET_TSC_KHZ")
+}
+
+fn host_xsave_bytes(kvm: &Kvm) -> Result<u32> {
+    let vm = kvm.create_vm().call("KVM_CREATE_VM")?;
+    let bytes = vm.check_extension_int(Cap::Xsave2);
+    Ok(u32::try_from(bytes).unwrap_or(0).max(raw::XSAVE_BYTES_MIN as u32))
+}
+
+/// Whether a guest with a TSC of `guest` kHz can run on a host with one of `host` kHz.
+pub(crate) fn check_tsc(guest: u32, host: u32, scales: bool) -> Result<(), ShapeError> {
+    let tolerated = u64::from(host) * TSC_TOLERANCE_PPM / 1_000_000;
+    if scales || u64::from(guest.abs_diff(host)) <= tolerated {
+        return Ok(());
+    }
+    Err(ShapeError::TscFrequency { guest, host })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shape() -> VmShape {
+        VmShape::for_host(64 << 20, 2).unwrap()
+    }
+
+    #[test]
+    fn the_hosts_own_shape_fits_the_host_and_survives_encoding() {
+        let shape = shape();
+        shape.check_host().unwrap();
+        assert_eq!(VmShape::from_bytes(&shape.to_bytes().unwrap()).unwrap(), shape);
+    }
+
+    #[test]
+    fn a_feature_that_the_host_lacks_is_named() {
+        let mut shape = shape();
+        let leaf = shape.cpuid.iter_mut().find(|entry| entry.function == 1).unwrap();
+        leaf.ecx |= 1 << 5; // VMX, which an AMD host lacks and a nested Intel host hides.
+        leaf.edx |= 1 << 30; // IA64 emulation, which no host has.
+        let error = shape.check_host().unwrap_err().to_string();
+        assert!(error.contains("lacks features that the guest uses"), "{error}");
+        assert!(error.contains("cpuid 0x1 edx bit 30"), "{error}");
+    }
+
+    #[test]
+    fn a_clock_within_the_kernels_tolerance_is_accepted_and_a_scaled_one_always() {
+        assert_eq!(check_tsc(2_600_000, 2_600_600, false), Ok(()));
+        assert_eq!(check_tsc(2_600_000, 3_000_000, true), Ok(()));
+        assert_eq!(
+            check_tsc(2_600_000, 3_000_000, false),
+            Err(ShapeError::TscFrequency { guest: 2_600_000, host: 3_000_000 })
+        );
+    }
+
+    #[test]
+    fn more_state_than_the_host_has_is_refused() {
+        let mut shape = shape();
+        shape.xsave_bytes = 1 << 20;
+        let error = shape.check_host().unwrap_err();
+        assert!(matches!(error, Error::Shape(ShapeError::XsaveBytes { guest: 1_048_576, .. })));
+    }
+
+    #[test]
+    fn hostile_descriptions_are_refused() {
+        let good = shape().to_bytes().unwrap();
+        for cut in 0..good.len() {
+            assert!(VmShape::from_bytes(&good[..cut]).is_err(), "cut at {cut}");
+        }
+        let mut newer = good.clone();
+        newer[0] = 9;
+        let error = VmShape::from_bytes(&newer).unwrap_err();
+        assert!(matches!(error, Error::Shape(ShapeError::Version(9))));
+        let mut many = good;
+        many[10] = 200;
+        assert!(matches!(VmShape::from_bytes(&many), Err(Error::Shape(ShapeError::Vcpus(200)))));
+    }
+}

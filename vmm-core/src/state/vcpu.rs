@@ -1,0 +1,223 @@
+//! State of a vCPU, and the order in which it is read and written.
+//!
+//! | step | reason |
+//! |---|---|
+//! | saved first: MP_STATE | reading it may change the local APIC (pending INIT and SIPI) |
+//! | saved last: VCPU_EVENTS | the reads before it may inject what was pending |
+//! | loaded: SREGS before LAPIC | the APIC's base is in SREGS |
+//! | loaded: LAPIC before MSRs | the TSC deadline needs the timer's mode |
+//! | loaded: TSC before TSC_DEADLINE | the deadline is compared with it when it is written |
+//! | loaded: REGS before VCPU_EVENTS | writing REGS clears pending exceptions |
+
+use kvm_bindings::{
+    kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs,
+    kvm_vcpu_events, kvm_xcrs,
+};
+use kvm_ioctls::VcpuFd;
+use serde::{Deserialize, Serialize};
+
+use super::msrs::{TSC, TSC_DEADLINE, msr_list, read};
+use super::{StateError, TscCarry};
+use crate::error::{KvmContext, Result};
+use crate::raw;
+use crate::vcpu::Vcpu;
+
+/// A model-specific register and its value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MsrValue {
+    /// The register's number.
+    pub index: u32,
+    /// Its value.
+    pub value: u64,
+}
+
+/// State of a vCPU.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct VcpuState {
+    /// Runnable, halted, or waiting to be started.
+    pub mp_state: kvm_mp_state,
+    /// General-purpose registers.
+    pub regs: kvm_regs,
+    /// Segment, control and descriptor-table registers.
+    pub sregs: kvm_sregs,
+    /// The XSAVE area: x87, SSE, AVX and whatever else the processor has.
+    pub xsave: Vec<u8>,
+    /// XCR0.
+    pub xcrs: kvm_xcrs,
+    /// Debug registers.
+    pub debug_regs: kvm_debugregs,
+    /// The local APIC's registers.
+    pub lapic: kvm_lapic_state,
+    /// Model-specific registers, the TSC first and its deadline last.
+    pub msrs: Vec<MsrValue>,
+    /// The guest's TSC frequency, in kHz.
+    pub tsc_khz: u32,
+    /// What the guest's TSC is ahead of the host's; `None` when the host's KVM does not tell.
+    pub tsc_offset: Option<u64>,
+    /// Exceptions, interrupts and NMIs on their way.
+    pub events: kvm_vcpu_events,
+}
+
+/// Reads the state of a parked vCPU, in the order that the module's table gives reasons for.
+pub(crate) fn save_vcpu(vcpu: &mut Vcpu) -> Result<VcpuState> {
+    let (index, xsave_bytes) = (vcpu.index(), vcpu.xsave_bytes);
+    let fd = vcpu.fd();
+    let mp_state = fd.get_mp_state().vcpu_call(index, "KVM_GET_MP_STATE")?;
+    let regs = fd.get_regs().vcpu_call(index, "KVM_GET_REGS")?;
+    let sregs = fd.get_sregs().vcpu_call(index, "KVM_GET_SREGS")?;
+    let xsave = raw::get_xsave(fd, xsave_bytes).vcpu_call(index, "KVM_GET_XSAVE2")?;
+    let xcrs = fd.get_xcrs().vcpu_call(index, "KVM_GET_XCRS")?;
+    let debug_regs = fd.get_debug_regs().vcpu_call(index, "KVM_GET_DEBUGREGS")?;
+    let lapic = fd.get_lapic().vcpu_call(index, "KVM_GET_LAPIC")?;
+    let tsc_khz = fd.get_tsc_khz().vcpu_call(index, "KVM_GET_TSC_KHZ")?;
+    let tsc_offset = raw::tsc_offset(fd).ok();
+    let mut msrs = save_msrs(vcpu)?;
+    keep_lost_deadline(&mut msrs, &lapic);
+    let events = vcpu.fd().get_vcpu_events().vcpu_call(index, "KVM_GET_VCPU_EVENTS")?;
+    Ok(VcpuState {
+        mp_state,
+        regs,
+        sregs,
+        xsave,
+        xcrs,
+        debug_regs,
+        lapic,
+        msrs,
+        tsc_khz,
+        tsc_offset,
+        events,
+    })
+}
+
+fn save_msrs(vcpu: &mut Vcpu) -> Result<Vec<MsrValue>> {
+    let index = vcpu.index();
+    let (fd, msrs) = vcpu.fd_and_msrs();
+    let count = fd.get_msrs(msrs).vcpu_call(index, "KVM_GET_MSRS")?;
+    if let Some(unread) = msrs.as_slice().get(count) {
+        return Err(StateError::ReadMsr { vcpu: index, index: unread.index }.into());
+    }
+    let values = msrs.as_slice().iter();
+    Ok(values.map(|entry| MsrValue { index: entry.index, value: entry.data }).collect())
+}
+
+/// A deadline that has passed, but whose interrupt has not been delivered, reads as 0; loading a 0
+/// would disarm the timer and the guest would wait for ever. A deadline of "now" delivers it.
+fn keep_lost_deadline(msrs: &mut [MsrValue], lapic: &kvm_lapic_state) {
+    let Some(tsc) = msrs.iter().find(|msr| msr.index == TSC).map(|msr| msr.value) else { return };
+    for msr in msrs.iter_mut().filter(|msr| msr.index == TSC_DEADLINE && msr.value == 0) {
+        if uses_deadline(lapic) {
+            msr.value = tsc;
+        }
+    }
+}
+
+/// True when the local APIC's timer is unmasked and in TSC-deadline mode (Intel SDM volume 3, 11.5.4).
+fn uses_deadline(lapic: &kvm_lapic_state) -> bool {
+    const LVT_TIMER: usize = 0x320;
+    const MASKED: u32 = 1 << 16;
+    const MODE: u32 = 3 << 17;
+    const MODE_DEADLINE: u32 = 2 << 17;
+    let bytes = [0, 1, 2, 3].map(|byte| lapic.regs[LVT_TIMER + byte] as u8);
+    let lvt = u32::from_le_bytes(bytes);
+    lvt & MASKED == 0 && lvt & MODE == MODE_DEADLINE
+}
+
+/// Writes the state of a parked vCPU. `carry` is given when the clocks of both hosts are known.
+pub(crate) fn load_vcpu(vcpu: &mut Vcpu, state: &VcpuState, carry: Option<TscCarry>) -> Result<()> {
+    let (index, xsave_bytes) = (vcpu.index(), vcpu.xsave_bytes);
+    let fd = vcpu.fd();
+    load_tsc_khz(fd, index, state.tsc_khz)?;
+    fd.set_mp_state(state.mp_state).vcpu_call(index, "KVM_SET_MP_STATE")?;
+    fd.set_regs(&state.regs).vcpu_call(index, "KVM_SET_REGS")?;
+    fd.set_sregs(&state.sregs).vcpu_call(index, "KVM_SET_SREGS")?;
+    raw::set_xsave(fd, &state.xsave, xsave_bytes).vcpu_call(index, "KVM_SET_XSAVE")?;
+    fd.set_xcrs(&state.xcrs).vcpu_call(index, "KVM_SET_XCRS")?;
+    fd.set_debug_regs(&state.debug_regs).vcpu_call(index, "KVM_SET_DEBUGREGS")?;
+    fd.set_lapic(&state.lapic).vcpu_call(index, "KVM_SET_LAPIC")?;
+    let is_deadline = |msr: &&MsrValue| msr.index == TSC_DEADLINE;
+    let early: Vec<MsrValue> = state.msrs.iter().filter(|msr| !is_deadline(msr)).copied().collect();
+    load_msrs(fd, index, &early)?;
+    if let (Some(carry), Some(offset)) = (carry, state.tsc_offset) {
+        let offset = carry.offset(offset, state.tsc_khz);
+        raw::set_tsc_offset(fd, offset).vcpu_call(index, "KVM_SET_DEVICE_ATTR (TSC offset)")?;
+    }
+    let late: Vec<MsrValue> = state.msrs.iter().filter(is_deadline).copied().collect();
+    load_msrs(fd, index, &late)?;
+    fd.set_vcpu_events(&state.events).vcpu_call(index, "KVM_SET_VCPU_EVENTS")
+}
+
+/// Sets the TSC's frequency where it differs. Whether that is possible or close enough has been
+/// checked with the guest's shape.
+fn load_tsc_khz(fd: &VcpuFd, index: u8, khz: u32) -> Result<()> {
+    let host = fd.get_tsc_khz().vcpu_call(index, "KVM_GET_TSC_KHZ")?;
+    if host == khz || fd.set_tsc_khz(khz).is_ok() {
+        return Ok(());
+    }
+    crate::shape::check_tsc(khz, host, false)?;
+    Ok(())
+}
+
+/// Writes registers in the order given. One that does not take its value is skipped when it has that
+/// value already (it is read-only), or when it is unknown here and was 0 (it was never used).
+fn load_msrs(fd: &VcpuFd, index: u8, msrs: &[MsrValue]) -> Result<()> {
+    let mut rest = msrs;
+    while !rest.is_empty() {
+        let written = write_msrs(fd, index, rest)?;
+        let Some(refused) = rest.get(written) else { break };
+        let harmless = match read(fd, refused.index) {
+            Some(value) => value == refused.value,
+            None => refused.value == 0,
+        };
+        if !harmless {
+            let MsrValue { index: msr, value } = *refused;
+            return Err(StateError::WriteMsr { vcpu: index, index: msr, value }.into());
+        }
+        rest = &rest[written + 1..];
+    }
+    Ok(())
+}
+
+/// Writes as many of `msrs` as KVM takes; returns how many.
+fn write_msrs(fd: &VcpuFd, index: u8, msrs: &[MsrValue]) -> Result<usize> {
+    let indices: Vec<u32> = msrs.iter().map(|msr| msr.index).collect();
+    let mut list =
+        msr_list(&indices).ok_or_else(|| StateError::Malformed(format!("{} msrs", msrs.len())))?;
+    for (entry, msr) in list.as_mut_slice().iter_mut().zip(msrs) {
+        *entry = kvm_msr_entry { index: msr.index, data: msr.value, ..Default::default() };
+    }
+    fd.set_msrs(&list).vcpu_call(index, "KVM_SET_MSRS")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lapic_with_timer(lvt: u32) -> kvm_lapic_state {
+        let mut lapic = kvm_lapic_state::default();
+        for (byte, value) in lvt.to_le_bytes().into_iter().enumerate() {
+            lapic.regs[0x320 + byte] = value as _;
+        }
+        lapic
+    }
+
+    fn deadline_after_saving(deadline: u64, lvt: u32) -> u64 {
+        let mut msrs = [
+            MsrValue { index: TSC, value: 5_000 },
+            MsrValue { index: TSC_DEADLINE, value: deadline },
+        ];
+        keep_lost_deadline(&mut msrs, &lapic_with_timer(lvt));
+        msrs[1].value
+    }
+
+    #[test]
+    fn a_deadline_lost_while_saving_becomes_now() {
+        assert_eq!(deadline_after_saving(0, 2 << 17 | 0xec), 5_000);
+    }
+
+    #[test]
+    fn a_deadline_that_is_armed_or_not_in_use_stays() {
+        assert_eq!(deadline_after_saving(7_000, 2 << 17 | 0xec), 7_000);
+        assert_eq!(deadline_after_saving(0, 1 << 17 | 0xec), 0, "periodic timer");
+        assert_eq!(deadline_after_saving(0, 2 << 17 | 1 << 16), 0, "masked timer");
+    }
+}

@@ -1,0 +1,149 @@
+//! Running a vCPU: in and out of the guest, one exit after the other.
+
+use kvm_bindings::Msrs;
+use kvm_ioctls::{VcpuExit, VcpuFd};
+
+use super::thread::{Machine, Mailbox};
+use crate::devices::PortEffect;
+use crate::event::{StopReason, VmEvent};
+use crate::raw;
+
+/// Exits handled while an instruction is being finished for a pause. A repeated string instruction
+/// leaves the guest at least every 1024 turns; a guest that needs more than this is broken.
+const FINISHING_EXITS_MAX: usize = 1 << 16;
+
+/// A vCPU, owned by its thread.
+#[derive(Debug)]
+pub(crate) struct Vcpu {
+    fd: VcpuFd,
+    index: u8,
+    /// MSRs to save, with their indices filled in; values are scratch space.
+    msrs: Msrs,
+    /// Bytes of the XSAVE area, see [`raw::get_xsave`].
+    pub(crate) xsave_bytes: usize,
+}
+
+/// What became of one entry into the guest.
+enum Turn {
+    /// Enter again.
+    Again,
+    /// Kicked, or nothing left to finish.
+    Interrupted,
+}
+
+impl Vcpu {
+    /// A vCPU that saves `msrs` and `xsave_bytes` of extended state.
+    pub(crate) fn new(fd: VcpuFd, index: u8, msrs: Msrs, xsave_bytes: usize) -> Self {
+        Self { fd, index, msrs, xsave_bytes }
+    }
+
+    /// Index, which is also the APIC id.
+    pub(crate) fn index(&self) -> u8 {
+        self.index
+    }
+
+    /// For the ioctls.
+    pub(crate) fn fd(&self) -> &VcpuFd {
+        &self.fd
+    }
+
+    /// The list of MSRs to save, and the vCPU to read them from.
+    pub(crate) fn fd_and_msrs(&mut self) -> (&VcpuFd, &mut Msrs) {
+        (&self.fd, &mut self.msrs)
+    }
+
+    /// For the ioctls that change `kvm_run`.
+    pub(crate) fn fd_mut(&mut self) -> &mut VcpuFd {
+        &mut self.fd
+    }
+
+    /// Runs the guest until told to leave, then finishes what an exit left half done.
+    ///
+    /// # Errors
+    /// The reason for which the guest cannot go on.
+    pub(super) fn run(&mut self, mailbox: &Mailbox, machine: &Machine) -> Result<(), StopReason> {
+        // Tells a guest with kvmclock that it was stopped, so that its soft-lockup watchdog forgives
+        // the gap. The flag reaches guest memory on entry, hence now and not when pausing. EINVAL
+        // means that the guest has no kvmclock.
+        let _ = self.fd.kvmclock_ctrl();
+        while !mailbox.must_leave() {
+            if let Turn::Interrupted = self.turn(machine)? {
+                // The flag falls before `must_leave` is looked at again: a kick in between raises it
+                // once more and costs one empty turn.
+                self.fd.set_kvm_immediate_exit(0);
+            }
+        }
+        self.finish_instruction(machine)
+    }
+
+    /// Completes port and MMIO accesses whose second half KVM does on the next entry.
+    fn finish_instruction(&mut self, machine: &Machine) -> Result<(), StopReason> {
+        for _ in 0..FINISHING_EXITS_MAX {
+            self.fd.set_kvm_immediate_exit(1);
+            if let Turn::Interrupted = self.turn(machine)? {
+                self.fd.set_kvm_immediate_exit(0);
+                return Ok(());
+            }
+        }
+        Err(self.unexpected("an instruction that never ends".into()))
+    }
+
+    /// Enters the guest once and handles the exit.
+    fn turn(&mut self, machine: &Machine) -> Result<Turn, StopReason> {
+        let index = self.index;
+        match self.fd.run() {
+            Ok(VcpuExit::IoOut(port, data)) => {
+                let effect = machine.ports.write(port, data);
+                return self.port_effect(effect, machine);
+            }
+            Ok(VcpuExit::IoIn(port, data)) => machine.ports.read(port, data),
+            // No device is memory-mapped: reads find nothing, writes go nowhere.
+            Ok(VcpuExit::MmioRead(_, data)) => data.fill(0xff),
+            Ok(VcpuExit::MmioWrite(..) | VcpuExit::IrqWindowOpen | VcpuExit::Hlt) => {}
+            Ok(VcpuExit::Intr) => return Ok(Turn::Interrupted),
+            Ok(VcpuExit::Shutdown) => {
+                return Err(StopReason::TripleFault { vcpu: index, rip: self.rip() });
+            }
+            Ok(VcpuExit::InternalError) => {
+                let (suberror, instruction) = raw::internal_error(&mut self.fd);
+                let rip = self.rip();
+                return Err(StopReason::InternalError { vcpu: index, suberror, rip, instruction });
+            }
+            Ok(VcpuExit::FailEntry(reason, _)) => {
+                return Err(StopReason::FailEntry { vcpu: index, reason });
+            }
+            Ok(exit) => {
+                let what = format!("{exit:?}");
+                return Err(self.unexpected(what));
+            }
+            Err(error) if error.errno() == libc::EINTR => return Ok(Turn::Interrupted),
+            // A vCPU that waits for its start-up interrupt has been woken for something else.
+            Err(error) if error.errno() == libc::EAGAIN => {}
+            Err(error) => {
+                let what = format!("KVM_RUN at {:#x}: {error}", self.rip());
+                return Err(self.unexpected(what));
+            }
+        }
+        Ok(Turn::Again)
+    }
+
+    fn port_effect(&self, effect: PortEffect, machine: &Machine) -> Result<Turn, StopReason> {
+        match effect {
+            PortEffect::None => {}
+            PortEffect::Doorbell(value) => {
+                machine.events.push(VmEvent::Doorbell { vcpu: self.index, value });
+            }
+            PortEffect::Reset => return Err(StopReason::Reset),
+            PortEffect::PowerOff => return Err(StopReason::PowerOff),
+        }
+        Ok(Turn::Again)
+    }
+
+    fn rip(&self) -> u64 {
+        self.fd.get_regs().map_or(0, |regs| regs.rip)
+    }
+
+    fn unexpected(&self, what: String) -> StopReason {
+        StopReason::Unexpected { vcpu: self.index, what }
+    }
+}

@@ -1,0 +1,302 @@
+//! The thread of a vCPU, and how others talk to it.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
+use std::thread::JoinHandle;
+
+use kvm_ioctls::VmFd;
+
+use super::Vcpu;
+use super::kick::{Kickable, kick};
+use crate::devices::Ports;
+use crate::error::{Error, Result};
+use crate::event::{EventQueue, StopReason, VmEvent};
+use crate::memory::GuestRam;
+
+/// Stack of a vCPU's thread, in bytes.
+const STACK_BYTES: usize = 512 << 10;
+
+/// What all vCPUs of a guest share. The VM's descriptor comes first, to be closed before its memory
+/// is unmapped.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    /// The VM.
+    pub(crate) vm: Arc<VmFd>,
+    /// Its memory.
+    pub(crate) ram: Arc<GuestRam>,
+    /// Its devices.
+    pub(crate) ports: Ports,
+    /// What it has to tell.
+    pub(crate) events: Arc<EventQueue>,
+    stopped: OnceLock<StopReason>,
+    vcpus: Mutex<Vec<Arc<Mailbox>>>,
+}
+
+impl Machine {
+    /// A machine without vCPUs.
+    pub(crate) fn new(vm: Arc<VmFd>, ram: Arc<GuestRam>, ports: Ports) -> Self {
+        Self {
+            vm,
+            ram,
+            ports,
+            events: Arc::default(),
+            stopped: OnceLock::new(),
+            vcpus: Mutex::default(),
+        }
+    }
+
+    /// Why the guest has ended, once it has.
+    pub(crate) fn stopped(&self) -> Option<&StopReason> {
+        self.stopped.get()
+    }
+
+    /// Ends the guest: no vCPU enters it again. The first reason counts. Does not wait.
+    pub(crate) fn stop(&self, reason: StopReason) {
+        if self.stopped.set(reason.clone()).is_err() {
+            return;
+        }
+        for mailbox in self.vcpus.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            mailbox.order(Order::Park);
+        }
+        self.events.push(VmEvent::Stopped(reason));
+    }
+}
+
+/// What a vCPU's thread is to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// Leave the guest, finish the current instruction and wait.
+    Park,
+    /// Run the guest.
+    Run,
+    /// End the thread.
+    Exit,
+}
+
+type Job = Box<dyn FnOnce(&mut Vcpu) + Send>;
+
+/// A job's answer, still to come.
+#[derive(Debug)]
+pub(crate) struct Answer<T> {
+    vcpu: u8,
+    receiver: mpsc::Receiver<T>,
+}
+
+impl<T> Answer<T> {
+    /// Waits for the job to be done.
+    pub(crate) fn wait(self) -> Result<T> {
+        self.receiver.recv().map_err(|_| Error::VcpuThreadGone(self.vcpu))
+    }
+}
+
+/// Orders for a vCPU's thread, and its whereabouts.
+pub(crate) struct Mailbox {
+    inner: Mutex<Inbox>,
+    changed: Condvar,
+    /// Mirrors `order != Run`, for a look without the lock after every exit from the guest.
+    leave: AtomicBool,
+}
+
+struct Inbox {
+    order: Order,
+    jobs: VecDeque<Job>,
+    parked: bool,
+    gone: bool,
+    tid: Option<libc::pid_t>,
+}
+
+impl std::fmt::Debug for Mailbox {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Mailbox").field("leave", &self.leave).finish_non_exhaustive()
+    }
+}
+
+impl Mailbox {
+    fn new() -> Self {
+        let inbox = Inbox {
+            order: Order::Park,
+            jobs: VecDeque::new(),
+            parked: false,
+            gone: false,
+            tid: None,
+        };
+        Self { inner: Mutex::new(inbox), changed: Condvar::new(), leave: AtomicBool::new(true) }
+    }
+
+    /// True when the vCPU must not enter the guest again.
+    pub(crate) fn must_leave(&self) -> bool {
+        self.leave.load(Ordering::Acquire)
+    }
+
+    /// Gives an order and, unless it is to run, kicks the thread. Does not wait.
+    fn order(&self, order: Order) {
+        let mut inbox = self.lock();
+        if inbox.order == Order::Exit {
+            return;
+        }
+        inbox.order = order;
+        self.leave.store(order != Order::Run, Ordering::Release);
+        if order == Order::Run {
+            inbox.parked = false;
+        } else if !inbox.parked
+            && let Some(tid) = inbox.tid
+        {
+            kick(tid);
+        }
+        self.changed.notify_all();
+    }
+
+    /// Waits until the vCPU is parked, or gone.
+    fn wait_parked(&self) {
+        let mut inbox = self.lock();
+        while !inbox.parked && !inbox.gone {
+            inbox = self.changed.wait(inbox).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// The vCPU's side: parks until there is something to do.
+    fn next(&self) -> Next {
+        let mut inbox = self.lock();
+        loop {
+            if let Some(job) = inbox.jobs.pop_front() {
+                return Next::Job(job);
+            }
+            match inbox.order {
+                Order::Run => return Next::Run,
+                Order::Exit => return Next::Exit,
+                Order::Park => {}
+            }
+            if !inbox.parked {
+                inbox.parked = true;
+                self.changed.notify_all();
+            }
+            inbox = self.changed.wait(inbox).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inbox> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+enum Next {
+    Job(Job),
+    Run,
+    Exit,
+}
+
+/// A vCPU with its thread. Dropping it ends the thread.
+#[derive(Debug)]
+pub(crate) struct VcpuThread {
+    index: u8,
+    mailbox: Arc<Mailbox>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl VcpuThread {
+    /// Starts the thread of `vcpu`, parked.
+    ///
+    /// # Errors
+    /// [`Error::StartThread`].
+    pub(crate) fn start(vcpu: Vcpu, machine: &Arc<Machine>) -> Result<Self> {
+        let index = vcpu.index();
+        let mailbox = Arc::new(Mailbox::new());
+        machine.vcpus.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&mailbox));
+        let (theirs, machine) = (Arc::clone(&mailbox), Arc::clone(machine));
+        let thread = std::thread::Builder::new()
+            .name(format!("vcpu{index}"))
+            .stack_size(STACK_BYTES)
+            .spawn(move || serve(vcpu, &theirs, &machine))
+            .map_err(|source| Error::StartThread { vcpu: index, source })?;
+        Ok(Self { index, mailbox, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// Lets the vCPU into the guest.
+    pub(crate) fn run(&self) {
+        self.mailbox.order(Order::Run);
+    }
+
+    /// Tells the vCPU to park, without waiting for it.
+    pub(crate) fn ask_to_park(&self) {
+        self.mailbox.order(Order::Park);
+    }
+
+    /// Waits until the vCPU is parked.
+    pub(crate) fn wait_parked(&self) {
+        self.mailbox.wait_parked();
+    }
+
+    /// Hands a job to the vCPU's thread, which takes it up when parked.
+    pub(crate) fn submit<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut Vcpu) -> T + Send + 'static,
+    ) -> Answer<T> {
+        let (sender, receiver) = mpsc::sync_channel(1);
+        let mut inbox = self.mailbox.lock();
+        if !inbox.gone {
+            inbox.jobs.push_back(Box::new(move |vcpu| drop(sender.send(job(vcpu)))));
+            self.mailbox.changed.notify_all();
+        }
+        Answer { vcpu: self.index, receiver }
+    }
+
+    /// Ends the thread and waits for it.
+    pub(crate) fn exit(&self) {
+        self.mailbox.order(Order::Exit);
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            // A panic in a vCPU's thread has been reported by the panic handler already.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for VcpuThread {
+    fn drop(&mut self) {
+        self.exit();
+    }
+}
+
+/// Tells everyone who waits that the thread is gone, however it ends.
+struct Farewell<'a> {
+    mailbox: &'a Mailbox,
+}
+
+impl Drop for Farewell<'_> {
+    fn drop(&mut self) {
+        let mut inbox = self.mailbox.lock();
+        inbox.gone = true;
+        inbox.tid = None;
+        inbox.jobs.clear();
+        self.mailbox.changed.notify_all();
+    }
+}
+
+/// The body of a vCPU's thread.
+fn serve(mut vcpu: Vcpu, mailbox: &Mailbox, machine: &Machine) {
+    let _farewell = Farewell { mailbox };
+    let kickable = match Kickable::new(vcpu.fd_mut()) {
+        Ok(kickable) => kickable,
+        Err(error) => {
+            let what = format!("no handler for the kick signal: {error}");
+            machine.stop(StopReason::Unexpected { vcpu: vcpu.index(), what });
+            return;
+        }
+    };
+    mailbox.lock().tid = Some(kickable.tid());
+    loop {
+        match mailbox.next() {
+            Next::Job(job) => job(&mut vcpu),
+            Next::Exit => break,
+            Next::Run => {
+                if let Err(reason) = vcpu.run(mailbox, machine) {
+                    machine.stop(reason);
+                }
+            }
+        }
+    }
+    // The handler must forget the vCPU before its `kvm_run` is unmapped.
+    drop(kickable);
+    drop(vcpu);
+}

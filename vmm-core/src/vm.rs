@@ -1,0 +1,330 @@
+//! The virtual machine.
+
+use std::fmt;
+use std::io::Write;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use kvm_bindings::{CpuId, KVM_PIT_SPEAKER_DUMMY, Msrs, kvm_pit_config};
+use kvm_ioctls::{Cap, Kvm, VmFd};
+use serde::{Deserialize, Serialize};
+
+use crate::boot::{self, BootSource};
+use crate::cpuid;
+use crate::devices::{IrqLine, Ports, SerialPort};
+use crate::dirty::{BitmapLog, DirtyTracking};
+use crate::error::{Error, KvmContext, Result};
+use crate::event::{EventQueue, StopReason};
+use crate::memory::GuestRam;
+use crate::raw;
+use crate::shape::VmShape;
+use crate::state::{self, ClockPair, StateError, TscCarry, VmState};
+use crate::vcpu::{Machine, Vcpu, VcpuThread};
+
+/// Where Intel processors without unrestricted guest support keep a task segment of KVM's: three
+/// pages in the hole below 4 GiB (`KVM_SET_TSS_ADDR`).
+const TSS_ADDRESS: usize = 0xfffb_d000;
+/// One page in the same hole, for the same processors (`KVM_SET_IDENTITY_MAP_ADDR`).
+const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
+
+/// What a guest is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RunState {
+    /// No vCPU is in the guest; it can be saved, loaded, and resumed.
+    Paused,
+    /// The guest runs.
+    Running,
+    /// The guest has ended and will not run again.
+    Stopped,
+}
+
+impl fmt::Display for RunState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Paused => "paused",
+            Self::Running => "running",
+            Self::Stopped => "stopped",
+        })
+    }
+}
+
+/// A virtual machine. All calls may be made from any thread; those that change what the guest is
+/// doing wait for each other. Dropping it ends the guest.
+///
+/// A new VM is paused and empty: [`Vm::boot`] or [`Vm::load_state`] gives it something to run.
+#[derive(Debug)]
+pub struct Vm {
+    shape: VmShape,
+    vcpus: Vec<VcpuThread>,
+    machine: Arc<Machine>,
+    dirty: Mutex<Box<dyn DirtyTracking>>,
+    /// What the guest was last told to do; whether it has stopped since is in `machine`.
+    control: Mutex<Ordered>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ordered {
+    Paused,
+    Running,
+}
+
+impl Vm {
+    /// Creates a paused VM after checking that this host can run it. The guest's serial output goes
+    /// to `console`, byte by byte; the guest waits while it is written.
+    ///
+    /// # Errors
+    /// What [`VmShape::check_host`] finds, or what the host refuses.
+    pub fn create(shape: &VmShape, console: Box<dyn Write + Send>) -> Result<Self> {
+        shape.check_host()?;
+        let kvm = Kvm::new().map_err(Error::OpenKvm)?;
+        let vm = Arc::new(new_vm(&kvm)?);
+        let ram = Arc::new(GuestRam::new(shape.layout()?)?);
+        for (slot, region) in (0..).zip(ram.mappings()) {
+            raw::set_memory_region(&vm, slot, 0, region).call("KVM_SET_USER_MEMORY_REGION")?;
+        }
+        let serial = SerialPort::new(IrqLine::new(Arc::clone(&vm)), console);
+        let machine = Arc::new(Machine::new(Arc::clone(&vm), Arc::clone(&ram), Ports::new(serial)));
+        let vcpus = start_vcpus(&kvm, shape, &machine)?;
+        let dirty = Mutex::new(Box::new(BitmapLog::new(vm, ram)) as Box<dyn DirtyTracking>);
+        let control = Mutex::new(Ordered::Paused);
+        Ok(Self { shape: shape.clone(), vcpus, machine, dirty, control })
+    }
+
+    /// The description this VM was created from.
+    pub fn shape(&self) -> &VmShape {
+        &self.shape
+    }
+
+    /// The guest's memory.
+    pub fn ram(&self) -> &Arc<GuestRam> {
+        &self.machine.ram
+    }
+
+    /// What the guest has to tell.
+    pub fn events(&self) -> &Arc<EventQueue> {
+        &self.machine.events
+    }
+
+    /// What the guest is doing.
+    pub fn run_state(&self) -> RunState {
+        self.state_under(*self.control())
+    }
+
+    /// Why the guest has ended, once it has.
+    pub fn stop_reason(&self) -> Option<StopReason> {
+        self.machine.stopped().cloned()
+    }
+
+    /// Loads what a new guest shall run. It stays paused.
+    ///
+    /// # Errors
+    /// [`Error::WrongState`] unless paused; [`crate::boot::BootError`].
+    pub fn boot(&self, source: &BootSource) -> Result<()> {
+        let control = self.control();
+        self.expect(*control, RunState::Paused, "boot")?;
+        boot::boot(self, source)
+    }
+
+    /// Stops the vCPUs and waits until none is in the guest and no instruction is half done. Returns
+    /// at once when the guest is paused.
+    ///
+    /// # Errors
+    /// [`Error::WrongState`] when the guest has ended, also while it was being paused.
+    pub fn pause(&self) -> Result<()> {
+        let mut control = self.control();
+        if *control == Ordered::Running {
+            self.park_all();
+            *control = Ordered::Paused;
+        }
+        self.expect(*control, RunState::Paused, "pause")
+    }
+
+    /// Lets the guest run on. Returns at once when it runs.
+    ///
+    /// # Errors
+    /// [`Error::WrongState`] when the guest has ended.
+    pub fn resume(&self) -> Result<()> {
+        let mut control = self.control();
+        if *control == Ordered::Running {
+            return self.expect(*control, RunState::Running, "resume");
+        }
+        self.expect(*control, RunState::Paused, "resume")?;
+        *control = Ordered::Running;
+        self.machine.ports.serial().thaw();
+        self.vcpus.iter().for_each(VcpuThread::run);
+        if self.machine.stopped().is_some() {
+            // A vCPU ended the guest while others were still being started.
+            self.vcpus.iter().for_each(VcpuThread::ask_to_park);
+        }
+        Ok(())
+    }
+
+    /// Ends the guest and waits until its vCPUs are gone. Does nothing when it has ended.
+    pub fn stop(&self) {
+        let _control = self.control();
+        self.machine.stop(StopReason::Asked);
+        self.vcpus.iter().for_each(VcpuThread::exit);
+    }
+
+    /// Types `bytes` on the guest's serial console; returns how many there was room for.
+    pub fn console_input(&self, bytes: &[u8]) -> usize {
+        self.machine.ports.serial().input(bytes)
+    }
+
+    /// Reads everything of the guest but its memory. This may write to the guest's memory, so collect
+    /// dirty pages once more afterwards.
+    ///
+    /// # Errors
+    /// [`Error::WrongState`] unless paused; [`StateError`]; what KVM refuses.
+    pub fn save_state(&self) -> Result<VmState> {
+        let control = self.control();
+        self.expect(*control, RunState::Paused, "save")?;
+        let answers: Vec<_> = self.vcpus.iter().map(|vcpu| vcpu.submit(state::save_vcpu)).collect();
+        // The clock goes with the TSC offsets, which do not change: any moment while paused will do.
+        let clock = state::save_clock(&self.machine.vm)?;
+        let vcpus: Result<Vec<_>> = answers.into_iter().map(|answer| answer.wait()?).collect();
+        Ok(VmState {
+            vcpus: vcpus?,
+            irqchip: state::save_irqchip(&self.machine.vm)?,
+            clock,
+            serial: self.machine.ports.serial().save(),
+        })
+    }
+
+    /// Replaces everything of the guest but its memory. It stays paused.
+    ///
+    /// # Errors
+    /// [`Error::WrongState`] unless paused; [`StateError`]; what KVM refuses. After an error the VM is
+    /// of no use any more: drop it.
+    pub fn load_state(&self, state: &VmState) -> Result<()> {
+        let control = self.control();
+        self.expect(*control, RunState::Paused, "load a state")?;
+        if state.vcpus.len() != self.vcpus.len() {
+            let (state, vm) = (state.vcpus.len(), self.vcpus.len());
+            return Err(StateError::VcpuCount { state, vm }.into());
+        }
+        let vm = &self.machine.vm;
+        state::load_clock(vm, &state.clock)?;
+        let saved = ClockPair::of(&state.clock);
+        let now = ClockPair::of(&state::save_clock(vm)?);
+        let carry = saved.zip(now).map(|(saved, now)| TscCarry { saved, now });
+        let answers: Vec<_> = self
+            .vcpus
+            .iter()
+            .zip(state.vcpus.iter().cloned())
+            .map(|(vcpu, state)| vcpu.submit(move |vcpu| state::load_vcpu(vcpu, &state, carry)))
+            .collect();
+        answers.into_iter().try_for_each(|answer| answer.wait()?)?;
+        self.machine.ports.serial().load(&state.serial).map_err(StateError::Device)?;
+        state::load_irqchip(vm, &state.irqchip)
+    }
+
+    /// Starts to track which pages are written. Afterwards every page counts as dirty once.
+    ///
+    /// # Errors
+    /// [`Error::DirtyTracking`] when it runs already; what KVM refuses.
+    pub fn start_dirty_log(&self) -> Result<()> {
+        self.dirty().start()
+    }
+
+    /// Stops to track; the guest's memory goes back to huge pages.
+    ///
+    /// # Errors
+    /// [`Error::DirtyTracking`] when it does not run; what KVM refuses.
+    pub fn stop_dirty_log(&self) -> Result<()> {
+        self.dirty().stop()
+    }
+
+    /// Sets in `words`, one word for each chunk of guest memory, the bits of pages that have been
+    /// written, by the guest or through [`Vm::ram`]. Bits that are set stay. Pages that the guest
+    /// wrote are reported again until they are re-armed.
+    ///
+    /// # Errors
+    /// [`Error::DirtyTracking`], [`Error::DirtyRange`]; what KVM refuses.
+    pub fn collect_dirty(&self, words: &mut [u64]) -> Result<()> {
+        self.dirty().collect(words)
+    }
+
+    /// Watches the pages whose bits are set in `words`, which start at chunk `first_chunk`, for the
+    /// next write. Call it before copying these pages. Each call stops the guest's vCPUs for a moment,
+    /// so re-arm many chunks at once.
+    ///
+    /// # Errors
+    /// [`Error::DirtyTracking`], [`Error::DirtyRange`]; what KVM refuses.
+    pub fn rearm_dirty(&self, first_chunk: usize, words: &[u64]) -> Result<()> {
+        self.dirty().rearm(first_chunk, words)
+    }
+
+    /// Runs `job` on the thread of a vCPU while it is parked.
+    pub(crate) fn on_vcpu<T: Send + 'static>(
+        &self,
+        index: u8,
+        job: impl FnOnce(&mut Vcpu) -> T + Send + 'static,
+    ) -> Result<T> {
+        let vcpu = self.vcpus.get(usize::from(index)).ok_or(Error::VcpuThreadGone(index))?;
+        vcpu.submit(job).wait()
+    }
+
+    fn park_all(&self) {
+        self.vcpus.iter().for_each(VcpuThread::ask_to_park);
+        self.vcpus.iter().for_each(VcpuThread::wait_parked);
+        self.machine.ports.serial().freeze();
+    }
+
+    fn control(&self) -> MutexGuard<'_, Ordered> {
+        self.control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn dirty(&self) -> MutexGuard<'_, Box<dyn DirtyTracking>> {
+        self.dirty.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn state_under(&self, ordered: Ordered) -> RunState {
+        match (self.machine.stopped(), ordered) {
+            (Some(_), _) => RunState::Stopped,
+            (None, Ordered::Paused) => RunState::Paused,
+            (None, Ordered::Running) => RunState::Running,
+        }
+    }
+
+    fn expect(&self, ordered: Ordered, wanted: RunState, action: &'static str) -> Result<()> {
+        let state = self.state_under(ordered);
+        if state == wanted { Ok(()) } else { Err(Error::WrongState { action, state }) }
+    }
+}
+
+/// A VM with interrupt controllers and a timer in the kernel.
+fn new_vm(kvm: &Kvm) -> Result<VmFd> {
+    let vm = kvm.create_vm().call("KVM_CREATE_VM")?;
+    vm.set_identity_map_address(IDENTITY_MAP_ADDRESS).call("KVM_SET_IDENTITY_MAP_ADDR")?;
+    vm.set_tss_address(TSS_ADDRESS).call("KVM_SET_TSS_ADDR")?;
+    vm.create_irq_chip().call("KVM_CREATE_IRQCHIP")?;
+    let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+    vm.create_pit2(pit).call("KVM_CREATE_PIT2")?;
+    Ok(vm)
+}
+
+/// Creates the vCPUs and starts their threads, parked.
+fn start_vcpus(kvm: &Kvm, shape: &VmShape, machine: &Arc<Machine>) -> Result<Vec<VcpuThread>> {
+    let vm = &machine.vm;
+    let xsave_bytes = usize::try_from(vm.check_extension_int(Cap::Xsave2)).unwrap_or(0);
+    let mut indices = None;
+    let mut fds = Vec::new();
+    for index in 0..shape.vcpus {
+        let fd = vm.create_vcpu(index.into()).vcpu_call(index, "KVM_CREATE_VCPU")?;
+        let table = CpuId::from_entries(&cpuid::for_vcpu(&shape.cpuid, index, shape.vcpus))
+            .map_err(|error| crate::ShapeError::Malformed(format!("cpuid: {error:?}")))?;
+        fd.set_cpuid2(&table).vcpu_call(index, "KVM_SET_CPUID2")?;
+        if indices.is_none() {
+            indices = Some(state::saved_msrs(kvm, &fd)?);
+        }
+        fds.push((index, fd));
+    }
+    let msrs: Msrs = state::msr_list(&indices.unwrap_or_default())
+        .ok_or_else(|| StateError::Malformed("too many msrs".into()))?;
+    fds.into_iter()
+        .map(|(index, fd)| {
+            VcpuThread::start(Vcpu::new(fd, index, msrs.clone(), xsave_bytes), machine)
+        })
+        .collect()
+}
