@@ -211,6 +211,18 @@ impl GuestDir {
         serde_json::from_slice(&text).with_context(|| format!("{} is damaged", path.display()))
     }
 
+    /// Tells others who holds the name; for the process that does.
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub(crate) fn write_identity(&self, identity: &GuestIdentity) -> Result<()> {
+        let path = self.guest_file();
+        let temporary = self.path.join("guest.json.new");
+        let text = serde_json::to_vec_pretty(identity).context("cannot describe the guest")?;
+        fs::write(&temporary, text).with_context(|| format!("cannot write {}", temporary.display()))?;
+        fs::rename(&temporary, &path).with_context(|| format!("cannot write {}", path.display()))
+    }
+
     /// Takes the name for this process, and removes what a dead one left in the folder.
     ///
     /// # Errors
@@ -249,18 +261,6 @@ impl GuestClaim {
     /// The folder that came with the name.
     pub(crate) fn dir(&self) -> &GuestDir {
         &self.dir
-    }
-
-    /// Tells others who holds the name.
-    ///
-    /// # Errors
-    /// The file system refuses.
-    pub(crate) fn write_identity(&self, identity: &GuestIdentity) -> Result<()> {
-        let path = self.dir.guest_file();
-        let temporary = self.dir.path.join("guest.json.new");
-        let text = serde_json::to_vec_pretty(identity).context("cannot describe the guest")?;
-        fs::write(&temporary, text).with_context(|| format!("cannot write {}", temporary.display()))?;
-        fs::rename(&temporary, &path).with_context(|| format!("cannot write {}", path.display()))
     }
 }
 
@@ -362,7 +362,7 @@ mod tests {
         let claim = state.guest(&name("web")).claim().unwrap();
         let identity =
             GuestIdentity { name: name("web"), uuid: uuid::Uuid::new_v4(), pid: 7, started_unix_ms: 1 };
-        claim.write_identity(&identity).unwrap();
+        claim.dir().write_identity(&identity).unwrap();
         assert_eq!(claim.dir().read_identity().unwrap(), identity);
     }
 

@@ -14,8 +14,8 @@ use serde::de::DeserializeOwned;
 
 use super::error::ApiError;
 use super::types::{
-    GuestInfo, MigrationRequest, MigrationStarted, Resolution, ResolveRequest, SaveRequest, Saved, StateAnswer,
-    WorkloadControl, WorkloadControlled, WorkloadInfo,
+    GuestInfo, MigrationRequest, MigrationStarted, MigrationStatus, Resolution, ResolveRequest, SaveRequest, Saved,
+    StateAnswer, WorkloadControl, WorkloadControlled, WorkloadInfo,
 };
 
 /// The document at `/v1/openapi.json`; the test below holds it against [`routes`].
@@ -45,7 +45,7 @@ pub(crate) trait GuestControl: Send + Sync + 'static {
     ///
     /// # Errors
     /// There was none.
-    fn migration(&self) -> Result<serde_json::Value, ApiError>;
+    fn migration(&self) -> Result<MigrationStatus, ApiError>;
     /// Calls the running migration off; answered at once, done a little later.
     ///
     /// # Errors
@@ -214,8 +214,8 @@ mod tests {
         fn migrate(&self, _: &MigrationRequest) -> Result<MigrationStarted, ApiError> {
             migrating()
         }
-        fn migration(&self) -> Result<serde_json::Value, ApiError> {
-            Ok(serde_json::json!({ "round": 3 }))
+        fn migration(&self) -> Result<MigrationStatus, ApiError> {
+            Ok(MigrationStatus::default())
         }
         fn cancel(&self) -> Result<StateAnswer, ApiError> {
             Ok(PAUSED)

@@ -1,18 +1,24 @@
 //! A Unix socket that serves a router: for this user only, bounded in what it reads, removed by its owner.
 
+use std::future::Future;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use tokio::net::UnixListener;
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::error::{ApiError, Reason};
 
 /// The largest request body, in bytes; the largest sensible one is a few hundred.
 const BODY_BYTES_MAX: usize = 64 << 10;
+
+/// How long requests that were taken before the end may go on.
+const CLOSE_PATIENCE: Duration = Duration::from_millis(500);
 
 /// Listens on `path` with mode 0600.
 ///
@@ -28,6 +34,11 @@ pub(crate) fn bind(path: &Path) -> Result<UnixListener> {
 
 /// Serves `router` until the task is aborted; unknown routes and oversized bodies get the same kind of answer as all else.
 pub(crate) fn serve(listener: UnixListener, router: Router) -> JoinHandle<()> {
+    serve_until(listener, router, std::future::pending())
+}
+
+/// As [`serve`], until `end`; what has been asked by then is answered.
+fn serve_until(listener: UnixListener, router: Router, end: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {
     let router = router
         .fallback(|| async { ApiError::new(Reason::NotFound, "no such route: see /v1/openapi.json") })
         .method_not_allowed_fallback(|| async {
@@ -35,8 +46,36 @@ pub(crate) fn serve(listener: UnixListener, router: Router) -> JoinHandle<()> {
         })
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX));
     tokio::spawn(async move {
-        if let Err(error) = axum::serve(listener, router).await {
+        if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(end).await {
             tracing::error!(%error, "the api socket is closed");
         }
     })
+}
+
+/// A socket that is served and can be closed in order.
+#[derive(Debug)]
+pub(crate) struct Server {
+    task: JoinHandle<()>,
+    end: oneshot::Sender<()>,
+}
+
+impl Server {
+    /// Serves `router` on the socket at `path`, for this user only.
+    ///
+    /// # Errors
+    /// As [`bind`].
+    pub(crate) fn start(path: &Path, router: Router) -> Result<Self> {
+        let listener = bind(path)?;
+        let (end, ended) = oneshot::channel();
+        let task = serve_until(listener, router, async move { drop(ended.await) });
+        Ok(Self { task, end })
+    }
+
+    /// Takes no more requests, and gives those that were taken a moment to be answered.
+    pub(crate) async fn close(mut self) {
+        drop(self.end);
+        if tokio::time::timeout(CLOSE_PATIENCE, &mut self.task).await.is_err() {
+            self.task.abort();
+        }
+    }
 }

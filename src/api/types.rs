@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use migrate::{Progress, Report};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -126,6 +127,15 @@ pub(crate) enum Compression {
 pub(crate) struct MigrationStarted {
     /// The migration's id; its report is in `migrations/ID.json` when the guest's process is gone.
     pub(crate) id: Uuid,
+}
+
+/// `GET /v1/guest/migration`: the running migration, or the last one.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct MigrationStatus {
+    /// How it stands; the last state, when it is over.
+    pub(crate) progress: Option<Progress>,
+    /// How it ended. One in doubt is followed by another when the doubt is settled.
+    pub(crate) report: Option<Report>,
 }
 
 /// `PUT /v1/guest/migration/resolve`.

@@ -14,8 +14,8 @@ Examples:
   lighter run --name w1 --memory 1G --dirty-rate 20000 --detach
   lighter run --name linux --memory 512M --cpus 2 --kernel vmlinux --initrd initramfs.gz --cmdline 'console=ttyS0'
 
-The serial console is on this terminal; Ctrl-] ends the guest. With --detach it is written to
-guests/NAME/console.log in the state folder.";
+A kernel's serial console is on this terminal: all keys go to the guest, but Ctrl-] ends it. With --detach
+the console is written to guests/NAME/console.log in the state folder.";
 
 /// `lighter run`.
 #[derive(Debug, Args)]
@@ -42,7 +42,7 @@ pub(crate) struct RunArgs {
     pub(crate) initrd: Option<PathBuf>,
 
     /// The kernel's command line.
-    #[arg(long, value_name = "TEXT", requires = "kernel", default_value = "console=ttyS0 reboot=t panic=-1")]
+    #[arg(long, value_name = "TEXT", requires = "kernel", default_value = vmm_core::boot::DEFAULT_CMDLINE)]
     pub(crate) cmdline: String,
 
     #[command(flatten)]
@@ -60,9 +60,9 @@ pub(crate) struct WorkloadArgs {
     #[arg(long, default_value_t = 2000, value_name = "PAGES", conflicts_with = "kernel")]
     pub(crate) dirty_rate: u32,
 
-    /// Memory that it keeps writing to: 64M [default: an eighth of the guest's memory].
-    #[arg(long, value_parser = parse_size, value_name = "SIZE", conflicts_with = "kernel")]
-    pub(crate) working_set: Option<u64>,
+    /// Memory that it keeps writing to: 64M, or less if the guest is smaller.
+    #[arg(long, value_parser = parse_size, default_value = "64M", value_name = "SIZE", conflicts_with = "kernel")]
+    pub(crate) working_set: u64,
 
     /// What the pages hold.
     #[arg(long, value_enum, default_value_t, value_name = "PATTERN", conflicts_with = "kernel")]
@@ -72,14 +72,14 @@ pub(crate) struct WorkloadArgs {
 /// What the workload's pages hold.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum PatternArg {
-    /// Noise, which no compression shrinks.
-    Random,
-    /// Text-like content, which compresses to about a third.
-    Text,
-    /// A quarter zero, a half compressible, a quarter noise: like an ordinary guest.
+    /// Half noise, a quarter text, a quarter zero: like an ordinary guest.
     #[default]
     Mixed,
-    /// Almost all zero.
+    /// Noise, which no compression shrinks.
+    Random,
+    /// Text, which compresses well.
+    Text,
+    /// Zero, but for what is being written.
     Zero,
 }
 
@@ -89,10 +89,6 @@ pub(crate) struct BackgroundArgs {
     /// Return once the guest runs; it goes on without this terminal.
     #[arg(long, short)]
     pub(crate) detach: bool,
-
-    /// Set by `--detach` for the process that it starts.
-    #[arg(long, hide = true, conflicts_with = "detach")]
-    pub(crate) in_background: bool,
 }
 
 /// `lighter restore`.

@@ -35,9 +35,9 @@ pub(crate) struct DemoArgs {
     #[arg(long, default_value_t = 2000, value_name = "PAGES")]
     pub(crate) dirty_rate: u32,
 
-    /// Memory that it keeps writing to [default: an eighth of its memory].
-    #[arg(long, value_parser = parse_size, value_name = "SIZE")]
-    pub(crate) working_set: Option<u64>,
+    /// Memory that it keeps writing to.
+    #[arg(long, value_parser = parse_size, default_value = "64M", value_name = "SIZE")]
+    pub(crate) working_set: u64,
 
     /// What the guest's pages hold.
     #[arg(long, value_enum, default_value_t, value_name = "PATTERN")]
@@ -52,7 +52,7 @@ pub(crate) struct DemoArgs {
 #[command(after_help = "\
 Examples:
   lighter node
-  lighter node --listen 192.0.2.7:4950 --metrics 127.0.0.1:9750
+  lighter node --listen 192.0.2.7:4950 --metrics 127.0.0.1:9450
 
 Needs this host's certificates: see `lighter certs`. Guests do not depend on the node: it can be restarted
 at any time, also while guests arrive and leave.")]
@@ -62,8 +62,12 @@ pub(crate) struct NodeArgs {
     pub(crate) listen: SocketAddr,
 
     /// TCP address of /metrics and /healthz; port 0 takes any free one.
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9750")]
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9450")]
     pub(crate) metrics: SocketAddr,
+
+    /// Memory that is left to the host whatever guests arrive.
+    #[arg(long, value_parser = parse_size, default_value = "256M", value_name = "SIZE")]
+    pub(crate) reserve_memory: u64,
 }
 
 /// `lighter incoming`: the process of a guest that is on its way here. Started by the node, which writes the migration's

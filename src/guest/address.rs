@@ -1,0 +1,88 @@
+//! Where a guest is to go, as a user writes it.
+
+use std::net::SocketAddr;
+
+use anyhow::{Context, Result, bail};
+
+use crate::cli::host::NODE_PORT;
+
+/// `HOST[:PORT]`, taken apart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Destination {
+    /// Name or address of the host; also what its certificate must say, unless told otherwise.
+    pub(crate) host: String,
+    /// The node's UDP port there.
+    pub(crate) port: u16,
+}
+
+impl Destination {
+    /// Takes `HOST`, `HOST:PORT`, `[IPv6]:PORT` or a bare IPv6 address apart.
+    ///
+    /// # Errors
+    /// There is no host, or the port is none.
+    pub(crate) fn parse(text: &str) -> Result<Self> {
+        if let Ok(address) = text.parse::<std::net::IpAddr>() {
+            return Ok(Self { host: address.to_string(), port: NODE_PORT });
+        }
+        let (host, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+            Some((host, "")) => (host, None),
+            Some((host, rest)) => (host, Some(rest.strip_prefix(':').unwrap_or(rest))),
+            None => text.split_once(':').map_or((text, None), |(host, port)| (host, Some(port))),
+        };
+        let port = match port {
+            None => NODE_PORT,
+            Some(port) => match port.parse() {
+                Ok(port @ 1..) => port,
+                _ => bail!("`{text}` names no port: write HOST or HOST:PORT"),
+            },
+        };
+        if host.is_empty() {
+            bail!("`{text}` names no host: write HOST or HOST:PORT");
+        }
+        Ok(Self { host: host.to_owned(), port })
+    }
+
+    /// The address behind the name, the first one that the system knows.
+    ///
+    /// # Errors
+    /// The name is unknown.
+    pub(crate) async fn resolve(&self) -> Result<SocketAddr> {
+        let mut found = tokio::net::lookup_host((self.host.as_str(), self.port))
+            .await
+            .with_context(|| format!("cannot find the host {}", self.host))?;
+        found.next().with_context(|| format!("the host {} has no address", self.host))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(text: &str) -> (String, u16) {
+        let destination = Destination::parse(text).unwrap();
+        (destination.host, destination.port)
+    }
+
+    #[test]
+    fn a_host_needs_no_port() {
+        assert_eq!(parsed("host-b"), ("host-b".to_owned(), NODE_PORT));
+        assert_eq!(parsed("host-b:77"), ("host-b".to_owned(), 77));
+        assert_eq!(parsed("192.0.2.7:77"), ("192.0.2.7".to_owned(), 77));
+        assert_eq!(parsed("2001:db8::7"), ("2001:db8::7".to_owned(), NODE_PORT));
+        assert_eq!(parsed("[2001:db8::7]:77"), ("2001:db8::7".to_owned(), 77));
+        assert_eq!(parsed("[2001:db8::7]"), ("2001:db8::7".to_owned(), NODE_PORT));
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        for text in ["", ":77", "host:", "host:port", "host:0", "host:70000", "[::1]x"] {
+            assert!(Destination::parse(text).is_err(), "{text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_address_needs_no_name_service() {
+        let address = Destination::parse("127.0.0.1:77").unwrap().resolve().await.unwrap();
+        assert_eq!(address, "127.0.0.1:77".parse().unwrap());
+    }
+}

@@ -1,0 +1,76 @@
+//! `--detach`: the same command line again, in a session of its own.
+//!
+//! The child gets a pipe as stderr. It keeps it until the guest runs, so that whatever goes wrong is read by the parent;
+//! then its stderr becomes a log, the pipe ends, and the parent returns.
+
+use std::fs::OpenOptions;
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use crate::exit::Exit;
+use crate::names::GuestName;
+use crate::state_dir::{GuestDir, StateDir};
+
+/// Set for the child, to the guest's name: the parent may have made it up.
+const NAME_VARIABLE: &str = "LIGHTER_DETACHED_NAME";
+
+/// What is read of the child's messages, bytes.
+const MESSAGES_BYTES_MAX: u64 = 64 << 10;
+
+/// The name that this process was started for in the background, if it was.
+pub(crate) fn name() -> Option<GuestName> {
+    std::env::var(NAME_VARIABLE).ok()?.parse().ok()
+}
+
+/// Starts this command line in the background, and waits until its guest runs.
+///
+/// # Errors
+/// What the child said before it ended.
+pub(crate) fn start(state: &StateDir, name: &GuestName) -> Result<Exit> {
+    let program = std::env::current_exe().context("cannot find this program")?;
+    let mut child = Command::new(program)
+        .args(std::env::args_os().skip(1))
+        .env(NAME_VARIABLE, name.as_str())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("cannot start the guest's process")?;
+    let mut messages = String::new();
+    if let Some(stderr) = child.stderr.take() {
+        stderr.take(MESSAGES_BYTES_MAX).read_to_string(&mut messages).context("cannot hear the guest's process")?;
+    }
+    // The pipe has ended: either the guest runs and its process logs elsewhere, or the process is about to be gone.
+    if state.guest(name).read_identity().is_ok_and(|identity| identity.pid == child.id()) {
+        eprint!("{messages}");
+        println!("{name}");
+        return Ok(Exit::Done);
+    }
+    let status = child.wait().context("cannot wait for the guest's process")?;
+    match messages.trim().strip_prefix("lighter: ").unwrap_or(messages.trim()) {
+        "" => bail!("the guest's process ended without a word ({status})"),
+        message => bail!("{message}"),
+    }
+}
+
+/// The child's first step: away from the terminal that started it.
+///
+/// # Errors
+/// The system refuses.
+pub(crate) fn leave_terminal() -> Result<()> {
+    nix::unistd::setsid().map(drop).context("cannot start a session for the guest's process")
+}
+
+/// The child's last step: from now on it is heard in its log only, and the parent returns.
+///
+/// # Errors
+/// The log cannot be opened.
+pub(crate) fn log_to_folder(guest: &GuestDir) -> Result<()> {
+    let path = guest.process_log();
+    let log = OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
+    let log = log.with_context(|| format!("cannot open the log {}", path.display()))?;
+    nix::unistd::dup2_stderr(&log).context("cannot redirect stderr")
+}

@@ -1,0 +1,178 @@
+//! What a guest process does when its API is asked: each request against what the process is busy with.
+
+use std::time::Instant;
+
+use migrate::error::OperatorChoice;
+
+use super::leaving::Departure;
+use super::machine::SharedMachine;
+use super::process::{Ending, GuestProcess, Occupation};
+use super::workload;
+use crate::api::guest::GuestControl;
+use crate::api::types::{
+    GuestInfo, GuestKind, GuestState, MigrationRequest, MigrationStarted, MigrationStatus, Resolution, SaveRequest, Saved,
+    StateAnswer, WorkloadControl, WorkloadControlled, WorkloadInfo,
+};
+use crate::api::{ApiError, Reason};
+
+/// A guest process behind the API; a type of its own because starting a migration needs the process shared.
+#[derive(Debug, Clone)]
+pub(crate) struct ProcessControl(pub(crate) std::sync::Arc<GuestProcess>);
+
+impl ProcessControl {
+    fn process(&self) -> &GuestProcess {
+        &self.0
+    }
+
+    fn machine(&self) -> Result<&SharedMachine, ApiError> {
+        let missing = || ApiError::new(Reason::WrongState, format!("{} has not arrived yet", self.process().name()));
+        self.process().machine().ok_or_else(missing)
+    }
+
+    /// Does `action` on the machine of a guest that is nobody else's business at the moment.
+    fn on_own_guest(&self, action: impl FnOnce(&SharedMachine) -> vmm_core::Result<()>) -> Result<StateAnswer, ApiError> {
+        let occupation = self.process().occupation();
+        self.refuse_when_busy(&occupation)?;
+        action(self.machine()?).map_err(ApiError::failed)?;
+        drop(occupation);
+        Ok(self.state())
+    }
+
+    fn refuse_when_busy(&self, occupation: &Occupation) -> Result<(), ApiError> {
+        let name = self.process().name();
+        let migrating = |text: String| Err(ApiError::new(Reason::Migrating, text));
+        match occupation {
+            Occupation::None => Ok(()),
+            Occupation::Saving => Err(ApiError::new(Reason::WrongState, format!("{name} is being saved: wait for its end"))),
+            Occupation::Leaving(departure) if departure.is_in_doubt() => {
+                migrating(format!("the migration of {name} is in doubt: see `lighter show {name}` for the way out"))
+            }
+            Occupation::Leaving(departure) => migrating(format!(
+                "{name} is being migrated to {}: `lighter cancel {name}` first, or wait for its end",
+                departure.destination()
+            )),
+            Occupation::Arriving(_) => migrating(format!("{name} is on its way here: `lighter cancel {name}` stops that")),
+        }
+    }
+
+    fn state(&self) -> StateAnswer {
+        StateAnswer { state: self.process().guest_state() }
+    }
+
+    fn not_migrating<T>(&self) -> Result<T, ApiError> {
+        Err(ApiError::new(Reason::NotMigrating, format!("{} is not being migrated", self.process().name())))
+    }
+}
+
+impl GuestControl for ProcessControl {
+    fn info(&self) -> GuestInfo {
+        let identity = self.process().identity();
+        let machine = self.process().machine();
+        let (running, detail) = match &*self.process().occupation() {
+            Occupation::Leaving(departure) => (Some(departure.id()), departure.detail()),
+            Occupation::Arriving(arrival) => (Some(arrival.id()), arrival.detail()),
+            Occupation::None | Occupation::Saving => (None, None),
+        };
+        let last = || self.process().last_migration().as_ref().map(|(id, _)| *id);
+        GuestInfo {
+            name: identity.name.clone(),
+            uuid: machine.map_or(identity.uuid, |machine| machine.uuid()),
+            pid: identity.pid,
+            state: self.process().guest_state(),
+            kind: machine.map_or(GuestKind::Linux, |machine| machine.kind()),
+            memory_bytes: machine.map_or(0, |machine| machine.shape().memory_bytes),
+            vcpus: machine.map_or(0, |machine| machine.shape().vcpus),
+            started_unix_ms: identity.started_unix_ms,
+            migration_id: running.or_else(last).map(|id| id.0),
+            detail,
+        }
+    }
+
+    fn pause(&self) -> Result<StateAnswer, ApiError> {
+        self.on_own_guest(|machine| machine.vm().pause())
+    }
+
+    fn resume(&self) -> Result<StateAnswer, ApiError> {
+        self.on_own_guest(|machine| machine.vm().resume())
+    }
+
+    fn stop(&self) -> Result<StateAnswer, ApiError> {
+        let occupation = self.process().occupation();
+        self.refuse_when_busy(&occupation)?;
+        drop(occupation);
+        self.process().end(Ending::Asked);
+        Ok(StateAnswer { state: GuestState::Ended })
+    }
+
+    fn save(&self, request: &SaveRequest) -> Result<Saved, ApiError> {
+        if !request.file.is_absolute() {
+            return Err(ApiError::new(Reason::BadRequest, format!("{} is no absolute path", request.file.display())));
+        }
+        let machine = self.machine()?;
+        let mut occupation = self.process().occupation();
+        self.refuse_when_busy(&occupation)?;
+        *occupation = Occupation::Saving;
+        drop(occupation);
+        let began = Instant::now();
+        let saved = machine.save_to(&request.file);
+        *self.process().occupation() = Occupation::None;
+        let file_bytes = saved.map_err(ApiError::failed)?;
+        Ok(Saved { file_bytes, paused_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX) })
+    }
+
+    fn migrate(&self, request: &MigrationRequest) -> Result<MigrationStarted, ApiError> {
+        self.machine()?;
+        let mut occupation = self.process().occupation();
+        self.refuse_when_busy(&occupation)?;
+        let departure = Departure::start(&self.0, request)?;
+        let id = departure.id();
+        *occupation = Occupation::Leaving(departure);
+        Ok(MigrationStarted { id: id.0 })
+    }
+
+    fn migration(&self) -> Result<MigrationStatus, ApiError> {
+        match &*self.process().occupation() {
+            Occupation::Leaving(departure) => return Ok(departure.status()),
+            Occupation::Arriving(arrival) => return Ok(arrival.status()),
+            Occupation::None | Occupation::Saving => {}
+        }
+        match &*self.process().last_migration() {
+            Some((_, status)) => Ok(status.clone()),
+            None => self.not_migrating(),
+        }
+    }
+
+    fn cancel(&self) -> Result<StateAnswer, ApiError> {
+        let occupation = self.process().occupation();
+        match &*occupation {
+            Occupation::Leaving(departure) => departure.cancel("the user")?,
+            Occupation::Arriving(arrival) => arrival.cancel("the user at the destination")?,
+            Occupation::None | Occupation::Saving => return self.not_migrating(),
+        }
+        drop(occupation);
+        Ok(self.state())
+    }
+
+    fn resolve(&self, decision: Resolution) -> Result<StateAnswer, ApiError> {
+        let choice = match decision {
+            Resolution::Run => OperatorChoice::Run,
+            Resolution::Discard => OperatorChoice::Discard,
+        };
+        let occupation = self.process().occupation();
+        match &*occupation {
+            Occupation::Leaving(departure) => departure.resolve(choice)?,
+            Occupation::Arriving(arrival) => arrival.resolve(choice)?,
+            Occupation::None | Occupation::Saving => return self.not_migrating(),
+        }
+        drop(occupation);
+        Ok(self.state())
+    }
+
+    fn workload(&self) -> Result<WorkloadInfo, ApiError> {
+        workload::report(self.machine()?)
+    }
+
+    fn control_workload(&self, control: &WorkloadControl) -> Result<WorkloadControlled, ApiError> {
+        workload::control(self.machine()?, control)
+    }
+}

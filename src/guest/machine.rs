@@ -1,0 +1,208 @@
+//! A virtual machine as a migration wants to see it, on either side: thin adapters from `vmm-core` to `migrate`.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use migrate::guest::RefusalKind;
+use migrate::memory::Region;
+use migrate::protocol::Blob;
+use migrate::{DestinationGuest, GuestDescription, GuestError, MemoryLayout, Refusal, SourceGuest};
+use uuid::Uuid;
+use vmm_core::memory::RamLayout;
+use vmm_core::{RunState, Vm, VmShape, VmState};
+
+use super::console::Console;
+use crate::api::types::GuestKind;
+use crate::names::GuestName;
+
+/// A guest's virtual machine, with the identity that it keeps wherever it runs.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    name: GuestName,
+    uuid: Uuid,
+    shape: VmShape,
+    layout: MemoryLayout,
+    vm: Vm,
+}
+
+impl Machine {
+    /// Creates a machine that has not run and holds nothing.
+    ///
+    /// # Errors
+    /// This host cannot run a machine of this shape, or has no memory for it.
+    pub(crate) fn create(name: GuestName, uuid: Uuid, shape: VmShape, console: &Console) -> Result<Self> {
+        let layout = layout(&shape.layout()?)?;
+        let vm = Vm::create(&shape, console.output()?)?;
+        Ok(Self { name, uuid, shape, layout, vm })
+    }
+
+    /// Wraps a machine that exists already, as one restored from a file.
+    ///
+    /// # Errors
+    /// Its memory is laid out in a way that cannot be migrated.
+    pub(crate) fn adopt(name: GuestName, uuid: Uuid, shape: VmShape, vm: Vm) -> Result<Self> {
+        let layout = layout(&shape.layout()?)?;
+        Ok(Self { name, uuid, shape, layout, vm })
+    }
+
+    /// The machine itself.
+    pub(crate) fn vm(&self) -> &Vm {
+        &self.vm
+    }
+
+    /// What the machine is made of.
+    pub(crate) fn shape(&self) -> &VmShape {
+        &self.shape
+    }
+
+    /// The guest's identity.
+    pub(crate) fn uuid(&self) -> Uuid {
+        self.uuid
+    }
+
+    /// What it runs: the workload leaves its mark in memory.
+    pub(crate) fn kind(&self) -> GuestKind {
+        match vmm_core::workload::Report::read(self.vm.ram().memory()) {
+            Ok(_) => GuestKind::Workload,
+            Err(_) => GuestKind::Linux,
+        }
+    }
+
+    fn failed(&self, what: &str, error: impl std::fmt::Display) -> GuestError {
+        GuestError::new(format!("cannot {what} of {}: {error}", self.name))
+    }
+}
+
+/// Memory as the two crates describe it: the same regions, but each depends on nothing of the other.
+fn layout(ram: &RamLayout) -> Result<MemoryLayout> {
+    let regions = ram.regions().iter().map(|region| Region { base: region.gpa, bytes: region.bytes });
+    MemoryLayout::new(regions.collect()).context("the guest's memory cannot be migrated")
+}
+
+/// The shape in a description, with everything in the description that repeats it checked against it.
+///
+/// # Errors
+/// The description is damaged, contradicts itself, or is of another version.
+pub(crate) fn shape_of(guest: &GuestDescription) -> Result<VmShape, Refusal> {
+    let refuse = |error: &dyn std::fmt::Display| Refusal::new(RefusalKind::Guest, format!("{}: {error}", guest.name));
+    let shape = VmShape::from_bytes(&guest.config.0).map_err(|error| refuse(&error))?;
+    let expected = shape.layout().map_err(|error| refuse(&error))?;
+    let same_layout = layout(&expected).is_ok_and(|layout| layout == guest.layout);
+    if !same_layout || u16::from(shape.vcpus) != guest.vcpus {
+        return Err(refuse(&"its description contradicts itself"));
+    }
+    Ok(shape)
+}
+
+impl SourceGuest for Machine {
+    fn describe(&self) -> GuestDescription {
+        GuestDescription {
+            name: self.name.to_string(),
+            uuid: self.uuid,
+            layout: self.layout.clone(),
+            vcpus: u16::from(self.shape.vcpus),
+            // A shape that cannot be encoded is refused by the destination as empty.
+            config: Blob(self.shape.to_bytes().unwrap_or_default()),
+        }
+    }
+
+    fn start_dirty_log(&self) -> Result<(), GuestError> {
+        self.vm.start_dirty_log().map_err(|error| self.failed("start the dirty log", error))
+    }
+
+    fn stop_dirty_log(&self) -> Result<(), GuestError> {
+        self.vm.stop_dirty_log().map_err(|error| self.failed("stop the dirty log", error))
+    }
+
+    fn collect_dirty(&self, words: &mut [u64]) -> Result<(), GuestError> {
+        self.vm.collect_dirty(words).map_err(|error| self.failed("read the dirty log", error))
+    }
+
+    fn rearm_dirty(&self, first_chunk: usize, words: &[u64]) -> Result<(), GuestError> {
+        self.vm.rearm_dirty(first_chunk, words).map_err(|error| self.failed("re-arm the dirty log", error))
+    }
+
+    fn copy_out(&self, chunk: usize, first_page: usize, buf: &mut [u8]) -> Result<(), GuestError> {
+        self.vm.ram().copy_out(chunk, first_page, buf).map_err(|error| self.failed("read memory", error))
+    }
+
+    fn pause(&self) -> Result<(), GuestError> {
+        self.vm.pause().map_err(|error| self.failed("stop the vCPUs", error))
+    }
+
+    fn resume(&self) -> Result<(), GuestError> {
+        self.vm.resume().map_err(|error| self.failed("start the vCPUs", error))
+    }
+
+    fn is_running(&self) -> bool {
+        self.vm.run_state() == RunState::Running
+    }
+
+    fn save_state(&self) -> Result<Vec<u8>, GuestError> {
+        let state = self.vm.save_state().map_err(|error| self.failed("save the state", error))?;
+        state.to_bytes().map_err(|error| self.failed("encode the state", error))
+    }
+}
+
+impl DestinationGuest for Machine {
+    fn copy_in(&self, chunk: usize, first_page: usize, data: &[u8]) -> Result<(), GuestError> {
+        self.vm.ram().copy_in(chunk, first_page, data).map_err(|error| self.failed("write memory", error))
+    }
+
+    fn zero(&self, chunk: usize, mask: u64) -> Result<(), GuestError> {
+        self.vm.ram().zero(chunk, mask).map_err(|error| self.failed("clear memory", error))
+    }
+
+    fn load_state(&self, state: &[u8]) -> Result<(), GuestError> {
+        let state = VmState::from_bytes(state).map_err(|error| self.failed("understand the state", error))?;
+        self.vm.load_state(&state).map_err(|error| self.failed("load the state", error))
+    }
+
+    fn resume(&self) -> Result<(), GuestError> {
+        SourceGuest::resume(self)
+    }
+}
+
+/// A machine in the hands of a migration.
+pub(crate) type SharedMachine = Arc<Machine>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn machine() -> Machine {
+        let shape = VmShape::for_host(64 << 20, 1).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let console = Console::Log(folder.path().join("console.log"));
+        Machine::create("web".parse().unwrap(), Uuid::new_v4(), shape, &console).unwrap()
+    }
+
+    #[test]
+    fn a_description_leads_to_the_same_shape() {
+        let machine = machine();
+        let description = machine.describe();
+        description.check_bounds().unwrap();
+        assert_eq!(&shape_of(&description).unwrap(), machine.shape());
+        assert_eq!(description.layout.bytes(), 64 << 20);
+    }
+
+    #[test]
+    fn a_description_that_contradicts_itself_is_refused() {
+        let mut description = machine().describe();
+        description.vcpus = 2;
+        assert!(shape_of(&description).unwrap_err().to_string().contains("contradicts"));
+        description.config.0.truncate(3);
+        assert_eq!(shape_of(&description).unwrap_err().kind, RefusalKind::Guest);
+    }
+
+    #[test]
+    fn pages_written_on_one_side_are_read_on_the_other() {
+        let machine = machine();
+        machine.copy_in(3, 2, &[7; 4096]).unwrap();
+        let mut page = [0; 4096];
+        machine.copy_out(3, 2, &mut page).unwrap();
+        assert_eq!(page, [7; 4096]);
+        let error = machine.copy_out(1 << 20, 0, &mut page).unwrap_err();
+        assert!(error.to_string().contains("web"), "{error}");
+    }
+}

@@ -1,0 +1,20 @@
+//! The process of one guest: it owns the machine, the guest's end of a migration, and the guest's API.
+//!
+//! [`plan`] is what a command line means; [`start`] builds the machine by it and lives until the guest ends ([`process`], which
+//! [`control`] opens to the API). [`machine`] makes a virtual machine fit for a migration, [`leaving`] and [`arriving`] are its two
+//! directions. [`console`] is the serial line, [`background`] is `--detach`, [`workload`] the built-in guest. Start at [`start`].
+
+mod address;
+mod arriving;
+mod background;
+mod console;
+mod control;
+mod leaving;
+mod machine;
+mod plan;
+mod process;
+mod saved;
+mod start;
+mod workload;
+
+pub(crate) use start::{incoming, restore, run};

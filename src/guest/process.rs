@@ -1,0 +1,218 @@
+//! The life of a guest process: what it is occupied with, why it ends, and how it ends in order.
+
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result};
+use migrate::MigrationId;
+use tokio::runtime::Handle;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use uuid::Uuid;
+use vmm_core::{StopReason, VmEvent};
+
+use super::arriving::Arrival;
+use super::leaving::Departure;
+use super::machine::SharedMachine;
+use crate::api::types::{GuestState, MigrationStatus};
+use crate::names::GuestName;
+use crate::state_dir::{GuestIdentity, StateDir};
+
+/// How long a look at the machine's events lasts, before the thread asks whether anybody still wants it.
+const EVENT_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Why a guest process ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// Somebody asked for it, over the API, with a signal or a key.
+    Asked,
+    /// The guest ended itself.
+    Guest(StopReason),
+    /// The guest runs on another host.
+    Moved {
+        /// Where.
+        destination: String,
+    },
+    /// The copy in this process will never run.
+    Discarded {
+        /// Why.
+        why: String,
+    },
+}
+
+/// What a guest process is busy with; decides what it may be asked.
+#[derive(Debug)]
+pub(crate) enum Occupation {
+    /// Nothing but its guest.
+    None,
+    /// Writing the guest to a file.
+    Saving,
+    /// Sending the guest away.
+    Leaving(Departure),
+    /// Receiving the guest.
+    Arriving(Arrival),
+}
+
+/// A guest's process.
+#[derive(Debug)]
+pub(crate) struct GuestProcess {
+    identity: GuestIdentity,
+    state: StateDir,
+    runtime: Handle,
+    /// Absent while the guest has not been described yet by the host that it comes from.
+    machine: OnceLock<SharedMachine>,
+    occupation: Mutex<Occupation>,
+    /// How the last migration went, once it is over.
+    last_migration: Mutex<Option<(MigrationId, MigrationStatus)>>,
+    ending: watch::Sender<Option<Ending>>,
+}
+
+impl GuestProcess {
+    /// A process for a guest of this name.
+    pub(crate) fn new(state: &StateDir, name: GuestName, uuid: Uuid, runtime: Handle) -> Arc<Self> {
+        let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let started_unix_ms = u64::try_from(started.as_millis()).unwrap_or(u64::MAX);
+        Arc::new(Self {
+            identity: GuestIdentity { name, uuid, pid: std::process::id(), started_unix_ms },
+            state: state.clone(),
+            runtime,
+            machine: OnceLock::new(),
+            occupation: Mutex::new(Occupation::None),
+            last_migration: Mutex::new(None),
+            ending: watch::Sender::new(None),
+        })
+    }
+
+    /// Who this process is.
+    pub(crate) fn identity(&self) -> &GuestIdentity {
+        &self.identity
+    }
+
+    /// The guest's name.
+    pub(crate) fn name(&self) -> &GuestName {
+        &self.identity.name
+    }
+
+    /// This host's state folder.
+    pub(crate) fn state(&self) -> &StateDir {
+        &self.state
+    }
+
+    /// Where the process's asynchronous work runs.
+    pub(crate) fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+
+    /// The machine; absent while the guest has not been described yet.
+    pub(crate) fn machine(&self) -> Option<&SharedMachine> {
+        self.machine.get()
+    }
+
+    /// Gives the process its machine, once, and listens to it from then on.
+    ///
+    /// # Errors
+    /// The system gives no thread.
+    pub(crate) fn set_machine(self: &Arc<Self>, machine: SharedMachine) -> Result<()> {
+        if self.machine.set(Arc::clone(&machine)).is_err() {
+            return Ok(());
+        }
+        let process = Arc::downgrade(self);
+        let listen = move || {
+            loop {
+                let event = machine.vm().events().take(EVENT_PATIENCE);
+                let Some(process) = process.upgrade() else { return };
+                if let Some(VmEvent::Stopped(reason)) = event {
+                    return process.guest_stopped(reason);
+                }
+            }
+        };
+        std::thread::Builder::new().name("guest-events".to_owned()).spawn(listen).map(drop).context("cannot start a thread")
+    }
+
+    /// What the process is busy with. Held for as long as a decision depends on it.
+    pub(crate) fn occupation(&self) -> MutexGuard<'_, Occupation> {
+        self.occupation.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The last migration that is over.
+    pub(crate) fn last_migration(&self) -> MutexGuard<'_, Option<(MigrationId, MigrationStatus)>> {
+        self.last_migration.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends the process, for the first reason that is given.
+    pub(crate) fn end(&self, ending: Ending) {
+        self.ending.send_if_modified(|current| {
+            let first = current.is_none();
+            if first {
+                *current = Some(ending);
+            }
+            first
+        });
+    }
+
+    /// Whether an end has been asked for.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.ending.borrow().is_some()
+    }
+
+    /// How the guest stands.
+    pub(crate) fn guest_state(&self) -> GuestState {
+        if self.is_ending() {
+            return GuestState::Ended;
+        }
+        match &*self.occupation() {
+            Occupation::Arriving(arrival) if arrival.is_in_doubt() => GuestState::InDoubt,
+            Occupation::Arriving(_) => GuestState::Incoming,
+            Occupation::Leaving(departure) if departure.is_in_doubt() => GuestState::InDoubt,
+            Occupation::Leaving(_) => GuestState::Migrating,
+            Occupation::None | Occupation::Saving => self.own_state(),
+        }
+    }
+
+    fn own_state(&self) -> GuestState {
+        match self.machine().map(|machine| machine.vm().run_state()) {
+            Some(vmm_core::RunState::Running) => GuestState::Running,
+            Some(vmm_core::RunState::Paused) | None => GuestState::Paused,
+            Some(vmm_core::RunState::Stopped) => GuestState::Ended,
+        }
+    }
+
+    /// The guest ended by itself, or on our order.
+    fn guest_stopped(&self, reason: StopReason) {
+        if let Occupation::Leaving(departure) = &*self.occupation() {
+            departure.guest_stopped(&reason);
+        }
+        self.end(Ending::Guest(reason));
+    }
+
+    /// Waits until something ends the process, be it a signal.
+    ///
+    /// # Errors
+    /// The system gives no signals.
+    pub(crate) async fn wait(&self) -> Result<Ending> {
+        let mut terminate = signal(SignalKind::terminate()).context("cannot hear signals")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("cannot hear signals")?;
+        let mut hang_up = signal(SignalKind::hangup()).context("cannot hear signals")?;
+        let mut ending = self.ending.subscribe();
+        tokio::select! {
+            _ = terminate.recv() => self.end(Ending::Asked),
+            _ = interrupt.recv() => self.end(Ending::Asked),
+            _ = hang_up.recv() => self.end(Ending::Asked),
+            _ = ending.wait_for(Option::is_some) => {}
+        }
+        Ok(self.ending.borrow().clone().unwrap_or(Ending::Asked))
+    }
+
+    /// Ends what is going on: a migration is called off, the machine stopped.
+    pub(crate) async fn shut_down(self: &Arc<Self>) {
+        let process = Arc::clone(self);
+        let stop = move || {
+            if let Some(machine) = process.machine() {
+                machine.vm().stop();
+            }
+        };
+        if let Err(error) = tokio::task::spawn_blocking(stop).await {
+            tracing::error!(%error, "the machine did not stop in order");
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! How a guest process begins, lives and ends: `run`, `restore` and `incoming`.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use tokio::runtime::{Builder, Runtime};
+use uuid::Uuid;
+
+use super::arriving::{self, Arrival};
+use super::background;
+use super::console::{Console, RawTerminal, pump_input};
+use super::control::ProcessControl;
+use super::machine::{Machine, SharedMachine};
+use super::plan::Plan;
+use super::process::{Ending, GuestProcess};
+use crate::api::guest::router;
+use crate::api::server::Server;
+use crate::api::types::GuestKind;
+use crate::cli::guest::{BackgroundArgs, RestoreArgs, RunArgs};
+use crate::cli::host::IncomingArgs;
+use crate::exit::Exit;
+use crate::names::GuestName;
+use crate::state_dir::{GuestClaim, GuestDir, StateDir};
+
+/// Threads for the API and a migration's network side; vCPUs and page work have their own.
+const WORKERS_MAX: usize = 4;
+
+/// `lighter run`.
+///
+/// # Errors
+/// The guest cannot be started, or it crashed.
+pub(crate) fn run(state: &StateDir, args: &RunArgs) -> Result<Exit> {
+    let name = background::name().or_else(|| args.name.clone()).unwrap_or_else(GuestName::generate);
+    if let Some(exit) = detach(state, &args.background, &name)? {
+        return Ok(exit);
+    }
+    let plan = Plan::new(args, name)?;
+    let life = Life::begin(state, &plan.name)?;
+    let console = life.console();
+    let machine = Machine::create(plan.name.clone(), Uuid::new_v4(), plan.shape, &console)?;
+    machine.vm().boot(&plan.boot).with_context(|| format!("cannot boot {}", plan.name))?;
+    life.lead(Arc::new(machine), &console)
+}
+
+/// `lighter restore`.
+///
+/// # Errors
+/// The file is no saved guest, the guest cannot be started here, or it crashed.
+pub(crate) fn restore(state: &StateDir, args: &RestoreArgs) -> Result<Exit> {
+    let saved = super::saved::SavedGuest::open(&args.file)?;
+    let name = args.name.clone().unwrap_or_else(|| saved.name().clone());
+    if let Some(exit) = detach(state, &args.background, &name)? {
+        return Ok(exit);
+    }
+    let life = Life::begin(state, &name)?;
+    let console = life.console();
+    let machine = saved.restore(name, &console)?;
+    life.lead(Arc::new(machine), &console)
+}
+
+/// Starts the background process when one was asked for and this is not it.
+fn detach(state: &StateDir, args: &BackgroundArgs, name: &GuestName) -> Result<Option<Exit>> {
+    if !args.detach {
+        return Ok(None);
+    }
+    if background::name().is_some() {
+        background::leave_terminal()?;
+        return Ok(None);
+    }
+    background::start(state, name).map(Some)
+}
+
+/// `lighter incoming`.
+///
+/// # Errors
+/// The guest did not arrive, or crashed later.
+pub(crate) fn incoming(state: &StateDir, args: &IncomingArgs) -> Result<Exit> {
+    background::leave_terminal()?;
+    let outcome = Life::begin(state, &args.name).and_then(|life| life.receive(args));
+    if let Err(error) = &outcome {
+        arriving::tell_node_error(error);
+    }
+    outcome
+}
+
+/// A guest process from the moment that it holds its name.
+struct Life {
+    claim: GuestClaim,
+    state: StateDir,
+    runtime: Runtime,
+}
+
+impl Life {
+    fn begin(state: &StateDir, name: &GuestName) -> Result<Self> {
+        state.create()?;
+        let claim = state.guest(name).claim()?;
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).clamp(1, WORKERS_MAX);
+        let runtime = Builder::new_multi_thread().worker_threads(threads).enable_all().build().context("cannot start")?;
+        Ok(Self { claim, state: state.clone(), runtime })
+    }
+
+    fn dir(&self) -> &GuestDir {
+        self.claim.dir()
+    }
+
+    /// The terminal for a guest in the foreground, a log otherwise.
+    fn console(&self) -> Console {
+        if background::name().is_some() { Console::Log(self.dir().console_log()) } else { Console::Terminal }
+    }
+
+    /// Runs a machine that is ready to run, until its end.
+    fn lead(self, machine: SharedMachine, console: &Console) -> Result<Exit> {
+        let process =
+            GuestProcess::new(&self.state, self.dir().name().clone(), machine.uuid(), self.runtime.handle().clone());
+        let is_linux = machine.kind() == GuestKind::Linux;
+        process.set_machine(Arc::clone(&machine))?;
+        let _raw = match console {
+            Console::Terminal if is_linux => attach(&process, &machine)?,
+            Console::Terminal | Console::Log(_) => None,
+        };
+        let server = self.open(&process)?;
+        machine.vm().resume().context("cannot start the guest")?;
+        if background::name().is_some() {
+            background::log_to_folder(self.dir())?;
+        } else if !is_linux {
+            eprintln!("{} runs the built-in workload; Ctrl-C ends it", self.dir().name());
+        }
+        drop(machine);
+        self.live(&process, server)
+    }
+
+    /// Receives a guest and runs it, until its end.
+    fn receive(self, args: &IncomingArgs) -> Result<Exit> {
+        let token = arriving::read_token()?;
+        let uuid = Uuid::nil();
+        let process = GuestProcess::new(&self.state, self.dir().name().clone(), uuid, self.runtime.handle().clone());
+        let console = Console::Log(self.dir().console_log());
+        let port = self.runtime.block_on(Arrival::start(&process, args, token, console))?;
+        let server = self.open(&process)?;
+        arriving::tell_node_port(port)?;
+        self.live(&process, server)
+    }
+
+    /// From here on others can find the guest.
+    fn open(&self, process: &Arc<GuestProcess>) -> Result<Server> {
+        self.dir().write_identity(process.identity())?;
+        let _entered = self.runtime.enter();
+        Server::start(&self.dir().socket(), router(Arc::new(ProcessControl(Arc::clone(process)))))
+    }
+
+    fn live(self, process: &Arc<GuestProcess>, server: Server) -> Result<Exit> {
+        let ending = self.runtime.block_on(async {
+            let ending = process.wait().await;
+            process.shut_down().await;
+            server.close().await;
+            ending
+        })?;
+        // Whoever sees the folder gone may count on the guest being gone too; so it goes last.
+        self.runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+        let name = self.claim.dir().name().clone();
+        drop(self.claim);
+        farewell(&name, ending)
+    }
+}
+
+/// Connects the terminal's keys to the guest.
+fn attach(process: &Arc<GuestProcess>, machine: &SharedMachine) -> Result<Option<RawTerminal>> {
+    let raw = RawTerminal::enter()?;
+    if raw.is_some() {
+        eprintln!("{}: Ctrl-] ends the guest", process.name());
+    }
+    let (machine, process) = (Arc::downgrade(machine), Arc::downgrade(process));
+    let take = move |typed: &[u8]| {
+        if let Some(machine) = machine.upgrade() {
+            machine.vm().console_input(typed);
+        }
+    };
+    let end = move || {
+        if let Some(process) = process.upgrade() {
+            process.end(Ending::Asked);
+        }
+    };
+    pump_input(take, end)?;
+    Ok(raw)
+}
+
+/// The last word.
+fn farewell(name: &GuestName, ending: Ending) -> Result<Exit> {
+    match ending {
+        Ending::Asked => Ok(Exit::Done),
+        Ending::Guest(reason) if reason.is_orderly() => {
+            eprintln!("{name}: {reason}");
+            Ok(Exit::Done)
+        }
+        Ending::Guest(reason) => bail!("{name} crashed: {reason}"),
+        Ending::Moved { destination } => {
+            eprintln!("{name} has moved to {destination}");
+            Ok(Exit::Done)
+        }
+        Ending::Discarded { why } => bail!("{name} did not arrive here: {why}"),
+    }
+}

@@ -1,0 +1,93 @@
+//! The built-in workload behind the API: its report and its controls, read and written in guest RAM.
+
+use vmm_core::workload::{Control, Fault, FaultKind, Phase, Report, WorkloadError};
+
+use super::machine::Machine;
+use crate::api::types::{WorkloadControl, WorkloadControlled, WorkloadInfo, WorkloadPhase};
+use crate::api::{ApiError, Reason};
+
+/// What the workload says about itself.
+///
+/// # Errors
+/// The guest is another one, or its report is damaged.
+pub(crate) fn report(machine: &Machine) -> Result<WorkloadInfo, ApiError> {
+    let report = Report::read(machine.vm().ram().memory()).map_err(refusal)?;
+    Ok(WorkloadInfo {
+        phase: phase(report.phase()),
+        ticks: report.ticks(),
+        pages_written: report.pages_written(),
+        pages_checked: report.pages_checked(),
+        longest_stall_us: u64::try_from(report.longest_stall().as_micros()).unwrap_or(u64::MAX),
+        stall_epoch: report.stall_epoch(),
+        clock_backwards: report.vcpus.iter().map(|vcpu| vcpu.tsc_backwards).sum(),
+        verified_epoch: report.verified_epoch(),
+        bad_pages: report.faults(),
+        first_bad_page: report.first_fault().map(describe),
+        intact: report.is_intact(),
+    })
+}
+
+/// Steers the workload.
+///
+/// # Errors
+/// As [`report`].
+pub(crate) fn control(machine: &Machine, order: &WorkloadControl) -> Result<WorkloadControlled, ApiError> {
+    let control = Control::new(machine.vm().ram().memory()).map_err(refusal)?;
+    let steer = || {
+        if let Some(rate) = order.dirty_rate_pages_per_s {
+            control.set_dirty_rate(rate)?;
+        }
+        if let Some(bytes) = order.working_set_bytes {
+            control.set_working_set(bytes)?;
+        }
+        Ok(WorkloadControlled {
+            stall_epoch: order.reset_stall.then(|| control.reset_stall()).transpose()?,
+            verified_epoch: order.verify.then(|| control.request_verification()).transpose()?,
+        })
+    };
+    steer().map_err(refusal)
+}
+
+/// A bad page in words.
+fn describe(fault: Fault) -> String {
+    let Fault { page, expected_sequence, found_sequence, found_page, .. } = fault;
+    match fault.kind {
+        FaultKind::Misplaced => format!("page {page} holds the content of page {found_page}"),
+        FaultKind::Stale => format!("page {page} holds version {found_sequence} instead of {expected_sequence}"),
+        FaultKind::Corrupt => format!("page {page} is torn or damaged (version {expected_sequence} was expected)"),
+        FaultKind::NotCleared => format!("page {page} should be zero and is not"),
+        FaultKind::Lost => format!("page {page} is zero and should not be"),
+    }
+}
+
+// Handed to `map_err`, which gives the error away.
+#[allow(clippy::needless_pass_by_value)]
+fn refusal(error: WorkloadError) -> ApiError {
+    let reason = match error {
+        WorkloadError::NotAWorkload { .. } => Reason::NoWorkload,
+        _ => Reason::Failed,
+    };
+    ApiError::new(reason, error.to_string())
+}
+
+fn phase(phase: Phase) -> WorkloadPhase {
+    match phase {
+        Phase::Starting => WorkloadPhase::Starting,
+        Phase::Filling => WorkloadPhase::Filling,
+        Phase::Working => WorkloadPhase::Working,
+        Phase::Stopped => WorkloadPhase::Stopped,
+        Phase::Panicked => WorkloadPhase::Panicked,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bad_page_is_named_with_what_is_wrong() {
+        let fault =
+            Fault { kind: FaultKind::Stale, page: 77, expected_sequence: 9, found_sequence: 8, found_page: 77 };
+        assert_eq!(describe(fault), "page 77 holds version 8 instead of 9");
+    }
+}

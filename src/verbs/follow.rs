@@ -1,0 +1,96 @@
+//! Follows a migration to its end: asks the guest's process while there is one, and reads the record once it is gone.
+//!
+//! A process whose guest has moved away ends, and its socket with it; its report is in the record before that. So nothing is
+//! lost, whoever is faster.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use migrate::record::RecordStore;
+use migrate::report::Role;
+use migrate::{MigrationId, Progress, Report};
+
+use crate::api::ApiClient;
+use crate::api::types::{MigrationStatus, StateAnswer};
+use crate::exit::{Exit, ExitWith};
+use crate::names::GuestName;
+use crate::state_dir::StateDir;
+
+/// Time between two looks.
+const INTERVAL: Duration = Duration::from_millis(50);
+
+/// How long a process that does not answer any more may take to be gone.
+const END_PATIENCE: Duration = Duration::from_secs(10);
+
+/// A migration that somebody watches.
+#[derive(Debug)]
+pub(crate) struct Follower {
+    /// The host that the guest leaves.
+    pub(crate) state: StateDir,
+    /// The guest.
+    pub(crate) name: GuestName,
+    /// The migration.
+    pub(crate) id: MigrationId,
+}
+
+impl Follower {
+    /// Shows progress until the migration has ended, and returns its report. Ctrl-C calls the migration off, a second one
+    /// leaves it to itself.
+    ///
+    /// # Errors
+    /// The guest's process died without a report, or the user left.
+    pub(crate) async fn to_the_end(&self, mut show: impl FnMut(&Progress)) -> Result<Report> {
+        let client = ApiClient::new(&self.state.guest(&self.name).socket());
+        let mut cancelled = false;
+        loop {
+            tokio::select! {
+                pressed = tokio::signal::ctrl_c() => {
+                    pressed.context("cannot hear Ctrl-C")?;
+                    if std::mem::replace(&mut cancelled, true) {
+                        return Err(self.left());
+                    }
+                    eprintln!("\ncalling the migration off (Ctrl-C again leaves it to itself)");
+                    if let Err(error) = client.delete::<StateAnswer>("/v1/guest/migration").await {
+                        eprintln!("lighter: {error}");
+                    }
+                }
+                () = tokio::time::sleep(INTERVAL) => {
+                    match client.get::<MigrationStatus>("/v1/guest/migration").await {
+                        Ok(MigrationStatus { report: Some(report), .. }) if report.migration == self.id => return Ok(report),
+                        Ok(status) => status.progress.iter().for_each(&mut show),
+                        Err(error) if error.is_gone() => return self.from_record().await,
+                        Err(error) => return Err(error).context("cannot follow the migration, which goes on"),
+                    }
+                }
+            }
+        }
+    }
+
+    fn left(&self) -> anyhow::Error {
+        let message = format!("left to itself: the migration of {0} goes on, `lighter show {0}` tells how it stands", self.name);
+        ExitWith { exit: Exit::Cancelled, message }.into()
+    }
+
+    /// The report that the process left behind.
+    async fn from_record(&self) -> Result<Report> {
+        let guest = self.state.guest(&self.name);
+        let gone = async {
+            while guest.is_live() {
+                tokio::time::sleep(INTERVAL).await;
+            }
+        };
+        if tokio::time::timeout(END_PATIENCE, gone).await.is_err() {
+            bail!("the process of {} lives but does not answer: see `lighter show {}`", self.name, self.name);
+        }
+        let store = RecordStore::open(&self.state.migrations())?;
+        match store.read(self.id, Role::Source)?.and_then(|record| record.report) {
+            Some(report) => Ok(report),
+            None => bail!(
+                "the process of {} died during the migration {}; this host's node settles with the other host who has the \
+                 guest: look there with `lighter ls`",
+                self.name,
+                self.id
+            ),
+        }
+    }
+}

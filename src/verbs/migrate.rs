@@ -1,0 +1,81 @@
+//! `lighter migrate`: starts a migration, shows it, and says how it ended.
+
+use anyhow::{Context, Result};
+use migrate::MigrationId;
+
+use super::follow::Follower;
+use super::progress::ProgressView;
+use super::session::{block_on, guest_client, print_json};
+use super::summary;
+use crate::api::types::{Compression, MigrationRequest, MigrationStarted, Resolution, ResolveRequest, StateAnswer};
+use crate::cli::Output;
+use crate::cli::migration::{CompressArg, MigrateArgs, ResolveArg};
+use crate::exit::{Exit, ExitWith};
+use crate::state_dir::StateDir;
+
+/// Migrates a guest, or resolves one in doubt.
+///
+/// # Errors
+/// There is no such guest, it is being migrated already, or the migration did not succeed; the message says where the guest
+/// is now.
+pub(crate) fn run(state: &StateDir, args: &MigrateArgs) -> Result<Exit> {
+    match (args.resolve, &args.destination) {
+        (Some(decision), _) => resolve(state, args, decision),
+        (None, Some(destination)) => migrate(state, args, destination),
+        (None, None) => Err(ExitWith { exit: Exit::Failed, message: "say where to: lighter migrate NAME HOST".to_owned() }.into()),
+    }
+}
+
+fn migrate(state: &StateDir, args: &MigrateArgs, destination: &str) -> Result<Exit> {
+    let client = guest_client(state, &args.name)?;
+    let request = request(args, destination);
+    let mut view = ProgressView::new(args.json.output());
+    let report = block_on(async {
+        let started: Result<MigrationStarted, _> = client.post("/v1/guest/migration", &request).await;
+        let started = started.with_context(|| format!("cannot migrate {} to {destination}", args.name))?;
+        let follower = Follower { state: state.clone(), name: args.name.clone(), id: MigrationId(started.id) };
+        follower.to_the_end(|progress| view.show(progress)).await
+    });
+    view.finish();
+    let report = report?;
+    if args.json.output() == Output::Json {
+        print_json(&report)?;
+    }
+    if let Some(failure) = summary::failure(&report, destination) {
+        return Err(failure.into());
+    }
+    if args.json.output() == Output::Text {
+        println!("{} has moved to {destination}.\n\n{}", args.name, summary::figures(&report));
+    }
+    Ok(Exit::Done)
+}
+
+fn request(args: &MigrateArgs, destination: &str) -> MigrationRequest {
+    let millis = |time: std::time::Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    MigrationRequest {
+        destination: destination.to_owned(),
+        tls_name: args.tls_name.clone(),
+        downtime_ms_max: millis(args.downtime),
+        bandwidth_bytes_per_s_max: args.bandwidth,
+        timeout_ms: millis(args.timeout),
+        compression: match args.compress {
+            CompressArg::Auto => Compression::Auto,
+            CompressArg::Off => Compression::Off,
+            CompressArg::Lz4 => Compression::Lz4,
+        },
+        connections: args.connections,
+    }
+}
+
+fn resolve(state: &StateDir, args: &MigrateArgs, decision: ResolveArg) -> Result<Exit> {
+    let client = guest_client(state, &args.name)?;
+    let (decision, done) = match decision {
+        ResolveArg::Run => (Resolution::Run, "runs here now: make sure that the other host does not run it too"),
+        ResolveArg::Discard => (Resolution::Discard, "is discarded here: the other host's copy is the only one"),
+    };
+    let answer: Result<StateAnswer> =
+        block_on(async { Ok(client.put_json("/v1/guest/migration/resolve", &ResolveRequest { decision }).await?) });
+    answer.with_context(|| format!("cannot resolve the migration of {}", args.name))?;
+    println!("{} {done}", args.name);
+    Ok(Exit::Done)
+}

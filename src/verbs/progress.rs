@@ -1,0 +1,121 @@
+//! How a running migration looks: a bar on a terminal, a line for each step elsewhere, nothing for programs.
+
+use std::io::IsTerminal;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use migrate::{Phase, Progress};
+
+use crate::cli::Output;
+use crate::units::{format_count, format_duration, format_rate, format_size};
+
+/// Shows progress on stderr.
+#[derive(Debug)]
+pub(crate) enum ProgressView {
+    /// One line that changes.
+    Bar(ProgressBar),
+    /// A line for each phase and round.
+    Lines {
+        /// What was said last.
+        last: Option<(Phase, u32)>,
+    },
+    /// Nothing.
+    Silent,
+}
+
+impl ProgressView {
+    /// The view that fits where stderr goes.
+    pub(crate) fn new(output: Output) -> Self {
+        if output == Output::Json {
+            return Self::Silent;
+        }
+        if !std::io::stderr().is_terminal() {
+            return Self::Lines { last: None };
+        }
+        let bar = ProgressBar::new(1);
+        // A template that does not parse would cost the looks, not the migration.
+        if let Ok(style) = ProgressStyle::with_template("{prefix:>20} [{bar:24}] {msg}") {
+            bar.set_style(style.progress_chars("=> "));
+        }
+        Self::Bar(bar)
+    }
+
+    /// Shows how the migration stands.
+    pub(crate) fn show(&mut self, progress: &Progress) {
+        match self {
+            Self::Bar(bar) => {
+                bar.set_prefix(step(progress));
+                bar.set_length(progress.memory_bytes.max(1));
+                bar.set_position(done_bytes(progress));
+                bar.set_message(figures(progress));
+            }
+            Self::Lines { last } => {
+                let now = (progress.phase, progress.round);
+                if last.replace(now) != Some(now) {
+                    eprintln!("{:>20}  {}", step(progress), figures(progress));
+                }
+            }
+            Self::Silent => {}
+        }
+    }
+
+    /// Removes the bar.
+    pub(crate) fn finish(&self) {
+        if let Self::Bar(bar) = self {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+fn step(progress: &Progress) -> String {
+    match progress.phase {
+        Phase::Precopy => format!("precopy, round {}", progress.round.max(1)),
+        phase => phase.name().to_owned(),
+    }
+}
+
+/// Memory that does not wait to be sent. Before the first round all of it waits.
+fn done_bytes(progress: &Progress) -> u64 {
+    if progress.phase < Phase::Precopy { 0 } else { progress.memory_bytes.saturating_sub(progress.remaining_bytes) }
+}
+
+fn figures(progress: &Progress) -> String {
+    if progress.phase < Phase::Precopy {
+        return String::new();
+    }
+    let mut parts = vec![
+        format!("{} sent", format_size(progress.transfer.wire_bytes)),
+        format!("{} left", format_size(progress.remaining_bytes)),
+        format_rate(progress.bandwidth_bytes_per_second.max(0.0) as u64),
+        format!("{} pages/s dirtied", format_count(progress.dirty_pages_per_second.max(0.0) as u64)),
+    ];
+    if let Some(seconds) = progress.expected_downtime_seconds.and_then(|s| Duration::try_from_secs_f64(s).ok()) {
+        parts.push(format!("expected downtime {}", format_duration(seconds)));
+    }
+    if !progress.converging {
+        parts.push("not converging".to_owned());
+    }
+    parts.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use migrate::MigrationId;
+
+    #[test]
+    fn a_round_tells_its_figures_and_earlier_phases_none() {
+        let mut progress = Progress::new(MigrationId::random());
+        assert_eq!((step(&progress), figures(&progress)), ("connect".to_owned(), String::new()));
+
+        progress.phase = Phase::Precopy;
+        progress.round = 2;
+        progress.memory_bytes = 100 << 20;
+        progress.remaining_bytes = 25 << 20;
+        progress.dirty_pages_per_second = 2000.0;
+        progress.expected_downtime_seconds = Some(0.0123);
+        assert_eq!(step(&progress), "precopy, round 2");
+        assert_eq!(done_bytes(&progress), 75 << 20);
+        assert_eq!(figures(&progress), "0 B sent, 25 MiB left, 0 B/s, 2,000 pages/s dirtied, expected downtime 12.3 ms");
+    }
+}

@@ -1,0 +1,128 @@
+//! `lighter show`: all about one guest.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use memopt::observe::ProcessCost;
+use migrate::Progress;
+use serde::Serialize;
+
+use super::list::{Listed, look_at};
+use super::session::{block_on, print_json};
+use super::summary::seconds;
+use crate::api::ApiClient;
+use crate::api::types::{GuestKind, MigrationStatus, WorkloadInfo};
+use crate::cli::Output;
+use crate::cli::guest::ShowArgs;
+use crate::exit::Exit;
+use crate::state_dir::StateDir;
+use crate::table::facts;
+use crate::units::{format_count, format_duration, format_rate, format_size, format_uptime};
+
+/// Everything that is known about a guest.
+#[derive(Debug, Serialize)]
+struct Shown {
+    #[serde(flatten)]
+    listed: Listed,
+    /// Its folder, with console log and API socket.
+    folder: String,
+    /// Its share of memory that it has in common with other processes counted once, bytes.
+    proportional_bytes: Option<u64>,
+    /// The running migration, or the last one.
+    migration: Option<MigrationStatus>,
+    /// What the built-in workload says about itself.
+    workload: Option<WorkloadInfo>,
+}
+
+/// Shows one guest.
+///
+/// # Errors
+/// There is no such guest.
+pub(crate) fn run(state: &StateDir, args: &ShowArgs) -> Result<Exit> {
+    let dir = state.live_guest(&args.name)?;
+    let shown = block_on(async {
+        let client = ApiClient::new(&dir.socket());
+        let listed = look_at(&dir).await;
+        let cost: Option<ProcessCost> =
+            listed.info.as_ref().and_then(|info| memopt::observe::process_cost(info.pid).ok());
+        Ok(Shown {
+            listed,
+            folder: dir.path().display().to_string(),
+            proportional_bytes: cost.map(|cost| cost.total_bytes()),
+            migration: client.get("/v1/guest/migration").await.ok(),
+            workload: client.get("/v1/guest/workload").await.ok(),
+        })
+    })?;
+    match args.json.output() {
+        Output::Json => print_json(&shown)?,
+        Output::Text => print!("{}", text(&shown)),
+    }
+    Ok(Exit::Done)
+}
+
+fn text(shown: &Shown) -> String {
+    let mut lines = vec![("Name", shown.listed.name.to_string())];
+    if let Some(info) = &shown.listed.info {
+        let detail = info.detail.as_ref().map(|detail| format!(" ({detail})")).unwrap_or_default();
+        lines.push(("UUID", info.uuid.to_string()));
+        lines.push(("State", format!("{}{detail}", info.state.as_str())));
+        let kind = match info.kind {
+            GuestKind::Workload => "the built-in workload",
+            GuestKind::Linux => "a kernel of its own",
+        };
+        lines.push(("Runs", kind.to_owned()));
+        lines.push(("VCPUs", info.vcpus.to_string()));
+        lines.push(("Memory", format_size(info.memory_bytes)));
+        lines.push(("Process", info.pid.to_string()));
+    } else {
+        lines.push(("State", "its process does not answer".to_owned()));
+    }
+    let sizes = [("Resident", shown.listed.resident_bytes), ("Costs the host", shown.proportional_bytes)];
+    lines.extend(sizes.into_iter().filter_map(|(label, bytes)| Some((label, format_size(bytes?)))));
+    if let Some(age) = shown.listed.uptime_s {
+        lines.push(("Uptime", format_uptime(Duration::from_secs(age))));
+    }
+    lines.push(("Folder", shown.folder.clone()));
+    lines.extend(shown.migration.iter().flat_map(migration_lines));
+    lines.extend(shown.workload.iter().flat_map(workload_lines));
+    facts(&lines)
+}
+
+fn migration_lines(status: &MigrationStatus) -> Vec<(&'static str, String)> {
+    let mut lines = Vec::new();
+    match (&status.report, &status.progress) {
+        (Some(report), _) => {
+            let error = report.error.as_ref().map(|error| format!(": {}", error.message)).unwrap_or_default();
+            lines.push(("Last migration", format!("{:?} after {}{error}", report.outcome, seconds(report.total_seconds))));
+            lines.extend(report.way_out.iter().map(|text| ("Way out", text.clone())));
+        }
+        (None, Some(progress)) => lines.push(("Migration", progress_line(progress))),
+        (None, None) => {}
+    }
+    lines
+}
+
+fn progress_line(progress: &Progress) -> String {
+    format!(
+        "{}, round {}, {} sent, {} left, {}",
+        progress.phase,
+        progress.round,
+        format_size(progress.transfer.wire_bytes),
+        format_size(progress.remaining_bytes),
+        format_rate(progress.bandwidth_bytes_per_second.max(0.0) as u64)
+    )
+}
+
+fn workload_lines(workload: &WorkloadInfo) -> Vec<(&'static str, String)> {
+    let verdict = match (&workload.first_bad_page, workload.intact) {
+        (_, true) => "intact".to_owned(),
+        (Some(page), false) => format!("CORRUPT: {page}"),
+        (None, false) => "CORRUPT".to_owned(),
+    };
+    vec![
+        ("Memory content", verdict),
+        ("Pages written", format_count(workload.pages_written)),
+        ("Pages checked", format_count(workload.pages_checked)),
+        ("Longest stall", format_duration(Duration::from_micros(workload.longest_stall_us))),
+    ]
+}

@@ -1,0 +1,114 @@
+//! What a migration's report says, for people, and the exit code that goes with it.
+
+use std::time::Duration;
+
+use migrate::report::Outcome;
+use migrate::{Reason, Report};
+
+use crate::exit::{Exit, ExitWith};
+use crate::table::facts;
+use crate::units::{format_count, format_duration, format_rate, format_size};
+
+/// The figures of a migration, a line each.
+pub(crate) fn figures(report: &Report) -> String {
+    let transfer = &report.transfer;
+    let mut lines = vec![("Total time", seconds(report.total_seconds))];
+    if let Some(downtime) = report.downtime_seconds {
+        let expected = report.expected_downtime_seconds.map(|s| format!(" (expected {})", seconds(s)));
+        lines.push(("Downtime", format!("{}{}", seconds(downtime), expected.unwrap_or_default())));
+    }
+    lines.push(("Rounds", report.rounds_total.to_string()));
+    let memory = report.memory_bytes;
+    let percent = if memory == 0 { 0.0 } else { transfer.wire_bytes as f64 * 100.0 / memory as f64 };
+    let sent = format_size(transfer.wire_bytes);
+    lines.push(("Sent", format!("{sent} for {} of guest memory ({percent:.0} %)", format_size(memory))));
+    lines.push(("Rate", format_rate((transfer.wire_bytes as f64 / report.total_seconds.max(1e-6)) as u64)));
+    let pages = format!(
+        "{} as they are, {} compressed, {} zero",
+        format_count(transfer.raw_pages),
+        format_count(transfer.lz4_pages),
+        format_count(transfer.zero_pages)
+    );
+    lines.push(("Pages", pages));
+    facts(&lines)
+}
+
+/// Why the migration did not end with the guest at its destination; `None` when it did.
+pub(crate) fn failure(report: &Report, destination: &str) -> Option<ExitWith> {
+    let guest = &report.guest;
+    let cause = report.error.as_ref().map_or_else(|| "no reason was given".to_owned(), |error| error.message.clone());
+    let cancelled = report.error.as_ref().is_some_and(|error| error.reason == Reason::Cancelled);
+    let way_out = report.way_out.as_ref().map(|text| format!("\n{text}")).unwrap_or_default();
+    let (exit, message) = match report.outcome {
+        Outcome::Migrated => return None,
+        Outcome::StayedAtSource if cancelled => {
+            (Exit::Cancelled, format!("the migration of {guest} to {destination} was called off; the guest goes on here"))
+        }
+        Outcome::StayedAtSource => {
+            (Exit::Failed, format!("cannot migrate {guest} to {destination}: {cause}; the guest goes on here"))
+        }
+        Outcome::InDoubt => (
+            Exit::InDoubt,
+            format!("the migration of {guest} to {destination} is in doubt: {cause}; the guest is paused here{way_out}"),
+        ),
+        Outcome::Lost => (Exit::Failed, format!("{guest} is on neither host after the migration to {destination}: {cause}{way_out}")),
+    };
+    Some(ExitWith { exit, message })
+}
+
+/// A time of a report; what is no time (a negative one) is shown as none.
+pub(crate) fn seconds(seconds: f64) -> String {
+    format_duration(Duration::try_from_secs_f64(seconds).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use migrate::MigrationId;
+    use migrate::progress::Transfer;
+    use migrate::report::{ReportedError, Role};
+
+    fn report(outcome: Outcome, reason: Option<Reason>) -> Report {
+        Report {
+            migration: MigrationId::random(),
+            guest: "web".to_owned(),
+            role: Role::Source,
+            outcome,
+            error: reason.map(|reason| ReportedError {
+                phase: migrate::Phase::Precopy,
+                reason,
+                message: "cable cut".to_owned(),
+            }),
+            way_out: Some("lighter migrate web --resolve run".to_owned()),
+            total_seconds: 2.0,
+            downtime_seconds: Some(0.0324),
+            expected_downtime_seconds: Some(0.030),
+            phases: Vec::new(),
+            memory_bytes: 512 << 20,
+            transfer: Transfer { wire_bytes: 256 << 20, raw_pages: 60_000, ..Transfer::default() },
+            rounds_total: 3,
+            rounds: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn figures_are_those_of_the_report() {
+        let text = figures(&report(Outcome::Migrated, None));
+        for part in ["2.00 s", "32.4 ms (expected 30.0 ms)", "256 MiB for 512 MiB", "(50 %)", "134 MB/s", "60,000 as they are"] {
+            assert!(text.contains(part), "{part} in\n{text}");
+        }
+    }
+
+    #[test]
+    fn every_outcome_has_its_exit_code_and_says_where_the_guest_is() {
+        let exit = |outcome, reason| failure(&report(outcome, reason), "b").map(|with| (with.exit, with.message));
+        assert!(exit(Outcome::Migrated, None).is_none());
+        let (code, message) = exit(Outcome::StayedAtSource, Some(Reason::Cancelled)).unwrap();
+        assert!(code == Exit::Cancelled && message.contains("goes on here"));
+        let (code, message) = exit(Outcome::StayedAtSource, Some(Reason::ConnectionLost)).unwrap();
+        assert!(code == Exit::Failed && message.contains("cable cut") && message.contains("goes on here"));
+        let (code, message) = exit(Outcome::InDoubt, Some(Reason::InDoubt)).unwrap();
+        assert!(code == Exit::InDoubt && message.contains("--resolve run"));
+        assert!(exit(Outcome::Lost, Some(Reason::Guest)).unwrap().1.contains("neither"));
+    }
+}
