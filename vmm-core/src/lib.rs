@@ -20,6 +20,8 @@ mod raw;
 mod shape;
 pub mod snapshot;
 pub mod state;
+#[cfg(test)]
+mod testing;
 mod vcpu;
 mod vm;
 pub mod workload;

@@ -20,6 +20,9 @@ use crate::shape::VmShape;
 use crate::state::{self, ClockPair, StateError, TscCarry, VmState};
 use crate::vcpu::{Machine, Vcpu, VcpuThread};
 
+#[cfg(test)]
+pub(crate) mod tests;
+
 /// Where Intel processors without unrestricted guest support keep a task segment of KVM's: three
 /// pages in the hole below 4 GiB (`KVM_SET_TSS_ADDR`).
 const TSS_ADDRESS: usize = 0xfffb_d000;
@@ -263,6 +266,16 @@ impl Vm {
     ) -> Result<T> {
         let vcpu = self.vcpus.get(usize::from(index)).ok_or(Error::VcpuThreadGone(index))?;
         vcpu.submit(job).wait()
+    }
+
+    /// Replaces the tracker of dirty pages.
+    #[cfg(test)]
+    pub(crate) fn track_dirty_by(
+        &self,
+        tracker: impl FnOnce(Arc<VmFd>, Arc<GuestRam>) -> Box<dyn DirtyTracking>,
+    ) {
+        let machine = &self.machine;
+        *self.dirty() = tracker(Arc::clone(&machine.vm), Arc::clone(&machine.ram));
     }
 
     fn park_all(&self) {

@@ -3,6 +3,8 @@
 
 /// Descriptor table.
 pub(crate) const GDT: u64 = 0x500;
+/// Task segment with a permission bitmap for all I/O ports.
+pub(crate) const TASK_SEGMENT: u64 = 0x1000;
 /// PVH: `hvm_start_info`.
 pub(crate) const PVH_START_INFO: u64 = 0x6000;
 /// PVH: list of modules, which is the initrd alone.

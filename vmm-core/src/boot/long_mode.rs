@@ -8,7 +8,7 @@
 use super::BootError;
 use super::layout::{LOW_MEMORY_END, PAGE_TABLES};
 use super::tables::{
-    Privilege, Xsave, enter_long_mode, identity_map_bytes, write_gdt, write_identity_map,
+    Privilege, Xsave, enter_long_mode, identity_map_bytes, write_descriptors, write_identity_map,
 };
 use crate::Vm;
 use crate::error::{KvmContext, Result};
@@ -52,7 +52,7 @@ pub fn start_user_mode(vm: &Vm, entries: &[UserEntry]) -> Result<()> {
     let cr3 = write_identity_map(vm.ram(), end, Privilege::User).map_err(BootError::Memory)?;
     for (index, entry) in (0..).zip(entries.iter().copied()) {
         let sregs = vm.on_vcpu(index, move |vcpu| set_registers(vcpu, cr3, entry))?;
-        write_gdt(vm.ram(), &sregs?).map_err(BootError::Memory)?;
+        write_descriptors(vm.ram(), &sregs?).map_err(BootError::Memory)?;
     }
     Ok(())
 }
@@ -97,4 +97,21 @@ fn enable_xsave(vcpu: &Vcpu) -> Result<Xsave> {
     xcrs.xcrs[0].value = supported & VECTOR_STATES;
     fd.set_xcrs(&xcrs).vcpu_call(index, "KVM_SET_XCRS")?;
     Ok(Xsave::Enabled)
+}
+
+/// Starts vCPU 0 at `rip` in 64-bit kernel mode with interrupts off.
+#[cfg(test)]
+pub(crate) fn start_kernel_mode(vm: &Vm, rip: u64) -> Result<()> {
+    let end = vm.ram().bytes() + (1 << 30);
+    let cr3 = write_identity_map(vm.ram(), end, Privilege::Kernel).map_err(BootError::Memory)?;
+    let sregs = vm.on_vcpu(0, move |vcpu| {
+        let fd = vcpu.fd();
+        let mut sregs = fd.get_sregs().vcpu_call(0, "KVM_GET_SREGS")?;
+        enter_long_mode(&mut sregs, cr3, Privilege::Kernel, Xsave::Absent);
+        fd.set_sregs(&sregs).vcpu_call(0, "KVM_SET_SREGS")?;
+        let regs = kvm_bindings::kvm_regs { rip, rflags: 2, ..Default::default() };
+        fd.set_regs(&regs).vcpu_call(0, "KVM_SET_REGS")?;
+        Ok::<_, crate::Error>(sregs)
+    })?;
+    Ok(write_descriptors(vm.ram(), &sregs?).map_err(BootError::Memory)?)
 }

@@ -11,6 +11,8 @@ mod tables;
 
 use std::path::PathBuf;
 
+#[cfg(test)]
+pub(crate) use long_mode::start_kernel_mode;
 pub use long_mode::{UserEntry, start_user_mode};
 
 use crate::Vm;

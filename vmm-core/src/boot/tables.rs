@@ -2,7 +2,7 @@
 
 use kvm_bindings::{kvm_segment, kvm_sregs};
 
-use super::layout::{GDT, PAGE_TABLES};
+use super::layout::{GDT, PAGE_TABLES, TASK_SEGMENT};
 use crate::memory::{GuestRam, MemoryError, PAGE_BYTES};
 
 /// Who may use the memory that is mapped, and at which privilege the guest starts.
@@ -132,7 +132,7 @@ pub(crate) fn enter_protected_mode(sregs: &mut kvm_sregs) {
     set_segments(sregs, code, data);
 }
 
-/// Selectors of the descriptors that [`write_gdt`] writes, by index.
+/// Selectors of the descriptors that [`write_descriptors`] writes, by index.
 const CODE_INDEX: u16 = 2;
 const DATA_INDEX: u16 = 3;
 const TASK_INDEX: u16 = 4;
@@ -172,7 +172,8 @@ fn set_segments(sregs: &mut kvm_sregs, code: Descriptor, data: Descriptor) {
     (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
     const TASK_BUSY: u8 = 0xb;
     sregs.tr = kvm_segment {
-        limit: 0x67,
+        base: TASK_SEGMENT,
+        limit: TASK_SEGMENT_BYTES - 1,
         selector: TASK_INDEX << 3,
         type_: TASK_BUSY,
         present: 1,
@@ -185,13 +186,23 @@ fn set_segments(sregs: &mut kvm_sregs, code: Descriptor, data: Descriptor) {
     sregs.idt.limit = 0;
 }
 
-/// Writes the descriptor table that the segments of `sregs` come from.
-pub(crate) fn write_gdt(ram: &GuestRam, sregs: &kvm_sregs) -> Result<(), MemoryError> {
+/// Bytes of the task segment: its fixed part, one bit for each port, and a final byte of ones.
+const TASK_SEGMENT_BYTES: u32 = 0x68 + 65536 / 8 + 1;
+
+/// Writes the descriptor table that the segments of `sregs` come from, and a task segment that allows
+/// all I/O ports. I/O privilege level 3 allows them too, but not every KVM keeps it
+/// (Intel SDM volume 1, 19.5).
+pub(crate) fn write_descriptors(ram: &GuestRam, sregs: &kvm_sregs) -> Result<(), MemoryError> {
     let table = [0, 0, descriptor(&sregs.cs), descriptor(&sregs.ds), descriptor(&sregs.tr)];
     for (index, entry) in (0u64..).zip(table) {
         ram.write(GDT + index * 8, &entry.to_le_bytes())?;
     }
-    Ok(())
+    const BITMAP_POINTER: usize = 0x66;
+    const BITMAP: u8 = 0x68;
+    let mut task = vec![0; TASK_SEGMENT_BYTES as usize];
+    task[BITMAP_POINTER] = BITMAP;
+    task[TASK_SEGMENT_BYTES as usize - 1] = 0xff;
+    ram.write(TASK_SEGMENT, &task)
 }
 
 /// The descriptor of a segment (Intel SDM volume 3, 3.4.5).

@@ -49,7 +49,13 @@ pub(crate) struct BitmapLog {
 impl BitmapLog {
     /// A log for `ram`, whose regions are the slots of `vm`. Enables manual protection if it can.
     pub(crate) fn new(vm: Arc<VmFd>, ram: Arc<GuestRam>) -> Self {
-        let protection = enable_manual_protection(&vm);
+        let both = KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET;
+        Self::with_features(vm, ram, both)
+    }
+
+    /// The same with those `wanted` features of the capability that the kernel has.
+    fn with_features(vm: Arc<VmFd>, ram: Arc<GuestRam>, wanted: u32) -> Self {
+        let protection = enable_manual_protection(&vm, wanted);
         if protection == Protection::OnRead {
             tracing::warn!(
                 "this kernel lacks KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2: migration will disturb guests more"
@@ -82,15 +88,14 @@ impl BitmapLog {
     }
 }
 
-fn enable_manual_protection(vm: &VmFd) -> Protection {
+fn enable_manual_protection(vm: &VmFd, wanted: u32) -> Protection {
     let capability = KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2;
-    let both = KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET;
-    let supported = vm.check_extension_raw(capability.into()) as u32 & both;
+    let supported = vm.check_extension_raw(capability.into()) as u32 & wanted;
     let mut cap = kvm_enable_cap { cap: capability, ..Default::default() };
     cap.args[0] = supported.into();
     if supported & KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE == 0 || vm.enable_cap(&cap).is_err() {
         Protection::OnRead
-    } else if supported == both {
+    } else if supported & KVM_DIRTY_LOG_INITIALLY_SET != 0 {
         Protection::ManualInitiallySet
     } else {
         Protection::Manual
@@ -121,7 +126,6 @@ impl DirtyTracking for BitmapLog {
 
     fn collect(&mut self, words: &mut [u64]) -> Result<()> {
         self.check_running()?;
-        self.check_range(0, words.len())?;
         if words.len() != self.ram.chunks() {
             let (end, chunks) = (words.len(), self.ram.chunks());
             return Err(Error::DirtyRange { first: 0, end, chunks });
@@ -181,6 +185,35 @@ fn runs(words: &[u64]) -> impl Iterator<Item = (usize, &[u64])> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::{DATA, touch_pages_once, vm_with};
+    use crate::vm::tests::dirty_log_is_exact;
+
+    /// Runs the exactness test with other features of the capability.
+    fn is_exact_with(features: u32) -> Protection {
+        let vm = vm_with(64, &touch_pages_once(), &[[DATA + 3 * 4096, 1000]]);
+        // The capability is on since the VM was created: switch it off, or to less.
+        let mut protection = None;
+        vm.track_dirty_by(|vm, ram| {
+            let cap =
+                kvm_enable_cap { cap: KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, ..Default::default() };
+            vm.enable_cap(&cap).unwrap();
+            let log = BitmapLog::with_features(vm, ram, features);
+            protection = Some(log.protection);
+            Box::new(log)
+        });
+        dirty_log_is_exact(&vm);
+        protection.unwrap()
+    }
+
+    #[test]
+    fn is_exact_on_a_kernel_without_manual_protection() {
+        assert_eq!(is_exact_with(0), Protection::OnRead);
+    }
+
+    #[test]
+    fn is_exact_on_a_kernel_that_protects_at_the_start() {
+        assert_eq!(is_exact_with(KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE), Protection::Manual);
+    }
 
     #[test]
     fn runs_leave_out_zero_words_at_the_ends_only() {

@@ -72,7 +72,7 @@ impl RamLayout {
     pub(crate) fn locate(&self, chunk: usize) -> Option<(usize, usize)> {
         self.regions.iter().enumerate().find_map(|(index, region)| {
             let inside = chunk.checked_sub(region.first_chunk)?;
-            (inside < region.chunks()).then_some((index, inside * CHUNK_BYTES))
+            (inside < region.chunks()).then(|| (index, inside * CHUNK_BYTES))
         })
     }
 }

@@ -1,14 +1,12 @@
 //! Guest RAM itself, and how the rest of the program reads and writes it.
 
-use std::sync::Arc;
-
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::volatile_memory::VolatileSlice;
 use vm_memory::{
     Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap, bitmap::RefSlice,
 };
 
-use super::{CHUNK_BYTES, CHUNK_PAGES, MemoryError, PAGE_BYTES, RamLayout, host};
+use super::{CHUNK_PAGES, MemoryError, PAGE_BYTES, RamLayout, host};
 use crate::raw;
 
 /// The RAM of one guest: private anonymous memory, filled with zeros, on huge pages where the host
@@ -145,14 +143,10 @@ impl GuestRam {
     }
 }
 
-/// Shared by the VM, its vCPU threads and whoever copies memory.
-pub(crate) type SharedRam = Arc<GuestRam>;
-
-const _: () = assert!(CHUNK_BYTES == 256 << 10);
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memory::CHUNK_BYTES;
 
     fn ram(bytes: u64) -> GuestRam {
         GuestRam::new(RamLayout::new(bytes).unwrap()).unwrap()

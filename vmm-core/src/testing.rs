@@ -1,0 +1,124 @@
+//! Guests for tests: a few machine instructions each, run at CPL 3 where they are fast everywhere.
+
+use std::io::sink;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use crate::boot::{UserEntry, start_user_mode};
+use crate::{Vm, VmEvent, VmShape};
+
+/// Far longer than any event takes; reached only by a test that fails.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+/// Where test programs are loaded.
+pub(crate) const CODE: u64 = 0x10_0000;
+/// First page that test programs write, at 2 MiB.
+pub(crate) const DATA: u64 = 0x20_0000;
+
+/// Adds 1 to the first word of RSI pages from RDI on, rings the doorbell with 1, and starts over.
+pub(crate) const TOUCH_PAGES: &[u8] = &[
+    0x48, 0x89, 0xf8, // mov rax, rdi
+    0x48, 0x89, 0xf1, // mov rcx, rsi
+    0x48, 0xff, 0x00, // page: inc qword [rax]
+    0x48, 0x05, 0x00, 0x10, 0x00, 0x00, // add rax, 4096
+    0x48, 0xff, 0xc9, // dec rcx
+    0x75, 0xf2, // jnz page
+    0x66, 0xba, 0xc0, 0x04, // mov dx, DOORBELL_PORT
+    0xb8, 0x01, 0x00, 0x00, 0x00, // mov eax, 1
+    0xef, // out dx, eax
+    0xeb, 0xde, // jmp start
+];
+
+/// The same once: rings the doorbell with 1 and spins.
+pub(crate) fn touch_pages_once() -> Vec<u8> {
+    let mut code = TOUCH_PAGES.to_vec();
+    let jump = code.len() - 1;
+    code[jump] = 0xfe;
+    code
+}
+
+/// Rings the doorbell with RDI, RDI + 1, ... for ever.
+pub(crate) const COUNT_ALOUD: &[u8] = &[
+    0x66, 0xba, 0xc0, 0x04, // mov dx, DOORBELL_PORT
+    0x89, 0xf8, // mov eax, edi
+    0xef, // ring: out dx, eax
+    0xff, 0xc0, // inc eax
+    0xeb, 0xfb, // jmp ring
+];
+
+/// Adds 1 to the word at RDI for ever, and to XMM0 as well, which is stored behind it.
+pub(crate) const COUNT_IN_MEMORY: &[u8] = &[
+    0xb8, 0x01, 0x00, 0x00, 0x00, // mov eax, 1
+    0x66, 0x48, 0x0f, 0x6e, 0xc8, // movq xmm1, rax
+    0x66, 0x0f, 0xef, 0xc0, // pxor xmm0, xmm0
+    0x66, 0x0f, 0xd4, 0xc1, // turn: paddq xmm0, xmm1
+    0x66, 0x0f, 0xd6, 0x47, 0x08, // movq [rdi + 8], xmm0
+    0x48, 0xff, 0x07, // inc qword [rdi]
+    0xeb, 0xf2, // jmp turn
+];
+
+/// Writes a byte to the port in RDI and spins.
+pub(crate) const WRITE_PORT: &[u8] = &[
+    0x89, 0xfa, // mov edx, edi
+    0x89, 0xf0, // mov eax, esi
+    0xee, // out dx, al
+    0xeb, 0xfe, // jmp $
+];
+
+/// An instruction that always faults, without an interrupt table to take the fault.
+pub(crate) const FAULT: &[u8] = &[0x0f, 0x0b]; // ud2
+
+/// The host's shape, found once, with another size.
+pub(crate) fn shape(mib: u64, vcpus: u8) -> VmShape {
+    static HOST: OnceLock<VmShape> = OnceLock::new();
+    let host = HOST.get_or_init(|| VmShape::for_host(64 << 20, 1).unwrap());
+    VmShape { memory_bytes: mib << 20, vcpus, ..host.clone() }
+}
+
+/// A paused, empty VM.
+pub(crate) fn empty_vm(mib: u64, vcpus: u8) -> Vm {
+    Vm::create(&shape(mib, vcpus), Box::new(sink())).unwrap()
+}
+
+/// A paused VM in which each vCPU will run `code` with its own arguments.
+pub(crate) fn vm_with(mib: u64, code: &[u8], args: &[[u64; 2]]) -> Vm {
+    let vm = empty_vm(mib, args.len() as u8);
+    vm.ram().write(CODE, code).unwrap();
+    let entries: Vec<UserEntry> =
+        args.iter().map(|args| UserEntry { rip: CODE, rsp: 0, args: *args }).collect();
+    start_user_mode(&vm, &entries).unwrap();
+    vm
+}
+
+/// The next event, which must come.
+pub(crate) fn event(vm: &Vm) -> VmEvent {
+    vm.events().take(PATIENCE).expect("an event")
+}
+
+/// The word at `gpa`.
+pub(crate) fn word(vm: &Vm, gpa: u64) -> u64 {
+    let mut bytes = [0; 8];
+    vm.ram().read(gpa, &mut bytes).unwrap();
+    u64::from_le_bytes(bytes)
+}
+
+/// Waits until the word at `gpa` is larger than `than`.
+pub(crate) fn wait_for_more(vm: &Vm, gpa: u64, than: u64) -> u64 {
+    let deadline = std::time::Instant::now() + PATIENCE;
+    loop {
+        let now = word(vm, gpa);
+        if now > than {
+            return now;
+        }
+        assert!(std::time::Instant::now() < deadline, "the guest stands still at {now}");
+        std::thread::yield_now();
+    }
+}
+
+/// Copies all memory from one VM to another.
+pub(crate) fn copy_memory(from: &Vm, to: &Vm) {
+    let mut chunk = vec![0; crate::memory::CHUNK_BYTES];
+    for index in 0..from.ram().chunks() {
+        from.ram().copy_out(index, 0, &mut chunk).unwrap();
+        to.ram().copy_in(index, 0, &chunk).unwrap();
+    }
+}
