@@ -11,6 +11,9 @@ mod msrs;
 mod tsc;
 mod vcpu;
 
+#[cfg(test)]
+mod tests;
+
 use serde::{Deserialize, Serialize};
 
 use crate::codec;

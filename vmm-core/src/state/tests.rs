@@ -1,0 +1,241 @@
+//! Saving and loading on real KVM: what goes in comes out, and the guest goes on with it.
+
+use kvm_bindings::kvm_irqchip;
+
+use super::msrs::{TSC, TSC_DEADLINE};
+use super::*;
+use crate::codec;
+use crate::testing::*;
+use crate::{Error, VmEvent};
+
+/// Registers that tick on while nothing runs.
+const TICKING_MSRS: [u32; 2] = [TSC, TSC_DEADLINE];
+/// The local APIC's current count, which ticks on too.
+const LAPIC_CURRENT_COUNT: usize = 0x390;
+
+/// Sets what ticks to 0, so that two states can be compared.
+fn without_time(mut state: VmState) -> VmState {
+    state.clock = Default::default();
+    for vcpu in &mut state.vcpus {
+        vcpu.tsc_offset = None;
+        vcpu.lapic.regs[LAPIC_CURRENT_COUNT..][..4].fill(0);
+        for msr in vcpu.msrs.iter_mut().filter(|msr| TICKING_MSRS.contains(&msr.index)) {
+            msr.value = 0;
+        }
+    }
+    for channel in &mut state.irqchip.pit.channels {
+        channel.count_load_time = 0;
+    }
+    state
+}
+
+fn chip_bytes(chip: &kvm_irqchip) -> Vec<u8> {
+    codec::encode(chip).unwrap()
+}
+
+/// Compares field by field, so that a difference has a name.
+fn assert_same(left: VmState, right: VmState) {
+    let (left, right) = (without_time(left), without_time(right));
+    for (left, right) in left.vcpus.iter().zip(&right.vcpus) {
+        assert_eq!(left.mp_state, right.mp_state);
+        assert_eq!(left.regs, right.regs);
+        assert_eq!(left.sregs, right.sregs);
+        assert_eq!(left.xsave, right.xsave);
+        assert_eq!(left.xcrs, right.xcrs);
+        assert_eq!(left.debug_regs, right.debug_regs);
+        assert_eq!(left.lapic, right.lapic);
+        for (left, right) in left.msrs.iter().zip(&right.msrs) {
+            assert_eq!(left, right, "msr {:#x}", left.index);
+        }
+        assert_eq!(left.msrs.len(), right.msrs.len());
+        assert_eq!(left.tsc_khz, right.tsc_khz);
+        assert_eq!(left.events, right.events);
+    }
+    assert_eq!(left.vcpus.len(), right.vcpus.len());
+    assert_eq!(chip_bytes(&left.irqchip.pic_master), chip_bytes(&right.irqchip.pic_master));
+    assert_eq!(chip_bytes(&left.irqchip.pic_slave), chip_bytes(&right.irqchip.pic_slave));
+    assert_eq!(chip_bytes(&left.irqchip.ioapic), chip_bytes(&right.irqchip.ioapic));
+    assert_eq!(left.irqchip.pit, right.irqchip.pit);
+    assert_eq!(left.serial, right.serial);
+}
+
+/// A state that has been through its encoding.
+fn sent(state: &VmState) -> VmState {
+    VmState::from_bytes(&state.to_bytes().unwrap()).unwrap()
+}
+
+/// Two vCPUs that have run and are paused.
+fn vm_that_ran() -> crate::Vm {
+    let vm = vm_with(16, COUNT_IN_MEMORY, &[[DATA, 0], [DATA + 4096, 0]]);
+    vm.resume().unwrap();
+    wait_for_more(&vm, DATA, 1000);
+    wait_for_more(&vm, DATA + 4096, 1000);
+    vm.pause().unwrap();
+    vm
+}
+
+#[test]
+fn state_saved_again_before_the_first_run_is_the_same_field_by_field() {
+    let source = vm_that_ran();
+    // Something other than the initial state where a test can reach it.
+    source
+        .on_vcpu(1, |vcpu| {
+            let mut debug = vcpu.fd().get_debug_regs().unwrap();
+            debug.db = [0x1000, 0x2000, 0x3000, 0x4000];
+            vcpu.fd().set_debug_regs(&debug).unwrap();
+        })
+        .unwrap();
+    assert_eq!(source.console_input(b"typed while paused"), 18);
+    let saved = source.save_state().unwrap();
+    assert_eq!(saved.vcpus[1].debug_regs.db[3], 0x4000);
+    assert_eq!(saved.serial.backlog, b"typed while paused");
+
+    let destination = empty_vm(16, 2);
+    destination.load_state(&sent(&saved)).unwrap();
+    assert_same(saved, destination.save_state().unwrap());
+}
+
+#[test]
+fn a_guest_goes_on_in_another_vm_with_its_memory_and_registers() {
+    let mut vm = vm_that_ran();
+    for _ in 0..10 {
+        let next = empty_vm(16, 2);
+        let state = vm.save_state().unwrap();
+        copy_memory(&vm, &next);
+        next.load_state(&sent(&state)).unwrap();
+        let before = (word(&next, DATA), word(&next, DATA + 4096));
+        next.resume().unwrap();
+        wait_for_more(&next, DATA, before.0);
+        wait_for_more(&next, DATA + 4096, before.1);
+        next.pause().unwrap();
+        vm = next;
+        for data in [DATA, DATA + 4096] {
+            let (memory, vector) = (word(&vm, data), word(&vm, data + 8));
+            assert!(vector - memory <= 1, "xmm0 has {vector}, memory {memory}");
+        }
+    }
+}
+
+#[test]
+fn no_port_write_is_lost_or_doubled_by_moving() {
+    let mut vm = vm_with(16, COUNT_ALOUD, &[[1, 0]]);
+    let mut last = 0;
+    for _ in 0..20 {
+        vm.resume().unwrap();
+        assert!(matches!(event(&vm), VmEvent::Doorbell { .. }));
+        vm.pause().unwrap();
+        let state = vm.save_state().unwrap();
+        let first_left = std::iter::from_fn(|| vm.events().take(Default::default())).last();
+        if let Some(VmEvent::Doorbell { value, .. }) = first_left {
+            // RAX is the value rung next, or the one just rung if the pause fell before the INC.
+            let rax = state.vcpus[0].regs.rax as u32;
+            assert!(rax == value || rax == value + 1, "{rax} after {value}");
+            assert!(value > last);
+            last = value;
+        }
+        let next = empty_vm(16, 1);
+        copy_memory(&vm, &next);
+        next.load_state(&sent(&state)).unwrap();
+        next.resume().unwrap();
+        let VmEvent::Doorbell { value, .. } = event(&next) else { panic!("another event") };
+        let rip_after_out = CODE + 7;
+        let rung = state.vcpus[0].regs.rip == rip_after_out;
+        let expected = state.vcpus[0].regs.rax as u32 + u32::from(rung);
+        assert_eq!(value, expected, "the first ring after the move");
+        vm = next;
+    }
+}
+
+#[test]
+fn the_guests_tsc_and_clock_go_on_and_equal_offsets_stay_equal() {
+    let source = vm_that_ran();
+    let saved = source.save_state().unwrap();
+    let destination = empty_vm(16, 2);
+    destination.load_state(&sent(&saved)).unwrap();
+    let after = destination.save_state().unwrap();
+
+    let tsc = |state: &VmState, vcpu: usize| state.vcpus[vcpu].msrs[0];
+    assert_eq!(tsc(&saved, 0).index, TSC);
+    assert!(after.clock.clock > saved.clock.clock, "the clock goes on");
+    let seconds = (after.clock.clock - saved.clock.clock) as f64 / 1e9;
+    assert!(seconds < 60.0, "by the time that has passed, not by {seconds} s");
+    for vcpu in 0..2 {
+        let passed = tsc(&after, vcpu).value.wrapping_sub(tsc(&saved, vcpu).value);
+        let hz = f64::from(saved.vcpus[vcpu].tsc_khz) * 1e3;
+        let difference = (passed as f64 / hz - seconds).abs();
+        assert!(difference < 0.1, "tsc and clock differ by {difference} s");
+    }
+    let offset = |state: &VmState, vcpu: usize| state.vcpus[vcpu].tsc_offset;
+    assert_eq!(
+        offset(&saved, 0) == offset(&saved, 1),
+        offset(&after, 0) == offset(&after, 1),
+        "{saved:?} {after:?}"
+    );
+}
+
+#[test]
+fn a_timer_that_ran_out_while_paused_still_interrupts() {
+    let source = empty_vm(16, 1);
+    source
+        .on_vcpu(0, |vcpu| {
+            let fd = vcpu.fd();
+            let mut lapic = fd.get_lapic().unwrap();
+            let set = |lapic: &mut kvm_bindings::kvm_lapic_state, register: usize, value: u32| {
+                for (byte, value) in value.to_le_bytes().into_iter().enumerate() {
+                    lapic.regs[register + byte] = value as _;
+                }
+            };
+            set(&mut lapic, 0xf0, 0x1ff); // spurious vector register: software enable
+            set(&mut lapic, 0x320, 2 << 17 | 0xec); // timer: TSC deadline, vector 0xec
+            fd.set_lapic(&lapic).unwrap();
+            let mut deadline = msr_list(&[TSC_DEADLINE]).unwrap();
+            deadline.as_mut_slice()[0].data = 1; // long ago
+            assert_eq!(fd.set_msrs(&deadline).unwrap(), 1);
+        })
+        .unwrap();
+    let saved = source.save_state().unwrap();
+    let deadline = saved.vcpus[0].msrs.last().unwrap();
+    assert_eq!(deadline.index, TSC_DEADLINE, "the deadline is written last");
+    assert_ne!(deadline.value, 0, "the timer must be armed again");
+}
+
+#[test]
+fn a_state_for_another_number_of_vcpus_is_refused() {
+    let state = vm_that_ran().save_state().unwrap();
+    let error = empty_vm(16, 1).load_state(&state).unwrap_err();
+    assert!(matches!(error, Error::State(StateError::VcpuCount { state: 2, vm: 1 })), "{error}");
+}
+
+#[test]
+fn an_msr_that_kvm_does_not_take_is_named() {
+    let mut state = vm_that_ran().save_state().unwrap();
+    state.vcpus[1].msrs.insert(1, MsrValue { index: 0x1234_5678, value: 0 });
+    empty_vm(16, 2).load_state(&state).unwrap();
+    state.vcpus[1].msrs[1].value = 5;
+    let error = empty_vm(16, 2).load_state(&state).unwrap_err().to_string();
+    assert_eq!(error, "this host's kvm does not take 0x5 for msr 0x12345678 of vcpu 1");
+}
+
+#[test]
+fn hostile_states_are_refused_and_never_panic() {
+    let good = vm_that_ran().save_state().unwrap().to_bytes().unwrap();
+    assert!(VmState::from_bytes(&good).is_ok());
+    for cut in (0..good.len()).step_by(97).chain(0..16) {
+        assert!(VmState::from_bytes(&good[..cut]).is_err(), "cut at {cut}");
+    }
+    let with = |at: usize, byte: u8| {
+        let mut bytes = good.clone();
+        bytes[at] = byte;
+        VmState::from_bytes(&bytes)
+    };
+    assert!(matches!(with(0, b'X'), Err(StateError::Malformed(_))));
+    assert!(matches!(with(4, 9), Err(StateError::Version { found: 9 })));
+    assert!(matches!(with(6, 0), Err(StateError::Architecture(0x8600))));
+    // Any length in it may be wrong: what comes out must load or fail, in bounded memory.
+    let vm = empty_vm(16, 2);
+    for at in (8..good.len()).step_by(61) {
+        if let Ok(state) = with(at, 0xff) {
+            let _ = vm.load_state(&state);
+        }
+    }
+}
