@@ -1,1 +1,60 @@
-fn main() {}
+//! `lighter`: moves running KVM guests between hosts.
+//!
+//! The only place where the machine (`vmm-core`), the migration (`migrate`), the metrics and the memory observations meet.
+//! [`cli`] is the command line as typed; [`verbs`] does what it says by talking to guest processes through [`api`];
+//! [`guest`] is the process of one guest; `node` receives guests; [`demo`] shows it all. Start reading at [`dispatch`].
+
+mod api;
+mod cli;
+mod demo;
+mod exit;
+mod file_lock;
+mod guest;
+mod logging;
+mod names;
+mod node;
+mod state_dir;
+mod table;
+mod units;
+mod verbs;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+
+use cli::{Cli, Verb};
+use exit::Exit;
+use state_dir::StateDir;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match logging::start(&cli).and_then(|()| dispatch(&cli)) {
+        Ok(exit) => exit.into(),
+        Err(error) => {
+            eprintln!("lighter: {error:#}");
+            exit::of_error(&error).into()
+        }
+    }
+}
+
+/// Hands the command line to the verb it names.
+fn dispatch(cli: &Cli) -> Result<Exit> {
+    let state = StateDir::resolve(cli.state_dir.as_deref())?;
+    match &cli.verb {
+        Verb::Demo(args) => demo::run(args),
+        Verb::Run(args) => guest::run(&state, args),
+        Verb::Restore(args) => guest::restore(&state, args),
+        Verb::Incoming(args) => guest::incoming(&state, args),
+        Verb::Node(args) => node::run(&state, args.clone()),
+        Verb::Migrate(args) => verbs::migrate::run(&state, args),
+        Verb::Cancel(args) => verbs::cancel::run(&state, args),
+        Verb::Ls(args) => verbs::list::run(&state, args),
+        Verb::Show(args) => verbs::show::run(&state, args),
+        Verb::Pause(args) => verbs::power::pause(&state, args),
+        Verb::Resume(args) => verbs::power::resume(&state, args),
+        Verb::Stop(args) => verbs::power::stop(&state, args),
+        Verb::Save(args) => verbs::save::run(&state, args),
+        Verb::Certs(args) => verbs::certs::run(&state, args),
+    }
+}

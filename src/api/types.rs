@@ -101,6 +101,21 @@ pub(crate) struct MigrationRequest {
     pub(crate) connections: Option<u8>,
 }
 
+impl MigrationRequest {
+    /// A migration to `destination` with the usual limits.
+    pub(crate) fn to(destination: String) -> Self {
+        Self {
+            destination,
+            tls_name: None,
+            downtime_ms_max: default_downtime_ms(),
+            bandwidth_bytes_per_s_max: None,
+            timeout_ms: default_timeout_ms(),
+            compression: Compression::default(),
+            connections: None,
+        }
+    }
+}
+
 fn default_downtime_ms() -> u64 {
     300
 }

@@ -48,7 +48,7 @@ pub(crate) struct DemoArgs {
 }
 
 /// `lighter node`.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[command(after_help = "\
 Examples:
   lighter node

@@ -1,8 +1,6 @@
 //! Where a guest is to go, as a user writes it.
 
-use std::net::SocketAddr;
-
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 
 use crate::cli::host::NODE_PORT;
 
@@ -41,17 +39,6 @@ impl Destination {
         }
         Ok(Self { host: host.to_owned(), port })
     }
-
-    /// The address behind the name, the first one that the system knows.
-    ///
-    /// # Errors
-    /// The name is unknown.
-    pub(crate) async fn resolve(&self) -> Result<SocketAddr> {
-        let mut found = tokio::net::lookup_host((self.host.as_str(), self.port))
-            .await
-            .with_context(|| format!("cannot find the host {}", self.host))?;
-        found.next().with_context(|| format!("the host {} has no address", self.host))
-    }
 }
 
 #[cfg(test)]
@@ -78,11 +65,5 @@ mod tests {
         for text in ["", ":77", "host:", "host:port", "host:0", "host:70000", "[::1]x"] {
             assert!(Destination::parse(text).is_err(), "{text}");
         }
-    }
-
-    #[tokio::test]
-    async fn an_address_needs_no_name_service() {
-        let address = Destination::parse("127.0.0.1:77").unwrap().resolve().await.unwrap();
-        assert_eq!(address, "127.0.0.1:77".parse().unwrap());
     }
 }

@@ -1,0 +1,137 @@
+//! `lighter demo`: a live migration, and back, between two hosts that exist for the occasion.
+//!
+//! The hosts are two state folders on this machine with certificates of one throw-away authority; all else is real: two
+//! `lighter node`, a `lighter run`, QUIC on loopback. [`stage`] builds the hosts and takes them down, [`actor`] is the guest as its
+//! own witness, [`story`] is what the audience sees. Start at [`run`].
+
+mod actor;
+mod stage;
+mod story;
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use migrate::{MigrationId, Report};
+use serde::Serialize;
+use tokio::signal::unix::{SignalKind, signal};
+
+use actor::{Actor, Verdict};
+use stage::{Host, Stage};
+use story::Story;
+
+use crate::api::types::{MigrationRequest, MigrationStarted};
+use crate::cli::Output;
+use crate::cli::host::DemoArgs;
+use crate::exit::{Exit, ExitWith};
+use crate::verbs::follow::Follower;
+use crate::verbs::progress::ProgressView;
+use crate::verbs::session::{block_on, print_json};
+use crate::verbs::summary;
+
+/// Everything that happened, for `--json`.
+#[derive(Debug, Serialize)]
+struct Performance {
+    /// Guest memory, bytes.
+    memory_bytes: u64,
+    /// Time in which the guest filled and checked its memory, seconds.
+    fill_seconds: f64,
+    /// There and back.
+    legs: Vec<Leg>,
+}
+
+/// One migration.
+#[derive(Debug, Serialize)]
+struct Leg {
+    /// The host that the guest left.
+    from: &'static str,
+    /// The host that it went to.
+    to: &'static str,
+    /// The source's report.
+    report: Report,
+    /// What the guest says about it.
+    guest: Verdict,
+}
+
+/// Plays the demo.
+///
+/// # Errors
+/// Anything that is off: a migration that fails, a guest that found its memory damaged, a process that did not come up.
+pub(crate) fn run(args: &DemoArgs) -> Result<Exit> {
+    let mut stage = Stage::new()?;
+    let output = args.json.output();
+    let played = block_on(async {
+        let mut terminate = signal(SignalKind::terminate()).context("cannot hear signals")?;
+        let stopped = || ExitWith { exit: Exit::Cancelled, message: "stopped, and everything cleaned up".to_owned() };
+        tokio::select! {
+            played = play(&mut stage, args) => played,
+            _ = tokio::signal::ctrl_c() => Err(stopped().into()),
+            _ = terminate.recv() => Err(stopped().into()),
+        }
+    });
+    let played = played.map_err(|error| stage.explain(error));
+    stage.strike();
+    let performance = played?;
+    if output == Output::Json {
+        print_json(&performance)?;
+    }
+    match performance.legs.iter().find(|leg| !leg.guest.is_good()) {
+        Some(leg) => Err(ExitWith { exit: Exit::Corrupt, message: leg.guest.complaint(leg.to) }.into()),
+        None => Ok(Exit::Done),
+    }
+}
+
+async fn play(stage: &mut Stage, args: &DemoArgs) -> Result<Performance> {
+    let story = Story::new(args.json.output());
+    story.opening();
+    stage.raise().await?;
+    story.hosts(&stage.a, &stage.b);
+
+    let began = Instant::now();
+    stage.start_guest(args)?;
+    story.guest(args);
+    let actor = Actor::meet(&stage.a, began + fill_patience(args)).await?;
+    let filled = actor.wait_until_full(began + fill_patience(args)).await?;
+    story.filled(&filled, args.memory, began.elapsed());
+    let fill_seconds = began.elapsed().as_secs_f64();
+
+    let mut legs = Vec::new();
+    for (from, to) in [(&stage.a, &stage.b), (&stage.b, &stage.a)] {
+        story.leg(from, to);
+        let leg = move_guest(from, to, args).await?;
+        story.moved(&leg);
+        let good = leg.guest.is_good();
+        legs.push(leg);
+        if !good {
+            break;
+        }
+    }
+    story.end(legs.iter().all(|leg| leg.guest.is_good()));
+    Ok(Performance { memory_bytes: args.memory, fill_seconds, legs })
+}
+
+/// Memory is filled and checked within a few seconds on any machine; one that swaps gets more.
+fn fill_patience(args: &DemoArgs) -> Duration {
+    Duration::from_secs(60) + Duration::from_secs(args.memory >> 26)
+}
+
+async fn move_guest(from: &Host, to: &Host, args: &DemoArgs) -> Result<Leg> {
+    let before = Actor::meet(from, Instant::now() + Duration::from_secs(10)).await?;
+    before.forget_stalls().await?;
+    let request = MigrationRequest::to(to.address().to_string());
+    let started: MigrationStarted =
+        from.guest_client().post("/v1/guest/migration", &request).await.context("cannot start the migration")?;
+    let follower = Follower { state: from.state().clone(), name: stage::guest_name()?, id: MigrationId(started.id) };
+    let mut view = ProgressView::new(args.json.output());
+    let report = follower.to_the_end(|progress| view.show(progress)).await;
+    view.finish();
+    let report = report?;
+    if let Some(failure) = summary::failure(&report, to.name()) {
+        return Err(failure.into());
+    }
+    let after = Actor::meet(to, Instant::now() + Duration::from_secs(10)).await?;
+    let guest = after.testify(Instant::now() + fill_patience(args)).await?;
+    if !from.is_empty_soon().await {
+        bail!("host {} still has the guest after it moved to host {}", from.name(), to.name());
+    }
+    Ok(Leg { from: from.name(), to: to.name(), report, guest })
+}

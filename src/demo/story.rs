@@ -1,0 +1,92 @@
+//! What the audience of the demo sees: a few steps, each with what happened and how long it took.
+
+use std::time::Duration;
+
+use clap::ValueEnum;
+
+use super::Leg;
+use super::stage::Host;
+use crate::api::types::WorkloadInfo;
+use crate::cli::Output;
+use crate::cli::host::DemoArgs;
+use crate::units::{format_count, format_duration, format_size};
+use crate::verbs::summary;
+
+/// Tells the story on stdout, or keeps quiet for `--json`.
+#[derive(Debug)]
+pub(super) struct Story {
+    output: Output,
+}
+
+impl Story {
+    /// A story for this output.
+    pub(super) fn new(output: Output) -> Self {
+        Self { output }
+    }
+
+    fn say(&self, text: &str) {
+        if self.output == Output::Text {
+            println!("{text}");
+        }
+    }
+
+    pub(super) fn opening(&self) {
+        self.say("A running guest moves from host a to host b and back, while it goes on writing its memory.\n");
+    }
+
+    pub(super) fn hosts(&self, a: &Host, b: &Host) {
+        self.say(&format!(
+            "Two hosts     a at {}, b at {}: each a node with its own certificate, on this machine",
+            a.address(),
+            b.address()
+        ));
+    }
+
+    pub(super) fn guest(&self, args: &DemoArgs) {
+        let pattern = args.pattern.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
+        let vcpus = if args.cpus == 1 { "1 vCPU".to_owned() } else { format!("{} vCPUs", args.cpus) };
+        self.say(&format!(
+            "A guest on a  {}, {vcpus}, rewrites {} pages a second of {}, {pattern} content",
+            format_size(args.memory),
+            format_count(args.dirty_rate.into()),
+            format_size(args.working_set.min(args.memory)),
+        ));
+    }
+
+    pub(super) fn filled(&self, workload: &WorkloadInfo, memory_bytes: u64, took: Duration) {
+        self.say(&format!(
+            "Memory        {} filled with stamped pages and checked once by the guest ({} checks) in {}",
+            format_size(memory_bytes),
+            format_count(workload.pages_checked),
+            format_duration(took)
+        ));
+    }
+
+    pub(super) fn leg(&self, from: &Host, to: &Host) {
+        self.say(&format!("\nHost {} to host {}, live over QUIC", from.name(), to.name()));
+    }
+
+    pub(super) fn moved(&self, leg: &Leg) {
+        for line in summary::figures(&leg.report).lines() {
+            self.say(&format!("  {line}"));
+        }
+        let own = summary::seconds(leg.guest.downtime_seconds);
+        self.say(&format!("  As the guest itself saw it: it stood still for {own}."));
+        let verdict = if leg.guest.is_good() {
+            format!(
+                "The guest's verdict on its memory: intact ({} pages checked on host {}, none lost, stale or torn)",
+                format_count(leg.guest.pages_checked),
+                leg.to
+            )
+        } else {
+            leg.guest.complaint(leg.to)
+        };
+        self.say(&format!("  {verdict}"));
+    }
+
+    pub(super) fn end(&self, good: bool) {
+        if good {
+            self.say("\nThe guest is back where it started, and lost nothing. Everything is being cleaned up.");
+        }
+    }
+}
