@@ -1,0 +1,152 @@
+//! The verbs beside migrate, and what they say when they cannot do what was asked.
+
+use serde_json::Value;
+
+use crate::host::checks::{await_life, guest_is_gone, memory_is_intact, no_copy_runs, nothing_left_behind};
+use crate::host::{Exit, Guest, GuestPlan, Pair};
+
+#[test]
+fn ls_and_show_tell_what_runs() {
+    let pair = Pair::without_nodes();
+    assert_eq!(pair.a.list(), Vec::<Value>::new());
+    let guest = Guest::start(&pair.a, &GuestPlan { cpus: 2, ..GuestPlan::default() });
+
+    let listed = pair.a.list();
+    assert_eq!(listed.len(), 1, "{listed:#?}");
+    let shown = pair.a.run(&["show", "web-1", "--json"]).ok().json();
+    for seen in [&listed[0], &shown] {
+        assert_eq!(seen["name"], "web-1", "{seen:#}");
+        assert_eq!(seen["state"], "running", "{seen:#}");
+        assert_eq!(seen["memory_bytes"], 64 << 20, "{seen:#}");
+        assert_eq!(seen["vcpus"], 2, "{seen:#}");
+        assert_eq!(seen["pid"], guest.pid().0, "{seen:#}");
+    }
+    let table = pair.a.run(&["ls"]).ok().stdout;
+    assert!(table.contains("NAME") && table.contains("web-1") && table.contains("running"), "{table}");
+    let text = pair.a.run(&["show", "web-1"]).ok().stdout;
+    assert!(text.contains("web-1") && text.contains("running"), "{text}");
+}
+
+#[test]
+fn a_paused_guest_stands_still_until_it_is_resumed() {
+    let pair = Pair::without_nodes();
+    let guest = Guest::start(&pair.a, &GuestPlan::default());
+    let witness = Guest::start(&pair.a, &GuestPlan { name: "witness".to_owned(), ..GuestPlan::default() });
+
+    pair.a.run(&["pause", "web-1"]).ok();
+    no_copy_runs(&[&pair.a], "web-1", &witness);
+    assert_eq!(guest.state().as_deref(), Some("paused"));
+    pair.a.run(&["pause", "web-1"]).ok();
+
+    pair.a.run(&["resume", "web-1"]).ok();
+    await_life(&guest);
+    pair.a.run(&["resume", "web-1"]).ok();
+    memory_is_intact(&guest);
+}
+
+#[test]
+fn stop_ends_a_guest_and_its_process() {
+    let pair = Pair::without_nodes();
+    let guest = Guest::start(&pair.a, &GuestPlan::default());
+    let pid = guest.pid();
+    pair.a.run(&["stop", "web-1"]).ok();
+    guest_is_gone(&[&pair.a], "web-1");
+    assert!(!pid.is_alive());
+    assert_eq!(pair.a.list(), Vec::<Value>::new());
+}
+
+#[test]
+fn a_saved_guest_is_restored_where_it_was() {
+    let pair = Pair::without_nodes();
+    let guest = Guest::start(&pair.a, &GuestPlan::default());
+    let file = pair.folder().join("web-1.lighter").display().to_string();
+    pair.a.run(&["save", "web-1", &file]).ok();
+    await_life(&guest);
+    let saved_ticks = guest.ticks();
+    pair.a.run(&["stop", "web-1"]).ok();
+    guest_is_gone(&[&pair.a], "web-1");
+
+    pair.b.run(&["restore", &file, "--name", "web-2", "--detach"]).ok();
+    let restored = pair.b.guest("web-2");
+    await_life(&restored);
+    memory_is_intact(&restored);
+    assert!(saved_ticks.is_some());
+    nothing_left_behind(&pair.hosts());
+}
+
+#[test]
+fn a_damaged_saved_guest_is_refused_and_leaves_nothing() {
+    let pair = Pair::without_nodes();
+    Guest::start(&pair.a, &GuestPlan::default());
+    let file = pair.folder().join("web-1.lighter");
+    let name = file.display().to_string();
+    pair.a.run(&["save", "web-1", &name]).ok();
+    let whole = std::fs::read(&file).expect("the saved guest");
+
+    let mut flipped = whole.clone();
+    let middle = flipped.len() / 2;
+    flipped[middle] ^= 1;
+    for (damaged, what) in [(flipped, "a flipped bit"), (whole[..middle].to_vec(), "half a file"), (Vec::new(), "nothing")] {
+        std::fs::write(&file, damaged).expect("a file");
+        let refused = pair.b.run(&["restore", &name, "--detach"]);
+        assert_eq!(refused.exit, Exit::Failed, "{what}: {refused:#?}");
+        refused.complains(Exit::Failed, &["lighter: ", "web-1.lighter"]);
+        nothing_left_behind(&[&pair.b]);
+    }
+}
+
+#[test]
+fn a_name_is_taken_once() {
+    let pair = Pair::without_nodes();
+    Guest::start(&pair.a, &GuestPlan::default());
+    let second = pair.a.run(&["run", "--detach", "--name", "web-1", "--memory", "64M"]);
+    second.complains(Exit::Failed, &["lighter: ", "web-1", "taken"]);
+    nothing_left_behind(&[&pair.a]);
+}
+
+#[test]
+fn a_guest_that_is_not_there_is_answered_with_those_that_are() {
+    let pair = Pair::without_nodes();
+    Guest::start(&pair.a, &GuestPlan::default());
+    for verb in [&["show", "wbe"][..], &["pause", "wbe"], &["stop", "wbe"], &["cancel", "wbe"], &["migrate", "wbe", "b"]] {
+        let done = pair.a.run(verb);
+        done.complains(Exit::Failed, &["lighter: ", "no guest wbe", "there is: web-1"]);
+    }
+}
+
+#[test]
+fn a_wrong_command_line_is_explained() {
+    let pair = Pair::without_nodes();
+    for (line, word) in [
+        (&["run", "--cpus", "9"][..], "--cpus"),
+        (&["run", "--memory", "much"], "--memory"),
+        (&["run", "--name", "../x"], "--name"),
+        (&["migrate", "web-1"], "HOST[:PORT]"),
+        (&["migrate", "web-1", "b", "--resolve", "run"], "--resolve"),
+        (&["fly"], "fly"),
+    ] {
+        pair.a.run(line).complains(Exit::Usage, &[word, "--help"]);
+    }
+}
+
+#[test]
+fn a_kernel_that_is_none_is_refused() {
+    let pair = Pair::without_nodes();
+    let text = pair.folder().join("kernel");
+    std::fs::write(&text, "not a kernel").expect("a file");
+    for kernel in [text.display().to_string(), "/nowhere/vmlinux".to_owned()] {
+        let refused = pair.a.run(&["run", "--detach", "--name", "k", "--memory", "64M", "--kernel", &kernel]);
+        refused.complains(Exit::Failed, &["lighter: ", &kernel]);
+        nothing_left_behind(&[&pair.a]);
+    }
+}
+
+#[test]
+fn nothing_to_cancel_or_to_resolve_is_said() {
+    let pair = Pair::without_nodes();
+    Guest::start(&pair.a, &GuestPlan::default());
+    pair.a.run(&["cancel", "web-1"]).complains(Exit::Failed, &["web-1", "migrat"]);
+    pair.a.run(&["migrate", "web-1", "--resolve", "run"]).complains(Exit::Failed, &["web-1", "doubt"]);
+    pair.a.run(&["migrate", "web-1", "--resolve", "discard"]).complains(Exit::Failed, &["web-1", "doubt"]);
+    await_life(&pair.a.guest("web-1"));
+}

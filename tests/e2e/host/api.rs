@@ -1,0 +1,49 @@
+//! A guest's API as any HTTP client would use it: one request over the Unix socket, one JSON answer.
+
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::Value;
+
+/// An answer.
+#[derive(Debug, Clone)]
+pub(crate) struct Answer {
+    /// The HTTP status.
+    pub(crate) status: u16,
+    /// The document.
+    pub(crate) body: Value,
+}
+
+impl Answer {
+    /// The document of a successful answer, or the whole answer as an error.
+    pub(crate) fn success(self) -> Result<Value, String> {
+        if (200..300).contains(&self.status) { Ok(self.body) } else { Err(format!("{self:?}")) }
+    }
+}
+
+/// Asks the process behind `socket`; `body` makes the request carry JSON.
+///
+/// # Errors
+/// Nobody listens, or the answer is no HTTP with JSON in it.
+pub(crate) fn ask(socket: &Path, method: &str, path: &str, body: Option<&Value>) -> io::Result<Answer> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+    let body = body.map(Value::to_string).unwrap_or_default();
+    write!(
+        stream,
+        "{method} {path} HTTP/1.1\r\nhost: lighter\r\nconnection: close\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\n\r\n{body}",
+        body.len()
+    )?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    parse(&text).ok_or_else(|| io::Error::other(format!("not an answer: {text:?}")))
+}
+
+fn parse(text: &str) -> Option<Answer> {
+    let (head, body) = text.split_once("\r\n\r\n")?;
+    let status = head.split(' ').nth(1)?.parse().ok()?;
+    Some(Answer { status, body: serde_json::from_str(body).ok()? })
+}

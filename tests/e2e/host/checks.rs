@@ -1,0 +1,154 @@
+//! What must hold after every failure: one copy of the guest runs, its memory is intact, and nothing is left behind.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::process::{Pid, processes_of};
+use super::{Guest, Host, wait};
+
+/// Loop turns that prove that a guest runs. It makes far more than this in a millisecond.
+const TICKS_OF_LIFE: u64 = 1000;
+
+/// Exactly one copy of the guest runs on these hosts, and it is the one on `here`; its memory is intact, and no other copy is
+/// left, running or not. Returns it.
+#[track_caller]
+pub(crate) fn one_intact_copy(hosts: &[&Host], name: &str, here: &Host) -> Guest {
+    let guest = exactly_one_copy_runs(hosts, name, here);
+    memory_is_intact(&guest);
+    nothing_left_behind(hosts);
+    let copies = hosts.iter().filter(|host| host.guest(name).state().is_some()).count();
+    assert_eq!(copies, 1, "copies of {name} with a live process");
+    guest
+}
+
+/// Exactly one copy of the guest runs, the one on `here`. Believes the guest's own loop counter, not what processes say.
+#[track_caller]
+pub(crate) fn exactly_one_copy_runs(hosts: &[&Host], name: &str, here: &Host) -> Guest {
+    let guest = here.guest(name);
+    guest.await_state("running");
+    let others: Vec<Guest> = others(hosts, name, here);
+    let before: Vec<Option<u64>> = others.iter().map(Guest::ticks).collect();
+    await_life(&guest);
+    let after: Vec<Option<u64>> = others.iter().map(Guest::ticks).collect();
+    for ((other, before), after) in others.iter().zip(before).zip(after) {
+        assert!(after.is_none() || before == after, "a second copy runs: {other:?}");
+        assert_ne!(other.state().as_deref(), Some("running"), "a second copy claims to run: {other:?}");
+    }
+    guest
+}
+
+/// No copy of the guest runs. `witness` is a guest that does: while it lives on visibly, the copies must not.
+#[track_caller]
+pub(crate) fn no_copy_runs(hosts: &[&Host], name: &str, witness: &Guest) {
+    let copies: Vec<Guest> = hosts.iter().map(|host| host.guest(name)).collect();
+    let before: Vec<Option<u64>> = copies.iter().map(Guest::ticks).collect();
+    await_life(witness);
+    for (copy, before) in copies.iter().zip(before) {
+        let after = copy.ticks();
+        assert!(after.is_none() || before == after, "a copy runs: {copy:?}");
+        assert_ne!(copy.state().as_deref(), Some("running"), "a copy claims to run: {copy:?}");
+    }
+}
+
+/// The guest is gone from these hosts, as after any crash.
+#[track_caller]
+pub(crate) fn guest_is_gone(hosts: &[&Host], name: &str) {
+    wait::until(&format!("{name} is gone"), || {
+        let states: Vec<Option<String>> = hosts.iter().map(|host| host.guest(name).state()).collect();
+        wait::holds(states.iter().all(Option::is_none), states)
+    });
+    nothing_left_behind(hosts);
+}
+
+/// The guest's own verdict on all its memory, asked for now: every page as it wrote it, its clock never backwards.
+#[track_caller]
+pub(crate) fn memory_is_intact(guest: &Guest) {
+    let workload = guest.verify();
+    assert_eq!(workload["intact"], Value::Bool(true), "{workload:#}");
+    assert_eq!(workload["bad_pages"], 0, "{workload:#}");
+    assert_eq!(workload["clock_backwards"], 0, "{workload:#}");
+}
+
+/// The guest makes progress.
+#[track_caller]
+pub(crate) fn await_life(guest: &Guest) {
+    let start = guest.ticks().unwrap_or(0);
+    wait::until(&format!("{} makes progress", guest.name()), || {
+        let now = guest.ticks();
+        wait::holds(now.is_some_and(|now| now > start + TICKS_OF_LIFE), now)
+    });
+}
+
+fn others(hosts: &[&Host], name: &str, here: &Host) -> Vec<Guest> {
+    let elsewhere = hosts.iter().filter(|host| host.state_dir() != here.state_dir());
+    elsewhere.map(|host| host.guest(name)).collect()
+}
+
+/// On these hosts there are the nodes, the guests that are listed, settled records, and nothing else: no process, no socket,
+/// no folder of a guest, no temporary file.
+#[track_caller]
+pub(crate) fn nothing_left_behind(hosts: &[&Host]) {
+    for host in hosts {
+        wait::until(&format!("nothing is left behind in {}", host.state_dir().display()), || {
+            let left = leftovers(host);
+            wait::holds(left.is_empty(), left)
+        });
+    }
+}
+
+/// What should not be there.
+fn leftovers(host: &Host) -> Vec<String> {
+    let listed = host.list();
+    let mut left = stray_processes(host, &listed);
+    let names: BTreeSet<&str> = listed.iter().filter_map(|guest| guest["name"].as_str()).collect();
+    let mut files = Vec::new();
+    walk(host.state_dir(), host.state_dir(), &mut files);
+    left.extend(files.into_iter().filter(|file| !belongs(file, &names)));
+    left.extend(unsettled_records(host));
+    left
+}
+
+fn stray_processes(host: &Host, listed: &[Value]) -> Vec<String> {
+    let mut known: Vec<Pid> =
+        listed.iter().filter_map(|guest| guest["pid"].as_u64()).map(|pid| Pid(pid as u32)).collect();
+    known.extend(host.node_pid());
+    let strays = processes_of(host.state_dir()).into_iter().filter(|pid| !known.contains(pid));
+    strays.map(|pid| format!("process {}: {}", pid.0, pid.command_line())).collect()
+}
+
+/// Whether a file has its place in the state folder.
+fn belongs(file: &str, guests: &BTreeSet<&str>) -> bool {
+    let parts: Vec<&str> = file.split('/').collect();
+    match parts.as_slice() {
+        ["node.sock" | "node.json" | "node.lock"] | ["certs", _] => true,
+        ["migrations", record] => record.ends_with(".json"),
+        ["guests", name, "lock" | "guest.json" | "api.sock" | "console.log" | "lighter.log"] => guests.contains(name),
+        _ => false,
+    }
+}
+
+/// Every file below `folder`, and every empty folder of a guest, relative to `root`.
+fn walk(root: &Path, folder: &Path, into: &mut Vec<String>) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        if is_folder && fs::read_dir(&path).is_ok_and(|mut inside| inside.next().is_some()) {
+            walk(root, &path, into);
+        } else if !is_folder || folder.ends_with("guests") {
+            let relative = path.strip_prefix(root).expect("below the root");
+            into.push(relative.display().to_string());
+        }
+    }
+}
+
+/// Records of migrations that are not over.
+fn unsettled_records(host: &Host) -> Vec<String> {
+    let records = host.records();
+    let open = records.iter().filter(|record| {
+        !matches!(record["side"]["state"].as_str(), Some("done" | "aborted" | "running" | "discarded"))
+    });
+    open.map(|record| format!("unsettled record: {record}")).collect()
+}

@@ -1,0 +1,169 @@
+//! Two hosts that trust each other, each a state folder with certificates and a node; removed, with all their processes, at
+//! the end of a test.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::process::processes_of;
+use super::program::{Done, lighter, read, run};
+use super::{Guest, Node, NodePlan};
+
+/// A host: a state folder, and its node while there is one.
+#[derive(Debug)]
+pub(crate) struct Host {
+    state_dir: PathBuf,
+    log: PathBuf,
+    node: Option<Node>,
+}
+
+impl Host {
+    /// Runs a verb on this host to its end.
+    pub(crate) fn run(&self, arguments: &[&str]) -> Done {
+        run(lighter(&self.state_dir, arguments))
+    }
+
+    /// Its state folder.
+    pub(crate) fn state_dir(&self) -> &Path {
+        &self.state_dir
+    }
+
+    /// The folder in which it knows its certificates.
+    pub(crate) fn certs(&self) -> PathBuf {
+        self.state_dir.join("certs")
+    }
+
+    /// Starts its node.
+    pub(crate) fn start_node(&mut self, plan: &NodePlan) {
+        assert!(self.node.is_none(), "one node for each host");
+        self.node = Some(Node::start(&self.state_dir, &self.log, plan));
+    }
+
+    /// Its live node.
+    pub(crate) fn node(&self) -> &Node {
+        self.node.as_ref().expect("this host's node was started")
+    }
+
+    /// Its node's process, while there is one.
+    pub(crate) fn node_pid(&self) -> Option<super::Pid> {
+        self.node.as_ref().map(Node::pid)
+    }
+
+    /// The records of its migrations.
+    pub(crate) fn records(&self) -> Vec<Value> {
+        let entries = std::fs::read_dir(self.state_dir.join("migrations")).into_iter().flatten().flatten();
+        entries.filter_map(|entry| serde_json::from_str(&read(&entry.path())).ok()).collect()
+    }
+
+    /// SIGKILL for its node.
+    pub(crate) fn kill_node(&mut self) {
+        drop(self.node.take());
+    }
+
+    /// What its node has logged, all lives together.
+    pub(crate) fn node_log(&self) -> String {
+        read(&self.log)
+    }
+
+    /// The guests on this host, as `lighter ls --json` lists them.
+    pub(crate) fn list(&self) -> Vec<Value> {
+        let listed = self.run(&["ls", "--json"]).ok().json();
+        listed.as_array().expect("a list").clone()
+    }
+
+    /// A guest that is (to be) on this host, by name.
+    pub(crate) fn guest(&self, name: &str) -> Guest {
+        Guest::at(&self.state_dir, name)
+    }
+
+    /// All that its processes left to read, for the report of a test that failed.
+    fn testimony(&self) -> String {
+        let mut text = format!("--- node of {}\n{}", self.state_dir.display(), self.node_log());
+        for guest in std::fs::read_dir(self.state_dir.join("guests")).into_iter().flatten().flatten() {
+            for file in ["guest.json", "lighter.log"] {
+                let path = guest.path().join(file);
+                text += &format!("--- {}\n{}\n", path.display(), read(&path));
+            }
+        }
+        for record in std::fs::read_dir(self.state_dir.join("migrations")).into_iter().flatten().flatten() {
+            text += &format!("--- {}\n{}\n", record.path().display(), read(&record.path()));
+        }
+        text
+    }
+}
+
+/// Two hosts of one authority.
+#[derive(Debug)]
+pub(crate) struct Pair {
+    /// The first, which holds the authority.
+    pub(crate) a: Host,
+    /// The second.
+    pub(crate) b: Host,
+    folder: TempDir,
+}
+
+impl Pair {
+    /// Two hosts with ordinary nodes.
+    pub(crate) fn new() -> Self {
+        Self::with_nodes(&NodePlan::default(), &NodePlan::default())
+    }
+
+    /// Two hosts with these nodes.
+    pub(crate) fn with_nodes(a: &NodePlan, b: &NodePlan) -> Self {
+        let mut pair = Self::without_nodes();
+        pair.a.start_node(a);
+        pair.b.start_node(b);
+        pair
+    }
+
+    /// Two hosts with certificates and no node yet.
+    pub(crate) fn without_nodes() -> Self {
+        Self::with_names(["host-a", "127.0.0.1"], ["host-b", "127.0.0.1"])
+    }
+
+    /// Two hosts without a node yet, with certificates for these names and addresses.
+    pub(crate) fn with_names(names_a: [&str; 2], names_b: [&str; 2]) -> Self {
+        // Short, for the 107 bytes of a Unix socket's path.
+        let folder = TempDir::with_prefix("lighter-").expect("a temporary folder");
+        let host = |name: &str| Host {
+            state_dir: folder.path().join(name),
+            log: folder.path().join(format!("node-{name}.log")),
+            node: None,
+        };
+        let pair = Self { a: host("a"), b: host("b"), folder };
+        pair.a.run(&["certs", "init", names_a[0], names_a[1]]).ok();
+        pair.issue_certificate(&names_b);
+        pair
+    }
+
+    /// Gives host b a certificate for `names`, from host a's authority.
+    pub(crate) fn issue_certificate(&self, names: &[&str]) {
+        let out = self.b.certs().display().to_string();
+        self.a.run(&[&["certs", "host"], names, &["--out", &out]].concat()).ok();
+    }
+
+    /// A folder for files of the test's own.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Both.
+    pub(crate) fn hosts(&self) -> [&Host; 2] {
+        [&self.a, &self.b]
+    }
+}
+
+impl Drop for Pair {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}{}", self.a.testimony(), self.b.testimony());
+        }
+        self.a.kill_node();
+        self.b.kill_node();
+        // Guests outlive nodes and verbs: end those that were given this pair's folder, by their ids.
+        for pid in processes_of(self.folder.path()) {
+            pid.kill();
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! Processes as the kernel shows them: who belongs to a state folder, who is alive, and the end of one of them by its id.
+
+use std::fs;
+use std::path::Path;
+
+use nix::sys::signal::{Signal, kill};
+
+/// A process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Pid(pub(crate) u32);
+
+impl Pid {
+    /// Whether it executes, or could: a process that has ended and waits for its parent to notice does not count.
+    pub(crate) fn is_alive(self) -> bool {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.0)).unwrap_or_default();
+        // The name, in parentheses, may hold anything; the state is the first field after it.
+        stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with(['Z', 'X']))
+    }
+
+    /// SIGKILL; harmless when it is gone.
+    pub(crate) fn kill(self) {
+        self.signal(Signal::SIGKILL);
+    }
+
+    /// Sends a signal; harmless when the process is gone.
+    pub(crate) fn signal(self, signal: Signal) {
+        let _ = kill(nix::unistd::Pid::from_raw(self.0 as i32), signal);
+    }
+
+    /// Its command line, for messages.
+    pub(crate) fn command_line(self) -> String {
+        let line = fs::read(format!("/proc/{}/cmdline", self.0)).unwrap_or_default();
+        String::from_utf8_lossy(&line).replace('\0', " ")
+    }
+
+    fn parent(self) -> Option<Self> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.0)).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
+        line.trim().parse().ok().map(Self)
+    }
+
+    fn mentions(self, text: &[u8]) -> bool {
+        ["cmdline", "environ"].iter().any(|file| {
+            let content = fs::read(format!("/proc/{}/{file}", self.0)).unwrap_or_default();
+            content.windows(text.len()).any(|window| window == text)
+        })
+    }
+}
+
+/// The live processes that were given `state_dir`, on their command line or in their environment.
+pub(crate) fn processes_of(state_dir: &Path) -> Vec<Pid> {
+    let text = state_dir.as_os_str().as_encoded_bytes();
+    all().filter(|pid| pid.mentions(text) && pid.is_alive()).collect()
+}
+
+/// The live children of a process.
+pub(crate) fn children_of(parent: Pid) -> Vec<Pid> {
+    all().filter(|pid| pid.parent() == Some(parent) && pid.is_alive()).collect()
+}
+
+fn all() -> impl Iterator<Item = Pid> {
+    let own = std::process::id();
+    let entries = fs::read_dir("/proc").expect("/proc is there");
+    let names = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    names.filter(move |pid| *pid != own).map(Pid)
+}

@@ -1,0 +1,42 @@
+//! Waiting for a condition: the only place in these tests where a thread sleeps.
+
+use std::fmt::Debug;
+use std::time::{Duration, Instant};
+
+/// How long a condition may take to hold before the test fails. Generous: it is reached only when something is broken, and
+/// the machine may be busy with other tests.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How often a condition is asked for.
+const INTERVAL: Duration = Duration::from_millis(15);
+
+/// Asks for `condition` until it gives a value, and returns it.
+///
+/// # Panics
+/// When it has not within [`PATIENCE`]; the message has `what` and the last refusal.
+pub(crate) fn until<T, E: Debug>(what: &str, condition: impl FnMut() -> Result<T, E>) -> T {
+    within(PATIENCE, what, condition)
+}
+
+/// As [`until`], with another patience.
+pub(crate) fn within<T, E: Debug>(
+    patience: Duration,
+    what: &str,
+    mut condition: impl FnMut() -> Result<T, E>,
+) -> T {
+    let start = Instant::now();
+    loop {
+        match condition() {
+            Ok(value) => return value,
+            Err(refusal) if start.elapsed() > patience => {
+                panic!("not within {} s: {what}; last seen: {refusal:#?}", patience.as_secs())
+            }
+            Err(_) => std::thread::sleep(INTERVAL),
+        }
+    }
+}
+
+/// Turns a truth into what [`until`] asks for.
+pub(crate) fn holds<S: Debug>(truth: bool, seen: S) -> Result<(), S> {
+    if truth { Ok(()) } else { Err(seen) }
+}

@@ -1,0 +1,68 @@
+//! A real Linux, migrated while it runs: it goes on ticking with the right content and the right clocks, and loses no timer.
+//!
+//! The guest is booted once and saved (see [`image`]); every test starts from that file, so restoring is tested each time.
+//! What it says about itself comes over its serial console (see [`witness`]).
+
+mod image;
+mod witness;
+
+use image::Image;
+use witness::Witness;
+
+use crate::host::checks::nothing_left_behind;
+use crate::host::{Host, Migration, Pair};
+
+/// Migrations in a row, so that a small error in a clock adds up to a visible one.
+const MIGRATIONS: usize = 6;
+
+#[test]
+fn linux_with_one_vcpu_that_halts_goes_on_as_if_nothing_had_happened() {
+    goes_on(&Image::halting());
+}
+
+#[test]
+fn linux_with_two_vcpus_goes_on_as_if_nothing_had_happened() {
+    goes_on(&Image::busy());
+}
+
+fn goes_on(image: &Image) {
+    let pair = Pair::new();
+    let mut hosts: [&Host; 2] = pair.hosts();
+    hosts[0].run(&["restore", image.file(), "--name", "linux", "--detach"]).ok();
+    let mut witness = Witness::of(hosts[0], "linux", image.pages());
+    let (before, offset_ms) = witness.testify();
+    witness.has_checked_all_since(&before);
+
+    let mut last = before;
+    for _ in 0..MIGRATIONS {
+        Migration::run(hosts[0], "linux", hosts[1]).ok();
+        hosts.reverse();
+        witness = Witness::of(hosts[0], "linux", image.pages());
+        let now = witness.line();
+        now.follows(&last);
+        last = now;
+    }
+    let (after, offset_after_ms) = witness.testify();
+    after.follows(&last);
+    let drift_ms = offset_after_ms - offset_ms;
+    assert!(drift_ms.abs() < witness::CLOCK_ERROR_MS, "its clock is off by {drift_ms} ms more than before: {after:?}");
+    witness.has_checked_all_since(&after);
+    nothing_left_behind(&pair.hosts());
+}
+
+#[test]
+fn linux_that_was_paused_goes_on_at_the_destination() {
+    let pair = Pair::new();
+    let image = Image::halting();
+    pair.a.run(&["restore", image.file(), "--name", "linux", "--detach"]).ok();
+    let before = Witness::of(&pair.a, "linux", image.pages()).line();
+    pair.a.run(&["pause", "linux"]).ok();
+    Migration::run(&pair.a, "linux", &pair.b).ok();
+    pair.b.guest("linux").await_state("paused");
+    pair.b.run(&["resume", "linux"]).ok();
+    let witness = Witness::of(&pair.b, "linux", image.pages());
+    let after = witness.line();
+    after.follows(&before);
+    witness.has_checked_all_since(&after);
+    nothing_left_behind(&pair.hosts());
+}

@@ -1,0 +1,118 @@
+//! A Linux guest that has booted, kept in a file: made once, and again only when something that goes into it has changed.
+
+use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use super::witness::Witness;
+use crate::host::{Pair, wait};
+
+/// Booting takes half a minute where KVM emulates the guest's kernel, and the machine may be busy.
+const BOOT_PATIENCE: Duration = Duration::from_secs(300);
+
+/// One image is made at a time, and by one thread.
+static MAKING: Mutex<()> = Mutex::new(());
+
+/// A saved guest.
+#[derive(Debug)]
+pub(super) struct Image {
+    file: String,
+    pages: u64,
+}
+
+/// What a guest is booted with.
+#[derive(Debug, Hash)]
+struct Recipe {
+    name: &'static str,
+    cpus: u8,
+    options: &'static str,
+    mib: u64,
+}
+
+impl Image {
+    /// One vCPU, which halts between two turns of the check program, a hundred times a second.
+    pub(super) fn halting() -> Self {
+        Self::of(&Recipe { name: "halting", cpus: 1, options: "check.halt=1 check.rate=1000", mib: 8 })
+    }
+
+    /// Two vCPUs, one of them never idle.
+    pub(super) fn busy() -> Self {
+        Self::of(&Recipe { name: "busy", cpus: 2, options: "check.rate=2000", mib: 24 })
+    }
+
+    /// The file, for `lighter restore`.
+    pub(super) fn file(&self) -> &str {
+        &self.file
+    }
+
+    /// Pages that the check program looks after.
+    pub(super) fn pages(&self) -> u64 {
+        self.pages
+    }
+
+    fn of(recipe: &Recipe) -> Self {
+        let _making = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
+        let [kernel, initrd] = ["kernel.sh", "initramfs.sh"].map(script);
+        let cmdline = fs::read_to_string(guest_folder().join("cmdline")).expect("the kernel's command line");
+        let cmdline = format!(
+            "console=ttyS0 quiet {} mem=80M check.mib={} {}",
+            cmdline.trim(),
+            recipe.mib,
+            recipe.options
+        );
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("linux-guest");
+        let file = folder.join(format!("{}-{:016x}", recipe.name, digest(recipe, &cmdline, &[&kernel, &initrd])));
+        if !file.exists() {
+            fs::create_dir_all(&folder).expect("a folder");
+            forget_older(&folder, recipe.name);
+            boot_and_save(recipe, &[&kernel, &initrd, &cmdline], &file);
+        }
+        Self { file: file.display().to_string(), pages: recipe.mib * 256 }
+    }
+}
+
+fn boot_and_save(recipe: &Recipe, [kernel, initrd, cmdline]: &[&str; 3], file: &Path) {
+    let pair = Pair::without_nodes();
+    let cpus = recipe.cpus.to_string();
+    let arguments = [
+        "run", "--detach", "--name", "linux", "--memory", "128M", "--cpus", &cpus, "--kernel", kernel,
+        "--initrd", initrd, "--cmdline", cmdline,
+    ];
+    pair.a.run(&arguments).ok();
+    let witness = Witness::of(&pair.a, "linux", recipe.mib * 256);
+    wait::within(BOOT_PATIENCE, "linux boots and checks itself", || witness.last_line().ok_or_else(|| witness.console()));
+    pair.a.run(&["save", "linux", &file.display().to_string()]).ok();
+}
+
+fn guest_folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest")
+}
+
+/// Runs a script of the guest's folder, which prints the path of what it made or found.
+fn script(name: &str) -> String {
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("the target folder");
+    let output = Command::new(guest_folder().join(name)).env("CARGO_TARGET_DIR", target).output().expect("a script");
+    assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("a path").trim().to_owned()
+}
+
+/// Everything that a saved guest depends on: what was booted, and the program that booted and saved it.
+fn digest(recipe: &Recipe, cmdline: &str, files: &[&str]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (recipe, cmdline).hash(&mut hasher);
+    for file in files.iter().chain(&[env!("CARGO_BIN_EXE_lighter")]) {
+        fs::read(file).unwrap_or_else(|error| panic!("{file}: {error}")).hash(&mut hasher);
+    }
+    hasher.finish()
+}
+
+fn forget_older(folder: &Path, name: &str) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(name) {
+            fs::remove_file(entry.path()).expect("an older image is removed");
+        }
+    }
+}

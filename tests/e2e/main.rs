@@ -1,0 +1,17 @@
+//! End to end, as a user has it: real processes of the built program, real guests on KVM, real QUIC on loopback.
+//!
+//! [`host`] is what the tests stand on. Without a fault: [`moving`] guests, the [`commands`] beside it, the [`demo`], a
+//! [`linux`] guest. With one: [`refusals`] before anything has begun, [`network`] cuts between two network namespaces, and,
+//! built with the feature `failpoints`, the matrix of [`faults`] in each phase. One binary, so that all of them share the
+//! machine's time.
+
+#[cfg(feature = "failpoints")]
+mod faults;
+
+mod commands;
+mod demo;
+mod host;
+mod linux;
+mod moving;
+mod network;
+mod refusals;

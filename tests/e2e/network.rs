@@ -1,0 +1,40 @@
+//! A real network that breaks: two hosts in two network namespaces, joined by a cable that is pulled and put back.
+//!
+//! Needs root. Where namespaces cannot be made, set `LIGHTER_TEST_SKIP_NETWORK=1` to leave these tests out; without that they
+//! fail and say so.
+
+mod cable;
+
+use std::time::{Duration, Instant};
+
+use cable::Cable;
+
+use crate::host::checks::{exactly_one_copy_runs, one_intact_copy};
+use crate::host::{Guest, GuestPlan, Migration};
+
+/// A dead peer is noticed within this time, and the machine may be busy for one second more.
+const NOTICED_WITHIN: Duration = Duration::from_secs(10 + 1);
+
+#[test]
+fn a_cable_pulled_in_precopy_is_noticed_and_the_guest_goes_on() {
+    let Some(cable) = Cable::lay() else { return };
+    let pair = cable.pair();
+    let guest = Guest::start(&pair.a, &GuestPlan { namespace: cable.end_a(), ..GuestPlan::default() });
+    let migration = Migration::start(&pair.a, guest.name(), &pair.b, &["--bandwidth", "2MB/s"]);
+    migration.await_phase("precopy");
+    let arriving = pair.b.guest(guest.name()).pid();
+
+    cable.pull();
+    let pulled = Instant::now();
+    migration.finish().stayed(&["connection"]);
+    let noticed = pulled.elapsed();
+    assert!(noticed < NOTICED_WITHIN, "noticed after {noticed:?}");
+
+    one_intact_copy(&pair.hosts(), guest.name(), &pair.a);
+    assert!(!arriving.is_alive());
+
+    cable.put_back();
+    Migration::run(&pair.a, guest.name(), &pair.b).ok();
+    one_intact_copy(&pair.hosts(), guest.name(), &pair.b);
+    assert!(exactly_one_copy_runs(&pair.hosts(), guest.name(), &pair.b).pid().is_alive());
+}

@@ -1,0 +1,96 @@
+//! Two network namespaces with a veth pair between them, made and removed with ip(8).
+
+use std::process::Command;
+
+use crate::host::{NodePlan, Pair};
+
+/// Addresses of the two ends (TEST-NET-1, RFC 5737); each pair of namespaces has them for itself.
+const ADDRESSES: [&str; 2] = ["192.0.2.1", "192.0.2.2"];
+
+/// The interface in either namespace.
+const INTERFACE: &str = "veth0";
+
+/// Leaves these tests out.
+const SKIP: &str = "LIGHTER_TEST_SKIP_NETWORK";
+
+/// Two namespaces and what joins them; removed when dropped.
+#[derive(Debug)]
+pub(super) struct Cable {
+    namespaces: [String; 2],
+}
+
+impl Cable {
+    /// Lays a cable; none when the tests that need one are to be skipped.
+    ///
+    /// # Panics
+    /// When it cannot be laid.
+    pub(super) fn lay() -> Option<Self> {
+        if std::env::var_os(SKIP).is_some() {
+            eprintln!("skipped, because {SKIP} is set");
+            return None;
+        }
+        let id = uuid::Uuid::new_v4().simple().to_string();
+        let cable = Self { namespaces: ["a", "b"].map(|end| format!("lighter-{}-{end}", &id[..8])) };
+        for namespace in &cable.namespaces {
+            ip(&["netns", "add", namespace]);
+        }
+        let [a, b] = &cable.namespaces;
+        ip(&["link", "add", INTERFACE, "netns", a, "type", "veth", "peer", "name", INTERFACE, "netns", b]);
+        for (namespace, address) in cable.namespaces.iter().zip(ADDRESSES) {
+            ip(&["-n", namespace, "address", "add", &format!("{address}/24"), "dev", INTERFACE]);
+            ip(&["-n", namespace, "link", "set", "lo", "up"]);
+            ip(&["-n", namespace, "link", "set", INTERFACE, "up"]);
+        }
+        Some(cable)
+    }
+
+    /// Two hosts, each with its node in its namespace.
+    pub(super) fn pair(&self) -> Pair {
+        self.pair_with([Vec::new(), Vec::new()])
+    }
+
+    /// The same with environment for the nodes.
+    pub(super) fn pair_with(&self, environments: [Vec<(String, String)>; 2]) -> Pair {
+        let mut pair = Pair::with_names(["host-a", ADDRESSES[0]], ["host-b", ADDRESSES[1]]);
+        let [for_a, for_b] = environments;
+        let plan = |end: usize, environment| NodePlan {
+            namespace: Some(self.namespaces[end].clone()),
+            listen: Some(format!("{}:0", ADDRESSES[end])),
+            environment,
+            ..NodePlan::default()
+        };
+        pair.a.start_node(&plan(0, for_a));
+        pair.b.start_node(&plan(1, for_b));
+        pair
+    }
+
+    /// The namespace of host a.
+    pub(super) fn end_a(&self) -> Option<String> {
+        Some(self.namespaces[0].clone())
+    }
+
+    /// Nothing passes any more, in either direction.
+    pub(super) fn pull(&self) {
+        ip(&["-n", &self.namespaces[1], "link", "set", INTERFACE, "down"]);
+    }
+
+    /// All passes again.
+    pub(super) fn put_back(&self) {
+        ip(&["-n", &self.namespaces[1], "link", "set", INTERFACE, "up"]);
+    }
+}
+
+impl Drop for Cable {
+    fn drop(&mut self) {
+        for namespace in &self.namespaces {
+            // The first may take the cable with it; whatever is left goes with the second.
+            let _ = Command::new("ip").args(["netns", "del", namespace]).status();
+        }
+    }
+}
+
+fn ip(arguments: &[&str]) {
+    let output = Command::new("ip").args(arguments).output().expect("ip(8) is installed");
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "ip {arguments:?}: {complaint}; these tests need root, or {SKIP}=1");
+}

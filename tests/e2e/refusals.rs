@@ -1,0 +1,169 @@
+//! What is refused before a guest has moved a byte: strangers, guests that do not fit, and what a guest on its way cannot do.
+
+use crate::host::checks::{await_life, memory_is_intact, nothing_left_behind, one_intact_copy};
+use crate::host::{Exit, Guest, GuestPlan, Migration, NodePlan, Pair};
+
+/// Slow enough that a small guest is on its way for as long as a test needs.
+const CRAWL: [&str; 2] = ["--bandwidth", "2MB/s"];
+
+/// The guest stays, unharmed, and the destination has nothing of it.
+fn stays(pair: &Pair, name: &str) {
+    one_intact_copy(&pair.hosts(), name, &pair.a);
+    assert!(pair.b.list().iter().all(|guest| guest["name"] != name));
+}
+
+#[test]
+fn a_host_with_a_certificate_of_another_authority_gets_no_guest() {
+    let (mut pair, stranger) = (Pair::without_nodes(), Pair::without_nodes());
+    for file in ["ca.pem", "host.pem", "host.key"] {
+        std::fs::copy(stranger.b.certs().join(file), pair.b.certs().join(file)).expect("a certificate");
+    }
+    pair.b.start_node(&NodePlan::default());
+    let guest = Guest::start(&pair.a, &GuestPlan::default());
+    Migration::run(&pair.a, guest.name(), &pair.b).stayed(&["certificate"]);
+    stays(&pair, guest.name());
+}
+
+#[test]
+fn a_host_with_a_certificate_of_another_authority_cannot_send_a_guest() {
+    let (mut pair, stranger) = (Pair::without_nodes(), Pair::without_nodes());
+    pair.b.start_node(&NodePlan::default());
+    // It trusts the right authority, so that only the destination can notice.
+    for file in ["host.pem", "host.key"] {
+        std::fs::copy(stranger.a.certs().join(file), pair.a.certs().join(file)).expect("a certificate");
+    }
+    let guest = Guest::start(&pair.a, &GuestPlan::default());
+    Migration::run(&pair.a, guest.name(), &pair.b).stayed(&["certificate"]);
+    stays(&pair, guest.name());
+}
+
+#[test]
+fn a_host_without_certificates_is_told_how_to_make_them() {
+    let pair = Pair::new();
+    let guest = Guest::start(&pair.a, &GuestPlan::default());
+    for file in ["host.pem", "host.key"] {
+        std::fs::remove_file(pair.a.certs().join(file)).expect("a certificate");
+    }
+    let done = Migration::run(&pair.a, guest.name(), &pair.b).done;
+    done.complains(Exit::Failed, &["lighter: ", "host.pem", "lighter certs"]);
+    stays(&pair, guest.name());
+}
+
+#[test]
+fn a_node_without_certificates_does_not_start_and_says_how_to_make_them() {
+    let pair = Pair::without_nodes();
+    std::fs::remove_dir_all(pair.b.certs()).expect("certificates");
+    let done = pair.b.run(&["node", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"]);
+    done.complains(Exit::Failed, &["lighter: ", "lighter certs"]);
+    nothing_left_behind(&[&pair.b]);
+}
+
+#[test]
+fn a_host_under_another_name_than_its_certificates_gets_no_guest() {
+    let mut pair = Pair::without_nodes();
+    std::fs::remove_dir_all(pair.b.certs()).expect("certificates");
+    pair.issue_certificate(&["host-b"]);
+    pair.b.start_node(&NodePlan::default());
+    let guest = Guest::start(&pair.a, &GuestPlan::default());
+
+    // By its address, which is not in its certificate; then under a name that is another host's.
+    Migration::run(&pair.a, guest.name(), &pair.b).stayed(&["certificate", "127.0.0.1"]);
+    let other = Migration::start(&pair.a, guest.name(), &pair.b, &["--tls-name", "host-c"]);
+    other.finish().stayed(&["certificate", "host-c"]);
+    stays(&pair, guest.name());
+
+    Migration::start(&pair.a, guest.name(), &pair.b, &["--tls-name", "host-b"]).finish().ok();
+    one_intact_copy(&pair.hosts(), guest.name(), &pair.b);
+}
+
+#[test]
+fn a_destination_without_enough_memory_refuses_with_figures_and_a_way_out() {
+    let full = NodePlan { arguments: vec!["--reserve-memory".into(), "100T".into()], ..NodePlan::default() };
+    let pair = Pair::with_nodes(&NodePlan::default(), &full);
+    let guest = Guest::start(&pair.a, &GuestPlan::default());
+    let words = ["not enough memory", "64 MiB", "--reserve-memory"];
+    Migration::run(&pair.a, guest.name(), &pair.b).stayed(&words);
+    stays(&pair, guest.name());
+}
+
+#[test]
+fn a_destination_that_has_a_guest_of_that_name_refuses() {
+    let pair = Pair::new();
+    let guest = Guest::start(&pair.a, &GuestPlan::default());
+    let namesake = Guest::start(&pair.b, &GuestPlan::default());
+    let pid = namesake.pid();
+    Migration::run(&pair.a, guest.name(), &pair.b).stayed(&["web-1", "already"]);
+    await_life(&guest);
+    memory_is_intact(&guest);
+    await_life(&namesake);
+    assert_eq!(namesake.pid(), pid);
+    nothing_left_behind(&pair.hosts());
+}
+
+#[test]
+fn a_guest_cannot_move_to_the_host_where_it_is() {
+    let pair = Pair::new();
+    let guest = Guest::start(&pair.a, &GuestPlan::default());
+    Migration::run(&pair.a, guest.name(), &pair.a).stayed(&["web-1", "already"]);
+    stays(&pair, guest.name());
+}
+
+#[test]
+fn a_host_where_no_node_listens_is_named() {
+    let mut pair = Pair::new();
+    let guest = Guest::start(&pair.a, &GuestPlan::default());
+    let address = pair.b.node().address().to_owned();
+    pair.b.kill_node();
+    let outcome = Migration::to_address(&pair.a, guest.name(), &address, &[]).finish();
+    outcome.stayed(&[&address, "lighter node"]);
+    let nowhere = Migration::to_address(&pair.a, guest.name(), "no-such-host.invalid", &[]).finish();
+    nowhere.done.complains(Exit::Failed, &["no-such-host.invalid"]);
+    stays(&pair, guest.name());
+}
+
+#[test]
+fn a_guest_on_its_way_is_not_migrated_again_nor_touched() {
+    let pair = Pair::new();
+    let guest = Guest::start(&pair.a, &GuestPlan::default());
+    let first = Migration::start(&pair.a, guest.name(), &pair.b, &CRAWL);
+    first.await_phase("precopy");
+
+    Migration::run(&pair.a, guest.name(), &pair.b).done.complains(Exit::Failed, &["web-1", "being migrated"]);
+    let file = pair.folder().join("saved").display().to_string();
+    for verb in [&["pause", "web-1"][..], &["resume", "web-1"], &["stop", "web-1"], &["save", "web-1", &file]] {
+        pair.a.run(verb).complains(Exit::Failed, &["web-1", "migrat", "lighter cancel"]);
+    }
+    assert_eq!(guest.state().as_deref(), Some("migrating"));
+    let arriving = pair.b.guest(guest.name());
+    arriving.await_state("incoming");
+    for verb in [&["pause", "web-1"][..], &["resume", "web-1"], &["save", "web-1", &file]] {
+        pair.b.run(verb).complains(Exit::Failed, &["web-1"]);
+    }
+
+    pair.a.run(&["cancel", "web-1"]).ok();
+    first.finish().cancelled();
+    stays(&pair, guest.name());
+    Migration::run(&pair.a, guest.name(), &pair.b).ok();
+    one_intact_copy(&pair.hosts(), guest.name(), &pair.b);
+}
+
+#[test]
+fn ctrl_c_calls_the_migration_off() {
+    let pair = Pair::new();
+    let guest = Guest::start(&pair.a, &GuestPlan::default());
+    let migration = Migration::start(&pair.a, guest.name(), &pair.b, &CRAWL);
+    migration.await_phase("precopy");
+    migration.pid().signal(nix::sys::signal::Signal::SIGINT);
+    migration.finish().cancelled();
+    stays(&pair, guest.name());
+}
+
+#[test]
+fn a_migration_that_takes_too_long_gives_up() {
+    let pair = Pair::new();
+    let guest = Guest::start(&pair.a, &GuestPlan::default());
+    let arguments = [CRAWL.as_slice(), &["--timeout", "2s"]].concat();
+    let migration = Migration::start(&pair.a, guest.name(), &pair.b, &arguments);
+    migration.finish().stayed(&["2 s", "limit"]);
+    stays(&pair, guest.name());
+}
