@@ -1,1 +1,179 @@
-//! When to stop sending rounds and pause the guest: one pure function.
+//! When to stop sending rounds and pause the guest: one pure function, [`judge`], on what a
+//! [`BandwidthMeter`] and the last round have shown.
+
+use std::time::Duration;
+
+use crate::memory::PAGE_BYTES;
+
+/// What is known at the end of a round.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Observation {
+    /// Pages sent in the round that has just ended.
+    pub sent_pages: u64,
+    /// Pages that are dirty now.
+    pub dirty_pages: u64,
+    /// Memory sent per second, zero pages not counted; none when nothing has been measured.
+    pub bytes_per_second: Option<f64>,
+    /// What the guest would stand for even if no page were dirty.
+    pub fixed: Duration,
+    /// For how long it may stand.
+    pub limit: Duration,
+}
+
+/// What to do next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Pause the guest.
+    SwitchOver,
+    /// Send another round: it will bring the downtime below its limit, or further down.
+    SendRound,
+    /// Send another round although the last one has not helped: the guest dirties memory as fast as
+    /// it is sent, and only writing less will change that.
+    SendRoundInVain,
+}
+
+/// For how long the guest would stand if it were paused now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExpectedDowntime {
+    /// For its dirty memory.
+    pub memory: Duration,
+    /// Whatever the memory does.
+    pub fixed: Duration,
+}
+
+impl ExpectedDowntime {
+    /// Both parts.
+    pub fn total(&self) -> Duration {
+        self.memory.saturating_add(self.fixed)
+    }
+}
+
+/// Dirty memory by measured bandwidth, plus the measured fixed part.
+pub fn expected_downtime(seen: &Observation) -> ExpectedDowntime {
+    let bytes = seen.dirty_pages as f64 * PAGE_BYTES as f64;
+    let seconds = match seen.bytes_per_second {
+        _ if seen.dirty_pages == 0 => 0.0,
+        Some(rate) if rate > 0.0 => bytes / rate,
+        _ => f64::INFINITY,
+    };
+    // Beyond what a Duration holds, for ever is the same.
+    let memory = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
+    ExpectedDowntime { memory, fixed: seen.fixed }
+}
+
+/// Decides at the end of a round whether to pause the guest.
+///
+/// It is paused when two things hold. The expected downtime is within the limit; and another round
+/// would not pay, which is so when no page is dirty, when dirty memory already costs less than the
+/// fixed part, or when the last round has not left a quarter fewer pages dirty than it sent. So the
+/// limit is a limit and no target: where a few more rounds are cheap, the guest stands for much less.
+/// (Cloud Hypervisor's `is_precopy_converged` ignores the fixed part; QEMU pauses at the limit.)
+///
+/// A guest that writes faster than the link carries never meets the first condition: rounds go on
+/// until the migration's time is over or somebody cancels it, and say that they are in vain.
+pub fn judge(seen: &Observation) -> Verdict {
+    let expected = expected_downtime(seen);
+    let shrinking = seen.dirty_pages.saturating_mul(4) <= seen.sent_pages.saturating_mul(3);
+    match (expected.total() <= seen.limit, shrinking) {
+        (true, _) if seen.dirty_pages == 0 || expected.memory <= expected.fixed => {
+            Verdict::SwitchOver
+        }
+        (true, false) => Verdict::SwitchOver,
+        (_, true) => Verdict::SendRound,
+        (false, false) => Verdict::SendRoundInVain,
+    }
+}
+
+/// Rounds that send less than this say nothing about bandwidth: they fit into buffers.
+const TELLING_BYTES: u64 = 4 << 20;
+
+/// Measures how much memory a second of sending moves, from the last few rounds.
+///
+/// Zero pages do not count: they cost next to nothing and would promise a speed that pages with
+/// content cannot keep. A round weighs by its bytes; older rounds by half for each later one.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct BandwidthMeter {
+    bytes: f64,
+    seconds: f64,
+}
+
+impl BandwidthMeter {
+    /// Takes a round into account: `bytes` of memory, zero pages not counted, in `elapsed`.
+    pub fn add_round(&mut self, bytes: u64, elapsed: Duration) {
+        let known = self.bytes >= TELLING_BYTES as f64;
+        if bytes == 0 || elapsed.is_zero() || (bytes < TELLING_BYTES && known) {
+            return;
+        }
+        self.bytes = self.bytes / 2.0 + bytes as f64;
+        self.seconds = self.seconds / 2.0 + elapsed.as_secs_f64();
+    }
+
+    /// Bytes of memory per second; none before the first round that had content.
+    pub fn bytes_per_second(&self) -> Option<f64> {
+        (self.bytes > 0.0 && self.seconds > 0.0).then(|| self.bytes / self.seconds)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB_PAGES: u64 = 256;
+    const MS: Duration = Duration::from_millis(1);
+
+    /// 1 GiB/s, 5 ms fixed, 300 ms limit.
+    fn seen(sent_mib: u64, dirty_mib: u64) -> Observation {
+        Observation {
+            sent_pages: sent_mib * MIB_PAGES,
+            dirty_pages: dirty_mib * MIB_PAGES,
+            bytes_per_second: Some(f64::from(1 << 30)),
+            fixed: 5 * MS,
+            limit: 300 * MS,
+        }
+    }
+
+    #[test]
+    fn switches_over_at_once_when_nothing_is_dirty() {
+        assert_eq!(judge(&seen(512, 0)), Verdict::SwitchOver);
+        let unknown_speed = Observation { bytes_per_second: None, ..seen(0, 0) };
+        assert_eq!(judge(&unknown_speed), Verdict::SwitchOver);
+    }
+
+    #[test]
+    fn goes_on_within_the_limit_while_rounds_still_shrink() {
+        assert_eq!(judge(&seen(512, 64)), Verdict::SendRound);
+        assert_eq!(judge(&seen(64, 48)), Verdict::SendRound);
+        assert_eq!(judge(&seen(64, 49)), Verdict::SwitchOver);
+    }
+
+    #[test]
+    fn switches_over_when_memory_costs_less_than_the_fixed_part() {
+        assert_eq!(judge(&seen(64, 5)), Verdict::SwitchOver);
+        assert_eq!(judge(&seen(64, 6)), Verdict::SendRound);
+    }
+
+    #[test]
+    fn never_passes_the_limit_and_says_when_rounds_are_in_vain() {
+        assert_eq!(judge(&seen(512, 400)), Verdict::SendRoundInVain);
+        assert_eq!(judge(&seen(1024, 400)), Verdict::SendRound);
+        let slow_state = Observation { fixed: 400 * MS, ..seen(64, 0) };
+        assert_eq!(judge(&slow_state), Verdict::SendRound);
+        let unknown_speed = Observation { bytes_per_second: None, ..seen(64, 64) };
+        assert_eq!(expected_downtime(&unknown_speed).total(), Duration::MAX);
+        assert_eq!(judge(&unknown_speed), Verdict::SendRoundInVain);
+    }
+
+    #[test]
+    fn small_rounds_do_not_disturb_the_meter() {
+        let mut meter = BandwidthMeter::default();
+        assert_eq!(meter.bytes_per_second(), None);
+        meter.add_round(100 << 20, 100 * MS);
+        meter.add_round(4096, MS / 1000);
+
+        let rate = meter.bytes_per_second().unwrap();
+
+        assert!((rate - f64::from(1000 << 20)).abs() < 1.0, "{rate}");
+        meter.add_round(100 << 20, 1000 * MS);
+        assert!(meter.bytes_per_second().unwrap() < rate / 4.0);
+    }
+}

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::guest::{GuestError, Refusal};
+use crate::guest::{GuestError, Refusal, RefusalKind};
 use crate::phase::Phase;
 use crate::protocol::{CodecError, Complaint, PeerText, VersionMismatch};
 
@@ -121,6 +121,9 @@ impl Failure {
     pub const fn reason(&self) -> Reason {
         match self {
             Self::Version(_) => Reason::Version,
+            Self::Refused(refusal) if matches!(refusal.kind, RefusalKind::Version) => {
+                Reason::Version
+            }
             Self::Refused(_) => Reason::Refused,
             Self::Cancelled { .. } => Reason::Cancelled,
             Self::Timeout { .. } => Reason::Timeout,
@@ -263,6 +266,11 @@ impl std::fmt::Display for OperatorChoice {
 /// Why a migration cannot be called off any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum CancelRefused {
+    /// The destination is ready: only the source can tell it to give up.
+    #[error(
+        "too late to cancel at the destination: it is ready and the source decides; cancel there"
+    )]
+    SourceDecides,
     /// The decision is made, and on disk.
     #[error("too late to cancel: the destination has been told to run the guest")]
     Committed,

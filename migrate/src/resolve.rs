@@ -1,6 +1,7 @@
 //! Settling a migration whose process is dead: pure functions for the node that finds its record.
 
-use crate::protocol::{Complaint, DestinationMessage};
+use crate::error::Reason;
+use crate::protocol::{Complaint, DestinationMessage, Takeover};
 use crate::record::{DestinationState, SourceState};
 
 /// What the node of a dead destination process must do when a source asks about its migration.
@@ -27,10 +28,16 @@ pub fn answer_for_dead(state: Option<DestinationState>) -> DeadAnswer {
         Some(DestinationState::Discarded) => {
             DeadAnswer { record: None, answer: DestinationMessage::Discarded }
         }
-        Some(DestinationState::Running) => DeadAnswer {
+        Some(DestinationState::Failed) => DeadAnswer {
             record: None,
-            answer: DestinationMessage::Running(crate::protocol::Takeover::default()),
+            answer: DestinationMessage::Abort(Complaint::new(
+                Reason::Guest,
+                "the guest was taken over and could not be started",
+            )),
         },
+        Some(DestinationState::Running) => {
+            DeadAnswer { record: None, answer: DestinationMessage::Running(Takeover::default()) }
+        }
     }
 }
 
@@ -42,7 +49,7 @@ pub enum DeadSource {
     /// The destination cannot tell: leave the record, show the operator.
     InDoubt,
     /// Not an answer to `Resolve`: ask again later.
-    NoAnswer(Option<Complaint>),
+    NoAnswer,
 }
 
 /// Judges the answer to a `Resolve` that was sent for a dead source process.
@@ -56,7 +63,47 @@ pub fn judge_for_dead(state: SourceState, answer: &DestinationMessage) -> DeadSo
             DeadSource::Settled(SourceState::Aborted)
         }
         (SourceState::Committed, DestinationMessage::Unknown) => DeadSource::InDoubt,
-        (_, DestinationMessage::Abort(complaint)) => DeadSource::NoAnswer(Some(complaint.clone())),
-        _ => DeadSource::NoAnswer(None),
+        (SourceState::Undecided, DestinationMessage::Abort(_)) => {
+            DeadSource::Settled(SourceState::Aborted)
+        }
+        (SourceState::Committed, DestinationMessage::Abort(_)) => DeadSource::InDoubt,
+        _ => DeadSource::NoAnswer,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_that_died_before_it_ran_is_given_back_durably() {
+        for state in [DestinationState::Loading, DestinationState::Ready] {
+            let DeadAnswer { record, answer } = answer_for_dead(Some(state));
+            assert_eq!(record, Some(DestinationState::Discarded));
+            assert_eq!(answer, DestinationMessage::Discarded);
+        }
+    }
+
+    #[test]
+    fn a_copy_that_ran_is_never_given_back() {
+        let DeadAnswer { record, answer } = answer_for_dead(Some(DestinationState::Running));
+        assert_eq!(record, None);
+        assert!(matches!(answer, DestinationMessage::Running(_)));
+        let failed = answer_for_dead(Some(DestinationState::Failed));
+        assert!(matches!(failed.answer, DestinationMessage::Abort(_)));
+    }
+
+    #[test]
+    fn only_a_commit_that_nobody_remembers_is_in_doubt() {
+        let unknown = answer_for_dead(None).answer;
+        assert_eq!(judge_for_dead(SourceState::Committed, &unknown), DeadSource::InDoubt);
+        assert_eq!(
+            judge_for_dead(SourceState::Undecided, &unknown),
+            DeadSource::Settled(SourceState::Aborted)
+        );
+        assert_eq!(
+            judge_for_dead(SourceState::Committed, &DestinationMessage::Prepared),
+            DeadSource::NoAnswer
+        );
     }
 }

@@ -1,12 +1,22 @@
-//! The destination's states and what leads from one to the next.
+//! The machine itself: its data, its public face, and who handles which event.
 
 use std::time::Duration;
 
+use super::state::State;
 use super::{Action, Event};
-use crate::error::{CancelRefused, OperatorChoice, ResolveRefused};
+use crate::error::{
+    CancelRefused, Failure, MigrationError, OperatorChoice, ProtocolError, ResolveRefused,
+};
+use crate::guest::{GuestDescription, RunState};
 use crate::phase::Phase;
 use crate::progress::Progress;
-use crate::protocol::{MigrationId, Offer};
+use crate::protocol::{DestinationMessage, Features, MigrationId, Offer, PeerText, SourceMessage};
+use crate::record::{DestinationState, RecordSlot};
+use crate::report::{Outcome, Role};
+use crate::telemetry::Telemetry;
+
+/// For how long a destination that has said its last word waits for the source to have heard it.
+const LAST_WORD: Duration = Duration::from_secs(10);
 
 /// What a destination must know before it starts.
 #[derive(Debug, Clone)]
@@ -16,44 +26,90 @@ pub struct DestinationConfig {
     /// What this side speaks: [`Offer::ours`].
     pub offer: Offer,
     /// Time for the source to appear, and after the guest was taken over, to say that it has heard.
+    /// Whoever asks later is answered by the node, from the record.
     pub linger: Duration,
 }
 
 /// The destination's side of one migration.
 #[derive(Debug)]
 pub struct Destination {
-    phase: Phase,
-    progress: Progress,
+    pub(super) config: DestinationConfig,
+    pub(super) state: State,
+    pub(super) connected: bool,
+    pub(super) notes: Telemetry,
+    pub(super) records: RecordSlot<DestinationState>,
+    pub(super) guest: Option<Box<GuestDescription>>,
+    pub(super) streams: u16,
+    pub(super) features: Features,
+    pub(super) run_state: RunState,
+    /// An operator, not the source, has ordered the guest to run.
+    pub(super) forced: bool,
+    pub(super) wait_until: Option<Duration>,
+    pub(super) now: Duration,
+    actions: Vec<Action>,
 }
 
 impl Destination {
     /// A destination waiting for its source. `now` is the time since any fixed moment, of a clock
     /// that never goes back; all later calls must use the same clock.
     pub fn new(config: DestinationConfig, now: Duration) -> Self {
-        let _ = now;
-        Self { phase: Phase::Connect, progress: Progress::new(config.migration) }
+        Self {
+            notes: Telemetry::new(Role::Destination, config.migration, now),
+            wait_until: Some(now.saturating_add(config.linger)),
+            config,
+            state: State::Waiting,
+            connected: false,
+            records: RecordSlot::new(),
+            guest: None,
+            streams: 0,
+            features: Features::default(),
+            run_state: RunState::Running,
+            forced: false,
+            now,
+            actions: Vec::new(),
+        }
     }
 
     /// Takes an event, returns what is to be done, in order.
     pub fn handle(&mut self, event: Event, now: Duration) -> Vec<Action> {
-        let _ = (event, now);
-        Vec::new()
+        self.now = self.now.max(now);
+        match event {
+            Event::Connected => self.on_connected(),
+            Event::ConnectionLost { detail } => self.on_connection_lost(detail),
+            Event::Message(message) => self.on_message(message),
+            Event::Malformed(error) => self.on_violation(ProtocolError::Codec(error)),
+            Event::Checked(answer) => self.on_checked(answer),
+            Event::Created(answer) => self.on_created(answer),
+            Event::StreamEnded { stream, announced, applied } => {
+                self.on_stream_ended(stream, announced, applied);
+            }
+            Event::DataFailed { detail } => self.on_data_failed(detail),
+            Event::Transferred(transfer) => self.notes.transfer = transfer,
+            Event::Loaded(answer) => self.on_loaded(answer),
+            Event::Recorded => self.on_record_answer(Ok(())),
+            Event::RecordFailed { detail } => self.on_record_answer(Err(detail)),
+            Event::Resumed(answer) => self.on_resumed(answer),
+            Event::Cancel { by } => self.on_cancel(by),
+            Event::Resolve(choice) => self.on_resolve(choice),
+            Event::Tick => self.on_tick(),
+        }
+        std::mem::take(&mut self.actions)
     }
 
     /// When [`Event::Tick`] must be told, unless something else happens before.
     pub fn deadline(&self) -> Option<Duration> {
-        None
+        self.wait_until
     }
 
     /// Where the migration is.
     pub fn phase(&self) -> Phase {
-        self.phase
+        self.notes.phase()
     }
 
     /// How the migration is doing.
     pub fn progress(&self, now: Duration) -> Progress {
-        let _ = now;
-        self.progress.clone()
+        let waiting = matches!(self.state, State::Ready) && !self.connected;
+        Progress { in_doubt: waiting.then(|| self.way_out()), ..self.notes.progress(now) }
     }
 
     /// Whether [`Event::Cancel`] would be heeded now.
@@ -61,15 +117,146 @@ impl Destination {
     /// # Errors
     /// Why not: the source may have decided already, or it is over.
     pub fn can_cancel(&self) -> Result<(), CancelRefused> {
-        Ok(())
+        match self.state {
+            ref state if state.is_before_ready() => Ok(()),
+            State::Vouching { .. } | State::Ready => Err(CancelRefused::SourceDecides),
+            _ => Err(CancelRefused::Over),
+        }
     }
 
-    /// Whether [`Event::Resolve`] with this choice would be heeded now.
+    /// Whether [`Event::Resolve`] would be heeded now, with either choice.
     ///
     /// # Errors
     /// Why not: the destination is not waiting for a source that is gone.
-    pub fn can_resolve(&self, choice: OperatorChoice) -> Result<(), ResolveRefused> {
-        let _ = choice;
-        Ok(())
+    pub fn can_resolve(&self, _choice: OperatorChoice) -> Result<(), ResolveRefused> {
+        match self.state {
+            State::Ready if !self.connected => Ok(()),
+            State::Ready | State::Vouching { .. } => Err(ResolveRefused::Connected),
+            ref state if state.is_before_ready() => Err(ResolveRefused::NotInDoubt),
+            _ => Err(ResolveRefused::Over),
+        }
+    }
+
+    pub(super) fn push(&mut self, action: Action) {
+        self.actions.push(action);
+    }
+
+    /// Sends a message when there is a connection; a source that was not reached asks again.
+    pub(super) fn say(&mut self, message: DestinationMessage) {
+        if self.connected {
+            self.push(Action::Send(message));
+        }
+    }
+
+    pub(super) fn record(&mut self, state: DestinationState) {
+        if let Some(state) = self.records.ask(state) {
+            self.push(Action::Record(state));
+        }
+    }
+
+    pub(super) fn error(&self, failure: Failure) -> MigrationError {
+        MigrationError { phase: self.notes.phase(), failure }
+    }
+
+    pub(super) fn finish(&mut self, outcome: Outcome, error: Option<&MigrationError>) {
+        let report = self.notes.report(outcome, error, self.now);
+        self.push(Action::Finished(Box::new(report)));
+    }
+
+    pub(super) fn settle(&mut self) {
+        if self.connected {
+            self.push(Action::Disconnect);
+        }
+        self.connected = false;
+        self.wait_until = None;
+        self.state = State::Settled;
+        self.push(Action::Settled);
+    }
+
+    /// Waits a little for the source to have heard the last word.
+    pub(super) fn await_goodbye(&mut self) {
+        self.wait_until = Some(self.now.saturating_add(LAST_WORD));
+    }
+
+    fn on_record_answer(&mut self, answer: Result<(), PeerText>) {
+        let (answered, next) = self.records.answered();
+        if let Some(next) = next {
+            self.push(Action::Record(next));
+        }
+        match (answered, answer) {
+            (Some(DestinationState::Loading), answer) => self.on_opened(answer),
+            (Some(DestinationState::Ready), answer) => self.on_vouched(answer),
+            (Some(DestinationState::Running), answer) => self.on_takeover_recorded(&answer),
+            (Some(DestinationState::Discarded), _) => self.on_discard_recorded(),
+            (Some(DestinationState::Failed) | None, _) => {}
+        }
+    }
+
+    fn on_connected(&mut self) {
+        if std::mem::replace(&mut self.connected, true) {
+            self.connected = false;
+            self.on_connection_lost("replaced by a new connection of the source".into());
+            self.connected = !matches!(self.state, State::Settled);
+        }
+    }
+
+    pub(super) fn on_connection_lost(&mut self, detail: PeerText) {
+        self.connected = false;
+        match &self.state {
+            state if state.is_before_ready() => {
+                let farewell = DestinationMessage::Discarded;
+                self.discard(Failure::ConnectionLost { detail }, farewell);
+            }
+            State::Discarded => self.settle(),
+            _ => {}
+        }
+    }
+
+    fn on_message(&mut self, message: SourceMessage) {
+        if self.state.is_before_ready() {
+            self.on_message_before_ready(message);
+        } else {
+            self.on_message_from_ready(&message);
+        }
+    }
+
+    /// The source broke the protocol. Before being ready, the copy is discarded; afterwards only
+    /// the connection is, for the copy may have been promised to somebody.
+    pub(super) fn on_violation(&mut self, error: ProtocolError) {
+        if self.state.is_before_ready() {
+            self.give_up(Failure::Protocol(error));
+        } else if self.connected {
+            self.push(Action::Disconnect);
+            self.on_connection_lost(PeerText::new(&error.to_string()));
+        }
+    }
+
+    fn on_cancel(&mut self, by: PeerText) {
+        if self.can_cancel().is_ok() {
+            self.give_up(Failure::Cancelled { by });
+        }
+    }
+
+    fn on_tick(&mut self) {
+        if self.wait_until.is_none_or(|until| until > self.now) {
+            return;
+        }
+        match self.state {
+            State::Waiting => {
+                let limit = self.config.linger;
+                self.give_up(Failure::NoAnswer { expected: "Hello", limit });
+            }
+            _ => self.settle(),
+        }
+    }
+
+    fn way_out(&self) -> String {
+        let name = self.guest.as_ref().map_or("NAME", |guest| guest.name.as_str());
+        format!(
+            "guest {name} is complete here and waits for its source to say whether to run. If the \
+             source is gone for good: `lighter migrate --resolve run {name}` here. If the source \
+             kept it: `lighter migrate --resolve discard {name}` here. Never let both run: they \
+             would use the same disks and addresses"
+        )
     }
 }

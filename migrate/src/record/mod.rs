@@ -12,6 +12,7 @@
 //! | done | running | it is over |
 //! | aborted | discarded | it is over |
 
+mod slot;
 mod store;
 
 use std::net::SocketAddr;
@@ -22,6 +23,7 @@ use uuid::Uuid;
 use crate::protocol::{Decision, MigrationId, Token};
 use crate::report::{Report, Role};
 
+pub(crate) use slot::RecordSlot;
 pub use store::{RecordError, RecordFile, RecordStore};
 
 /// What the source has decided.
@@ -60,6 +62,8 @@ pub enum DestinationState {
     Ready,
     /// The guest is its own.
     Running,
+    /// The guest was given to it, and it could not let it run: an operator must look.
+    Failed,
     /// Its copy is gone and will never run.
     Discarded,
 }

@@ -1,10 +1,29 @@
 //! The files behind the records.
+//!
+//! A record is a file of JSON lines, padded with spaces to [`FILE_BYTES`]: each line is a whole
+//! [`Record`] behind its checksum, and the last line that is intact counts. A new file is written
+//! beside its place, flushed, moved into place and its folder flushed. After that, a change is one
+//! line written over padding and one flush of data, with no change of length or folder: this is on
+//! the way of a paused guest. A crash while a line is written leaves a line that is not intact, and
+//! the one before counts.
 
+use std::fs::{self, File, OpenOptions};
+use std::io::{ErrorKind, Read};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::Record;
 use crate::protocol::MigrationId;
 use crate::report::Role;
+
+/// Length of a file of records, unless one record alone needs more.
+const FILE_BYTES: usize = 16 << 10;
+/// Longest file that is read.
+const MAX_FILE_BYTES: u64 = 1 << 20;
+/// Hex digits of a line's checksum, and the space after it.
+const SUM_BYTES: usize = 17;
 
 /// A record that could not be written or read.
 #[derive(Debug, thiserror::Error)]
@@ -38,7 +57,12 @@ pub struct RecordStore {
 /// An open record of one side of one migration.
 #[derive(Debug)]
 pub struct RecordFile {
+    folder: PathBuf,
     path: PathBuf,
+    file: File,
+    /// Where the next line goes, and where the padding ends.
+    next: usize,
+    length: usize,
 }
 
 impl RecordStore {
@@ -47,15 +71,21 @@ impl RecordStore {
     /// # Errors
     /// When it cannot be created.
     pub fn open(folder: &Path) -> Result<Self, RecordError> {
+        fs::create_dir_all(folder).map_err(|source| io("create the folder of", folder, source))?;
         Ok(Self { folder: folder.to_owned() })
+    }
+
+    /// Where the record of one side of a migration is: source and destination may share a folder.
+    pub fn path(&self, migration: MigrationId, role: Role) -> PathBuf {
+        self.folder.join(format!("{migration}.{}.json", role.name()))
     }
 
     /// Writes a record for the first time; it is durable when this returns.
     ///
     /// # Errors
-    /// When it cannot be written; nothing is left then.
+    /// When it cannot be written.
     pub fn create(&self, record: &Record) -> Result<RecordFile, RecordError> {
-        Ok(RecordFile { path: self.folder.join(record.migration.to_string()) })
+        write_whole(&self.folder, &self.path(record.migration, record.role()), record)
     }
 
     /// Opens a record of a process that is gone, to go on with it.
@@ -63,8 +93,13 @@ impl RecordStore {
     /// # Errors
     /// When there is none, or it cannot be read.
     pub fn reopen(&self, migration: MigrationId, role: Role) -> Result<RecordFile, RecordError> {
-        let _ = role;
-        Ok(RecordFile { path: self.folder.join(migration.to_string()) })
+        let path = self.path(migration, role);
+        let open = OpenOptions::new().read(true).write(true).open(&path);
+        let mut file = open.map_err(|source| io("open", &path, source))?;
+        let bytes = read_bounded(&mut file, &path)?;
+        let (_, next) = last_intact(&bytes).map_err(|detail| damaged(&path, detail))?;
+        let length = bytes.len();
+        Ok(RecordFile { folder: self.folder.clone(), path, file, next, length })
     }
 
     /// Reads a record; none when there is none.
@@ -72,8 +107,7 @@ impl RecordStore {
     /// # Errors
     /// When it is there and cannot be read.
     pub fn read(&self, migration: MigrationId, role: Role) -> Result<Option<Record>, RecordError> {
-        let _ = (migration, role);
-        Ok(None)
+        read(&self.path(migration, role))
     }
 
     /// All records that can be read, newest first, and what is wrong with the others.
@@ -81,7 +115,21 @@ impl RecordStore {
     /// # Errors
     /// When the folder cannot be listed.
     pub fn list(&self) -> Result<(Vec<Record>, Vec<RecordError>), RecordError> {
-        Ok((Vec::new(), Vec::new()))
+        let (mut records, mut errors) = (Vec::new(), Vec::new());
+        let entries =
+            fs::read_dir(&self.folder).map_err(|source| io("list", &self.folder, source))?;
+        for entry in entries {
+            let path = entry.map_err(|source| io("list", &self.folder, source))?.path();
+            if path.extension().is_none_or(|extension| extension != "json") {
+                continue;
+            }
+            match read(&path) {
+                Ok(record) => records.extend(record),
+                Err(error) => errors.push(error),
+            }
+        }
+        records.sort_by_key(|record| std::cmp::Reverse(record.started_unix_ms));
+        Ok((records, errors))
     }
 
     /// Removes a record; harmless when there is none.
@@ -89,8 +137,11 @@ impl RecordStore {
     /// # Errors
     /// When it is there and cannot be removed.
     pub fn remove(&self, migration: MigrationId, role: Role) -> Result<(), RecordError> {
-        let _ = (migration, role);
-        Ok(())
+        let path = self.path(migration, role);
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != ErrorKind::NotFound => Err(io("remove", &path, source)),
+            _ => flush_folder(&self.folder),
+        }
     }
 }
 
@@ -101,7 +152,235 @@ impl RecordFile {
     /// # Errors
     /// When it cannot be written; whether the old or the new one will be read then is not known.
     pub fn write(&mut self, record: &Record) -> Result<(), RecordError> {
-        let _ = (record, &self.path);
-        Ok(())
+        // A line that a crash has torn may lack its end: begin with one.
+        let mut line = vec![b'\n'];
+        line.extend(to_line(record, &self.path)?);
+        if self.next + line.len() > self.length {
+            *self = write_whole(&self.folder, &self.path, record)?;
+            return Ok(());
+        }
+        let path = &self.path;
+        self.file
+            .write_all_at(&line, self.next as u64)
+            .map_err(|source| io("write", path, source))?;
+        // Whatever becomes of the flush, the line may be there: never write over it.
+        self.next += line.len();
+        self.file.sync_data().map_err(|source| io("flush", path, source))
+    }
+}
+
+fn io(operation: &'static str, path: &Path, source: std::io::Error) -> RecordError {
+    RecordError::Io { operation, path: path.to_owned(), source }
+}
+
+fn damaged(path: &Path, detail: String) -> RecordError {
+    RecordError::Damaged { path: path.to_owned(), detail }
+}
+
+/// Checksum, record, end of line.
+fn to_line(record: &Record, path: &Path) -> Result<Vec<u8>, RecordError> {
+    let json = serde_json::to_vec(record).map_err(|error| damaged(path, error.to_string()))?;
+    let mut line = format!("{:016x} ", xxh3_64(&json)).into_bytes();
+    line.extend_from_slice(&json);
+    line.push(b'\n');
+    Ok(line)
+}
+
+/// Writes a file beside `path`, readable by its owner alone (it holds a token), and moves it there.
+fn write_whole(folder: &Path, path: &Path, record: &Record) -> Result<RecordFile, RecordError> {
+    let mut bytes = to_line(record, path)?;
+    let next = bytes.len();
+    bytes.resize(next.max(FILE_BYTES), b' ');
+    let beside = path.with_extension("new");
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(true)
+        .read(true)
+        .write(true)
+        .mode(0o600)
+        .open(&beside)
+        .map_err(|source| io("create", &beside, source))?;
+    file.write_all_at(&bytes, 0).map_err(|source| io("write", &beside, source))?;
+    file.sync_all().map_err(|source| io("flush", &beside, source))?;
+    fs::rename(&beside, path).map_err(|source| io("move into place", path, source))?;
+    flush_folder(folder)?;
+    let (folder, path, length) = (folder.to_owned(), path.to_owned(), bytes.len());
+    Ok(RecordFile { folder, path, file, next, length })
+}
+
+fn flush_folder(folder: &Path) -> Result<(), RecordError> {
+    File::open(folder)
+        .and_then(|folder| folder.sync_all())
+        .map_err(|source| io("flush the folder of", folder, source))
+}
+
+fn read(path: &Path) -> Result<Option<Record>, RecordError> {
+    let mut file = match File::open(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        opened => opened.map_err(|source| io("open", path, source))?,
+    };
+    let bytes = read_bounded(&mut file, path)?;
+    last_intact(&bytes).map(|(record, _)| Some(record)).map_err(|detail| damaged(path, detail))
+}
+
+fn read_bounded(file: &mut File, path: &Path) -> Result<Vec<u8>, RecordError> {
+    let mut bytes = Vec::new();
+    let read = file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes);
+    read.map_err(|source| io("read", path, source))?;
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        return Err(damaged(path, format!("more than {MAX_FILE_BYTES} bytes")));
+    }
+    Ok(bytes)
+}
+
+/// The last intact record, and where the next line goes: behind everything that is not padding.
+fn last_intact(bytes: &[u8]) -> Result<(Record, usize), String> {
+    let used = bytes.iter().rposition(|&byte| byte != b' ').map_or(0, |last| last + 1);
+    let lines = bytes[..used].split_inclusive(|&byte| byte == b'\n');
+    let mut error = "it holds no record".to_owned();
+    for line in lines.rev() {
+        match from_line(line) {
+            Ok(record) => return Ok((record, used)),
+            Err(detail) => error = detail,
+        }
+    }
+    Err(error)
+}
+
+fn from_line(line: &[u8]) -> Result<Record, String> {
+    let line = line.strip_suffix(b"\n").ok_or("a line without end")?;
+    let (sum, json) = line.split_at_checked(SUM_BYTES).ok_or("a line too short")?;
+    if sum != format!("{:016x} ", xxh3_64(json)).as_bytes() {
+        return Err("a line with a wrong checksum".to_owned());
+    }
+    serde_json::from_slice(json).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::protocol::Token;
+    use crate::record::{DestinationState, Side, SourceState};
+
+    fn source_record(state: SourceState) -> Record {
+        let address = ([127, 0, 0, 1], 4950).into();
+        Record {
+            migration: MigrationId(Uuid::from_u128(7)),
+            guest: "web-1".to_owned(),
+            guest_uuid: Uuid::from_u128(1),
+            pid: 42,
+            started_unix_ms: 1,
+            updated_unix_ms: 2,
+            side: Side::Source {
+                state,
+                destination: "host-b".to_owned(),
+                server_name: "host-b".to_owned(),
+                node_address: address,
+                process_address: address,
+                token: Token([7; 32]),
+            },
+            report: None,
+        }
+    }
+
+    fn state_of(record: &Record) -> SourceState {
+        match record.side {
+            Side::Source { state, .. } => state,
+            Side::Destination { .. } => panic!("not a source's record"),
+        }
+    }
+
+    fn id() -> MigrationId {
+        source_record(SourceState::Undecided).migration
+    }
+
+    #[test]
+    fn the_last_of_many_writes_counts_also_past_the_end_of_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = RecordStore::open(&folder.path().join("migrations")).unwrap();
+        let mut file = store.create(&source_record(SourceState::Undecided)).unwrap();
+
+        for turn in 0..100_u64 {
+            let mut record = source_record(SourceState::Committed);
+            record.updated_unix_ms = turn;
+            file.write(&record).unwrap();
+            assert_eq!(store.read(id(), Role::Source).unwrap(), Some(record));
+        }
+
+        drop(file);
+        let mut again = store.reopen(id(), Role::Source).unwrap();
+        again.write(&source_record(SourceState::Done)).unwrap();
+        let read = store.read(id(), Role::Source).unwrap().unwrap();
+        assert_eq!(state_of(&read), SourceState::Done);
+    }
+
+    #[test]
+    fn a_line_torn_by_a_crash_leaves_the_one_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = RecordStore::open(folder.path()).unwrap();
+        let mut file = store.create(&source_record(SourceState::Undecided)).unwrap();
+        file.write(&source_record(SourceState::Committed)).unwrap();
+        let path = store.path(id(), Role::Source);
+        let whole = fs::read(&path).unwrap();
+        let used = whole.iter().rposition(|&byte| byte == b'\n').unwrap() + 1;
+        let first = whole.iter().position(|&byte| byte == b'\n').unwrap() + 1;
+
+        for cut in first..used {
+            for torn in [first..cut, cut..used] {
+                let mut bytes = whole.clone();
+                bytes[torn.clone()].fill(b' ');
+                fs::write(&path, &bytes).unwrap();
+                let read = store.read(id(), Role::Source).unwrap().unwrap();
+                let intact = torn.is_empty();
+                assert_eq!(state_of(&read) == SourceState::Committed, intact, "{torn:?}");
+            }
+        }
+        let mut again = store.reopen(id(), Role::Source).unwrap();
+        again.write(&source_record(SourceState::Aborted)).unwrap();
+        let read = store.read(id(), Role::Source).unwrap().unwrap();
+        assert_eq!(state_of(&read), SourceState::Aborted);
+    }
+
+    #[test]
+    fn both_sides_share_a_folder_and_strangers_cannot_read_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = RecordStore::open(folder.path()).unwrap();
+        let source = source_record(SourceState::Undecided);
+        let destination = Record {
+            side: Side::Destination {
+                state: DestinationState::Ready,
+                source_address: ([127, 0, 0, 1], 9).into(),
+                port: 5000,
+                token: Token([7; 32]),
+            },
+            started_unix_ms: 5,
+            ..source.clone()
+        };
+        store.create(&source).unwrap();
+        store.create(&destination).unwrap();
+        fs::write(folder.path().join("rubbish.json"), "{}").unwrap();
+
+        let (records, errors) = store.list().unwrap();
+
+        assert_eq!(records, [destination, source]);
+        assert_eq!(errors.len(), 1);
+        let mode = fs::metadata(store.path(id(), Role::Source)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn what_is_not_there_is_none_and_removing_it_is_harmless() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = RecordStore::open(folder.path()).unwrap();
+        assert_eq!(store.read(id(), Role::Source).unwrap(), None);
+        store.remove(id(), Role::Source).unwrap();
+        store.create(&source_record(SourceState::Done)).unwrap();
+        store.remove(id(), Role::Source).unwrap();
+        assert_eq!(store.read(id(), Role::Source).unwrap(), None);
+        assert!(store.reopen(id(), Role::Source).is_err());
     }
 }

@@ -24,7 +24,7 @@ pub enum Action {
         /// Number of the round, from 1.
         round: u32,
     },
-    /// Stop the guest. Any bandwidth limit ends here: the guest waits.
+    /// Stop the guest: [`super::Event::Paused`].
     Pause,
     /// The guest stands: collect once more and send all that is dirty. Runs beside
     /// [`Action::SaveState`], which is asked for with it.
@@ -53,8 +53,9 @@ pub enum Action {
     Disconnect,
     /// The guest is not this side's any more: destroy it here. Not answered.
     DropGuest,
-    /// The outcome is known: store the report in the record and show it. Comes exactly once, except
-    /// that one in doubt is followed by another when the doubt is settled.
+    /// The outcome is known: store the report in the record and show it. Comes once; an outcome in
+    /// doubt is followed by another when the doubt is settled, and any by one that says that an
+    /// operator has forced the destination to run the guest.
     Finished(Box<Report>),
     /// Nothing more is to be done or expected: drop the machine.
     Settled,

@@ -1,14 +1,21 @@
-//! The source's states and what leads from one to the next.
+//! The machine itself: its data, its public face, and who handles which event.
 
 use std::time::Duration;
 
-use super::{Action, Event};
-use crate::error::{CancelRefused, OperatorChoice, ResolveRefused};
-use crate::guest::GuestDescription;
+use super::state::{Link, LinkStatus, State, Unwind};
+use super::{Action, DataPath, Event};
+use crate::convergence::{BandwidthMeter, ExpectedDowntime, Verdict};
+use crate::error::ResolveRefused;
+use crate::error::{CancelRefused, Failure, MigrationError, OperatorChoice, ProtocolError};
+use crate::guest::{GuestDescription, RunState};
 use crate::limits::Limits;
+use crate::memory::PAGE_BYTES;
 use crate::phase::Phase;
 use crate::progress::Progress;
-use crate::protocol::{MigrationId, Offer};
+use crate::protocol::{Features, MigrationId, Offer, PeerText, SourceMessage};
+use crate::record::{RecordSlot, SourceState};
+use crate::report::{Outcome, Role};
+use crate::telemetry::Telemetry;
 
 /// What a source must know before it starts.
 #[derive(Debug, Clone)]
@@ -28,38 +35,123 @@ pub struct SourceConfig {
 /// The source's side of one migration.
 #[derive(Debug)]
 pub struct Source {
-    phase: Phase,
-    progress: Progress,
+    pub(super) config: SourceConfig,
+    pub(super) state: State,
+    pub(super) link: Link,
+    pub(super) notes: Telemetry,
+    pub(super) records: RecordSlot<SourceState>,
+    pub(super) record_asked: Duration,
+    pub(super) record_time: Duration,
+    pub(super) features: Features,
+    /// An answer that must come: its name, until when, and how long that is.
+    pub(super) awaited: Option<(&'static str, Duration, Duration)>,
+    pub(super) meter: BandwidthMeter,
+    pub(super) fixed: Duration,
+    pub(super) round: u32,
+    pub(super) round_began: Duration,
+    pub(super) round_pages: u64,
+    /// Pages that had been sent when the round began.
+    pub(super) pages_before: u64,
+    pub(super) dirty_pages_per_second: f64,
+    pub(super) expected: Option<ExpectedDowntime>,
+    pub(super) verdict: Verdict,
+    /// What the guest did before this side paused it.
+    pub(super) run_state: RunState,
+    pub(super) now: Duration,
+    actions: Vec<Action>,
 }
 
 impl Source {
     /// A source about to connect. `now` is the time since any fixed moment, of a clock that never
     /// goes back; all later calls must use the same clock.
     pub fn new(config: SourceConfig, now: Duration) -> Self {
-        let _ = now;
-        Self { phase: Phase::Connect, progress: Progress::new(config.migration) }
+        let mut notes = Telemetry::new(Role::Source, config.migration, now);
+        notes.guest.clone_from(&config.guest.name);
+        notes.memory_bytes = config.guest.layout.bytes();
+        Self {
+            round_pages: config.guest.layout.pages(),
+            config,
+            state: State::Connecting,
+            link: Link::new(),
+            notes,
+            records: RecordSlot::new(),
+            record_asked: now,
+            record_time: Duration::ZERO,
+            features: Features::default(),
+            awaited: None,
+            meter: BandwidthMeter::default(),
+            fixed: Duration::ZERO,
+            round: 0,
+            round_began: now,
+            pages_before: 0,
+            dirty_pages_per_second: 0.0,
+            expected: None,
+            verdict: Verdict::SendRound,
+            run_state: RunState::Running,
+            now,
+            actions: Vec::new(),
+        }
     }
 
     /// Takes an event, returns what is to be done, in order.
     pub fn handle(&mut self, event: Event, now: Duration) -> Vec<Action> {
-        let _ = (event, now);
-        Vec::new()
+        self.now = self.now.max(now);
+        match event {
+            Event::Connected => self.on_connected(),
+            Event::ConnectionLost { detail } => self.on_connection_lost(detail),
+            Event::Message(message) => self.on_message(message),
+            Event::Malformed(error) => self.on_violation(ProtocolError::Codec(error)),
+            Event::Recorded => self.on_record_answer(Ok(())),
+            Event::RecordFailed { detail } => self.on_record_answer(Err(detail)),
+            Event::PrecopyStarted => self.on_precopy_started(),
+            Event::Probed(probe) => self.on_probed(probe),
+            Event::Transferred(transfer) => self.notes.transfer = transfer,
+            Event::RoundSent(round) => self.on_round_sent(round),
+            Event::Paused { was } => self.on_paused(was),
+            Event::StateSaved { state } => self.on_state_saved(state),
+            Event::RemainderSent(sent) => self.on_remainder_sent(sent),
+            Event::Resumed => self.on_resumed(),
+            Event::GuestFailed(error) => self.on_guest_failed(error),
+            Event::GuestStopped { detail } => self.on_guest_stopped(detail),
+            Event::Cancel { by } => self.on_cancel(by),
+            Event::Resolve(choice) => self.on_resolve(choice),
+            Event::Tick => self.on_tick(),
+        }
+        std::mem::take(&mut self.actions)
     }
 
     /// When [`Event::Tick`] must be told, unless something else happens before.
     pub fn deadline(&self) -> Option<Duration> {
-        None
+        let own = self.own_deadlines().into_iter().flatten().map(|(at, _)| at);
+        own.chain(self.link.deadline()).chain(self.give_up_at()).min()
     }
 
     /// Where the migration is.
     pub fn phase(&self) -> Phase {
-        self.phase
+        self.notes.phase()
+    }
+
+    /// What both sides have agreed on; none before the destination has answered.
+    pub fn data_path(&self) -> Option<DataPath> {
+        (self.notes.phase() >= Phase::Prepare)
+            .then_some(DataPath { streams: self.config.streams, features: self.features })
     }
 
     /// How the migration is doing.
     pub fn progress(&self, now: Duration) -> Progress {
-        let _ = now;
-        self.progress.clone()
+        let sent = self.notes.transfer.pages().saturating_sub(self.pages_before);
+        let remaining = self.round_pages.saturating_sub(sent);
+        Progress {
+            round: self.round,
+            remaining_bytes: remaining * PAGE_BYTES as u64,
+            bandwidth_bytes_per_second: self.meter.bytes_per_second().unwrap_or(0.0),
+            dirty_pages_per_second: self.dirty_pages_per_second,
+            expected_downtime_seconds: self.expected.map(|expected| expected.total().as_secs_f64()),
+            downtime_limit_seconds: self.config.limits.downtime.as_secs_f64(),
+            converging: self.verdict != Verdict::SendRoundInVain,
+            in_doubt: self.is_in_doubt().then(|| self.way_out()),
+            ..self.notes.progress(now)
+        }
     }
 
     /// Whether [`Event::Cancel`] would be heeded now.
@@ -67,15 +159,166 @@ impl Source {
     /// # Errors
     /// Why not: the destination has been told to run the guest, or it is over already.
     pub fn can_cancel(&self) -> Result<(), CancelRefused> {
-        Ok(())
+        match self.state {
+            ref state if state.is_uncommitted() => Ok(()),
+            State::Deciding | State::Asking { .. } | State::InDoubt => {
+                Err(CancelRefused::Committed)
+            }
+            _ => Err(CancelRefused::Over),
+        }
     }
 
-    /// Whether [`Event::Resolve`] with this choice would be heeded now.
+    /// Whether [`Event::Resolve`] would be heeded now; on this side either choice is as good.
     ///
     /// # Errors
     /// Why not: the migration is not in doubt.
-    pub fn can_resolve(&self, choice: OperatorChoice) -> Result<(), ResolveRefused> {
-        let _ = choice;
-        Ok(())
+    pub fn can_resolve(&self, _choice: OperatorChoice) -> Result<(), ResolveRefused> {
+        match self.state {
+            State::InDoubt => Ok(()),
+            State::Asking { .. } if !self.link.is_up() => Ok(()),
+            State::Asking { .. } | State::Deciding => Err(ResolveRefused::Connected),
+            ref state if state.is_uncommitted() => Err(ResolveRefused::NotInDoubt),
+            _ => Err(ResolveRefused::Over),
+        }
+    }
+
+    pub(super) fn push(&mut self, action: Action) {
+        self.actions.push(action);
+    }
+
+    /// Sends a message when there is a connection; without one, the next connection's first
+    /// message says it all.
+    pub(super) fn say(&mut self, message: SourceMessage) {
+        if self.link.is_up() {
+            self.push(Action::Send(message));
+        }
+    }
+
+    pub(super) fn record(&mut self, state: SourceState) {
+        if let Some(state) = self.records.ask(state) {
+            self.record_asked = self.now;
+            self.push(Action::Record(state));
+        }
+    }
+
+    pub(super) fn error(&self, failure: Failure) -> MigrationError {
+        MigrationError { phase: self.notes.phase(), failure }
+    }
+
+    pub(super) fn finish(&mut self, outcome: Outcome, error: Option<&MigrationError>) {
+        self.notes.expected_downtime = self.expected.map(|expected| expected.total());
+        let mut report = self.notes.report(outcome, error, self.now);
+        if outcome == Outcome::InDoubt {
+            report.way_out = Some(self.way_out());
+        }
+        self.push(Action::Finished(Box::new(report)));
+    }
+
+    pub(super) fn settle(&mut self) {
+        if self.link.is_up() {
+            self.push(Action::Disconnect);
+        }
+        self.link.down();
+        self.state = State::Settled;
+        self.push(Action::Settled);
+    }
+
+    fn on_record_answer(&mut self, answer: Result<(), PeerText>) {
+        let (answered, next) = self.records.answered();
+        if let Some(next) = next {
+            self.record_asked = self.now;
+            self.push(Action::Record(next));
+        }
+        match (answered, answer) {
+            (Some(SourceState::Undecided), answer) => match self.state {
+                State::Reclaiming { .. } => self.on_reclaimed(&answer),
+                _ => self.on_opened(answer),
+            },
+            (Some(SourceState::Committed), answer) => self.on_commit_recorded(answer),
+            (Some(SourceState::Done), _) => self.on_closed(),
+            (Some(SourceState::Aborted), answer) => self.on_abort_recorded(&answer),
+            (None, _) => {}
+        }
+    }
+
+    /// The peer broke the protocol: before the commit the migration is off; afterwards, only the
+    /// connection.
+    pub(super) fn on_violation(&mut self, error: ProtocolError) {
+        if self.state.is_uncommitted() {
+            self.abort(Failure::Protocol(error));
+        } else if self.link.is_up() && !matches!(self.state, State::Settled) {
+            self.drop_connection(&error.to_string());
+        }
+    }
+
+    pub(super) fn drop_connection(&mut self, why: &str) {
+        self.push(Action::Disconnect);
+        self.on_connection_lost(PeerText::new(why));
+    }
+
+    fn on_cancel(&mut self, by: PeerText) {
+        if self.can_cancel().is_ok() {
+            self.abort(Failure::Cancelled { by });
+        }
+    }
+
+    fn own_deadlines(&self) -> [Option<(Duration, Failure)>; 2] {
+        if !self.state.is_uncommitted() {
+            return [None, None];
+        }
+        let limits = &self.config.limits;
+        let total = limits
+            .total
+            .map(|limit| (self.notes.began().saturating_add(limit), Failure::Timeout { limit }));
+        let answer =
+            self.awaited.map(|(expected, by, limit)| (by, Failure::NoAnswer { expected, limit }));
+        [total, answer]
+    }
+
+    fn give_up_at(&self) -> Option<Duration> {
+        match &self.state {
+            State::Unwinding(Unwind { telling, .. }) => telling.until(),
+            _ => None,
+        }
+    }
+
+    fn on_tick(&mut self) {
+        let now = self.now;
+        let due = self.own_deadlines().into_iter().flatten().find(|(at, _)| *at <= now);
+        if let Some((_, failure)) = due {
+            return self.abort(failure);
+        }
+        if self.give_up_at().is_some_and(|at| at <= now) {
+            return self.give_up_telling();
+        }
+        match self.link.status {
+            LinkStatus::Up { answer_by: Some(at) } if at <= now => {
+                self.drop_connection("the other side does not answer");
+            }
+            LinkStatus::Down { redial_at: Some(at) } if at <= now => {
+                self.link.status = LinkStatus::Dialing;
+                self.push(Action::Reconnect);
+            }
+            _ => {}
+        }
+    }
+
+    fn is_in_doubt(&self) -> bool {
+        match self.state {
+            State::InDoubt => true,
+            State::Asking { .. } => !self.link.is_up(),
+            _ => false,
+        }
+    }
+
+    /// What an operator can do when this side does not know whether the destination runs the guest.
+    fn way_out(&self) -> String {
+        let name = &self.config.guest.name;
+        format!(
+            "guest {name} stays paused here until the destination says that it runs it. If the \
+             destination is gone for good or does not run it: `lighter migrate --resolve run {name}` \
+             here. If it does run it: `lighter migrate --resolve discard {name}` here. Never let \
+             both run: they would use the same disks and addresses"
+        )
     }
 }

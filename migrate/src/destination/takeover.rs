@@ -1,0 +1,199 @@
+//! From being ready to a guest that runs here; or to one that is gone.
+
+use super::state::{Discard, State};
+use super::{Action, Destination};
+use crate::error::{Failure, OperatorChoice, ProtocolError};
+use crate::guest::{GuestError, RunState};
+use crate::phase::Phase;
+use crate::protocol::{Decision, DestinationMessage, PeerText, SourceMessage, Takeover};
+use crate::record::DestinationState;
+use crate::report::Outcome;
+
+impl Destination {
+    /// The record that all is here is written, and the source may be told. If it is gone, it will
+    /// come back and tell.
+    pub(super) fn on_vouched(&mut self, answer: Result<(), PeerText>) {
+        let State::Vouching { load } = self.state else { return };
+        match answer {
+            Ok(()) => {
+                self.state = State::Ready;
+                let load_us = load.as_micros().try_into().unwrap_or(u64::MAX);
+                self.say(DestinationMessage::Ready { load_us });
+            }
+            Err(detail) => self.give_up(Failure::Record { detail }),
+        }
+    }
+
+    pub(super) fn on_message_from_ready(&mut self, message: &SourceMessage) {
+        let decision = match message {
+            SourceMessage::Commit => Decision::Commit,
+            SourceMessage::Abort(_) => Decision::Aborted,
+            SourceMessage::Resolve { migration, decision } => {
+                if *migration != self.config.migration {
+                    return self.say(DestinationMessage::Unknown);
+                }
+                *decision
+            }
+            SourceMessage::Finish if matches!(self.state, State::Running { .. }) => {
+                return self.settle();
+            }
+            message => {
+                let (message, waiting) = (message.name(), self.state.name());
+                return self.on_violation(ProtocolError::Unexpected { message, waiting });
+            }
+        };
+        self.on_decision(decision, message);
+    }
+
+    fn on_decision(&mut self, decision: Decision, message: &SourceMessage) {
+        match (&self.state, decision) {
+            (State::Ready, Decision::Commit) => self.take_over(),
+            (State::Ready | State::Vouching { .. }, Decision::Aborted) => {
+                let failure = match message {
+                    SourceMessage::Abort(complaint) => Failure::from(complaint),
+                    _ => Failure::ConnectionLost { detail: "the source has kept the guest".into() },
+                };
+                self.discard(failure, DestinationMessage::Discarded);
+            }
+            (State::Vouching { .. }, Decision::Commit) => {
+                let error = ProtocolError::Invalid("a commit before all was ready".to_owned());
+                self.give_up(Failure::Protocol(error));
+            }
+            (State::Running { resume }, _) => {
+                let resume_us = resume.as_micros().try_into().unwrap_or(u64::MAX);
+                self.say(DestinationMessage::Running(Takeover { resume_us }));
+            }
+            (State::Failed { answer }, _) => {
+                let answer = answer.clone();
+                self.say(answer);
+            }
+            (State::Discarded, _) => self.say(DestinationMessage::Discarded),
+            (State::Discarding(_), _) => self.answer_when_discarded(),
+            // The answer is under way.
+            _ => {}
+        }
+    }
+
+    /// The guest is this side's: first on disk, then in deed.
+    fn take_over(&mut self) {
+        self.notes.enter(Phase::Commit, self.now);
+        self.wait_until = None;
+        self.state = State::TakingOver { asked: self.now };
+        self.record(DestinationState::Running);
+    }
+
+    pub(super) fn on_takeover_recorded(&mut self, answer: &Result<(), PeerText>) {
+        let State::TakingOver { asked } = self.state else { return };
+        if answer.is_err() {
+            // Not started, so nothing is lost: the source asks again, and it is tried again.
+            self.state = State::Ready;
+            self.forced = false;
+            return;
+        }
+        self.notes.enter(Phase::Resume, self.now);
+        self.state = State::Resuming { asked };
+        match self.run_state {
+            RunState::Running => self.push(Action::ResumeGuest),
+            RunState::Paused => self.on_resumed(Ok(())),
+        }
+    }
+
+    pub(super) fn on_resumed(&mut self, answer: Result<(), GuestError>) {
+        let State::Resuming { asked } = self.state else { return };
+        let forced =
+            self.forced.then(|| self.error(Failure::Operator { choice: OperatorChoice::Run }));
+        match answer {
+            Ok(()) => {
+                let resume = self.now.saturating_sub(asked);
+                self.notes.runs(self.now);
+                self.state = State::Running { resume };
+                self.wait_until = Some(self.now.saturating_add(self.config.linger));
+                let resume_us = resume.as_micros().try_into().unwrap_or(u64::MAX);
+                self.say(DestinationMessage::Running(Takeover { resume_us }));
+                self.finish(Outcome::Migrated, forced.as_ref());
+            }
+            Err(error) => {
+                let error = self.error(Failure::Guest(error));
+                let answer = DestinationMessage::Abort(error.complaint());
+                self.state = State::Failed { answer: answer.clone() };
+                self.record(DestinationState::Failed);
+                self.say(answer);
+                self.finish(Outcome::Lost, Some(&error));
+            }
+        }
+    }
+
+    /// This side fails: the copy goes, then the source is told why.
+    pub(super) fn give_up(&mut self, failure: Failure) {
+        let complaint = self.error(failure.clone()).complaint();
+        self.discard(failure, DestinationMessage::Abort(complaint));
+    }
+
+    /// The copy goes, a record says so, and then the source hears `farewell`.
+    pub(super) fn discard(&mut self, failure: Failure, farewell: DestinationMessage) {
+        let error = self.error(failure);
+        let busy = self.state.is_busy();
+        self.wait_until = None;
+        self.state = State::Discarding(Discard { error, farewell, busy });
+        if !busy {
+            self.destroy();
+        }
+    }
+
+    /// Building or loading is over, and the guest is not wanted any more.
+    pub(super) fn on_work_done(&mut self) {
+        if let State::Discarding(discard) = &mut self.state
+            && std::mem::replace(&mut discard.busy, false)
+        {
+            self.destroy();
+        }
+    }
+
+    fn destroy(&mut self) {
+        self.push(Action::Discard);
+        if self.records.last_asked().is_some() {
+            self.record(DestinationState::Discarded);
+        } else {
+            self.on_discard_recorded();
+        }
+    }
+
+    /// The source has come back while the copy is being discarded: that is the answer then.
+    fn answer_when_discarded(&mut self) {
+        if let State::Discarding(discard) = &mut self.state {
+            discard.farewell = DestinationMessage::Discarded;
+        }
+    }
+
+    /// Also when it could not be written: the copy is gone all the same, and a record that says
+    /// anything less than running is read as that.
+    pub(super) fn on_discard_recorded(&mut self) {
+        let State::Discarding(discard) = &mut self.state else { return };
+        let error = discard.error.clone();
+        let farewell = std::mem::replace(&mut discard.farewell, DestinationMessage::Discarded);
+        self.state = State::Discarded;
+        self.say(farewell);
+        self.finish(Outcome::StayedAtSource, Some(&error));
+        if self.connected {
+            self.await_goodbye();
+        } else {
+            self.settle();
+        }
+    }
+
+    pub(super) fn on_resolve(&mut self, choice: OperatorChoice) {
+        if self.can_resolve(choice).is_err() {
+            return;
+        }
+        match choice {
+            OperatorChoice::Run => {
+                self.forced = true;
+                self.take_over();
+            }
+            OperatorChoice::Discard => {
+                let failure = Failure::Operator { choice };
+                self.discard(failure, DestinationMessage::Discarded);
+            }
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! From the pause to the end: last pages and state, the decision, and hearing of it.
+
+use super::state::State;
+use super::{Action, FinalSent, Source};
+use crate::error::{Failure, MigrationError, OperatorChoice, ProtocolError, Reason};
+use crate::guest::RunState;
+use crate::phase::Phase;
+use crate::protocol::{Blob, Decision, DestinationMessage, PeerText, SavedState, SourceMessage};
+use crate::record::SourceState;
+use crate::report::Outcome;
+
+impl Source {
+    pub(super) fn switch_over(&mut self) {
+        self.notes.enter(Phase::Switchover, self.now);
+        let limit = self.config.limits.switchover;
+        self.awaited = Some(("Ready", self.now.saturating_add(limit), limit));
+        self.notes.stands(self.now);
+        self.state = State::Pausing;
+        self.say(SourceMessage::Switchover);
+        self.push(Action::Pause);
+    }
+
+    pub(super) fn on_paused(&mut self, was: RunState) {
+        match self.state {
+            State::Pausing => {
+                self.run_state = was;
+                self.begin_round();
+                self.state = State::Finishing { round_sent: false, saved: false };
+                self.push(Action::SendFinalRound { round: self.round });
+                self.push(Action::SaveState);
+            }
+            State::Unwinding(_) => self.on_paused_too_late(was),
+            _ => {}
+        }
+    }
+
+    pub(super) fn on_state_saved(&mut self, state: Vec<u8>) {
+        if let State::Finishing { saved, .. } = &mut self.state
+            && !*saved
+        {
+            *saved = true;
+            let run_state = self.run_state;
+            self.say(SourceMessage::State(SavedState { run_state, state: Blob(state) }));
+            self.end_streams();
+        }
+    }
+
+    /// With the last round sent and the state saved, one more look at dirty memory ends it.
+    pub(super) fn end_streams(&mut self) {
+        if matches!(self.state, State::Finishing { round_sent: true, saved: true }) {
+            self.state = State::Ending { ready: false };
+            self.push(Action::SendRemainder { round: self.round });
+        }
+    }
+
+    pub(super) fn on_remainder_sent(&mut self, sent: FinalSent) {
+        let State::Ending { ready } = self.state else { return };
+        if let Some(round) = self.notes.last_round() {
+            round.pages = round.pages.saturating_add(sent.pages);
+            round.zero_pages = round.zero_pages.saturating_add(sent.zero_pages);
+            round.wire_bytes = round.wire_bytes.saturating_add(sent.wire_bytes);
+        }
+        self.notes.enter(Phase::Ready, self.now);
+        self.state = State::AwaitingReady;
+        if ready {
+            self.decide();
+        }
+    }
+
+    /// The destination is ready. From here on the guest is its, unless the record fails.
+    pub(super) fn decide(&mut self) {
+        self.awaited = None;
+        self.notes.enter(Phase::Commit, self.now);
+        self.state = State::Deciding;
+        self.record(SourceState::Committed);
+    }
+
+    pub(super) fn on_commit_recorded(&mut self, answer: Result<(), PeerText>) {
+        if !matches!(self.state, State::Deciding) {
+            return;
+        }
+        match answer {
+            Ok(()) => {
+                self.state = State::Asking { decision: Decision::Commit, trouble: None };
+                if self.link.is_up() {
+                    self.link.expect_answer(self.now);
+                    self.say(SourceMessage::Commit);
+                } else {
+                    self.link.plan_redial(self.now);
+                }
+            }
+            // Nothing was said yet, so the guest can be taken back: but the record may be on disk,
+            // and somebody may act on it if this process dies. First undo it.
+            Err(detail) => {
+                let error = self.error(Failure::Record { detail });
+                self.state = State::Reclaiming { error, tell: true };
+                self.record(SourceState::Undecided);
+            }
+        }
+    }
+
+    /// Says on a fresh connection what was decided.
+    pub(super) fn tell_decision(&mut self) {
+        let decision = match &self.state {
+            State::Asking { decision, .. } => *decision,
+            _ => Decision::Aborted,
+        };
+        let migration = self.config.migration;
+        self.say(SourceMessage::Resolve { migration, decision });
+        self.link.expect_answer(self.now);
+    }
+
+    /// Messages after the decision, whichever it was.
+    pub(super) fn on_late_message(&mut self, message: &DestinationMessage) {
+        match &self.state {
+            State::Unwinding(_) => self.on_message_while_unwinding(message),
+            State::Asking { decision, .. } => self.on_answer(*decision, message),
+            _ => {}
+        }
+    }
+
+    fn on_answer(&mut self, decision: Decision, message: &DestinationMessage) {
+        match (decision, message) {
+            (Decision::Commit, DestinationMessage::Running(_)) => self.on_running(),
+            (Decision::Aborted, DestinationMessage::Running(_)) => {
+                self.stay_in_doubt(Failure::Forced);
+            }
+            (_, DestinationMessage::Discarded)
+            | (Decision::Aborted, DestinationMessage::Unknown) => self.on_given_back(),
+            (Decision::Commit, DestinationMessage::Unknown) => {
+                self.stay_in_doubt(Failure::Forgotten);
+            }
+            (_, DestinationMessage::Abort(complaint)) => {
+                self.stay_in_doubt(Failure::from(complaint));
+            }
+            (_, DestinationMessage::Ready { .. }) => {}
+            (_, message) => {
+                let (message, waiting) = (message.name(), self.state.name());
+                self.on_violation(ProtocolError::Unexpected { message, waiting });
+            }
+        }
+    }
+
+    fn on_running(&mut self) {
+        self.notes.runs(self.now);
+        self.notes.enter(Phase::Resume, self.now);
+        self.link.up();
+        self.state = State::Closing { outcome: Outcome::Migrated, error: None };
+        self.record(SourceState::Done);
+    }
+
+    pub(super) fn on_closed(&mut self) {
+        let State::Closing { outcome, error } = &mut self.state else { return };
+        let (outcome, error) = (*outcome, error.take());
+        if outcome == Outcome::Migrated {
+            self.say(SourceMessage::Finish);
+        }
+        self.push(Action::DropGuest);
+        self.finish(outcome, error.as_ref());
+        self.settle();
+    }
+
+    /// The destination has said, with a record behind it, that its copy will never run: this one
+    /// may, whatever was decided.
+    fn on_given_back(&mut self) {
+        let State::Asking { trouble, .. } = &mut self.state else { return };
+        let error = trouble.take().unwrap_or_else(|| MigrationError {
+            phase: Phase::Commit,
+            failure: Failure::Peer {
+                reason: Reason::Other,
+                text: PeerText::new("its copy was gone before it could run"),
+            },
+        });
+        self.link.up();
+        self.state = State::Reclaiming { error, tell: false };
+        self.record(SourceState::Aborted);
+    }
+
+    /// Nobody but an operator can tell any more where the guest is.
+    fn stay_in_doubt(&mut self, failure: Failure) {
+        let error = self.error(failure);
+        if self.link.is_up() {
+            self.push(Action::Disconnect);
+        }
+        self.link.down();
+        self.state = State::InDoubt;
+        self.finish(Outcome::InDoubt, Some(&error));
+    }
+
+    pub(super) fn on_resolve(&mut self, choice: OperatorChoice) {
+        if self.can_resolve(choice).is_err() {
+            return;
+        }
+        let error = self.error(Failure::Operator { choice });
+        match choice {
+            OperatorChoice::Run => {
+                let tell = matches!(self.state, State::Asking { .. });
+                self.state = State::Reclaiming { error, tell };
+                self.record(if tell { SourceState::Undecided } else { SourceState::Aborted });
+            }
+            OperatorChoice::Discard => {
+                self.state = State::Closing { outcome: Outcome::Lost, error: Some(error) };
+                self.record(SourceState::Done);
+            }
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! From the first connection to the pause: agree, have the guest prepared, send rounds.
+
+use super::state::State;
+use super::{Action, DataPath, Probe, RoundSent, Source};
+use crate::convergence::{Observation, Verdict, expected_downtime, judge};
+use crate::error::{Failure, ProtocolError};
+use crate::memory::PAGE_BYTES;
+use crate::phase::Phase;
+use crate::protocol::{DestinationMessage, Features, PeerText, Prepare, SourceMessage, Version};
+use crate::record::SourceState;
+use crate::report::Round;
+
+impl Source {
+    pub(super) fn on_connected(&mut self) {
+        self.link.up();
+        match self.state {
+            State::Connecting => {
+                self.state = State::Opening;
+                self.record(SourceState::Undecided);
+            }
+            State::Asking { .. } | State::Unwinding(_) => self.tell_decision(),
+            _ => {}
+        }
+    }
+
+    pub(super) fn on_opened(&mut self, answer: Result<(), PeerText>) {
+        if !matches!(self.state, State::Opening) {
+            return;
+        }
+        if let Err(detail) = answer {
+            return self.abort(Failure::Record { detail });
+        }
+        self.record_time = self.now.saturating_sub(self.record_asked);
+        let (migration, offer) = (self.config.migration, self.config.offer.clone());
+        self.say(SourceMessage::Hello { migration, offer });
+        self.await_answer("Welcome");
+        self.state = State::Greeting;
+    }
+
+    fn await_answer(&mut self, name: &'static str) {
+        let limit = self.config.limits.answer;
+        self.awaited = Some((name, self.now.saturating_add(limit), limit));
+    }
+
+    pub(super) fn on_message(&mut self, message: DestinationMessage) {
+        if !self.state.is_uncommitted() {
+            return self.on_late_message(&message);
+        }
+        match (&mut self.state, message) {
+            (State::Greeting, DestinationMessage::Welcome { version, features }) => {
+                self.on_welcome(version, features);
+            }
+            (State::Describing, DestinationMessage::Prepared) => self.on_prepared(),
+            (State::Ending { ready }, DestinationMessage::Ready { .. }) => *ready = true,
+            (State::AwaitingReady, DestinationMessage::Ready { .. }) => self.decide(),
+            (State::Greeting | State::Describing, DestinationMessage::Refused(refusal)) => {
+                self.abort_told(Failure::Refused(refusal));
+            }
+            (_, DestinationMessage::Abort(complaint)) => {
+                self.abort_told(Failure::from(&complaint));
+            }
+            (state, message) => {
+                let (message, waiting) = (message.name(), state.name());
+                self.on_violation(ProtocolError::Unexpected { message, waiting });
+            }
+        }
+    }
+
+    fn on_welcome(&mut self, version: Version, features: Features) {
+        let offer = &self.config.offer;
+        if !offer.versions.contains(&version) || !offer.features.has(features) {
+            let text = format!(
+                "the destination chose protocol {version} with features {:#x}, which were not offered",
+                features.0
+            );
+            return self.on_violation(ProtocolError::Invalid(text));
+        }
+        self.features = features;
+        self.notes.enter(Phase::Prepare, self.now);
+        let (guest, streams) = (self.config.guest.clone(), self.config.streams);
+        self.say(SourceMessage::Prepare(Prepare { guest, streams }));
+        self.await_answer("Prepared");
+        self.state = State::Describing;
+    }
+
+    fn on_prepared(&mut self) {
+        self.awaited = None;
+        self.notes.enter(Phase::Precopy, self.now);
+        self.state = State::Starting;
+        let (streams, features) = (self.config.streams, self.features);
+        self.push(Action::StartPrecopy(DataPath { streams, features }));
+    }
+
+    pub(super) fn on_precopy_started(&mut self) {
+        if matches!(self.state, State::Starting) {
+            self.state = State::Probing;
+            self.push(Action::Probe);
+        }
+    }
+
+    /// The fixed part of the downtime: state is saved here and loaded there; state to ready and
+    /// commit to running each cost a round trip; and three records are made durable, which together
+    /// flush about as often as the creation of the first one, measured here, did.
+    pub(super) fn on_probed(&mut self, probe: Probe) {
+        if matches!(self.state, State::Probing) {
+            self.fixed = probe
+                .pause_and_save
+                .saturating_add(probe.round_trip)
+                .saturating_mul(2)
+                .saturating_add(self.record_time);
+            self.send_round();
+        }
+    }
+
+    fn send_round(&mut self) {
+        self.begin_round();
+        self.state = State::Copying;
+        self.push(Action::SendRound { round: self.round });
+    }
+
+    pub(super) fn begin_round(&mut self) {
+        self.round = self.round.saturating_add(1);
+        self.round_began = self.now;
+        self.pages_before = self.notes.transfer.pages();
+    }
+
+    pub(super) fn on_round_sent(&mut self, sent: RoundSent) {
+        match &mut self.state {
+            State::Copying => {
+                self.note_round(sent);
+                self.judge_round(sent);
+            }
+            State::Finishing { round_sent, .. } if !*round_sent => {
+                *round_sent = true;
+                self.note_round(RoundSent { dirty_pages: 0, ..sent });
+                self.end_streams();
+            }
+            _ => {}
+        }
+    }
+
+    fn note_round(&mut self, sent: RoundSent) {
+        let elapsed = self.now.saturating_sub(self.round_began);
+        self.notes.add_round(Round {
+            round: self.round,
+            pages: sent.pages,
+            zero_pages: sent.zero_pages,
+            wire_bytes: sent.wire_bytes,
+            seconds: elapsed.as_secs_f64(),
+            dirty_pages: sent.dirty_pages,
+        });
+        let content = sent.pages.saturating_sub(sent.zero_pages);
+        self.meter.add_round(content.saturating_mul(PAGE_BYTES as u64), elapsed);
+        if matches!(self.state, State::Copying) && !elapsed.is_zero() {
+            self.dirty_pages_per_second = sent.dirty_pages as f64 / elapsed.as_secs_f64();
+        }
+        self.round_pages = sent.dirty_pages;
+        self.pages_before = self.notes.transfer.pages();
+    }
+
+    fn judge_round(&mut self, sent: RoundSent) {
+        let seen = Observation {
+            sent_pages: sent.pages,
+            dirty_pages: sent.dirty_pages,
+            bytes_per_second: self.meter.bytes_per_second(),
+            fixed: self.fixed,
+            limit: self.config.limits.downtime,
+        };
+        self.expected = Some(expected_downtime(&seen));
+        self.verdict = judge(&seen);
+        match self.verdict {
+            Verdict::SendRound | Verdict::SendRoundInVain => self.send_round(),
+            Verdict::SwitchOver => self.switch_over(),
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! Back to a guest that runs here: after a failure or a cancel, and after a commit that the
+//! destination has durably given back.
+
+use std::time::Duration;
+
+use super::state::{GuestBack, LinkStatus, State, Telling, Unwind};
+use super::{Action, Source};
+use crate::error::{Failure, MigrationError};
+use crate::guest::{GuestError, RunState};
+use crate::protocol::{Decision, DestinationMessage, PeerText, SourceMessage};
+use crate::record::SourceState;
+use crate::report::Outcome;
+
+/// For how long a destination that may be waiting is tried to be told that the migration is off.
+const TELL_FOR: Duration = Duration::from_secs(3600);
+
+impl Source {
+    /// Calls the migration off before the commit; the destination is told why.
+    pub(super) fn abort(&mut self, failure: Failure) {
+        let complaint = self.error(failure.clone()).complaint();
+        let telling = match self.state {
+            State::Connecting | State::Opening => Telling::Told,
+            State::Ending { .. } | State::AwaitingReady => {
+                Telling::Owed { until: self.now.saturating_add(TELL_FOR) }
+            }
+            _ if self.link.is_up() => Telling::Asked,
+            _ => Telling::Told,
+        };
+        if telling != Telling::Told {
+            self.say(SourceMessage::Abort(complaint));
+        }
+        self.unwind(failure, telling);
+    }
+
+    /// Calls the migration off; the destination knows.
+    pub(super) fn abort_told(&mut self, failure: Failure) {
+        self.unwind(failure, Telling::Told);
+    }
+
+    fn unwind(&mut self, failure: Failure, telling: Telling) {
+        let gone = matches!(failure, Failure::GuestStopped { .. });
+        let guest = match self.state {
+            _ if gone => GuestBack::Gone,
+            State::Pausing => GuestBack::Pausing,
+            State::Finishing { .. } | State::Ending { .. } | State::AwaitingReady
+                if self.run_state == RunState::Running =>
+            {
+                GuestBack::Resuming
+            }
+            _ => GuestBack::Back,
+        };
+        let error = self.error(failure);
+        self.awaited = None;
+        if self.notes.phase() >= crate::phase::Phase::Precopy {
+            self.push(Action::StopSending);
+            if guest == GuestBack::Resuming {
+                self.push(Action::ResumeGuest);
+            }
+            self.push(Action::StopDirtyLog);
+        }
+        self.begin_unwinding(Unwind { error, guest, telling, reported: false, recording: false });
+    }
+
+    fn begin_unwinding(&mut self, unwind: Unwind) {
+        let telling = unwind.telling;
+        self.state = State::Unwinding(unwind);
+        match (telling, self.link.is_up()) {
+            (Telling::Told, _) => {}
+            (_, true) => self.link.expect_answer(self.now),
+            (_, false) => self.link.plan_redial(self.now),
+        }
+        self.go_on_unwinding();
+    }
+
+    /// Reports when the guest is back and the destination is told (or cannot be, for now); ends when
+    /// both are done and recorded.
+    fn go_on_unwinding(&mut self) {
+        let State::Unwinding(unwind) = &mut self.state else { return };
+        if matches!(unwind.guest, GuestBack::Pausing | GuestBack::Resuming) || unwind.recording {
+            return;
+        }
+        let told = unwind.telling == Telling::Told;
+        let recorded = matches!(self.records.last_asked(), None | Some(SourceState::Aborted));
+        if told && !recorded {
+            unwind.recording = true;
+            return self.record(SourceState::Aborted);
+        }
+        if told || !self.link.is_up() {
+            self.report_unwound();
+        }
+        if told {
+            self.settle();
+        }
+    }
+
+    fn report_unwound(&mut self) {
+        let State::Unwinding(unwind) = &mut self.state else { return };
+        if std::mem::replace(&mut unwind.reported, true) {
+            return;
+        }
+        let outcome = match unwind.guest {
+            GuestBack::Gone => Outcome::Lost,
+            _ => Outcome::StayedAtSource,
+        };
+        let error = unwind.error.clone();
+        self.finish(outcome, Some(&error));
+    }
+
+    /// A pause asked for before the migration was called off has come about.
+    pub(super) fn on_paused_too_late(&mut self, was: RunState) {
+        let State::Unwinding(unwind) = &mut self.state else { return };
+        if unwind.guest == GuestBack::Pausing {
+            if was == RunState::Running {
+                unwind.guest = GuestBack::Resuming;
+                self.push(Action::ResumeGuest);
+            } else {
+                unwind.guest = GuestBack::Back;
+                self.go_on_unwinding();
+            }
+        }
+    }
+
+    pub(super) fn on_resumed(&mut self) {
+        if let State::Unwinding(unwind) = &mut self.state
+            && unwind.guest == GuestBack::Resuming
+        {
+            unwind.guest = GuestBack::Back;
+            self.notes.runs(self.now);
+            self.go_on_unwinding();
+        }
+    }
+
+    pub(super) fn on_guest_failed(&mut self, error: GuestError) {
+        match &mut self.state {
+            State::Pausing => {
+                // Some of its vCPUs may stand: let all of them go on.
+                self.on_failed_pause(error);
+            }
+            State::Unwinding(unwind) => match unwind.guest {
+                GuestBack::Pausing => self.on_paused_too_late(RunState::Running),
+                GuestBack::Resuming => {
+                    unwind.guest = GuestBack::Gone;
+                    unwind.error = MigrationError {
+                        phase: unwind.error.phase,
+                        failure: Failure::Guest(GuestError(format!(
+                            "{error}; the migration had been called off because: {}",
+                            unwind.error.failure
+                        ))),
+                    };
+                    self.go_on_unwinding();
+                }
+                GuestBack::Back | GuestBack::Gone => {}
+            },
+            state if state.is_uncommitted() => self.abort(Failure::Guest(error)),
+            _ => {}
+        }
+    }
+
+    fn on_failed_pause(&mut self, error: GuestError) {
+        self.run_state = RunState::Running;
+        self.state = State::Finishing { round_sent: false, saved: false };
+        self.abort(Failure::Guest(error));
+    }
+
+    pub(super) fn on_guest_stopped(&mut self, detail: PeerText) {
+        if self.state.is_uncommitted() {
+            self.abort(Failure::GuestStopped { detail });
+        }
+    }
+
+    pub(super) fn on_connection_lost(&mut self, detail: PeerText) {
+        if self.link.status == LinkStatus::Dialing {
+            self.link.down();
+        }
+        if self.state.is_uncommitted() {
+            self.link.down();
+            return self.abort(Failure::ConnectionLost { detail });
+        }
+        match &mut self.state {
+            State::Asking { .. } => self.link.plan_redial(self.now),
+            State::Unwinding(unwind) => match unwind.telling {
+                Telling::Told => self.link.down(),
+                Telling::Asked => {
+                    unwind.telling = Telling::Told;
+                    self.link.down();
+                    self.go_on_unwinding();
+                }
+                Telling::Owed { .. } => {
+                    self.link.plan_redial(self.now);
+                    self.go_on_unwinding();
+                }
+            },
+            _ => self.link.down(),
+        }
+    }
+
+    pub(super) fn on_message_while_unwinding(&mut self, message: &DestinationMessage) {
+        let State::Unwinding(unwind) = &mut self.state else { return };
+        match message {
+            DestinationMessage::Discarded
+            | DestinationMessage::Unknown
+            | DestinationMessage::Refused(_)
+            | DestinationMessage::Abort(_) => {
+                unwind.telling = Telling::Told;
+                self.link.up();
+                self.go_on_unwinding();
+            }
+            DestinationMessage::Running(_) => {
+                unwind.telling = Telling::Told;
+                unwind.reported = false;
+                unwind.error.failure = Failure::Forced;
+                self.link.up();
+                self.go_on_unwinding();
+            }
+            // They crossed the message that called it off.
+            DestinationMessage::Welcome { .. }
+            | DestinationMessage::Prepared
+            | DestinationMessage::Ready { .. } => {}
+        }
+    }
+
+    /// The destination could not be told for a very long time. Its operator can discard its copy;
+    /// the record stays, so that this host's node can tell it later.
+    pub(super) fn give_up_telling(&mut self) {
+        self.report_unwound();
+        self.settle();
+    }
+
+    pub(super) fn on_abort_recorded(&mut self, answer: &Result<(), PeerText>) {
+        match &mut self.state {
+            State::Reclaiming { .. } => self.on_reclaimed(answer),
+            State::Unwinding(unwind) => {
+                unwind.recording = false;
+                self.go_on_unwinding();
+            }
+            _ => {}
+        }
+    }
+
+    /// The guest is this side's again. When the destination has given it back (`tell` is false),
+    /// that stands on the destination's disk and a failure to write it here, too, is harmless. When
+    /// it has not, it must first do so.
+    pub(super) fn on_reclaimed(&mut self, answer: &Result<(), PeerText>) {
+        let State::Reclaiming { error, tell } = &self.state else { return };
+        let (error, tell) = (error.clone(), *tell);
+        let by_operator = matches!(error.failure, Failure::Operator { .. });
+        if answer.is_err() && tell && !by_operator {
+            self.state = State::Asking { decision: Decision::Aborted, trouble: Some(error) };
+            if self.link.is_up() {
+                self.tell_decision();
+            } else {
+                self.link.plan_redial(self.now);
+            }
+            return;
+        }
+        let guest = match self.run_state {
+            RunState::Running => GuestBack::Resuming,
+            RunState::Paused => GuestBack::Back,
+        };
+        self.push(Action::StopSending);
+        if guest == GuestBack::Resuming {
+            self.push(Action::ResumeGuest);
+        }
+        self.push(Action::StopDirtyLog);
+        let telling = if tell {
+            Telling::Owed { until: self.now.saturating_add(TELL_FOR) }
+        } else {
+            Telling::Told
+        };
+        if tell && self.link.is_up() {
+            let complaint = error.complaint();
+            self.say(SourceMessage::Abort(complaint));
+        }
+        self.begin_unwinding(Unwind { error, guest, telling, reported: false, recording: false });
+    }
+}

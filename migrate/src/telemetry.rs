@@ -1,0 +1,182 @@
+//! What a state machine notes on its way, for progress and the final report.
+
+use std::time::Duration;
+
+use crate::error::MigrationError;
+use crate::phase::Phase;
+use crate::progress::{Progress, Transfer};
+use crate::protocol::MigrationId;
+use crate::report::{MAX_ROUNDS_LISTED, Outcome, PhaseTime, Report, ReportedError, Role, Round};
+
+/// First rounds that stay listed when there are too many.
+const FIRST_ROUNDS: usize = 8;
+
+/// Notes of one migration on one side. Times are those of the machine's caller.
+#[derive(Debug)]
+pub(crate) struct Telemetry {
+    role: Role,
+    migration: MigrationId,
+    began: Duration,
+    entered: Duration,
+    phase: Phase,
+    phases: Vec<PhaseTime>,
+    rounds: Vec<Round>,
+    rounds_total: u32,
+    stood_from: Option<Duration>,
+    downtime: Option<Duration>,
+    pub(crate) guest: String,
+    pub(crate) memory_bytes: u64,
+    pub(crate) transfer: Transfer,
+    pub(crate) expected_downtime: Option<Duration>,
+}
+
+impl Telemetry {
+    pub(crate) fn new(role: Role, migration: MigrationId, now: Duration) -> Self {
+        Self {
+            role,
+            migration,
+            began: now,
+            entered: now,
+            phase: Phase::Connect,
+            phases: Vec::new(),
+            rounds: Vec::new(),
+            rounds_total: 0,
+            stood_from: None,
+            downtime: None,
+            guest: String::new(),
+            memory_bytes: 0,
+            transfer: Transfer::default(),
+            expected_downtime: None,
+        }
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    pub(crate) fn began(&self) -> Duration {
+        self.began
+    }
+
+    /// Enters `phase`; staying in the same one, or going back, changes nothing.
+    pub(crate) fn enter(&mut self, phase: Phase, now: Duration) {
+        if phase <= self.phase {
+            return;
+        }
+        self.close_phase(now);
+        self.phase = phase;
+    }
+
+    fn close_phase(&mut self, now: Duration) {
+        let seconds = now.saturating_sub(self.entered).as_secs_f64();
+        self.phases.push(PhaseTime { phase: self.phase, seconds });
+        self.entered = now;
+    }
+
+    /// The guest stands from now on.
+    pub(crate) fn stands(&mut self, now: Duration) {
+        self.stood_from.get_or_insert(now);
+    }
+
+    /// The guest runs again, here or there.
+    pub(crate) fn runs(&mut self, now: Duration) {
+        if let Some(from) = self.stood_from.take() {
+            self.downtime = Some(now.saturating_sub(from));
+        }
+    }
+
+    /// Notes a round; of too many, the first and the last ones are kept.
+    pub(crate) fn add_round(&mut self, round: Round) {
+        self.rounds_total = self.rounds_total.max(round.round);
+        if self.rounds.len() == MAX_ROUNDS_LISTED {
+            self.rounds.remove(FIRST_ROUNDS);
+        }
+        self.rounds.push(round);
+    }
+
+    /// The last round, to be changed.
+    pub(crate) fn last_round(&mut self) -> Option<&mut Round> {
+        self.rounds.last_mut()
+    }
+
+    /// What both sides can tell of their progress.
+    pub(crate) fn progress(&self, now: Duration) -> Progress {
+        Progress {
+            phase: self.phase,
+            elapsed_seconds: now.saturating_sub(self.began).as_secs_f64(),
+            memory_bytes: self.memory_bytes,
+            transfer: self.transfer,
+            ..Progress::new(self.migration)
+        }
+    }
+
+    /// The final report as of now.
+    pub(crate) fn report(
+        &self,
+        outcome: Outcome,
+        error: Option<&MigrationError>,
+        now: Duration,
+    ) -> Report {
+        let mut phases = self.phases.clone();
+        let seconds = now.saturating_sub(self.entered).as_secs_f64();
+        phases.push(PhaseTime { phase: self.phase, seconds });
+        Report {
+            migration: self.migration,
+            guest: self.guest.clone(),
+            role: self.role,
+            outcome,
+            error: error.map(ReportedError::from),
+            way_out: None,
+            total_seconds: now.saturating_sub(self.began).as_secs_f64(),
+            downtime_seconds: self.downtime.map(|time| time.as_secs_f64()),
+            expected_downtime_seconds: self.expected_downtime.map(|time| time.as_secs_f64()),
+            phases,
+            memory_bytes: self.memory_bytes,
+            transfer: self.transfer,
+            rounds_total: self.rounds_total,
+            rounds: self.rounds.clone(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keeps_the_first_and_the_last_of_too_many_rounds() {
+        let mut notes = Telemetry::new(Role::Source, MigrationId::random(), Duration::from_secs(5));
+        for round in 1..=1000 {
+            let blank = Round {
+                round,
+                pages: 0,
+                zero_pages: 0,
+                wire_bytes: 0,
+                seconds: 0.0,
+                dirty_pages: 0,
+            };
+            notes.add_round(blank);
+        }
+
+        let report = notes.report(Outcome::Migrated, None, Duration::from_secs(6));
+
+        assert_eq!(report.rounds_total, 1000);
+        assert_eq!(report.rounds.len(), MAX_ROUNDS_LISTED);
+        assert_eq!(report.rounds[7].round, 8);
+        assert_eq!(report.rounds[8].round, 945);
+        assert_eq!(report.rounds[63].round, 1000);
+    }
+
+    #[test]
+    fn adds_phases_up_to_the_total() {
+        let mut notes = Telemetry::new(Role::Source, MigrationId::random(), Duration::ZERO);
+        notes.enter(Phase::Prepare, Duration::from_secs(1));
+        notes.enter(Phase::Precopy, Duration::from_secs(3));
+        notes.enter(Phase::Connect, Duration::from_secs(4));
+
+        let report = notes.report(Outcome::StayedAtSource, None, Duration::from_secs(10));
+
+        let phases: Vec<_> = report.phases.iter().map(|p| (p.phase, p.seconds)).collect();
+        assert_eq!(phases, [(Phase::Connect, 1.0), (Phase::Prepare, 2.0), (Phase::Precopy, 7.0)]);
+    }
+}
