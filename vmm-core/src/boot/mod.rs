@@ -1,12 +1,14 @@
 //! Giving a new guest something to run.
 //!
 //! Every guest starts in a state that the VMM sets up directly: no firmware runs. A Linux kernel is
-//! entered as its boot protocols say ([`linux`]); a freestanding program, such as the embedded
+//! entered as its boot protocols say (`linux.rs`); a freestanding program, such as the embedded
 //! workload, starts in 64-bit user mode at once ([`long_mode`]), where code runs at full speed even on
 //! hosts whose KVM has to emulate the guest's kernel mode.
 
 mod layout;
+mod linux;
 pub mod long_mode;
+mod mptable;
 mod tables;
 
 use std::path::PathBuf;
@@ -110,7 +112,7 @@ pub enum BootError {
 pub(crate) fn boot(vm: &Vm, source: &BootSource) -> Result<()> {
     match source {
         BootSource::Workload(params) => boot_workload(vm, params),
-        BootSource::Kernel(kernel) => todo_linux(vm, kernel),
+        BootSource::Kernel(kernel) => linux::boot(vm, kernel),
     }
 }
 
@@ -124,7 +126,4 @@ fn boot_workload(vm: &Vm, params: &WorkloadParams) -> Result<()> {
         .map(|entry| UserEntry { rip: entry.rip, rsp: entry.rsp, args: [entry.rdi, entry.rsi] })
         .collect();
     start_user_mode(vm, &entries)
-}
-fn todo_linux(_: &Vm, k: &KernelSource) -> Result<()> {
-    Err(BootError::Kernel { path: k.kernel.clone(), reason: "not yet".into() }.into())
 }

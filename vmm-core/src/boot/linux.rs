@@ -1,0 +1,337 @@
+//! Starting a Linux kernel: an uncompressed ELF image, entered in one of two ways.
+//!
+//! * With a PVH note, in 32-bit protected mode with EBX pointing to `hvm_start_info`
+//!   (Xen's `public/arch-x86/hvm/start_info.h`).
+//! * Without one, at its 64-bit entry with RSI pointing to `boot_params`
+//!   (Documentation/arch/x86/boot.rst, "64-bit Boot Protocol", and zero-page.rst).
+//!
+//! Either way it finds its memory map, command line and initrd there, and its processors in an MP
+//! table, since there is no ACPI.
+
+use std::fs::File;
+use std::io::ErrorKind;
+use std::path::Path;
+
+use kvm_bindings::{kvm_regs, kvm_sregs};
+use linux_loader::loader::elf::{Elf, PvhBootCapability};
+use linux_loader::loader::{KernelLoader, KernelLoaderResult};
+use vm_memory::{Bytes, GuestAddress};
+
+use super::layout::{
+    BOOT_STACK, CMDLINE, CMDLINE_BYTES_MAX, HIGH_MEMORY, LOW_MEMORY_END, MP_TABLE, MP_TABLE_END,
+    PVH_MEMORY_MAP, PVH_MODULES, PVH_START_INFO, ZERO_PAGE,
+};
+use super::tables::{
+    Privilege, Xsave, enter_long_mode, enter_protected_mode, write_descriptors, write_identity_map,
+};
+use super::{BootError, KernelSource, mptable};
+use crate::Vm;
+use crate::error::{KvmContext, Result};
+use crate::memory::{GuestRam, PAGE_BYTES};
+
+/// Address space that the 64-bit entry is given: kernel, command line and initrd lie in it.
+const MAPPED_BYTES: u64 = 4 << 30;
+/// RFLAGS with nothing set but the bit that always is.
+const RFLAGS_RESERVED: u64 = 1 << 1;
+
+/// Loads kernel, initrd and tables into the guest's memory and points vCPU 0 at the kernel.
+pub(super) fn boot(vm: &Vm, source: &KernelSource) -> Result<()> {
+    let ram = vm.ram();
+    let kernel = load_kernel(ram, &source.kernel)?;
+    let initrd = match &source.initrd {
+        Some(path) => load_initrd(ram, path, kernel.kernel_end)?,
+        None => Initrd::default(),
+    };
+    let cmdline_bytes = write_cmdline(ram, &source.cmdline)?;
+    let table = mptable::build(MP_TABLE, vm.shape().vcpus);
+    write(ram, MP_TABLE, &table)?;
+    match kernel.pvh_boot_cap {
+        PvhBootCapability::PvhEntryPresent(entry) => {
+            write_start_info(ram, initrd)?;
+            start_pvh(vm, entry.0)
+        }
+        _ => {
+            write_boot_params(ram, initrd, cmdline_bytes)?;
+            start_64_bit(vm, kernel.kernel_load.0)
+        }
+    }
+}
+
+/// Where the initrd lies; all zero when there is none.
+#[derive(Debug, Clone, Copy, Default)]
+struct Initrd {
+    gpa: u64,
+    bytes: u64,
+}
+
+fn load_kernel(ram: &GuestRam, path: &Path) -> Result<KernelLoaderResult, BootError> {
+    let mut file = open("kernel", path)?;
+    let refused = |reason: String| BootError::Kernel { path: path.to_path_buf(), reason };
+    let high_memory = Some(GuestAddress(HIGH_MEMORY));
+    let loaded = Elf::load(ram.memory(), None, &mut file, high_memory)
+        .map_err(|error| refused(error.to_string()))?;
+    if loaded.kernel_end > low_end(ram) {
+        let need = loaded.kernel_end >> 20;
+        return Err(refused(format!("it needs the guest to have more than {need} MiB of memory")));
+    }
+    Ok(loaded)
+}
+
+/// Puts the initrd at the end of memory below the hole, on a page boundary.
+fn load_initrd(ram: &GuestRam, path: &Path, kernel_end: u64) -> Result<Initrd, BootError> {
+    let mut file = open("initrd", path)?;
+    let unreadable = |source| BootError::Read { what: "initrd", path: path.to_path_buf(), source };
+    let bytes = file.metadata().map_err(unreadable)?.len();
+    let too_large = || BootError::InitrdTooLarge { initrd_bytes: bytes, kernel_end };
+    let gpa = low_end(ram).checked_sub(bytes).ok_or_else(too_large)? & !(PAGE_BYTES as u64 - 1);
+    if gpa < kernel_end {
+        return Err(too_large());
+    }
+    ram.memory()
+        .read_exact_volatile_from(GuestAddress(gpa), &mut file, bytes as usize)
+        .map_err(|error| unreadable(std::io::Error::other(error)))?;
+    Ok(Initrd { gpa, bytes })
+}
+
+fn open(what: &'static str, path: &Path) -> Result<File, BootError> {
+    let failed = |source| BootError::Read { what, path: path.to_path_buf(), source };
+    let file = File::open(path).map_err(failed)?;
+    // A folder opens like a file and fails only when read, with a message that helps nobody.
+    if file.metadata().map_err(failed)?.is_dir() {
+        return Err(failed(ErrorKind::IsADirectory.into()));
+    }
+    Ok(file)
+}
+
+fn low_end(ram: &GuestRam) -> u64 {
+    ram.layout().regions()[0].bytes
+}
+
+/// Writes the command line with its final zero; returns its length without it.
+fn write_cmdline(ram: &GuestRam, cmdline: &str) -> Result<u32, BootError> {
+    if cmdline.len() > CMDLINE_BYTES_MAX {
+        return Err(BootError::CmdlineTooLong(cmdline.len()));
+    }
+    if cmdline.contains('\0') {
+        return Err(BootError::CmdlineZeroByte);
+    }
+    let mut bytes = cmdline.as_bytes().to_vec();
+    bytes.push(0);
+    write(ram, CMDLINE, &bytes)?;
+    Ok(cmdline.len() as u32)
+}
+
+/// What a range of addresses is, as e820 and PVH number it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum RangeKind {
+    Ram = 1,
+    Reserved = 2,
+}
+
+/// The guest's memory map: start, length, kind.
+fn memory_map(ram: &GuestRam) -> Vec<(u64, u64, RangeKind)> {
+    let mut map = vec![
+        (0, LOW_MEMORY_END, RangeKind::Ram),
+        (MP_TABLE, MP_TABLE_END - MP_TABLE, RangeKind::Reserved),
+        (HIGH_MEMORY, low_end(ram) - HIGH_MEMORY, RangeKind::Ram),
+    ];
+    let above = &ram.layout().regions()[1..];
+    map.extend(above.iter().map(|region| (region.gpa, region.bytes, RangeKind::Ram)));
+    map
+}
+
+/// Writes `hvm_start_info`, version 1, with its memory map and the initrd as its one module.
+fn write_start_info(ram: &GuestRam, initrd: Initrd) -> Result<(), BootError> {
+    const MAGIC: u32 = 0x336e_c578;
+    const VERSION: u32 = 1;
+    let map = memory_map(ram);
+    let modules = u32::from(initrd.bytes > 0);
+    let mut info = Vec::new();
+    for word in [MAGIC, VERSION, 0, modules] {
+        info.extend(word.to_le_bytes());
+    }
+    let no_rsdp = 0;
+    for word in [PVH_MODULES, CMDLINE, no_rsdp, PVH_MEMORY_MAP, map.len() as u64] {
+        info.extend(word.to_le_bytes());
+    }
+    write(ram, PVH_START_INFO, &info)?;
+    let module: Vec<u8> =
+        [initrd.gpa, initrd.bytes, 0, 0].into_iter().flat_map(u64::to_le_bytes).collect();
+    write(ram, PVH_MODULES, &module)?;
+    let map = map.into_iter().flat_map(|(start, len, kind)| [start, len, kind as u64]);
+    write(ram, PVH_MEMORY_MAP, &map.flat_map(u64::to_le_bytes).collect::<Vec<u8>>())
+}
+
+/// Writes `boot_params` by the offsets of zero-page.rst and boot.rst.
+fn write_boot_params(ram: &GuestRam, initrd: Initrd, cmdline_bytes: u32) -> Result<(), BootError> {
+    const E820_ENTRIES: usize = 0x1e8;
+    const E820_TABLE: usize = 0x2d0;
+    const BOOT_FLAG: usize = 0x1fe;
+    const HEADER: usize = 0x202;
+    const TYPE_OF_LOADER: usize = 0x210;
+    const RAMDISK_IMAGE: usize = 0x218;
+    const RAMDISK_SIZE: usize = 0x21c;
+    const CMD_LINE_PTR: usize = 0x228;
+    const CMDLINE_SIZE: usize = 0x238;
+    let mut page = [0u8; PAGE_BYTES];
+    let mut put = |at: usize, bytes: &[u8]| page[at..at + bytes.len()].copy_from_slice(bytes);
+    put(BOOT_FLAG, &0xaa55u16.to_le_bytes());
+    put(HEADER, b"HdrS");
+    put(TYPE_OF_LOADER, &[0xff]);
+    put(RAMDISK_IMAGE, &(initrd.gpa as u32).to_le_bytes());
+    put(RAMDISK_SIZE, &(initrd.bytes as u32).to_le_bytes());
+    put(CMD_LINE_PTR, &(CMDLINE as u32).to_le_bytes());
+    put(CMDLINE_SIZE, &cmdline_bytes.to_le_bytes());
+    let map = memory_map(ram);
+    put(E820_ENTRIES, &[map.len() as u8]);
+    for (index, (start, len, kind)) in map.into_iter().enumerate() {
+        let at = E820_TABLE + index * 20;
+        put(at, &start.to_le_bytes());
+        put(at + 8, &len.to_le_bytes());
+        put(at + 16, &(kind as u32).to_le_bytes());
+    }
+    write(ram, ZERO_PAGE, &page)
+}
+
+fn write(ram: &GuestRam, gpa: u64, bytes: &[u8]) -> Result<(), BootError> {
+    Ok(ram.write(gpa, bytes)?)
+}
+
+fn start_pvh(vm: &Vm, entry: u64) -> Result<()> {
+    let regs =
+        kvm_regs { rip: entry, rbx: PVH_START_INFO, rflags: RFLAGS_RESERVED, ..Default::default() };
+    start(vm, regs, enter_protected_mode)
+}
+
+fn start_64_bit(vm: &Vm, entry: u64) -> Result<()> {
+    let cr3 =
+        write_identity_map(vm.ram(), MAPPED_BYTES, Privilege::Kernel).map_err(BootError::Memory)?;
+    let regs = kvm_regs {
+        rip: entry,
+        rsi: ZERO_PAGE,
+        rsp: BOOT_STACK,
+        rflags: RFLAGS_RESERVED,
+        ..Default::default()
+    };
+    start(vm, regs, move |sregs| enter_long_mode(sregs, cr3, Privilege::Kernel, Xsave::Absent))
+}
+
+/// Sets the registers of vCPU 0; the others wait for the kernel to start them.
+fn start(
+    vm: &Vm,
+    regs: kvm_regs,
+    enter: impl FnOnce(&mut kvm_sregs) + Send + 'static,
+) -> Result<()> {
+    let sregs = vm.on_vcpu(0, move |vcpu| {
+        let fd = vcpu.fd();
+        let mut sregs = fd.get_sregs().vcpu_call(0, "KVM_GET_SREGS")?;
+        enter(&mut sregs);
+        fd.set_sregs(&sregs).vcpu_call(0, "KVM_SET_SREGS")?;
+        fd.set_regs(&regs).vcpu_call(0, "KVM_SET_REGS")?;
+        Ok::<_, crate::Error>(sregs)
+    })?;
+    Ok(write_descriptors(vm.ram(), &sregs?).map_err(BootError::Memory)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::BootSource;
+    use crate::boot::DEFAULT_CMDLINE;
+    use crate::testing::empty_vm;
+
+    fn source(kernel: &Path) -> KernelSource {
+        let kernel = kernel.to_path_buf();
+        KernelSource { kernel, initrd: None, cmdline: DEFAULT_CMDLINE.into() }
+    }
+
+    fn refusal(kernel: &KernelSource) -> String {
+        let vm = empty_vm(16, 1);
+        vm.boot(&BootSource::Kernel(kernel.clone())).unwrap_err().to_string()
+    }
+
+    fn file_with(bytes: &[u8]) -> tempfile::NamedTempFile {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(bytes).unwrap();
+        file
+    }
+
+    /// A minimal ELF: one segment of `code` at `gpa`, which is also the entry.
+    fn elf(gpa: u64, code: &[u8]) -> Vec<u8> {
+        let mut bytes = b"\x7fELF\x02\x01\x01".to_vec();
+        bytes.resize(16, 0);
+        bytes.extend([2, 0, 62, 0, 1, 0, 0, 0]);
+        for word in [gpa, 64, 0] {
+            bytes.extend(word.to_le_bytes());
+        }
+        for half in [0u16, 0, 64, 56, 1, 0, 0, 0] {
+            bytes.extend(half.to_le_bytes());
+        }
+        bytes.extend([1, 0, 0, 0, 7, 0, 0, 0]);
+        for word in [120, gpa, gpa, code.len() as u64, code.len() as u64, 4096] {
+            bytes.extend(u64::to_le_bytes(word));
+        }
+        bytes.extend(code);
+        bytes
+    }
+
+    #[test]
+    fn files_that_are_no_kernel_are_refused_by_name() {
+        let missing = refusal(&source(Path::new("/nowhere/vmlinux")));
+        assert!(
+            missing.starts_with("cannot read kernel /nowhere/vmlinux: No such file"),
+            "{missing}"
+        );
+        let folder = refusal(&source(Path::new("/")));
+        assert!(folder.starts_with("cannot read kernel /: "), "{folder}");
+        let text = file_with(&[b'x'; 500]);
+        let text = refusal(&source(text.path()));
+        assert!(text.contains("give an uncompressed ELF vmlinux"), "{text}");
+        let large = file_with(&elf(0x100_0000 - 1, b"code"));
+        let large = refusal(&source(large.path()));
+        assert!(large.contains("is not a kernel that can be started"), "{large}");
+    }
+
+    #[test]
+    fn command_lines_and_initrds_that_do_not_fit_are_refused() {
+        let kernel = file_with(&elf(0x10_0000, b"code"));
+        let mut long = source(kernel.path());
+        long.cmdline = "x".repeat(2048);
+        assert_eq!(
+            refusal(&long),
+            "the kernel command line has 2048 bytes, at most 2047 are possible"
+        );
+        long.cmdline = "a\0b".into();
+        assert_eq!(refusal(&long), "the kernel command line contains a zero byte");
+        let initrd = file_with(&[]);
+        initrd.as_file().set_len(15 << 20).unwrap();
+        let mut fat = source(kernel.path());
+        fat.initrd = Some(PathBuf::from(initrd.path()));
+        assert!(refusal(&fat).contains("no room for an initrd of 15728640 bytes"));
+    }
+
+    #[test]
+    fn a_kernel_without_a_pvh_note_starts_in_64_bit_mode_with_its_boot_params() {
+        // Kernel mode may be emulated instruction by instruction here, so keep to plain ones:
+        // mov eax, [rsi + 0x228]; mov dx, 0x4c0; out dx, eax; jmp $
+        let code = [0x8b, 0x86, 0x28, 2, 0, 0, 0x66, 0xba, 0xc0, 4, 0xef, 0xeb, 0xfe];
+        let kernel = file_with(&elf(0x10_0000, &code));
+        let vm = empty_vm(16, 1);
+        vm.boot(&BootSource::Kernel(source(kernel.path()))).unwrap();
+        vm.resume().unwrap();
+        let expected = crate::VmEvent::Doorbell { vcpu: 0, value: CMDLINE as u32 };
+        assert_eq!(crate::testing::event(&vm), expected);
+    }
+
+    #[test]
+    fn the_memory_map_leaves_out_the_holes() {
+        let ram = GuestRam::new(crate::memory::RamLayout::new((3 << 30) + (1 << 20)).unwrap());
+        let map = memory_map(&ram.unwrap());
+        assert_eq!(map[0], (0, 0x9_fc00, RangeKind::Ram));
+        assert_eq!(map[2], (1 << 20, (3 << 30) - (1 << 20), RangeKind::Ram));
+        assert_eq!(map[3], (4 << 30, 1 << 20, RangeKind::Ram));
+    }
+}

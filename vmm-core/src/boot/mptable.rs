@@ -1,0 +1,110 @@
+//! The MP table, from which a kernel without ACPI learns of processors and interrupt controllers
+//! (Intel MultiProcessor Specification 1.4, chapter 4).
+
+/// Where the local APICs are.
+const LAPIC_ADDRESS: u32 = 0xfee0_0000;
+/// Where the I/O APIC is.
+const IOAPIC_ADDRESS: u32 = 0xfec0_0000;
+/// Revision 1.4 of the specification.
+const SPECIFICATION: u8 = 4;
+/// Interrupt lines of the ISA bus.
+const ISA_LINES: u8 = 16;
+/// Bytes of the floating pointer structure.
+const POINTER_BYTES: usize = 16;
+/// Bytes of the configuration table's header.
+const HEADER_BYTES: usize = 44;
+
+/// Kinds of entries (table 4-3).
+mod kind {
+    pub(super) const PROCESSOR: u8 = 0;
+    pub(super) const BUS: u8 = 1;
+    pub(super) const IOAPIC: u8 = 2;
+    pub(super) const INTERRUPT: u8 = 3;
+    pub(super) const LOCAL_INTERRUPT: u8 = 4;
+}
+
+/// Kinds of interrupts (table 4-11).
+mod interrupt {
+    pub(super) const VECTORED: u8 = 0;
+    pub(super) const NMI: u8 = 1;
+    pub(super) const EXTINT: u8 = 3;
+}
+
+/// The floating pointer and the table for `vcpus` processors, to be put at `gpa`.
+pub(super) fn build(gpa: u64, vcpus: u8) -> Vec<u8> {
+    let (entries, count) = entries(vcpus);
+    let mut table = b"PCMP".to_vec();
+    table.extend(((HEADER_BYTES + entries.len()) as u16).to_le_bytes());
+    table.extend([SPECIFICATION, 0]);
+    table.extend(b"LIGHTER VM          ");
+    table.extend([0; 6]);
+    table.extend(count.to_le_bytes());
+    table.extend(LAPIC_ADDRESS.to_le_bytes());
+    table.extend([0; 4]);
+    table.extend(entries);
+    table[7] = checksum(&table);
+
+    let mut pointer = b"_MP_".to_vec();
+    pointer.extend((gpa as u32 + POINTER_BYTES as u32).to_le_bytes());
+    pointer.extend([POINTER_BYTES as u8 / 16, SPECIFICATION, 0, 0, 0, 0, 0, 0]);
+    pointer[10] = checksum(&pointer);
+    pointer.extend(table);
+    pointer
+}
+
+fn entries(vcpus: u8) -> (Vec<u8>, u16) {
+    const LAPIC_VERSION: u8 = 0x14;
+    const IOAPIC_VERSION: u8 = 0x11;
+    const ENABLED: u8 = 1;
+    const BOOT_PROCESSOR: u8 = 2;
+    const ISA_BUS: u8 = 0;
+    let ioapic_id = vcpus;
+    let mut bytes = Vec::new();
+    for id in 0..vcpus {
+        let flags = if id == 0 { ENABLED | BOOT_PROCESSOR } else { ENABLED };
+        bytes.extend([kind::PROCESSOR, id, LAPIC_VERSION, flags]);
+        bytes.extend([0; 16]);
+    }
+    bytes.extend([kind::BUS, ISA_BUS]);
+    bytes.extend(b"ISA   ");
+    bytes.extend([kind::IOAPIC, ioapic_id, IOAPIC_VERSION, ENABLED]);
+    bytes.extend(IOAPIC_ADDRESS.to_le_bytes());
+    // KVM routes line n to pin n of its I/O APIC.
+    for line in 0..ISA_LINES {
+        bytes.extend([kind::INTERRUPT, interrupt::VECTORED, 0, 0, ISA_BUS, line, ioapic_id, line]);
+    }
+    const EVERY_LAPIC: u8 = 0xff;
+    bytes.extend([kind::LOCAL_INTERRUPT, interrupt::EXTINT, 0, 0, ISA_BUS, 0, 0, 0]);
+    bytes.extend([kind::LOCAL_INTERRUPT, interrupt::NMI, 0, 0, ISA_BUS, 0, EVERY_LAPIC, 1]);
+    (bytes, u16::from(vcpus) + 2 + u16::from(ISA_LINES) + 2)
+}
+
+/// What makes the bytes add up to 0.
+fn checksum(bytes: &[u8]) -> u8 {
+    bytes.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)).wrapping_neg()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::boot::layout::{MP_TABLE, MP_TABLE_END};
+
+    #[test]
+    fn both_parts_add_up_to_zero_and_fit_their_room() {
+        for vcpus in 1..=crate::VCPUS_MAX {
+            let bytes = build(MP_TABLE, vcpus);
+            let (pointer, table) = bytes.split_at(POINTER_BYTES);
+            assert_eq!((checksum(pointer), checksum(table)), (0, 0));
+            assert_eq!(usize::from(u16::from_le_bytes([table[4], table[5]])), table.len());
+            assert!(bytes.len() as u64 <= MP_TABLE_END - MP_TABLE);
+        }
+    }
+
+    #[test]
+    fn every_processor_is_listed_and_the_first_boots() {
+        let bytes = build(MP_TABLE, 3);
+        let entries = &bytes[POINTER_BYTES + HEADER_BYTES..];
+        let processors: Vec<_> = entries.chunks(20).take(3).map(|entry| &entry[..4]).collect();
+        assert_eq!(processors, [[0, 0, 0x14, 3], [0, 1, 0x14, 1], [0, 2, 0x14, 1]]);
+    }
+}
