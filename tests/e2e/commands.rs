@@ -2,7 +2,9 @@
 
 use serde_json::Value;
 
-use crate::host::checks::{await_life, guest_is_gone, memory_is_intact, no_copy_runs, nothing_left_behind};
+use crate::host::checks::{
+    await_life, guest_is_gone, memory_is_intact, no_copy_runs, nothing_left_behind,
+};
 use crate::host::{Exit, Guest, GuestPlan, Pair};
 
 #[test]
@@ -22,7 +24,10 @@ fn ls_and_show_tell_what_runs() {
         assert_eq!(seen["pid"], guest.pid().0, "{seen:#}");
     }
     let table = pair.a.run(&["ls"]).ok().stdout;
-    assert!(table.contains("NAME") && table.contains("web-1") && table.contains("running"), "{table}");
+    assert!(
+        table.contains("NAME") && table.contains("web-1") && table.contains("running"),
+        "{table}"
+    );
     let text = pair.a.run(&["show", "web-1"]).ok().stdout;
     assert!(text.contains("web-1") && text.contains("running"), "{text}");
 }
@@ -31,7 +36,8 @@ fn ls_and_show_tell_what_runs() {
 fn a_paused_guest_stands_still_until_it_is_resumed() {
     let pair = Pair::without_nodes();
     let guest = Guest::start(&pair.a, &GuestPlan::default());
-    let witness = Guest::start(&pair.a, &GuestPlan { name: "witness".to_owned(), ..GuestPlan::default() });
+    let witness =
+        Guest::start(&pair.a, &GuestPlan { name: "witness".to_owned(), ..GuestPlan::default() });
 
     pair.a.run(&["pause", "web-1"]).ok();
     no_copy_runs(&[&pair.a], "web-1", &witness);
@@ -86,7 +92,11 @@ fn a_damaged_saved_guest_is_refused_and_leaves_nothing() {
     let mut flipped = whole.clone();
     let middle = flipped.len() / 2;
     flipped[middle] ^= 1;
-    for (damaged, what) in [(flipped, "a flipped bit"), (whole[..middle].to_vec(), "half a file"), (Vec::new(), "nothing")] {
+    for (damaged, what) in [
+        (flipped, "a flipped bit"),
+        (whole[..middle].to_vec(), "half a file"),
+        (Vec::new(), "nothing"),
+    ] {
         std::fs::write(&file, damaged).expect("a file");
         let refused = pair.b.run(&["restore", &name, "--detach"]);
         assert_eq!(refused.exit, Exit::Failed, "{what}: {refused:#?}");
@@ -108,7 +118,13 @@ fn a_name_is_taken_once() {
 fn a_guest_that_is_not_there_is_answered_with_those_that_are() {
     let pair = Pair::without_nodes();
     Guest::start(&pair.a, &GuestPlan::default());
-    for verb in [&["show", "wbe"][..], &["pause", "wbe"], &["stop", "wbe"], &["cancel", "wbe"], &["migrate", "wbe", "b"]] {
+    for verb in [
+        &["show", "wbe"][..],
+        &["pause", "wbe"],
+        &["stop", "wbe"],
+        &["cancel", "wbe"],
+        &["migrate", "wbe", "b"],
+    ] {
         let done = pair.a.run(verb);
         done.complains(Exit::Failed, &["lighter: ", "no guest wbe", "there is: web-1"]);
     }
@@ -135,7 +151,8 @@ fn a_kernel_that_is_none_is_refused() {
     let text = pair.folder().join("kernel");
     std::fs::write(&text, "not a kernel").expect("a file");
     for kernel in [text.display().to_string(), "/nowhere/vmlinux".to_owned()] {
-        let refused = pair.a.run(&["run", "--detach", "--name", "k", "--memory", "64M", "--kernel", &kernel]);
+        let refused =
+            pair.a.run(&["run", "--detach", "--name", "k", "--memory", "64M", "--kernel", &kernel]);
         refused.complains(Exit::Failed, &["lighter: ", &kernel]);
         nothing_left_behind(&[&pair.a]);
     }
@@ -146,7 +163,11 @@ fn nothing_to_cancel_or_to_resolve_is_said() {
     let pair = Pair::without_nodes();
     Guest::start(&pair.a, &GuestPlan::default());
     pair.a.run(&["cancel", "web-1"]).complains(Exit::Failed, &["web-1", "migrat"]);
-    pair.a.run(&["migrate", "web-1", "--resolve", "run"]).complains(Exit::Failed, &["web-1", "doubt"]);
-    pair.a.run(&["migrate", "web-1", "--resolve", "discard"]).complains(Exit::Failed, &["web-1", "doubt"]);
+    pair.a
+        .run(&["migrate", "web-1", "--resolve", "run"])
+        .complains(Exit::Failed, &["web-1", "doubt"]);
+    pair.a
+        .run(&["migrate", "web-1", "--resolve", "discard"])
+        .complains(Exit::Failed, &["web-1", "doubt"]);
     await_life(&pair.a.guest("web-1"));
 }

@@ -45,7 +45,10 @@ fn goes_on(image: &Image) {
     let (after, offset_after_ms) = witness.testify();
     after.follows(&last);
     let drift_ms = offset_after_ms - offset_ms;
-    assert!(drift_ms.abs() < witness::CLOCK_ERROR_MS, "its clock is off by {drift_ms} ms more than before: {after:?}");
+    assert!(
+        drift_ms.abs() < witness::CLOCK_ERROR_MS,
+        "its clock is off by {drift_ms} ms more than before: {after:?}"
+    );
     witness.has_checked_all_since(&after);
     nothing_left_behind(&pair.hosts());
 }

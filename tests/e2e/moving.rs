@@ -24,8 +24,12 @@ fn a_busy_guest_moves_there_and_back() {
 /// The report has sent all memory, in rounds, with a downtime, and its parts fit together.
 fn accounts_for_the_guest(report: &Value, memory_bytes: u64) {
     assert_eq!(report["memory_bytes"], memory_bytes, "{report:#}");
-    let pages = ["zero_pages", "raw_pages", "lz4_pages"].map(|kind| report["transfer"][kind].as_u64().expect(kind));
-    assert!(pages.iter().sum::<u64>() >= memory_bytes / 4096, "every page at least once: {report:#}");
+    let pages = ["zero_pages", "raw_pages", "lz4_pages"]
+        .map(|kind| report["transfer"][kind].as_u64().expect(kind));
+    assert!(
+        pages.iter().sum::<u64>() >= memory_bytes / 4096,
+        "every page at least once: {report:#}"
+    );
     assert!(report["transfer"]["wire_bytes"].as_u64() > Some(0), "{report:#}");
     let rounds = report["rounds"].as_array().expect("rounds");
     assert_eq!(Some(rounds.len() as u64), report["rounds_total"].as_u64(), "{report:#}");
@@ -46,7 +50,8 @@ fn twenty_migrations_in_a_row_with_two_vcpus() {
 
 fn twenty_in_a_row(cpus: u8) {
     let pair = Pair::new();
-    let plan = GuestPlan { cpus, memory: "32M".to_owned(), dirty_rate: 2000, ..GuestPlan::default() };
+    let plan =
+        GuestPlan { cpus, memory: "32M".to_owned(), dirty_rate: 2000, ..GuestPlan::default() };
     Guest::start(&pair.a, &plan);
     let ways = [(&pair.a, &pair.b), (&pair.b, &pair.a)];
     for (from, to) in ways.iter().cycle().take(20) {
@@ -61,7 +66,8 @@ fn a_paused_guest_arrives_paused_and_goes_on_there() {
     let pair = Pair::new();
     let plan = GuestPlan::default();
     Guest::start(&pair.a, &plan);
-    let witness = Guest::start(&pair.a, &GuestPlan { name: "witness".to_owned(), ..GuestPlan::default() });
+    let witness =
+        Guest::start(&pair.a, &GuestPlan { name: "witness".to_owned(), ..GuestPlan::default() });
     pair.a.run(&["pause", &plan.name]).ok();
     let ticks = pair.a.guest(&plan.name).ticks();
 
@@ -80,9 +86,13 @@ fn several_guests_move_at_the_same_time() {
     let pair = Pair::new();
     let names = ["one", "two", "three"];
     for name in names {
-        Guest::start(&pair.a, &GuestPlan { name: name.to_owned(), memory: "32M".to_owned(), ..GuestPlan::default() });
+        Guest::start(
+            &pair.a,
+            &GuestPlan { name: name.to_owned(), memory: "32M".to_owned(), ..GuestPlan::default() },
+        );
     }
-    let under_way: Vec<Migration> = names.map(|name| Migration::start(&pair.a, name, &pair.b, &[])).into();
+    let under_way: Vec<Migration> =
+        names.map(|name| Migration::start(&pair.a, name, &pair.b, &[])).into();
     for migration in under_way {
         migration.finish().ok();
     }
@@ -96,7 +106,12 @@ fn a_guest_moves_with_each_way_to_send_its_pages() {
     let pair = Pair::new();
     let plan = GuestPlan::default();
     Guest::start(&pair.a, &plan);
-    let ways = [["--compress", "off"], ["--compress", "lz4"], ["--connections", "1"], ["--connections", "4"]];
+    let ways = [
+        ["--compress", "off"],
+        ["--compress", "lz4"],
+        ["--connections", "1"],
+        ["--connections", "4"],
+    ];
     let mut hosts: [&Host; 2] = pair.hosts();
     for way in ways {
         let report = Migration::start(hosts[0], &plan.name, hosts[1], &way).finish().ok();
@@ -117,7 +132,8 @@ fn a_bandwidth_limit_is_kept() {
     let pair = Pair::new();
     let plan = GuestPlan { dirty_rate: 100, ..GuestPlan::default() };
     Guest::start(&pair.a, &plan);
-    let report = Migration::start(&pair.a, &plan.name, &pair.b, &["--bandwidth", "20MB/s"]).finish().ok();
+    let report =
+        Migration::start(&pair.a, &plan.name, &pair.b, &["--bandwidth", "20MB/s"]).finish().ok();
     let sent = report["transfer"]["wire_bytes"].as_f64().expect("bytes");
     let rate = sent / report["total_seconds"].as_f64().expect("seconds");
     assert!(rate < 22e6, "sent {rate} bytes/s: {report:#}");

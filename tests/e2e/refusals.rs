@@ -16,7 +16,8 @@ fn stays(pair: &Pair, name: &str) {
 fn a_host_with_a_certificate_of_another_authority_gets_no_guest() {
     let (mut pair, stranger) = (Pair::without_nodes(), Pair::without_nodes());
     for file in ["ca.pem", "host.pem", "host.key"] {
-        std::fs::copy(stranger.b.certs().join(file), pair.b.certs().join(file)).expect("a certificate");
+        std::fs::copy(stranger.b.certs().join(file), pair.b.certs().join(file))
+            .expect("a certificate");
     }
     pair.b.start_node(&NodePlan::default());
     let guest = Guest::start(&pair.a, &GuestPlan::default());
@@ -30,7 +31,8 @@ fn a_host_with_a_certificate_of_another_authority_cannot_send_a_guest() {
     pair.b.start_node(&NodePlan::default());
     // It trusts the right authority, so that only the destination can notice.
     for file in ["host.pem", "host.key"] {
-        std::fs::copy(stranger.a.certs().join(file), pair.a.certs().join(file)).expect("a certificate");
+        std::fs::copy(stranger.a.certs().join(file), pair.a.certs().join(file))
+            .expect("a certificate");
     }
     let guest = Guest::start(&pair.a, &GuestPlan::default());
     Migration::run(&pair.a, guest.name(), &pair.b).stayed(&["certificate"]);
@@ -78,7 +80,10 @@ fn a_host_under_another_name_than_its_certificates_gets_no_guest() {
 
 #[test]
 fn a_destination_without_enough_memory_refuses_with_figures_and_a_way_out() {
-    let full = NodePlan { arguments: vec!["--reserve-memory".into(), "100T".into()], ..NodePlan::default() };
+    let full = NodePlan {
+        arguments: vec!["--reserve-memory".into(), "100T".into()],
+        ..NodePlan::default()
+    };
     let pair = Pair::with_nodes(&NodePlan::default(), &full);
     let guest = Guest::start(&pair.a, &GuestPlan::default());
     let words = ["not enough memory", "64 MiB", "--reserve-memory"];
@@ -116,7 +121,8 @@ fn a_host_where_no_node_listens_is_named() {
     pair.b.kill_node();
     let outcome = Migration::to_address(&pair.a, guest.name(), &address, &[]).finish();
     outcome.stayed(&[&address, "lighter node"]);
-    let nowhere = Migration::to_address(&pair.a, guest.name(), "no-such-host.invalid", &[]).finish();
+    let nowhere =
+        Migration::to_address(&pair.a, guest.name(), "no-such-host.invalid", &[]).finish();
     nowhere.done.complains(Exit::Failed, &["no-such-host.invalid"]);
     stays(&pair, guest.name());
 }
@@ -128,9 +134,16 @@ fn a_guest_on_its_way_is_not_migrated_again_nor_touched() {
     let first = Migration::start(&pair.a, guest.name(), &pair.b, &CRAWL);
     first.await_phase("precopy");
 
-    Migration::run(&pair.a, guest.name(), &pair.b).done.complains(Exit::Failed, &["web-1", "being migrated"]);
+    Migration::run(&pair.a, guest.name(), &pair.b)
+        .done
+        .complains(Exit::Failed, &["web-1", "being migrated"]);
     let file = pair.folder().join("saved").display().to_string();
-    for verb in [&["pause", "web-1"][..], &["resume", "web-1"], &["stop", "web-1"], &["save", "web-1", &file]] {
+    for verb in [
+        &["pause", "web-1"][..],
+        &["resume", "web-1"],
+        &["stop", "web-1"],
+        &["save", "web-1", &file],
+    ] {
         pair.a.run(verb).complains(Exit::Failed, &["web-1", "migrat", "lighter cancel"]);
     }
     assert_eq!(guest.state().as_deref(), Some("migrating"));

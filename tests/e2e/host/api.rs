@@ -27,7 +27,12 @@ impl Answer {
 ///
 /// # Errors
 /// Nobody listens, or the answer is no HTTP with JSON in it.
-pub(crate) fn ask(socket: &Path, method: &str, path: &str, body: Option<&Value>) -> io::Result<Answer> {
+pub(crate) fn ask(
+    socket: &Path,
+    method: &str,
+    path: &str,
+    body: Option<&Value>,
+) -> io::Result<Answer> {
     let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(Duration::from_secs(30)))?;
     let body = body.map(Value::to_string).unwrap_or_default();

@@ -35,7 +35,11 @@ pub(crate) fn exactly_one_copy_runs(hosts: &[&Host], name: &str, here: &Host) ->
     let after: Vec<Option<u64>> = others.iter().map(Guest::ticks).collect();
     for ((other, before), after) in others.iter().zip(before).zip(after) {
         assert!(after.is_none() || before == after, "a second copy runs: {other:?}");
-        assert_ne!(other.state().as_deref(), Some("running"), "a second copy claims to run: {other:?}");
+        assert_ne!(
+            other.state().as_deref(),
+            Some("running"),
+            "a second copy claims to run: {other:?}"
+        );
     }
     guest
 }
@@ -57,7 +61,8 @@ pub(crate) fn no_copy_runs(hosts: &[&Host], name: &str, witness: &Guest) {
 #[track_caller]
 pub(crate) fn guest_is_gone(hosts: &[&Host], name: &str) {
     wait::until(&format!("{name} is gone"), || {
-        let states: Vec<Option<String>> = hosts.iter().map(|host| host.guest(name).state()).collect();
+        let states: Vec<Option<String>> =
+            hosts.iter().map(|host| host.guest(name).state()).collect();
         wait::holds(states.iter().all(Option::is_none), states)
     });
     nothing_left_behind(hosts);
@@ -112,8 +117,11 @@ fn leftovers(host: &Host) -> Vec<String> {
 }
 
 fn stray_processes(host: &Host, listed: &[Value]) -> Vec<String> {
-    let mut known: Vec<Pid> =
-        listed.iter().filter_map(|guest| guest["pid"].as_u64()).map(|pid| Pid(pid as u32)).collect();
+    let mut known: Vec<Pid> = listed
+        .iter()
+        .filter_map(|guest| guest["pid"].as_u64())
+        .map(|pid| Pid(pid as u32))
+        .collect();
     known.extend(host.node_pid());
     let strays = processes_of(host.state_dir()).into_iter().filter(|pid| !known.contains(pid));
     strays.map(|pid| format!("process {}: {}", pid.0, pid.command_line())).collect()
@@ -125,7 +133,9 @@ fn belongs(file: &str, guests: &BTreeSet<&str>) -> bool {
     match parts.as_slice() {
         ["node.sock" | "node.json" | "node.lock"] | ["certs", _] => true,
         ["migrations", record] => record.ends_with(".json"),
-        ["guests", name, "lock" | "guest.json" | "api.sock" | "console.log" | "lighter.log"] => guests.contains(name),
+        ["guests", name, "lock" | "guest.json" | "api.sock" | "console.log" | "lighter.log"] => {
+            guests.contains(name)
+        }
         _ => false,
     }
 }
@@ -148,7 +158,10 @@ fn walk(root: &Path, folder: &Path, into: &mut Vec<String>) {
 fn unsettled_records(host: &Host) -> Vec<String> {
     let records = host.records();
     let open = records.iter().filter(|record| {
-        !matches!(record["side"]["state"].as_str(), Some("done" | "aborted" | "running" | "discarded"))
+        !matches!(
+            record["side"]["state"].as_str(),
+            Some("done" | "aborted" | "running" | "discarded")
+        )
     });
     open.map(|record| format!("unsettled record: {record}")).collect()
 }

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::process::Pid;
 use super::api::{Answer, ask};
+use super::process::Pid;
 use super::program::{in_namespace, lighter, run};
 use super::{Host, wait};
 
@@ -54,10 +54,21 @@ impl Guest {
     pub(crate) fn start(host: &Host, plan: &GuestPlan) -> Self {
         let (cpus, rate) = (plan.cpus.to_string(), plan.dirty_rate.to_string());
         let arguments = [
-            "run", "--detach", "--name", &plan.name, "--memory", &plan.memory, "--cpus", &cpus,
-            "--dirty-rate", &rate, "--working-set", &plan.working_set,
+            "run",
+            "--detach",
+            "--name",
+            &plan.name,
+            "--memory",
+            &plan.memory,
+            "--cpus",
+            &cpus,
+            "--dirty-rate",
+            &rate,
+            "--working-set",
+            &plan.working_set,
         ];
-        let mut command = in_namespace(lighter(host.state_dir(), &arguments), plan.namespace.as_deref());
+        let mut command =
+            in_namespace(lighter(host.state_dir(), &arguments), plan.namespace.as_deref());
         command.envs(plan.environment.iter().cloned());
         run(command).ok();
         let guest = Self::at(host.state_dir(), &plan.name);
@@ -91,7 +102,8 @@ impl Guest {
     /// A request that is answered.
     #[track_caller]
     pub(crate) fn request(&self, method: &str, path: &str, body: Option<&Value>) -> Answer {
-        ask(&self.socket(), method, path, body).unwrap_or_else(|error| panic!("{}: {method} {path}: {error}", self.name))
+        ask(&self.socket(), method, path, body)
+            .unwrap_or_else(|error| panic!("{}: {method} {path}: {error}", self.name))
     }
 
     /// How it stands, as it says; absent when nobody answers.
@@ -141,7 +153,11 @@ impl Guest {
     #[track_caller]
     pub(crate) fn verify(&self) -> Value {
         let asked = self.request("PUT", "/v1/guest/workload", Some(&json!({ "verify": true })));
-        let epoch = asked.success().expect("the workload can be steered")["verified_epoch"].as_u64().expect("an epoch");
-        self.await_workload("all memory is checked", |workload| workload["verified_epoch"].as_u64() >= Some(epoch))
+        let epoch = asked.success().expect("the workload can be steered")["verified_epoch"]
+            .as_u64()
+            .expect("an epoch");
+        self.await_workload("all memory is checked", |workload| {
+            workload["verified_epoch"].as_u64() >= Some(epoch)
+        })
     }
 }

@@ -73,7 +73,9 @@ impl Outcome {
     /// there is one.
     #[track_caller]
     pub(crate) fn stayed(self, words: &[&str]) -> Done {
-        self.done.complains(Exit::Failed, &["lighter: ", "the guest goes on here"]).complains(Exit::Failed, words)
+        self.done
+            .complains(Exit::Failed, &["lighter: ", "the guest goes on here"])
+            .complains(Exit::Failed, words)
     }
 
     /// It was called off.

@@ -16,6 +16,7 @@ pub(crate) struct Host {
     state_dir: PathBuf,
     log: PathBuf,
     node: Option<Node>,
+    last_address: String,
 }
 
 impl Host {
@@ -37,12 +38,19 @@ impl Host {
     /// Starts its node.
     pub(crate) fn start_node(&mut self, plan: &NodePlan) {
         assert!(self.node.is_none(), "one node for each host");
-        self.node = Some(Node::start(&self.state_dir, &self.log, plan));
+        let node = Node::start(&self.state_dir, &self.log, plan);
+        node.address().clone_into(&mut self.last_address);
+        self.node = Some(node);
     }
 
     /// Its live node.
     pub(crate) fn node(&self) -> &Node {
         self.node.as_ref().expect("this host's node was started")
+    }
+
+    /// The address of its node, or of the one that it had last.
+    pub(crate) fn last_address(&self) -> &str {
+        &self.last_address
     }
 
     /// Its node's process, while there is one.
@@ -52,7 +60,8 @@ impl Host {
 
     /// The records of its migrations.
     pub(crate) fn records(&self) -> Vec<Value> {
-        let entries = std::fs::read_dir(self.state_dir.join("migrations")).into_iter().flatten().flatten();
+        let entries =
+            std::fs::read_dir(self.state_dir.join("migrations")).into_iter().flatten().flatten();
         entries.filter_map(|entry| serde_json::from_str(&read(&entry.path())).ok()).collect()
     }
 
@@ -61,9 +70,11 @@ impl Host {
         drop(self.node.take());
     }
 
-    /// What its node has logged, all lives together.
-    pub(crate) fn node_log(&self) -> String {
-        read(&self.log)
+    /// What its nodes and its live guests have logged.
+    pub(crate) fn logs(&self) -> String {
+        let guests =
+            std::fs::read_dir(self.state_dir.join("guests")).into_iter().flatten().flatten();
+        guests.fold(read(&self.log), |logs, guest| logs + &read(&guest.path().join("lighter.log")))
     }
 
     /// The guests on this host, as `lighter ls --json` lists them.
@@ -79,14 +90,18 @@ impl Host {
 
     /// All that its processes left to read, for the report of a test that failed.
     fn testimony(&self) -> String {
-        let mut text = format!("--- node of {}\n{}", self.state_dir.display(), self.node_log());
-        for guest in std::fs::read_dir(self.state_dir.join("guests")).into_iter().flatten().flatten() {
+        let mut text = format!("--- node of {}\n{}", self.state_dir.display(), read(&self.log));
+        for guest in
+            std::fs::read_dir(self.state_dir.join("guests")).into_iter().flatten().flatten()
+        {
             for file in ["guest.json", "lighter.log"] {
                 let path = guest.path().join(file);
                 text += &format!("--- {}\n{}\n", path.display(), read(&path));
             }
         }
-        for record in std::fs::read_dir(self.state_dir.join("migrations")).into_iter().flatten().flatten() {
+        for record in
+            std::fs::read_dir(self.state_dir.join("migrations")).into_iter().flatten().flatten()
+        {
             text += &format!("--- {}\n{}\n", record.path().display(), read(&record.path()));
         }
         text
@@ -130,6 +145,7 @@ impl Pair {
             state_dir: folder.path().join(name),
             log: folder.path().join(format!("node-{name}.log")),
             node: None,
+            last_address: String::new(),
         };
         let pair = Self { a: host("a"), b: host("b"), folder };
         pair.a.run(&["certs", "init", names_a[0], names_a[1]]).ok();

@@ -66,7 +66,8 @@ impl Done {
     #[track_caller]
     pub(crate) fn json(&self) -> Value {
         let parsed = serde_json::from_str(&self.stdout);
-        parsed.unwrap_or_else(|error| panic!("stdout is not one JSON document ({error}): {self:#?}"))
+        parsed
+            .unwrap_or_else(|error| panic!("stdout is not one JSON document ({error}): {self:#?}"))
     }
 
     /// It failed with `exit`, and the complaint holds every one of `words`, like a message should: one line that starts
@@ -124,7 +125,8 @@ impl Running {
         let (stdout, stderr) = (scratch(), scratch());
         command.stdout(stdout.try_clone().expect("a descriptor"));
         command.stderr(stderr.try_clone().expect("a descriptor"));
-        let child = command.spawn().unwrap_or_else(|error| panic!("{what} does not start: {error}"));
+        let child =
+            command.spawn().unwrap_or_else(|error| panic!("{what} does not start: {error}"));
         Self { child, stdout, stderr, what }
     }
 

@@ -35,7 +35,12 @@ struct Recipe {
 impl Image {
     /// One vCPU, which halts between two turns of the check program, a hundred times a second.
     pub(super) fn halting() -> Self {
-        Self::of(&Recipe { name: "halting", cpus: 1, options: "check.halt=1 check.rate=1000", mib: 8 })
+        Self::of(&Recipe {
+            name: "halting",
+            cpus: 1,
+            options: "check.halt=1 check.rate=1000",
+            mib: 8,
+        })
     }
 
     /// Two vCPUs, one of them never idle.
@@ -56,7 +61,8 @@ impl Image {
     fn of(recipe: &Recipe) -> Self {
         let _making = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
         let [kernel, initrd] = ["kernel.sh", "initramfs.sh"].map(script);
-        let cmdline = fs::read_to_string(guest_folder().join("cmdline")).expect("the kernel's command line");
+        let cmdline =
+            fs::read_to_string(guest_folder().join("cmdline")).expect("the kernel's command line");
         let cmdline = format!(
             "console=ttyS0 quiet {} mem=80M check.mib={} {}",
             cmdline.trim(),
@@ -64,7 +70,11 @@ impl Image {
             recipe.options
         );
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("linux-guest");
-        let file = folder.join(format!("{}-{:016x}", recipe.name, digest(recipe, &cmdline, &[&kernel, &initrd])));
+        let file = folder.join(format!(
+            "{}-{:016x}",
+            recipe.name,
+            digest(recipe, &cmdline, &[&kernel, &initrd])
+        ));
         if !file.exists() {
             fs::create_dir_all(&folder).expect("a folder");
             forget_older(&folder, recipe.name);
@@ -78,12 +88,26 @@ fn boot_and_save(recipe: &Recipe, [kernel, initrd, cmdline]: &[&str; 3], file: &
     let pair = Pair::without_nodes();
     let cpus = recipe.cpus.to_string();
     let arguments = [
-        "run", "--detach", "--name", "linux", "--memory", "128M", "--cpus", &cpus, "--kernel", kernel,
-        "--initrd", initrd, "--cmdline", cmdline,
+        "run",
+        "--detach",
+        "--name",
+        "linux",
+        "--memory",
+        "128M",
+        "--cpus",
+        &cpus,
+        "--kernel",
+        kernel,
+        "--initrd",
+        initrd,
+        "--cmdline",
+        cmdline,
     ];
     pair.a.run(&arguments).ok();
     let witness = Witness::of(&pair.a, "linux", recipe.mib * 256);
-    wait::within(BOOT_PATIENCE, "linux boots and checks itself", || witness.last_line().ok_or_else(|| witness.console()));
+    wait::within(BOOT_PATIENCE, "linux boots and checks itself", || {
+        witness.last_line().ok_or_else(|| witness.console())
+    });
     pair.a.run(&["save", "linux", &file.display().to_string()]).ok();
 }
 
@@ -94,7 +118,10 @@ fn guest_folder() -> PathBuf {
 /// Runs a script of the guest's folder, which prints the path of what it made or found.
 fn script(name: &str) -> String {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("the target folder");
-    let output = Command::new(guest_folder().join(name)).env("CARGO_TARGET_DIR", target).output().expect("a script");
+    let output = Command::new(guest_folder().join(name))
+        .env("CARGO_TARGET_DIR", target)
+        .output()
+        .expect("a script");
     assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).expect("a path").trim().to_owned()
 }

@@ -45,7 +45,10 @@ impl Line {
     #[track_caller]
     pub(super) fn follows(&self, earlier: &Self) {
         for name in ["tick", "mono_ms", "real_ms", "timers", "written"] {
-            assert!(self.get(name) >= earlier.get(name), "{name} went back: {earlier:?} then {self:?}");
+            assert!(
+                self.get(name) >= earlier.get(name),
+                "{name} went back: {earlier:?} then {self:?}"
+            );
         }
         let passed = |name: &str| self.get(name) - earlier.get(name);
         let apart = passed("mono_ms") - passed("real_ms");

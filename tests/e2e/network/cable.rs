@@ -30,12 +30,16 @@ impl Cable {
             return None;
         }
         let id = uuid::Uuid::new_v4().simple().to_string();
-        let cable = Self { namespaces: ["a", "b"].map(|end| format!("lighter-{}-{end}", &id[..8])) };
+        let cable =
+            Self { namespaces: ["a", "b"].map(|end| format!("lighter-{}-{end}", &id[..8])) };
         for namespace in &cable.namespaces {
             ip(&["netns", "add", namespace]);
         }
         let [a, b] = &cable.namespaces;
-        ip(&["link", "add", INTERFACE, "netns", a, "type", "veth", "peer", "name", INTERFACE, "netns", b]);
+        ip(&[
+            "link", "add", INTERFACE, "netns", a, "type", "veth", "peer", "name", INTERFACE,
+            "netns", b,
+        ]);
         for (namespace, address) in cable.namespaces.iter().zip(ADDRESSES) {
             ip(&["-n", namespace, "address", "add", &format!("{address}/24"), "dev", INTERFACE]);
             ip(&["-n", namespace, "link", "set", "lo", "up"]);
@@ -92,5 +96,8 @@ impl Drop for Cable {
 fn ip(arguments: &[&str]) {
     let output = Command::new("ip").args(arguments).output().expect("ip(8) is installed");
     let complaint = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "ip {arguments:?}: {complaint}; these tests need root, or {SKIP}=1");
+    assert!(
+        output.status.success(),
+        "ip {arguments:?}: {complaint}; these tests need root, or {SKIP}=1"
+    );
 }

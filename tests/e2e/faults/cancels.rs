@@ -1,0 +1,28 @@
+//! `lighter cancel` in each phase, and then a migration that succeeds.
+
+use super::phase::{Owner, Phase};
+use super::scene::{GUEST, Scene};
+use crate::host::Exit;
+
+in_each_phase!(cancelled: connect prepare precopy switchover ready commit resume);
+
+/// Until the guest is handed over the migration is called off and the guest goes on here; afterwards that is refused, and the
+/// migration is completed.
+fn cancelled(phase: &Phase) {
+    let mut scene = Scene::held_in(phase);
+    let cancel = scene.pair.a.run(&["cancel", GUEST]);
+    let outcome = scene.take_migration().finish();
+    match phase.owner {
+        Owner::Source => {
+            cancel.ok();
+            outcome.cancelled();
+            scene.runs_only_on(&scene.pair.a);
+            scene.another_migration_succeeds();
+        }
+        Owner::Destination => {
+            cancel.complains(Exit::Failed, &["cannot cancel", GUEST, "completed"]);
+            outcome.ok();
+            scene.runs_only_on(&scene.pair.b);
+        }
+    }
+}

@@ -1,0 +1,24 @@
+//! The connection breaks in each phase, between two processes that live on.
+
+use super::phase::{Owner, Phase};
+use super::scene::Scene;
+
+in_each_phase!(connection_cut: connect prepare precopy switchover ready commit resume);
+
+/// Before the decision, the guest goes on at the source; afterwards the source comes back and the migration is completed.
+fn connection_cut(phase: &Phase) {
+    let mut scene = Scene::with_failpoint(phase.side, &format!("{}:cut", phase.cut));
+    scene.migrate();
+    let outcome = scene.take_migration().finish();
+    match phase.owner {
+        Owner::Source => {
+            outcome.stayed(&["connection", phase.name]);
+            scene.runs_only_on(&scene.pair.a);
+            scene.another_migration_succeeds();
+        }
+        Owner::Destination => {
+            outcome.ok();
+            scene.runs_only_on(&scene.pair.b);
+        }
+    }
+}

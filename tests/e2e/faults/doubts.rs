@@ -1,0 +1,102 @@
+//! In doubt: the guest runs nowhere, the way out is printed, and the operator takes it, or the hosts find each other again.
+
+use super::phase;
+use super::scene::{GUEST, Scene};
+use crate::host::checks::{exactly_one_copy_runs, guest_is_gone, memory_is_intact, no_copy_runs};
+use crate::host::{Guest, GuestPlan, NodePlan};
+
+/// Destination ready, source host gone for good: its guest, its node, all.
+fn source_host_gone() -> Scene {
+    let mut scene = Scene::held_in(&phase::ready());
+    scene.pair.a.kill_node();
+    scene.source().kill();
+    drop(scene.take_migration());
+    scene.pair.b.guest(GUEST).await_state("in-doubt");
+    scene
+}
+
+/// Source committed, destination host gone for good, before the guest ran there.
+fn destination_host_gone() -> Scene {
+    let mut scene = Scene::held_in(&phase::commit());
+    let destination = scene.destination();
+    scene.pair.b.kill_node();
+    destination.kill();
+    scene.take_migration().finish().in_doubt();
+    scene.pair.a.guest(GUEST).await_state("in-doubt");
+    scene
+}
+
+/// A guest beside it, whose life shows that the others do not.
+fn witness(scene: &Scene) -> Guest {
+    Guest::start(&scene.pair.a, &GuestPlan { name: "witness".to_owned(), ..GuestPlan::default() })
+}
+
+fn says_the_way_out(text: &str) {
+    for word in ["in doubt", "--resolve run", "--resolve discard"] {
+        assert!(text.contains(word), "no `{word}` in {text}");
+    }
+}
+
+#[test]
+fn a_ready_destination_never_starts_on_its_own_and_runs_when_it_is_told_to() {
+    let scene = source_host_gone();
+    no_copy_runs(&scene.pair.hosts(), GUEST, &witness(&scene));
+    says_the_way_out(&scene.pair.b.run(&["show", GUEST]).ok().stdout);
+
+    scene.pair.b.run(&["migrate", GUEST, "--resolve", "run"]).ok();
+    let guest = exactly_one_copy_runs(&scene.pair.hosts(), GUEST, &scene.pair.b);
+    memory_is_intact(&guest);
+}
+
+#[test]
+fn a_ready_destination_is_discarded_when_it_is_told_to() {
+    let scene = source_host_gone();
+    scene.pair.b.run(&["migrate", GUEST, "--resolve", "discard"]).ok();
+    let (copy, list) = (scene.pair.b.guest(GUEST), || scene.pair.b.list());
+    crate::host::wait::until("the copy is gone", || {
+        crate::host::wait::holds(copy.state().is_none() && list().is_empty(), list())
+    });
+}
+
+#[test]
+fn a_source_in_doubt_stands_still_and_runs_when_it_is_told_to() {
+    let scene = destination_host_gone();
+    no_copy_runs(&scene.pair.hosts(), GUEST, &witness(&scene));
+    says_the_way_out(&scene.pair.a.run(&["show", GUEST]).ok().stdout);
+
+    scene.pair.a.run(&["migrate", GUEST, "--resolve", "run"]).ok();
+    let guest = exactly_one_copy_runs(&scene.pair.hosts(), GUEST, &scene.pair.a);
+    memory_is_intact(&guest);
+}
+
+#[test]
+fn a_source_in_doubt_is_discarded_when_it_is_told_to() {
+    let scene = destination_host_gone();
+    scene.pair.a.run(&["migrate", GUEST, "--resolve", "discard"]).ok();
+    guest_is_gone(&[&scene.pair.a], GUEST);
+}
+
+#[test]
+fn a_source_in_doubt_gets_its_guest_back_when_the_destinations_node_returns_and_vouches() {
+    let mut scene = destination_host_gone();
+    let listen = scene.pair.b.last_address().to_owned();
+    scene.pair.b.start_node(&NodePlan { listen: Some(listen), ..NodePlan::default() });
+    scene.runs_only_on(&scene.pair.a);
+}
+
+#[test]
+fn a_guest_in_doubt_is_neither_resumed_nor_migrated() {
+    let mut scene = destination_host_gone();
+    scene.pair.b.start_node(&NodePlan::default());
+    let address = scene.pair.b.node().address().to_owned();
+    for verb in [
+        &["resume", GUEST][..],
+        &["pause", GUEST],
+        &["migrate", GUEST, &address],
+        &["cancel", GUEST],
+    ] {
+        let refused = scene.pair.a.run(verb);
+        refused.complains(crate::host::Exit::Failed, &[GUEST, "doubt"]);
+    }
+    no_copy_runs(&scene.pair.hosts(), GUEST, &witness(&scene));
+}

@@ -1,0 +1,54 @@
+//! A byte is flipped in each kind of frame, as bad memory at either end would do it: it is noticed, named, and harms nothing.
+
+use super::phase::Side;
+use super::scene::Scene;
+
+/// A test for each kind of frame: its name, who sends it, its failpoint.
+macro_rules! flipped {
+    ($check:ident: $($name:ident $side:ident $point:literal)*) => {
+        mod $check {
+            use crate::faults::phase::Side;
+            $(
+                #[test]
+                fn $name() {
+                    super::$check(Side::$side, $point);
+                }
+            )*
+        }
+    };
+}
+
+flipped!(before_the_decision:
+    hello Source "source.send.hello"
+    welcome Destination "destination.send.welcome"
+    description Source "source.send.prepare"
+    prepared Destination "destination.send.prepared"
+    pages Source "source.data.pages"
+    end_of_pages Source "source.data.end"
+    switchover Source "source.send.switchover"
+    state Source "source.send.state"
+    ready Destination "destination.send.ready"
+);
+
+flipped!(after_the_decision:
+    commit Source "source.send.commit"
+    running Destination "destination.send.running"
+    finish Source "source.send.finish"
+);
+
+/// The guest goes on at the source, the message says what was wrong, and the next migration succeeds.
+fn before_the_decision(side: Side, point: &str) {
+    let mut scene = Scene::with_failpoint(side, &format!("{point}:flip"));
+    scene.migrate();
+    scene.take_migration().finish().stayed(&["damaged"]);
+    scene.runs_only_on(&scene.pair.a);
+    scene.another_migration_succeeds();
+}
+
+/// What is decided stays decided: it is said again on a new connection.
+fn after_the_decision(side: Side, point: &str) {
+    let mut scene = Scene::with_failpoint(side, &format!("{point}:flip"));
+    scene.migrate();
+    scene.take_migration().finish().ok();
+    scene.runs_only_on(&scene.pair.b);
+}

@@ -1,0 +1,48 @@
+//! `kill -9` of the destination, the source and the command line in each phase.
+
+use super::phase::{Owner, Phase};
+use super::scene::{GUEST, Scene};
+use crate::host::Exit;
+use crate::host::checks::guest_is_gone;
+
+in_each_phase!(destination_killed: connect prepare precopy switchover ready commit resume);
+in_each_phase!(source_killed: connect prepare precopy switchover ready commit resume);
+in_each_phase!(command_line_killed: connect prepare precopy switchover ready commit resume);
+
+/// As long as its copy has not run, the guest goes on at the source, even when that had decided to give it away: the
+/// destination's node vouches that the copy is gone. A copy that has run is gone as after any crash, and not doubled.
+fn destination_killed(phase: &Phase) {
+    let mut scene = Scene::held_in(phase);
+    scene.destination().kill();
+    let outcome = scene.take_migration().finish();
+    if phase.name == "resume" {
+        outcome.ok();
+        return guest_is_gone(&scene.pair.hosts(), GUEST);
+    }
+    outcome.stayed(&["b", phase.name]);
+    scene.runs_only_on(&scene.pair.a);
+    scene.another_migration_succeeds();
+}
+
+/// Before the decision is on disk the guest is gone with its only holder; afterwards the source's node tells the destination,
+/// which runs it.
+fn source_killed(phase: &Phase) {
+    let mut scene = Scene::held_in(phase);
+    scene.source().kill();
+    let words = [GUEST, "died during the migration", "lighter ls"];
+    scene.take_migration().finish().done.complains(Exit::Failed, &words);
+    match phase.owner {
+        Owner::Source => guest_is_gone(&scene.pair.hosts(), GUEST),
+        Owner::Destination => scene.runs_only_on(&scene.pair.b),
+    }
+}
+
+/// The migration is the guest's process's own: it goes on.
+fn command_line_killed(phase: &Phase) {
+    let mut scene = Scene::stalled_in(phase);
+    let migration = scene.take_migration();
+    migration.pid().kill();
+    assert_eq!(migration.finish().done.exit, Exit::Other);
+    scene.release();
+    scene.runs_only_on(&scene.pair.b);
+}

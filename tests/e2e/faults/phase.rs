@@ -1,0 +1,69 @@
+//! Where each phase is held or cut: at the message that would end it, or the work that fills it.
+
+/// Who reaches a failpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Side {
+    /// The process that the guest leaves.
+    Source,
+    /// The process that takes it in.
+    Destination,
+}
+
+/// Who may run the guest once the connection is lost for good in a phase.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Owner {
+    /// The source: it has not decided otherwise.
+    Source,
+    /// The destination: the source's decision is on disk.
+    Destination,
+}
+
+/// A phase of a migration, and its failpoint.
+#[derive(Debug)]
+pub(super) struct Phase {
+    /// Its name in progress and reports of the source.
+    pub(super) name: &'static str,
+    /// Who is held.
+    pub(super) side: Side,
+    /// Where.
+    pub(super) point: &'static str,
+    /// Where the connection is cut, on the same side.
+    pub(super) cut: &'static str,
+    /// Whose the guest is.
+    pub(super) owner: Owner,
+}
+
+pub(super) fn connect() -> Phase {
+    let point = "source.send.hello";
+    Phase { name: "connect", side: Side::Source, point, cut: point, owner: Owner::Source }
+}
+
+pub(super) fn prepare() -> Phase {
+    let point = "destination.send.prepared";
+    Phase { name: "prepare", side: Side::Destination, point, cut: point, owner: Owner::Source }
+}
+
+pub(super) fn precopy() -> Phase {
+    let (point, cut) = ("source.data.pages", "source.act.sendround");
+    Phase { name: "precopy", side: Side::Source, point, cut, owner: Owner::Source }
+}
+
+pub(super) fn switchover() -> Phase {
+    let point = "source.send.state";
+    Phase { name: "switchover", side: Side::Source, point, cut: point, owner: Owner::Source }
+}
+
+pub(super) fn ready() -> Phase {
+    let point = "destination.send.ready";
+    Phase { name: "ready", side: Side::Destination, point, cut: point, owner: Owner::Source }
+}
+
+pub(super) fn commit() -> Phase {
+    let point = "source.send.commit";
+    Phase { name: "commit", side: Side::Source, point, cut: point, owner: Owner::Destination }
+}
+
+pub(super) fn resume() -> Phase {
+    let point = "destination.send.running";
+    Phase { name: "resume", side: Side::Destination, point, cut: point, owner: Owner::Destination }
+}
