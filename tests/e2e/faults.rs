@@ -22,6 +22,7 @@ mod cancels;
 mod cuts;
 mod doubts;
 mod flips;
+mod hand_over;
 mod kills;
 mod nodes;
 mod phase;

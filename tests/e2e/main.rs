@@ -5,6 +5,8 @@
 //! built with the feature `failpoints`, the matrix of [`faults`] in each phase. One binary, so that all of them share the
 //! machine's time.
 
+#![cfg_attr(not(feature = "failpoints"), expect(dead_code, reason = "the fault matrix uses it"))]
+
 #[cfg(feature = "failpoints")]
 mod faults;
 

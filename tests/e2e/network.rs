@@ -3,7 +3,7 @@
 //! Needs root. Where namespaces cannot be made, set `LIGHTER_TEST_SKIP_NETWORK=1` to leave these tests out; without that they
 //! fail and say so.
 
-mod cable;
+pub(crate) mod cable;
 
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,8 @@ const NOTICED_WITHIN: Duration = Duration::from_secs(10 + 1);
 #[test]
 fn a_cable_pulled_in_precopy_is_noticed_and_the_guest_goes_on() {
     let Some(cable) = Cable::lay() else { return };
-    let pair = cable.pair();
+    let mut pair = cable.hosts();
+    cable.start_nodes(&mut pair, Vec::new());
     let guest =
         Guest::start(&pair.a, &GuestPlan { namespace: cable.end_a(), ..GuestPlan::default() });
     let migration = Migration::start(&pair.a, guest.name(), &pair.b, &["--bandwidth", "2MB/s"]);

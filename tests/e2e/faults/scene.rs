@@ -4,23 +4,56 @@ use std::path::PathBuf;
 
 use super::phase::{Phase, Side};
 use crate::host::checks::one_intact_copy;
-use crate::host::{Guest, GuestPlan, Host, Migration, NodePlan, Pair, Pid, children_of, wait};
+use crate::host::{Guest, GuestPlan, Host, Migration, NodePlan, Pair, Pid, wait};
 
 /// The guest's name.
 pub(super) const GUEST: &str = "web-1";
+
+/// A failpoint that holds a process until the test lets it go on: it makes a file, and waits until that is gone.
+#[derive(Debug)]
+pub(super) struct Stall(PathBuf);
+
+impl Stall {
+    /// A stall of the test that owns `pair`.
+    pub(super) fn new(pair: &Pair) -> Self {
+        Self(pair.folder().join("stall"))
+    }
+
+    /// The environment that stalls `phase`, for the processes of `side`.
+    pub(super) fn environment(&self, phase: &Phase, side: Side) -> Vec<(String, String)> {
+        environment(phase.side, side, &format!("{}:stall={}", phase.point, self.0.display()))
+    }
+
+    /// Waits until a process stands.
+    #[track_caller]
+    pub(super) fn await_reached(&self) {
+        wait::until("the migration stands", || wait::holds(self.0.exists(), &self.0));
+    }
+
+    /// Lets it go on.
+    pub(super) fn release(&self) {
+        std::fs::remove_file(&self.0).expect("a process that stands");
+    }
+}
+
+/// The environment for the processes of `side`: the failpoint, when it is theirs.
+fn environment(of: Side, side: Side, failpoint: &str) -> Vec<(String, String)> {
+    let set = (of == side).then(|| ("LIGHTER_FAILPOINT".to_owned(), failpoint.to_owned()));
+    set.into_iter().collect()
+}
 
 /// A migration of [`GUEST`] from host a to host b.
 #[derive(Debug)]
 pub(super) struct Scene {
     pub(super) pair: Pair,
-    pub(super) migration: Option<Migration>,
-    stall: PathBuf,
+    migration: Option<Migration>,
+    stall: Stall,
 }
 
 impl Scene {
     /// Two hosts and the guest, with a failpoint on one side; no migration yet.
     pub(super) fn with_failpoint(side: Side, failpoint: &str) -> Self {
-        Self::prepare(|_| (side, failpoint.to_owned()))
+        Self::prepare(|_, of| environment(side, of, failpoint))
     }
 
     /// A migration that stands in `phase` for good: what should come next there does not.
@@ -33,35 +66,25 @@ impl Scene {
 
     /// A migration that stands in `phase` until [`Self::release`].
     pub(super) fn stalled_in(phase: &Phase) -> Self {
-        let mut scene =
-            Self::prepare(|stall| (phase.side, format!("{}:stall={stall}", phase.point)));
+        let mut scene = Self::prepare(|stall, of| stall.environment(phase, of));
         scene.migrate();
-        scene.await_failpoint(phase.side, phase.point);
+        scene.stall.await_reached();
         scene
     }
 
     /// Lets a stalled migration go on.
     pub(super) fn release(&self) {
-        std::fs::remove_file(&self.stall).expect("a migration that is stalled");
+        self.stall.release();
     }
 
-    fn prepare(failpoint: impl FnOnce(&str) -> (Side, String)) -> Self {
+    fn prepare(environment: impl Fn(&Stall, Side) -> Vec<(String, String)>) -> Self {
         let mut pair = Pair::without_nodes();
-        let stall = pair.folder().join("stall");
-        let (side, failpoint) = failpoint(&stall.display().to_string());
-        let environment = |of: Side| {
-            let set = of == side;
-            set.then(|| ("LIGHTER_FAILPOINT".to_owned(), failpoint.clone())).into_iter().collect()
-        };
+        let stall = Stall::new(&pair);
+        let destination = environment(&stall, Side::Destination);
         pair.a.start_node(&NodePlan::default());
-        pair.b.start_node(&NodePlan {
-            environment: environment(Side::Destination),
-            ..NodePlan::default()
-        });
-        Guest::start(
-            &pair.a,
-            &GuestPlan { environment: environment(Side::Source), ..GuestPlan::default() },
-        );
+        pair.b.start_node(&NodePlan { environment: destination, ..NodePlan::default() });
+        let source = environment(&stall, Side::Source);
+        Guest::start(&pair.a, &GuestPlan { environment: source, ..GuestPlan::default() });
         Self { pair, migration: None, stall }
     }
 
@@ -97,7 +120,7 @@ impl Scene {
 
     /// The process on host b that takes the guest in.
     pub(super) fn destination(&self) -> Pid {
-        let children = children_of(self.pair.b.node().pid());
+        let children = self.pair.b.node().pid().children();
         assert_eq!(children.len(), 1, "one guest is on its way");
         children[0]
     }

@@ -20,6 +20,4 @@ use node::Node;
 pub(crate) use node::NodePlan;
 pub(crate) use pair::{Host, Pair};
 pub(crate) use process::Pid;
-#[cfg(feature = "failpoints")]
-pub(crate) use process::children_of;
 pub(crate) use program::{Exit, lighter, run};

@@ -35,6 +35,11 @@ impl Pid {
         String::from_utf8_lossy(&line).replace('\0', " ")
     }
 
+    /// Its live children.
+    pub(crate) fn children(self) -> Vec<Self> {
+        all().filter(|pid| pid.parent() == Some(self) && pid.is_alive()).collect()
+    }
+
     fn parent(self) -> Option<Self> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.0)).ok()?;
         let line = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
@@ -53,11 +58,6 @@ impl Pid {
 pub(crate) fn processes_of(state_dir: &Path) -> Vec<Pid> {
     let text = state_dir.as_os_str().as_encoded_bytes();
     all().filter(|pid| pid.mentions(text) && pid.is_alive()).collect()
-}
-
-/// The live children of a process.
-pub(crate) fn children_of(parent: Pid) -> Vec<Pid> {
-    all().filter(|pid| pid.parent() == Some(parent) && pid.is_alive()).collect()
 }
 
 fn all() -> impl Iterator<Item = Pid> {

@@ -15,7 +15,7 @@ const SKIP: &str = "LIGHTER_TEST_SKIP_NETWORK";
 
 /// Two namespaces and what joins them; removed when dropped.
 #[derive(Debug)]
-pub(super) struct Cable {
+pub(crate) struct Cable {
     namespaces: [String; 2],
 }
 
@@ -24,7 +24,7 @@ impl Cable {
     ///
     /// # Panics
     /// When it cannot be laid.
-    pub(super) fn lay() -> Option<Self> {
+    pub(crate) fn lay() -> Option<Self> {
         if std::env::var_os(SKIP).is_some() {
             eprintln!("skipped, because {SKIP} is set");
             return None;
@@ -48,38 +48,35 @@ impl Cable {
         Some(cable)
     }
 
-    /// Two hosts, each with its node in its namespace.
-    pub(super) fn pair(&self) -> Pair {
-        self.pair_with([Vec::new(), Vec::new()])
+    /// Two hosts with certificates for the ends of the cable, without nodes yet.
+    pub(crate) fn hosts(&self) -> Pair {
+        Pair::with_names(["host-a", ADDRESSES[0]], ["host-b", ADDRESSES[1]])
     }
 
-    /// The same with environment for the nodes.
-    pub(super) fn pair_with(&self, environments: [Vec<(String, String)>; 2]) -> Pair {
-        let mut pair = Pair::with_names(["host-a", ADDRESSES[0]], ["host-b", ADDRESSES[1]]);
-        let [for_a, for_b] = environments;
+    /// Starts the hosts' nodes, each in its namespace; host b's with more environment.
+    pub(crate) fn start_nodes(&self, pair: &mut Pair, environment_b: Vec<(String, String)>) {
         let plan = |end: usize, environment| NodePlan {
             namespace: Some(self.namespaces[end].clone()),
             listen: Some(format!("{}:0", ADDRESSES[end])),
             environment,
             ..NodePlan::default()
         };
-        pair.a.start_node(&plan(0, for_a));
-        pair.b.start_node(&plan(1, for_b));
-        pair
+        pair.a.start_node(&plan(0, Vec::new()));
+        pair.b.start_node(&plan(1, environment_b));
     }
 
     /// The namespace of host a.
-    pub(super) fn end_a(&self) -> Option<String> {
+    pub(crate) fn end_a(&self) -> Option<String> {
         Some(self.namespaces[0].clone())
     }
 
     /// Nothing passes any more, in either direction.
-    pub(super) fn pull(&self) {
+    pub(crate) fn pull(&self) {
         ip(&["-n", &self.namespaces[1], "link", "set", INTERFACE, "down"]);
     }
 
     /// All passes again.
-    pub(super) fn put_back(&self) {
+    pub(crate) fn put_back(&self) {
         ip(&["-n", &self.namespaces[1], "link", "set", INTERFACE, "up"]);
     }
 }

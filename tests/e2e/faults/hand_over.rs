@@ -1,0 +1,61 @@
+//! The cable is pulled at the very moment of the hand-over, and put back: two network namespaces, as in [`crate::network`].
+
+use super::phase::{self, Phase, Side};
+use super::scene::{GUEST, Stall};
+use crate::host::checks::{exactly_one_copy_runs, no_copy_runs, one_intact_copy};
+use crate::host::{Guest, GuestPlan, Migration, Pair};
+use crate::network::cable::Cable;
+
+/// A migration between two namespaces that stands in `phase`, with the cable pulled.
+struct Pulled {
+    pair: Pair,
+    cable: Cable,
+    migration: Migration,
+    witness: Guest,
+}
+
+fn pulled_in(phase: &Phase) -> Option<Pulled> {
+    let cable = Cable::lay()?;
+    let mut pair = cable.hosts();
+    let stall = Stall::new(&pair);
+    let environment = |side: Side| stall.environment(phase, side);
+    cable.start_nodes(&mut pair, environment(Side::Destination));
+    let plan = |name: &str, environment| GuestPlan {
+        name: name.to_owned(),
+        namespace: cable.end_a(),
+        environment,
+        ..GuestPlan::default()
+    };
+    let witness = Guest::start(&pair.a, &plan("witness", Vec::new()));
+    Guest::start(&pair.a, &plan(GUEST, environment(Side::Source)));
+    let migration = Migration::start(&pair.a, GUEST, &pair.b, &[]);
+    stall.await_reached();
+    cable.pull();
+    stall.release();
+    Some(Pulled { pair, cable, migration, witness })
+}
+
+#[test]
+fn between_commit_and_running_no_copy_runs_until_the_cable_is_back() {
+    let Some(Pulled { pair, cable, migration, witness }) = pulled_in(&phase::commit()) else {
+        return;
+    };
+    pair.a.guest(GUEST).await_state("in-doubt");
+    pair.b.guest(GUEST).await_state("in-doubt");
+    no_copy_runs(&pair.hosts(), GUEST, &witness);
+
+    cable.put_back();
+    one_intact_copy(&pair.hosts(), GUEST, &pair.b);
+    drop(migration);
+}
+
+#[test]
+fn between_running_and_hearing_of_it_only_the_destination_runs() {
+    let Some(Pulled { pair, cable, migration, .. }) = pulled_in(&phase::resume()) else { return };
+    pair.a.guest(GUEST).await_state("in-doubt");
+    exactly_one_copy_runs(&pair.hosts(), GUEST, &pair.b);
+
+    cable.put_back();
+    one_intact_copy(&pair.hosts(), GUEST, &pair.b);
+    drop(migration);
+}
