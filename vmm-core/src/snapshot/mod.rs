@@ -1,5 +1,93 @@
-//! A guest in a file.
+//! A guest in a file: [`save`] and [`restore`].
+//!
+//! The file holds what a migration sends: the guest's [`crate::VmShape`], its [`crate::VmState`], and
+//! its memory by chunks, of which those that are zero are left out. All numbers are little-endian:
+//!
+//! | what | bytes |
+//! |---|---|
+//! | magic `LIGHTER\n`, format version | 8, 4 |
+//! | length of the shape, the shape | 4, n |
+//! | length of the state, the state | 4, n |
+//! | XXH3-64 of everything so far | 8 |
+//! | for each chunk that is not zero: number, mask of its pages that are not zero, those pages, XXH3-64 of the three | 8, 8, n, 8 |
+//! | end: number 2^64 - 1, number of chunks written, XXH3-64 of the two | 8, 8, 8 |
+//!
+//! A file appears under its name only when it is complete and on disk; a guest is restored only from a
+//! file that is intact to its end.
+
+mod format;
+mod read;
+mod write;
+
+#[cfg(test)]
+mod tests;
+
+use std::path::PathBuf;
+
+pub use read::{read_shape, restore};
+pub use write::{SnapshotReport, save};
 
 /// Failure to save a guest to a file or to restore it.
 #[derive(Debug, thiserror::Error)]
-pub enum SnapshotError {}
+pub enum SnapshotError {
+    /// The file could not be written.
+    #[error("cannot save the guest to {}: {source}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// The disk is full.
+    #[error(
+        "cannot save the guest to {}: no space left after {written} bytes; up to {} MiB may be needed",
+        path.display(), needed >> 20
+    )]
+    DiskFull {
+        /// The file.
+        path: PathBuf,
+        /// Bytes that had been written.
+        written: u64,
+        /// The largest that the file can become, in bytes.
+        needed: u64,
+    },
+    /// The file could not be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// The file is not one that [`save`] has written.
+    #[error("{} is not a saved guest", path.display())]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file was written in a format that this version does not know.
+    #[error(
+        "{} has snapshot format {found}, this program knows {}; use the version of lighter that wrote it",
+        path.display(), format::VERSION
+    )]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// The format found.
+        found: u32,
+    },
+    /// The file ends too early.
+    #[error("{} is cut off: it was not copied or written completely", path.display())]
+    Truncated {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The content is not what was written.
+    #[error("{} is damaged: {what}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What does not fit.
+        what: String,
+    },
+}

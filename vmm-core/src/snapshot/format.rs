@@ -1,0 +1,10 @@
+//! Numbers of the file format, shared by writer and reader.
+
+/// First bytes of a file. The line feed shows a transfer in text mode.
+pub(super) const MAGIC: [u8; 8] = *b"LIGHTER\n";
+/// Version of the format.
+pub(super) const VERSION: u32 = 1;
+/// Longest shape or state, in bytes.
+pub(super) const SECTION_BYTES_MAX: u32 = crate::codec::ENCODED_BYTES_MAX as u32;
+/// In place of a chunk's number: the end.
+pub(super) const END: u64 = u64::MAX;

@@ -1,0 +1,170 @@
+//! Restoring.
+
+use std::fs::File;
+use std::io::{BufReader, ErrorKind, Read, Write};
+use std::path::Path;
+
+use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+
+use super::SnapshotError;
+use super::format::{END, MAGIC, SECTION_BYTES_MAX, VERSION};
+use crate::error::Result;
+use crate::memory::{CHUNK_BYTES, PAGE_BYTES};
+use crate::{GuestRam, Vm, VmShape, VmState};
+
+/// Creates a paused VM from a file that [`super::save`] has written. Its serial output goes to
+/// `console`, as in [`Vm::create`].
+///
+/// # Errors
+/// [`SnapshotError`] when the file is not intact to its end; what [`Vm::create`] and
+/// [`Vm::load_state`] find.
+pub fn restore(path: &Path, console: Box<dyn Write + Send>) -> Result<Vm> {
+    let mut input = Input::open(path)?;
+    let (shape, state) = input.header()?;
+    let vm = Vm::create(&VmShape::from_bytes(&shape)?, console)?;
+    input.memory(vm.ram())?;
+    vm.load_state(&VmState::from_bytes(&state)?)?;
+    Ok(vm)
+}
+
+/// The shape of the guest in the file at `path`, whose memory is not looked at.
+///
+/// # Errors
+/// [`SnapshotError`], [`crate::ShapeError`].
+pub fn read_shape(path: &Path) -> Result<VmShape> {
+    let (shape, _) = Input::open(path)?.header()?;
+    VmShape::from_bytes(&shape)
+}
+
+/// A file being read.
+struct Input<'a> {
+    file: BufReader<File>,
+    path: &'a Path,
+}
+
+impl<'a> Input<'a> {
+    fn open(path: &'a Path) -> Result<Self, SnapshotError> {
+        let file = File::open(path)
+            .map_err(|source| SnapshotError::Read { path: path.to_path_buf(), source })?;
+        Ok(Self { file: BufReader::with_capacity(1 << 20, file), path })
+    }
+
+    fn fill(&mut self, bytes: &mut [u8]) -> Result<(), SnapshotError> {
+        self.file.read_exact(bytes).map_err(|source| match source.kind() {
+            ErrorKind::UnexpectedEof => SnapshotError::Truncated { path: self.path.to_path_buf() },
+            _ => SnapshotError::Read { path: self.path.to_path_buf(), source },
+        })
+    }
+
+    fn word(&mut self) -> Result<u64, SnapshotError> {
+        let mut bytes = [0; 8];
+        self.fill(&mut bytes)?;
+        Ok(u64::from_le_bytes(bytes))
+    }
+
+    fn damaged(&self, what: impl Into<String>) -> SnapshotError {
+        SnapshotError::Damaged { path: self.path.to_path_buf(), what: what.into() }
+    }
+
+    /// The encoded shape and state.
+    fn header(&mut self) -> Result<(Vec<u8>, Vec<u8>), SnapshotError> {
+        let mut start = [0; 12];
+        let foreign = || SnapshotError::Foreign { path: self.path.to_path_buf() };
+        match self.fill(&mut start) {
+            Err(SnapshotError::Truncated { .. }) => return Err(foreign()),
+            result => result?,
+        }
+        let (magic, version) = start.split_at(MAGIC.len());
+        if magic != MAGIC {
+            return Err(foreign());
+        }
+        let found = version.try_into().map_or(0, u32::from_le_bytes);
+        if found != VERSION {
+            return Err(SnapshotError::Version { path: self.path.to_path_buf(), found });
+        }
+        let mut all = start.to_vec();
+        let shape = self.section(&mut all)?;
+        let state = self.section(&mut all)?;
+        if self.word()? != xxh3_64(&all) {
+            return Err(self.damaged("the description of the guest does not match its checksum"));
+        }
+        Ok((shape, state))
+    }
+
+    /// A section with its length; both are added to `all` for the checksum.
+    fn section(&mut self, all: &mut Vec<u8>) -> Result<Vec<u8>, SnapshotError> {
+        let mut len = [0; 4];
+        self.fill(&mut len)?;
+        all.extend(len);
+        let len = u32::from_le_bytes(len);
+        if len > SECTION_BYTES_MAX {
+            return Err(self.damaged(format!("a section of {len} bytes")));
+        }
+        let mut bytes = vec![0; len as usize];
+        self.fill(&mut bytes)?;
+        all.extend(&bytes);
+        Ok(bytes)
+    }
+
+    /// Reads memory into `ram`, which is zero, up to the end of the file.
+    fn memory(&mut self, ram: &GuestRam) -> Result<(), SnapshotError> {
+        let mut buffer = vec![0; CHUNK_BYTES];
+        let mut chunks = 0;
+        let mut next = 0;
+        loop {
+            let (number, mask) = (self.word()?, self.word()?);
+            if number == END {
+                self.check(number, mask, &[])?;
+                return if mask == chunks {
+                    self.end()
+                } else {
+                    Err(self.damaged(format!("{chunks} chunks of memory instead of {mask}")))
+                };
+            }
+            if number < next || number >= ram.chunks() as u64 {
+                return Err(self.damaged(format!("chunk {number} where it cannot be")));
+            }
+            let pages = &mut buffer[..mask.count_ones() as usize * PAGE_BYTES];
+            self.fill(pages)?;
+            self.check(number, mask, pages)?;
+            self.place(ram, number as usize, mask, pages)?;
+            (chunks, next) = (chunks + 1, number + 1);
+        }
+    }
+
+    /// Compares the checksum that comes next.
+    fn check(&mut self, first: u64, second: u64, pages: &[u8]) -> Result<(), SnapshotError> {
+        let mut hash = Xxh3::new();
+        hash.update(&first.to_le_bytes());
+        hash.update(&second.to_le_bytes());
+        hash.update(pages);
+        if self.word()? == hash.digest() {
+            return Ok(());
+        }
+        let what = if first == END { "the end".into() } else { format!("chunk {first}") };
+        Err(self.damaged(format!("{what} does not match its checksum")))
+    }
+
+    fn place(
+        &self,
+        ram: &GuestRam,
+        chunk: usize,
+        mask: u64,
+        pages: &[u8],
+    ) -> Result<(), SnapshotError> {
+        let places = (0..64).filter(|page| mask >> page & 1 == 1);
+        for (page, bytes) in places.zip(pages.chunks_exact(PAGE_BYTES)) {
+            ram.copy_in(chunk, page, bytes).map_err(|error| self.damaged(error.to_string()))?;
+        }
+        Ok(())
+    }
+
+    /// Nothing may follow.
+    fn end(&mut self) -> Result<(), SnapshotError> {
+        match self.file.read(&mut [0]) {
+            Ok(0) => Ok(()),
+            Ok(_) => Err(self.damaged("something follows its end")),
+            Err(source) => Err(SnapshotError::Read { path: self.path.to_path_buf(), source }),
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! Saving to files and restoring, intact and otherwise.
+
+use std::fs;
+use std::io::sink;
+use std::path::Path;
+
+use super::*;
+use crate::testing::*;
+use crate::{Error, RunState, Vm};
+
+/// A guest of 16 MiB that counts, paused, with something above its program.
+fn counting_guest() -> Vm {
+    let vm = vm_with(16, COUNT_IN_MEMORY, &[[DATA, 0], [DATA + 4096, 0]]);
+    vm.ram().write((16 << 20) - 4096, &[0xa5; 4096]).unwrap();
+    vm.resume().unwrap();
+    wait_for_more(&vm, DATA, 1000);
+    vm.pause().unwrap();
+    vm
+}
+
+fn saved_file(folder: &Path) -> Vec<u8> {
+    let path = folder.join("guest");
+    save(&counting_guest(), &path).unwrap();
+    fs::read(path).unwrap()
+}
+
+/// What restoring from `bytes` fails with.
+fn failure(folder: &Path, bytes: &[u8]) -> SnapshotError {
+    let path = folder.join("broken");
+    fs::write(&path, bytes).unwrap();
+    match restore(&path, Box::new(sink())) {
+        Err(Error::Snapshot(error)) => error,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_restored_guest_has_the_same_memory_and_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("guest");
+    let vm = counting_guest();
+    let report = save(&vm, &path).unwrap();
+    assert_eq!(vm.run_state(), RunState::Paused, "the guest that was saved can go on too");
+    assert_eq!(report.file_bytes, fs::metadata(&path).unwrap().len());
+    assert_eq!(report.pages + report.zero_pages, 4096);
+    assert!(report.pages < 50, "zero pages are left out: {report:?}");
+
+    assert_eq!(read_shape(&path).unwrap(), *vm.shape());
+    let restored = restore(&path, Box::new(sink())).unwrap();
+    let (mut left, mut right) = (vec![0; 16 << 20], vec![0; 16 << 20]);
+    vm.ram().read(0, &mut left).unwrap();
+    restored.ram().read(0, &mut right).unwrap();
+    assert!(left == right, "memory differs");
+    let before = word(&restored, DATA);
+    restored.resume().unwrap();
+    wait_for_more(&restored, DATA, before);
+}
+
+#[test]
+fn a_running_guest_is_not_saved_and_leaves_no_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let vm = counting_guest();
+    vm.resume().unwrap();
+    let error = save(&vm, &folder.path().join("guest")).unwrap_err();
+    assert_eq!(error.to_string(), "cannot save: the guest is running");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_failed_save_leaves_the_old_file_and_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let vm = counting_guest();
+    let error = save(&vm, &folder.path().join("missing/guest")).unwrap_err().to_string();
+    assert!(error.contains("missing/guest: No such file or directory"), "{error}");
+    // A folder cannot be replaced by a file: fails at the very end.
+    let occupied = folder.path().join("occupied");
+    fs::create_dir(&occupied).unwrap();
+    assert!(matches!(save(&vm, &occupied), Err(Error::Snapshot(SnapshotError::Write { .. }))));
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn files_of_others_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    for foreign in [&b""[..], b"LIGHTER", b"#!/bin/sh\nexit 1\n", &[0; 4096]] {
+        assert!(matches!(failure(folder.path(), foreign), SnapshotError::Foreign { .. }));
+    }
+    let missing = restore(Path::new("/nowhere/guest"), Box::new(sink())).unwrap_err();
+    assert!(missing.to_string().starts_with("cannot read /nowhere/guest: No such file"));
+    let mut newer = saved_file(folder.path());
+    newer[8] = 2;
+    let error = failure(folder.path(), &newer).to_string();
+    assert!(error.contains("has snapshot format 2, this program knows 1"), "{error}");
+}
+
+#[test]
+fn a_file_cut_off_anywhere_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let good = saved_file(folder.path());
+    for cut in (12..good.len()).step_by(4099).chain(good.len() - 25..good.len()) {
+        let error = failure(folder.path(), &good[..cut]);
+        assert!(matches!(error, SnapshotError::Truncated { .. }), "cut at {cut}: {error}");
+    }
+}
+
+#[test]
+fn a_flipped_byte_anywhere_is_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let good = saved_file(folder.path());
+    for at in (12..good.len()).step_by(2053).chain(good.len() - 24..good.len()) {
+        let mut bytes = good.clone();
+        bytes[at] ^= 0x10;
+        let error = failure(folder.path(), &bytes);
+        let found =
+            matches!(error, SnapshotError::Damaged { .. } | SnapshotError::Truncated { .. });
+        assert!(found, "byte {at}: {error}");
+    }
+    let mut longer = good;
+    longer.push(0);
+    assert!(failure(folder.path(), &longer).to_string().ends_with("something follows its end"));
+}
