@@ -12,6 +12,9 @@
 pub mod convergence;
 pub mod destination;
 pub mod error;
+mod failpoint;
+mod framing;
+pub mod front;
 pub mod guest;
 pub mod limits;
 pub mod memory;
@@ -23,6 +26,7 @@ pub mod quic;
 pub mod record;
 pub mod report;
 pub mod resolve;
+pub mod session;
 pub mod source;
 mod telemetry;
 

@@ -81,10 +81,11 @@ impl Batch {
         self.buffer.bytes.len() - self.filled >= HEADER_BYTES + get_maximum_output_size(CHUNK_BYTES)
     }
 
-    /// The bytes written so far.
-    #[cfg(feature = "failpoints")]
-    pub(crate) fn written_mut(&mut self) -> &mut [u8] {
-        &mut self.buffer.bytes[..self.filled]
+    /// Damages a byte in the middle of what was written, for tests of the other side.
+    pub(crate) fn damage(&mut self) {
+        if let Some(byte) = self.buffer.bytes.get_mut(self.filled / 2) {
+            *byte ^= 0x10;
+        }
     }
 
     /// What is still free.

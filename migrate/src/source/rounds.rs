@@ -53,9 +53,11 @@ impl Source {
             (State::Describing, DestinationMessage::Prepared) => self.on_prepared(),
             (State::Ending { ready }, DestinationMessage::Ready { .. }) => *ready = true,
             (State::AwaitingReady, DestinationMessage::Ready { .. }) => self.decide(),
-            (State::Greeting | State::Describing, DestinationMessage::Refused(refusal)) => {
-                self.abort_told(Failure::Refused(refusal));
-            }
+            // While connecting, the destination's node answers.
+            (
+                State::Connecting | State::Greeting | State::Describing,
+                DestinationMessage::Refused(refusal),
+            ) => self.abort_told(Failure::Refused(refusal)),
             (_, DestinationMessage::Abort(complaint)) => {
                 self.abort_told(Failure::from(&complaint));
             }

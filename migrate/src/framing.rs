@@ -1,0 +1,71 @@
+//! Messages on a QUIC stream: the frame of [`crate::protocol::codec`], then its checksum.
+//!
+//! The checksum is the xxh3-64 of the frame, little-endian. TLS already keeps others from changing a
+//! message; the checksum catches what is damaged at either end before or after encryption.
+
+use quinn::{ReadExactError, RecvStream, SendStream};
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::protocol::CodecError;
+use crate::protocol::codec::{self, HEAD_BYTES, Message};
+
+/// Bytes of the checksum after a frame.
+pub(crate) const CHECKSUM_BYTES: usize = 8;
+/// Bytes that are read at once: what a peer merely announces is not allocated.
+const STEP_BYTES: usize = 256 << 10;
+
+/// Why no message came.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ReadFailure {
+    /// Bytes that are no message.
+    #[error(transparent)]
+    Malformed(#[from] CodecError),
+    /// The stream ended or broke.
+    #[error("{0}")]
+    Lost(String),
+}
+
+/// The bytes of `message` as they go on a stream.
+pub(crate) fn frame<M: Message>(message: &M) -> Result<Vec<u8>, CodecError> {
+    let mut bytes = codec::encode(message)?;
+    let sum = xxh3_64(&bytes);
+    bytes.extend_from_slice(&sum.to_le_bytes());
+    Ok(bytes)
+}
+
+/// Sends one message.
+pub(crate) async fn write<M: Message>(stream: &mut SendStream, message: &M) -> Result<(), String> {
+    let bytes = frame(message).map_err(|error| error.to_string())?;
+    stream.write_chunk(bytes.into()).await.map_err(|error| error.to_string())
+}
+
+/// Reads one message.
+pub(crate) async fn read<M: Message>(stream: &mut RecvStream) -> Result<M, ReadFailure> {
+    let mut first = [0; HEAD_BYTES];
+    fill(stream, &mut first).await?;
+    let head = codec::head::<M>(first)?;
+    let mut frame = first.to_vec();
+    let end = HEAD_BYTES + head.body_bytes();
+    while frame.len() < end {
+        let from = frame.len();
+        frame.resize(end.min(from + STEP_BYTES), 0);
+        fill(stream, &mut frame[from..]).await?;
+    }
+    let mut sum = [0; CHECKSUM_BYTES];
+    fill(stream, &mut sum).await?;
+    if xxh3_64(&frame) != u64::from_le_bytes(sum) {
+        let detail = "it does not match its checksum: the data was damaged on its way".into();
+        return Err(CodecError::Malformed { kind: first[2], detail }.into());
+    }
+    Ok(codec::decode(head, &frame[HEAD_BYTES..])?)
+}
+
+async fn fill(stream: &mut RecvStream, bytes: &mut [u8]) -> Result<(), ReadFailure> {
+    stream.read_exact(bytes).await.map_err(|error| {
+        ReadFailure::Lost(match error {
+            ReadExactError::FinishedEarly(0) => "the stream ended".into(),
+            ReadExactError::FinishedEarly(read) => format!("the stream ended after {read} bytes"),
+            ReadExactError::ReadError(error) => error.to_string(),
+        })
+    })
+}

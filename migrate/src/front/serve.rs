@@ -1,0 +1,95 @@
+//! The node's side.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::{Connection, Endpoint, Incoming};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use crate::framing::{self, ReadFailure};
+use crate::protocol::front::{FrontReply, FrontRequest};
+
+/// Requests answered at once; a peer beyond is turned away and tries again.
+const CONCURRENT_MAX: usize = 32;
+/// Time for a peer to prove itself and say what it wants.
+const REQUEST_TIME: Duration = Duration::from_secs(10);
+/// Time for a peer to take the answer.
+const ANSWER_TIME: Duration = Duration::from_secs(5);
+
+/// Answers requests; implemented by the node.
+pub trait FrontHandler: Send + Sync + 'static {
+    /// Answers `request`, which came from `peer`, a host with a certificate of the fleet.
+    fn answer(
+        &self,
+        request: FrontRequest,
+        peer: SocketAddr,
+    ) -> impl Future<Output = FrontReply> + Send;
+}
+
+/// Answers the requests that come to `endpoint`, until it is closed; what is under way is finished.
+pub async fn serve<H: FrontHandler>(endpoint: Endpoint, handler: Arc<H>) {
+    let places = Arc::new(Semaphore::new(CONCURRENT_MAX));
+    let mut dialogues = JoinSet::new();
+    while let Some(incoming) = endpoint.accept().await {
+        while dialogues.try_join_next().is_some() {}
+        let Ok(place) = places.clone().try_acquire_owned() else {
+            incoming.refuse();
+            continue;
+        };
+        let handler = handler.clone();
+        dialogues.spawn(async move {
+            let peer = incoming.remote_address();
+            if let Err(reason) = dialogue(incoming, peer, &*handler).await {
+                tracing::debug!(%peer, reason, "a request came to nothing");
+            }
+            drop(place);
+        });
+    }
+    while dialogues.join_next().await.is_some() {}
+}
+
+async fn dialogue<H: FrontHandler>(
+    incoming: Incoming,
+    peer: SocketAddr,
+    handler: &H,
+) -> Result<(), String> {
+    let connection = timeout(REQUEST_TIME, incoming)
+        .await
+        .map_err(|_| "the handshake took too long")?
+        .map_err(|error| crate::quic::LinkError::explain(&error, peer, "").to_string())?;
+    let outcome = answer_one(&connection, peer, handler).await;
+    let reason = outcome.as_ref().err().map_or("", String::as_str);
+    connection.close(0_u32.into(), reason.as_bytes());
+    outcome
+}
+
+async fn answer_one<H: FrontHandler>(
+    connection: &Connection,
+    peer: SocketAddr,
+    handler: &H,
+) -> Result<(), String> {
+    let request = timeout(REQUEST_TIME, async {
+        let opened = connection.accept_bi().await;
+        let (send, mut receive) = opened.map_err(|error| ReadFailure::Lost(error.to_string()))?;
+        framing::read::<FrontRequest>(&mut receive).await.map(|request| (send, request))
+    });
+    let (mut send, request) = request
+        .await
+        .map_err(|_| "no request came in time")?
+        .map_err(|failure| failure.to_string())?;
+    let reply = tokio::select! {
+        reply = handler.answer(request, peer) => reply,
+        gone = connection.closed() => return Err(gone.to_string()),
+    };
+    timeout(ANSWER_TIME, async {
+        framing::write(&mut send, &reply).await?;
+        send.finish().map_err(|error| error.to_string())?;
+        // Resolves when all has been acknowledged, or the peer has closed.
+        send.stopped().await.map(drop).or(Ok(()))
+    })
+    .await
+    .map_err(|_| "the answer was not taken in time")?
+}

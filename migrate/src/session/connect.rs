@@ -1,0 +1,150 @@
+//! How a source reaches the process that takes its guest in, first and again.
+
+use std::net::SocketAddr;
+
+use quinn::{Connection, Endpoint, RecvStream, SendStream};
+
+use super::preamble::{Preamble, StreamRole};
+use crate::front::{self, FrontError};
+use crate::guest::{GuestDescription, Refusal};
+use crate::protocol::front::{FrontReply, FrontRequest};
+use crate::protocol::{Decision, DestinationMessage, MigrationId, Token};
+use crate::quic::endpoint::{self, Peer};
+use crate::quic::{LinkError, Tls};
+
+/// Where the destination was found.
+#[derive(Debug, Clone)]
+pub(super) struct Found {
+    pub(super) node: Peer,
+    pub(super) process: SocketAddr,
+    pub(super) token: Token,
+}
+
+/// A standing connection to the process.
+#[derive(Debug)]
+pub(super) struct Contact {
+    pub(super) found: Found,
+    pub(super) connections: Vec<Connection>,
+    pub(super) control: (SendStream, RecvStream),
+    pub(super) endpoints: Vec<Endpoint>,
+}
+
+/// Why there is none.
+#[derive(Debug)]
+pub(super) enum NoContact {
+    Refused(Refusal),
+    Failed(String),
+}
+
+impl From<FrontError> for NoContact {
+    fn from(error: FrontError) -> Self {
+        match error {
+            FrontError::Refused(refusal) => Self::Refused(refusal),
+            other => Self::Failed(other.to_string()),
+        }
+    }
+}
+
+impl From<LinkError> for NoContact {
+    fn from(error: LinkError) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
+/// What the first contact needs.
+pub(super) struct Approach {
+    pub(super) tls: Tls,
+    pub(super) host: String,
+    pub(super) port: u16,
+    pub(super) server_name: Option<String>,
+    pub(super) migration: MigrationId,
+    pub(super) guest: GuestDescription,
+    pub(super) connections: u16,
+}
+
+/// Asks the node to take the guest in and connects to the process that will.
+pub(super) async fn approach(approach: Approach) -> Result<Contact, NoContact> {
+    let Approach { tls, host, port, server_name, migration, guest, connections } = approach;
+    let mut node = Peer::find(&host, port).await?;
+    if let Some(name) = server_name {
+        node.name = name;
+    }
+    let mut endpoints = vec![endpoint::dialer(node.address, &tls)?];
+    let admission = front::admit(&endpoints[0], &node, migration, guest).await?;
+    let peer = node.with_port(admission.port);
+    while endpoints.len() < usize::from(connections) {
+        endpoints.push(endpoint::dialer(node.address, &tls)?);
+    }
+    let mut standing = Vec::new();
+    for endpoint in &endpoints {
+        standing.push(endpoint::connect(endpoint, &peer).await?);
+    }
+    let found = Found { node, process: peer.address, token: admission.token };
+    let control = open_control(&standing[0], &found, migration).await?;
+    Ok(Contact { found, connections: standing, control, endpoints })
+}
+
+/// How an attempt to reach the process again ended.
+#[derive(Debug)]
+pub(super) enum Reached {
+    /// A control stream stands.
+    Process(Connection, (SendStream, RecvStream)),
+    /// The process is gone; its node answers for it.
+    Node(DestinationMessage),
+}
+
+/// Reaches the process again; its node is asked at the same time, and answers if the process is dead.
+pub(super) async fn reach_again(
+    endpoint: Endpoint,
+    found: Found,
+    migration: MigrationId,
+    decision: Decision,
+) -> Result<Reached, String> {
+    let by_process = async {
+        let peer = Peer { address: found.process, name: found.node.name.clone() };
+        let connection = endpoint::connect(&endpoint, &peer).await?;
+        let control = open_control(&connection, &found, migration).await?;
+        Ok::<_, LinkError>(Reached::Process(connection, control))
+    };
+    let by_node = async {
+        let token = found.token;
+        let request = FrontRequest::Resolve { migration, token, decision };
+        match front::ask(&endpoint, &found.node, &request).await {
+            Ok(FrontReply::Resolved(answer)) => Some(Reached::Node(answer)),
+            _ => None,
+        }
+    };
+    tokio::pin!(by_process, by_node);
+    tokio::select! {
+        reached = &mut by_process => match reached {
+            Ok(reached) => Ok(reached),
+            Err(error) => by_node.await.ok_or_else(|| error.to_string()),
+        },
+        answer = &mut by_node => match answer {
+            Some(answer) => Ok(answer),
+            None => by_process.await.map_err(|error| error.to_string()),
+        },
+    }
+}
+
+async fn open_control(
+    connection: &Connection,
+    found: &Found,
+    migration: MigrationId,
+) -> Result<(SendStream, RecvStream), LinkError> {
+    let lost = |error: quinn::ConnectionError| {
+        LinkError::explain(&error, connection.remote_address(), &found.node.name)
+    };
+    let (mut send, receive) = connection.open_bi().await.map_err(lost)?;
+    let preamble = Preamble { role: StreamRole::Control, migration, token: found.token };
+    if let Err(error) = send.write_all(&preamble.encode()).await {
+        return Err(match connection.close_reason() {
+            Some(error) => lost(error),
+            None => LinkError::Other {
+                peer: connection.remote_address().to_string(),
+                reason: error.to_string(),
+            },
+        });
+    }
+    Ok((send, receive))
+}

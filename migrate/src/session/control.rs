@@ -1,0 +1,151 @@
+//! The control stream: one task reads messages, one writes them, in the order they were given.
+
+use std::time::Duration;
+
+use quinn::{Connection, RecvStream, SendStream};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use crate::framing::{self, ReadFailure};
+use crate::protocol::CodecError;
+use crate::protocol::codec::Message;
+use crate::quic::LinkError;
+
+/// Longest wait at the end for the peer to acknowledge the last messages.
+const FLUSH_TIME: Duration = Duration::from_secs(2);
+/// Data streams have 0: messages and state go ahead of pages that wait.
+const PRIORITY: i32 = 10;
+
+/// What came on the control stream.
+#[derive(Debug)]
+pub(super) enum Heard<M> {
+    Message(M),
+    Malformed(CodecError),
+    /// Nothing more will come.
+    Lost(String),
+}
+
+/// Where what is heard on one control stream goes, wrapped into the driver's inputs.
+pub(super) struct Ear<M, T> {
+    pub(super) inputs: mpsc::Sender<T>,
+    /// Number of the control stream, so that the last words of one that was replaced are told apart.
+    pub(super) generation: u64,
+    pub(super) wrap: fn(u64, Heard<M>) -> T,
+}
+
+impl<M, T> Clone for Ear<M, T> {
+    fn clone(&self) -> Self {
+        Self { inputs: self.inputs.clone(), generation: self.generation, wrap: self.wrap }
+    }
+}
+
+impl<M, T> Ear<M, T> {
+    async fn hear(&self, heard: Heard<M>) {
+        let _ = self.inputs.send((self.wrap)(self.generation, heard)).await;
+    }
+}
+
+/// A control stream on which messages can be sent. Dropping it sends what was given, then closes its
+/// connections.
+#[derive(Debug)]
+pub(super) struct Control {
+    outbox: mpsc::UnboundedSender<Vec<u8>>,
+    connections: Vec<Connection>,
+}
+
+impl Control {
+    /// Takes over a stream of the first of `connections`; what is heard goes to `ear`, which makes the
+    /// peer wait when it is full, until it is [`Heard::Lost`]. All connections end with the control stream.
+    pub(super) fn start<M: Message + Send + 'static, T: Send + 'static>(
+        connections: Vec<Connection>,
+        name: &str,
+        (send, receive): (SendStream, RecvStream),
+        tasks: &mut JoinSet<()>,
+        ear: &Ear<M, T>,
+    ) -> Self {
+        let (outbox, letters) = mpsc::unbounded_channel();
+        tasks.spawn(write_all(send, letters, connections.clone()));
+        tasks.spawn(read_all(receive, connections[0].clone(), name.into(), ear.clone()));
+        for connection in &connections[1..] {
+            let (connection, name, ear) = (connection.clone(), name.to_owned(), ear.clone());
+            tasks.spawn(async move {
+                let _ = connection.closed().await;
+                ear.hear(Heard::Lost(describe(&connection, &name, ""))).await;
+            });
+        }
+        Self { outbox, connections }
+    }
+
+    /// Queues the bytes of a message.
+    pub(super) fn send_bytes(&self, frame: Vec<u8>) {
+        // When the writer is gone, so is the connection, and the reader says so.
+        let _ = self.outbox.send(frame);
+    }
+
+    /// Closes the connections at once, without sending what is queued.
+    pub(super) fn cut(&self, reason: &str) {
+        for connection in &self.connections {
+            connection.close(1_u32.into(), reason.as_bytes());
+        }
+    }
+
+    /// Round-trip time of the first connection.
+    pub(super) fn round_trip(&self) -> Duration {
+        self.connections[0].rtt()
+    }
+
+    /// All connections, the one with the control stream first.
+    pub(super) fn connections(&self) -> &[Connection] {
+        &self.connections
+    }
+}
+
+async fn write_all(
+    mut send: SendStream,
+    mut letters: mpsc::UnboundedReceiver<Vec<u8>>,
+    connections: Vec<Connection>,
+) {
+    let _ = send.set_priority(PRIORITY);
+    while let Some(frame) = letters.recv().await {
+        if send.write_chunk(frame.into()).await.is_err() {
+            break;
+        }
+    }
+    if send.finish().is_ok() {
+        let _ = timeout(FLUSH_TIME, send.stopped()).await;
+    }
+    for connection in connections {
+        connection.close(0_u32.into(), b"");
+    }
+}
+
+async fn read_all<M: Message, T>(
+    mut receive: RecvStream,
+    connection: Connection,
+    name: String,
+    ear: Ear<M, T>,
+) {
+    loop {
+        match framing::read(&mut receive).await {
+            Ok(message) => ear.hear(Heard::Message(message)).await,
+            Err(ReadFailure::Malformed(error)) => {
+                ear.hear(Heard::Malformed(error)).await;
+                // What follows on the stream has no known start; only its end is of interest.
+                let _ = connection.closed().await;
+                return ear.hear(Heard::Lost(describe(&connection, &name, ""))).await;
+            }
+            Err(ReadFailure::Lost(detail)) => {
+                return ear.hear(Heard::Lost(describe(&connection, &name, &detail))).await;
+            }
+        }
+    }
+}
+
+/// Why `connection` is of no use any more: what the transport says, else `detail`.
+pub(super) fn describe(connection: &Connection, name: &str, detail: &str) -> String {
+    match connection.close_reason() {
+        Some(error) => LinkError::explain(&error, connection.remote_address(), name).to_string(),
+        None => detail.into(),
+    }
+}

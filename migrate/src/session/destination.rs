@@ -1,0 +1,550 @@
+//! The shell of the destination: takes one guest in.
+
+use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::{Connection, Endpoint, RecvStream, SendStream};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tracing::Instrument;
+
+use super::accept::{Arrival, Gate, accept};
+use super::clock::{Clock, unix_ms};
+use super::control::{Control, Ear, Heard};
+use super::handle::{Board, Command, Handle, handle};
+use super::keeper::Keeper;
+use super::receiver::{Memory, receive};
+use super::source::INPUTS_MAX;
+use super::thread::{StartError, connections_useful, run};
+use super::totals::Totals;
+use super::worker::Worker;
+use crate::destination::{Action, Destination, DestinationConfig, Event};
+use crate::failpoint::{Failpoints, Passage};
+use crate::framing;
+use crate::guest::{DestinationGuest, GuestDescription, GuestError, GuestFactory, Refusal};
+use crate::protocol::{
+    DestinationMessage, Features, MAX_STREAMS, MigrationId, Offer, SourceMessage, Token,
+};
+use crate::quic::{LinkError, Tls, endpoint};
+use crate::record::{DestinationState, Record, RecordStore, Side};
+use crate::report::Report;
+
+/// Time between two looks at the totals.
+const TRANSFERRED_EVERY: Duration = Duration::from_millis(100);
+/// Longest wait at the end for what is still to be sent or written.
+const LEFTOVER_TIME: Duration = Duration::from_secs(10);
+
+/// What a destination waits for, and where.
+#[derive(Debug, Clone)]
+pub struct DestinationSession {
+    /// The migration that was admitted.
+    pub migration: MigrationId,
+    /// The secret that its source must show.
+    pub token: Token,
+    /// Address to listen on.
+    pub listen: IpAddr,
+    /// UDP ports to choose from; `0..=0` leaves it to the system.
+    pub ports: RangeInclusive<u16>,
+    /// Where the source is said to be; for the record.
+    pub source: Option<SocketAddr>,
+    /// The guest's name and identity as admitted; for the record.
+    pub guest: String,
+    /// Time for the source to appear, and to say that it has heard the last word.
+    pub linger: Duration,
+}
+
+/// Starts to take a guest in, on a thread of its own; its port is bound when this returns.
+///
+/// The session keeps the guest only as long as the migration needs it. Whoever owns `factory` keeps the
+/// guest running when the report says so ([`crate::report::Outcome::Migrated`]), and must hold nothing
+/// that keeps its memory otherwise.
+///
+/// # Errors
+/// [`StartError`] when no port or thread is to be had.
+pub fn start_destination(
+    session: DestinationSession,
+    factory: Arc<dyn GuestFactory>,
+    tls: &Tls,
+    records: RecordStore,
+) -> Result<Handle, StartError> {
+    start_with(session, factory, tls, records, Failpoints::from_environment())
+}
+
+pub(super) fn start_with(
+    session: DestinationSession,
+    factory: Arc<dyn GuestFactory>,
+    tls: &Tls,
+    records: RecordStore,
+    failpoints: Failpoints,
+) -> Result<Handle, StartError> {
+    let (handle, board, over) = handle(session.migration);
+    let (bound, outcome) = std::sync::mpsc::channel();
+    let span = tracing::info_span!("migration", id = %session.migration, role = "destination");
+    let tls = tls.clone();
+    run("migrate-target", connections_useful(), over, move || {
+        async move {
+            // The endpoint has to be opened by the runtime that drives it.
+            let endpoint = match bind(&session, &tls) {
+                Ok(endpoint) => endpoint,
+                Err(error) => return drop(bound.send(Err(error))),
+            };
+            let port = endpoint.local_addr().map_or(0, |address| address.port());
+            let _ = bound.send(Ok(port));
+            let driver = Driver::new(session, factory, endpoint, port, records, failpoints, board);
+            driver.drive().await;
+        }
+        .instrument(span)
+    })?;
+    let gone = |_| StartError::Thread(std::io::Error::other("it ended at once"));
+    let port = outcome.recv().map_err(gone)??;
+    Ok(handle.with_port(port))
+}
+
+fn bind(session: &DestinationSession, tls: &Tls) -> Result<Endpoint, LinkError> {
+    let mut outcome = Err(LinkError::Socket {
+        address: session.listen.to_string(),
+        reason: "no port to choose from".into(),
+    });
+    for port in session.ports.clone() {
+        outcome = endpoint::listen(SocketAddr::new(session.listen, port), tls);
+        if outcome.is_ok() {
+            break;
+        }
+    }
+    outcome
+}
+
+/// What the driver waits for.
+enum Input {
+    Event(Event),
+    Created(Result<Arc<dyn DestinationGuest>, Refusal>),
+    Heard(u64, Heard<SourceMessage>),
+    Arrived(Arrival),
+}
+
+/// What follows an action.
+#[derive(Debug, PartialEq, Eq)]
+enum Next {
+    GoOn,
+    End,
+}
+
+struct Driver {
+    session: DestinationSession,
+    factory: Arc<dyn GuestFactory>,
+    failpoints: Failpoints,
+    machine: Destination,
+    clock: Clock,
+    board: Board,
+    /// Answers to actions.
+    told: mpsc::UnboundedReceiver<Input>,
+    tell: mpsc::UnboundedSender<Input>,
+    /// What comes from the network.
+    heard: mpsc::Receiver<Input>,
+    hear: mpsc::Sender<Input>,
+    tasks: JoinSet<()>,
+    worker: Worker,
+    keeper: Keeper,
+    totals: Arc<Totals>,
+    endpoint: Endpoint,
+    port: u16,
+    control: Option<Control>,
+    generation: u64,
+    description: Option<GuestDescription>,
+    guest: Option<Arc<dyn DestinationGuest>>,
+    /// A copy was discarded: what is still being created is not wanted.
+    discarded: bool,
+    memory: Option<Arc<Memory>>,
+    /// Streams that came before the guest was built.
+    early: Vec<(u16, RecvStream)>,
+    /// Streams that came at all, one bit each.
+    seen: u64,
+    readers: JoinSet<()>,
+    state: DestinationState,
+    started_unix_ms: u64,
+}
+
+impl Driver {
+    fn new(
+        session: DestinationSession,
+        factory: Arc<dyn GuestFactory>,
+        endpoint: Endpoint,
+        port: u16,
+        records: RecordStore,
+        failpoints: Failpoints,
+        board: Board,
+    ) -> Self {
+        let clock = Clock::start();
+        let config = DestinationConfig {
+            migration: session.migration,
+            offer: Offer::ours(),
+            linger: session.linger,
+        };
+        let (tell, told) = mpsc::unbounded_channel();
+        let (hear, heard) = mpsc::channel(INPUTS_MAX);
+        let mut tasks = JoinSet::new();
+        Self {
+            session,
+            factory,
+            failpoints,
+            machine: Destination::new(config, clock.now()),
+            clock,
+            board,
+            told,
+            tell,
+            heard,
+            hear,
+            worker: Worker::start(&mut tasks),
+            keeper: Keeper::start(records, &mut tasks),
+            tasks,
+            totals: Arc::default(),
+            endpoint,
+            port,
+            control: None,
+            generation: 0,
+            description: None,
+            guest: None,
+            discarded: false,
+            memory: None,
+            early: Vec::new(),
+            seen: 0,
+            readers: JoinSet::new(),
+            state: DestinationState::Loading,
+            started_unix_ms: unix_ms(),
+        }
+    }
+
+    async fn drive(mut self) {
+        let gate = Gate {
+            migration: self.session.migration,
+            token: self.session.token,
+            inputs: self.hear.clone(),
+            wrap: Input::Arrived,
+        };
+        self.tasks.spawn(accept(self.endpoint.clone(), gate));
+        let mut look = interval(TRANSFERRED_EVERY);
+        look.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        loop {
+            let deadline = self.machine.deadline();
+            let next = tokio::select! {
+                Some(input) = self.told.recv() => self.take(input),
+                Some(input) = self.heard.recv() => self.take(input),
+                Some(command) = self.board.commands.recv() => self.obey(command),
+                () = self.clock.reach(deadline) => self.handle(Event::Tick),
+                _ = look.tick(), if self.memory.is_some() => {
+                    self.handle(Event::Transferred(self.totals.read()))
+                }
+            };
+            if next == Next::End {
+                break;
+            }
+        }
+        self.leave().await;
+    }
+
+    fn take(&mut self, input: Input) -> Next {
+        match input {
+            Input::Event(event) => self.handle(event),
+            Input::Created(Ok(guest)) => {
+                if !self.discarded {
+                    self.guest = Some(guest);
+                }
+                self.handle(Event::Created(Ok(())))
+            }
+            Input::Created(Err(refusal)) => self.handle(Event::Created(Err(refusal))),
+            Input::Heard(generation, heard) if generation == self.generation => self.listen(heard),
+            Input::Heard(..) => Next::GoOn,
+            Input::Arrived(Arrival::Control(connection, send, receive)) => {
+                self.connected(connection, (send, receive))
+            }
+            Input::Arrived(Arrival::Data(stream, receive)) => self.admit_data(stream, receive),
+        }
+    }
+
+    fn listen(&mut self, heard: Heard<SourceMessage>) -> Next {
+        match heard {
+            Heard::Message(message) => {
+                match self.failpoints.reach("destination.recv", message.name()) {
+                    Passage::Hold => return Next::GoOn,
+                    Passage::Cut => self.cut(),
+                    Passage::Go | Passage::Flip => {}
+                }
+                self.handle(Event::Message(message))
+            }
+            Heard::Malformed(error) => self.handle(Event::Malformed(error)),
+            Heard::Lost(detail) => {
+                self.generation += 1;
+                self.control = None;
+                self.handle(Event::ConnectionLost { detail: detail.as_str().into() })
+            }
+        }
+    }
+
+    fn obey(&mut self, command: Command) -> Next {
+        match command {
+            Command::Cancel { by, answer } => {
+                let may = self.machine.can_cancel();
+                let _ = answer.send(may);
+                may.map_or(Next::GoOn, |()| self.handle(Event::Cancel { by }))
+            }
+            Command::Resolve { choice, answer } => {
+                let may = self.machine.can_resolve(choice);
+                let _ = answer.send(may);
+                may.map_or(Next::GoOn, |()| self.handle(Event::Resolve(choice)))
+            }
+            // The guest that runs here is not the session's business any more.
+            Command::GuestStopped { .. } => Next::GoOn,
+        }
+    }
+
+    fn connected(&mut self, connection: Connection, stream: (SendStream, RecvStream)) -> Next {
+        if let Some(old) = self.control.take() {
+            old.cut("replaced by a new connection of the source");
+        }
+        self.generation += 1;
+        if self.session.source.is_none() {
+            self.session.source = Some(connection.remote_address());
+        }
+        let (inputs, generation) = (self.hear.clone(), self.generation);
+        let ear = Ear { inputs, generation, wrap: Input::Heard };
+        let control = Control::start(vec![connection], "", stream, &mut self.tasks, &ear);
+        self.control = Some(control);
+        self.handle(Event::Connected)
+    }
+
+    fn admit_data(&mut self, stream: u16, receive: RecvStream) -> Next {
+        let bit = 1_u64 << (stream % MAX_STREAMS);
+        if self.seen & bit != 0 {
+            return self.data_failed(&format!("data stream {stream} was opened twice"));
+        }
+        self.seen |= bit;
+        self.early.push((stream, receive));
+        self.read_streams()
+    }
+
+    /// Starts to read the streams that have come, once there is a memory to put them in.
+    fn read_streams(&mut self) -> Next {
+        let Some(memory) = self.memory.clone() else { return Next::GoOn };
+        for (stream, receive_from) in std::mem::take(&mut self.early) {
+            if stream >= memory.streams() {
+                let detail = format!("data stream {stream} was not announced");
+                return self.data_failed(&detail);
+            }
+            let (memory, tell) = (memory.clone(), self.tell.clone());
+            self.readers.spawn(async move {
+                if let Some(event) = receive(memory, stream, receive_from).await {
+                    let _ = tell.send(Input::Event(event));
+                }
+            });
+        }
+        Next::GoOn
+    }
+
+    fn data_failed(&mut self, detail: &str) -> Next {
+        self.handle(Event::DataFailed { detail: detail.into() })
+    }
+
+    /// Feeds an event to the machine and performs what it says.
+    fn handle(&mut self, event: Event) -> Next {
+        let actions = self.machine.handle(event, self.clock.now());
+        let mut next = Next::GoOn;
+        for action in actions {
+            if self.perform(action) == Next::End {
+                next = Next::End;
+            }
+        }
+        self.board.progress.send_replace(self.machine.progress(self.clock.now()));
+        next
+    }
+
+    fn perform(&mut self, action: Action) -> Next {
+        match self.failpoints.reach("destination.act", name(&action)) {
+            Passage::Hold => return Next::GoOn,
+            Passage::Cut => self.cut(),
+            Passage::Go | Passage::Flip => {}
+        }
+        match action {
+            Action::Send(message) => self.send(&message),
+            Action::Check(guest) => self.check(*guest),
+            Action::Create(guest) => self.create(*guest),
+            Action::AcceptPages { streams, features } => {
+                return self.accept_pages(streams, features);
+            }
+            Action::LoadState(state) => {
+                self.with_guest(Event::Loaded, move |guest| guest.load_state(&state));
+            }
+            Action::Record(state) => self.record(state),
+            Action::ResumeGuest => self.with_guest(Event::Resumed, |guest| guest.resume()),
+            Action::Discard => self.discard(),
+            Action::Disconnect => {
+                self.generation += 1;
+                self.control = None;
+            }
+            Action::Finished(report) => self.finish(*report),
+            Action::Settled => return Next::End,
+        }
+        Next::GoOn
+    }
+
+    fn send(&mut self, message: &DestinationMessage) {
+        let passage = self.failpoints.reach("destination.send", message.name());
+        let Some(control) = &self.control else { return };
+        match framing::frame(message) {
+            Err(error) => tracing::error!(%error, "{} cannot be sent", message.name()),
+            Ok(mut frame) => match passage {
+                Passage::Hold => {}
+                Passage::Cut => self.cut(),
+                Passage::Go => control.send_bytes(frame),
+                Passage::Flip => {
+                    let middle = frame.len() / 2;
+                    frame[middle] ^= 0x10;
+                    control.send_bytes(frame);
+                }
+            },
+        }
+    }
+
+    fn cut(&self) {
+        if let Some(control) = &self.control {
+            control.cut("failpoint");
+        }
+    }
+
+    fn check(&self, guest: GuestDescription) {
+        let (factory, tell) = (self.factory.clone(), self.tell.clone());
+        self.worker.run(move || {
+            let _ = tell.send(Input::Event(Event::Checked(factory.check(&guest))));
+        });
+    }
+
+    fn create(&mut self, guest: GuestDescription) {
+        self.description = Some(guest.clone());
+        let (factory, tell) = (self.factory.clone(), self.tell.clone());
+        self.worker.run(move || {
+            let _ = tell.send(Input::Created(factory.create(&guest)));
+        });
+    }
+
+    fn accept_pages(&mut self, streams: u16, features: Features) -> Next {
+        let (Some(guest), Some(description)) = (&self.guest, &self.description) else {
+            return Next::GoOn;
+        };
+        let chunks = description.layout.chunks();
+        let totals = self.totals.clone();
+        let memory = Memory::new(guest.clone(), chunks, streams, features, totals);
+        self.memory = Some(Arc::new(memory));
+        self.read_streams()
+    }
+
+    /// Runs a call to the guest on the worker and tells the machine how it went.
+    fn with_guest(
+        &self,
+        event: fn(Result<(), GuestError>) -> Event,
+        call: impl FnOnce(&dyn DestinationGuest) -> Result<(), GuestError> + Send + 'static,
+    ) {
+        let Some(guest) = self.guest.clone() else {
+            let _ = self.tell.send(Input::Event(event(Err(GuestError::new("it was not built")))));
+            return;
+        };
+        let tell = self.tell.clone();
+        self.worker.run(move || {
+            let _ = tell.send(Input::Event(event(call(&*guest))));
+        });
+    }
+
+    fn discard(&mut self) {
+        self.discarded = true;
+        self.readers.abort_all();
+        self.early.clear();
+        self.memory = None;
+        // Freeing much memory takes a while; not on this thread.
+        let guest = self.guest.take();
+        self.worker.run(move || drop(guest));
+    }
+
+    fn record(&mut self, state: DestinationState) {
+        self.state = state;
+        let tell = self.tell.clone();
+        self.keeper.write(self.make_record(None), move |outcome| {
+            let _ = tell.send(Input::Event(match outcome {
+                Ok(()) => Event::Recorded,
+                Err(error) => Event::RecordFailed { detail: error.to_string().as_str().into() },
+            }));
+        });
+    }
+
+    fn finish(&mut self, report: Report) {
+        self.keeper.write(self.make_record(Some(report.clone())), |outcome| {
+            if let Err(error) = outcome {
+                tracing::warn!(%error, "the report is not kept");
+            }
+        });
+        self.board.report.send_replace(Some(report));
+    }
+
+    fn make_record(&self, report: Option<Report>) -> Record {
+        let described = self.description.as_ref();
+        Record {
+            migration: self.session.migration,
+            guest: described.map_or_else(|| self.session.guest.clone(), |it| it.name.clone()),
+            guest_uuid: described.map_or(uuid::Uuid::nil(), |it| it.uuid),
+            pid: std::process::id(),
+            started_unix_ms: self.started_unix_ms,
+            updated_unix_ms: 0,
+            side: Side::Destination {
+                state: self.state,
+                source_address: self
+                    .session
+                    .source
+                    .unwrap_or(SocketAddr::new(self.session.listen, 0)),
+                port: self.port,
+                token: self.session.token,
+            },
+            report,
+        }
+    }
+
+    /// Waits for what is still to be sent and written, then leaves nothing behind.
+    async fn leave(self) {
+        let Self { mut tasks, mut readers, endpoint, control, keeper, worker, .. } = self;
+        readers.shutdown().await;
+        drop((control, keeper, worker, self.memory, self.guest, self.told, self.heard));
+        endpoint.set_server_config(None);
+        // The writer of the control stream closes its connection once all is acknowledged; then the
+        // endpoint has none left and can go, and with it the one that accepts.
+        let quiet = async {
+            let _ = timeout(Duration::from_secs(3), endpoint.wait_idle()).await;
+            endpoint.close(0_u32.into(), b"");
+            while tasks.join_next().await.is_some() {}
+            let _ = timeout(Duration::from_secs(1), endpoint.wait_idle()).await;
+        };
+        if timeout(LEFTOVER_TIME, quiet).await.is_err() {
+            tracing::warn!("gave up waiting for parts of the migration to end");
+            tasks.shutdown().await;
+        }
+    }
+}
+
+/// The name of an action, for failpoints.
+fn name(action: &Action) -> &'static str {
+    match action {
+        Action::Send(_) => "Send",
+        Action::Check(_) => "Check",
+        Action::Create(_) => "Create",
+        Action::AcceptPages { .. } => "AcceptPages",
+        Action::LoadState(_) => "LoadState",
+        Action::Record(DestinationState::Loading) => "RecordLoading",
+        Action::Record(DestinationState::Ready) => "RecordReady",
+        Action::Record(DestinationState::Running) => "RecordRunning",
+        Action::Record(DestinationState::Discarded) => "RecordDiscarded",
+        Action::Record(DestinationState::Failed) => "RecordFailed",
+        Action::ResumeGuest => "ResumeGuest",
+        Action::Discard => "Discard",
+        Action::Disconnect => "Disconnect",
+        Action::Finished(_) => "Finished",
+        Action::Settled => "Settled",
+    }
+}

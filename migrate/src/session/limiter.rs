@@ -1,0 +1,101 @@
+//! The bandwidth limit of a migration.
+
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep};
+
+/// How much of the allowance may be saved up while nothing is sent.
+const BURST: Duration = Duration::from_millis(20);
+
+/// A token bucket that may run into debt: a frame is sent whole, and the next ones wait for it.
+#[derive(Debug)]
+pub(super) struct Limiter {
+    bucket: Mutex<Bucket>,
+    lifted: Notify,
+}
+
+#[derive(Debug)]
+struct Bucket {
+    /// None: no limit.
+    bytes_per_second: Option<f64>,
+    bytes: f64,
+    filled_at: Instant,
+}
+
+impl Limiter {
+    /// Limits to `bytes_per_second`, all streams together.
+    pub(super) fn new(bytes_per_second: Option<u64>) -> Self {
+        let bytes_per_second = bytes_per_second.map(|rate| rate.max(1) as f64);
+        let bucket = Bucket { bytes_per_second, bytes: 0.0, filled_at: Instant::now() };
+        Self { bucket: Mutex::new(bucket), lifted: Notify::new() }
+    }
+
+    /// Ends the limit, also for those that wait.
+    pub(super) fn lift(&self) {
+        self.lock().bytes_per_second = None;
+        self.lifted.notify_waiters();
+    }
+
+    /// Waits until `bytes` more may be sent.
+    pub(super) async fn take(&self, bytes: usize) {
+        let lifted = self.lifted.notified();
+        let wait = self.lock().take(bytes as f64, Instant::now());
+        if wait.is_zero() {
+            return;
+        }
+        tokio::select! {
+            () = sleep(wait) => {}
+            () = lifted => {}
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Bucket> {
+        self.bucket.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Bucket {
+    /// Takes `bytes` out; returns how long to wait before they may be sent.
+    fn take(&mut self, bytes: f64, now: Instant) -> Duration {
+        let Some(rate) = self.bytes_per_second else { return Duration::ZERO };
+        let fresh = now.duration_since(self.filled_at).as_secs_f64() * rate;
+        self.filled_at = now;
+        self.bytes = (self.bytes + fresh).min(BURST.as_secs_f64() * rate) - bytes;
+        if self.bytes >= 0.0 {
+            return Duration::ZERO;
+        }
+        Duration::try_from_secs_f64(-self.bytes / rate).unwrap_or(Duration::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn holds_the_rate() {
+        let limiter = Limiter::new(Some(10_000_000));
+        let start = Instant::now();
+        for _ in 0..100 {
+            limiter.take(100_000).await;
+        }
+        let took = start.elapsed().as_secs_f64();
+        assert!((0.97..1.1).contains(&took), "{took}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn lets_those_who_wait_go_when_lifted() {
+        let limiter = std::sync::Arc::new(Limiter::new(Some(1)));
+        let waiting = tokio::spawn({
+            let limiter = limiter.clone();
+            async move { limiter.take(1_000_000).await }
+        });
+        tokio::task::yield_now().await;
+        limiter.lift();
+        tokio::time::timeout(Duration::from_secs(1), waiting).await.unwrap().unwrap();
+        limiter.take(1 << 40).await;
+    }
+}

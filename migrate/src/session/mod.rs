@@ -1,0 +1,29 @@
+//! The shells that carry a migration out: sockets, clocks, files and guests around the state machines.
+//!
+//! A session owns a thread with its own small runtime, so a migration takes no more cores than useful and
+//! nothing else of the process holds it up. [`start_source`] moves a guest away, [`start_destination`]
+//! takes one in; both return a [`Handle`] to watch, cancel and resolve the migration, and to await its
+//! end. Inside, a driver feeds events to the machine and performs its actions; start with `source.rs`
+//! and `destination.rs`, then `sender.rs` and `receiver.rs` for the pages.
+
+mod accept;
+mod clock;
+mod connect;
+mod control;
+mod destination;
+mod handle;
+mod keeper;
+mod limiter;
+pub(crate) mod preamble;
+mod pump;
+mod receiver;
+mod sender;
+mod source;
+mod thread;
+mod totals;
+mod worker;
+
+pub use destination::{DestinationSession, start_destination};
+pub use handle::Handle;
+pub use source::{SourceSession, start_source};
+pub use thread::StartError;

@@ -1,0 +1,183 @@
+//! Sends one data stream's share of the dirty pages.
+
+use std::sync::Arc;
+
+use quinn::SendStream;
+use tokio::task::yield_now;
+use tokio::time::Instant;
+
+use super::limiter::Limiter;
+use super::totals::Totals;
+use crate::failpoint::{Failpoints, Passage};
+use crate::guest::{GuestError, SourceGuest};
+use crate::memory::PageSet;
+use crate::pages::{Batch, BufferPool, Compression, Encoder, Position, WireRate};
+use crate::progress::Transfer;
+
+/// Chunks re-armed at once, right before they are copied: 16 MiB. Larger blocks let the guest write
+/// more pages twice, smaller ones cost more calls.
+const BLOCK_CHUNKS: usize = 64;
+/// Bytes of frames handed to the transport at once, more or less.
+const BATCH_GOAL: usize = 128 << 10;
+/// Code with which a stream is reset that is not wanted any more.
+pub(super) const STOPPED: u32 = 1;
+
+/// Why pages could not be sent.
+#[derive(Debug)]
+pub(super) enum PumpError {
+    Guest(GuestError),
+    Stream(String),
+}
+
+/// What all pumps of a migration share.
+#[derive(Clone)]
+pub(super) struct Plant {
+    pub(super) guest: Arc<dyn SourceGuest>,
+    pub(super) limiter: Arc<Limiter>,
+    pub(super) totals: Arc<Totals>,
+    pub(super) pool: BufferPool,
+    pub(super) compression: Compression,
+    pub(super) failpoints: Failpoints,
+}
+
+/// One data stream and what is needed to fill it.
+pub(super) struct Pump {
+    plant: Plant,
+    stream: Owned,
+    /// This stream carries the chunks with `chunk % streams == index`.
+    index: usize,
+    streams: usize,
+    encoder: Encoder,
+    wire: WireRate,
+    batch: Batch,
+    frames: u64,
+}
+
+impl Pump {
+    pub(super) fn new(plant: Plant, stream: SendStream, index: u16, streams: u16) -> Self {
+        let encoder = Encoder::new(plant.compression);
+        let batch = plant.pool.batch();
+        Self {
+            plant,
+            stream: Owned { stream, ended: false },
+            index: index.into(),
+            streams: streams.into(),
+            encoder,
+            wire: WireRate::default(),
+            batch,
+            frames: 0,
+        }
+    }
+
+    /// Sends this stream's share of `dirty`; returns what that took.
+    pub(super) async fn send(
+        &mut self,
+        round: u32,
+        dirty: &PageSet,
+    ) -> Result<Transfer, PumpError> {
+        let mut sent = Transfer::default();
+        self.wire.paused();
+        for (block, words) in dirty.words().chunks(BLOCK_CHUNKS).enumerate() {
+            let first = block * BLOCK_CHUNKS;
+            let share = self.share(first, words);
+            let Some((from, to)) = span(&share) else { continue };
+            let rearmed = self.plant.guest.rearm_dirty(first + from, &share[from..to]);
+            rearmed.map_err(PumpError::Guest)?;
+            for (offset, &pages) in share[from..to].iter().enumerate().filter(|word| *word.1 != 0) {
+                let chunk = first + from + offset;
+                self.encode(Position { round, chunk: chunk as u64, pages }, &mut sent)?;
+                if self.batch.len() >= BATCH_GOAL || !self.batch.has_room() {
+                    self.flush("pages").await?;
+                }
+            }
+            // Zero pages fill no buffer, and without a wait nobody else would get this thread.
+            yield_now().await;
+        }
+        self.flush("pages").await?;
+        Ok(sent)
+    }
+
+    /// Ends the stream.
+    pub(super) async fn end(&mut self, round: u32) -> Result<(), PumpError> {
+        self.encoder.end(&mut self.batch, round, self.frames);
+        self.flush("end").await?;
+        self.stream.end().map_err(|error| PumpError::Stream(error.to_string()))
+    }
+
+    /// The words of a block, without the chunks of other streams.
+    fn share(&self, first: usize, words: &[u64]) -> [u64; BLOCK_CHUNKS] {
+        let mut share = [0; BLOCK_CHUNKS];
+        for (offset, &word) in words.iter().enumerate() {
+            if (first + offset) % self.streams == self.index {
+                share[offset] = word;
+            }
+        }
+        share
+    }
+
+    fn encode(&mut self, position: Position, sent: &mut Transfer) -> Result<(), PumpError> {
+        let guest = &self.plant.guest;
+        let chunk = position.chunk as usize;
+        let copy = |first: usize, out: &mut [u8]| guest.copy_out(chunk, first, out);
+        let frame = self.encoder.encode(&mut self.batch, position, &self.wire, copy);
+        let frame = frame.map_err(PumpError::Guest)?;
+        self.frames += 1;
+        self.plant.totals.add(&frame);
+        sent.zero_pages += frame.zero_pages;
+        sent.raw_pages += frame.raw_pages;
+        sent.lz4_pages += frame.lz4_pages;
+        sent.wire_bytes += frame.wire_bytes;
+        Ok(())
+    }
+
+    /// Hands the frames gathered so far to the transport.
+    async fn flush(&mut self, kind: &str) -> Result<(), PumpError> {
+        if self.batch.is_empty() {
+            return Ok(());
+        }
+        let mut batch = std::mem::replace(&mut self.batch, self.plant.pool.batch());
+        match self.plant.failpoints.reach("source.data", kind) {
+            Passage::Go | Passage::Cut => {}
+            Passage::Hold => return std::future::pending().await,
+            Passage::Flip => batch.damage(),
+        }
+        let bytes = batch.into_bytes();
+        let length = bytes.len();
+        let asked = Instant::now();
+        self.plant.limiter.take(length).await;
+        let written = self.stream.stream.write_chunk(bytes).await;
+        written.map_err(|error| PumpError::Stream(error.to_string()))?;
+        let now = Instant::now();
+        self.wire.wrote(length as u64, now - asked, now.into_std());
+        Ok(())
+    }
+}
+
+/// The range of words from the first to the last that is not zero.
+fn span(words: &[u64]) -> Option<(usize, usize)> {
+    let from = words.iter().position(|&word| word != 0)?;
+    let to = words.iter().rposition(|&word| word != 0)?;
+    Some((from, to + 1))
+}
+
+/// A stream that is reset when it is dropped before its end, lest it look complete.
+struct Owned {
+    stream: SendStream,
+    ended: bool,
+}
+
+impl Owned {
+    fn end(&mut self) -> Result<(), quinn::ClosedStream> {
+        self.stream.finish()?;
+        self.ended = true;
+        Ok(())
+    }
+}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        if !self.ended {
+            let _ = self.stream.reset(STOPPED.into());
+        }
+    }
+}

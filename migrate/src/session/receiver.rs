@@ -1,0 +1,170 @@
+//! Applies what comes on the data streams to the guest's memory.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use quinn::{ReadError, ReadExactError, RecvStream};
+
+use super::pump::STOPPED;
+use super::totals::Totals;
+use crate::destination::Event;
+use crate::guest::{DestinationGuest, GuestError};
+use crate::memory::{CHUNK_BYTES, PAGE_BYTES};
+use crate::pages::{Decoder, Encoding, FrameError, FrameHeader, FrameKind, HEADER_BYTES, runs};
+use crate::progress::Transfer;
+use crate::protocol::{FEATURE_LZ4, Features};
+
+/// The memory that pages go to, shared by all streams.
+pub(super) struct Memory {
+    guest: Arc<dyn DestinationGuest>,
+    /// Pages that hold something by now; a zero page only has to be zeroed among these.
+    written: Vec<AtomicU64>,
+    streams: u16,
+    features: Features,
+    totals: Arc<Totals>,
+}
+
+/// Why a stream cannot go on.
+#[derive(Debug, thiserror::Error)]
+enum ReceiveError {
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    #[error("{0}")]
+    Guest(#[from] GuestError),
+    #[error("data stream {stream} carries chunk {chunk}, which belongs to stream {owner}")]
+    WrongStream { stream: u16, chunk: u64, owner: u64 },
+    #[error("data stream {stream} carries lz4, which was not agreed on")]
+    NotAgreed { stream: u16 },
+    #[error("data stream {stream} ended after {frames} frames, without its end marker")]
+    Truncated { stream: u16, frames: u64 },
+    #[error("data stream {stream} goes on after its end marker")]
+    Overlong { stream: u16 },
+    /// The connection broke, or the source wants no more: both are told on the control stream.
+    #[error("told elsewhere")]
+    Elsewhere,
+}
+
+impl Memory {
+    pub(super) fn new(
+        guest: Arc<dyn DestinationGuest>,
+        chunks: usize,
+        streams: u16,
+        features: Features,
+        totals: Arc<Totals>,
+    ) -> Self {
+        let written = std::iter::repeat_with(AtomicU64::default).take(chunks).collect();
+        Self { guest, written, streams, features, totals }
+    }
+
+    /// Number of data streams.
+    pub(super) fn streams(&self) -> u16 {
+        self.streams
+    }
+
+    /// Writes the pages of one frame; `content` holds those that are not zero.
+    fn apply(&self, header: &FrameHeader, content: &[u8]) -> Result<(), GuestError> {
+        // The header was checked against the number of chunks.
+        let chunk = header.chunk as usize;
+        let word = &self.written[chunk];
+        let before = word.load(Relaxed);
+        let stale = header.zero & before;
+        if stale != 0 {
+            self.guest.zero(chunk, stale)?;
+        }
+        let mut rest = content;
+        for run in runs(header.carried()) {
+            let (data, after) = rest.split_at(run.count * PAGE_BYTES);
+            self.guest.copy_in(chunk, run.first, data)?;
+            rest = after;
+        }
+        // One stream carries all frames of a chunk, so nobody else changes this word.
+        word.store((before | header.carried()) & !stale, Relaxed);
+        Ok(())
+    }
+}
+
+/// Applies one data stream to its end; returns what is to be told to the machine, if anything.
+pub(super) async fn receive(
+    memory: Arc<Memory>,
+    stream: u16,
+    mut from: RecvStream,
+) -> Option<Event> {
+    match receive_all(&memory, stream, &mut from).await {
+        Ok((announced, applied)) => Some(Event::StreamEnded { stream, announced, applied }),
+        Err(ReceiveError::Elsewhere) => None,
+        Err(error) => Some(Event::DataFailed { detail: error.to_string().as_str().into() }),
+    }
+}
+
+async fn receive_all(
+    memory: &Memory,
+    stream: u16,
+    from: &mut RecvStream,
+) -> Result<(u64, u64), ReceiveError> {
+    let mut decoder = Decoder::new();
+    let mut payload = vec![0; CHUNK_BYTES];
+    let mut head = [0; HEADER_BYTES];
+    let mut frames = 0;
+    loop {
+        fill(from, &mut head, stream, frames).await?;
+        let header = FrameHeader::decode(&head, memory.written.len() as u64)?;
+        let payload = &mut payload[..header.payload_bytes as usize];
+        fill(from, payload, stream, frames).await?;
+        let content = decoder.decode(&header, &head, payload)?;
+        if header.kind == FrameKind::End {
+            expect_end(from, stream).await?;
+            return Ok((header.chunk, frames));
+        }
+        check_place(memory, stream, &header)?;
+        memory.apply(&header, content)?;
+        memory.totals.add(&counted(&header));
+        frames += 1;
+    }
+}
+
+fn check_place(memory: &Memory, stream: u16, header: &FrameHeader) -> Result<(), ReceiveError> {
+    let owner = header.chunk % u64::from(memory.streams);
+    if owner != u64::from(stream) {
+        return Err(ReceiveError::WrongStream { stream, chunk: header.chunk, owner });
+    }
+    if header.encoding == Encoding::Lz4 && !memory.features.has(FEATURE_LZ4) {
+        return Err(ReceiveError::NotAgreed { stream });
+    }
+    Ok(())
+}
+
+async fn fill(
+    from: &mut RecvStream,
+    bytes: &mut [u8],
+    stream: u16,
+    frames: u64,
+) -> Result<(), ReceiveError> {
+    from.read_exact(bytes).await.map_err(|error| match error {
+        ReadExactError::FinishedEarly(_) => ReceiveError::Truncated { stream, frames },
+        ReadExactError::ReadError(ReadError::Reset(code)) if code == STOPPED.into() => {
+            ReceiveError::Elsewhere
+        }
+        ReadExactError::ReadError(ReadError::ConnectionLost(_)) => ReceiveError::Elsewhere,
+        ReadExactError::ReadError(_) => ReceiveError::Truncated { stream, frames },
+    })
+}
+
+/// Nothing may follow an end marker.
+async fn expect_end(from: &mut RecvStream, stream: u16) -> Result<(), ReceiveError> {
+    match from.read_exact(&mut [0]).await {
+        Ok(()) => Err(ReceiveError::Overlong { stream }),
+        Err(ReadExactError::FinishedEarly(_)) => Ok(()),
+        Err(ReadExactError::ReadError(_)) => Err(ReceiveError::Elsewhere),
+    }
+}
+
+fn counted(header: &FrameHeader) -> Transfer {
+    let wire_bytes = HEADER_BYTES as u64 + u64::from(header.payload_bytes);
+    let carried = u64::from(header.carried().count_ones());
+    let zero_pages = u64::from(header.zero.count_ones());
+    let frame = Transfer { wire_bytes, frames: 1, zero_pages, ..Transfer::default() };
+    match header.encoding {
+        Encoding::Raw => Transfer { raw_pages: carried, ..frame },
+        Encoding::Lz4 => Transfer { lz4_pages: carried, lz4_bytes: wire_bytes, ..frame },
+    }
+}

@@ -1,0 +1,202 @@
+//! Sends rounds of dirty pages over all data streams.
+
+use std::sync::Arc;
+
+use quinn::Connection;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use super::control::describe;
+use super::preamble::{Preamble, StreamRole};
+use super::pump::{Plant, Pump, PumpError};
+use crate::memory::PageSet;
+use crate::progress::Transfer;
+use crate::protocol::{MigrationId, Token};
+use crate::source::{Event, FinalSent, RoundSent};
+
+/// What the driver asks for.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Order {
+    /// Send what is dirty, then count what has become dirty.
+    Round(u32),
+    /// Collect, then send what is dirty.
+    FinalRound(u32),
+    /// Collect, send what is dirty, end the streams.
+    Remainder(u32),
+}
+
+/// Where a sender sends to, and as whom.
+pub(super) struct Route {
+    pub(super) connections: Vec<Connection>,
+    pub(super) name: String,
+    pub(super) streams: u16,
+    pub(super) migration: MigrationId,
+    pub(super) token: Token,
+}
+
+/// A sender at work. Dropping it stops the sending at once and resets streams that have not ended.
+pub(super) struct Sender {
+    orders: mpsc::UnboundedSender<Order>,
+    _stop: watch::Sender<()>,
+}
+
+impl Sender {
+    /// Starts to send pages of a guest whose memory has `chunks` chunks, all of them dirty; answers
+    /// go to `tell`.
+    pub(super) fn start(
+        plant: Plant,
+        route: Route,
+        chunks: usize,
+        tasks: &mut JoinSet<()>,
+        tell: impl Fn(Event) + Send + 'static,
+    ) -> Self {
+        let (orders, inbox) = mpsc::unbounded_channel();
+        let (stop, mut stopped) = watch::channel(());
+        let work = Work { plant, route, dirty: PageSet::full(chunks), pumps: Vec::new() };
+        tasks.spawn(async move {
+            tokio::select! {
+                // Ends when the sender is dropped.
+                _ = stopped.changed() => {}
+                () = work.serve(inbox, tell) => {}
+            }
+        });
+        Self { orders, _stop: stop }
+    }
+
+    /// Queues an order.
+    pub(super) fn order(&self, order: Order) {
+        let _ = self.orders.send(order);
+    }
+}
+
+struct Work {
+    plant: Plant,
+    route: Route,
+    dirty: PageSet,
+    pumps: Vec<Pump>,
+}
+
+impl Work {
+    async fn serve(
+        mut self,
+        mut inbox: mpsc::UnboundedReceiver<Order>,
+        tell: impl Fn(Event) + Send,
+    ) {
+        while let Some(order) = inbox.recv().await {
+            let outcome = match order {
+                Order::Round(round) => self.round(round).await.map(Event::RoundSent),
+                Order::FinalRound(round) => self.final_round(round).await.map(Event::RoundSent),
+                Order::Remainder(round) => self.remainder(round).await.map(Event::RemainderSent),
+            };
+            let failed = outcome.is_err();
+            tell(outcome.unwrap_or_else(|error| self.explain(error)));
+            if failed {
+                // The machine decides what comes next; nothing more goes over these streams.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    async fn round(&mut self, round: u32) -> Result<RoundSent, PumpError> {
+        let sent = self.send_dirty(round).await?;
+        self.collect()?;
+        Ok(round_sent(&sent, self.dirty.count()))
+    }
+
+    async fn final_round(&mut self, round: u32) -> Result<RoundSent, PumpError> {
+        self.collect()?;
+        let sent = self.send_dirty(round).await?;
+        Ok(round_sent(&sent, 0))
+    }
+
+    async fn remainder(&mut self, round: u32) -> Result<FinalSent, PumpError> {
+        self.collect()?;
+        let sent = self.send_dirty(round).await?;
+        for pump in &mut self.pumps {
+            pump.end(round).await?;
+        }
+        let Transfer { zero_pages, wire_bytes, .. } = sent;
+        Ok(FinalSent { pages: sent.pages(), zero_pages, wire_bytes })
+    }
+
+    fn collect(&mut self) -> Result<(), PumpError> {
+        self.plant.guest.collect_dirty(self.dirty.words_mut()).map_err(PumpError::Guest)
+    }
+
+    /// Sends all pages of the dirty set, which is empty afterwards.
+    async fn send_dirty(&mut self, round: u32) -> Result<Transfer, PumpError> {
+        if self.pumps.is_empty() {
+            self.open().await?;
+        }
+        let dirty = self.dirty.take();
+        if let [pump] = &mut self.pumps[..] {
+            return pump.send(round, &dirty).await;
+        }
+        self.send_in_parallel(round, Arc::new(dirty)).await
+    }
+
+    async fn send_in_parallel(
+        &mut self,
+        round: u32,
+        dirty: Arc<PageSet>,
+    ) -> Result<Transfer, PumpError> {
+        let mut running = JoinSet::new();
+        for (place, mut pump) in self.pumps.drain(..).enumerate() {
+            let dirty = dirty.clone();
+            running.spawn(async move {
+                let sent = pump.send(round, &dirty).await;
+                (place, pump, sent)
+            });
+        }
+        let mut back = Vec::new();
+        let mut total = Transfer::default();
+        while let Some(joined) = running.join_next().await {
+            let broken = |error: tokio::task::JoinError| PumpError::Stream(error.to_string());
+            let (place, pump, sent) = joined.map_err(broken)?;
+            let sent = sent?;
+            total.zero_pages += sent.zero_pages;
+            total.raw_pages += sent.raw_pages;
+            total.lz4_pages += sent.lz4_pages;
+            total.wire_bytes += sent.wire_bytes;
+            back.push((place, pump));
+        }
+        back.sort_unstable_by_key(|(place, _)| *place);
+        self.pumps.extend(back.into_iter().map(|(_, pump)| pump));
+        Ok(total)
+    }
+
+    /// Opens the data streams, stream `i` on connection `i % connections`.
+    async fn open(&mut self) -> Result<(), PumpError> {
+        let Route { connections, streams, migration, token, .. } = &self.route;
+        let broken = |error: &dyn std::fmt::Display| PumpError::Stream(error.to_string());
+        for index in 0..*streams {
+            let connection = &connections[usize::from(index) % connections.len()];
+            let mut stream = connection.open_uni().await.map_err(|error| broken(&error))?;
+            let role = StreamRole::Data { stream: index };
+            let preamble = Preamble { role, migration: *migration, token: *token };
+            let wrote = stream.write_all(&preamble.encode()).await;
+            wrote.map_err(|error| broken(&error))?;
+            self.pumps.push(Pump::new(self.plant.clone(), stream, index, *streams));
+        }
+        Ok(())
+    }
+
+    fn explain(&self, error: PumpError) -> Event {
+        match error {
+            PumpError::Guest(error) => Event::GuestFailed(error),
+            PumpError::Stream(detail) => {
+                let closed = |connection: &&Connection| connection.close_reason().is_some();
+                let detail = match self.route.connections.iter().find(closed) {
+                    Some(connection) => describe(connection, &self.route.name, &detail),
+                    None => detail,
+                };
+                Event::ConnectionLost { detail: detail.as_str().into() }
+            }
+        }
+    }
+}
+
+fn round_sent(sent: &Transfer, dirty_pages: u64) -> RoundSent {
+    let Transfer { zero_pages, wire_bytes, .. } = *sent;
+    RoundSent { pages: sent.pages(), zero_pages, wire_bytes, dirty_pages }
+}
