@@ -1,0 +1,218 @@
+//! The node's side of the dialogue with a source: admits guests, and settles migrations whose process is gone.
+//!
+//! The decisions are made elsewhere ([`super::admission`], `migrate::resolve`); here they are carried out in the right order:
+//! promise, start, answer; record, then answer.
+
+use std::net::SocketAddr;
+
+use migrate::guest::RefusalKind;
+use migrate::protocol::front::FrontReply;
+use migrate::protocol::{Decision, Offer};
+use migrate::record::{DestinationState, Record, Side};
+use migrate::report::Role;
+use migrate::resolve::answer_for_dead;
+use migrate::{GuestDescription, MigrationId, Refusal as WireRefusal, Token};
+
+use super::admission::{GuestRequest, HostView, Occupant, Refusal};
+use super::launch::{Launch, Launched, launch};
+use super::liveness;
+use super::service::Node;
+use crate::names::GuestName;
+
+/// Guests on their way here at once.
+const ARRIVING_MAX: usize = 16;
+
+/// A guest that asks to come.
+#[derive(Debug)]
+pub(crate) struct Arrival {
+    /// Where the source is.
+    pub(crate) peer: SocketAddr,
+    /// The migration that brings it.
+    pub(crate) migration: MigrationId,
+    /// What the source speaks.
+    pub(crate) offer: Offer,
+    /// The guest.
+    pub(crate) guest: GuestDescription,
+}
+
+impl Node {
+    /// Checks, promises memory, starts the process and tells where it listens; or says why not.
+    pub(crate) async fn admit(&self, arrival: Arrival) -> FrontReply {
+        let (migration, peer) = (arrival.migration, arrival.peer);
+        let name = arrival.guest.name.clone();
+        match self.try_admit(arrival).await {
+            Ok((port, token)) => {
+                self.counted().admissions.inc(&());
+                tracing::info!(%migration, guest = name, %peer, port, "admitted a guest");
+                FrontReply::Admitted { port, token }
+            }
+            Err(refusal) => {
+                self.counted().admissions_refused.inc(&(refusal.reason(),));
+                // The peer's text may hold anything; Debug escapes it.
+                tracing::warn!(%migration, guest = ?name, %peer, "refused a guest: {refusal}");
+                FrontReply::Refused(for_the_wire(&refusal))
+            }
+        }
+    }
+
+    async fn try_admit(&self, arrival: Arrival) -> Result<(u16, Token), Refusal> {
+        if self.is_shutting_down() {
+            return Err(Refusal::ShuttingDown);
+        }
+        Offer::ours()
+            .newest_common(&arrival.offer)
+            .map_err(|mismatch| Refusal::Version { what: mismatch.to_string() })?;
+        let request = read_request(&arrival.guest)?;
+        if self.promises().names().len() >= ARRIVING_MAX {
+            return Err(Refusal::TooMany { count: ARRIVING_MAX });
+        }
+        self.promises().admit(&request, || self.host_view())?;
+        let token = Token::random();
+        let launched = self.launch(&request.name, arrival.migration, &token).await;
+        let Launched { port, child } =
+            launched.inspect_err(|_| self.promises().release(&request.name))?;
+        if let Some(pid) = child.id() {
+            self.promises().assign(&request.name, pid);
+        }
+        self.reap(request.name, arrival.migration, child);
+        Ok((port, token))
+    }
+
+    async fn launch(
+        &self,
+        name: &GuestName,
+        migration: MigrationId,
+        token: &Token,
+    ) -> Result<Launched, Refusal> {
+        let bind = self.listen_address().ip();
+        let what = Launch { state: self.state(), name, migration, token, bind };
+        launch(&what).await.map_err(|error| {
+            tracing::error!(%migration, guest = %name, "the process for the guest did not come up: {error}");
+            Refusal::Process { name: name.clone(), what: error.to_string() }
+        })
+    }
+
+    /// What the host has, as far as it can be read: what cannot be read counts as not there.
+    fn host_view(&self) -> HostView {
+        let guests = self.state().live_guests().unwrap_or_default();
+        let occupants = guests.iter().map(|guest| Occupant {
+            name: guest.name().clone(),
+            uuid: guest.read_identity().ok().map(|identity| identity.uuid),
+        });
+        HostView {
+            occupants: occupants.collect(),
+            available_bytes: memopt::observe::host_memory()
+                .map_or(0, |memory| memory.available_bytes),
+            reserved_bytes: self.reserved_bytes(),
+            promised_bytes: 0,
+            kvm_fault: kvm_fault(),
+            vcpus_max: u32::from(vmm_core::VCPUS_MAX),
+        }
+    }
+
+    /// What became of a migration to this host, for a source that has lost the process it was talking to.
+    pub(crate) fn resolve(
+        &self,
+        peer: SocketAddr,
+        migration: MigrationId,
+        token: &Token,
+        decision: Decision,
+    ) -> FrontReply {
+        let reply = self.settle_destination(migration, token);
+        tracing::info!(%migration, %peer, ?decision, ?reply, "was asked to settle a migration");
+        reply
+    }
+
+    fn settle_destination(&self, migration: MigrationId, token: &Token) -> FrontReply {
+        let record = match self.records().read(migration, Role::Destination) {
+            Ok(record) => record,
+            Err(error) => {
+                tracing::error!(%migration, "cannot read the record of a migration that a source asks about: {error}");
+                return FrontReply::Refused(WireRefusal::new(
+                    RefusalKind::Other,
+                    error.to_string(),
+                ));
+            }
+        };
+        let Some(record) = record else {
+            return FrontReply::Resolved(answer_for_dead(None).answer);
+        };
+        let Side::Destination { state, port, token: expected, .. } = &record.side else {
+            return FrontReply::Resolved(answer_for_dead(None).answer);
+        };
+        if !expected.matches(token) {
+            return FrontReply::Refused(WireRefusal::new(
+                RefusalKind::Other,
+                "wrong token for this migration",
+            ));
+        }
+        if !liveness::is_dead(self.state(), &record) {
+            return FrontReply::AskProcess { port: *port };
+        }
+        let dead = answer_for_dead(Some(*state));
+        if let Some(state) = dead.record
+            && let Err(error) = self.write_destination(&record, state)
+        {
+            tracing::error!(%migration, "cannot record that the guest's copy is gone: {error}");
+            return FrontReply::Refused(WireRefusal::new(RefusalKind::Other, error.to_string()));
+        }
+        FrontReply::Resolved(dead.answer)
+    }
+
+    /// Makes a new state of a dead destination durable.
+    pub(crate) fn write_destination(
+        &self,
+        record: &Record,
+        next: DestinationState,
+    ) -> Result<(), migrate::record::RecordError> {
+        let mut record = record.clone();
+        if let Side::Destination { state, .. } = &mut record.side {
+            *state = next;
+        }
+        record.updated_unix_ms = liveness::unix_ms();
+        self.records().reopen(record.migration, Role::Destination)?.write(&record)
+    }
+}
+
+/// What a description asks for; a hostile one is refused here.
+fn read_request(guest: &GuestDescription) -> Result<GuestRequest, Refusal> {
+    guest.check_bounds().map_err(|refusal| Refusal::Description { what: refusal.to_string() })?;
+    let name = guest
+        .name
+        .parse::<GuestName>()
+        .map_err(|error| Refusal::Description { what: error.to_string() })?;
+    Ok(GuestRequest {
+        name,
+        uuid: guest.uuid,
+        memory_bytes: guest.layout.bytes(),
+        vcpus: u32::from(guest.vcpus),
+    })
+}
+
+/// Why `/dev/kvm` cannot be used, if so.
+fn kvm_fault() -> Option<String> {
+    use std::io::ErrorKind;
+    let opened = std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm");
+    opened.err().map(|error| match error.kind() {
+        ErrorKind::NotFound => {
+            "/dev/kvm is not there: enable virtualisation in the firmware and load the module kvm_intel or kvm_amd".to_owned()
+        }
+        ErrorKind::PermissionDenied => "the node may not open /dev/kvm: add its user to the group kvm".to_owned(),
+        _ => format!("/dev/kvm cannot be opened: {error}"),
+    })
+}
+
+/// A refusal as the source and its operator read it.
+fn for_the_wire(refusal: &Refusal) -> WireRefusal {
+    let kind = match refusal {
+        Refusal::NameTaken { .. } | Refusal::UuidTaken { .. } => RefusalKind::Taken,
+        Refusal::Memory { .. } => RefusalKind::Memory,
+        Refusal::Kvm { .. } => RefusalKind::Kvm,
+        Refusal::Vcpus { .. } => RefusalKind::Cpu,
+        Refusal::Version { .. } => RefusalKind::Version,
+        Refusal::Description { .. } => RefusalKind::Guest,
+        Refusal::Process { .. } => RefusalKind::Other,
+        Refusal::ShuttingDown | Refusal::TooMany { .. } => RefusalKind::Busy,
+    };
+    WireRefusal::new(kind, refusal.to_string())
+}

@@ -1,0 +1,137 @@
+//! Starts the process for an incoming guest and hears from it where it listens.
+//!
+//! The node says only one thing to it, the secret that the source must show, and hears one line back; then they go separate
+//! ways. The process leads a session of its own, so neither a signal to the node's terminal nor the node's end reaches it.
+
+use std::net::IpAddr;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use migrate::{MigrationId, Token};
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::process::{Child, Command};
+
+use crate::names::GuestName;
+use crate::state_dir::StateDir;
+
+/// How long the process may take until it listens; it builds nothing before that.
+const LAUNCH_PATIENCE: Duration = Duration::from_secs(10);
+
+/// The longest line that is read from it, in bytes.
+const LINE_BYTES_MAX: u64 = 4096;
+
+/// What to start.
+#[derive(Debug)]
+pub(crate) struct Launch<'a> {
+    /// The state folder of this host.
+    pub(crate) state: &'a StateDir,
+    /// The guest's name.
+    pub(crate) name: &'a GuestName,
+    /// The migration that brings it.
+    pub(crate) migration: MigrationId,
+    /// The secret that the source must show.
+    pub(crate) token: &'a Token,
+    /// The address to listen on.
+    pub(crate) bind: IpAddr,
+}
+
+/// A process that listens for its guest.
+#[derive(Debug)]
+pub(crate) struct Launched {
+    /// Its UDP port.
+    pub(crate) port: u16,
+    /// The process; dropping this leaves it running.
+    pub(crate) child: Child,
+}
+
+/// The one line that the process of an incoming guest writes to its standard output.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum IncomingLine {
+    /// It listens.
+    Port(u16),
+    /// It cannot, and ends; for people.
+    Error(String),
+}
+
+/// Why no process listens for the guest. None is left behind.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LaunchError {
+    /// It could not be started at all.
+    #[error("it cannot be started: {0}")]
+    Start(#[source] std::io::Error),
+    /// It said what went wrong.
+    #[error("{0}")]
+    Said(String),
+    /// It ended without a word.
+    #[error("it ended with {0} before it listened")]
+    Ended(ExitStatus),
+    /// It neither listened nor ended.
+    #[error("it did not listen within {} s", LAUNCH_PATIENCE.as_secs())]
+    Slow,
+    /// Its line makes no sense.
+    #[error("it said {0:?}, which is no port")]
+    Strange(String),
+}
+
+/// Starts the process and waits until it listens.
+///
+/// # Errors
+/// [`LaunchError`]; the process has been ended then.
+pub(crate) async fn launch(what: &Launch<'_>) -> Result<Launched, LaunchError> {
+    let program = std::env::current_exe().map_err(LaunchError::Start)?;
+    let mut command = Command::new(program);
+    command
+        .arg("--state-dir")
+        .arg(what.state.root())
+        .args(["incoming", "--name", what.name.as_str()])
+        .args(["--migration-id", &what.migration.to_string()])
+        .args(["--bind", &what.bind.to_string()]);
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::inherit())
+        .kill_on_drop(false)
+        .spawn()
+        .map_err(LaunchError::Start)?;
+    match tokio::time::timeout(LAUNCH_PATIENCE, greet(&mut child, what.token)).await {
+        Ok(Ok(port)) => Ok(Launched { port, child }),
+        Ok(Err(error)) => Err(give_up(child, error).await),
+        Err(_) => Err(give_up(child, LaunchError::Slow).await),
+    }
+}
+
+/// Tells the secret and reads the line.
+async fn greet(child: &mut Child, token: &Token) -> Result<u16, LaunchError> {
+    if let Some(mut input) = child.stdin.take() {
+        let line = format!("{}\n", hex(&token.0));
+        // A process that ended already tells more by how it ended.
+        let _ended_early = input.write_all(line.as_bytes()).await;
+    }
+    let mut line = String::new();
+    if let Some(output) = child.stdout.take() {
+        let read = BufReader::new(output.take(LINE_BYTES_MAX)).read_line(&mut line).await;
+        read.map_err(LaunchError::Start)?;
+    }
+    if line.is_empty() {
+        return Err(LaunchError::Ended(child.wait().await.map_err(LaunchError::Start)?));
+    }
+    match serde_json::from_str(line.trim_end()) {
+        Ok(IncomingLine::Port(port)) if port != 0 => Ok(port),
+        Ok(IncomingLine::Error(text)) => Err(LaunchError::Said(text)),
+        _ => Err(LaunchError::Strange(line.trim_end().chars().take(200).collect())),
+    }
+}
+
+/// Ends a process that is of no use.
+async fn give_up(mut child: Child, error: LaunchError) -> LaunchError {
+    if let Err(failure) = child.kill().await {
+        tracing::warn!(%failure, "cannot end the process of a guest that will not arrive");
+    }
+    error
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,113 @@
+//! Whether the process that owns a record still lives.
+//!
+//! Process ids come again; a guest's lock does not lie: it is held by the process that has the guest's name, and `guest.json`
+//! beside it says which one that is. A record whose owner is another process than that is an orphan.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use migrate::record::Record;
+
+use crate::names::GuestName;
+use crate::state_dir::StateDir;
+
+/// Whether the process that owns `record` is certainly gone. In doubt (a process that has just taken the name and has not said
+/// who it is) the answer is no: it is asked again a moment later.
+pub(crate) fn is_dead(state: &StateDir, record: &Record) -> bool {
+    let Ok(name) = record.guest.parse::<GuestName>() else { return true };
+    let guest = state.guest(&name);
+    if !guest.is_live() {
+        return true;
+    }
+    // Same name and same id: the owner, or in a blue moon a process that got both after it. Times would tell them apart, but
+    // clocks are set back, and taking a live process for dead does harm while waiting for its end does not.
+    guest.read_identity().is_ok_and(|owner| owner.pid != record.pid)
+}
+
+/// Now, in milliseconds since 1970.
+pub(crate) fn unix_ms() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use migrate::record::{DestinationState, Side, SourceState};
+    use migrate::{MigrationId, Token};
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::state_dir::GuestIdentity;
+
+    /// A source's record for the guest `web`, owned by `pid`.
+    pub(crate) fn source_record(state: SourceState, pid: u32) -> Record {
+        let side = Side::Source {
+            state,
+            destination: "host-b:4950".into(),
+            server_name: "host-b".into(),
+            node_address: ([127, 0, 0, 1], 4950).into(),
+            process_address: ([127, 0, 0, 1], 4951).into(),
+            token: Token([7; 32]),
+        };
+        record(side, pid)
+    }
+
+    /// A destination's record for the guest `web`, owned by `pid`.
+    pub(crate) fn destination_record(state: DestinationState, pid: u32) -> Record {
+        let source_address = ([127, 0, 0, 1], 4952).into();
+        record(Side::Destination { state, source_address, port: 4951, token: Token([7; 32]) }, pid)
+    }
+
+    fn record(side: Side, pid: u32) -> Record {
+        Record {
+            migration: MigrationId::random(),
+            guest: "web".into(),
+            guest_uuid: Uuid::from_u128(5),
+            pid,
+            started_unix_ms: 1000,
+            updated_unix_ms: 1000,
+            side,
+            report: None,
+        }
+    }
+
+    fn state() -> (tempfile::TempDir, StateDir) {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::new(folder.path()).unwrap();
+        state.create().unwrap();
+        (folder, state)
+    }
+
+    fn identity(pid: u32) -> GuestIdentity {
+        GuestIdentity {
+            name: "web".parse().unwrap(),
+            uuid: Uuid::from_u128(5),
+            pid,
+            started_unix_ms: 900,
+        }
+    }
+
+    #[test]
+    fn a_record_lives_with_the_process_that_holds_the_name() {
+        let (_folder, state) = state();
+        let record = source_record(SourceState::Undecided, 77);
+        assert!(is_dead(&state, &record));
+
+        let claim = state.guest(&"web".parse().unwrap()).claim().unwrap();
+        assert!(!is_dead(&state, &record), "held by a process that has not told who it is");
+        claim.dir().write_identity(&identity(77)).unwrap();
+        assert!(!is_dead(&state, &record));
+
+        drop(claim);
+        assert!(is_dead(&state, &record));
+    }
+
+    #[test]
+    fn another_process_of_the_same_name_does_not_own_the_record() {
+        let (_folder, state) = state();
+        let record = source_record(SourceState::Committed, 77);
+        let claim = state.guest(&"web".parse().unwrap()).claim().unwrap();
+        claim.dir().write_identity(&identity(78)).unwrap();
+        assert!(is_dead(&state, &record));
+    }
+}

@@ -1,0 +1,30 @@
+//! The node of a host: receives migrations, knows the guests that are here, serves their metrics, and settles what dead
+//! processes left open.
+//!
+//! [`service`] is the node as a whole. A guest that wants to come goes through [`front`] (the dialogue), [`admission`] and
+//! [`promises`] (may it?), [`launch`] (its process). [`inventory`] finds guests, [`scrape`] and [`exposition`] show them to
+//! Prometheus, [`outcomes`] counts how migrations ended, [`retention`] and [`resolver`] look after their records, [`api`] is the
+//! node's socket. The node may be killed at any time: it holds nothing that is not on disk or in a guest's process.
+//! Start at [`run`].
+
+mod admission;
+mod api;
+mod durable;
+mod exposition;
+mod front;
+mod inventory;
+mod launch;
+mod liveness;
+mod outcomes;
+mod promises;
+mod quic;
+mod resolver;
+mod retention;
+mod run;
+mod scrape;
+mod service;
+mod types;
+
+pub(crate) use launch::IncomingLine;
+pub(crate) use run::run;
+pub(crate) use types::NodeFile;

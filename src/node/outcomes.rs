@@ -1,0 +1,367 @@
+//! Counts how migrations began and ended, each once, from their records.
+//!
+//! A record outlives the process that wrote it, so the node counts from records and not from what it is told: what ended while
+//! no node ran is counted by the next one. Which records have been counted is itself on disk ([`Ledger`]), so that a restarted
+//! node does not count them again; counters start at zero with the node, as Prometheus expects.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use metrics::{Counted, Direction, FailureReason};
+use migrate::record::{DestinationState, Record, Side, SourceState};
+use migrate::report::{Outcome, Report, Role};
+use migrate::{Phase, Reason};
+use serde::{Deserialize, Serialize};
+
+use super::durable;
+
+/// The longest ledger that is read, in bytes: retention keeps it far below.
+const LEDGER_BYTES_MAX: u64 = 16 << 20;
+
+/// What has been counted of one record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Mark {
+    /// Its beginning.
+    Started,
+    /// Its beginning and its end.
+    Ended,
+}
+
+/// Which records have been counted.
+#[derive(Debug)]
+pub(crate) struct Ledger {
+    path: PathBuf,
+    marks: BTreeMap<String, Mark>,
+}
+
+impl Ledger {
+    /// Reads the ledger at `path`; without one, nothing has been counted.
+    ///
+    /// # Errors
+    /// The file cannot be read. A damaged one is set aside with a warning: counting twice is better than not starting.
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        let marks = match read_bounded(path) {
+            Ok(text) => serde_json::from_slice(&text).unwrap_or_else(|error| {
+                tracing::warn!(file = %path.display(), %error, "the ledger of counted migrations is damaged: beginning anew");
+                BTreeMap::new()
+            }),
+            Err(error) if is_missing(&error) => BTreeMap::new(),
+            Err(error) => return Err(error),
+        };
+        Ok(Self { path: path.to_owned(), marks })
+    }
+
+    /// Counts what is new in `records`, forgets what is no longer among them, and saves when something changed. `is_dead` says
+    /// whether the process that owns a record is gone.
+    ///
+    /// # Errors
+    /// The ledger cannot be written; what was counted stays counted in this process.
+    pub(crate) fn count(
+        &mut self,
+        records: &[Record],
+        counted: &Counted,
+        is_dead: impl Fn(&Record) -> bool,
+    ) -> Result<()> {
+        let mut marks = BTreeMap::new();
+        for record in records {
+            let key = format!("{}.{}", record.migration, record.role().name());
+            let before = self.marks.get(&key).copied();
+            if before.is_none() {
+                counted.migrations_started.inc(&(direction(record.role()),));
+            }
+            let mut mark = before.unwrap_or(Mark::Started);
+            if mark == Mark::Started
+                && let Some(ending) = ending(record, &is_dead)
+            {
+                ending.count(counted);
+                mark = Mark::Ended;
+            }
+            marks.insert(key, mark);
+        }
+        if marks == self.marks {
+            return Ok(());
+        }
+        self.marks = marks;
+        durable::write_json(&self.path, &self.marks)
+    }
+}
+
+fn read_bounded(path: &Path) -> Result<Vec<u8>> {
+    let size = fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?.len();
+    if size > LEDGER_BYTES_MAX {
+        bail!("{} is damaged: {size} bytes; remove it", path.display());
+    }
+    fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+fn is_missing(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::NotFound)
+}
+
+/// How a migration ended, as counted.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Ending {
+    Completed { direction: Direction, downtime_seconds: Option<f64>, total_seconds: Option<f64> },
+    Cancelled { phase: metrics::Phase },
+    Failed { phase: metrics::Phase, reason: FailureReason },
+}
+
+impl Ending {
+    fn count(self, counted: &Counted) {
+        match self {
+            Self::Completed { direction, downtime_seconds, total_seconds } => {
+                counted.migrations_completed.inc(&(direction,));
+                if let Some(seconds) = downtime_seconds {
+                    counted.completed_downtime.observe(&(direction,), seconds);
+                }
+                if let Some(seconds) = total_seconds {
+                    counted.completed_duration.observe(&(direction,), seconds);
+                }
+            }
+            Self::Cancelled { phase } => counted.migrations_cancelled.inc(&(phase,)),
+            Self::Failed { phase, reason } => counted.migrations_failed.inc(&(phase, reason)),
+        }
+    }
+}
+
+/// How the migration of a record ended; none while it has not. A report tells; without one, the state in which a dead process
+/// left the record does.
+fn ending(record: &Record, is_dead: impl Fn(&Record) -> bool) -> Option<Ending> {
+    let direction = direction(record.role());
+    if let Some(report) = &record.report {
+        return reported(report, direction);
+    }
+    let moved = Ending::Completed { direction, downtime_seconds: None, total_seconds: None };
+    let died = |phase| Ending::Failed { phase, reason: FailureReason::ProcessDied };
+    let ending = match &record.side {
+        Side::Source { state, .. } => match state {
+            SourceState::Undecided | SourceState::Committed => return None,
+            SourceState::Done => moved,
+            SourceState::Aborted => died(metrics::Phase::Precopy),
+        },
+        Side::Destination { state, .. } => match state {
+            DestinationState::Loading | DestinationState::Ready => return None,
+            DestinationState::Running => moved,
+            DestinationState::Failed => died(metrics::Phase::Resume),
+            DestinationState::Discarded => died(metrics::Phase::Precopy),
+        },
+    };
+    // A live process is about to add its report.
+    is_dead(record).then_some(ending)
+}
+
+fn reported(report: &Report, direction: Direction) -> Option<Ending> {
+    if report.outcome == Outcome::InDoubt {
+        return None;
+    }
+    if report.outcome == Outcome::Migrated {
+        let (downtime_seconds, total_seconds) =
+            (report.downtime_seconds, Some(report.total_seconds));
+        return Some(Ending::Completed { direction, downtime_seconds, total_seconds });
+    }
+    let (at, why) = report
+        .error
+        .as_ref()
+        .map_or((Phase::Connect, Reason::Other), |error| (error.phase, error.reason));
+    let phase = phase(at);
+    Some(match reason(why) {
+        None => Ending::Cancelled { phase },
+        Some(reason) => Ending::Failed { phase, reason },
+    })
+}
+
+/// The direction in which the side of this role moves the guest.
+pub(crate) fn direction(role: Role) -> Direction {
+    match role {
+        Role::Source => Direction::Outgoing,
+        Role::Destination => Direction::Incoming,
+    }
+}
+
+/// A phase as a label.
+pub(crate) fn phase(phase: Phase) -> metrics::Phase {
+    match phase {
+        Phase::Connect => metrics::Phase::Connect,
+        Phase::Prepare => metrics::Phase::Prepare,
+        Phase::Precopy => metrics::Phase::Precopy,
+        Phase::Switchover => metrics::Phase::Switchover,
+        Phase::Ready => metrics::Phase::Ready,
+        Phase::Commit => metrics::Phase::Commit,
+        Phase::Resume => metrics::Phase::Resume,
+    }
+}
+
+/// A reason as a label; none for a migration that was called off, which is no failure.
+fn reason(reason: Reason) -> Option<FailureReason> {
+    Some(match reason {
+        Reason::Cancelled => return None,
+        Reason::Version => FailureReason::Version,
+        Reason::Refused => FailureReason::Refused,
+        Reason::Timeout => FailureReason::Timeout,
+        Reason::NoAnswer => FailureReason::NoAnswer,
+        Reason::ConnectionLost => FailureReason::ConnectionLost,
+        Reason::Protocol => FailureReason::Protocol,
+        Reason::Data => FailureReason::Data,
+        Reason::Guest => FailureReason::Guest,
+        Reason::GuestStopped => FailureReason::GuestStopped,
+        Reason::Record => FailureReason::Record,
+        Reason::InDoubt => FailureReason::InDoubt,
+        Reason::Operator => FailureReason::Operator,
+        Reason::Other => FailureReason::Other,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use metrics::Exporter;
+    use migrate::progress::Transfer;
+    use migrate::report::ReportedError;
+
+    use super::super::liveness::tests::{destination_record, source_record};
+    use super::*;
+
+    fn report(outcome: Outcome, error: Option<(Phase, Reason)>) -> Report {
+        Report {
+            migration: migrate::MigrationId::random(),
+            guest: "web".into(),
+            role: Role::Source,
+            outcome,
+            error: error.map(|(phase, reason)| ReportedError {
+                phase,
+                reason,
+                message: String::new(),
+            }),
+            way_out: None,
+            total_seconds: 1.5,
+            downtime_seconds: Some(0.012),
+            expected_downtime_seconds: None,
+            phases: Vec::new(),
+            memory_bytes: 0,
+            transfer: Transfer::default(),
+            rounds_total: 0,
+            rounds: Vec::new(),
+        }
+    }
+
+    fn reported_record(outcome: Outcome, error: Option<(Phase, Reason)>) -> Record {
+        let mut record = source_record(SourceState::Done, 1);
+        record.report = Some(report(outcome, error));
+        record
+    }
+
+    struct Bench {
+        _folder: tempfile::TempDir,
+        path: PathBuf,
+        exporter: Exporter,
+    }
+
+    fn bench() -> Bench {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("counted.json");
+        Bench {
+            _folder: folder,
+            path,
+            exporter: Exporter::new("1", "x", SystemTime::now()).unwrap(),
+        }
+    }
+
+    fn is_one(value: f64) -> bool {
+        (value - 1.0).abs() < f64::EPSILON
+    }
+
+    #[test]
+    fn an_outcome_counts_once_also_for_the_next_node() {
+        let bench = bench();
+        let counted = bench.exporter.counted();
+        let records = [reported_record(Outcome::Migrated, None)];
+        let mut ledger = Ledger::open(&bench.path).unwrap();
+        ledger.count(&records, counted, |_| true).unwrap();
+        ledger.count(&records, counted, |_| true).unwrap();
+        assert!(is_one(counted.migrations_started.get(&(Direction::Outgoing,))));
+        assert!(is_one(counted.migrations_completed.get(&(Direction::Outgoing,))));
+
+        let next = Exporter::new("1", "x", SystemTime::now()).unwrap();
+        Ledger::open(&bench.path).unwrap().count(&records, next.counted(), |_| true).unwrap();
+        assert!(next.counted().migrations_completed.get(&(Direction::Outgoing,)) < 0.5);
+    }
+
+    #[test]
+    fn a_migration_in_doubt_counts_when_it_is_settled() {
+        let bench = bench();
+        let counted = bench.exporter.counted();
+        let mut record =
+            reported_record(Outcome::InDoubt, Some((Phase::Commit, Reason::ConnectionLost)));
+        let mut ledger = Ledger::open(&bench.path).unwrap();
+        ledger.count(std::slice::from_ref(&record), counted, |_| false).unwrap();
+        assert!(
+            counted.migrations_failed.get(&(metrics::Phase::Commit, FailureReason::ConnectionLost))
+                < 0.5
+        );
+
+        record.report = Some(report(Outcome::Migrated, None));
+        ledger.count(&[record], counted, |_| false).unwrap();
+        assert!(is_one(counted.migrations_completed.get(&(Direction::Outgoing,))));
+        assert!(is_one(counted.migrations_started.get(&(Direction::Outgoing,))));
+    }
+
+    #[test]
+    fn calling_off_is_no_failure() {
+        let cancelled = reported(
+            &report(Outcome::StayedAtSource, Some((Phase::Precopy, Reason::Cancelled))),
+            Direction::Outgoing,
+        );
+        assert_eq!(cancelled, Some(Ending::Cancelled { phase: metrics::Phase::Precopy }));
+        let failed = reported(
+            &report(Outcome::StayedAtSource, Some((Phase::Ready, Reason::Data))),
+            Direction::Outgoing,
+        );
+        assert_eq!(
+            failed,
+            Some(Ending::Failed { phase: metrics::Phase::Ready, reason: FailureReason::Data })
+        );
+    }
+
+    #[test]
+    fn a_process_that_died_without_a_report_is_counted_by_what_it_recorded() {
+        let arrived = destination_record(DestinationState::Running, 1);
+        assert_eq!(ending(&arrived, |_| false), None, "its report is still to come");
+        assert!(matches!(
+            ending(&arrived, |_| true),
+            Some(Ending::Completed { direction: Direction::Incoming, .. })
+        ));
+        let lost = destination_record(DestinationState::Discarded, 1);
+        assert!(matches!(
+            ending(&lost, |_| true),
+            Some(Ending::Failed { reason: FailureReason::ProcessDied, .. })
+        ));
+        assert_eq!(ending(&source_record(SourceState::Committed, 1), |_| true), None);
+    }
+
+    #[test]
+    fn a_damaged_ledger_begins_anew() {
+        let bench = bench();
+        std::fs::write(&bench.path, "{\"x\": 7").unwrap();
+        let mut ledger = Ledger::open(&bench.path).unwrap();
+        ledger
+            .count(&[reported_record(Outcome::Migrated, None)], bench.exporter.counted(), |_| true)
+            .unwrap();
+        assert!(is_one(bench.exporter.counted().migrations_completed.get(&(Direction::Outgoing,))));
+    }
+
+    #[test]
+    fn the_ledger_forgets_records_that_are_gone() {
+        let bench = bench();
+        let mut ledger = Ledger::open(&bench.path).unwrap();
+        ledger
+            .count(&[reported_record(Outcome::Migrated, None)], bench.exporter.counted(), |_| true)
+            .unwrap();
+        ledger.count(&[], bench.exporter.counted(), |_| true).unwrap();
+        assert!(Ledger::open(&bench.path).unwrap().marks.is_empty());
+    }
+}

@@ -1,0 +1,78 @@
+//! The node's ends of QUIC: what sources ask is handed to the node, and decisions are carried to other nodes.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use migrate::front::{self, FrontHandler, ResolveTarget};
+use migrate::guest::RefusalKind;
+use migrate::protocol::front::{FrontReply, FrontRequest};
+use migrate::protocol::{Decision, DestinationMessage};
+use migrate::quic::Tls;
+use migrate::quic::endpoint::Peer;
+use migrate::record::{Record, Side};
+
+use super::front::Arrival;
+use super::resolver::Courier;
+use super::service::Node;
+
+/// The node, as sources see it.
+#[derive(Debug)]
+pub(crate) struct FrontDesk(pub(crate) Arc<Node>);
+
+impl FrontHandler for FrontDesk {
+    async fn answer(&self, request: FrontRequest, peer: SocketAddr) -> FrontReply {
+        let node = Arc::clone(&self.0);
+        // A task of its own: a source that hangs up in the middle must not leave a process that nobody waits for.
+        let answer = tokio::spawn(async move {
+            match request {
+                FrontRequest::Admit { migration, offer, guest } => {
+                    node.admit(Arrival { peer, migration, offer, guest }).await
+                }
+                FrontRequest::Resolve { migration, token, decision } => {
+                    node.resolve(peer, migration, &token, decision)
+                }
+            }
+        });
+        answer.await.unwrap_or_else(|error| {
+            tracing::error!(%peer, %error, "answering a source broke down");
+            FrontReply::Refused(migrate::Refusal::new(
+                RefusalKind::Other,
+                "the node could not answer; its log has more",
+            ))
+        })
+    }
+}
+
+/// Carries decisions to other nodes.
+#[derive(Debug)]
+pub(crate) struct NodeCourier {
+    tls: Tls,
+}
+
+impl NodeCourier {
+    /// A courier that proves itself with the host's certificate.
+    pub(crate) fn new(tls: Tls) -> Self {
+        Self { tls }
+    }
+}
+
+impl Courier for NodeCourier {
+    async fn deliver(
+        &self,
+        record: &Record,
+        decision: Decision,
+    ) -> Result<DestinationMessage, String> {
+        let Side::Source { server_name, node_address, process_address, token, .. } = &record.side
+        else {
+            return Err("the record of a destination has nothing to deliver".to_owned());
+        };
+        let target = ResolveTarget {
+            migration: record.migration,
+            token: *token,
+            decision,
+            node: Peer { address: *node_address, name: server_name.clone() },
+            process: *process_address,
+        };
+        front::resolve(&self.tls, &target).await.map_err(|error| error.to_string())
+    }
+}

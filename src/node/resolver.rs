@@ -1,0 +1,310 @@
+//! Settles migrations whose source process died: finds their records and tells the destination what was decided, until it is
+//! heard.
+//!
+//! The record decides, not this code: a commit on disk is said again, no commit means that the guest died here with its process
+//! and the copy there must go. What an answer means is decided by `migrate::resolve`. Records of destinations whose process died
+//! need nobody: their copy had not run, or died after it had; they are closed here, so that a source that asks hears it.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use migrate::MigrationId;
+use migrate::protocol::{Decision, DestinationMessage};
+use migrate::record::{DestinationState, Record, RecordStore, Side, SourceState};
+use migrate::report::Role;
+use migrate::resolve::{DeadSource, answer_for_dead, judge_for_dead};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::liveness;
+
+/// The first wait between two tries to reach a destination; doubled each time.
+const RETRY_FIRST: Duration = Duration::from_secs(1);
+
+/// The longest wait between two tries.
+const RETRY_LONGEST: Duration = Duration::from_secs(60);
+
+/// Brings a decision to a destination.
+pub(crate) trait Courier {
+    /// Says `decision` about the migration of `record` to its destination, and brings back the answer.
+    ///
+    /// # Errors
+    /// Why there is no answer; for the log.
+    fn deliver(
+        &self,
+        record: &Record,
+        decision: Decision,
+    ) -> impl Future<Output = Result<DestinationMessage, String>> + Send;
+}
+
+/// What was found out about one orphan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Settlement {
+    /// Over, and recorded.
+    Settled,
+    /// Nobody can tell: for the operator.
+    InDoubt,
+    /// To be tried again.
+    Waiting,
+}
+
+/// When each orphan is due again.
+#[derive(Debug, Default)]
+pub(crate) struct Schedule {
+    due: Mutex<BTreeMap<MigrationId, (Instant, Duration)>>,
+}
+
+impl Schedule {
+    /// Whether it is time for this one; its next time is put off.
+    fn take(&self, migration: MigrationId, now: Instant) -> bool {
+        let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
+        let (at, wait) = due.entry(migration).or_insert((now, RETRY_FIRST));
+        if now < *at {
+            return false;
+        }
+        *at = now + *wait;
+        *wait = (*wait * 2).min(RETRY_LONGEST);
+        true
+    }
+
+    /// Forgets those that are settled.
+    fn keep(&self, open: &[&Record]) {
+        let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
+        due.retain(|migration, _| open.iter().any(|record| record.migration == *migration));
+    }
+}
+
+/// The source records among `records` that nobody else will settle.
+pub(crate) fn orphans(records: &[Record], is_dead: impl Fn(&Record) -> bool) -> Vec<&Record> {
+    let open = |record: &&Record| decision(record).is_some() && is_dead(record);
+    records.iter().filter(open).collect()
+}
+
+/// The destination records among `records` whose process died before its guest ran, with what they become.
+pub(crate) fn dead_copies(
+    records: &[Record],
+    is_dead: impl Fn(&Record) -> bool,
+) -> Vec<(&Record, DestinationState)> {
+    let become_of = |record: &Record| match &record.side {
+        Side::Destination { state, .. } => answer_for_dead(Some(*state)).record,
+        Side::Source { .. } => None,
+    };
+    records
+        .iter()
+        .filter_map(|record| {
+            become_of(record).filter(|_| is_dead(record)).map(|state| (record, state))
+        })
+        .collect()
+}
+
+fn decision(record: &Record) -> Option<Decision> {
+    match &record.side {
+        Side::Source { state, .. } => state.decision(),
+        Side::Destination { .. } => None,
+    }
+}
+
+/// Tries every orphan that is due, once, all at the same time.
+pub(crate) async fn settle<C>(
+    records: &RecordStore,
+    orphans: &[&Record],
+    courier: &Arc<C>,
+    schedule: &Schedule,
+) where
+    C: Courier + Send + Sync + 'static,
+{
+    schedule.keep(orphans);
+    let now = Instant::now();
+    let mut tries = JoinSet::new();
+    for record in orphans.iter().filter(|record| schedule.take(record.migration, now)) {
+        let (records, record, courier) = (records.clone(), (*record).clone(), Arc::clone(courier));
+        tries.spawn(async move { settle_one(&records, &record, &*courier).await });
+    }
+    while let Some(tried) = tries.join_next().await {
+        if let Err(error) = tried {
+            tracing::error!(%error, "settling a migration broke down");
+        }
+    }
+}
+
+/// Tries one orphan.
+async fn settle_one(records: &RecordStore, record: &Record, courier: &impl Courier) -> Settlement {
+    let (migration, guest) = (record.migration, record.guest.as_str());
+    let (Side::Source { state, destination, .. }, Some(decision)) =
+        (&record.side, decision(record))
+    else {
+        return Settlement::Settled;
+    };
+    let answer = match courier.deliver(record, decision).await {
+        Ok(answer) => answer,
+        Err(error) => {
+            tracing::warn!(%migration, guest, destination, ?decision, "the source process is dead and the destination cannot be told yet: {error}");
+            return Settlement::Waiting;
+        }
+    };
+    match judge_for_dead(*state, &answer) {
+        DeadSource::Settled(next) => close(records, record, next, destination),
+        DeadSource::InDoubt => {
+            tracing::error!(
+                %migration, guest, destination,
+                answer = answer.name(),
+                "the source process died after its commit, and the destination does not say that it runs the guest: look for it there"
+            );
+            Settlement::InDoubt
+        }
+        DeadSource::NoAnswer => {
+            let answer = answer.name();
+            tracing::warn!(%migration, guest, destination, answer, "the destination gave no answer that settles the migration");
+            Settlement::Waiting
+        }
+    }
+}
+
+fn close(
+    records: &RecordStore,
+    record: &Record,
+    next: SourceState,
+    destination: &str,
+) -> Settlement {
+    let (migration, guest) = (record.migration, record.guest.as_str());
+    let mut closed = record.clone();
+    if let Side::Source { state, .. } = &mut closed.side {
+        *state = next;
+    }
+    closed.updated_unix_ms = liveness::unix_ms();
+    let written = records.reopen(migration, Role::Source).and_then(|mut file| file.write(&closed));
+    if let Err(error) = written {
+        tracing::error!(%migration, guest, "the migration is settled, but its record cannot be written: {error}");
+        return Settlement::Waiting;
+    }
+    match next {
+        SourceState::Done => {
+            tracing::info!(%migration, guest, destination, "settled for a source process that died: the guest runs on its destination");
+        }
+        SourceState::Aborted | SourceState::Undecided | SourceState::Committed => {
+            tracing::info!(%migration, guest, destination, "settled for a source process that died: the copy on the destination is gone");
+        }
+    }
+    Settlement::Settled
+}
+
+#[cfg(test)]
+mod tests {
+    use migrate::protocol::Takeover;
+
+    use super::super::liveness::tests::{destination_record, source_record};
+    use super::*;
+
+    /// Answers always the same.
+    struct Parrot(Result<DestinationMessage, String>);
+
+    impl Courier for Parrot {
+        async fn deliver(&self, _: &Record, _: Decision) -> Result<DestinationMessage, String> {
+            self.0.clone()
+        }
+    }
+
+    /// A store with one record in it.
+    fn store(record: &Record) -> (tempfile::TempDir, RecordStore) {
+        let folder = tempfile::tempdir().unwrap();
+        let store = RecordStore::open(folder.path()).unwrap();
+        store.create(record).unwrap();
+        (folder, store)
+    }
+
+    fn state_on_disk(store: &RecordStore, record: &Record) -> SourceState {
+        match store.read(record.migration, Role::Source).unwrap().unwrap().side {
+            Side::Source { state, .. } => state,
+            Side::Destination { .. } => panic!("the other side's record"),
+        }
+    }
+
+    async fn try_one(
+        state: SourceState,
+        answer: Result<DestinationMessage, String>,
+    ) -> (Settlement, SourceState) {
+        let record = source_record(state, 77);
+        let (_folder, store) = store(&record);
+        let settlement = settle_one(&store, &record, &Parrot(answer)).await;
+        (settlement, state_on_disk(&store, &record))
+    }
+
+    #[test]
+    fn only_open_records_of_dead_sources_are_orphans() {
+        let records = [
+            source_record(SourceState::Undecided, 1),
+            source_record(SourceState::Committed, 2),
+            source_record(SourceState::Done, 3),
+            source_record(SourceState::Aborted, 4),
+            destination_record(DestinationState::Ready, 5),
+            source_record(SourceState::Committed, 6),
+        ];
+        let pids: Vec<u32> =
+            orphans(&records, |record| record.pid != 6).iter().map(|record| record.pid).collect();
+        assert_eq!(pids, [1, 2]);
+    }
+
+    #[test]
+    fn a_copy_that_died_before_it_ran_is_discarded() {
+        let records = [
+            destination_record(DestinationState::Loading, 1),
+            destination_record(DestinationState::Ready, 2),
+            destination_record(DestinationState::Running, 3),
+            destination_record(DestinationState::Ready, 4),
+        ];
+        let dead = dead_copies(&records, |record| record.pid != 4);
+        let found: Vec<_> = dead.iter().map(|(record, state)| (record.pid, *state)).collect();
+        assert_eq!(found, [(1, DestinationState::Discarded), (2, DestinationState::Discarded)]);
+    }
+
+    #[tokio::test]
+    async fn a_commit_is_settled_by_hearing_that_the_guest_runs() {
+        let running = Ok(DestinationMessage::Running(Takeover::default()));
+        assert_eq!(
+            try_one(SourceState::Committed, running).await,
+            (Settlement::Settled, SourceState::Done)
+        );
+    }
+
+    #[tokio::test]
+    async fn without_a_commit_it_is_settled_by_hearing_that_the_copy_is_gone() {
+        let gone = Ok(DestinationMessage::Discarded);
+        assert_eq!(
+            try_one(SourceState::Undecided, gone).await,
+            (Settlement::Settled, SourceState::Aborted)
+        );
+    }
+
+    #[tokio::test]
+    async fn an_unreachable_destination_leaves_the_record_as_it_is() {
+        let silence = Err("no answer".to_owned());
+        assert_eq!(
+            try_one(SourceState::Committed, silence).await,
+            (Settlement::Waiting, SourceState::Committed)
+        );
+    }
+
+    #[tokio::test]
+    async fn a_committed_migration_that_the_destination_does_not_know_stays_in_doubt() {
+        let unknown = Ok(DestinationMessage::Unknown);
+        assert_eq!(
+            try_one(SourceState::Committed, unknown).await,
+            (Settlement::InDoubt, SourceState::Committed)
+        );
+    }
+
+    #[test]
+    fn tries_become_rarer_up_to_once_a_minute() {
+        let schedule = Schedule::default();
+        let migration = MigrationId::random();
+        let begin = Instant::now();
+        let mut tries = Vec::new();
+        for second in 0..300 {
+            if schedule.take(migration, begin + Duration::from_secs(second)) {
+                tries.push(second);
+            }
+        }
+        assert_eq!(tries, [0, 1, 3, 7, 15, 31, 63, 123, 183, 243]);
+    }
+}

@@ -1,0 +1,141 @@
+//! Starts the node's parts in the order in which they need each other, and ends them when the node is told to.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use migrate::quic::Tls;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::quic::{FrontDesk, NodeCourier};
+use super::resolver::{self, Schedule};
+use super::service::{Node, ROUND};
+use super::types::NodeFile;
+use super::{api, durable, exposition, liveness};
+use crate::api::server::Server;
+use crate::cli::host::NodeArgs;
+use crate::exit::Exit;
+use crate::file_lock::FileLock;
+use crate::state_dir::StateDir;
+
+/// How long peers are given to hear that the node ends.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
+
+/// `lighter node`: serves until it is told to end.
+///
+/// # Errors
+/// Another node serves this state folder, there are no certificates, or an address cannot be had.
+pub(crate) fn run(state: &StateDir, args: &NodeArgs) -> Result<Exit> {
+    state.create()?;
+    let _lock = lock(&state.node_lock())?;
+    let tls = Tls::load(&state.certs())?;
+    let runtime = tokio::runtime::Runtime::new().context("cannot start")?;
+    let ended = runtime.block_on(serve(state, args, tls));
+    // Reads of /proc of a process that hangs may never return: they end with us.
+    runtime.shutdown_background();
+    ended
+}
+
+/// Makes this the only node of the state folder.
+fn lock(path: &Path) -> Result<FileLock> {
+    let lock =
+        FileLock::try_acquire(path).with_context(|| format!("cannot lock {}", path.display()))?;
+    match lock {
+        Some(lock) => Ok(lock),
+        None => bail!(
+            "a node serves this state folder already ({} is locked): end it first, or choose another --state-dir",
+            path.display()
+        ),
+    }
+}
+
+async fn serve(state: &StateDir, args: &NodeArgs, tls: Tls) -> Result<Exit> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot hear signals")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot hear signals")?;
+    let endpoint = migrate::quic::endpoint::listen(args.listen, &tls)?;
+    let listener = exposition::bind(args.metrics).await?;
+    remove_if_there(&state.node_socket())?;
+    let file = NodeFile {
+        pid: std::process::id(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        listen: endpoint.local_addr().context("cannot tell where migrations arrive")?,
+        metrics: listener.local_addr().context("cannot tell where metrics are served")?,
+        started_unix_ms: liveness::unix_ms(),
+    };
+    let node = Arc::new(Node::new(state.clone(), file.clone(), args.reserve_memory)?);
+    let parts = [
+        tokio::spawn(migrate::front::serve(
+            endpoint.clone(),
+            Arc::new(FrontDesk(Arc::clone(&node))),
+        )),
+        exposition::serve(listener, Arc::clone(&node)),
+        look_after_records(Arc::clone(&node), Arc::new(NodeCourier::new(tls))),
+    ];
+    let socket = Server::start(&state.node_socket(), api::router(Arc::clone(&node)))?;
+    // Last: whoever reads it finds everything served.
+    durable::write_json(&state.node_file(), &file)?;
+    tracing::info!(listen = %file.listen, metrics = %file.metrics, state = %state.root().display(), guests = state.live_guests()?.len(), "the node serves");
+
+    let signal = tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    };
+    node.shut_down();
+    tracing::info!(
+        signal,
+        guests = state.live_guests()?.len(),
+        "the node ends; guests go on without it"
+    );
+    remove_if_there(&state.node_file())?;
+    remove_if_there(&state.node_socket())?;
+    endpoint.close(0_u32.into(), b"the node ends");
+    let _all_told = tokio::time::timeout(CLOSE_PATIENCE, endpoint.wait_idle()).await;
+    socket.close().await;
+    for part in parts {
+        part.abort();
+    }
+    Ok(Exit::Done)
+}
+
+/// Looks through the records again and again, and settles the orphans among them.
+fn look_after_records(node: Arc<Node>, courier: Arc<NodeCourier>) -> JoinHandle<()> {
+    tokio::spawn(async move {
+        let schedule = Arc::new(Schedule::default());
+        let mut settling: Option<JoinHandle<()>> = None;
+        let mut rounds = interval(ROUND);
+        rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            rounds.tick().await;
+            let orphans = match node.look_through_records() {
+                Ok(orphans) => orphans,
+                Err(error) => {
+                    tracing::error!("cannot look through the records of migrations: {error:#}");
+                    continue;
+                }
+            };
+            if settling.as_ref().is_some_and(|task| !task.is_finished()) {
+                continue;
+            }
+            let (node, courier, schedule) =
+                (Arc::clone(&node), Arc::clone(&courier), Arc::clone(&schedule));
+            settling = Some(tokio::spawn(async move {
+                let orphans: Vec<_> = orphans.iter().collect();
+                resolver::settle(node.records(), &orphans, &courier, &schedule).await;
+            }));
+        }
+    })
+}
+
+fn remove_if_there(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,198 @@
+//! Turns what guests say into what Prometheus reads.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use metrics::{GuestSample, MigrationSample, Traffic};
+use migrate::report::{Outcome, Role};
+use migrate::{Progress, Report};
+
+use super::inventory::{GuestView, Sighting};
+use super::outcomes;
+use crate::api::types::GuestState;
+
+/// Bytes of a page.
+const PAGE_BYTES: u64 = 4096;
+
+/// One sample for each guest that answered, and how many did not.
+pub(crate) fn samples(sightings: &[Sighting]) -> (Vec<GuestSample>, u64) {
+    let answered: Vec<GuestSample> =
+        sightings.iter().filter_map(|sighting| sighting.answer.as_ref().ok()).map(sample).collect();
+    let silent = (sightings.len() - answered.len()) as u64;
+    (answered, silent)
+}
+
+fn sample(view: &GuestView) -> GuestSample {
+    let info = &view.info;
+    GuestSample {
+        name: info.name.to_string(),
+        uuid: info.uuid.to_string(),
+        state: state(info.state),
+        started: UNIX_EPOCH + Duration::from_millis(info.started_unix_ms),
+        memory_bytes: info.memory_bytes,
+        vcpus: u64::from(info.vcpus),
+        resident_bytes: view.cost.map(|cost| cost.resident_bytes),
+        proportional_bytes: view.cost.map(|cost| cost.proportional_bytes),
+        longest_stall: longest_stall(view),
+        migration: migration(view),
+    }
+}
+
+fn state(state: GuestState) -> metrics::GuestState {
+    match state {
+        GuestState::Incoming => metrics::GuestState::Incoming,
+        GuestState::Running => metrics::GuestState::Running,
+        GuestState::Paused => metrics::GuestState::Paused,
+        GuestState::Migrating => metrics::GuestState::Migrating,
+        GuestState::InDoubt => metrics::GuestState::InDoubt,
+        GuestState::Ended => metrics::GuestState::Ended,
+    }
+}
+
+fn longest_stall(view: &GuestView) -> Option<Duration> {
+    view.workload.as_ref().map(|workload| Duration::from_micros(workload.longest_stall_us))
+}
+
+/// The migration of a guest: from its report when it is over, from its progress while it runs.
+fn migration(view: &GuestView) -> Option<MigrationSample> {
+    let told = view.migration.as_ref()?;
+    if let Some(report) = &told.report {
+        return Some(finished(report, view));
+    }
+    told.progress.as_ref().map(|progress| running(progress, role(view.info.state, progress)))
+}
+
+/// Which side a guest with a running migration is on.
+fn role(state: GuestState, progress: &Progress) -> Role {
+    match state {
+        GuestState::Incoming => Role::Destination,
+        // Only a source notes its doubt in its progress.
+        GuestState::InDoubt if progress.in_doubt.is_none() => Role::Destination,
+        _ => Role::Source,
+    }
+}
+
+fn running(progress: &Progress, role: Role) -> MigrationSample {
+    let transfer = &progress.transfer;
+    let is_source = role == Role::Source;
+    MigrationSample {
+        direction: outcomes::direction(role),
+        phase: Some(outcomes::phase(progress.phase)),
+        phase_durations: Vec::new(),
+        duration: seconds(progress.elapsed_seconds),
+        rounds: u64::from(progress.round),
+        raw: Traffic {
+            pages: transfer.raw_pages,
+            bytes: transfer.raw_pages.saturating_mul(PAGE_BYTES),
+        },
+        lz4: Traffic { pages: transfer.lz4_pages, bytes: transfer.lz4_bytes },
+        zero_pages: transfer.zero_pages,
+        remaining_bytes: is_source.then_some(progress.remaining_bytes),
+        transfer_rate: is_source.then_some(progress.bandwidth_bytes_per_second),
+        dirty_rate: is_source.then_some(progress.dirty_pages_per_second * PAGE_BYTES as f64),
+        expected_downtime: progress.expected_downtime_seconds.map(seconds),
+        downtime: None,
+        guest_downtime: None,
+    }
+}
+
+fn finished(report: &Report, view: &GuestView) -> MigrationSample {
+    let transfer = &report.transfer;
+    let has_arrived = report.role == Role::Destination && report.outcome == Outcome::Migrated;
+    MigrationSample {
+        direction: outcomes::direction(report.role),
+        phase: None,
+        phase_durations: report
+            .phases
+            .iter()
+            .map(|time| (outcomes::phase(time.phase), seconds(time.seconds)))
+            .collect(),
+        duration: seconds(report.total_seconds),
+        rounds: u64::from(report.rounds_total),
+        raw: Traffic {
+            pages: transfer.raw_pages,
+            bytes: transfer.raw_pages.saturating_mul(PAGE_BYTES),
+        },
+        lz4: Traffic { pages: transfer.lz4_pages, bytes: transfer.lz4_bytes },
+        zero_pages: transfer.zero_pages,
+        remaining_bytes: None,
+        transfer_rate: None,
+        dirty_rate: None,
+        expected_downtime: report.expected_downtime_seconds.map(seconds),
+        downtime: report.downtime_seconds.map(seconds),
+        guest_downtime: longest_stall(view).filter(|_| has_arrived),
+    }
+}
+
+/// Seconds as told by another process: what is no duration counts as none.
+fn seconds(value: f64) -> Duration {
+    Duration::try_from_secs_f64(value).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use metrics::Direction;
+    use migrate::MigrationId;
+
+    use super::*;
+    use crate::api::types::{GuestInfo, GuestKind, MigrationStatus};
+
+    fn view(state: GuestState, migration: Option<MigrationStatus>) -> GuestView {
+        let info = GuestInfo {
+            name: "web".parse().unwrap(),
+            uuid: uuid::Uuid::nil(),
+            pid: 1,
+            state,
+            kind: GuestKind::Workload,
+            memory_bytes: 512 << 20,
+            vcpus: 2,
+            started_unix_ms: 1000,
+            migration_id: None,
+            detail: None,
+        };
+        GuestView { info, migration, workload: None, cost: None }
+    }
+
+    fn under_way() -> Option<MigrationStatus> {
+        let mut progress = Progress::new(MigrationId::random());
+        progress.phase = migrate::Phase::Precopy;
+        progress.dirty_pages_per_second = 2000.0;
+        progress.transfer.raw_pages = 3;
+        Some(MigrationStatus { progress: Some(progress), report: None })
+    }
+
+    #[test]
+    fn a_leaving_guest_shows_its_progress() {
+        let sample = sample(&view(GuestState::Migrating, under_way()));
+        let migration = sample.migration.unwrap();
+        assert_eq!(migration.direction, Direction::Outgoing);
+        assert_eq!(migration.phase, Some(metrics::Phase::Precopy));
+        assert_eq!(migration.dirty_rate, Some(2000.0 * 4096.0));
+        assert_eq!(migration.raw, Traffic { pages: 3, bytes: 3 * 4096 });
+    }
+
+    #[test]
+    fn an_arriving_guest_is_incoming_and_knows_no_dirty_rate() {
+        let sample = sample(&view(GuestState::Incoming, under_way()));
+        let migration = sample.migration.unwrap();
+        assert_eq!(migration.direction, Direction::Incoming);
+        assert_eq!(migration.dirty_rate, None);
+    }
+
+    #[test]
+    fn silent_guests_are_counted_and_give_no_sample() {
+        let sightings = [
+            Sighting { name: "web".parse().unwrap(), answer: Ok(view(GuestState::Running, None)) },
+            Sighting { name: "db".parse().unwrap(), answer: Err("no answer".to_owned()) },
+        ];
+        let (guests, silent) = samples(&sightings);
+        assert_eq!((guests.len(), silent), (1, 1));
+    }
+
+    #[test]
+    fn a_time_that_is_none_counts_as_zero() {
+        assert_eq!(seconds(f64::NAN), Duration::ZERO);
+        assert_eq!(seconds(-1.0), Duration::ZERO);
+        assert_eq!(seconds(f64::INFINITY), Duration::ZERO);
+        assert_eq!(seconds(0.25), Duration::from_millis(250));
+    }
+}

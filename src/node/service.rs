@@ -1,0 +1,234 @@
+//! The node as a whole: what it holds, how it starts, what it does again and again, and how it ends.
+//!
+//! It holds no guest. Killed at any moment, it leaves guests running and records on disk, and the next one finds both.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context, Result};
+use metrics::{Counted, Exporter, HostMemory, Snapshot};
+use migrate::MigrationId;
+use migrate::record::{Record, RecordStore};
+use tokio::process::Child;
+
+use super::outcomes::Ledger;
+use super::promises::Promises;
+use super::retention;
+use super::types::{MemoryInfo, NodeFile, NodeInfo};
+use super::{inventory, liveness, resolver, scrape};
+use crate::names::GuestName;
+use crate::state_dir::StateDir;
+
+/// How often records are looked through.
+pub(crate) const ROUND: Duration = Duration::from_secs(2);
+
+/// The node of this host.
+#[derive(Debug)]
+pub(crate) struct Node {
+    state: StateDir,
+    file: NodeFile,
+    reserved_bytes: u64,
+    exporter: Exporter,
+    records: RecordStore,
+    ledger: Mutex<Ledger>,
+    promises: std::sync::Arc<Promises>,
+    in_doubt: AtomicU64,
+    is_shutting_down: AtomicBool,
+}
+
+impl Node {
+    /// A node that serves at the addresses in `file`.
+    ///
+    /// # Errors
+    /// The folder of records or the ledger cannot be read.
+    pub(crate) fn new(state: StateDir, file: NodeFile, reserved_bytes: u64) -> Result<Self> {
+        let revision = option_env!("LIGHTER_REVISION").unwrap_or("unknown");
+        let exporter = Exporter::new(&file.version, revision, SystemTime::now())
+            .context("cannot set up metrics")?;
+        let records = RecordStore::open(&state.migrations())?;
+        let ledger = Ledger::open(&state.root().join("counted.json"))?;
+        Ok(Self {
+            state,
+            file,
+            reserved_bytes,
+            exporter,
+            records,
+            ledger: Mutex::new(ledger),
+            promises: std::sync::Arc::default(),
+            in_doubt: AtomicU64::new(0),
+            is_shutting_down: AtomicBool::new(false),
+        })
+    }
+
+    /// The state folder.
+    pub(crate) fn state(&self) -> &StateDir {
+        &self.state
+    }
+
+    /// The records of migrations.
+    pub(crate) fn records(&self) -> &RecordStore {
+        &self.records
+    }
+
+    /// The counters.
+    pub(crate) fn counted(&self) -> &Counted {
+        self.exporter.counted()
+    }
+
+    /// Memory that is promised.
+    pub(crate) fn promises(&self) -> &Promises {
+        &self.promises
+    }
+
+    /// Memory that is left to the host, in bytes.
+    pub(crate) fn reserved_bytes(&self) -> u64 {
+        self.reserved_bytes
+    }
+
+    /// Where migrations arrive.
+    pub(crate) fn listen_address(&self) -> SocketAddr {
+        self.file.listen
+    }
+
+    /// Whether the node admits nobody any more.
+    pub(crate) fn is_shutting_down(&self) -> bool {
+        self.is_shutting_down.load(Ordering::Relaxed)
+    }
+
+    /// From now on nobody is admitted.
+    pub(crate) fn shut_down(&self) {
+        self.is_shutting_down.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the node can do its work.
+    ///
+    /// # Errors
+    /// Why not, for whoever watches it.
+    pub(crate) fn health(&self) -> Result<(), String> {
+        if self.is_shutting_down() {
+            return Err("shutting down".to_owned());
+        }
+        self.state.live_guests().map(drop).map_err(|error| format!("{error:#}"))
+    }
+
+    /// Waits for the process of an arriving guest in the background, so that no zombie is left, and takes its promise back when
+    /// it ends.
+    pub(crate) fn reap(&self, name: GuestName, migration: MigrationId, mut child: Child) {
+        let promises = std::sync::Arc::clone(&self.promises);
+        tokio::spawn(async move {
+            match child.wait().await {
+                Ok(status) => {
+                    tracing::info!(%migration, guest = %name, %status, "the process of a guest that arrived here has ended")
+                }
+                Err(error) => {
+                    tracing::warn!(%migration, guest = %name, %error, "cannot wait for a guest's process")
+                }
+            }
+            promises.release(&name);
+        });
+    }
+
+    /// One look through the records: counts, closes what is dead, removes what is old, and returns the orphans, for the
+    /// resolver.
+    ///
+    /// # Errors
+    /// The records cannot be listed, or the ledger cannot be written.
+    pub(crate) fn look_through_records(&self) -> Result<Vec<Record>> {
+        let (records, faults) = self.records.list()?;
+        for fault in faults {
+            tracing::warn!("a migration's record is set aside: {fault}");
+        }
+        let is_dead = |record: &Record| liveness::is_dead(&self.state, record);
+        for (record, next) in resolver::dead_copies(&records, is_dead) {
+            let (migration, guest) = (record.migration, &record.guest);
+            match self.write_destination(record, next) {
+                Ok(()) => {
+                    tracing::info!(%migration, guest, "the process of an arriving guest died before it ran: its copy is gone")
+                }
+                Err(error) => {
+                    tracing::error!(%migration, guest, "cannot record that an arriving guest is gone: {error}")
+                }
+            }
+        }
+        self.keep_promises(&records);
+        let orphans: Vec<Record> =
+            resolver::orphans(&records, is_dead).into_iter().cloned().collect();
+        self.in_doubt.store(orphans.len() as u64, Ordering::Relaxed);
+        let mut ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
+        ledger.count(&records, self.counted(), is_dead)?;
+        drop(ledger);
+        for record in retention::outdated(&records, liveness::unix_ms(), is_dead) {
+            self.records.remove(record.migration, record.role())?;
+        }
+        Ok(orphans)
+    }
+
+    /// Takes promises back from guests that have arrived or failed to.
+    fn keep_promises(&self, records: &[Record]) {
+        for name in self.promises.names() {
+            let arrival = records.iter().filter(|record| {
+                record.guest == name.as_str() && record.role() == migrate::report::Role::Destination
+            });
+            let newest = arrival.max_by_key(|record| record.started_unix_ms);
+            let is_alive = self.state.guest(&name).is_live();
+            if is_alive
+                && newest.is_some_and(|record| {
+                    retention::is_settled(record) && !liveness::is_dead(&self.state, record)
+                })
+            {
+                self.promises.release(&name);
+            }
+        }
+    }
+
+    /// The page for Prometheus.
+    ///
+    /// # Errors
+    /// The guests' folder or the records cannot be read.
+    pub(crate) async fn metrics_page(&self) -> Result<String> {
+        let begin = Instant::now();
+        self.look_through_records()?;
+        let sightings = inventory::look(&self.state).await?;
+        let (guests, guests_unreachable) = scrape::samples(&sightings);
+        let host = self.memory().map(|memory| HostMemory {
+            available_bytes: memory.available_bytes,
+            reserved_bytes: memory.reserved_bytes,
+            promised_bytes: memory.promised_bytes,
+        });
+        let snapshot = Snapshot {
+            scrape_duration: begin.elapsed(),
+            guests,
+            guests_unreachable,
+            migrations_in_doubt: self.in_doubt.load(Ordering::Relaxed),
+            host,
+        };
+        Ok(self.exporter.render(&snapshot)?)
+    }
+
+    fn memory(&self) -> Option<MemoryInfo> {
+        let host = memopt::observe::host_memory();
+        let host = host.inspect_err(|error| tracing::warn!("{error}")).ok()?;
+        Some(MemoryInfo {
+            total_bytes: host.total_bytes,
+            available_bytes: host.available_bytes,
+            reserved_bytes: self.reserved_bytes,
+            promised_bytes: self.promises.outstanding_bytes(),
+        })
+    }
+
+    /// What `GET /v1/node` says.
+    ///
+    /// # Errors
+    /// The guests' folder cannot be read.
+    pub(crate) fn info(&self) -> Result<NodeInfo> {
+        Ok(NodeInfo {
+            node: self.file.clone(),
+            memory: self.memory(),
+            guests: self.state.live_guests()?.len(),
+            arriving: self.promises.names().len(),
+            migrations_in_doubt: self.in_doubt.load(Ordering::Relaxed),
+        })
+    }
+}

@@ -1,0 +1,117 @@
+//! What travels over the node's API, and what `node.json` holds.
+
+use std::net::SocketAddr;
+
+use memopt::observe::ProcessCost;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::api::types::GuestInfo;
+use crate::names::GuestName;
+
+/// `node.json`: where the node of this host can be found. Written when it serves, removed when it ends.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct NodeFile {
+    /// Its process.
+    pub(crate) pid: u32,
+    /// Its version.
+    pub(crate) version: String,
+    /// UDP address on which migrations arrive, with the real port.
+    pub(crate) listen: SocketAddr,
+    /// TCP address of /metrics and /healthz, with the real port.
+    pub(crate) metrics: SocketAddr,
+    /// When it started, in milliseconds since 1970.
+    pub(crate) started_unix_ms: u64,
+}
+
+/// `GET /v1/node`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct NodeInfo {
+    /// Where it is.
+    #[serde(flatten)]
+    pub(crate) node: NodeFile,
+    /// The host's memory; absent when it cannot be read.
+    pub(crate) memory: Option<MemoryInfo>,
+    /// Live guests, those that do not answer included.
+    pub(crate) guests: usize,
+    /// Guests that have been admitted and have not arrived.
+    pub(crate) arriving: usize,
+    /// Migrations whose outcome must still be settled with the other host.
+    pub(crate) migrations_in_doubt: u64,
+}
+
+/// The host's memory as admission counts it, bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct MemoryInfo {
+    /// All that the kernel manages.
+    pub(crate) total_bytes: u64,
+    /// What it can give without swapping.
+    pub(crate) available_bytes: u64,
+    /// What is left to the host.
+    pub(crate) reserved_bytes: u64,
+    /// What arriving guests have been promised and do not occupy yet.
+    pub(crate) promised_bytes: u64,
+}
+
+/// One element of `GET /v1/guests`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct GuestEntry {
+    /// The guest's name.
+    pub(crate) name: GuestName,
+    /// What its process says; absent when that did not answer.
+    pub(crate) info: Option<GuestInfo>,
+    /// What its process costs the host; absent when that could not be read.
+    pub(crate) cost: Option<CostInfo>,
+    /// Why it did not answer.
+    pub(crate) fault: Option<String>,
+}
+
+/// Host memory of a guest's process, bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct CostInfo {
+    /// RSS.
+    pub(crate) resident_bytes: u64,
+    /// PSS.
+    pub(crate) proportional_bytes: u64,
+    /// Held by transparent huge pages.
+    pub(crate) anonymous_huge_bytes: u64,
+    /// Merged by KSM; absent on kernels that do not tell.
+    pub(crate) merged_bytes: Option<u64>,
+    /// Swapped out.
+    pub(crate) swapped_bytes: u64,
+}
+
+impl From<ProcessCost> for CostInfo {
+    fn from(cost: ProcessCost) -> Self {
+        Self {
+            resident_bytes: cost.resident_bytes,
+            proportional_bytes: cost.proportional_bytes,
+            anonymous_huge_bytes: cost.anonymous_huge_bytes,
+            merged_bytes: cost.merged_bytes,
+            swapped_bytes: cost.swapped_bytes,
+        }
+    }
+}
+
+/// One element of `GET /v1/migrations`: a record, without its secret.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct MigrationEntry {
+    /// The migration.
+    pub(crate) id: Uuid,
+    /// The guest's name.
+    pub(crate) guest: String,
+    /// `source` or `destination`: which side this host is.
+    pub(crate) role: String,
+    /// What this side has recorded.
+    pub(crate) state: String,
+    /// Whether it is over, as far as this host has to know.
+    pub(crate) is_settled: bool,
+    /// Where the other side is.
+    pub(crate) peer: String,
+    /// When it began, in milliseconds since 1970.
+    pub(crate) started_unix_ms: u64,
+    /// When it was last written, in milliseconds since 1970.
+    pub(crate) updated_unix_ms: u64,
+    /// The final report, when there is one.
+    pub(crate) report: Option<migrate::Report>,
+}
