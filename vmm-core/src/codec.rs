@@ -26,6 +26,8 @@ pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError
     if bytes.len() > ENCODED_BYTES_MAX {
         return Err(DecodeError::LimitExceeded);
     }
+    // The one place where it is allowed: `config` has the limit.
+    #[expect(clippy::disallowed_methods)]
     let (value, used) = bincode::serde::decode_from_slice(bytes, config())?;
     if used != bytes.len() {
         return Err(DecodeError::OtherString(format!("{} bytes left over", bytes.len() - used)));

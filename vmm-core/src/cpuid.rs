@@ -135,13 +135,23 @@ const FEATURE_NAMES: &[(u32, u32, Register, u32, &str)] = &[
     (0x8000_0007, 0, Register::Edx, 8, "constant_tsc"),
 ];
 
-/// Adds what KVM supports but leaves for the VMM to announce: the hypervisor bit, and the LAPIC's
-/// deadline timer, which the in-kernel interrupt controller provides.
-pub(crate) fn with_hypervisor_features(mut entries: Vec<CpuidEntry>) -> Vec<CpuidEntry> {
+/// KVM's paravirtual features that guests are shown (Documentation/virt/kvm/x86/cpuid.rst): the clock
+/// in its old and new form, no delay on port access, and that the clock is stable. Left out are those
+/// whose state lives in guest memory that KVM writes behind the guest's back (steal time, EOI, async
+/// page faults), and hypercalls, which not every KVM completes.
+const PARAVIRTUAL_FEATURES: u32 = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 24;
+
+/// What a new guest is shown of what KVM supports. Adds what KVM leaves for the VMM to announce: the
+/// hypervisor bit, and the LAPIC's deadline timer, which the in-kernel interrupt controller provides.
+pub(crate) fn for_new_guest(mut entries: Vec<CpuidEntry>) -> Vec<CpuidEntry> {
     const TSC_DEADLINE_TIMER: u32 = 1 << 24;
     const HYPERVISOR: u32 = 1 << 31;
-    for entry in entries.iter_mut().filter(|entry| entry.function == 1) {
-        entry.ecx |= TSC_DEADLINE_TIMER | HYPERVISOR;
+    for entry in &mut entries {
+        match entry.function {
+            1 => entry.ecx |= TSC_DEADLINE_TIMER | HYPERVISOR,
+            0x4000_0001 => entry.eax &= PARAVIRTUAL_FEATURES,
+            _ => {}
+        }
     }
     entries
 }

@@ -185,7 +185,7 @@ fn host_cpuid(kvm: &Kvm) -> Result<Vec<CpuidEntry>> {
     let supported =
         kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).call("KVM_GET_SUPPORTED_CPUID")?;
     let entries = supported.as_slice().iter().map(|entry: &kvm_cpuid_entry2| entry.into());
-    Ok(cpuid::with_hypervisor_features(entries.collect()))
+    Ok(cpuid::for_new_guest(entries.collect()))
 }
 
 fn host_tsc_khz(kvm: &Kvm) -> Result<u32> {

@@ -59,9 +59,9 @@ pub(crate) fn write_identity_map(
     let gibs = mapped_bytes.div_ceil(GIB);
 
     write_table(ram, pml4, [pdpt | table].into_iter())?;
-    write_table(ram, pdpt, (0..gibs).map(|gib| directories + gib * PAGE_BYTES as u64 | table))?;
+    write_table(ram, pdpt, (0..gibs).map(|gib| (directories + gib * PAGE_BYTES as u64) | table))?;
     for gib in 0..gibs {
-        let entries = (0..ENTRIES as u64).map(|index| gib * GIB + index * LARGE_PAGE_BYTES | page);
+        let entries = (0..ENTRIES as u64).map(|index| (gib * GIB + index * LARGE_PAGE_BYTES) | page);
         write_table(ram, directories + gib * PAGE_BYTES as u64, entries)?;
     }
     Ok(pml4)
