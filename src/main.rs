@@ -46,7 +46,7 @@ fn dispatch(cli: &Cli) -> Result<Exit> {
         Verb::Run(args) => guest::run(&state, args),
         Verb::Restore(args) => guest::restore(&state, args),
         Verb::Incoming(args) => guest::incoming(&state, args),
-        Verb::Node(args) => node::run(&state, args.clone()),
+        Verb::Node(args) => node::run(&state, args),
         Verb::Migrate(args) => verbs::migrate::run(&state, args),
         Verb::Cancel(args) => verbs::cancel::run(&state, args),
         Verb::Ls(args) => verbs::list::run(&state, args),

@@ -97,6 +97,7 @@ fn destination_word(state: DestinationState) -> &'static str {
     match state {
         DestinationState::Loading => "loading",
         DestinationState::Ready => "ready",
+        DestinationState::Taking => "taking",
         DestinationState::Running => "running",
         DestinationState::Failed => "failed",
         DestinationState::Discarded => "discarded",

@@ -118,12 +118,13 @@ impl Node {
         token: &Token,
         decision: Decision,
     ) -> FrontReply {
-        let reply = self.settle_destination(migration, token);
+        let reply = tokio::task::block_in_place(|| self.settle_destination(migration, token));
         tracing::info!(%migration, %peer, ?decision, ?reply, "was asked to settle a migration");
         reply
     }
 
     fn settle_destination(&self, migration: MigrationId, token: &Token) -> FrontReply {
+        let _only_writer = self.ledger();
         let record = match self.records().read(migration, Role::Destination) {
             Ok(record) => record,
             Err(error) => {

@@ -5,7 +5,7 @@
 //! [`promises`] (may it?), [`launch`] (its process). [`inventory`] finds guests, [`scrape`] and [`exposition`] show them to
 //! Prometheus, [`outcomes`] counts how migrations ended, [`retention`] and [`resolver`] look after their records, [`api`] is the
 //! node's socket. The node may be killed at any time: it holds nothing that is not on disk or in a guest's process.
-//! Start at [`run`].
+//! Start at [`run()`].
 
 mod admission;
 mod api;

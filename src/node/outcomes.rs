@@ -146,7 +146,7 @@ fn ending(record: &Record, is_dead: impl Fn(&Record) -> bool) -> Option<Ending> 
         Side::Destination { state, .. } => match state {
             DestinationState::Loading | DestinationState::Ready => return None,
             DestinationState::Running => moved,
-            DestinationState::Failed => died(metrics::Phase::Resume),
+            DestinationState::Taking | DestinationState::Failed => died(metrics::Phase::Resume),
             DestinationState::Discarded => died(metrics::Phase::Precopy),
         },
     };

@@ -139,7 +139,10 @@ async fn settle_one(records: &RecordStore, record: &Record, courier: &impl Couri
     let answer = match courier.deliver(record, decision).await {
         Ok(answer) => answer,
         Err(error) => {
-            tracing::warn!(%migration, guest, destination, ?decision, "the source process is dead and the destination cannot be told yet: {error}");
+            tracing::warn!(
+                %migration, guest, destination, ?decision,
+                "the source process is dead and the destination cannot be told yet: {error}"
+            );
             return Settlement::Waiting;
         }
     };

@@ -79,7 +79,8 @@ async fn serve(state: &StateDir, args: &NodeArgs, tls: Tls) -> Result<Exit> {
     let socket = Server::start(&state.node_socket(), api::router(Arc::clone(&node)))?;
     // Last: whoever reads it finds everything served.
     durable::write_json(&state.node_file(), &file)?;
-    tracing::info!(listen = %file.listen, metrics = %file.metrics, state = %state.root().display(), guests = state.live_guests()?.len(), "the node serves");
+    let guests = state.live_guests()?.len();
+    tracing::info!(listen = %file.listen, metrics = %file.metrics, state = %state.root().display(), guests, "the node serves");
 
     let signal = tokio::select! {
         _ = terminate.recv() => "SIGTERM",
@@ -111,7 +112,7 @@ fn look_after_records(node: Arc<Node>, courier: Arc<NodeCourier>) -> JoinHandle<
         rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             rounds.tick().await;
-            let orphans = match node.look_through_records() {
+            let orphans = match tokio::task::block_in_place(|| node.look_through_records()) {
                 Ok(orphans) => orphans,
                 Err(error) => {
                     tracing::error!("cannot look through the records of migrations: {error:#}");

@@ -4,7 +4,7 @@
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
@@ -33,7 +33,7 @@ pub(crate) struct Node {
     exporter: Exporter,
     records: RecordStore,
     ledger: Mutex<Ledger>,
-    promises: std::sync::Arc<Promises>,
+    promises: Arc<Promises>,
     in_doubt: AtomicU64,
     is_shutting_down: AtomicBool,
 }
@@ -56,7 +56,7 @@ impl Node {
             exporter,
             records,
             ledger: Mutex::new(ledger),
-            promises: std::sync::Arc::default(),
+            promises: Arc::default(),
             in_doubt: AtomicU64::new(0),
             is_shutting_down: AtomicBool::new(false),
         })
@@ -116,26 +116,27 @@ impl Node {
     /// Waits for the process of an arriving guest in the background, so that no zombie is left, and takes its promise back when
     /// it ends.
     pub(crate) fn reap(&self, name: GuestName, migration: MigrationId, mut child: Child) {
-        let promises = std::sync::Arc::clone(&self.promises);
+        let promises = Arc::clone(&self.promises);
         tokio::spawn(async move {
             match child.wait().await {
                 Ok(status) => {
-                    tracing::info!(%migration, guest = %name, %status, "the process of a guest that arrived here has ended")
+                    tracing::info!(%migration, guest = %name, %status, "the process of a guest that arrived here has ended");
                 }
                 Err(error) => {
-                    tracing::warn!(%migration, guest = %name, %error, "cannot wait for a guest's process")
+                    tracing::warn!(%migration, guest = %name, %error, "cannot wait for a guest's process");
                 }
             }
             promises.release(&name);
         });
     }
 
-    /// One look through the records: counts, closes what is dead, removes what is old, and returns the orphans, for the
-    /// resolver.
+    /// One look through the records, by one thread at a time: counts, closes what is dead, removes what is old, and returns the
+    /// orphans, for the resolver.
     ///
     /// # Errors
     /// The records cannot be listed, or the ledger cannot be written.
     pub(crate) fn look_through_records(&self) -> Result<Vec<Record>> {
+        let mut ledger = self.ledger();
         let (records, faults) = self.records.list()?;
         for fault in faults {
             tracing::warn!("a migration's record is set aside: {fault}");
@@ -145,10 +146,10 @@ impl Node {
             let (migration, guest) = (record.migration, &record.guest);
             match self.write_destination(record, next) {
                 Ok(()) => {
-                    tracing::info!(%migration, guest, "the process of an arriving guest died before it ran: its copy is gone")
+                    tracing::info!(%migration, guest, "the process of an arriving guest died before it ran: its copy is gone");
                 }
                 Err(error) => {
-                    tracing::error!(%migration, guest, "cannot record that an arriving guest is gone: {error}")
+                    tracing::error!(%migration, guest, "cannot record that an arriving guest is gone: {error}");
                 }
             }
         }
@@ -156,13 +157,16 @@ impl Node {
         let orphans: Vec<Record> =
             resolver::orphans(&records, is_dead).into_iter().cloned().collect();
         self.in_doubt.store(orphans.len() as u64, Ordering::Relaxed);
-        let mut ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
         ledger.count(&records, self.counted(), is_dead)?;
-        drop(ledger);
         for record in retention::outdated(&records, liveness::unix_ms(), is_dead) {
             self.records.remove(record.migration, record.role())?;
         }
         Ok(orphans)
+    }
+
+    /// The ledger; whoever holds it is the only one to write records of dead processes.
+    pub(super) fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes promises back from guests that have arrived or failed to.
@@ -189,7 +193,8 @@ impl Node {
     /// The guests' folder or the records cannot be read.
     pub(crate) async fn metrics_page(&self) -> Result<String> {
         let begin = Instant::now();
-        self.look_through_records()?;
+        // Files are read and written here, and a scrape wants the latest outcome.
+        tokio::task::block_in_place(|| self.look_through_records())?;
         let sightings = inventory::look(&self.state).await?;
         let (guests, guests_unreachable) = scrape::samples(&sightings);
         let host = self.memory().map(|memory| HostMemory {
