@@ -3,12 +3,18 @@
 //! `LIGHTER_FAILPOINT=POINT:ACTION[,POINT:ACTION...]`, each of which strikes once. A point is a side, a
 //! moment and a name in lower case: `source.send.commit`, `destination.recv.state`,
 //! `source.act.sendround`, `source.data.pages`. Names are those of messages and actions. Actions: `hold`
-//! (what was to happen here does not), `exit` (the process is killed), `cut` (the connections are closed),
-//! `flip` (a byte of the frame is damaged).
+//! (what was to happen here does not), `stall=PATH` (it makes that file and blocks its thread until the
+//! file is gone), `exit` (the process is killed), `cut` (the connections are closed), `flip` (a byte of
+//! the frame is damaged).
+//!
+//! `LIGHTER_PROTOCOL_VERSIONS=7,8` makes this process speak those versions and no others.
 
 /// What is to happen at a point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(not(feature = "failpoints"), allow(dead_code))]
+#[cfg_attr(
+    not(feature = "failpoints"),
+    expect(dead_code, reason = "only failpoints make anything else happen than Go")
+)]
 pub(crate) enum Passage {
     /// Nothing special.
     Go,
@@ -37,14 +43,29 @@ mod enabled {
             Passage::Go
         }
     }
+
+    /// Nothing else is to be spoken.
+    pub(crate) fn versions() -> Option<Vec<u16>> {
+        None
+    }
 }
 
 #[cfg(feature = "failpoints")]
 mod enabled {
-    use std::sync::Arc;
+    use std::path::{Path, PathBuf};
     use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::{Arc, OnceLock};
+    use std::time::{Duration, Instant};
 
     use super::Passage;
+
+    /// Longest stall, lest a test that died leaves processes that stand for ever.
+    const STALL_LONGEST: Duration = Duration::from_secs(120);
+    /// How often a stalled thread looks whether it may go on.
+    const STALL_INTERVAL: Duration = Duration::from_millis(5);
+
+    /// The points of this process: each strikes once in its life, whatever number of migrations it has.
+    static OF_PROCESS: OnceLock<Failpoints> = OnceLock::new();
 
     /// The points that are set.
     #[derive(Debug, Clone, Default)]
@@ -57,16 +78,18 @@ mod enabled {
         struck: AtomicBool,
     }
 
-    #[derive(Debug, Clone, Copy)]
+    #[derive(Debug, Clone)]
     enum Action {
         Pass(Passage),
+        Stall(PathBuf),
         Exit,
     }
 
     impl Failpoints {
         /// Reads `LIGHTER_FAILPOINT`; what is not understood is logged and left out.
         pub(crate) fn from_environment() -> Self {
-            Self::parse(&std::env::var("LIGHTER_FAILPOINT").unwrap_or_default())
+            let read = || Self::parse(&std::env::var("LIGHTER_FAILPOINT").unwrap_or_default());
+            OF_PROCESS.get_or_init(read).clone()
         }
 
         /// As [`Failpoints::from_environment`], from a text.
@@ -84,8 +107,12 @@ mod enabled {
                 return Passage::Go;
             }
             tracing::warn!(point = point.at, "failpoint");
-            match point.action {
-                Action::Pass(passage) => passage,
+            match &point.action {
+                Action::Pass(passage) => *passage,
+                Action::Stall(path) => {
+                    stall(path);
+                    Passage::Go
+                }
                 Action::Exit => kill_self(),
             }
         }
@@ -98,6 +125,9 @@ mod enabled {
                 "cut" => Action::Pass(Passage::Cut),
                 "flip" => Action::Pass(Passage::Flip),
                 "exit" => Action::Exit,
+                other if other.starts_with("stall=") => {
+                    Action::Stall(other["stall=".len()..].into())
+                }
                 other => {
                     tracing::error!(other, "unknown failpoint action");
                     return None;
@@ -113,6 +143,22 @@ mod enabled {
                 .and_then(|rest| rest.strip_prefix('.'))
                 .is_some_and(|rest| rest.eq_ignore_ascii_case(name))
         }
+    }
+
+    fn stall(path: &Path) {
+        if let Err(error) = std::fs::write(path, "") {
+            return tracing::error!(%error, path = %path.display(), "cannot stall");
+        }
+        let start = Instant::now();
+        while path.exists() && start.elapsed() < STALL_LONGEST {
+            std::thread::sleep(STALL_INTERVAL);
+        }
+    }
+
+    /// What `LIGHTER_PROTOCOL_VERSIONS` asks for.
+    pub(crate) fn versions() -> Option<Vec<u16>> {
+        let text = std::env::var("LIGHTER_PROTOCOL_VERSIONS").ok()?;
+        Some(text.split(',').filter_map(|version| version.parse().ok()).collect())
     }
 
     /// Dies as from `kill -9`: nothing is cleaned up.
@@ -137,4 +183,4 @@ mod enabled {
     }
 }
 
-pub(crate) use enabled::Failpoints;
+pub(crate) use enabled::{Failpoints, versions};

@@ -62,7 +62,10 @@ impl Offer {
     /// What this build speaks.
     pub fn ours() -> Self {
         Self {
-            versions: SUPPORTED_VERSIONS.to_vec(),
+            versions: crate::failpoint::versions().map_or_else(
+                || SUPPORTED_VERSIONS.to_vec(),
+                |versions| versions.into_iter().map(Version).collect(),
+            ),
             features: Features::SUPPORTED,
             software: PeerText::new(concat!("lighter ", env!("CARGO_PKG_VERSION"))),
         }
