@@ -1,13 +1,29 @@
 //! Two releases that have no version of the protocol in common.
 
-use super::phase::Side;
-use super::scene::Scene;
+use super::scene::GUEST;
+use crate::host::checks::one_intact_copy;
+use crate::host::{Guest, GuestPlan, Migration, NodePlan, Pair};
+
+/// Another age: a version that this release does not speak.
+fn another_age() -> Vec<(String, String)> {
+    vec![("LIGHTER_PROTOCOL_VERSIONS".to_owned(), "7".to_owned())]
+}
+
+/// The message names what either side speaks, and what to do; the guest goes on.
+fn are_refused(pair: &Pair, guest: &GuestPlan) {
+    Guest::start(&pair.a, guest);
+    let words = ["no protocol version in common", "protocol 7", "protocol 1", "upgrade the older one"];
+    Migration::run(&pair.a, GUEST, &pair.b).stayed(&words);
+    one_intact_copy(&pair.hosts(), GUEST, &pair.a);
+}
 
 #[test]
 fn a_source_from_another_age_is_refused_and_both_sides_are_named() {
-    let mut scene = Scene::with_failpoint(Side::Source, "source.offer:versions=7");
-    scene.migrate();
-    let words = ["no protocol version in common", "protocol 7", "protocol 1", "upgrade"];
-    scene.take_migration().finish().stayed(&words);
-    scene.runs_only_on(&scene.pair.a);
+    are_refused(&Pair::new(), &GuestPlan { environment: another_age(), ..GuestPlan::default() });
+}
+
+#[test]
+fn a_destination_from_another_age_refuses_and_both_sides_are_named() {
+    let node = NodePlan { environment: another_age(), ..NodePlan::default() };
+    are_refused(&Pair::with_nodes(&NodePlan::default(), &node), &GuestPlan::default());
 }
