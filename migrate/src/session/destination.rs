@@ -247,6 +247,11 @@ impl Driver {
 
     fn take(&mut self, input: Input) -> Next {
         match input {
+            Input::Event(event @ Event::StreamEnded { .. }) => {
+                // The machine's sums are to include all of the stream.
+                self.handle(Event::Transferred(self.totals.read()));
+                self.handle(event)
+            }
             Input::Event(event) => self.handle(event),
             Input::Created(Ok(guest)) => {
                 if !self.discarded {
@@ -538,6 +543,7 @@ fn name(action: &Action) -> &'static str {
         Action::LoadState(_) => "LoadState",
         Action::Record(DestinationState::Loading) => "RecordLoading",
         Action::Record(DestinationState::Ready) => "RecordReady",
+        Action::Record(DestinationState::Taking) => "RecordTaking",
         Action::Record(DestinationState::Running) => "RecordRunning",
         Action::Record(DestinationState::Discarded) => "RecordDiscarded",
         Action::Record(DestinationState::Failed) => "RecordFailed",

@@ -19,6 +19,8 @@ mod pump;
 mod receiver;
 mod sender;
 mod source;
+#[cfg(test)]
+mod tests;
 mod thread;
 mod totals;
 mod worker;

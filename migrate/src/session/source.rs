@@ -213,6 +213,11 @@ impl Driver {
 
     fn take(&mut self, input: Input) -> Next {
         match input {
+            Input::Event(event @ (Event::RoundSent(_) | Event::RemainderSent(_))) => {
+                // The machine's sums are to include all of the round.
+                self.handle(Event::Transferred(self.totals.read()));
+                self.handle(event)
+            }
             Input::Event(event) => self.handle(event),
             Input::Heard(generation, heard) if generation == self.generation => self.listen(heard),
             Input::Heard(..) => Next::GoOn,
@@ -472,7 +477,7 @@ impl Driver {
             let was = run_state(guest);
             match guest.pause() {
                 Ok(()) => Event::Paused { was },
-                Err(error) => Event::GuestFailed(error),
+                Err(error) => Event::PauseFailed { was, error },
             }
         });
     }

@@ -1,0 +1,95 @@
+//! Migrations that are refused before anything moves, each with a message that names why.
+
+use super::memory::Content;
+use super::world::{FakeSource, World};
+use crate::protocol::Token;
+use crate::quic::{Authority, Tls};
+use crate::report::Report;
+use crate::session::SourceSession;
+
+async fn refused(world: &World, session: SourceSession) -> String {
+    let guest = FakeSource::new(2, Content::Text);
+    let handle = world.start(session, &guest);
+    let Report { error, .. } = world.assert_stayed(&guest, &handle).await;
+    error.expect("an error").message
+}
+
+fn assert_says(message: &str, what: &str) {
+    assert!(message.contains(what), "{message:?} does not say {what:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn by_the_node() {
+    let world = World::with(|node| node.refuse = Some("host-b has 1 of 2 GiB"));
+    let message = refused(&world, world.session()).await;
+    assert_says(&message, "host-b has 1 of 2 GiB");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn by_the_process() {
+    let factory = super::world::Factory { refuse: Some("no AVX2 here"), ..Default::default() };
+    let world = World::with(|node| node.factory = factory.into());
+    assert_says(&refused(&world, world.session()).await, "no AVX2 here");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn for_another_authority() {
+    let other = Authority::create().unwrap().issue(&["127.0.0.1".into()]).unwrap();
+    let world = World::with(|node| node.tls = Tls::new(&other).unwrap());
+    let message = refused(&world, world.session()).await;
+    assert_says(&message, "not issued by the authority");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn for_a_certificate_of_an_authority_unknown_there() {
+    let mut world = World::new();
+    let mut stranger = Authority::create().unwrap().issue(&["a".into()]).unwrap();
+    stranger.ca_pem.clone_from(&world.identity.ca_pem);
+    world.tls = Tls::new(&stranger).unwrap();
+    let message = refused(&world, world.session()).await;
+    assert_says(&message, "refuses this host's certificate");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn for_another_name() {
+    let world = World::new();
+    let session = SourceSession { server_name: Some("host-b".into()), ..world.session() };
+    assert_says(&refused(&world, session).await, "not valid for the name host-b");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn for_another_protocol() {
+    let mut world = World::new();
+    world.tls = Tls::with_alpn(&world.identity, b"lighter/9").unwrap();
+    assert_says(&refused(&world, world.session()).await, "does not speak the migration protocol");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn for_the_wrong_token() {
+    let world = World::with(|node| node.token_told = Some(Token::random()));
+    let guest = FakeSource::new(2, Content::Text);
+    let handle = world.start(world.session(), &guest);
+    // The process goes on waiting for the right source; here nobody comes.
+    let there = world.arrival().await;
+    let report = super::world::in_time(handle.settled()).await.unwrap();
+    assert_says(&report.error.unwrap().message, "wrong token for this migration");
+    there.cancel("the test").await.unwrap();
+    super::world::in_time(there.settled()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_nobody_listens() {
+    let world = World::new();
+    let free = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let port = free.local_addr().unwrap().port();
+    let message = refused(&world, SourceSession { port, ..world.session() }).await;
+    assert_says(&message, "does not answer");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_the_host_has_no_address() {
+    let world = World::new();
+    let host = "no-such-host.invalid".to_owned();
+    let message = refused(&world, SourceSession { host, ..world.session() }).await;
+    assert_says(&message, "no-such-host.invalid");
+}

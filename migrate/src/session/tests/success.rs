@@ -1,0 +1,129 @@
+//! Migrations that succeed.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+
+use super::memory::Content;
+use super::world::{FakeSource, World, decision, in_time};
+use crate::guest::SourceGuest;
+use crate::pages::Compression;
+use crate::report::Outcome;
+use crate::session::SourceSession;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_guest_arrives_with_its_memory() {
+    let world = World::new();
+    let guest = FakeSource::new(64, Content::Mixed);
+    let handle = world.start(world.session(), &guest);
+    let report = world.assert_migrated(&guest, &handle).await;
+    assert_eq!(report.error, None);
+    assert!(report.transfer.zero_pages >= 64 * 64 / 3);
+    assert_eq!(decision(&world, &handle), None, "the record is not closed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_paused_guest_stays_paused() {
+    let world = World::new();
+    let guest = FakeSource::new(4, Content::Random);
+    guest.pause().unwrap();
+    let handle = world.start(world.session(), &guest);
+    let report = in_time(handle.settled()).await.unwrap();
+    assert_eq!(report.outcome, Outcome::Migrated, "{report:?}");
+    in_time(world.arrival().await.settled()).await.unwrap();
+    assert!(!world.target().runs.load(SeqCst));
+    assert_eq!(guest.memory.first_difference(&world.target().memory), None);
+}
+
+/// Writes pages all over a guest until told to stop.
+fn dirty(guest: &Arc<FakeSource>, stop: &Arc<AtomicBool>) -> std::thread::JoinHandle<u64> {
+    let (guest, stop) = (guest.clone(), stop.clone());
+    std::thread::spawn(move || {
+        let kinds = [Content::Random, Content::Zero, Content::Text];
+        let (pages, mut seed) = (guest.memory.chunks() * 64, 0);
+        while !stop.load(SeqCst) {
+            seed += 1;
+            let page = (seed as usize).wrapping_mul(7919) % pages;
+            if !guest.write(page, kinds[seed as usize % 3], seed) {
+                std::thread::yield_now();
+            }
+            if seed % 64 == 0 {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        seed
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_writes_arrives_as_it_was_when_paused() {
+    for connections in [1, 3] {
+        let world = World::new();
+        let guest = FakeSource::new(64, Content::Mixed);
+        let stop = Arc::new(AtomicBool::new(false));
+        let writer = dirty(&guest, &stop);
+        let session = SourceSession {
+            connections: Some(connections),
+            bandwidth: Some(64 << 20),
+            ..world.session()
+        };
+        let handle = world.start(session, &guest);
+        let report = world.assert_migrated(&guest, &handle).await;
+        stop.store(true, SeqCst);
+        assert!(writer.join().unwrap() > 0);
+        assert!(report.rounds_total > 1, "{report:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_that_turned_zero_after_it_was_sent_arrives_as_zero() {
+    let world = World::new();
+    let guest = FakeSource::new(16, Content::Random);
+    let session = SourceSession { bandwidth: Some(8 << 20), ..world.session() };
+    let handle = world.start(session, &guest);
+    let mut progress = handle.progress();
+    in_time(progress.wait_for(|progress| progress.transfer.frames > 1)).await.unwrap();
+    assert!(guest.write(0, Content::Zero, 0) && guest.write(5, Content::Zero, 0));
+    world.assert_migrated(&guest, &handle).await;
+    world
+        .target()
+        .memory
+        .with(0, |bytes| assert!(bytes[5 * 4096..][..4096].iter().all(|b| *b == 0)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_content_arrives_in_every_mode() {
+    for compression in [Compression::Auto, Compression::Off, Compression::Lz4] {
+        for content in [Content::Zero, Content::Text, Content::Random, Content::Mixed] {
+            let world = World::new();
+            let guest = FakeSource::new(32, content);
+            let session = SourceSession { compression, ..world.session() };
+            let handle = world.start(session, &guest);
+            let report = world.assert_migrated(&guest, &handle).await;
+            let memory = report.memory_bytes;
+            let sent = report.transfer.wire_bytes;
+            match (content, compression) {
+                (Content::Zero, _) => assert!(sent < memory / 500, "{sent}"),
+                (Content::Text, Compression::Lz4) => assert!(sent < memory / 3, "{sent}"),
+                _ => assert!(sent < memory * 11 / 10, "{content:?} {compression:?} {sent}"),
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_bandwidth_limit_holds() {
+    let world = World::new();
+    let guest = FakeSource::new(64, Content::Random);
+    let session = SourceSession {
+        bandwidth: Some(10_000_000),
+        compression: Compression::Off,
+        ..world.session()
+    };
+    let began = Instant::now();
+    let handle = world.start(session, &guest);
+    let report = world.assert_migrated(&guest, &handle).await;
+    let rounds = &report.rounds[..1];
+    let rate = rounds[0].wire_bytes as f64 / rounds[0].seconds;
+    assert!((9e6..11e6).contains(&rate), "{rate} {:?}", began.elapsed());
+}

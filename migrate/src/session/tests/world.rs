@@ -1,0 +1,400 @@
+//! Two hosts on loopback with guests that are nothing but memory.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use tempfile::TempDir;
+use tokio::sync::watch;
+
+use super::memory::{Content, FakeMemory, fill_page};
+use crate::failpoint::Failpoints;
+use crate::front::{FrontHandler, serve};
+use crate::guest::{
+    DestinationGuest, GuestDescription, GuestError, GuestFactory, Refusal, RefusalKind, SourceGuest,
+};
+use crate::limits::Limits;
+use crate::memory::{MemoryLayout, Region};
+use crate::pages::Compression;
+use crate::phase::Phase;
+use crate::protocol::front::{FrontReply, FrontRequest};
+use crate::protocol::{Blob, Decision, MigrationId, Token};
+use crate::quic::{Authority, HostIdentity, Tls, endpoint};
+use crate::record::{RecordStore, Side};
+use crate::report::{Outcome, Report, Role};
+use crate::resolve::answer_for_dead;
+use crate::session::{DestinationSession, Handle, SourceSession, destination, source};
+
+pub(super) const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+const CHUNK: u64 = 256 << 10;
+/// Longest wait for anything; a test that runs into it has failed.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A guest at the source. A page is marked dirty after it was written, and it cannot be paused between.
+pub(super) struct FakeSource {
+    pub(super) memory: FakeMemory,
+    dirty: Vec<AtomicU64>,
+    running: AtomicBool,
+    gate: RwLock<()>,
+    pub(super) fail_save: AtomicBool,
+}
+
+pub(super) const STATE: &[u8] = b"state of vCPUs and devices";
+
+impl FakeSource {
+    pub(super) fn new(chunks: usize, content: Content) -> Arc<Self> {
+        let memory = FakeMemory::new(chunks);
+        memory.fill(content, 7);
+        Arc::new(Self {
+            memory,
+            dirty: std::iter::repeat_with(AtomicU64::default).take(chunks).collect(),
+            running: AtomicBool::new(true),
+            gate: RwLock::new(()),
+            fail_save: AtomicBool::new(false),
+        })
+    }
+
+    /// Writes a page as a running guest does; false when it is paused.
+    pub(super) fn write(&self, page: usize, content: Content, seed: u64) -> bool {
+        let _open = self.gate.read().unwrap_or_else(PoisonError::into_inner);
+        if !self.running.load(SeqCst) {
+            return false;
+        }
+        let (chunk, at) = (page / 64, page % 64);
+        self.memory.with(chunk, |bytes| {
+            fill_page(&mut bytes[at * 4096..][..4096], content, page as u64, seed);
+        });
+        self.dirty[chunk].fetch_or(1 << at, SeqCst);
+        true
+    }
+}
+
+impl SourceGuest for FakeSource {
+    fn describe(&self) -> GuestDescription {
+        let bytes = self.memory.chunks() as u64 * CHUNK;
+        GuestDescription {
+            name: "web-1".into(),
+            uuid: uuid::Uuid::from_u128(7),
+            layout: MemoryLayout::new(vec![Region { base: 0, bytes }]).unwrap(),
+            vcpus: 1,
+            config: Blob(b"config".to_vec()),
+        }
+    }
+
+    fn start_dirty_log(&self) -> Result<(), GuestError> {
+        self.dirty.iter().for_each(|word| word.store(u64::MAX, SeqCst));
+        Ok(())
+    }
+
+    fn stop_dirty_log(&self) -> Result<(), GuestError> {
+        Ok(())
+    }
+
+    fn collect_dirty(&self, words: &mut [u64]) -> Result<(), GuestError> {
+        for (word, dirty) in words.iter_mut().zip(&self.dirty) {
+            *word |= dirty.load(SeqCst);
+        }
+        Ok(())
+    }
+
+    fn rearm_dirty(&self, first_chunk: usize, words: &[u64]) -> Result<(), GuestError> {
+        for (dirty, word) in self.dirty[first_chunk..].iter().zip(words) {
+            dirty.fetch_and(!word, SeqCst);
+        }
+        Ok(())
+    }
+
+    fn copy_out(&self, chunk: usize, first_page: usize, buf: &mut [u8]) -> Result<(), GuestError> {
+        self.memory.with(chunk, |bytes| {
+            buf.copy_from_slice(&bytes[first_page * 4096..][..buf.len()]);
+        });
+        Ok(())
+    }
+
+    fn pause(&self) -> Result<(), GuestError> {
+        let _closed = self.gate.write().unwrap_or_else(PoisonError::into_inner);
+        self.running.store(false, SeqCst);
+        Ok(())
+    }
+
+    fn resume(&self) -> Result<(), GuestError> {
+        self.running.store(true, SeqCst);
+        Ok(())
+    }
+
+    fn is_running(&self) -> bool {
+        self.running.load(SeqCst)
+    }
+
+    fn save_state(&self) -> Result<Vec<u8>, GuestError> {
+        if self.fail_save.load(SeqCst) {
+            return Err(GuestError::new("cannot read the registers of vCPU 0"));
+        }
+        // Saving state dirties memory, as KVM's does.
+        self.memory.with(0, |bytes| bytes[8] ^= 1);
+        self.dirty[0].fetch_or(1, SeqCst);
+        Ok(STATE.to_vec())
+    }
+}
+
+/// A guest at the destination.
+pub(super) struct FakeTarget {
+    pub(super) memory: FakeMemory,
+    pub(super) runs: AtomicBool,
+    state: Mutex<Vec<u8>>,
+}
+
+impl DestinationGuest for FakeTarget {
+    fn copy_in(&self, chunk: usize, first_page: usize, data: &[u8]) -> Result<(), GuestError> {
+        self.memory.with(chunk, |bytes| {
+            bytes[first_page * 4096..][..data.len()].copy_from_slice(data);
+        });
+        Ok(())
+    }
+
+    fn zero(&self, chunk: usize, mask: u64) -> Result<(), GuestError> {
+        self.memory.with(chunk, |bytes| {
+            for page in (0..64).filter(|page| mask >> page & 1 == 1) {
+                bytes[page * 4096..][..4096].fill(0);
+            }
+        });
+        Ok(())
+    }
+
+    fn load_state(&self, state: &[u8]) -> Result<(), GuestError> {
+        *self.state.lock().unwrap() = state.to_vec();
+        Ok(())
+    }
+
+    fn resume(&self) -> Result<(), GuestError> {
+        assert_eq!(*self.state.lock().unwrap(), STATE);
+        self.runs.store(true, SeqCst);
+        Ok(())
+    }
+}
+
+/// Builds [`FakeTarget`]s.
+#[derive(Default)]
+pub(super) struct Factory {
+    pub(super) refuse: Option<&'static str>,
+    pub(super) built: Mutex<Option<Arc<FakeTarget>>>,
+}
+
+impl GuestFactory for Factory {
+    fn check(&self, _guest: &GuestDescription) -> Result<(), Refusal> {
+        match self.refuse {
+            Some(text) => Err(Refusal::new(RefusalKind::Cpu, text)),
+            None => Ok(()),
+        }
+    }
+
+    fn create(&self, guest: &GuestDescription) -> Result<Arc<dyn DestinationGuest>, Refusal> {
+        let target = Arc::new(FakeTarget {
+            memory: FakeMemory::new(guest.layout.chunks()),
+            runs: AtomicBool::new(false),
+            state: Mutex::default(),
+        });
+        *self.built.lock().unwrap() = Some(target.clone());
+        Ok(target)
+    }
+}
+
+/// The node of the destination host.
+pub(super) struct Node {
+    pub(super) tls: Tls,
+    pub(super) factory: Arc<Factory>,
+    pub(super) records: RecordStore,
+    pub(super) refuse: Option<&'static str>,
+    pub(super) failpoints: Mutex<Failpoints>,
+    /// Token that the source is told; the right one when none.
+    pub(super) token_told: Option<Token>,
+    pub(super) arrived: watch::Sender<Option<Handle>>,
+}
+
+impl FrontHandler for Node {
+    async fn answer(&self, request: FrontRequest, peer: SocketAddr) -> FrontReply {
+        match request {
+            FrontRequest::Admit { migration, guest, .. } => self.admit(migration, &guest, peer),
+            FrontRequest::Resolve { migration, .. } => {
+                let record = self.records.read(migration, Role::Destination).unwrap();
+                let state = record.and_then(|record| match record.side {
+                    Side::Destination { state, .. } => Some(state),
+                    Side::Source { .. } => None,
+                });
+                match &*self.arrived.borrow() {
+                    Some(handle) if state.is_some() => {
+                        FrontReply::AskProcess { port: handle.port() }
+                    }
+                    _ => FrontReply::Resolved(answer_for_dead(state).answer),
+                }
+            }
+        }
+    }
+}
+
+impl Node {
+    fn admit(
+        &self,
+        migration: MigrationId,
+        guest: &GuestDescription,
+        peer: SocketAddr,
+    ) -> FrontReply {
+        if let Some(text) = self.refuse {
+            return FrontReply::Refused(Refusal::new(RefusalKind::Memory, text));
+        }
+        let token = Token::random();
+        let session = DestinationSession {
+            migration,
+            token,
+            listen: LOOPBACK,
+            ports: 0..=0,
+            source: Some(peer),
+            guest: guest.name.clone(),
+            linger: Duration::from_secs(20),
+        };
+        let (factory, records) = (self.factory.clone(), self.records.clone());
+        let points = self.failpoints.lock().unwrap().clone();
+        let started = destination::start_with(session, factory, &self.tls, records, points);
+        let handle = started.unwrap();
+        let port = handle.port();
+        self.arrived.send_replace(Some(handle));
+        FrontReply::Admitted { port, token: self.token_told.unwrap_or(token) }
+    }
+}
+
+/// Both hosts.
+pub(super) struct World {
+    pub(super) identity: HostIdentity,
+    pub(super) tls: Tls,
+    pub(super) node: Arc<Node>,
+    pub(super) address: SocketAddr,
+    pub(super) records: RecordStore,
+    arrived: watch::Receiver<Option<Handle>>,
+    endpoint: quinn::Endpoint,
+    _folder: TempDir,
+}
+
+impl World {
+    pub(super) fn new() -> Self {
+        Self::with(|_| {})
+    }
+
+    pub(super) fn with(change: impl FnOnce(&mut Node)) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let store = |name| RecordStore::open(&folder.path().join(name)).unwrap();
+        let identity = Authority::create().unwrap().issue(&["127.0.0.1".into()]).unwrap();
+        let tls = Tls::new(&identity).unwrap();
+        let (arrived, seen) = watch::channel(None);
+        let mut node = Node {
+            tls: tls.clone(),
+            factory: Arc::default(),
+            records: store("destination"),
+            refuse: None,
+            failpoints: Mutex::default(),
+            token_told: None,
+            arrived,
+        };
+        change(&mut node);
+        let node = Arc::new(node);
+        let endpoint = endpoint::listen(SocketAddr::new(LOOPBACK, 0), &node.tls).unwrap();
+        let address = endpoint.local_addr().unwrap();
+        tokio::spawn(serve(endpoint.clone(), node.clone()));
+        let records = store("source");
+        Self { identity, tls, node, address, records, arrived: seen, endpoint, _folder: folder }
+    }
+
+    pub(super) fn session(&self) -> SourceSession {
+        SourceSession {
+            migration: MigrationId::random(),
+            host: "127.0.0.1".into(),
+            port: self.address.port(),
+            server_name: None,
+            limits: Limits::default(),
+            bandwidth: None,
+            compression: Compression::Auto,
+            connections: Some(1),
+        }
+    }
+
+    pub(super) fn start(&self, session: SourceSession, guest: &Arc<FakeSource>) -> Handle {
+        self.start_with(session, guest, Failpoints::default())
+    }
+
+    pub(super) fn start_with(
+        &self,
+        session: SourceSession,
+        guest: &Arc<FakeSource>,
+        points: Failpoints,
+    ) -> Handle {
+        let (tls, records) = (self.tls.clone(), self.records.clone());
+        source::start_with(session, guest.clone(), tls, records, points).unwrap()
+    }
+
+    /// The session at the destination, once the guest was admitted.
+    pub(super) async fn arrival(&self) -> Handle {
+        let mut seen = self.arrived.clone();
+        let found = in_time(seen.wait_for(Option::is_some)).await;
+        found.unwrap().clone().unwrap()
+    }
+
+    /// The guest as it was built at the destination.
+    pub(super) fn target(&self) -> Arc<FakeTarget> {
+        self.node.factory.built.lock().unwrap().clone().unwrap()
+    }
+
+    /// Asserts that the guest left and runs at the destination, with its memory.
+    pub(super) async fn assert_migrated(&self, source: &FakeSource, handle: &Handle) -> Report {
+        let report = in_time(handle.settled()).await.unwrap();
+        assert_eq!(report.outcome, Outcome::Migrated, "{report:?}");
+        let there = in_time(self.arrival().await.settled()).await.unwrap();
+        assert_eq!(there.outcome, Outcome::Migrated, "{there:?}");
+        assert!(!source.is_running());
+        assert!(self.target().runs.load(SeqCst));
+        assert_eq!(source.memory.first_difference(&self.target().memory), None);
+        report
+    }
+
+    /// Asserts that the guest stayed and runs, and nothing runs at the destination.
+    pub(super) async fn assert_stayed(&self, source: &FakeSource, handle: &Handle) -> Report {
+        let report = in_time(handle.settled()).await.unwrap();
+        assert_eq!(report.outcome, Outcome::StayedAtSource, "{report:?}");
+        assert!(source.is_running());
+        let arrived = self.arrived.borrow().clone();
+        if let Some(there) = arrived {
+            let there = in_time(there.settled()).await.unwrap();
+            assert_ne!(there.outcome, Outcome::Migrated, "{there:?}");
+        }
+        if let Some(target) = &*self.node.factory.built.lock().unwrap() {
+            assert!(!target.runs.load(SeqCst));
+            assert_eq!(Arc::strong_count(target), 1, "the copy was not let go of");
+        }
+        report
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.endpoint.close(0_u32.into(), b"");
+    }
+}
+
+/// Waits, but not for ever.
+pub(super) async fn in_time<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, what).await.expect("it took too long")
+}
+
+/// Waits until a migration is in `phase` or beyond.
+pub(super) async fn reach(handle: &Handle, phase: Phase) {
+    let mut progress = handle.progress();
+    in_time(progress.wait_for(|progress| progress.phase >= phase)).await.unwrap();
+}
+
+/// What the records of a migration say.
+pub(super) fn decision(world: &World, handle: &Handle) -> Option<Decision> {
+    let record = world.records.read(handle.migration(), Role::Source).unwrap()?;
+    match record.side {
+        Side::Source { state, .. } => state.decision(),
+        Side::Destination { .. } => None,
+    }
+}
