@@ -19,6 +19,7 @@ macro_rules! in_each_phase {
 }
 
 mod cancels;
+mod clocks;
 mod cuts;
 mod doubts;
 mod flips;

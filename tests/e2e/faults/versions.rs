@@ -12,7 +12,8 @@ fn another_age() -> Vec<(String, String)> {
 /// The message names what either side speaks, and what to do; the guest goes on.
 fn are_refused(pair: &Pair, guest: &GuestPlan) {
     Guest::start(&pair.a, guest);
-    let words = ["no protocol version in common", "protocol 7", "protocol 1", "upgrade the older one"];
+    let words =
+        ["no protocol version in common", "protocol 7", "protocol 1", "upgrade the older one"];
     Migration::run(&pair.a, GUEST, &pair.b).stayed(&words);
     one_intact_copy(&pair.hosts(), GUEST, &pair.a);
 }

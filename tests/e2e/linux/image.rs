@@ -18,7 +18,7 @@ static MAKING: Mutex<()> = Mutex::new(());
 
 /// A saved guest.
 #[derive(Debug)]
-pub(super) struct Image {
+pub(crate) struct Image {
     file: String,
     pages: u64,
 }
@@ -34,7 +34,7 @@ struct Recipe {
 
 impl Image {
     /// One vCPU, which halts between two turns of the check program, a hundred times a second.
-    pub(super) fn halting() -> Self {
+    pub(crate) fn halting() -> Self {
         Self::of(&Recipe {
             name: "halting",
             cpus: 1,
@@ -44,17 +44,17 @@ impl Image {
     }
 
     /// Two vCPUs, one of them never idle.
-    pub(super) fn busy() -> Self {
+    pub(crate) fn busy() -> Self {
         Self::of(&Recipe { name: "busy", cpus: 2, options: "check.rate=2000", mib: 24 })
     }
 
     /// The file, for `lighter restore`.
-    pub(super) fn file(&self) -> &str {
+    pub(crate) fn file(&self) -> &str {
         &self.file
     }
 
     /// Pages that the check program looks after.
-    pub(super) fn pages(&self) -> u64 {
+    pub(crate) fn pages(&self) -> u64 {
         self.pages
     }
 

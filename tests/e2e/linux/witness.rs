@@ -9,21 +9,21 @@ use crate::host::{Host, wait};
 
 /// How far the guest's time of day may seem to wander from the host's in a test: a line takes tens of milliseconds on its
 /// way through an emulated kernel and a serial port.
-pub(super) const CLOCK_ERROR_MS: i64 = 250;
+pub(crate) const CLOCK_ERROR_MS: i64 = 250;
 
 /// A line each second, on a busy machine.
 const LINE_PATIENCE: Duration = Duration::from_secs(120);
 
 /// The console of a Linux guest on one host.
 #[derive(Debug)]
-pub(super) struct Witness {
+pub(crate) struct Witness {
     console: PathBuf,
     pages: u64,
 }
 
 /// One line: numbers by name; see `tests/guest/README.md`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Line(BTreeMap<String, i64>);
+pub(crate) struct Line(BTreeMap<String, i64>);
 
 impl Line {
     fn parse(text: &str) -> Option<Self> {
@@ -43,7 +43,7 @@ impl Line {
     /// It is the same guest, later: its loop and its clocks went on, both clocks by the same time, no page is bad and no
     /// timer is lost.
     #[track_caller]
-    pub(super) fn follows(&self, earlier: &Self) {
+    pub(crate) fn follows(&self, earlier: &Self) {
         for name in ["tick", "mono_ms", "real_ms", "timers", "written"] {
             assert!(
                 self.get(name) >= earlier.get(name),
@@ -66,17 +66,17 @@ impl Line {
 
 impl Witness {
     /// The guest `name` on `host`, whose check program looks after so many pages.
-    pub(super) fn of(host: &Host, name: &str, pages: u64) -> Self {
+    pub(crate) fn of(host: &Host, name: &str, pages: u64) -> Self {
         Self { console: host.state_dir().join("guests").join(name).join("console.log"), pages }
     }
 
     /// All that the console has shown.
-    pub(super) fn console(&self) -> String {
+    pub(crate) fn console(&self) -> String {
         String::from_utf8_lossy(&fs::read(&self.console).unwrap_or_default()).into_owned()
     }
 
     /// The newest whole line, if there is one yet.
-    pub(super) fn last_line(&self) -> Option<Line> {
+    pub(crate) fn last_line(&self) -> Option<Line> {
         let console = self.console();
         let whole = &console[..=console.rfind('\n')?];
         whole.lines().rev().find_map(Line::parse)
@@ -84,7 +84,7 @@ impl Witness {
 
     /// The next line that comes, sound.
     #[track_caller]
-    pub(super) fn line(&self) -> Line {
+    pub(crate) fn line(&self) -> Line {
         let before = self.last_line();
         let line = wait::within(LINE_PATIENCE, "linux says how it is", || match self.last_line() {
             Some(line) if Some(&line) != before.as_ref() => Ok(line),
@@ -97,7 +97,7 @@ impl Witness {
     /// The last of three lines, and how far the host's time of day is ahead of the guest's, in milliseconds: the least of
     /// three, since a delay on the way only adds.
     #[track_caller]
-    pub(super) fn testify(&self) -> (Line, i64) {
+    pub(crate) fn testify(&self) -> (Line, i64) {
         let lines = [(); 3].map(|()| {
             let line = self.line();
             (host_ms() - line.get("real_ms"), line)
@@ -109,7 +109,7 @@ impl Witness {
 
     /// Every page has been checked against its stamp and rewritten since `earlier`, and none was bad.
     #[track_caller]
-    pub(super) fn has_checked_all_since(&self, earlier: &Line) {
+    pub(crate) fn has_checked_all_since(&self, earlier: &Line) {
         let enough = earlier.get("written") + self.pages as i64;
         wait::within(LINE_PATIENCE, "linux has checked all its pages", || {
             let line = self.last_line().ok_or_else(|| self.console())?;
