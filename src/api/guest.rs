@@ -231,11 +231,11 @@ mod tests {
         }
     }
 
-    fn serve() -> (tempfile::TempDir, ApiClient) {
+    fn serve() -> (tempfile::TempDir, ApiClient, server::Server) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("api.sock");
-        server::serve(server::bind(&path).unwrap(), router(Arc::new(Fake)));
-        (folder, ApiClient::new(&path))
+        let server = server::Server::start(&path, router(Arc::new(Fake))).unwrap();
+        (folder, ApiClient::new(&path), server)
     }
 
     fn refused<T: std::fmt::Debug>(answer: Result<T, AskError>) -> ApiError {
@@ -261,7 +261,7 @@ mod tests {
 
     #[tokio::test]
     async fn answers_and_refusals_arrive_with_their_reason() {
-        let (_folder, client) = serve();
+        let (_folder, client, _server) = serve();
         assert_eq!(client.get::<GuestInfo>("/v1/guest").await.unwrap(), Fake.info());
         assert_eq!(client.put::<StateAnswer>("/v1/guest/pause").await.unwrap(), PAUSED);
         let request = serde_json::json!({ "destination": "host-b" });
@@ -272,7 +272,7 @@ mod tests {
 
     #[tokio::test]
     async fn strange_requests_get_ordinary_refusals() {
-        let (_folder, client) = serve();
+        let (_folder, client, _server) = serve();
         let unknown = serde_json::json!({ "destination": "b", "speed": "max" });
         assert_eq!(
             refused(client.post::<MigrationStarted>("/v1/guest/migration", &unknown).await).reason,
@@ -289,15 +289,17 @@ mod tests {
 
     #[tokio::test]
     async fn a_call_that_breaks_down_is_a_refusal_too() {
-        let (_folder, client) = serve();
+        let (_folder, client, _server) = serve();
         let answer = client.put_json::<WorkloadControlled>("/v1/guest/workload", &WorkloadControl::default()).await;
         assert_eq!(refused(answer).reason, Reason::Failed);
     }
 
     #[tokio::test]
     async fn a_socket_without_a_process_is_unreachable() {
-        let (folder, _client) = serve();
+        let (folder, client, server) = serve();
         let nobody = ApiClient::new(&folder.path().join("nobody.sock"));
         assert!(nobody.get::<GuestInfo>("/v1/guest").await.unwrap_err().is_gone());
+        server.close().await;
+        assert!(client.get::<GuestInfo>("/v1/guest").await.unwrap_err().is_gone());
     }
 }

@@ -24,7 +24,7 @@ const CLOSE_PATIENCE: Duration = Duration::from_millis(500);
 ///
 /// # Errors
 /// The path exists, is too long, or the file system refuses.
-pub(crate) fn bind(path: &Path) -> Result<UnixListener> {
+fn bind(path: &Path) -> Result<UnixListener> {
     let listener = UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
     // The folder is this user's alone, so nobody can connect in between.
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
@@ -32,12 +32,8 @@ pub(crate) fn bind(path: &Path) -> Result<UnixListener> {
     Ok(listener)
 }
 
-/// Serves `router` until the task is aborted; unknown routes and oversized bodies get the same kind of answer as all else.
-pub(crate) fn serve(listener: UnixListener, router: Router) -> JoinHandle<()> {
-    serve_until(listener, router, std::future::pending())
-}
-
-/// As [`serve`], until `end`; what has been asked by then is answered.
+/// Serves `router` until `end`, answering what has been asked by then; unknown routes and oversized bodies get the same kind of
+/// answer as all else.
 fn serve_until(listener: UnixListener, router: Router, end: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {
     let router = router
         .fallback(|| async { ApiError::new(Reason::NotFound, "no such route: see /v1/openapi.json") })

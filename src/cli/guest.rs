@@ -104,7 +104,7 @@ pub(crate) struct RestoreArgs {
     /// The file that `lighter save` wrote.
     pub(crate) file: PathBuf,
 
-    /// The guest's name on this host [default: the one that was saved].
+    /// The guest's name on this host [default: the file's, without its ending].
     #[arg(long)]
     pub(crate) name: Option<GuestName>,
 

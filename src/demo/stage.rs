@@ -156,14 +156,14 @@ impl Host {
         let guests = self.state.live_guests().unwrap_or_default();
         let pids: Vec<Pid> = guests.iter().filter_map(|guest| pid_of(guest.read_identity().ok()?.pid)).collect();
         let deadline = Instant::now() + END_PATIENCE;
-        pids.iter().for_each(|pid| drop(kill(*pid, Signal::SIGTERM)));
+        pids.iter().for_each(|pid| tell(*pid, Signal::SIGTERM));
         while guests.iter().any(|guest| guest.is_live()) && Instant::now() < deadline {
             reap(self.guest.as_mut());
             std::thread::sleep(INTERVAL);
         }
         for guest in guests.iter().filter(|guest| guest.is_live()) {
             if let Some(pid) = guest.read_identity().ok().and_then(|identity| pid_of(identity.pid)) {
-                drop(kill(pid, Signal::SIGKILL));
+                tell(pid, Signal::SIGKILL);
             }
         }
         end(self.guest.take());
@@ -175,6 +175,11 @@ fn pid_of(pid: u32) -> Option<Pid> {
     i32::try_from(pid).ok().filter(|pid| *pid > 1).map(Pid::from_raw)
 }
 
+/// Signals a process of the demo; one that is gone already needs no signal.
+fn tell(pid: Pid, signal: Signal) {
+    let _gone = kill(pid, signal);
+}
+
 fn reap(child: Option<&mut Child>) {
     drop(child.map(Child::try_wait));
 }
@@ -183,7 +188,7 @@ fn reap(child: Option<&mut Child>) {
 fn end(child: Option<Child>) {
     let Some(mut child) = child else { return };
     if let (Ok(None), Some(pid)) = (child.try_wait(), pid_of(child.id())) {
-        drop(kill(pid, Signal::SIGTERM));
+        tell(pid, Signal::SIGTERM);
     }
     let deadline = Instant::now() + END_PATIENCE;
     while matches!(child.try_wait(), Ok(None)) {

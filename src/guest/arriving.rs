@@ -1,24 +1,231 @@
-//! stub
-use std::sync::Arc;
-use anyhow::{bail, Result};
-use migrate::{MigrationId, Token};
+//! A guest on its way here: builds its machine when it has been described, and makes it this process's own when it runs.
+
+use std::io::{BufRead, Read, Write};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
 use migrate::error::OperatorChoice;
+use migrate::guest::RefusalKind;
+use migrate::record::RecordStore;
+use migrate::report::Outcome;
+use migrate::session::{DestinationSession, Handle, start_destination};
+use migrate::{DestinationGuest, GuestDescription, GuestFactory, MigrationId, Refusal, Report, Token};
+use vmm_core::{Error, ShapeError};
+
 use super::console::Console;
-use super::process::GuestProcess;
-use crate::api::ApiError;
+use super::leaving::{not_in_doubt, refusal};
+use super::machine::{Machine, shape_of};
+use super::process::{Ending, GuestProcess, Occupation};
 use crate::api::types::MigrationStatus;
+use crate::api::{ApiError, Reason};
 use crate::cli::host::IncomingArgs;
-#[derive(Debug)]
-pub(crate) struct Arrival { id: MigrationId }
-impl Arrival {
-    pub(crate) async fn start(_p: &Arc<GuestProcess>, _a: &IncomingArgs, _t: Token, _c: Console) -> Result<u16> { bail!("stub") }
-    pub(crate) fn id(&self) -> MigrationId { self.id }
-    pub(crate) fn detail(&self) -> Option<String> { None }
-    pub(crate) fn status(&self) -> MigrationStatus { MigrationStatus::default() }
-    pub(crate) fn cancel(&self, _by: &str) -> Result<(), ApiError> { Ok(()) }
-    pub(crate) fn resolve(&self, _c: OperatorChoice) -> Result<(), ApiError> { Ok(()) }
-    pub(crate) fn is_in_doubt(&self) -> bool { false }
+use crate::node::IncomingLine;
+
+/// How long the source may take to appear, and to say that it has heard the last word.
+const LINGER: Duration = Duration::from_secs(30);
+
+/// The longest line that the node writes: 64 digits and the line's end, with room for a mistake.
+const TOKEN_LINE_BYTES_MAX: u64 = 256;
+
+/// A migration to here, from its start until nothing of it is left.
+#[derive(Debug, Clone)]
+pub(crate) struct Arrival {
+    handle: Handle,
 }
-pub(crate) fn read_token() -> Result<Token> { bail!("stub") }
-pub(crate) fn tell_node_port(_p: u16) -> Result<()> { bail!("stub") }
-pub(crate) fn tell_node_error(_e: &anyhow::Error) {}
+
+impl Arrival {
+    /// Starts to wait for the guest; returns the UDP port.
+    ///
+    /// # Errors
+    /// This host has no certificates, no place for records, or no port.
+    pub(crate) fn start(
+        process: &Arc<GuestProcess>,
+        args: &IncomingArgs,
+        token: Token,
+        console: Console,
+    ) -> Result<u16> {
+        let tls = migrate::quic::Tls::load(&process.state().certs())?;
+        let records = RecordStore::open(&process.state().migrations())?;
+        let session = DestinationSession {
+            migration: MigrationId(args.migration_id),
+            token,
+            listen: args.bind,
+            ports: 0..=0,
+            source: None,
+            guest: process.name().to_string(),
+            linger: LINGER,
+        };
+        let factory = Factory { process: Arc::downgrade(process), console };
+        let handle = start_destination(session, Arc::new(factory), &tls, records)?;
+        let arrival = Self { handle };
+        *process.occupation() = Occupation::Arriving(arrival.clone());
+        let port = arrival.handle.port();
+        process.runtime().spawn(arrival.conclude(Arc::clone(process)));
+        Ok(port)
+    }
+
+    /// The migration.
+    pub(crate) fn id(&self) -> MigrationId {
+        self.handle.migration()
+    }
+
+    /// Whether the guest is here, and only the last words with the source are left to be said.
+    pub(crate) fn has_arrived(&self) -> bool {
+        self.handle.report().borrow().as_ref().is_some_and(|report| report.outcome == Outcome::Migrated)
+    }
+
+    /// Whether this copy is complete, and the source has not been heard whether it is to run.
+    pub(crate) fn is_in_doubt(&self) -> bool {
+        !self.has_arrived() && self.detail().is_some()
+    }
+
+    /// Why the guest is in doubt, and the way out.
+    pub(crate) fn detail(&self) -> Option<String> {
+        let way_out = |report: &Report| report.way_out.clone().filter(|_| report.outcome == Outcome::InDoubt);
+        let reported = self.handle.report().borrow().as_ref().and_then(way_out);
+        reported.or_else(|| self.handle.progress().borrow().in_doubt.clone())
+    }
+
+    /// How it stands.
+    pub(crate) fn status(&self) -> MigrationStatus {
+        MigrationStatus {
+            progress: Some(self.handle.progress().borrow().clone()),
+            report: self.handle.report().borrow().clone(),
+        }
+    }
+
+    /// Calls it off from this side.
+    ///
+    /// # Errors
+    /// It is too late.
+    pub(crate) async fn cancel(&self, by: &str) -> Result<(), ApiError> {
+        self.handle.cancel(by).await.map_err(refusal)
+    }
+
+    /// An operator decides.
+    ///
+    /// # Errors
+    /// There is nothing to decide.
+    pub(crate) async fn resolve(&self, choice: OperatorChoice) -> Result<(), ApiError> {
+        self.handle.resolve(choice).await.map_err(|error| ApiError::new(Reason::NotMigrating, not_in_doubt(&error)))
+    }
+
+    /// Waits until nothing of the migration is left, at most `patience`.
+    pub(crate) async fn settled_within(&self, patience: Duration) {
+        // Whatever is left is on disk, and the node goes on with it.
+        let _left = tokio::time::timeout(patience, self.handle.settled()).await;
+    }
+
+    /// Waits for the end and does what it means for the guest's process.
+    async fn conclude(self, process: Arc<GuestProcess>) {
+        let outcome = self.handle.settled().await;
+        if self.has_arrived() {
+            return process.conclude(self.id(), self.status());
+        }
+        let cause = outcome.and_then(|report| report.error).map(|error| error.message);
+        let cause = cause.unwrap_or_else(|| "the migration broke down".to_owned());
+        process.end(Ending::Discarded { message: format!("{} did not arrive here: {cause}", process.name()) });
+    }
+}
+
+/// Builds the one guest that is awaited.
+struct Factory {
+    process: Weak<GuestProcess>,
+    console: Console,
+}
+
+impl GuestFactory for Factory {
+    fn check(&self, guest: &GuestDescription) -> Result<(), Refusal> {
+        let process = self.process()?;
+        if guest.name != process.name().as_str() {
+            let text = format!("this process waits for {}, not for {}", process.name(), guest.name);
+            return Err(Refusal::new(RefusalKind::Guest, text));
+        }
+        shape_of(guest)?.check_host().map_err(refused)
+    }
+
+    fn create(&self, guest: &GuestDescription) -> Result<Arc<dyn DestinationGuest>, Refusal> {
+        let process = self.process()?;
+        let shape = shape_of(guest)?;
+        let other = |error: anyhow::Error| match error.downcast::<Error>() {
+            Ok(error) => refused(error),
+            Err(error) => Refusal::new(RefusalKind::Other, format!("{error:#}")),
+        };
+        let machine = Machine::create(process.name().clone(), guest.uuid, shape, &self.console).map_err(other)?;
+        let machine = Arc::new(machine);
+        process.set_machine(Arc::clone(&machine)).map_err(other)?;
+        Ok(machine)
+    }
+}
+
+impl Factory {
+    fn process(&self) -> Result<Arc<GuestProcess>, Refusal> {
+        let ending = || Refusal::new(RefusalKind::Busy, "the process for the guest is ending");
+        self.process.upgrade().filter(|process| !process.is_ending()).ok_or_else(ending)
+    }
+}
+
+/// What this host lacks, with its kind.
+// Handed to `map_err`, which gives the error away.
+#[allow(clippy::needless_pass_by_value)]
+fn refused(error: Error) -> Refusal {
+    let kind = match &error {
+        Error::OpenKvm(_) | Error::MissingCapability { .. } | Error::Kvm { .. } | Error::Vcpu { .. } => RefusalKind::Kvm,
+        Error::Memory(_) => RefusalKind::Memory,
+        Error::Shape(ShapeError::Malformed(_) | ShapeError::Version(_) | ShapeError::Vcpus(_)) => RefusalKind::Guest,
+        Error::Shape(_) => RefusalKind::Cpu,
+        _ => RefusalKind::Other,
+    };
+    Refusal::new(kind, error.to_string())
+}
+
+/// Reads the secret that the source must show: the node writes it, and nobody else can see it.
+///
+/// # Errors
+/// There is none, as when a user starts this by hand.
+pub(crate) fn read_token() -> Result<Token> {
+    let mut line = String::new();
+    let stdin = std::io::stdin().lock();
+    stdin.take(TOKEN_LINE_BYTES_MAX).read_line(&mut line).context("cannot read the migration's token from stdin")?;
+    let hex = serde_json::Value::String(line.trim_end().to_owned());
+    serde_json::from_value(hex).context("`lighter incoming` is started by the node, which writes a token to its stdin")
+}
+
+/// Tells the node where the source will find this process; from then on, stdout goes nowhere.
+///
+/// # Errors
+/// The node is gone.
+pub(crate) fn tell_node_port(port: u16) -> Result<()> {
+    tell_node(&IncomingLine::Port(port)).context("the node is gone")?;
+    let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null").context("cannot open /dev/null")?;
+    nix::unistd::dup2_stdin(&null).context("cannot close stdin")?;
+    nix::unistd::dup2_stdout(&null).context("cannot close stdout")
+}
+
+/// Tells the node why no port will come; whoever has heard a port does not hear this.
+pub(crate) fn tell_node_error(error: &anyhow::Error) {
+    // A node that is gone does not wait for the reason either.
+    let _unheard = tell_node(&IncomingLine::Error(format!("{error:#}")));
+}
+
+fn tell_node(line: &IncomingLine) -> Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    writeln!(stdout, "{}", serde_json::to_string(line)?)?;
+    Ok(stdout.flush()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_host_lacks_is_told_by_its_kind() {
+        let lacks_features = Error::Shape(ShapeError::CpuFeatures(vec!["avx512".to_owned()]));
+        assert_eq!(refused(lacks_features).kind, RefusalKind::Cpu);
+        let nonsense = Error::Shape(ShapeError::Malformed("short".to_owned()));
+        assert_eq!(refused(nonsense).kind, RefusalKind::Guest);
+        let kvm = Error::MissingCapability { capability: "KVM_CAP_X", purpose: "run" };
+        assert_eq!(refused(kvm).kind, RefusalKind::Kvm);
+    }
+}

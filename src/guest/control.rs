@@ -7,7 +7,7 @@ use migrate::error::OperatorChoice;
 use super::leaving::Departure;
 use super::machine::SharedMachine;
 use super::process::{Ending, GuestProcess, Occupation};
-use super::workload;
+use super::{saved, workload};
 use crate::api::guest::GuestControl;
 use crate::api::types::{
     GuestInfo, GuestKind, GuestState, MigrationRequest, MigrationStarted, MigrationStatus, Resolution, SaveRequest, Saved,
@@ -51,6 +51,7 @@ impl ProcessControl {
                 "{name} is being migrated to {}: `lighter cancel {name}` first, or wait for its end",
                 departure.destination()
             )),
+            Occupation::Arriving(arrival) if arrival.has_arrived() => Ok(()),
             Occupation::Arriving(_) => migrating(format!("{name} is on its way here: `lighter cancel {name}` stops that")),
         }
     }
@@ -114,7 +115,7 @@ impl GuestControl for ProcessControl {
         *occupation = Occupation::Saving;
         drop(occupation);
         let began = Instant::now();
-        let saved = machine.save_to(&request.file);
+        let saved = saved::save(machine, &request.file);
         *self.process().occupation() = Occupation::None;
         let file_bytes = saved.map_err(ApiError::failed)?;
         Ok(Saved { file_bytes, paused_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX) })
@@ -143,13 +144,15 @@ impl GuestControl for ProcessControl {
     }
 
     fn cancel(&self) -> Result<StateAnswer, ApiError> {
-        let occupation = self.process().occupation();
-        match &*occupation {
-            Occupation::Leaving(departure) => departure.cancel("the user")?,
-            Occupation::Arriving(arrival) => arrival.cancel("the user at the destination")?,
-            Occupation::None | Occupation::Saving => return self.not_migrating(),
-        }
-        drop(occupation);
+        // The answer comes from the migration's own thread: nothing may be held meanwhile.
+        let occupation = self.process().occupation().clone();
+        self.process().runtime().block_on(async {
+            match occupation {
+                Occupation::Leaving(departure) => departure.cancel("the user").await,
+                Occupation::Arriving(arrival) => arrival.cancel("the user at the destination").await,
+                Occupation::None | Occupation::Saving => self.not_migrating(),
+            }
+        })?;
         Ok(self.state())
     }
 
@@ -158,13 +161,17 @@ impl GuestControl for ProcessControl {
             Resolution::Run => OperatorChoice::Run,
             Resolution::Discard => OperatorChoice::Discard,
         };
-        let occupation = self.process().occupation();
-        match &*occupation {
-            Occupation::Leaving(departure) => departure.resolve(choice)?,
-            Occupation::Arriving(arrival) => arrival.resolve(choice)?,
-            Occupation::None | Occupation::Saving => return self.not_migrating(),
-        }
-        drop(occupation);
+        let occupation = self.process().occupation().clone();
+        self.process().runtime().block_on(async {
+            match occupation {
+                Occupation::Leaving(departure) => departure.resolve(choice).await,
+                Occupation::Arriving(arrival) => arrival.resolve(choice).await,
+                Occupation::None | Occupation::Saving => {
+                    let text = format!("{} is not in doubt: there is no migration", self.process().name());
+                    Err(ApiError::new(Reason::NotMigrating, text))
+                }
+            }
+        })?;
         Ok(self.state())
     }
 

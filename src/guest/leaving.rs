@@ -1,20 +1,214 @@
-//! stub
+//! A guest on its way to another host: starts the source's session, and draws the conclusions of its reports.
+
 use std::sync::Arc;
-use migrate::MigrationId;
-use migrate::error::OperatorChoice;
-use super::process::GuestProcess;
+use std::time::Duration;
+
+use migrate::error::{CancelRefused, OperatorChoice};
+use migrate::pages;
+use migrate::record::RecordStore;
+use migrate::report::Outcome;
+use migrate::session::{Handle, SourceSession, start_source};
+use migrate::{Limits, MigrationId, Report, SourceGuest};
+use vmm_core::StopReason;
+
+use super::address::Destination;
+use super::process::{Ending, GuestProcess, Occupation};
+use crate::api::types::{Compression, MigrationRequest, MigrationStatus};
 use crate::api::{ApiError, Reason};
-use crate::api::types::{MigrationRequest, MigrationStatus};
-#[derive(Debug)]
-pub(crate) struct Departure { id: MigrationId, destination: String }
+
+/// Most connections side by side; beyond, they only cost.
+const CONNECTIONS_MAX: u8 = 16;
+
+/// A migration away from here, from its start until nothing of it is left.
+#[derive(Debug, Clone)]
+pub(crate) struct Departure {
+    handle: Handle,
+    destination: String,
+}
+
 impl Departure {
-    pub(crate) fn start(_p: &Arc<GuestProcess>, _r: &MigrationRequest) -> Result<Self, ApiError> { Err(ApiError::new(Reason::Failed, "stub")) }
-    pub(crate) fn id(&self) -> MigrationId { self.id }
-    pub(crate) fn destination(&self) -> &str { &self.destination }
-    pub(crate) fn detail(&self) -> Option<String> { None }
-    pub(crate) fn status(&self) -> MigrationStatus { MigrationStatus::default() }
-    pub(crate) fn cancel(&self, _by: &str) -> Result<(), ApiError> { Ok(()) }
-    pub(crate) fn resolve(&self, _c: OperatorChoice) -> Result<(), ApiError> { Ok(()) }
-    pub(crate) fn is_in_doubt(&self) -> bool { false }
-    pub(crate) fn guest_stopped(&self, _r: &vmm_core::StopReason) { }
+    /// Starts to migrate the guest of `process`.
+    ///
+    /// # Errors
+    /// The request makes no sense, or this host has no certificates or no place for records.
+    pub(crate) fn start(process: &Arc<GuestProcess>, request: &MigrationRequest) -> Result<Self, ApiError> {
+        let session = session(request)?;
+        let machine = process.machine().ok_or_else(|| ApiError::new(Reason::WrongState, "the guest has not arrived yet"))?;
+        let tls = migrate::quic::Tls::load(&process.state().certs()).map_err(ApiError::failed)?;
+        let records = RecordStore::open(&process.state().migrations()).map_err(ApiError::failed)?;
+        let guest: Arc<dyn SourceGuest> = Arc::clone(machine) as Arc<dyn SourceGuest>;
+        let handle = start_source(session, guest, tls, records).map_err(ApiError::failed)?;
+        let departure = Self { handle, destination: request.destination.clone() };
+        process.runtime().spawn(departure.clone().conclude(Arc::clone(process)));
+        Ok(departure)
+    }
+
+    /// The migration.
+    pub(crate) fn id(&self) -> MigrationId {
+        self.handle.migration()
+    }
+
+    /// Where to, as the user wrote it.
+    pub(crate) fn destination(&self) -> &str {
+        &self.destination
+    }
+
+    /// Whether nobody can tell at the moment which host has the guest.
+    pub(crate) fn is_in_doubt(&self) -> bool {
+        self.detail().is_some()
+    }
+
+    /// Why the guest is in doubt, and the way out.
+    pub(crate) fn detail(&self) -> Option<String> {
+        let way_out = |report: &Report| report.way_out.clone().filter(|_| report.outcome == Outcome::InDoubt);
+        let reported = self.handle.report().borrow().as_ref().and_then(way_out);
+        reported.or_else(|| self.handle.progress().borrow().in_doubt.clone())
+    }
+
+    /// How it stands. A guest that stays is reported when it can be migrated again, and not before.
+    pub(crate) fn status(&self) -> MigrationStatus {
+        let report = self.handle.report().borrow().clone();
+        MigrationStatus {
+            progress: Some(self.handle.progress().borrow().clone()),
+            report: report.filter(|report| report.outcome != Outcome::StayedAtSource),
+        }
+    }
+
+    /// Calls it off.
+    ///
+    /// # Errors
+    /// It is too late.
+    pub(crate) async fn cancel(&self, by: &str) -> Result<(), ApiError> {
+        self.handle.cancel(by).await.map_err(refusal)
+    }
+
+    /// An operator decides.
+    ///
+    /// # Errors
+    /// There is nothing to decide.
+    pub(crate) async fn resolve(&self, choice: OperatorChoice) -> Result<(), ApiError> {
+        self.handle.resolve(choice).await.map_err(|error| ApiError::new(Reason::NotMigrating, not_in_doubt(&error)))
+    }
+
+    /// The guest has ended by itself.
+    pub(crate) fn guest_stopped(&self, reason: &StopReason) {
+        self.handle.guest_stopped(&reason.to_string());
+    }
+
+    /// Waits until nothing of the migration is left, at most `patience`.
+    pub(crate) async fn settled_within(&self, patience: Duration) {
+        // Whatever is left is on disk, and the node goes on with it.
+        let _left = tokio::time::timeout(patience, self.handle.settled()).await;
+    }
+
+    /// Waits for the end and does what it means for the guest's process.
+    async fn conclude(self, process: Arc<GuestProcess>) {
+        let Some(report) = self.handle.settled().await else {
+            tracing::error!(migration = %self.id(), "the migration broke down without a report");
+            return process.conclude(self.id(), MigrationStatus::default());
+        };
+        let status = MigrationStatus { progress: Some(self.handle.progress().borrow().clone()), report: Some(report.clone()) };
+        match report.outcome {
+            Outcome::StayedAtSource => process.conclude(self.id(), status),
+            Outcome::Migrated => process.end(Ending::Moved { destination: self.destination }),
+            // In doubt and yet nothing left to do: the node goes on with the record, and this copy must not run.
+            Outcome::Lost | Outcome::InDoubt => {
+                let cause = report.error.map_or_else(|| "no reason was given".to_owned(), |error| error.message);
+                process.end(Ending::Discarded { message: format!("this copy of {} is given up: {cause}", process.name()) });
+            }
+        }
+    }
+}
+
+impl GuestProcess {
+    /// A migration is over, and the guest is this process's own (again).
+    pub(super) fn conclude(&self, id: MigrationId, status: MigrationStatus) {
+        *self.last_migration() = Some((id, status));
+        let mut occupation = self.occupation();
+        let is_this = match &*occupation {
+            Occupation::Leaving(departure) => departure.id() == id,
+            Occupation::Arriving(arrival) => arrival.id() == id,
+            Occupation::None | Occupation::Saving => false,
+        };
+        if is_this {
+            *occupation = Occupation::None;
+        }
+    }
+}
+
+// Handed to `map_err`, which gives the error away.
+#[allow(clippy::needless_pass_by_value)]
+pub(super) fn refusal(error: CancelRefused) -> ApiError {
+    let reason = match error {
+        CancelRefused::Over => Reason::NotMigrating,
+        CancelRefused::Committed | CancelRefused::SourceDecides => Reason::TooLate,
+    };
+    ApiError::new(reason, error.to_string())
+}
+
+pub(super) fn not_in_doubt(error: &migrate::error::ResolveRefused) -> String {
+    format!("the migration is not in doubt: {error}")
+}
+
+/// What is asked, as the session wants it.
+fn session(request: &MigrationRequest) -> Result<SourceSession, ApiError> {
+    let bad = |text: &str| Err(ApiError::new(Reason::BadRequest, text));
+    let destination = Destination::parse(&request.destination);
+    let destination = destination.map_err(|error| ApiError::new(Reason::BadRequest, format!("{error:#}")))?;
+    if request.timeout_ms == 0 || request.downtime_ms_max == 0 {
+        return bad("a migration needs some time: give a downtime and a time-out above zero");
+    }
+    if request.bandwidth_bytes_per_s_max == Some(0) {
+        return bad("a migration needs some bandwidth: leave the limit away for none");
+    }
+    if request.connections.is_some_and(|count| !(1..=CONNECTIONS_MAX).contains(&count)) {
+        return bad("a migration has 1 to 16 connections");
+    }
+    Ok(SourceSession {
+        migration: MigrationId::random(),
+        host: destination.host,
+        port: destination.port,
+        server_name: request.tls_name.clone(),
+        limits: Limits {
+            downtime: Duration::from_millis(request.downtime_ms_max),
+            total: Some(Duration::from_millis(request.timeout_ms)),
+            ..Limits::default()
+        },
+        bandwidth: request.bandwidth_bytes_per_s_max,
+        compression: match request.compression {
+            Compression::Auto => pages::Compression::Auto,
+            Compression::Off => pages::Compression::Off,
+            Compression::Lz4 => pages::Compression::Lz4,
+        },
+        connections: request.connections.map(u16::from),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_becomes_a_session_with_its_limits() {
+        let mut request = MigrationRequest::to("host-b:77".to_owned());
+        request.downtime_ms_max = 50;
+        request.connections = Some(4);
+        let session = session(&request).unwrap();
+        assert_eq!((session.host.as_str(), session.port), ("host-b", 77));
+        assert_eq!(session.limits.downtime, Duration::from_millis(50));
+        assert_eq!(session.connections, Some(4));
+    }
+
+    #[test]
+    fn requests_without_sense_are_refused_as_such() {
+        let request = MigrationRequest::to("host-b".to_owned());
+        for wrong in [
+            MigrationRequest::to(String::new()),
+            MigrationRequest { timeout_ms: 0, ..request.clone() },
+            MigrationRequest { bandwidth_bytes_per_s_max: Some(0), ..request.clone() },
+            MigrationRequest { connections: Some(0), ..request },
+        ] {
+            assert_eq!(session(&wrong).unwrap_err().reason, Reason::BadRequest, "{wrong:?}");
+        }
+    }
 }

@@ -21,6 +21,9 @@ use crate::state_dir::{GuestIdentity, StateDir};
 /// How long a look at the machine's events lasts, before the thread asks whether anybody still wants it.
 const EVENT_PATIENCE: Duration = Duration::from_secs(1);
 
+/// How long the other host is given to hear that a migration is called off because this process ends.
+const CALL_OFF_PATIENCE: Duration = Duration::from_secs(5);
+
 /// Why a guest process ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Ending {
@@ -35,13 +38,13 @@ pub(crate) enum Ending {
     },
     /// The copy in this process will never run.
     Discarded {
-        /// Why.
-        why: String,
+        /// Which, and why.
+        message: String,
     },
 }
 
 /// What a guest process is busy with; decides what it may be asked.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) enum Occupation {
     /// Nothing but its guest.
     None,
@@ -161,6 +164,7 @@ impl GuestProcess {
             return GuestState::Ended;
         }
         match &*self.occupation() {
+            Occupation::Arriving(arrival) if arrival.has_arrived() => self.own_state(),
             Occupation::Arriving(arrival) if arrival.is_in_doubt() => GuestState::InDoubt,
             Occupation::Arriving(_) => GuestState::Incoming,
             Occupation::Leaving(departure) if departure.is_in_doubt() => GuestState::InDoubt,
@@ -203,8 +207,22 @@ impl GuestProcess {
         Ok(self.ending.borrow().clone().unwrap_or(Ending::Asked))
     }
 
-    /// Ends what is going on: a migration is called off, the machine stopped.
+    /// Ends what is going on: a migration is called off as far as possible, the machine stopped.
     pub(crate) async fn shut_down(self: &Arc<Self>) {
+        let occupation = self.occupation().clone();
+        match occupation {
+            Occupation::Leaving(departure) => {
+                if departure.cancel("its process is ending").await.is_ok() {
+                    departure.settled_within(CALL_OFF_PATIENCE).await;
+                }
+            }
+            Occupation::Arriving(arrival) => {
+                if arrival.cancel("its process is ending").await.is_ok() {
+                    arrival.settled_within(CALL_OFF_PATIENCE).await;
+                }
+            }
+            Occupation::None | Occupation::Saving => {}
+        }
         let process = Arc::clone(self);
         let stop = move || {
             if let Some(machine) = process.machine() {

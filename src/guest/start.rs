@@ -13,6 +13,7 @@ use super::control::ProcessControl;
 use super::machine::{Machine, SharedMachine};
 use super::plan::Plan;
 use super::process::{Ending, GuestProcess};
+use super::saved;
 use crate::api::guest::router;
 use crate::api::server::Server;
 use crate::api::types::GuestKind;
@@ -47,14 +48,16 @@ pub(crate) fn run(state: &StateDir, args: &RunArgs) -> Result<Exit> {
 /// # Errors
 /// The file is no saved guest, the guest cannot be started here, or it crashed.
 pub(crate) fn restore(state: &StateDir, args: &RestoreArgs) -> Result<Exit> {
-    let saved = super::saved::SavedGuest::open(&args.file)?;
-    let name = args.name.clone().unwrap_or_else(|| saved.name().clone());
+    let name = match &args.name {
+        Some(name) => name.clone(),
+        None => saved::name_of(&args.file)?,
+    };
     if let Some(exit) = detach(state, &args.background, &name)? {
         return Ok(exit);
     }
     let life = Life::begin(state, &name)?;
     let console = life.console();
-    let machine = saved.restore(name, &console)?;
+    let machine = saved::restore(&args.file, name, &console)?;
     life.lead(Arc::new(machine), &console)
 }
 
@@ -135,7 +138,7 @@ impl Life {
         let uuid = Uuid::nil();
         let process = GuestProcess::new(&self.state, self.dir().name().clone(), uuid, self.runtime.handle().clone());
         let console = Console::Log(self.dir().console_log());
-        let port = self.runtime.block_on(Arrival::start(&process, args, token, console))?;
+        let port = Arrival::start(&process, args, token, console)?;
         let server = self.open(&process)?;
         arriving::tell_node_port(port)?;
         self.live(&process, server)
@@ -197,6 +200,6 @@ fn farewell(name: &GuestName, ending: Ending) -> Result<Exit> {
             eprintln!("{name} has moved to {destination}");
             Ok(Exit::Done)
         }
-        Ending::Discarded { why } => bail!("{name} did not arrive here: {why}"),
+        Ending::Discarded { message } => bail!("{message}"),
     }
 }

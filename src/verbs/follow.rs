@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use migrate::record::RecordStore;
-use migrate::report::Role;
+use migrate::report::{Outcome, Role};
 use migrate::{MigrationId, Progress, Report};
 
 use crate::api::ApiClient;
@@ -56,7 +56,9 @@ impl Follower {
                 }
                 () = tokio::time::sleep(INTERVAL) => {
                     match client.get::<MigrationStatus>("/v1/guest/migration").await {
-                        Ok(MigrationStatus { report: Some(report), .. }) if report.migration == self.id => return Ok(report),
+                        Ok(MigrationStatus { report: Some(report), .. }) if report.migration == self.id => {
+                            return self.conclude(report).await;
+                        }
                         Ok(status) => status.progress.iter().for_each(&mut show),
                         Err(error) if error.is_gone() => return self.from_record().await,
                         Err(error) => return Err(error).context("cannot follow the migration, which goes on"),
@@ -66,13 +68,15 @@ impl Follower {
         }
     }
 
-    fn left(&self) -> anyhow::Error {
-        let message = format!("left to itself: the migration of {0} goes on, `lighter show {0}` tells how it stands", self.name);
-        ExitWith { exit: Exit::Cancelled, message }.into()
+    /// A guest that has moved leaves a process that is about to end; its name is free here when that is gone.
+    async fn conclude(&self, report: Report) -> Result<Report> {
+        if report.outcome == Outcome::Migrated {
+            self.wait_for_end().await?;
+        }
+        Ok(report)
     }
 
-    /// The report that the process left behind.
-    async fn from_record(&self) -> Result<Report> {
+    async fn wait_for_end(&self) -> Result<()> {
         let guest = self.state.guest(&self.name);
         let gone = async {
             while guest.is_live() {
@@ -80,8 +84,19 @@ impl Follower {
             }
         };
         if tokio::time::timeout(END_PATIENCE, gone).await.is_err() {
-            bail!("the process of {} lives but does not answer: see `lighter show {}`", self.name, self.name);
+            bail!("the process of {} should end and does not: see `lighter show {}`", self.name, self.name);
         }
+        Ok(())
+    }
+
+    fn left(&self) -> anyhow::Error {
+        let message = format!("left to itself: the migration of {0} goes on, `lighter show {0}` tells how it stands", self.name);
+        ExitWith { exit: Exit::Cancelled, message }.into()
+    }
+
+    /// The report that the process left behind.
+    async fn from_record(&self) -> Result<Report> {
+        self.wait_for_end().await?;
         let store = RecordStore::open(&self.state.migrations())?;
         match store.read(self.id, Role::Source)?.and_then(|record| record.report) {
             Some(report) => Ok(report),
