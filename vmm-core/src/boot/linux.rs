@@ -216,6 +216,12 @@ fn start_64_bit(vm: &Vm, entry: u64) -> Result<()> {
     start(vm, regs, move |sregs| enter_long_mode(sregs, cr3, Privilege::Kernel, Xsave::Absent))
 }
 
+/// Starts vCPU 0 at `rip` in 32-bit protected mode with interrupts off.
+#[cfg(test)]
+pub(crate) fn start_protected_mode(vm: &Vm, rip: u64) -> Result<()> {
+    start_pvh(vm, rip)
+}
+
 /// Sets the registers of vCPU 0; the others wait for the kernel to start them.
 fn start(
     vm: &Vm,

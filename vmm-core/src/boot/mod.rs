@@ -14,6 +14,8 @@ mod tables;
 use std::path::PathBuf;
 
 #[cfg(test)]
+pub(crate) use linux::start_protected_mode;
+#[cfg(test)]
 pub(crate) use long_mode::start_kernel_mode;
 pub use long_mode::{UserEntry, start_user_mode};
 
@@ -72,7 +74,8 @@ pub enum BootError {
     },
     /// The initial RAM disk does not fit above the kernel.
     #[error(
-        "guest memory has no room for an initrd of {initrd_bytes} bytes after a kernel that ends at {kernel_end:#x}; give the guest more memory"
+        "guest memory has no room for an initrd of {initrd_bytes} bytes after a kernel that ends at \
+         {kernel_end:#x}; give the guest more memory"
     )]
     InitrdTooLarge {
         /// Its length.

@@ -61,7 +61,8 @@ pub(crate) fn write_identity_map(
     write_table(ram, pml4, [pdpt | table].into_iter())?;
     write_table(ram, pdpt, (0..gibs).map(|gib| (directories + gib * PAGE_BYTES as u64) | table))?;
     for gib in 0..gibs {
-        let entries = (0..ENTRIES as u64).map(|index| (gib * GIB + index * LARGE_PAGE_BYTES) | page);
+        let entries =
+            (0..ENTRIES as u64).map(|index| (gib * GIB + index * LARGE_PAGE_BYTES) | page);
         write_table(ram, directories + gib * PAGE_BYTES as u64, entries)?;
     }
     Ok(pml4)

@@ -36,7 +36,8 @@ pub enum MemoryError {
     },
     /// The host has not enough memory to back the guest.
     #[error(
-        "this host cannot back a guest of {} MiB: {} MiB are available and {} MiB of them stay reserved; stop another guest or choose another host",
+        "this host cannot back a guest of {} MiB: {} MiB are available and {} MiB of them stay reserved; \
+         stop another guest or choose another host",
         wanted / (1 << 20), available / (1 << 20), HOST_RESERVE_BYTES / (1 << 20)
     )]
     NotEnough {

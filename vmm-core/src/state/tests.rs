@@ -117,6 +117,30 @@ fn a_guest_goes_on_in_another_vm_with_its_memory_and_registers() {
 }
 
 #[test]
+fn a_guest_in_early_boot_moves_with_the_processors_it_has_not_started() {
+    let vm = empty_vm(16, 2);
+    // In 32-bit mode: inc dword [0x200000]; jmp back
+    vm.ram().write(CODE, &[0xff, 0x05, 0, 0, 0x20, 0, 0xeb, 0xf8]).unwrap();
+    crate::boot::start_protected_mode(&vm, CODE).unwrap();
+    vm.resume().unwrap();
+    wait_for_more(&vm, DATA, 100);
+    vm.pause().unwrap();
+
+    let state = vm.save_state().unwrap();
+    let unstarted = kvm_bindings::KVM_MP_STATE_UNINITIALIZED;
+    assert_eq!(state.vcpus[1].mp_state.mp_state, unstarted);
+    let next = empty_vm(16, 2);
+    copy_memory(&vm, &next);
+    next.load_state(&sent(&state)).unwrap();
+    assert_same(state, next.save_state().unwrap());
+    next.resume().unwrap();
+    wait_for_more(&next, DATA, word(&vm, DATA) + 100);
+    next.pause().unwrap();
+    let state = next.save_state().unwrap();
+    assert_eq!(state.vcpus[1].mp_state.mp_state, unstarted);
+}
+
+#[test]
 fn no_port_write_is_lost_or_doubled_by_moving() {
     let mut vm = vm_with(16, COUNT_ALOUD, &[[1, 0]]);
     let mut last = 0;
