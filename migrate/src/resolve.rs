@@ -18,6 +18,8 @@ pub struct DeadAnswer {
 ///
 /// A copy that was loading or ready died with its process and had not run: once that is on disk,
 /// the source may have the guest back. One that was running has run: it is gone, as after any crash.
+/// Of one that was about to run nobody knows whether it did: the source, which still holds the guest
+/// paused, asks its operator.
 pub fn answer_for_dead(state: Option<DestinationState>) -> DeadAnswer {
     match state {
         None => DeadAnswer { record: None, answer: DestinationMessage::Unknown },
@@ -28,6 +30,13 @@ pub fn answer_for_dead(state: Option<DestinationState>) -> DeadAnswer {
         Some(DestinationState::Discarded) => {
             DeadAnswer { record: None, answer: DestinationMessage::Discarded }
         }
+        Some(DestinationState::Taking) => DeadAnswer {
+            record: None,
+            answer: DestinationMessage::Abort(Complaint::new(
+                Reason::InDoubt,
+                "the destination's process died when it was about to let the guest run",
+            )),
+        },
         Some(DestinationState::Failed) => DeadAnswer {
             record: None,
             answer: DestinationMessage::Abort(Complaint::new(
@@ -89,8 +98,11 @@ mod tests {
         let DeadAnswer { record, answer } = answer_for_dead(Some(DestinationState::Running));
         assert_eq!(record, None);
         assert!(matches!(answer, DestinationMessage::Running(_)));
-        let failed = answer_for_dead(Some(DestinationState::Failed));
-        assert!(matches!(failed.answer, DestinationMessage::Abort(_)));
+        for state in [DestinationState::Taking, DestinationState::Failed] {
+            let DeadAnswer { record, answer } = answer_for_dead(Some(state));
+            assert_eq!(record, None);
+            assert!(matches!(answer, DestinationMessage::Abort(_)));
+        }
     }
 
     #[test]

@@ -186,9 +186,9 @@ impl Destination {
         match (answered, answer) {
             (Some(DestinationState::Loading), answer) => self.on_opened(answer),
             (Some(DestinationState::Ready), answer) => self.on_vouched(answer),
-            (Some(DestinationState::Running), answer) => self.on_takeover_recorded(&answer),
+            (Some(DestinationState::Taking), answer) => self.on_takeover_recorded(&answer),
             (Some(DestinationState::Discarded), _) => self.on_discard_recorded(),
-            (Some(DestinationState::Failed) | None, _) => {}
+            (Some(DestinationState::Running | DestinationState::Failed) | None, _) => {}
         }
     }
 

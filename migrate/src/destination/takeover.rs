@@ -79,7 +79,7 @@ impl Destination {
         self.notes.enter(Phase::Commit, self.now);
         self.wait_until = None;
         self.state = State::TakingOver { asked: self.now };
-        self.record(DestinationState::Running);
+        self.record(DestinationState::Taking);
     }
 
     pub(super) fn on_takeover_recorded(&mut self, answer: &Result<(), PeerText>) {
@@ -110,9 +110,14 @@ impl Destination {
                 self.wait_until = Some(self.now.saturating_add(self.config.linger));
                 let resume_us = resume.as_micros().try_into().unwrap_or(u64::MAX);
                 self.say(DestinationMessage::Running(Takeover { resume_us }));
+                self.record(DestinationState::Running);
                 self.finish(Outcome::Migrated, forced.as_ref());
             }
             Err(error) => {
+                // Some of it may have run, so the source must not go on by itself; but none of it
+                // will run from here on, and its operator may let it.
+                self.push(Action::Discard);
+                self.wait_until = Some(self.now.saturating_add(self.config.linger));
                 let error = self.error(Failure::Guest(error));
                 let answer = DestinationMessage::Abort(error.complaint());
                 self.state = State::Failed { answer: answer.clone() };

@@ -8,6 +8,7 @@
 //! | undecided | loading | the source runs the guest; the destination discards |
 //! | undecided | ready | the destination waits to be told; it never starts on its own |
 //! | committed | ready | the source never runs the guest again; the destination will be told to |
+//! | committed | taking | the guest is the destination's, which is about to let it run |
 //! | committed | running | the destination runs it; the source has yet to hear so |
 //! | done | running | it is over |
 //! | aborted | discarded | it is over |
@@ -60,7 +61,9 @@ pub enum DestinationState {
     Loading,
     /// It has everything and waits to be told.
     Ready,
-    /// The guest is its own.
+    /// The guest is its own, and about to run: from here on nobody else may run it unasked.
+    Taking,
+    /// It has let the guest run.
     Running,
     /// The guest was given to it, and it could not let it run: an operator must look.
     Failed,

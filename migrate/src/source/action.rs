@@ -24,7 +24,7 @@ pub enum Action {
         /// Number of the round, from 1.
         round: u32,
     },
-    /// Stop the guest: [`super::Event::Paused`].
+    /// Stop the guest: [`super::Event::Paused`] or [`super::Event::PauseFailed`].
     Pause,
     /// The guest stands: collect once more and send all that is dirty. Runs beside
     /// [`Action::SaveState`], which is asked for with it.

@@ -45,6 +45,13 @@ pub enum Event {
         /// What it did before.
         was: RunState,
     },
+    /// Answer to [`super::Action::Pause`]: some of it may stand, some may not.
+    PauseFailed {
+        /// What it did before.
+        was: RunState,
+        /// What went wrong.
+        error: GuestError,
+    },
     /// Answer to [`super::Action::SaveState`].
     StateSaved {
         /// The state.
@@ -55,7 +62,7 @@ pub enum Event {
     RemainderSent(FinalSent),
     /// Answer to [`super::Action::ResumeGuest`].
     Resumed,
-    /// An action on the guest failed: start, probe, round, pause, save, resume.
+    /// An action on the guest failed: start, probe, round, save, resume.
     GuestFailed(GuestError),
     /// The guest ended by itself (it shut down, or crashed).
     GuestStopped {

@@ -108,6 +108,7 @@ impl Source {
             Event::Transferred(transfer) => self.notes.transfer = transfer,
             Event::RoundSent(round) => self.on_round_sent(round),
             Event::Paused { was } => self.on_paused(was),
+            Event::PauseFailed { was, error } => self.on_pause_failed(was, error),
             Event::StateSaved { state } => self.on_state_saved(state),
             Event::RemainderSent(sent) => self.on_remainder_sent(sent),
             Event::Resumed => self.on_resumed(),

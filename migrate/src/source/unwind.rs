@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::state::{GuestBack, LinkStatus, State, Telling, Unwind};
 use super::{Action, Source};
-use crate::error::{Failure, MigrationError};
+use crate::error::Failure;
 use crate::guest::{GuestError, RunState};
 use crate::protocol::{Decision, DestinationMessage, PeerText, SourceMessage};
 use crate::record::SourceState;
@@ -130,36 +130,31 @@ impl Source {
         }
     }
 
-    pub(super) fn on_guest_failed(&mut self, error: GuestError) {
-        match &mut self.state {
+    /// Some of its vCPUs may stand: let all of them go on, if they did before.
+    pub(super) fn on_pause_failed(&mut self, was: RunState, error: GuestError) {
+        match self.state {
             State::Pausing => {
-                // Some of its vCPUs may stand: let all of them go on.
-                self.on_failed_pause(error);
+                self.run_state = was;
+                self.state = State::Finishing { round_sent: false, saved: false };
+                self.abort(Failure::Guest(error));
             }
-            State::Unwinding(unwind) => match unwind.guest {
-                GuestBack::Pausing => self.on_paused_too_late(RunState::Running),
-                GuestBack::Resuming => {
-                    unwind.guest = GuestBack::Gone;
-                    unwind.error = MigrationError {
-                        phase: unwind.error.phase,
-                        failure: Failure::Guest(GuestError(format!(
-                            "{error}; the migration had been called off because: {}",
-                            unwind.error.failure
-                        ))),
-                    };
-                    self.go_on_unwinding();
-                }
-                GuestBack::Back | GuestBack::Gone => {}
-            },
-            state if state.is_uncommitted() => self.abort(Failure::Guest(error)),
+            State::Unwinding(_) => self.on_paused_too_late(was),
             _ => {}
         }
     }
 
-    fn on_failed_pause(&mut self, error: GuestError) {
-        self.run_state = RunState::Running;
-        self.state = State::Finishing { round_sent: false, saved: false };
-        self.abort(Failure::Guest(error));
+    pub(super) fn on_guest_failed(&mut self, error: GuestError) {
+        match &mut self.state {
+            State::Unwinding(unwind) if unwind.guest == GuestBack::Resuming => {
+                unwind.guest = GuestBack::Gone;
+                let was = &unwind.error.failure;
+                let text = format!("{error}; the migration had been called off because: {was}");
+                unwind.error.failure = Failure::Guest(GuestError(text));
+                self.go_on_unwinding();
+            }
+            state if state.is_uncommitted() => self.abort(Failure::Guest(error)),
+            _ => {}
+        }
     }
 
     pub(super) fn on_guest_stopped(&mut self, detail: PeerText) {

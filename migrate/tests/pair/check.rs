@@ -1,0 +1,290 @@
+//! Faults as they strike, and what must hold whatever strikes.
+
+use std::time::Duration;
+
+use migrate::destination;
+use migrate::error::OperatorChoice;
+use migrate::protocol::codec::CodecError;
+use migrate::record::{DestinationState, SourceState};
+use migrate::report::Outcome;
+use migrate::source;
+
+use crate::faults::{Side, What};
+use crate::world::{Happening, World};
+
+impl World {
+    pub(crate) fn inflict(&mut self, what: What) {
+        self.note(|| format!("FAULT {what:?}"));
+        match what {
+            What::Cut { source_ms, destination_ms } => self.cut(
+                Duration::from_millis(source_ms.into()),
+                Duration::from_millis(destination_ms.into()),
+            ),
+            What::LoseMessage => self.lose_message = true,
+            What::LoseFrame => self.lose_frame = true,
+            What::Outage { ms } => {
+                let time = Duration::from_millis(ms.into());
+                self.outage_until = self.outage_until.max(self.now + time);
+                // Dead peers are detected within some seconds.
+                self.cut(Duration::from_secs(5), Duration::from_secs(7));
+            }
+            What::Kill(side) => self.kill(side),
+            What::FailRecord(side, loss) => {
+                self.fail_record.insert(side, loss);
+            }
+            What::FailGuest(side) => {
+                self.fail_guest.insert(side, true);
+            }
+            What::Cancel(side) => self.cancel(side),
+            What::OperatorDiscards(side) => self.operator_discards(side),
+            What::OperatorRunsAfterDeathOfSource => self.operator_runs(),
+            What::LoseDestinationHost => {
+                self.kill(Side::Destination);
+                self.destination_disk = None;
+                self.facts.destination_disk_lost = true;
+            }
+            What::Garble(Side::Source) => {
+                let nonsense = source::Event::Malformed(CodecError::UnknownKind(99));
+                if self.source.as_ref().is_some_and(|source| source.conn.is_some()) {
+                    self.after(Duration::ZERO, Happening::ToSource(nonsense));
+                }
+            }
+            What::Garble(Side::Destination) => {
+                let nonsense = destination::Event::Malformed(CodecError::UnknownKind(99));
+                if self.destination.as_ref().is_some_and(|side| side.conn.is_some()) {
+                    self.after(Duration::ZERO, Happening::ToDestination(nonsense));
+                }
+            }
+        }
+    }
+
+    fn kill(&mut self, side: Side) {
+        let notice = Duration::from_secs(3);
+        match side {
+            Side::Source => {
+                let Some(source) = self.source.take() else { return };
+                self.facts.source_killed = true;
+                let owner = source.guest.is_some()
+                    && (self.source_disk != Some(SourceState::Committed)
+                        || source.guest.is_some_and(|guest| guest.running));
+                self.facts.source_died_as_owner |= owner;
+                if let Some(conn) = source.conn {
+                    self.after(notice, Happening::Lost(conn, Side::Destination));
+                }
+                self.after(Duration::from_secs(1), Happening::Resolver);
+            }
+            Side::Destination => {
+                let Some(side) = self.destination.take() else { return };
+                self.facts.destination_killed = true;
+                let owner = self.destination_disk == Some(DestinationState::Running);
+                self.facts.destination_died_as_owner |= owner;
+                self.facts.died_taking_over |=
+                    self.destination_disk == Some(DestinationState::Taking);
+                if let Some(conn) = side.conn {
+                    self.after(notice, Happening::Lost(conn, Side::Source));
+                }
+                if self.resolver_conn.is_some() {
+                    let conn = self.resolver_conn.unwrap_or_default();
+                    self.after(notice, Happening::Lost(conn, Side::Source));
+                }
+            }
+        }
+    }
+
+    fn cancel(&mut self, side: Side) {
+        let by = "the test".into();
+        match side {
+            Side::Source => {
+                let Some(source) = self.source.as_ref().filter(|source| !source.settled) else {
+                    return;
+                };
+                if source.machine.can_cancel().is_ok() {
+                    self.facts.cancelled_in_time = true;
+                }
+                self.tell_source(source::Event::Cancel { by });
+            }
+            Side::Destination => self.tell_destination(destination::Event::Cancel { by }),
+        }
+    }
+
+    fn operator_discards(&mut self, side: Side) {
+        let choice = OperatorChoice::Discard;
+        match side {
+            // On the source only when nobody knows whether the destination runs it; that loses the
+            // guest when it does not, so it is no part of what must hold.
+            Side::Source => {}
+            Side::Destination => {
+                let Some(destination) = &self.destination else { return };
+                if !destination.settled && destination.machine.can_resolve(choice).is_ok() {
+                    self.facts.operator_discarded = true;
+                    self.tell_destination(destination::Event::Resolve(choice));
+                }
+            }
+        }
+    }
+
+    fn operator_runs(&mut self) {
+        let choice = OperatorChoice::Run;
+        let Some(destination) = &self.destination else { return };
+        if self.source.is_none()
+            && !destination.settled
+            && destination.machine.can_resolve(choice).is_ok()
+        {
+            self.facts.forced = true;
+            self.tell_destination(destination::Event::Resolve(choice));
+        }
+    }
+
+    fn source_runs(&self) -> bool {
+        let guest = self.source.as_ref().and_then(|source| source.guest.as_ref());
+        guest.is_some_and(|guest| guest.running)
+    }
+
+    fn destination_runs(&self) -> bool {
+        let guest = self.destination.as_ref().and_then(|side| side.guest.as_ref());
+        guest.is_some_and(|guest| guest.running)
+    }
+
+    /// Holds at every moment.
+    pub(crate) fn check_always(&mut self) {
+        if self.source_runs() && self.destination_runs() {
+            self.violation("two copies run");
+        }
+    }
+
+    /// Holds when the source lets the guest go on although its record says commit.
+    pub(crate) fn check_given_back(&mut self) {
+        let own = [Some(DestinationState::Taking), Some(DestinationState::Running)];
+        let running = own.contains(&self.destination_disk);
+        if running || self.destination.as_ref().is_some_and(|side| side.guest.is_some()) {
+            self.violation("the source takes back a guest that it has committed");
+        }
+    }
+
+    /// Holds when the destination takes the guest over.
+    pub(crate) fn check_takeover(&mut self) {
+        self.facts.destination_ran = true;
+        let committed = self.source_disk == Some(SourceState::Committed);
+        if !committed && !self.facts.forced {
+            self.violation("the destination takes over without a commit record");
+        }
+        let own = [Some(DestinationState::Taking), Some(DestinationState::Running)];
+        if !own.contains(&self.destination_disk) {
+            self.violation("the destination takes over without a record of its own");
+        }
+        let guest = self.destination.as_ref().and_then(|side| side.guest.as_ref());
+        let Some((guest, truth)) = guest.zip(self.truth.as_ref()) else {
+            return self.violation("the destination takes over what was never sent");
+        };
+        if guest.content != *truth {
+            self.violation("the destination's memory or state is not the source's");
+        }
+    }
+
+    /// Holds when nothing is left to happen.
+    pub(crate) fn check_end(&mut self) {
+        self.check_who_runs();
+        self.check_outcomes();
+        self.check_nothing_is_left();
+    }
+
+    fn holds(&self, side: Side) -> bool {
+        match side {
+            Side::Source => self.source.as_ref().is_some_and(|side| side.guest.is_some()),
+            Side::Destination => self.destination.as_ref().is_some_and(|side| side.guest.is_some()),
+        }
+    }
+
+    fn in_doubt(&self) -> bool {
+        let last = self.facts.source_reports.last();
+        last.is_some_and(|report| report.outcome == Outcome::InDoubt) || self.facts.node_in_doubt
+    }
+
+    fn check_who_runs(&mut self) {
+        let facts = &self.facts;
+        let may_be_gone = facts.source_died_as_owner
+            || facts.destination_died_as_owner
+            || facts.died_taking_over
+            || facts.takeover_failed
+            || (facts.source_killed && (facts.destination_killed || facts.operator_discarded));
+        let holders = [Side::Source, Side::Destination].map(|side| self.holds(side));
+        let runners = [self.source_runs(), self.destination_runs()];
+        let doubt_has_cause =
+            facts.destination_disk_lost || facts.takeover_failed || facts.died_taking_over;
+        if self.in_doubt() {
+            if runners.contains(&true) && !doubt_has_cause {
+                self.violation("in doubt, and a copy runs");
+            }
+            if !doubt_has_cause {
+                self.violation("in doubt without a cause");
+            }
+            return;
+        }
+        match holders {
+            [true, true] => self.violation("two copies are held"),
+            [false, false] if !may_be_gone => self.violation("no copy is left"),
+            _ => {}
+        }
+        let held = holders.contains(&true);
+        if held && !self.scenario.paused_by_user && !runners.contains(&true) && !may_be_gone {
+            self.violation("the only copy does not run");
+        }
+        if self.scenario.paused_by_user && runners.contains(&true) {
+            self.violation("a guest that its user had paused was let run");
+        }
+    }
+
+    fn check_outcomes(&mut self) {
+        let reports = &self.facts.source_reports;
+        let mut wrong = Vec::new();
+        let outcome = reports.last().map(|report| report.outcome);
+        match outcome {
+            None if self.source.is_some() => wrong.push("the source has not reported"),
+            Some(Outcome::Migrated) if !self.facts.destination_ran => {
+                wrong.push("reported as migrated, and the destination never took over");
+            }
+            Some(Outcome::StayedAtSource) if self.source.is_some() && !self.holds(Side::Source) => {
+                wrong.push("reported as stayed, and it is not there");
+            }
+            Some(Outcome::Migrated) if self.facts.cancelled_in_time => {
+                wrong.push("migrated although it was cancelled in time");
+            }
+            Some(Outcome::InDoubt) if reports.last().is_some_and(|r| r.way_out.is_none()) => {
+                wrong.push("in doubt without a way out");
+            }
+            _ => {}
+        }
+        if reports.len() > 1 {
+            wrong.push("the source has reported more than once");
+        }
+        if self.facts.destination_reports.len() > 1 {
+            wrong.push("the destination has reported more than once");
+        }
+        for text in wrong {
+            self.violation(text);
+        }
+    }
+
+    fn check_nothing_is_left(&mut self) {
+        let mut wrong = Vec::new();
+        if let Some(source) = &self.source {
+            if !source.settled && !self.in_doubt() {
+                wrong.push("the source has not settled");
+            }
+            let logging = source.guest.as_ref().is_some_and(|guest| guest.logging);
+            if logging && !self.in_doubt() {
+                wrong.push("the dirty log still runs");
+            }
+        }
+        if self.destination.as_ref().is_some_and(|side| !side.settled) {
+            wrong.push("the destination has not settled");
+        }
+        let open = self.source_disk.and_then(|state| state.decision()).is_some();
+        if open && !self.in_doubt() && !self.facts.source_record_failed {
+            wrong.push("the source's record is still open");
+        }
+        for text in wrong {
+            self.violation(text);
+        }
+    }
+}

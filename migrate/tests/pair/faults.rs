@@ -1,0 +1,151 @@
+//! What goes wrong, and when.
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+/// A side of the migration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Side {
+    Source,
+    Destination,
+}
+
+/// The moment of a fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum When {
+    /// Just before the n-th control message is put on its way (of both directions, from 0).
+    Message(u32),
+    /// Just before a side carries out its n-th action (from 0).
+    Before(Side, u32),
+    /// Just after a side has carried out its n-th action.
+    After(Side, u32),
+    /// At a time, in milliseconds.
+    At(u32),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum What {
+    /// The connection breaks; each side hears of it after so many milliseconds.
+    Cut { source_ms: u32, destination_ms: u32 },
+    /// The message of this moment is lost, and nobody hears of it.
+    LoseMessage,
+    /// A chunk of memory is lost on its way.
+    LoseFrame,
+    /// Nothing gets through for so many milliseconds, no new connection either.
+    Outage { ms: u32 },
+    /// A process is killed.
+    Kill(Side),
+    /// The next record of a side cannot be written; it may be on disk all the same.
+    FailRecord(Side, RecordLoss),
+    /// Somebody cancels.
+    Cancel(Side),
+    /// The operator discards the copy of a side that waits to be told.
+    OperatorDiscards(Side),
+    /// The operator runs the destination's copy, knowing that the source is dead.
+    OperatorRunsAfterDeathOfSource,
+    /// Destination killed, and its disk is lost with it.
+    LoseDestinationHost,
+    /// The guest does not do the next thing that it is asked to (pause, save, load).
+    FailGuest(Side),
+    /// The peer speaks nonsense to this side.
+    Garble(Side),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RecordLoss {
+    Gone,
+    OnDisk,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Fault {
+    pub(crate) when: When,
+    pub(crate) what: What,
+}
+
+/// The circumstances of one run.
+#[derive(Debug, Clone)]
+pub(crate) struct Scenario {
+    pub(crate) latency: Duration,
+    pub(crate) writes_per_second: u32,
+    pub(crate) working_set: u64,
+    pub(crate) pages_per_second: u32,
+    pub(crate) streams: u16,
+    pub(crate) paused_by_user: bool,
+    /// The state is saved when the last round is under way, not before it.
+    pub(crate) saves_late: bool,
+    pub(crate) faults: Vec<Fault>,
+}
+
+impl Default for Scenario {
+    fn default() -> Self {
+        Self {
+            latency: Duration::from_millis(2),
+            writes_per_second: 5_000,
+            working_set: 100,
+            pages_per_second: 50_000,
+            streams: 2,
+            paused_by_user: false,
+            saves_late: false,
+            faults: Vec::new(),
+        }
+    }
+}
+
+fn side() -> impl Strategy<Value = Side> {
+    prop_oneof![Just(Side::Source), Just(Side::Destination)]
+}
+
+fn when() -> impl Strategy<Value = When> {
+    prop_oneof![
+        4 => (0..14_u32).prop_map(When::Message),
+        3 => (side(), 0..36_u32).prop_map(|(side, n)| When::Before(side, n)),
+        3 => (side(), 0..36_u32).prop_map(|(side, n)| When::After(side, n)),
+        2 => (0..120_u32).prop_map(When::At),
+        1 => (0..40_000_u32).prop_map(When::At),
+    ]
+}
+
+fn what() -> impl Strategy<Value = What> {
+    let loss = prop_oneof![Just(RecordLoss::Gone), Just(RecordLoss::OnDisk)];
+    prop_oneof![
+        6 => (0..9000_u32, 0..9000_u32)
+            .prop_map(|(source_ms, destination_ms)| What::Cut { source_ms, destination_ms }),
+        3 => Just(What::LoseMessage),
+        1 => Just(What::LoseFrame),
+        3 => (1..30_000_u32).prop_map(|ms| What::Outage { ms }),
+        5 => side().prop_map(What::Kill),
+        3 => (side(), loss).prop_map(|(side, loss)| What::FailRecord(side, loss)),
+        4 => side().prop_map(What::Cancel),
+        2 => side().prop_map(What::OperatorDiscards),
+        1 => Just(What::OperatorRunsAfterDeathOfSource),
+        1 => Just(What::LoseDestinationHost),
+        1 => side().prop_map(What::FailGuest),
+        1 => side().prop_map(What::Garble),
+    ]
+}
+
+pub(crate) fn fault() -> impl Strategy<Value = Fault> {
+    (when(), what()).prop_map(|(when, what)| Fault { when, what })
+}
+
+pub(crate) fn scenario() -> impl Strategy<Value = Scenario> {
+    let guest = (0..20_000_u32, 1..384_u64, any::<bool>(), any::<bool>());
+    let link = (1..20_u64, 2_000..100_000_u32, 1..4_u16);
+    let faults = proptest::collection::vec(fault(), 0..4);
+    (guest, link, faults).prop_map(|(guest, link, faults)| {
+        let (writes_per_second, working_set, paused, saves_late) = guest;
+        let (latency_ms, pages_per_second, streams) = link;
+        Scenario {
+            latency: Duration::from_millis(latency_ms),
+            writes_per_second,
+            working_set,
+            pages_per_second,
+            streams,
+            paused_by_user: paused && saves_late,
+            saves_late,
+            faults,
+        }
+    })
+}

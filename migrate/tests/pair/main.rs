@@ -1,0 +1,175 @@
+//! A source and a destination against each other in virtual time: latency, cuts, lost messages,
+//! crashes, full disks, cancels and operators, at every boundary and in thousands of combinations.
+//! The guest is simulated, with real content that is compared.
+
+#![allow(clippy::unwrap_used)] // all of it is test
+
+mod check;
+mod faults;
+mod guest;
+mod network;
+mod shells;
+mod world;
+
+use std::time::Duration;
+
+use migrate::report::Outcome;
+use proptest::prelude::*;
+
+use faults::{Fault, RecordLoss, Scenario, Side, What, When};
+use world::World;
+
+/// Runs a scenario to its end and checks everything that must hold.
+fn run(scenario: Scenario) -> World {
+    let mut world = World::new(scenario);
+    world.run();
+    world.check_end();
+    world
+}
+
+/// Runs a scenario and panics with the whole story when something does not hold.
+fn run_well(scenario: Scenario) -> World {
+    let text = format!("{scenario:?}");
+    let world = run(scenario);
+    assert!(
+        world.facts.violations.is_empty(),
+        "{:#?}\n{text}\n{}",
+        world.facts.violations,
+        world.trace.join("\n")
+    );
+    world
+}
+
+fn with_fault(when: When, what: What) -> Scenario {
+    Scenario { faults: vec![Fault { when, what }], ..Scenario::default() }
+}
+
+fn outcome(world: &World) -> Outcome {
+    world.facts.source_reports.last().unwrap().outcome
+}
+
+#[test]
+fn migrates_a_guest_that_writes() {
+    let world = run_well(Scenario::default());
+
+    let report = &world.facts.source_reports[0];
+    assert_eq!(report.outcome, Outcome::Migrated);
+    assert!(report.rounds_total >= 2, "{report:?}");
+    assert!(report.downtime_seconds.unwrap() < 0.1, "{report:?}");
+    assert_eq!(report.error, None);
+    assert_eq!(report.phases.len(), 7, "{report:?}");
+    assert_eq!(world.facts.destination_reports[0].outcome, Outcome::Migrated);
+}
+
+#[test]
+fn keeps_a_guest_paused_that_its_user_had_paused() {
+    let world = run_well(Scenario { paused_by_user: true, ..Scenario::default() });
+    assert_eq!(outcome(&world), Outcome::Migrated);
+}
+
+#[test]
+fn a_guest_that_never_converges_stays_when_the_time_is_over() {
+    let world = run_well(Scenario {
+        writes_per_second: 1_000_000,
+        working_set: 384,
+        pages_per_second: 2_000,
+        ..Scenario::default()
+    });
+    let report = &world.facts.source_reports[0];
+    assert_eq!(report.outcome, Outcome::StayedAtSource);
+    assert_eq!(report.error.as_ref().unwrap().reason, migrate::Reason::Timeout);
+    assert!(report.rounds.len() <= migrate::report::MAX_ROUNDS_LISTED);
+    assert!(report.rounds_total > 64);
+}
+
+#[test]
+fn a_destination_that_lost_its_memory_of_a_commit_leaves_the_operator_a_way_out() {
+    let mut found = false;
+    for n in 0..40 {
+        let world = run_well(with_fault(When::After(Side::Source, n), What::LoseDestinationHost));
+        let last = world.facts.source_reports.last();
+        found |= last.is_some_and(|report| {
+            report.outcome == Outcome::InDoubt
+                && report.way_out.as_ref().is_some_and(|way| way.contains("--resolve run web-1"))
+        });
+    }
+    assert!(found);
+}
+
+/// Every kind of fault at every message and before and after every action of either side.
+#[test]
+fn any_single_fault_at_any_boundary() {
+    let cut = |source_ms, destination_ms| What::Cut { source_ms, destination_ms };
+    let mut kinds = vec![
+        cut(0, 0),
+        cut(5, 9000),
+        cut(9000, 5),
+        What::LoseMessage,
+        What::LoseFrame,
+        What::Outage { ms: 20_000 },
+        What::LoseDestinationHost,
+    ];
+    for side in [Side::Source, Side::Destination] {
+        kinds.extend([
+            What::Kill(side),
+            What::Cancel(side),
+            What::FailGuest(side),
+            What::Garble(side),
+            What::FailRecord(side, RecordLoss::Gone),
+            What::FailRecord(side, RecordLoss::OnDisk),
+        ]);
+    }
+    for what in kinds {
+        for n in 0..40 {
+            let mut moments = vec![When::Message(n), When::At(n * 3)];
+            for side in [Side::Source, Side::Destination] {
+                moments.extend([When::Before(side, n), When::After(side, n)]);
+            }
+            for when in moments {
+                run_well(with_fault(when, what));
+            }
+        }
+    }
+}
+
+/// A migration called off at any boundary leaves the guest at the source, in time.
+#[test]
+fn cancel_before_the_commit_always_succeeds() {
+    let mut in_time = 0;
+    for n in 0..40 {
+        let world = run_well(with_fault(When::After(Side::Source, n), What::Cancel(Side::Source)));
+        if world.facts.cancelled_in_time {
+            in_time += 1;
+            assert_eq!(outcome(&world), Outcome::StayedAtSource);
+            let error = world.facts.source_reports[0].error.clone().unwrap();
+            assert_eq!(error.reason, migrate::Reason::Cancelled);
+        } else {
+            assert_eq!(outcome(&world), Outcome::Migrated);
+        }
+    }
+    assert!((10..40).contains(&in_time), "{in_time}");
+}
+
+#[test]
+fn a_cut_before_the_pause_lets_nobody_wait() {
+    let what = What::Cut { source_ms: 0, destination_ms: 0 };
+    let world = run_well(with_fault(When::Message(4), what));
+    assert_eq!(outcome(&world), Outcome::StayedAtSource);
+    assert!(world.facts.source_reports[0].total_seconds < 1.0);
+    assert!(world.now < Duration::from_secs(10));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 6000,
+        max_shrink_time: 20_000,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
+
+    /// Up to three faults of any kind at any time, on guests and links of any speed.
+    #[test]
+    fn exactly_one_copy_runs_whatever_happens(scenario in faults::scenario()) {
+        run_well(scenario);
+    }
+}

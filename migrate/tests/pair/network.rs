@@ -1,0 +1,162 @@
+//! Connections, messages on them, and the two nodes that speak for dead processes.
+
+use std::time::Duration;
+
+use migrate::destination;
+use migrate::protocol::codec::{self, CodecError};
+use migrate::protocol::{DestinationMessage, SourceMessage};
+use migrate::resolve::{DeadSource, answer_for_dead, judge_for_dead};
+use migrate::source;
+
+use crate::faults::{Side, When};
+use crate::world::{Conn, End, Happening, World, migration};
+
+/// Attempts of a node to reach the other host.
+const NODE_TRIES: u32 = 200;
+
+impl World {
+    /// Makes a connection for `near`: to the destination's process if it listens, else to its node.
+    pub(crate) fn connect(&mut self, near: End) {
+        if self.now < self.outage_until {
+            if near == End::Source {
+                let detail = "no route".into();
+                let lost = source::Event::ConnectionLost { detail };
+                self.after(Duration::from_secs(1), Happening::ToSource(lost));
+            } else {
+                self.after(Duration::from_secs(1), Happening::Resolver);
+            }
+            return;
+        }
+        let listens = self.destination.as_ref().is_some_and(|side| !side.settled);
+        let far = if listens { End::Destination } else { End::DestinationNode };
+        let id = self.conns.len() as u64;
+        self.conns.insert(id, Conn { near, far, broken: false });
+        self.note(|| format!("connection {id}: {near:?} to {far:?}"));
+        if let (true, Some(destination)) = (listens, &mut self.destination) {
+            destination.conn = Some(id);
+            self.tell_destination(destination::Event::Connected);
+        }
+        match near {
+            End::Source => {
+                let Some(source) = &mut self.source else { return };
+                source.conn = Some(id);
+                self.tell_source(source::Event::Connected);
+            }
+            _ => {
+                self.resolver_conn = Some(id);
+                self.say_as_node(id);
+            }
+        }
+    }
+
+    pub(crate) fn send_from_source(&mut self, message: &SourceMessage) {
+        self.faults_at(When::Message(self.messages));
+        self.messages += 1;
+        let Some(conn) = self.source.as_ref().and_then(|source| source.conn) else { return };
+        if std::mem::take(&mut self.lose_message) || self.now < self.outage_until {
+            return;
+        }
+        let bytes = codec::encode(message).unwrap();
+        self.after(self.scenario.latency, Happening::FromSource(conn, bytes));
+    }
+
+    pub(crate) fn send_from_destination(&mut self, message: &DestinationMessage) {
+        self.faults_at(When::Message(self.messages));
+        self.messages += 1;
+        let Some(conn) = self.destination.as_ref().and_then(|side| side.conn) else { return };
+        if std::mem::take(&mut self.lose_message) || self.now < self.outage_until {
+            return;
+        }
+        let bytes = codec::encode(message).unwrap();
+        self.after(self.scenario.latency, Happening::FromDestination(conn, bytes));
+    }
+
+    /// One side closes: the other hears of it behind what was sent.
+    pub(crate) fn close_from(&mut self, side: Side) {
+        let (conn, other) = match side {
+            Side::Source => (self.source.as_mut().and_then(|s| s.conn.take()), Side::Destination),
+            Side::Destination => {
+                (self.destination.as_mut().and_then(|d| d.conn.take()), Side::Source)
+            }
+        };
+        if let Some(conn) = conn {
+            let delay = self.scenario.latency + Duration::from_micros(1);
+            self.after(delay, Happening::Lost(conn, other));
+        }
+    }
+
+    /// Breaks the connections of now; each side hears of it in its own time.
+    pub(crate) fn cut(&mut self, source: Duration, destination: Duration) {
+        let open: Vec<u64> =
+            self.conns.iter().filter(|(_, conn)| !conn.broken).map(|(id, _)| *id).collect();
+        for id in open {
+            if let Some(conn) = self.conns.get_mut(&id) {
+                conn.broken = true;
+            }
+            self.after(source, Happening::Lost(id, Side::Source));
+            self.after(destination, Happening::Lost(id, Side::Destination));
+        }
+    }
+
+    /// The destination's node answers for a process that is dead, or has nothing more to say.
+    pub(crate) fn ask_destination_node(
+        &mut self,
+        conn: u64,
+        said: Result<SourceMessage, CodecError>,
+    ) {
+        let Ok(SourceMessage::Resolve { migration: asked, .. }) = said else { return };
+        assert_eq!(asked, migration());
+        let answer = answer_for_dead(self.destination_disk);
+        if let Some(state) = answer.record {
+            if self.destination.as_ref().is_some_and(|side| !side.settled) {
+                self.violation("a node answered for a process that lives and waits");
+            }
+            self.destination_disk = Some(state);
+        }
+        let answer = answer.answer;
+        self.note(|| format!("destination's node says {}", answer.name()));
+        let bytes = codec::encode(&answer).unwrap();
+        self.after(self.scenario.latency, Happening::FromDestination(conn, bytes));
+    }
+
+    /// The source's node finds the record of a dead process.
+    pub(crate) fn dial_as_node(&mut self) {
+        let open = self.source_disk.and_then(|state| state.decision()).is_some();
+        if self.source.is_none() && open && self.resolver_conn.is_none() {
+            self.resolver_tries += 1;
+            if self.resolver_tries <= NODE_TRIES {
+                self.connect(End::SourceNode);
+            }
+        }
+    }
+
+    fn say_as_node(&mut self, conn: u64) {
+        let Some(decision) = self.source_disk.and_then(|state| state.decision()) else { return };
+        self.note(|| format!("source's node says Resolve {decision:?}"));
+        let message = SourceMessage::Resolve { migration: migration(), decision };
+        let bytes = codec::encode(&message).unwrap();
+        self.after(self.scenario.latency, Happening::FromSource(conn, bytes));
+        // Whatever becomes of it: ask again later, unless it is settled by then.
+        self.after(Duration::from_secs(15), Happening::Lost(conn, Side::Source));
+    }
+
+    pub(crate) fn answer_to_source_node(
+        &mut self,
+        conn: u64,
+        said: Result<DestinationMessage, CodecError>,
+    ) {
+        let (Some(state), Ok(answer)) = (self.source_disk, said) else { return };
+        match judge_for_dead(state, &answer) {
+            DeadSource::Settled(state) => {
+                self.source_disk = Some(state);
+                self.resolver_conn = None;
+                self.after(self.scenario.latency, Happening::Lost(conn, Side::Destination));
+            }
+            DeadSource::InDoubt => {
+                self.facts.node_in_doubt = true;
+                self.resolver_tries = NODE_TRIES;
+            }
+            DeadSource::NoAnswer => {}
+        }
+    }
+}

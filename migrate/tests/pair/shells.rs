@@ -1,0 +1,344 @@
+//! The shells around the two machines: they carry out actions on simulated guests and disks.
+
+use std::time::Duration;
+
+use migrate::destination::{self, Action as ToDo};
+use migrate::guest::{GuestError, RunState};
+use migrate::memory::PAGES_PER_CHUNK;
+use migrate::protocol::DestinationMessage;
+use migrate::record::SourceState;
+use migrate::source::{self, Action, FinalSent, Probe, RoundSent};
+
+use crate::faults::{RecordLoss, Side, When};
+use crate::guest::SimGuest;
+use crate::world::{Happening, World};
+
+const MS: Duration = Duration::from_millis(1);
+
+impl World {
+    pub(crate) fn tell_source(&mut self, event: source::Event) {
+        let now = self.now;
+        let Some(source) = self.source.as_mut().filter(|source| !source.settled) else { return };
+        let text = format!("source <- {event:?}");
+        let actions = source.machine.handle(event, now);
+        self.note(|| text);
+        for action in actions {
+            let index = self.count(Side::Source);
+            self.faults_at(When::Before(Side::Source, index));
+            if self.source.is_none() {
+                return;
+            }
+            self.note(|| format!("source -> {action:?}"));
+            self.act_as_source(action);
+            self.faults_at(When::After(Side::Source, index));
+        }
+    }
+
+    pub(crate) fn tell_destination(&mut self, event: destination::Event) {
+        let now = self.now;
+        let Some(side) = self.destination.as_mut().filter(|side| !side.settled) else { return };
+        let text = format!("destination <- {event:?}");
+        let actions = side.machine.handle(event, now);
+        self.note(|| text);
+        for action in actions {
+            let index = self.count(Side::Destination);
+            self.faults_at(When::Before(Side::Destination, index));
+            if self.destination.is_none() {
+                return;
+            }
+            self.note(|| format!("destination -> {action:?}"));
+            self.act_as_destination(action);
+            self.faults_at(When::After(Side::Destination, index));
+        }
+    }
+
+    fn count(&mut self, side: Side) -> u32 {
+        let counter = self.actions.entry(side).or_default();
+        *counter += 1;
+        *counter - 1
+    }
+
+    fn act_as_source(&mut self, action: Action) {
+        match action {
+            Action::Send(message) => self.send_from_source(&message),
+            Action::Record(state) => {
+                let failed = self.fail_record.remove(&Side::Source);
+                if failed != Some(RecordLoss::Gone) {
+                    self.source_disk = Some(state);
+                }
+                self.facts.source_record_failed |= failed.is_some();
+                let detail = "disk full".into();
+                let answer = match failed {
+                    None => source::Event::Recorded,
+                    Some(_) => source::Event::RecordFailed { detail },
+                };
+                self.after(2 * MS, Happening::ToSource(answer));
+            }
+            Action::Reconnect => self.after(2 * self.scenario.latency, Happening::Dialled),
+            Action::Disconnect => self.close_from(Side::Source),
+            Action::Finished(report) => self.facts.source_reports.push(*report),
+            Action::Settled => {
+                if let Some(source) = &mut self.source {
+                    source.settled = true;
+                }
+            }
+            action => self.act_on_source_guest(&action),
+        }
+    }
+
+    fn act_on_source_guest(&mut self, action: &Action) {
+        let asks = matches!(action, Action::SaveState | Action::SendRound { .. });
+        if asks && self.fail_guest.remove(&Side::Source).is_some() {
+            let failed = source::Event::GuestFailed(GuestError::new("made to fail"));
+            return self.after(MS, Happening::ToSource(failed));
+        }
+        let saves_late = self.scenario.saves_late;
+        let Some(source) = &mut self.source else { return };
+        let Some(guest) = &mut source.guest else {
+            return self.violation("an action on a guest that was dropped");
+        };
+        let answer = match action {
+            Action::StartPrecopy(_) => {
+                guest.start_log();
+                source::Event::PrecopyStarted
+            }
+            Action::Probe => source::Event::Probed(Probe {
+                pause_and_save: 2 * MS,
+                round_trip: 2 * self.scenario.latency,
+            }),
+            Action::SendRound { .. } => return self.send_round(),
+            Action::SendFinalRound { .. } => {
+                guest.collect(&mut source.pending);
+                return self.send_round();
+            }
+            Action::SendRemainder { .. } => return self.send_remainder(),
+            Action::Pause => return self.after(MS, Happening::PauseDone),
+            Action::SaveState => {
+                // Beside the last round: some of it is before, some behind.
+                let state = guest.save_state();
+                self.truth = Some(guest.content.clone());
+                let delay = if saves_late { 20 * MS } else { MS };
+                let saved = source::Event::StateSaved { state };
+                return self.after(delay, Happening::ToSource(saved));
+            }
+            Action::StopSending => {
+                source.generation += 1;
+                return;
+            }
+            Action::ResumeGuest => {
+                guest.running = true;
+                if self.source_disk == Some(SourceState::Committed) && !self.facts.forced {
+                    self.check_given_back();
+                }
+                source::Event::Resumed
+            }
+            Action::StopDirtyLog => return guest.stop_log(),
+            Action::DropGuest => {
+                source.guest = None;
+                return;
+            }
+            _ => return,
+        };
+        self.after(MS, Happening::ToSource(answer));
+    }
+
+    pub(crate) fn pause_done(&mut self) {
+        let Some(guest) = self.source.as_mut().and_then(|source| source.guest.as_mut()) else {
+            return;
+        };
+        let was = if guest.running { RunState::Running } else { RunState::Paused };
+        guest.running = false;
+        let event = match self.fail_guest.remove(&Side::Source) {
+            None => source::Event::Paused { was },
+            Some(_) => source::Event::PauseFailed { was, error: GuestError::new("made to fail") },
+        };
+        self.tell_source(event);
+    }
+
+    fn send_round(&mut self) {
+        let Some(source) = &mut self.source else { return };
+        let set = source.pending.take();
+        let generation = source.generation;
+        let mut delay = Duration::ZERO;
+        for (chunk, mask) in set.iter() {
+            self.after(delay, Happening::Copy { generation, chunk, mask });
+            delay += Duration::from_secs(1) * mask.count_ones() / self.scenario.pages_per_second;
+        }
+        let pages = set.count();
+        self.after(delay + MS / 10, Happening::RoundDone { generation, pages });
+    }
+
+    /// Re-arms and copies the pages of a chunk, and puts them on their way.
+    pub(crate) fn copy(&mut self, generation: u32, chunk: usize, mask: u64) {
+        let Some(source) = self.source.as_mut().filter(|s| s.generation == generation) else {
+            return;
+        };
+        let Some(guest) = &mut source.guest else { return };
+        guest.rearm(chunk, mask);
+        let first = chunk * PAGES_PER_CHUNK;
+        let pages = guest.content.memory[first..first + PAGES_PER_CHUNK].to_vec();
+        let stream = chunk % source.frames.len();
+        source.frames[stream] += 1;
+        let Some(conn) = source.conn else { return };
+        // Streams overtake each other, and each keeps its order.
+        let arrives = (self.now + self.scenario.latency * (stream as u32 + 1))
+            .max(source.stream_clock[stream]);
+        source.stream_clock[stream] = arrives;
+        if !std::mem::take(&mut self.lose_frame) && self.now >= self.outage_until {
+            self.at(arrives, Happening::Frame { conn, stream, chunk, mask, pages });
+        }
+    }
+
+    pub(crate) fn round_done(&mut self, generation: u32, pages: u64) {
+        let Some(source) = self.source.as_mut().filter(|s| s.generation == generation) else {
+            return;
+        };
+        let Some(guest) = &mut source.guest else { return };
+        guest.collect(&mut source.pending);
+        let dirty_pages = source.pending.count();
+        let wire_bytes = pages * 4096;
+        let sent = RoundSent { pages, zero_pages: pages / 3, wire_bytes, dirty_pages };
+        self.tell_source(source::Event::RoundSent(sent));
+    }
+
+    fn send_remainder(&mut self) {
+        let Some(source) = &mut self.source else { return };
+        let Some(guest) = &source.guest else { return };
+        guest.collect(&mut source.pending);
+        let set = source.pending.take();
+        let generation = source.generation;
+        for (chunk, mask) in set.iter() {
+            self.copy(generation, chunk, mask);
+        }
+        let Some(source) = &self.source else { return };
+        if let Some(conn) = source.conn {
+            let ends: Vec<_> =
+                source.frames.iter().copied().zip(source.stream_clock.clone()).collect();
+            for (stream, (frames, clock)) in ends.into_iter().enumerate() {
+                let arrives = clock.max(self.now + self.scenario.latency);
+                self.at(arrives, Happening::StreamEnd { conn, stream, frames });
+            }
+        }
+        let sent = FinalSent { pages: set.count(), ..FinalSent::default() };
+        self.after(MS, Happening::ToSource(source::Event::RemainderSent(sent)));
+    }
+
+    fn act_as_destination(&mut self, action: ToDo) {
+        match action {
+            ToDo::Send(message) => {
+                // One that runs was judged when it started; one that stays paused is now.
+                let first = !self.facts.destination_ran && self.scenario.paused_by_user;
+                if first && matches!(message, DestinationMessage::Running(_)) {
+                    self.check_takeover();
+                }
+                return self.send_from_destination(&message);
+            }
+            ToDo::Disconnect => return self.close_from(Side::Destination),
+            ToDo::ResumeGuest => return self.start_at_destination(),
+            ToDo::Finished(report) => return self.facts.destination_reports.push(*report),
+            _ => {}
+        }
+        let fails = matches!(action, ToDo::LoadState(_) | ToDo::Create(_))
+            && self.fail_guest.remove(&Side::Destination).is_some();
+        let Some(side) = &mut self.destination else { return };
+        let answer = match action {
+            ToDo::Check(_) => destination::Event::Checked(Ok(())),
+            ToDo::Create(_) if fails => {
+                let refusal = migrate::Refusal::new(migrate::guest::RefusalKind::Memory, "full");
+                destination::Event::Created(Err(refusal))
+            }
+            ToDo::Create(_) => {
+                let scenario = &self.scenario;
+                let guest = SimGuest::zeroed(scenario.writes_per_second, scenario.working_set);
+                side.guest = Some(guest);
+                destination::Event::Created(Ok(()))
+            }
+            ToDo::AcceptPages { .. } => {
+                side.accepts = true;
+                return;
+            }
+            ToDo::LoadState(_) if fails => {
+                destination::Event::Loaded(Err(GuestError::new("made to fail")))
+            }
+            ToDo::LoadState(state) => {
+                let loads = side.guest.as_mut().is_some_and(|guest| guest.load_state(&state));
+                assert!(loads, "a state that is none, or no guest to load it");
+                destination::Event::Loaded(Ok(()))
+            }
+            ToDo::Record(state) => {
+                let failed = self.fail_record.remove(&Side::Destination);
+                if failed != Some(RecordLoss::Gone) {
+                    self.destination_disk = Some(state);
+                }
+                match failed {
+                    None => destination::Event::Recorded,
+                    Some(_) => destination::Event::RecordFailed { detail: "disk full".into() },
+                }
+            }
+            ToDo::Discard => {
+                side.guest = None;
+                side.accepts = false;
+                return;
+            }
+            ToDo::Settled => {
+                side.settled = true;
+                return;
+            }
+            _ => return,
+        };
+        self.after(2 * MS, Happening::ToDestination(answer));
+    }
+
+    fn start_at_destination(&mut self) {
+        let fails = self.fail_guest.remove(&Side::Destination).is_some();
+        let Some(side) = &mut self.destination else { return };
+        let Some(guest) = &mut side.guest else {
+            return self.violation("the destination starts a guest that it does not hold");
+        };
+        let answer = if fails {
+            self.facts.takeover_failed = true;
+            Err(GuestError::new("made to fail"))
+        } else {
+            guest.running = true;
+            Ok(())
+        };
+        if !fails {
+            self.check_takeover();
+        }
+        self.after(MS, Happening::ToDestination(destination::Event::Resumed(answer)));
+    }
+
+    pub(crate) fn apply_frame(
+        &mut self,
+        conn: u64,
+        stream: usize,
+        chunk: usize,
+        mask: u64,
+        pages: &[u64],
+    ) {
+        let broken = self.conns.get(&conn).is_none_or(|conn| conn.broken);
+        let Some(side) = &mut self.destination else { return };
+        if broken || side.conn != Some(conn) || !side.accepts {
+            return;
+        }
+        let Some(guest) = &mut side.guest else { return };
+        side.applied[stream] += 1;
+        for (page, &content) in pages.iter().enumerate() {
+            if mask >> page & 1 == 1 {
+                guest.content.memory[chunk * PAGES_PER_CHUNK + page] = content;
+            }
+        }
+    }
+
+    pub(crate) fn end_stream(&mut self, conn: u64, stream: usize, frames: u64) {
+        let broken = self.conns.get(&conn).is_none_or(|conn| conn.broken);
+        let Some(side) = &self.destination else { return };
+        if broken || side.conn != Some(conn) {
+            return;
+        }
+        let applied = side.applied[stream];
+        let ended =
+            destination::Event::StreamEnded { stream: stream as u16, announced: frames, applied };
+        self.tell_destination(ended);
+    }
+}

@@ -1,0 +1,359 @@
+//! Two hosts, their disks and the network between them, in virtual time.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use migrate::destination::{self, Destination, DestinationConfig};
+use migrate::protocol::codec::{self, decode_frame};
+use migrate::protocol::{DestinationMessage, MigrationId, Offer, SourceMessage};
+use migrate::record::{DestinationState, SourceState};
+use migrate::report::Report;
+use migrate::source::{self, Source, SourceConfig};
+use migrate::{Limits, PageSet};
+use uuid::Uuid;
+
+use crate::faults::{RecordLoss, Scenario, Side, What, When};
+use crate::guest::{CHUNKS, Content, SimGuest, description};
+
+/// After so much virtual time nothing may be left to happen.
+pub(crate) const END: Duration = Duration::from_secs(3 * 3600);
+
+pub(crate) struct SourceProcess {
+    pub(crate) machine: Source,
+    pub(crate) guest: Option<SimGuest>,
+    pub(crate) conn: Option<u64>,
+    pub(crate) settled: bool,
+    pub(crate) pending: PageSet,
+    /// Rounds of before the last `StopSending` are void.
+    pub(crate) generation: u32,
+    pub(crate) frames: Vec<u64>,
+    pub(crate) stream_clock: Vec<Duration>,
+}
+
+pub(crate) struct DestinationProcess {
+    pub(crate) machine: Destination,
+    pub(crate) guest: Option<SimGuest>,
+    pub(crate) conn: Option<u64>,
+    pub(crate) settled: bool,
+    pub(crate) accepts: bool,
+    pub(crate) applied: Vec<u64>,
+}
+
+/// Who is at an end of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    Source,
+    /// The node of the source's host, after the source's death.
+    SourceNode,
+    Destination,
+    /// The node of the destination's host, after the destination's death.
+    DestinationNode,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Conn {
+    pub(crate) near: End,
+    pub(crate) far: End,
+    pub(crate) broken: bool,
+}
+
+pub(crate) enum Happening {
+    Start,
+    ToSource(source::Event),
+    ToDestination(destination::Event),
+    FromSource(u64, Vec<u8>),
+    FromDestination(u64, Vec<u8>),
+    Lost(u64, Side),
+    Dialled,
+    PauseDone,
+    Copy { generation: u32, chunk: usize, mask: u64 },
+    RoundDone { generation: u32, pages: u64 },
+    Frame { conn: u64, stream: usize, chunk: usize, mask: u64, pages: Vec<u64> },
+    StreamEnd { conn: u64, stream: usize, frames: u64 },
+    Resolver,
+    Fault(What),
+}
+
+/// What is to be judged at the end.
+#[derive(Default)]
+pub(crate) struct Facts {
+    pub(crate) source_reports: Vec<Report>,
+    pub(crate) destination_reports: Vec<Report>,
+    pub(crate) violations: Vec<String>,
+    /// The source died with the only copy that could run.
+    pub(crate) source_died_as_owner: bool,
+    /// The destination died with the only copy that could run.
+    pub(crate) destination_died_as_owner: bool,
+    pub(crate) source_killed: bool,
+    pub(crate) destination_killed: bool,
+    pub(crate) destination_disk_lost: bool,
+    pub(crate) operator_discarded: bool,
+    pub(crate) forced: bool,
+    pub(crate) cancelled_in_time: bool,
+    /// A copy that had been given the guest could not let it run.
+    pub(crate) takeover_failed: bool,
+    pub(crate) node_in_doubt: bool,
+    /// The destination died between its record that the guest is its own and the guest's start.
+    pub(crate) died_taking_over: bool,
+    pub(crate) source_record_failed: bool,
+    pub(crate) destination_ran: bool,
+}
+
+pub(crate) struct World {
+    pub(crate) scenario: Scenario,
+    pub(crate) now: Duration,
+    sequence: u64,
+    queue: BTreeMap<(Duration, u64), Happening>,
+    pub(crate) source: Option<SourceProcess>,
+    pub(crate) destination: Option<DestinationProcess>,
+    pub(crate) source_disk: Option<SourceState>,
+    pub(crate) destination_disk: Option<DestinationState>,
+    pub(crate) conns: HashMap<u64, Conn>,
+    pub(crate) resolver_conn: Option<u64>,
+    pub(crate) resolver_tries: u32,
+    pub(crate) outage_until: Duration,
+    pub(crate) messages: u32,
+    pub(crate) actions: HashMap<Side, u32>,
+    pub(crate) lose_message: bool,
+    pub(crate) lose_frame: bool,
+    pub(crate) fail_record: HashMap<Side, RecordLoss>,
+    pub(crate) fail_guest: HashMap<Side, bool>,
+    /// What whoever runs the guest next must hold.
+    pub(crate) truth: Option<Content>,
+    pub(crate) facts: Facts,
+    pub(crate) trace: Vec<String>,
+}
+
+pub(crate) fn migration() -> MigrationId {
+    MigrationId(Uuid::from_u128(0xfeed))
+}
+
+impl World {
+    pub(crate) fn new(scenario: Scenario) -> Self {
+        let mut guest = SimGuest::filled(scenario.writes_per_second, scenario.working_set);
+        guest.running = !scenario.paused_by_user;
+        let config = SourceConfig {
+            migration: migration(),
+            guest: description(),
+            offer: Offer::ours(),
+            streams: scenario.streams,
+            limits: Limits {
+                downtime: Duration::from_millis(100),
+                total: Some(Duration::from_secs(120)),
+                ..Limits::default()
+            },
+        };
+        let waiting = DestinationConfig {
+            migration: migration(),
+            offer: Offer::ours(),
+            linger: Duration::from_secs(60),
+        };
+        let streams = usize::from(scenario.streams);
+        let mut world = Self {
+            source: Some(SourceProcess {
+                machine: Source::new(config, Duration::ZERO),
+                guest: Some(guest),
+                conn: None,
+                settled: false,
+                pending: PageSet::full(CHUNKS),
+                generation: 0,
+                frames: vec![0; streams],
+                stream_clock: vec![Duration::ZERO; streams],
+            }),
+            destination: Some(DestinationProcess {
+                machine: Destination::new(waiting, Duration::ZERO),
+                guest: None,
+                conn: None,
+                settled: false,
+                accepts: false,
+                applied: vec![0; streams],
+            }),
+            scenario,
+            now: Duration::ZERO,
+            sequence: 0,
+            queue: BTreeMap::new(),
+            source_disk: None,
+            destination_disk: None,
+            conns: HashMap::new(),
+            resolver_conn: None,
+            resolver_tries: 0,
+            outage_until: Duration::ZERO,
+            messages: 0,
+            actions: HashMap::new(),
+            lose_message: false,
+            lose_frame: false,
+            fail_record: HashMap::new(),
+            fail_guest: HashMap::new(),
+            truth: None,
+            facts: Facts::default(),
+            trace: Vec::new(),
+        };
+        world.after(Duration::ZERO, Happening::Start);
+        for fault in world.scenario.faults.clone() {
+            if let When::At(ms) = fault.when {
+                world.after(Duration::from_millis(ms.into()), Happening::Fault(fault.what));
+            }
+        }
+        world
+    }
+
+    pub(crate) fn after(&mut self, delay: Duration, what: Happening) {
+        self.sequence += 1;
+        self.queue.insert((self.now + delay, self.sequence), what);
+    }
+
+    pub(crate) fn at(&mut self, time: Duration, what: Happening) {
+        self.after(time.saturating_sub(self.now), what);
+    }
+
+    pub(crate) fn note(&mut self, text: impl FnOnce() -> String) {
+        if self.trace.len() < 2000 {
+            let line = format!("{:>12.3} ms  {}", self.now.as_secs_f64() * 1e3, text());
+            self.trace.push(line);
+        }
+    }
+
+    pub(crate) fn violation(&mut self, text: &str) {
+        self.note(|| format!("VIOLATION {text}"));
+        self.facts.violations.push(text.to_owned());
+    }
+
+    /// Runs until nothing is left to happen.
+    pub(crate) fn run(&mut self) {
+        loop {
+            let ticks = [
+                self.source.as_ref().filter(|s| !s.settled).and_then(|s| s.machine.deadline()),
+                self.destination.as_ref().filter(|d| !d.settled).and_then(|d| d.machine.deadline()),
+            ];
+            let next = self.queue.keys().next().map(|(time, _)| *time);
+            let Some(time) = ticks.into_iter().flatten().chain(next).min() else { break };
+            self.now = self.now.max(time);
+            if self.now > END {
+                self.violation("something is still happening after the end");
+                break;
+            }
+            self.advance_guests();
+            if next == Some(time) {
+                if let Some((_, happening)) = self.queue.pop_first() {
+                    self.happen(happening);
+                }
+            } else if ticks[0] == Some(time) {
+                self.tell_source(source::Event::Tick);
+            } else {
+                self.tell_destination(destination::Event::Tick);
+            }
+            self.check_always();
+        }
+    }
+
+    fn advance_guests(&mut self) {
+        let now = self.now;
+        let source = self.source.as_mut().and_then(|source| source.guest.as_mut());
+        let destination = self.destination.as_mut().and_then(|side| side.guest.as_mut());
+        for guest in source.into_iter().chain(destination) {
+            guest.advance(now);
+        }
+    }
+
+    fn happen(&mut self, happening: Happening) {
+        match happening {
+            Happening::Start => self.connect(End::Source),
+            Happening::ToSource(event) => self.tell_source(event),
+            Happening::ToDestination(event) => self.tell_destination(event),
+            Happening::FromSource(conn, bytes) => self.deliver_to_far(conn, &bytes),
+            Happening::FromDestination(conn, bytes) => self.deliver_to_near(conn, &bytes),
+            Happening::Lost(conn, side) => self.lose(conn, side),
+            Happening::Dialled => self.connect(End::Source),
+            Happening::PauseDone => self.pause_done(),
+            Happening::Copy { generation, chunk, mask } => self.copy(generation, chunk, mask),
+            Happening::RoundDone { generation, pages } => self.round_done(generation, pages),
+            Happening::Frame { conn, stream, chunk, mask, pages } => {
+                self.apply_frame(conn, stream, chunk, mask, &pages);
+            }
+            Happening::StreamEnd { conn, stream, frames } => self.end_stream(conn, stream, frames),
+            Happening::Resolver => self.dial_as_node(),
+            Happening::Fault(what) => self.inflict(what),
+        }
+    }
+
+    fn deliver_to_far(&mut self, conn: u64, bytes: &[u8]) {
+        let Some(end) = self.conns.get(&conn).filter(|c| !c.broken).map(|c| c.far) else { return };
+        let message: Result<SourceMessage, codec::CodecError> = decode_frame(bytes);
+        match end {
+            End::DestinationNode => self.ask_destination_node(conn, message),
+            _ if self.destination.as_ref().is_some_and(|d| d.conn == Some(conn)) => {
+                let event = match message {
+                    Ok(message) => destination::Event::Message(message),
+                    Err(error) => destination::Event::Malformed(error),
+                };
+                self.tell_destination(event);
+            }
+            _ => {}
+        }
+    }
+
+    fn deliver_to_near(&mut self, conn: u64, bytes: &[u8]) {
+        let Some(end) = self.conns.get(&conn).filter(|c| !c.broken).map(|c| c.near) else { return };
+        let message: Result<DestinationMessage, codec::CodecError> = decode_frame(bytes);
+        match end {
+            End::SourceNode => self.answer_to_source_node(conn, message),
+            _ if self.source.as_ref().is_some_and(|s| s.conn == Some(conn)) => {
+                let event = match message {
+                    Ok(message) => source::Event::Message(message),
+                    Err(error) => source::Event::Malformed(error),
+                };
+                self.tell_source(event);
+            }
+            _ => {}
+        }
+    }
+
+    /// One side hears that a connection is gone.
+    fn lose(&mut self, conn: u64, side: Side) {
+        let detail = "cut by the test".into();
+        match side {
+            Side::Source => {
+                if self.resolver_conn == Some(conn) {
+                    self.resolver_conn = None;
+                    self.after(Duration::from_secs(1), Happening::Resolver);
+                } else if self.source.as_ref().is_some_and(|s| s.conn == Some(conn)) {
+                    if let Some(source) = &mut self.source {
+                        source.conn = None;
+                    }
+                    self.tell_source(source::Event::ConnectionLost { detail });
+                }
+            }
+            Side::Destination => {
+                if self.destination.as_ref().is_some_and(|d| d.conn == Some(conn)) {
+                    if let Some(destination) = &mut self.destination {
+                        destination.conn = None;
+                    }
+                    self.tell_destination(destination::Event::ConnectionLost { detail });
+                }
+            }
+        }
+    }
+
+    /// The faults of this moment.
+    pub(crate) fn faults_at(&mut self, moment: When) {
+        let due: Vec<What> = self
+            .scenario
+            .faults
+            .iter()
+            .filter(|fault| fault.when == moment)
+            .map(|fault| fault.what)
+            .collect();
+        for what in due {
+            // What comes as an event waits for the actions that are being carried out.
+            let is_event = matches!(
+                what,
+                What::Cancel(_) | What::OperatorDiscards(_) | What::OperatorRunsAfterDeathOfSource
+            );
+            if is_event {
+                self.after(Duration::ZERO, Happening::Fault(what));
+            } else {
+                self.inflict(what);
+            }
+        }
+    }
+}
