@@ -165,9 +165,9 @@ fn nothing_to_cancel_or_to_resolve_is_said() {
     pair.a.run(&["cancel", "web-1"]).complains(Exit::Failed, &["web-1", "migrat"]);
     pair.a
         .run(&["migrate", "web-1", "--resolve", "run"])
-        .complains(Exit::Failed, &["web-1", "not being migrated"]);
+        .complains(Exit::Failed, &["web-1", "not in doubt"]);
     pair.a
         .run(&["migrate", "web-1", "--resolve", "discard"])
-        .complains(Exit::Failed, &["web-1", "not being migrated"]);
+        .complains(Exit::Failed, &["web-1", "not in doubt"]);
     await_life(&pair.a.guest("web-1"));
 }

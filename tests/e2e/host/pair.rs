@@ -58,11 +58,11 @@ impl Host {
         self.node.as_ref().map(Node::pid)
     }
 
-    /// The records of its migrations.
+    /// The records of its migrations, each as it was written last.
     pub(crate) fn records(&self) -> Vec<Value> {
         let entries =
             std::fs::read_dir(self.state_dir.join("migrations")).into_iter().flatten().flatten();
-        entries.filter_map(|entry| serde_json::from_str(&read(&entry.path())).ok()).collect()
+        entries.map(|entry| newest(&read(&entry.path()))).collect()
     }
 
     /// SIGKILL for its node.
@@ -106,6 +106,13 @@ impl Host {
         }
         text
     }
+}
+
+/// The newest version in a record's file: each is a line, a checksum and then the record.
+fn newest(text: &str) -> Value {
+    let line = text.lines().rfind(|line| !line.trim().is_empty()).unwrap_or_default();
+    let record = line.split_once(' ').map(|(_, record)| serde_json::from_str(record.trim()));
+    record.and_then(Result::ok).unwrap_or_else(|| Value::String(format!("no record: {text}")))
 }
 
 /// Two hosts of one authority.
