@@ -66,8 +66,14 @@ mod tests {
 
     #[test]
     fn an_error_keeps_its_code_under_context() {
-        let error = anyhow::Error::from(ExitWith { exit: Exit::Cancelled, message: "called off".to_owned() });
-        assert_eq!(of_error(&Err::<(), _>(error).context("cannot migrate").unwrap_err()), Exit::Cancelled);
+        let error = anyhow::Error::from(ExitWith {
+            exit: Exit::Cancelled,
+            message: "called off".to_owned(),
+        });
+        assert_eq!(
+            of_error(&Err::<(), _>(error).context("cannot migrate").unwrap_err()),
+            Exit::Cancelled
+        );
         assert_eq!(of_error(&anyhow::anyhow!("no")), Exit::Failed);
     }
 }

@@ -12,8 +12,12 @@ use crate::cli::{Cli, LogFormat, Verb};
 pub(crate) fn start(cli: &Cli) -> Result<()> {
     let default = if matches!(cli.verb, Verb::Node(_)) { "info" } else { "warn" };
     let filter = match (&cli.log_level, std::env::var("RUST_LOG")) {
-        (Some(text), _) => EnvFilter::try_new(text).with_context(|| format!("--log-level {text}"))?,
-        (None, Ok(text)) => EnvFilter::try_new(&text).with_context(|| format!("RUST_LOG={text}"))?,
+        (Some(text), _) => {
+            EnvFilter::try_new(text).with_context(|| format!("--log-level {text}"))?
+        }
+        (None, Ok(text)) => {
+            EnvFilter::try_new(&text).with_context(|| format!("RUST_LOG={text}"))?
+        }
         (None, Err(_)) => EnvFilter::new(default),
     };
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);

@@ -38,7 +38,8 @@ impl StateDir {
     /// # Errors
     /// The working directory is gone.
     pub(crate) fn new(root: &Path) -> Result<Self> {
-        let root = std::path::absolute(root).with_context(|| format!("cannot find the folder {}", root.display()))?;
+        let root = std::path::absolute(root)
+            .with_context(|| format!("cannot find the folder {}", root.display()))?;
         Ok(Self { root })
     }
 
@@ -53,10 +54,14 @@ impl StateDir {
         if nix::unistd::geteuid().is_root() {
             return Self::new(Path::new("/var/lib/lighter"));
         }
-        let base = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from).or_else(|| {
-            std::env::var_os("HOME").map(|home| Path::new(&home).join(".local/state"))
-        });
-        Self::new(&base.ok_or_else(|| anyhow!("no home folder: name one with --state-dir"))?.join("lighter"))
+        let base = std::env::var_os("XDG_STATE_HOME")
+            .map(PathBuf::from)
+            .or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".local/state")));
+        Self::new(
+            &base
+                .ok_or_else(|| anyhow!("no home folder: name one with --state-dir"))?
+                .join("lighter"),
+        )
     }
 
     /// The folder itself.
@@ -117,10 +122,16 @@ impl StateDir {
         let entries = match fs::read_dir(self.guests()) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(error).with_context(|| format!("cannot list {}", self.guests().display())),
+            Err(error) => {
+                return Err(error)
+                    .with_context(|| format!("cannot list {}", self.guests().display()));
+            }
         };
-        let names = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<GuestName>().ok());
-        let mut live: Vec<GuestDir> = names.map(|name| self.guest(&name)).filter(GuestDir::is_live_or_clean).collect();
+        let names = entries
+            .flatten()
+            .filter_map(|entry| entry.file_name().to_str()?.parse::<GuestName>().ok());
+        let mut live: Vec<GuestDir> =
+            names.map(|name| self.guest(&name)).filter(GuestDir::is_live_or_clean).collect();
         live.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(live)
     }
@@ -134,8 +145,13 @@ impl StateDir {
         if guest.is_live() {
             return Ok(guest);
         }
-        let others: Vec<String> = self.live_guests()?.iter().map(|guest| guest.name.to_string()).collect();
-        let known = if others.is_empty() { "no guest runs here".to_owned() } else { format!("there is: {}", others.join(", ")) };
+        let others: Vec<String> =
+            self.live_guests()?.iter().map(|guest| guest.name.to_string()).collect();
+        let known = if others.is_empty() {
+            "no guest runs here".to_owned()
+        } else {
+            format!("there is: {}", others.join(", "))
+        };
         bail!("no guest {name} in {} ({known})", self.root.display())
     }
 }
@@ -203,7 +219,8 @@ impl GuestDir {
     /// It has not done so yet, or the file is damaged.
     pub(crate) fn read_identity(&self) -> Result<GuestIdentity> {
         let path = self.guest_file();
-        let size = fs::metadata(&path).with_context(|| format!("cannot read {}", path.display()))?.len();
+        let size =
+            fs::metadata(&path).with_context(|| format!("cannot read {}", path.display()))?.len();
         if size > GUEST_FILE_BYTES_MAX {
             bail!("{} is damaged: {size} bytes", path.display());
         }
@@ -219,7 +236,8 @@ impl GuestDir {
         let path = self.guest_file();
         let temporary = self.path.join("guest.json.new");
         let text = serde_json::to_vec_pretty(identity).context("cannot describe the guest")?;
-        fs::write(&temporary, text).with_context(|| format!("cannot write {}", temporary.display()))?;
+        fs::write(&temporary, text)
+            .with_context(|| format!("cannot write {}", temporary.display()))?;
         fs::rename(&temporary, &path).with_context(|| format!("cannot write {}", path.display()))
     }
 
@@ -230,16 +248,24 @@ impl GuestDir {
     pub(crate) fn claim(&self) -> Result<GuestClaim> {
         let socket = self.socket();
         if socket.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
-            bail!("{} is too long for a Unix socket: choose a shorter --state-dir", socket.display());
+            bail!(
+                "{} is too long for a Unix socket: choose a shorter --state-dir",
+                socket.display()
+            );
         }
         // Somebody may be removing the folder of a dead process just now: begin again then, and only a few times.
         for _ in 0..16 {
             create_private(&self.path)?;
             let lock = match FileLock::try_acquire(&self.lock_file()) {
                 Ok(Some(lock)) => lock,
-                Ok(None) => bail!("the name {} is taken by a guest that is live on this host", self.name),
+                Ok(None) => {
+                    bail!("the name {} is taken by a guest that is live on this host", self.name)
+                }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(error).with_context(|| format!("cannot lock {}", self.lock_file().display())),
+                Err(error) => {
+                    return Err(error)
+                        .with_context(|| format!("cannot lock {}", self.lock_file().display()));
+                }
             };
             if lock.is_at(&self.lock_file()) {
                 remove_all_but(&self.path, "lock");
@@ -268,7 +294,8 @@ impl Drop for GuestClaim {
     fn drop(&mut self) {
         remove_all_but(&self.dir.path, "lock");
         // The lock goes last, while it is still held: whoever opened it before sees that it is gone and begins again.
-        let removed = fs::remove_file(self.dir.lock_file()).and_then(|()| fs::remove_dir(&self.dir.path));
+        let removed =
+            fs::remove_file(self.dir.lock_file()).and_then(|()| fs::remove_dir(&self.dir.path));
         if let Err(error) = removed {
             tracing::warn!(folder = %self.dir.path.display(), %error, "cannot remove the guest's folder");
         }
@@ -360,8 +387,12 @@ mod tests {
     fn identity_is_read_as_written() {
         let (_folder, state) = state();
         let claim = state.guest(&name("web")).claim().unwrap();
-        let identity =
-            GuestIdentity { name: name("web"), uuid: uuid::Uuid::new_v4(), pid: 7, started_unix_ms: 1 };
+        let identity = GuestIdentity {
+            name: name("web"),
+            uuid: uuid::Uuid::new_v4(),
+            pid: 7,
+            started_unix_ms: 1,
+        };
         claim.dir().write_identity(&identity).unwrap();
         assert_eq!(claim.dir().read_identity().unwrap(), identity);
     }

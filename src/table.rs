@@ -15,7 +15,8 @@ impl Table {
     /// Adds a row; cells beyond the titles are dropped, missing ones are empty.
     pub(crate) fn row(&mut self, cells: impl IntoIterator<Item = String>) {
         let columns = self.rows.first().map_or(0, Vec::len);
-        let mut row: Vec<String> = cells.into_iter().take(columns).map(|cell| printable(&cell)).collect();
+        let mut row: Vec<String> =
+            cells.into_iter().take(columns).map(|cell| printable(&cell)).collect();
         row.resize(columns, String::new());
         self.rows.push(row);
     }
@@ -34,7 +35,12 @@ impl Table {
     }
 
     fn width(&self, column: usize) -> usize {
-        self.rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
+        self.rows
+            .iter()
+            .filter_map(|row| row.get(column))
+            .map(|cell| cell.chars().count())
+            .max()
+            .unwrap_or(0)
     }
 }
 

@@ -19,7 +19,8 @@ fn split_number(text: &str) -> Result<(f64, &str)> {
     let text = text.trim();
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(end);
-    let number = number.parse::<f64>().with_context(|| format!("`{text}` does not start with a number"))?;
+    let number =
+        number.parse::<f64>().with_context(|| format!("`{text}` does not start with a number"))?;
     Ok((number, unit.trim()))
 }
 
@@ -103,7 +104,8 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration> {
             "d" => 86_400.0,
             _ => bail!("`{text}` is no time: write it as 300ms, 30s, 5m or 1h"),
         };
-        let part = Duration::try_from_secs_f64(number * seconds).with_context(|| format!("`{text}` is out of range"))?;
+        let part = Duration::try_from_secs_f64(number * seconds)
+            .with_context(|| format!("`{text}` is out of range"))?;
         total = total.saturating_add(part);
         rest = next;
     }
@@ -128,7 +130,7 @@ pub(crate) fn format_count(count: u64) -> String {
     let digits = count.to_string();
     let mut shown = String::with_capacity(digits.len() + digits.len() / 3);
     for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index) % 3 == 0 {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
             shown.push(',');
         }
         shown.push(digit);

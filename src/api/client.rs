@@ -40,7 +40,9 @@ pub(crate) enum AskError {
         source: hyper::Error,
     },
     /// The answer did not come in time.
-    #[error("{socket} did not answer within {seconds} s: the process hangs, or the host is overloaded")]
+    #[error(
+        "{socket} did not answer within {seconds} s: the process hangs, or the host is overloaded"
+    )]
     Slow {
         /// The socket that was tried.
         socket: String,
@@ -99,12 +101,20 @@ impl ApiClient {
     }
 
     /// PUT with a JSON body.
-    pub(crate) async fn put_json<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, AskError> {
+    pub(crate) async fn put_json<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, AskError> {
         self.ask(Method::PUT, path, Some(body)).await
     }
 
     /// POST with a JSON body.
-    pub(crate) async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, AskError> {
+    pub(crate) async fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, AskError> {
         self.ask(Method::POST, path, Some(body)).await
     }
 
@@ -121,7 +131,10 @@ impl ApiClient {
     ) -> Result<T, AskError> {
         let seconds = self.patience.as_secs();
         let slow = |_| AskError::Slow { socket: self.name(), seconds };
-        let (status, bytes) = tokio::time::timeout(self.patience, self.exchange(method, path, body)).await.map_err(slow)??;
+        let (status, bytes) =
+            tokio::time::timeout(self.patience, self.exchange(method, path, body))
+                .await
+                .map_err(slow)??;
         if !status.is_success() {
             return Err(match serde_json::from_slice::<ApiError>(&bytes) {
                 Ok(refusal) => refusal.into(),
@@ -140,10 +153,13 @@ impl ApiClient {
         let unreachable = |source| AskError::Unreachable { socket: self.name(), source };
         let broken = |source| AskError::Broken { socket: self.name(), source };
         let stream = UnixStream::connect(&self.socket).await.map_err(unreachable)?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
         let driver = tokio::spawn(connection);
         let body = match body {
-            Some(body) => serde_json::to_vec(body).map_err(|error| self.strange(error.to_string()))?,
+            Some(body) => {
+                serde_json::to_vec(body).map_err(|error| self.strange(error.to_string()))?
+            }
             None => Vec::new(),
         };
         let request = Request::builder()

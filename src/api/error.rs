@@ -42,7 +42,9 @@ impl Reason {
             Self::NotFound | Self::NoWorkload => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::Migrating | Self::NotMigrating | Self::TooLate | Self::WrongState => StatusCode::CONFLICT,
+            Self::Migrating | Self::NotMigrating | Self::TooLate | Self::WrongState => {
+                StatusCode::CONFLICT
+            }
             Self::Failed => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -86,7 +88,10 @@ impl IntoResponse for ApiError {
 impl From<JsonRejection> for ApiError {
     fn from(rejection: JsonRejection) -> Self {
         let too_large = rejection.status() == StatusCode::PAYLOAD_TOO_LARGE;
-        Self::new(if too_large { Reason::TooLarge } else { Reason::BadRequest }, rejection.body_text())
+        Self::new(
+            if too_large { Reason::TooLarge } else { Reason::BadRequest },
+            rejection.body_text(),
+        )
     }
 }
 

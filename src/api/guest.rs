@@ -14,8 +14,9 @@ use serde::de::DeserializeOwned;
 
 use super::error::ApiError;
 use super::types::{
-    GuestInfo, MigrationRequest, MigrationStarted, MigrationStatus, Resolution, ResolveRequest, SaveRequest, Saved,
-    StateAnswer, WorkloadControl, WorkloadControlled, WorkloadInfo,
+    ConsoleInput, ConsoleTaken, GuestInfo, MigrationRequest, MigrationStarted, MigrationStatus,
+    Resolution, ResolveRequest, SaveRequest, Saved, StateAnswer, WorkloadControl,
+    WorkloadControlled, WorkloadInfo,
 };
 
 /// The document at `/v1/openapi.json`; the test below holds it against [`routes`].
@@ -66,6 +67,11 @@ pub(crate) trait GuestControl: Send + Sync + 'static {
     /// # Errors
     /// As [`Self::workload`].
     fn control_workload(&self, control: &WorkloadControl) -> Result<WorkloadControlled, ApiError>;
+    /// Types on the serial console.
+    ///
+    /// # Errors
+    /// The guest has not arrived yet.
+    fn type_on_console(&self, input: &ConsoleInput) -> Result<ConsoleTaken, ApiError>;
 }
 
 /// A guest process behind its API.
@@ -95,16 +101,26 @@ fn routes() -> Vec<Route> {
         ask(Method::PUT, "/v1/guest/pause", done, |guest| guest.pause()),
         ask(Method::PUT, "/v1/guest/resume", done, |guest| guest.resume()),
         ask(Method::PUT, "/v1/guest/stop", begun, |guest| guest.stop()),
-        tell(Method::POST, "/v1/guest/save", done, |guest, request: SaveRequest| guest.save(&request)),
-        ask(Method::GET, "/v1/guest/migration", done, |guest| guest.migration()),
-        tell(Method::POST, "/v1/guest/migration", begun, |guest, request: MigrationRequest| guest.migrate(&request)),
-        ask(Method::DELETE, "/v1/guest/migration", begun, |guest| guest.cancel()),
-        tell(Method::PUT, "/v1/guest/migration/resolve", begun, |guest, request: ResolveRequest| {
-            guest.resolve(request.decision)
+        tell(Method::POST, "/v1/guest/save", done, |guest, request: SaveRequest| {
+            guest.save(&request)
         }),
+        ask(Method::GET, "/v1/guest/migration", done, |guest| guest.migration()),
+        tell(Method::POST, "/v1/guest/migration", begun, |guest, request: MigrationRequest| {
+            guest.migrate(&request)
+        }),
+        ask(Method::DELETE, "/v1/guest/migration", begun, |guest| guest.cancel()),
+        tell(
+            Method::PUT,
+            "/v1/guest/migration/resolve",
+            begun,
+            |guest, request: ResolveRequest| guest.resolve(request.decision),
+        ),
         ask(Method::GET, "/v1/guest/workload", done, |guest| guest.workload()),
         tell(Method::PUT, "/v1/guest/workload", done, |guest, request: WorkloadControl| {
             guest.control_workload(&request)
+        }),
+        tell(Method::PUT, "/v1/guest/console", done, |guest, input: ConsoleInput| {
+            guest.type_on_console(&input)
         }),
         Route { method: Method::GET, path: "/v1/openapi.json", handler: get(openapi) },
     ]
@@ -117,7 +133,8 @@ fn ask<T: Serialize + Send + 'static>(
     status: StatusCode,
     call: fn(&dyn GuestControl) -> Result<T, ApiError>,
 ) -> Route {
-    let handler = async move |State(control): State<Control>| answer(status, move || call(&*control)).await;
+    let handler =
+        async move |State(control): State<Control>| answer(status, move || call(&*control)).await;
     Route { handler: on(&method, handler), method, path }
 }
 
@@ -132,7 +149,8 @@ where
     B: DeserializeOwned + Send + 'static,
     T: Serialize + Send + 'static,
 {
-    let handler = async move |State(control): State<Control>, body: Result<Json<B>, JsonRejection>| match body {
+    let handler = async move |State(control): State<Control>,
+                              body: Result<Json<B>, JsonRejection>| match body {
         Ok(Json(body)) => answer(status, move || call(&*control, body)).await,
         Err(rejection) => ApiError::from(rejection).into_response(),
     };
@@ -157,7 +175,8 @@ where
     match tokio::task::spawn_blocking(call).await {
         Ok(Ok(value)) => (status, Json(value)).into_response(),
         Ok(Err(refusal)) => refusal.into_response(),
-        Err(lost) => ApiError::failed(anyhow::Error::from(lost).context("the request broke down")).into_response(),
+        Err(lost) => ApiError::failed(anyhow::Error::from(lost).context("the request broke down"))
+            .into_response(),
     }
 }
 
@@ -229,6 +248,9 @@ mod tests {
         fn control_workload(&self, _: &WorkloadControl) -> Result<WorkloadControlled, ApiError> {
             panic!("broken on purpose")
         }
+        fn type_on_console(&self, input: &ConsoleInput) -> Result<ConsoleTaken, ApiError> {
+            Ok(ConsoleTaken { taken_bytes: input.input.len() })
+        }
     }
 
     fn serve() -> (tempfile::TempDir, ApiClient, server::Server) {
@@ -265,7 +287,8 @@ mod tests {
         assert_eq!(client.get::<GuestInfo>("/v1/guest").await.unwrap(), Fake.info());
         assert_eq!(client.put::<StateAnswer>("/v1/guest/pause").await.unwrap(), PAUSED);
         let request = serde_json::json!({ "destination": "host-b" });
-        let refusal = refused(client.post::<MigrationStarted>("/v1/guest/migration", &request).await);
+        let refusal =
+            refused(client.post::<MigrationStarted>("/v1/guest/migration", &request).await);
         assert_eq!(refusal.reason, Reason::Migrating);
         assert_eq!(refusal.reason.status(), StatusCode::CONFLICT);
     }
@@ -284,13 +307,18 @@ mod tests {
             Reason::TooLarge
         );
         assert_eq!(refused(client.get::<()>("/v1/nothing").await).reason, Reason::NotFound);
-        assert_eq!(refused(client.delete::<()>("/v1/guest").await).reason, Reason::MethodNotAllowed);
+        assert_eq!(
+            refused(client.delete::<()>("/v1/guest").await).reason,
+            Reason::MethodNotAllowed
+        );
     }
 
     #[tokio::test]
     async fn a_call_that_breaks_down_is_a_refusal_too() {
         let (_folder, client, _server) = serve();
-        let answer = client.put_json::<WorkloadControlled>("/v1/guest/workload", &WorkloadControl::default()).await;
+        let answer = client
+            .put_json::<WorkloadControlled>("/v1/guest/workload", &WorkloadControl::default())
+            .await;
         assert_eq!(refused(answer).reason, Reason::Failed);
     }
 

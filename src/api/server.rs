@@ -25,7 +25,8 @@ const CLOSE_PATIENCE: Duration = Duration::from_millis(500);
 /// # Errors
 /// The path exists, is too long, or the file system refuses.
 fn bind(path: &Path) -> Result<UnixListener> {
-    let listener = UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
+    let listener =
+        UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
     // The folder is this user's alone, so nobody can connect in between.
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
         .with_context(|| format!("cannot protect {}", path.display()))?;
@@ -34,9 +35,15 @@ fn bind(path: &Path) -> Result<UnixListener> {
 
 /// Serves `router` until `end`, answering what has been asked by then; unknown routes and oversized bodies get the same kind of
 /// answer as all else.
-fn serve_until(listener: UnixListener, router: Router, end: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {
+fn serve_until(
+    listener: UnixListener,
+    router: Router,
+    end: impl Future<Output = ()> + Send + 'static,
+) -> JoinHandle<()> {
     let router = router
-        .fallback(|| async { ApiError::new(Reason::NotFound, "no such route: see /v1/openapi.json") })
+        .fallback(|| async {
+            ApiError::new(Reason::NotFound, "no such route: see /v1/openapi.json")
+        })
         .method_not_allowed_fallback(|| async {
             ApiError::new(Reason::MethodNotAllowed, "not with this method: see /v1/openapi.json")
         })

@@ -252,6 +252,21 @@ pub(crate) struct WorkloadControl {
     pub(crate) verify: bool,
 }
 
+/// `PUT /v1/guest/console`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ConsoleInput {
+    /// What is typed, as UTF-8.
+    pub(crate) input: String,
+}
+
+/// The answer to `PUT /v1/guest/console`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ConsoleTaken {
+    /// Bytes that there was room for; the rest must be typed again once the guest has read some.
+    pub(crate) taken_bytes: usize,
+}
+
 /// The answer to `PUT /v1/guest/workload`: what to wait for in the workload's report.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct WorkloadControlled {

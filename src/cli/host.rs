@@ -4,8 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use clap::{Args, Subcommand};
 
-use super::guest::PatternArg;
 use super::JsonFlag;
+use super::guest::PatternArg;
 use crate::names::GuestName;
 use crate::units::parse_size;
 
@@ -106,7 +106,9 @@ pub(crate) struct CertsArgs {
 #[derive(Debug, Subcommand)]
 pub(crate) enum CertsAction {
     /// Make a certificate authority, and with it this host's certificate.
-    #[command(after_help = "Examples:\n  lighter certs init\n  lighter certs init host-a 192.0.2.5")]
+    #[command(
+        after_help = "Examples:\n  lighter certs init\n  lighter certs init host-a 192.0.2.5"
+    )]
     Init {
         /// Names and addresses of this host [default: its host name].
         names: Vec<String>,

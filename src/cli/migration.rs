@@ -31,7 +31,11 @@ pub(crate) struct MigrateArgs {
     pub(crate) name: GuestName,
 
     /// Where to: the address of the other host's node, port 4950 unless given.
-    #[arg(value_name = "HOST[:PORT]", required_unless_present = "resolve", conflicts_with = "resolve")]
+    #[arg(
+        value_name = "HOST[:PORT]",
+        required_unless_present = "resolve",
+        conflicts_with = "resolve"
+    )]
     pub(crate) destination: Option<String>,
 
     /// How long the guest may stand still at the hand-over.

@@ -31,7 +31,13 @@ pub(crate) struct Cli {
     /// Folder of this host's certificates, live guests and records of migrations.
     ///
     /// Default: /var/lib/lighter for root, else $XDG_STATE_HOME/lighter or ~/.local/state/lighter.
-    #[arg(long, global = true, env = "LIGHTER_STATE_DIR", value_name = "DIR", help_heading = "Global options")]
+    #[arg(
+        long,
+        global = true,
+        env = "LIGHTER_STATE_DIR",
+        value_name = "DIR",
+        help_heading = "Global options"
+    )]
     pub(crate) state_dir: Option<PathBuf>,
 
     /// What to log on stderr: error, warn, info, debug, trace, or per module (`migrate=debug`).
@@ -41,7 +47,14 @@ pub(crate) struct Cli {
     pub(crate) log_level: Option<String>,
 
     /// How log lines look.
-    #[arg(long, global = true, value_enum, default_value_t, value_name = "FORMAT", help_heading = "Global options")]
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        default_value_t,
+        value_name = "FORMAT",
+        help_heading = "Global options"
+    )]
     pub(crate) log_format: LogFormat,
 
     /// What to do.
@@ -69,7 +82,7 @@ pub(crate) enum Output {
 }
 
 /// `--json`, for verbs whose output is data.
-#[derive(Debug, Clone, Copy, clap::Args)]
+#[derive(Debug, Clone, Copy, Default, clap::Args)]
 pub(crate) struct JsonFlag {
     /// Print JSON instead of text.
     #[arg(long)]
@@ -144,7 +157,8 @@ mod tests {
 
     #[test]
     fn a_wrong_size_names_the_argument() {
-        let error = Cli::try_parse_from(["lighter", "run", "--memory", "lots"]).unwrap_err().to_string();
+        let error =
+            Cli::try_parse_from(["lighter", "run", "--memory", "lots"]).unwrap_err().to_string();
         assert!(error.contains("--memory"), "{error}");
     }
 }

@@ -7,7 +7,9 @@ use serde::Serialize;
 
 use super::stage::Host;
 use crate::api::ApiClient;
-use crate::api::types::{GuestInfo, GuestState, WorkloadControl, WorkloadControlled, WorkloadInfo, WorkloadPhase};
+use crate::api::types::{
+    GuestInfo, GuestState, WorkloadControl, WorkloadControlled, WorkloadInfo, WorkloadPhase,
+};
 use crate::units::format_count;
 
 /// Time between two looks at the guest.
@@ -42,7 +44,10 @@ impl Verdict {
         match (self.bad_pages, self.clock_backwards) {
             (0, 0) => format!("the guest broke down on host {host}"),
             (0, times) => format!("the guest's clock went backwards {times} times on host {host}"),
-            (pages, _) => format!("the guest found its memory CORRUPT on host {host}: {} bad pages; {page}", format_count(pages)),
+            (pages, _) => format!(
+                "the guest found its memory CORRUPT on host {host}: {} bad pages; {page}",
+                format_count(pages)
+            ),
         }
     }
 }
@@ -64,10 +69,15 @@ impl Actor {
             match client.get::<GuestInfo>("/v1/guest").await {
                 Ok(info) if info.state == GuestState::Running => return Ok(Self { client }),
                 Ok(info) if Instant::now() > deadline => {
-                    bail!("the guest on host {} is {} instead of running", host.name(), info.state.as_str())
+                    bail!(
+                        "the guest on host {} is {} instead of running",
+                        host.name(),
+                        info.state.as_str()
+                    )
                 }
                 Err(error) if Instant::now() > deadline => {
-                    return Err(error).with_context(|| format!("there is no guest on host {}", host.name()));
+                    return Err(error)
+                        .with_context(|| format!("there is no guest on host {}", host.name()));
                 }
                 Ok(_) | Err(_) => tokio::time::sleep(INTERVAL).await,
             }
@@ -79,10 +89,16 @@ impl Actor {
     /// # Errors
     /// It does not, until the deadline, or finds a bad page at once.
     pub(super) async fn wait_until_full(&self, deadline: Instant) -> Result<WorkloadInfo> {
-        self.until(deadline, "fill its memory", |workload| workload.phase == WorkloadPhase::Working).await?;
+        self.until(deadline, "fill its memory", |workload| {
+            workload.phase == WorkloadPhase::Working
+        })
+        .await?;
         let full = self.check_all(deadline).await?;
         if !full.intact {
-            bail!("the guest found its memory damaged before it moved anywhere: {:?}", full.first_bad_page);
+            bail!(
+                "the guest found its memory damaged before it moved anywhere: {:?}",
+                full.first_bad_page
+            );
         }
         Ok(full)
     }
@@ -95,7 +111,9 @@ impl Actor {
         let order = WorkloadControl { reset_stall: true, ..WorkloadControl::default() };
         let epoch = self.order(&order).await?.stall_epoch.unwrap_or(0);
         let deadline = Instant::now() + Duration::from_secs(10);
-        self.until(deadline, "reset its stall clock", |workload| workload.stall_epoch >= epoch).await.map(drop)
+        self.until(deadline, "reset its stall clock", |workload| workload.stall_epoch >= epoch)
+            .await
+            .map(drop)
     }
 
     /// Hears the guest after it arrived: how long it stood still, and whether its memory is whole.
@@ -104,7 +122,9 @@ impl Actor {
     /// It does not run, or does not finish checking until the deadline.
     pub(super) async fn testify(&self, deadline: Instant) -> Result<Verdict> {
         let arrived = self.workload().await?;
-        let ticking = |workload: &WorkloadInfo| workload.ticks > arrived.ticks && workload.pages_checked > arrived.pages_checked;
+        let ticking = |workload: &WorkloadInfo| {
+            workload.ticks > arrived.ticks && workload.pages_checked > arrived.pages_checked
+        };
         let running = self.until(deadline, "go on after it moved", ticking).await?;
         let checked = self.check_all(deadline).await?;
         Ok(Verdict {
@@ -123,7 +143,12 @@ impl Actor {
         self.until(deadline, "check its memory", |workload| workload.verified_epoch >= epoch).await
     }
 
-    async fn until(&self, deadline: Instant, what: &str, done: impl Fn(&WorkloadInfo) -> bool) -> Result<WorkloadInfo> {
+    async fn until(
+        &self,
+        deadline: Instant,
+        what: &str,
+        done: impl Fn(&WorkloadInfo) -> bool,
+    ) -> Result<WorkloadInfo> {
         loop {
             let workload = self.workload().await?;
             if done(&workload) {
@@ -163,8 +188,16 @@ mod tests {
             clock_backwards: 0,
         };
         assert!(good.is_good());
-        let torn = Verdict { intact: false, bad_pages: 2, first_bad_page: Some("page 7 is torn".to_owned()), ..good.clone() };
-        assert!(!torn.is_good() && torn.complaint("b").contains("CORRUPT on host b: 2 bad pages; page 7 is torn"));
+        let torn = Verdict {
+            intact: false,
+            bad_pages: 2,
+            first_bad_page: Some("page 7 is torn".to_owned()),
+            ..good.clone()
+        };
+        assert!(
+            !torn.is_good()
+                && torn.complaint("b").contains("CORRUPT on host b: 2 bad pages; page 7 is torn")
+        );
         let backwards = Verdict { clock_backwards: 3, ..good };
         assert!(!backwards.is_good() && backwards.complaint("b").contains("backwards"));
     }

@@ -61,7 +61,10 @@ pub(crate) fn run(args: &DemoArgs) -> Result<Exit> {
     let output = args.json.output();
     let played = block_on(async {
         let mut terminate = signal(SignalKind::terminate()).context("cannot hear signals")?;
-        let stopped = || ExitWith { exit: Exit::Cancelled, message: "stopped, and everything cleaned up".to_owned() };
+        let stopped = || ExitWith {
+            exit: Exit::Cancelled,
+            message: "stopped, and everything cleaned up".to_owned(),
+        };
         tokio::select! {
             played = play(&mut stage, args) => played,
             _ = tokio::signal::ctrl_c() => Err(stopped().into()),
@@ -75,7 +78,9 @@ pub(crate) fn run(args: &DemoArgs) -> Result<Exit> {
         print_json(&performance)?;
     }
     match performance.legs.iter().find(|leg| !leg.guest.is_good()) {
-        Some(leg) => Err(ExitWith { exit: Exit::Corrupt, message: leg.guest.complaint(leg.to) }.into()),
+        Some(leg) => {
+            Err(ExitWith { exit: Exit::Corrupt, message: leg.guest.complaint(leg.to) }.into())
+        }
         None => Ok(Exit::Done),
     }
 }
@@ -118,9 +123,16 @@ async fn move_guest(from: &Host, to: &Host, args: &DemoArgs) -> Result<Leg> {
     let before = Actor::meet(from, Instant::now() + Duration::from_secs(10)).await?;
     before.forget_stalls().await?;
     let request = MigrationRequest::to(to.address().to_string());
-    let started: MigrationStarted =
-        from.guest_client().post("/v1/guest/migration", &request).await.context("cannot start the migration")?;
-    let follower = Follower { state: from.state().clone(), name: stage::guest_name()?, id: MigrationId(started.id) };
+    let started: MigrationStarted = from
+        .guest_client()
+        .post("/v1/guest/migration", &request)
+        .await
+        .context("cannot start the migration")?;
+    let follower = Follower {
+        state: from.state().clone(),
+        name: stage::guest_name()?,
+        id: MigrationId(started.id),
+    };
     let mut view = ProgressView::new(args.json.output());
     let report = follower.to_the_end(|progress| view.show(progress)).await;
     view.finish();

@@ -53,7 +53,13 @@ pub(super) struct Host {
 
 impl Host {
     fn new(name: &'static str, root: &Path) -> Result<Self> {
-        Ok(Self { name, state: StateDir::new(&root.join(name))?, address: None, node: None, guest: None })
+        Ok(Self {
+            name,
+            state: StateDir::new(&root.join(name))?,
+            address: None,
+            node: None,
+            guest: None,
+        })
     }
 
     /// `a` or `b`.
@@ -95,7 +101,8 @@ impl Host {
     /// Starts this program with `arguments` on this host; what it says goes to a file.
     fn spawn(&self, process: &str, arguments: &[String]) -> Result<Child> {
         let program = std::env::current_exe().context("cannot find this program")?;
-        let log = File::create(self.log(process)).context("cannot write in the temporary folder")?;
+        let log =
+            File::create(self.log(process)).context("cannot write in the temporary folder")?;
         Command::new(program)
             .arg("--state-dir")
             .arg(self.state.root())
@@ -111,7 +118,8 @@ impl Host {
         self.state.create()?;
         let names = [self.name, "localhost", "127.0.0.1"].map(str::to_owned);
         authority.issue(&names)?.save(&self.state.certs())?;
-        let arguments = ["node", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"].map(str::to_owned);
+        let arguments =
+            ["node", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"].map(str::to_owned);
         self.node = Some(self.spawn("node", &arguments)?);
         Ok(())
     }
@@ -127,7 +135,8 @@ impl Host {
                 self.address = Some(found.listen);
                 return Ok(());
             }
-            if let Some(status) = self.node.as_mut().and_then(|node| node.try_wait().ok().flatten()) {
+            if let Some(status) = self.node.as_mut().and_then(|node| node.try_wait().ok().flatten())
+            {
                 bail!("the node of host {} ended at once ({status})", self.name);
             }
             if Instant::now() > deadline {
@@ -154,7 +163,8 @@ impl Host {
     /// Ends the guests on this host, wherever they came from, then its node.
     fn strike(&mut self) {
         let guests = self.state.live_guests().unwrap_or_default();
-        let pids: Vec<Pid> = guests.iter().filter_map(|guest| pid_of(guest.read_identity().ok()?.pid)).collect();
+        let pids: Vec<Pid> =
+            guests.iter().filter_map(|guest| pid_of(guest.read_identity().ok()?.pid)).collect();
         let deadline = Instant::now() + END_PATIENCE;
         pids.iter().for_each(|pid| tell(*pid, Signal::SIGTERM));
         while guests.iter().any(|guest| guest.is_live()) && Instant::now() < deadline {
@@ -162,7 +172,8 @@ impl Host {
             std::thread::sleep(INTERVAL);
         }
         for guest in guests.iter().filter(|guest| guest.is_live()) {
-            if let Some(pid) = guest.read_identity().ok().and_then(|identity| pid_of(identity.pid)) {
+            if let Some(pid) = guest.read_identity().ok().and_then(|identity| pid_of(identity.pid))
+            {
                 tell(pid, Signal::SIGKILL);
             }
         }
@@ -218,7 +229,8 @@ impl Stage {
     /// There is no place for temporary files.
     pub(super) fn new() -> Result<Self> {
         let template = std::env::temp_dir().join("lighter-demo-XXXXXX");
-        let root = nix::unistd::mkdtemp(&template).with_context(|| format!("cannot create {}", template.display()))?;
+        let root = nix::unistd::mkdtemp(&template)
+            .with_context(|| format!("cannot create {}", template.display()))?;
         let host = |name| Host::new(name, &root);
         let (a, b) = (host("a")?, host("b")?);
         Ok(Self { root, a, b })

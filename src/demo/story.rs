@@ -43,8 +43,13 @@ impl Story {
     }
 
     pub(super) fn guest(&self, args: &DemoArgs) {
-        let pattern = args.pattern.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
-        let vcpus = if args.cpus == 1 { "1 vCPU".to_owned() } else { format!("{} vCPUs", args.cpus) };
+        let pattern = args
+            .pattern
+            .to_possible_value()
+            .map(|value| value.get_name().to_owned())
+            .unwrap_or_default();
+        let vcpus =
+            if args.cpus == 1 { "1 vCPU".to_owned() } else { format!("{} vCPUs", args.cpus) };
         self.say(&format!(
             "A guest on a  {}, {vcpus}, rewrites {} pages a second of {}, {pattern} content",
             format_size(args.memory),

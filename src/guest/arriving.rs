@@ -10,7 +10,9 @@ use migrate::guest::RefusalKind;
 use migrate::record::RecordStore;
 use migrate::report::Outcome;
 use migrate::session::{DestinationSession, Handle, start_destination};
-use migrate::{DestinationGuest, GuestDescription, GuestFactory, MigrationId, Refusal, Report, Token};
+use migrate::{
+    DestinationGuest, GuestDescription, GuestFactory, MigrationId, Refusal, Report, Token,
+};
 use vmm_core::{Error, ShapeError};
 
 use super::console::Console;
@@ -72,7 +74,11 @@ impl Arrival {
 
     /// Whether the guest is here, and only the last words with the source are left to be said.
     pub(crate) fn has_arrived(&self) -> bool {
-        self.handle.report().borrow().as_ref().is_some_and(|report| report.outcome == Outcome::Migrated)
+        self.handle
+            .report()
+            .borrow()
+            .as_ref()
+            .is_some_and(|report| report.outcome == Outcome::Migrated)
     }
 
     /// Whether this copy is complete, and the source has not been heard whether it is to run.
@@ -82,7 +88,8 @@ impl Arrival {
 
     /// Why the guest is in doubt, and the way out.
     pub(crate) fn detail(&self) -> Option<String> {
-        let way_out = |report: &Report| report.way_out.clone().filter(|_| report.outcome == Outcome::InDoubt);
+        let way_out =
+            |report: &Report| report.way_out.clone().filter(|_| report.outcome == Outcome::InDoubt);
         let reported = self.handle.report().borrow().as_ref().and_then(way_out);
         reported.or_else(|| self.handle.progress().borrow().in_doubt.clone())
     }
@@ -108,7 +115,10 @@ impl Arrival {
     /// # Errors
     /// There is nothing to decide.
     pub(crate) async fn resolve(&self, choice: OperatorChoice) -> Result<(), ApiError> {
-        self.handle.resolve(choice).await.map_err(|error| ApiError::new(Reason::NotMigrating, not_in_doubt(&error)))
+        self.handle
+            .resolve(choice)
+            .await
+            .map_err(|error| ApiError::new(Reason::NotMigrating, not_in_doubt(&error)))
     }
 
     /// Waits until nothing of the migration is left, at most `patience`.
@@ -125,7 +135,9 @@ impl Arrival {
         }
         let cause = outcome.and_then(|report| report.error).map(|error| error.message);
         let cause = cause.unwrap_or_else(|| "the migration broke down".to_owned());
-        process.end(Ending::Discarded { message: format!("{} did not arrive here: {cause}", process.name()) });
+        process.end(Ending::Discarded {
+            message: format!("{} did not arrive here: {cause}", process.name()),
+        });
     }
 }
 
@@ -152,7 +164,8 @@ impl GuestFactory for Factory {
             Ok(error) => refused(error),
             Err(error) => Refusal::new(RefusalKind::Other, format!("{error:#}")),
         };
-        let machine = Machine::create(process.name().clone(), guest.uuid, shape, &self.console).map_err(other)?;
+        let machine = Machine::create(process.name().clone(), guest.uuid, shape, &self.console)
+            .map_err(other)?;
         let machine = Arc::new(machine);
         process.set_machine(Arc::clone(&machine)).map_err(other)?;
         Ok(machine)
@@ -171,9 +184,14 @@ impl Factory {
 #[allow(clippy::needless_pass_by_value)]
 fn refused(error: Error) -> Refusal {
     let kind = match &error {
-        Error::OpenKvm(_) | Error::MissingCapability { .. } | Error::Kvm { .. } | Error::Vcpu { .. } => RefusalKind::Kvm,
+        Error::OpenKvm(_)
+        | Error::MissingCapability { .. }
+        | Error::Kvm { .. }
+        | Error::Vcpu { .. } => RefusalKind::Kvm,
         Error::Memory(_) => RefusalKind::Memory,
-        Error::Shape(ShapeError::Malformed(_) | ShapeError::Version(_) | ShapeError::Vcpus(_)) => RefusalKind::Guest,
+        Error::Shape(ShapeError::Malformed(_) | ShapeError::Version(_) | ShapeError::Vcpus(_)) => {
+            RefusalKind::Guest
+        }
         Error::Shape(_) => RefusalKind::Cpu,
         _ => RefusalKind::Other,
     };
@@ -187,9 +205,13 @@ fn refused(error: Error) -> Refusal {
 pub(crate) fn read_token() -> Result<Token> {
     let mut line = String::new();
     let stdin = std::io::stdin().lock();
-    stdin.take(TOKEN_LINE_BYTES_MAX).read_line(&mut line).context("cannot read the migration's token from stdin")?;
+    stdin
+        .take(TOKEN_LINE_BYTES_MAX)
+        .read_line(&mut line)
+        .context("cannot read the migration's token from stdin")?;
     let hex = serde_json::Value::String(line.trim_end().to_owned());
-    serde_json::from_value(hex).context("`lighter incoming` is started by the node, which writes a token to its stdin")
+    serde_json::from_value(hex)
+        .context("`lighter incoming` is started by the node, which writes a token to its stdin")
 }
 
 /// Tells the node where the source will find this process; from then on, stdout goes nowhere.
@@ -198,7 +220,11 @@ pub(crate) fn read_token() -> Result<Token> {
 /// The node is gone.
 pub(crate) fn tell_node_port(port: u16) -> Result<()> {
     tell_node(&IncomingLine::Port(port)).context("the node is gone")?;
-    let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null").context("cannot open /dev/null")?;
+    let null = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/null")
+        .context("cannot open /dev/null")?;
     nix::unistd::dup2_stdin(&null).context("cannot close stdin")?;
     nix::unistd::dup2_stdout(&null).context("cannot close stdout")
 }

@@ -41,7 +41,10 @@ pub(crate) fn start(state: &StateDir, name: &GuestName) -> Result<Exit> {
         .context("cannot start the guest's process")?;
     let mut messages = String::new();
     if let Some(stderr) = child.stderr.take() {
-        stderr.take(MESSAGES_BYTES_MAX).read_to_string(&mut messages).context("cannot hear the guest's process")?;
+        stderr
+            .take(MESSAGES_BYTES_MAX)
+            .read_to_string(&mut messages)
+            .context("cannot hear the guest's process")?;
     }
     // The pipe has ended: either the guest runs and its process logs elsewhere, or the process is about to be gone.
     if state.guest(name).read_identity().is_ok_and(|identity| identity.pid == child.id()) {

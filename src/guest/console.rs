@@ -126,7 +126,8 @@ struct ConsoleLog {
 
 impl ConsoleLog {
     fn open(path: &Path) -> Result<Self> {
-        let file = open_log(path).with_context(|| format!("cannot open the console's log {}", path.display()))?;
+        let file = open_log(path)
+            .with_context(|| format!("cannot open the console's log {}", path.display()))?;
         Ok(Self { path: path.to_owned(), file, bytes: 0 })
     }
 }
@@ -170,9 +171,12 @@ impl RawTerminal {
         let before = tcgetattr(&stdin).context("cannot read the terminal's settings")?;
         let mut raw = before.clone();
         // Output stays as it is, so that our own messages start at the left.
-        raw.local_flags.remove(LocalFlags::ECHO | LocalFlags::ICANON | LocalFlags::ISIG | LocalFlags::IEXTEN);
-        raw.input_flags.remove(InputFlags::ICRNL | InputFlags::IXON | InputFlags::ISTRIP | InputFlags::INLCR);
-        tcsetattr(&stdin, SetArg::TCSANOW, &raw).context("cannot change the terminal's settings")?;
+        raw.local_flags
+            .remove(LocalFlags::ECHO | LocalFlags::ICANON | LocalFlags::ISIG | LocalFlags::IEXTEN);
+        raw.input_flags
+            .remove(InputFlags::ICRNL | InputFlags::IXON | InputFlags::ISTRIP | InputFlags::INLCR);
+        tcsetattr(&stdin, SetArg::TCSANOW, &raw)
+            .context("cannot change the terminal's settings")?;
         Ok(Some(Self { before }))
     }
 }
@@ -189,7 +193,10 @@ impl Drop for RawTerminal {
 ///
 /// # Errors
 /// The system gives no thread.
-pub(crate) fn pump_input(take: impl Fn(&[u8]) + Send + 'static, end: impl FnOnce() + Send + 'static) -> Result<()> {
+pub(crate) fn pump_input(
+    take: impl Fn(&[u8]) + Send + 'static,
+    end: impl FnOnce() + Send + 'static,
+) -> Result<()> {
     let pump = move || {
         let mut buffer = [0; 256];
         loop {
@@ -222,7 +229,9 @@ mod tests {
         for _ in 0..20 {
             log.write_all(&block).unwrap();
         }
-        let sizes = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len());
+        let sizes = std::fs::read_dir(folder.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().metadata().unwrap().len());
         let total: u64 = sizes.sum();
         assert!((LOG_BYTES_MAX..=2 * LOG_BYTES_MAX).contains(&total), "{total}");
     }

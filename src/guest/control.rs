@@ -10,8 +10,9 @@ use super::process::{Ending, GuestProcess, Occupation};
 use super::{saved, workload};
 use crate::api::guest::GuestControl;
 use crate::api::types::{
-    GuestInfo, GuestKind, GuestState, MigrationRequest, MigrationStarted, MigrationStatus, Resolution, SaveRequest, Saved,
-    StateAnswer, WorkloadControl, WorkloadControlled, WorkloadInfo,
+    ConsoleInput, ConsoleTaken, GuestInfo, GuestKind, GuestState, MigrationRequest,
+    MigrationStarted, MigrationStatus, Resolution, SaveRequest, Saved, StateAnswer,
+    WorkloadControl, WorkloadControlled, WorkloadInfo,
 };
 use crate::api::{ApiError, Reason};
 
@@ -25,12 +26,20 @@ impl ProcessControl {
     }
 
     fn machine(&self) -> Result<&SharedMachine, ApiError> {
-        let missing = || ApiError::new(Reason::WrongState, format!("{} has not arrived yet", self.process().name()));
+        let missing = || {
+            ApiError::new(
+                Reason::WrongState,
+                format!("{} has not arrived yet", self.process().name()),
+            )
+        };
         self.process().machine().ok_or_else(missing)
     }
 
     /// Does `action` on the machine of a guest that is nobody else's business at the moment.
-    fn on_own_guest(&self, action: impl FnOnce(&SharedMachine) -> vmm_core::Result<()>) -> Result<StateAnswer, ApiError> {
+    fn on_own_guest(
+        &self,
+        action: impl FnOnce(&SharedMachine) -> vmm_core::Result<()>,
+    ) -> Result<StateAnswer, ApiError> {
         let occupation = self.process().occupation();
         self.refuse_when_busy(&occupation)?;
         action(self.machine()?).map_err(ApiError::failed)?;
@@ -43,16 +52,21 @@ impl ProcessControl {
         let migrating = |text: String| Err(ApiError::new(Reason::Migrating, text));
         match occupation {
             Occupation::None => Ok(()),
-            Occupation::Saving => Err(ApiError::new(Reason::WrongState, format!("{name} is being saved: wait for its end"))),
-            Occupation::Leaving(departure) if departure.is_in_doubt() => {
-                migrating(format!("the migration of {name} is in doubt: see `lighter show {name}` for the way out"))
-            }
+            Occupation::Saving => Err(ApiError::new(
+                Reason::WrongState,
+                format!("{name} is being saved: wait for its end"),
+            )),
+            Occupation::Leaving(departure) if departure.is_in_doubt() => migrating(format!(
+                "the migration of {name} is in doubt: see `lighter show {name}` for the way out"
+            )),
             Occupation::Leaving(departure) => migrating(format!(
                 "{name} is being migrated to {}: `lighter cancel {name}` first, or wait for its end",
                 departure.destination()
             )),
             Occupation::Arriving(arrival) if arrival.has_arrived() => Ok(()),
-            Occupation::Arriving(_) => migrating(format!("{name} is on its way here: `lighter cancel {name}` stops that")),
+            Occupation::Arriving(_) => {
+                migrating(format!("{name} is on its way here: `lighter cancel {name}` stops that"))
+            }
         }
     }
 
@@ -61,7 +75,10 @@ impl ProcessControl {
     }
 
     fn not_migrating<T>(&self) -> Result<T, ApiError> {
-        Err(ApiError::new(Reason::NotMigrating, format!("{} is not being migrated", self.process().name())))
+        Err(ApiError::new(
+            Reason::NotMigrating,
+            format!("{} is not being migrated", self.process().name()),
+        ))
     }
 }
 
@@ -107,7 +124,10 @@ impl GuestControl for ProcessControl {
 
     fn save(&self, request: &SaveRequest) -> Result<Saved, ApiError> {
         if !request.file.is_absolute() {
-            return Err(ApiError::new(Reason::BadRequest, format!("{} is no absolute path", request.file.display())));
+            return Err(ApiError::new(
+                Reason::BadRequest,
+                format!("{} is no absolute path", request.file.display()),
+            ));
         }
         let machine = self.machine()?;
         let mut occupation = self.process().occupation();
@@ -118,7 +138,10 @@ impl GuestControl for ProcessControl {
         let saved = saved::save(machine, &request.file);
         *self.process().occupation() = Occupation::None;
         let file_bytes = saved.map_err(ApiError::failed)?;
-        Ok(Saved { file_bytes, paused_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX) })
+        Ok(Saved {
+            file_bytes,
+            paused_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
+        })
     }
 
     fn migrate(&self, request: &MigrationRequest) -> Result<MigrationStarted, ApiError> {
@@ -149,7 +172,9 @@ impl GuestControl for ProcessControl {
         self.process().runtime().block_on(async {
             match occupation {
                 Occupation::Leaving(departure) => departure.cancel("the user").await,
-                Occupation::Arriving(arrival) => arrival.cancel("the user at the destination").await,
+                Occupation::Arriving(arrival) => {
+                    arrival.cancel("the user at the destination").await
+                }
                 Occupation::None | Occupation::Saving => self.not_migrating(),
             }
         })?;
@@ -167,7 +192,8 @@ impl GuestControl for ProcessControl {
                 Occupation::Leaving(departure) => departure.resolve(choice).await,
                 Occupation::Arriving(arrival) => arrival.resolve(choice).await,
                 Occupation::None | Occupation::Saving => {
-                    let text = format!("{} is not in doubt: there is no migration", self.process().name());
+                    let text =
+                        format!("{} is not in doubt: there is no migration", self.process().name());
                     Err(ApiError::new(Reason::NotMigrating, text))
                 }
             }
@@ -181,5 +207,14 @@ impl GuestControl for ProcessControl {
 
     fn control_workload(&self, control: &WorkloadControl) -> Result<WorkloadControlled, ApiError> {
         workload::control(self.machine()?, control)
+    }
+
+    fn type_on_console(&self, input: &ConsoleInput) -> Result<ConsoleTaken, ApiError> {
+        let occupation = self.process().occupation();
+        if matches!(&*occupation, Occupation::Arriving(arrival) if !arrival.has_arrived()) {
+            self.refuse_when_busy(&occupation)?;
+        }
+        let taken_bytes = self.machine()?.vm().console_input(input.input.as_bytes());
+        Ok(ConsoleTaken { taken_bytes })
     }
 }

@@ -13,7 +13,8 @@ use vmm_core::StopReason;
 
 use super::address::Destination;
 use super::process::{Ending, GuestProcess, Occupation};
-use crate::api::types::{Compression, MigrationRequest, MigrationStatus};
+use super::workload;
+use crate::api::types::{Compression, MigrationRequest, MigrationStatus, WorkloadControl};
 use crate::api::{ApiError, Reason};
 
 /// Most connections side by side; beyond, they only cost.
@@ -31,11 +32,21 @@ impl Departure {
     ///
     /// # Errors
     /// The request makes no sense, or this host has no certificates or no place for records.
-    pub(crate) fn start(process: &Arc<GuestProcess>, request: &MigrationRequest) -> Result<Self, ApiError> {
+    pub(crate) fn start(
+        process: &Arc<GuestProcess>,
+        request: &MigrationRequest,
+    ) -> Result<Self, ApiError> {
         let session = session(request)?;
-        let machine = process.machine().ok_or_else(|| ApiError::new(Reason::WrongState, "the guest has not arrived yet"))?;
+        let machine = process
+            .machine()
+            .ok_or_else(|| ApiError::new(Reason::WrongState, "the guest has not arrived yet"))?;
         let tls = migrate::quic::Tls::load(&process.state().certs()).map_err(ApiError::failed)?;
         let records = RecordStore::open(&process.state().migrations()).map_err(ApiError::failed)?;
+        // What the workload measures from here on is this migration's; other guests measure nothing.
+        let reset = WorkloadControl { reset_stall: true, ..WorkloadControl::default() };
+        if let Err(error) = workload::control(machine, &reset) {
+            tracing::debug!(%error, "the guest measures no stalls");
+        }
         let guest: Arc<dyn SourceGuest> = Arc::clone(machine) as Arc<dyn SourceGuest>;
         let handle = start_source(session, guest, tls, records).map_err(ApiError::failed)?;
         let departure = Self { handle, destination: request.destination.clone() };
@@ -60,7 +71,8 @@ impl Departure {
 
     /// Why the guest is in doubt, and the way out.
     pub(crate) fn detail(&self) -> Option<String> {
-        let way_out = |report: &Report| report.way_out.clone().filter(|_| report.outcome == Outcome::InDoubt);
+        let way_out =
+            |report: &Report| report.way_out.clone().filter(|_| report.outcome == Outcome::InDoubt);
         let reported = self.handle.report().borrow().as_ref().and_then(way_out);
         reported.or_else(|| self.handle.progress().borrow().in_doubt.clone())
     }
@@ -87,7 +99,10 @@ impl Departure {
     /// # Errors
     /// There is nothing to decide.
     pub(crate) async fn resolve(&self, choice: OperatorChoice) -> Result<(), ApiError> {
-        self.handle.resolve(choice).await.map_err(|error| ApiError::new(Reason::NotMigrating, not_in_doubt(&error)))
+        self.handle
+            .resolve(choice)
+            .await
+            .map_err(|error| ApiError::new(Reason::NotMigrating, not_in_doubt(&error)))
     }
 
     /// The guest has ended by itself.
@@ -107,14 +122,21 @@ impl Departure {
             tracing::error!(migration = %self.id(), "the migration broke down without a report");
             return process.conclude(self.id(), MigrationStatus::default());
         };
-        let status = MigrationStatus { progress: Some(self.handle.progress().borrow().clone()), report: Some(report.clone()) };
+        let status = MigrationStatus {
+            progress: Some(self.handle.progress().borrow().clone()),
+            report: Some(report.clone()),
+        };
         match report.outcome {
             Outcome::StayedAtSource => process.conclude(self.id(), status),
             Outcome::Migrated => process.end(Ending::Moved { destination: self.destination }),
             // In doubt and yet nothing left to do: the node goes on with the record, and this copy must not run.
             Outcome::Lost | Outcome::InDoubt => {
-                let cause = report.error.map_or_else(|| "no reason was given".to_owned(), |error| error.message);
-                process.end(Ending::Discarded { message: format!("this copy of {} is given up: {cause}", process.name()) });
+                let cause = report
+                    .error
+                    .map_or_else(|| "no reason was given".to_owned(), |error| error.message);
+                process.end(Ending::Discarded {
+                    message: format!("this copy of {} is given up: {cause}", process.name()),
+                });
             }
         }
     }
@@ -154,7 +176,8 @@ pub(super) fn not_in_doubt(error: &migrate::error::ResolveRefused) -> String {
 fn session(request: &MigrationRequest) -> Result<SourceSession, ApiError> {
     let bad = |text: &str| Err(ApiError::new(Reason::BadRequest, text));
     let destination = Destination::parse(&request.destination);
-    let destination = destination.map_err(|error| ApiError::new(Reason::BadRequest, format!("{error:#}")))?;
+    let destination =
+        destination.map_err(|error| ApiError::new(Reason::BadRequest, format!("{error:#}")))?;
     if request.timeout_ms == 0 || request.downtime_ms_max == 0 {
         return bad("a migration needs some time: give a downtime and a time-out above zero");
     }

@@ -30,7 +30,12 @@ impl Machine {
     ///
     /// # Errors
     /// This host cannot run a machine of this shape, or has no memory for it.
-    pub(crate) fn create(name: GuestName, uuid: Uuid, shape: VmShape, console: &Console) -> Result<Self> {
+    pub(crate) fn create(
+        name: GuestName,
+        uuid: Uuid,
+        shape: VmShape,
+        console: &Console,
+    ) -> Result<Self> {
         let layout = layout(&shape.layout()?)?;
         let vm = Vm::create(&shape, console.output()?)?;
         Ok(Self { name, uuid, shape, layout, vm })
@@ -75,7 +80,8 @@ impl Machine {
 
 /// Memory as the two crates describe it: the same regions, but each depends on nothing of the other.
 fn layout(ram: &RamLayout) -> Result<MemoryLayout> {
-    let regions = ram.regions().iter().map(|region| Region { base: region.gpa, bytes: region.bytes });
+    let regions =
+        ram.regions().iter().map(|region| Region { base: region.gpa, bytes: region.bytes });
     MemoryLayout::new(regions.collect()).context("the guest's memory cannot be migrated")
 }
 
@@ -84,7 +90,9 @@ fn layout(ram: &RamLayout) -> Result<MemoryLayout> {
 /// # Errors
 /// The description is damaged, contradicts itself, or is of another version.
 pub(crate) fn shape_of(guest: &GuestDescription) -> Result<VmShape, Refusal> {
-    let refuse = |error: &dyn std::fmt::Display| Refusal::new(RefusalKind::Guest, format!("{}: {error}", guest.name));
+    let refuse = |error: &dyn std::fmt::Display| {
+        Refusal::new(RefusalKind::Guest, format!("{}: {error}", guest.name))
+    };
     let shape = VmShape::from_bytes(&guest.config.0).map_err(|error| refuse(&error))?;
     let expected = shape.layout().map_err(|error| refuse(&error))?;
     let same_layout = layout(&expected).is_ok_and(|layout| layout == guest.layout);
@@ -119,11 +127,16 @@ impl SourceGuest for Machine {
     }
 
     fn rearm_dirty(&self, first_chunk: usize, words: &[u64]) -> Result<(), GuestError> {
-        self.vm.rearm_dirty(first_chunk, words).map_err(|error| self.failed("re-arm the dirty log", error))
+        self.vm
+            .rearm_dirty(first_chunk, words)
+            .map_err(|error| self.failed("re-arm the dirty log", error))
     }
 
     fn copy_out(&self, chunk: usize, first_page: usize, buf: &mut [u8]) -> Result<(), GuestError> {
-        self.vm.ram().copy_out(chunk, first_page, buf).map_err(|error| self.failed("read memory", error))
+        self.vm
+            .ram()
+            .copy_out(chunk, first_page, buf)
+            .map_err(|error| self.failed("read memory", error))
     }
 
     fn pause(&self) -> Result<(), GuestError> {
@@ -146,7 +159,10 @@ impl SourceGuest for Machine {
 
 impl DestinationGuest for Machine {
     fn copy_in(&self, chunk: usize, first_page: usize, data: &[u8]) -> Result<(), GuestError> {
-        self.vm.ram().copy_in(chunk, first_page, data).map_err(|error| self.failed("write memory", error))
+        self.vm
+            .ram()
+            .copy_in(chunk, first_page, data)
+            .map_err(|error| self.failed("write memory", error))
     }
 
     fn zero(&self, chunk: usize, mask: u64) -> Result<(), GuestError> {
@@ -154,7 +170,8 @@ impl DestinationGuest for Machine {
     }
 
     fn load_state(&self, state: &[u8]) -> Result<(), GuestError> {
-        let state = VmState::from_bytes(state).map_err(|error| self.failed("understand the state", error))?;
+        let state = VmState::from_bytes(state)
+            .map_err(|error| self.failed("understand the state", error))?;
         self.vm.load_state(&state).map_err(|error| self.failed("load the state", error))
     }
 

@@ -25,12 +25,14 @@ impl Plan {
     /// # Errors
     /// This host cannot run such a guest, or a file is missing.
     pub(crate) fn new(args: &RunArgs, name: GuestName) -> Result<Self> {
-        let shape = VmShape::for_host(args.memory, args.cpus).with_context(|| format!("cannot run {name}"))?;
+        let shape = VmShape::for_host(args.memory, args.cpus)
+            .with_context(|| format!("cannot run {name}"))?;
         let boot = match &args.kernel {
             None => BootSource::Workload(workload(&args.workload)),
             Some(kernel) => {
                 for file in [Some(kernel), args.initrd.as_ref()].into_iter().flatten() {
-                    std::fs::metadata(file).with_context(|| format!("cannot boot {}", file.display()))?;
+                    std::fs::metadata(file)
+                        .with_context(|| format!("cannot boot {}", file.display()))?;
                 }
                 BootSource::Kernel(KernelSource {
                     kernel: kernel.clone(),

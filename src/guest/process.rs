@@ -129,7 +129,11 @@ impl GuestProcess {
                 }
             }
         };
-        std::thread::Builder::new().name("guest-events".to_owned()).spawn(listen).map(drop).context("cannot start a thread")
+        std::thread::Builder::new()
+            .name("guest-events".to_owned())
+            .spawn(listen)
+            .map(drop)
+            .context("cannot start a thread")
     }
 
     /// What the process is busy with. Held for as long as a decision depends on it.

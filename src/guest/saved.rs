@@ -16,7 +16,8 @@ use crate::names::GuestName;
 /// That is no name for a guest.
 pub(crate) fn name_of(file: &Path) -> Result<GuestName> {
     let stem = file.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
-    stem.parse().with_context(|| format!("cannot name a guest after {}: choose a --name", file.display()))
+    stem.parse()
+        .with_context(|| format!("cannot name a guest after {}: choose a --name", file.display()))
 }
 
 /// Creates the machine that `file` holds, ready to go on where it was saved, under a new identity.
@@ -24,7 +25,8 @@ pub(crate) fn name_of(file: &Path) -> Result<GuestName> {
 /// # Errors
 /// The file is no saved guest, is damaged, or does not fit this host.
 pub(crate) fn restore(file: &Path, name: GuestName, console: &Console) -> Result<Machine> {
-    let vm = snapshot::restore(file, console.output()?).with_context(|| format!("cannot restore {name}"))?;
+    let vm = snapshot::restore(file, console.output()?)
+        .with_context(|| format!("cannot restore {name}"))?;
     let shape = vm.shape().clone();
     Machine::adopt(name, Uuid::new_v4(), shape, vm)
 }
@@ -60,7 +62,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let console = Console::Log(folder.path().join("console.log"));
         let shape = VmShape::for_host(64 << 20, 1).unwrap();
-        let machine = Machine::create("web".parse().unwrap(), Uuid::new_v4(), shape, &console).unwrap();
+        let machine =
+            Machine::create("web".parse().unwrap(), Uuid::new_v4(), shape, &console).unwrap();
         machine.vm().ram().copy_in(5, 0, &[9; 4096]).unwrap();
 
         let file = folder.path().join("web.lighter");

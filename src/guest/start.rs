@@ -97,8 +97,13 @@ impl Life {
     fn begin(state: &StateDir, name: &GuestName) -> Result<Self> {
         state.create()?;
         let claim = state.guest(name).claim()?;
-        let threads = std::thread::available_parallelism().map_or(1, usize::from).clamp(1, WORKERS_MAX);
-        let runtime = Builder::new_multi_thread().worker_threads(threads).enable_all().build().context("cannot start")?;
+        let threads =
+            std::thread::available_parallelism().map_or(1, usize::from).clamp(1, WORKERS_MAX);
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(threads)
+            .enable_all()
+            .build()
+            .context("cannot start")?;
         Ok(Self { claim, state: state.clone(), runtime })
     }
 
@@ -108,13 +113,21 @@ impl Life {
 
     /// The terminal for a guest in the foreground, a log otherwise.
     fn console(&self) -> Console {
-        if background::name().is_some() { Console::Log(self.dir().console_log()) } else { Console::Terminal }
+        if background::name().is_some() {
+            Console::Log(self.dir().console_log())
+        } else {
+            Console::Terminal
+        }
     }
 
     /// Runs a machine that is ready to run, until its end.
     fn lead(self, machine: SharedMachine, console: &Console) -> Result<Exit> {
-        let process =
-            GuestProcess::new(&self.state, self.dir().name().clone(), machine.uuid(), self.runtime.handle().clone());
+        let process = GuestProcess::new(
+            &self.state,
+            self.dir().name().clone(),
+            machine.uuid(),
+            self.runtime.handle().clone(),
+        );
         let is_linux = machine.kind() == GuestKind::Linux;
         process.set_machine(Arc::clone(&machine))?;
         let _raw = match console {
@@ -136,7 +149,12 @@ impl Life {
     fn receive(self, args: &IncomingArgs) -> Result<Exit> {
         let token = arriving::read_token()?;
         let uuid = Uuid::nil();
-        let process = GuestProcess::new(&self.state, self.dir().name().clone(), uuid, self.runtime.handle().clone());
+        let process = GuestProcess::new(
+            &self.state,
+            self.dir().name().clone(),
+            uuid,
+            self.runtime.handle().clone(),
+        );
         let console = Console::Log(self.dir().console_log());
         let port = Arrival::start(&process, args, token, console)?;
         let server = self.open(&process)?;

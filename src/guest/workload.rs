@@ -31,7 +31,10 @@ pub(crate) fn report(machine: &Machine) -> Result<WorkloadInfo, ApiError> {
 ///
 /// # Errors
 /// As [`report`].
-pub(crate) fn control(machine: &Machine, order: &WorkloadControl) -> Result<WorkloadControlled, ApiError> {
+pub(crate) fn control(
+    machine: &Machine,
+    order: &WorkloadControl,
+) -> Result<WorkloadControlled, ApiError> {
     let control = Control::new(machine.vm().ram().memory()).map_err(refusal)?;
     let steer = || {
         if let Some(rate) = order.dirty_rate_pages_per_s {
@@ -53,8 +56,12 @@ fn describe(fault: Fault) -> String {
     let Fault { page, expected_sequence, found_sequence, found_page, .. } = fault;
     match fault.kind {
         FaultKind::Misplaced => format!("page {page} holds the content of page {found_page}"),
-        FaultKind::Stale => format!("page {page} holds version {found_sequence} instead of {expected_sequence}"),
-        FaultKind::Corrupt => format!("page {page} is torn or damaged (version {expected_sequence} was expected)"),
+        FaultKind::Stale => {
+            format!("page {page} holds version {found_sequence} instead of {expected_sequence}")
+        }
+        FaultKind::Corrupt => {
+            format!("page {page} is torn or damaged (version {expected_sequence} was expected)")
+        }
         FaultKind::NotCleared => format!("page {page} should be zero and is not"),
         FaultKind::Lost => format!("page {page} is zero and should not be"),
     }
@@ -86,8 +93,13 @@ mod tests {
 
     #[test]
     fn a_bad_page_is_named_with_what_is_wrong() {
-        let fault =
-            Fault { kind: FaultKind::Stale, page: 77, expected_sequence: 9, found_sequence: 8, found_page: 77 };
+        let fault = Fault {
+            kind: FaultKind::Stale,
+            page: 77,
+            expected_sequence: 9,
+            found_sequence: 8,
+            found_page: 77,
+        };
         assert_eq!(describe(fault), "page 77 holds version 8 instead of 9");
     }
 }

@@ -21,7 +21,10 @@ pub(crate) fn run(state: &StateDir, args: &CancelArgs) -> Result<Exit> {
     let client = guest_client(state, &args.name)?;
     let name = &args.name;
     block_on(async {
-        client.delete::<StateAnswer>("/v1/guest/migration").await.with_context(|| format!("cannot cancel the migration of {name}"))?;
+        client
+            .delete::<StateAnswer>("/v1/guest/migration")
+            .await
+            .with_context(|| format!("cannot cancel the migration of {name}"))?;
         let settled = async {
             loop {
                 let info = client.get::<GuestInfo>("/v1/guest").await?;
@@ -32,8 +35,12 @@ pub(crate) fn run(state: &StateDir, args: &CancelArgs) -> Result<Exit> {
             }
         };
         match tokio::time::timeout(PATIENCE, settled).await {
-            Ok(Ok(state)) => println!("{name}: migration cancelled, the guest is {} here", state.as_str()),
-            Ok(Err(_)) => bail!("{name} has left this host: the migration was completed before it could be cancelled"),
+            Ok(Ok(state)) => {
+                println!("{name}: migration cancelled, the guest is {} here", state.as_str());
+            }
+            Ok(Err(_)) => bail!(
+                "{name} has left this host: the migration was completed before it could be cancelled"
+            ),
             Err(_) => bail!("{name} was told to cancel, but has not done so within {PATIENCE:?}"),
         }
         Ok(Exit::Done)

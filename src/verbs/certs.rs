@@ -31,18 +31,30 @@ fn init(state: &StateDir, names: &[String]) -> Result<Exit> {
     let names = if names.is_empty() { own_names()? } else { names.to_vec() };
     let authority = Authority::create().context("cannot make a certificate authority")?;
     authority.save(&certs).context("cannot save the certificate authority")?;
-    authority.issue(&names).and_then(|identity| identity.save(&certs)).context("cannot make this host's certificate")?;
-    println!("Made a certificate authority and this host's certificate ({}) in {}.", names.join(", "), certs.display());
+    authority
+        .issue(&names)
+        .and_then(|identity| identity.save(&certs))
+        .context("cannot make this host's certificate")?;
+    println!(
+        "Made a certificate authority and this host's certificate ({}) in {}.",
+        names.join(", "),
+        certs.display()
+    );
     println!("For another host: lighter certs host NAME [ADDRESS...] --out DIR");
     Ok(Exit::Done)
 }
 
 fn host(state: &StateDir, names: &[String], out: &Path) -> Result<Exit> {
-    let authority = Authority::load(&state.certs()).context("this host holds no certificate authority: `lighter certs init`")?;
+    let authority = Authority::load(&state.certs())
+        .context("this host holds no certificate authority: `lighter certs init`")?;
     let identity = authority.issue(names)?;
-    identity.save(out).with_context(|| format!("cannot save the certificate of {}", names.join(", ")))?;
+    identity
+        .save(out)
+        .with_context(|| format!("cannot save the certificate of {}", names.join(", ")))?;
     println!("Made a certificate for {} in {}.", names.join(", "), out.display());
-    println!("Copy ca.pem, host.pem and host.key to the folder `certs` of that host's state folder, by a safe way.");
+    println!(
+        "Copy ca.pem, host.pem and host.key to the folder `certs` of that host's state folder, by a safe way."
+    );
     Ok(Exit::Done)
 }
 
@@ -76,14 +88,20 @@ fn show(state: &StateDir, output: Output) -> Result<Exit> {
 }
 
 fn text(shown: &Shown) -> String {
-    let authority = if shown.authority { "here: this host can issue certificates" } else { "elsewhere" };
+    let authority =
+        if shown.authority { "here: this host can issue certificates" } else { "elsewhere" };
     let host = shown.problem.clone().unwrap_or_else(|| "usable".to_owned());
-    facts(&[("Folder", shown.folder.clone()), ("Authority", authority.to_owned()), ("This host", host)])
+    facts(&[
+        ("Folder", shown.folder.clone()),
+        ("Authority", authority.to_owned()),
+        ("This host", host),
+    ])
 }
 
 /// The host's name, in full and short, and the names of the loopback.
 fn own_names() -> Result<Vec<String>> {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").context("cannot read this host's name")?;
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .context("cannot read this host's name")?;
     let name = name.trim();
     if name.is_empty() || name == "(none)" {
         bail!("this host has no name: give one, as in `lighter certs init host-a 192.0.2.5`");
@@ -116,7 +134,11 @@ mod tests {
         assert_eq!(run(&state, &show()).unwrap(), Exit::Done);
 
         let out = folder.path().join("b/certs");
-        run(&state, &args(CertsAction::Host { names: vec!["host-b".to_owned()], out: out.clone() })).unwrap();
+        run(
+            &state,
+            &args(CertsAction::Host { names: vec!["host-b".to_owned()], out: out.clone() }),
+        )
+        .unwrap();
         assert!(Tls::load(&out).is_ok());
         assert!(!out.join("ca.key").exists());
     }

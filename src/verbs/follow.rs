@@ -60,7 +60,7 @@ impl Follower {
                             return self.conclude(report).await;
                         }
                         Ok(status) => status.progress.iter().for_each(&mut show),
-                        Err(error) if error.is_gone() => return self.from_record().await,
+                        Err(error) if error.is_gone() => return self.read_record().await,
                         Err(error) => return Err(error).context("cannot follow the migration, which goes on"),
                     }
                 }
@@ -84,18 +84,25 @@ impl Follower {
             }
         };
         if tokio::time::timeout(END_PATIENCE, gone).await.is_err() {
-            bail!("the process of {} should end and does not: see `lighter show {}`", self.name, self.name);
+            bail!(
+                "the process of {} should end and does not: see `lighter show {}`",
+                self.name,
+                self.name
+            );
         }
         Ok(())
     }
 
     fn left(&self) -> anyhow::Error {
-        let message = format!("left to itself: the migration of {0} goes on, `lighter show {0}` tells how it stands", self.name);
+        let message = format!(
+            "left to itself: the migration of {0} goes on, `lighter show {0}` tells how it stands",
+            self.name
+        );
         ExitWith { exit: Exit::Cancelled, message }.into()
     }
 
     /// The report that the process left behind.
-    async fn from_record(&self) -> Result<Report> {
+    async fn read_record(&self) -> Result<Report> {
         self.wait_for_end().await?;
         let store = RecordStore::open(&self.state.migrations())?;
         match store.read(self.id, Role::Source)?.and_then(|record| record.report) {

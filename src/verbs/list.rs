@@ -57,12 +57,15 @@ pub(crate) async fn look_at(dir: &GuestDir) -> Listed {
     let client = ApiClient::new(&dir.socket()).with_patience(PATIENCE);
     let info = client.get::<GuestInfo>("/v1/guest").await.ok();
     let pid = info.as_ref().map(|info| info.pid);
-    let started = info.as_ref().map(|info| UNIX_EPOCH + Duration::from_millis(info.started_unix_ms));
+    let started =
+        info.as_ref().map(|info| UNIX_EPOCH + Duration::from_millis(info.started_unix_ms));
     Listed {
         name: dir.name().clone(),
         info,
         resident_bytes: pid.and_then(|pid| memopt::observe::resident_bytes(pid).ok()),
-        uptime_s: started.and_then(|at| SystemTime::now().duration_since(at).ok()).map(|age| age.as_secs()),
+        uptime_s: started
+            .and_then(|at| SystemTime::now().duration_since(at).ok())
+            .map(|age| age.as_secs()),
     }
 }
 
@@ -70,7 +73,8 @@ fn table(guests: &[Listed]) -> String {
     let mut table = Table::new(&["NAME", "STATE", "MEMORY", "RESIDENT", "VCPUS", "PID", "UPTIME"]);
     for guest in guests {
         let size = |bytes: Option<u64>| bytes.map_or_else(|| "-".to_owned(), format_size);
-        let of = |get: fn(&GuestInfo) -> String| guest.info.as_ref().map_or_else(|| "-".to_owned(), get);
+        let of =
+            |get: fn(&GuestInfo) -> String| guest.info.as_ref().map_or_else(|| "-".to_owned(), get);
         table.row([
             guest.name.to_string(),
             guest.info.as_ref().map_or("no answer", |info| info.state.as_str()).to_owned(),
@@ -78,7 +82,9 @@ fn table(guests: &[Listed]) -> String {
             size(guest.resident_bytes),
             of(|info| info.vcpus.to_string()),
             of(|info| info.pid.to_string()),
-            guest.uptime_s.map_or_else(|| "-".to_owned(), |age| format_uptime(Duration::from_secs(age))),
+            guest
+                .uptime_s
+                .map_or_else(|| "-".to_owned(), |age| format_uptime(Duration::from_secs(age))),
         ]);
     }
     table.render()
@@ -104,8 +110,12 @@ mod tests {
             migration_id: None,
             detail: None,
         };
-        let healthy =
-            Listed { name: name.clone(), info: Some(info), resident_bytes: Some(300 << 20), uptime_s: Some(61) };
+        let healthy = Listed {
+            name: name.clone(),
+            info: Some(info),
+            resident_bytes: Some(300 << 20),
+            uptime_s: Some(61),
+        };
         let silent = Listed { name, info: None, resident_bytes: None, uptime_s: None };
         assert_eq!(
             table(&[healthy, silent]),

@@ -7,7 +7,9 @@ use super::follow::Follower;
 use super::progress::ProgressView;
 use super::session::{block_on, guest_client, print_json};
 use super::summary;
-use crate::api::types::{Compression, MigrationRequest, MigrationStarted, Resolution, ResolveRequest, StateAnswer};
+use crate::api::types::{
+    Compression, MigrationRequest, MigrationStarted, Resolution, ResolveRequest, StateAnswer,
+};
 use crate::cli::Output;
 use crate::cli::migration::{CompressArg, MigrateArgs, ResolveArg};
 use crate::exit::{Exit, ExitWith};
@@ -22,7 +24,11 @@ pub(crate) fn run(state: &StateDir, args: &MigrateArgs) -> Result<Exit> {
     match (args.resolve, &args.destination) {
         (Some(decision), _) => resolve(state, args, decision),
         (None, Some(destination)) => migrate(state, args, destination),
-        (None, None) => Err(ExitWith { exit: Exit::Failed, message: "say where to: lighter migrate NAME HOST".to_owned() }.into()),
+        (None, None) => Err(ExitWith {
+            exit: Exit::Failed,
+            message: "say where to: lighter migrate NAME HOST".to_owned(),
+        }
+        .into()),
     }
 }
 
@@ -31,9 +37,12 @@ fn migrate(state: &StateDir, args: &MigrateArgs, destination: &str) -> Result<Ex
     let request = request(args, destination);
     let mut view = ProgressView::new(args.json.output());
     let report = block_on(async {
-        let started: Result<MigrationStarted, _> = client.post("/v1/guest/migration", &request).await;
-        let started = started.with_context(|| format!("cannot migrate {} to {destination}", args.name))?;
-        let follower = Follower { state: state.clone(), name: args.name.clone(), id: MigrationId(started.id) };
+        let started: Result<MigrationStarted, _> =
+            client.post("/v1/guest/migration", &request).await;
+        let started =
+            started.with_context(|| format!("cannot migrate {} to {destination}", args.name))?;
+        let follower =
+            Follower { state: state.clone(), name: args.name.clone(), id: MigrationId(started.id) };
         follower.to_the_end(|progress| view.show(progress)).await
     });
     view.finish();
@@ -70,11 +79,16 @@ fn request(args: &MigrateArgs, destination: &str) -> MigrationRequest {
 fn resolve(state: &StateDir, args: &MigrateArgs, decision: ResolveArg) -> Result<Exit> {
     let client = guest_client(state, &args.name)?;
     let (decision, done) = match decision {
-        ResolveArg::Run => (Resolution::Run, "runs here now: make sure that the other host does not run it too"),
-        ResolveArg::Discard => (Resolution::Discard, "is discarded here: the other host's copy is the only one"),
+        ResolveArg::Run => {
+            (Resolution::Run, "runs here now: make sure that the other host does not run it too")
+        }
+        ResolveArg::Discard => {
+            (Resolution::Discard, "is discarded here: the other host's copy is the only one")
+        }
     };
-    let answer: Result<StateAnswer> =
-        block_on(async { Ok(client.put_json("/v1/guest/migration/resolve", &ResolveRequest { decision }).await?) });
+    let answer: Result<StateAnswer> = block_on(async {
+        Ok(client.put_json("/v1/guest/migration/resolve", &ResolveRequest { decision }).await?)
+    });
     answer.with_context(|| format!("cannot resolve the migration of {}", args.name))?;
     println!("{} {done}", args.name);
     Ok(Exit::Done)

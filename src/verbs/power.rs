@@ -43,13 +43,17 @@ pub(crate) fn stop(state: &StateDir, args: &NameArgs) -> Result<Exit> {
     };
     match block_on(async { Ok(tokio::time::timeout(STOP_PATIENCE, gone).await) })? {
         Ok(()) => Ok(exit),
-        Err(_) => bail!("{} was told to stop, but its process is still there after {STOP_PATIENCE:?}", args.name),
+        Err(_) => bail!(
+            "{} was told to stop, but its process is still there after {STOP_PATIENCE:?}",
+            args.name
+        ),
     }
 }
 
 fn tell(state: &StateDir, args: &NameArgs, what: &str) -> Result<Exit> {
     let client = guest_client(state, &args.name)?;
-    let answer = block_on(async { Ok(client.put::<StateAnswer>(&format!("/v1/guest/{what}")).await?) });
+    let answer =
+        block_on(async { Ok(client.put::<StateAnswer>(&format!("/v1/guest/{what}")).await?) });
     answer.with_context(|| format!("cannot {what} {}", args.name))?;
     Ok(Exit::Done)
 }

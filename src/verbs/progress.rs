@@ -76,7 +76,11 @@ fn step(progress: &Progress) -> String {
 
 /// Memory that does not wait to be sent. Before the first round all of it waits.
 fn done_bytes(progress: &Progress) -> u64 {
-    if progress.phase < Phase::Precopy { 0 } else { progress.memory_bytes.saturating_sub(progress.remaining_bytes) }
+    if progress.phase < Phase::Precopy {
+        0
+    } else {
+        progress.memory_bytes.saturating_sub(progress.remaining_bytes)
+    }
 }
 
 fn figures(progress: &Progress) -> String {
@@ -87,9 +91,14 @@ fn figures(progress: &Progress) -> String {
         format!("{} sent", format_size(progress.transfer.wire_bytes)),
         format!("{} left", format_size(progress.remaining_bytes)),
         format_rate(progress.bandwidth_bytes_per_second.max(0.0) as u64),
-        format!("{} pages/s dirtied", format_count(progress.dirty_pages_per_second.max(0.0) as u64)),
+        format!(
+            "{} pages/s dirtied",
+            format_count(progress.dirty_pages_per_second.max(0.0) as u64)
+        ),
     ];
-    if let Some(seconds) = progress.expected_downtime_seconds.and_then(|s| Duration::try_from_secs_f64(s).ok()) {
+    if let Some(seconds) =
+        progress.expected_downtime_seconds.and_then(|s| Duration::try_from_secs_f64(s).ok())
+    {
         parts.push(format!("expected downtime {}", format_duration(seconds)));
     }
     if !progress.converging {
@@ -116,6 +125,9 @@ mod tests {
         progress.expected_downtime_seconds = Some(0.0123);
         assert_eq!(step(&progress), "precopy, round 2");
         assert_eq!(done_bytes(&progress), 75 << 20);
-        assert_eq!(figures(&progress), "0 B sent, 25 MiB left, 0 B/s, 2,000 pages/s dirtied, expected downtime 12.3 ms");
+        assert_eq!(
+            figures(&progress),
+            "0 B sent, 25 MiB left, 0 B/s, 2,000 pages/s dirtied, expected downtime 12.3 ms"
+        );
     }
 }

@@ -20,10 +20,17 @@ const PATIENCE: Duration = Duration::from_secs(3600);
 /// There is no such guest, it is being migrated, or the file cannot be written.
 pub(crate) fn run(state: &StateDir, args: &SaveArgs) -> Result<Exit> {
     let client = guest_client(state, &args.name)?.with_patience(PATIENCE);
-    let file = std::path::absolute(&args.file).with_context(|| format!("cannot find {}", args.file.display()))?;
-    let saved: Result<Saved> = block_on(async { Ok(client.post("/v1/guest/save", &SaveRequest { file }).await?) });
+    let file = std::path::absolute(&args.file)
+        .with_context(|| format!("cannot find {}", args.file.display()))?;
+    let saved: Result<Saved> =
+        block_on(async { Ok(client.post("/v1/guest/save", &SaveRequest { file }).await?) });
     let saved = saved.with_context(|| format!("cannot save {}", args.name))?;
     let stood = format_duration(Duration::from_millis(saved.paused_ms));
-    println!("{}: {} in {}, the guest stood still for {stood}", args.name, format_size(saved.file_bytes), args.file.display());
+    println!(
+        "{}: {} in {}, the guest stood still for {stood}",
+        args.name,
+        format_size(saved.file_bytes),
+        args.file.display()
+    );
     Ok(Exit::Done)
 }

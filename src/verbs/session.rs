@@ -14,7 +14,11 @@ use crate::state_dir::StateDir;
 /// # Errors
 /// The verb's own, or the system gives no runtime.
 pub(crate) fn block_on<T>(verb: impl Future<Output = Result<T>>) -> Result<T> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?.block_on(verb)
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start")?
+        .block_on(verb)
 }
 
 /// A client of the live guest of this name.

@@ -77,7 +77,8 @@ fn text(shown: &Shown) -> String {
     } else {
         lines.push(("State", "its process does not answer".to_owned()));
     }
-    let sizes = [("Resident", shown.listed.resident_bytes), ("Costs the host", shown.proportional_bytes)];
+    let sizes =
+        [("Resident", shown.listed.resident_bytes), ("Costs the host", shown.proportional_bytes)];
     lines.extend(sizes.into_iter().filter_map(|(label, bytes)| Some((label, format_size(bytes?)))));
     if let Some(age) = shown.listed.uptime_s {
         lines.push(("Uptime", format_uptime(Duration::from_secs(age))));
@@ -92,8 +93,15 @@ fn migration_lines(status: &MigrationStatus) -> Vec<(&'static str, String)> {
     let mut lines = Vec::new();
     match (&status.report, &status.progress) {
         (Some(report), _) => {
-            let error = report.error.as_ref().map(|error| format!(": {}", error.message)).unwrap_or_default();
-            lines.push(("Last migration", format!("{:?} after {}{error}", report.outcome, seconds(report.total_seconds))));
+            let error = report
+                .error
+                .as_ref()
+                .map(|error| format!(": {}", error.message))
+                .unwrap_or_default();
+            lines.push((
+                "Last migration",
+                format!("{:?} after {}{error}", report.outcome, seconds(report.total_seconds)),
+            ));
             lines.extend(report.way_out.iter().map(|text| ("Way out", text.clone())));
         }
         (None, Some(progress)) => lines.push(("Migration", progress_line(progress))),

@@ -14,15 +14,23 @@ pub(crate) fn figures(report: &Report) -> String {
     let transfer = &report.transfer;
     let mut lines = vec![("Total time", seconds(report.total_seconds))];
     if let Some(downtime) = report.downtime_seconds {
-        let expected = report.expected_downtime_seconds.map(|s| format!(" (expected {})", seconds(s)));
+        let expected =
+            report.expected_downtime_seconds.map(|s| format!(" (expected {})", seconds(s)));
         lines.push(("Downtime", format!("{}{}", seconds(downtime), expected.unwrap_or_default())));
     }
     lines.push(("Rounds", report.rounds_total.to_string()));
     let memory = report.memory_bytes;
-    let percent = if memory == 0 { 0.0 } else { transfer.wire_bytes as f64 * 100.0 / memory as f64 };
+    let percent =
+        if memory == 0 { 0.0 } else { transfer.wire_bytes as f64 * 100.0 / memory as f64 };
     let sent = format_size(transfer.wire_bytes);
-    lines.push(("Sent", format!("{sent} for {} of guest memory ({percent:.0} %)", format_size(memory))));
-    lines.push(("Rate", format_rate((transfer.wire_bytes as f64 / report.total_seconds.max(1e-6)) as u64)));
+    lines.push((
+        "Sent",
+        format!("{sent} for {} of guest memory ({percent:.0} %)", format_size(memory)),
+    ));
+    lines.push((
+        "Rate",
+        format_rate((transfer.wire_bytes as f64 / report.total_seconds.max(1e-6)) as u64),
+    ));
     let pages = format!(
         "{} as they are, {} compressed, {} zero",
         format_count(transfer.raw_pages),
@@ -36,22 +44,36 @@ pub(crate) fn figures(report: &Report) -> String {
 /// Why the migration did not end with the guest at its destination; `None` when it did.
 pub(crate) fn failure(report: &Report, destination: &str) -> Option<ExitWith> {
     let guest = &report.guest;
-    let cause = report.error.as_ref().map_or_else(|| "no reason was given".to_owned(), |error| error.message.clone());
+    let cause = report
+        .error
+        .as_ref()
+        .map_or_else(|| "no reason was given".to_owned(), |error| error.message.clone());
     let cancelled = report.error.as_ref().is_some_and(|error| error.reason == Reason::Cancelled);
     let way_out = report.way_out.as_ref().map(|text| format!("\n{text}")).unwrap_or_default();
     let (exit, message) = match report.outcome {
         Outcome::Migrated => return None,
-        Outcome::StayedAtSource if cancelled => {
-            (Exit::Cancelled, format!("the migration of {guest} to {destination} was called off; the guest goes on here"))
-        }
-        Outcome::StayedAtSource => {
-            (Exit::Failed, format!("cannot migrate {guest} to {destination}: {cause}; the guest goes on here"))
-        }
+        Outcome::StayedAtSource if cancelled => (
+            Exit::Cancelled,
+            format!(
+                "the migration of {guest} to {destination} was called off; the guest goes on here"
+            ),
+        ),
+        Outcome::StayedAtSource => (
+            Exit::Failed,
+            format!("cannot migrate {guest} to {destination}: {cause}; the guest goes on here"),
+        ),
         Outcome::InDoubt => (
             Exit::InDoubt,
-            format!("the migration of {guest} to {destination} is in doubt: {cause}; the guest is paused here{way_out}"),
+            format!(
+                "the migration of {guest} to {destination} is in doubt: {cause}; the guest is paused here{way_out}"
+            ),
         ),
-        Outcome::Lost => (Exit::Failed, format!("{guest} is on neither host after the migration to {destination}: {cause}{way_out}")),
+        Outcome::Lost => (
+            Exit::Failed,
+            format!(
+                "{guest} is on neither host after the migration to {destination}: {cause}{way_out}"
+            ),
+        ),
     };
     Some(ExitWith { exit, message })
 }
@@ -94,19 +116,32 @@ mod tests {
     #[test]
     fn figures_are_those_of_the_report() {
         let text = figures(&report(Outcome::Migrated, None));
-        for part in ["2.00 s", "32.4 ms (expected 30.0 ms)", "256 MiB for 512 MiB", "(50 %)", "134 MB/s", "60,000 as they are"] {
+        for part in [
+            "2.00 s",
+            "32.4 ms (expected 30.0 ms)",
+            "256 MiB for 512 MiB",
+            "(50 %)",
+            "134 MB/s",
+            "60,000 as they are",
+        ] {
             assert!(text.contains(part), "{part} in\n{text}");
         }
     }
 
     #[test]
     fn every_outcome_has_its_exit_code_and_says_where_the_guest_is() {
-        let exit = |outcome, reason| failure(&report(outcome, reason), "b").map(|with| (with.exit, with.message));
+        let exit = |outcome, reason| {
+            failure(&report(outcome, reason), "b").map(|with| (with.exit, with.message))
+        };
         assert!(exit(Outcome::Migrated, None).is_none());
         let (code, message) = exit(Outcome::StayedAtSource, Some(Reason::Cancelled)).unwrap();
         assert!(code == Exit::Cancelled && message.contains("goes on here"));
         let (code, message) = exit(Outcome::StayedAtSource, Some(Reason::ConnectionLost)).unwrap();
-        assert!(code == Exit::Failed && message.contains("cable cut") && message.contains("goes on here"));
+        assert!(
+            code == Exit::Failed
+                && message.contains("cable cut")
+                && message.contains("goes on here")
+        );
         let (code, message) = exit(Outcome::InDoubt, Some(Reason::InDoubt)).unwrap();
         assert!(code == Exit::InDoubt && message.contains("--resolve run"));
         assert!(exit(Outcome::Lost, Some(Reason::Guest)).unwrap().1.contains("neither"));
