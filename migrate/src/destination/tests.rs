@@ -1,1 +1,392 @@
+//! What the simulated pair of `tests/pair` does not show: exact orders, exact words, odd moments.
 
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::*;
+use crate::error::{CancelRefused, OperatorChoice, Reason, ResolveRefused};
+use crate::guest::{GuestDescription, GuestError, Refusal, RefusalKind, RunState};
+use crate::memory::{CHUNK_BYTES, MemoryLayout, Region};
+use crate::protocol::{
+    Blob, Complaint, Decision, DestinationMessage, Features, MigrationId, Offer, Prepare,
+    SavedState, SourceMessage, Version,
+};
+use crate::record::DestinationState;
+use crate::report::{Outcome, Report};
+
+const MS: Duration = Duration::from_millis(1);
+
+struct Bench {
+    destination: Destination,
+    now: Duration,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let config = DestinationConfig {
+            migration: migration(),
+            offer: Offer::ours(),
+            linger: Duration::from_secs(30),
+        };
+        let destination = Destination::new(config, Duration::ZERO);
+        let mut bench = Self { destination, now: Duration::ZERO };
+        bench.tell(Event::Connected);
+        bench
+    }
+
+    fn tell(&mut self, event: Event) -> Vec<Action> {
+        self.now += MS;
+        self.destination.handle(event, self.now)
+    }
+
+    fn hear(&mut self, message: SourceMessage) -> Vec<Action> {
+        self.tell(Event::Message(message))
+    }
+
+    fn greeted() -> Self {
+        let mut bench = Self::new();
+        bench.hear(hello(Offer::ours()));
+        bench
+    }
+
+    /// Up to the first page.
+    fn receiving(streams: u16) -> Self {
+        let mut bench = Self::greeted();
+        bench.hear(prepare(guest("web-1"), streams));
+        bench.tell(Event::Checked(Ok(())));
+        bench.tell(Event::Created(Ok(())));
+        let actions = bench.tell(Event::Recorded);
+        assert_eq!(actions[1], Action::Send(DestinationMessage::Prepared));
+        bench
+    }
+
+    fn loading() -> Self {
+        let mut bench = Self::receiving(1);
+        bench.hear(SourceMessage::Switchover);
+        bench.hear(state(RunState::Running));
+        let ended = Event::StreamEnded { stream: 0, announced: 5, applied: 5 };
+        assert_eq!(bench.tell(ended), [Action::LoadState(vec![1])]);
+        bench
+    }
+
+    fn ready() -> Self {
+        let mut bench = Self::loading();
+        assert_eq!(bench.tell(Event::Loaded(Ok(()))), [Action::Record(DestinationState::Ready)]);
+        let actions = bench.tell(Event::Recorded);
+        assert_eq!(actions, [Action::Send(DestinationMessage::Ready { load_us: 1000 })]);
+        bench
+    }
+
+    fn lose_connection(&mut self) -> Vec<Action> {
+        self.tell(Event::ConnectionLost { detail: "timed out".into() })
+    }
+}
+
+fn migration() -> MigrationId {
+    MigrationId(Uuid::from_u128(9))
+}
+
+fn hello(offer: Offer) -> SourceMessage {
+    SourceMessage::Hello { migration: migration(), offer }
+}
+
+fn resolve(decision: Decision) -> SourceMessage {
+    SourceMessage::Resolve { migration: migration(), decision }
+}
+
+fn guest(name: &str) -> GuestDescription {
+    GuestDescription {
+        name: name.to_owned(),
+        uuid: Uuid::from_u128(1),
+        layout: MemoryLayout::new(vec![Region { base: 0, bytes: CHUNK_BYTES as u64 }]).unwrap(),
+        vcpus: 1,
+        config: Blob::default(),
+    }
+}
+
+fn prepare(guest: GuestDescription, streams: u16) -> SourceMessage {
+    SourceMessage::Prepare(Prepare { guest, streams })
+}
+
+fn state(run_state: RunState) -> SourceMessage {
+    SourceMessage::State(SavedState { run_state, state: Blob(vec![1]) })
+}
+
+fn report(actions: &[Action]) -> &Report {
+    let finished = actions.iter().find_map(|action| match action {
+        Action::Finished(report) => Some(report),
+        _ => None,
+    });
+    finished.unwrap()
+}
+
+/// The reason of the complaint among these actions.
+fn complaint(actions: &[Action]) -> Reason {
+    let told = actions.iter().find_map(|action| match action {
+        Action::Send(DestinationMessage::Abort(complaint)) => Some(complaint.reason()),
+        _ => None,
+    });
+    told.unwrap()
+}
+
+#[test]
+fn creates_nothing_before_all_is_checked() {
+    let mut bench = Bench::greeted();
+    let asked = guest("web-1");
+    assert_eq!(bench.hear(prepare(asked.clone(), 2)), [Action::Check(Box::new(asked.clone()))]);
+    assert_eq!(bench.tell(Event::Checked(Ok(()))), [Action::Create(Box::new(asked))]);
+    assert_eq!(bench.tell(Event::Created(Ok(()))), [Action::Record(DestinationState::Loading)]);
+    assert_eq!(
+        bench.tell(Event::Recorded),
+        [
+            Action::AcceptPages { streams: 2, features: Features::SUPPORTED },
+            Action::Send(DestinationMessage::Prepared)
+        ]
+    );
+}
+
+#[test]
+fn a_check_that_fails_is_the_answer() {
+    let mut bench = Bench::greeted();
+    bench.hear(prepare(guest("web-1"), 2));
+    let refusal = Refusal::new(RefusalKind::Memory, "1 GiB free, 2 GiB needed");
+    let actions = bench.tell(Event::Checked(Err(refusal.clone())));
+    assert_eq!(actions[1], Action::Send(DestinationMessage::Refused(refusal)));
+    assert_eq!(report(&actions).outcome, Outcome::StayedAtSource);
+    assert!(!actions.iter().any(|action| matches!(action, Action::Record(_))));
+    // The source may take its time to hear it, but not for ever.
+    let at = bench.destination.deadline().unwrap();
+    let actions = bench.destination.handle(Event::Tick, at);
+    assert_eq!(actions, [Action::Disconnect, Action::Settled]);
+}
+
+#[test]
+fn refuses_names_and_streams_out_of_bounds_itself() {
+    for (name, streams) in [("../etc", 1), ("", 1), ("-x", 1), ("a b", 1), ("ok", 0), ("ok", 65)] {
+        let mut bench = Bench::greeted();
+        let actions = bench.hear(prepare(guest(name), streams));
+        assert!(
+            actions.iter().any(|a| matches!(a, Action::Send(DestinationMessage::Refused(_)))),
+            "{name} {streams}: {actions:?}"
+        );
+    }
+}
+
+#[test]
+fn versions_without_a_common_one_are_refused_with_both_sides_named() {
+    let mut bench = Bench::new();
+    let offer = Offer {
+        versions: vec![Version(70), Version(71)],
+        software: "lighter 9".into(),
+        ..Offer::ours()
+    };
+    let actions = bench.hear(hello(offer));
+    let Action::Send(DestinationMessage::Refused(refusal)) = &actions[1] else {
+        panic!("{actions:?}");
+    };
+    let text = refusal.text.as_str();
+    assert!(text.contains("this side is lighter 9 (protocol 70, 71)"), "{text}");
+    assert!(text.contains("the other is lighter 0.1.0 (protocol 1)"), "{text}");
+}
+
+#[test]
+fn is_not_ready_before_every_stream_has_ended() {
+    let mut bench = Bench::receiving(2);
+    bench.hear(SourceMessage::Switchover);
+    assert_eq!(bench.tell(Event::StreamEnded { stream: 1, announced: 0, applied: 0 }), []);
+    assert_eq!(bench.hear(state(RunState::Running)), []);
+    assert_eq!(
+        bench.tell(Event::StreamEnded { stream: 0, announced: 3, applied: 3 }),
+        [Action::LoadState(vec![1])]
+    );
+}
+
+#[test]
+fn a_stream_that_lacks_a_frame_or_ends_twice_or_is_none_is_damage() {
+    let ended = |stream, announced, applied| Event::StreamEnded { stream, announced, applied };
+    for events in [
+        vec![ended(0, 3, 2)],
+        vec![ended(0, 3, 3), ended(0, 3, 3)],
+        vec![ended(2, 0, 0)],
+        vec![Event::DataFailed { detail: "checksum".into() }],
+    ] {
+        let mut bench = Bench::receiving(2);
+        let mut actions = Vec::new();
+        for event in events {
+            actions = bench.tell(event);
+        }
+        assert_eq!(actions, [Action::Discard, Action::Record(DestinationState::Discarded)]);
+        assert_eq!(complaint(&bench.tell(Event::Recorded)), Reason::Data);
+    }
+}
+
+#[test]
+fn messages_out_of_place_end_it() {
+    let out_of_place = [
+        SourceMessage::Commit,
+        SourceMessage::Finish,
+        state(RunState::Running),
+        hello(Offer::ours()),
+        prepare(guest("web-1"), 1),
+    ];
+    for message in out_of_place {
+        let mut bench = Bench::receiving(1);
+        assert_eq!(bench.hear(message)[0], Action::Discard);
+        assert_eq!(complaint(&bench.tell(Event::Recorded)), Reason::Protocol);
+    }
+}
+
+#[test]
+fn a_guest_that_is_being_loaded_is_destroyed_only_afterwards() {
+    let mut bench = Bench::loading();
+    assert_eq!(bench.lose_connection(), []);
+    assert_eq!(
+        bench.tell(Event::Loaded(Ok(()))),
+        [Action::Discard, Action::Record(DestinationState::Discarded)]
+    );
+    let actions = bench.tell(Event::Recorded);
+    assert_eq!(report(&actions).error.as_ref().unwrap().reason, Reason::ConnectionLost);
+    assert_eq!(actions.last(), Some(&Action::Settled));
+}
+
+#[test]
+fn is_the_guests_own_only_when_that_is_on_disk() {
+    let mut bench = Bench::ready();
+    assert_eq!(bench.hear(SourceMessage::Commit), [Action::Record(DestinationState::Taking)]);
+    assert_eq!(bench.tell(Event::Recorded), [Action::ResumeGuest]);
+    let actions = bench.tell(Event::Resumed(Ok(())));
+    assert!(matches!(actions[0], Action::Send(DestinationMessage::Running(_))));
+    assert_eq!(actions[1], Action::Record(DestinationState::Running));
+    assert_eq!(report(&actions).outcome, Outcome::Migrated);
+    // Asked again, it says the same again.
+    for message in [SourceMessage::Commit, resolve(Decision::Commit)] {
+        assert!(matches!(bench.hear(message)[..], [Action::Send(DestinationMessage::Running(_))]));
+    }
+    assert_eq!(bench.hear(SourceMessage::Finish), [Action::Disconnect, Action::Settled]);
+}
+
+#[test]
+fn a_guest_that_was_paused_stays_so() {
+    let mut bench = Bench::receiving(1);
+    bench.hear(SourceMessage::Switchover);
+    bench.hear(state(RunState::Paused));
+    bench.tell(Event::StreamEnded { stream: 0, announced: 0, applied: 0 });
+    bench.tell(Event::Loaded(Ok(())));
+    bench.tell(Event::Recorded);
+    bench.hear(SourceMessage::Commit);
+    let actions = bench.tell(Event::Recorded);
+    assert!(!actions.contains(&Action::ResumeGuest));
+    assert!(matches!(actions[0], Action::Send(DestinationMessage::Running(_))));
+}
+
+#[test]
+fn waits_to_be_told_however_long_the_source_is_gone() {
+    let mut bench = Bench::ready();
+    assert_eq!(bench.lose_connection(), []);
+    assert_eq!(bench.destination.deadline(), None);
+    assert!(bench.destination.progress(bench.now).in_doubt.unwrap().contains("--resolve"));
+    assert_eq!(bench.tell(Event::Connected), []);
+    assert_eq!(
+        bench.hear(resolve(Decision::Aborted)),
+        [Action::Discard, Action::Record(DestinationState::Discarded)]
+    );
+    let actions = bench.tell(Event::Recorded);
+    assert_eq!(actions[0], Action::Send(DestinationMessage::Discarded));
+}
+
+#[test]
+fn nonsense_from_the_source_costs_a_ready_copy_only_the_connection() {
+    let mut bench = Bench::ready();
+    assert_eq!(bench.hear(SourceMessage::Switchover), [Action::Disconnect]);
+    bench.tell(Event::Connected);
+    assert_eq!(bench.hear(resolve(Decision::Commit)), [Action::Record(DestinationState::Taking)]);
+}
+
+#[test]
+fn a_takeover_that_cannot_be_recorded_is_tried_again_when_asked_again() {
+    let mut bench = Bench::ready();
+    bench.hear(SourceMessage::Commit);
+    assert_eq!(bench.tell(Event::RecordFailed { detail: "full".into() }), []);
+    assert_eq!(bench.hear(resolve(Decision::Commit)), [Action::Record(DestinationState::Taking)]);
+}
+
+#[test]
+fn a_guest_that_does_not_start_is_told_of_and_destroyed() {
+    let mut bench = Bench::ready();
+    bench.hear(SourceMessage::Commit);
+    bench.tell(Event::Recorded);
+    let actions = bench.tell(Event::Resumed(Err(GuestError::new("no thread"))));
+    assert_eq!(actions[0], Action::Discard);
+    assert_eq!(actions[1], Action::Record(DestinationState::Failed));
+    assert_eq!(complaint(&actions), Reason::Guest);
+    assert_eq!(report(&actions).outcome, Outcome::Lost);
+    assert_eq!(complaint(&bench.hear(resolve(Decision::Commit))), Reason::Guest);
+}
+
+#[test]
+fn cancel_here_works_until_ready_and_says_who_decides_afterwards() {
+    let mut bench = Bench::receiving(1);
+    assert_eq!(bench.destination.can_cancel(), Ok(()));
+    assert_eq!(bench.tell(Event::Cancel { by: "ops".into() })[0], Action::Discard);
+    assert_eq!(complaint(&bench.tell(Event::Recorded)), Reason::Cancelled);
+
+    let mut bench = Bench::ready();
+    assert_eq!(bench.destination.can_cancel(), Err(CancelRefused::SourceDecides));
+    assert_eq!(bench.tell(Event::Cancel { by: "ops".into() }), []);
+}
+
+#[test]
+fn an_operator_decides_only_when_the_source_is_gone() {
+    let mut bench = Bench::ready();
+    let connected = Err(ResolveRefused::Connected);
+    assert_eq!(bench.destination.can_resolve(OperatorChoice::Run), connected);
+    bench.lose_connection();
+    assert_eq!(
+        bench.tell(Event::Resolve(OperatorChoice::Run)),
+        [Action::Record(DestinationState::Taking)]
+    );
+    assert_eq!(bench.tell(Event::Recorded), [Action::ResumeGuest]);
+    let actions = bench.tell(Event::Resumed(Ok(())));
+    assert_eq!(report(&actions).error.as_ref().unwrap().reason, Reason::Operator);
+
+    let mut bench = Bench::ready();
+    bench.lose_connection();
+    assert_eq!(bench.tell(Event::Resolve(OperatorChoice::Discard))[0], Action::Discard);
+}
+
+#[test]
+fn another_migration_is_unknown_here() {
+    let mut bench = Bench::ready();
+    let other = MigrationId(Uuid::from_u128(1));
+    let asked = SourceMessage::Resolve { migration: other, decision: Decision::Commit };
+    assert_eq!(bench.hear(asked), [Action::Send(DestinationMessage::Unknown)]);
+}
+
+#[test]
+fn a_source_that_never_comes_is_not_waited_for() {
+    let config = DestinationConfig {
+        migration: migration(),
+        offer: Offer::ours(),
+        linger: Duration::from_secs(30),
+    };
+    let mut destination = Destination::new(config, Duration::ZERO);
+    let at = destination.deadline().unwrap();
+    assert_eq!(at, Duration::from_secs(30));
+    let actions = destination.handle(Event::Tick, at);
+    assert_eq!(report(&actions).error.as_ref().unwrap().reason, Reason::NoAnswer);
+    assert_eq!(actions.last(), Some(&Action::Settled));
+}
+
+#[test]
+fn an_abort_of_the_source_is_reported_with_its_reason() {
+    let mut bench = Bench::receiving(1);
+    bench.hear(SourceMessage::Abort(Complaint::new(Reason::Cancelled, "cancelled: ops")));
+    let actions = bench.tell(Event::Recorded);
+    assert_eq!(actions[0], Action::Send(DestinationMessage::Discarded));
+    let error = report(&actions).error.clone().unwrap();
+    assert_eq!(error.reason, Reason::Cancelled);
+    assert!(error.message.ends_with("the other side gave up: cancelled: ops"));
+    // The source closes when it has heard.
+    assert_eq!(bench.lose_connection(), [Action::Settled]);
+}

@@ -229,3 +229,6 @@ pub fn decode_frame<M: Message>(frame: &[u8]) -> Result<M, CodecError> {
 const fn config() -> Configuration<LittleEndian, Fixint, Limit<STATE_LIMIT>> {
     bincode::config::standard().with_fixed_int_encoding().with_limit::<STATE_LIMIT>()
 }
+
+#[cfg(test)]
+mod tests;

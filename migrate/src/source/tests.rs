@@ -1,1 +1,408 @@
+//! What the simulated pair of `tests/pair` does not show: exact orders, exact words, odd moments.
 
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::*;
+use crate::error::{CancelRefused, OperatorChoice, Reason, ResolveRefused};
+use crate::guest::{GuestDescription, GuestError, Refusal, RefusalKind, RunState};
+use crate::limits::Limits;
+use crate::memory::{CHUNK_BYTES, MemoryLayout, Region};
+use crate::phase::Phase;
+use crate::protocol::{
+    Blob, Decision, DestinationMessage, Features, MigrationId, Offer, SourceMessage, Takeover,
+    Version,
+};
+use crate::record::SourceState;
+use crate::report::{Outcome, Report};
+
+const MS: Duration = Duration::from_millis(1);
+
+/// A source and its clock.
+struct Bench {
+    source: Source,
+    now: Duration,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let bytes = 64 * CHUNK_BYTES as u64;
+        let guest = GuestDescription {
+            name: "web-1".to_owned(),
+            uuid: Uuid::from_u128(1),
+            layout: MemoryLayout::new(vec![Region { base: 0, bytes }]).unwrap(),
+            vcpus: 1,
+            config: Blob::default(),
+        };
+        let config = SourceConfig {
+            migration: MigrationId(Uuid::from_u128(9)),
+            guest,
+            offer: Offer::ours(),
+            streams: 2,
+            limits: Limits::default(),
+        };
+        Self { source: Source::new(config, Duration::ZERO), now: Duration::ZERO }
+    }
+
+    fn tell(&mut self, event: Event) -> Vec<Action> {
+        self.now += MS;
+        self.source.handle(event, self.now)
+    }
+
+    fn hear(&mut self, message: DestinationMessage) -> Vec<Action> {
+        self.tell(Event::Message(message))
+    }
+
+    /// Up to the first round.
+    fn copying() -> Self {
+        let mut bench = Self::new();
+        bench.tell(Event::Connected);
+        bench.tell(Event::Recorded);
+        bench.hear(welcome());
+        bench.hear(DestinationMessage::Prepared);
+        bench.tell(Event::PrecopyStarted);
+        let probe = Probe { pause_and_save: 2 * MS, round_trip: MS };
+        let actions = bench.tell(Event::Probed(probe));
+        assert_eq!(actions, [Action::SendRound { round: 1 }]);
+        bench
+    }
+
+    /// Up to a paused guest.
+    fn paused(was: RunState) -> Self {
+        let mut bench = Self::copying();
+        bench.tell(Event::RoundSent(RoundSent::default()));
+        bench.tell(Event::Paused { was });
+        bench
+    }
+
+    /// Up to the answer of a destination that is to be ready.
+    fn awaiting_ready() -> Self {
+        let mut bench = Self::paused(RunState::Running);
+        bench.tell(Event::RoundSent(RoundSent::default()));
+        bench.tell(Event::StateSaved { state: vec![1] });
+        bench.tell(Event::RemainderSent(FinalSent::default()));
+        bench
+    }
+
+    /// Up to the answer to the commit.
+    fn committed() -> Self {
+        let mut bench = Self::awaiting_ready();
+        let decided = bench.hear(DestinationMessage::Ready { load_us: 1 });
+        assert_eq!(decided, [Action::Record(SourceState::Committed)]);
+        assert_eq!(bench.tell(Event::Recorded), [Action::Send(SourceMessage::Commit)]);
+        bench
+    }
+
+    /// In doubt, because the destination has forgotten.
+    fn in_doubt() -> Self {
+        let mut bench = Self::committed();
+        bench.hear(DestinationMessage::Unknown);
+        bench
+    }
+}
+
+fn welcome() -> DestinationMessage {
+    DestinationMessage::Welcome { version: Version(1), features: Features(1) }
+}
+
+fn lost() -> Event {
+    Event::ConnectionLost { detail: "timed out".into() }
+}
+
+fn report(actions: &[Action]) -> &Report {
+    let finished = actions.iter().find_map(|action| match action {
+        Action::Finished(report) => Some(report),
+        _ => None,
+    });
+    finished.unwrap()
+}
+
+#[test]
+fn writes_its_record_before_its_first_word() {
+    let mut bench = Bench::new();
+    assert_eq!(bench.tell(Event::Connected), [Action::Record(SourceState::Undecided)]);
+    let hello =
+        SourceMessage::Hello { migration: MigrationId(Uuid::from_u128(9)), offer: Offer::ours() };
+    assert_eq!(bench.tell(Event::Recorded), [Action::Send(hello)]);
+}
+
+#[test]
+fn a_destination_that_cannot_be_reached_leaves_nothing_behind() {
+    let mut bench = Bench::new();
+    let actions = bench.tell(lost());
+    assert_eq!(report(&actions).outcome, Outcome::StayedAtSource);
+    let error = report(&actions).error.clone().unwrap();
+    assert_eq!(error.message, "migration failed in phase connect: connection lost: timed out");
+    assert_eq!(actions.last(), Some(&Action::Settled));
+}
+
+#[test]
+fn a_refusal_is_told_in_the_words_of_the_destination() {
+    let mut bench = Bench::new();
+    bench.tell(Event::Connected);
+    bench.tell(Event::Recorded);
+    bench.hear(welcome());
+    let refusal = Refusal::new(RefusalKind::Memory, "host-b has 1 GiB free, the guest needs 2 GiB");
+
+    assert_eq!(
+        bench.hear(DestinationMessage::Refused(refusal)),
+        [Action::Record(SourceState::Aborted)]
+    );
+    let actions = bench.tell(Event::Recorded);
+
+    let error = report(&actions).error.clone().unwrap();
+    assert_eq!((error.phase, error.reason), (Phase::Prepare, Reason::Refused));
+    assert!(error.message.ends_with("host-b has 1 GiB free, the guest needs 2 GiB"));
+}
+
+#[test]
+fn a_version_that_was_not_offered_is_a_protocol_error() {
+    let mut bench = Bench::new();
+    bench.tell(Event::Connected);
+    bench.tell(Event::Recorded);
+    let strange = DestinationMessage::Welcome { version: Version(9), features: Features(0) };
+    let actions = bench.hear(strange);
+    assert!(matches!(&actions[0], Action::Send(SourceMessage::Abort(complaint))
+        if complaint.reason() == Reason::Protocol));
+}
+
+#[test]
+fn pauses_then_saves_beside_the_last_round_then_looks_once_more() {
+    let mut bench = Bench::copying();
+    assert_eq!(
+        bench.tell(Event::RoundSent(RoundSent::default())),
+        [Action::Send(SourceMessage::Switchover), Action::Pause]
+    );
+    assert_eq!(
+        bench.tell(Event::Paused { was: RunState::Running }),
+        [Action::SendFinalRound { round: 2 }, Action::SaveState]
+    );
+    let state = bench.tell(Event::StateSaved { state: vec![7] });
+    assert!(matches!(&state[..], [Action::Send(SourceMessage::State(state))]
+        if state.state.0 == [7] && state.run_state == RunState::Running));
+    assert_eq!(
+        bench.tell(Event::RoundSent(RoundSent::default())),
+        [Action::SendRemainder { round: 2 }]
+    );
+}
+
+#[test]
+fn a_ready_that_overtakes_the_last_pages_waits_for_them() {
+    let mut bench = Bench::paused(RunState::Running);
+    bench.tell(Event::RoundSent(RoundSent::default()));
+    bench.tell(Event::StateSaved { state: vec![] });
+    assert_eq!(bench.hear(DestinationMessage::Ready { load_us: 1 }), []);
+    assert_eq!(
+        bench.tell(Event::RemainderSent(FinalSent::default())),
+        [Action::Record(SourceState::Committed)]
+    );
+}
+
+#[test]
+fn a_guest_is_let_go_on_before_anything_else_that_can_wait() {
+    let mut bench = Bench::awaiting_ready();
+    let actions = bench.tell(Event::Cancel { by: "ops".into() });
+    assert!(matches!(actions[0], Action::Send(SourceMessage::Abort(_))));
+    assert_eq!(actions[1..], [Action::StopSending, Action::ResumeGuest, Action::StopDirtyLog]);
+    assert_eq!(bench.tell(Event::Resumed), []);
+    assert_eq!(bench.hear(DestinationMessage::Discarded), [Action::Record(SourceState::Aborted)]);
+    let actions = bench.tell(Event::Recorded);
+    assert_eq!(report(&actions).outcome, Outcome::StayedAtSource);
+    assert!(report(&actions).downtime_seconds.unwrap() > 0.0);
+    assert_eq!(actions[1..], [Action::Disconnect, Action::Settled]);
+    assert_eq!(bench.source.can_cancel(), Err(CancelRefused::Over));
+}
+
+#[test]
+fn a_cancel_while_the_guest_is_being_paused_waits_for_the_pause() {
+    for (was, expected) in
+        [(RunState::Running, vec![Action::ResumeGuest]), (RunState::Paused, vec![])]
+    {
+        let mut bench = Bench::copying();
+        bench.tell(Event::RoundSent(RoundSent::default()));
+        let actions = bench.tell(Event::Cancel { by: "ops".into() });
+        assert!(!actions.contains(&Action::ResumeGuest));
+        assert_eq!(bench.tell(Event::Paused { was }), expected);
+    }
+}
+
+#[test]
+fn too_late_to_cancel_once_the_commit_is_being_recorded() {
+    let mut bench = Bench::awaiting_ready();
+    assert_eq!(bench.source.can_cancel(), Ok(()));
+    bench.hear(DestinationMessage::Ready { load_us: 1 });
+    assert_eq!(bench.source.can_cancel(), Err(CancelRefused::Committed));
+    assert_eq!(bench.tell(Event::Cancel { by: "ops".into() }), []);
+}
+
+#[test]
+fn stays_paused_and_asks_again_when_the_answer_to_a_commit_is_lost() {
+    let mut bench = Bench::committed();
+    assert_eq!(bench.tell(lost()), []);
+    assert!(bench.source.progress(bench.now).in_doubt.unwrap().contains("--resolve run web-1"));
+
+    let mut pauses = Vec::new();
+    for _ in 0..12 {
+        let at = bench.source.deadline().unwrap();
+        pauses.push(at - bench.now);
+        bench.now = at;
+        assert_eq!(bench.source.handle(Event::Tick, at), [Action::Reconnect]);
+        assert_eq!(bench.tell(lost()), []);
+    }
+    assert_eq!(pauses[0], 100 * MS);
+    assert!(pauses.is_sorted());
+    assert_eq!(pauses[11], Duration::from_secs(10));
+
+    let migration = MigrationId(Uuid::from_u128(9));
+    let at = bench.source.deadline().unwrap();
+    bench.source.handle(Event::Tick, at);
+    assert_eq!(
+        bench.tell(Event::Connected),
+        [Action::Send(SourceMessage::Resolve { migration, decision: Decision::Commit })]
+    );
+    assert_eq!(
+        bench.hear(DestinationMessage::Running(Takeover::default())),
+        [Action::Record(SourceState::Done)]
+    );
+    let actions = bench.tell(Event::Recorded);
+    assert_eq!(actions[..2], [Action::Send(SourceMessage::Finish), Action::DropGuest]);
+    assert_eq!(report(&actions).outcome, Outcome::Migrated);
+    assert_eq!(bench.source.phase(), Phase::Resume);
+}
+
+#[test]
+fn an_unknown_migration_after_the_commit_is_left_to_the_operator() {
+    let mut bench = Bench::committed();
+    let actions = bench.hear(DestinationMessage::Unknown);
+    assert_eq!(report(&actions).outcome, Outcome::InDoubt);
+    assert!(report(&actions).way_out.as_ref().unwrap().contains("--resolve run web-1"));
+    assert!(!actions.contains(&Action::ResumeGuest));
+    assert_eq!(bench.source.deadline(), None);
+
+    assert_eq!(
+        bench.tell(Event::Resolve(OperatorChoice::Run)),
+        [Action::Record(SourceState::Aborted)]
+    );
+    assert!(bench.tell(Event::Recorded).contains(&Action::ResumeGuest));
+    let actions = bench.tell(Event::Resumed);
+    assert_eq!(report(&actions).outcome, Outcome::StayedAtSource);
+    assert_eq!(actions.last(), Some(&Action::Settled));
+}
+
+#[test]
+fn an_operator_can_give_up_a_guest_in_doubt() {
+    let mut bench = Bench::in_doubt();
+    assert_eq!(
+        bench.tell(Event::Resolve(OperatorChoice::Discard)),
+        [Action::Record(SourceState::Done)]
+    );
+    let actions = bench.tell(Event::Recorded);
+    assert_eq!(actions[0], Action::DropGuest);
+    assert_eq!(report(&actions).outcome, Outcome::Lost);
+}
+
+#[test]
+fn an_operator_who_runs_it_here_has_a_destination_that_is_out_of_reach_told_so() {
+    let mut bench = Bench::committed();
+    assert_eq!(bench.source.can_resolve(OperatorChoice::Run), Err(ResolveRefused::Connected));
+    bench.tell(lost());
+    assert_eq!(
+        bench.tell(Event::Resolve(OperatorChoice::Run)),
+        [Action::Record(SourceState::Undecided)]
+    );
+    bench.tell(Event::Recorded);
+    let actions = bench.tell(Event::Resumed);
+    assert_eq!(report(&actions).outcome, Outcome::StayedAtSource);
+
+    let at = bench.source.deadline().unwrap();
+    assert_eq!(bench.source.handle(Event::Tick, at), [Action::Reconnect]);
+    let actions = bench.tell(Event::Connected);
+    assert!(matches!(
+        actions[..],
+        [Action::Send(SourceMessage::Resolve { decision: Decision::Aborted, .. })]
+    ));
+    // The destination has been running it: the operator was wrong, and must hear of it.
+    bench.hear(DestinationMessage::Running(Takeover::default()));
+    let actions = bench.tell(Event::Recorded);
+    assert_eq!(report(&actions).error.as_ref().unwrap().reason, Reason::InDoubt);
+}
+
+#[test]
+fn a_commit_that_cannot_be_recorded_is_undone_before_the_guest_goes_on() {
+    let mut bench = Bench::awaiting_ready();
+    bench.hear(DestinationMessage::Ready { load_us: 1 });
+    let failed = || Event::RecordFailed { detail: "no space left".into() };
+    assert_eq!(bench.tell(failed()), [Action::Record(SourceState::Undecided)]);
+    // It may still say commit on disk: the destination must give its copy up first.
+    let actions = bench.tell(failed());
+    assert!(matches!(
+        actions[..],
+        [Action::Send(SourceMessage::Resolve { decision: Decision::Aborted, .. })]
+    ));
+    assert_eq!(bench.hear(DestinationMessage::Discarded), [Action::Record(SourceState::Aborted)]);
+    assert!(bench.tell(Event::Recorded).contains(&Action::ResumeGuest));
+    let actions = bench.tell(Event::Resumed);
+    assert_eq!(report(&actions).error.as_ref().unwrap().reason, Reason::Record);
+}
+
+#[test]
+fn a_guest_that_does_not_resume_is_reported_with_both_causes() {
+    let mut bench = Bench::awaiting_ready();
+    bench.tell(Event::Cancel { by: "ops".into() });
+    bench.hear(DestinationMessage::Discarded);
+    bench.tell(Event::GuestFailed(GuestError::new("vCPU 0 does not start")));
+    let actions = bench.tell(Event::Recorded);
+    let report = report(&actions);
+    assert_eq!(report.outcome, Outcome::Lost);
+    let message = &report.error.as_ref().unwrap().message;
+    assert!(message.contains("vCPU 0 does not start") && message.contains("ops"), "{message}");
+}
+
+#[test]
+fn a_guest_that_shuts_down_ends_its_migration() {
+    let mut bench = Bench::copying();
+    bench.tell(Event::GuestStopped { detail: "it shut down".into() });
+    bench.hear(DestinationMessage::Discarded);
+    let actions = bench.tell(Event::Recorded);
+    assert_eq!(report(&actions).outcome, Outcome::Lost);
+    assert_eq!(report(&actions).error.as_ref().unwrap().reason, Reason::GuestStopped);
+}
+
+#[test]
+fn a_destination_that_does_not_answer_is_not_waited_for() {
+    let mut bench = Bench::new();
+    bench.tell(Event::Connected);
+    bench.tell(Event::Recorded);
+    let at = bench.source.deadline().unwrap();
+    assert_eq!(at, bench.now + Duration::from_secs(60));
+    assert!(matches!(
+        bench.source.handle(Event::Tick, at)[..],
+        [Action::Send(SourceMessage::Abort(_))]
+    ));
+    // Nor for its goodbye.
+    let at = bench.source.deadline().unwrap();
+    let actions = bench.source.handle(Event::Tick, at);
+    assert_eq!(actions, [Action::Disconnect, Action::Record(SourceState::Aborted)]);
+    let actions = bench.tell(Event::Recorded);
+    let error = report(&actions).error.clone().unwrap();
+    assert_eq!(error.reason, Reason::NoAnswer);
+    assert!(error.message.contains("no Welcome"), "{}", error.message);
+}
+
+#[test]
+fn says_so_when_rounds_do_not_help() {
+    let mut bench = Bench::copying();
+    assert!(bench.source.progress(bench.now).converging);
+    for _ in 0..3 {
+        bench.now += Duration::from_secs(1);
+        let round = RoundSent { pages: 4096, dirty_pages: 4096, ..RoundSent::default() };
+        let actions = bench.tell(Event::RoundSent(round));
+        assert!(matches!(actions[..], [Action::SendRound { .. }]));
+    }
+    let progress = bench.source.progress(bench.now);
+    assert!(!progress.converging);
+    assert!(progress.expected_downtime_seconds.unwrap() > 0.9);
+    assert_eq!(progress.remaining_bytes, 4096 * 4096);
+    assert_eq!(progress.round, 4);
+}

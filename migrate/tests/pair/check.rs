@@ -152,8 +152,14 @@ impl World {
         }
     }
 
-    /// Holds when the source lets the guest go on although its record says commit.
+    /// Holds when the source lets the guest go on.
     pub(crate) fn check_given_back(&mut self) {
+        if self.facts.destination_ran {
+            self.violation("the source runs a guest that has run at the destination");
+        }
+        if self.source_disk != Some(SourceState::Committed) {
+            return;
+        }
         let own = [Some(DestinationState::Taking), Some(DestinationState::Running)];
         let running = own.contains(&self.destination_disk);
         if running || self.destination.as_ref().is_some_and(|side| side.guest.is_some()) {

@@ -102,10 +102,10 @@ impl World {
     pub(crate) fn ask_destination_node(
         &mut self,
         conn: u64,
-        said: Result<SourceMessage, CodecError>,
+        said: &Result<SourceMessage, CodecError>,
     ) {
         let Ok(SourceMessage::Resolve { migration: asked, .. }) = said else { return };
-        assert_eq!(asked, migration());
+        assert_eq!(*asked, migration());
         let answer = answer_for_dead(self.destination_disk);
         if let Some(state) = answer.record {
             if self.destination.as_ref().is_some_and(|side| !side.settled) {
@@ -143,10 +143,10 @@ impl World {
     pub(crate) fn answer_to_source_node(
         &mut self,
         conn: u64,
-        said: Result<DestinationMessage, CodecError>,
+        said: &Result<DestinationMessage, CodecError>,
     ) {
         let (Some(state), Ok(answer)) = (self.source_disk, said) else { return };
-        match judge_for_dead(state, &answer) {
+        match judge_for_dead(state, answer) {
             DeadSource::Settled(state) => {
                 self.source_disk = Some(state);
                 self.resolver_conn = None;

@@ -6,7 +6,6 @@ use migrate::destination::{self, Action as ToDo};
 use migrate::guest::{GuestError, RunState};
 use migrate::memory::PAGES_PER_CHUNK;
 use migrate::protocol::DestinationMessage;
-use migrate::record::SourceState;
 use migrate::source::{self, Action, FinalSent, Probe, RoundSent};
 
 use crate::faults::{RecordLoss, Side, When};
@@ -127,9 +126,7 @@ impl World {
             }
             Action::ResumeGuest => {
                 guest.running = true;
-                if self.source_disk == Some(SourceState::Committed) && !self.facts.forced {
-                    self.check_given_back();
-                }
+                self.check_given_back();
                 source::Event::Resumed
             }
             Action::StopDirtyLog => return guest.stop_log(),

@@ -280,7 +280,7 @@ impl World {
         let Some(end) = self.conns.get(&conn).filter(|c| !c.broken).map(|c| c.far) else { return };
         let message: Result<SourceMessage, codec::CodecError> = decode_frame(bytes);
         match end {
-            End::DestinationNode => self.ask_destination_node(conn, message),
+            End::DestinationNode => self.ask_destination_node(conn, &message),
             _ if self.destination.as_ref().is_some_and(|d| d.conn == Some(conn)) => {
                 let event = match message {
                     Ok(message) => destination::Event::Message(message),
@@ -296,7 +296,7 @@ impl World {
         let Some(end) = self.conns.get(&conn).filter(|c| !c.broken).map(|c| c.near) else { return };
         let message: Result<DestinationMessage, codec::CodecError> = decode_frame(bytes);
         match end {
-            End::SourceNode => self.answer_to_source_node(conn, message),
+            End::SourceNode => self.answer_to_source_node(conn, &message),
             _ if self.source.as_ref().is_some_and(|s| s.conn == Some(conn)) => {
                 let event = match message {
                     Ok(message) => source::Event::Message(message),

@@ -1,0 +1,287 @@
+//! Golden bytes, and bytes that are none.
+
+use proptest::prelude::*;
+use uuid::Uuid;
+
+use super::*;
+use crate::error::Reason;
+use crate::guest::{GuestDescription, Refusal, RefusalKind, RunState};
+use crate::memory::{CHUNK_BYTES, MemoryLayout, Region};
+use crate::protocol::{
+    Blob, Complaint, Decision, Features, MAX_TEXT_BYTES, MigrationId, Offer, Prepare, SavedState,
+    Takeover, Token, Version,
+};
+
+fn id() -> MigrationId {
+    MigrationId(Uuid::from_bytes(*b"0123456789abcdef"))
+}
+
+fn offer() -> Offer {
+    Offer { versions: vec![Version(1), Version(2)], features: Features(1), software: "l 1".into() }
+}
+
+fn guest() -> GuestDescription {
+    let bytes = CHUNK_BYTES as u64;
+    GuestDescription {
+        name: "web-1".to_owned(),
+        uuid: Uuid::from_u128(5),
+        layout: MemoryLayout::new(vec![Region { base: 0, bytes }]).unwrap(),
+        vcpus: 2,
+        config: Blob(vec![0xaa, 0xbb]),
+    }
+}
+
+fn source_messages() -> Vec<SourceMessage> {
+    vec![
+        SourceMessage::Hello { migration: id(), offer: offer() },
+        SourceMessage::Resolve { migration: id(), decision: Decision::Commit },
+        SourceMessage::Prepare(Prepare { guest: guest(), streams: 4 }),
+        SourceMessage::Switchover,
+        SourceMessage::State(SavedState {
+            run_state: RunState::Paused,
+            state: Blob(vec![1, 2, 3]),
+        }),
+        SourceMessage::Commit,
+        SourceMessage::Abort(Complaint::new(Reason::Cancelled, "no")),
+        SourceMessage::Finish,
+    ]
+}
+
+fn destination_messages() -> Vec<DestinationMessage> {
+    vec![
+        DestinationMessage::Welcome { version: Version(1), features: Features(1) },
+        DestinationMessage::Refused(Refusal::new(RefusalKind::Memory, "full")),
+        DestinationMessage::Prepared,
+        DestinationMessage::Ready { load_us: 7 },
+        DestinationMessage::Running(Takeover { resume_us: 9 }),
+        DestinationMessage::Abort(Complaint::new(Reason::Data, "bad")),
+        DestinationMessage::Discarded,
+        DestinationMessage::Unknown,
+    ]
+}
+
+fn front_requests() -> Vec<FrontRequest> {
+    let (migration, token) = (id(), Token([3; 32]));
+    vec![
+        FrontRequest::Admit { migration, offer: offer(), guest: guest() },
+        FrontRequest::Resolve { migration, token, decision: Decision::Aborted },
+    ]
+}
+
+fn front_replies() -> Vec<FrontReply> {
+    vec![
+        FrontReply::Admitted { port: 4951, token: Token([3; 32]) },
+        FrontReply::Refused(Refusal::new(RefusalKind::Taken, "web-1 is here")),
+        FrontReply::Resolved(DestinationMessage::Discarded),
+        FrontReply::AskProcess { port: 4951 },
+    ]
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn survives<M: Message + PartialEq + std::fmt::Debug>(messages: &[M]) {
+    for message in messages {
+        let frame = encode(message).unwrap();
+        assert_eq!(&decode_frame::<M>(&frame).unwrap(), message);
+    }
+}
+
+#[test]
+fn every_message_survives() {
+    survives(&source_messages());
+    survives(&destination_messages());
+    survives(&front_requests());
+    survives(&front_replies());
+}
+
+#[test]
+fn kinds_are_distinct_over_all_types() {
+    let mut kinds: Vec<u8> = source_messages().iter().map(Message::kind).collect();
+    kinds.extend(destination_messages().iter().map(Message::kind));
+    kinds.extend(front_requests().iter().map(Message::kind));
+    kinds.extend(front_replies().iter().map(Message::kind));
+    let all = kinds.len();
+    kinds.sort_unstable();
+    kinds.dedup();
+    assert_eq!(kinds.len(), all);
+}
+
+/// These bytes are the protocol: another version of this program must write and read the same.
+#[test]
+fn bytes_of_the_source_stay_as_they_are() {
+    let id = format!("1000000000000000{}", hex(b"0123456789abcdef"));
+    let offer = "0200000000000000 0100 0200 0100000000000000 0300000000000000 6c2031";
+    let guest = "0500000000000000 7765622d31 \
+                 1000000000000000 00000000000000000000000000000005 \
+                 0100000000000000 0000000000000000 0000040000000000 \
+                 0200 0200000000000000 aabb";
+    let golden = [
+        format!("6c430100 3b000000 00000000 {id} {offer}"),
+        format!("6c430200 20000000 01000000 {id} 00000000"),
+        format!("6c430300 4f000000 02000000 {guest} 0400"),
+        "6c430400 04000000 03000000".to_owned(),
+        "6c430500 13000000 04000000 01000000 0300000000000000 010203".to_owned(),
+        "6c430600 04000000 05000000".to_owned(),
+        "6c430700 10000000 06000000 0300 0200000000000000 6e6f".to_owned(),
+        "6c430800 04000000 07000000".to_owned(),
+    ];
+    for (message, golden) in source_messages().iter().zip(golden) {
+        let golden: String = golden.split_whitespace().collect();
+        assert_eq!(hex(&encode(message).unwrap()), golden, "{}", message.name());
+    }
+}
+
+#[test]
+fn bytes_of_the_destination_stay_as_they_are() {
+    let golden = [
+        "6c432100 0e000000 00000000 0100 0100000000000000",
+        "6c432200 14000000 01000000 00000000 0400000000000000 66756c6c",
+        "6c432300 04000000 02000000",
+        "6c432400 0c000000 03000000 0700000000000000",
+        "6c432500 0c000000 04000000 0900000000000000",
+        "6c432600 11000000 05000000 0800 0300000000000000 626164",
+        "6c432700 04000000 06000000",
+        "6c432800 04000000 07000000",
+    ];
+    for (message, golden) in destination_messages().iter().zip(golden) {
+        let golden: String = golden.split_whitespace().collect();
+        assert_eq!(hex(&encode(message).unwrap()), golden, "{}", message.name());
+    }
+}
+
+#[test]
+fn a_head_is_refused_before_anything_is_allocated() {
+    let head_of = |kind: u8, length: u32| {
+        let [a, b, c, d] = length.to_le_bytes();
+        [b'l', b'C', kind, 0, a, b, c, d]
+    };
+    assert_eq!(head::<SourceMessage>(head_of(6, 4)).unwrap().body_bytes(), 4);
+    assert_eq!(
+        head::<SourceMessage>(head_of(6, u32::MAX)),
+        Err(CodecError::TooLong { kind: 6, bytes: u32::MAX as usize, limit: SMALL_LIMIT })
+    );
+    assert!(head::<SourceMessage>(head_of(5, STATE_LIMIT as u32)).is_ok());
+    assert!(head::<SourceMessage>(head_of(5, STATE_LIMIT as u32 + 1)).is_err());
+    assert_eq!(head::<SourceMessage>(head_of(33, 4)), Err(CodecError::UnknownKind(33)));
+    let http = *b"GET / HT";
+    assert_eq!(head::<SourceMessage>(http), Err(CodecError::BadHead(http)));
+}
+
+#[test]
+fn lengths_inside_a_message_cannot_exceed_the_message() {
+    // `State` that announces 2^36 bytes and brings three.
+    let mut frame = encode(&source_messages()[4]).unwrap();
+    frame[16..24].copy_from_slice(&(1_u64 << 36).to_le_bytes());
+    assert!(matches!(
+        decode_frame::<SourceMessage>(&frame),
+        Err(CodecError::Malformed { kind: 5, .. })
+    ));
+    // `Hello` with 2^40 versions.
+    let mut frame = encode(&source_messages()[0]).unwrap();
+    frame[36..44].copy_from_slice(&(1_u64 << 40).to_le_bytes());
+    assert!(decode_frame::<SourceMessage>(&frame).is_err());
+}
+
+#[test]
+fn a_body_of_another_kind_or_with_a_tail_is_refused() {
+    let mut frame = encode(&SourceMessage::Commit).unwrap();
+    frame[8] = 7;
+    assert!(decode_frame::<SourceMessage>(&frame).is_err(), "Finish in the head of Commit");
+    let mut frame = encode(&SourceMessage::Commit).unwrap();
+    frame[4] += 1;
+    frame.push(0);
+    assert!(decode_frame::<SourceMessage>(&frame).is_err(), "a byte too many");
+}
+
+#[test]
+fn a_layout_that_is_none_does_not_decode() {
+    let mut frame = encode(&source_messages()[2]).unwrap();
+    let bytes = (CHUNK_BYTES as u64).to_le_bytes();
+    let at = frame.windows(8).position(|window| window == bytes).unwrap();
+    frame[at] = 1;
+    let error = decode_frame::<SourceMessage>(&frame).unwrap_err().to_string();
+    assert!(error.contains("not made of whole"), "{error}");
+}
+
+#[test]
+fn text_of_a_peer_is_cut_and_cleaned_when_it_is_decoded() {
+    // As a peer would write it that does not use `PeerText`.
+    let body = (6_u32, 3_u16, format!("{}\x1b[2J", "x".repeat(4000)));
+    #[allow(clippy::disallowed_methods)] // the module that may
+    let body = bincode::serde::encode_to_vec(&body, config()).unwrap();
+    let mut frame = vec![b'l', b'C', 7, 0];
+    frame.extend((body.len() as u32).to_le_bytes());
+    frame.extend(body);
+
+    let message = decode_frame::<SourceMessage>(&frame).unwrap();
+
+    let SourceMessage::Abort(complaint) = message else { panic!("not Abort") };
+    assert!(complaint.text.as_str().len() <= MAX_TEXT_BYTES);
+    assert!(!complaint.text.as_str().contains('\x1b'));
+}
+
+#[test]
+fn a_message_beyond_its_limit_is_not_sent() {
+    let mut guest = guest();
+    guest.config = Blob(vec![0; DESCRIPTION_LIMIT]);
+    let message = SourceMessage::Prepare(Prepare { guest, streams: 1 });
+    assert!(matches!(encode(&message), Err(CodecError::TooLong { kind: 3, .. })));
+}
+
+/// Decodes as each type; what decodes must encode again.
+fn feed(frame: &[u8]) {
+    if let Ok(message) = decode_frame::<SourceMessage>(frame) {
+        encode(&message).unwrap();
+    }
+    if let Ok(message) = decode_frame::<DestinationMessage>(frame) {
+        encode(&message).unwrap();
+    }
+    if let Ok(message) = decode_frame::<FrontRequest>(frame) {
+        encode(&message).unwrap();
+    }
+    if let Ok(message) = decode_frame::<FrontReply>(frame) {
+        encode(&message).unwrap();
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, cases: 2000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_bytes_decode_or_are_refused(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+        feed(&bytes);
+    }
+
+    #[test]
+    fn any_body_behind_a_good_head_decodes_or_is_refused(
+        kind in prop_oneof![1..=8_u8, 33..=40_u8, 65..=66_u8, 97..=100_u8],
+        body in proptest::collection::vec(any::<u8>(), 0..300),
+    ) {
+        let mut frame = vec![b'l', b'C', kind, 0];
+        frame.extend((body.len() as u32).to_le_bytes());
+        frame.extend(body);
+        feed(&frame);
+    }
+
+    #[test]
+    fn a_damaged_message_decodes_or_is_refused(
+        which in any::<prop::sample::Index>(),
+        damage in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+        cut in any::<prop::sample::Index>(),
+    ) {
+        let mut frames: Vec<Vec<u8>> =
+            source_messages().iter().map(|message| encode(message).unwrap()).collect();
+        frames.extend(destination_messages().iter().map(|message| encode(message).unwrap()));
+        frames.extend(front_requests().iter().map(|message| encode(message).unwrap()));
+        frames.extend(front_replies().iter().map(|message| encode(message).unwrap()));
+        let mut frame = which.get(&frames).clone();
+        for (at, byte) in damage {
+            let at = at.index(frame.len());
+            frame[at] = byte;
+        }
+        feed(&frame);
+        feed(&frame[..cut.index(frame.len())]);
+    }
+}
