@@ -59,3 +59,16 @@ fn between_running_and_hearing_of_it_only_the_destination_runs() {
     one_intact_copy(&pair.hosts(), GUEST, &pair.b);
     drop(migration);
 }
+
+#[test]
+fn between_ready_and_commit_the_guest_goes_on_at_the_source_and_the_destination_waits_to_be_told() {
+    let Some(Pulled { pair, cable, migration, .. }) = pulled_in(&phase::ready()) else { return };
+    migration.finish().stayed(&["connection", "ready"]);
+    exactly_one_copy_runs(&pair.hosts(), GUEST, &pair.a);
+    pair.b.guest(GUEST).await_state("in-doubt");
+
+    cable.put_back();
+    one_intact_copy(&pair.hosts(), GUEST, &pair.a);
+    Migration::run(&pair.a, GUEST, &pair.b).ok();
+    one_intact_copy(&pair.hosts(), GUEST, &pair.b);
+}

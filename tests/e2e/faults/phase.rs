@@ -49,7 +49,7 @@ pub(super) fn precopy() -> Phase {
 }
 
 pub(super) fn switchover() -> Phase {
-    let point = "source.send.state";
+    let point = "source.act.savestate";
     Phase { name: "switchover", side: Side::Source, point, cut: point, owner: Owner::Source }
 }
 

@@ -18,9 +18,11 @@ const TICKS_OF_LIFE: u64 = 1000;
 pub(crate) fn one_intact_copy(hosts: &[&Host], name: &str, here: &Host) -> Guest {
     let guest = exactly_one_copy_runs(hosts, name, here);
     memory_is_intact(&guest);
+    wait::until(&format!("one process has {name}"), || {
+        let states: Vec<_> = hosts.iter().filter_map(|host| host.guest(name).state()).collect();
+        wait::holds(states == ["running"], states)
+    });
     nothing_left_behind(hosts);
-    let copies = hosts.iter().filter(|host| host.guest(name).state().is_some()).count();
-    assert_eq!(copies, 1, "copies of {name} with a live process");
     guest
 }
 
