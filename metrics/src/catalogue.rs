@@ -69,7 +69,7 @@ catalogue! {
             "Incoming guests that this node refused, by reason.";
         completed_downtime: Histogram<(Direction,), DowntimeBuckets> =
             "lighter_migrations_completed_downtime_seconds", Seconds,
-            "Downtime of completed migrations, as the source saw it.";
+            "Downtime of completed migrations as this host saw it; the source's view is `outgoing`.";
         completed_duration: Histogram<(Direction,), DurationBuckets> =
             "lighter_migrations_completed_duration_seconds", Seconds,
             "Total duration of completed migrations, from connecting to running.";
@@ -112,7 +112,7 @@ catalogue! {
             "lighter_guest_memory_proportional_bytes", Bytes,
             "Host memory of the process of a guest, shared pages divided by their sharers (PSS).";
         guest_longest_stall: Gauge<(GuestName,)> = "lighter_guest_longest_stall_seconds", Seconds,
-            "The longest time without running that a guest has measured itself; \
+            "The longest stall that a guest has measured since it, or its last migration, began; \
              only guests that report it.";
 
         migration_phase: Gauge<(GuestName, Direction, Phase)> = "lighter_migration_phase", State,
@@ -146,10 +146,12 @@ catalogue! {
             "How long a guest would stand still if it were switched over now.";
         migration_downtime: Gauge<(GuestName, Direction)> =
             "lighter_migration_downtime_seconds", Seconds,
-            "How long the last migration of a guest stopped it, as the source saw it.";
+            "How long the migration of a guest stopped it as this host saw it; \
+             the source's view is `outgoing`.";
         migration_guest_downtime: Gauge<(GuestName, Direction)> =
             "lighter_migration_guest_downtime_seconds", Seconds,
-            "The longest stall around its last migration that a guest measured itself.";
+            "The longest stall that a guest has measured since its migration began; \
+             only guests that report it.";
     }
 }
 

@@ -7,7 +7,9 @@ use prometheus::{Registry, TextEncoder};
 use crate::catalogue::{Counted, Scraped};
 use crate::definition::CatalogueError;
 use crate::fill;
-use crate::labels::{BuildRevision, BuildVersion, Direction, FailureReason, Phase, RefusalReason};
+use crate::labels::{
+    BuildRevision, BuildVersion, Direction, FailureReason, GuestName, Phase, RefusalReason,
+};
 use crate::snapshot::Snapshot;
 
 /// The `Content-Type` of [`Exporter::render`]'s text.
@@ -63,6 +65,9 @@ impl Exporter {
         fill::node(&scraped, &self.build, self.started, snapshot);
         for guest in &snapshot.guests {
             fill::guest(&scraped, guest);
+        }
+        for departed in &snapshot.departed {
+            fill::migration(&scraped, &GuestName(departed.guest.clone()), &departed.migration);
         }
         let mut families = self.registry.gather();
         families.extend(registry.gather());

@@ -62,11 +62,16 @@ pub(crate) fn guest(families: &Scraped, sample: &GuestSample) {
     if let Some(stall) = sample.longest_stall {
         families.guest_longest_stall.set(&(name(),), stall.as_secs_f64());
     }
-    if let Some(migration) = &sample.migration {
-        progress(families, &name(), migration);
-        traffic(families, &name(), migration);
-        forecast(families, &name(), migration);
+    if let Some(sample) = &sample.migration {
+        migration(families, &name(), sample);
     }
+}
+
+/// The series of one migration.
+pub(crate) fn migration(families: &Scraped, name: &GuestName, sample: &MigrationSample) {
+    progress(families, name, sample);
+    traffic(families, name, sample);
+    forecast(families, name, sample);
 }
 
 /// Where a migration stands and how long it has taken.
@@ -82,7 +87,9 @@ fn progress(families: &Scraped, name: &GuestName, sample: &MigrationSample) {
     }
     let labels = (name.clone(), direction);
     families.migration_duration.set(&labels, sample.duration.as_secs_f64());
-    families.migration_rounds.set(&labels, number(sample.rounds));
+    if let Some(rounds) = sample.rounds {
+        families.migration_rounds.set(&labels, number(rounds));
+    }
 }
 
 /// What a migration has carried.

@@ -31,4 +31,4 @@ pub use labels::{
     GuestUuid, Label, Labels, Phase, RefusalReason,
 };
 pub use reference::markdown;
-pub use snapshot::{GuestSample, HostMemory, MigrationSample, Snapshot, Traffic};
+pub use snapshot::{DepartedSample, GuestSample, HostMemory, MigrationSample, Snapshot, Traffic};

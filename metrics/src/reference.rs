@@ -14,7 +14,8 @@ const OPENING: &str = "\
 `lighter node` serves these at `http://ADDR:PORT/metrics` (`--metrics`, by default
 `127.0.0.1:9450`) in the Prometheus text format 0.0.4. One scrape asks every guest on the host once;
 a guest that does not answer in time is counted in `lighter_guests_unreachable` and has no other
-series on that page. The series of a guest that has left the host are gone with the next scrape.
+series on that page. The series of a guest that has left the host are gone with the next scrape, but
+for those of the migration that took it away: they stay for ten minutes.
 
 Counters start at zero with the node service, or with the migration for those with a `guest` label.
 ";

@@ -11,6 +11,8 @@ pub struct Snapshot {
     pub scrape_duration: Duration,
     /// The guests that answered.
     pub guests: Vec<GuestSample>,
+    /// The last migrations of guests that have left this host a short while ago.
+    pub departed: Vec<DepartedSample>,
     /// How many guests live but did not answer in time.
     pub guests_unreachable: u64,
     /// Migrations whose outcome is not settled.
@@ -55,6 +57,15 @@ pub struct GuestSample {
     pub migration: Option<MigrationSample>,
 }
 
+/// The migration that took a guest away. Its process has ended with it; without this, nobody would ever see how it went.
+#[derive(Debug, Clone)]
+pub struct DepartedSample {
+    /// The name that the guest had on this host.
+    pub guest: String,
+    /// How it went.
+    pub migration: MigrationSample,
+}
+
 /// One migration of a guest, under way or just over. Absent values give no series.
 #[derive(Debug, Clone)]
 pub struct MigrationSample {
@@ -66,8 +77,8 @@ pub struct MigrationSample {
     pub phase_durations: Vec<(Phase, Duration)>,
     /// Time since it began, or its total.
     pub duration: Duration,
-    /// Rounds over memory, the one under way included.
-    pub rounds: u64,
+    /// Rounds over memory, the one under way included; only the source counts them.
+    pub rounds: Option<u64>,
     /// Pages sent as they are, with their bytes.
     pub raw: Traffic,
     /// Pages sent compressed, with their bytes on the wire.
@@ -82,7 +93,7 @@ pub struct MigrationSample {
     pub dirty_rate: Option<f64>,
     /// How long the guest would stand still if it were switched over now.
     pub expected_downtime: Option<Duration>,
-    /// How long it stood still, as the source saw it.
+    /// How long it stood still, as this side saw it.
     pub downtime: Option<Duration>,
     /// How long it stood still, as the guest saw it.
     pub guest_downtime: Option<Duration>,

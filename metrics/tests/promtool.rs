@@ -5,8 +5,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
 use metrics::{
-    Direction, Exporter, FailureReason, GuestSample, GuestState, HostMemory, MigrationSample,
-    Phase, RefusalReason, Snapshot, Traffic,
+    DepartedSample, Direction, Exporter, FailureReason, GuestSample, GuestState, HostMemory,
+    MigrationSample, Phase, RefusalReason, Snapshot, Traffic,
 };
 
 fn migration() -> MigrationSample {
@@ -15,7 +15,7 @@ fn migration() -> MigrationSample {
         phase: Some(Phase::Precopy),
         phase_durations: vec![(Phase::Connect, Duration::from_millis(3))],
         duration: Duration::from_secs(1),
-        rounds: 3,
+        rounds: Some(3),
         raw: Traffic { pages: 10, bytes: 40_960 },
         lz4: Traffic { pages: 10, bytes: 9_000 },
         zero_pages: 100,
@@ -45,6 +45,7 @@ fn busy_snapshot() -> Snapshot {
     Snapshot {
         scrape_duration: Duration::from_millis(2),
         guests: vec![guest],
+        departed: vec![DepartedSample { guest: "web-2".into(), migration: migration() }],
         guests_unreachable: 1,
         migrations_in_doubt: 1,
         host: Some(host),

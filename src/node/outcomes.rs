@@ -216,7 +216,7 @@ fn reason(reason: Reason) -> Option<FailureReason> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::time::SystemTime;
 
     use metrics::Exporter;
@@ -226,7 +226,8 @@ mod tests {
     use super::super::liveness::tests::{destination_record, source_record};
     use super::*;
 
-    fn report(outcome: Outcome, error: Option<(Phase, Reason)>) -> Report {
+    /// A source's report with this end.
+    pub(crate) fn report(outcome: Outcome, error: Option<(Phase, Reason)>) -> Report {
         Report {
             migration: migrate::MigrationId::random(),
             guest: "web".into(),

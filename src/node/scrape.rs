@@ -1,8 +1,10 @@
 //! Turns what guests say into what Prometheus reads.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, UNIX_EPOCH};
 
-use metrics::{GuestSample, MigrationSample, Traffic};
+use metrics::{DepartedSample, GuestSample, MigrationSample, Traffic};
+use migrate::record::Record;
 use migrate::report::{Outcome, Role};
 use migrate::{Progress, Report};
 
@@ -12,6 +14,12 @@ use crate::api::types::GuestState;
 
 /// Bytes of a page.
 const PAGE_BYTES: u64 = 4096;
+
+/// How long the migration that took a guest away is shown: long enough for any scrape interval.
+const DEPARTED_FOR: Duration = Duration::from_secs(600);
+
+/// Guests that are shown after they have left, at most.
+const DEPARTED_MAX: usize = 256;
 
 /// One sample for each guest that answered, and how many did not.
 pub(crate) fn samples(sightings: &[Sighting]) -> (Vec<GuestSample>, u64) {
@@ -56,7 +64,9 @@ fn longest_stall(view: &GuestView) -> Option<Duration> {
 fn migration(view: &GuestView) -> Option<MigrationSample> {
     let told = view.migration.as_ref()?;
     if let Some(report) = &told.report {
-        return Some(finished(report, view));
+        let has_arrived = report.role == Role::Destination && report.outcome == Outcome::Migrated;
+        let guest_downtime = longest_stall(view).filter(|_| has_arrived);
+        return Some(MigrationSample { guest_downtime, ..finished(report) });
     }
     told.progress.as_ref().map(|progress| running(progress, role(view.info.state, progress)))
 }
@@ -79,7 +89,7 @@ fn running(progress: &Progress, role: Role) -> MigrationSample {
         phase: Some(outcomes::phase(progress.phase)),
         phase_durations: Vec::new(),
         duration: seconds(progress.elapsed_seconds),
-        rounds: u64::from(progress.round),
+        rounds: is_source.then(|| u64::from(progress.round)),
         raw: Traffic {
             pages: transfer.raw_pages,
             bytes: transfer.raw_pages.saturating_mul(PAGE_BYTES),
@@ -95,9 +105,28 @@ fn running(progress: &Progress, role: Role) -> MigrationSample {
     }
 }
 
-fn finished(report: &Report, view: &GuestView) -> MigrationSample {
+/// The last migrations of guests that have moved away in the last [`DEPARTED_FOR`].
+pub(crate) fn departed(records: &[Record], now_unix_ms: u64) -> Vec<DepartedSample> {
+    let mut newest: BTreeMap<&str, &Record> = BTreeMap::new();
+    for record in records.iter().filter(|record| record.role() == Role::Source) {
+        let known = newest.entry(&record.guest).or_insert(record);
+        if known.started_unix_ms < record.started_unix_ms {
+            *known = record;
+        }
+    }
+    let age = |record: &Record| now_unix_ms.saturating_sub(record.updated_unix_ms);
+    let recent =
+        newest.into_values().filter(|record| age(record) < DEPARTED_FOR.as_millis() as u64);
+    let has_moved = |report: &&Report| report.outcome == Outcome::Migrated;
+    recent
+        .filter_map(|record| record.report.as_ref().filter(has_moved))
+        .take(DEPARTED_MAX)
+        .map(|report| DepartedSample { guest: report.guest.clone(), migration: finished(report) })
+        .collect()
+}
+
+fn finished(report: &Report) -> MigrationSample {
     let transfer = &report.transfer;
-    let has_arrived = report.role == Role::Destination && report.outcome == Outcome::Migrated;
     MigrationSample {
         direction: outcomes::direction(report.role),
         phase: None,
@@ -107,7 +136,7 @@ fn finished(report: &Report, view: &GuestView) -> MigrationSample {
             .map(|time| (outcomes::phase(time.phase), seconds(time.seconds)))
             .collect(),
         duration: seconds(report.total_seconds),
-        rounds: u64::from(report.rounds_total),
+        rounds: (report.role == Role::Source).then(|| u64::from(report.rounds_total)),
         raw: Traffic {
             pages: transfer.raw_pages,
             bytes: transfer.raw_pages.saturating_mul(PAGE_BYTES),
@@ -119,7 +148,7 @@ fn finished(report: &Report, view: &GuestView) -> MigrationSample {
         dirty_rate: None,
         expected_downtime: report.expected_downtime_seconds.map(seconds),
         downtime: report.downtime_seconds.map(seconds),
-        guest_downtime: longest_stall(view).filter(|_| has_arrived),
+        guest_downtime: None,
     }
 }
 
@@ -133,6 +162,10 @@ mod tests {
     use metrics::Direction;
     use migrate::MigrationId;
 
+    use migrate::record::SourceState;
+
+    use super::super::liveness::tests::source_record;
+    use super::super::outcomes::tests::report;
     use super::*;
     use crate::api::types::{GuestInfo, GuestKind, MigrationStatus};
 
@@ -176,6 +209,24 @@ mod tests {
         let migration = sample.migration.unwrap();
         assert_eq!(migration.direction, Direction::Incoming);
         assert_eq!(migration.dirty_rate, None);
+    }
+
+    #[test]
+    fn a_guest_that_left_is_shown_for_a_while() {
+        let mut record = source_record(SourceState::Done, 1);
+        record.updated_unix_ms = 5000;
+        assert!(departed(std::slice::from_ref(&record), 6000).is_empty(), "it has no report");
+
+        record.report = Some(report(Outcome::Migrated, None));
+        let earlier = {
+            let mut earlier = record.clone();
+            earlier.started_unix_ms -= 1;
+            earlier
+        };
+        let shown = departed(&[earlier, record.clone()], 6000);
+        assert_eq!(shown.len(), 1);
+        assert_eq!(shown[0].migration.direction, Direction::Outgoing);
+        assert!(departed(&[record], 6000 + 600_000).is_empty());
     }
 
     #[test]

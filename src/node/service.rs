@@ -194,7 +194,11 @@ impl Node {
     pub(crate) async fn metrics_page(&self) -> Result<String> {
         let begin = Instant::now();
         // Files are read and written here, and a scrape wants the latest outcome.
-        tokio::task::block_in_place(|| self.look_through_records())?;
+        let departed = tokio::task::block_in_place(|| {
+            self.look_through_records()?;
+            let (records, _damaged) = self.records.list()?;
+            anyhow::Ok(scrape::departed(&records, liveness::unix_ms()))
+        })?;
         let sightings = inventory::look(&self.state).await?;
         let (guests, guests_unreachable) = scrape::samples(&sightings);
         let host = self.memory().map(|memory| HostMemory {
@@ -205,6 +209,7 @@ impl Node {
         let snapshot = Snapshot {
             scrape_duration: begin.elapsed(),
             guests,
+            departed,
             guests_unreachable,
             migrations_in_doubt: self.in_doubt.load(Ordering::Relaxed),
             host,
