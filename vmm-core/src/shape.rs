@@ -1,7 +1,9 @@
 //! Everything that has to be equal on two hosts for a guest to run on either: its memory, its vCPUs
 //! and what its processor can do. Checked before anything is created.
 
-use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
+use std::sync::OnceLock;
+
+use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 use kvm_ioctls::{Cap, Kvm};
 use serde::{Deserialize, Serialize};
 
@@ -74,14 +76,9 @@ impl VmShape {
     /// # Errors
     /// When memory or vCPUs are out of bounds, or `/dev/kvm` does not answer.
     pub fn for_host(memory_bytes: u64, vcpus: u8) -> Result<Self> {
-        let kvm = Kvm::new().map_err(Error::OpenKvm)?;
-        let shape = Self {
-            memory_bytes,
-            vcpus,
-            cpuid: host_cpuid(&kvm)?,
-            tsc_khz: host_tsc_khz(&kvm)?,
-            xsave_bytes: host_xsave_bytes(&kvm)?,
-        };
+        let host = Host::get()?;
+        let (tsc_khz, xsave_bytes) = (host.tsc_khz, host.xsave_bytes);
+        let shape = Self { memory_bytes, vcpus, cpuid: host.cpuid.clone(), tsc_khz, xsave_bytes };
         shape.check()?;
         Ok(shape)
     }
@@ -101,18 +98,16 @@ impl VmShape {
     /// [`Error::OpenKvm`], each worded for the operator.
     pub fn check_host(&self) -> Result<()> {
         self.check()?;
-        let kvm = Kvm::new().map_err(Error::OpenKvm)?;
-        check_capabilities(&kvm)?;
-        let missing = cpuid::missing_features(&self.cpuid, &host_cpuid(&kvm)?);
+        let host = Host::get()?;
+        let missing = cpuid::missing_features(&self.cpuid, &host.cpuid);
         if !missing.is_empty() {
             return Err(ShapeError::CpuFeatures(missing).into());
         }
-        let host = host_xsave_bytes(&kvm)?;
-        if self.xsave_bytes > host {
-            return Err(ShapeError::XsaveBytes { guest: self.xsave_bytes, host }.into());
+        if self.xsave_bytes > host.xsave_bytes {
+            let (guest, host) = (self.xsave_bytes, host.xsave_bytes);
+            return Err(ShapeError::XsaveBytes { guest, host }.into());
         }
-        let scales = kvm.check_extension(Cap::TscControl);
-        check_tsc(self.tsc_khz, host_tsc_khz(&kvm)?, scales)?;
+        check_tsc(self.tsc_khz, host.tsc_khz, host.scales_tsc)?;
         host::check_available(self.memory_bytes)?;
         Ok(())
     }
@@ -162,8 +157,44 @@ impl VmShape {
     }
 }
 
+/// What this host can do; asked of KVM once, since it does not change while the program runs.
+#[derive(Debug)]
+struct Host {
+    cpuid: Vec<CpuidEntry>,
+    tsc_khz: u32,
+    xsave_bytes: u32,
+    scales_tsc: bool,
+}
+
+impl Host {
+    fn get() -> Result<&'static Self> {
+        static HOST: OnceLock<Host> = OnceLock::new();
+        match HOST.get() {
+            Some(host) => Ok(host),
+            None => Self::ask().map(|host| HOST.get_or_init(|| host)),
+        }
+    }
+
+    fn ask() -> Result<Self> {
+        let kvm = Kvm::new().map_err(Error::OpenKvm)?;
+        check_capabilities(&kvm)?;
+        let supported =
+            kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).call("KVM_GET_SUPPORTED_CPUID")?;
+        let entries = supported.as_slice().iter().map(CpuidEntry::from).collect();
+        let vm = kvm.create_vm().call("KVM_CREATE_VM")?;
+        let vcpu = vm.create_vcpu(0).vcpu_call(0, "KVM_CREATE_VCPU")?;
+        let xsave_bytes = u32::try_from(vm.check_extension_int(Cap::Xsave2)).unwrap_or(0);
+        Ok(Self {
+            cpuid: cpuid::for_new_guest(entries),
+            tsc_khz: vcpu.get_tsc_khz().vcpu_call(0, "KVM_GET_TSC_KHZ")?,
+            xsave_bytes: xsave_bytes.max(raw::XSAVE_BYTES_MIN as u32),
+            scales_tsc: kvm.check_extension(Cap::TscControl),
+        })
+    }
+}
+
 /// Capabilities without which this VMM runs no guest.
-pub(crate) fn check_capabilities(kvm: &Kvm) -> Result<()> {
+fn check_capabilities(kvm: &Kvm) -> Result<()> {
     let needed = [
         (Cap::Irqchip, "KVM_CAP_IRQCHIP", "deliver interrupts"),
         (Cap::Pit2, "KVM_CAP_PIT2", "give the guest a timer"),
@@ -179,25 +210,6 @@ pub(crate) fn check_capabilities(kvm: &Kvm) -> Result<()> {
         Some((_, capability, purpose)) => Err(Error::MissingCapability { capability, purpose }),
         None => Ok(()),
     }
-}
-
-fn host_cpuid(kvm: &Kvm) -> Result<Vec<CpuidEntry>> {
-    let supported =
-        kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).call("KVM_GET_SUPPORTED_CPUID")?;
-    let entries = supported.as_slice().iter().map(|entry: &kvm_cpuid_entry2| entry.into());
-    Ok(cpuid::for_new_guest(entries.collect()))
-}
-
-fn host_tsc_khz(kvm: &Kvm) -> Result<u32> {
-    let vm = kvm.create_vm().call("KVM_CREATE_VM")?;
-    let vcpu = vm.create_vcpu(0).vcpu_call(0, "KVM_CREATE_VCPU")?;
-    vcpu.get_tsc_khz().vcpu_call(0, "KVM_GET_TSC_KHZ")
-}
-
-fn host_xsave_bytes(kvm: &Kvm) -> Result<u32> {
-    let vm = kvm.create_vm().call("KVM_CREATE_VM")?;
-    let bytes = vm.check_extension_int(Cap::Xsave2);
-    Ok(u32::try_from(bytes).unwrap_or(0).max(raw::XSAVE_BYTES_MIN as u32))
 }
 
 /// Whether a guest with a TSC of `guest` kHz can run on a host with one of `host` kHz.

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_bindings::{CpuId, KVM_PIT_SPEAKER_DUMMY, Msrs, kvm_pit_config};
@@ -61,14 +62,10 @@ pub struct Vm {
     vcpus: Vec<VcpuThread>,
     machine: Arc<Machine>,
     dirty: Mutex<Box<dyn DirtyTracking>>,
-    /// What the guest was last told to do; whether it has stopped since is in `machine`.
-    control: Mutex<Ordered>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Ordered {
-    Paused,
-    Running,
+    /// Held by calls that change or save what the guest is doing.
+    control: Mutex<()>,
+    /// What the guest was last told to do; whether it has ended since is in `machine`.
+    told_to_run: AtomicBool,
 }
 
 impl Vm {
@@ -89,8 +86,14 @@ impl Vm {
         let machine = Arc::new(Machine::new(Arc::clone(&vm), Arc::clone(&ram), Ports::new(serial)));
         let vcpus = start_vcpus(&kvm, shape, &machine)?;
         let dirty = Mutex::new(Box::new(BitmapLog::new(vm, ram)) as Box<dyn DirtyTracking>);
-        let control = Mutex::new(Ordered::Paused);
-        Ok(Self { shape: shape.clone(), vcpus, machine, dirty, control })
+        Ok(Self {
+            shape: shape.clone(),
+            vcpus,
+            machine,
+            dirty,
+            control: Mutex::new(()),
+            told_to_run: AtomicBool::new(false),
+        })
     }
 
     /// The description this VM was created from.
@@ -108,9 +111,13 @@ impl Vm {
         &self.machine.events
     }
 
-    /// What the guest is doing.
+    /// What the guest is doing. Never waits.
     pub fn run_state(&self) -> RunState {
-        self.state_under(*self.control())
+        match self.machine.stopped() {
+            Some(_) => RunState::Stopped,
+            None if self.told_to_run.load(Ordering::Acquire) => RunState::Running,
+            None => RunState::Paused,
+        }
     }
 
     /// Why the guest has ended, once it has.
@@ -123,8 +130,8 @@ impl Vm {
     /// # Errors
     /// [`Error::WrongState`] unless paused; [`crate::boot::BootError`].
     pub fn boot(&self, source: &BootSource) -> Result<()> {
-        let control = self.control();
-        self.expect(*control, RunState::Paused, "boot")?;
+        let _control = self.control();
+        self.expect(RunState::Paused, "boot")?;
         boot::boot(self, source)
     }
 
@@ -134,12 +141,12 @@ impl Vm {
     /// # Errors
     /// [`Error::WrongState`] when the guest has ended, also while it was being paused.
     pub fn pause(&self) -> Result<()> {
-        let mut control = self.control();
-        if *control == Ordered::Running {
+        let _control = self.control();
+        if self.told_to_run.load(Ordering::Acquire) {
             self.park_all();
-            *control = Ordered::Paused;
+            self.told_to_run.store(false, Ordering::Release);
         }
-        self.expect(*control, RunState::Paused, "pause")
+        self.expect(RunState::Paused, "pause")
     }
 
     /// Lets the guest run on. Returns at once when it runs.
@@ -147,12 +154,12 @@ impl Vm {
     /// # Errors
     /// [`Error::WrongState`] when the guest has ended.
     pub fn resume(&self) -> Result<()> {
-        let mut control = self.control();
-        if *control == Ordered::Running {
-            return self.expect(*control, RunState::Running, "resume");
+        let _control = self.control();
+        if self.told_to_run.load(Ordering::Acquire) {
+            return self.expect(RunState::Running, "resume");
         }
-        self.expect(*control, RunState::Paused, "resume")?;
-        *control = Ordered::Running;
+        self.expect(RunState::Paused, "resume")?;
+        self.told_to_run.store(true, Ordering::Release);
         self.machine.ports.serial().thaw();
         self.vcpus.iter().for_each(VcpuThread::run);
         if self.machine.stopped().is_some() {
@@ -180,8 +187,8 @@ impl Vm {
     /// # Errors
     /// [`Error::WrongState`] unless paused; [`StateError`]; what KVM refuses.
     pub fn save_state(&self) -> Result<VmState> {
-        let control = self.control();
-        self.expect(*control, RunState::Paused, "save")?;
+        let _control = self.control();
+        self.expect(RunState::Paused, "save")?;
         let answers: Vec<_> = self.vcpus.iter().map(|vcpu| vcpu.submit(state::save_vcpu)).collect();
         // The clock goes with the TSC offsets, which do not change: any moment while paused will do.
         let clock = state::save_clock(&self.machine.vm)?;
@@ -200,8 +207,8 @@ impl Vm {
     /// [`Error::WrongState`] unless paused; [`StateError`]; what KVM refuses. After an error the VM is
     /// of no use any more: drop it.
     pub fn load_state(&self, state: &VmState) -> Result<()> {
-        let control = self.control();
-        self.expect(*control, RunState::Paused, "load a state")?;
+        let _control = self.control();
+        self.expect(RunState::Paused, "load a state")?;
         if state.vcpus.len() != self.vcpus.len() {
             let (state, vm) = (state.vcpus.len(), self.vcpus.len());
             return Err(StateError::VcpuCount { state, vm }.into());
@@ -284,7 +291,7 @@ impl Vm {
         self.machine.ports.serial().freeze();
     }
 
-    fn control(&self) -> MutexGuard<'_, Ordered> {
+    fn control(&self) -> MutexGuard<'_, ()> {
         self.control.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -292,16 +299,8 @@ impl Vm {
         self.dirty.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn state_under(&self, ordered: Ordered) -> RunState {
-        match (self.machine.stopped(), ordered) {
-            (Some(_), _) => RunState::Stopped,
-            (None, Ordered::Paused) => RunState::Paused,
-            (None, Ordered::Running) => RunState::Running,
-        }
-    }
-
-    fn expect(&self, ordered: Ordered, wanted: RunState, action: &'static str) -> Result<()> {
-        let state = self.state_under(ordered);
+    fn expect(&self, wanted: RunState, action: &'static str) -> Result<()> {
+        let state = self.run_state();
         if state == wanted { Ok(()) } else { Err(Error::WrongState { action, state }) }
     }
 }

@@ -65,7 +65,10 @@ pub enum BootError {
         source: std::io::Error,
     },
     /// The kernel file is no ELF kernel for x86-64.
-    #[error("{} is not a kernel that can be started: {reason}; give an uncompressed ELF vmlinux", path.display())]
+    #[error(
+        "{} is not a kernel that can be started: {reason}; give an uncompressed ELF vmlinux",
+        path.display()
+    )]
     Kernel {
         /// The file.
         path: PathBuf,
@@ -90,7 +93,10 @@ pub enum BootError {
     #[error("the kernel command line contains a zero byte")]
     CmdlineZeroByte,
     /// The guest has more memory than a freestanding program can be given.
-    #[error("a program in user mode can have at most {} GiB of memory, this guest has {}", long_mode::USER_MEMORY_BYTES_MAX >> 30, bytes >> 30)]
+    #[error(
+        "a program in user mode can have at most {} GiB of memory, this guest has {}",
+        long_mode::USER_MEMORY_BYTES_MAX >> 30, bytes >> 30
+    )]
     TooMuchMemory {
         /// The guest's memory.
         bytes: u64,
