@@ -1,0 +1,214 @@
+//! What Prometheus sees of a node whose guests come and go: every metric of the catalogue moves, a guest that hangs hangs
+//! nothing else, and a node that was killed counts nothing twice.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use ::metrics::{Sample, never_moved, parse_samples};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::host::checks::{guest_is_gone, nothing_left_behind, one_intact_copy};
+use crate::host::{Exit, Guest, GuestPlan, Host, Migration, NodePlan, Pair, wait};
+
+/// Slow enough that a small guest is on its way for as long as a test needs.
+const CRAWL: [&str; 2] = ["--bandwidth", "2MB/s"];
+
+/// A scrape takes at most this long, however many guests hang: a guest is given two seconds.
+const SCRAPE_WITHIN: Duration = Duration::from_secs(2 + 2);
+
+/// One page of the node of `host`: status and text.
+fn get(host: &Host, path: &str) -> (u16, String) {
+    let file = fs::read(host.state_dir().join("node.json")).expect("node.json");
+    let node: Value = serde_json::from_slice(&file).expect("JSON");
+    let address = node["metrics"].as_str().expect("an address");
+    let mut stream = TcpStream::connect(address).expect("the node listens");
+    stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a time-out");
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n")
+        .expect("the node hears");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("the node answers");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("an HTTP answer");
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
+    (status, body.to_owned())
+}
+
+/// The metrics of a node.
+fn scrape(host: &Host) -> String {
+    let (status, page) = get(host, "/metrics");
+    assert_eq!(status, 200, "{page}");
+    page
+}
+
+/// The value of the series with this name and these label values; absent when there is none.
+fn value(page: &str, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
+    let fits = |sample: &Sample| {
+        sample.name == name
+            && labels.iter().all(|(label, value)| sample.label(label) == Some(*value))
+    };
+    parse_samples(page).expect("a metrics page").into_iter().find(fits).map(|sample| sample.value)
+}
+
+/// Waits until a series has a value, collecting the pages seen on the way.
+#[track_caller]
+fn await_value(
+    host: &Host,
+    name: &str,
+    labels: &[(&str, &str)],
+    wanted: f64,
+    pages: &mut Vec<String>,
+) {
+    wait::until(&format!("{name}{labels:?} is {wanted}"), || {
+        let page = scrape(host);
+        let seen = value(&page, name, labels);
+        pages.push(page);
+        wait::holds(seen == Some(wanted), seen)
+    });
+}
+
+/// Migrates and scrapes both nodes all the while.
+fn migrate_watched(from: &Host, name: &str, to: &Host, pages: &mut Vec<String>) {
+    let migration = Migration::start(from, name, to, &["--bandwidth", "40MB/s"]);
+    wait::until("the guest has moved", || {
+        pages.extend([scrape(from), scrape(to)]);
+        let state = to.guest(name).state();
+        wait::holds(state.as_deref() == Some("running"), state)
+    });
+    migration.finish().ok();
+    pages.extend([scrape(from), scrape(to)]);
+}
+
+#[test]
+fn every_metric_of_the_catalogue_moves_on_a_live_node() {
+    let mut pages = Vec::new();
+    let mut pair = Pair::new();
+    let guest = Guest::start(&pair.a, &GuestPlan { dirty_rate: 2000, ..GuestPlan::default() });
+    migrate_watched(&pair.a, guest.name(), &pair.b, &mut pages);
+
+    // Refused, since a guest of that name has come up meanwhile; then called off.
+    let namesake = Guest::start(&pair.a, &GuestPlan::default());
+    Migration::run(&pair.b, guest.name(), &pair.a).stayed(&["already"]);
+    pair.a.run(&["stop", namesake.name()]).ok();
+    guest_is_gone(&[&pair.a], namesake.name());
+    let cancelled = Migration::start(&pair.b, guest.name(), &pair.a, &CRAWL);
+    cancelled.await_phase("precopy");
+    pair.b.run(&["cancel", guest.name()]).ok();
+    cancelled.finish().cancelled();
+
+    // A guest that hangs.
+    let hung = pair.b.guest(guest.name()).pid();
+    hung.signal(Signal::SIGSTOP);
+    await_value(&pair.b, "lighter_guests_unreachable", &[], 1.0, &mut pages);
+    hung.signal(Signal::SIGCONT);
+    await_value(&pair.b, "lighter_guests_unreachable", &[], 0.0, &mut pages);
+
+    in_doubt_until_the_other_node_is_back(&mut pair, &mut pages);
+
+    let still = never_moved(pages.iter().map(String::as_str)).expect("metrics pages");
+    assert!(still.is_empty(), "nothing moves {}", still.join(", "));
+    promtool_approves(pages.last().expect("a page"));
+    nothing_left_behind(&pair.hosts());
+}
+
+/// The source's process dies in the middle while the other node is away: its node cannot settle that until it is back.
+fn in_doubt_until_the_other_node_is_back(pair: &mut Pair, pages: &mut Vec<String>) {
+    let lost =
+        Guest::start(&pair.a, &GuestPlan { name: "lost".to_owned(), ..GuestPlan::default() });
+    let migration = Migration::start(&pair.a, lost.name(), &pair.b, &CRAWL);
+    migration.await_phase("precopy");
+    let (source, arriving) = (lost.pid(), pair.b.guest(lost.name()).pid());
+    pair.b.kill_node();
+    source.kill();
+    arriving.kill();
+    drop(migration);
+    await_value(&pair.a, "lighter_migrations_in_doubt", &[], 1.0, pages);
+
+    let listen = Some(pair.b.last_address().to_owned());
+    pair.b.start_node(&NodePlan { listen, ..NodePlan::default() });
+    await_value(&pair.a, "lighter_migrations_in_doubt", &[], 0.0, pages);
+    guest_is_gone(&pair.hosts(), lost.name());
+}
+
+/// The page has nothing that `promtool check metrics` would say something about.
+fn promtool_approves(page: &str) {
+    if std::env::var_os("LIGHTER_SKIP_PROMTOOL").is_some() {
+        eprintln!("left out: LIGHTER_SKIP_PROMTOOL is set");
+        return;
+    }
+    let mut promtool = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect(
+            "promtool (Debian's package `prometheus`), or LIGHTER_SKIP_PROMTOOL=1 to go without",
+        );
+    promtool.stdin.take().expect("its stdin").write_all(page.as_bytes()).expect("it reads");
+    let output = promtool.wait_with_output().expect("it ends");
+    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    assert!(output.status.success() && said.trim().is_empty(), "promtool: {said}\n{page}");
+}
+
+#[test]
+fn a_guest_that_hangs_does_not_hang_the_page_of_the_others() {
+    let pair = Pair::new();
+    let plan = |name: &str| GuestPlan {
+        name: name.to_owned(),
+        memory: "32M".to_owned(),
+        ..GuestPlan::default()
+    };
+    let hung = [Guest::start(&pair.a, &plan("hung-1")), Guest::start(&pair.a, &plan("hung-2"))];
+    let fine = Guest::start(&pair.a, &plan("fine"));
+    let pids = hung.map(|guest| guest.pid());
+    pids.iter().for_each(|pid| pid.signal(Signal::SIGSTOP));
+
+    // A signal takes its time to stop every thread.
+    await_value(&pair.a, "lighter_guests_unreachable", &[], 2.0, &mut Vec::new());
+    let begin = Instant::now();
+    let page = scrape(&pair.a);
+    let took = begin.elapsed();
+    pids.iter().for_each(|pid| pid.signal(Signal::SIGCONT));
+
+    assert!(took < SCRAPE_WITHIN, "{took:?}");
+    assert_eq!(value(&page, "lighter_guests_unreachable", &[]), Some(2.0));
+    assert_eq!(value(&page, "lighter_guest_vcpus", &[("guest", fine.name())]), Some(1.0));
+    assert_eq!(value(&page, "lighter_guest_vcpus", &[("guest", "hung-1")]), None);
+    assert_eq!(get(&pair.a, "/healthz"), (200, "ok\n".to_owned()));
+}
+
+#[test]
+fn a_killed_node_leaves_guests_running_and_the_next_finds_them_and_counts_nothing_twice() {
+    let mut pair = Pair::new();
+    let guest = Guest::start(&pair.a, &GuestPlan::default());
+    Migration::run(&pair.a, guest.name(), &pair.b).ok();
+    let arrived = [("direction", "incoming")];
+    await_value(&pair.b, "lighter_migrations_completed_total", &arrived, 1.0, &mut Vec::new());
+    let pid = pair.b.guest(guest.name()).pid();
+
+    pair.b.kill_node();
+    pair.b.start_node(&NodePlan::default());
+
+    let page = scrape(&pair.b);
+    assert_eq!(value(&page, "lighter_migrations_completed_total", &arrived), Some(0.0));
+    assert_eq!(
+        value(&page, "lighter_guest_state", &[("guest", guest.name()), ("state", "running")]),
+        Some(1.0)
+    );
+    assert_eq!(one_intact_copy(&pair.hosts(), guest.name(), &pair.b).pid(), pid);
+
+    // What happened while no node was there is counted by the next.
+    pair.b.run(&["stop", guest.name()]).ok();
+    guest_is_gone(&pair.hosts(), guest.name());
+}
+
+#[test]
+fn a_state_folder_has_one_node() {
+    let pair = Pair::new();
+    let second = pair.a.run(&["node", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"]);
+    second.complains(Exit::Failed, &["lighter: ", "node", "already", "--state-dir"]);
+    assert_eq!(get(&pair.a, "/healthz").0, 200);
+}
