@@ -39,7 +39,7 @@ tar -C "$work" --strip-components=1 -xf "$source"
 patch -d "$work" -p1 <"$here/slow-kvm.patch" >&2
 cp "$here/defconfig" "$work/.config"
 make -C "$work" olddefconfig >&2
-make -C "$work" -j"$(nproc)" vmlinux >&2
+nice make -C "$work" -j"$(nproc)" vmlinux >&2
 strip -o "$cache/vmlinux.new" "$work/vmlinux"
 mv "$cache/vmlinux.new" "$cache/vmlinux"
 echo "$cache/vmlinux"

@@ -1,0 +1,81 @@
+//! The guest's serial console: letters in, check lines out.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use super::check_line::CheckLine;
+
+/// A typed letter may be lost while the guest moves, so it is typed again after this long.
+const TYPE_AGAIN: Duration = Duration::from_secs(1);
+/// How long the guest may take to answer.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A console of a guest.
+pub(crate) struct Console {
+    lines: Receiver<CheckLine>,
+    input: Box<dyn Write>,
+}
+
+impl Console {
+    /// Reads `output` in a thread of its own until it ends, and types into `input`.
+    pub(crate) fn new(output: impl Read + Send + 'static, input: impl Write + 'static) -> Self {
+        let (sender, lines) = channel();
+        thread::spawn(move || {
+            let mut reader = BufReader::new(output);
+            let mut line = Vec::new();
+            while reader.read_until(b'\n', &mut line).is_ok_and(|count| count > 0) {
+                let whole = CheckLine::parse(&String::from_utf8_lossy(&line));
+                if whole.is_some_and(|whole| sender.send(whole).is_err()) {
+                    return;
+                }
+                line.clear();
+            }
+        });
+        Self { lines, input: Box::new(input) }
+    }
+
+    /// Waits for the first line of a guest that boots.
+    ///
+    /// # Errors
+    /// None came in `patience`.
+    pub(crate) fn wait_for_boot(&self, patience: Duration) -> Result<CheckLine> {
+        self.lines.recv_timeout(patience).context("the guest did not boot to its check program")
+    }
+
+    /// Types `letter`, until a line comes for which `done` holds.
+    ///
+    /// # Errors
+    /// The guest does not answer.
+    pub(crate) fn ask(
+        &mut self,
+        letter: u8,
+        done: impl Fn(&CheckLine) -> bool,
+    ) -> Result<CheckLine> {
+        let start = Instant::now();
+        while start.elapsed() < PATIENCE {
+            self.type_letter(letter)?;
+            let typed = Instant::now();
+            while let Some(left) = TYPE_AGAIN.checked_sub(typed.elapsed()) {
+                match self.lines.recv_timeout(left) {
+                    Ok(line) if done(&line) => return Ok(line),
+                    Ok(_) => {}
+                    Err(RecvTimeoutError::Timeout) => break,
+                    Err(RecvTimeoutError::Disconnected) => bail!("the guest's console is closed"),
+                }
+            }
+        }
+        bail!("the guest did not answer to {:?} within {PATIENCE:?}", char::from(letter))
+    }
+
+    /// Types `letter` and expects nothing.
+    ///
+    /// # Errors
+    /// The console is closed.
+    pub(crate) fn type_letter(&mut self, letter: u8) -> Result<()> {
+        self.input.write_all(&[letter]).context("cannot type on the guest's console")
+    }
+}

@@ -1,0 +1,54 @@
+//! The Linux guest that both systems run.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use super::settings::Settings;
+
+/// What to boot.
+#[derive(Clone, Debug)]
+pub(crate) struct LinuxGuest {
+    /// An ELF vmlinux.
+    pub(crate) kernel: PathBuf,
+    /// The initramfs with the check program.
+    pub(crate) initrd: PathBuf,
+    /// The kernel's command line.
+    pub(crate) cmdline: String,
+    /// Guest memory, MiB.
+    pub(crate) memory_mib: u64,
+}
+
+impl LinuxGuest {
+    /// Finds or makes kernel and initramfs by the scripts in `tests/guest/`.
+    ///
+    /// # Errors
+    /// A script failed; what it said is on stderr.
+    pub(crate) fn prepare(settings: &Settings) -> Result<Self> {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest");
+        let host = std::fs::read_to_string(folder.join("cmdline"))?;
+        let filled = settings.filled_mib;
+        let cmdline = format!(
+            "console=ttyS0 quiet panic=-1 {} mem=256M check.mib={filled} check.ws=64 check.rate=0",
+            host.trim()
+        );
+        Ok(Self {
+            kernel: path_from(&folder.join("kernel.sh"))?,
+            initrd: path_from(&folder.join("initramfs.sh"))?,
+            cmdline,
+            memory_mib: settings.memory_mib,
+        })
+    }
+}
+
+fn path_from(script: &Path) -> Result<PathBuf> {
+    let output = Command::new(script)
+        .stderr(std::process::Stdio::inherit())
+        .output()
+        .with_context(|| format!("cannot run {}", script.display()))?;
+    if !output.status.success() {
+        bail!("{} ended with {}", script.display(), output.status);
+    }
+    Ok(PathBuf::from(String::from_utf8(output.stdout)?.trim()))
+}

@@ -1,0 +1,64 @@
+//! What a process costs, from `/proc`.
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+
+/// `sysconf(_SC_CLK_TCK)` on x86 Linux, in which `/proc` counts.
+const TICKS_PER_SECOND: f64 = 100.0;
+const KIB: u64 = 1024;
+
+/// CPU seconds of a process so far, without its vCPU threads (those whose name holds `vcpu_mark`).
+///
+/// Threads that have ended are counted, as the process's own figure holds them.
+///
+/// # Errors
+/// There is no such process.
+pub(crate) fn cpu_seconds(pid: u32, vcpu_mark: &str) -> Result<f64> {
+    let process = PathBuf::from(format!("/proc/{pid}"));
+    let mut ticks = stat_ticks(&process.join("stat"))?;
+    for task in fs::read_dir(process.join("task"))? {
+        let task = task?.path();
+        let name = fs::read_to_string(task.join("comm")).unwrap_or_default();
+        if name.contains(vcpu_mark) {
+            ticks -= stat_ticks(&task.join("stat"))?;
+        }
+    }
+    Ok(ticks as f64 / TICKS_PER_SECOND)
+}
+
+/// User and system time, fields 14 and 15 of proc(5).
+fn stat_ticks(path: &PathBuf) -> Result<u64> {
+    let stat = fs::read_to_string(path).with_context(|| format!("cannot read {path:?}"))?;
+    // The second field is the name in parentheses, which may hold anything.
+    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
+    let mut fields = fields.split_ascii_whitespace().skip(11);
+    let mut next = || fields.next().and_then(|field| field.parse::<u64>().ok());
+    let user = next().with_context(|| format!("no user time in {path:?}"))?;
+    let system = next().with_context(|| format!("no system time in {path:?}"))?;
+    Ok(user + system)
+}
+
+/// Resident bytes of a process apart from its guest's memory: from mappings smaller than that.
+///
+/// # Errors
+/// There is no such process.
+pub(crate) fn overhead_bytes(pid: u32, guest_bytes: u64) -> Result<u64> {
+    let smaps = fs::read_to_string(format!("/proc/{pid}/smaps"))?;
+    let mut overhead = 0;
+    let mut size = 0;
+    for line in smaps.lines() {
+        if let Some(value) = kib(line, "Size:") {
+            size = value;
+        } else if let Some(resident) = kib(line, "Rss:") {
+            overhead += if size < guest_bytes { resident } else { 0 };
+        }
+    }
+    Ok(overhead)
+}
+
+fn kib(line: &str, field: &str) -> Option<u64> {
+    let value = line.strip_prefix(field)?.trim().strip_suffix(" kB")?;
+    Some(value.parse::<u64>().ok()? * KIB)
+}
