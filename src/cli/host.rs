@@ -78,6 +78,10 @@ pub(crate) struct IncomingArgs {
     #[arg(long)]
     pub(crate) name: GuestName,
 
+    /// The guest's identity.
+    #[arg(long)]
+    pub(crate) uuid: uuid::Uuid,
+
     /// The migration that brings it.
     #[arg(long)]
     pub(crate) migration_id: uuid::Uuid,

@@ -150,8 +150,12 @@ struct Factory {
 impl GuestFactory for Factory {
     fn check(&self, guest: &GuestDescription) -> Result<(), Refusal> {
         let process = self.process()?;
-        if guest.name != process.name().as_str() {
-            let text = format!("this process waits for {}, not for {}", process.name(), guest.name);
+        let awaited = process.identity();
+        if guest.name != awaited.name.as_str() || guest.uuid != awaited.uuid {
+            let text = format!(
+                "this process waits for {} ({}), not for {} ({})",
+                awaited.name, awaited.uuid, guest.name, guest.uuid
+            );
             return Err(Refusal::new(RefusalKind::Guest, text));
         }
         shape_of(guest)?.check_host().map_err(refused)

@@ -148,11 +148,10 @@ impl Life {
     /// Receives a guest and runs it, until its end.
     fn receive(self, args: &IncomingArgs) -> Result<Exit> {
         let token = arriving::read_token()?;
-        let uuid = Uuid::nil();
         let process = GuestProcess::new(
             &self.state,
             self.dir().name().clone(),
-            uuid,
+            args.uuid,
             self.runtime.handle().clone(),
         );
         let console = Console::Log(self.dir().console_log());

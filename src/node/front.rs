@@ -68,7 +68,7 @@ impl Node {
         }
         self.promises().admit(&request, || self.host_view())?;
         let token = Token::random();
-        let launched = self.launch(&request.name, arrival.migration, &token).await;
+        let launched = self.launch(&request, arrival.migration, &token).await;
         let Launched { port, child } =
             launched.inspect_err(|_| self.promises().release(&request.name))?;
         if let Some(pid) = child.id() {
@@ -80,12 +80,13 @@ impl Node {
 
     async fn launch(
         &self,
-        name: &GuestName,
+        guest: &GuestRequest,
         migration: MigrationId,
         token: &Token,
     ) -> Result<Launched, Refusal> {
         let bind = self.listen_address().ip();
-        let what = Launch { state: self.state(), name, migration, token, bind };
+        let GuestRequest { name, uuid, .. } = guest;
+        let what = Launch { state: self.state(), name, uuid: *uuid, migration, token, bind };
         launch(&what).await.map_err(|error| {
             tracing::error!(%migration, guest = %name, "the process for the guest did not come up: {error}");
             Refusal::Process { name: name.clone(), what: error.to_string() }
@@ -138,7 +139,7 @@ impl Node {
         let Some(record) = record else {
             return FrontReply::Resolved(answer_for_dead(None).answer);
         };
-        let Side::Destination { state, port, token: expected, .. } = &record.side else {
+        let Side::Destination { port, token: expected, .. } = &record.side else {
             return FrontReply::Resolved(answer_for_dead(None).answer);
         };
         if !expected.matches(token) {
@@ -150,6 +151,13 @@ impl Node {
         if !liveness::is_dead(self.state(), &record) {
             return FrontReply::AskProcess { port: *port };
         }
+        // What was read before it was seen to be dead may not be its last word.
+        let Ok(Some(record)) = self.records().read(migration, Role::Destination) else {
+            return FrontReply::AskProcess { port: *port };
+        };
+        let Side::Destination { state, .. } = &record.side else {
+            return FrontReply::AskProcess { port: *port };
+        };
         let dead = answer_for_dead(Some(*state));
         if let Some(state) = dead.record
             && let Err(error) = self.write_destination(&record, state)

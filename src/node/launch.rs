@@ -11,6 +11,7 @@ use migrate::{MigrationId, Token};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, Command};
+use uuid::Uuid;
 
 use crate::names::GuestName;
 use crate::state_dir::StateDir;
@@ -28,6 +29,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) state: &'a StateDir,
     /// The guest's name.
     pub(crate) name: &'a GuestName,
+    /// The guest's identity.
+    pub(crate) uuid: Uuid,
     /// The migration that brings it.
     pub(crate) migration: MigrationId,
     /// The secret that the source must show.
@@ -86,6 +89,7 @@ pub(crate) async fn launch(what: &Launch<'_>) -> Result<Launched, LaunchError> {
         .arg("--state-dir")
         .arg(what.state.root())
         .args(["incoming", "--name", what.name.as_str()])
+        .args(["--uuid", &what.uuid.to_string()])
         .args(["--migration-id", &what.migration.to_string()])
         .args(["--bind", &what.bind.to_string()]);
     let mut child = command

@@ -2,6 +2,7 @@
 //!
 //! It holds no guest. Killed at any moment, it leaves guests running and records on disk, and the next one finds both.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -141,7 +142,16 @@ impl Node {
         for fault in faults {
             tracing::warn!("a migration's record is set aside: {fault}");
         }
-        let is_dead = |record: &Record| liveness::is_dead(&self.state, record);
+        // A process may write its record and die between the reading of it and the look whether it lives. What counts is what
+        // is read after its death.
+        let dead: BTreeSet<_> = records
+            .iter()
+            .filter(|record| liveness::is_dead(&self.state, record))
+            .map(|record| (record.migration, record.role().name()))
+            .collect();
+        let (records, _) = self.records.list()?;
+        let is_dead =
+            |record: &Record| dead.contains(&(record.migration, record.role().name()));
         for (record, next) in resolver::dead_copies(&records, is_dead) {
             let (migration, guest) = (record.migration, &record.guest);
             match self.write_destination(record, next) {
