@@ -150,8 +150,7 @@ impl Node {
             .map(|record| (record.migration, record.role().name()))
             .collect();
         let (records, _) = self.records.list()?;
-        let is_dead =
-            |record: &Record| dead.contains(&(record.migration, record.role().name()));
+        let is_dead = |record: &Record| dead.contains(&(record.migration, record.role().name()));
         for (record, next) in resolver::dead_copies(&records, is_dead) {
             let (migration, guest) = (record.migration, &record.guest);
             match self.write_destination(record, next) {
