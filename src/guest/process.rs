@@ -14,6 +14,7 @@ use vmm_core::{StopReason, VmEvent};
 use super::arriving::Arrival;
 use super::leaving::Departure;
 use super::machine::SharedMachine;
+use super::workload;
 use crate::api::types::{GuestState, MigrationStatus};
 use crate::names::GuestName;
 use crate::state_dir::{GuestIdentity, StateDir};
@@ -124,8 +125,12 @@ impl GuestProcess {
             loop {
                 let event = machine.vm().events().take(EVENT_PATIENCE);
                 let Some(process) = process.upgrade() else { return };
-                if let Some(VmEvent::Stopped(reason)) = event {
-                    return process.guest_stopped(reason);
+                match event {
+                    Some(VmEvent::Stopped(reason)) => return process.guest_stopped(reason),
+                    Some(VmEvent::Doorbell { value, .. }) => {
+                        workload::hear(process.name(), &machine, value);
+                    }
+                    None => {}
                 }
             }
         };

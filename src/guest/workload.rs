@@ -1,10 +1,11 @@
 //! The built-in workload behind the API: its report and its controls, read and written in guest RAM.
 
-use vmm_core::workload::{Control, Fault, FaultKind, Phase, Report, WorkloadError};
+use vmm_core::workload::{Control, Doorbell, Fault, FaultKind, Phase, Report, WorkloadError};
 
 use super::machine::Machine;
 use crate::api::types::{WorkloadControl, WorkloadControlled, WorkloadInfo, WorkloadPhase};
 use crate::api::{ApiError, Reason};
+use crate::names::GuestName;
 
 /// What the workload says about itself.
 ///
@@ -49,6 +50,35 @@ pub(crate) fn control(
         })
     };
     steer().map_err(refusal)
+}
+
+/// Lets a workload forget its stalls, so that the longest one tells how it felt the migration that begins. Another guest has
+/// nothing to forget.
+pub(crate) fn begin_migration(machine: &Machine) {
+    let order = WorkloadControl { reset_stall: true, ..WorkloadControl::default() };
+    match control(machine, &order) {
+        Ok(_) => {}
+        Err(error) if error.reason == Reason::NoWorkload => {}
+        Err(error) => {
+            tracing::warn!(%error, "the workload cannot be told to reset its stall clock");
+        }
+    }
+}
+
+/// Tells the user what a workload rings for, when that is bad news. Other guests may write to the same port what they like.
+pub(crate) fn hear(name: &GuestName, machine: &Machine, value: u32) {
+    let Ok(workload) = report(machine) else { return };
+    match Doorbell::decode(value) {
+        Some(Doorbell::Fault { .. }) => {
+            let page = workload.first_bad_page.unwrap_or_else(|| "no page is named".to_owned());
+            tracing::error!(guest = %name, "the workload found its memory damaged: {page}");
+        }
+        Some(Doorbell::Panic { vcpu }) => {
+            tracing::error!(guest = %name, vcpu, "the workload broke down");
+        }
+        Some(Doorbell::Filled { .. } | Doorbell::Verified { .. } | Doorbell::Stopped { .. })
+        | None => {}
+    }
 }
 
 /// A bad page in words.

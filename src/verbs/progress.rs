@@ -90,12 +90,13 @@ fn figures(progress: &Progress) -> String {
     let mut parts = vec![
         format!("{} sent", format_size(progress.transfer.wire_bytes)),
         format!("{} left", format_size(progress.remaining_bytes)),
-        format_rate(progress.bandwidth_bytes_per_second.max(0.0) as u64),
-        format!(
-            "{} pages/s dirtied",
-            format_count(progress.dirty_pages_per_second.max(0.0) as u64)
-        ),
     ];
+    // Nothing is known of the speed until a round has been sent.
+    if progress.bandwidth_bytes_per_second >= 1.0 {
+        let dirtied = format_count(progress.dirty_pages_per_second.max(0.0) as u64);
+        parts.push(format_rate(progress.bandwidth_bytes_per_second as u64));
+        parts.push(format!("{dirtied} pages/s dirtied"));
+    }
     if let Some(seconds) =
         progress.expected_downtime_seconds.and_then(|s| Duration::try_from_secs_f64(s).ok())
     {
@@ -122,12 +123,13 @@ mod tests {
         progress.memory_bytes = 100 << 20;
         progress.remaining_bytes = 25 << 20;
         progress.dirty_pages_per_second = 2000.0;
+        progress.bandwidth_bytes_per_second = 1e9;
         progress.expected_downtime_seconds = Some(0.0123);
         assert_eq!(step(&progress), "precopy, round 2");
         assert_eq!(done_bytes(&progress), 75 << 20);
         assert_eq!(
             figures(&progress),
-            "0 B sent, 25 MiB left, 0 B/s, 2,000 pages/s dirtied, expected downtime 12.3 ms"
+            "0 B sent, 25 MiB left, 1 GB/s, 2,000 pages/s dirtied, expected downtime 12.3 ms"
         );
     }
 }

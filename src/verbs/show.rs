@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use anyhow::Result;
 use memopt::observe::ProcessCost;
-use migrate::Progress;
+use migrate::report::{Outcome, Role};
+use migrate::{Progress, Report};
 use serde::Serialize;
 
 use super::list::{Listed, look_at};
@@ -93,21 +94,29 @@ fn migration_lines(status: &MigrationStatus) -> Vec<(&'static str, String)> {
     let mut lines = Vec::new();
     match (&status.report, &status.progress) {
         (Some(report), _) => {
-            let error = report
-                .error
-                .as_ref()
-                .map(|error| format!(": {}", error.message))
-                .unwrap_or_default();
-            lines.push((
-                "Last migration",
-                format!("{:?} after {}{error}", report.outcome, seconds(report.total_seconds)),
-            ));
+            lines.push(("Last migration", last_migration(report)));
             lines.extend(report.way_out.iter().map(|text| ("Way out", text.clone())));
         }
         (None, Some(progress)) => lines.push(("Migration", progress_line(progress))),
         (None, None) => {}
     }
     lines
+}
+
+/// How a migration ended, from the side that tells it.
+fn last_migration(report: &Report) -> String {
+    let time = seconds(report.total_seconds);
+    let outcome = match (report.outcome, report.role) {
+        (Outcome::Migrated, Role::Destination) => format!("arrived here in {time}"),
+        (Outcome::Migrated, Role::Source) => format!("left in {time}"),
+        (Outcome::StayedAtSource, _) => format!("given up after {time}, the guest stayed"),
+        (Outcome::InDoubt, _) => format!("in doubt after {time}"),
+        (Outcome::Lost, _) => format!("given up with this copy after {time}"),
+    };
+    let stood =
+        report.downtime_seconds.map(|stood| format!(", stood still for {}", seconds(stood)));
+    let error = report.error.as_ref().map(|error| format!(": {}", error.message));
+    format!("{outcome}{}{}", stood.unwrap_or_default(), error.unwrap_or_default())
 }
 
 fn progress_line(progress: &Progress) -> String {
