@@ -37,12 +37,22 @@ impl Destination {
             SourceMessage::Finish if matches!(self.state, State::Running { .. }) => {
                 return self.settle();
             }
+            SourceMessage::Prepare(_) | SourceMessage::Switchover | SourceMessage::State(_)
+                if self.has_given_up() =>
+            {
+                return;
+            }
             message => {
                 let (message, waiting) = (message.name(), self.state.name());
                 return self.on_violation(ProtocolError::Unexpected { message, waiting });
             }
         };
         self.on_decision(decision, message);
+    }
+
+    /// This side has failed, and the source may not have heard of it when it said what comes now.
+    fn has_given_up(&self) -> bool {
+        matches!(self.state, State::Discarding(_) | State::Discarded)
     }
 
     fn on_decision(&mut self, decision: Decision, message: &SourceMessage) {

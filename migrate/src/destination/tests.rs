@@ -390,3 +390,14 @@ fn an_abort_of_the_source_is_reported_with_its_reason() {
     // The source closes when it has heard.
     assert_eq!(bench.lose_connection(), [Action::Settled]);
 }
+
+#[test]
+fn a_source_that_talks_on_before_it_hears_of_the_failure_still_hears_of_it() {
+    let mut bench = Bench::receiving(1);
+    let actions = bench.tell(Event::DataFailed { detail: "wrong checksum".into() });
+    assert_eq!(actions, [Action::Discard, Action::Record(DestinationState::Discarded)]);
+    assert_eq!(bench.hear(SourceMessage::Switchover), []);
+    assert_eq!(bench.hear(state(RunState::Running)), []);
+    assert_eq!(complaint(&bench.tell(Event::Recorded)), Reason::Data);
+    assert_eq!(bench.hear(state(RunState::Running)), []);
+}
