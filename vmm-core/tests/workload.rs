@@ -1,5 +1,7 @@
 //! The workload guest on real KVM: it works, obeys, finds damage, and can be checked from outside.
 
+#![allow(clippy::unwrap_used)] // all of it is test
+
 use std::io;
 use std::time::{Duration, Instant};
 

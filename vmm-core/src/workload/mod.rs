@@ -7,7 +7,7 @@
 //!
 //! * [`abi`] is the layout of those pages, and [`stamp`] the content of a stamped page; both are
 //!   `no_std`, hold no `unsafe`, and are compiled into the guest as well;
-//! * [`load`] puts image, parameters and first control values into RAM;
+//! * [`load()`] puts image, parameters and first control values into RAM;
 //! * [`Control`] steers a running guest, [`Report`] reads what it found;
 //! * [`verify_image`] checks the whole memory of a paused guest from outside;
 //! * [`Doorbell`] names the few events that the guest announces through an I/O port.
