@@ -23,7 +23,7 @@ use crate::api::types::{MigrationRequest, MigrationStarted};
 use crate::cli::Output;
 use crate::cli::host::DemoArgs;
 use crate::exit::{Exit, ExitWith};
-use crate::verbs::follow::Follower;
+use crate::verbs::follow::{Follower, interrupts};
 use crate::verbs::progress::ProgressView;
 use crate::verbs::session::{block_on, print_json};
 use crate::verbs::summary;
@@ -134,7 +134,7 @@ async fn move_guest(from: &Host, to: &Host, args: &DemoArgs) -> Result<Leg> {
         id: MigrationId(started.id),
     };
     let mut view = ProgressView::new(args.json.output());
-    let report = follower.to_the_end(|progress| view.show(progress)).await;
+    let report = follower.to_the_end(interrupts()?, |progress| view.show(progress)).await;
     view.finish();
     let report = report?;
     if let Some(failure) = summary::failure(&report, to.name()) {

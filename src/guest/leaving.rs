@@ -20,6 +20,10 @@ use crate::api::{ApiError, Reason};
 /// Most connections side by side; beyond, they only cost.
 const CONNECTIONS_MAX: u8 = 16;
 
+/// How long a guest that stays waits for the destination to have been told, before it is free to migrate again. A destination
+/// out of reach is told later, by the session in the background or by the node.
+const TELL_PATIENCE: Duration = Duration::from_secs(5);
+
 /// A migration away from here, from its start until nothing of it is left.
 #[derive(Debug, Clone)]
 pub(crate) struct Departure {
@@ -116,9 +120,25 @@ impl Departure {
         let _left = tokio::time::timeout(patience, self.handle.settled()).await;
     }
 
+    /// Waits for the last report.
+    async fn outcome(&self) -> Option<Report> {
+        let mut reports = self.handle.report();
+        let stays = async {
+            let stayed = |report: &Report| report.outcome == Outcome::StayedAtSource;
+            let report = reports.wait_for(|report| report.as_ref().is_some_and(stayed)).await;
+            let report = report.ok().and_then(|report| report.clone());
+            tokio::time::sleep(TELL_PATIENCE).await;
+            report
+        };
+        tokio::select! {
+            report = self.handle.settled() => report,
+            Some(report) = stays => Some(report),
+        }
+    }
+
     /// Waits for the end and does what it means for the guest's process.
     async fn conclude(self, process: Arc<GuestProcess>) {
-        let Some(report) = self.handle.settled().await else {
+        let Some(report) = self.outcome().await else {
             tracing::error!(migration = %self.id(), "the migration broke down without a report");
             return process.conclude(self.id(), MigrationStatus::default());
         };

@@ -3,12 +3,13 @@
 //! A process whose guest has moved away ends, and its socket with it; its report is in the record before that. So nothing is
 //! lost, whoever is faster.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use migrate::record::RecordStore;
 use migrate::report::{Outcome, Role};
 use migrate::{MigrationId, Progress, Report};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::api::ApiClient;
 use crate::api::types::{MigrationStatus, StateAnswer};
@@ -22,6 +23,17 @@ const INTERVAL: Duration = Duration::from_millis(50);
 /// How long a process that does not answer any more may take to be gone.
 const END_PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long the other host may be silent after the hand-over before the user is told that the guest is in doubt.
+const DOUBT_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Hears Ctrl-C from now on, so that none is lost, whatever the verb is doing.
+///
+/// # Errors
+/// The system gives no signals.
+pub(crate) fn interrupts() -> Result<Signal> {
+    signal(SignalKind::interrupt()).context("cannot hear Ctrl-C")
+}
+
 /// A migration that somebody watches.
 #[derive(Debug)]
 pub(crate) struct Follower {
@@ -34,18 +46,22 @@ pub(crate) struct Follower {
 }
 
 impl Follower {
-    /// Shows progress until the migration has ended, and returns its report. Ctrl-C calls the migration off, a second one
-    /// leaves it to itself.
+    /// Shows progress until the migration has ended, and returns its report. The first of `interrupts` calls the migration
+    /// off, a second one leaves it to itself.
     ///
     /// # Errors
-    /// The guest's process died without a report, or the user left.
-    pub(crate) async fn to_the_end(&self, mut show: impl FnMut(&Progress)) -> Result<Report> {
+    /// The guest's process died without a report, the guest is in doubt, or the user left.
+    pub(crate) async fn to_the_end(
+        &self,
+        mut interrupts: Signal,
+        mut show: impl FnMut(&Progress),
+    ) -> Result<Report> {
         let client = ApiClient::new(&self.state.guest(&self.name).socket());
         let mut cancelled = false;
+        let mut doubt = Doubt::default();
         loop {
             tokio::select! {
-                pressed = tokio::signal::ctrl_c() => {
-                    pressed.context("cannot hear Ctrl-C")?;
+                _ = interrupts.recv() => {
                     if std::mem::replace(&mut cancelled, true) {
                         return Err(self.left());
                     }
@@ -59,7 +75,10 @@ impl Follower {
                         Ok(MigrationStatus { report: Some(report), .. }) if report.migration == self.id => {
                             return self.conclude(report).await;
                         }
-                        Ok(status) => status.progress.iter().for_each(&mut show),
+                        Ok(status) => {
+                            status.progress.iter().for_each(&mut show);
+                            doubt.consider(&self.name, status.progress.as_ref(), Instant::now())?;
+                        }
                         Err(error) if error.is_gone() => return self.read_record().await,
                         Err(error) => return Err(error).context("cannot follow the migration, which goes on"),
                     }
@@ -114,5 +133,60 @@ impl Follower {
                 self.id
             ),
         }
+    }
+}
+
+/// For how long a guest has been in doubt.
+#[derive(Debug, Default)]
+struct Doubt {
+    since: Option<Instant>,
+}
+
+impl Doubt {
+    /// Takes note of how the migration stands now.
+    ///
+    /// # Errors
+    /// The guest has been in doubt for too long; the message has the way out.
+    fn consider(
+        &mut self,
+        name: &GuestName,
+        progress: Option<&Progress>,
+        now: Instant,
+    ) -> Result<()> {
+        let Some(way_out) = progress.and_then(|progress| progress.in_doubt.as_ref()) else {
+            self.since = None;
+            return Ok(());
+        };
+        if now.duration_since(*self.since.get_or_insert(now)) < DOUBT_PATIENCE {
+            return Ok(());
+        }
+        let message = format!(
+            "the migration of {name} is in doubt: the other host has been silent for {} s since the guest was handed over; \
+             the guest is paused here, and its process goes on asking\n{way_out}",
+            DOUBT_PATIENCE.as_secs()
+        );
+        Err(ExitWith { exit: Exit::InDoubt, message }.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exit;
+
+    #[test]
+    fn a_doubt_that_lasts_ends_with_the_way_out() {
+        let name: GuestName = "web".parse().unwrap();
+        let sure = Progress::new(MigrationId::random());
+        let unsure = Progress { in_doubt: Some("--resolve".to_owned()), ..sure.clone() };
+        let (mut doubt, start) = (Doubt::default(), Instant::now());
+        let mut consider = |progress, after| doubt.consider(&name, Some(progress), start + after);
+
+        consider(&unsure, Duration::ZERO).unwrap();
+        consider(&sure, DOUBT_PATIENCE / 2).unwrap();
+        consider(&unsure, DOUBT_PATIENCE).unwrap();
+        let error = consider(&unsure, DOUBT_PATIENCE * 2).unwrap_err();
+        assert_eq!(exit::of_error(&error), Exit::InDoubt);
+        assert!(error.to_string().contains("--resolve"), "{error}");
     }
 }

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use migrate::MigrationId;
 
-use super::follow::Follower;
+use super::follow::{Follower, interrupts};
 use super::progress::ProgressView;
 use super::session::{block_on, guest_client, print_json};
 use super::summary;
@@ -37,13 +37,14 @@ fn migrate(state: &StateDir, args: &MigrateArgs, destination: &str) -> Result<Ex
     let request = request(args, destination);
     let mut view = ProgressView::new(args.json.output());
     let report = block_on(async {
+        let interrupts = interrupts()?;
         let started: Result<MigrationStarted, _> =
             client.post("/v1/guest/migration", &request).await;
         let started =
             started.with_context(|| format!("cannot migrate {} to {destination}", args.name))?;
         let follower =
             Follower { state: state.clone(), name: args.name.clone(), id: MigrationId(started.id) };
-        follower.to_the_end(|progress| view.show(progress)).await
+        follower.to_the_end(interrupts, |progress| view.show(progress)).await
     });
     view.finish();
     let report = report?;
