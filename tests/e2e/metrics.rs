@@ -20,14 +20,20 @@ const CRAWL: [&str; 2] = ["--bandwidth", "2MB/s"];
 /// A scrape takes at most this long, however many guests hang: a guest is given two seconds.
 const SCRAPE_WITHIN: Duration = Duration::from_secs(2 + 2);
 
-/// One page of the node of `host`: status and text.
-fn get(host: &Host, path: &str) -> (u16, String) {
+/// A connection to the metrics of the node of `host`.
+fn connect(host: &Host) -> TcpStream {
     let file = fs::read(host.state_dir().join("node.json")).expect("node.json");
     let node: Value = serde_json::from_slice(&file).expect("JSON");
     let address = node["metrics"].as_str().expect("an address");
-    let mut stream = TcpStream::connect(address).expect("the node listens");
+    let stream = TcpStream::connect(address).expect("the node listens");
     stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a time-out");
-    write!(stream, "GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n")
+    stream
+}
+
+/// One page of the node of `host`: status and text.
+fn get(host: &Host, path: &str) -> (u16, String) {
+    let mut stream = connect(host);
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: lighter\r\nconnection: close\r\n\r\n")
         .expect("the node hears");
     let mut answer = String::new();
     stream.read_to_string(&mut answer).expect("the node answers");
@@ -203,6 +209,14 @@ fn a_killed_node_leaves_guests_running_and_the_next_finds_them_and_counts_nothin
     // What happened while no node was there is counted by the next.
     pair.b.run(&["stop", guest.name()]).ok();
     guest_is_gone(&pair.hosts(), guest.name());
+}
+
+#[test]
+fn peers_that_say_nothing_do_not_keep_others_from_the_metrics() {
+    let pair = Pair::new();
+    let silent: Vec<TcpStream> = (0..64).map(|_| connect(&pair.a)).collect();
+    assert_eq!(get(&pair.a, "/healthz"), (200, "ok\n".to_owned()));
+    drop(silent);
 }
 
 #[test]

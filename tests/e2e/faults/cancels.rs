@@ -20,7 +20,7 @@ fn cancelled(phase: &Phase) {
             scene.another_migration_succeeds();
         }
         Owner::Destination => {
-            cancel.complains(Exit::Failed, &["cannot cancel", GUEST, "completed"]);
+            cancel.complains(Exit::Failed, &["cannot cancel", GUEST, "too late"]);
             outcome.ok();
             scene.runs_only_on(&scene.pair.b);
         }
