@@ -11,7 +11,10 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use tokio::net::TcpListener;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
@@ -22,6 +25,18 @@ const SCRAPES_MAX: usize = 4;
 
 /// The longest that a scrape takes before it is given up: above any guest's patience.
 const SCRAPE_PATIENCE: Duration = Duration::from_secs(8);
+
+/// Connections at once; further ones wait to be accepted.
+const CONNECTIONS_MAX: usize = 32;
+
+/// How long a peer may take to say what it wants.
+const HEADER_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long a connection lasts at most, the scrape included.
+const CONNECTION_PATIENCE: Duration = Duration::from_secs(20);
+
+/// The pause after a connection could not be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 struct Shared {
     node: Arc<Node>,
@@ -37,18 +52,50 @@ pub(crate) async fn bind(address: SocketAddr) -> Result<TcpListener> {
     TcpListener::bind(address).await.with_context(taken)
 }
 
-/// Serves until the task is aborted.
+/// Serves until the task is aborted. Connections are few, short and timed: anybody may reach this address.
 pub(crate) fn serve(listener: TcpListener, node: Arc<Node>) -> JoinHandle<()> {
     let shared = Arc::new(Shared { node, scrapes: Semaphore::new(SCRAPES_MAX) });
     let router = Router::new()
         .route("/metrics", get(metrics_page))
         .route("/healthz", get(health))
         .with_state(shared);
-    tokio::spawn(async move {
-        if let Err(error) = axum::serve(listener, router).await {
-            tracing::error!(%error, "metrics are not served any more");
+    tokio::spawn(accept(listener, router))
+}
+
+async fn accept(listener: TcpListener, router: Router) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    // Nobody closes the semaphore: while the node lives, a place becomes free.
+    while let Ok(place) = Arc::clone(&places).acquire_owned().await {
+        match listener.accept().await {
+            Ok((stream, peer)) => {
+                let service = TowerToHyperService::new(router.clone());
+                tokio::spawn(async move {
+                    if let Err(error) = answer(stream, service).await {
+                        tracing::debug!(%peer, error, "a request for metrics came to nothing");
+                    }
+                    drop(place);
+                });
+            }
+            // As when there are no descriptors left: it must not spin.
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection for metrics");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
         }
-    })
+    }
+}
+
+/// One connection, one request.
+async fn answer(stream: TcpStream, service: TowerToHyperService<Router>) -> Result<(), String> {
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_PATIENCE)
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), service);
+    match tokio::time::timeout(CONNECTION_PATIENCE, connection).await {
+        Ok(served) => served.map_err(|error| error.to_string()),
+        Err(_) => Err("the peer took too long".to_owned()),
+    }
 }
 
 async fn metrics_page(State(shared): State<Arc<Shared>>) -> Response {

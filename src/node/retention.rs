@@ -5,7 +5,7 @@ use std::time::Duration;
 use migrate::record::{DestinationState, Record, Side, SourceState};
 
 /// Settled records beyond this many may go, the oldest first.
-const RECORDS_MAX: usize = 1000;
+const RECORDS_MAX: usize = 250;
 
 /// No settled record goes before this age: its report is what an operator reads the next day, and a source that was cut off
 /// may still ask about it.

@@ -4,17 +4,17 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use migrate::quic::Tls;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::sleep;
 
 use super::quic::{FrontDesk, NodeCourier};
 use super::resolver::{self, Schedule};
-use super::service::{Node, ROUND};
+use super::service::Node;
 use super::types::NodeFile;
 use super::{api, durable, exposition, liveness};
 use crate::api::server::Server;
@@ -22,6 +22,12 @@ use crate::cli::host::NodeArgs;
 use crate::exit::Exit;
 use crate::file_lock::FileLock;
 use crate::state_dir::StateDir;
+
+/// How often records are looked through.
+const ROUND: Duration = Duration::from_secs(2);
+
+/// With very many records a look is followed by a pause of this many times its length.
+const ROUNDS_SHARE: u32 = 50;
 
 /// How long peers are given to hear that the node ends.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
@@ -108,11 +114,13 @@ fn look_after_records(node: Arc<Node>, courier: Arc<NodeCourier>) -> JoinHandle<
     tokio::spawn(async move {
         let schedule = Arc::new(Schedule::default());
         let mut settling: Option<JoinHandle<()>> = None;
-        let mut rounds = interval(ROUND);
-        rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut pause = Duration::ZERO;
         loop {
-            rounds.tick().await;
-            let orphans = match tokio::task::block_in_place(|| node.look_through_records()) {
+            sleep(pause).await;
+            let begin = Instant::now();
+            let found = tokio::task::block_in_place(|| node.look_through_records());
+            pause = ROUND.max(begin.elapsed() * ROUNDS_SHARE);
+            let orphans = match found {
                 Ok(orphans) => orphans,
                 Err(error) => {
                     tracing::error!("cannot look through the records of migrations: {error:#}");

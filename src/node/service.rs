@@ -6,12 +6,12 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use anyhow::{Context, Result};
 use metrics::{Counted, Exporter, HostMemory, Snapshot};
 use migrate::MigrationId;
-use migrate::record::{Record, RecordStore};
+use migrate::record::{Record, RecordError, RecordStore};
 use tokio::process::Child;
 
 use super::outcomes::Ledger;
@@ -22,8 +22,12 @@ use super::{inventory, liveness, resolver, scrape};
 use crate::names::GuestName;
 use crate::state_dir::StateDir;
 
-/// How often records are looked through.
-pub(crate) const ROUND: Duration = Duration::from_secs(2);
+/// What tells one record from another.
+type RecordKey = (MigrationId, &'static str);
+
+fn key(record: &Record) -> RecordKey {
+    (record.migration, record.role().name())
+}
 
 /// The node of this host.
 #[derive(Debug)]
@@ -34,6 +38,8 @@ pub(crate) struct Node {
     exporter: Exporter,
     records: RecordStore,
     ledger: Mutex<Ledger>,
+    /// What was wrong with records at the last look.
+    faults: Mutex<BTreeSet<String>>,
     promises: Arc<Promises>,
     in_doubt: AtomicU64,
     is_shutting_down: AtomicBool,
@@ -57,6 +63,7 @@ impl Node {
             exporter,
             records,
             ledger: Mutex::new(ledger),
+            faults: Mutex::default(),
             promises: Arc::default(),
             in_doubt: AtomicU64::new(0),
             is_shutting_down: AtomicBool::new(false),
@@ -138,39 +145,61 @@ impl Node {
     /// The records cannot be listed, or the ledger cannot be written.
     pub(crate) fn look_through_records(&self) -> Result<Vec<Record>> {
         let mut ledger = self.ledger();
-        let (records, faults) = self.records.list()?;
-        for fault in faults {
-            tracing::warn!("a migration's record is set aside: {fault}");
-        }
-        // A process may write its record and die between the reading of it and the look whether it lives. What counts is what
-        // is read after its death.
-        let dead: BTreeSet<_> = records
-            .iter()
-            .filter(|record| liveness::is_dead(&self.state, record))
-            .map(|record| (record.migration, record.role().name()))
-            .collect();
-        let (records, _) = self.records.list()?;
-        let is_dead = |record: &Record| dead.contains(&(record.migration, record.role().name()));
-        for (record, next) in resolver::dead_copies(&records, is_dead) {
-            let (migration, guest) = (record.migration, &record.guest);
-            match self.write_destination(record, next) {
-                Ok(()) => {
-                    tracing::info!(%migration, guest, "the process of an arriving guest died before it ran: its copy is gone");
-                }
-                Err(error) => {
-                    tracing::error!(%migration, guest, "cannot record that an arriving guest is gone: {error}");
-                }
-            }
-        }
+        let (records, dead) = self.read_records()?;
+        let is_dead = |record: &Record| dead.contains(&key(record));
+        self.discard_dead_copies(&records, is_dead);
         self.keep_promises(&records);
         let orphans: Vec<Record> =
             resolver::orphans(&records, is_dead).into_iter().cloned().collect();
         self.in_doubt.store(orphans.len() as u64, Ordering::Relaxed);
         ledger.count(&records, self.counted(), is_dead)?;
-        for record in retention::outdated(&records, liveness::unix_ms(), is_dead) {
+        let is_gone = |record: &Record| liveness::is_dead(&self.state, record);
+        for record in retention::outdated(&records, liveness::unix_ms(), is_gone) {
             self.records.remove(record.migration, record.role())?;
         }
         Ok(orphans)
+    }
+
+    /// All records, and which of those that their process may still write to have none any more.
+    fn read_records(&self) -> Result<(Vec<Record>, BTreeSet<RecordKey>)> {
+        let (records, faults) = self.records.list()?;
+        self.complain_once(&faults);
+        let is_final = |record: &Record| retention::is_settled(record) && record.report.is_some();
+        let open = records.iter().filter(|record| !is_final(record));
+        let dead = open.filter(|record| liveness::is_dead(&self.state, record));
+        let dead: BTreeSet<RecordKey> = dead.map(key).collect();
+        if dead.is_empty() {
+            return Ok((records, dead));
+        }
+        // A process may write its record and die between the reading of it and the look whether it lives. What counts is what
+        // is read after its death.
+        Ok((self.records.list()?.0, dead))
+    }
+
+    /// Logs damaged records, each when it is first seen.
+    fn complain_once(&self, faults: &[RecordError]) {
+        let now: BTreeSet<String> = faults.iter().map(ToString::to_string).collect();
+        let mut known = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
+        for fault in now.difference(&known) {
+            tracing::warn!("a migration's record cannot be read: {fault}");
+        }
+        *known = now;
+    }
+
+    fn discard_dead_copies(&self, records: &[Record], is_dead: impl Fn(&Record) -> bool) {
+        for (record, next) in resolver::dead_copies(records, is_dead) {
+            let (migration, guest) = (record.migration, &record.guest);
+            match self.write_destination(record, next) {
+                Ok(()) => tracing::info!(
+                    %migration, guest,
+                    "the process of an arriving guest died before it ran: its copy is gone"
+                ),
+                Err(error) => tracing::error!(
+                    %migration, guest,
+                    "cannot record that an arriving guest is gone: {error}"
+                ),
+            }
+        }
     }
 
     /// The ledger; whoever holds it is the only one to write records of dead processes.
