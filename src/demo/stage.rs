@@ -228,7 +228,8 @@ impl Stage {
     /// # Errors
     /// There is no place for temporary files.
     pub(super) fn new() -> Result<Self> {
-        let template = std::env::temp_dir().join("lighter-demo-XXXXXX");
+        // mkdtemp(3) puts something unique where the last six letters are.
+        let template = std::env::temp_dir().join(format!("lighter-demo-{}", "X".repeat(6)));
         let root = nix::unistd::mkdtemp(&template)
             .with_context(|| format!("cannot create {}", template.display()))?;
         let host = |name| Host::new(name, &root);

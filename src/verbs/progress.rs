@@ -91,10 +91,10 @@ fn figures(progress: &Progress) -> String {
         format!("{} sent", format_size(progress.transfer.wire_bytes)),
         format!("{} left", format_size(progress.remaining_bytes)),
     ];
-    // Nothing is known of the speed until a round has been sent.
+    parts.push(format_rate(rate(progress)));
+    // What the guest dirties is counted at the end of a round.
     if progress.bandwidth_bytes_per_second >= 1.0 {
         let dirtied = format_count(progress.dirty_pages_per_second.max(0.0) as u64);
-        parts.push(format_rate(progress.bandwidth_bytes_per_second as u64));
         parts.push(format!("{dirtied} pages/s dirtied"));
     }
     if let Some(seconds) =
@@ -106,6 +106,14 @@ fn figures(progress: &Progress) -> String {
         parts.push("not converging".to_owned());
     }
     parts.join(", ")
+}
+
+/// Bytes each second: as measured over the last rounds, or on average while the first one is under way.
+fn rate(progress: &Progress) -> u64 {
+    if progress.bandwidth_bytes_per_second >= 1.0 {
+        return progress.bandwidth_bytes_per_second as u64;
+    }
+    (progress.transfer.wire_bytes as f64 / progress.elapsed_seconds.max(1e-3)) as u64
 }
 
 #[cfg(test)]
