@@ -130,6 +130,8 @@ fn a_paused_guest_can_be_checked_from_outside() {
 fn a_pause_is_the_longest_stall_until_it_is_forgotten() {
     let vm = working(1, WorkloadParams::default());
     let pause = Duration::from_millis(300);
+    // It begins to watch the time when it begins to work, just after its bell.
+    wait_until(&vm, |report| report.pages_written() > 0);
     vm.pause().unwrap();
     std::thread::sleep(pause);
     vm.resume().unwrap();
