@@ -17,9 +17,12 @@ const STEP_BYTES: usize = 256 << 10;
 /// Why no message came.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ReadFailure {
-    /// Bytes that are no message.
+    /// A frame that holds no message; the next one can be read.
     #[error(transparent)]
-    Malformed(#[from] CodecError),
+    Malformed(CodecError),
+    /// Bytes that are no frame: where the next one begins is not known.
+    #[error(transparent)]
+    OutOfStep(CodecError),
     /// The stream ended or broke.
     #[error("{0}")]
     Lost(String),
@@ -43,7 +46,7 @@ pub(crate) async fn write<M: Message>(stream: &mut SendStream, message: &M) -> R
 pub(crate) async fn read<M: Message>(stream: &mut RecvStream) -> Result<M, ReadFailure> {
     let mut first = [0; HEAD_BYTES];
     fill(stream, &mut first).await?;
-    let head = codec::head::<M>(first)?;
+    let head = codec::head::<M>(first).map_err(ReadFailure::OutOfStep)?;
     let mut frame = first.to_vec();
     let end = HEAD_BYTES + head.body_bytes();
     while frame.len() < end {
@@ -55,9 +58,9 @@ pub(crate) async fn read<M: Message>(stream: &mut RecvStream) -> Result<M, ReadF
     fill(stream, &mut sum).await?;
     if xxh3_64(&frame) != u64::from_le_bytes(sum) {
         let detail = "it does not match its checksum: the data was damaged on its way".into();
-        return Err(CodecError::Malformed { kind: first[2], detail }.into());
+        return Err(ReadFailure::Malformed(CodecError::Malformed { kind: first[2], detail }));
     }
-    Ok(codec::decode(head, &frame[HEAD_BYTES..])?)
+    codec::decode(head, &frame[HEAD_BYTES..]).map_err(ReadFailure::Malformed)
 }
 
 async fn fill(stream: &mut RecvStream, bytes: &mut [u8]) -> Result<(), ReadFailure> {

@@ -91,7 +91,9 @@ pub async fn ask(
     let reply = match answer {
         Err(_) => Err(FrontError::NoAnswer { peer: peer.address }),
         Ok(Ok(reply)) => Ok(reply),
-        Ok(Err(ReadFailure::Malformed(error))) => Err(malformed(peer, &error)),
+        Ok(Err(ReadFailure::Malformed(error) | ReadFailure::OutOfStep(error))) => {
+            Err(malformed(peer, &error))
+        }
         Ok(Err(ReadFailure::Lost(detail))) => Err(match connection.close_reason() {
             Some(error) => LinkError::explain(&error, peer.address, &peer.name).into(),
             None => FrontError::Protocol { peer: peer.address, detail },
@@ -173,7 +175,7 @@ async fn resolve_with_process(
         Ok(answer)
     };
     let outcome = dialogue.await.map_err(|failure| match failure {
-        ReadFailure::Malformed(error) => malformed(peer, &error),
+        ReadFailure::Malformed(error) | ReadFailure::OutOfStep(error) => malformed(peer, &error),
         ReadFailure::Lost(detail) => match connection.close_reason() {
             Some(error) => LinkError::explain(&error, peer.address, &peer.name).into(),
             None => FrontError::Protocol { peer: peer.address, detail },

@@ -1,8 +1,10 @@
 //! How a source reaches the process that takes its guest in, first and again.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use quinn::{Connection, Endpoint, RecvStream, SendStream};
+use tokio::time::{sleep, timeout};
 
 use super::preamble::{Preamble, StreamRole};
 use crate::front::{self, FrontError};
@@ -11,6 +13,9 @@ use crate::protocol::front::{FrontReply, FrontRequest};
 use crate::protocol::{Decision, DestinationMessage, MigrationId, Token};
 use crate::quic::endpoint::{self, Peer};
 use crate::quic::{LinkError, Tls};
+
+/// Time after which a node is asked again whether the process lives that does not answer.
+const ASK_NODE_EVERY: Duration = Duration::from_secs(1);
 
 /// Where the destination was found.
 #[derive(Debug, Clone)]
@@ -109,16 +114,23 @@ pub(super) async fn reach_again(
     let by_node = async {
         let token = found.token;
         let request = FrontRequest::Resolve { migration, token, decision };
-        match front::ask(&endpoint, &found.node, &request).await {
-            Ok(FrontReply::Resolved(answer)) => Some(Reached::Node(answer)),
-            _ => None,
+        loop {
+            match front::ask(&endpoint, &found.node, &request).await {
+                Ok(FrontReply::Resolved(answer)) => return Some(Reached::Node(answer)),
+                // It may be dying.
+                Ok(FrontReply::AskProcess { .. }) => sleep(ASK_NODE_EVERY).await,
+                _ => return None,
+            }
         }
     };
     tokio::pin!(by_process, by_node);
     tokio::select! {
         reached = &mut by_process => match reached {
             Ok(reached) => Ok(reached),
-            Err(error) => by_node.await.ok_or_else(|| error.to_string()),
+            Err(error) => match timeout(ASK_NODE_EVERY, by_node).await {
+                Ok(Some(answer)) => Ok(answer),
+                _ => Err(error.to_string()),
+            },
         },
         answer = &mut by_node => match answer {
             Some(answer) => Ok(answer),

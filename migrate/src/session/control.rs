@@ -129,11 +129,11 @@ async fn read_all<M: Message, T>(
     loop {
         match framing::read(&mut receive).await {
             Ok(message) => ear.hear(Heard::Message(message)).await,
-            Err(ReadFailure::Malformed(error)) => {
+            Err(ReadFailure::Malformed(error)) => ear.hear(Heard::Malformed(error)).await,
+            Err(ReadFailure::OutOfStep(error)) => {
+                let detail = error.to_string();
                 ear.hear(Heard::Malformed(error)).await;
-                // What follows on the stream has no known start; only its end is of interest.
-                let _ = connection.closed().await;
-                return ear.hear(Heard::Lost(describe(&connection, &name, ""))).await;
+                return ear.hear(Heard::Lost(detail)).await;
             }
             Err(ReadFailure::Lost(detail)) => {
                 return ear.hear(Heard::Lost(describe(&connection, &name, &detail))).await;

@@ -81,6 +81,11 @@ impl Handle {
         found.ok().and_then(|report| report.clone())
     }
 
+    /// Whether nothing of the migration is left; see [`Handle::settled`].
+    pub fn is_over(&self) -> bool {
+        *self.over.borrow()
+    }
+
     /// Waits until nothing of the migration is left, no task, socket or thread; returns the last report.
     pub async fn settled(&self) -> Option<Report> {
         let _ = self.over.clone().wait_for(|&over| over).await;

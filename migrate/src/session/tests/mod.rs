@@ -1,6 +1,10 @@
 //! Whole migrations over loopback, with guests that are nothing but memory.
 
+mod cancel;
+#[cfg(feature = "failpoints")]
+mod faults;
 mod memory;
 mod refusals;
+mod relay;
 mod success;
 mod world;

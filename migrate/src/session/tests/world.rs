@@ -9,6 +9,7 @@ use tempfile::TempDir;
 use tokio::sync::watch;
 
 use super::memory::{Content, FakeMemory, fill_page};
+use super::relay::Relay;
 use crate::failpoint::Failpoints;
 use crate::front::{FrontHandler, serve};
 use crate::guest::{
@@ -209,6 +210,8 @@ pub(super) struct Node {
     pub(super) failpoints: Mutex<Failpoints>,
     /// Token that the source is told; the right one when none.
     pub(super) token_told: Option<Token>,
+    /// Stands between the source and the process.
+    pub(super) relay: Option<Relay>,
     pub(super) arrived: watch::Sender<Option<Handle>>,
 }
 
@@ -223,7 +226,7 @@ impl FrontHandler for Node {
                     Side::Source { .. } => None,
                 });
                 match &*self.arrived.borrow() {
-                    Some(handle) if state.is_some() => {
+                    Some(handle) if !handle.is_over() => {
                         FrontReply::AskProcess { port: handle.port() }
                     }
                     _ => FrontReply::Resolved(answer_for_dead(state).answer),
@@ -251,13 +254,16 @@ impl Node {
             ports: 0..=0,
             source: Some(peer),
             guest: guest.name.clone(),
-            linger: Duration::from_secs(20),
+            linger: Duration::from_secs(5),
         };
         let (factory, records) = (self.factory.clone(), self.records.clone());
         let points = self.failpoints.lock().unwrap().clone();
         let started = destination::start_with(session, factory, &self.tls, records, points);
         let handle = started.unwrap();
-        let port = handle.port();
+        let port = match &self.relay {
+            Some(relay) => relay.start(handle.port()),
+            None => handle.port(),
+        };
         self.arrived.send_replace(Some(handle));
         FrontReply::Admitted { port, token: self.token_told.unwrap_or(token) }
     }
@@ -293,6 +299,7 @@ impl World {
             refuse: None,
             failpoints: Mutex::default(),
             token_told: None,
+            relay: None,
             arrived,
         };
         change(&mut node);
@@ -318,7 +325,7 @@ impl World {
     }
 
     pub(super) fn start(&self, session: SourceSession, guest: &Arc<FakeSource>) -> Handle {
-        self.start_with(session, guest, Failpoints::default())
+        self.start_with(session, guest, Failpoints::from_environment())
     }
 
     pub(super) fn start_with(

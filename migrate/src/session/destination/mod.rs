@@ -1,5 +1,9 @@
 //! The shell of the destination: takes one guest in.
 
+mod actions;
+mod calls;
+mod records;
+
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -8,7 +12,7 @@ use std::time::Duration;
 use quinn::{Connection, Endpoint, RecvStream, SendStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::timeout;
 use tracing::Instrument;
 
 use super::accept::{Arrival, Gate, accept};
@@ -16,26 +20,17 @@ use super::clock::{Clock, unix_ms};
 use super::control::{Control, Ear, Heard};
 use super::handle::{Board, Command, Handle, handle};
 use super::keeper::Keeper;
+use super::pace::{self, INPUTS_MAX, LEFTOVER_TIME, Next};
 use super::receiver::{Memory, receive};
-use super::source::INPUTS_MAX;
 use super::thread::{StartError, connections_useful, run};
 use super::totals::Totals;
 use super::worker::Worker;
-use crate::destination::{Action, Destination, DestinationConfig, Event};
+use crate::destination::{Destination, DestinationConfig, Event};
 use crate::failpoint::{Failpoints, Passage};
-use crate::framing;
-use crate::guest::{DestinationGuest, GuestDescription, GuestError, GuestFactory, Refusal};
-use crate::protocol::{
-    DestinationMessage, Features, MAX_STREAMS, MigrationId, Offer, SourceMessage, Token,
-};
+use crate::guest::{DestinationGuest, GuestDescription, GuestFactory, Refusal};
+use crate::protocol::{MAX_STREAMS, MigrationId, Offer, SourceMessage, Token};
 use crate::quic::{LinkError, Tls, endpoint};
-use crate::record::{DestinationState, Record, RecordStore, Side};
-use crate::report::Report;
-
-/// Time between two looks at the totals.
-const TRANSFERRED_EVERY: Duration = Duration::from_millis(100);
-/// Longest wait at the end for what is still to be sent or written.
-const LEFTOVER_TIME: Duration = Duration::from_secs(10);
+use crate::record::{DestinationState, RecordStore};
 
 /// What a destination waits for, and where.
 #[derive(Debug, Clone)]
@@ -123,13 +118,6 @@ enum Input {
     Created(Result<Arc<dyn DestinationGuest>, Refusal>),
     Heard(u64, Heard<SourceMessage>),
     Arrived(Arrival),
-}
-
-/// What follows an action.
-#[derive(Debug, PartialEq, Eq)]
-enum Next {
-    GoOn,
-    End,
 }
 
 struct Driver {
@@ -225,8 +213,7 @@ impl Driver {
             wrap: Input::Arrived,
         };
         self.tasks.spawn(accept(self.endpoint.clone(), gate));
-        let mut look = interval(TRANSFERRED_EVERY);
-        look.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        let mut look = pace::looks();
         loop {
             let deadline = self.machine.deadline();
             let next = tokio::select! {
@@ -365,153 +352,6 @@ impl Driver {
         next
     }
 
-    fn perform(&mut self, action: Action) -> Next {
-        match self.failpoints.reach("destination.act", name(&action)) {
-            Passage::Hold => return Next::GoOn,
-            Passage::Cut => self.cut(),
-            Passage::Go | Passage::Flip => {}
-        }
-        match action {
-            Action::Send(message) => self.send(&message),
-            Action::Check(guest) => self.check(*guest),
-            Action::Create(guest) => self.create(*guest),
-            Action::AcceptPages { streams, features } => {
-                return self.accept_pages(streams, features);
-            }
-            Action::LoadState(state) => {
-                self.with_guest(Event::Loaded, move |guest| guest.load_state(&state));
-            }
-            Action::Record(state) => self.record(state),
-            Action::ResumeGuest => self.with_guest(Event::Resumed, |guest| guest.resume()),
-            Action::Discard => self.discard(),
-            Action::Disconnect => {
-                self.generation += 1;
-                self.control = None;
-            }
-            Action::Finished(report) => self.finish(*report),
-            Action::Settled => return Next::End,
-        }
-        Next::GoOn
-    }
-
-    fn send(&mut self, message: &DestinationMessage) {
-        let passage = self.failpoints.reach("destination.send", message.name());
-        let Some(control) = &self.control else { return };
-        match framing::frame(message) {
-            Err(error) => tracing::error!(%error, "{} cannot be sent", message.name()),
-            Ok(mut frame) => match passage {
-                Passage::Hold => {}
-                Passage::Cut => self.cut(),
-                Passage::Go => control.send_bytes(frame),
-                Passage::Flip => {
-                    let middle = frame.len() / 2;
-                    frame[middle] ^= 0x10;
-                    control.send_bytes(frame);
-                }
-            },
-        }
-    }
-
-    fn cut(&self) {
-        if let Some(control) = &self.control {
-            control.cut("failpoint");
-        }
-    }
-
-    fn check(&self, guest: GuestDescription) {
-        let (factory, tell) = (self.factory.clone(), self.tell.clone());
-        self.worker.run(move || {
-            let _ = tell.send(Input::Event(Event::Checked(factory.check(&guest))));
-        });
-    }
-
-    fn create(&mut self, guest: GuestDescription) {
-        self.description = Some(guest.clone());
-        let (factory, tell) = (self.factory.clone(), self.tell.clone());
-        self.worker.run(move || {
-            let _ = tell.send(Input::Created(factory.create(&guest)));
-        });
-    }
-
-    fn accept_pages(&mut self, streams: u16, features: Features) -> Next {
-        let (Some(guest), Some(description)) = (&self.guest, &self.description) else {
-            return Next::GoOn;
-        };
-        let chunks = description.layout.chunks();
-        let totals = self.totals.clone();
-        let memory = Memory::new(guest.clone(), chunks, streams, features, totals);
-        self.memory = Some(Arc::new(memory));
-        self.read_streams()
-    }
-
-    /// Runs a call to the guest on the worker and tells the machine how it went.
-    fn with_guest(
-        &self,
-        event: fn(Result<(), GuestError>) -> Event,
-        call: impl FnOnce(&dyn DestinationGuest) -> Result<(), GuestError> + Send + 'static,
-    ) {
-        let Some(guest) = self.guest.clone() else {
-            let _ = self.tell.send(Input::Event(event(Err(GuestError::new("it was not built")))));
-            return;
-        };
-        let tell = self.tell.clone();
-        self.worker.run(move || {
-            let _ = tell.send(Input::Event(event(call(&*guest))));
-        });
-    }
-
-    fn discard(&mut self) {
-        self.discarded = true;
-        self.readers.abort_all();
-        self.early.clear();
-        self.memory = None;
-        // Freeing much memory takes a while; not on this thread.
-        let guest = self.guest.take();
-        self.worker.run(move || drop(guest));
-    }
-
-    fn record(&mut self, state: DestinationState) {
-        self.state = state;
-        let tell = self.tell.clone();
-        self.keeper.write(self.make_record(None), move |outcome| {
-            let _ = tell.send(Input::Event(match outcome {
-                Ok(()) => Event::Recorded,
-                Err(error) => Event::RecordFailed { detail: error.to_string().as_str().into() },
-            }));
-        });
-    }
-
-    fn finish(&mut self, report: Report) {
-        self.keeper.write(self.make_record(Some(report.clone())), |outcome| {
-            if let Err(error) = outcome {
-                tracing::warn!(%error, "the report is not kept");
-            }
-        });
-        self.board.report.send_replace(Some(report));
-    }
-
-    fn make_record(&self, report: Option<Report>) -> Record {
-        let described = self.description.as_ref();
-        Record {
-            migration: self.session.migration,
-            guest: described.map_or_else(|| self.session.guest.clone(), |it| it.name.clone()),
-            guest_uuid: described.map_or(uuid::Uuid::nil(), |it| it.uuid),
-            pid: std::process::id(),
-            started_unix_ms: self.started_unix_ms,
-            updated_unix_ms: 0,
-            side: Side::Destination {
-                state: self.state,
-                source_address: self
-                    .session
-                    .source
-                    .unwrap_or(SocketAddr::new(self.session.listen, 0)),
-                port: self.port,
-                token: self.session.token,
-            },
-            report,
-        }
-    }
-
     /// Waits for what is still to be sent and written, then leaves nothing behind.
     async fn leave(self) {
         let Self { mut tasks, mut readers, endpoint, control, keeper, worker, .. } = self;
@@ -530,27 +370,5 @@ impl Driver {
             tracing::warn!("gave up waiting for parts of the migration to end");
             tasks.shutdown().await;
         }
-    }
-}
-
-/// The name of an action, for failpoints.
-fn name(action: &Action) -> &'static str {
-    match action {
-        Action::Send(_) => "Send",
-        Action::Check(_) => "Check",
-        Action::Create(_) => "Create",
-        Action::AcceptPages { .. } => "AcceptPages",
-        Action::LoadState(_) => "LoadState",
-        Action::Record(DestinationState::Loading) => "RecordLoading",
-        Action::Record(DestinationState::Ready) => "RecordReady",
-        Action::Record(DestinationState::Taking) => "RecordTaking",
-        Action::Record(DestinationState::Running) => "RecordRunning",
-        Action::Record(DestinationState::Discarded) => "RecordDiscarded",
-        Action::Record(DestinationState::Failed) => "RecordFailed",
-        Action::ResumeGuest => "ResumeGuest",
-        Action::Discard => "Discard",
-        Action::Disconnect => "Disconnect",
-        Action::Finished(_) => "Finished",
-        Action::Settled => "Settled",
     }
 }

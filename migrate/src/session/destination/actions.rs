@@ -1,0 +1,100 @@
+//! Carrying out what the destination's machine wants done.
+
+use std::sync::Arc;
+
+use super::super::pace::Next;
+use super::super::receiver::Memory;
+use super::Driver;
+use crate::destination::{Action, Event};
+use crate::failpoint::Passage;
+use crate::framing;
+use crate::protocol::{DestinationMessage, Features};
+use crate::record::DestinationState;
+
+impl Driver {
+    pub(super) fn perform(&mut self, action: Action) -> Next {
+        match self.failpoints.reach("destination.act", name(&action)) {
+            Passage::Hold => return Next::GoOn,
+            Passage::Cut => self.cut(),
+            Passage::Go | Passage::Flip => {}
+        }
+        match action {
+            Action::Send(message) => self.send(&message),
+            Action::Check(guest) => self.check(*guest),
+            Action::Create(guest) => self.create(*guest),
+            Action::AcceptPages { streams, features } => {
+                return self.accept_pages(streams, features);
+            }
+            Action::LoadState(state) => {
+                self.with_guest(Event::Loaded, move |guest| guest.load_state(&state));
+            }
+            Action::Record(state) => self.record(state),
+            Action::ResumeGuest => self.with_guest(Event::Resumed, |guest| guest.resume()),
+            Action::Discard => self.discard(),
+            Action::Disconnect => {
+                self.generation += 1;
+                self.control = None;
+            }
+            Action::Finished(report) => self.finish(*report),
+            Action::Settled => return Next::End,
+        }
+        Next::GoOn
+    }
+
+    pub(super) fn send(&mut self, message: &DestinationMessage) {
+        let passage = self.failpoints.reach("destination.send", message.name());
+        let Some(control) = &self.control else { return };
+        match framing::frame(message) {
+            Err(error) => tracing::error!(%error, "{} cannot be sent", message.name()),
+            Ok(mut frame) => match passage {
+                Passage::Hold => {}
+                Passage::Cut => self.cut(),
+                Passage::Go => control.send_bytes(frame),
+                Passage::Flip => {
+                    let middle = frame.len() / 2;
+                    frame[middle] ^= 0x10;
+                    control.send_bytes(frame);
+                }
+            },
+        }
+    }
+
+    pub(super) fn cut(&self) {
+        if let Some(control) = &self.control {
+            control.cut("failpoint");
+        }
+    }
+
+    pub(super) fn accept_pages(&mut self, streams: u16, features: Features) -> Next {
+        let (Some(guest), Some(description)) = (&self.guest, &self.description) else {
+            return Next::GoOn;
+        };
+        let chunks = description.layout.chunks();
+        let totals = self.totals.clone();
+        let memory = Memory::new(guest.clone(), chunks, streams, features, totals);
+        self.memory = Some(Arc::new(memory));
+        self.read_streams()
+    }
+}
+
+/// The name of an action, for failpoints.
+fn name(action: &Action) -> &'static str {
+    match action {
+        Action::Send(_) => "Send",
+        Action::Check(_) => "Check",
+        Action::Create(_) => "Create",
+        Action::AcceptPages { .. } => "AcceptPages",
+        Action::LoadState(_) => "LoadState",
+        Action::Record(DestinationState::Loading) => "RecordLoading",
+        Action::Record(DestinationState::Ready) => "RecordReady",
+        Action::Record(DestinationState::Taking) => "RecordTaking",
+        Action::Record(DestinationState::Running) => "RecordRunning",
+        Action::Record(DestinationState::Discarded) => "RecordDiscarded",
+        Action::Record(DestinationState::Failed) => "RecordFailed",
+        Action::ResumeGuest => "ResumeGuest",
+        Action::Discard => "Discard",
+        Action::Disconnect => "Disconnect",
+        Action::Finished(_) => "Finished",
+        Action::Settled => "Settled",
+    }
+}

@@ -1,0 +1,48 @@
+//! Calls to the guest that arrives and to its factory, on the worker's thread.
+
+use super::{Driver, Input};
+use crate::destination::Event;
+use crate::guest::{DestinationGuest, GuestDescription, GuestError};
+
+impl Driver {
+    pub(super) fn check(&self, guest: GuestDescription) {
+        let (factory, tell) = (self.factory.clone(), self.tell.clone());
+        self.worker.run(move || {
+            let _ = tell.send(Input::Event(Event::Checked(factory.check(&guest))));
+        });
+    }
+
+    pub(super) fn create(&mut self, guest: GuestDescription) {
+        self.description = Some(guest.clone());
+        let (factory, tell) = (self.factory.clone(), self.tell.clone());
+        self.worker.run(move || {
+            let _ = tell.send(Input::Created(factory.create(&guest)));
+        });
+    }
+
+    /// Runs a call to the guest on the worker and tells the machine how it went.
+    pub(super) fn with_guest(
+        &self,
+        event: fn(Result<(), GuestError>) -> Event,
+        call: impl FnOnce(&dyn DestinationGuest) -> Result<(), GuestError> + Send + 'static,
+    ) {
+        let Some(guest) = self.guest.clone() else {
+            let _ = self.tell.send(Input::Event(event(Err(GuestError::new("it was not built")))));
+            return;
+        };
+        let tell = self.tell.clone();
+        self.worker.run(move || {
+            let _ = tell.send(Input::Event(event(call(&*guest))));
+        });
+    }
+
+    pub(super) fn discard(&mut self) {
+        self.discarded = true;
+        self.readers.abort_all();
+        self.early.clear();
+        self.memory = None;
+        // Freeing much memory takes a while; not on this thread.
+        let guest = self.guest.take();
+        self.worker.run(move || drop(guest));
+    }
+}

@@ -1,0 +1,185 @@
+//! Carrying out what the source's machine wants done.
+
+use super::super::connect::{Approach, approach, reach_again};
+use super::super::pace::Next;
+use super::super::pump::Plant;
+use super::super::sender::{Order, Route, Sender};
+use super::{Driver, Input};
+use crate::failpoint::Passage;
+use crate::framing;
+use crate::guest::GuestError;
+use crate::pages::{BufferPool, Compression};
+use crate::protocol::{Decision, FEATURE_LZ4, SourceMessage};
+use crate::quic::endpoint;
+use crate::record::SourceState;
+use crate::source::{Action, DataPath, Event};
+
+impl Driver {
+    pub(super) fn perform(&mut self, action: Action) -> Next {
+        match self.failpoints.reach("source.act", name(&action)) {
+            Passage::Hold => return Next::GoOn,
+            Passage::Cut => self.cut(),
+            Passage::Go | Passage::Flip => {}
+        }
+        match action {
+            Action::Send(message) => self.send(&message),
+            Action::Record(state) => self.record(state),
+            Action::StartPrecopy(path) => self.start_precopy(path),
+            Action::Probe => self.probe(),
+            Action::SendRound { round } => self.order(Order::Round(round)),
+            Action::Pause => self.pause(),
+            Action::SendFinalRound { round } => self.order(Order::FinalRound(round)),
+            Action::SaveState => self.save_state(),
+            Action::SendRemainder { round } => self.order(Order::Remainder(round)),
+            Action::StopSending => self.sender = None,
+            Action::ResumeGuest => self.resume(),
+            Action::StopDirtyLog => self.stop_dirty_log(),
+            Action::Reconnect => self.reconnect(),
+            Action::Disconnect => {
+                self.generation += 1;
+                self.control = None;
+            }
+            // The guest's owner destroys it, when the report says so.
+            Action::DropGuest => self.sender = None,
+            Action::Finished(report) => self.finish(*report),
+            Action::Settled => return Next::End,
+        }
+        Next::GoOn
+    }
+
+    pub(super) fn approach(&mut self) {
+        let approach_with = Approach {
+            tls: self.tls.clone(),
+            host: self.session.host.clone(),
+            port: self.session.port,
+            server_name: self.session.server_name.clone(),
+            migration: self.session.migration,
+            guest: self.description.clone(),
+            connections: self.session.connections.unwrap_or(1),
+        };
+        let tell = self.tell.clone();
+        self.tasks.spawn(async move {
+            tokio::select! {
+                contact = approach(approach_with) => {
+                    let _ = tell.send(Input::Approached(contact));
+                }
+                () = tell.closed() => {}
+            }
+        });
+    }
+
+    pub(super) fn reconnect(&mut self) {
+        let Some(found) = self.found.clone() else { return };
+        let endpoint = self
+            .endpoints
+            .first()
+            .cloned()
+            .map_or_else(|| endpoint::dialer(found.node.address, &self.tls), Ok);
+        let (tell, generation) = (self.tell.clone(), self.generation);
+        let decision = self.state.decision().unwrap_or(Decision::Aborted);
+        let migration = self.session.migration;
+        self.tasks.spawn(async move {
+            let reached = match endpoint {
+                Ok(endpoint) => reach_again(endpoint, found, migration, decision).await,
+                Err(error) => Err(error.to_string()),
+            };
+            let _ = tell.send(Input::Reached(generation, reached));
+        });
+    }
+
+    pub(super) fn start_precopy(&mut self, path: DataPath) {
+        let (Some(control), Some(found)) = (&self.control, &self.found) else { return };
+        let compression = match self.session.compression {
+            wanted if path.features.has(FEATURE_LZ4) => wanted,
+            _ => Compression::Off,
+        };
+        let plant = Plant {
+            guest: self.guest.clone(),
+            limiter: self.limiter.clone(),
+            totals: self.totals.clone(),
+            pool: BufferPool::new(),
+            compression,
+            failpoints: self.failpoints.clone(),
+        };
+        let route = Route {
+            connections: control.connections().to_vec(),
+            name: found.node.name.clone(),
+            streams: path.streams,
+            migration: self.session.migration,
+            token: found.token,
+        };
+        let tell = self.tell.clone();
+        let chunks = self.description.layout.chunks();
+        let sender = Sender::start(plant, route, chunks, &mut self.tasks, move |event| {
+            let _ = tell.send(Input::Event(event));
+        });
+        self.sender = Some(sender);
+        self.with_guest(|guest| match guest.start_dirty_log() {
+            Ok(()) => Event::PrecopyStarted,
+            Err(error) => Event::GuestFailed(error),
+        });
+    }
+
+    pub(super) fn order(&self, order: Order) {
+        if let Some(sender) = &self.sender {
+            sender.order(order);
+        }
+    }
+
+    pub(super) fn send(&mut self, message: &SourceMessage) {
+        let passage = self.failpoints.reach("source.send", message.name());
+        let Some(control) = &self.control else { return };
+        match framing::frame(message) {
+            Err(error) => self.tell(Event::GuestFailed(GuestError::new(format!(
+                "{} cannot be sent: {error}",
+                message.name()
+            )))),
+            Ok(mut frame) => match passage {
+                Passage::Hold => {}
+                Passage::Cut => self.cut(),
+                Passage::Go => control.send_bytes(frame),
+                Passage::Flip => {
+                    let middle = frame.len() / 2;
+                    frame[middle] ^= 0x10;
+                    control.send_bytes(frame);
+                }
+            },
+        }
+    }
+
+    pub(super) fn cut(&self) {
+        if let Some(control) = &self.control {
+            control.cut("failpoint");
+        }
+    }
+
+    pub(super) fn tell(&self, event: Event) {
+        let _ = self.tell.send(Input::Event(event));
+    }
+}
+
+/// The name of an action, for failpoints.
+fn name(action: &Action) -> &'static str {
+    match action {
+        Action::Send(_) => "Send",
+        Action::Record(SourceState::Undecided) => "RecordUndecided",
+        Action::Record(SourceState::Committed) => "RecordCommitted",
+        Action::Record(SourceState::Done) => "RecordDone",
+        Action::Record(SourceState::Aborted) => "RecordAborted",
+        Action::StartPrecopy(_) => "StartPrecopy",
+        Action::Probe => "Probe",
+        Action::SendRound { .. } => "SendRound",
+        Action::Pause => "Pause",
+        Action::SendFinalRound { .. } => "SendFinalRound",
+        Action::SaveState => "SaveState",
+        Action::SendRemainder { .. } => "SendRemainder",
+        Action::StopSending => "StopSending",
+        Action::ResumeGuest => "ResumeGuest",
+        Action::StopDirtyLog => "StopDirtyLog",
+        Action::Reconnect => "Reconnect",
+        Action::Disconnect => "Disconnect",
+        Action::DropGuest => "DropGuest",
+        Action::Finished(_) => "Finished",
+        Action::Settled => "Settled",
+    }
+}

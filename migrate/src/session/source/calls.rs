@@ -1,0 +1,76 @@
+//! Calls to the guest that leaves, on the worker's thread.
+
+use std::time::Duration;
+
+use super::super::control::Control;
+use super::{Driver, Input};
+use crate::guest::{GuestError, RunState, SourceGuest};
+use crate::source::{Event, Probe};
+
+impl Driver {
+    /// Runs a call to the guest on the worker; what it returns is told to the machine.
+    pub(super) fn with_guest(&self, call: impl FnOnce(&dyn SourceGuest) -> Event + Send + 'static) {
+        let (guest, tell) = (self.guest.clone(), self.tell.clone());
+        self.worker.run(move || {
+            let _ = tell.send(Input::Event(call(&*guest)));
+        });
+    }
+
+    pub(super) fn probe(&self) {
+        let round_trip = self.control.as_ref().map_or(Duration::ZERO, Control::round_trip);
+        self.with_guest(move |guest| match dry_run(guest) {
+            Ok(pause_and_save) => Event::Probed(Probe { pause_and_save, round_trip }),
+            Err(error) => Event::GuestFailed(error),
+        });
+    }
+
+    pub(super) fn pause(&self) {
+        self.limiter.lift();
+        self.with_guest(|guest| {
+            let was = run_state(guest);
+            match guest.pause() {
+                Ok(()) => Event::Paused { was },
+                Err(error) => Event::PauseFailed { was, error },
+            }
+        });
+    }
+
+    pub(super) fn save_state(&self) {
+        self.with_guest(|guest| match guest.save_state() {
+            Ok(state) => Event::StateSaved { state },
+            Err(error) => Event::GuestFailed(error),
+        });
+    }
+
+    pub(super) fn resume(&self) {
+        self.with_guest(|guest| match guest.resume() {
+            Ok(()) => Event::Resumed,
+            Err(error) => Event::GuestFailed(error),
+        });
+    }
+
+    pub(super) fn stop_dirty_log(&self) {
+        let guest = self.guest.clone();
+        self.worker.run(move || {
+            if let Err(error) = guest.stop_dirty_log() {
+                tracing::warn!(%error, "the dirty log goes on");
+            }
+        });
+    }
+}
+
+fn run_state(guest: &dyn SourceGuest) -> RunState {
+    if guest.is_running() { RunState::Running } else { RunState::Paused }
+}
+
+/// Pauses, saves, and lets the guest go on as it did; tells how long pausing and saving took.
+fn dry_run(guest: &dyn SourceGuest) -> Result<Duration, GuestError> {
+    let was = run_state(guest);
+    let began = std::time::Instant::now();
+    let saved = guest.pause().and_then(|()| guest.save_state());
+    let took = began.elapsed();
+    if was == RunState::Running {
+        guest.resume()?;
+    }
+    saved.map(|_| took)
+}

@@ -1,0 +1,56 @@
+//! The source's record of its migration.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use super::{Driver, Input};
+use crate::protocol::Token;
+use crate::record::{Record, Side, SourceState};
+use crate::report::Report;
+use crate::source::Event;
+
+impl Driver {
+    pub(super) fn record(&mut self, state: SourceState) {
+        self.state = state;
+        let tell = self.tell.clone();
+        self.keeper.write(self.make_record(None), move |outcome| {
+            let _ = tell.send(Input::Event(match outcome {
+                Ok(()) => Event::Recorded,
+                Err(error) => Event::RecordFailed { detail: error.to_string().as_str().into() },
+            }));
+        });
+    }
+
+    pub(super) fn finish(&mut self, report: Report) {
+        self.keeper.write(self.make_record(Some(report.clone())), |outcome| {
+            if let Err(error) = outcome {
+                tracing::warn!(%error, "the report is not kept");
+            }
+        });
+        self.board.report.send_replace(Some(report));
+    }
+
+    pub(super) fn make_record(&self, report: Option<Report>) -> Record {
+        let nowhere = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), self.session.port);
+        let found = self.found.as_ref();
+        let named = self.session.server_name.as_ref().unwrap_or(&self.session.host);
+        // A migration that never found its destination has nobody to be told of its end.
+        let state = if found.is_none() { SourceState::Aborted } else { self.state };
+        Record {
+            migration: self.session.migration,
+            guest: self.description.name.clone(),
+            guest_uuid: self.description.uuid,
+            pid: std::process::id(),
+            started_unix_ms: self.started_unix_ms,
+            updated_unix_ms: 0,
+            side: Side::Source {
+                state,
+                destination: format!("{}:{}", self.session.host, self.session.port),
+                server_name: found.map_or_else(|| named.clone(), |found| found.node.name.clone()),
+                node_address: found.map_or(nowhere, |found| found.node.address),
+                process_address: found.map_or(nowhere, |found| found.process),
+                token: found.map_or(Token([0; 32]), |found| found.token),
+            },
+            report,
+        }
+    }
+}

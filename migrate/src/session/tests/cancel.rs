@@ -1,0 +1,103 @@
+//! Migrations that are called off or fail half way, without any failpoint.
+
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::{Duration, Instant};
+
+use super::memory::Content;
+use super::relay::Relay;
+use super::world::{FakeSource, World, in_time, reach};
+use crate::error::{CancelRefused, Reason};
+use crate::phase::Phase;
+use crate::session::SourceSession;
+
+/// A migration that takes minutes, in its first round.
+async fn slow(world: &World, guest: &std::sync::Arc<FakeSource>) -> crate::session::Handle {
+    let session = SourceSession { bandwidth: Some(100_000), ..world.session() };
+    let handle = world.start(session, guest);
+    reach(&handle, Phase::Precopy).await;
+    let mut progress = handle.progress();
+    in_time(progress.wait_for(|progress| progress.transfer.frames > 0)).await.unwrap();
+    handle
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancelled_migration_ends_at_once_though_the_bandwidth_is_small() {
+    let world = World::new();
+    let guest = FakeSource::new(64, Content::Random);
+    let handle = slow(&world, &guest).await;
+    let asked = Instant::now();
+    handle.cancel("a test").await.unwrap();
+    let report = world.assert_stayed(&guest, &handle).await;
+    assert!(asked.elapsed() < Duration::from_secs(8), "{:?}", asked.elapsed());
+    assert_eq!(report.error.unwrap().reason, Reason::Cancelled);
+    assert_eq!(handle.cancel("a test").await, Err(CancelRefused::Over));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_cancelled_migration_another_one_succeeds() {
+    let world = World::new();
+    let guest = FakeSource::new(16, Content::Mixed);
+    let handle = slow(&world, &guest).await;
+    handle.cancel("a test").await.unwrap();
+    world.assert_stayed(&guest, &handle).await;
+    let handle = world.start(world.session(), &guest);
+    world.assert_migrated(&guest, &handle).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_migration_cancelled_at_the_destination_leaves_the_guest_at_the_source() {
+    let world = World::new();
+    let guest = FakeSource::new(16, Content::Mixed);
+    let handle = slow(&world, &guest).await;
+    world.arrival().await.cancel("the operator there").await.unwrap();
+    let report = world.assert_stayed(&guest, &handle).await;
+    let message = report.error.unwrap().message;
+    assert!(message.contains("the operator there"), "{message}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_whose_state_cannot_be_saved_stays() {
+    let world = World::new();
+    let guest = FakeSource::new(4, Content::Text);
+    guest.fail_save.store(true, SeqCst);
+    let handle = world.start(world.session(), &guest);
+    let report = world.assert_stayed(&guest, &handle).await;
+    assert_eq!(report.error.unwrap().reason, Reason::Guest);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_stops_by_itself_ends_its_migration() {
+    let world = World::new();
+    let guest = FakeSource::new(16, Content::Random);
+    let handle = slow(&world, &guest).await;
+    handle.guest_stopped("it shut down");
+    let report = in_time(handle.settled()).await.unwrap();
+    assert_eq!(report.error.unwrap().reason, Reason::GuestStopped);
+    in_time(world.arrival().await.settled()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_network_that_goes_silent_is_noticed_within_ten_seconds() {
+    let relay = Relay::default();
+    let world = World::with(|node| node.relay = Some(relay.clone()));
+    let guest = FakeSource::new(64, Content::Random);
+    let handle = slow(&world, &guest).await;
+    relay.silent.store(true, SeqCst);
+    let cut = Instant::now();
+    let report = in_time(handle.reported()).await.unwrap();
+    assert!(cut.elapsed() < Duration::from_secs(10), "{:?}", cut.elapsed());
+    assert_eq!(report.error.unwrap().reason, Reason::ConnectionLost);
+    world.assert_stayed(&guest, &handle).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_migration_can_be_cancelled_while_the_network_is_silent() {
+    let relay = Relay::default();
+    let world = World::with(|node| node.relay = Some(relay.clone()));
+    let guest = FakeSource::new(64, Content::Random);
+    let handle = slow(&world, &guest).await;
+    relay.silent.store(true, SeqCst);
+    handle.cancel("a test").await.unwrap();
+    let report = world.assert_stayed(&guest, &handle).await;
+    assert_eq!(report.error.unwrap().reason, Reason::Cancelled);
+}

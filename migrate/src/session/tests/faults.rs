@@ -1,0 +1,144 @@
+//! Cuts, lost messages and damaged frames at every point of a migration.
+
+use std::sync::Arc;
+
+use super::memory::Content;
+use super::world::{FakeSource, World, in_time};
+use crate::failpoint::Failpoints;
+use crate::guest::SourceGuest;
+use crate::report::Outcome;
+use crate::session::{Handle, SourceSession};
+
+async fn start(source: &str, destination: &str) -> (World, Arc<FakeSource>, Handle) {
+    eprintln!("{source} {destination}");
+    let world = World::with(|node| node.failpoints = Failpoints::parse(destination).into());
+    let guest = FakeSource::new(8, Content::Mixed);
+    let session = SourceSession { ..world.session() };
+    let handle = world.start_with(session, &guest, Failpoints::parse(source));
+    (world, guest, handle)
+}
+
+/// Exactly one copy runs, and it has the memory.
+async fn assert_one_runs(
+    world: &World,
+    guest: &FakeSource,
+    handle: &Handle,
+    what: &str,
+) -> Outcome {
+    let report = in_time(handle.settled()).await.expect(what);
+    match report.outcome {
+        Outcome::Migrated => world.assert_migrated(guest, handle).await,
+        Outcome::StayedAtSource => world.assert_stayed(guest, handle).await,
+        other => panic!("{what}: {other:?} {report:?}"),
+    };
+    assert_ne!(guest.is_running(), report.outcome == Outcome::Migrated, "{what}");
+    report.outcome
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_cut_before_the_commit_leaves_the_guest_at_the_source() {
+    for point in [
+        "source.send.hello",
+        "source.recv.welcome",
+        "source.send.prepare",
+        "source.recv.prepared",
+        "source.act.sendround",
+        "source.send.switchover",
+        "source.act.sendfinalround",
+        "source.send.state",
+        "source.act.sendremainder",
+    ] {
+        let (world, guest, handle) = start(&format!("{point}:cut"), "").await;
+        let outcome = assert_one_runs(&world, &guest, &handle, point).await;
+        assert_eq!(outcome, Outcome::StayedAtSource, "{point}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_cut_by_the_destination_before_it_is_ready_leaves_the_guest_at_the_source() {
+    for point in [
+        "destination.send.welcome",
+        "destination.act.create",
+        "destination.send.prepared",
+        "destination.recv.switchover",
+        "destination.act.loadstate",
+        "destination.act.recordready",
+    ] {
+        let (world, guest, handle) = start("", &format!("{point}:cut")).await;
+        let outcome = assert_one_runs(&world, &guest, &handle, point).await;
+        assert_eq!(outcome, Outcome::StayedAtSource, "{point}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_cut_after_the_commit_is_made_anew_and_the_guest_moves() {
+    for (source, destination) in [
+        ("source.send.commit:cut", ""),
+        ("source.recv.running:cut", ""),
+        ("source.send.finish:cut", ""),
+        ("", "destination.recv.commit:cut"),
+        ("", "destination.act.recordrunning:cut"),
+        ("", "destination.act.resumeguest:cut"),
+        ("", "destination.send.running:cut"),
+    ] {
+        let point = format!("{source}{destination}");
+        let (world, guest, handle) = start(source, destination).await;
+        let outcome = assert_one_runs(&world, &guest, &handle, &point).await;
+        assert_eq!(outcome, Outcome::Migrated, "{point}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_frame_is_found_and_the_guest_runs_once() {
+    for (source, destination, reason) in [
+        ("source.send.hello:flip", "", "checksum"),
+        ("source.send.prepare:flip", "", "checksum"),
+        ("source.data.pages:flip", "", "checksum"),
+        ("source.data.end:flip", "", ""),
+        ("source.send.state:flip", "", "checksum"),
+        ("source.send.commit:flip", "", ""),
+        ("", "destination.send.welcome:flip", "checksum"),
+        ("", "destination.send.prepared:flip", "checksum"),
+        ("", "destination.send.ready:flip", "checksum"),
+        ("", "destination.send.running:flip", ""),
+    ] {
+        let point = format!("{source}{destination}");
+        let (world, guest, handle) = start(source, destination).await;
+        assert_one_runs(&world, &guest, &handle, &point).await;
+        let report = handle.settled().await.unwrap();
+        let message = report.error.map_or(String::new(), |error| error.message);
+        assert!(message.contains(reason), "{point}: {message}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_migration_that_is_held_can_be_cancelled_in_every_phase_before_the_commit() {
+    for (source, destination) in [
+        ("source.send.hello:hold", ""),
+        ("source.act.sendround:hold", ""),
+        ("source.data.pages:hold", ""),
+        ("source.act.sendfinalround:hold", ""),
+        ("source.act.savestate:hold", ""),
+        ("source.send.state:hold", ""),
+        ("", "destination.send.prepared:hold"),
+        ("", "destination.send.ready:hold"),
+    ] {
+        let point = format!("{source}{destination}");
+        let (world, guest, handle) = start(source, destination).await;
+        // Until it stands still: nothing changes for a while.
+        let mut progress = handle.progress();
+        let mut last = None;
+        loop {
+            tokio::time::sleep(std::time::Duration::from_millis(150)).await;
+            let now = progress.borrow_and_update();
+            let seen = Some((now.phase, now.round, now.transfer.frames));
+            if seen == last {
+                break;
+            }
+            last = seen;
+        }
+        handle.cancel("a test").await.unwrap_or_else(|error| panic!("{point}: {error}"));
+        let outcome = assert_one_runs(&world, &guest, &handle, &point).await;
+        assert_eq!(outcome, Outcome::StayedAtSource, "{point}");
+    }
+}

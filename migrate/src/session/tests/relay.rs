@@ -1,0 +1,54 @@
+//! A network between source and process that can go silent.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+
+use tokio::net::UdpSocket;
+
+use super::world::LOOPBACK;
+
+/// Passes datagrams on between one source socket and one process, until it is made silent.
+#[derive(Clone, Default)]
+pub(super) struct Relay {
+    pub(super) silent: Arc<AtomicBool>,
+}
+
+impl Relay {
+    /// Starts to pass on to `port`; returns the port to send to.
+    pub(super) fn start(&self, port: u16) -> u16 {
+        let here = std::net::UdpSocket::bind(SocketAddr::new(LOOPBACK, 0)).unwrap();
+        here.set_nonblocking(true).unwrap();
+        let there = std::net::UdpSocket::bind(SocketAddr::new(LOOPBACK, 0)).unwrap();
+        there.set_nonblocking(true).unwrap();
+        there.connect(SocketAddr::new(LOOPBACK, port)).unwrap();
+        let relay_port = here.local_addr().unwrap().port();
+        let silent = self.silent.clone();
+        tokio::spawn(async move {
+            let (here, there) =
+                (UdpSocket::from_std(here).unwrap(), UdpSocket::from_std(there).unwrap());
+            pass_on(&here, &there, &silent).await;
+        });
+        relay_port
+    }
+}
+
+async fn pass_on(here: &UdpSocket, there: &UdpSocket, silent: &AtomicBool) {
+    let (mut out, mut back) = (vec![0; 65536], vec![0; 65536]);
+    let mut source = None;
+    loop {
+        tokio::select! {
+            Ok((length, from)) = here.recv_from(&mut out) => {
+                source = Some(from);
+                if !silent.load(SeqCst) {
+                    let _ = there.send(&out[..length]).await;
+                }
+            }
+            Ok(length) = there.recv(&mut back) => {
+                if let (false, Some(source)) = (silent.load(SeqCst), source) {
+                    let _ = here.send_to(&back[..length], source).await;
+                }
+            }
+        }
+    }
+}
