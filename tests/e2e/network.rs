@@ -19,7 +19,8 @@ const NOTICED_WITHIN: Duration = Duration::from_secs(10 + 1);
 fn a_cable_pulled_in_precopy_is_noticed_and_the_guest_goes_on() {
     let Some(cable) = Cable::lay() else { return };
     let mut pair = cable.hosts();
-    cable.start_nodes(&mut pair, Vec::new());
+    pair.a.start_node(&cable.node_plan(0));
+    pair.b.start_node(&cable.node_plan(1));
     let guest =
         Guest::start(&pair.a, &GuestPlan { namespace: cable.end_a(), ..GuestPlan::default() });
     let migration = Migration::start(&pair.a, guest.name(), &pair.b, &["--bandwidth", "2MB/s"]);

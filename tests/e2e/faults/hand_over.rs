@@ -3,7 +3,7 @@
 use super::phase::{self, Phase, Side};
 use super::scene::{GUEST, Stall};
 use crate::host::checks::{exactly_one_copy_runs, no_copy_runs, one_intact_copy};
-use crate::host::{Guest, GuestPlan, Migration, Pair};
+use crate::host::{Guest, GuestPlan, Migration, NodePlan, Pair};
 use crate::network::cable::Cable;
 
 /// A migration between two namespaces that stands in `phase`, with the cable pulled.
@@ -19,7 +19,9 @@ fn pulled_in(phase: &Phase) -> Option<Pulled> {
     let mut pair = cable.hosts();
     let stall = Stall::new(&pair);
     let environment = |side: Side| stall.environment(phase, side);
-    cable.start_nodes(&mut pair, environment(Side::Destination));
+    let stalled = NodePlan { environment: environment(Side::Destination), ..cable.node_plan(1) };
+    pair.a.start_node(&cable.node_plan(0));
+    pair.b.start_node(&stalled);
     let plan = |name: &str, environment| GuestPlan {
         name: name.to_owned(),
         namespace: cable.end_a(),
@@ -62,13 +64,17 @@ fn between_running_and_hearing_of_it_only_the_destination_runs() {
 
 #[test]
 fn between_ready_and_commit_the_guest_goes_on_at_the_source_and_the_destination_waits_to_be_told() {
-    let Some(Pulled { pair, cable, migration, .. }) = pulled_in(&phase::ready()) else { return };
+    let Some(Pulled { mut pair, cable, migration, .. }) = pulled_in(&phase::ready()) else {
+        return;
+    };
     migration.finish().stayed(&["connection", "ready"]);
     exactly_one_copy_runs(&pair.hosts(), GUEST, &pair.a);
     pair.b.guest(GUEST).await_state("in-doubt");
 
     cable.put_back();
     one_intact_copy(&pair.hosts(), GUEST, &pair.a);
+    pair.b.kill_node();
+    pair.b.start_node(&cable.node_plan(1));
     Migration::run(&pair.a, GUEST, &pair.b).ok();
     one_intact_copy(&pair.hosts(), GUEST, &pair.b);
 }

@@ -53,16 +53,13 @@ impl Cable {
         Pair::with_names(["host-a", ADDRESSES[0]], ["host-b", ADDRESSES[1]])
     }
 
-    /// Starts the hosts' nodes, each in its namespace; host b's with more environment.
-    pub(crate) fn start_nodes(&self, pair: &mut Pair, environment_b: Vec<(String, String)>) {
-        let plan = |end: usize, environment| NodePlan {
+    /// How the node of host a (end 0) or b (end 1) is started in its namespace.
+    pub(crate) fn node_plan(&self, end: usize) -> NodePlan {
+        NodePlan {
             namespace: Some(self.namespaces[end].clone()),
             listen: Some(format!("{}:0", ADDRESSES[end])),
-            environment,
             ..NodePlan::default()
-        };
-        pair.a.start_node(&plan(0, Vec::new()));
-        pair.b.start_node(&plan(1, environment_b));
+        }
     }
 
     /// The namespace of host a.
