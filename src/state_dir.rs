@@ -4,7 +4,7 @@
 //! certs/        ca.pem ca.key host.pem host.key
 //! guests/NAME/  lock guest.json api.sock console.log
 //! migrations/   ID.json
-//! node.sock node.json node.lock
+//! node.sock node.json node.lock counted.json
 //! ```
 //!
 //! A name is taken while a live process holds its `lock`; what a dead one left behind is removed by whoever finds it.

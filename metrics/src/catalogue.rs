@@ -88,7 +88,7 @@ catalogue! {
         guests_unreachable: Gauge<()> = "lighter_guests_unreachable", Count,
             "Guests whose process lives but did not answer this scrape in time.";
         records_in_doubt: Gauge<()> = "lighter_migrations_in_doubt", Count,
-            "Migrations on this host whose outcome must still be settled with the other host.";
+            "Migrations left open by a process that died, to be settled with the other host.";
         host_available: Gauge<()> = "lighter_host_memory_available_bytes", Bytes,
             "Memory that the host can give without swapping (MemAvailable).";
         host_reserved: Gauge<()> = "lighter_host_memory_reserved_bytes", Bytes,

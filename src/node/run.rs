@@ -62,6 +62,7 @@ fn lock(path: &Path) -> Result<FileLock> {
 
 async fn serve(state: &StateDir, args: &NodeArgs, tls: Tls) -> Result<Exit> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot hear signals")?;
+    let mut hang_up = signal(SignalKind::hangup()).context("cannot hear signals")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot hear signals")?;
     let endpoint = migrate::quic::endpoint::listen(args.listen, &tls)?;
     let listener = exposition::bind(args.metrics).await?;
@@ -91,6 +92,7 @@ async fn serve(state: &StateDir, args: &NodeArgs, tls: Tls) -> Result<Exit> {
     let signal = tokio::select! {
         _ = terminate.recv() => "SIGTERM",
         _ = interrupt.recv() => "SIGINT",
+        _ = hang_up.recv() => "SIGHUP",
     };
     node.shut_down();
     tracing::info!(
