@@ -150,6 +150,40 @@ fn cancel_before_the_commit_always_succeeds() {
     assert!((10..40).contains(&in_time), "{in_time}");
 }
 
+/// Whatever the destination fails of before it is ready, the source's user reads it, and not that
+/// some connection was lost.
+#[test]
+fn the_source_hears_why_the_destination_has_failed() {
+    use migrate::Reason;
+    let kinds = [
+        (What::LoseFrame, vec![Reason::Data]),
+        (What::FailGuest(Side::Destination), vec![Reason::Guest, Reason::Refused]),
+        (What::Garble(Side::Destination), vec![Reason::Protocol]),
+        (What::FailRecord(Side::Destination, RecordLoss::Gone), vec![Reason::Record]),
+        (What::Cancel(Side::Destination), vec![Reason::Cancelled]),
+    ];
+    for (what, reasons) in kinds {
+        let mut heard = 0;
+        for when in (0..90).map(When::At) {
+            let scenario = Scenario {
+                latency: Duration::from_millis(9),
+                saves_late: true,
+                ..with_fault(when, what)
+            };
+            let world = run_well(scenario);
+            if let Some(error) = &world.facts.source_reports[0].error {
+                // Nonsense costs a destination that is ready the connection, and nothing else.
+                let nonsense = what == What::Garble(Side::Destination);
+                if !nonsense || error.phase < migrate::Phase::Ready {
+                    assert!(reasons.contains(&error.reason), "{when:?} {what:?} {error:?}");
+                    heard += 1;
+                }
+            }
+        }
+        assert!(heard > 0, "{what:?}");
+    }
+}
+
 #[test]
 fn a_cut_before_the_pause_lets_nobody_wait() {
     let what = What::Cut { source_ms: 0, destination_ms: 0 };
