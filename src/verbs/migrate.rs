@@ -9,6 +9,7 @@ use super::session::{block_on, guest_client, print_json};
 use super::summary;
 use crate::api::types::{
     Compression, MigrationRequest, MigrationStarted, Resolution, ResolveRequest, StateAnswer,
+    WorkloadInfo,
 };
 use crate::cli::Output;
 use crate::cli::migration::{CompressArg, MigrateArgs, ResolveArg};
@@ -36,8 +37,10 @@ fn migrate(state: &StateDir, args: &MigrateArgs, destination: &str) -> Result<Ex
     let client = guest_client(state, &args.name)?;
     let request = request(args, destination);
     let mut view = ProgressView::new(args.json.output());
+    let mut is_workload = false;
     let report = block_on(async {
         let interrupts = interrupts()?;
+        is_workload = client.get::<WorkloadInfo>("/v1/guest/workload").await.is_ok();
         let started: Result<MigrationStarted, _> =
             client.post("/v1/guest/migration", &request).await;
         let started =
@@ -56,6 +59,12 @@ fn migrate(state: &StateDir, args: &MigrateArgs, destination: &str) -> Result<Ex
     }
     if args.json.output() == Output::Text {
         println!("{} has moved to {destination}.\n\n{}", args.name, summary::figures(&report));
+        if is_workload {
+            println!(
+                "What the guest itself saw of it: `lighter show {}` there, Longest stall.",
+                args.name
+            );
+        }
     }
     Ok(Exit::Done)
 }
