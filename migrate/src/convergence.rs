@@ -30,6 +30,8 @@ pub enum Verdict {
     /// Send another round although the last one has not helped: the guest dirties memory as fast as
     /// it is sent, and only writing less will change that.
     SendRoundInVain,
+    /// Wait, and measure the fixed part again: it alone is beyond the limit, whatever is sent.
+    MeasureAgain,
 }
 
 /// For how long the guest would stand if it were paused now.
@@ -70,7 +72,8 @@ pub fn expected_downtime(seen: &Observation) -> ExpectedDowntime {
 /// (Cloud Hypervisor's `is_precopy_converged` ignores the fixed part; QEMU pauses at the limit.)
 ///
 /// A guest that writes faster than the link carries never meets the first condition: rounds go on
-/// until the migration's time is over or somebody cancels it, and say that they are in vain.
+/// until the migration's time is over or somebody cancels it, and say that they are in vain. So it
+/// is with a limit below the fixed part, except that there rounds would be busy with nothing.
 pub fn judge(seen: &Observation) -> Verdict {
     let expected = expected_downtime(seen);
     let shrinking = seen.dirty_pages.saturating_mul(4) <= seen.sent_pages.saturating_mul(3);
@@ -79,6 +82,7 @@ pub fn judge(seen: &Observation) -> Verdict {
             Verdict::SwitchOver
         }
         (true, false) => Verdict::SwitchOver,
+        (false, _) if expected.fixed > seen.limit => Verdict::MeasureAgain,
         (_, true) => Verdict::SendRound,
         (false, false) => Verdict::SendRoundInVain,
     }
@@ -157,7 +161,7 @@ mod tests {
         assert_eq!(judge(&seen(512, 400)), Verdict::SendRoundInVain);
         assert_eq!(judge(&seen(1024, 400)), Verdict::SendRound);
         let slow_state = Observation { fixed: 400 * MS, ..seen(64, 0) };
-        assert_eq!(judge(&slow_state), Verdict::SendRound);
+        assert_eq!(judge(&slow_state), Verdict::MeasureAgain);
         let unknown_speed = Observation { bytes_per_second: None, ..seen(64, 64) };
         assert_eq!(expected_downtime(&unknown_speed).total(), Duration::MAX);
         assert_eq!(judge(&unknown_speed), Verdict::SendRoundInVain);

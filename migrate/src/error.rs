@@ -47,10 +47,12 @@ pub enum Failure {
         by: PeerText,
     },
     /// The total time is over.
-    #[error("not finished after {} s, the limit that was set", limit.as_secs_f64())]
+    #[error("not finished after {} s, the limit that was set{why}", limit.as_secs_f64())]
     Timeout {
         /// The limit.
         limit: Duration,
+        /// What it was waiting for, if it was the guest.
+        why: PeerText,
     },
     /// The peer is connected and does not answer.
     #[error("no {expected} from the other side within {} s", limit.as_secs_f64())]

@@ -124,7 +124,7 @@ impl Source {
     /// When [`Event::Tick`] must be told, unless something else happens before.
     pub fn deadline(&self) -> Option<Duration> {
         let own = self.own_deadlines().into_iter().flatten().map(|(at, _)| at);
-        own.chain(self.link.deadline()).chain(self.give_up_at()).min()
+        own.chain(self.link.deadline()).chain(self.give_up_at()).chain(self.measure_at()).min()
     }
 
     /// Where the migration is.
@@ -149,7 +149,7 @@ impl Source {
             dirty_pages_per_second: self.dirty_pages_per_second,
             expected_downtime_seconds: self.expected.map(|expected| expected.total().as_secs_f64()),
             downtime_limit_seconds: self.config.limits.downtime.as_secs_f64(),
-            converging: self.verdict != Verdict::SendRoundInVain,
+            converging: !matches!(self.verdict, Verdict::SendRoundInVain | Verdict::MeasureAgain),
             in_doubt: self.is_in_doubt().then(|| self.way_out()),
             ..self.notes.progress(now)
         }
@@ -263,17 +263,46 @@ impl Source {
         }
     }
 
+    /// When to measure again what was beyond its limit.
+    fn measure_at(&self) -> Option<Duration> {
+        match self.state {
+            State::Resting { until } => Some(until),
+            _ => None,
+        }
+    }
+
     fn own_deadlines(&self) -> [Option<(Duration, Failure)>; 2] {
         if !self.state.is_uncommitted() {
             return [None, None];
         }
         let limits = &self.config.limits;
-        let total = limits
-            .total
-            .map(|limit| (self.notes.began().saturating_add(limit), Failure::Timeout { limit }));
+        let total = limits.total.map(|limit| {
+            let why = self.why_not_over();
+            (self.notes.began().saturating_add(limit), Failure::Timeout { limit, why })
+        });
         let answer =
             self.awaited.map(|(expected, by, limit)| (by, Failure::NoAnswer { expected, limit }));
         [total, answer]
+    }
+
+    /// Why rounds have not ended.
+    fn why_not_over(&self) -> PeerText {
+        let limit = self.config.limits.downtime.as_secs_f64();
+        let text = match (self.verdict, self.expected) {
+            (Verdict::SendRoundInVain, Some(expected)) => format!(
+                ": the guest dirties {:.0} pages/s, too fast to be paused for less than {:.3} s, and \
+                 the downtime limit is {limit:.3} s",
+                self.dirty_pages_per_second,
+                expected.total().as_secs_f64()
+            ),
+            (Verdict::MeasureAgain, Some(expected)) => format!(
+                ": pausing the guest takes {:.3} s even without dirty memory, and the downtime limit \
+                 is {limit:.3} s",
+                expected.fixed.as_secs_f64()
+            ),
+            _ => String::new(),
+        };
+        PeerText::new(&text)
     }
 
     fn give_up_at(&self) -> Option<Duration> {
@@ -288,6 +317,9 @@ impl Source {
         let due = self.own_deadlines().into_iter().flatten().find(|(at, _)| *at <= now);
         if let Some((_, failure)) = due {
             return self.abort(failure);
+        }
+        if self.measure_at().is_some_and(|at| at <= now) {
+            return self.measure();
         }
         if self.give_up_at().is_some_and(|at| at <= now) {
             return self.give_up_telling();

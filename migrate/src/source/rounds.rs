@@ -1,5 +1,7 @@
 //! From the first connection to the pause: agree, have the guest prepared, send rounds.
 
+use std::time::Duration;
+
 use super::state::State;
 use super::{Action, DataPath, Probe, RoundSent, Source};
 use crate::convergence::{Observation, Verdict, expected_downtime, judge};
@@ -9,6 +11,9 @@ use crate::phase::Phase;
 use crate::protocol::{DestinationMessage, Features, PeerText, Prepare, SourceMessage, Version};
 use crate::record::SourceState;
 use crate::report::Round;
+
+/// Pause before a fixed part that is beyond the limit is measured again: it pauses the guest.
+const MEASURE_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 impl Source {
     pub(super) fn on_connected(&mut self) {
@@ -95,9 +100,13 @@ impl Source {
 
     pub(super) fn on_precopy_started(&mut self) {
         if matches!(self.state, State::Starting) {
-            self.state = State::Probing;
-            self.push(Action::Probe);
+            self.measure();
         }
+    }
+
+    pub(super) fn measure(&mut self) {
+        self.state = State::Probing;
+        self.push(Action::Probe);
     }
 
     /// The fixed part of the downtime: state is saved here and loaded there; state to ready and
@@ -161,10 +170,14 @@ impl Source {
     }
 
     fn judge_round(&mut self, sent: RoundSent) {
+        // A guest that has only zero pages has shown no speed but that of finding them.
+        let elapsed = self.now.saturating_sub(self.round_began).as_secs_f64();
+        let found = sent.pages as f64 * PAGE_BYTES as f64 / elapsed;
+        let found = Some(found).filter(|rate| rate.is_finite() && *rate > 0.0);
         let seen = Observation {
             sent_pages: sent.pages,
             dirty_pages: sent.dirty_pages,
-            bytes_per_second: self.meter.bytes_per_second(),
+            bytes_per_second: self.meter.bytes_per_second().or(found),
             fixed: self.fixed,
             limit: self.config.limits.downtime,
         };
@@ -172,6 +185,10 @@ impl Source {
         self.verdict = judge(&seen);
         match self.verdict {
             Verdict::SendRound | Verdict::SendRoundInVain => self.send_round(),
+            Verdict::MeasureAgain => {
+                let until = self.now.saturating_add(MEASURE_AGAIN_AFTER);
+                self.state = State::Resting { until };
+            }
             Verdict::SwitchOver => self.switch_over(),
         }
     }

@@ -29,6 +29,8 @@ pub(super) enum State {
     Probing,
     /// For a round.
     Copying,
+    /// For a time at which the switchover may be measured to be faster.
+    Resting { until: Duration },
     /// For the guest to stand.
     Pausing,
     /// For the last round and the state.
@@ -76,7 +78,7 @@ impl State {
             Self::Greeting => "agreeing on a version",
             Self::Describing => "having the guest prepared",
             Self::Starting => "starting to copy",
-            Self::Probing => "measuring the switchover",
+            Self::Probing | Self::Resting { .. } => "measuring the switchover",
             Self::Copying => "sending memory",
             Self::Pausing => "pausing the guest",
             Self::Finishing { .. } | Self::Ending { .. } => "sending the last pages and the state",

@@ -406,3 +406,38 @@ fn says_so_when_rounds_do_not_help() {
     assert_eq!(progress.remaining_bytes, 4096 * 4096);
     assert_eq!(progress.round, 4);
 }
+
+#[test]
+fn a_limit_below_the_fixed_part_is_measured_again_and_keeps_nobody_busy() {
+    let mut bench = Bench::new();
+    bench.source.config.limits.downtime = 5 * MS;
+    bench.tell(Event::Connected);
+    bench.tell(Event::Recorded);
+    bench.hear(welcome());
+    bench.hear(DestinationMessage::Prepared);
+    bench.tell(Event::PrecopyStarted);
+    bench.tell(Event::Probed(Probe { pause_and_save: 40 * MS, round_trip: MS }));
+
+    assert_eq!(bench.tell(Event::RoundSent(RoundSent::default())), []);
+
+    let progress = bench.source.progress(bench.now);
+    assert!(!progress.converging && progress.expected_downtime_seconds.unwrap() > 0.08);
+    let at = bench.source.deadline().unwrap();
+    assert_eq!(at, bench.now + Duration::from_secs(1));
+    bench.now = at;
+    assert_eq!(bench.source.handle(Event::Tick, at), [Action::Probe]);
+    let faster = bench.tell(Event::Probed(Probe { pause_and_save: MS, round_trip: MS }));
+    assert_eq!(faster, [Action::SendRound { round: 2 }]);
+    assert_eq!(
+        bench.tell(Event::RoundSent(RoundSent::default())),
+        [Action::Send(SourceMessage::Switchover), Action::Pause]
+    );
+}
+
+#[test]
+fn a_guest_of_zero_pages_alone_switches_over() {
+    let mut bench = Bench::copying();
+    let zeros = RoundSent { pages: 4096, zero_pages: 4096, dirty_pages: 10, wire_bytes: 0 };
+    let actions = bench.tell(Event::RoundSent(zeros));
+    assert_eq!(actions.last(), Some(&Action::Pause));
+}

@@ -80,6 +80,8 @@ fn a_guest_that_never_converges_stays_when_the_time_is_over() {
     assert_eq!(report.error.as_ref().unwrap().reason, migrate::Reason::Timeout);
     assert!(report.rounds.len() <= migrate::report::MAX_ROUNDS_LISTED);
     assert!(report.rounds_total > 64);
+    let message = &report.error.as_ref().unwrap().message;
+    assert!(message.contains("pages/s, too fast to be paused for less than"), "{message}");
 }
 
 #[test]
