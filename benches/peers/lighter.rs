@@ -93,7 +93,7 @@ impl Peer for Lighter {
             .run()
             .context("lighter's migration failed")?;
         let source_cpu_seconds = sampler.finish()? + source.node_cpu_seconds()? - nodes_before.0;
-        let arrived = usage::cpu_seconds(destination.guest_pid()?, VCPU_MARK)?;
+        let arrived = usage::cpu_seconds_without_vcpus(destination.guest_pid()?, VCPU_MARK)?;
         let destination_cpu_seconds = arrived + destination.node_cpu_seconds()? - nodes_before.1;
         let report: Value = serde_json::from_str(&answer).context("lighter's report is no JSON")?;
         let total = report["total_seconds"].as_f64().context("the report lacks total_seconds")?;
@@ -158,7 +158,7 @@ impl Host {
     }
 
     fn node_cpu_seconds(&self) -> Result<f64> {
-        usage::cpu_seconds(self.node.id(), VCPU_MARK)
+        usage::cpu_seconds(self.node.id())
     }
 
     fn console(&self) -> Result<Console> {
@@ -236,11 +236,11 @@ struct CpuSampler {
 impl CpuSampler {
     fn start(pid: u32) -> Result<Self> {
         let (stop, stopped): (_, Receiver<()>) = channel();
-        let start = usage::cpu_seconds(pid, VCPU_MARK)?;
+        let start = usage::cpu_seconds_without_vcpus(pid, VCPU_MARK)?;
         let thread = thread::spawn(move || {
             let mut last = start;
             while stopped.recv_timeout(SAMPLE_INTERVAL).is_err() {
-                match usage::cpu_seconds(pid, VCPU_MARK) {
+                match usage::cpu_seconds_without_vcpus(pid, VCPU_MARK) {
                     Ok(seconds) => last = seconds.max(last),
                     Err(_) => break,
                 }

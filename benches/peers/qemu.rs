@@ -161,7 +161,7 @@ impl Process {
     }
 
     fn cpu_seconds(&self) -> Result<f64> {
-        usage::cpu_seconds(self.child.id(), VCPU_MARK)
+        usage::cpu_seconds_without_vcpus(self.child.id(), VCPU_MARK)
     }
 }
 

@@ -3,29 +3,43 @@
 use std::fs;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 /// `sysconf(_SC_CLK_TCK)` on x86 Linux, in which `/proc` counts.
 const TICKS_PER_SECOND: f64 = 100.0;
 const KIB: u64 = 1024;
 
-/// CPU seconds of a process so far, without its vCPU threads (those whose name holds `vcpu_mark`).
-///
-/// Threads that have ended are counted, as the process's own figure holds them.
+/// CPU seconds of a process so far, threads that have ended included.
 ///
 /// # Errors
 /// There is no such process.
-pub(crate) fn cpu_seconds(pid: u32, vcpu_mark: &str) -> Result<f64> {
-    let process = PathBuf::from(format!("/proc/{pid}"));
-    let mut ticks = stat_ticks(&process.join("stat"))?;
-    for task in fs::read_dir(process.join("task"))? {
+pub(crate) fn cpu_seconds(pid: u32) -> Result<f64> {
+    Ok(stat_ticks(&process(pid).join("stat"))? as f64 / TICKS_PER_SECOND)
+}
+
+/// CPU seconds of a guest's process so far, without its vCPU threads (whose names hold `vcpu_mark`).
+///
+/// # Errors
+/// There is no such process, or it has no such threads any more: then their time can no longer be
+/// told from the rest.
+pub(crate) fn cpu_seconds_without_vcpus(pid: u32, vcpu_mark: &str) -> Result<f64> {
+    let all = stat_ticks(&process(pid).join("stat"))?;
+    let mut vcpus = 0;
+    let mut vcpu_ticks = 0;
+    for task in fs::read_dir(process(pid).join("task"))? {
         let task = task?.path();
         let name = fs::read_to_string(task.join("comm")).unwrap_or_default();
         if name.contains(vcpu_mark) {
-            ticks -= stat_ticks(&task.join("stat"))?;
+            vcpus += 1;
+            vcpu_ticks += stat_ticks(&task.join("stat"))?;
         }
     }
-    Ok(ticks as f64 / TICKS_PER_SECOND)
+    ensure!(vcpus > 0, "process {pid} has no vCPU threads");
+    Ok(all.saturating_sub(vcpu_ticks) as f64 / TICKS_PER_SECOND)
+}
+
+fn process(pid: u32) -> PathBuf {
+    PathBuf::from(format!("/proc/{pid}"))
 }
 
 /// User and system time, fields 14 and 15 of proc(5).
