@@ -134,6 +134,26 @@ fn any_single_fault_at_any_boundary() {
     }
 }
 
+/// A word that is lost when the guest changes hands, and then a crash of either side at any boundary.
+#[test]
+fn a_lost_word_and_then_a_crash() {
+    let losses = [
+        What::LoseMessage,
+        What::Cut { source_ms: 1, destination_ms: 1 },
+        What::Cut { source_ms: 4000, destination_ms: 10 },
+        What::Outage { ms: 8000 },
+    ];
+    for (word, loss) in (4..10).flat_map(|word| losses.map(|loss| (word, loss))) {
+        for (side, n) in (8..26).flat_map(|n| [(Side::Source, n), (Side::Destination, n)]) {
+            for killed in [Side::Source, Side::Destination] {
+                let loss = Fault { when: When::Message(word), what: loss };
+                let crash = Fault { when: When::After(side, n), what: What::Kill(killed) };
+                run_well(Scenario { faults: vec![loss, crash], ..Scenario::default() });
+            }
+        }
+    }
+}
+
 /// A migration called off at any boundary leaves the guest at the source, in time.
 #[test]
 fn cancel_before_the_commit_always_succeeds() {

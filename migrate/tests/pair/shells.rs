@@ -113,12 +113,10 @@ impl World {
             Action::SendRemainder { .. } => return self.send_remainder(),
             Action::Pause => return self.after(MS, Happening::PauseDone),
             Action::SaveState => {
-                // Beside the last round: some of it is before, some behind.
-                let state = guest.save_state();
-                self.truth = Some(guest.content.clone());
+                // Beside the last round, and dirtying memory while or after it is sent.
                 let delay = if saves_late { 20 * MS } else { MS };
-                let saved = source::Event::StateSaved { state };
-                return self.after(delay, Happening::ToSource(saved));
+                let generation = source.generation;
+                return self.after(delay, Happening::Save { generation });
             }
             Action::StopSending => {
                 source.generation += 1;
@@ -150,6 +148,16 @@ impl World {
             Some(_) => source::Event::PauseFailed { was, error: GuestError::new("made to fail") },
         };
         self.tell_source(event);
+    }
+
+    pub(crate) fn save(&mut self, generation: u32) {
+        let Some(source) = self.source.as_mut().filter(|s| s.generation == generation) else {
+            return;
+        };
+        let Some(guest) = &mut source.guest else { return };
+        let state = guest.save_state();
+        self.truth = Some(guest.content.clone());
+        self.tell_source(source::Event::StateSaved { state });
     }
 
     fn send_round(&mut self) {

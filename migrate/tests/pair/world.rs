@@ -66,6 +66,7 @@ pub(crate) enum Happening {
     Lost(u64, Side),
     Dialled,
     PauseDone,
+    Save { generation: u32 },
     Copy { generation: u32, chunk: usize, mask: u64 },
     RoundDone { generation: u32, pages: u64 },
     Frame { conn: u64, stream: usize, chunk: usize, mask: u64, pages: Vec<u64> },
@@ -265,6 +266,7 @@ impl World {
             Happening::Lost(conn, side) => self.lose(conn, side),
             Happening::Dialled => self.connect(End::Source),
             Happening::PauseDone => self.pause_done(),
+            Happening::Save { generation } => self.save(generation),
             Happening::Copy { generation, chunk, mask } => self.copy(generation, chunk, mask),
             Happening::RoundDone { generation, pages } => self.round_done(generation, pages),
             Happening::Frame { conn, stream, chunk, mask, pages } => {
