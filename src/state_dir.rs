@@ -3,7 +3,7 @@
 //! ```text
 //! certs/        ca.pem ca.key host.pem host.key
 //! guests/NAME/  lock guest.json api.sock console.log
-//! migrations/   ID.json
+//! migrations/   ID.source.json ID.destination.json
 //! node.sock node.json node.lock counted.json
 //! ```
 //!
