@@ -1,6 +1,6 @@
 //! Whole migrations of memory between two processes over loopback: throughput, CPU time and downtime.
 //!
-//! `cargo bench -p migrate --bench loopback -- [MIB] [RUNS]` (1024 MiB and 3 runs by default). The source is
+//! `cargo bench -p migrate --bench loopback -- [MIB] [RUNS] [ROWS]` (1024 MiB, 3 runs and all rows by default). The source is
 //! this process and the destination a child of it, so that neither gains from the other's caches, and
 //! memory is touched beforehand, so that the transport is measured and not the first touch of memory.
 
@@ -40,7 +40,7 @@ fn main() -> Outcome<()> {
         return destination(Path::new(&arguments[2]), arguments[3].parse()?);
     }
     let number = |at: usize, default| arguments.get(at).map_or(Ok(default), |it| it.parse());
-    let (mib, runs) = (number(1, 1024)?, number(2, 3)?);
+    let (mib, runs, rows) = (number(1, 1024)?, number(2, 3)?, number(3, usize::MAX)?);
     println!(
         "{:8} {:5} conn   GB/s  CPU s/GiB source + destination  downtime ms  wire MB",
         "content", "lz4"
@@ -54,7 +54,10 @@ fn main() -> Outcome<()> {
         (Content::Text, Compression::Auto, 1),
         (Content::Text, Compression::Lz4, 1),
         (Content::Mixed, Compression::Auto, 1),
-    ] {
+    ]
+    .into_iter()
+    .take(rows)
+    {
         for _ in 0..runs {
             measure(mib, content, compression, connections)?;
         }

@@ -8,7 +8,7 @@ use quinn::{ClientConfig, Connection, Endpoint, EndpointConfig, ServerConfig, To
 
 use super::error::LinkError;
 use super::tls::Tls;
-use super::transport::{self, MTU_MAX, SEND_WINDOW, SOCKET_BUFFER};
+use super::transport::{self, MTU_MAX, MTU_MAX_LOOPBACK, Path, SEND_WINDOW, SOCKET_BUFFER};
 
 /// Handshakes under way at once on one endpoint; more are ignored until one is through.
 const INCOMING_MAX: usize = 64;
@@ -52,14 +52,24 @@ impl Peer {
 /// # Errors
 /// [`LinkError::Socket`] when the address cannot be bound.
 pub fn listen(address: SocketAddr, tls: &Tls) -> Result<Endpoint, LinkError> {
+    open(address, Some(server(tls)), MTU_MAX)
+}
+
+/// As [`listen`], for memory: takes the large datagrams that a source on the same host sends, for which
+/// quinn sets 128 MiB of address space aside.
+pub(crate) fn listen_for_memory(address: SocketAddr, tls: &Tls) -> Result<Endpoint, LinkError> {
+    open(address, Some(server(tls)), MTU_MAX_LOOPBACK)
+}
+
+fn server(tls: &Tls) -> ServerConfig {
     let mut server = ServerConfig::with_crypto(tls.server.clone());
     server
-        .transport_config(Arc::new(transport::config()))
+        .transport_config(Arc::new(transport::config(Path::Network)))
         .migration(false)
         .max_incoming(INCOMING_MAX)
         .incoming_buffer_size(INCOMING_BYTES)
         .incoming_buffer_size_total(INCOMING_BYTES);
-    open(address, Some(server))
+    server
 }
 
 /// Opens an endpoint that connects to peers of the same address family as `towards`.
@@ -71,9 +81,9 @@ pub fn dialer(towards: SocketAddr, tls: &Tls) -> Result<Endpoint, LinkError> {
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
-    let mut endpoint = open(SocketAddr::new(any, 0), None)?;
+    let mut endpoint = open(SocketAddr::new(any, 0), None, MTU_MAX)?;
     let mut client = ClientConfig::new(tls.client.clone());
-    client.transport_config(Arc::new(transport::config()));
+    client.transport_config(Arc::new(transport::config(Path::to(towards))));
     endpoint.set_default_client_config(client);
     Ok(endpoint)
 }
@@ -105,13 +115,17 @@ pub fn fit_to_path(connection: &Connection) {
     connection.set_send_window(window);
 }
 
-fn open(address: SocketAddr, server: Option<ServerConfig>) -> Result<Endpoint, LinkError> {
+fn open(
+    address: SocketAddr,
+    server: Option<ServerConfig>,
+    payload_max: u16,
+) -> Result<Endpoint, LinkError> {
     let fail = |error| LinkError::socket(&error, address);
     let socket = UdpSocket::bind(address).map_err(fail)?;
     enlarge_buffers(&socket);
     let mut config = EndpointConfig::default();
     config
-        .max_udp_payload_size(MTU_MAX)
+        .max_udp_payload_size(payload_max)
         .map_err(|error| LinkError::socket(&std::io::Error::other(error), address))?;
     Endpoint::new(config, server, socket, Arc::new(TokioRuntime)).map_err(fail)
 }

@@ -1,5 +1,6 @@
 //! Transport settings, each with what it was chosen for.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +16,10 @@ pub const KEEP_ALIVE: Duration = Duration::from_secs(2);
 /// Largest UDP payload: ten of them fill the kernel's 64 KiB segmentation-offload buffer, which quinn
 /// limits to ten segments. Larger ones make it fall back to sending them singly.
 pub const MTU_MAX: u16 = 6550;
+/// Largest UDP payload on loopback, whose own limit is 65,507 bytes. A datagram of this size costs one
+/// system call without segmentation offload, as ten small ones do with it, and a tenth of the packets:
+/// measured, a quarter less CPU time at the source.
+pub const MTU_MAX_LOOPBACK: u16 = 65_000;
 /// Smallest UDP payload, which QUIC demands of every path (RFC 9000 §14).
 const MTU_INITIAL: u16 = 1200;
 
@@ -26,12 +31,32 @@ pub(super) const SEND_WINDOW: u64 = 4 << 20;
 /// Bytes wanted for each socket's buffers; the system may give less.
 pub(super) const SOCKET_BUFFER: usize = 4 << 20;
 
-/// Makes the settings for one end of a migration's connection.
-pub(super) fn config() -> TransportConfig {
+/// What lies between two hosts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Path {
+    /// Nothing: source and destination are processes of one host.
+    Loopback,
+    /// Anything else.
+    Network,
+}
+
+impl Path {
+    /// The path to `peer`.
+    pub(super) fn to(peer: SocketAddr) -> Self {
+        if peer.ip().is_loopback() { Self::Loopback } else { Self::Network }
+    }
+}
+
+/// Makes the settings for one end of a connection over `path`.
+pub(super) fn config(path: Path) -> TransportConfig {
     let mut config = TransportConfig::default();
     let mut mtu = MtuDiscoveryConfig::default();
-    mtu.upper_bound(MTU_MAX);
+    match path {
+        Path::Network => mtu.upper_bound(MTU_MAX),
+        Path::Loopback => mtu.upper_bound(MTU_MAX_LOOPBACK),
+    };
     config
+        .enable_segmentation_offload(path == Path::Network)
         .max_idle_timeout(IdleTimeout::try_from(IDLE_TIMEOUT).ok())
         .keep_alive_interval(Some(KEEP_ALIVE))
         .initial_mtu(MTU_INITIAL)

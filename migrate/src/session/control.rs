@@ -116,6 +116,15 @@ async fn write_all(
         let _ = timeout(FLUSH_TIME, send.stopped()).await;
     }
     for connection in connections {
+        let path = connection.stats().path;
+        tracing::debug!(
+            mtu = path.current_mtu,
+            rtt_us = path.rtt.as_micros(),
+            sent_packets = path.sent_packets,
+            lost_packets = path.lost_packets,
+            black_holes = path.black_holes_detected,
+            "closing a connection"
+        );
         connection.close(0_u32.into(), b"");
     }
 }

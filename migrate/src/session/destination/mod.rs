@@ -104,7 +104,7 @@ fn bind(session: &DestinationSession, tls: &Tls) -> Result<Endpoint, LinkError> 
         reason: "no port to choose from".into(),
     });
     for port in session.ports.clone() {
-        outcome = endpoint::listen(SocketAddr::new(session.listen, port), tls);
+        outcome = endpoint::listen_for_memory(SocketAddr::new(session.listen, port), tls);
         if outcome.is_ok() {
             break;
         }
