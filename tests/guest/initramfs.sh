@@ -10,6 +10,8 @@ set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
 cache=${CARGO_TARGET_DIR:-$root/target}/guest
+mkdir -p "$cache"
+cache=$(cd "$cache" && pwd)
 initramfs=$cache/initramfs.cpio
 busybox=${LIGHTER_GUEST_BUSYBOX:-/bin/busybox}
 
@@ -27,7 +29,6 @@ if [ -e "$initramfs" ]; then
     fi
 fi
 
-mkdir -p "$cache"
 work=$(mktemp -d "$cache/initramfs.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$work/root/bin" "$work/root/dev" "$work/root/proc"

@@ -12,6 +12,8 @@ set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
 cache=${CARGO_TARGET_DIR:-$root/target}/guest
+mkdir -p "$cache"
+cache=$(cd "$cache" && pwd)
 source=/usr/src/linux-source-6.1.tar.xz
 packages="linux-source-6.1 flex bison bc libelf-dev libssl-dev gcc make patch xz-utils"
 
@@ -32,7 +34,6 @@ if [ ! -r "$source" ] || ! command -v flex bison bc >&2; then
     apt-get install -y --no-install-recommends $packages >&2
 fi
 
-mkdir -p "$cache"
 work=$(mktemp -d "$cache/kernel.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 tar -C "$work" --strip-components=1 -xf "$source"
