@@ -1,6 +1,7 @@
 //! Sends rounds of dirty pages over all data streams.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use quinn::Connection;
 use tokio::sync::{mpsc, watch};
@@ -13,6 +14,10 @@ use crate::memory::PageSet;
 use crate::progress::Transfer;
 use crate::protocol::{MigrationId, Token};
 use crate::source::{Event, FinalSent, RoundSent};
+
+/// A peer that stops a data stream says why on the control stream, which may be a little slower: for so
+/// long its word goes before the bare loss of the stream. Hearing it ends the sender.
+const LAST_WORD: Duration = Duration::from_secs(1);
 
 /// What the driver asks for.
 #[derive(Debug, Clone, Copy)]
@@ -89,6 +94,9 @@ impl Work {
                 Order::Remainder(round) => self.remainder(round).await.map(Event::RemainderSent),
             };
             let failed = outcome.is_err();
+            if matches!(outcome, Err(PumpError::Stream(_))) {
+                tokio::time::sleep(LAST_WORD).await;
+            }
             tell(outcome.unwrap_or_else(|error| self.explain(error)));
             if failed {
                 // The machine decides what comes next; nothing more goes over these streams.
