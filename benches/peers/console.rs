@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use super::check_line::CheckLine;
+use super::interruption;
 
-/// A typed letter may be lost while the guest moves, so it is typed again after this long.
-const TYPE_AGAIN: Duration = Duration::from_secs(1);
 /// How long the guest may take to answer.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How often a wait looks whether the user has called the benchmark off.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A console of a guest.
 pub(crate) struct Console {
@@ -43,10 +44,12 @@ impl Console {
     /// # Errors
     /// None came in `patience`.
     pub(crate) fn wait_for_boot(&self, patience: Duration) -> Result<CheckLine> {
-        self.lines.recv_timeout(patience).context("the guest did not boot to its check program")
+        self.wait_for(patience, |_| true).context("the guest did not boot to its check program")
     }
 
-    /// Types `letter`, until a line comes for which `done` holds.
+    /// Types `letter`, and waits for a line for which `done` holds.
+    ///
+    /// The letter is typed once: typed again, it would be obeyed again by a guest that is only slow.
     ///
     /// # Errors
     /// The guest does not answer.
@@ -55,20 +58,22 @@ impl Console {
         letter: u8,
         done: impl Fn(&CheckLine) -> bool,
     ) -> Result<CheckLine> {
+        self.type_letter(letter)?;
+        let asked = char::from(letter);
+        self.wait_for(PATIENCE, done).with_context(|| format!("the guest was asked {asked:?}"))
+    }
+
+    fn wait_for(&self, patience: Duration, done: impl Fn(&CheckLine) -> bool) -> Result<CheckLine> {
         let start = Instant::now();
-        while start.elapsed() < PATIENCE {
-            self.type_letter(letter)?;
-            let typed = Instant::now();
-            while let Some(left) = TYPE_AGAIN.checked_sub(typed.elapsed()) {
-                match self.lines.recv_timeout(left) {
-                    Ok(line) if done(&line) => return Ok(line),
-                    Ok(_) => {}
-                    Err(RecvTimeoutError::Timeout) => break,
-                    Err(RecvTimeoutError::Disconnected) => bail!("the guest's console is closed"),
-                }
+        while start.elapsed() < patience {
+            interruption::check()?;
+            match self.lines.recv_timeout(LOOK_INTERVAL) {
+                Ok(line) if done(&line) => return Ok(line),
+                Ok(_) | Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => bail!("the guest's console is closed"),
             }
         }
-        bail!("the guest did not answer to {:?} within {PATIENCE:?}", char::from(letter))
+        bail!("no answer within {} s", patience.as_secs())
     }
 
     /// Types `letter` and expects nothing.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 
 use super::guest::LinuxGuest;
+use super::interruption;
 use super::lighter::Lighter;
 use super::peer::{Peer, Transfer};
 use super::preheat::preheat;
@@ -114,14 +115,15 @@ pub(crate) fn run(settings: &Settings, folder: &Path) -> Result<Outcome> {
 
 /// Wakes the guest, migrates it under `load`, checks it, and puts it back to sleep.
 fn migrate(peer: &mut dyn Peer, variant: Variant, load: Load) -> Result<Run> {
+    interruption::check()?;
     peer.resume()?;
     peer.console().type_letter(load.command)?;
     peer.prepare(variant)?;
     preheat();
-    let before = peer.console().ask(b'r', |line| line.gap_us < 1_000_000)?;
+    let before = peer.console().ask(b'r', |line| line.gap_us == 0)?;
     let transfer = peer.migrate(variant)?;
-    let after =
-        peer.console().ask(b'i', |line| line.epoch >= before.epoch && line.ticks > before.ticks)?;
+    let after = peer.console().ask(b'i', |line| line.ticks > before.ticks)?;
+    ensure!(after.epoch == before.epoch, "the guest forgot its longest gap during a migration");
     let checked = peer.console().ask(b'v', |line| line.verified > after.verified)?;
     ensure!(
         checked.errors == 0,

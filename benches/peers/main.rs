@@ -16,6 +16,7 @@ mod console;
 mod contest;
 mod credentials;
 mod guest;
+mod interruption;
 mod lighter;
 mod peer;
 mod preheat;
@@ -29,6 +30,7 @@ use anyhow::Result;
 
 fn main() -> Result<()> {
     let settings = settings::Settings::from_arguments(std::env::args().skip(1))?;
+    interruption::watch()?;
     let folder = tempfile::tempdir()?;
     let outcome = contest::run(&settings, folder.path())?;
     println!("{}", table::markdown(&settings, &outcome));
