@@ -22,10 +22,7 @@ use super::process::{Ending, GuestProcess, Occupation};
 use crate::api::types::MigrationStatus;
 use crate::api::{ApiError, Reason};
 use crate::cli::host::IncomingArgs;
-use crate::node::IncomingLine;
-
-/// How long the source may take to appear, and to say that it has heard the last word.
-const LINGER: Duration = Duration::from_secs(30);
+use crate::node::{IncomingLine, LINGER};
 
 /// The longest line that the node writes: 64 digits and the line's end, with room for a mistake.
 const TOKEN_LINE_BYTES_MAX: u64 = 256;

@@ -148,10 +148,11 @@ impl Node {
                 "wrong token for this migration",
             ));
         }
-        if !liveness::is_dead(self.state(), &record) {
+        let is_silent = liveness::is_silent(&record, liveness::unix_ms());
+        if !is_silent && !liveness::is_dead(self.state(), &record) {
             return FrontReply::AskProcess { port: *port };
         }
-        // What was read before it was seen to be dead may not be its last word.
+        // What was read before it was seen to be dead or silent may not be its last word.
         let Ok(Some(record)) = self.records().read(migration, Role::Destination) else {
             return FrontReply::AskProcess { port: *port };
         };

@@ -19,6 +19,10 @@ use crate::state_dir::StateDir;
 /// How long the process may take until it listens; it builds nothing before that.
 const LAUNCH_PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long the process waits for the source to appear, and, once its guest runs, to have heard so. Whoever asks later is
+/// answered by the node.
+pub(crate) const LINGER: Duration = Duration::from_secs(30);
+
 /// The longest line that is read from it, in bytes.
 const LINE_BYTES_MAX: u64 = 4096;
 

@@ -3,10 +3,11 @@
 //! Process ids come again; a guest's lock does not lie: it is held by the process that has the guest's name, and `guest.json`
 //! beside it says which one that is. A record whose owner is another process than that is an orphan.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use migrate::record::Record;
+use migrate::record::{DestinationState, Record, Side};
 
+use super::launch::LINGER;
 use crate::names::GuestName;
 use crate::state_dir::StateDir;
 
@@ -23,6 +24,14 @@ pub(crate) fn is_dead(state: &StateDir, record: &Record) -> bool {
     guest.read_identity().is_ok_and(|owner| owner.pid != record.pid)
 }
 
+/// Whether the process that owns `record` answers for it no more, although it may live: its guest runs, and the time in which
+/// the source was to hear so is over at `now_unix_ms`. The record says all that it would.
+pub(crate) fn is_silent(record: &Record, now_unix_ms: u64) -> bool {
+    let age = Duration::from_millis(now_unix_ms.saturating_sub(record.updated_unix_ms));
+    matches!(record.side, Side::Destination { state: DestinationState::Running, .. })
+        && age > LINGER
+}
+
 /// Now, in milliseconds since 1970.
 pub(crate) fn unix_ms() -> u64 {
     SystemTime::now()
@@ -32,7 +41,7 @@ pub(crate) fn unix_ms() -> u64 {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use migrate::record::{DestinationState, Side, SourceState};
+    use migrate::record::SourceState;
     use migrate::{MigrationId, Token};
     use uuid::Uuid;
 
@@ -100,6 +109,16 @@ pub(crate) mod tests {
 
         drop(claim);
         assert!(is_dead(&state, &record));
+    }
+
+    #[test]
+    fn only_for_a_guest_that_has_run_for_a_while_does_the_record_speak() {
+        let running = destination_record(DestinationState::Running, 77);
+        let ready = destination_record(DestinationState::Ready, 77);
+        assert!(!is_silent(&running, 0), "the clock was set back");
+        assert!(!is_silent(&running, 1000 + 30_000));
+        assert!(is_silent(&running, 1000 + 30_001));
+        assert!(!is_silent(&ready, u64::MAX));
     }
 
     #[test]

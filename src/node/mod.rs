@@ -25,6 +25,6 @@ mod scrape;
 mod service;
 mod types;
 
-pub(crate) use launch::IncomingLine;
+pub(crate) use launch::{IncomingLine, LINGER};
 pub(crate) use run::run;
 pub(crate) use types::NodeFile;

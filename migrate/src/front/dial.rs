@@ -119,7 +119,7 @@ pub struct ResolveTarget {
 }
 
 /// Tells a destination what the source's record says, for a source process that is dead; returns the
-/// destination's answer: `Running`, `Discarded` or `Unknown`.
+/// destination's answer: `Running`, `Discarded`, `Unknown`, or `Abort` when nobody can tell.
 ///
 /// Asks the node first, which knows whether the process lives; if the node is away, the process itself.
 ///
