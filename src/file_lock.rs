@@ -44,13 +44,22 @@ impl FileLock {
         }
     }
 
-    /// Whether a live process holds the lock at `path`; only looks.
+    /// Whether a live process holds the lock at `path`; only looks. When that cannot be told, as without a free file descriptor,
+    /// the answer is yes: taking a live process for dead does harm, looking again later does not.
     pub(crate) fn is_held(path: &Path) -> bool {
-        let Ok(file) = OpenOptions::new().read(true).write(true).open(path) else { return false };
+        let file = match OpenOptions::new().read(true).write(true).open(path) {
+            Ok(file) => file,
+            Err(error) => {
+                return !matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+                );
+            }
+        };
         let mut lock = whole_file();
         match fcntl(&file, FcntlArg::F_OFD_GETLK(&mut lock)) {
             Ok(_) => i32::from(lock.l_type) != libc::F_UNLCK,
-            Err(_) => false,
+            Err(_) => true,
         }
     }
 }
