@@ -156,6 +156,8 @@ impl RecordFile {
         let mut line = vec![b'\n'];
         line.extend(to_line(record, &self.path)?);
         if self.next + line.len() > self.length {
+            // If that fails half-way, `file` may be in its place no more: never write to it again.
+            self.length = 0;
             *self = write_whole(&self.folder, &self.path, record)?;
             return Ok(());
         }
