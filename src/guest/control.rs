@@ -145,10 +145,9 @@ impl GuestControl for ProcessControl {
     }
 
     fn migrate(&self, request: &MigrationRequest) -> Result<MigrationStarted, ApiError> {
-        let machine = self.machine()?;
+        self.machine()?;
         let mut occupation = self.process().occupation();
         self.refuse_when_busy(&occupation)?;
-        workload::begin_migration(machine);
         let departure = Departure::start(&self.0, request)?;
         let id = departure.id();
         *occupation = Occupation::Leaving(departure);

@@ -14,7 +14,7 @@ use vmm_core::StopReason;
 use super::address::Destination;
 use super::process::{Ending, GuestProcess, Occupation};
 use super::workload;
-use crate::api::types::{Compression, MigrationRequest, MigrationStatus, WorkloadControl};
+use crate::api::types::{Compression, MigrationRequest, MigrationStatus};
 use crate::api::{ApiError, Reason};
 
 /// Most connections side by side; beyond, they only cost.
@@ -46,11 +46,7 @@ impl Departure {
             .ok_or_else(|| ApiError::new(Reason::WrongState, "the guest has not arrived yet"))?;
         let tls = migrate::quic::Tls::load(&process.state().certs()).map_err(ApiError::failed)?;
         let records = RecordStore::open(&process.state().migrations()).map_err(ApiError::failed)?;
-        // What the workload measures from here on is this migration's; other guests measure nothing.
-        let reset = WorkloadControl { reset_stall: true, ..WorkloadControl::default() };
-        if let Err(error) = workload::control(machine, &reset) {
-            tracing::debug!(%error, "the guest measures no stalls");
-        }
+        workload::begin_migration(machine);
         let guest: Arc<dyn SourceGuest> = Arc::clone(machine) as Arc<dyn SourceGuest>;
         let handle = start_source(session, guest, tls, records).map_err(ApiError::failed)?;
         let departure = Self { handle, destination: request.destination.clone() };
