@@ -36,7 +36,11 @@ fn sources() -> Vec<Source> {
     for folder in folders {
         collect(&root().join(folder), &mut found);
     }
-    assert!(found.len() > 20, "the walk found only {} files: it looks in the wrong place", found.len());
+    assert!(
+        found.len() > 20,
+        "the walk found only {} files: it looks in the wrong place",
+        found.len()
+    );
     found
 }
 
@@ -84,16 +88,20 @@ fn no_file_is_longer_than_600_lines() {
 fn unsafe_stays_in_its_few_files() {
     let found = findings(|source, line| {
         let code = line.split("//").next().unwrap_or_default();
-        let has_unsafe = code.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == "unsafe");
-        let allowed = UNSAFE_FILES.contains(&source.name().as_str()) || source.name().starts_with("vmm-core/workload/");
-        (has_unsafe && !allowed).then(|| "unsafe outside the files listed in tests/tidy.rs".to_owned())
+        let has_unsafe =
+            code.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == "unsafe");
+        let allowed = UNSAFE_FILES.contains(&source.name().as_str())
+            || source.name().starts_with("vmm-core/workload/");
+        (has_unsafe && !allowed)
+            .then(|| "unsafe outside the files listed in tests/tidy.rs".to_owned())
     });
     assert_none(&found);
 }
 
 #[test]
 fn nothing_is_left_unfinished_or_switched_off() {
-    let banned = ["todo!(", "unimplemented!(", "#[ignore", "allow(dead_code)", "TODO", "FIXME", "XXX"];
+    let banned =
+        ["todo!(", "unimplemented!(", "#[ignore", "allow(dead_code)", "TODO", "FIXME", "XXX"];
     let found = findings(|_, line| {
         banned.iter().find(|word| line.contains(**word)).map(|word| format!("`{word}`"))
     });
@@ -105,7 +113,10 @@ fn file_names_say_what_lives_in_them() {
     let found: Vec<String> = sources()
         .iter()
         .filter(|source| {
-            source.path.file_stem().is_some_and(|stem| VAGUE_NAMES.iter().any(|vague| stem == *vague))
+            source
+                .path
+                .file_stem()
+                .is_some_and(|stem| VAGUE_NAMES.iter().any(|vague| stem == *vague))
         })
         .map(Source::name)
         .collect();

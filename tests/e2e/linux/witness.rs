@@ -55,7 +55,10 @@ impl Line {
         }
         let passed = |name: &str| self.get(name) - earlier.get(name);
         let apart = passed("mono_ms") - passed("real_ms");
-        assert!(apart.abs() <= READING_MS, "its clocks are {apart} ms apart: {earlier:?} then {self:?}");
+        assert!(
+            apart.abs() <= READING_MS,
+            "its clocks are {apart} ms apart: {earlier:?} then {self:?}"
+        );
         self.is_sound();
     }
 
