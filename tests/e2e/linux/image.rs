@@ -126,14 +126,26 @@ fn script(name: &str) -> String {
     String::from_utf8(output.stdout).expect("a path").trim().to_owned()
 }
 
-/// Everything that a saved guest depends on: what was booted, and the program that booted and saved it.
+/// Everything that a saved guest depends on: what was booted, and the machine that booted and saved it.
 fn digest(recipe: &Recipe, cmdline: &str, files: &[&str]) -> u64 {
     let mut hasher = DefaultHasher::new();
     (recipe, cmdline).hash(&mut hasher);
-    for file in files.iter().chain(&[env!("CARGO_BIN_EXE_lighter")]) {
-        fs::read(file).unwrap_or_else(|error| panic!("{file}: {error}")).hash(&mut hasher);
+    let mut files: Vec<PathBuf> = files.iter().map(PathBuf::from).collect();
+    collect(&Path::new(env!("CARGO_MANIFEST_DIR")).join("vmm-core/src"), &mut files);
+    files.sort();
+    for file in files {
+        let content = fs::read(&file);
+        content.unwrap_or_else(|error| panic!("{}: {error}", file.display())).hash(&mut hasher);
     }
     hasher.finish()
+}
+
+/// Every file below `folder`.
+fn collect(folder: &Path, into: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() { collect(&path, into) } else { into.push(path) }
+    }
 }
 
 fn forget_older(folder: &Path, name: &str) {
