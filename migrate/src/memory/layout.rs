@@ -97,18 +97,6 @@ impl MemoryLayout {
         // At most 16 TiB / 256 KiB = 2^26.
         (self.bytes() / CHUNK_BYTES as u64) as usize
     }
-
-    /// Guest physical address of the first byte of `chunk`; none when there is no such chunk.
-    pub fn chunk_address(&self, chunk: usize) -> Option<u64> {
-        let mut offset = (chunk as u64).checked_mul(CHUNK_BYTES as u64)?;
-        for region in &self.regions {
-            if offset < region.bytes {
-                return Some(region.base + offset);
-            }
-            offset -= region.bytes;
-        }
-        None
-    }
 }
 
 impl TryFrom<Vec<Region>> for MemoryLayout {
@@ -136,14 +124,11 @@ mod tests {
     }
 
     #[test]
-    fn numbers_chunks_over_the_hole_between_regions() {
+    fn counts_the_regions_and_not_the_hole_between_them() {
         let layout = MemoryLayout::new(vec![region(0, 2 * CHUNK), region(1 << 32, CHUNK)]).unwrap();
 
         assert_eq!(layout.chunks(), 3);
         assert_eq!(layout.pages(), 192);
-        assert_eq!(layout.chunk_address(1), Some(CHUNK));
-        assert_eq!(layout.chunk_address(2), Some(1 << 32));
-        assert_eq!(layout.chunk_address(3), None);
     }
 
     #[test]

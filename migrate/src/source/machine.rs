@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::state::{Link, LinkStatus, State, Unwind};
-use super::{Action, DataPath, Event};
+use super::{Action, Event};
 use crate::convergence::{BandwidthMeter, ExpectedDowntime, Verdict};
 use crate::error::ResolveRefused;
 use crate::error::{CancelRefused, Failure, MigrationError, OperatorChoice, ProtocolError};
@@ -130,12 +130,6 @@ impl Source {
     /// Where the migration is.
     pub fn phase(&self) -> Phase {
         self.notes.phase()
-    }
-
-    /// What both sides have agreed on; none before the destination has answered.
-    pub fn data_path(&self) -> Option<DataPath> {
-        (self.notes.phase() >= Phase::Prepare)
-            .then_some(DataPath { streams: self.config.streams, features: self.features })
     }
 
     /// How the migration is doing.
