@@ -72,3 +72,70 @@ async fn fill(stream: &mut RecvStream, bytes: &mut [u8]) -> Result<(), ReadFailu
         })
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::{DestinationMessage, SourceMessage};
+    use crate::quic::pair::{Ending, Pair};
+
+    async fn read_bytes(bytes: &[u8]) -> Result<SourceMessage, ReadFailure> {
+        let pair = Pair::new().await;
+        let mut stream = pair.incoming(bytes, Ending::Finish).await;
+        read(&mut stream).await
+    }
+
+    #[tokio::test]
+    async fn a_message_survives_the_trip() {
+        let bytes = frame(&SourceMessage::Commit).unwrap();
+        assert_eq!(read_bytes(&bytes).await.unwrap(), SourceMessage::Commit);
+    }
+
+    #[tokio::test]
+    async fn every_flipped_byte_is_noticed() {
+        let pair = Pair::new().await;
+        let good = frame(&SourceMessage::Switchover).unwrap();
+        for at in 0..good.len() {
+            let mut bytes = good.clone();
+            bytes[at] ^= 1;
+            let mut stream = pair.incoming(&bytes, Ending::Finish).await;
+            assert!(read::<SourceMessage>(&mut stream).await.is_err(), "byte {at}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_message_can_be_read_after_a_damaged_one() {
+        let mut bytes = frame(&SourceMessage::Switchover).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        bytes.extend(frame(&SourceMessage::Commit).unwrap());
+        let pair = Pair::new().await;
+        let mut stream = pair.incoming(&bytes, Ending::Finish).await;
+        let first = read::<SourceMessage>(&mut stream).await;
+        assert!(matches!(first, Err(ReadFailure::Malformed(_))), "{first:?}");
+        assert_eq!(read::<SourceMessage>(&mut stream).await.unwrap(), SourceMessage::Commit);
+    }
+
+    #[tokio::test]
+    async fn an_oversized_length_is_refused_before_anything_is_allocated() {
+        let mut bytes = frame(&SourceMessage::Commit).unwrap();
+        bytes[4..8].copy_from_slice(&u32::MAX.to_le_bytes());
+        let outcome = read_bytes(&bytes).await;
+        assert!(matches!(outcome, Err(ReadFailure::OutOfStep(CodecError::TooLong { .. }))));
+    }
+
+    #[tokio::test]
+    async fn a_message_of_the_other_side_is_refused() {
+        let bytes = frame(&DestinationMessage::Prepared).unwrap();
+        let outcome = read_bytes(&bytes).await;
+        assert!(matches!(outcome, Err(ReadFailure::OutOfStep(CodecError::UnknownKind(_)))));
+    }
+
+    #[tokio::test]
+    async fn a_truncated_message_is_lost() {
+        let bytes = frame(&SourceMessage::Commit).unwrap();
+        for length in [0, 3, HEAD_BYTES, bytes.len() - 1] {
+            let outcome = read_bytes(&bytes[..length]).await;
+            assert!(matches!(outcome, Err(ReadFailure::Lost(_))), "{length}: {outcome:?}");
+        }
+    }
+}

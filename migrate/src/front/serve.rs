@@ -93,3 +93,78 @@ async fn answer_one<H: FrontHandler>(
     .await
     .map_err(|_| "the answer was not taken in time")?
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+    use crate::front::{FrontError, ask};
+    use crate::protocol::{Decision, DestinationMessage, MigrationId, Token};
+    use crate::quic::endpoint::{Peer, connect, dialer, listen};
+    use crate::quic::{Authority, Tls};
+
+    /// Answers that it knows of nothing.
+    struct Ignorant;
+
+    impl FrontHandler for Ignorant {
+        async fn answer(&self, _: FrontRequest, _: SocketAddr) -> FrontReply {
+            FrontReply::Resolved(DestinationMessage::Unknown)
+        }
+    }
+
+    fn question() -> FrontRequest {
+        let (migration, token) = (MigrationId::random(), Token::random());
+        FrontRequest::Resolve { migration, token, decision: Decision::Aborted }
+    }
+
+    fn node() -> (Endpoint, Endpoint, Peer) {
+        let identity = Authority::create().unwrap().issue(&["127.0.0.1".into()]).unwrap();
+        let tls = Tls::new(&identity).unwrap();
+        let listener = listen((Ipv4Addr::LOCALHOST, 0).into(), &tls).unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(serve(listener.clone(), Arc::new(Ignorant)));
+        let dialer = dialer(address, &tls).unwrap();
+        (listener, dialer, Peer { address, name: "127.0.0.1".into() })
+    }
+
+    #[tokio::test]
+    async fn answers_many_at_once() {
+        let (_listener, dialer, peer) = node();
+        let mut asked = JoinSet::new();
+        for _ in 0..20 {
+            let (dialer, peer) = (dialer.clone(), peer.clone());
+            asked.spawn(async move { ask(&dialer, &peer, &question()).await });
+        }
+        while let Some(answer) = asked.join_next().await {
+            let expected = FrontReply::Resolved(DestinationMessage::Unknown);
+            assert_eq!(answer.unwrap().unwrap(), expected);
+        }
+    }
+
+    #[tokio::test]
+    async fn turns_away_what_is_no_request_and_says_why() {
+        let (_listener, dialer, peer) = node();
+        let mut oversized = framing::frame(&question()).unwrap();
+        oversized[4..8].copy_from_slice(&u32::MAX.to_le_bytes());
+        for (bytes, reason) in
+            [(&b"GET / HTTP/1.1\r\n"[..], "not a control frame"), (&oversized, "announces")]
+        {
+            let connection = connect(&dialer, &peer).await.unwrap();
+            let (mut send, _receive) = connection.open_bi().await.unwrap();
+            send.write_all(bytes).await.unwrap();
+            let closed = connection.closed().await.to_string();
+            assert!(closed.contains(reason), "{closed}");
+        }
+        ask(&dialer, &peer, &question()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_node_that_goes_away_is_told_from_one_that_says_no() {
+        let (listener, dialer, peer) = node();
+        ask(&dialer, &peer, &question()).await.unwrap();
+        listener.close(0_u32.into(), b"shutting down");
+        let error = ask(&dialer, &peer, &question()).await.unwrap_err();
+        assert!(matches!(error, FrontError::Link(_)), "{error}");
+    }
+}

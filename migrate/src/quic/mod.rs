@@ -9,6 +9,8 @@ mod authority;
 mod congestion;
 pub mod endpoint;
 mod error;
+#[cfg(test)]
+pub(crate) mod pair;
 mod tls;
 pub mod transport;
 

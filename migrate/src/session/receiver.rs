@@ -168,3 +168,128 @@ fn counted(header: &FrameHeader) -> Transfer {
         Encoding::Lz4 => Transfer { lz4_pages: carried, lz4_bytes: wire_bytes, ..frame },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::pages::{BufferPool, Compression, Encoder, Position, WireRate};
+    use crate::quic::pair::{Ending, Pair};
+
+    /// A guest of two chunks that notes which pages were written and zeroed.
+    #[derive(Default)]
+    struct Notes(Mutex<Vec<(usize, u64, &'static str)>>);
+
+    impl DestinationGuest for Notes {
+        fn copy_in(&self, chunk: usize, first: usize, data: &[u8]) -> Result<(), GuestError> {
+            let pages = ((1_u64 << (data.len() / PAGE_BYTES)) - 1) << first;
+            self.0.lock().unwrap().push((chunk, pages, "copy"));
+            Ok(())
+        }
+        fn zero(&self, chunk: usize, mask: u64) -> Result<(), GuestError> {
+            self.0.lock().unwrap().push((chunk, mask, "zero"));
+            Ok(())
+        }
+        fn load_state(&self, _: &[u8]) -> Result<(), GuestError> {
+            Ok(())
+        }
+        fn resume(&self) -> Result<(), GuestError> {
+            Ok(())
+        }
+    }
+
+    /// Frames as a source writes them: pages with this fill, of this chunk.
+    fn frames(list: &[(u64, u64, u8)], end: Option<u64>, compression: Compression) -> Vec<u8> {
+        let (mut batch, mut encoder) = (BufferPool::new().batch(), Encoder::new(compression));
+        for &(chunk, pages, fill) in list {
+            let position = Position { round: 1, chunk, pages };
+            let wire = WireRate::default();
+            let copied = encoder.encode::<()>(&mut batch, position, &wire, |_, out| {
+                out.fill(fill);
+                Ok(())
+            });
+            copied.unwrap();
+        }
+        if let Some(announced) = end {
+            encoder.end(&mut batch, 1, announced);
+        }
+        batch.into_bytes().to_vec()
+    }
+
+    async fn received(
+        bytes: &[u8],
+        ending: Ending,
+        features: Features,
+    ) -> (Option<Event>, Arc<Notes>) {
+        let notes = Arc::new(Notes::default());
+        let memory = Memory::new(notes.clone(), 2, 2, features, Arc::default());
+        let pair = Pair::new().await;
+        let stream = pair.incoming(bytes, ending).await;
+        (receive(Arc::new(memory), 0, stream).await, notes)
+    }
+
+    async fn failure(bytes: &[u8]) -> String {
+        match received(bytes, Ending::Finish, FEATURE_LZ4).await.0 {
+            Some(Event::DataFailed { detail }) => detail.to_string(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_page_is_zeroed_only_if_it_was_written_before() {
+        let list = [(0, 0b11, 0), (0, 0b110, 7), (0, 0b111, 0)];
+        let bytes = frames(&list, Some(3), Compression::Off);
+        let (event, notes) = received(&bytes, Ending::Finish, FEATURE_LZ4).await;
+        assert_eq!(event, Some(Event::StreamEnded { stream: 0, announced: 3, applied: 3 }));
+        let seen = notes.0.lock().unwrap();
+        assert_eq!(*seen, [(0, 0b110, "copy"), (0, 0b110, "zero")]);
+    }
+
+    #[tokio::test]
+    async fn a_stream_without_its_end_marker_is_refused() {
+        let bytes = frames(&[(0, 1, 7)], None, Compression::Off);
+        for length in [0, 20, HEADER_BYTES, bytes.len() - 1, bytes.len()] {
+            let message = failure(&bytes[..length]).await;
+            assert!(message.contains("without its end marker"), "{length}: {message}");
+        }
+    }
+
+    #[tokio::test]
+    async fn bytes_after_the_end_marker_are_refused() {
+        let mut bytes = frames(&[(0, 1, 7)], Some(1), Compression::Off);
+        bytes.push(0);
+        assert!(failure(&bytes).await.contains("goes on after its end marker"));
+    }
+
+    #[tokio::test]
+    async fn a_chunk_of_another_stream_or_outside_memory_is_refused() {
+        let message = failure(&frames(&[(1, 1, 7)], Some(1), Compression::Off)).await;
+        assert!(message.contains("belongs to stream 1"), "{message}");
+        let message = failure(&frames(&[(2, 1, 7)], Some(1), Compression::Off)).await;
+        assert!(message.contains("the guest has 2"), "{message}");
+    }
+
+    #[tokio::test]
+    async fn compression_that_was_not_agreed_on_is_refused() {
+        let bytes = frames(&[(0, 0b11, 7)], Some(1), Compression::Lz4);
+        let (event, notes) = received(&bytes, Ending::Finish, Features::default()).await;
+        assert!(matches!(event, Some(Event::DataFailed { .. })), "{event:?}");
+        assert!(notes.0.lock().unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn nothing_of_a_damaged_frame_touches_memory() {
+        let mut bytes = frames(&[(0, 0b11, 7)], Some(1), Compression::Off);
+        bytes[HEADER_BYTES + 5000] ^= 1;
+        let (event, notes) = received(&bytes, Ending::Finish, FEATURE_LZ4).await;
+        assert!(matches!(event, Some(Event::DataFailed { .. })), "{event:?}");
+        assert!(notes.0.lock().unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_the_source_stops_is_not_called_damaged() {
+        let bytes = frames(&[(0, 1, 7)], None, Compression::Off);
+        assert_eq!(received(&bytes, Ending::Reset(STOPPED), FEATURE_LZ4).await.0, None);
+    }
+}

@@ -1,11 +1,13 @@
 //! Migrations that are refused before anything moves, each with a message that names why.
 
 use super::memory::Content;
-use super::world::{FakeSource, World};
+use super::world::{FakeSource, LOOPBACK, World, in_time, reach};
+use crate::phase::Phase;
 use crate::protocol::Token;
-use crate::quic::{Authority, Tls};
+use crate::quic::{Authority, Tls, endpoint};
 use crate::report::Report;
 use crate::session::SourceSession;
+use crate::session::preamble::{Preamble, StreamRole};
 
 async fn refused(world: &World, session: SourceSession) -> String {
     let guest = FakeSource::new(2, Content::Text);
@@ -71,10 +73,10 @@ async fn for_the_wrong_token() {
     let handle = world.start(world.session(), &guest);
     // The process goes on waiting for the right source; here nobody comes.
     let there = world.arrival().await;
-    let report = super::world::in_time(handle.settled()).await.unwrap();
+    let report = in_time(handle.settled()).await.unwrap();
     assert_says(&report.error.unwrap().message, "wrong token for this migration");
     there.cancel("the test").await.unwrap();
-    super::world::in_time(there.settled()).await.unwrap();
+    in_time(there.settled()).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -92,4 +94,30 @@ async fn when_the_host_has_no_address() {
     let host = "no-such-host.invalid".to_owned();
     let message = refused(&world, SourceSession { host, ..world.session() }).await;
     assert_says(&message, "no-such-host.invalid");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stranger_of_the_fleet_who_would_join_in_is_turned_away_and_changes_nothing() {
+    let world = World::new();
+    let guest = FakeSource::new(16, Content::Random);
+    let session = SourceSession { bandwidth: Some(4 << 20), ..world.session() };
+    let handle = world.start(session, &guest);
+    reach(&handle, Phase::Precopy).await;
+    let port = world.arrival().await.port();
+    let address = std::net::SocketAddr::new(LOOPBACK, port);
+    let dialer = endpoint::dialer(address, &world.tls).unwrap();
+    let peer = endpoint::Peer { address, name: "127.0.0.1".into() };
+    for role in [StreamRole::Control, StreamRole::Data { stream: 0 }] {
+        let connection = endpoint::connect(&dialer, &peer).await.unwrap();
+        let migration = handle.migration();
+        let preamble = Preamble { role, migration, token: Token::random() }.encode();
+        let mut stream = match role {
+            StreamRole::Control => connection.open_bi().await.unwrap().0,
+            StreamRole::Data { .. } => connection.open_uni().await.unwrap(),
+        };
+        stream.write_all(&preamble).await.unwrap();
+        let closed = in_time(connection.closed()).await.to_string();
+        assert_says(&closed, "wrong token for this migration");
+    }
+    world.assert_migrated(&guest, &handle).await;
 }
