@@ -46,10 +46,11 @@ pub(crate) struct RunArgs {
     pub(crate) cmdline: String,
 
     #[command(flatten)]
-    pub(crate) workload: WorkloadArgs,
-
-    #[command(flatten)]
     pub(crate) background: BackgroundArgs,
+
+    // Last: its heading would hold for what follows, too.
+    #[command(flatten)]
+    pub(crate) workload: WorkloadArgs,
 }
 
 /// What the built-in workload does.

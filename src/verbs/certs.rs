@@ -46,7 +46,7 @@ fn init(state: &StateDir, names: &[String]) -> Result<Exit> {
 
 fn host(state: &StateDir, names: &[String], out: &Path) -> Result<Exit> {
     let authority = Authority::load(&state.certs())
-        .context("this host holds no certificate authority: `lighter certs init`")?;
+        .context("this host cannot issue certificates: do it where the authority was made, or make one with `lighter certs init`")?;
     let identity = authority.issue(names)?;
     identity
         .save(out)
