@@ -70,6 +70,15 @@ impl ProcessControl {
         }
     }
 
+    /// Refuses what would touch the memory of a guest whose pages are still arriving.
+    fn refuse_when_incomplete(&self) -> Result<(), ApiError> {
+        let occupation = self.process().occupation();
+        match &*occupation {
+            Occupation::Arriving(_) => self.refuse_when_busy(&occupation),
+            Occupation::None | Occupation::Saving | Occupation::Leaving(_) => Ok(()),
+        }
+    }
+
     fn state(&self) -> StateAnswer {
         StateAnswer { state: self.process().guest_state() }
     }
@@ -206,14 +215,12 @@ impl GuestControl for ProcessControl {
     }
 
     fn control_workload(&self, control: &WorkloadControl) -> Result<WorkloadControlled, ApiError> {
+        self.refuse_when_incomplete()?;
         workload::control(self.machine()?, control)
     }
 
     fn type_on_console(&self, input: &ConsoleInput) -> Result<ConsoleTaken, ApiError> {
-        let occupation = self.process().occupation();
-        if matches!(&*occupation, Occupation::Arriving(arrival) if !arrival.has_arrived()) {
-            self.refuse_when_busy(&occupation)?;
-        }
+        self.refuse_when_incomplete()?;
         let taken_bytes = self.machine()?.vm().console_input(input.input.as_bytes());
         Ok(ConsoleTaken { taken_bytes })
     }

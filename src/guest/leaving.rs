@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use migrate::error::{CancelRefused, OperatorChoice};
 use migrate::pages;
-use migrate::record::RecordStore;
-use migrate::report::Outcome;
+use migrate::record::{RecordStore, Side, SourceState};
+use migrate::report::{Outcome, Role};
 use migrate::session::{Handle, SourceSession, start_source};
 use migrate::{Limits, MigrationId, Report, SourceGuest};
 use vmm_core::StopReason;
@@ -136,7 +136,7 @@ impl Departure {
     async fn conclude(self, process: Arc<GuestProcess>) {
         let Some(report) = self.outcome().await else {
             tracing::error!(migration = %self.id(), "the migration broke down without a report");
-            return process.conclude(self.id(), MigrationStatus::default());
+            return self.broke_down(&process);
         };
         let status = MigrationStatus {
             progress: Some(self.handle.progress().borrow().clone()),
@@ -155,6 +155,24 @@ impl Departure {
                 });
             }
         }
+    }
+
+    /// The session is gone and has not said how it ended: the record says whose the guest is. Unless it is this process's own for
+    /// certain, the copy here must not run again; the node goes on with the record.
+    fn broke_down(&self, process: &GuestProcess) {
+        let records = RecordStore::open(&process.state().migrations());
+        let record = records.and_then(|records| records.read(self.id(), Role::Source));
+        let side = record.map(|record| record.map(|record| record.side));
+        if let Ok(
+            None | Some(Side::Source { state: SourceState::Undecided | SourceState::Aborted, .. }),
+        ) = side
+        {
+            return process.conclude(self.id(), MigrationStatus::default());
+        }
+        let name = process.name();
+        let message =
+            format!("this copy of {name} is given up: its migration broke down after the decision");
+        process.end(Ending::Discarded { message });
     }
 }
 

@@ -203,17 +203,6 @@ pub(crate) fn missing_features(guest: &[CpuidEntry], host: &[CpuidEntry]) -> Vec
         .collect()
 }
 
-/// Names of the features in `entries` that have one.
-pub(crate) fn feature_names(entries: &[CpuidEntry]) -> Vec<String> {
-    FEATURE_NAMES
-        .iter()
-        .filter(|(leaf, subleaf, register, bit, _)| {
-            word(entries, *leaf, *subleaf, *register) >> bit & 1 == 1
-        })
-        .map(|(.., name)| (*name).to_string())
-        .collect()
-}
-
 fn feature_bits(entries: &[CpuidEntry]) -> impl Iterator<Item = (u32, u32, Register, u32)> {
     FEATURE_WORDS.iter().flat_map(|(leaf, subleaf, register, mask)| {
         let bits = word(entries, *leaf, *subleaf, *register) & mask;

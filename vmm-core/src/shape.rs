@@ -112,11 +112,6 @@ impl VmShape {
         Ok(())
     }
 
-    /// Names of the CPU features that the guest may use, for display.
-    pub fn cpu_features(&self) -> Vec<String> {
-        cpuid::feature_names(&self.cpuid)
-    }
-
     /// Encodes the shape for a peer or a file.
     ///
     /// # Errors

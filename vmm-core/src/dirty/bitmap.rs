@@ -118,10 +118,10 @@ impl DirtyTracking for BitmapLog {
 
     fn stop(&mut self) -> Result<()> {
         self.check_running()?;
-        self.set_logging(0)?;
+        // Also when a slot goes on logging, which costs speed only: the next start sets them all anew.
         self.running = false;
         self.scratch = Vec::new();
-        Ok(())
+        self.set_logging(0)
     }
 
     fn collect(&mut self, words: &mut [u64]) -> Result<()> {
