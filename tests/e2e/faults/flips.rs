@@ -36,6 +36,24 @@ flipped!(after_the_decision:
     finish Source "source.send.finish"
 );
 
+#[test]
+fn raw_pages() {
+    damaged_pages(&["--compress", "off"]);
+}
+
+#[test]
+fn compressed_pages() {
+    damaged_pages(&["--compress", "lz4"]);
+}
+
+fn damaged_pages(compression: &[&str]) {
+    let mut scene = Scene::with_failpoint(Side::Source, "source.data.pages:flip");
+    scene.migrate_with(compression);
+    scene.take_migration().finish().stayed(&["damaged data", "checksum"]);
+    scene.runs_only_on(&scene.pair.a);
+    scene.another_migration_succeeds();
+}
+
 /// The guest goes on at the source, the message says what was wrong, and the next migration succeeds.
 fn before_the_decision(side: Side, point: &str) {
     let mut scene = Scene::with_failpoint(side, &format!("{point}:flip"));

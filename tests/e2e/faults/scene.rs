@@ -90,7 +90,12 @@ impl Scene {
 
     /// Starts the migration.
     pub(super) fn migrate(&mut self) {
-        self.migration = Some(Migration::start(&self.pair.a, GUEST, &self.pair.b, &[]));
+        self.migrate_with(&[]);
+    }
+
+    /// Starts the migration with more arguments.
+    pub(super) fn migrate_with(&mut self, more: &[&str]) {
+        self.migration = Some(Migration::start(&self.pair.a, GUEST, &self.pair.b, more));
     }
 
     /// The migration's command.
