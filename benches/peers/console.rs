@@ -58,6 +58,8 @@ impl Console {
         letter: u8,
         done: impl Fn(&CheckLine) -> bool,
     ) -> Result<CheckLine> {
+        // What was printed before is no answer.
+        while self.lines.try_recv().is_ok() {}
         self.type_letter(letter)?;
         let asked = char::from(letter);
         self.wait_for(PATIENCE, done).with_context(|| format!("the guest was asked {asked:?}"))

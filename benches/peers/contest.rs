@@ -123,7 +123,11 @@ fn migrate(peer: &mut dyn Peer, variant: Variant, load: Load) -> Result<Run> {
     let before = peer.console().ask(b'r', |line| line.gap_us == 0)?;
     let transfer = peer.migrate(variant)?;
     let after = peer.console().ask(b'i', |line| line.ticks > before.ticks)?;
-    ensure!(after.epoch == before.epoch, "the guest forgot its longest gap during a migration");
+    ensure!(
+        after.epoch == before.epoch,
+        "the guest forgot its longest gap in a migration by {}: {before:?}, {after:?}",
+        variant.name()
+    );
     let checked = peer.console().ask(b'v', |line| line.verified > after.verified)?;
     ensure!(
         checked.errors == 0,
