@@ -17,6 +17,9 @@ use crate::telemetry::Telemetry;
 
 /// For how long a destination that has said its last word waits for the source to have heard it.
 const LAST_WORD: Duration = Duration::from_secs(10);
+/// Longest wait for the source's first word. It was here a moment ago to be admitted, and holds the guest's name while it is
+/// waited for.
+const FIRST_WORD: Duration = Duration::from_secs(5);
 
 /// What a destination must know before it starts.
 #[derive(Debug, Clone)]
@@ -55,7 +58,7 @@ impl Destination {
     pub fn new(config: DestinationConfig, now: Duration) -> Self {
         Self {
             notes: Telemetry::new(Role::Destination, config.migration, now),
-            wait_until: Some(now.saturating_add(config.linger)),
+            wait_until: Some(now.saturating_add(FIRST_WORD)),
             config,
             state: State::Waiting,
             connected: false,
@@ -243,8 +246,7 @@ impl Destination {
         }
         match self.state {
             State::Waiting => {
-                let limit = self.config.linger;
-                self.give_up(Failure::NoAnswer { expected: "Hello", limit });
+                self.give_up(Failure::NoAnswer { expected: "Hello", limit: FIRST_WORD });
             }
             _ => self.settle(),
         }

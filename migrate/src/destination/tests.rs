@@ -372,7 +372,7 @@ fn a_source_that_never_comes_is_not_waited_for() {
     };
     let mut destination = Destination::new(config, Duration::ZERO);
     let at = destination.deadline().unwrap();
-    assert_eq!(at, Duration::from_secs(30));
+    assert_eq!(at, Duration::from_secs(5));
     let actions = destination.handle(Event::Tick, at);
     assert_eq!(report(&actions).error.as_ref().unwrap().reason, Reason::NoAnswer);
     assert_eq!(actions.last(), Some(&Action::Settled));
