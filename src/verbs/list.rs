@@ -22,15 +22,44 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// One guest of this host, as `ls` and `show` see it.
 #[derive(Debug, Serialize)]
 pub(crate) struct Listed {
-    /// Its name.
-    pub(crate) name: GuestName,
-    /// What it says about itself; absent when it does not answer.
+    /// What it says about itself, or its name when it says nothing.
     #[serde(flatten)]
-    pub(crate) info: Option<GuestInfo>,
+    pub(crate) guest: Look,
     /// Memory that its process occupies on this host, bytes.
     pub(crate) resident_bytes: Option<u64>,
     /// How long its process has lived, seconds.
     pub(crate) uptime_s: Option<u64>,
+}
+
+/// A guest that was asked.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub(crate) enum Look {
+    /// It answered.
+    Answer(Box<GuestInfo>),
+    /// It did not.
+    Silence {
+        /// Its name.
+        name: GuestName,
+    },
+}
+
+impl Listed {
+    /// Its name.
+    pub(crate) fn name(&self) -> &GuestName {
+        match &self.guest {
+            Look::Answer(info) => &info.name,
+            Look::Silence { name } => name,
+        }
+    }
+
+    /// What it says about itself.
+    pub(crate) fn info(&self) -> Option<&GuestInfo> {
+        match &self.guest {
+            Look::Answer(info) => Some(info),
+            Look::Silence { .. } => None,
+        }
+    }
 }
 
 /// Lists the guests of this host.
@@ -59,9 +88,9 @@ pub(crate) async fn look_at(dir: &GuestDir) -> Listed {
     let pid = info.as_ref().map(|info| info.pid);
     let started =
         info.as_ref().map(|info| UNIX_EPOCH + Duration::from_millis(info.started_unix_ms));
+    let name = dir.name().clone();
     Listed {
-        name: dir.name().clone(),
-        info,
+        guest: info.map_or(Look::Silence { name }, |info| Look::Answer(Box::new(info))),
         resident_bytes: pid.and_then(|pid| memopt::observe::resident_bytes(pid).ok()),
         uptime_s: started
             .and_then(|at| SystemTime::now().duration_since(at).ok())
@@ -73,12 +102,11 @@ fn table(guests: &[Listed]) -> String {
     let mut table = Table::new(&["NAME", "STATE", "MEMORY", "RESIDENT", "VCPUS", "PID", "UPTIME"]);
     for guest in guests {
         let size = |bytes: Option<u64>| bytes.map_or_else(|| "-".to_owned(), format_size);
-        let of =
-            |get: fn(&GuestInfo) -> String| guest.info.as_ref().map_or_else(|| "-".to_owned(), get);
+        let of = |get: fn(&GuestInfo) -> String| guest.info().map_or_else(|| "-".to_owned(), get);
         table.row([
-            guest.name.to_string(),
-            guest.info.as_ref().map_or("no answer", |info| info.state.as_str()).to_owned(),
-            size(guest.info.as_ref().map(|info| info.memory_bytes)),
+            guest.name().to_string(),
+            guest.info().map_or("no answer", |info| info.state.as_str()).to_owned(),
+            size(guest.info().map(|info| info.memory_bytes)),
             size(guest.resident_bytes),
             of(|info| info.vcpus.to_string()),
             of(|info| info.pid.to_string()),
@@ -111,12 +139,12 @@ mod tests {
             detail: None,
         };
         let healthy = Listed {
-            name: name.clone(),
-            info: Some(info),
+            guest: Look::Answer(Box::new(info)),
             resident_bytes: Some(300 << 20),
             uptime_s: Some(61),
         };
-        let silent = Listed { name, info: None, resident_bytes: None, uptime_s: None };
+        let guest = Look::Silence { name };
+        let silent = Listed { guest, resident_bytes: None, uptime_s: None };
         assert_eq!(
             table(&[healthy, silent]),
             "NAME  STATE      MEMORY   RESIDENT  VCPUS  PID  UPTIME\n\

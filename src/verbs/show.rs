@@ -45,7 +45,7 @@ pub(crate) fn run(state: &StateDir, args: &ShowArgs) -> Result<Exit> {
         let client = ApiClient::new(&dir.socket());
         let listed = look_at(&dir).await;
         let cost: Option<ProcessCost> =
-            listed.info.as_ref().and_then(|info| memopt::observe::process_cost(info.pid).ok());
+            listed.info().and_then(|info| memopt::observe::process_cost(info.pid).ok());
         Ok(Shown {
             listed,
             folder: dir.path().display().to_string(),
@@ -62,8 +62,8 @@ pub(crate) fn run(state: &StateDir, args: &ShowArgs) -> Result<Exit> {
 }
 
 fn text(shown: &Shown) -> String {
-    let mut lines = vec![("Name", shown.listed.name.to_string())];
-    if let Some(info) = &shown.listed.info {
+    let mut lines = vec![("Name", shown.listed.name().to_string())];
+    if let Some(info) = shown.listed.info() {
         let detail = info.detail.as_ref().map(|detail| format!(" ({detail})")).unwrap_or_default();
         lines.push(("UUID", info.uuid.to_string()));
         lines.push(("State", format!("{}{detail}", info.state.as_str())));
