@@ -72,11 +72,26 @@ fn a_failed_save_leaves_the_old_file_and_nothing_else() {
     let vm = counting_guest();
     let error = save(&vm, &folder.path().join("missing/guest")).unwrap_err().to_string();
     assert!(error.contains("missing/guest: No such file or directory"), "{error}");
-    // A folder cannot be replaced by a file: fails at the very end.
+    // Only a file is replaced by a file.
     let occupied = folder.path().join("occupied");
     fs::create_dir(&occupied).unwrap();
     assert!(matches!(save(&vm, &occupied), Err(Error::Snapshot(SnapshotError::Write { .. }))));
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn a_device_or_a_socket_is_not_replaced_by_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("socket");
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let link = folder.path().join("link");
+    std::os::unix::fs::symlink("/dev/null", &link).unwrap();
+    for path in [&socket, &link] {
+        let error = save(&counting_guest(), path).unwrap_err().to_string();
+        assert!(error.ends_with("something that is no file has this name"), "{error}");
+        assert!(!fs::metadata(path).unwrap().is_file());
+    }
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "nothing else is left");
 }
 
 #[test]

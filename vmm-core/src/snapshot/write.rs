@@ -127,6 +127,10 @@ impl PartialFile {
     fn create(path: &Path) -> Result<Self, SnapshotError> {
         let failed = |source| SnapshotError::Write { path: path.to_path_buf(), source };
         let name = path.file_name().ok_or_else(|| failed(ErrorKind::InvalidFilename.into()))?;
+        // Moving the file into place would replace a device or a pipe, not write to it.
+        if fs::metadata(path).is_ok_and(|there| !there.is_file()) {
+            return Err(failed(io::Error::other("something that is no file has this name")));
+        }
         let mut hidden = std::ffi::OsString::from(".");
         hidden.push(name);
         hidden.push(format!(".{}.partial", std::process::id()));
