@@ -102,24 +102,26 @@ const SAMPLE_BYTES_MIN: u64 = 1 << 20;
 impl WireRate {
     /// Learns that `bytes` were handed to the transport, which made the sender wait for `waited`.
     ///
-    /// Between two moments at which the buffer was full, what went in is what the wire took.
-    pub fn wrote(&mut self, bytes: u64, waited: Duration, now: Instant) {
+    /// Between two moments at which the buffer was full, what went in is what the wire took. Returns the
+    /// bytes per second that the wire takes when they were measured anew.
+    pub fn wrote(&mut self, bytes: u64, waited: Duration, now: Instant) -> Option<f64> {
         self.bytes += bytes;
         if waited < WAITED_MIN {
-            return;
+            return None;
         }
         let Some(full_at) = self.full_at else {
             self.full_at = Some(now);
             self.bytes = 0;
-            return;
+            return None;
         };
         if self.bytes < SAMPLE_BYTES_MIN {
-            return;
+            return None;
         }
         let sample = now.duration_since(full_at).as_nanos() as f64 / self.bytes as f64;
         self.ns_per_byte = Some(self.ns_per_byte.map_or(sample, |old| 0.75 * old + 0.25 * sample));
         self.full_at = Some(now);
         self.bytes = 0;
+        self.bytes_per_second()
     }
 
     /// Forgets the last full buffer, because nothing was sent for a while; keeps what was measured.

@@ -28,6 +28,15 @@ pub(super) struct FastPathCubic {
     cubic: Arc<CubicConfig>,
 }
 
+impl FastPathCubic {
+    /// With this many bytes under way before anything is acknowledged.
+    pub(super) fn starting_at(initial_window: u64) -> Self {
+        let mut cubic = CubicConfig::default();
+        cubic.initial_window(initial_window);
+        Self { cubic: Arc::new(cubic) }
+    }
+}
+
 impl ControllerFactory for FastPathCubic {
     fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
         let cubic = Cubic::new(self.cubic.clone(), now, current_mtu);

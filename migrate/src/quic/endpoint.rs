@@ -2,13 +2,12 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
-use std::time::Duration;
 
 use quinn::{ClientConfig, Connection, Endpoint, EndpointConfig, ServerConfig, TokioRuntime};
 
 use super::error::LinkError;
 use super::tls::Tls;
-use super::transport::{self, MTU_MAX, MTU_MAX_LOOPBACK, Path, SEND_WINDOW, SOCKET_BUFFER};
+use super::transport::{self, MTU_LOOPBACK, MTU_MAX, Path, SOCKET_BUFFER};
 
 /// Handshakes under way at once on one endpoint; more are ignored until one is through.
 const INCOMING_MAX: usize = 64;
@@ -58,7 +57,7 @@ pub fn listen(address: SocketAddr, tls: &Tls) -> Result<Endpoint, LinkError> {
 /// As [`listen`], for memory: takes the large datagrams that a source on the same host sends, for which
 /// quinn sets 128 MiB of address space aside.
 pub(crate) fn listen_for_memory(address: SocketAddr, tls: &Tls) -> Result<Endpoint, LinkError> {
-    open(address, Some(server(tls)), MTU_MAX_LOOPBACK)
+    open(address, Some(server(tls)), MTU_LOOPBACK)
 }
 
 fn server(tls: &Tls) -> ServerConfig {
@@ -77,13 +76,22 @@ fn server(tls: &Tls) -> ServerConfig {
 /// # Errors
 /// [`LinkError::Socket`] when no socket can be had.
 pub fn dialer(towards: SocketAddr, tls: &Tls) -> Result<Endpoint, LinkError> {
+    dial_over(Path::Network, towards, tls)
+}
+
+/// As [`dialer`], for memory that goes to `towards`, which listens by [`listen_for_memory`].
+pub(crate) fn dialer_for_memory(towards: SocketAddr, tls: &Tls) -> Result<Endpoint, LinkError> {
+    dial_over(Path::to(towards), towards, tls)
+}
+
+fn dial_over(path: Path, towards: SocketAddr, tls: &Tls) -> Result<Endpoint, LinkError> {
     let any: IpAddr = match towards {
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
     let mut endpoint = open(SocketAddr::new(any, 0), None, MTU_MAX)?;
     let mut client = ClientConfig::new(tls.client.clone());
-    client.transport_config(Arc::new(transport::config(Path::to(towards))));
+    client.transport_config(Arc::new(transport::config(path)));
     endpoint.set_default_client_config(client);
     Ok(endpoint)
 }
@@ -98,21 +106,7 @@ pub async fn connect(dialer: &Endpoint, peer: &Peer) -> Result<Connection, LinkE
     let connecting = dialer
         .connect(peer.address, &peer.name)
         .map_err(|error| LinkError::connect(&error, peer.address))?;
-    let connection = connecting
-        .await
-        .map_err(|error| LinkError::explain_connect(&error, peer.address, &peer.name))?;
-    fit_to_path(&connection);
-    Ok(connection)
-}
-
-/// Widens the send window of a connection over a long path, so that it can fill it.
-///
-/// 4 MiB under way fill 16 Gbit/s at 2 ms; what is beyond goes by the measured round-trip time.
-pub fn fit_to_path(connection: &Connection) {
-    const WIDE: u64 = 64 << 20;
-    const SHORT: Duration = Duration::from_millis(2);
-    let window = if connection.rtt() < SHORT { SEND_WINDOW } else { WIDE };
-    connection.set_send_window(window);
+    connecting.await.map_err(|error| LinkError::explain_connect(&error, peer.address, &peer.name))
 }
 
 fn open(

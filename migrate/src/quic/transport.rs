@@ -16,18 +16,37 @@ pub const KEEP_ALIVE: Duration = Duration::from_secs(2);
 /// Largest UDP payload: ten of them fill the kernel's 64 KiB segmentation-offload buffer, which quinn
 /// limits to ten segments. Larger ones make it fall back to sending them singly.
 pub const MTU_MAX: u16 = 6550;
-/// Largest UDP payload on loopback, whose own limit is 65,507 bytes. A datagram of this size costs one
-/// system call without segmentation offload, as ten small ones do with it, and a tenth of the packets:
-/// measured, a quarter less CPU time at the source.
-pub const MTU_MAX_LOOPBACK: u16 = 65_000;
+/// Largest UDP payload on loopback, whose own limit is 65,507 bytes. A datagram of this size costs one system
+/// call without segmentation offload, as ten small ones do with it, and a tenth of the packets: measured,
+/// a quarter less CPU time at the source.
+pub const MTU_LOOPBACK: u16 = 65_000;
+/// UDP payload that loopback is trusted to carry without a trial: the most that fits the length field of
+/// quinn's handshake packets, 2^14 bytes.
+const MTU_LOOPBACK_SURE: u16 = 16_000;
+/// Link MTU of Linux' loopback device, unless somebody has changed it.
+const LOOPBACK_LINK_MTU: u32 = 65_536;
+/// Bytes that may be under way at the start on loopback: some of its datagrams.
+const LOOPBACK_INITIAL_WINDOW: u64 = 1 << 20;
+/// Time after which larger packets are tried again when they seem to be swallowed; they may have been
+/// lost to a burst.
+const BLACK_HOLE_TIME: Duration = Duration::from_secs(1);
 /// Smallest UDP payload, which QUIC demands of every path (RFC 9000 §14).
 const MTU_INITIAL: u16 = 1200;
 
 /// Bytes that may be under way unread on one connection; what the peer can make this host hold.
 const RECEIVE_WINDOW: u32 = 16 << 20;
-/// Bytes that may be written and not yet acknowledged: small enough to stay in the CPU's cache, large
-/// enough for a LAN. [`super::endpoint::fit_to_path`] widens it for long paths.
+/// Bytes that may be written and not yet acknowledged, until the path is measured: small enough to stay in
+/// the CPU's cache, large enough for a LAN.
 pub(super) const SEND_WINDOW: u64 = 4 << 20;
+/// Least send window: two batches of frames.
+const SEND_WINDOW_MIN: u64 = 512 << 10;
+/// Largest send window, for long fat paths.
+const SEND_WINDOW_MAX: u64 = 64 << 20;
+/// Round-trip time up to which [`SEND_WINDOW`] is enough: 16 Gbit/s at 2 ms.
+const RTT_SHORT: Duration = Duration::from_millis(2);
+/// How much may wait in the send buffer, as time. The guest's last pages queue behind it while the guest
+/// stands, so it adds to the downtime.
+const QUEUE: Duration = Duration::from_millis(30);
 /// Bytes wanted for each socket's buffers; the system may give less.
 pub(super) const SOCKET_BUFFER: usize = 4 << 20;
 
@@ -41,32 +60,88 @@ pub(super) enum Path {
 }
 
 impl Path {
-    /// The path to `peer`.
+    /// The path to `peer`. Loopback counts as such only when it takes large datagrams.
     pub(super) fn to(peer: SocketAddr) -> Self {
-        if peer.ip().is_loopback() { Self::Loopback } else { Self::Network }
+        if peer.ip().is_loopback() && loopback_is_large() { Self::Loopback } else { Self::Network }
     }
+}
+
+fn loopback_is_large() -> bool {
+    let mtu = std::fs::read_to_string("/sys/class/net/lo/mtu").unwrap_or_default();
+    mtu.trim().parse().is_ok_and(|mtu: u32| mtu >= LOOPBACK_LINK_MTU)
 }
 
 /// Makes the settings for one end of a connection over `path`.
 pub(super) fn config(path: Path) -> TransportConfig {
     let mut config = TransportConfig::default();
-    let mut mtu = MtuDiscoveryConfig::default();
     match path {
-        Path::Network => mtu.upper_bound(MTU_MAX),
-        Path::Loopback => mtu.upper_bound(MTU_MAX_LOOPBACK),
-    };
+        Path::Network => over_network(&mut config),
+        Path::Loopback => over_loopback(&mut config),
+    }
     config
-        .enable_segmentation_offload(path == Path::Network)
         .max_idle_timeout(IdleTimeout::try_from(IDLE_TIMEOUT).ok())
         .keep_alive_interval(Some(KEEP_ALIVE))
-        .initial_mtu(MTU_INITIAL)
-        .mtu_discovery_config(Some(mtu))
         .stream_receive_window(VarInt::from_u32(RECEIVE_WINDOW))
         .receive_window(VarInt::from_u32(RECEIVE_WINDOW))
         .send_window(SEND_WINDOW)
         .max_concurrent_bidi_streams(VarInt::from_u32(4))
         .max_concurrent_uni_streams(VarInt::from_u32(16))
-        .datagram_receive_buffer_size(None)
-        .congestion_controller_factory(Arc::new(FastPathCubic::default()));
+        .datagram_receive_buffer_size(None);
     config
+}
+
+fn over_network(config: &mut TransportConfig) {
+    let mut mtu = MtuDiscoveryConfig::default();
+    mtu.upper_bound(MTU_MAX).black_hole_cooldown(BLACK_HOLE_TIME);
+    config
+        .initial_mtu(MTU_INITIAL)
+        .mtu_discovery_config(Some(mtu))
+        .congestion_controller_factory(Arc::new(FastPathCubic::default()));
+}
+
+/// On loopback nothing swallows large packets. A burst that overruns the receiver may look like it, and
+/// small packets without offload are ten times slower; so those that are sure are not small either.
+fn over_loopback(config: &mut TransportConfig) {
+    let mut mtu = MtuDiscoveryConfig::default();
+    mtu.upper_bound(MTU_LOOPBACK).black_hole_cooldown(BLACK_HOLE_TIME);
+    let cubic = FastPathCubic::starting_at(LOOPBACK_INITIAL_WINDOW);
+    config
+        .enable_segmentation_offload(false)
+        .initial_mtu(MTU_LOOPBACK_SURE)
+        .min_mtu(MTU_LOOPBACK_SURE)
+        .mtu_discovery_config(Some(mtu))
+        .congestion_controller_factory(Arc::new(cubic));
+}
+
+/// The send window for a path that takes `bytes_per_second` with `round_trip`: what is under way, twice,
+/// so that the rate can grow, and a short queue.
+pub(crate) fn send_window(bytes_per_second: f64, round_trip: Duration) -> u64 {
+    let wanted = bytes_per_second * (2 * round_trip + QUEUE).as_secs_f64();
+    let limit = if round_trip < RTT_SHORT { SEND_WINDOW } else { SEND_WINDOW_MAX };
+    (wanted as u64).clamp(SEND_WINDOW_MIN, limit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn a_slow_link_gets_a_short_queue() {
+        // 100 Mbit/s: what waits takes 42 ms.
+        assert_eq!(send_window(12.5e6, MS), SEND_WINDOW_MIN);
+    }
+
+    #[test]
+    fn a_fast_short_path_stays_in_the_cache() {
+        assert_eq!(send_window(2e9, MS / 5), SEND_WINDOW);
+    }
+
+    #[test]
+    fn a_long_path_can_be_filled() {
+        let under_way = 1.25e9 * 0.02;
+        let window = send_window(1.25e9, 20 * MS);
+        assert!(window as f64 >= 2.0 * under_way && window <= SEND_WINDOW_MAX, "{window}");
+    }
 }

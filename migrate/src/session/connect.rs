@@ -31,6 +31,7 @@ pub(super) struct Contact {
     pub(super) found: Found,
     pub(super) connections: Vec<Connection>,
     pub(super) control: (SendStream, RecvStream),
+    /// The first one is for dialogues, the others for one connection each.
     pub(super) endpoints: Vec<Endpoint>,
 }
 
@@ -74,15 +75,14 @@ pub(super) async fn approach(approach: Approach) -> Result<Contact, NoContact> {
     if let Some(name) = server_name {
         node.name = name;
     }
-    let mut endpoints = vec![endpoint::dialer(node.address, &tls)?];
-    let admission = front::admit(&endpoints[0], &node, migration, guest).await?;
+    let to_node = endpoint::dialer(node.address, &tls)?;
+    let admission = front::admit(&to_node, &node, migration, guest).await?;
     let peer = node.with_port(admission.port);
-    while endpoints.len() < usize::from(connections) {
-        endpoints.push(endpoint::dialer(node.address, &tls)?);
-    }
-    let mut standing = Vec::new();
-    for endpoint in &endpoints {
-        standing.push(endpoint::connect(endpoint, &peer).await?);
+    let (mut standing, mut endpoints) = (Vec::new(), vec![to_node]);
+    for _ in 0..connections {
+        let endpoint = endpoint::dialer_for_memory(peer.address, &tls)?;
+        standing.push(endpoint::connect(&endpoint, &peer).await?);
+        endpoints.push(endpoint);
     }
     let found = Found { node, process: peer.address, token: admission.token };
     let control = open_control(&standing[0], &found, migration).await?;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use quinn::SendStream;
+use quinn::{Connection, SendStream};
 use tokio::task::yield_now;
 use tokio::time::Instant;
 
@@ -13,6 +13,7 @@ use crate::guest::{GuestError, SourceGuest};
 use crate::memory::PageSet;
 use crate::pages::{Batch, BufferPool, Compression, Encoder, Position, WireRate};
 use crate::progress::Transfer;
+use crate::quic::transport::send_window;
 
 /// Chunks re-armed at once, right before they are copied: 16 MiB. Larger blocks let the guest write
 /// more pages twice, smaller ones cost more calls.
@@ -43,6 +44,7 @@ pub(super) struct Plant {
 /// One data stream and what is needed to fill it.
 pub(super) struct Pump {
     plant: Plant,
+    connection: Connection,
     stream: Owned,
     /// This stream carries the chunks with `chunk % streams == index`.
     index: usize,
@@ -54,11 +56,18 @@ pub(super) struct Pump {
 }
 
 impl Pump {
-    pub(super) fn new(plant: Plant, stream: SendStream, index: u16, streams: u16) -> Self {
+    pub(super) fn new(
+        plant: Plant,
+        connection: Connection,
+        stream: SendStream,
+        index: u16,
+        streams: u16,
+    ) -> Self {
         let encoder = Encoder::new(plant.compression);
         let batch = plant.pool.batch();
         Self {
             plant,
+            connection,
             stream: Owned { stream, ended: false },
             index: index.into(),
             streams: streams.into(),
@@ -148,7 +157,10 @@ impl Pump {
         let written = self.stream.stream.write_chunk(bytes).await;
         written.map_err(|error| PumpError::Stream(error.to_string()))?;
         let now = Instant::now();
-        self.wire.wrote(length as u64, now - asked, now.into_std());
+        if let Some(rate) = self.wire.wrote(length as u64, now - asked, now.into_std()) {
+            let window = send_window(rate, self.connection.min_rtt());
+            self.connection.set_send_window(window);
+        }
         Ok(())
     }
 }

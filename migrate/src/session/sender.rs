@@ -184,7 +184,8 @@ impl Work {
             let preamble = Preamble { role, migration: *migration, token: *token };
             let wrote = stream.write_all(&preamble.encode()).await;
             wrote.map_err(|error| broken(&error))?;
-            self.pumps.push(Pump::new(self.plant.clone(), stream, index, *streams));
+            let (plant, connection) = (self.plant.clone(), connection.clone());
+            self.pumps.push(Pump::new(plant, connection, stream, index, *streams));
         }
         Ok(())
     }

@@ -6,12 +6,15 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use tokio::net::UdpSocket;
 
+use super::super::limiter::Limiter;
 use super::world::LOOPBACK;
 
 /// Passes datagrams on between one source socket and one process, until it is made silent.
 #[derive(Clone, Default)]
 pub(super) struct Relay {
     pub(super) silent: Arc<AtomicBool>,
+    /// Bytes a second that go to the process; 0: as fast as they come.
+    pub(super) bytes_per_second: u64,
 }
 
 impl Relay {
@@ -23,24 +26,26 @@ impl Relay {
         there.set_nonblocking(true).unwrap();
         there.connect(SocketAddr::new(LOOPBACK, port)).unwrap();
         let relay_port = here.local_addr().unwrap().port();
-        let silent = self.silent.clone();
+        let (silent, rate) = (self.silent.clone(), self.bytes_per_second);
         tokio::spawn(async move {
             let (here, there) =
                 (UdpSocket::from_std(here).unwrap(), UdpSocket::from_std(there).unwrap());
-            pass_on(&here, &there, &silent).await;
+            pass_on(&here, &there, &silent, rate).await;
         });
         relay_port
     }
 }
 
-async fn pass_on(here: &UdpSocket, there: &UdpSocket, silent: &AtomicBool) {
+async fn pass_on(here: &UdpSocket, there: &UdpSocket, silent: &AtomicBool, rate: u64) {
     let (mut out, mut back) = (vec![0; 65536], vec![0; 65536]);
     let mut source = None;
+    let link = Limiter::new((rate > 0).then_some(rate));
     loop {
         tokio::select! {
             Ok((length, from)) = here.recv_from(&mut out) => {
                 source = Some(from);
                 if !silent.load(SeqCst) {
+                    link.take(length).await;
                     let _ = there.send(&out[..length]).await;
                 }
             }

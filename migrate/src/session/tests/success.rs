@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use super::memory::Content;
+use super::relay::Relay;
 use super::world::{FakeSource, World, decision, in_time};
 use crate::guest::SourceGuest;
 use crate::pages::Compression;
@@ -126,4 +127,16 @@ async fn the_bandwidth_limit_holds() {
     let rounds = &report.rounds[..1];
     let rate = rounds[0].wire_bytes as f64 / rounds[0].seconds;
     assert!((9e6..11e6).contains(&rate), "{rate} {:?}", began.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_a_slow_link_little_waits_ahead_of_the_last_pages() {
+    let relay = Relay { bytes_per_second: 4 << 20, ..Relay::default() };
+    let world = World::with(|node| node.relay = Some(relay));
+    let guest = FakeSource::new(48, Content::Random);
+    let handle = world.start(world.session(), &guest);
+    let report = world.assert_migrated(&guest, &handle).await;
+    // With the first send window still full the guest would stand for a second.
+    let downtime = report.downtime_seconds.unwrap();
+    assert!(downtime < 0.7, "{downtime} {report:?}");
 }
