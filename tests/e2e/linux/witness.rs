@@ -56,8 +56,9 @@ impl Line {
     #[track_caller]
     fn is_sound(&self) {
         assert_eq!(self.get("errors"), 0, "bad pages: {self:?}");
+        // More than expected is no loss: the program reads its clock before it counts its timers.
         let lost = self.get("expected") - self.get("timers");
-        assert!((0..=1).contains(&lost), "{lost} timers lost: {self:?}");
+        assert!(lost <= 1, "{lost} timers lost: {self:?}");
     }
 }
 
