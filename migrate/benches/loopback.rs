@@ -5,7 +5,7 @@
 //! memory is touched beforehand, so that the transport is measured and not the first touch of memory.
 
 #[path = "../src/session/tests/memory.rs"]
-#[allow(dead_code)]
+#[expect(dead_code, reason = "the tests use the rest")]
 mod memory;
 
 use std::io::{BufRead, BufReader, Write};
