@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
 use super::console::Console;
@@ -22,6 +22,8 @@ const VCPU_MARK: &str = "/KVM";
 const BANDWIDTH_BYTES_PER_SECOND: u64 = 1 << 40;
 /// QEMU's default, and lighter's.
 const DOWNTIME_LIMIT_MS: u64 = 300;
+const REPORT_ATTEMPTS_MAX: u32 = 1000;
+const REPORT_INTERVAL: Duration = Duration::from_millis(5);
 
 /// QEMU with one guest.
 pub(crate) struct Qemu {
@@ -43,6 +45,21 @@ impl Qemu {
         let here = Process::start(guest, folder, &credentials, 0, &[])?;
         let (folder, guest) = (folder.to_owned(), guest.clone());
         Ok(Self { folder, credentials, guest, started: 1, here, next: None })
+    }
+}
+
+impl Qemu {
+    /// What QEMU says about the migration that was completed just now.
+    fn report(&mut self) -> Result<Value> {
+        // It announces completion a moment before it has added up.
+        for _ in 0..REPORT_ATTEMPTS_MAX {
+            let report = self.here.qmp.execute("query-migrate", &json!({}))?;
+            if report["total-time"].as_u64().is_some_and(|ms| ms > 0) {
+                return Ok(report);
+            }
+            std::thread::sleep(REPORT_INTERVAL);
+        }
+        bail!("QEMU does not say how long its migration took")
     }
 }
 
@@ -82,7 +99,7 @@ impl Peer for Qemu {
         self.here.qmp.wait_for_migration()?;
         next.qmp.wait_for_migration()?;
         let after = (self.here.cpu_seconds()?, next.cpu_seconds()?);
-        let report = self.here.qmp.execute("query-migrate", &json!({}))?;
+        let report = self.report()?;
         let number = |value: &Value| value.as_u64().context("query-migrate lacks a figure");
         let transfer = Transfer {
             total: Duration::from_millis(number(&report["total-time"])?),
