@@ -55,7 +55,8 @@ impl Migration {
     /// Waits for the end of the command.
     #[track_caller]
     pub(crate) fn finish(self) -> Outcome {
-        Outcome { done: self.verb.finish() }
+        let Self { verb, guest } = self;
+        Outcome { done: verb.finish_watched(|| guest.get("/v1/guest/migration")) }
     }
 }
 

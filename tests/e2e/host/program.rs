@@ -136,11 +136,16 @@ impl Running {
     }
 
     /// Waits for its end.
-    pub(crate) fn finish(mut self) -> Done {
+    pub(crate) fn finish(self) -> Done {
+        self.finish_watched(|| ())
+    }
+
+    /// As [`Self::finish`]; what `watch` saw last is part of the message when the end does not come.
+    pub(crate) fn finish_watched<W: std::fmt::Debug>(mut self, watch: impl Fn() -> W) -> Done {
         let what = format!("{} ends", self.what);
         let status = wait::until(&what, || match self.child.try_wait().expect("a child") {
             Some(status) => Ok(status),
-            None => Err(self.said()),
+            None => Err((self.said(), watch())),
         });
         let (stdout, stderr) = self.said();
         Done { exit: Exit::of(status), stdout, stderr }
