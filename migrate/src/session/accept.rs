@@ -7,6 +7,7 @@ use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
+use tracing::Instrument;
 
 use super::preamble::{PREAMBLE_BYTES, Preamble, StreamRole};
 use crate::protocol::{MigrationId, Token};
@@ -46,13 +47,14 @@ pub(super) async fn accept<T: Send + 'static>(endpoint: Endpoint, gate: Gate<T>)
             continue;
         };
         let gate = gate.clone();
-        connections.spawn(async move {
+        let hosting = async move {
             let from = incoming.remote_address();
             if let Err(reason) = gate.host(incoming).await {
                 tracing::warn!(%from, reason, "a connection was not let in");
             }
             drop(place);
-        });
+        };
+        connections.spawn(hosting.in_current_span());
     }
 }
 

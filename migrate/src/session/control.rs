@@ -6,6 +6,7 @@ use quinn::{Connection, RecvStream, SendStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
+use tracing::Instrument;
 
 use crate::framing::{self, ReadFailure};
 use crate::protocol::CodecError;
@@ -65,7 +66,7 @@ impl Control {
         ear: &Ear<M, T>,
     ) -> Self {
         let (outbox, letters) = mpsc::unbounded_channel();
-        tasks.spawn(write_all(send, letters, connections.clone()));
+        tasks.spawn(write_all(send, letters, connections.clone()).in_current_span());
         tasks.spawn(read_all(receive, connections[0].clone(), name.into(), ear.clone()));
         for connection in &connections[1..] {
             let (connection, name, ear) = (connection.clone(), name.to_owned(), ear.clone());

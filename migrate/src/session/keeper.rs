@@ -2,6 +2,7 @@
 
 use tokio::sync::mpsc;
 use tokio::task::{JoinSet, spawn_blocking};
+use tracing::Instrument;
 
 use super::clock::unix_ms;
 use crate::record::{Record, RecordError, RecordFile, RecordStore};
@@ -21,7 +22,7 @@ impl Keeper {
     /// Starts a keeper of a record that is not in `store` yet.
     pub(super) fn start(store: RecordStore, tasks: &mut JoinSet<()>) -> Self {
         let (orders, inbox) = mpsc::unbounded_channel();
-        tasks.spawn(keep(store, inbox));
+        tasks.spawn(keep(store, inbox).in_current_span());
         Self { orders }
     }
 

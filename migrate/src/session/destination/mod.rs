@@ -212,7 +212,7 @@ impl Driver {
             inputs: self.hear.clone(),
             wrap: Input::Arrived,
         };
-        self.tasks.spawn(accept(self.endpoint.clone(), gate));
+        self.tasks.spawn(accept(self.endpoint.clone(), gate).in_current_span());
         let mut look = pace::looks();
         loop {
             let deadline = self.machine.deadline();

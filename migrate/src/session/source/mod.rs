@@ -309,9 +309,12 @@ impl Driver {
             tracing::warn!("gave up waiting for parts of the migration to end");
             tasks.shutdown().await;
         }
-        for endpoint in endpoints {
-            endpoint.close(0_u32.into(), b"");
-            let _ = timeout(Duration::from_secs(1), endpoint.wait_idle()).await;
-        }
+        endpoints.iter().for_each(|endpoint| endpoint.close(0_u32.into(), b""));
+        let idle = async {
+            for endpoint in &endpoints {
+                endpoint.wait_idle().await;
+            }
+        };
+        let _ = timeout(Duration::from_secs(1), idle).await;
     }
 }
