@@ -11,6 +11,7 @@ use tokio::time::timeout;
 
 use crate::framing::{self, ReadFailure};
 use crate::protocol::front::{FrontReply, FrontRequest};
+use crate::quic::endpoint::turn_away;
 
 /// Requests answered at once; a peer beyond is turned away and tries again.
 const CONCURRENT_MAX: usize = 32;
@@ -61,8 +62,10 @@ async fn dialogue<H: FrontHandler>(
         .map_err(|_| "the handshake took too long")?
         .map_err(|error| crate::quic::LinkError::explain(&error, peer, "").to_string())?;
     let outcome = answer_one(&connection, peer, handler).await;
-    let reason = outcome.as_ref().err().map_or("", String::as_str);
-    connection.close(0_u32.into(), reason.as_bytes());
+    match &outcome {
+        Ok(()) => connection.close(0_u32.into(), b""),
+        Err(reason) => turn_away(&connection, 0, reason).await,
+    }
     outcome
 }
 

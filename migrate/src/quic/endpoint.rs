@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
+use std::time::Duration;
 
 use quinn::{ClientConfig, Connection, Endpoint, EndpointConfig, ServerConfig, TokioRuntime};
 
@@ -107,6 +108,15 @@ pub async fn connect(dialer: &Endpoint, peer: &Peer) -> Result<Connection, LinkE
         .connect(peer.address, &peer.name)
         .map_err(|error| LinkError::connect(&error, peer.address))?;
     connecting.await.map_err(|error| LinkError::explain_connect(&error, peer.address, &peer.name))
+}
+
+/// Closes a connection that is only just up and tells the peer why.
+///
+/// quinn forgets a close that its pacer holds up behind the handshake's last packets: the close stops the
+/// timer that would send it (`quinn-proto` 0.11, `close_common`). So those packets go first.
+pub(crate) async fn turn_away(connection: &Connection, code: u32, reason: &str) {
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    connection.close(code.into(), reason.as_bytes());
 }
 
 fn open(

@@ -8,8 +8,9 @@ use quinn::{IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 
 use super::congestion::FastPathCubic;
 
-/// A peer that is silent for this long is taken for dead.
-pub const IDLE_TIMEOUT: Duration = Duration::from_secs(8);
+/// A peer that is silent for this long is taken for dead. A keep-alive sent into the silence starts the
+/// time anew (RFC 9000 §10.1), so that it takes 9 s at most.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(7);
 /// Silence after which a sign of life is sent, so that only a dead peer is silent for the time-out.
 pub const KEEP_ALIVE: Duration = Duration::from_secs(2);
 

@@ -12,6 +12,7 @@ use tracing::Instrument;
 use super::preamble::{PREAMBLE_BYTES, Preamble, StreamRole};
 use crate::protocol::{MigrationId, Token};
 use crate::quic::LinkError;
+use crate::quic::endpoint::turn_away;
 
 /// Connections at once; a source has four, and more while it comes back.
 const CONNECTIONS_MAX: usize = 16;
@@ -77,9 +78,16 @@ impl<T> Gate<T> {
                     }
                 }
                 Ok(Ok(None)) => return Ok(()),
-                Ok(Err(reason)) => return Err(turn_away(&connection, reason)),
+                Ok(Err(reason)) => {
+                    turn_away(&connection, NOT_ADMITTED, &reason).await;
+                    return Err(reason);
+                }
                 Err(_) if admitted => {}
-                Err(_) => return Err(turn_away(&connection, "no token was shown in time".into())),
+                Err(_) => {
+                    let reason = "no token was shown in time";
+                    turn_away(&connection, NOT_ADMITTED, reason).await;
+                    return Err(reason.into());
+                }
             }
         }
     }
@@ -116,9 +124,4 @@ impl<T> Gate<T> {
         let admitted = Preamble::admit(&bytes, self.migration, &self.token);
         admitted.map(Some).map_err(|error| error.to_string())
     }
-}
-
-fn turn_away(connection: &Connection, reason: String) -> String {
-    connection.close(NOT_ADMITTED.into(), reason.as_bytes());
-    reason
 }

@@ -15,6 +15,8 @@ use crate::quic::LinkError;
 
 /// Longest wait at the end for the peer to acknowledge the last messages.
 const FLUSH_TIME: Duration = Duration::from_secs(2);
+/// Longest wait for a peer whose control stream has ended to close the connection and say why.
+const REASON_TIME: Duration = Duration::from_millis(500);
 /// Data streams have 0: messages and state go ahead of pages that wait.
 const PRIORITY: i32 = 10;
 
@@ -110,7 +112,8 @@ async fn write_all(
     let _ = send.set_priority(PRIORITY);
     while let Some(frame) = letters.recv().await {
         if send.write_chunk(frame.into()).await.is_err() {
-            break;
+            // The reader hears why; the connection is the driver's to give up.
+            while letters.recv().await.is_some() {}
         }
     }
     if send.finish().is_ok() {
@@ -146,6 +149,7 @@ async fn read_all<M: Message, T>(
                 return ear.hear(Heard::Lost(detail)).await;
             }
             Err(ReadFailure::Lost(detail)) => {
+                let _ = timeout(REASON_TIME, connection.closed()).await;
                 return ear.hear(Heard::Lost(describe(&connection, &name, &detail))).await;
             }
         }

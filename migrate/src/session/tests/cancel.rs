@@ -11,7 +11,10 @@ use crate::phase::Phase;
 use crate::session::SourceSession;
 
 /// A migration that takes minutes, in its first round.
-async fn slow(world: &World, guest: &std::sync::Arc<FakeSource>) -> crate::session::Handle {
+pub(super) async fn slow(
+    world: &World,
+    guest: &std::sync::Arc<FakeSource>,
+) -> crate::session::Handle {
     let session = SourceSession { bandwidth: Some(100_000), ..world.session() };
     let handle = world.start(session, guest);
     reach(&handle, Phase::Precopy).await;

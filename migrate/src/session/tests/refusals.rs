@@ -1,8 +1,8 @@
 //! Migrations that are refused before anything moves, each with a message that names why.
 
+use super::cancel::slow;
 use super::memory::Content;
-use super::world::{FakeSource, LOOPBACK, World, in_time, reach};
-use crate::phase::Phase;
+use super::world::{FakeSource, LOOPBACK, World, in_time};
 use crate::protocol::Token;
 use crate::quic::{Authority, Tls, endpoint};
 use crate::report::Report;
@@ -100,9 +100,7 @@ async fn when_the_host_has_no_address() {
 async fn a_stranger_of_the_fleet_who_would_join_in_is_turned_away_and_changes_nothing() {
     let world = World::new();
     let guest = FakeSource::new(16, Content::Random);
-    let session = SourceSession { bandwidth: Some(4 << 20), ..world.session() };
-    let handle = world.start(session, &guest);
-    reach(&handle, Phase::Precopy).await;
+    let handle = slow(&world, &guest).await;
     let port = world.arrival().await.port();
     let address = std::net::SocketAddr::new(LOOPBACK, port);
     let dialer = endpoint::dialer(address, &world.tls).unwrap();
@@ -119,5 +117,9 @@ async fn a_stranger_of_the_fleet_who_would_join_in_is_turned_away_and_changes_no
         let closed = in_time(connection.closed()).await.to_string();
         assert_says(&closed, "wrong token for this migration");
     }
-    world.assert_migrated(&guest, &handle).await;
+    let mut progress = handle.progress();
+    let sent = progress.borrow_and_update().transfer.frames;
+    in_time(progress.wait_for(|progress| progress.transfer.frames > sent)).await.unwrap();
+    handle.cancel("a test").await.unwrap();
+    world.assert_stayed(&guest, &handle).await;
 }

@@ -30,7 +30,7 @@ use crate::session::{DestinationSession, Handle, SourceSession, destination, sou
 pub(super) const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const CHUNK: u64 = 256 << 10;
 /// Longest wait for anything; a test that runs into it has failed.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A guest at the source. A page is marked dirty after it was written, and it cannot be paused between.
 pub(super) struct FakeSource {
