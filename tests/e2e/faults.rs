@@ -28,4 +28,5 @@ mod kills;
 mod nodes;
 mod phase;
 mod scene;
+mod stops;
 mod versions;

@@ -13,7 +13,7 @@ use crate::host::checks::{exactly_one_copy_runs, one_intact_copy};
 use crate::host::{Guest, GuestPlan, Migration};
 
 /// A dead peer is noticed within this time, and the machine may be busy for one second more.
-const NOTICED_WITHIN: Duration = Duration::from_secs(10 + 1);
+pub(crate) const NOTICED_WITHIN: Duration = Duration::from_secs(10 + 1);
 
 #[test]
 fn a_cable_pulled_in_precopy_is_noticed_and_the_guest_goes_on() {

@@ -47,6 +47,8 @@ pub struct Destination {
     pub(super) run_state: RunState,
     /// An operator, not the source, has ordered the guest to run.
     pub(super) forced: bool,
+    /// Why the last attempt to take the guest over came to nothing.
+    pub(super) not_taken: Option<PeerText>,
     pub(super) wait_until: Option<Duration>,
     pub(super) now: Duration,
     actions: Vec<Action>,
@@ -68,6 +70,7 @@ impl Destination {
             features: Features::default(),
             run_state: RunState::Running,
             forced: false,
+            not_taken: None,
             now,
             actions: Vec::new(),
         }
@@ -189,7 +192,7 @@ impl Destination {
         match (answered, answer) {
             (Some(DestinationState::Loading), answer) => self.on_opened(answer),
             (Some(DestinationState::Ready), answer) => self.on_vouched(answer),
-            (Some(DestinationState::Taking), answer) => self.on_takeover_recorded(&answer),
+            (Some(DestinationState::Taking), answer) => self.on_takeover_recorded(answer),
             (Some(DestinationState::Discarded), _) => self.on_discard_recorded(),
             (Some(DestinationState::Running | DestinationState::Failed) | None, _) => {}
         }
@@ -254,8 +257,10 @@ impl Destination {
 
     fn way_out(&self) -> String {
         let name = self.guest.as_ref().map_or("NAME", |guest| guest.name.as_str());
+        let trouble = self.not_taken.as_ref();
+        let trouble = trouble.map_or(String::new(), |why| format!("it could not be run: {why}; "));
         format!(
-            "guest {name} is complete here and waits for its source to say whether to run. If the \
+            "{trouble}guest {name} is complete here and waits for its source to say whether to run. If the \
              source is gone for good: `lighter migrate --resolve run {name}` here. If the source \
              kept it: `lighter migrate --resolve discard {name}` here. Never let both run: they \
              would use the same disks and addresses"

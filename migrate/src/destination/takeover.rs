@@ -92,12 +92,13 @@ impl Destination {
         self.record(DestinationState::Taking);
     }
 
-    pub(super) fn on_takeover_recorded(&mut self, answer: &Result<(), PeerText>) {
+    pub(super) fn on_takeover_recorded(&mut self, answer: Result<(), PeerText>) {
         let State::TakingOver { asked } = self.state else { return };
-        if answer.is_err() {
-            // Not started, so nothing is lost: the source asks again, and it is tried again.
+        if let Err(detail) = answer {
+            // Not started, so nothing is lost: the source or the operator asks again, and it is tried again.
             self.state = State::Ready;
             self.forced = false;
+            self.not_taken = Some(detail);
             return;
         }
         self.notes.enter(Phase::Resume, self.now);

@@ -312,6 +312,20 @@ fn a_takeover_that_cannot_be_recorded_is_tried_again_when_asked_again() {
 }
 
 #[test]
+fn an_operator_whose_order_cannot_be_recorded_is_told() {
+    let mut bench = Bench::ready();
+    bench.lose_connection();
+    bench.tell(Event::Resolve(OperatorChoice::Run));
+    bench.tell(Event::RecordFailed { detail: "no space left".into() });
+    let in_doubt = bench.destination.progress(bench.now).in_doubt.unwrap();
+    assert!(in_doubt.contains("could not be run: no space left"), "{in_doubt}");
+    assert_eq!(
+        bench.tell(Event::Resolve(OperatorChoice::Run)),
+        [Action::Record(DestinationState::Taking)]
+    );
+}
+
+#[test]
 fn a_guest_that_does_not_start_is_told_of_and_destroyed() {
     let mut bench = Bench::ready();
     bench.hear(SourceMessage::Commit);

@@ -11,6 +11,7 @@ pub mod endpoint;
 mod error;
 #[cfg(test)]
 pub(crate) mod pair;
+pub(crate) mod silence;
 mod tls;
 pub mod transport;
 

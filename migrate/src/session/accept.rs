@@ -67,52 +67,45 @@ impl<T> Gate<T> {
             .await
             .map_err(|_| "the handshake took too long")?
             .map_err(|error| LinkError::explain(&error, from, "").to_string())?;
-        let mut admitted = false;
-        loop {
-            let next = timeout(ADMISSION_TIME, self.next(&connection));
-            match next.await {
-                Ok(Ok(Some(arrival))) => {
-                    admitted = true;
-                    if self.inputs.send((self.wrap)(arrival)).await.is_err() {
-                        return Ok(());
-                    }
-                }
-                Ok(Ok(None)) => return Ok(()),
-                Ok(Err(reason)) => {
-                    turn_away(&connection, NOT_ADMITTED, &reason).await;
-                    return Err(reason);
-                }
-                Err(_) if admitted => {}
-                Err(_) => {
-                    let reason = "no token was shown in time";
-                    turn_away(&connection, NOT_ADMITTED, reason).await;
-                    return Err(reason.into());
-                }
-            }
+        let outcome = self.take_streams(&connection).await;
+        if let Err(reason) = &outcome {
+            turn_away(&connection, NOT_ADMITTED, reason).await;
         }
+        outcome
     }
 
-    /// Waits for a stream and its preamble; none when the connection is gone.
-    async fn next(&self, connection: &Connection) -> Result<Option<Arrival>, String> {
-        tokio::select! {
-            opened = connection.accept_bi() => {
-                let Ok((send, mut receive)) = opened else { return Ok(None) };
-                match self.read_preamble(&mut receive).await? {
-                    Some(StreamRole::Control) => {
-                        Ok(Some(Arrival::Control(connection.clone(), send, receive)))
-                    }
-                    Some(StreamRole::Data { .. }) => Err("a data stream goes one way only".into()),
-                    None => Ok(None),
-                }
+    /// Passes on the streams of a connection until it is gone. The first one must come soon; each must show its
+    /// token soon after it came.
+    async fn take_streams(&self, connection: &Connection) -> Result<(), String> {
+        let late = |_| "no token was shown in time".to_owned();
+        let mut next = timeout(ADMISSION_TIME, next_stream(connection)).await.map_err(late)?;
+        while let Some(opened) = next {
+            let arrival = timeout(ADMISSION_TIME, self.admit(connection, opened)).await;
+            let Some(arrival) = arrival.map_err(late)?? else { return Ok(()) };
+            if self.inputs.send((self.wrap)(arrival)).await.is_err() {
+                return Ok(());
             }
-            opened = connection.accept_uni() => {
-                let Ok(mut receive) = opened else { return Ok(None) };
-                match self.read_preamble(&mut receive).await? {
-                    Some(StreamRole::Data { stream }) => Ok(Some(Arrival::Data(stream, receive))),
-                    Some(StreamRole::Control) => Err("a control stream goes both ways".into()),
-                    None => Ok(None),
-                }
+            next = next_stream(connection).await;
+        }
+        Ok(())
+    }
+
+    /// Reads a stream's preamble; none when the connection breaks meanwhile.
+    async fn admit(
+        &self,
+        connection: &Connection,
+        (send, mut receive): Opened,
+    ) -> Result<Option<Arrival>, String> {
+        match (self.read_preamble(&mut receive).await?, send) {
+            (Some(StreamRole::Control), Some(send)) => {
+                Ok(Some(Arrival::Control(connection.clone(), send, receive)))
             }
+            (Some(StreamRole::Data { stream }), None) => Ok(Some(Arrival::Data(stream, receive))),
+            (Some(StreamRole::Control), None) => Err("a control stream goes both ways".into()),
+            (Some(StreamRole::Data { .. }), Some(_)) => {
+                Err("a data stream goes one way only".into())
+            }
+            (None, _) => Ok(None),
         }
     }
 
@@ -123,5 +116,16 @@ impl<T> Gate<T> {
         }
         let admitted = Preamble::admit(&bytes, self.migration, &self.token);
         admitted.map(Some).map_err(|error| error.to_string())
+    }
+}
+
+/// A stream that the peer opened; with a way back when it goes both ways.
+type Opened = (Option<SendStream>, RecvStream);
+
+/// Waits for a stream; none when the connection is gone.
+async fn next_stream(connection: &Connection) -> Option<Opened> {
+    tokio::select! {
+        both = connection.accept_bi() => both.ok().map(|(send, receive)| (Some(send), receive)),
+        one = connection.accept_uni() => one.ok().map(|receive| (None, receive)),
     }
 }

@@ -16,6 +16,8 @@ use crate::quic::{LinkError, Tls};
 
 /// Time after which a node is asked again whether the process lives that does not answer.
 const ASK_NODE_EVERY: Duration = Duration::from_secs(1);
+/// Longest wait for a contact that is not wanted any more, so as to say so.
+pub(super) const WITHDRAW_TIME: Duration = Duration::from_secs(2);
 
 /// Where the destination was found.
 #[derive(Debug, Clone)]
@@ -33,6 +35,26 @@ pub(super) struct Contact {
     pub(super) control: (SendStream, RecvStream),
     /// The first one is for dialogues, the others for one connection each.
     pub(super) endpoints: Vec<Endpoint>,
+}
+
+impl Contact {
+    /// Gives up before a word was said: the process there need not wait any longer, nor its node keep the
+    /// guest's name for it.
+    pub(super) async fn withdraw(self) {
+        let Self { connections, control: (mut send, _receive), endpoints, .. } = self;
+        // The process closes the connection when it has read that nothing will come.
+        if send.finish().is_ok() {
+            let _ = timeout(WITHDRAW_TIME, connections[0].closed()).await;
+        }
+        drop(connections);
+        let idle = async {
+            for endpoint in &endpoints {
+                endpoint.close(0_u32.into(), b"");
+                endpoint.wait_idle().await;
+            }
+        };
+        let _ = timeout(WITHDRAW_TIME, idle).await;
+    }
 }
 
 /// Why there is none.

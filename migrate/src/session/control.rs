@@ -12,6 +12,7 @@ use crate::framing::{self, ReadFailure};
 use crate::protocol::CodecError;
 use crate::protocol::codec::Message;
 use crate::quic::LinkError;
+use crate::quic::silence::silence;
 
 /// Longest wait at the end for the peer to acknowledge the last messages.
 const FLUSH_TIME: Duration = Duration::from_secs(2);
@@ -70,11 +71,18 @@ impl Control {
         let (outbox, letters) = mpsc::unbounded_channel();
         tasks.spawn(write_all(send, letters, connections.clone()).in_current_span());
         tasks.spawn(read_all(receive, connections[0].clone(), name.into(), ear.clone()));
-        for connection in &connections[1..] {
+        for (index, connection) in connections.iter().enumerate() {
             let (connection, name, ear) = (connection.clone(), name.to_owned(), ear.clone());
             tasks.spawn(async move {
-                let _ = connection.closed().await;
-                ear.hear(Heard::Lost(describe(&connection, &name, ""))).await;
+                let lost = tokio::select! {
+                    error = silence(&connection) => error.to_string(),
+                    // Of the first one the reader tells.
+                    _ = connection.closed() => match index {
+                        0 => return,
+                        _ => describe(&connection, &name, ""),
+                    },
+                };
+                ear.hear(Heard::Lost(lost)).await;
             });
         }
         Self { outbox, connections }

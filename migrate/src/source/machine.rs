@@ -227,6 +227,7 @@ impl Source {
         match (answered, answer) {
             (Some(SourceState::Undecided), answer) => match self.state {
                 State::Reclaiming { .. } => self.on_reclaimed(&answer),
+                State::Weighing => self.on_weighed(answer),
                 _ => self.on_opened(answer),
             },
             (Some(SourceState::Committed), answer) => self.on_commit_recorded(answer),
@@ -313,7 +314,7 @@ impl Source {
             return self.abort(failure);
         }
         if self.measure_at().is_some_and(|at| at <= now) {
-            return self.measure();
+            return self.measure_again();
         }
         if self.give_up_at().is_some_and(|at| at <= now) {
             return self.give_up_telling();

@@ -14,6 +14,8 @@ use crate::report::Round;
 
 /// Pause before a fixed part that is beyond the limit is measured again: it pauses the guest.
 const MEASURE_AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// Records that are made durable while the guest stands: committed here, ready and taking there.
+const RECORDS_IN_DOWNTIME: u32 = 3;
 
 impl Source {
     pub(super) fn on_connected(&mut self) {
@@ -104,14 +106,30 @@ impl Source {
         }
     }
 
-    pub(super) fn measure(&mut self) {
+    fn measure(&mut self) {
         self.state = State::Probing;
         self.push(Action::Probe);
     }
 
+    /// The disk may have been busy when the record was created, or the host when the guest was paused:
+    /// what was beyond the limit then need not be now.
+    pub(super) fn measure_again(&mut self) {
+        self.state = State::Weighing;
+        self.record(SourceState::Undecided);
+    }
+
+    pub(super) fn on_weighed(&mut self, answer: Result<(), PeerText>) {
+        if let Err(detail) = answer {
+            return self.abort(Failure::Record { detail });
+        }
+        let took = self.now.saturating_sub(self.record_asked);
+        self.record_time = took.saturating_mul(RECORDS_IN_DOWNTIME);
+        self.measure();
+    }
+
     /// The fixed part of the downtime: state is saved here and loaded there; state to ready and
-    /// commit to running each cost a round trip; and three records are made durable, which together
-    /// flush about as often as the creation of the first one, measured here, did.
+    /// commit to running each cost a round trip; and [`RECORDS_IN_DOWNTIME`] records are made durable,
+    /// which together flush about as often as the creation of the first one did.
     pub(super) fn on_probed(&mut self, probe: Probe) {
         if matches!(self.state, State::Probing) {
             self.fixed = probe

@@ -31,6 +31,8 @@ pub(super) enum State {
     Copying,
     /// For a time at which the switchover may be measured to be faster.
     Resting { until: Duration },
+    /// For a record that is written again to see how long that takes now.
+    Weighing,
     /// For the guest to stand.
     Pausing,
     /// For the last round and the state.
@@ -78,7 +80,7 @@ impl State {
             Self::Greeting => "agreeing on a version",
             Self::Describing => "having the guest prepared",
             Self::Starting => "starting to copy",
-            Self::Probing | Self::Resting { .. } => "measuring the switchover",
+            Self::Probing | Self::Resting { .. } | Self::Weighing => "measuring the switchover",
             Self::Copying => "sending memory",
             Self::Pausing => "pausing the guest",
             Self::Finishing { .. } | Self::Ending { .. } => "sending the last pages and the state",

@@ -410,7 +410,7 @@ fn says_so_when_rounds_do_not_help() {
 #[test]
 fn a_limit_below_the_fixed_part_is_measured_again_and_keeps_nobody_busy() {
     let mut bench = Bench::new();
-    bench.source.config.limits.downtime = 5 * MS;
+    bench.source.config.limits.downtime = 10 * MS;
     bench.tell(Event::Connected);
     bench.tell(Event::Recorded);
     bench.hear(welcome());
@@ -425,13 +425,57 @@ fn a_limit_below_the_fixed_part_is_measured_again_and_keeps_nobody_busy() {
     let at = bench.source.deadline().unwrap();
     assert_eq!(at, bench.now + Duration::from_secs(1));
     bench.now = at;
-    assert_eq!(bench.source.handle(Event::Tick, at), [Action::Probe]);
+    let again = bench.source.handle(Event::Tick, at);
+    assert_eq!(again, [Action::Record(SourceState::Undecided)]);
+    assert_eq!(bench.tell(Event::Recorded), [Action::Probe]);
     let faster = bench.tell(Event::Probed(Probe { pause_and_save: MS, round_trip: MS }));
     assert_eq!(faster, [Action::SendRound { round: 2 }]);
     assert_eq!(
         bench.tell(Event::RoundSent(RoundSent::default())),
         [Action::Send(SourceMessage::Switchover), Action::Pause]
     );
+}
+
+#[test]
+fn a_disk_that_was_busy_at_the_start_does_not_hold_up_the_migration_for_ever() {
+    let mut bench = Bench::new();
+    bench.tell(Event::Connected);
+    bench.now += Duration::from_secs(2);
+    bench.tell(Event::Recorded);
+    bench.hear(welcome());
+    bench.hear(DestinationMessage::Prepared);
+    bench.tell(Event::PrecopyStarted);
+    let probe = Probe { pause_and_save: MS, round_trip: MS };
+    bench.tell(Event::Probed(probe));
+    assert_eq!(bench.tell(Event::RoundSent(RoundSent::default())), []);
+
+    bench.now = bench.source.deadline().unwrap();
+    bench.tell(Event::Tick);
+    bench.tell(Event::Recorded);
+    bench.tell(Event::Probed(probe));
+    assert_eq!(
+        bench.tell(Event::RoundSent(RoundSent::default())),
+        [Action::Send(SourceMessage::Switchover), Action::Pause]
+    );
+}
+
+#[test]
+fn a_disk_that_has_become_full_is_found_out_while_the_switchover_is_measured() {
+    let mut bench = Bench::new();
+    bench.source.config.limits.downtime = MS;
+    bench.tell(Event::Connected);
+    bench.tell(Event::Recorded);
+    bench.hear(welcome());
+    bench.hear(DestinationMessage::Prepared);
+    bench.tell(Event::PrecopyStarted);
+    bench.tell(Event::Probed(Probe { pause_and_save: 40 * MS, round_trip: MS }));
+    bench.tell(Event::RoundSent(RoundSent::default()));
+    bench.now = bench.source.deadline().unwrap();
+    bench.tell(Event::Tick);
+
+    let actions = bench.tell(Event::RecordFailed { detail: "no space left on device".into() });
+    assert!(matches!(actions[0], Action::Send(SourceMessage::Abort(_))), "{actions:?}");
+    assert!(actions.contains(&Action::StopDirtyLog));
 }
 
 #[test]

@@ -56,6 +56,11 @@ impl Scene {
         Self::prepare(|_, of| environment(side, of, failpoint))
     }
 
+    /// Two hosts and the guest; no migration yet.
+    pub(super) fn without_failpoint() -> Self {
+        Self::prepare(|_, _| Vec::new())
+    }
+
     /// A migration that stands in `phase` for good: what should come next there does not.
     pub(super) fn held_in(phase: &Phase) -> Self {
         let mut scene = Self::with_failpoint(phase.side, &format!("{}:hold", phase.point));

@@ -1,6 +1,9 @@
 //! Carrying out what the source's machine wants done.
 
-use super::super::connect::{Approach, approach, reach_again};
+use tokio::sync::mpsc::error::SendError;
+use tokio::time::timeout;
+
+use super::super::connect::{Approach, WITHDRAW_TIME, approach, reach_again};
 use super::super::pace::Next;
 use super::super::pump::Plant;
 use super::super::sender::{Order, Route, Sender};
@@ -59,11 +62,21 @@ impl Driver {
         };
         let tell = self.tell.clone();
         self.tasks.spawn(async move {
-            tokio::select! {
-                contact = approach(approach_with) => {
-                    let _ = tell.send(Input::Approached(contact));
-                }
-                () = tell.closed() => {}
+            let approach = approach(approach_with);
+            tokio::pin!(approach);
+            let unwanted = tokio::select! {
+                contact = &mut approach => match tell.send(Input::Approached(contact)) {
+                    Err(SendError(Input::Approached(contact))) => contact,
+                    _ => return,
+                },
+                // It may have been admitted: then a process there waits for it, in vain.
+                () = tell.closed() => match timeout(WITHDRAW_TIME, approach).await {
+                    Ok(contact) => contact,
+                    Err(_) => return,
+                },
+            };
+            if let Ok(contact) = unwanted {
+                contact.withdraw().await;
             }
         });
     }

@@ -37,6 +37,20 @@ async fn a_cancelled_migration_ends_at_once_though_the_bandwidth_is_small() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_migration_cancelled_right_after_its_admission_lets_the_destination_go_at_once() {
+    let world = World::new();
+    let guest = FakeSource::new(16, Content::Mixed);
+    let handle = world.start(world.session(), &guest);
+    let there = world.arrival().await;
+    let asked = Instant::now();
+    handle.cancel("a test").await.unwrap();
+    in_time(there.settled()).await.unwrap();
+    // A process that hears nothing waits for five seconds.
+    assert!(asked.elapsed() < Duration::from_secs(4), "{:?}", asked.elapsed());
+    world.assert_stayed(&guest, &handle).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn after_a_cancelled_migration_another_one_succeeds() {
     let world = World::new();
     let guest = FakeSource::new(16, Content::Mixed);

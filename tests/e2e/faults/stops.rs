@@ -1,0 +1,58 @@
+//! A process that the host does not let run for a while: SIGSTOP, as a frozen cgroup or a host out of memory does it.
+
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use super::scene::{GUEST, Scene};
+use crate::host::wait;
+use crate::network::NOTICED_WITHIN;
+
+/// Longer than either side waits for a sign of life.
+const STANDSTILL: Duration = Duration::from_secs(12);
+
+/// The destination has given up meanwhile, and said so to a process that did not hear: it finds out as soon as after any loss.
+#[test]
+fn a_source_that_stood_still_in_precopy_notices_soon_that_the_destination_is_gone() {
+    let mut scene = Scene::without_failpoint();
+    scene.migrate_with(&["--bandwidth", "2MB/s"]);
+    let migration = scene.take_migration();
+    migration.await_phase("precopy");
+    // It would not wait for an answer for so long.
+    migration.pid().kill();
+    drop(migration);
+    let (source, arriving) = (scene.source(), scene.destination());
+
+    source.signal(Signal::SIGSTOP);
+    let began = Instant::now();
+    wait::until("the source has stood for long", || wait::holds(began.elapsed() > STANDSTILL, ()));
+    assert!(!arriving.is_alive(), "the destination waits for a source that gives no sign of life");
+    source.signal(Signal::SIGCONT);
+    let again = Instant::now();
+    scene.pair.a.guest(GUEST).await_state("running");
+    let noticed = again.elapsed();
+    assert!(noticed < NOTICED_WITHIN, "noticed after {noticed:?}");
+
+    scene.runs_only_on(&scene.pair.a);
+    scene.another_migration_succeeds();
+}
+
+/// Its node lives and answers nothing for it; the source does not wait for longer than for a host that is gone.
+#[test]
+fn a_destination_that_stands_still_in_precopy_is_given_up_and_ends_when_it_goes_on() {
+    let mut scene = Scene::without_failpoint();
+    scene.migrate_with(&["--bandwidth", "2MB/s"]);
+    let migration = scene.take_migration();
+    migration.await_phase("precopy");
+    let arriving = scene.destination();
+
+    arriving.signal(Signal::SIGSTOP);
+    let began = Instant::now();
+    migration.finish().stayed(&["connection"]);
+    let noticed = began.elapsed();
+    assert!(noticed < NOTICED_WITHIN, "noticed after {noticed:?}");
+
+    arriving.signal(Signal::SIGCONT);
+    scene.runs_only_on(&scene.pair.a);
+    scene.another_migration_succeeds();
+}
