@@ -1,20 +1,26 @@
 //! `lighter migrate`: starts a migration, shows it, and says how it ended.
 
-use anyhow::{Context, Result};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
 use migrate::MigrationId;
 
 use super::follow::{Follower, interrupts};
 use super::progress::ProgressView;
 use super::session::{block_on, guest_client, print_json};
 use super::summary;
+use crate::api::ApiClient;
 use crate::api::types::{
-    Compression, MigrationRequest, MigrationStarted, Resolution, ResolveRequest, StateAnswer,
-    WorkloadInfo,
+    Compression, GuestInfo, GuestState, MigrationRequest, MigrationStarted, Resolution,
+    ResolveRequest, StateAnswer, WorkloadInfo,
 };
 use crate::cli::Output;
 use crate::cli::migration::{CompressArg, MigrateArgs, ResolveArg};
 use crate::exit::{Exit, ExitWith};
 use crate::state_dir::StateDir;
+
+/// Longest wait for what an operator has decided to have happened.
+const RESOLVE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Migrates a guest, or resolves one in doubt.
 ///
@@ -96,10 +102,31 @@ fn resolve(state: &StateDir, args: &MigrateArgs, decision: ResolveArg) -> Result
             (Resolution::Discard, "is discarded here: the other host's copy is the only one")
         }
     };
-    let answer: Result<StateAnswer> = block_on(async {
-        Ok(client.put_json("/v1/guest/migration/resolve", &ResolveRequest { decision }).await?)
+    let resolved: Result<()> = block_on(async {
+        let request = ResolveRequest { decision };
+        let _: StateAnswer = client.put_json("/v1/guest/migration/resolve", &request).await?;
+        await_resolution(&client, decision).await
     });
-    answer.with_context(|| format!("cannot resolve the migration of {}", args.name))?;
+    resolved.with_context(|| format!("cannot resolve the migration of {}", args.name))?;
     println!("{} {done}", args.name);
     Ok(Exit::Done)
+}
+
+/// Waits until the guest is as was ordered: its own again, or gone with its process.
+async fn await_resolution(client: &ApiClient, decision: Resolution) -> Result<()> {
+    let began = Instant::now();
+    while began.elapsed() < RESOLVE_PATIENCE {
+        let info: GuestInfo = match client.get("/v1/guest").await {
+            Ok(info) => info,
+            Err(error) if error.is_gone() && decision == Resolution::Discard => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        match info.state {
+            GuestState::InDoubt => bail!("{}", info.detail.unwrap_or_default()),
+            GuestState::Running | GuestState::Paused => return Ok(()),
+            GuestState::Incoming | GuestState::Migrating | GuestState::Ended => {}
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    bail!("it has not happened within {} s; see `lighter show`", RESOLVE_PATIENCE.as_secs())
 }
