@@ -13,34 +13,37 @@ use std::time::{Duration, Instant};
 use quinn::congestion::{Controller, ControllerFactory, Cubic, CubicConfig};
 use quinn_proto::RttEstimator;
 
-use super::transport::SEND_WINDOW;
-
 /// Paths slower than this are always paced.
 const RTT_MAX: Duration = Duration::from_millis(2);
-/// CUBIC's window from which it no longer limits: slow start would double it past the send window next.
-const WINDOW_FREE: u64 = SEND_WINDOW / 2;
 /// The least window that quinn does not pace.
 const UNPACED: u64 = u32::MAX as u64 + 1;
 
 /// Makes [`FastPath`] controllers.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct FastPathCubic {
     cubic: Arc<CubicConfig>,
+    free: u64,
 }
 
 impl FastPathCubic {
+    /// For connections that never have more than `send_window` bytes under way.
+    pub(super) fn new(send_window: u64) -> Self {
+        // From here on CUBIC does not limit: slow start would double its window past the send window next.
+        Self { cubic: Arc::default(), free: send_window / 2 }
+    }
+
     /// With this many bytes under way before anything is acknowledged.
-    pub(super) fn starting_at(initial_window: u64) -> Self {
+    pub(super) fn starting_at(self, initial_window: u64) -> Self {
         let mut cubic = CubicConfig::default();
         cubic.initial_window(initial_window);
-        Self { cubic: Arc::new(cubic) }
+        Self { cubic: Arc::new(cubic), ..self }
     }
 }
 
 impl ControllerFactory for FastPathCubic {
     fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
         let cubic = Cubic::new(self.cubic.clone(), now, current_mtu);
-        Box::new(FastPath { cubic, rtt: Duration::MAX })
+        Box::new(FastPath { cubic, rtt: Duration::MAX, free: self.free })
     }
 }
 
@@ -48,6 +51,8 @@ impl ControllerFactory for FastPathCubic {
 struct FastPath {
     cubic: Cubic,
     rtt: Duration,
+    /// CUBIC's window from which it is left out.
+    free: u64,
 }
 
 impl Controller for FastPath {
@@ -79,7 +84,7 @@ impl Controller for FastPath {
 
     fn window(&self) -> u64 {
         let window = self.cubic.window();
-        if self.rtt < RTT_MAX && window >= WINDOW_FREE { UNPACED } else { window }
+        if self.rtt < RTT_MAX && window >= self.free { UNPACED } else { window }
     }
 
     fn clone_box(&self) -> Box<dyn Controller> {

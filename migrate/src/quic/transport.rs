@@ -38,7 +38,7 @@ const MTU_INITIAL: u16 = 1200;
 const RECEIVE_WINDOW: u32 = 16 << 20;
 /// Bytes that may be written and not yet acknowledged, until the path is measured: small enough to stay in
 /// the CPU's cache, large enough for a LAN.
-pub(super) const SEND_WINDOW: u64 = 4 << 20;
+const SEND_WINDOW: u64 = 4 << 20;
 /// Least send window: two batches of frames.
 const SEND_WINDOW_MIN: u64 = 512 << 10;
 /// Largest send window, for long fat paths.
@@ -97,7 +97,7 @@ fn over_network(config: &mut TransportConfig) {
     config
         .initial_mtu(MTU_INITIAL)
         .mtu_discovery_config(Some(mtu))
-        .congestion_controller_factory(Arc::new(FastPathCubic::default()));
+        .congestion_controller_factory(Arc::new(FastPathCubic::new(SEND_WINDOW)));
 }
 
 /// On loopback nothing swallows large packets. A burst that overruns the receiver may look like it, and
@@ -105,7 +105,7 @@ fn over_network(config: &mut TransportConfig) {
 fn over_loopback(config: &mut TransportConfig) {
     let mut mtu = MtuDiscoveryConfig::default();
     mtu.upper_bound(MTU_LOOPBACK).black_hole_cooldown(BLACK_HOLE_TIME);
-    let cubic = FastPathCubic::starting_at(LOOPBACK_INITIAL_WINDOW);
+    let cubic = FastPathCubic::new(SEND_WINDOW).starting_at(LOOPBACK_INITIAL_WINDOW);
     config
         .enable_segmentation_offload(false)
         .initial_mtu(MTU_LOOPBACK_SURE)

@@ -15,6 +15,37 @@ pub(super) enum Command {
     GuestStopped { detail: PeerText },
 }
 
+/// What is left of a [`Command`] when whoever asked has been answered.
+#[derive(Debug)]
+pub(super) enum Ordered {
+    Cancel { by: PeerText },
+    Resolve(OperatorChoice),
+    GuestStopped { detail: PeerText },
+}
+
+impl Command {
+    /// Answers whoever asked by what the machine says; returns what is to be done, if anything.
+    pub(super) fn answer(
+        self,
+        can_cancel: impl FnOnce() -> Result<(), CancelRefused>,
+        can_resolve: impl FnOnce(OperatorChoice) -> Result<(), ResolveRefused>,
+    ) -> Option<Ordered> {
+        match self {
+            Self::Cancel { by, answer } => {
+                let may = can_cancel();
+                let _ = answer.send(may);
+                may.is_ok().then_some(Ordered::Cancel { by })
+            }
+            Self::Resolve { choice, answer } => {
+                let may = can_resolve(choice);
+                let _ = answer.send(may);
+                may.is_ok().then_some(Ordered::Resolve(choice))
+            }
+            Self::GuestStopped { detail } => Some(Ordered::GuestStopped { detail }),
+        }
+    }
+}
+
 /// A running migration, seen from the rest of the program. Dropping it changes nothing.
 #[derive(Debug, Clone)]
 pub struct Handle {

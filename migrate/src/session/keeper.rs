@@ -35,6 +35,15 @@ impl Keeper {
         record.updated_unix_ms = unix_ms();
         let _ = self.orders.send(Order { record, done: Box::new(done) });
     }
+
+    /// Writes `record` with a report, by which nothing is decided: without it, less is known later.
+    pub(super) fn write_report(&self, record: Record) {
+        self.write(record, |outcome| {
+            if let Err(error) = outcome {
+                tracing::warn!(%error, "the report is not kept");
+            }
+        });
+    }
 }
 
 async fn keep(store: RecordStore, mut inbox: mpsc::UnboundedReceiver<Order>) {

@@ -14,6 +14,7 @@ mod destination;
 mod handle;
 mod keeper;
 mod limiter;
+mod line;
 mod pace;
 pub(crate) mod preamble;
 mod pump;

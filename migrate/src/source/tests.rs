@@ -54,17 +54,25 @@ impl Bench {
         self.tell(Event::Message(message))
     }
 
+    /// Up to the first round, with a record that takes `record` and a switchover that takes what `probe` says.
+    fn begin_with(&mut self, record: Duration, probe: Probe) {
+        self.tell(Event::Connected);
+        self.now += record;
+        self.tell(Event::Recorded);
+        self.hear(welcome());
+        self.hear(DestinationMessage::Prepared);
+        self.tell(Event::PrecopyStarted);
+        assert_eq!(self.tell(Event::Probed(probe)), [Action::SendRound { round: 1 }]);
+    }
+
+    fn begin(&mut self, probe: Probe) {
+        self.begin_with(Duration::ZERO, probe);
+    }
+
     /// Up to the first round.
     fn copying() -> Self {
         let mut bench = Self::new();
-        bench.tell(Event::Connected);
-        bench.tell(Event::Recorded);
-        bench.hear(welcome());
-        bench.hear(DestinationMessage::Prepared);
-        bench.tell(Event::PrecopyStarted);
-        let probe = Probe { pause_and_save: 2 * MS, round_trip: MS };
-        let actions = bench.tell(Event::Probed(probe));
-        assert_eq!(actions, [Action::SendRound { round: 1 }]);
+        bench.begin(Probe { pause_and_save: 2 * MS, round_trip: MS });
         bench
     }
 
@@ -411,12 +419,7 @@ fn says_so_when_rounds_do_not_help() {
 fn a_limit_below_the_fixed_part_is_measured_again_and_keeps_nobody_busy() {
     let mut bench = Bench::new();
     bench.source.config.limits.downtime = 10 * MS;
-    bench.tell(Event::Connected);
-    bench.tell(Event::Recorded);
-    bench.hear(welcome());
-    bench.hear(DestinationMessage::Prepared);
-    bench.tell(Event::PrecopyStarted);
-    bench.tell(Event::Probed(Probe { pause_and_save: 40 * MS, round_trip: MS }));
+    bench.begin(Probe { pause_and_save: 40 * MS, round_trip: MS });
 
     assert_eq!(bench.tell(Event::RoundSent(RoundSent::default())), []);
 
@@ -439,14 +442,8 @@ fn a_limit_below_the_fixed_part_is_measured_again_and_keeps_nobody_busy() {
 #[test]
 fn a_disk_that_was_busy_at_the_start_does_not_hold_up_the_migration_for_ever() {
     let mut bench = Bench::new();
-    bench.tell(Event::Connected);
-    bench.now += Duration::from_secs(2);
-    bench.tell(Event::Recorded);
-    bench.hear(welcome());
-    bench.hear(DestinationMessage::Prepared);
-    bench.tell(Event::PrecopyStarted);
     let probe = Probe { pause_and_save: MS, round_trip: MS };
-    bench.tell(Event::Probed(probe));
+    bench.begin_with(Duration::from_secs(2), probe);
     assert_eq!(bench.tell(Event::RoundSent(RoundSent::default())), []);
 
     bench.now = bench.source.deadline().unwrap();
@@ -463,12 +460,7 @@ fn a_disk_that_was_busy_at_the_start_does_not_hold_up_the_migration_for_ever() {
 fn a_disk_that_has_become_full_is_found_out_while_the_switchover_is_measured() {
     let mut bench = Bench::new();
     bench.source.config.limits.downtime = MS;
-    bench.tell(Event::Connected);
-    bench.tell(Event::Recorded);
-    bench.hear(welcome());
-    bench.hear(DestinationMessage::Prepared);
-    bench.tell(Event::PrecopyStarted);
-    bench.tell(Event::Probed(Probe { pause_and_save: 40 * MS, round_trip: MS }));
+    bench.begin(Probe { pause_and_save: 40 * MS, round_trip: MS });
     bench.tell(Event::RoundSent(RoundSent::default()));
     bench.now = bench.source.deadline().unwrap();
     bench.tell(Event::Tick);

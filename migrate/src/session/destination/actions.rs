@@ -6,17 +6,13 @@ use super::super::pace::Next;
 use super::super::receiver::Memory;
 use super::Driver;
 use crate::destination::{Action, Event};
-use crate::failpoint::Passage;
-use crate::framing;
 use crate::protocol::{DestinationMessage, Features};
 use crate::record::DestinationState;
 
 impl Driver {
     pub(super) fn perform(&mut self, action: Action) -> Next {
-        match self.failpoints.reach("destination.act", name(&action)) {
-            Passage::Hold => return Next::GoOn,
-            Passage::Cut => self.cut(),
-            Passage::Go | Passage::Flip => {}
+        if !self.line.may_act(name(&action)) {
+            return Next::GoOn;
         }
         match action {
             Action::Send(message) => self.send(&message),
@@ -31,10 +27,7 @@ impl Driver {
             Action::Record(state) => self.record(state),
             Action::ResumeGuest => self.with_guest(Event::Resumed, |guest| guest.resume()),
             Action::Discard => self.discard(),
-            Action::Disconnect => {
-                self.generation += 1;
-                self.control = None;
-            }
+            Action::Disconnect => self.line.close(),
             Action::Finished(report) => self.finish(*report),
             Action::Settled => return Next::End,
         }
@@ -42,26 +35,8 @@ impl Driver {
     }
 
     pub(super) fn send(&mut self, message: &DestinationMessage) {
-        let passage = self.failpoints.reach("destination.send", message.name());
-        let Some(control) = &self.control else { return };
-        match framing::frame(message) {
-            Err(error) => tracing::error!(%error, "{} cannot be sent", message.name()),
-            Ok(mut frame) => match passage {
-                Passage::Hold => {}
-                Passage::Cut => self.cut(),
-                Passage::Go => control.send_bytes(frame),
-                Passage::Flip => {
-                    let middle = frame.len() / 2;
-                    frame[middle] ^= 0x10;
-                    control.send_bytes(frame);
-                }
-            },
-        }
-    }
-
-    pub(super) fn cut(&self) {
-        if let Some(control) = &self.control {
-            control.cut("failpoint");
+        if let Err(error) = self.line.send(message.name(), message) {
+            tracing::error!(%error, "{} cannot be sent", message.name());
         }
     }
 

@@ -17,16 +17,17 @@ use tracing::Instrument;
 
 use super::accept::{Arrival, Gate, accept};
 use super::clock::{Clock, unix_ms};
-use super::control::{Control, Ear, Heard};
-use super::handle::{Board, Command, Handle, handle};
+use super::control::{Control, Heard};
+use super::handle::{Board, Command, Handle, Ordered, handle};
 use super::keeper::Keeper;
+use super::line::{self, Line};
 use super::pace::{self, INPUTS_MAX, LEFTOVER_TIME, Next};
 use super::receiver::{Memory, receive};
 use super::thread::{StartError, connections_useful, run};
 use super::totals::Totals;
 use super::worker::Worker;
 use crate::destination::{Destination, DestinationConfig, Event};
-use crate::failpoint::{Failpoints, Passage};
+use crate::failpoint::Failpoints;
 use crate::guest::{DestinationGuest, GuestDescription, GuestFactory, Refusal};
 use crate::protocol::{MAX_STREAMS, MigrationId, Offer, SourceMessage, Token};
 use crate::quic::{LinkError, Tls, endpoint};
@@ -123,7 +124,7 @@ enum Input {
 struct Driver {
     session: DestinationSession,
     factory: Arc<dyn GuestFactory>,
-    failpoints: Failpoints,
+    line: Line,
     machine: Destination,
     clock: Clock,
     board: Board,
@@ -139,8 +140,6 @@ struct Driver {
     totals: Arc<Totals>,
     endpoint: Endpoint,
     port: u16,
-    control: Option<Control>,
-    generation: u64,
     description: Option<GuestDescription>,
     guest: Option<Arc<dyn DestinationGuest>>,
     /// A copy was discarded: what is still being created is not wanted.
@@ -177,7 +176,7 @@ impl Driver {
         Self {
             session,
             factory,
-            failpoints,
+            line: Line::new(line::DESTINATION, failpoints),
             machine: Destination::new(config, clock.now()),
             clock,
             board,
@@ -191,8 +190,6 @@ impl Driver {
             totals: Arc::default(),
             endpoint,
             port,
-            control: None,
-            generation: 0,
             description: None,
             guest: None,
             discarded: false,
@@ -247,7 +244,9 @@ impl Driver {
                 self.handle(Event::Created(Ok(())))
             }
             Input::Created(Err(refusal)) => self.handle(Event::Created(Err(refusal))),
-            Input::Heard(generation, heard) if generation == self.generation => self.listen(heard),
+            Input::Heard(generation, heard) if generation == self.line.generation() => {
+                self.listen(heard)
+            }
             Input::Heard(..) => Next::GoOn,
             Input::Arrived(Arrival::Control(connection, send, receive)) => {
                 self.connected(connection, (send, receive))
@@ -259,51 +258,37 @@ impl Driver {
     fn listen(&mut self, heard: Heard<SourceMessage>) -> Next {
         match heard {
             Heard::Message(message) => {
-                match self.failpoints.reach("destination.recv", message.name()) {
-                    Passage::Hold => return Next::GoOn,
-                    Passage::Cut => self.cut(),
-                    Passage::Go | Passage::Flip => {}
+                if !self.line.may_hear(message.name()) {
+                    return Next::GoOn;
                 }
                 self.handle(Event::Message(message))
             }
             Heard::Malformed(error) => self.handle(Event::Malformed(error)),
             Heard::Lost(detail) => {
-                self.generation += 1;
-                self.control = None;
+                self.line.close();
                 self.handle(Event::ConnectionLost { detail: detail.as_str().into() })
             }
         }
     }
 
     fn obey(&mut self, command: Command) -> Next {
-        match command {
-            Command::Cancel { by, answer } => {
-                let may = self.machine.can_cancel();
-                let _ = answer.send(may);
-                may.map_or(Next::GoOn, |()| self.handle(Event::Cancel { by }))
-            }
-            Command::Resolve { choice, answer } => {
-                let may = self.machine.can_resolve(choice);
-                let _ = answer.send(may);
-                may.map_or(Next::GoOn, |()| self.handle(Event::Resolve(choice)))
-            }
+        let machine = &self.machine;
+        let ordered = command.answer(|| machine.can_cancel(), |choice| machine.can_resolve(choice));
+        match ordered {
+            Some(Ordered::Cancel { by }) => self.handle(Event::Cancel { by }),
+            Some(Ordered::Resolve(choice)) => self.handle(Event::Resolve(choice)),
             // The guest that runs here is not the session's business any more.
-            Command::GuestStopped { .. } => Next::GoOn,
+            Some(Ordered::GuestStopped { .. }) | None => Next::GoOn,
         }
     }
 
     fn connected(&mut self, connection: Connection, stream: (SendStream, RecvStream)) -> Next {
-        if let Some(old) = self.control.take() {
-            old.cut("replaced by a new connection of the source");
-        }
-        self.generation += 1;
+        self.line.cut("replaced by a new connection of the source");
         if self.session.source.is_none() {
             self.session.source = Some(connection.remote_address());
         }
-        let (inputs, generation) = (self.hear.clone(), self.generation);
-        let ear = Ear { inputs, generation, wrap: Input::Heard };
-        let control = Control::start(vec![connection], "", stream, &mut self.tasks, &ear);
-        self.control = Some(control);
+        let ear = self.line.next_ear(self.hear.clone(), Input::Heard);
+        self.line.open(Control::start(vec![connection], "", stream, &mut self.tasks, &ear));
         self.handle(Event::Connected)
     }
 
@@ -354,9 +339,9 @@ impl Driver {
 
     /// Waits for what is still to be sent and written, then leaves nothing behind.
     async fn leave(self) {
-        let Self { mut tasks, mut readers, endpoint, control, keeper, worker, .. } = self;
+        let Self { mut tasks, mut readers, endpoint, line, keeper, worker, .. } = self;
         readers.shutdown().await;
-        drop((control, keeper, worker, self.memory, self.guest, self.told, self.heard));
+        drop((line, keeper, worker, self.memory, self.guest, self.told, self.heard));
         endpoint.set_server_config(None);
         // The writer of the control stream closes its connection once all is acknowledged; then the
         // endpoint has none left and can go, and with it the one that accepts.

@@ -20,11 +20,7 @@ impl Driver {
     }
 
     pub(super) fn finish(&mut self, report: Report) {
-        self.keeper.write(self.make_record(Some(report.clone())), |outcome| {
-            if let Err(error) = outcome {
-                tracing::warn!(%error, "the report is not kept");
-            }
-        });
+        self.keeper.write_report(self.make_record(Some(report.clone())));
         self.board.report.send_replace(Some(report));
     }
 

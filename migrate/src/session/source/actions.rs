@@ -8,8 +8,6 @@ use super::super::pace::Next;
 use super::super::pump::Plant;
 use super::super::sender::{Order, Route, Sender};
 use super::{Driver, Input};
-use crate::failpoint::Passage;
-use crate::framing;
 use crate::guest::GuestError;
 use crate::pages::{BufferPool, Compression};
 use crate::protocol::{Decision, FEATURE_LZ4, SourceMessage};
@@ -19,10 +17,8 @@ use crate::source::{Action, DataPath, Event};
 
 impl Driver {
     pub(super) fn perform(&mut self, action: Action) -> Next {
-        match self.failpoints.reach("source.act", name(&action)) {
-            Passage::Hold => return Next::GoOn,
-            Passage::Cut => self.cut(),
-            Passage::Go | Passage::Flip => {}
+        if !self.line.may_act(name(&action)) {
+            return Next::GoOn;
         }
         match action {
             Action::Send(message) => self.send(&message),
@@ -38,10 +34,7 @@ impl Driver {
             Action::ResumeGuest => self.resume(),
             Action::StopDirtyLog => self.stop_dirty_log(),
             Action::Reconnect => self.reconnect(),
-            Action::Disconnect => {
-                self.generation += 1;
-                self.control = None;
-            }
+            Action::Disconnect => self.line.close(),
             // The guest's owner destroys it, when the report says so.
             Action::DropGuest => self.sender = None,
             Action::Finished(report) => self.finish(*report),
@@ -88,7 +81,7 @@ impl Driver {
             .first()
             .cloned()
             .map_or_else(|| endpoint::dialer(found.node.address, &self.tls), Ok);
-        let (tell, generation) = (self.tell.clone(), self.generation);
+        let (tell, generation) = (self.tell.clone(), self.line.generation());
         let decision = self.state.decision().unwrap_or(Decision::Aborted);
         let migration = self.session.migration;
         self.tasks.spawn(async move {
@@ -101,7 +94,7 @@ impl Driver {
     }
 
     pub(super) fn start_precopy(&mut self, path: DataPath) {
-        let (Some(control), Some(found)) = (&self.control, &self.found) else { return };
+        let (Some(control), Some(found)) = (self.line.control(), &self.found) else { return };
         let compression = match self.session.compression {
             wanted if path.features.has(FEATURE_LZ4) => wanted,
             _ => Compression::Off,
@@ -112,7 +105,7 @@ impl Driver {
             totals: self.totals.clone(),
             pool: BufferPool::new(),
             compression,
-            failpoints: self.failpoints.clone(),
+            failpoints: self.line.failpoints().clone(),
         };
         let route = Route {
             connections: control.connections().to_vec(),
@@ -140,29 +133,9 @@ impl Driver {
     }
 
     pub(super) fn send(&mut self, message: &SourceMessage) {
-        let passage = self.failpoints.reach("source.send", message.name());
-        let Some(control) = &self.control else { return };
-        match framing::frame(message) {
-            Err(error) => self.tell(Event::GuestFailed(GuestError::new(format!(
-                "{} cannot be sent: {error}",
-                message.name()
-            )))),
-            Ok(mut frame) => match passage {
-                Passage::Hold => {}
-                Passage::Cut => self.cut(),
-                Passage::Go => control.send_bytes(frame),
-                Passage::Flip => {
-                    let middle = frame.len() / 2;
-                    frame[middle] ^= 0x10;
-                    control.send_bytes(frame);
-                }
-            },
-        }
-    }
-
-    pub(super) fn cut(&self) {
-        if let Some(control) = &self.control {
-            control.cut("failpoint");
+        if let Err(error) = self.line.send(message.name(), message) {
+            let text = format!("{} cannot be sent: {error}", message.name());
+            self.tell(Event::GuestFailed(GuestError::new(text)));
         }
     }
 

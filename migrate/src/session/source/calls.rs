@@ -17,7 +17,7 @@ impl Driver {
     }
 
     pub(super) fn probe(&self) {
-        let round_trip = self.control.as_ref().map_or(Duration::ZERO, Control::round_trip);
+        let round_trip = self.line.control().map_or(Duration::ZERO, Control::round_trip);
         self.with_guest(move |guest| match dry_run(guest) {
             Ok(pause_and_save) => Event::Probed(Probe { pause_and_save, round_trip }),
             Err(error) => Event::GuestFailed(error),

@@ -15,16 +15,17 @@ use tracing::Instrument;
 
 use super::clock::{Clock, unix_ms};
 use super::connect::{Contact, Found, NoContact, Reached};
-use super::control::{Control, Ear, Heard};
-use super::handle::{Board, Command, Handle, handle};
+use super::control::{Control, Heard};
+use super::handle::{Board, Command, Handle, Ordered, handle};
 use super::keeper::Keeper;
 use super::limiter::Limiter;
+use super::line::{self, Line};
 use super::pace::{self, INPUTS_MAX, LEFTOVER_TIME, Next};
 use super::sender::Sender;
 use super::thread::{StartError, connections_useful, run};
 use super::totals::Totals;
 use super::worker::Worker;
-use crate::failpoint::{Failpoints, Passage};
+use crate::failpoint::Failpoints;
 use crate::guest::{GuestDescription, SourceGuest};
 use crate::limits::Limits;
 use crate::pages::Compression;
@@ -102,7 +103,7 @@ struct Driver {
     guest: Arc<dyn SourceGuest>,
     description: GuestDescription,
     tls: Tls,
-    failpoints: Failpoints,
+    line: Line,
     machine: Source,
     clock: Clock,
     board: Board,
@@ -119,9 +120,6 @@ struct Driver {
     totals: Arc<Totals>,
     found: Option<Found>,
     endpoints: Vec<Endpoint>,
-    control: Option<Control>,
-    /// Counts control streams, so that words of an earlier one are not taken for the current one's.
-    generation: u64,
     sender: Option<Sender>,
     state: SourceState,
     started_unix_ms: u64,
@@ -152,7 +150,7 @@ impl Driver {
             guest,
             description,
             tls,
-            failpoints,
+            line: Line::new(line::SOURCE, failpoints),
             machine: Source::new(config, clock.now()),
             clock,
             board,
@@ -167,8 +165,6 @@ impl Driver {
             totals: Arc::default(),
             found: None,
             endpoints: Vec::new(),
-            control: None,
-            generation: 0,
             sender: None,
             state: SourceState::Undecided,
             started_unix_ms: unix_ms(),
@@ -205,7 +201,9 @@ impl Driver {
                 self.handle(event)
             }
             Input::Event(event) => self.handle(event),
-            Input::Heard(generation, heard) if generation == self.generation => self.listen(heard),
+            Input::Heard(generation, heard) if generation == self.line.generation() => {
+                self.listen(heard)
+            }
             Input::Heard(..) => Next::GoOn,
             Input::Approached(Ok(contact)) => {
                 self.found = Some(contact.found);
@@ -216,13 +214,15 @@ impl Driver {
                 self.handle(Event::Message(DestinationMessage::Refused(refusal)))
             }
             Input::Approached(Err(NoContact::Failed(detail))) => self.lost(&detail),
-            Input::Reached(generation, reached) if generation == self.generation => match reached {
-                Ok(Reached::Process(connection, control)) => {
-                    self.connected(vec![connection], control)
+            Input::Reached(generation, reached) if generation == self.line.generation() => {
+                match reached {
+                    Ok(Reached::Process(connection, control)) => {
+                        self.connected(vec![connection], control)
+                    }
+                    Ok(Reached::Node(answer)) => self.answered(answer),
+                    Err(detail) => self.lost(&detail),
                 }
-                Ok(Reached::Node(answer)) => self.answered(answer),
-                Err(detail) => self.lost(&detail),
-            },
+            }
             Input::Reached(..) => Next::GoOn,
         }
     }
@@ -230,10 +230,8 @@ impl Driver {
     fn listen(&mut self, heard: Heard<DestinationMessage>) -> Next {
         match heard {
             Heard::Message(message) => {
-                match self.failpoints.reach("source.recv", message.name()) {
-                    Passage::Hold => return Next::GoOn,
-                    Passage::Cut => self.cut(),
-                    Passage::Go | Passage::Flip => {}
+                if !self.line.may_hear(message.name()) {
+                    return Next::GoOn;
                 }
                 self.handle(Event::Message(message))
             }
@@ -243,18 +241,13 @@ impl Driver {
     }
 
     fn obey(&mut self, command: Command) -> Next {
-        match command {
-            Command::Cancel { by, answer } => {
-                let may = self.machine.can_cancel();
-                let _ = answer.send(may);
-                may.map_or(Next::GoOn, |()| self.handle(Event::Cancel { by }))
-            }
-            Command::Resolve { choice, answer } => {
-                let may = self.machine.can_resolve(choice);
-                let _ = answer.send(may);
-                may.map_or(Next::GoOn, |()| self.handle(Event::Resolve(choice)))
-            }
-            Command::GuestStopped { detail } => self.handle(Event::GuestStopped { detail }),
+        let machine = &self.machine;
+        let ordered = command.answer(|| machine.can_cancel(), |choice| machine.can_resolve(choice));
+        match ordered {
+            Some(Ordered::Cancel { by }) => self.handle(Event::Cancel { by }),
+            Some(Ordered::Resolve(choice)) => self.handle(Event::Resolve(choice)),
+            Some(Ordered::GuestStopped { detail }) => self.handle(Event::GuestStopped { detail }),
+            None => Next::GoOn,
         }
     }
 
@@ -263,18 +256,15 @@ impl Driver {
         connections: Vec<quinn::Connection>,
         stream: (quinn::SendStream, quinn::RecvStream),
     ) -> Next {
-        self.generation += 1;
         let name = self.found.as_ref().map_or("", |found| &found.node.name).to_owned();
-        let (inputs, generation) = (self.hear.clone(), self.generation);
-        let ear = Ear { inputs, generation, wrap: Input::Heard };
-        let control = Control::start(connections, &name, stream, &mut self.tasks, &ear);
-        self.control = Some(control);
+        let ear = self.line.next_ear(self.hear.clone(), Input::Heard);
+        self.line.open(Control::start(connections, &name, stream, &mut self.tasks, &ear));
         self.handle(Event::Connected)
     }
 
     /// Somebody else than the process has answered for it: there is no connection, only this message.
     fn answered(&mut self, message: DestinationMessage) -> Next {
-        self.control = None;
+        self.line.close();
         match self.handle(Event::Connected) {
             Next::GoOn => self.handle(Event::Message(message)),
             Next::End => Next::End,
@@ -282,8 +272,7 @@ impl Driver {
     }
 
     fn lost(&mut self, detail: &str) -> Next {
-        self.generation += 1;
-        self.control = None;
+        self.line.close();
         self.handle(Event::ConnectionLost { detail: detail.into() })
     }
 
@@ -302,8 +291,8 @@ impl Driver {
 
     /// Waits for what is still to be sent and written, then leaves nothing behind.
     async fn leave(self) {
-        let Self { mut tasks, endpoints, sender, control, keeper, worker, told, heard, .. } = self;
-        drop((sender, control, keeper, worker, told, heard));
+        let Self { mut tasks, endpoints, sender, line, keeper, worker, told, heard, .. } = self;
+        drop((sender, line, keeper, worker, told, heard));
         let quiet = async { while tasks.join_next().await.is_some() {} };
         if timeout(LEFTOVER_TIME, quiet).await.is_err() {
             tracing::warn!("gave up waiting for parts of the migration to end");
