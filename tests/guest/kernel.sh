@@ -24,7 +24,8 @@ for kernel in "${LIGHTER_GUEST_KERNEL:-}" "$root/../shared/guest/vmlinux" "$cach
     fi
 done
 
-if [ ! -r "$source" ] || ! command -v flex bison bc >&2; then
+if [ ! -r "$source" ] || [ ! -r /usr/include/gelf.h ] || [ ! -r /usr/include/openssl/ssl.h ] ||
+    ! command -v flex >&2 || ! command -v bison >&2 || ! command -v bc >&2; then
     if [ "$(id -u)" != 0 ] || ! command -v apt-get >&2; then
         echo "kernel.sh: the guest's kernel needs these Debian packages: $packages" >&2
         exit 1
