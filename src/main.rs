@@ -4,6 +4,9 @@
 //! [`cli`] is the command line as typed; [`verbs`] does what it says by talking to guest processes through [`api`];
 //! [`guest`] is the process of one guest; `node` receives guests; [`demo`] shows it all. Start reading at [`dispatch`].
 
+// [`output`] is for that: these macros panic when nobody reads or the disk is full.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 mod api;
 mod cli;
 mod demo;
@@ -13,6 +16,7 @@ mod guest;
 mod logging;
 mod names;
 mod node;
+mod output;
 mod state_dir;
 mod table;
 mod units;
@@ -32,7 +36,7 @@ fn main() -> ExitCode {
     match logging::start(&cli).and_then(|()| dispatch(&cli)) {
         Ok(exit) => exit.into(),
         Err(error) => {
-            eprintln!("lighter: {error:#}");
+            output::note(format_args!("lighter: {error:#}"));
             exit::of_error(&error).into()
         }
     }

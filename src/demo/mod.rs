@@ -23,9 +23,10 @@ use crate::api::types::{MigrationRequest, MigrationStarted};
 use crate::cli::Output;
 use crate::cli::host::DemoArgs;
 use crate::exit::{Exit, ExitWith};
+use crate::output;
 use crate::verbs::follow::{Follower, interrupts};
 use crate::verbs::progress::ProgressView;
-use crate::verbs::session::{block_on, print_json};
+use crate::verbs::session::block_on;
 use crate::verbs::summary;
 
 /// Everything that happened, for `--json`.
@@ -58,7 +59,6 @@ struct Leg {
 /// Anything that is off: a migration that fails, a guest that found its memory damaged, a process that did not come up.
 pub(crate) fn run(args: &DemoArgs) -> Result<Exit> {
     let mut stage = Stage::new()?;
-    let output = args.json.output();
     let played = block_on(async {
         let mut terminate = signal(SignalKind::terminate()).context("cannot hear signals")?;
         let stopped = || ExitWith {
@@ -74,8 +74,8 @@ pub(crate) fn run(args: &DemoArgs) -> Result<Exit> {
     let played = played.map_err(|error| stage.explain(error));
     stage.strike();
     let performance = played?;
-    if output == Output::Json {
-        print_json(&performance)?;
+    if args.json.output() == Output::Json {
+        output::print_json(&performance)?;
     }
     match performance.legs.iter().find(|leg| !leg.guest.is_good()) {
         Some(leg) => {
@@ -87,30 +87,30 @@ pub(crate) fn run(args: &DemoArgs) -> Result<Exit> {
 
 async fn play(stage: &mut Stage, args: &DemoArgs) -> Result<Performance> {
     let story = Story::new(args.json.output());
-    story.opening();
+    story.opening()?;
     stage.raise().await?;
-    story.hosts(&stage.a, &stage.b);
+    story.hosts(&stage.a, &stage.b)?;
 
     let began = Instant::now();
     stage.start_guest(args)?;
-    story.guest(args);
+    story.guest(args)?;
     let actor = Actor::meet(&stage.a, began + fill_patience(args)).await?;
     let filled = actor.wait_until_full(began + fill_patience(args)).await?;
-    story.filled(&filled, args.memory, began.elapsed());
+    story.filled(&filled, args.memory, began.elapsed())?;
     let fill_seconds = began.elapsed().as_secs_f64();
 
     let mut legs = Vec::new();
     for (from, to) in [(&stage.a, &stage.b), (&stage.b, &stage.a)] {
-        story.leg(from, to);
+        story.leg(from, to)?;
         let leg = move_guest(from, to, args).await?;
-        story.moved(&leg);
+        story.moved(&leg)?;
         let good = leg.guest.is_good();
         legs.push(leg);
         if !good {
             break;
         }
     }
-    story.end(legs.iter().all(|leg| leg.guest.is_good()));
+    story.end(legs.iter().all(|leg| leg.guest.is_good()))?;
     Ok(Performance { memory_bytes: args.memory, fill_seconds, legs })
 }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use anyhow::Result;
 use clap::ValueEnum;
 
 use super::Leg;
@@ -9,6 +10,7 @@ use super::stage::Host;
 use crate::api::types::WorkloadInfo;
 use crate::cli::Output;
 use crate::cli::host::DemoArgs;
+use crate::output;
 use crate::units::{format_count, format_duration, format_size};
 use crate::verbs::summary;
 
@@ -24,25 +26,26 @@ impl Story {
         Self { output }
     }
 
-    fn say(&self, text: &str) {
-        if self.output == Output::Text {
-            println!("{text}");
+    fn say(&self, text: &str) -> Result<()> {
+        match self.output {
+            Output::Text => output::print_line(text),
+            Output::Json => Ok(()),
         }
     }
 
-    pub(super) fn opening(&self) {
-        self.say("A running guest moves from host a to host b and back, while it goes on writing its memory.\n");
+    pub(super) fn opening(&self) -> Result<()> {
+        self.say("A running guest moves from host a to host b and back, while it goes on writing its memory.\n")
     }
 
-    pub(super) fn hosts(&self, a: &Host, b: &Host) {
+    pub(super) fn hosts(&self, a: &Host, b: &Host) -> Result<()> {
         self.say(&format!(
             "Two hosts     a at {}, b at {}: each a node with its own certificate, on this machine",
             a.address(),
             b.address()
-        ));
+        ))
     }
 
-    pub(super) fn guest(&self, args: &DemoArgs) {
+    pub(super) fn guest(&self, args: &DemoArgs) -> Result<()> {
         let pattern = args
             .pattern
             .to_possible_value()
@@ -55,28 +58,33 @@ impl Story {
             format_size(args.memory),
             format_count(args.dirty_rate.into()),
             format_size(args.working_set.min(args.memory)),
-        ));
+        ))
     }
 
-    pub(super) fn filled(&self, workload: &WorkloadInfo, memory_bytes: u64, took: Duration) {
+    pub(super) fn filled(
+        &self,
+        workload: &WorkloadInfo,
+        memory_bytes: u64,
+        took: Duration,
+    ) -> Result<()> {
         self.say(&format!(
             "Memory        {} filled with stamped pages and checked once by the guest ({} checks) in {}",
             format_size(memory_bytes),
             format_count(workload.pages_checked),
             format_duration(took)
-        ));
+        ))
     }
 
-    pub(super) fn leg(&self, from: &Host, to: &Host) {
-        self.say(&format!("\nHost {} to host {}, live over QUIC", from.name(), to.name()));
+    pub(super) fn leg(&self, from: &Host, to: &Host) -> Result<()> {
+        self.say(&format!("\nHost {} to host {}, live over QUIC", from.name(), to.name()))
     }
 
-    pub(super) fn moved(&self, leg: &Leg) {
+    pub(super) fn moved(&self, leg: &Leg) -> Result<()> {
         for line in summary::figures(&leg.report).lines() {
-            self.say(&format!("  {line}"));
+            self.say(&format!("  {line}"))?;
         }
         let own = summary::seconds(leg.guest.downtime_seconds);
-        self.say(&format!("  As the guest itself saw it: it stood still for {own}."));
+        self.say(&format!("  As the guest itself saw it: it stood still for {own}."))?;
         let verdict = if leg.guest.is_good() {
             format!(
                 "The guest's verdict on its memory: intact ({} pages checked on host {}, none lost, stale or torn)",
@@ -86,12 +94,13 @@ impl Story {
         } else {
             leg.guest.complaint(leg.to)
         };
-        self.say(&format!("  {verdict}"));
+        self.say(&format!("  {verdict}"))
     }
 
-    pub(super) fn end(&self, good: bool) {
-        if good {
-            self.say("\nThe guest is back where it started, and lost nothing. Everything is being cleaned up.");
+    pub(super) fn end(&self, good: bool) -> Result<()> {
+        if !good {
+            return Ok(());
         }
+        self.say("\nThe guest is back where it started, and lost nothing. Everything is being cleaned up.")
     }
 }

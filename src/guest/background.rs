@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::exit::Exit;
 use crate::names::GuestName;
+use crate::output;
 use crate::state_dir::{GuestDir, StateDir};
 
 /// Set for the child, to the guest's name: the parent may have made it up.
@@ -48,8 +49,10 @@ pub(crate) fn start(state: &StateDir, name: &GuestName) -> Result<Exit> {
     }
     // The pipe has ended: either the guest runs and its process logs elsewhere, or the process is about to be gone.
     if state.guest(name).read_identity().is_ok_and(|identity| identity.pid == child.id()) {
-        eprint!("{messages}");
-        println!("{name}");
+        if !messages.is_empty() {
+            output::note(messages.trim_end());
+        }
+        output::print_line(name)?;
         return Ok(Exit::Done);
     }
     let status = child.wait().context("cannot wait for the guest's process")?;

@@ -21,6 +21,7 @@ use crate::cli::guest::{BackgroundArgs, RestoreArgs, RunArgs};
 use crate::cli::host::IncomingArgs;
 use crate::exit::Exit;
 use crate::names::GuestName;
+use crate::output;
 use crate::state_dir::{GuestClaim, GuestDir, StateDir};
 
 /// Threads for the API and a migration's network side; vCPUs and page work have their own.
@@ -139,7 +140,10 @@ impl Life {
         if background::name().is_some() {
             background::log_to_folder(self.dir())?;
         } else if !is_linux {
-            eprintln!("{} runs the built-in workload; Ctrl-C ends it", self.dir().name());
+            output::note(format_args!(
+                "{} runs the built-in workload; Ctrl-C ends it",
+                self.dir().name()
+            ));
         }
         drop(machine);
         self.live(&process, server)
@@ -187,7 +191,7 @@ impl Life {
 fn attach(process: &Arc<GuestProcess>, machine: &SharedMachine) -> Result<Option<RawTerminal>> {
     let raw = RawTerminal::enter()?;
     if raw.is_some() {
-        eprintln!("{}: Ctrl-] ends the guest", process.name());
+        output::note(format_args!("{}: Ctrl-] ends the guest", process.name()));
     }
     let (machine, process) = (Arc::downgrade(machine), Arc::downgrade(process));
     let take = move |typed: &[u8]| {
@@ -209,12 +213,12 @@ fn farewell(name: &GuestName, ending: Ending) -> Result<Exit> {
     match ending {
         Ending::Asked => Ok(Exit::Done),
         Ending::Guest(reason) if reason.is_orderly() => {
-            eprintln!("{name}: {reason}");
+            output::note(format_args!("{name}: {reason}"));
             Ok(Exit::Done)
         }
         Ending::Guest(reason) => bail!("{name} crashed: {reason}"),
         Ending::Moved { destination } => {
-            eprintln!("{name} has moved to {destination}");
+            output::note(format_args!("{name} has moved to {destination}"));
             Ok(Exit::Done)
         }
         Ending::Discarded { message } => bail!("{message}"),

@@ -8,6 +8,7 @@ use super::session::{block_on, guest_client};
 use crate::api::types::{GuestInfo, GuestState, StateAnswer};
 use crate::cli::migration::CancelArgs;
 use crate::exit::Exit;
+use crate::output;
 use crate::state_dir::StateDir;
 
 /// How long calling off may take: the other host is told, and may be slow to answer.
@@ -36,7 +37,10 @@ pub(crate) fn run(state: &StateDir, args: &CancelArgs) -> Result<Exit> {
         };
         match tokio::time::timeout(PATIENCE, settled).await {
             Ok(Ok(state)) => {
-                println!("{name}: migration cancelled, the guest is {} here", state.as_str());
+                let state = state.as_str();
+                output::print_line(format_args!(
+                    "{name}: migration cancelled, the guest is {state} here"
+                ))?;
             }
             Ok(Err(_)) => bail!(
                 "{name} has left this host: the migration was completed before it could be cancelled"

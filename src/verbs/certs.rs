@@ -6,10 +6,10 @@ use anyhow::{Context, Result, bail};
 use migrate::quic::{Authority, Tls};
 use serde::Serialize;
 
-use super::session::print_json;
 use crate::cli::Output;
 use crate::cli::host::{CertsAction, CertsArgs};
 use crate::exit::Exit;
+use crate::output;
 use crate::state_dir::StateDir;
 use crate::table::facts;
 
@@ -35,12 +35,12 @@ fn init(state: &StateDir, names: &[String]) -> Result<Exit> {
         .issue(&names)
         .and_then(|identity| identity.save(&certs))
         .context("cannot make this host's certificate")?;
-    println!(
-        "Made a certificate authority and this host's certificate ({}) in {}.",
+    output::print_line(format_args!(
+        "Made a certificate authority and this host's certificate ({}) in {}.\n\
+         For another host: lighter certs host NAME [ADDRESS...] --out DIR",
         names.join(", "),
         certs.display()
-    );
-    println!("For another host: lighter certs host NAME [ADDRESS...] --out DIR");
+    ))?;
     Ok(Exit::Done)
 }
 
@@ -51,10 +51,12 @@ fn host(state: &StateDir, names: &[String], out: &Path) -> Result<Exit> {
     identity
         .save(out)
         .with_context(|| format!("cannot save the certificate of {}", names.join(", ")))?;
-    println!("Made a certificate for {} in {}.", names.join(", "), out.display());
-    println!(
-        "Copy ca.pem, host.pem and host.key to the folder `certs` of that host's state folder, by a safe way."
-    );
+    output::print_line(format_args!(
+        "Made a certificate for {} in {}.\n\
+         Copy ca.pem, host.pem and host.key to the folder `certs` of that host's state folder, by a safe way.",
+        names.join(", "),
+        out.display()
+    ))?;
     Ok(Exit::Done)
 }
 
@@ -81,8 +83,8 @@ fn show(state: &StateDir, output: Output) -> Result<Exit> {
         problem,
     };
     match output {
-        Output::Json => print_json(&shown)?,
-        Output::Text => print!("{}", text(&shown)),
+        Output::Json => output::print_json(&shown)?,
+        Output::Text => output::print(text(&shown))?,
     }
     Ok(if shown.usable { Exit::Done } else { Exit::Failed })
 }

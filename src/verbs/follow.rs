@@ -15,6 +15,7 @@ use crate::api::ApiClient;
 use crate::api::types::{MigrationStatus, StateAnswer};
 use crate::exit::{Exit, ExitWith};
 use crate::names::GuestName;
+use crate::output;
 use crate::state_dir::StateDir;
 
 /// Time between two looks.
@@ -65,9 +66,9 @@ impl Follower {
                     if std::mem::replace(&mut cancelled, true) {
                         return Err(self.left());
                     }
-                    eprintln!("\ncalling the migration off (Ctrl-C again leaves it to itself)");
+                    output::note("\ncalling the migration off (Ctrl-C again leaves it to itself)");
                     if let Err(error) = client.delete::<StateAnswer>("/v1/guest/migration").await {
-                        eprintln!("lighter: {error}");
+                        output::note(format_args!("lighter: {error}"));
                     }
                 }
                 () = tokio::time::sleep(INTERVAL) => {

@@ -5,13 +5,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::Result;
 use serde::Serialize;
 
-use super::session::{block_on, print_json};
+use super::session::block_on;
 use crate::api::ApiClient;
 use crate::api::types::GuestInfo;
 use crate::cli::Output;
 use crate::cli::guest::ListArgs;
 use crate::exit::Exit;
 use crate::names::GuestName;
+use crate::output;
 use crate::state_dir::{GuestDir, StateDir};
 use crate::table::Table;
 use crate::units::{format_size, format_uptime};
@@ -75,8 +76,8 @@ pub(crate) fn run(state: &StateDir, args: &ListArgs) -> Result<Exit> {
         Ok(guests)
     })?;
     match args.json.output() {
-        Output::Json => print_json(&guests)?,
-        Output::Text => print!("{}", table(&guests)),
+        Output::Json => output::print_json(&guests)?,
+        Output::Text => output::print(table(&guests))?,
     }
     Ok(Exit::Done)
 }

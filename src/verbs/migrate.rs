@@ -3,11 +3,11 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use migrate::MigrationId;
+use migrate::{MigrationId, Report};
 
 use super::follow::{Follower, interrupts};
 use super::progress::ProgressView;
-use super::session::{block_on, guest_client, print_json};
+use super::session::{block_on, guest_client};
 use super::summary;
 use crate::api::ApiClient;
 use crate::api::types::{
@@ -17,6 +17,8 @@ use crate::api::types::{
 use crate::cli::Output;
 use crate::cli::migration::{CompressArg, MigrateArgs, ResolveArg};
 use crate::exit::{Exit, ExitWith};
+use crate::names::GuestName;
+use crate::output;
 use crate::state_dir::StateDir;
 
 /// Longest wait for what an operator has decided to have happened.
@@ -58,21 +60,32 @@ fn migrate(state: &StateDir, args: &MigrateArgs, destination: &str) -> Result<Ex
     view.finish();
     let report = report?;
     if args.json.output() == Output::Json {
-        print_json(&report)?;
+        output::print_json(&report)?;
     }
     if let Some(failure) = summary::failure(&report, destination) {
         return Err(failure.into());
     }
     if args.json.output() == Output::Text {
-        println!("{} has moved to {destination}.\n\n{}", args.name, summary::figures(&report));
-        if is_workload {
-            println!(
-                "What the guest itself saw of it: `lighter show {}` there, Longest stall.",
-                args.name
-            );
-        }
+        print_success(&args.name, destination, &report, is_workload)
+            .with_context(|| format!("{} has moved to {destination}", args.name))?;
     }
     Ok(Exit::Done)
+}
+
+fn print_success(
+    name: &GuestName,
+    destination: &str,
+    report: &Report,
+    is_workload: bool,
+) -> Result<()> {
+    let figures = summary::figures(report);
+    output::print_line(format_args!("{name} has moved to {destination}.\n\n{figures}"))?;
+    if is_workload {
+        output::print_line(format_args!(
+            "What the guest itself saw of it: `lighter show {name}` there, Longest stall."
+        ))?;
+    }
+    Ok(())
 }
 
 fn request(args: &MigrateArgs, destination: &str) -> MigrationRequest {
@@ -108,7 +121,7 @@ fn resolve(state: &StateDir, args: &MigrateArgs, decision: ResolveArg) -> Result
         await_resolution(&client, decision).await
     });
     resolved.with_context(|| format!("cannot resolve the migration of {}", args.name))?;
-    println!("{} {done}", args.name);
+    output::print_line(format_args!("{} {done}", args.name))?;
     Ok(Exit::Done)
 }
 

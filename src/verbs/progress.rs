@@ -7,6 +7,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use migrate::{Phase, Progress};
 
 use crate::cli::Output;
+use crate::output;
 use crate::units::{format_count, format_duration, format_rate, format_size};
 
 /// Shows progress on stderr.
@@ -52,7 +53,7 @@ impl ProgressView {
             Self::Lines { last } => {
                 let now = (progress.phase, progress.round);
                 if last.replace(now) != Some(now) {
-                    eprintln!("{:>20}  {}", step(progress), figures(progress));
+                    output::note(format_args!("{:>20}  {}", step(progress), figures(progress)));
                 }
             }
             Self::Silent => {}

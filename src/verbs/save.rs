@@ -8,6 +8,7 @@ use super::session::{block_on, guest_client};
 use crate::api::types::{SaveRequest, Saved};
 use crate::cli::guest::SaveArgs;
 use crate::exit::Exit;
+use crate::output;
 use crate::state_dir::StateDir;
 use crate::units::{format_duration, format_size};
 
@@ -26,11 +27,11 @@ pub(crate) fn run(state: &StateDir, args: &SaveArgs) -> Result<Exit> {
         block_on(async { Ok(client.post("/v1/guest/save", &SaveRequest { file }).await?) });
     let saved = saved.with_context(|| format!("cannot save {}", args.name))?;
     let stood = format_duration(Duration::from_millis(saved.paused_ms));
-    println!(
+    output::print_line(format_args!(
         "{}: {} in {}, the guest stood still for {stood}",
         args.name,
         format_size(saved.file_bytes),
         args.file.display()
-    );
+    ))?;
     Ok(Exit::Done)
 }

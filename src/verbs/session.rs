@@ -3,7 +3,6 @@
 use std::future::Future;
 
 use anyhow::{Context, Result};
-use serde::Serialize;
 
 use crate::api::ApiClient;
 use crate::names::GuestName;
@@ -27,13 +26,4 @@ pub(crate) fn block_on<T>(verb: impl Future<Output = Result<T>>) -> Result<T> {
 /// There is no such guest here.
 pub(crate) fn guest_client(state: &StateDir, name: &GuestName) -> Result<ApiClient> {
     Ok(ApiClient::new(&state.live_guest(name)?.socket()))
-}
-
-/// Prints a value as the one JSON document of `--json`.
-///
-/// # Errors
-/// The value has no JSON form.
-pub(crate) fn print_json(value: &impl Serialize) -> Result<()> {
-    println!("{}", serde_json::to_string_pretty(value).context("cannot print the result as JSON")?);
-    Ok(())
 }

@@ -9,13 +9,14 @@ use migrate::{Progress, Report};
 use serde::Serialize;
 
 use super::list::{Listed, look_at};
-use super::session::{block_on, print_json};
+use super::session::block_on;
 use super::summary::seconds;
 use crate::api::ApiClient;
 use crate::api::types::{GuestKind, MigrationStatus, WorkloadInfo};
 use crate::cli::Output;
 use crate::cli::guest::ShowArgs;
 use crate::exit::Exit;
+use crate::output;
 use crate::state_dir::StateDir;
 use crate::table::facts;
 use crate::units::{format_count, format_duration, format_rate, format_size, format_uptime};
@@ -55,8 +56,8 @@ pub(crate) fn run(state: &StateDir, args: &ShowArgs) -> Result<Exit> {
         })
     })?;
     match args.json.output() {
-        Output::Json => print_json(&shown)?,
-        Output::Text => print!("{}", text(&shown)),
+        Output::Json => output::print_json(&shown)?,
+        Output::Text => output::print(text(&shown))?,
     }
     Ok(Exit::Done)
 }

@@ -1,11 +1,15 @@
 //! The verbs beside migrate, and what they say when they cannot do what was asked.
 
+use std::fs::File;
+use std::io::pipe;
+use std::process::{Output, Stdio};
+
 use serde_json::Value;
 
 use crate::host::checks::{
     await_life, guest_is_gone, memory_is_intact, no_copy_runs, nothing_left_behind,
 };
-use crate::host::{Exit, Guest, GuestPlan, Pair};
+use crate::host::{Exit, Guest, GuestPlan, Host, Pair, lighter};
 
 #[test]
 fn ls_and_show_tell_what_runs() {
@@ -170,4 +174,31 @@ fn nothing_to_cancel_or_to_resolve_is_said() {
         .run(&["migrate", "web-1", "--resolve", "discard"])
         .complains(Exit::Failed, &["web-1", "not in doubt"]);
     await_life(&pair.a.guest("web-1"));
+}
+
+/// Runs a verb whose output goes to `stdout`.
+fn print_to(host: &Host, verb: &[&str], stdout: impl Into<Stdio>) -> Output {
+    lighter(host.state_dir(), verb).stdout(stdout).output().expect("the program")
+}
+
+#[test]
+fn output_that_cannot_be_written_is_an_error_unless_nobody_reads_it() {
+    let pair = Pair::without_nodes();
+    for verb in [&["ls"][..], &["ls", "--json"], &["certs", "show"], &["--help"]] {
+        let (reader, writer) = pipe().expect("a pipe");
+        drop(reader);
+        let unread = print_to(&pair.a, verb, writer);
+        assert_eq!(unread.status.code(), Some(0), "{verb:?}: {unread:#?}");
+        assert!(unread.stderr.is_empty(), "{verb:?}: {unread:#?}");
+    }
+    for verb in [&["ls"][..], &["ls", "--json"], &["certs", "show"]] {
+        let full = File::options().write(true).open("/dev/full").expect("a full device");
+        let unwritten = print_to(&pair.a, verb, full);
+        assert_eq!(unwritten.status.code(), Some(1), "{verb:?}: {unwritten:#?}");
+        let said = String::from_utf8_lossy(&unwritten.stderr);
+        assert_eq!(
+            said, "lighter: cannot print the result: No space left on device (os error 28)\n",
+            "{verb:?}"
+        );
+    }
 }
