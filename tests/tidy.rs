@@ -108,6 +108,53 @@ fn nothing_is_left_unfinished_or_switched_off() {
     assert_none(&found);
 }
 
+/// What `lines[index]` does against the convention that an error's text says all, its cause included, and that such a cause is
+/// not the error's `source()` too: whoever prints the chain would print it twice, whoever prints the text would lose it.
+fn cause_told_twice_or_lost(lines: &[&str], index: usize) -> Option<&'static str> {
+    let line = lines[index].trim();
+    let above = lines[..index].iter().rev().map(|line| line.trim());
+    let mut attributes = above.take_while(|line| !line.starts_with("///"));
+    if line.contains("#[source]") {
+        Some("`#[source]`: name the field `cause` and say it in the text")
+    } else if line.contains("{source}") && line.starts_with(['#', '"']) {
+        Some("`{source}` in an error's text: name the field `cause`")
+    } else if line.trim_start_matches("pub ").starts_with("source: ") && line.ends_with("Error,") {
+        Some("a field `source` is the error's source(): name it `cause`")
+    } else if line.contains("#[from]")
+        && attributes.find(|line| line.contains("#[error(")) != Some("#[error(transparent)]")
+    {
+        Some("`#[from]` is the error's source() too: only with `transparent`")
+    } else {
+        None
+    }
+}
+
+#[test]
+fn errors_tell_their_cause_once() {
+    let told_twice = [
+        "#[error(\"cannot read it: {source}\")]",
+        "pub source: std::io::Error,",
+        "Thread(#[source] io::Error),",
+    ];
+    for line in told_twice {
+        assert!(cause_told_twice_or_lost(&[line], 0).is_some(), "{line}");
+    }
+    let from = |error| cause_told_twice_or_lost(&[error, "Link(#[from] LinkError),"], 1);
+    assert!(from("#[error(\"no link: {0}\")]").is_some());
+    assert!(from("#[error(transparent)]").is_none());
+
+    let mut found = Vec::new();
+    for source in sources().iter().filter(|source| source.name() != "tests/tidy.rs") {
+        let lines: Vec<&str> = source.text.lines().collect();
+        for index in 0..lines.len() {
+            if let Some(what) = cause_told_twice_or_lost(&lines, index) {
+                found.push(format!("{}:{}: {what}", source.name(), index + 1));
+            }
+        }
+    }
+    assert_none(&found);
+}
+
 #[test]
 fn file_names_say_what_lives_in_them() {
     let found: Vec<String> = sources()

@@ -112,11 +112,10 @@ pub struct Definition {
 
 /// A family that cannot be registered: a mistake in the catalogue itself.
 #[derive(Debug, thiserror::Error)]
-#[error("metric {name} cannot be registered; correct its entry in the catalogue")]
+#[error("metric {name} cannot be registered: {cause}; correct its entry in the catalogue")]
 pub struct CatalogueError {
     /// The metric's name.
     pub name: &'static str,
     /// What the Prometheus library has against it.
-    #[source]
-    pub source: prometheus::Error,
+    pub cause: prometheus::Error,
 }

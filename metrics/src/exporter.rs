@@ -22,8 +22,8 @@ pub enum RenderError {
     #[error(transparent)]
     Catalogue(#[from] CatalogueError),
     /// The encoder refused a family.
-    #[error("the metrics cannot be encoded")]
-    Encode(#[from] prometheus::Error),
+    #[error("the metrics cannot be encoded: {0}")]
+    Encode(prometheus::Error),
 }
 
 /// The counters of a running node, and the way to a page.
@@ -72,7 +72,7 @@ impl Exporter {
         let mut families = self.registry.gather();
         families.extend(registry.gather());
         families.sort_by(|a, b| a.name().cmp(b.name()));
-        Ok(TextEncoder::new().encode_to_string(&families)?)
+        TextEncoder::new().encode_to_string(&families).map_err(RenderError::Encode)
     }
 }
 

@@ -28,7 +28,7 @@ fn registered<V: Collector + Clone + 'static>(
     made: prometheus::Result<V>,
 ) -> Result<V, CatalogueError> {
     made.and_then(|vector| registry.register(Box::new(vector.clone())).map(|()| vector))
-        .map_err(|source| CatalogueError { name: definition.name, source })
+        .map_err(|cause| CatalogueError { name: definition.name, cause })
 }
 
 /// A family of counters with labels `L`.

@@ -79,7 +79,7 @@ pub enum Failure {
     },
     /// The guest did not do what was asked.
     #[error("guest error: {0}")]
-    Guest(#[from] GuestError),
+    Guest(GuestError),
     /// The guest ended while it was being migrated.
     #[error("the guest stopped by itself: {detail}")]
     GuestStopped {

@@ -24,20 +24,20 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AskError {
     /// Nobody listens: the process is gone, or not there yet.
-    #[error("nobody answers on {socket}: {source}")]
+    #[error("nobody answers on {socket}: {cause}")]
     Unreachable {
         /// The socket that was tried.
         socket: String,
         /// The system's answer.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The connection broke in the middle, or what came is no HTTP.
-    #[error("{socket} broke off: {source}")]
+    #[error("{socket} broke off: {cause}")]
     Broken {
         /// The socket that was tried.
         socket: String,
         /// What hyper found.
-        source: hyper::Error,
+        cause: String,
     },
     /// The answer did not come in time.
     #[error(
@@ -150,8 +150,12 @@ impl ApiClient {
         path: &str,
         body: Option<&impl Serialize>,
     ) -> Result<(StatusCode, Bytes), AskError> {
-        let unreachable = |source| AskError::Unreachable { socket: self.name(), source };
-        let broken = |source| AskError::Broken { socket: self.name(), source };
+        let unreachable = |cause| AskError::Unreachable { socket: self.name(), cause };
+        // Its errors do not name their causes, which are what matters here.
+        let broken = |error: hyper::Error| AskError::Broken {
+            socket: self.name(),
+            cause: format!("{:#}", anyhow::Error::from(error)),
+        };
         let stream = UnixStream::connect(&self.socket).await.map_err(unreachable)?;
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
@@ -174,7 +178,7 @@ impl ApiClient {
         let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
         driver.abort();
         let body = body.map_err(|error| match error.downcast::<hyper::Error>() {
-            Ok(source) => broken(*source),
+            Ok(error) => broken(*error),
             Err(_) => self.strange(format!("more than {ANSWER_BYTES_MAX} bytes")),
         })?;
         Ok((status, body.to_bytes()))

@@ -67,7 +67,7 @@ pub(crate) enum IncomingLine {
 pub(crate) enum LaunchError {
     /// It could not be started at all.
     #[error("it cannot be started: {0}")]
-    Start(#[source] std::io::Error),
+    Start(std::io::Error),
     /// It said what went wrong.
     #[error("{0}")]
     Said(String),

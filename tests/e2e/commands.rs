@@ -202,3 +202,27 @@ fn output_that_cannot_be_written_is_an_error_unless_nobody_reads_it() {
         );
     }
 }
+
+/// What a verb that fails says, of which no part may be there twice.
+#[track_caller]
+fn complaint(host: &Host, verb: &[&str], words: &[&str]) {
+    let done = host.run(verb).complains(Exit::Failed, words);
+    let parts: Vec<&str> = done.stderr.trim_end().split(": ").collect();
+    for (index, part) in parts.iter().enumerate() {
+        assert!(!parts[..index].contains(part), "`{part}` is said twice: {}", done.stderr);
+    }
+}
+
+#[test]
+fn a_cause_is_told_once() {
+    let pair = Pair::without_nodes();
+    Guest::start(&pair.a, &GuestPlan::default());
+    let (missing, cause) = ("/nowhere/x", "No such file or directory");
+    complaint(&pair.a, &["save", "web-1", missing], &["web-1", missing, cause]);
+    complaint(&pair.a, &["restore", missing], &[missing, cause]);
+    complaint(&pair.a, &["run", "--kernel", missing], &[missing, cause]);
+    complaint(&pair.b, &["certs", "host", "c", "--out", missing], &["ca.", cause]);
+    complaint(&pair.a, &["certs", "host", "c", "--out", "/proc/x"], &["/proc/x", cause]);
+    std::fs::remove_dir_all(pair.b.certs()).expect("certificates");
+    complaint(&pair.b, &["node"], &["ca.pem", cause, "lighter certs"]);
+}

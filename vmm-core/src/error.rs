@@ -17,7 +17,7 @@ pub enum Error {
     #[error(
         "cannot open /dev/kvm: {0}; check that the kvm module is loaded and that this user may read and write the device"
     )]
-    OpenKvm(#[source] kvm_ioctls::Error),
+    OpenKvm(kvm_ioctls::Error),
     /// The host's KVM lacks something without which no guest can run.
     #[error("this host's kvm lacks {capability}, which is needed to {purpose}")]
     MissingCapability {
@@ -27,33 +27,33 @@ pub enum Error {
         purpose: &'static str,
     },
     /// A call on the VM's file descriptor failed.
-    #[error("kvm refused {call}: {source}")]
+    #[error("kvm refused {call}: {cause}")]
     Kvm {
         /// Name of the ioctl.
         call: &'static str,
         /// The kernel's answer.
-        source: kvm_ioctls::Error,
+        cause: kvm_ioctls::Error,
     },
     /// A call on a vCPU's file descriptor failed.
-    #[error("kvm refused {call} on vcpu {vcpu}: {source}")]
+    #[error("kvm refused {call} on vcpu {vcpu}: {cause}")]
     Vcpu {
         /// Index of the vCPU.
         vcpu: u8,
         /// Name of the ioctl.
         call: &'static str,
         /// The kernel's answer.
-        source: kvm_ioctls::Error,
+        cause: kvm_ioctls::Error,
     },
     /// A vCPU's thread is gone although the VM is not stopped.
     #[error("the thread of vcpu {0} has ended; stop this guest")]
     VcpuThreadGone(u8),
     /// A vCPU's thread could not be started.
-    #[error("cannot start a thread for vcpu {vcpu}: {source}")]
+    #[error("cannot start a thread for vcpu {vcpu}: {cause}")]
     StartThread {
         /// Index of the vCPU.
         vcpu: u8,
         /// The system's answer.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// The call does not fit the state that the VM is in.
     #[error("cannot {action}: the guest is {state}")]
@@ -103,10 +103,10 @@ pub(crate) trait KvmContext<T> {
 
 impl<T> KvmContext<T> for std::result::Result<T, kvm_ioctls::Error> {
     fn call(self, call: &'static str) -> Result<T> {
-        self.map_err(|source| Error::Kvm { call, source })
+        self.map_err(|cause| Error::Kvm { call, cause })
     }
 
     fn vcpu_call(self, vcpu: u8, call: &'static str) -> Result<T> {
-        self.map_err(|source| Error::Vcpu { vcpu, call, source })
+        self.map_err(|cause| Error::Vcpu { vcpu, call, cause })
     }
 }

@@ -18,13 +18,12 @@ pub enum ObserveError {
         file: String,
     },
     /// Reading failed otherwise.
-    #[error("cannot read {file}")]
+    #[error("cannot read {file}: {cause}")]
     Read {
         /// The file under `/proc`.
         file: String,
         /// The kernel's answer.
-        #[source]
-        source: io::Error,
+        cause: io::Error,
     },
     /// The file is longer than the kernel ever makes it.
     #[error("{file} is longer than {limit} bytes")]

@@ -49,12 +49,12 @@ fn kilobytes(value: &str) -> Option<u64> {
 
 /// Reads a `/proc` file whole; `pid` is given for a file of a process.
 pub(super) fn read(file: &str, pid: Option<u32>) -> Result<String, ObserveError> {
-    let named = |source: io::Error| match (source.kind(), source.raw_os_error(), pid) {
+    let named = |cause: io::Error| match (cause.kind(), cause.raw_os_error(), pid) {
         (io::ErrorKind::NotFound, _, Some(pid)) | (_, Some(NO_SUCH_PROCESS), Some(pid)) => {
             ObserveError::Gone { pid }
         }
         (io::ErrorKind::PermissionDenied, ..) => ObserveError::Forbidden { file: file.to_owned() },
-        _ => ObserveError::Read { file: file.to_owned(), source },
+        _ => ObserveError::Read { file: file.to_owned(), cause },
     };
     let mut text = String::new();
     let opened = File::open(file).map_err(named)?;

@@ -27,14 +27,14 @@ const HOST_DAYS: u32 = 825;
 #[derive(Debug, thiserror::Error)]
 pub enum CertError {
     /// A file of the certificates folder cannot be read or written.
-    #[error("cannot {action} {}: {source}", path.display())]
+    #[error("cannot {action} {}: {cause}", path.display())]
     File {
         /// What was tried: `read`, `write` or `create`.
         action: &'static str,
         /// The file.
         path: PathBuf,
         /// What the system said.
-        source: io::Error,
+        cause: io::Error,
     },
     /// A file is there already, and keys are never overwritten.
     #[error("{} is there already; remove it first if it is to be replaced", path.display())]
@@ -43,12 +43,12 @@ pub enum CertError {
         path: PathBuf,
     },
     /// A name cannot stand in a certificate, or a key or certificate cannot be parsed.
-    #[error("cannot make a certificate for {subject}: {source}")]
+    #[error("cannot make a certificate for {subject}: {cause}")]
     Make {
         /// For whom.
         subject: String,
         /// What rcgen said.
-        source: rcgen::Error,
+        cause: rcgen::Error,
     },
 }
 
@@ -84,7 +84,7 @@ impl Authority {
     pub fn create() -> Result<Self, CertError> {
         // Named apart, so that a certificate of another authority is told from a forged one.
         let subject = format!("lighter authority {}", uuid::Uuid::new_v4().simple());
-        let make = |source| CertError::Make { subject: subject.clone(), source };
+        let make = |cause| CertError::Make { subject: subject.clone(), cause };
         let mut params = params(&subject, CA_DAYS, &[]).map_err(make)?;
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -101,7 +101,7 @@ impl Authority {
     pub fn load(dir: &Path) -> Result<Self, CertError> {
         let cert_pem = read(&dir.join(CA_CERT))?;
         let key_pem = read(&dir.join(CA_KEY))?;
-        let make = |source| CertError::Make { subject: dir.display().to_string(), source };
+        let make = |cause| CertError::Make { subject: dir.display().to_string(), cause };
         let key = KeyPair::from_pem(&key_pem).map_err(make)?;
         let issuer = Issuer::from_ca_cert_pem(&cert_pem, key).map_err(make)?;
         Ok(Self { issuer, cert_pem })
@@ -123,7 +123,7 @@ impl Authority {
     /// [`CertError::Make`] when a name cannot stand in a certificate.
     pub fn issue(&self, names: &[String]) -> Result<HostIdentity, CertError> {
         let subject = names.first().map_or("lighter host", String::as_str);
-        let make = |source| CertError::Make { subject: names.join(", "), source };
+        let make = |cause| CertError::Make { subject: names.join(", "), cause };
         let mut params = params(subject, HOST_DAYS, names).map_err(make)?;
         params.use_authority_key_identifier_extension = true;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
@@ -169,13 +169,13 @@ fn params(subject: &str, days: u32, names: &[String]) -> Result<CertificateParam
 }
 
 pub(super) fn read(path: &Path) -> Result<String, CertError> {
-    std::fs::read_to_string(path).map_err(|source| file("read", path, source))
+    std::fs::read_to_string(path).map_err(|cause| file("read", path, cause))
 }
 
 fn create_dir(dir: &Path) -> Result<(), CertError> {
     let mut builder = DirBuilder::new();
     builder.recursive(true).mode(0o700);
-    builder.create(dir).map_err(|source| file("create", dir, source))
+    builder.create(dir).map_err(|cause| file("create", dir, cause))
 }
 
 fn write_new(path: &Path, content: &str, mode: u32) -> Result<(), CertError> {
@@ -185,12 +185,12 @@ fn write_new(path: &Path, content: &str, mode: u32) -> Result<(), CertError> {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             Err(CertError::Exists { path: path.into() })
         }
-        Err(source) => Err(file("write", path, source)),
+        Err(cause) => Err(file("write", path, cause)),
     }
 }
 
-fn file(action: &'static str, path: &Path, source: io::Error) -> CertError {
-    CertError::File { action, path: path.into(), source }
+fn file(action: &'static str, path: &Path, cause: io::Error) -> CertError {
+    CertError::File { action, path: path.into(), cause }
 }
 
 #[cfg(test)]

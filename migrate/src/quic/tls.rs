@@ -25,19 +25,31 @@ pub enum TlsError {
     #[error("{0}; `lighter certs` makes certificates")]
     Read(CertError),
     /// A file is not PEM, or holds nothing of the kind.
-    #[error("{what} is not usable: {source}")]
+    #[error("{what} is not usable: {cause}")]
     Pem {
         /// Which one.
         what: &'static str,
         /// What the parser said.
-        source: pem::Error,
+        cause: pem::Error,
     },
     /// Certificate and key do not fit together, or the authority is not one.
     #[error("the host certificate and its authority cannot be used: {0}")]
-    Config(#[from] rustls::Error),
+    Config(rustls::Error),
     /// The authority cannot verify peers.
     #[error("the authority's certificate cannot verify peers: {0}")]
-    Verifier(#[from] VerifierBuilderError),
+    Verifier(VerifierBuilderError),
+}
+
+impl From<rustls::Error> for TlsError {
+    fn from(error: rustls::Error) -> Self {
+        Self::Config(error)
+    }
+}
+
+impl From<VerifierBuilderError> for TlsError {
+    fn from(error: VerifierBuilderError) -> Self {
+        Self::Verifier(error)
+    }
 }
 
 /// A host's identity, ready for connections in both directions.
@@ -78,7 +90,7 @@ impl Tls {
         let roots = Arc::new(roots(&identity.ca_pem)?);
         let chain = certificates(&identity.cert_pem, "the host certificate")?;
         let key = PrivateKeyDer::from_pem_slice(identity.key_pem.as_bytes())
-            .map_err(|source| TlsError::Pem { what: "the host's private key", source })?;
+            .map_err(|cause| TlsError::Pem { what: "the host's private key", cause })?;
 
         let mut client = ClientConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(&[&TLS13])?
@@ -127,9 +139,9 @@ pub(crate) fn roots(ca_pem: &str) -> Result<RootCertStore, TlsError> {
 fn certificates(pem: &str, what: &'static str) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let found = CertificateDer::pem_slice_iter(pem.as_bytes())
         .collect::<Result<Vec<_>, _>>()
-        .map_err(|source| TlsError::Pem { what, source })?;
+        .map_err(|cause| TlsError::Pem { what, cause })?;
     if found.is_empty() {
-        return Err(TlsError::Pem { what, source: pem::Error::NoItemsFound });
+        return Err(TlsError::Pem { what, cause: pem::Error::NoItemsFound });
     }
     Ok(found)
 }

@@ -29,14 +29,14 @@ const SUM_BYTES: usize = 17;
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
     /// The file system said no.
-    #[error("cannot {operation} migration record {}: {source}", path.display())]
+    #[error("cannot {operation} migration record {}: {cause}", path.display())]
     Io {
         /// What was tried.
         operation: &'static str,
         /// On what file.
         path: PathBuf,
         /// What the file system said.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// The file is no record.
     #[error("{} is no migration record: {detail}", path.display())]
@@ -71,7 +71,7 @@ impl RecordStore {
     /// # Errors
     /// When it cannot be created.
     pub fn open(folder: &Path) -> Result<Self, RecordError> {
-        fs::create_dir_all(folder).map_err(|source| io("create the folder of", folder, source))?;
+        fs::create_dir_all(folder).map_err(|cause| io("create the folder of", folder, cause))?;
         Ok(Self { folder: folder.to_owned() })
     }
 
@@ -95,7 +95,7 @@ impl RecordStore {
     pub fn reopen(&self, migration: MigrationId, role: Role) -> Result<RecordFile, RecordError> {
         let path = self.path(migration, role);
         let open = OpenOptions::new().read(true).write(true).open(&path);
-        let mut file = open.map_err(|source| io("open", &path, source))?;
+        let mut file = open.map_err(|cause| io("open", &path, cause))?;
         let bytes = read_bounded(&mut file, &path)?;
         let (_, next) = last_intact(&bytes).map_err(|detail| damaged(&path, detail))?;
         let length = bytes.len();
@@ -117,9 +117,9 @@ impl RecordStore {
     pub fn list(&self) -> Result<(Vec<Record>, Vec<RecordError>), RecordError> {
         let (mut records, mut errors) = (Vec::new(), Vec::new());
         let entries =
-            fs::read_dir(&self.folder).map_err(|source| io("list", &self.folder, source))?;
+            fs::read_dir(&self.folder).map_err(|cause| io("list", &self.folder, cause))?;
         for entry in entries {
-            let path = entry.map_err(|source| io("list", &self.folder, source))?.path();
+            let path = entry.map_err(|cause| io("list", &self.folder, cause))?.path();
             if path.extension().is_none_or(|extension| extension != "json") {
                 continue;
             }
@@ -139,7 +139,7 @@ impl RecordStore {
     pub fn remove(&self, migration: MigrationId, role: Role) -> Result<(), RecordError> {
         let path = self.path(migration, role);
         match fs::remove_file(&path) {
-            Err(source) if source.kind() != ErrorKind::NotFound => Err(io("remove", &path, source)),
+            Err(cause) if cause.kind() != ErrorKind::NotFound => Err(io("remove", &path, cause)),
             _ => flush_folder(&self.folder),
         }
     }
@@ -164,15 +164,15 @@ impl RecordFile {
         let path = &self.path;
         self.file
             .write_all_at(&line, self.next as u64)
-            .map_err(|source| io("write", path, source))?;
+            .map_err(|cause| io("write", path, cause))?;
         // Whatever becomes of the flush, the line may be there: never write over it.
         self.next += line.len();
-        self.file.sync_data().map_err(|source| io("flush", path, source))
+        self.file.sync_data().map_err(|cause| io("flush", path, cause))
     }
 }
 
-fn io(operation: &'static str, path: &Path, source: std::io::Error) -> RecordError {
-    RecordError::Io { operation, path: path.to_owned(), source }
+fn io(operation: &'static str, path: &Path, cause: std::io::Error) -> RecordError {
+    RecordError::Io { operation, path: path.to_owned(), cause }
 }
 
 fn damaged(path: &Path, detail: String) -> RecordError {
@@ -201,10 +201,10 @@ fn write_whole(folder: &Path, path: &Path, record: &Record) -> Result<RecordFile
         .write(true)
         .mode(0o600)
         .open(&beside)
-        .map_err(|source| io("create", &beside, source))?;
-    file.write_all_at(&bytes, 0).map_err(|source| io("write", &beside, source))?;
-    file.sync_all().map_err(|source| io("flush", &beside, source))?;
-    fs::rename(&beside, path).map_err(|source| io("move into place", path, source))?;
+        .map_err(|cause| io("create", &beside, cause))?;
+    file.write_all_at(&bytes, 0).map_err(|cause| io("write", &beside, cause))?;
+    file.sync_all().map_err(|cause| io("flush", &beside, cause))?;
+    fs::rename(&beside, path).map_err(|cause| io("move into place", path, cause))?;
     flush_folder(folder)?;
     let (folder, path, length) = (folder.to_owned(), path.to_owned(), bytes.len());
     Ok(RecordFile { folder, path, file, next, length })
@@ -213,13 +213,13 @@ fn write_whole(folder: &Path, path: &Path, record: &Record) -> Result<RecordFile
 fn flush_folder(folder: &Path) -> Result<(), RecordError> {
     File::open(folder)
         .and_then(|folder| folder.sync_all())
-        .map_err(|source| io("flush the folder of", folder, source))
+        .map_err(|cause| io("flush the folder of", folder, cause))
 }
 
 fn read(path: &Path) -> Result<Option<Record>, RecordError> {
     let mut file = match File::open(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        opened => opened.map_err(|source| io("open", path, source))?,
+        opened => opened.map_err(|cause| io("open", path, cause))?,
     };
     let bytes = read_bounded(&mut file, path)?;
     last_intact(&bytes).map(|(record, _)| Some(record)).map_err(|detail| damaged(path, detail))
@@ -228,7 +228,7 @@ fn read(path: &Path) -> Result<Option<Record>, RecordError> {
 fn read_bounded(file: &mut File, path: &Path) -> Result<Vec<u8>, RecordError> {
     let mut bytes = Vec::new();
     let read = file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes);
-    read.map_err(|source| io("read", path, source))?;
+    read.map_err(|cause| io("read", path, cause))?;
     if bytes.len() as u64 > MAX_FILE_BYTES {
         return Err(damaged(path, format!("more than {MAX_FILE_BYTES} bytes")));
     }

@@ -29,7 +29,7 @@ pub(super) struct Memory {
 enum ReceiveError {
     #[error(transparent)]
     Frame(#[from] FrameError),
-    #[error("{0}")]
+    #[error(transparent)]
     Guest(#[from] GuestError),
     #[error("data stream {stream} carries chunk {chunk}, which belongs to stream {owner}")]
     WrongStream { stream: u16, chunk: u64, owner: u64 },

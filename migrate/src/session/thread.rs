@@ -15,7 +15,7 @@ const LEFTOVER_TIME: Duration = Duration::from_secs(5);
 pub enum StartError {
     /// The system gave no thread.
     #[error("cannot start a thread for the migration: {0}")]
-    Thread(#[source] io::Error),
+    Thread(io::Error),
     /// No port could be bound.
     #[error(transparent)]
     Link(#[from] crate::quic::LinkError),

@@ -80,7 +80,7 @@ fn load_kernel(ram: &GuestRam, path: &Path) -> Result<KernelLoaderResult, BootEr
 /// Puts the initrd at the end of memory below the hole, on a page boundary.
 fn load_initrd(ram: &GuestRam, path: &Path, kernel_end: u64) -> Result<Initrd, BootError> {
     let mut file = open("initrd", path)?;
-    let unreadable = |source| BootError::Read { what: "initrd", path: path.to_path_buf(), source };
+    let unreadable = |cause| BootError::Read { what: "initrd", path: path.to_path_buf(), cause };
     let bytes = file.metadata().map_err(unreadable)?.len();
     let too_large = || BootError::InitrdTooLarge { initrd_bytes: bytes, kernel_end };
     let gpa = low_end(ram).checked_sub(bytes).ok_or_else(too_large)? & !(PAGE_BYTES as u64 - 1);
@@ -94,7 +94,7 @@ fn load_initrd(ram: &GuestRam, path: &Path, kernel_end: u64) -> Result<Initrd, B
 }
 
 fn open(what: &'static str, path: &Path) -> Result<File, BootError> {
-    let failed = |source| BootError::Read { what, path: path.to_path_buf(), source };
+    let failed = |cause| BootError::Read { what, path: path.to_path_buf(), cause };
     let file = File::open(path).map_err(failed)?;
     // A folder opens like a file and fails only when read, with a message that helps nobody.
     if file.metadata().map_err(failed)?.is_dir() {

@@ -55,14 +55,14 @@ pub const DEFAULT_CMDLINE: &str = "console=ttyS0 acpi=off reboot=k panic=-1";
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
     /// A file could not be read.
-    #[error("cannot read {what} {}: {source}", path.display())]
+    #[error("cannot read {what} {}: {cause}", path.display())]
     Read {
         /// "kernel" or "initrd".
         what: &'static str,
         /// The file.
         path: PathBuf,
         /// The system's answer.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// The kernel file is no ELF kernel for x86-64.
     #[error(

@@ -31,12 +31,12 @@ pub use write::{SnapshotReport, save};
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
     /// The file could not be written.
-    #[error("cannot save the guest to {}: {source}", path.display())]
+    #[error("cannot save the guest to {}: {cause}", path.display())]
     Write {
         /// The file.
         path: PathBuf,
         /// The system's answer.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// The disk is full.
     #[error(
@@ -52,12 +52,12 @@ pub enum SnapshotError {
         needed: u64,
     },
     /// The file could not be read.
-    #[error("cannot read {}: {source}", path.display())]
+    #[error("cannot read {}: {cause}", path.display())]
     Read {
         /// The file.
         path: PathBuf,
         /// The system's answer.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// The file is not one that [`save`] has written.
     #[error("{} is not a saved guest", path.display())]

@@ -45,14 +45,14 @@ struct Input<'a> {
 impl<'a> Input<'a> {
     fn open(path: &'a Path) -> Result<Self, SnapshotError> {
         let file = File::open(path)
-            .map_err(|source| SnapshotError::Read { path: path.to_path_buf(), source })?;
+            .map_err(|cause| SnapshotError::Read { path: path.to_path_buf(), cause })?;
         Ok(Self { file: BufReader::with_capacity(1 << 20, file), path })
     }
 
     fn fill(&mut self, bytes: &mut [u8]) -> Result<(), SnapshotError> {
-        self.file.read_exact(bytes).map_err(|source| match source.kind() {
+        self.file.read_exact(bytes).map_err(|cause| match cause.kind() {
             ErrorKind::UnexpectedEof => SnapshotError::Truncated { path: self.path.to_path_buf() },
-            _ => SnapshotError::Read { path: self.path.to_path_buf(), source },
+            _ => SnapshotError::Read { path: self.path.to_path_buf(), cause },
         })
     }
 
@@ -164,7 +164,7 @@ impl<'a> Input<'a> {
         match self.file.read(&mut [0]) {
             Ok(0) => Ok(()),
             Ok(_) => Err(self.damaged("something follows its end")),
-            Err(source) => Err(SnapshotError::Read { path: self.path.to_path_buf(), source }),
+            Err(cause) => Err(SnapshotError::Read { path: self.path.to_path_buf(), cause }),
         }
     }
 }

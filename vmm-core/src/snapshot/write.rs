@@ -125,7 +125,7 @@ struct PartialFile {
 
 impl PartialFile {
     fn create(path: &Path) -> Result<Self, SnapshotError> {
-        let failed = |source| SnapshotError::Write { path: path.to_path_buf(), source };
+        let failed = |cause| SnapshotError::Write { path: path.to_path_buf(), cause };
         let name = path.file_name().ok_or_else(|| failed(ErrorKind::InvalidFilename.into()))?;
         // Moving the file into place would replace a device or a pipe, not write to it.
         if fs::metadata(path).is_ok_and(|there| !there.is_file()) {
@@ -149,27 +149,26 @@ impl PartialFile {
                 pages,
                 zero_pages: vm.ram().bytes() / PAGE_BYTES as u64 - pages,
             }),
-            Err(source) => {
+            Err(cause) => {
                 let (counted, _) = out.into_parts();
-                Err(self.failure(source, counted.bytes, vm))
+                Err(self.failure(cause, counted.bytes, vm))
             }
         }
     }
 
-    fn failure(&self, source: io::Error, written: u64, vm: &Vm) -> SnapshotError {
+    fn failure(&self, cause: io::Error, written: u64, vm: &Vm) -> SnapshotError {
         let path = self.path.clone();
-        match source.kind() {
+        match cause.kind() {
             ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
                 SnapshotError::DiskFull { path, written, needed: vm.ram().bytes() + (1 << 20) }
             }
-            _ => SnapshotError::Write { path, source },
+            _ => SnapshotError::Write { path, cause },
         }
     }
 
     /// Brings the file to disk and gives it its name.
     fn finish(mut self) -> Result<(), SnapshotError> {
-        self.publish()
-            .map_err(|source| SnapshotError::Write { path: self.path.clone(), source })?;
+        self.publish().map_err(|cause| SnapshotError::Write { path: self.path.clone(), cause })?;
         self.finished = true;
         Ok(())
     }

@@ -208,7 +208,7 @@ impl VcpuThread {
             .name(format!("vcpu{index}"))
             .stack_size(STACK_BYTES)
             .spawn(move || serve(vcpu, &theirs, &machine))
-            .map_err(|source| Error::StartThread { vcpu: index, source })?;
+            .map_err(|cause| Error::StartThread { vcpu: index, cause })?;
         Ok(Self { index, mailbox, thread: Mutex::new(Some(thread)) })
     }
 

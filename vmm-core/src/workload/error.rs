@@ -43,11 +43,11 @@ pub enum WorkloadError {
         value: u64,
     },
     /// Guest RAM could not be read or written.
-    #[error("workload guest memory at {gpa:#x} is not accessible")]
+    #[error("workload guest memory at {gpa:#x} is not accessible: {cause}")]
     Memory {
         /// Guest physical address.
         gpa: u64,
         /// Why.
-        source: GuestMemoryError,
+        cause: GuestMemoryError,
     },
 }

@@ -31,7 +31,7 @@ pub(super) fn write_words(
 /// Reads the word at `gpa` in one access, which later reads do not overtake.
 pub(super) fn load_word(ram: &impl GuestMemoryBackend, gpa: u64) -> Result<u64, WorkloadError> {
     ram.load(GuestAddress(gpa), Ordering::Acquire)
-        .map_err(|source| WorkloadError::Memory { gpa, source })
+        .map_err(|cause| WorkloadError::Memory { gpa, cause })
 }
 
 /// Writes the word at `gpa` in one access, after all earlier writes.
@@ -41,7 +41,7 @@ pub(super) fn store_word(
     word: u64,
 ) -> Result<(), WorkloadError> {
     ram.store(word, GuestAddress(gpa), Ordering::Release)
-        .map_err(|source| WorkloadError::Memory { gpa, source })
+        .map_err(|cause| WorkloadError::Memory { gpa, cause })
 }
 
 /// Copies the bytes at `gpa`.
@@ -50,7 +50,7 @@ pub(super) fn read_bytes(
     gpa: u64,
     bytes: &mut [u8],
 ) -> Result<(), WorkloadError> {
-    ram.read_slice(bytes, GuestAddress(gpa)).map_err(|source| WorkloadError::Memory { gpa, source })
+    ram.read_slice(bytes, GuestAddress(gpa)).map_err(|cause| WorkloadError::Memory { gpa, cause })
 }
 
 /// Writes `bytes` to `gpa`.
@@ -59,8 +59,7 @@ pub(super) fn write_bytes(
     gpa: u64,
     bytes: &[u8],
 ) -> Result<(), WorkloadError> {
-    ram.write_slice(bytes, GuestAddress(gpa))
-        .map_err(|source| WorkloadError::Memory { gpa, source })
+    ram.write_slice(bytes, GuestAddress(gpa)).map_err(|cause| WorkloadError::Memory { gpa, cause })
 }
 
 /// The parameter page, if this is a workload guest of this build's version.
