@@ -219,12 +219,8 @@ impl GuestDir {
     /// It has not done so yet, or the file is damaged.
     pub(crate) fn read_identity(&self) -> Result<GuestIdentity> {
         let path = self.guest_file();
-        let size =
-            fs::metadata(&path).with_context(|| format!("cannot read {}", path.display()))?.len();
-        if size > GUEST_FILE_BYTES_MAX {
-            bail!("{} is damaged: {size} bytes", path.display());
-        }
-        let text = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let text = regular_file::read(&path, GUEST_FILE_BYTES_MAX)
+            .with_context(|| format!("cannot read {}", path.display()))?;
         serde_json::from_slice(&text).with_context(|| format!("{} is damaged", path.display()))
     }
 
@@ -395,6 +391,21 @@ mod tests {
         };
         claim.dir().write_identity(&identity).unwrap();
         assert_eq!(claim.dir().read_identity().unwrap(), identity);
+    }
+
+    #[test]
+    fn an_identity_that_is_no_file_or_too_large_is_refused_at_once() {
+        let (_folder, state) = state();
+        let claim = state.guest(&name("web")).claim().unwrap();
+        let file = claim.dir().guest_file();
+        nix::unistd::mkfifo(&file, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let error = format!("{:#}", claim.dir().read_identity().unwrap_err());
+        assert!(error.contains("guest.json: it is a pipe, not a file"), "{error}");
+
+        fs::remove_file(&file).unwrap();
+        fs::write(&file, vec![b' '; GUEST_FILE_BYTES_MAX as usize + 1]).unwrap();
+        let error = format!("{:#}", claim.dir().read_identity().unwrap_err());
+        assert!(error.contains("too large"), "{error}");
     }
 
     #[test]

@@ -21,8 +21,9 @@ pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
 
 fn replace(path: &Path, text: &[u8]) -> std::io::Result<()> {
     let temporary = path.with_extension("new");
-    let mut file =
-        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    let mut file = regular_file::open(&temporary, &mut options)?;
     file.write_all(text)?;
     file.sync_all()?;
     fs::rename(&temporary, path)?;

@@ -5,11 +5,10 @@
 //! node does not count them again; counters start at zero with the node, as Prometheus expects.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use metrics::{Counted, Direction, FailureReason};
 use migrate::record::{DestinationState, Record, Side, SourceState};
 use migrate::report::{Outcome, Report, Role};
@@ -44,13 +43,15 @@ impl Ledger {
     /// # Errors
     /// The file cannot be read. A damaged one is set aside with a warning: counting twice is better than not starting.
     pub(crate) fn open(path: &Path) -> Result<Self> {
-        let marks = match read_bounded(path) {
+        let marks = match regular_file::read(path, LEDGER_BYTES_MAX) {
             Ok(text) => serde_json::from_slice(&text).unwrap_or_else(|error| {
                 tracing::warn!(file = %path.display(), %error, "the ledger of counted migrations is damaged: beginning anew");
                 BTreeMap::new()
             }),
-            Err(error) if is_missing(&error) => BTreeMap::new(),
-            Err(error) => return Err(error),
+            Err(error) if error.kind() == ErrorKind::NotFound => BTreeMap::new(),
+            Err(error) => {
+                return Err(error).with_context(|| format!("cannot read {}", path.display()));
+            }
         };
         Ok(Self { path: path.to_owned(), marks })
     }
@@ -88,18 +89,6 @@ impl Ledger {
         self.marks = marks;
         durable::write_json(&self.path, &self.marks)
     }
-}
-
-fn read_bounded(path: &Path) -> Result<Vec<u8>> {
-    let size = fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?.len();
-    if size > LEDGER_BYTES_MAX {
-        bail!("{} is damaged: {size} bytes; remove it", path.display());
-    }
-    fs::read(path).with_context(|| format!("cannot read {}", path.display()))
-}
-
-fn is_missing(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
 /// How a migration ended, as counted.

@@ -17,6 +17,9 @@ const CA_KEY: &str = "ca.key";
 pub(super) const HOST_CERT: &str = "host.pem";
 pub(super) const HOST_KEY: &str = "host.key";
 
+/// Longest certificate or key that is read, in bytes: authorities of others may come with long chains.
+const PEM_BYTES_MAX: u64 = 1 << 20;
+
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// How long an authority is valid.
 const CA_DAYS: u32 = 3650;
@@ -169,7 +172,7 @@ fn params(subject: &str, days: u32, names: &[String]) -> Result<CertificateParam
 }
 
 pub(super) fn read(path: &Path) -> Result<String, CertError> {
-    std::fs::read_to_string(path).map_err(|cause| file("read", path, cause))
+    regular_file::read_text(path, PEM_BYTES_MAX).map_err(|cause| file("read", path, cause))
 }
 
 fn create_dir(dir: &Path) -> Result<(), CertError> {

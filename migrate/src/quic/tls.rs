@@ -159,6 +159,24 @@ mod tests {
     }
 
     #[test]
+    fn a_folder_or_a_pipe_in_place_of_a_file_is_refused_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = Authority::create().unwrap();
+        authority.issue(&["a".into()]).unwrap().save(dir.path()).unwrap();
+        let ca = dir.path().join(CA_CERT);
+        std::fs::remove_file(&ca).unwrap();
+        let made = std::process::Command::new("mkfifo").arg(&ca).status().unwrap();
+        assert!(made.success());
+        let message = Tls::load(dir.path()).unwrap_err().to_string();
+        assert!(message.contains("ca.pem: it is a pipe, not a file"), "{message}");
+
+        std::fs::remove_file(&ca).unwrap();
+        std::fs::create_dir(&ca).unwrap();
+        let message = Tls::load(dir.path()).unwrap_err().to_string();
+        assert!(message.contains("ca.pem: it is a folder, not a file"), "{message}");
+    }
+
+    #[test]
     fn refuses_a_key_of_another_certificate() {
         let authority = Authority::create().unwrap();
         let mut identity = authority.issue(&["a".into()]).unwrap();

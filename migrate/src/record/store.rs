@@ -8,7 +8,7 @@
 //! the one before counts.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Read};
+use std::io::ErrorKind;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -94,7 +94,7 @@ impl RecordStore {
     /// When there is none, or it cannot be read.
     pub fn reopen(&self, migration: MigrationId, role: Role) -> Result<RecordFile, RecordError> {
         let path = self.path(migration, role);
-        let open = OpenOptions::new().read(true).write(true).open(&path);
+        let open = regular_file::open(&path, OpenOptions::new().read(true).write(true));
         let mut file = open.map_err(|cause| io("open", &path, cause))?;
         let bytes = read_bounded(&mut file, &path)?;
         let (_, next) = last_intact(&bytes).map_err(|detail| damaged(&path, detail))?;
@@ -194,14 +194,10 @@ fn write_whole(folder: &Path, path: &Path, record: &Record) -> Result<RecordFile
     let next = bytes.len();
     bytes.resize(next.max(FILE_BYTES), b' ');
     let beside = path.with_extension("new");
-    let file = OpenOptions::new()
-        .create(true)
-        .truncate(true)
-        .read(true)
-        .write(true)
-        .mode(0o600)
-        .open(&beside)
-        .map_err(|cause| io("create", &beside, cause))?;
+    let mut options = OpenOptions::new();
+    options.create(true).truncate(true).read(true).write(true).mode(0o600);
+    let file =
+        regular_file::open(&beside, &mut options).map_err(|cause| io("create", &beside, cause))?;
     file.write_all_at(&bytes, 0).map_err(|cause| io("write", &beside, cause))?;
     file.sync_all().map_err(|cause| io("flush", &beside, cause))?;
     fs::rename(&beside, path).map_err(|cause| io("move into place", path, cause))?;
@@ -217,7 +213,7 @@ fn flush_folder(folder: &Path) -> Result<(), RecordError> {
 }
 
 fn read(path: &Path) -> Result<Option<Record>, RecordError> {
-    let mut file = match File::open(path) {
+    let mut file = match regular_file::open(path, OpenOptions::new().read(true)) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         opened => opened.map_err(|cause| io("open", path, cause))?,
     };
@@ -226,13 +222,7 @@ fn read(path: &Path) -> Result<Option<Record>, RecordError> {
 }
 
 fn read_bounded(file: &mut File, path: &Path) -> Result<Vec<u8>, RecordError> {
-    let mut bytes = Vec::new();
-    let read = file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes);
-    read.map_err(|cause| io("read", path, cause))?;
-    if bytes.len() as u64 > MAX_FILE_BYTES {
-        return Err(damaged(path, format!("more than {MAX_FILE_BYTES} bytes")));
-    }
-    Ok(bytes)
+    regular_file::read_opened(file, MAX_FILE_BYTES).map_err(|cause| io("read", path, cause))
 }
 
 /// The last intact record, and where the next line goes: behind everything that is not padding.
@@ -372,6 +362,31 @@ mod tests {
         assert_eq!(errors.len(), 1);
         let mode = fs::metadata(store.path(id(), Role::Source)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn what_is_no_file_is_a_fault_and_hangs_nobody() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = RecordStore::open(folder.path()).unwrap();
+        let path = store.path(id(), Role::Source);
+        let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
+        assert!(made.success());
+        fs::create_dir(folder.path().join("folder.json")).unwrap();
+
+        let errors = [
+            store.read(id(), Role::Source).unwrap_err().to_string(),
+            store.reopen(id(), Role::Source).unwrap_err().to_string(),
+        ];
+        let (records, faults) = store.list().unwrap();
+
+        for error in errors {
+            assert!(error.ends_with("it is a pipe, not a file"), "{error}");
+        }
+        assert_eq!((records.len(), faults.len()), (0, 2));
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, vec![b' '; MAX_FILE_BYTES as usize + 1]).unwrap();
+        let large = store.read(id(), Role::Source).unwrap_err().to_string();
+        assert!(large.contains("it is too large"), "{large}");
     }
 
     #[test]

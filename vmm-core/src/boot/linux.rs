@@ -9,7 +9,6 @@
 //! table, since there is no ACPI.
 
 use std::fs::File;
-use std::io::ErrorKind;
 use std::path::Path;
 
 use kvm_bindings::{kvm_regs, kvm_sregs};
@@ -94,13 +93,8 @@ fn load_initrd(ram: &GuestRam, path: &Path, kernel_end: u64) -> Result<Initrd, B
 }
 
 fn open(what: &'static str, path: &Path) -> Result<File, BootError> {
-    let failed = |cause| BootError::Read { what, path: path.to_path_buf(), cause };
-    let file = File::open(path).map_err(failed)?;
-    // A folder opens like a file and fails only when read, with a message that helps nobody.
-    if file.metadata().map_err(failed)?.is_dir() {
-        return Err(failed(ErrorKind::IsADirectory.into()));
-    }
-    Ok(file)
+    let opened = regular_file::open(path, File::options().read(true));
+    opened.map_err(|cause| BootError::Read { what, path: path.to_path_buf(), cause })
 }
 
 fn low_end(ram: &GuestRam) -> u64 {

@@ -1,0 +1,117 @@
+//! Files that are files.
+//!
+//! Certificates, records and descriptions of guests are small files in folders that other programs write to as well. A named
+//! pipe in such a place makes whoever opens it wait for ever, a folder opens and fails later with a riddle, a huge file fills
+//! memory. [`open`] and [`read`] refuse all of them, at once and in words. This crate depends on the system alone; every crate
+//! that reads a file somebody else may have put there uses it.
+
+use std::fs::{File, FileType, OpenOptions};
+use std::io::{self, ErrorKind, Read};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::Path;
+
+/// Opens the regular file at `path` as `options` say, without ever waiting for another process.
+///
+/// # Errors
+/// The system's, or [`ErrorKind::InvalidInput`] when what is there is no regular file.
+pub fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+    let opened = options.custom_flags(libc::O_NONBLOCK).open(path);
+    let file = opened.map_err(|error| match error.raw_os_error() {
+        // What open(2) says of a socket, and of a pipe that nobody reads.
+        Some(libc::ENXIO) => refusal("a socket or a pipe"),
+        _ => error,
+    })?;
+    let kind = file.metadata()?.file_type();
+    if kind.is_file() { Ok(file) } else { Err(refusal(name(kind))) }
+}
+
+/// The whole content of the regular file at `path`, which may have `bytes_max` bytes at most.
+///
+/// # Errors
+/// As [`open`], and [`ErrorKind::FileTooLarge`].
+pub fn read(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
+    read_opened(&mut open(path, OpenOptions::new().read(true))?, bytes_max)
+}
+
+/// As [`read`], for text.
+///
+/// # Errors
+/// As [`read`], and [`ErrorKind::InvalidData`] when it is not UTF-8.
+pub fn read_text(path: &Path, bytes_max: u64) -> io::Result<String> {
+    let text = String::from_utf8(read(path, bytes_max)?);
+    text.map_err(|_| io::Error::new(ErrorKind::InvalidData, "it is no text in UTF-8"))
+}
+
+/// The rest of a file that is open already.
+///
+/// # Errors
+/// The system's, and [`ErrorKind::FileTooLarge`].
+pub fn read_opened(file: &mut File, bytes_max: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    file.take(bytes_max.saturating_add(1)).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > bytes_max {
+        let text = format!("it is too large: more than {bytes_max} bytes");
+        return Err(io::Error::new(ErrorKind::FileTooLarge, text));
+    }
+    Ok(bytes)
+}
+
+fn refusal(what: &str) -> io::Error {
+    io::Error::new(ErrorKind::InvalidInput, format!("it is {what}, not a file"))
+}
+
+fn name(kind: FileType) -> &'static str {
+    if kind.is_dir() {
+        "a folder"
+    } else if kind.is_fifo() {
+        "a pipe"
+    } else if kind.is_socket() {
+        "a socket"
+    } else {
+        "a device"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Makes a named pipe; nix and libc would need more than this for it.
+    fn pipe(path: &Path) {
+        let made = std::process::Command::new("mkfifo").arg(path).status().unwrap();
+        assert!(made.success());
+    }
+
+    #[test]
+    fn what_is_no_file_is_named_and_never_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let fifo = folder.path().join("fifo");
+        pipe(&fifo);
+        let socket = folder.path().join("socket");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        for (path, what) in [
+            (fifo.as_path(), "it is a pipe, not a file"),
+            (folder.path(), "it is a folder, not a file"),
+            (&socket, "it is a socket or a pipe, not a file"),
+            (Path::new("/dev/zero"), "it is a device, not a file"),
+        ] {
+            assert_eq!(read(path, 10).unwrap_err().to_string(), what, "{}", path.display());
+        }
+        let both = open(&fifo, OpenOptions::new().read(true).write(true)).unwrap_err();
+        assert_eq!(both.kind(), ErrorKind::InvalidInput);
+        let missing = read(&folder.path().join("missing"), 10).unwrap_err();
+        assert_eq!(missing.kind(), ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn a_file_is_read_up_to_its_limit() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        std::fs::write(&path, "0123456789").unwrap();
+        assert_eq!(read(&path, 10).unwrap(), b"0123456789");
+        assert_eq!(read_text(&path, 10).unwrap(), "0123456789");
+        assert_eq!(read(&path, 9).unwrap_err().kind(), ErrorKind::FileTooLarge);
+        std::fs::write(&path, [0xff]).unwrap();
+        assert_eq!(read_text(&path, 10).unwrap_err().kind(), ErrorKind::InvalidData);
+    }
+}
