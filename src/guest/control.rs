@@ -6,7 +6,7 @@ use migrate::error::OperatorChoice;
 
 use super::leaving::Departure;
 use super::machine::SharedMachine;
-use super::process::{Ending, GuestProcess, Occupation};
+use super::process::{Ending, GuestProcess, Occupation, Saving};
 use super::{saved, workload};
 use crate::api::guest::GuestControl;
 use crate::api::types::{
@@ -52,7 +52,7 @@ impl ProcessControl {
         let migrating = |text: String| Err(ApiError::new(Reason::Migrating, text));
         match occupation {
             Occupation::None => Ok(()),
-            Occupation::Saving => Err(ApiError::new(
+            Occupation::Saving(_) => Err(ApiError::new(
                 Reason::WrongState,
                 format!("{name} is being saved: wait for its end"),
             )),
@@ -75,7 +75,7 @@ impl ProcessControl {
         let occupation = self.process().occupation();
         match &*occupation {
             Occupation::Arriving(_) => self.refuse_when_busy(&occupation),
-            Occupation::None | Occupation::Saving | Occupation::Leaving(_) => Ok(()),
+            Occupation::None | Occupation::Saving(_) | Occupation::Leaving(_) => Ok(()),
         }
     }
 
@@ -98,7 +98,7 @@ impl GuestControl for ProcessControl {
         let (running, detail) = match &*self.process().occupation() {
             Occupation::Leaving(departure) => (Some(departure.id()), departure.detail()),
             Occupation::Arriving(arrival) => (Some(arrival.id()), arrival.detail()),
-            Occupation::None | Occupation::Saving => (None, None),
+            Occupation::None | Occupation::Saving(_) => (None, None),
         };
         let last = || self.process().last_migration().as_ref().map(|(id, _)| *id);
         GuestInfo {
@@ -141,12 +141,11 @@ impl GuestControl for ProcessControl {
         let machine = self.machine()?;
         let mut occupation = self.process().occupation();
         self.refuse_when_busy(&occupation)?;
-        *occupation = Occupation::Saving;
+        let saving = Saving::begin(self.process(), &mut occupation);
         drop(occupation);
         let began = Instant::now();
-        let saved = saved::save(machine, &request.file);
-        *self.process().occupation() = Occupation::None;
-        let file_bytes = saved.map_err(ApiError::failed)?;
+        let file_bytes = saved::save(machine, &request.file).map_err(ApiError::failed)?;
+        drop(saving);
         Ok(Saved {
             file_bytes,
             paused_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
@@ -167,7 +166,7 @@ impl GuestControl for ProcessControl {
         match &*self.process().occupation() {
             Occupation::Leaving(departure) => return Ok(departure.status()),
             Occupation::Arriving(arrival) => return Ok(arrival.status()),
-            Occupation::None | Occupation::Saving => {}
+            Occupation::None | Occupation::Saving(_) => {}
         }
         match &*self.process().last_migration() {
             Some((_, status)) => Ok(status.clone()),
@@ -184,7 +183,7 @@ impl GuestControl for ProcessControl {
                 Occupation::Arriving(arrival) => {
                     arrival.cancel("the user at the destination").await
                 }
-                Occupation::None | Occupation::Saving => self.not_migrating(),
+                Occupation::None | Occupation::Saving(_) => self.not_migrating(),
             }
         })?;
         Ok(self.state())
@@ -200,7 +199,7 @@ impl GuestControl for ProcessControl {
             match occupation {
                 Occupation::Leaving(departure) => departure.resolve(choice).await,
                 Occupation::Arriving(arrival) => arrival.resolve(choice).await,
-                Occupation::None | Occupation::Saving => {
+                Occupation::None | Occupation::Saving(_) => {
                     let text =
                         format!("{} is not in doubt: there is no migration", self.process().name());
                     Err(ApiError::new(Reason::NotMigrating, text))

@@ -184,7 +184,7 @@ impl GuestProcess {
         let is_this = match &*occupation {
             Occupation::Leaving(departure) => departure.id() == id,
             Occupation::Arriving(arrival) => arrival.id() == id,
-            Occupation::None | Occupation::Saving => false,
+            Occupation::None | Occupation::Saving(_) => false,
         };
         if is_this {
             *occupation = Occupation::None;

@@ -49,12 +49,34 @@ pub(crate) enum Ending {
 pub(crate) enum Occupation {
     /// Nothing but its guest.
     None,
-    /// Writing the guest to a file.
-    Saving,
+    /// Writing the guest to a file; the channel closes when that is over.
+    Saving(watch::Receiver<()>),
     /// Sending the guest away.
     Leaving(Departure),
     /// Receiving the guest.
     Arriving(Arrival),
+}
+
+/// A guest being written to a file: when dropped, the process is free for other things.
+#[derive(Debug)]
+pub(crate) struct Saving<'a> {
+    process: &'a GuestProcess,
+    _over: watch::Sender<()>,
+}
+
+impl<'a> Saving<'a> {
+    /// Occupies `process`, whose `occupation` has been looked at.
+    pub(crate) fn begin(process: &'a GuestProcess, occupation: &mut Occupation) -> Self {
+        let (_over, saving) = watch::channel(());
+        *occupation = Occupation::Saving(saving);
+        Self { process, _over }
+    }
+}
+
+impl Drop for Saving<'_> {
+    fn drop(&mut self) {
+        *self.process.occupation() = Occupation::None;
+    }
 }
 
 /// A guest's process.
@@ -178,7 +200,7 @@ impl GuestProcess {
             Occupation::Arriving(_) => GuestState::Incoming,
             Occupation::Leaving(departure) if departure.is_in_doubt() => GuestState::InDoubt,
             Occupation::Leaving(_) => GuestState::Migrating,
-            Occupation::None | Occupation::Saving => self.own_state(),
+            Occupation::None | Occupation::Saving(_) => self.own_state(),
         }
     }
 
@@ -230,8 +252,20 @@ impl GuestProcess {
                     arrival.settled_within(CALL_OFF_PATIENCE).await;
                 }
             }
-            Occupation::None | Occupation::Saving => {}
+            Occupation::Saving(mut over) => {
+                // It sees that the guest has ended, and says so to whoever asked for it.
+                self.stop_machine().await;
+                let saved = tokio::time::timeout(CALL_OFF_PATIENCE, over.changed()).await;
+                if saved.is_err() {
+                    tracing::warn!("a guest was being saved and the disk does not answer");
+                }
+            }
+            Occupation::None => {}
         }
+        self.stop_machine().await;
+    }
+
+    async fn stop_machine(self: &Arc<Self>) {
         let process = Arc::clone(self);
         let stop = move || {
             if let Some(machine) = process.machine() {
@@ -241,5 +275,28 @@ impl GuestProcess {
         if let Err(error) = tokio::task::spawn_blocking(stop).await {
             tracing::error!(%error, "the machine did not stop in order");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_save_that_breaks_down_frees_the_process() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::new(folder.path()).unwrap();
+        let name = "web".parse().unwrap();
+        let process = GuestProcess::new(&state, name, Uuid::nil(), Handle::current());
+        let theirs = Arc::clone(&process);
+        let broken = tokio::task::spawn_blocking(move || {
+            let saving = Saving::begin(&theirs, &mut theirs.occupation());
+            assert!(matches!(*theirs.occupation(), Occupation::Saving(_)));
+            let _saving = saving;
+            panic!("broken on purpose");
+        });
+        assert!(broken.await.unwrap_err().is_panic());
+        assert!(matches!(*process.occupation(), Occupation::None));
+        process.shut_down().await;
     }
 }

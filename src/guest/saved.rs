@@ -39,11 +39,23 @@ pub(crate) fn save(machine: &Machine, file: &Path) -> Result<u64> {
     let vm = machine.vm();
     let was_running = vm.run_state() == RunState::Running;
     vm.pause()?;
-    let saved = snapshot::save(vm, file);
-    if was_running {
-        vm.resume()?;
+    let _goes_on = was_running.then(|| GoesOn(machine));
+    Ok(snapshot::save(vm, file)?.file_bytes)
+}
+
+/// Lets a guest go on when dropped, whatever became of the file.
+struct GoesOn<'a>(&'a Machine);
+
+impl Drop for GoesOn<'_> {
+    fn drop(&mut self) {
+        let vm = self.0.vm();
+        // One that was told to end meanwhile has ended.
+        if vm.run_state() == RunState::Paused
+            && let Err(error) = vm.resume()
+        {
+            tracing::error!(%error, "the guest does not go on after it was saved");
+        }
     }
-    Ok(saved?.file_bytes)
 }
 
 #[cfg(test)]

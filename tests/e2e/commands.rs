@@ -4,12 +4,13 @@ use std::fs::File;
 use std::io::pipe;
 use std::process::{Output, Stdio};
 
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::host::checks::{
     await_life, guest_is_gone, memory_is_intact, no_copy_runs, nothing_left_behind,
 };
-use crate::host::{Exit, Guest, GuestPlan, Host, Pair, lighter};
+use crate::host::{Exit, Guest, GuestPlan, Host, Pair, Running, lighter};
 
 #[test]
 fn ls_and_show_tell_what_runs() {
@@ -82,6 +83,29 @@ fn a_saved_guest_is_restored_where_it_was() {
     memory_is_intact(&restored);
     assert!(saved_ticks.is_some());
     nothing_left_behind(&pair.hosts());
+}
+
+#[test]
+fn a_save_whose_process_is_told_to_end_leaves_a_whole_file_or_none() {
+    let pair = Pair::without_nodes();
+    let plan = GuestPlan { memory: "512M".to_owned(), ..GuestPlan::default() };
+    let guest = Guest::start(&pair.a, &plan);
+    let folder = pair.folder().join("saved");
+    std::fs::create_dir(&folder).expect("a folder");
+    let file = folder.join("web-1.lighter").display().to_string();
+    let pid = guest.pid();
+    let save = Running::start(lighter(pair.a.state_dir(), &["save", "web-1", &file]));
+    guest.await_state("paused");
+    pid.signal(Signal::SIGTERM);
+
+    let done = save.finish();
+    guest_is_gone(&[&pair.a], "web-1");
+
+    let left = std::fs::read_dir(&folder).expect("a folder").count();
+    assert_eq!(left, usize::from(done.exit == Exit::Done), "{done:#?}");
+    if done.exit != Exit::Done {
+        done.complains(Exit::Failed, &["cannot save web-1", "the guest ended"]);
+    }
 }
 
 #[test]

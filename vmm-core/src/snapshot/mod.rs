@@ -16,6 +16,7 @@
 //! file that is intact to its end.
 
 mod format;
+mod partial;
 mod read;
 mod write;
 

@@ -1,16 +1,16 @@
 //! Saving.
 
-use std::fs::{self, File};
 use std::io::{self, BufWriter, ErrorKind, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use super::SnapshotError;
 use super::format::{END, MAGIC, VERSION};
+use super::partial::PartialFile;
 use crate::error::Result;
 use crate::memory::{CHUNK_BYTES, PAGE_BYTES};
-use crate::{GuestRam, Vm};
+use crate::{RunState, Vm};
 
 /// What a save has done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,9 +31,10 @@ pub struct SnapshotReport {
 /// behind, and a file that was there before is untouched.
 pub fn save(vm: &Vm, path: &Path) -> Result<SnapshotReport> {
     let header = header(vm)?;
-    let partial = PartialFile::create(path)?;
-    let report = partial.fill(vm, &header)?;
-    partial.finish()?;
+    let write = |cause| SnapshotError::Write { path: path.to_path_buf(), cause };
+    let partial = PartialFile::create(path).map_err(write)?;
+    let report = fill(&partial, vm, &header)?;
+    partial.publish(|| expect_paused(vm)).map_err(write)?;
     Ok(report)
 }
 
@@ -50,11 +51,13 @@ fn header(vm: &Vm) -> Result<Vec<u8>> {
 }
 
 /// Writes everything; returns how many pages that was.
-fn write_guest(out: &mut impl Write, header: &[u8], ram: &GuestRam) -> io::Result<u64> {
+fn write_guest(out: &mut impl Write, header: &[u8], vm: &Vm) -> io::Result<u64> {
+    let ram = vm.ram();
     out.write_all(header)?;
     let (mut chunks, mut pages) = (0u64, 0u64);
     let mut buffer = vec![0; CHUNK_BYTES];
     for chunk in 0..ram.chunks() {
+        expect_paused(vm)?;
         ram.copy_out(chunk, 0, &mut buffer).map_err(io::Error::other)?;
         let mask = used_pages(&buffer);
         if mask != 0 {
@@ -115,80 +118,39 @@ impl<W: Write> Write for Counted<W> {
     }
 }
 
-/// A file under a temporary name beside its final one; removed unless finished.
-struct PartialFile {
-    file: File,
-    temporary: PathBuf,
-    path: PathBuf,
-    finished: bool,
-}
-
-impl PartialFile {
-    fn create(path: &Path) -> Result<Self, SnapshotError> {
-        let failed = |cause| SnapshotError::Write { path: path.to_path_buf(), cause };
-        let name = path.file_name().ok_or_else(|| failed(ErrorKind::InvalidFilename.into()))?;
-        // Moving the file into place would replace a device or a pipe, not write to it.
-        if fs::metadata(path).is_ok_and(|there| !there.is_file()) {
-            return Err(failed(io::Error::other("something that is no file has this name")));
+/// Writes the guest into `partial`.
+fn fill(partial: &PartialFile, vm: &Vm, header: &[u8]) -> Result<SnapshotReport, SnapshotError> {
+    let counted = Counted { inner: partial.file(), bytes: 0 };
+    let mut out = BufWriter::with_capacity(1 << 20, counted);
+    match write_guest(&mut out, header, vm) {
+        Ok(pages) => Ok(SnapshotReport {
+            file_bytes: out.get_ref().bytes,
+            pages,
+            zero_pages: vm.ram().bytes() / PAGE_BYTES as u64 - pages,
+        }),
+        Err(cause) => {
+            let (counted, _) = out.into_parts();
+            Err(failure(partial.path(), cause, counted.bytes, vm))
         }
-        let mut hidden = std::ffi::OsString::from(".");
-        hidden.push(name);
-        hidden.push(format!(".{}.partial", std::process::id()));
-        let temporary = path.with_file_name(hidden);
-        let file = File::create(&temporary).map_err(failed)?;
-        Ok(Self { file, temporary, path: path.to_path_buf(), finished: false })
-    }
-
-    /// Writes the guest into the file.
-    fn fill(&self, vm: &Vm, header: &[u8]) -> Result<SnapshotReport, SnapshotError> {
-        let counted = Counted { inner: &self.file, bytes: 0 };
-        let mut out = BufWriter::with_capacity(1 << 20, counted);
-        match write_guest(&mut out, header, vm.ram()) {
-            Ok(pages) => Ok(SnapshotReport {
-                file_bytes: out.get_ref().bytes,
-                pages,
-                zero_pages: vm.ram().bytes() / PAGE_BYTES as u64 - pages,
-            }),
-            Err(cause) => {
-                let (counted, _) = out.into_parts();
-                Err(self.failure(cause, counted.bytes, vm))
-            }
-        }
-    }
-
-    fn failure(&self, cause: io::Error, written: u64, vm: &Vm) -> SnapshotError {
-        let path = self.path.clone();
-        match cause.kind() {
-            ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
-                SnapshotError::DiskFull { path, written, needed: vm.ram().bytes() + (1 << 20) }
-            }
-            _ => SnapshotError::Write { path, cause },
-        }
-    }
-
-    /// Brings the file to disk and gives it its name.
-    fn finish(mut self) -> Result<(), SnapshotError> {
-        self.publish().map_err(|cause| SnapshotError::Write { path: self.path.clone(), cause })?;
-        self.finished = true;
-        Ok(())
-    }
-
-    fn publish(&self) -> io::Result<()> {
-        self.file.sync_all()?;
-        fs::rename(&self.temporary, &self.path)?;
-        let folder = match self.path.parent() {
-            Some(folder) if folder != Path::new("") => folder,
-            _ => Path::new("."),
-        };
-        File::open(folder)?.sync_all()
     }
 }
 
-impl Drop for PartialFile {
-    fn drop(&mut self) {
-        if !self.finished {
-            // Nothing more can be done about a file that cannot be removed.
-            let _ = fs::remove_file(&self.temporary);
+fn failure(path: &Path, cause: io::Error, written: u64, vm: &Vm) -> SnapshotError {
+    let path = path.to_path_buf();
+    match cause.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
+            SnapshotError::DiskFull { path, written, needed: vm.ram().bytes() + (1 << 20) }
+        }
+        _ => SnapshotError::Write { path, cause },
+    }
+}
+
+/// A guest that is told to end while it is saved, as with its process, is not saved.
+fn expect_paused(vm: &Vm) -> io::Result<()> {
+    match vm.run_state() {
+        RunState::Paused => Ok(()),
+        RunState::Running | RunState::Stopped => {
+            Err(io::Error::other("the guest ended before it was saved"))
         }
     }
 }
@@ -197,15 +159,35 @@ impl Drop for PartialFile {
 mod tests {
     use super::*;
     use crate::testing::empty_vm;
+    use std::fs::{self, File};
+
+    #[test]
+    fn a_guest_that_ends_meanwhile_leaves_no_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("guest");
+        let vm = empty_vm(16, 1);
+        let header = header(&vm).unwrap();
+        let partial = PartialFile::create(&path).unwrap();
+        fill(&partial, &vm, &header).unwrap();
+        vm.stop();
+
+        let late = partial.publish(|| expect_paused(&vm)).unwrap_err().to_string();
+        let partial = PartialFile::create(&path).unwrap();
+        let early = fill(&partial, &vm, &header).unwrap_err().to_string();
+
+        assert!(late.contains("the guest ended"), "{late}");
+        assert!(early.contains("the guest ended"), "{early}");
+        drop(partial);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
 
     #[test]
     fn a_full_disk_is_named_with_what_would_be_needed() {
         let vm = empty_vm(16, 1);
         vm.ram().write(0, &vec![1; 4 << 20]).unwrap();
-        let path = PathBuf::from("/dev/full");
-        let file = File::options().write(true).open(&path).unwrap();
-        let full = PartialFile { file, temporary: PathBuf::new(), path, finished: true };
-        let error = full.fill(&vm, &header(&vm).unwrap()).unwrap_err().to_string();
+        let file = File::options().write(true).open("/dev/full").unwrap();
+        let full = PartialFile::of(file, Path::new("/dev/full"));
+        let error = fill(&full, &vm, &header(&vm).unwrap()).unwrap_err().to_string();
         assert_eq!(
             error,
             "cannot save the guest to /dev/full: no space left after 0 bytes; up to 17 MiB may be needed"
