@@ -14,6 +14,8 @@ pub(crate) enum Exit {
     InDoubt,
     /// The guest found its memory damaged.
     Corrupt,
+    /// Not known: a migration goes on, and is not watched any more.
+    Unwatched,
     /// Somebody called it off.
     Cancelled,
 }
@@ -26,6 +28,7 @@ impl Exit {
             Self::Failed => 1,
             Self::InDoubt => 3,
             Self::Corrupt => 4,
+            Self::Unwatched => 5,
             Self::Cancelled => 130,
         }
     }

@@ -10,5 +10,5 @@ pub(crate) mod guest;
 pub(crate) mod server;
 pub(crate) mod types;
 
-pub(crate) use client::ApiClient;
+pub(crate) use client::{ApiClient, AskError};
 pub(crate) use error::{ApiError, Reason};

@@ -20,6 +20,7 @@ Exit codes:
   2    the command line is wrong
   3    a migration is in doubt: the guest runs nowhere until `lighter migrate --resolve` decides
   4    the guest found its memory damaged
+  5    not known: a migration goes on, but its process does not answer; `lighter show` tells more
   130  cancelled (Ctrl-C, `lighter cancel`)
 
 Try `lighter demo` first: it needs no set-up.";

@@ -11,8 +11,8 @@ use migrate::report::{Outcome, Role};
 use migrate::{MigrationId, Progress, Report};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::api::ApiClient;
 use crate::api::types::{MigrationStatus, StateAnswer};
+use crate::api::{ApiClient, AskError};
 use crate::exit::{Exit, ExitWith};
 use crate::names::GuestName;
 use crate::output;
@@ -51,7 +51,7 @@ impl Follower {
     /// off, a second one leaves it to itself.
     ///
     /// # Errors
-    /// The guest's process died without a report, the guest is in doubt, or the user left.
+    /// The guest's process died without a report or does not answer, the guest is in doubt, or the user left.
     pub(crate) async fn to_the_end(
         &self,
         mut interrupts: Signal,
@@ -81,7 +81,7 @@ impl Follower {
                             doubt.consider(&self.name, status.progress.as_ref(), Instant::now())?;
                         }
                         Err(error) if error.is_gone() => return self.read_record().await,
-                        Err(error) => return Err(error).context("cannot follow the migration, which goes on"),
+                        Err(error) => return Err(self.lost_sight(&error)),
                     }
                 }
             }
@@ -111,6 +111,15 @@ impl Follower {
             );
         }
         Ok(())
+    }
+
+    /// The process is there and does not answer as it should: the migration is its business, whoever watches.
+    fn lost_sight(&self, error: &AskError) -> anyhow::Error {
+        let message = format!(
+            "cannot watch the migration of {0} any more: {error}; it goes on, `lighter show {0}` tells how it stands",
+            self.name
+        );
+        ExitWith { exit: Exit::Unwatched, message }.into()
     }
 
     fn left(&self) -> anyhow::Error {

@@ -1,5 +1,7 @@
 //! What is refused before a guest has moved a byte: strangers, guests that do not fit, and what a guest on its way cannot do.
 
+use nix::sys::signal::Signal;
+
 use crate::host::checks::{await_life, memory_is_intact, nothing_left_behind, one_intact_copy};
 use crate::host::{Exit, Guest, GuestPlan, Migration, NodePlan, Pair};
 
@@ -166,8 +168,25 @@ fn ctrl_c_calls_the_migration_off() {
     let guest = Guest::start(&pair.a, &GuestPlan::default());
     let migration = Migration::start(&pair.a, guest.name(), &pair.b, &CRAWL);
     migration.await_phase("precopy");
-    migration.pid().signal(nix::sys::signal::Signal::SIGINT);
+    migration.pid().signal(Signal::SIGINT);
     migration.finish().cancelled();
+    stays(&pair, guest.name());
+}
+
+#[test]
+fn a_migration_whose_process_hangs_is_not_watched_any_more() {
+    let pair = Pair::new();
+    let guest = Guest::start(&pair.a, &GuestPlan::default());
+    let migration = Migration::start(&pair.a, guest.name(), &pair.b, &CRAWL);
+    migration.await_phase("precopy");
+    let pid = guest.pid();
+    pid.signal(Signal::SIGSTOP);
+    let unwatched = migration.finish().done;
+    pid.signal(Signal::SIGCONT);
+    unwatched.complains(Exit::Unwatched, &["did not answer", "it goes on", "lighter show web-1"]);
+
+    // It goes on, or has noticed that the other host lost patience with it.
+    let _too_late = pair.a.run(&["cancel", guest.name()]);
     stays(&pair, guest.name());
 }
 

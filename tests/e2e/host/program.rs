@@ -23,6 +23,8 @@ pub(crate) enum Exit {
     InDoubt,
     /// 4
     Corrupt,
+    /// 5
+    Unwatched,
     /// 130
     Cancelled,
     /// Ended by a signal, or a code that is not documented.
@@ -37,6 +39,7 @@ impl Exit {
             Some(2) => Self::Usage,
             Some(3) => Self::InDoubt,
             Some(4) => Self::Corrupt,
+            Some(5) => Self::Unwatched,
             Some(130) => Self::Cancelled,
             _ => Self::Other,
         }
