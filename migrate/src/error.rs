@@ -81,7 +81,7 @@ pub enum Failure {
     #[error("guest error: {0}")]
     Guest(GuestError),
     /// The guest ended while it was being migrated.
-    #[error("the guest stopped by itself: {detail}")]
+    #[error("the guest has ended: {detail}")]
     GuestStopped {
         /// How it ended.
         detail: PeerText,

@@ -9,7 +9,6 @@ use migrate::record::{RecordStore, Side, SourceState};
 use migrate::report::{Outcome, Role};
 use migrate::session::{Handle, SourceSession, start_source};
 use migrate::{Limits, MigrationId, Report, SourceGuest};
-use vmm_core::StopReason;
 
 use super::address::Destination;
 use super::process::{Ending, GuestProcess, Occupation};
@@ -105,9 +104,9 @@ impl Departure {
             .map_err(|error| ApiError::new(Reason::NotMigrating, not_in_doubt(&error)))
     }
 
-    /// The guest has ended by itself.
-    pub(crate) fn guest_stopped(&self, reason: &StopReason) {
-        self.handle.guest_stopped(&reason.to_string());
+    /// The guest has ended, by itself or with its process; unless it has been handed over, that ends the migration.
+    pub(crate) fn guest_stopped(&self, how: &str) {
+        self.handle.guest_stopped(how);
     }
 
     /// Waits until nothing of the migration is left, at most `patience`.

@@ -215,7 +215,7 @@ impl GuestProcess {
     /// The guest ended by itself, or on our order.
     fn guest_stopped(&self, reason: StopReason) {
         if let Occupation::Leaving(departure) = &*self.occupation() {
-            departure.guest_stopped(&reason);
+            departure.guest_stopped(&reason.to_string());
         }
         self.end(Ending::Guest(reason));
     }
@@ -243,7 +243,9 @@ impl GuestProcess {
         let occupation = self.occupation().clone();
         match occupation {
             Occupation::Leaving(departure) => {
-                if departure.cancel("its process is ending").await.is_ok() {
+                departure.guest_stopped("its process was told to end");
+                // In doubt it would ask for as long as the other host is silent: its node goes on with that.
+                if !departure.is_in_doubt() {
                     departure.settled_within(CALL_OFF_PATIENCE).await;
                 }
             }

@@ -48,7 +48,9 @@ pub(crate) fn failure(report: &Report, destination: &str) -> Option<ExitWith> {
         .error
         .as_ref()
         .map_or_else(|| "no reason was given".to_owned(), |error| error.message.clone());
-    let cancelled = report.error.as_ref().is_some_and(|error| error.reason == Reason::Cancelled);
+    let reason = report.error.as_ref().map(|error| error.reason);
+    let (cancelled, ended) =
+        (reason == Some(Reason::Cancelled), reason == Some(Reason::GuestStopped));
     let way_out = report.way_out.as_ref().map(|text| format!("\n{text}")).unwrap_or_default();
     let (exit, message) = match report.outcome {
         Outcome::Migrated => return None,
@@ -67,6 +69,10 @@ pub(crate) fn failure(report: &Report, destination: &str) -> Option<ExitWith> {
             format!(
                 "the migration of {guest} to {destination} is in doubt: {cause}; the guest is paused here{way_out}"
             ),
+        ),
+        Outcome::Lost if ended => (
+            Exit::Failed,
+            format!("{guest} was not migrated to {destination}, it is gone: {cause}"),
         ),
         Outcome::Lost => (
             Exit::Failed,
@@ -145,5 +151,8 @@ mod tests {
         let (code, message) = exit(Outcome::InDoubt, Some(Reason::InDoubt)).unwrap();
         assert!(code == Exit::InDoubt && message.contains("--resolve run"));
         assert!(exit(Outcome::Lost, Some(Reason::Guest)).unwrap().1.contains("neither"));
+        let (code, message) = exit(Outcome::Lost, Some(Reason::GuestStopped)).unwrap();
+        assert!(code == Exit::Failed && message.contains("it is gone"), "{message}");
+        assert!(!message.contains("goes on here"), "{message}");
     }
 }

@@ -2,7 +2,9 @@
 
 use nix::sys::signal::Signal;
 
-use crate::host::checks::{await_life, memory_is_intact, nothing_left_behind, one_intact_copy};
+use crate::host::checks::{
+    await_life, guest_is_gone, memory_is_intact, nothing_left_behind, one_intact_copy,
+};
 use crate::host::{Exit, Guest, GuestPlan, Migration, NodePlan, Pair};
 
 /// Slow enough that a small guest is on its way for as long as a test needs.
@@ -171,6 +173,21 @@ fn ctrl_c_calls_the_migration_off() {
     migration.pid().signal(Signal::SIGINT);
     migration.finish().cancelled();
     stays(&pair, guest.name());
+}
+
+#[test]
+fn a_guest_whose_process_is_told_to_end_on_its_way_is_gone_and_said_to_be() {
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let pair = Pair::new();
+        let guest = Guest::start(&pair.a, &GuestPlan::default());
+        let migration = Migration::start(&pair.a, guest.name(), &pair.b, &CRAWL);
+        migration.await_phase("precopy");
+        guest.pid().signal(signal);
+        let done = migration.finish().done;
+        assert!(!done.stderr.contains("goes on"), "{done:#?}");
+        done.complains(Exit::Failed, &["web-1", "it is gone", "its process was told to end"]);
+        guest_is_gone(&pair.hosts(), guest.name());
+    }
 }
 
 #[test]
