@@ -118,6 +118,37 @@ impl BandwidthMeter {
     }
 }
 
+/// The time over which pages are counted for a rate: a guest writes in bursts, and a late round is over in a millisecond.
+const DIRTY_RATE_WINDOW: Duration = Duration::from_millis(200);
+
+/// Measures how many pages a second the guest writes, over the last 200 ms of looks at its dirty log, or over all
+/// of them while that is less. A look counts for the time since the one before, whatever happened in it.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct DirtyRateMeter {
+    looked: Option<Duration>,
+    pages: f64,
+    seconds: f64,
+}
+
+impl DirtyRateMeter {
+    /// Takes a look into account that found `pages` dirty at `now`; the log began at `began`.
+    pub fn add_look(&mut self, pages: u64, began: Duration, now: Duration) {
+        let since = now.saturating_sub(self.looked.replace(now).unwrap_or(began)).as_secs_f64();
+        let room = (DIRTY_RATE_WINDOW.as_secs_f64() - since).max(0.0);
+        if self.seconds > room {
+            self.pages *= room / self.seconds;
+            self.seconds = room;
+        }
+        self.pages += pages as f64;
+        self.seconds += since;
+    }
+
+    /// Pages each second; 0 before any time has passed.
+    pub fn pages_per_second(&self) -> f64 {
+        if self.seconds > 0.0 { self.pages / self.seconds } else { 0.0 }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -165,6 +196,46 @@ mod tests {
         let unknown_speed = Observation { bytes_per_second: None, ..seen(64, 64) };
         assert_eq!(expected_downtime(&unknown_speed).total(), Duration::MAX);
         assert_eq!(judge(&unknown_speed), Verdict::SendRoundInVain);
+    }
+
+    /// A guest that writes `burst` pages each 10 ms, looked at after each of `pauses`, in milliseconds; the rates seen.
+    fn dirty_rates(burst: u64, pauses: &[u32]) -> Vec<f64> {
+        let (mut meter, mut now) = (DirtyRateMeter::default(), 0);
+        let mut look = |pause: u32| {
+            let bursts = u64::from((now + pause) / 10 - now / 10);
+            now += pause;
+            meter.add_look(bursts * burst, Duration::ZERO, now * MS);
+            meter.pages_per_second()
+        };
+        pauses.iter().map(|pause| look(*pause)).collect()
+    }
+
+    #[test]
+    fn short_rounds_do_not_disturb_the_dirty_rate() {
+        // 2,000 pages/s: a long round, then many of a millisecond, of which one in ten meets a burst.
+        let pauses = [&[1000][..], &[1; 300]].concat();
+        for (round, rate) in dirty_rates(20, &pauses).into_iter().enumerate() {
+            assert!((1800.0..=2200.0).contains(&rate), "round {round}: {rate}");
+        }
+        let first = dirty_rates(20, &[20, 1, 1])[2];
+        assert!((1500.0..=2500.0).contains(&first), "{first}");
+    }
+
+    #[test]
+    fn the_dirty_rate_follows_a_guest_that_changes() {
+        let mut meter = DirtyRateMeter::default();
+        assert_eq!(meter.pages_per_second(), 0.0);
+        meter.add_look(0, Duration::ZERO, Duration::ZERO);
+        assert_eq!(meter.pages_per_second(), 0.0);
+        meter.add_look(2000, Duration::ZERO, 1000 * MS);
+        meter.add_look(2000, Duration::ZERO, 1100 * MS);
+        let between = meter.pages_per_second();
+        assert!((10_000.0..=12_000.0).contains(&between), "{between}");
+        meter.add_look(2000, Duration::ZERO, 1200 * MS);
+        assert!(meter.pages_per_second() > 15_000.0);
+        // A rest of a second between two rounds is no burst.
+        meter.add_look(20_000, Duration::ZERO, 2200 * MS);
+        assert!((meter.pages_per_second() - 20_000.0).abs() < 1.0);
     }
 
     #[test]

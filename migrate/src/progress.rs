@@ -49,7 +49,7 @@ pub struct Progress {
     pub transfer: Transfer,
     /// Memory sent per second, from the last rounds; zero pages do not count.
     pub bandwidth_bytes_per_second: f64,
-    /// Pages that the guest dirties per second.
+    /// Pages that the guest dirties per second, over the last 200 ms of looks at its dirty log.
     pub dirty_pages_per_second: f64,
     /// How long the guest would stand if it were paused now; none before the first round.
     pub expected_downtime_seconds: Option<f64>,

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::convergence::DirtyRateMeter;
 use crate::error::MigrationError;
 use crate::phase::Phase;
 use crate::progress::{Progress, Transfer};
@@ -28,6 +29,7 @@ pub(crate) struct Telemetry {
     pub(crate) memory_bytes: u64,
     pub(crate) transfer: Transfer,
     pub(crate) expected_downtime: Option<Duration>,
+    dirty_rate: DirtyRateMeter,
 }
 
 impl Telemetry {
@@ -47,6 +49,7 @@ impl Telemetry {
             memory_bytes: 0,
             transfer: Transfer::default(),
             expected_downtime: None,
+            dirty_rate: DirtyRateMeter::default(),
         }
     }
 
@@ -92,6 +95,12 @@ impl Telemetry {
             self.rounds.remove(FIRST_ROUNDS);
         }
         self.rounds.push(round);
+    }
+
+    /// Notes a look at the dirty log, which began with this phase; returns pages each second as of now.
+    pub(crate) fn dirtied(&mut self, pages: u64, now: Duration) -> f64 {
+        self.dirty_rate.add_look(pages, self.entered, now);
+        self.dirty_rate.pages_per_second()
     }
 
     /// The last round, to be changed.

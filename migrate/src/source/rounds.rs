@@ -180,8 +180,8 @@ impl Source {
         });
         let content = sent.pages.saturating_sub(sent.zero_pages);
         self.meter.add_round(content.saturating_mul(PAGE_BYTES as u64), elapsed);
-        if matches!(self.state, State::Copying) && !elapsed.is_zero() {
-            self.dirty_pages_per_second = sent.dirty_pages as f64 / elapsed.as_secs_f64();
+        if matches!(self.state, State::Copying) {
+            self.dirty_pages_per_second = self.notes.dirtied(sent.dirty_pages, self.now);
         }
         self.round_pages = sent.dirty_pages;
         self.pages_before = self.notes.transfer.pages();
