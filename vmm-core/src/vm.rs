@@ -120,11 +120,6 @@ impl Vm {
         }
     }
 
-    /// Why the guest has ended, once it has.
-    pub fn stop_reason(&self) -> Option<StopReason> {
-        self.machine.stopped().cloned()
-    }
-
     /// Loads what a new guest shall run. It stays paused.
     ///
     /// # Errors

@@ -9,7 +9,7 @@ use vm_memory::{Bytes, GuestAddress};
 use vmm_core::workload::{
     Control, Doorbell, FaultKind, Order, Pattern, Phase, Report, WorkloadParams, verify_image,
 };
-use vmm_core::{BootSource, StopReason, Vm, VmEvent, VmShape};
+use vmm_core::{BootSource, RunState, StopReason, Vm, VmEvent, VmShape};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 /// A page in the middle of the working memory, past everything that the layout puts first.
@@ -158,7 +158,7 @@ fn stops_when_told() {
     Control::new(vm.ram().memory()).unwrap().stop().unwrap();
     wait_for(&vm, 2, |bell| matches!(bell, Doorbell::Stopped { .. }));
     assert_eq!(report(&vm).phase(), Phase::Stopped);
-    assert_eq!(vm.stop_reason(), None, "the vCPUs still spin");
+    assert_eq!(vm.run_state(), RunState::Running, "the vCPUs still spin");
     vm.stop();
-    assert_eq!(vm.stop_reason(), Some(StopReason::Asked));
+    assert_eq!(vm.events().take(Duration::ZERO), Some(VmEvent::Stopped(StopReason::Asked)));
 }

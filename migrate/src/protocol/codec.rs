@@ -214,18 +214,6 @@ pub fn decode<M: Message>(head: Head, body: &[u8]) -> Result<M, CodecError> {
     Ok(message)
 }
 
-/// Decodes a whole frame that is in memory already.
-///
-/// # Errors
-/// As [`head()`] and [`decode`].
-pub fn decode_frame<M: Message>(frame: &[u8]) -> Result<M, CodecError> {
-    let Some((first, body)) = frame.split_first_chunk::<HEAD_BYTES>() else {
-        let detail = format!("{} bytes are no frame", frame.len());
-        return Err(CodecError::Malformed { kind: 0, detail });
-    };
-    decode(head::<M>(*first)?, body)
-}
-
 const fn config() -> Configuration<LittleEndian, Fixint, Limit<STATE_LIMIT>> {
     bincode::config::standard().with_fixed_int_encoding().with_limit::<STATE_LIMIT>()
 }

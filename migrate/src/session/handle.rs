@@ -105,18 +105,6 @@ impl Handle {
         self.report.clone()
     }
 
-    /// Waits for the first report. None only when the session's thread was killed by a bug.
-    pub async fn reported(&self) -> Option<Report> {
-        let mut report = self.report.clone();
-        let found = report.wait_for(Option::is_some).await;
-        found.ok().and_then(|report| report.clone())
-    }
-
-    /// Whether nothing of the migration is left; see [`Handle::settled`].
-    pub fn is_over(&self) -> bool {
-        *self.over.borrow()
-    }
-
     /// Waits until nothing of the migration is left, no task, socket or thread; returns the last report.
     pub async fn settled(&self) -> Option<Report> {
         let _ = self.over.clone().wait_for(|&over| over).await;
@@ -153,5 +141,20 @@ impl Handle {
     pub(super) fn with_port(mut self, port: u16) -> Self {
         self.port = port;
         self
+    }
+}
+
+#[cfg(test)]
+impl Handle {
+    /// Waits for the first report. None only when the session's thread was killed by a bug.
+    pub(super) async fn reported(&self) -> Option<Report> {
+        let mut report = self.report.clone();
+        let found = report.wait_for(Option::is_some).await;
+        found.ok().and_then(|report| report.clone())
+    }
+
+    /// Whether nothing of the migration is left; see [`Handle::settled`].
+    pub(super) fn is_over(&self) -> bool {
+        *self.over.borrow()
     }
 }

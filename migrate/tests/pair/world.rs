@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use migrate::destination::{self, Destination, DestinationConfig};
-use migrate::protocol::codec::{self, decode_frame};
+use migrate::protocol::codec::{CodecError, HEAD_BYTES, Message, decode, head};
 use migrate::protocol::{DestinationMessage, MigrationId, Offer, SourceMessage};
 use migrate::record::{DestinationState, SourceState};
 use migrate::report::Report;
@@ -280,7 +280,7 @@ impl World {
 
     fn deliver_to_far(&mut self, conn: u64, bytes: &[u8]) {
         let Some(end) = self.conns.get(&conn).filter(|c| !c.broken).map(|c| c.far) else { return };
-        let message: Result<SourceMessage, codec::CodecError> = decode_frame(bytes);
+        let message: Result<SourceMessage, CodecError> = decode_frame(bytes);
         match end {
             End::DestinationNode => self.ask_destination_node(conn, &message),
             _ if self.destination.as_ref().is_some_and(|d| d.conn == Some(conn)) => {
@@ -296,7 +296,7 @@ impl World {
 
     fn deliver_to_near(&mut self, conn: u64, bytes: &[u8]) {
         let Some(end) = self.conns.get(&conn).filter(|c| !c.broken).map(|c| c.near) else { return };
-        let message: Result<DestinationMessage, codec::CodecError> = decode_frame(bytes);
+        let message: Result<DestinationMessage, CodecError> = decode_frame(bytes);
         match end {
             End::SourceNode => self.answer_to_source_node(conn, &message),
             _ if self.source.as_ref().is_some_and(|s| s.conn == Some(conn)) => {
@@ -358,4 +358,13 @@ impl World {
             }
         }
     }
+}
+
+/// Decodes a whole frame.
+fn decode_frame<M: Message>(frame: &[u8]) -> Result<M, CodecError> {
+    let Some((first, body)) = frame.split_first_chunk::<HEAD_BYTES>() else {
+        let detail = format!("{} bytes are no frame", frame.len());
+        return Err(CodecError::Malformed { kind: 0, detail });
+    };
+    decode(head::<M>(*first)?, body)
 }

@@ -12,7 +12,7 @@ fn stop_reason_of(vm: &Vm) -> StopReason {
     vm.resume().unwrap();
     let VmEvent::Stopped(reason) = event(vm) else { panic!("another event") };
     assert_eq!(vm.run_state(), RunState::Stopped);
-    assert_eq!(vm.stop_reason().as_ref(), Some(&reason));
+    assert_eq!(vm.machine.stopped(), Some(&reason));
     reason
 }
 

@@ -2,9 +2,9 @@
 
 use vm_memory::GuestMemoryBackend;
 
+use super::WorkloadError;
 use super::abi::{CONTROL_GPA, ControlPage, PAGE_BYTES};
 use super::memory::{load_word, read_params, store_word};
-use super::{Order, WorkloadError};
 
 /// Steers a workload guest by writing to its control page.
 ///
@@ -39,14 +39,6 @@ impl<'ram, M: GuestMemoryBackend> Control<'ram, M> {
     /// As [`Self::set_dirty_rate`].
     pub fn set_working_set(&self, bytes: u64) -> Result<(), WorkloadError> {
         self.store(Word::WorkingSetPages, (bytes / PAGE_BYTES).min(self.pages))
-    }
-
-    /// Sets the order of rewriting.
-    ///
-    /// # Errors
-    /// As [`Self::set_dirty_rate`].
-    pub fn set_order(&self, order: Order) -> Result<(), WorkloadError> {
-        self.store(Word::Order, order as u64)
     }
 
     /// Makes the guest forget its longest stall. Returns the epoch that
@@ -86,15 +78,14 @@ impl<'ram, M: GuestMemoryBackend> Control<'ram, M> {
     }
 }
 
-/// The words of [`ControlPage`], in order.
+/// The words of [`ControlPage`] that change while the guest works, by their places; 2, the order of rewriting, does not.
 #[derive(Clone, Copy)]
 enum Word {
-    DirtyRate,
-    WorkingSetPages,
-    Order,
-    StallEpoch,
-    VerifyEpoch,
-    Stop,
+    DirtyRate = 0,
+    WorkingSetPages = 1,
+    StallEpoch = 3,
+    VerifyEpoch = 4,
+    Stop = 5,
 }
 
 impl Word {
@@ -126,7 +117,6 @@ mod tests {
         let control = Control::new(&ram).unwrap();
         control.set_dirty_rate(7).unwrap();
         control.set_working_set(8 * PAGE_BYTES).unwrap();
-        control.set_order(Order::Hot).unwrap();
         assert_eq!(control.reset_stall().unwrap(), 1);
         assert_eq!(control.request_verification().unwrap(), 1);
         assert_eq!(control.request_verification().unwrap(), 2);
@@ -135,7 +125,7 @@ mod tests {
         let expected = ControlPage {
             dirty_rate: 7,
             working_set_pages: 8,
-            order: 2,
+            order: WorkloadParams::default().order as u64,
             stall_epoch: 1,
             verify_epoch: 2,
             stop: 1,

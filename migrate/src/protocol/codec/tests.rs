@@ -12,6 +12,15 @@ use crate::protocol::{
     Takeover, Token, Version,
 };
 
+/// Decodes a whole frame.
+fn decode_frame<M: Message>(frame: &[u8]) -> Result<M, CodecError> {
+    let Some((first, body)) = frame.split_first_chunk::<HEAD_BYTES>() else {
+        let detail = format!("{} bytes are no frame", frame.len());
+        return Err(CodecError::Malformed { kind: 0, detail });
+    };
+    decode(head::<M>(*first)?, body)
+}
+
 fn id() -> MigrationId {
     MigrationId(Uuid::from_bytes(*b"0123456789abcdef"))
 }
