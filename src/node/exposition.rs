@@ -1,8 +1,10 @@
 //! `/metrics` and `/healthz` on TCP: plain HTTP for Prometheus and for whatever restarts services, on an address that the
 //! operator keeps local or behind a proxy. Nothing can be changed here.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -12,11 +14,12 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
-use tokio::task::JoinHandle;
+use tokio::task::{AbortHandle, JoinHandle};
 
 use super::service::Node;
 
@@ -26,7 +29,7 @@ const SCRAPES_MAX: usize = 4;
 /// The longest that a scrape takes before it is given up: above any guest's patience.
 const SCRAPE_PATIENCE: Duration = Duration::from_secs(8);
 
-/// Connections at once; further ones wait to be accepted.
+/// Connections at once; for a further one, the oldest makes room that has not said what it wants.
 const CONNECTIONS_MAX: usize = 32;
 
 /// How long a peer may take to say what it wants.
@@ -63,18 +66,14 @@ pub(crate) fn serve(listener: TcpListener, node: Arc<Node>) -> JoinHandle<()> {
 }
 
 async fn accept(listener: TcpListener, router: Router) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    // Nobody closes the semaphore: while the node lives, a place becomes free.
-    while let Ok(place) = Arc::clone(&places).acquire_owned().await {
+    let mut connections = Connections::default();
+    loop {
         match listener.accept().await {
-            Ok((stream, peer)) => {
-                let service = TowerToHyperService::new(router.clone());
-                tokio::spawn(async move {
-                    if let Err(error) = answer(stream, service).await {
-                        tracing::debug!(%peer, error, "a request for metrics came to nothing");
-                    }
-                    drop(place);
-                });
+            Ok((stream, peer)) if connections.make_room() => {
+                connections.add(stream, peer, &router);
+            }
+            Ok((_, peer)) => {
+                tracing::debug!(%peer, "a connection for metrics is closed: too many are being answered");
             }
             // As when there are no descriptors left: it must not spin.
             Err(error) => {
@@ -85,16 +84,51 @@ async fn accept(listener: TcpListener, router: Router) {
     }
 }
 
-/// One connection, one request.
-async fn answer(stream: TcpStream, service: TowerToHyperService<Router>) -> Result<(), String> {
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_PATIENCE)
-        .keep_alive(false)
-        .serve_connection(TokioIo::new(stream), service);
-    match tokio::time::timeout(CONNECTION_PATIENCE, connection).await {
-        Ok(served) => served.map_err(|error| error.to_string()),
-        Err(_) => Err("the peer took too long".to_owned()),
+/// The connections that are open, oldest first.
+#[derive(Default)]
+struct Connections(VecDeque<Connection>);
+
+struct Connection {
+    task: AbortHandle,
+    /// Whether the peer has said what it wants.
+    has_asked: Arc<AtomicBool>,
+}
+
+impl Connections {
+    /// Whether there is room for one more: however many peers connect and say nothing, one that asks is answered.
+    fn make_room(&mut self) -> bool {
+        self.0.retain(|connection| !connection.task.is_finished());
+        if self.0.len() < CONNECTIONS_MAX {
+            return true;
+        }
+        let silent = |connection: &Connection| !connection.has_asked.load(Ordering::Relaxed);
+        let oldest = self.0.iter().position(silent).and_then(|index| self.0.remove(index));
+        oldest.inspect(|connection| connection.task.abort()).is_some()
+    }
+
+    fn add(&mut self, stream: TcpStream, peer: SocketAddr, router: &Router) {
+        let has_asked = Arc::new(AtomicBool::new(false));
+        let (service, asked) = (TowerToHyperService::new(router.clone()), Arc::clone(&has_asked));
+        let service = service_fn(move |request| {
+            asked.store(true, Ordering::Relaxed);
+            service.call(request)
+        });
+        // One connection, one request.
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEADER_PATIENCE)
+            .keep_alive(false)
+            .serve_connection(TokioIo::new(stream), service);
+        let task = tokio::spawn(async move {
+            match tokio::time::timeout(CONNECTION_PATIENCE, connection).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    tracing::debug!(%peer, %error, "a request for metrics came to nothing");
+                }
+                Err(_) => tracing::debug!(%peer, "a peer took too long to read metrics"),
+            }
+        });
+        self.0.push_back(Connection { task: task.abort_handle(), has_asked });
     }
 }
 
@@ -118,5 +152,57 @@ async fn health(State(shared): State<Arc<Shared>>) -> Response {
     match shared.node.health() {
         Ok(()) => "ok\n".into_response(),
         Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::sync::Notify;
+
+    use super::*;
+
+    /// Connects and says `request`.
+    async fn peer(address: SocketAddr, request: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        stream
+    }
+
+    async fn answer(mut stream: TcpStream) -> String {
+        let mut answer = String::new();
+        let read = stream.read_to_string(&mut answer);
+        tokio::time::timeout(HEADER_PATIENCE / 2, read).await.expect("no wait for others").unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn peers_that_ask_are_answered_before_peers_that_do_not() {
+        let listener = bind(([127, 0, 0, 1], 0).into()).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (entered, go_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let (inside, released) = (Arc::clone(&entered), Arc::clone(&go_on));
+        let slow = async move || {
+            inside.notify_one();
+            released.notified().await;
+            "slow"
+        };
+        let router = Router::new().route("/slow", get(slow)).route("/", get(async || "fine"));
+        let server = tokio::spawn(accept(listener, router));
+
+        let asked = peer(address, "GET /slow HTTP/1.1\r\nhost: a\r\n\r\n").await;
+        entered.notified().await;
+        let mut silent = Vec::new();
+        for index in 0..5 * CONNECTIONS_MAX {
+            let half = if index % 2 == 0 { "" } else { "GET / HTTP/1.1\r\n" };
+            silent.push(peer(address, half).await);
+        }
+
+        let heard = answer(peer(address, "GET / HTTP/1.1\r\nhost: a\r\n\r\n").await).await;
+        assert!(heard.ends_with("fine"), "{heard}");
+        go_on.notify_one();
+        let heard = answer(asked).await;
+        assert!(heard.ends_with("slow"), "{heard}");
+        server.abort();
     }
 }
