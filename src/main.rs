@@ -7,6 +7,7 @@
 // [`output`] is for that: these macros panic when nobody reads or the disk is full.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
+mod address;
 mod api;
 mod cli;
 mod demo;

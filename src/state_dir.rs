@@ -10,8 +10,8 @@
 //! A name is taken while a live process holds its `lock`; what a dead one left behind is removed by whoever finds it.
 
 use std::fs;
-use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -232,7 +232,10 @@ impl GuestDir {
         let path = self.guest_file();
         let temporary = self.path.join("guest.json.new");
         let text = serde_json::to_vec_pretty(identity).context("cannot describe the guest")?;
-        fs::write(&temporary, text)
+        let mut options = fs::OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(0o600);
+        regular_file::open(&temporary, &mut options)
+            .and_then(|mut file| file.write_all(&text))
             .with_context(|| format!("cannot write {}", temporary.display()))?;
         fs::rename(&temporary, &path).with_context(|| format!("cannot write {}", path.display()))
     }
@@ -329,6 +332,7 @@ fn remove_all_but(folder: &Path, kept: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
 
     fn state() -> (tempfile::TempDir, StateDir) {
         let folder = tempfile::tempdir().unwrap();
@@ -391,6 +395,8 @@ mod tests {
         };
         claim.dir().write_identity(&identity).unwrap();
         assert_eq!(claim.dir().read_identity().unwrap(), identity);
+        let mode = fs::metadata(claim.dir().guest_file()).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "it is this user's alone");
     }
 
     #[test]

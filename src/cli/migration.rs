@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use anyhow::Result;
 use clap::{Args, ValueEnum};
 
 use super::JsonFlag;
+use crate::address::Destination;
 use crate::names::GuestName;
 use crate::units::{parse_duration, parse_rate};
 
@@ -21,7 +23,10 @@ tells how it stands, and `lighter cancel NAME` calls it off.
 
 Whatever fails, the guest runs on one host at most. When the connection is lost in the very moment of
 handing over, the guest may run on none until the hosts reach each other again; if they never will,
---resolve decides by hand.";
+--resolve decides by hand.
+
+With --json the report is printed at the end; until then there is progress on stderr, when that is a
+terminal, and nothing else.";
 
 /// `lighter migrate`.
 #[derive(Debug, Args)]
@@ -32,6 +37,7 @@ pub(crate) struct MigrateArgs {
 
     /// Where to: the address of the other host's node, port 4950 unless given.
     #[arg(
+        value_parser = destination,
         value_name = "HOST[:PORT]",
         required_unless_present = "resolve",
         conflicts_with = "resolve"
@@ -68,6 +74,11 @@ pub(crate) struct MigrateArgs {
 
     #[command(flatten)]
     pub(crate) json: JsonFlag,
+}
+
+/// Checks where to, and leaves it as it was typed: the guest's process takes it apart.
+fn destination(text: &str) -> Result<String> {
+    Destination::parse(text).map(|_| text.to_owned())
 }
 
 /// When pages are compressed.

@@ -10,9 +10,9 @@ use migrate::report::{Outcome, Role};
 use migrate::session::{Handle, SourceSession, start_source};
 use migrate::{Limits, MigrationId, Report, SourceGuest};
 
-use super::address::Destination;
 use super::process::{Ending, GuestProcess, Occupation};
 use super::workload;
+use crate::address::Destination;
 use crate::api::types::{Compression, MigrationRequest, MigrationStatus};
 use crate::api::{ApiError, Reason};
 

@@ -4,7 +4,6 @@
 //! [`control`] opens to the API). [`machine`] makes a virtual machine fit for a migration, [`leaving`] and [`arriving`] are its two
 //! directions. [`console`] is the serial line, [`background`] is `--detach`, [`workload`] the built-in guest. Start at [`start`].
 
-mod address;
 mod arriving;
 mod background;
 mod console;

@@ -1,4 +1,4 @@
-//! How a running migration looks: a bar on a terminal, a line for each step elsewhere, nothing for programs.
+//! How a running migration looks: a bar on a terminal, a line for each step elsewhere or beside JSON, nothing for programs.
 
 use std::io::IsTerminal;
 use std::time::Duration;
@@ -9,6 +9,10 @@ use migrate::{Phase, Progress};
 use crate::cli::Output;
 use crate::output;
 use crate::units::{format_count, format_duration, format_rate, format_size};
+
+/// What is said of a guest that writes faster than its memory is sent.
+const NOT_CONVERGING: &str =
+    "not converging: raise --downtime or --bandwidth, or have the guest write less";
 
 /// Shows progress on stderr.
 #[derive(Debug)]
@@ -27,12 +31,19 @@ pub(crate) enum ProgressView {
 impl ProgressView {
     /// The view that fits where stderr goes.
     pub(crate) fn new(output: Output) -> Self {
-        if output == Output::Json {
-            return Self::Silent;
+        Self::fitting(output, std::io::stderr().is_terminal())
+    }
+
+    fn fitting(output: Output, on_terminal: bool) -> Self {
+        match (output, on_terminal) {
+            (Output::Text, true) => Self::bar(),
+            // The document on stdout may go to the same terminal.
+            (Output::Json, true) | (Output::Text, false) => Self::Lines { last: None },
+            (Output::Json, false) => Self::Silent,
         }
-        if !std::io::stderr().is_terminal() {
-            return Self::Lines { last: None };
-        }
+    }
+
+    fn bar() -> Self {
         let bar = ProgressBar::new(1);
         // A template that does not parse would cost the looks, not the migration.
         if let Ok(style) = ProgressStyle::with_template("{prefix:>20} [{bar:24}] {msg}") {
@@ -104,7 +115,7 @@ fn figures(progress: &Progress) -> String {
         parts.push(format!("expected downtime {}", format_duration(seconds)));
     }
     if !progress.converging {
-        parts.push("not converging".to_owned());
+        parts.push(NOT_CONVERGING.to_owned());
     }
     parts.join(", ")
 }
@@ -121,6 +132,27 @@ fn rate(progress: &Progress) -> u64 {
 mod tests {
     use super::*;
     use migrate::MigrationId;
+
+    #[test]
+    fn programs_hear_nothing_and_people_do() {
+        let view = |output, on_terminal| ProgressView::fitting(output, on_terminal);
+        assert!(matches!(view(Output::Json, false), ProgressView::Silent));
+        assert!(matches!(view(Output::Json, true), ProgressView::Lines { .. }));
+        assert!(matches!(view(Output::Text, false), ProgressView::Lines { .. }));
+        assert!(matches!(view(Output::Text, true), ProgressView::Bar(_)));
+    }
+
+    #[test]
+    fn a_guest_that_writes_too_fast_is_told_with_the_way_out() {
+        let mut progress = Progress::new(MigrationId::random());
+        progress.phase = Phase::Precopy;
+        assert!(!figures(&progress).contains("converging"), "{}", figures(&progress));
+        progress.converging = false;
+        let said = figures(&progress);
+        for way_out in ["not converging", "--downtime", "--bandwidth", "write less"] {
+            assert!(said.contains(way_out), "{said}");
+        }
+    }
 
     #[test]
     fn a_round_tells_its_figures_and_earlier_phases_none() {

@@ -12,7 +12,7 @@ use super::list::{Listed, look_at};
 use super::session::block_on;
 use super::summary::seconds;
 use crate::api::ApiClient;
-use crate::api::types::{GuestKind, MigrationStatus, WorkloadInfo};
+use crate::api::types::{GuestKind, GuestState, MigrationStatus, WorkloadInfo};
 use crate::cli::Output;
 use crate::cli::guest::ShowArgs;
 use crate::exit::Exit;
@@ -36,7 +36,14 @@ struct Shown {
     workload: Option<WorkloadInfo>,
 }
 
-/// Shows one guest.
+impl Shown {
+    /// Of a guest that does not answer, which is not asked for more.
+    fn silent(listed: Listed, folder: String) -> Self {
+        Self { listed, folder, proportional_bytes: None, migration: None, workload: None }
+    }
+}
+
+/// Shows one guest; one that does not answer is a failure.
 ///
 /// # Errors
 /// There is no such guest.
@@ -45,11 +52,12 @@ pub(crate) fn run(state: &StateDir, args: &ShowArgs) -> Result<Exit> {
     let shown = block_on(async {
         let client = ApiClient::new(&dir.socket());
         let listed = look_at(&dir).await;
-        let cost: Option<ProcessCost> =
-            listed.info().and_then(|info| memopt::observe::process_cost(info.pid).ok());
+        let folder = dir.path().display().to_string();
+        let Some(info) = listed.info() else { return Ok(Shown::silent(listed, folder)) };
+        let cost: Option<ProcessCost> = memopt::observe::process_cost(info.pid).ok();
         Ok(Shown {
             listed,
-            folder: dir.path().display().to_string(),
+            folder,
             proportional_bytes: cost.map(|cost| cost.total_bytes()),
             migration: client.get("/v1/guest/migration").await.ok(),
             workload: client.get("/v1/guest/workload").await.ok(),
@@ -59,7 +67,7 @@ pub(crate) fn run(state: &StateDir, args: &ShowArgs) -> Result<Exit> {
         Output::Json => output::print_json(&shown)?,
         Output::Text => output::print(text(&shown))?,
     }
-    Ok(Exit::Done)
+    Ok(if shown.listed.info().is_some() { Exit::Done } else { Exit::Failed })
 }
 
 fn text(shown: &Shown) -> String {
@@ -86,18 +94,21 @@ fn text(shown: &Shown) -> String {
         lines.push(("Uptime", format_uptime(Duration::from_secs(age))));
     }
     lines.push(("Folder", shown.folder.clone()));
-    lines.extend(shown.migration.iter().flat_map(migration_lines));
+    let is_incoming = shown.listed.info().is_some_and(|info| info.state == GuestState::Incoming);
+    let migration = shown.migration.iter().flat_map(|status| migration_lines(status, is_incoming));
+    lines.extend(migration);
     lines.extend(shown.workload.iter().flat_map(workload_lines));
     facts(&lines)
 }
 
-fn migration_lines(status: &MigrationStatus) -> Vec<(&'static str, String)> {
+fn migration_lines(status: &MigrationStatus, is_incoming: bool) -> Vec<(&'static str, String)> {
     let mut lines = Vec::new();
     match (&status.report, &status.progress) {
         (Some(report), _) => {
             lines.push(("Last migration", last_migration(report)));
             lines.extend(report.way_out.iter().map(|text| ("Way out", text.clone())));
         }
+        (None, Some(progress)) if is_incoming => lines.push(("Migration", arrival_line(progress))),
         (None, Some(progress)) => lines.push(("Migration", progress_line(progress))),
         (None, None) => {}
     }
@@ -118,6 +129,11 @@ fn last_migration(report: &Report) -> String {
         report.downtime_seconds.map(|stood| format!(", stood still for {}", seconds(stood)));
     let error = report.error.as_ref().map(|error| format!(": {}", error.message));
     format!("{outcome}{}{}", stood.unwrap_or_default(), error.unwrap_or_default())
+}
+
+/// How a guest stands that is on its way here: what is left and how fast it comes is the source's to know.
+fn arrival_line(progress: &Progress) -> String {
+    format!("{}, {} received", progress.phase, format_size(progress.transfer.wire_bytes))
 }
 
 fn progress_line(progress: &Progress) -> String {

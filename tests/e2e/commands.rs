@@ -38,6 +38,21 @@ fn ls_and_show_tell_what_runs() {
 }
 
 #[test]
+fn a_guest_that_does_not_answer_is_shown_as_such_and_is_a_failure() {
+    let pair = Pair::without_nodes();
+    let guest = Guest::start(&pair.a, &GuestPlan::default());
+    let pid = guest.pid();
+    pid.signal(Signal::SIGSTOP);
+    let shown = [pair.a.run(&["show", "web-1"]), pair.a.run(&["show", "web-1", "--json"])];
+    pid.signal(Signal::SIGCONT);
+    for done in shown {
+        assert_eq!(done.exit, Exit::Failed, "{done:#?}");
+        assert!(done.stdout.contains("web-1"), "{done:#?}");
+    }
+    pair.a.run(&["show", "web-1"]).ok();
+}
+
+#[test]
 fn a_paused_guest_stands_still_until_it_is_resumed() {
     let pair = Pair::without_nodes();
     let guest = Guest::start(&pair.a, &GuestPlan::default());
@@ -166,6 +181,8 @@ fn a_wrong_command_line_is_explained() {
         (&["run", "--memory", "much"], "--memory"),
         (&["run", "--name", "../x"], "--name"),
         (&["migrate", "web-1"], "HOST[:PORT]"),
+        (&["migrate", "web-1", "host-b:99999"], "`host-b:99999` names no port"),
+        (&["migrate", "web-1", ":4950"], "names no host"),
         (&["migrate", "web-1", "b", "--resolve", "run"], "--resolve"),
         (&["fly"], "fly"),
     ] {

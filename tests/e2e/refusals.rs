@@ -153,6 +153,8 @@ fn a_guest_on_its_way_is_not_migrated_again_nor_touched() {
     assert_eq!(guest.state().as_deref(), Some("migrating"));
     let arriving = pair.b.guest(guest.name());
     arriving.await_state("incoming");
+    let shown = pair.b.run(&["show", "web-1"]).ok().stdout;
+    assert!(shown.contains(" received") && !shown.contains(" sent"), "{shown}");
     for verb in [&["pause", "web-1"][..], &["resume", "web-1"], &["save", "web-1", &file]] {
         pair.b.run(verb).complains(Exit::Failed, &["web-1"]);
     }

@@ -28,7 +28,8 @@ pub const MEMORY_BYTES_MAX: u64 = 256 << 30;
 pub enum MemoryError {
     /// The size is not one a guest can have.
     #[error(
-        "guest memory of {bytes} bytes is not possible: give a multiple of 256 KiB between 4 MiB and 256 GiB"
+        "guest memory of {} is not possible: give a multiple of 256 KiB between 4 MiB and 256 GiB",
+        size(*bytes)
     )]
     Size {
         /// The size asked for.
@@ -50,7 +51,7 @@ pub enum MemoryError {
     #[error("cannot tell how much memory this host has: {0}")]
     Meminfo(String),
     /// The mapping could not be made.
-    #[error("cannot map guest memory of {bytes} bytes: {reason}")]
+    #[error("cannot map guest memory of {}: {reason}", size(*bytes))]
     Map {
         /// The size asked for.
         bytes: u64,
@@ -82,4 +83,25 @@ pub enum MemoryError {
         /// Length in bytes.
         len: usize,
     },
+}
+
+/// A size in the largest binary unit that it is a whole number of.
+fn size(bytes: u64) -> String {
+    let units = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+    match units.into_iter().find(|(unit, _)| bytes > 0 && bytes.is_multiple_of(*unit)) {
+        Some((unit, name)) => format!("{} {name}", bytes / unit),
+        None => format!("{bytes} bytes"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_told_as_they_are_typed() {
+        let error = MemoryError::Size { bytes: 900 << 30 }.to_string();
+        assert!(error.starts_with("guest memory of 900 GiB is not possible"), "{error}");
+        assert_eq!([size(3 << 19), size(1025), size(0)], ["1536 KiB", "1025 bytes", "0 bytes"]);
+    }
 }
