@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use migrate::quic::{Authority, Tls};
+use migrate::quic::{Authority, HostCertificate, Tls, calendar_time};
 use serde::Serialize;
 
 use crate::cli::Output;
@@ -30,11 +30,10 @@ fn init(state: &StateDir, names: &[String]) -> Result<Exit> {
     let certs = state.certs();
     let names = if names.is_empty() { own_names()? } else { names.to_vec() };
     let authority = Authority::create().context("cannot make a certificate authority")?;
+    // First, so that a wrong name leaves nothing behind.
+    let identity = authority.issue(&names).context("cannot make this host's certificate")?;
     authority.save(&certs).context("cannot save the certificate authority")?;
-    authority
-        .issue(&names)
-        .and_then(|identity| identity.save(&certs))
-        .context("cannot make this host's certificate")?;
+    identity.save(&certs).context("cannot save this host's certificate")?;
     output::print_line(format_args!(
         "Made a certificate authority and this host's certificate ({}) in {}.\n\
          For another host: lighter certs host NAME [ADDRESS...] --out DIR",
@@ -71,6 +70,27 @@ struct Shown {
     usable: bool,
     /// Why not.
     problem: Option<String>,
+    /// What the certificate says, when it can be read.
+    #[serde(flatten)]
+    certificate: Option<ShownCertificate>,
+}
+
+/// What this host's certificate says.
+#[derive(Debug, Serialize)]
+struct ShownCertificate {
+    /// Names and addresses under which the host is reached.
+    names: Vec<String>,
+    /// From when on it is valid, in seconds since 1970.
+    valid_from_unix_s: i64,
+    /// Until when, in seconds since 1970.
+    valid_until_unix_s: i64,
+}
+
+impl From<HostCertificate> for ShownCertificate {
+    fn from(certificate: HostCertificate) -> Self {
+        let HostCertificate { names, valid_from_unix_s, valid_until_unix_s } = certificate;
+        Self { names, valid_from_unix_s, valid_until_unix_s }
+    }
 }
 
 fn show(state: &StateDir, output: Output) -> Result<Exit> {
@@ -81,6 +101,7 @@ fn show(state: &StateDir, output: Output) -> Result<Exit> {
         authority: Authority::load(&certs).is_ok(),
         usable: problem.is_none(),
         problem,
+        certificate: HostCertificate::load(&certs).ok().map(ShownCertificate::from),
     };
     match output {
         Output::Json => output::print_json(&shown)?,
@@ -93,11 +114,17 @@ fn text(shown: &Shown) -> String {
     let authority =
         if shown.authority { "here: this host can issue certificates" } else { "elsewhere" };
     let host = shown.problem.clone().unwrap_or_else(|| "usable".to_owned());
-    facts(&[
+    let mut lines = vec![
         ("Folder", shown.folder.clone()),
         ("Authority", authority.to_owned()),
         ("This host", host),
-    ])
+    ];
+    if let Some(certificate) = &shown.certificate {
+        lines.push(("Names", certificate.names.join(", ")));
+        lines.push(("Valid from", calendar_time(certificate.valid_from_unix_s)));
+        lines.push(("Valid until", calendar_time(certificate.valid_until_unix_s)));
+    }
+    facts(&lines)
 }
 
 /// The host's name, in full and short, and the names of the loopback.
@@ -143,6 +170,16 @@ mod tests {
         .unwrap();
         assert!(Tls::load(&out).is_ok());
         assert!(!out.join("ca.key").exists());
+    }
+
+    #[test]
+    fn a_wrong_name_leaves_nothing_behind() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::new(folder.path()).unwrap();
+        let wrong = args(CertsAction::Init { names: vec!["bad name".to_owned()] });
+        let error = format!("{:#}", run(&state, &wrong).unwrap_err());
+        assert!(error.contains("`bad name` is neither a DNS name nor an IP address"), "{error}");
+        assert_eq!(std::fs::read_dir(state.certs()).unwrap().count(), 0);
     }
 
     #[test]

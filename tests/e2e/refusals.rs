@@ -1,6 +1,7 @@
 //! What is refused before a guest has moved a byte: strangers, guests that do not fit, and what a guest on its way cannot do.
 
 use nix::sys::signal::Signal;
+use rcgen::{CertificateParams, Issuer, KeyPair, date_time_ymd};
 
 use crate::host::checks::{
     await_life, guest_is_gone, memory_is_intact, nothing_left_behind, one_intact_copy,
@@ -52,6 +53,47 @@ fn a_host_without_certificates_is_told_how_to_make_them() {
     }
     let done = Migration::run(&pair.a, guest.name(), &pair.b).done;
     done.complains(Exit::Failed, &["lighter: ", "host.pem", "lighter certs"]);
+    stays(&pair, guest.name());
+}
+
+/// Gives the first host of `pair` a certificate of its own authority that is valid in these years.
+fn issue_for_years(pair: &Pair, from: i32, until: i32) {
+    let read = |file| std::fs::read_to_string(pair.a.certs().join(file)).expect("a file");
+    let key = KeyPair::from_pem(&read("ca.key")).expect("a key");
+    let authority = Issuer::from_ca_cert_pem(&read("ca.pem"), key).expect("an authority");
+    let names = ["host-a".to_owned(), "127.0.0.1".to_owned()];
+    let mut parameters = CertificateParams::new(names).expect("names");
+    parameters.not_before = date_time_ymd(from, 1, 1);
+    parameters.not_after = date_time_ymd(until, 1, 1);
+    let key = KeyPair::generate().expect("a key");
+    let certificate = parameters.signed_by(&key, &authority).expect("a certificate");
+    let write = |file, pem| std::fs::write(pair.a.certs().join(file), pem).expect("a file");
+    write("host.pem", certificate.pem());
+    write("host.key", key.serialize_pem());
+}
+
+#[test]
+fn a_certificate_that_is_not_valid_now_is_refused_at_home() {
+    let mut pair = Pair::without_nodes();
+    pair.b.start_node(&NodePlan::default());
+    let guest = Guest::start(&pair.a, &GuestPlan::default());
+    let shown = pair.a.run(&["certs", "show"]).ok().stdout;
+    assert!(shown.contains("usable") && shown.contains("host-a, 127.0.0.1"), "{shown}");
+
+    for (from, until, words) in [
+        (2020, 2021, ["expired at 2021-01-01 00:00 UTC", "lighter certs host"]),
+        (2090, 2091, ["not valid before 2090-01-01 00:00 UTC", "clock"]),
+    ] {
+        issue_for_years(&pair, from, until);
+        pair.a.run(&["node"]).complains(Exit::Failed, &words);
+        Migration::run(&pair.a, guest.name(), &pair.b).done.complains(Exit::Failed, &words);
+        let shown = pair.a.run(&["certs", "show"]);
+        assert_eq!(shown.exit, Exit::Failed, "{shown:#?}");
+        assert!(shown.stdout.contains(words[0]), "{shown:#?}");
+        let json = pair.a.run(&["certs", "show", "--json"]).json();
+        assert_eq!(json["names"], serde_json::json!(["host-a", "127.0.0.1"]), "{json:#}");
+        assert!(json["valid_until_unix_s"].is_i64(), "{json:#}");
+    }
     stays(&pair, guest.name());
 }
 

@@ -11,6 +11,8 @@ use rcgen::{
     KeyUsagePurpose, date_time_ymd,
 };
 
+use super::certificate::is_host_name;
+
 /// File names inside a certificates folder.
 pub(super) const CA_CERT: &str = "ca.pem";
 const CA_KEY: &str = "ca.key";
@@ -45,7 +47,13 @@ pub enum CertError {
         /// The file.
         path: PathBuf,
     },
-    /// A name cannot stand in a certificate, or a key or certificate cannot be parsed.
+    /// A host cannot be reached under such a name.
+    #[error("`{name}` is neither a DNS name nor an IP address")]
+    Name {
+        /// The name.
+        name: String,
+    },
+    /// A key or certificate cannot be made or parsed.
     #[error("cannot make a certificate for {subject}: {cause}")]
     Make {
         /// For whom.
@@ -123,8 +131,11 @@ impl Authority {
     /// Issues a certificate for a host that is reached by `names`: DNS names and IP addresses.
     ///
     /// # Errors
-    /// [`CertError::Make`] when a name cannot stand in a certificate.
+    /// [`CertError::Name`] for anything else, [`CertError::Make`] when the system gives no randomness.
     pub fn issue(&self, names: &[String]) -> Result<HostIdentity, CertError> {
+        if let Some(name) = names.iter().find(|name| !is_host_name(name)) {
+            return Err(CertError::Name { name: name.clone() });
+        }
         let subject = names.first().map_or("lighter host", String::as_str);
         let make = |cause| CertError::Make { subject: names.join(", "), cause };
         let mut params = params(subject, HOST_DAYS, names).map_err(make)?;
@@ -222,6 +233,13 @@ mod tests {
             let mode = std::fs::metadata(dir.path().join(key)).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o600, "{key}");
         }
+    }
+
+    #[test]
+    fn a_name_that_no_host_can_have_is_refused() {
+        let refused = Authority::create().unwrap().issue(&["host-a".into(), "bad name".into()]);
+        let message = refused.unwrap_err().to_string();
+        assert_eq!(message, "`bad name` is neither a DNS name nor an IP address");
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! knows of guests or pages; start with [`Tls`] and [`endpoint::connect`].
 
 mod authority;
+mod certificate;
 mod congestion;
 pub mod endpoint;
 mod error;
@@ -16,5 +17,6 @@ mod tls;
 pub mod transport;
 
 pub use authority::{Authority, CertError, HostIdentity};
+pub use certificate::{HostCertificate, calendar_time};
 pub use error::LinkError;
 pub use tls::{ALPN, Tls, TlsError};

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rustls::client::Resumption;
@@ -14,6 +15,7 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem};
 
 use super::authority::{CA_CERT, CertError, HOST_CERT, HOST_KEY, HostIdentity, read};
+use super::certificate::HostCertificate;
 
 /// The protocol's name in the TLS handshake.
 pub const ALPN: &[u8] = b"lighter/1";
@@ -31,6 +33,27 @@ pub enum TlsError {
         what: &'static str,
         /// What the parser said.
         cause: pem::Error,
+    },
+    /// The host's certificate is none.
+    #[error("the host certificate is not usable: {cause}")]
+    Malformed {
+        /// What the parser said.
+        cause: String,
+    },
+    /// The host's certificate is no longer valid.
+    #[error(
+        "this host's certificate expired at {until}: make a new one with `lighter certs host`, and put it in place of \
+         host.pem and host.key"
+    )]
+    Expired {
+        /// When.
+        until: String,
+    },
+    /// The host's certificate is not valid yet.
+    #[error("this host's certificate is not valid before {from}: check this host's clock")]
+    NotYetValid {
+        /// From when on it is.
+        from: String,
     },
     /// Certificate and key do not fit together, or the authority is not one.
     #[error("the host certificate and its authority cannot be used: {0}")]
@@ -69,10 +92,12 @@ impl Tls {
     /// Reads `ca.pem`, `host.pem` and `host.key` from `dir`.
     ///
     /// # Errors
-    /// [`TlsError`], naming the file or the certificate that is wrong.
+    /// [`TlsError`], naming the file or the certificate that is wrong: other hosts would refuse one that is not valid now with
+    /// words that help less.
     pub fn load(dir: &Path) -> Result<Self, TlsError> {
         let read = |name| read(&dir.join(name)).map_err(TlsError::Read);
         let (ca_pem, cert_pem, key_pem) = (read(CA_CERT)?, read(HOST_CERT)?, read(HOST_KEY)?);
+        HostCertificate::from_pem(&cert_pem)?.check(SystemTime::now())?;
         Self::new(&HostIdentity { ca_pem, cert_pem, key_pem })
     }
 

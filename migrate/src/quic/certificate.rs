@@ -1,0 +1,157 @@
+//! What a host's certificate says: under which names the host is reached, and from when until when.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, ServerName};
+use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::GeneralName;
+use x509_parser::parse_x509_certificate;
+use x509_parser::time::ASN1Time;
+
+use super::authority::{HOST_CERT, read};
+use super::tls::TlsError;
+
+/// A host's certificate, as far as people ask about it. Nothing is verified: TLS does that.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostCertificate {
+    /// DNS names and IP addresses under which the host may be reached.
+    pub names: Vec<String>,
+    /// From when on it is valid, in seconds since 1970.
+    pub valid_from_unix_s: i64,
+    /// Until when it is valid, in seconds since 1970.
+    pub valid_until_unix_s: i64,
+}
+
+impl HostCertificate {
+    /// Reads `host.pem` from `dir`.
+    ///
+    /// # Errors
+    /// [`TlsError::Read`], [`TlsError::Pem`] or [`TlsError::Malformed`].
+    pub fn load(dir: &Path) -> Result<Self, TlsError> {
+        Self::from_pem(&read(&dir.join(HOST_CERT)).map_err(TlsError::Read)?)
+    }
+
+    /// The first certificate in `pem`.
+    ///
+    /// # Errors
+    /// [`TlsError::Pem`] or [`TlsError::Malformed`].
+    pub fn from_pem(pem: &str) -> Result<Self, TlsError> {
+        let der = CertificateDer::from_pem_slice(pem.as_bytes())
+            .map_err(|cause| TlsError::Pem { what: "the host certificate", cause })?;
+        let malformed = |cause: String| TlsError::Malformed { cause };
+        let (_, certificate) =
+            parse_x509_certificate(&der).map_err(|error| malformed(error.to_string()))?;
+        let validity = certificate.validity();
+        Ok(Self {
+            names: names(&certificate).map_err(malformed)?,
+            valid_from_unix_s: validity.not_before.timestamp(),
+            valid_until_unix_s: validity.not_after.timestamp(),
+        })
+    }
+
+    /// Whether it is valid at `now`.
+    ///
+    /// # Errors
+    /// [`TlsError::Expired`] or [`TlsError::NotYetValid`].
+    pub fn check(&self, now: SystemTime) -> Result<(), TlsError> {
+        let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let now = i64::try_from(now).unwrap_or(i64::MAX);
+        if now > self.valid_until_unix_s {
+            return Err(TlsError::Expired { until: calendar_time(self.valid_until_unix_s) });
+        }
+        if now < self.valid_from_unix_s {
+            return Err(TlsError::NotYetValid { from: calendar_time(self.valid_from_unix_s) });
+        }
+        Ok(())
+    }
+}
+
+/// The names in the certificate's subjectAltName (RFC 5280 §4.2.1.6).
+fn names(certificate: &X509Certificate<'_>) -> Result<Vec<String>, String> {
+    let listed = certificate.subject_alternative_name().map_err(|error| error.to_string())?;
+    let listed = listed.iter().flat_map(|extension| &extension.value.general_names);
+    Ok(listed.filter_map(name).collect())
+}
+
+fn name(name: &GeneralName<'_>) -> Option<String> {
+    match name {
+        GeneralName::DNSName(name) => Some((*name).to_owned()),
+        GeneralName::IPAddress(bytes) => address(bytes).map(|address| address.to_string()),
+        _ => None,
+    }
+}
+
+fn address(bytes: &[u8]) -> Option<IpAddr> {
+    let v4 = || Some(Ipv4Addr::from(<[u8; 4]>::try_from(bytes).ok()?).into());
+    v4().or_else(|| Some(Ipv6Addr::from(<[u8; 16]>::try_from(bytes).ok()?).into()))
+}
+
+/// Whether `name` can stand in a certificate: a DNS name or an IP address.
+pub(super) fn is_host_name(name: &str) -> bool {
+    ServerName::try_from(name).is_ok()
+}
+
+/// A time in seconds since 1970, for people: `2029-02-22 12:30 UTC`.
+pub fn calendar_time(unix_s: i64) -> String {
+    match ASN1Time::from_timestamp(unix_s) {
+        Ok(time) => {
+            let time = time.to_datetime();
+            format!("{} {:02}:{:02} UTC", time.date(), time.hour(), time.minute())
+        }
+        Err(_) => format!("{unix_s} s after 1970"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::authority::Authority;
+    use super::*;
+
+    const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+    #[test]
+    fn tells_names_and_times() {
+        let names = ["host-a.example", "192.0.2.5", "2001:db8::5"].map(str::to_owned);
+        let identity = Authority::create().unwrap().issue(&names).unwrap();
+        let certificate = HostCertificate::from_pem(&identity.cert_pem).unwrap();
+        assert_eq!(certificate.names, names);
+        let seconds = certificate.valid_until_unix_s - certificate.valid_from_unix_s;
+        assert_eq!(seconds, 826 * DAY.as_secs() as i64);
+        assert_eq!(calendar_time(1_867_494_600), "2029-03-06 12:30 UTC");
+    }
+
+    #[test]
+    fn is_valid_between_its_times_only() {
+        let identity = Authority::create().unwrap().issue(&["a".into()]).unwrap();
+        let certificate = HostCertificate::from_pem(&identity.cert_pem).unwrap();
+        let now = SystemTime::now();
+        certificate.check(now).unwrap();
+        let expired = certificate.check(now + 826 * DAY).unwrap_err().to_string();
+        assert!(expired.contains("expired at") && expired.contains("lighter certs"), "{expired}");
+        let early = certificate.check(now - 2 * DAY).unwrap_err().to_string();
+        assert!(early.contains("not valid before") && early.contains("clock"), "{early}");
+    }
+
+    #[test]
+    fn what_is_no_certificate_is_refused() {
+        let pem = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        let refused = HostCertificate::from_pem(pem);
+        assert!(matches!(refused, Err(TlsError::Malformed { .. })), "{refused:?}");
+        assert!(matches!(HostCertificate::from_pem("nothing"), Err(TlsError::Pem { .. })));
+    }
+
+    #[test]
+    fn a_host_name_is_a_dns_name_or_an_address() {
+        for good in ["host-b", "a.example.net", "under_score", "192.0.2.7", "2001:db8::7"] {
+            assert!(is_host_name(good), "{good}");
+        }
+        for bad in ["bad name", "", "a..b", "host:4950", "https://a", "ä", "fe80::1%eth0", "-a"] {
+            assert!(!is_host_name(bad), "{bad}");
+        }
+    }
+}
