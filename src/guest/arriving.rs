@@ -2,25 +2,20 @@
 
 use std::io::{BufRead, Read, Write};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
 
 use anyhow::{Context, Result};
-use migrate::error::OperatorChoice;
 use migrate::guest::RefusalKind;
 use migrate::record::RecordStore;
 use migrate::report::Outcome;
-use migrate::session::{DestinationSession, Handle, start_destination};
-use migrate::{
-    DestinationGuest, GuestDescription, GuestFactory, MigrationId, Refusal, Report, Token,
-};
+use migrate::session::{DestinationSession, start_destination};
+use migrate::{DestinationGuest, GuestDescription, GuestFactory, MigrationId, Refusal, Token};
 use vmm_core::{Error, ShapeError};
 
 use super::console::Console;
-use super::leaving::{not_in_doubt, refusal};
 use super::machine::{Machine, shape_of};
 use super::process::{Ending, GuestProcess, Occupation};
+use super::session::MigrationSession;
 use crate::api::types::MigrationStatus;
-use crate::api::{ApiError, Reason};
 use crate::cli::host::IncomingArgs;
 use crate::node::{IncomingLine, LINGER};
 
@@ -30,7 +25,7 @@ const TOKEN_LINE_BYTES_MAX: u64 = 256;
 /// A migration to here, from its start until nothing of it is left.
 #[derive(Debug, Clone)]
 pub(crate) struct Arrival {
-    handle: Handle,
+    session: MigrationSession,
 }
 
 impl Arrival {
@@ -57,78 +52,33 @@ impl Arrival {
         };
         let factory = Factory { process: Arc::downgrade(process), console };
         let handle = start_destination(session, Arc::new(factory), &tls, records)?;
-        let arrival = Self { handle };
+        let port = handle.port();
+        let arrival = Self { session: MigrationSession::new(handle) };
         *process.occupation() = Occupation::Arriving(arrival.clone());
-        let port = arrival.handle.port();
         process.runtime().spawn(arrival.conclude(Arc::clone(process)));
         Ok(port)
     }
 
-    /// The migration.
-    pub(crate) fn id(&self) -> MigrationId {
-        self.handle.migration()
+    /// What both directions have in common.
+    pub(crate) fn session(&self) -> &MigrationSession {
+        &self.session
     }
 
     /// Whether the guest is here, and only the last words with the source are left to be said.
     pub(crate) fn has_arrived(&self) -> bool {
-        self.handle
-            .report()
-            .borrow()
-            .as_ref()
-            .is_some_and(|report| report.outcome == Outcome::Migrated)
-    }
-
-    /// Whether this copy is complete, and the source has not been heard whether it is to run.
-    pub(crate) fn is_in_doubt(&self) -> bool {
-        !self.has_arrived() && self.detail().is_some()
-    }
-
-    /// Why the guest is in doubt, and the way out.
-    pub(crate) fn detail(&self) -> Option<String> {
-        let way_out =
-            |report: &Report| report.way_out.clone().filter(|_| report.outcome == Outcome::InDoubt);
-        let reported = self.handle.report().borrow().as_ref().and_then(way_out);
-        reported.or_else(|| self.handle.progress().borrow().in_doubt.clone())
+        self.session.report().is_some_and(|report| report.outcome == Outcome::Migrated)
     }
 
     /// How it stands.
     pub(crate) fn status(&self) -> MigrationStatus {
-        MigrationStatus {
-            progress: Some(self.handle.progress().borrow().clone()),
-            report: self.handle.report().borrow().clone(),
-        }
-    }
-
-    /// Calls it off from this side.
-    ///
-    /// # Errors
-    /// It is too late.
-    pub(crate) async fn cancel(&self, by: &str) -> Result<(), ApiError> {
-        self.handle.cancel(by).await.map_err(refusal)
-    }
-
-    /// An operator decides.
-    ///
-    /// # Errors
-    /// There is nothing to decide.
-    pub(crate) async fn resolve(&self, choice: OperatorChoice) -> Result<(), ApiError> {
-        self.handle
-            .resolve(choice)
-            .await
-            .map_err(|error| ApiError::new(Reason::NotMigrating, not_in_doubt(&error)))
-    }
-
-    /// Waits until nothing of the migration is left, at most `patience`.
-    pub(crate) async fn settled_within(&self, patience: Duration) {
-        // Whatever is left is on disk, and the node goes on with it.
-        let _left = tokio::time::timeout(patience, self.handle.settled()).await;
+        MigrationStatus { progress: Some(self.session.progress()), report: self.session.report() }
     }
 
     /// Waits for the end and does what it means for the guest's process.
     async fn conclude(self, process: Arc<GuestProcess>) {
-        let outcome = self.handle.settled().await;
+        let outcome = self.session.handle().settled().await;
         if self.has_arrived() {
-            return process.conclude(self.id(), self.status());
+            return process.conclude(self.session.id(), self.status());
         }
         let cause = outcome.and_then(|report| report.error).map(|error| error.message);
         let cause = cause.unwrap_or_else(|| "the migration broke down".to_owned());

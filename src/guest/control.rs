@@ -3,10 +3,12 @@
 use std::time::Instant;
 
 use migrate::error::OperatorChoice;
+use vmm_core::RunState;
 
 use super::leaving::Departure;
 use super::machine::SharedMachine;
 use super::process::{Ending, GuestProcess, Occupation, Saving};
+use super::session::MigrationSession;
 use super::{saved, workload};
 use crate::api::guest::GuestControl;
 use crate::api::types::{
@@ -56,7 +58,7 @@ impl ProcessControl {
                 Reason::WrongState,
                 format!("{name} is being saved: wait for its end"),
             )),
-            Occupation::Leaving(departure) if departure.is_in_doubt() => migrating(format!(
+            Occupation::Leaving(_) if occupation.doubt().is_some() => migrating(format!(
                 "the migration of {name} is in doubt: see `lighter show {name}` for the way out"
             )),
             Occupation::Leaving(departure) => migrating(format!(
@@ -70,11 +72,16 @@ impl ProcessControl {
         }
     }
 
-    /// Refuses what would touch the memory of a guest whose pages are still arriving.
+    /// Refuses what would touch the memory or the devices of a guest whose pages are still arriving, or that is being handed over:
+    /// there, it would be lost.
     fn refuse_when_incomplete(&self) -> Result<(), ApiError> {
         let occupation = self.process().occupation();
+        let handed_over = |machine: &SharedMachine| machine.vm().run_state() != RunState::Running;
         match &*occupation {
             Occupation::Arriving(_) => self.refuse_when_busy(&occupation),
+            Occupation::Leaving(_) if handed_over(self.machine()?) => {
+                self.refuse_when_busy(&occupation)
+            }
             Occupation::None | Occupation::Saving(_) | Occupation::Leaving(_) => Ok(()),
         }
     }
@@ -95,10 +102,9 @@ impl GuestControl for ProcessControl {
     fn info(&self) -> GuestInfo {
         let identity = self.process().identity();
         let machine = self.process().machine();
-        let (running, detail) = match &*self.process().occupation() {
-            Occupation::Leaving(departure) => (Some(departure.id()), departure.detail()),
-            Occupation::Arriving(arrival) => (Some(arrival.id()), arrival.detail()),
-            Occupation::None | Occupation::Saving(_) => (None, None),
+        let (running, detail) = {
+            let occupation = self.process().occupation();
+            (occupation.session().map(MigrationSession::id), occupation.doubt())
         };
         let last = || self.process().last_migration().as_ref().map(|(id, _)| *id);
         GuestInfo {
@@ -157,7 +163,7 @@ impl GuestControl for ProcessControl {
         let mut occupation = self.process().occupation();
         self.refuse_when_busy(&occupation)?;
         let departure = Departure::start(&self.0, request)?;
-        let id = departure.id();
+        let id = departure.session().id();
         *occupation = Occupation::Leaving(departure);
         Ok(MigrationStarted { id: id.0 })
     }
@@ -177,15 +183,12 @@ impl GuestControl for ProcessControl {
     fn cancel(&self) -> Result<StateAnswer, ApiError> {
         // The answer comes from the migration's own thread: nothing may be held meanwhile.
         let occupation = self.process().occupation().clone();
-        self.process().runtime().block_on(async {
-            match occupation {
-                Occupation::Leaving(departure) => departure.cancel("the user").await,
-                Occupation::Arriving(arrival) => {
-                    arrival.cancel("the user at the destination").await
-                }
-                Occupation::None | Occupation::Saving(_) => self.not_migrating(),
-            }
-        })?;
+        let by = match occupation {
+            Occupation::Arriving(_) => "the user at the destination",
+            _ => "the user",
+        };
+        let Some(session) = occupation.session() else { return self.not_migrating() };
+        self.process().runtime().block_on(session.cancel(by))?;
         Ok(self.state())
     }
 
@@ -195,17 +198,11 @@ impl GuestControl for ProcessControl {
             Resolution::Discard => OperatorChoice::Discard,
         };
         let occupation = self.process().occupation().clone();
-        self.process().runtime().block_on(async {
-            match occupation {
-                Occupation::Leaving(departure) => departure.resolve(choice).await,
-                Occupation::Arriving(arrival) => arrival.resolve(choice).await,
-                Occupation::None | Occupation::Saving(_) => {
-                    let text =
-                        format!("{} is not in doubt: there is no migration", self.process().name());
-                    Err(ApiError::new(Reason::NotMigrating, text))
-                }
-            }
-        })?;
+        let Some(session) = occupation.session() else {
+            let text = format!("{} is not in doubt: there is no migration", self.process().name());
+            return Err(ApiError::new(Reason::NotMigrating, text));
+        };
+        self.process().runtime().block_on(session.resolve(choice))?;
         Ok(self.state())
     }
 

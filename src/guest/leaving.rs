@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use migrate::error::{CancelRefused, OperatorChoice};
 use migrate::pages;
 use migrate::record::{RecordStore, Side, SourceState};
 use migrate::report::{Outcome, Role};
-use migrate::session::{Handle, SourceSession, start_source};
+use migrate::session::{SourceSession, start_source};
 use migrate::{Limits, MigrationId, Report, SourceGuest};
 
 use super::process::{Ending, GuestProcess, Occupation};
+use super::session::MigrationSession;
 use super::workload;
 use crate::address::Destination;
 use crate::api::types::{Compression, MigrationRequest, MigrationStatus};
@@ -26,7 +26,7 @@ const TELL_PATIENCE: Duration = Duration::from_secs(5);
 /// A migration away from here, from its start until nothing of it is left.
 #[derive(Debug, Clone)]
 pub(crate) struct Departure {
-    handle: Handle,
+    session: MigrationSession,
     destination: String,
 }
 
@@ -39,7 +39,7 @@ impl Departure {
         process: &Arc<GuestProcess>,
         request: &MigrationRequest,
     ) -> Result<Self, ApiError> {
-        let session = session(request)?;
+        let plan = session(request)?;
         let machine = process
             .machine()
             .ok_or_else(|| ApiError::new(Reason::WrongState, "the guest has not arrived yet"))?;
@@ -47,15 +47,16 @@ impl Departure {
         let records = RecordStore::open(&process.state().migrations()).map_err(ApiError::failed)?;
         workload::begin_migration(machine);
         let guest: Arc<dyn SourceGuest> = Arc::clone(machine) as Arc<dyn SourceGuest>;
-        let handle = start_source(session, guest, tls, records).map_err(ApiError::failed)?;
-        let departure = Self { handle, destination: request.destination.clone() };
+        let handle = start_source(plan, guest, tls, records).map_err(ApiError::failed)?;
+        let session = MigrationSession::new(handle);
+        let departure = Self { session, destination: request.destination.clone() };
         process.runtime().spawn(departure.clone().conclude(Arc::clone(process)));
         Ok(departure)
     }
 
-    /// The migration.
-    pub(crate) fn id(&self) -> MigrationId {
-        self.handle.migration()
+    /// What both directions have in common.
+    pub(crate) fn session(&self) -> &MigrationSession {
+        &self.session
     }
 
     /// Where to, as the user wrote it.
@@ -63,61 +64,23 @@ impl Departure {
         &self.destination
     }
 
-    /// Whether nobody can tell at the moment which host has the guest.
-    pub(crate) fn is_in_doubt(&self) -> bool {
-        self.detail().is_some()
-    }
-
-    /// Why the guest is in doubt, and the way out.
-    pub(crate) fn detail(&self) -> Option<String> {
-        let way_out =
-            |report: &Report| report.way_out.clone().filter(|_| report.outcome == Outcome::InDoubt);
-        let reported = self.handle.report().borrow().as_ref().and_then(way_out);
-        reported.or_else(|| self.handle.progress().borrow().in_doubt.clone())
-    }
-
     /// How it stands. A guest that stays is reported when it can be migrated again, and not before.
     pub(crate) fn status(&self) -> MigrationStatus {
-        let report = self.handle.report().borrow().clone();
+        let report = self.session.report();
         MigrationStatus {
-            progress: Some(self.handle.progress().borrow().clone()),
+            progress: Some(self.session.progress()),
             report: report.filter(|report| report.outcome != Outcome::StayedAtSource),
         }
     }
 
-    /// Calls it off.
-    ///
-    /// # Errors
-    /// It is too late.
-    pub(crate) async fn cancel(&self, by: &str) -> Result<(), ApiError> {
-        self.handle.cancel(by).await.map_err(refusal)
-    }
-
-    /// An operator decides.
-    ///
-    /// # Errors
-    /// There is nothing to decide.
-    pub(crate) async fn resolve(&self, choice: OperatorChoice) -> Result<(), ApiError> {
-        self.handle
-            .resolve(choice)
-            .await
-            .map_err(|error| ApiError::new(Reason::NotMigrating, not_in_doubt(&error)))
-    }
-
     /// The guest has ended, by itself or with its process; unless it has been handed over, that ends the migration.
     pub(crate) fn guest_stopped(&self, how: &str) {
-        self.handle.guest_stopped(how);
-    }
-
-    /// Waits until nothing of the migration is left, at most `patience`.
-    pub(crate) async fn settled_within(&self, patience: Duration) {
-        // Whatever is left is on disk, and the node goes on with it.
-        let _left = tokio::time::timeout(patience, self.handle.settled()).await;
+        self.session.handle().guest_stopped(how);
     }
 
     /// Waits for the last report.
     async fn outcome(&self) -> Option<Report> {
-        let mut reports = self.handle.report();
+        let mut reports = self.session.handle().report();
         let stays = async {
             let stayed = |report: &Report| report.outcome == Outcome::StayedAtSource;
             let report = reports.wait_for(|report| report.as_ref().is_some_and(stayed)).await;
@@ -126,7 +89,7 @@ impl Departure {
             report
         };
         tokio::select! {
-            report = self.handle.settled() => report,
+            report = self.session.handle().settled() => report,
             Some(report) = stays => Some(report),
         }
     }
@@ -134,15 +97,15 @@ impl Departure {
     /// Waits for the end and does what it means for the guest's process.
     async fn conclude(self, process: Arc<GuestProcess>) {
         let Some(report) = self.outcome().await else {
-            tracing::error!(migration = %self.id(), "the migration broke down without a report");
+            tracing::error!(migration = %self.session.id(), "the migration broke down without a report");
             return self.broke_down(&process);
         };
         let status = MigrationStatus {
-            progress: Some(self.handle.progress().borrow().clone()),
+            progress: Some(self.session.progress()),
             report: Some(report.clone()),
         };
         match report.outcome {
-            Outcome::StayedAtSource => process.conclude(self.id(), status),
+            Outcome::StayedAtSource => process.conclude(self.session.id(), status),
             Outcome::Migrated => process.end(Ending::Moved { destination: self.destination }),
             // In doubt and yet nothing left to do: the node goes on with the record, and this copy must not run.
             Outcome::Lost | Outcome::InDoubt => {
@@ -160,13 +123,13 @@ impl Departure {
     /// certain, the copy here must not run again; the node goes on with the record.
     fn broke_down(&self, process: &GuestProcess) {
         let records = RecordStore::open(&process.state().migrations());
-        let record = records.and_then(|records| records.read(self.id(), Role::Source));
+        let record = records.and_then(|records| records.read(self.session.id(), Role::Source));
         let side = record.map(|record| record.map(|record| record.side));
         if let Ok(
             None | Some(Side::Source { state: SourceState::Undecided | SourceState::Aborted, .. }),
         ) = side
         {
-            return process.conclude(self.id(), MigrationStatus::default());
+            return process.conclude(self.session.id(), MigrationStatus::default());
         }
         let name = process.name();
         let message =
@@ -181,28 +144,14 @@ impl GuestProcess {
         *self.last_migration() = Some((id, status));
         let mut occupation = self.occupation();
         let is_this = match &*occupation {
-            Occupation::Leaving(departure) => departure.id() == id,
-            Occupation::Arriving(arrival) => arrival.id() == id,
+            Occupation::Leaving(departure) => departure.session.id() == id,
+            Occupation::Arriving(arrival) => arrival.session().id() == id,
             Occupation::None | Occupation::Saving(_) => false,
         };
         if is_this {
             *occupation = Occupation::None;
         }
     }
-}
-
-// Handed to `map_err`, which gives the error away.
-#[allow(clippy::needless_pass_by_value)]
-pub(super) fn refusal(error: CancelRefused) -> ApiError {
-    let reason = match error {
-        CancelRefused::Over => Reason::NotMigrating,
-        CancelRefused::Committed | CancelRefused::SourceDecides => Reason::TooLate,
-    };
-    ApiError::new(reason, error.to_string())
-}
-
-pub(super) fn not_in_doubt(error: &migrate::error::ResolveRefused) -> String {
-    format!("the migration is not in doubt: {error}")
 }
 
 /// What is asked, as the session wants it.

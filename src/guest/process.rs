@@ -14,6 +14,7 @@ use vmm_core::{StopReason, VmEvent};
 use super::arriving::Arrival;
 use super::leaving::Departure;
 use super::machine::SharedMachine;
+use super::session::MigrationSession;
 use super::workload;
 use crate::api::types::{GuestState, MigrationStatus};
 use crate::names::GuestName;
@@ -55,6 +56,22 @@ pub(crate) enum Occupation {
     Leaving(Departure),
     /// Receiving the guest.
     Arriving(Arrival),
+}
+
+impl Occupation {
+    /// The migration that the guest is in, whichever way.
+    pub(crate) fn session(&self) -> Option<&MigrationSession> {
+        match self {
+            Self::Leaving(departure) => Some(departure.session()),
+            Self::Arriving(arrival) => Some(arrival.session()),
+            Self::None | Self::Saving(_) => None,
+        }
+    }
+
+    /// Why nobody can tell at the moment which host has the guest, and the way out.
+    pub(crate) fn doubt(&self) -> Option<String> {
+        self.session().and_then(MigrationSession::doubt)
+    }
 }
 
 /// A guest being written to a file: when dropped, the process is free for other things.
@@ -196,9 +213,8 @@ impl GuestProcess {
         }
         match &*self.occupation() {
             Occupation::Arriving(arrival) if arrival.has_arrived() => self.own_state(),
-            Occupation::Arriving(arrival) if arrival.is_in_doubt() => GuestState::InDoubt,
+            occupation if occupation.doubt().is_some() => GuestState::InDoubt,
             Occupation::Arriving(_) => GuestState::Incoming,
-            Occupation::Leaving(departure) if departure.is_in_doubt() => GuestState::InDoubt,
             Occupation::Leaving(_) => GuestState::Migrating,
             Occupation::None | Occupation::Saving(_) => self.own_state(),
         }
@@ -245,13 +261,14 @@ impl GuestProcess {
             Occupation::Leaving(departure) => {
                 departure.guest_stopped("its process was told to end");
                 // In doubt it would ask for as long as the other host is silent: its node goes on with that.
-                if !departure.is_in_doubt() {
-                    departure.settled_within(CALL_OFF_PATIENCE).await;
+                if departure.session().doubt().is_none() {
+                    departure.session().settled_within(CALL_OFF_PATIENCE).await;
                 }
             }
             Occupation::Arriving(arrival) => {
-                if arrival.cancel("its process is ending").await.is_ok() {
-                    arrival.settled_within(CALL_OFF_PATIENCE).await;
+                let session = arrival.session();
+                if session.cancel("its process is ending").await.is_ok() {
+                    session.settled_within(CALL_OFF_PATIENCE).await;
                 }
             }
             Occupation::Saving(mut over) => {

@@ -24,6 +24,9 @@ const INTERVAL: Duration = Duration::from_millis(50);
 /// How long a process that does not answer any more may take to be gone.
 const END_PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long a process that is there may leave its watcher without an answer: a busy host, a frozen process.
+const SILENCE_PATIENCE: Duration = Duration::from_secs(20);
+
 /// How long the other host may be silent after the hand-over before the user is told that the guest is in doubt.
 const DOUBT_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -60,6 +63,7 @@ impl Follower {
         let client = ApiClient::new(&self.state.guest(&self.name).socket());
         let mut cancelled = false;
         let mut doubt = Doubt::default();
+        let mut answered = Instant::now();
         loop {
             tokio::select! {
                 _ = interrupts.recv() => {
@@ -77,10 +81,12 @@ impl Follower {
                             return self.conclude(report).await;
                         }
                         Ok(status) => {
+                            answered = Instant::now();
                             status.progress.iter().for_each(&mut show);
                             doubt.consider(&self.name, status.progress.as_ref(), Instant::now())?;
                         }
                         Err(error) if error.is_gone() => return self.read_record().await,
+                        Err(_) if answered.elapsed() < SILENCE_PATIENCE => {}
                         Err(error) => return Err(self.lost_sight(&error)),
                     }
                 }

@@ -42,9 +42,9 @@ fn a_guest_that_does_not_answer_is_shown_as_such_and_is_a_failure() {
     let pair = Pair::without_nodes();
     let guest = Guest::start(&pair.a, &GuestPlan::default());
     let pid = guest.pid();
-    pid.signal(Signal::SIGSTOP);
+    pid.freeze();
     let shown = [pair.a.run(&["show", "web-1"]), pair.a.run(&["show", "web-1", "--json"])];
-    pid.signal(Signal::SIGCONT);
+    pid.thaw();
     for done in shown {
         assert_eq!(done.exit, Exit::Failed, "{done:#?}");
         assert!(done.stdout.contains("web-1"), "{done:#?}");

@@ -8,7 +8,6 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use ::metrics::{Sample, never_moved, parse_samples};
-use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::host::checks::{guest_is_gone, nothing_left_behind, one_intact_copy};
@@ -106,9 +105,9 @@ fn every_metric_of_the_catalogue_moves_on_a_live_node() {
 
     // A guest that hangs.
     let hung = pair.b.guest(guest.name()).pid();
-    hung.signal(Signal::SIGSTOP);
+    hung.freeze();
     await_value(&pair.b, "lighter_guests_unreachable", &[], 1.0, &mut pages);
-    hung.signal(Signal::SIGCONT);
+    hung.thaw();
     await_value(&pair.b, "lighter_guests_unreachable", &[], 0.0, &mut pages);
 
     in_doubt_until_the_other_node_is_back(&mut pair, &mut pages);
@@ -170,14 +169,14 @@ fn a_guest_that_hangs_does_not_hang_the_page_of_the_others() {
     let hung = [Guest::start(&pair.a, &plan("hung-1")), Guest::start(&pair.a, &plan("hung-2"))];
     let fine = Guest::start(&pair.a, &plan("fine"));
     let pids = hung.map(|guest| guest.pid());
-    pids.iter().for_each(|pid| pid.signal(Signal::SIGSTOP));
+    pids.iter().for_each(|pid| pid.freeze());
 
     // A signal takes its time to stop every thread.
     await_value(&pair.a, "lighter_guests_unreachable", &[], 2.0, &mut Vec::new());
     let begin = Instant::now();
     let page = scrape(&pair.a);
     let took = begin.elapsed();
-    pids.iter().for_each(|pid| pid.signal(Signal::SIGCONT));
+    pids.iter().for_each(|pid| pid.thaw());
 
     assert!(took < SCRAPE_WITHIN, "{took:?}");
     assert_eq!(value(&page, "lighter_guests_unreachable", &[]), Some(2.0));

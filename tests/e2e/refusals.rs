@@ -241,9 +241,9 @@ fn a_migration_whose_process_hangs_is_not_watched_any_more() {
     let migration = Migration::start(&pair.a, guest.name(), &pair.b, &CRAWL);
     migration.await_phase("precopy");
     let pid = guest.pid();
-    pid.signal(Signal::SIGSTOP);
+    pid.freeze();
     let unwatched = migration.finish().done;
-    pid.signal(Signal::SIGCONT);
+    pid.thaw();
     unwatched.complains(Exit::Unwatched, &["did not answer", "it goes on", "lighter show web-1"]);
 
     // It goes on, or has noticed that the other host lost patience with it.

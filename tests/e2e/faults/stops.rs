@@ -2,9 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::Signal;
-
-use super::scene::{GUEST, Scene};
+use super::scene::Scene;
 use crate::host::wait;
 use crate::network::NOTICED_WITHIN;
 
@@ -18,18 +16,15 @@ fn a_source_that_stood_still_in_precopy_notices_soon_that_the_destination_is_gon
     scene.migrate_with(&["--bandwidth", "2MB/s"]);
     let migration = scene.take_migration();
     migration.await_phase("precopy");
-    // It would not wait for an answer for so long.
-    migration.pid().kill();
-    drop(migration);
     let (source, arriving) = (scene.source(), scene.destination());
 
-    source.signal(Signal::SIGSTOP);
+    source.freeze();
     let began = Instant::now();
     wait::until("the source has stood for long", || wait::holds(began.elapsed() > STANDSTILL, ()));
     assert!(!arriving.is_alive(), "the destination waits for a source that gives no sign of life");
-    source.signal(Signal::SIGCONT);
+    source.thaw();
     let again = Instant::now();
-    scene.pair.a.guest(GUEST).await_state("running");
+    migration.finish().stayed(&["connection"]);
     let noticed = again.elapsed();
     assert!(noticed < NOTICED_WITHIN, "noticed after {noticed:?}");
 
@@ -46,13 +41,13 @@ fn a_destination_that_stands_still_in_precopy_is_given_up_and_ends_when_it_goes_
     migration.await_phase("precopy");
     let arriving = scene.destination();
 
-    arriving.signal(Signal::SIGSTOP);
+    arriving.freeze();
     let began = Instant::now();
     migration.finish().stayed(&["connection"]);
     let noticed = began.elapsed();
     assert!(noticed < NOTICED_WITHIN, "noticed after {noticed:?}");
 
-    arriving.signal(Signal::SIGCONT);
+    arriving.thaw();
     scene.runs_only_on(&scene.pair.a);
     scene.another_migration_succeeds();
 }

@@ -5,6 +5,8 @@ use std::path::Path;
 
 use nix::sys::signal::{Signal, kill};
 
+use super::wait;
+
 /// A process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Pid(pub(crate) u32);
@@ -13,15 +15,32 @@ impl Pid {
     /// Whether it executes, or could: a process that has ended and waits for its parent to notice does not count.
     pub(crate) fn is_alive(self) -> bool {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.0)).unwrap_or_default();
-        // The name, in parentheses, may hold anything; the state is the first field after it.
-        stat.rsplit(") ")
-            .next()
-            .is_some_and(|rest| !rest.is_empty() && !rest.starts_with(['Z', 'X']))
+        state(&stat).is_some_and(|state| !['Z', 'X'].contains(&state))
     }
 
     /// SIGKILL; harmless when it is gone.
     pub(crate) fn kill(self) {
         self.signal(Signal::SIGKILL);
+    }
+
+    /// SIGSTOP; returns when all its threads stand.
+    pub(crate) fn freeze(self) {
+        self.signal(Signal::SIGSTOP);
+        let tasks = format!("/proc/{}/task", self.0);
+        let states = || -> Vec<char> {
+            let threads = fs::read_dir(&tasks).expect("a process that lives").flatten();
+            let stat = |thread: fs::DirEntry| fs::read_to_string(thread.path().join("stat"));
+            threads.filter_map(|thread| state(&stat(thread).ok()?)).collect()
+        };
+        wait::until("all threads stand", || {
+            let states = states();
+            wait::holds(states.iter().all(|state| *state == 'T'), states)
+        });
+    }
+
+    /// Goes on after [`Self::freeze`].
+    pub(crate) fn thaw(self) {
+        self.signal(Signal::SIGCONT);
     }
 
     /// Sends a signal; harmless when the process is gone.
@@ -52,6 +71,12 @@ impl Pid {
             content.windows(text.len()).any(|window| window == text)
         })
     }
+}
+
+/// The state in the text of a `stat` file.
+fn state(stat: &str) -> Option<char> {
+    // The name, in parentheses, may hold anything; the state is the first field after it.
+    stat.rsplit_once(") ")?.1.chars().next()
 }
 
 /// The live processes that were given `state_dir`, on their command line or in their environment.

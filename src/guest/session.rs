@@ -1,0 +1,84 @@
+//! A migration of this process's guest, in either direction, as the rest of the process sees it.
+
+use std::time::Duration;
+
+use migrate::error::{CancelRefused, OperatorChoice, ResolveRefused};
+use migrate::report::Outcome;
+use migrate::session::Handle;
+use migrate::{MigrationId, Progress, Report};
+
+use crate::api::{ApiError, Reason};
+
+/// A migration, from its start until nothing of it is left. Dropping it changes nothing.
+#[derive(Debug, Clone)]
+pub(crate) struct MigrationSession(Handle);
+
+impl MigrationSession {
+    /// Watches the migration of `handle`.
+    pub(super) fn new(handle: Handle) -> Self {
+        Self(handle)
+    }
+
+    /// What the session itself gives.
+    pub(super) fn handle(&self) -> &Handle {
+        &self.0
+    }
+
+    /// The migration.
+    pub(crate) fn id(&self) -> MigrationId {
+        self.0.migration()
+    }
+
+    /// How far it is.
+    pub(super) fn progress(&self) -> Progress {
+        self.0.progress().borrow().clone()
+    }
+
+    /// How it ended, once it has.
+    pub(super) fn report(&self) -> Option<Report> {
+        self.0.report().borrow().clone()
+    }
+
+    /// Why nobody can tell at the moment which host has the guest, and the way out; none when it is not in doubt.
+    pub(crate) fn doubt(&self) -> Option<String> {
+        let reported = self.report().filter(|report| report.outcome == Outcome::InDoubt);
+        reported.and_then(|report| report.way_out).or_else(|| self.progress().in_doubt)
+    }
+
+    /// Calls it off in the name of `by`.
+    ///
+    /// # Errors
+    /// It is too late.
+    pub(crate) async fn cancel(&self, by: &str) -> Result<(), ApiError> {
+        self.0.cancel(by).await.map_err(too_late)
+    }
+
+    /// An operator decides.
+    ///
+    /// # Errors
+    /// There is nothing to decide.
+    pub(crate) async fn resolve(&self, choice: OperatorChoice) -> Result<(), ApiError> {
+        self.0.resolve(choice).await.map_err(not_in_doubt)
+    }
+
+    /// Waits until nothing of the migration is left, at most `patience`.
+    pub(crate) async fn settled_within(&self, patience: Duration) {
+        // Whatever is left is on disk, and the node goes on with it.
+        let _left = tokio::time::timeout(patience, self.0.settled()).await;
+    }
+}
+
+// Handed to `map_err`, which gives the error away.
+#[allow(clippy::needless_pass_by_value)]
+fn too_late(error: CancelRefused) -> ApiError {
+    let reason = match error {
+        CancelRefused::Over => Reason::NotMigrating,
+        CancelRefused::Committed | CancelRefused::SourceDecides => Reason::TooLate,
+    };
+    ApiError::new(reason, error.to_string())
+}
+
+#[allow(clippy::needless_pass_by_value)]
+fn not_in_doubt(error: ResolveRefused) -> ApiError {
+    ApiError::new(Reason::NotMigrating, format!("the migration is not in doubt: {error}"))
+}
