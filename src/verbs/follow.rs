@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use migrate::record::RecordStore;
 use migrate::report::{Outcome, Role};
 use migrate::{MigrationId, Progress, Report};
@@ -80,6 +80,9 @@ impl Follower {
                         Ok(MigrationStatus { report: Some(report), .. }) if report.migration == self.id => {
                             return self.conclude(report).await;
                         }
+                        Ok(MigrationStatus { progress: None, report: None }) => {
+                            return Err(self.broke_down());
+                        }
                         Ok(status) => {
                             answered = Instant::now();
                             status.progress.iter().for_each(&mut show);
@@ -126,6 +129,15 @@ impl Follower {
             self.name
         );
         ExitWith { exit: Exit::Unwatched, message }.into()
+    }
+
+    /// The process is there, its guest is its own, and nothing is known of the migration: its thread was killed by a bug.
+    fn broke_down(&self) -> anyhow::Error {
+        anyhow!(
+            "the migration of {0} broke down without a report: `lighter show {0}` tells how the guest stands, the log of its \
+             process why",
+            self.name
+        )
     }
 
     fn left(&self) -> anyhow::Error {
@@ -187,8 +199,33 @@ impl Doubt {
 
 #[cfg(test)]
 mod tests {
+    use axum::routing::get;
+    use axum::{Json, Router};
+
     use super::*;
+    use crate::api::server::Server;
     use crate::exit;
+
+    #[tokio::test]
+    async fn a_migration_that_broke_down_without_a_report_is_not_followed_for_ever() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::new(folder.path()).unwrap();
+        let name: GuestName = "web".parse().unwrap();
+        std::fs::create_dir_all(state.guest(&name).path()).unwrap();
+        let router = Router::new()
+            .route("/v1/guest/migration", get(async || Json(MigrationStatus::default())));
+        let _server = Server::start(&state.guest(&name).socket(), router).unwrap();
+        let follower = Follower { state, name, id: MigrationId::random() };
+
+        let followed = follower.to_the_end(interrupts().unwrap(), |_| ());
+
+        let ended = tokio::time::timeout(Duration::from_secs(30), followed).await.unwrap();
+        let message = ended.unwrap_err().to_string();
+        assert!(
+            message.contains("broke down") && message.contains("lighter show web"),
+            "{message}"
+        );
+    }
 
     #[test]
     fn a_doubt_that_lasts_ends_with_the_way_out() {
