@@ -8,10 +8,11 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use ::metrics::{Sample, never_moved, parse_samples};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::host::checks::{guest_is_gone, nothing_left_behind, one_intact_copy};
-use crate::host::{Exit, Guest, GuestPlan, Host, Migration, NodePlan, Pair, wait};
+use crate::host::{Exit, Guest, GuestPlan, Host, Migration, NodePlan, Pair, Pid, lighter, wait};
 
 /// Slow enough that a small guest is on its way for as long as a test needs.
 const CRAWL: [&str; 2] = ["--bandwidth", "2MB/s"];
@@ -218,6 +219,22 @@ fn peers_that_say_nothing_do_not_keep_others_from_the_metrics() {
     assert_eq!(get(&pair.a, "/healthz"), (200, "ok\n".to_owned()));
     assert!(begin.elapsed() < SCRAPE_WITHIN, "{:?}", begin.elapsed());
     drop(silent);
+}
+
+#[test]
+fn a_node_whose_log_cannot_be_written_serves_all_the_same() {
+    let pair = Pair::without_nodes();
+    let full = fs::File::options().write(true).open("/dev/full").expect("a full device");
+    let arguments = ["node", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"];
+    let mut node = lighter(pair.a.state_dir(), &arguments).stderr(full).spawn().expect("a node");
+    wait::until("the node serves or ends", || {
+        let ended = node.try_wait().expect("a child").is_some();
+        let serves = pair.a.state_dir().join("node.json").exists();
+        wait::holds(ended || serves, "neither")
+    });
+    assert_eq!(get(&pair.a, "/healthz"), (200, "ok\n".to_owned()));
+    Pid(node.id()).signal(Signal::SIGTERM);
+    assert!(node.wait().expect("a child").success());
 }
 
 #[test]
