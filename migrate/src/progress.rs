@@ -1,9 +1,12 @@
 //! How a migration is doing, in a form that can be shown, polled and put into metrics.
 
+use std::ops::AddAssign;
+
 use serde::{Deserialize, Serialize};
 
 use crate::phase::Phase;
 use crate::protocol::MigrationId;
+use crate::report::Role;
 
 /// What went over the data streams (or came), since the migration began. Pages count once for each
 /// time they were sent.
@@ -23,6 +26,17 @@ pub struct Transfer {
     pub lz4_bytes: u64,
 }
 
+impl AddAssign for Transfer {
+    fn add_assign(&mut self, other: Self) {
+        self.wire_bytes += other.wire_bytes;
+        self.frames += other.frames;
+        self.zero_pages += other.zero_pages;
+        self.raw_pages += other.raw_pages;
+        self.lz4_pages += other.lz4_pages;
+        self.lz4_bytes += other.lz4_bytes;
+    }
+}
+
 impl Transfer {
     /// Pages of all encodings.
     pub const fn pages(&self) -> u64 {
@@ -35,6 +49,8 @@ impl Transfer {
 pub struct Progress {
     /// The migration.
     pub migration: MigrationId,
+    /// Whose progress this is.
+    pub role: Role,
     /// Where it is.
     pub phase: Phase,
     /// Time since it began.
@@ -58,15 +74,16 @@ pub struct Progress {
     /// False when rounds have stopped to bring the expected downtime nearer to its limit: it will
     /// not get there unless the guest writes less.
     pub converging: bool,
-    /// Set when the source has committed and has not heard back: what the operator can do.
+    /// Set when this side cannot tell whether the other one runs the guest, or will: what the operator can do.
     pub in_doubt: Option<String>,
 }
 
 impl Progress {
     /// A migration that has not begun.
-    pub fn new(migration: MigrationId) -> Self {
+    pub fn new(migration: MigrationId, role: Role) -> Self {
         Self {
             migration,
+            role,
             phase: Phase::Connect,
             elapsed_seconds: 0.0,
             round: 0,

@@ -115,7 +115,7 @@ impl Telemetry {
             elapsed_seconds: now.saturating_sub(self.began).as_secs_f64(),
             memory_bytes: self.memory_bytes,
             transfer: self.transfer,
-            ..Progress::new(self.migration)
+            ..Progress::new(self.migration, self.role)
         }
     }
 

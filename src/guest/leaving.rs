@@ -105,7 +105,10 @@ impl Departure {
             report: Some(report.clone()),
         };
         match report.outcome {
-            Outcome::StayedAtSource => process.conclude(self.session.id(), status),
+            Outcome::StayedAtSource => {
+                process.conclude(self.session.id(), status);
+                self.watch_for_a_second_copy(&report, &process).await;
+            }
             Outcome::Migrated => process.end(Ending::Moved { destination: self.destination }),
             // In doubt and yet nothing left to do: the node goes on with the record, and this copy must not run.
             Outcome::Lost | Outcome::InDoubt => {
@@ -116,6 +119,17 @@ impl Departure {
                     message: format!("this copy of {} is given up: {cause}", process.name()),
                 });
             }
+        }
+    }
+
+    /// A destination that could not be told may have been ordered to run its copy: that is heard of when it is reached.
+    async fn watch_for_a_second_copy(&self, known: &Report, process: &GuestProcess) {
+        let Some(last) = self.session.handle().settled().await else { return };
+        if last.error != known.error {
+            let error = last.error.as_ref().map_or("", |error| error.message.as_str());
+            tracing::error!(migration = %self.session.id(), "{}: {error}", process.name());
+            let progress = Some(self.session.progress());
+            process.conclude(self.session.id(), MigrationStatus { progress, report: Some(last) });
         }
     }
 

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use migrate::error::{CancelRefused, OperatorChoice, ResolveRefused};
-use migrate::report::Outcome;
 use migrate::session::Handle;
 use migrate::{MigrationId, Progress, Report};
 
@@ -41,8 +40,7 @@ impl MigrationSession {
 
     /// Why nobody can tell at the moment which host has the guest, and the way out; none when it is not in doubt.
     pub(crate) fn doubt(&self) -> Option<String> {
-        let reported = self.report().filter(|report| report.outcome == Outcome::InDoubt);
-        reported.and_then(|report| report.way_out).or_else(|| self.progress().in_doubt)
+        self.progress().in_doubt
     }
 
     /// Calls it off in the name of `by`.

@@ -186,7 +186,7 @@ mod tests {
     }
 
     fn under_way() -> Option<MigrationStatus> {
-        let mut progress = Progress::new(MigrationId::random());
+        let mut progress = Progress::new(MigrationId::random(), Role::Source);
         progress.phase = migrate::Phase::Precopy;
         progress.dirty_pages_per_second = 2000.0;
         progress.transfer.raw_pages = 3;

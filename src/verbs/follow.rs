@@ -230,7 +230,7 @@ mod tests {
     #[test]
     fn a_doubt_that_lasts_ends_with_the_way_out() {
         let name: GuestName = "web".parse().unwrap();
-        let sure = Progress::new(MigrationId::random());
+        let sure = Progress::new(MigrationId::random(), Role::Source);
         let unsure = Progress { in_doubt: Some("--resolve".to_owned()), ..sure.clone() };
         let (mut doubt, start) = (Doubt::default(), Instant::now());
         let mut consider = |progress, after| doubt.consider(&name, Some(progress), start + after);

@@ -128,18 +128,19 @@ fn resolve(state: &StateDir, args: &MigrateArgs, decision: ResolveArg) -> Result
 /// Waits until the guest is as was ordered: its own again, or gone with its process.
 async fn await_resolution(client: &ApiClient, decision: Resolution) -> Result<()> {
     let began = Instant::now();
+    let mut last = None;
     while began.elapsed() < RESOLVE_PATIENCE {
         let info: GuestInfo = match client.get("/v1/guest").await {
             Ok(info) => info,
             Err(error) if error.is_gone() && decision == Resolution::Discard => return Ok(()),
             Err(error) => return Err(error.into()),
         };
-        match info.state {
-            GuestState::InDoubt => bail!("{}", info.detail.unwrap_or_default()),
-            GuestState::Running | GuestState::Paused => return Ok(()),
-            GuestState::Incoming | GuestState::Migrating | GuestState::Ended => {}
+        if matches!(info.state, GuestState::Running | GuestState::Paused) {
+            return Ok(());
         }
+        last = info.detail;
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    bail!("it has not happened within {} s; see `lighter show`", RESOLVE_PATIENCE.as_secs())
+    let detail = last.map_or_else(String::new, |detail| format!(": {detail}"));
+    bail!("it has not happened within {} s{detail}", RESOLVE_PATIENCE.as_secs())
 }

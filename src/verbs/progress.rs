@@ -132,6 +132,7 @@ fn rate(progress: &Progress) -> u64 {
 mod tests {
     use super::*;
     use migrate::MigrationId;
+    use migrate::report::Role;
 
     #[test]
     fn programs_hear_nothing_and_people_do() {
@@ -144,7 +145,7 @@ mod tests {
 
     #[test]
     fn a_guest_that_writes_too_fast_is_told_with_the_way_out() {
-        let mut progress = Progress::new(MigrationId::random());
+        let mut progress = Progress::new(MigrationId::random(), Role::Source);
         progress.phase = Phase::Precopy;
         assert!(!figures(&progress).contains("converging"), "{}", figures(&progress));
         progress.converging = false;
@@ -156,7 +157,7 @@ mod tests {
 
     #[test]
     fn a_round_tells_its_figures_and_earlier_phases_none() {
-        let mut progress = Progress::new(MigrationId::random());
+        let mut progress = Progress::new(MigrationId::random(), Role::Source);
         assert_eq!((step(&progress), figures(&progress)), ("connect".to_owned(), String::new()));
 
         progress.phase = Phase::Precopy;

@@ -232,10 +232,10 @@ impl Vm {
         self.dirty().start()
     }
 
-    /// Stops to track; the guest's memory goes back to huge pages.
+    /// Stops to track; the guest's memory goes back to huge pages. Does nothing when tracking does not run.
     ///
     /// # Errors
-    /// [`Error::DirtyTracking`] when it does not run; what KVM refuses.
+    /// What KVM refuses.
     pub fn stop_dirty_log(&self) -> Result<()> {
         self.dirty().stop()
     }

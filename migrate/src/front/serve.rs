@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 use crate::framing::{self, ReadFailure};
 use crate::protocol::front::{FrontReply, FrontRequest};
-use crate::quic::endpoint::turn_away;
+use crate::quic::endpoint::{seat, turn_away};
 
 /// Requests answered at once; a peer beyond is turned away and tries again.
 const CONCURRENT_MAX: usize = 32;
@@ -36,10 +36,7 @@ pub async fn serve<H: FrontHandler>(endpoint: Endpoint, handler: Arc<H>) {
     let mut dialogues = JoinSet::new();
     while let Some(incoming) = endpoint.accept().await {
         while dialogues.try_join_next().is_some() {}
-        let Ok(place) = places.clone().try_acquire_owned() else {
-            incoming.refuse();
-            continue;
-        };
+        let Some((incoming, place)) = seat(incoming, &places, CONCURRENT_MAX) else { continue };
         let handler = handler.clone();
         dialogues.spawn(async move {
             let peer = incoming.remote_address();

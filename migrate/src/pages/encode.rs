@@ -109,7 +109,7 @@ impl Encoder {
 /// Which pages a frame carries.
 #[derive(Debug, Clone, Copy)]
 pub struct Position {
-    /// Pre-copy round, from 0.
+    /// Pre-copy round, from 1.
     pub round: u32,
     /// Chunk index.
     pub chunk: u64,

@@ -115,7 +115,7 @@ pub struct FrameHeader {
     pub kind: FrameKind,
     /// How the payload is written.
     pub encoding: Encoding,
-    /// Pre-copy round, from 0.
+    /// Pre-copy round, from 1.
     pub round: u32,
     /// Bytes of payload after the header.
     pub payload_bytes: u32,

@@ -4,12 +4,17 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
-use quinn::{ClientConfig, Connection, Endpoint, EndpointConfig, ServerConfig, TokioRuntime};
+use quinn::{
+    ClientConfig, Connection, Endpoint, EndpointConfig, Incoming, ServerConfig, TokioRuntime,
+};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::error::LinkError;
 use super::tls::Tls;
 use super::transport::{self, MTU_LOOPBACK, MTU_MAX, Path, SOCKET_BUFFER};
 
+/// Addresses of a host that are tried.
+const ADDRESSES_MAX: usize = 4;
 /// Handshakes under way at once on one endpoint; more are ignored until one is through.
 const INCOMING_MAX: usize = 64;
 /// Bytes kept of connections that nobody has accepted yet.
@@ -25,17 +30,20 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// Looks up `host`, a DNS name or an IP address.
+    /// Looks up `host`, a DNS name or an IP address; returns it once for each address it has, at most
+    /// [`ADDRESSES_MAX`].
     ///
     /// # Errors
-    /// [`LinkError::Resolve`] when it has no address.
-    pub async fn find(host: &str, port: u16) -> Result<Self, LinkError> {
+    /// [`LinkError::Resolve`] when it has none.
+    pub async fn find(host: &str, port: u16) -> Result<Vec<Self>, LinkError> {
         let bare = host.trim_start_matches('[').trim_end_matches(']');
         let fail = |reason: String| LinkError::Resolve { host: host.into(), reason };
-        let mut found =
+        let found =
             tokio::net::lookup_host((bare, port)).await.map_err(|error| fail(error.to_string()))?;
-        let address = found.next().ok_or_else(|| fail("it has none".into()))?;
-        Ok(Self { address, name: bare.into() })
+        let peers = found.take(ADDRESSES_MAX).map(|address| Self { address, name: bare.into() });
+        Some(peers.collect::<Vec<_>>())
+            .filter(|peers| !peers.is_empty())
+            .ok_or_else(|| fail("it has none".into()))
     }
 
     /// The same host, another port.
@@ -95,6 +103,28 @@ fn dial_over(path: Path, towards: SocketAddr, tls: &Tls) -> Result<Endpoint, Lin
     client.transport_config(Arc::new(transport::config(path)));
     endpoint.set_default_client_config(client);
     Ok(endpoint)
+}
+
+/// Gives `incoming` a place, if there is one. When half of `places` are taken, only to a peer that has proved to
+/// receive at the address it claims: others are asked to (RFC 9000 §8.1.2), and come again.
+pub(crate) fn seat(
+    incoming: Incoming,
+    places: &Arc<Semaphore>,
+    all: usize,
+) -> Option<(Incoming, OwnedSemaphorePermit)> {
+    let scarce = places.available_permits() < all / 2;
+    if scarce && !incoming.remote_address_validated() {
+        // Fails only for a peer that has been asked already.
+        let _ = incoming.retry();
+        return None;
+    }
+    match places.clone().try_acquire_owned() {
+        Ok(place) => Some((incoming, place)),
+        Err(_) => {
+            incoming.refuse();
+            None
+        }
+    }
 }
 
 /// Connects to `peer` and checks who it is.

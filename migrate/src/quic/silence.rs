@@ -20,23 +20,57 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 ///
 /// The time is counted in looks, so that time in which this process did not run is not taken for silence.
 pub(crate) async fn silence(connection: &Connection) -> LinkError {
+    let limit = IDLE_TIMEOUT + LOOK_EVERY;
+    unchanged(limit, || connection.stats().udp_rx.datagrams).await;
+    LinkError::Lost { peer: connection.remote_address().to_string(), seconds: limit.as_secs() }
+}
+
+/// Waits until `count` has been the same for `limit`.
+async fn unchanged(limit: Duration, count: impl Fn() -> u64) {
     let mut looks = interval(LOOK_EVERY);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let limit = IDLE_TIMEOUT + LOOK_EVERY;
-    let (mut heard, mut silent) = (0, Duration::ZERO);
+    let (mut seen, mut silent) = (count(), Duration::ZERO);
+    looks.tick().await;
     while silent < limit {
         looks.tick().await;
-        let now_heard = connection.stats().udp_rx.datagrams;
-        silent = if now_heard == heard { silent + LOOK_EVERY } else { Duration::ZERO };
-        heard = now_heard;
+        let now = count();
+        silent = if now == seen { silent + LOOK_EVERY } else { Duration::ZERO };
+        seen = now;
     }
-    LinkError::Lost { peer: connection.remote_address().to_string(), seconds: limit.as_secs() }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
+    use tokio::time::{Instant, timeout};
+
     use super::*;
     use crate::quic::pair::Pair;
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_is_noticed_in_time_and_any_sign_of_life_starts_it_anew() {
+        let limit = 8 * LOOK_EVERY;
+        let (began, last) = (Instant::now(), 20 * LOOK_EVERY);
+        let heard = || began.elapsed().min(last).as_secs() / 7;
+        assert!(timeout(last, unchanged(limit, heard)).await.is_err());
+        unchanged(limit, heard).await;
+        assert!(began.elapsed() >= last && began.elapsed() <= last + limit + LOOK_EVERY);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn time_in_which_this_process_stood_still_is_no_silence() {
+        let looks = Cell::new(0);
+        let standing_still = || {
+            looks.set(looks.get() + 1);
+            0
+        };
+        let told = unchanged(8 * LOOK_EVERY, standing_still);
+        tokio::pin!(told);
+        assert!(timeout(LOOK_EVERY, &mut told).await.is_err());
+        tokio::time::advance(Duration::from_secs(60)).await;
+        assert!(timeout(5 * LOOK_EVERY, &mut told).await.is_err(), "{}", looks.get());
+    }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_peer_that_gives_signs_of_life_is_never_silent() {

@@ -12,10 +12,10 @@ use tracing::Instrument;
 use super::preamble::{PREAMBLE_BYTES, Preamble, StreamRole};
 use crate::protocol::{MigrationId, Token};
 use crate::quic::LinkError;
-use crate::quic::endpoint::turn_away;
+use crate::quic::endpoint::{seat, turn_away};
 
-/// Connections at once; a source has four, and more while it comes back.
-const CONNECTIONS_MAX: usize = 16;
+/// Connections at once: the most that a source has, and as many for one that comes back.
+const CONNECTIONS_MAX: usize = 32;
 /// Time for a handshake, and for the first stream to show its token.
 const ADMISSION_TIME: Duration = Duration::from_secs(10);
 /// Code with which a connection is closed that is not let in.
@@ -43,10 +43,7 @@ pub(super) async fn accept<T: Send + 'static>(endpoint: Endpoint, gate: Gate<T>)
     let mut connections = JoinSet::new();
     while let Some(incoming) = endpoint.accept().await {
         while connections.try_join_next().is_some() {}
-        let Ok(place) = places.clone().try_acquire_owned() else {
-            incoming.refuse();
-            continue;
-        };
+        let Some((incoming, place)) = seat(incoming, &places, CONNECTIONS_MAX) else { continue };
         let gate = gate.clone();
         let hosting = async move {
             let from = incoming.remote_address();

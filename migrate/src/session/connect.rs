@@ -7,7 +7,7 @@ use quinn::{Connection, Endpoint, RecvStream, SendStream};
 use tokio::time::{sleep, timeout};
 
 use super::preamble::{Preamble, StreamRole};
-use crate::front::{self, FrontError};
+use crate::front::{self, Admission, FrontError};
 use crate::guest::{GuestDescription, Refusal};
 use crate::protocol::front::{FrontReply, FrontRequest};
 use crate::protocol::{Decision, DestinationMessage, MigrationId, Token};
@@ -93,12 +93,11 @@ pub(super) struct Approach {
 /// Asks the node to take the guest in and connects to the process that will.
 pub(super) async fn approach(approach: Approach) -> Result<Contact, NoContact> {
     let Approach { tls, host, port, server_name, migration, guest, connections } = approach;
-    let mut node = Peer::find(&host, port).await?;
+    let mut candidates = Peer::find(&host, port).await?;
     if let Some(name) = server_name {
-        node.name = name;
+        candidates.iter_mut().for_each(|node| node.name.clone_from(&name));
     }
-    let to_node = endpoint::dialer(node.address, &tls)?;
-    let admission = front::admit(&to_node, &node, migration, guest).await?;
+    let (node, to_node, admission) = knock(candidates, &tls, migration, guest).await?;
     let peer = node.with_port(admission.port);
     let (mut standing, mut endpoints) = (Vec::new(), vec![to_node]);
     for _ in 0..connections {
@@ -109,6 +108,33 @@ pub(super) async fn approach(approach: Approach) -> Result<Contact, NoContact> {
     let found = Found { node, process: peer.address, token: admission.token };
     let control = open_control(&standing[0], &found, migration).await?;
     Ok(Contact { found, connections: standing, control, endpoints })
+}
+
+/// Asks the node at each of its addresses in turn, until one answers; its host may have addresses that it, or this
+/// network, does not listen on.
+async fn knock(
+    candidates: Vec<Peer>,
+    tls: &Tls,
+    migration: MigrationId,
+    guest: GuestDescription,
+) -> Result<(Peer, Endpoint, Admission), NoContact> {
+    let mut silent = None;
+    for node in candidates {
+        let to_node = match endpoint::dialer(node.address, tls) {
+            Ok(dialer) => dialer,
+            // This host does not have that family of addresses.
+            Err(error) => {
+                silent = Some(error);
+                continue;
+            }
+        };
+        match front::admit(&to_node, &node, migration, guest.clone()).await {
+            Ok(admission) => return Ok((node, to_node, admission)),
+            Err(FrontError::Link(error @ LinkError::Silent { .. })) => silent = Some(error),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(NoContact::Failed(silent.map_or_else(String::new, |error| error.to_string())))
 }
 
 /// How an attempt to reach the process again ended.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use quinn::{Connection, RecvStream, SendStream};
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::Instrument;
@@ -18,6 +19,9 @@ use crate::quic::silence::silence;
 const FLUSH_TIME: Duration = Duration::from_secs(2);
 /// Longest wait for a peer whose control stream has ended to close the connection and say why.
 const REASON_TIME: Duration = Duration::from_millis(500);
+/// Messages that wait to be written: both sides wait for answers and have few under way, so a peer for which there
+/// are more asks without reading.
+const OUTBOX_MAX: usize = 16;
 /// Data streams have 0: messages and state go ahead of pages that wait.
 const PRIORITY: i32 = 10;
 
@@ -54,7 +58,7 @@ impl<M, T> Ear<M, T> {
 /// connections.
 #[derive(Debug)]
 pub(super) struct Control {
-    outbox: mpsc::UnboundedSender<Vec<u8>>,
+    outbox: mpsc::Sender<Vec<u8>>,
     connections: Vec<Connection>,
 }
 
@@ -68,7 +72,7 @@ impl Control {
         tasks: &mut JoinSet<()>,
         ear: &Ear<M, T>,
     ) -> Self {
-        let (outbox, letters) = mpsc::unbounded_channel();
+        let (outbox, letters) = mpsc::channel(OUTBOX_MAX);
         tasks.spawn(write_all(send, letters, connections.clone()).in_current_span());
         tasks.spawn(read_all(receive, connections[0].clone(), name.into(), ear.clone()));
         for (index, connection) in connections.iter().enumerate() {
@@ -90,8 +94,11 @@ impl Control {
 
     /// Queues the bytes of a message.
     pub(super) fn send_bytes(&self, frame: Vec<u8>) {
-        // When the writer is gone, so is the connection, and the reader says so.
-        let _ = self.outbox.send(frame);
+        match self.outbox.try_send(frame) {
+            // When the writer is gone, so is the connection, and the reader says so.
+            Ok(()) | Err(TrySendError::Closed(_)) => {}
+            Err(TrySendError::Full(_)) => self.cut("answers are not read"),
+        }
     }
 
     /// Closes the connections at once, without sending what is queued.
@@ -114,7 +121,7 @@ impl Control {
 
 async fn write_all(
     mut send: SendStream,
-    mut letters: mpsc::UnboundedReceiver<Vec<u8>>,
+    mut letters: mpsc::Receiver<Vec<u8>>,
     connections: Vec<Connection>,
 ) {
     let _ = send.set_priority(PRIORITY);

@@ -5,7 +5,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::error::{CancelRefused, OperatorChoice, ResolveRefused};
 use crate::progress::Progress;
 use crate::protocol::{MigrationId, PeerText};
-use crate::report::Report;
+use crate::report::{Report, Role};
 
 /// Asks of the program to a session.
 #[derive(Debug)]
@@ -24,24 +24,43 @@ pub(super) enum Ordered {
 }
 
 impl Command {
-    /// Answers whoever asked by what the machine says; returns what is to be done, if anything.
-    pub(super) fn answer(
+    /// Asks the machine whether it may be; returns what is to be done, if anything, and the answer, to be given once it is.
+    pub(super) fn ask(
         self,
         can_cancel: impl FnOnce() -> Result<(), CancelRefused>,
         can_resolve: impl FnOnce(OperatorChoice) -> Result<(), ResolveRefused>,
-    ) -> Option<Ordered> {
+    ) -> (Option<Ordered>, Answer) {
         match self {
             Self::Cancel { by, answer } => {
                 let may = can_cancel();
-                let _ = answer.send(may);
-                may.is_ok().then_some(Ordered::Cancel { by })
+                (may.is_ok().then_some(Ordered::Cancel { by }), Answer::Cancel(answer, may))
             }
             Self::Resolve { choice, answer } => {
                 let may = can_resolve(choice);
-                let _ = answer.send(may);
-                may.is_ok().then_some(Ordered::Resolve(choice))
+                (may.is_ok().then_some(Ordered::Resolve(choice)), Answer::Resolve(answer, may))
             }
-            Self::GuestStopped { detail } => Some(Ordered::GuestStopped { detail }),
+            Self::GuestStopped { detail } => {
+                (Some(Ordered::GuestStopped { detail }), Answer::Nobody)
+            }
+        }
+    }
+}
+
+/// What whoever gave a command waits for: by then, progress shows what it has changed.
+#[derive(Debug)]
+pub(super) enum Answer {
+    Cancel(oneshot::Sender<Result<(), CancelRefused>>, Result<(), CancelRefused>),
+    Resolve(oneshot::Sender<Result<(), ResolveRefused>>, Result<(), ResolveRefused>),
+    Nobody,
+}
+
+impl Answer {
+    pub(super) fn give(self) {
+        // Who has gone meanwhile does not wait for it.
+        match self {
+            Self::Cancel(to, answer) => drop(to.send(answer)),
+            Self::Resolve(to, answer) => drop(to.send(answer)),
+            Self::Nobody => {}
         }
     }
 }
@@ -120,10 +139,10 @@ pub(super) struct Board {
     pub(super) report: watch::Sender<Option<Report>>,
 }
 
-/// Makes a handle for `migration` and the session's ends of it; the last one is set to true at the end.
-pub(super) fn handle(migration: MigrationId) -> (Handle, Board, watch::Sender<bool>) {
+/// Makes a handle for this side of `migration` and the session's ends of it; the last one is set to true at the end.
+pub(super) fn handle(migration: MigrationId, role: Role) -> (Handle, Board, watch::Sender<bool>) {
     let (ask, commands) = mpsc::unbounded_channel();
-    let (progress, progress_seen) = watch::channel(Progress::new(migration));
+    let (progress, progress_seen) = watch::channel(Progress::new(migration, role));
     let (report, report_seen) = watch::channel(None);
     let (over, over_seen) = watch::channel(false);
     let handle = Handle {

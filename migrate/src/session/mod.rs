@@ -3,8 +3,8 @@
 //! A session owns a thread with its own small runtime, so a migration takes no more cores than useful and
 //! nothing else of the process holds it up. [`start_source`] moves a guest away, [`start_destination`]
 //! takes one in; both return a [`Handle`] to watch, cancel and resolve the migration, and to await its
-//! end. Inside, a driver feeds events to the machine and performs its actions; start with `source.rs`
-//! and `destination.rs`, then `sender.rs` and `receiver.rs` for the pages.
+//! end. Inside, a driver feeds events to the machine and performs its actions; start with `source/mod.rs`
+//! and `destination/mod.rs`, then `sender.rs` and `receiver.rs` for the pages.
 
 mod accept;
 mod clock;

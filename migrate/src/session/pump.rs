@@ -132,10 +132,7 @@ impl Pump {
         let frame = frame.map_err(PumpError::Guest)?;
         self.frames += 1;
         self.plant.totals.add(&frame);
-        sent.zero_pages += frame.zero_pages;
-        sent.raw_pages += frame.raw_pages;
-        sent.lz4_pages += frame.lz4_pages;
-        sent.wire_bytes += frame.wire_bytes;
+        *sent += frame;
         Ok(())
     }
 

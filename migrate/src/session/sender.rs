@@ -161,11 +161,7 @@ impl Work {
         while let Some(joined) = running.join_next().await {
             let broken = |error: tokio::task::JoinError| PumpError::Stream(error.to_string());
             let (place, pump, sent) = joined.map_err(broken)?;
-            let sent = sent?;
-            total.zero_pages += sent.zero_pages;
-            total.raw_pages += sent.raw_pages;
-            total.lz4_pages += sent.lz4_pages;
-            total.wire_bytes += sent.wire_bytes;
+            total += sent?;
             back.push((place, pump));
         }
         back.sort_unstable_by_key(|(place, _)| *place);

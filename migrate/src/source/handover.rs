@@ -112,6 +112,7 @@ impl Source {
 
     /// Messages after the decision, whichever it was.
     pub(super) fn on_late_message(&mut self, message: &DestinationMessage) {
+        self.link.failures = 0;
         match &self.state {
             State::Unwinding(_) => self.on_message_while_unwinding(message),
             State::Asking { decision, .. } => self.on_answer(*decision, message),

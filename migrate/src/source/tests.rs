@@ -477,3 +477,62 @@ fn a_guest_of_zero_pages_alone_switches_over() {
     let actions = bench.tell(Event::RoundSent(zeros));
     assert_eq!(actions.last(), Some(&Action::Pause));
 }
+
+#[test]
+fn a_destination_that_was_made_to_run_the_guest_meanwhile_raises_the_alarm() {
+    let mut bench = Bench::awaiting_ready();
+    bench.tell(Event::Cancel { by: "a test".into() });
+    bench.tell(Event::Resumed);
+    let stayed = bench.tell(lost());
+    assert_eq!(report(&stayed).outcome, Outcome::StayedAtSource);
+
+    bench.now = bench.source.deadline().unwrap();
+    assert_eq!(bench.tell(Event::Tick), [Action::Reconnect]);
+    bench.tell(Event::Connected);
+    bench.hear(DestinationMessage::Running(Takeover { resume_us: 1 }));
+    let settled = bench.tell(Event::Recorded);
+    let error = report(&settled).error.clone().unwrap();
+    assert_eq!(error.reason, Reason::InDoubt);
+    assert!(error.message.contains("stop one of them"), "{}", error.message);
+}
+
+#[test]
+fn a_guest_that_ends_while_its_migration_is_called_off_is_not_said_to_go_on() {
+    let mut bench = Bench::copying();
+    bench.tell(Event::Cancel { by: "a test".into() });
+    bench.tell(Event::GuestStopped { detail: "it shut down".into() });
+    bench.hear(DestinationMessage::Discarded);
+    let actions = bench.tell(Event::Recorded);
+    assert_eq!(report(&actions).outcome, Outcome::Lost);
+    assert_eq!(report(&actions).error.as_ref().unwrap().reason, Reason::GuestStopped);
+}
+
+#[test]
+fn a_guest_that_stands_after_a_failed_measurement_is_let_go_on() {
+    let mut bench = Bench::copying();
+    bench.source.config.limits.downtime = MS;
+    bench.tell(Event::RoundSent(RoundSent::default()));
+    bench.now = bench.source.deadline().unwrap();
+    bench.tell(Event::Tick);
+    assert_eq!(bench.tell(Event::Recorded), [Action::Probe]);
+    let error = GuestError::new("a vcpu does not answer");
+    let actions = bench.tell(Event::PauseFailed { was: RunState::Running, error });
+    assert!(actions.contains(&Action::ResumeGuest), "{actions:?}");
+}
+
+#[test]
+fn after_an_answer_the_next_loss_is_not_waited_out_for_long() {
+    let mut bench = Bench::committed();
+    let mut pauses = Vec::new();
+    for answer in [None, None, Some(DestinationMessage::Ready { load_us: 1 })] {
+        bench.tell(lost());
+        pauses.push(bench.source.deadline().unwrap() - bench.now);
+        bench.now = bench.source.deadline().unwrap();
+        bench.tell(Event::Tick);
+        bench.tell(Event::Connected);
+        answer.into_iter().for_each(|message| drop(bench.hear(message)));
+    }
+    bench.tell(lost());
+    pauses.push(bench.source.deadline().unwrap() - bench.now);
+    assert_eq!(pauses, [100 * MS, 200 * MS, 400 * MS, 100 * MS]);
+}

@@ -130,10 +130,11 @@ impl Source {
         }
     }
 
-    /// Some of its vCPUs may stand: let all of them go on, if they did before.
+    /// Pausing it for good, or for a look at how long that takes, has failed. Some of its vCPUs may stand: let all of
+    /// them go on, if they did before.
     pub(super) fn on_pause_failed(&mut self, was: RunState, error: GuestError) {
         match self.state {
-            State::Pausing => {
+            State::Probing | State::Pausing => {
                 self.run_state = was;
                 self.state = State::Finishing { round_sent: false, saved: false };
                 self.abort(Failure::Guest(error));
@@ -158,8 +159,14 @@ impl Source {
     }
 
     pub(super) fn on_guest_stopped(&mut self, detail: PeerText) {
-        if self.state.is_uncommitted() {
-            self.abort(Failure::GuestStopped { detail });
+        match &mut self.state {
+            State::Unwinding(unwind) if !unwind.reported => {
+                unwind.guest = GuestBack::Gone;
+                unwind.error.failure = Failure::GuestStopped { detail };
+                self.go_on_unwinding();
+            }
+            state if state.is_uncommitted() => self.abort(Failure::GuestStopped { detail }),
+            _ => {}
         }
     }
 

@@ -32,6 +32,7 @@ use crate::guest::{DestinationGuest, GuestDescription, GuestFactory, Refusal};
 use crate::protocol::{MAX_STREAMS, MigrationId, Offer, SourceMessage, Token};
 use crate::quic::{LinkError, Tls, endpoint};
 use crate::record::{DestinationState, RecordStore};
+use crate::report::Role;
 
 /// What a destination waits for, and where.
 #[derive(Debug, Clone)]
@@ -76,7 +77,7 @@ pub(super) fn start_with(
     records: RecordStore,
     failpoints: Failpoints,
 ) -> Result<Handle, StartError> {
-    let (handle, board, over) = handle(session.migration);
+    let (handle, board, over) = handle(session.migration, Role::Destination);
     let (bound, outcome) = std::sync::mpsc::channel();
     let span = tracing::info_span!("migration", id = %session.migration, role = "destination");
     let tls = tls.clone();
@@ -273,17 +274,21 @@ impl Driver {
 
     fn obey(&mut self, command: Command) -> Next {
         let machine = &self.machine;
-        let ordered = command.answer(|| machine.can_cancel(), |choice| machine.can_resolve(choice));
-        match ordered {
+        let (ordered, answer) =
+            command.ask(|| machine.can_cancel(), |choice| machine.can_resolve(choice));
+        let next = match ordered {
             Some(Ordered::Cancel { by }) => self.handle(Event::Cancel { by }),
             Some(Ordered::Resolve(choice)) => self.handle(Event::Resolve(choice)),
             // The guest that runs here is not the session's business any more.
             Some(Ordered::GuestStopped { .. }) | None => Next::GoOn,
-        }
+        };
+        answer.give();
+        next
     }
 
     fn connected(&mut self, connection: Connection, stream: (SendStream, RecvStream)) -> Next {
         self.line.cut("replaced by a new connection of the source");
+        while self.tasks.try_join_next().is_some() {}
         if self.session.source.is_none() {
             self.session.source = Some(connection.remote_address());
         }

@@ -76,6 +76,8 @@ impl Driver {
 
     pub(super) fn reconnect(&mut self) {
         let Some(found) = self.found.clone() else { return };
+        // In doubt this happens again and again.
+        while self.tasks.try_join_next().is_some() {}
         let endpoint = self
             .endpoints
             .first()

@@ -18,9 +18,12 @@ impl Driver {
 
     pub(super) fn probe(&self) {
         let round_trip = self.line.control().map_or(Duration::ZERO, Control::round_trip);
-        self.with_guest(move |guest| match dry_run(guest) {
-            Ok(pause_and_save) => Event::Probed(Probe { pause_and_save, round_trip }),
-            Err(error) => Event::GuestFailed(error),
+        self.with_guest(move |guest| {
+            let was = run_state(guest);
+            match dry_run(guest, was) {
+                Ok(pause_and_save) => Event::Probed(Probe { pause_and_save, round_trip }),
+                Err(error) => Event::PauseFailed { was, error },
+            }
         });
     }
 
@@ -64,8 +67,7 @@ fn run_state(guest: &dyn SourceGuest) -> RunState {
 }
 
 /// Pauses, saves, and lets the guest go on as it did; tells how long pausing and saving took.
-fn dry_run(guest: &dyn SourceGuest) -> Result<Duration, GuestError> {
-    let was = run_state(guest);
+fn dry_run(guest: &dyn SourceGuest, was: RunState) -> Result<Duration, GuestError> {
     let began = std::time::Instant::now();
     let saved = guest.pause().and_then(|()| guest.save_state());
     let took = began.elapsed();

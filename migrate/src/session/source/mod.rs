@@ -32,6 +32,7 @@ use crate::pages::Compression;
 use crate::protocol::{DestinationMessage, MigrationId, Offer};
 use crate::quic::Tls;
 use crate::record::{RecordStore, SourceState};
+use crate::report::Role;
 use crate::source::{Event, Source, SourceConfig};
 
 /// What is to be migrated where, and how.
@@ -78,7 +79,7 @@ pub(super) fn start_with(
     records: RecordStore,
     failpoints: Failpoints,
 ) -> Result<Handle, StartError> {
-    let (handle, board, over) = handle(session.migration);
+    let (handle, board, over) = handle(session.migration, Role::Source);
     let connections = session.connections.unwrap_or_else(connections_useful).clamp(1, 16);
     let span = tracing::info_span!("migration", id = %session.migration, role = "source");
     run("migrate-source", connections.min(connections_useful()), over, move || {
@@ -242,13 +243,16 @@ impl Driver {
 
     fn obey(&mut self, command: Command) -> Next {
         let machine = &self.machine;
-        let ordered = command.answer(|| machine.can_cancel(), |choice| machine.can_resolve(choice));
-        match ordered {
+        let (ordered, answer) =
+            command.ask(|| machine.can_cancel(), |choice| machine.can_resolve(choice));
+        let next = match ordered {
             Some(Ordered::Cancel { by }) => self.handle(Event::Cancel { by }),
             Some(Ordered::Resolve(choice)) => self.handle(Event::Resolve(choice)),
             Some(Ordered::GuestStopped { detail }) => self.handle(Event::GuestStopped { detail }),
             None => Next::GoOn,
-        }
+        };
+        answer.give();
+        next
     }
 
     fn connected(
