@@ -191,6 +191,27 @@ mod tests {
         Tls::new(&authority.issue(&["127.0.0.1".into()]).unwrap()).unwrap()
     }
 
+    #[tokio::test]
+    async fn when_places_are_scarce_only_a_peer_that_receives_where_it_claims_to_be_gets_one() {
+        let tls = tls(&Authority::create().unwrap());
+        let listener = listen(ANY, &tls).unwrap();
+        let address = listener.local_addr().unwrap();
+        let dialer = dialer(address, &tls).unwrap();
+        let peer = Peer { address, name: "127.0.0.1".into() };
+        let places = Arc::new(Semaphore::new(4));
+        let _taken = places.clone().try_acquire_many_owned(3).unwrap();
+
+        let accepting = async {
+            let first = listener.accept().await.unwrap();
+            assert!(seat(first, &places, 4).is_none(), "a stranger got a scarce place");
+            let again = listener.accept().await.unwrap();
+            let (incoming, _place) = seat(again, &places, 4).expect("a place for a proven peer");
+            incoming.await.unwrap()
+        };
+        let (connected, _accepted) = tokio::join!(connect(&dialer, &peer), accepting);
+        connected.unwrap();
+    }
+
     /// What the two sides of a connection see: the dialer reads one stream, which the listener opens.
     async fn meet(listening: &Tls, dialing: &Tls, name: &str) -> (LinkError, LinkError) {
         let listener = listen(ANY, listening).unwrap();
