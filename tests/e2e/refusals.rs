@@ -34,12 +34,23 @@ fn a_host_with_a_certificate_of_another_authority_gets_no_guest() {
 fn a_host_with_a_certificate_of_another_authority_cannot_send_a_guest() {
     let (mut pair, stranger) = (Pair::without_nodes(), Pair::without_nodes());
     pair.b.start_node(&NodePlan::default());
-    // It trusts the right authority, so that only the destination can notice.
+    let guest = Guest::start(&pair.a, &GuestPlan::default());
     for file in ["host.pem", "host.key"] {
         std::fs::copy(stranger.a.certs().join(file), pair.a.certs().join(file))
             .expect("a certificate");
     }
-    let guest = Guest::start(&pair.a, &GuestPlan::default());
+    let words = ["not issued by the authority in ca.pem", "lighter certs host"];
+    Migration::run(&pair.a, guest.name(), &pair.b).done.complains(Exit::Failed, &words);
+    let shown = pair.a.run(&["certs", "show"]);
+    assert!(shown.exit == Exit::Failed && shown.stdout.contains(words[0]), "{shown:#?}");
+
+    // It trusts both authorities, so that only the destination can notice.
+    let authority = |of: &Pair| std::fs::read(of.a.certs().join("ca.pem")).expect("a certificate");
+    std::fs::write(
+        pair.a.certs().join("ca.pem"),
+        [authority(&pair), authority(&stranger)].concat(),
+    )
+    .expect("a file");
     Migration::run(&pair.a, guest.name(), &pair.b).stayed(&["certificate"]);
     stays(&pair, guest.name());
 }

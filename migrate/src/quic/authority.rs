@@ -1,9 +1,6 @@
 //! The certificate authority of a fleet and the certificates of its hosts.
 
-use std::fs::{DirBuilder, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rcgen::{
@@ -12,56 +9,16 @@ use rcgen::{
 };
 
 use super::certificate::is_host_name;
-
-/// File names inside a certificates folder.
-pub(super) const CA_CERT: &str = "ca.pem";
-const CA_KEY: &str = "ca.key";
-pub(super) const HOST_CERT: &str = "host.pem";
-pub(super) const HOST_KEY: &str = "host.key";
-
-/// Longest certificate or key that is read, in bytes: authorities of others may come with long chains.
-const PEM_BYTES_MAX: u64 = 1 << 20;
+use super::files::{
+    CA_CERT, CA_KEY, CertError, HOST_CERT, HOST_KEY, Mode, create_dir, holds_certificate, read,
+    refuse_existing, write_new,
+};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// How long an authority is valid.
 const CA_DAYS: u32 = 3650;
 /// How long a host certificate is valid; a little over two years.
 const HOST_DAYS: u32 = 825;
-
-/// Why certificates could not be made, read or written.
-#[derive(Debug, thiserror::Error)]
-pub enum CertError {
-    /// A file of the certificates folder cannot be read or written.
-    #[error("cannot {action} {}: {cause}", path.display())]
-    File {
-        /// What was tried: `read`, `write` or `create`.
-        action: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        cause: io::Error,
-    },
-    /// A file is there already, and keys are never overwritten.
-    #[error("{} is there already; remove it first if it is to be replaced", path.display())]
-    Exists {
-        /// The file.
-        path: PathBuf,
-    },
-    /// A host cannot be reached under such a name.
-    #[error("`{name}` is neither a DNS name nor an IP address")]
-    Name {
-        /// The name.
-        name: String,
-    },
-    /// A key or certificate cannot be made or parsed.
-    #[error("cannot make a certificate for {subject}: {cause}")]
-    Make {
-        /// For whom.
-        subject: String,
-        /// What rcgen said.
-        cause: rcgen::Error,
-    },
-}
 
 /// A certificate authority: the fleet's root of trust.
 #[derive(Debug)]
@@ -124,8 +81,11 @@ impl Authority {
     /// [`CertError::Exists`] when there is an authority already, [`CertError::File`] for others.
     pub fn save(&self, dir: &Path) -> Result<(), CertError> {
         create_dir(dir)?;
-        write_new(&dir.join(CA_KEY), &self.issuer.key().serialize_pem(), SECRET)?;
-        write_new(&dir.join(CA_CERT), &self.cert_pem, PUBLIC)
+        let (key, certificate) = (dir.join(CA_KEY), dir.join(CA_CERT));
+        // Before anything is written: a key beside the certificate of another authority would look like that one's.
+        refuse_existing(&certificate)?;
+        write_new(&key, &self.issuer.key().serialize_pem(), Mode::Secret)?;
+        write_new(&certificate, &self.cert_pem, Mode::Public)
     }
 
     /// Issues a certificate for a host that is reached by `names`: DNS names and IP addresses.
@@ -151,25 +111,26 @@ impl Authority {
 }
 
 impl HostIdentity {
-    /// Writes `host.pem` and `host.key` to `dir`, and `ca.pem` if it is not there.
+    /// Writes `host.pem` and `host.key` to `dir`, and `ca.pem` if it is not there. One that is there may hold further
+    /// authorities.
     ///
     /// # Errors
-    /// [`CertError::Exists`] when the host has a certificate already, [`CertError::File`] for others.
+    /// [`CertError::Exists`] when the host has a certificate already, [`CertError::OtherAuthority`] when `ca.pem` is there and
+    /// holds others only, [`CertError::File`] for others. Nothing has been written when an authority is the reason.
     pub fn save(&self, dir: &Path) -> Result<(), CertError> {
         create_dir(dir)?;
-        write_new(&dir.join(HOST_KEY), &self.key_pem, SECRET)?;
-        write_new(&dir.join(HOST_CERT), &self.cert_pem, PUBLIC)?;
-        match write_new(&dir.join(CA_CERT), &self.ca_pem, PUBLIC) {
-            Err(CertError::Exists { .. }) => Ok(()),
-            outcome => outcome,
-        }
+        let ca = dir.join(CA_CERT);
+        let is_there = match read(&ca) {
+            Ok(pem) if holds_certificate(&pem, &self.ca_pem) => true,
+            Ok(_) => return Err(CertError::OtherAuthority { path: ca }),
+            Err(error) if error.is_missing() => false,
+            Err(error) => return Err(error),
+        };
+        write_new(&dir.join(HOST_KEY), &self.key_pem, Mode::Secret)?;
+        write_new(&dir.join(HOST_CERT), &self.cert_pem, Mode::Public)?;
+        if is_there { Ok(()) } else { write_new(&ca, &self.ca_pem, Mode::Public) }
     }
 }
-
-/// Mode of a private key's file.
-const SECRET: u32 = 0o600;
-/// Mode of a certificate's file.
-const PUBLIC: u32 = 0o644;
 
 fn params(subject: &str, days: u32, names: &[String]) -> Result<CertificateParams, rcgen::Error> {
     let mut params = CertificateParams::new(names)?;
@@ -180,31 +141,6 @@ fn params(subject: &str, days: u32, names: &[String]) -> Result<CertificateParam
     params.not_before = today - DAY;
     params.not_after = today + DAY * days;
     Ok(params)
-}
-
-pub(super) fn read(path: &Path) -> Result<String, CertError> {
-    regular_file::read_text(path, PEM_BYTES_MAX).map_err(|cause| file("read", path, cause))
-}
-
-fn create_dir(dir: &Path) -> Result<(), CertError> {
-    let mut builder = DirBuilder::new();
-    builder.recursive(true).mode(0o700);
-    builder.create(dir).map_err(|cause| file("create", dir, cause))
-}
-
-fn write_new(path: &Path, content: &str, mode: u32) -> Result<(), CertError> {
-    let opened = OpenOptions::new().write(true).create_new(true).mode(mode).open(path);
-    match opened.and_then(|mut file| file.write_all(content.as_bytes())) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            Err(CertError::Exists { path: path.into() })
-        }
-        Err(cause) => Err(file("write", path, cause)),
-    }
-}
-
-fn file(action: &'static str, path: &Path, cause: io::Error) -> CertError {
-    CertError::File { action, path: path.into(), cause }
 }
 
 #[cfg(test)]
@@ -248,6 +184,24 @@ mod tests {
         Authority::create().unwrap().save(dir.path()).unwrap();
         let again = Authority::create().unwrap().save(dir.path());
         assert!(matches!(again, Err(CertError::Exists { .. })), "{again:?}");
+    }
+
+    #[test]
+    fn a_certificate_does_not_join_those_of_another_authority() {
+        let dir = tempfile::tempdir().unwrap();
+        let (ours, theirs) = (Authority::create().unwrap(), Authority::create().unwrap());
+        let ca = dir.path().join(CA_CERT);
+        std::fs::write(&ca, &theirs.cert_pem).unwrap();
+        let identity = ours.issue(&["host-a".into()]).unwrap();
+
+        let refused = identity.save(dir.path()).unwrap_err();
+        assert!(matches!(refused, CertError::OtherAuthority { .. }), "{refused:?}");
+        assert!(matches!(ours.save(dir.path()), Err(CertError::Exists { .. })));
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing but ca.pem");
+
+        std::fs::write(&ca, format!("{}{}", theirs.cert_pem, ours.cert_pem)).unwrap();
+        identity.save(dir.path()).unwrap();
+        crate::quic::Tls::load(dir.path()).unwrap();
     }
 
     #[test]

@@ -1,18 +1,85 @@
-//! What a host's certificate says: under which names the host is reached, and from when until when.
+//! What a host's certificate says: under which names the host is reached, and from when until when; and why it cannot be used.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use rustls::server::VerifierBuilderError;
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, ServerName};
+use rustls_pki_types::{CertificateDer, ServerName, pem};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::parse_x509_certificate;
 use x509_parser::time::ASN1Time;
 
-use super::authority::{HOST_CERT, read};
-use super::tls::TlsError;
+use super::files::{CertError, HOST_CERT, read};
+
+/// Why a host's certificates cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A file cannot be read.
+    #[error("{0}; `lighter certs` makes certificates")]
+    Read(CertError),
+    /// A file is not PEM, or holds nothing of the kind.
+    #[error("{what} is not usable: {cause}")]
+    Pem {
+        /// Which one.
+        what: &'static str,
+        /// What the parser said.
+        cause: pem::Error,
+    },
+    /// The host's certificate is none.
+    #[error("the host certificate is not usable: {cause}")]
+    Malformed {
+        /// What the parser said.
+        cause: String,
+    },
+    /// The host's certificate is no longer valid.
+    #[error(
+        "this host's certificate expired at {until}: make a new one with `lighter certs host`, and put it in place of \
+         host.pem and host.key"
+    )]
+    Expired {
+        /// When.
+        until: String,
+    },
+    /// The host's certificate is not valid yet.
+    #[error("this host's certificate is not valid before {from}: check this host's clock")]
+    NotYetValid {
+        /// From when on it is.
+        from: String,
+    },
+    /// The host's certificate is of another authority.
+    #[error(
+        "this host's certificate was not issued by the authority in ca.pem, and every host would refuse it: make a new one \
+         with `lighter certs host` where that authority is, or put the ca.pem here that came with it"
+    )]
+    OtherAuthority,
+    /// Other hosts would refuse the host's certificate.
+    #[error("other hosts would refuse this host's certificate: {cause}")]
+    Unfit {
+        /// What they would say.
+        cause: rustls::Error,
+    },
+    /// Certificate and key do not fit together, or the authority is not one.
+    #[error("the host certificate and its authority cannot be used: {0}")]
+    Config(rustls::Error),
+    /// The authority cannot verify peers.
+    #[error("the authority's certificate cannot verify peers: {0}")]
+    Verifier(VerifierBuilderError),
+}
+
+impl From<rustls::Error> for TlsError {
+    fn from(error: rustls::Error) -> Self {
+        Self::Config(error)
+    }
+}
+
+impl From<VerifierBuilderError> for TlsError {
+    fn from(error: VerifierBuilderError) -> Self {
+        Self::Verifier(error)
+    }
+}
 
 /// A host's certificate, as far as people ask about it. Nothing is verified: TLS does that.
 #[derive(Debug, Clone, PartialEq, Eq)]

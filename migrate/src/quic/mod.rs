@@ -10,13 +10,15 @@ mod certificate;
 mod congestion;
 pub mod endpoint;
 mod error;
+mod files;
 #[cfg(test)]
 pub(crate) mod pair;
 pub(crate) mod silence;
 mod tls;
 pub mod transport;
 
-pub use authority::{Authority, CertError, HostIdentity};
-pub use certificate::{HostCertificate, calendar_time};
+pub use authority::{Authority, HostIdentity};
+pub use certificate::{HostCertificate, TlsError, calendar_time};
 pub use error::LinkError;
-pub use tls::{ALPN, Tls, TlsError};
+pub use files::CertError;
+pub use tls::{ALPN, Tls};

@@ -6,74 +6,21 @@ use std::time::SystemTime;
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rustls::client::Resumption;
+use rustls::client::verify_server_cert_signed_by_trust_anchor;
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::ring::{self, cipher_suite};
-use rustls::server::{NoServerSessionStorage, VerifierBuilderError, WebPkiClientVerifier};
+use rustls::server::{NoServerSessionStorage, ParsedCertificate, WebPkiClientVerifier};
 use rustls::version::TLS13;
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::{CertificateError, ClientConfig, RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem};
 
-use super::authority::{CA_CERT, CertError, HOST_CERT, HOST_KEY, HostIdentity, read};
-use super::certificate::HostCertificate;
+use super::authority::HostIdentity;
+use super::certificate::{HostCertificate, TlsError};
+use super::files::{CA_CERT, HOST_CERT, HOST_KEY, read};
 
 /// The protocol's name in the TLS handshake.
 pub const ALPN: &[u8] = b"lighter/1";
-
-/// Why a host's certificates cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum TlsError {
-    /// A file cannot be read.
-    #[error("{0}; `lighter certs` makes certificates")]
-    Read(CertError),
-    /// A file is not PEM, or holds nothing of the kind.
-    #[error("{what} is not usable: {cause}")]
-    Pem {
-        /// Which one.
-        what: &'static str,
-        /// What the parser said.
-        cause: pem::Error,
-    },
-    /// The host's certificate is none.
-    #[error("the host certificate is not usable: {cause}")]
-    Malformed {
-        /// What the parser said.
-        cause: String,
-    },
-    /// The host's certificate is no longer valid.
-    #[error(
-        "this host's certificate expired at {until}: make a new one with `lighter certs host`, and put it in place of \
-         host.pem and host.key"
-    )]
-    Expired {
-        /// When.
-        until: String,
-    },
-    /// The host's certificate is not valid yet.
-    #[error("this host's certificate is not valid before {from}: check this host's clock")]
-    NotYetValid {
-        /// From when on it is.
-        from: String,
-    },
-    /// Certificate and key do not fit together, or the authority is not one.
-    #[error("the host certificate and its authority cannot be used: {0}")]
-    Config(rustls::Error),
-    /// The authority cannot verify peers.
-    #[error("the authority's certificate cannot verify peers: {0}")]
-    Verifier(VerifierBuilderError),
-}
-
-impl From<rustls::Error> for TlsError {
-    fn from(error: rustls::Error) -> Self {
-        Self::Config(error)
-    }
-}
-
-impl From<VerifierBuilderError> for TlsError {
-    fn from(error: VerifierBuilderError) -> Self {
-        Self::Verifier(error)
-    }
-}
 
 /// A host's identity, ready for connections in both directions.
 #[derive(Clone)]
@@ -93,12 +40,15 @@ impl Tls {
     ///
     /// # Errors
     /// [`TlsError`], naming the file or the certificate that is wrong: other hosts would refuse one that is not valid now with
-    /// words that help less.
+    /// words that help less, and one that another authority has issued.
     pub fn load(dir: &Path) -> Result<Self, TlsError> {
         let read = |name| read(&dir.join(name)).map_err(TlsError::Read);
         let (ca_pem, cert_pem, key_pem) = (read(CA_CERT)?, read(HOST_CERT)?, read(HOST_KEY)?);
         HostCertificate::from_pem(&cert_pem)?.check(SystemTime::now())?;
-        Self::new(&HostIdentity { ca_pem, cert_pem, key_pem })
+        let identity = HostIdentity { ca_pem, cert_pem, key_pem };
+        let tls = Self::new(&identity)?;
+        check_chain(&identity)?;
+        Ok(tls)
     }
 
     /// Uses certificates that are in memory.
@@ -161,6 +111,27 @@ pub(crate) fn roots(ca_pem: &str) -> Result<RootCertStore, TlsError> {
     Ok(roots)
 }
 
+/// Looks at the host's certificate as its peers will, which trust the same authority: as a server's, and as a client's.
+fn check_chain(identity: &HostIdentity) -> Result<(), TlsError> {
+    let (provider, roots) = (provider(), Arc::new(roots(&identity.ca_pem)?));
+    let chain = certificates(&identity.cert_pem, "the host certificate")?;
+    let Some((host, intermediates)) = chain.split_first() else { return Ok(()) };
+    let now = UnixTime::now();
+    let refused = |error| match error {
+        rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
+            TlsError::OtherAuthority
+        }
+        cause => TlsError::Unfit { cause },
+    };
+    let algorithms = provider.signature_verification_algorithms.all;
+    let server = ParsedCertificate::try_from(host).map_err(refused)?;
+    verify_server_cert_signed_by_trust_anchor(&server, &roots, intermediates, now, algorithms)
+        .map_err(refused)?;
+    let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider).build()?;
+    verifier.verify_client_cert(host, intermediates, now).map_err(refused)?;
+    Ok(())
+}
+
 fn certificates(pem: &str, what: &'static str) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let found = CertificateDer::pem_slice_iter(pem.as_bytes())
         .collect::<Result<Vec<_>, _>>()
@@ -207,6 +178,18 @@ mod tests {
         let mut identity = authority.issue(&["a".into()]).unwrap();
         identity.key_pem = authority.issue(&["b".into()]).unwrap().key_pem;
         assert!(matches!(Tls::new(&identity), Err(TlsError::Config(_))));
+    }
+
+    #[test]
+    fn refuses_a_certificate_of_another_authority() {
+        let dir = tempfile::tempdir().unwrap();
+        let (ours, theirs) = (Authority::create().unwrap(), Authority::create().unwrap());
+        ours.issue(&["a".into()]).unwrap().save(dir.path()).unwrap();
+        Tls::load(dir.path()).unwrap();
+        let ca = dir.path().join(CA_CERT);
+        std::fs::write(&ca, theirs.issue(&["a".into()]).unwrap().ca_pem).unwrap();
+        let refused = Tls::load(dir.path()).unwrap_err();
+        assert!(matches!(refused, TlsError::OtherAuthority), "{refused}");
     }
 
     #[test]

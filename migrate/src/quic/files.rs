@@ -1,0 +1,126 @@
+//! The files of a certificates folder: what they are called, and how they are read and written.
+
+use std::fs::{DirBuilder, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+
+/// The authority's certificate, or those of several authorities.
+pub(super) const CA_CERT: &str = "ca.pem";
+/// The authority's key, where the authority is.
+pub(super) const CA_KEY: &str = "ca.key";
+/// The host's certificate.
+pub(super) const HOST_CERT: &str = "host.pem";
+/// The host's key.
+pub(super) const HOST_KEY: &str = "host.key";
+
+/// Longest certificate or key that is read, in bytes: authorities of others may come with long chains.
+const PEM_BYTES_MAX: u64 = 1 << 20;
+
+/// Why certificates could not be made, read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum CertError {
+    /// A file of the certificates folder cannot be read or written.
+    #[error("cannot {action} {}: {cause}", path.display())]
+    File {
+        /// What was tried: `read`, `write` or `create`.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        cause: io::Error,
+    },
+    /// A file is there already, and keys are never overwritten.
+    #[error("{} is there already; remove it first if it is to be replaced", path.display())]
+    Exists {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The folder belongs to hosts of another authority.
+    #[error(
+        "{} is of another authority: choose another folder, or remove what is there if this authority is to replace it",
+        path.display()
+    )]
+    OtherAuthority {
+        /// The authority's certificate that is there.
+        path: PathBuf,
+    },
+    /// A host cannot be reached under such a name.
+    #[error("`{name}` is neither a DNS name nor an IP address")]
+    Name {
+        /// The name.
+        name: String,
+    },
+    /// A key or certificate cannot be made or parsed.
+    #[error("cannot make a certificate for {subject}: {cause}")]
+    Make {
+        /// For whom.
+        subject: String,
+        /// What rcgen said.
+        cause: rcgen::Error,
+    },
+}
+
+impl CertError {
+    /// Whether it says that a file is not there.
+    pub(super) fn is_missing(&self) -> bool {
+        matches!(self, Self::File { cause, .. } if cause.kind() == io::ErrorKind::NotFound)
+    }
+}
+
+/// Who may read a file.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Mode {
+    /// Its owner: a private key.
+    Secret,
+    /// Everybody: a certificate.
+    Public,
+}
+
+pub(super) fn read(path: &Path) -> Result<String, CertError> {
+    regular_file::read_text(path, PEM_BYTES_MAX).map_err(|cause| file("read", path, cause))
+}
+
+/// Whether the first certificate in `wanted` is among those in `pem`.
+pub(super) fn holds_certificate(pem: &str, wanted: &str) -> bool {
+    let Ok(wanted) = CertificateDer::from_pem_slice(wanted.as_bytes()) else { return false };
+    CertificateDer::pem_slice_iter(pem.as_bytes())
+        .map_while(Result::ok)
+        .any(|found| found == wanted)
+}
+
+pub(super) fn create_dir(dir: &Path) -> Result<(), CertError> {
+    let mut builder = DirBuilder::new();
+    builder.recursive(true).mode(0o700);
+    builder.create(dir).map_err(|cause| file("create", dir, cause))
+}
+
+/// Refuses when there is anything at `path`.
+pub(super) fn refuse_existing(path: &Path) -> Result<(), CertError> {
+    match path.symlink_metadata() {
+        Ok(_) => Err(CertError::Exists { path: path.into() }),
+        Err(_) => Ok(()),
+    }
+}
+
+pub(super) fn write_new(path: &Path, content: &str, mode: Mode) -> Result<(), CertError> {
+    let mode = match mode {
+        Mode::Secret => 0o600,
+        Mode::Public => 0o644,
+    };
+    let opened = OpenOptions::new().write(true).create_new(true).mode(mode).open(path);
+    match opened.and_then(|mut file| file.write_all(content.as_bytes())) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            Err(CertError::Exists { path: path.into() })
+        }
+        Err(cause) => Err(file("write", path, cause)),
+    }
+}
+
+fn file(action: &'static str, path: &Path, cause: io::Error) -> CertError {
+    CertError::File { action, path: path.into(), cause }
+}
