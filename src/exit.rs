@@ -10,7 +10,7 @@ pub(crate) enum Exit {
     Done,
     /// It failed.
     Failed,
-    /// The guest runs nowhere until somebody decides.
+    /// The guest is paused here, and nobody here knows whether the other host runs it.
     InDoubt,
     /// The guest found its memory damaged.
     Corrupt,

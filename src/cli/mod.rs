@@ -18,7 +18,7 @@ Exit codes:
   0    done
   1    it failed; the message says what and where
   2    the command line is wrong
-  3    a migration is in doubt: the guest runs nowhere until `lighter migrate --resolve` decides
+  3    in doubt: the guest is paused here, and nobody here knows whether the other host runs it
   4    the guest found its memory damaged
   5    not known: a migration goes on, but its process does not answer; `lighter show` tells more
   130  cancelled (Ctrl-C, `lighter cancel`)
