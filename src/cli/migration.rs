@@ -17,9 +17,9 @@ Examples:
   lighter migrate web-1 192.0.2.7 --tls-name host-b --json
   lighter migrate web-1 --resolve run
 
-Ctrl-C calls the migration off and the guest goes on here; a second Ctrl-C leaves it to itself. The
-migration is done by the guest's own process: when this command is killed it goes on, `lighter show NAME`
-tells how it stands, and `lighter cancel NAME` calls it off.
+Ctrl-C calls the migration off and the guest goes on here; a second Ctrl-C leaves it to itself
+(exit code 5). The migration is done by the guest's own process: when this command is killed it goes
+on, `lighter show NAME` tells how it stands, and `lighter cancel NAME` calls it off.
 
 Whatever fails, the guest runs on one host at most. When the connection is lost in the very moment of
 handing over, the guest may run on none until the hosts reach each other again; if they never will,

@@ -20,7 +20,7 @@ Exit codes:
   2    the command line is wrong
   3    in doubt: the guest is paused here, and nobody here knows whether the other host runs it
   4    the guest found its memory damaged
-  5    not known: a migration goes on, but its process does not answer; `lighter show` tells more
+  5    not known: a migration goes on and is not watched any more; `lighter show` tells more
   130  cancelled (Ctrl-C, `lighter cancel`)
 
 Try `lighter demo` first: it needs no set-up.";

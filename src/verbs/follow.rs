@@ -9,7 +9,8 @@ use anyhow::{Context, Result, anyhow, bail};
 use migrate::record::RecordStore;
 use migrate::report::{Outcome, Role};
 use migrate::{MigrationId, Progress, Report};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use crate::api::types::{MigrationStatus, StateAnswer};
 use crate::api::{ApiClient, AskError};
@@ -34,8 +35,11 @@ const DOUBT_PATIENCE: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// The system gives no signals.
-pub(crate) fn interrupts() -> Result<Signal> {
-    signal(SignalKind::interrupt()).context("cannot hear Ctrl-C")
+pub(crate) fn interrupts() -> Result<UnboundedReceiver<()>> {
+    let mut signal = signal(SignalKind::interrupt()).context("cannot hear Ctrl-C")?;
+    let (pressed, interrupts) = unbounded_channel();
+    tokio::spawn(async move { while signal.recv().await.is_some() && pressed.send(()).is_ok() {} });
+    Ok(interrupts)
 }
 
 /// A migration that somebody watches.
@@ -57,7 +61,7 @@ impl Follower {
     /// The guest's process died without a report or does not answer, the guest is in doubt, or the user left.
     pub(crate) async fn to_the_end(
         &self,
-        mut interrupts: Signal,
+        mut interrupts: UnboundedReceiver<()>,
         mut show: impl FnMut(&Progress),
     ) -> Result<Report> {
         let client = ApiClient::new(&self.state.guest(&self.name).socket());
@@ -66,13 +70,18 @@ impl Follower {
         let mut answered = Instant::now();
         loop {
             tokio::select! {
-                _ = interrupts.recv() => {
+                Some(()) = interrupts.recv() => {
                     if std::mem::replace(&mut cancelled, true) {
                         return Err(self.left());
                     }
                     output::note("\ncalling the migration off (Ctrl-C again leaves it to itself)");
-                    if let Err(error) = client.delete::<StateAnswer>("/v1/guest/migration").await {
-                        output::note(format_args!("lighter: {error}"));
+                    tokio::select! {
+                        Some(()) = interrupts.recv() => return Err(self.left()),
+                        answer = client.delete::<StateAnswer>("/v1/guest/migration") => {
+                            if let Err(error) = answer {
+                                output::note(format_args!("lighter: {error}"));
+                            }
+                        }
                     }
                 }
                 () = tokio::time::sleep(INTERVAL) => {
@@ -145,7 +154,7 @@ impl Follower {
             "left to itself: the migration of {0} goes on, `lighter show {0}` tells how it stands",
             self.name
         );
-        ExitWith { exit: Exit::Cancelled, message }.into()
+        ExitWith { exit: Exit::Unwatched, message }.into()
     }
 
     /// The report that the process left behind.
@@ -199,28 +208,56 @@ impl Doubt {
 
 #[cfg(test)]
 mod tests {
-    use axum::routing::get;
+    use axum::routing::{MethodRouter, delete, get};
     use axum::{Json, Router};
 
     use super::*;
     use crate::api::server::Server;
     use crate::exit;
 
-    #[tokio::test]
-    async fn a_migration_that_broke_down_without_a_report_is_not_followed_for_ever() {
+    /// A guest `web` whose process answers as it is told to.
+    struct Scene {
+        _folder: tempfile::TempDir,
+        _server: Server,
+        follower: Follower,
+    }
+
+    fn scene(migration: MethodRouter) -> Scene {
         let folder = tempfile::tempdir().unwrap();
         let state = StateDir::new(folder.path()).unwrap();
         let name: GuestName = "web".parse().unwrap();
         std::fs::create_dir_all(state.guest(&name).path()).unwrap();
-        let router = Router::new()
-            .route("/v1/guest/migration", get(async || Json(MigrationStatus::default())));
-        let _server = Server::start(&state.guest(&name).socket(), router).unwrap();
+        let router = Router::new().route("/v1/guest/migration", migration);
+        let server = Server::start(&state.guest(&name).socket(), router).unwrap();
         let follower = Follower { state, name, id: MigrationId::random() };
+        Scene { _folder: folder, _server: server, follower }
+    }
 
-        let followed = follower.to_the_end(interrupts().unwrap(), |_| ());
+    /// What a follower says at its end, which comes soon.
+    async fn failure(followed: impl Future<Output = Result<Report>>) -> anyhow::Error {
+        tokio::time::timeout(Duration::from_secs(30), followed).await.unwrap().unwrap_err()
+    }
 
-        let ended = tokio::time::timeout(Duration::from_secs(30), followed).await.unwrap();
-        let message = ended.unwrap_err().to_string();
+    #[tokio::test]
+    async fn whoever_presses_ctrl_c_twice_leaves_the_migration_to_itself() {
+        let scene = scene(delete(std::future::pending::<()>));
+        let (press, interrupts) = unbounded_channel();
+        press.send(()).unwrap();
+        press.send(()).unwrap();
+
+        let error = failure(scene.follower.to_the_end(interrupts, |_| ())).await;
+
+        assert_eq!(exit::of_error(&error), Exit::Unwatched);
+        assert!(error.to_string().contains("goes on"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_migration_that_broke_down_without_a_report_is_not_followed_for_ever() {
+        let scene = scene(get(async || Json(MigrationStatus::default())));
+
+        let error = failure(scene.follower.to_the_end(interrupts().unwrap(), |_| ())).await;
+
+        let message = error.to_string();
         assert!(
             message.contains("broke down") && message.contains("lighter show web"),
             "{message}"
