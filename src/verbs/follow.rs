@@ -13,7 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use crate::api::types::{MigrationStatus, StateAnswer};
-use crate::api::{ApiClient, AskError};
+use crate::api::{ApiClient, AskError, Reason};
 use crate::exit::{Exit, ExitWith};
 use crate::names::GuestName;
 use crate::output;
@@ -85,25 +85,41 @@ impl Follower {
                     }
                 }
                 () = tokio::time::sleep(INTERVAL) => {
-                    match client.get::<MigrationStatus>("/v1/guest/migration").await {
-                        Ok(MigrationStatus { report: Some(report), .. }) if report.migration == self.id => {
-                            return self.conclude(report).await;
-                        }
-                        Ok(MigrationStatus { progress: None, report: None }) => {
-                            return Err(self.broke_down());
-                        }
-                        Ok(status) => {
+                    match self.look(&client).await {
+                        Ok(Look::Over(report)) => return self.conclude(report).await,
+                        Ok(Look::UnderWay(progress)) => {
                             answered = Instant::now();
-                            status.progress.iter().for_each(&mut show);
-                            doubt.consider(&self.name, status.progress.as_ref(), Instant::now())?;
+                            show(&progress);
+                            doubt.consider(&self.name, &progress, Instant::now())?;
                         }
-                        Err(error) if error.is_gone() => return self.read_record().await,
+                        Ok(Look::Elsewhere) => return self.read_record(),
+                        Err(error) if error.is_gone() => {
+                            self.wait_for_end().await?;
+                            return self.read_record();
+                        }
                         Err(_) if answered.elapsed() < SILENCE_PATIENCE => {}
                         Err(error) => return Err(self.lost_sight(&error)),
                     }
                 }
             }
         }
+    }
+
+    /// Asks the guest's process about this migration.
+    async fn look(&self, client: &ApiClient) -> Result<Look, AskError> {
+        let status = match client.get::<MigrationStatus>("/v1/guest/migration").await {
+            // Another process has the name by now, and was never in any migration.
+            Err(AskError::Refused(error)) if error.reason == Reason::NotMigrating => {
+                return Ok(Look::Elsewhere);
+            }
+            answer => answer?,
+        };
+        let is_this = |migration| migration == self.id;
+        Ok(match (status.report, status.progress) {
+            (Some(report), _) if is_this(report.migration) => Look::Over(report),
+            (_, Some(progress)) if is_this(progress.migration) => Look::UnderWay(progress),
+            _ => Look::Elsewhere,
+        })
     }
 
     /// A guest that has moved leaves a process that is about to end; its name is free here when that is gone.
@@ -140,7 +156,7 @@ impl Follower {
         ExitWith { exit: Exit::Unwatched, message }.into()
     }
 
-    /// The process is there, its guest is its own, and nothing is known of the migration: its thread was killed by a bug.
+    /// The process is there, and nothing is known of the migration: its thread was killed by a bug.
     fn broke_down(&self) -> anyhow::Error {
         anyhow!(
             "the migration of {0} broke down without a report: `lighter show {0}` tells how the guest stands, the log of its \
@@ -157,12 +173,12 @@ impl Follower {
         ExitWith { exit: Exit::Unwatched, message }.into()
     }
 
-    /// The report that the process left behind.
-    async fn read_record(&self) -> Result<Report> {
-        self.wait_for_end().await?;
+    /// The report that the process left behind, when it has ended or has other things to tell.
+    fn read_record(&self) -> Result<Report> {
         let store = RecordStore::open(&self.state.migrations())?;
         match store.read(self.id, Role::Source)?.and_then(|record| record.report) {
             Some(report) => Ok(report),
+            None if self.state.guest(&self.name).is_live() => Err(self.broke_down()),
             None => bail!(
                 "the process of {} died during the migration {}; this host's node settles with the other host who has the \
                  guest: look there with `lighter ls`",
@@ -171,6 +187,17 @@ impl Follower {
             ),
         }
     }
+}
+
+/// What the guest's process says of a migration.
+#[derive(Debug)]
+enum Look {
+    /// How it stands.
+    UnderWay(Progress),
+    /// How it ended.
+    Over(Report),
+    /// Nothing: it tells of another migration, or of none.
+    Elsewhere,
 }
 
 /// For how long a guest has been in doubt.
@@ -184,13 +211,8 @@ impl Doubt {
     ///
     /// # Errors
     /// The guest has been in doubt for too long; the message has the way out.
-    fn consider(
-        &mut self,
-        name: &GuestName,
-        progress: Option<&Progress>,
-        now: Instant,
-    ) -> Result<()> {
-        let Some(way_out) = progress.and_then(|progress| progress.in_doubt.as_ref()) else {
+    fn consider(&mut self, name: &GuestName, progress: &Progress, now: Instant) -> Result<()> {
+        let Some(way_out) = &progress.in_doubt else {
             self.since = None;
             return Ok(());
         };
@@ -211,14 +233,20 @@ mod tests {
     use axum::routing::{MethodRouter, delete, get};
     use axum::{Json, Router};
 
+    use migrate::Token;
+    use migrate::record::{Record, Side, SourceState};
+
+    use super::super::summary::tests::report;
     use super::*;
     use crate::api::server::Server;
     use crate::exit;
+    use crate::state_dir::GuestClaim;
 
     /// A guest `web` whose process answers as it is told to.
     struct Scene {
-        _folder: tempfile::TempDir,
+        _claim: GuestClaim,
         _server: Server,
+        _folder: tempfile::TempDir,
         follower: Follower,
     }
 
@@ -226,11 +254,33 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let state = StateDir::new(folder.path()).unwrap();
         let name: GuestName = "web".parse().unwrap();
-        std::fs::create_dir_all(state.guest(&name).path()).unwrap();
+        let claim = state.guest(&name).claim().unwrap();
         let router = Router::new().route("/v1/guest/migration", migration);
         let server = Server::start(&state.guest(&name).socket(), router).unwrap();
         let follower = Follower { state, name, id: MigrationId::random() };
-        Scene { _folder: folder, _server: server, follower }
+        Scene { _claim: claim, _folder: folder, _server: server, follower }
+    }
+
+    /// What a source leaves of a migration after which the guest stayed.
+    fn record(migration: MigrationId) -> Record {
+        let address = ([127, 0, 0, 1], 4950).into();
+        Record {
+            migration,
+            guest: "web".to_owned(),
+            guest_uuid: uuid::Uuid::nil(),
+            pid: 1,
+            started_unix_ms: 0,
+            updated_unix_ms: 0,
+            side: Side::Source {
+                state: SourceState::Aborted,
+                destination: "host-b".to_owned(),
+                server_name: "host-b".to_owned(),
+                node_address: address,
+                process_address: address,
+                token: Token([7; 32]),
+            },
+            report: Some(Report { migration, ..report(Outcome::StayedAtSource, None) }),
+        }
     }
 
     /// What a follower says at its end, which comes soon.
@@ -252,9 +302,25 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn another_migration_is_neither_shown_nor_waited_for() {
+        let later = MigrationStatus {
+            progress: Some(Progress::new(MigrationId::random(), Role::Source)),
+            report: Some(report(Outcome::StayedAtSource, None)),
+        };
+        let scene = scene(get(async || Json(later)));
+        let record = record(scene.follower.id);
+        let records = RecordStore::open(&scene.follower.state.migrations()).unwrap();
+        records.create(&record).unwrap();
+
+        let followed = scene.follower.to_the_end(interrupts().unwrap(), |_| panic!("shown"));
+
+        let ended = tokio::time::timeout(Duration::from_secs(30), followed).await.unwrap();
+        assert_eq!(Some(ended.unwrap()), record.report);
+    }
+
+    #[tokio::test]
     async fn a_migration_that_broke_down_without_a_report_is_not_followed_for_ever() {
         let scene = scene(get(async || Json(MigrationStatus::default())));
-
         let error = failure(scene.follower.to_the_end(interrupts().unwrap(), |_| ())).await;
 
         let message = error.to_string();
@@ -270,7 +336,7 @@ mod tests {
         let sure = Progress::new(MigrationId::random(), Role::Source);
         let unsure = Progress { in_doubt: Some("--resolve".to_owned()), ..sure.clone() };
         let (mut doubt, start) = (Doubt::default(), Instant::now());
-        let mut consider = |progress, after| doubt.consider(&name, Some(progress), start + after);
+        let mut consider = |progress, after| doubt.consider(&name, progress, start + after);
 
         consider(&unsure, Duration::ZERO).unwrap();
         consider(&sure, DOUBT_PATIENCE / 2).unwrap();

@@ -90,13 +90,14 @@ pub(crate) fn seconds(seconds: f64) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use migrate::MigrationId;
     use migrate::progress::Transfer;
     use migrate::report::{ReportedError, Role};
 
-    fn report(outcome: Outcome, reason: Option<Reason>) -> Report {
+    /// A source's report with this end.
+    pub(in super::super) fn report(outcome: Outcome, reason: Option<Reason>) -> Report {
         Report {
             migration: MigrationId::random(),
             guest: "web".to_owned(),
