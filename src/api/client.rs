@@ -1,6 +1,6 @@
 //! Asks a process over its Unix socket.
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -63,9 +63,17 @@ pub(crate) enum AskError {
 }
 
 impl AskError {
-    /// Whether the process is gone (or going), rather than unwilling.
+    /// Whether the process is gone (or going), rather than unwilling or short of something for the moment, as is a process with
+    /// too many who ask at once.
     pub(crate) fn is_gone(&self) -> bool {
-        matches!(self, Self::Unreachable { .. } | Self::Broken { .. })
+        let says_so = |kind| matches!(kind, ErrorKind::NotFound | ErrorKind::ConnectionRefused);
+        matches!(self, Self::Unreachable { cause, .. } if says_so(cause.kind()))
+    }
+
+    /// Whether the question may be answered when it is asked again.
+    pub(crate) fn is_passing(&self) -> bool {
+        let is_broken = matches!(self, Self::Unreachable { .. } | Self::Broken { .. });
+        is_broken && !self.is_gone()
     }
 }
 
@@ -190,5 +198,28 @@ impl ApiClient {
 
     fn strange(&self, what: String) -> AskError {
         AskError::Strange { socket: self.name(), what }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::errno::Errno;
+
+    use super::*;
+
+    #[test]
+    fn gone_is_who_is_not_there_and_not_who_is_busy() {
+        let unreachable = |cause: io::Error| AskError::Unreachable { socket: String::new(), cause };
+        for (errno, is_gone) in [
+            (Errno::ENOENT, true),
+            (Errno::ECONNREFUSED, true),
+            (Errno::EAGAIN, false),
+            (Errno::EMFILE, false),
+        ] {
+            let error = unreachable(errno.into());
+            assert_eq!((error.is_gone(), error.is_passing()), (is_gone, !is_gone), "{error}");
+        }
+        let broken = AskError::Broken { socket: String::new(), cause: String::new() };
+        assert!(!broken.is_gone() && broken.is_passing());
     }
 }

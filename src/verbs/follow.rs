@@ -86,7 +86,7 @@ impl Follower {
                 }
                 () = tokio::time::sleep(INTERVAL) => {
                     match self.look(&client).await {
-                        Ok(Look::Over(report)) => return self.conclude(report).await,
+                        Ok(Look::Over(report)) => return Ok(self.conclude(report).await),
                         Ok(Look::UnderWay(progress)) => {
                             answered = Instant::now();
                             show(&progress);
@@ -94,8 +94,11 @@ impl Follower {
                         }
                         Ok(Look::Elsewhere) => return self.read_record(),
                         Err(error) if error.is_gone() => {
-                            self.wait_for_end().await?;
-                            return self.read_record();
+                            return if self.ends().await {
+                                self.read_record()
+                            } else {
+                                Err(self.lost_sight(&error))
+                            };
                         }
                         Err(_) if answered.elapsed() < SILENCE_PATIENCE => {}
                         Err(error) => return Err(self.lost_sight(&error)),
@@ -123,28 +126,25 @@ impl Follower {
     }
 
     /// A guest that has moved leaves a process that is about to end; its name is free here when that is gone.
-    async fn conclude(&self, report: Report) -> Result<Report> {
-        if report.outcome == Outcome::Migrated {
-            self.wait_for_end().await?;
+    async fn conclude(&self, report: Report) -> Report {
+        if report.outcome == Outcome::Migrated && !self.ends().await {
+            output::note(format_args!(
+                "lighter: the process of {0} should end now and does not: see `lighter show {0}`",
+                self.name
+            ));
         }
-        Ok(report)
+        report
     }
 
-    async fn wait_for_end(&self) -> Result<()> {
+    /// Whether the process ends soon.
+    async fn ends(&self) -> bool {
         let guest = self.state.guest(&self.name);
         let gone = async {
             while guest.is_live() {
                 tokio::time::sleep(INTERVAL).await;
             }
         };
-        if tokio::time::timeout(END_PATIENCE, gone).await.is_err() {
-            bail!(
-                "the process of {} should end and does not: see `lighter show {}`",
-                self.name,
-                self.name
-            );
-        }
-        Ok(())
+        tokio::time::timeout(END_PATIENCE, gone).await.is_ok()
     }
 
     /// The process is there and does not answer as it should: the migration is its business, whoever watches.
@@ -299,6 +299,17 @@ mod tests {
 
         assert_eq!(exit::of_error(&error), Exit::Unwatched);
         assert!(error.to_string().contains("goes on"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_process_that_lives_and_has_no_socket_is_lost_sight_of() {
+        let scene = scene(get(std::future::pending::<()>));
+        let socket = scene.follower.state.guest(&scene.follower.name).socket();
+        std::fs::remove_file(socket).unwrap();
+
+        let error = failure(scene.follower.to_the_end(interrupts().unwrap(), |_| ())).await;
+
+        assert_eq!(exit::of_error(&error), Exit::Unwatched);
     }
 
     #[tokio::test]

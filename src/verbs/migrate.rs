@@ -24,6 +24,9 @@ use crate::state_dir::StateDir;
 /// Longest wait for what an operator has decided to have happened.
 const RESOLVE_PATIENCE: Duration = Duration::from_secs(10);
 
+/// Time between two looks meanwhile.
+const RESOLVE_INTERVAL: Duration = Duration::from_millis(50);
+
 /// Migrates a guest, or resolves one in doubt.
 ///
 /// # Errors
@@ -129,17 +132,19 @@ fn resolve(state: &StateDir, args: &MigrateArgs, decision: ResolveArg) -> Result
 async fn await_resolution(client: &ApiClient, decision: Resolution) -> Result<()> {
     let began = Instant::now();
     let mut last = None;
+    let mut looks = tokio::time::interval(RESOLVE_INTERVAL);
     while began.elapsed() < RESOLVE_PATIENCE {
+        looks.tick().await;
         let info: GuestInfo = match client.get("/v1/guest").await {
             Ok(info) => info,
             Err(error) if error.is_gone() && decision == Resolution::Discard => return Ok(()),
+            Err(error) if error.is_passing() => continue,
             Err(error) => return Err(error.into()),
         };
         if matches!(info.state, GuestState::Running | GuestState::Paused) {
             return Ok(());
         }
         last = info.detail;
-        tokio::time::sleep(Duration::from_millis(50)).await;
     }
     let detail = last.map_or_else(String::new, |detail| format!(": {detail}"));
     bail!("it has not happened within {} s{detail}", RESOLVE_PATIENCE.as_secs())
