@@ -108,7 +108,7 @@ pub(crate) enum ResolveArg {
 Examples:
   lighter cancel web-1
 
-Works until the guest is handed over; from then on the migration can only be completed.")]
+Works on both hosts, until the guest is handed over; from then on the migration can only be completed.")]
 pub(crate) struct CancelArgs {
     /// The guest.
     pub(crate) name: GuestName,

@@ -110,7 +110,7 @@ pub(crate) enum Verb {
     Incoming(host::IncomingArgs),
     /// Move a running guest to another host.
     Migrate(migration::MigrateArgs),
-    /// Call off a running migration; the guest goes on here.
+    /// Call off a running migration; the guest goes on where it was.
     Cancel(migration::CancelArgs),
     /// List the guests of this host.
     #[command(visible_alias = "list")]

@@ -11,6 +11,7 @@ mod story;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use migrate::report::Role;
 use migrate::{MigrationId, Report};
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
@@ -132,6 +133,7 @@ async fn move_guest(from: &Host, to: &Host, args: &DemoArgs) -> Result<Leg> {
         state: from.state().clone(),
         name: stage::guest_name()?,
         id: MigrationId(started.id),
+        role: Role::Source,
     };
     let mut view = ProgressView::new(args.json.output());
     let report = follower.to_the_end(interrupts()?, |progress| view.show(progress)).await;

@@ -45,12 +45,14 @@ pub(crate) fn interrupts() -> Result<UnboundedReceiver<()>> {
 /// A migration that somebody watches.
 #[derive(Debug)]
 pub(crate) struct Follower {
-    /// The host that the guest leaves.
+    /// This host.
     pub(crate) state: StateDir,
     /// The guest.
     pub(crate) name: GuestName,
     /// The migration.
     pub(crate) id: MigrationId,
+    /// Which side of it this host is.
+    pub(crate) role: Role,
 }
 
 impl Follower {
@@ -108,6 +110,22 @@ impl Follower {
         }
     }
 
+    /// Waits for the report of a migration that is about to end, without a word.
+    ///
+    /// # Errors
+    /// The process is gone without a report.
+    pub(crate) async fn report(&self) -> Result<Report> {
+        let client = ApiClient::new(&self.state.guest(&self.name).socket());
+        loop {
+            match self.look(&client).await {
+                Ok(Look::Over(report)) => return Ok(self.conclude(report).await),
+                Ok(Look::Elsewhere) => return self.read_record(),
+                Err(error) if error.is_gone() && self.ends().await => return self.read_record(),
+                Ok(Look::UnderWay(_)) | Err(_) => tokio::time::sleep(INTERVAL).await,
+            }
+        }
+    }
+
     /// Asks the guest's process about this migration.
     async fn look(&self, client: &ApiClient) -> Result<Look, AskError> {
         let status = match client.get::<MigrationStatus>("/v1/guest/migration").await {
@@ -125,9 +143,13 @@ impl Follower {
         })
     }
 
-    /// A guest that has moved leaves a process that is about to end; its name is free here when that is gone.
+    /// A process that has not got the guest is about to end; the guest's name is free here when that is gone.
     async fn conclude(&self, report: Report) -> Report {
-        if report.outcome == Outcome::Migrated && !self.ends().await {
+        let goes_on = match self.role {
+            Role::Source => report.outcome != Outcome::Migrated,
+            Role::Destination => report.outcome == Outcome::Migrated,
+        };
+        if !goes_on && !self.ends().await {
             output::note(format_args!(
                 "lighter: the process of {0} should end now and does not: see `lighter show {0}`",
                 self.name
@@ -176,7 +198,7 @@ impl Follower {
     /// The report that the process left behind, when it has ended or has other things to tell.
     fn read_record(&self) -> Result<Report> {
         let store = RecordStore::open(&self.state.migrations())?;
-        match store.read(self.id, Role::Source)?.and_then(|record| record.report) {
+        match store.read(self.id, self.role)?.and_then(|record| record.report) {
             Some(report) => Ok(report),
             None if self.state.guest(&self.name).is_live() => Err(self.broke_down()),
             None => bail!(
@@ -257,7 +279,7 @@ mod tests {
         let claim = state.guest(&name).claim().unwrap();
         let router = Router::new().route("/v1/guest/migration", migration);
         let server = Server::start(&state.guest(&name).socket(), router).unwrap();
-        let follower = Follower { state, name, id: MigrationId::random() };
+        let follower = Follower { state, name, id: MigrationId::random(), role: Role::Source };
         Scene { _claim: claim, _folder: folder, _server: server, follower }
     }
 

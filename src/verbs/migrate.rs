@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use migrate::report::Role;
 use migrate::{MigrationId, Report};
 
 use super::follow::{Follower, interrupts};
@@ -56,8 +57,12 @@ fn migrate(state: &StateDir, args: &MigrateArgs, destination: &str) -> Result<Ex
             client.post("/v1/guest/migration", &request).await;
         let started =
             started.with_context(|| format!("cannot migrate {} to {destination}", args.name))?;
-        let follower =
-            Follower { state: state.clone(), name: args.name.clone(), id: MigrationId(started.id) };
+        let follower = Follower {
+            state: state.clone(),
+            name: args.name.clone(),
+            id: MigrationId(started.id),
+            role: Role::Source,
+        };
         follower.to_the_end(interrupts, |progress| view.show(progress)).await
     });
     view.finish();

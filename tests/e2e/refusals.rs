@@ -220,6 +220,22 @@ fn a_guest_on_its_way_is_not_migrated_again_nor_touched() {
 }
 
 #[test]
+fn a_migration_is_called_off_at_its_destination_too() {
+    let pair = Pair::new();
+    let guest = Guest::start(&pair.a, &GuestPlan::default());
+    let migration = Migration::start(&pair.a, guest.name(), &pair.b, &CRAWL);
+    migration.await_phase("precopy");
+    pair.b.guest(guest.name()).await_state("incoming");
+
+    let said = pair.b.run(&["cancel", "web-1"]).ok().stdout;
+
+    assert!(said.contains("cancelled") && said.contains("nothing of it is left here"), "{said}");
+    assert!(pair.b.list().is_empty(), "{:#?}", pair.b.list());
+    migration.finish().cancelled();
+    stays(&pair, guest.name());
+}
+
+#[test]
 fn ctrl_c_calls_the_migration_off() {
     let pair = Pair::new();
     let guest = Guest::start(&pair.a, &GuestPlan::default());
