@@ -35,6 +35,8 @@ enum Mark {
 pub(crate) struct Ledger {
     path: PathBuf,
     marks: BTreeMap<String, Mark>,
+    /// Whether the file says what `marks` say.
+    is_saved: bool,
 }
 
 impl Ledger {
@@ -53,14 +55,14 @@ impl Ledger {
                 return Err(error).with_context(|| format!("cannot read {}", path.display()));
             }
         };
-        Ok(Self { path: path.to_owned(), marks })
+        Ok(Self { path: path.to_owned(), marks, is_saved: true })
     }
 
     /// Counts what is new in `records`, forgets what is no longer among them, and saves when something changed. `is_dead` says
     /// whether the process that owns a record is gone.
     ///
     /// # Errors
-    /// The ledger cannot be written; what was counted stays counted in this process.
+    /// The ledger cannot be written; what was counted stays counted in this process, and the next call tries again.
     pub(crate) fn count(
         &mut self,
         records: &[Record],
@@ -83,11 +85,15 @@ impl Ledger {
             }
             marks.insert(key, mark);
         }
-        if marks == self.marks {
-            return Ok(());
+        if marks != self.marks {
+            self.marks = marks;
+            self.is_saved = false;
         }
-        self.marks = marks;
-        durable::write_json(&self.path, &self.marks)
+        if !self.is_saved {
+            durable::write_json(&self.path, &self.marks)?;
+            self.is_saved = true;
+        }
+        Ok(())
     }
 }
 
@@ -279,6 +285,23 @@ pub(crate) mod tests {
         let next = Exporter::new("1", "x", SystemTime::now()).unwrap();
         Ledger::open(&bench.path).unwrap().count(&records, next.counted(), |_| true).unwrap();
         assert!(next.counted().migrations_completed.get(&(Direction::Outgoing,)) < 0.5);
+    }
+
+    #[test]
+    fn what_could_not_be_saved_is_saved_later_and_not_counted_again() {
+        let bench = bench();
+        let (path, counted) =
+            (bench.path.with_file_name("away/counted.json"), bench.exporter.counted());
+        let records = [reported_record(Outcome::Migrated, None)];
+        let mut ledger = Ledger::open(&path).unwrap();
+        ledger.count(&records, counted, |_| true).unwrap_err();
+        ledger.count(&records, counted, |_| true).unwrap_err();
+
+        std::fs::create_dir(path.parent().unwrap()).unwrap();
+        ledger.count(&records, counted, |_| true).unwrap();
+
+        assert_eq!(Ledger::open(&path).unwrap().marks, ledger.marks);
+        assert!(is_one(counted.migrations_completed.get(&(Direction::Outgoing,))));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::time::{Instant, SystemTime};
 use anyhow::{Context, Result};
 use metrics::{Counted, Exporter, HostMemory, Snapshot};
 use migrate::MigrationId;
-use migrate::record::{Record, RecordError, RecordStore};
+use migrate::record::{Record, RecordStore};
 use tokio::process::Child;
 
 use super::outcomes::Ledger;
@@ -139,49 +139,54 @@ impl Node {
     }
 
     /// One look through the records, by one thread at a time: counts, closes what is dead, removes what is old, and returns the
-    /// orphans, for the resolver.
+    /// orphans, for the resolver. What cannot be written or removed is told in the log: a guest must not wait for it.
     ///
     /// # Errors
-    /// The records cannot be listed, or the ledger cannot be written.
+    /// The records cannot be listed.
     pub(crate) fn look_through_records(&self) -> Result<Vec<Record>> {
         let mut ledger = self.ledger();
-        let (records, dead) = self.read_records()?;
+        let (records, dead, mut faults) = self.read_records()?;
         let is_dead = |record: &Record| dead.contains(&key(record));
         self.discard_dead_copies(&records, is_dead);
         self.keep_promises(&records);
         let orphans: Vec<Record> =
             resolver::orphans(&records, is_dead).into_iter().cloned().collect();
         self.in_doubt.store(orphans.len() as u64, Ordering::Relaxed);
-        ledger.count(&records, self.counted(), is_dead)?;
+        if let Err(error) = ledger.count(&records, self.counted(), is_dead) {
+            faults.insert(format!("cannot save which migrations have been counted: {error:#}"));
+        }
         let is_gone = |record: &Record| liveness::is_dead(&self.state, record);
         for record in retention::outdated(&records, liveness::unix_ms(), is_gone) {
-            self.records.remove(record.migration, record.role())?;
+            if let Err(error) = self.records.remove(record.migration, record.role()) {
+                faults.insert(format!("cannot remove an old record of a migration: {error}"));
+            }
         }
+        self.complain_once(faults);
         Ok(orphans)
     }
 
-    /// All records, and which of those that their process may still write to have none any more.
-    fn read_records(&self) -> Result<(Vec<Record>, BTreeSet<RecordKey>)> {
+    /// All records, which of those that their process may still write to have none any more, and what is wrong with others.
+    fn read_records(&self) -> Result<(Vec<Record>, BTreeSet<RecordKey>, BTreeSet<String>)> {
         let (records, faults) = self.records.list()?;
-        self.complain_once(&faults);
+        let damage = |fault| format!("a migration's record cannot be read: {fault}");
+        let faults = faults.iter().map(damage).collect();
         let is_final = |record: &Record| retention::is_settled(record) && record.report.is_some();
         let open = records.iter().filter(|record| !is_final(record));
         let dead = open.filter(|record| liveness::is_dead(&self.state, record));
         let dead: BTreeSet<RecordKey> = dead.map(key).collect();
         if dead.is_empty() {
-            return Ok((records, dead));
+            return Ok((records, dead, faults));
         }
         // A process may write its record and die between the reading of it and the look whether it lives. What counts is what
         // is read after its death.
-        Ok((self.records.list()?.0, dead))
+        Ok((self.records.list()?.0, dead, faults))
     }
 
-    /// Logs damaged records, each when it is first seen.
-    fn complain_once(&self, faults: &[RecordError]) {
-        let now: BTreeSet<String> = faults.iter().map(ToString::to_string).collect();
+    /// Logs what is wrong with records, each when it is first seen.
+    fn complain_once(&self, now: BTreeSet<String>) {
         let mut known = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
         for fault in now.difference(&known) {
-            tracing::warn!("a migration's record cannot be read: {fault}");
+            tracing::warn!("{fault}");
         }
         *known = now;
     }
@@ -278,5 +283,44 @@ impl Node {
             arriving: self.promises.names().len(),
             migrations_in_doubt: self.in_doubt.load(Ordering::Relaxed),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use migrate::record::SourceState;
+
+    use super::super::liveness::tests::source_record;
+    use super::*;
+
+    /// A node of a folder of its own.
+    fn node() -> (tempfile::TempDir, Node) {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::new(folder.path()).unwrap();
+        state.create().unwrap();
+        let address = ([127, 0, 0, 1], 4950).into();
+        let file = NodeFile {
+            pid: 1,
+            version: "1".to_owned(),
+            listen: address,
+            metrics: address,
+            started_unix_ms: 0,
+        };
+        (folder, Node::new(state, file, 0).unwrap())
+    }
+
+    #[test]
+    fn an_orphan_is_found_and_an_old_record_removed_though_the_ledger_cannot_be_written() {
+        let (folder, node) = node();
+        let (orphan, old) =
+            (source_record(SourceState::Committed, 1), source_record(SourceState::Done, 1));
+        node.records().create(&orphan).unwrap();
+        node.records().create(&old).unwrap();
+        std::fs::create_dir_all(folder.path().join("counted.json/in the way")).unwrap();
+
+        let orphans = node.look_through_records().unwrap();
+
+        assert_eq!(orphans, [orphan]);
+        assert_eq!(node.records().list().unwrap().0, orphans);
     }
 }
