@@ -6,7 +6,7 @@
 //! need nobody: their copy had not run, or died after it had; they are closed here, so that a source that asks hears it.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use migrate::MigrationId;
@@ -14,7 +14,7 @@ use migrate::protocol::{Decision, DestinationMessage};
 use migrate::record::{DestinationState, Record, RecordStore, Side, SourceState};
 use migrate::report::Role;
 use migrate::resolve::{DeadSource, answer_for_dead, judge_for_dead};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 
 use super::liveness;
@@ -51,15 +51,14 @@ enum Settlement {
 
 /// When each orphan is due again.
 #[derive(Debug, Default)]
-pub(crate) struct Schedule {
-    due: Mutex<BTreeMap<MigrationId, (Instant, Duration)>>,
+struct Schedule {
+    due: BTreeMap<MigrationId, (Instant, Duration)>,
 }
 
 impl Schedule {
     /// Whether it is time for this one; its next time is put off.
-    fn take(&self, migration: MigrationId, now: Instant) -> bool {
-        let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
-        let (at, wait) = due.entry(migration).or_insert((now, RETRY_FIRST));
+    fn take(&mut self, migration: MigrationId, now: Instant) -> bool {
+        let (at, wait) = self.due.entry(migration).or_insert((now, RETRY_FIRST));
         if now < *at {
             return false;
         }
@@ -69,9 +68,8 @@ impl Schedule {
     }
 
     /// Forgets those that are settled.
-    fn keep(&self, open: &[&Record]) {
-        let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
-        due.retain(|migration, _| open.iter().any(|record| record.migration == *migration));
+    fn keep(&mut self, open: &[Record]) {
+        self.due.retain(|migration, _| open.iter().any(|record| record.migration == *migration));
     }
 }
 
@@ -105,25 +103,45 @@ fn decision(record: &Record) -> Option<Decision> {
     }
 }
 
-/// Tries every orphan that is due, once, all at the same time.
-pub(crate) async fn settle<C>(
-    records: &RecordStore,
-    orphans: &[&Record],
-    courier: &Arc<C>,
-    schedule: &Schedule,
-) where
-    C: Courier + Send + Sync + 'static,
-{
-    schedule.keep(orphans);
-    let now = Instant::now();
-    let mut tries = JoinSet::new();
-    for record in orphans.iter().filter(|record| schedule.take(record.migration, now)) {
-        let (records, record, courier) = (records.clone(), (*record).clone(), Arc::clone(courier));
-        tries.spawn(async move { settle_one(&records, &record, &*courier).await });
+/// Settles orphans, each on its own: a destination that takes its time keeps no other waiting.
+#[derive(Debug)]
+pub(crate) struct Resolver<C> {
+    records: RecordStore,
+    courier: Arc<C>,
+    schedule: Schedule,
+    tries: JoinSet<()>,
+    /// The tries that may not be over.
+    under_way: BTreeMap<MigrationId, AbortHandle>,
+}
+
+impl<C: Courier + Send + Sync + 'static> Resolver<C> {
+    /// A resolver of orphans among `records`.
+    pub(crate) fn new(records: RecordStore, courier: C) -> Self {
+        let (schedule, tries, under_way) = Default::default();
+        Self { records, courier: Arc::new(courier), schedule, tries, under_way }
     }
-    while let Some(tried) = tries.join_next().await {
-        if let Err(error) = tried {
-            tracing::error!(%error, "settling a migration broke down");
+
+    /// Begins to try those of `orphans`, all that there are, that are due and not being tried.
+    pub(crate) fn tend(&mut self, orphans: &[Record]) {
+        while let Some(tried) = self.tries.try_join_next() {
+            if let Err(error) = tried {
+                tracing::error!(%error, "settling a migration broke down");
+            }
+        }
+        self.under_way.retain(|_, task| !task.is_finished());
+        self.schedule.keep(orphans);
+        let now = Instant::now();
+        for record in orphans {
+            let migration = record.migration;
+            if self.under_way.contains_key(&migration) || !self.schedule.take(migration, now) {
+                continue;
+            }
+            let (records, record, courier) =
+                (self.records.clone(), record.clone(), Arc::clone(&self.courier));
+            let task = async move {
+                settle_one(&records, &record, &*courier).await;
+            };
+            self.under_way.insert(migration, self.tries.spawn(task));
         }
     }
 }
@@ -195,6 +213,7 @@ fn close(
 #[cfg(test)]
 mod tests {
     use migrate::protocol::Takeover;
+    use tokio::sync::mpsc;
 
     use super::super::liveness::tests::{destination_record, source_record};
     use super::*;
@@ -297,9 +316,51 @@ mod tests {
         );
     }
 
+    /// Never hears from the destination of one migration, and from others that the copy is gone.
+    struct Half {
+        hung: MigrationId,
+        asked: mpsc::UnboundedSender<MigrationId>,
+    }
+
+    impl Courier for Half {
+        async fn deliver(
+            &self,
+            record: &Record,
+            _: Decision,
+        ) -> Result<DestinationMessage, String> {
+            self.asked.send(record.migration).unwrap();
+            if record.migration == self.hung {
+                std::future::pending::<()>().await;
+            }
+            Ok(DestinationMessage::Discarded)
+        }
+    }
+
+    #[tokio::test]
+    async fn a_destination_that_hangs_keeps_no_other_waiting() {
+        let (hung, new) =
+            (source_record(SourceState::Undecided, 1), source_record(SourceState::Undecided, 2));
+        let (_folder, store) = store(&hung);
+        store.create(&new).unwrap();
+        let (asked, mut heard) = mpsc::unbounded_channel();
+        let mut resolver = Resolver::new(store.clone(), Half { hung: hung.migration, asked });
+
+        resolver.tend(std::slice::from_ref(&hung));
+        assert_eq!(heard.recv().await, Some(hung.migration));
+        resolver.tend(&[hung.clone(), new.clone()]);
+        resolver.tries.join_next().await.unwrap().unwrap();
+
+        assert_eq!(state_on_disk(&store, &new), SourceState::Aborted);
+        assert_eq!(state_on_disk(&store, &hung), SourceState::Undecided);
+        resolver.schedule = Schedule::default();
+        resolver.tend(&[hung]);
+        drop(resolver);
+        assert_eq!((heard.recv().await, heard.recv().await), (Some(new.migration), None));
+    }
+
     #[test]
     fn tries_become_rarer_up_to_once_a_minute() {
-        let schedule = Schedule::default();
+        let mut schedule = Schedule::default();
         let migration = MigrationId::random();
         let begin = Instant::now();
         let mut tries = Vec::new();

@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
 use super::quic::{FrontDesk, NodeCourier};
-use super::resolver::{self, Schedule};
+use super::resolver::Resolver;
 use super::service::Node;
 use super::types::NodeFile;
 use super::{api, durable, exposition, liveness};
@@ -81,7 +81,7 @@ async fn serve(state: &StateDir, args: &NodeArgs, tls: Tls) -> Result<Exit> {
             Arc::new(FrontDesk(Arc::clone(&node))),
         )),
         exposition::serve(listener, Arc::clone(&node)),
-        look_after_records(Arc::clone(&node), Arc::new(NodeCourier::new(tls))),
+        look_after_records(Arc::clone(&node), NodeCourier::new(tls)),
     ];
     let socket = Server::start(&state.node_socket(), api::router(Arc::clone(&node)))?;
     // Last: whoever reads it finds everything served.
@@ -112,32 +112,21 @@ async fn serve(state: &StateDir, args: &NodeArgs, tls: Tls) -> Result<Exit> {
 }
 
 /// Looks through the records again and again, and settles the orphans among them.
-fn look_after_records(node: Arc<Node>, courier: Arc<NodeCourier>) -> JoinHandle<()> {
+fn look_after_records(node: Arc<Node>, courier: NodeCourier) -> JoinHandle<()> {
     tokio::spawn(async move {
-        let schedule = Arc::new(Schedule::default());
-        let mut settling: Option<JoinHandle<()>> = None;
+        let mut resolver = Resolver::new(node.records().clone(), courier);
         let mut pause = Duration::ZERO;
         loop {
             sleep(pause).await;
             let begin = Instant::now();
             let found = tokio::task::block_in_place(|| node.look_through_records());
             pause = ROUND.max(begin.elapsed() * ROUNDS_SHARE);
-            let orphans = match found {
-                Ok(orphans) => orphans,
+            match found {
+                Ok(orphans) => resolver.tend(&orphans),
                 Err(error) => {
                     tracing::error!("cannot look through the records of migrations: {error:#}");
-                    continue;
                 }
-            };
-            if settling.as_ref().is_some_and(|task| !task.is_finished()) {
-                continue;
             }
-            let (node, courier, schedule) =
-                (Arc::clone(&node), Arc::clone(&courier), Arc::clone(&schedule));
-            settling = Some(tokio::spawn(async move {
-                let orphans: Vec<_> = orphans.iter().collect();
-                resolver::settle(node.records(), &orphans, &courier, &schedule).await;
-            }));
         }
     })
 }
