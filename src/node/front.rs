@@ -63,18 +63,19 @@ impl Node {
             .newest_common(&arrival.offer)
             .map_err(|mismatch| Refusal::Version { what: mismatch.to_string() })?;
         let request = read_request(&arrival.guest)?;
-        if self.promises().names().len() >= ARRIVING_MAX {
+        if self.promises().count() >= ARRIVING_MAX {
             return Err(Refusal::TooMany { count: ARRIVING_MAX });
         }
-        self.promises().admit(&request, || self.host_view())?;
+        let migration = arrival.migration;
+        self.promises().admit(&request, migration, || self.host_view())?;
         let token = Token::random();
-        let launched = self.launch(&request, arrival.migration, &token).await;
+        let launched = self.launch(&request, migration, &token).await;
         let Launched { port, child } =
-            launched.inspect_err(|_| self.promises().release(&request.name))?;
+            launched.inspect_err(|_| self.promises().release(&request.name, migration))?;
         if let Some(pid) = child.id() {
             self.promises().assign(&request.name, pid);
         }
-        self.reap(request.name, arrival.migration, child);
+        self.reap(request.name, migration, child);
         Ok((port, token))
     }
 

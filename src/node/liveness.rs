@@ -15,13 +15,18 @@ use crate::state_dir::StateDir;
 /// who it is) the answer is no: it is asked again a moment later.
 pub(crate) fn is_dead(state: &StateDir, record: &Record) -> bool {
     let Ok(name) = record.guest.parse::<GuestName>() else { return true };
-    let guest = state.guest(&name);
+    is_gone(state, &name, record.pid)
+}
+
+/// Whether process `pid`, which had the guest's name, is certainly gone. In doubt as in [`is_dead`].
+pub(crate) fn is_gone(state: &StateDir, name: &GuestName, pid: u32) -> bool {
+    let guest = state.guest(name);
     if !guest.is_live() {
         return true;
     }
     // Same name and same id: the owner, or in a blue moon a process that got both after it. Times would tell them apart, but
     // clocks are set back, and taking a live process for dead does harm while waiting for its end does not.
-    guest.read_identity().is_ok_and(|owner| owner.pid != record.pid)
+    guest.read_identity().is_ok_and(|owner| owner.pid != pid)
 }
 
 /// Whether the process that owns `record` answers for it no more, although it may live: its guest runs, and the time in which

@@ -1,11 +1,13 @@
 //! Memory that has been promised to guests on their way here and is not theirs yet.
 //!
 //! `MemAvailable` shrinks only as pages arrive, so without this two guests admitted one after the other could both be told
-//! that there is room for them.
+//! that there is room for them. Promises die with the node, and the next one makes them anew ([`Promises::restore`]) for the
+//! guests that it finds on their way.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use migrate::MigrationId;
 use uuid::Uuid;
 
 use super::admission::{GuestRequest, HostView, Occupant, Refusal, decide};
@@ -14,10 +16,22 @@ use crate::names::GuestName;
 /// One promise.
 #[derive(Debug, Clone)]
 struct Promise {
+    migration: MigrationId,
     uuid: Uuid,
     memory_bytes: u64,
     /// The process that received it; absent until it has been started.
     pid: Option<u32>,
+}
+
+/// A guest with a promise.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Expected {
+    /// Its name.
+    pub(crate) name: GuestName,
+    /// The migration that brings it.
+    pub(crate) migration: MigrationId,
+    /// Its process; absent until it has been started.
+    pub(crate) pid: Option<u32>,
 }
 
 /// The promises that stand.
@@ -27,14 +41,15 @@ pub(crate) struct Promises {
 }
 
 impl Promises {
-    /// Decides over `request` and, when it may come, promises it its memory in the same breath. `host` gives the view of the
-    /// host without promises, and is asked while nobody else can promise.
+    /// Decides over `request` and, when it may come with `migration`, promises it its memory in the same breath. `host` gives the
+    /// view of the host without promises, and is asked while nobody else can promise.
     ///
     /// # Errors
     /// The refusal.
     pub(crate) fn admit(
         &self,
         request: &GuestRequest,
+        migration: MigrationId,
         host: impl FnOnce() -> HostView,
     ) -> Result<(), Refusal> {
         let mut standing = self.lock();
@@ -45,9 +60,17 @@ impl Promises {
             .map(|(name, promise)| Occupant { name: name.clone(), uuid: Some(promise.uuid) });
         view.occupants.extend(promised);
         decide(request, &view)?;
-        let promise = Promise { uuid: request.uuid, memory_bytes: request.memory_bytes, pid: None };
+        let (uuid, memory_bytes) = (request.uuid, request.memory_bytes);
+        let promise = Promise { migration, uuid, memory_bytes, pid: None };
         standing.insert(request.name.clone(), promise);
         Ok(())
+    }
+
+    /// Promises anew what an earlier node has promised: to a guest that is on its way to process `pid`.
+    pub(crate) fn restore(&self, guest: &GuestRequest, migration: MigrationId, pid: u32) {
+        let (uuid, memory_bytes) = (guest.uuid, guest.memory_bytes);
+        let promise = Promise { migration, uuid, memory_bytes, pid: Some(pid) };
+        self.lock().insert(guest.name.clone(), promise);
     }
 
     /// From now on what process `pid` occupies counts towards the promise.
@@ -57,14 +80,28 @@ impl Promises {
         }
     }
 
-    /// The guest has arrived, or will not.
-    pub(crate) fn release(&self, name: &GuestName) {
-        self.lock().remove(name);
+    /// The guest has arrived with `migration`, or will not. What another migration of that name was promised stands.
+    pub(crate) fn release(&self, name: &GuestName, migration: MigrationId) {
+        let mut standing = self.lock();
+        if standing.get(name).is_some_and(|promise| promise.migration == migration) {
+            standing.remove(name);
+        }
+    }
+
+    /// How many guests have a promise.
+    pub(crate) fn count(&self) -> usize {
+        self.lock().len()
     }
 
     /// The guests with a promise.
-    pub(crate) fn names(&self) -> Vec<GuestName> {
-        self.lock().keys().cloned().collect()
+    pub(crate) fn expected(&self) -> Vec<Expected> {
+        let standing = self.lock();
+        let expected = standing.iter().map(|(name, promise)| Expected {
+            name: name.clone(),
+            migration: promise.migration,
+            pid: promise.pid,
+        });
+        expected.collect()
     }
 
     /// What is promised and not occupied yet, in bytes.
@@ -114,29 +151,52 @@ mod tests {
     #[test]
     fn the_second_guest_does_not_get_what_the_first_was_promised() {
         let promises = Promises::default();
-        promises.admit(&request("a", 1), host).unwrap();
-        let refusal = promises.admit(&request("b", 2), host).unwrap_err();
+        let first = MigrationId::random();
+        promises.admit(&request("a", 1), first, host).unwrap();
+        let refusal = promises.admit(&request("b", 2), MigrationId::random(), host).unwrap_err();
         assert!(
             matches!(refusal, Refusal::Memory { promised_bytes, .. } if promised_bytes == 2 * GIB),
             "{refusal}"
         );
 
-        promises.release(&"a".parse().unwrap());
-        promises.admit(&request("b", 2), host).unwrap();
+        promises.release(&"a".parse().unwrap(), first);
+        promises.admit(&request("b", 2), MigrationId::random(), host).unwrap();
+    }
+
+    #[test]
+    fn the_end_of_an_earlier_migration_does_not_take_the_promise_of_a_later_one() {
+        let promises = Promises::default();
+        let (name, earlier, later) =
+            ("a".parse().unwrap(), MigrationId::random(), MigrationId::random());
+        promises.admit(&request("a", 1), earlier, host).unwrap();
+        promises.release(&name, earlier);
+        promises.admit(&request("a", 1), later, host).unwrap();
+        promises.release(&name, earlier);
+        assert_eq!(promises.expected(), [Expected { name, migration: later, pid: None }]);
+    }
+
+    #[test]
+    fn a_promise_that_was_made_anew_counts() {
+        let promises = Promises::default();
+        promises.restore(&request("a", 1), MigrationId::random(), std::process::id());
+        assert!(promises.outstanding_bytes() > GIB);
+        let refusal = promises.admit(&request("b", 2), MigrationId::random(), host).unwrap_err();
+        assert!(matches!(refusal, Refusal::Memory { .. }), "{refusal}");
     }
 
     #[test]
     fn a_promised_name_and_identity_are_taken() {
         let promises = Promises::default();
-        promises.admit(&request("a", 1), host).unwrap();
-        assert!(matches!(promises.admit(&request("a", 2), host), Err(Refusal::NameTaken { .. })));
-        assert!(matches!(promises.admit(&request("b", 1), host), Err(Refusal::UuidTaken { .. })));
+        let admit = |name, id| promises.admit(&request(name, id), MigrationId::random(), host);
+        admit("a", 1).unwrap();
+        assert!(matches!(admit("a", 2), Err(Refusal::NameTaken { .. })));
+        assert!(matches!(admit("b", 1), Err(Refusal::UuidTaken { .. })));
     }
 
     #[test]
     fn what_the_process_occupies_is_no_longer_outstanding() {
         let promises = Promises::default();
-        promises.admit(&request("a", 1), host).unwrap();
+        promises.admit(&request("a", 1), MigrationId::random(), host).unwrap();
         promises.assign(&"a".parse().unwrap(), std::process::id());
         let outstanding = promises.outstanding_bytes();
         assert!(outstanding < 2 * GIB && outstanding > 0, "{outstanding}");
@@ -145,7 +205,8 @@ mod tests {
     #[test]
     fn a_refused_guest_is_promised_nothing() {
         let promises = Promises::default();
-        let _ = promises.admit(&GuestRequest { vcpus: 9, ..request("a", 1) }, host);
-        assert!(promises.names().is_empty());
+        let wide = GuestRequest { vcpus: 9, ..request("a", 1) };
+        promises.admit(&wide, MigrationId::random(), host).unwrap_err();
+        assert_eq!(promises.count(), 0);
     }
 }

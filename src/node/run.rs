@@ -75,6 +75,8 @@ async fn serve(state: &StateDir, args: &NodeArgs, tls: Tls) -> Result<Exit> {
         started_unix_ms: liveness::unix_ms(),
     };
     let node = Arc::new(Node::new(state.clone(), file.clone(), args.reserve_memory)?);
+    // Before anybody can ask for a place.
+    node.renew_promises().await?;
     let parts = [
         tokio::spawn(migrate::front::serve(
             endpoint.clone(),

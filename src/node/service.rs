@@ -12,13 +12,17 @@ use anyhow::{Context, Result};
 use metrics::{Counted, Exporter, HostMemory, Snapshot};
 use migrate::MigrationId;
 use migrate::record::{Record, RecordStore};
+use migrate::report::Role;
 use tokio::process::Child;
 
+use super::admission::GuestRequest;
+use super::inventory::GuestView;
 use super::outcomes::Ledger;
-use super::promises::Promises;
+use super::promises::{Expected, Promises};
 use super::retention;
 use super::types::{MemoryInfo, NodeFile, NodeInfo};
 use super::{inventory, liveness, resolver, scrape};
+use crate::api::types::GuestState;
 use crate::names::GuestName;
 use crate::state_dir::StateDir;
 
@@ -134,7 +138,7 @@ impl Node {
                     tracing::warn!(%migration, guest = %name, %error, "cannot wait for a guest's process");
                 }
             }
-            promises.release(&name);
+            promises.release(&name, migration);
         });
     }
 
@@ -214,20 +218,37 @@ impl Node {
 
     /// Takes promises back from guests that have arrived or failed to.
     fn keep_promises(&self, records: &[Record]) {
-        for name in self.promises.names() {
-            let arrival = records.iter().filter(|record| {
-                record.guest == name.as_str() && record.role() == migrate::report::Role::Destination
-            });
-            let newest = arrival.max_by_key(|record| record.started_unix_ms);
-            let is_alive = self.state.guest(&name).is_live();
-            if is_alive
-                && newest.is_some_and(|record| {
-                    retention::is_settled(record) && !liveness::is_dead(&self.state, record)
-                })
-            {
-                self.promises.release(&name);
+        for Expected { name, migration, pid } in self.promises.expected() {
+            let is_its = |record: &&Record| {
+                record.migration == migration && record.role() == Role::Destination
+            };
+            let has_settled = records.iter().find(is_its).is_some_and(retention::is_settled);
+            let has_ended = || pid.is_some_and(|pid| liveness::is_gone(&self.state, &name, pid));
+            if has_settled || has_ended() {
+                self.promises.release(&name, migration);
             }
         }
+    }
+
+    /// Promises memory anew to the guests that are on their way here: what an earlier node had promised ended with it.
+    ///
+    /// # Errors
+    /// The guests' folder cannot be read.
+    pub(crate) async fn renew_promises(&self) -> Result<()> {
+        for sighting in inventory::look(&self.state).await? {
+            let Ok(GuestView { info, .. }) = sighting.answer else { continue };
+            let (GuestState::Incoming, Some(migration)) = (info.state, info.migration_id) else {
+                continue;
+            };
+            let guest = GuestRequest {
+                name: info.name,
+                uuid: info.uuid,
+                memory_bytes: info.memory_bytes,
+                vcpus: u32::from(info.vcpus),
+            };
+            self.promises.restore(&guest, MigrationId(migration), info.pid);
+        }
+        Ok(())
     }
 
     /// The page for Prometheus.
@@ -280,7 +301,7 @@ impl Node {
             node: self.file.clone(),
             memory: self.memory(),
             guests: self.state.live_guests()?.len(),
-            arriving: self.promises.names().len(),
+            arriving: self.promises.count(),
             migrations_in_doubt: self.in_doubt.load(Ordering::Relaxed),
         })
     }

@@ -212,6 +212,25 @@ fn a_killed_node_leaves_guests_running_and_the_next_finds_them_and_counts_nothin
 }
 
 #[test]
+fn a_node_started_again_keeps_what_was_promised_to_guests_on_their_way() {
+    let mut pair = Pair::new();
+    let guest = Guest::start(&pair.a, &GuestPlan::default());
+    let migration = Migration::start(&pair.a, guest.name(), &pair.b, &CRAWL);
+    migration.await_phase("precopy");
+    pair.b.kill_node();
+    pair.b.start_node(&NodePlan::default());
+
+    let promised = "lighter_host_memory_promised_bytes";
+    let page = scrape(&pair.b);
+    assert!(value(&page, promised, &[]) > Some(f64::from(1 << 20)), "{page}");
+
+    pair.a.run(&["cancel", guest.name()]).ok();
+    migration.finish().cancelled();
+    await_value(&pair.b, promised, &[], 0.0, &mut Vec::new());
+    one_intact_copy(&pair.hosts(), guest.name(), &pair.a);
+}
+
+#[test]
 fn peers_that_say_nothing_do_not_keep_others_from_the_metrics() {
     let pair = Pair::new();
     let silent: Vec<TcpStream> = (0..160).map(|_| connect(&pair.a)).collect();
