@@ -15,7 +15,7 @@ use super::arriving::Arrival;
 use super::leaving::Departure;
 use super::machine::SharedMachine;
 use super::session::MigrationSession;
-use super::workload;
+use super::workload::BadNews;
 use crate::api::types::{GuestState, MigrationStatus};
 use crate::names::GuestName;
 use crate::state_dir::{GuestIdentity, StateDir};
@@ -160,6 +160,7 @@ impl GuestProcess {
             return Ok(());
         }
         let process = Arc::downgrade(self);
+        let mut bad_news = BadNews::default();
         let listen = move || {
             loop {
                 let event = machine.vm().events().take(EVENT_PATIENCE);
@@ -167,7 +168,7 @@ impl GuestProcess {
                 match event {
                     Some(VmEvent::Stopped(reason)) => return process.guest_stopped(reason),
                     Some(VmEvent::Doorbell { value, .. }) => {
-                        workload::hear(process.name(), &machine, value);
+                        bad_news.hear(process.name(), &machine, value);
                     }
                     None => {}
                 }

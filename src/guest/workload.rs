@@ -65,19 +65,48 @@ pub(crate) fn begin_migration(machine: &Machine) {
     }
 }
 
-/// Tells the user what a workload rings for, when that is bad news. Other guests may write to the same port what they like.
-pub(crate) fn hear(name: &GuestName, machine: &Machine, value: u32) {
-    let Ok(workload) = report(machine) else { return };
-    match Doorbell::decode(value) {
-        Some(Doorbell::Fault { .. }) => {
+/// The bad news that a workload has rung for. Each kind is told once: the log's disk is the host's, and a guest may ring, and
+/// write into its report, what it likes.
+#[derive(Debug, Default)]
+pub(crate) struct BadNews {
+    is_damaged: bool,
+    is_broken: bool,
+}
+
+impl BadNews {
+    /// Tells the user what a workload rings for, when that is bad news.
+    pub(crate) fn hear(&mut self, name: &GuestName, machine: &Machine, value: u32) {
+        if let Some(doorbell) = Doorbell::decode(value)
+            && let Ok(workload) = report(machine)
+            && self.is_new(doorbell)
+        {
+            tell(name, doorbell, workload);
+        }
+    }
+
+    /// Whether this is bad news that has not been heard.
+    fn is_new(&mut self, doorbell: Doorbell) -> bool {
+        let known = match doorbell {
+            Doorbell::Fault { .. } => &mut self.is_damaged,
+            Doorbell::Panic { .. } => &mut self.is_broken,
+            Doorbell::Filled { .. } | Doorbell::Verified { .. } | Doorbell::Stopped { .. } => {
+                return false;
+            }
+        };
+        !std::mem::replace(known, true)
+    }
+}
+
+fn tell(name: &GuestName, doorbell: Doorbell, workload: WorkloadInfo) {
+    match doorbell {
+        Doorbell::Fault { .. } => {
             let page = workload.first_bad_page.unwrap_or_else(|| "no page is named".to_owned());
             tracing::error!(guest = %name, "the workload found its memory damaged: {page}");
         }
-        Some(Doorbell::Panic { vcpu }) => {
+        Doorbell::Panic { vcpu } => {
             tracing::error!(guest = %name, vcpu, "the workload broke down");
         }
-        Some(Doorbell::Filled { .. } | Doorbell::Verified { .. } | Doorbell::Stopped { .. })
-        | None => {}
+        Doorbell::Filled { .. } | Doorbell::Verified { .. } | Doorbell::Stopped { .. } => {}
     }
 }
 
@@ -120,6 +149,19 @@ fn phase(phase: Phase) -> WorkloadPhase {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_guest_that_rings_without_end_is_told_of_once_for_each_kind() {
+        let mut news = BadNews::default();
+        let heard: Vec<bool> = (0..4)
+            .flat_map(|vcpu| {
+                [Doorbell::Fault { vcpu }, Doorbell::Panic { vcpu }, Doorbell::Filled { vcpu }]
+            })
+            .map(|doorbell| news.is_new(doorbell))
+            .collect();
+        assert_eq!(heard[..3], [true, true, false]);
+        assert!(heard[3..].iter().all(|is_new| !is_new), "{heard:?}");
+    }
 
     #[test]
     fn a_bad_page_is_named_with_what_is_wrong() {
