@@ -10,6 +10,7 @@
 mod address;
 mod api;
 mod cli;
+mod clock;
 mod demo;
 mod exit;
 mod file_lock;

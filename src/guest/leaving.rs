@@ -9,7 +9,7 @@ use migrate::report::{Outcome, Role};
 use migrate::session::{SourceSession, start_source};
 use migrate::{Limits, MigrationId, Report, SourceGuest};
 
-use super::process::{Ending, GuestProcess, Occupation};
+use super::process::{Ending, GuestProcess};
 use super::session::MigrationSession;
 use super::workload;
 use crate::address::Destination;
@@ -149,22 +149,6 @@ impl Departure {
         let message =
             format!("this copy of {name} is given up: its migration broke down after the decision");
         process.end(Ending::Discarded { message });
-    }
-}
-
-impl GuestProcess {
-    /// A migration is over, and the guest is this process's own (again).
-    pub(super) fn conclude(&self, id: MigrationId, status: MigrationStatus) {
-        *self.last_migration() = Some((id, status));
-        let mut occupation = self.occupation();
-        let is_this = match &*occupation {
-            Occupation::Leaving(departure) => departure.session.id() == id,
-            Occupation::Arriving(arrival) => arrival.session().id() == id,
-            Occupation::None | Occupation::Saving(_) => false,
-        };
-        if is_this {
-            *occupation = Occupation::None;
-        }
     }
 }
 

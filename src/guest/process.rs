@@ -1,7 +1,7 @@
 //! The life of a guest process: what it is occupied with, why it ends, and how it ends in order.
 
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use migrate::MigrationId;
@@ -17,6 +17,7 @@ use super::machine::SharedMachine;
 use super::session::MigrationSession;
 use super::workload::BadNews;
 use crate::api::types::{GuestState, MigrationStatus};
+use crate::clock::unix_ms;
 use crate::names::GuestName;
 use crate::state_dir::{GuestIdentity, StateDir};
 
@@ -113,8 +114,7 @@ pub(crate) struct GuestProcess {
 impl GuestProcess {
     /// A process for a guest of this name.
     pub(crate) fn new(state: &StateDir, name: GuestName, uuid: Uuid, runtime: Handle) -> Arc<Self> {
-        let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let started_unix_ms = u64::try_from(started.as_millis()).unwrap_or(u64::MAX);
+        let started_unix_ms = unix_ms();
         Arc::new(Self {
             identity: GuestIdentity { name, uuid, pid: std::process::id(), started_unix_ms },
             state: state.clone(),
@@ -189,6 +189,15 @@ impl GuestProcess {
     /// The last migration that is over.
     pub(crate) fn last_migration(&self) -> MutexGuard<'_, Option<(MigrationId, MigrationStatus)>> {
         self.last_migration.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A migration is over, and the guest is this process's own (again).
+    pub(super) fn conclude(&self, id: MigrationId, status: MigrationStatus) {
+        *self.last_migration() = Some((id, status));
+        let mut occupation = self.occupation();
+        if occupation.session().is_some_and(|session| session.id() == id) {
+            *occupation = Occupation::None;
+        }
     }
 
     /// Ends the process, for the first reason that is given.

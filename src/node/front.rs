@@ -17,6 +17,7 @@ use super::admission::{GuestRequest, HostView, Occupant, Refusal};
 use super::launch::{Launch, Launched, launch};
 use super::liveness;
 use super::service::Node;
+use crate::clock::unix_ms;
 use crate::names::GuestName;
 
 /// Guests on their way here at once.
@@ -149,7 +150,7 @@ impl Node {
                 "wrong token for this migration",
             ));
         }
-        let is_silent = liveness::is_silent(&record, liveness::unix_ms());
+        let is_silent = liveness::is_silent(&record, unix_ms());
         if !is_silent && !liveness::is_dead(self.state(), &record) {
             return FrontReply::AskProcess { port: *port };
         }
@@ -180,7 +181,7 @@ impl Node {
         if let Side::Destination { state, .. } = &mut record.side {
             *state = next;
         }
-        record.updated_unix_ms = liveness::unix_ms();
+        record.updated_unix_ms = unix_ms();
         self.records().reopen(record.migration, Role::Destination)?.write(&record)
     }
 }

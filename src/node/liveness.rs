@@ -3,7 +3,7 @@
 //! Process ids come again; a guest's lock does not lie: it is held by the process that has the guest's name, and `guest.json`
 //! beside it says which one that is. A record whose owner is another process than that is an orphan.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use migrate::record::{DestinationState, Record, Side};
 
@@ -35,13 +35,6 @@ pub(crate) fn is_silent(record: &Record, now_unix_ms: u64) -> bool {
     let age = Duration::from_millis(now_unix_ms.saturating_sub(record.updated_unix_ms));
     matches!(record.side, Side::Destination { state: DestinationState::Running, .. })
         && age > LINGER
-}
-
-/// Now, in milliseconds since 1970.
-pub(crate) fn unix_ms() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use migrate::resolve::{DeadSource, answer_for_dead, judge_for_dead};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 
-use super::liveness;
+use crate::clock::unix_ms;
 
 /// The first wait between two tries to reach a destination; doubled each time.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
@@ -193,7 +193,7 @@ fn close(
     if let Side::Source { state, .. } = &mut closed.side {
         *state = next;
     }
-    closed.updated_unix_ms = liveness::unix_ms();
+    closed.updated_unix_ms = unix_ms();
     let written = records.reopen(migration, Role::Source).and_then(|mut file| file.write(&closed));
     if let Err(error) = written {
         tracing::error!(%migration, guest, "the migration is settled, but its record cannot be written: {error}");

@@ -16,9 +16,10 @@ use super::quic::{FrontDesk, NodeCourier};
 use super::resolver::Resolver;
 use super::service::Node;
 use super::types::NodeFile;
-use super::{api, durable, exposition, liveness};
+use super::{api, durable, exposition};
 use crate::api::server::Server;
 use crate::cli::host::NodeArgs;
+use crate::clock::unix_ms;
 use crate::exit::Exit;
 use crate::file_lock::FileLock;
 use crate::state_dir::StateDir;
@@ -72,7 +73,7 @@ async fn serve(state: &StateDir, args: &NodeArgs, tls: Tls) -> Result<Exit> {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         listen: endpoint.local_addr().context("cannot tell where migrations arrive")?,
         metrics: listener.local_addr().context("cannot tell where metrics are served")?,
-        started_unix_ms: liveness::unix_ms(),
+        started_unix_ms: unix_ms(),
     };
     let node = Arc::new(Node::new(state.clone(), file.clone(), args.reserve_memory)?);
     // Before anybody can ask for a place.

@@ -23,6 +23,7 @@ use super::retention;
 use super::types::{MemoryInfo, NodeFile, NodeInfo};
 use super::{inventory, liveness, resolver, scrape};
 use crate::api::types::GuestState;
+use crate::clock::unix_ms;
 use crate::names::GuestName;
 use crate::state_dir::StateDir;
 
@@ -160,7 +161,7 @@ impl Node {
             faults.insert(format!("cannot save which migrations have been counted: {error:#}"));
         }
         let is_gone = |record: &Record| liveness::is_dead(&self.state, record);
-        for record in retention::outdated(&records, liveness::unix_ms(), is_gone) {
+        for record in retention::outdated(&records, unix_ms(), is_gone) {
             if let Err(error) = self.records.remove(record.migration, record.role()) {
                 faults.insert(format!("cannot remove an old record of a migration: {error}"));
             }
@@ -261,7 +262,7 @@ impl Node {
         let departed = tokio::task::block_in_place(|| {
             self.look_through_records()?;
             let (records, _damaged) = self.records.list()?;
-            anyhow::Ok(scrape::departed(&records, liveness::unix_ms()))
+            anyhow::Ok(scrape::departed(&records, unix_ms()))
         })?;
         let sightings = inventory::look(&self.state).await?;
         let (guests, guests_unreachable) = scrape::samples(&sightings);
