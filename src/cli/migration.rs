@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 
 use super::JsonFlag;
@@ -45,7 +45,7 @@ pub(crate) struct MigrateArgs {
     pub(crate) destination: Option<String>,
 
     /// How long the guest may stand still at the hand-over.
-    #[arg(long, value_parser = parse_duration, default_value = "300ms", value_name = "TIME")]
+    #[arg(long, value_parser = time_limit, default_value = "300ms", value_name = "TIME")]
     pub(crate) downtime: Duration,
 
     /// At most this much on the network: 100MB/s, 1Gbit/s [default: no limit].
@@ -53,7 +53,7 @@ pub(crate) struct MigrateArgs {
     pub(crate) bandwidth: Option<u64>,
 
     /// Give up after this long; the guest goes on here.
-    #[arg(long, value_parser = parse_duration, default_value = "1h", value_name = "TIME")]
+    #[arg(long, value_parser = time_limit, default_value = "1h", value_name = "TIME")]
     pub(crate) timeout: Duration,
 
     /// Compress pages: when it helps, never, or always with LZ4.
@@ -69,7 +69,12 @@ pub(crate) struct MigrateArgs {
     pub(crate) tls_name: Option<String>,
 
     /// Decide about a guest whose migration is in doubt, when the other host will not answer any more.
-    #[arg(long, value_enum, value_name = "DECISION")]
+    #[arg(
+        long,
+        value_enum,
+        value_name = "DECISION",
+        conflicts_with_all = ["downtime", "bandwidth", "timeout", "compress", "connections", "tls_name", "json"]
+    )]
     pub(crate) resolve: Option<ResolveArg>,
 
     #[command(flatten)]
@@ -79,6 +84,15 @@ pub(crate) struct MigrateArgs {
 /// Checks where to, and leaves it as it was typed: the guest's process takes it apart.
 fn destination(text: &str) -> Result<String> {
     Destination::parse(text).map(|_| text.to_owned())
+}
+
+/// Reads a limit in time, which a guest's process is told in milliseconds.
+fn time_limit(text: &str) -> Result<Duration> {
+    let limit = parse_duration(text)?;
+    if limit < Duration::from_millis(1) {
+        bail!("`{text}` is too short: give 1ms or more");
+    }
+    Ok(limit)
 }
 
 /// When pages are compressed.

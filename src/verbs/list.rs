@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde::Serialize;
 
 use super::session::block_on;
@@ -68,18 +68,23 @@ impl Listed {
 /// # Errors
 /// The state folder cannot be read.
 pub(crate) fn run(state: &StateDir, args: &ListArgs) -> Result<Exit> {
-    let guests = block_on(async {
-        let mut guests = Vec::new();
-        for dir in state.live_guests()? {
-            guests.push(look_at(&dir).await);
-        }
-        Ok(guests)
-    })?;
+    let guests = block_on(look_at_all(state.live_guests()?))?;
     match args.json.output() {
         Output::Json => output::print_json(&guests)?,
         Output::Text => output::print(table(&guests))?,
     }
     Ok(Exit::Done)
+}
+
+/// Asks guests, all at the same time; the answers are in their order.
+async fn look_at_all(guests: Vec<GuestDir>) -> Result<Vec<Listed>> {
+    let looks = guests.into_iter().map(|dir| tokio::spawn(async move { look_at(&dir).await }));
+    let looks: Vec<_> = looks.collect();
+    let mut listed = Vec::with_capacity(looks.len());
+    for look in looks {
+        listed.push(look.await.context("a look at a guest broke down")?);
+    }
+    Ok(listed)
 }
 
 /// Asks one guest.
@@ -121,13 +126,18 @@ fn table(guests: &[Listed]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use axum::routing::get;
+    use axum::{Json, Router};
+    use tokio::sync::Barrier;
+
     use super::*;
+    use crate::api::server::Server;
     use crate::api::types::{GuestKind, GuestState};
 
-    #[test]
-    fn a_guest_that_does_not_answer_is_listed_as_such() {
-        let name: GuestName = "web".parse().unwrap();
-        let info = GuestInfo {
+    fn info(name: &GuestName) -> GuestInfo {
+        GuestInfo {
             name: name.clone(),
             uuid: uuid::Uuid::nil(),
             pid: 17,
@@ -138,7 +148,39 @@ mod tests {
             started_unix_ms: 0,
             migration_id: None,
             detail: None,
-        };
+        }
+    }
+
+    #[tokio::test]
+    async fn guests_are_asked_side_by_side() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::new(folder.path()).unwrap();
+        let all_are_asked = Arc::new(Barrier::new(3));
+        let (mut guests, mut servers) = (Vec::new(), Vec::new());
+        for name in ["a", "b", "c"] {
+            let name: GuestName = name.parse().unwrap();
+            let (dir, asked) = (state.guest(&name), Arc::clone(&all_are_asked));
+            std::fs::create_dir_all(dir.path()).unwrap();
+            let answer = async move || {
+                asked.wait().await;
+                Json(info(&name))
+            };
+            let router = Router::new().route("/v1/guest", get(answer));
+            servers.push(Server::start(&dir.socket(), router).unwrap());
+            guests.push(dir);
+        }
+
+        let listed = look_at_all(guests).await.unwrap();
+
+        let names: Vec<&str> = listed.iter().map(|guest| guest.name().as_str()).collect();
+        assert_eq!(names, ["a", "b", "c"]);
+        assert!(listed.iter().all(|guest| guest.info().is_some()), "{listed:#?}");
+    }
+
+    #[test]
+    fn a_guest_that_does_not_answer_is_listed_as_such() {
+        let name: GuestName = "web".parse().unwrap();
+        let info = info(&name);
         let healthy = Listed {
             guest: Look::Answer(Box::new(info)),
             resident_bytes: Some(300 << 20),

@@ -17,7 +17,7 @@ use crate::api::types::{
 };
 use crate::cli::Output;
 use crate::cli::migration::{CompressArg, MigrateArgs, ResolveArg};
-use crate::exit::{Exit, ExitWith};
+use crate::exit::Exit;
 use crate::names::GuestName;
 use crate::output;
 use crate::state_dir::StateDir;
@@ -34,14 +34,10 @@ const RESOLVE_INTERVAL: Duration = Duration::from_millis(50);
 /// There is no such guest, it is being migrated already, or the migration did not succeed; the message says where the guest
 /// is now.
 pub(crate) fn run(state: &StateDir, args: &MigrateArgs) -> Result<Exit> {
-    match (args.resolve, &args.destination) {
-        (Some(decision), _) => resolve(state, args, decision),
-        (None, Some(destination)) => migrate(state, args, destination),
-        (None, None) => Err(ExitWith {
-            exit: Exit::Failed,
-            message: "say where to: lighter migrate NAME HOST".to_owned(),
-        }
-        .into()),
+    match args.resolve {
+        Some(decision) => resolve(state, args, decision),
+        // Given, unless there is a decision; the guest's process refuses nothing at all.
+        None => migrate(state, args, args.destination.as_deref().unwrap_or_default()),
     }
 }
 

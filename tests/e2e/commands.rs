@@ -184,6 +184,9 @@ fn a_wrong_command_line_is_explained() {
         (&["migrate", "web-1", "host-b:99999"], "`host-b:99999` names no port"),
         (&["migrate", "web-1", ":4950"], "names no host"),
         (&["migrate", "web-1", "b", "--resolve", "run"], "--resolve"),
+        (&["migrate", "web-1", "--resolve", "run", "--json"], "--json"),
+        (&["migrate", "web-1", "--resolve", "run", "--timeout", "5s"], "--timeout"),
+        (&["migrate", "web-1", "b", "--downtime", "500us"], "1ms or more"),
         (&["fly"], "fly"),
     ] {
         pair.a.run(line).complains(Exit::Usage, &[word, "--help"]);
