@@ -68,24 +68,14 @@ fn migration(view: &GuestView) -> Option<MigrationSample> {
         let guest_downtime = longest_stall(view).filter(|_| has_arrived);
         return Some(MigrationSample { guest_downtime, ..finished(report) });
     }
-    told.progress.as_ref().map(|progress| running(progress, role(view.info.state, progress)))
+    told.progress.as_ref().map(running)
 }
 
-/// Which side a guest with a running migration is on.
-fn role(state: GuestState, progress: &Progress) -> Role {
-    match state {
-        GuestState::Incoming => Role::Destination,
-        // Only a source notes its doubt in its progress.
-        GuestState::InDoubt if progress.in_doubt.is_none() => Role::Destination,
-        _ => Role::Source,
-    }
-}
-
-fn running(progress: &Progress, role: Role) -> MigrationSample {
+fn running(progress: &Progress) -> MigrationSample {
     let transfer = &progress.transfer;
-    let is_source = role == Role::Source;
+    let is_source = progress.role == Role::Source;
     MigrationSample {
-        direction: outcomes::direction(role),
+        direction: outcomes::direction(progress.role),
         phase: Some(outcomes::phase(progress.phase)),
         phase_durations: Vec::new(),
         duration: seconds(progress.elapsed_seconds),
@@ -185,8 +175,8 @@ mod tests {
         GuestView { info, migration, workload: None, cost: None }
     }
 
-    fn under_way() -> Option<MigrationStatus> {
-        let mut progress = Progress::new(MigrationId::random(), Role::Source);
+    fn under_way(role: Role) -> Option<MigrationStatus> {
+        let mut progress = Progress::new(MigrationId::random(), role);
         progress.phase = migrate::Phase::Precopy;
         progress.dirty_pages_per_second = 2000.0;
         progress.transfer.raw_pages = 3;
@@ -195,7 +185,7 @@ mod tests {
 
     #[test]
     fn a_leaving_guest_shows_its_progress() {
-        let sample = sample(&view(GuestState::Migrating, under_way()));
+        let sample = sample(&view(GuestState::Migrating, under_way(Role::Source)));
         let migration = sample.migration.unwrap();
         assert_eq!(migration.direction, Direction::Outgoing);
         assert_eq!(migration.phase, Some(metrics::Phase::Precopy));
@@ -205,10 +195,15 @@ mod tests {
 
     #[test]
     fn an_arriving_guest_is_incoming_and_knows_no_dirty_rate() {
-        let sample = sample(&view(GuestState::Incoming, under_way()));
-        let migration = sample.migration.unwrap();
-        assert_eq!(migration.direction, Direction::Incoming);
-        assert_eq!(migration.dirty_rate, None);
+        let mut doubtful = under_way(Role::Destination);
+        doubtful.as_mut().unwrap().progress.as_mut().unwrap().in_doubt = Some("--resolve".into());
+        for (state, status) in
+            [(GuestState::Incoming, under_way(Role::Destination)), (GuestState::InDoubt, doubtful)]
+        {
+            let migration = sample(&view(state, status)).migration.unwrap();
+            assert_eq!(migration.direction, Direction::Incoming);
+            assert_eq!((migration.dirty_rate, migration.rounds), (None, None));
+        }
     }
 
     #[test]

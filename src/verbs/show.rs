@@ -12,7 +12,7 @@ use super::list::{Listed, look_at};
 use super::session::block_on;
 use super::summary::seconds;
 use crate::api::ApiClient;
-use crate::api::types::{GuestKind, GuestState, MigrationStatus, WorkloadInfo};
+use crate::api::types::{GuestKind, MigrationStatus, WorkloadInfo};
 use crate::cli::Output;
 use crate::cli::guest::ShowArgs;
 use crate::exit::Exit;
@@ -94,22 +94,25 @@ fn text(shown: &Shown) -> String {
         lines.push(("Uptime", format_uptime(Duration::from_secs(age))));
     }
     lines.push(("Folder", shown.folder.clone()));
-    let is_incoming = shown.listed.info().is_some_and(|info| info.state == GuestState::Incoming);
-    let migration = shown.migration.iter().flat_map(|status| migration_lines(status, is_incoming));
-    lines.extend(migration);
+    lines.extend(shown.migration.iter().flat_map(migration_lines));
     lines.extend(shown.workload.iter().flat_map(workload_lines));
     facts(&lines)
 }
 
-fn migration_lines(status: &MigrationStatus, is_incoming: bool) -> Vec<(&'static str, String)> {
+fn migration_lines(status: &MigrationStatus) -> Vec<(&'static str, String)> {
     let mut lines = Vec::new();
     match (&status.report, &status.progress) {
         (Some(report), _) => {
             lines.push(("Last migration", last_migration(report)));
             lines.extend(report.way_out.iter().map(|text| ("Way out", text.clone())));
         }
-        (None, Some(progress)) if is_incoming => lines.push(("Migration", arrival_line(progress))),
-        (None, Some(progress)) => lines.push(("Migration", progress_line(progress))),
+        (None, Some(progress)) => {
+            let line = match progress.role {
+                Role::Source => progress_line(progress),
+                Role::Destination => arrival_line(progress),
+            };
+            lines.push(("Migration", line));
+        }
         (None, None) => {}
     }
     lines

@@ -41,7 +41,9 @@ fn says_the_way_out(text: &str) {
 fn a_ready_destination_never_starts_on_its_own_and_runs_when_it_is_told_to() {
     let scene = source_host_gone();
     no_copy_runs(&scene.pair.hosts(), GUEST, &witness(&scene));
-    says_the_way_out(&scene.pair.b.run(&["show", GUEST]).ok().stdout);
+    let shown = scene.pair.b.run(&["show", GUEST]).ok().stdout;
+    says_the_way_out(&shown);
+    assert!(shown.contains(" received") && !shown.contains("round"), "{shown}");
 
     scene.pair.b.run(&["migrate", GUEST, "--resolve", "run"]).ok();
     let guest = exactly_one_copy_runs(&scene.pair.hosts(), GUEST, &scene.pair.b);
