@@ -137,7 +137,8 @@ catalogue! {
             "Guest memory that must still be sent in this round.";
         migration_transfer_rate: Gauge<(GuestName, Direction)> =
             "lighter_migration_transfer_bytes_per_second", BytesPerSecond,
-            "Measured rate of the migration of a guest on the wire.";
+            "Memory that the migration of a guest sends per second, before compression; \
+             zero pages do not count.";
         migration_dirty_rate: Gauge<(GuestName, Direction)> =
             "lighter_migration_dirty_bytes_per_second", BytesPerSecond,
             "Measured rate at which a migrating guest dirties its memory.";

@@ -87,7 +87,7 @@ pub struct MigrationSample {
     pub zero_pages: u64,
     /// Guest memory still to be sent in this round, in bytes.
     pub remaining_bytes: Option<u64>,
-    /// Rate on the wire, in bytes per second.
+    /// Memory sent per second before compression, in bytes; zero pages do not count.
     pub transfer_rate: Option<f64>,
     /// Rate of dirtying, in bytes per second.
     pub dirty_rate: Option<f64>,

@@ -4,11 +4,15 @@ use std::io::IsTerminal;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
+use migrate::progress::Transfer;
 use migrate::{Phase, Progress};
 
 use crate::cli::Output;
 use crate::output;
 use crate::units::{format_count, format_duration, format_rate, format_size};
+
+/// Bytes of a page.
+const PAGE_BYTES: f64 = 4096.0;
 
 /// What is said of a guest that writes faster than its memory is sent.
 const NOT_CONVERGING: &str =
@@ -120,12 +124,18 @@ fn figures(progress: &Progress) -> String {
     parts.join(", ")
 }
 
-/// Bytes each second: as measured over the last rounds, or on average while the first one is under way.
+/// Memory sent each second: as measured over the last rounds, or on average while the first one is under way.
 fn rate(progress: &Progress) -> u64 {
     if progress.bandwidth_bytes_per_second >= 1.0 {
         return progress.bandwidth_bytes_per_second as u64;
     }
-    (progress.transfer.wire_bytes as f64 / progress.elapsed_seconds.max(1e-3)) as u64
+    average_rate(&progress.transfer, progress.elapsed_seconds)
+}
+
+/// Memory sent each second, on average, in bytes before compression; zero pages do not count.
+pub(super) fn average_rate(transfer: &Transfer, seconds: f64) -> u64 {
+    let pages = transfer.raw_pages.saturating_add(transfer.lz4_pages);
+    (pages as f64 * PAGE_BYTES / seconds.max(1e-3)) as u64
 }
 
 #[cfg(test)]
@@ -153,6 +163,18 @@ mod tests {
         for way_out in ["not converging", "--downtime", "--bandwidth", "write less"] {
             assert!(said.contains(way_out), "{said}");
         }
+    }
+
+    #[test]
+    fn the_rate_is_that_of_memory_however_well_it_is_compressed() {
+        let mut progress = Progress::new(MigrationId::random(), Role::Source);
+        let (raw_pages, lz4_pages, zero_pages, wire_bytes) = (1000, 3000, 5000, 5_000_000);
+        progress.transfer =
+            Transfer { raw_pages, lz4_pages, zero_pages, wire_bytes, ..Transfer::default() };
+        progress.elapsed_seconds = 2.0;
+        assert_eq!(rate(&progress), 4000 * 4096 / 2);
+        progress.bandwidth_bytes_per_second = 1e9;
+        assert_eq!(rate(&progress), 1_000_000_000);
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::time::Duration;
 use migrate::report::Outcome;
 use migrate::{Reason, Report};
 
+use super::progress::average_rate;
 use crate::exit::{Exit, ExitWith};
 use crate::table::facts;
 use crate::units::{format_count, format_duration, format_rate, format_size};
@@ -29,7 +30,7 @@ pub(crate) fn figures(report: &Report) -> String {
     ));
     lines.push((
         "Rate",
-        format_rate((transfer.wire_bytes as f64 / report.total_seconds.max(1e-6)) as u64),
+        format!("{} of memory", format_rate(average_rate(transfer, report.total_seconds))),
     ));
     let pages = format!(
         "{} as they are, {} compressed, {} zero",
@@ -128,7 +129,7 @@ pub(super) mod tests {
             "32.4 ms (expected 30.0 ms)",
             "256 MiB for 512 MiB",
             "(50 %)",
-            "134 MB/s",
+            "123 MB/s of memory",
             "60,000 as they are",
         ] {
             assert!(text.contains(part), "{part} in\n{text}");
