@@ -1,6 +1,6 @@
 //! Restoring.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{BufReader, ErrorKind, Read, Write};
 use std::path::Path;
 
@@ -16,7 +16,7 @@ use crate::{GuestRam, Vm, VmShape, VmState};
 /// `console`, as in [`Vm::create`].
 ///
 /// # Errors
-/// [`SnapshotError`] when the file is not intact to its end; what [`Vm::create`] and
+/// [`SnapshotError`] when it is no regular file or not intact to its end; what [`Vm::create`] and
 /// [`Vm::load_state`] find.
 pub fn restore(path: &Path, console: Box<dyn Write + Send>) -> Result<Vm> {
     let mut input = Input::open(path)?;
@@ -44,7 +44,8 @@ struct Input<'a> {
 
 impl<'a> Input<'a> {
     fn open(path: &'a Path) -> Result<Self, SnapshotError> {
-        let file = File::open(path)
+        // Not waiting for another process to write to a pipe.
+        let file = regular_file::open(path, OpenOptions::new().read(true))
             .map_err(|cause| SnapshotError::Read { path: path.to_path_buf(), cause })?;
         Ok(Self { file: BufReader::with_capacity(1 << 20, file), path })
     }

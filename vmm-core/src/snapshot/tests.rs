@@ -134,3 +134,15 @@ fn a_flipped_byte_anywhere_is_found() {
     longer.push(0);
     assert!(failure(folder.path(), &longer).to_string().ends_with("something follows its end"));
 }
+
+#[test]
+fn a_pipe_or_a_folder_is_refused_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipe = folder.path().join("pipe");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    for (path, what) in [(pipe.as_path(), "it is a pipe"), (folder.path(), "it is a folder")] {
+        let refused = restore(path, Box::new(sink())).unwrap_err().to_string();
+        assert!(refused.contains(what) && refused.contains("not a file"), "{refused}");
+        assert!(read_shape(path).is_err());
+    }
+}
