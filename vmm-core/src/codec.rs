@@ -15,6 +15,11 @@ pub(crate) const ENCODED_BYTES_MAX: usize = 1 << 20;
 pub(crate) fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, EncodeError> {
     let mut bytes = Vec::with_capacity(16 << 10);
     bincode::serde::encode_into_std_write(value, &mut bytes, config())?;
+    // bincode's own limit is for decoding only.
+    if bytes.len() > ENCODED_BYTES_MAX {
+        let text = format!("{} bytes, of which {ENCODED_BYTES_MAX} are allowed", bytes.len());
+        return Err(EncodeError::OtherString(text));
+    }
     Ok(bytes)
 }
 
@@ -51,6 +56,16 @@ mod tests {
         let mut bytes = (1u64 << 36).to_le_bytes().to_vec();
         bytes.extend([0; 64]);
         assert!(decode::<Vec<u8>>(&bytes).is_err());
+    }
+
+    #[test]
+    fn what_could_not_be_decoded_is_not_encoded() {
+        // Its length takes eight bytes.
+        let largest = vec![7_u8; ENCODED_BYTES_MAX - 8];
+        let bytes = encode(&largest).unwrap();
+        assert_eq!(decode::<Vec<u8>>(&bytes).unwrap(), largest);
+        let refused = encode(&vec![7_u8; ENCODED_BYTES_MAX - 7]).unwrap_err().to_string();
+        assert!(refused.contains("1048577 bytes"), "{refused}");
     }
 
     #[test]
