@@ -207,8 +207,13 @@ fn a_killed_node_leaves_guests_running_and_the_next_finds_them_and_counts_nothin
     assert_eq!(one_intact_copy(&pair.hosts(), guest.name(), &pair.b).pid(), pid);
 
     // What happened while no node was there is counted by the next.
-    pair.b.run(&["stop", guest.name()]).ok();
-    guest_is_gone(&pair.hosts(), guest.name());
+    let left = [("direction", "outgoing")];
+    pair.b.kill_node();
+    Migration::run(&pair.b, guest.name(), &pair.a).ok();
+    pair.b.start_node(&NodePlan::default());
+    let completed = "lighter_migrations_completed_total";
+    assert_eq!(value(&scrape(&pair.b), completed, &left), Some(1.0));
+    one_intact_copy(&pair.hosts(), guest.name(), &pair.a);
 }
 
 #[test]
