@@ -19,8 +19,7 @@ use crate::state_dir::StateDir;
 /// How long the process may take until it listens; it builds nothing before that.
 const LAUNCH_PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long the process waits for the source to appear, and, once its guest runs, to have heard so. Whoever asks later is
-/// answered by the node.
+/// How long the process, once its guest runs, waits for the source to have heard so. Whoever asks later is answered by the node.
 pub(crate) const LINGER: Duration = Duration::from_secs(30);
 
 /// The longest line that is read from it, in bytes.
