@@ -19,6 +19,7 @@ mod logging;
 mod names;
 mod node;
 mod output;
+mod signals;
 mod state_dir;
 mod table;
 mod units;

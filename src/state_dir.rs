@@ -156,6 +156,10 @@ impl StateDir {
     }
 }
 
+/// What a guest's process makes in its folder, beside the lock.
+const OWN_FILES: [&str; 5] =
+    ["api.sock", "guest.json", "guest.json.new", "console.log", "lighter.log"];
+
 /// Where one guest's process keeps its files.
 #[derive(Debug, Clone)]
 pub(crate) struct GuestDir {
@@ -205,6 +209,11 @@ impl GuestDir {
     fn is_live_or_clean(&self) -> bool {
         if self.is_live() {
             return true;
+        }
+        // A folder without a lock, or one elsewhere, is none that a guest's process has made.
+        let is_link = fs::symlink_metadata(&self.path).is_ok_and(|it| it.is_symlink());
+        if is_link || !self.lock_file().exists() {
+            return false;
         }
         if let Ok(claim) = self.claim() {
             drop(claim);
@@ -267,7 +276,7 @@ impl GuestDir {
                 }
             };
             if lock.is_at(&self.lock_file()) {
-                remove_all_but(&self.path, "lock");
+                remove_own_files(&self.path);
                 return Ok(GuestClaim { dir: self.clone(), _lock: lock });
             }
         }
@@ -291,7 +300,7 @@ impl GuestClaim {
 
 impl Drop for GuestClaim {
     fn drop(&mut self) {
-        remove_all_but(&self.dir.path, "lock");
+        remove_own_files(&self.dir.path);
         // The lock goes last, while it is still held: whoever opened it before sees that it is gone and begins again.
         let removed =
             fs::remove_file(self.dir.lock_file()).and_then(|()| fs::remove_dir(&self.dir.path));
@@ -319,12 +328,15 @@ fn create_private(folder: &Path) -> Result<()> {
     made.with_context(|| format!("cannot create the folder {}", folder.display()))
 }
 
-/// Empties a folder of files but one; sub-folders are not ours and stay.
-fn remove_all_but(folder: &Path, kept: &str) {
-    let Ok(entries) = fs::read_dir(folder) else { return };
-    for entry in entries.flatten().filter(|entry| entry.file_name() != kept) {
-        if let Err(error) = fs::remove_file(entry.path()) {
-            tracing::warn!(file = %entry.path().display(), %error, "cannot remove a file of a guest that is gone");
+/// Removes what a guest's process makes in its folder, but the lock. Whatever else is there is somebody's and stays.
+fn remove_own_files(folder: &Path) {
+    for file in OWN_FILES.map(|name| folder.join(name)) {
+        match fs::remove_file(&file) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => {
+                tracing::warn!(file = %file.display(), %error, "cannot remove a file of a guest that is gone");
+            }
         }
     }
 }
@@ -370,6 +382,25 @@ mod tests {
 
         assert!(state.live_guests().unwrap().is_empty());
         assert!(!guest.path().exists());
+    }
+
+    #[test]
+    fn what_no_guests_process_has_made_is_left_alone() {
+        let (_folder, state) = state();
+        let saves = state.guest(&name("saves"));
+        fs::create_dir_all(saves.path()).unwrap();
+        let elsewhere = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink(elsewhere.path(), state.guest(&name("link")).path()).unwrap();
+        let dead = state.guest(&name("dead"));
+        fs::create_dir_all(dead.path()).unwrap();
+        let files = [saves.path(), elsewhere.path(), dead.path()].map(|it| it.join("w1.lighter"));
+        let locks = [elsewhere.path().join("lock"), dead.path().join("lock")];
+        files.iter().chain(&locks).for_each(|file| fs::write(file, "mine").unwrap());
+
+        assert!(state.live_guests().unwrap().is_empty());
+        for file in files {
+            assert!(file.exists(), "{}", file.display());
+        }
     }
 
     #[test]

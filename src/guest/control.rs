@@ -144,6 +144,13 @@ impl GuestControl for ProcessControl {
                 format!("{} is no absolute path", request.file.display()),
             ));
         }
+        let folder = self.process().state().guest(self.process().name());
+        if request.file.starts_with(folder.path()) {
+            return Err(ApiError::new(
+                Reason::BadRequest,
+                format!("{} goes when the guest ends: save it elsewhere", folder.path().display()),
+            ));
+        }
         let machine = self.machine()?;
         let mut occupation = self.process().occupation();
         self.refuse_when_busy(&occupation)?;

@@ -125,11 +125,18 @@ impl Departure {
     /// A destination that could not be told may have been ordered to run its copy: that is heard of when it is reached.
     async fn watch_for_a_second_copy(&self, known: &Report, process: &GuestProcess) {
         let Some(last) = self.session.handle().settled().await else { return };
+        let is_last = |process: &GuestProcess| {
+            let id = Some(self.session.id());
+            process.last_migration().as_ref().map(|(id, _)| *id) == id
+        };
         if last.error != known.error {
             let error = last.error.as_ref().map_or("", |error| error.message.as_str());
             tracing::error!(migration = %self.session.id(), "{}: {error}", process.name());
             let progress = Some(self.session.progress());
-            process.conclude(self.session.id(), MigrationStatus { progress, report: Some(last) });
+            if is_last(process) {
+                let status = MigrationStatus { progress, report: Some(last) };
+                process.conclude(self.session.id(), status);
+            }
         }
     }
 

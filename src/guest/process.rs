@@ -6,7 +6,6 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use migrate::MigrationId;
 use tokio::runtime::Handle;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use uuid::Uuid;
 use vmm_core::{StopReason, VmEvent};
@@ -19,6 +18,7 @@ use super::workload::BadNews;
 use crate::api::types::{GuestState, MigrationStatus};
 use crate::clock::unix_ms;
 use crate::names::GuestName;
+use crate::signals::EndSignals;
 use crate::state_dir::{GuestIdentity, StateDir};
 
 /// How long a look at the machine's events lasts, before the thread asks whether anybody still wants it.
@@ -251,14 +251,10 @@ impl GuestProcess {
     /// # Errors
     /// The system gives no signals.
     pub(crate) async fn wait(&self) -> Result<Ending> {
-        let mut terminate = signal(SignalKind::terminate()).context("cannot hear signals")?;
-        let mut interrupt = signal(SignalKind::interrupt()).context("cannot hear signals")?;
-        let mut hang_up = signal(SignalKind::hangup()).context("cannot hear signals")?;
+        let mut signals = EndSignals::listen()?;
         let mut ending = self.ending.subscribe();
         tokio::select! {
-            _ = terminate.recv() => self.end(Ending::Asked),
-            _ = interrupt.recv() => self.end(Ending::Asked),
-            _ = hang_up.recv() => self.end(Ending::Asked),
+            _ = signals.next() => self.end(Ending::Asked),
             _ = ending.wait_for(Option::is_some) => {}
         }
         Ok(self.ending.borrow().clone().unwrap_or(Ending::Asked))

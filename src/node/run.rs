@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use migrate::quic::Tls;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
@@ -22,6 +21,7 @@ use crate::cli::host::NodeArgs;
 use crate::clock::unix_ms;
 use crate::exit::Exit;
 use crate::file_lock::FileLock;
+use crate::signals::EndSignals;
 use crate::state_dir::StateDir;
 
 /// How often records are looked through.
@@ -62,9 +62,7 @@ fn lock(path: &Path) -> Result<FileLock> {
 }
 
 async fn serve(state: &StateDir, args: &NodeArgs, tls: Tls) -> Result<Exit> {
-    let mut terminate = signal(SignalKind::terminate()).context("cannot hear signals")?;
-    let mut hang_up = signal(SignalKind::hangup()).context("cannot hear signals")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot hear signals")?;
+    let mut end = EndSignals::listen()?;
     let endpoint = migrate::quic::endpoint::listen(args.listen, &tls)?;
     let listener = exposition::bind(args.metrics).await?;
     remove_if_there(&state.node_socket())?;
@@ -92,11 +90,7 @@ async fn serve(state: &StateDir, args: &NodeArgs, tls: Tls) -> Result<Exit> {
     let guests = state.live_guests()?.len();
     tracing::info!(listen = %file.listen, metrics = %file.metrics, state = %state.root().display(), guests, "the node serves");
 
-    let signal = tokio::select! {
-        _ = terminate.recv() => "SIGTERM",
-        _ = interrupt.recv() => "SIGINT",
-        _ = hang_up.recv() => "SIGHUP",
-    };
+    let signal = end.next().await;
     node.shut_down();
     tracing::info!(
         signal,

@@ -114,7 +114,7 @@ impl Destination {
 
     /// How the migration is doing.
     pub fn progress(&self, now: Duration) -> Progress {
-        let waiting = matches!(self.state, State::Ready) && !self.connected;
+        let waiting = self.can_resolve(OperatorChoice::Run).is_ok();
         Progress { in_doubt: waiting.then(|| self.way_out()), ..self.notes.progress(now) }
     }
 
@@ -136,7 +136,7 @@ impl Destination {
     /// Why not: the destination is not waiting for a source that is gone.
     pub fn can_resolve(&self, _choice: OperatorChoice) -> Result<(), ResolveRefused> {
         match self.state {
-            State::Ready if !self.connected => Ok(()),
+            State::Ready if !self.connected || self.not_taken.is_some() => Ok(()),
             State::Ready | State::Vouching { .. } => Err(ResolveRefused::Connected),
             ref state if state.is_before_ready() => Err(ResolveRefused::NotInDoubt),
             _ => Err(ResolveRefused::Over),

@@ -31,7 +31,7 @@ pub struct Peer {
 
 impl Peer {
     /// Looks up `host`, a DNS name or an IP address; returns it once for each address it has, at most
-    /// [`ADDRESSES_MAX`].
+    /// four.
     ///
     /// # Errors
     /// [`LinkError::Resolve`] when it has none.

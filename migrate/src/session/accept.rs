@@ -48,7 +48,7 @@ pub(super) async fn accept<T: Send + 'static>(endpoint: Endpoint, gate: Gate<T>)
         let hosting = async move {
             let from = incoming.remote_address();
             if let Err(reason) = gate.host(incoming).await {
-                tracing::warn!(%from, reason, "a connection was not let in");
+                tracing::debug!(%from, reason, "a connection was not let in");
             }
             drop(place);
         };

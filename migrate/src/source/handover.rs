@@ -93,7 +93,7 @@ impl Source {
             // and somebody may act on it if this process dies. First undo it.
             Err(detail) => {
                 let error = self.error(Failure::Record { detail });
-                self.state = State::Reclaiming { error, tell: true };
+                self.state = State::Reclaiming { error, tell: true, asked: None };
                 self.record(SourceState::Undecided);
             }
         }
@@ -173,7 +173,7 @@ impl Source {
             },
         });
         self.link.up();
-        self.state = State::Reclaiming { error, tell: false };
+        self.state = State::Reclaiming { error, tell: false, asked: None };
         self.record(SourceState::Aborted);
     }
 
@@ -195,8 +195,12 @@ impl Source {
         let error = self.error(Failure::Operator { choice });
         match choice {
             OperatorChoice::Run => {
-                let tell = matches!(self.state, State::Asking { .. });
-                self.state = State::Reclaiming { error, tell };
+                let asked = match &self.state {
+                    State::Asking { decision, .. } => Some(*decision),
+                    _ => None,
+                };
+                let tell = asked.is_some();
+                self.state = State::Reclaiming { error, tell, asked };
                 self.record(if tell { SourceState::Undecided } else { SourceState::Aborted });
             }
             OperatorChoice::Discard => {

@@ -57,6 +57,8 @@ pub struct Source {
     pub(super) verdict: Verdict,
     /// What the guest did before this side paused it.
     pub(super) run_state: RunState,
+    /// Why the operator's last order to run it here came to nothing.
+    pub(super) not_taken_back: Option<PeerText>,
     pub(super) now: Duration,
     actions: Vec<Action>,
 }
@@ -88,6 +90,7 @@ impl Source {
             expected: None,
             verdict: Verdict::SendRound,
             run_state: RunState::Running,
+            not_taken_back: None,
             now,
             actions: Vec::new(),
         }
@@ -169,8 +172,7 @@ impl Source {
     /// Why not: the migration is not in doubt.
     pub fn can_resolve(&self, _choice: OperatorChoice) -> Result<(), ResolveRefused> {
         match self.state {
-            State::InDoubt => Ok(()),
-            State::Asking { .. } if !self.link.is_up() => Ok(()),
+            _ if self.is_in_doubt() => Ok(()),
             State::Asking { .. } | State::Deciding => Err(ResolveRefused::Connected),
             ref state if state.is_uncommitted() => Err(ResolveRefused::NotInDoubt),
             _ => Err(ResolveRefused::Over),
@@ -334,7 +336,8 @@ impl Source {
     fn is_in_doubt(&self) -> bool {
         match self.state {
             State::InDoubt => true,
-            State::Asking { .. } => !self.link.is_up(),
+            // A destination that was reached again and has not answered is as good as one out of reach.
+            State::Asking { .. } => !self.link.is_up() || self.link.failures > 0,
             _ => false,
         }
     }
@@ -342,8 +345,11 @@ impl Source {
     /// What an operator can do when this side does not know whether the destination runs the guest.
     fn way_out(&self) -> String {
         let name = &self.config.guest.name;
+        let trouble = self.not_taken_back.as_ref();
+        let trouble =
+            trouble.map_or(String::new(), |why| format!("it could not be taken back: {why}; "));
         format!(
-            "guest {name} stays paused here until the destination says that it runs it. If the \
+            "{trouble}guest {name} stays paused here until the destination says that it runs it. If the \
              destination is gone for good or does not run it: `lighter migrate --resolve run {name}` \
              here. If it does run it: `lighter migrate --resolve discard {name}` here. Never let \
              both run: they would use the same disks and addresses"

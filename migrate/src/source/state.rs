@@ -45,8 +45,9 @@ pub(super) enum State {
     Deciding,
     /// For the destination's answer to what was decided; the guest stands.
     Asking { decision: Decision, trouble: Option<MigrationError> },
-    /// For the record that takes the guest back.
-    Reclaiming { error: MigrationError, tell: bool },
+    /// For the record that takes the guest back; whether the destination is then to be told, and what it was asked
+    /// until an operator ordered this.
+    Reclaiming { error: MigrationError, tell: bool, asked: Option<Decision> },
     /// For the guest to be back and the destination to be told.
     Unwinding(Unwind),
     /// For the operator.

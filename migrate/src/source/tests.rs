@@ -536,3 +536,37 @@ fn after_an_answer_the_next_loss_is_not_waited_out_for_long() {
     pauses.push(bench.source.deadline().unwrap() - bench.now);
     assert_eq!(pauses, [100 * MS, 200 * MS, 400 * MS, 100 * MS]);
 }
+
+#[test]
+fn an_order_to_run_that_cannot_be_recorded_has_no_effect_and_says_why() {
+    let full = || Event::RecordFailed { detail: "no space left".into() };
+    let mut asking = Bench::committed();
+    asking.tell(lost());
+    for (mut bench, record) in
+        [(Bench::in_doubt(), SourceState::Aborted), (asking, SourceState::Undecided)]
+    {
+        for _ in 0..2 {
+            let actions = bench.tell(Event::Resolve(OperatorChoice::Run));
+            assert_eq!(actions, [Action::Record(record)]);
+            assert_eq!(bench.tell(full()), []);
+            let in_doubt = bench.source.progress(bench.now).in_doubt.unwrap();
+            assert!(in_doubt.contains("could not be taken back: no space left"), "{in_doubt}");
+        }
+        bench.tell(Event::Resolve(OperatorChoice::Run));
+        assert!(bench.tell(Event::Recorded).contains(&Action::ResumeGuest));
+    }
+}
+
+#[test]
+fn a_destination_that_is_reached_and_does_not_answer_is_a_doubt() {
+    let mut bench = Bench::committed();
+    assert_eq!(bench.source.progress(bench.now).in_doubt, None);
+    bench.tell(lost());
+    bench.now = bench.source.deadline().unwrap();
+    bench.tell(Event::Tick);
+    bench.tell(Event::Connected);
+    assert!(bench.source.progress(bench.now).in_doubt.is_some());
+    assert_eq!(bench.source.can_resolve(OperatorChoice::Run), Ok(()));
+    bench.hear(DestinationMessage::Ready { load_us: 1 });
+    assert_eq!(bench.source.progress(bench.now).in_doubt, None);
+}

@@ -239,14 +239,31 @@ impl Source {
         }
     }
 
+    /// The record still says that the guest is the destination's, and whoever reads it after a crash would act on that:
+    /// the operator's order has no effect, and they are told why.
+    fn stay_given_away(&mut self, detail: PeerText, asked: Option<Decision>) {
+        self.not_taken_back = Some(detail);
+        let Some(decision) = asked else {
+            self.state = State::InDoubt;
+            return;
+        };
+        self.state = State::Asking { decision, trouble: None };
+        if !self.link.is_up() {
+            self.link.plan_redial(self.now);
+        }
+    }
+
     /// The guest is this side's again. When the destination has given it back (`tell` is false),
     /// that stands on the destination's disk and a failure to write it here, too, is harmless. When
     /// it has not, it must first do so.
     pub(super) fn on_reclaimed(&mut self, answer: &Result<(), PeerText>) {
-        let State::Reclaiming { error, tell } = &self.state else { return };
-        let (error, tell) = (error.clone(), *tell);
+        let State::Reclaiming { error, tell, asked } = &self.state else { return };
+        let (error, tell, asked) = (error.clone(), *tell, *asked);
         let by_operator = matches!(error.failure, Failure::Operator { .. });
-        if answer.is_err() && tell && !by_operator {
+        if let (Err(detail), true) = (answer, by_operator) {
+            return self.stay_given_away(detail.clone(), asked);
+        }
+        if answer.is_err() && tell {
             self.state = State::Asking { decision: Decision::Aborted, trouble: Some(error) };
             if self.link.is_up() {
                 self.tell_decision();

@@ -117,6 +117,7 @@ fn bind(session: &DestinationSession, tls: &Tls) -> Result<Endpoint, LinkError> 
 /// What the driver waits for.
 enum Input {
     Event(Event),
+    Recorded(DestinationState),
     Created(Result<Arc<dyn DestinationGuest>, Refusal>),
     Heard(u64, Heard<SourceMessage>),
     Arrived(Arrival),
@@ -151,6 +152,7 @@ struct Driver {
     /// Streams that came at all, one bit each.
     seen: u64,
     readers: JoinSet<()>,
+    /// What the record says.
     state: DestinationState,
     started_unix_ms: u64,
 }
@@ -238,6 +240,10 @@ impl Driver {
                 self.handle(event)
             }
             Input::Event(event) => self.handle(event),
+            Input::Recorded(state) => {
+                self.state = state;
+                self.handle(Event::Recorded)
+            }
             Input::Created(Ok(guest)) => {
                 if !self.discarded {
                     self.guest = Some(guest);

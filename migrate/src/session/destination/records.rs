@@ -9,22 +9,25 @@ use crate::report::Report;
 
 impl Driver {
     pub(super) fn record(&mut self, state: DestinationState) {
-        self.state = state;
         let tell = self.tell.clone();
-        self.keeper.write(self.make_record(None), move |outcome| {
-            let _ = tell.send(Input::Event(match outcome {
-                Ok(()) => Event::Recorded,
-                Err(error) => Event::RecordFailed { detail: error.to_string().as_str().into() },
-            }));
+        self.keeper.write(self.make_record(state, None), move |outcome| {
+            let _ = tell.send(match outcome {
+                Ok(()) => Input::Recorded(state),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot record that the migration is {state:?}");
+                    let detail = error.to_string().as_str().into();
+                    Input::Event(Event::RecordFailed { detail })
+                }
+            });
         });
     }
 
     pub(super) fn finish(&mut self, report: Report) {
-        self.keeper.write_report(self.make_record(Some(report.clone())));
+        self.keeper.write_report(self.make_record(self.state, Some(report.clone())));
         self.board.report.send_replace(Some(report));
     }
 
-    pub(super) fn make_record(&self, report: Option<Report>) -> Record {
+    pub(super) fn make_record(&self, state: DestinationState, report: Option<Report>) -> Record {
         let described = self.description.as_ref();
         Record {
             migration: self.session.migration,
@@ -34,7 +37,7 @@ impl Driver {
             started_unix_ms: self.started_unix_ms,
             updated_unix_ms: 0,
             side: Side::Destination {
-                state: self.state,
+                state,
                 source_address: self
                     .session
                     .source

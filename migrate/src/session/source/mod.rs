@@ -94,6 +94,7 @@ pub(super) fn start_with(
 #[derive(Debug)]
 enum Input {
     Event(Event),
+    Recorded(SourceState),
     Heard(u64, Heard<DestinationMessage>),
     Approached(Result<Contact, NoContact>),
     Reached(u64, Result<Reached, String>),
@@ -122,6 +123,7 @@ struct Driver {
     found: Option<Found>,
     endpoints: Vec<Endpoint>,
     sender: Option<Sender>,
+    /// What the record says.
     state: SourceState,
     started_unix_ms: u64,
 }
@@ -202,6 +204,10 @@ impl Driver {
                 self.handle(event)
             }
             Input::Event(event) => self.handle(event),
+            Input::Recorded(state) => {
+                self.state = state;
+                self.handle(Event::Recorded)
+            }
             Input::Heard(generation, heard) if generation == self.line.generation() => {
                 self.listen(heard)
             }

@@ -10,27 +10,30 @@ use crate::source::Event;
 
 impl Driver {
     pub(super) fn record(&mut self, state: SourceState) {
-        self.state = state;
         let tell = self.tell.clone();
-        self.keeper.write(self.make_record(None), move |outcome| {
-            let _ = tell.send(Input::Event(match outcome {
-                Ok(()) => Event::Recorded,
-                Err(error) => Event::RecordFailed { detail: error.to_string().as_str().into() },
-            }));
+        self.keeper.write(self.make_record(state, None), move |outcome| {
+            let _ = tell.send(match outcome {
+                Ok(()) => Input::Recorded(state),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot record that the migration is {state:?}");
+                    let detail = error.to_string().as_str().into();
+                    Input::Event(Event::RecordFailed { detail })
+                }
+            });
         });
     }
 
     pub(super) fn finish(&mut self, report: Report) {
-        self.keeper.write_report(self.make_record(Some(report.clone())));
+        self.keeper.write_report(self.make_record(self.state, Some(report.clone())));
         self.board.report.send_replace(Some(report));
     }
 
-    pub(super) fn make_record(&self, report: Option<Report>) -> Record {
+    pub(super) fn make_record(&self, state: SourceState, report: Option<Report>) -> Record {
         let nowhere = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), self.session.port);
         let found = self.found.as_ref();
         let named = self.session.server_name.as_ref().unwrap_or(&self.session.host);
         // A migration that never found its destination has nobody to be told of its end.
-        let state = if found.is_none() { SourceState::Aborted } else { self.state };
+        let state = if found.is_none() { SourceState::Aborted } else { state };
         Record {
             migration: self.session.migration,
             guest: self.description.name.clone(),

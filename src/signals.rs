@@ -1,0 +1,67 @@
+//! The signals that ask a process to end.
+
+use anyhow::{Context, Result};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// SIGTERM, SIGINT and SIGHUP, from the moment this is made.
+#[derive(Debug)]
+pub(crate) struct EndSignals {
+    terminate: Signal,
+    interrupt: Signal,
+    /// None when whoever started this process had it ignored, as nohup(1) does.
+    hang_up: Option<Signal>,
+}
+
+impl EndSignals {
+    /// Hears them from now on.
+    ///
+    /// # Errors
+    /// The system gives no signals.
+    pub(crate) fn listen() -> Result<Self> {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let hear = |kind| signal(kind).context("cannot hear signals");
+        Ok(Self {
+            terminate: hear(SignalKind::terminate())?,
+            interrupt: hear(SignalKind::interrupt())?,
+            hang_up: match ignores_hang_up(&status) {
+                true => None,
+                false => Some(hear(SignalKind::hangup())?),
+            },
+        })
+    }
+
+    /// Waits for the first of them; returns its name.
+    pub(crate) async fn next(&mut self) -> &'static str {
+        let hang_up = async {
+            match &mut self.hang_up {
+                Some(signal) => signal.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+            _ = hang_up => "SIGHUP",
+        }
+    }
+}
+
+/// Whether a process whose `/proc/PID/status` is `status` ignores SIGHUP (proc_pid_status(5), `SigIgn`).
+fn ignores_hang_up(status: &str) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    // Signal n is bit n - 1, and SIGHUP is 1.
+    mask.unwrap_or(0) & 1 != 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_under_nohup_is_told_from_others() {
+        assert!(ignores_hang_up("Name:\tx\nSigIgn:\t0000000000001001\n"));
+        assert!(!ignores_hang_up("Name:\tx\nSigIgn:\t0000000000001000\n"));
+        assert!(!ignores_hang_up(""));
+    }
+}
