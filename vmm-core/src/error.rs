@@ -63,6 +63,9 @@ pub enum Error {
         /// The state that the VM is in.
         state: RunState,
     },
+    /// A guest that was never booted cannot be booted again.
+    #[error("it is not known what this guest was booted from")]
+    NeverBooted,
     /// A slice of dirty words does not lie within the guest's RAM.
     #[error("dirty words {first}..{end} lie outside guest memory of {chunks} chunks")]
     DirtyRange {

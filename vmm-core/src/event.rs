@@ -1,7 +1,8 @@
-//! What a guest does that its owner wants to hear of: the end of the guest, and the doorbell.
+//! What a guest does that its owner wants to hear of: its end, a reset, and the doorbell.
 //!
 //! Events wait in an [`EventQueue`]. A guest can ring its doorbell as often as it likes, so only the
-//! last [`DOORBELLS_MAX`] rings wait; the one event that says that the guest has stopped is never lost.
+//! last [`DOORBELLS_MAX`] rings wait; the one event that says that the guest has stopped is never lost,
+//! nor is a reset, of which there is one at a time.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -16,6 +17,8 @@ pub const DOORBELLS_MAX: usize = 256;
 pub enum VmEvent {
     /// The guest has ended; none of its vCPUs runs again.
     Stopped(StopReason),
+    /// The guest stands still and is to start over: call [`crate::Vm::start_over`].
+    Reset(StopReason),
     /// The guest wrote to [`crate::devices::DOORBELL_PORT`].
     Doorbell {
         /// The vCPU that wrote.
@@ -25,15 +28,25 @@ pub enum VmEvent {
     },
 }
 
-/// Why a guest has ended.
+/// Why a guest has ended, or starts over.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum StopReason {
     /// The owner called [`crate::Vm::stop`].
     Asked,
-    /// The guest pulled the reset line (0xfe to the i8042's command port, 0x64).
+    /// The guest pulled the reset line (0xfe to the i8042's command port, 0x64), or wrote to the ACPI
+    /// reset register.
     Reset,
-    /// The guest wrote to [`crate::devices::POWER_OFF_PORT`].
+    /// The owner called [`crate::Vm::reset`].
+    ResetAsked,
+    /// The guest switched itself off, by ACPI's soft-off (S5) or [`crate::devices::POWER_OFF_PORT`].
     PowerOff,
+    /// The guest was to start over and could not.
+    NoRestart {
+        /// Why it was to.
+        reason: Box<StopReason>,
+        /// Why it could not.
+        error: String,
+    },
     /// A fault that could not be delivered (`KVM_EXIT_SHUTDOWN`).
     TripleFault {
         /// The vCPU that faulted.
@@ -80,6 +93,10 @@ impl fmt::Display for StopReason {
         match self {
             Self::Asked => write!(f, "stopped on request"),
             Self::Reset => write!(f, "the guest asked for a reset"),
+            Self::ResetAsked => write!(f, "reset on request"),
+            Self::NoRestart { reason, error } => {
+                write!(f, "{reason}, and the guest cannot be booted again: {error}")
+            }
             Self::PowerOff => write!(f, "the guest powered off"),
             Self::TripleFault { vcpu, rip } => write!(f, "triple fault on vcpu {vcpu} at {rip:#x}"),
             Self::InternalError { vcpu, suberror, rip, instruction } => write!(
@@ -134,10 +151,12 @@ impl EventQueue {
         }
         match event {
             VmEvent::Stopped(_) => inner.stopped = true,
+            VmEvent::Reset(_) if inner.waiting.iter().any(is_reset) => return,
             VmEvent::Doorbell { .. } if inner.waiting.len() >= DOORBELLS_MAX => {
-                inner.waiting.pop_front();
+                let oldest = inner.waiting.iter().position(|event| !is_reset(event));
+                oldest.and_then(|oldest| inner.waiting.remove(oldest));
             }
-            VmEvent::Doorbell { .. } => {}
+            VmEvent::Doorbell { .. } | VmEvent::Reset(_) => {}
         }
         inner.waiting.push_back(event);
         self.arrived.notify_all();
@@ -146,6 +165,10 @@ impl EventQueue {
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn is_reset(event: &VmEvent) -> bool {
+    matches!(event, VmEvent::Reset(_))
 }
 
 #[cfg(test)]
@@ -172,6 +195,21 @@ mod tests {
         assert_eq!(taken.len(), DOORBELLS_MAX + 1);
         assert_eq!(taken[0], ring(9 * DOORBELLS_MAX as u32));
         assert_eq!(taken.last(), Some(&VmEvent::Stopped(StopReason::Reset)));
+    }
+
+    #[test]
+    fn a_flood_of_resets_is_one_and_no_doorbell_pushes_it_out() {
+        let queue = EventQueue::default();
+        for value in 0..2 * DOORBELLS_MAX as u32 {
+            queue.push(VmEvent::Reset(StopReason::Reset));
+            queue.push(ring(value));
+        }
+        let mut taken = Vec::new();
+        while let Some(event) = queue.take(Duration::ZERO) {
+            taken.push(event);
+        }
+        assert_eq!(taken.iter().filter(|event| is_reset(event)).count(), 1);
+        assert_eq!(taken.len(), DOORBELLS_MAX);
     }
 
     #[test]

@@ -32,4 +32,5 @@ pub use event::{DOORBELLS_MAX, EventQueue, StopReason, VmEvent};
 pub use memory::GuestRam;
 pub use shape::{ShapeError, TSC_TOLERANCE_PPM, VCPUS_MAX, VmShape};
 pub use state::VmState;
-pub use vm::{RunState, Vm};
+pub use vcpu::OnReboot;
+pub use vm::{Restarts, RunState, Vm};

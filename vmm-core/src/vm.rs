@@ -9,9 +9,9 @@ use kvm_bindings::{CpuId, KVM_PIT_SPEAKER_DUMMY, Msrs, kvm_pit_config};
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use serde::{Deserialize, Serialize};
 
-use crate::boot::{self, BootSource};
+use crate::boot::{self, BootSource, Origin};
 use crate::cpuid;
-use crate::devices::{IrqLine, Ports, SerialPort};
+use crate::devices::{IrqLine, Ports, PowerHardware, SerialPort};
 use crate::dirty::{BitmapLog, DirtyTracking};
 use crate::error::{Error, KvmContext, Result};
 use crate::event::{EventQueue, StopReason};
@@ -21,8 +21,11 @@ use crate::shape::VmShape;
 use crate::state::{self, ClockPair, StateError, TscCarry, VmState};
 use crate::vcpu::{Machine, Vcpu, VcpuThread};
 
+mod power;
 #[cfg(test)]
 pub(crate) mod tests;
+
+pub use power::Restarts;
 
 /// Where Intel processors without unrestricted guest support keep a task segment of KVM's: three
 /// pages in the hole below 4 GiB (`KVM_SET_TSS_ADDR`).
@@ -62,6 +65,10 @@ pub struct Vm {
     vcpus: Vec<VcpuThread>,
     machine: Arc<Machine>,
     dirty: Mutex<Box<dyn DirtyTracking>>,
+    /// What the guest was booted from.
+    origin: Mutex<Option<Origin>>,
+    /// The state that the VM was created in, which is that of a machine after a reset.
+    pristine: Option<Box<VmState>>,
     /// Held by calls that change or save what the guest is doing.
     control: Mutex<()>,
     /// What the guest was last told to do; whether it has ended since is in `machine`.
@@ -83,17 +90,23 @@ impl Vm {
             raw::set_memory_region(&vm, slot, 0, region).call("KVM_SET_USER_MEMORY_REGION")?;
         }
         let serial = SerialPort::new(IrqLine::new(Arc::clone(&vm)), console);
-        let machine = Arc::new(Machine::new(Arc::clone(&vm), Arc::clone(&ram), Ports::new(serial)));
+        let power = PowerHardware::new(Arc::clone(&vm));
+        let ports = Ports::new(serial, power);
+        let machine = Arc::new(Machine::new(Arc::clone(&vm), Arc::clone(&ram), ports));
         let vcpus = start_vcpus(&kvm, shape, &machine)?;
         let dirty = Mutex::new(Box::new(BitmapLog::new(vm, ram)) as Box<dyn DirtyTracking>);
-        Ok(Self {
+        let mut vm = Self {
             shape: shape.clone(),
             vcpus,
             machine,
             dirty,
+            origin: Mutex::new(None),
+            pristine: None,
             control: Mutex::new(()),
             told_to_run: AtomicBool::new(false),
-        })
+        };
+        vm.pristine = Some(Box::new(vm.save_state()?));
+        Ok(vm)
     }
 
     /// The description this VM was created from.
@@ -127,7 +140,10 @@ impl Vm {
     pub fn boot(&self, source: &BootSource) -> Result<()> {
         let _control = self.control();
         self.expect(RunState::Paused, "boot")?;
-        boot::boot(self, source)
+        let origin = Origin::open(source, self.ram().bytes())?;
+        boot::boot(self, &origin)?;
+        *self.origin() = Some(origin);
+        Ok(())
     }
 
     /// Stops the vCPUs and waits until none is in the guest and no instruction is half done. Returns
@@ -139,6 +155,7 @@ impl Vm {
         let _control = self.control();
         if self.told_to_run.load(Ordering::Acquire) {
             self.park_all();
+            self.settle_reset();
             self.told_to_run.store(false, Ordering::Release);
         }
         self.expect(RunState::Paused, "pause")
@@ -155,12 +172,7 @@ impl Vm {
         }
         self.expect(RunState::Paused, "resume")?;
         self.told_to_run.store(true, Ordering::Release);
-        self.machine.ports.serial().thaw();
-        self.vcpus.iter().for_each(VcpuThread::run);
-        if self.machine.stopped().is_some() {
-            // A vCPU ended the guest while others were still being started.
-            self.vcpus.iter().for_each(VcpuThread::ask_to_park);
-        }
+        self.run_all();
         Ok(())
     }
 
@@ -193,6 +205,9 @@ impl Vm {
             irqchip: state::save_irqchip(&self.machine.vm)?,
             clock,
             serial: self.machine.ports.serial().save(),
+            power: self.machine.ports.power().save(),
+            boot: self.origin().as_ref().map(Origin::record),
+            on_reboot: self.machine.resets.policy(),
         })
     }
 
@@ -213,6 +228,15 @@ impl Vm {
         let saved = ClockPair::of(&state.clock);
         let now = ClockPair::of(&state::save_clock(vm)?);
         let carry = saved.zip(now).map(|(saved, now)| TscCarry { saved, now });
+        self.load_hardware(state, carry)?;
+        *self.origin() = state.boot.as_ref().map(Origin::from_record);
+        self.machine.resets.set_policy(state.on_reboot);
+        Ok(())
+    }
+
+    /// Loads the state of vCPUs, devices and interrupt controllers.
+    fn load_hardware(&self, state: &VmState, carry: Option<TscCarry>) -> Result<()> {
+        let ports = &self.machine.ports;
         let answers: Vec<_> = self
             .vcpus
             .iter()
@@ -220,8 +244,12 @@ impl Vm {
             .map(|(vcpu, state)| vcpu.submit(move |vcpu| state::load_vcpu(vcpu, &state, carry)))
             .collect();
         answers.into_iter().try_for_each(|answer| answer.wait()?)?;
-        self.machine.ports.serial().load(&state.serial).map_err(StateError::Device)?;
-        state::load_irqchip(vm, &state.irqchip)
+        ports.serial().load(&state.serial).map_err(StateError::Device)?;
+        ports.power().load(&state.power);
+        state::load_irqchip(&self.machine.vm, &state.irqchip)?;
+        // Only edges are kept in the controllers: a level has to be driven anew.
+        ports.power().drive_sci();
+        Ok(())
     }
 
     /// Starts to track which pages are written. Afterwards every page counts as dirty once.
@@ -280,6 +308,16 @@ impl Vm {
         *self.dirty() = tracker(Arc::clone(&machine.vm), Arc::clone(&machine.ram));
     }
 
+    /// Lets the vCPUs into the guest.
+    fn run_all(&self) {
+        self.machine.ports.serial().thaw();
+        self.vcpus.iter().for_each(VcpuThread::run);
+        if self.machine.stopped().is_some() || self.machine.resets.is_due() {
+            // A vCPU ended or reset the guest while others were still being started.
+            self.vcpus.iter().for_each(VcpuThread::ask_to_park);
+        }
+    }
+
     fn park_all(&self) {
         self.vcpus.iter().for_each(VcpuThread::ask_to_park);
         self.vcpus.iter().for_each(VcpuThread::wait_parked);
@@ -288,6 +326,10 @@ impl Vm {
 
     fn control(&self) -> MutexGuard<'_, ()> {
         self.control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn origin(&self) -> MutexGuard<'_, Option<Origin>> {
+        self.origin.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn dirty(&self) -> MutexGuard<'_, Box<dyn DirtyTracking>> {

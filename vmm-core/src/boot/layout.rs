@@ -1,5 +1,5 @@
-//! Guest-physical addresses below 1 MiB that the VMM fills before a guest starts. The kernel takes
-//! them over once it has read them.
+//! Guest-physical addresses below 1 MiB that the VMM fills before a guest starts, and those of the
+//! interrupt controllers. The kernel takes the memory over once it has read it.
 
 /// Descriptor table.
 pub(crate) const GDT: u64 = 0x500;
@@ -27,5 +27,13 @@ pub(crate) const LOW_MEMORY_END: u64 = 0x9_fc00;
 pub(crate) const MP_TABLE: u64 = LOW_MEMORY_END;
 /// End of the MP table's room.
 pub(crate) const MP_TABLE_END: u64 = 0xa_0000;
+/// ACPI tables: where Linux looks for their root when nobody tells it.
+pub(crate) const ACPI_TABLES: u64 = 0xe_0000;
+/// End of the ACPI tables' room.
+pub(crate) const ACPI_TABLES_END: u64 = HIGH_MEMORY;
 /// Where memory begins again after the hole for legacy devices.
 pub(crate) const HIGH_MEMORY: u64 = 0x10_0000;
+/// Where the local APICs are.
+pub(crate) const LAPIC_ADDRESS: u32 = 0xfee0_0000;
+/// Where the I/O APIC is.
+pub(crate) const IOAPIC_ADDRESS: u32 = 0xfec0_0000;

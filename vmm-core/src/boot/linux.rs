@@ -1,29 +1,28 @@
-//! Starting a Linux kernel: an uncompressed ELF image, entered in one of two ways.
+//! Starting a Linux kernel, entered in one of two ways.
 //!
-//! * With a PVH note, in 32-bit protected mode with EBX pointing to `hvm_start_info`
+//! * An ELF image with a PVH note, in 32-bit protected mode with EBX pointing to `hvm_start_info`
 //!   (Xen's `public/arch-x86/hvm/start_info.h`).
-//! * Without one, at its 64-bit entry with RSI pointing to `boot_params`
+//! * A bzImage, or an ELF image without a note, at its 64-bit entry with RSI pointing to `boot_params`
 //!   (Documentation/arch/x86/boot.rst, "64-bit Boot Protocol", and zero-page.rst).
 //!
-//! Either way it finds its memory map, command line and initrd there, and its processors in an MP
-//! table, since there is no ACPI.
+//! Either way it finds its memory map, command line and initrd there, and the root of its ACPI tables.
+//! An MP table is there too, for a kernel that is told `acpi=off`.
 
-use std::fs::File;
 use std::path::Path;
 
 use kvm_bindings::{kvm_regs, kvm_sregs};
-use linux_loader::loader::elf::{Elf, PvhBootCapability};
-use linux_loader::loader::{KernelLoader, KernelLoaderResult};
 use vm_memory::{Bytes, GuestAddress};
 
+use super::kernel::{self, Entry, Kernel};
 use super::layout::{
-    BOOT_STACK, CMDLINE, CMDLINE_BYTES_MAX, HIGH_MEMORY, LOW_MEMORY_END, MP_TABLE, MP_TABLE_END,
-    PVH_MEMORY_MAP, PVH_MODULES, PVH_START_INFO, ZERO_PAGE,
+    ACPI_TABLES, ACPI_TABLES_END, BOOT_STACK, CMDLINE, CMDLINE_BYTES_MAX, HIGH_MEMORY,
+    LOW_MEMORY_END, MP_TABLE, MP_TABLE_END, PVH_MEMORY_MAP, PVH_MODULES, PVH_START_INFO, ZERO_PAGE,
 };
+use super::source::{BootFile, KernelFiles};
 use super::tables::{
     Privilege, Xsave, enter_long_mode, enter_protected_mode, write_descriptors, write_identity_map,
 };
-use super::{BootError, KernelSource, mptable};
+use super::{Acpi, BootError, MmioWindow, acpi, bzimage, mptable};
 use crate::Vm;
 use crate::error::{KvmContext, Result};
 use crate::memory::{GuestRam, PAGE_BYTES};
@@ -34,24 +33,29 @@ const MAPPED_BYTES: u64 = 4 << 30;
 const RFLAGS_RESERVED: u64 = 1 << 1;
 
 /// Loads kernel, initrd and tables into the guest's memory and points vCPU 0 at the kernel.
-pub(super) fn boot(vm: &Vm, source: &KernelSource) -> Result<()> {
+pub(super) fn boot(vm: &Vm, files: &KernelFiles) -> Result<()> {
     let ram = vm.ram();
-    let kernel = load_kernel(ram, &source.kernel)?;
-    let initrd = match &source.initrd {
-        Some(path) => load_initrd(ram, path, kernel.kernel_end)?,
+    let mut file = files.kernel.read(ram.bytes())?;
+    let kernel = kernel::load(ram, files.kernel.path(), &mut file)?;
+    let initrd = match &files.initrd {
+        Some(file) => load_initrd(ram, file, &kernel)?,
         None => Initrd::default(),
     };
-    let cmdline_bytes = write_cmdline(ram, &source.cmdline)?;
-    let table = mptable::build(MP_TABLE, vm.shape().vcpus);
-    write(ram, MP_TABLE, &table)?;
-    match kernel.pvh_boot_cap {
-        PvhBootCapability::PvhEntryPresent(entry) => {
-            write_start_info(ram, initrd)?;
-            start_pvh(vm, entry.0)
+    let cmdline_bytes = write_cmdline(ram, &files.cmdline, kernel.cmdline_bytes_max)?;
+    let vcpus = vm.shape().vcpus;
+    write(ram, MP_TABLE, &mptable::build(MP_TABLE, vcpus))?;
+    let root = match files.acpi {
+        Acpi::On => Some(write_acpi_tables(ram, vcpus, &[])?),
+        Acpi::Off => None,
+    };
+    match kernel.entry {
+        Entry::Pvh { at } => {
+            write_start_info(ram, initrd, root)?;
+            start_pvh(vm, at)
         }
-        _ => {
-            write_boot_params(ram, initrd, cmdline_bytes)?;
-            start_64_bit(vm, kernel.kernel_load.0)
+        Entry::Boot64 { at, setup } => {
+            write_boot_params(ram, initrd, cmdline_bytes, root, &setup)?;
+            start_64_bit(vm, at)
         }
     }
 }
@@ -63,56 +67,61 @@ struct Initrd {
     bytes: u64,
 }
 
-fn load_kernel(ram: &GuestRam, path: &Path) -> Result<KernelLoaderResult, BootError> {
-    let mut file = open("kernel", path)?;
-    let refused = |reason: String| BootError::Kernel { path: path.to_path_buf(), reason };
-    let high_memory = Some(GuestAddress(HIGH_MEMORY));
-    let loaded = Elf::load(ram.memory(), None, &mut file, high_memory)
-        .map_err(|error| refused(error.to_string()))?;
-    if loaded.kernel_end > low_end(ram) {
-        let need = loaded.kernel_end >> 20;
-        return Err(refused(format!("it needs the guest to have more than {need} MiB of memory")));
-    }
-    Ok(loaded)
-}
-
-/// Puts the initrd at the end of memory below the hole, on a page boundary.
-fn load_initrd(ram: &GuestRam, path: &Path, kernel_end: u64) -> Result<Initrd, BootError> {
-    let mut file = open("initrd", path)?;
-    let unreadable = |cause| BootError::Read { what: "initrd", path: path.to_path_buf(), cause };
-    let bytes = file.metadata().map_err(unreadable)?.len();
-    let too_large = || BootError::InitrdTooLarge { initrd_bytes: bytes, kernel_end };
-    let gpa = low_end(ram).checked_sub(bytes).ok_or_else(too_large)? & !(PAGE_BYTES as u64 - 1);
-    if gpa < kernel_end {
+/// Puts the initrd as high below the hole as the kernel allows, on a page boundary.
+fn load_initrd(ram: &GuestRam, file: &BootFile, kernel: &Kernel) -> Result<Initrd, BootError> {
+    let mut open = file.read(ram.bytes())?;
+    let unreadable = |cause| unreadable_initrd(file.path(), cause);
+    let bytes = open.metadata().map_err(unreadable)?.len();
+    let too_large =
+        || BootError::InitrdTooLarge { initrd_bytes: bytes, kernel_end: kernel.end };
+    let gpa = kernel.initrd_end_max.checked_sub(bytes).ok_or_else(too_large)?;
+    let gpa = gpa & !(PAGE_BYTES as u64 - 1);
+    if gpa < kernel.end {
         return Err(too_large());
     }
     ram.memory()
-        .read_exact_volatile_from(GuestAddress(gpa), &mut file, bytes as usize)
+        .read_exact_volatile_from(GuestAddress(gpa), &mut open, bytes as usize)
         .map_err(|error| unreadable(std::io::Error::other(error)))?;
     Ok(Initrd { gpa, bytes })
 }
 
-fn open(what: &'static str, path: &Path) -> Result<File, BootError> {
-    let opened = regular_file::open(path, File::options().read(true));
-    opened.map_err(|cause| BootError::Read { what, path: path.to_path_buf(), cause })
+fn unreadable_initrd(path: &Path, cause: std::io::Error) -> BootError {
+    BootError::Read { what: "initrd", path: path.to_path_buf(), cause }
 }
 
 fn low_end(ram: &GuestRam) -> u64 {
     ram.layout().regions()[0].bytes
 }
 
-/// Writes the command line with its final zero; returns its length without it.
-fn write_cmdline(ram: &GuestRam, cmdline: &str) -> Result<u32, BootError> {
-    if cmdline.len() > CMDLINE_BYTES_MAX {
-        return Err(BootError::CmdlineTooLong(cmdline.len()));
+/// Writes the command line with its final zero; returns its length without it. A kernel may take less
+/// than there is room for.
+fn write_cmdline(ram: &GuestRam, cmdline: &str, kernel_max: usize) -> Result<u32, BootError> {
+    let (bytes, max) = (cmdline.len(), kernel_max.min(CMDLINE_BYTES_MAX));
+    if bytes > max {
+        return Err(BootError::CmdlineTooLong { bytes, max });
     }
     if cmdline.contains('\0') {
         return Err(BootError::CmdlineZeroByte);
     }
-    let mut bytes = cmdline.as_bytes().to_vec();
-    bytes.push(0);
-    write(ram, CMDLINE, &bytes)?;
-    Ok(cmdline.len() as u32)
+    let mut text = cmdline.as_bytes().to_vec();
+    text.push(0);
+    write(ram, CMDLINE, &text)?;
+    Ok(bytes as u32)
+}
+
+/// Writes the ACPI tables; returns the address of their root.
+fn write_acpi_tables(
+    ram: &GuestRam,
+    vcpus: u8,
+    devices: &[MmioWindow],
+) -> Result<u64, BootError> {
+    let tables = acpi::build(ACPI_TABLES, vcpus, devices);
+    let room = (ACPI_TABLES_END - ACPI_TABLES) as usize;
+    if tables.len() > room {
+        return Err(BootError::AcpiTables { devices: devices.len() });
+    }
+    write(ram, ACPI_TABLES, &tables)?;
+    Ok(ACPI_TABLES)
 }
 
 /// What a range of addresses is, as e820 and PVH number it.
@@ -120,6 +129,7 @@ fn write_cmdline(ram: &GuestRam, cmdline: &str) -> Result<u32, BootError> {
 enum RangeKind {
     Ram = 1,
     Reserved = 2,
+    Acpi = 3,
 }
 
 /// The guest's memory map: start, length, kind.
@@ -127,6 +137,7 @@ fn memory_map(ram: &GuestRam) -> Vec<(u64, u64, RangeKind)> {
     let mut map = vec![
         (0, LOW_MEMORY_END, RangeKind::Ram),
         (MP_TABLE, MP_TABLE_END - MP_TABLE, RangeKind::Reserved),
+        (ACPI_TABLES, ACPI_TABLES_END - ACPI_TABLES, RangeKind::Acpi),
         (HIGH_MEMORY, low_end(ram) - HIGH_MEMORY, RangeKind::Ram),
     ];
     let above = &ram.layout().regions()[1..];
@@ -135,7 +146,7 @@ fn memory_map(ram: &GuestRam) -> Vec<(u64, u64, RangeKind)> {
 }
 
 /// Writes `hvm_start_info`, version 1, with its memory map and the initrd as its one module.
-fn write_start_info(ram: &GuestRam, initrd: Initrd) -> Result<(), BootError> {
+fn write_start_info(ram: &GuestRam, initrd: Initrd, root: Option<u64>) -> Result<(), BootError> {
     const MAGIC: u32 = 0x336e_c578;
     const VERSION: u32 = 1;
     let map = memory_map(ram);
@@ -144,8 +155,7 @@ fn write_start_info(ram: &GuestRam, initrd: Initrd) -> Result<(), BootError> {
     for word in [MAGIC, VERSION, 0, modules] {
         info.extend(word.to_le_bytes());
     }
-    let no_rsdp = 0;
-    for word in [PVH_MODULES, CMDLINE, no_rsdp, PVH_MEMORY_MAP, map.len() as u64] {
+    for word in [PVH_MODULES, CMDLINE, root.unwrap_or(0), PVH_MEMORY_MAP, map.len() as u64] {
         info.extend(word.to_le_bytes());
     }
     write(ram, PVH_START_INFO, &info)?;
@@ -156,8 +166,16 @@ fn write_start_info(ram: &GuestRam, initrd: Initrd) -> Result<(), BootError> {
     write(ram, PVH_MEMORY_MAP, &map.flat_map(u64::to_le_bytes).collect::<Vec<u8>>())
 }
 
-/// Writes `boot_params` by the offsets of zero-page.rst and boot.rst.
-fn write_boot_params(ram: &GuestRam, initrd: Initrd, cmdline_bytes: u32) -> Result<(), BootError> {
+/// Writes `boot_params` by the offsets of zero-page.rst and boot.rst: the kernel's own setup header, or
+/// the least of one, with what a boot loader fills in.
+fn write_boot_params(
+    ram: &GuestRam,
+    initrd: Initrd,
+    cmdline_bytes: u32,
+    root: Option<u64>,
+    setup: &[u8],
+) -> Result<(), BootError> {
+    const ACPI_RSDP_ADDR: usize = 0x70;
     const E820_ENTRIES: usize = 0x1e8;
     const E820_TABLE: usize = 0x2d0;
     const BOOT_FLAG: usize = 0x1fe;
@@ -169,13 +187,18 @@ fn write_boot_params(ram: &GuestRam, initrd: Initrd, cmdline_bytes: u32) -> Resu
     const CMDLINE_SIZE: usize = 0x238;
     let mut page = [0u8; PAGE_BYTES];
     let mut put = |at: usize, bytes: &[u8]| page[at..at + bytes.len()].copy_from_slice(bytes);
-    put(BOOT_FLAG, &0xaa55u16.to_le_bytes());
-    put(HEADER, b"HdrS");
+    put(ACPI_RSDP_ADDR, &root.unwrap_or(0).to_le_bytes());
+    if setup.is_empty() {
+        put(BOOT_FLAG, &0xaa55u16.to_le_bytes());
+        put(HEADER, b"HdrS");
+        put(CMDLINE_SIZE, &cmdline_bytes.to_le_bytes());
+    } else {
+        put(bzimage::SETUP_HEADER, setup);
+    }
     put(TYPE_OF_LOADER, &[0xff]);
     put(RAMDISK_IMAGE, &(initrd.gpa as u32).to_le_bytes());
     put(RAMDISK_SIZE, &(initrd.bytes as u32).to_le_bytes());
     put(CMD_LINE_PTR, &(CMDLINE as u32).to_le_bytes());
-    put(CMDLINE_SIZE, &cmdline_bytes.to_le_bytes());
     let map = memory_map(ram);
     put(E820_ENTRIES, &[map.len() as u8]);
     for (index, (start, len, kind)) in map.into_iter().enumerate() {
@@ -240,12 +263,12 @@ mod tests {
 
     use super::*;
     use crate::BootSource;
-    use crate::boot::DEFAULT_CMDLINE;
+    use crate::boot::{DEFAULT_CMDLINE, KernelSource};
     use crate::testing::empty_vm;
 
     fn source(kernel: &Path) -> KernelSource {
         let kernel = kernel.to_path_buf();
-        KernelSource { kernel, initrd: None, cmdline: DEFAULT_CMDLINE.into() }
+        KernelSource { kernel, initrd: None, cmdline: DEFAULT_CMDLINE.into(), acpi: Acpi::On }
     }
 
     fn refusal(kernel: &KernelSource) -> String {
@@ -289,7 +312,7 @@ mod tests {
         assert!(folder.starts_with("cannot read kernel /: "), "{folder}");
         let text = file_with(&[b'x'; 500]);
         let text = refusal(&source(text.path()));
-        assert!(text.contains("give an uncompressed ELF vmlinux"), "{text}");
+        assert!(text.contains("neither an ELF vmlinux nor a bzImage"), "{text}");
         let large = file_with(&elf(0x100_0000 - 1, b"code"));
         let large = refusal(&source(large.path()));
         assert!(large.contains("is not a kernel that can be started"), "{large}");
@@ -302,7 +325,7 @@ mod tests {
         long.cmdline = "x".repeat(2048);
         assert_eq!(
             refusal(&long),
-            "the kernel command line has 2048 bytes, at most 2047 are possible"
+            "the kernel command line has 2048 bytes, this kernel takes at most 2047"
         );
         long.cmdline = "a\0b".into();
         assert_eq!(refusal(&long), "the kernel command line contains a zero byte");
@@ -331,7 +354,8 @@ mod tests {
         let ram = GuestRam::new(crate::memory::RamLayout::new((3 << 30) + (1 << 20)).unwrap());
         let map = memory_map(&ram.unwrap());
         assert_eq!(map[0], (0, 0x9_fc00, RangeKind::Ram));
-        assert_eq!(map[2], (1 << 20, (3 << 30) - (1 << 20), RangeKind::Ram));
-        assert_eq!(map[3], (4 << 30, 1 << 20, RangeKind::Ram));
+        assert_eq!(map[2], (0xe_0000, 0x2_0000, RangeKind::Acpi));
+        assert_eq!(map[3], (1 << 20, (3 << 30) - (1 << 20), RangeKind::Ram));
+        assert_eq!(map[4], (4 << 30, 1 << 20, RangeKind::Ram));
     }
 }

@@ -1,23 +1,31 @@
 //! Giving a new guest something to run.
 //!
 //! Every guest starts in a state that the VMM sets up directly: no firmware runs. A Linux kernel is
-//! entered as its boot protocols say (`linux.rs`); a freestanding program, such as the embedded
+//! entered as its boot protocols say (`linux.rs`) and finds the machine described in ACPI tables
+//! (`acpi.rs`); a freestanding program, such as the embedded
 //! workload, starts in 64-bit user mode at once ([`long_mode`]), where code runs at full speed even on
 //! hosts whose KVM has to emulate the guest's kernel mode.
 
+mod acpi;
+mod bzimage;
+mod kernel;
 mod layout;
 mod linux;
 pub mod long_mode;
 mod mptable;
+mod source;
 mod tables;
 
 use std::path::PathBuf;
 
+pub use acpi::MmioWindow;
 #[cfg(test)]
 pub(crate) use linux::start_protected_mode;
 #[cfg(test)]
 pub(crate) use long_mode::start_kernel_mode;
 pub use long_mode::{UserEntry, start_user_mode};
+pub(crate) use source::Origin;
+pub use source::{Acpi, BootRecord, FileRecord, KernelSource};
 
 use crate::Vm;
 use crate::error::Result;
@@ -36,20 +44,11 @@ pub enum BootSource {
     Kernel(KernelSource),
 }
 
-/// A Linux kernel and what it is given.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct KernelSource {
-    /// An uncompressed ELF `vmlinux`. Entered through its PVH note if it has one, else at its 64-bit
-    /// entry.
-    pub kernel: PathBuf,
-    /// Initial RAM disk.
-    pub initrd: Option<PathBuf>,
-    /// Kernel command line, as it is; see [`DEFAULT_CMDLINE`].
-    pub cmdline: String,
-}
-
-/// A command line that suits the devices that guests have here.
-pub const DEFAULT_CMDLINE: &str = "console=ttyS0 acpi=off reboot=k panic=-1";
+/// A command line for a kernel with ACPI tables.
+pub const DEFAULT_CMDLINE: &str = "console=ttyS0";
+/// A command line for a kernel without ACPI tables. It resets by the keyboard controller, the one way
+/// that is left.
+pub const DEFAULT_CMDLINE_WITHOUT_ACPI: &str = "console=ttyS0 acpi=off reboot=k";
 
 /// Why a guest cannot be booted.
 #[derive(Debug, thiserror::Error)]
@@ -64,9 +63,27 @@ pub enum BootError {
         /// The system's answer.
         cause: std::io::Error,
     },
-    /// The kernel file is no ELF kernel for x86-64.
+    /// A file is larger than the guest's memory.
+    #[error("the {what} {} has {bytes} bytes, more than the guest has memory", path.display())]
+    FileTooLarge {
+        /// "kernel" or "initrd".
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Its length.
+        bytes: u64,
+    },
+    /// A guest that boots again does not find the file that it was first booted from.
+    #[error("{} is not the {what} that the guest was started with", path.display())]
+    Changed {
+        /// "kernel" or "initrd".
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+    },
+    /// The kernel file is no kernel for x86-64 that can be started.
     #[error(
-        "{} is not a kernel that can be started: {reason}; give an uncompressed ELF vmlinux",
+        "{} is not a kernel that can be started: {reason}; give a bzImage or an ELF vmlinux for x86-64",
         path.display()
     )]
     Kernel {
@@ -86,12 +103,23 @@ pub enum BootError {
         /// Guest-physical address at which the kernel ends.
         kernel_end: u64,
     },
-    /// The command line is longer than Linux takes.
-    #[error("the kernel command line has {0} bytes, at most {max} are possible", max = layout::CMDLINE_BYTES_MAX)]
-    CmdlineTooLong(usize),
+    /// The command line is longer than the kernel takes.
+    #[error("the kernel command line has {bytes} bytes, this kernel takes at most {max}")]
+    CmdlineTooLong {
+        /// Its length.
+        bytes: usize,
+        /// The longest one.
+        max: usize,
+    },
     /// The command line has a byte that no command line can have.
     #[error("the kernel command line contains a zero byte")]
     CmdlineZeroByte,
+    /// There are more devices than the ACPI tables have room for.
+    #[error("the acpi tables have no room for {devices} devices")]
+    AcpiTables {
+        /// Devices of the guest.
+        devices: usize,
+    },
     /// The guest has more memory than a freestanding program can be given.
     #[error(
         "a program in user mode can have at most {} GiB of memory, this guest has {}",
@@ -117,11 +145,11 @@ pub enum BootError {
     Memory(#[from] MemoryError),
 }
 
-/// Loads `source` into a paused, fresh VM and sets the registers of its vCPUs.
-pub(crate) fn boot(vm: &Vm, source: &BootSource) -> Result<()> {
-    match source {
-        BootSource::Workload(params) => boot_workload(vm, params),
-        BootSource::Kernel(kernel) => linux::boot(vm, kernel),
+/// Loads what `origin` names into a paused, fresh VM and sets the registers of its vCPUs.
+pub(crate) fn boot(vm: &Vm, origin: &Origin) -> Result<()> {
+    match origin {
+        Origin::Workload(params) => boot_workload(vm, params),
+        Origin::Kernel(files) => linux::boot(vm, files),
     }
 }
 

@@ -1,10 +1,8 @@
 //! The MP table, from which a kernel without ACPI learns of processors and interrupt controllers
 //! (Intel MultiProcessor Specification 1.4, chapter 4).
 
-/// Where the local APICs are.
-const LAPIC_ADDRESS: u32 = 0xfee0_0000;
-/// Where the I/O APIC is.
-const IOAPIC_ADDRESS: u32 = 0xfec0_0000;
+use super::layout::{IOAPIC_ADDRESS, LAPIC_ADDRESS};
+
 /// Revision 1.4 of the specification.
 const SPECIFICATION: u8 = 4;
 /// Interrupt lines of the ISA bus.

@@ -3,16 +3,21 @@
 //! | port | what |
 //! |---|---|
 //! | 0x3f8 - 0x3ff | serial console, a 16550 on IRQ 4 |
-//! | 0x64 | i8042 command port: 0xfe resets, which ends the guest |
+//! | 0x64 | i8042 command port: 0xfe resets |
+//! | 0x600 - 0x605 | ACPI power hardware: power button on GSI 9, soft-off (see `power.rs`) |
+//! | 0xcf9 | ACPI reset register |
 //! | [`POWER_OFF_PORT`] | any write ends the guest |
 //! | [`DOORBELL_PORT`] | a write of up to 32 bits reaches the owner as [`crate::VmEvent::Doorbell`] |
 //!
 //! Interrupt controllers and the PIT live in the kernel. Everything else reads as ones.
 
 mod ports;
+pub(crate) mod power;
 mod serial;
 
 pub(crate) use ports::{PortEffect, Ports};
+pub(crate) use power::PowerHardware;
+pub use power::{ButtonPress, PowerState};
 pub use serial::SerialState;
 pub(crate) use serial::{IrqLine, SerialPort};
 

@@ -2,7 +2,8 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::{DOORBELL_PORT, POWER_OFF_PORT, SERIAL_PORT, SerialPort};
+use super::power::{self, PM1_PORTS, RESET_PORT};
+use super::{DOORBELL_PORT, POWER_OFF_PORT, PowerHardware, SERIAL_PORT, SerialPort};
 
 /// Command and status port of the i8042 keyboard controller, of which only the reset line exists.
 const I8042_COMMAND_PORT: u16 = 0x64;
@@ -10,6 +11,9 @@ const I8042_COMMAND_PORT: u16 = 0x64;
 const I8042_RESET: u8 = 0xfe;
 /// Last of the serial console's ports.
 const SERIAL_PORT_LAST: u16 = SERIAL_PORT + 7;
+/// First and last port of the ACPI power hardware.
+const PM1_FIRST: u16 = *PM1_PORTS.start();
+const PM1_LAST: u16 = *PM1_PORTS.end();
 
 /// What a write to a port means beyond its device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,12 +32,18 @@ pub(crate) enum PortEffect {
 #[derive(Debug)]
 pub(crate) struct Ports {
     serial: Mutex<SerialPort>,
+    power: Mutex<PowerHardware>,
 }
 
 impl Ports {
     /// The devices of a new guest.
-    pub(crate) fn new(serial: SerialPort) -> Self {
-        Self { serial: Mutex::new(serial) }
+    pub(crate) fn new(serial: SerialPort, power: PowerHardware) -> Self {
+        Self { serial: Mutex::new(serial), power: Mutex::new(power) }
+    }
+
+    /// The power button and its like.
+    pub(crate) fn power(&self) -> MutexGuard<'_, PowerHardware> {
+        self.power.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The serial console.
@@ -49,6 +59,7 @@ impl Ports {
                 data.fill_with(|| serial.read((port - SERIAL_PORT) as u8));
             }
             I8042_COMMAND_PORT => data.fill(0),
+            PM1_FIRST..=PM1_LAST => self.power().read(port, data),
             _ => data.fill(0xff),
         }
     }
@@ -62,6 +73,8 @@ impl Ports {
                 PortEffect::None
             }
             I8042_COMMAND_PORT if data.contains(&I8042_RESET) => PortEffect::Reset,
+            PM1_FIRST..=PM1_LAST => self.power().write(port, data),
+            RESET_PORT => power::reset_effect(data),
             POWER_OFF_PORT => PortEffect::PowerOff,
             DOORBELL_PORT => {
                 let mut value = [0; 4];
@@ -77,18 +90,21 @@ impl Ports {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::devices::power::tests::loose;
     use crate::devices::serial::tests::port_with_output;
 
     #[test]
     fn ports_answer_as_documented() {
         let (serial, output) = port_with_output();
-        let ports = Ports::new(serial);
+        let ports = Ports::new(serial, loose());
 
         assert_eq!(ports.write(SERIAL_PORT, b"hello"), PortEffect::None);
         assert_eq!(output.lock().unwrap().as_slice(), b"hello");
         assert_eq!(ports.write(0x64, &[0xfe]), PortEffect::Reset);
         assert_eq!(ports.write(0x64, &[0xd1]), PortEffect::None);
         assert_eq!(ports.write(POWER_OFF_PORT, &[0]), PortEffect::PowerOff);
+        assert_eq!(ports.write(0xcf9, &[6]), PortEffect::Reset);
+        assert_eq!(ports.write(0x604, &[0, 0x34]), PortEffect::PowerOff);
         let value = 0x1234_5678u32.to_le_bytes();
         assert_eq!(ports.write(DOORBELL_PORT, &value), PortEffect::Doorbell(0x1234_5678));
         assert_eq!(ports.write(DOORBELL_PORT, &[7]), PortEffect::Doorbell(7));
@@ -96,7 +112,7 @@ mod tests {
 
     #[test]
     fn a_port_without_a_device_reads_as_ones() {
-        let ports = Ports::new(port_with_output().0);
+        let ports = Ports::new(port_with_output().0, loose());
         let mut data = [0; 4];
         ports.read(0x70, &mut data);
         assert_eq!(data, [0xff; 4]);

@@ -58,6 +58,9 @@ pub enum MemoryError {
         /// The system's answer.
         reason: String,
     },
+    /// The memory could not be given back.
+    #[error("cannot clear guest memory: {0}")]
+    Discard(std::io::Error),
     /// A chunk, or pages in it, that the guest does not have.
     #[error(
         "{pages} pages from page {first_page} of chunk {chunk} are not guest memory ({chunks} chunks)"

@@ -1,9 +1,10 @@
 //! Guest RAM itself, and how the rest of the program reads and writes it.
 
-use vm_memory::bitmap::AtomicBitmap;
+use vm_memory::bitmap::{AtomicBitmap, Bitmap};
 use vm_memory::volatile_memory::VolatileSlice;
 use vm_memory::{
-    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap, bitmap::RefSlice,
+    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+    bitmap::RefSlice,
 };
 
 use super::{CHUNK_PAGES, MemoryError, PAGE_BYTES, RamLayout, host};
@@ -117,6 +118,19 @@ impl GuestRam {
             .map_err(|_| MemoryError::NoSuchAddress { gpa, len: data.len() })
     }
 
+    /// Gives all memory back to the host: it reads as zeros, and every page counts as written.
+    ///
+    /// # Errors
+    /// [`MemoryError::Discard`].
+    pub(crate) fn clear(&self) -> Result<(), MemoryError> {
+        for region in self.memory.iter() {
+            raw::discard(region).map_err(MemoryError::Discard)?;
+            let bytes = region.len() as usize;
+            (**region).bitmap().mark_dirty(0, bytes);
+        }
+        Ok(())
+    }
+
     /// The mapped regions, in the order of the layout; the index is KVM's memory slot.
     pub(crate) fn mappings(&self) -> impl Iterator<Item = &GuestRegionMmap<AtomicBitmap>> {
         self.memory.iter()
@@ -167,6 +181,20 @@ mod tests {
         for (page, bytes) in chunk.chunks(PAGE_BYTES).enumerate() {
             assert!(bytes.iter().all(|byte| *byte == expected(page)), "page {page}");
         }
+    }
+
+    #[test]
+    fn cleared_memory_reads_as_zeros_and_counts_as_written() {
+        let ram = ram(4 << 20);
+        ram.copy_in(3, 2, &[7; PAGE_BYTES]).unwrap();
+        ram.mappings().for_each(|region| (**region).bitmap().reset());
+        ram.clear().unwrap();
+        let mut page = [1; PAGE_BYTES];
+        ram.copy_out(3, 2, &mut page).unwrap();
+        assert_eq!(page, [0; PAGE_BYTES]);
+        let dirty: Vec<_> =
+            ram.mappings().flat_map(|region| (**region).bitmap().get_and_reset()).collect();
+        assert_eq!(dirty, vec![!0; 16]);
     }
 
     #[test]

@@ -6,8 +6,10 @@
 //! registers are read and written.
 
 mod kick;
+mod resets;
 mod run;
 mod thread;
 
+pub use resets::OnReboot;
 pub(crate) use run::Vcpu;
 pub(crate) use thread::{Machine, VcpuThread};

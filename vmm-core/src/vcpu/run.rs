@@ -88,6 +88,18 @@ impl Vcpu {
         Err(self.unexpected("an instruction that never ends".into()))
     }
 
+    /// Lets KVM forget an access that an exit has left half done. For a vCPU whose state is about to be
+    /// replaced: KVM would finish the access on the next entry, in the midst of the new state.
+    pub(crate) fn abandon_instruction(&mut self) {
+        for _ in 0..FINISHING_EXITS_MAX {
+            self.fd.set_kvm_immediate_exit(1);
+            if matches!(self.fd.run(), Ok(VcpuExit::Intr) | Err(_)) {
+                break;
+            }
+        }
+        self.fd.set_kvm_immediate_exit(0);
+    }
+
     /// Enters the guest once and handles the exit.
     fn turn(&mut self, machine: &Machine) -> Result<Turn, StopReason> {
         let index = self.index;

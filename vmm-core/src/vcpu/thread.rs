@@ -9,6 +9,7 @@ use kvm_ioctls::VmFd;
 
 use super::Vcpu;
 use super::kick::{Kickable, kick};
+use super::resets::Resets;
 use crate::devices::Ports;
 use crate::error::{Error, Result};
 use crate::event::{EventQueue, StopReason, VmEvent};
@@ -30,6 +31,8 @@ pub(crate) struct Machine {
     /// What it has to tell.
     pub(crate) events: Arc<EventQueue>,
     stopped: OnceLock<StopReason>,
+    /// What a reset means, and whether one is due.
+    pub(crate) resets: Resets,
     vcpus: Mutex<Vec<Arc<Mailbox>>>,
 }
 
@@ -42,6 +45,7 @@ impl Machine {
             ports,
             events: Arc::default(),
             stopped: OnceLock::new(),
+            resets: Resets::default(),
             vcpus: Mutex::default(),
         }
     }
@@ -56,10 +60,24 @@ impl Machine {
         if self.stopped.set(reason.clone()).is_err() {
             return;
         }
+        self.order_all_to_park();
+        self.events.push(VmEvent::Stopped(reason));
+    }
+
+    /// A vCPU cannot go on: the guest starts over when it shall, and ends otherwise. Does not wait.
+    pub(crate) fn end_or_start_over(&self, reason: StopReason) {
+        if !self.resets.starts_over(&reason) {
+            return self.stop(reason);
+        }
+        self.resets.request(reason.clone());
+        self.order_all_to_park();
+        self.events.push(VmEvent::Reset(reason));
+    }
+
+    fn order_all_to_park(&self) {
         for mailbox in self.vcpus.lock().unwrap_or_else(PoisonError::into_inner).iter() {
             mailbox.order(Order::Park);
         }
-        self.events.push(VmEvent::Stopped(reason));
     }
 }
 
@@ -291,7 +309,7 @@ fn serve(mut vcpu: Vcpu, mailbox: &Mailbox, machine: &Machine) {
             Next::Exit => break,
             Next::Run => {
                 if let Err(reason) = vcpu.run(mailbox, machine) {
-                    machine.stop(reason);
+                    machine.end_or_start_over(reason);
                 }
             }
         }

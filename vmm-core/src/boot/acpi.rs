@@ -1,0 +1,245 @@
+//! The ACPI tables, from which a stock kernel learns of processors, interrupts and devices
+//! (ACPI specification 6.5, chapter 5).
+//!
+//! They are one run of bytes: the root pointer first, then FACS, DSDT, FADT, MADT and XSDT. They are
+//! written once at boot and belong to the guest from then on, so they move with its memory. Why
+//! fixed hardware and not the reduced kind: docs/adr/0008-acpi-and-power.md.
+
+use acpi_tables::aml::{
+    Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, Path, ResourceTemplate, Scope,
+};
+use acpi_tables::facs::FACS;
+use acpi_tables::fadt::{FADT, FADTBuilder, Flags, PmProfile};
+use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
+use acpi_tables::madt::{EnabledStatus, IoApic, ProcessorLocalApic};
+use acpi_tables::rsdp::Rsdp;
+use acpi_tables::sdt::Sdt;
+use acpi_tables::xsdt::XSDT;
+use acpi_tables::{Aml, AmlSink};
+
+use super::layout::{IOAPIC_ADDRESS, LAPIC_ADDRESS};
+use crate::devices::power::{
+    PM1_CONTROL_BYTES, PM1_CONTROL_PORT, PM1_EVENT_BYTES, PM1_EVENT_PORT, RESET_PORT, RESET_VALUE,
+    SCI_GSI, SLEEP_TYPE_OFF,
+};
+use crate::devices::{SERIAL_IRQ, SERIAL_PORT};
+
+const OEM: [u8; 6] = *b"LIGHTR";
+const OEM_TABLE: [u8; 8] = *b"LIGHTRVM";
+const OEM_REVISION: u32 = 1;
+/// Bytes of a table's header (table 5.4).
+const HEADER_BYTES: u32 = 36;
+/// Where a table may start; the FACS wants the most.
+const ALIGNMENT: u64 = 64;
+
+/// A virtio-mmio device as the guest's kernel is to find it: its registers, and its interrupt, which
+/// is an edge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MmioWindow {
+    /// Guest-physical address of its registers, in the hole below 4 GiB.
+    pub gpa: u32,
+    /// Bytes of its registers.
+    pub bytes: u32,
+    /// Its interrupt line.
+    pub gsi: u32,
+}
+
+/// The tables of a guest with `vcpus` processors and these devices, to be put at `gpa`, a multiple of
+/// 64 below 4 GiB. The root pointer is the first thing in them.
+pub(super) fn build(gpa: u64, vcpus: u8, devices: &[MmioWindow]) -> Vec<u8> {
+    let mut tables = Tables { gpa, bytes: vec![0; Rsdp::len()] };
+    let facs = tables.add(&encode(&FACS::new()));
+    let dsdt = tables.add(dsdt(devices).as_slice());
+    let fadt = tables.add(&encode(&fadt(facs, dsdt)));
+    let madt = tables.add(madt(vcpus).as_slice());
+    let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
+    xsdt.add_entry(fadt);
+    xsdt.add_entry(madt);
+    let xsdt = tables.add(&encode(&xsdt));
+    let root = encode(&Rsdp::new(OEM, xsdt));
+    tables.bytes[..root.len()].copy_from_slice(&root);
+    tables.bytes
+}
+
+/// Tables one after the other.
+struct Tables {
+    gpa: u64,
+    bytes: Vec<u8>,
+}
+
+impl Tables {
+    /// Adds a table; returns its address.
+    fn add(&mut self, table: &[u8]) -> u64 {
+        let at = (self.bytes.len() as u64).next_multiple_of(ALIGNMENT);
+        self.bytes.resize(at as usize, 0);
+        self.bytes.extend(table);
+        self.gpa + at
+    }
+}
+
+fn encode(table: &dyn Aml) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    table.to_aml_bytes(&mut bytes);
+    bytes
+}
+
+/// Fixed hardware features: the power button is one, there is no sleep button and no clock that wakes.
+fn fadt(facs: u64, dsdt: u64) -> FADT {
+    /// Latencies that mean that there is no such idle state.
+    const NO_C2: u16 = 101;
+    const NO_C3: u16 = 1001;
+    let mut fadt = FADTBuilder::new(OEM, OEM_TABLE, OEM_REVISION)
+        .preferred_pm_profile(PmProfile::EnterpriseServer)
+        .firmware_ctrl_32(facs as u32)
+        .flag(Flags::Wbinvd)
+        .flag(Flags::ProcC1)
+        .flag(Flags::SlpButton)
+        .flag(Flags::FixRtc)
+        .flag(Flags::ResetRegSup)
+        .flag(Flags::Headless);
+    fadt.dsdt = (dsdt as u32).into();
+    fadt.x_dsdt = dsdt.into();
+    fadt.sci_int = (SCI_GSI as u16).into();
+    fadt.pm1a_evt_blk = u32::from(PM1_EVENT_PORT).into();
+    fadt.pm1_evt_len = PM1_EVENT_BYTES;
+    fadt.x_pm1a_evt_blk = port(PM1_EVENT_PORT, PM1_EVENT_BYTES, AccessSize::WordAccess);
+    fadt.pm1a_cnt_blk = u32::from(PM1_CONTROL_PORT).into();
+    fadt.pm1_cnt_len = PM1_CONTROL_BYTES;
+    fadt.x_pm1a_cnt_blk = port(PM1_CONTROL_PORT, PM1_CONTROL_BYTES, AccessSize::WordAccess);
+    fadt.p_lvl2_lat = NO_C2.into();
+    fadt.p_lvl3_lat = NO_C3.into();
+    fadt.iapc_boot_arch = BOOT_ARCHITECTURE.into();
+    fadt.reset_reg = port(RESET_PORT, 1, AccessSize::ByteAccess);
+    fadt.reset_value = RESET_VALUE;
+    fadt.finalize()
+}
+
+/// IA-PC boot architecture flags (table 5.11): there are devices on the ISA bus, namely the serial
+/// port, but no keyboard controller worth probing, no VGA and no CMOS clock.
+const BOOT_ARCHITECTURE: u16 = {
+    const LEGACY_DEVICES: u16 = 1 << 0;
+    const NO_VGA: u16 = 1 << 2;
+    const NO_CMOS_RTC: u16 = 1 << 5;
+    LEGACY_DEVICES | NO_VGA | NO_CMOS_RTC
+};
+
+fn port(port: u16, bytes: u8, access: AccessSize) -> GAS {
+    GAS::new(AddressSpace::SystemIo, bytes * 8, 0, access, port.into())
+}
+
+/// Processors and interrupt controllers (section 5.2.12). `acpi_tables` has the frame for it, but no
+/// way to say that there are 8259s too, nor what the SCI is like; so its parts are put into a table
+/// of our own.
+fn madt(vcpus: u8) -> Sdt {
+    const REVISION: u8 = 5;
+    const HAS_8259S: u32 = 1;
+    let mut entries = Vec::new();
+    entries.extend(LAPIC_ADDRESS.to_le_bytes());
+    entries.extend(HAS_8259S.to_le_bytes());
+    for id in 0..vcpus {
+        let enabled = EnabledStatus::Enabled;
+        ProcessorLocalApic::new(id, id, enabled).to_aml_bytes(&mut entries);
+    }
+    let ioapic_id = vcpus;
+    IoApic::new(ioapic_id, IOAPIC_ADDRESS, 0).to_aml_bytes(&mut entries);
+    entries.extend(sci_override());
+    entries.extend(nmi_of_every_processor());
+    let mut madt = Sdt::new(*b"APIC", HEADER_BYTES, REVISION, OEM, OEM_TABLE, OEM_REVISION);
+    madt.append_slice(&entries);
+    madt
+}
+
+/// ISA interrupts are edges, but the SCI is a level, and active high as KVM's lines are (section
+/// 5.2.12.5).
+fn sci_override() -> [u8; 10] {
+    const INTERRUPT_SOURCE_OVERRIDE: u8 = 2;
+    const ISA: u8 = 0;
+    const ACTIVE_HIGH: u8 = 0b01;
+    const LEVEL: u8 = 0b11 << 2;
+    let [g0, g1, g2, g3] = SCI_GSI.to_le_bytes();
+    let flags = ACTIVE_HIGH | LEVEL;
+    [INTERRUPT_SOURCE_OVERRIDE, 10, ISA, SCI_GSI as u8, g0, g1, g2, g3, flags, 0]
+}
+
+/// Section 5.2.12.7.
+fn nmi_of_every_processor() -> [u8; 6] {
+    const LOCAL_APIC_NMI: u8 = 4;
+    const EVERY_PROCESSOR: u8 = 0xff;
+    const LINT1: u8 = 1;
+    [LOCAL_APIC_NMI, 6, EVERY_PROCESSOR, 0, 0, LINT1]
+}
+
+/// What there is beyond the fixed hardware: the soft-off state, the serial console and the virtio
+/// devices. No code: nothing has to be interpreted when something happens.
+fn dsdt(devices: &[MmioWindow]) -> Sdt {
+    const REVISION: u8 = 2;
+    let mut aml = Vec::new();
+    let (off, none) = (SLEEP_TYPE_OFF, 0u8);
+    Name::new("_S5_".into(), &Package::new(vec![&off, &off, &none, &none])).to_aml_bytes(&mut aml);
+    let serial = serial();
+    let devices: Vec<Encoded> = (0..).zip(devices).map(|(index, it)| virtio(index, it)).collect();
+    let mut children: Vec<&dyn Aml> = vec![&serial];
+    children.extend(devices.iter().map(|device| device as &dyn Aml));
+    Scope::new("\\_SB_".into(), children).to_aml_bytes(&mut aml);
+    let mut dsdt = Sdt::new(*b"DSDT", HEADER_BYTES, REVISION, OEM, OEM_TABLE, OEM_REVISION);
+    dsdt.append_slice(&aml);
+    dsdt
+}
+
+/// AML that is ready.
+struct Encoded(Vec<u8>);
+
+impl Aml for Encoded {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        sink.vec(&self.0);
+    }
+}
+
+fn serial() -> Encoded {
+    const PORTS: u8 = 8;
+    Encoded(encode(&Device::new(
+        "COM1".into(),
+        vec![
+            &Name::new("_HID".into(), &EISAName::new("PNP0501")),
+            &Name::new("_UID".into(), &0u8),
+            &Name::new("_DDN".into(), &"COM1"),
+            &Name::new(
+                "_CRS".into(),
+                &ResourceTemplate::new(vec![
+                    &IO::new(SERIAL_PORT, SERIAL_PORT, 1, PORTS),
+                    &edge(SERIAL_IRQ),
+                ]),
+            ),
+        ],
+    )))
+}
+
+fn virtio(index: u32, window: &MmioWindow) -> Encoded {
+    const COHERENT: u8 = 1;
+    let writable = true;
+    Encoded(encode(&Device::new(
+        Path::new(&format!("V{index:03X}")),
+        vec![
+            &Name::new("_HID".into(), &"LNRO0005"),
+            &Name::new("_UID".into(), &index),
+            &Name::new("_CCA".into(), &COHERENT),
+            &Name::new(
+                "_CRS".into(),
+                &ResourceTemplate::new(vec![
+                    &Memory32Fixed::new(writable, window.gpa, window.bytes),
+                    &edge(window.gsi),
+                ]),
+            ),
+        ],
+    )))
+}
+
+/// An interrupt that a device uses, active high, edge-triggered and its own.
+fn edge(gsi: u32) -> Interrupt {
+    let (consumer, edge, active_low, shared) = (true, true, false, false);
+    Interrupt::new(consumer, edge, active_low, shared, gsi)
+}
+
+#[cfg(test)]
+#[path = "acpi/tests.rs"]
+mod tests;

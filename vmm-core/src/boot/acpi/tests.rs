@@ -1,0 +1,166 @@
+//! The tables read back by the offsets of the specification, and by `iasl`.
+
+use std::process::Command;
+
+use super::*;
+use crate::VCPUS_MAX;
+use crate::boot::layout::{ACPI_TABLES, ACPI_TABLES_END};
+
+const DEVICES: [MmioWindow; 2] = [
+    MmioWindow { gpa: 0xd000_0000, bytes: 0x1000, gsi: 5 },
+    MmioWindow { gpa: 0xd000_1000, bytes: 0x1000, gsi: 16 },
+];
+
+/// The tables in a guest's memory.
+struct Memory(Vec<u8>);
+
+impl Memory {
+    fn with(vcpus: u8, devices: &[MmioWindow]) -> Self {
+        Self(build(ACPI_TABLES, vcpus, devices))
+    }
+
+    fn from(&self, gpa: u64) -> &[u8] {
+        &self.0[(gpa - ACPI_TABLES) as usize..]
+    }
+
+    /// The table at `gpa`, by its own length, with a sum of zero.
+    fn table(&self, gpa: u64) -> &[u8] {
+        let table = self.from(gpa);
+        let table = &table[..word32(table, 4) as usize];
+        assert_eq!(sum(table), 0, "{}", String::from_utf8_lossy(&table[..4]));
+        table
+    }
+
+    /// The tables that the root leads to: FADT, MADT, DSDT.
+    fn found(&self) -> [&[u8]; 3] {
+        let root = self.from(ACPI_TABLES);
+        assert_eq!(&root[..8], b"RSD PTR ");
+        assert_eq!((sum(&root[..20]), sum(&root[..36])), (0, 0));
+        let xsdt = self.table(word64(root, 24));
+        assert_eq!((&xsdt[..4], xsdt.len()), (&b"XSDT"[..], 36 + 2 * 8));
+        let (fadt, madt) = (self.table(word64(xsdt, 36)), self.table(word64(xsdt, 44)));
+        let dsdt = self.table(word64(fadt, 140));
+        assert_eq!([&fadt[..4], &madt[..4], &dsdt[..4]], [b"FACP", b"APIC", b"DSDT"]);
+        assert_eq!(u64::from(word32(fadt, 40)), word64(fadt, 140));
+        [fadt, madt, dsdt]
+    }
+}
+
+fn sum(bytes: &[u8]) -> u8 {
+    bytes.iter().fold(0, |sum: u8, byte| sum.wrapping_add(*byte))
+}
+
+fn word32(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap())
+}
+
+fn word64(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
+}
+
+fn holds(bytes: &[u8], wanted: &[u8]) -> bool {
+    bytes.windows(wanted.len()).any(|window| window == wanted)
+}
+
+#[test]
+fn the_root_leads_to_every_table_and_all_sums_are_zero() {
+    for vcpus in 1..=VCPUS_MAX {
+        Memory::with(vcpus, &DEVICES).found();
+    }
+}
+
+#[test]
+fn the_fixed_hardware_is_where_the_device_is() {
+    let memory = Memory::with(1, &[]);
+    let [fadt, ..] = memory.found();
+    let facs = memory.from(word32(fadt, 36).into());
+    assert_eq!((&facs[..4], word32(facs, 4)), (&b"FACS"[..], 64));
+    assert_eq!(word32(fadt, 36) % 64, 0);
+    assert_eq!(u16::from_le_bytes([fadt[46], fadt[47]]), 9, "SCI");
+    assert_eq!(word32(fadt, 48), 0, "no SMI command: ACPI is always on");
+    assert_eq!((word32(fadt, 56), fadt[88]), (0x600, 4), "PM1a events");
+    assert_eq!((word32(fadt, 64), fadt[89]), (0x604, 2), "PM1a control");
+    assert_eq!(fadt[116..128], [1, 8, 0, 1, 0xf9, 0xc, 0, 0, 0, 0, 0, 0], "reset register");
+    assert_eq!(fadt[128], 6, "reset value");
+    let flags = word32(fadt, 112);
+    assert_eq!(flags & (1 << 4 | 1 << 20), 0, "a fixed power button, and not reduced hardware");
+    assert_ne!(flags & 1 << 10, 0, "the reset register is there");
+}
+
+#[test]
+fn every_processor_and_the_level_of_the_sci_are_told() {
+    let memory = Memory::with(3, &[]);
+    let [_, madt, _] = memory.found();
+    assert_eq!((word32(madt, 36), word32(madt, 40)), (0xfee0_0000, 1));
+    let mut entries = Vec::new();
+    let mut rest = &madt[44..];
+    while let [_, bytes, ..] = rest {
+        let (entry, after) = rest.split_at((*bytes).into());
+        entries.push(entry);
+        rest = after;
+    }
+    let expected: [&[u8]; 6] = [
+        &[0, 8, 0, 0, 1, 0, 0, 0],
+        &[0, 8, 1, 1, 1, 0, 0, 0],
+        &[0, 8, 2, 2, 1, 0, 0, 0],
+        &[1, 12, 3, 0, 0, 0, 0xc0, 0xfe, 0, 0, 0, 0],
+        &[2, 10, 0, 9, 9, 0, 0, 0, 0xd, 0],
+        &[4, 6, 0xff, 0, 0, 1],
+    ];
+    assert_eq!(entries, expected);
+}
+
+#[test]
+fn devices_are_found_with_their_window_and_interrupt() {
+    let memory = Memory::with(1, &DEVICES);
+    let [_, _, dsdt] = memory.found();
+    for (name, device) in [b"V000", b"V001"].into_iter().zip(DEVICES) {
+        assert!(holds(dsdt, name));
+        let mut window = vec![0x86, 9, 0, 1];
+        window.extend(device.gpa.to_le_bytes());
+        window.extend(device.bytes.to_le_bytes());
+        assert!(holds(dsdt, &window), "{device:?}");
+        let mut interrupt = vec![0x89, 6, 0, 0b0011, 1];
+        interrupt.extend(device.gsi.to_le_bytes());
+        assert!(holds(dsdt, &interrupt), "{device:?}");
+    }
+    assert!(holds(dsdt, b"LNRO0005\0"));
+    assert!(holds(dsdt, b"_S5_\x12\x08\x04\x0a\x05\x0a\x05"), "{dsdt:02x?}");
+}
+
+#[test]
+fn as_many_devices_as_there_are_interrupt_lines_fit_the_room() {
+    let devices = [DEVICES[0]; 256];
+    let room = (ACPI_TABLES_END - ACPI_TABLES) as usize;
+    assert!(Memory::with(VCPUS_MAX, &devices).0.len() <= room);
+}
+
+/// Intel's disassembler takes every table without complaint. The tests above need no program.
+#[test]
+fn the_disassembler_takes_every_table() {
+    if std::env::var_os("LIGHTER_SKIP_IASL").is_some() {
+        eprintln!("left out: LIGHTER_SKIP_IASL is set");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let memory = Memory::with(2, &DEVICES);
+    for table in memory.found() {
+        let name = String::from_utf8_lossy(&table[..4]).into_owned();
+        let path = folder.path().join(format!("{name}.aml"));
+        std::fs::write(&path, table).unwrap();
+        let output =
+            Command::new("iasl").arg("-d").arg(&path).output().expect(
+                "iasl (Debian's package `acpica-tools`), or LIGHTER_SKIP_IASL=1 to go without",
+            );
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        assert!(output.status.success(), "{said}");
+        for trouble in ["Error", "Invalid", "incorrect", "Warning"] {
+            assert!(!said.contains(trouble), "{name}: {said}");
+        }
+        let source = std::fs::read_to_string(path.with_extension("dsl")).unwrap();
+        if name == "DSDT" {
+            assert!(source.contains("Device (V001)"), "{source}");
+            assert!(source.contains("0xD0001000"), "{source}");
+        }
+    }
+}

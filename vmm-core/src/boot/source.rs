@@ -1,0 +1,279 @@
+//! What a guest is booted from, kept so that it can be booted again.
+//!
+//! The first boot opens the files and remembers them with a digest of their content. The process that
+//! did so reads the open files again, whatever has become of their names. Saved state carries names and
+//! digests: a process that has the guest from there opens the file of that name and takes it only with
+//! that content. So a guest never wakes up with another kernel, and a peer that sends a state cannot
+//! have a file of this host loaded that it does not know already.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{ErrorKind, Read, Seek};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::Xxh3;
+
+use super::{BootError, BootSource};
+use crate::workload::WorkloadParams;
+
+/// A Linux kernel and what it is given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KernelSource {
+    /// A `bzImage`, or an uncompressed ELF `vmlinux`; told by content.
+    pub kernel: PathBuf,
+    /// Initial RAM disk.
+    pub initrd: Option<PathBuf>,
+    /// Kernel command line, as it is; see [`super::DEFAULT_CMDLINE`].
+    pub cmdline: String,
+    /// Whether it is given ACPI tables.
+    pub acpi: Acpi,
+}
+
+/// Whether a guest is given ACPI tables. Without them it finds its processors in an MP table, has no
+/// power button and cannot switch itself off.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Acpi {
+    /// It is.
+    #[default]
+    On,
+    /// It is not.
+    Off,
+}
+
+/// What a guest boots from, in its saved state.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum BootRecord {
+    /// The embedded workload.
+    Workload(WorkloadParams),
+    /// A Linux kernel.
+    Kernel {
+        /// The kernel.
+        kernel: FileRecord,
+        /// The initial RAM disk.
+        initrd: Option<FileRecord>,
+        /// The kernel command line.
+        cmdline: String,
+        /// Whether it is given ACPI tables.
+        acpi: Acpi,
+    },
+}
+
+/// A file in a saved state.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileRecord {
+    /// Its path, as bytes.
+    pub path: Vec<u8>,
+    /// XXH3 of its content, 128 bits.
+    pub digest: u128,
+}
+
+/// What a guest was booted from, ready to be booted from again.
+#[derive(Debug)]
+pub(crate) enum Origin {
+    /// The embedded workload.
+    Workload(WorkloadParams),
+    /// A Linux kernel.
+    Kernel(KernelFiles),
+}
+
+/// A Linux kernel and what it is given.
+#[derive(Debug)]
+pub(crate) struct KernelFiles {
+    /// The kernel.
+    pub(super) kernel: BootFile,
+    /// The initial RAM disk.
+    pub(super) initrd: Option<BootFile>,
+    /// The kernel command line.
+    pub(super) cmdline: String,
+    /// Whether it is given ACPI tables.
+    pub(super) acpi: Acpi,
+}
+
+impl Origin {
+    /// Opens the files of `source`, none longer than `bytes_max`.
+    ///
+    /// # Errors
+    /// [`BootError::Read`], [`BootError::FileTooLarge`].
+    pub(crate) fn open(source: &BootSource, bytes_max: u64) -> Result<Self, BootError> {
+        let kernel = match source {
+            BootSource::Workload(params) => return Ok(Self::Workload(params.clone())),
+            BootSource::Kernel(kernel) => kernel,
+        };
+        let initrd = kernel.initrd.as_deref();
+        Ok(Self::Kernel(KernelFiles {
+            kernel: BootFile::open("kernel", &kernel.kernel, bytes_max)?,
+            initrd: initrd.map(|path| BootFile::open("initrd", path, bytes_max)).transpose()?,
+            cmdline: kernel.cmdline.clone(),
+            acpi: kernel.acpi,
+        }))
+    }
+
+    /// For a saved state.
+    pub(crate) fn record(&self) -> BootRecord {
+        match self {
+            Self::Workload(params) => BootRecord::Workload(params.clone()),
+            Self::Kernel(files) => BootRecord::Kernel {
+                kernel: files.kernel.record(),
+                initrd: files.initrd.as_ref().map(BootFile::record),
+                cmdline: files.cmdline.clone(),
+                acpi: files.acpi,
+            },
+        }
+    }
+
+    /// From a saved state. Nothing is opened before the guest boots again.
+    pub(crate) fn from_record(record: &BootRecord) -> Self {
+        match record {
+            BootRecord::Workload(params) => Self::Workload(params.clone()),
+            BootRecord::Kernel { kernel, initrd, cmdline, acpi } => Self::Kernel(KernelFiles {
+                kernel: BootFile::from_record("kernel", kernel),
+                initrd: initrd.as_ref().map(|file| BootFile::from_record("initrd", file)),
+                cmdline: cmdline.clone(),
+                acpi: *acpi,
+            }),
+        }
+    }
+}
+
+/// A file that is loaded into guest memory.
+#[derive(Debug)]
+pub(super) struct BootFile {
+    what: &'static str,
+    path: PathBuf,
+    digest: u128,
+    /// Absent when it is known from a saved state only.
+    open: Option<File>,
+}
+
+impl BootFile {
+    fn open(what: &'static str, path: &Path, bytes_max: u64) -> Result<Self, BootError> {
+        let file = open(what, path, bytes_max)?;
+        let digest = digest(&file).map_err(unreadable(what, path))?;
+        Ok(Self { what, path: path.to_path_buf(), digest, open: Some(file) })
+    }
+
+    fn record(&self) -> FileRecord {
+        let path = self.path.as_os_str().as_bytes().to_vec();
+        FileRecord { path, digest: self.digest }
+    }
+
+    fn from_record(what: &'static str, record: &FileRecord) -> Self {
+        let path = PathBuf::from(OsStr::from_bytes(&record.path));
+        Self { what, path, digest: record.digest, open: None }
+    }
+
+    /// Where it was found.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The file, at its beginning, once its content has been found to be what it was at first.
+    ///
+    /// # Errors
+    /// [`BootError::Read`], [`BootError::FileTooLarge`], [`BootError::Changed`].
+    pub(super) fn read(&self, bytes_max: u64) -> Result<File, BootError> {
+        let unreadable = unreadable(self.what, &self.path);
+        let mut file = match &self.open {
+            Some(file) => file.try_clone().map_err(&unreadable)?,
+            None => open(self.what, &self.path, bytes_max)?,
+        };
+        if digest(&file).map_err(&unreadable)? != self.digest {
+            return Err(BootError::Changed { what: self.what, path: self.path.clone() });
+        }
+        file.rewind().map_err(&unreadable)?;
+        Ok(file)
+    }
+}
+
+fn unreadable(what: &'static str, path: &Path) -> impl Fn(std::io::Error) -> BootError {
+    let path = path.to_path_buf();
+    move |cause| BootError::Read { what, path: path.clone(), cause }
+}
+
+/// Opens a file, and nothing but a file: a folder or a device would fail later with a message that
+/// helps nobody, or never end.
+fn open(what: &'static str, path: &Path, bytes_max: u64) -> Result<File, BootError> {
+    let unreadable = unreadable(what, path);
+    let file = regular_file::open(path, File::options().read(true)).map_err(&unreadable)?;
+    let bytes = file.metadata().map_err(&unreadable)?.len();
+    if bytes > bytes_max {
+        return Err(BootError::FileTooLarge { what, path: path.to_path_buf(), bytes });
+    }
+    Ok(file)
+}
+
+/// XXH3 of a file's content from its beginning on, 128 bits.
+fn digest(mut file: &File) -> std::io::Result<u128> {
+    const BUFFER_BYTES: usize = 256 << 10;
+    file.rewind()?;
+    let mut hash = Xxh3::new();
+    let mut buffer = vec![0; BUFFER_BYTES];
+    loop {
+        match file.read(&mut buffer) {
+            Ok(0) => return Ok(hash.digest128()),
+            Ok(bytes) => hash.update(&buffer[..bytes]),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BYTES_MAX: u64 = 1 << 20;
+
+    fn kernel_at(path: &Path) -> BootSource {
+        let (kernel, cmdline) = (path.to_path_buf(), String::from("quiet"));
+        BootSource::Kernel(KernelSource { kernel, initrd: None, cmdline, acpi: Acpi::On })
+    }
+
+    fn content(origin: &Origin) -> Result<String, BootError> {
+        let Origin::Kernel(files) = origin else { panic!("{origin:?}") };
+        let mut text = String::new();
+        files.kernel.read(BYTES_MAX)?.read_to_string(&mut text).unwrap();
+        Ok(text)
+    }
+
+    #[test]
+    fn the_file_of_the_first_boot_is_read_again_although_another_has_its_name_now() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("kernel");
+        std::fs::write(&path, "old").unwrap();
+        let origin = Origin::open(&kernel_at(&path), BYTES_MAX).unwrap();
+        std::fs::write(folder.path().join("new"), "new").unwrap();
+        std::fs::rename(folder.path().join("new"), &path).unwrap();
+        assert_eq!(content(&origin).unwrap(), "old");
+        assert_eq!(content(&origin).unwrap(), "old", "as often as needed");
+    }
+
+    #[test]
+    fn a_file_of_another_host_is_taken_with_the_same_content_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("kernel");
+        std::fs::write(&path, "same").unwrap();
+        let record = Origin::open(&kernel_at(&path), BYTES_MAX).unwrap().record();
+        let elsewhere = Origin::from_record(&record);
+        assert_eq!(elsewhere.record(), record);
+        assert_eq!(content(&elsewhere).unwrap(), "same");
+        std::fs::write(&path, "diff").unwrap();
+        let changed = content(&elsewhere).unwrap_err().to_string();
+        assert!(changed.ends_with("is not the kernel that the guest was started with"), "{changed}");
+        std::fs::remove_file(&path).unwrap();
+        let missing = content(&elsewhere).unwrap_err().to_string();
+        assert!(missing.starts_with("cannot read kernel"), "{missing}");
+    }
+
+    #[test]
+    fn what_is_no_file_or_larger_than_the_guest_is_not_opened() {
+        let device = Origin::open(&kernel_at(Path::new("/dev/zero")), BYTES_MAX);
+        assert!(device.unwrap_err().to_string().contains("not a file"));
+        let large = tempfile::NamedTempFile::new().unwrap();
+        large.as_file().set_len(BYTES_MAX + 1).unwrap();
+        let large = Origin::open(&kernel_at(large.path()), BYTES_MAX).unwrap_err().to_string();
+        assert!(large.ends_with("more than the guest has memory"), "{large}");
+    }
+}

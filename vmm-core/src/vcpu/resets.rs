@@ -1,0 +1,134 @@
+//! What it means when a guest resets or switches itself off, and the reset that is due.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use crate::event::StopReason;
+
+/// What becomes of a guest that resets itself, or faults in a way that resets a processor.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OnReboot {
+    /// It boots again, from what it was first booted from.
+    Restart,
+    /// It ends.
+    #[default]
+    Stop,
+}
+
+/// Shared by the vCPUs, which find that a reset is due, and the VM, which does it.
+#[derive(Debug, Default)]
+pub(crate) struct Resets {
+    restarts: AtomicBool,
+    /// Until when a guest that switches itself off is booted again.
+    power_off_restarts_until: Mutex<Option<Instant>>,
+    /// Why a reset is due.
+    due: Mutex<Option<StopReason>>,
+    done: AtomicU64,
+    last: Mutex<Option<StopReason>>,
+}
+
+impl Resets {
+    /// Sets what becomes of a guest that resets itself.
+    pub(crate) fn set_policy(&self, policy: OnReboot) {
+        self.restarts.store(policy == OnReboot::Restart, Ordering::Release);
+    }
+
+    /// What becomes of a guest that resets itself.
+    pub(crate) fn policy(&self) -> OnReboot {
+        if self.restarts.load(Ordering::Acquire) { OnReboot::Restart } else { OnReboot::Stop }
+    }
+
+    /// Boots a guest that switches itself off before `until` again; `None` takes that back.
+    pub(crate) fn restart_on_power_off(&self, until: Option<Instant>) {
+        *lock(&self.power_off_restarts_until) = until;
+    }
+
+    /// Whether a guest that cannot go on for `reason` is to start over.
+    pub(super) fn starts_over(&self, reason: &StopReason) -> bool {
+        match reason {
+            StopReason::Reset | StopReason::TripleFault { .. } => {
+                self.policy() == OnReboot::Restart
+            }
+            StopReason::PowerOff => {
+                lock(&self.power_off_restarts_until).is_some_and(|until| Instant::now() < until)
+            }
+            _ => false,
+        }
+    }
+
+    /// A reset is due. Of several reasons, the first counts.
+    pub(crate) fn request(&self, reason: StopReason) {
+        lock(&self.due).get_or_insert(reason);
+    }
+
+    /// Why a reset is due, if one is. It no longer is afterwards.
+    pub(crate) fn take(&self) -> Option<StopReason> {
+        lock(&self.due).take()
+    }
+
+    /// Whether a reset is due.
+    pub(crate) fn is_due(&self) -> bool {
+        lock(&self.due).is_some()
+    }
+
+    /// A reset is done.
+    pub(crate) fn note_done(&self, reason: StopReason) {
+        self.restart_on_power_off(None);
+        *lock(&self.last) = Some(reason);
+        self.done.fetch_add(1, Ordering::Release);
+    }
+
+    /// How often the guest has started over, and why it did so last.
+    pub(crate) fn done(&self) -> (u64, Option<StopReason>) {
+        (self.done.load(Ordering::Acquire), lock(&self.last).clone())
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const FAULT: StopReason = StopReason::TripleFault { vcpu: 0, rip: 0 };
+
+    #[test]
+    fn resets_follow_the_policy_and_crashes_never_start_over() {
+        let resets = Resets::default();
+        assert!(!resets.starts_over(&StopReason::Reset));
+        resets.set_policy(OnReboot::Restart);
+        assert!(resets.starts_over(&StopReason::Reset) && resets.starts_over(&FAULT));
+        let broken = StopReason::Unexpected { vcpu: 0, what: "exit".into() };
+        for reason in [StopReason::Asked, StopReason::PowerOff, broken] {
+            assert!(!resets.starts_over(&reason), "{reason}");
+        }
+    }
+
+    #[test]
+    fn a_guest_off_starts_over_only_when_asked_in_time_and_once() {
+        let resets = Resets::default();
+        let minute = Duration::from_secs(60);
+        resets.restart_on_power_off(Some(Instant::now() + minute));
+        assert!(resets.starts_over(&StopReason::PowerOff));
+        resets.note_done(StopReason::PowerOff);
+        assert!(!resets.starts_over(&StopReason::PowerOff));
+        resets.restart_on_power_off(Some(Instant::now()));
+        assert!(!resets.starts_over(&StopReason::PowerOff), "too late");
+    }
+
+    #[test]
+    fn of_several_reasons_the_first_counts() {
+        let resets = Resets::default();
+        resets.request(FAULT);
+        resets.request(StopReason::Reset);
+        assert_eq!(resets.take(), Some(FAULT));
+        assert!(!resets.is_due());
+    }
+}
