@@ -122,3 +122,22 @@ pub(crate) fn copy_memory(from: &Vm, to: &Vm) {
         to.ram().copy_in(index, 0, &chunk).unwrap();
     }
 }
+
+/// A minimal ELF: one segment of `code` at `gpa`, which is also the entry.
+pub(crate) fn elf(gpa: u64, code: &[u8]) -> Vec<u8> {
+    let mut bytes = b"\x7fELF\x02\x01\x01".to_vec();
+    bytes.resize(16, 0);
+    bytes.extend([2, 0, 62, 0, 1, 0, 0, 0]);
+    for word in [gpa, 64, 0] {
+        bytes.extend(word.to_le_bytes());
+    }
+    for half in [0u16, 0, 64, 56, 1, 0, 0, 0] {
+        bytes.extend(half.to_le_bytes());
+    }
+    bytes.extend([1, 0, 0, 0, 7, 0, 0, 0]);
+    for word in [120, gpa, gpa, code.len() as u64, code.len() as u64, 4096] {
+        bytes.extend(u64::to_le_bytes(word));
+    }
+    bytes.extend(code);
+    bytes
+}

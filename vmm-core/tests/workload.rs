@@ -162,3 +162,15 @@ fn stops_when_told() {
     vm.stop();
     assert_eq!(vm.events().take(Duration::ZERO), Some(VmEvent::Stopped(StopReason::Asked)));
 }
+
+#[test]
+fn a_guest_that_is_reset_starts_over_on_every_vcpu_with_nothing_left_of_before() {
+    let vm = working(2, WorkloadParams::default());
+    for turn in 1..=5 {
+        vm.reset().unwrap();
+        assert_eq!(vm.restarts().count, turn);
+        wait_for(&vm, 2, |bell| matches!(bell, Doorbell::Filled { .. }));
+        let report = verified(&vm);
+        assert!(report.is_intact(), "{report:?}");
+    }
+}

@@ -70,8 +70,7 @@ impl Format {
 /// [`BootError::Kernel`].
 pub(super) fn load(ram: &GuestRam, path: &Path, file: &mut File) -> Result<Kernel, BootError> {
     let refused = |reason: String| BootError::Kernel { path: path.to_path_buf(), reason };
-    let unreadable =
-        |cause| BootError::Read { what: "kernel", path: path.to_path_buf(), cause };
+    let unreadable = |cause| BootError::Read { what: "kernel", path: path.to_path_buf(), cause };
     let bytes = file.metadata().map_err(unreadable)?.len();
     let low_end = ram.layout().regions()[0].bytes;
     let kernel = match Format::of(file) {

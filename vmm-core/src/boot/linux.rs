@@ -72,8 +72,7 @@ fn load_initrd(ram: &GuestRam, file: &BootFile, kernel: &Kernel) -> Result<Initr
     let mut open = file.read(ram.bytes())?;
     let unreadable = |cause| unreadable_initrd(file.path(), cause);
     let bytes = open.metadata().map_err(unreadable)?.len();
-    let too_large =
-        || BootError::InitrdTooLarge { initrd_bytes: bytes, kernel_end: kernel.end };
+    let too_large = || BootError::InitrdTooLarge { initrd_bytes: bytes, kernel_end: kernel.end };
     let gpa = kernel.initrd_end_max.checked_sub(bytes).ok_or_else(too_large)?;
     let gpa = gpa & !(PAGE_BYTES as u64 - 1);
     if gpa < kernel.end {
@@ -110,11 +109,7 @@ fn write_cmdline(ram: &GuestRam, cmdline: &str, kernel_max: usize) -> Result<u32
 }
 
 /// Writes the ACPI tables; returns the address of their root.
-fn write_acpi_tables(
-    ram: &GuestRam,
-    vcpus: u8,
-    devices: &[MmioWindow],
-) -> Result<u64, BootError> {
+fn write_acpi_tables(ram: &GuestRam, vcpus: u8, devices: &[MmioWindow]) -> Result<u64, BootError> {
     let tables = acpi::build(ACPI_TABLES, vcpus, devices);
     let room = (ACPI_TABLES_END - ACPI_TABLES) as usize;
     if tables.len() > room {
@@ -264,7 +259,7 @@ mod tests {
     use super::*;
     use crate::BootSource;
     use crate::boot::{DEFAULT_CMDLINE, KernelSource};
-    use crate::testing::empty_vm;
+    use crate::testing::{elf, empty_vm};
 
     fn source(kernel: &Path) -> KernelSource {
         let kernel = kernel.to_path_buf();
@@ -280,25 +275,6 @@ mod tests {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(bytes).unwrap();
         file
-    }
-
-    /// A minimal ELF: one segment of `code` at `gpa`, which is also the entry.
-    fn elf(gpa: u64, code: &[u8]) -> Vec<u8> {
-        let mut bytes = b"\x7fELF\x02\x01\x01".to_vec();
-        bytes.resize(16, 0);
-        bytes.extend([2, 0, 62, 0, 1, 0, 0, 0]);
-        for word in [gpa, 64, 0] {
-            bytes.extend(word.to_le_bytes());
-        }
-        for half in [0u16, 0, 64, 56, 1, 0, 0, 0] {
-            bytes.extend(half.to_le_bytes());
-        }
-        bytes.extend([1, 0, 0, 0, 7, 0, 0, 0]);
-        for word in [120, gpa, gpa, code.len() as u64, code.len() as u64, 4096] {
-            bytes.extend(u64::to_le_bytes(word));
-        }
-        bytes.extend(code);
-        bytes
     }
 
     #[test]

@@ -261,7 +261,10 @@ mod tests {
         assert_eq!(content(&elsewhere).unwrap(), "same");
         std::fs::write(&path, "diff").unwrap();
         let changed = content(&elsewhere).unwrap_err().to_string();
-        assert!(changed.ends_with("is not the kernel that the guest was started with"), "{changed}");
+        assert!(
+            changed.ends_with("is not the kernel that the guest was started with"),
+            "{changed}"
+        );
         std::fs::remove_file(&path).unwrap();
         let missing = content(&elsewhere).unwrap_err().to_string();
         assert!(missing.starts_with("cannot read kernel"), "{missing}");

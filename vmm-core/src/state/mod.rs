@@ -16,8 +16,8 @@ mod tests;
 
 use serde::{Deserialize, Serialize};
 
-use crate::codec;
 use crate::boot::BootRecord;
+use crate::codec;
 use crate::devices::{PowerState, SerialState};
 use crate::vcpu::OnReboot;
 

@@ -102,11 +102,8 @@ impl Vm {
         let (Some(origin), Some(pristine)) = (&*origin, &self.pristine) else {
             return Err(Error::NeverBooted);
         };
-        let answers: Vec<_> = self
-            .vcpus
-            .iter()
-            .map(|vcpu| vcpu.submit(|vcpu| vcpu.abandon_instruction()))
-            .collect();
+        let answers: Vec<_> =
+            self.vcpus.iter().map(|vcpu| vcpu.submit(|vcpu| vcpu.abandon_instruction())).collect();
         answers.into_iter().try_for_each(|answer| answer.wait())?;
         // The guest's TSC goes on counting, at the same value on all vCPUs.
         let clock = ClockPair::of(&pristine.clock);
@@ -117,3 +114,6 @@ impl Vm {
         boot::boot(self, origin)
     }
 }
+
+#[cfg(test)]
+mod tests;
