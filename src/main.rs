@@ -12,6 +12,7 @@ mod api;
 mod cli;
 mod clock;
 mod demo;
+mod ended;
 mod exit;
 mod file_lock;
 mod guest;
@@ -60,7 +61,10 @@ fn dispatch(cli: &Cli) -> Result<Exit> {
         Verb::Show(args) => verbs::show::run(&state, args),
         Verb::Pause(args) => verbs::power::pause(&state, args),
         Verb::Resume(args) => verbs::power::resume(&state, args),
-        Verb::Stop(args) => verbs::power::stop(&state, args),
+        Verb::Shutdown(args) => verbs::power::shutdown(&state, args),
+        Verb::Reboot(args) => verbs::power::reboot(&state, args),
+        Verb::Reset(args) => verbs::power::reset(&state, args),
+        Verb::Destroy(args) => verbs::power::destroy(&state, args),
         Verb::Save(args) => verbs::save::run(&state, args),
         Verb::Certs(args) => verbs::certs::run(&state, args),
     }

@@ -4,6 +4,7 @@
 //! certs/        ca.pem ca.key host.pem host.key
 //! guests/NAME/  lock guest.json api.sock console.log
 //! migrations/   ID.source.json ID.destination.json
+//! ended/        NAME.json
 //! node.sock node.json node.lock counted.json
 //! ```
 //!
@@ -17,8 +18,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 
+use crate::ended::EndedGuests;
 use crate::file_lock::FileLock;
 use crate::names::GuestName;
+use crate::units::format_uptime;
 
 /// The longest path of a Unix socket, in bytes (`sun_path` of unix(7), less its terminating zero).
 const SOCKET_PATH_BYTES_MAX: usize = 107;
@@ -79,6 +82,11 @@ impl StateDir {
         self.root.join("migrations")
     }
 
+    /// How guests of this host ended.
+    pub(crate) fn ended(&self) -> EndedGuests {
+        EndedGuests::in_folder(self.root.join("ended"))
+    }
+
     /// The node's API socket.
     pub(crate) fn node_socket(&self) -> PathBuf {
         self.root.join("node.sock")
@@ -108,7 +116,8 @@ impl StateDir {
     /// # Errors
     /// The file system refuses.
     pub(crate) fn create(&self) -> Result<()> {
-        for folder in [self.root.clone(), self.guests(), self.migrations(), self.certs()] {
+        let ended = self.root.join("ended");
+        for folder in [self.root.clone(), self.guests(), self.migrations(), self.certs(), ended] {
             create_private(&folder)?;
         }
         Ok(())
@@ -152,7 +161,12 @@ impl StateDir {
         } else {
             format!("there is: {}", others.join(", "))
         };
-        bail!("no guest {name} in {} ({known})", self.root.display())
+        let past = self
+            .ended()
+            .read(name)
+            .map(|ended| format!("; it {} {} ago", ended.reason, format_uptime(ended.age())));
+        let past = past.unwrap_or_default();
+        bail!("no guest {name} in {} ({known}){past}", self.root.display())
     }
 }
 

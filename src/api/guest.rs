@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use super::error::ApiError;
 use super::types::{
     ConsoleInput, ConsoleTaken, GuestInfo, MigrationRequest, MigrationStarted, MigrationStatus,
-    Resolution, ResolveRequest, SaveRequest, Saved, StateAnswer, WorkloadControl,
+    RebootRequest, Resolution, ResolveRequest, SaveRequest, Saved, StateAnswer, WorkloadControl,
     WorkloadControlled, WorkloadInfo,
 };
 
@@ -33,6 +33,21 @@ pub(crate) trait GuestControl: Send + Sync + 'static {
     fn pause(&self) -> Result<StateAnswer, ApiError>;
     /// Lets the vCPUs run; done already is fine.
     fn resume(&self) -> Result<StateAnswer, ApiError>;
+    /// Presses the power button.
+    ///
+    /// # Errors
+    /// As [`Self::pause`], or the guest does not listen to the button.
+    fn shut_down(&self) -> Result<StateAnswer, ApiError>;
+    /// Presses the power button, and boots the guest again once it has switched itself off.
+    ///
+    /// # Errors
+    /// As [`Self::shut_down`].
+    fn reboot(&self, request: &RebootRequest) -> Result<StateAnswer, ApiError>;
+    /// Resets the guest, also while it is migrated.
+    ///
+    /// # Errors
+    /// It does not run.
+    fn reset(&self) -> Result<StateAnswer, ApiError>;
     /// Ends the guest, and with it the process, once the answer is on its way.
     fn stop(&self) -> Result<StateAnswer, ApiError>;
     /// Writes memory and state to a file.
@@ -100,6 +115,11 @@ fn routes() -> Vec<Route> {
         ask(Method::GET, "/v1/guest", done, |guest| Ok(guest.info())),
         ask(Method::PUT, "/v1/guest/pause", done, |guest| guest.pause()),
         ask(Method::PUT, "/v1/guest/resume", done, |guest| guest.resume()),
+        ask(Method::PUT, "/v1/guest/shutdown", begun, |guest| guest.shut_down()),
+        tell(Method::PUT, "/v1/guest/reboot", begun, |guest, request: RebootRequest| {
+            guest.reboot(&request)
+        }),
+        ask(Method::PUT, "/v1/guest/reset", done, |guest| guest.reset()),
         ask(Method::PUT, "/v1/guest/stop", begun, |guest| guest.stop()),
         tell(Method::POST, "/v1/guest/save", done, |guest, request: SaveRequest| {
             guest.save(&request)
@@ -191,7 +211,7 @@ mod tests {
     use super::super::client::{ApiClient, AskError};
     use super::super::error::Reason;
     use super::super::server;
-    use super::super::types::{GuestKind, GuestState};
+    use super::super::types::{GuestKind, GuestState, OnReboot};
     use super::*;
 
     /// A guest that is always paused and being migrated.
@@ -214,6 +234,9 @@ mod tests {
                 memory_bytes: 1,
                 vcpus: 1,
                 started_unix_ms: 0,
+                on_reboot: OnReboot::Stop,
+                restarts: 0,
+                last_restart: None,
                 migration_id: None,
                 detail: None,
             }
@@ -222,6 +245,15 @@ mod tests {
             Ok(PAUSED)
         }
         fn resume(&self) -> Result<StateAnswer, ApiError> {
+            Ok(PAUSED)
+        }
+        fn shut_down(&self) -> Result<StateAnswer, ApiError> {
+            migrating()
+        }
+        fn reboot(&self, _: &RebootRequest) -> Result<StateAnswer, ApiError> {
+            migrating()
+        }
+        fn reset(&self) -> Result<StateAnswer, ApiError> {
             Ok(PAUSED)
         }
         fn stop(&self) -> Result<StateAnswer, ApiError> {

@@ -50,6 +50,16 @@ pub(crate) enum GuestKind {
     Linux,
 }
 
+/// What becomes of a guest that resets itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum OnReboot {
+    /// It boots again.
+    Restart,
+    /// It ends.
+    Stop,
+}
+
 /// `GET /v1/guest`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct GuestInfo {
@@ -69,10 +79,24 @@ pub(crate) struct GuestInfo {
     pub(crate) vcpus: u8,
     /// When this process started, in milliseconds since 1970.
     pub(crate) started_unix_ms: u64,
+    /// What becomes of it when it resets itself.
+    pub(crate) on_reboot: OnReboot,
+    /// How often it has started over in this process.
+    pub(crate) restarts: u64,
+    /// Why it did so last, for people.
+    pub(crate) last_restart: Option<String>,
     /// The migration that is running, or the last one.
     pub(crate) migration_id: Option<Uuid>,
     /// More about the state, for people: why it is in doubt and what to do.
     pub(crate) detail: Option<String>,
+}
+
+/// `PUT /v1/guest/reboot`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RebootRequest {
+    /// The guest boots again should it switch itself off within this time, in milliseconds.
+    pub(crate) timeout_ms: u64,
 }
 
 /// `POST /v1/guest/migration`.

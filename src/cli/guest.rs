@@ -1,18 +1,20 @@
-//! Arguments of the verbs about one guest: run, restore, save, ls, show, pause, resume, stop.
+//! Arguments of the verbs about one guest: run, restore, save, ls, show, pause, resume, shutdown, reboot, reset, destroy.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
 use super::JsonFlag;
 use crate::names::GuestName;
-use crate::units::parse_size;
+use crate::units::{parse_duration, parse_size};
 
 const RUN_EXAMPLES: &str = "\
 Examples:
   lighter run                                          the built-in workload, 512 MiB, until Ctrl-C
   lighter run --name w1 --memory 1G --dirty-rate 20000 --detach
-  lighter run --name linux --memory 512M --cpus 2 --kernel vmlinux --initrd initramfs.gz --cmdline 'console=ttyS0'
+  lighter run --name linux --memory 512M --cpus 2 --kernel /boot/vmlinuz --initrd initramfs.gz
+  lighter run --kernel vmlinux --acpi off --on-reboot stop
 
 A kernel's serial console is on this terminal: all keys go to the guest, but Ctrl-] ends it. With --detach
 the console is written to guests/NAME/console.log in the state folder.";
@@ -33,7 +35,7 @@ pub(crate) struct RunArgs {
     #[arg(long, short, value_parser = clap::value_parser!(u8).range(1..=8), default_value_t = 1, value_name = "N")]
     pub(crate) cpus: u8,
 
-    /// Linux kernel to boot instead of the built-in workload: an ELF vmlinux.
+    /// Linux kernel to boot instead of the built-in workload: a bzImage (vmlinuz) or an ELF vmlinux.
     #[arg(long, value_name = "FILE")]
     pub(crate) kernel: Option<PathBuf>,
 
@@ -41,9 +43,17 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "FILE", requires = "kernel")]
     pub(crate) initrd: Option<PathBuf>,
 
-    /// The kernel's command line.
-    #[arg(long, value_name = "TEXT", requires = "kernel", default_value = vmm_core::boot::DEFAULT_CMDLINE)]
-    pub(crate) cmdline: String,
+    /// The kernel's command line [default: console=ttyS0; without ACPI also acpi=off reboot=k].
+    #[arg(long, value_name = "TEXT", requires = "kernel")]
+    pub(crate) cmdline: Option<String>,
+
+    /// Whether the kernel gets ACPI tables: with them it finds its devices, has a power button and can switch itself off.
+    #[arg(long, value_enum, default_value_t, requires = "kernel", value_name = "SWITCH")]
+    pub(crate) acpi: SwitchArg,
+
+    /// What to do when the guest resets itself [default: restart a kernel, stop the workload].
+    #[arg(long, value_enum, value_name = "ACTION")]
+    pub(crate) on_reboot: Option<OnRebootArg>,
 
     #[command(flatten)]
     pub(crate) background: BackgroundArgs,
@@ -68,6 +78,25 @@ pub(crate) struct WorkloadArgs {
     /// What the pages hold.
     #[arg(long, value_enum, default_value_t, value_name = "PATTERN", conflicts_with = "kernel")]
     pub(crate) pattern: PatternArg,
+}
+
+/// On or off.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SwitchArg {
+    /// On.
+    #[default]
+    On,
+    /// Off.
+    Off,
+}
+
+/// What becomes of a guest that resets itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OnRebootArg {
+    /// It boots again, in the same process and under the same name.
+    Restart,
+    /// It ends.
+    Stop,
 }
 
 /// What the workload's pages hold.
@@ -134,12 +163,38 @@ pub(crate) struct SaveArgs {
 Examples:
   lighter pause web-1
   lighter resume web-1
-  lighter stop web-1
+  lighter reset web-1
+  lighter destroy web-1
 
-A guest that is being migrated is not paused, resumed or stopped: `lighter cancel NAME` first.")]
+`reset` and `destroy` do not ask the guest: what it has not written to a disk is lost. See `lighter shutdown`
+and `lighter reboot` for the kind way. `stop` is another name for `destroy`.
+
+A guest that is being migrated is not paused, resumed or destroyed: `lighter cancel NAME` first. It can be
+reset: the migration goes on, and moves the guest as it boots.")]
 pub(crate) struct NameArgs {
     /// The guest.
     pub(crate) name: GuestName,
+}
+
+/// `lighter shutdown` and `lighter reboot`: verbs that press the power button.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  lighter shutdown web-1
+  lighter shutdown web-1 --timeout 5m
+  lighter reboot web-1
+
+The guest's system decides what its power button does; most shut down. A guest that runs without ACPI, that is
+still booting, or that is the built-in workload does not listen to it, and this says so at once. `reboot` boots
+the guest again when it has switched itself off within the timeout. `lighter destroy` ends a guest that does not
+answer, `lighter reset` boots it again.")]
+pub(crate) struct ButtonArgs {
+    /// The guest.
+    pub(crate) name: GuestName,
+
+    /// How long the guest may take.
+    #[arg(long, value_parser = parse_duration, default_value = "60s", value_name = "TIME")]
+    pub(crate) timeout: Duration,
 }
 
 /// `lighter ls`.
@@ -147,8 +202,13 @@ pub(crate) struct NameArgs {
 #[command(after_help = "\
 Examples:
   lighter ls
+  lighter ls --all
   lighter ls --json")]
 pub(crate) struct ListArgs {
+    /// List the last guests that have ended, too, and how they did.
+    #[arg(long, short)]
+    pub(crate) all: bool,
+
     #[command(flatten)]
     pub(crate) json: JsonFlag,
 }

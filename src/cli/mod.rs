@@ -121,8 +121,15 @@ pub(crate) enum Verb {
     Pause(guest::NameArgs),
     /// Let a paused guest go on.
     Resume(guest::NameArgs),
-    /// End a guest, like pulling its plug.
-    Stop(guest::NameArgs),
+    /// Ask a guest to shut down, as its power button does, and wait until it has.
+    Shutdown(guest::ButtonArgs),
+    /// Ask a guest to shut down, and boot it again when it has.
+    Reboot(guest::ButtonArgs),
+    /// Reset a guest at once, like the button on a machine: it boots again.
+    Reset(guest::NameArgs),
+    /// End a guest at once, like pulling its plug.
+    #[command(visible_alias = "stop")]
+    Destroy(guest::NameArgs),
     /// Write a guest's memory and state to a file.
     Save(guest::SaveArgs),
     /// Run a guest from a file that `save` wrote.

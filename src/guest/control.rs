@@ -1,9 +1,10 @@
 //! What a guest process does when its API is asked: each request against what the process is busy with.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use migrate::error::OperatorChoice;
 use vmm_core::RunState;
+use vmm_core::devices::ButtonPress;
 
 use super::leaving::Departure;
 use super::machine::SharedMachine;
@@ -13,10 +14,13 @@ use super::{saved, workload};
 use crate::api::guest::GuestControl;
 use crate::api::types::{
     ConsoleInput, ConsoleTaken, GuestInfo, GuestKind, GuestState, MigrationRequest,
-    MigrationStarted, MigrationStatus, Resolution, SaveRequest, Saved, StateAnswer,
-    WorkloadControl, WorkloadControlled, WorkloadInfo,
+    MigrationStarted, MigrationStatus, OnReboot, RebootRequest, Resolution, SaveRequest, Saved,
+    StateAnswer, WorkloadControl, WorkloadControlled, WorkloadInfo,
 };
 use crate::api::{ApiError, Reason};
+
+/// A guest that takes longer to shut down does not boot again by itself.
+const REBOOT_TIMEOUT_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// A guest process behind the API; a type of its own because starting a migration needs the process shared.
 #[derive(Debug, Clone)]
@@ -86,6 +90,31 @@ impl ProcessControl {
         }
     }
 
+    /// Presses the power button of a guest that shall boot again should it switch itself off until then.
+    fn press_power_button(&self, boots_again: Option<Instant>) -> Result<StateAnswer, ApiError> {
+        let occupation = self.process().occupation();
+        self.refuse_when_busy(&occupation)?;
+        let vm = self.machine()?.vm();
+        // Before the press: the guest may be quick.
+        vm.restart_on_power_off(boots_again);
+        let pressed = vm.press_power_button();
+        if !matches!(pressed, Ok(ButtonPress::Delivered)) {
+            vm.restart_on_power_off(None);
+        }
+        drop(occupation);
+        match pressed.map_err(ApiError::failed)? {
+            ButtonPress::Delivered => Ok(self.state()),
+            ButtonPress::Ignored => {
+                let name = self.process().name();
+                let text = format!(
+                    "{name} does not listen to its power button: it is still booting, runs without ACPI or is the built-in \
+                     workload; `lighter destroy {name}` ends it, `lighter reset {name}` boots it again"
+                );
+                Err(ApiError::new(Reason::WrongState, text))
+            }
+        }
+    }
+
     fn state(&self) -> StateAnswer {
         StateAnswer { state: self.process().guest_state() }
     }
@@ -106,6 +135,7 @@ impl GuestControl for ProcessControl {
             let occupation = self.process().occupation();
             (occupation.session().map(MigrationSession::id), occupation.doubt())
         };
+        let restarts = machine.map(|machine| machine.vm().restarts()).unwrap_or_default();
         let last = || self.process().last_migration().as_ref().map(|(id, _)| *id);
         GuestInfo {
             name: identity.name.clone(),
@@ -116,6 +146,12 @@ impl GuestControl for ProcessControl {
             memory_bytes: machine.map_or(0, |machine| machine.shape().memory_bytes),
             vcpus: machine.map_or(0, |machine| machine.shape().vcpus),
             started_unix_ms: identity.started_unix_ms,
+            on_reboot: match machine.map(|machine| machine.vm().on_reboot()) {
+                Some(vmm_core::OnReboot::Restart) => OnReboot::Restart,
+                Some(vmm_core::OnReboot::Stop) | None => OnReboot::Stop,
+            },
+            restarts: restarts.count,
+            last_restart: restarts.last.map(|reason| reason.to_string()),
             migration_id: running.or_else(last).map(|id| id.0),
             detail,
         }
@@ -127,6 +163,22 @@ impl GuestControl for ProcessControl {
 
     fn resume(&self) -> Result<StateAnswer, ApiError> {
         self.on_own_guest(|machine| machine.vm().resume())
+    }
+
+    fn shut_down(&self) -> Result<StateAnswer, ApiError> {
+        self.press_power_button(None)
+    }
+
+    fn reboot(&self, request: &RebootRequest) -> Result<StateAnswer, ApiError> {
+        let timeout = Duration::from_millis(request.timeout_ms).min(REBOOT_TIMEOUT_MAX);
+        self.press_power_button(Some(Instant::now() + timeout))
+    }
+
+    fn reset(&self) -> Result<StateAnswer, ApiError> {
+        self.refuse_when_incomplete()?;
+        // Not `on_own_guest`: a migration goes on, with every page to be sent again.
+        self.machine()?.vm().reset().map_err(ApiError::failed)?;
+        Ok(self.state())
     }
 
     fn stop(&self) -> Result<StateAnswer, ApiError> {

@@ -1,11 +1,13 @@
 //! What the arguments of `run` mean together.
 
-use anyhow::{Context, Result};
-use vmm_core::boot::KernelSource;
-use vmm_core::workload::{Pattern, WorkloadParams};
-use vmm_core::{BootSource, VmShape};
+use std::path::Path;
 
-use crate::cli::guest::{PatternArg, RunArgs, WorkloadArgs};
+use anyhow::{Context, Result};
+use vmm_core::boot::{Acpi, DEFAULT_CMDLINE, DEFAULT_CMDLINE_WITHOUT_ACPI, KernelSource};
+use vmm_core::workload::{Pattern, WorkloadParams};
+use vmm_core::{BootSource, OnReboot, VmShape};
+
+use crate::cli::guest::{OnRebootArg, PatternArg, RunArgs, SwitchArg, WorkloadArgs};
 use crate::names::GuestName;
 
 /// A guest to be started.
@@ -17,6 +19,8 @@ pub(crate) struct Plan {
     pub(crate) shape: VmShape,
     /// What it runs.
     pub(crate) boot: BootSource,
+    /// What becomes of it when it resets itself.
+    pub(crate) on_reboot: OnReboot,
 }
 
 impl Plan {
@@ -29,20 +33,36 @@ impl Plan {
             .with_context(|| format!("cannot run {name}"))?;
         let boot = match &args.kernel {
             None => BootSource::Workload(workload(&args.workload)),
-            Some(kernel) => {
-                for file in [Some(kernel), args.initrd.as_ref()].into_iter().flatten() {
-                    std::fs::metadata(file)
-                        .with_context(|| format!("cannot boot {}", file.display()))?;
-                }
-                BootSource::Kernel(KernelSource {
-                    kernel: kernel.clone(),
-                    initrd: args.initrd.clone(),
-                    cmdline: args.cmdline.clone(),
-                })
-            }
+            Some(kernel) => BootSource::Kernel(kernel_source(args, kernel)?),
         };
-        Ok(Self { name, shape, boot })
+        let on_reboot = match (args.on_reboot, &boot) {
+            (Some(OnRebootArg::Restart), _) => OnReboot::Restart,
+            (Some(OnRebootArg::Stop), _) => OnReboot::Stop,
+            // The workload never resets itself: when it does, something is wrong and should be seen.
+            (None, BootSource::Workload(_)) => OnReboot::Stop,
+            (None, BootSource::Kernel(_)) => OnReboot::Restart,
+        };
+        Ok(Self { name, shape, boot, on_reboot })
     }
+}
+
+fn kernel_source(args: &RunArgs, kernel: &Path) -> Result<KernelSource> {
+    // A guest that is migrated and boots again on the other host finds its files by these names.
+    let find = |file: &Path| {
+        let found = std::path::absolute(file);
+        let found = found.and_then(|path| std::fs::metadata(&path).map(|_| path));
+        found.with_context(|| format!("cannot boot {}", file.display()))
+    };
+    let (acpi, cmdline) = match args.acpi {
+        SwitchArg::On => (Acpi::On, DEFAULT_CMDLINE),
+        SwitchArg::Off => (Acpi::Off, DEFAULT_CMDLINE_WITHOUT_ACPI),
+    };
+    Ok(KernelSource {
+        kernel: find(kernel)?,
+        initrd: args.initrd.as_deref().map(find).transpose()?,
+        cmdline: args.cmdline.clone().unwrap_or_else(|| cmdline.to_owned()),
+        acpi,
+    })
 }
 
 fn workload(args: &WorkloadArgs) -> WorkloadParams {

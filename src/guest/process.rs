@@ -17,6 +17,7 @@ use super::session::MigrationSession;
 use super::workload::BadNews;
 use crate::api::types::{GuestState, MigrationStatus};
 use crate::clock::unix_ms;
+use crate::ended::{Ended, How};
 use crate::names::GuestName;
 use crate::signals::EndSignals;
 use crate::state_dir::{GuestIdentity, StateDir};
@@ -44,6 +45,22 @@ pub(crate) enum Ending {
         /// Which, and why.
         message: String,
     },
+}
+
+impl Ending {
+    /// What is remembered of it, of the guest `name`.
+    pub(crate) fn record(&self, name: GuestName, uuid: Uuid) -> Ended {
+        let (how, reason) = match self {
+            Self::Asked => (How::Destroyed, "was ended on request".to_owned()),
+            Self::Guest(StopReason::PowerOff) => (How::PoweredOff, "powered off".to_owned()),
+            Self::Guest(StopReason::Reset) => (How::Reset, "reset itself".to_owned()),
+            Self::Guest(StopReason::Asked) => (How::Destroyed, "was ended on request".to_owned()),
+            Self::Guest(reason) => (How::Crashed, format!("crashed ({reason})")),
+            Self::Moved { destination } => (How::Moved, format!("moved to {destination}")),
+            Self::Discarded { message } => (How::Discarded, format!("was given up ({message})")),
+        };
+        Ended { name, uuid, ended_unix_ms: unix_ms(), how, reason }
+    }
 }
 
 /// What a guest process is busy with; decides what it may be asked.
@@ -167,6 +184,10 @@ impl GuestProcess {
                 let Some(process) = process.upgrade() else { return };
                 match event {
                     Some(VmEvent::Stopped(reason)) => return process.guest_stopped(reason),
+                    Some(VmEvent::Reset(reason)) => {
+                        tracing::info!(guest = %process.name(), %reason, "the guest starts over");
+                        machine.vm().start_over();
+                    }
                     Some(VmEvent::Doorbell { value, .. }) => {
                         bad_news.hear(process.name(), &machine, value);
                     }

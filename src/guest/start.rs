@@ -41,6 +41,7 @@ pub(crate) fn run(state: &StateDir, args: &RunArgs) -> Result<Exit> {
     let console = life.console();
     let machine = Machine::create(plan.name.clone(), Uuid::new_v4(), plan.shape, &console)?;
     machine.vm().boot(&plan.boot).with_context(|| format!("cannot boot {}", plan.name))?;
+    machine.vm().set_on_reboot(plan.on_reboot);
     life.lead(Arc::new(machine), &console)
 }
 
@@ -182,6 +183,10 @@ impl Life {
         // Whoever sees the folder gone may count on the guest being gone too; so it goes last.
         self.runtime.shutdown_timeout(std::time::Duration::from_secs(1));
         let name = self.claim.dir().name().clone();
+        let uuid = process.machine().map_or(process.identity().uuid, |machine| machine.uuid());
+        if let Err(error) = self.state.ended().write(&ending.record(name.clone(), uuid)) {
+            tracing::warn!(guest = %name, "how it ended is not remembered: {error:#}");
+        }
         drop(self.claim);
         farewell(&name, ending)
     }

@@ -157,7 +157,7 @@ mod tests {
     use super::super::liveness::tests::source_record;
     use super::super::outcomes::tests::report;
     use super::*;
-    use crate::api::types::{GuestInfo, GuestKind, MigrationStatus};
+    use crate::api::types::{GuestInfo, GuestKind, MigrationStatus, OnReboot};
 
     fn view(state: GuestState, migration: Option<MigrationStatus>) -> GuestView {
         let info = GuestInfo {
@@ -169,6 +169,9 @@ mod tests {
             memory_bytes: 512 << 20,
             vcpus: 2,
             started_unix_ms: 1000,
+            on_reboot: OnReboot::Stop,
+            restarts: 0,
+            last_restart: None,
             migration_id: None,
             detail: None,
         };

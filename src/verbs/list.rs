@@ -7,9 +7,10 @@ use serde::Serialize;
 
 use super::session::block_on;
 use crate::api::ApiClient;
-use crate::api::types::GuestInfo;
+use crate::api::types::{GuestInfo, GuestState};
 use crate::cli::Output;
 use crate::cli::guest::ListArgs;
+use crate::ended::Ended;
 use crate::exit::Exit;
 use crate::names::GuestName;
 use crate::output;
@@ -63,15 +64,46 @@ impl Listed {
     }
 }
 
+/// A guest in a listing.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum Entry<'a> {
+    /// It has a process.
+    Live(&'a Listed),
+    /// It has none any more.
+    Past(PastGuest<'a>),
+}
+
+/// A guest that has ended.
+#[derive(Debug, Serialize)]
+pub(crate) struct PastGuest<'a> {
+    #[serde(flatten)]
+    ended: &'a Ended,
+    state: GuestState,
+}
+
+impl<'a> From<&'a Ended> for PastGuest<'a> {
+    fn from(ended: &'a Ended) -> Self {
+        Self { ended, state: GuestState::Ended }
+    }
+}
+
 /// Lists the guests of this host.
 ///
 /// # Errors
 /// The state folder cannot be read.
 pub(crate) fn run(state: &StateDir, args: &ListArgs) -> Result<Exit> {
     let guests = block_on(look_at_all(state.live_guests()?))?;
+    let mut past = if args.all { state.ended().list() } else { Vec::new() };
+    past.retain(|ended| guests.iter().all(|guest| *guest.name() != ended.name));
     match args.json.output() {
-        Output::Json => output::print_json(&guests)?,
-        Output::Text => output::print(table(&guests))?,
+        Output::Json => {
+            let live = guests.iter().map(Entry::Live);
+            let past = past.iter().map(|ended| Entry::Past(ended.into()));
+            output::print_json(&live.chain(past).collect::<Vec<_>>())?;
+        }
+        Output::Text if past.is_empty() => output::print(table(&guests))?,
+        Output::Text => output::print(format!("{}\n{}", table(&guests), past_table(&past)))?,
     }
     Ok(Exit::Done)
 }
@@ -124,6 +156,15 @@ fn table(guests: &[Listed]) -> String {
     table.render()
 }
 
+fn past_table(past: &[Ended]) -> String {
+    let mut table = Table::new(&["NAME", "ENDED", "HOW"]);
+    for ended in past {
+        let ago = format!("{} ago", format_uptime(ended.age()));
+        table.row([ended.name.to_string(), ago, ended.reason.clone()]);
+    }
+    table.render()
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -134,7 +175,7 @@ mod tests {
 
     use super::*;
     use crate::api::server::Server;
-    use crate::api::types::{GuestKind, GuestState};
+    use crate::api::types::{GuestKind, OnReboot};
 
     fn info(name: &GuestName) -> GuestInfo {
         GuestInfo {
@@ -146,6 +187,9 @@ mod tests {
             memory_bytes: 512 << 20,
             vcpus: 2,
             started_unix_ms: 0,
+            on_reboot: OnReboot::Restart,
+            restarts: 0,
+            last_restart: None,
             migration_id: None,
             detail: None,
         }

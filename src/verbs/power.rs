@@ -1,17 +1,26 @@
-//! `lighter pause`, `resume` and `stop`.
+//! `lighter pause`, `resume`, `shutdown`, `reboot`, `reset` and `destroy`.
 
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
 use super::session::{block_on, guest_client};
-use crate::api::types::StateAnswer;
-use crate::cli::guest::NameArgs;
+use crate::api::ApiClient;
+use crate::api::types::{GuestInfo, RebootRequest, StateAnswer};
+use crate::cli::guest::{ButtonArgs, NameArgs};
 use crate::exit::Exit;
-use crate::state_dir::StateDir;
+use crate::output;
+use crate::state_dir::{GuestDir, StateDir};
+use crate::units::format_duration;
 
 /// How long a guest's process may take to end.
-const STOP_PATIENCE: Duration = Duration::from_secs(30);
+const END_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Between two looks at a guest that is awaited.
+const LOOK_PAUSE: Duration = Duration::from_millis(10);
+
+/// Between two questions to a guest that is awaited.
+const QUESTION_PAUSE: Duration = Duration::from_millis(100);
 
 /// Stops a guest's vCPUs.
 ///
@@ -29,31 +38,117 @@ pub(crate) fn resume(state: &StateDir, args: &NameArgs) -> Result<Exit> {
     tell(state, args, "resume")
 }
 
+/// Resets a guest.
+///
+/// # Errors
+/// There is no such guest, or it does not run.
+pub(crate) fn reset(state: &StateDir, args: &NameArgs) -> Result<Exit> {
+    tell(state, args, "reset")
+}
+
 /// Ends a guest, and waits until nothing is left of it.
 ///
 /// # Errors
 /// As [`pause`]; or its process does not end.
-pub(crate) fn stop(state: &StateDir, args: &NameArgs) -> Result<Exit> {
-    let exit = tell(state, args, "stop")?;
+pub(crate) fn destroy(state: &StateDir, args: &NameArgs) -> Result<Exit> {
+    let client = guest_client(state, &args.name)?;
     let guest = state.guest(&args.name);
-    let gone = async {
-        while guest.is_live() {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    match block_on(async { Ok(tokio::time::timeout(STOP_PATIENCE, gone).await) })? {
-        Ok(()) => Ok(exit),
-        Err(_) => bail!(
-            "{} was told to stop, but its process is still there after {STOP_PATIENCE:?}",
+    let is_gone = block_on(async {
+        put(&client, "stop").await.with_context(|| format!("cannot end {}", args.name))?;
+        Ok(is_gone_within(&guest, END_PATIENCE).await)
+    })?;
+    if !is_gone {
+        bail!(
+            "{} was told to end, but its process is still there after {END_PATIENCE:?}",
             args.name
+        );
+    }
+    Ok(Exit::Done)
+}
+
+/// Presses a guest's power button, and waits until the guest is off.
+///
+/// # Errors
+/// As [`pause`]; or the guest does not listen to its button, or does not shut down in time.
+pub(crate) fn shutdown(state: &StateDir, args: &ButtonArgs) -> Result<Exit> {
+    let (name, client) = (&args.name, guest_client(state, &args.name)?);
+    let guest = state.guest(name);
+    let is_gone = block_on(async {
+        put(&client, "shutdown").await.with_context(|| format!("cannot shut {name} down"))?;
+        Ok(is_gone_within(&guest, args.timeout).await)
+    })?;
+    if !is_gone {
+        bail!(
+            "{name} runs on {} after its power button was pressed: it takes longer (see --timeout) or ignores the button; \
+             `lighter destroy {name}` ends it",
+            format_duration(args.timeout)
+        );
+    }
+    if let Some(ended) = state.ended().read(name) {
+        output::note(format_args!("{name} {}", ended.reason));
+    }
+    Ok(Exit::Done)
+}
+
+/// Presses a guest's power button, and waits until the guest was off and boots again.
+///
+/// # Errors
+/// As [`shutdown`]; or it ended and did not boot again.
+pub(crate) fn reboot(state: &StateDir, args: &ButtonArgs) -> Result<Exit> {
+    let (name, client) = (&args.name, guest_client(state, &args.name)?);
+    let guest = state.guest(name);
+    let timeout_ms = u64::try_from(args.timeout.as_millis()).unwrap_or(u64::MAX);
+    let restarted = block_on(async {
+        let before: GuestInfo = client.get("/v1/guest").await?;
+        client
+            .put_json::<StateAnswer>("/v1/guest/reboot", &RebootRequest { timeout_ms })
+            .await
+            .with_context(|| format!("cannot reboot {name}"))?;
+        let restarts = restarts_beyond(&client, &guest, before.restarts);
+        Ok(tokio::time::timeout(args.timeout, restarts).await)
+    })?;
+    match restarted {
+        Ok(true) => Ok(Exit::Done),
+        Ok(false) => {
+            let how = state.ended().read(name).map(|ended| ended.reason);
+            bail!("{name} {} and did not boot again", how.as_deref().unwrap_or("ended"))
+        }
+        Err(_) => bail!(
+            "{name} runs on {} after its power button was pressed, and will not be booted again if it switches itself off later; \
+             `lighter reset {name}` boots it again now",
+            format_duration(args.timeout)
         ),
     }
 }
 
+/// Waits until the guest has started over more than `before` times; false when it is gone instead.
+async fn restarts_beyond(client: &ApiClient, guest: &GuestDir, before: u64) -> bool {
+    loop {
+        match client.get::<GuestInfo>("/v1/guest").await {
+            Ok(info) if info.restarts > before => return true,
+            Ok(_) => {}
+            Err(_) if guest.is_live() => {}
+            Err(_) => return false,
+        }
+        tokio::time::sleep(QUESTION_PAUSE).await;
+    }
+}
+
+async fn is_gone_within(guest: &GuestDir, patience: Duration) -> bool {
+    let gone = async {
+        while guest.is_live() {
+            tokio::time::sleep(LOOK_PAUSE).await;
+        }
+    };
+    tokio::time::timeout(patience, gone).await.is_ok()
+}
+
 fn tell(state: &StateDir, args: &NameArgs, what: &str) -> Result<Exit> {
     let client = guest_client(state, &args.name)?;
-    let answer =
-        block_on(async { Ok(client.put::<StateAnswer>(&format!("/v1/guest/{what}")).await?) });
-    answer.with_context(|| format!("cannot {what} {}", args.name))?;
+    block_on(put(&client, what)).with_context(|| format!("cannot {what} {}", args.name))?;
     Ok(Exit::Done)
+}
+
+async fn put(client: &ApiClient, what: &str) -> Result<StateAnswer> {
+    Ok(client.put(&format!("/v1/guest/{what}")).await?)
 }

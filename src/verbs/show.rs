@@ -8,13 +8,14 @@ use migrate::report::{Outcome, Role};
 use migrate::{Progress, Report};
 use serde::Serialize;
 
-use super::list::{Listed, look_at};
+use super::list::{Listed, PastGuest, look_at};
 use super::session::block_on;
 use super::summary::seconds;
 use crate::api::ApiClient;
-use crate::api::types::{GuestKind, MigrationStatus, WorkloadInfo};
+use crate::api::types::{GuestKind, MigrationStatus, OnReboot, WorkloadInfo};
 use crate::cli::Output;
 use crate::cli::guest::ShowArgs;
+use crate::ended::Ended;
 use crate::exit::Exit;
 use crate::output;
 use crate::state_dir::StateDir;
@@ -48,6 +49,12 @@ impl Shown {
 /// # Errors
 /// There is no such guest.
 pub(crate) fn run(state: &StateDir, args: &ShowArgs) -> Result<Exit> {
+    let dir = state.guest(&args.name);
+    if !dir.is_live()
+        && let Some(ended) = state.ended().read(&args.name)
+    {
+        return show_past(args, &ended);
+    }
     let dir = state.live_guest(&args.name)?;
     let shown = block_on(async {
         let client = ApiClient::new(&dir.socket());
@@ -70,6 +77,19 @@ pub(crate) fn run(state: &StateDir, args: &ShowArgs) -> Result<Exit> {
     Ok(if shown.listed.info().is_some() { Exit::Done } else { Exit::Failed })
 }
 
+/// Shows what is left of a guest that has ended.
+fn show_past(args: &ShowArgs, ended: &Ended) -> Result<Exit> {
+    match args.json.output() {
+        Output::Json => output::print_json(&PastGuest::from(ended))?,
+        Output::Text => output::print(facts(&[
+            ("Name", ended.name.to_string()),
+            ("UUID", ended.uuid.to_string()),
+            ("State", format!("ended {} ago: {}", format_uptime(ended.age()), ended.reason)),
+        ]))?,
+    }
+    Ok(Exit::Done)
+}
+
 fn text(shown: &Shown) -> String {
     let mut lines = vec![("Name", shown.listed.name().to_string())];
     if let Some(info) = shown.listed.info() {
@@ -84,6 +104,15 @@ fn text(shown: &Shown) -> String {
         lines.push(("VCPUs", info.vcpus.to_string()));
         lines.push(("Memory", format_size(info.memory_bytes)));
         lines.push(("Process", info.pid.to_string()));
+        let last = info.last_restart.as_ref().map(|last| format!(", last: {last}"));
+        if let Some(last) = last {
+            lines.push(("Started over", format!("{} times{last}", info.restarts)));
+        }
+        let on_reboot = match info.on_reboot {
+            OnReboot::Restart => "boots again",
+            OnReboot::Stop => "ends",
+        };
+        lines.push(("When it resets", on_reboot.to_owned()));
     } else {
         lines.push(("State", "its process does not answer".to_owned()));
     }

@@ -134,7 +134,7 @@ fn belongs(file: &str, guests: &BTreeSet<&str>) -> bool {
     let parts: Vec<&str> = file.split('/').collect();
     match parts.as_slice() {
         ["node.sock" | "node.json" | "node.lock" | "counted.json"] | ["certs", _] => true,
-        ["migrations", record] => record.ends_with(".json"),
+        ["migrations" | "ended", record] => record.ends_with(".json"),
         ["guests", name, "lock" | "guest.json" | "api.sock" | "console.log" | "lighter.log"] => {
             guests.contains(name)
         }

@@ -31,6 +31,11 @@ impl Vm {
         self.machine.resets.set_policy(policy);
     }
 
+    /// What becomes of the guest when it resets itself.
+    pub fn on_reboot(&self) -> OnReboot {
+        self.machine.resets.policy()
+    }
+
     /// Presses the power button. What the guest does then is up to it.
     ///
     /// # Errors
