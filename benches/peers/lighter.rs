@@ -51,7 +51,15 @@ impl Lighter {
         let hosts = [Host::start(first)?, Host::start(second)?];
         lighter(&hosts[0].state)
             .args(["run", "--name", GUEST, "--detach", "--cpus", "1"])
-            .args(["--memory", &format!("{}M", guest.memory_mib), "--cmdline", &guest.cmdline])
+            .args([
+                "--memory",
+                &format!("{}M", guest.memory_mib),
+                "--acpi",
+                "off",
+                "--on-reboot",
+                "stop",
+            ])
+            .args(["--cmdline", &guest.cmdline])
             .arg("--kernel")
             .arg(&guest.kernel)
             .arg("--initrd")

@@ -58,7 +58,7 @@ impl HostView {
 pub(crate) enum Refusal {
     /// The name is in use.
     #[error(
-        "a guest named {name} is on this host already: stop it there first (`lighter stop {name}`), or try again in some seconds if its \
+        "a guest named {name} is on this host already: end it there first (`lighter destroy {name}`), or try again in some seconds if its \
          migration was called off just now"
     )]
     NameTaken {

@@ -71,14 +71,40 @@ fn a_paused_guest_stands_still_until_it_is_resumed() {
 }
 
 #[test]
-fn stop_ends_a_guest_and_its_process() {
+fn destroy_ends_a_guest_and_its_process_and_stop_is_another_name_for_it() {
+    let pair = Pair::without_nodes();
+    for verb in ["destroy", "stop"] {
+        let guest = Guest::start(&pair.a, &GuestPlan::default());
+        let pid = guest.pid();
+        pair.a.run(&[verb, "web-1"]).ok();
+        guest_is_gone(&[&pair.a], "web-1");
+        assert!(!pid.is_alive());
+        assert_eq!(pair.a.list(), Vec::<Value>::new());
+    }
+}
+
+#[test]
+fn a_guest_that_has_ended_is_remembered_with_how_it_did() {
     let pair = Pair::without_nodes();
     let guest = Guest::start(&pair.a, &GuestPlan::default());
-    let pid = guest.pid();
-    pair.a.run(&["stop", "web-1"]).ok();
-    guest_is_gone(&[&pair.a], "web-1");
-    assert!(!pid.is_alive());
-    assert_eq!(pair.a.list(), Vec::<Value>::new());
+    let uuid = guest.get("/v1/guest").unwrap()["uuid"].clone();
+    pair.a.run(&["destroy", "web-1"]).ok();
+
+    let shown = pair.a.run(&["show", "web-1", "--json"]).ok().json();
+    let listed = pair.a.run(&["ls", "--all", "--json"]).ok().json();
+    for seen in [&shown, &listed[0]] {
+        assert_eq!(seen["state"], "ended", "{seen:#}");
+        assert_eq!(seen["how"], "destroyed", "{seen:#}");
+        assert_eq!(seen["uuid"], uuid, "{seen:#}");
+    }
+    let table = pair.a.run(&["ls", "--all"]).ok().stdout;
+    assert!(table.contains("was ended on request"), "{table}");
+    let words = ["no guest web-1", "it was ended on request"];
+    pair.a.run(&["pause", "web-1"]).complains(Exit::Failed, &words);
+
+    Guest::start(&pair.a, &GuestPlan::default());
+    let listed = pair.a.run(&["ls", "--all", "--json"]).ok().json();
+    assert_eq!(listed.as_array().map(Vec::len), Some(1), "the living hides the dead: {listed:#}");
 }
 
 #[test]

@@ -1,10 +1,10 @@
 #!/bin/sh
-# Finds or builds the kernel of the Linux test guest (an ELF vmlinux), and prints its path.
+# Finds or builds the kernel of the Linux test guest, and prints its path.
 #
-#   tests/guest/kernel.sh
+#   tests/guest/kernel.sh [vmlinux | bzImage]
 #
-# In this order: $LIGHTER_GUEST_KERNEL; ../shared/guest/vmlinux beside the checkout; one built earlier
-# in target/guest/; a build from Debian's linux-source-6.1 with `defconfig` and `slow-kvm.patch` from
+# In this order: $LIGHTER_GUEST_KERNEL ($LIGHTER_GUEST_BZIMAGE); ../shared/guest/ beside the checkout; one
+# built earlier in target/guest/; a build from Debian's linux-source-6.1 with `defconfig` and `slow-kvm.patch` from
 # this folder (ten minutes on two cores). The patch and the options in `cmdline` are for hosts whose
 # KVM emulates the guest's kernel; elsewhere they do no harm.
 set -eu
@@ -14,10 +14,16 @@ root=$(cd "$here/../.." && pwd)
 cache=${CARGO_TARGET_DIR:-$root/target}/guest
 mkdir -p "$cache"
 cache=$(cd "$cache" && pwd)
+format=${1:-vmlinux}
+case $format in
+    vmlinux) chosen=${LIGHTER_GUEST_KERNEL:-} ;;
+    bzImage) chosen=${LIGHTER_GUEST_BZIMAGE:-} ;;
+    *) echo "kernel.sh: a kernel is a vmlinux or a bzImage, not a $format" >&2; exit 1 ;;
+esac
 source=/usr/src/linux-source-6.1.tar.xz
 packages="linux-source-6.1 flex bison bc libelf-dev libssl-dev gcc make patch xz-utils"
 
-for kernel in "${LIGHTER_GUEST_KERNEL:-}" "$root/../shared/guest/vmlinux" "$cache/vmlinux"; do
+for kernel in "$chosen" "$root/../shared/guest/$format" "$cache/$format"; do
     if [ -n "$kernel" ] && [ -r "$kernel" ]; then
         echo "$kernel"
         exit 0
@@ -41,7 +47,9 @@ tar -C "$work" --strip-components=1 -xf "$source"
 patch -d "$work" -p1 <"$here/slow-kvm.patch" >&2
 cp "$here/defconfig" "$work/.config"
 make -C "$work" olddefconfig >&2
-nice make -C "$work" -j"$(nproc)" vmlinux >&2
+nice make -C "$work" -j"$(nproc)" vmlinux bzImage >&2
 strip -o "$cache/vmlinux.new" "$work/vmlinux"
 mv "$cache/vmlinux.new" "$cache/vmlinux"
-echo "$cache/vmlinux"
+cp "$work/arch/x86/boot/bzImage" "$cache/bzImage.new"
+mv "$cache/bzImage.new" "$cache/bzImage"
+echo "$cache/$format"

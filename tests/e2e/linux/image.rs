@@ -10,8 +10,8 @@ use std::time::Duration;
 use super::witness::Witness;
 use crate::host::{Pair, wait};
 
-/// Booting takes half a minute where KVM emulates the guest's kernel, and the machine may be busy.
-const BOOT_PATIENCE: Duration = Duration::from_secs(300);
+/// Booting takes a minute where KVM emulates the guest's kernel, and the machine may be busy.
+pub(crate) const BOOT_PATIENCE: Duration = Duration::from_secs(600);
 
 /// One image is made at a time, and by one thread.
 static MAKING: Mutex<()> = Mutex::new(());
@@ -27,25 +27,39 @@ pub(crate) struct Image {
 #[derive(Debug, Hash)]
 struct Recipe {
     name: &'static str,
+    /// Format of its kernel, as `kernel.sh` calls it.
+    kernel: &'static str,
+    /// More arguments of `lighter run`.
+    arguments: &'static [&'static str],
     cpus: u8,
     options: &'static str,
     mib: u64,
 }
 
 impl Image {
-    /// One vCPU, which halts between two turns of the check program, a hundred times a second.
+    /// One vCPU, which halts between two turns of the check program, a hundred times a second. It was booted with ACPI tables,
+    /// and listens to its power button.
     pub(crate) fn halting() -> Self {
         Self::of(&Recipe {
             name: "halting",
+            kernel: "vmlinux",
+            arguments: &[],
             cpus: 1,
-            options: "check.halt=1 check.rate=1000",
+            options: "check.halt=1 check.button=1 check.rate=1000",
             mib: 8,
         })
     }
 
-    /// Two vCPUs, one of them never idle.
+    /// Two vCPUs, one of them never idle. It was booted from a bzImage, without ACPI tables, and ends when it resets.
     pub(crate) fn busy() -> Self {
-        Self::of(&Recipe { name: "busy", cpus: 2, options: "check.rate=2000", mib: 24 })
+        Self::of(&Recipe {
+            name: "busy",
+            kernel: "bzImage",
+            arguments: &["--acpi", "off", "--on-reboot", "stop"],
+            cpus: 2,
+            options: "check.rate=2000",
+            mib: 24,
+        })
     }
 
     /// The file, for `lighter restore`.
@@ -60,7 +74,7 @@ impl Image {
 
     fn of(recipe: &Recipe) -> Self {
         let _making = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
-        let [kernel, initrd] = ["kernel.sh", "initramfs.sh"].map(script);
+        let [kernel, initrd] = [script("kernel.sh", &[recipe.kernel]), script("initramfs.sh", &[])];
         let cmdline =
             fs::read_to_string(guest_folder().join("cmdline")).expect("the kernel's command line");
         let cmdline = format!(
@@ -103,7 +117,7 @@ fn boot_and_save(recipe: &Recipe, [kernel, initrd, cmdline]: &[&str; 3], file: &
         "--cmdline",
         cmdline,
     ];
-    pair.a.run(&arguments).ok();
+    pair.a.run(&[&arguments, recipe.arguments].concat()).ok();
     let witness = Witness::of(&pair.a, "linux", recipe.mib * 256);
     wait::within(BOOT_PATIENCE, "linux boots and checks itself", || {
         witness.last_line().ok_or_else(|| witness.console())
@@ -116,9 +130,10 @@ fn guest_folder() -> PathBuf {
 }
 
 /// Runs a script of the guest's folder, which prints the path of what it made or found.
-fn script(name: &str) -> String {
+fn script(name: &str, arguments: &[&str]) -> String {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("the target folder");
     let output = Command::new(guest_folder().join(name))
+        .args(arguments)
         .env("CARGO_TARGET_DIR", target)
         .output()
         .expect("a script");

@@ -43,6 +43,12 @@ impl Line {
         *self.0.get(name).unwrap_or_else(|| panic!("no `{name}` in {self:?}"))
     }
 
+    /// The guest has booted since, by its own clocks. Restoring and migrating it is not booting: both clocks go on.
+    pub(crate) fn is_of_a_later_boot_than(&self, earlier: &Self) -> bool {
+        let booted_ms = |line: &Self| line.get("real_ms") - line.get("mono_ms");
+        booted_ms(self) > booted_ms(earlier) + 10 * CLOCK_ERROR_MS
+    }
+
     /// It is the same guest, later: its loop and its clocks went on, no page is bad and no timer is lost.
     #[track_caller]
     pub(crate) fn follows(&self, earlier: &Self) {

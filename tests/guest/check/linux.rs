@@ -12,6 +12,8 @@ const OPEN: u64 = 2;
 const CLOSE: u64 = 3;
 const MMAP: u64 = 9;
 const IOCTL: u64 = 16;
+const PREAD64: u64 = 17;
+const PWRITE64: u64 = 18;
 const DUP2: u64 = 33;
 const NANOSLEEP: u64 = 35;
 const MOUNT: u64 = 165;
@@ -89,9 +91,46 @@ pub fn fail(what: &str, number: u64) -> ! {
 
 /// Resets the machine.
 pub fn reset() -> ! {
+    const RESTART: u64 = 0x0123_4567;
+    reboot(RESTART)
+}
+
+/// Switches the machine off.
+pub fn power_off() -> ! {
+    const POWER_OFF: u64 = 0x4321_fedc;
+    reboot(POWER_OFF)
+}
+
+fn reboot(command: u64) -> ! {
     loop {
-        // LINUX_REBOOT_MAGIC1, _MAGIC2, _CMD_RESTART
-        let _ = call(REBOOT, [0xfee1_dead, 0x2812_1969, 0x0123_4567, 0, 0, 0]);
+        // LINUX_REBOOT_MAGIC1, _MAGIC2
+        let _ = call(REBOOT, [0xfee1_dead, 0x2812_1969, command, 0, 0, 0]);
+    }
+}
+
+/// An I/O port, through `/dev/port`.
+pub struct Port {
+    file: u64,
+    number: u64,
+}
+
+impl Port {
+    /// The port of this number.
+    pub fn open(number: u16) -> Option<Self> {
+        let file = open(c"/dev/port", O_RDWR).ok()?;
+        Some(Self { file, number: number.into() })
+    }
+
+    /// Reads a byte.
+    pub fn read(&self) -> u8 {
+        let mut byte = 0u8;
+        let _ = call(PREAD64, [self.file, &raw mut byte as u64, 1, self.number, 0, 0]);
+        byte
+    }
+
+    /// Writes a byte.
+    pub fn write(&self, byte: u8) {
+        let _ = call(PWRITE64, [self.file, &raw const byte as u64, 1, self.number, 0, 0]);
     }
 }
 

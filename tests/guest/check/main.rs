@@ -12,6 +12,7 @@
 #![no_std]
 #![no_main]
 
+mod button;
 #[path = "../../../vmm-core/workload/libc_memory.rs"]
 mod libc_memory;
 mod line;
@@ -24,6 +25,7 @@ mod pace;
 #[expect(dead_code, reason = "the host uses the rest")]
 mod stamp;
 
+use button::Button;
 use line::Line;
 use linux::{Clock, tsc};
 use memory::Memory;
@@ -62,6 +64,7 @@ fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
 struct Check {
     options: Options,
     memory: Memory,
+    button: Option<Button>,
     hz: u64,
     timer: linux::Timer,
     started_ns: u64,
@@ -89,6 +92,7 @@ impl Check {
             dirty_pace: Pace::new(hz),
             sweep_pace: Pace::new(hz),
             timer: linux::Timer::every(TIMER_PERIOD_MS * NS_PER_MS),
+            button: if options.button { Button::listen() } else { None },
             options,
             memory,
             hz,
@@ -111,6 +115,10 @@ impl Check {
             self.turn(now);
             if now >= next_line {
                 next_line = now + self.hz;
+                if self.button.as_ref().is_some_and(Button::was_pressed) {
+                    Line::new("check: off at the press of the power button").print();
+                    linux::power_off();
+                }
                 if !self.silent {
                     self.print();
                 }
