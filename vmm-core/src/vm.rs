@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::boot::{self, BootSource};
 use crate::cpuid;
-use crate::devices::{IrqLine, Ports, SerialPort};
+use crate::devices::mmio::{self, Slot};
+use crate::devices::{IrqLine, Ports, SERIAL_IRQ, SerialPort};
 use crate::dirty::{BitmapLog, DirtyTracking};
 use crate::error::{Error, KvmContext, Result};
 use crate::event::{EventQueue, StopReason};
@@ -20,6 +21,7 @@ use crate::raw;
 use crate::shape::VmShape;
 use crate::state::{self, ClockPair, StateError, TscCarry, VmState};
 use crate::vcpu::{Machine, Vcpu, VcpuThread};
+use crate::virtio::Bus;
 
 #[cfg(test)]
 pub(crate) mod tests;
@@ -82,8 +84,10 @@ impl Vm {
         for (slot, region) in (0..).zip(ram.mappings()) {
             raw::set_memory_region(&vm, slot, 0, region).call("KVM_SET_USER_MEMORY_REGION")?;
         }
-        let serial = SerialPort::new(IrqLine::new(Arc::clone(&vm)), console);
-        let machine = Arc::new(Machine::new(Arc::clone(&vm), Arc::clone(&ram), Ports::new(serial)));
+        let serial = SerialPort::new(IrqLine::new(Arc::clone(&vm), SERIAL_IRQ), console);
+        let bus = Bus::new(&vm, &ram, &shape.devices)?;
+        let machine = Machine::new(Arc::clone(&vm), Arc::clone(&ram), Ports::new(serial), bus);
+        let machine = Arc::new(machine);
         let vcpus = start_vcpus(&kvm, shape, &machine)?;
         let dirty = Mutex::new(Box::new(BitmapLog::new(vm, ram)) as Box<dyn DirtyTracking>);
         Ok(Self {
@@ -99,6 +103,11 @@ impl Vm {
     /// The description this VM was created from.
     pub fn shape(&self) -> &VmShape {
         &self.shape
+    }
+
+    /// Where the guest finds its virtio devices.
+    pub fn slots(&self) -> impl Iterator<Item = Slot> {
+        mmio::slots(self.shape.devices.len())
     }
 
     /// The guest's memory.
@@ -130,32 +139,51 @@ impl Vm {
         boot::boot(self, source)
     }
 
-    /// Stops the vCPUs and waits until none is in the guest and no instruction is half done. Returns
-    /// at once when the guest is paused.
+    /// Stops the vCPUs, waits until none is in the guest and no instruction is half done, and then the
+    /// devices: afterwards nothing writes to the guest's memory. Returns at once when the guest is
+    /// paused. Disks stay locked: see [`Vm::release`].
     ///
     /// # Errors
     /// [`Error::WrongState`] when the guest has ended, also while it was being paused.
     pub fn pause(&self) -> Result<()> {
         let _control = self.control();
         if self.told_to_run.load(Ordering::Acquire) {
-            self.park_all();
+            let parked = self.park_all();
             self.told_to_run.store(false, Ordering::Release);
+            parked?;
         }
         self.expect(RunState::Paused, "pause")
     }
 
-    /// Lets the guest run on. Returns at once when it runs.
+    /// Gives up what only one copy of a guest may have, which is the locks on its disks, so that
+    /// another copy can be resumed. [`Vm::resume`] takes them again.
     ///
     /// # Errors
-    /// [`Error::WrongState`] when the guest has ended.
+    /// [`Error::WrongState`] unless paused or stopped.
+    pub fn release(&self) -> Result<()> {
+        let _control = self.control();
+        if self.run_state() == RunState::Running {
+            return self.expect(RunState::Paused, "give up the disks");
+        }
+        Ok(self.machine.bus.release()?)
+    }
+
+    /// Lets the guest run on. Returns at once when it runs. From now on, disks that it writes are
+    /// locked against everybody else, and those that it reads against writers.
+    ///
+    /// # Errors
+    /// [`Error::WrongState`] when the guest has ended; [`crate::DeviceError::DiskInUse`] when somebody
+    /// else has one of its disks, and goes on to have it for some seconds. The guest then stays paused.
     pub fn resume(&self) -> Result<()> {
         let _control = self.control();
         if self.told_to_run.load(Ordering::Acquire) {
             return self.expect(RunState::Running, "resume");
         }
         self.expect(RunState::Paused, "resume")?;
+        self.machine.bus.take_over()?;
         self.told_to_run.store(true, Ordering::Release);
         self.machine.ports.serial().thaw();
+        self.machine.bus.resume()?;
         self.vcpus.iter().for_each(VcpuThread::run);
         if self.machine.stopped().is_some() {
             // A vCPU ended the guest while others were still being started.
@@ -169,6 +197,8 @@ impl Vm {
         let _control = self.control();
         self.machine.stop(StopReason::Asked);
         self.vcpus.iter().for_each(VcpuThread::exit);
+        // A device whose thread is gone does nothing any more either.
+        let _ = self.machine.bus.pause();
     }
 
     /// Types `bytes` on the guest's serial console; returns how many there was room for.
@@ -176,11 +206,12 @@ impl Vm {
         self.machine.ports.serial().input(bytes)
     }
 
-    /// Reads everything of the guest but its memory. This may write to the guest's memory, so collect
-    /// dirty pages once more afterwards.
+    /// Reads everything of the guest but its memory, and makes durable what it has written to its
+    /// disks. This may write to the guest's memory, so collect dirty pages once more afterwards.
     ///
     /// # Errors
-    /// [`Error::WrongState`] unless paused; [`StateError`]; what KVM refuses.
+    /// [`Error::WrongState`] unless paused; [`StateError`]; [`crate::DeviceError::Flush`]; what KVM
+    /// refuses.
     pub fn save_state(&self) -> Result<VmState> {
         let _control = self.control();
         self.expect(RunState::Paused, "save")?;
@@ -193,6 +224,7 @@ impl Vm {
             irqchip: state::save_irqchip(&self.machine.vm)?,
             clock,
             serial: self.machine.ports.serial().save(),
+            devices: self.machine.bus.save()?,
         })
     }
 
@@ -221,6 +253,7 @@ impl Vm {
             .collect();
         answers.into_iter().try_for_each(|answer| answer.wait()?)?;
         self.machine.ports.serial().load(&state.serial).map_err(StateError::Device)?;
+        self.machine.bus.load(&state.devices)?;
         state::load_irqchip(vm, &state.irqchip)
     }
 
@@ -280,10 +313,11 @@ impl Vm {
         *self.dirty() = tracker(Arc::clone(&machine.vm), Arc::clone(&machine.ram));
     }
 
-    fn park_all(&self) {
+    fn park_all(&self) -> Result<()> {
         self.vcpus.iter().for_each(VcpuThread::ask_to_park);
         self.vcpus.iter().for_each(VcpuThread::wait_parked);
         self.machine.ports.serial().freeze();
+        Ok(self.machine.bus.pause()?)
     }
 
     fn control(&self) -> MutexGuard<'_, ()> {

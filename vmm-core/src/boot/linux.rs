@@ -25,6 +25,7 @@ use super::tables::{
 };
 use super::{BootError, KernelSource, mptable};
 use crate::Vm;
+use crate::devices::mmio::kernel_arguments;
 use crate::error::{KvmContext, Result};
 use crate::memory::{GuestRam, PAGE_BYTES};
 
@@ -41,7 +42,8 @@ pub(super) fn boot(vm: &Vm, source: &KernelSource) -> Result<()> {
         Some(path) => load_initrd(ram, path, kernel.kernel_end)?,
         None => Initrd::default(),
     };
-    let cmdline_bytes = write_cmdline(ram, &source.cmdline)?;
+    let devices = kernel_arguments(vm.shape().devices.len());
+    let cmdline_bytes = write_cmdline(ram, &(source.cmdline.clone() + &devices))?;
     let table = mptable::build(MP_TABLE, vm.shape().vcpus);
     write(ram, MP_TABLE, &table)?;
     match kernel.pvh_boot_cap {

@@ -44,7 +44,8 @@ pub struct KernelSource {
     pub kernel: PathBuf,
     /// Initial RAM disk.
     pub initrd: Option<PathBuf>,
-    /// Kernel command line, as it is; see [`DEFAULT_CMDLINE`].
+    /// Kernel command line, to which the places of virtio devices are added; see
+    /// [`DEFAULT_CMDLINE`].
     pub cmdline: String,
 }
 

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::codec;
 use crate::devices::SerialState;
+use crate::virtio::DeviceState;
 
 pub use machine::IrqchipState;
 pub(crate) use machine::{load_clock, load_irqchip, save_clock, save_irqchip};
@@ -29,7 +30,7 @@ pub(crate) use vcpu::{load_vcpu, save_vcpu};
 /// First bytes of an encoded [`VmState`].
 const MAGIC: [u8; 4] = *b"LVMS";
 /// Version of [`VmState`]'s encoding: raised whenever a field changes.
-const STATE_VERSION: u16 = 1;
+const STATE_VERSION: u16 = 2;
 /// Architecture of [`VmState`]: the structs of the kernel's x86-64 interface go in as they are.
 const ARCH_X86_64: u16 = 0x8664;
 
@@ -44,6 +45,8 @@ pub struct VmState {
     pub clock: kvm_bindings::kvm_clock_data,
     /// The serial console.
     pub serial: SerialState,
+    /// The virtio devices, by slot.
+    pub devices: Vec<DeviceState>,
 }
 
 /// Failure to save, encode, decode or load state.
