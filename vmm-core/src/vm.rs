@@ -24,6 +24,8 @@ use crate::vcpu::{Machine, Vcpu, VcpuThread};
 use crate::virtio::Bus;
 
 #[cfg(test)]
+mod device_tests;
+#[cfg(test)]
 pub(crate) mod tests;
 
 /// Where Intel processors without unrestricted guest support keep a task segment of KVM's: three
