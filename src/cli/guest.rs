@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use super::JsonFlag;
+use super::disk::DiskArg;
 use crate::names::GuestName;
 use crate::units::parse_size;
 
@@ -13,6 +14,7 @@ Examples:
   lighter run                                          the built-in workload, 512 MiB, until Ctrl-C
   lighter run --name w1 --memory 1G --dirty-rate 20000 --detach
   lighter run --name linux --memory 512M --cpus 2 --kernel vmlinux --initrd initramfs.gz --cmdline 'console=ttyS0'
+  lighter run --name db --kernel vmlinux --cmdline 'console=ttyS0 root=/dev/vda' --disk /shared/db.raw --rng
 
 A kernel's serial console is on this terminal: all keys go to the guest, but Ctrl-] ends it. With --detach
 the console is written to guests/NAME/console.log in the state folder.";
@@ -44,6 +46,15 @@ pub(crate) struct RunArgs {
     /// The kernel's command line.
     #[arg(long, value_name = "TEXT", requires = "kernel", default_value = vmm_core::boot::DEFAULT_CMDLINE)]
     pub(crate) cmdline: String,
+
+    /// Disk for the guest, a raw file or a block device: /dev/vda first. Give it more than once for more disks. ro: the guest
+    /// only reads it; serial: what it sees as serial number. To migrate, have the same disk under the same path on both hosts.
+    #[arg(long, value_name = "PATH[,ro][,serial=TEXT]", requires = "kernel")]
+    pub(crate) disk: Vec<DiskArg>,
+
+    /// Give the guest entropy from this host.
+    #[arg(long, requires = "kernel")]
+    pub(crate) rng: bool,
 
     #[command(flatten)]
     pub(crate) background: BackgroundArgs,
