@@ -183,9 +183,9 @@ impl Vm {
         }
         self.expect(RunState::Paused, "resume")?;
         self.machine.bus.take_over()?;
+        self.machine.bus.resume()?;
         self.told_to_run.store(true, Ordering::Release);
         self.machine.ports.serial().thaw();
-        self.machine.bus.resume()?;
         self.vcpus.iter().for_each(VcpuThread::run);
         if self.machine.stopped().is_some() {
             // A vCPU ended the guest while others were still being started.
