@@ -38,8 +38,8 @@ mkdir -p "$work/root/bin" "$work/root/dev" "$work/root/proc"
     -C link-arg=-Wl,--build-id=none -C link-arg=-Wl,--defsym=rust_eh_personality=0 \
     -o "$work/root/check" "$here/check/main.rs") >&2
 cp "$busybox" "$work/root/bin/busybox"
-cp "$here/init" "$here/disk" "$work/root/"
-chmod 755 "$work/root/init" "$work/root/disk"
+cp "$here/init" "$work/root/init"
+chmod 755 "$work/root/init"
 ln -s busybox "$work/root/bin/sh"
 (cd "$work/root" && find . | LC_ALL=C sort | cpio --quiet -o -H newc -R 0:0) >"$work/initramfs.cpio"
 mv "$work/initramfs.cpio" "$initramfs"

@@ -11,6 +11,7 @@
 //! | `check.text=N` | 0 | share of compressible pages, percent; the rest are zero |
 //! | `check.zeroing=N` | 0 | share of rewrites that clear the page, percent |
 //! | `check.halt=1` | 0 | sleep between turns (so that the vCPU halts) instead of spinning |
+//! | `check.disk=1` | 0 | write a record to `/dev/vda` for each line, and ask `/dev/hwrng` once |
 
 /// What the program was asked to do.
 #[derive(Clone, Copy)]
@@ -33,6 +34,8 @@ pub struct Options {
     pub zeroing: u64,
     /// Sleep between turns.
     pub halt: bool,
+    /// Write to the disk.
+    pub disk: bool,
 }
 
 const PAGES_PER_MIB: u64 = 256;
@@ -56,6 +59,7 @@ impl Options {
             text: value(b"check.text").unwrap_or(0),
             zeroing: value(b"check.zeroing").unwrap_or(0),
             halt: value(b"check.halt").unwrap_or(0) != 0,
+            disk: value(b"check.disk").unwrap_or(0) != 0,
         }
     }
 }

@@ -22,7 +22,6 @@ impl Interrupt {
     }
 
     /// Changes the configuration's bytes, never their number, and tells the driver.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for a device whose configuration changes"))]
     pub(super) fn change_config(&self, change: impl FnOnce(&mut [u8])) {
         self.signals.change_config(change);
         self.raise(Cause::Config);

@@ -51,7 +51,7 @@ fn rings_outside_memory_and_impossible_positions_are_refused() {
     let open = |registers, position| {
         Queue::new(&memory, &registers, Suppression::Index, position).unwrap_err()
     };
-    for address in [(1 << 20) - 16, 1 << 20, u64::MAX & !15] {
+    for address in [(1 << 20) - 16, 1 << 20, !15] {
         assert_eq!(open(QueueRegisters { descriptors: address, ..good }, START), QueueError::Rings);
         assert_eq!(open(QueueRegisters { available: address, ..good }, START), QueueError::Rings);
         assert_eq!(open(QueueRegisters { used: address, ..good }, START), QueueError::Rings);
