@@ -173,6 +173,16 @@ pub trait SourceGuest: Send + Sync {
     /// Whether it runs; false when paused by its user.
     fn is_running(&self) -> bool;
 
+    /// Gives up what only one copy of the guest may have, such as the locks on its disks: the decision
+    /// is recorded, and the destination is about to take it. [`SourceGuest::resume`] takes it back,
+    /// should the guest be given back.
+    ///
+    /// # Errors
+    /// When it cannot be given up; the destination then waits in vain, and says so.
+    fn release(&self) -> Result<(), GuestError> {
+        Ok(())
+    }
+
     /// The state of vCPUs and devices of the paused guest. May dirty memory.
     ///
     /// # Errors
@@ -201,10 +211,11 @@ pub trait DestinationGuest: Send + Sync {
     /// When the state is not understood or cannot be loaded.
     fn load_state(&self, state: &[u8]) -> Result<(), GuestError>;
 
-    /// Lets the guest run.
+    /// Lets the guest run, with what only one copy of it may have. The source gives that up in this
+    /// moment, so wait for it a little.
     ///
     /// # Errors
-    /// When a vCPU does not start.
+    /// When somebody else has it, or a vCPU does not start.
     fn resume(&self) -> Result<(), GuestError>;
 }
 

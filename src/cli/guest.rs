@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 
 use super::JsonFlag;
+use super::disk::DiskArg;
 use crate::names::GuestName;
 use crate::units::{parse_duration, parse_size};
 
@@ -15,6 +16,7 @@ Examples:
   lighter run --name w1 --memory 1G --dirty-rate 20000 --detach
   lighter run --name linux --memory 512M --cpus 2 --kernel /boot/vmlinuz --initrd initramfs.gz
   lighter run --kernel vmlinux --acpi off --on-reboot stop
+  lighter run --name db --kernel vmlinux --cmdline 'console=ttyS0 root=/dev/vda' --disk /shared/db.raw --rng
 
 A kernel's serial console is on this terminal: all keys go to the guest, but Ctrl-] ends it. With --detach
 the console is written to guests/NAME/console.log in the state folder.";
@@ -54,6 +56,15 @@ pub(crate) struct RunArgs {
     /// What to do when the guest resets itself [default: restart a kernel, stop the workload].
     #[arg(long, value_enum, value_name = "ACTION")]
     pub(crate) on_reboot: Option<OnRebootArg>,
+
+    /// Disk for the guest, a raw file or a block device: /dev/vda first. Give it more than once for more disks. ro: the guest
+    /// only reads it; serial: what it sees as serial number. To migrate, have the same disk under the same path on both hosts.
+    #[arg(long, value_name = "PATH[,ro][,serial=TEXT]", requires = "kernel")]
+    pub(crate) disk: Vec<DiskArg>,
+
+    /// Give the guest entropy from this host.
+    #[arg(long, requires = "kernel")]
+    pub(crate) rng: bool,
 
     #[command(flatten)]
     pub(crate) background: BackgroundArgs,

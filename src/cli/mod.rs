@@ -4,6 +4,7 @@
 //! arguments mean together is decided by the verb that receives them, on types of its own. Nothing here does anything.
 //! Start at [`Cli`]; [`guest`] holds the verbs about one guest, [`migration`] those about moving it, [`host`] the rest.
 
+pub(crate) mod disk;
 pub(crate) mod guest;
 pub(crate) mod host;
 pub(crate) mod migration;

@@ -9,7 +9,7 @@ use migrate::record::RecordStore;
 use migrate::report::Outcome;
 use migrate::session::{DestinationSession, start_destination};
 use migrate::{DestinationGuest, GuestDescription, GuestFactory, MigrationId, Refusal, Token};
-use vmm_core::{Error, ShapeError};
+use vmm_core::{DeviceError, Error, ShapeError};
 
 use super::console::Console;
 use super::machine::{Machine, shape_of};
@@ -143,6 +143,7 @@ fn refused(error: Error) -> Refusal {
         Error::Shape(ShapeError::Malformed(_) | ShapeError::Version(_) | ShapeError::Vcpus(_)) => {
             RefusalKind::Guest
         }
+        Error::Device(DeviceError::Config(_)) => RefusalKind::Guest,
         Error::Shape(_) => RefusalKind::Cpu,
         _ => RefusalKind::Other,
     };

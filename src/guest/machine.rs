@@ -147,6 +147,10 @@ impl SourceGuest for Machine {
         self.vm.resume().map_err(|error| self.failed("start the vCPUs", error))
     }
 
+    fn release(&self) -> Result<(), GuestError> {
+        self.vm.release().map_err(|error| self.failed("give up the disks", error))
+    }
+
     fn is_running(&self) -> bool {
         self.vm.run_state() == RunState::Running
     }

@@ -4,9 +4,11 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use vmm_core::boot::{Acpi, DEFAULT_CMDLINE, DEFAULT_CMDLINE_WITHOUT_ACPI, KernelSource};
+use vmm_core::virtio::block::{Access, BlockConfig};
 use vmm_core::workload::{Pattern, WorkloadParams};
-use vmm_core::{BootSource, OnReboot, VmShape};
+use vmm_core::{BootSource, DeviceConfig, OnReboot, VmShape};
 
+use crate::cli::disk::{DiskAccess, DiskArg};
 use crate::cli::guest::{OnRebootArg, PatternArg, RunArgs, SwitchArg, WorkloadArgs};
 use crate::names::GuestName;
 
@@ -29,8 +31,9 @@ impl Plan {
     /// # Errors
     /// This host cannot run such a guest, or a file is missing.
     pub(crate) fn new(args: &RunArgs, name: GuestName) -> Result<Self> {
-        let shape = VmShape::for_host(args.memory, args.cpus)
+        let mut shape = VmShape::for_host(args.memory, args.cpus)
             .with_context(|| format!("cannot run {name}"))?;
+        shape.devices = devices(args).with_context(|| format!("cannot run {name}"))?;
         let boot = match &args.kernel {
             None => BootSource::Workload(workload(&args.workload)),
             Some(kernel) => BootSource::Kernel(kernel_source(args, kernel)?),
@@ -63,6 +66,19 @@ fn kernel_source(args: &RunArgs, kernel: &Path) -> Result<KernelSource> {
         cmdline: args.cmdline.clone().unwrap_or_else(|| cmdline.to_owned()),
         acpi,
     })
+}
+
+/// The virtio devices, disks first: /dev/vda is the first disk.
+fn devices(args: &RunArgs) -> Result<Vec<DeviceConfig>> {
+    let disk = |disk: &DiskArg| {
+        let access = match disk.access {
+            DiskAccess::ReadWrite => Access::ReadWrite,
+            DiskAccess::ReadOnly => Access::ReadOnly,
+        };
+        Ok(DeviceConfig::Block(BlockConfig::new(&disk.path, access, &disk.serial)?))
+    };
+    let disks = args.disk.iter().map(disk);
+    disks.chain(args.rng.then_some(Ok(DeviceConfig::Rng))).collect()
 }
 
 fn workload(args: &WorkloadArgs) -> WorkloadParams {

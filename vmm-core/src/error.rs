@@ -6,6 +6,7 @@ use crate::memory::MemoryError;
 use crate::shape::ShapeError;
 use crate::snapshot::SnapshotError;
 use crate::state::StateError;
+use crate::virtio::DeviceError;
 
 /// Result of the calls of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -91,6 +92,9 @@ pub enum Error {
     /// See [`BootError`].
     #[error(transparent)]
     Boot(#[from] BootError),
+    /// See [`DeviceError`].
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// See [`SnapshotError`].
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),

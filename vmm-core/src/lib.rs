@@ -17,12 +17,14 @@ mod error;
 mod event;
 pub mod memory;
 mod raw;
+mod raw_io;
 mod shape;
 pub mod snapshot;
 pub mod state;
 #[cfg(test)]
 mod testing;
 mod vcpu;
+pub mod virtio;
 mod vm;
 pub mod workload;
 
@@ -33,4 +35,5 @@ pub use memory::GuestRam;
 pub use shape::{ShapeError, TSC_TOLERANCE_PPM, VCPUS_MAX, VmShape};
 pub use state::VmState;
 pub use vcpu::OnReboot;
+pub use virtio::{DeviceConfig, DeviceError};
 pub use vm::{Restarts, RunState, Vm};

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::cpuid::{self, CpuidEntry};
 use crate::error::{Error, KvmContext, Result};
 use crate::memory::{RamLayout, host};
+use crate::virtio::{DeviceConfig, check_devices};
 use crate::{codec, raw};
 
 /// Most vCPUs that a guest may have.
@@ -18,7 +19,7 @@ pub const VCPUS_MAX: u8 = 8;
 /// million: the kernel's own tolerance (`tsc_tolerance_ppm` of arch/x86/kvm).
 pub const TSC_TOLERANCE_PPM: u64 = 250;
 /// Version of [`VmShape`]'s encoding.
-const SHAPE_VERSION: u16 = 1;
+const SHAPE_VERSION: u16 = 2;
 
 /// A description from which the same virtual machine can be created on any fitting host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +34,8 @@ pub struct VmShape {
     pub tsc_khz: u32,
     /// Bytes of a vCPU's XSAVE area.
     pub xsave_bytes: u32,
+    /// The virtio devices, by slot; see [`crate::devices::mmio`].
+    pub devices: Vec<DeviceConfig>,
 }
 
 /// Why a shape is not possible, or not possible on this host.
@@ -71,14 +74,16 @@ pub enum ShapeError {
 }
 
 impl VmShape {
-    /// The shape of a new guest on this host, with every CPU feature that KVM supports here.
+    /// The shape of a new guest on this host, with every CPU feature that KVM supports here and
+    /// without virtio devices; add them to [`VmShape::devices`].
     ///
     /// # Errors
     /// When memory or vCPUs are out of bounds, or `/dev/kvm` does not answer.
     pub fn for_host(memory_bytes: u64, vcpus: u8) -> Result<Self> {
         let host = Host::get()?;
         let (tsc_khz, xsave_bytes) = (host.tsc_khz, host.xsave_bytes);
-        let shape = Self { memory_bytes, vcpus, cpuid: host.cpuid.clone(), tsc_khz, xsave_bytes };
+        let (cpuid, devices) = (host.cpuid.clone(), Vec::new());
+        let shape = Self { memory_bytes, vcpus, cpuid, tsc_khz, xsave_bytes, devices };
         shape.check()?;
         Ok(shape)
     }
@@ -91,11 +96,11 @@ impl VmShape {
         Ok(RamLayout::new(self.memory_bytes)?)
     }
 
-    /// Checks that this host can run the guest: memory, processor, clock. Creates nothing.
+    /// Checks that this host can run the guest: memory, processor, clock, disks. Creates nothing.
     ///
     /// # Errors
-    /// [`ShapeError`], [`crate::memory::MemoryError`], [`Error::MissingCapability`] or
-    /// [`Error::OpenKvm`], each worded for the operator.
+    /// [`ShapeError`], [`crate::memory::MemoryError`], [`crate::DeviceError`],
+    /// [`Error::MissingCapability`] or [`Error::OpenKvm`], each worded for the operator.
     pub fn check_host(&self) -> Result<()> {
         self.check()?;
         let host = Host::get()?;
@@ -108,6 +113,7 @@ impl VmShape {
             return Err(ShapeError::XsaveBytes { guest, host }.into());
         }
         check_tsc(self.tsc_khz, host.tsc_khz, host.scales_tsc)?;
+        self.devices.iter().try_for_each(DeviceConfig::check_host)?;
         host::check_available(self.memory_bytes)?;
         Ok(())
     }
@@ -148,6 +154,7 @@ impl VmShape {
             let entries = self.cpuid.len();
             return Err(ShapeError::Malformed(format!("{entries} cpuid entries")).into());
         }
+        check_devices(&self.devices)?;
         self.layout().map(drop)
     }
 }
@@ -192,6 +199,7 @@ impl Host {
 fn check_capabilities(kvm: &Kvm) -> Result<()> {
     let needed = [
         (Cap::Irqchip, "KVM_CAP_IRQCHIP", "deliver interrupts"),
+        (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD", "hear of what drivers ask of devices"),
         (Cap::Pit2, "KVM_CAP_PIT2", "give the guest a timer"),
         (Cap::UserMemory, "KVM_CAP_USER_MEMORY", "give the guest memory"),
         (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT", "pause vcpus without losing a signal"),

@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::boot::{self, BootSource, Origin};
 use crate::cpuid;
-use crate::devices::{IrqLine, Ports, PowerHardware, SerialPort};
+use crate::devices::mmio::{self, Slot};
+use crate::devices::{IrqLine, Ports, PowerHardware, SERIAL_IRQ, SerialPort};
 use crate::dirty::{BitmapLog, DirtyTracking};
 use crate::error::{Error, KvmContext, Result};
 use crate::event::{EventQueue, StopReason};
@@ -20,7 +21,10 @@ use crate::raw;
 use crate::shape::VmShape;
 use crate::state::{self, ClockPair, StateError, TscCarry, VmState};
 use crate::vcpu::{Machine, Vcpu, VcpuThread};
+use crate::virtio::Bus;
 
+#[cfg(test)]
+mod device_tests;
 mod power;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -89,10 +93,11 @@ impl Vm {
         for (slot, region) in (0..).zip(ram.mappings()) {
             raw::set_memory_region(&vm, slot, 0, region).call("KVM_SET_USER_MEMORY_REGION")?;
         }
-        let serial = SerialPort::new(IrqLine::new(Arc::clone(&vm)), console);
+        let serial = SerialPort::new(IrqLine::new(Arc::clone(&vm), SERIAL_IRQ), console);
         let power = PowerHardware::new(Arc::clone(&vm));
+        let bus = Bus::new(&vm, &ram, &shape.devices)?;
         let ports = Ports::new(serial, power);
-        let machine = Arc::new(Machine::new(Arc::clone(&vm), Arc::clone(&ram), ports));
+        let machine = Arc::new(Machine::new(Arc::clone(&vm), Arc::clone(&ram), ports, bus));
         let vcpus = start_vcpus(&kvm, shape, &machine)?;
         let dirty = Mutex::new(Box::new(BitmapLog::new(vm, ram)) as Box<dyn DirtyTracking>);
         let mut vm = Self {
@@ -112,6 +117,11 @@ impl Vm {
     /// The description this VM was created from.
     pub fn shape(&self) -> &VmShape {
         &self.shape
+    }
+
+    /// Where the guest finds its virtio devices.
+    pub fn slots(&self) -> impl Iterator<Item = Slot> {
+        mmio::slots(self.shape.devices.len())
     }
 
     /// The guest's memory.
@@ -146,31 +156,50 @@ impl Vm {
         Ok(())
     }
 
-    /// Stops the vCPUs and waits until none is in the guest and no instruction is half done. Returns
-    /// at once when the guest is paused.
+    /// Stops the vCPUs, waits until none is in the guest and no instruction is half done, and then the
+    /// devices: afterwards nothing writes to the guest's memory. Returns at once when the guest is
+    /// paused. Disks stay locked: see [`Vm::release`].
     ///
     /// # Errors
     /// [`Error::WrongState`] when the guest has ended, also while it was being paused.
     pub fn pause(&self) -> Result<()> {
         let _control = self.control();
         if self.told_to_run.load(Ordering::Acquire) {
-            self.park_all();
+            let parked = self.park_all();
             self.settle_reset();
             self.told_to_run.store(false, Ordering::Release);
+            parked?;
         }
         self.expect(RunState::Paused, "pause")
     }
 
-    /// Lets the guest run on. Returns at once when it runs.
+    /// Gives up what only one copy of a guest may have, which is the locks on its disks, so that
+    /// another copy can be resumed. [`Vm::resume`] takes them again.
     ///
     /// # Errors
-    /// [`Error::WrongState`] when the guest has ended.
+    /// [`Error::WrongState`] unless paused or stopped.
+    pub fn release(&self) -> Result<()> {
+        let _control = self.control();
+        if self.run_state() == RunState::Running {
+            return self.expect(RunState::Paused, "give up the disks");
+        }
+        Ok(self.machine.bus.release()?)
+    }
+
+    /// Lets the guest run on. Returns at once when it runs. From now on, disks that it writes are
+    /// locked against everybody else, and those that it reads against writers.
+    ///
+    /// # Errors
+    /// [`Error::WrongState`] when the guest has ended; [`crate::DeviceError::DiskInUse`] when somebody
+    /// else has one of its disks, and goes on to have it for some seconds. The guest then stays paused.
     pub fn resume(&self) -> Result<()> {
         let _control = self.control();
         if self.told_to_run.load(Ordering::Acquire) {
             return self.expect(RunState::Running, "resume");
         }
         self.expect(RunState::Paused, "resume")?;
+        self.machine.bus.take_over()?;
+        self.machine.bus.resume()?;
         self.told_to_run.store(true, Ordering::Release);
         self.run_all();
         Ok(())
@@ -181,6 +210,8 @@ impl Vm {
         let _control = self.control();
         self.machine.stop(StopReason::Asked);
         self.vcpus.iter().for_each(VcpuThread::exit);
+        // A device whose thread is gone does nothing any more either.
+        let _ = self.machine.bus.pause();
     }
 
     /// Types `bytes` on the guest's serial console; returns how many there was room for.
@@ -188,11 +219,12 @@ impl Vm {
         self.machine.ports.serial().input(bytes)
     }
 
-    /// Reads everything of the guest but its memory. This may write to the guest's memory, so collect
-    /// dirty pages once more afterwards.
+    /// Reads everything of the guest but its memory, and makes durable what it has written to its
+    /// disks. This may write to the guest's memory, so collect dirty pages once more afterwards.
     ///
     /// # Errors
-    /// [`Error::WrongState`] unless paused; [`StateError`]; what KVM refuses.
+    /// [`Error::WrongState`] unless paused; [`StateError`]; [`crate::DeviceError::Flush`]; what KVM
+    /// refuses.
     pub fn save_state(&self) -> Result<VmState> {
         let _control = self.control();
         self.expect(RunState::Paused, "save")?;
@@ -208,6 +240,7 @@ impl Vm {
             power: self.machine.ports.power().save(),
             boot: self.origin().as_ref().map(Origin::record),
             on_reboot: self.machine.resets.policy(),
+            devices: self.machine.bus.save()?,
         })
     }
 
@@ -246,6 +279,7 @@ impl Vm {
         answers.into_iter().try_for_each(|answer| answer.wait()?)?;
         ports.serial().load(&state.serial).map_err(StateError::Device)?;
         ports.power().load(&state.power);
+        self.machine.bus.load(&state.devices)?;
         state::load_irqchip(&self.machine.vm, &state.irqchip)?;
         // Only edges are kept in the controllers: a level has to be driven anew.
         ports.power().drive_sci();
@@ -318,10 +352,11 @@ impl Vm {
         }
     }
 
-    fn park_all(&self) {
+    fn park_all(&self) -> Result<()> {
         self.vcpus.iter().for_each(VcpuThread::ask_to_park);
         self.vcpus.iter().for_each(VcpuThread::wait_parked);
         self.machine.ports.serial().freeze();
+        Ok(self.machine.bus.pause()?)
     }
 
     fn control(&self) -> MutexGuard<'_, ()> {

@@ -42,6 +42,9 @@ pub enum Action {
     },
     /// Stop sending pages: what was asked for is not wanted any more. Not answered.
     StopSending,
+    /// The guest is about to go on at the destination: give up what only one copy may have. Not
+    /// answered: the destination waits for it.
+    ReleaseGuest,
     /// Let the guest go on: [`super::Event::Resumed`] or [`super::Event::GuestFailed`].
     ResumeGuest,
     /// Stop the dirty log. Not answered: a failure costs speed, nothing else.

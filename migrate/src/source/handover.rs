@@ -82,6 +82,7 @@ impl Source {
         match answer {
             Ok(()) => {
                 self.state = State::Asking { decision: Decision::Commit, trouble: None };
+                self.push(Action::ReleaseGuest);
                 if self.link.is_up() {
                     self.link.expect_answer(self.now);
                     self.say(SourceMessage::Commit);

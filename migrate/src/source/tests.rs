@@ -98,7 +98,8 @@ impl Bench {
         let mut bench = Self::awaiting_ready();
         let decided = bench.hear(DestinationMessage::Ready { load_us: 1 });
         assert_eq!(decided, [Action::Record(SourceState::Committed)]);
-        assert_eq!(bench.tell(Event::Recorded), [Action::Send(SourceMessage::Commit)]);
+        let told = bench.tell(Event::Recorded);
+        assert_eq!(told, [Action::ReleaseGuest, Action::Send(SourceMessage::Commit)]);
         bench
     }
 

@@ -1,6 +1,7 @@
 //! Two hosts that trust each other, each a state folder with certificates and a node; removed, with all their processes, at
 //! the end of a test.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -21,7 +22,7 @@ pub(crate) struct Host {
 
 impl Host {
     /// Runs a verb on this host to its end.
-    pub(crate) fn run(&self, arguments: &[&str]) -> Done {
+    pub(crate) fn run<S: AsRef<OsStr>>(&self, arguments: &[S]) -> Done {
         run(lighter(&self.state_dir, arguments))
     }
 

@@ -125,12 +125,13 @@ fn boot_and_save(recipe: &Recipe, [kernel, initrd, cmdline]: &[&str; 3], file: &
     pair.a.run(&["save", "linux", &file.display().to_string()]).ok();
 }
 
-fn guest_folder() -> PathBuf {
+/// Where what goes into a guest is made.
+pub(super) fn guest_folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest")
 }
 
 /// Runs a script of the guest's folder, which prints the path of what it made or found.
-fn script(name: &str, arguments: &[&str]) -> String {
+pub(super) fn script(name: &str, arguments: &[&str]) -> String {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("the target folder");
     let output = Command::new(guest_folder().join(name))
         .args(arguments)

@@ -39,7 +39,9 @@ impl Line {
         line.0.contains_key("output_us").then_some(line)
     }
 
-    fn get(&self, name: &str) -> i64 {
+    /// A number by its name.
+    #[track_caller]
+    pub(super) fn get(&self, name: &str) -> i64 {
         *self.0.get(name).unwrap_or_else(|| panic!("no `{name}` in {self:?}"))
     }
 

@@ -24,12 +24,15 @@ const TIMERFD_SETTIME: u64 = 286;
 
 const O_RDWR: u64 = 2;
 const O_NONBLOCK: u64 = 0o4000;
+const O_DSYNC: u64 = 0o10000;
+const O_DIRECT: u64 = 0o40000;
 const PROT_READ_WRITE: u64 = 3;
 const MAP_SHARED: u64 = 1;
 const TCGETS: u64 = 0x5401;
 const TCSETS: u64 = 0x5402;
 const ERROR_MAX: u64 = 4095;
 const PAGE_BYTES: u64 = 4096;
+const SECTOR_BYTES: u64 = 512;
 
 /// A clock, by its number for `clock_gettime`.
 #[derive(Clone, Copy)]
@@ -205,6 +208,37 @@ impl Timer {
             Ok(8) => count,
             _ => 0,
         }
+    }
+}
+
+/// A sector, where the disk can reach it.
+#[repr(C, align(512))]
+pub struct Sector(pub [u64; 64]);
+
+/// An open block device.
+pub struct File(u64);
+
+impl File {
+    /// Opens it so that reads and writes pass every cache.
+    ///
+    /// # Errors
+    /// The number of the kernel's error.
+    pub fn open_direct(path: &CStr) -> Result<Self, u64> {
+        open(path, O_RDWR | O_DIRECT | O_DSYNC).map(Self)
+    }
+
+    /// Reads a sector; false when it could not be read.
+    pub fn read_sector(&self, number: u64, sector: &mut Sector) -> bool {
+        let at = (&raw mut sector.0) as u64;
+        let read = call(PREAD64, [self.0, at, SECTOR_BYTES, number * SECTOR_BYTES, 0, 0]);
+        read == Ok(SECTOR_BYTES)
+    }
+
+    /// Writes a sector; false when it could not be written.
+    pub fn write_sector(&self, number: u64, sector: &Sector) -> bool {
+        let at = (&raw const sector.0) as u64;
+        let written = call(PWRITE64, [self.0, at, SECTOR_BYTES, number * SECTOR_BYTES, 0, 0]);
+        written == Ok(SECTOR_BYTES)
     }
 }
 

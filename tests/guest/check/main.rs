@@ -13,6 +13,7 @@
 #![no_main]
 
 mod button;
+mod disk;
 #[path = "../../../vmm-core/workload/libc_memory.rs"]
 mod libc_memory;
 mod line;
@@ -26,6 +27,7 @@ mod pace;
 mod stamp;
 
 use button::Button;
+use disk::Disk;
 use line::Line;
 use linux::{Clock, tsc};
 use memory::Memory;
@@ -53,7 +55,11 @@ extern "C" fn main() -> ! {
         Ok(memory) => memory,
         Err(error) => linux::fail("check: cannot map /dev/mem, error ", error),
     };
-    Check::start(options, memory).run()
+    let disk = options.disk.then(|| {
+        Disk::open()
+            .unwrap_or_else(|error| linux::fail("check: cannot open /dev/vda, error ", error))
+    });
+    Check::start(options, memory, disk).run()
 }
 
 #[panic_handler]
@@ -65,6 +71,8 @@ struct Check {
     options: Options,
     memory: Memory,
     button: Option<Button>,
+    disk: Option<Disk>,
+    entropy: u64,
     hz: u64,
     timer: linux::Timer,
     started_ns: u64,
@@ -82,9 +90,12 @@ struct Check {
 }
 
 impl Check {
-    fn start(options: Options, mut memory: Memory) -> Self {
+    fn start(options: Options, mut memory: Memory, disk: Option<Disk>) -> Self {
         let hz = measure_tsc();
         memory.fill();
+        let mut bytes = [0; 64];
+        let entropy =
+            if options.disk { linux::read_file(c"/dev/hwrng", &mut bytes).len() } else { 0 };
         let started_ns = linux::now(Clock::Monotonic);
         Self {
             rate: options.rate,
@@ -95,6 +106,8 @@ impl Check {
             button: if options.button { Button::listen() } else { None },
             options,
             memory,
+            disk,
+            entropy: entropy as u64,
             hz,
             started_ns,
             ticks: 0,
@@ -159,6 +172,9 @@ impl Check {
         self.expiries += self.timer.expiries();
         let expected = (monotonic - self.started_ns) / (TIMER_PERIOD_MS * NS_PER_MS);
         let fault = self.memory.first_fault();
+        if let Some(disk) = &mut self.disk {
+            disk.turn();
+        }
         let mut line = Line::new("check");
         line.field("tick", self.ticks);
         line.field("mono_ms", monotonic / NS_PER_MS);
@@ -173,6 +189,11 @@ impl Check {
         line.field("verified", self.verified);
         line.field("epoch", self.gap_epoch);
         line.field("gap_us", self.microseconds(self.gap));
+        if let Some(disk) = &self.disk {
+            line.field("disk_written", disk.written());
+            line.field("disk_errors", disk.errors());
+            line.field("entropy", self.entropy);
+        }
         line.field("output_us", self.microseconds(self.output));
         line.print();
         let now = tsc();

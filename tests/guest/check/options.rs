@@ -12,6 +12,7 @@
 //! | `check.zeroing=N` | 0 | share of rewrites that clear the page, percent |
 //! | `check.button=1` | 0 | switch off when the power button is pressed |
 //! | `check.halt=1` | 0 | sleep between turns (so that the vCPU halts) instead of spinning |
+//! | `check.disk=1` | 0 | write a record to `/dev/vda` for each line, and ask `/dev/hwrng` once |
 
 /// What the program was asked to do.
 #[derive(Clone, Copy)]
@@ -36,6 +37,8 @@ pub struct Options {
     pub button: bool,
     /// Sleep between turns.
     pub halt: bool,
+    /// Write to the disk.
+    pub disk: bool,
 }
 
 const PAGES_PER_MIB: u64 = 256;
@@ -60,6 +63,7 @@ impl Options {
             zeroing: value(b"check.zeroing").unwrap_or(0),
             button: value(b"check.button").unwrap_or(0) != 0,
             halt: value(b"check.halt").unwrap_or(0) != 0,
+            disk: value(b"check.disk").unwrap_or(0) != 0,
         }
     }
 }

@@ -18,6 +18,7 @@ use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, AmlSink};
 
 use super::layout::{IOAPIC_ADDRESS, LAPIC_ADDRESS};
+use crate::devices::mmio::Slot;
 use crate::devices::power::{
     PM1_CONTROL_BYTES, PM1_CONTROL_PORT, PM1_EVENT_BYTES, PM1_EVENT_PORT, RESET_PORT, RESET_VALUE,
     SCI_GSI, SLEEP_TYPE_OFF,
@@ -32,21 +33,9 @@ const HEADER_BYTES: u32 = 36;
 /// Where a table may start; the FACS wants the most.
 const ALIGNMENT: u64 = 64;
 
-/// A virtio-mmio device as the guest's kernel is to find it: its registers, and its interrupt, which
-/// is an edge.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct MmioWindow {
-    /// Guest-physical address of its registers, in the hole below 4 GiB.
-    pub gpa: u32,
-    /// Bytes of its registers.
-    pub bytes: u32,
-    /// Its interrupt line.
-    pub gsi: u32,
-}
-
 /// The tables of a guest with `vcpus` processors and these devices, to be put at `gpa`, a multiple of
 /// 64 below 4 GiB. The root pointer is the first thing in them.
-pub(super) fn build(gpa: u64, vcpus: u8, devices: &[MmioWindow]) -> Vec<u8> {
+pub(super) fn build(gpa: u64, vcpus: u8, devices: &[Slot]) -> Vec<u8> {
     let mut tables = Tables { gpa, bytes: vec![0; Rsdp::len()] };
     let facs = tables.add(&encode(&FACS::new()));
     let dsdt = tables.add(dsdt(devices).as_slice());
@@ -171,7 +160,7 @@ fn nmi_of_every_processor() -> [u8; 6] {
 
 /// What there is beyond the fixed hardware: the soft-off state, the serial console and the virtio
 /// devices. No code: nothing has to be interpreted when something happens.
-fn dsdt(devices: &[MmioWindow]) -> Sdt {
+fn dsdt(devices: &[Slot]) -> Sdt {
     const REVISION: u8 = 2;
     let mut aml = Vec::new();
     let (off, none) = (SLEEP_TYPE_OFF, 0u8);
@@ -214,7 +203,7 @@ fn serial() -> Encoded {
     )))
 }
 
-fn virtio(index: u32, window: &MmioWindow) -> Encoded {
+fn virtio(index: u32, slot: &Slot) -> Encoded {
     const COHERENT: u8 = 1;
     let writable = true;
     Encoded(encode(&Device::new(
@@ -226,8 +215,8 @@ fn virtio(index: u32, window: &MmioWindow) -> Encoded {
             &Name::new(
                 "_CRS".into(),
                 &ResourceTemplate::new(vec![
-                    &Memory32Fixed::new(writable, window.gpa, window.bytes),
-                    &edge(window.gsi),
+                    &Memory32Fixed::new(writable, slot.address as u32, slot.bytes as u32),
+                    &edge(slot.gsi),
                 ]),
             ),
         ],

@@ -22,8 +22,9 @@ use super::source::{BootFile, KernelFiles};
 use super::tables::{
     Privilege, Xsave, enter_long_mode, enter_protected_mode, write_descriptors, write_identity_map,
 };
-use super::{Acpi, BootError, MmioWindow, acpi, bzimage, mptable};
+use super::{Acpi, BootError, acpi, bzimage, mptable};
 use crate::Vm;
+use crate::devices::mmio::{Slot, kernel_arguments, slots};
 use crate::error::{KvmContext, Result};
 use crate::memory::{GuestRam, PAGE_BYTES};
 
@@ -41,13 +42,15 @@ pub(super) fn boot(vm: &Vm, files: &KernelFiles) -> Result<()> {
         Some(file) => load_initrd(ram, file, &kernel)?,
         None => Initrd::default(),
     };
-    let cmdline_bytes = write_cmdline(ram, &files.cmdline, kernel.cmdline_bytes_max)?;
+    let devices: Vec<Slot> = slots(vm.shape().devices.len()).collect();
     let vcpus = vm.shape().vcpus;
     write(ram, MP_TABLE, &mptable::build(MP_TABLE, vcpus))?;
-    let root = match files.acpi {
-        Acpi::On => Some(write_acpi_tables(ram, vcpus, &[])?),
-        Acpi::Off => None,
+    let (root, told) = match files.acpi {
+        Acpi::On => (Some(write_acpi_tables(ram, vcpus, &devices)?), String::new()),
+        Acpi::Off => (None, kernel_arguments(&devices)),
     };
+    let cmdline = files.cmdline.clone() + &told;
+    let cmdline_bytes = write_cmdline(ram, &cmdline, kernel.cmdline_bytes_max)?;
     match kernel.entry {
         Entry::Pvh { at } => {
             write_start_info(ram, initrd, root)?;
@@ -109,7 +112,7 @@ fn write_cmdline(ram: &GuestRam, cmdline: &str, kernel_max: usize) -> Result<u32
 }
 
 /// Writes the ACPI tables; returns the address of their root.
-fn write_acpi_tables(ram: &GuestRam, vcpus: u8, devices: &[MmioWindow]) -> Result<u64, BootError> {
+fn write_acpi_tables(ram: &GuestRam, vcpus: u8, devices: &[Slot]) -> Result<u64, BootError> {
     let tables = acpi::build(ACPI_TABLES, vcpus, devices);
     let room = (ACPI_TABLES_END - ACPI_TABLES) as usize;
     if tables.len() > room {

@@ -18,7 +18,6 @@ mod tables;
 
 use std::path::PathBuf;
 
-pub use acpi::MmioWindow;
 #[cfg(test)]
 pub(crate) use linux::start_protected_mode;
 #[cfg(test)]

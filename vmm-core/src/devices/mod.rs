@@ -1,4 +1,5 @@
-//! The devices of a guest, all behind I/O ports, and the ports that mean something to the VMM itself.
+//! Where the devices of a guest are: behind I/O ports, some of which mean something to the VMM itself,
+//! and, for the virtio devices of [`crate::virtio`], in the window of [`mmio`].
 //!
 //! | port | what |
 //! |---|---|
@@ -11,15 +12,18 @@
 //!
 //! Interrupt controllers and the PIT live in the kernel. Everything else reads as ones.
 
+mod irq;
+pub mod mmio;
 mod ports;
 pub(crate) mod power;
 mod serial;
 
+pub(crate) use irq::IrqLine;
 pub(crate) use ports::{PortEffect, Ports};
 pub(crate) use power::PowerHardware;
 pub use power::{ButtonPress, PowerState};
+pub(crate) use serial::SerialPort;
 pub use serial::SerialState;
-pub(crate) use serial::{IrqLine, SerialPort};
 
 /// Writes to this port ring the owner's doorbell with the value written.
 pub const DOORBELL_PORT: u16 = 0x4c0;

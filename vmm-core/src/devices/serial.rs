@@ -3,14 +3,12 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::io::Write;
-use std::sync::Arc;
 
-use kvm_ioctls::VmFd;
 use serde::{Deserialize, Serialize};
+use vm_superio::SerialState as Registers;
 use vm_superio::serial::{NoEvents, Serial};
-use vm_superio::{SerialState as Registers, Trigger};
 
-use super::SERIAL_IRQ;
+use super::IrqLine;
 
 /// Input that waits for the guest to read it; what is typed beyond it is refused.
 const BACKLOG_BYTES_MAX: usize = 4096;
@@ -20,28 +18,6 @@ const FIFO_BYTES: usize = 64;
 
 /// Where the guest's output goes.
 type Output = Box<dyn Write + Send>;
-
-/// An edge on the serial port's interrupt line. Raised by ioctl rather than by an event, so that the
-/// interrupt has arrived in the kernel's interrupt controller when the call returns: a state saved
-/// right after it holds the interrupt.
-pub(crate) struct IrqLine(Option<Arc<VmFd>>);
-
-impl IrqLine {
-    /// The line into the interrupt controller of `vm`.
-    pub(crate) fn new(vm: Arc<VmFd>) -> Self {
-        Self(Some(vm))
-    }
-}
-
-impl Trigger for IrqLine {
-    type E = kvm_ioctls::Error;
-
-    fn trigger(&self) -> Result<(), Self::E> {
-        let Some(vm) = &self.0 else { return Ok(()) };
-        vm.set_irq_line(SERIAL_IRQ, true)?;
-        vm.set_irq_line(SERIAL_IRQ, false)
-    }
-}
 
 /// Saved state of the serial console.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -164,7 +140,7 @@ impl SerialPort {
             in_buffer: state.fifo.clone(),
         };
         let output = std::mem::replace(self.uart.writer_mut(), Box::new(std::io::sink()));
-        let irq = IrqLine(self.uart.interrupt_evt().0.clone());
+        let irq = self.uart.interrupt_evt().clone();
         self.uart = Serial::from_state(&registers, irq, NoEvents, output)
             .map_err(|error| format!("serial port: {error:?}"))?;
         self.backlog = state.backlog.iter().copied().collect();
@@ -184,7 +160,7 @@ impl SerialPort {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use std::sync::Mutex;
+    use std::sync::{Arc, Mutex};
 
     use super::*;
 
@@ -205,7 +181,7 @@ pub(crate) mod tests {
     /// A running port without an interrupt line, and what it wrote.
     pub(crate) fn port_with_output() -> (SerialPort, Arc<Mutex<Vec<u8>>>) {
         let shared = Shared::default();
-        let mut port = SerialPort::new(IrqLine(None), Box::new(shared.clone()));
+        let mut port = SerialPort::new(IrqLine::unconnected(), Box::new(shared.clone()));
         port.thaw();
         (port, shared.0)
     }

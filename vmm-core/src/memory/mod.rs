@@ -11,6 +11,7 @@ mod ram;
 pub use host::{HOST_RESERVE_BYTES, available_bytes};
 pub use layout::{HIGH_RAM_START, LOW_RAM_MAX, RamLayout, RamRegion};
 pub use ram::GuestRam;
+pub(crate) use ram::RamMap;
 
 /// Bytes of a page.
 pub const PAGE_BYTES: usize = 4096;

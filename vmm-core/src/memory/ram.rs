@@ -10,6 +10,9 @@ use vm_memory::{
 use super::{CHUNK_PAGES, MemoryError, PAGE_BYTES, RamLayout, host};
 use crate::raw;
 
+/// Guest memory as rust-vmm crates see it, remembering what is written through it.
+pub(crate) type RamMap = GuestMemoryMmap<AtomicBitmap>;
+
 /// The RAM of one guest: private anonymous memory, filled with zeros, on huge pages where the host
 /// has them.
 ///
@@ -18,7 +21,7 @@ use crate::raw;
 /// a page that the guest is writing reads as some mix of old and new, and is dirty afterwards.
 #[derive(Debug)]
 pub struct GuestRam {
-    memory: GuestMemoryMmap<AtomicBitmap>,
+    memory: RamMap,
     layout: RamLayout,
 }
 

@@ -20,6 +20,7 @@ use crate::boot::BootRecord;
 use crate::codec;
 use crate::devices::{PowerState, SerialState};
 use crate::vcpu::OnReboot;
+use crate::virtio::DeviceState;
 
 pub use machine::IrqchipState;
 pub(crate) use machine::{load_clock, load_irqchip, save_clock, save_irqchip};
@@ -52,6 +53,8 @@ pub struct VmState {
     pub boot: Option<BootRecord>,
     /// What becomes of it when it resets itself.
     pub on_reboot: OnReboot,
+    /// The virtio devices, by slot.
+    pub devices: Vec<DeviceState>,
 }
 
 /// Failure to save, encode, decode or load state.

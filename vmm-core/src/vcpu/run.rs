@@ -109,9 +109,9 @@ impl Vcpu {
                 return self.port_effect(effect, machine);
             }
             Ok(VcpuExit::IoIn(port, data)) => machine.ports.read(port, data),
-            // No device is memory-mapped: reads find nothing, writes go nowhere.
-            Ok(VcpuExit::MmioRead(_, data)) => data.fill(0xff),
-            Ok(VcpuExit::MmioWrite(..) | VcpuExit::IrqWindowOpen | VcpuExit::Hlt) => {}
+            Ok(VcpuExit::MmioRead(address, data)) => machine.bus.read(address, data),
+            Ok(VcpuExit::MmioWrite(address, data)) => machine.bus.write(address, data),
+            Ok(VcpuExit::IrqWindowOpen | VcpuExit::Hlt) => {}
             Ok(VcpuExit::Intr) => return Ok(Turn::Interrupted),
             Ok(VcpuExit::Shutdown) => {
                 return Err(StopReason::TripleFault { vcpu: index, rip: self.rip() });

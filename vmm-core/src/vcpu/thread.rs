@@ -14,19 +14,22 @@ use crate::devices::Ports;
 use crate::error::{Error, Result};
 use crate::event::{EventQueue, StopReason, VmEvent};
 use crate::memory::GuestRam;
+use crate::virtio::Bus;
 
 /// Stack of a vCPU's thread, in bytes.
 const STACK_BYTES: usize = 512 << 10;
 
-/// What all vCPUs of a guest share. The VM's descriptor comes first, to be closed before its memory
-/// is unmapped.
+/// What all vCPUs of a guest share. The devices' threads go first, then the VM's descriptor, to be closed
+/// before its memory is unmapped.
 #[derive(Debug)]
 pub(crate) struct Machine {
+    /// Its virtio devices.
+    pub(crate) bus: Bus,
     /// The VM.
     pub(crate) vm: Arc<VmFd>,
     /// Its memory.
     pub(crate) ram: Arc<GuestRam>,
-    /// Its devices.
+    /// Its devices behind I/O ports.
     pub(crate) ports: Ports,
     /// What it has to tell.
     pub(crate) events: Arc<EventQueue>,
@@ -38,8 +41,9 @@ pub(crate) struct Machine {
 
 impl Machine {
     /// A machine without vCPUs.
-    pub(crate) fn new(vm: Arc<VmFd>, ram: Arc<GuestRam>, ports: Ports) -> Self {
+    pub(crate) fn new(vm: Arc<VmFd>, ram: Arc<GuestRam>, ports: Ports, bus: Bus) -> Self {
         Self {
+            bus,
             vm,
             ram,
             ports,

@@ -61,11 +61,8 @@ impl Vm {
         let _control = self.control();
         self.expect(RunState::Running, "reset")?;
         self.machine.resets.request(StopReason::ResetAsked);
-        self.park_all();
-        self.settle_reset();
-        self.expect(RunState::Running, "reset")?;
-        self.run_all();
-        Ok(())
+        self.restart();
+        self.expect(RunState::Running, "reset")
     }
 
     /// Does the reset that is due, after [`crate::VmEvent::Reset`]; nothing when none is. A guest that
@@ -73,12 +70,27 @@ impl Vm {
     pub fn start_over(&self) {
         let _control = self.control();
         if self.told_to_run.load(Ordering::Acquire) && self.machine.resets.is_due() {
-            self.park_all();
-            self.settle_reset();
-            if self.machine.stopped().is_none() {
-                self.run_all();
-            }
+            self.restart();
         }
+    }
+
+    /// Stops a running guest, does the reset that is due and lets it go on, unless that cannot be done.
+    fn restart(&self) {
+        // A device that does not stop is met again below.
+        let _ = self.park_all();
+        self.settle_reset();
+        if self.machine.stopped().is_some() {
+            return;
+        }
+        match self.machine.bus.resume() {
+            Ok(()) => self.run_all(),
+            Err(error) => self.cannot_restart(StopReason::Reset, &error.into()),
+        }
+    }
+
+    fn cannot_restart(&self, reason: StopReason, error: &Error) {
+        let (reason, error) = (Box::new(reason), error.to_string());
+        self.machine.stop(StopReason::NoRestart { reason, error });
     }
 
     /// How often the guest has started over here.
@@ -95,10 +107,7 @@ impl Vm {
         }
         match self.boot_again() {
             Ok(()) => self.machine.resets.note_done(reason),
-            Err(error) => {
-                let (reason, error) = (Box::new(reason), error.to_string());
-                self.machine.stop(StopReason::NoRestart { reason, error });
-            }
+            Err(error) => self.cannot_restart(reason, &error),
         }
     }
 
@@ -107,6 +116,7 @@ impl Vm {
         let (Some(origin), Some(pristine)) = (&*origin, &self.pristine) else {
             return Err(Error::NeverBooted);
         };
+        self.machine.bus.pause()?;
         let answers: Vec<_> =
             self.vcpus.iter().map(|vcpu| vcpu.submit(|vcpu| vcpu.abandon_instruction())).collect();
         answers.into_iter().try_for_each(|answer| answer.wait())?;

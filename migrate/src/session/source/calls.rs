@@ -45,6 +45,15 @@ impl Driver {
         });
     }
 
+    pub(super) fn release(&self) {
+        let guest = self.guest.clone();
+        self.worker.run(move || {
+            if let Err(error) = guest.release() {
+                tracing::error!(%error, "the destination cannot have all of the guest");
+            }
+        });
+    }
+
     pub(super) fn resume(&self) {
         self.with_guest(|guest| match guest.resume() {
             Ok(()) => Event::Resumed,

@@ -6,16 +6,16 @@ use super::*;
 use crate::VCPUS_MAX;
 use crate::boot::layout::{ACPI_TABLES, ACPI_TABLES_END};
 
-const DEVICES: [MmioWindow; 2] = [
-    MmioWindow { gpa: 0xd000_0000, bytes: 0x1000, gsi: 5 },
-    MmioWindow { gpa: 0xd000_1000, bytes: 0x1000, gsi: 16 },
+const DEVICES: [Slot; 2] = [
+    Slot { address: 0xd000_0000, bytes: 0x1000, gsi: 5 },
+    Slot { address: 0xd000_1000, bytes: 0x1000, gsi: 16 },
 ];
 
 /// The tables in a guest's memory.
 struct Memory(Vec<u8>);
 
 impl Memory {
-    fn with(vcpus: u8, devices: &[MmioWindow]) -> Self {
+    fn with(vcpus: u8, devices: &[Slot]) -> Self {
         Self(build(ACPI_TABLES, vcpus, devices))
     }
 
@@ -117,8 +117,8 @@ fn devices_are_found_with_their_window_and_interrupt() {
     for (name, device) in [b"V000", b"V001"].into_iter().zip(DEVICES) {
         assert!(holds(dsdt, name));
         let mut window = vec![0x86, 9, 0, 1];
-        window.extend(device.gpa.to_le_bytes());
-        window.extend(device.bytes.to_le_bytes());
+        window.extend((device.address as u32).to_le_bytes());
+        window.extend((device.bytes as u32).to_le_bytes());
         assert!(holds(dsdt, &window), "{device:?}");
         let mut interrupt = vec![0x89, 6, 0, 0b0011, 1];
         interrupt.extend(device.gsi.to_le_bytes());

@@ -1,0 +1,119 @@
+//! A Linux guest with a disk and a source of entropy, migrated while it writes.
+//!
+//! It is booted anew: a disk belongs to one guest, so a saved one cannot be started twice. For each line that it says it writes
+//! a record, past every cache, and reads the one before back (`tests/guest/check/disk.rs`).
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use super::image::{BOOT_PATIENCE, guest_folder, script};
+use super::witness::{Line, Witness};
+use crate::host::checks::nothing_left_behind;
+use crate::host::{Exit, Host, Migration, Pair, wait};
+
+/// Lines, and so records, awaited on each host.
+const LINES: usize = 3;
+/// Memory that the check program looks after.
+const MIB: u64 = 1;
+const SECTOR_BYTES: usize = 512;
+
+/// A disk of 8 MiB in `folder`.
+fn make_disk(folder: &Path) -> PathBuf {
+    let disk = folder.join("disk.raw");
+    fs::File::create(&disk).and_then(|file| file.set_len(8 << 20)).expect("a disk");
+    disk
+}
+
+/// How a guest with `disk` is started.
+fn arguments(name: &str, disk: &Path) -> Vec<String> {
+    let [kernel, initrd] = [script("kernel.sh", &["vmlinux"]), script("initramfs.sh", &[])];
+    let options = fs::read_to_string(guest_folder().join("cmdline")).expect("a command line");
+    let check = format!("mem=80M check.mib={MIB} check.rate=100 check.halt=1 check.disk=1");
+    let cmdline = format!("console=ttyS0 quiet {} {check}", options.trim());
+    let disk = format!("{},serial=db-1", disk.display());
+    let options = [
+        "run",
+        "--detach",
+        "--rng",
+        "--name",
+        name,
+        "--memory",
+        "128M",
+        "--kernel",
+        &kernel,
+        "--initrd",
+        &initrd,
+        "--cmdline",
+        &cmdline,
+        "--disk",
+        &disk,
+    ];
+    options.map(str::to_owned).to_vec()
+}
+
+/// What the guest says on `host` after [`LINES`] more lines; it has read all that it wrote.
+#[track_caller]
+fn lines_of(host: &Host) -> Line {
+    let witness = Witness::of(host, "db", MIB * 256);
+    let lines = [(); LINES].map(|()| witness.line());
+    let [.., last] = lines;
+    assert_eq!(last.get("disk_errors"), 0, "{last:?}");
+    last
+}
+
+/// Record `number` is on the disk, as this host sees it.
+#[track_caller]
+fn is_on_disk(disk: &fs::File, number: u64) {
+    let mut sector = [0; SECTOR_BYTES];
+    disk.read_exact_at(&mut sector, number * SECTOR_BYTES as u64).expect("the record");
+    assert_eq!(sector.as_slice(), number.to_le_bytes().repeat(64), "record {number}");
+}
+
+#[test]
+fn linux_with_a_disk_goes_on_writing_at_the_destination() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let disk = make_disk(folder.path());
+    let thief = arguments("thief", &disk);
+    let steal = |host: &Host| {
+        let words = ["disk.raw is in use by another guest"];
+        host.run(&thief).complains(Exit::Failed, &words);
+    };
+
+    let pair = Pair::new();
+    pair.a.run(&arguments("db", &disk)).ok();
+    let witness = Witness::of(&pair.a, "db", MIB * 256);
+    wait::within(BOOT_PATIENCE, "linux boots and writes to its disk", || {
+        witness.last_line().ok_or_else(|| witness.console())
+    });
+    let before = lines_of(&pair.a);
+    assert_eq!(before.get("entropy"), 64);
+    steal(&pair.b);
+
+    Migration::run(&pair.a, "db", &pair.b).ok();
+    let after = lines_of(&pair.b);
+    after.follows(&before);
+    steal(&pair.a);
+    Migration::run(&pair.b, "db", &pair.a).ok();
+    let back = lines_of(&pair.a);
+    back.follows(&after);
+
+    let written = back.get("disk_written") as u64;
+    assert!(written > before.get("disk_written") as u64 + LINES as u64, "{back:?}");
+    let disk = fs::File::open(&disk).expect("the disk");
+    (1..=written).for_each(|number| is_on_disk(&disk, number));
+    nothing_left_behind(&pair.hosts());
+}
+
+#[test]
+fn a_destination_without_the_disk_says_so_and_the_guest_stays() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let disk = make_disk(folder.path());
+    let pair = Pair::new();
+    pair.a.run(&arguments("db", &disk)).ok();
+    // Both hosts of the test are this one: taking the name away is what tells them apart.
+    fs::rename(&disk, folder.path().join("elsewhere.raw")).expect("another name");
+    let expected = format!("cannot use disk {}: No such file", disk.display());
+    Migration::run(&pair.a, "db", &pair.b).stayed(&[&expected]);
+    pair.a.guest("db").await_state("running");
+}

@@ -1,0 +1,244 @@
+//! Raw system calls on files: positioned I/O straight into and out of guest memory, holes, locks; and
+//! the host's entropy. The functions here are safe to call; each says why.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+
+use vm_memory::bitmap::Bitmap;
+
+use crate::virtio::RamSlice;
+
+/// Most buffers that one call takes (`UIO_MAXIOV` of `linux/uio.h`).
+const SLICES_MAX: usize = 1024;
+
+/// Which way data goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Direction {
+    /// From the file into guest memory.
+    In,
+    /// From guest memory to the file.
+    Out,
+}
+
+/// What becomes of a range of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Clearing {
+    /// It is given back to the file system and reads as zeros.
+    PunchHole,
+    /// It reads as zeros and keeps its place.
+    Zero,
+}
+
+/// What a lock on a whole file allows to others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lock {
+    /// Shared locks.
+    Shared,
+    /// Nothing.
+    Exclusive,
+    /// Everything: it is no lock.
+    None,
+}
+
+/// Moves all bytes between `slices` and `file` from `offset` on. Guest memory that is written is
+/// remembered as dirty, also when the call fails half-way.
+///
+/// # Errors
+/// The system's answer; `UnexpectedEof` when the file ends before.
+pub(crate) fn transfer(
+    file: &File,
+    offset: u64,
+    slices: &[RamSlice<'_>],
+    direction: Direction,
+) -> io::Result<()> {
+    let mut offset = offset;
+    for batch in slices.chunks(SLICES_MAX) {
+        transfer_batch(file, &mut offset, batch, direction)?;
+    }
+    Ok(())
+}
+
+fn transfer_batch(
+    file: &File,
+    offset: &mut u64,
+    slices: &[RamSlice<'_>],
+    direction: Direction,
+) -> io::Result<()> {
+    // The guards keep the mappings in place for as long as the kernel may use the pointers.
+    let guards: Vec<_> = slices.iter().map(RamSlice::ptr_guard_mut).collect();
+    let mut vectors: Vec<libc::iovec> = guards
+        .iter()
+        .map(|guard| libc::iovec { iov_base: guard.as_ptr().cast(), iov_len: guard.len() })
+        .collect();
+    let result = transfer_vectors(file, offset, &mut vectors, direction);
+    if direction == Direction::In {
+        slices.iter().for_each(|slice| slice.bitmap().mark_dirty(0, slice.len()));
+    }
+    result
+}
+
+/// Repeats the call until all is moved. The vectors point to memory that stays mapped.
+fn transfer_vectors(
+    file: &File,
+    offset: &mut u64,
+    vectors: &mut [libc::iovec],
+    direction: Direction,
+) -> io::Result<()> {
+    let mut rest = vectors;
+    while !rest.is_empty() {
+        let at = i64::try_from(*offset).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let (fd, count) = (file.as_raw_fd(), rest.len() as libc::c_int);
+        // SAFETY: each vector is a slice of guest memory whose guard the caller holds, so it is mapped
+        // and belongs to the guest alone; the kernel reads the vectors themselves and keeps neither.
+        // That the guest may write the same memory meanwhile is its own affair: no reference exists.
+        let moved = unsafe {
+            match direction {
+                Direction::In => libc::preadv(fd, rest.as_ptr(), count, at),
+                Direction::Out => libc::pwritev(fd, rest.as_ptr(), count, at),
+            }
+        };
+        match usize::try_from(moved) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(moved) => {
+                *offset += moved as u64;
+                rest = advance(rest, moved);
+            }
+            Err(_) => match io::Error::last_os_error() {
+                error if error.kind() == io::ErrorKind::Interrupted => {}
+                error => return Err(error),
+            },
+        }
+    }
+    Ok(())
+}
+
+/// Leaves out the first `bytes`.
+fn advance(vectors: &mut [libc::iovec], bytes: usize) -> &mut [libc::iovec] {
+    let (mut left, mut whole) = (bytes, 0);
+    for vector in vectors.iter_mut() {
+        if left < vector.iov_len {
+            vector.iov_base = vector.iov_base.cast::<u8>().wrapping_add(left).cast();
+            vector.iov_len -= left;
+            break;
+        }
+        left -= vector.iov_len;
+        whole += 1;
+    }
+    &mut vectors[whole..]
+}
+
+/// Clears a range of a file or of a block device.
+///
+/// # Errors
+/// `Unsupported` when the file system cannot; otherwise the system's answer.
+pub(crate) fn clear(file: &File, offset: u64, bytes: u64, how: Clearing) -> io::Result<()> {
+    let mode = match how {
+        Clearing::PunchHole => libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE,
+        Clearing::Zero => libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE,
+    };
+    let range = |number: u64| i64::try_from(number).map_err(|_| io::ErrorKind::InvalidInput);
+    let (offset, bytes) = (range(offset)?, range(bytes)?);
+    // SAFETY: fallocate touches no memory of ours.
+    check(unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, bytes) })
+}
+
+/// Locks a whole file, or unlocks it, for this open file description (`F_OFD_SETLK`): the lock goes with
+/// the last copy of the descriptor, and holds between processes and within one.
+///
+/// # Errors
+/// `WouldBlock` when somebody else's lock is in the way; otherwise the system's answer.
+pub(crate) fn lock(file: &File, lock: Lock) -> io::Result<()> {
+    let kind = match lock {
+        Lock::Shared => libc::F_RDLCK,
+        Lock::Exclusive => libc::F_WRLCK,
+        Lock::None => libc::F_UNLCK,
+    };
+    let whole = libc::flock {
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    // SAFETY: the kernel reads one `flock`, which outlives the call.
+    let result =
+        check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const whole) });
+    match result {
+        Err(error) if error.raw_os_error() == Some(libc::EACCES) => {
+            Err(io::ErrorKind::WouldBlock.into())
+        }
+        result => result,
+    }
+}
+
+/// Forgets what this host has cached of a file, as far as it is not dirty: another host may have
+/// written it since. A refusal is ignored, as the call is advice only.
+pub(crate) fn forget_cached(file: &File) {
+    // SAFETY: posix_fadvise touches no memory of ours.
+    unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
+}
+
+/// Fills `bytes` from the host's entropy, without waiting: it is there since the host has booted.
+///
+/// # Errors
+/// The host has none yet.
+pub(crate) fn fill_random(bytes: &mut [u8]) -> io::Result<()> {
+    // SAFETY: the kernel writes at most the length of `bytes`, which is ours to write.
+    let filled =
+        unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), libc::GRND_NONBLOCK) };
+    // Requests of up to 256 bytes are never cut short (getrandom(2)).
+    match usize::try_from(filled) {
+        Ok(filled) if filled == bytes.len() => Ok(()),
+        Ok(_) => Err(io::ErrorKind::Interrupted.into()),
+        Err(_) => Err(io::Error::last_os_error()),
+    }
+}
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vector(start: usize, len: usize) -> libc::iovec {
+        libc::iovec { iov_base: start as *mut libc::c_void, iov_len: len }
+    }
+
+    #[test]
+    fn a_short_transfer_goes_on_in_the_middle_of_a_buffer() {
+        let left = |bytes| {
+            let mut vectors = [vector(100, 10), vector(200, 20)];
+            let rest = advance(&mut vectors, bytes);
+            rest.iter().map(|rest| (rest.iov_base as usize, rest.iov_len)).collect::<Vec<_>>()
+        };
+        assert_eq!(left(0), [(100, 10), (200, 20)]);
+        assert_eq!(left(4), [(104, 6), (200, 20)]);
+        assert_eq!(left(10), [(200, 20)]);
+        assert_eq!(left(29), [(219, 1)]);
+        assert_eq!(left(30), []);
+    }
+
+    #[test]
+    fn locks_exclude_each_other_within_one_process() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let other = file.reopen().unwrap();
+        lock(file.as_file(), Lock::Exclusive).unwrap();
+        let refused = lock(&other, Lock::Shared).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::WouldBlock);
+        lock(file.as_file(), Lock::None).unwrap();
+        lock(&other, Lock::Shared).unwrap();
+        lock(file.as_file(), Lock::Shared).unwrap();
+        assert!(lock(&other, Lock::Exclusive).is_err());
+    }
+
+    #[test]
+    fn entropy_differs() {
+        let (mut one, mut two) = ([0; 256], [0; 256]);
+        fill_random(&mut one).unwrap();
+        fill_random(&mut two).unwrap();
+        assert_ne!(one, two);
+    }
+}

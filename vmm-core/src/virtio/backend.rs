@@ -1,0 +1,277 @@
+//! The device with its queues, as its thread sees them: what is to be done, and what must not be done.
+//!
+//! No thread and no file descriptor is here, so this is where pausing, resetting, saving and breaking
+//! are tested. Two rules hold: while paused, nothing reads or writes the guest's memory; and once a
+//! queue is broken, none is touched until the driver has reset the device.
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+
+use super::device::{Device, Progress, Rings};
+use super::error::DeviceError;
+use super::interrupt::Interrupt;
+use super::queue::{Queue, QueueError, QueuePosition, Suppression};
+use super::transport::QueueRegisters;
+use crate::memory::GuestRam;
+
+/// Most bytes of a device's own state.
+const STATE_BYTES_MAX: usize = 64 << 10;
+
+/// Saved state of what is behind the registers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackendState {
+    /// The queues in use; `None` for those that the driver has not set up.
+    pub positions: Vec<Option<QueuePosition>>,
+    /// What the device's type adds.
+    pub device: Vec<u8>,
+}
+
+/// When a queue is to be looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Due {
+    /// When the driver notifies.
+    Never,
+    /// Now.
+    Now,
+    /// Then.
+    At(Instant),
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Backend {
+    device: Box<dyn Device>,
+    interrupt: Interrupt,
+    ram: Arc<GuestRam>,
+    /// By index; all `None` unless the driver is ready and no queue is broken.
+    queues: Vec<Option<Queue>>,
+    due: Vec<Due>,
+    paused: bool,
+    /// A guest can break its queues as often as it likes; the log hears of it once.
+    complained: bool,
+}
+
+impl Backend {
+    /// A paused device whose driver has not come yet.
+    pub(crate) fn new(device: Box<dyn Device>, ram: Arc<GuestRam>, interrupt: Interrupt) -> Self {
+        let count = device.queue_sizes().len();
+        let queues = (0..count).map(|_| None).collect();
+        let due = vec![Due::Never; count];
+        Self { device, interrupt, ram, queues, due, paused: true, complained: false }
+    }
+
+    /// The device.
+    pub(crate) fn device(&mut self) -> &mut dyn Device {
+        &mut *self.device
+    }
+
+    /// Whether it stands.
+    pub(crate) fn is_paused(&self) -> bool {
+        self.paused
+    }
+
+    /// The driver is ready.
+    pub(crate) fn activate(&mut self, features: u64, registers: &[QueueRegisters]) {
+        let start = QueuePosition { next_available: 0, next_used: 0 };
+        let positions: Vec<_> =
+            registers.iter().map(|queue| queue.ready.then_some(start)).collect();
+        match self.open_queues(features, registers, &positions) {
+            Ok(queues) => {
+                self.queues = queues;
+                self.device.activate(features);
+                self.look_at_all();
+            }
+            Err(error) => self.give_up(error),
+        }
+    }
+
+    fn open_queues(
+        &self,
+        features: u64,
+        registers: &[QueueRegisters],
+        positions: &[Option<QueuePosition>],
+    ) -> Result<Vec<Option<Queue>>, QueueError> {
+        let suppression = match features >> VIRTIO_RING_F_EVENT_IDX & 1 {
+            0 => Suppression::Flag,
+            _ => Suppression::Index,
+        };
+        let open = |(registers, position): (_, &Option<QueuePosition>)| {
+            let memory = self.ram.memory();
+            position
+                .map(|position| Queue::new(memory, registers, suppression, position))
+                .transpose()
+        };
+        registers.iter().zip(positions).map(open).collect()
+    }
+
+    /// The driver has reset the device.
+    pub(crate) fn reset(&mut self) {
+        self.close_queues();
+        self.device.reset();
+    }
+
+    /// The driver has written the configuration space.
+    pub(crate) fn config_written(&mut self) {
+        let (device, mut rings) = self.rings(Instant::now());
+        device.config_written(&mut rings);
+    }
+
+    /// Stops. When this returns, nothing touches the guest's memory.
+    pub(crate) fn pause(&mut self) {
+        if self.paused {
+            return;
+        }
+        let (device, mut rings) = self.rings(Instant::now());
+        if let Err(error) = device.drain(&mut rings) {
+            self.give_up(error);
+        }
+        self.paused = true;
+    }
+
+    /// Goes on. A notification or an interrupt may have been lost on the way from another host, so
+    /// every queue is looked at once, and an interrupt that was not acknowledged is raised again.
+    pub(crate) fn resume(&mut self) {
+        self.paused = false;
+        self.look_at_all();
+        self.interrupt.repeat();
+    }
+
+    /// The driver notifies.
+    pub(crate) fn notify(&mut self, index: usize) {
+        if let (Some(due), Some(Some(_))) = (self.due.get_mut(index), self.queues.get(index)) {
+            *due = Due::Now;
+        }
+    }
+
+    /// A file descriptor of the device's has become readable. While paused it waits: on resuming,
+    /// [`super::worker`] asks for all of them.
+    pub(crate) fn ready(&mut self, index: usize) {
+        if self.paused {
+            return;
+        }
+        let (device, mut rings) = self.rings(Instant::now());
+        if let Err(error) = device.ready(index, &mut rings) {
+            self.give_up(error);
+        }
+    }
+
+    /// Does what is due, for each queue no more than the device thinks fair at a time.
+    pub(crate) fn work(&mut self, now: Instant) {
+        for index in 0..self.due.len() {
+            let is_due = match self.due[index] {
+                Due::Never => false,
+                Due::Now => true,
+                Due::At(then) => then <= now,
+            };
+            if self.paused || !is_due {
+                continue;
+            }
+            let (device, mut rings) = self.rings(now);
+            match device.process(index, &mut rings) {
+                Ok(progress) => {
+                    self.due[index] = match progress {
+                        Progress::Idle => Due::Never,
+                        Progress::More => Due::Now,
+                        Progress::After(pause) => Due::At(now + pause),
+                    };
+                }
+                Err(error) => self.give_up(error),
+            }
+        }
+    }
+
+    /// For how long nothing is due; `None` is until something happens.
+    pub(crate) fn idle_for(&self, now: Instant) -> Option<Duration> {
+        let wait = |due: &Due| match due {
+            Due::Never => None,
+            Due::Now => Some(Duration::ZERO),
+            Due::At(then) => Some(then.saturating_duration_since(now)),
+        };
+        if self.paused { None } else { self.due.iter().filter_map(wait).min() }
+    }
+
+    /// The state of the paused device.
+    ///
+    /// # Errors
+    /// What [`Device::save`] says.
+    pub(crate) fn save(&mut self) -> Result<BackendState, DeviceError> {
+        let positions =
+            self.queues.iter().map(|queue| queue.as_ref().map(Queue::position)).collect();
+        Ok(BackendState { positions, device: self.device.save()? })
+    }
+
+    /// Replaces the state of the paused device. `driver` holds the driver's features and queues when
+    /// it is ready.
+    ///
+    /// # Errors
+    /// A sentence, when the state is not possible.
+    pub(crate) fn load(
+        &mut self,
+        state: &BackendState,
+        driver: Option<(u64, &[QueueRegisters])>,
+    ) -> Result<(), String> {
+        if state.device.len() > STATE_BYTES_MAX {
+            return Err(format!("{} bytes of state are too many", state.device.len()));
+        }
+        if state.positions.len() != self.queues.len() {
+            return Err(format!("{} queues, not {}", state.positions.len(), self.queues.len()));
+        }
+        self.close_queues();
+        self.device.reset();
+        let uses_queues = state.positions.iter().any(Option::is_some);
+        match driver {
+            Some((features, registers)) => {
+                let set_up = |(position, registers): (&Option<_>, &QueueRegisters)| {
+                    position.is_none() || registers.ready
+                };
+                if !state.positions.iter().zip(registers).all(set_up) {
+                    return Err("it uses a queue that is not set up".to_owned());
+                }
+                self.queues = self
+                    .open_queues(features, registers, &state.positions)
+                    .map_err(|error| error.to_string())?;
+                self.device.activate(features);
+            }
+            None if uses_queues => return Err("it uses queues without a driver".to_owned()),
+            None => {}
+        }
+        self.device.load(&state.device)
+    }
+
+    /// No queue is touched any more until the driver has reset the device.
+    fn give_up(&mut self, error: QueueError) {
+        self.close_queues();
+        self.interrupt.needs_reset();
+        if !std::mem::replace(&mut self.complained, true) {
+            let device = self.device.kind().name();
+            tracing::warn!(device, %error, "the guest's driver breaks the rules; the device waits for a reset");
+        }
+    }
+
+    fn close_queues(&mut self) {
+        self.queues.iter_mut().for_each(|queue| *queue = None);
+        self.due.fill(Due::Never);
+    }
+
+    fn look_at_all(&mut self) {
+        for (due, queue) in self.due.iter_mut().zip(&self.queues) {
+            *due = if queue.is_some() { Due::Now } else { Due::Never };
+        }
+    }
+
+    fn rings(&mut self, now: Instant) -> (&mut dyn Device, Rings<'_>) {
+        let rings = Rings {
+            memory: self.ram.memory(),
+            queues: &mut self.queues,
+            interrupt: &self.interrupt,
+            now,
+        };
+        (&mut *self.device, rings)
+    }
+}

@@ -1,0 +1,151 @@
+//! What a guest's description says of a disk.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use virtio_bindings::virtio_blk::VIRTIO_BLK_ID_BYTES;
+
+use super::SECTOR_BYTES;
+use super::disk::Disk;
+use crate::virtio::DeviceError;
+
+/// Longest path of a disk, in bytes (`PATH_MAX` of `linux/limits.h`).
+const PATH_BYTES_MAX: usize = 4096;
+/// Longest serial number, in bytes.
+const SERIAL_BYTES_MAX: usize = VIRTIO_BLK_ID_BYTES as usize;
+
+/// What a guest may do with a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Access {
+    /// Read and write; no other guest uses it meanwhile.
+    ReadWrite,
+    /// Read; other guests may read it too.
+    ReadOnly,
+}
+
+/// A disk of a guest. A migration expects the same disk under the same path at the destination.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockConfig {
+    path: PathBuf,
+    access: Access,
+    serial: String,
+    /// Bytes, a multiple of a sector's: measured when the guest was described.
+    bytes: u64,
+}
+
+impl BlockConfig {
+    /// The disk at `path`, an existing regular file or block device. `serial` is what the guest sees
+    /// as the disk's serial number, at most 20 characters of ASCII.
+    ///
+    /// # Errors
+    /// [`DeviceError`].
+    pub fn new(path: &Path, access: Access, serial: &str) -> Result<Self, DeviceError> {
+        // Absolute and without links, so that it means the same in every process and on every host.
+        let found = path
+            .canonicalize()
+            .map_err(|cause| DeviceError::Disk { path: path.to_path_buf(), cause })?;
+        let bytes = Disk::open(&found, access)?.bytes();
+        // A file need not end with a whole sector; what is behind the last one is out of reach.
+        let bytes = bytes - bytes % SECTOR_BYTES;
+        let config = Self { path: found, access, serial: serial.to_owned(), bytes };
+        config.check()?;
+        Ok(config)
+    }
+
+    /// The file or block device.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What the guest may do with it.
+    pub fn access(&self) -> Access {
+        self.access
+    }
+
+    /// The serial number.
+    pub fn serial(&self) -> &str {
+        &self.serial
+    }
+
+    /// Its size in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    pub(crate) fn check(&self) -> Result<(), DeviceError> {
+        let path = self.path.display();
+        let bad = |what: String| Err(DeviceError::Config(what));
+        if self.path.as_os_str().len() > PATH_BYTES_MAX || !self.path.is_absolute() {
+            return bad(format!("a disk's path is absolute and short enough, not {path}"));
+        }
+        if self.path.to_str().is_none_or(|path| path.contains('\0')) {
+            return bad(format!("a disk's path is valid UTF-8, not {path}"));
+        }
+        if self.bytes == 0 || !self.bytes.is_multiple_of(SECTOR_BYTES) {
+            let bytes = self.bytes;
+            return bad(format!("disk {path} has {bytes} bytes; it needs at least {SECTOR_BYTES}"));
+        }
+        let printable = self.serial.chars().all(|c| c.is_ascii_graphic());
+        if self.serial.len() > SERIAL_BYTES_MAX || !printable {
+            return bad(format!(
+                "the serial number of disk {path} has at most {SERIAL_BYTES_MAX} printable characters of ASCII"
+            ));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn check_host(&self) -> Result<(), DeviceError> {
+        Disk::open(&self.path, self.access)?.expect_bytes(self.bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(bytes: u64) -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(bytes).unwrap();
+        file
+    }
+
+    fn refusal(path: &Path, serial: &str) -> String {
+        BlockConfig::new(path, Access::ReadWrite, serial).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_disk_is_measured_when_it_is_described() {
+        let file = file(5000);
+        let config = BlockConfig::new(file.path(), Access::ReadWrite, "a-1").unwrap();
+        assert_eq!((config.bytes(), config.serial()), (4608, "a-1"));
+        config.check_host().unwrap();
+        file.as_file().set_len(4096).unwrap();
+        let error = config.check_host().unwrap_err().to_string();
+        assert!(error.contains("has 4096 bytes here, the guest knows 4608"), "{error}");
+    }
+
+    #[test]
+    fn what_is_no_disk_is_refused_by_name() {
+        assert!(refusal(Path::new("/nowhere/disk"), "").contains("/nowhere/disk: No such file"));
+        assert!(refusal(Path::new("/"), "").contains("cannot use disk /: "));
+        assert!(refusal(Path::new("/dev/null"), "").contains("neither"));
+        assert!(refusal(file(511).path(), "").contains("has 0 bytes"));
+        let file = file(512);
+        assert!(refusal(file.path(), "a serial").contains("serial number"));
+        assert!(refusal(file.path(), &"x".repeat(21)).contains("serial number"));
+    }
+
+    #[test]
+    fn hostile_descriptions_are_refused() {
+        let file = file(512);
+        let good = BlockConfig::new(file.path(), Access::ReadOnly, "").unwrap();
+        let relative = BlockConfig { path: "disk.raw".into(), ..good.clone() };
+        let long = BlockConfig { path: format!("/{}", "x".repeat(5000)).into(), ..good.clone() };
+        let zero_byte = BlockConfig { path: "/a\0b".into(), ..good.clone() };
+        let uneven = BlockConfig { bytes: 513, ..good.clone() };
+        let empty = BlockConfig { bytes: 0, ..good };
+        for bad in [relative, long, zero_byte, uneven, empty] {
+            assert!(bad.check().is_err(), "{bad:?}");
+        }
+    }
+}

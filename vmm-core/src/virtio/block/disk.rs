@@ -1,0 +1,161 @@
+//! A disk of the host: opened, measured, and locked while the guest runs here.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek, SeekFrom};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::Access;
+use crate::raw_io::{self, Lock};
+use crate::virtio::DeviceError;
+
+/// How long a disk may stay locked by the copy of the guest that gives it up: after a migration the
+/// source unlocks it in the moment in which it tells the destination to go on.
+const LOCK_PATIENCE: Duration = Duration::from_secs(3);
+/// How often the lock is tried meanwhile.
+const LOCK_INTERVAL: Duration = Duration::from_millis(2);
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Disk {
+    path: PathBuf,
+    file: File,
+    access: Access,
+    bytes: u64,
+    locked: bool,
+}
+
+impl Disk {
+    /// Opens an existing regular file or block device, without locking it.
+    ///
+    /// # Errors
+    /// [`DeviceError::Disk`].
+    pub(crate) fn open(path: &Path, access: Access) -> Result<Self, DeviceError> {
+        let failed = |cause| DeviceError::Disk { path: path.to_path_buf(), cause };
+        let file = OpenOptions::new()
+            .read(true)
+            .write(access == Access::ReadWrite)
+            // A FIFO would keep us waiting for its other end.
+            .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
+            .open(path)
+            .map_err(failed)?;
+        let kind = file.metadata().map_err(failed)?.file_type();
+        if !kind.is_file() && !kind.is_block_device() {
+            return Err(failed(io::Error::other(
+                "it is neither a regular file nor a block device",
+            )));
+        }
+        // The end of a block device is found by seeking alone.
+        let bytes = (&file).seek(SeekFrom::End(0)).map_err(failed)?;
+        Ok(Self { path: path.to_path_buf(), file, access, bytes, locked: false })
+    }
+
+    /// The open file.
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// What may be done with it.
+    pub(crate) fn access(&self) -> Access {
+        self.access
+    }
+
+    /// Bytes when it was opened.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Checks that it has the size that a guest knows, up to a part of a sector.
+    ///
+    /// # Errors
+    /// [`DeviceError::DiskSize`].
+    pub(crate) fn expect_bytes(&self, expected: u64) -> Result<(), DeviceError> {
+        let found = self.bytes - self.bytes % super::SECTOR_BYTES;
+        if found == expected {
+            return Ok(());
+        }
+        Err(DeviceError::DiskSize { path: self.path.clone(), found, expected })
+    }
+
+    /// Locks it, and from then on trusts its content.
+    ///
+    /// # Errors
+    /// [`DeviceError::DiskInUse`]; what the system answers.
+    pub(crate) fn take_over(&mut self) -> Result<(), DeviceError> {
+        if self.locked {
+            return Ok(());
+        }
+        let lock = match self.access {
+            Access::ReadWrite => Lock::Exclusive,
+            Access::ReadOnly => Lock::Shared,
+        };
+        let deadline = Instant::now() + LOCK_PATIENCE;
+        while let Err(cause) = raw_io::lock(&self.file, lock) {
+            let path = || self.path.clone();
+            if cause.kind() != io::ErrorKind::WouldBlock {
+                return Err(DeviceError::Disk { path: path(), cause });
+            }
+            if Instant::now() >= deadline {
+                return Err(DeviceError::DiskInUse { path: path() });
+            }
+            std::thread::sleep(LOCK_INTERVAL);
+        }
+        self.locked = true;
+        raw_io::forget_cached(&self.file);
+        Ok(())
+    }
+
+    /// Unlocks it.
+    pub(crate) fn release(&mut self) {
+        if !std::mem::replace(&mut self.locked, false) {
+            return;
+        }
+        if let Err(error) = raw_io::lock(&self.file, Lock::None) {
+            // The lock then lasts as long as this process, which is about to end.
+            tracing::error!(path = %self.path.display(), %error, "cannot unlock a disk");
+        }
+    }
+
+    /// Makes all that was written durable.
+    ///
+    /// # Errors
+    /// [`DeviceError::Flush`].
+    pub(crate) fn flush(&self) -> Result<(), DeviceError> {
+        if self.access == Access::ReadOnly {
+            return Ok(());
+        }
+        self.file.sync_data().map_err(|cause| DeviceError::Flush { path: self.path.clone(), cause })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_guest_writes_or_many_read() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let open = |access| Disk::open(file.path(), access).unwrap();
+        let (mut writer, mut reader) = (open(Access::ReadWrite), open(Access::ReadOnly));
+        let mut other_reader = open(Access::ReadOnly);
+        reader.take_over().unwrap();
+        other_reader.take_over().unwrap();
+        assert!(matches!(writer.take_over(), Err(DeviceError::DiskInUse { .. })));
+        reader.release();
+        drop(other_reader);
+        writer.take_over().unwrap();
+        writer.take_over().unwrap();
+    }
+
+    #[test]
+    fn whoever_takes_over_waits_for_the_one_who_releases() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let mut source = Disk::open(file.path(), Access::ReadWrite).unwrap();
+        let mut destination = Disk::open(file.path(), Access::ReadWrite).unwrap();
+        source.take_over().unwrap();
+        let taking = std::thread::spawn(move || destination.take_over().map(|()| destination));
+        source.release();
+        taking.join().unwrap().unwrap();
+    }
+}

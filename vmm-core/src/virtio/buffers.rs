@@ -1,0 +1,194 @@
+//! The buffers of a request: runs of guest memory that the driver has described, checked to lie in RAM.
+//!
+//! How a request is cut into descriptors says nothing about its content (virtio 1.2, 2.7.4.3), so
+//! devices take bytes off the front or the back and never look at single descriptors.
+
+use vm_memory::bitmap::{AtomicBitmap, RefSlice};
+use vm_memory::volatile_memory::VolatileSlice;
+use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryError, Permissions};
+
+use crate::memory::RamMap;
+
+/// A piece of guest memory that remembers being written.
+pub(crate) type RamSlice<'a> = VolatileSlice<'a, RefSlice<'a, AtomicBitmap>>;
+
+/// A run of guest-physical addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Buffer {
+    /// Guest-physical address.
+    pub(crate) gpa: u64,
+    /// Length in bytes, not 0.
+    pub(crate) len: u32,
+}
+
+/// Buffers in the order of their descriptors.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Buffers(Vec<Buffer>);
+
+impl Buffers {
+    /// Adds a buffer; false when it does not lie in RAM. An empty one is left out.
+    pub(super) fn push(&mut self, memory: &RamMap, gpa: u64, len: u32) -> bool {
+        if len == 0 {
+            return true;
+        }
+        // Whether it may be written is the guest's own affair: all its RAM is.
+        let inside = gpa.checked_add(len.into()).is_some()
+            && memory.check_range(GuestAddress(gpa), len as usize, Permissions::Read);
+        if inside {
+            self.0.push(Buffer { gpa, len });
+        }
+        inside
+    }
+
+    /// Bytes in all of them.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.0.iter().map(|buffer| u64::from(buffer.len)).sum()
+    }
+
+    /// Takes `bytes` off the front; `None`, and nothing taken, when there are fewer.
+    pub(crate) fn take_front(&mut self, bytes: u64) -> Option<Self> {
+        let rest = self.bytes().checked_sub(bytes)?;
+        let back = self.split_off(bytes);
+        debug_assert_eq!(back.bytes(), rest);
+        Some(std::mem::replace(self, back))
+    }
+
+    /// Takes `bytes` off the back; `None`, and nothing taken, when there are fewer.
+    pub(crate) fn take_back(&mut self, bytes: u64) -> Option<Self> {
+        let at = self.bytes().checked_sub(bytes)?;
+        Some(self.split_off(at))
+    }
+
+    /// Leaves the first `at` bytes, at most all, and returns the rest.
+    fn split_off(&mut self, at: u64) -> Self {
+        let (mut front, mut back, mut left) = (Vec::new(), Vec::new(), at);
+        for Buffer { gpa, len } in self.0.drain(..) {
+            let kept = left.min(len.into()) as u32;
+            left -= u64::from(kept);
+            if kept > 0 {
+                front.push(Buffer { gpa, len: kept });
+            }
+            if kept < len {
+                back.push(Buffer { gpa: gpa + u64::from(kept), len: len - kept });
+            }
+        }
+        self.0 = front;
+        Self(back)
+    }
+
+    /// Fills `bytes`, which must not be longer than the buffers.
+    ///
+    /// # Errors
+    /// Never for buffers that lie in RAM and are long enough.
+    pub(crate) fn read(&self, memory: &RamMap, bytes: &mut [u8]) -> Result<(), GuestMemoryError> {
+        let mut rest = bytes;
+        for buffer in &self.0 {
+            let (now, later) = rest.split_at_mut(rest.len().min(buffer.len as usize));
+            memory.read_slice(now, GuestAddress(buffer.gpa))?;
+            rest = later;
+        }
+        complete(rest.len())
+    }
+
+    /// Writes `bytes`, which must not be longer than the buffers.
+    ///
+    /// # Errors
+    /// Never for buffers that lie in RAM and are long enough.
+    pub(crate) fn write(&self, memory: &RamMap, bytes: &[u8]) -> Result<(), GuestMemoryError> {
+        let mut rest = bytes;
+        for buffer in &self.0 {
+            let (now, later) = rest.split_at(rest.len().min(buffer.len as usize));
+            memory.write_slice(now, GuestAddress(buffer.gpa))?;
+            rest = later;
+        }
+        complete(rest.len())
+    }
+
+    /// The memory itself, for I/O without a copy. A buffer that spans two regions is two slices.
+    ///
+    /// # Errors
+    /// Never for buffers that lie in RAM.
+    pub(crate) fn slices<'a>(
+        &self,
+        memory: &'a RamMap,
+    ) -> Result<Vec<RamSlice<'a>>, GuestMemoryError> {
+        let mut slices = Vec::with_capacity(self.0.len());
+        for buffer in &self.0 {
+            let (gpa, len) = (GuestAddress(buffer.gpa), buffer.len as usize);
+            for slice in GuestMemory::get_slices(memory, gpa, len, Permissions::ReadWrite)? {
+                slices.push(slice?);
+            }
+        }
+        Ok(slices)
+    }
+}
+
+fn complete(left: usize) -> Result<(), GuestMemoryError> {
+    match left {
+        0 => Ok(()),
+        left => Err(GuestMemoryError::PartialBuffer { expected: left, completed: 0 }),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// 1 MiB of RAM from 0 on.
+    pub(crate) fn memory() -> RamMap {
+        RamMap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap()
+    }
+
+    fn buffers(memory: &RamMap, pieces: &[(u64, u32)]) -> Buffers {
+        let mut buffers = Buffers::default();
+        for (gpa, len) in pieces {
+            assert!(buffers.push(memory, *gpa, *len));
+        }
+        buffers
+    }
+
+    #[test]
+    fn what_is_not_ram_is_no_buffer() {
+        let memory = memory();
+        let mut buffers = Buffers::default();
+        for (gpa, len) in [(1 << 20, 1), ((1 << 20) - 1, 2), (0, u32::MAX), (u64::MAX, 1)] {
+            assert!(!buffers.push(&memory, gpa, len), "{gpa:#x} {len}");
+        }
+        assert!(buffers.push(&memory, u64::MAX, 0), "nothing is nowhere");
+        assert_eq!(buffers, Buffers::default());
+    }
+
+    #[test]
+    fn bytes_come_out_as_they_went_in_however_they_are_cut() {
+        let memory = memory();
+        let mut all = buffers(&memory, &[(100, 3), (5000, 4), (64, 1)]);
+        all.write(&memory, b"abcdefgh").unwrap();
+        let mut tail = [0; 3];
+        all.take_back(3).unwrap().read(&memory, &mut tail).unwrap();
+        let mut head = [0; 4];
+        all.take_front(4).unwrap().read(&memory, &mut head).unwrap();
+        assert_eq!((&head, &tail), (b"abcd", b"fgh"));
+        assert_eq!(all.bytes(), 1);
+        assert!(all.take_front(2).is_none());
+        assert!(all.take_back(2).is_none());
+        assert_eq!(all.bytes(), 1, "nothing was taken");
+        assert!(all.write(&memory, b"xy").is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn a_split_keeps_every_byte(lens in prop::collection::vec(1..50u32, 0..10), at in 0..600u64) {
+            let memory = memory();
+            let pieces: Vec<_> =
+                (0..).zip(&lens).map(|(index, len): (u64, _)| (index * 1000, *len)).collect();
+            let mut back = buffers(&memory, &pieces);
+            let whole = back.bytes();
+            match back.take_front(at) {
+                Some(front) => prop_assert_eq!((front.bytes(), back.bytes()), (at, whole - at)),
+                None => prop_assert!(at > whole && back.bytes() == whole),
+            }
+        }
+    }
+}

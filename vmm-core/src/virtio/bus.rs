@@ -1,0 +1,115 @@
+//! All virtio devices of a guest, by slot.
+
+use std::sync::Arc;
+
+use kvm_ioctls::VmFd;
+
+use super::config::DeviceConfig;
+use super::error::DeviceError;
+use super::mmio_device::{DeviceState, MmioDevice};
+use crate::devices::mmio::{self, locate};
+use crate::error::Result;
+use crate::memory::GuestRam;
+use crate::state::StateError;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(crate) struct Bus {
+    devices: Vec<MmioDevice>,
+}
+
+impl Bus {
+    /// Creates the devices of `configs`, which have been checked, in this order.
+    ///
+    /// # Errors
+    /// What creating one of them says.
+    pub(crate) fn new(
+        vm: &Arc<VmFd>,
+        ram: &Arc<GuestRam>,
+        configs: &[DeviceConfig],
+    ) -> Result<Self> {
+        let slots = mmio::slots(configs.len());
+        let devices = slots
+            .zip(configs)
+            .map(|(slot, config)| MmioDevice::new(vm, ram, slot, config.create()?))
+            .collect::<Result<_>>()?;
+        Ok(Self { devices })
+    }
+
+    /// A vCPU reads what is not RAM. What belongs to nobody reads as ones.
+    pub(crate) fn read(&self, address: u64, data: &mut [u8]) {
+        match self.find(address) {
+            Some((device, offset)) => device.read(offset, data),
+            None => data.fill(0xff),
+        }
+    }
+
+    /// A vCPU writes what is not RAM.
+    pub(crate) fn write(&self, address: u64, data: &[u8]) {
+        if let Some((device, offset)) = self.find(address) {
+            device.write(offset, data);
+        }
+    }
+
+    /// Stops all devices: when this returns, nothing is under way. Call it when the vCPUs stand.
+    ///
+    /// # Errors
+    /// A device's thread is gone.
+    pub(crate) fn pause(&self) -> Result<(), DeviceError> {
+        self.devices.iter().try_for_each(MmioDevice::pause)
+    }
+
+    /// Takes what only one copy of the guest may have; all or nothing.
+    ///
+    /// # Errors
+    /// Somebody else has it.
+    pub(crate) fn take_over(&self) -> Result<(), DeviceError> {
+        let taken = self.devices.iter().try_for_each(MmioDevice::take_over);
+        if taken.is_err() {
+            self.release()?;
+        }
+        taken
+    }
+
+    /// Gives up what [`Bus::take_over`] took.
+    ///
+    /// # Errors
+    /// A device's thread is gone.
+    pub(crate) fn release(&self) -> Result<(), DeviceError> {
+        self.devices.iter().try_for_each(MmioDevice::release)
+    }
+
+    /// Lets all devices go on.
+    ///
+    /// # Errors
+    /// A device's thread is gone.
+    pub(crate) fn resume(&self) -> Result<(), DeviceError> {
+        self.devices.iter().try_for_each(MmioDevice::resume)
+    }
+
+    /// The states of the paused devices.
+    ///
+    /// # Errors
+    /// What a device holds back cannot be made durable.
+    pub(crate) fn save(&self) -> Result<Vec<DeviceState>, DeviceError> {
+        self.devices.iter().map(MmioDevice::save).collect()
+    }
+
+    /// Replaces the states of the paused devices.
+    ///
+    /// # Errors
+    /// [`StateError::Device`].
+    pub(crate) fn load(&self, states: &[DeviceState]) -> Result<()> {
+        let (found, own) = (states.len(), self.devices.len());
+        if found != own {
+            let what = format!("{found} virtio devices in the state, {own} in the virtual machine");
+            return Err(StateError::Device(what).into());
+        }
+        self.devices.iter().zip(states).try_for_each(|(device, state)| device.load(state))
+    }
+
+    fn find(&self, address: u64) -> Option<(&MmioDevice, u64)> {
+        let (index, offset) = locate(address)?;
+        Some((self.devices.get(index)?, offset))
+    }
+}

@@ -1,0 +1,80 @@
+//! Which devices a guest has: a part of its [`crate::VmShape`], from which the same devices are created
+//! on any host.
+
+use serde::{Deserialize, Serialize};
+
+use super::block::{BlockConfig, BlockDevice};
+use super::device::Device;
+use super::error::DeviceError;
+use super::rng::RngDevice;
+use crate::devices::mmio::SLOTS_MAX;
+
+/// A device of a guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DeviceConfig {
+    /// A source of entropy.
+    Rng,
+    /// A disk.
+    Block(BlockConfig),
+}
+
+impl DeviceConfig {
+    /// Checks that the description makes sense, without looking at this host.
+    ///
+    /// # Errors
+    /// [`DeviceError::Config`].
+    fn check(&self) -> Result<(), DeviceError> {
+        match self {
+            Self::Rng => Ok(()),
+            Self::Block(config) => config.check(),
+        }
+    }
+
+    /// Checks that this host has what the device needs. Creates nothing.
+    ///
+    /// # Errors
+    /// [`DeviceError`], worded for the operator.
+    pub(crate) fn check_host(&self) -> Result<(), DeviceError> {
+        match self {
+            Self::Rng => Ok(()),
+            Self::Block(config) => config.check_host(),
+        }
+    }
+
+    /// Creates the device.
+    ///
+    /// # Errors
+    /// As [`DeviceConfig::check_host`].
+    pub(crate) fn create(&self) -> Result<Box<dyn Device>, DeviceError> {
+        Ok(match self {
+            Self::Rng => Box::new(RngDevice::default()),
+            Self::Block(config) => Box::new(BlockDevice::open(config)?),
+        })
+    }
+}
+
+/// Checks that a guest can have these devices together.
+///
+/// # Errors
+/// [`DeviceError::Config`].
+pub(crate) fn check(devices: &[DeviceConfig]) -> Result<(), DeviceError> {
+    if devices.len() > SLOTS_MAX {
+        let count = devices.len();
+        return Err(DeviceError::Config(format!(
+            "a guest has at most {SLOTS_MAX} devices, not {count}"
+        )));
+    }
+    devices.iter().try_for_each(DeviceConfig::check)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_has_no_more_devices_than_slots() {
+        check(&vec![DeviceConfig::Rng; SLOTS_MAX]).unwrap();
+        let error = check(&vec![DeviceConfig::Rng; SLOTS_MAX + 1]).unwrap_err();
+        assert_eq!(error.to_string(), "a guest has at most 12 devices, not 13");
+    }
+}

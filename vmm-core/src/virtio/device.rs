@@ -1,0 +1,195 @@
+//! What a device is: everything that differs from one type to another.
+//!
+//! A device is owned by its thread ([`super::worker`]) and called from there alone, with its queues at
+//! hand ([`Rings`]). It never sees registers, interrupts' lines, or other devices; while it is paused
+//! it is not called at all.
+
+use std::fmt::Debug;
+use std::os::fd::RawFd;
+use std::time::{Duration, Instant};
+
+use virtio_bindings::virtio_ids::{VIRTIO_ID_BLOCK, VIRTIO_ID_RNG};
+
+use super::error::DeviceError;
+use super::interrupt::Interrupt;
+use super::queue::{Chain, Queue, QueueError};
+use super::signals::{Cause, ConfigSpace};
+use crate::memory::RamMap;
+
+/// Types of devices, by their ids (virtio 1.2, 5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum DeviceKind {
+    /// A disk.
+    Block = VIRTIO_ID_BLOCK,
+    /// A source of entropy.
+    Rng = VIRTIO_ID_RNG,
+}
+
+impl DeviceKind {
+    /// For messages and threads.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Block => "disk",
+            Self::Rng => "rng",
+        }
+    }
+}
+
+/// When a queue wants to be looked at again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Progress {
+    /// When the driver notifies.
+    Idle,
+    /// At once, after others had their turn.
+    More,
+    /// After this time: the driver asks for more than it may have.
+    After(Duration),
+}
+
+/// A type of device. Its offered features, queues and configuration do not change once it is made.
+pub(crate) trait Device: Send + Debug {
+    /// Its type.
+    fn kind(&self) -> DeviceKind;
+
+    /// Features of its type that it offers; those of the rings are added by others.
+    fn features(&self) -> u64;
+
+    /// Most entries of each queue: powers of two.
+    fn queue_sizes(&self) -> Vec<u16>;
+
+    /// Its configuration space at first. Changes go through
+    /// [`Rings::change_config`] later.
+    fn config(&self) -> ConfigSpace;
+
+    /// The driver is ready and has accepted `features`.
+    fn activate(&mut self, _features: u64) {}
+
+    /// The driver has put something in queue `index`, or may have.
+    ///
+    /// # Errors
+    /// The queue is broken: the device will be reset before it is called again.
+    fn process(&mut self, index: usize, rings: &mut Rings<'_>) -> Result<Progress, QueueError>;
+
+    /// The driver has written the configuration space.
+    fn config_written(&mut self, _rings: &mut Rings<'_>) {}
+
+    /// File descriptors that the device wants to hear of, for as long as it lives. They are watched
+    /// for edges: read until there is nothing left.
+    fn watched(&self) -> Vec<RawFd> {
+        Vec::new()
+    }
+
+    /// Descriptor `index` of [`Device::watched`] has become readable, or may have.
+    ///
+    /// # Errors
+    /// As [`Device::process`].
+    fn ready(&mut self, _index: usize, _rings: &mut Rings<'_>) -> Result<(), QueueError> {
+        Ok(())
+    }
+
+    /// The driver has reset the device. Nothing that was in a queue is there any more.
+    fn reset(&mut self) {}
+
+    /// Waits until nothing touches guest memory behind this call: an engine that works on its own
+    /// ends here what it has begun.
+    ///
+    /// # Errors
+    /// As [`Device::process`].
+    fn drain(&mut self, _rings: &mut Rings<'_>) -> Result<(), QueueError> {
+        Ok(())
+    }
+
+    /// Takes what only one copy of the guest may have, such as the lock on a disk. Called before the
+    /// guest runs; does nothing when it has been taken already.
+    ///
+    /// # Errors
+    /// Somebody else has it.
+    fn take_over(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    /// Gives up what [`Device::take_over`] took: the guest now runs elsewhere, or may. Does nothing
+    /// when it was not taken.
+    fn release(&mut self) {}
+
+    /// State beyond registers and queues. Whatever the device holds back for the guest must be
+    /// durable when this returns, since the guest may go on elsewhere.
+    ///
+    /// # Errors
+    /// It cannot be made durable.
+    fn save(&mut self) -> Result<Vec<u8>, DeviceError> {
+        Ok(Vec::new())
+    }
+
+    /// Replaces the state by what [`Device::save`] returned; it may be hostile.
+    ///
+    /// # Errors
+    /// A sentence, when the state is not possible.
+    fn load(&mut self, state: &[u8]) -> Result<(), String> {
+        match state.len() {
+            0 => Ok(()),
+            bytes => Err(format!("{bytes} bytes of state, where there should be none")),
+        }
+    }
+}
+
+/// What a device has at hand while it works: its queues, the guest's memory, and its interrupt.
+#[derive(Debug)]
+pub(crate) struct Rings<'a> {
+    pub(super) memory: &'a RamMap,
+    pub(super) queues: &'a mut [Option<Queue>],
+    pub(super) interrupt: &'a Interrupt,
+    pub(super) now: Instant,
+}
+
+impl Rings<'_> {
+    /// The time.
+    pub(crate) fn now(&self) -> Instant {
+        self.now
+    }
+
+    /// Changes the configuration space's bytes, never their number, and tells the driver.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for a device whose configuration changes"))]
+    pub(crate) fn change_config(&self, change: impl FnOnce(&mut [u8])) {
+        self.interrupt.change_config(change);
+    }
+
+    /// Answers up to `requests_max` requests of queue `index`; `answer` returns how many bytes it has
+    /// written. A queue that the driver has not set up is empty.
+    ///
+    /// # Errors
+    /// The queue is broken, or `answer` says so.
+    pub(crate) fn serve(
+        &mut self,
+        index: usize,
+        requests_max: usize,
+        mut answer: impl FnMut(Chain, &RamMap) -> Result<u32, QueueError>,
+    ) -> Result<Progress, QueueError> {
+        let Some(Some(queue)) = self.queues.get_mut(index) else { return Ok(Progress::Idle) };
+        let memory = self.memory;
+        queue.mute(memory)?;
+        let (mut served, mut progress) = (0, Progress::More);
+        // Every turn counts: a driver that takes requests back as they are looked for gets no more.
+        for _ in 0..requests_max {
+            match queue.pop(memory)? {
+                Some(chain) => {
+                    let head = chain.head;
+                    let written = answer(chain, memory)?;
+                    queue.push_used(memory, head, written)?;
+                    served += 1;
+                }
+                // One that came before the driver was told to notify again is seen now.
+                None if queue.unmute(memory)? => queue.mute(memory)?,
+                None => {
+                    progress = Progress::Idle;
+                    break;
+                }
+            }
+        }
+        if served > 0 && queue.wants_interrupt(memory)? {
+            self.interrupt.raise(Cause::Used);
+        }
+        Ok(progress)
+    }
+}

@@ -1,0 +1,64 @@
+//! What can go wrong with a device, worded for the person who has to put it right.
+
+use std::io;
+use std::path::PathBuf;
+
+/// Failure to create, to save or to run a device.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// The list of devices, or one of them, is not possible.
+    #[error("{0}")]
+    Config(String),
+    /// A device's thread or its file descriptors could not be made.
+    #[error("cannot start the {device}: {cause}")]
+    Start {
+        /// The device.
+        device: &'static str,
+        /// The system's answer.
+        cause: io::Error,
+    },
+    /// A device's thread has ended although the VM lives.
+    #[error("the thread of the {device} has ended; stop this guest")]
+    ThreadGone {
+        /// The device.
+        device: &'static str,
+    },
+    /// A disk could not be opened, or not as it must be.
+    #[error("cannot use disk {}: {cause}", path.display())]
+    Disk {
+        /// The file or block device.
+        path: PathBuf,
+        /// The system's answer, or what is wrong.
+        cause: io::Error,
+    },
+    /// A disk has another size than the guest knows.
+    #[error(
+        "disk {} has {found} bytes here, the guest knows {expected}: give it the same disk",
+        path.display()
+    )]
+    DiskSize {
+        /// The file or block device.
+        path: PathBuf,
+        /// Bytes found.
+        found: u64,
+        /// Bytes that the guest knows.
+        expected: u64,
+    },
+    /// Somebody else uses the disk.
+    #[error(
+        "disk {} is in use by another guest or program; stop that one first, or share the disk with ro on both sides",
+        path.display()
+    )]
+    DiskInUse {
+        /// The file or block device.
+        path: PathBuf,
+    },
+    /// What the guest wrote could not be made durable.
+    #[error("cannot write disk {} back before the state is saved: {cause}", path.display())]
+    Flush {
+        /// The file or block device.
+        path: PathBuf,
+        /// The system's answer.
+        cause: io::Error,
+    },
+}

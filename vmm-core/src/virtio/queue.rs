@@ -1,0 +1,207 @@
+//! A virtqueue as a device uses it: requests come out whole and checked, or the queue is broken.
+//!
+//! The rings themselves are those of the `virtio-queue` crate. What it leaves to its users is here:
+//! that the rings lie in RAM, that a chain of descriptors ends (the crate's iterator just stops at a
+//! loop or at nonsense), that every buffer lies in RAM, and that nothing is as long as a guest says.
+//! A broken queue means [`super::backend`] gives up on the device until the driver resets it.
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::atomic::Ordering;
+
+use serde::{Deserialize, Serialize};
+use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
+use virtio_queue::{DescriptorChain, Queue as Rings, QueueOwnedT, QueueState, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
+
+use super::buffers::Buffers;
+use super::transport::QueueRegisters;
+use crate::memory::RamMap;
+
+/// Most descriptors of one request, those of an indirect table included.
+pub(crate) const DESCRIPTORS_MAX: usize = 1024;
+
+/// Why a queue can not be used any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum QueueError {
+    /// The rings do not lie in RAM, or are nonsense otherwise.
+    #[error("its rings are not in memory")]
+    Rings,
+    /// The driver claims more requests than the queue has room for, or one that does not exist.
+    #[error("its available ring makes no sense")]
+    Available,
+    /// A chain of descriptors loops, leads nowhere, or is too long.
+    #[error("a chain of descriptors does not end")]
+    Chain,
+    /// A buffer does not lie in RAM.
+    #[error("a buffer is not in memory")]
+    Buffer,
+    /// A request is not as the device's type wants it.
+    #[error("a request has no place for its answer")]
+    Request,
+}
+
+/// How far device and driver have come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueuePosition {
+    /// The next entry of the available ring to be looked at.
+    pub next_available: u16,
+    /// The next entry of the used ring to be filled.
+    pub next_used: u16,
+}
+
+/// A request.
+#[derive(Debug)]
+pub(crate) struct Chain {
+    /// Its name towards the driver; give it to [`Queue::push_used`].
+    pub(crate) head: u16,
+    /// What the driver says.
+    pub(crate) readable: Buffers,
+    /// Where the device answers.
+    pub(crate) writable: Buffers,
+}
+
+/// How interrupts and notifications are suppressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Suppression {
+    /// By a flag.
+    Flag,
+    /// By an index (`VIRTIO_F_EVENT_IDX`).
+    Index,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Queue {
+    rings: Rings,
+}
+
+impl Queue {
+    /// A queue that the driver has set up, at its beginning or where it was saved.
+    ///
+    /// # Errors
+    /// [`QueueError::Rings`], [`QueueError::Available`].
+    pub(crate) fn new(
+        memory: &RamMap,
+        registers: &QueueRegisters,
+        suppression: Suppression,
+        position: QueuePosition,
+    ) -> Result<Self, QueueError> {
+        let size = u64::from(registers.size);
+        // Descriptors of 16 bytes; rings of flags, index, entries of 2 or 8 bytes, and an event index.
+        let parts = [
+            (registers.descriptors, 16 * size),
+            (registers.available, 6 + 2 * size),
+            (registers.used, 6 + 8 * size),
+        ];
+        let in_ram = |(address, bytes): &(u64, u64)| {
+            memory.check_range(GuestAddress(*address), *bytes as usize, Permissions::ReadWrite)
+        };
+        if !parts.iter().all(in_ram) {
+            return Err(QueueError::Rings);
+        }
+        let QueuePosition { next_available, next_used } = position;
+        if u64::from(next_available.wrapping_sub(next_used)) > size {
+            return Err(QueueError::Available);
+        }
+        let rings = Rings::try_from(QueueState {
+            max_size: registers.size_max,
+            next_avail: next_available,
+            next_used,
+            event_idx_enabled: suppression == Suppression::Index,
+            size: registers.size,
+            ready: true,
+            desc_table: registers.descriptors,
+            avail_ring: registers.available,
+            used_ring: registers.used,
+        });
+        Ok(Self { rings: rings.map_err(|_| QueueError::Rings)? })
+    }
+
+    /// The next request, if there is one.
+    ///
+    /// # Errors
+    /// [`QueueError`]: the driver does not keep the rules.
+    pub(crate) fn pop(&mut self, memory: &RamMap) -> Result<Option<Chain>, QueueError> {
+        let size = self.rings.size();
+        let mut available = self.rings.iter(memory).map_err(|_| QueueError::Available)?;
+        match available.next() {
+            Some(chain) if chain.head_index() >= size => Err(QueueError::Available),
+            Some(chain) => collect(memory, chain).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Gives a request back with `bytes` written to it.
+    ///
+    /// # Errors
+    /// [`QueueError::Available`] for a head that never came out of [`Queue::pop`].
+    pub(crate) fn push_used(
+        &mut self,
+        memory: &RamMap,
+        head: u16,
+        bytes: u32,
+    ) -> Result<(), QueueError> {
+        if head >= self.rings.size() {
+            return Err(QueueError::Available);
+        }
+        self.rings.add_used(memory, head, bytes).map_err(|_| QueueError::Rings)
+    }
+
+    /// Whether the driver wants to be interrupted for what was given back since it was last asked.
+    ///
+    /// # Errors
+    /// Never for rings in RAM.
+    pub(crate) fn wants_interrupt(&mut self, memory: &RamMap) -> Result<bool, QueueError> {
+        if self.rings.event_idx_enabled() {
+            return self.rings.needs_notification(memory).map_err(|_| QueueError::Rings);
+        }
+        let flags: u16 = memory
+            .load(GuestAddress(self.rings.avail_ring()), Ordering::Acquire)
+            .map_err(|_| QueueError::Rings)?;
+        Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
+    }
+
+    /// Tells the driver that it need not notify: the device looks by itself.
+    ///
+    /// # Errors
+    /// Never for rings in RAM.
+    pub(crate) fn mute(&mut self, memory: &RamMap) -> Result<(), QueueError> {
+        self.rings.disable_notification(memory).map_err(|_| QueueError::Rings)
+    }
+
+    /// Tells the driver to notify again; true when a request has come meanwhile.
+    ///
+    /// # Errors
+    /// Never for rings in RAM.
+    pub(crate) fn unmute(&mut self, memory: &RamMap) -> Result<bool, QueueError> {
+        self.rings.enable_notification(memory).map_err(|_| QueueError::Rings)
+    }
+
+    /// How far it has come.
+    pub(crate) fn position(&self) -> QueuePosition {
+        QueuePosition { next_available: self.rings.next_avail(), next_used: self.rings.next_used() }
+    }
+}
+
+/// Follows a chain to its end.
+fn collect(memory: &RamMap, chain: DescriptorChain<&RamMap>) -> Result<Chain, QueueError> {
+    let head = chain.head_index();
+    let (mut readable, mut writable) = (Buffers::default(), Buffers::default());
+    let (mut descriptors, mut goes_on) = (0, true);
+    for descriptor in chain {
+        descriptors += 1;
+        goes_on = descriptor.has_next();
+        // Everything to be written follows everything to be read (virtio 1.2, 2.7.4.2).
+        let late = !descriptor.is_write_only() && writable != Buffers::default();
+        if descriptors > DESCRIPTORS_MAX || late {
+            return Err(QueueError::Chain);
+        }
+        let buffers = if descriptor.is_write_only() { &mut writable } else { &mut readable };
+        if !buffers.push(memory, descriptor.addr().0, descriptor.len()) {
+            return Err(QueueError::Buffer);
+        }
+    }
+    if goes_on { Err(QueueError::Chain) } else { Ok(Chain { head, readable, writable }) }
+}

@@ -1,0 +1,182 @@
+//! A device's thread.
+//!
+//! It owns the [`Backend`] and sleeps until a queue is notified, a file descriptor of the device's is
+//! readable, something is due, or somebody has a *job* for it: a closure that gets the backend, always
+//! on this thread. Everything that the rest of the program wants of a device is a job, so a pause is a
+//! barrier without a lock: the job runs between two batches of requests, and when it has been
+//! answered, the backend is paused.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::backend::Backend;
+use super::error::DeviceError;
+
+/// Stack of a device's thread, in bytes.
+const STACK_BYTES: usize = 256 << 10;
+/// What woke the thread: a job.
+const JOB: u64 = 0;
+/// What woke the thread: a queue; its index is added.
+const QUEUE: u64 = 1;
+/// What woke the thread: a file descriptor of the device's; its index is added.
+const WATCHED: u64 = 1 << 32;
+/// Events taken at once.
+const EVENTS_MAX: usize = 16;
+
+type Job = Box<dyn FnOnce(&mut Backend) + Send>;
+
+/// The thread of a device. Dropping it ends the thread.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    device: &'static str,
+    jobs: Option<Sender<Job>>,
+    bell: EventFd,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Worker {
+    /// Starts the thread; `kicks` are the queues' notifications.
+    ///
+    /// # Errors
+    /// [`DeviceError::Start`].
+    pub(crate) fn start(mut backend: Backend, kicks: Vec<EventFd>) -> Result<Self, DeviceError> {
+        let device = backend.device().kind().name();
+        let failed = |cause| DeviceError::Start { device, cause };
+        let bell = EventFd::new(EFD_NONBLOCK).map_err(failed)?;
+        let watch = Watch::new(&mut backend, kicks, &bell).map_err(failed)?;
+        let (jobs, inbox) = mpsc::channel();
+        let thread = std::thread::Builder::new()
+            .name(device.to_owned())
+            .stack_size(STACK_BYTES)
+            .spawn(move || watch.run(backend, &inbox))
+            .map_err(failed)?;
+        Ok(Self { device, jobs: Some(jobs), bell, thread: Some(thread) })
+    }
+
+    /// The device's name.
+    pub(crate) fn device(&self) -> &'static str {
+        self.device
+    }
+
+    /// Has `job` run on the thread and waits for its answer.
+    ///
+    /// # Errors
+    /// [`DeviceError::ThreadGone`].
+    pub(crate) fn call<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut Backend) -> T + Send + 'static,
+    ) -> Result<T, DeviceError> {
+        let gone = DeviceError::ThreadGone { device: self.device };
+        let (sender, answer) = mpsc::sync_channel(1);
+        let job: Job = Box::new(move |backend| drop(sender.send(job(backend))));
+        if let Some(jobs) = &self.jobs {
+            // A thread that is gone has dropped its inbox, and the answer never comes.
+            let _ = jobs.send(job);
+            let _ = self.bell.write(1);
+        }
+        answer.recv().map_err(|_| gone)
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.jobs = None;
+        let _ = self.bell.write(1);
+        if let Some(thread) = self.thread.take() {
+            // A panic there has been reported by the panic handler already.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// What the thread waits for.
+struct Watch {
+    epoll: Epoll,
+    kicks: Vec<EventFd>,
+    bell: EventFd,
+    watched: usize,
+}
+
+impl Watch {
+    fn new(backend: &mut Backend, kicks: Vec<EventFd>, bell: &EventFd) -> io::Result<Self> {
+        let epoll = Epoll::new()?;
+        let add = |fd: RawFd, events, what| {
+            epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(events, what))
+        };
+        let bell = bell.try_clone()?;
+        add(bell.as_raw_fd(), EventSet::IN, JOB)?;
+        for (index, kick) in (0..).zip(&kicks) {
+            add(kick.as_raw_fd(), EventSet::IN, QUEUE + index)?;
+        }
+        let watched = backend.device().watched();
+        for (index, fd) in (0..).zip(&watched) {
+            add(*fd, EventSet::IN | EventSet::EDGE_TRIGGERED, WATCHED + index)?;
+        }
+        let watched = watched.len();
+        Ok(Self { epoll, kicks, bell, watched })
+    }
+
+    /// The body of the thread.
+    fn run(self, mut backend: Backend, inbox: &Receiver<Job>) {
+        let mut events = [EpollEvent::default(); EVENTS_MAX];
+        loop {
+            let wait = backend.idle_for(Instant::now());
+            let count = match self.epoll.wait(wait.map_or(-1, milliseconds), &mut events) {
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+                Err(error) => {
+                    tracing::error!(%error, "a device's thread cannot wait");
+                    return;
+                }
+            };
+            for event in &events[..count] {
+                self.take(event.data(), &mut backend);
+            }
+            if self.run_jobs(&mut backend, inbox).is_err() {
+                return;
+            }
+            backend.work(Instant::now());
+        }
+    }
+
+    fn take(&self, what: u64, backend: &mut Backend) {
+        match what {
+            JOB => drop(self.bell.read()),
+            WATCHED.. => backend.ready((what - WATCHED) as usize),
+            _ => {
+                let index = (what - QUEUE) as usize;
+                if let Some(kick) = self.kicks.get(index) {
+                    let _ = kick.read();
+                    backend.notify(index);
+                }
+            }
+        }
+    }
+
+    /// Runs what waits; an error means that nobody wants anything any more.
+    fn run_jobs(&self, backend: &mut Backend, inbox: &Receiver<Job>) -> Result<(), ()> {
+        loop {
+            let was_paused = backend.is_paused();
+            match inbox.try_recv() {
+                Ok(job) => job(backend),
+                Err(TryRecvError::Empty) => return Ok(()),
+                Err(TryRecvError::Disconnected) => return Err(()),
+            }
+            if was_paused && !backend.is_paused() {
+                // Edges that came while it was paused were not passed on.
+                (0..self.watched).for_each(|index| backend.ready(index));
+            }
+        }
+    }
+}
+
+/// Rounded up, so that the thread does not turn in circles just before something is due.
+fn milliseconds(wait: Duration) -> i32 {
+    i32::try_from(wait.as_micros().div_ceil(1000)).unwrap_or(i32::MAX)
+}
