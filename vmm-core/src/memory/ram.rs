@@ -1,5 +1,7 @@
 //! Guest RAM itself, and how the rest of the program reads and writes it.
 
+use std::ops::Range;
+
 use vm_memory::bitmap::{AtomicBitmap, Bitmap};
 use vm_memory::volatile_memory::VolatileSlice;
 use vm_memory::{
@@ -127,11 +129,39 @@ impl GuestRam {
     /// [`MemoryError::Discard`].
     pub(crate) fn clear(&self) -> Result<(), MemoryError> {
         for region in self.memory.iter() {
-            raw::discard(region).map_err(MemoryError::Discard)?;
-            let bytes = region.len() as usize;
-            (**region).bitmap().mark_dirty(0, bytes);
+            discard_in(region, 0, region.len() as usize)?;
         }
         Ok(())
+    }
+
+    /// Whether all of `range`, guest-physical addresses, is RAM.
+    pub(crate) fn contains(&self, range: &Range<u64>) -> bool {
+        self.find(range).is_some()
+    }
+
+    /// Gives whole pages back to the host: they read as zeros, and count as written, so that a migration
+    /// that has sent what was there sends zeros after it.
+    ///
+    /// # Errors
+    /// [`MemoryError::NoSuchAddress`] when the range is not RAM or not whole pages; then nothing is done.
+    /// [`MemoryError::Discard`].
+    pub(crate) fn discard(&self, range: &Range<u64>) -> Result<(), MemoryError> {
+        let len = range.end.saturating_sub(range.start) as usize;
+        let page = PAGE_BYTES as u64;
+        let whole = range.start.is_multiple_of(page) && range.end.is_multiple_of(page);
+        match self.find(range) {
+            Some((region, offset)) if whole => discard_in(region, offset, len),
+            _ => Err(MemoryError::NoSuchAddress { gpa: range.start, len }),
+        }
+    }
+
+    /// The region that holds all of `range`, and where in it the range begins.
+    fn find(&self, range: &Range<u64>) -> Option<(&GuestRegionMmap<AtomicBitmap>, usize)> {
+        self.memory.iter().find_map(|region| {
+            let offset = range.start.checked_sub(region.start_addr().0)?;
+            let end = range.end.checked_sub(region.start_addr().0)?;
+            (offset <= end && end <= region.len()).then_some((region, offset as usize))
+        })
     }
 
     /// The mapped regions, in the order of the layout; the index is KVM's memory slot.
@@ -158,6 +188,19 @@ impl GuestRam {
         let gpa = self.layout.regions()[region].gpa + (offset + first_page * PAGE_BYTES) as u64;
         self.memory.get_slice(GuestAddress(gpa), bytes).map_err(|_| missing())
     }
+}
+
+/// Gives a part of a region back to the host, whole pages.
+fn discard_in(
+    region: &GuestRegionMmap<AtomicBitmap>,
+    offset: usize,
+    len: usize,
+) -> Result<(), MemoryError> {
+    let discarded = raw::discard(region, offset, len);
+    // Afterwards: marked before, a page could be found dirty, sent as it was, and be zeroed unseen. Also
+    // when it failed half-way.
+    (**region).bitmap().mark_dirty(offset, len);
+    discarded.map_err(MemoryError::Discard)
 }
 
 #[cfg(test)]
@@ -198,6 +241,66 @@ mod tests {
         let dirty: Vec<_> =
             ram.mappings().flat_map(|region| (**region).bitmap().get_and_reset()).collect();
         assert_eq!(dirty, vec![!0; 16]);
+    }
+
+    fn reset_dirty(ram: &GuestRam) {
+        ram.mappings().for_each(|region| (**region).bitmap().reset());
+    }
+
+    fn dirty(ram: &GuestRam) -> Vec<u64> {
+        ram.mappings().flat_map(|region| (**region).bitmap().get_and_reset()).collect()
+    }
+
+    #[test]
+    fn discarded_pages_read_as_zeros_and_count_as_written_and_no_others() {
+        let ram = ram(4 << 20);
+        ram.copy_in(3, 0, &[7; CHUNK_BYTES]).unwrap();
+        reset_dirty(&ram);
+        let start = 3 * CHUNK_BYTES as u64;
+        ram.discard(&(start + 4096..start + 3 * 4096)).unwrap();
+        let mut chunk = vec![1; CHUNK_BYTES];
+        ram.copy_out(3, 0, &mut chunk).unwrap();
+        for (page, bytes) in chunk.chunks(PAGE_BYTES).enumerate() {
+            let expected = if page == 1 || page == 2 { 0 } else { 7 };
+            assert!(bytes.iter().all(|byte| *byte == expected), "page {page}");
+        }
+        let mut expected = vec![0; 16];
+        expected[3] = 0b110;
+        assert_eq!(dirty(&ram), expected);
+    }
+
+    #[test]
+    fn what_is_not_ram_or_not_whole_pages_is_not_discarded() {
+        let ram = ram((3 << 30) + (1 << 20));
+        ram.write((3 << 30) - 4096, &[7; 4096]).unwrap();
+        ram.write(4 << 30, &[7; 4096]).unwrap();
+        reset_dirty(&ram);
+        let low_end = 3 << 30;
+        let backwards = Range { start: 8192, end: 4096 };
+        let ranges = [
+            low_end - 4096..low_end + 4096,
+            low_end - 4096..(4 << 30) + 4096,
+            low_end..low_end + 4096,
+            (4 << 30) - 4096..(4 << 30) + 4096,
+            (4 << 30)..(4 << 30) + (2 << 20),
+            (4 << 30) + 1..(4 << 30) + 4096,
+            (4 << 30)..(4 << 30) + 1,
+            u64::MAX - 4095..u64::MAX,
+            backwards,
+        ];
+        for range in ranges {
+            let refused = ram.discard(&range);
+            assert!(matches!(refused, Err(MemoryError::NoSuchAddress { .. })), "{range:x?}");
+        }
+        assert!(dirty(&ram).iter().all(|word| *word == 0));
+        let mut byte = [0; 1];
+        for gpa in [low_end - 4096, 4 << 30] {
+            ram.read(gpa, &mut byte).unwrap();
+            assert_eq!(byte, [7], "{gpa:#x}");
+        }
+        ram.discard(&(4 << 30..(4 << 30) + 4096)).unwrap();
+        ram.read(4 << 30, &mut byte).unwrap();
+        assert_eq!(byte, [0]);
     }
 
     #[test]
