@@ -36,4 +36,4 @@ pub use shape::{ShapeError, TSC_TOLERANCE_PPM, VCPUS_MAX, VmShape};
 pub use state::VmState;
 pub use vcpu::OnReboot;
 pub use virtio::{DeviceConfig, DeviceError};
-pub use vm::{Restarts, RunState, Vm};
+pub use vm::{BalloonStatus, Restarts, RunState, Vm};

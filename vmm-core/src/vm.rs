@@ -23,12 +23,14 @@ use crate::state::{self, ClockPair, StateError, TscCarry, VmState};
 use crate::vcpu::{Machine, Vcpu, VcpuThread};
 use crate::virtio::Bus;
 
+mod balloon;
 #[cfg(test)]
 mod device_tests;
 mod power;
 #[cfg(test)]
 pub(crate) mod tests;
 
+pub use balloon::BalloonStatus;
 pub use power::Restarts;
 
 /// Where Intel processors without unrestricted guest support keep a task segment of KVM's: three

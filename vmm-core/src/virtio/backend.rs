@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
+use super::balloon::BalloonDevice;
 use super::device::{Device, Progress, Rings};
 use super::error::DeviceError;
 use super::interrupt::Interrupt;
@@ -114,6 +115,18 @@ impl Backend {
     pub(crate) fn reset(&mut self) {
         self.close_queues();
         self.device.reset();
+        self.interrupt.replace_config(self.device.config());
+    }
+
+    /// Has `job` ask or tell the balloon something, if this is one. Then its queues are looked at.
+    pub(crate) fn on_balloon<T>(
+        &mut self,
+        job: impl FnOnce(&mut BalloonDevice, &Rings<'_>) -> T,
+    ) -> Option<T> {
+        let (device, rings) = self.rings(Instant::now());
+        let done = device.as_balloon().map(|balloon| job(balloon, &rings));
+        self.look_at_all();
+        done
     }
 
     /// The driver has written the configuration space.
@@ -241,7 +254,9 @@ impl Backend {
             None if uses_queues => return Err("it uses queues without a driver".to_owned()),
             None => {}
         }
-        self.device.load(&state.device)
+        self.device.load(&state.device)?;
+        self.interrupt.replace_config(self.device.config());
+        Ok(())
     }
 
     /// No queue is touched any more until the driver has reset the device.
@@ -266,12 +281,8 @@ impl Backend {
     }
 
     fn rings(&mut self, now: Instant) -> (&mut dyn Device, Rings<'_>) {
-        let rings = Rings {
-            memory: self.ram.memory(),
-            queues: &mut self.queues,
-            interrupt: &self.interrupt,
-            now,
-        };
+        let rings =
+            Rings { ram: &self.ram, queues: &mut self.queues, interrupt: &self.interrupt, now };
         (&mut *self.device, rings)
     }
 }

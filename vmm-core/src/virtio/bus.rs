@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use kvm_ioctls::VmFd;
 
+use super::balloon::BalloonDevice;
 use super::config::DeviceConfig;
+use super::device::Rings;
 use super::error::DeviceError;
 use super::mmio_device::{DeviceState, MmioDevice};
 use crate::devices::mmio::{self, locate};
@@ -16,6 +18,8 @@ use crate::state::StateError;
 #[derive(Debug, Default)]
 pub(crate) struct Bus {
     devices: Vec<MmioDevice>,
+    /// Which of them is the balloon.
+    balloon: Option<usize>,
 }
 
 impl Bus {
@@ -33,7 +37,8 @@ impl Bus {
             .zip(configs)
             .map(|(slot, config)| MmioDevice::new(vm, ram, slot, config.create()?))
             .collect::<Result<_>>()?;
-        Ok(Self { devices })
+        let balloon = configs.iter().position(|config| *config == DeviceConfig::Balloon);
+        Ok(Self { devices, balloon })
     }
 
     /// A vCPU reads what is not RAM. What belongs to nobody reads as ones.
@@ -48,6 +53,20 @@ impl Bus {
     pub(crate) fn write(&self, address: u64, data: &[u8]) {
         if let Some((device, offset)) = self.find(address) {
             device.write(offset, data);
+        }
+    }
+
+    /// Has the balloon's thread do `job`; `None` when there is no balloon.
+    ///
+    /// # Errors
+    /// The balloon's thread is gone.
+    pub(crate) fn on_balloon<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut BalloonDevice, &Rings<'_>) -> T + Send + 'static,
+    ) -> Result<Option<T>, DeviceError> {
+        match self.balloon.and_then(|index| self.devices.get(index)) {
+            Some(device) => device.on_balloon(job),
+            None => Ok(None),
         }
     }
 

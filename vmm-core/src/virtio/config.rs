@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::balloon::BalloonDevice;
 use super::block::{BlockConfig, BlockDevice};
 use super::device::Device;
 use super::error::DeviceError;
@@ -16,6 +17,8 @@ pub enum DeviceConfig {
     Rng,
     /// A disk.
     Block(BlockConfig),
+    /// A balloon, with free page reporting; a guest has one at most.
+    Balloon,
 }
 
 impl DeviceConfig {
@@ -25,7 +28,7 @@ impl DeviceConfig {
     /// [`DeviceError::Config`].
     fn check(&self) -> Result<(), DeviceError> {
         match self {
-            Self::Rng => Ok(()),
+            Self::Rng | Self::Balloon => Ok(()),
             Self::Block(config) => config.check(),
         }
     }
@@ -36,7 +39,7 @@ impl DeviceConfig {
     /// [`DeviceError`], worded for the operator.
     pub(crate) fn check_host(&self) -> Result<(), DeviceError> {
         match self {
-            Self::Rng => Ok(()),
+            Self::Rng | Self::Balloon => Ok(()),
             Self::Block(config) => config.check_host(),
         }
     }
@@ -49,6 +52,7 @@ impl DeviceConfig {
         Ok(match self {
             Self::Rng => Box::new(RngDevice::default()),
             Self::Block(config) => Box::new(BlockDevice::open(config)?),
+            Self::Balloon => Box::new(BalloonDevice::default()),
         })
     }
 }
@@ -64,6 +68,9 @@ pub(crate) fn check(devices: &[DeviceConfig]) -> Result<(), DeviceError> {
             "a guest has at most {SLOTS_MAX} devices, not {count}"
         )));
     }
+    if devices.iter().filter(|device| **device == DeviceConfig::Balloon).count() > 1 {
+        return Err(DeviceError::Config("a guest has one balloon at most".to_owned()));
+    }
     devices.iter().try_for_each(DeviceConfig::check)
 }
 
@@ -76,5 +83,12 @@ mod tests {
         check(&vec![DeviceConfig::Rng; SLOTS_MAX]).unwrap();
         let error = check(&vec![DeviceConfig::Rng; SLOTS_MAX + 1]).unwrap_err();
         assert_eq!(error.to_string(), "a guest has at most 12 devices, not 13");
+    }
+
+    #[test]
+    fn a_guest_has_one_balloon() {
+        check(&[DeviceConfig::Balloon, DeviceConfig::Rng]).unwrap();
+        let error = check(&[DeviceConfig::Balloon, DeviceConfig::Balloon]).unwrap_err();
+        assert_eq!(error.to_string(), "a guest has one balloon at most");
     }
 }

@@ -8,13 +8,14 @@ use std::fmt::Debug;
 use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
 
-use virtio_bindings::virtio_ids::{VIRTIO_ID_BLOCK, VIRTIO_ID_RNG};
+use virtio_bindings::virtio_ids::{VIRTIO_ID_BALLOON, VIRTIO_ID_BLOCK, VIRTIO_ID_RNG};
 
+use super::balloon::BalloonDevice;
 use super::error::DeviceError;
 use super::interrupt::Interrupt;
 use super::queue::{Chain, Queue, QueueError};
 use super::signals::{Cause, ConfigSpace};
-use crate::memory::RamMap;
+use crate::memory::{GuestRam, RamMap};
 
 /// Types of devices, by their ids (virtio 1.2, 5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +25,8 @@ pub(crate) enum DeviceKind {
     Block = VIRTIO_ID_BLOCK,
     /// A source of entropy.
     Rng = VIRTIO_ID_RNG,
+    /// A balloon.
+    Balloon = VIRTIO_ID_BALLOON,
 }
 
 impl DeviceKind {
@@ -32,6 +35,7 @@ impl DeviceKind {
         match self {
             Self::Block => "disk",
             Self::Rng => "rng",
+            Self::Balloon => "balloon",
         }
     }
 }
@@ -47,7 +51,7 @@ pub(crate) enum Progress {
     After(Duration),
 }
 
-/// A type of device. Its offered features, queues and configuration do not change once it is made.
+/// A type of device. Its offered features and queues do not change once it is made.
 pub(crate) trait Device: Send + Debug {
     /// Its type.
     fn kind(&self) -> DeviceKind;
@@ -58,8 +62,8 @@ pub(crate) trait Device: Send + Debug {
     /// Most entries of each queue: powers of two.
     fn queue_sizes(&self) -> Vec<u16>;
 
-    /// Its configuration space at first. Changes go through
-    /// [`Rings::change_config`] later.
+    /// Its configuration space as a driver finds it that comes now: asked for at first, after a reset
+    /// and after a state was loaded. Changes in between go through [`Rings::change_config`].
     fn config(&self) -> ConfigSpace;
 
     /// The driver is ready and has accepted `features`.
@@ -132,27 +136,80 @@ pub(crate) trait Device: Send + Debug {
             bytes => Err(format!("{bytes} bytes of state, where there should be none")),
         }
     }
+
+    /// The balloon, if this is one: the one device that its host has questions for.
+    fn as_balloon(&mut self) -> Option<&mut BalloonDevice> {
+        None
+    }
 }
 
 /// What a device has at hand while it works: its queues, the guest's memory, and its interrupt.
 #[derive(Debug)]
 pub(crate) struct Rings<'a> {
-    pub(super) memory: &'a RamMap,
+    pub(super) ram: &'a GuestRam,
     pub(super) queues: &'a mut [Option<Queue>],
     pub(super) interrupt: &'a Interrupt,
     pub(super) now: Instant,
 }
 
-impl Rings<'_> {
+impl<'a> Rings<'a> {
+    /// The guest's memory.
+    pub(crate) fn ram(&self) -> &'a GuestRam {
+        self.ram
+    }
+
     /// The time.
     pub(crate) fn now(&self) -> Instant {
         self.now
     }
 
-    /// Changes the configuration space's bytes, never their number, and tells the driver.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for a device whose configuration changes"))]
+    /// Changes the configuration space's bytes, never their number, and tells the driver if there is one.
     pub(crate) fn change_config(&self, change: impl FnOnce(&mut [u8])) {
         self.interrupt.change_config(change);
+        if self.queues.iter().any(Option::is_some) {
+            self.interrupt.raise(Cause::Config);
+        }
+    }
+
+    /// Fills `bytes` from the beginning of the configuration space.
+    pub(crate) fn read_config(&self, bytes: &mut [u8]) {
+        self.interrupt.read_config(bytes);
+    }
+
+    /// Takes a request from queue `index`, to be answered later by [`Rings::give_back`]; the driver
+    /// notifies of the next one.
+    ///
+    /// # Errors
+    /// The queue is broken.
+    pub(crate) fn take(&mut self, index: usize) -> Result<Option<Chain>, QueueError> {
+        let Some(Some(queue)) = self.queues.get_mut(index) else { return Ok(None) };
+        let memory = self.ram.memory();
+        let mut taken = queue.pop(memory)?;
+        // One that came before the driver was told to notify again is seen now.
+        if queue.unmute(memory)? && taken.is_none() {
+            taken = queue.pop(memory)?;
+            queue.unmute(memory)?;
+        }
+        Ok(taken)
+    }
+
+    /// Answers the request that [`Rings::take`] called `head`, with `written` bytes.
+    ///
+    /// # Errors
+    /// The queue is broken.
+    pub(crate) fn give_back(
+        &mut self,
+        index: usize,
+        head: u16,
+        written: u32,
+    ) -> Result<(), QueueError> {
+        let Some(Some(queue)) = self.queues.get_mut(index) else { return Ok(()) };
+        let memory = self.ram.memory();
+        queue.push_used(memory, head, written)?;
+        if queue.wants_interrupt(memory)? {
+            self.interrupt.raise(Cause::Used);
+        }
+        Ok(())
     }
 
     /// Answers up to `requests_max` requests of queue `index`; `answer` returns how many bytes it has
@@ -167,7 +224,7 @@ impl Rings<'_> {
         mut answer: impl FnMut(Chain, &RamMap) -> Result<u32, QueueError>,
     ) -> Result<Progress, QueueError> {
         let Some(Some(queue)) = self.queues.get_mut(index) else { return Ok(Progress::Idle) };
-        let memory = self.memory;
+        let memory = self.ram.memory();
         queue.mute(memory)?;
         let (mut served, mut progress) = (0, Progress::More);
         // Every turn counts: a driver that takes requests back as they are looked for gets no more.

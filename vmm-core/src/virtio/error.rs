@@ -23,6 +23,22 @@ pub enum DeviceError {
         /// The device.
         device: &'static str,
     },
+    /// A balloon was asked for something, of a guest that has none.
+    #[error("this guest has no balloon")]
+    NoBalloon,
+    /// A guest can not have so much memory, or so little.
+    #[error(
+        "a balloon leaves the guest between {} MiB and its {} MiB, not {bytes} bytes",
+        min >> 20, max >> 20
+    )]
+    BalloonTarget {
+        /// What was asked for.
+        bytes: u64,
+        /// The least.
+        min: u64,
+        /// The most: all that the guest has.
+        max: u64,
+    },
     /// A disk could not be opened, or not as it must be.
     #[error("cannot use disk {}: {cause}", path.display())]
     Disk {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use vm_superio::Trigger;
 
 use super::Signals;
-use super::signals::Cause;
+use super::signals::{Cause, ConfigSpace};
 use crate::devices::IrqLine;
 
 /// See the module.
@@ -21,10 +21,19 @@ impl Interrupt {
         Self { signals, line }
     }
 
-    /// Changes the configuration's bytes, never their number, and tells the driver.
+    /// Changes the configuration's bytes, never their number. Raise [`Cause::Config`] afterwards.
     pub(super) fn change_config(&self, change: impl FnOnce(&mut [u8])) {
         self.signals.change_config(change);
-        self.raise(Cause::Config);
+    }
+
+    /// Fills `bytes` from the beginning of the configuration.
+    pub(super) fn read_config(&self, bytes: &mut [u8]) {
+        self.signals.read_config(0, bytes);
+    }
+
+    /// Replaces the configuration, of which no driver knows.
+    pub(super) fn replace_config(&self, config: ConfigSpace) {
+        self.signals.replace_config(config);
     }
 
     /// Interrupts the driver.

@@ -11,7 +11,8 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::Signals;
 use super::backend::{Backend, BackendState};
-use super::device::Device;
+use super::balloon::BalloonDevice;
+use super::device::{Device, Rings};
 use super::error::DeviceError;
 use super::interrupt::Interrupt;
 use super::transport::{Effect, QUEUES_MAX, Transport, TransportState};
@@ -108,6 +109,14 @@ impl MmioDevice {
     /// Lets the device go on.
     pub(crate) fn resume(&self) -> Result<(), DeviceError> {
         self.worker.call(Backend::resume)
+    }
+
+    /// Has the thread do `job` if the device is a balloon.
+    pub(crate) fn on_balloon<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut BalloonDevice, &Rings<'_>) -> T + Send + 'static,
+    ) -> Result<Option<T>, DeviceError> {
+        self.worker.call(|backend| backend.on_balloon(job))
     }
 
     /// See [`Device::take_over`].

@@ -12,7 +12,7 @@
 //! | `backend` | the device with its queues, as that thread sees them: pausing, resetting, breaking |
 //! | `queue`, `buffers` | requests, whole and checked |
 //! | `device` | what a type of device has to say for itself: start here to add one |
-//! | `rng`, [`block`] | types of devices |
+//! | `rng`, [`block`], [`balloon`] | types of devices |
 //! | `config` | which devices a guest has, as its description says it |
 //!
 //! Everything that a driver writes is hostile: registers, rings, descriptors, requests. A driver that
@@ -20,6 +20,7 @@
 //! `docs/adr/0007-virtio-devices.md` has the reasons.
 
 mod backend;
+pub mod balloon;
 pub mod block;
 mod buffers;
 mod bus;

@@ -37,6 +37,9 @@ pub(crate) enum QueueError {
     /// A buffer does not lie in RAM.
     #[error("a buffer is not in memory")]
     Buffer,
+    /// A request is longer than any that a driver has a reason for.
+    #[error("a request is too long")]
+    TooLong,
     /// A request is not as the device's type wants it.
     #[error("a request has no place for its answer")]
     Request,

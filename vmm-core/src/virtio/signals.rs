@@ -29,19 +29,25 @@ pub(crate) enum Cause {
 pub(crate) struct ConfigSpace {
     bytes: Vec<u8>,
     /// What the driver may write; writes elsewhere are ignored.
-    writable: Range<usize>,
+    writable: Vec<Range<usize>>,
     generation: u32,
 }
 
 impl ConfigSpace {
     /// A space that the driver only reads.
     pub(crate) fn read_only(bytes: Vec<u8>) -> Self {
-        Self::with_writable(bytes, 0..0)
+        Self { bytes, writable: Vec::new(), generation: 0 }
     }
 
     /// A space of which the driver may write a part.
     pub(crate) fn with_writable(bytes: Vec<u8>, writable: Range<usize>) -> Self {
-        Self { bytes, writable, generation: 0 }
+        Self::read_only(bytes).and_writable(writable)
+    }
+
+    /// The same with another part that the driver may write.
+    pub(crate) fn and_writable(mut self, part: Range<usize>) -> Self {
+        self.writable.push(part);
+        self
     }
 
     /// Fills `data` from `offset` on; what lies behind the end reads as 0.
@@ -55,7 +61,7 @@ impl ConfigSpace {
     /// True when all of `data` lies where the driver may write, and has been written.
     fn write(&mut self, offset: usize, data: &[u8]) -> bool {
         let Some(end) = offset.checked_add(data.len()) else { return false };
-        let allowed = offset >= self.writable.start && end <= self.writable.end;
+        let allowed = self.writable.iter().any(|part| offset >= part.start && end <= part.end);
         match self.bytes.get_mut(offset..end) {
             Some(place) if allowed => {
                 place.copy_from_slice(data);
@@ -116,6 +122,13 @@ impl Signals {
         let mut config = self.config();
         change(&mut config.bytes);
         config.generation = config.generation.wrapping_add(1);
+    }
+
+    /// Replaces the configuration by that of a device of which no driver knows; generations go on.
+    pub(super) fn replace_config(&self, space: ConfigSpace) {
+        let mut config = self.config();
+        let generation = config.generation;
+        *config = ConfigSpace { generation, ..space };
     }
 
     /// Fills `data` from the configuration.

@@ -15,16 +15,18 @@ use crate::virtio::testing::{Driver, WRITABLE};
 use crate::{DeviceConfig, DeviceError, VmEvent, VmState};
 
 /// Registers of virtio-mmio.
-mod register {
-    pub(super) const DRIVER_FEATURES: u32 = 0x20;
-    pub(super) const DRIVER_FEATURES_SEL: u32 = 0x24;
-    pub(super) const QUEUE_NUM: u32 = 0x38;
-    pub(super) const QUEUE_READY: u32 = 0x44;
-    pub(super) const QUEUE_NOTIFY: u32 = 0x50;
-    pub(super) const STATUS: u32 = 0x70;
-    pub(super) const QUEUE_DESC: u32 = 0x80;
-    pub(super) const QUEUE_DRIVER: u32 = 0x90;
-    pub(super) const QUEUE_DEVICE: u32 = 0xa0;
+pub(super) mod register {
+    pub(in crate::vm) const DRIVER_FEATURES: u32 = 0x20;
+    pub(in crate::vm) const DRIVER_FEATURES_SEL: u32 = 0x24;
+    pub(in crate::vm) const QUEUE_SEL: u32 = 0x30;
+    pub(in crate::vm) const QUEUE_NUM: u32 = 0x38;
+    pub(in crate::vm) const QUEUE_READY: u32 = 0x44;
+    pub(in crate::vm) const QUEUE_NOTIFY: u32 = 0x50;
+    pub(in crate::vm) const STATUS: u32 = 0x70;
+    pub(in crate::vm) const QUEUE_DESC: u32 = 0x80;
+    pub(in crate::vm) const QUEUE_DRIVER: u32 = 0x90;
+    pub(in crate::vm) const QUEUE_DEVICE: u32 = 0xa0;
+    pub(in crate::vm) const CONFIG: u32 = 0x100;
 }
 
 /// Where requests' data lies.
@@ -51,33 +53,52 @@ fn disk_file() -> tempfile::NamedTempFile {
 
 /// What a driver writes to get a device with one queue going.
 fn handshake(vm: &Vm) -> Vec<(u32, u32)> {
-    let queue = Driver::new(vm.ram().memory(), 0).registers();
-    vec![
+    handshake_for(vm, 0, 1)
+}
+
+/// What a driver writes to get a device going with `features` of its type, and `queues` queues.
+pub(super) fn handshake_for(vm: &Vm, features: u32, queues: usize) -> Vec<(u32, u32)> {
+    let mut writes = vec![
         (register::STATUS, 1),
         (register::STATUS, 3),
+        (register::DRIVER_FEATURES_SEL, 0),
+        (register::DRIVER_FEATURES, features),
         (register::DRIVER_FEATURES_SEL, 1),
         (register::DRIVER_FEATURES, 1),
         (register::STATUS, 0xb),
-        (register::QUEUE_NUM, queue.size.into()),
-        (register::QUEUE_DESC, queue.descriptors as u32),
-        (register::QUEUE_DRIVER, queue.available as u32),
-        (register::QUEUE_DEVICE, queue.used as u32),
-        (register::QUEUE_READY, 1),
-        (register::STATUS, 0xf),
-    ]
+    ];
+    for index in 0..queues {
+        let queue = Driver::new(vm.ram().memory(), index).registers();
+        writes.extend([
+            (register::QUEUE_SEL, index as u32),
+            (register::QUEUE_NUM, queue.size.into()),
+            (register::QUEUE_DESC, queue.descriptors as u32),
+            (register::QUEUE_DRIVER, queue.available as u32),
+            (register::QUEUE_DEVICE, queue.used as u32),
+            (register::QUEUE_READY, 1),
+        ]);
+    }
+    writes.push((register::STATUS, 0xf));
+    writes
 }
 
 /// A program in 32-bit mode that writes to registers of slot 0, rings the doorbell and spins.
 fn program(writes: &[(u32, u32)]) -> Vec<u8> {
+    let mut code = stores(writes);
+    code.extend([0x66, 0xba, 0xc0, 0x04]); // mov dx, DOORBELL_PORT
+    code.extend([0xb8, 1, 0, 0, 0, 0xef]); // mov eax, 1; out dx, eax
+    code.extend([0xeb, 0xfe]); // jmp $
+    code
+}
+
+/// Instructions that write to registers of slot 0.
+pub(super) fn stores(writes: &[(u32, u32)]) -> Vec<u8> {
     let mut code = Vec::new();
     for (register, value) in writes {
         code.extend([0xc7, 0x05]); // mov dword [address], value
         code.extend((WINDOW_START as u32 + register).to_le_bytes());
         code.extend(value.to_le_bytes());
     }
-    code.extend([0x66, 0xba, 0xc0, 0x04]); // mov dx, DOORBELL_PORT
-    code.extend([0xb8, 1, 0, 0, 0, 0xef]); // mov eax, 1; out dx, eax
-    code.extend([0xeb, 0xfe]); // jmp $
     code
 }
 
@@ -91,7 +112,7 @@ fn driving_vm(devices: Vec<DeviceConfig>) -> Vm {
 }
 
 /// The VMM's side of a driver, as if a vCPU had written.
-fn drive(vm: &Vm, slot: u64, writes: &[(u32, u32)]) {
+pub(super) fn drive(vm: &Vm, slot: u64, writes: &[(u32, u32)]) {
     for (register, value) in writes {
         let address = WINDOW_START + slot * 4096 + u64::from(*register);
         vm.machine.bus.write(address, &value.to_le_bytes());
@@ -267,14 +288,15 @@ proptest! {
     #[test]
     fn no_guest_gets_the_vmm_down(
         rings in prop::collection::vec(any::<u8>(), 0x1000),
-        writes in prop::collection::vec((0..2u64, 0..0x110u32, any::<u32>()), 0..100),
+        writes in prop::collection::vec((0..3u64, 0..0x110u32, any::<u32>()), 0..100),
     ) {
         let file = disk_file();
-        let vm = vm_with_devices(vec![disk(file.path()), DeviceConfig::Rng]);
+        let devices = || vec![disk(file.path()), DeviceConfig::Rng, DeviceConfig::Balloon];
+        let vm = vm_with_devices(devices());
         vm.resume().unwrap();
         let registers = Driver::new(vm.ram().memory(), 0).registers();
         vm.ram().write(registers.descriptors, &rings).unwrap();
-        for slot in [0, 1] {
+        for slot in [0, 1, 2] {
             drive(&vm, slot, &handshake(&vm));
             drive(&vm, slot, &[(register::QUEUE_NOTIFY, 0)]);
         }
@@ -285,7 +307,7 @@ proptest! {
         vm.pause().unwrap();
         prop_assert!(patience.elapsed() < Duration::from_secs(5));
         let state = vm.save_state().unwrap();
-        let next = vm_with_devices(vec![disk(file.path()), DeviceConfig::Rng]);
+        let next = vm_with_devices(devices());
         copy_memory(&vm, &next);
         vm.release().unwrap();
         next.load_state(&state).unwrap();

@@ -123,7 +123,12 @@ impl Vm {
         // The guest's TSC goes on counting, at the same value on all vCPUs.
         let clock = ClockPair::of(&pristine.clock);
         let carry = clock.map(|clock| TscCarry { saved: clock, now: clock });
+        // What the operator wants of the balloon outlives the guest's system.
+        let target = self.machine.bus.on_balloon(|balloon, _| balloon.report().target_pages)?;
         self.load_hardware(pristine, carry)?;
+        if let Some(pages) = target {
+            self.machine.bus.on_balloon(move |balloon, rings| balloon.set_target(pages, rings))?;
+        }
         // After the vCPUs: their old state may have had KVM write to memory.
         self.ram().clear()?;
         boot::boot(self, origin)

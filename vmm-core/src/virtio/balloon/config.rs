@@ -1,0 +1,85 @@
+//! The configuration space: `struct virtio_balloon_config` (virtio 1.2, 5.5.4), always little-endian.
+
+use crate::virtio::signals::ConfigSpace;
+
+/// Bytes of the space.
+pub(super) const BYTES: usize = 16;
+/// Where the number of pages that the driver shall give up lies.
+const TARGET: usize = 0;
+/// Where the driver writes how many it has given up.
+const ACTUAL: usize = 4;
+/// Where the driver writes what its pages must hold; between the two is the command for free page hinting,
+/// which is 0 ("stop") for ever.
+const POISON: usize = 12;
+
+/// The values.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Values {
+    /// Pages that the driver shall give up.
+    pub(super) target_pages: u32,
+    /// Pages that it says to have given up.
+    pub(super) actual_pages: u32,
+    /// What the pages must hold, when the driver has accepted the feature.
+    pub(super) poison: u32,
+}
+
+impl Values {
+    /// The values in the bytes of the space.
+    pub(super) fn from_bytes(bytes: &[u8; BYTES]) -> Self {
+        let word = |at: usize| {
+            u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+        };
+        Self { target_pages: word(TARGET), actual_pages: word(ACTUAL), poison: word(POISON) }
+    }
+
+    /// The bytes of the space.
+    pub(super) fn to_bytes(self) -> [u8; BYTES] {
+        let mut bytes = [0; BYTES];
+        let words =
+            [(TARGET, self.target_pages), (ACTUAL, self.actual_pages), (POISON, self.poison)];
+        for (at, word) in words {
+            bytes[at..at + 4].copy_from_slice(&word.to_le_bytes());
+        }
+        bytes
+    }
+
+    /// The space itself: the driver writes what is its own.
+    pub(super) fn space(self) -> ConfigSpace {
+        ConfigSpace::with_writable(self.to_bytes().to_vec(), ACTUAL..ACTUAL + 4)
+            .and_writable(POISON..POISON + 4)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::virtio::Signals;
+
+    #[test]
+    fn values_lie_where_the_specification_says() {
+        let values = Values { target_pages: 0x0403_0201, actual_pages: 7, poison: 0xaaaa_aaaa };
+        let expected = [1, 2, 3, 4, 7, 0, 0, 0, 0, 0, 0, 0, 0xaa, 0xaa, 0xaa, 0xaa];
+        assert_eq!(values.to_bytes(), expected);
+    }
+
+    #[test]
+    fn the_driver_writes_actual_and_poison_and_nothing_else() {
+        let signals = Signals::new(Values::default().space());
+        let writable: Vec<usize> =
+            (0..20).step_by(4).filter(|at| signals.write_config(*at, &[1; 4])).collect();
+        assert_eq!(writable, [ACTUAL, POISON]);
+        assert!(!signals.write_config(ACTUAL, &[1; 8]));
+    }
+
+    proptest! {
+        #[test]
+        fn values_survive_their_bytes(
+            target_pages: u32, actual_pages: u32, poison: u32,
+        ) {
+            let values = Values { target_pages, actual_pages, poison };
+            prop_assert_eq!(Values::from_bytes(&values.to_bytes()), values);
+        }
+    }
+}

@@ -1,0 +1,282 @@
+//! The balloon as a device.
+//!
+//! Dropping pages is up to the device, so what cannot be dropped is answered like the rest, and the log
+//! hears of it once. A driver that names what is not RAM breaks the queue. Pages in the balloon are dropped
+//! whatever their poison: the driver writes them anew when it takes them back. Reported pages come back as
+//! they are, so they are only dropped while a page of zeros is what the driver wants (5.5.6.7).
+
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use super::config::{self, Values};
+use super::queues::{self, Role};
+use super::state::SavedBalloon;
+use super::statistics::{self, Statistics};
+use super::{feature, pages};
+use crate::memory::GuestRam;
+use crate::virtio::DeviceError;
+use crate::virtio::device::{Device, DeviceKind, Progress, Rings};
+use crate::virtio::queue::{Chain, QueueError};
+use crate::virtio::signals::ConfigSpace;
+
+/// Entries of each queue. Linux does not report pages to a queue of less than 32.
+const QUEUE_SIZE: u16 = 128;
+/// Most pages in a request to inflate. Linux sends 256; a longer request breaks the queue.
+const PFNS_MAX: usize = 4096;
+/// Requests to inflate that are served before the thread looks for other work. A pause waits for so many at
+/// most, that is for 16,384 system calls in the worst case, some 20 ms.
+const INFLATE_BATCH: usize = 4;
+/// Requests to deflate that are served at a time; they are only answered.
+const DEFLATE_BATCH: usize = 64;
+/// Most bytes dropped for one report; the rest stays where it is. Linux reports up to 128 MiB at a time.
+const REPORT_BYTES_MAX: u64 = 256 << 20;
+/// Reports that are served at a time.
+const REPORT_BATCH: usize = 4;
+
+/// Memory that was dropped since the device was created on this host.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Discarded {
+    /// Bytes that were put into the balloon, each time that they were.
+    pub inflated_bytes: u64,
+    /// Bytes that were reported as free, each time that they were.
+    pub reported_bytes: u64,
+}
+
+/// Statistics, and when they came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct GuestStatistics {
+    /// What the guest says.
+    pub(crate) values: Statistics,
+    /// When it said so.
+    pub(crate) at: Instant,
+}
+
+impl GuestStatistics {
+    /// How long ago it said so.
+    pub(crate) fn age(&self) -> Duration {
+        self.at.elapsed()
+    }
+}
+
+/// How a balloon stands, in pages of 4096 bytes; see [`crate::Vm::balloon`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct BalloonReport {
+    /// Whether the guest has a driver that is ready.
+    pub(crate) has_driver: bool,
+    /// Whether the driver reports free pages, and they can be dropped.
+    pub(crate) reporting: bool,
+    /// Whether the driver sends statistics.
+    pub(crate) sends_statistics: bool,
+    /// Pages that the driver shall give up.
+    pub(crate) target_pages: u32,
+    /// Pages that it says to have given up: anything, from a hostile one.
+    pub(crate) actual_pages: u32,
+    /// What was dropped here.
+    pub(crate) discarded: Discarded,
+    /// The last statistics.
+    pub(crate) statistics: Option<GuestStatistics>,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(crate) struct BalloonDevice {
+    config: Values,
+    /// Those that the driver has accepted; `None` until it is ready.
+    features: Option<u64>,
+    /// The buffer that the driver has put its last statistics into, by its head.
+    held: Option<u16>,
+    /// New statistics are wanted.
+    asked: bool,
+    statistics: Option<GuestStatistics>,
+    discarded: Discarded,
+    /// The log hears once of what cannot be dropped.
+    complained: bool,
+}
+
+impl BalloonDevice {
+    /// How it stands.
+    pub(crate) fn report(&self) -> BalloonReport {
+        BalloonReport {
+            has_driver: self.features.is_some(),
+            reporting: self.has(feature::REPORTING) && self.may_drop_reported(),
+            sends_statistics: self.has(feature::STATISTICS),
+            target_pages: self.config.target_pages,
+            actual_pages: self.config.actual_pages,
+            discarded: self.discarded,
+            statistics: self.statistics,
+        }
+    }
+
+    /// Sets how many pages the driver shall give up, and tells it.
+    pub(crate) fn set_target(&mut self, pages: u32, rings: &Rings<'_>) {
+        self.config.target_pages = pages;
+        rings.change_config(|bytes| {
+            if let Some(place) = bytes.first_chunk_mut() {
+                *place = pages.to_le_bytes();
+            }
+        });
+    }
+
+    /// Asks for new statistics, as soon as the statistics queue is looked at.
+    pub(crate) fn ask(&mut self) {
+        self.asked = true;
+    }
+
+    fn has(&self, feature: u64) -> bool {
+        self.features.is_some_and(|features| features & feature != 0)
+    }
+
+    fn may_drop_reported(&self) -> bool {
+        !self.has(feature::PAGE_POISON) || self.config.poison == 0
+    }
+
+    fn inflate(&mut self, index: usize, rings: &mut Rings<'_>) -> Result<Progress, QueueError> {
+        let ram = rings.ram();
+        rings.serve(index, INFLATE_BATCH, |chain, memory| {
+            let len = chain.readable.bytes();
+            if len > (PFNS_MAX * pages::PFN_BYTES) as u64 {
+                return Err(QueueError::TooLong);
+            }
+            let mut bytes = vec![0; len as usize];
+            chain.readable.read(memory, &mut bytes).map_err(|_| QueueError::Buffer)?;
+            let dropped = self.drop_pages(ram, &pages::of_pfns(&bytes))?;
+            self.discarded.inflated_bytes += dropped;
+            Ok(0)
+        })
+    }
+
+    fn take_reported(
+        &mut self,
+        index: usize,
+        rings: &mut Rings<'_>,
+    ) -> Result<Progress, QueueError> {
+        let ram = rings.ram();
+        rings.serve(index, REPORT_BATCH, |chain, _| {
+            if self.may_drop_reported() {
+                let ranges = pages::within(chain.writable.pieces(), REPORT_BYTES_MAX);
+                self.discarded.reported_bytes += self.drop_pages(ram, &ranges)?;
+            }
+            Ok(0)
+        })
+    }
+
+    /// Drops the pages, all of which must be RAM; returns how many bytes that was.
+    fn drop_pages(&mut self, ram: &GuestRam, ranges: &[Range<u64>]) -> Result<u64, QueueError> {
+        if !ranges.iter().all(|range| ram.contains(range)) {
+            return Err(QueueError::Buffer);
+        }
+        for range in ranges {
+            if let Err(error) = ram.discard(range)
+                && !std::mem::replace(&mut self.complained, true)
+            {
+                tracing::warn!(%error, "a guest's free memory cannot be given back to the host");
+            }
+        }
+        Ok(pages::bytes(ranges))
+    }
+
+    /// Keeps one buffer of statistics until new ones are wanted. Others wait in the queue: a driver makes
+    /// no more work than the host asks for.
+    fn exchange_statistics(
+        &mut self,
+        index: usize,
+        rings: &mut Rings<'_>,
+    ) -> Result<Progress, QueueError> {
+        if self.asked
+            && let Some(head) = self.held.take()
+        {
+            self.asked = false;
+            rings.give_back(index, head, 0)?;
+        }
+        if self.held.is_none()
+            && let Some(chain) = rings.take(index)?
+        {
+            self.held = Some(chain.head);
+            self.asked = false;
+            let values = read_statistics(chain, rings)?;
+            self.statistics = Some(GuestStatistics { values, at: rings.now() });
+        }
+        Ok(Progress::Idle)
+    }
+}
+
+fn read_statistics(mut chain: Chain, rings: &Rings<'_>) -> Result<Statistics, QueueError> {
+    let len = chain.readable.bytes().min(statistics::BYTES_MAX as u64);
+    let mut bytes = vec![0; len as usize];
+    let pairs = chain.readable.take_front(len).ok_or(QueueError::Buffer)?;
+    pairs.read(rings.ram().memory(), &mut bytes).map_err(|_| QueueError::Buffer)?;
+    Ok(Statistics::from_bytes(&bytes))
+}
+
+impl Device for BalloonDevice {
+    fn kind(&self) -> DeviceKind {
+        DeviceKind::Balloon
+    }
+
+    fn features(&self) -> u64 {
+        feature::STATISTICS | feature::DEFLATE_ON_OOM | feature::PAGE_POISON | feature::REPORTING
+    }
+
+    fn queue_sizes(&self) -> Vec<u16> {
+        vec![QUEUE_SIZE; queues::COUNT]
+    }
+
+    fn config(&self) -> ConfigSpace {
+        self.config.space()
+    }
+
+    fn activate(&mut self, features: u64) {
+        self.features = Some(features);
+    }
+
+    fn process(&mut self, index: usize, rings: &mut Rings<'_>) -> Result<Progress, QueueError> {
+        match self.features.and_then(|features| queues::role(index, features)) {
+            Some(Role::Inflate) => self.inflate(index, rings),
+            Some(Role::Deflate) => rings.serve(index, DEFLATE_BATCH, |_, _| Ok(0)),
+            Some(Role::Statistics) => self.exchange_statistics(index, rings),
+            Some(Role::Reporting) => self.take_reported(index, rings),
+            None => Ok(Progress::Idle),
+        }
+    }
+
+    /// What is the driver's own is taken over; the target is not.
+    fn config_written(&mut self, rings: &mut Rings<'_>) {
+        let mut bytes = [0; config::BYTES];
+        rings.read_config(&mut bytes);
+        let target_pages = self.config.target_pages;
+        self.config = Values { target_pages, ..Values::from_bytes(&bytes) };
+    }
+
+    /// The target stays: the next driver shall keep to it too.
+    fn reset(&mut self) {
+        self.config = Values { target_pages: self.config.target_pages, ..Values::default() };
+        self.features = None;
+        self.held = None;
+        self.asked = false;
+        self.statistics = None;
+    }
+
+    fn save(&mut self) -> Result<Vec<u8>, DeviceError> {
+        let Values { target_pages, actual_pages, poison } = self.config;
+        let saved = SavedBalloon { target_pages, actual_pages, poison, held: self.held };
+        saved.to_bytes().map_err(DeviceError::Config)
+    }
+
+    fn load(&mut self, state: &[u8]) -> Result<(), String> {
+        let SavedBalloon { target_pages, actual_pages, poison, held } =
+            SavedBalloon::from_bytes(state)?;
+        if held.is_some_and(|head| head >= QUEUE_SIZE) {
+            return Err("it keeps a buffer that its queue has no place for".to_owned());
+        }
+        self.config = Values { target_pages, actual_pages, poison };
+        self.held = held;
+        Ok(())
+    }
+
+    fn as_balloon(&mut self) -> Option<&mut BalloonDevice> {
+        Some(self)
+    }
+}
+
+#[cfg(test)]
+mod tests;
