@@ -65,6 +65,7 @@ fn dispatch(cli: &Cli) -> Result<Exit> {
         Verb::Reboot(args) => verbs::power::reboot(&state, args),
         Verb::Reset(args) => verbs::power::reset(&state, args),
         Verb::Destroy(args) => verbs::power::destroy(&state, args),
+        Verb::Balloon(args) => verbs::balloon::run(&state, args),
         Verb::Save(args) => verbs::save::run(&state, args),
         Verb::Certs(args) => verbs::certs::run(&state, args),
     }

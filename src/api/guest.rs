@@ -14,9 +14,9 @@ use serde::de::DeserializeOwned;
 
 use super::error::ApiError;
 use super::types::{
-    ConsoleInput, ConsoleTaken, GuestInfo, MigrationRequest, MigrationStarted, MigrationStatus,
-    RebootRequest, Resolution, ResolveRequest, SaveRequest, Saved, StateAnswer, WorkloadControl,
-    WorkloadControlled, WorkloadInfo,
+    BalloonInfo, BalloonRequest, ConsoleInput, ConsoleTaken, GuestInfo, MigrationRequest,
+    MigrationStarted, MigrationStatus, RebootRequest, Resolution, ResolveRequest, SaveRequest,
+    Saved, StateAnswer, WorkloadControl, WorkloadControlled, WorkloadInfo,
 };
 
 /// The document at `/v1/openapi.json`; the test below holds it against [`routes`].
@@ -82,6 +82,16 @@ pub(crate) trait GuestControl: Send + Sync + 'static {
     /// # Errors
     /// As [`Self::workload`].
     fn control_workload(&self, control: &WorkloadControl) -> Result<WorkloadControlled, ApiError>;
+    /// How the balloon stands, with new statistics if the guest gives some.
+    ///
+    /// # Errors
+    /// There is none.
+    fn balloon(&self) -> Result<BalloonInfo, ApiError>;
+    /// Sets how much memory the guest shall keep.
+    ///
+    /// # Errors
+    /// As [`Self::balloon`]; the guest cannot have so much or so little; it has been handed over.
+    fn set_balloon(&self, request: &BalloonRequest) -> Result<BalloonInfo, ApiError>;
     /// Types on the serial console.
     ///
     /// # Errors
@@ -138,6 +148,10 @@ fn routes() -> Vec<Route> {
         ask(Method::GET, "/v1/guest/workload", done, |guest| guest.workload()),
         tell(Method::PUT, "/v1/guest/workload", done, |guest, request: WorkloadControl| {
             guest.control_workload(&request)
+        }),
+        ask(Method::GET, "/v1/guest/balloon", done, |guest| guest.balloon()),
+        tell(Method::PUT, "/v1/guest/balloon", done, |guest, request: BalloonRequest| {
+            guest.set_balloon(&request)
         }),
         tell(Method::PUT, "/v1/guest/console", done, |guest, input: ConsoleInput| {
             guest.type_on_console(&input)
@@ -279,6 +293,12 @@ mod tests {
         }
         fn control_workload(&self, _: &WorkloadControl) -> Result<WorkloadControlled, ApiError> {
             panic!("broken on purpose")
+        }
+        fn balloon(&self) -> Result<BalloonInfo, ApiError> {
+            Err(ApiError::new(Reason::NotFound, "web has no balloon"))
+        }
+        fn set_balloon(&self, _: &BalloonRequest) -> Result<BalloonInfo, ApiError> {
+            self.balloon()
         }
         fn type_on_console(&self, input: &ConsoleInput) -> Result<ConsoleTaken, ApiError> {
             Ok(ConsoleTaken { taken_bytes: input.input.len() })

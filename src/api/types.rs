@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use migrate::{Progress, Report};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
+use vmm_core::virtio::balloon::Statistics;
 
 use crate::names::GuestName;
 
@@ -274,6 +275,49 @@ pub(crate) struct WorkloadControl {
     pub(crate) reset_stall: bool,
     /// Check all memory now.
     pub(crate) verify: bool,
+}
+
+/// `PUT /v1/guest/balloon`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct BalloonRequest {
+    /// Memory that the guest shall keep, bytes; all of its memory to take nothing away.
+    pub(crate) target_bytes: u64,
+}
+
+/// `GET /v1/guest/balloon`: what the guest keeps of its memory, and what the host spends on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct BalloonInfo {
+    /// Whether the guest has a driver for it; without one, nothing happens.
+    pub(crate) has_driver: bool,
+    /// Whether the guest reports free pages by itself, and they are given back.
+    pub(crate) reporting: bool,
+    /// Guest memory, bytes.
+    pub(crate) memory_bytes: u64,
+    /// Memory that the guest shall keep, bytes.
+    pub(crate) target_bytes: u64,
+    /// Memory that it says to have kept, bytes.
+    pub(crate) actual_bytes: u64,
+    /// Memory given back through the balloon since this process started, bytes; the guest may have it again.
+    pub(crate) inflated_bytes_total: u64,
+    /// Memory given back because the guest reported it as free, bytes; the guest may have it again.
+    pub(crate) reported_bytes_total: u64,
+    /// Host memory of the guest's process (RSS), bytes: what was really given back is missing here.
+    pub(crate) resident_bytes: Option<u64>,
+    /// The same, with memory that it has in common with other processes counted once (PSS), bytes.
+    pub(crate) proportional_bytes: Option<u64>,
+    /// What the guest said last of its memory.
+    pub(crate) statistics: Option<BalloonStatistics>,
+}
+
+/// What a guest says of its memory. None of it can be trusted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct BalloonStatistics {
+    /// How long ago it said so, in milliseconds.
+    pub(crate) age_ms: u64,
+    /// What it said; what it did not say is absent.
+    #[serde(flatten)]
+    pub(crate) values: Statistics,
 }
 
 /// `PUT /v1/guest/console`.

@@ -1,4 +1,5 @@
-//! Arguments of the verbs about one guest: run, restore, save, ls, show, pause, resume, shutdown, reboot, reset, destroy.
+//! Arguments of the verbs about one guest: run, restore, save, ls, show, pause, resume, shutdown, reboot, reset, destroy,
+//! balloon.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -65,6 +66,11 @@ pub(crate) struct RunArgs {
     /// Give the guest entropy from this host.
     #[arg(long, requires = "kernel")]
     pub(crate) rng: bool,
+
+    /// Whether the guest has a balloon: it then gives memory that it does not use back to this host, by itself and when
+    /// `lighter balloon` says so.
+    #[arg(long, value_enum, default_value_t, requires = "kernel", value_name = "SWITCH")]
+    pub(crate) balloon: SwitchArg,
 
     #[command(flatten)]
     pub(crate) background: BackgroundArgs,
@@ -206,6 +212,28 @@ pub(crate) struct ButtonArgs {
     /// How long the guest may take.
     #[arg(long, value_parser = parse_duration, default_value = "60s", value_name = "TIME")]
     pub(crate) timeout: Duration,
+}
+
+/// `lighter balloon`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  lighter balloon web-1
+  lighter balloon web-1 512M
+  lighter balloon web-1 --json
+
+With SIZE the guest is told to keep no more than that of its memory; give it all of its memory to take nothing away.
+It gives memory up as it can: look again to see how far it is. `Resident` is what the host really spends on it.")]
+pub(crate) struct BalloonArgs {
+    /// The guest.
+    pub(crate) name: GuestName,
+
+    /// How much memory the guest shall keep, binary units: 512M, 1G.
+    #[arg(value_parser = parse_size)]
+    pub(crate) size: Option<u64>,
+
+    #[command(flatten)]
+    pub(crate) json: JsonFlag,
 }
 
 /// `lighter ls`.

@@ -131,6 +131,8 @@ pub(crate) enum Verb {
     /// End a guest at once, like pulling its plug.
     #[command(visible_alias = "stop")]
     Destroy(guest::NameArgs),
+    /// Show or set how much of its memory a guest keeps.
+    Balloon(guest::BalloonArgs),
     /// Write a guest's memory and state to a file.
     Save(guest::SaveArgs),
     /// Run a guest from a file that `save` wrote.

@@ -10,12 +10,12 @@ use super::leaving::Departure;
 use super::machine::SharedMachine;
 use super::process::{Ending, GuestProcess, Occupation, Saving};
 use super::session::MigrationSession;
-use super::{saved, workload};
+use super::{balloon, saved, workload};
 use crate::api::guest::GuestControl;
 use crate::api::types::{
-    ConsoleInput, ConsoleTaken, GuestInfo, GuestKind, GuestState, MigrationRequest,
-    MigrationStarted, MigrationStatus, OnReboot, RebootRequest, Resolution, SaveRequest, Saved,
-    StateAnswer, WorkloadControl, WorkloadControlled, WorkloadInfo,
+    BalloonInfo, BalloonRequest, ConsoleInput, ConsoleTaken, GuestInfo, GuestKind, GuestState,
+    MigrationRequest, MigrationStarted, MigrationStatus, OnReboot, RebootRequest, Resolution,
+    SaveRequest, Saved, StateAnswer, WorkloadControl, WorkloadControlled, WorkloadInfo,
 };
 use crate::api::{ApiError, Reason};
 
@@ -272,6 +272,18 @@ impl GuestControl for ProcessControl {
     fn control_workload(&self, control: &WorkloadControl) -> Result<WorkloadControlled, ApiError> {
         self.refuse_when_incomplete()?;
         workload::control(self.machine()?, control)
+    }
+
+    fn balloon(&self) -> Result<BalloonInfo, ApiError> {
+        balloon::look_at(self.machine()?, self.process().name())
+    }
+
+    fn set_balloon(&self, request: &BalloonRequest) -> Result<BalloonInfo, ApiError> {
+        self.refuse_when_incomplete()?;
+        balloon::set_target(self.machine()?, self.process().name(), request.target_bytes)?;
+        // Handed over meanwhile: whether the target went along is not known here.
+        self.refuse_when_incomplete()?;
+        self.balloon()
     }
 
     fn type_on_console(&self, input: &ConsoleInput) -> Result<ConsoleTaken, ApiError> {

@@ -7,6 +7,7 @@
 
 mod arriving;
 mod background;
+mod balloon;
 mod console;
 mod control;
 mod leaving;

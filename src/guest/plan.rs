@@ -68,7 +68,7 @@ fn kernel_source(args: &RunArgs, kernel: &Path) -> Result<KernelSource> {
     })
 }
 
-/// The virtio devices, disks first: /dev/vda is the first disk.
+/// The virtio devices, disks first: /dev/vda is the first disk. The built-in workload has no drivers.
 fn devices(args: &RunArgs) -> Result<Vec<DeviceConfig>> {
     let disk = |disk: &DiskArg| {
         let access = match disk.access {
@@ -78,7 +78,10 @@ fn devices(args: &RunArgs) -> Result<Vec<DeviceConfig>> {
         Ok(DeviceConfig::Block(BlockConfig::new(&disk.path, access, &disk.serial)?))
     };
     let disks = args.disk.iter().map(disk);
-    disks.chain(args.rng.then_some(Ok(DeviceConfig::Rng))).collect()
+    let rng = args.rng.then_some(Ok(DeviceConfig::Rng));
+    let has_balloon = args.kernel.is_some() && args.balloon == SwitchArg::On;
+    let balloon = has_balloon.then_some(Ok(DeviceConfig::Balloon));
+    disks.chain(rng).chain(balloon).collect()
 }
 
 fn workload(args: &WorkloadArgs) -> WorkloadParams {

@@ -4,6 +4,7 @@
 //! watched. Start at [`list`] for the simplest, [`migrate`] for
 //! the one that matters.
 
+pub(crate) mod balloon;
 pub(crate) mod cancel;
 pub(crate) mod certs;
 pub(crate) mod follow;

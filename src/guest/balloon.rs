@@ -1,0 +1,87 @@
+//! The balloon of this process's guest, as the API shows it.
+
+use std::time::{Duration, Instant};
+
+use vmm_core::{BalloonStatus, DeviceError, RunState, Vm};
+
+use super::machine::SharedMachine;
+use crate::api::types::{BalloonInfo, BalloonStatistics};
+use crate::api::{ApiError, Reason};
+use crate::names::GuestName;
+
+/// How long a guest may take to answer with new statistics; after that, the last ones are shown.
+const STATISTICS_PATIENCE: Duration = Duration::from_millis(500);
+
+/// Between two looks for them.
+const LOOK_PAUSE: Duration = Duration::from_millis(5);
+
+/// How the balloon stands, with statistics that are new if the guest answers.
+///
+/// # Errors
+/// The guest has no balloon.
+pub(super) fn look_at(machine: &SharedMachine, name: &GuestName) -> Result<BalloonInfo, ApiError> {
+    let refused = |error| refusal(error, name);
+    let vm = machine.vm();
+    let mut status = vm.balloon().map_err(refused)?;
+    if status.sends_statistics && vm.run_state() == RunState::Running {
+        status = with_new_statistics(vm).map_err(refused)?;
+    }
+    let cost = memopt::observe::process_cost(std::process::id()).ok();
+    Ok(BalloonInfo {
+        has_driver: status.has_driver,
+        reporting: status.reporting,
+        memory_bytes: status.memory_bytes,
+        target_bytes: status.target_bytes,
+        actual_bytes: status.actual_bytes,
+        inflated_bytes_total: status.discarded.inflated_bytes,
+        reported_bytes_total: status.discarded.reported_bytes,
+        resident_bytes: cost.map(|cost| cost.resident_bytes),
+        proportional_bytes: cost.map(|cost| cost.total_bytes()),
+        statistics: status.statistics.map(|(values, age)| BalloonStatistics {
+            age_ms: u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
+            values,
+        }),
+    })
+}
+
+/// Sets how much memory the guest shall keep.
+///
+/// # Errors
+/// The guest has no balloon, or the size is not one it can have.
+pub(super) fn set_target(
+    machine: &SharedMachine,
+    name: &GuestName,
+    bytes: u64,
+) -> Result<(), ApiError> {
+    machine.vm().set_balloon_target(bytes).map_err(|error| refusal(error, name))
+}
+
+fn with_new_statistics(vm: &Vm) -> vmm_core::Result<BalloonStatus> {
+    let asked = Instant::now();
+    vm.ask_balloon_statistics()?;
+    loop {
+        let waited = asked.elapsed();
+        let status = vm.balloon()?;
+        let is_new = status.statistics.is_some_and(|(_, age)| age < waited);
+        if is_new || waited > STATISTICS_PATIENCE {
+            return Ok(status);
+        }
+        std::thread::sleep(LOOK_PAUSE);
+    }
+}
+
+fn refusal(error: vmm_core::Error, name: &GuestName) -> ApiError {
+    match &error {
+        vmm_core::Error::Device(DeviceError::NoBalloon) => ApiError::new(
+            Reason::NotFound,
+            format!(
+                "{name} has no balloon: it is the built-in workload or was started with --balloon off"
+            ),
+        ),
+        vmm_core::Error::Device(DeviceError::BalloonTarget { .. }) => {
+            ApiError::new(Reason::BadRequest, error.to_string())
+        }
+        vmm_core::Error::WrongState { .. } => ApiError::new(Reason::WrongState, error.to_string()),
+        _ => ApiError::failed(error),
+    }
+}
