@@ -17,7 +17,7 @@ Examples:
   lighter migrate web-1 192.0.2.7 --tls-name host-b --json
   lighter migrate web-1 --resolve run
 
-Ctrl-C calls the migration off and the guest goes on here; a second Ctrl-C leaves it to itself
+Ctrl-C calls the migration off and the guest goes on here; a second Ctrl-C does not wait for that
 (exit code 5). The migration is done by the guest's own process: when this command is killed it goes
 on, `lighter show NAME` tells how it stands, and `lighter cancel NAME` calls it off.
 

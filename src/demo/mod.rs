@@ -14,7 +14,6 @@ use anyhow::{Context, Result, bail};
 use migrate::report::Role;
 use migrate::{MigrationId, Report};
 use serde::Serialize;
-use tokio::signal::unix::{SignalKind, signal};
 
 use actor::{Actor, Verdict};
 use stage::{Host, Stage};
@@ -25,6 +24,7 @@ use crate::cli::Output;
 use crate::cli::host::DemoArgs;
 use crate::exit::{Exit, ExitWith};
 use crate::output;
+use crate::signals::EndSignals;
 use crate::verbs::follow::{Follower, interrupts};
 use crate::verbs::progress::ProgressView;
 use crate::verbs::session::block_on;
@@ -61,15 +61,14 @@ struct Leg {
 pub(crate) fn run(args: &DemoArgs) -> Result<Exit> {
     let mut stage = Stage::new()?;
     let played = block_on(async {
-        let mut terminate = signal(SignalKind::terminate()).context("cannot hear signals")?;
+        let mut end = EndSignals::listen()?;
         let stopped = || ExitWith {
             exit: Exit::Cancelled,
             message: "stopped, and everything cleaned up".to_owned(),
         };
         tokio::select! {
             played = play(&mut stage, args) => played,
-            _ = tokio::signal::ctrl_c() => Err(stopped().into()),
-            _ = terminate.recv() => Err(stopped().into()),
+            _ = end.next() => Err(stopped().into()),
         }
     });
     let played = played.map_err(|error| stage.explain(error));

@@ -58,8 +58,8 @@ impl HostView {
 pub(crate) enum Refusal {
     /// The name is in use.
     #[error(
-        "a guest named {name} is on this host already: end it there first (`lighter destroy {name}`), or try again in some seconds if its \
-         migration was called off just now"
+        "another guest named {name} is on the destination already, or on its way there: end that one on the destination or move this one \
+         elsewhere; try again in some seconds if a migration of {name} was called off just now"
     )]
     NameTaken {
         /// The name.
@@ -67,7 +67,8 @@ pub(crate) enum Refusal {
     },
     /// The identity is in use, under another name.
     #[error(
-        "the guest {uuid} is on this host already, as {occupant}: it cannot be there twice; end one of the two copies"
+        "this very guest ({uuid}) is on the destination already, as {occupant}: is the destination this host? A guest cannot be there \
+         twice"
     )]
     UuidTaken {
         /// The identity.
@@ -167,11 +168,11 @@ impl Refusal {
 /// # Errors
 /// The first [`Refusal`] that applies; identity comes before resources, since no amount of memory helps against it.
 pub(crate) fn decide(request: &GuestRequest, host: &HostView) -> Result<(), Refusal> {
-    if let Some(taken) = host.occupants.iter().find(|occupant| occupant.name == request.name) {
-        return Err(Refusal::NameTaken { name: taken.name.clone() });
-    }
     if let Some(twin) = host.occupants.iter().find(|occupant| occupant.uuid == Some(request.uuid)) {
         return Err(Refusal::UuidTaken { uuid: request.uuid, occupant: twin.name.clone() });
+    }
+    if let Some(taken) = host.occupants.iter().find(|occupant| occupant.name == request.name) {
+        return Err(Refusal::NameTaken { name: taken.name.clone() });
     }
     if let Some(fault) = &host.kvm_fault {
         return Err(Refusal::Kvm { fault: fault.clone() });
@@ -244,8 +245,10 @@ mod tests {
         let same_name = GuestRequest { name: name("db"), ..request() };
         assert_eq!(decide(&same_name, &host()), Err(Refusal::NameTaken { name: name("db") }));
         let same_uuid = GuestRequest { uuid: Uuid::from_u128(9), ..request() };
-        let refusal = decide(&same_uuid, &host()).unwrap_err();
+        let refusal = decide(&same_uuid.clone(), &host()).unwrap_err();
         assert_eq!(refusal, Refusal::UuidTaken { uuid: Uuid::from_u128(9), occupant: name("db") });
+        let itself = GuestRequest { name: name("db"), ..same_uuid };
+        assert!(decide(&itself, &host()).unwrap_err().to_string().contains("this host?"));
     }
 
     #[test]

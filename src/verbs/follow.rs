@@ -57,7 +57,7 @@ pub(crate) struct Follower {
 
 impl Follower {
     /// Shows progress until the migration has ended, and returns its report. The first of `interrupts` calls the migration
-    /// off, a second one leaves it to itself.
+    /// off, a second one does not wait for that.
     ///
     /// # Errors
     /// The guest's process died without a report or does not answer, the guest is in doubt, or the user left.
@@ -76,7 +76,7 @@ impl Follower {
                     if std::mem::replace(&mut cancelled, true) {
                         return Err(self.left());
                     }
-                    output::note("\ncalling the migration off (Ctrl-C again leaves it to itself)");
+                    output::note("\ncalling the migration off (Ctrl-C again does not wait for that)");
                     tokio::select! {
                         Some(()) = interrupts.recv() => return Err(self.left()),
                         answer = client.delete::<StateAnswer>("/v1/guest/migration") => {
@@ -189,7 +189,7 @@ impl Follower {
 
     fn left(&self) -> anyhow::Error {
         let message = format!(
-            "left to itself: the migration of {0} goes on, `lighter show {0}` tells how it stands",
+            "not waited for: the migration of {0} was asked to be called off, and `lighter show {0}` tells whether that came in time",
             self.name
         );
         ExitWith { exit: Exit::Unwatched, message }.into()
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_presses_ctrl_c_twice_leaves_the_migration_to_itself() {
+    async fn whoever_presses_ctrl_c_twice_does_not_wait() {
         let scene = scene(delete(std::future::pending::<()>));
         let (press, interrupts) = unbounded_channel();
         press.send(()).unwrap();
@@ -320,7 +320,7 @@ mod tests {
         let error = failure(scene.follower.to_the_end(interrupts, |_| ())).await;
 
         assert_eq!(exit::of_error(&error), Exit::Unwatched);
-        assert!(error.to_string().contains("goes on"), "{error}");
+        assert!(error.to_string().contains("not waited for"), "{error}");
     }
 
     #[tokio::test]

@@ -43,7 +43,19 @@ pub(crate) enum Look {
     Silence {
         /// Its name.
         name: GuestName,
+        /// That it does not.
+        state: Unheard,
+        /// Its process, as far as its folder tells.
+        pid: Option<u32>,
     },
+}
+
+/// The state of a guest that does not answer.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Unheard {
+    /// The only one.
+    NoAnswer,
 }
 
 impl Listed {
@@ -51,7 +63,7 @@ impl Listed {
     pub(crate) fn name(&self) -> &GuestName {
         match &self.guest {
             Look::Answer(info) => &info.name,
-            Look::Silence { name } => name,
+            Look::Silence { name, .. } => name,
         }
     }
 
@@ -123,12 +135,13 @@ async fn look_at_all(guests: Vec<GuestDir>) -> Result<Vec<Listed>> {
 pub(crate) async fn look_at(dir: &GuestDir) -> Listed {
     let client = ApiClient::new(&dir.socket()).with_patience(PATIENCE);
     let info = client.get::<GuestInfo>("/v1/guest").await.ok();
-    let pid = info.as_ref().map(|info| info.pid);
+    let identity = || dir.read_identity().ok();
+    let pid = info.as_ref().map(|info| info.pid).or_else(|| Some(identity()?.pid));
     let started =
         info.as_ref().map(|info| UNIX_EPOCH + Duration::from_millis(info.started_unix_ms));
-    let name = dir.name().clone();
+    let silence = Look::Silence { name: dir.name().clone(), state: Unheard::NoAnswer, pid };
     Listed {
-        guest: info.map_or(Look::Silence { name }, |info| Look::Answer(Box::new(info))),
+        guest: info.map_or(silence, |info| Look::Answer(Box::new(info))),
         resident_bytes: pid.and_then(|pid| memopt::observe::resident_bytes(pid).ok()),
         uptime_s: started
             .and_then(|at| SystemTime::now().duration_since(at).ok())
@@ -230,7 +243,7 @@ mod tests {
             resident_bytes: Some(300 << 20),
             uptime_s: Some(61),
         };
-        let guest = Look::Silence { name };
+        let guest = Look::Silence { name, state: Unheard::NoAnswer, pid: None };
         let silent = Listed { guest, resident_bytes: None, uptime_s: None };
         assert_eq!(
             table(&[healthy, silent]),

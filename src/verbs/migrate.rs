@@ -10,14 +10,14 @@ use super::follow::{Follower, interrupts};
 use super::progress::ProgressView;
 use super::session::{block_on, guest_client};
 use super::summary;
-use crate::api::ApiClient;
 use crate::api::types::{
     Compression, GuestInfo, GuestState, MigrationRequest, MigrationStarted, Resolution,
     ResolveRequest, StateAnswer, WorkloadInfo,
 };
+use crate::api::{ApiClient, AskError};
 use crate::cli::Output;
 use crate::cli::migration::{CompressArg, MigrateArgs, ResolveArg};
-use crate::exit::Exit;
+use crate::exit::{Exit, ExitWith};
 use crate::names::GuestName;
 use crate::output;
 use crate::state_dir::StateDir;
@@ -49,10 +49,14 @@ fn migrate(state: &StateDir, args: &MigrateArgs, destination: &str) -> Result<Ex
     let report = block_on(async {
         let interrupts = interrupts()?;
         is_workload = client.get::<WorkloadInfo>("/v1/guest/workload").await.is_ok();
-        let started: Result<MigrationStarted, _> =
+        let started: Result<MigrationStarted, AskError> =
             client.post("/v1/guest/migration", &request).await;
-        let started =
-            started.with_context(|| format!("cannot migrate {} to {destination}", args.name))?;
+        let started = match started {
+            Err(error @ AskError::Slow { .. }) => return Err(not_known(args, &error)),
+            other => {
+                other.with_context(|| format!("cannot migrate {} to {destination}", args.name))?
+            }
+        };
         let follower = Follower {
             state: state.clone(),
             name: args.name.clone(),
@@ -90,6 +94,16 @@ fn print_success(
         ))?;
     }
     Ok(())
+}
+
+/// The process has the request and may still take it.
+fn not_known(args: &MigrateArgs, error: &AskError) -> anyhow::Error {
+    let message = format!(
+        "cannot tell whether the migration of {0} begins: {error}; it may when the process goes on: `lighter show {0}` tells, \
+         `lighter cancel {0}` calls it off",
+        args.name
+    );
+    ExitWith { exit: Exit::Unwatched, message }.into()
 }
 
 fn request(args: &MigrateArgs, destination: &str) -> MigrationRequest {

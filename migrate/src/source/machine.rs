@@ -142,7 +142,7 @@ impl Source {
         Progress {
             round: self.round,
             remaining_bytes: remaining * PAGE_BYTES as u64,
-            bandwidth_bytes_per_second: self.meter.bytes_per_second().unwrap_or(0.0),
+            bandwidth_bytes_per_second: self.bandwidth(now),
             dirty_pages_per_second: self.dirty_pages_per_second,
             expected_downtime_seconds: self.expected.map(|expected| expected.total().as_secs_f64()),
             downtime_limit_seconds: self.config.limits.downtime.as_secs_f64(),
@@ -150,6 +150,17 @@ impl Source {
             in_doubt: self.is_in_doubt().then(|| self.way_out()),
             ..self.notes.progress(now)
         }
+    }
+
+    /// Memory sent each second: by the rounds so far, and before the first is through by what it has sent.
+    fn bandwidth(&self, now: Duration) -> f64 {
+        let so_far = || {
+            let transfer = &self.notes.transfer;
+            let bytes = (transfer.pages() - transfer.zero_pages) as f64 * PAGE_BYTES as f64;
+            let seconds = now.saturating_sub(self.round_began).as_secs_f64();
+            if self.round == 1 && seconds > 0.0 { bytes / seconds } else { 0.0 }
+        };
+        self.meter.bytes_per_second().unwrap_or_else(so_far)
     }
 
     /// Whether [`Event::Cancel`] would be heeded now.

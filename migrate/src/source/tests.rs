@@ -10,6 +10,7 @@ use crate::guest::{GuestDescription, GuestError, Refusal, RefusalKind, RunState}
 use crate::limits::Limits;
 use crate::memory::{CHUNK_BYTES, MemoryLayout, Region};
 use crate::phase::Phase;
+use crate::progress::Transfer;
 use crate::protocol::{
     Blob, Decision, DestinationMessage, Features, MigrationId, Offer, SourceMessage, Takeover,
     Version,
@@ -397,6 +398,16 @@ fn a_destination_that_does_not_answer_is_not_waited_for() {
     let error = report(&actions).error.clone().unwrap();
     assert_eq!(error.reason, Reason::NoAnswer);
     assert!(error.message.contains("no Welcome"), "{}", error.message);
+}
+
+#[test]
+fn the_first_round_shows_its_rate_before_it_is_through() {
+    let mut bench = Bench::copying();
+    bench.now += Duration::from_secs(2);
+    let transfer = Transfer { raw_pages: 1000, zero_pages: 500, ..Transfer::default() };
+    bench.source.handle(Event::Transferred(transfer), bench.now);
+    let rate = bench.source.progress(bench.now).bandwidth_bytes_per_second;
+    assert!((rate - 2_048_000.0).abs() < 10_000.0, "{rate}");
 }
 
 #[test]

@@ -29,7 +29,7 @@ use super::worker::Worker;
 use crate::destination::{Destination, DestinationConfig, Event};
 use crate::failpoint::Failpoints;
 use crate::guest::{DestinationGuest, GuestDescription, GuestFactory, Refusal};
-use crate::protocol::{MAX_STREAMS, MigrationId, Offer, SourceMessage, Token};
+use crate::protocol::{MAX_STREAMS, MigrationId, Offer, PeerText, SourceMessage, Token};
 use crate::quic::{LinkError, Tls, endpoint};
 use crate::record::{DestinationState, RecordStore};
 use crate::report::Role;
@@ -117,7 +117,7 @@ fn bind(session: &DestinationSession, tls: &Tls) -> Result<Endpoint, LinkError> 
 /// What the driver waits for.
 enum Input {
     Event(Event),
-    Recorded(DestinationState),
+    Recorded(DestinationState, Result<(), PeerText>),
     Created(Result<Arc<dyn DestinationGuest>, Refusal>),
     Heard(u64, Heard<SourceMessage>),
     Arrived(Arrival),
@@ -152,8 +152,10 @@ struct Driver {
     /// Streams that came at all, one bit each.
     seen: u64,
     readers: JoinSet<()>,
-    /// What the record says.
+    /// What the record says, or will.
     state: DestinationState,
+    /// What it says for certain.
+    durable: DestinationState,
     started_unix_ms: u64,
 }
 
@@ -201,6 +203,7 @@ impl Driver {
             seen: 0,
             readers: JoinSet::new(),
             state: DestinationState::Loading,
+            durable: DestinationState::Loading,
             started_unix_ms: unix_ms(),
         }
     }
@@ -240,10 +243,7 @@ impl Driver {
                 self.handle(event)
             }
             Input::Event(event) => self.handle(event),
-            Input::Recorded(state) => {
-                self.state = state;
-                self.handle(Event::Recorded)
-            }
+            Input::Recorded(state, outcome) => self.on_recorded(state, outcome),
             Input::Created(Ok(guest)) => {
                 if !self.discarded {
                     self.guest = Some(guest);

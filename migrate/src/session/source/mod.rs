@@ -29,7 +29,7 @@ use crate::failpoint::Failpoints;
 use crate::guest::{GuestDescription, SourceGuest};
 use crate::limits::Limits;
 use crate::pages::Compression;
-use crate::protocol::{DestinationMessage, MigrationId, Offer};
+use crate::protocol::{DestinationMessage, MigrationId, Offer, PeerText};
 use crate::quic::Tls;
 use crate::record::{RecordStore, SourceState};
 use crate::report::Role;
@@ -94,7 +94,7 @@ pub(super) fn start_with(
 #[derive(Debug)]
 enum Input {
     Event(Event),
-    Recorded(SourceState),
+    Recorded(SourceState, Result<(), PeerText>),
     Heard(u64, Heard<DestinationMessage>),
     Approached(Result<Contact, NoContact>),
     Reached(u64, Result<Reached, String>),
@@ -123,8 +123,10 @@ struct Driver {
     found: Option<Found>,
     endpoints: Vec<Endpoint>,
     sender: Option<Sender>,
-    /// What the record says.
+    /// What the record says, or will.
     state: SourceState,
+    /// What it says for certain.
+    durable: SourceState,
     started_unix_ms: u64,
 }
 
@@ -170,6 +172,7 @@ impl Driver {
             endpoints: Vec::new(),
             sender: None,
             state: SourceState::Undecided,
+            durable: SourceState::Undecided,
             started_unix_ms: unix_ms(),
             session,
         }
@@ -204,10 +207,7 @@ impl Driver {
                 self.handle(event)
             }
             Input::Event(event) => self.handle(event),
-            Input::Recorded(state) => {
-                self.state = state;
-                self.handle(Event::Recorded)
-            }
+            Input::Recorded(state, outcome) => self.on_recorded(state, outcome),
             Input::Heard(generation, heard) if generation == self.line.generation() => {
                 self.listen(heard)
             }

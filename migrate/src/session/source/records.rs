@@ -2,38 +2,59 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
+use super::super::pace::Next;
 use super::{Driver, Input};
-use crate::protocol::Token;
+use crate::protocol::{PeerText, Token};
 use crate::record::{Record, Side, SourceState};
 use crate::report::Report;
 use crate::source::Event;
 
 impl Driver {
     pub(super) fn record(&mut self, state: SourceState) {
+        self.state = state;
         let tell = self.tell.clone();
-        self.keeper.write(self.make_record(state, None), move |outcome| {
+        self.keeper.write(self.make_record(None), move |outcome| {
             let _ = tell.send(match outcome {
-                Ok(()) => Input::Recorded(state),
+                Ok(()) => Input::Recorded(state, Ok(())),
                 Err(error) => {
                     tracing::warn!(%error, "cannot record that the migration is {state:?}");
-                    let detail = error.to_string().as_str().into();
-                    Input::Event(Event::RecordFailed { detail })
+                    Input::Recorded(state, Err(error.to_string().as_str().into()))
                 }
             });
         });
     }
 
+    /// What could not be written must not be written later, with a report, when nobody counts on it any more.
+    pub(super) fn on_recorded(
+        &mut self,
+        state: SourceState,
+        outcome: Result<(), PeerText>,
+    ) -> Next {
+        match outcome {
+            Ok(()) => {
+                self.durable = state;
+                self.handle(Event::Recorded)
+            }
+            Err(detail) => {
+                if self.state == state {
+                    self.state = self.durable;
+                }
+                self.handle(Event::RecordFailed { detail })
+            }
+        }
+    }
+
     pub(super) fn finish(&mut self, report: Report) {
-        self.keeper.write_report(self.make_record(self.state, Some(report.clone())));
+        self.keeper.write_report(self.make_record(Some(report.clone())));
         self.board.report.send_replace(Some(report));
     }
 
-    pub(super) fn make_record(&self, state: SourceState, report: Option<Report>) -> Record {
+    pub(super) fn make_record(&self, report: Option<Report>) -> Record {
         let nowhere = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), self.session.port);
         let found = self.found.as_ref();
         let named = self.session.server_name.as_ref().unwrap_or(&self.session.host);
         // A migration that never found its destination has nobody to be told of its end.
-        let state = if found.is_none() { SourceState::Aborted } else { state };
+        let state = if found.is_none() { SourceState::Aborted } else { self.state };
         Record {
             migration: self.session.migration,
             guest: self.description.name.clone(),

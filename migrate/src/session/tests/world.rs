@@ -22,7 +22,7 @@ use crate::phase::Phase;
 use crate::protocol::front::{FrontReply, FrontRequest};
 use crate::protocol::{Blob, Decision, MigrationId, Token};
 use crate::quic::{Authority, HostIdentity, Tls, endpoint};
-use crate::record::{RecordStore, Side};
+use crate::record::{DestinationState, RecordStore, Side};
 use crate::report::{Outcome, Report, Role};
 use crate::resolve::answer_for_dead;
 use crate::session::{DestinationSession, Handle, SourceSession, destination, source};
@@ -358,6 +358,11 @@ impl World {
         assert_eq!(there.outcome, Outcome::Migrated, "{there:?}");
         assert!(!source.is_running());
         assert!(self.target().runs.load(SeqCst));
+        let there = self.node.records.read(handle.migration(), Role::Destination).unwrap();
+        let side = there.unwrap().side;
+        let runs = matches!(side, Side::Destination { state: DestinationState::Running, .. });
+        assert!(runs, "the destination's record: {side:?}");
+        assert_eq!(decision(self, handle), None, "the source's record");
         assert_eq!(source.memory.first_difference(&self.target().memory), None);
         report
     }
