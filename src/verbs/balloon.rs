@@ -52,8 +52,11 @@ fn text(info: &BalloonInfo) -> String {
     ];
     lines.extend(discarded.map(|(label, bytes)| (label, format_size(bytes))));
     if let Some(statistics) = &info.statistics {
-        let age = format_duration(Duration::from_millis(statistics.age_ms));
-        lines.push(("The guest says", format!("{age} ago")));
+        let age = match statistics.age_ms {
+            0..1000 => "just now".to_owned(),
+            age_ms => format!("{} ago", format_duration(Duration::from_millis(age_ms))),
+        };
+        lines.push(("The guest says", age));
         lines.extend(statistics_lines(&statistics.values));
     }
     facts(&lines)
