@@ -233,6 +233,7 @@ mod tests {
                 kind: GuestKind::Workload,
                 memory_bytes: 1,
                 vcpus: 1,
+                labels: std::collections::BTreeMap::new(),
                 started_unix_ms: 0,
                 on_reboot: OnReboot::Stop,
                 restarts: 0,

@@ -1,5 +1,6 @@
 //! What travels over a guest's API. Times are milliseconds since 1970 or durations with their unit in the name.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use migrate::{Progress, Report};
@@ -77,6 +78,9 @@ pub(crate) struct GuestInfo {
     pub(crate) memory_bytes: u64,
     /// Virtual CPUs.
     pub(crate) vcpus: u8,
+    /// Labels that it was started with; they stay behind when it migrates.
+    #[serde(default)]
+    pub(crate) labels: BTreeMap<String, String>,
     /// When this process started, in milliseconds since 1970.
     pub(crate) started_unix_ms: u64,
     /// What becomes of it when it resets itself.

@@ -18,4 +18,4 @@ mod session;
 mod start;
 mod workload;
 
-pub(crate) use start::{incoming, restore, run};
+pub(crate) use start::{incoming, restore, run, start_defined};
