@@ -23,9 +23,11 @@ mod logging;
 mod names;
 mod node;
 mod output;
+mod scrollback;
 mod signals;
 mod state_dir;
 mod table;
+mod terminal;
 mod units;
 mod verbs;
 
@@ -66,6 +68,7 @@ fn dispatch(cli: &Cli) -> Result<Exit> {
         Verb::Cancel(args) => verbs::cancel::run(&state, args),
         Verb::Ls(args) => verbs::list::run(&state, args),
         Verb::Show(args) => verbs::show::run(&state, args),
+        Verb::Console(args) => verbs::console::run(&state, args),
         Verb::Pause(args) => verbs::power::pause(&state, args),
         Verb::Resume(args) => verbs::power::resume(&state, args),
         Verb::Shutdown(args) => verbs::power::shutdown(&state, args),

@@ -285,7 +285,11 @@ pub(crate) struct WorkloadControl {
 #[serde(deny_unknown_fields)]
 pub(crate) struct ConsoleInput {
     /// What is typed, as UTF-8.
+    #[serde(default)]
     pub(crate) input: String,
+    /// What is typed behind that, in bytes: for keys that are no text.
+    #[serde(default)]
+    pub(crate) bytes: Vec<u8>,
 }
 
 /// The answer to `PUT /v1/guest/console`.
@@ -294,6 +298,22 @@ pub(crate) struct ConsoleTaken {
     /// Bytes that there was room for; the rest must be typed again once the guest has read some.
     pub(crate) taken_bytes: usize,
 }
+
+/// `GET /v1/guest/console`: the query.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct ConsoleRead {
+    /// The offset to read from, in bytes since the guest's process began: `console-next` of the last answer.
+    pub(crate) from: u64,
+    /// How long to wait when there is nothing to read yet, in milliseconds.
+    pub(crate) wait_ms: u64,
+}
+
+/// The header of an answer with the offset of its first byte.
+pub(crate) const CONSOLE_FROM: &str = "console-from";
+
+/// The header of an answer with the offset behind its last byte.
+pub(crate) const CONSOLE_NEXT: &str = "console-next";
 
 /// The answer to `PUT /v1/guest/workload`: what to wait for in the workload's report.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,4 +1,4 @@
-//! Arguments of the verbs about one guest: run, restore, save, ls, show, pause, resume, shutdown, reboot, reset, destroy.
+//! Arguments of the verbs about one guest: run, restore, save, ls, show, console, pause, resume, shutdown, reboot, reset, destroy.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -103,6 +103,20 @@ and `lighter reboot` for the kind way. `stop` is another name for `destroy`.
 A guest that is being migrated is not paused, resumed or destroyed: `lighter cancel NAME` first. It can be
 reset: the migration goes on, and moves the guest as it boots.")]
 pub(crate) struct NameArgs {
+    /// The guest.
+    pub(crate) name: GuestName,
+}
+
+/// `lighter console`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  lighter console web-1
+  lighter console web-1 < /dev/null | tee boot.log
+
+Begins with the last 64 KiB that the guest wrote in its process. Ctrl-] leaves the console, and the guest goes on.
+As many as like watch it at the same time, and each can type. When the guest migrates this ends: look on where it is.")]
+pub(crate) struct ConsoleArgs {
     /// The guest.
     pub(crate) name: GuestName,
 }

@@ -129,6 +129,8 @@ pub(crate) enum Verb {
     Ls(guest::ListArgs),
     /// Show all about one guest.
     Show(guest::ShowArgs),
+    /// Watch a guest's serial console, and type on it.
+    Console(guest::ConsoleArgs),
     /// Stop a guest's vCPUs; its memory stays.
     Pause(guest::NameArgs),
     /// Let a paused guest go on.

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::arriving::{self, Arrival};
 use super::background;
-use super::console::{Console, RawTerminal, pump_input};
+use super::console::Console;
 use super::control::ProcessControl;
 use super::machine::{Machine, SharedMachine};
 use super::plan::Plan;
@@ -26,6 +26,7 @@ use crate::exit::Exit;
 use crate::names::GuestName;
 use crate::output;
 use crate::state_dir::{GuestClaim, GuestDir, StateDir};
+use crate::terminal::{RawTerminal, pump_input};
 
 /// Threads for the API and a migration's network side; vCPUs and page work have their own.
 const WORKERS_MAX: usize = 4;
@@ -135,9 +136,9 @@ impl Life {
     /// The terminal for a guest in the foreground, a log otherwise.
     fn console(&self) -> Console {
         if background::name().is_some() {
-            Console::Log(self.dir().console_log())
+            Console::log(self.dir().console_log())
         } else {
-            Console::Terminal
+            Console::terminal()
         }
     }
 
@@ -152,9 +153,9 @@ impl Life {
         );
         let is_linux = machine.kind() == GuestKind::Linux;
         process.set_machine(Arc::clone(&machine))?;
-        let _raw = match console {
-            Console::Terminal if is_linux => attach(&process, &machine)?,
-            Console::Terminal | Console::Log(_) => None,
+        let _raw = match console.is_terminal() && is_linux {
+            true => attach(&process, &machine)?,
+            false => None,
         };
         let server = self.open(&process)?;
         machine.vm().resume().context("cannot start the guest")?;
@@ -180,7 +181,7 @@ impl Life {
             Labels::new(),
             self.runtime.handle().clone(),
         );
-        let console = Console::Log(self.dir().console_log());
+        let console = Console::log(self.dir().console_log());
         let port = Arrival::start(&process, args, token, console)?;
         let server = self.open(&process)?;
         arriving::tell_node_port(port)?;
@@ -198,6 +199,9 @@ impl Life {
         let ending = self.runtime.block_on(async {
             let ending = process.wait().await;
             process.shut_down().await;
+            if let Some(machine) = process.machine() {
+                machine.scrollback().close();
+            }
             server.close().await;
             ending
         })?;

@@ -6,6 +6,7 @@
 
 pub(crate) mod cancel;
 pub(crate) mod certs;
+pub(crate) mod console;
 pub(crate) mod define;
 pub(crate) mod follow;
 pub(crate) mod list;
