@@ -193,8 +193,8 @@ impl StateDir {
 }
 
 /// What a guest's process makes in its folder, beside the lock.
-const OWN_FILES: [&str; 5] =
-    ["api.sock", "guest.json", "guest.json.new", "console.log", "lighter.log"];
+const OWN_FILES: [&str; 6] =
+    ["api.sock", "guest.json", "guest.json.new", "console.log", "console.log.old", "lighter.log"];
 
 /// Where one guest's process keeps its files.
 #[derive(Debug, Clone)]
@@ -412,7 +412,7 @@ mod tests {
         let (_folder, state) = state();
         let guest = state.guest(&name("web"));
         fs::create_dir_all(guest.path()).unwrap();
-        for file in ["lock", "api.sock", "console.log"] {
+        for file in ["lock", "api.sock", "console.log", "console.log.old"] {
             fs::write(guest.path().join(file), "left").unwrap();
         }
 
