@@ -1,4 +1,4 @@
-//! Arguments of the verbs about one guest: run, restore, save, ls, show, console, pause, resume, shutdown, reboot, reset, destroy.
+//! Arguments of the verbs about one guest: run, restore, save, ls, show, console, events, pause, resume, shutdown, reboot, reset, destroy.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -105,6 +105,28 @@ reset: the migration goes on, and moves the guest as it boots.")]
 pub(crate) struct NameArgs {
     /// The guest.
     pub(crate) name: GuestName,
+}
+
+/// `lighter events`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  lighter events
+  lighter events web-1
+  lighter events --json | jq -r 'select(.event == \"stopped\") | .guest'
+
+Tells from now on until Ctrl-C, a line for each event. With --json a line is an object with time_unix_ms, guest,
+uuid and event: started, stopped (reason), paused, resumed, reset (reason), migration-started, migration-phase
+(phase), migration-ended (role, outcome, error), in-doubt (detail). Those of migrations have migration_id.
+
+Guests are looked at five times a second: of phases and pauses that are shorter some are missed, of starts over
+and migrations none.")]
+pub(crate) struct EventsArgs {
+    /// Only this guest, whether or not it runs.
+    pub(crate) name: Option<GuestName>,
+
+    #[command(flatten)]
+    pub(crate) json: JsonFlag,
 }
 
 /// `lighter console`.

@@ -131,6 +131,8 @@ pub(crate) enum Verb {
     Show(guest::ShowArgs),
     /// Watch a guest's serial console, and type on it.
     Console(guest::ConsoleArgs),
+    /// Tell what becomes of the guests of this host, as it happens.
+    Events(guest::EventsArgs),
     /// Stop a guest's vCPUs; its memory stays.
     Pause(guest::NameArgs),
     /// Let a paused guest go on.

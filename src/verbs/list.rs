@@ -216,7 +216,7 @@ fn past_table(mut past: Vec<&Ended>) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::sync::Arc;
 
     use axum::routing::get;
@@ -228,7 +228,8 @@ mod tests {
     use crate::api::types::{GuestKind, OnReboot};
     use crate::definitions::Definitions;
 
-    fn info(name: &GuestName) -> GuestInfo {
+    /// What a guest of this name could say.
+    pub(crate) fn info(name: &GuestName) -> GuestInfo {
         GuestInfo {
             name: name.clone(),
             uuid: uuid::Uuid::nil(),
