@@ -1,8 +1,9 @@
 //! `lighter`: moves running KVM guests between hosts.
 //!
 //! The only place where the machine (`vmm-core`), the migration (`migrate`), the metrics and the memory observations meet.
-//! [`cli`] is the command line as typed; [`verbs`] does what it says by talking to guest processes through [`api`];
-//! [`guest`] is the process of one guest; `node` receives guests; [`demo`] shows it all. Start reading at [`dispatch`].
+//! [`cli`] is the command line as typed; [`verbs`] does what it says by talking to guest processes through [`api`]; [`guest`]
+//! is the process of one guest, [`definitions`] are those that are written down; `node` receives guests; [`demo`] shows it all.
+//! Start reading at [`dispatch`].
 
 // [`output`] is for that: these macros panic when nobody reads or the disk is full.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
@@ -11,7 +12,9 @@ mod address;
 mod api;
 mod cli;
 mod clock;
+mod definitions;
 mod demo;
+mod durable;
 mod ended;
 mod exit;
 mod file_lock;
@@ -20,9 +23,11 @@ mod logging;
 mod names;
 mod node;
 mod output;
+mod scrollback;
 mod signals;
 mod state_dir;
 mod table;
+mod terminal;
 mod units;
 mod verbs;
 
@@ -52,6 +57,10 @@ fn dispatch(cli: &Cli) -> Result<Exit> {
     match &cli.verb {
         Verb::Demo(args) => demo::run(args),
         Verb::Run(args) => guest::run(&state, args),
+        Verb::Define(args) => verbs::define::define(&state, args),
+        Verb::Undefine(args) => verbs::define::undefine(&state, args),
+        Verb::Start(args) => guest::start_defined(&state, args),
+        Verb::Autostart(args) => verbs::define::autostart(&state, args),
         Verb::Restore(args) => guest::restore(&state, args),
         Verb::Incoming(args) => guest::incoming(&state, args),
         Verb::Node(args) => node::run(&state, args),
@@ -59,6 +68,8 @@ fn dispatch(cli: &Cli) -> Result<Exit> {
         Verb::Cancel(args) => verbs::cancel::run(&state, args),
         Verb::Ls(args) => verbs::list::run(&state, args),
         Verb::Show(args) => verbs::show::run(&state, args),
+        Verb::Console(args) => verbs::console::run(&state, args),
+        Verb::Events(args) => verbs::events::run(&state, args),
         Verb::Pause(args) => verbs::power::pause(&state, args),
         Verb::Resume(args) => verbs::power::resume(&state, args),
         Verb::Shutdown(args) => verbs::power::shutdown(&state, args),

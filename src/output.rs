@@ -36,6 +36,18 @@ pub(crate) fn note(text: impl Display) {
     let _unheard = write_all(&mut io::stderr().lock(), &format!("{text}\n"));
 }
 
+/// Writes bytes on stdout as they are; false when nobody reads any more.
+///
+/// # Errors
+/// As [`print()`].
+pub(crate) fn write_raw(bytes: &[u8]) -> Result<bool> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
+        outcome => outcome.map(|()| true).context("cannot print the result"),
+    }
+}
+
 fn write_all(out: &mut impl Write, text: &str) -> io::Result<()> {
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),

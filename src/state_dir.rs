@@ -5,7 +5,8 @@
 //! guests/NAME/  lock guest.json api.sock console.log
 //! migrations/   ID.source.json ID.destination.json
 //! ended/        NAME.json
-//! node.sock node.json node.lock counted.json
+//! definitions/  NAME.toml NAME.autostart
+//! node.sock node.json node.lock counted.json autostarted.json
 //! ```
 //!
 //! A name is taken while a live process holds its `lock`; what a dead one left behind is removed by whoever finds it.
@@ -18,6 +19,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 
+use crate::definitions::Definitions;
 use crate::ended::EndedGuests;
 use crate::file_lock::FileLock;
 use crate::names::GuestName;
@@ -87,6 +89,20 @@ impl StateDir {
         EndedGuests::in_folder(self.root.join("ended"))
     }
 
+    /// Guests that are defined on this host.
+    pub(crate) fn definitions(&self) -> Definitions {
+        Definitions::in_folder(self.definitions_folder())
+    }
+
+    fn definitions_folder(&self) -> PathBuf {
+        self.root.join("definitions")
+    }
+
+    /// In which life of the host guests were last started with it.
+    pub(crate) fn autostarted_file(&self) -> PathBuf {
+        self.root.join("autostarted.json")
+    }
+
     /// The node's API socket.
     pub(crate) fn node_socket(&self) -> PathBuf {
         self.root.join("node.sock")
@@ -116,9 +132,10 @@ impl StateDir {
     /// # Errors
     /// The file system refuses.
     pub(crate) fn create(&self) -> Result<()> {
-        let ended = self.root.join("ended");
-        for folder in [self.root.clone(), self.guests(), self.migrations(), self.certs(), ended] {
-            create_private(&folder)?;
+        create_private(&self.root)?;
+        let inside = [self.guests(), self.migrations(), self.certs(), self.root.join("ended")];
+        for folder in inside.iter().chain([&self.definitions_folder()]) {
+            create_private(folder)?;
         }
         Ok(())
     }
@@ -166,13 +183,18 @@ impl StateDir {
             .read(name)
             .map(|ended| format!("; it {} {} ago", ended.reason, format_uptime(ended.age())));
         let past = past.unwrap_or_default();
-        bail!("no guest {name} in {} ({known}){past}", self.root.display())
+        let way_on = if self.definitions().find(name).is_some() {
+            format!("; it is defined: `lighter start {name}` starts it")
+        } else {
+            String::new()
+        };
+        bail!("no guest {name} in {} ({known}){past}{way_on}", self.root.display())
     }
 }
 
 /// What a guest's process makes in its folder, beside the lock.
-const OWN_FILES: [&str; 5] =
-    ["api.sock", "guest.json", "guest.json.new", "console.log", "lighter.log"];
+const OWN_FILES: [&str; 6] =
+    ["api.sock", "guest.json", "guest.json.new", "console.log", "console.log.old", "lighter.log"];
 
 /// Where one guest's process keeps its files.
 #[derive(Debug, Clone)]
@@ -390,7 +412,7 @@ mod tests {
         let (_folder, state) = state();
         let guest = state.guest(&name("web"));
         fs::create_dir_all(guest.path()).unwrap();
-        for file in ["lock", "api.sock", "console.log"] {
+        for file in ["lock", "api.sock", "console.log", "console.log.old"] {
             fs::write(guest.path().join(file), "left").unwrap();
         }
 

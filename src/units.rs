@@ -3,9 +3,12 @@
 //! Sizes are binary, as in QEMU and docker (`512M` is 512 MiB). Rates are what a network engineer writes: decimal with a
 //! unit (`100MB/s`, `1Gbit/s`), binary when it says so (`100MiB/s`). Nothing here knows what is being measured.
 
+use std::fmt;
+use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use serde::Deserialize;
 
 /// One KiB, in bytes.
 pub(crate) const KIB: u64 = 1 << 10;
@@ -13,6 +16,39 @@ pub(crate) const KIB: u64 = 1 << 10;
 pub(crate) const MIB: u64 = 1 << 20;
 /// One GiB, in bytes.
 pub(crate) const GIB: u64 = 1 << 30;
+
+/// A size in bytes, read as [`parse_size`] does, from a command line or a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub(crate) struct Size(pub(crate) u64);
+
+impl FromStr for Size {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        parse_size(text).map(Self)
+    }
+}
+
+impl TryFrom<String> for Size {
+    type Error = anyhow::Error;
+
+    fn try_from(text: String) -> Result<Self> {
+        text.parse()
+    }
+}
+
+impl fmt::Display for Size {
+    /// As [`parse_size`] reads it, in the largest unit that leaves no remainder.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let units = [(GIB, "G"), (MIB, "M"), (KIB, "K")];
+        let fits = |(bytes, _): &&(u64, &str)| self.0 != 0 && self.0.is_multiple_of(*bytes);
+        match units.iter().find(fits) {
+            Some((bytes, unit)) => write!(f, "{}{unit}", self.0 / bytes),
+            None => write!(f, "{}", self.0),
+        }
+    }
+}
 
 /// Splits `12.5MB/s` into its number and its unit.
 fn split_number(text: &str) -> Result<(f64, &str)> {
@@ -191,6 +227,13 @@ mod tests {
     fn sizes_are_binary_with_any_spelling() {
         for text in ["512M", "512m", "512MB", "512MiB", "0.5G", "536870912"] {
             assert_eq!(parse_size(text).unwrap(), 512 * MIB, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_size_is_shown_as_it_is_read() {
+        for text in ["512M", "3G", "17K", "4097", "0"] {
+            assert_eq!(text.parse::<Size>().unwrap().to_string(), text);
         }
     }
 

@@ -1,11 +1,13 @@
 //! Asks a process over its Unix socket.
 
+use std::future::Future;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
+use hyper::http::response::Parts;
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
@@ -13,6 +15,8 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use super::error::ApiError;
+use super::types::{CONSOLE_FROM, ConsoleRead};
+use crate::scrollback::Excerpt;
 
 /// The largest answer that is read, in bytes.
 const ANSWER_BYTES_MAX: usize = 4 << 20;
@@ -131,25 +135,49 @@ impl ApiClient {
         self.ask(Method::DELETE, path, None::<&()>).await
     }
 
+    /// `GET /v1/guest/console`; takes as long as `read` asks to wait, and the usual time on top.
+    pub(crate) async fn read_console(&self, read: &ConsoleRead) -> Result<Excerpt, AskError> {
+        let path = format!("/v1/guest/console?from={}&wait_ms={}", read.from, read.wait_ms);
+        let patience = self.patience + Duration::from_millis(read.wait_ms);
+        let (head, bytes) =
+            self.patient(patience, self.exchange(Method::GET, &path, None::<&()>)).await?;
+        let bytes = self.success(head.status, bytes)?;
+        let from = head.headers.get(CONSOLE_FROM).and_then(|from| from.to_str().ok()?.parse().ok());
+        let from = from.ok_or_else(|| self.strange(format!("an answer without {CONSOLE_FROM}")))?;
+        Ok(Excerpt { from, bytes: bytes.to_vec() })
+    }
+
     async fn ask<T: DeserializeOwned>(
         &self,
         method: Method,
         path: &str,
         body: Option<&impl Serialize>,
     ) -> Result<T, AskError> {
-        let seconds = self.patience.as_secs();
-        let slow = |_| AskError::Slow { socket: self.name(), seconds };
-        let (status, bytes) =
-            tokio::time::timeout(self.patience, self.exchange(method, path, body))
-                .await
-                .map_err(slow)??;
-        if !status.is_success() {
-            return Err(match serde_json::from_slice::<ApiError>(&bytes) {
-                Ok(refusal) => refusal.into(),
-                Err(_) => self.strange(format!("status {status} without a reason")),
-            });
-        }
+        let exchange = self.exchange(method, path, body);
+        let (head, bytes) = self.patient(self.patience, exchange).await?;
+        let bytes = self.success(head.status, bytes)?;
         serde_json::from_slice(&bytes).map_err(|error| self.strange(error.to_string()))
+    }
+
+    async fn patient<T>(
+        &self,
+        patience: Duration,
+        exchange: impl Future<Output = Result<T, AskError>>,
+    ) -> Result<T, AskError> {
+        let seconds = patience.as_secs();
+        let slow = |_| AskError::Slow { socket: self.name(), seconds };
+        tokio::time::timeout(patience, exchange).await.map_err(slow)?
+    }
+
+    /// The body of an answer, unless it is a refusal.
+    fn success(&self, status: StatusCode, bytes: Bytes) -> Result<Bytes, AskError> {
+        if status.is_success() {
+            return Ok(bytes);
+        }
+        Err(match serde_json::from_slice::<ApiError>(&bytes) {
+            Ok(refusal) => refusal.into(),
+            Err(_) => self.strange(format!("status {status} without a reason")),
+        })
     }
 
     async fn exchange(
@@ -157,7 +185,7 @@ impl ApiClient {
         method: Method,
         path: &str,
         body: Option<&impl Serialize>,
-    ) -> Result<(StatusCode, Bytes), AskError> {
+    ) -> Result<(Parts, Bytes), AskError> {
         let unreachable = |cause| AskError::Unreachable { socket: self.name(), cause };
         // Its errors do not name their causes, which are what matters here.
         let broken = |error: hyper::Error| AskError::Broken {
@@ -182,14 +210,14 @@ impl ApiClient {
             .body(Full::new(Bytes::from(body)))
             .map_err(|error| self.strange(error.to_string()))?;
         let response = sender.send_request(request).await.map_err(broken)?;
-        let status = response.status();
-        let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
+        let (head, body) = response.into_parts();
+        let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
         driver.abort();
         let body = body.map_err(|error| match error.downcast::<hyper::Error>() {
             Ok(error) => broken(*error),
             Err(_) => self.strange(format!("more than {ANSWER_BYTES_MAX} bytes")),
         })?;
-        Ok((status, body.to_bytes()))
+        Ok((head, body.to_bytes()))
     }
 
     fn name(&self) -> String {

@@ -1,9 +1,10 @@
 //! The routes of a guest process, from one table, so that the served document can be held against them.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use axum::extract::State;
-use axum::extract::rejection::JsonRejection;
+use axum::extract::rejection::{JsonRejection, QueryRejection};
+use axum::extract::{Query, State};
 use axum::handler::Handler;
 use axum::http::{Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -12,15 +13,21 @@ use axum::{Json, Router};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::error::ApiError;
+use super::error::{ApiError, Reason};
 use super::types::{
-    BalloonInfo, BalloonRequest, ConsoleInput, ConsoleTaken, GuestInfo, MigrationRequest,
-    MigrationStarted, MigrationStatus, RebootRequest, Resolution, ResolveRequest, SaveRequest,
-    Saved, StateAnswer, WorkloadControl, WorkloadControlled, WorkloadInfo,
+    BalloonInfo, BalloonRequest, CONSOLE_FROM, CONSOLE_NEXT, ConsoleInput, ConsoleRead,
+    ConsoleTaken, GuestInfo, MigrationRequest, MigrationStarted, MigrationStatus, RebootRequest,
+    Resolution, ResolveRequest, SaveRequest, Saved, StateAnswer, WorkloadControl,
+    WorkloadControlled, WorkloadInfo,
 };
+
+use crate::scrollback::Scrollback;
 
 /// The document at `/v1/openapi.json`; the test below holds it against [`routes`].
 const OPENAPI: &str = include_str!("openapi.json");
+
+/// How long a reader of the console may wait for something to read.
+const CONSOLE_WAIT_MAX: Duration = Duration::from_secs(30);
 
 /// What a guest process can be asked. Calls may block, for as long as their work takes; they are made on threads for that.
 pub(crate) trait GuestControl: Send + Sync + 'static {
@@ -97,6 +104,11 @@ pub(crate) trait GuestControl: Send + Sync + 'static {
     /// # Errors
     /// The guest has not arrived yet.
     fn type_on_console(&self, input: &ConsoleInput) -> Result<ConsoleTaken, ApiError>;
+    /// The last of what the guest wrote on its serial console.
+    ///
+    /// # Errors
+    /// As [`Self::type_on_console`].
+    fn scrollback(&self) -> Result<Arc<Scrollback>, ApiError>;
 }
 
 /// A guest process behind its API.
@@ -156,6 +168,7 @@ fn routes() -> Vec<Route> {
         tell(Method::PUT, "/v1/guest/console", done, |guest, input: ConsoleInput| {
             guest.type_on_console(&input)
         }),
+        Route { method: Method::GET, path: "/v1/guest/console", handler: get(read_console) },
         Route { method: Method::GET, path: "/v1/openapi.json", handler: get(openapi) },
     ]
 }
@@ -214,6 +227,30 @@ where
     }
 }
 
+/// What the guest wrote on its serial console, as it is. Whoever asks to wait is no thread's business meanwhile.
+async fn read_console(
+    State(control): State<Control>,
+    query: Result<Query<ConsoleRead>, QueryRejection>,
+) -> Response {
+    let query = match query {
+        Ok(Query(query)) => query,
+        Err(rejection) => {
+            return ApiError::new(Reason::BadRequest, rejection.body_text()).into_response();
+        }
+    };
+    let scrollback = match control.scrollback() {
+        Ok(scrollback) => scrollback,
+        Err(refusal) => return refusal.into_response(),
+    };
+    let patience = Duration::from_millis(query.wait_ms).min(CONSOLE_WAIT_MAX);
+    // Nothing within that time is an answer too, and bytes go as `application/octet-stream`.
+    let _waited = tokio::time::timeout(patience, scrollback.wait_beyond(query.from)).await;
+    let excerpt = scrollback.read(query.from);
+    let headers =
+        [(CONSOLE_FROM, excerpt.from.to_string()), (CONSOLE_NEXT, excerpt.next().to_string())];
+    (headers, excerpt.bytes).into_response()
+}
+
 async fn openapi() -> Response {
     ([(header::CONTENT_TYPE, "application/json")], OPENAPI).into_response()
 }
@@ -223,7 +260,6 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::super::client::{ApiClient, AskError};
-    use super::super::error::Reason;
     use super::super::server;
     use super::super::types::{GuestKind, GuestState, OnReboot};
     use super::*;
@@ -247,6 +283,7 @@ mod tests {
                 kind: GuestKind::Workload,
                 memory_bytes: 1,
                 vcpus: 1,
+                labels: std::collections::BTreeMap::new(),
                 started_unix_ms: 0,
                 on_reboot: OnReboot::Stop,
                 restarts: 0,
@@ -303,6 +340,11 @@ mod tests {
         fn type_on_console(&self, input: &ConsoleInput) -> Result<ConsoleTaken, ApiError> {
             Ok(ConsoleTaken { taken_bytes: input.input.len() })
         }
+        fn scrollback(&self) -> Result<Arc<Scrollback>, ApiError> {
+            let scrollback = Scrollback::default();
+            scrollback.push(b"said \xff");
+            Ok(Arc::new(scrollback))
+        }
     }
 
     fn serve() -> (tempfile::TempDir, ApiClient, server::Server) {
@@ -343,6 +385,19 @@ mod tests {
             refused(client.post::<MigrationStarted>("/v1/guest/migration", &request).await);
         assert_eq!(refusal.reason, Reason::Migrating);
         assert_eq!(refusal.reason.status(), StatusCode::CONFLICT);
+    }
+
+    #[tokio::test]
+    async fn the_console_is_read_as_it_is_from_where_one_stopped() {
+        let (_folder, client, _server) = serve();
+        let read = |from| ConsoleRead { from, wait_ms: 10 };
+        let all = client.read_console(&read(0)).await.unwrap();
+        assert_eq!((all.from, all.bytes.as_slice()), (0, &b"said \xff"[..]));
+        assert_eq!(client.read_console(&read(5)).await.unwrap().bytes, b"\xff");
+        // Nothing comes, and that is said in time.
+        assert_eq!(client.read_console(&read(6)).await.unwrap().next(), 6);
+        let refusal = refused(client.get::<()>("/v1/guest/console?from=x").await);
+        assert_eq!(refusal.reason, Reason::BadRequest);
     }
 
     #[tokio::test]

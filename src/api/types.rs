@@ -1,5 +1,6 @@
 //! What travels over a guest's API. Times are milliseconds since 1970 or durations with their unit in the name.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use migrate::{Progress, Report};
@@ -78,6 +79,9 @@ pub(crate) struct GuestInfo {
     pub(crate) memory_bytes: u64,
     /// Virtual CPUs.
     pub(crate) vcpus: u8,
+    /// Labels that it was started with; they stay behind when it migrates.
+    #[serde(default)]
+    pub(crate) labels: BTreeMap<String, String>,
     /// When this process started, in milliseconds since 1970.
     pub(crate) started_unix_ms: u64,
     /// What becomes of it when it resets itself.
@@ -325,7 +329,11 @@ pub(crate) struct BalloonStatistics {
 #[serde(deny_unknown_fields)]
 pub(crate) struct ConsoleInput {
     /// What is typed, as UTF-8.
+    #[serde(default)]
     pub(crate) input: String,
+    /// What is typed behind that, in bytes: for keys that are no text.
+    #[serde(default)]
+    pub(crate) bytes: Vec<u8>,
 }
 
 /// The answer to `PUT /v1/guest/console`.
@@ -334,6 +342,22 @@ pub(crate) struct ConsoleTaken {
     /// Bytes that there was room for; the rest must be typed again once the guest has read some.
     pub(crate) taken_bytes: usize,
 }
+
+/// `GET /v1/guest/console`: the query.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct ConsoleRead {
+    /// The offset to read from, in bytes since the guest's process began: `console-next` of the last answer.
+    pub(crate) from: u64,
+    /// How long to wait when there is nothing to read yet, in milliseconds.
+    pub(crate) wait_ms: u64,
+}
+
+/// The header of an answer with the offset of its first byte.
+pub(crate) const CONSOLE_FROM: &str = "console-from";
+
+/// The header of an answer with the offset behind its last byte.
+pub(crate) const CONSOLE_NEXT: &str = "console-next";
 
 /// The answer to `PUT /v1/guest/workload`: what to wait for in the workload's report.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

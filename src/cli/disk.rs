@@ -1,26 +1,63 @@
-//! `--disk PATH[,ro][,serial=TEXT]`.
+//! `--disk PATH[,ro][,serial=TEXT]`, and `[[disk]]` in a guest's file.
 
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use serde::{Deserialize, Deserializer};
+
+use super::spec::{Fault, Place};
+
+/// Longest serial number, in bytes (`VIRTIO_BLK_ID_BYTES` of `linux/virtio_blk.h`).
+const SERIAL_BYTES_MAX: usize = 20;
+
 /// What the guest may do with a disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) enum DiskAccess {
     /// Read and write.
+    #[default]
     ReadWrite,
     /// Read.
     ReadOnly,
 }
 
 /// A disk as typed.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct DiskArg {
     /// The file or block device.
     pub(crate) path: PathBuf,
     /// What the guest may do with it.
+    #[serde(rename = "read-only", default, deserialize_with = "access")]
     pub(crate) access: DiskAccess,
     /// Serial number; empty when none was given.
+    #[serde(default)]
     pub(crate) serial: String,
+}
+
+fn access<'de, D: Deserializer<'de>>(from: D) -> Result<DiskAccess, D::Error> {
+    let is_read_only = bool::deserialize(from)?;
+    Ok(if is_read_only { DiskAccess::ReadOnly } else { DiskAccess::ReadWrite })
+}
+
+impl DiskArg {
+    /// Whether any host could have such a disk, the guest's disk number `index`.
+    ///
+    /// # Errors
+    /// What no disk can have.
+    pub(crate) fn check(&self, index: usize) -> Result<(), Fault> {
+        let fault = |key, what| Err(Fault { place: Place { key, disk: Some(index) }, what });
+        if self.path.as_os_str().is_empty() {
+            return fault("path", "a disk needs a path".to_owned());
+        }
+        let is_printable = self.serial.chars().all(|c| c.is_ascii_graphic());
+        if self.serial.len() > SERIAL_BYTES_MAX || !is_printable {
+            let what = format!(
+                "a serial number has at most {SERIAL_BYTES_MAX} printable characters of ASCII"
+            );
+            return fault("serial", what);
+        }
+        Ok(())
+    }
 }
 
 impl FromStr for DiskArg {

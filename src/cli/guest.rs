@@ -1,15 +1,16 @@
-//! Arguments of the verbs about one guest: run, restore, save, ls, show, pause, resume, shutdown, reboot, reset, destroy,
-//! balloon.
+//! Arguments of the verbs about one guest: run, restore, save, ls, show, console, events, pause, resume, shutdown, reboot, reset,
+//! destroy, balloon.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 
 use super::JsonFlag;
-use super::disk::DiskArg;
+use super::spec::GuestSpec;
 use crate::names::GuestName;
-use crate::units::{parse_duration, parse_size};
+use crate::units::parse_duration;
+use crate::units::parse_size;
 
 const RUN_EXAMPLES: &str = "\
 Examples:
@@ -17,6 +18,7 @@ Examples:
   lighter run --name w1 --memory 1G --dirty-rate 20000 --detach
   lighter run --name linux --memory 512M --cpus 2 --kernel /boot/vmlinuz --initrd initramfs.gz
   lighter run --kernel vmlinux --acpi off --on-reboot stop
+  lighter run web-1.toml --detach                      a guest that is written down in a file
   lighter run --name db --kernel vmlinux --cmdline 'console=ttyS0 root=/dev/vda' --disk /shared/db.raw --rng
 
 A kernel's serial console is on this terminal: all keys go to the guest, but Ctrl-] ends it. With --detach
@@ -26,108 +28,22 @@ the console is written to guests/NAME/console.log in the state folder.";
 #[derive(Debug, Args)]
 #[command(after_help = RUN_EXAMPLES)]
 pub(crate) struct RunArgs {
-    /// The guest's name on this host [default: one is made up].
-    #[arg(long)]
-    pub(crate) name: Option<GuestName>,
-
-    /// Guest memory, binary units: 512M, 1G.
-    #[arg(long, short, value_parser = parse_size, default_value = "512M", value_name = "SIZE")]
-    pub(crate) memory: u64,
-
-    /// Virtual CPUs, 1 to 8.
-    #[arg(long, short, value_parser = clap::value_parser!(u8).range(1..=8), default_value_t = 1, value_name = "N")]
-    pub(crate) cpus: u8,
-
-    /// Linux kernel to boot instead of the built-in workload: a bzImage (vmlinuz) or an ELF vmlinux.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) kernel: Option<PathBuf>,
-
-    /// The kernel's initial RAM disk.
-    #[arg(long, value_name = "FILE", requires = "kernel")]
-    pub(crate) initrd: Option<PathBuf>,
-
-    /// The kernel's command line [default: console=ttyS0; without ACPI also acpi=off reboot=k].
-    #[arg(long, value_name = "TEXT", requires = "kernel")]
-    pub(crate) cmdline: Option<String>,
-
-    /// Whether the kernel gets ACPI tables: with them it finds its devices, has a power button and can switch itself off.
-    #[arg(long, value_enum, default_value_t, requires = "kernel", value_name = "SWITCH")]
-    pub(crate) acpi: SwitchArg,
-
-    /// What to do when the guest resets itself [default: restart a kernel, stop the workload].
-    #[arg(long, value_enum, value_name = "ACTION")]
-    pub(crate) on_reboot: Option<OnRebootArg>,
-
-    /// Disk for the guest, a raw file or a block device: /dev/vda first. Give it more than once for more disks. ro: the guest
-    /// only reads it; serial: what it sees as serial number. To migrate, have the same disk under the same path on both hosts.
-    #[arg(long, value_name = "PATH[,ro][,serial=TEXT]", requires = "kernel")]
-    pub(crate) disk: Vec<DiskArg>,
-
-    /// Give the guest entropy from this host.
-    #[arg(long, requires = "kernel")]
-    pub(crate) rng: bool,
-
-    /// Whether the guest has a balloon: it then gives memory that it does not use back to this host, by itself and when
-    /// `lighter balloon` says so.
-    #[arg(long, value_enum, default_value_t, requires = "kernel", value_name = "SWITCH")]
-    pub(crate) balloon: SwitchArg,
+    /// The guest's file, instead of the options below; see `lighter define`. A --name replaces the one in it.
+    #[arg(
+        value_name = "FILE.toml",
+        conflicts_with_all = [
+            "memory", "cpus", "kernel", "initrd", "cmdline", "acpi", "on_reboot", "disk", "rng", "balloon", "labels", "dirty_rate",
+            "working_set", "pattern",
+        ]
+    )]
+    pub(crate) file: Option<PathBuf>,
 
     #[command(flatten)]
     pub(crate) background: BackgroundArgs,
 
-    // Last: its heading would hold for what follows, too.
+    // Last: its last heading would hold for what follows, too.
     #[command(flatten)]
-    pub(crate) workload: WorkloadArgs,
-}
-
-/// What the built-in workload does.
-#[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Built-in workload")]
-pub(crate) struct WorkloadArgs {
-    /// Pages of 4 KiB that the workload writes each second, all vCPUs together.
-    #[arg(long, default_value_t = 2000, value_name = "PAGES", conflicts_with = "kernel")]
-    pub(crate) dirty_rate: u32,
-
-    /// Memory that it keeps writing to: 64M, or less if the guest is smaller.
-    #[arg(long, value_parser = parse_size, default_value = "64M", value_name = "SIZE", conflicts_with = "kernel")]
-    pub(crate) working_set: u64,
-
-    /// What the pages hold.
-    #[arg(long, value_enum, default_value_t, value_name = "PATTERN", conflicts_with = "kernel")]
-    pub(crate) pattern: PatternArg,
-}
-
-/// On or off.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
-pub(crate) enum SwitchArg {
-    /// On.
-    #[default]
-    On,
-    /// Off.
-    Off,
-}
-
-/// What becomes of a guest that resets itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum OnRebootArg {
-    /// It boots again, in the same process and under the same name.
-    Restart,
-    /// It ends.
-    Stop,
-}
-
-/// What the workload's pages hold.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
-pub(crate) enum PatternArg {
-    /// Half noise, a quarter text, a quarter zero: like an ordinary guest.
-    #[default]
-    Mixed,
-    /// Noise, which no compression shrinks.
-    Random,
-    /// Text, which compresses well.
-    Text,
-    /// Zero, but for what is being written.
-    Zero,
+    pub(crate) spec: GuestSpec,
 }
 
 /// In this terminal, or on its own.
@@ -193,6 +109,42 @@ pub(crate) struct NameArgs {
     pub(crate) name: GuestName,
 }
 
+/// `lighter events`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  lighter events
+  lighter events web-1
+  lighter events --json | jq -r 'select(.event == \"stopped\") | .guest'
+
+Tells from now on until Ctrl-C, a line for each event. With --json a line is an object with time_unix_ms, guest,
+uuid and event: started, stopped (reason), paused, resumed, reset (reason), migration-started, migration-phase
+(phase), migration-ended (role, outcome, error), in-doubt (detail). Those of migrations have migration_id.
+
+Guests are looked at five times a second: of phases and pauses that are shorter some are missed, of starts over
+and migrations none.")]
+pub(crate) struct EventsArgs {
+    /// Only this guest, whether or not it runs.
+    pub(crate) name: Option<GuestName>,
+
+    #[command(flatten)]
+    pub(crate) json: JsonFlag,
+}
+
+/// `lighter console`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  lighter console web-1
+  lighter console web-1 < /dev/null | tee boot.log
+
+Begins with the last 64 KiB that the guest wrote in its process. Ctrl-] leaves the console, and the guest goes on.
+As many as like watch it at the same time, and each can type. When the guest migrates this ends: look on where it is.")]
+pub(crate) struct ConsoleArgs {
+    /// The guest.
+    pub(crate) name: GuestName,
+}
+
 /// `lighter shutdown` and `lighter reboot`: verbs that press the power button.
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -244,7 +196,7 @@ Examples:
   lighter ls --all
   lighter ls --json")]
 pub(crate) struct ListArgs {
-    /// List the last guests that have ended, too, and how they did.
+    /// List the defined guests that do not run, too, and the last guests that have ended, and how they did.
     #[arg(long, short)]
     pub(crate) all: bool,
 

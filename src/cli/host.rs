@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use clap::{Args, Subcommand};
 
 use super::JsonFlag;
-use super::guest::PatternArg;
+use super::spec::PatternArg;
 use crate::names::GuestName;
 use crate::units::parse_size;
 

@@ -2,12 +2,15 @@
 //!
 //! Only what a single argument can say is checked here (is `512M` a size?), so that the usage error names the argument. What
 //! arguments mean together is decided by the verb that receives them, on types of its own. Nothing here does anything.
-//! Start at [`Cli`]; [`guest`] holds the verbs about one guest, [`migration`] those about moving it, [`host`] the rest.
+//! Start at [`Cli`]; [`guest`] holds the verbs about one guest, [`spec`] what it is made of, [`definition`] the verbs about guests
+//! that are written down, [`migration`] those about moving a guest, [`host`] the rest.
 
+pub(crate) mod definition;
 pub(crate) mod disk;
 pub(crate) mod guest;
 pub(crate) mod host;
 pub(crate) mod migration;
+pub(crate) mod spec;
 
 use std::path::PathBuf;
 
@@ -105,6 +108,14 @@ pub(crate) enum Verb {
     Demo(host::DemoArgs),
     /// Run a guest.
     Run(guest::RunArgs),
+    /// Keep a guest's file on this host, so that `start` finds it by its name.
+    Define(definition::DefineArgs),
+    /// Forget a guest's file; a guest that runs goes on.
+    Undefine(definition::DefinedArgs),
+    /// Start a guest that is defined.
+    Start(definition::DefinedArgs),
+    /// Have the node start a guest that is defined when the host has booted.
+    Autostart(definition::AutostartArgs),
     /// Receive migrations, and serve metrics of this host's guests.
     Node(host::NodeArgs),
     #[command(hide = true)]
@@ -118,6 +129,10 @@ pub(crate) enum Verb {
     Ls(guest::ListArgs),
     /// Show all about one guest.
     Show(guest::ShowArgs),
+    /// Watch a guest's serial console, and type on it.
+    Console(guest::ConsoleArgs),
+    /// Tell what becomes of the guests of this host, as it happens.
+    Events(guest::EventsArgs),
     /// Stop a guest's vCPUs; its memory stays.
     Pause(guest::NameArgs),
     /// Let a paused guest go on.
@@ -157,6 +172,31 @@ mod tests {
             let help = verb.clone().render_long_help().to_string();
             assert!(help.contains("Examples:"), "{} has no example:\n{help}", verb.get_name());
             assert!(help.contains(&format!("lighter {}", verb.get_name())), "{}", verb.get_name());
+        }
+    }
+
+    #[test]
+    fn a_guests_file_replaces_every_option_but_its_name_and_its_place() {
+        let run = Cli::command().find_subcommand("run").unwrap().clone();
+        for option in run.get_arguments().filter_map(|option| option.get_long()) {
+            let value = match option {
+                "memory" | "working-set" => "64M",
+                "cpus" | "dirty-rate" => "2",
+                "acpi" | "balloon" => "on",
+                "on-reboot" => "stop",
+                "pattern" => "zero",
+                "label" => "a=b",
+                "rng" | "detach" => "",
+                _ => "x",
+            };
+            let option = format!("--{option}");
+            let line = ["lighter", "run", "web.toml", &option, value];
+            let line = if value.is_empty() { &line[..4] } else { &line[..] };
+            let taken = Cli::try_parse_from(line);
+            let stays = ["--name", "--detach", "--state-dir", "--log-level", "--log-format"];
+            let error = taken.err().map(|error| error.to_string()).unwrap_or_default();
+            let is_refused = error.contains("cannot be used with");
+            assert_eq!(is_refused, !stays.contains(&option.as_str()), "{option}: {error}");
         }
     }
 

@@ -2,14 +2,15 @@
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
-use std::io::{self, IsTerminal, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use nix::sys::termios::{InputFlags, LocalFlags, SetArg, Termios, tcgetattr, tcsetattr};
+
+use crate::scrollback::Scrollback;
 
 /// Output that waits for a slow terminal, bytes; beyond it the newest is lost.
 const BACKLOG_BYTES_MAX: usize = 256 << 10;
@@ -17,15 +18,19 @@ const BACKLOG_BYTES_MAX: usize = 256 << 10;
 /// Size at which a console log is put aside, bytes; so a guest fills at most twice this.
 const LOG_BYTES_MAX: u64 = 4 << 20;
 
-/// The key that ends a guest on this terminal: Ctrl-].
-const END_KEY: u8 = 0x1d;
-
 /// How long the end waits for a slow terminal.
 const FLUSH_PATIENCE: Duration = Duration::from_millis(200);
 
+/// Where a guest's console goes; on the way, its last output is kept for those who ask over the API.
+#[derive(Debug, Clone)]
+pub(crate) struct Console {
+    place: Place,
+    scrollback: Arc<Scrollback>,
+}
+
 /// Where a guest's console goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Console {
+enum Place {
     /// This process's stdin and stdout.
     Terminal,
     /// A file.
@@ -33,15 +38,54 @@ pub(crate) enum Console {
 }
 
 impl Console {
+    /// This process's stdin and stdout.
+    pub(crate) fn terminal() -> Self {
+        Self { place: Place::Terminal, scrollback: Arc::default() }
+    }
+
+    /// The file at `path`.
+    pub(crate) fn log(path: PathBuf) -> Self {
+        Self { place: Place::Log(path), scrollback: Arc::default() }
+    }
+
+    /// Whether it is this process's terminal.
+    pub(crate) fn is_terminal(&self) -> bool {
+        self.place == Place::Terminal
+    }
+
+    /// The last of what was written.
+    pub(crate) fn scrollback(&self) -> &Arc<Scrollback> {
+        &self.scrollback
+    }
+
     /// The end that the machine writes to.
     ///
     /// # Errors
     /// The log cannot be opened.
     pub(crate) fn output(&self) -> Result<Box<dyn Write + Send>> {
-        match self {
-            Self::Terminal => Ok(Box::new(TerminalOutput::start()?)),
-            Self::Log(path) => Ok(Box::new(ConsoleLog::open(path)?)),
-        }
+        let scrollback = Arc::clone(&self.scrollback);
+        Ok(match &self.place {
+            Place::Terminal => Box::new(Recorded { scrollback, place: TerminalOutput::start()? }),
+            Place::Log(path) => Box::new(Recorded { scrollback, place: ConsoleLog::open(path)? }),
+        })
+    }
+}
+
+/// Writes to a place, and keeps the last of it.
+struct Recorded<W> {
+    scrollback: Arc<Scrollback>,
+    place: W,
+}
+
+impl<W: Write> Write for Recorded<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        // All of it, whatever becomes of the place: a full disk must not blind those who look.
+        self.scrollback.push(bytes);
+        self.place.write_all(bytes).map(|()| bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.place.flush()
     }
 }
 
@@ -151,69 +195,6 @@ impl Write for ConsoleLog {
     fn flush(&mut self) -> io::Result<()> {
         self.file.flush()
     }
-}
-
-/// A terminal whose keys all go to the guest; as it was before when dropped.
-pub(crate) struct RawTerminal {
-    before: Termios,
-}
-
-impl RawTerminal {
-    /// Switches stdin to raw, when it is a terminal.
-    ///
-    /// # Errors
-    /// The terminal refuses.
-    pub(crate) fn enter() -> Result<Option<Self>> {
-        let stdin = io::stdin();
-        if !stdin.is_terminal() {
-            return Ok(None);
-        }
-        let before = tcgetattr(&stdin).context("cannot read the terminal's settings")?;
-        let mut raw = before.clone();
-        // Output stays as it is, so that our own messages start at the left.
-        raw.local_flags
-            .remove(LocalFlags::ECHO | LocalFlags::ICANON | LocalFlags::ISIG | LocalFlags::IEXTEN);
-        raw.input_flags
-            .remove(InputFlags::ICRNL | InputFlags::IXON | InputFlags::ISTRIP | InputFlags::INLCR);
-        tcsetattr(&stdin, SetArg::TCSANOW, &raw)
-            .context("cannot change the terminal's settings")?;
-        Ok(Some(Self { before }))
-    }
-}
-
-impl Drop for RawTerminal {
-    fn drop(&mut self) {
-        if let Err(error) = tcsetattr(io::stdin(), SetArg::TCSANOW, &self.before) {
-            tracing::warn!(%error, "cannot give the terminal its settings back: try `reset`");
-        }
-    }
-}
-
-/// Hands stdin to `take` until its end, from a thread of its own; calls `end` at Ctrl-].
-///
-/// # Errors
-/// The system gives no thread.
-pub(crate) fn pump_input(
-    take: impl Fn(&[u8]) + Send + 'static,
-    end: impl FnOnce() + Send + 'static,
-) -> Result<()> {
-    let pump = move || {
-        let mut buffer = [0; 256];
-        loop {
-            let Ok(count @ 1..) = io::stdin().lock().read(&mut buffer) else { return };
-            let typed = buffer.get(..count).unwrap_or_default();
-            let ending = typed.iter().position(|key| *key == END_KEY);
-            take(typed.get(..ending.unwrap_or(count)).unwrap_or_default());
-            if ending.is_some() {
-                return end();
-            }
-        }
-    };
-    std::thread::Builder::new()
-        .name("console-in".to_owned())
-        .spawn(pump)
-        .map(drop)
-        .context("cannot start a thread for the console")
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! What a guest process does when its API is asked: each request against what the process is busy with.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use migrate::error::OperatorChoice;
@@ -18,13 +19,14 @@ use crate::api::types::{
     SaveRequest, Saved, StateAnswer, WorkloadControl, WorkloadControlled, WorkloadInfo,
 };
 use crate::api::{ApiError, Reason};
+use crate::scrollback::Scrollback;
 
 /// A guest that takes longer to shut down does not boot again by itself.
 const REBOOT_TIMEOUT_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// A guest process behind the API; a type of its own because starting a migration needs the process shared.
 #[derive(Debug, Clone)]
-pub(crate) struct ProcessControl(pub(crate) std::sync::Arc<GuestProcess>);
+pub(crate) struct ProcessControl(pub(crate) Arc<GuestProcess>);
 
 impl ProcessControl {
     fn process(&self) -> &GuestProcess {
@@ -145,6 +147,7 @@ impl GuestControl for ProcessControl {
             kind: machine.map_or(GuestKind::Linux, |machine| machine.kind()),
             memory_bytes: machine.map_or(0, |machine| machine.shape().memory_bytes),
             vcpus: machine.map_or(0, |machine| machine.shape().vcpus),
+            labels: self.process().labels().clone(),
             started_unix_ms: identity.started_unix_ms,
             on_reboot: match machine.map(|machine| machine.vm().on_reboot()) {
                 Some(vmm_core::OnReboot::Restart) => OnReboot::Restart,
@@ -286,9 +289,14 @@ impl GuestControl for ProcessControl {
         self.balloon()
     }
 
+    fn scrollback(&self) -> Result<Arc<Scrollback>, ApiError> {
+        Ok(Arc::clone(self.machine()?.scrollback()))
+    }
+
     fn type_on_console(&self, input: &ConsoleInput) -> Result<ConsoleTaken, ApiError> {
         self.refuse_when_incomplete()?;
-        let taken_bytes = self.machine()?.vm().console_input(input.input.as_bytes());
+        let bytes = [input.input.as_bytes(), &input.bytes].concat();
+        let taken_bytes = self.machine()?.vm().console_input(&bytes);
         Ok(ConsoleTaken { taken_bytes })
     }
 }

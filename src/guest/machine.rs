@@ -14,6 +14,7 @@ use vmm_core::{RunState, Vm, VmShape, VmState};
 use super::console::Console;
 use crate::api::types::GuestKind;
 use crate::names::GuestName;
+use crate::scrollback::Scrollback;
 
 /// A guest's virtual machine, with the identity that it keeps wherever it runs.
 #[derive(Debug)]
@@ -22,6 +23,7 @@ pub(crate) struct Machine {
     uuid: Uuid,
     shape: VmShape,
     layout: MemoryLayout,
+    scrollback: Arc<Scrollback>,
     vm: Vm,
 }
 
@@ -38,21 +40,34 @@ impl Machine {
     ) -> Result<Self> {
         let layout = layout(&shape.layout()?)?;
         let vm = Vm::create(&shape, console.output()?)?;
-        Ok(Self { name, uuid, shape, layout, vm })
+        let scrollback = Arc::clone(console.scrollback());
+        Ok(Self { name, uuid, shape, layout, scrollback, vm })
     }
 
-    /// Wraps a machine that exists already, as one restored from a file.
+    /// Wraps a machine that exists already and writes to `console`, as one restored from a file.
     ///
     /// # Errors
     /// Its memory is laid out in a way that cannot be migrated.
-    pub(crate) fn adopt(name: GuestName, uuid: Uuid, shape: VmShape, vm: Vm) -> Result<Self> {
+    pub(crate) fn adopt(
+        name: GuestName,
+        uuid: Uuid,
+        shape: VmShape,
+        vm: Vm,
+        console: &Console,
+    ) -> Result<Self> {
         let layout = layout(&shape.layout()?)?;
-        Ok(Self { name, uuid, shape, layout, vm })
+        let scrollback = Arc::clone(console.scrollback());
+        Ok(Self { name, uuid, shape, layout, scrollback, vm })
     }
 
     /// The machine itself.
     pub(crate) fn vm(&self) -> &Vm {
         &self.vm
+    }
+
+    /// The last of what the guest wrote on its serial console.
+    pub(crate) fn scrollback(&self) -> &Arc<Scrollback> {
+        &self.scrollback
     }
 
     /// What the machine is made of.
@@ -194,7 +209,7 @@ mod tests {
     fn machine() -> Machine {
         let shape = VmShape::for_host(64 << 20, 1).unwrap();
         let folder = tempfile::tempdir().unwrap();
-        let console = Console::Log(folder.path().join("console.log"));
+        let console = Console::log(folder.path().join("console.log"));
         Machine::create("web".parse().unwrap(), Uuid::new_v4(), shape, &console).unwrap()
     }
 

@@ -19,4 +19,4 @@ mod session;
 mod start;
 mod workload;
 
-pub(crate) use start::{incoming, restore, run};
+pub(crate) use start::{incoming, restore, run, start_defined};

@@ -1,4 +1,4 @@
-//! What the arguments of `run` mean together.
+//! What a guest that is described means on this host.
 
 use std::path::Path;
 
@@ -9,8 +9,9 @@ use vmm_core::workload::{Pattern, WorkloadParams};
 use vmm_core::{BootSource, DeviceConfig, OnReboot, VmShape};
 
 use crate::cli::disk::{DiskAccess, DiskArg};
-use crate::cli::guest::{OnRebootArg, PatternArg, RunArgs, SwitchArg, WorkloadArgs};
+use crate::cli::spec::{GuestSpec, OnRebootArg, PatternArg, SwitchArg};
 use crate::names::GuestName;
+use crate::units::{MIB, Size};
 
 /// A guest to be started.
 #[derive(Debug)]
@@ -26,19 +27,20 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// What `args` mean on this host, under a name that has been settled.
+    /// What `spec` means on this host, under a name that has been settled.
     ///
     /// # Errors
     /// This host cannot run such a guest, or a file is missing.
-    pub(crate) fn new(args: &RunArgs, name: GuestName) -> Result<Self> {
-        let mut shape = VmShape::for_host(args.memory, args.cpus)
+    pub(crate) fn new(spec: &GuestSpec, name: GuestName) -> Result<Self> {
+        spec.check().with_context(|| format!("cannot run {name}"))?;
+        let mut shape = VmShape::for_host(spec.memory.0, spec.cpus)
             .with_context(|| format!("cannot run {name}"))?;
-        shape.devices = devices(args).with_context(|| format!("cannot run {name}"))?;
-        let boot = match &args.kernel {
-            None => BootSource::Workload(workload(&args.workload)),
-            Some(kernel) => BootSource::Kernel(kernel_source(args, kernel)?),
+        shape.devices = devices(spec).with_context(|| format!("cannot run {name}"))?;
+        let boot = match spec.kernel() {
+            None => BootSource::Workload(workload(spec)),
+            Some(kernel) => BootSource::Kernel(kernel_source(spec, kernel)?),
         };
-        let on_reboot = match (args.on_reboot, &boot) {
+        let on_reboot = match (spec.on_reboot, &boot) {
             (Some(OnRebootArg::Restart), _) => OnReboot::Restart,
             (Some(OnRebootArg::Stop), _) => OnReboot::Stop,
             // The workload never resets itself: when it does, something is wrong and should be seen.
@@ -49,27 +51,27 @@ impl Plan {
     }
 }
 
-fn kernel_source(args: &RunArgs, kernel: &Path) -> Result<KernelSource> {
+fn kernel_source(spec: &GuestSpec, kernel: &Path) -> Result<KernelSource> {
     // A guest that is migrated and boots again on the other host finds its files by these names.
     let find = |file: &Path| {
         let found = std::path::absolute(file);
         let found = found.and_then(|path| std::fs::metadata(&path).map(|_| path));
         found.with_context(|| format!("cannot boot {}", file.display()))
     };
-    let (acpi, cmdline) = match args.acpi {
+    let (acpi, cmdline) = match spec.acpi.unwrap_or_default() {
         SwitchArg::On => (Acpi::On, DEFAULT_CMDLINE),
         SwitchArg::Off => (Acpi::Off, DEFAULT_CMDLINE_WITHOUT_ACPI),
     };
     Ok(KernelSource {
         kernel: find(kernel)?,
-        initrd: args.initrd.as_deref().map(find).transpose()?,
-        cmdline: args.cmdline.clone().unwrap_or_else(|| cmdline.to_owned()),
+        initrd: spec.initrd.as_deref().map(find).transpose()?,
+        cmdline: spec.cmdline.clone().unwrap_or_else(|| cmdline.to_owned()),
         acpi,
     })
 }
 
 /// The virtio devices, disks first: /dev/vda is the first disk. The built-in workload has no drivers.
-fn devices(args: &RunArgs) -> Result<Vec<DeviceConfig>> {
+fn devices(spec: &GuestSpec) -> Result<Vec<DeviceConfig>> {
     let disk = |disk: &DiskArg| {
         let access = match disk.access {
             DiskAccess::ReadWrite => Access::ReadWrite,
@@ -77,18 +79,26 @@ fn devices(args: &RunArgs) -> Result<Vec<DeviceConfig>> {
         };
         Ok(DeviceConfig::Block(BlockConfig::new(&disk.path, access, &disk.serial)?))
     };
-    let disks = args.disk.iter().map(disk);
-    let rng = args.rng.then_some(Ok(DeviceConfig::Rng));
-    let has_balloon = args.kernel.is_some() && args.balloon == SwitchArg::On;
+    let disks = spec.disk.iter().map(disk);
+    let rng = spec.rng.then_some(Ok(DeviceConfig::Rng));
+    let has_balloon = spec.kernel.is_some() && spec.balloon.unwrap_or_default() == SwitchArg::On;
     let balloon = has_balloon.then_some(Ok(DeviceConfig::Balloon));
     disks.chain(rng).chain(balloon).collect()
 }
 
-fn workload(args: &WorkloadArgs) -> WorkloadParams {
+/// The working set of a workload that was not told, in bytes.
+const WORKING_SET_BYTES: u64 = 64 * MIB;
+
+/// The pages that a workload writes each second when it was not told.
+const DIRTY_RATE_PAGES_PER_S: u32 = 2000;
+
+fn workload(spec: &GuestSpec) -> WorkloadParams {
+    let working_set = spec.working_set.unwrap_or(Size(WORKING_SET_BYTES));
+    let dirty_rate = spec.dirty_rate.unwrap_or(DIRTY_RATE_PAGES_PER_S);
     WorkloadParams {
-        working_set_bytes: args.working_set,
-        dirty_rate_pages_per_second: u64::from(args.dirty_rate),
-        pattern: match args.pattern {
+        working_set_bytes: working_set.0,
+        dirty_rate_pages_per_second: u64::from(dirty_rate),
+        pattern: match spec.pattern.unwrap_or_default() {
             PatternArg::Mixed => Pattern::MIXED,
             PatternArg::Random => Pattern::Random,
             PatternArg::Text => Pattern::Text,

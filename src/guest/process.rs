@@ -1,5 +1,6 @@
 //! The life of a guest process: what it is occupied with, why it ends, and how it ends in order.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -114,10 +115,14 @@ impl Drop for Saving<'_> {
     }
 }
 
+/// Labels of a guest, by key.
+pub(crate) type Labels = BTreeMap<String, String>;
+
 /// A guest's process.
 #[derive(Debug)]
 pub(crate) struct GuestProcess {
     identity: GuestIdentity,
+    labels: Labels,
     state: StateDir,
     runtime: Handle,
     /// Absent while the guest has not been described yet by the host that it comes from.
@@ -130,10 +135,17 @@ pub(crate) struct GuestProcess {
 
 impl GuestProcess {
     /// A process for a guest of this name.
-    pub(crate) fn new(state: &StateDir, name: GuestName, uuid: Uuid, runtime: Handle) -> Arc<Self> {
+    pub(crate) fn new(
+        state: &StateDir,
+        name: GuestName,
+        uuid: Uuid,
+        labels: Labels,
+        runtime: Handle,
+    ) -> Arc<Self> {
         let started_unix_ms = unix_ms();
         Arc::new(Self {
             identity: GuestIdentity { name, uuid, pid: std::process::id(), started_unix_ms },
+            labels,
             state: state.clone(),
             runtime,
             machine: OnceLock::new(),
@@ -146,6 +158,11 @@ impl GuestProcess {
     /// Who this process is.
     pub(crate) fn identity(&self) -> &GuestIdentity {
         &self.identity
+    }
+
+    /// The guest's labels.
+    pub(crate) fn labels(&self) -> &Labels {
+        &self.labels
     }
 
     /// The guest's name.
@@ -333,7 +350,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let state = StateDir::new(folder.path()).unwrap();
         let name = "web".parse().unwrap();
-        let process = GuestProcess::new(&state, name, Uuid::nil(), Handle::current());
+        let process =
+            GuestProcess::new(&state, name, Uuid::nil(), Labels::new(), Handle::current());
         let theirs = Arc::clone(&process);
         let broken = tokio::task::spawn_blocking(move || {
             let saving = Saving::begin(&theirs, &mut theirs.occupation());

@@ -28,7 +28,7 @@ pub(crate) fn restore(file: &Path, name: GuestName, console: &Console) -> Result
     let vm = snapshot::restore(file, console.output()?)
         .with_context(|| format!("cannot restore {name}"))?;
     let shape = vm.shape().clone();
-    Machine::adopt(name, Uuid::new_v4(), shape, vm)
+    Machine::adopt(name, Uuid::new_v4(), shape, vm, console)
 }
 
 /// Writes a guest to `file`; it stands still meanwhile, and then goes on as it did. Returns the file's size in bytes.
@@ -72,7 +72,7 @@ mod tests {
     #[test]
     fn a_saved_machine_is_restored_with_its_memory() {
         let folder = tempfile::tempdir().unwrap();
-        let console = Console::Log(folder.path().join("console.log"));
+        let console = Console::log(folder.path().join("console.log"));
         let shape = VmShape::for_host(64 << 20, 1).unwrap();
         let machine =
             Machine::create("web".parse().unwrap(), Uuid::new_v4(), shape, &console).unwrap();

@@ -1,4 +1,4 @@
-//! How a guest process begins, lives and ends: `run`, `restore` and `incoming`.
+//! How a guest process begins, lives and ends: `run`, `start`, `restore` and `incoming`.
 
 use std::sync::Arc;
 
@@ -8,21 +8,25 @@ use uuid::Uuid;
 
 use super::arriving::{self, Arrival};
 use super::background;
-use super::console::{Console, RawTerminal, pump_input};
+use super::console::Console;
 use super::control::ProcessControl;
 use super::machine::{Machine, SharedMachine};
 use super::plan::Plan;
-use super::process::{Ending, GuestProcess};
+use super::process::{Ending, GuestProcess, Labels};
 use super::saved;
 use crate::api::guest::router;
 use crate::api::server::Server;
 use crate::api::types::GuestKind;
+use crate::cli::definition::DefinedArgs;
 use crate::cli::guest::{BackgroundArgs, RestoreArgs, RunArgs};
 use crate::cli::host::IncomingArgs;
+use crate::cli::spec::GuestSpec;
+use crate::definitions::Document;
 use crate::exit::Exit;
 use crate::names::GuestName;
 use crate::output;
 use crate::state_dir::{GuestClaim, GuestDir, StateDir};
+use crate::terminal::{RawTerminal, pump_input};
 
 /// Threads for the API and a migration's network side; vCPUs and page work have their own.
 const WORKERS_MAX: usize = 4;
@@ -32,17 +36,33 @@ const WORKERS_MAX: usize = 4;
 /// # Errors
 /// The guest cannot be started, or it crashed.
 pub(crate) fn run(state: &StateDir, args: &RunArgs) -> Result<Exit> {
-    let name = background::name().or_else(|| args.name.clone()).unwrap_or_else(GuestName::generate);
-    if let Some(exit) = detach(state, &args.background, &name)? {
+    let Some(file) = &args.file else { return launch(state, &args.spec, &args.background) };
+    let spec = Document::read(file)?.spec;
+    let name = args.spec.name.clone().or(spec.name);
+    launch(state, &GuestSpec { name, ..spec }, &args.background)
+}
+
+/// `lighter start`.
+///
+/// # Errors
+/// The guest is not defined, cannot be started, or crashed.
+pub(crate) fn start_defined(state: &StateDir, args: &DefinedArgs) -> Result<Exit> {
+    let spec = state.definitions().expect(&args.name)?.spec?;
+    launch(state, &spec, &BackgroundArgs { detach: true })
+}
+
+fn launch(state: &StateDir, spec: &GuestSpec, background: &BackgroundArgs) -> Result<Exit> {
+    let name = background::name().or_else(|| spec.name.clone()).unwrap_or_else(GuestName::generate);
+    if let Some(exit) = detach(state, background, &name)? {
         return Ok(exit);
     }
-    let plan = Plan::new(args, name)?;
+    let plan = Plan::new(spec, name)?;
     let life = Life::begin(state, &plan.name)?;
     let console = life.console();
     let machine = Machine::create(plan.name.clone(), Uuid::new_v4(), plan.shape, &console)?;
     machine.vm().boot(&plan.boot).with_context(|| format!("cannot boot {}", plan.name))?;
     machine.vm().set_on_reboot(plan.on_reboot);
-    life.lead(Arc::new(machine), &console)
+    life.lead(Arc::new(machine), &console, spec.labels())
 }
 
 /// `lighter restore`.
@@ -60,7 +80,7 @@ pub(crate) fn restore(state: &StateDir, args: &RestoreArgs) -> Result<Exit> {
     let life = Life::begin(state, &name)?;
     let console = life.console();
     let machine = saved::restore(&args.file, name, &console)?;
-    life.lead(Arc::new(machine), &console)
+    life.lead(Arc::new(machine), &console, Labels::new())
 }
 
 /// Starts the background process when one was asked for and this is not it.
@@ -116,25 +136,26 @@ impl Life {
     /// The terminal for a guest in the foreground, a log otherwise.
     fn console(&self) -> Console {
         if background::name().is_some() {
-            Console::Log(self.dir().console_log())
+            Console::log(self.dir().console_log())
         } else {
-            Console::Terminal
+            Console::terminal()
         }
     }
 
     /// Runs a machine that is ready to run, until its end.
-    fn lead(self, machine: SharedMachine, console: &Console) -> Result<Exit> {
+    fn lead(self, machine: SharedMachine, console: &Console, labels: Labels) -> Result<Exit> {
         let process = GuestProcess::new(
             &self.state,
             self.dir().name().clone(),
             machine.uuid(),
+            labels,
             self.runtime.handle().clone(),
         );
         let is_linux = machine.kind() == GuestKind::Linux;
         process.set_machine(Arc::clone(&machine))?;
-        let _raw = match console {
-            Console::Terminal if is_linux => attach(&process, &machine)?,
-            Console::Terminal | Console::Log(_) => None,
+        let _raw = match console.is_terminal() && is_linux {
+            true => attach(&process, &machine)?,
+            false => None,
         };
         let server = self.open(&process)?;
         machine.vm().resume().context("cannot start the guest")?;
@@ -157,9 +178,10 @@ impl Life {
             &self.state,
             self.dir().name().clone(),
             args.uuid,
+            Labels::new(),
             self.runtime.handle().clone(),
         );
-        let console = Console::Log(self.dir().console_log());
+        let console = Console::log(self.dir().console_log());
         let port = Arrival::start(&process, args, token, console)?;
         let server = self.open(&process)?;
         arriving::tell_node_port(port)?;
@@ -177,6 +199,9 @@ impl Life {
         let ending = self.runtime.block_on(async {
             let ending = process.wait().await;
             process.shut_down().await;
+            if let Some(machine) = process.machine() {
+                machine.scrollback().close();
+            }
             server.close().await;
             ending
         })?;

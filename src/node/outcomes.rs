@@ -15,7 +15,7 @@ use migrate::report::{Outcome, Report, Role};
 use migrate::{Phase, Reason};
 use serde::{Deserialize, Serialize};
 
-use super::durable;
+use crate::durable;
 
 /// The longest ledger that is read, in bytes: retention keeps it far below.
 const LEDGER_BYTES_MAX: u64 = 16 << 20;

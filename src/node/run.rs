@@ -15,10 +15,11 @@ use super::quic::{FrontDesk, NodeCourier};
 use super::resolver::Resolver;
 use super::service::Node;
 use super::types::NodeFile;
-use super::{api, durable, exposition};
+use super::{api, autostart, exposition};
 use crate::api::server::Server;
 use crate::cli::host::NodeArgs;
 use crate::clock::unix_ms;
+use crate::durable;
 use crate::exit::Exit;
 use crate::file_lock::FileLock;
 use crate::signals::EndSignals;
@@ -83,6 +84,7 @@ async fn serve(state: &StateDir, args: &NodeArgs, tls: Tls) -> Result<Exit> {
         )),
         exposition::serve(listener, Arc::clone(&node)),
         look_after_records(Arc::clone(&node), NodeCourier::new(tls)),
+        tokio::spawn(autostart::start_guests(Arc::clone(&node))),
     ];
     let socket = Server::start(&state.node_socket(), api::router(Arc::clone(&node)))?;
     // Last: whoever reads it finds everything served.

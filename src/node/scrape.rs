@@ -168,6 +168,7 @@ mod tests {
             kind: GuestKind::Workload,
             memory_bytes: 512 << 20,
             vcpus: 2,
+            labels: std::collections::BTreeMap::new(),
             started_unix_ms: 1000,
             on_reboot: OnReboot::Stop,
             restarts: 0,

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result};
 use serde::Serialize;
 
+use super::off::OffGuest;
 use super::session::block_on;
 use crate::api::ApiClient;
 use crate::api::types::{GuestInfo, GuestState};
@@ -82,6 +83,8 @@ impl Listed {
 enum Entry<'a> {
     /// It has a process.
     Live(&'a Listed),
+    /// It has none, and is defined.
+    Off(&'a OffGuest),
     /// It has none any more.
     Past(PastGuest<'a>),
 }
@@ -106,18 +109,37 @@ impl<'a> From<&'a Ended> for PastGuest<'a> {
 /// The state folder cannot be read.
 pub(crate) fn run(state: &StateDir, args: &ListArgs) -> Result<Exit> {
     let guests = block_on(look_at_all(state.live_guests()?))?;
-    let mut past = if args.all { state.ended().list() } else { Vec::new() };
-    past.retain(|ended| guests.iter().all(|guest| *guest.name() != ended.name));
+    let (off, past) = if args.all { resting(state, &guests) } else { Default::default() };
     match args.json.output() {
         Output::Json => {
             let live = guests.iter().map(Entry::Live);
+            let off = off.iter().map(Entry::Off);
             let past = past.iter().map(|ended| Entry::Past(ended.into()));
-            output::print_json(&live.chain(past).collect::<Vec<_>>())?;
+            output::print_json(&live.chain(off).chain(past).collect::<Vec<_>>())?;
         }
-        Output::Text if past.is_empty() => output::print(table(&guests))?,
-        Output::Text => output::print(format!("{}\n{}", table(&guests), past_table(&past)))?,
+        Output::Text => {
+            let ended: Vec<&Ended> =
+                off.iter().filter_map(|guest| guest.ended.as_ref()).chain(&past).collect();
+            output::print(table(&guests, &off))?;
+            if !ended.is_empty() {
+                output::print(format_args!("\n{}", past_table(ended)))?;
+            }
+        }
     }
     Ok(Exit::Done)
+}
+
+/// The guests that have no process: those that are defined, and of the others those whose end is known.
+fn resting(state: &StateDir, live: &[Listed]) -> (Vec<OffGuest>, Vec<Ended>) {
+    let is_off = |name: &GuestName| live.iter().all(|guest| guest.name() != name);
+    let mut past = state.ended().list();
+    past.retain(|ended| is_off(&ended.name));
+    let defined = state.definitions().list().into_iter().filter(|it| is_off(&it.name));
+    let off = defined.map(|definition| {
+        let ended = past.iter().position(|ended| ended.name == definition.name);
+        OffGuest::new(definition, ended.map(|index| past.remove(index)))
+    });
+    (off.collect(), past)
 }
 
 /// Asks guests, all at the same time; the answers are in their order.
@@ -149,11 +171,11 @@ pub(crate) async fn look_at(dir: &GuestDir) -> Listed {
     }
 }
 
-fn table(guests: &[Listed]) -> String {
+fn table(guests: &[Listed], off: &[OffGuest]) -> String {
     let mut table = Table::new(&["NAME", "STATE", "MEMORY", "RESIDENT", "VCPUS", "PID", "UPTIME"]);
+    let size = |bytes: Option<u64>| bytes.map_or_else(none, format_size);
     for guest in guests {
-        let size = |bytes: Option<u64>| bytes.map_or_else(|| "-".to_owned(), format_size);
-        let of = |get: fn(&GuestInfo) -> String| guest.info().map_or_else(|| "-".to_owned(), get);
+        let of = |get: fn(&GuestInfo) -> String| guest.info().map_or_else(none, get);
         table.row([
             guest.name().to_string(),
             guest.info().map_or("no answer", |info| info.state.as_str()).to_owned(),
@@ -161,15 +183,30 @@ fn table(guests: &[Listed]) -> String {
             size(guest.resident_bytes),
             of(|info| info.vcpus.to_string()),
             of(|info| info.pid.to_string()),
-            guest
-                .uptime_s
-                .map_or_else(|| "-".to_owned(), |age| format_uptime(Duration::from_secs(age))),
+            guest.uptime_s.map_or_else(none, |age| format_uptime(Duration::from_secs(age))),
+        ]);
+    }
+    for guest in off {
+        table.row([
+            guest.name.to_string(),
+            guest.state().to_owned(),
+            size(guest.memory_bytes),
+            none(),
+            guest.vcpus.map_or_else(none, |count| count.to_string()),
+            none(),
+            none(),
         ]);
     }
     table.render()
 }
 
-fn past_table(past: &[Ended]) -> String {
+/// A cell for what is not there.
+fn none() -> String {
+    "-".to_owned()
+}
+
+fn past_table(mut past: Vec<&Ended>) -> String {
+    past.sort_by(|a, b| a.name.cmp(&b.name));
     let mut table = Table::new(&["NAME", "ENDED", "HOW"]);
     for ended in past {
         let ago = format!("{} ago", format_uptime(ended.age()));
@@ -179,7 +216,7 @@ fn past_table(past: &[Ended]) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::sync::Arc;
 
     use axum::routing::get;
@@ -189,8 +226,10 @@ mod tests {
     use super::*;
     use crate::api::server::Server;
     use crate::api::types::{GuestKind, OnReboot};
+    use crate::definitions::Definitions;
 
-    fn info(name: &GuestName) -> GuestInfo {
+    /// What a guest of this name could say.
+    pub(crate) fn info(name: &GuestName) -> GuestInfo {
         GuestInfo {
             name: name.clone(),
             uuid: uuid::Uuid::nil(),
@@ -199,6 +238,7 @@ mod tests {
             kind: GuestKind::Linux,
             memory_bytes: 512 << 20,
             vcpus: 2,
+            labels: std::collections::BTreeMap::new(),
             started_unix_ms: 0,
             on_reboot: OnReboot::Restart,
             restarts: 0,
@@ -235,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_does_not_answer_is_listed_as_such() {
+    fn guests_that_do_not_answer_or_do_not_run_are_listed_as_such() {
         let name: GuestName = "web".parse().unwrap();
         let info = info(&name);
         let healthy = Listed {
@@ -245,11 +285,17 @@ mod tests {
         };
         let guest = Look::Silence { name, state: Unheard::NoAnswer, pid: None };
         let silent = Listed { guest, resident_bytes: None, uptime_s: None };
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("db.toml");
+        std::fs::write(&file, "name = \"db\"\nmemory = \"1G\"\ncpus = 2").unwrap();
+        let definition = Definitions::in_folder(folder.path().to_owned()).list().remove(0);
+        let off = OffGuest::new(definition, None);
         assert_eq!(
-            table(&[healthy, silent]),
+            table(&[healthy, silent], &[off]),
             "NAME  STATE      MEMORY   RESIDENT  VCPUS  PID  UPTIME\n\
              web   in doubt   512 MiB  300 MiB   2      17   1m 01s\n\
-             web   no answer  -        -         -      -    -\n"
+             web   no answer  -        -         -      -    -\n\
+             db    shut off   1 GiB    -         2      -    -\n"
         );
     }
 }

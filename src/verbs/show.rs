@@ -9,16 +9,18 @@ use migrate::{Progress, Report};
 use serde::Serialize;
 
 use super::list::{Listed, PastGuest, look_at};
+use super::off::{OffGuest, autostart_line, definition_line, labels_line};
 use super::session::block_on;
 use super::summary::seconds;
 use crate::api::ApiClient;
 use crate::api::types::{GuestKind, MigrationStatus, OnReboot, WorkloadInfo};
 use crate::cli::Output;
 use crate::cli::guest::ShowArgs;
+use crate::definitions::Definition;
 use crate::ended::Ended;
 use crate::exit::Exit;
 use crate::output;
-use crate::state_dir::StateDir;
+use crate::state_dir::{GuestDir, StateDir};
 use crate::table::facts;
 use crate::units::{format_count, format_duration, format_rate, format_size, format_uptime};
 
@@ -29,6 +31,10 @@ struct Shown {
     listed: Listed,
     /// Its folder, with console log and API socket.
     folder: String,
+    /// Its file, when it is defined.
+    definition: Option<String>,
+    /// Whether it starts with the host.
+    autostart: bool,
     /// Its share of memory that it has in common with other processes counted once, bytes.
     proportional_bytes: Option<u64>,
     /// The running migration, or the last one.
@@ -38,9 +44,17 @@ struct Shown {
 }
 
 impl Shown {
-    /// Of a guest that does not answer, which is not asked for more.
-    fn silent(listed: Listed, folder: String) -> Self {
-        Self { listed, folder, proportional_bytes: None, migration: None, workload: None }
+    /// What can be told of a guest that is asked no more.
+    fn silent(listed: Listed, dir: &GuestDir, definition: Option<Definition>) -> Self {
+        Self {
+            listed,
+            folder: dir.path().display().to_string(),
+            autostart: definition.as_ref().is_some_and(|definition| definition.autostart),
+            definition: definition.map(|definition| definition.path.display().to_string()),
+            proportional_bytes: None,
+            migration: None,
+            workload: None,
+        }
     }
 }
 
@@ -50,31 +64,43 @@ impl Shown {
 /// There is no such guest.
 pub(crate) fn run(state: &StateDir, args: &ShowArgs) -> Result<Exit> {
     let dir = state.guest(&args.name);
-    if !dir.is_live()
-        && let Some(ended) = state.ended().read(&args.name)
-    {
-        return show_past(args, &ended);
+    if !dir.is_live() {
+        let ended = state.ended().read(&args.name);
+        if let Some(definition) = state.definitions().find(&args.name) {
+            return show_off(args, &OffGuest::new(definition, ended));
+        }
+        if let Some(ended) = ended {
+            return show_past(args, &ended);
+        }
     }
     let dir = state.live_guest(&args.name)?;
+    let definition = state.definitions().find(&args.name);
     let shown = block_on(async {
         let client = ApiClient::new(&dir.socket());
-        let listed = look_at(&dir).await;
-        let folder = dir.path().display().to_string();
-        let Some(info) = listed.info() else { return Ok(Shown::silent(listed, folder)) };
-        let cost: Option<ProcessCost> = memopt::observe::process_cost(info.pid).ok();
-        Ok(Shown {
-            listed,
-            folder,
-            proportional_bytes: cost.map(|cost| cost.total_bytes()),
-            migration: client.get("/v1/guest/migration").await.ok(),
-            workload: client.get("/v1/guest/workload").await.ok(),
-        })
+        let mut shown = Shown::silent(look_at(&dir).await, &dir, definition);
+        // One that does not answer is not asked for more.
+        if let Some(info) = shown.listed.info() {
+            let cost: Option<ProcessCost> = memopt::observe::process_cost(info.pid).ok();
+            shown.proportional_bytes = cost.map(|cost| cost.total_bytes());
+            shown.migration = client.get("/v1/guest/migration").await.ok();
+            shown.workload = client.get("/v1/guest/workload").await.ok();
+        }
+        Ok(shown)
     })?;
     match args.json.output() {
         Output::Json => output::print_json(&shown)?,
         Output::Text => output::print(text(&shown))?,
     }
     Ok(if shown.listed.info().is_some() { Exit::Done } else { Exit::Failed })
+}
+
+/// Shows a guest that is defined and does not run.
+fn show_off(args: &ShowArgs, guest: &OffGuest) -> Result<Exit> {
+    match args.json.output() {
+        Output::Json => output::print_json(guest)?,
+        Output::Text => output::print(guest.text())?,
+    }
+    Ok(Exit::Done)
 }
 
 /// Shows what is left of a guest that has ended.
@@ -104,6 +130,7 @@ fn text(shown: &Shown) -> String {
         lines.push(("VCPUs", info.vcpus.to_string()));
         lines.push(("Memory", format_size(info.memory_bytes)));
         lines.push(("Process", info.pid.to_string()));
+        lines.extend(labels_line(&info.labels));
         let last = info.last_restart.as_ref().map(|last| format!(", last: {last}"));
         if let Some(last) = last {
             lines.push(("Started over", format!("{} times{last}", info.restarts)));
@@ -123,6 +150,10 @@ fn text(shown: &Shown) -> String {
         lines.push(("Uptime", format_uptime(Duration::from_secs(age))));
     }
     lines.push(("Folder", shown.folder.clone()));
+    if let Some(path) = &shown.definition {
+        lines.push(definition_line(path));
+        lines.push(autostart_line(shown.autostart));
+    }
     lines.extend(shown.migration.iter().flat_map(migration_lines));
     lines.extend(shown.workload.iter().flat_map(workload_lines));
     facts(&lines)

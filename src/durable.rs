@@ -1,4 +1,4 @@
-//! Small JSON files that are replaced whole: a reader finds the old one or the new one, also after a crash.
+//! Small files that are replaced whole: a reader finds the old one or the new one, also after a crash.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
@@ -16,10 +16,18 @@ pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     let mut text = serde_json::to_vec_pretty(value)
         .with_context(|| format!("cannot write {}", path.display()))?;
     text.push(b'\n');
-    replace(path, &text).with_context(|| format!("cannot write {}", path.display()))
+    replace(path, &text)
 }
 
-fn replace(path: &Path, text: &[u8]) -> std::io::Result<()> {
+/// As [`write_json`], for any bytes. The file is this user's alone.
+///
+/// # Errors
+/// The file system refuses.
+pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
+    try_replace(path, bytes).with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn try_replace(path: &Path, text: &[u8]) -> std::io::Result<()> {
     let temporary = path.with_extension("new");
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(true).mode(0o600);

@@ -1,0 +1,69 @@
+//! Arguments of the verbs about guests that are written down: define, undefine, start, autostart.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::names::GuestName;
+
+const DEFINE_EXAMPLES: &str = "\
+Examples:
+  lighter define web-1.toml
+  lighter start web-1
+
+web-1.toml:
+  name = \"web-1\"
+  memory = \"1G\"
+  cpus = 2
+  kernel = \"/boot/vmlinuz\"
+  cmdline = \"console=ttyS0 root=/dev/vda\"
+  rng = true
+  labels = { team = \"shop\" }
+
+  [[disk]]
+  path = \"/shared/web-1.raw\"
+  read-only = false
+  serial = \"web-1\"
+
+Every option of `lighter run` is a key, named as the option is; files are named by absolute paths. A guest that
+is defined already is replaced; when it runs, the new file holds from its next start on.";
+
+/// `lighter define`.
+#[derive(Debug, Args)]
+#[command(after_help = DEFINE_EXAMPLES)]
+pub(crate) struct DefineArgs {
+    /// The guest's file.
+    #[arg(value_name = "FILE.toml")]
+    pub(crate) file: PathBuf,
+}
+
+/// `lighter start` and `lighter undefine`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  lighter start web-1
+  lighter undefine web-1
+
+A guest that is started runs in the background, as with `lighter run --detach`.")]
+pub(crate) struct DefinedArgs {
+    /// The guest, which has been defined.
+    pub(crate) name: GuestName,
+}
+
+/// `lighter autostart`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  lighter autostart web-1
+  lighter autostart web-1 --disable
+
+The node starts such guests when it is first started after the host has booted, one after the other, and tells in
+its log which did not start. A guest that has moved to another host is not started: it may be running there.")]
+pub(crate) struct AutostartArgs {
+    /// The guest, which has been defined.
+    pub(crate) name: GuestName,
+
+    /// Do not start it any more.
+    #[arg(long)]
+    pub(crate) disable: bool,
+}

@@ -1,0 +1,243 @@
+//! A guest's file: TOML with the options of `lighter run` as its keys, see [`GuestSpec`].
+
+use std::ops::Range;
+use std::path::Path;
+
+use anyhow::{Context, Result, anyhow};
+use toml::de::{DeTable, DeValue};
+
+use crate::cli::spec::{GuestSpec, Place};
+use crate::names::GuestName;
+
+/// The longest file that is read, in bytes.
+const FILE_BYTES_MAX: u64 = 64 << 10;
+
+/// A guest's file that has been understood.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Document {
+    /// As it was written.
+    pub(crate) text: String,
+    /// What it says.
+    pub(crate) spec: GuestSpec,
+}
+
+impl Document {
+    /// Reads the file at `path`.
+    ///
+    /// # Errors
+    /// It cannot be read, or says something that no guest can be; then with file, line and key.
+    pub(crate) fn read(path: &Path) -> Result<Self> {
+        let text = regular_file::read_text(path, FILE_BYTES_MAX)
+            .with_context(|| format!("cannot read {}", path.display()))?;
+        match parse(&text) {
+            Ok(spec) => Ok(Self { text, spec }),
+            Err(complaint) => Err(anyhow!("{}:{complaint}", path.display())),
+        }
+    }
+
+    /// The name in the file.
+    ///
+    /// # Errors
+    /// There is none.
+    pub(crate) fn name(&self, path: &Path) -> Result<&GuestName> {
+        let missing = || anyhow!("{}: the key `name` is missing", path.display());
+        self.spec.name.as_ref().ok_or_else(missing)
+    }
+}
+
+/// Reads a guest's file; what is wrong with it begins with the line and, when there is one, the key.
+fn parse(text: &str) -> Result<GuestSpec, String> {
+    let root = DeTable::parse(text)
+        .map_err(|error| complaint(text, error.span(), None, error.message()))?;
+    let root = root.get_ref();
+    let spec: GuestSpec = toml::from_str(text).map_err(|error| {
+        let key = error.span().and_then(|span| key_at(root, span.start));
+        complaint(text, error.span(), key, error.message())
+    })?;
+    let fault = spec.check().and_then(|()| spec.check_paths()).err();
+    match fault {
+        None => Ok(spec),
+        Some(fault) => {
+            let span = span_of(root, fault.place);
+            Err(complaint(text, span, Some(fault.place.to_string()), &fault.what))
+        }
+    }
+}
+
+fn complaint(text: &str, span: Option<Range<usize>>, key: Option<String>, what: &str) -> String {
+    let before = text.get(..span.map_or(0, |span| span.start)).unwrap_or(text);
+    let line = before.matches('\n').count() + 1;
+    let key = key.map(|key| format!("{key}: ")).unwrap_or_default();
+    // serde speaks of fields, and toml's messages have several lines.
+    let what = what.replace("unknown field", "unknown key").replace("missing field", "missing key");
+    format!("{line}: {key}{}", what.trim_end().replace('\n', ": "))
+}
+
+/// The key in whose name or value `offset` is.
+fn key_at(table: &DeTable<'_>, offset: usize) -> Option<String> {
+    table.iter().find_map(|(key, value)| {
+        let name = key.get_ref();
+        let inside = match value.get_ref() {
+            DeValue::Table(inner) => key_at(inner, offset).map(|inner| format!("{name}.{inner}")),
+            DeValue::Array(items) => items.iter().enumerate().find_map(|(index, item)| {
+                let inner = match item.get_ref() {
+                    DeValue::Table(inner) => key_at(inner, offset).map(|inner| format!(".{inner}")),
+                    _ => None,
+                };
+                let is_itself = || item.span().contains(&offset).then(String::new);
+                inner.or_else(is_itself).map(|inner| format!("{name}[{index}]{inner}"))
+            }),
+            _ => None,
+        };
+        let is_itself = key.span().contains(&offset) || value.span().contains(&offset);
+        inside.or_else(|| is_itself.then(|| name.to_string()))
+    })
+}
+
+/// Where the key at `place` is written.
+fn span_of(root: &DeTable<'_>, place: Place) -> Option<Range<usize>> {
+    let table = match place.disk {
+        None => root,
+        Some(index) => {
+            let disks = root.iter().find(|(key, _)| key.get_ref() == "disk")?.1;
+            disks.get_ref().as_array()?.get(index)?.get_ref().as_table()?
+        }
+    };
+    let key = table.iter().map(|(key, _)| key).find(|key| key.get_ref() == place.key)?;
+    Some(key.span())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::{Cli, Verb};
+
+    const FULL: &str = r#"
+name = "db"
+memory = "1G"
+cpus = 2
+kernel = "/boot/vmlinuz"
+initrd = "/boot/initrd"
+cmdline = "console=ttyS0 root=/dev/vda"
+acpi = "off"
+on-reboot = "stop"
+rng = true
+balloon = "off"
+labels = { team = "shop", "x/y" = "" }
+
+[[disk]]
+path = "/d/a.raw"
+serial = "db-1"
+
+[[disk]]
+path = "/d/b.raw"
+read-only = true
+"#;
+
+    /// What the command line `lighter run` with these arguments describes.
+    fn typed(arguments: &[&str]) -> GuestSpec {
+        let line = [&["lighter", "run"], arguments].concat();
+        match Cli::try_parse_from(line).unwrap().verb {
+            Verb::Run(args) => args.spec,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_file_says_what_the_options_of_the_same_names_say() {
+        let arguments = "--name db --memory 1G --cpus 2 --kernel /boot/vmlinuz --initrd /boot/initrd --acpi off \
+                         --on-reboot stop --rng --balloon off --label team=shop --label x/y= --disk /d/a.raw,serial=db-1 \
+                         --disk /d/b.raw,ro --cmdline";
+        let arguments: Vec<&str> =
+            arguments.split_whitespace().chain(["console=ttyS0 root=/dev/vda"]).collect();
+        assert_eq!(parse(FULL).unwrap(), typed(&arguments));
+
+        let workload = "dirty-rate = 7\nworking-set = \"8M\"\npattern = \"zero\"";
+        let arguments = ["--dirty-rate", "7", "--working-set", "8M", "--pattern", "zero"];
+        assert_eq!(parse(workload).unwrap(), typed(&arguments));
+        assert_eq!(parse("").unwrap(), typed(&[]), "the same holds when nothing is said");
+    }
+
+    /// `text` is refused with `start` and, somewhere, `word`.
+    #[track_caller]
+    fn refused(text: &str, start: &str, word: &str) {
+        let said = parse(text).unwrap_err();
+        assert!(said.starts_with(start) && said.contains(word), "{text:?}: {said}");
+        assert!(!said.contains('\n'), "{said:?}");
+    }
+
+    #[test]
+    fn what_is_no_guest_is_refused_with_its_line_and_key() {
+        refused("cpus = 1\nmemry = \"1G\"", "2: memry: ", "unknown key `memry`");
+        refused("\n\nmemory = 1024", "3: memory: ", "string");
+        refused("memory = \"lots\"", "1: memory: ", "`lots`");
+        refused("memory = \"1M\"", "1: memory: ", "not possible");
+        refused("cpus = 9", "1: cpus: ", "1 to 8");
+        refused("cpus = \"2\"", "1: cpus: ", "u8");
+        refused("cpus = -1", "1: cpus: ", "-1");
+        refused("name = \"../x\"", "1: name: ", "a guest's name is");
+        refused("on-reboot = \"maybe\"", "1: on-reboot: ", "`restart`");
+        refused("on_reboot = \"stop\"", "1: on_reboot: ", "`on-reboot`");
+        refused("labels = { \"a b\" = \"c\" }", "1: labels", "letters");
+        refused("labels = { a = 1 }", "1: labels.a: ", "string");
+        refused("kernel = \"/k\"\nrng = \"yes\"", "2: rng: ", "boolean");
+        let many: String = (0..65).map(|number| format!("l{number} = \"\"\n")).collect();
+        refused(&format!("[labels]\n{many}"), "1: labels: ", "at most 64");
+    }
+
+    #[test]
+    fn what_does_not_go_together_is_refused_with_its_line_and_key() {
+        for line in ["initrd = \"/i\"", "cmdline = \"x\"", "acpi = \"on\"", "rng = true"] {
+            let key = line.split(' ').next().unwrap();
+            refused(&format!("cpus = 1\n{line}"), &format!("2: {key}: "), "`kernel`");
+        }
+        refused("[[disk]]\npath = \"/d\"", "1: disk: ", "`kernel`");
+        for line in ["dirty-rate = 1", "working-set = \"8M\"", "pattern = \"zero\""] {
+            let key = line.split(' ').next().unwrap();
+            refused(&format!("kernel = \"/k\"\n{line}"), &format!("2: {key}: "), "workload");
+        }
+    }
+
+    #[test]
+    fn a_disk_that_is_wrong_is_told_by_its_number() {
+        let disk =
+            |lines: &str| format!("kernel = \"/k\"\n[[disk]]\npath = \"/a\"\n[[disk]]\n{lines}");
+        refused(&disk("path = \"/b\"\nro = true"), "6: disk[1].ro: ", "`read-only`");
+        refused(&disk("path = \"/b\"\nread-only = 1"), "6: disk[1].read-only: ", "boolean");
+        refused(&disk("path = \"b\""), "5: disk[1].path: ", "`b` is no absolute path");
+        refused(&disk("path = \"\""), "5: disk[1].path: ", "needs a path");
+        let serial = "s".repeat(21);
+        refused(
+            &disk(&format!("path = \"/b\"\nserial = \"{serial}\"")),
+            "6: disk[1].serial: ",
+            "20",
+        );
+        refused(&disk("serial = \"x\""), "4: disk[1]", "missing key `path`");
+        refused("kernel = \"vmlinuz\"", "1: kernel: ", "`vmlinuz` is no absolute path");
+    }
+
+    #[test]
+    fn what_is_no_toml_is_refused_with_its_line() {
+        refused("cpus = 1\ncpus = 2", "2: ", "duplicate key");
+        refused("cpus = 1\nname = \"web", "2: ", "");
+        refused("cpus", "1: ", "");
+        // Deep nesting must not end the program.
+        refused(&format!("x = {}", "[".repeat(60_000)), "1: ", "");
+    }
+
+    #[test]
+    fn what_is_no_small_file_of_text_is_refused_by_its_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("web.toml");
+        let complain = |content: &[u8]| {
+            std::fs::write(&path, content).unwrap();
+            format!("{:#}", Document::read(&path).unwrap_err())
+        };
+        assert!(complain(&[0xff]).contains("web.toml: it is no text in UTF-8"));
+        assert!(complain(&vec![b' '; 1 << 17]).contains("web.toml: it is too large"));
+        assert!(complain(b"cpus = 1\nx = 1").contains("web.toml:2: x: "));
+        assert!(format!("{:#}", Document::read(folder.path()).unwrap_err()).contains("a folder"));
+    }
+}

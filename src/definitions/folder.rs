@@ -1,0 +1,246 @@
+//! The host's folder of guests that are defined.
+
+use std::fs::{self, OpenOptions};
+use std::io::ErrorKind;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+use super::document::Document;
+use crate::cli::spec::GuestSpec;
+use crate::durable;
+use crate::names::GuestName;
+
+/// A guest that is defined.
+#[derive(Debug)]
+pub(crate) struct Definition {
+    /// Its name.
+    pub(crate) name: GuestName,
+    /// Its file.
+    pub(crate) path: PathBuf,
+    /// Whether it starts with the host.
+    pub(crate) autostart: bool,
+    /// What the file says; a file that was damaged since makes no guest, and is still there.
+    pub(crate) spec: Result<GuestSpec>,
+}
+
+/// The folder of guests that are defined.
+#[derive(Debug, Clone)]
+pub(crate) struct Definitions {
+    folder: PathBuf,
+}
+
+impl Definitions {
+    /// Those in `folder`, whether or not it exists.
+    pub(crate) fn in_folder(folder: PathBuf) -> Self {
+        Self { folder }
+    }
+
+    /// Keeps the guest's file at `path`, in the place of one that has the same name. Returns the name.
+    ///
+    /// # Errors
+    /// The file describes no guest or has no name for it, or the file system refuses.
+    pub(crate) fn define(&self, path: &Path) -> Result<GuestName> {
+        let document = Document::read(path)?;
+        let name = document.name(path)?;
+        durable::replace(&self.file(name), document.text.as_bytes())?;
+        Ok(name.clone())
+    }
+
+    /// Forgets a guest, and that it starts with the host.
+    ///
+    /// # Errors
+    /// It is not defined, or the file system refuses.
+    pub(crate) fn undefine(&self, name: &GuestName) -> Result<()> {
+        self.expect(name)?;
+        // In this order: a mark without a guest would hold for the next one of this name.
+        remove_if_there(&self.mark(name))?;
+        remove_if_there(&self.file(name))
+    }
+
+    /// Lets a guest start with the host, or not any more.
+    ///
+    /// # Errors
+    /// As [`Self::undefine`].
+    pub(crate) fn set_autostart(&self, name: &GuestName, autostart: bool) -> Result<()> {
+        self.expect(name)?;
+        if autostart {
+            // Empty: there is nothing in it that could be half written.
+            let path = self.mark(name);
+            let mut options = OpenOptions::new();
+            options.write(true).create(true).mode(0o600);
+            let made = regular_file::open(&path, &mut options).and_then(|mark| mark.sync_all());
+            made.with_context(|| format!("cannot write {}", path.display()))
+        } else {
+            remove_if_there(&self.mark(name))
+        }
+    }
+
+    /// The guest of this name, if it is defined.
+    pub(crate) fn find(&self, name: &GuestName) -> Option<Definition> {
+        let path = self.file(name);
+        path.exists().then(|| Definition {
+            name: name.clone(),
+            autostart: self.mark(name).exists(),
+            spec: read(&path, name),
+            path,
+        })
+    }
+
+    /// The guest of this name.
+    ///
+    /// # Errors
+    /// It is not defined; the message names those that are.
+    pub(crate) fn expect(&self, name: &GuestName) -> Result<Definition> {
+        if let Some(definition) = self.find(name) {
+            return Ok(definition);
+        }
+        let others: Vec<String> = self.names().iter().map(GuestName::to_string).collect();
+        let known = if others.is_empty() {
+            "no guest is: see `lighter define --help`".to_owned()
+        } else {
+            format!("there is: {}", others.join(", "))
+        };
+        bail!("{name} is not defined in {} ({known})", self.folder.display())
+    }
+
+    /// All, by name.
+    pub(crate) fn list(&self) -> Vec<Definition> {
+        self.names().iter().filter_map(|name| self.find(name)).collect()
+    }
+
+    fn names(&self) -> Vec<GuestName> {
+        let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten();
+        let name = |entry: fs::DirEntry| {
+            let file = entry.file_name();
+            file.to_str()?.strip_suffix(".toml")?.parse::<GuestName>().ok()
+        };
+        let mut names: Vec<GuestName> = entries.filter_map(name).collect();
+        names.sort();
+        names
+    }
+
+    fn file(&self, name: &GuestName) -> PathBuf {
+        self.folder.join(format!("{name}.toml"))
+    }
+
+    fn mark(&self, name: &GuestName) -> PathBuf {
+        self.folder.join(format!("{name}.autostart"))
+    }
+}
+
+/// Reads the file of the guest `name`.
+fn read(path: &Path, name: &GuestName) -> Result<GuestSpec> {
+    let document = Document::read(path)?;
+    let said = document.name(path)?;
+    if said != name {
+        bail!("{} is the file of {name}, and the name in it is {said}", path.display());
+    }
+    Ok(document.spec)
+}
+
+fn remove_if_there(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> GuestName {
+        text.parse().unwrap()
+    }
+
+    /// A folder of definitions, and one for the files of a user.
+    fn folders() -> (tempfile::TempDir, Definitions, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let kept = folder.path().join("definitions");
+        fs::create_dir(&kept).unwrap();
+        let file = folder.path().join("web.toml");
+        (folder, Definitions::in_folder(kept), file)
+    }
+
+    #[test]
+    fn a_guest_is_kept_as_it_was_written_until_it_is_undefined() {
+        let (_folder, definitions, file) = folders();
+        fs::write(&file, "# mine\nname = \"web\"\ncpus = 2\n").unwrap();
+        assert_eq!(definitions.define(&file).unwrap(), name("web"));
+        fs::remove_file(&file).unwrap();
+
+        let web = definitions.expect(&name("web")).unwrap();
+        assert!(fs::read_to_string(&web.path).unwrap().starts_with("# mine"));
+        assert_eq!((web.spec.unwrap().cpus, web.autostart), (2, false));
+
+        definitions.undefine(&name("web")).unwrap();
+        assert!(definitions.find(&name("web")).is_none());
+        assert!(definitions.undefine(&name("web")).is_err());
+    }
+
+    #[test]
+    fn a_guest_without_a_name_or_with_a_fault_is_not_kept() {
+        let (_folder, definitions, file) = folders();
+        for (text, word) in [("cpus = 2", "`name` is missing"), ("name = \"web\"\nx = 1", ":2: x:")]
+        {
+            fs::write(&file, text).unwrap();
+            let error = format!("{:#}", definitions.define(&file).unwrap_err());
+            assert!(error.contains("web.toml") && error.contains(word), "{error}");
+        }
+        assert!(definitions.list().is_empty());
+    }
+
+    #[test]
+    fn autostart_is_forgotten_with_the_guest() {
+        let (_folder, definitions, file) = folders();
+        fs::write(&file, "name = \"web\"").unwrap();
+        definitions.define(&file).unwrap();
+        definitions.set_autostart(&name("web"), true).unwrap();
+        definitions.set_autostart(&name("web"), true).unwrap();
+        assert!(definitions.expect(&name("web")).unwrap().autostart);
+        // A new file changes what the guest is, not when it starts.
+        definitions.define(&file).unwrap();
+        assert!(definitions.expect(&name("web")).unwrap().autostart);
+
+        definitions.undefine(&name("web")).unwrap();
+        definitions.define(&file).unwrap();
+        assert!(!definitions.expect(&name("web")).unwrap().autostart);
+        definitions.set_autostart(&name("web"), false).unwrap();
+    }
+
+    #[test]
+    fn damaged_files_and_strange_ones_are_told_from_guests() {
+        let (_folder, definitions, _) = folders();
+        for (file, text) in [
+            ("web.toml", "name = \"other\""),
+            ("db.toml", "name ="),
+            ("db.new", ""),
+            ("-x.toml", "name = \"x\""),
+            ("lone.autostart", ""),
+        ] {
+            fs::write(definitions.folder.join(file), text).unwrap();
+        }
+        let listed = definitions.list();
+        let names: Vec<&str> = listed.iter().map(|it| it.name.as_str()).collect();
+        assert_eq!(names, ["db", "web"]);
+        assert!(listed.iter().all(|it| it.spec.is_err()), "{listed:?}");
+    }
+
+    #[test]
+    fn a_guest_that_is_not_defined_is_answered_with_those_that_are() {
+        let (_folder, definitions, file) = folders();
+        let error = definitions.expect(&name("web")).unwrap_err().to_string();
+        assert!(
+            error.contains("web is not defined") && error.contains("lighter define"),
+            "{error}"
+        );
+        fs::write(&file, "name = \"web\"").unwrap();
+        definitions.define(&file).unwrap();
+        let error = definitions.set_autostart(&name("wbe"), true).unwrap_err().to_string();
+        assert!(error.contains("there is: web"), "{error}");
+    }
+}

@@ -1,0 +1,158 @@
+//! The last of what a guest wrote on its serial console, for everybody who wants to read along.
+//!
+//! The guest writes and never waits: what is old goes, whether or not it was read. Readers have no place here, only the offset
+//! that each remembers for itself, counted in bytes since the guest's process began; so a thousand of them, or one that hangs,
+//! cost no memory.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
+
+/// What is kept, in bytes.
+const KEPT_BYTES_MAX: usize = 64 << 10;
+
+/// The last of what a guest wrote.
+#[derive(Debug)]
+pub(crate) struct Scrollback {
+    kept: Mutex<Kept>,
+    /// How much there has been; closed when there will not be more.
+    end: watch::Sender<Option<u64>>,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    bytes: VecDeque<u8>,
+    /// The offset behind the last byte.
+    end: u64,
+}
+
+/// Some of what a guest wrote.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Excerpt {
+    /// The offset of the first byte.
+    pub(crate) from: u64,
+    /// The bytes.
+    pub(crate) bytes: Vec<u8>,
+}
+
+impl Excerpt {
+    /// The offset behind the last byte: where to read on.
+    pub(crate) fn next(&self) -> u64 {
+        self.from + self.bytes.len() as u64
+    }
+}
+
+impl Default for Scrollback {
+    fn default() -> Self {
+        Self { kept: Mutex::default(), end: watch::Sender::new(Some(0)) }
+    }
+}
+
+impl Scrollback {
+    /// Adds what the guest wrote; forgets what is too old.
+    pub(crate) fn push(&self, bytes: &[u8]) {
+        let end = {
+            let mut kept = self.kept();
+            kept.end += bytes.len() as u64;
+            kept.bytes.extend(bytes);
+            let surplus = kept.bytes.len().saturating_sub(KEPT_BYTES_MAX);
+            kept.bytes.drain(..surplus);
+            kept.end
+        };
+        self.end.send_if_modified(|current| {
+            let is_open = current.is_some();
+            if is_open {
+                *current = Some(end);
+            }
+            is_open
+        });
+    }
+
+    /// What has been written from `from` on and is still here. An offset that has not been reached is that of another life of the
+    /// guest: everything is new to whoever comes with it.
+    pub(crate) fn read(&self, from: u64) -> Excerpt {
+        let kept = self.kept();
+        let oldest = kept.end - kept.bytes.len() as u64;
+        let from = if from > kept.end { oldest } else { from.max(oldest) };
+        let skipped = usize::try_from(from - oldest).unwrap_or(usize::MAX);
+        Excerpt { from, bytes: kept.bytes.iter().skip(skipped).copied().collect() }
+    }
+
+    /// Waits until there is something to read from `from` on, or nothing will come any more.
+    pub(crate) async fn wait_beyond(&self, from: u64) {
+        let mut end = self.end.subscribe();
+        let is_there = |end: &Option<u64>| end.is_none_or(|end| end != from);
+        // The sender is ours, and so it lives.
+        let _ = end.wait_for(is_there).await;
+    }
+
+    /// Nothing will come any more.
+    pub(crate) fn close(&self) {
+        self.end.send_replace(None);
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    fn text(excerpt: &Excerpt) -> &str {
+        std::str::from_utf8(&excerpt.bytes).unwrap()
+    }
+
+    #[test]
+    fn readers_read_on_where_they_stopped() {
+        let scrollback = Scrollback::default();
+        assert_eq!(scrollback.read(0), Excerpt { from: 0, bytes: Vec::new() });
+        scrollback.push(b"hello ");
+        let first = scrollback.read(0);
+        scrollback.push(b"world");
+        assert_eq!(text(&first), "hello ");
+        assert_eq!(text(&scrollback.read(first.next())), "world");
+        assert_eq!(text(&scrollback.read(0)), "hello world");
+        assert_eq!(text(&scrollback.read(12)), "hello world", "from another life");
+        assert_eq!(scrollback.read(11).next(), 11);
+    }
+
+    #[test]
+    fn what_is_old_goes_and_the_reader_sees_how_much() {
+        let scrollback = Scrollback::default();
+        for _ in 0..3 {
+            scrollback.push(&vec![b'x'; KEPT_BYTES_MAX]);
+        }
+        scrollback.push(b"end");
+        let read = scrollback.read(5);
+        assert_eq!(read.bytes.len(), KEPT_BYTES_MAX);
+        assert_eq!(read.from, 2 * KEPT_BYTES_MAX as u64 + 3);
+        assert!(read.bytes.ends_with(b"xend"));
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_hears_of_the_next_byte_and_of_the_end() {
+        let scrollback = Arc::new(Scrollback::default());
+        let wait = |from| {
+            let theirs = Arc::clone(&scrollback);
+            tokio::spawn(async move { theirs.wait_beyond(from).await })
+        };
+        let waiting = wait(0);
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        scrollback.push(b"x");
+        waiting.await.unwrap();
+        wait(0).await.unwrap();
+        let waiting = wait(1);
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        scrollback.close();
+        waiting.await.unwrap();
+        scrollback.push(b"too late to wake anybody");
+        wait(25).await.unwrap();
+    }
+}

@@ -1,0 +1,72 @@
+//! The terminal of a user who types to a guest: every key goes to the guest, but Ctrl-].
+
+use std::io::{self, IsTerminal, Read};
+
+use anyhow::{Context, Result};
+use nix::sys::termios::{InputFlags, LocalFlags, SetArg, Termios, tcgetattr, tcsetattr};
+
+/// The key that does not go to the guest: Ctrl-].
+const LEAVE_KEY: u8 = 0x1d;
+
+/// A terminal whose keys all go to the guest; as it was before when dropped.
+pub(crate) struct RawTerminal {
+    before: Termios,
+}
+
+impl RawTerminal {
+    /// Switches stdin to raw, when it is a terminal.
+    ///
+    /// # Errors
+    /// The terminal refuses.
+    pub(crate) fn enter() -> Result<Option<Self>> {
+        let stdin = io::stdin();
+        if !stdin.is_terminal() {
+            return Ok(None);
+        }
+        let before = tcgetattr(&stdin).context("cannot read the terminal's settings")?;
+        let mut raw = before.clone();
+        // Output stays as it is, so that our own messages start at the left.
+        raw.local_flags
+            .remove(LocalFlags::ECHO | LocalFlags::ICANON | LocalFlags::ISIG | LocalFlags::IEXTEN);
+        raw.input_flags
+            .remove(InputFlags::ICRNL | InputFlags::IXON | InputFlags::ISTRIP | InputFlags::INLCR);
+        tcsetattr(&stdin, SetArg::TCSANOW, &raw)
+            .context("cannot change the terminal's settings")?;
+        Ok(Some(Self { before }))
+    }
+}
+
+impl Drop for RawTerminal {
+    fn drop(&mut self) {
+        if let Err(error) = tcsetattr(io::stdin(), SetArg::TCSANOW, &self.before) {
+            tracing::warn!(%error, "cannot give the terminal its settings back: try `reset`");
+        }
+    }
+}
+
+/// Hands stdin to `take` until its end, from a thread of its own; calls `leave` at Ctrl-].
+///
+/// # Errors
+/// The system gives no thread.
+pub(crate) fn pump_input(
+    take: impl Fn(&[u8]) + Send + 'static,
+    leave: impl FnOnce() + Send + 'static,
+) -> Result<()> {
+    let pump = move || {
+        let mut buffer = [0; 256];
+        loop {
+            let Ok(count @ 1..) = io::stdin().lock().read(&mut buffer) else { return };
+            let typed = buffer.get(..count).unwrap_or_default();
+            let ending = typed.iter().position(|key| *key == LEAVE_KEY);
+            take(typed.get(..ending.unwrap_or(count)).unwrap_or_default());
+            if ending.is_some() {
+                return leave();
+            }
+        }
+    };
+    std::thread::Builder::new()
+        .name("console-in".to_owned())
+        .spawn(pump)
+        .map(drop)
+        .context("cannot start a thread for the console")
+}

@@ -1,0 +1,96 @@
+//! Guests that are defined and do not run, as `ls --all` and `show` tell of them.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::cli::spec::GuestSpec;
+use crate::definitions::Definition;
+use crate::ended::Ended;
+use crate::names::GuestName;
+use crate::table::facts;
+use crate::units::{format_size, format_uptime};
+
+/// How such a guest stands, in JSON.
+const STATE: &str = "shut-off";
+
+/// A guest that is defined and does not run.
+#[derive(Debug, Serialize)]
+pub(crate) struct OffGuest {
+    /// Its name.
+    pub(crate) name: GuestName,
+    /// Always `shut-off`.
+    state: &'static str,
+    /// Guest memory, bytes; absent when its file is damaged.
+    pub(crate) memory_bytes: Option<u64>,
+    /// Virtual CPUs; absent when its file is damaged.
+    pub(crate) vcpus: Option<u8>,
+    /// Its labels.
+    labels: BTreeMap<String, String>,
+    /// Whether it starts with the host.
+    autostart: bool,
+    /// Its file.
+    definition: String,
+    /// What is wrong with its file.
+    fault: Option<String>,
+    /// How it ended last, when that is known.
+    pub(crate) ended: Option<Ended>,
+}
+
+impl OffGuest {
+    /// A guest that is defined, and how it ended last.
+    pub(crate) fn new(definition: Definition, ended: Option<Ended>) -> Self {
+        let Definition { name, path, autostart, spec } = definition;
+        let fault = spec.as_ref().err().map(|error| format!("{error:#}"));
+        let spec = spec.ok();
+        Self {
+            name,
+            state: STATE,
+            memory_bytes: spec.as_ref().map(|spec| spec.memory.0),
+            vcpus: spec.as_ref().map(|spec| spec.cpus),
+            labels: spec.as_ref().map(GuestSpec::labels).unwrap_or_default(),
+            autostart,
+            definition: path.display().to_string(),
+            fault,
+            ended,
+        }
+    }
+
+    /// How it stands, for tables.
+    pub(crate) fn state(&self) -> &'static str {
+        if self.fault.is_some() { "damaged file" } else { "shut off" }
+    }
+
+    /// All about it, for people.
+    pub(crate) fn text(&self) -> String {
+        let mut lines = vec![("Name", self.name.to_string())];
+        let ended = self.ended.as_ref();
+        let ended = ended
+            .map(|ended| format!("; it {} {} ago", ended.reason, format_uptime(ended.age())))
+            .unwrap_or_default();
+        lines.push(("State", format!("shut off{ended}")));
+        lines.extend(self.vcpus.map(|count| ("VCPUs", count.to_string())));
+        lines.extend(self.memory_bytes.map(|bytes| ("Memory", format_size(bytes))));
+        lines.extend(labels_line(&self.labels));
+        lines.push(definition_line(&self.definition));
+        lines.push(autostart_line(self.autostart));
+        lines.extend(self.fault.as_ref().map(|fault| ("Fault", fault.clone())));
+        facts(&lines)
+    }
+}
+
+/// A guest's labels for people, when it has any.
+pub(crate) fn labels_line(labels: &BTreeMap<String, String>) -> Option<(&'static str, String)> {
+    let pairs: Vec<String> = labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    (!pairs.is_empty()).then(|| ("Labels", pairs.join(", ")))
+}
+
+/// Where a guest is defined, for people.
+pub(crate) fn definition_line(path: &str) -> (&'static str, String) {
+    ("Defined in", path.to_owned())
+}
+
+/// Whether a guest starts with the host, for people.
+pub(crate) fn autostart_line(autostart: bool) -> (&'static str, String) {
+    ("Starts with the host", if autostart { "yes" } else { "no" }.to_owned())
+}

@@ -1,0 +1,152 @@
+//! The serial console: watched and typed on by several, of a guest that writes back what it reads.
+
+use std::fs;
+use std::io::{PipeWriter, Write, pipe};
+use std::os::unix::net::UnixStream;
+
+use crate::host::checks::nothing_left_behind;
+use crate::host::{Guest, Pair, Running, lighter, wait};
+
+/// Where the guest's program lies in its memory.
+const ADDRESS: u64 = 2 << 20;
+
+/// Bytes of an ELF header (elf(5)).
+const HEADER_BYTES: u64 = 64;
+
+/// Bytes of a program header.
+const SEGMENT_BYTES: u64 = 56;
+
+/// Writes "hi" and a line's end to the serial port, and then whatever it reads from it.
+const PROGRAM: [u8; 30] = [
+    0x66, 0xba, 0xf8, 0x03, // mov dx, 0x3f8
+    0xb0, b'h', 0xee, // mov al, 'h'; out dx, al
+    0xb0, b'i', 0xee, //
+    0xb0, b'\n', 0xee, //
+    0x66, 0xba, 0xfd, 0x03, // read: mov dx, 0x3fd
+    0xec, 0xa8, 0x01, // in al, dx; test al, 1
+    0x74, 0xf7, // jz read
+    0x66, 0xba, 0xf8, 0x03, // mov dx, 0x3f8
+    0xec, 0xee, // in al, dx; out dx, al
+    0xeb, 0xef, // jmp read
+];
+
+/// The program as a kernel: an ELF file with one segment.
+fn kernel() -> Vec<u8> {
+    let mut elf = b"\x7fELF\x02\x01\x01".to_vec();
+    elf.resize(16, 0);
+    for half in [2_u16, 62] {
+        elf.extend(half.to_le_bytes()); // An executable for x86-64.
+    }
+    elf.extend(1_u32.to_le_bytes());
+    for word in [ADDRESS, HEADER_BYTES, 0] {
+        elf.extend(word.to_le_bytes()); // Entry, program headers, no sections.
+    }
+    elf.extend(0_u32.to_le_bytes());
+    for half in [HEADER_BYTES as u16, SEGMENT_BYTES as u16, 1, 64, 0, 0] {
+        elf.extend(half.to_le_bytes());
+    }
+    for word in [1_u32, 5] {
+        elf.extend(word.to_le_bytes()); // To be loaded; readable and executable.
+    }
+    let bytes = PROGRAM.len() as u64;
+    for word in [HEADER_BYTES + SEGMENT_BYTES, ADDRESS, ADDRESS, bytes, bytes, 0x1000] {
+        elf.extend(word.to_le_bytes());
+    }
+    elf.extend(PROGRAM);
+    elf
+}
+
+/// Starts the guest on host a.
+fn start_echo(pair: &Pair) -> Guest {
+    let path = pair.folder().join("echo");
+    fs::write(&path, kernel()).expect("a kernel");
+    let path = path.display().to_string();
+    let line = ["run", "--detach", "--name", "echo", "--memory", "64M", "--kernel", &path];
+    pair.a.run(&line).ok();
+    pair.a.guest("echo")
+}
+
+/// `lighter console`, with a keyboard.
+fn watch(pair: &Pair) -> (Running, PipeWriter) {
+    let (keys, keyboard) = pipe().expect("a pipe");
+    let mut command = lighter(pair.a.state_dir(), &["console", "echo"]);
+    command.stdin(keys);
+    (Running::start(command), keyboard)
+}
+
+/// Waits until the console has shown `text`, and nothing else.
+#[track_caller]
+fn shows(console: &Running, text: &str) {
+    wait::until(&format!("the console shows {text:?}"), || {
+        let (stdout, stderr) = console.said();
+        wait::holds(stdout == text, (stdout, stderr))
+    });
+}
+
+#[test]
+fn several_watch_one_console_and_each_can_type() {
+    let pair = Pair::without_nodes();
+    start_echo(&pair);
+    let (first, mut first_keys) = watch(&pair);
+    shows(&first, "hi\n");
+    first_keys.write_all(b"one ").expect("a keyboard");
+    shows(&first, "hi\none ");
+
+    let (second, mut second_keys) = watch(&pair);
+    shows(&second, "hi\none ");
+    // More than the port has room for at once, and characters of several bytes.
+    let long = format!("{} äöü.", "x".repeat(300));
+    second_keys.write_all(long.as_bytes()).expect("a keyboard");
+    for console in [&first, &second] {
+        shows(console, &format!("hi\none {long}"));
+    }
+
+    first_keys.write_all(b"bye\x1dnever").expect("a keyboard");
+    first.finish().ok();
+    shows(&second, &format!("hi\none {long}bye"));
+
+    pair.a.run(&["destroy", "echo"]).ok();
+    let done = second.finish().ok();
+    assert!(done.stderr.contains("echo was ended on request"), "{done:?}");
+    nothing_left_behind(&[&pair.a]);
+}
+
+#[test]
+fn the_end_of_what_is_typed_is_not_the_end_of_the_console() {
+    let pair = Pair::without_nodes();
+    start_echo(&pair);
+    let (console, mut keys) = watch(&pair);
+    keys.write_all(b"last").expect("a keyboard");
+    drop(keys);
+    shows(&console, "hi\nlast");
+    let (other, mut keys) = watch(&pair);
+    keys.write_all(b" words").expect("a keyboard");
+    shows(&console, "hi\nlast words");
+    drop((console, other));
+    pair.a.run(&["console", "nobody"]).complains(crate::host::Exit::Failed, &["there is: echo"]);
+}
+
+#[test]
+fn watchers_that_never_read_hold_nobody_up() {
+    let pair = Pair::without_nodes();
+    let guest = start_echo(&pair);
+    let question =
+        "GET /v1/guest/console?from=3&wait_ms=30000 HTTP/1.1\r\nhost: x\r\n\r\n".repeat(20);
+    let hostile: Vec<UnixStream> = (0..100)
+        .map(|_| {
+            let mut stream = UnixStream::connect(guest.socket()).expect("a connection");
+            stream.write_all(question.as_bytes()).expect("a question");
+            stream
+        })
+        .collect();
+
+    let (console, mut keys) = watch(&pair);
+    shows(&console, "hi\n");
+    keys.write_all(b"still here").expect("a keyboard");
+    shows(&console, "hi\nstill here");
+    assert_eq!(guest.state().as_deref(), Some("running"));
+    pair.a.run(&["destroy", "echo"]).ok();
+    console.finish().ok();
+    drop(hostile);
+    nothing_left_behind(&[&pair.a]);
+}

@@ -1,0 +1,213 @@
+//! Guests that are written down: defined, started, listed while they are off, started with the host.
+
+use serde_json::Value;
+
+use crate::host::checks::{await_life, guest_is_gone, memory_is_intact, nothing_left_behind};
+use crate::host::{Exit, Guest, Host, Migration, NodePlan, Pair, wait};
+
+/// A small workload.
+const WEB: &str = "\
+# A guest of the tests.
+name = \"web-1\"
+memory = \"64M\"
+cpus = 2
+dirty-rate = 500
+working-set = \"8M\"
+labels = { team = \"shop\" }
+";
+
+/// Writes a guest's file, and returns its path.
+fn file(pair: &Pair, text: &str) -> String {
+    let path = pair.folder().join("guest.toml");
+    std::fs::write(&path, text).expect("a guest's file");
+    path.display().to_string()
+}
+
+/// `lighter ls --all --json`.
+fn list_all(host: &Host) -> Vec<Value> {
+    let listed = host.run(&["ls", "--all", "--json"]).ok().json();
+    listed.as_array().expect("a list").clone()
+}
+
+/// The guest runs, with sound memory.
+#[track_caller]
+fn works(host: &Host) -> Guest {
+    let guest = host.guest("web-1");
+    guest.await_workload("it works", |workload| workload["phase"] == "working");
+    memory_is_intact(&guest);
+    guest
+}
+
+#[test]
+fn a_defined_guest_is_shown_while_it_is_off_and_started_by_its_name() {
+    let pair = Pair::without_nodes();
+    let path = file(&pair, WEB);
+    assert_eq!(pair.a.run(&["define", &path]).ok().stdout, "web-1\n");
+    std::fs::remove_file(&path).expect("the file is the user's");
+
+    assert_eq!(pair.a.list(), Vec::<Value>::new(), "without --all, only what runs");
+    let shown = pair.a.run(&["show", "web-1", "--json"]).ok().json();
+    for seen in [&list_all(&pair.a)[0], &shown] {
+        assert_eq!(seen["name"], "web-1", "{seen:#}");
+        assert_eq!(seen["state"], "shut-off", "{seen:#}");
+        assert_eq!(seen["memory_bytes"], 64 << 20, "{seen:#}");
+        assert_eq!(seen["labels"]["team"], "shop", "{seen:#}");
+        assert_eq!(seen["autostart"], false, "{seen:#}");
+    }
+    for verb in [&["ls", "--all"][..], &["show", "web-1"]] {
+        let text = pair.a.run(verb).ok().stdout;
+        assert!(text.contains("web-1") && text.contains("shut off"), "{text}");
+    }
+    pair.a.run(&["pause", "web-1"]).complains(Exit::Failed, &["`lighter start web-1` starts it"]);
+
+    assert_eq!(pair.a.run(&["start", "web-1"]).ok().stdout, "web-1\n");
+    works(&pair.a);
+    let shown = pair.a.run(&["show", "web-1", "--json"]).ok().json();
+    assert_eq!(shown["state"], "running", "{shown:#}");
+    assert_eq!(shown["vcpus"], 2, "{shown:#}");
+    assert_eq!(shown["labels"]["team"], "shop", "{shown:#}");
+    assert!(shown["definition"].as_str().is_some_and(|it| it.ends_with("web-1.toml")), "{shown:#}");
+    assert_eq!(list_all(&pair.a).len(), 1, "one that runs is not off as well");
+    pair.a.run(&["start", "web-1"]).complains(Exit::Failed, &["web-1", "taken"]);
+
+    pair.a.run(&["destroy", "web-1"]).ok();
+    guest_is_gone(&[&pair.a], "web-1");
+    let listed = list_all(&pair.a);
+    assert_eq!(listed.len(), 1, "{listed:#?}");
+    assert_eq!(listed[0]["state"], "shut-off", "{listed:#?}");
+    assert_eq!(listed[0]["ended"]["how"], "destroyed", "{listed:#?}");
+    let table = pair.a.run(&["ls", "--all"]).ok().stdout;
+    assert!(table.contains("shut off") && table.contains("was ended on request"), "{table}");
+}
+
+#[test]
+fn a_guest_that_is_undefined_runs_on_and_is_forgotten_when_it_ends() {
+    let pair = Pair::without_nodes();
+    pair.a.run(&["define", &file(&pair, WEB)]).ok();
+    pair.a.run(&["start", "web-1"]).ok();
+    pair.a.run(&["autostart", "web-1"]).ok();
+    pair.a.run(&["undefine", "web-1"]).ok();
+    await_life(&works(&pair.a));
+    pair.a.run(&["destroy", "web-1"]).ok();
+    for verb in ["start", "undefine", "autostart"] {
+        pair.a.run(&[verb, "web-1"]).complains(Exit::Failed, &["web-1 is not defined"]);
+    }
+    assert_eq!(list_all(&pair.a)[0]["state"], "ended");
+    pair.a.run(&["define", &file(&pair, WEB)]).ok();
+    pair.a.run(&["start", "web-2"]).complains(Exit::Failed, &["web-2", "there is: web-1"]);
+    nothing_left_behind(&[&pair.a]);
+}
+
+#[test]
+fn a_file_is_run_without_being_kept() {
+    let pair = Pair::without_nodes();
+    let path = file(&pair, WEB);
+    assert_eq!(pair.a.run(&["run", &path, "--detach"]).ok().stdout, "web-1\n");
+    works(&pair.a);
+    pair.a.run(&["run", &path, "--detach", "--name", "web-2"]).ok();
+    let labels = pair.a.guest("web-2").get("/v1/guest").expect("a guest")["labels"].clone();
+    assert_eq!(labels["team"], "shop");
+    for name in ["web-1", "web-2"] {
+        pair.a.run(&["destroy", name]).ok();
+    }
+    pair.a.run(&["start", "web-1"]).complains(Exit::Failed, &["no guest is"]);
+    pair.a.run(&["run", &path, "--memory", "1G"]).complains(Exit::Usage, &["--memory", "FILE"]);
+}
+
+#[test]
+fn what_is_wrong_in_a_file_is_told_with_its_place_and_nothing_is_kept() {
+    let pair = Pair::without_nodes();
+    for (text, words) in [
+        ("name = \"web-1\"\nmemry = \"1G\"", ["guest.toml:2: memry: ", "unknown key"]),
+        ("name = \"web-1\"\ncpus = 9", ["guest.toml:2: cpus: ", "1 to 8"]),
+        ("name = \"web-1\"\nrng = true", ["guest.toml:2: rng: ", "`kernel`"]),
+        ("name = \"web-1\"\ncpus", ["guest.toml:2: ", ""]),
+    ] {
+        let path = file(&pair, text);
+        pair.a.run(&["define", &path]).complains(Exit::Failed, &words);
+        pair.a.run(&["run", &path, "--detach"]).complains(Exit::Failed, &words);
+    }
+    pair.a.run(&["define", &file(&pair, "")]).complains(Exit::Failed, &["guest.toml", "`name`"]);
+    let words = ["/nowhere.toml", "No such file"];
+    pair.a.run(&["define", "/nowhere.toml"]).complains(Exit::Failed, &words);
+    assert_eq!(list_all(&pair.a), Vec::<Value>::new());
+    nothing_left_behind(&[&pair.a]);
+
+    // One that is damaged later is still listed, and says why it does not start.
+    pair.a.run(&["define", &file(&pair, WEB)]).ok();
+    let kept = pair.a.state_dir().join("definitions/web-1.toml");
+    std::fs::write(kept, "name = \"web-1\"\ncpus = 0").expect("a guest's file");
+    pair.a.run(&["start", "web-1"]).complains(Exit::Failed, &["web-1.toml:2: cpus: "]);
+    let table = pair.a.run(&["ls", "--all"]).ok().stdout;
+    assert!(table.contains("damaged file"), "{table}");
+    let shown = pair.a.run(&["show", "web-1"]).ok().stdout;
+    assert!(shown.contains("web-1.toml:2: cpus: "), "{shown}");
+}
+
+/// Waits until the host's node has logged `words`.
+#[track_caller]
+fn await_log(host: &Host, words: &[&str]) {
+    wait::until(&format!("the node logs {words:?}"), || {
+        let logs = host.logs();
+        let all_there = words.iter().all(|word| logs.contains(word));
+        wait::holds(all_there, logs)
+    });
+}
+
+#[test]
+fn the_node_starts_guests_once_in_each_life_of_the_host() {
+    let mut pair = Pair::without_nodes();
+    pair.a.run(&["define", &file(&pair, WEB)]).ok();
+    let broken = "name = \"broken\"\nkernel = \"/nowhere/vmlinuz\"";
+    pair.a.run(&["define", &file(&pair, broken)]).ok();
+    pair.a.run(&["define", &file(&pair, "name = \"idle\"")]).ok();
+    for name in ["broken", "web-1"] {
+        pair.a.run(&["autostart", name]).ok();
+    }
+
+    pair.a.start_node(&NodePlan::default());
+    let failure = ["not started with the host", "/nowhere/vmlinuz", "guest=broken"];
+    await_log(&pair.a, &failure);
+    wait::until("web-1 is started", || {
+        let state = pair.a.guest("web-1").state();
+        wait::holds(state.as_deref() == Some("running"), state)
+    });
+    works(&pair.a);
+    await_log(&pair.a, &["started with the host guest=web-1"]);
+    assert_eq!(pair.a.list().len(), 1, "no guest that was not to start");
+
+    pair.a.run(&["destroy", "web-1"]).ok();
+    pair.a.kill_node();
+    // Another node in the same life of the host.
+    pair.a.start_node(&NodePlan::default());
+    await_log(&pair.a, &["guests have been started with the host before"]);
+    pair.a.kill_node();
+    assert_eq!(pair.a.list(), Vec::<Value>::new());
+
+    // As if the host had booted again.
+    std::fs::write(pair.a.state_dir().join("autostarted.json"), "{\"boot_id\": \"x\"}")
+        .expect("a file");
+    pair.a.run(&["autostart", "broken", "--disable"]).ok();
+    pair.a.start_node(&NodePlan::default());
+    pair.a.guest("web-1").await_state("running");
+    works(&pair.a);
+    let failures = pair.a.logs().matches("/nowhere/vmlinuz").count();
+    assert_eq!(failures, 1, "{}", pair.a.logs());
+    nothing_left_behind(&[&pair.a]);
+}
+
+#[test]
+fn a_guest_that_has_moved_away_is_not_started_with_the_host() {
+    let mut pair = Pair::new();
+    pair.a.run(&["define", &file(&pair, WEB)]).ok();
+    pair.a.run(&["autostart", "web-1"]).ok();
+    pair.a.run(&["start", "web-1"]).ok();
+    works(&pair.a);
+    Migration::run(&pair.a, "web-1", &pair.b).ok();
+    pair.a.kill_node();
+    std::fs::write(pair.a.state_dir().join("autostarted.json"), "{}").expect("a file");
+    pair.a.start_node(&NodePlan::default());
+    await_log(&pair.a, &["it has moved to 127.0.0.1", "`lighter start web-1` starts it here"]);
+    assert_eq!(pair.a.list(), Vec::<Value>::new());
+    works(&pair.b);
+}

@@ -1,0 +1,77 @@
+//! Events: what becomes of guests, as it is told while it happens.
+
+use serde_json::Value;
+
+use crate::host::{Exit, Guest, GuestPlan, Host, Migration, Pair, Running, lighter, wait};
+
+/// `lighter events --json`, once it listens: it has told of a guest that came and went.
+fn listen(host: &Host) -> Running {
+    let listener = Running::start(lighter(host.state_dir(), &["events", "--json"]));
+    wait::until("somebody listens", || {
+        Guest::start(host, &GuestPlan { name: "canary".to_owned(), ..GuestPlan::default() });
+        host.run(&["destroy", "canary"]).ok();
+        let told = events(&listener);
+        wait::holds(!told.is_empty(), told)
+    });
+    listener
+}
+
+/// What was told so far.
+fn events(listener: &Running) -> Vec<Value> {
+    let lines = listener.said().0;
+    // The last line may not be complete yet.
+    lines.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+}
+
+/// Waits until these have been told of web-1, in this order, whatever else was.
+#[track_caller]
+fn await_events(listener: &Running, names: &[&str]) -> Vec<Value> {
+    wait::until(&format!("{names:?} are told"), || {
+        let told: Vec<Value> =
+            events(listener).into_iter().filter(|event| event["guest"] == "web-1").collect();
+        let mut awaited = names.iter().peekable();
+        for event in &told {
+            awaited.next_if(|name| event["event"] == **name);
+        }
+        if awaited.peek().is_none() { Ok(told) } else { Err(told) }
+    })
+}
+
+#[test]
+fn the_life_of_a_guest_is_told_while_it_happens() {
+    let pair = Pair::without_nodes();
+    let listener = listen(&pair.a);
+    Guest::start(&pair.a, &GuestPlan::default());
+    await_events(&listener, &["started"]);
+    pair.a.run(&["pause", "web-1"]).ok();
+    await_events(&listener, &["started", "paused"]);
+    pair.a.run(&["resume", "web-1"]).ok();
+    await_events(&listener, &["started", "paused", "resumed"]);
+    pair.a.run(&["reset", "web-1"]).ok();
+    await_events(&listener, &["started", "paused", "resumed", "reset"]);
+    pair.a.run(&["destroy", "web-1"]).ok();
+    let told = await_events(&listener, &["started", "paused", "resumed", "reset", "stopped"]);
+    assert_eq!(told.len(), 5, "{told:#?}");
+    assert_eq!(told[3]["reason"], "reset on request", "{told:#?}");
+    assert_eq!(told[4]["reason"], "was ended on request", "{told:#?}");
+
+    listener.pid().signal(nix::sys::signal::Signal::SIGINT);
+    assert_eq!(listener.finish().exit, Exit::Done);
+}
+
+#[test]
+fn a_migration_is_told_on_both_hosts() {
+    let pair = Pair::new();
+    Guest::start(&pair.a, &GuestPlan::default());
+    let listeners = pair.hosts().map(listen);
+    Migration::run(&pair.a, "web-1", &pair.b).ok();
+
+    let left = await_events(&listeners[0], &["migration-started", "migration-ended", "stopped"]);
+    let ended = left.iter().find(|event| event["event"] == "migration-ended").expect("an end");
+    assert_eq!((&ended["role"], &ended["outcome"]), (&"source".into(), &"migrated".into()));
+    let stopped = left.last().expect("an end");
+    assert!(stopped["reason"].as_str().is_some_and(|it| it.starts_with("moved to")), "{stopped:#}");
+
+    let arrived = await_events(&listeners[1], &["migration-started", "migration-ended", "started"]);
+    assert_eq!(arrived[0]["migration_id"], ended["migration_id"], "{arrived:#?}");
+}
