@@ -11,7 +11,7 @@ use super::witness::Witness;
 use crate::host::{Pair, wait};
 
 /// Booting takes half a minute where KVM emulates the guest's kernel, and the machine may be busy.
-const BOOT_PATIENCE: Duration = Duration::from_secs(300);
+const BOOT_PATIENCE: Duration = Duration::from_secs(600);
 
 /// One image is made at a time, and by one thread.
 static MAKING: Mutex<()> = Mutex::new(());
