@@ -64,6 +64,7 @@ impl Node {
             .newest_common(&arrival.offer)
             .map_err(|mismatch| Refusal::Version { what: mismatch.to_string() })?;
         let request = read_request(&arrival.guest)?;
+        self.forget_the_gone();
         if self.promises().count() >= ARRIVING_MAX {
             return Err(Refusal::TooMany { count: ARRIVING_MAX });
         }

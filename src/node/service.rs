@@ -217,18 +217,28 @@ impl Node {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Takes promises back from guests whose process has ended. The node hears of that a little later than others can see it, and
+    /// whoever has seen it may bring the guest back at once.
+    pub(crate) fn forget_the_gone(&self) {
+        for Expected { name, migration, pid } in self.promises.expected() {
+            if pid.is_some_and(|pid| liveness::is_gone(&self.state, &name, pid)) {
+                self.promises.release(&name, migration);
+            }
+        }
+    }
+
     /// Takes promises back from guests that have arrived or failed to.
     fn keep_promises(&self, records: &[Record]) {
-        for Expected { name, migration, pid } in self.promises.expected() {
+        for Expected { name, migration, .. } in self.promises.expected() {
             let is_its = |record: &&Record| {
                 record.migration == migration && record.role() == Role::Destination
             };
             let has_settled = records.iter().find(is_its).is_some_and(retention::is_settled);
-            let has_ended = || pid.is_some_and(|pid| liveness::is_gone(&self.state, &name, pid));
-            if has_settled || has_ended() {
+            if has_settled {
                 self.promises.release(&name, migration);
             }
         }
+        self.forget_the_gone();
     }
 
     /// Promises memory anew to the guests that are on their way here: what an earlier node had promised ended with it.
