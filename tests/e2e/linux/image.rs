@@ -132,6 +132,9 @@ pub(super) fn guest_folder() -> PathBuf {
 
 /// Runs a script of the guest's folder, which prints the path of what it made or found.
 pub(super) fn script(name: &str, arguments: &[&str]) -> String {
+    // What one test has made or built, the next one finds.
+    static RUNNING: Mutex<()> = Mutex::new(());
+    let _one = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("the target folder");
     let output = Command::new(guest_folder().join(name))
         .args(arguments)
