@@ -284,6 +284,7 @@ mod tests {
                 memory_bytes: 1,
                 vcpus: 1,
                 labels: std::collections::BTreeMap::new(),
+                vsock: None,
                 started_unix_ms: 0,
                 on_reboot: OnReboot::Stop,
                 restarts: 0,

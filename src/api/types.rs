@@ -82,6 +82,9 @@ pub(crate) struct GuestInfo {
     /// Labels that it was started with; they stay behind when it migrates.
     #[serde(default)]
     pub(crate) labels: BTreeMap<String, String>,
+    /// How it and programs of this host reach each other, if they do.
+    #[serde(default)]
+    pub(crate) vsock: Option<VsockInfo>,
     /// When this process started, in milliseconds since 1970.
     pub(crate) started_unix_ms: u64,
     /// What becomes of it when it resets itself.
@@ -94,6 +97,15 @@ pub(crate) struct GuestInfo {
     pub(crate) migration_id: Option<Uuid>,
     /// More about the state, for people: why it is in doubt and what to do.
     pub(crate) detail: Option<String>,
+}
+
+/// A guest's vsock device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct VsockInfo {
+    /// The guest's address.
+    pub(crate) cid: u32,
+    /// Where programs of this host reach it; where it reaches them is the same with `_PORT`.
+    pub(crate) socket: PathBuf,
 }
 
 /// `PUT /v1/guest/reboot`.

@@ -32,7 +32,7 @@ pub(crate) struct RunArgs {
     #[arg(
         value_name = "FILE.toml",
         conflicts_with_all = [
-            "memory", "cpus", "kernel", "initrd", "cmdline", "acpi", "on_reboot", "disk", "rng", "balloon", "labels", "dirty_rate",
+            "memory", "cpus", "kernel", "initrd", "cmdline", "acpi", "on_reboot", "disk", "rng", "balloon", "vsock", "labels", "dirty_rate",
             "working_set", "pattern",
         ]
     )]

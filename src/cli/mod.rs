@@ -182,6 +182,7 @@ mod tests {
             let value = match option {
                 "memory" | "working-set" => "64M",
                 "cpus" | "dirty-rate" => "2",
+                "vsock" => "3",
                 "acpi" | "balloon" => "on",
                 "on-reboot" => "stop",
                 "pattern" => "zero",

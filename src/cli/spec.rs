@@ -6,14 +6,15 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Deserializer};
-use vmm_core::VCPUS_MAX;
 use vmm_core::memory::RamLayout;
+use vmm_core::{GUEST_CIDS, VCPUS_MAX};
 
 use super::disk::DiskArg;
 use crate::names::GuestName;
@@ -82,6 +83,12 @@ pub(crate) struct GuestSpec {
     /// `lighter balloon` says so [default: on].
     #[arg(long, value_enum, requires = "kernel", value_name = "SWITCH")]
     pub(crate) balloon: Option<SwitchArg>,
+
+    /// Give the guest a vsock device and this address, 3 or more. Programs of this host then reach it, and it them, by Unix
+    /// sockets in vsock/ in the state folder.
+    #[arg(long, requires = "kernel", value_name = "CID", value_parser = clap::value_parser!(u32).range(guest_cids()))]
+    #[serde(default, deserialize_with = "cid")]
+    pub(crate) vsock: Option<u32>,
 
     /// A label for people and programs, shown by `ls --json` and `show`. Give it more than once for more labels. Labels stay
     /// behind when the guest migrates.
@@ -196,6 +203,24 @@ fn vcpus<'de, D: Deserializer<'de>>(from: D) -> Result<u8, D::Error> {
     }
 }
 
+fn guest_cids() -> RangeInclusive<i64> {
+    i64::from(*GUEST_CIDS.start())..=i64::from(*GUEST_CIDS.end())
+}
+
+fn cid<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {
+    match u32::deserialize(from)? {
+        cid if GUEST_CIDS.contains(&cid) => Ok(Some(cid)),
+        cid => {
+            let text = format!(
+                "a guest's address is {} to {}, not {cid}",
+                GUEST_CIDS.start(),
+                GUEST_CIDS.end()
+            );
+            Err(serde::de::Error::custom(text))
+        }
+    }
+}
+
 fn labels<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Label>, D::Error> {
     let table = BTreeMap::<String, String>::deserialize(from)?;
     let labels = table.iter().map(|(key, value)| Label::new(key, value));
@@ -250,6 +275,7 @@ impl GuestSpec {
             ("disk", !self.disk.is_empty()),
             ("rng", self.rng),
             ("balloon", self.balloon.is_some()),
+            ("vsock", self.vsock.is_some()),
         ];
         let of_the_workload = [
             ("dirty-rate", self.dirty_rate.is_some()),

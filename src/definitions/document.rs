@@ -125,6 +125,7 @@ acpi = "off"
 on-reboot = "stop"
 rng = true
 balloon = "off"
+vsock = 3
 labels = { team = "shop", "x/y" = "" }
 
 [[disk]]
@@ -148,7 +149,7 @@ read-only = true
     #[test]
     fn a_file_says_what_the_options_of_the_same_names_say() {
         let arguments = "--name db --memory 1G --cpus 2 --kernel /boot/vmlinuz --initrd /boot/initrd --acpi off \
-                         --on-reboot stop --rng --balloon off --label team=shop --label x/y= --disk /d/a.raw,serial=db-1 \
+                         --on-reboot stop --rng --balloon off --vsock 3 --label team=shop --label x/y= --disk /d/a.raw,serial=db-1 \
                          --disk /d/b.raw,ro --cmdline";
         let arguments: Vec<&str> =
             arguments.split_whitespace().chain(["console=ttyS0 root=/dev/vda"]).collect();
@@ -177,6 +178,7 @@ read-only = true
         refused("cpus = 9", "1: cpus: ", "1 to 8");
         refused("cpus = \"2\"", "1: cpus: ", "u8");
         refused("cpus = -1", "1: cpus: ", "-1");
+        refused("kernel = \"/k\"\nvsock = 2", "2: vsock: ", "3 to 4294967294");
         refused("name = \"../x\"", "1: name: ", "a guest's name is");
         refused("on-reboot = \"maybe\"", "1: on-reboot: ", "`restart`");
         refused("on_reboot = \"stop\"", "1: on_reboot: ", "`on-reboot`");
@@ -189,7 +191,9 @@ read-only = true
 
     #[test]
     fn what_does_not_go_together_is_refused_with_its_line_and_key() {
-        for line in ["initrd = \"/i\"", "cmdline = \"x\"", "acpi = \"on\"", "rng = true"] {
+        for line in
+            ["initrd = \"/i\"", "cmdline = \"x\"", "acpi = \"on\"", "rng = true", "vsock = 3"]
+        {
             let key = line.split(' ').next().unwrap();
             refused(&format!("cpus = 1\n{line}"), &format!("2: {key}: "), "`kernel`");
         }

@@ -16,7 +16,7 @@ use crate::api::guest::GuestControl;
 use crate::api::types::{
     BalloonInfo, BalloonRequest, ConsoleInput, ConsoleTaken, GuestInfo, GuestKind, GuestState,
     MigrationRequest, MigrationStarted, MigrationStatus, OnReboot, RebootRequest, Resolution,
-    SaveRequest, Saved, StateAnswer, WorkloadControl, WorkloadControlled, WorkloadInfo,
+    SaveRequest, Saved, StateAnswer, VsockInfo, WorkloadControl, WorkloadControlled, WorkloadInfo,
 };
 use crate::api::{ApiError, Reason};
 use crate::scrollback::Scrollback;
@@ -148,6 +148,10 @@ impl GuestControl for ProcessControl {
             memory_bytes: machine.map_or(0, |machine| machine.shape().memory_bytes),
             vcpus: machine.map_or(0, |machine| machine.shape().vcpus),
             labels: self.process().labels().clone(),
+            vsock: machine.and_then(|machine| machine.cid()).map(|cid| VsockInfo {
+                cid,
+                socket: self.process().state().guest(&identity.name).vsock_socket().to_owned(),
+            }),
             started_unix_ms: identity.started_unix_ms,
             on_reboot: match machine.map(|machine| machine.vm().on_reboot()) {
                 Some(vmm_core::OnReboot::Restart) => OnReboot::Restart,

@@ -83,7 +83,8 @@ fn devices(spec: &GuestSpec) -> Result<Vec<DeviceConfig>> {
     let rng = spec.rng.then_some(Ok(DeviceConfig::Rng));
     let has_balloon = spec.kernel.is_some() && spec.balloon.unwrap_or_default() == SwitchArg::On;
     let balloon = has_balloon.then_some(Ok(DeviceConfig::Balloon));
-    disks.chain(rng).chain(balloon).collect()
+    let vsock = spec.vsock.map(|cid| Ok(DeviceConfig::Vsock { cid }));
+    disks.chain(rng).chain(balloon).chain(vsock).collect()
 }
 
 /// The working set of a workload that was not told, in bytes.

@@ -169,6 +169,7 @@ mod tests {
             memory_bytes: 512 << 20,
             vcpus: 2,
             labels: std::collections::BTreeMap::new(),
+            vsock: None,
             started_unix_ms: 1000,
             on_reboot: OnReboot::Stop,
             restarts: 0,

@@ -239,6 +239,7 @@ pub(crate) mod tests {
             memory_bytes: 512 << 20,
             vcpus: 2,
             labels: std::collections::BTreeMap::new(),
+            vsock: None,
             started_unix_ms: 0,
             on_reboot: OnReboot::Restart,
             restarts: 0,

@@ -13,7 +13,7 @@ use super::off::{OffGuest, autostart_line, definition_line, labels_line};
 use super::session::block_on;
 use super::summary::seconds;
 use crate::api::ApiClient;
-use crate::api::types::{GuestKind, MigrationStatus, OnReboot, WorkloadInfo};
+use crate::api::types::{GuestKind, MigrationStatus, OnReboot, VsockInfo, WorkloadInfo};
 use crate::cli::Output;
 use crate::cli::guest::ShowArgs;
 use crate::definitions::Definition;
@@ -131,6 +131,9 @@ fn text(shown: &Shown) -> String {
         lines.push(("Memory", format_size(info.memory_bytes)));
         lines.push(("Process", info.pid.to_string()));
         lines.extend(labels_line(&info.labels));
+        if let Some(VsockInfo { cid, socket }) = &info.vsock {
+            lines.push(("Vsock", format!("cid {cid}, programs at {}", socket.display())));
+        }
         let last = info.last_restart.as_ref().map(|last| format!(", last: {last}"));
         if let Some(last) = last {
             lines.push(("Started over", format!("{} times{last}", info.restarts)));

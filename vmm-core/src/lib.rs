@@ -35,5 +35,5 @@ pub use memory::GuestRam;
 pub use shape::{ShapeError, TSC_TOLERANCE_PPM, VCPUS_MAX, VmShape};
 pub use state::VmState;
 pub use vcpu::OnReboot;
-pub use virtio::{DeviceConfig, DeviceError};
+pub use virtio::{DeviceConfig, DeviceError, GUEST_CIDS};
 pub use vm::{BalloonStatus, Restarts, RunState, Vm};

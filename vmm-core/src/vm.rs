@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io::Write;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -173,6 +174,15 @@ impl Vm {
             parked?;
         }
         self.expect(RunState::Paused, "pause")
+    }
+
+    /// From now on, whenever the guest runs in this process, programs of the host find its vsock device at
+    /// `path`, a Unix socket: see the user guide. Without such a device, nothing happens.
+    ///
+    /// # Errors
+    /// A device's thread is gone.
+    pub fn listen_at(&self, path: &Path) -> Result<()> {
+        Ok(self.machine.bus.listen_at(path)?)
     }
 
     /// Gives up what only one copy of a guest may have, which is the locks on its disks, so that

@@ -38,14 +38,14 @@ struct Recipe {
 
 impl Image {
     /// One vCPU, which halts between two turns of the check program, a hundred times a second. It was booted with ACPI tables,
-    /// and listens to its power button.
+    /// and listens to its power button, and at port 1024 of its vsock device.
     pub(crate) fn halting() -> Self {
         Self::of(&Recipe {
             name: "halting",
             kernel: "vmlinux",
-            arguments: &[],
+            arguments: &["--vsock", "3"],
             cpus: 1,
-            options: "check.halt=1 check.button=1 check.rate=1000",
+            options: "check.halt=1 check.button=1 check.vsock=1024 check.rate=1000",
             mib: 8,
         })
     }

@@ -169,8 +169,9 @@ impl Backend {
             return;
         }
         let (device, mut rings) = self.rings(Instant::now());
-        if let Err(error) = device.ready(index, &mut rings) {
-            self.give_up(error);
+        match device.ready(index, &mut rings) {
+            Ok(()) => self.look_at_all(),
+            Err(error) => self.give_up(error),
         }
     }
 

@@ -1,5 +1,6 @@
 //! All virtio devices of a guest, by slot.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use kvm_ioctls::VmFd;
@@ -68,6 +69,14 @@ impl Bus {
             Some(device) => device.on_balloon(job),
             None => Ok(None),
         }
+    }
+
+    /// See [`super::device::Device::listen_at`].
+    ///
+    /// # Errors
+    /// A device's thread is gone.
+    pub(crate) fn listen_at(&self, path: &Path) -> Result<(), DeviceError> {
+        self.devices.iter().try_for_each(|device| device.listen_at(path.to_owned()))
     }
 
     /// Stops all devices: when this returns, nothing is under way. Call it when the vCPUs stand.

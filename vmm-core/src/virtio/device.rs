@@ -6,9 +6,12 @@
 
 use std::fmt::Debug;
 use std::os::fd::RawFd;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use virtio_bindings::virtio_ids::{VIRTIO_ID_BALLOON, VIRTIO_ID_BLOCK, VIRTIO_ID_RNG};
+use virtio_bindings::virtio_ids::{
+    VIRTIO_ID_BALLOON, VIRTIO_ID_BLOCK, VIRTIO_ID_RNG, VIRTIO_ID_VSOCK,
+};
 
 use super::balloon::BalloonDevice;
 use super::error::DeviceError;
@@ -27,6 +30,8 @@ pub(crate) enum DeviceKind {
     Rng = VIRTIO_ID_RNG,
     /// A balloon.
     Balloon = VIRTIO_ID_BALLOON,
+    /// Sockets between the guest and its host.
+    Vsock = VIRTIO_ID_VSOCK,
 }
 
 impl DeviceKind {
@@ -36,6 +41,7 @@ impl DeviceKind {
             Self::Block => "disk",
             Self::Rng => "rng",
             Self::Balloon => "balloon",
+            Self::Vsock => "vsock",
         }
     }
 }
@@ -84,7 +90,8 @@ pub(crate) trait Device: Send + Debug {
         Vec::new()
     }
 
-    /// Descriptor `index` of [`Device::watched`] has become readable, or may have.
+    /// Descriptor `index` of [`Device::watched`] has become readable, or may have. Every queue is looked
+    /// at afterwards.
     ///
     /// # Errors
     /// As [`Device::process`].
@@ -136,6 +143,10 @@ pub(crate) trait Device: Send + Debug {
             bytes => Err(format!("{bytes} bytes of state, where there should be none")),
         }
     }
+
+    /// From now on, whenever the guest runs here, programs of the host find the device at `path`: for
+    /// those that programs of the host look for.
+    fn listen_at(&mut self, _path: &Path) {}
 
     /// The balloon, if this is one: the one device that its host has questions for.
     fn as_balloon(&mut self) -> Option<&mut BalloonDevice> {

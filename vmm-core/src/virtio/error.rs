@@ -60,6 +60,14 @@ pub enum DeviceError {
         /// Bytes that the guest knows.
         expected: u64,
     },
+    /// The socket by which programs reach a guest could not be made.
+    #[error("cannot listen at {} for those who look for the guest: {cause}", path.display())]
+    Vsock {
+        /// The socket.
+        path: PathBuf,
+        /// The system's answer.
+        cause: io::Error,
+    },
     /// Somebody else uses the disk.
     #[error(
         "disk {} is in use by another guest or program; stop that one first, or share the disk with ro on both sides",

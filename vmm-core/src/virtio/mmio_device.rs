@@ -1,5 +1,6 @@
 //! A device in its slot: the registers for the vCPUs, and its thread behind them.
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_ioctls::{IoEventAddress, VmFd};
@@ -127,6 +128,11 @@ impl MmioDevice {
     /// See [`Device::release`].
     pub(crate) fn release(&self) -> Result<(), DeviceError> {
         self.worker.call(|backend| backend.device().release())
+    }
+
+    /// See [`Device::listen_at`].
+    pub(crate) fn listen_at(&self, path: PathBuf) -> Result<(), DeviceError> {
+        self.worker.call(move |backend| backend.device().listen_at(&path))
     }
 
     /// The state of the paused device.

@@ -12,7 +12,7 @@
 //! | `backend` | the device with its queues, as that thread sees them: pausing, resetting, breaking |
 //! | `queue`, `buffers` | requests, whole and checked |
 //! | `device` | what a type of device has to say for itself: start here to add one |
-//! | `rng`, [`block`], [`balloon`] | types of devices |
+//! | `rng`, [`block`], [`balloon`], `vsock` | types of devices |
 //! | `config` | which devices a guest has, as its description says it |
 //!
 //! Everything that a driver writes is hostile: registers, rings, descriptors, requests. A driver that
@@ -35,6 +35,7 @@ mod signals;
 #[cfg(test)]
 pub(crate) mod testing;
 mod transport;
+mod vsock;
 mod worker;
 
 pub use backend::BackendState;
@@ -47,3 +48,4 @@ pub use mmio_device::DeviceState;
 pub use queue::QueuePosition;
 pub(crate) use signals::Signals;
 pub use transport::{QueueRegisters, TransportState};
+pub use vsock::GUEST_CIDS;
