@@ -22,6 +22,7 @@ use crate::shape::VmShape;
 use crate::state::{self, ClockPair, StateError, TscCarry, VmState};
 use crate::vcpu::{Machine, Vcpu, VcpuThread};
 use crate::virtio::Bus;
+use crate::virtio::net::NetStatus;
 
 mod balloon;
 #[cfg(test)]
@@ -124,6 +125,14 @@ impl Vm {
     /// Where the guest finds its virtio devices.
     pub fn slots(&self) -> impl Iterator<Item = Slot> {
         mmio::slots(self.shape.devices.len())
+    }
+
+    /// How the guest's network devices stand, in the order of the shape.
+    ///
+    /// # Errors
+    /// A device's thread is gone.
+    pub fn nets(&self) -> Result<Vec<NetStatus>> {
+        Ok(self.machine.bus.nets()?)
     }
 
     /// The guest's memory.

@@ -7,6 +7,7 @@ use super::balloon::BalloonDevice;
 use super::block::{BlockConfig, BlockDevice};
 use super::device::Device;
 use super::error::DeviceError;
+use super::net::{NetConfig, NetDevice};
 use super::rng::RngDevice;
 use crate::devices::mmio::SLOTS_MAX;
 
@@ -19,6 +20,8 @@ pub enum DeviceConfig {
     Block(BlockConfig),
     /// A balloon, with free page reporting; a guest has one at most.
     Balloon,
+    /// A network device.
+    Net(NetConfig),
 }
 
 impl DeviceConfig {
@@ -30,10 +33,11 @@ impl DeviceConfig {
         match self {
             Self::Rng | Self::Balloon => Ok(()),
             Self::Block(config) => config.check(),
+            Self::Net(config) => config.check(),
         }
     }
 
-    /// Checks that this host has what the device needs. Creates nothing.
+    /// Checks that this host has what the device needs. Nothing of it stays.
     ///
     /// # Errors
     /// [`DeviceError`], worded for the operator.
@@ -41,6 +45,7 @@ impl DeviceConfig {
         match self {
             Self::Rng | Self::Balloon => Ok(()),
             Self::Block(config) => config.check_host(),
+            Self::Net(config) => config.check_host(),
         }
     }
 
@@ -53,6 +58,7 @@ impl DeviceConfig {
             Self::Rng => Box::new(RngDevice::default()),
             Self::Block(config) => Box::new(BlockDevice::open(config)?),
             Self::Balloon => Box::new(BalloonDevice::default()),
+            Self::Net(config) => Box::new(NetDevice::open(config)?),
         })
     }
 }
