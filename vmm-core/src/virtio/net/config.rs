@@ -26,6 +26,28 @@ pub enum NetLink {
     },
 }
 
+impl NetLink {
+    /// Checks that its names could be those of interfaces, on any host.
+    ///
+    /// # Errors
+    /// [`DeviceError::Config`].
+    pub fn check(&self) -> Result<(), DeviceError> {
+        let names = match self {
+            Self::Tap(tap) => [Some(tap), None],
+            Self::Bridge { bridge, tap } => [Some(bridge), tap.as_ref()],
+        };
+        match names.into_iter().flatten().find(|name| !is_interface_name(name)) {
+            None => Ok(()),
+            Some(name) => {
+                let shown: String = name.chars().take(32).collect();
+                Err(DeviceError::Config(format!(
+                    "the name of a network interface has 1 to {NAME_BYTES_MAX} letters, digits, `-`, `_` or `.`, not {shown:?}"
+                )))
+            }
+        }
+    }
+}
+
 impl fmt::Display for NetLink {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -74,18 +96,7 @@ impl NetConfig {
     }
 
     pub(crate) fn check(&self) -> Result<(), DeviceError> {
-        let names = match &self.link {
-            NetLink::Tap(tap) => vec![tap],
-            NetLink::Bridge { bridge, tap } => {
-                [Some(bridge), tap.as_ref()].into_iter().flatten().collect()
-            }
-        };
-        if let Some(name) = names.into_iter().find(|name| !is_interface_name(name)) {
-            let shown: String = name.chars().take(32).collect();
-            return Err(DeviceError::Config(format!(
-                "the name of a network interface has 1 to {NAME_BYTES_MAX} letters, digits, `-`, `_` or `.`, not {shown:?}"
-            )));
-        }
+        self.link.check()?;
         if !self.mac.is_possible() {
             let mac = self.mac;
             return Err(DeviceError::Config(format!(
