@@ -1,9 +1,11 @@
 //! `--net bridge=NAME[,tap=NAME][,mac=ADDRESS]`, `--net tap=NAME[,mac=ADDRESS]`, and `[[net]]` in a guest's file.
 
+use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer};
 use vmm_core::virtio::net::{MacAddress, NetLink};
+use vmm_core::{DeviceConfig, VmShape};
 
 use super::spec::{Fault, Place};
 
@@ -79,6 +81,48 @@ impl FromStr for NetArg {
     }
 }
 
+/// `--net-map FROM=TO`: another name for a bridge or a tap.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct NetRename {
+    /// What guests call it.
+    pub(crate) from: String,
+    /// What it is called on this host.
+    pub(crate) to: String,
+}
+
+impl NetRename {
+    /// Gives the network devices of `shape` what they are called on this host.
+    pub(crate) fn apply(renames: &[Self], shape: &mut VmShape) {
+        for device in &mut shape.devices {
+            if let DeviceConfig::Net(net) = device
+                && let Some(rename) =
+                    renames.iter().find(|rename| rename.from == net.link().interface())
+            {
+                *net = net.renamed(&rename.to);
+            }
+        }
+    }
+}
+
+impl fmt::Display for NetRename {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}={}", self.from, self.to)
+    }
+}
+
+impl FromStr for NetRename {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (from, to) = text.split_once('=').ok_or("write it as FROM=TO")?;
+        for name in [from, to] {
+            let link = NetLink::Tap(name.to_owned());
+            link.check().map_err(|error| error.to_string())?;
+        }
+        Ok(Self { from: from.to_owned(), to: to.to_owned() })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -95,6 +139,15 @@ mod tests {
         assert_eq!(read("tap=t0").link(), Ok(NetLink::Tap("t0".to_owned())));
         let named = NetLink::Bridge { bridge: "br0".to_owned(), tap: Some("t0".to_owned()) };
         assert_eq!(read("tap=t0,bridge=br0").link(), Ok(named));
+    }
+
+    #[test]
+    fn another_name_is_written_as_it_is_read() {
+        let rename: NetRename = "br0=lan".parse().unwrap();
+        assert_eq!((rename.from.as_str(), rename.to_string().as_str()), ("br0", "br0=lan"));
+        for text in ["br0", "=lan", "br0=", "br0=a/b"] {
+            assert!(text.parse::<NetRename>().is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -143,12 +143,12 @@ fn in_doubt_until_the_other_node_is_back(pair: &mut Pair, pages: &mut Vec<String
     guest_is_gone(&pair.hosts(), lost.name());
 }
 
-/// The node of `host` counts what goes through a guest's network device, in both directions.
+/// A page counts what goes through a guest's network device, in both directions.
 #[track_caller]
-pub(crate) fn counts_traffic(host: &Host, guest: &str, tap: &str) {
-    let (page, labels) = (scrape(host), [("guest", guest), ("device", tap)]);
+pub(crate) fn counts_traffic(page: &str, guest: &str, tap: &str) {
+    let labels = [("guest", guest), ("device", tap)];
     for direction in ["receive", "transmit"] {
-        let of = |what: &str| value(&page, &format!("{NETWORK}{direction}_{what}_total"), &labels);
+        let of = |what: &str| value(page, &format!("{NETWORK}{direction}_{what}_total"), &labels);
         assert!(of("bytes") > Some(0.0) && of("packets") > Some(0.0), "{direction}: {page}");
         assert!(of("drops").is_some(), "{direction}: {page}");
     }

@@ -27,6 +27,8 @@ use crate::virtio::net::NetStatus;
 mod balloon;
 #[cfg(test)]
 mod device_tests;
+#[cfg(test)]
+mod net_tests;
 mod power;
 #[cfg(test)]
 pub(crate) mod tests;

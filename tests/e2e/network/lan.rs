@@ -4,9 +4,10 @@
 //! between two hosts would have.
 
 use super::cable::{Cable, ip, tool};
+use crate::host::NodePlan;
 
 /// The bridge on each host.
-pub(super) const BRIDGE: &str = "br0";
+pub(super) const BRIDGES: [&str; 2] = ["br0", "lan"];
 /// The switch.
 const SWITCH: &str = "sw0";
 /// Its ports, by host.
@@ -51,14 +52,21 @@ impl Lan {
 
     /// Gives host a (0) or b (1) a bridge, and plugs it into the switch.
     pub(super) fn plug_in(&self, host: usize) {
-        let (switch, port) = (self.switch(), PORTS[host]);
+        let (switch, port, bridge) = (self.switch(), PORTS[host], BRIDGES[host]);
         let namespace = &self.cable.namespaces()[host];
         let ends = ["link", "add", port, "netns", switch, "type", "veth", "peer", "name", UPLINK];
         ip(&[ends.as_slice(), &["netns", namespace]].concat());
         ip(&["-n", switch, "link", "set", port, "master", SWITCH, "up"]);
-        ip(&["-n", namespace, "link", "add", BRIDGE, "type", "bridge"]);
-        ip(&["-n", namespace, "link", "set", UPLINK, "master", BRIDGE, "up"]);
-        ip(&["-n", namespace, "link", "set", BRIDGE, "up"]);
+        ip(&["-n", namespace, "link", "add", bridge, "type", "bridge"]);
+        ip(&["-n", namespace, "link", "set", UPLINK, "master", bridge, "up"]);
+        ip(&["-n", namespace, "link", "set", bridge, "up"]);
+    }
+
+    /// How the node of host a (0) or b (1) is started: it knows what the other one calls the bridge.
+    pub(super) fn node_plan(&self, host: usize) -> NodePlan {
+        let (here, there) = (BRIDGES[host], BRIDGES[1 - host]);
+        let arguments = vec!["--net-map".to_owned(), format!("{there}={here}")];
+        NodePlan { arguments, ..self.cable.node_plan(host) }
     }
 
     /// The cable between the hosts.

@@ -6,7 +6,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use super::lan::{BRIDGE, GUEST, Lan};
+use super::lan::{BRIDGES, GUEST, Lan};
 use crate::host::checks::nothing_left_behind;
 use crate::host::{Host, Migration, in_namespace, lighter, run, wait};
 use crate::linux::image::{BOOT_PATIENCE, guest_folder, script};
@@ -46,7 +46,7 @@ fn start(host: &Host, lan: &Lan, disk: &Path) {
     let options = std::fs::read_to_string(guest_folder().join("cmdline")).expect("a command line");
     let relay = format!("rdinit=/relay relay_address={GUEST}/24");
     let cmdline = format!("console=ttyS0 quiet {} {relay}", options.trim());
-    let (disk, net) = (disk.display().to_string(), format!("bridge={BRIDGE},mac={MAC}"));
+    let (disk, net) = (disk.display().to_string(), format!("bridge={},mac={MAC}", BRIDGES[0]));
     let arguments = ["run", "--detach", "--name", NAME, "--memory", "128M", "--kernel", &kernel];
     let devices = ["--initrd", &initrd, "--cmdline", &cmdline, "--disk", &disk, "--net", &net];
     let command = lighter(host.state_dir(), &[arguments.as_slice(), &devices].concat());
@@ -136,14 +136,24 @@ fn net(host: &Host) -> serde_json::Value {
     host.list()[0]["nets"][0].clone()
 }
 
+/// The metrics of the node of host a, which are told within its namespace.
+fn metrics_page(host: &Host, lan: &Lan) -> String {
+    let file = std::fs::read(host.state_dir().join("node.json")).expect("node.json");
+    let node: serde_json::Value = serde_json::from_slice(&file).expect("JSON");
+    let url = format!("http://{}/metrics", node["metrics"].as_str().expect("an address"));
+    let namespace = lan.cable().end_a().expect("a namespace");
+    let wget = ["netns", "exec", &namespace, "busybox", "wget", "-q", "-O", "-", &url];
+    String::from_utf8(tool(Command::new("ip").args(wget))).expect("text")
+}
+
 #[test]
 fn a_connection_through_a_guest_lives_while_it_moves_ten_times() {
     let Some(lan) = Lan::lay() else { return };
     lan.cable().shape(LINK_RATE);
     let mut pair = lan.cable().hosts();
     let disk = make_disk(pair.folder());
-    pair.a.start_node(&lan.cable().node_plan(0));
-    pair.b.start_node(&lan.cable().node_plan(1));
+    pair.a.start_node(&lan.node_plan(0));
+    pair.b.start_node(&lan.node_plan(1));
     start(&pair.a, &lan, &disk);
     wait::within(BOOT_PATIENCE, "linux boots and listens", || {
         let said = console(&pair.a);
@@ -154,7 +164,7 @@ fn a_connection_through_a_guest_lives_while_it_moves_ten_times() {
     client.await_echo(&pair.a);
     assert_eq!(lan.learnt(MAC), Some(0));
 
-    let words = ["br0: there is none; make it with `ip link add br0 type bridge`"];
+    let words = ["lan: there is none; make it with `ip link add lan type bridge`"];
     Migration::run(&pair.a, NAME, &pair.b).stayed(&words);
     lan.plug_in(1);
     let mut hosts = [(0, &pair.a), (1, &pair.b)];
@@ -172,14 +182,15 @@ fn a_connection_through_a_guest_lives_while_it_moves_ten_times() {
     }
 
     let net = net(&pair.a);
-    assert_eq!((&net["mac"], &net["bridge"]), (&MAC.into(), &BRIDGE.into()), "{net:#}");
+    assert_eq!((&net["mac"], &net["bridge"]), (&MAC.into(), &BRIDGES[0].into()), "{net:#}");
     for flow in ["received", "transmitted"] {
         assert!(net[flow]["bytes"].as_u64() >= Some(CHUNK_BYTES as u64), "{net:#}");
         assert!(net[flow]["packets"].as_u64() > Some(0), "{net:#}");
     }
     let shown = pair.a.run(&["show", NAME]).ok().stdout;
     assert!(shown.contains(MAC) && shown.contains("on br0"), "{shown}");
-    crate::metrics::counts_traffic(&pair.a, NAME, net["tap"].as_str().expect("a tap"));
+    let page = metrics_page(&pair.a, &lan);
+    crate::metrics::counts_traffic(&page, NAME, net["tap"].as_str().expect("a tap"));
 
     client.close();
     wait::within(ECHO_PATIENCE, "the guest closes its file system", || {

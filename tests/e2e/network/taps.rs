@@ -1,7 +1,7 @@
 //! Taps: made and gone with the guest, given and left, and what is refused.
 
 use super::cable::{ip, tool};
-use super::lan::{BRIDGE, Lan};
+use super::lan::Lan;
 use crate::host::{Exit, Host, in_namespace, lighter, run, wait};
 use crate::linux::image::script;
 
@@ -24,18 +24,17 @@ fn link(lan: &Lan, name: &str) -> String {
 fn a_tap_that_was_made_is_on_its_bridge_and_goes_with_the_guest() {
     let Some(lan) = Lan::lay() else { return };
     let pair = lan.cable().hosts();
-    start(&lan, &pair.a, "web", &format!("bridge={BRIDGE},tap=tap-web")).ok();
+    start(&lan, &pair.a, "web", "bridge=br0,tap=tap-web").ok();
     let made = link(&lan, "tap-web");
     assert!(made.contains("master br0") && made.contains(",UP,"), "{made}");
-    start(&lan, &pair.a, "db", &format!("bridge={BRIDGE}")).ok();
+    start(&lan, &pair.a, "db", "bridge=br0").ok();
     let nets = pair.a.list().into_iter().map(|guest| guest["nets"][0].clone());
     let nets: Vec<_> = nets.collect();
     assert_ne!(nets[0]["mac"], nets[1]["mac"], "each has an address of its own");
     assert!(link(&lan, "lighter0").contains("master br0"), "{nets:#?}");
 
     let words = ["tap-web", "it exists", "leave the bridge away"];
-    start(&lan, &pair.a, "other", &format!("bridge={BRIDGE},tap=tap-web"))
-        .complains(Exit::Failed, &words);
+    start(&lan, &pair.a, "other", "bridge=br0,tap=tap-web").complains(Exit::Failed, &words);
     for name in ["web", "db"] {
         pair.a.run(&["destroy", name]).ok();
     }

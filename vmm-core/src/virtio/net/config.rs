@@ -27,6 +27,13 @@ pub enum NetLink {
 }
 
 impl NetLink {
+    /// The interface that has to be there: the bridge, or the tap that was given.
+    pub fn interface(&self) -> &str {
+        match self {
+            Self::Tap(name) | Self::Bridge { bridge: name, .. } => name,
+        }
+    }
+
     /// Checks that its names could be those of interfaces, on any host.
     ///
     /// # Errors
@@ -93,6 +100,18 @@ impl NetConfig {
     /// Most bytes of a packet, as the guest is told.
     pub fn mtu(&self) -> u16 {
         self.mtu
+    }
+
+    /// The same device on a bridge, or at a tap, of another name.
+    #[must_use]
+    pub fn renamed(&self, interface: &str) -> Self {
+        let link = match &self.link {
+            NetLink::Tap(_) => NetLink::Tap(interface.to_owned()),
+            NetLink::Bridge { tap, .. } => {
+                NetLink::Bridge { bridge: interface.to_owned(), tap: tap.clone() }
+            }
+        };
+        Self { link, ..self.clone() }
     }
 
     pub(crate) fn check(&self) -> Result<(), DeviceError> {

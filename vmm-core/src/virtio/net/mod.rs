@@ -11,7 +11,7 @@
 //! | `tap` | the host's side: a tap, made or given, perhaps on a bridge |
 //! | `config`, `mac` | what a guest's description says |
 //!
-//! `docs/adr/0009-networks.md` has the reasons.
+//! `docs/adr/0012-networks.md` has the reasons.
 
 mod announce;
 mod config;

@@ -55,7 +55,7 @@ impl Tap {
         if mtu < u32::from(config.mtu()) {
             let what =
                 format!("it has an MTU of {mtu} bytes here, the guest knows {}", config.mtu());
-            return Err(unusable(interface(config.link()), io::Error::other(what)));
+            return Err(unusable(config.link().interface(), io::Error::other(what)));
         }
         match config.link() {
             NetLink::Tap(name) => Self::take(name, mtu),
@@ -166,7 +166,7 @@ impl Port for Tap {
 /// # Errors
 /// There is no such thing, or it is something else.
 pub(super) fn mtu_of(link: &NetLink) -> Result<u32, DeviceError> {
-    let name = interface(link);
+    let name = link.interface();
     let failed = |cause| unusable(name, cause);
     let control = UnixDatagram::unbound().map_err(failed)?;
     let (driver, kind, command) = match link {
@@ -180,12 +180,6 @@ pub(super) fn mtu_of(link: &NetLink) -> Result<u32, DeviceError> {
             Err(failed(io::Error::other(format!("there is none; make it with `{command}`"))))
         }
         Err(cause) => Err(failed(cause)),
-    }
-}
-
-fn interface(link: &NetLink) -> &str {
-    match link {
-        NetLink::Tap(name) | NetLink::Bridge { bridge: name, .. } => name,
     }
 }
 
