@@ -147,7 +147,7 @@ impl GuestControl for ProcessControl {
             kind: machine.map_or(GuestKind::Linux, |machine| machine.kind()),
             memory_bytes: machine.map_or(0, |machine| machine.shape().memory_bytes),
             vcpus: machine.map_or(0, |machine| machine.shape().vcpus),
-            nets: machine.map(|machine| nets(machine)).unwrap_or_default(),
+            nets: machine.map(nets).unwrap_or_default(),
             labels: self.process().labels().clone(),
             started_unix_ms: identity.started_unix_ms,
             on_reboot: match machine.map(|machine| machine.vm().on_reboot()) {
