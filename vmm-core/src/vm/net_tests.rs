@@ -52,23 +52,35 @@ fn ip(arguments: &str) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-fn config(mac: &str) -> NetConfig {
-    let link = NetLink::Bridge { bridge: "br0".to_owned(), tap: None };
-    NetConfig::new(link, mac.parse().unwrap()).unwrap()
+fn on_bridge() -> NetLink {
+    NetLink::Bridge { bridge: "br0".to_owned(), tap: None }
 }
 
-/// A paused guest that will do nothing, with a network device.
-fn vm(mac: &str) -> Vm {
-    let shape = VmShape { devices: vec![DeviceConfig::Net(config(mac))], ..shape(16, 1) };
-    let vm = Vm::create(&shape, Box::new(std::io::sink())).unwrap();
+/// A guest on `link`, not created yet.
+fn shape_on(link: NetLink, mac: &str) -> VmShape {
+    let config = NetConfig::new(link, mac.parse().unwrap()).unwrap();
+    VmShape { devices: vec![DeviceConfig::Net(config)], ..shape(16, 1) }
+}
+
+/// A paused guest that will do nothing.
+fn vm_of(shape: &VmShape) -> Vm {
+    let vm = Vm::create(shape, Box::new(std::io::sink())).unwrap();
     vm.ram().write(CODE, &[0xeb, 0xfe]).unwrap(); // jmp $
     start_protected_mode(&vm, CODE).unwrap();
     vm
 }
 
-/// A guest that runs, with a driver that has offered all its buffers.
+/// A paused guest that will do nothing, on the bridge.
+fn vm(mac: &str) -> Vm {
+    vm_of(&shape_on(on_bridge(), mac))
+}
+
+/// A guest on the bridge that runs, with a driver that has offered all its buffers.
 fn receiving_vm(mac: &str) -> Vm {
-    let vm = vm(mac);
+    receiving(vm(mac))
+}
+
+fn receiving(vm: Vm) -> Vm {
     vm.resume().unwrap();
     drive(&vm, 0, &handshake_for(&vm, FEATURES, 3));
     for index in 0..u64::from(SIZE) {
@@ -79,7 +91,7 @@ fn receiving_vm(mac: &str) -> Vm {
     vm
 }
 
-/// Sends a broadcast that ends with `words`.
+/// Sends a broadcast that ends with `words`, and waits until the device has it.
 fn broadcast(vm: &Vm, words: &str) {
     let mut frame = vec![0; HEADER_BYTES];
     frame.extend([0xff; 6]);
@@ -88,7 +100,13 @@ fn broadcast(vm: &Vm, words: &str) {
     frame.extend(words.bytes());
     vm.ram().write(FRAME, &frame).unwrap();
     Driver::new(vm.ram().memory(), 1).offer(&[(FRAME, frame.len() as u32, 0)]);
+    let sent = || vm.nets().unwrap()[0].transmitted.frames;
+    let (before, deadline) = (sent(), Instant::now() + PATIENCE);
     drive(vm, 0, &[(register::QUEUE_NOTIFY, 1)]);
+    while sent() == before {
+        assert!(Instant::now() < deadline, "it is not sent");
+        std::thread::yield_now();
+    }
 }
 
 /// The frames that the guest has received.
@@ -166,13 +184,42 @@ fn a_copy_carries_nothing_until_it_is_the_guest_and_is_announced_then() {
 }
 
 #[test]
+fn a_tap_that_was_given_has_its_cable_in_while_it_is_the_guests() {
+    on_a_bridge(|| {
+        ip("tuntap add tap0 mode tap");
+        ip("link set tap0 master br0 up");
+        let shape = shape_on(NetLink::Tap("tap0".to_owned()), "52:54:00:00:00:02");
+        let neighbour = receiving_vm("52:54:00:00:00:01");
+        let has_carrier = || ip("link show tap0").contains("LOWER_UP");
+
+        let guest = vm_of(&shape);
+        assert!(!has_carrier(), "a guest that has not run");
+        let refused = shape.check_host().unwrap_err().to_string();
+        assert!(refused.contains("tap0: it is in use by another guest or program"), "{refused}");
+        let guest = receiving(guest);
+        assert!(has_carrier());
+        // Whether the bridge has noticed already is its affair.
+        let deadline = Instant::now() + PATIENCE;
+        while received(&guest).is_empty() {
+            assert!(Instant::now() < deadline, "nothing gets through");
+            broadcast(&neighbour, "there?");
+            std::thread::yield_now();
+        }
+        guest.pause().unwrap();
+        assert!(has_carrier(), "a paused guest keeps it");
+        guest.release().unwrap();
+        assert!(!has_carrier());
+        drop(guest);
+        assert!(ip("link show").contains("tap0"), "it stays");
+        shape.check_host().unwrap();
+    });
+}
+
+#[test]
 fn a_host_that_lacks_the_network_is_told_apart_before_anything_is_created() {
     on_a_bridge(|| {
         ip("link set br0 mtu 9000");
-        let shape = VmShape {
-            devices: vec![DeviceConfig::Net(config("52:54:00:00:00:01"))],
-            ..shape(16, 1)
-        };
+        let shape = shape_on(on_bridge(), "52:54:00:00:00:01");
         shape.check_host().unwrap();
         assert!(!ip("link show").contains("lighter"), "nothing of the check stays");
         ip("link set br0 mtu 1500");
