@@ -89,11 +89,16 @@ impl Receiver {
                     queue.mute(memory)?;
                     continue;
                 }
-                if self.waiting.is_some() || self.held.is_empty() {
+                let is_all = self.held.len() >= usize::from(queue.size());
+                if self.held.is_empty() || self.waiting.is_some() && !is_all {
                     return Ok(Progress::Idle);
                 }
                 queue.mute(memory)?;
-                self.read_aside(frames, flow);
+                match self.waiting.take() {
+                    // The driver has offered all that it can, and that is not enough.
+                    Some(_) => flow.drops += 1,
+                    None => self.read_aside(frames, flow),
+                }
                 continue;
             }
             let done = match self.waiting.take() {

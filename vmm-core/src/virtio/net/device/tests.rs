@@ -208,6 +208,20 @@ fn a_driver_with_few_buffers_gets_what_fits_and_the_rest_later() {
 }
 
 #[test]
+fn a_frame_for_which_a_queue_is_too_small_holds_up_no_other() {
+    let mut scene = Scene::without(&[]);
+    for index in 0..u64::from(SIZE) {
+        let buffer = (BUFFERS + index * 0x1000, 1000, WRITABLE);
+        scene.bench.driver(RECEIVE).offer(&[buffer]);
+    }
+    scene.bench.kick(RECEIVE);
+    scene.arrive(20_000, 1);
+    scene.arrive(100, 2);
+    assert_eq!(scene.used(), [(0, 112)]);
+    assert_eq!(scene.status().received, Flow { bytes: 100, frames: 1, drops: 1 });
+}
+
+#[test]
 fn without_buffers_frames_wait_and_then_come_in_order() {
     let mut scene = Scene::without(&[]);
     for fill in 1..4 {
