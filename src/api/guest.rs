@@ -283,6 +283,7 @@ mod tests {
                 kind: GuestKind::Workload,
                 memory_bytes: 1,
                 vcpus: 1,
+                nets: Vec::new(),
                 labels: std::collections::BTreeMap::new(),
                 vsock: None,
                 started_unix_ms: 0,

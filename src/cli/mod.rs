@@ -10,6 +10,7 @@ pub(crate) mod disk;
 pub(crate) mod guest;
 pub(crate) mod host;
 pub(crate) mod migration;
+pub(crate) mod net;
 pub(crate) mod spec;
 
 use std::path::PathBuf;
@@ -187,6 +188,7 @@ mod tests {
                 "on-reboot" => "stop",
                 "pattern" => "zero",
                 "label" => "a=b",
+                "net" => "tap=t0",
                 "rng" | "detach" => "",
                 _ => "x",
             };

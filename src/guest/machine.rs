@@ -171,7 +171,7 @@ impl SourceGuest for Machine {
     }
 
     fn release(&self) -> Result<(), GuestError> {
-        self.vm.release().map_err(|error| self.failed("give up the disks", error))
+        self.vm.release().map_err(|error| self.failed("give up the disks and networks", error))
     }
 
     fn is_running(&self) -> bool {

@@ -238,6 +238,7 @@ pub(crate) mod tests {
             kind: GuestKind::Linux,
             memory_bytes: 512 << 20,
             vcpus: 2,
+            nets: Vec::new(),
             labels: std::collections::BTreeMap::new(),
             vsock: None,
             started_unix_ms: 0,

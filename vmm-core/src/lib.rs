@@ -18,6 +18,7 @@ mod event;
 pub mod memory;
 mod raw;
 mod raw_io;
+mod raw_net;
 mod shape;
 pub mod snapshot;
 pub mod state;

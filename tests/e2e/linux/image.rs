@@ -126,12 +126,12 @@ fn boot_and_save(recipe: &Recipe, [kernel, initrd, cmdline]: &[&str; 3], file: &
 }
 
 /// Where what goes into a guest is made.
-pub(super) fn guest_folder() -> PathBuf {
+pub(crate) fn guest_folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest")
 }
 
 /// Runs a script of the guest's folder, which prints the path of what it made or found.
-pub(super) fn script(name: &str, arguments: &[&str]) -> String {
+pub(crate) fn script(name: &str, arguments: &[&str]) -> String {
     // What one test has made or built, the next one finds.
     static RUNNING: Mutex<()> = Mutex::new(());
     let _one = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);

@@ -7,6 +7,7 @@ use super::balloon::BalloonDevice;
 use super::block::{BlockConfig, BlockDevice};
 use super::device::Device;
 use super::error::DeviceError;
+use super::net::{NetConfig, NetDevice};
 use super::rng::RngDevice;
 use super::vsock::{VsockDevice, check_cid};
 use crate::devices::mmio::SLOTS_MAX;
@@ -25,6 +26,8 @@ pub enum DeviceConfig {
         /// The guest's address, 3 to 2^32 - 2.
         cid: u32,
     },
+    /// A network device.
+    Net(NetConfig),
 }
 
 impl DeviceConfig {
@@ -37,10 +40,11 @@ impl DeviceConfig {
             Self::Rng | Self::Balloon => Ok(()),
             Self::Vsock { cid } => check_cid(*cid),
             Self::Block(config) => config.check(),
+            Self::Net(config) => config.check(),
         }
     }
 
-    /// Checks that this host has what the device needs. Creates nothing.
+    /// Checks that this host has what the device needs. Nothing of it stays.
     ///
     /// # Errors
     /// [`DeviceError`], worded for the operator.
@@ -48,6 +52,7 @@ impl DeviceConfig {
         match self {
             Self::Rng | Self::Balloon | Self::Vsock { .. } => Ok(()),
             Self::Block(config) => config.check_host(),
+            Self::Net(config) => config.check_host(),
         }
     }
 
@@ -61,6 +66,7 @@ impl DeviceConfig {
             Self::Block(config) => Box::new(BlockDevice::open(config)?),
             Self::Balloon => Box::new(BalloonDevice::default()),
             Self::Vsock { cid } => Box::new(VsockDevice::new(*cid)?),
+            Self::Net(config) => Box::new(NetDevice::open(config)?),
         })
     }
 }

@@ -77,6 +77,14 @@ pub enum DeviceError {
         /// The file or block device.
         path: PathBuf,
     },
+    /// A tap or a bridge could not be used.
+    #[error("cannot use network interface {interface}: {cause}")]
+    Network {
+        /// The tap, or the bridge.
+        interface: String,
+        /// The system's answer, or what is wrong.
+        cause: io::Error,
+    },
     /// What the guest wrote could not be made durable.
     #[error("cannot write disk {} back before the state is saved: {cause}", path.display())]
     Flush {
