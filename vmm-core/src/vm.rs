@@ -21,7 +21,7 @@ use crate::raw;
 use crate::shape::VmShape;
 use crate::state::{self, ClockPair, StateError, TscCarry, VmState};
 use crate::vcpu::{Machine, Vcpu, VcpuThread};
-use crate::virtio::Bus;
+use crate::virtio::{Bus, DiskContent};
 
 mod balloon;
 #[cfg(test)]
@@ -124,6 +124,11 @@ impl Vm {
     /// Where the guest finds its virtio devices.
     pub fn slots(&self) -> impl Iterator<Item = Slot> {
         mmio::slots(self.shape.devices.len())
+    }
+
+    /// The content of the guest's device number `index`, if that is a disk.
+    pub fn disk(&self, index: usize) -> Option<&Arc<DiskContent>> {
+        self.machine.bus.disk(index)
     }
 
     /// The guest's memory.

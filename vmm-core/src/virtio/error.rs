@@ -69,6 +69,15 @@ pub enum DeviceError {
         /// The file or block device.
         path: PathBuf,
     },
+    /// A disk that is to arrive would take the place of a file.
+    #[error(
+        "disk {} is there already: move it away, give the arriving one another place, or let it be replaced",
+        path.display()
+    )]
+    DiskExists {
+        /// The file.
+        path: PathBuf,
+    },
     /// What the guest wrote could not be made durable.
     #[error("cannot write disk {} back before the state is saved: {cause}", path.display())]
     Flush {
