@@ -1,6 +1,7 @@
 //! Arguments of the verbs about a host: node, incoming, certs, and the demo, which makes two.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
@@ -53,6 +54,7 @@ pub(crate) struct DemoArgs {
 Examples:
   lighter node
   lighter node --listen 192.0.2.7:4950 --metrics 127.0.0.1:9450
+  lighter node --disk-dir /srv/disks
 
 Needs this host's certificates: see `lighter certs`. Guests do not depend on the node: it can be restarted
 at any time, also while guests arrive and leave.")]
@@ -68,6 +70,11 @@ pub(crate) struct NodeArgs {
     /// Memory that is left to the host whatever guests arrive.
     #[arg(long, value_parser = parse_size, default_value = "256M", value_name = "SIZE")]
     pub(crate) reserve_memory: u64,
+
+    /// Folder in which, and below which, disks may be made that other hosts send with their guests (`lighter migrate
+    /// --copy-disks`); may be given several times [default: none, such guests are refused].
+    #[arg(long, value_name = "DIR")]
+    pub(crate) disk_dir: Vec<PathBuf>,
 }
 
 /// `lighter incoming`: the process of a guest that is on its way here. Started by the node, which writes the migration's
@@ -89,6 +96,10 @@ pub(crate) struct IncomingArgs {
     /// Address to listen on, with a port of the kernel's choice.
     #[arg(long)]
     pub(crate) bind: IpAddr,
+
+    /// Folders in which disks may be made that come with the guest.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) disk_dir: Vec<PathBuf>,
 }
 
 /// `lighter certs`.

@@ -69,7 +69,7 @@ pub(crate) struct GuestSpec {
 
     /// Disk for the guest, a raw file or a block device: /dev/vda first. Give it more than once for more disks. ro: the guest
     /// only reads it; serial: what it sees as serial number. To migrate, have the same disk under the same path on both hosts.
-    #[arg(long, value_name = "PATH[,ro][,serial=TEXT]", requires = "kernel")]
+    #[arg(long, value_name = "PATH[,OPTION...]", requires = "kernel")]
     #[serde(default)]
     pub(crate) disk: Vec<DiskArg>,
 

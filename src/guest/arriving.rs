@@ -9,9 +9,10 @@ use migrate::record::RecordStore;
 use migrate::report::Outcome;
 use migrate::session::{DestinationSession, start_destination};
 use migrate::{DestinationGuest, GuestDescription, GuestFactory, MigrationId, Refusal, Token};
-use vmm_core::{DeviceError, Error, ShapeError};
+use vmm_core::{DeviceError, Error, ShapeError, VmShape};
 
 use super::console::Console;
+use super::disks::{self, Arriving, DiskFolders};
 use super::machine::{Machine, shape_of};
 use super::process::{Ending, GuestProcess, Occupation};
 use super::session::MigrationSession;
@@ -50,7 +51,8 @@ impl Arrival {
             guest: process.name().to_string(),
             linger: LINGER,
         };
-        let factory = Factory { process: Arc::downgrade(process), console };
+        let folders = DiskFolders::new(&args.disk_dir);
+        let factory = Factory { process: Arc::downgrade(process), console, folders };
         let handle = start_destination(session, Arc::new(factory), &tls, records)?;
         let port = handle.port();
         let arrival = Self { session: MigrationSession::new(handle) };
@@ -92,6 +94,7 @@ impl Arrival {
 struct Factory {
     process: Weak<GuestProcess>,
     console: Console,
+    folders: DiskFolders,
 }
 
 impl GuestFactory for Factory {
@@ -105,12 +108,12 @@ impl GuestFactory for Factory {
             );
             return Err(Refusal::new(RefusalKind::Guest, text));
         }
-        shape_of(guest)?.check_host().map_err(refused)
+        self.shape(guest)?.check_host().map_err(refused)
     }
 
     fn create(&self, guest: &GuestDescription) -> Result<Arc<dyn DestinationGuest>, Refusal> {
         let process = self.process()?;
-        let shape = shape_of(guest)?;
+        let shape = self.shape(guest)?;
         let other = |error: anyhow::Error| match error.downcast::<Error>() {
             Ok(error) => refused(error),
             Err(error) => Refusal::new(RefusalKind::Other, format!("{error:#}")),
@@ -119,11 +122,19 @@ impl GuestFactory for Factory {
             .map_err(other)?;
         let machine = Arc::new(machine);
         process.set_machine(Arc::clone(&machine)).map_err(other)?;
-        Ok(machine)
+        let arriving = Arriving::new(machine, guest).map_err(|error| other(error.into()))?;
+        Ok(Arc::new(arriving))
     }
 }
 
 impl Factory {
+    /// What the machine is made of, with the disks that come along.
+    fn shape(&self, guest: &GuestDescription) -> Result<VmShape, Refusal> {
+        let mut shape = shape_of(guest)?;
+        disks::expect(guest, &mut shape, &self.folders)?;
+        Ok(shape)
+    }
+
     fn process(&self) -> Result<Arc<GuestProcess>, Refusal> {
         let ending = || Refusal::new(RefusalKind::Busy, "the process for the guest is ending");
         self.process.upgrade().filter(|process| !process.is_ending()).ok_or_else(ending)

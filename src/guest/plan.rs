@@ -4,11 +4,11 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use vmm_core::boot::{Acpi, DEFAULT_CMDLINE, DEFAULT_CMDLINE_WITHOUT_ACPI, KernelSource};
-use vmm_core::virtio::block::{Access, BlockConfig};
+use vmm_core::virtio::block::{Access, BlockConfig, EngineChoice};
 use vmm_core::workload::{Pattern, WorkloadParams};
 use vmm_core::{BootSource, DeviceConfig, OnReboot, VmShape};
 
-use crate::cli::disk::{DiskAccess, DiskArg};
+use crate::cli::disk::{DiskAccess, DiskArg, DiskEngine};
 use crate::cli::spec::{GuestSpec, OnRebootArg, PatternArg, SwitchArg};
 use crate::names::GuestName;
 use crate::units::{MIB, Size};
@@ -77,7 +77,14 @@ fn devices(spec: &GuestSpec) -> Result<Vec<DeviceConfig>> {
             DiskAccess::ReadWrite => Access::ReadWrite,
             DiskAccess::ReadOnly => Access::ReadOnly,
         };
-        Ok(DeviceConfig::Block(BlockConfig::new(&disk.path, access, &disk.serial)?))
+        let engine = match disk.engine {
+            DiskEngine::Auto => EngineChoice::Auto,
+            DiskEngine::IoUring => EngineChoice::IoUring,
+            DiskEngine::Sync => EngineChoice::Sync,
+        };
+        let queues = disk.queues.unwrap_or(u16::from(spec.cpus));
+        let config = BlockConfig::new(&disk.path, access, &disk.serial)?;
+        Ok(DeviceConfig::Block(config.with_queues(queues).with_engine(engine)))
     };
     let disks = spec.disk.iter().map(disk);
     let rng = spec.rng.then_some(Ok(DeviceConfig::Rng));

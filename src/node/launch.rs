@@ -4,6 +4,7 @@
 //! ways. The process leads a session of its own, so neither a signal to the node's terminal nor the node's end reaches it.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -40,6 +41,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) token: &'a Token,
     /// The address to listen on.
     pub(crate) bind: IpAddr,
+    /// Where disks may be made that come along.
+    pub(crate) disk_folders: &'a [PathBuf],
 }
 
 /// A process that listens for its guest.
@@ -95,6 +98,9 @@ pub(crate) async fn launch(what: &Launch<'_>) -> Result<Launched, LaunchError> {
         .args(["--uuid", &what.uuid.to_string()])
         .args(["--migration-id", &what.migration.to_string()])
         .args(["--bind", &what.bind.to_string()]);
+    for folder in what.disk_folders {
+        command.arg("--disk-dir").arg(folder);
+    }
     let mut child = command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

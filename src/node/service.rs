@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime};
@@ -40,6 +41,7 @@ pub(crate) struct Node {
     state: StateDir,
     file: NodeFile,
     reserved_bytes: u64,
+    disk_folders: Vec<PathBuf>,
     exporter: Exporter,
     records: RecordStore,
     ledger: Mutex<Ledger>,
@@ -55,7 +57,12 @@ impl Node {
     ///
     /// # Errors
     /// The folder of records or the ledger cannot be read.
-    pub(crate) fn new(state: StateDir, file: NodeFile, reserved_bytes: u64) -> Result<Self> {
+    pub(crate) fn new(
+        state: StateDir,
+        file: NodeFile,
+        reserved_bytes: u64,
+        disk_folders: Vec<PathBuf>,
+    ) -> Result<Self> {
         let revision = option_env!("LIGHTER_REVISION").unwrap_or("unknown");
         let exporter = Exporter::new(&file.version, revision, SystemTime::now())
             .context("cannot set up metrics")?;
@@ -65,6 +72,7 @@ impl Node {
             state,
             file,
             reserved_bytes,
+            disk_folders,
             exporter,
             records,
             ledger: Mutex::new(ledger),
@@ -98,6 +106,11 @@ impl Node {
     /// Memory that is left to the host, in bytes.
     pub(crate) fn reserved_bytes(&self) -> u64 {
         self.reserved_bytes
+    }
+
+    /// Where disks may be made that come with guests.
+    pub(crate) fn disk_folders(&self) -> &[PathBuf] {
+        &self.disk_folders
     }
 
     /// Where migrations arrive.
@@ -338,7 +351,7 @@ mod tests {
             metrics: address,
             started_unix_ms: 0,
         };
-        (folder, Node::new(state, file, 0).unwrap())
+        (folder, Node::new(state, file, 0, Vec::new()).unwrap())
     }
 
     #[test]

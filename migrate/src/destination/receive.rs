@@ -81,6 +81,7 @@ impl Destination {
         self.streams = streams;
         self.notes.guest.clone_from(&guest.name);
         self.notes.memory_bytes = guest.layout.bytes();
+        self.notes.disk_bytes = guest.disk_bytes();
         let guest = Box::new(guest);
         self.guest = Some(guest.clone());
         self.state = State::Checking;

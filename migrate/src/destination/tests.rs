@@ -102,6 +102,7 @@ fn guest(name: &str) -> GuestDescription {
         layout: MemoryLayout::new(vec![Region { base: 0, bytes: CHUNK_BYTES as u64 }]).unwrap(),
         vcpus: 1,
         config: Blob::default(),
+        disks: Vec::new(),
     }
 }
 

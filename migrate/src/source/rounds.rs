@@ -150,7 +150,7 @@ impl Source {
     pub(super) fn begin_round(&mut self) {
         self.round = self.round.saturating_add(1);
         self.round_began = self.now;
-        self.pages_before = self.notes.transfer.pages();
+        self.sent_before = self.notes.transfer;
     }
 
     pub(super) fn on_round_sent(&mut self, sent: RoundSent) {
@@ -161,7 +161,7 @@ impl Source {
             }
             State::Finishing { round_sent, .. } if !*round_sent => {
                 *round_sent = true;
-                self.note_round(RoundSent { dirty_pages: 0, ..sent });
+                self.note_round(RoundSent { dirty_pages: 0, dirty_disk_pages: 0, ..sent });
                 self.end_streams();
             }
             _ => {}
@@ -184,7 +184,8 @@ impl Source {
             self.dirty_pages_per_second = self.notes.dirtied(sent.dirty_pages, self.now);
         }
         self.round_pages = sent.dirty_pages;
-        self.pages_before = self.notes.transfer.pages();
+        self.round_disk_pages = sent.dirty_disk_pages;
+        self.sent_before = self.notes.transfer;
     }
 
     fn judge_round(&mut self, sent: RoundSent) {

@@ -37,6 +37,7 @@ fn guest() -> GuestDescription {
         layout: MemoryLayout::new(vec![Region { base: 0, bytes }]).unwrap(),
         vcpus: 2,
         config: Blob(vec![0xaa, 0xbb]),
+        disks: Vec::new(),
     }
 }
 
