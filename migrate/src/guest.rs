@@ -31,7 +31,9 @@ pub struct GuestDescription {
     /// its own versioned encoding; opaque here, checked by [`GuestFactory::check`].
     pub config: Blob,
     /// The disks whose content goes along; those that both hosts share are not among them. Their
-    /// chunks follow those of memory, each disk's from a new chunk on.
+    /// chunks follow those of memory, each disk's from a new chunk on. They travel in a message of
+    /// their own, [`crate::protocol::SourceMessage::Disks`].
+    #[serde(skip)]
     pub disks: Vec<DiskCopy>,
 }
 

@@ -37,7 +37,10 @@ impl Destination {
             SourceMessage::Finish if matches!(self.state, State::Running { .. }) => {
                 return self.settle();
             }
-            SourceMessage::Prepare(_) | SourceMessage::Switchover | SourceMessage::State(_)
+            SourceMessage::Disks(_)
+            | SourceMessage::Prepare(_)
+            | SourceMessage::Switchover
+            | SourceMessage::State(_)
                 if self.has_given_up() =>
             {
                 return;

@@ -15,6 +15,8 @@ use crate::protocol::{
 use crate::record::DestinationState;
 use crate::report::{Outcome, Report};
 
+mod disks;
+
 const MS: Duration = Duration::from_millis(1);
 
 struct Bench {

@@ -6,9 +6,12 @@ use super::state::State;
 use super::{Action, DataPath, Probe, RoundSent, Source};
 use crate::convergence::{Observation, Verdict, expected_downtime, judge};
 use crate::error::{Failure, ProtocolError};
+use crate::guest::{Refusal, RefusalKind};
 use crate::memory::PAGE_BYTES;
 use crate::phase::Phase;
-use crate::protocol::{DestinationMessage, Features, PeerText, Prepare, SourceMessage, Version};
+use crate::protocol::{
+    DestinationMessage, FEATURE_DISKS, Features, PeerText, Prepare, SourceMessage, Version,
+};
 use crate::record::SourceState;
 use crate::report::Round;
 
@@ -87,6 +90,13 @@ impl Source {
         self.features = features;
         self.notes.enter(Phase::Prepare, self.now);
         let (guest, streams) = (self.config.guest.clone(), self.config.streams);
+        if !guest.disks.is_empty() {
+            if !features.has(FEATURE_DISKS) {
+                let text = "the destination's release takes no disks along: upgrade it, or share the disks";
+                return self.abort(Failure::Refused(Refusal::new(RefusalKind::Version, text)));
+            }
+            self.say(SourceMessage::Disks(guest.disks.clone()));
+        }
         self.say(SourceMessage::Prepare(Prepare { guest, streams }));
         self.await_answer("Prepared");
         self.state = State::Describing;

@@ -18,6 +18,8 @@ use crate::protocol::{
 use crate::record::SourceState;
 use crate::report::{Outcome, Report};
 
+mod disks;
+
 const MS: Duration = Duration::from_millis(1);
 
 /// A source and its clock.
