@@ -39,6 +39,7 @@ mkdir -p "$work/root/bin" "$work/root/dev" "$work/root/proc"
     -o "$work/root/check" "$here/check/main.rs") >&2
 cp "$busybox" "$work/root/bin/busybox"
 cp "$here/init" "$work/root/init"
+cp "$here/write-files" "$work/root/write-files"
 chmod 755 "$work/root/init"
 ln -s busybox "$work/root/bin/sh"
 (cd "$work/root" && find . | LC_ALL=C sort | cpio --quiet -o -H newc -R 0:0) >"$work/initramfs.cpio"

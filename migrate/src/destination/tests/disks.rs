@@ -53,3 +53,23 @@ fn disks_come_along_once_and_only_if_that_was_agreed_on() {
     let actions = bench.hear(SourceMessage::Disks(vec![disk(512)]));
     assert_eq!(complaint(&actions), Reason::Protocol);
 }
+
+#[test]
+fn a_guest_that_stays_paused_keeps_its_disks_all_the_same() {
+    let mut bench = Bench::new();
+    bench.hear(hello(Offer::ours()));
+    bench.hear(SourceMessage::Disks(vec![disk(512)]));
+    bench.hear(prepare(guest("web-1"), 1));
+    bench.tell(Event::Checked(Ok(())));
+    bench.tell(Event::Created(Ok(())));
+    bench.tell(Event::Recorded);
+    bench.hear(SourceMessage::Switchover);
+    bench.hear(state(RunState::Paused));
+    bench.tell(Event::StreamEnded { stream: 0, announced: 0, applied: 0 });
+    bench.tell(Event::Loaded(Ok(())));
+    bench.tell(Event::Recorded);
+    bench.hear(SourceMessage::Commit);
+    assert_eq!(bench.tell(Event::Recorded), [Action::AdoptGuest]);
+    let actions = bench.tell(Event::Resumed(Ok(())));
+    assert!(actions.contains(&Action::Record(DestinationState::Running)), "{actions:?}");
+}
