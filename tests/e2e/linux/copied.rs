@@ -71,7 +71,7 @@ fn linux_takes_its_ext4_along_while_it_writes_to_it() {
     pair.a.start_node(&plan(&here));
     pair.b.start_node(&plan(&there));
     let [here, there] = [here, there].map(|folder| folder.join("db.raw"));
-    host("mke2fs", &["-q", "-t", "ext4", &here.display().to_string(), "64M"]);
+    host("mkfs.ext4", &["-q", &here.display().to_string(), "64M"]);
     pair.a.run(&boot_with("db", &here, "check.ext4=1")).ok();
     await_files(&pair.a, FILES);
     let before = written(&pair.a);
