@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use migrate::guest::RefusalKind;
@@ -39,7 +39,12 @@ pub(crate) fn expect(
     for copy in &guest.disks {
         let disk = disk_of(shape, copy).map_err(|text| refuse(RefusalKind::Guest, text))?;
         let place = folders.place(disk.path());
-        places.push(place.map_err(|text| refuse(RefusalKind::Other, &text))?);
+        let place = place.map_err(|text| refuse(RefusalKind::Other, &text))?;
+        if places.contains(&place) {
+            let text = format!("two of its disks would be {}", place.display());
+            return Err(refuse(RefusalKind::Guest, &text));
+        }
+        places.push(place);
     }
     for (copy, place) in guest.disks.iter().zip(&places) {
         let folder = place.parent().unwrap_or(place);
@@ -139,7 +144,7 @@ impl DestinationGuest for Arriving {
     }
 
     fn load_state(&self, state: &[u8]) -> Result<(), GuestError> {
-        self.writers.iter().try_for_each(Writer::verdict)?;
+        self.writers.iter().try_for_each(Writer::finish)?;
         self.each_disk(DiskContent::sync)?;
         // Now is the time to hear of it: from here on, the source counts on this host.
         self.each_disk(DiskContent::check_adoption)?;
@@ -162,25 +167,24 @@ impl DestinationGuest for Arriving {
 struct Writer {
     disk: Arc<DiskContent>,
     unwritten: AtomicU64,
-    orders: Option<SyncSender<()>>,
+    /// Both are gone once all has come.
+    work: Mutex<Option<(SyncSender<()>, JoinHandle<()>)>>,
     fault: Arc<Mutex<Option<String>>>,
-    thread: Option<JoinHandle<()>>,
 }
 
 impl Writer {
     fn start(disk: &Arc<DiskContent>) -> std::io::Result<Self> {
         let (orders, inbox) = sync_channel(AHEAD_MAX);
         let fault = Arc::default();
-        let work = (Arc::clone(disk), Arc::clone(&fault));
+        let shared = (Arc::clone(disk), Arc::clone(&fault));
         let thread = std::thread::Builder::new()
             .name("disk-writer".to_owned())
-            .spawn(move || write_back(&work.0, &inbox, &work.1))?;
+            .spawn(move || write_back(&shared.0, &inbox, &shared.1))?;
         Ok(Self {
             disk: Arc::clone(disk),
             unwritten: AtomicU64::new(0),
-            orders: Some(orders),
+            work: Mutex::new(Some((orders, thread))),
             fault,
-            thread: Some(thread),
         })
     }
 
@@ -189,7 +193,7 @@ impl Writer {
         let unwritten = self.unwritten.fetch_add(bytes, Ordering::Relaxed) + bytes;
         if unwritten >= SYNC_EVERY {
             self.unwritten.store(0, Ordering::Relaxed);
-            if let Some(orders) = &self.orders {
+            if let Some((orders, _)) = &*lock(&self.work) {
                 // A thread that has ended has left its verdict.
                 let _ = orders.send(());
             }
@@ -198,9 +202,19 @@ impl Writer {
         Ok(())
     }
 
+    /// All has come: waits until the thread is through with what it was asked for.
+    fn finish(&self) -> Result<(), GuestError> {
+        if let Some((orders, thread)) = lock(&self.work).take() {
+            drop(orders);
+            // A panic there has been reported by the panic handler already.
+            let _ = thread.join();
+        }
+        self.verdict()
+    }
+
     /// The kernel tells of content that could not be written once, to whoever asks first.
     fn verdict(&self) -> Result<(), GuestError> {
-        match &*self.fault.lock().unwrap_or_else(PoisonError::into_inner) {
+        match &*lock(&self.fault) {
             Some(fault) => Err(GuestError::new(fault.clone())),
             None => Ok(()),
         }
@@ -209,19 +223,20 @@ impl Writer {
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        self.orders = None;
-        if let Some(thread) = self.thread.take() {
-            // A panic there has been reported by the panic handler already.
-            let _ = thread.join();
-        }
+        // Whether it could be written concerns nobody any more.
+        let _ = self.finish();
     }
 }
 
 fn write_back(disk: &DiskContent, inbox: &Receiver<()>, fault: &Mutex<Option<String>>) {
     while inbox.recv().is_ok() {
         if let Err(error) = disk.sync() {
-            *fault.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string());
+            *lock(fault) = Some(error.to_string());
             return;
         }
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -118,6 +118,9 @@ fn only_what_the_node_allows_is_made() {
     assert!(contradiction(|disk| disk.device = 0).contains("contradicts"));
     assert!(contradiction(|disk| disk.device = 99).contains("contradicts"));
     assert!(contradiction(|disk| disk.bytes += 512).contains("contradicts"));
+    let mut twice = description.clone();
+    twice.disks.push(description.disks[0].clone());
+    assert!(refusal(&twice, &[folder.path()]).contains("two of its disks"));
 }
 
 #[test]
