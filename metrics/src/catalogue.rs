@@ -154,6 +154,12 @@ catalogue! {
         migration_remaining: Gauge<(GuestName, Direction)> =
             "lighter_migration_remaining_bytes", Bytes,
             "Guest memory that must still be sent in this round.";
+        migration_disk_remaining: Gauge<(GuestName, Direction)> =
+            "lighter_migration_disk_remaining_bytes", Bytes,
+            "Content of disks that go along with a guest which must still be sent in this round.";
+        migration_disk_transferred: Counter<(GuestName, Direction)> =
+            "lighter_migration_disk_transferred_bytes_total", Bytes,
+            "Bytes on the wire for disks that go along with a guest.";
         migration_transfer_rate: Gauge<(GuestName, Direction)> =
             "lighter_migration_transfer_bytes_per_second", BytesPerSecond,
             "Memory that the migration of a guest sends per second, before compression; \

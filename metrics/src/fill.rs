@@ -116,6 +116,8 @@ fn traffic(families: &Scraped, name: &GuestName, sample: &MigrationSample) {
     families.migration_pages.add(&labels(Encoding::Raw), number(sample.raw.pages));
     families.migration_pages.add(&labels(Encoding::Lz4), number(sample.lz4.pages));
     families.migration_pages.add(&labels(Encoding::Zero), number(sample.zero_pages));
+    let labels = (name.clone(), sample.direction);
+    families.migration_disk_transferred.add(&labels, number(sample.disk_transferred_bytes));
 }
 
 /// What a migration measures and expects, and what came of it.
@@ -124,6 +126,7 @@ fn forecast(families: &Scraped, name: &GuestName, sample: &MigrationSample) {
     let seconds = |value: Option<Duration>| value.map(|duration| duration.as_secs_f64());
     let gauges = [
         (&families.migration_remaining, sample.remaining_bytes.map(number)),
+        (&families.migration_disk_remaining, sample.disk_remaining_bytes.map(number)),
         (&families.migration_transfer_rate, sample.transfer_rate),
         (&families.migration_dirty_rate, sample.dirty_rate),
         (&families.migration_expected_downtime, seconds(sample.expected_downtime)),

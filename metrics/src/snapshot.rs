@@ -111,6 +111,10 @@ pub struct MigrationSample {
     pub zero_pages: u64,
     /// Guest memory still to be sent in this round, in bytes.
     pub remaining_bytes: Option<u64>,
+    /// Content of disks still to be sent in this round, in bytes; absent when none go along.
+    pub disk_remaining_bytes: Option<u64>,
+    /// Bytes on the wire for disks.
+    pub disk_transferred_bytes: u64,
     /// Memory sent per second before compression, in bytes; zero pages do not count.
     pub transfer_rate: Option<f64>,
     /// Rate of dirtying, in bytes per second.

@@ -20,6 +20,8 @@ fn migration() -> MigrationSample {
         lz4: Traffic { pages: 10, bytes: 9_000 },
         zero_pages: 100,
         remaining_bytes: Some(4096),
+        disk_remaining_bytes: Some(4096),
+        disk_transferred_bytes: 8192,
         transfer_rate: Some(1e9),
         dirty_rate: Some(1e8),
         expected_downtime: Some(Duration::from_millis(30)),

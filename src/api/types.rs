@@ -191,6 +191,19 @@ pub(crate) struct MigrationRequest {
     /// QUIC connections side by side; the source chooses when absent.
     #[serde(default)]
     pub(crate) connections: Option<u8>,
+    /// The disks' content goes along; both hosts share the disks when absent.
+    #[serde(default)]
+    pub(crate) copy_disks: Option<CopyDisks>,
+}
+
+/// How disks go along with a guest.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct CopyDisks {
+    /// Where the destination shall have a disk, by its path here: absolute, both; where it is here when absent.
+    pub(crate) paths: BTreeMap<PathBuf, PathBuf>,
+    /// Whether files that are in the disks' places there are replaced.
+    pub(crate) replace: bool,
 }
 
 impl MigrationRequest {
@@ -204,6 +217,7 @@ impl MigrationRequest {
             timeout_ms: default_timeout_ms(),
             compression: Compression::default(),
             connections: None,
+            copy_disks: None,
         }
     }
 }

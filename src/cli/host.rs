@@ -1,6 +1,7 @@
 //! Arguments of the verbs about a host: node, incoming, certs, and the demo, which makes two.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
@@ -55,6 +56,7 @@ Examples:
   lighter node
   lighter node --listen 192.0.2.7:4950 --metrics 127.0.0.1:9450
   lighter node --net-map br0=lan            guests that were on br0 elsewhere are on lan here
+  lighter node --disk-dir /srv/disks
 
 Needs this host's certificates: see `lighter certs`. Guests do not depend on the node: it can be restarted
 at any time, also while guests arrive and leave.")]
@@ -74,6 +76,11 @@ pub(crate) struct NodeArgs {
     /// Where an arriving guest wants bridge or tap FROM, give it TO. Give it more than once for more names.
     #[arg(long, value_name = "FROM=TO")]
     pub(crate) net_map: Vec<NetRename>,
+
+    /// Folder in which, and below which, disks may be made that other hosts send with their guests (`lighter migrate
+    /// --copy-disks`); may be given several times [default: none, such guests are refused].
+    #[arg(long, value_name = "DIR")]
+    pub(crate) disk_dir: Vec<PathBuf>,
 }
 
 /// `lighter incoming`: the process of a guest that is on its way here. Started by the node, which writes the migration's
@@ -99,6 +106,10 @@ pub(crate) struct IncomingArgs {
     /// What bridges and taps are called here.
     #[arg(long)]
     pub(crate) net_map: Vec<NetRename>,
+
+    /// Folders in which disks may be made that come with the guest.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) disk_dir: Vec<PathBuf>,
 }
 
 /// `lighter certs`.

@@ -70,8 +70,9 @@ pub(crate) struct GuestSpec {
     pub(crate) on_reboot: Option<OnRebootArg>,
 
     /// Disk for the guest, a raw file or a block device: /dev/vda first. Give it more than once for more disks. ro: the guest
-    /// only reads it; serial: what it sees as serial number. To migrate, have the same disk under the same path on both hosts.
-    #[arg(long, value_name = "PATH[,ro][,serial=TEXT]", requires = "kernel")]
+    /// only reads it; serial=TEXT: what it sees as serial number; queues=N: request queues [default: one for each vCPU];
+    /// engine=auto|io_uring|sync. To migrate, have the same disk under the same path on both hosts, or `--copy-disks`.
+    #[arg(long, value_name = "PATH[,OPTION...]", requires = "kernel")]
     #[serde(default)]
     pub(crate) disk: Vec<DiskArg>,
 

@@ -12,6 +12,7 @@ use migrate::{DestinationGuest, GuestDescription, GuestFactory, MigrationId, Ref
 use vmm_core::{DeviceError, Error, ShapeError, VmShape};
 
 use super::console::Console;
+use super::disks::{self, Arriving, DiskFolders};
 use super::machine::{Machine, shape_of};
 use super::process::{Ending, GuestProcess, Occupation};
 use super::session::MigrationSession;
@@ -51,8 +52,8 @@ impl Arrival {
             guest: process.name().to_string(),
             linger: LINGER,
         };
-        let net_map = args.net_map.clone();
-        let factory = Factory { process: Arc::downgrade(process), console, net_map };
+        let (folders, net_map) = (DiskFolders::new(&args.disk_dir), args.net_map.clone());
+        let factory = Factory { process: Arc::downgrade(process), console, folders, net_map };
         let handle = start_destination(session, Arc::new(factory), &tls, records)?;
         let port = handle.port();
         let arrival = Self { session: MigrationSession::new(handle) };
@@ -96,6 +97,7 @@ struct Factory {
     console: Console,
     /// What bridges and taps are called here.
     net_map: Vec<NetRename>,
+    folders: DiskFolders,
 }
 
 impl GuestFactory for Factory {
@@ -123,14 +125,16 @@ impl GuestFactory for Factory {
             .map_err(other)?;
         let machine = Arc::new(machine);
         process.set_machine(Arc::clone(&machine)).map_err(other)?;
-        Ok(machine)
+        let arriving = Arriving::new(machine, guest).map_err(|error| other(error.into()))?;
+        Ok(Arc::new(arriving))
     }
 }
 
 impl Factory {
-    /// The machine that is described, as it is here.
+    /// What the machine is made of, as it is here and with the disks that come along.
     fn shape_of(&self, guest: &GuestDescription) -> Result<VmShape, Refusal> {
         let mut shape = shape_of(guest)?;
+        disks::expect(guest, &mut shape, &self.folders)?;
         NetRename::apply(&self.net_map, &mut shape);
         Ok(shape)
     }

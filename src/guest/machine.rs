@@ -134,6 +134,7 @@ impl SourceGuest for Machine {
             vcpus: u16::from(self.shape.vcpus),
             // A shape that cannot be encoded is refused by the destination as empty.
             config: Blob(self.shape.to_bytes().unwrap_or_default()),
+            disks: Vec::new(),
         }
     }
 

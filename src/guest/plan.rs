@@ -4,12 +4,12 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use vmm_core::boot::{Acpi, DEFAULT_CMDLINE, DEFAULT_CMDLINE_WITHOUT_ACPI, KernelSource};
-use vmm_core::virtio::block::{Access, BlockConfig};
+use vmm_core::virtio::block::{Access, BlockConfig, EngineChoice};
 use vmm_core::virtio::net::{MacAddress, NetConfig};
 use vmm_core::workload::{Pattern, WorkloadParams};
 use vmm_core::{BootSource, DeviceConfig, OnReboot, VmShape};
 
-use crate::cli::disk::{DiskAccess, DiskArg};
+use crate::cli::disk::{DiskAccess, DiskArg, DiskEngine};
 use crate::cli::net::NetArg;
 use crate::cli::spec::{GuestSpec, OnRebootArg, PatternArg, SwitchArg};
 use crate::names::GuestName;
@@ -79,7 +79,14 @@ fn devices(spec: &GuestSpec) -> Result<Vec<DeviceConfig>> {
             DiskAccess::ReadWrite => Access::ReadWrite,
             DiskAccess::ReadOnly => Access::ReadOnly,
         };
-        Ok(DeviceConfig::Block(BlockConfig::new(&disk.path, access, &disk.serial)?))
+        let engine = match disk.engine {
+            DiskEngine::Auto => EngineChoice::Auto,
+            DiskEngine::IoUring => EngineChoice::IoUring,
+            DiskEngine::Sync => EngineChoice::Sync,
+        };
+        let queues = disk.queues.unwrap_or(u16::from(spec.cpus));
+        let config = BlockConfig::new(&disk.path, access, &disk.serial)?;
+        Ok(DeviceConfig::Block(config.with_queues(queues).with_engine(engine)))
     };
     let disks = spec.disk.iter().map(disk);
     let nets = spec.net.iter().map(net);

@@ -4,6 +4,7 @@
 //! ways. The process leads a session of its own, so neither a signal to the node's terminal nor the node's end reaches it.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -43,6 +44,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) bind: IpAddr,
     /// What bridges and taps are called here.
     pub(crate) net_map: &'a [NetRename],
+    /// Where disks may be made that come along.
+    pub(crate) disk_folders: &'a [PathBuf],
 }
 
 /// A process that listens for its guest.
@@ -100,6 +103,9 @@ pub(crate) async fn launch(what: &Launch<'_>) -> Result<Launched, LaunchError> {
         .args(["--bind", &what.bind.to_string()]);
     for rename in what.net_map {
         command.args(["--net-map", &rename.to_string()]);
+    }
+    for folder in what.disk_folders {
+        command.arg("--disk-dir").arg(folder);
     }
     let mut child = command
         .stdin(Stdio::piped())

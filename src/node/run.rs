@@ -1,6 +1,7 @@
 //! Starts the node's parts in the order in which they need each other, and ends them when the node is told to.
 
 use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -72,8 +73,14 @@ async fn serve(state: &StateDir, args: &NodeArgs, tls: Tls) -> Result<Exit> {
         metrics: listener.local_addr().context("cannot tell where metrics are served")?,
         started_unix_ms: unix_ms(),
     };
+    // Guests' processes may be started from elsewhere, and a folder that is not there should be heard of now.
+    let folder = |dir: &PathBuf| {
+        dir.canonicalize().with_context(|| format!("cannot use --disk-dir {}", dir.display()))
+    };
+    let disk_folders = args.disk_dir.iter().map(folder).collect::<Result<_>>()?;
     let node = Node::new(state.clone(), file.clone(), args.reserve_memory)?;
-    let node = Arc::new(node.with_net_map(args.net_map.clone()));
+    let node = node.with_net_map(args.net_map.clone()).with_disk_folders(disk_folders);
+    let node = Arc::new(node);
     // Before anybody can ask for a place.
     node.renew_promises().await?;
     let parts = [

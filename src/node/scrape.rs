@@ -101,6 +101,9 @@ fn running(progress: &Progress) -> MigrationSample {
         lz4: Traffic { pages: transfer.lz4_pages, bytes: transfer.lz4_bytes },
         zero_pages: transfer.zero_pages,
         remaining_bytes: is_source.then_some(progress.remaining_bytes),
+        disk_remaining_bytes: (is_source && progress.disk_bytes > 0)
+            .then_some(progress.disk_remaining_bytes),
+        disk_transferred_bytes: transfer.disk_wire_bytes,
         transfer_rate: is_source.then_some(progress.bandwidth_bytes_per_second),
         dirty_rate: is_source.then_some(progress.dirty_pages_per_second * PAGE_BYTES as f64),
         expected_downtime: progress.expected_downtime_seconds.map(seconds),
@@ -148,6 +151,8 @@ fn finished(report: &Report) -> MigrationSample {
         lz4: Traffic { pages: transfer.lz4_pages, bytes: transfer.lz4_bytes },
         zero_pages: transfer.zero_pages,
         remaining_bytes: None,
+        disk_remaining_bytes: None,
+        disk_transferred_bytes: transfer.disk_wire_bytes,
         transfer_rate: None,
         dirty_rate: None,
         expected_downtime: report.expected_downtime_seconds.map(seconds),

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime};
@@ -43,6 +44,8 @@ pub(crate) struct Node {
     reserved_bytes: u64,
     /// What bridges and taps of arriving guests are called here.
     net_map: Vec<NetRename>,
+    /// Where disks may be made that come with arriving guests.
+    disk_folders: Vec<PathBuf>,
     exporter: Exporter,
     records: RecordStore,
     ledger: Mutex<Ledger>,
@@ -69,6 +72,7 @@ impl Node {
             file,
             reserved_bytes,
             net_map: Vec::new(),
+            disk_folders: Vec::new(),
             exporter,
             records,
             ledger: Mutex::new(ledger),
@@ -104,6 +108,11 @@ impl Node {
         Self { net_map, ..self }
     }
 
+    /// Arriving guests may bring disks that are made in, or below, these folders.
+    pub(crate) fn with_disk_folders(self, disk_folders: Vec<PathBuf>) -> Self {
+        Self { disk_folders, ..self }
+    }
+
     /// What bridges and taps of arriving guests are called here.
     pub(crate) fn net_map(&self) -> &[NetRename] {
         &self.net_map
@@ -112,6 +121,11 @@ impl Node {
     /// Memory that is left to the host, in bytes.
     pub(crate) fn reserved_bytes(&self) -> u64 {
         self.reserved_bytes
+    }
+
+    /// Where disks may be made that come with guests.
+    pub(crate) fn disk_folders(&self) -> &[PathBuf] {
+        &self.disk_folders
     }
 
     /// Where migrations arrive.

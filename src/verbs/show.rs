@@ -224,8 +224,12 @@ fn arrival_line(progress: &Progress) -> String {
 }
 
 fn progress_line(progress: &Progress) -> String {
+    let disks = match progress.disk_bytes {
+        0 => String::new(),
+        _ => format!(", {} of disks left", format_size(progress.disk_remaining_bytes)),
+    };
     format!(
-        "{}, round {}, {} sent, {} left, {}",
+        "{}, round {}, {} sent, {} left{disks}, {}",
         progress.phase,
         progress.round,
         format_size(progress.transfer.wire_bytes),

@@ -4,6 +4,7 @@
 //! What it says about itself comes over its serial console (see [`witness`]).
 
 mod balloon;
+mod copied;
 mod disk;
 pub(crate) mod image;
 mod vsock;

@@ -22,8 +22,8 @@ use crate::raw;
 use crate::shape::VmShape;
 use crate::state::{self, ClockPair, StateError, TscCarry, VmState};
 use crate::vcpu::{Machine, Vcpu, VcpuThread};
-use crate::virtio::Bus;
 use crate::virtio::net::NetStatus;
+use crate::virtio::{Bus, DiskContent};
 
 mod balloon;
 #[cfg(test)]
@@ -136,6 +136,11 @@ impl Vm {
     /// A device's thread is gone.
     pub fn nets(&self) -> Result<Vec<NetStatus>> {
         Ok(self.machine.bus.nets()?)
+    }
+
+    /// The content of the guest's device number `index`, if that is a disk.
+    pub fn disk(&self, index: usize) -> Option<&Arc<DiskContent>> {
+        self.machine.bus.disk(index)
     }
 
     /// The guest's memory.

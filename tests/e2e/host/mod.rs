@@ -15,7 +15,7 @@ mod program;
 pub(crate) mod wait;
 
 pub(crate) use guest::{Guest, GuestPlan};
-pub(crate) use migration::Migration;
+pub(crate) use migration::{Migration, Outcome};
 use node::Node;
 pub(crate) use node::NodePlan;
 pub(crate) use pair::{Host, Pair};

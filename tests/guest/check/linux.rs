@@ -182,6 +182,17 @@ pub fn map_physical(
     }
 }
 
+/// So many bytes of memory of the program's own, in whole pages.
+///
+/// # Errors
+/// The number of the kernel's error.
+pub fn allocate(bytes: u64) -> Result<&'static mut [u8], u64> {
+    const PRIVATE_ANONYMOUS: u64 = 0x22;
+    let start = call(MMAP, [0, bytes, PROT_READ_WRITE, PRIVATE_ANONYMOUS, u64::MAX, 0])?;
+    // SAFETY: the kernel has just mapped `bytes` at `start`, filled with zeros, for nobody else.
+    Ok(unsafe { core::slice::from_raw_parts_mut(start as *mut u8, bytes as usize) })
+}
+
 /// Nanoseconds on `clock`.
 pub fn now(clock: Clock) -> u64 {
     let mut time = [0u64; 2];
@@ -235,6 +246,26 @@ impl File {
     /// The number of the kernel's error.
     pub fn open_direct(path: &CStr) -> Result<Self, u64> {
         open(path, O_RDWR | O_DIRECT | O_DSYNC).map(Self)
+    }
+
+    /// Opens it so that reads and writes pass the guest's cache, and are answered when the disk's has them.
+    ///
+    /// # Errors
+    /// The number of the kernel's error.
+    pub fn open_past_cache(path: &CStr) -> Result<Self, u64> {
+        open(path, O_RDWR | O_DIRECT).map(Self)
+    }
+
+    /// Fills `buffer` from byte `offset` on; false when it could not be read.
+    pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> bool {
+        let (at, length) = (buffer.as_mut_ptr() as u64, buffer.len() as u64);
+        call(PREAD64, [self.0, at, length, offset, 0, 0]) == Ok(length)
+    }
+
+    /// Writes `buffer` from byte `offset` on; false when it could not be written.
+    pub fn write_at(&self, offset: u64, buffer: &[u8]) -> bool {
+        let (at, length) = (buffer.as_ptr() as u64, buffer.len() as u64);
+        call(PWRITE64, [self.0, at, length, offset, 0, 0]) == Ok(length)
     }
 
     /// Reads a sector; false when it could not be read.

@@ -25,6 +25,7 @@ mod pace;
 #[path = "../../../vmm-core/src/workload/stamp.rs"]
 #[expect(dead_code, reason = "the host uses the rest")]
 mod stamp;
+mod throughput;
 mod vsock;
 
 use button::Button;
@@ -222,6 +223,7 @@ impl Check {
     /// | `s` | print no line unless asked (it takes tens of milliseconds); again: do |
     /// | `0` to `9` | rewrite so many thousand pages per second |
     /// | `h` | rewrite 20,000 pages per second |
+    /// | `R`, `W`, `S`, `T` | measure the disk: see [`throughput`] |
     /// | `q` | reset the machine |
     fn command(&mut self) {
         match linux::typed() {
@@ -241,6 +243,7 @@ impl Check {
             Some(b's') => self.silent = !self.silent,
             Some(digit @ b'0'..=b'9') => self.rate = u64::from(digit - b'0') * 1000,
             Some(b'h') => self.rate = 20_000,
+            Some(letter @ (b'R' | b'W' | b'S' | b'T')) => throughput::measure(letter, self.hz),
             Some(b'q') => linux::reset(),
             _ => {}
         }

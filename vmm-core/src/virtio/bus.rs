@@ -6,6 +6,7 @@ use std::sync::Arc;
 use kvm_ioctls::VmFd;
 
 use super::balloon::BalloonDevice;
+use super::block::DiskContent;
 use super::config::DeviceConfig;
 use super::device::Rings;
 use super::error::DeviceError;
@@ -22,6 +23,8 @@ pub(crate) struct Bus {
     devices: Vec<MmioDevice>,
     /// Which of them is the balloon.
     balloon: Option<usize>,
+    /// By slot: what can be copied.
+    disks: Vec<Option<Arc<DiskContent>>>,
 }
 
 impl Bus {
@@ -35,12 +38,14 @@ impl Bus {
         configs: &[DeviceConfig],
     ) -> Result<Self> {
         let slots = mmio::slots(configs.len());
-        let devices = slots
-            .zip(configs)
-            .map(|(slot, config)| MmioDevice::new(vm, ram, slot, config.create()?))
-            .collect::<Result<_>>()?;
+        let (mut devices, mut disks) = (Vec::new(), Vec::new());
+        for (slot, config) in slots.zip(configs) {
+            let device = config.create()?;
+            disks.push(device.disk_content());
+            devices.push(MmioDevice::new(vm, ram, slot, device)?);
+        }
         let balloon = configs.iter().position(|config| *config == DeviceConfig::Balloon);
-        Ok(Self { devices, balloon })
+        Ok(Self { devices, balloon, disks })
     }
 
     /// A vCPU reads what is not RAM. What belongs to nobody reads as ones.
@@ -56,6 +61,11 @@ impl Bus {
         if let Some((device, offset)) = self.find(address) {
             device.write(offset, data);
         }
+    }
+
+    /// The content of the disk in slot `index`; `None` when there is something else.
+    pub(crate) fn disk(&self, index: usize) -> Option<&Arc<DiskContent>> {
+        self.disks.get(index)?.as_ref()
     }
 
     /// Has the balloon's thread do `job`; `None` when there is no balloon.

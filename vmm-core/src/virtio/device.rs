@@ -7,6 +7,7 @@
 use std::fmt::Debug;
 use std::os::fd::RawFd;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use virtio_bindings::virtio_ids::{
@@ -14,6 +15,7 @@ use virtio_bindings::virtio_ids::{
 };
 
 use super::balloon::BalloonDevice;
+use super::block::DiskContent;
 use super::error::DeviceError;
 use super::interrupt::Interrupt;
 use super::net::NetStatus;
@@ -48,6 +50,15 @@ impl DeviceKind {
             Self::Vsock => "vsock",
         }
     }
+}
+
+/// What becomes of a request that was taken from a queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// It is done, with so many bytes written.
+    Now(u32),
+    /// It is under way: [`Rings::finish`] answers it.
+    Later,
 }
 
 /// When a queue wants to be looked at again.
@@ -163,6 +174,11 @@ pub(crate) trait Device: Send + Debug {
     /// those that programs of the host look for.
     fn listen_at(&mut self, _path: &Path) {}
 
+    /// The disk's content, if this is one, for whoever copies it while the guest runs.
+    fn disk_content(&self) -> Option<Arc<DiskContent>> {
+        None
+    }
+
     /// The balloon, if this is one: the one device that its host has questions for.
     fn as_balloon(&mut self) -> Option<&mut BalloonDevice> {
         None
@@ -244,10 +260,31 @@ impl<'a> Rings<'a> {
         head: u16,
         written: u32,
     ) -> Result<(), QueueError> {
+        self.finish(index, head, written)?;
+        self.notify_driver(index)
+    }
+
+    /// As [`Rings::give_back`], without telling the driver: [`Rings::notify_driver`] does, for all of them.
+    ///
+    /// # Errors
+    /// The queue is broken.
+    pub(crate) fn finish(
+        &mut self,
+        index: usize,
+        head: u16,
+        written: u32,
+    ) -> Result<(), QueueError> {
         let Some(Some(queue)) = self.queues.get_mut(index) else { return Ok(()) };
-        let memory = self.ram.memory();
-        queue.push_used(memory, head, written)?;
-        if queue.wants_interrupt(memory)? {
+        queue.push_used(self.ram.memory(), head, written)
+    }
+
+    /// Interrupts the driver if it wants to hear of what was given back.
+    ///
+    /// # Errors
+    /// The queue is broken.
+    pub(crate) fn notify_driver(&mut self, index: usize) -> Result<(), QueueError> {
+        let Some(Some(queue)) = self.queues.get_mut(index) else { return Ok(()) };
+        if queue.wants_interrupt(self.ram.memory())? {
             self.interrupt.raise(Cause::Used);
         }
         Ok(())
@@ -264,6 +301,19 @@ impl<'a> Rings<'a> {
         requests_max: usize,
         mut answer: impl FnMut(Chain, &RamMap) -> Result<u32, QueueError>,
     ) -> Result<Progress, QueueError> {
+        self.take_on(index, requests_max, |chain, memory| answer(chain, memory).map(Answer::Now))
+    }
+
+    /// As [`Rings::serve`], for requests that may be answered later. A queue that the driver has not set up is empty.
+    ///
+    /// # Errors
+    /// The queue is broken, or `answer` says so.
+    pub(crate) fn take_on(
+        &mut self,
+        index: usize,
+        requests_max: usize,
+        mut answer: impl FnMut(Chain, &RamMap) -> Result<Answer, QueueError>,
+    ) -> Result<Progress, QueueError> {
         let Some(Some(queue)) = self.queues.get_mut(index) else { return Ok(Progress::Idle) };
         let memory = self.ram.memory();
         queue.mute(memory)?;
@@ -273,9 +323,10 @@ impl<'a> Rings<'a> {
             match queue.pop(memory)? {
                 Some(chain) => {
                     let head = chain.head;
-                    let written = answer(chain, memory)?;
-                    queue.push_used(memory, head, written)?;
-                    served += 1;
+                    if let Answer::Now(written) = answer(chain, memory)? {
+                        queue.push_used(memory, head, written)?;
+                        served += 1;
+                    }
                 }
                 // One that came before the driver was told to notify again is seen now.
                 None if queue.unmute(memory)? => queue.mute(memory)?,

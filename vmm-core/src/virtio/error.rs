@@ -85,6 +85,15 @@ pub enum DeviceError {
         /// The system's answer, or what is wrong.
         cause: io::Error,
     },
+    /// A disk that is to arrive would take the place of a file.
+    #[error(
+        "disk {} is there already: move it away, give the arriving one another place, or let it be replaced",
+        path.display()
+    )]
+    DiskExists {
+        /// The file.
+        path: PathBuf,
+    },
     /// What the guest wrote could not be made durable.
     #[error("cannot write disk {} back before the state is saved: {cause}", path.display())]
     Flush {

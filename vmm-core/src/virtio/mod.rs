@@ -40,7 +40,8 @@ mod vsock;
 mod worker;
 
 pub use backend::BackendState;
-pub(crate) use buffers::RamSlice;
+pub use block::DiskContent;
+pub(crate) use buffers::{Buffers, RamSlice};
 pub(crate) use bus::Bus;
 pub use config::DeviceConfig;
 pub(crate) use config::check as check_devices;
