@@ -18,6 +18,7 @@ mod event;
 pub mod memory;
 mod raw;
 mod raw_io;
+mod raw_memory;
 mod shape;
 pub mod snapshot;
 pub mod state;

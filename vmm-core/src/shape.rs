@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cpuid::{self, CpuidEntry};
 use crate::error::{Error, KvmContext, Result};
-use crate::memory::{RamLayout, host};
+use crate::memory::{MemoryConfig, RamLayout};
 use crate::virtio::{DeviceConfig, check_devices};
 use crate::{codec, raw};
 
@@ -19,7 +19,7 @@ pub const VCPUS_MAX: u8 = 8;
 /// million: the kernel's own tolerance (`tsc_tolerance_ppm` of arch/x86/kvm).
 pub const TSC_TOLERANCE_PPM: u64 = 250;
 /// Version of [`VmShape`]'s encoding.
-const SHAPE_VERSION: u16 = 2;
+const SHAPE_VERSION: u16 = 3;
 
 /// A description from which the same virtual machine can be created on any fitting host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +36,8 @@ pub struct VmShape {
     pub xsave_bytes: u32,
     /// The virtio devices, by slot; see [`crate::devices::mmio`].
     pub devices: Vec<DeviceConfig>,
+    /// How the RAM is backed, on any host.
+    pub memory: MemoryConfig,
 }
 
 /// Why a shape is not possible, or not possible on this host.
@@ -83,7 +85,8 @@ impl VmShape {
         let host = Host::get()?;
         let (tsc_khz, xsave_bytes) = (host.tsc_khz, host.xsave_bytes);
         let (cpuid, devices) = (host.cpuid.clone(), Vec::new());
-        let shape = Self { memory_bytes, vcpus, cpuid, tsc_khz, xsave_bytes, devices };
+        let memory = MemoryConfig::default();
+        let shape = Self { memory_bytes, memory, vcpus, cpuid, tsc_khz, xsave_bytes, devices };
         shape.check()?;
         Ok(shape)
     }
@@ -114,8 +117,7 @@ impl VmShape {
         }
         check_tsc(self.tsc_khz, host.tsc_khz, host.scales_tsc)?;
         self.devices.iter().try_for_each(DeviceConfig::check_host)?;
-        host::check_available(self.memory_bytes)?;
-        Ok(())
+        Ok(self.memory.check_host(self.memory_bytes)?)
     }
 
     /// Encodes the shape for a peer or a file.
@@ -155,6 +157,7 @@ impl VmShape {
             return Err(ShapeError::Malformed(format!("{entries} cpuid entries")).into());
         }
         check_devices(&self.devices)?;
+        self.memory.check(self.memory_bytes)?;
         self.layout().map(drop)
     }
 }

@@ -141,3 +141,40 @@ pub(crate) fn elf(gpa: u64, code: &[u8]) -> Vec<u8> {
     bytes.extend(code);
     bytes
 }
+
+/// Pages of 2 MiB in the host's pool, `count` more than guests have; gone when dropped. The pool is the
+/// host's, so tests that need one take turns, of other processes too.
+pub(crate) struct Pool {
+    before: u64,
+    _turn: std::fs::File,
+}
+
+const POOL_2M: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
+
+fn pool_count(file: &str) -> u64 {
+    let text = std::fs::read_to_string(format!("{POOL_2M}/{file}")).expect("a kernel with hugetlb");
+    text.trim().parse().unwrap()
+}
+
+fn set_pool(pages: u64) {
+    std::fs::write(format!("{POOL_2M}/nr_hugepages"), pages.to_string())
+        .expect("this test needs a pool of huge pages, and root to make one");
+}
+
+/// A pool of exactly `count` free pages.
+pub(crate) fn pool_of_2m(count: u64) -> Pool {
+    let turn =
+        std::fs::File::create(std::env::temp_dir().join("lighter-tests-hugetlb.lock")).unwrap();
+    turn.lock().unwrap();
+    let before = pool_count("nr_hugepages");
+    let used = before - pool_count("free_hugepages") + pool_count("resv_hugepages");
+    set_pool(used + count);
+    assert_eq!(pool_count("nr_hugepages"), used + count, "this host has no memory for huge pages");
+    Pool { before, _turn: turn }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        set_pool(self.before);
+    }
+}

@@ -16,7 +16,7 @@ use crate::devices::{IrqLine, Ports, PowerHardware, SERIAL_IRQ, SerialPort};
 use crate::dirty::{BitmapLog, DirtyTracking};
 use crate::error::{Error, KvmContext, Result};
 use crate::event::{EventQueue, StopReason};
-use crate::memory::GuestRam;
+use crate::memory::{GuestRam, TemplateImage};
 use crate::raw;
 use crate::shape::VmShape;
 use crate::state::{self, ClockPair, StateError, TscCarry, VmState};
@@ -88,10 +88,19 @@ impl Vm {
     /// # Errors
     /// What [`VmShape::check_host`] finds, or what the host refuses.
     pub fn create(shape: &VmShape, console: Box<dyn Write + Send>) -> Result<Self> {
+        Self::create_from(shape, None, console)
+    }
+
+    /// The same with memory that begins as the `template` has it.
+    pub(crate) fn create_from(
+        shape: &VmShape,
+        template: Option<&TemplateImage>,
+        console: Box<dyn Write + Send>,
+    ) -> Result<Self> {
         shape.check_host()?;
         let kvm = Kvm::new().map_err(Error::OpenKvm)?;
         let vm = Arc::new(new_vm(&kvm)?);
-        let ram = Arc::new(GuestRam::new(shape.layout()?)?);
+        let ram = Arc::new(GuestRam::new(shape.layout()?, &shape.memory, template)?);
         for (slot, region) in (0..).zip(ram.mappings()) {
             raw::set_memory_region(&vm, slot, 0, region).call("KVM_SET_USER_MEMORY_REGION")?;
         }
