@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use crate::boot::{UserEntry, start_user_mode};
-use crate::{Vm, VmEvent, VmShape};
+use crate::{DirtyLog, Vm, VmEvent, VmOptions, VmShape};
 
 /// Far longer than any event takes; reached only by a test that fails.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -81,7 +81,13 @@ pub(crate) fn empty_vm(mib: u64, vcpus: u8) -> Vm {
 
 /// A paused VM in which each vCPU will run `code` with its own arguments.
 pub(crate) fn vm_with(mib: u64, code: &[u8], args: &[[u64; 2]]) -> Vm {
-    let vm = empty_vm(mib, args.len() as u8);
+    vm_by(DirtyLog::Auto, mib, code, args)
+}
+
+/// The same with this log of dirty pages.
+pub(crate) fn vm_by(dirty_log: DirtyLog, mib: u64, code: &[u8], args: &[[u64; 2]]) -> Vm {
+    let (shape, options) = (shape(mib, args.len() as u8), VmOptions { dirty_log });
+    let vm = Vm::create_with(&shape, &options, Box::new(sink())).unwrap();
     vm.ram().write(CODE, code).unwrap();
     let entries: Vec<UserEntry> =
         args.iter().map(|args| UserEntry { rip: CODE, rsp: 0, args: *args }).collect();
