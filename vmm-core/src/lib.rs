@@ -31,11 +31,12 @@ mod vm;
 pub mod workload;
 
 pub use boot::BootSource;
+pub use cpuid::CpuModel;
 pub use dirty::DirtyLog;
 pub use error::{Error, Result};
 pub use event::{DOORBELLS_MAX, EventQueue, StopReason, VmEvent};
 pub use memory::GuestRam;
-pub use shape::{ShapeError, TSC_TOLERANCE_PPM, VCPUS_MAX, VmShape};
+pub use shape::{ShapeError, TSC_TOLERANCE_PPM, VCPUS_MAX, VmShape, cpu_models};
 pub use state::VmState;
 pub use vcpu::OnReboot;
 pub use virtio::{DeviceConfig, DeviceError};

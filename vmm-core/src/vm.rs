@@ -437,7 +437,7 @@ fn start_vcpus(kvm: &Kvm, shape: &VmShape, machine: &Arc<Machine>) -> Result<Vec
         }
         fd.set_cpuid2(&table).vcpu_call(index, "KVM_SET_CPUID2")?;
         if indices.is_none() {
-            indices = Some(state::saved_msrs(kvm, &fd)?);
+            indices = Some(state::saved_msrs(kvm, &fd, &shape.cpuid)?);
         }
         fds.push((index, fd));
     }
