@@ -45,32 +45,60 @@ fn bytes_of_pages(ram: &GuestRam) -> Vec<u8> {
     bytes
 }
 
-/// Bytes of this process's memory at `ram`, by the line `field` of /proc/self/smaps.
-fn smaps(ram: &GuestRam, field: &str) -> u64 {
+/// What backs the pages of `ram`.
+#[derive(Debug, PartialEq, Eq)]
+struct Backed {
+    /// Bytes that are there.
+    present: u64,
+    /// Of these, the guest's own and not a file's.
+    own: u64,
+}
+
+/// Reads it from /proc/self/pagemap (Documentation/admin-guide/mm/pagemap.rst): mappings that meet are one in
+/// other files of /proc.
+fn backed(ram: &GuestRam) -> Backed {
+    use std::os::unix::fs::FileExt;
+    const PRESENT: u64 = 1 << 63;
+    const FILE_OR_SHARED: u64 = 1 << 61;
+    let region = ram.mappings().next().unwrap();
+    let first = crate::raw::host_address(region) as u64 / PAGE_BYTES as u64;
+    let mut bytes = vec![0; region.len() as usize / PAGE_BYTES * 8];
+    let pagemap = File::open("/proc/self/pagemap").unwrap();
+    pagemap.read_exact_at(&mut bytes, first * 8).unwrap();
+    let entries = bytes.as_chunks::<8>().0.iter().map(|entry| u64::from_le_bytes(*entry));
+    let present: Vec<u64> = entries.filter(|entry| entry & PRESENT != 0).collect();
+    let own = present.iter().filter(|entry| **entry & FILE_OR_SHARED == 0).count();
+    let bytes = |pages: usize| (pages * PAGE_BYTES) as u64;
+    Backed { present: bytes(present.len()), own: bytes(own) }
+}
+
+/// The flags of each mapping of the first region.
+fn flags(ram: &GuestRam) -> Vec<String> {
     let region = ram.mappings().next().unwrap();
     let start = crate::raw::host_address(region) as u64;
-    let range = start..start + region.len();
+    let end = start + region.len();
     let text = std::fs::read_to_string("/proc/self/smaps").unwrap();
     let mut inside = false;
-    let mut kib = 0;
+    let mut flags = Vec::new();
     for line in text.lines() {
-        let head = line.split(' ').next().unwrap_or_default();
-        if let Some((from, _)) = head.split_once('-') {
-            inside = u64::from_str_radix(from, 16).is_ok_and(|from| range.contains(&from));
-        } else if inside && let Some(rest) = line.strip_prefix(field) {
-            kib += rest.trim().trim_end_matches(" kB").parse::<u64>().unwrap();
+        let hex = |text: &str| u64::from_str_radix(text, 16).ok();
+        let range = line.split(' ').next().and_then(|range| range.split_once('-'));
+        if let Some((Some(from), Some(to))) = range.map(|(from, to)| (hex(from), hex(to))) {
+            inside = from < end && to > start;
+        } else if inside && line.starts_with("VmFlags:") {
+            flags.push(format!("{line} "));
         }
     }
-    kib << 10
+    flags
 }
 
 #[test]
 fn memory_taken_in_advance_is_there_at_once_and_other_memory_is_not() {
     let calm = ram(16, &MemoryConfig::default());
-    assert_eq!(smaps(&calm, "Rss:"), 0);
+    assert_eq!(backed(&calm).present, 0);
     let config = MemoryConfig { prealloc: Prealloc::AtStart, ..MemoryConfig::default() };
     let eager = ram(16, &config);
-    assert_eq!(smaps(&eager, "Rss:"), 16 << 20);
+    assert_eq!(backed(&eager).present, 16 << 20);
     assert!(bytes_of_pages(&eager).iter().all(|byte| *byte == 0));
 }
 
@@ -79,11 +107,7 @@ fn small_pages_are_small() {
     let small = MemoryConfig { huge_pages: HugePages::Off, ..MemoryConfig::default() };
     for (config, flag) in [(small, " nh "), (MemoryConfig::default(), " hg ")] {
         let ram = ram(16, &config);
-        let start = crate::raw::host_address(ram.mappings().next().unwrap()) as u64;
-        let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
-        let own = smaps.split("VmFlags:").find(|part| part.contains(&format!("\n{start:x}-")));
-        let after = smaps.split_once(own.unwrap()).unwrap().1;
-        assert!(after.lines().next().unwrap().contains(flag), "{after}");
+        assert!(flags(&ram).iter().all(|flags| flags.contains(flag)), "{:?}", flags(&ram));
     }
 }
 
@@ -112,7 +136,7 @@ fn pages_of_a_pool_read_as_zeros_when_discarded_and_stay_the_guests() {
         ..MemoryConfig::default()
     };
     let ram = ram(8, &config);
-    assert_eq!(smaps(&ram, "Private_Hugetlb:"), 8 << 20);
+    assert_eq!(backed(&ram).present, 8 << 20);
     for chunk in 0..ram.chunks() {
         ram.copy_in(chunk, 0, &[7; CHUNK_BYTES]).unwrap();
     }
@@ -123,7 +147,7 @@ fn pages_of_a_pool_read_as_zeros_when_discarded_and_stay_the_guests() {
     for (page, byte) in bytes_of_pages(&ram).into_iter().enumerate() {
         assert_eq!(byte, if is_gone(page) { 0 } else { 7 }, "page {page}");
     }
-    assert_eq!(smaps(&ram, "Private_Hugetlb:"), 8 << 20, "still the guest's");
+    assert_eq!(backed(&ram).present, 8 << 20, "still the guest's");
     ram.clear().unwrap();
     assert!(bytes_of_pages(&ram).iter().all(|byte| *byte == 0));
 }
@@ -135,10 +159,10 @@ fn a_template_is_shared_until_it_is_written() {
     let pages = 8 * MIB / PAGE_BYTES;
     let expected: Vec<u8> = (0..pages).map(byte_of).collect();
     assert_eq!(bytes_of_pages(&one), expected);
-    assert_eq!(smaps(&one, "Anonymous:"), 0, "nothing was copied");
+    assert_eq!(backed(&one).own, 0, "nothing was copied");
 
     one.copy_in(0, 3, &[0xff; PAGE_BYTES]).unwrap();
-    assert_eq!(smaps(&one, "Anonymous:"), PAGE_BYTES as u64);
+    assert_eq!(backed(&one).own, PAGE_BYTES as u64);
     assert_eq!(bytes_of_pages(&two), expected, "the other has its own copy");
     assert_eq!(bytes_of_pages(&from(&template)), expected, "and the file is as it was");
 }
@@ -176,7 +200,7 @@ fn zeros_of_a_template_are_not_copied_when_they_are_discarded() {
     file.set_len(8 << 20).unwrap();
     let ram = from(&TemplateImage { file: Arc::new(file), offset: 0 });
     ram.discard(&(4096..BLOCK_BYTES as u64)).unwrap();
-    assert_eq!(smaps(&ram, "Anonymous:"), 0);
+    assert_eq!(backed(&ram).own, 0);
 }
 
 #[test]
@@ -192,30 +216,11 @@ fn a_template_does_not_go_with_memory_that_is_taken_in_advance() {
 fn memory_is_merged_only_when_told_and_replaced_pages_too() {
     let template = template();
     let ram = from(&template);
-    assert!(!ram.is_merged() && smaps_flags(&ram).iter().all(|flags| !flags.contains(" mg")));
+    assert!(!ram.is_merged() && flags(&ram).iter().all(|flags| !flags.contains(" mg")));
     ram.merge().unwrap();
     ram.discard(&(0..BLOCK_BYTES as u64)).unwrap();
-    let flags = smaps_flags(&ram);
+    let flags = flags(&ram);
     assert!(flags.len() > 1 && flags.iter().all(|flags| flags.contains(" mg")), "{flags:?}");
-}
-
-/// The flags of each mapping of the first region.
-fn smaps_flags(ram: &GuestRam) -> Vec<String> {
-    let region = ram.mappings().next().unwrap();
-    let start = crate::raw::host_address(region) as u64;
-    let range = start..start + region.len();
-    let text = std::fs::read_to_string("/proc/self/smaps").unwrap();
-    let mut inside = false;
-    let mut flags = Vec::new();
-    for line in text.lines() {
-        let head = line.split(' ').next().unwrap_or_default();
-        if let Some((from, _)) = head.split_once('-') {
-            inside = u64::from_str_radix(from, 16).is_ok_and(|from| range.contains(&from));
-        } else if inside && line.starts_with("VmFlags:") {
-            flags.push(line.to_owned());
-        }
-    }
-    flags
 }
 
 #[test]
