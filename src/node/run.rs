@@ -1,7 +1,5 @@
 //! Starts the node's parts in the order in which they need each other, and ends them when the node is told to.
 
-use std::fs;
-use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -66,7 +64,7 @@ async fn serve(state: &StateDir, args: &NodeArgs, tls: Tls) -> Result<Exit> {
     let mut end = EndSignals::listen()?;
     let endpoint = migrate::quic::endpoint::listen(args.listen, &tls)?;
     let listener = exposition::bind(args.metrics).await?;
-    remove_if_there(&state.node_socket())?;
+    durable::remove_if_there(&state.node_socket())?;
     let file = NodeFile {
         pid: std::process::id(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -99,8 +97,8 @@ async fn serve(state: &StateDir, args: &NodeArgs, tls: Tls) -> Result<Exit> {
         guests = state.live_guests()?.len(),
         "the node ends; guests go on without it"
     );
-    remove_if_there(&state.node_file())?;
-    remove_if_there(&state.node_socket())?;
+    durable::remove_if_there(&state.node_file())?;
+    durable::remove_if_there(&state.node_socket())?;
     endpoint.close(0_u32.into(), b"the node ends");
     let _all_told = tokio::time::timeout(CLOSE_PATIENCE, endpoint.wait_idle()).await;
     socket.close().await;
@@ -128,13 +126,4 @@ fn look_after_records(node: Arc<Node>, courier: NodeCourier) -> JoinHandle<()> {
             }
         }
     })
-}
-
-fn remove_if_there(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("cannot remove {}", path.display()))
-        }
-        _ => Ok(()),
-    }
 }
