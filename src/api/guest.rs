@@ -283,6 +283,8 @@ mod tests {
                 kind: GuestKind::Workload,
                 memory_bytes: 1,
                 vcpus: 1,
+                cpu_model: None,
+                backing: crate::api::types::BackingInfo::default(),
                 labels: std::collections::BTreeMap::new(),
                 started_unix_ms: 0,
                 on_reboot: OnReboot::Stop,

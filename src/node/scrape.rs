@@ -168,6 +168,8 @@ mod tests {
             kind: GuestKind::Workload,
             memory_bytes: 512 << 20,
             vcpus: 2,
+            cpu_model: None,
+            backing: crate::api::types::BackingInfo::default(),
             labels: std::collections::BTreeMap::new(),
             started_unix_ms: 1000,
             on_reboot: OnReboot::Stop,

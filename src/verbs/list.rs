@@ -238,6 +238,8 @@ pub(crate) mod tests {
             kind: GuestKind::Linux,
             memory_bytes: 512 << 20,
             vcpus: 2,
+            cpu_model: None,
+            backing: crate::api::types::BackingInfo::default(),
             labels: std::collections::BTreeMap::new(),
             started_unix_ms: 0,
             on_reboot: OnReboot::Restart,

@@ -75,6 +75,7 @@ pub struct VmOptions {
 #[derive(Debug)]
 pub struct Vm {
     shape: VmShape,
+    dirty_log: DirtyLog,
     vcpus: Vec<VcpuThread>,
     machine: Arc<Machine>,
     dirty: Mutex<Box<dyn DirtyTracking>>,
@@ -136,6 +137,7 @@ impl Vm {
         let dirty = Mutex::new(dirty::tracker(rings, vm, ram));
         let mut vm = Self {
             shape: shape.clone(),
+            dirty_log: options.dirty_log,
             vcpus,
             machine,
             dirty,
@@ -151,6 +153,11 @@ impl Vm {
     /// The description this VM was created from.
     pub fn shape(&self) -> &VmShape {
         &self.shape
+    }
+
+    /// How KVM tells which pages the guest wrote.
+    pub fn dirty_log(&self) -> DirtyLog {
+        self.dirty_log
     }
 
     /// Where the guest finds its virtio devices.
