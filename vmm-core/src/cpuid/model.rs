@@ -227,7 +227,7 @@ impl CpuModel {
         let mut entries = host.to_vec();
         if self.level.is_some() {
             let kept = self.kept();
-            entries.retain(|entry| is_shown(entry));
+            entries.retain(is_shown);
             entries.iter_mut().for_each(|entry| mask(entry, &kept, self.xcr0()));
         }
         for bit in self.remove.iter().filter_map(|name| feature::by_name(name)) {
