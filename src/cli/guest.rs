@@ -34,8 +34,8 @@ pub(crate) struct RunArgs {
     #[arg(
         value_name = "FILE.toml",
         conflicts_with_all = [
-            "memory", "cpus", "cpu", "hugepages", "prealloc", "numa_policy", "merge_domain", "dirty_log", "template", "kernel", "initrd", "cmdline", "acpi", "on_reboot", "disk", "rng", "balloon", "labels", "dirty_rate",
-            "working_set", "pattern",
+            "memory", "cpus", "cpu", "hugepages", "prealloc", "numa_policy", "merge_domain", "dirty_log", "template", "kernel", "initrd",
+            "cmdline", "acpi", "on_reboot", "disk", "rng", "balloon", "labels", "dirty_rate", "working_set", "pattern",
         ]
     )]
     pub(crate) file: Option<PathBuf>,

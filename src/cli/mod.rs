@@ -108,7 +108,7 @@ pub(crate) enum Verb {
     /// Migrate a busy guest live between two throw-away hosts on this machine, and back.
     Demo(host::DemoArgs),
     /// Run a guest.
-    Run(guest::RunArgs),
+    Run(Box<guest::RunArgs>),
     /// Keep a guest's file on this host, so that `start` finds it by its name.
     Define(definition::DefineArgs),
     /// Forget a guest's file; a guest that runs goes on.

@@ -154,8 +154,8 @@ read-only = true
     fn a_file_says_what_the_options_of_the_same_names_say() {
         let arguments = "--name db --memory 1G --cpus 2 --kernel /boot/vmlinuz --initrd /boot/initrd --acpi off \
                          --on-reboot stop --rng --balloon off --cpu x86-64-v2 --hugepages 2M \
-                         --prealloc --numa-policy interleave:0-1 --dirty-log ring:2048 --label team=shop --label x/y= --disk /d/a.raw,serial=db-1 \
-                         --disk /d/b.raw,ro --cmdline";
+                         --prealloc --numa-policy interleave:0-1 --dirty-log ring:2048 \
+                         --label team=shop --label x/y= --disk /d/a.raw,serial=db-1 --disk /d/b.raw,ro --cmdline";
         let arguments: Vec<&str> =
             arguments.split_whitespace().chain(["console=ttyS0 root=/dev/vda"]).collect();
         assert_eq!(parse(FULL).unwrap(), typed(&arguments));

@@ -101,7 +101,8 @@ pub enum MemoryError {
     CannotMerge,
     /// A template and another backing contradict each other.
     #[error(
-        "a guest from a template has ordinary pages that are taken as it writes them: no huge pages of a pool and no memory taken in advance"
+        "a guest from a template has ordinary pages that are taken as it writes them: no huge pages of a pool and \
+         no memory taken in advance"
     )]
     TemplateBacking,
     /// A policy without nodes.
@@ -147,7 +148,8 @@ pub enum MemoryError {
     },
     /// The memory could not be taken in advance.
     #[error(
-        "this host cannot take all of the guest's memory in advance: {cause}; it has too little, or too little on the nodes that were chosen"
+        "this host cannot take all of the guest's memory in advance: {cause}; it has too little, or too little on the nodes \
+         that were chosen"
     )]
     Populate {
         /// The system's answer.

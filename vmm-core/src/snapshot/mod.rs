@@ -98,7 +98,8 @@ pub enum SnapshotError {
     },
     /// A template's guest writes a disk, which two guests cannot do.
     #[error(
-        "clones of {} would all write its disk {}: give each a copy of that disk with --disk, or make a template of a guest that only reads it",
+        "clones of {} would all write its disk {}: give each a copy of that disk with --disk, or make a template \
+         of a guest that only reads it",
         template.display(), disk.display()
     )]
     TemplateDisk {
