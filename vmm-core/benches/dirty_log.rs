@@ -22,7 +22,7 @@ fn main() -> Outcome<()> {
     let rounds = numbers.first().copied().unwrap_or(10);
     let pause = Duration::from_millis(numbers.get(1).copied().unwrap_or(100));
     println!(
-        "memory MiB  pages/s    log         dirty/round  collect ms  rearm ms  guest's pages/s, of unlogged"
+        "memory MiB  pages/s    log         start ms  dirty/round  collect ms  rearm ms  guest's pages/s, of unlogged"
     );
     for mib in [512, 4096] {
         for rate in [200, 2_000, 20_000, 200_000, UNLIMITED] {
@@ -40,7 +40,9 @@ fn main() -> Outcome<()> {
 fn measure(mib: u64, rate: u64, log: DirtyLog, rounds: u64, pause: Duration) -> Outcome<String> {
     let vm = working(mib, rate, log)?;
     let unlogged = speed(&vm, pause * 5)?;
+    let began = Instant::now();
     vm.start_dirty_log()?;
+    let start_ms = began.elapsed().as_secs_f64() * 1e3;
     let mut words = vec![0; vm.ram().chunks()];
     vm.collect_dirty(&mut words)?;
     vm.rearm_dirty(0, &words)?;
@@ -59,7 +61,7 @@ fn measure(mib: u64, rate: u64, log: DirtyLog, rounds: u64, pause: Duration) -> 
     vm.stop();
     let speed = median(speeds);
     Ok(format!(
-        "{:11.0}  {:10.2}  {:8.2}  {speed:11.0} {:7.0} %",
+        "{start_ms:8.2}  {:11.0}  {:10.2}  {:8.2}  {speed:11.0} {:7.0} %",
         median(dirty),
         median(collects),
         median(rearms),
