@@ -115,6 +115,10 @@ fn clones_share_their_templates_memory_and_are_guests_of_their_own() {
     let together: u64 = names.iter().map(|name| cost(&pair.a, name)).sum();
     assert!(together < 2 * alone, "three clones cost {together} bytes, one ordinary guest {alone}");
 
+    pair.a.run(&["reset", "three"]).ok();
+    clones[2].await_workload("it works again", |workload| workload["phase"] == "working");
+    memory_is_intact(&clones[2]);
+
     Migration::run(&pair.a, "two", &pair.b).ok();
     let arrived = one_intact_copy(&pair.hosts(), "two", &pair.b);
     assert_eq!(backing(&arrived)["from_template"], false, "it arrives as ordinary memory");

@@ -86,8 +86,13 @@ pub(crate) fn vm_with(mib: u64, code: &[u8], args: &[[u64; 2]]) -> Vm {
 
 /// The same with this log of dirty pages.
 pub(crate) fn vm_by(dirty_log: DirtyLog, mib: u64, code: &[u8], args: &[[u64; 2]]) -> Vm {
-    let (shape, options) = (shape(mib, args.len() as u8), VmOptions { dirty_log });
-    let vm = Vm::create_with(&shape, &options, Box::new(sink())).unwrap();
+    vm_of(&shape(mib, args.len() as u8), dirty_log, code, args)
+}
+
+/// The same of this shape.
+pub(crate) fn vm_of(shape: &VmShape, dirty_log: DirtyLog, code: &[u8], args: &[[u64; 2]]) -> Vm {
+    let options = VmOptions { dirty_log };
+    let vm = Vm::create_with(shape, &options, Box::new(sink())).unwrap();
     vm.ram().write(CODE, code).unwrap();
     let entries: Vec<UserEntry> =
         args.iter().map(|args| UserEntry { rip: CODE, rsp: 0, args: *args }).collect();

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::*;
+use crate::memory::HugePages;
 use crate::testing::*;
 use crate::{DirtyLog, StopReason, VmEvent};
 
@@ -163,6 +164,17 @@ fn the_dirty_log_reports_every_page_and_no_other() {
         again.start_dirty_log().unwrap();
         again.stop_dirty_log().unwrap();
         dirty_log_is_exact(&again);
+    }
+}
+
+#[test]
+fn the_dirty_log_counts_pages_of_4_kib_under_huge_ones_too() {
+    let _pool = pool_of_2m(32);
+    let mut shape = shape(64, 1);
+    shape.memory.huge_pages = HugePages::Pool2M;
+    for log in LOGS {
+        let vm = vm_of(&shape, log, &touch_pages_once(), &[[DATA + 3 * 4096, 1000]]);
+        dirty_log_is_exact(&vm);
     }
 }
 
