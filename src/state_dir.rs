@@ -118,6 +118,11 @@ impl StateDir {
         self.root.join("autostarted.json")
     }
 
+    /// Held by the guests whose pages may be merged, with the name of their domain.
+    pub(crate) fn merge_domain_file(&self) -> PathBuf {
+        self.root.join("merge-domain")
+    }
+
     /// The node's API socket.
     pub(crate) fn node_socket(&self) -> PathBuf {
         self.root.join("node.sock")

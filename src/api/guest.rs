@@ -284,6 +284,8 @@ mod tests {
                 memory_bytes: 1,
                 vcpus: 1,
                 nets: Vec::new(),
+                cpu_model: None,
+                backing: crate::api::types::BackingInfo::default(),
                 labels: std::collections::BTreeMap::new(),
                 vsock: None,
                 started_unix_ms: 0,

@@ -83,6 +83,12 @@ pub(crate) struct GuestInfo {
     /// Its network devices.
     #[serde(default)]
     pub(crate) nets: Vec<NetInfo>,
+    /// What it sees of its host's processor, by the name of the model; absent while it has not arrived.
+    #[serde(default)]
+    pub(crate) cpu_model: Option<String>,
+    /// How its memory is backed.
+    #[serde(default)]
+    pub(crate) backing: BackingInfo,
     /// Labels that it was started with; they stay behind when it migrates.
     #[serde(default)]
     pub(crate) labels: BTreeMap<String, String>,
@@ -157,6 +163,27 @@ impl From<NetStatus> for NetInfo {
             transmitted: status.transmitted.into(),
         }
     }
+}
+
+/// How a guest's memory is backed: words as for `lighter run`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct BackingInfo {
+    /// `off`, `thp`, `2M` or `1G`.
+    pub(crate) huge_pages: String,
+    /// All of it was taken at the start.
+    pub(crate) prealloc: bool,
+    /// NUMA nodes that it comes from.
+    pub(crate) numa_policy: String,
+    /// With whose pages its pages may be merged.
+    pub(crate) merge_domain: Option<String>,
+    /// Whether the kernel may merge them now.
+    pub(crate) mergeable: bool,
+    /// The domain that is merged on this host instead.
+    pub(crate) merged_instead: Option<String>,
+    /// Pages that it has not written are those of a template.
+    pub(crate) from_template: bool,
+    /// How KVM tells which pages it wrote.
+    pub(crate) dirty_log: String,
 }
 
 /// `PUT /v1/guest/reboot`.
@@ -283,6 +310,20 @@ pub(crate) enum Resolution {
 pub(crate) struct SaveRequest {
     /// The file to write: an absolute path, as the guest's process sees it.
     pub(crate) file: PathBuf,
+    /// What the file is for.
+    #[serde(default)]
+    pub(crate) format: SaveFormat,
+}
+
+/// What a guest is written to a file for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum SaveFormat {
+    /// To go on from it, once: small.
+    #[default]
+    Guest,
+    /// To start many others from it, which share its memory.
+    Template,
 }
 
 /// The answer to `POST /v1/guest/save`.

@@ -112,6 +112,25 @@ pub(crate) struct IncomingArgs {
     pub(crate) disk_dir: Vec<PathBuf>,
 }
 
+/// `lighter cpu-models`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  lighter cpu-models
+  lighter cpu-models --json
+  lighter run --name web-1 --cpu x86-64-v3 --detach
+
+Ask each host of a fleet, and start guests with a model that all of them can be: they can then move to any of
+them. A file makes a model of one's own:
+
+  base = \"x86-64-v3\"
+  add = [\"sha_ni\"]
+  remove = [\"avx2\"]")]
+pub(crate) struct CpuModelsArgs {
+    #[command(flatten)]
+    pub(crate) json: JsonFlag,
+}
+
 /// `lighter certs`.
 #[derive(Debug, Args)]
 #[command(after_help = "\

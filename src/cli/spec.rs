@@ -13,9 +13,10 @@ use std::str::FromStr;
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Deserializer};
-use vmm_core::memory::RamLayout;
-use vmm_core::{GUEST_CIDS, VCPUS_MAX};
+use vmm_core::memory::{HugePages, MemoryConfig, MergeDomain, NumaPolicy, Prealloc, RamLayout};
+use vmm_core::{DirtyLog, GUEST_CIDS, VCPUS_MAX};
 
+use super::cpu::CpuArg;
 use super::disk::DiskArg;
 use super::net::NetArg;
 use crate::names::GuestName;
@@ -38,19 +39,26 @@ pub(crate) struct GuestSpec {
     #[arg(long)]
     pub(crate) name: Option<GuestName>,
 
-    /// Guest memory, binary units: 512M, 1G.
-    #[arg(long, short, default_value_t = default_memory(), value_name = "SIZE")]
-    #[serde(default = "default_memory")]
-    pub(crate) memory: Size,
+    /// Guest memory, binary units: 512M, 1G [default: 512M].
+    #[arg(long, short, value_name = "SIZE")]
+    pub(crate) memory: Option<Size>,
 
-    /// Virtual CPUs, 1 to 8.
-    #[arg(long, short, value_parser = clap::value_parser!(u8).range(1..=8), default_value_t = 1, value_name = "N")]
-    #[serde(default = "one", deserialize_with = "vcpus")]
-    pub(crate) cpus: u8,
+    /// Virtual CPUs, 1 to 8 [default: 1].
+    #[arg(long, short, value_parser = clap::value_parser!(u8).range(1..=8), value_name = "N")]
+    #[serde(default, deserialize_with = "vcpus")]
+    pub(crate) cpus: Option<u8>,
 
     /// Linux kernel to boot instead of the built-in workload: a bzImage (vmlinuz) or an ELF vmlinux.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", group = "system")]
     pub(crate) kernel: Option<PathBuf>,
+
+    /// Template that `lighter template` made: the guest goes on where that one was saved, under a name of its own. It is made of
+    /// what the other was made of, and shares its memory until it writes it.
+    #[arg(
+        long, value_name = "FILE", group = "system",
+        conflicts_with_all = ["memory", "cpus", "acpi", "on_reboot", "cpu", "prealloc", "dirty_rate", "working_set", "pattern"]
+    )]
+    pub(crate) template: Option<PathBuf>,
 
     /// The kernel's initial RAM disk.
     #[arg(long, value_name = "FILE", requires = "kernel")]
@@ -72,7 +80,7 @@ pub(crate) struct GuestSpec {
     /// Disk for the guest, a raw file or a block device: /dev/vda first. Give it more than once for more disks. ro: the guest
     /// only reads it; serial=TEXT: what it sees as serial number; queues=N: request queues [default: one for each vCPU];
     /// engine=auto|io_uring|sync. To migrate, have the same disk under the same path on both hosts, or `--copy-disks`.
-    #[arg(long, value_name = "PATH[,OPTION...]", requires = "kernel")]
+    #[arg(long, value_name = "PATH[,OPTION...]", requires = "system")]
     #[serde(default)]
     pub(crate) disk: Vec<DiskArg>,
 
@@ -99,6 +107,39 @@ pub(crate) struct GuestSpec {
     #[serde(default, deserialize_with = "cid")]
     pub(crate) vsock: Option<u32>,
 
+    /// What the guest sees of this host's processor: `host` for all of it, a model of `lighter cpu-models`, or a file that changes
+    /// one, for guests that move between unlike hosts [default: host].
+    #[arg(long, value_name = "MODEL|FILE.toml")]
+    #[serde(default, deserialize_with = "from_text")]
+    pub(crate) cpu: Option<CpuArg>,
+
+    /// Pages under guest memory: 4 KiB only (off), huge ones where the kernel finds some (thp), or huge pages of this host's pool,
+    /// reserved for the guest (2M, 1G) [default: thp].
+    #[arg(long, value_name = "off|thp|2M|1G", help_heading = MEMORY)]
+    #[serde(default, deserialize_with = "from_text")]
+    pub(crate) hugepages: Option<HugePages>,
+
+    /// Take all of the guest's memory from this host at the start, instead of as the guest touches it.
+    #[arg(long, help_heading = MEMORY)]
+    #[serde(default)]
+    pub(crate) prealloc: bool,
+
+    /// NUMA nodes that guest memory comes from: default, bind:NODES, interleave:NODES or preferred:NODE; NODES like 0-1,3.
+    #[arg(long, value_name = "POLICY", help_heading = MEMORY)]
+    #[serde(default, deserialize_with = "from_text")]
+    pub(crate) numa_policy: Option<NumaPolicy>,
+
+    /// Let the kernel merge the guest's pages with equal ones of guests in the same domain, as those of one tenant. Guests
+    /// without a domain are never merged.
+    #[arg(long, value_name = "NAME", help_heading = MEMORY)]
+    #[serde(default, deserialize_with = "from_text")]
+    pub(crate) merge_domain: Option<MergeDomain>,
+
+    /// How KVM tells which pages the guest wrote while it migrates from here [default: auto].
+    #[arg(long, value_name = "auto|bitmap|ring[:ENTRIES]", help_heading = MEMORY)]
+    #[serde(default, deserialize_with = "from_text")]
+    pub(crate) dirty_log: Option<DirtyLog>,
+
     /// A label for people and programs, shown by `ls --json` and `show`. Give it more than once for more labels. Labels stay
     /// behind when the guest migrates.
     #[arg(long = "label", value_name = "KEY=VALUE")]
@@ -120,6 +161,9 @@ pub(crate) struct GuestSpec {
 
 /// The heading of the workload's options.
 const WORKLOAD: &str = "Built-in workload";
+
+/// The heading of the options about memory.
+const MEMORY: &str = "Memory";
 
 /// On or off.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Deserialize)]
@@ -194,17 +238,12 @@ impl FromStr for Label {
     }
 }
 
-fn default_memory() -> Size {
-    Size(512 * MIB)
-}
+/// Memory of a guest when none was given.
+const MEMORY_BYTES: u64 = 512 * MIB;
 
-fn one() -> u8 {
-    1
-}
-
-fn vcpus<'de, D: Deserializer<'de>>(from: D) -> Result<u8, D::Error> {
+fn vcpus<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u8>, D::Error> {
     match u8::deserialize(from)? {
-        count @ 1..=VCPUS_MAX => Ok(count),
+        count @ 1..=VCPUS_MAX => Ok(Some(count)),
         count => {
             let text = format!("a guest has 1 to {VCPUS_MAX} vcpus, not {count}");
             Err(serde::de::Error::custom(text))
@@ -220,14 +259,21 @@ fn cid<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {
     match u32::deserialize(from)? {
         cid if GUEST_CIDS.contains(&cid) => Ok(Some(cid)),
         cid => {
-            let text = format!(
-                "a guest's address is {} to {}, not {cid}",
-                GUEST_CIDS.start(),
-                GUEST_CIDS.end()
-            );
+            let (min, max) = (GUEST_CIDS.start(), GUEST_CIDS.end());
+            let text = format!("a guest's address is {min} to {max}, not {cid}");
             Err(serde::de::Error::custom(text))
         }
     }
+}
+
+/// A value that is written as it is typed.
+fn from_text<'de, D: Deserializer<'de>, T>(from: D) -> Result<Option<T>, D::Error>
+where
+    T: FromStr,
+    T::Err: fmt::Display,
+{
+    let text = String::deserialize(from)?;
+    text.parse().map(Some).map_err(serde::de::Error::custom)
 }
 
 fn labels<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Label>, D::Error> {
@@ -276,12 +322,18 @@ impl GuestSpec {
     /// # Errors
     /// The first that does not, or is not.
     pub(crate) fn check(&self) -> Result<(), Fault> {
-        RamLayout::new(self.memory.0).map_err(|error| Fault::of("memory", error.to_string()))?;
+        let bytes = self.memory_bytes().unwrap_or(MEMORY_BYTES);
+        RamLayout::new(bytes).map_err(|error| Fault::of("memory", error.to_string()))?;
+        self.memory_config().check(bytes).map_err(|error| {
+            let key = if self.hugepages.is_some() { "hugepages" } else { "numa-policy" };
+            Fault::of(key, error.to_string())
+        })?;
+        self.check_template()?;
         let of_kernels = [
             ("initrd", self.initrd.is_some()),
             ("cmdline", self.cmdline.is_some()),
             ("acpi", self.acpi.is_some()),
-            ("disk", !self.disk.is_empty()),
+            ("disk", !self.disk.is_empty() && self.template.is_none()),
             ("net", !self.net.is_empty()),
             ("rng", self.rng),
             ("balloon", self.balloon.is_some()),
@@ -311,14 +363,43 @@ impl GuestSpec {
         nets.try_for_each(|(index, net)| net.check(index))
     }
 
+    /// Whether nothing is said of a guest from a template that its template says already.
+    fn check_template(&self) -> Result<(), Fault> {
+        let of_templates = [
+            ("memory", self.memory.is_some()),
+            ("cpus", self.cpus.is_some()),
+            ("kernel", self.kernel.is_some()),
+            ("acpi", self.acpi.is_some()),
+            ("on-reboot", self.on_reboot.is_some()),
+            ("rng", self.rng),
+            ("balloon", self.balloon.is_some()),
+            ("cpu", self.cpu.is_some()),
+            ("prealloc", self.prealloc),
+            ("dirty-rate", self.dirty_rate.is_some()),
+            ("working-set", self.working_set.is_some()),
+            ("pattern", self.pattern.is_some()),
+        ];
+        let stray = of_templates.iter().find(|(_, is_there)| *is_there && self.template.is_some());
+        stray.map_or(Ok(()), |(key, _)| Err(Fault::of(key, "the `template` says that already")))
+    }
+
     /// Whether its files are named so that any process on this host finds them.
     ///
     /// # Errors
     /// The first that is not.
     pub(crate) fn check_paths(&self) -> Result<(), Fault> {
-        let single = [("kernel", &self.kernel), ("initrd", &self.initrd)];
+        let cpu = match &self.cpu {
+            Some(CpuArg::File(path)) => Some(path),
+            Some(CpuArg::Model(_)) | None => None,
+        };
+        let single = [
+            ("kernel", self.kernel.as_ref()),
+            ("initrd", self.initrd.as_ref()),
+            ("template", self.template.as_ref()),
+            ("cpu", cpu),
+        ];
         let single =
-            single.into_iter().filter_map(|(key, path)| Some((key, None, path.as_deref()?)));
+            single.into_iter().filter_map(|(key, path)| Some((key, None, path?.as_path())));
         let disks = self.disk.iter().enumerate();
         let disks = disks.map(|(index, disk)| ("path", Some(("disk", index)), disk.path.as_path()));
         let mut paths = single.chain(disks);
@@ -328,6 +409,26 @@ impl GuestSpec {
                 place: Place { key, item },
                 what: format!("`{}` is no absolute path", path.display()),
             }),
+        }
+    }
+
+    /// Guest memory in bytes; absent for a guest from a template, which says how much.
+    pub(crate) fn memory_bytes(&self) -> Option<u64> {
+        self.template.is_none().then(|| self.memory.map_or(MEMORY_BYTES, |size| size.0))
+    }
+
+    /// Virtual CPUs; absent for a guest from a template.
+    pub(crate) fn vcpus(&self) -> Option<u8> {
+        self.template.is_none().then(|| self.cpus.unwrap_or(1))
+    }
+
+    /// How its memory is to be backed.
+    pub(crate) fn memory_config(&self) -> MemoryConfig {
+        MemoryConfig {
+            huge_pages: self.hugepages.unwrap_or_default(),
+            prealloc: if self.prealloc { Prealloc::AtStart } else { Prealloc::OnDemand },
+            numa: self.numa_policy.unwrap_or_default(),
+            merge_domain: self.merge_domain.clone(),
         }
     }
 

@@ -168,6 +168,11 @@ on-reboot = "stop"
 rng = true
 balloon = "off"
 vsock = 3
+cpu = "x86-64-v2"
+hugepages = "2M"
+prealloc = true
+numa-policy = "interleave:0-1"
+dirty-log = "ring:2048"
 labels = { team = "shop", "x/y" = "" }
 
 [[disk]]
@@ -198,7 +203,9 @@ tap = "tap-db"
     #[test]
     fn a_file_says_what_the_options_of_the_same_names_say() {
         let arguments = "--name db --memory 1G --cpus 2 --kernel /boot/vmlinuz --initrd /boot/initrd --acpi off \
-                         --on-reboot stop --rng --balloon off --vsock 3 --label team=shop --label x/y= --disk /d/a.raw,serial=db-1 \
+                         --on-reboot stop --rng --balloon off --vsock 3 --cpu x86-64-v2 --hugepages 2M \
+                         --prealloc --numa-policy interleave:0-1 --dirty-log ring:2048 \
+                         --label team=shop --label x/y= --disk /d/a.raw,serial=db-1 \
                          --disk /d/b.raw,ro --net bridge=br0,mac=52:54:00:00:00:01 --net tap=tap-db --cmdline";
         let arguments: Vec<&str> =
             arguments.split_whitespace().chain(["console=ttyS0 root=/dev/vda"]).collect();
@@ -207,6 +214,10 @@ tap = "tap-db"
         let workload = "dirty-rate = 7\nworking-set = \"8M\"\npattern = \"zero\"";
         let arguments = ["--dirty-rate", "7", "--working-set", "8M", "--pattern", "zero"];
         assert_eq!(parse(workload).unwrap(), typed(&arguments));
+        let clone = "template = \"/t\"\nmerge-domain = \"shop\"\nhugepages = \"off\"\ndisk = [{ path = \"/d\" }]";
+        let arguments = "--template /t --merge-domain shop --hugepages off --disk /d";
+        let arguments: Vec<&str> = arguments.split_whitespace().collect();
+        assert_eq!(parse(clone).unwrap(), typed(&arguments));
         assert_eq!(parse("").unwrap(), typed(&[]), "the same holds when nothing is said");
     }
 
@@ -228,6 +239,13 @@ tap = "tap-db"
         refused("cpus = \"2\"", "1: cpus: ", "u8");
         refused("cpus = -1", "1: cpus: ", "-1");
         refused("kernel = \"/k\"\nvsock = 2", "2: vsock: ", "3 to 4294967294");
+        refused("hugepages = \"4M\"", "1: hugepages: ", "`4M`");
+        refused("numa-policy = \"bind:99\"", "1: numa-policy: ", "`99`");
+        refused("merge-domain = \"a b\"", "1: merge-domain: ", "letters");
+        refused("dirty-log = \"ring:3\"", "1: dirty-log: ", "power of two");
+        refused("cpu = \"486\"", "1: cpu: ", "`486`");
+        refused("cpu = \"fleet.toml\"", "1: cpu: ", "no absolute path");
+        refused("template = \"t\"", "1: template: ", "no absolute path");
         refused("name = \"../x\"", "1: name: ", "a guest's name is");
         refused("on-reboot = \"maybe\"", "1: on-reboot: ", "`restart`");
         refused("on_reboot = \"stop\"", "1: on_reboot: ", "`on-reboot`");
@@ -247,6 +265,14 @@ tap = "tap-db"
             refused(&format!("cpus = 1\n{line}"), &format!("2: {key}: "), "`kernel`");
         }
         refused("[[disk]]\npath = \"/d\"", "1: disk: ", "`kernel`");
+        for line in
+            ["memory = \"1G\"", "cpus = 1", "kernel = \"/k\"", "cpu = \"host\"", "prealloc = true"]
+        {
+            let key = line.split(' ').next().unwrap();
+            refused(&format!("template = \"/t\"\n{line}"), &format!("2: {key}: "), "`template`");
+        }
+        refused("hugepages = \"1G\"", "1: hugepages: ", "huge pages of 1 GiB");
+        refused("hugepages = \"2M\"\nmerge-domain = \"a\"", "1: hugepages: ", "cannot be merged");
         for line in ["dirty-rate = 1", "working-set = \"8M\"", "pattern = \"zero\""] {
             let key = line.split(' ').next().unwrap();
             refused(&format!("kernel = \"/k\"\n{line}"), &format!("2: {key}: "), "workload");

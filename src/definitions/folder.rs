@@ -168,7 +168,7 @@ mod tests {
 
         let web = definitions.expect(&name("web")).unwrap();
         assert!(fs::read_to_string(&web.path).unwrap().starts_with("# mine"));
-        assert_eq!((web.spec.unwrap().cpus, web.autostart), (2, false));
+        assert_eq!((web.spec.unwrap().cpus, web.autostart), (Some(2), false));
 
         definitions.undefine(&name("web")).unwrap();
         assert!(definitions.find(&name("web")).is_none());

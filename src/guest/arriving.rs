@@ -9,7 +9,7 @@ use migrate::record::RecordStore;
 use migrate::report::Outcome;
 use migrate::session::{DestinationSession, start_destination};
 use migrate::{DestinationGuest, GuestDescription, GuestFactory, MigrationId, Refusal, Token};
-use vmm_core::{DeviceError, Error, ShapeError, VmShape};
+use vmm_core::{DeviceError, Error, ShapeError, VmOptions, VmShape};
 
 use super::console::Console;
 use super::disks::{self, Arriving, DiskFolders};
@@ -121,8 +121,9 @@ impl GuestFactory for Factory {
             Ok(error) => refused(error),
             Err(error) => Refusal::new(RefusalKind::Other, format!("{error:#}")),
         };
-        let machine = Machine::create(process.name().clone(), guest.uuid, shape, &self.console)
-            .map_err(other)?;
+        let (name, options) = (process.name().clone(), VmOptions::default());
+        let machine =
+            Machine::create(name, guest.uuid, shape, &options, &self.console).map_err(other)?;
         let machine = Arc::new(machine);
         process.set_machine(Arc::clone(&machine)).map_err(other)?;
         let arriving = Arriving::new(machine, guest).map_err(|error| other(error.into()))?;

@@ -6,18 +6,20 @@ use std::time::{Duration, Instant};
 use migrate::error::OperatorChoice;
 use vmm_core::RunState;
 use vmm_core::devices::ButtonPress;
+use vmm_core::memory::Prealloc;
 
 use super::leaving::Departure;
 use super::machine::SharedMachine;
+use super::merging::Merging;
 use super::process::{Ending, GuestProcess, Occupation, Saving};
 use super::session::MigrationSession;
 use super::{balloon, saved, workload};
 use crate::api::guest::GuestControl;
 use crate::api::types::{
-    BalloonInfo, BalloonRequest, ConsoleInput, ConsoleTaken, GuestInfo, GuestKind, GuestState,
-    MigrationRequest, MigrationStarted, MigrationStatus, NetInfo, OnReboot, RebootRequest,
-    Resolution, SaveRequest, Saved, StateAnswer, VsockInfo, WorkloadControl, WorkloadControlled,
-    WorkloadInfo,
+    BackingInfo, BalloonInfo, BalloonRequest, ConsoleInput, ConsoleTaken, GuestInfo, GuestKind,
+    GuestState, MigrationRequest, MigrationStarted, MigrationStatus, NetInfo, OnReboot,
+    RebootRequest, Resolution, SaveRequest, Saved, StateAnswer, VsockInfo, WorkloadControl,
+    WorkloadControlled, WorkloadInfo,
 };
 use crate::api::{ApiError, Reason};
 use crate::scrollback::Scrollback;
@@ -118,6 +120,25 @@ impl ProcessControl {
         }
     }
 
+    /// How the guest's memory is backed.
+    fn backing(&self, machine: &SharedMachine) -> BackingInfo {
+        let memory = &machine.shape().memory;
+        let merged_instead = match self.process().merging() {
+            Some(Merging::Held { by }) => Some(by.clone()),
+            Some(Merging::On { .. } | Merging::Off) | None => None,
+        };
+        BackingInfo {
+            huge_pages: memory.huge_pages.to_string(),
+            prealloc: memory.prealloc == Prealloc::AtStart,
+            numa_policy: memory.numa.to_string(),
+            merge_domain: memory.merge_domain.as_ref().map(ToString::to_string),
+            mergeable: machine.vm().ram().is_merged(),
+            merged_instead,
+            from_template: machine.vm().ram().is_from_template(),
+            dirty_log: machine.vm().dirty_log().to_string(),
+        }
+    }
+
     fn state(&self) -> StateAnswer {
         StateAnswer { state: self.process().guest_state() }
     }
@@ -149,6 +170,8 @@ impl GuestControl for ProcessControl {
             memory_bytes: machine.map_or(0, |machine| machine.shape().memory_bytes),
             vcpus: machine.map_or(0, |machine| machine.shape().vcpus),
             nets: machine.map(nets).unwrap_or_default(),
+            cpu_model: machine.map(|machine| machine.shape().cpu_model.clone()),
+            backing: machine.map(|machine| self.backing(machine)).unwrap_or_default(),
             labels: self.process().labels().clone(),
             vsock: machine.and_then(|machine| machine.cid()).map(|cid| VsockInfo {
                 cid,
@@ -218,7 +241,8 @@ impl GuestControl for ProcessControl {
         let saving = Saving::begin(self.process(), &mut occupation);
         drop(occupation);
         let began = Instant::now();
-        let file_bytes = saved::save(machine, &request.file).map_err(ApiError::failed)?;
+        let file_bytes =
+            saved::save(machine, &request.file, request.format).map_err(ApiError::failed)?;
         drop(saving);
         Ok(Saved {
             file_bytes,

@@ -9,7 +9,7 @@ use migrate::protocol::Blob;
 use migrate::{DestinationGuest, GuestDescription, GuestError, MemoryLayout, Refusal, SourceGuest};
 use uuid::Uuid;
 use vmm_core::memory::RamLayout;
-use vmm_core::{DeviceConfig, RunState, Vm, VmShape, VmState};
+use vmm_core::{DeviceConfig, RunState, Vm, VmOptions, VmShape, VmState};
 
 use super::console::Console;
 use crate::api::types::GuestKind;
@@ -36,10 +36,11 @@ impl Machine {
         name: GuestName,
         uuid: Uuid,
         shape: VmShape,
+        options: &VmOptions,
         console: &Console,
     ) -> Result<Self> {
         let layout = layout(&shape.layout()?)?;
-        let vm = Vm::create(&shape, console.output()?)?;
+        let vm = Vm::create_with(&shape, options, console.output()?)?;
         let scrollback = Arc::clone(console.scrollback());
         Ok(Self { name, uuid, shape, layout, scrollback, vm })
     }
@@ -219,7 +220,8 @@ mod tests {
         let shape = VmShape::for_host(64 << 20, 1).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let console = Console::log(folder.path().join("console.log"));
-        Machine::create("web".parse().unwrap(), Uuid::new_v4(), shape, &console).unwrap()
+        let options = VmOptions::default();
+        Machine::create("web".parse().unwrap(), Uuid::new_v4(), shape, &options, &console).unwrap()
     }
 
     #[test]

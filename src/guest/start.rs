@@ -5,6 +5,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use tokio::runtime::{Builder, Runtime};
 use uuid::Uuid;
+use vmm_core::VmOptions;
 
 use super::arriving::{self, Arrival};
 use super::background;
@@ -56,10 +57,18 @@ fn launch(state: &StateDir, spec: &GuestSpec, background: &BackgroundArgs) -> Re
     if let Some(exit) = detach(state, background, &name)? {
         return Ok(exit);
     }
+    if let Some(template) = &spec.template {
+        let life = Life::begin(state, &name)?;
+        let console = life.console();
+        let machine = saved::start_clone(spec, template, name, &console)?;
+        return life.lead(Arc::new(machine), &console, spec.labels());
+    }
     let plan = Plan::new(spec, name)?;
     let life = Life::begin(state, &plan.name)?;
     let console = life.console();
-    let machine = Machine::create(plan.name.clone(), Uuid::new_v4(), plan.shape, &console)?;
+    let options = VmOptions { dirty_log: spec.dirty_log.unwrap_or_default() };
+    let (name, uuid) = (plan.name.clone(), Uuid::new_v4());
+    let machine = Machine::create(name, uuid, plan.shape, &options, &console)?;
     machine.vm().boot(&plan.boot).with_context(|| format!("cannot boot {}", plan.name))?;
     machine.vm().set_on_reboot(plan.on_reboot);
     life.lead(Arc::new(machine), &console, spec.labels())

@@ -12,8 +12,9 @@ use migrate::record::{DestinationState, Record, Side};
 use migrate::report::Role;
 use migrate::resolve::answer_for_dead;
 use migrate::{GuestDescription, MigrationId, Refusal as WireRefusal, Token};
+use vmm_core::VmShape;
 
-use super::admission::{GuestRequest, HostView, Occupant, Refusal};
+use super::admission::{GuestRequest, HostView, Occupant, Refusal, Takes};
 use super::launch::{Launch, Launched, launch};
 use super::liveness;
 use super::service::Node;
@@ -207,8 +208,16 @@ fn read_request(guest: &GuestDescription) -> Result<GuestRequest, Refusal> {
         name,
         uuid: guest.uuid,
         memory_bytes: guest.layout.bytes(),
+        takes: what_it_takes(guest),
         vcpus: u32::from(guest.vcpus),
     })
+}
+
+/// Where its memory comes from. One that cannot be read is refused by its process, with the reason.
+fn what_it_takes(guest: &GuestDescription) -> Takes {
+    let pool = VmShape::from_bytes(&guest.config.0)
+        .is_ok_and(|shape| shape.memory.huge_pages.pool_page_bytes().is_some());
+    if pool { Takes::PoolPages } else { Takes::OrdinaryMemory }
 }
 
 /// Why `/dev/kvm` cannot be used, if so.

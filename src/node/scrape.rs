@@ -188,6 +188,8 @@ mod tests {
             memory_bytes: 512 << 20,
             vcpus: 2,
             nets: Vec::new(),
+            cpu_model: None,
+            backing: crate::api::types::BackingInfo::default(),
             labels: std::collections::BTreeMap::new(),
             vsock: None,
             started_unix_ms: 1000,

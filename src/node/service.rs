@@ -16,7 +16,7 @@ use migrate::record::{Record, RecordStore};
 use migrate::report::Role;
 use tokio::process::Child;
 
-use super::admission::GuestRequest;
+use super::admission::{GuestRequest, Takes};
 use super::inventory::GuestView;
 use super::outcomes::Ledger;
 use super::promises::{Expected, Promises};
@@ -283,6 +283,7 @@ impl Node {
                 name: info.name,
                 uuid: info.uuid,
                 memory_bytes: info.memory_bytes,
+                takes: Takes::of(&info.backing),
                 vcpus: u32::from(info.vcpus),
             };
             self.promises.restore(&guest, MigrationId(migration), info.pid);

@@ -14,7 +14,7 @@ use super::session::block_on;
 use super::summary::seconds;
 use crate::api::ApiClient;
 use crate::api::types::{
-    FlowInfo, GuestKind, MigrationStatus, NetInfo, OnReboot, VsockInfo, WorkloadInfo,
+    BackingInfo, FlowInfo, GuestKind, MigrationStatus, NetInfo, OnReboot, VsockInfo, WorkloadInfo,
 };
 use crate::cli::Output;
 use crate::cli::guest::ShowArgs;
@@ -130,7 +130,9 @@ fn text(shown: &Shown) -> String {
         };
         lines.push(("Runs", kind.to_owned()));
         lines.push(("VCPUs", info.vcpus.to_string()));
+        lines.extend(info.cpu_model.iter().map(|model| ("CPU", model.clone())));
         lines.push(("Memory", format_size(info.memory_bytes)));
+        lines.extend(backing_lines(&info.backing));
         lines.push(("Process", info.pid.to_string()));
         lines.extend(info.nets.iter().map(|net| ("Network", net_line(net))));
         lines.extend(labels_line(&info.labels));
@@ -181,6 +183,37 @@ fn net_line(net: &NetInfo) -> String {
         flow(&net.received),
         flow(&net.transmitted)
     )
+}
+
+/// What is not as it is by default.
+fn backing_lines(backing: &BackingInfo) -> Vec<(&'static str, String)> {
+    let mut lines = Vec::new();
+    let pages = match backing.huge_pages.as_str() {
+        "thp" | "" => None,
+        "off" => Some("4 KiB".to_owned()),
+        size => Some(format!("{size} huge pages of the host's pool")),
+    };
+    lines.extend(pages.map(|pages| ("Pages", pages)));
+    if backing.from_template {
+        lines.push(("Template", "shares its memory until it writes it".to_owned()));
+    }
+    if backing.prealloc {
+        lines.push(("Preallocated", "all of it was taken at the start".to_owned()));
+    }
+    if !matches!(backing.numa_policy.as_str(), "default" | "") {
+        lines.push(("NUMA policy", backing.numa_policy.clone()));
+    }
+    if let Some(domain) = &backing.merge_domain {
+        let standing = match &backing.merged_instead {
+            Some(other) => format!("{domain} (NOT merged: guests of {other} are on this host)"),
+            None => domain.clone(),
+        };
+        lines.push(("Merge domain", standing));
+    }
+    if !matches!(backing.dirty_log.as_str(), "auto" | "") {
+        lines.push(("Dirty log", backing.dirty_log.clone()));
+    }
+    lines
 }
 
 fn migration_lines(status: &MigrationStatus) -> Vec<(&'static str, String)> {
@@ -250,4 +283,34 @@ fn workload_lines(workload: &WorkloadInfo) -> Vec<(&'static str, String)> {
         ("Pages checked", format_count(workload.pages_checked)),
         ("Longest stall", format_duration(Duration::from_micros(workload.longest_stall_us))),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_that_is_as_usual_is_not_told_of() {
+        assert_eq!(backing_lines(&BackingInfo::default()), []);
+        let usual = BackingInfo {
+            huge_pages: "thp".to_owned(),
+            numa_policy: "default".to_owned(),
+            dirty_log: "auto".to_owned(),
+            ..BackingInfo::default()
+        };
+        assert_eq!(backing_lines(&usual), []);
+    }
+
+    #[test]
+    fn a_domain_that_is_not_merged_is_told_with_the_one_that_is() {
+        let held = BackingInfo {
+            huge_pages: "2M".to_owned(),
+            merge_domain: Some("bank".to_owned()),
+            merged_instead: Some("shop".to_owned()),
+            ..BackingInfo::default()
+        };
+        let lines = backing_lines(&held);
+        assert!(lines[0].1.contains("2M"), "{lines:?}");
+        assert!(lines[1].1.contains("NOT merged") && lines[1].1.contains("shop"), "{lines:?}");
+    }
 }

@@ -4,6 +4,7 @@ use std::os::unix::fs::FileExt;
 
 use migrate::{DestinationGuest, Refusal};
 use uuid::Uuid;
+use vmm_core::VmOptions;
 use vmm_core::virtio::block::{Access, BlockConfig};
 
 use super::*;
@@ -28,7 +29,9 @@ fn create(shape: VmShape) -> SharedMachine {
     let folder = tempfile::tempdir().unwrap();
     let console = Console::log(folder.path().join("console.log"));
     let name = "web".parse().unwrap();
-    Arc::new(Machine::create(name, Uuid::from_u128(3), shape, &console).unwrap())
+    Arc::new(
+        Machine::create(name, Uuid::from_u128(3), shape, &VmOptions::default(), &console).unwrap(),
+    )
 }
 
 /// Two folders, and a disk of 600 KiB in the first with content in its last page.

@@ -133,7 +133,10 @@ fn stray_processes(host: &Host, listed: &[Value]) -> Vec<String> {
 fn belongs(file: &str, guests: &BTreeSet<&str>) -> bool {
     let parts: Vec<&str> = file.split('/').collect();
     match parts.as_slice() {
-        ["node.sock" | "node.json" | "node.lock" | "counted.json" | "autostarted.json"]
+        [
+            "node.sock" | "node.json" | "node.lock" | "counted.json" | "autostarted.json"
+            | "merge-domain",
+        ]
         | ["certs", _] => true,
         ["definitions", file] => file.ends_with(".toml") || file.ends_with(".autostart"),
         ["migrations" | "ended", record] => record.ends_with(".json"),

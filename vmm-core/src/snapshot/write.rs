@@ -30,7 +30,7 @@ pub struct SnapshotReport {
 /// [`crate::Error::WrongState`] unless paused; [`SnapshotError`]. After an error nothing is left
 /// behind, and a file that was there before is untouched.
 pub fn save(vm: &Vm, path: &Path) -> Result<SnapshotReport> {
-    let header = header(vm)?;
+    let header = header(vm, MAGIC, VERSION)?;
     let write = |cause| SnapshotError::Write { path: path.to_path_buf(), cause };
     let partial = PartialFile::create(path).map_err(write)?;
     let report = fill(&partial, vm, &header)?;
@@ -39,9 +39,9 @@ pub fn save(vm: &Vm, path: &Path) -> Result<SnapshotReport> {
 }
 
 /// Everything before the memory.
-fn header(vm: &Vm) -> Result<Vec<u8>> {
-    let mut bytes = MAGIC.to_vec();
-    bytes.extend(VERSION.to_le_bytes());
+pub(super) fn header(vm: &Vm, magic: [u8; 8], version: u32) -> Result<Vec<u8>> {
+    let mut bytes = magic.to_vec();
+    bytes.extend(version.to_le_bytes());
     for section in [vm.shape().to_bytes()?, vm.save_state()?.to_bytes()?] {
         bytes.extend((section.len() as u32).to_le_bytes());
         bytes.extend(section);
@@ -72,7 +72,7 @@ fn write_guest(out: &mut impl Write, header: &[u8], vm: &Vm) -> io::Result<u64> 
 }
 
 /// One bit for each page of a chunk that is not zero.
-fn used_pages(chunk: &[u8]) -> u64 {
+pub(super) fn used_pages(chunk: &[u8]) -> u64 {
     let pages = chunk.chunks_exact(PAGE_BYTES).enumerate();
     pages.filter(|(_, page)| !is_zero(page)).fold(0, |mask, (index, _)| mask | 1 << index)
 }
@@ -135,7 +135,8 @@ fn fill(partial: &PartialFile, vm: &Vm, header: &[u8]) -> Result<SnapshotReport,
     }
 }
 
-fn failure(path: &Path, cause: io::Error, written: u64, vm: &Vm) -> SnapshotError {
+/// What went wrong with writing to `path`.
+pub(super) fn failure(path: &Path, cause: io::Error, written: u64, vm: &Vm) -> SnapshotError {
     let path = path.to_path_buf();
     match cause.kind() {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
@@ -146,7 +147,7 @@ fn failure(path: &Path, cause: io::Error, written: u64, vm: &Vm) -> SnapshotErro
 }
 
 /// A guest that is told to end while it is saved, as with its process, is not saved.
-fn expect_paused(vm: &Vm) -> io::Result<()> {
+pub(super) fn expect_paused(vm: &Vm) -> io::Result<()> {
     match vm.run_state() {
         RunState::Paused => Ok(()),
         RunState::Running | RunState::Stopped => {
@@ -166,7 +167,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("guest");
         let vm = empty_vm(16, 1);
-        let header = header(&vm).unwrap();
+        let header = header(&vm, MAGIC, VERSION).unwrap();
         let partial = PartialFile::create(&path).unwrap();
         fill(&partial, &vm, &header).unwrap();
         vm.stop();
@@ -187,7 +188,8 @@ mod tests {
         vm.ram().write(0, &vec![1; 4 << 20]).unwrap();
         let file = File::options().write(true).open("/dev/full").unwrap();
         let full = PartialFile::of(file, Path::new("/dev/full"));
-        let error = fill(&full, &vm, &header(&vm).unwrap()).unwrap_err().to_string();
+        let error =
+            fill(&full, &vm, &header(&vm, MAGIC, VERSION).unwrap()).unwrap_err().to_string();
         assert_eq!(
             error,
             "cannot save the guest to /dev/full: no space left after 0 bytes; up to 17 MiB may be needed"
