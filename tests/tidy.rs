@@ -12,6 +12,7 @@ const UNSAFE_FILES: &[&str] = &[
     "vmm-core/src/raw.rs",
     "vmm-core/src/raw_io.rs",
     "vmm-core/src/raw_memory.rs",
+    "vmm-core/src/raw_net.rs",
     "vmm-core/src/raw_ring.rs",
     "vmm-core/src/vcpu/kick.rs",
 ];

@@ -22,6 +22,7 @@ Examples:
   lighter run --name big --memory 4G --hugepages 2M --prealloc --cpu x86-64-v3
   lighter run --template web.template --name web-7 --detach
   lighter run --name db --kernel vmlinux --cmdline 'console=ttyS0 root=/dev/vda' --disk /shared/db.raw --rng
+  lighter run --name web --kernel vmlinux --initrd initramfs.gz --net bridge=br0 --net tap=tap1,mac=52:54:00:12:34:56
 
 A kernel's serial console is on this terminal: all keys go to the guest, but Ctrl-] ends it. With --detach
 the console is written to guests/NAME/console.log in the state folder.";
@@ -35,7 +36,7 @@ pub(crate) struct RunArgs {
         value_name = "FILE.toml",
         conflicts_with_all = [
             "memory", "cpus", "cpu", "hugepages", "prealloc", "numa_policy", "merge_domain", "dirty_log", "template", "kernel", "initrd",
-            "cmdline", "acpi", "on_reboot", "disk", "rng", "balloon", "labels", "dirty_rate", "working_set", "pattern",
+            "cmdline", "acpi", "on_reboot", "disk", "net", "rng", "balloon", "vsock", "labels", "dirty_rate", "working_set", "pattern",
         ]
     )]
     pub(crate) file: Option<PathBuf>,

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use clap::{Args, Subcommand};
 
 use super::JsonFlag;
+use super::net::NetRename;
 use super::spec::PatternArg;
 use crate::names::GuestName;
 use crate::units::parse_size;
@@ -53,6 +54,7 @@ pub(crate) struct DemoArgs {
 Examples:
   lighter node
   lighter node --listen 192.0.2.7:4950 --metrics 127.0.0.1:9450
+  lighter node --net-map br0=lan            guests that were on br0 elsewhere are on lan here
 
 Needs this host's certificates: see `lighter certs`. Guests do not depend on the node: it can be restarted
 at any time, also while guests arrive and leave.")]
@@ -68,6 +70,10 @@ pub(crate) struct NodeArgs {
     /// Memory that is left to the host whatever guests arrive.
     #[arg(long, value_parser = parse_size, default_value = "256M", value_name = "SIZE")]
     pub(crate) reserve_memory: u64,
+
+    /// Where an arriving guest wants bridge or tap FROM, give it TO. Give it more than once for more names.
+    #[arg(long, value_name = "FROM=TO")]
+    pub(crate) net_map: Vec<NetRename>,
 }
 
 /// `lighter incoming`: the process of a guest that is on its way here. Started by the node, which writes the migration's
@@ -89,6 +95,10 @@ pub(crate) struct IncomingArgs {
     /// Address to listen on, with a port of the kernel's choice.
     #[arg(long)]
     pub(crate) bind: IpAddr,
+
+    /// What bridges and taps are called here.
+    #[arg(long)]
+    pub(crate) net_map: Vec<NetRename>,
 }
 
 /// `lighter cpu-models`.

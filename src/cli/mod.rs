@@ -11,6 +11,7 @@ pub(crate) mod disk;
 pub(crate) mod guest;
 pub(crate) mod host;
 pub(crate) mod migration;
+pub(crate) mod net;
 pub(crate) mod spec;
 
 use std::path::PathBuf;
@@ -187,6 +188,7 @@ mod tests {
             let value = match option {
                 "memory" | "working-set" => "64M",
                 "cpus" | "dirty-rate" => "2",
+                "vsock" => "3",
                 "acpi" | "balloon" => "on",
                 "on-reboot" => "stop",
                 "pattern" => "zero",
@@ -195,6 +197,7 @@ mod tests {
                 "dirty-log" => "ring",
                 "cpu" => "host",
                 "label" => "a=b",
+                "net" => "tap=t0",
                 "rng" | "detach" | "prealloc" => "",
                 _ => "x",
             };

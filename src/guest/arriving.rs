@@ -9,7 +9,7 @@ use migrate::record::RecordStore;
 use migrate::report::Outcome;
 use migrate::session::{DestinationSession, start_destination};
 use migrate::{DestinationGuest, GuestDescription, GuestFactory, MigrationId, Refusal, Token};
-use vmm_core::{DeviceError, Error, ShapeError, VmOptions};
+use vmm_core::{DeviceError, Error, ShapeError, VmOptions, VmShape};
 
 use super::console::Console;
 use super::machine::{Machine, shape_of};
@@ -17,6 +17,7 @@ use super::process::{Ending, GuestProcess, Occupation};
 use super::session::MigrationSession;
 use crate::api::types::MigrationStatus;
 use crate::cli::host::IncomingArgs;
+use crate::cli::net::NetRename;
 use crate::node::{IncomingLine, LINGER};
 
 /// The longest line that the node writes: 64 digits and the line's end, with room for a mistake.
@@ -50,7 +51,8 @@ impl Arrival {
             guest: process.name().to_string(),
             linger: LINGER,
         };
-        let factory = Factory { process: Arc::downgrade(process), console };
+        let net_map = args.net_map.clone();
+        let factory = Factory { process: Arc::downgrade(process), console, net_map };
         let handle = start_destination(session, Arc::new(factory), &tls, records)?;
         let port = handle.port();
         let arrival = Self { session: MigrationSession::new(handle) };
@@ -92,6 +94,8 @@ impl Arrival {
 struct Factory {
     process: Weak<GuestProcess>,
     console: Console,
+    /// What bridges and taps are called here.
+    net_map: Vec<NetRename>,
 }
 
 impl GuestFactory for Factory {
@@ -105,12 +109,12 @@ impl GuestFactory for Factory {
             );
             return Err(Refusal::new(RefusalKind::Guest, text));
         }
-        shape_of(guest)?.check_host().map_err(refused)
+        self.shape_of(guest)?.check_host().map_err(refused)
     }
 
     fn create(&self, guest: &GuestDescription) -> Result<Arc<dyn DestinationGuest>, Refusal> {
         let process = self.process()?;
-        let shape = shape_of(guest)?;
+        let shape = self.shape_of(guest)?;
         let other = |error: anyhow::Error| match error.downcast::<Error>() {
             Ok(error) => refused(error),
             Err(error) => Refusal::new(RefusalKind::Other, format!("{error:#}")),
@@ -125,6 +129,13 @@ impl GuestFactory for Factory {
 }
 
 impl Factory {
+    /// The machine that is described, as it is here.
+    fn shape_of(&self, guest: &GuestDescription) -> Result<VmShape, Refusal> {
+        let mut shape = shape_of(guest)?;
+        NetRename::apply(&self.net_map, &mut shape);
+        Ok(shape)
+    }
+
     fn process(&self) -> Result<Arc<GuestProcess>, Refusal> {
         let ending = || Refusal::new(RefusalKind::Busy, "the process for the guest is ending");
         self.process.upgrade().filter(|process| !process.is_ending()).ok_or_else(ending)

@@ -5,11 +5,13 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use vmm_core::boot::{Acpi, DEFAULT_CMDLINE, DEFAULT_CMDLINE_WITHOUT_ACPI, KernelSource};
 use vmm_core::virtio::block::{Access, BlockConfig};
+use vmm_core::virtio::net::{MacAddress, NetConfig};
 use vmm_core::workload::{Pattern, WorkloadParams};
 use vmm_core::{BootSource, CpuModel, DeviceConfig, OnReboot, VmShape};
 
 use crate::cli::cpu::CpuArg;
 use crate::cli::disk::{DiskAccess, DiskArg};
+use crate::cli::net::NetArg;
 use crate::cli::spec::{GuestSpec, OnRebootArg, PatternArg, SwitchArg};
 use crate::names::GuestName;
 use crate::units::{MIB, Size};
@@ -99,11 +101,22 @@ fn kernel_source(spec: &GuestSpec, kernel: &Path) -> Result<KernelSource> {
 
 /// The virtio devices, disks first: /dev/vda is the first disk. The built-in workload has no drivers.
 fn devices(spec: &GuestSpec) -> Result<Vec<DeviceConfig>> {
-    let disks = disks(spec)?.into_iter().map(DeviceConfig::Block);
-    let rng = spec.rng.then_some(DeviceConfig::Rng);
+    let disks = disks(spec)?.into_iter().map(|disk| Ok(DeviceConfig::Block(disk)));
+    let nets = spec.net.iter().map(net);
+    let rng = spec.rng.then_some(Ok(DeviceConfig::Rng));
     let has_balloon = spec.kernel.is_some() && spec.balloon.unwrap_or_default() == SwitchArg::On;
-    let balloon = has_balloon.then_some(DeviceConfig::Balloon);
-    Ok(disks.chain(rng).chain(balloon).collect())
+    let balloon = has_balloon.then_some(Ok(DeviceConfig::Balloon));
+    let vsock = spec.vsock.map(|cid| Ok(DeviceConfig::Vsock { cid }));
+    disks.chain(nets).chain(rng).chain(balloon).chain(vsock).collect()
+}
+
+fn net(net: &NetArg) -> Result<DeviceConfig> {
+    let link = net.link().map_err(anyhow::Error::msg)?;
+    let mac = match net.mac {
+        Some(mac) => mac,
+        None => MacAddress::random().context("cannot choose an address for a network device")?,
+    };
+    Ok(DeviceConfig::Net(NetConfig::new(link, mac)?))
 }
 
 /// The working set of a workload that was not told, in bytes.

@@ -197,13 +197,14 @@ impl GuestProcess {
     /// Gives the process its machine, once, and listens to it from then on.
     ///
     /// # Errors
-    /// The system gives no thread, or does not merge pages that shall be.
+    /// The system gives no thread, or does not merge pages that shall be; or one of the machine's threads is gone.
     pub(crate) fn set_machine(self: &Arc<Self>, machine: SharedMachine) -> Result<()> {
         if self.machine.set(Arc::clone(&machine)).is_err() {
             return Ok(());
         }
         let merging = Merging::begin(machine.vm(), &self.state.merge_domain_file())?;
         let _first = self.merging.set(merging);
+        machine.vm().listen_at(self.state.guest(self.name()).vsock_socket())?;
         let process = Arc::downgrade(self);
         let mut bad_news = BadNews::default();
         let listen = move || {

@@ -90,7 +90,8 @@ impl Node {
     ) -> Result<Launched, Refusal> {
         let bind = self.listen_address().ip();
         let GuestRequest { name, uuid, .. } = guest;
-        let what = Launch { state: self.state(), name, uuid: *uuid, migration, token, bind };
+        let (state, net_map) = (self.state(), self.net_map());
+        let what = Launch { state, name, uuid: *uuid, migration, token, bind, net_map };
         launch(&what).await.map_err(|error| {
             tracing::error!(%migration, guest = %name, "the process for the guest did not come up: {error}");
             Refusal::Process { name: name.clone(), what: error.to_string() }

@@ -13,6 +13,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, Command};
 use uuid::Uuid;
 
+use crate::cli::net::NetRename;
 use crate::names::GuestName;
 use crate::state_dir::StateDir;
 
@@ -40,6 +41,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) token: &'a Token,
     /// The address to listen on.
     pub(crate) bind: IpAddr,
+    /// What bridges and taps are called here.
+    pub(crate) net_map: &'a [NetRename],
 }
 
 /// A process that listens for its guest.
@@ -95,6 +98,9 @@ pub(crate) async fn launch(what: &Launch<'_>) -> Result<Launched, LaunchError> {
         .args(["--uuid", &what.uuid.to_string()])
         .args(["--migration-id", &what.migration.to_string()])
         .args(["--bind", &what.bind.to_string()]);
+    for rename in what.net_map {
+        command.args(["--net-map", &rename.to_string()]);
+    }
     let mut child = command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

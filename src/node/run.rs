@@ -72,7 +72,8 @@ async fn serve(state: &StateDir, args: &NodeArgs, tls: Tls) -> Result<Exit> {
         metrics: listener.local_addr().context("cannot tell where metrics are served")?,
         started_unix_ms: unix_ms(),
     };
-    let node = Arc::new(Node::new(state.clone(), file.clone(), args.reserve_memory)?);
+    let node = Node::new(state.clone(), file.clone(), args.reserve_memory)?;
+    let node = Arc::new(node.with_net_map(args.net_map.clone()));
     // Before anybody can ask for a place.
     node.renew_promises().await?;
     let parts = [

@@ -23,6 +23,7 @@ use super::retention;
 use super::types::{MemoryInfo, NodeFile, NodeInfo};
 use super::{inventory, liveness, resolver, scrape};
 use crate::api::types::GuestState;
+use crate::cli::net::NetRename;
 use crate::clock::unix_ms;
 use crate::names::GuestName;
 use crate::state_dir::StateDir;
@@ -40,6 +41,8 @@ pub(crate) struct Node {
     state: StateDir,
     file: NodeFile,
     reserved_bytes: u64,
+    /// What bridges and taps of arriving guests are called here.
+    net_map: Vec<NetRename>,
     exporter: Exporter,
     records: RecordStore,
     ledger: Mutex<Ledger>,
@@ -65,6 +68,7 @@ impl Node {
             state,
             file,
             reserved_bytes,
+            net_map: Vec::new(),
             exporter,
             records,
             ledger: Mutex::new(ledger),
@@ -93,6 +97,16 @@ impl Node {
     /// Memory that is promised.
     pub(crate) fn promises(&self) -> &Promises {
         &self.promises
+    }
+
+    /// The same node, with other names for bridges and taps of arriving guests.
+    pub(crate) fn with_net_map(self, net_map: Vec<NetRename>) -> Self {
+        Self { net_map, ..self }
+    }
+
+    /// What bridges and taps of arriving guests are called here.
+    pub(crate) fn net_map(&self) -> &[NetRename] {
+        &self.net_map
     }
 
     /// Memory that is left to the host, in bytes.

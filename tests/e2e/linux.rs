@@ -6,6 +6,7 @@
 mod balloon;
 mod disk;
 pub(crate) mod image;
+mod vsock;
 pub(crate) mod witness;
 
 use image::Image;

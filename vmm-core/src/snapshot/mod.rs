@@ -108,6 +108,16 @@ pub enum SnapshotError {
         /// The disk.
         disk: PathBuf,
     },
+    /// A template's guest has what only one guest can have.
+    #[error(
+        "a guest with a network or vsock device cannot be a template: its clones would all have its address ({}); start it \
+         without --net and --vsock",
+        template.display()
+    )]
+    TemplateAddress {
+        /// The template.
+        template: PathBuf,
+    },
     /// Disks that are not like the template's.
     #[error("a clone of {} needs {wanted}, copies of those that its guest had, in the same order", template.display())]
     TemplateDisks {

@@ -39,8 +39,9 @@ const ALIGNMENT_BYTES: u64 = 2 << 20;
 /// all, and clones of the file that was there keep it. The guest stays paused.
 ///
 /// # Errors
-/// As [`super::save`].
+/// As [`super::save`]; [`SnapshotError::TemplateAddress`].
 pub fn save_template(vm: &Vm, path: &Path) -> Result<SnapshotReport> {
+    check_addresses(vm.shape(), path)?;
     let header = header(vm, TEMPLATE_MAGIC, TEMPLATE_VERSION)?;
     let write = |cause| SnapshotError::Write { path: path.to_path_buf(), cause };
     let partial = PartialFile::create(path).map_err(write)?;
@@ -80,6 +81,16 @@ fn fill(file: &File, vm: &Vm, header: &[u8]) -> Result<SnapshotReport, (io::Erro
     Ok(SnapshotReport { file_bytes, pages, zero_pages })
 }
 
+/// Whether a guest of this shape has nothing that two guests on a network cannot have.
+fn check_addresses(shape: &VmShape, path: &Path) -> Result<(), SnapshotError> {
+    let has_address =
+        |device: &DeviceConfig| matches!(device, DeviceConfig::Net(_) | DeviceConfig::Vsock { .. });
+    if shape.devices.iter().any(has_address) {
+        return Err(SnapshotError::TemplateAddress { template: path.to_path_buf() });
+    }
+    Ok(())
+}
+
 /// Where memory begins in a file whose header has `bytes`.
 fn image_offset(bytes: usize) -> u64 {
     (bytes as u64).next_multiple_of(ALIGNMENT_BYTES)
@@ -116,6 +127,7 @@ impl Template {
         let mut input = Input::open(path)?;
         let (shape, state) = input.header(TEMPLATE_MAGIC, TEMPLATE_VERSION)?;
         let (shape, state) = (VmShape::from_bytes(&shape)?, VmState::from_bytes(&state)?);
+        check_addresses(&shape, path)?;
         let offset = image_offset(input.position());
         let file = input.into_file();
         let there = file

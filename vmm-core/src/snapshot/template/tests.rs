@@ -135,6 +135,16 @@ fn a_file_that_others_can_write_is_refused() {
 }
 
 #[test]
+fn a_guest_with_an_address_of_its_own_is_no_template() {
+    let folder = tempfile::tempdir().unwrap();
+    let shape = VmShape { devices: vec![DeviceConfig::Vsock { cid: 3 }], ..shape(16, 1) };
+    let vm = Vm::create(&shape, Box::new(sink())).unwrap();
+    let error = save_template(&vm, &folder.path().join("template")).unwrap_err().to_string();
+    assert!(error.contains("--vsock"), "{error}");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+#[test]
 fn a_disk_that_is_written_is_not_shared_and_one_given_anew_has_its_size() {
     let folder = tempfile::tempdir().unwrap();
     let disk = |name: &str, bytes: u64, access| {
