@@ -8,6 +8,7 @@ use super::*;
 use crate::Error;
 use crate::memory::{HugePages, Prealloc};
 use crate::testing::{COUNT_IN_MEMORY, DATA, empty_vm, shape, vm_with, wait_for_more, word};
+use crate::virtio::net::NetConfig;
 
 fn clone_of(template: &Template) -> Vm {
     template.start(&CloneConfig::default(), Box::new(sink())).unwrap()
@@ -132,6 +133,15 @@ fn a_file_that_others_can_write_is_refused() {
     Template::open(&path).unwrap();
     let of = |owner, own| check_owner(Path::new("t"), owner, 0o600, own).is_ok();
     assert!(of(7, 7) && of(0, 7) && !of(8, 7) && !of(7, 0));
+}
+
+#[test]
+fn a_guest_with_an_address_in_a_network_is_no_template() {
+    let net = NetConfig::nowhere();
+    let with = |device| VmShape { devices: vec![device], ..shape(16, 1) };
+    let error = expect_no_network(&with(DeviceConfig::Net(net))).unwrap_err().to_string();
+    assert!(error.contains("network devices"), "{error}");
+    expect_no_network(&with(DeviceConfig::Vsock { cid: 3 })).unwrap();
 }
 
 #[test]

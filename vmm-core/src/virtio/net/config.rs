@@ -87,6 +87,13 @@ impl NetConfig {
         Ok(Self { mtu: u16::try_from(mtu).unwrap_or(u16::MAX), ..config })
     }
 
+    /// A device at a tap that is nowhere, for tests that do not open it.
+    #[cfg(test)]
+    pub(crate) fn nowhere() -> Self {
+        let mac = "52:54:00:12:34:56".parse().unwrap();
+        Self { link: NetLink::Tap("nowhere".to_owned()), mac, mtu: 1500 }
+    }
+
     /// Where frames come out on the host.
     pub fn link(&self) -> &NetLink {
         &self.link
@@ -150,7 +157,7 @@ mod tests {
     use super::*;
 
     fn config(link: NetLink) -> NetConfig {
-        NetConfig { link, mac: "52:54:00:12:34:56".parse().unwrap(), mtu: 1500 }
+        NetConfig { link, ..NetConfig::nowhere() }
     }
 
     #[test]
