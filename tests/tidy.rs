@@ -11,6 +11,7 @@ const UNSAFE_FILES: &[&str] = &[
     "tests/guest/check/linux.rs",
     "vmm-core/src/raw.rs",
     "vmm-core/src/raw_io.rs",
+    "vmm-core/src/raw_net.rs",
     "vmm-core/src/raw_uring.rs",
     "vmm-core/src/vcpu/kick.rs",
 ];

@@ -53,8 +53,32 @@ pub struct GuestSample {
     pub proportional_bytes: Option<u64>,
     /// The longest stall that the guest has measured, when it reports one.
     pub longest_stall: Option<Duration>,
+    /// Its network devices.
+    pub networks: Vec<NetworkSample>,
     /// The migration that it is in, or the last one that this process has seen.
     pub migration: Option<MigrationSample>,
+}
+
+/// A network device of a guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetworkSample {
+    /// Its tap on this host.
+    pub device: String,
+    /// What the guest received.
+    pub received: NetworkFlow,
+    /// What it sent.
+    pub transmitted: NetworkFlow,
+}
+
+/// Frames in one direction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct NetworkFlow {
+    /// Bytes of frames that got through.
+    pub bytes: u64,
+    /// Frames that got through.
+    pub packets: u64,
+    /// Frames that did not.
+    pub drops: u64,
 }
 
 /// The migration that took a guest away. Its process has ended with it; without this, nobody would ever see how it went.

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use metrics::{
     DepartedSample, Direction, Exporter, FailureReason, GuestSample, GuestState, HostMemory,
-    MigrationSample, Phase, RefusalReason, Snapshot, Traffic,
+    MigrationSample, NetworkFlow, NetworkSample, Phase, RefusalReason, Snapshot, Traffic,
 };
 
 fn migration() -> MigrationSample {
@@ -30,6 +30,11 @@ fn migration() -> MigrationSample {
     }
 }
 
+fn network() -> NetworkSample {
+    let flow = NetworkFlow { bytes: 3, packets: 2, drops: 1 };
+    NetworkSample { device: "tap0".into(), received: flow, transmitted: flow }
+}
+
 fn busy_snapshot() -> Snapshot {
     let guest = GuestSample {
         name: "web-1".into(),
@@ -40,6 +45,7 @@ fn busy_snapshot() -> Snapshot {
         vcpus: 2,
         resident_bytes: Some(530 << 20),
         proportional_bytes: Some(520 << 20),
+        networks: vec![network()],
         longest_stall: Some(Duration::from_millis(12)),
         migration: Some(migration()),
     };

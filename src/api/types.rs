@@ -7,6 +7,7 @@ use migrate::{Progress, Report};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 use vmm_core::virtio::balloon::Statistics;
+use vmm_core::virtio::net::NetStatus;
 
 use crate::names::GuestName;
 
@@ -79,9 +80,15 @@ pub(crate) struct GuestInfo {
     pub(crate) memory_bytes: u64,
     /// Virtual CPUs.
     pub(crate) vcpus: u8,
+    /// Its network devices.
+    #[serde(default)]
+    pub(crate) nets: Vec<NetInfo>,
     /// Labels that it was started with; they stay behind when it migrates.
     #[serde(default)]
     pub(crate) labels: BTreeMap<String, String>,
+    /// How it and programs of this host reach each other, if they do.
+    #[serde(default)]
+    pub(crate) vsock: Option<VsockInfo>,
     /// When this process started, in milliseconds since 1970.
     pub(crate) started_unix_ms: u64,
     /// What becomes of it when it resets itself.
@@ -94,6 +101,62 @@ pub(crate) struct GuestInfo {
     pub(crate) migration_id: Option<Uuid>,
     /// More about the state, for people: why it is in doubt and what to do.
     pub(crate) detail: Option<String>,
+}
+
+/// A guest's vsock device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct VsockInfo {
+    /// The guest's address.
+    pub(crate) cid: u32,
+    /// Where programs of this host reach it; where it reaches them is the same with `_PORT`.
+    pub(crate) socket: PathBuf,
+}
+
+/// A network device of a guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct NetInfo {
+    /// The guest's address.
+    pub(crate) mac: String,
+    /// Most bytes of a packet, as the guest is told.
+    pub(crate) mtu: u16,
+    /// The tap on this host.
+    pub(crate) tap: String,
+    /// The bridge that the tap was put on; absent when the tap was given.
+    pub(crate) bridge: Option<String>,
+    /// Frames that the guest received, since it is in this process.
+    pub(crate) received: FlowInfo,
+    /// Frames that it sent.
+    pub(crate) transmitted: FlowInfo,
+}
+
+/// Frames in one direction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct FlowInfo {
+    /// Bytes of frames that got through.
+    pub(crate) bytes: u64,
+    /// Frames that got through.
+    pub(crate) packets: u64,
+    /// Frames that did not.
+    pub(crate) drops: u64,
+}
+
+impl From<vmm_core::virtio::net::Flow> for FlowInfo {
+    fn from(flow: vmm_core::virtio::net::Flow) -> Self {
+        Self { bytes: flow.bytes, packets: flow.frames, drops: flow.drops }
+    }
+}
+
+impl From<NetStatus> for NetInfo {
+    fn from(status: NetStatus) -> Self {
+        Self {
+            mac: status.mac.to_string(),
+            mtu: status.mtu,
+            tap: status.tap,
+            bridge: status.bridge,
+            received: status.received.into(),
+            transmitted: status.transmitted.into(),
+        }
+    }
 }
 
 /// `PUT /v1/guest/reboot`.

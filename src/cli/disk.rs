@@ -81,7 +81,8 @@ impl DiskArg {
     /// # Errors
     /// What no disk can have.
     pub(crate) fn check(&self, index: usize) -> Result<(), Fault> {
-        let fault = |key, what| Err(Fault { place: Place { key, disk: Some(index) }, what });
+        let fault =
+            |key, what| Err(Fault { place: Place { key, item: Some(("disk", index)) }, what });
         if self.path.as_os_str().is_empty() {
             return fault("path", "a disk needs a path".to_owned());
         }

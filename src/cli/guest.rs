@@ -20,6 +20,7 @@ Examples:
   lighter run --kernel vmlinux --acpi off --on-reboot stop
   lighter run web-1.toml --detach                      a guest that is written down in a file
   lighter run --name db --kernel vmlinux --cmdline 'console=ttyS0 root=/dev/vda' --disk /shared/db.raw --rng
+  lighter run --name web --kernel vmlinux --initrd initramfs.gz --net bridge=br0 --net tap=tap1,mac=52:54:00:12:34:56
 
 A kernel's serial console is on this terminal: all keys go to the guest, but Ctrl-] ends it. With --detach
 the console is written to guests/NAME/console.log in the state folder.";
@@ -32,7 +33,8 @@ pub(crate) struct RunArgs {
     #[arg(
         value_name = "FILE.toml",
         conflicts_with_all = [
-            "memory", "cpus", "kernel", "initrd", "cmdline", "acpi", "on_reboot", "disk", "rng", "balloon", "labels", "dirty_rate",
+            "memory", "cpus", "kernel", "initrd", "cmdline", "acpi", "on_reboot", "disk", "net", "rng", "balloon", "vsock", "labels",
+            "dirty_rate",
             "working_set", "pattern",
         ]
     )]

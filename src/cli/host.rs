@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 
 use super::JsonFlag;
+use super::net::NetRename;
 use super::spec::PatternArg;
 use crate::names::GuestName;
 use crate::units::parse_size;
@@ -54,6 +55,7 @@ pub(crate) struct DemoArgs {
 Examples:
   lighter node
   lighter node --listen 192.0.2.7:4950 --metrics 127.0.0.1:9450
+  lighter node --net-map br0=lan            guests that were on br0 elsewhere are on lan here
   lighter node --disk-dir /srv/disks
 
 Needs this host's certificates: see `lighter certs`. Guests do not depend on the node: it can be restarted
@@ -70,6 +72,10 @@ pub(crate) struct NodeArgs {
     /// Memory that is left to the host whatever guests arrive.
     #[arg(long, value_parser = parse_size, default_value = "256M", value_name = "SIZE")]
     pub(crate) reserve_memory: u64,
+
+    /// Where an arriving guest wants bridge or tap FROM, give it TO. Give it more than once for more names.
+    #[arg(long, value_name = "FROM=TO")]
+    pub(crate) net_map: Vec<NetRename>,
 
     /// Folder in which, and below which, disks may be made that other hosts send with their guests (`lighter migrate
     /// --copy-disks`); may be given several times [default: none, such guests are refused].
@@ -96,6 +102,10 @@ pub(crate) struct IncomingArgs {
     /// Address to listen on, with a port of the kernel's choice.
     #[arg(long)]
     pub(crate) bind: IpAddr,
+
+    /// What bridges and taps are called here.
+    #[arg(long)]
+    pub(crate) net_map: Vec<NetRename>,
 
     /// Folders in which disks may be made that come with the guest.
     #[arg(long, value_name = "DIR")]

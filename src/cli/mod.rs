@@ -10,6 +10,7 @@ pub(crate) mod disk;
 pub(crate) mod guest;
 pub(crate) mod host;
 pub(crate) mod migration;
+pub(crate) mod net;
 pub(crate) mod spec;
 
 use std::path::PathBuf;
@@ -182,10 +183,12 @@ mod tests {
             let value = match option {
                 "memory" | "working-set" => "64M",
                 "cpus" | "dirty-rate" => "2",
+                "vsock" => "3",
                 "acpi" | "balloon" => "on",
                 "on-reboot" => "stop",
                 "pattern" => "zero",
                 "label" => "a=b",
+                "net" => "tap=t0",
                 "rng" | "detach" => "",
                 _ => "x",
             };

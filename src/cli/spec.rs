@@ -6,16 +6,18 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Deserializer};
-use vmm_core::VCPUS_MAX;
 use vmm_core::memory::RamLayout;
+use vmm_core::{GUEST_CIDS, VCPUS_MAX};
 
 use super::disk::DiskArg;
+use super::net::NetArg;
 use crate::names::GuestName;
 use crate::units::{MIB, Size};
 
@@ -74,6 +76,13 @@ pub(crate) struct GuestSpec {
     #[serde(default)]
     pub(crate) disk: Vec<DiskArg>,
 
+    /// Network device for the guest. bridge: a tap is made, put on this bridge, and goes with the guest; tap alone: this tap,
+    /// which you have made. mac: the guest's address, which it keeps wherever it goes [default: one is chosen]. Give it
+    /// more than once for more devices. To migrate, have a bridge or tap of the same name on both hosts.
+    #[arg(long, value_name = "bridge=NAME[,tap=NAME]|tap=NAME[,mac=ADDRESS]", requires = "kernel")]
+    #[serde(default)]
+    pub(crate) net: Vec<NetArg>,
+
     /// Give the guest entropy from this host.
     #[arg(long, requires = "kernel")]
     #[serde(default)]
@@ -83,6 +92,12 @@ pub(crate) struct GuestSpec {
     /// `lighter balloon` says so [default: on].
     #[arg(long, value_enum, requires = "kernel", value_name = "SWITCH")]
     pub(crate) balloon: Option<SwitchArg>,
+
+    /// Give the guest a vsock device and this address, 3 or more. Programs of this host then reach it, and it them, by Unix
+    /// sockets in vsock/ in the state folder.
+    #[arg(long, requires = "kernel", value_name = "CID", value_parser = clap::value_parser!(u32).range(guest_cids()))]
+    #[serde(default, deserialize_with = "cid")]
+    pub(crate) vsock: Option<u32>,
 
     /// A label for people and programs, shown by `ls --json` and `show`. Give it more than once for more labels. Labels stay
     /// behind when the guest migrates.
@@ -197,6 +212,24 @@ fn vcpus<'de, D: Deserializer<'de>>(from: D) -> Result<u8, D::Error> {
     }
 }
 
+fn guest_cids() -> RangeInclusive<i64> {
+    i64::from(*GUEST_CIDS.start())..=i64::from(*GUEST_CIDS.end())
+}
+
+fn cid<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {
+    match u32::deserialize(from)? {
+        cid if GUEST_CIDS.contains(&cid) => Ok(Some(cid)),
+        cid => {
+            let text = format!(
+                "a guest's address is {} to {}, not {cid}",
+                GUEST_CIDS.start(),
+                GUEST_CIDS.end()
+            );
+            Err(serde::de::Error::custom(text))
+        }
+    }
+}
+
 fn labels<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Label>, D::Error> {
     let table = BTreeMap::<String, String>::deserialize(from)?;
     let labels = table.iter().map(|(key, value)| Label::new(key, value));
@@ -208,14 +241,14 @@ fn labels<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Label>, D::Error> {
 pub(crate) struct Place {
     /// The key.
     pub(crate) key: &'static str,
-    /// Which disk it is a key of, counted from 0, if it is one of a disk.
-    pub(crate) disk: Option<usize>,
+    /// Which table it is a key of, by the tables' name and counted from 0, if it is in one of several.
+    pub(crate) item: Option<(&'static str, usize)>,
 }
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.disk {
-            Some(index) => write!(f, "disk[{index}].{}", self.key),
+        match self.item {
+            Some((tables, index)) => write!(f, "{tables}[{index}].{}", self.key),
             None => f.write_str(self.key),
         }
     }
@@ -233,7 +266,7 @@ pub(crate) struct Fault {
 
 impl Fault {
     fn of(key: &'static str, what: impl Into<String>) -> Self {
-        Self { place: Place { key, disk: None }, what: what.into() }
+        Self { place: Place { key, item: None }, what: what.into() }
     }
 }
 
@@ -249,8 +282,10 @@ impl GuestSpec {
             ("cmdline", self.cmdline.is_some()),
             ("acpi", self.acpi.is_some()),
             ("disk", !self.disk.is_empty()),
+            ("net", !self.net.is_empty()),
             ("rng", self.rng),
             ("balloon", self.balloon.is_some()),
+            ("vsock", self.vsock.is_some()),
         ];
         let of_the_workload = [
             ("dirty-rate", self.dirty_rate.is_some()),
@@ -271,7 +306,9 @@ impl GuestSpec {
             return Err(Fault::of("labels", format!("a guest has at most {LABELS_MAX} labels")));
         }
         let mut disks = self.disk.iter().enumerate();
-        disks.try_for_each(|(index, disk)| disk.check(index))
+        disks.try_for_each(|(index, disk)| disk.check(index))?;
+        let mut nets = self.net.iter().enumerate();
+        nets.try_for_each(|(index, net)| net.check(index))
     }
 
     /// Whether its files are named so that any process on this host finds them.
@@ -283,12 +320,12 @@ impl GuestSpec {
         let single =
             single.into_iter().filter_map(|(key, path)| Some((key, None, path.as_deref()?)));
         let disks = self.disk.iter().enumerate();
-        let disks = disks.map(|(index, disk)| ("path", Some(index), disk.path.as_path()));
+        let disks = disks.map(|(index, disk)| ("path", Some(("disk", index)), disk.path.as_path()));
         let mut paths = single.chain(disks);
         match paths.find(|(_, _, path)| !path.is_absolute()) {
             None => Ok(()),
-            Some((key, disk, path)) => Err(Fault {
-                place: Place { key, disk },
+            Some((key, item, path)) => Err(Fault {
+                place: Place { key, item },
                 what: format!("`{}` is no absolute path", path.display()),
             }),
         }

@@ -18,6 +18,7 @@ use super::process::{Ending, GuestProcess, Occupation};
 use super::session::MigrationSession;
 use crate::api::types::MigrationStatus;
 use crate::cli::host::IncomingArgs;
+use crate::cli::net::NetRename;
 use crate::node::{IncomingLine, LINGER};
 
 /// The longest line that the node writes: 64 digits and the line's end, with room for a mistake.
@@ -51,8 +52,8 @@ impl Arrival {
             guest: process.name().to_string(),
             linger: LINGER,
         };
-        let folders = DiskFolders::new(&args.disk_dir);
-        let factory = Factory { process: Arc::downgrade(process), console, folders };
+        let (folders, net_map) = (DiskFolders::new(&args.disk_dir), args.net_map.clone());
+        let factory = Factory { process: Arc::downgrade(process), console, folders, net_map };
         let handle = start_destination(session, Arc::new(factory), &tls, records)?;
         let port = handle.port();
         let arrival = Self { session: MigrationSession::new(handle) };
@@ -94,6 +95,8 @@ impl Arrival {
 struct Factory {
     process: Weak<GuestProcess>,
     console: Console,
+    /// What bridges and taps are called here.
+    net_map: Vec<NetRename>,
     folders: DiskFolders,
 }
 
@@ -108,12 +111,12 @@ impl GuestFactory for Factory {
             );
             return Err(Refusal::new(RefusalKind::Guest, text));
         }
-        self.shape(guest)?.check_host().map_err(refused)
+        self.shape_of(guest)?.check_host().map_err(refused)
     }
 
     fn create(&self, guest: &GuestDescription) -> Result<Arc<dyn DestinationGuest>, Refusal> {
         let process = self.process()?;
-        let shape = self.shape(guest)?;
+        let shape = self.shape_of(guest)?;
         let other = |error: anyhow::Error| match error.downcast::<Error>() {
             Ok(error) => refused(error),
             Err(error) => Refusal::new(RefusalKind::Other, format!("{error:#}")),
@@ -128,10 +131,11 @@ impl GuestFactory for Factory {
 }
 
 impl Factory {
-    /// What the machine is made of, with the disks that come along.
-    fn shape(&self, guest: &GuestDescription) -> Result<VmShape, Refusal> {
+    /// What the machine is made of, as it is here and with the disks that come along.
+    fn shape_of(&self, guest: &GuestDescription) -> Result<VmShape, Refusal> {
         let mut shape = shape_of(guest)?;
         disks::expect(guest, &mut shape, &self.folders)?;
+        NetRename::apply(&self.net_map, &mut shape);
         Ok(shape)
     }
 

@@ -15,8 +15,9 @@ use super::{balloon, saved, workload};
 use crate::api::guest::GuestControl;
 use crate::api::types::{
     BalloonInfo, BalloonRequest, ConsoleInput, ConsoleTaken, GuestInfo, GuestKind, GuestState,
-    MigrationRequest, MigrationStarted, MigrationStatus, OnReboot, RebootRequest, Resolution,
-    SaveRequest, Saved, StateAnswer, WorkloadControl, WorkloadControlled, WorkloadInfo,
+    MigrationRequest, MigrationStarted, MigrationStatus, NetInfo, OnReboot, RebootRequest,
+    Resolution, SaveRequest, Saved, StateAnswer, VsockInfo, WorkloadControl, WorkloadControlled,
+    WorkloadInfo,
 };
 use crate::api::{ApiError, Reason};
 use crate::scrollback::Scrollback;
@@ -147,7 +148,12 @@ impl GuestControl for ProcessControl {
             kind: machine.map_or(GuestKind::Linux, |machine| machine.kind()),
             memory_bytes: machine.map_or(0, |machine| machine.shape().memory_bytes),
             vcpus: machine.map_or(0, |machine| machine.shape().vcpus),
+            nets: machine.map(nets).unwrap_or_default(),
             labels: self.process().labels().clone(),
+            vsock: machine.and_then(|machine| machine.cid()).map(|cid| VsockInfo {
+                cid,
+                socket: self.process().state().guest(&identity.name).vsock_socket().to_owned(),
+            }),
             started_unix_ms: identity.started_unix_ms,
             on_reboot: match machine.map(|machine| machine.vm().on_reboot()) {
                 Some(vmm_core::OnReboot::Restart) => OnReboot::Restart,
@@ -299,4 +305,10 @@ impl GuestControl for ProcessControl {
         let taken_bytes = self.machine()?.vm().console_input(&bytes);
         Ok(ConsoleTaken { taken_bytes })
     }
+}
+
+/// Its network devices; none when their threads are gone, which ends the guest anyway.
+fn nets(machine: &SharedMachine) -> Vec<NetInfo> {
+    let nets = machine.vm().nets().unwrap_or_default();
+    nets.into_iter().map(NetInfo::from).collect()
 }

@@ -9,7 +9,7 @@ use migrate::protocol::Blob;
 use migrate::{DestinationGuest, GuestDescription, GuestError, MemoryLayout, Refusal, SourceGuest};
 use uuid::Uuid;
 use vmm_core::memory::RamLayout;
-use vmm_core::{RunState, Vm, VmShape, VmState};
+use vmm_core::{DeviceConfig, RunState, Vm, VmShape, VmState};
 
 use super::console::Console;
 use crate::api::types::GuestKind;
@@ -73,6 +73,14 @@ impl Machine {
     /// What the machine is made of.
     pub(crate) fn shape(&self) -> &VmShape {
         &self.shape
+    }
+
+    /// The guest's address, if it has a vsock device.
+    pub(crate) fn cid(&self) -> Option<u32> {
+        self.shape.devices.iter().find_map(|device| match device {
+            DeviceConfig::Vsock { cid } => Some(*cid),
+            _ => None,
+        })
     }
 
     /// The guest's identity.
@@ -164,7 +172,7 @@ impl SourceGuest for Machine {
     }
 
     fn release(&self) -> Result<(), GuestError> {
-        self.vm.release().map_err(|error| self.failed("give up the disks", error))
+        self.vm.release().map_err(|error| self.failed("give up the disks and networks", error))
     }
 
     fn is_running(&self) -> bool {

@@ -5,10 +5,12 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use vmm_core::boot::{Acpi, DEFAULT_CMDLINE, DEFAULT_CMDLINE_WITHOUT_ACPI, KernelSource};
 use vmm_core::virtio::block::{Access, BlockConfig, EngineChoice};
+use vmm_core::virtio::net::{MacAddress, NetConfig};
 use vmm_core::workload::{Pattern, WorkloadParams};
 use vmm_core::{BootSource, DeviceConfig, OnReboot, VmShape};
 
 use crate::cli::disk::{DiskAccess, DiskArg, DiskEngine};
+use crate::cli::net::NetArg;
 use crate::cli::spec::{GuestSpec, OnRebootArg, PatternArg, SwitchArg};
 use crate::names::GuestName;
 use crate::units::{MIB, Size};
@@ -87,10 +89,21 @@ fn devices(spec: &GuestSpec) -> Result<Vec<DeviceConfig>> {
         Ok(DeviceConfig::Block(config.with_queues(queues).with_engine(engine)))
     };
     let disks = spec.disk.iter().map(disk);
+    let nets = spec.net.iter().map(net);
     let rng = spec.rng.then_some(Ok(DeviceConfig::Rng));
     let has_balloon = spec.kernel.is_some() && spec.balloon.unwrap_or_default() == SwitchArg::On;
     let balloon = has_balloon.then_some(Ok(DeviceConfig::Balloon));
-    disks.chain(rng).chain(balloon).collect()
+    let vsock = spec.vsock.map(|cid| Ok(DeviceConfig::Vsock { cid }));
+    disks.chain(nets).chain(rng).chain(balloon).chain(vsock).collect()
+}
+
+fn net(net: &NetArg) -> Result<DeviceConfig> {
+    let link = net.link().map_err(anyhow::Error::msg)?;
+    let mac = match net.mac {
+        Some(mac) => mac,
+        None => MacAddress::random().context("cannot choose an address for a network device")?,
+    };
+    Ok(DeviceConfig::Net(NetConfig::new(link, mac)?))
 }
 
 /// The working set of a workload that was not told, in bytes.

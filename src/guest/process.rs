@@ -188,11 +188,12 @@ impl GuestProcess {
     /// Gives the process its machine, once, and listens to it from then on.
     ///
     /// # Errors
-    /// The system gives no thread.
+    /// The system gives no thread, or one of the machine's is gone.
     pub(crate) fn set_machine(self: &Arc<Self>, machine: SharedMachine) -> Result<()> {
         if self.machine.set(Arc::clone(&machine)).is_err() {
             return Ok(());
         }
+        machine.vm().listen_at(self.state.guest(self.name()).vsock_socket())?;
         let process = Arc::downgrade(self);
         let mut bad_news = BadNews::default();
         let listen = move || {

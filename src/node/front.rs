@@ -89,9 +89,16 @@ impl Node {
     ) -> Result<Launched, Refusal> {
         let bind = self.listen_address().ip();
         let GuestRequest { name, uuid, .. } = guest;
-        let disk_folders = self.disk_folders();
-        let state = self.state();
-        let what = Launch { state, name, uuid: *uuid, migration, token, bind, disk_folders };
+        let what = Launch {
+            state: self.state(),
+            name,
+            uuid: *uuid,
+            migration,
+            token,
+            bind,
+            net_map: self.net_map(),
+            disk_folders: self.disk_folders(),
+        };
         launch(&what).await.map_err(|error| {
             tracing::error!(%migration, guest = %name, "the process for the guest did not come up: {error}");
             Refusal::Process { name: name.clone(), what: error.to_string() }

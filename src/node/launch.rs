@@ -14,6 +14,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, Command};
 use uuid::Uuid;
 
+use crate::cli::net::NetRename;
 use crate::names::GuestName;
 use crate::state_dir::StateDir;
 
@@ -41,6 +42,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) token: &'a Token,
     /// The address to listen on.
     pub(crate) bind: IpAddr,
+    /// What bridges and taps are called here.
+    pub(crate) net_map: &'a [NetRename],
     /// Where disks may be made that come along.
     pub(crate) disk_folders: &'a [PathBuf],
 }
@@ -98,6 +101,9 @@ pub(crate) async fn launch(what: &Launch<'_>) -> Result<Launched, LaunchError> {
         .args(["--uuid", &what.uuid.to_string()])
         .args(["--migration-id", &what.migration.to_string()])
         .args(["--bind", &what.bind.to_string()]);
+    for rename in what.net_map {
+        command.args(["--net-map", &rename.to_string()]);
+    }
     for folder in what.disk_folders {
         command.arg("--disk-dir").arg(folder);
     }

@@ -78,8 +78,9 @@ async fn serve(state: &StateDir, args: &NodeArgs, tls: Tls) -> Result<Exit> {
         dir.canonicalize().with_context(|| format!("cannot use --disk-dir {}", dir.display()))
     };
     let disk_folders = args.disk_dir.iter().map(folder).collect::<Result<_>>()?;
-    let reserved_bytes = args.reserve_memory;
-    let node = Arc::new(Node::new(state.clone(), file.clone(), reserved_bytes, disk_folders)?);
+    let node = Node::new(state.clone(), file.clone(), args.reserve_memory)?;
+    let node = node.with_net_map(args.net_map.clone()).with_disk_folders(disk_folders);
+    let node = Arc::new(node);
     // Before anybody can ask for a place.
     node.renew_promises().await?;
     let parts = [

@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, UNIX_EPOCH};
 
-use metrics::{DepartedSample, GuestSample, MigrationSample, Traffic};
+use metrics::{DepartedSample, GuestSample, MigrationSample, NetworkFlow, NetworkSample, Traffic};
 use migrate::record::Record;
 use migrate::report::{Outcome, Role};
 use migrate::{Progress, Report};
 
 use super::inventory::{GuestView, Sighting};
 use super::outcomes;
-use crate::api::types::GuestState;
+use crate::api::types::{FlowInfo, GuestState, NetInfo};
 
 /// Bytes of a page.
 const PAGE_BYTES: u64 = 4096;
@@ -41,7 +41,21 @@ fn sample(view: &GuestView) -> GuestSample {
         resident_bytes: view.cost.map(|cost| cost.resident_bytes),
         proportional_bytes: view.cost.map(|cost| cost.proportional_bytes),
         longest_stall: longest_stall(view),
+        networks: info.nets.iter().map(network).collect(),
         migration: migration(view),
+    }
+}
+
+fn network(net: &NetInfo) -> NetworkSample {
+    let flow = |flow: &FlowInfo| NetworkFlow {
+        bytes: flow.bytes,
+        packets: flow.packets,
+        drops: flow.drops,
+    };
+    NetworkSample {
+        device: net.tap.clone(),
+        received: flow(&net.received),
+        transmitted: flow(&net.transmitted),
     }
 }
 
@@ -173,7 +187,9 @@ mod tests {
             kind: GuestKind::Workload,
             memory_bytes: 512 << 20,
             vcpus: 2,
+            nets: Vec::new(),
             labels: std::collections::BTreeMap::new(),
+            vsock: None,
             started_unix_ms: 1000,
             on_reboot: OnReboot::Stop,
             restarts: 0,

@@ -24,6 +24,7 @@ use super::retention;
 use super::types::{MemoryInfo, NodeFile, NodeInfo};
 use super::{inventory, liveness, resolver, scrape};
 use crate::api::types::GuestState;
+use crate::cli::net::NetRename;
 use crate::clock::unix_ms;
 use crate::names::GuestName;
 use crate::state_dir::StateDir;
@@ -41,6 +42,9 @@ pub(crate) struct Node {
     state: StateDir,
     file: NodeFile,
     reserved_bytes: u64,
+    /// What bridges and taps of arriving guests are called here.
+    net_map: Vec<NetRename>,
+    /// Where disks may be made that come with arriving guests.
     disk_folders: Vec<PathBuf>,
     exporter: Exporter,
     records: RecordStore,
@@ -57,12 +61,7 @@ impl Node {
     ///
     /// # Errors
     /// The folder of records or the ledger cannot be read.
-    pub(crate) fn new(
-        state: StateDir,
-        file: NodeFile,
-        reserved_bytes: u64,
-        disk_folders: Vec<PathBuf>,
-    ) -> Result<Self> {
+    pub(crate) fn new(state: StateDir, file: NodeFile, reserved_bytes: u64) -> Result<Self> {
         let revision = option_env!("LIGHTER_REVISION").unwrap_or("unknown");
         let exporter = Exporter::new(&file.version, revision, SystemTime::now())
             .context("cannot set up metrics")?;
@@ -72,7 +71,8 @@ impl Node {
             state,
             file,
             reserved_bytes,
-            disk_folders,
+            net_map: Vec::new(),
+            disk_folders: Vec::new(),
             exporter,
             records,
             ledger: Mutex::new(ledger),
@@ -101,6 +101,21 @@ impl Node {
     /// Memory that is promised.
     pub(crate) fn promises(&self) -> &Promises {
         &self.promises
+    }
+
+    /// The same node, with other names for bridges and taps of arriving guests.
+    pub(crate) fn with_net_map(self, net_map: Vec<NetRename>) -> Self {
+        Self { net_map, ..self }
+    }
+
+    /// Arriving guests may bring disks that are made in, or below, these folders.
+    pub(crate) fn with_disk_folders(self, disk_folders: Vec<PathBuf>) -> Self {
+        Self { disk_folders, ..self }
+    }
+
+    /// What bridges and taps of arriving guests are called here.
+    pub(crate) fn net_map(&self) -> &[NetRename] {
+        &self.net_map
     }
 
     /// Memory that is left to the host, in bytes.
@@ -351,7 +366,7 @@ mod tests {
             metrics: address,
             started_unix_ms: 0,
         };
-        (folder, Node::new(state, file, 0, Vec::new()).unwrap())
+        (folder, Node::new(state, file, 0).unwrap())
     }
 
     #[test]

@@ -13,7 +13,9 @@ use super::off::{OffGuest, autostart_line, definition_line, labels_line};
 use super::session::block_on;
 use super::summary::seconds;
 use crate::api::ApiClient;
-use crate::api::types::{GuestKind, MigrationStatus, OnReboot, WorkloadInfo};
+use crate::api::types::{
+    FlowInfo, GuestKind, MigrationStatus, NetInfo, OnReboot, VsockInfo, WorkloadInfo,
+};
 use crate::cli::Output;
 use crate::cli::guest::ShowArgs;
 use crate::definitions::Definition;
@@ -130,7 +132,11 @@ fn text(shown: &Shown) -> String {
         lines.push(("VCPUs", info.vcpus.to_string()));
         lines.push(("Memory", format_size(info.memory_bytes)));
         lines.push(("Process", info.pid.to_string()));
+        lines.extend(info.nets.iter().map(|net| ("Network", net_line(net))));
         lines.extend(labels_line(&info.labels));
+        if let Some(VsockInfo { cid, socket }) = &info.vsock {
+            lines.push(("Vsock", format!("cid {cid}, programs at {}", socket.display())));
+        }
         let last = info.last_restart.as_ref().map(|last| format!(", last: {last}"));
         if let Some(last) = last {
             lines.push(("Started over", format!("{} times{last}", info.restarts)));
@@ -157,6 +163,24 @@ fn text(shown: &Shown) -> String {
     lines.extend(shown.migration.iter().flat_map(migration_lines));
     lines.extend(shown.workload.iter().flat_map(workload_lines));
     facts(&lines)
+}
+
+fn net_line(net: &NetInfo) -> String {
+    let bridge = net.bridge.as_ref().map(|bridge| format!(" on {bridge}")).unwrap_or_default();
+    let flow = |flow: &FlowInfo| {
+        let drops = match flow.drops {
+            0 => String::new(),
+            drops => format!(", {} dropped", format_count(drops)),
+        };
+        format!("{} in {} packets{drops}", format_size(flow.bytes), format_count(flow.packets))
+    };
+    format!(
+        "{} at {}{bridge}; received {}; sent {}",
+        net.mac,
+        net.tap,
+        flow(&net.received),
+        flow(&net.transmitted)
+    )
 }
 
 fn migration_lines(status: &MigrationStatus) -> Vec<(&'static str, String)> {

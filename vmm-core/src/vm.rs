@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io::Write;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -21,11 +22,14 @@ use crate::raw;
 use crate::shape::VmShape;
 use crate::state::{self, ClockPair, StateError, TscCarry, VmState};
 use crate::vcpu::{Machine, Vcpu, VcpuThread};
+use crate::virtio::net::NetStatus;
 use crate::virtio::{Bus, DiskContent};
 
 mod balloon;
 #[cfg(test)]
 mod device_tests;
+#[cfg(test)]
+mod net_tests;
 mod power;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -126,6 +130,14 @@ impl Vm {
         mmio::slots(self.shape.devices.len())
     }
 
+    /// How the guest's network devices stand, in the order of the shape.
+    ///
+    /// # Errors
+    /// A device's thread is gone.
+    pub fn nets(&self) -> Result<Vec<NetStatus>> {
+        Ok(self.machine.bus.nets()?)
+    }
+
     /// The content of the guest's device number `index`, if that is a disk.
     pub fn disk(&self, index: usize) -> Option<&Arc<DiskContent>> {
         self.machine.bus.disk(index)
@@ -180,7 +192,16 @@ impl Vm {
         self.expect(RunState::Paused, "pause")
     }
 
-    /// Gives up what only one copy of a guest may have, which is the locks on its disks, so that
+    /// From now on, whenever the guest runs in this process, programs of the host find its vsock device at
+    /// `path`, a Unix socket: see the user guide. Without such a device, nothing happens.
+    ///
+    /// # Errors
+    /// A device's thread is gone.
+    pub fn listen_at(&self, path: &Path) -> Result<()> {
+        Ok(self.machine.bus.listen_at(path)?)
+    }
+
+    /// Gives up what only one copy of a guest may have, which is the locks on its disks and its place in its networks, so that
     /// another copy can be resumed. [`Vm::resume`] takes them again.
     ///
     /// # Errors
@@ -188,16 +209,16 @@ impl Vm {
     pub fn release(&self) -> Result<()> {
         let _control = self.control();
         if self.run_state() == RunState::Running {
-            return self.expect(RunState::Paused, "give up the disks");
+            return self.expect(RunState::Paused, "give up the disks and networks");
         }
         Ok(self.machine.bus.release()?)
     }
 
     /// Lets the guest run on. Returns at once when it runs. From now on, disks that it writes are
-    /// locked against everybody else, and those that it reads against writers.
+    /// locked against everybody else, those that it reads against writers, and its taps carry its frames.
     ///
     /// # Errors
-    /// [`Error::WrongState`] when the guest has ended; [`crate::DeviceError::DiskInUse`] when somebody
+    /// [`Error::WrongState`] when the guest has ended; [`crate::DeviceError::Network`]; [`crate::DeviceError::DiskInUse`] when somebody
     /// else has one of its disks, and goes on to have it for some seconds. The guest then stays paused.
     pub fn resume(&self) -> Result<()> {
         let _control = self.control();

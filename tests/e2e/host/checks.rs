@@ -140,6 +140,7 @@ fn belongs(file: &str, guests: &BTreeSet<&str>) -> bool {
         ["guests", name, "lock" | "guest.json" | "api.sock" | "console.log" | "lighter.log"] => {
             guests.contains(name)
         }
+        ["vsock", socket] => socket.strip_suffix(".sock").is_some_and(|name| guests.contains(name)),
         _ => false,
     }
 }

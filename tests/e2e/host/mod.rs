@@ -20,4 +20,4 @@ use node::Node;
 pub(crate) use node::NodePlan;
 pub(crate) use pair::{Host, Pair};
 pub(crate) use process::Pid;
-pub(crate) use program::{Exit, Running, lighter, run};
+pub(crate) use program::{Done, Exit, Running, in_namespace, lighter, run};

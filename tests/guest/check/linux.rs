@@ -16,11 +16,15 @@ const PREAD64: u64 = 17;
 const PWRITE64: u64 = 18;
 const DUP2: u64 = 33;
 const NANOSLEEP: u64 = 35;
+const SOCKET: u64 = 41;
+const BIND: u64 = 49;
+const LISTEN: u64 = 50;
 const MOUNT: u64 = 165;
 const REBOOT: u64 = 169;
 const CLOCK_GETTIME: u64 = 228;
 const TIMERFD_CREATE: u64 = 283;
 const TIMERFD_SETTIME: u64 = 286;
+const ACCEPT4: u64 = 288;
 
 const O_RDWR: u64 = 2;
 const O_NONBLOCK: u64 = 0o4000;
@@ -30,7 +34,13 @@ const PROT_READ_WRITE: u64 = 3;
 const MAP_SHARED: u64 = 1;
 const TCGETS: u64 = 0x5401;
 const TCSETS: u64 = 0x5402;
+const AF_VSOCK: u64 = 40;
+const SOCK_STREAM_NONBLOCK: u64 = 1 | O_NONBLOCK;
 const ERROR_MAX: u64 = 4095;
+/// There is nothing to read yet (`EAGAIN`).
+pub const WOULD_BLOCK: u64 = 11;
+/// The connection was reset (`ECONNRESET`, `ENOTCONN`): Linux gives the second one for vsock.
+pub const RESETS: [u64; 2] = [104, 107];
 const PAGE_BYTES: u64 = 4096;
 const SECTOR_BYTES: u64 = 512;
 
@@ -270,6 +280,50 @@ impl File {
         let at = (&raw const sector.0) as u64;
         let written = call(PWRITE64, [self.0, at, SECTOR_BYTES, number * SECTOR_BYTES, 0, 0]);
         written == Ok(SECTOR_BYTES)
+    }
+}
+
+/// A vsock socket. Nothing waits: what would is an error.
+pub struct VsockSocket(u64);
+
+impl VsockSocket {
+    /// Listens at `port`.
+    ///
+    /// # Errors
+    /// The number of the kernel's error.
+    pub fn listen(port: u32) -> Result<Self, u64> {
+        let socket = call(SOCKET, [AF_VSOCK, SOCK_STREAM_NONBLOCK, 0, 0, 0, 0])?;
+        // `struct sockaddr_vm`: family, port, address (any), rest.
+        let address = [AF_VSOCK as u32, port, u32::MAX, 0];
+        let _ = call(BIND, [socket, address.as_ptr() as u64, 16, 0, 0, 0])?;
+        let _ = call(LISTEN, [socket, 8, 0, 0, 0, 0])?;
+        Ok(Self(socket))
+    }
+
+    /// Who has connected, if anybody.
+    pub fn accept(&self) -> Option<Self> {
+        call(ACCEPT4, [self.0, 0, 0, O_NONBLOCK, 0, 0]).ok().map(Self)
+    }
+
+    /// Reads what is there.
+    ///
+    /// # Errors
+    /// The number of the kernel's error; [`WOULD_BLOCK`] when there is nothing.
+    pub fn read(&self, buffer: &mut [u8]) -> Result<usize, u64> {
+        let at = buffer.as_mut_ptr() as u64;
+        call(READ, [self.0, at, buffer.len() as u64, 0, 0, 0]).map(|count| count as usize)
+    }
+
+    /// Writes `bytes`, or some of them; returns how many.
+    pub fn write(&self, bytes: &[u8]) -> usize {
+        let at = bytes.as_ptr() as u64;
+        call(WRITE, [self.0, at, bytes.len() as u64, 0, 0, 0]).unwrap_or(0) as usize
+    }
+}
+
+impl Drop for VsockSocket {
+    fn drop(&mut self) {
+        let _ = call(CLOSE, [self.0, 0, 0, 0, 0, 0]);
     }
 }
 

@@ -26,6 +26,7 @@ mod pace;
 #[expect(dead_code, reason = "the host uses the rest")]
 mod stamp;
 mod throughput;
+mod vsock;
 
 use button::Button;
 use disk::Disk;
@@ -34,6 +35,7 @@ use linux::{Clock, tsc};
 use memory::Memory;
 use options::Options;
 use pace::Pace;
+use vsock::Echo;
 
 const TIMER_PERIOD_MS: u64 = 100;
 const NS_PER_MS: u64 = 1_000_000;
@@ -73,6 +75,7 @@ struct Check {
     memory: Memory,
     button: Option<Button>,
     disk: Option<Disk>,
+    echo: Option<Echo>,
     entropy: u64,
     hz: u64,
     timer: linux::Timer,
@@ -105,6 +108,7 @@ impl Check {
             sweep_pace: Pace::new(hz),
             timer: linux::Timer::every(TIMER_PERIOD_MS * NS_PER_MS),
             button: if options.button { Button::listen() } else { None },
+            echo: listen(options.vsock),
             options,
             memory,
             disk,
@@ -139,6 +143,9 @@ impl Check {
             } else if now >= next_command {
                 next_command = now + self.hz / 20;
                 self.command();
+                if let Some(echo) = &mut self.echo {
+                    echo.turn();
+                }
             }
             if self.options.halt {
                 linux::sleep(10 * NS_PER_MS);
@@ -195,6 +202,10 @@ impl Check {
             line.field("disk_errors", disk.errors());
             line.field("entropy", self.entropy);
         }
+        if let Some(echo) = &self.echo {
+            line.field("echoed", echo.echoed());
+            line.field("resets", echo.resets());
+        }
         line.field("output_us", self.microseconds(self.output));
         line.print();
         let now = tsc();
@@ -241,6 +252,12 @@ impl Check {
     fn microseconds(&self, ticks: u64) -> u64 {
         (u128::from(ticks) * 1_000_000 / u128::from(self.hz)) as u64
     }
+}
+
+/// Listens at a vsock port, unless it is 0.
+fn listen(port: u32) -> Option<Echo> {
+    let echo = (port != 0).then(|| Echo::listen(port))?;
+    Some(echo.unwrap_or_else(|error| linux::fail("check: cannot listen by vsock, error ", error)))
 }
 
 /// TSC ticks per second, measured over half a second of the guest's own clock.

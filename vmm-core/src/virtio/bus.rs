@@ -1,5 +1,6 @@
 //! All virtio devices of a guest, by slot.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use kvm_ioctls::VmFd;
@@ -10,6 +11,7 @@ use super::config::DeviceConfig;
 use super::device::Rings;
 use super::error::DeviceError;
 use super::mmio_device::{DeviceState, MmioDevice};
+use super::net::NetStatus;
 use crate::devices::mmio::{self, locate};
 use crate::error::Result;
 use crate::memory::GuestRam;
@@ -78,6 +80,22 @@ impl Bus {
             Some(device) => device.on_balloon(job),
             None => Ok(None),
         }
+    }
+
+    /// See [`super::device::Device::listen_at`].
+    ///
+    /// # Errors
+    /// A device's thread is gone.
+    pub(crate) fn listen_at(&self, path: &Path) -> Result<(), DeviceError> {
+        self.devices.iter().try_for_each(|device| device.listen_at(path.to_owned()))
+    }
+
+    /// How the network devices stand, in their order.
+    ///
+    /// # Errors
+    /// A device's thread is gone.
+    pub(crate) fn nets(&self) -> Result<Vec<NetStatus>, DeviceError> {
+        self.devices.iter().filter_map(|device| device.net_status().transpose()).collect()
     }
 
     /// Stops all devices: when this returns, nothing is under way. Call it when the vCPUs stand.

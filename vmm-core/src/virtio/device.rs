@@ -6,15 +6,19 @@
 
 use std::fmt::Debug;
 use std::os::fd::RawFd;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use virtio_bindings::virtio_ids::{VIRTIO_ID_BALLOON, VIRTIO_ID_BLOCK, VIRTIO_ID_RNG};
+use virtio_bindings::virtio_ids::{
+    VIRTIO_ID_BALLOON, VIRTIO_ID_BLOCK, VIRTIO_ID_NET, VIRTIO_ID_RNG, VIRTIO_ID_VSOCK,
+};
 
 use super::balloon::BalloonDevice;
 use super::block::DiskContent;
 use super::error::DeviceError;
 use super::interrupt::Interrupt;
+use super::net::NetStatus;
 use super::queue::{Chain, Queue, QueueError};
 use super::signals::{Cause, ConfigSpace};
 use crate::memory::{GuestRam, RamMap};
@@ -23,21 +27,27 @@ use crate::memory::{GuestRam, RamMap};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub(crate) enum DeviceKind {
+    /// A network device.
+    Net = VIRTIO_ID_NET,
     /// A disk.
     Block = VIRTIO_ID_BLOCK,
     /// A source of entropy.
     Rng = VIRTIO_ID_RNG,
     /// A balloon.
     Balloon = VIRTIO_ID_BALLOON,
+    /// Sockets between the guest and its host.
+    Vsock = VIRTIO_ID_VSOCK,
 }
 
 impl DeviceKind {
     /// For messages and threads.
     pub(crate) fn name(self) -> &'static str {
         match self {
+            Self::Net => "net",
             Self::Block => "disk",
             Self::Rng => "rng",
             Self::Balloon => "balloon",
+            Self::Vsock => "vsock",
         }
     }
 }
@@ -95,13 +105,25 @@ pub(crate) trait Device: Send + Debug {
         Vec::new()
     }
 
-    /// Descriptor `index` of [`Device::watched`] has become readable, or may have.
+    /// Descriptor `index` of [`Device::watched`] has become readable, or may have. Every queue is looked
+    /// at afterwards.
     ///
     /// # Errors
     /// As [`Device::process`].
     fn ready(&mut self, _index: usize, _rings: &mut Rings<'_>) -> Result<(), QueueError> {
         Ok(())
     }
+
+    /// When the device wants to do something by itself; it waits for as long as it is paused.
+    fn due(&self) -> Option<Instant> {
+        None
+    }
+
+    /// It is time for what [`Device::due`] spoke of.
+    fn on_due(&mut self, _rings: &mut Rings<'_>) {}
+
+    /// The device goes on, after a pause or for the first time.
+    fn resumed(&mut self, _rings: &mut Rings<'_>) {}
 
     /// The driver has reset the device. Nothing that was in a queue is there any more.
     fn reset(&mut self) {}
@@ -148,6 +170,10 @@ pub(crate) trait Device: Send + Debug {
         }
     }
 
+    /// From now on, whenever the guest runs here, programs of the host find the device at `path`: for
+    /// those that programs of the host look for.
+    fn listen_at(&mut self, _path: &Path) {}
+
     /// The disk's content, if this is one, for whoever copies it while the guest runs.
     fn disk_content(&self) -> Option<Arc<DiskContent>> {
         None
@@ -157,13 +183,23 @@ pub(crate) trait Device: Send + Debug {
     fn as_balloon(&mut self) -> Option<&mut BalloonDevice> {
         None
     }
+
+    /// How it stands, if this is a network device.
+    fn net_status(&self) -> Option<NetStatus> {
+        None
+    }
 }
+
+/// The queues that a device wants to be looked at, a bit each.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Looks(pub(super) u32);
 
 /// What a device has at hand while it works: its queues, the guest's memory, and its interrupt.
 #[derive(Debug)]
 pub(crate) struct Rings<'a> {
     pub(super) ram: &'a GuestRam,
     pub(super) queues: &'a mut [Option<Queue>],
+    pub(super) looks: &'a mut Looks,
     pub(super) interrupt: &'a Interrupt,
     pub(super) now: Instant,
 }
@@ -177,6 +213,11 @@ impl<'a> Rings<'a> {
     /// The time.
     pub(crate) fn now(&self) -> Instant {
         self.now
+    }
+
+    /// Has queue `index` looked at soon, as if the driver had notified.
+    pub(crate) fn look_at(&mut self, index: usize) {
+        self.looks.0 |= 1 << index;
     }
 
     /// Changes the configuration space's bytes, never their number, and tells the driver if there is one.

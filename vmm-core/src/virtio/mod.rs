@@ -12,7 +12,7 @@
 //! | `backend` | the device with its queues, as that thread sees them: pausing, resetting, breaking |
 //! | `queue`, `buffers` | requests, whole and checked |
 //! | `device` | what a type of device has to say for itself: start here to add one |
-//! | `rng`, [`block`], [`balloon`] | types of devices |
+//! | `rng`, [`block`], [`net`], [`balloon`], `vsock` | types of devices |
 //! | `config` | which devices a guest has, as its description says it |
 //!
 //! Everything that a driver writes is hostile: registers, rings, descriptors, requests. A driver that
@@ -29,12 +29,14 @@ mod device;
 mod error;
 mod interrupt;
 mod mmio_device;
+pub mod net;
 mod queue;
 mod rng;
 mod signals;
 #[cfg(test)]
 pub(crate) mod testing;
 mod transport;
+mod vsock;
 mod worker;
 
 pub use backend::BackendState;
@@ -48,3 +50,4 @@ pub use mmio_device::DeviceState;
 pub use queue::QueuePosition;
 pub(crate) use signals::Signals;
 pub use transport::{QueueRegisters, TransportState};
+pub use vsock::GUEST_CIDS;
