@@ -1,8 +1,9 @@
 //! A disk (virtio 1.2, 5.2), raw: a regular file or a block device of the host.
 //!
 //! `request` understands what the driver asks and knows no file; `engine` carries it out; `disk`
-//! is the open disk with its lock, `content` the same for whoever copies it, `staged` a disk that is being copied to here; `device.rs` ties them together. Start with [`BlockConfig`], which is
-//! what a guest's description says of a disk.
+//! is the open disk with its lock, `content` the same for whoever copies it, `log` what was written
+//! meanwhile, `staged` a disk that is being copied to here; `device.rs` ties them together. Start with
+//! [`BlockConfig`], which is what a guest's description says of a disk.
 
 mod config;
 mod content;
