@@ -19,7 +19,7 @@ pub const VCPUS_MAX: u8 = 8;
 /// million: the kernel's own tolerance (`tsc_tolerance_ppm` of arch/x86/kvm).
 pub const TSC_TOLERANCE_PPM: u64 = 250;
 /// Version of [`VmShape`]'s encoding.
-const SHAPE_VERSION: u16 = 3;
+const SHAPE_VERSION: u16 = 4;
 
 /// A description from which the same virtual machine can be created on any fitting host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
