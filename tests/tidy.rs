@@ -35,8 +35,17 @@ fn root() -> &'static Path {
 
 /// Every Rust source of the workspace.
 fn sources() -> Vec<Source> {
-    let folders =
-        ["src", "vmm-core", "migrate", "memopt", "metrics", "regular-file", "tests", "benches"];
+    let folders = [
+        "src",
+        "vmm-core",
+        "migrate",
+        "memopt",
+        "metrics",
+        "regular-file",
+        "fuzz",
+        "tests",
+        "benches",
+    ];
     let mut found = Vec::new();
     for folder in folders {
         collect(&root().join(folder), &mut found);

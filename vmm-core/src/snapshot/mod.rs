@@ -25,6 +25,8 @@ mod tests;
 
 use std::path::PathBuf;
 
+#[cfg(feature = "fuzzing")]
+pub use read::read_into_new;
 pub use read::{read_shape, restore};
 pub use write::{SnapshotReport, save};
 

@@ -36,20 +36,37 @@ pub fn read_shape(path: &Path) -> Result<VmShape> {
     VmShape::from_bytes(&shape)
 }
 
+/// Reads what a file holds as [`restore`] does, but for the machine: into memory of `memory_bytes`,
+/// whatever the shape says.
+///
+/// # Errors
+/// As [`restore`].
+#[cfg(feature = "fuzzing")]
+pub fn read_into_new(file: &[u8], memory_bytes: u64) -> Result<(VmShape, VmState)> {
+    let ram = GuestRam::new(crate::memory::RamLayout::new(memory_bytes)?)?;
+    let mut input = Input { file: BufReader::new(file), path: Path::new("fuzzed") };
+    let (shape, state) = input.header()?;
+    let shape = VmShape::from_bytes(&shape)?;
+    input.memory(&ram)?;
+    Ok((shape, VmState::from_bytes(&state)?))
+}
+
 /// A file being read.
-struct Input<'a> {
-    file: BufReader<File>,
+struct Input<'a, R> {
+    file: BufReader<R>,
     path: &'a Path,
 }
 
-impl<'a> Input<'a> {
+impl<'a> Input<'a, File> {
     fn open(path: &'a Path) -> Result<Self, SnapshotError> {
         // Not waiting for another process to write to a pipe.
         let file = regular_file::open(path, OpenOptions::new().read(true))
             .map_err(|cause| SnapshotError::Read { path: path.to_path_buf(), cause })?;
         Ok(Self { file: BufReader::with_capacity(1 << 20, file), path })
     }
+}
 
+impl<R: Read> Input<'_, R> {
     fn fill(&mut self, bytes: &mut [u8]) -> Result<(), SnapshotError> {
         self.file.read_exact(bytes).map_err(|cause| match cause.kind() {
             ErrorKind::UnexpectedEof => SnapshotError::Truncated { path: self.path.to_path_buf() },

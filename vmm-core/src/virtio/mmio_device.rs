@@ -24,7 +24,7 @@ use crate::memory::GuestRam;
 use crate::state::StateError;
 
 /// Features of the rings, which every device has.
-const RING_FEATURES: u64 =
+pub(super) const RING_FEATURES: u64 =
     1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_INDIRECT_DESC | 1 << VIRTIO_RING_F_EVENT_IDX;
 
 /// Saved state of a device.
