@@ -6,7 +6,7 @@ use migrate::pages::{Decoder, FrameHeader, FrameKind, HEADER_BYTES};
 use migrate::protocol::codec::{self, HEAD_BYTES, Message};
 use migrate::protocol::front::{FrontReply, FrontRequest};
 use migrate::protocol::{DestinationMessage, SourceMessage};
-use xxhash_rust::xxh3::Xxh3;
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 /// Chunks of the guest that page frames are for.
 const CHUNKS: u64 = 1024;
@@ -65,10 +65,8 @@ impl PageFrame {
             head[24..32].copy_from_slice(&self.pages.to_le_bytes());
             head[32..40].copy_from_slice(&(self.pages & self.zero).to_le_bytes());
         }
-        let mut sum = Xxh3::new();
-        sum.update(&head[..CHECKSUM_AT]);
-        sum.update(&payload);
-        head[CHECKSUM_AT..].copy_from_slice(&sum.digest().to_le_bytes());
+        let sum = xxh3_64_with_seed(&payload, xxh3_64(&head[..CHECKSUM_AT]));
+        head[CHECKSUM_AT..].copy_from_slice(&sum.to_le_bytes());
         (head, payload)
     }
 }

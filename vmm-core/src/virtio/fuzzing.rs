@@ -70,6 +70,7 @@ impl Bench {
                 self.backend.activate(self.transport.features(), &queues);
             }
             Effect::Reset => self.backend.reset(),
+            Effect::Abandon => self.backend.abandon(),
             Effect::ConfigWritten => self.backend.config_written(),
         }
         self.work();

@@ -94,6 +94,7 @@ impl MmioDevice {
                 self.worker.call(move |backend| backend.activate(features, &queues))
             }
             Effect::Reset => self.worker.call(Backend::reset),
+            Effect::Abandon => self.worker.call(Backend::abandon),
             Effect::ConfigWritten => self.worker.call(Backend::config_written),
         };
         if let Err(error) = done {
