@@ -118,7 +118,8 @@ impl StateDir {
         self.root.join("node.lock")
     }
 
-    fn guests(&self) -> PathBuf {
+    /// The folders of the guests that have a process.
+    pub(crate) fn guests(&self) -> PathBuf {
         self.root.join("guests")
     }
 

@@ -290,6 +290,7 @@ mod tests {
                 last_restart: None,
                 migration_id: None,
                 detail: None,
+                confinement: Default::default(),
             }
         }
         fn pause(&self) -> Result<StateAnswer, ApiError> {

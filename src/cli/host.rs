@@ -1,10 +1,12 @@
 //! Arguments of the verbs about a host: node, incoming, certs, and the demo, which makes two.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
 use super::JsonFlag;
+use super::isolation::IsolationArgs;
 use super::spec::PatternArg;
 use crate::names::GuestName;
 use crate::units::parse_size;
@@ -89,6 +91,13 @@ pub(crate) struct IncomingArgs {
     /// Address to listen on, with a port of the kernel's choice.
     #[arg(long)]
     pub(crate) bind: IpAddr,
+
+    /// A disk that the guest will use.
+    #[arg(long = "disk")]
+    pub(crate) disks: Vec<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) isolation: IsolationArgs,
 }
 
 /// `lighter certs`.

@@ -9,6 +9,7 @@ pub(crate) mod definition;
 pub(crate) mod disk;
 pub(crate) mod guest;
 pub(crate) mod host;
+pub(crate) mod isolation;
 pub(crate) mod migration;
 pub(crate) mod spec;
 
@@ -182,7 +183,7 @@ mod tests {
             let value = match option {
                 "memory" | "working-set" => "64M",
                 "cpus" | "dirty-rate" => "2",
-                "acpi" | "balloon" => "on",
+                "acpi" | "balloon" | "seccomp" | "landlock" => "on",
                 "on-reboot" => "stop",
                 "pattern" => "zero",
                 "label" => "a=b",
@@ -193,7 +194,15 @@ mod tests {
             let line = ["lighter", "run", "web.toml", &option, value];
             let line = if value.is_empty() { &line[..4] } else { &line[..] };
             let taken = Cli::try_parse_from(line);
-            let stays = ["--name", "--detach", "--state-dir", "--log-level", "--log-format"];
+            let stays = [
+                "--name",
+                "--detach",
+                "--seccomp",
+                "--landlock",
+                "--state-dir",
+                "--log-level",
+                "--log-format",
+            ];
             let error = taken.err().map(|error| error.to_string()).unwrap_or_default();
             let is_refused = error.contains("cannot be used with");
             assert_eq!(is_refused, !stays.contains(&option.as_str()), "{option}: {error}");

@@ -157,6 +157,7 @@ impl GuestControl for ProcessControl {
             last_restart: restarts.last.map(|reason| reason.to_string()),
             migration_id: running.or_else(last).map(|id| id.0),
             detail,
+            confinement: self.process().confinement(),
         }
     }
 

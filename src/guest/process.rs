@@ -16,7 +16,7 @@ use super::leaving::Departure;
 use super::machine::SharedMachine;
 use super::session::MigrationSession;
 use super::workload::BadNews;
-use crate::api::types::{GuestState, MigrationStatus};
+use crate::api::types::{Confinement, GuestState, MigrationStatus};
 use crate::clock::unix_ms;
 use crate::ended::{Ended, How};
 use crate::names::GuestName;
@@ -131,6 +131,8 @@ pub(crate) struct GuestProcess {
     /// How the last migration went, once it is over.
     last_migration: Mutex<Option<(MigrationId, MigrationStatus)>>,
     ending: watch::Sender<Option<Ending>>,
+    /// What the process was confined to, once it is.
+    confinement: OnceLock<Confinement>,
 }
 
 impl GuestProcess {
@@ -152,7 +154,19 @@ impl GuestProcess {
             occupation: Mutex::new(Occupation::None),
             last_migration: Mutex::new(None),
             ending: watch::Sender::new(None),
+            confinement: OnceLock::new(),
         })
+    }
+
+    /// What the process is confined to.
+    pub(crate) fn confinement(&self) -> Confinement {
+        self.confinement.get().copied().unwrap_or_default()
+    }
+
+    /// Tells others what the process is confined to from now on.
+    pub(super) fn set_confinement(&self, confinement: Confinement) {
+        // It is confined once.
+        let _first = self.confinement.set(confinement);
     }
 
     /// Who this process is.

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use uuid::Uuid;
-use vmm_core::{RunState, snapshot};
+use vmm_core::{RunState, VmShape, VmState, snapshot};
 
 use super::console::Console;
 use super::machine::Machine;
@@ -18,6 +18,14 @@ pub(crate) fn name_of(file: &Path) -> Result<GuestName> {
     let stem = file.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
     stem.parse()
         .with_context(|| format!("cannot name a guest after {}: choose a --name", file.display()))
+}
+
+/// What the guest in `file`, to be called `name`, is made of.
+///
+/// # Errors
+/// The file is no saved guest, or is damaged.
+pub(crate) fn read(file: &Path, name: &GuestName) -> Result<(VmShape, VmState)> {
+    snapshot::read_guest(file).with_context(|| format!("cannot restore {name}"))
 }
 
 /// Creates the machine that `file` holds, ready to go on where it was saved, under a new identity.
@@ -61,7 +69,6 @@ impl Drop for GoesOn<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vmm_core::VmShape;
 
     #[test]
     fn a_guest_is_named_after_its_file() {

@@ -16,11 +16,13 @@ use super::process::{Ending, GuestProcess, Labels};
 use super::saved;
 use crate::api::guest::router;
 use crate::api::server::Server;
-use crate::api::types::GuestKind;
+use crate::api::types::{Confinement, GuestKind, LandlockState, SeccompState};
 use crate::cli::definition::DefinedArgs;
 use crate::cli::guest::{BackgroundArgs, RestoreArgs, RunArgs};
 use crate::cli::host::IncomingArgs;
+use crate::cli::isolation::{IsolationArgs, SeccompMode};
 use crate::cli::spec::GuestSpec;
+use crate::confinement::{self, Files};
 use crate::definitions::Document;
 use crate::exit::Exit;
 use crate::names::GuestName;
@@ -36,10 +38,12 @@ const WORKERS_MAX: usize = 4;
 /// # Errors
 /// The guest cannot be started, or it crashed.
 pub(crate) fn run(state: &StateDir, args: &RunArgs) -> Result<Exit> {
-    let Some(file) = &args.file else { return launch(state, &args.spec, &args.background) };
+    let Some(file) = &args.file else {
+        return launch(state, &args.spec, &args.background, args.isolation);
+    };
     let spec = Document::read(file)?.spec;
     let name = args.spec.name.clone().or(spec.name);
-    launch(state, &GuestSpec { name, ..spec }, &args.background)
+    launch(state, &GuestSpec { name, ..spec }, &args.background, args.isolation)
 }
 
 /// `lighter start`.
@@ -48,16 +52,23 @@ pub(crate) fn run(state: &StateDir, args: &RunArgs) -> Result<Exit> {
 /// The guest is not defined, cannot be started, or crashed.
 pub(crate) fn start_defined(state: &StateDir, args: &DefinedArgs) -> Result<Exit> {
     let spec = state.definitions().expect(&args.name)?.spec?;
-    launch(state, &spec, &BackgroundArgs { detach: true })
+    launch(state, &spec, &BackgroundArgs { detach: true }, IsolationArgs::from_environment()?)
 }
 
-fn launch(state: &StateDir, spec: &GuestSpec, background: &BackgroundArgs) -> Result<Exit> {
+fn launch(
+    state: &StateDir,
+    spec: &GuestSpec,
+    background: &BackgroundArgs,
+    isolation: IsolationArgs,
+) -> Result<Exit> {
     let name = background::name().or_else(|| spec.name.clone()).unwrap_or_else(GuestName::generate);
     if let Some(exit) = detach(state, background, &name)? {
         return Ok(exit);
     }
     let plan = Plan::new(spec, name)?;
-    let life = Life::begin(state, &plan.name)?;
+    let life = Life::begin(state, &plan.name, isolation, |files| {
+        Ok(files.and_devices(&plan.shape).and_boot(&plan.boot))
+    })?;
     let console = life.console();
     let machine = Machine::create(plan.name.clone(), Uuid::new_v4(), plan.shape, &console)?;
     machine.vm().boot(&plan.boot).with_context(|| format!("cannot boot {}", plan.name))?;
@@ -77,7 +88,11 @@ pub(crate) fn restore(state: &StateDir, args: &RestoreArgs) -> Result<Exit> {
     if let Some(exit) = detach(state, &args.background, &name)? {
         return Ok(exit);
     }
-    let life = Life::begin(state, &name)?;
+    let life = Life::begin(state, &name, args.isolation, |files| {
+        let (shape, saved) = saved::read(&args.file, &name)?;
+        let files = files.and_devices(&shape).and_boot_record(saved.boot.as_ref());
+        Ok(files.and_file(&args.file))
+    })?;
     let console = life.console();
     let machine = saved::restore(&args.file, name, &console)?;
     life.lead(Arc::new(machine), &console, Labels::new())
@@ -101,7 +116,12 @@ fn detach(state: &StateDir, args: &BackgroundArgs, name: &GuestName) -> Result<O
 /// The guest did not arrive, or crashed later.
 pub(crate) fn incoming(state: &StateDir, args: &IncomingArgs) -> Result<Exit> {
     background::leave_terminal()?;
-    let outcome = Life::begin(state, &args.name).and_then(|life| life.receive(args));
+    let life = Life::begin(state, &args.name, args.isolation, |mut files| {
+        args.disks.iter().for_each(|disk| files.add_disk(disk));
+        // What it boots from again is not known before its state is here.
+        Ok(files.and_any_to_read())
+    });
+    let outcome = life.and_then(|life| life.receive(args));
     if let Err(error) = &outcome {
         arriving::tell_node_error(error);
     }
@@ -113,12 +133,23 @@ struct Life {
     claim: GuestClaim,
     state: StateDir,
     runtime: Runtime,
+    seccomp: SeccompMode,
+    landlock: LandlockState,
 }
 
 impl Life {
-    fn begin(state: &StateDir, name: &GuestName) -> Result<Self> {
+    /// Takes the name, and leaves this process the files that `files` adds to those of every guest.
+    fn begin(
+        state: &StateDir,
+        name: &GuestName,
+        isolation: IsolationArgs,
+        files: impl FnOnce(Files) -> Result<Files>,
+    ) -> Result<Self> {
         state.create()?;
         let claim = state.guest(name).claim()?;
+        let files = files(Files::of_guest(state, claim.dir()))?;
+        // Before there are threads: all of them inherit it.
+        let landlock = confinement::restrict_files(isolation.landlock, &files)?;
         let threads =
             std::thread::available_parallelism().map_or(1, usize::from).clamp(1, WORKERS_MAX);
         let runtime = Builder::new_multi_thread()
@@ -126,7 +157,22 @@ impl Life {
             .enable_all()
             .build()
             .context("cannot start")?;
-        Ok(Self { claim, state: state.clone(), runtime })
+        let (state, seccomp) = (state.clone(), isolation.seccomp);
+        Ok(Self { claim, state, runtime, seccomp, landlock })
+    }
+
+    /// Leaves this process the system calls that it needs from now on. Everything that needs others has been done.
+    fn confine(&self, process: &GuestProcess) -> Result<()> {
+        let seccomp = match self.seccomp {
+            SeccompMode::On => SeccompState::On,
+            SeccompMode::Log => SeccompState::Log,
+            SeccompMode::Off => SeccompState::Off,
+        };
+        process.set_confinement(Confinement { seccomp, landlock: self.landlock });
+        confinement::restrict_calls(self.seccomp)?;
+        #[cfg(feature = "failpoints")]
+        confinement::attempt::as_told(&self.runtime)?;
+        Ok(())
     }
 
     fn dir(&self) -> &GuestDir {
@@ -158,6 +204,7 @@ impl Life {
             false => None,
         };
         let server = self.open(&process)?;
+        self.confine(&process)?;
         machine.vm().resume().context("cannot start the guest")?;
         if background::name().is_some() {
             background::log_to_folder(self.dir())?;
@@ -184,6 +231,7 @@ impl Life {
         let console = Console::log(self.dir().console_log());
         let port = Arrival::start(&process, args, token, console)?;
         let server = self.open(&process)?;
+        self.confine(&process)?;
         arriving::tell_node_port(port)?;
         self.live(&process, server)
     }

@@ -4,6 +4,7 @@
 //! promise, start, answer; record, then answer.
 
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 
 use migrate::guest::RefusalKind;
 use migrate::protocol::front::FrontReply;
@@ -12,12 +13,14 @@ use migrate::record::{DestinationState, Record, Side};
 use migrate::report::Role;
 use migrate::resolve::answer_for_dead;
 use migrate::{GuestDescription, MigrationId, Refusal as WireRefusal, Token};
+use vmm_core::VmShape;
 
 use super::admission::{GuestRequest, HostView, Occupant, Refusal};
 use super::launch::{Launch, Launched, launch};
 use super::liveness;
 use super::service::Node;
 use crate::clock::unix_ms;
+use crate::confinement::files;
 use crate::names::GuestName;
 
 /// Guests on their way here at once.
@@ -71,7 +74,8 @@ impl Node {
         let migration = arrival.migration;
         self.promises().admit(&request, migration, || self.host_view())?;
         let token = Token::random();
-        let launched = self.launch(&request, migration, &token).await;
+        let disks = disks(&arrival.guest);
+        let launched = self.launch(&request, migration, &token, &disks).await;
         let Launched { port, child } =
             launched.inspect_err(|_| self.promises().release(&request.name, migration))?;
         if let Some(pid) = child.id() {
@@ -86,10 +90,12 @@ impl Node {
         guest: &GuestRequest,
         migration: MigrationId,
         token: &Token,
+        disks: &[PathBuf],
     ) -> Result<Launched, Refusal> {
         let bind = self.listen_address().ip();
         let GuestRequest { name, uuid, .. } = guest;
-        let what = Launch { state: self.state(), name, uuid: *uuid, migration, token, bind };
+        let (state, uuid) = (self.state(), *uuid);
+        let what = Launch { state, name, uuid, migration, token, bind, disks };
         launch(&what).await.map_err(|error| {
             tracing::error!(%migration, guest = %name, "the process for the guest did not come up: {error}");
             Refusal::Process { name: name.clone(), what: error.to_string() }
@@ -200,6 +206,13 @@ fn read_request(guest: &GuestDescription) -> Result<GuestRequest, Refusal> {
         memory_bytes: guest.layout.bytes(),
         vcpus: u32::from(guest.vcpus),
     })
+}
+
+/// The disks that a guest will use. A description without sense has none, and is refused by the process.
+fn disks(guest: &GuestDescription) -> Vec<PathBuf> {
+    let shape = VmShape::from_bytes(&guest.config.0);
+    let devices = shape.map(|shape| shape.devices).unwrap_or_default();
+    devices.iter().filter_map(files::disk).map(Path::to_owned).collect()
 }
 
 /// Why `/dev/kvm` cannot be used, if so.

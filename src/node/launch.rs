@@ -4,6 +4,7 @@
 //! ways. The process leads a session of its own, so neither a signal to the node's terminal nor the node's end reaches it.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -40,6 +41,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) token: &'a Token,
     /// The address to listen on.
     pub(crate) bind: IpAddr,
+    /// The disks that the guest will use: nothing else may its process write.
+    pub(crate) disks: &'a [PathBuf],
 }
 
 /// A process that listens for its guest.
@@ -95,6 +98,9 @@ pub(crate) async fn launch(what: &Launch<'_>) -> Result<Launched, LaunchError> {
         .args(["--uuid", &what.uuid.to_string()])
         .args(["--migration-id", &what.migration.to_string()])
         .args(["--bind", &what.bind.to_string()]);
+    for disk in what.disks {
+        command.arg("--disk").arg(disk);
+    }
     let mut child = command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

@@ -245,6 +245,7 @@ pub(crate) mod tests {
             last_restart: None,
             migration_id: None,
             detail: None,
+            confinement: Default::default(),
         }
     }
 

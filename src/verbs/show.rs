@@ -13,7 +13,9 @@ use super::off::{OffGuest, autostart_line, definition_line, labels_line};
 use super::session::block_on;
 use super::summary::seconds;
 use crate::api::ApiClient;
-use crate::api::types::{GuestKind, MigrationStatus, OnReboot, WorkloadInfo};
+use crate::api::types::{
+    Confinement, GuestKind, LandlockState, MigrationStatus, OnReboot, SeccompState, WorkloadInfo,
+};
 use crate::cli::Output;
 use crate::cli::guest::ShowArgs;
 use crate::definitions::Definition;
@@ -140,6 +142,7 @@ fn text(shown: &Shown) -> String {
             OnReboot::Stop => "ends",
         };
         lines.push(("When it resets", on_reboot.to_owned()));
+        lines.push(("Confined to", confinement_line(info.confinement)));
     } else {
         lines.push(("State", "its process does not answer".to_owned()));
     }
@@ -157,6 +160,22 @@ fn text(shown: &Shown) -> String {
     lines.extend(shown.migration.iter().flat_map(migration_lines));
     lines.extend(shown.workload.iter().flat_map(workload_lines));
     facts(&lines)
+}
+
+/// What its process may do.
+fn confinement_line(confinement: Confinement) -> String {
+    let calls = match confinement.seccomp {
+        SeccompState::On => "its system calls",
+        SeccompState::Log => "any system call (seccomp only logs)",
+        SeccompState::Off => "any system call (seccomp is off)",
+    };
+    let files = match confinement.landlock {
+        LandlockState::Full => "its files",
+        LandlockState::Partial => "its files, as far as this kernel's Landlock can",
+        LandlockState::Missing => "any file (this kernel has no Landlock)",
+        LandlockState::Off => "any file (landlock is off)",
+    };
+    format!("{calls}, {files}")
 }
 
 fn migration_lines(status: &MigrationStatus) -> Vec<(&'static str, String)> {

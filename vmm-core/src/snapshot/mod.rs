@@ -27,7 +27,7 @@ use std::path::PathBuf;
 
 #[cfg(feature = "fuzzing")]
 pub use read::read_into_new;
-pub use read::{read_shape, restore};
+pub use read::{read_guest, read_shape, restore};
 pub use write::{SnapshotReport, save};
 
 /// Failure to save a guest to a file or to restore it.

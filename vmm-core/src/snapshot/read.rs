@@ -36,6 +36,15 @@ pub fn read_shape(path: &Path) -> Result<VmShape> {
     VmShape::from_bytes(&shape)
 }
 
+/// The shape and the state of the guest in the file at `path`, whose memory is not looked at.
+///
+/// # Errors
+/// [`SnapshotError`], [`crate::ShapeError`], [`crate::state::StateError`].
+pub fn read_guest(path: &Path) -> Result<(VmShape, VmState)> {
+    let (shape, state) = Input::open(path)?.header()?;
+    Ok((VmShape::from_bytes(&shape)?, VmState::from_bytes(&state)?))
+}
+
 /// Reads what a file holds as [`restore`] does, but for the machine: into memory of `memory_bytes`,
 /// whatever the shape says.
 ///
