@@ -34,12 +34,12 @@ mod verbs;
 
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::Parser;
 
 use cli::{Cli, Verb};
 use exit::Exit;
-use state_dir::StateDir;
+use state_dir::{Access, StateDir};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -54,7 +54,7 @@ fn main() -> ExitCode {
 
 /// Hands the command line to the verb it names.
 fn dispatch(cli: &Cli) -> Result<Exit> {
-    let state = StateDir::resolve(cli.state_dir.as_deref())?;
+    let state = StateDir::resolve(cli.state_dir.as_deref())?.with_access(access(cli)?);
     match &cli.verb {
         Verb::Demo(args) => demo::run(args),
         Verb::Run(args) => guest::run(&state, args),
@@ -80,5 +80,16 @@ fn dispatch(cli: &Cli) -> Result<Exit> {
         Verb::Balloon(args) => verbs::balloon::run(&state, args),
         Verb::Save(args) => verbs::save::run(&state, args),
         Verb::Certs(args) => verbs::certs::run(&state, args),
+    }
+}
+
+/// Which sockets are asked.
+fn access(cli: &Cli) -> Result<Access> {
+    if !cli.readonly {
+        return Ok(Access::Full);
+    }
+    match cli.verb {
+        Verb::Ls(_) | Verb::Show(_) | Verb::Events(_) => Ok(Access::ReadOnly),
+        _ => bail!("--readonly only looks: it goes with ls, show and events"),
     }
 }

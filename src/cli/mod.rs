@@ -46,6 +46,10 @@ pub(crate) struct Cli {
     )]
     pub(crate) state_dir: Option<PathBuf>,
 
+    /// Only look: over the sockets that are open to all users of this host. For ls, show and events.
+    #[arg(long, short = 'r', global = true, help_heading = "Global options")]
+    pub(crate) readonly: bool,
+
     /// What to log on stderr: error, warn, info, debug, trace, or per module (`migrate=debug`).
     ///
     /// Default: `RUST_LOG`, or warn (info for a node).
@@ -187,7 +191,7 @@ mod tests {
                 "on-reboot" => "stop",
                 "pattern" => "zero",
                 "label" => "a=b",
-                "rng" | "detach" => "",
+                "rng" | "detach" | "readonly" => "",
                 _ => "x",
             };
             let option = format!("--{option}");
@@ -199,6 +203,7 @@ mod tests {
                 "--detach",
                 "--seccomp",
                 "--landlock",
+                "--readonly",
                 "--state-dir",
                 "--log-level",
                 "--log-format",

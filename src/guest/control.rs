@@ -1,5 +1,6 @@
 //! What a guest process does when its API is asked: each request against what the process is busy with.
 
+use std::fs::File;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,8 +16,8 @@ use super::{balloon, saved, workload};
 use crate::api::guest::GuestControl;
 use crate::api::types::{
     BalloonInfo, BalloonRequest, ConsoleInput, ConsoleTaken, GuestInfo, GuestKind, GuestState,
-    MigrationRequest, MigrationStarted, MigrationStatus, OnReboot, RebootRequest, Resolution,
-    SaveRequest, Saved, StateAnswer, WorkloadControl, WorkloadControlled, WorkloadInfo,
+    LandlockState, MigrationRequest, MigrationStarted, MigrationStatus, OnReboot, RebootRequest,
+    Resolution, SaveRequest, Saved, StateAnswer, WorkloadControl, WorkloadControlled, WorkloadInfo,
 };
 use crate::api::{ApiError, Reason};
 use crate::scrollback::Scrollback;
@@ -193,7 +194,7 @@ impl GuestControl for ProcessControl {
         Ok(StateAnswer { state: GuestState::Ended })
     }
 
-    fn save(&self, request: &SaveRequest) -> Result<Saved, ApiError> {
+    fn save(&self, request: &SaveRequest, handed: Option<File>) -> Result<Saved, ApiError> {
         if !request.file.is_absolute() {
             return Err(ApiError::new(
                 Reason::BadRequest,
@@ -207,13 +208,21 @@ impl GuestControl for ProcessControl {
                 format!("{} goes when the guest ends: save it elsewhere", folder.path().display()),
             ));
         }
+        let landlock = self.process().confinement().landlock;
+        if handed.is_none() && matches!(landlock, LandlockState::Full | LandlockState::Partial) {
+            return Err(ApiError::new(
+                Reason::BadRequest,
+                "the guest's process may not open files: send an open one along (SCM_RIGHTS), as `lighter save` does",
+            ));
+        }
         let machine = self.machine()?;
         let mut occupation = self.process().occupation();
         self.refuse_when_busy(&occupation)?;
         let saving = Saving::begin(self.process(), &mut occupation);
         drop(occupation);
         let began = Instant::now();
-        let file_bytes = saved::save(machine, &request.file).map_err(ApiError::failed)?;
+        let saved = saved::save(machine, &request.file, handed);
+        let file_bytes = saved.map_err(ApiError::failed)?;
         drop(saving);
         Ok(Saved {
             file_bytes,

@@ -1,5 +1,6 @@
 //! A guest in a file: `save` and `restore`, around `vmm_core::snapshot`.
 
+use std::fs::File;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -39,16 +40,21 @@ pub(crate) fn restore(file: &Path, name: GuestName, console: &Console) -> Result
     Machine::adopt(name, Uuid::new_v4(), shape, vm, console)
 }
 
-/// Writes a guest to `file`; it stands still meanwhile, and then goes on as it did. Returns the file's size in bytes.
+/// Writes a guest to `handed`, which will be `file`, or else to a new file of that name; it stands still meanwhile, and then goes on
+/// as it did. Returns the file's size in bytes.
 ///
 /// # Errors
 /// The guest has ended, or the file cannot be written; the guest goes on all the same.
-pub(crate) fn save(machine: &Machine, file: &Path) -> Result<u64> {
+pub(crate) fn save(machine: &Machine, file: &Path, handed: Option<File>) -> Result<u64> {
     let vm = machine.vm();
     let was_running = vm.run_state() == RunState::Running;
     vm.pause()?;
     let _goes_on = was_running.then(|| GoesOn(machine));
-    Ok(snapshot::save(vm, file)?.file_bytes)
+    let report = match handed {
+        Some(handed) => snapshot::save_into(vm, &handed, file)?,
+        None => snapshot::save(vm, file)?,
+    };
+    Ok(report.file_bytes)
 }
 
 /// Lets a guest go on when dropped, whatever became of the file.
@@ -86,7 +92,7 @@ mod tests {
         machine.vm().ram().copy_in(5, 0, &[9; 4096]).unwrap();
 
         let file = folder.path().join("web.lighter");
-        assert!(save(&machine, &file).unwrap() > 4096);
+        assert!(save(&machine, &file, None).unwrap() > 4096);
 
         let restored = restore(&file, "web-2".parse().unwrap(), &console).unwrap();
         let mut page = [0; 4096];

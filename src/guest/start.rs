@@ -14,8 +14,8 @@ use super::machine::{Machine, SharedMachine};
 use super::plan::Plan;
 use super::process::{Ending, GuestProcess, Labels};
 use super::saved;
-use crate::api::guest::router;
-use crate::api::server::Server;
+use crate::api::guest::{readonly_router, router};
+use crate::api::server::{Audience, Server};
 use crate::api::types::{Confinement, GuestKind, LandlockState, SeccompState};
 use crate::cli::definition::DefinedArgs;
 use crate::cli::guest::{BackgroundArgs, RestoreArgs, RunArgs};
@@ -203,7 +203,7 @@ impl Life {
             true => attach(&process, &machine)?,
             false => None,
         };
-        let server = self.open(&process)?;
+        let servers = self.open(&process)?;
         self.confine(&process)?;
         machine.vm().resume().context("cannot start the guest")?;
         if background::name().is_some() {
@@ -215,7 +215,7 @@ impl Life {
             ));
         }
         drop(machine);
-        self.live(&process, server)
+        self.live(&process, servers)
     }
 
     /// Receives a guest and runs it, until its end.
@@ -230,27 +230,34 @@ impl Life {
         );
         let console = Console::log(self.dir().console_log());
         let port = Arrival::start(&process, args, token, console)?;
-        let server = self.open(&process)?;
+        let servers = self.open(&process)?;
         self.confine(&process)?;
         arriving::tell_node_port(port)?;
-        self.live(&process, server)
+        self.live(&process, servers)
     }
 
     /// From here on others can find the guest.
-    fn open(&self, process: &Arc<GuestProcess>) -> Result<Server> {
+    fn open(&self, process: &Arc<GuestProcess>) -> Result<[Server; 2]> {
         self.dir().write_identity(process.identity())?;
         let _entered = self.runtime.enter();
-        Server::start(&self.dir().socket(), router(Arc::new(ProcessControl(Arc::clone(process)))))
+        let control = || Arc::new(ProcessControl(Arc::clone(process)));
+        let looks = readonly_router(control());
+        Ok([
+            Server::start(&self.dir().socket(), router(control()), Audience::Owner)?,
+            Server::start(&self.dir().readonly_socket(), looks, Audience::Anybody)?,
+        ])
     }
 
-    fn live(self, process: &Arc<GuestProcess>, server: Server) -> Result<Exit> {
+    fn live(self, process: &Arc<GuestProcess>, servers: [Server; 2]) -> Result<Exit> {
         let ending = self.runtime.block_on(async {
             let ending = process.wait().await;
             process.shut_down().await;
             if let Some(machine) = process.machine() {
                 machine.scrollback().close();
             }
-            server.close().await;
+            for server in servers {
+                server.close().await;
+            }
             ending
         })?;
         // Whoever sees the folder gone may count on the guest being gone too; so it goes last.

@@ -1,10 +1,13 @@
 //! `lighter save`: a guest's memory and state into a file.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use vmm_core::snapshot::PartialFile;
 
 use super::session::{block_on, guest_client};
+use crate::api::ApiClient;
 use crate::api::types::{SaveRequest, Saved};
 use crate::cli::guest::SaveArgs;
 use crate::exit::Exit;
@@ -23,9 +26,7 @@ pub(crate) fn run(state: &StateDir, args: &SaveArgs) -> Result<Exit> {
     let client = guest_client(state, &args.name)?.with_patience(PATIENCE);
     let file = std::path::absolute(&args.file)
         .with_context(|| format!("cannot find {}", args.file.display()))?;
-    let saved: Result<Saved> =
-        block_on(async { Ok(client.post("/v1/guest/save", &SaveRequest { file }).await?) });
-    let saved = saved.with_context(|| format!("cannot save {}", args.name))?;
+    let saved = save(&client, file).with_context(|| format!("cannot save {}", args.name))?;
     let stood = format_duration(Duration::from_millis(saved.paused_ms));
     output::print_line(format_args!(
         "{}: {} in {}, the guest stood still for {stood}",
@@ -34,4 +35,17 @@ pub(crate) fn run(state: &StateDir, args: &SaveArgs) -> Result<Exit> {
         args.file.display()
     ))?;
     Ok(Exit::Done)
+}
+
+/// Has the guest written to a file without a name, which gets its name when all is there. It is opened here: the guest's process may
+/// not, and the file becomes this user's.
+fn save(client: &ApiClient, file: PathBuf) -> Result<Saved> {
+    let path = file.display().to_string();
+    let partial = PartialFile::create(&file);
+    let partial = partial.with_context(|| format!("cannot save the guest to {path}"))?;
+    let request = SaveRequest { file };
+    let asked = client.post_with_file("/v1/guest/save", &request, partial.file());
+    let saved = block_on(async { Ok(asked.await?) })?;
+    partial.publish(|| Ok(())).with_context(|| format!("cannot save the guest to {path}"))?;
+    Ok(saved)
 }

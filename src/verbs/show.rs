@@ -78,7 +78,7 @@ pub(crate) fn run(state: &StateDir, args: &ShowArgs) -> Result<Exit> {
     let dir = state.live_guest(&args.name)?;
     let definition = state.definitions().find(&args.name);
     let shown = block_on(async {
-        let client = ApiClient::new(&dir.socket());
+        let client = ApiClient::new(&dir.client_socket());
         let mut shown = Shown::silent(look_at(&dir).await, &dir, definition);
         // One that does not answer is not asked for more.
         if let Some(info) = shown.listed.info() {

@@ -25,10 +25,11 @@ mod tests;
 
 use std::path::PathBuf;
 
+pub use partial::PartialFile;
 #[cfg(feature = "fuzzing")]
 pub use read::read_into_new;
 pub use read::{read_guest, read_shape, restore};
-pub use write::{SnapshotReport, save};
+pub use write::{SnapshotReport, save, save_into};
 
 /// Failure to save a guest to a file or to restore it.
 #[derive(Debug, thiserror::Error)]
