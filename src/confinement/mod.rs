@@ -2,7 +2,7 @@
 //!
 //! [`landlock`] leaves the files that this guest needs; it is put on while the process has a single thread, which all others
 //! inherit. [`seccomp`] leaves the system calls of [`calls`], in all threads, once everything is set up; [`raw_trap`] tells which
-//! one was tried when another is. `docs/adr/0009-confinement.md` has the reasons. To allow something new, add it to [`calls`] or to
+//! one was tried when another is. `docs/adr/0010-confinement.md` has the reasons. To allow something new, add it to [`calls`] or to
 //! [`files`]: there is no other place.
 
 #[cfg(feature = "failpoints")]
