@@ -7,9 +7,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
+use crate::durable;
 use crate::names::GuestName;
 
 /// Files that are kept; beyond, the oldest goes.
@@ -81,12 +82,7 @@ impl EndedGuests {
     /// # Errors
     /// The file system refuses.
     pub(crate) fn write(&self, ended: &Ended) -> Result<()> {
-        let path = self.file(&ended.name);
-        let temporary = self.folder.join(format!(".{}.new", ended.name));
-        let text = serde_json::to_vec_pretty(ended).context("cannot describe the guest's end")?;
-        fs::write(&temporary, text)
-            .and_then(|()| fs::rename(&temporary, &path))
-            .with_context(|| format!("cannot write {}", path.display()))?;
+        durable::write_json_unflushed(&self.file(&ended.name), ended)?;
         self.forget_oldest();
         Ok(())
     }
@@ -131,9 +127,7 @@ impl EndedGuests {
 
 /// A file that cannot be read is none: it is there to help, not to be in the way.
 fn read(path: &Path) -> Option<Ended> {
-    let size = fs::metadata(path).ok()?.len();
-    let text = (size <= FILE_BYTES_MAX).then(|| fs::read(path).ok())??;
-    serde_json::from_slice(&text).ok()
+    serde_json::from_slice(&regular_file::read(path, FILE_BYTES_MAX).ok()?).ok()
 }
 
 #[cfg(test)]
@@ -168,6 +162,8 @@ mod tests {
         let guests = EndedGuests::in_folder(folder.path().to_owned());
         fs::write(folder.path().join("web.json"), "{").unwrap();
         fs::File::create(folder.path().join("big.json")).unwrap().set_len(1 << 40).unwrap();
+        nix::unistd::mkfifo(&folder.path().join("pipe.json"), nix::sys::stat::Mode::S_IRWXU)
+            .unwrap();
         assert_eq!(guests.list(), []);
     }
 

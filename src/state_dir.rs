@@ -12,14 +12,15 @@
 //! A name is taken while a live process holds its `lock`; what a dead one left behind is removed by whoever finds it.
 
 use std::fs;
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::definitions::Definitions;
+use crate::durable;
 use crate::ended::EndedGuests;
 use crate::file_lock::FileLock;
 use crate::names::GuestName;
@@ -49,6 +50,15 @@ pub(crate) enum Access {
 }
 
 impl StateDir {
+    /// An empty folder that goes with its guard, for tests.
+    #[cfg(test)]
+    pub(crate) fn temporary() -> (tempfile::TempDir, Self) {
+        let folder = tempfile::tempdir().unwrap();
+        let state = Self::new(folder.path()).unwrap();
+        state.create().unwrap();
+        (folder, state)
+    }
+
     /// The folder at `root`, made absolute so that children with another working directory find it.
     ///
     /// # Errors
@@ -319,15 +329,7 @@ impl GuestDir {
     /// # Errors
     /// The file system refuses.
     pub(crate) fn write_identity(&self, identity: &GuestIdentity) -> Result<()> {
-        let path = self.guest_file();
-        let temporary = self.path.join("guest.json.new");
-        let text = serde_json::to_vec_pretty(identity).context("cannot describe the guest")?;
-        let mut options = fs::OpenOptions::new();
-        options.write(true).create(true).truncate(true).mode(0o600);
-        regular_file::open(&temporary, &mut options)
-            .and_then(|mut file| file.write_all(&text))
-            .with_context(|| format!("cannot write {}", temporary.display()))?;
-        fs::rename(&temporary, &path).with_context(|| format!("cannot write {}", path.display()))
+        durable::write_json_unflushed(&self.guest_file(), identity)
     }
 
     /// Takes the name for this process, and removes what a dead one left in the folder.
@@ -423,12 +425,8 @@ fn create(folder: &Path, mode: u32) -> Result<()> {
 /// Removes what a guest's process makes in its folder, but the lock. Whatever else is there is somebody's and stays.
 fn remove_own_files(folder: &Path) {
     for file in OWN_FILES.map(|name| folder.join(name)) {
-        match fs::remove_file(&file) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => {
-                tracing::warn!(file = %file.display(), %error, "cannot remove a file of a guest that is gone");
-            }
+        if let Err(error) = durable::remove_if_there(&file) {
+            tracing::warn!(error = format!("{error:#}"), "a file of a guest that is gone is left");
         }
     }
 }
@@ -438,20 +436,13 @@ mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
 
-    fn state() -> (tempfile::TempDir, StateDir) {
-        let folder = tempfile::tempdir().unwrap();
-        let state = StateDir::new(folder.path()).unwrap();
-        state.create().unwrap();
-        (folder, state)
-    }
-
     fn name(text: &str) -> GuestName {
         text.parse().unwrap()
     }
 
     #[test]
     fn a_name_is_taken_until_its_claim_is_dropped() {
-        let (_folder, state) = state();
+        let (_folder, state) = StateDir::temporary();
         let guest = state.guest(&name("web"));
         let claim = guest.claim().unwrap();
         assert!(guest.claim().unwrap_err().to_string().contains("taken"));
@@ -465,7 +456,7 @@ mod tests {
 
     #[test]
     fn the_folder_of_a_dead_process_is_cleaned_by_whoever_finds_it() {
-        let (_folder, state) = state();
+        let (_folder, state) = StateDir::temporary();
         let guest = state.guest(&name("web"));
         fs::create_dir_all(guest.path()).unwrap();
         for file in ["lock", "api.sock", "console.log", "console.log.old"] {
@@ -478,7 +469,7 @@ mod tests {
 
     #[test]
     fn what_no_guests_process_has_made_is_left_alone() {
-        let (_folder, state) = state();
+        let (_folder, state) = StateDir::temporary();
         let saves = state.guest(&name("saves"));
         fs::create_dir_all(saves.path()).unwrap();
         let elsewhere = tempfile::tempdir().unwrap();
@@ -497,7 +488,7 @@ mod tests {
 
     #[test]
     fn a_claim_starts_with_an_empty_folder() {
-        let (_folder, state) = state();
+        let (_folder, state) = StateDir::temporary();
         let guest = state.guest(&name("web"));
         fs::create_dir_all(guest.path()).unwrap();
         fs::write(guest.console_log(), "left").unwrap();
@@ -508,7 +499,7 @@ mod tests {
 
     #[test]
     fn identity_is_read_as_written() {
-        let (_folder, state) = state();
+        let (_folder, state) = StateDir::temporary();
         let claim = state.guest(&name("web")).claim().unwrap();
         let identity = GuestIdentity {
             name: name("web"),
@@ -524,7 +515,7 @@ mod tests {
 
     #[test]
     fn an_identity_that_is_no_file_or_too_large_is_refused_at_once() {
-        let (_folder, state) = state();
+        let (_folder, state) = StateDir::temporary();
         let claim = state.guest(&name("web")).claim().unwrap();
         let file = claim.dir().guest_file();
         nix::unistd::mkfifo(&file, nix::sys::stat::Mode::S_IRWXU).unwrap();
@@ -539,7 +530,7 @@ mod tests {
 
     #[test]
     fn an_unknown_guest_is_answered_with_those_that_exist() {
-        let (_folder, state) = state();
+        let (_folder, state) = StateDir::temporary();
         let _claim = state.guest(&name("web")).claim().unwrap();
         let message = state.live_guest(&name("wbe")).unwrap_err().to_string();
         assert!(message.contains("no guest wbe") && message.contains("there is: web"), "{message}");
@@ -547,7 +538,7 @@ mod tests {
 
     #[test]
     fn a_path_too_long_for_a_socket_is_refused_by_name() {
-        let (folder, _) = state();
+        let (folder, _) = StateDir::temporary();
         let state = StateDir::new(&folder.path().join("x".repeat(80))).unwrap();
         let message = state.guest(&name("web")).claim().unwrap_err().to_string();
         assert!(message.contains("--state-dir"), "{message}");

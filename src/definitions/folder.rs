@@ -1,7 +1,6 @@
 //! The host's folder of guests that are defined.
 
 use std::fs::{self, OpenOptions};
-use std::io::ErrorKind;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -55,8 +54,8 @@ impl Definitions {
     pub(crate) fn undefine(&self, name: &GuestName) -> Result<()> {
         self.expect(name)?;
         // In this order: a mark without a guest would hold for the next one of this name.
-        remove_if_there(&self.mark(name))?;
-        remove_if_there(&self.file(name))
+        durable::remove_if_there(&self.mark(name))?;
+        durable::remove_if_there(&self.file(name))
     }
 
     /// Lets a guest start with the host, or not any more.
@@ -73,7 +72,7 @@ impl Definitions {
             let made = regular_file::open(&path, &mut options).and_then(|mark| mark.sync_all());
             made.with_context(|| format!("cannot write {}", path.display()))
         } else {
-            remove_if_there(&self.mark(name))
+            durable::remove_if_there(&self.mark(name))
         }
     }
 
@@ -138,15 +137,6 @@ fn read(path: &Path, name: &GuestName) -> Result<GuestSpec> {
         bail!("{} is the file of {name}, and the name in it is {said}", path.display());
     }
     Ok(document.spec)
-}
-
-fn remove_if_there(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("cannot remove {}", path.display()))
-        }
-        _ => Ok(()),
-    }
 }
 
 #[cfg(test)]

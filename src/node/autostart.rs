@@ -126,16 +126,9 @@ mod tests {
     use super::super::liveness::tests::{destination_record, source_record};
     use super::*;
 
-    fn state() -> (tempfile::TempDir, StateDir) {
-        let folder = tempfile::tempdir().unwrap();
-        let state = StateDir::new(folder.path()).unwrap();
-        state.create().unwrap();
-        (folder, state)
-    }
-
     #[test]
     fn guests_start_once_in_each_life_of_the_host() {
-        let (_folder, state) = state();
+        let (_folder, state) = StateDir::temporary();
         assert!(is_first_time(&state).unwrap());
         assert!(!is_first_time(&state).unwrap());
         durable::write_json(&state.autostarted_file(), &Autostarted { boot_id: "x".to_owned() })
@@ -148,7 +141,7 @@ mod tests {
 
     #[test]
     fn a_guest_that_may_run_on_another_host_is_not_started() {
-        let (_folder, state) = state();
+        let (_folder, state) = StateDir::temporary();
         let name: GuestName = "web".parse().unwrap();
         let is_elsewhere = |record: &Record| {
             let mut older = source_record(SourceState::Done, 1);
@@ -178,7 +171,7 @@ mod tests {
 
     #[test]
     fn a_guest_that_has_ended_here_since_it_left_is_here() {
-        let (_folder, state) = state();
+        let (_folder, state) = StateDir::temporary();
         let left = source_record(SourceState::Done, 1);
         let name: GuestName = "web".parse().unwrap();
         for (after_ms, is_elsewhere) in [(0, true), (1, false)] {
@@ -197,7 +190,7 @@ mod tests {
 
     #[test]
     fn without_a_record_the_last_end_tells() {
-        let (_folder, state) = state();
+        let (_folder, state) = StateDir::temporary();
         let name: GuestName = "web".parse().unwrap();
         assert_eq!(elsewhere(&state, &[], &name), None);
         for (how, is_elsewhere) in [(How::PoweredOff, false), (How::Moved, true)] {

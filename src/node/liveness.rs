@@ -78,13 +78,6 @@ pub(crate) mod tests {
         }
     }
 
-    fn state() -> (tempfile::TempDir, StateDir) {
-        let folder = tempfile::tempdir().unwrap();
-        let state = StateDir::new(folder.path()).unwrap();
-        state.create().unwrap();
-        (folder, state)
-    }
-
     fn identity(pid: u32) -> GuestIdentity {
         GuestIdentity {
             name: "web".parse().unwrap(),
@@ -96,7 +89,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_record_lives_with_the_process_that_holds_the_name() {
-        let (_folder, state) = state();
+        let (_folder, state) = StateDir::temporary();
         let record = source_record(SourceState::Undecided, 77);
         assert!(is_dead(&state, &record));
 
@@ -121,7 +114,7 @@ pub(crate) mod tests {
 
     #[test]
     fn another_process_of_the_same_name_does_not_own_the_record() {
-        let (_folder, state) = state();
+        let (_folder, state) = StateDir::temporary();
         let record = source_record(SourceState::Committed, 77);
         let claim = state.guest(&"web".parse().unwrap()).claim().unwrap();
         claim.dir().write_identity(&identity(78)).unwrap();

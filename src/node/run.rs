@@ -1,7 +1,5 @@
 //! Starts the node's parts in the order in which they need each other, and ends them when the node is told to.
 
-use std::fs;
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -69,7 +67,7 @@ async fn serve(state: &StateDir, args: &NodeArgs, tls: Tls) -> Result<Exit> {
     let sockets =
         [(state.node_socket(), Audience::Owner), (state.node_readonly_socket(), Audience::Anybody)];
     for (path, _) in &sockets {
-        remove_if_there(path)?;
+        durable::remove_if_there(path)?;
     }
     let file = NodeFile {
         pid: std::process::id(),
@@ -107,9 +105,9 @@ async fn serve(state: &StateDir, args: &NodeArgs, tls: Tls) -> Result<Exit> {
         guests = state.live_guests()?.len(),
         "the node ends; guests go on without it"
     );
-    remove_if_there(&state.node_file())?;
+    durable::remove_if_there(&state.node_file())?;
     for (path, _) in &sockets {
-        remove_if_there(path)?;
+        durable::remove_if_there(path)?;
     }
     endpoint.close(0_u32.into(), b"the node ends");
     let _all_told = tokio::time::timeout(CLOSE_PATIENCE, endpoint.wait_idle()).await;
@@ -140,13 +138,4 @@ fn look_after_records(node: Arc<Node>, courier: NodeCourier) -> JoinHandle<()> {
             }
         }
     })
-}
-
-fn remove_if_there(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("cannot remove {}", path.display()))
-        }
-        _ => Ok(()),
-    }
 }

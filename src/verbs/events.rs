@@ -202,8 +202,7 @@ async fn tell_all(state: &StateDir, args: &EventsArgs) -> Result<()> {
                 Output::Json => serde_json::to_string(&event)?,
                 Output::Text => {
                     let at_s = i64::try_from(event.time_unix_ms / 1000).unwrap_or(i64::MAX);
-                    let seconds = format!(":{:02} UTC", at_s % 60);
-                    let time = calendar_time(at_s).replace(" UTC", &seconds);
+                    let time = calendar_time(at_s);
                     format!("{time}  {}  {}", event.guest, printable(&event.what.to_string()))
                 }
             };

@@ -12,6 +12,7 @@ use migrate::{MigrationId, Progress, Report};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
+use super::session::is_gone_within;
 use crate::api::types::{MigrationStatus, StateAnswer};
 use crate::api::{ApiClient, AskError, Reason};
 use crate::exit::{Exit, ExitWith};
@@ -160,13 +161,7 @@ impl Follower {
 
     /// Whether the process ends soon.
     async fn ends(&self) -> bool {
-        let guest = self.state.guest(&self.name);
-        let gone = async {
-            while guest.is_live() {
-                tokio::time::sleep(INTERVAL).await;
-            }
-        };
-        tokio::time::timeout(END_PATIENCE, gone).await.is_ok()
+        is_gone_within(&self.state.guest(&self.name), END_PATIENCE).await
     }
 
     /// The process is there and does not answer as it should: the migration is its business, whoever watches.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use super::session::{block_on, guest_client};
+use super::session::{block_on, guest_client, is_gone_within};
 use crate::api::ApiClient;
 use crate::api::types::{GuestInfo, RebootRequest, StateAnswer};
 use crate::cli::guest::{ButtonArgs, NameArgs};
@@ -15,9 +15,6 @@ use crate::units::format_duration;
 
 /// How long a guest's process may take to end.
 const END_PATIENCE: Duration = Duration::from_secs(30);
-
-/// Between two looks at a guest that is awaited.
-const LOOK_PAUSE: Duration = Duration::from_millis(10);
 
 /// Between two questions to a guest that is awaited.
 const QUESTION_PAUSE: Duration = Duration::from_millis(100);
@@ -132,15 +129,6 @@ async fn restarts_beyond(client: &ApiClient, guest: &GuestDir, before: u64) -> b
         }
         tokio::time::sleep(QUESTION_PAUSE).await;
     }
-}
-
-async fn is_gone_within(guest: &GuestDir, patience: Duration) -> bool {
-    let gone = async {
-        while guest.is_live() {
-            tokio::time::sleep(LOOK_PAUSE).await;
-        }
-    };
-    tokio::time::timeout(patience, gone).await.is_ok()
 }
 
 fn tell(state: &StateDir, args: &NameArgs, what: &str) -> Result<Exit> {

@@ -1,12 +1,16 @@
 //! How a verb reaches a guest: a small runtime for the time of the verb, and a client of the guest's socket.
 
 use std::future::Future;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
 use crate::api::ApiClient;
 use crate::names::GuestName;
-use crate::state_dir::StateDir;
+use crate::state_dir::{GuestDir, StateDir};
+
+/// Between two looks at whether a process has ended.
+const LOOK_PAUSE: Duration = Duration::from_millis(10);
 
 /// Runs a verb's conversation with other processes.
 ///
@@ -26,4 +30,14 @@ pub(crate) fn block_on<T>(verb: impl Future<Output = Result<T>>) -> Result<T> {
 /// There is no such guest here.
 pub(crate) fn guest_client(state: &StateDir, name: &GuestName) -> Result<ApiClient> {
     Ok(ApiClient::new(&state.live_guest(name)?.socket()))
+}
+
+/// Waits for the process of `guest` to end; false when it is there after `patience`.
+pub(crate) async fn is_gone_within(guest: &GuestDir, patience: Duration) -> bool {
+    let gone = async {
+        while guest.is_live() {
+            tokio::time::sleep(LOOK_PAUSE).await;
+        }
+    };
+    tokio::time::timeout(patience, gone).await.is_ok()
 }

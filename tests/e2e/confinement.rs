@@ -4,12 +4,9 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 
-use crate::host::api::ask;
+use crate::host::{Exit, Guest, GuestPlan, Host, Migration, Pair, ask};
 #[cfg(feature = "failpoints")]
-use crate::host::lighter;
-use crate::host::{Exit, Guest, GuestPlan, Host, Migration, Pair};
-#[cfg(feature = "failpoints")]
-use crate::host::{Running, wait};
+use crate::host::{Running, lighter, wait};
 
 /// Seccomp's state of each thread of the guest's process, by the thread's name (proc_pid_status(5): 2 is a filter).
 fn filters(guest: &Guest) -> Vec<(String, String)> {

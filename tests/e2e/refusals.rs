@@ -92,8 +92,8 @@ fn a_certificate_that_is_not_valid_now_is_refused_at_home() {
     assert!(shown.contains("usable") && shown.contains("host-a, 127.0.0.1"), "{shown}");
 
     for (from, until, words) in [
-        (2020, 2021, ["expired at 2021-01-01 00:00 UTC", "lighter certs host"]),
-        (2090, 2091, ["not valid before 2090-01-01 00:00 UTC", "clock"]),
+        (2020, 2021, ["expired at 2021-01-01 00:00:00 UTC", "lighter certs host"]),
+        (2090, 2091, ["not valid before 2090-01-01 00:00:00 UTC", "clock"]),
     ] {
         issue_for_years(&pair, from, until);
         pair.a.run(&["node"]).complains(Exit::Failed, &words);

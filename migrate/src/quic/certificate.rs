@@ -161,12 +161,13 @@ pub(super) fn is_host_name(name: &str) -> bool {
     ServerName::try_from(name).is_ok()
 }
 
-/// A time in seconds since 1970, for people: `2029-02-22 12:30 UTC`.
+/// A time in seconds since 1970, for people: `2029-02-22 12:30:00 UTC`.
 pub fn calendar_time(unix_s: i64) -> String {
     match ASN1Time::from_timestamp(unix_s) {
         Ok(time) => {
             let time = time.to_datetime();
-            format!("{} {:02}:{:02} UTC", time.date(), time.hour(), time.minute())
+            let (date, (hour, minute, second)) = (time.date(), time.to_hms());
+            format!("{date} {hour:02}:{minute:02}:{second:02} UTC")
         }
         Err(_) => format!("{unix_s} s after 1970"),
     }
@@ -189,7 +190,7 @@ mod tests {
         assert_eq!(certificate.names, names);
         let seconds = certificate.valid_until_unix_s - certificate.valid_from_unix_s;
         assert_eq!(seconds, 826 * DAY.as_secs() as i64);
-        assert_eq!(calendar_time(1_867_494_600), "2029-03-06 12:30 UTC");
+        assert_eq!(calendar_time(1_867_494_600), "2029-03-06 12:30:00 UTC");
     }
 
     #[test]

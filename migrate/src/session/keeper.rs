@@ -1,11 +1,48 @@
 //! Writes a session's record, one version after the other, off the runtime's threads.
 
+use std::fmt::Debug;
+
 use tokio::sync::mpsc;
 use tokio::task::{JoinSet, spawn_blocking};
 use tracing::Instrument;
 
 use super::clock::unix_ms;
+use crate::protocol::PeerText;
 use crate::record::{Record, RecordError, RecordFile, RecordStore};
+
+/// How far a side is: by its own account, and by what is on the disk.
+#[derive(Debug)]
+pub(super) struct Stated<S> {
+    asked: S,
+    durable: S,
+}
+
+impl<S: Copy + PartialEq> Stated<S> {
+    /// A side that begins in `state`, which needs no record.
+    pub(super) fn new(state: S) -> Self {
+        Self { asked: state, durable: state }
+    }
+
+    /// What the next record says.
+    pub(super) fn now(&self) -> S {
+        self.asked
+    }
+
+    /// `state` is to be recorded.
+    pub(super) fn ask(&mut self, state: S) {
+        self.asked = state;
+    }
+
+    /// The record of `state` was written, or not. What could not be written must not be written later, with a
+    /// report, when nobody counts on it any more.
+    pub(super) fn answered<E>(&mut self, state: S, outcome: &Result<(), E>) {
+        if outcome.is_ok() {
+            self.durable = state;
+        } else if self.asked == state {
+            self.asked = self.durable;
+        }
+    }
+}
 
 /// Takes versions of one record; they are written in order.
 #[derive(Debug)]
@@ -36,6 +73,22 @@ impl Keeper {
         let _ = self.orders.send(Order { record, done: Box::new(done) });
     }
 
+    /// Writes `record`, which says `state`; `tell` hears whether that is durable.
+    pub(super) fn write_state<S: Debug + Copy + Send + 'static>(
+        &self,
+        record: Record,
+        state: S,
+        tell: impl FnOnce(S, Result<(), PeerText>) + Send + 'static,
+    ) {
+        self.write(record, move |outcome| {
+            let outcome = outcome.map_err(|error| {
+                tracing::warn!(%error, "cannot record that the migration is {state:?}");
+                error.to_string().as_str().into()
+            });
+            tell(state, outcome);
+        });
+    }
+
     /// Writes `record` with a report, by which nothing is decided: without it, less is known later.
     pub(super) fn write_report(&self, record: Record) {
         self.write(record, |outcome| {
@@ -64,5 +117,30 @@ async fn keep(store: RecordStore, mut inbox: mpsc::UnboundedReceiver<Order>) {
         let Ok((kept, outcome)) = written.await else { return };
         file = kept;
         done(outcome);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Stated;
+
+    #[test]
+    fn a_state_that_could_not_be_written_is_taken_back() {
+        let mut stated = Stated::new(0);
+        stated.ask(1);
+        stated.answered(1, &Ok::<_, ()>(()));
+        stated.ask(2);
+        assert_eq!(stated.now(), 2);
+        stated.answered(2, &Err(()));
+        assert_eq!(stated.now(), 1);
+    }
+
+    #[test]
+    fn a_late_failure_does_not_take_back_what_was_asked_since() {
+        let mut stated = Stated::new(0);
+        stated.ask(1);
+        stated.ask(2);
+        stated.answered(1, &Err(()));
+        assert_eq!(stated.now(), 2);
     }
 }

@@ -14,6 +14,7 @@ mod process;
 mod program;
 pub(crate) mod wait;
 
+pub(crate) use api::ask;
 pub(crate) use guest::{Guest, GuestPlan};
 pub(crate) use migration::Migration;
 use node::Node;

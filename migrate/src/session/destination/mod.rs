@@ -19,7 +19,7 @@ use super::accept::{Arrival, Gate, accept};
 use super::clock::{Clock, unix_ms};
 use super::control::{Control, Heard};
 use super::handle::{Board, Command, Handle, Ordered, handle};
-use super::keeper::Keeper;
+use super::keeper::{Keeper, Stated};
 use super::line::{self, Line};
 use super::pace::{self, INPUTS_MAX, LEFTOVER_TIME, Next};
 use super::receiver::{Memory, receive};
@@ -152,10 +152,7 @@ struct Driver {
     /// Streams that came at all, one bit each.
     seen: u64,
     readers: JoinSet<()>,
-    /// What the record says, or will.
-    state: DestinationState,
-    /// What it says for certain.
-    durable: DestinationState,
+    stated: Stated<DestinationState>,
     started_unix_ms: u64,
 }
 
@@ -202,8 +199,7 @@ impl Driver {
             early: Vec::new(),
             seen: 0,
             readers: JoinSet::new(),
-            state: DestinationState::Loading,
-            durable: DestinationState::Loading,
+            stated: Stated::new(DestinationState::Loading),
             started_unix_ms: unix_ms(),
         }
     }

@@ -85,7 +85,7 @@ impl Driver {
             .cloned()
             .map_or_else(|| endpoint::dialer(found.node.address, &self.tls), Ok);
         let (tell, generation) = (self.tell.clone(), self.line.generation());
-        let decision = self.state.decision().unwrap_or(Decision::Aborted);
+        let decision = self.stated.now().decision().unwrap_or(Decision::Aborted);
         let migration = self.session.migration;
         self.tasks.spawn(async move {
             let reached = match endpoint {

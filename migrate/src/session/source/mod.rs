@@ -17,7 +17,7 @@ use super::clock::{Clock, unix_ms};
 use super::connect::{Contact, Found, NoContact, Reached};
 use super::control::{Control, Heard};
 use super::handle::{Board, Command, Handle, Ordered, handle};
-use super::keeper::Keeper;
+use super::keeper::{Keeper, Stated};
 use super::limiter::Limiter;
 use super::line::{self, Line};
 use super::pace::{self, INPUTS_MAX, LEFTOVER_TIME, Next};
@@ -123,10 +123,7 @@ struct Driver {
     found: Option<Found>,
     endpoints: Vec<Endpoint>,
     sender: Option<Sender>,
-    /// What the record says, or will.
-    state: SourceState,
-    /// What it says for certain.
-    durable: SourceState,
+    stated: Stated<SourceState>,
     started_unix_ms: u64,
 }
 
@@ -171,8 +168,7 @@ impl Driver {
             found: None,
             endpoints: Vec::new(),
             sender: None,
-            state: SourceState::Undecided,
-            durable: SourceState::Undecided,
+            stated: Stated::new(SourceState::Undecided),
             started_unix_ms: unix_ms(),
             session,
         }

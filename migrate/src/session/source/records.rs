@@ -11,37 +11,23 @@ use crate::source::Event;
 
 impl Driver {
     pub(super) fn record(&mut self, state: SourceState) {
-        self.state = state;
+        self.stated.ask(state);
         let tell = self.tell.clone();
-        self.keeper.write(self.make_record(None), move |outcome| {
-            let _ = tell.send(match outcome {
-                Ok(()) => Input::Recorded(state, Ok(())),
-                Err(error) => {
-                    tracing::warn!(%error, "cannot record that the migration is {state:?}");
-                    Input::Recorded(state, Err(error.to_string().as_str().into()))
-                }
-            });
+        self.keeper.write_state(self.make_record(None), state, move |state, outcome| {
+            let _ = tell.send(Input::Recorded(state, outcome));
         });
     }
 
-    /// What could not be written must not be written later, with a report, when nobody counts on it any more.
     pub(super) fn on_recorded(
         &mut self,
         state: SourceState,
         outcome: Result<(), PeerText>,
     ) -> Next {
-        match outcome {
-            Ok(()) => {
-                self.durable = state;
-                self.handle(Event::Recorded)
-            }
-            Err(detail) => {
-                if self.state == state {
-                    self.state = self.durable;
-                }
-                self.handle(Event::RecordFailed { detail })
-            }
-        }
+        self.stated.answered(state, &outcome);
+        self.handle(match outcome {
+            Ok(()) => Event::Recorded,
+            Err(detail) => Event::RecordFailed { detail },
+        })
     }
 
     pub(super) fn finish(&mut self, report: Report) {
@@ -54,7 +40,7 @@ impl Driver {
         let found = self.found.as_ref();
         let named = self.session.server_name.as_ref().unwrap_or(&self.session.host);
         // A migration that never found its destination has nobody to be told of its end.
-        let state = if found.is_none() { SourceState::Aborted } else { self.state };
+        let state = if found.is_none() { SourceState::Aborted } else { self.stated.now() };
         Record {
             migration: self.session.migration,
             guest: self.description.name.clone(),
