@@ -27,8 +27,11 @@ const HEAD_BYTES_MAX: usize = 8 << 10;
 /// How long a request's head may take, also the next one of a connection.
 const HEAD_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Connections at once; further ones wait.
-const CONNECTIONS_MAX: usize = 64;
+/// Connections at once of those who may only look; further ones wait.
+const VISITORS_MAX: usize = 64;
+
+/// Connections at once of the owner, whose programs may each watch the console.
+const OWNERS_MAX: usize = 512;
 
 /// How long one who may only look may stay.
 const VISIT_MAX: Duration = Duration::from_secs(30);
@@ -80,12 +83,16 @@ async fn serve_until(
             ApiError::new(Reason::MethodNotAllowed, "not with this method: see /v1/openapi.json")
         })
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX));
+    let places = match audience {
+        Audience::Owner => OWNERS_MAX,
+        Audience::Anybody => VISITORS_MAX,
+    };
     let mut visits = JoinSet::new();
     loop {
         tokio::select! {
             _ = end.changed() => break,
             Some(_) = visits.join_next() => {}
-            accepted = listener.accept(), if visits.len() < CONNECTIONS_MAX => match accepted {
+            accepted = listener.accept(), if visits.len() < places => match accepted {
                 Ok((stream, _)) => {
                     visits.spawn(visit(stream, router.clone(), audience, end.clone()));
                 }
@@ -188,7 +195,7 @@ mod tests {
         let path = folder.path().join("sock");
         let _server = Server::start(&path, router(), Audience::Anybody).unwrap();
         let mut silent = Vec::new();
-        for _ in 0..CONNECTIONS_MAX {
+        for _ in 0..VISITORS_MAX {
             let mut stream = UnixStream::connect(&path).await.unwrap();
             stream.write_all(b"GET /hello HTTP/1.1\r\n").await.unwrap();
             silent.push(stream);

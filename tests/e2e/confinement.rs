@@ -10,14 +10,14 @@ use crate::host::{Running, lighter, wait};
 
 /// Seccomp's state of each thread of the guest's process, by the thread's name (proc_pid_status(5): 2 is a filter).
 fn filters(guest: &Guest) -> Vec<(String, String)> {
-    let tasks = fs::read_dir(format!("/proc/{}/task", guest.pid().0)).unwrap();
+    let tasks = fs::read_dir(format!("/proc/{}/task", guest.pid().0)).expect("a live process");
     let field = |status: &str, name: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(name));
         line.unwrap_or_default().trim().to_owned()
     };
     tasks
         // A thread may end while it is looked at.
-        .filter_map(|task| fs::read_to_string(task.unwrap().path().join("status")).ok())
+        .filter_map(|task| fs::read_to_string(task.ok()?.path().join("status")).ok())
         .filter(|status| !field(status, "Name:").starts_with("kvm-"))
         .map(|status| (field(&status, "Name:"), field(&status, "Seccomp:")))
         .collect()
