@@ -1,4 +1,4 @@
-//! A guest's driver in front of a device: [`Script`] is what it does, [`Driver`] does it.
+//! A guest's driver in front of a device: [`Script`] is what it does, `Driver` does it.
 //!
 //! The rings lie where the driver knows them, so that most of what it does is understood and gets deep; but it may also write
 //! any register and any byte of memory at any time.
