@@ -80,6 +80,8 @@ fn dispatch(cli: &Cli) -> Result<Exit> {
         Verb::Destroy(args) => verbs::power::destroy(&state, args),
         Verb::Balloon(args) => verbs::balloon::run(&state, args),
         Verb::Save(args) => verbs::save::run(&state, args),
+        Verb::Template(args) => verbs::save::template(&state, args),
+        Verb::CpuModels(args) => verbs::cpu_models::run(args),
         Verb::Certs(args) => verbs::certs::run(&state, args),
     }
 }

@@ -6,6 +6,7 @@
 //! migrations/   ID.source.json ID.destination.json
 //! ended/        NAME.json
 //! definitions/  NAME.toml NAME.autostart
+//! vsock/        NAME.sock NAME.sock_PORT
 //! node.sock node.json node.lock counted.json autostarted.json
 //! ```
 //!
@@ -124,9 +125,19 @@ impl StateDir {
         self.root.join("definitions")
     }
 
+    /// The sockets over which programs of this host reach guests, and guests them.
+    pub(crate) fn vsock_folder(&self) -> PathBuf {
+        self.root.join("vsock")
+    }
+
     /// In which life of the host guests were last started with it.
     pub(crate) fn autostarted_file(&self) -> PathBuf {
         self.root.join("autostarted.json")
+    }
+
+    /// Held by the guests whose pages may be merged, with the name of their domain.
+    pub(crate) fn merge_domain_file(&self) -> PathBuf {
+        self.root.join("merge-domain")
     }
 
     /// The node's API socket.
@@ -156,8 +167,12 @@ impl StateDir {
 
     /// Where a guest of this name lives, whether or not there is one.
     pub(crate) fn guest(&self, name: &GuestName) -> GuestDir {
-        let path = self.guests().join(name.as_str());
-        GuestDir { path, name: name.clone(), access: self.access }
+        GuestDir {
+            path: self.guests().join(name.as_str()),
+            vsock: self.vsock_folder().join(format!("{name}.sock")),
+            name: name.clone(),
+            access: self.access,
+        }
     }
 
     /// Creates the state folder and those inside it, for this user only, but for the way to the sockets of all users.
@@ -167,11 +182,18 @@ impl StateDir {
     pub(crate) fn create(&self) -> Result<()> {
         create(&self.root, PASSAGE)?;
         create(&self.guests(), LISTED)?;
-        let inside = [self.migrations(), self.certs(), self.root.join("ended")];
-        for folder in inside.iter().chain([&self.definitions_folder()]) {
-            create_private(folder)?;
-        }
-        Ok(())
+        let inside = [
+            self.migrations(),
+            self.certs(),
+            self.root.join("ended"),
+            self.definitions_folder(),
+            self.vsock_folder(),
+        ];
+        inside.iter().try_for_each(|folder| create_private(folder))?;
+        // A guest's process may open it, and not make it.
+        let path = self.merge_domain_file();
+        let file = fs::OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
+        file.map(drop).with_context(|| format!("cannot create {}", path.display()))
     }
 
     /// The guests with a live process, by name; removes what dead ones left.
@@ -241,6 +263,7 @@ const OWN_FILES: [&str; 7] = [
 #[derive(Debug, Clone)]
 pub(crate) struct GuestDir {
     path: PathBuf,
+    vsock: PathBuf,
     name: GuestName,
     access: Access,
 }
@@ -249,6 +272,11 @@ impl GuestDir {
     /// The guest's name.
     pub(crate) fn name(&self) -> &GuestName {
         &self.name
+    }
+
+    /// Where programs of this host reach the guest by vsock; `PATH_PORT` is where it reaches them.
+    pub(crate) fn vsock_socket(&self) -> &Path {
+        &self.vsock
     }
 
     /// The folder itself.
@@ -360,11 +388,24 @@ impl GuestDir {
                 }
             };
             if lock.is_at(&self.lock_file()) {
-                remove_own_files(&self.path);
+                self.remove_own_files();
                 return Ok(GuestClaim { dir: self.clone(), _lock: lock });
             }
         }
         bail!("{} is being removed by another process again and again", self.path.display())
+    }
+
+    /// Removes what a guest's process makes, but the lock. Whatever else is there is somebody's and stays.
+    fn remove_own_files(&self) {
+        let inside = OWN_FILES.map(|name| self.path.join(name));
+        for file in inside.iter().chain([&self.vsock]) {
+            if let Err(error) = durable::remove_if_there(file) {
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    "a file of a guest that is gone is left"
+                );
+            }
+        }
     }
 }
 
@@ -384,7 +425,7 @@ impl GuestClaim {
 
 impl Drop for GuestClaim {
     fn drop(&mut self) {
-        remove_own_files(&self.dir.path);
+        self.dir.remove_own_files();
         // The lock goes last, while it is still held: whoever opened it before sees that it is gone and begins again.
         let removed =
             fs::remove_file(self.dir.lock_file()).and_then(|()| fs::remove_dir(&self.dir.path));
@@ -420,15 +461,6 @@ fn create_private(folder: &Path) -> Result<()> {
 fn create(folder: &Path, mode: u32) -> Result<()> {
     let made = fs::DirBuilder::new().recursive(true).mode(mode).create(folder);
     made.with_context(|| format!("cannot create the folder {}", folder.display()))
-}
-
-/// Removes what a guest's process makes in its folder, but the lock. Whatever else is there is somebody's and stays.
-fn remove_own_files(folder: &Path) {
-    for file in OWN_FILES.map(|name| folder.join(name)) {
-        if let Err(error) = durable::remove_if_there(&file) {
-            tracing::warn!(error = format!("{error:#}"), "a file of a guest that is gone is left");
-        }
-    }
 }
 
 #[cfg(test)]

@@ -12,6 +12,10 @@ const UNSAFE_FILES: &[&str] = &[
     "tests/guest/check/linux.rs",
     "vmm-core/src/raw.rs",
     "vmm-core/src/raw_io.rs",
+    "vmm-core/src/raw_net.rs",
+    "vmm-core/src/raw_uring.rs",
+    "vmm-core/src/raw_memory.rs",
+    "vmm-core/src/raw_ring.rs",
     "vmm-core/src/vcpu/kick.rs",
 ];
 

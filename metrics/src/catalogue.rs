@@ -10,7 +10,7 @@ use crate::definition::{CatalogueError, Definition, Unit};
 use crate::family::{Counter, DowntimeBuckets, DurationBuckets, Family, Gauge, Histogram};
 use crate::labels::{
     BuildRevision, BuildVersion, Direction, Encoding, FailureReason, GuestName, GuestState,
-    GuestUuid, Phase, RefusalReason,
+    GuestUuid, NetDevice, Phase, RefusalReason,
 };
 
 macro_rules! definition {
@@ -115,6 +115,25 @@ catalogue! {
             "The longest stall that a guest has measured since it, or its last migration, began; \
              only guests that report it.";
 
+        network_receive_bytes: Counter<(GuestName, NetDevice)> =
+            "lighter_guest_network_receive_bytes_total", Bytes,
+            "Bytes of frames that a guest received by a network device.";
+        network_receive_packets: Counter<(GuestName, NetDevice)> =
+            "lighter_guest_network_receive_packets_total", Count,
+            "Frames that a guest received by a network device; one to be cut into pieces elsewhere counts as one.";
+        network_receive_drops: Counter<(GuestName, NetDevice)> =
+            "lighter_guest_network_receive_drops_total", Count,
+            "Frames of a network device that the guest should have received and did not.";
+        network_transmit_bytes: Counter<(GuestName, NetDevice)> =
+            "lighter_guest_network_transmit_bytes_total", Bytes,
+            "Bytes of frames that a guest sent by a network device.";
+        network_transmit_packets: Counter<(GuestName, NetDevice)> =
+            "lighter_guest_network_transmit_packets_total", Count,
+            "Frames that a guest sent by a network device; one to be cut into pieces elsewhere counts as one.";
+        network_transmit_drops: Counter<(GuestName, NetDevice)> =
+            "lighter_guest_network_transmit_drops_total", Count,
+            "Frames that a guest wanted to send by a network device and that were lost here.";
+
         migration_phase: Gauge<(GuestName, Direction, Phase)> = "lighter_migration_phase", State,
             "1 for the phase that the migration of a guest is in, 0 for the others.";
         migration_phase_duration: Gauge<(GuestName, Direction, Phase)> =
@@ -135,6 +154,12 @@ catalogue! {
         migration_remaining: Gauge<(GuestName, Direction)> =
             "lighter_migration_remaining_bytes", Bytes,
             "Guest memory that must still be sent in this round.";
+        migration_disk_remaining: Gauge<(GuestName, Direction)> =
+            "lighter_migration_disk_remaining_bytes", Bytes,
+            "Content of disks that go along with a guest which must still be sent in this round.";
+        migration_disk_transferred: Counter<(GuestName, Direction)> =
+            "lighter_migration_disk_transferred_bytes_total", Bytes,
+            "Bytes on the wire for disks that go along with a guest.";
         migration_transfer_rate: Gauge<(GuestName, Direction)> =
             "lighter_migration_transfer_bytes_per_second", BytesPerSecond,
             "Memory that the migration of a guest sends per second, before compression; \

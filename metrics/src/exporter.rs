@@ -114,6 +114,7 @@ mod tests {
             resident_bytes: None,
             proportional_bytes: None,
             longest_stall: None,
+            networks: Vec::new(),
             migration: None,
         }
     }

@@ -4,9 +4,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::catalogue::Scraped;
 use crate::labels::{
-    BuildRevision, BuildVersion, Direction, Encoding, GuestName, GuestState, GuestUuid, Phase,
+    BuildRevision, BuildVersion, Direction, Encoding, GuestName, GuestState, GuestUuid, NetDevice,
+    Phase,
 };
-use crate::snapshot::{GuestSample, MigrationSample, Snapshot};
+use crate::snapshot::{GuestSample, MigrationSample, NetworkSample, Snapshot};
 
 /// Counts and bytes become Prometheus' only number; exact up to 2^53.
 #[expect(clippy::cast_precision_loss, reason = "the exposition format has no other number")]
@@ -62,9 +63,22 @@ pub(crate) fn guest(families: &Scraped, sample: &GuestSample) {
     if let Some(stall) = sample.longest_stall {
         families.guest_longest_stall.set(&(name(),), stall.as_secs_f64());
     }
+    sample.networks.iter().for_each(|sample| network(families, &name(), sample));
     if let Some(sample) = &sample.migration {
         migration(families, &name(), sample);
     }
+}
+
+/// The series of one network device.
+fn network(families: &Scraped, name: &GuestName, sample: &NetworkSample) {
+    let labels = (name.clone(), NetDevice(sample.device.clone()));
+    let (received, transmitted) = (&sample.received, &sample.transmitted);
+    families.network_receive_bytes.add(&labels, number(received.bytes));
+    families.network_receive_packets.add(&labels, number(received.packets));
+    families.network_receive_drops.add(&labels, number(received.drops));
+    families.network_transmit_bytes.add(&labels, number(transmitted.bytes));
+    families.network_transmit_packets.add(&labels, number(transmitted.packets));
+    families.network_transmit_drops.add(&labels, number(transmitted.drops));
 }
 
 /// The series of one migration.
@@ -102,6 +116,8 @@ fn traffic(families: &Scraped, name: &GuestName, sample: &MigrationSample) {
     families.migration_pages.add(&labels(Encoding::Raw), number(sample.raw.pages));
     families.migration_pages.add(&labels(Encoding::Lz4), number(sample.lz4.pages));
     families.migration_pages.add(&labels(Encoding::Zero), number(sample.zero_pages));
+    let labels = (name.clone(), sample.direction);
+    families.migration_disk_transferred.add(&labels, number(sample.disk_transferred_bytes));
 }
 
 /// What a migration measures and expects, and what came of it.
@@ -110,6 +126,7 @@ fn forecast(families: &Scraped, name: &GuestName, sample: &MigrationSample) {
     let seconds = |value: Option<Duration>| value.map(|duration| duration.as_secs_f64());
     let gauges = [
         (&families.migration_remaining, sample.remaining_bytes.map(number)),
+        (&families.migration_disk_remaining, sample.disk_remaining_bytes.map(number)),
         (&families.migration_transfer_rate, sample.transfer_rate),
         (&families.migration_dirty_rate, sample.dirty_rate),
         (&families.migration_expected_downtime, seconds(sample.expected_downtime)),

@@ -96,6 +96,10 @@ open_label! {
     GuestUuid as "uuid", PerGuest
 }
 open_label! {
+    /// The tap of a guest's network device on this host.
+    NetDevice as "device", PerGuest
+}
+open_label! {
     /// The version of the program.
     BuildVersion as "version", PerBuild
 }

@@ -28,7 +28,10 @@ pub use exporter::{CONTENT_TYPE, Exporter, RenderError};
 pub use family::{Buckets, Counter, DowntimeBuckets, DurationBuckets, Gauge, Histogram};
 pub use labels::{
     BuildRevision, BuildVersion, Direction, Encoding, FailureReason, GuestName, GuestState,
-    GuestUuid, Label, Labels, Phase, RefusalReason,
+    GuestUuid, Label, Labels, NetDevice, Phase, RefusalReason,
 };
 pub use reference::markdown;
-pub use snapshot::{DepartedSample, GuestSample, HostMemory, MigrationSample, Snapshot, Traffic};
+pub use snapshot::{
+    DepartedSample, GuestSample, HostMemory, MigrationSample, NetworkFlow, NetworkSample, Snapshot,
+    Traffic,
+};

@@ -53,8 +53,32 @@ pub struct GuestSample {
     pub proportional_bytes: Option<u64>,
     /// The longest stall that the guest has measured, when it reports one.
     pub longest_stall: Option<Duration>,
+    /// Its network devices.
+    pub networks: Vec<NetworkSample>,
     /// The migration that it is in, or the last one that this process has seen.
     pub migration: Option<MigrationSample>,
+}
+
+/// A network device of a guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetworkSample {
+    /// Its tap on this host.
+    pub device: String,
+    /// What the guest received.
+    pub received: NetworkFlow,
+    /// What it sent.
+    pub transmitted: NetworkFlow,
+}
+
+/// Frames in one direction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct NetworkFlow {
+    /// Bytes of frames that got through.
+    pub bytes: u64,
+    /// Frames that got through.
+    pub packets: u64,
+    /// Frames that did not.
+    pub drops: u64,
 }
 
 /// The migration that took a guest away. Its process has ended with it; without this, nobody would ever see how it went.
@@ -87,6 +111,10 @@ pub struct MigrationSample {
     pub zero_pages: u64,
     /// Guest memory still to be sent in this round, in bytes.
     pub remaining_bytes: Option<u64>,
+    /// Content of disks still to be sent in this round, in bytes; absent when none go along.
+    pub disk_remaining_bytes: Option<u64>,
+    /// Bytes on the wire for disks.
+    pub disk_transferred_bytes: u64,
     /// Memory sent per second before compression, in bytes; zero pages do not count.
     pub transfer_rate: Option<f64>,
     /// Rate of dirtying, in bytes per second.

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use metrics::{
     DepartedSample, Direction, Exporter, FailureReason, GuestSample, GuestState, HostMemory,
-    MigrationSample, Phase, RefusalReason, Snapshot, Traffic,
+    MigrationSample, NetworkFlow, NetworkSample, Phase, RefusalReason, Snapshot, Traffic,
 };
 
 fn migration() -> MigrationSample {
@@ -20,12 +20,19 @@ fn migration() -> MigrationSample {
         lz4: Traffic { pages: 10, bytes: 9_000 },
         zero_pages: 100,
         remaining_bytes: Some(4096),
+        disk_remaining_bytes: Some(4096),
+        disk_transferred_bytes: 8192,
         transfer_rate: Some(1e9),
         dirty_rate: Some(1e8),
         expected_downtime: Some(Duration::from_millis(30)),
         downtime: Some(Duration::from_millis(12)),
         guest_downtime: Some(Duration::from_millis(13)),
     }
+}
+
+fn network() -> NetworkSample {
+    let flow = NetworkFlow { bytes: 3, packets: 2, drops: 1 };
+    NetworkSample { device: "tap0".into(), received: flow, transmitted: flow }
 }
 
 fn busy_snapshot() -> Snapshot {
@@ -38,6 +45,7 @@ fn busy_snapshot() -> Snapshot {
         vcpus: 2,
         resident_bytes: Some(530 << 20),
         proportional_bytes: Some(520 << 20),
+        networks: vec![network()],
         longest_stall: Some(Duration::from_millis(12)),
         migration: Some(migration()),
     };

@@ -159,6 +159,7 @@ impl SourceGuest for Idle {
             layout: MemoryLayout::new(vec![region]).expect("whole chunks"),
             vcpus: 1,
             config: Blob(Vec::new()),
+            disks: Vec::new(),
         }
     }
     fn start_dirty_log(&self) -> Result<(), GuestError> {

@@ -8,11 +8,13 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::memory::MemoryLayout;
+use crate::memory::{CHUNK_BYTES, MAX_MEMORY_BYTES, MemoryLayout};
 use crate::protocol::{Blob, PeerText};
 
 /// Longest name of a guest, in bytes.
 pub const MAX_NAME_BYTES: usize = 64;
+/// Most disks that a migration copies.
+pub const MAX_DISKS: usize = 16;
 
 /// What the destination must know before it can say yes and build the guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,14 +30,62 @@ pub struct GuestDescription {
     /// All that the virtual machine needs to build the same guest elsewhere (CPUID, devices), in
     /// its own versioned encoding; opaque here, checked by [`GuestFactory::check`].
     pub config: Blob,
+    /// The disks whose content goes along; those that both hosts share are not among them. Their
+    /// chunks follow those of memory, each disk's from a new chunk on. They travel in a message of
+    /// their own, [`crate::protocol::SourceMessage::Disks`].
+    #[serde(skip)]
+    pub disks: Vec<DiskCopy>,
+}
+
+/// A disk whose content goes along with the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskCopy {
+    /// Which of the guest's devices it is, in the order of [`GuestDescription::config`].
+    pub device: u16,
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// Bytes of it that take up room at the source: what the destination needs at least.
+    pub allocated_bytes: u64,
+    /// What becomes of a file that is in its place at the destination.
+    pub existing: ExistingFile,
+}
+
+impl DiskCopy {
+    /// Chunks of its content, the last of which may be cut short by the disk's end.
+    pub fn chunks(&self) -> usize {
+        // At most 2^26 after `check_bounds`.
+        self.bytes.div_ceil(CHUNK_BYTES as u64) as usize
+    }
+}
+
+/// What becomes of a file that has the name of an arriving disk.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExistingFile {
+    /// It stays, and the guest is not taken in.
+    #[default]
+    Keep,
+    /// The guest's disk takes its place when the guest is handed over, unless somebody uses it.
+    Replace,
 }
 
 impl GuestDescription {
+    /// Bytes of the disks that go along.
+    pub fn disk_bytes(&self) -> u64 {
+        self.disks.iter().fold(0, |sum, disk| sum.saturating_add(disk.bytes))
+    }
+
+    /// Chunks of memory and of the disks that go along: what data streams carry.
+    pub fn chunks(&self) -> usize {
+        self.layout.chunks() + self.disks.iter().map(DiskCopy::chunks).sum::<usize>()
+    }
+
     /// Checks what can be checked without knowing the virtual machine.
     ///
     /// # Errors
     /// When the name is empty, longer than [`MAX_NAME_BYTES`], has other characters than letters,
-    /// digits, `-`, `_` and `.`, or starts with `.` or `-`; or when there is no virtual CPU.
+    /// digits, `-`, `_` and `.`, or starts with `.` or `-`; when there is no virtual CPU; or when
+    /// there are more than [`MAX_DISKS`] disks to be copied, an empty one, or too much in them.
     pub fn check_bounds(&self) -> Result<(), Refusal> {
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         let name = &self.name;
@@ -55,6 +105,26 @@ impl GuestDescription {
         }
         if self.vcpus == 0 {
             return Err(Refusal::new(RefusalKind::Guest, "a guest needs at least one vCPU"));
+        }
+        self.check_disks()
+    }
+
+    /// What a copy takes of either host's memory grows with the disks: so do they have bounds.
+    fn check_disks(&self) -> Result<(), Refusal> {
+        let refuse = |text: String| Err(Refusal::new(RefusalKind::Guest, text));
+        if self.disks.len() > MAX_DISKS {
+            let count = self.disks.len();
+            return refuse(format!("{count} disks cannot be copied, at most {MAX_DISKS} can"));
+        }
+        if self.disks.iter().any(|disk| disk.bytes == 0) {
+            return refuse("a disk without a size cannot be copied".to_owned());
+        }
+        let bytes = self.layout.bytes().saturating_add(self.disk_bytes());
+        if bytes > MAX_MEMORY_BYTES {
+            return refuse(format!(
+                "memory and copied disks of {bytes} bytes are above the {MAX_MEMORY_BYTES} that are \
+                 accepted: share the disks between the hosts instead"
+            ));
         }
         Ok(())
     }
@@ -132,6 +202,16 @@ pub trait SourceGuest: Send + Sync {
     /// When the log cannot be started; the guest runs on.
     fn start_dirty_log(&self) -> Result<(), GuestError>;
 
+    /// Takes those pages out of `words` (one word for each chunk, all bits set at first) that need not
+    /// be sent before they are written: the destination has zeros there, and so has the guest. Called
+    /// once, after the log was started.
+    ///
+    /// # Errors
+    /// When it cannot be told.
+    fn leave_out(&self, _words: &mut [u64]) -> Result<(), GuestError> {
+        Ok(())
+    }
+
     /// Stops the log. Harmless when it was not started.
     ///
     /// # Errors
@@ -205,11 +285,21 @@ pub trait DestinationGuest: Send + Sync {
     /// When the chunk is outside of memory.
     fn zero(&self, chunk: usize, mask: u64) -> Result<(), GuestError>;
 
-    /// Loads the state of vCPUs and devices. Memory is complete by then.
+    /// Loads the state of vCPUs and devices. Memory and disks are complete by then, and what came for
+    /// the disks is durable when this returns.
     ///
     /// # Errors
     /// When the state is not understood or cannot be loaded.
     fn load_state(&self, state: &[u8]) -> Result<(), GuestError>;
+
+    /// Makes a guest this host's that stays paused, as its user had paused it: from now on, what was
+    /// built for it outlives this process. Only called when disks came along.
+    ///
+    /// # Errors
+    /// When that cannot be.
+    fn adopt(&self) -> Result<(), GuestError> {
+        Ok(())
+    }
 
     /// Lets the guest run, with what only one copy of it may have. The source gives that up in this
     /// moment, so wait for it a little.

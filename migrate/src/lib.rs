@@ -32,7 +32,8 @@ mod telemetry;
 
 pub use error::{MigrationError, Reason};
 pub use guest::{
-    DestinationGuest, GuestDescription, GuestError, GuestFactory, Refusal, RunState, SourceGuest,
+    DestinationGuest, DiskCopy, ExistingFile, GuestDescription, GuestError, GuestFactory, Refusal,
+    RunState, SourceGuest,
 };
 pub use limits::Limits;
 pub use memory::{MemoryLayout, PageSet};

@@ -24,6 +24,16 @@ pub struct Transfer {
     pub lz4_pages: u64,
     /// Bytes on the wire for the compressed pages.
     pub lz4_bytes: u64,
+    /// Pages of disks that had content, as they are or compressed; they count in none of the above
+    /// but the first two.
+    #[serde(default)]
+    pub disk_pages: u64,
+    /// Pages of disks that were zero, also those that were not even sent.
+    #[serde(default)]
+    pub disk_zero_pages: u64,
+    /// Bytes on the wire for disks, heads included: a part of `wire_bytes`.
+    #[serde(default)]
+    pub disk_wire_bytes: u64,
 }
 
 impl AddAssign for Transfer {
@@ -34,13 +44,47 @@ impl AddAssign for Transfer {
         self.raw_pages += other.raw_pages;
         self.lz4_pages += other.lz4_pages;
         self.lz4_bytes += other.lz4_bytes;
+        self.disk_pages += other.disk_pages;
+        self.disk_zero_pages += other.disk_zero_pages;
+        self.disk_wire_bytes += other.disk_wire_bytes;
     }
 }
 
 impl Transfer {
-    /// Pages of all encodings.
+    /// Pages of all encodings, of memory and of disks.
     pub const fn pages(&self) -> u64 {
-        self.zero_pages + self.raw_pages + self.lz4_pages
+        self.all_zero_pages() + self.content_pages()
+    }
+
+    /// Pages with content, of memory and of disks.
+    pub const fn content_pages(&self) -> u64 {
+        self.raw_pages + self.lz4_pages + self.disk_pages
+    }
+
+    /// Pages without, of memory and of disks.
+    pub const fn all_zero_pages(&self) -> u64 {
+        self.zero_pages + self.disk_zero_pages
+    }
+
+    /// Pages of disks, zero or not.
+    pub const fn all_disk_pages(&self) -> u64 {
+        self.disk_pages + self.disk_zero_pages
+    }
+
+    /// The same traffic, of a disk instead of memory.
+    #[must_use]
+    pub(crate) const fn of_disk(self) -> Self {
+        Self {
+            wire_bytes: self.wire_bytes,
+            frames: self.frames,
+            zero_pages: 0,
+            raw_pages: 0,
+            lz4_pages: 0,
+            lz4_bytes: 0,
+            disk_pages: self.content_pages(),
+            disk_zero_pages: self.all_zero_pages(),
+            disk_wire_bytes: self.wire_bytes,
+        }
     }
 }
 
@@ -61,11 +105,17 @@ pub struct Progress {
     pub memory_bytes: u64,
     /// Dirty memory still to be sent, as last counted.
     pub remaining_bytes: u64,
+    /// Size of the disks that go along.
+    #[serde(default)]
+    pub disk_bytes: u64,
+    /// What is still to be sent of them, as last counted.
+    #[serde(default)]
+    pub disk_remaining_bytes: u64,
     /// What has been transferred.
     pub transfer: Transfer,
-    /// Memory sent per second, from the last rounds; zero pages do not count.
+    /// Memory and disk content sent per second, from the last rounds; zero pages do not count.
     pub bandwidth_bytes_per_second: f64,
-    /// Pages that the guest dirties per second, over the last 200 ms of looks at its dirty log.
+    /// Pages of memory and of copied disks that the guest dirties per second, over the last 200 ms of looks at its dirty log.
     pub dirty_pages_per_second: f64,
     /// How long the guest would stand if it were paused now; none before the first round.
     pub expected_downtime_seconds: Option<f64>,
@@ -89,6 +139,8 @@ impl Progress {
             round: 0,
             memory_bytes: 0,
             remaining_bytes: 0,
+            disk_bytes: 0,
+            disk_remaining_bytes: 0,
             transfer: Transfer::default(),
             bandwidth_bytes_per_second: 0.0,
             dirty_pages_per_second: 0.0,

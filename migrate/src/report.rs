@@ -73,6 +73,9 @@ pub struct Report {
     pub phases: Vec<PhaseTime>,
     /// Guest memory.
     pub memory_bytes: u64,
+    /// Size of the disks that went along.
+    #[serde(default)]
+    pub disk_bytes: u64,
     /// What was transferred.
     pub transfer: Transfer,
     /// Number of rounds, the last one included.
@@ -95,7 +98,7 @@ pub struct PhaseTime {
 pub struct Round {
     /// Its number, from 1.
     pub round: u32,
-    /// Pages sent.
+    /// Pages sent, of memory and of disks.
     pub pages: u64,
     /// Pages among them that were zero.
     pub zero_pages: u64,

@@ -27,6 +27,7 @@ pub(crate) struct Telemetry {
     downtime: Option<Duration>,
     pub(crate) guest: String,
     pub(crate) memory_bytes: u64,
+    pub(crate) disk_bytes: u64,
     pub(crate) transfer: Transfer,
     pub(crate) expected_downtime: Option<Duration>,
     dirty_rate: DirtyRateMeter,
@@ -47,6 +48,7 @@ impl Telemetry {
             downtime: None,
             guest: String::new(),
             memory_bytes: 0,
+            disk_bytes: 0,
             transfer: Transfer::default(),
             expected_downtime: None,
             dirty_rate: DirtyRateMeter::default(),
@@ -114,6 +116,7 @@ impl Telemetry {
             phase: self.phase,
             elapsed_seconds: now.saturating_sub(self.began).as_secs_f64(),
             memory_bytes: self.memory_bytes,
+            disk_bytes: self.disk_bytes,
             transfer: self.transfer,
             ..Progress::new(self.migration, self.role)
         }
@@ -141,6 +144,7 @@ impl Telemetry {
             expected_downtime_seconds: self.expected_downtime.map(|time| time.as_secs_f64()),
             phases,
             memory_bytes: self.memory_bytes,
+            disk_bytes: self.disk_bytes,
             transfer: self.transfer,
             rounds_total: self.rounds_total,
             rounds: self.rounds.clone(),

@@ -7,6 +7,7 @@ use migrate::{Progress, Report};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 use vmm_core::virtio::balloon::Statistics;
+use vmm_core::virtio::net::NetStatus;
 
 use crate::names::GuestName;
 
@@ -79,9 +80,21 @@ pub(crate) struct GuestInfo {
     pub(crate) memory_bytes: u64,
     /// Virtual CPUs.
     pub(crate) vcpus: u8,
+    /// Its network devices.
+    #[serde(default)]
+    pub(crate) nets: Vec<NetInfo>,
+    /// What it sees of its host's processor, by the name of the model; absent while it has not arrived.
+    #[serde(default)]
+    pub(crate) cpu_model: Option<String>,
+    /// How its memory is backed.
+    #[serde(default)]
+    pub(crate) backing: BackingInfo,
     /// Labels that it was started with; they stay behind when it migrates.
     #[serde(default)]
     pub(crate) labels: BTreeMap<String, String>,
+    /// How it and programs of this host reach each other, if they do.
+    #[serde(default)]
+    pub(crate) vsock: Option<VsockInfo>,
     /// When this process started, in milliseconds since 1970.
     pub(crate) started_unix_ms: u64,
     /// What becomes of it when it resets itself.
@@ -136,6 +149,83 @@ pub(crate) enum LandlockState {
     Off,
 }
 
+/// A guest's vsock device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct VsockInfo {
+    /// The guest's address.
+    pub(crate) cid: u32,
+    /// Where programs of this host reach it; where it reaches them is the same with `_PORT`.
+    pub(crate) socket: PathBuf,
+}
+
+/// A network device of a guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct NetInfo {
+    /// The guest's address.
+    pub(crate) mac: String,
+    /// Most bytes of a packet, as the guest is told.
+    pub(crate) mtu: u16,
+    /// The tap on this host.
+    pub(crate) tap: String,
+    /// The bridge that the tap was put on; absent when the tap was given.
+    pub(crate) bridge: Option<String>,
+    /// Frames that the guest received, since it is in this process.
+    pub(crate) received: FlowInfo,
+    /// Frames that it sent.
+    pub(crate) transmitted: FlowInfo,
+}
+
+/// Frames in one direction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct FlowInfo {
+    /// Bytes of frames that got through.
+    pub(crate) bytes: u64,
+    /// Frames that got through.
+    pub(crate) packets: u64,
+    /// Frames that did not.
+    pub(crate) drops: u64,
+}
+
+impl From<vmm_core::virtio::net::Flow> for FlowInfo {
+    fn from(flow: vmm_core::virtio::net::Flow) -> Self {
+        Self { bytes: flow.bytes, packets: flow.frames, drops: flow.drops }
+    }
+}
+
+impl From<NetStatus> for NetInfo {
+    fn from(status: NetStatus) -> Self {
+        Self {
+            mac: status.mac.to_string(),
+            mtu: status.mtu,
+            tap: status.tap,
+            bridge: status.bridge,
+            received: status.received.into(),
+            transmitted: status.transmitted.into(),
+        }
+    }
+}
+
+/// How a guest's memory is backed: words as for `lighter run`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct BackingInfo {
+    /// `off`, `thp`, `2M` or `1G`.
+    pub(crate) huge_pages: String,
+    /// All of it was taken at the start.
+    pub(crate) prealloc: bool,
+    /// NUMA nodes that it comes from.
+    pub(crate) numa_policy: String,
+    /// With whose pages its pages may be merged.
+    pub(crate) merge_domain: Option<String>,
+    /// Whether the kernel may merge them now.
+    pub(crate) mergeable: bool,
+    /// The domain that is merged on this host instead.
+    pub(crate) merged_instead: Option<String>,
+    /// Pages that it has not written are those of a template.
+    pub(crate) from_template: bool,
+    /// How KVM tells which pages it wrote.
+    pub(crate) dirty_log: String,
+}
+
 /// `PUT /v1/guest/reboot`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -168,6 +258,19 @@ pub(crate) struct MigrationRequest {
     /// QUIC connections side by side; the source chooses when absent.
     #[serde(default)]
     pub(crate) connections: Option<u8>,
+    /// The disks' content goes along; both hosts share the disks when absent.
+    #[serde(default)]
+    pub(crate) copy_disks: Option<CopyDisks>,
+}
+
+/// How disks go along with a guest.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct CopyDisks {
+    /// Where the destination shall have a disk, by its path here: absolute, both; where it is here when absent.
+    pub(crate) paths: BTreeMap<PathBuf, PathBuf>,
+    /// Whether files that are in the disks' places there are replaced.
+    pub(crate) replace: bool,
 }
 
 impl MigrationRequest {
@@ -181,6 +284,7 @@ impl MigrationRequest {
             timeout_ms: default_timeout_ms(),
             compression: Compression::default(),
             connections: None,
+            copy_disks: None,
         }
     }
 }
@@ -246,6 +350,20 @@ pub(crate) enum Resolution {
 pub(crate) struct SaveRequest {
     /// The file to write: an absolute path, as the guest's process sees it.
     pub(crate) file: PathBuf,
+    /// What the file is for.
+    #[serde(default)]
+    pub(crate) format: SaveFormat,
+}
+
+/// What a guest is written to a file for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum SaveFormat {
+    /// To go on from it, once: small.
+    #[default]
+    Guest,
+    /// To start many others from it, which share its memory.
+    Template,
 }
 
 /// The answer to `POST /v1/guest/save`.

@@ -1,4 +1,4 @@
-//! `--disk PATH[,ro][,serial=TEXT]`, and `[[disk]]` in a guest's file.
+//! `--disk PATH[,ro][,serial=TEXT][,queues=N][,engine=HOW]`, and `[[disk]]` in a guest's file.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -9,6 +9,8 @@ use super::spec::{Fault, Place};
 
 /// Longest serial number, in bytes (`VIRTIO_BLK_ID_BYTES` of `linux/virtio_blk.h`).
 const SERIAL_BYTES_MAX: usize = 20;
+/// Most request queues: more than vCPUs are of no use.
+const QUEUES_MAX: u16 = 8;
 
 /// What the guest may do with a disk.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -18,6 +20,34 @@ pub(crate) enum DiskAccess {
     ReadWrite,
     /// Read.
     ReadOnly,
+}
+
+/// How a disk's requests are carried out.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+pub(crate) enum DiskEngine {
+    /// As this host does it best.
+    #[default]
+    #[serde(rename = "auto")]
+    Auto,
+    /// By io_uring.
+    #[serde(rename = "io_uring")]
+    IoUring,
+    /// By plain system calls.
+    #[serde(rename = "sync")]
+    Sync,
+}
+
+impl FromStr for DiskEngine {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "io_uring" => Ok(Self::IoUring),
+            "sync" => Ok(Self::Sync),
+            _ => Err(format!("`{text}` is no engine of a disk: auto, io_uring, sync")),
+        }
+    }
 }
 
 /// A disk as typed.
@@ -32,6 +62,12 @@ pub(crate) struct DiskArg {
     /// Serial number; empty when none was given.
     #[serde(default)]
     pub(crate) serial: String,
+    /// Request queues; one for each vCPU when absent.
+    #[serde(default)]
+    pub(crate) queues: Option<u16>,
+    /// How requests are carried out.
+    #[serde(default)]
+    pub(crate) engine: DiskEngine,
 }
 
 fn access<'de, D: Deserializer<'de>>(from: D) -> Result<DiskAccess, D::Error> {
@@ -45,7 +81,8 @@ impl DiskArg {
     /// # Errors
     /// What no disk can have.
     pub(crate) fn check(&self, index: usize) -> Result<(), Fault> {
-        let fault = |key, what| Err(Fault { place: Place { key, disk: Some(index) }, what });
+        let fault =
+            |key, what| Err(Fault { place: Place { key, item: Some(("disk", index)) }, what });
         if self.path.as_os_str().is_empty() {
             return fault("path", "a disk needs a path".to_owned());
         }
@@ -55,6 +92,9 @@ impl DiskArg {
                 "a serial number has at most {SERIAL_BYTES_MAX} printable characters of ASCII"
             );
             return fault("serial", what);
+        }
+        if self.queues.is_some_and(|queues| !(1..=QUEUES_MAX).contains(&queues)) {
+            return fault("queues", format!("a disk has 1 to {QUEUES_MAX} queues"));
         }
         Ok(())
     }
@@ -69,12 +109,29 @@ impl FromStr for DiskArg {
         if path.as_os_str().is_empty() {
             return Err("a disk needs a path".to_owned());
         }
-        let mut disk = Self { path, access: DiskAccess::ReadWrite, serial: String::new() };
+        let mut disk = Self {
+            path,
+            access: DiskAccess::ReadWrite,
+            serial: String::new(),
+            queues: None,
+            engine: DiskEngine::Auto,
+        };
         for option in parts {
             match option.split_once('=') {
                 None if option == "ro" => disk.access = DiskAccess::ReadOnly,
                 Some(("serial", serial)) => disk.serial = serial.to_owned(),
-                _ => return Err(format!("`{option}` is no option of a disk: ro, serial=TEXT")),
+                Some(("engine", engine)) => disk.engine = engine.parse()?,
+                Some(("queues", queues)) => match queues.parse() {
+                    Ok(queues @ 1..=QUEUES_MAX) => disk.queues = Some(queues),
+                    _ => {
+                        return Err(format!("a disk has 1 to {QUEUES_MAX} queues, not `{queues}`"));
+                    }
+                },
+                _ => {
+                    return Err(format!(
+                        "`{option}` is no option of a disk: ro, serial=TEXT, queues=N, engine=auto|io_uring|sync"
+                    ));
+                }
             }
         }
         Ok(disk)
@@ -90,6 +147,8 @@ mod tests {
         let disk: DiskArg = "/d/a.raw,ro,serial=a-1".parse().unwrap();
         assert_eq!((disk.access, disk.serial.as_str()), (DiskAccess::ReadOnly, "a-1"));
         let plain: DiskArg = "a.raw".parse().unwrap();
+        let tuned: DiskArg = "a.raw,queues=2,engine=sync".parse().unwrap();
+        assert_eq!((tuned.queues, tuned.engine), (Some(2), DiskEngine::Sync));
         assert_eq!((plain.path, plain.access), (PathBuf::from("a.raw"), DiskAccess::ReadWrite));
     }
 
@@ -98,5 +157,7 @@ mod tests {
         assert!("".parse::<DiskArg>().unwrap_err().contains("path"));
         assert!("a.raw,rw".parse::<DiskArg>().unwrap_err().contains("`rw`"));
         assert!("a.raw,serial".parse::<DiskArg>().is_err());
+        assert!("a.raw,queues=9".parse::<DiskArg>().unwrap_err().contains("1 to 8"));
+        assert!("a.raw,engine=fast".parse::<DiskArg>().unwrap_err().contains("io_uring"));
     }
 }

@@ -1,4 +1,4 @@
-//! Arguments of the verbs about one guest: run, restore, save, ls, show, console, events, pause, resume, shutdown, reboot, reset,
+//! Arguments of the verbs about one guest: run, restore, save, template, ls, show, console, events, pause, resume, shutdown, reboot, reset,
 //! destroy, balloon.
 
 use std::path::PathBuf;
@@ -20,7 +20,10 @@ Examples:
   lighter run --name linux --memory 512M --cpus 2 --kernel /boot/vmlinuz --initrd initramfs.gz
   lighter run --kernel vmlinux --acpi off --on-reboot stop
   lighter run web-1.toml --detach                      a guest that is written down in a file
+  lighter run --name big --memory 4G --hugepages 2M --prealloc --cpu x86-64-v3
+  lighter run --template web.template --name web-7 --detach
   lighter run --name db --kernel vmlinux --cmdline 'console=ttyS0 root=/dev/vda' --disk /shared/db.raw --rng
+  lighter run --name web --kernel vmlinux --initrd initramfs.gz --net bridge=br0 --net tap=tap1,mac=52:54:00:12:34:56
 
 A kernel's serial console is on this terminal: all keys go to the guest, but Ctrl-] ends it. With --detach
 the console is written to guests/NAME/console.log in the state folder.";
@@ -33,8 +36,8 @@ pub(crate) struct RunArgs {
     #[arg(
         value_name = "FILE.toml",
         conflicts_with_all = [
-            "memory", "cpus", "kernel", "initrd", "cmdline", "acpi", "on_reboot", "disk", "rng", "balloon", "labels", "dirty_rate",
-            "working_set", "pattern",
+            "memory", "cpus", "cpu", "hugepages", "prealloc", "numa_policy", "merge_domain", "dirty_log", "template", "kernel", "initrd",
+            "cmdline", "acpi", "on_reboot", "disk", "net", "rng", "balloon", "vsock", "labels", "dirty_rate", "working_set", "pattern",
         ]
     )]
     pub(crate) file: Option<PathBuf>,
@@ -94,6 +97,26 @@ pub(crate) struct SaveArgs {
     pub(crate) name: GuestName,
 
     /// The file to write; an existing one is only replaced when all is written.
+    pub(crate) file: PathBuf,
+}
+
+/// `lighter template`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  lighter template web-1 /srv/web.template
+  lighter run --template /srv/web.template --name web-2 --detach
+  lighter run --template /srv/web.template --name web-3 --disk /srv/web-3.raw --detach
+
+The guest is paused while it is written, and then goes on. Guests from the file start where it was, within
+moments, each under its own name and UUID, and share its memory until they write it. A guest that writes disks has
+clones only if each gets a copy of these disks. All clones begin with the same random numbers: have their systems
+draw new ones. Leave the file alone while clones run; to replace it, write it anew with this verb.")]
+pub(crate) struct TemplateArgs {
+    /// The guest.
+    pub(crate) name: GuestName,
+
+    /// The file to write; an existing one is only replaced when all is written, and clones of it keep it.
     pub(crate) file: PathBuf,
 }
 

@@ -7,6 +7,7 @@ use clap::{Args, Subcommand};
 
 use super::JsonFlag;
 use super::isolation::IsolationArgs;
+use super::net::NetRename;
 use super::spec::PatternArg;
 use crate::names::GuestName;
 use crate::units::parse_size;
@@ -55,6 +56,8 @@ pub(crate) struct DemoArgs {
 Examples:
   lighter node
   lighter node --listen 192.0.2.7:4950 --metrics 127.0.0.1:9450
+  lighter node --net-map br0=lan            guests that were on br0 elsewhere are on lan here
+  lighter node --disk-dir /srv/disks
 
 Needs this host's certificates: see `lighter certs`. Guests do not depend on the node: it can be restarted
 at any time, also while guests arrive and leave.")]
@@ -70,6 +73,15 @@ pub(crate) struct NodeArgs {
     /// Memory that is left to the host whatever guests arrive.
     #[arg(long, value_parser = parse_size, default_value = "256M", value_name = "SIZE")]
     pub(crate) reserve_memory: u64,
+
+    /// Where an arriving guest wants bridge or tap FROM, give it TO. Give it more than once for more names.
+    #[arg(long, value_name = "FROM=TO")]
+    pub(crate) net_map: Vec<NetRename>,
+
+    /// Folder in which, and below which, disks may be made that other hosts send with their guests (`lighter migrate
+    /// --copy-disks`); may be given several times [default: none, such guests are refused].
+    #[arg(long, value_name = "DIR")]
+    pub(crate) disk_dir: Vec<PathBuf>,
 }
 
 /// `lighter incoming`: the process of a guest that is on its way here. Started by the node, which writes the migration's
@@ -98,6 +110,33 @@ pub(crate) struct IncomingArgs {
 
     #[command(flatten)]
     pub(crate) isolation: IsolationArgs,
+
+    /// What bridges and taps are called here.
+    #[arg(long)]
+    pub(crate) net_map: Vec<NetRename>,
+
+    /// Folders in which disks may be made that come with the guest.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) disk_dir: Vec<PathBuf>,
+}
+
+/// `lighter cpu-models`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  lighter cpu-models
+  lighter cpu-models --json
+  lighter run --name web-1 --cpu x86-64-v3 --detach
+
+Ask each host of a fleet, and start guests with a model that all of them can be: they can then move to any of
+them. A file makes a model of one's own:
+
+  base = \"x86-64-v3\"
+  add = [\"sha_ni\"]
+  remove = [\"avx2\"]")]
+pub(crate) struct CpuModelsArgs {
+    #[command(flatten)]
+    pub(crate) json: JsonFlag,
 }
 
 /// `lighter certs`.

@@ -1,8 +1,9 @@
 //! Arguments of the verbs that move a guest: migrate, cancel.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 
 use super::JsonFlag;
@@ -15,6 +16,8 @@ Examples:
   lighter migrate web-1 host-b
   lighter migrate web-1 host-b:4950 --downtime 50ms --bandwidth 1GB/s
   lighter migrate web-1 192.0.2.7 --tls-name host-b --json
+  lighter migrate db host-b --copy-disks
+  lighter migrate db host-b --copy-disks --disk-path /srv/a/db.raw=/srv/b/db.raw
   lighter migrate web-1 --resolve run
 
 Ctrl-C calls the migration off and the guest goes on here; a second Ctrl-C does not wait for that
@@ -64,6 +67,19 @@ pub(crate) struct MigrateArgs {
     #[arg(long, value_parser = clap::value_parser!(u8).range(1..=16), value_name = "N")]
     pub(crate) connections: Option<u8>,
 
+    /// Send the content of the guest's disks along: the hosts do not share them. The destination makes new files, in the folders
+    /// that its node was started for (`lighter node --disk-dir`); the files here are left as they are.
+    #[arg(long)]
+    pub(crate) copy_disks: bool,
+
+    /// Where the destination shall have a disk that is sent along; may be given several times [default: as here].
+    #[arg(long, value_parser = disk_path, value_name = "HERE=THERE", requires = "copy_disks")]
+    pub(crate) disk_path: Vec<(PathBuf, PathBuf)>,
+
+    /// Replace files that are in the disks' places at the destination, once the guest is handed over, unless they are in use.
+    #[arg(long, requires = "copy_disks")]
+    pub(crate) replace_disks: bool,
+
     /// The name in the destination's certificate, when it is not HOST.
     #[arg(long, value_name = "NAME")]
     pub(crate) tls_name: Option<String>,
@@ -73,7 +89,7 @@ pub(crate) struct MigrateArgs {
         long,
         value_enum,
         value_name = "DECISION",
-        conflicts_with_all = ["downtime", "bandwidth", "timeout", "compress", "connections", "tls_name", "json"]
+        conflicts_with_all = ["downtime", "bandwidth", "timeout", "compress", "connections", "tls_name", "json", "copy_disks"]
     )]
     pub(crate) resolve: Option<ResolveArg>,
 
@@ -84,6 +100,19 @@ pub(crate) struct MigrateArgs {
 /// Checks where to, and leaves it as it was typed: the guest's process takes it apart.
 fn destination(text: &str) -> Result<String> {
     Destination::parse(text).map(|_| text.to_owned())
+}
+
+/// Takes `HERE=THERE` apart. The disk here is meant as the guest has it: without links.
+fn disk_path(text: &str) -> Result<(PathBuf, PathBuf)> {
+    let Some((here, there)) = text.split_once('=') else {
+        bail!("`{text}` is not HERE=THERE, the paths of a disk on both hosts");
+    };
+    let (here, there) = (PathBuf::from(here), PathBuf::from(there));
+    if !there.is_absolute() {
+        bail!("`{}` is not absolute, as the path at the destination must be", there.display());
+    }
+    let here = here.canonicalize().or_else(|_| std::path::absolute(&here));
+    Ok((here.with_context(|| format!("`{text}` names no disk"))?, there))
 }
 
 /// Reads a limit in time, which a guest's process is told in milliseconds.

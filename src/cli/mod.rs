@@ -5,12 +5,14 @@
 //! Start at [`Cli`]; [`guest`] holds the verbs about one guest, [`spec`] what it is made of, [`definition`] the verbs about guests
 //! that are written down, [`migration`] those about moving a guest, [`host`] the rest.
 
+pub(crate) mod cpu;
 pub(crate) mod definition;
 pub(crate) mod disk;
 pub(crate) mod guest;
 pub(crate) mod host;
 pub(crate) mod isolation;
 pub(crate) mod migration;
+pub(crate) mod net;
 pub(crate) mod spec;
 
 use std::path::PathBuf;
@@ -112,7 +114,7 @@ pub(crate) enum Verb {
     /// Migrate a busy guest live between two throw-away hosts on this machine, and back.
     Demo(host::DemoArgs),
     /// Run a guest.
-    Run(guest::RunArgs),
+    Run(Box<guest::RunArgs>),
     /// Keep a guest's file on this host, so that `start` finds it by its name.
     Define(definition::DefineArgs),
     /// Forget a guest's file; a guest that runs goes on.
@@ -157,6 +159,10 @@ pub(crate) enum Verb {
     Save(guest::SaveArgs),
     /// Run a guest from a file that `save` wrote.
     Restore(guest::RestoreArgs),
+    /// Write a guest to a file from which many others are started.
+    Template(guest::TemplateArgs),
+    /// List what guests can be shown of this host's processor.
+    CpuModels(host::CpuModelsArgs),
     /// Make and show the certificates with which hosts know each other.
     Certs(host::CertsArgs),
 }
@@ -187,11 +193,17 @@ mod tests {
             let value = match option {
                 "memory" | "working-set" => "64M",
                 "cpus" | "dirty-rate" => "2",
+                "vsock" => "3",
                 "acpi" | "balloon" | "seccomp" | "landlock" => "on",
                 "on-reboot" => "stop",
                 "pattern" => "zero",
+                "hugepages" => "off",
+                "numa-policy" => "bind:0",
+                "dirty-log" => "ring",
+                "cpu" => "host",
                 "label" => "a=b",
-                "rng" | "detach" | "readonly" => "",
+                "net" => "tap=t0",
+                "rng" | "detach" | "prealloc" | "readonly" => "",
                 _ => "x",
             };
             let option = format!("--{option}");

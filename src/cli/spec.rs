@@ -6,16 +6,19 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Deserializer};
-use vmm_core::VCPUS_MAX;
-use vmm_core::memory::RamLayout;
+use vmm_core::memory::{HugePages, MemoryConfig, MergeDomain, NumaPolicy, Prealloc, RamLayout};
+use vmm_core::{DirtyLog, GUEST_CIDS, VCPUS_MAX};
 
+use super::cpu::CpuArg;
 use super::disk::DiskArg;
+use super::net::NetArg;
 use crate::names::GuestName;
 use crate::units::{MIB, Size};
 
@@ -36,19 +39,26 @@ pub(crate) struct GuestSpec {
     #[arg(long)]
     pub(crate) name: Option<GuestName>,
 
-    /// Guest memory, binary units: 512M, 1G.
-    #[arg(long, short, default_value_t = default_memory(), value_name = "SIZE")]
-    #[serde(default = "default_memory")]
-    pub(crate) memory: Size,
+    /// Guest memory, binary units: 512M, 1G [default: 512M].
+    #[arg(long, short, value_name = "SIZE")]
+    pub(crate) memory: Option<Size>,
 
-    /// Virtual CPUs, 1 to 8.
-    #[arg(long, short, value_parser = clap::value_parser!(u8).range(1..=8), default_value_t = 1, value_name = "N")]
-    #[serde(default = "one", deserialize_with = "vcpus")]
-    pub(crate) cpus: u8,
+    /// Virtual CPUs, 1 to 8 [default: 1].
+    #[arg(long, short, value_parser = clap::value_parser!(u8).range(1..=8), value_name = "N")]
+    #[serde(default, deserialize_with = "vcpus")]
+    pub(crate) cpus: Option<u8>,
 
     /// Linux kernel to boot instead of the built-in workload: a bzImage (vmlinuz) or an ELF vmlinux.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", group = "system")]
     pub(crate) kernel: Option<PathBuf>,
+
+    /// Template that `lighter template` made: the guest goes on where that one was saved, under a name of its own. It is made of
+    /// what the other was made of, and shares its memory until it writes it.
+    #[arg(
+        long, value_name = "FILE", group = "system",
+        conflicts_with_all = ["memory", "cpus", "acpi", "on_reboot", "cpu", "prealloc", "dirty_rate", "working_set", "pattern"]
+    )]
+    pub(crate) template: Option<PathBuf>,
 
     /// The kernel's initial RAM disk.
     #[arg(long, value_name = "FILE", requires = "kernel")]
@@ -68,10 +78,18 @@ pub(crate) struct GuestSpec {
     pub(crate) on_reboot: Option<OnRebootArg>,
 
     /// Disk for the guest, a raw file or a block device: /dev/vda first. Give it more than once for more disks. ro: the guest
-    /// only reads it; serial: what it sees as serial number. To migrate, have the same disk under the same path on both hosts.
-    #[arg(long, value_name = "PATH[,ro][,serial=TEXT]", requires = "kernel")]
+    /// only reads it; serial=TEXT: what it sees as serial number; queues=N: request queues [default: one for each vCPU];
+    /// engine=auto|io_uring|sync. To migrate, have the same disk under the same path on both hosts, or `--copy-disks`.
+    #[arg(long, value_name = "PATH[,OPTION...]", requires = "system")]
     #[serde(default)]
     pub(crate) disk: Vec<DiskArg>,
+
+    /// Network device for the guest. bridge: a tap is made, put on this bridge, and goes with the guest; tap alone: this tap,
+    /// which you have made. mac: the guest's address, which it keeps wherever it goes [default: one is chosen]. Give it
+    /// more than once for more devices. To migrate, have a bridge or tap of the same name on both hosts.
+    #[arg(long, value_name = "bridge=NAME[,tap=NAME]|tap=NAME[,mac=ADDRESS]", requires = "kernel")]
+    #[serde(default)]
+    pub(crate) net: Vec<NetArg>,
 
     /// Give the guest entropy from this host.
     #[arg(long, requires = "kernel")]
@@ -82,6 +100,45 @@ pub(crate) struct GuestSpec {
     /// `lighter balloon` says so [default: on].
     #[arg(long, value_enum, requires = "kernel", value_name = "SWITCH")]
     pub(crate) balloon: Option<SwitchArg>,
+
+    /// Give the guest a vsock device and this address, 3 or more. Programs of this host then reach it, and it them, by Unix
+    /// sockets in vsock/ in the state folder.
+    #[arg(long, requires = "kernel", value_name = "CID", value_parser = clap::value_parser!(u32).range(guest_cids()))]
+    #[serde(default, deserialize_with = "cid")]
+    pub(crate) vsock: Option<u32>,
+
+    /// What the guest sees of this host's processor: `host` for all of it, a model of `lighter cpu-models`, or a file that changes
+    /// one, for guests that move between unlike hosts [default: host].
+    #[arg(long, value_name = "MODEL|FILE.toml")]
+    #[serde(default, deserialize_with = "from_text")]
+    pub(crate) cpu: Option<CpuArg>,
+
+    /// Pages under guest memory: 4 KiB only (off), huge ones where the kernel finds some (thp), or huge pages of this host's pool,
+    /// reserved for the guest (2M, 1G) [default: thp].
+    #[arg(long, value_name = "off|thp|2M|1G", help_heading = MEMORY)]
+    #[serde(default, deserialize_with = "from_text")]
+    pub(crate) hugepages: Option<HugePages>,
+
+    /// Take all of the guest's memory from this host at the start, instead of as the guest touches it.
+    #[arg(long, help_heading = MEMORY)]
+    #[serde(default)]
+    pub(crate) prealloc: bool,
+
+    /// NUMA nodes that guest memory comes from: default, bind:NODES, interleave:NODES or preferred:NODE; NODES like 0-1,3.
+    #[arg(long, value_name = "POLICY", help_heading = MEMORY)]
+    #[serde(default, deserialize_with = "from_text")]
+    pub(crate) numa_policy: Option<NumaPolicy>,
+
+    /// Let the kernel merge the guest's pages with equal ones of guests in the same domain, as those of one tenant. Guests
+    /// without a domain are never merged.
+    #[arg(long, value_name = "NAME", help_heading = MEMORY)]
+    #[serde(default, deserialize_with = "from_text")]
+    pub(crate) merge_domain: Option<MergeDomain>,
+
+    /// How KVM tells which pages the guest wrote while it migrates from here [default: auto].
+    #[arg(long, value_name = "auto|bitmap|ring[:ENTRIES]", help_heading = MEMORY)]
+    #[serde(default, deserialize_with = "from_text")]
+    pub(crate) dirty_log: Option<DirtyLog>,
 
     /// A label for people and programs, shown by `ls --json` and `show`. Give it more than once for more labels. Labels stay
     /// behind when the guest migrates.
@@ -104,6 +161,9 @@ pub(crate) struct GuestSpec {
 
 /// The heading of the workload's options.
 const WORKLOAD: &str = "Built-in workload";
+
+/// The heading of the options about memory.
+const MEMORY: &str = "Memory";
 
 /// On or off.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Deserialize)]
@@ -178,22 +238,42 @@ impl FromStr for Label {
     }
 }
 
-fn default_memory() -> Size {
-    Size(512 * MIB)
-}
+/// Memory of a guest when none was given.
+const MEMORY_BYTES: u64 = 512 * MIB;
 
-fn one() -> u8 {
-    1
-}
-
-fn vcpus<'de, D: Deserializer<'de>>(from: D) -> Result<u8, D::Error> {
+fn vcpus<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u8>, D::Error> {
     match u8::deserialize(from)? {
-        count @ 1..=VCPUS_MAX => Ok(count),
+        count @ 1..=VCPUS_MAX => Ok(Some(count)),
         count => {
             let text = format!("a guest has 1 to {VCPUS_MAX} vcpus, not {count}");
             Err(serde::de::Error::custom(text))
         }
     }
+}
+
+fn guest_cids() -> RangeInclusive<i64> {
+    i64::from(*GUEST_CIDS.start())..=i64::from(*GUEST_CIDS.end())
+}
+
+fn cid<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {
+    match u32::deserialize(from)? {
+        cid if GUEST_CIDS.contains(&cid) => Ok(Some(cid)),
+        cid => {
+            let (min, max) = (GUEST_CIDS.start(), GUEST_CIDS.end());
+            let text = format!("a guest's address is {min} to {max}, not {cid}");
+            Err(serde::de::Error::custom(text))
+        }
+    }
+}
+
+/// A value that is written as it is typed.
+fn from_text<'de, D: Deserializer<'de>, T>(from: D) -> Result<Option<T>, D::Error>
+where
+    T: FromStr,
+    T::Err: fmt::Display,
+{
+    let text = String::deserialize(from)?;
+    text.parse().map(Some).map_err(serde::de::Error::custom)
 }
 
 fn labels<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Label>, D::Error> {
@@ -207,14 +287,14 @@ fn labels<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Label>, D::Error> {
 pub(crate) struct Place {
     /// The key.
     pub(crate) key: &'static str,
-    /// Which disk it is a key of, counted from 0, if it is one of a disk.
-    pub(crate) disk: Option<usize>,
+    /// Which table it is a key of, by the tables' name and counted from 0, if it is in one of several.
+    pub(crate) item: Option<(&'static str, usize)>,
 }
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.disk {
-            Some(index) => write!(f, "disk[{index}].{}", self.key),
+        match self.item {
+            Some((tables, index)) => write!(f, "{tables}[{index}].{}", self.key),
             None => f.write_str(self.key),
         }
     }
@@ -232,7 +312,7 @@ pub(crate) struct Fault {
 
 impl Fault {
     fn of(key: &'static str, what: impl Into<String>) -> Self {
-        Self { place: Place { key, disk: None }, what: what.into() }
+        Self { place: Place { key, item: None }, what: what.into() }
     }
 }
 
@@ -242,14 +322,22 @@ impl GuestSpec {
     /// # Errors
     /// The first that does not, or is not.
     pub(crate) fn check(&self) -> Result<(), Fault> {
-        RamLayout::new(self.memory.0).map_err(|error| Fault::of("memory", error.to_string()))?;
+        let bytes = self.memory_bytes().unwrap_or(MEMORY_BYTES);
+        RamLayout::new(bytes).map_err(|error| Fault::of("memory", error.to_string()))?;
+        self.memory_config().check(bytes).map_err(|error| {
+            let key = if self.hugepages.is_some() { "hugepages" } else { "numa-policy" };
+            Fault::of(key, error.to_string())
+        })?;
+        self.check_template()?;
         let of_kernels = [
             ("initrd", self.initrd.is_some()),
             ("cmdline", self.cmdline.is_some()),
             ("acpi", self.acpi.is_some()),
-            ("disk", !self.disk.is_empty()),
+            ("disk", !self.disk.is_empty() && self.template.is_none()),
+            ("net", !self.net.is_empty()),
             ("rng", self.rng),
             ("balloon", self.balloon.is_some()),
+            ("vsock", self.vsock.is_some()),
         ];
         let of_the_workload = [
             ("dirty-rate", self.dirty_rate.is_some()),
@@ -270,7 +358,29 @@ impl GuestSpec {
             return Err(Fault::of("labels", format!("a guest has at most {LABELS_MAX} labels")));
         }
         let mut disks = self.disk.iter().enumerate();
-        disks.try_for_each(|(index, disk)| disk.check(index))
+        disks.try_for_each(|(index, disk)| disk.check(index))?;
+        let mut nets = self.net.iter().enumerate();
+        nets.try_for_each(|(index, net)| net.check(index))
+    }
+
+    /// Whether nothing is said of a guest from a template that its template says already.
+    fn check_template(&self) -> Result<(), Fault> {
+        let of_templates = [
+            ("memory", self.memory.is_some()),
+            ("cpus", self.cpus.is_some()),
+            ("kernel", self.kernel.is_some()),
+            ("acpi", self.acpi.is_some()),
+            ("on-reboot", self.on_reboot.is_some()),
+            ("rng", self.rng),
+            ("balloon", self.balloon.is_some()),
+            ("cpu", self.cpu.is_some()),
+            ("prealloc", self.prealloc),
+            ("dirty-rate", self.dirty_rate.is_some()),
+            ("working-set", self.working_set.is_some()),
+            ("pattern", self.pattern.is_some()),
+        ];
+        let stray = of_templates.iter().find(|(_, is_there)| *is_there && self.template.is_some());
+        stray.map_or(Ok(()), |(key, _)| Err(Fault::of(key, "the `template` says that already")))
     }
 
     /// Whether its files are named so that any process on this host finds them.
@@ -278,18 +388,47 @@ impl GuestSpec {
     /// # Errors
     /// The first that is not.
     pub(crate) fn check_paths(&self) -> Result<(), Fault> {
-        let single = [("kernel", &self.kernel), ("initrd", &self.initrd)];
+        let cpu = match &self.cpu {
+            Some(CpuArg::File(path)) => Some(path),
+            Some(CpuArg::Model(_)) | None => None,
+        };
+        let single = [
+            ("kernel", self.kernel.as_ref()),
+            ("initrd", self.initrd.as_ref()),
+            ("template", self.template.as_ref()),
+            ("cpu", cpu),
+        ];
         let single =
-            single.into_iter().filter_map(|(key, path)| Some((key, None, path.as_deref()?)));
+            single.into_iter().filter_map(|(key, path)| Some((key, None, path?.as_path())));
         let disks = self.disk.iter().enumerate();
-        let disks = disks.map(|(index, disk)| ("path", Some(index), disk.path.as_path()));
+        let disks = disks.map(|(index, disk)| ("path", Some(("disk", index)), disk.path.as_path()));
         let mut paths = single.chain(disks);
         match paths.find(|(_, _, path)| !path.is_absolute()) {
             None => Ok(()),
-            Some((key, disk, path)) => Err(Fault {
-                place: Place { key, disk },
+            Some((key, item, path)) => Err(Fault {
+                place: Place { key, item },
                 what: format!("`{}` is no absolute path", path.display()),
             }),
+        }
+    }
+
+    /// Guest memory in bytes; absent for a guest from a template, which says how much.
+    pub(crate) fn memory_bytes(&self) -> Option<u64> {
+        self.template.is_none().then(|| self.memory.map_or(MEMORY_BYTES, |size| size.0))
+    }
+
+    /// Virtual CPUs; absent for a guest from a template.
+    pub(crate) fn vcpus(&self) -> Option<u8> {
+        self.template.is_none().then(|| self.cpus.unwrap_or(1))
+    }
+
+    /// How its memory is to be backed.
+    pub(crate) fn memory_config(&self) -> MemoryConfig {
+        MemoryConfig {
+            huge_pages: self.hugepages.unwrap_or_default(),
+            prealloc: if self.prealloc { Prealloc::AtStart } else { Prealloc::OnDemand },
+            numa: self.numa_policy.unwrap_or_default(),
+            merge_domain: self.merge_domain.clone(),
         }
     }
 

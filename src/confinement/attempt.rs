@@ -3,9 +3,9 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::net::{Ipv4Addr, TcpListener};
-use std::os::unix::net::UnixDatagram;
 
 use anyhow::{Result, anyhow};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use tokio::runtime::Runtime;
 
 use crate::output;
@@ -44,7 +44,9 @@ fn attempt(what: &str) -> Result<()> {
         "write" => Ok(File::options().append(true).open(of).map(drop)?),
         "create" => Ok(File::create_new(of).map(drop)?),
         "process" => Ok(std::process::Command::new(of).spawn().map(drop)?),
-        "unix-socket" => Ok(UnixDatagram::unbound().map(drop)?),
+        "packets" => {
+            Ok(socket(AddressFamily::Packet, SockType::Raw, SockFlag::empty(), None).map(drop)?)
+        }
         "tcp" => Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map(drop)?),
         _ => Err(anyhow!("no such attempt")),
     }

@@ -18,8 +18,23 @@ pub(super) const IOCTLS_OF_DEVICES: [(u64, u64); 3] = [
 pub(super) const IOCTLS: [u64; 9] =
     [FIONBIO, FIOCLEX, FIONREAD, TCGETS, TCSETS, TCSETSW, TCSETSF, TIOCGWINSZ, TCGETS2];
 
-/// Families of sockets: those of migrations, and what the C library asks for a host's address.
-pub(super) const SOCKET_FAMILIES: [i32; 3] = [AF_INET, AF_INET6, AF_NETLINK];
+/// `SIOCBRADDIF` of linux/sockios.h.
+const ADD_TO_BRIDGE: u64 = 0x89a2;
+
+/// `ioctl` requests about network interfaces, for a guest that arrives and makes its tap then.
+pub(super) const IOCTLS_OF_INTERFACES: [u64; 8] = [
+    SIOCGIFINDEX as u64,
+    SIOCGIFMTU as u64,
+    SIOCSIFMTU as u64,
+    SIOCSIFHWADDR as u64,
+    SIOCGIFFLAGS as u64,
+    SIOCSIFFLAGS as u64,
+    SIOCETHTOOL as u64,
+    ADD_TO_BRIDGE,
+];
+
+/// Families of sockets: those of migrations, of programs that a guest calls over vsock, and what the C library asks for an address.
+pub(super) const SOCKET_FAMILIES: [i32; 4] = [AF_UNIX, AF_INET, AF_INET6, AF_NETLINK];
 
 /// Calls without conditions, by what they are for.
 pub(super) const ALLOWED: &[&[c_long]] =
@@ -147,8 +162,9 @@ const WAITING: [c_long; 9] = [
 ];
 
 /// Migrations and the API; [`super::seccomp`] refuses most families of sockets.
-const NETWORK: [c_long; 16] = [
+const NETWORK: [c_long; 17] = [
     SYS_socket,
+    SYS_listen,
     SYS_bind,
     SYS_connect,
     SYS_accept4,
@@ -183,7 +199,7 @@ const IDENTITY: [c_long; 9] = [
 ];
 
 /// Names of calls that are tried by those who have broken out, for the message; others are told by their number.
-pub(super) const NOTORIOUS: [(c_long, &str); 24] = [
+pub(super) const NOTORIOUS: [(c_long, &str); 23] = [
     (SYS_execve, "execve"),
     (SYS_execveat, "execveat"),
     (SYS_fork, "fork"),
@@ -206,6 +222,5 @@ pub(super) const NOTORIOUS: [(c_long, &str); 24] = [
     (SYS_bpf, "bpf"),
     (SYS_perf_event_open, "perf_event_open"),
     (SYS_keyctl, "keyctl"),
-    (SYS_listen, "listen"),
     (SYS_ioctl, "ioctl"),
 ];

@@ -64,6 +64,8 @@ impl Files {
             (state.migrations(), Use::Keep),
             (state.ended().folder().to_owned(), Use::Keep),
             (state.certs(), Use::Read),
+            (state.vsock_folder(), Use::Keep),
+            (state.merge_domain_file(), Use::Write),
         ];
         wanted.extend(folders);
         if cfg!(feature = "failpoints") {
@@ -78,13 +80,14 @@ impl Files {
         self
     }
 
-    /// And this disk; one that is not there yet may be made.
+    /// And this disk.
     pub(crate) fn add_disk(&mut self, path: &Path) {
-        let place = match path.parent() {
-            Some(folder) if !path.exists() => (folder.to_owned(), Use::Keep),
-            _ => (path.to_owned(), Use::Device),
-        };
-        self.wanted.push(place);
+        self.wanted.push((path.to_owned(), Use::Device));
+    }
+
+    /// And this folder, in which disks may be made.
+    pub(crate) fn add_disk_folder(&mut self, path: &Path) {
+        self.wanted.push((path.to_owned(), Use::Keep));
     }
 
     /// And what the guest boots from, now and again.
@@ -124,6 +127,9 @@ impl Files {
 pub(crate) fn disk(device: &DeviceConfig) -> Option<&Path> {
     match device {
         DeviceConfig::Block(disk) => Some(disk.path()),
-        DeviceConfig::Rng | DeviceConfig::Balloon => None,
+        DeviceConfig::Rng
+        | DeviceConfig::Balloon
+        | DeviceConfig::Vsock { .. }
+        | DeviceConfig::Net(_) => None,
     }
 }

@@ -46,8 +46,10 @@ fn allowed(other: SeccompAction) -> Result<SeccompFilter, seccompiler::BackendEr
         calls::ALLOWED.iter().copied().flatten().map(|call| (*call, Vec::new())).collect();
     let devices = calls::IOCTLS_OF_DEVICES
         .map(|(mask, request)| rule([(1, SeccompCmpOp::MaskedEq(mask), request)]));
+    let interfaces =
+        calls::IOCTLS_OF_INTERFACES.map(|request| rule([(1, SeccompCmpOp::Eq, request)]));
     let ioctls = calls::IOCTLS.map(|request| rule([(1, SeccompCmpOp::Eq, request)]));
-    let ioctls: Result<_, _> = devices.into_iter().chain(ioctls).collect();
+    let ioctls: Result<_, _> = devices.into_iter().chain(interfaces).chain(ioctls).collect();
     rules.insert(libc::SYS_ioctl, ioctls?);
     // The handler that tells of refused calls stays.
     let others = rule([(0, SeccompCmpOp::Ne, libc::SIGSYS as u64)])?;

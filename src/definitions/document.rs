@@ -4,7 +4,9 @@ use std::ops::Range;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
+use toml::Spanned;
 use toml::de::{DeTable, DeValue};
+use vmm_core::virtio::net::MacAddress;
 
 use crate::cli::spec::{GuestSpec, Place};
 use crate::names::GuestName;
@@ -33,6 +35,33 @@ impl Document {
             Ok(spec) => Ok(Self { text, spec }),
             Err(complaint) => Err(anyhow!("{}:{complaint}", path.display())),
         }
+    }
+
+    /// The text with an address for each network device that has none, the one that it has in `before` if it has one there:
+    /// a guest that is defined keeps its addresses.
+    ///
+    /// # Errors
+    /// This host has no entropy to choose one with.
+    pub(crate) fn text_with_addresses(&self, before: Option<&GuestSpec>) -> Result<String> {
+        let mut text = self.text.clone();
+        // From the end, so that what is put in moves nothing that is still to be found.
+        for (index, net) in self.spec.net.iter().enumerate().rev() {
+            if net.mac.is_some() {
+                continue;
+            }
+            let known = before.and_then(|spec| spec.net.get(index)?.mac);
+            let mac = match known {
+                Some(mac) => mac,
+                None => MacAddress::random().context("cannot choose an address")?,
+            };
+            let root = DeTable::parse(&self.text).map_err(|error| anyhow!("{error}"))?;
+            if let Some(place) = first_key_of(root.get_ref(), index) {
+                let is_inline = self.text[..place].trim_end().ends_with(['{', ',']);
+                let end = if is_inline { ", " } else { "\n" };
+                text.insert_str(place, &format!("mac = \"{mac}\"{end}"));
+            }
+        }
+        Ok(text)
     }
 
     /// The name in the file.
@@ -96,15 +125,28 @@ fn key_at(table: &DeTable<'_>, offset: usize) -> Option<String> {
 
 /// Where the key at `place` is written.
 fn span_of(root: &DeTable<'_>, place: Place) -> Option<Range<usize>> {
-    let table = match place.disk {
+    let table = match place.item {
         None => root,
-        Some(index) => {
-            let disks = root.iter().find(|(key, _)| key.get_ref() == "disk")?.1;
-            disks.get_ref().as_array()?.get(index)?.get_ref().as_table()?
-        }
+        Some((tables, index)) => item(root, tables, index)?.get_ref().as_table()?,
     };
     let key = table.iter().map(|(key, _)| key).find(|key| key.get_ref() == place.key)?;
     Some(key.span())
+}
+
+/// Where the first key of network device number `index` is written.
+fn first_key_of(root: &DeTable<'_>, index: usize) -> Option<usize> {
+    let table = item(root, "net", index)?.get_ref().as_table()?;
+    table.iter().map(|(key, _)| key.span().start).min()
+}
+
+/// Table number `index` of those of this name.
+fn item<'a, 'i>(
+    root: &'a DeTable<'i>,
+    tables: &str,
+    index: usize,
+) -> Option<&'a Spanned<DeValue<'i>>> {
+    let all = root.iter().find(|(key, _)| key.get_ref() == tables)?.1;
+    all.get_ref().as_array()?.get(index)
 }
 
 #[cfg(test)]
@@ -125,6 +167,12 @@ acpi = "off"
 on-reboot = "stop"
 rng = true
 balloon = "off"
+vsock = 3
+cpu = "x86-64-v2"
+hugepages = "2M"
+prealloc = true
+numa-policy = "interleave:0-1"
+dirty-log = "ring:2048"
 labels = { team = "shop", "x/y" = "" }
 
 [[disk]]
@@ -134,6 +182,13 @@ serial = "db-1"
 [[disk]]
 path = "/d/b.raw"
 read-only = true
+
+[[net]]
+bridge = "br0"
+mac = "52:54:00:00:00:01"
+
+[[net]]
+tap = "tap-db"
 "#;
 
     /// What the command line `lighter run` with these arguments describes.
@@ -148,8 +203,10 @@ read-only = true
     #[test]
     fn a_file_says_what_the_options_of_the_same_names_say() {
         let arguments = "--name db --memory 1G --cpus 2 --kernel /boot/vmlinuz --initrd /boot/initrd --acpi off \
-                         --on-reboot stop --rng --balloon off --label team=shop --label x/y= --disk /d/a.raw,serial=db-1 \
-                         --disk /d/b.raw,ro --cmdline";
+                         --on-reboot stop --rng --balloon off --vsock 3 --cpu x86-64-v2 --hugepages 2M \
+                         --prealloc --numa-policy interleave:0-1 --dirty-log ring:2048 \
+                         --label team=shop --label x/y= --disk /d/a.raw,serial=db-1 \
+                         --disk /d/b.raw,ro --net bridge=br0,mac=52:54:00:00:00:01 --net tap=tap-db --cmdline";
         let arguments: Vec<&str> =
             arguments.split_whitespace().chain(["console=ttyS0 root=/dev/vda"]).collect();
         assert_eq!(parse(FULL).unwrap(), typed(&arguments));
@@ -157,6 +214,10 @@ read-only = true
         let workload = "dirty-rate = 7\nworking-set = \"8M\"\npattern = \"zero\"";
         let arguments = ["--dirty-rate", "7", "--working-set", "8M", "--pattern", "zero"];
         assert_eq!(parse(workload).unwrap(), typed(&arguments));
+        let clone = "template = \"/t\"\nmerge-domain = \"shop\"\nhugepages = \"off\"\ndisk = [{ path = \"/d\" }]";
+        let arguments = "--template /t --merge-domain shop --hugepages off --disk /d";
+        let arguments: Vec<&str> = arguments.split_whitespace().collect();
+        assert_eq!(parse(clone).unwrap(), typed(&arguments));
         assert_eq!(parse("").unwrap(), typed(&[]), "the same holds when nothing is said");
     }
 
@@ -177,6 +238,14 @@ read-only = true
         refused("cpus = 9", "1: cpus: ", "1 to 8");
         refused("cpus = \"2\"", "1: cpus: ", "u8");
         refused("cpus = -1", "1: cpus: ", "-1");
+        refused("kernel = \"/k\"\nvsock = 2", "2: vsock: ", "3 to 4294967294");
+        refused("hugepages = \"4M\"", "1: hugepages: ", "`4M`");
+        refused("numa-policy = \"bind:99\"", "1: numa-policy: ", "`99`");
+        refused("merge-domain = \"a b\"", "1: merge-domain: ", "letters");
+        refused("dirty-log = \"ring:3\"", "1: dirty-log: ", "power of two");
+        refused("cpu = \"486\"", "1: cpu: ", "`486`");
+        refused("cpu = \"fleet.toml\"", "1: cpu: ", "no absolute path");
+        refused("template = \"t\"", "1: template: ", "no absolute path");
         refused("name = \"../x\"", "1: name: ", "a guest's name is");
         refused("on-reboot = \"maybe\"", "1: on-reboot: ", "`restart`");
         refused("on_reboot = \"stop\"", "1: on_reboot: ", "`on-reboot`");
@@ -189,11 +258,21 @@ read-only = true
 
     #[test]
     fn what_does_not_go_together_is_refused_with_its_line_and_key() {
-        for line in ["initrd = \"/i\"", "cmdline = \"x\"", "acpi = \"on\"", "rng = true"] {
+        for line in
+            ["initrd = \"/i\"", "cmdline = \"x\"", "acpi = \"on\"", "rng = true", "vsock = 3"]
+        {
             let key = line.split(' ').next().unwrap();
             refused(&format!("cpus = 1\n{line}"), &format!("2: {key}: "), "`kernel`");
         }
         refused("[[disk]]\npath = \"/d\"", "1: disk: ", "`kernel`");
+        for line in
+            ["memory = \"1G\"", "cpus = 1", "kernel = \"/k\"", "cpu = \"host\"", "prealloc = true"]
+        {
+            let key = line.split(' ').next().unwrap();
+            refused(&format!("template = \"/t\"\n{line}"), &format!("2: {key}: "), "`template`");
+        }
+        refused("hugepages = \"1G\"", "1: hugepages: ", "huge pages of 1 GiB");
+        refused("hugepages = \"2M\"\nmerge-domain = \"a\"", "1: hugepages: ", "cannot be merged");
         for line in ["dirty-rate = 1", "working-set = \"8M\"", "pattern = \"zero\""] {
             let key = line.split(' ').next().unwrap();
             refused(&format!("kernel = \"/k\"\n{line}"), &format!("2: {key}: "), "workload");
@@ -216,6 +295,41 @@ read-only = true
         );
         refused(&disk("serial = \"x\""), "4: disk[1]", "missing key `path`");
         refused("kernel = \"vmlinuz\"", "1: kernel: ", "`vmlinuz` is no absolute path");
+    }
+
+    #[test]
+    fn a_network_device_that_is_wrong_is_told_by_its_number() {
+        let net = |lines: &str| format!("kernel = \"/k\"\n[[net]]\ntap = \"t0\"\n[[net]]\n{lines}");
+        refused(&net("mac = \"01:00:5e:00:00:01\""), "5: net[1].mac: ", "01:00:5e");
+        refused(&net("bridge = \"a b\""), "5: net[1].bridge: ", "a b");
+        refused(&net("tap = \"a/b\""), "5: net[1].tap: ", "a/b");
+        refused(&net("mtu = 9000"), "5: net[1].mtu: ", "`bridge`");
+        refused(
+            "kernel = \"/k\"\n[[net]]\nmac = \"52:54:00:00:00:01\"",
+            "1: net[0].bridge: ",
+            "a tap",
+        );
+        refused("[[net]]\nbridge = \"br0\"", "1: net: ", "`kernel`");
+    }
+
+    #[test]
+    fn addresses_are_chosen_once_however_the_devices_are_written() {
+        let kernel = "kernel = \"/k\" # mine\n";
+        let tables = "[[net]]\n  bridge = \"br0\"\n[[net]]\nmac = \"52:54:00:00:00:01\"\ntap = \"t0\"\n[[net]]\ntap = \"t1\"";
+        let inline = "net = [{ bridge = \"br0\" }, { mac = \"52:54:00:00:00:01\", tap = \"t0\" }, { tap = \"t1\" }]";
+        let document = |text: String| Document { spec: parse(&text).unwrap(), text };
+        let given = |spec: &GuestSpec| spec.net.iter().map(|net| net.mac).collect::<Vec<_>>();
+        for text in [tables, inline] {
+            let text = format!("{kernel}{text}");
+            let defined = document(document(text.clone()).text_with_addresses(None).unwrap());
+            let macs = given(&defined.spec);
+            assert!(macs.iter().all(Option::is_some) && macs[0] != macs[2], "{}", defined.text);
+            assert_eq!(macs[1].unwrap().to_string(), "52:54:00:00:00:01");
+            assert!(defined.text.starts_with(kernel), "what was written stays");
+            assert_eq!(defined.text_with_addresses(None).unwrap(), defined.text);
+            let again = document(text).text_with_addresses(Some(&defined.spec)).unwrap();
+            assert_eq!(given(&parse(&again).unwrap()), macs, "defined again, it keeps them");
+        }
     }
 
     #[test]

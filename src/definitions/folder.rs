@@ -36,14 +36,17 @@ impl Definitions {
         Self { folder }
     }
 
-    /// Keeps the guest's file at `path`, in the place of one that has the same name. Returns the name.
+    /// Keeps the guest's file at `path`, in the place of one that has the same name, with addresses for its network devices.
+    /// Returns the name.
     ///
     /// # Errors
     /// The file describes no guest or has no name for it, or the file system refuses.
     pub(crate) fn define(&self, path: &Path) -> Result<GuestName> {
         let document = Document::read(path)?;
         let name = document.name(path)?;
-        durable::replace(&self.file(name), document.text.as_bytes())?;
+        let before = self.find(name).and_then(|definition| definition.spec.ok());
+        let text = document.text_with_addresses(before.as_ref())?;
+        durable::replace(&self.file(name), text.as_bytes())?;
         Ok(name.clone())
     }
 
@@ -165,7 +168,7 @@ mod tests {
 
         let web = definitions.expect(&name("web")).unwrap();
         assert!(fs::read_to_string(&web.path).unwrap().starts_with("# mine"));
-        assert_eq!((web.spec.unwrap().cpus, web.autostart), (2, false));
+        assert_eq!((web.spec.unwrap().cpus, web.autostart), (Some(2), false));
 
         definitions.undefine(&name("web")).unwrap();
         assert!(definitions.find(&name("web")).is_none());

@@ -9,14 +9,16 @@ use migrate::record::RecordStore;
 use migrate::report::Outcome;
 use migrate::session::{DestinationSession, start_destination};
 use migrate::{DestinationGuest, GuestDescription, GuestFactory, MigrationId, Refusal, Token};
-use vmm_core::{DeviceError, Error, ShapeError};
+use vmm_core::{DeviceError, Error, ShapeError, VmOptions, VmShape};
 
 use super::console::Console;
+use super::disks::{self, Arriving, DiskFolders};
 use super::machine::{Machine, shape_of};
 use super::process::{Ending, GuestProcess, Occupation};
 use super::session::MigrationSession;
 use crate::api::types::MigrationStatus;
 use crate::cli::host::IncomingArgs;
+use crate::cli::net::NetRename;
 use crate::node::{IncomingLine, LINGER};
 
 /// The longest line that the node writes: 64 digits and the line's end, with room for a mistake.
@@ -50,7 +52,8 @@ impl Arrival {
             guest: process.name().to_string(),
             linger: LINGER,
         };
-        let factory = Factory { process: Arc::downgrade(process), console };
+        let (folders, net_map) = (DiskFolders::new(&args.disk_dir), args.net_map.clone());
+        let factory = Factory { process: Arc::downgrade(process), console, folders, net_map };
         let handle = start_destination(session, Arc::new(factory), &tls, records)?;
         let port = handle.port();
         let arrival = Self { session: MigrationSession::new(handle) };
@@ -92,6 +95,9 @@ impl Arrival {
 struct Factory {
     process: Weak<GuestProcess>,
     console: Console,
+    /// What bridges and taps are called here.
+    net_map: Vec<NetRename>,
+    folders: DiskFolders,
 }
 
 impl GuestFactory for Factory {
@@ -105,25 +111,35 @@ impl GuestFactory for Factory {
             );
             return Err(Refusal::new(RefusalKind::Guest, text));
         }
-        shape_of(guest)?.check_host().map_err(refused)
+        self.shape_of(guest)?.check_host().map_err(refused)
     }
 
     fn create(&self, guest: &GuestDescription) -> Result<Arc<dyn DestinationGuest>, Refusal> {
         let process = self.process()?;
-        let shape = shape_of(guest)?;
+        let shape = self.shape_of(guest)?;
         let other = |error: anyhow::Error| match error.downcast::<Error>() {
             Ok(error) => refused(error),
             Err(error) => Refusal::new(RefusalKind::Other, format!("{error:#}")),
         };
-        let machine = Machine::create(process.name().clone(), guest.uuid, shape, &self.console)
-            .map_err(other)?;
+        let (name, options) = (process.name().clone(), VmOptions::default());
+        let machine =
+            Machine::create(name, guest.uuid, shape, &options, &self.console).map_err(other)?;
         let machine = Arc::new(machine);
         process.set_machine(Arc::clone(&machine)).map_err(other)?;
-        Ok(machine)
+        let arriving = Arriving::new(machine, guest).map_err(|error| other(error.into()))?;
+        Ok(Arc::new(arriving))
     }
 }
 
 impl Factory {
+    /// What the machine is made of, as it is here and with the disks that come along.
+    fn shape_of(&self, guest: &GuestDescription) -> Result<VmShape, Refusal> {
+        let mut shape = shape_of(guest)?;
+        disks::expect(guest, &mut shape, &self.folders)?;
+        NetRename::apply(&self.net_map, &mut shape);
+        Ok(shape)
+    }
+
     fn process(&self) -> Result<Arc<GuestProcess>, Refusal> {
         let ending = || Refusal::new(RefusalKind::Busy, "the process for the guest is ending");
         self.process.upgrade().filter(|process| !process.is_ending()).ok_or_else(ending)

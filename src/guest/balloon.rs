@@ -35,7 +35,7 @@ pub(super) fn look_at(machine: &SharedMachine, name: &GuestName) -> Result<Ballo
         actual_bytes: status.actual_bytes,
         inflated_bytes_total: status.discarded.inflated_bytes,
         reported_bytes_total: status.discarded.reported_bytes,
-        resident_bytes: cost.map(|cost| cost.resident_bytes),
+        resident_bytes: memopt::observe::resident_bytes(std::process::id()).ok(),
         proportional_bytes: cost.map(|cost| cost.total_bytes()),
         statistics: status.statistics.map(|(values, age)| BalloonStatistics {
             age_ms: u64::try_from(age.as_millis()).unwrap_or(u64::MAX),

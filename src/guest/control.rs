@@ -7,17 +7,20 @@ use std::time::{Duration, Instant};
 use migrate::error::OperatorChoice;
 use vmm_core::RunState;
 use vmm_core::devices::ButtonPress;
+use vmm_core::memory::Prealloc;
 
 use super::leaving::Departure;
 use super::machine::SharedMachine;
+use super::merging::Merging;
 use super::process::{Ending, GuestProcess, Occupation, Saving};
 use super::session::MigrationSession;
 use super::{balloon, saved, workload};
 use crate::api::guest::GuestControl;
 use crate::api::types::{
-    BalloonInfo, BalloonRequest, ConsoleInput, ConsoleTaken, GuestInfo, GuestKind, GuestState,
-    LandlockState, MigrationRequest, MigrationStarted, MigrationStatus, OnReboot, RebootRequest,
-    Resolution, SaveRequest, Saved, StateAnswer, WorkloadControl, WorkloadControlled, WorkloadInfo,
+    BackingInfo, BalloonInfo, BalloonRequest, ConsoleInput, ConsoleTaken, GuestInfo, GuestKind,
+    GuestState, LandlockState, MigrationRequest, MigrationStarted, MigrationStatus, NetInfo,
+    OnReboot, RebootRequest, Resolution, SaveRequest, Saved, StateAnswer, VsockInfo,
+    WorkloadControl, WorkloadControlled, WorkloadInfo,
 };
 use crate::api::{ApiError, Reason};
 use crate::scrollback::Scrollback;
@@ -118,6 +121,25 @@ impl ProcessControl {
         }
     }
 
+    /// How the guest's memory is backed.
+    fn backing(&self, machine: &SharedMachine) -> BackingInfo {
+        let memory = &machine.shape().memory;
+        let merged_instead = match self.process().merging() {
+            Some(Merging::Held { by }) => Some(by.clone()),
+            Some(Merging::On { .. } | Merging::Off) | None => None,
+        };
+        BackingInfo {
+            huge_pages: memory.huge_pages.to_string(),
+            prealloc: memory.prealloc == Prealloc::AtStart,
+            numa_policy: memory.numa.to_string(),
+            merge_domain: memory.merge_domain.as_ref().map(ToString::to_string),
+            mergeable: machine.vm().ram().is_merged(),
+            merged_instead,
+            from_template: machine.vm().ram().is_from_template(),
+            dirty_log: machine.vm().dirty_log().to_string(),
+        }
+    }
+
     fn state(&self) -> StateAnswer {
         StateAnswer { state: self.process().guest_state() }
     }
@@ -148,7 +170,14 @@ impl GuestControl for ProcessControl {
             kind: machine.map_or(GuestKind::Linux, |machine| machine.kind()),
             memory_bytes: machine.map_or(0, |machine| machine.shape().memory_bytes),
             vcpus: machine.map_or(0, |machine| machine.shape().vcpus),
+            nets: machine.map(nets).unwrap_or_default(),
+            cpu_model: machine.map(|machine| machine.shape().cpu_model.clone()),
+            backing: machine.map(|machine| self.backing(machine)).unwrap_or_default(),
             labels: self.process().labels().clone(),
+            vsock: machine.and_then(|machine| machine.cid()).map(|cid| VsockInfo {
+                cid,
+                socket: self.process().state().guest(&identity.name).vsock_socket().to_owned(),
+            }),
             started_unix_ms: identity.started_unix_ms,
             on_reboot: match machine.map(|machine| machine.vm().on_reboot()) {
                 Some(vmm_core::OnReboot::Restart) => OnReboot::Restart,
@@ -221,7 +250,7 @@ impl GuestControl for ProcessControl {
         let saving = Saving::begin(self.process(), &mut occupation);
         drop(occupation);
         let began = Instant::now();
-        let saved = saved::save(machine, &request.file, handed);
+        let saved = saved::save(machine, &request.file, request.format, handed);
         let file_bytes = saved.map_err(ApiError::failed)?;
         drop(saving);
         Ok(Saved {
@@ -309,4 +338,10 @@ impl GuestControl for ProcessControl {
         let taken_bytes = self.machine()?.vm().console_input(&bytes);
         Ok(ConsoleTaken { taken_bytes })
     }
+}
+
+/// Its network devices; none when their threads are gone, which ends the guest anyway.
+fn nets(machine: &SharedMachine) -> Vec<NetInfo> {
+    let nets = machine.vm().nets().unwrap_or_default();
+    nets.into_iter().map(NetInfo::from).collect()
 }

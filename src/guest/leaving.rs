@@ -9,6 +9,7 @@ use migrate::report::{Outcome, Role};
 use migrate::session::{SourceSession, start_source};
 use migrate::{Limits, MigrationId, Report, SourceGuest};
 
+use super::disks::Departing;
 use super::process::{Ending, GuestProcess};
 use super::session::MigrationSession;
 use super::workload;
@@ -43,10 +44,12 @@ impl Departure {
         let machine = process
             .machine()
             .ok_or_else(|| ApiError::new(Reason::WrongState, "the guest has not arrived yet"))?;
+        let guest = Departing::new(Arc::clone(machine), request.copy_disks.as_ref())
+            .map_err(|error| ApiError::new(Reason::BadRequest, error))?;
         let tls = migrate::quic::Tls::load(&process.state().certs()).map_err(ApiError::failed)?;
         let records = RecordStore::open(&process.state().migrations()).map_err(ApiError::failed)?;
         workload::begin_migration(machine);
-        let guest: Arc<dyn SourceGuest> = Arc::clone(machine) as Arc<dyn SourceGuest>;
+        let guest: Arc<dyn SourceGuest> = Arc::new(guest);
         let handle = start_source(plan, guest, tls, records).map_err(ApiError::failed)?;
         let session = MigrationSession::new(handle);
         let departure = Self { session, destination: request.destination.clone() };

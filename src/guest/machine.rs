@@ -9,7 +9,7 @@ use migrate::protocol::Blob;
 use migrate::{DestinationGuest, GuestDescription, GuestError, MemoryLayout, Refusal, SourceGuest};
 use uuid::Uuid;
 use vmm_core::memory::RamLayout;
-use vmm_core::{RunState, Vm, VmShape, VmState};
+use vmm_core::{DeviceConfig, RunState, Vm, VmOptions, VmShape, VmState};
 
 use super::console::Console;
 use crate::api::types::GuestKind;
@@ -36,10 +36,11 @@ impl Machine {
         name: GuestName,
         uuid: Uuid,
         shape: VmShape,
+        options: &VmOptions,
         console: &Console,
     ) -> Result<Self> {
         let layout = layout(&shape.layout()?)?;
-        let vm = Vm::create(&shape, console.output()?)?;
+        let vm = Vm::create_with(&shape, options, console.output()?)?;
         let scrollback = Arc::clone(console.scrollback());
         Ok(Self { name, uuid, shape, layout, scrollback, vm })
     }
@@ -73,6 +74,14 @@ impl Machine {
     /// What the machine is made of.
     pub(crate) fn shape(&self) -> &VmShape {
         &self.shape
+    }
+
+    /// The guest's address, if it has a vsock device.
+    pub(crate) fn cid(&self) -> Option<u32> {
+        self.shape.devices.iter().find_map(|device| match device {
+            DeviceConfig::Vsock { cid } => Some(*cid),
+            _ => None,
+        })
     }
 
     /// The guest's identity.
@@ -126,6 +135,7 @@ impl SourceGuest for Machine {
             vcpus: u16::from(self.shape.vcpus),
             // A shape that cannot be encoded is refused by the destination as empty.
             config: Blob(self.shape.to_bytes().unwrap_or_default()),
+            disks: Vec::new(),
         }
     }
 
@@ -163,7 +173,7 @@ impl SourceGuest for Machine {
     }
 
     fn release(&self) -> Result<(), GuestError> {
-        self.vm.release().map_err(|error| self.failed("give up the disks", error))
+        self.vm.release().map_err(|error| self.failed("give up the disks and networks", error))
     }
 
     fn is_running(&self) -> bool {
@@ -210,7 +220,8 @@ mod tests {
         let shape = VmShape::for_host(64 << 20, 1).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let console = Console::log(folder.path().join("console.log"));
-        Machine::create("web".parse().unwrap(), Uuid::new_v4(), shape, &console).unwrap()
+        let options = VmOptions::default();
+        Machine::create("web".parse().unwrap(), Uuid::new_v4(), shape, &options, &console).unwrap()
     }
 
     #[test]

@@ -2,13 +2,16 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use vmm_core::boot::{Acpi, DEFAULT_CMDLINE, DEFAULT_CMDLINE_WITHOUT_ACPI, KernelSource};
-use vmm_core::virtio::block::{Access, BlockConfig};
+use vmm_core::virtio::block::{Access, BlockConfig, EngineChoice};
+use vmm_core::virtio::net::{MacAddress, NetConfig};
 use vmm_core::workload::{Pattern, WorkloadParams};
-use vmm_core::{BootSource, DeviceConfig, OnReboot, VmShape};
+use vmm_core::{BootSource, CpuModel, DeviceConfig, OnReboot, VmShape};
 
-use crate::cli::disk::{DiskAccess, DiskArg};
+use crate::cli::cpu::CpuArg;
+use crate::cli::disk::{DiskAccess, DiskArg, DiskEngine};
+use crate::cli::net::NetArg;
 use crate::cli::spec::{GuestSpec, OnRebootArg, PatternArg, SwitchArg};
 use crate::names::GuestName;
 use crate::units::{MIB, Size};
@@ -33,9 +36,9 @@ impl Plan {
     /// This host cannot run such a guest, or a file is missing.
     pub(crate) fn new(spec: &GuestSpec, name: GuestName) -> Result<Self> {
         spec.check().with_context(|| format!("cannot run {name}"))?;
-        let mut shape = VmShape::for_host(spec.memory.0, spec.cpus)
-            .with_context(|| format!("cannot run {name}"))?;
-        shape.devices = devices(spec).with_context(|| format!("cannot run {name}"))?;
+        let cannot = || format!("cannot run {name}");
+        let mut shape = shape(spec).with_context(cannot)?;
+        shape.devices = devices(spec).with_context(cannot)?;
         let boot = match spec.kernel() {
             None => BootSource::Workload(workload(spec)),
             Some(kernel) => BootSource::Kernel(kernel_source(spec, kernel)?),
@@ -49,6 +52,40 @@ impl Plan {
         };
         Ok(Self { name, shape, boot, on_reboot })
     }
+}
+
+/// The machine without its devices.
+fn shape(spec: &GuestSpec) -> Result<VmShape> {
+    let model = spec.cpu.as_ref().map_or_else(|| Ok(CpuModel::default()), CpuArg::model)?;
+    let (Some(bytes), Some(vcpus)) = (spec.memory_bytes(), spec.vcpus()) else {
+        bail!("a guest from a template is made of what the template says");
+    };
+    let mut shape = VmShape::with_cpu(bytes, vcpus, &model)?;
+    shape.memory = spec.memory_config();
+    Ok(shape)
+}
+
+/// The disks, /dev/vda first.
+///
+/// # Errors
+/// One is not there, or not one.
+pub(super) fn disks(spec: &GuestSpec) -> Result<Vec<BlockConfig>> {
+    let disk = |disk: &DiskArg| {
+        let access = match disk.access {
+            DiskAccess::ReadWrite => Access::ReadWrite,
+            DiskAccess::ReadOnly => Access::ReadOnly,
+        };
+        let engine = match disk.engine {
+            DiskEngine::Auto => EngineChoice::Auto,
+            DiskEngine::IoUring => EngineChoice::IoUring,
+            DiskEngine::Sync => EngineChoice::Sync,
+        };
+        // A clone's disks have the queues that its template's have.
+        let queues = disk.queues.unwrap_or(u16::from(spec.vcpus().unwrap_or(1)));
+        let config = BlockConfig::new(&disk.path, access, &disk.serial)?;
+        Ok(config.with_queues(queues).with_engine(engine))
+    };
+    spec.disk.iter().map(disk).collect()
 }
 
 fn kernel_source(spec: &GuestSpec, kernel: &Path) -> Result<KernelSource> {
@@ -72,18 +109,22 @@ fn kernel_source(spec: &GuestSpec, kernel: &Path) -> Result<KernelSource> {
 
 /// The virtio devices, disks first: /dev/vda is the first disk. The built-in workload has no drivers.
 fn devices(spec: &GuestSpec) -> Result<Vec<DeviceConfig>> {
-    let disk = |disk: &DiskArg| {
-        let access = match disk.access {
-            DiskAccess::ReadWrite => Access::ReadWrite,
-            DiskAccess::ReadOnly => Access::ReadOnly,
-        };
-        Ok(DeviceConfig::Block(BlockConfig::new(&disk.path, access, &disk.serial)?))
-    };
-    let disks = spec.disk.iter().map(disk);
+    let disks = disks(spec)?.into_iter().map(|disk| Ok(DeviceConfig::Block(disk)));
+    let nets = spec.net.iter().map(net);
     let rng = spec.rng.then_some(Ok(DeviceConfig::Rng));
     let has_balloon = spec.kernel.is_some() && spec.balloon.unwrap_or_default() == SwitchArg::On;
     let balloon = has_balloon.then_some(Ok(DeviceConfig::Balloon));
-    disks.chain(rng).chain(balloon).collect()
+    let vsock = spec.vsock.map(|cid| Ok(DeviceConfig::Vsock { cid }));
+    disks.chain(nets).chain(rng).chain(balloon).chain(vsock).collect()
+}
+
+fn net(net: &NetArg) -> Result<DeviceConfig> {
+    let link = net.link().map_err(anyhow::Error::msg)?;
+    let mac = match net.mac {
+        Some(mac) => mac,
+        None => MacAddress::random().context("cannot choose an address for a network device")?,
+    };
+    Ok(DeviceConfig::Net(NetConfig::new(link, mac)?))
 }
 
 /// The working set of a workload that was not told, in bytes.

@@ -14,6 +14,7 @@ use vmm_core::{StopReason, VmEvent};
 use super::arriving::Arrival;
 use super::leaving::Departure;
 use super::machine::SharedMachine;
+use super::merging::Merging;
 use super::session::MigrationSession;
 use super::workload::BadNews;
 use crate::api::types::{Confinement, GuestState, MigrationStatus};
@@ -127,6 +128,8 @@ pub(crate) struct GuestProcess {
     runtime: Handle,
     /// Absent while the guest has not been described yet by the host that it comes from.
     machine: OnceLock<SharedMachine>,
+    /// Whether the machine's pages may be merged.
+    merging: OnceLock<Merging>,
     occupation: Mutex<Occupation>,
     /// How the last migration went, once it is over.
     last_migration: Mutex<Option<(MigrationId, MigrationStatus)>>,
@@ -151,6 +154,7 @@ impl GuestProcess {
             state: state.clone(),
             runtime,
             machine: OnceLock::new(),
+            merging: OnceLock::new(),
             occupation: Mutex::new(Occupation::None),
             last_migration: Mutex::new(None),
             ending: watch::Sender::new(None),
@@ -194,6 +198,11 @@ impl GuestProcess {
         &self.runtime
     }
 
+    /// Whether its pages may be merged; absent as long as the machine is.
+    pub(crate) fn merging(&self) -> Option<&Merging> {
+        self.merging.get()
+    }
+
     /// The machine; absent while the guest has not been described yet.
     pub(crate) fn machine(&self) -> Option<&SharedMachine> {
         self.machine.get()
@@ -202,11 +211,14 @@ impl GuestProcess {
     /// Gives the process its machine, once, and listens to it from then on.
     ///
     /// # Errors
-    /// The system gives no thread.
+    /// The system gives no thread, one of the machine's is gone, or the system does not merge pages that shall be.
     pub(crate) fn set_machine(self: &Arc<Self>, machine: SharedMachine) -> Result<()> {
         if self.machine.set(Arc::clone(&machine)).is_err() {
             return Ok(());
         }
+        machine.vm().listen_at(self.state.guest(self.name()).vsock_socket())?;
+        let merging = Merging::begin(machine.vm(), &self.state.merge_domain_file())?;
+        let _first = self.merging.set(merging);
         let process = Arc::downgrade(self);
         let mut bad_news = BadNews::default();
         let listen = move || {

@@ -1,14 +1,18 @@
-//! A guest in a file: `save` and `restore`, around `vmm_core::snapshot`.
+//! A guest in a file: `save`, `restore`, `template` and `run --template`, around `vmm_core::snapshot`.
 
 use std::fs::File;
 use std::path::Path;
 
 use anyhow::{Context, Result};
 use uuid::Uuid;
-use vmm_core::{RunState, VmShape, VmState, snapshot};
+use vmm_core::snapshot::{CloneConfig, Template};
+use vmm_core::{RunState, Vm, VmOptions, VmShape, VmState, snapshot};
 
 use super::console::Console;
 use super::machine::Machine;
+use super::plan;
+use crate::api::types::SaveFormat;
+use crate::cli::spec::GuestSpec;
 use crate::names::GuestName;
 
 /// The name for a guest from `file` when none was chosen: the file's, without its ending.
@@ -40,19 +44,57 @@ pub(crate) fn restore(file: &Path, name: GuestName, console: &Console) -> Result
     Machine::adopt(name, Uuid::new_v4(), shape, vm, console)
 }
 
-/// Writes a guest to `handed`, which will be `file`, or else to a new file of that name; it stands still meanwhile, and then goes on
-/// as it did. Returns the file's size in bytes.
+/// What a clone of the template in `file`, to be called `name`, is made of, but for what it has of its own.
+///
+/// # Errors
+/// The file is no template, or is damaged.
+pub(crate) fn read_template(file: &Path, name: &GuestName) -> Result<(VmShape, VmState)> {
+    snapshot::read_template(file).with_context(|| format!("cannot run {name}"))
+}
+
+/// Creates a machine from the template that `spec` names, ready to go on where that guest was saved, under a new identity.
+///
+/// # Errors
+/// The file is no template, or what `spec` says does not fit it or this host.
+pub(crate) fn start_clone(
+    spec: &GuestSpec,
+    file: &Path,
+    name: GuestName,
+    console: &Console,
+) -> Result<Machine> {
+    spec.check()?;
+    let start = || -> Result<Vm> {
+        let own = CloneConfig {
+            memory: spec.memory_config(),
+            disks: plan::disks(spec)?,
+            options: VmOptions { dirty_log: spec.dirty_log.unwrap_or_default() },
+        };
+        Ok(Template::open(file)?.start(&own, console.output()?)?)
+    };
+    let vm = start().with_context(|| format!("cannot start {name} from {}", file.display()))?;
+    let shape = vm.shape().clone();
+    Machine::adopt(name, Uuid::new_v4(), shape, vm, console)
+}
+
+/// Writes a guest to `file` in `format`; it stands still meanwhile, and then goes on as it did. Returns the file's size in bytes.
 ///
 /// # Errors
 /// The guest has ended, or the file cannot be written; the guest goes on all the same.
-pub(crate) fn save(machine: &Machine, file: &Path, handed: Option<File>) -> Result<u64> {
+pub(crate) fn save(
+    machine: &Machine,
+    file: &Path,
+    format: SaveFormat,
+    handed: Option<File>,
+) -> Result<u64> {
     let vm = machine.vm();
     let was_running = vm.run_state() == RunState::Running;
     vm.pause()?;
     let _goes_on = was_running.then(|| GoesOn(machine));
-    let report = match handed {
-        Some(handed) => snapshot::save_into(vm, &handed, file)?,
-        None => snapshot::save(vm, file)?,
+    let report = match (format, handed) {
+        (SaveFormat::Guest, None) => snapshot::save(vm, file)?,
+        (SaveFormat::Guest, Some(handed)) => snapshot::save_into(vm, &handed, file)?,
+        (SaveFormat::Template, None) => snapshot::save_template(vm, file)?,
+        (SaveFormat::Template, Some(handed)) => snapshot::save_template_into(vm, &handed, file)?,
     };
     Ok(report.file_bytes)
 }
@@ -87,12 +129,18 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let console = Console::log(folder.path().join("console.log"));
         let shape = VmShape::for_host(64 << 20, 1).unwrap();
-        let machine =
-            Machine::create("web".parse().unwrap(), Uuid::new_v4(), shape, &console).unwrap();
+        let machine = Machine::create(
+            "web".parse().unwrap(),
+            Uuid::new_v4(),
+            shape,
+            &VmOptions::default(),
+            &console,
+        )
+        .unwrap();
         machine.vm().ram().copy_in(5, 0, &[9; 4096]).unwrap();
 
         let file = folder.path().join("web.lighter");
-        assert!(save(&machine, &file, None).unwrap() > 4096);
+        assert!(save(&machine, &file, SaveFormat::Guest, None).unwrap() > 4096);
 
         let restored = restore(&file, "web-2".parse().unwrap(), &console).unwrap();
         let mut page = [0; 4096];

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use tokio::runtime::{Builder, Runtime};
 use uuid::Uuid;
+use vmm_core::VmOptions;
 
 use super::arriving::{self, Arrival};
 use super::background;
@@ -65,12 +66,27 @@ fn launch(
     if let Some(exit) = detach(state, background, &name)? {
         return Ok(exit);
     }
+    if let Some(template) = &spec.template {
+        let life = Life::begin(state, &name, isolation, |mut files| {
+            let disks = spec.disk.iter().filter_map(|disk| disk.path.canonicalize().ok());
+            disks.for_each(|disk| files.add_disk(&disk));
+            // The template's own disks and kernel are named in it.
+            let (shape, saved) = saved::read_template(template, &name)?;
+            let files = files.and_devices(&shape).and_boot_record(saved.boot.as_ref());
+            Ok(files.and_file(template))
+        })?;
+        let console = life.console();
+        let machine = saved::start_clone(spec, template, name, &console)?;
+        return life.lead(Arc::new(machine), &console, spec.labels());
+    }
     let plan = Plan::new(spec, name)?;
     let life = Life::begin(state, &plan.name, isolation, |files| {
         Ok(files.and_devices(&plan.shape).and_boot(&plan.boot))
     })?;
     let console = life.console();
-    let machine = Machine::create(plan.name.clone(), Uuid::new_v4(), plan.shape, &console)?;
+    let options = VmOptions { dirty_log: spec.dirty_log.unwrap_or_default() };
+    let (name, uuid) = (plan.name.clone(), Uuid::new_v4());
+    let machine = Machine::create(name, uuid, plan.shape, &options, &console)?;
     machine.vm().boot(&plan.boot).with_context(|| format!("cannot boot {}", plan.name))?;
     machine.vm().set_on_reboot(plan.on_reboot);
     life.lead(Arc::new(machine), &console, spec.labels())
@@ -118,6 +134,7 @@ pub(crate) fn incoming(state: &StateDir, args: &IncomingArgs) -> Result<Exit> {
     background::leave_terminal()?;
     let life = Life::begin(state, &args.name, args.isolation, |mut files| {
         args.disks.iter().for_each(|disk| files.add_disk(disk));
+        args.disk_dir.iter().for_each(|folder| files.add_disk_folder(folder));
         // What it boots from again is not known before its state is here.
         Ok(files.and_any_to_read())
     });

@@ -4,6 +4,7 @@
 
 use uuid::Uuid;
 
+use crate::api::types::BackingInfo;
 use crate::names::GuestName;
 use crate::units::format_size;
 
@@ -16,8 +17,40 @@ pub(crate) struct GuestRequest {
     pub(crate) uuid: Uuid,
     /// Guest memory, bytes.
     pub(crate) memory_bytes: u64,
+    /// Where it comes from.
+    pub(crate) takes: Takes,
     /// Virtual CPUs.
     pub(crate) vcpus: u32,
+}
+
+/// Where a guest's memory comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Takes {
+    /// What the host has available.
+    OrdinaryMemory,
+    /// The host's pool of huge pages: the kernel reserves them for the guest's process, or refuses, before anything of the guest
+    /// is sent. So nothing need be promised.
+    PoolPages,
+}
+
+impl Takes {
+    /// Where the memory of a guest comes from that is backed like this.
+    pub(crate) fn of(backing: &BackingInfo) -> Self {
+        match backing.huge_pages.as_str() {
+            "2M" | "1G" => Self::PoolPages,
+            _ => Self::OrdinaryMemory,
+        }
+    }
+}
+
+impl GuestRequest {
+    /// What the guest takes of the memory that is available, in bytes.
+    pub(crate) fn ordinary_bytes(&self) -> u64 {
+        match self.takes {
+            Takes::OrdinaryMemory => self.memory_bytes,
+            Takes::PoolPages => 0,
+        }
+    }
 }
 
 /// A guest that is on this host, or has been promised a place.
@@ -193,7 +226,7 @@ pub(crate) fn decide(request: &GuestRequest, host: &HostView) -> Result<(), Refu
             max: host.vcpus_max,
         });
     }
-    if request.memory_bytes > host.free_bytes() {
+    if request.ordinary_bytes() > host.free_bytes() {
         return Err(Refusal::Memory {
             name: request.name.clone(),
             wanted_bytes: request.memory_bytes,
@@ -220,6 +253,7 @@ mod tests {
             name: name("web-1"),
             uuid: Uuid::from_u128(1),
             memory_bytes: 2 * GIB,
+            takes: Takes::OrdinaryMemory,
             vcpus: 2,
         }
     }
@@ -273,6 +307,14 @@ mod tests {
         assert!(decide(&request(), &short).is_err());
         let absurd = HostView { available_bytes: 0, promised_bytes: u64::MAX, ..host() };
         assert_eq!(absurd.free_bytes(), 0);
+    }
+
+    #[test]
+    fn huge_pages_of_the_pool_are_not_taken_from_what_is_available() {
+        let full = HostView { available_bytes: 0, ..host() };
+        let request = GuestRequest { takes: Takes::PoolPages, ..request() };
+        assert_eq!(decide(&request, &full), Ok(()));
+        assert_eq!(request.ordinary_bytes(), 0);
     }
 
     #[test]

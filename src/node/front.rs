@@ -15,7 +15,7 @@ use migrate::resolve::answer_for_dead;
 use migrate::{GuestDescription, MigrationId, Refusal as WireRefusal, Token};
 use vmm_core::VmShape;
 
-use super::admission::{GuestRequest, HostView, Occupant, Refusal};
+use super::admission::{GuestRequest, HostView, Occupant, Refusal, Takes};
 use super::launch::{Launch, Launched, launch};
 use super::liveness;
 use super::service::Node;
@@ -94,8 +94,17 @@ impl Node {
     ) -> Result<Launched, Refusal> {
         let bind = self.listen_address().ip();
         let GuestRequest { name, uuid, .. } = guest;
-        let (state, uuid) = (self.state(), *uuid);
-        let what = Launch { state, name, uuid, migration, token, bind, disks };
+        let what = Launch {
+            state: self.state(),
+            name,
+            uuid: *uuid,
+            migration,
+            token,
+            bind,
+            disks,
+            net_map: self.net_map(),
+            disk_folders: self.disk_folders(),
+        };
         launch(&what).await.map_err(|error| {
             tracing::error!(%migration, guest = %name, "the process for the guest did not come up: {error}");
             Refusal::Process { name: name.clone(), what: error.to_string() }
@@ -204,6 +213,7 @@ fn read_request(guest: &GuestDescription) -> Result<GuestRequest, Refusal> {
         name,
         uuid: guest.uuid,
         memory_bytes: guest.layout.bytes(),
+        takes: what_it_takes(guest),
         vcpus: u32::from(guest.vcpus),
     })
 }
@@ -213,6 +223,13 @@ fn disks(guest: &GuestDescription) -> Vec<PathBuf> {
     let shape = VmShape::from_bytes(&guest.config.0);
     let devices = shape.map(|shape| shape.devices).unwrap_or_default();
     devices.iter().filter_map(files::disk).map(Path::to_owned).collect()
+}
+
+/// Where its memory comes from. One that cannot be read is refused by its process, with the reason.
+fn what_it_takes(guest: &GuestDescription) -> Takes {
+    let pool = VmShape::from_bytes(&guest.config.0)
+        .is_ok_and(|shape| shape.memory.huge_pages.pool_page_bytes().is_some());
+    if pool { Takes::PoolPages } else { Takes::OrdinaryMemory }
 }
 
 /// Why `/dev/kvm` cannot be used, if so.

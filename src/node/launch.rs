@@ -14,6 +14,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, Command};
 use uuid::Uuid;
 
+use crate::cli::net::NetRename;
 use crate::names::GuestName;
 use crate::state_dir::StateDir;
 
@@ -43,6 +44,10 @@ pub(crate) struct Launch<'a> {
     pub(crate) bind: IpAddr,
     /// The disks that the guest will use: nothing else may its process write.
     pub(crate) disks: &'a [PathBuf],
+    /// What bridges and taps are called here.
+    pub(crate) net_map: &'a [NetRename],
+    /// Where disks may be made that come along.
+    pub(crate) disk_folders: &'a [PathBuf],
 }
 
 /// A process that listens for its guest.
@@ -100,6 +105,12 @@ pub(crate) async fn launch(what: &Launch<'_>) -> Result<Launched, LaunchError> {
         .args(["--bind", &what.bind.to_string()]);
     for disk in what.disks {
         command.arg("--disk").arg(disk);
+    }
+    for rename in what.net_map {
+        command.args(["--net-map", &rename.to_string()]);
+    }
+    for folder in what.disk_folders {
+        command.arg("--disk-dir").arg(folder);
     }
     let mut child = command
         .stdin(Stdio::piped())

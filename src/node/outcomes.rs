@@ -239,6 +239,7 @@ pub(crate) mod tests {
             expected_downtime_seconds: None,
             phases: Vec::new(),
             memory_bytes: 0,
+            disk_bytes: 0,
             transfer: Transfer::default(),
             rounds_total: 0,
             rounds: Vec::new(),

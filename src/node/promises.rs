@@ -60,7 +60,7 @@ impl Promises {
             .map(|(name, promise)| Occupant { name: name.clone(), uuid: Some(promise.uuid) });
         view.occupants.extend(promised);
         decide(request, &view)?;
-        let (uuid, memory_bytes) = (request.uuid, request.memory_bytes);
+        let (uuid, memory_bytes) = (request.uuid, request.ordinary_bytes());
         let promise = Promise { migration, uuid, memory_bytes, pid: None };
         standing.insert(request.name.clone(), promise);
         Ok(())
@@ -68,7 +68,7 @@ impl Promises {
 
     /// Promises anew what an earlier node has promised: to a guest that is on its way to process `pid`.
     pub(crate) fn restore(&self, guest: &GuestRequest, migration: MigrationId, pid: u32) {
-        let (uuid, memory_bytes) = (guest.uuid, guest.memory_bytes);
+        let (uuid, memory_bytes) = (guest.uuid, guest.ordinary_bytes());
         let promise = Promise { migration, uuid, memory_bytes, pid: Some(pid) };
         self.lock().insert(guest.name.clone(), promise);
     }
@@ -133,6 +133,7 @@ mod tests {
             name: name.parse().unwrap(),
             uuid: Uuid::from_u128(id),
             memory_bytes: 2 * GIB,
+            takes: crate::node::admission::Takes::OrdinaryMemory,
             vcpus: 1,
         }
     }

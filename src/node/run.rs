@@ -76,7 +76,14 @@ async fn serve(state: &StateDir, args: &NodeArgs, tls: Tls) -> Result<Exit> {
         metrics: listener.local_addr().context("cannot tell where metrics are served")?,
         started_unix_ms: unix_ms(),
     };
-    let node = Arc::new(Node::new(state.clone(), file.clone(), args.reserve_memory)?);
+    // Guests' processes may be started from elsewhere, and a folder that is not there should be heard of now.
+    let folder = |dir: &PathBuf| {
+        dir.canonicalize().with_context(|| format!("cannot use --disk-dir {}", dir.display()))
+    };
+    let disk_folders = args.disk_dir.iter().map(folder).collect::<Result<_>>()?;
+    let node = Node::new(state.clone(), file.clone(), args.reserve_memory)?;
+    let node = node.with_net_map(args.net_map.clone()).with_disk_folders(disk_folders);
+    let node = Arc::new(node);
     // Before anybody can ask for a place.
     node.renew_promises().await?;
     let parts = [

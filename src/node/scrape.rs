@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, UNIX_EPOCH};
 
-use metrics::{DepartedSample, GuestSample, MigrationSample, Traffic};
+use metrics::{DepartedSample, GuestSample, MigrationSample, NetworkFlow, NetworkSample, Traffic};
 use migrate::record::Record;
 use migrate::report::{Outcome, Role};
 use migrate::{Progress, Report};
 
 use super::inventory::{GuestView, Sighting};
 use super::outcomes;
-use crate::api::types::GuestState;
+use crate::api::types::{FlowInfo, GuestState, NetInfo};
 
 /// Bytes of a page.
 const PAGE_BYTES: u64 = 4096;
@@ -41,7 +41,21 @@ fn sample(view: &GuestView) -> GuestSample {
         resident_bytes: view.cost.map(|cost| cost.resident_bytes),
         proportional_bytes: view.cost.map(|cost| cost.proportional_bytes),
         longest_stall: longest_stall(view),
+        networks: info.nets.iter().map(network).collect(),
         migration: migration(view),
+    }
+}
+
+fn network(net: &NetInfo) -> NetworkSample {
+    let flow = |flow: &FlowInfo| NetworkFlow {
+        bytes: flow.bytes,
+        packets: flow.packets,
+        drops: flow.drops,
+    };
+    NetworkSample {
+        device: net.tap.clone(),
+        received: flow(&net.received),
+        transmitted: flow(&net.transmitted),
     }
 }
 
@@ -87,6 +101,9 @@ fn running(progress: &Progress) -> MigrationSample {
         lz4: Traffic { pages: transfer.lz4_pages, bytes: transfer.lz4_bytes },
         zero_pages: transfer.zero_pages,
         remaining_bytes: is_source.then_some(progress.remaining_bytes),
+        disk_remaining_bytes: (is_source && progress.disk_bytes > 0)
+            .then_some(progress.disk_remaining_bytes),
+        disk_transferred_bytes: transfer.disk_wire_bytes,
         transfer_rate: is_source.then_some(progress.bandwidth_bytes_per_second),
         dirty_rate: is_source.then_some(progress.dirty_pages_per_second * PAGE_BYTES as f64),
         expected_downtime: progress.expected_downtime_seconds.map(seconds),
@@ -134,6 +151,8 @@ fn finished(report: &Report) -> MigrationSample {
         lz4: Traffic { pages: transfer.lz4_pages, bytes: transfer.lz4_bytes },
         zero_pages: transfer.zero_pages,
         remaining_bytes: None,
+        disk_remaining_bytes: None,
+        disk_transferred_bytes: transfer.disk_wire_bytes,
         transfer_rate: None,
         dirty_rate: None,
         expected_downtime: report.expected_downtime_seconds.map(seconds),
@@ -168,7 +187,11 @@ mod tests {
             kind: GuestKind::Workload,
             memory_bytes: 512 << 20,
             vcpus: 2,
+            nets: Vec::new(),
+            cpu_model: None,
+            backing: crate::api::types::BackingInfo::default(),
             labels: std::collections::BTreeMap::new(),
+            vsock: None,
             started_unix_ms: 1000,
             on_reboot: OnReboot::Stop,
             restarts: 0,

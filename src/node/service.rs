@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime};
@@ -15,7 +16,7 @@ use migrate::record::{Record, RecordStore};
 use migrate::report::Role;
 use tokio::process::Child;
 
-use super::admission::GuestRequest;
+use super::admission::{GuestRequest, Takes};
 use super::inventory::GuestView;
 use super::outcomes::Ledger;
 use super::promises::{Expected, Promises};
@@ -23,6 +24,7 @@ use super::retention;
 use super::types::{MemoryInfo, NodeFile, NodeInfo};
 use super::{inventory, liveness, resolver, scrape};
 use crate::api::types::GuestState;
+use crate::cli::net::NetRename;
 use crate::clock::unix_ms;
 use crate::names::GuestName;
 use crate::state_dir::StateDir;
@@ -40,6 +42,10 @@ pub(crate) struct Node {
     state: StateDir,
     file: NodeFile,
     reserved_bytes: u64,
+    /// What bridges and taps of arriving guests are called here.
+    net_map: Vec<NetRename>,
+    /// Where disks may be made that come with arriving guests.
+    disk_folders: Vec<PathBuf>,
     exporter: Exporter,
     records: RecordStore,
     ledger: Mutex<Ledger>,
@@ -65,6 +71,8 @@ impl Node {
             state,
             file,
             reserved_bytes,
+            net_map: Vec::new(),
+            disk_folders: Vec::new(),
             exporter,
             records,
             ledger: Mutex::new(ledger),
@@ -95,9 +103,29 @@ impl Node {
         &self.promises
     }
 
+    /// The same node, with other names for bridges and taps of arriving guests.
+    pub(crate) fn with_net_map(self, net_map: Vec<NetRename>) -> Self {
+        Self { net_map, ..self }
+    }
+
+    /// Arriving guests may bring disks that are made in, or below, these folders.
+    pub(crate) fn with_disk_folders(self, disk_folders: Vec<PathBuf>) -> Self {
+        Self { disk_folders, ..self }
+    }
+
+    /// What bridges and taps of arriving guests are called here.
+    pub(crate) fn net_map(&self) -> &[NetRename] {
+        &self.net_map
+    }
+
     /// Memory that is left to the host, in bytes.
     pub(crate) fn reserved_bytes(&self) -> u64 {
         self.reserved_bytes
+    }
+
+    /// Where disks may be made that come with guests.
+    pub(crate) fn disk_folders(&self) -> &[PathBuf] {
+        &self.disk_folders
     }
 
     /// Where migrations arrive.
@@ -255,6 +283,7 @@ impl Node {
                 name: info.name,
                 uuid: info.uuid,
                 memory_bytes: info.memory_bytes,
+                takes: Takes::of(&info.backing),
                 vcpus: u32::from(info.vcpus),
             };
             self.promises.restore(&guest, MigrationId(migration), info.pid);

@@ -11,7 +11,7 @@ use super::progress::ProgressView;
 use super::session::{block_on, guest_client};
 use super::summary;
 use crate::api::types::{
-    Compression, GuestInfo, GuestState, MigrationRequest, MigrationStarted, Resolution,
+    Compression, CopyDisks, GuestInfo, GuestState, MigrationRequest, MigrationStarted, Resolution,
     ResolveRequest, StateAnswer, WorkloadInfo,
 };
 use crate::api::{ApiClient, AskError};
@@ -88,6 +88,11 @@ fn print_success(
 ) -> Result<()> {
     let figures = summary::figures(report);
     output::print_line(format_args!("{name} has moved to {destination}.\n\n{figures}"))?;
+    if report.disk_bytes > 0 {
+        output::print_line(format_args!(
+            "The files of its disks here are left as they were at the hand-over; the guest does not use them any more."
+        ))?;
+    }
     if is_workload {
         output::print_line(format_args!(
             "What the guest itself saw of it: `lighter show {name}` there, Longest stall."
@@ -120,6 +125,10 @@ fn request(args: &MigrateArgs, destination: &str) -> MigrationRequest {
             CompressArg::Lz4 => Compression::Lz4,
         },
         connections: args.connections,
+        copy_disks: args.copy_disks.then(|| CopyDisks {
+            paths: args.disk_path.iter().cloned().collect(),
+            replace: args.replace_disks,
+        }),
     }
 }
 

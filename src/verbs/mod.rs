@@ -8,6 +8,7 @@ pub(crate) mod balloon;
 pub(crate) mod cancel;
 pub(crate) mod certs;
 pub(crate) mod console;
+pub(crate) mod cpu_models;
 pub(crate) mod define;
 pub(crate) mod events;
 pub(crate) mod follow;

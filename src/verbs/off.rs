@@ -46,8 +46,8 @@ impl OffGuest {
         Self {
             name,
             state: STATE,
-            memory_bytes: spec.as_ref().map(|spec| spec.memory.0),
-            vcpus: spec.as_ref().map(|spec| spec.cpus),
+            memory_bytes: spec.as_ref().and_then(GuestSpec::memory_bytes),
+            vcpus: spec.as_ref().and_then(GuestSpec::vcpus),
             labels: spec.as_ref().map(GuestSpec::labels).unwrap_or_default(),
             autostart,
             definition: path.display().to_string(),

@@ -61,7 +61,7 @@ impl ProgressView {
         match self {
             Self::Bar(bar) => {
                 bar.set_prefix(step(progress));
-                bar.set_length(progress.memory_bytes.max(1));
+                bar.set_length(progress.memory_bytes.saturating_add(progress.disk_bytes).max(1));
                 bar.set_position(done_bytes(progress));
                 bar.set_message(figures(progress));
             }
@@ -90,12 +90,13 @@ fn step(progress: &Progress) -> String {
     }
 }
 
-/// Memory that does not wait to be sent. Before the first round all of it waits.
+/// Memory and disks that do not wait to be sent. Before the first round all of it waits.
 fn done_bytes(progress: &Progress) -> u64 {
     if progress.phase < Phase::Precopy {
         0
     } else {
-        progress.memory_bytes.saturating_sub(progress.remaining_bytes)
+        let all = progress.memory_bytes.saturating_add(progress.disk_bytes);
+        all.saturating_sub(progress.remaining_bytes).saturating_sub(progress.disk_remaining_bytes)
     }
 }
 
@@ -107,6 +108,9 @@ fn figures(progress: &Progress) -> String {
         format!("{} sent", format_size(progress.transfer.wire_bytes)),
         format!("{} left", format_size(progress.remaining_bytes)),
     ];
+    if progress.disk_bytes > 0 {
+        parts.push(format!("{} of disks left", format_size(progress.disk_remaining_bytes)));
+    }
     parts.push(format_rate(rate(progress)));
     // What the guest dirties is counted at the end of a round.
     if progress.bandwidth_bytes_per_second >= 1.0 {
@@ -134,7 +138,7 @@ fn rate(progress: &Progress) -> u64 {
 
 /// Memory sent each second, on average, in bytes before compression; zero pages do not count.
 pub(super) fn average_rate(transfer: &Transfer, seconds: f64) -> u64 {
-    let pages = transfer.raw_pages.saturating_add(transfer.lz4_pages);
+    let pages = transfer.content_pages();
     (pages as f64 * PAGE_BYTES / seconds.max(1e-3)) as u64
 }
 

@@ -14,7 +14,8 @@ use super::session::block_on;
 use super::summary::seconds;
 use crate::api::ApiClient;
 use crate::api::types::{
-    Confinement, GuestKind, LandlockState, MigrationStatus, OnReboot, SeccompState, WorkloadInfo,
+    BackingInfo, Confinement, FlowInfo, GuestKind, LandlockState, MigrationStatus, NetInfo,
+    OnReboot, SeccompState, VsockInfo, WorkloadInfo,
 };
 use crate::cli::Output;
 use crate::cli::guest::ShowArgs;
@@ -130,9 +131,15 @@ fn text(shown: &Shown) -> String {
         };
         lines.push(("Runs", kind.to_owned()));
         lines.push(("VCPUs", info.vcpus.to_string()));
+        lines.extend(info.cpu_model.iter().map(|model| ("CPU", model.clone())));
         lines.push(("Memory", format_size(info.memory_bytes)));
+        lines.extend(backing_lines(&info.backing));
         lines.push(("Process", info.pid.to_string()));
+        lines.extend(info.nets.iter().map(|net| ("Network", net_line(net))));
         lines.extend(labels_line(&info.labels));
+        if let Some(VsockInfo { cid, socket }) = &info.vsock {
+            lines.push(("Vsock", format!("cid {cid}, programs at {}", socket.display())));
+        }
         let last = info.last_restart.as_ref().map(|last| format!(", last: {last}"));
         if let Some(last) = last {
             lines.push(("Started over", format!("{} times{last}", info.restarts)));
@@ -178,6 +185,55 @@ fn confinement_line(confinement: Confinement) -> String {
     format!("{calls}, {files}")
 }
 
+fn net_line(net: &NetInfo) -> String {
+    let bridge = net.bridge.as_ref().map(|bridge| format!(" on {bridge}")).unwrap_or_default();
+    let flow = |flow: &FlowInfo| {
+        let drops = match flow.drops {
+            0 => String::new(),
+            drops => format!(", {} dropped", format_count(drops)),
+        };
+        format!("{} in {} packets{drops}", format_size(flow.bytes), format_count(flow.packets))
+    };
+    format!(
+        "{} at {}{bridge}; received {}; sent {}",
+        net.mac,
+        net.tap,
+        flow(&net.received),
+        flow(&net.transmitted)
+    )
+}
+
+/// What is not as it is by default.
+fn backing_lines(backing: &BackingInfo) -> Vec<(&'static str, String)> {
+    let mut lines = Vec::new();
+    let pages = match backing.huge_pages.as_str() {
+        "thp" | "" => None,
+        "off" => Some("4 KiB".to_owned()),
+        size => Some(format!("{size} huge pages of the host's pool")),
+    };
+    lines.extend(pages.map(|pages| ("Pages", pages)));
+    if backing.from_template {
+        lines.push(("Template", "shares its memory until it writes it".to_owned()));
+    }
+    if backing.prealloc {
+        lines.push(("Preallocated", "all of it was taken at the start".to_owned()));
+    }
+    if !matches!(backing.numa_policy.as_str(), "default" | "") {
+        lines.push(("NUMA policy", backing.numa_policy.clone()));
+    }
+    if let Some(domain) = &backing.merge_domain {
+        let standing = match &backing.merged_instead {
+            Some(other) => format!("{domain} (NOT merged: guests of {other} are on this host)"),
+            None => domain.clone(),
+        };
+        lines.push(("Merge domain", standing));
+    }
+    if !matches!(backing.dirty_log.as_str(), "auto" | "") {
+        lines.push(("Dirty log", backing.dirty_log.clone()));
+    }
+    lines
+}
+
 fn migration_lines(status: &MigrationStatus) -> Vec<(&'static str, String)> {
     let mut lines = Vec::new();
     match (&status.report, &status.progress) {
@@ -219,8 +275,12 @@ fn arrival_line(progress: &Progress) -> String {
 }
 
 fn progress_line(progress: &Progress) -> String {
+    let disks = match progress.disk_bytes {
+        0 => String::new(),
+        _ => format!(", {} of disks left", format_size(progress.disk_remaining_bytes)),
+    };
     format!(
-        "{}, round {}, {} sent, {} left, {}",
+        "{}, round {}, {} sent, {} left{disks}, {}",
         progress.phase,
         progress.round,
         format_size(progress.transfer.wire_bytes),
@@ -241,4 +301,34 @@ fn workload_lines(workload: &WorkloadInfo) -> Vec<(&'static str, String)> {
         ("Pages checked", format_count(workload.pages_checked)),
         ("Longest stall", format_duration(Duration::from_micros(workload.longest_stall_us))),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_that_is_as_usual_is_not_told_of() {
+        assert_eq!(backing_lines(&BackingInfo::default()), []);
+        let usual = BackingInfo {
+            huge_pages: "thp".to_owned(),
+            numa_policy: "default".to_owned(),
+            dirty_log: "auto".to_owned(),
+            ..BackingInfo::default()
+        };
+        assert_eq!(backing_lines(&usual), []);
+    }
+
+    #[test]
+    fn a_domain_that_is_not_merged_is_told_with_the_one_that_is() {
+        let held = BackingInfo {
+            huge_pages: "2M".to_owned(),
+            merge_domain: Some("bank".to_owned()),
+            merged_instead: Some("shop".to_owned()),
+            ..BackingInfo::default()
+        };
+        let lines = backing_lines(&held);
+        assert!(lines[0].1.contains("2M"), "{lines:?}");
+        assert!(lines[1].1.contains("NOT merged") && lines[1].1.contains("shop"), "{lines:?}");
+    }
 }

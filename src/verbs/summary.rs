@@ -20,14 +20,16 @@ pub(crate) fn figures(report: &Report) -> String {
         lines.push(("Downtime", format!("{}{}", seconds(downtime), expected.unwrap_or_default())));
     }
     lines.push(("Rounds", report.rounds_total.to_string()));
-    let memory = report.memory_bytes;
+    let memory = report.memory_bytes.saturating_add(report.disk_bytes);
     let percent =
         if memory == 0 { 0.0 } else { transfer.wire_bytes as f64 * 100.0 / memory as f64 };
+    let what = if report.disk_bytes > 0 { "guest memory and disks" } else { "guest memory" };
     let sent = format_size(transfer.wire_bytes);
-    lines.push((
-        "Sent",
-        format!("{sent} for {} of guest memory ({percent:.0} %)", format_size(memory)),
-    ));
+    lines.push(("Sent", format!("{sent} for {} of {what} ({percent:.0} %)", format_size(memory))));
+    if report.disk_bytes > 0 {
+        let (sent, size) = (format_size(transfer.disk_wire_bytes), format_size(report.disk_bytes));
+        lines.push(("Disks", format!("{sent} of this for disks of {size}")));
+    }
     lines.push((
         "Rate",
         format!("{} of memory", format_rate(average_rate(transfer, report.total_seconds))),
@@ -115,6 +117,7 @@ pub(super) mod tests {
             expected_downtime_seconds: Some(0.030),
             phases: Vec::new(),
             memory_bytes: 512 << 20,
+            disk_bytes: 0,
             transfer: Transfer { wire_bytes: 256 << 20, raw_pages: 60_000, ..Transfer::default() },
             rounds_total: 3,
             rounds: Vec::new(),

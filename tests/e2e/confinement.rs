@@ -128,7 +128,7 @@ fn what_a_guests_process_may_not_have_is_refused_in_every_thread() {
         (format!("write:{secret}"), denied),
         (format!("create:{}", new.display()), denied),
         ("tcp".to_owned(), denied),
-        ("unix-socket".to_owned(), forbidden),
+        ("packets".to_owned(), forbidden),
         ("process:/bin/true".to_owned(), forbidden),
         ("read:/proc/self/status".to_owned(), "done"),
     ] {

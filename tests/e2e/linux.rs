@@ -4,8 +4,10 @@
 //! What it says about itself comes over its serial console (see [`witness`]).
 
 mod balloon;
+mod copied;
 mod disk;
 pub(crate) mod image;
+mod vsock;
 pub(crate) mod witness;
 
 use image::Image;

@@ -4,6 +4,9 @@
 //! fail and say so.
 
 pub(crate) mod cable;
+mod lan;
+mod relay;
+mod taps;
 
 use std::time::{Duration, Instant};
 

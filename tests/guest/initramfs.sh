@@ -31,15 +31,15 @@ fi
 
 work=$(mktemp -d "$cache/initramfs.XXXXXX")
 trap 'rm -rf "$work"' EXIT
-mkdir -p "$work/root/bin" "$work/root/dev" "$work/root/proc"
+mkdir -p "$work/root/bin" "$work/root/dev" "$work/root/proc" "$work/root/data"
 (cd "$root" && rustc --edition 2024 --crate-name check --crate-type bin \
     -C opt-level=3 -C panic=abort -C relocation-model=static -C overflow-checks=off -C strip=symbols \
     -C link-arg=-nostdlib -C link-arg=-nostartfiles -C link-arg=-static \
     -C link-arg=-Wl,--build-id=none -C link-arg=-Wl,--defsym=rust_eh_personality=0 \
     -o "$work/root/check" "$here/check/main.rs") >&2
 cp "$busybox" "$work/root/bin/busybox"
-cp "$here/init" "$work/root/init"
-chmod 755 "$work/root/init"
+cp "$here/init" "$here/relay" "$here/write-files" "$work/root/"
+chmod 755 "$work/root/init" "$work/root/relay"
 ln -s busybox "$work/root/bin/sh"
 (cd "$work/root" && find . | LC_ALL=C sort | cpio --quiet -o -H newc -R 0:0) >"$work/initramfs.cpio"
 mv "$work/initramfs.cpio" "$initramfs"

@@ -1,7 +1,14 @@
 //! CPUID: what the guest's processor says it can do, and whether another host's can do it too.
 
+mod feature;
+mod model;
+
 use kvm_bindings::kvm_cpuid_entry2;
 use serde::{Deserialize, Serialize};
+
+use feature::{Bit, FEATURE_WORDS, Register};
+pub use model::CpuModel;
+pub(crate) use model::check_name;
 
 /// One entry of a CPUID table, as in `struct kvm_cpuid_entry2`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,89 +58,25 @@ impl From<&CpuidEntry> for kvm_cpuid_entry2 {
     }
 }
 
-/// A register of CPUID's output.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Register {
-    Eax,
-    Ebx,
-    Ecx,
-    Edx,
-}
-
-impl Register {
-    fn of(self, entry: &CpuidEntry) -> u32 {
-        match self {
-            Self::Eax => entry.eax,
-            Self::Ebx => entry.ebx,
-            Self::Ecx => entry.ecx,
-            Self::Edx => entry.edx,
+impl CpuidEntry {
+    fn register(&self, register: Register) -> u32 {
+        match register {
+            Register::Eax => self.eax,
+            Register::Ebx => self.ebx,
+            Register::Ecx => self.ecx,
+            Register::Edx => self.edx,
         }
     }
 
-    fn name(self) -> &'static str {
-        match self {
-            Self::Eax => "eax",
-            Self::Ebx => "ebx",
-            Self::Ecx => "ecx",
-            Self::Edx => "edx",
+    fn register_mut(&mut self, register: Register) -> &mut u32 {
+        match register {
+            Register::Eax => &mut self.eax,
+            Register::Ebx => &mut self.ebx,
+            Register::Ecx => &mut self.ecx,
+            Register::Edx => &mut self.edx,
         }
     }
 }
-
-/// Registers in which each bit is a feature that a guest may come to depend on: leaf, subleaf,
-/// register, bits to look at (Intel SDM volume 2, CPUID; AMD APM volume 3, appendix E).
-const FEATURE_WORDS: &[(u32, u32, Register, u32)] = &[
-    (1, 0, Register::Ecx, !0),
-    // Without ACPI (22), HTT (28) and TM (29), which tell of the platform.
-    (1, 0, Register::Edx, !(1 << 22 | 1 << 28 | 1 << 29)),
-    (7, 0, Register::Ebx, !0),
-    (7, 0, Register::Ecx, !0),
-    (7, 0, Register::Edx, !0),
-    (7, 1, Register::Eax, !0),
-    (0xd, 0, Register::Eax, !0),
-    (0xd, 1, Register::Eax, !0),
-    (0xd, 1, Register::Ecx, !0),
-    (0x4000_0001, 0, Register::Eax, !0),
-    (0x8000_0001, 0, Register::Ecx, !0),
-    (0x8000_0001, 0, Register::Edx, !0),
-    (0x8000_0007, 0, Register::Edx, 1 << 8),
-    (0x8000_0008, 0, Register::Ebx, !0),
-];
-
-/// Names of features that people know by name: leaf, subleaf, register, bit, name in /proc/cpuinfo.
-const FEATURE_NAMES: &[(u32, u32, Register, u32, &str)] = &[
-    (1, 0, Register::Ecx, 0, "sse3"),
-    (1, 0, Register::Ecx, 9, "ssse3"),
-    (1, 0, Register::Ecx, 12, "fma"),
-    (1, 0, Register::Ecx, 13, "cx16"),
-    (1, 0, Register::Ecx, 17, "pcid"),
-    (1, 0, Register::Ecx, 19, "sse4_1"),
-    (1, 0, Register::Ecx, 20, "sse4_2"),
-    (1, 0, Register::Ecx, 21, "x2apic"),
-    (1, 0, Register::Ecx, 22, "movbe"),
-    (1, 0, Register::Ecx, 23, "popcnt"),
-    (1, 0, Register::Ecx, 24, "tsc_deadline_timer"),
-    (1, 0, Register::Ecx, 25, "aes"),
-    (1, 0, Register::Ecx, 26, "xsave"),
-    (1, 0, Register::Ecx, 28, "avx"),
-    (1, 0, Register::Ecx, 30, "rdrand"),
-    (7, 0, Register::Ebx, 3, "bmi1"),
-    (7, 0, Register::Ebx, 5, "avx2"),
-    (7, 0, Register::Ebx, 8, "bmi2"),
-    (7, 0, Register::Ebx, 16, "avx512f"),
-    (7, 0, Register::Ebx, 17, "avx512dq"),
-    (7, 0, Register::Ebx, 18, "rdseed"),
-    (7, 0, Register::Ebx, 28, "avx512cd"),
-    (7, 0, Register::Ebx, 29, "sha_ni"),
-    (7, 0, Register::Ebx, 30, "avx512bw"),
-    (7, 0, Register::Ebx, 31, "avx512vl"),
-    (7, 0, Register::Ecx, 9, "vaes"),
-    (7, 0, Register::Edx, 24, "amx_tile"),
-    (0x8000_0001, 0, Register::Ecx, 6, "sse4a"),
-    (0x8000_0001, 0, Register::Edx, 26, "pdpe1gb"),
-    (0x8000_0001, 0, Register::Edx, 27, "rdtscp"),
-    (0x8000_0007, 0, Register::Edx, 8, "constant_tsc"),
-];
 
 /// KVM's paravirtual features that guests are shown (Documentation/virt/kvm/x86/cpuid.rst): the clock
 /// in its old and new form, no delay on port access, and that the clock is stable. Left out are those
@@ -199,11 +142,11 @@ pub(crate) fn missing_features(guest: &[CpuidEntry], host: &[CpuidEntry]) -> Vec
         .filter(|(leaf, subleaf, register, bit)| {
             word(host, *leaf, *subleaf, *register) >> bit & 1 == 0
         })
-        .map(|(leaf, subleaf, register, bit)| name(leaf, subleaf, register, bit))
+        .map(feature::name)
         .collect()
 }
 
-fn feature_bits(entries: &[CpuidEntry]) -> impl Iterator<Item = (u32, u32, Register, u32)> {
+fn feature_bits(entries: &[CpuidEntry]) -> impl Iterator<Item = Bit> {
     FEATURE_WORDS.iter().flat_map(|(leaf, subleaf, register, mask)| {
         let bits = word(entries, *leaf, *subleaf, *register) & mask;
         (0..32).filter(move |bit| bits >> bit & 1 == 1).map(|bit| (*leaf, *subleaf, *register, bit))
@@ -214,17 +157,26 @@ fn word(entries: &[CpuidEntry], leaf: u32, subleaf: u32, register: Register) -> 
     entries
         .iter()
         .find(|entry| entry.function == leaf && entry.index == subleaf)
-        .map_or(0, |entry| register.of(entry))
+        .map_or(0, |entry| entry.register(register))
 }
 
-fn name(leaf: u32, subleaf: u32, register: Register, bit: u32) -> String {
-    let known = FEATURE_NAMES
-        .iter()
-        .find(|(l, s, r, b, _)| (*l, *s, *r, *b) == (leaf, subleaf, register, bit));
-    match known {
-        Some((.., name)) => (*name).to_string(),
-        None if subleaf == 0 => format!("cpuid {leaf:#x} {} bit {bit}", register.name()),
-        None => format!("cpuid {leaf:#x}.{subleaf} {} bit {bit}", register.name()),
+/// Who made the processor: `GenuineIntel`, `AuthenticAMD`. Empty when it is not told.
+pub(crate) fn vendor(entries: &[CpuidEntry]) -> String {
+    let Some(leaf) = entries.iter().find(|entry| entry.function == 0) else { return String::new() };
+    let bytes = [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes).concat();
+    bytes.into_iter().filter(u8::is_ascii_graphic).map(char::from).collect()
+}
+
+/// Whether a guest with this table knows of the model-specific register `msr`. What a processor can do beyond
+/// CPUID's words is read from some registers; a guest that is not told that they are there does not have them,
+/// and their content is the host's.
+pub(crate) fn knows_msr(entries: &[CpuidEntry], msr: u32) -> bool {
+    const IA32_ARCH_CAPABILITIES: u32 = 0x10a;
+    const IA32_PERF_CAPABILITIES: u32 = 0x345;
+    match msr {
+        IA32_ARCH_CAPABILITIES => word(entries, 7, 0, Register::Edx) >> 29 & 1 == 1,
+        IA32_PERF_CAPABILITIES => word(entries, 1, 0, Register::Ecx) >> 15 & 1 == 1,
+        _ => true,
     }
 }
 
@@ -238,9 +190,9 @@ mod tests {
 
     #[test]
     fn missing_features_are_named_and_extra_ones_do_not_matter() {
-        let guest = [entry(1, 0, 0, 1 << 28 | 1 << 0), entry(7, 0, 1 << 16 | 1 << 21, 0)];
+        let guest = [entry(1, 0, 0, 1 << 28 | 1 << 0), entry(7, 0, 1 << 16 | 1 << 22, 0)];
         let host = [entry(1, 0, 0, 1 << 0 | 1 << 5), entry(7, 0, 0, 0)];
-        assert_eq!(missing_features(&guest, &host), ["avx", "avx512f", "cpuid 0x7 ebx bit 21"]);
+        assert_eq!(missing_features(&guest, &host), ["avx", "avx512f", "cpuid 0x7 ebx bit 22"]);
         assert!(missing_features(&guest, &guest).is_empty());
     }
 
@@ -252,5 +204,20 @@ mod tests {
             assert_eq!(table[0].ebx, u32::from(vcpu) << 24 | 3 << 16 | 0x1234);
             assert_eq!((table[1].eax, table[1].ebx, table[1].edx), (2, 3, u32::from(vcpu)));
         }
+    }
+
+    #[test]
+    fn vendors_are_told_by_name() {
+        let mut leaf = entry(0, 0, u32::from_le_bytes(*b"Auth"), u32::from_le_bytes(*b"cAMD"));
+        leaf.edx = u32::from_le_bytes(*b"enti");
+        assert_eq!(vendor(&[leaf]), "AuthenticAMD");
+        assert_eq!(vendor(&[]), "");
+    }
+
+    #[test]
+    fn registers_of_features_that_are_not_shown_are_not_the_guests() {
+        let shown = [CpuidEntry { edx: 1 << 29, ..entry(7, 0, 0, 0) }];
+        assert!(knows_msr(&shown, 0x10a) && !knows_msr(&[], 0x10a) && !knows_msr(&shown, 0x345));
+        assert!(knows_msr(&[entry(1, 0, 0, 1 << 15)], 0x345) && knows_msr(&[], 0x10));
     }
 }

@@ -80,6 +80,16 @@ pub enum Error {
     /// Dirty tracking was used without being started, or started twice.
     #[error("dirty tracking is {0}")]
     DirtyTracking(&'static str),
+    /// The host's rings are shorter.
+    #[error(
+        "this host's kvm has dirty rings of at most {max} entries, not {entries}: choose --dirty-log ring:{max} or bitmap"
+    )]
+    DirtyRing {
+        /// Entries asked for.
+        entries: u32,
+        /// Most entries there can be.
+        max: u32,
+    },
     /// See [`MemoryError`].
     #[error(transparent)]
     Memory(#[from] MemoryError),

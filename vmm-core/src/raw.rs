@@ -1,5 +1,4 @@
-//! Every raw system call of this crate: the ioctls that kvm-ioctls lacks or leaves unsafe, and
-//! `madvise`. The functions here are safe to call; each says why.
+//! The ioctls that kvm-ioctls lacks or leaves unsafe. The functions here are safe to call; each says why.
 
 use kvm_bindings::{
     KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO, kvm_clear_dirty_log, kvm_device_attr,
@@ -10,8 +9,6 @@ use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::{GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress};
 use vmm_sys_util::ioctl::{ioctl_with_mut_ptr, ioctl_with_mut_ref, ioctl_with_ptr, ioctl_with_ref};
 use vmm_sys_util::{ioctl_ior_nr, ioctl_iow_nr, ioctl_iowr_nr};
-
-use crate::memory::PAGE_BYTES;
 
 ioctl_iow_nr!(KVM_GET_DIRTY_LOG, KVMIO, 0x42, kvm_dirty_log);
 ioctl_iowr_nr!(KVM_CLEAR_DIRTY_LOG, KVMIO, 0xc0, kvm_clear_dirty_log);
@@ -50,37 +47,8 @@ pub(crate) fn set_memory_region(
     unsafe { vm.set_user_memory_region(userspace) }
 }
 
-/// Asks for transparent huge pages under `region`. A refusal costs speed only and is ignored.
-pub(crate) fn advise_huge_pages(region: &GuestRegionMmap<AtomicBitmap>) {
-    let (start, len) = (host_address(region), region.len() as usize);
-    // SAFETY: MADV_HUGEPAGE changes no content, and the range is one whole mapping that we own.
-    unsafe { libc::madvise(start.cast(), len, libc::MADV_HUGEPAGE) };
-}
-
-/// Gives `len` bytes of `region`, from `offset` on, back to the host; they read as zeros afterwards. Both
-/// are whole pages.
-///
-/// # Errors
-/// `EINVAL` when they are not, or do not lie in the region; otherwise the kernel's answer.
-pub(crate) fn discard(
-    region: &GuestRegionMmap<AtomicBitmap>,
-    offset: usize,
-    len: usize,
-) -> std::io::Result<()> {
-    let inside = offset.checked_add(len).is_some_and(|end| end <= region.len() as usize);
-    // The kernel would round a length up, beyond what was asked for.
-    if !inside || !offset.is_multiple_of(PAGE_BYTES) || !len.is_multiple_of(PAGE_BYTES) {
-        return Err(std::io::Error::from_raw_os_error(libc::EINVAL));
-    }
-    let start = host_address(region).wrapping_add(offset);
-    // SAFETY: the range lies within one mapping that we own, as checked above; it is anonymous and private,
-    // so that it reads as zeros from now on. Guest memory is only ever accessed as volatile, so nobody
-    // minds the change.
-    let result = unsafe { libc::madvise(start.cast(), len, libc::MADV_DONTNEED) };
-    if result < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
-}
-
-fn host_address(region: &GuestRegionMmap<AtomicBitmap>) -> *mut u8 {
+/// Where `region` lies in this process.
+pub(crate) fn host_address(region: &GuestRegionMmap<AtomicBitmap>) -> *mut u8 {
     region.get_host_address(MemoryRegionAddress(0)).unwrap_or(std::ptr::null_mut())
 }
 

@@ -10,7 +10,7 @@ use vm_memory::bitmap::Bitmap;
 use crate::virtio::RamSlice;
 
 /// Most buffers that one call takes (`UIO_MAXIOV` of `linux/uio.h`).
-const SLICES_MAX: usize = 1024;
+pub(crate) const SLICES_MAX: usize = 1024;
 
 /// Which way data goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +28,15 @@ pub(crate) enum Clearing {
     PunchHole,
     /// It reads as zeros and keeps its place.
     Zero,
+}
+
+/// What to look for in a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Extent {
+    /// Something that was written.
+    Data,
+    /// A hole, or the file's end.
+    Hole,
 }
 
 /// What a lock on a whole file allows to others.
@@ -114,7 +123,7 @@ fn transfer_vectors(
 }
 
 /// Leaves out the first `bytes`.
-fn advance(vectors: &mut [libc::iovec], bytes: usize) -> &mut [libc::iovec] {
+pub(crate) fn advance(vectors: &mut [libc::iovec], bytes: usize) -> &mut [libc::iovec] {
     let (mut left, mut whole) = (bytes, 0);
     for vector in vectors.iter_mut() {
         if left < vector.iov_len {
@@ -141,6 +150,28 @@ pub(crate) fn clear(file: &File, offset: u64, bytes: u64, how: Clearing) -> io::
     let (offset, bytes) = (range(offset)?, range(bytes)?);
     // SAFETY: fallocate touches no memory of ours.
     check(unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, bytes) })
+}
+
+/// Where the next extent begins, from `from` on; `None` when there is none before the file's end. Changes
+/// the file's position, which positioned I/O does not care for.
+///
+/// # Errors
+/// `InvalidInput` where the file or its file system does not tell; otherwise the system's answer.
+pub(crate) fn seek_extent(file: &File, from: u64, what: Extent) -> io::Result<Option<u64>> {
+    let whence = match what {
+        Extent::Data => libc::SEEK_DATA,
+        Extent::Hole => libc::SEEK_HOLE,
+    };
+    let from = i64::try_from(from).map_err(|_| io::ErrorKind::InvalidData)?;
+    // SAFETY: lseek touches no memory of ours.
+    let found = unsafe { libc::lseek(file.as_raw_fd(), from, whence) };
+    match u64::try_from(found) {
+        Ok(found) => Ok(Some(found)),
+        Err(_) => match io::Error::last_os_error() {
+            error if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
+            error => Err(error),
+        },
+    }
 }
 
 /// Locks a whole file, or unlocks it, for this open file description (`F_OFD_SETLK`): the lock goes with

@@ -7,9 +7,9 @@ use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 use kvm_ioctls::{Cap, Kvm};
 use serde::{Deserialize, Serialize};
 
-use crate::cpuid::{self, CpuidEntry};
+use crate::cpuid::{self, CpuModel, CpuidEntry};
 use crate::error::{Error, KvmContext, Result};
-use crate::memory::{RamLayout, host};
+use crate::memory::{MemoryConfig, RamLayout};
 use crate::virtio::{DeviceConfig, check_devices};
 use crate::{codec, raw};
 
@@ -19,7 +19,7 @@ pub const VCPUS_MAX: u8 = 8;
 /// million: the kernel's own tolerance (`tsc_tolerance_ppm` of arch/x86/kvm).
 pub const TSC_TOLERANCE_PPM: u64 = 250;
 /// Version of [`VmShape`]'s encoding.
-const SHAPE_VERSION: u16 = 2;
+const SHAPE_VERSION: u16 = 3;
 
 /// A description from which the same virtual machine can be created on any fitting host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +36,10 @@ pub struct VmShape {
     pub xsave_bytes: u32,
     /// The virtio devices, by slot; see [`crate::devices::mmio`].
     pub devices: Vec<DeviceConfig>,
+    /// How the RAM is backed, on any host.
+    pub memory: MemoryConfig,
+    /// Name of the model that `cpuid` was made with, for people.
+    pub cpu_model: String,
 }
 
 /// Why a shape is not possible, or not possible on this host.
@@ -47,6 +51,27 @@ pub enum ShapeError {
     /// The guest uses CPU features that this host does not have.
     #[error("this host's processor lacks features that the guest uses: {}", .0.join(", "))]
     CpuFeatures(Vec<String>),
+    /// The guest was started on a processor of another make.
+    #[error(
+        "the guest was started on a processor by {guest}, and this host's is by {host}: guests move between processors of one make only"
+    )]
+    CpuVendor {
+        /// The guest's, as CPUID has it.
+        guest: String,
+        /// The host's.
+        host: String,
+    },
+    /// The host lacks what a CPU model needs.
+    #[error("this host's processor cannot be a {model}: it lacks {}; `lighter cpu-models` lists what it can be", .missing.join(", "))]
+    CpuModelNeeds {
+        /// The model.
+        model: String,
+        /// The features, by name.
+        missing: Vec<String>,
+    },
+    /// The CPU model makes no sense.
+    #[error("the CPU model is not possible: {0}")]
+    CpuModel(String),
     /// The guest's extended state is larger than this host's.
     #[error("the guest has {guest} bytes of extended cpu state, this host supports {host}")]
     XsaveBytes {
@@ -80,10 +105,25 @@ impl VmShape {
     /// # Errors
     /// When memory or vCPUs are out of bounds, or `/dev/kvm` does not answer.
     pub fn for_host(memory_bytes: u64, vcpus: u8) -> Result<Self> {
+        Self::with_cpu(memory_bytes, vcpus, &CpuModel::default())
+    }
+
+    /// The same with those of this host's CPU features that `model` shows.
+    ///
+    /// # Errors
+    /// As [`VmShape::for_host`]; [`ShapeError::CpuModelNeeds`] when the host lacks one that the model needs.
+    pub fn with_cpu(memory_bytes: u64, vcpus: u8, model: &CpuModel) -> Result<Self> {
         let host = Host::get()?;
-        let (tsc_khz, xsave_bytes) = (host.tsc_khz, host.xsave_bytes);
-        let (cpuid, devices) = (host.cpuid.clone(), Vec::new());
-        let shape = Self { memory_bytes, vcpus, cpuid, tsc_khz, xsave_bytes, devices };
+        let shape = Self {
+            memory_bytes,
+            vcpus,
+            cpuid: model.apply(&host.cpuid)?,
+            tsc_khz: host.tsc_khz,
+            xsave_bytes: host.xsave_bytes,
+            devices: Vec::new(),
+            memory: MemoryConfig::default(),
+            cpu_model: model.name().to_owned(),
+        };
         shape.check()?;
         Ok(shape)
     }
@@ -104,6 +144,10 @@ impl VmShape {
     pub fn check_host(&self) -> Result<()> {
         self.check()?;
         let host = Host::get()?;
+        let (guests, hosts) = (cpuid::vendor(&self.cpuid), cpuid::vendor(&host.cpuid));
+        if guests != hosts {
+            return Err(ShapeError::CpuVendor { guest: guests, host: hosts }.into());
+        }
         let missing = cpuid::missing_features(&self.cpuid, &host.cpuid);
         if !missing.is_empty() {
             return Err(ShapeError::CpuFeatures(missing).into());
@@ -114,8 +158,7 @@ impl VmShape {
         }
         check_tsc(self.tsc_khz, host.tsc_khz, host.scales_tsc)?;
         self.devices.iter().try_for_each(DeviceConfig::check_host)?;
-        host::check_available(self.memory_bytes)?;
-        Ok(())
+        Ok(self.memory.check_host(self.memory_bytes)?)
     }
 
     /// Encodes the shape for a peer or a file.
@@ -154,9 +197,20 @@ impl VmShape {
             let entries = self.cpuid.len();
             return Err(ShapeError::Malformed(format!("{entries} cpuid entries")).into());
         }
+        cpuid::check_name(&self.cpu_model)?;
         check_devices(&self.devices)?;
+        self.memory.check(self.memory_bytes)?;
         self.layout().map(drop)
     }
+}
+
+/// What each CPU model that has a name lacks on this host, by the names of features.
+///
+/// # Errors
+/// `/dev/kvm` does not answer.
+pub fn cpu_models() -> Result<Vec<(CpuModel, Vec<String>)>> {
+    let host = Host::get()?;
+    Ok(CpuModel::all().map(|model| (model.clone(), model.missing(&host.cpuid))).collect())
 }
 
 /// What this host can do; asked of KVM once, since it does not change while the program runs.

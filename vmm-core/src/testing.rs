@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use crate::boot::{UserEntry, start_user_mode};
-use crate::{Vm, VmEvent, VmShape};
+use crate::{DirtyLog, Vm, VmEvent, VmOptions, VmShape};
 
 /// Far longer than any event takes; reached only by a test that fails.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -81,7 +81,18 @@ pub(crate) fn empty_vm(mib: u64, vcpus: u8) -> Vm {
 
 /// A paused VM in which each vCPU will run `code` with its own arguments.
 pub(crate) fn vm_with(mib: u64, code: &[u8], args: &[[u64; 2]]) -> Vm {
-    let vm = empty_vm(mib, args.len() as u8);
+    vm_by(DirtyLog::Auto, mib, code, args)
+}
+
+/// The same with this log of dirty pages.
+pub(crate) fn vm_by(dirty_log: DirtyLog, mib: u64, code: &[u8], args: &[[u64; 2]]) -> Vm {
+    vm_of(&shape(mib, args.len() as u8), dirty_log, code, args)
+}
+
+/// The same of this shape.
+pub(crate) fn vm_of(shape: &VmShape, dirty_log: DirtyLog, code: &[u8], args: &[[u64; 2]]) -> Vm {
+    let options = VmOptions { dirty_log };
+    let vm = Vm::create_with(shape, &options, Box::new(sink())).unwrap();
     vm.ram().write(CODE, code).unwrap();
     let entries: Vec<UserEntry> =
         args.iter().map(|args| UserEntry { rip: CODE, rsp: 0, args: *args }).collect();
@@ -140,4 +151,41 @@ pub(crate) fn elf(gpa: u64, code: &[u8]) -> Vec<u8> {
     }
     bytes.extend(code);
     bytes
+}
+
+/// Pages of 2 MiB in the host's pool, `count` more than guests have; gone when dropped. The pool is the
+/// host's, so tests that need one take turns, of other processes too.
+pub(crate) struct Pool {
+    before: u64,
+    _turn: std::fs::File,
+}
+
+const POOL_2M: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
+
+fn pool_count(file: &str) -> u64 {
+    let text = std::fs::read_to_string(format!("{POOL_2M}/{file}")).expect("a kernel with hugetlb");
+    text.trim().parse().unwrap()
+}
+
+fn set_pool(pages: u64) {
+    std::fs::write(format!("{POOL_2M}/nr_hugepages"), pages.to_string())
+        .expect("this test needs a pool of huge pages, and root to make one");
+}
+
+/// A pool of exactly `count` free pages.
+pub(crate) fn pool_of_2m(count: u64) -> Pool {
+    let turn =
+        std::fs::File::create(std::env::temp_dir().join("lighter-tests-hugetlb.lock")).unwrap();
+    turn.lock().unwrap();
+    let before = pool_count("nr_hugepages");
+    let used = before - pool_count("free_hugepages") + pool_count("resv_hugepages");
+    set_pool(used + count);
+    assert_eq!(pool_count("nr_hugepages"), used + count, "this host has no memory for huge pages");
+    Pool { before, _turn: turn }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        set_pool(self.before);
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io::Write;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -13,19 +14,22 @@ use crate::boot::{self, BootSource, Origin};
 use crate::cpuid;
 use crate::devices::mmio::{self, Slot};
 use crate::devices::{IrqLine, Ports, PowerHardware, SERIAL_IRQ, SerialPort};
-use crate::dirty::{BitmapLog, DirtyTracking};
+use crate::dirty::{self, DirtyLog, DirtyTracking};
 use crate::error::{Error, KvmContext, Result};
 use crate::event::{EventQueue, StopReason};
-use crate::memory::GuestRam;
+use crate::memory::{GuestRam, TemplateImage};
 use crate::raw;
 use crate::shape::VmShape;
 use crate::state::{self, ClockPair, StateError, TscCarry, VmState};
 use crate::vcpu::{Machine, Vcpu, VcpuThread};
-use crate::virtio::Bus;
+use crate::virtio::net::NetStatus;
+use crate::virtio::{Bus, DiskContent};
 
 mod balloon;
 #[cfg(test)]
 mod device_tests;
+#[cfg(test)]
+mod net_tests;
 mod power;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -61,6 +65,13 @@ impl fmt::Display for RunState {
     }
 }
 
+/// What is chosen for a VM in this process, and does not move with its guest.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct VmOptions {
+    /// How KVM tells which pages the guest wrote.
+    pub dirty_log: DirtyLog,
+}
+
 /// A virtual machine. All calls may be made from any thread; those that change what the guest is
 /// doing wait for each other. Dropping it ends the guest.
 ///
@@ -68,6 +79,7 @@ impl fmt::Display for RunState {
 #[derive(Debug)]
 pub struct Vm {
     shape: VmShape,
+    dirty_log: DirtyLog,
     vcpus: Vec<VcpuThread>,
     machine: Arc<Machine>,
     dirty: Mutex<Box<dyn DirtyTracking>>,
@@ -88,10 +100,33 @@ impl Vm {
     /// # Errors
     /// What [`VmShape::check_host`] finds, or what the host refuses.
     pub fn create(shape: &VmShape, console: Box<dyn Write + Send>) -> Result<Self> {
+        Self::create_with(shape, &VmOptions::default(), console)
+    }
+
+    /// The same with `options` of this process's.
+    ///
+    /// # Errors
+    /// As [`Vm::create`]; [`Error::MissingCapability`] and [`Error::DirtyRing`] for a log that this host
+    /// does not have.
+    pub fn create_with(
+        shape: &VmShape,
+        options: &VmOptions,
+        console: Box<dyn Write + Send>,
+    ) -> Result<Self> {
+        Self::create_from(shape, options, None, console)
+    }
+
+    /// The same with memory that begins as the `template` has it.
+    pub(crate) fn create_from(
+        shape: &VmShape,
+        options: &VmOptions,
+        template: Option<&TemplateImage>,
+        console: Box<dyn Write + Send>,
+    ) -> Result<Self> {
         shape.check_host()?;
         let kvm = Kvm::new().map_err(Error::OpenKvm)?;
         let vm = Arc::new(new_vm(&kvm)?);
-        let ram = Arc::new(GuestRam::new(shape.layout()?)?);
+        let ram = Arc::new(GuestRam::new(shape.layout()?, &shape.memory, template)?);
         for (slot, region) in (0..).zip(ram.mappings()) {
             raw::set_memory_region(&vm, slot, 0, region).call("KVM_SET_USER_MEMORY_REGION")?;
         }
@@ -99,11 +134,14 @@ impl Vm {
         let power = PowerHardware::new(Arc::clone(&vm));
         let bus = Bus::new(&vm, &ram, &shape.devices)?;
         let ports = Ports::new(serial, power);
-        let machine = Arc::new(Machine::new(Arc::clone(&vm), Arc::clone(&ram), ports, bus));
+        let rings = options.dirty_log.rings(&vm, ram.layout())?;
+        let machine = Machine::new(Arc::clone(&vm), Arc::clone(&ram), ports, bus, rings.clone());
+        let machine = Arc::new(machine);
         let vcpus = start_vcpus(&kvm, shape, &machine)?;
-        let dirty = Mutex::new(Box::new(BitmapLog::new(vm, ram)) as Box<dyn DirtyTracking>);
+        let dirty = Mutex::new(dirty::tracker(rings, vm, ram));
         let mut vm = Self {
             shape: shape.clone(),
+            dirty_log: options.dirty_log,
             vcpus,
             machine,
             dirty,
@@ -121,9 +159,27 @@ impl Vm {
         &self.shape
     }
 
+    /// How KVM tells which pages the guest wrote.
+    pub fn dirty_log(&self) -> DirtyLog {
+        self.dirty_log
+    }
+
     /// Where the guest finds its virtio devices.
     pub fn slots(&self) -> impl Iterator<Item = Slot> {
         mmio::slots(self.shape.devices.len())
+    }
+
+    /// How the guest's network devices stand, in the order of the shape.
+    ///
+    /// # Errors
+    /// A device's thread is gone.
+    pub fn nets(&self) -> Result<Vec<NetStatus>> {
+        Ok(self.machine.bus.nets()?)
+    }
+
+    /// The content of the guest's device number `index`, if that is a disk.
+    pub fn disk(&self, index: usize) -> Option<&Arc<DiskContent>> {
+        self.machine.bus.disk(index)
     }
 
     /// The guest's memory.
@@ -175,7 +231,16 @@ impl Vm {
         self.expect(RunState::Paused, "pause")
     }
 
-    /// Gives up what only one copy of a guest may have, which is the locks on its disks, so that
+    /// From now on, whenever the guest runs in this process, programs of the host find its vsock device at
+    /// `path`, a Unix socket: see the user guide. Without such a device, nothing happens.
+    ///
+    /// # Errors
+    /// A device's thread is gone.
+    pub fn listen_at(&self, path: &Path) -> Result<()> {
+        Ok(self.machine.bus.listen_at(path)?)
+    }
+
+    /// Gives up what only one copy of a guest may have, which is the locks on its disks and its place in its networks, so that
     /// another copy can be resumed. [`Vm::resume`] takes them again.
     ///
     /// # Errors
@@ -183,16 +248,16 @@ impl Vm {
     pub fn release(&self) -> Result<()> {
         let _control = self.control();
         if self.run_state() == RunState::Running {
-            return self.expect(RunState::Paused, "give up the disks");
+            return self.expect(RunState::Paused, "give up the disks and networks");
         }
         Ok(self.machine.bus.release()?)
     }
 
     /// Lets the guest run on. Returns at once when it runs. From now on, disks that it writes are
-    /// locked against everybody else, and those that it reads against writers.
+    /// locked against everybody else, those that it reads against writers, and its taps carry its frames.
     ///
     /// # Errors
-    /// [`Error::WrongState`] when the guest has ended; [`crate::DeviceError::DiskInUse`] when somebody
+    /// [`Error::WrongState`] when the guest has ended; [`crate::DeviceError::Network`]; [`crate::DeviceError::DiskInUse`] when somebody
     /// else has one of its disks, and goes on to have it for some seconds. The guest then stays paused.
     pub fn resume(&self) -> Result<()> {
         let _control = self.control();
@@ -400,9 +465,12 @@ fn start_vcpus(kvm: &Kvm, shape: &VmShape, machine: &Arc<Machine>) -> Result<Vec
         let fd = vm.create_vcpu(index.into()).vcpu_call(index, "KVM_CREATE_VCPU")?;
         let table = CpuId::from_entries(&cpuid::for_vcpu(&shape.cpuid, index, shape.vcpus))
             .map_err(|error| crate::ShapeError::Malformed(format!("cpuid: {error:?}")))?;
+        if let Some(rings) = &machine.rings {
+            rings.add(&fd, index)?;
+        }
         fd.set_cpuid2(&table).vcpu_call(index, "KVM_SET_CPUID2")?;
         if indices.is_none() {
-            indices = Some(state::saved_msrs(kvm, &fd)?);
+            indices = Some(state::saved_msrs(kvm, &fd, &shape.cpuid)?);
         }
         fds.push((index, fd));
     }

@@ -45,14 +45,22 @@ pub fn process_cost(pid: u32) -> Result<ProcessCost, ObserveError> {
     parse_process_cost(&rollup, &status)
 }
 
-/// Reads only the RSS of process `pid`, in bytes, from `/proc/PID/status`: a counter that the kernel
-/// keeps, so this costs microseconds however large the process is.
+/// Reads only what process `pid` occupies, in bytes, from `/proc/PID/status`: its RSS and, which RSS leaves out,
+/// its huge pages from the pool. The kernel keeps these counters, so this costs microseconds however large the
+/// process is.
 ///
 /// # Errors
 /// [`ObserveError::Gone`] when the process ends meanwhile, or has no memory any more.
 pub fn resident_bytes(pid: u32) -> Result<u64, ObserveError> {
     let text = fields::read(&format!("/proc/{pid}/status"), Some(pid))?;
-    Fields { file: "status", text: &text }.optional("VmRSS")?.ok_or(ObserveError::Gone { pid })
+    parse_resident(&text)?.ok_or(ObserveError::Gone { pid })
+}
+
+/// `None` for a process without memory.
+fn parse_resident(status: &str) -> Result<Option<u64>, ObserveError> {
+    let status = Fields { file: "status", text: status };
+    let pool = status.optional("HugetlbPages")?.unwrap_or(0);
+    Ok(status.optional("VmRSS")?.map(|resident| resident.saturating_add(pool)))
 }
 
 /// The numbers in the text of `smaps_rollup` and `status`.
@@ -105,6 +113,12 @@ Locked:                0 kB
         assert_eq!(cost.merged_bytes, Some(16 << 10));
         assert_eq!(cost.swapped_bytes, 12 << 10);
         assert_eq!(cost.total_bytes(), (555_360 + 2048) << 10);
+    }
+
+    #[test]
+    fn huge_pages_of_the_pool_are_occupied_too() {
+        assert_eq!(parse_resident(STATUS).expect("a kernel's text"), Some((561_616 + 2048) << 10));
+        assert_eq!(parse_resident("Name:\tgone\n").expect("a kernel's text"), None);
     }
 
     #[test]

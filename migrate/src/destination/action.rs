@@ -21,11 +21,14 @@ pub enum Action {
         /// Features that both sides have.
         features: Features,
     },
-    /// Load the guest's state: [`super::Event::Loaded`]. Memory is complete.
+    /// Load the guest's state: [`super::Event::Loaded`]. Memory and disks are complete.
     LoadState(Vec<u8>),
     /// Make this state durable in the destination's record: [`super::Event::Recorded`] or
     /// [`super::Event::RecordFailed`]. At most one is outstanding.
     Record(DestinationState),
+    /// The guest stays paused; make it and the disks that came along this host's:
+    /// [`super::Event::Resumed`].
+    AdoptGuest,
     /// Let the guest run: [`super::Event::Resumed`].
     ResumeGuest,
     /// Stop applying pages, destroy the guest if there is one, free its memory. Not answered.

@@ -50,7 +50,7 @@ pub enum Event {
         /// What the file system said.
         detail: PeerText,
     },
-    /// Answer to [`super::Action::ResumeGuest`].
+    /// Answer to [`super::Action::ResumeGuest`] and [`super::Action::AdoptGuest`].
     Resumed(Result<(), GuestError>),
     /// Somebody on this side wants the migration called off.
     Cancel {

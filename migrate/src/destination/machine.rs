@@ -7,7 +7,7 @@ use super::{Action, Event};
 use crate::error::{
     CancelRefused, Failure, MigrationError, OperatorChoice, ProtocolError, ResolveRefused,
 };
-use crate::guest::{GuestDescription, RunState};
+use crate::guest::{DiskCopy, GuestDescription, RunState};
 use crate::phase::Phase;
 use crate::progress::Progress;
 use crate::protocol::{DestinationMessage, Features, MigrationId, Offer, PeerText, SourceMessage};
@@ -42,6 +42,8 @@ pub struct Destination {
     pub(super) notes: Telemetry,
     pub(super) records: RecordSlot<DestinationState>,
     pub(super) guest: Option<Box<GuestDescription>>,
+    /// What was announced of disks, until the guest is described.
+    pub(super) disks: Vec<DiskCopy>,
     pub(super) streams: u16,
     pub(super) features: Features,
     pub(super) run_state: RunState,
@@ -66,6 +68,7 @@ impl Destination {
             connected: false,
             records: RecordSlot::new(),
             guest: None,
+            disks: Vec::new(),
             streams: 0,
             features: Features::default(),
             run_state: RunState::Running,

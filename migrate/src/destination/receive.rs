@@ -6,8 +6,8 @@ use crate::error::{Failure, ProtocolError};
 use crate::guest::{GuestError, Refusal, RefusalKind};
 use crate::phase::Phase;
 use crate::protocol::{
-    Decision, DestinationMessage, MAX_STREAMS, MAX_VERSIONS, MigrationId, Offer, PeerText, Prepare,
-    SavedState, SourceMessage,
+    Decision, DestinationMessage, FEATURE_DISKS, MAX_STREAMS, MAX_VERSIONS, MigrationId, Offer,
+    PeerText, Prepare, SavedState, SourceMessage,
 };
 use crate::record::DestinationState;
 
@@ -16,6 +16,11 @@ impl Destination {
         match (&mut self.state, message) {
             (State::Waiting, SourceMessage::Hello { migration, offer }) => {
                 self.on_hello(migration, &offer);
+            }
+            (State::Greeted, SourceMessage::Disks(disks))
+                if self.features.has(FEATURE_DISKS) && self.disks.is_empty() =>
+            {
+                self.disks = disks;
             }
             (State::Greeted, SourceMessage::Prepare(prepare)) => self.on_prepare(prepare),
             (State::Receiving(received), SourceMessage::Switchover) if !received.switching_over => {
@@ -69,7 +74,8 @@ impl Destination {
     }
 
     fn on_prepare(&mut self, prepare: Prepare) {
-        let Prepare { guest, streams } = prepare;
+        let Prepare { mut guest, streams } = prepare;
+        guest.disks = std::mem::take(&mut self.disks);
         self.notes.enter(Phase::Prepare, self.now);
         if streams == 0 || streams > MAX_STREAMS {
             let text = format!("{streams} data streams asked for, 1 to {MAX_STREAMS} are possible");
@@ -81,6 +87,7 @@ impl Destination {
         self.streams = streams;
         self.notes.guest.clone_from(&guest.name);
         self.notes.memory_bytes = guest.layout.bytes();
+        self.notes.disk_bytes = guest.disk_bytes();
         let guest = Box::new(guest);
         self.guest = Some(guest.clone());
         self.state = State::Checking;

@@ -37,7 +37,10 @@ impl Destination {
             SourceMessage::Finish if matches!(self.state, State::Running { .. }) => {
                 return self.settle();
             }
-            SourceMessage::Prepare(_) | SourceMessage::Switchover | SourceMessage::State(_)
+            SourceMessage::Disks(_)
+            | SourceMessage::Prepare(_)
+            | SourceMessage::Switchover
+            | SourceMessage::State(_)
                 if self.has_given_up() =>
             {
                 return;
@@ -84,6 +87,11 @@ impl Destination {
         }
     }
 
+    /// Whether disks came along.
+    fn has_disks(&self) -> bool {
+        self.guest.as_ref().is_some_and(|guest| !guest.disks.is_empty())
+    }
+
     /// The guest is this side's: first on disk, then in deed.
     fn take_over(&mut self) {
         self.notes.enter(Phase::Commit, self.now);
@@ -105,6 +113,7 @@ impl Destination {
         self.state = State::Resuming { asked };
         match self.run_state {
             RunState::Running => self.push(Action::ResumeGuest),
+            RunState::Paused if self.has_disks() => self.push(Action::AdoptGuest),
             RunState::Paused => self.on_resumed(Ok(())),
         }
     }

@@ -15,6 +15,8 @@ use crate::protocol::{
 use crate::record::DestinationState;
 use crate::report::{Outcome, Report};
 
+mod disks;
+
 const MS: Duration = Duration::from_millis(1);
 
 struct Bench {
@@ -102,6 +104,7 @@ fn guest(name: &str) -> GuestDescription {
         layout: MemoryLayout::new(vec![Region { base: 0, bytes: CHUNK_BYTES as u64 }]).unwrap(),
         vcpus: 1,
         config: Blob::default(),
+        disks: Vec::new(),
     }
 }
 

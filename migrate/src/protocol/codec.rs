@@ -86,6 +86,7 @@ impl Message for SourceMessage {
             Self::Commit => 6,
             Self::Abort(_) => 7,
             Self::Finish => 8,
+            Self::Disks(_) => 9,
         }
     }
 
@@ -93,7 +94,7 @@ impl Message for SourceMessage {
         match kind {
             3 => Some(DESCRIPTION_LIMIT),
             5 => Some(STATE_LIMIT),
-            1..=8 => Some(SMALL_LIMIT),
+            1..=9 => Some(SMALL_LIMIT),
             _ => None,
         }
     }

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Blob, Features, MigrationId, Offer, PeerText, Version};
 use crate::error::Reason;
-use crate::guest::{GuestDescription, Refusal, RunState};
+use crate::guest::{DiskCopy, GuestDescription, Refusal, RunState};
 
 /// Most data streams of one migration.
 pub const MAX_STREAMS: u16 = 64;
@@ -38,6 +38,9 @@ pub enum SourceMessage {
     Abort(Complaint),
     /// The source has heard that the guest runs and has cleaned up.
     Finish,
+    /// The disks that come along with the guest; said before `Prepare`, and only if there are any and both
+    /// sides have [`super::FEATURE_DISKS`].
+    Disks(Vec<DiskCopy>),
 }
 
 /// What the destination says.
@@ -135,6 +138,7 @@ impl SourceMessage {
             Self::Hello { .. } => "Hello",
             Self::Resolve { .. } => "Resolve",
             Self::Prepare(_) => "Prepare",
+            Self::Disks(_) => "Disks",
             Self::Switchover => "Switchover",
             Self::State(_) => "State",
             Self::Commit => "Commit",

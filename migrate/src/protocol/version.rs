@@ -26,6 +26,9 @@ pub const MAX_VERSIONS: usize = 32;
 /// Pages may come compressed with lz4.
 pub const FEATURE_LZ4: Features = Features(1);
 
+/// The content of disks may come along with a guest.
+pub const FEATURE_DISKS: Features = Features(2);
+
 /// Abilities that may be used when both sides have them: a set of bits. Unknown bits are ignored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -33,7 +36,7 @@ pub struct Features(pub u64);
 
 impl Features {
     /// All that this build can do.
-    pub const SUPPORTED: Self = FEATURE_LZ4;
+    pub const SUPPORTED: Self = Self(FEATURE_LZ4.0 | FEATURE_DISKS.0);
 
     /// Those of both.
     #[must_use]

@@ -39,6 +39,8 @@ pub(super) struct Plant {
     pub(super) pool: BufferPool,
     pub(super) compression: Compression,
     pub(super) failpoints: Failpoints,
+    /// Chunks from here on are disks'.
+    pub(super) memory_chunks: usize,
 }
 
 /// One data stream and what is needed to fill it.
@@ -130,6 +132,7 @@ impl Pump {
         let copy = |first: usize, out: &mut [u8]| guest.copy_out(chunk, first, out);
         let frame = self.encoder.encode(&mut self.batch, position, &self.wire, copy);
         let frame = frame.map_err(PumpError::Guest)?;
+        let frame = if chunk < self.plant.memory_chunks { frame } else { frame.of_disk() };
         self.frames += 1;
         self.plant.totals.add(&frame);
         *sent += frame;

@@ -1,4 +1,4 @@
-//! Applies what comes on the data streams to the guest's memory.
+//! Applies what comes on the data streams to the guest's memory and disks.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -14,12 +14,23 @@ use crate::pages::{Decoder, Encoding, FrameError, FrameHeader, FrameKind, HEADER
 use crate::progress::Transfer;
 use crate::protocol::{FEATURE_LZ4, Features};
 
-/// The memory that pages go to, shared by all streams.
+/// What chunks there are, and how they are dealt out to the streams.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Space {
+    /// Chunks of memory, which come first.
+    pub(super) memory_chunks: usize,
+    /// All of them, those of disks included.
+    pub(super) chunks: usize,
+    /// Data streams.
+    pub(super) streams: u16,
+}
+
+/// The memory and disks that pages go to, shared by all streams.
 pub(super) struct Memory {
     guest: Arc<dyn DestinationGuest>,
     /// Pages that hold something by now; a zero page only has to be zeroed among these.
     written: Vec<AtomicU64>,
-    streams: u16,
+    space: Space,
     features: Features,
     totals: Arc<Totals>,
 }
@@ -47,18 +58,17 @@ enum ReceiveError {
 impl Memory {
     pub(super) fn new(
         guest: Arc<dyn DestinationGuest>,
-        chunks: usize,
-        streams: u16,
+        space: Space,
         features: Features,
         totals: Arc<Totals>,
     ) -> Self {
-        let written = std::iter::repeat_with(AtomicU64::default).take(chunks).collect();
-        Self { guest, written, streams, features, totals }
+        let written = std::iter::repeat_with(AtomicU64::default).take(space.chunks).collect();
+        Self { guest, written, space, features, totals }
     }
 
     /// Number of data streams.
     pub(super) fn streams(&self) -> u16 {
-        self.streams
+        self.space.streams
     }
 
     /// Writes the pages of one frame; `content` holds those that are not zero.
@@ -117,13 +127,15 @@ async fn receive_all(
         }
         check_place(memory, stream, &header)?;
         memory.apply(&header, content)?;
-        memory.totals.add(&counted(&header));
+        let applied = counted(&header);
+        let is_disk = header.chunk >= memory.space.memory_chunks as u64;
+        memory.totals.add(&if is_disk { applied.of_disk() } else { applied });
         frames += 1;
     }
 }
 
 fn check_place(memory: &Memory, stream: u16, header: &FrameHeader) -> Result<(), ReceiveError> {
-    let owner = header.chunk % u64::from(memory.streams);
+    let owner = header.chunk % u64::from(memory.space.streams);
     if owner != u64::from(stream) {
         return Err(ReceiveError::WrongStream { stream, chunk: header.chunk, owner });
     }
@@ -177,7 +189,9 @@ mod tests {
     use crate::pages::{BufferPool, Compression, Encoder, Position, WireRate};
     use crate::quic::pair::{Ending, Pair};
 
-    /// A guest of two chunks that notes which pages were written and zeroed.
+    const SPACE: Space = Space { memory_chunks: 1, chunks: 2, streams: 2 };
+
+    /// A guest of two chunks, the second of a disk, that notes which pages were written and zeroed.
     #[derive(Default)]
     struct Notes(Mutex<Vec<(usize, u64, &'static str)>>);
 
@@ -223,7 +237,7 @@ mod tests {
         features: Features,
     ) -> (Option<Event>, Arc<Notes>) {
         let notes = Arc::new(Notes::default());
-        let memory = Memory::new(notes.clone(), 2, 2, features, Arc::default());
+        let memory = Memory::new(notes.clone(), SPACE, features, Arc::default());
         let pair = Pair::new().await;
         let stream = pair.incoming(bytes, ending).await;
         (receive(Arc::new(memory), 0, stream).await, notes)

@@ -46,8 +46,7 @@ pub(super) struct Sender {
 }
 
 impl Sender {
-    /// Starts to send pages of a guest whose memory has `chunks` chunks, all of them dirty; answers
-    /// go to `tell`.
+    /// Starts to send pages of a guest of `chunks` chunks, all of them dirty; answers go to `tell`.
     pub(super) fn start(
         plant: Plant,
         route: Route,
@@ -106,9 +105,14 @@ impl Work {
     }
 
     async fn round(&mut self, round: u32) -> Result<RoundSent, PumpError> {
-        let sent = self.send_dirty(round).await?;
+        let left_out = self.leave_out()?;
+        let mut sent = self.send_dirty(round).await?;
+        sent += left_out;
         self.collect()?;
-        Ok(round_sent(&sent, self.dirty.count()))
+        let (memory, disks) = self.dirty.words().split_at(self.plant.memory_chunks);
+        let count = |words: &[u64]| words.iter().map(|word| u64::from(word.count_ones())).sum();
+        let (memory, disks): (u64, u64) = (count(memory), count(disks));
+        Ok(RoundSent { dirty_disk_pages: disks, ..round_sent(&sent, memory + disks) })
     }
 
     async fn final_round(&mut self, round: u32) -> Result<RoundSent, PumpError> {
@@ -117,14 +121,32 @@ impl Work {
         Ok(round_sent(&sent, 0))
     }
 
+    /// Before the first round: what the destination has already, which is zeros, counts as sent.
+    fn leave_out(&mut self) -> Result<Transfer, PumpError> {
+        if !self.pumps.is_empty() {
+            return Ok(Transfer::default());
+        }
+        let words = self.dirty.words_mut();
+        self.plant.guest.leave_out(words).map_err(PumpError::Guest)?;
+        let zeros = |words: &[u64]| words.iter().map(|word| u64::from(word.count_zeros())).sum();
+        let (memory, disks) = words.split_at(self.plant.memory_chunks);
+        let left_out = Transfer {
+            zero_pages: zeros(memory),
+            disk_zero_pages: zeros(disks),
+            ..Transfer::default()
+        };
+        self.plant.totals.add(&left_out);
+        Ok(left_out)
+    }
+
     async fn remainder(&mut self, round: u32) -> Result<FinalSent, PumpError> {
         self.collect()?;
         let sent = self.send_dirty(round).await?;
         for pump in &mut self.pumps {
             pump.end(round).await?;
         }
-        let Transfer { zero_pages, wire_bytes, .. } = sent;
-        Ok(FinalSent { pages: sent.pages(), zero_pages, wire_bytes })
+        let (pages, zero_pages) = (sent.pages(), sent.all_zero_pages());
+        Ok(FinalSent { pages, zero_pages, wire_bytes: sent.wire_bytes })
     }
 
     fn collect(&mut self) -> Result<(), PumpError> {
@@ -202,6 +224,6 @@ impl Work {
 }
 
 fn round_sent(sent: &Transfer, dirty_pages: u64) -> RoundSent {
-    let Transfer { zero_pages, wire_bytes, .. } = *sent;
-    RoundSent { pages: sent.pages(), zero_pages, wire_bytes, dirty_pages }
+    let (pages, zero_pages) = (sent.pages(), sent.all_zero_pages());
+    RoundSent { pages, zero_pages, wire_bytes: sent.wire_bytes, dirty_pages, dirty_disk_pages: 0 }
 }

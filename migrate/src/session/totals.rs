@@ -13,6 +13,9 @@ pub(super) struct Totals {
     raw_pages: AtomicU64,
     lz4_pages: AtomicU64,
     lz4_bytes: AtomicU64,
+    disk_pages: AtomicU64,
+    disk_zero_pages: AtomicU64,
+    disk_wire_bytes: AtomicU64,
 }
 
 impl Totals {
@@ -23,6 +26,9 @@ impl Totals {
         self.raw_pages.fetch_add(frame.raw_pages, Relaxed);
         self.lz4_pages.fetch_add(frame.lz4_pages, Relaxed);
         self.lz4_bytes.fetch_add(frame.lz4_bytes, Relaxed);
+        self.disk_pages.fetch_add(frame.disk_pages, Relaxed);
+        self.disk_zero_pages.fetch_add(frame.disk_zero_pages, Relaxed);
+        self.disk_wire_bytes.fetch_add(frame.disk_wire_bytes, Relaxed);
     }
 
     pub(super) fn read(&self) -> Transfer {
@@ -33,6 +39,9 @@ impl Totals {
             raw_pages: self.raw_pages.load(Relaxed),
             lz4_pages: self.lz4_pages.load(Relaxed),
             lz4_bytes: self.lz4_bytes.load(Relaxed),
+            disk_pages: self.disk_pages.load(Relaxed),
+            disk_zero_pages: self.disk_zero_pages.load(Relaxed),
+            disk_wire_bytes: self.disk_wire_bytes.load(Relaxed),
         }
     }
 }

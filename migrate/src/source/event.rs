@@ -92,7 +92,7 @@ pub struct Probe {
 /// A round that has been sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct RoundSent {
-    /// Pages sent in this round, those that are zero included.
+    /// Pages sent in this round, of memory and of disks, those that are zero included.
     pub pages: u64,
     /// Pages among them that are zero.
     pub zero_pages: u64,
@@ -100,6 +100,8 @@ pub struct RoundSent {
     pub wire_bytes: u64,
     /// Pages that are dirty now and make up the next round.
     pub dirty_pages: u64,
+    /// Pages of disks among them.
+    pub dirty_disk_pages: u64,
 }
 
 /// The very last pages and the end of the streams.

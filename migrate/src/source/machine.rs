@@ -11,7 +11,7 @@ use crate::guest::{GuestDescription, RunState};
 use crate::limits::Limits;
 use crate::memory::PAGE_BYTES;
 use crate::phase::Phase;
-use crate::progress::Progress;
+use crate::progress::{Progress, Transfer};
 use crate::protocol::{Features, MigrationId, Offer, PeerText, SourceMessage};
 use crate::record::{RecordSlot, SourceState};
 use crate::report::{Outcome, Role};
@@ -49,9 +49,12 @@ pub struct Source {
     pub(super) fixed: Duration,
     pub(super) round: u32,
     pub(super) round_began: Duration,
+    /// Pages of the round, of memory and of disks.
     pub(super) round_pages: u64,
-    /// Pages that had been sent when the round began.
-    pub(super) pages_before: u64,
+    /// Pages of disks among them.
+    pub(super) round_disk_pages: u64,
+    /// What had been sent when the round began.
+    pub(super) sent_before: Transfer,
     pub(super) dirty_pages_per_second: f64,
     pub(super) expected: Option<ExpectedDowntime>,
     pub(super) verdict: Verdict,
@@ -70,8 +73,11 @@ impl Source {
         let mut notes = Telemetry::new(Role::Source, config.migration, now);
         notes.guest.clone_from(&config.guest.name);
         notes.memory_bytes = config.guest.layout.bytes();
+        notes.disk_bytes = config.guest.disk_bytes();
+        let disk_pages = notes.disk_bytes.div_ceil(PAGE_BYTES as u64);
         Self {
-            round_pages: config.guest.layout.pages(),
+            round_pages: config.guest.layout.pages().saturating_add(disk_pages),
+            round_disk_pages: disk_pages,
             config,
             state: State::Connecting,
             link: Link::new(),
@@ -85,7 +91,7 @@ impl Source {
             fixed: Duration::ZERO,
             round: 0,
             round_began: now,
-            pages_before: 0,
+            sent_before: Transfer::default(),
             dirty_pages_per_second: 0.0,
             expected: None,
             verdict: Verdict::SendRound,
@@ -137,11 +143,11 @@ impl Source {
 
     /// How the migration is doing.
     pub fn progress(&self, now: Duration) -> Progress {
-        let sent = self.notes.transfer.pages().saturating_sub(self.pages_before);
-        let remaining = self.round_pages.saturating_sub(sent);
+        let [memory, disks] = self.remaining_pages();
         Progress {
             round: self.round,
-            remaining_bytes: remaining * PAGE_BYTES as u64,
+            remaining_bytes: memory * PAGE_BYTES as u64,
+            disk_remaining_bytes: disks * PAGE_BYTES as u64,
             bandwidth_bytes_per_second: self.bandwidth(now),
             dirty_pages_per_second: self.dirty_pages_per_second,
             expected_downtime_seconds: self.expected.map(|expected| expected.total().as_secs_f64()),
@@ -152,11 +158,20 @@ impl Source {
         }
     }
 
+    /// What the round still has to send, of memory and of disks.
+    fn remaining_pages(&self) -> [u64; 2] {
+        let (now, before) = (&self.notes.transfer, &self.sent_before);
+        let sent_disk = now.all_disk_pages().saturating_sub(before.all_disk_pages());
+        let sent = now.pages().saturating_sub(before.pages()).saturating_sub(sent_disk);
+        let memory = self.round_pages.saturating_sub(self.round_disk_pages);
+        [memory.saturating_sub(sent), self.round_disk_pages.saturating_sub(sent_disk)]
+    }
+
     /// Memory sent each second: by the rounds so far, and before the first is through by what it has sent.
     fn bandwidth(&self, now: Duration) -> f64 {
         let so_far = || {
             let transfer = &self.notes.transfer;
-            let bytes = (transfer.pages() - transfer.zero_pages) as f64 * PAGE_BYTES as f64;
+            let bytes = transfer.content_pages() as f64 * PAGE_BYTES as f64;
             let seconds = now.saturating_sub(self.round_began).as_secs_f64();
             if self.round == 1 && seconds > 0.0 { bytes / seconds } else { 0.0 }
         };

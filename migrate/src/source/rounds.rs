@@ -6,9 +6,12 @@ use super::state::State;
 use super::{Action, DataPath, Probe, RoundSent, Source};
 use crate::convergence::{Observation, Verdict, expected_downtime, judge};
 use crate::error::{Failure, ProtocolError};
+use crate::guest::{Refusal, RefusalKind};
 use crate::memory::PAGE_BYTES;
 use crate::phase::Phase;
-use crate::protocol::{DestinationMessage, Features, PeerText, Prepare, SourceMessage, Version};
+use crate::protocol::{
+    DestinationMessage, FEATURE_DISKS, Features, PeerText, Prepare, SourceMessage, Version,
+};
 use crate::record::SourceState;
 use crate::report::Round;
 
@@ -87,6 +90,13 @@ impl Source {
         self.features = features;
         self.notes.enter(Phase::Prepare, self.now);
         let (guest, streams) = (self.config.guest.clone(), self.config.streams);
+        if !guest.disks.is_empty() {
+            if !features.has(FEATURE_DISKS) {
+                let text = "the destination's release takes no disks along: upgrade it, or share the disks";
+                return self.abort(Failure::Refused(Refusal::new(RefusalKind::Version, text)));
+            }
+            self.say(SourceMessage::Disks(guest.disks.clone()));
+        }
         self.say(SourceMessage::Prepare(Prepare { guest, streams }));
         self.await_answer("Prepared");
         self.state = State::Describing;
@@ -150,7 +160,7 @@ impl Source {
     pub(super) fn begin_round(&mut self) {
         self.round = self.round.saturating_add(1);
         self.round_began = self.now;
-        self.pages_before = self.notes.transfer.pages();
+        self.sent_before = self.notes.transfer;
     }
 
     pub(super) fn on_round_sent(&mut self, sent: RoundSent) {
@@ -161,7 +171,7 @@ impl Source {
             }
             State::Finishing { round_sent, .. } if !*round_sent => {
                 *round_sent = true;
-                self.note_round(RoundSent { dirty_pages: 0, ..sent });
+                self.note_round(RoundSent { dirty_pages: 0, dirty_disk_pages: 0, ..sent });
                 self.end_streams();
             }
             _ => {}
@@ -184,7 +194,8 @@ impl Source {
             self.dirty_pages_per_second = self.notes.dirtied(sent.dirty_pages, self.now);
         }
         self.round_pages = sent.dirty_pages;
-        self.pages_before = self.notes.transfer.pages();
+        self.round_disk_pages = sent.dirty_disk_pages;
+        self.sent_before = self.notes.transfer;
     }
 
     fn judge_round(&mut self, sent: RoundSent) {

@@ -18,6 +18,8 @@ use crate::protocol::{
 use crate::record::SourceState;
 use crate::report::{Outcome, Report};
 
+mod disks;
+
 const MS: Duration = Duration::from_millis(1);
 
 /// A source and its clock.
@@ -35,6 +37,7 @@ impl Bench {
             layout: MemoryLayout::new(vec![Region { base: 0, bytes }]).unwrap(),
             vcpus: 1,
             config: Blob::default(),
+            disks: Vec::new(),
         };
         let config = SourceConfig {
             migration: MigrationId(Uuid::from_u128(9)),
@@ -485,7 +488,8 @@ fn a_disk_that_has_become_full_is_found_out_while_the_switchover_is_measured() {
 #[test]
 fn a_guest_of_zero_pages_alone_switches_over() {
     let mut bench = Bench::copying();
-    let zeros = RoundSent { pages: 4096, zero_pages: 4096, dirty_pages: 10, wire_bytes: 0 };
+    let zeros =
+        RoundSent { pages: 4096, zero_pages: 4096, dirty_pages: 10, ..RoundSent::default() };
     let actions = bench.tell(Event::RoundSent(zeros));
     assert_eq!(actions.last(), Some(&Action::Pause));
 }

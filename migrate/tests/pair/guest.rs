@@ -19,6 +19,7 @@ pub(crate) fn description() -> GuestDescription {
         layout: MemoryLayout::new(regions).unwrap(),
         vcpus: 2,
         config: Blob(vec![1, 2, 3]),
+        disks: Vec::new(),
     }
 }
 

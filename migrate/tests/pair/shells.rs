@@ -202,7 +202,13 @@ impl World {
         guest.collect(&mut source.pending);
         let dirty_pages = source.pending.count();
         let wire_bytes = pages * 4096;
-        let sent = RoundSent { pages, zero_pages: pages / 3, wire_bytes, dirty_pages };
+        let sent = RoundSent {
+            pages,
+            zero_pages: pages / 3,
+            wire_bytes,
+            dirty_pages,
+            dirty_disk_pages: 0,
+        };
         self.tell_source(source::Event::RoundSent(sent));
     }
 

@@ -22,6 +22,8 @@ pub(crate) struct GuestPlan {
     pub(crate) dirty_rate: u32,
     /// The part of memory that it writes to, as for `--working-set`.
     pub(crate) working_set: String,
+    /// More of `lighter run`'s options.
+    pub(crate) options: Vec<String>,
     /// Environment of its process.
     pub(crate) environment: Vec<(String, String)>,
     /// Network namespace of its process; absent: this one.
@@ -36,6 +38,7 @@ impl Default for GuestPlan {
             cpus: 1,
             dirty_rate: 500,
             working_set: "8M".to_owned(),
+            options: Vec::new(),
             environment: Vec::new(),
             namespace: None,
         }
@@ -53,7 +56,7 @@ impl Guest {
     /// Starts the built-in workload on `host` and waits until it works.
     pub(crate) fn start(host: &Host, plan: &GuestPlan) -> Self {
         let (cpus, rate) = (plan.cpus.to_string(), plan.dirty_rate.to_string());
-        let arguments = [
+        let mut arguments = vec![
             "run",
             "--detach",
             "--name",
@@ -67,6 +70,7 @@ impl Guest {
             "--working-set",
             &plan.working_set,
         ];
+        arguments.extend(plan.options.iter().map(String::as_str));
         let mut command =
             in_namespace(lighter(host.state_dir(), &arguments), plan.namespace.as_deref());
         command.envs(plan.environment.iter().cloned());

@@ -15,7 +15,7 @@ use crate::host::{Exit, Host, Migration, Pair, wait};
 /// Lines, and so records, awaited on each host.
 const LINES: usize = 3;
 /// Memory that the check program looks after.
-const MIB: u64 = 1;
+pub(super) const MIB: u64 = 1;
 const SECTOR_BYTES: usize = 512;
 
 /// A disk of 8 MiB in `folder`.
@@ -27,9 +27,14 @@ fn make_disk(folder: &Path) -> PathBuf {
 
 /// How a guest with `disk` is started.
 fn arguments(name: &str, disk: &Path) -> Vec<String> {
+    boot_with(name, disk, "check.disk=1")
+}
+
+/// As [`arguments`], with this for the check program.
+pub(super) fn boot_with(name: &str, disk: &Path, task: &str) -> Vec<String> {
     let [kernel, initrd] = [script("kernel.sh", &["vmlinux"]), script("initramfs.sh", &[])];
     let options = fs::read_to_string(guest_folder().join("cmdline")).expect("a command line");
-    let check = format!("mem=80M check.mib={MIB} check.rate=100 check.halt=1 check.disk=1");
+    let check = format!("mem=80M check.mib={MIB} check.rate=100 check.halt=1 {task}");
     let cmdline = format!("console=ttyS0 quiet {} {check}", options.trim());
     let disk = format!("{},serial=db-1", disk.display());
     let options = [

@@ -38,14 +38,14 @@ struct Recipe {
 
 impl Image {
     /// One vCPU, which halts between two turns of the check program, a hundred times a second. It was booted with ACPI tables,
-    /// and listens to its power button.
+    /// and listens to its power button, and at port 1024 of its vsock device.
     pub(crate) fn halting() -> Self {
         Self::of(&Recipe {
             name: "halting",
             kernel: "vmlinux",
-            arguments: &[],
+            arguments: &["--vsock", "3"],
             cpus: 1,
-            options: "check.halt=1 check.button=1 check.rate=1000",
+            options: "check.halt=1 check.button=1 check.vsock=1024 check.rate=1000",
             mib: 8,
         })
     }
@@ -126,12 +126,12 @@ fn boot_and_save(recipe: &Recipe, [kernel, initrd, cmdline]: &[&str; 3], file: &
 }
 
 /// Where what goes into a guest is made.
-pub(super) fn guest_folder() -> PathBuf {
+pub(crate) fn guest_folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest")
 }
 
 /// Runs a script of the guest's folder, which prints the path of what it made or found.
-pub(super) fn script(name: &str, arguments: &[&str]) -> String {
+pub(crate) fn script(name: &str, arguments: &[&str]) -> String {
     // What one test has made or built, the next one finds.
     static RUNNING: Mutex<()> = Mutex::new(());
     let _one = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);

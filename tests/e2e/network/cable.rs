@@ -67,6 +67,20 @@ impl Cable {
         Some(self.namespaces[0].clone())
     }
 
+    /// The namespaces of the hosts.
+    pub(super) fn namespaces(&self) -> &[String; 2] {
+        &self.namespaces
+    }
+
+    /// Nothing goes faster than `rate`, in either direction, as tc(8) writes rates.
+    pub(super) fn shape(&self, rate: &str) {
+        for namespace in &self.namespaces {
+            let place = ["-n", namespace, "qdisc", "add", "dev", INTERFACE, "root"];
+            let shaper = ["tbf", "rate", rate, "burst", "128kb", "latency", "50ms"];
+            tool("tc", &[place.as_slice(), &shaper].concat());
+        }
+    }
+
     /// Nothing passes any more, in either direction.
     pub(crate) fn pull(&self) {
         ip(&["-n", &self.namespaces[1], "link", "set", INTERFACE, "down"]);
@@ -87,11 +101,18 @@ impl Drop for Cable {
     }
 }
 
-fn ip(arguments: &[&str]) {
-    let output = Command::new("ip").args(arguments).output().expect("ip(8) is installed");
+/// Runs ip(8).
+pub(super) fn ip(arguments: &[&str]) {
+    tool("ip", arguments);
+}
+
+/// Runs a tool of iproute2, and returns what it prints.
+pub(super) fn tool(name: &str, arguments: &[&str]) -> String {
+    let output = Command::new(name).args(arguments).output().expect("iproute2 is installed");
     let complaint = String::from_utf8_lossy(&output.stderr);
     assert!(
         output.status.success(),
-        "ip {arguments:?}: {complaint}; these tests need root, or {SKIP}=1"
+        "{name} {arguments:?}: {complaint}; these tests need root, or {SKIP}=1"
     );
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }

@@ -16,11 +16,15 @@ const PREAD64: u64 = 17;
 const PWRITE64: u64 = 18;
 const DUP2: u64 = 33;
 const NANOSLEEP: u64 = 35;
+const SOCKET: u64 = 41;
+const BIND: u64 = 49;
+const LISTEN: u64 = 50;
 const MOUNT: u64 = 165;
 const REBOOT: u64 = 169;
 const CLOCK_GETTIME: u64 = 228;
 const TIMERFD_CREATE: u64 = 283;
 const TIMERFD_SETTIME: u64 = 286;
+const ACCEPT4: u64 = 288;
 
 const O_RDWR: u64 = 2;
 const O_NONBLOCK: u64 = 0o4000;
@@ -30,7 +34,13 @@ const PROT_READ_WRITE: u64 = 3;
 const MAP_SHARED: u64 = 1;
 const TCGETS: u64 = 0x5401;
 const TCSETS: u64 = 0x5402;
+const AF_VSOCK: u64 = 40;
+const SOCK_STREAM_NONBLOCK: u64 = 1 | O_NONBLOCK;
 const ERROR_MAX: u64 = 4095;
+/// There is nothing to read yet (`EAGAIN`).
+pub const WOULD_BLOCK: u64 = 11;
+/// The connection was reset (`ECONNRESET`, `ENOTCONN`): Linux gives the second one for vsock.
+pub const RESETS: [u64; 2] = [104, 107];
 const PAGE_BYTES: u64 = 4096;
 const SECTOR_BYTES: u64 = 512;
 
@@ -172,6 +182,17 @@ pub fn map_physical(
     }
 }
 
+/// So many bytes of memory of the program's own, in whole pages.
+///
+/// # Errors
+/// The number of the kernel's error.
+pub fn allocate(bytes: u64) -> Result<&'static mut [u8], u64> {
+    const PRIVATE_ANONYMOUS: u64 = 0x22;
+    let start = call(MMAP, [0, bytes, PROT_READ_WRITE, PRIVATE_ANONYMOUS, u64::MAX, 0])?;
+    // SAFETY: the kernel has just mapped `bytes` at `start`, filled with zeros, for nobody else.
+    Ok(unsafe { core::slice::from_raw_parts_mut(start as *mut u8, bytes as usize) })
+}
+
 /// Nanoseconds on `clock`.
 pub fn now(clock: Clock) -> u64 {
     let mut time = [0u64; 2];
@@ -227,6 +248,26 @@ impl File {
         open(path, O_RDWR | O_DIRECT | O_DSYNC).map(Self)
     }
 
+    /// Opens it so that reads and writes pass the guest's cache, and are answered when the disk's has them.
+    ///
+    /// # Errors
+    /// The number of the kernel's error.
+    pub fn open_past_cache(path: &CStr) -> Result<Self, u64> {
+        open(path, O_RDWR | O_DIRECT).map(Self)
+    }
+
+    /// Fills `buffer` from byte `offset` on; false when it could not be read.
+    pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> bool {
+        let (at, length) = (buffer.as_mut_ptr() as u64, buffer.len() as u64);
+        call(PREAD64, [self.0, at, length, offset, 0, 0]) == Ok(length)
+    }
+
+    /// Writes `buffer` from byte `offset` on; false when it could not be written.
+    pub fn write_at(&self, offset: u64, buffer: &[u8]) -> bool {
+        let (at, length) = (buffer.as_ptr() as u64, buffer.len() as u64);
+        call(PWRITE64, [self.0, at, length, offset, 0, 0]) == Ok(length)
+    }
+
     /// Reads a sector; false when it could not be read.
     pub fn read_sector(&self, number: u64, sector: &mut Sector) -> bool {
         let at = (&raw mut sector.0) as u64;
@@ -239,6 +280,50 @@ impl File {
         let at = (&raw const sector.0) as u64;
         let written = call(PWRITE64, [self.0, at, SECTOR_BYTES, number * SECTOR_BYTES, 0, 0]);
         written == Ok(SECTOR_BYTES)
+    }
+}
+
+/// A vsock socket. Nothing waits: what would is an error.
+pub struct VsockSocket(u64);
+
+impl VsockSocket {
+    /// Listens at `port`.
+    ///
+    /// # Errors
+    /// The number of the kernel's error.
+    pub fn listen(port: u32) -> Result<Self, u64> {
+        let socket = call(SOCKET, [AF_VSOCK, SOCK_STREAM_NONBLOCK, 0, 0, 0, 0])?;
+        // `struct sockaddr_vm`: family, port, address (any), rest.
+        let address = [AF_VSOCK as u32, port, u32::MAX, 0];
+        let _ = call(BIND, [socket, address.as_ptr() as u64, 16, 0, 0, 0])?;
+        let _ = call(LISTEN, [socket, 8, 0, 0, 0, 0])?;
+        Ok(Self(socket))
+    }
+
+    /// Who has connected, if anybody.
+    pub fn accept(&self) -> Option<Self> {
+        call(ACCEPT4, [self.0, 0, 0, O_NONBLOCK, 0, 0]).ok().map(Self)
+    }
+
+    /// Reads what is there.
+    ///
+    /// # Errors
+    /// The number of the kernel's error; [`WOULD_BLOCK`] when there is nothing.
+    pub fn read(&self, buffer: &mut [u8]) -> Result<usize, u64> {
+        let at = buffer.as_mut_ptr() as u64;
+        call(READ, [self.0, at, buffer.len() as u64, 0, 0, 0]).map(|count| count as usize)
+    }
+
+    /// Writes `bytes`, or some of them; returns how many.
+    pub fn write(&self, bytes: &[u8]) -> usize {
+        let at = bytes.as_ptr() as u64;
+        call(WRITE, [self.0, at, bytes.len() as u64, 0, 0, 0]).unwrap_or(0) as usize
+    }
+}
+
+impl Drop for VsockSocket {
+    fn drop(&mut self) {
+        let _ = call(CLOSE, [self.0, 0, 0, 0, 0, 0]);
     }
 }
 

@@ -25,6 +25,8 @@ mod pace;
 #[path = "../../../vmm-core/src/workload/stamp.rs"]
 #[expect(dead_code, reason = "the host uses the rest")]
 mod stamp;
+mod throughput;
+mod vsock;
 
 use button::Button;
 use disk::Disk;
@@ -33,6 +35,7 @@ use linux::{Clock, tsc};
 use memory::Memory;
 use options::Options;
 use pace::Pace;
+use vsock::Echo;
 
 const TIMER_PERIOD_MS: u64 = 100;
 const NS_PER_MS: u64 = 1_000_000;
@@ -72,6 +75,7 @@ struct Check {
     memory: Memory,
     button: Option<Button>,
     disk: Option<Disk>,
+    echo: Option<Echo>,
     entropy: u64,
     hz: u64,
     timer: linux::Timer,
@@ -104,6 +108,7 @@ impl Check {
             sweep_pace: Pace::new(hz),
             timer: linux::Timer::every(TIMER_PERIOD_MS * NS_PER_MS),
             button: if options.button { Button::listen() } else { None },
+            echo: listen(options.vsock),
             options,
             memory,
             disk,
@@ -138,6 +143,9 @@ impl Check {
             } else if now >= next_command {
                 next_command = now + self.hz / 20;
                 self.command();
+                if let Some(echo) = &mut self.echo {
+                    echo.turn();
+                }
             }
             if self.options.halt {
                 linux::sleep(10 * NS_PER_MS);
@@ -194,6 +202,10 @@ impl Check {
             line.field("disk_errors", disk.errors());
             line.field("entropy", self.entropy);
         }
+        if let Some(echo) = &self.echo {
+            line.field("echoed", echo.echoed());
+            line.field("resets", echo.resets());
+        }
         line.field("output_us", self.microseconds(self.output));
         line.print();
         let now = tsc();
@@ -211,6 +223,7 @@ impl Check {
     /// | `s` | print no line unless asked (it takes tens of milliseconds); again: do |
     /// | `0` to `9` | rewrite so many thousand pages per second |
     /// | `h` | rewrite 20,000 pages per second |
+    /// | `R`, `W`, `S`, `T` | measure the disk: see [`throughput`] |
     /// | `q` | reset the machine |
     fn command(&mut self) {
         match linux::typed() {
@@ -230,6 +243,7 @@ impl Check {
             Some(b's') => self.silent = !self.silent,
             Some(digit @ b'0'..=b'9') => self.rate = u64::from(digit - b'0') * 1000,
             Some(b'h') => self.rate = 20_000,
+            Some(letter @ (b'R' | b'W' | b'S' | b'T')) => throughput::measure(letter, self.hz),
             Some(b'q') => linux::reset(),
             _ => {}
         }
@@ -238,6 +252,12 @@ impl Check {
     fn microseconds(&self, ticks: u64) -> u64 {
         (u128::from(ticks) * 1_000_000 / u128::from(self.hz)) as u64
     }
+}
+
+/// Listens at a vsock port, unless it is 0.
+fn listen(port: u32) -> Option<Echo> {
+    let echo = (port != 0).then(|| Echo::listen(port))?;
+    Some(echo.unwrap_or_else(|error| linux::fail("check: cannot listen by vsock, error ", error)))
 }
 
 /// TSC ticks per second, measured over half a second of the guest's own clock.

@@ -12,6 +12,7 @@
 //! | `check.zeroing=N` | 0 | share of rewrites that clear the page, percent |
 //! | `check.button=1` | 0 | switch off when the power button is pressed |
 //! | `check.halt=1` | 0 | sleep between turns (so that the vCPU halts) instead of spinning |
+//! | `check.vsock=N` | 0 | say back what is said at this vsock port |
 //! | `check.disk=1` | 0 | write a record to `/dev/vda` for each line, and ask `/dev/hwrng` once |
 
 /// What the program was asked to do.
@@ -39,6 +40,8 @@ pub struct Options {
     pub halt: bool,
     /// Write to the disk.
     pub disk: bool,
+    /// Vsock port to listen at; 0 is none.
+    pub vsock: u32,
 }
 
 const PAGES_PER_MIB: u64 = 256;
@@ -64,6 +67,7 @@ impl Options {
             button: value(b"check.button").unwrap_or(0) != 0,
             halt: value(b"check.halt").unwrap_or(0) != 0,
             disk: value(b"check.disk").unwrap_or(0) != 0,
+            vsock: value(b"check.vsock").unwrap_or(0) as u32,
         }
     }
 }

@@ -330,8 +330,7 @@ mod tests {
 
     #[test]
     fn the_memory_map_leaves_out_the_holes() {
-        let ram = GuestRam::new(crate::memory::RamLayout::new((3 << 30) + (1 << 20)).unwrap());
-        let map = memory_map(&ram.unwrap());
+        let map = memory_map(&GuestRam::anonymous((3 << 30) + (1 << 20)));
         assert_eq!(map[0], (0, 0x9_fc00, RangeKind::Ram));
         assert_eq!(map[2], (0xe_0000, 0x2_0000, RangeKind::Acpi));
         assert_eq!(map[3], (1 << 20, (3 << 30) - (1 << 20), RangeKind::Ram));

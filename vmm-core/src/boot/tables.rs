@@ -229,7 +229,6 @@ fn descriptor(segment: &kvm_segment) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::RamLayout;
 
     #[test]
     fn descriptors_are_those_of_the_manual() {
@@ -244,7 +243,7 @@ mod tests {
 
     #[test]
     fn every_mapped_page_is_at_its_own_address() {
-        let ram = GuestRam::new(RamLayout::new(4 << 20).unwrap()).unwrap();
+        let ram = GuestRam::anonymous(4 << 20);
         let cr3 = write_identity_map(&ram, 2 * GIB + 1, Privilege::User).unwrap();
         let read = |gpa| {
             let mut word = [0; 8];

@@ -64,27 +64,40 @@ impl BitmapLog {
         Self { vm, ram, protection, running: false, report_all: false, scratch: Vec::new() }
     }
 
-    fn set_logging(&self, flags: u32) -> Result<()> {
-        for (slot, region) in (0..).zip(self.ram.mappings()) {
-            raw::set_memory_region(&self.vm, slot, flags, region)
-                .call("KVM_SET_USER_MEMORY_REGION")?;
-        }
-        Ok(())
-    }
-
     fn check_running(&self) -> Result<()> {
         if self.running { Ok(()) } else { Err(Error::DirtyTracking("not running: start it first")) }
     }
+}
 
-    fn check_range(&self, first: usize, len: usize) -> Result<()> {
-        let chunks = self.ram.chunks();
-        match first.checked_add(len) {
-            Some(end) if end <= chunks => Ok(()),
-            end => {
-                let end = end.unwrap_or(usize::MAX);
-                Err(Error::DirtyRange { first, end, chunks })
-            }
-        }
+/// Sets the flags of the slots of `vm`, which are the regions of `ram`.
+pub(super) fn set_logging(vm: &VmFd, ram: &GuestRam, flags: u32) -> Result<()> {
+    for (slot, region) in (0..).zip(ram.mappings()) {
+        raw::set_memory_region(vm, slot, flags, region).call("KVM_SET_USER_MEMORY_REGION")?;
+    }
+    Ok(())
+}
+
+/// Whether `len` chunks from `first` on are chunks of `ram`.
+pub(super) fn check_range(ram: &GuestRam, first: usize, len: usize) -> Result<()> {
+    let chunks = ram.chunks();
+    match first.checked_add(len) {
+        Some(end) if end <= chunks => Ok(()),
+        end => Err(Error::DirtyRange { first, end: end.unwrap_or(usize::MAX), chunks }),
+    }
+}
+
+/// Whether there is a word for each chunk of `ram`.
+pub(super) fn check_words(ram: &GuestRam, words: &[u64]) -> Result<()> {
+    let (end, chunks) = (words.len(), ram.chunks());
+    if end == chunks { Ok(()) } else { Err(Error::DirtyRange { first: 0, end, chunks }) }
+}
+
+/// Adds what was written through `ram`, which KVM does not see, and forgets it.
+pub(super) fn add_own_writes(ram: &GuestRam, words: &mut [u64]) {
+    for (region, place) in ram.mappings().zip(ram.layout().regions()) {
+        let own = (**region).bitmap().get_and_reset();
+        let words = &mut words[place.first_chunk..][..place.chunks()];
+        words.iter_mut().zip(own).for_each(|(word, own)| *word |= own);
     }
 }
 
@@ -108,7 +121,7 @@ impl DirtyTracking for BitmapLog {
             return Err(Error::DirtyTracking("running already"));
         }
         self.ram.mappings().for_each(|region| (**region).bitmap().reset());
-        self.set_logging(KVM_MEM_LOG_DIRTY_PAGES)?;
+        set_logging(&self.vm, &self.ram, KVM_MEM_LOG_DIRTY_PAGES)?;
         let largest = self.ram.layout().regions().iter().map(|region| region.chunks()).max();
         self.scratch.resize(largest.unwrap_or(0), 0);
         self.report_all = self.protection != Protection::ManualInitiallySet;
@@ -123,27 +136,21 @@ impl DirtyTracking for BitmapLog {
         // Also when a slot goes on logging, which costs speed only: the next start sets them all anew.
         self.running = false;
         self.scratch = Vec::new();
-        self.set_logging(0)
+        set_logging(&self.vm, &self.ram, 0)
     }
 
     fn collect(&mut self, words: &mut [u64]) -> Result<()> {
         self.check_running()?;
-        if words.len() != self.ram.chunks() {
-            let (end, chunks) = (words.len(), self.ram.chunks());
-            return Err(Error::DirtyRange { first: 0, end, chunks });
-        }
-        let layout = self.ram.layout().regions();
-        for ((slot, region), place) in (0..).zip(self.ram.mappings()).zip(layout) {
+        check_words(&self.ram, words)?;
+        for (slot, place) in (0..).zip(self.ram.layout().regions()) {
             let chunks = place.chunks();
             let scratch = &mut self.scratch[..chunks];
             raw::get_dirty_log(&self.vm, slot, chunks * CHUNK_PAGES, scratch)
                 .call("KVM_GET_DIRTY_LOG")?;
-            let own = (**region).bitmap().get_and_reset();
             let words = &mut words[place.first_chunk..][..chunks];
-            for ((word, kvm), own) in words.iter_mut().zip(scratch).zip(own) {
-                *word |= *kvm | own;
-            }
+            words.iter_mut().zip(scratch).for_each(|(word, kvm)| *word |= *kvm);
         }
+        add_own_writes(&self.ram, words);
         if std::mem::take(&mut self.report_all) {
             words.fill(!0);
         }
@@ -152,7 +159,7 @@ impl DirtyTracking for BitmapLog {
 
     fn rearm(&mut self, first_chunk: usize, words: &[u64]) -> Result<()> {
         self.check_running()?;
-        self.check_range(first_chunk, words.len())?;
+        check_range(&self.ram, first_chunk, words.len())?;
         if self.protection == Protection::OnRead {
             return Ok(());
         }

@@ -25,6 +25,12 @@ pub(crate) fn check_available(wanted: u64) -> Result<(), MemoryError> {
     Ok(())
 }
 
+/// Checks that the kernel can merge pages at all; whether it does at the moment is another matter.
+pub(super) fn check_ksm() -> Result<(), MemoryError> {
+    let is_there = std::path::Path::new("/sys/kernel/mm/ksm").is_dir();
+    if is_there { Ok(()) } else { Err(MemoryError::NoKsm) }
+}
+
 fn parse_available(text: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;

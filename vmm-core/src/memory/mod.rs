@@ -1,15 +1,25 @@
-//! Guest RAM: anonymous memory in at most two regions, addressed by *chunk*.
+//! Guest RAM: memory of this process in at most two regions, addressed by *chunk*.
+//!
+//! [`MemoryConfig`] says how it is backed: ordinary pages, huge pages from a pool, or a template that
+//! several guests share.
 //!
 //! A chunk is 64 aligned pages of 4096 bytes, which is one word of a dirty bitmap; every region is a
 //! whole number of chunks. Chunk numbers run over the regions in order, without the hole between them,
 //! and are what dirty tracking, a migration and a saved file count in. Start reading at [`GuestRam`].
 
+mod backing;
+mod config;
 pub(crate) mod host;
 mod layout;
+pub(crate) mod numa;
+mod pool;
 mod ram;
 
+pub(crate) use backing::TemplateImage;
+pub use config::{HugePages, MemoryConfig, MergeDomain, Prealloc};
 pub use host::{HOST_RESERVE_BYTES, available_bytes};
 pub use layout::{HIGH_RAM_START, LOW_RAM_MAX, RamLayout, RamRegion};
+pub use numa::{NodeSet, NumaPolicy};
 pub use ram::GuestRam;
 pub(crate) use ram::RamMap;
 
@@ -62,6 +72,100 @@ pub enum MemoryError {
     /// The memory could not be given back.
     #[error("cannot clear guest memory: {0}")]
     Discard(std::io::Error),
+    /// A word that means nothing.
+    #[error("`{text}` is not possible: give {wanted}")]
+    Word {
+        /// The word.
+        text: String,
+        /// What is possible.
+        wanted: &'static str,
+    },
+    /// The name is none for a merge domain.
+    #[error("a merge domain is named with 1 to {bytes_max} letters, digits, `-`, `_` or `.`")]
+    Domain {
+        /// Longest name, in bytes.
+        bytes_max: usize,
+    },
+    /// Memory that is no whole number of huge pages.
+    #[error("guest memory of {} is no whole number of huge pages of {}", size(*bytes), size(*page))]
+    NotWholeHugePages {
+        /// Bytes of guest memory.
+        bytes: u64,
+        /// Bytes of a huge page.
+        page: u64,
+    },
+    /// Huge pages of a pool and merging contradict each other.
+    #[error(
+        "huge pages of a pool cannot be merged: choose a merge domain, or huge pages, not both"
+    )]
+    CannotMerge,
+    /// A template and another backing contradict each other.
+    #[error(
+        "a guest from a template has ordinary pages that are taken as it writes them: no huge pages of a pool and \
+         no memory taken in advance"
+    )]
+    TemplateBacking,
+    /// A policy without nodes.
+    #[error("the memory policy names no NUMA node")]
+    Nodes,
+    /// A node that this host does not have.
+    #[error("this host has no memory on NUMA node {node}, only on {there}: choose other nodes")]
+    NoSuchNode {
+        /// The node.
+        node: u32,
+        /// Those that there are.
+        there: String,
+    },
+    /// The kernel does not take the policy.
+    #[error("this host cannot take guest memory from the nodes of {policy}: {cause}")]
+    Policy {
+        /// The policy.
+        policy: String,
+        /// The system's answer.
+        cause: std::io::Error,
+    },
+    /// Pages of this size are unknown to the processor or the kernel.
+    #[error("this host has no huge pages of {}: its processor or kernel does not know them", size(*page))]
+    NoPool {
+        /// Bytes of a page.
+        page: u64,
+    },
+    /// The pool is too small.
+    #[error(
+        "the guest needs {needed} huge pages of {}, and {available} of this host's {total} are free: raise the pool with `{}`, or stop \
+         another guest",
+        size(*page), raise(*page, total + needed - available)
+    )]
+    PoolShort {
+        /// Bytes of a page.
+        page: u64,
+        /// Pages that the guest needs.
+        needed: u64,
+        /// Pages that it could have.
+        available: u64,
+        /// Pages of the pool.
+        total: u64,
+    },
+    /// The memory could not be taken in advance.
+    #[error(
+        "this host cannot take all of the guest's memory in advance: {cause}; it has too little, or too little on the nodes \
+         that were chosen"
+    )]
+    Populate {
+        /// The system's answer.
+        cause: std::io::Error,
+    },
+    /// The kernel merges no pages.
+    #[error(
+        "this host's kernel merges no pages (it was built without CONFIG_KSM): leave the merge domain away"
+    )]
+    NoKsm,
+    /// The kernel does not mark the memory.
+    #[error("cannot have guest memory merged: {cause}")]
+    Merge {
+        /// The system's answer.
+        cause: std::io::Error,
+    },
     /// A chunk, or pages in it, that the guest does not have.
     #[error(
         "{pages} pages from page {first_page} of chunk {chunk} are not guest memory ({chunks} chunks)"
@@ -87,6 +191,14 @@ pub enum MemoryError {
         /// Length in bytes.
         len: usize,
     },
+}
+
+/// How an operator gives a pool `pages` pages of `page` bytes.
+fn raise(page: u64, pages: u64) -> String {
+    if page == 2 << 20 {
+        return format!("sysctl vm.nr_hugepages={pages}");
+    }
+    format!("echo {pages} > {}/nr_hugepages", pool::folder(page).display())
 }
 
 /// A size in the largest binary unit that it is a whole number of.

@@ -5,18 +5,16 @@ use std::ops::Range;
 use vm_memory::bitmap::{AtomicBitmap, Bitmap};
 use vm_memory::volatile_memory::VolatileSlice;
 use vm_memory::{
-    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
-    bitmap::RefSlice,
+    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap, bitmap::RefSlice,
 };
 
-use super::{CHUNK_PAGES, MemoryError, PAGE_BYTES, RamLayout, host};
-use crate::raw;
+use super::backing::{Backing, TemplateImage, populate};
+use super::{CHUNK_PAGES, MemoryConfig, MemoryError, PAGE_BYTES, RamLayout};
 
 /// Guest memory as rust-vmm crates see it, remembering what is written through it.
 pub(crate) type RamMap = GuestMemoryMmap<AtomicBitmap>;
 
-/// The RAM of one guest: private anonymous memory, filled with zeros, on huge pages where the host
-/// has them.
+/// The RAM of one guest: private memory, filled with zeros or with what a template holds.
 ///
 /// Writes through this type are remembered page by page, since KVM's dirty log does not see them;
 /// [`crate::Vm::collect_dirty`] adds them to what the guest wrote. Reads race with a running guest:
@@ -25,26 +23,58 @@ pub(crate) type RamMap = GuestMemoryMmap<AtomicBitmap>;
 pub struct GuestRam {
     memory: RamMap,
     layout: RamLayout,
+    backing: Backing,
 }
 
 impl GuestRam {
-    /// Maps `layout`, after checking that the host can back it.
+    /// Maps `layout` as `config` says, after checking that the host can back it. With a `template`, its
+    /// content is that of the file, which must be as long as it says.
     ///
     /// # Errors
-    /// [`MemoryError::NotEnough`], [`MemoryError::Map`].
-    pub(crate) fn new(layout: RamLayout) -> Result<Self, MemoryError> {
-        host::check_available(layout.bytes())?;
-        let ranges: Vec<(GuestAddress, usize)> = layout
-            .regions()
-            .iter()
-            .map(|region| (GuestAddress(region.gpa), region.bytes as usize))
-            .collect();
-        let memory = GuestMemoryMmap::from_ranges(&ranges).map_err(|error| MemoryError::Map {
+    /// What [`MemoryConfig::check_host`] finds; [`MemoryError::Map`], [`MemoryError::Policy`],
+    /// [`MemoryError::Populate`], [`MemoryError::TemplateBacking`].
+    pub(crate) fn new(
+        layout: RamLayout,
+        config: &MemoryConfig,
+        template: Option<&TemplateImage>,
+    ) -> Result<Self, MemoryError> {
+        config.check_host(layout.bytes())?;
+        let backing = Backing::new(&layout, config, template)?;
+        let regions: Result<Vec<_>, _> =
+            layout.regions().iter().map(|region| backing.map(region, template)).collect();
+        let memory = GuestMemoryMmap::from_regions(regions?).map_err(|error| MemoryError::Map {
             bytes: layout.bytes(),
             reason: error.to_string(),
         })?;
-        memory.iter().for_each(raw::advise_huge_pages);
-        Ok(Self { memory, layout })
+        if config.is_populated() {
+            populate(&memory.iter().collect::<Vec<_>>())?;
+        }
+        Ok(Self { memory, layout, backing })
+    }
+
+    /// Ordinary memory of `bytes`.
+    #[cfg(test)]
+    pub(crate) fn anonymous(bytes: u64) -> Self {
+        Self::new(RamLayout::new(bytes).unwrap(), &MemoryConfig::default(), None).unwrap()
+    }
+
+    /// Lets the kernel merge pages with equal ones of other processes that let it, see
+    /// [`MemoryConfig::merge_domain`].
+    ///
+    /// # Errors
+    /// [`MemoryError::CannotMerge`], [`MemoryError::Merge`].
+    pub fn merge(&self) -> Result<(), MemoryError> {
+        self.backing.merge(self.memory.iter())
+    }
+
+    /// Whether the kernel may merge pages.
+    pub fn is_merged(&self) -> bool {
+        self.backing.is_merged()
+    }
+
+    /// Whether pages that the guest has not written yet are those of a template.
+    pub fn is_from_template(&self) -> bool {
+        self.backing.is_template()
     }
 
     /// Where the RAM lies.
@@ -128,8 +158,8 @@ impl GuestRam {
     /// # Errors
     /// [`MemoryError::Discard`].
     pub(crate) fn clear(&self) -> Result<(), MemoryError> {
-        for region in self.memory.iter() {
-            discard_in(region, 0, region.len() as usize)?;
+        for (index, region) in self.layout.regions().iter().enumerate() {
+            self.discard_in(index, 0, region.bytes as usize)?;
         }
         Ok(())
     }
@@ -140,28 +170,43 @@ impl GuestRam {
     }
 
     /// Gives whole pages back to the host: they read as zeros, and count as written, so that a migration
-    /// that has sent what was there sends zeros after it.
+    /// that has sent what was there sends zeros after it. Returns how many bytes the host got, which is none
+    /// from a pool, and less than all from a template.
     ///
     /// # Errors
     /// [`MemoryError::NoSuchAddress`] when the range is not RAM or not whole pages; then nothing is done.
     /// [`MemoryError::Discard`].
-    pub(crate) fn discard(&self, range: &Range<u64>) -> Result<(), MemoryError> {
+    pub(crate) fn discard(&self, range: &Range<u64>) -> Result<u64, MemoryError> {
         let len = range.end.saturating_sub(range.start) as usize;
         let page = PAGE_BYTES as u64;
         let whole = range.start.is_multiple_of(page) && range.end.is_multiple_of(page);
         match self.find(range) {
-            Some((region, offset)) if whole => discard_in(region, offset, len),
+            Some((region, offset)) if whole => self.discard_in(region, offset, len),
             _ => Err(MemoryError::NoSuchAddress { gpa: range.start, len }),
         }
     }
 
-    /// The region that holds all of `range`, and where in it the range begins.
-    fn find(&self, range: &Range<u64>) -> Option<(&GuestRegionMmap<AtomicBitmap>, usize)> {
-        self.memory.iter().find_map(|region| {
-            let offset = range.start.checked_sub(region.start_addr().0)?;
-            let end = range.end.checked_sub(region.start_addr().0)?;
-            (offset <= end && end <= region.len()).then_some((region, offset as usize))
+    /// Index of the region that holds all of `range`, and where in it the range begins.
+    fn find(&self, range: &Range<u64>) -> Option<(usize, usize)> {
+        self.layout.regions().iter().enumerate().find_map(|(index, region)| {
+            let offset = range.start.checked_sub(region.gpa)?;
+            let end = range.end.checked_sub(region.gpa)?;
+            (offset <= end && end <= region.bytes).then_some((index, offset as usize))
         })
+    }
+
+    /// Gives a part of a region back to the host, whole pages.
+    fn discard_in(&self, index: usize, offset: usize, len: usize) -> Result<u64, MemoryError> {
+        let (Some(region), Some(place)) =
+            (self.memory.iter().nth(index), self.layout.regions().get(index))
+        else {
+            return Ok(0);
+        };
+        let discarded = self.backing.discard(region, place, offset, len);
+        // Afterwards: marked before, a page could be found dirty, sent as it was, and be zeroed unseen. Also
+        // when it failed half-way.
+        (**region).bitmap().mark_dirty(offset, len);
+        discarded.map_err(MemoryError::Discard)
     }
 
     /// The mapped regions, in the order of the layout; the index is KVM's memory slot.
@@ -190,26 +235,13 @@ impl GuestRam {
     }
 }
 
-/// Gives a part of a region back to the host, whole pages.
-fn discard_in(
-    region: &GuestRegionMmap<AtomicBitmap>,
-    offset: usize,
-    len: usize,
-) -> Result<(), MemoryError> {
-    let discarded = raw::discard(region, offset, len);
-    // Afterwards: marked before, a page could be found dirty, sent as it was, and be zeroed unseen. Also
-    // when it failed half-way.
-    (**region).bitmap().mark_dirty(offset, len);
-    discarded.map_err(MemoryError::Discard)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::memory::CHUNK_BYTES;
 
     fn ram(bytes: u64) -> GuestRam {
-        GuestRam::new(RamLayout::new(bytes).unwrap()).unwrap()
+        GuestRam::anonymous(bytes)
     }
 
     #[test]

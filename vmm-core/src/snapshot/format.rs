@@ -8,3 +8,7 @@ pub(super) const VERSION: u32 = 1;
 pub(super) const SECTION_BYTES_MAX: u32 = crate::codec::ENCODED_BYTES_MAX as u32;
 /// In place of a chunk's number: the end.
 pub(super) const END: u64 = u64::MAX;
+/// First bytes of a template.
+pub(super) const TEMPLATE_MAGIC: [u8; 8] = *b"LIGHTPL\n";
+/// Version of the templates' format.
+pub(super) const TEMPLATE_VERSION: u32 = 1;

@@ -1,4 +1,5 @@
-//! A guest in a file: [`save`] and [`restore`].
+//! A guest in a file: [`save`] and [`restore`]; [`save_template`] and [`Template`] for files from which many
+//! guests are started.
 //!
 //! The file holds what a migration sends: the guest's [`crate::VmShape`], its [`crate::VmState`], and
 //! its memory by chunks, of which those that are zero are left out. All numbers are little-endian:
@@ -18,6 +19,7 @@
 mod format;
 mod partial;
 mod read;
+mod template;
 mod write;
 
 #[cfg(test)]
@@ -29,6 +31,7 @@ pub use partial::PartialFile;
 #[cfg(feature = "fuzzing")]
 pub use read::read_into_new;
 pub use read::{read_guest, read_shape, restore};
+pub use template::{CloneConfig, Template, read_template, save_template, save_template_into};
 pub use write::{SnapshotReport, save, save_into};
 
 /// Failure to save a guest to a file or to restore it.
@@ -71,14 +74,16 @@ pub enum SnapshotError {
     },
     /// The file was written in a format that this version does not know.
     #[error(
-        "{} has snapshot format {found}, this program knows {}; use the version of lighter that wrote it",
-        path.display(), format::VERSION
+        "{} has snapshot format {found}, this program knows {known}; use the version of lighter that wrote it",
+        path.display()
     )]
     Version {
         /// The file.
         path: PathBuf,
         /// The format found.
         found: u32,
+        /// The format known.
+        known: u32,
     },
     /// The file ends too early.
     #[error("{} is cut off: it was not copied or written completely", path.display())]
@@ -93,5 +98,30 @@ pub enum SnapshotError {
         path: PathBuf,
         /// What does not fit.
         what: String,
+    },
+    /// A template's guest writes a disk, which two guests cannot do.
+    #[error(
+        "clones of {} would all write its disk {}: give each a copy of that disk with --disk, or make a template \
+         of a guest that only reads it",
+        template.display(), disk.display()
+    )]
+    TemplateDisk {
+        /// The template.
+        template: PathBuf,
+        /// The disk.
+        disk: PathBuf,
+    },
+    /// A template's guest has an address, which two guests cannot have.
+    #[error(
+        "a guest with network devices makes no template: its clones would all have its address"
+    )]
+    TemplateNetwork,
+    /// Disks that are not like the template's.
+    #[error("a clone of {} needs {wanted}, copies of those that its guest had, in the same order", template.display())]
+    TemplateDisks {
+        /// The template.
+        template: PathBuf,
+        /// Which disks.
+        wanted: String,
     },
 }

@@ -20,7 +20,7 @@ use crate::{GuestRam, Vm, VmShape, VmState};
 /// [`Vm::load_state`] find.
 pub fn restore(path: &Path, console: Box<dyn Write + Send>) -> Result<Vm> {
     let mut input = Input::open(path)?;
-    let (shape, state) = input.header()?;
+    let (shape, state) = input.header(MAGIC, VERSION)?;
     let vm = Vm::create(&VmShape::from_bytes(&shape)?, console)?;
     input.memory(vm.ram())?;
     vm.load_state(&VmState::from_bytes(&state)?)?;
@@ -32,7 +32,7 @@ pub fn restore(path: &Path, console: Box<dyn Write + Send>) -> Result<Vm> {
 /// # Errors
 /// [`SnapshotError`], [`crate::ShapeError`].
 pub fn read_shape(path: &Path) -> Result<VmShape> {
-    let (shape, _) = Input::open(path)?.header()?;
+    let (shape, _) = Input::open(path)?.header(MAGIC, VERSION)?;
     VmShape::from_bytes(&shape)
 }
 
@@ -41,7 +41,7 @@ pub fn read_shape(path: &Path) -> Result<VmShape> {
 /// # Errors
 /// [`SnapshotError`], [`crate::ShapeError`], [`crate::state::StateError`].
 pub fn read_guest(path: &Path) -> Result<(VmShape, VmState)> {
-    let (shape, state) = Input::open(path)?.header()?;
+    let (shape, state) = Input::open(path)?.header(MAGIC, VERSION)?;
     Ok((VmShape::from_bytes(&shape)?, VmState::from_bytes(&state)?))
 }
 
@@ -53,30 +53,43 @@ pub fn read_guest(path: &Path) -> Result<(VmShape, VmState)> {
 #[cfg(feature = "fuzzing")]
 pub fn read_into_new(file: &[u8], memory_bytes: u64) -> Result<(VmShape, VmState)> {
     let ram = GuestRam::new(crate::memory::RamLayout::new(memory_bytes)?)?;
-    let mut input = Input { file: BufReader::new(file), path: Path::new("fuzzed") };
-    let (shape, state) = input.header()?;
+    let mut input = Input { file: BufReader::new(file), path: Path::new("fuzzed"), position: 0 };
+    let (shape, state) = input.header(MAGIC, VERSION)?;
     let shape = VmShape::from_bytes(&shape)?;
     input.memory(&ram)?;
     Ok((shape, VmState::from_bytes(&state)?))
 }
 
 /// A file being read.
-struct Input<'a, R> {
+pub(super) struct Input<'a, R> {
     file: BufReader<R>,
     path: &'a Path,
+    position: usize,
 }
 
 impl<'a> Input<'a, File> {
-    fn open(path: &'a Path) -> Result<Self, SnapshotError> {
+    /// Opens a regular file.
+    pub(super) fn open(path: &'a Path) -> Result<Self, SnapshotError> {
         // Not waiting for another process to write to a pipe.
         let file = regular_file::open(path, OpenOptions::new().read(true))
             .map_err(|cause| SnapshotError::Read { path: path.to_path_buf(), cause })?;
-        Ok(Self { file: BufReader::with_capacity(1 << 20, file), path })
+        Ok(Self { file: BufReader::with_capacity(1 << 20, file), path, position: 0 })
+    }
+
+    /// The file, wherever it has been read to.
+    pub(super) fn into_file(self) -> File {
+        self.file.into_inner()
     }
 }
 
 impl<R: Read> Input<'_, R> {
+    /// How many bytes have been read.
+    pub(super) fn position(&self) -> usize {
+        self.position
+    }
+
     fn fill(&mut self, bytes: &mut [u8]) -> Result<(), SnapshotError> {
+        self.position += bytes.len();
         self.file.read_exact(bytes).map_err(|cause| match cause.kind() {
             ErrorKind::UnexpectedEof => SnapshotError::Truncated { path: self.path.to_path_buf() },
             _ => SnapshotError::Read { path: self.path.to_path_buf(), cause },
@@ -93,21 +106,25 @@ impl<R: Read> Input<'_, R> {
         SnapshotError::Damaged { path: self.path.to_path_buf(), what: what.into() }
     }
 
-    /// The encoded shape and state.
-    fn header(&mut self) -> Result<(Vec<u8>, Vec<u8>), SnapshotError> {
+    /// The encoded shape and state of a file that begins with this magic and version.
+    pub(super) fn header(
+        &mut self,
+        magic: [u8; 8],
+        known: u32,
+    ) -> Result<(Vec<u8>, Vec<u8>), SnapshotError> {
         let mut start = [0; 12];
         let foreign = || SnapshotError::Foreign { path: self.path.to_path_buf() };
         match self.fill(&mut start) {
             Err(SnapshotError::Truncated { .. }) => return Err(foreign()),
             result => result?,
         }
-        let (magic, version) = start.split_at(MAGIC.len());
-        if magic != MAGIC {
+        let (found_magic, version) = start.split_at(magic.len());
+        if found_magic != magic {
             return Err(foreign());
         }
         let found = version.try_into().map_or(0, u32::from_le_bytes);
-        if found != VERSION {
-            return Err(SnapshotError::Version { path: self.path.to_path_buf(), found });
+        if found != known {
+            return Err(SnapshotError::Version { path: self.path.to_path_buf(), found, known });
         }
         let mut all = start.to_vec();
         let shape = self.section(&mut all)?;

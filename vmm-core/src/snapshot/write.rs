@@ -31,7 +31,7 @@ pub struct SnapshotReport {
 /// [`crate::Error::WrongState`] unless paused; [`SnapshotError`]. After an error nothing is left
 /// behind, and a file that was there before is untouched.
 pub fn save(vm: &Vm, path: &Path) -> Result<SnapshotReport> {
-    let header = header(vm)?;
+    let header = header(vm, MAGIC, VERSION)?;
     let write = |cause| SnapshotError::Write { path: path.to_path_buf(), cause };
     let partial = PartialFile::create(path).map_err(write)?;
     let report = fill(partial.file(), path, vm, &header)?;
@@ -46,15 +46,15 @@ pub fn save(vm: &Vm, path: &Path) -> Result<SnapshotReport> {
 /// As [`save`].
 pub fn save_into(vm: &Vm, file: &File, path: &Path) -> Result<SnapshotReport> {
     let write = |cause| SnapshotError::Write { path: path.to_path_buf(), cause };
-    let report = fill(file, path, vm, &header(vm)?)?;
+    let report = fill(file, path, vm, &header(vm, MAGIC, VERSION)?)?;
     file.sync_all().and_then(|()| expect_paused(vm)).map_err(write)?;
     Ok(report)
 }
 
 /// Everything before the memory.
-fn header(vm: &Vm) -> Result<Vec<u8>> {
-    let mut bytes = MAGIC.to_vec();
-    bytes.extend(VERSION.to_le_bytes());
+pub(super) fn header(vm: &Vm, magic: [u8; 8], version: u32) -> Result<Vec<u8>> {
+    let mut bytes = magic.to_vec();
+    bytes.extend(version.to_le_bytes());
     for section in [vm.shape().to_bytes()?, vm.save_state()?.to_bytes()?] {
         bytes.extend((section.len() as u32).to_le_bytes());
         bytes.extend(section);
@@ -85,7 +85,7 @@ fn write_guest(out: &mut impl Write, header: &[u8], vm: &Vm) -> io::Result<u64> 
 }
 
 /// One bit for each page of a chunk that is not zero.
-fn used_pages(chunk: &[u8]) -> u64 {
+pub(super) fn used_pages(chunk: &[u8]) -> u64 {
     let pages = chunk.chunks_exact(PAGE_BYTES).enumerate();
     pages.filter(|(_, page)| !is_zero(page)).fold(0, |mask, (index, _)| mask | 1 << index)
 }
@@ -148,7 +148,8 @@ fn fill(file: &File, path: &Path, vm: &Vm, header: &[u8]) -> Result<SnapshotRepo
     }
 }
 
-fn failure(path: &Path, cause: io::Error, written: u64, vm: &Vm) -> SnapshotError {
+/// What went wrong with writing to `path`.
+pub(super) fn failure(path: &Path, cause: io::Error, written: u64, vm: &Vm) -> SnapshotError {
     let path = path.to_path_buf();
     match cause.kind() {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
@@ -159,7 +160,7 @@ fn failure(path: &Path, cause: io::Error, written: u64, vm: &Vm) -> SnapshotErro
 }
 
 /// A guest that is told to end while it is saved, as with its process, is not saved.
-fn expect_paused(vm: &Vm) -> io::Result<()> {
+pub(super) fn expect_paused(vm: &Vm) -> io::Result<()> {
     match vm.run_state() {
         RunState::Paused => Ok(()),
         RunState::Running | RunState::Stopped => {
@@ -179,7 +180,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("guest");
         let vm = empty_vm(16, 1);
-        let header = header(&vm).unwrap();
+        let header = header(&vm, MAGIC, VERSION).unwrap();
         let partial = PartialFile::create(&path).unwrap();
         fill(partial.file(), &path, &vm, &header).unwrap();
         vm.stop();

@@ -3,6 +3,7 @@
 use kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_ioctls::{Kvm, VcpuFd};
 
+use crate::cpuid::{self, CpuidEntry};
 use crate::error::{KvmContext, Result};
 
 /// IA32_TIME_STAMP_COUNTER.
@@ -19,9 +20,10 @@ const MTRRS: &[u32] = &[
 ];
 
 /// The registers to save for each vCPU: all that KVM lists, and the memory type ranges, as far as
-/// they can be read from `vcpu`. Found once for a VM. The order is KVM's, in which older paravirtual
-/// clocks come before newer ones, with the TSC first and its deadline last.
-pub(crate) fn saved_msrs(kvm: &Kvm, vcpu: &VcpuFd) -> Result<Vec<u32>> {
+/// they can be read from `vcpu` and a guest with the table `cpuid` knows of them. Found once for a VM. The
+/// order is KVM's, in which older paravirtual clocks come before newer ones, with the TSC first and its
+/// deadline last.
+pub(crate) fn saved_msrs(kvm: &Kvm, vcpu: &VcpuFd, cpuid: &[CpuidEntry]) -> Result<Vec<u32>> {
     let listed = kvm.get_msr_index_list().call("KVM_GET_MSR_INDEX_LIST")?;
     let mut indices: Vec<u32> = listed.as_slice().to_vec();
     for index in MTRRS {
@@ -29,7 +31,7 @@ pub(crate) fn saved_msrs(kvm: &Kvm, vcpu: &VcpuFd) -> Result<Vec<u32>> {
             indices.push(*index);
         }
     }
-    indices.retain(|index| is_readable(vcpu, *index));
+    indices.retain(|index| cpuid::knows_msr(cpuid, *index) && is_readable(vcpu, *index));
     indices.sort_by_key(|index| match *index {
         TSC => 0,
         TSC_DEADLINE => 2,

@@ -1,6 +1,6 @@
 //! Running a vCPU: in and out of the guest, one exit after the other.
 
-use kvm_bindings::Msrs;
+use kvm_bindings::{KVM_EXIT_DIRTY_RING_FULL, Msrs};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::thread::{Machine, Mailbox};
@@ -124,6 +124,7 @@ impl Vcpu {
             Ok(VcpuExit::FailEntry(reason, _)) => {
                 return Err(StopReason::FailEntry { vcpu: index, reason });
             }
+            Ok(VcpuExit::Unsupported(KVM_EXIT_DIRTY_RING_FULL)) => self.make_room(machine)?,
             Ok(exit) => {
                 let what = format!("{exit:?}");
                 return Err(self.unexpected(what));
@@ -149,6 +150,12 @@ impl Vcpu {
             PortEffect::PowerOff => return Err(StopReason::PowerOff),
         }
         Ok(Turn::Again)
+    }
+
+    /// Takes what is in the rings for the one who asks for it next.
+    fn make_room(&self, machine: &Machine) -> Result<(), StopReason> {
+        let room = machine.rings.as_ref().map_or(Ok(()), |rings| rings.make_room());
+        room.map_err(|error| self.unexpected(format!("a full dirty ring: {error}")))
     }
 
     fn rip(&self) -> u64 {

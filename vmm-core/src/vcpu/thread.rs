@@ -11,6 +11,7 @@ use super::Vcpu;
 use super::kick::{Kickable, kick};
 use super::resets::Resets;
 use crate::devices::Ports;
+use crate::dirty::Rings;
 use crate::error::{Error, Result};
 use crate::event::{EventQueue, StopReason, VmEvent};
 use crate::memory::GuestRam;
@@ -25,6 +26,8 @@ const STACK_BYTES: usize = 512 << 10;
 pub(crate) struct Machine {
     /// Its virtio devices.
     pub(crate) bus: Bus,
+    /// The rings in which KVM lists written pages, if it does.
+    pub(crate) rings: Option<Arc<Rings>>,
     /// The VM.
     pub(crate) vm: Arc<VmFd>,
     /// Its memory.
@@ -41,9 +44,16 @@ pub(crate) struct Machine {
 
 impl Machine {
     /// A machine without vCPUs.
-    pub(crate) fn new(vm: Arc<VmFd>, ram: Arc<GuestRam>, ports: Ports, bus: Bus) -> Self {
+    pub(crate) fn new(
+        vm: Arc<VmFd>,
+        ram: Arc<GuestRam>,
+        ports: Ports,
+        bus: Bus,
+        rings: Option<Arc<Rings>>,
+    ) -> Self {
         Self {
             bus,
+            rings,
             vm,
             ram,
             ports,

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
 use super::balloon::BalloonDevice;
-use super::device::{Device, Progress, Rings};
+use super::device::{Device, Looks, Progress, Rings};
 use super::error::DeviceError;
 use super::interrupt::Interrupt;
 use super::queue::{Queue, QueueError, QueuePosition, Suppression};
@@ -53,6 +53,8 @@ pub(crate) struct Backend {
     /// By index; all `None` unless the driver is ready and no queue is broken.
     queues: Vec<Option<Queue>>,
     due: Vec<Due>,
+    /// What the device itself wants to be looked at.
+    looks: Looks,
     paused: bool,
     /// A guest can break its queues as often as it likes; the log hears of it once.
     complained: bool,
@@ -64,7 +66,8 @@ impl Backend {
         let count = device.queue_sizes().len();
         let queues = (0..count).map(|_| None).collect();
         let due = vec![Due::Never; count];
-        Self { device, interrupt, ram, queues, due, paused: true, complained: false }
+        let looks = Looks::default();
+        Self { device, interrupt, ram, queues, due, looks, paused: true, complained: false }
     }
 
     /// The device.
@@ -158,6 +161,8 @@ impl Backend {
         self.paused = false;
         self.look_at_all();
         self.interrupt.repeat();
+        let (device, mut rings) = self.rings(Instant::now());
+        device.resumed(&mut rings);
     }
 
     /// The driver notifies.
@@ -174,13 +179,22 @@ impl Backend {
             return;
         }
         let (device, mut rings) = self.rings(Instant::now());
-        if let Err(error) = device.ready(index, &mut rings) {
-            self.give_up(error);
+        match device.ready(index, &mut rings) {
+            Ok(()) => self.look_at_all(),
+            Err(error) => self.give_up(error),
         }
+        let looks = std::mem::take(&mut self.looks);
+        (0..self.due.len())
+            .filter(|index| looks.0 >> index & 1 == 1)
+            .for_each(|index| self.notify(index));
     }
 
     /// Does what is due, for each queue no more than the device thinks fair at a time.
     pub(crate) fn work(&mut self, now: Instant) {
+        if !self.paused && self.device.due().is_some_and(|due| due <= now) {
+            let (device, mut rings) = self.rings(now);
+            device.on_due(&mut rings);
+        }
         for index in 0..self.due.len() {
             let is_due = match self.due[index] {
                 Due::Never => false,
@@ -211,7 +225,8 @@ impl Backend {
             Due::Now => Some(Duration::ZERO),
             Due::At(then) => Some(then.saturating_duration_since(now)),
         };
-        if self.paused { None } else { self.due.iter().filter_map(wait).min() }
+        let own = self.device.due().map(|due| due.saturating_duration_since(now));
+        if self.paused { None } else { self.due.iter().filter_map(wait).chain(own).min() }
     }
 
     /// The state of the paused device.
@@ -286,8 +301,13 @@ impl Backend {
     }
 
     fn rings(&mut self, now: Instant) -> (&mut dyn Device, Rings<'_>) {
-        let rings =
-            Rings { ram: &self.ram, queues: &mut self.queues, interrupt: &self.interrupt, now };
+        let rings = Rings {
+            ram: &self.ram,
+            queues: &mut self.queues,
+            looks: &mut self.looks,
+            interrupt: &self.interrupt,
+            now,
+        };
         (&mut *self.device, rings)
     }
 }

@@ -1,14 +1,17 @@
 //! All virtio devices of a guest, by slot.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use kvm_ioctls::VmFd;
 
 use super::balloon::BalloonDevice;
+use super::block::DiskContent;
 use super::config::DeviceConfig;
 use super::device::Rings;
 use super::error::DeviceError;
 use super::mmio_device::{DeviceState, MmioDevice};
+use super::net::NetStatus;
 use crate::devices::mmio::{self, locate};
 use crate::error::Result;
 use crate::memory::GuestRam;
@@ -20,6 +23,8 @@ pub(crate) struct Bus {
     devices: Vec<MmioDevice>,
     /// Which of them is the balloon.
     balloon: Option<usize>,
+    /// By slot: what can be copied.
+    disks: Vec<Option<Arc<DiskContent>>>,
 }
 
 impl Bus {
@@ -33,12 +38,14 @@ impl Bus {
         configs: &[DeviceConfig],
     ) -> Result<Self> {
         let slots = mmio::slots(configs.len());
-        let devices = slots
-            .zip(configs)
-            .map(|(slot, config)| MmioDevice::new(vm, ram, slot, config.create()?))
-            .collect::<Result<_>>()?;
+        let (mut devices, mut disks) = (Vec::new(), Vec::new());
+        for (slot, config) in slots.zip(configs) {
+            let device = config.create()?;
+            disks.push(device.disk_content());
+            devices.push(MmioDevice::new(vm, ram, slot, device)?);
+        }
         let balloon = configs.iter().position(|config| *config == DeviceConfig::Balloon);
-        Ok(Self { devices, balloon })
+        Ok(Self { devices, balloon, disks })
     }
 
     /// A vCPU reads what is not RAM. What belongs to nobody reads as ones.
@@ -56,6 +63,11 @@ impl Bus {
         }
     }
 
+    /// The content of the disk in slot `index`; `None` when there is something else.
+    pub(crate) fn disk(&self, index: usize) -> Option<&Arc<DiskContent>> {
+        self.disks.get(index)?.as_ref()
+    }
+
     /// Has the balloon's thread do `job`; `None` when there is no balloon.
     ///
     /// # Errors
@@ -68,6 +80,22 @@ impl Bus {
             Some(device) => device.on_balloon(job),
             None => Ok(None),
         }
+    }
+
+    /// See [`super::device::Device::listen_at`].
+    ///
+    /// # Errors
+    /// A device's thread is gone.
+    pub(crate) fn listen_at(&self, path: &Path) -> Result<(), DeviceError> {
+        self.devices.iter().try_for_each(|device| device.listen_at(path.to_owned()))
+    }
+
+    /// How the network devices stand, in their order.
+    ///
+    /// # Errors
+    /// A device's thread is gone.
+    pub(crate) fn nets(&self) -> Result<Vec<NetStatus>, DeviceError> {
+        self.devices.iter().filter_map(|device| device.net_status().transpose()).collect()
     }
 
     /// Stops all devices: when this returns, nothing is under way. Call it when the vCPUs stand.

@@ -7,7 +7,9 @@ use super::balloon::BalloonDevice;
 use super::block::{BlockConfig, BlockDevice};
 use super::device::Device;
 use super::error::DeviceError;
+use super::net::{NetConfig, NetDevice};
 use super::rng::RngDevice;
+use super::vsock::{VsockDevice, check_cid};
 use crate::devices::mmio::SLOTS_MAX;
 
 /// A device of a guest.
@@ -19,6 +21,13 @@ pub enum DeviceConfig {
     Block(BlockConfig),
     /// A balloon, with free page reporting; a guest has one at most.
     Balloon,
+    /// Sockets between the guest and its host; a guest has one such device at most.
+    Vsock {
+        /// The guest's address, 3 to 2^32 - 2.
+        cid: u32,
+    },
+    /// A network device.
+    Net(NetConfig),
 }
 
 impl DeviceConfig {
@@ -29,18 +38,21 @@ impl DeviceConfig {
     fn check(&self) -> Result<(), DeviceError> {
         match self {
             Self::Rng | Self::Balloon => Ok(()),
+            Self::Vsock { cid } => check_cid(*cid),
             Self::Block(config) => config.check(),
+            Self::Net(config) => config.check(),
         }
     }
 
-    /// Checks that this host has what the device needs. Creates nothing.
+    /// Checks that this host has what the device needs. Nothing of it stays.
     ///
     /// # Errors
     /// [`DeviceError`], worded for the operator.
     pub(crate) fn check_host(&self) -> Result<(), DeviceError> {
         match self {
-            Self::Rng | Self::Balloon => Ok(()),
+            Self::Rng | Self::Balloon | Self::Vsock { .. } => Ok(()),
             Self::Block(config) => config.check_host(),
+            Self::Net(config) => config.check_host(),
         }
     }
 
@@ -53,6 +65,8 @@ impl DeviceConfig {
             Self::Rng => Box::new(RngDevice::default()),
             Self::Block(config) => Box::new(BlockDevice::open(config)?),
             Self::Balloon => Box::new(BalloonDevice::default()),
+            Self::Vsock { cid } => Box::new(VsockDevice::new(*cid)?),
+            Self::Net(config) => Box::new(NetDevice::open(config)?),
         })
     }
 }
@@ -68,8 +82,12 @@ pub(crate) fn check(devices: &[DeviceConfig]) -> Result<(), DeviceError> {
             "a guest has at most {SLOTS_MAX} devices, not {count}"
         )));
     }
-    if devices.iter().filter(|device| **device == DeviceConfig::Balloon).count() > 1 {
+    let count = |is: fn(&&DeviceConfig) -> bool| devices.iter().filter(is).count();
+    if count(|device| **device == DeviceConfig::Balloon) > 1 {
         return Err(DeviceError::Config("a guest has one balloon at most".to_owned()));
+    }
+    if count(|device| matches!(device, DeviceConfig::Vsock { .. })) > 1 {
+        return Err(DeviceError::Config("a guest has one vsock device at most".to_owned()));
     }
     devices.iter().try_for_each(DeviceConfig::check)
 }
@@ -90,5 +108,16 @@ mod tests {
         check(&[DeviceConfig::Balloon, DeviceConfig::Rng]).unwrap();
         let error = check(&[DeviceConfig::Balloon, DeviceConfig::Balloon]).unwrap_err();
         assert_eq!(error.to_string(), "a guest has one balloon at most");
+    }
+
+    #[test]
+    fn a_guest_has_one_address_that_a_guest_can_have() {
+        check(&[DeviceConfig::Vsock { cid: 3 }]).unwrap();
+        for cid in [0, 1, 2, u32::MAX] {
+            let error = check(&[DeviceConfig::Vsock { cid }]).unwrap_err();
+            assert_eq!(error.to_string(), format!("a guest's cid is 3 to 4294967294, not {cid}"));
+        }
+        let error = check(&[3, 4].map(|cid| DeviceConfig::Vsock { cid })).unwrap_err();
+        assert_eq!(error.to_string(), "a guest has one vsock device at most");
     }
 }

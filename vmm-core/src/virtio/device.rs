@@ -6,13 +6,19 @@
 
 use std::fmt::Debug;
 use std::os::fd::RawFd;
+use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use virtio_bindings::virtio_ids::{VIRTIO_ID_BALLOON, VIRTIO_ID_BLOCK, VIRTIO_ID_RNG};
+use virtio_bindings::virtio_ids::{
+    VIRTIO_ID_BALLOON, VIRTIO_ID_BLOCK, VIRTIO_ID_NET, VIRTIO_ID_RNG, VIRTIO_ID_VSOCK,
+};
 
 use super::balloon::BalloonDevice;
+use super::block::DiskContent;
 use super::error::DeviceError;
 use super::interrupt::Interrupt;
+use super::net::NetStatus;
 use super::queue::{Chain, Queue, QueueError};
 use super::signals::{Cause, ConfigSpace};
 use crate::memory::{GuestRam, RamMap};
@@ -21,23 +27,38 @@ use crate::memory::{GuestRam, RamMap};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub(crate) enum DeviceKind {
+    /// A network device.
+    Net = VIRTIO_ID_NET,
     /// A disk.
     Block = VIRTIO_ID_BLOCK,
     /// A source of entropy.
     Rng = VIRTIO_ID_RNG,
     /// A balloon.
     Balloon = VIRTIO_ID_BALLOON,
+    /// Sockets between the guest and its host.
+    Vsock = VIRTIO_ID_VSOCK,
 }
 
 impl DeviceKind {
     /// For messages and threads.
     pub(crate) fn name(self) -> &'static str {
         match self {
+            Self::Net => "net",
             Self::Block => "disk",
             Self::Rng => "rng",
             Self::Balloon => "balloon",
+            Self::Vsock => "vsock",
         }
     }
+}
+
+/// What becomes of a request that was taken from a queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// It is done, with so many bytes written.
+    Now(u32),
+    /// It is under way: [`Rings::finish`] answers it.
+    Later,
 }
 
 /// When a queue wants to be looked at again.
@@ -84,13 +105,25 @@ pub(crate) trait Device: Send + Debug {
         Vec::new()
     }
 
-    /// Descriptor `index` of [`Device::watched`] has become readable, or may have.
+    /// Descriptor `index` of [`Device::watched`] has become readable, or may have. Every queue is looked
+    /// at afterwards.
     ///
     /// # Errors
     /// As [`Device::process`].
     fn ready(&mut self, _index: usize, _rings: &mut Rings<'_>) -> Result<(), QueueError> {
         Ok(())
     }
+
+    /// When the device wants to do something by itself; it waits for as long as it is paused.
+    fn due(&self) -> Option<Instant> {
+        None
+    }
+
+    /// It is time for what [`Device::due`] spoke of.
+    fn on_due(&mut self, _rings: &mut Rings<'_>) {}
+
+    /// The device goes on, after a pause or for the first time.
+    fn resumed(&mut self, _rings: &mut Rings<'_>) {}
 
     /// The driver has reset the device. Nothing that was in a queue is there any more.
     fn reset(&mut self) {}
@@ -137,17 +170,36 @@ pub(crate) trait Device: Send + Debug {
         }
     }
 
+    /// From now on, whenever the guest runs here, programs of the host find the device at `path`: for
+    /// those that programs of the host look for.
+    fn listen_at(&mut self, _path: &Path) {}
+
+    /// The disk's content, if this is one, for whoever copies it while the guest runs.
+    fn disk_content(&self) -> Option<Arc<DiskContent>> {
+        None
+    }
+
     /// The balloon, if this is one: the one device that its host has questions for.
     fn as_balloon(&mut self) -> Option<&mut BalloonDevice> {
         None
     }
+
+    /// How it stands, if this is a network device.
+    fn net_status(&self) -> Option<NetStatus> {
+        None
+    }
 }
+
+/// The queues that a device wants to be looked at, a bit each.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Looks(pub(super) u32);
 
 /// What a device has at hand while it works: its queues, the guest's memory, and its interrupt.
 #[derive(Debug)]
 pub(crate) struct Rings<'a> {
     pub(super) ram: &'a GuestRam,
     pub(super) queues: &'a mut [Option<Queue>],
+    pub(super) looks: &'a mut Looks,
     pub(super) interrupt: &'a Interrupt,
     pub(super) now: Instant,
 }
@@ -161,6 +213,11 @@ impl<'a> Rings<'a> {
     /// The time.
     pub(crate) fn now(&self) -> Instant {
         self.now
+    }
+
+    /// Has queue `index` looked at soon, as if the driver had notified.
+    pub(crate) fn look_at(&mut self, index: usize) {
+        self.looks.0 |= 1 << index;
     }
 
     /// Changes the configuration space's bytes, never their number, and tells the driver if there is one.
@@ -203,10 +260,31 @@ impl<'a> Rings<'a> {
         head: u16,
         written: u32,
     ) -> Result<(), QueueError> {
+        self.finish(index, head, written)?;
+        self.notify_driver(index)
+    }
+
+    /// As [`Rings::give_back`], without telling the driver: [`Rings::notify_driver`] does, for all of them.
+    ///
+    /// # Errors
+    /// The queue is broken.
+    pub(crate) fn finish(
+        &mut self,
+        index: usize,
+        head: u16,
+        written: u32,
+    ) -> Result<(), QueueError> {
         let Some(Some(queue)) = self.queues.get_mut(index) else { return Ok(()) };
-        let memory = self.ram.memory();
-        queue.push_used(memory, head, written)?;
-        if queue.wants_interrupt(memory)? {
+        queue.push_used(self.ram.memory(), head, written)
+    }
+
+    /// Interrupts the driver if it wants to hear of what was given back.
+    ///
+    /// # Errors
+    /// The queue is broken.
+    pub(crate) fn notify_driver(&mut self, index: usize) -> Result<(), QueueError> {
+        let Some(Some(queue)) = self.queues.get_mut(index) else { return Ok(()) };
+        if queue.wants_interrupt(self.ram.memory())? {
             self.interrupt.raise(Cause::Used);
         }
         Ok(())
@@ -223,6 +301,19 @@ impl<'a> Rings<'a> {
         requests_max: usize,
         mut answer: impl FnMut(Chain, &RamMap) -> Result<u32, QueueError>,
     ) -> Result<Progress, QueueError> {
+        self.take_on(index, requests_max, |chain, memory| answer(chain, memory).map(Answer::Now))
+    }
+
+    /// As [`Rings::serve`], for requests that may be answered later. A queue that the driver has not set up is empty.
+    ///
+    /// # Errors
+    /// The queue is broken, or `answer` says so.
+    pub(crate) fn take_on(
+        &mut self,
+        index: usize,
+        requests_max: usize,
+        mut answer: impl FnMut(Chain, &RamMap) -> Result<Answer, QueueError>,
+    ) -> Result<Progress, QueueError> {
         let Some(Some(queue)) = self.queues.get_mut(index) else { return Ok(Progress::Idle) };
         let memory = self.ram.memory();
         queue.mute(memory)?;
@@ -232,9 +323,10 @@ impl<'a> Rings<'a> {
             match queue.pop(memory)? {
                 Some(chain) => {
                     let head = chain.head;
-                    let written = answer(chain, memory)?;
-                    queue.push_used(memory, head, written)?;
-                    served += 1;
+                    if let Answer::Now(written) = answer(chain, memory)? {
+                        queue.push_used(memory, head, written)?;
+                        served += 1;
+                    }
                 }
                 // One that came before the driver was told to notify again is seen now.
                 None if queue.unmute(memory)? => queue.mute(memory)?,

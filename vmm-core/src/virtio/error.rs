@@ -60,6 +60,14 @@ pub enum DeviceError {
         /// Bytes that the guest knows.
         expected: u64,
     },
+    /// The socket by which programs reach a guest could not be made.
+    #[error("cannot listen at {} for those who look for the guest: {cause}", path.display())]
+    Vsock {
+        /// The socket.
+        path: PathBuf,
+        /// The system's answer.
+        cause: io::Error,
+    },
     /// Somebody else uses the disk.
     #[error(
         "disk {} is in use by another guest or program; stop that one first, or share the disk with ro on both sides",
@@ -67,6 +75,23 @@ pub enum DeviceError {
     )]
     DiskInUse {
         /// The file or block device.
+        path: PathBuf,
+    },
+    /// A tap or a bridge could not be used.
+    #[error("cannot use network interface {interface}: {cause}")]
+    Network {
+        /// The tap, or the bridge.
+        interface: String,
+        /// The system's answer, or what is wrong.
+        cause: io::Error,
+    },
+    /// A disk that is to arrive would take the place of a file.
+    #[error(
+        "disk {} is there already: move it away, give the arriving one another place, or let it be replaced",
+        path.display()
+    )]
+    DiskExists {
+        /// The file.
         path: PathBuf,
     },
     /// What the guest wrote could not be made durable.

@@ -1,5 +1,6 @@
 //! A device in its slot: the registers for the vCPUs, and its thread behind them.
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_ioctls::{IoEventAddress, VmFd};
@@ -15,6 +16,7 @@ use super::balloon::BalloonDevice;
 use super::device::{Device, Rings};
 use super::error::DeviceError;
 use super::interrupt::Interrupt;
+use super::net::NetStatus;
 use super::transport::{Effect, QUEUES_MAX, Transport, TransportState};
 use super::worker::Worker;
 use crate::devices::IrqLine;
@@ -120,6 +122,11 @@ impl MmioDevice {
         self.worker.call(|backend| backend.on_balloon(job))
     }
 
+    /// See [`Device::net_status`].
+    pub(crate) fn net_status(&self) -> Result<Option<NetStatus>, DeviceError> {
+        self.worker.call(|backend| backend.device().net_status())
+    }
+
     /// See [`Device::take_over`].
     pub(crate) fn take_over(&self) -> Result<(), DeviceError> {
         self.worker.call(|backend| backend.device().take_over())?
@@ -128,6 +135,11 @@ impl MmioDevice {
     /// See [`Device::release`].
     pub(crate) fn release(&self) -> Result<(), DeviceError> {
         self.worker.call(|backend| backend.device().release())
+    }
+
+    /// See [`Device::listen_at`].
+    pub(crate) fn listen_at(&self, path: PathBuf) -> Result<(), DeviceError> {
+        self.worker.call(move |backend| backend.device().listen_at(&path))
     }
 
     /// The state of the paused device.

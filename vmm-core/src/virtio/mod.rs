@@ -12,7 +12,7 @@
 //! | `backend` | the device with its queues, as that thread sees them: pausing, resetting, breaking |
 //! | `queue`, `buffers` | requests, whole and checked |
 //! | `device` | what a type of device has to say for itself: start here to add one |
-//! | `rng`, [`block`], [`balloon`] | types of devices |
+//! | `rng`, [`block`], [`net`], [`balloon`], `vsock` | types of devices |
 //! | `config` | which devices a guest has, as its description says it |
 //! | `fuzzing` | a device on a bench, for the fuzz targets |
 //!
@@ -32,16 +32,19 @@ mod error;
 pub mod fuzzing;
 mod interrupt;
 mod mmio_device;
+pub mod net;
 mod queue;
 mod rng;
 mod signals;
 #[cfg(test)]
 pub(crate) mod testing;
 mod transport;
+mod vsock;
 mod worker;
 
 pub use backend::BackendState;
-pub(crate) use buffers::RamSlice;
+pub use block::DiskContent;
+pub(crate) use buffers::{Buffers, RamSlice};
 pub(crate) use bus::Bus;
 pub use config::DeviceConfig;
 pub(crate) use config::check as check_devices;
@@ -50,3 +53,4 @@ pub use mmio_device::DeviceState;
 pub use queue::QueuePosition;
 pub(crate) use signals::Signals;
 pub use transport::{QueueRegisters, TransportState};
+pub use vsock::GUEST_CIDS;

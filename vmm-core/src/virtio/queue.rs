@@ -8,7 +8,8 @@
 #[cfg(test)]
 mod tests;
 
-use std::sync::atomic::Ordering;
+use std::num::Wrapping;
+use std::sync::atomic::{Ordering, fence};
 
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
@@ -78,6 +79,8 @@ pub(crate) enum Suppression {
 #[derive(Debug)]
 pub(crate) struct Queue {
     rings: Rings,
+    /// Entries of the used ring that the driver's wish for an interrupt has been looked at for.
+    told: Wrapping<u16>,
 }
 
 impl Queue {
@@ -119,7 +122,8 @@ impl Queue {
             avail_ring: registers.available,
             used_ring: registers.used,
         });
-        Ok(Self { rings: rings.map_err(|_| QueueError::Rings)? })
+        let told = Wrapping(next_used);
+        Ok(Self { rings: rings.map_err(|_| QueueError::Rings)?, told })
     }
 
     /// The next request, if there is one.
@@ -158,12 +162,67 @@ impl Queue {
     /// Never for rings in RAM.
     pub(crate) fn wants_interrupt(&mut self, memory: &RamMap) -> Result<bool, QueueError> {
         if self.rings.event_idx_enabled() {
-            return self.rings.needs_notification(memory).map_err(|_| QueueError::Rings);
+            return self.event_is_among_new(memory);
         }
         let flags: u16 = memory
             .load(GuestAddress(self.rings.avail_ring()), Ordering::Acquire)
             .map_err(|_| QueueError::Rings)?;
         Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
+    }
+
+    /// Whether the entry that the driver waits for (`used_event`; virtio 1.2, 2.7.10) has come since this was last asked.
+    fn event_is_among_new(&mut self, memory: &RamMap) -> Result<bool, QueueError> {
+        // What was given back is seen before what the driver wants is read.
+        fence(Ordering::SeqCst);
+        let place = self.rings.avail_ring() + 4 + 2 * u64::from(self.rings.size());
+        let event: u16 =
+            memory.load(GuestAddress(place), Ordering::Relaxed).map_err(|_| QueueError::Rings)?;
+        let now = Wrapping(self.rings.next_used());
+        let before = std::mem::replace(&mut self.told, now);
+        Ok(now - Wrapping(u16::from_le(event)) - Wrapping(1) < now - before)
+    }
+
+    /// Gives several requests back with so many bytes written to each, and the driver sees all of them or none.
+    ///
+    /// # Errors
+    /// As [`Queue::push_used`]; [`QueueError::Available`] for more requests than the queue has room for.
+    pub(crate) fn push_used_together(
+        &mut self,
+        memory: &RamMap,
+        used: &[(u16, u32)],
+    ) -> Result<(), QueueError> {
+        let size = self.rings.size();
+        let Some(((last, bytes), others)) = used.split_last() else { return Ok(()) };
+        if used.len() > usize::from(size) {
+            return Err(QueueError::Available);
+        }
+        let start = Wrapping(self.rings.next_used());
+        let mut index = start;
+        for (head, bytes) in others {
+            if *head >= size {
+                return Err(QueueError::Available);
+            }
+            let place = self.rings.used_ring() + 4 + u64::from(index.0 % size) * 8;
+            let mut entry = [0; 8];
+            entry[..4].copy_from_slice(&u32::from(*head).to_le_bytes());
+            entry[4..].copy_from_slice(&bytes.to_le_bytes());
+            memory.write_slice(&entry, GuestAddress(place)).map_err(|_| QueueError::Rings)?;
+            index += 1;
+        }
+        // The last one shows them all, by the ring's index.
+        self.rings.set_next_used(index.0);
+        self.push_used(memory, *last, *bytes)
+    }
+
+    /// Puts the last `count` requests that came out back, as if they had not.
+    pub(crate) fn take_back(&mut self, count: usize) {
+        let back = Wrapping(self.rings.next_avail()) - Wrapping(count as u16);
+        self.rings.set_next_avail(back.0);
+    }
+
+    /// Entries that it has.
+    pub(crate) fn size(&self) -> u16 {
+        self.rings.size()
     }
 
     /// Tells the driver that it need not notify: the device looks by itself.

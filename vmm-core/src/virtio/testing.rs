@@ -12,7 +12,7 @@ use super::device::Device;
 use super::interrupt::Interrupt;
 use super::transport::QueueRegisters;
 use crate::devices::IrqLine;
-use crate::memory::{GuestRam, RamLayout, RamMap};
+use crate::memory::{GuestRam, RamMap};
 
 /// Flag of a descriptor that the device writes.
 pub(crate) const WRITABLE: u16 = VRING_DESC_F_WRITE as u16;
@@ -137,7 +137,7 @@ impl Bench {
 
     /// The device on the bench, paused and without a driver.
     pub(crate) fn switched_off(device: Box<dyn Device>) -> Self {
-        let ram = Arc::new(GuestRam::new(RamLayout::new(4 << 20).unwrap()).unwrap());
+        let ram = Arc::new(GuestRam::anonymous(4 << 20));
         let signals = Arc::new(Signals::new(device.config()));
         let interrupt = Interrupt::new(Arc::clone(&signals), IrqLine::unconnected());
         let registers = (0..device.queue_sizes().len())

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use super::*;
+use crate::memory::HugePages;
 use crate::testing::*;
-use crate::{StopReason, VmEvent};
+use crate::{DirtyLog, StopReason, VmEvent};
 
 const RING: VmEvent = VmEvent::Doorbell { vcpu: 0, value: 1 };
 
@@ -149,10 +150,32 @@ fn a_guest_that_the_host_cannot_back_is_not_created() {
     assert!(error.contains("this host cannot back a guest of 204800 MiB"), "{error}");
 }
 
+/// Each way in which KVM tells of written pages; the shortest ring is full every few hundred pages.
+const LOGS: [DirtyLog; 3] =
+    [DirtyLog::Bitmap, DirtyLog::Ring { entries: 1024 }, DirtyLog::Ring { entries: 65_536 }];
+
 #[test]
 fn the_dirty_log_reports_every_page_and_no_other() {
-    let vm = vm_with(64, &touch_pages_once(), &[[DATA + 3 * 4096, 1000]]);
-    dirty_log_is_exact(&vm);
+    for log in LOGS {
+        let vm = vm_by(log, 64, &touch_pages_once(), &[[DATA + 3 * 4096, 1000]]);
+        dirty_log_is_exact(&vm);
+        vm.stop();
+        let again = vm_by(log, 64, &touch_pages_once(), &[[DATA + 3 * 4096, 1000]]);
+        again.start_dirty_log().unwrap();
+        again.stop_dirty_log().unwrap();
+        dirty_log_is_exact(&again);
+    }
+}
+
+#[test]
+fn the_dirty_log_counts_pages_of_4_kib_under_huge_ones_too() {
+    let _pool = pool_of_2m(32);
+    let mut shape = shape(64, 1);
+    shape.memory.huge_pages = HugePages::Pool2M;
+    for log in LOGS {
+        let vm = vm_of(&shape, log, &touch_pages_once(), &[[DATA + 3 * 4096, 1000]]);
+        dirty_log_is_exact(&vm);
+    }
 }
 
 /// Runs a guest that writes 1000 pages from page 515 on and checks what the log says of it.
@@ -189,7 +212,11 @@ pub(crate) fn dirty_log_is_exact(vm: &Vm) {
 
 #[test]
 fn a_page_is_reported_until_it_is_rearmed_and_again_when_written() {
-    let vm = vm_with(16, TOUCH_PAGES, &[[DATA, 2]]);
+    LOGS.into_iter().for_each(pages_are_reported_until_rearmed_by);
+}
+
+fn pages_are_reported_until_rearmed_by(log: DirtyLog) {
+    let vm = vm_by(log, 16, TOUCH_PAGES, &[[DATA, 2]]);
     vm.start_dirty_log().unwrap();
     let mut words = vec![0; vm.ram().chunks()];
     vm.collect_dirty(&mut words).unwrap();
@@ -213,7 +240,11 @@ fn a_page_is_reported_until_it_is_rearmed_and_again_when_written() {
 
 #[test]
 fn dirty_tracking_above_the_hole_counts_on_in_chunks() {
-    let vm = empty_vm(3 * 1024 + 1, 1);
+    LOGS.into_iter().for_each(chunks_count_on_above_the_hole_by);
+}
+
+fn chunks_count_on_above_the_hole_by(log: DirtyLog) {
+    let vm = vm_by(log, 3 * 1024 + 1, TOUCH_PAGES, &[[DATA, 1]]);
     vm.start_dirty_log().unwrap();
     let mut words = vec![0; vm.ram().chunks()];
     vm.collect_dirty(&mut words).unwrap();
@@ -227,7 +258,11 @@ fn dirty_tracking_above_the_hole_counts_on_in_chunks() {
 
 #[test]
 fn misuse_of_the_dirty_log_is_refused() {
-    let vm = empty_vm(16, 1);
+    LOGS.into_iter().for_each(misuse_is_refused_by);
+}
+
+fn misuse_is_refused_by(log: DirtyLog) {
+    let vm = vm_by(log, 16, TOUCH_PAGES, &[[DATA, 1]]);
     let mut words = vec![0; vm.ram().chunks()];
     assert!(matches!(vm.collect_dirty(&mut words), Err(Error::DirtyTracking(_))));
     vm.stop_dirty_log().unwrap();

@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::error::Reason;
-use crate::guest::{GuestDescription, Refusal, RefusalKind, RunState};
+use crate::guest::{DiskCopy, ExistingFile, GuestDescription, Refusal, RefusalKind, RunState};
 use crate::memory::{CHUNK_BYTES, MemoryLayout, Region};
 use crate::protocol::{
     Blob, Complaint, Decision, Features, MAX_TEXT_BYTES, MigrationId, Offer, Prepare, SavedState,
@@ -37,6 +37,7 @@ fn guest() -> GuestDescription {
         layout: MemoryLayout::new(vec![Region { base: 0, bytes }]).unwrap(),
         vcpus: 2,
         config: Blob(vec![0xaa, 0xbb]),
+        disks: Vec::new(),
     }
 }
 
@@ -53,6 +54,12 @@ fn source_messages() -> Vec<SourceMessage> {
         SourceMessage::Commit,
         SourceMessage::Abort(Complaint::new(Reason::Cancelled, "no")),
         SourceMessage::Finish,
+        SourceMessage::Disks(vec![DiskCopy {
+            device: 1,
+            bytes: 8192,
+            allocated_bytes: 4096,
+            existing: ExistingFile::Replace,
+        }]),
     ]
 }
 
@@ -135,6 +142,8 @@ fn bytes_of_the_source_stay_as_they_are() {
         "6c430600 04000000 05000000".to_owned(),
         "6c430700 10000000 06000000 0300 0200000000000000 6e6f".to_owned(),
         "6c430800 04000000 07000000".to_owned(),
+        "6c430900 22000000 08000000 0100000000000000 0100 0020000000000000 0010000000000000 01000000"
+            .to_owned(),
     ];
     for (message, golden) in source_messages().iter().zip(golden) {
         let golden: String = golden.split_whitespace().collect();

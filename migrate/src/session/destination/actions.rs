@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::super::pace::Next;
-use super::super::receiver::Memory;
+use super::super::receiver::{Memory, Space};
 use super::Driver;
 use crate::destination::{Action, Event};
 use crate::protocol::{DestinationMessage, Features};
@@ -25,6 +25,7 @@ impl Driver {
                 self.with_guest(Event::Loaded, move |guest| guest.load_state(&state));
             }
             Action::Record(state) => self.record(state),
+            Action::AdoptGuest => self.with_guest(Event::Resumed, |guest| guest.adopt()),
             Action::ResumeGuest => self.with_guest(Event::Resumed, |guest| guest.resume()),
             Action::Discard => self.discard(),
             Action::Disconnect => self.line.close(),
@@ -44,9 +45,12 @@ impl Driver {
         let (Some(guest), Some(description)) = (&self.guest, &self.description) else {
             return Next::GoOn;
         };
-        let chunks = description.layout.chunks();
-        let totals = self.totals.clone();
-        let memory = Memory::new(guest.clone(), chunks, streams, features, totals);
+        let space = Space {
+            memory_chunks: description.layout.chunks(),
+            chunks: description.chunks(),
+            streams,
+        };
+        let memory = Memory::new(guest.clone(), space, features, self.totals.clone());
         self.memory = Some(Arc::new(memory));
         self.read_streams()
     }
@@ -66,6 +70,7 @@ fn name(action: &Action) -> &'static str {
         Action::Record(DestinationState::Running) => "RecordRunning",
         Action::Record(DestinationState::Discarded) => "RecordDiscarded",
         Action::Record(DestinationState::Failed) => "RecordFailed",
+        Action::AdoptGuest => "AdoptGuest",
         Action::ResumeGuest => "ResumeGuest",
         Action::Discard => "Discard",
         Action::Disconnect => "Disconnect",

@@ -109,6 +109,7 @@ impl Driver {
             pool: BufferPool::new(),
             compression,
             failpoints: self.line.failpoints().clone(),
+            memory_chunks: self.description.layout.chunks(),
         };
         let route = Route {
             connections: control.connections().to_vec(),
@@ -118,7 +119,7 @@ impl Driver {
             token: found.token,
         };
         let tell = self.tell.clone();
-        let chunks = self.description.layout.chunks();
+        let chunks = self.description.chunks();
         let sender = Sender::start(plant, route, chunks, &mut self.tasks, move |event| {
             let _ = tell.send(Input::Event(event));
         });

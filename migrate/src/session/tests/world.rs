@@ -80,6 +80,7 @@ impl SourceGuest for FakeSource {
             layout: MemoryLayout::new(vec![Region { base: 0, bytes }]).unwrap(),
             vcpus: 1,
             config: Blob(b"config".to_vec()),
+            disks: Vec::new(),
         }
     }
 

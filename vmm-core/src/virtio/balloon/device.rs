@@ -33,7 +33,7 @@ const REPORT_BYTES_MAX: u64 = 256 << 20;
 /// Reports that are served at a time.
 const REPORT_BATCH: usize = 4;
 
-/// Memory that was dropped since the device was created on this host.
+/// Memory that was dropped since the device was created on this host, as far as the host got it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Discarded {
     /// Bytes that were put into the balloon, each time that they were.
@@ -160,19 +160,22 @@ impl BalloonDevice {
         })
     }
 
-    /// Drops the pages, all of which must be RAM; returns how many bytes that was.
+    /// Drops the pages, all of which must be RAM; returns how many bytes the host got back.
     fn drop_pages(&mut self, ram: &GuestRam, ranges: &[Range<u64>]) -> Result<u64, QueueError> {
         if !ranges.iter().all(|range| ram.contains(range)) {
             return Err(QueueError::Buffer);
         }
+        let mut dropped = 0;
         for range in ranges {
-            if let Err(error) = ram.discard(range)
-                && !std::mem::replace(&mut self.complained, true)
-            {
-                tracing::warn!(%error, "a guest's free memory cannot be given back to the host");
+            match ram.discard(range) {
+                Ok(bytes) => dropped += bytes,
+                Err(error) if !std::mem::replace(&mut self.complained, true) => {
+                    tracing::warn!(%error, "a guest's free memory cannot be given back to the host");
+                }
+                Err(_) => {}
             }
         }
-        Ok(pages::bytes(ranges))
+        Ok(dropped)
     }
 
     /// Keeps one buffer of statistics until new ones are wanted. Others wait in the queue: a driver makes

@@ -36,11 +36,6 @@ pub(super) fn within(pieces: impl Iterator<Item = (u64, u64)>, bytes_max: u64) -
     ranges
 }
 
-/// Bytes in all of them.
-pub(super) fn bytes(ranges: &[Range<u64>]) -> u64 {
-    ranges.iter().map(|range| range.end - range.start).sum()
-}
-
 /// Puts ranges in order and together where they meet or overlap.
 fn coalesce(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
     ranges.sort_unstable_by_key(|range| range.start);
@@ -61,6 +56,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    fn bytes(ranges: &[Range<u64>]) -> u64 {
+        ranges.iter().map(|range| range.end - range.start).sum()
+    }
 
     fn one(range: Range<u64>) -> Vec<Range<u64>> {
         Vec::from([range])

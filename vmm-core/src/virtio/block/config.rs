@@ -7,6 +7,7 @@ use virtio_bindings::virtio_blk::VIRTIO_BLK_ID_BYTES;
 
 use super::SECTOR_BYTES;
 use super::disk::Disk;
+use super::staged;
 use crate::virtio::DeviceError;
 
 /// Longest path of a disk, in bytes (`PATH_MAX` of `linux/limits.h`).
@@ -23,6 +24,40 @@ pub enum Access {
     ReadOnly,
 }
 
+/// How requests are carried out.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum EngineChoice {
+    /// By io_uring where the host has it and lets this process use it.
+    #[default]
+    Auto,
+    /// By io_uring; a host without it does not run the guest.
+    IoUring,
+    /// One after the other, by plain system calls.
+    Sync,
+}
+
+/// What becomes of a file that has the name of an arriving disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Occupied {
+    /// It stays, and the disk does not arrive.
+    Refuse,
+    /// The disk takes its place, unless somebody uses it.
+    Replace,
+}
+
+/// Whether the disk is on this host already.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// It is.
+    #[default]
+    Present,
+    /// Its content comes with the guest.
+    Arriving(Occupied),
+}
+
+/// Most queues of a disk: more than vCPUs are of no use.
+pub(super) const QUEUES_MAX: u16 = 8;
+
 /// A disk of a guest. A migration expects the same disk under the same path at the destination.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlockConfig {
@@ -31,6 +66,12 @@ pub struct BlockConfig {
     serial: String,
     /// Bytes, a multiple of a sector's: measured when the guest was described.
     bytes: u64,
+    /// Request queues.
+    queues: u16,
+    engine: EngineChoice,
+    /// This host's affair.
+    #[serde(skip)]
+    origin: Origin,
 }
 
 impl BlockConfig {
@@ -44,12 +85,60 @@ impl BlockConfig {
         let found = path
             .canonicalize()
             .map_err(|cause| DeviceError::Disk { path: path.to_path_buf(), cause })?;
-        let bytes = Disk::open(&found, access)?.bytes();
+        let bytes = Disk::open_present(&found, access)?.bytes();
         // A file need not end with a whole sector; what is behind the last one is out of reach.
         let bytes = bytes - bytes % SECTOR_BYTES;
-        let config = Self { path: found, access, serial: serial.to_owned(), bytes };
+        let config = Self {
+            path: found,
+            access,
+            serial: serial.to_owned(),
+            bytes,
+            queues: 1,
+            engine: EngineChoice::Auto,
+            origin: Origin::Present,
+        };
         config.check()?;
         Ok(config)
+    }
+
+    /// With so many request queues, 1 to 8, lest vCPUs wait for each other.
+    #[must_use]
+    pub fn with_queues(self, queues: u16) -> Self {
+        Self { queues, ..self }
+    }
+
+    /// With requests carried out like that.
+    #[must_use]
+    pub fn with_engine(self, engine: EngineChoice) -> Self {
+        Self { engine, ..self }
+    }
+
+    /// The same disk under another path, for a host that keeps its disks elsewhere.
+    #[must_use]
+    pub fn at(&self, path: &Path) -> Self {
+        Self { path: path.to_path_buf(), ..self.clone() }
+    }
+
+    /// The same disk for a host that it is being copied to: it is created without a name, and
+    /// [`crate::DiskContent::adopt`] gives it one.
+    #[must_use]
+    pub fn arriving(&self, occupied: Occupied) -> Self {
+        Self { origin: Origin::Arriving(occupied), ..self.clone() }
+    }
+
+    /// Whether it is on this host already.
+    pub(super) fn origin(&self) -> Origin {
+        self.origin
+    }
+
+    /// Request queues.
+    pub fn queues(&self) -> u16 {
+        self.queues
+    }
+
+    /// How requests are carried out.
+    pub fn engine(&self) -> EngineChoice {
+        self.engine
     }
 
     /// The file or block device.
@@ -85,6 +174,10 @@ impl BlockConfig {
             let bytes = self.bytes;
             return bad(format!("disk {path} has {bytes} bytes; it needs at least {SECTOR_BYTES}"));
         }
+        if !(1..=QUEUES_MAX).contains(&self.queues) {
+            let queues = self.queues;
+            return bad(format!("disk {path} has 1 to {QUEUES_MAX} queues, not {queues}"));
+        }
         let printable = self.serial.chars().all(|c| c.is_ascii_graphic());
         if self.serial.len() > SERIAL_BYTES_MAX || !printable {
             return bad(format!(
@@ -95,7 +188,12 @@ impl BlockConfig {
     }
 
     pub(crate) fn check_host(&self) -> Result<(), DeviceError> {
-        Disk::open(&self.path, self.access)?.expect_bytes(self.bytes)
+        match self.origin {
+            Origin::Present => {
+                Disk::open_present(&self.path, self.access)?.expect_bytes(self.bytes)
+            }
+            Origin::Arriving(occupied) => staged::check_place(&self.path, occupied),
+        }
     }
 }
 
@@ -143,8 +241,9 @@ mod tests {
         let long = BlockConfig { path: format!("/{}", "x".repeat(5000)).into(), ..good.clone() };
         let zero_byte = BlockConfig { path: "/a\0b".into(), ..good.clone() };
         let uneven = BlockConfig { bytes: 513, ..good.clone() };
-        let empty = BlockConfig { bytes: 0, ..good };
-        for bad in [relative, long, zero_byte, uneven, empty] {
+        let empty = BlockConfig { bytes: 0, ..good.clone() };
+        let [none, many] = [0, QUEUES_MAX + 1].map(|queues| good.clone().with_queues(queues));
+        for bad in [relative, long, zero_byte, uneven, empty, none, many] {
             assert!(bad.check().is_err(), "{bad:?}");
         }
     }

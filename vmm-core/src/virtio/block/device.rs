@@ -1,5 +1,10 @@
 //! The disk as a device.
 
+use std::io;
+use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::time::Duration;
+
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ,
     VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_WRITE_ZEROES,
@@ -7,33 +12,42 @@ use virtio_bindings::virtio_blk::{
 
 use super::SECTOR_BYTES;
 use super::config::{Access, BlockConfig};
+use super::content::DiskContent;
 use super::disk::Disk;
-use super::engine::{Engine, Positioned};
+use super::engine::{self, Engine, Ticket};
 use super::request::{
     DISCARD_SECTORS_MAX, Limits, Operation, RANGES_MAX, Request, SEGMENT_BYTES_MAX, SEGMENTS_MAX,
     Status, Wish, ZERO_SECTORS_MAX, parse,
 };
 use crate::memory::RamMap;
+use crate::raw_io::Direction;
+use crate::raw_uring::{Order, Transfer};
 use crate::virtio::DeviceError;
-use crate::virtio::device::{Device, DeviceKind, Progress, Rings};
+use crate::virtio::buffers::Buffers;
+use crate::virtio::device::{Answer, Device, DeviceKind, Progress, Rings};
 use crate::virtio::queue::{Chain, QueueError};
 use crate::virtio::signals::ConfigSpace;
 
-/// Queues, so that vCPUs need not wait for each other; one thread serves them all.
-const QUEUES: u16 = 4;
 /// Entries of each queue.
 const QUEUE_SIZE: u16 = 256;
-/// Requests served before the thread looks for other work: a pause waits for so many at most.
+/// Requests taken before the thread looks for other work.
 const BATCH: usize = 16;
+/// When orders that the kernel did not take are handed over once more.
+const SUBMIT_AGAIN: Duration = Duration::from_millis(5);
 /// Bytes of a serial number, padded with zeros.
 const SERIAL_BYTES: usize = 20;
 
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct BlockDevice {
+    // Goes before what it may still use.
+    engine: Engine,
     disk: Disk,
-    engine: Box<dyn Engine>,
+    content: Arc<DiskContent>,
     limits: Limits,
+    queues: u16,
+    /// Requests under way, by queue.
+    under_way: Vec<u16>,
     serial: [u8; SERIAL_BYTES],
     /// Whether each write must be durable, as for a driver that does not flush.
     writes_through: bool,
@@ -47,19 +61,35 @@ impl BlockDevice {
     /// # Errors
     /// [`DeviceError`].
     pub(crate) fn open(config: &BlockConfig) -> Result<Self, DeviceError> {
-        let disk = Disk::open(config.path(), config.access())?;
+        let failed = |cause| DeviceError::Disk { path: config.path().to_path_buf(), cause };
+        let disk = Disk::open(config)?;
         disk.expect_bytes(config.bytes())?;
+        let content = Arc::new(DiskContent::new(config, disk.shared_file()));
         let mut serial = [0; SERIAL_BYTES];
         let given = config.serial().as_bytes();
         let len = given.len().min(SERIAL_BYTES);
         serial[..len].copy_from_slice(&given[..len]);
-        let limits = Limits { sectors: config.bytes() / SECTOR_BYTES, access: config.access() };
-        let engine = Box::new(Positioned);
-        Ok(Self { disk, engine, limits, serial, writes_through: false, complained: false })
+        let queues = config.queues();
+        let requests_max = u32::from(queues) * u32::from(QUEUE_SIZE);
+        let engine = Engine::new(config.engine(), requests_max).map_err(|cause| {
+            failed(io::Error::new(cause.kind(), format!("io_uring cannot be had: {cause}")))
+        })?;
+        Ok(Self {
+            engine,
+            disk,
+            content,
+            limits: Limits { sectors: config.bytes() / SECTOR_BYTES, access: config.access() },
+            queues,
+            under_way: vec![0; queues.into()],
+            serial,
+            writes_through: false,
+            complained: false,
+        })
     }
 
-    /// Serves one request; returns how many bytes were written to guest memory.
-    fn serve(&mut self, chain: Chain, memory: &RamMap) -> Result<u32, QueueError> {
+    /// Answers a request, or begins what it wants.
+    fn take(&mut self, queue: usize, chain: Chain, memory: &RamMap) -> Result<Answer, QueueError> {
+        let head = chain.head;
         let Request { wish, data_bytes, status } = parse(chain, memory, &self.limits)?;
         let answer = match wish {
             Wish::Refused(refusal) => refusal,
@@ -67,19 +97,69 @@ impl BlockDevice {
                 place.write(memory, &self.serial).map_err(|_| QueueError::Buffer)?;
                 Status::Ok
             }
-            Wish::Do(operation) => self.carry_out(&operation, memory),
+            Wish::Do(operation) => {
+                let writes = operation.writes();
+                let ticket = Ticket { queue, head, data_bytes, status, writes };
+                return self.set_about(operation, ticket, memory);
+            }
         };
-        status.write(memory, &[answer as u8]).map_err(|_| QueueError::Buffer)?;
-        let written = if answer == Status::Ok { data_bytes } else { 0 };
-        Ok(written.saturating_add(1))
+        answered(&status, answer, data_bytes, memory).map(Answer::Now)
     }
 
-    fn carry_out(&mut self, operation: &Operation, memory: &RamMap) -> Status {
-        let done = self.engine.carry_out(&self.disk, operation, memory).and_then(|()| {
-            let changes = !matches!(operation, Operation::Read { .. } | Operation::Flush);
-            if changes && self.writes_through { self.disk.file().sync_data() } else { Ok(()) }
-        });
-        match done {
+    /// Hands `operation` to the ring, or carries it out.
+    fn set_about(
+        &mut self,
+        operation: Operation,
+        ticket: Ticket,
+        memory: &RamMap,
+    ) -> Result<Answer, QueueError> {
+        let order = match (&self.engine, operation) {
+            (Engine::Ring(_), Operation::Read { offset, into: buffers }) => {
+                let direction = Direction::In;
+                Order::Transfer(Transfer { offset, buffers, direction, durable: false })
+            }
+            (Engine::Ring(_), Operation::Write { offset, from: buffers }) => {
+                let (direction, durable) = (Direction::Out, self.writes_through);
+                Order::Transfer(Transfer { offset, buffers, direction, durable })
+            }
+            (Engine::Ring(_), Operation::Flush) => Order::Sync,
+            (_, operation) => {
+                let done = self.carry_out(&operation, memory);
+                return self.finished(&ticket, done, memory).map(Answer::Now);
+            }
+        };
+        let Engine::Ring(ring) = &mut self.engine else { return Err(QueueError::Request) };
+        let queue = ticket.queue;
+        // Each request has a descriptor of its own until it is answered, unless the driver lies.
+        if self.under_way[queue] >= QUEUE_SIZE {
+            return Err(QueueError::Available);
+        }
+        match ring.begin(self.disk.shared_file(), memory, order, ticket) {
+            Ok(()) => {
+                self.under_way[queue] += 1;
+                Ok(Answer::Later)
+            }
+            Err((error, ticket)) => self.finished(&ticket, Err(error), memory).map(Answer::Now),
+        }
+    }
+
+    fn carry_out(&self, operation: &Operation, memory: &RamMap) -> io::Result<()> {
+        engine::carry_out(&self.disk, operation, memory)?;
+        let changes = !matches!(operation, Operation::Read { .. } | Operation::Flush);
+        if changes && self.writes_through { self.disk.file().sync_data() } else { Ok(()) }
+    }
+
+    /// A request is done; returns how many bytes were written to guest memory.
+    fn finished(
+        &mut self,
+        ticket: &Ticket,
+        done: io::Result<()>,
+        memory: &RamMap,
+    ) -> Result<u32, QueueError> {
+        if let Some((offset, bytes)) = ticket.writes {
+            self.content.log().mark(offset, bytes);
+        }
+        let answer = match done {
             Ok(()) => Status::Ok,
             Err(error) => {
                 if !std::mem::replace(&mut self.complained, true) {
@@ -87,8 +167,51 @@ impl BlockDevice {
                 }
                 Status::Failed
             }
-        }
+        };
+        answered(&ticket.status, answer, ticket.data_bytes, memory)
     }
+
+    /// Answers what the ring has done.
+    fn reap(&mut self, rings: &mut Rings<'_>) -> Result<(), QueueError> {
+        let memory = rings.ram().memory();
+        let mut touched = 0u32;
+        while let Engine::Ring(ring) = &mut self.engine
+            && let Some((ticket, done)) = ring.reap()
+        {
+            self.under_way[ticket.queue] -= 1;
+            touched |= 1 << ticket.queue;
+            let written = self.finished(&ticket, done, memory)?;
+            rings.finish(ticket.queue, ticket.head, written)?;
+        }
+        (0..usize::from(self.queues))
+            .filter(|queue| touched >> queue & 1 == 1)
+            .try_for_each(|queue| rings.notify_driver(queue))
+    }
+
+    /// Waits for the ring to be done with something; false when nothing is under way.
+    fn wait(&mut self) -> bool {
+        let Engine::Ring(ring) = &mut self.engine else { return false };
+        if ring.in_flight() == 0 {
+            return false;
+        }
+        if let Err(error) = ring.wait() {
+            tracing::warn!(disk = ?self.disk, %error, "cannot wait for io_uring");
+            std::thread::sleep(SUBMIT_AGAIN);
+        }
+        true
+    }
+}
+
+/// Writes the status of a request; returns how many bytes were written to guest memory in all.
+fn answered(
+    place: &Buffers,
+    status: Status,
+    data_bytes: u32,
+    memory: &RamMap,
+) -> Result<u32, QueueError> {
+    place.write(memory, &[status as u8]).map_err(|_| QueueError::Buffer)?;
+    let written = if status == Status::Ok { data_bytes } else { 0 };
+    Ok(written.saturating_add(1))
 }
 
 impl Device for BlockDevice {
@@ -101,7 +224,7 @@ impl Device for BlockDevice {
             | 1 << VIRTIO_BLK_F_SEG_MAX
             | 1 << VIRTIO_BLK_F_BLK_SIZE
             | 1 << VIRTIO_BLK_F_FLUSH
-            | 1 << VIRTIO_BLK_F_MQ;
+            | u64::from(self.queues > 1) << VIRTIO_BLK_F_MQ;
         let rest = match self.disk.access() {
             Access::ReadOnly => 1 << VIRTIO_BLK_F_RO,
             Access::ReadWrite => 1 << VIRTIO_BLK_F_DISCARD | 1 << VIRTIO_BLK_F_WRITE_ZEROES,
@@ -110,7 +233,7 @@ impl Device for BlockDevice {
     }
 
     fn queue_sizes(&self) -> Vec<u16> {
-        vec![QUEUE_SIZE; QUEUES.into()]
+        vec![QUEUE_SIZE; self.queues.into()]
     }
 
     /// `struct virtio_blk_config` (virtio 1.2, 5.2.4).
@@ -121,7 +244,7 @@ impl Device for BlockDevice {
         put(8, &SEGMENT_BYTES_MAX.to_le_bytes());
         put(12, &SEGMENTS_MAX.to_le_bytes());
         put(20, &(SECTOR_BYTES as u32).to_le_bytes());
-        put(34, &QUEUES.to_le_bytes());
+        put(34, &self.queues.to_le_bytes());
         let any_alignment = 1u32;
         for (at, value) in [(36, DISCARD_SECTORS_MAX), (40, RANGES_MAX), (44, any_alignment)] {
             put(at, &value.to_le_bytes());
@@ -138,7 +261,64 @@ impl Device for BlockDevice {
     }
 
     fn process(&mut self, index: usize, rings: &mut Rings<'_>) -> Result<Progress, QueueError> {
-        rings.serve(index, BATCH, |chain, memory| self.serve(chain, memory))
+        let progress = rings.take_on(index, BATCH, |chain, memory| self.take(index, chain, memory));
+        let submitted = match &mut self.engine {
+            Engine::Ring(ring) => ring.submit(),
+            Engine::Positioned => Ok(()),
+        };
+        // What was begun goes on even if the queue is broken.
+        let progress = progress?;
+        // Much is done at once, above all what the host has cached.
+        self.reap(rings)?;
+        match submitted {
+            Ok(()) => Ok(progress),
+            Err(error) => {
+                tracing::warn!(disk = ?self.disk, %error, "io_uring takes no requests; trying again");
+                Ok(Progress::After(SUBMIT_AGAIN))
+            }
+        }
+    }
+
+    fn watched(&self) -> Vec<RawFd> {
+        match &self.engine {
+            // Edges are all that matters, so its counter is never read.
+            Engine::Ring(ring) => vec![ring.event_fd()],
+            Engine::Positioned => Vec::new(),
+        }
+    }
+
+    fn ready(&mut self, _index: usize, rings: &mut Rings<'_>) -> Result<(), QueueError> {
+        self.reap(rings)
+    }
+
+    fn drain(&mut self, rings: &mut Rings<'_>) -> Result<(), QueueError> {
+        let mut outcome = self.reap(rings);
+        while self.wait() {
+            let reaped = self.reap(rings);
+            outcome = outcome.and(reaped);
+        }
+        outcome
+    }
+
+    /// What is under way is answered to nobody, but ends first: it reads and writes guest memory.
+    fn reset(&mut self) {
+        loop {
+            while let Engine::Ring(ring) = &mut self.engine
+                && let Some((ticket, _)) = ring.reap()
+            {
+                if let Some((offset, bytes)) = ticket.writes {
+                    self.content.log().mark(offset, bytes);
+                }
+            }
+            if !self.wait() {
+                break;
+            }
+        }
+        self.under_way.fill(0);
+    }
+
+    fn disk_content(&self) -> Option<Arc<DiskContent>> {
+        Some(Arc::clone(&self.content))
     }
 
     fn take_over(&mut self) -> Result<(), DeviceError> {

@@ -4,9 +4,11 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::Access;
+use super::config::{Access, BlockConfig, Origin};
+use super::staged;
 use crate::raw_io::{self, Lock};
 use crate::virtio::DeviceError;
 
@@ -20,18 +22,33 @@ const LOCK_INTERVAL: Duration = Duration::from_millis(2);
 #[derive(Debug)]
 pub(crate) struct Disk {
     path: PathBuf,
-    file: File,
+    file: Arc<File>,
     access: Access,
     bytes: u64,
     locked: bool,
 }
 
 impl Disk {
+    /// Opens the disk that `config` describes, or makes one that is to arrive, without locking it.
+    ///
+    /// # Errors
+    /// [`DeviceError`].
+    pub(crate) fn open(config: &BlockConfig) -> Result<Self, DeviceError> {
+        let (path, access, bytes) = (config.path(), config.access(), config.bytes());
+        match config.origin() {
+            Origin::Present => Self::open_present(path, access),
+            Origin::Arriving(_) => {
+                let file = Arc::new(staged::create(path, bytes)?);
+                Ok(Self { path: path.to_path_buf(), file, access, bytes, locked: false })
+            }
+        }
+    }
+
     /// Opens an existing regular file or block device, without locking it.
     ///
     /// # Errors
     /// [`DeviceError::Disk`].
-    pub(crate) fn open(path: &Path, access: Access) -> Result<Self, DeviceError> {
+    pub(super) fn open_present(path: &Path, access: Access) -> Result<Self, DeviceError> {
         let failed = |cause| DeviceError::Disk { path: path.to_path_buf(), cause };
         let file = OpenOptions::new()
             .read(true)
@@ -48,7 +65,13 @@ impl Disk {
         }
         // The end of a block device is found by seeking alone.
         let bytes = (&file).seek(SeekFrom::End(0)).map_err(failed)?;
+        let file = Arc::new(file);
         Ok(Self { path: path.to_path_buf(), file, access, bytes, locked: false })
+    }
+
+    /// The open file, for whoever needs it for longer.
+    pub(crate) fn shared_file(&self) -> &Arc<File> {
+        &self.file
     }
 
     /// The open file.
@@ -136,7 +159,7 @@ mod tests {
     #[test]
     fn one_guest_writes_or_many_read() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let open = |access| Disk::open(file.path(), access).unwrap();
+        let open = |access| Disk::open_present(file.path(), access).unwrap();
         let (mut writer, mut reader) = (open(Access::ReadWrite), open(Access::ReadOnly));
         let mut other_reader = open(Access::ReadOnly);
         reader.take_over().unwrap();
@@ -151,8 +174,8 @@ mod tests {
     #[test]
     fn whoever_takes_over_waits_for_the_one_who_releases() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let mut source = Disk::open(file.path(), Access::ReadWrite).unwrap();
-        let mut destination = Disk::open(file.path(), Access::ReadWrite).unwrap();
+        let mut source = Disk::open_present(file.path(), Access::ReadWrite).unwrap();
+        let mut destination = Disk::open_present(file.path(), Access::ReadWrite).unwrap();
         source.take_over().unwrap();
         let taking = std::thread::spawn(move || destination.take_over().map(|()| destination));
         source.release();

@@ -4,44 +4,73 @@ use std::io;
 
 use vm_memory::GuestMemoryError;
 
+use super::config::EngineChoice;
 use super::disk::Disk;
 use super::request::{Operation, Range};
 use crate::memory::RamMap;
 use crate::raw_io::{self, Clearing, Direction};
+use crate::raw_uring::Uring;
 use crate::virtio::buffers::Buffers;
 
 /// Zeros written at a time where the file system cannot clear a range by itself.
 const ZEROS_BYTES: usize = 64 << 10;
 
-/// A way to carry out operations. This one does so before it returns; one that goes on in the
-/// background completes through [`crate::virtio::device::Device::ready`] and ends what it has begun in
-/// [`crate::virtio::device::Device::drain`].
-pub(crate) trait Engine: Send + std::fmt::Debug {
-    /// Carries out `operation`, whose range lies on the disk.
-    ///
-    /// # Errors
-    /// The system's answer.
-    fn carry_out(&self, disk: &Disk, operation: &Operation, memory: &RamMap) -> io::Result<()>;
+/// How a disk's requests are carried out.
+#[derive(Debug)]
+pub(super) enum Engine {
+    /// By positioned system calls, each done before the next is looked at.
+    Positioned,
+    /// Reads, writes and flushes beside each other, by io_uring; the rest as above.
+    Ring(Box<Uring<Ticket>>),
 }
 
-/// Positioned system calls, straight into and out of guest memory.
+/// A request that is under way.
 #[derive(Debug)]
-pub(crate) struct Positioned;
+pub(super) struct Ticket {
+    /// Its queue.
+    pub(super) queue: usize,
+    /// Its name there.
+    pub(super) head: u16,
+    /// Bytes that it writes to guest memory when it succeeds, without the status.
+    pub(super) data_bytes: u32,
+    /// The byte for the status.
+    pub(super) status: Buffers,
+    /// What it writes of the disk: first byte and length.
+    pub(super) writes: Option<(u64, u64)>,
+}
 
-impl Engine for Positioned {
-    fn carry_out(&self, disk: &Disk, operation: &Operation, memory: &RamMap) -> io::Result<()> {
-        match operation {
-            Operation::Read { offset, into } => {
-                transfer(disk, *offset, into, memory, Direction::In)
-            }
-            Operation::Write { offset, from } => {
-                transfer(disk, *offset, from, memory, Direction::Out)
-            }
-            Operation::Flush => disk.file().sync_data(),
-            Operation::Discard(ranges) => ranges.iter().try_for_each(|range| discard(disk, *range)),
-            Operation::WriteZeroes(ranges) => {
-                ranges.iter().try_for_each(|range| write_zeroes(disk, *range))
-            }
+impl Engine {
+    /// The engine that `choice` asks for, for up to `requests_max` requests at a time.
+    ///
+    /// # Errors
+    /// This process cannot have an engine that must be.
+    pub(super) fn new(choice: EngineChoice, requests_max: u32) -> io::Result<Self> {
+        match (choice, Uring::new) {
+            (EngineChoice::Sync, _) => Ok(Self::Positioned),
+            (EngineChoice::IoUring, new) => new(requests_max).map(Box::new).map(Self::Ring),
+            (EngineChoice::Auto, new) => Ok(match new(requests_max) {
+                Ok(ring) => Self::Ring(Box::new(ring)),
+                Err(error) => {
+                    tracing::debug!(%error, "no io_uring here; disks do without");
+                    Self::Positioned
+                }
+            }),
+        }
+    }
+}
+
+/// Carries out `operation`, whose range lies on the disk, before it returns.
+///
+/// # Errors
+/// The system's answer.
+pub(super) fn carry_out(disk: &Disk, operation: &Operation, memory: &RamMap) -> io::Result<()> {
+    match operation {
+        Operation::Read { offset, into } => transfer(disk, *offset, into, memory, Direction::In),
+        Operation::Write { offset, from } => transfer(disk, *offset, from, memory, Direction::Out),
+        Operation::Flush => disk.file().sync_data(),
+        Operation::Discard(ranges) => ranges.iter().try_for_each(|range| discard(disk, *range)),
+        Operation::WriteZeroes(ranges) => {
+            ranges.iter().try_for_each(|range| write_zeroes(disk, *range))
         }
     }
 }

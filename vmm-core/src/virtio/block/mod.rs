@@ -1,16 +1,20 @@
 //! A disk (virtio 1.2, 5.2), raw: a regular file or a block device of the host.
 //!
 //! `request` understands what the driver asks and knows no file; `engine` carries it out; `disk`
-//! is the open disk with its lock; `device.rs` ties them together. Start with [`BlockConfig`], which is
+//! is the open disk with its lock, `content` the same for whoever copies it, `staged` a disk that is being copied to here; `device.rs` ties them together. Start with [`BlockConfig`], which is
 //! what a guest's description says of a disk.
 
 mod config;
+mod content;
 mod device;
 mod disk;
 mod engine;
+mod log;
 mod request;
+mod staged;
 
-pub use config::{Access, BlockConfig};
+pub use config::{Access, BlockConfig, EngineChoice, Occupied};
+pub use content::DiskContent;
 pub(crate) use device::BlockDevice;
 
 /// Bytes of a sector, the unit of all positions, whatever the disk's own is.

@@ -91,6 +91,21 @@ pub(crate) enum Operation {
     WriteZeroes(Vec<Range>),
 }
 
+impl Operation {
+    /// What it changes of the disk, as one range that holds all of it: first byte and length.
+    pub(crate) fn writes(&self) -> Option<(u64, u64)> {
+        match self {
+            Self::Read { .. } | Self::Flush => None,
+            Self::Write { offset, from } => Some((*offset, from.bytes())),
+            Self::Discard(ranges) | Self::WriteZeroes(ranges) => {
+                let from = ranges.iter().map(|range| range.offset).min()?;
+                let to = ranges.iter().map(|range| range.offset + range.bytes).max()?;
+                Some((from, to - from))
+            }
+        }
+    }
+}
+
 /// What a request wants.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Wish {

@@ -5,8 +5,9 @@ use std::os::unix::fs::MetadataExt;
 
 use tempfile::NamedTempFile;
 
+use super::super::config::EngineChoice;
 use super::*;
-use crate::virtio::testing::{Bench, WRITABLE};
+use crate::virtio::testing::{Bench, SIZE, WRITABLE};
 
 const SECTORS: u64 = 64;
 
@@ -18,14 +19,26 @@ fn file() -> NamedTempFile {
     file
 }
 
-fn bench(file: &NamedTempFile, access: Access) -> Bench {
+fn bench(file: &NamedTempFile, access: Access, engine: EngineChoice) -> Bench {
+    bench_and_content(file, access, engine).0
+}
+
+fn bench_and_content(
+    file: &NamedTempFile,
+    access: Access,
+    engine: EngineChoice,
+) -> (Bench, Arc<DiskContent>) {
     let config = BlockConfig::new(file.path(), access, "serial-1").unwrap();
-    Bench::new(Box::new(BlockDevice::open(&config).unwrap()))
+    let device = BlockDevice::open(&config.with_queues(2).with_engine(engine)).unwrap();
+    let content = device.disk_content().unwrap();
+    (Bench::new(Box::new(device)), content)
 }
 
 const HEADER: u64 = 0x8000;
 const DATA: u64 = 0x9000;
 const STATUS: u64 = 0xf000;
+/// No status that there is.
+const UNANSWERED: u8 = 0xee;
 
 /// Makes a request with `data` buffers and returns its status.
 fn ask(bench: &mut Bench, kind: u32, sector: u64, data: &[(u64, u32, u16)]) -> u8 {
@@ -33,12 +46,15 @@ fn ask(bench: &mut Bench, kind: u32, sector: u64, data: &[(u64, u32, u16)]) -> u
     header[..4].copy_from_slice(&kind.to_le_bytes());
     header[8..].copy_from_slice(&sector.to_le_bytes());
     bench.ram.write(HEADER, &header).unwrap();
-    bench.ram.write(STATUS, &[0xee]).unwrap();
+    bench.ram.write(STATUS, &[UNANSWERED]).unwrap();
     let mut buffers = vec![(HEADER, 16, 0)];
     buffers.extend(data);
     buffers.push((STATUS, 1, WRITABLE));
     bench.driver(0).offer(&buffers);
     bench.kick(0);
+    while bench.bytes(STATUS, 1)[0] == UNANSWERED {
+        bench.backend.ready(0);
+    }
     bench.bytes(STATUS, 1)[0]
 }
 
@@ -46,10 +62,9 @@ fn content(file: &NamedTempFile, sector: usize) -> Vec<u8> {
     std::fs::read(file.path()).unwrap()[sector * 512..][..512].to_vec()
 }
 
-#[test]
-fn sectors_are_read_into_several_buffers() {
+fn sectors_are_read_into_several_buffers(engine: EngineChoice) {
     let file = file();
-    let mut bench = bench(&file, Access::ReadWrite);
+    let mut bench = bench(&file, Access::ReadWrite, engine);
     let data = [(DATA, 100, WRITABLE), (DATA + 1000, 924, WRITABLE)];
     assert_eq!(ask(&mut bench, 0, 5, &data), 0);
     assert_eq!(bench.driver(0).used(), [(0, 1025)]);
@@ -58,10 +73,9 @@ fn sectors_are_read_into_several_buffers() {
     assert_eq!(bench.bytes(DATA + 1412, 512), [6; 512]);
 }
 
-#[test]
-fn sectors_are_written_and_flushed() {
+fn sectors_are_written_and_flushed(engine: EngineChoice) {
     let file = file();
-    let mut bench = bench(&file, Access::ReadWrite);
+    let mut bench = bench(&file, Access::ReadWrite, engine);
     bench.ram.write(DATA, &[0xaa; 1024]).unwrap();
     assert_eq!(ask(&mut bench, 1, 62, &[(DATA, 1024, 0)]), 0);
     assert_eq!(ask(&mut bench, 4, 0, &[]), 0);
@@ -69,10 +83,9 @@ fn sectors_are_written_and_flushed() {
     assert_eq!(content(&file, 61), [61; 512]);
 }
 
-#[test]
-fn requests_beyond_the_disk_fail_and_the_disk_goes_on() {
+fn requests_beyond_the_disk_fail_and_the_disk_goes_on(engine: EngineChoice) {
     let file = file();
-    let mut bench = bench(&file, Access::ReadWrite);
+    let mut bench = bench(&file, Access::ReadWrite, engine);
     assert_eq!(ask(&mut bench, 1, 63, &[(DATA, 1024, 0)]), 1);
     assert_eq!(ask(&mut bench, 99, 0, &[]), 2);
     assert_eq!(ask(&mut bench, 0, 63, &[(DATA, 512, WRITABLE)]), 0);
@@ -80,29 +93,26 @@ fn requests_beyond_the_disk_fail_and_the_disk_goes_on() {
     assert_eq!(std::fs::metadata(file.path()).unwrap().len(), SECTORS * 512);
 }
 
-#[test]
-fn a_file_that_has_shrunk_is_an_error_of_the_request() {
+fn a_file_that_has_shrunk_is_an_error_of_the_request(engine: EngineChoice) {
     let file = file();
-    let mut bench = bench(&file, Access::ReadWrite);
+    let mut bench = bench(&file, Access::ReadWrite, engine);
     file.as_file().set_len(512).unwrap();
     assert_eq!(ask(&mut bench, 0, 8, &[(DATA, 512, WRITABLE)]), 1);
     assert_eq!(ask(&mut bench, 0, 0, &[(DATA, 512, WRITABLE)]), 0);
 }
 
-#[test]
-fn a_read_only_disk_is_not_written() {
+fn a_read_only_disk_is_not_written(engine: EngineChoice) {
     let file = file();
-    let mut bench = bench(&file, Access::ReadOnly);
+    let mut bench = bench(&file, Access::ReadOnly, engine);
     assert_ne!(bench.backend.device().features() & 1 << VIRTIO_BLK_F_RO, 0);
     assert_eq!(ask(&mut bench, 1, 0, &[(DATA, 512, 0)]), 1);
     assert_eq!(ask(&mut bench, 0, 7, &[(DATA, 512, WRITABLE)]), 0);
     assert_eq!(content(&file, 0), [0; 512]);
 }
 
-#[test]
-fn a_disk_tells_its_serial_number_and_its_size() {
+fn a_disk_tells_its_serial_number_and_its_size(engine: EngineChoice) {
     let file = file();
-    let mut bench = bench(&file, Access::ReadWrite);
+    let mut bench = bench(&file, Access::ReadWrite, engine);
     assert_eq!(ask(&mut bench, 8, 0, &[(DATA, 20, WRITABLE)]), 0);
     assert_eq!(bench.bytes(DATA, 20), b"serial-1\0\0\0\0\0\0\0\0\0\0\0\0");
     let mut capacity = [0; 8];
@@ -110,10 +120,9 @@ fn a_disk_tells_its_serial_number_and_its_size() {
     assert_eq!(u64::from_le_bytes(capacity), SECTORS);
 }
 
-#[test]
-fn ranges_are_discarded_and_filled_with_zeros() {
+fn ranges_are_discarded_and_filled_with_zeros(engine: EngineChoice) {
     let file = file();
-    let mut bench = bench(&file, Access::ReadWrite);
+    let mut bench = bench(&file, Access::ReadWrite, engine);
     let range = |sector: u64, sectors: u32, flags: u32| {
         let mut bytes = sector.to_le_bytes().to_vec();
         bytes.extend(sectors.to_le_bytes());
@@ -133,24 +142,130 @@ fn ranges_are_discarded_and_filled_with_zeros() {
     assert!(std::fs::metadata(file.path()).unwrap().blocks() <= before);
 }
 
-#[test]
-fn a_request_without_a_status_breaks_the_queue_and_nothing_else() {
+fn a_request_without_a_status_breaks_the_queue_and_nothing_else(engine: EngineChoice) {
     let file = file();
-    let mut bench = bench(&file, Access::ReadWrite);
+    let mut bench = bench(&file, Access::ReadWrite, engine);
     bench.driver(0).offer(&[(HEADER, 16, 0)]);
     bench.kick(0);
     assert!(bench.signals.needs_reset());
 }
 
-#[test]
-fn what_is_read_from_the_disk_is_dirty_memory() {
+fn what_is_read_from_the_disk_is_dirty_memory(engine: EngineChoice) {
     use vm_memory::GuestMemoryRegion;
     use vm_memory::bitmap::Bitmap;
     let file = file();
-    let mut bench = bench(&file, Access::ReadWrite);
+    let mut bench = bench(&file, Access::ReadWrite, engine);
     bench.ram.mappings().for_each(|region| (**region).bitmap().reset());
     assert_eq!(ask(&mut bench, 0, 0, &[(0x2_0000, 8192, WRITABLE)]), 0);
     let region = bench.ram.mappings().next().unwrap();
     let dirty = |page: usize| region.bitmap().dirty_at(page * 4096);
     assert_eq!([0x1f, 0x20, 0x21, 0x22].map(dirty), [false, true, true, false]);
+}
+
+/// Offers `count` reads of a sector each, without a kick.
+fn offer_reads(bench: &mut Bench, count: u64) {
+    for index in 0..count {
+        let (header, data) = (0x2_0000 + index * 32, 0x3_0000 + index * 512);
+        let mut bytes = [0; 16];
+        bytes[8..].copy_from_slice(&index.to_le_bytes());
+        bench.ram.write(header, &bytes).unwrap();
+        bench.driver(0).offer(&[
+            (header, 16, 0),
+            (data, 512, WRITABLE),
+            (STATUS + index, 1, WRITABLE),
+        ]);
+    }
+}
+
+fn a_pause_waits_for_what_is_under_way(engine: EngineChoice) {
+    let file = file();
+    let mut bench = bench(&file, Access::ReadWrite, engine);
+    offer_reads(&mut bench, 5);
+    bench.backend.notify(0);
+    bench.backend.work(std::time::Instant::now());
+    bench.backend.pause();
+    let mut heads: Vec<_> = bench.driver(0).used().iter().map(|(head, _)| *head).collect();
+    heads.sort_unstable();
+    assert_eq!(heads, [0, 3, 6, 9, 12]);
+    for index in 0..5 {
+        assert_eq!(bench.bytes(0x3_0000 + index * 512, 512), [index as u8; 512]);
+    }
+}
+
+fn a_reset_ends_what_is_under_way_and_answers_nobody(engine: EngineChoice) {
+    let file = file();
+    let (mut bench, disk) = bench_and_content(&file, Access::ReadWrite, engine);
+    disk.start_log();
+    bench.ram.write(DATA, &[0xbb; 512]).unwrap();
+    bench.ram.write(HEADER, &[1, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0]).unwrap();
+    bench.driver(0).offer(&[(HEADER, 16, 0), (DATA, 512, 0), (STATUS, 1, WRITABLE)]);
+    bench.backend.notify(0);
+    bench.backend.work(std::time::Instant::now());
+    let answered = bench.driver(0).used().len();
+    bench.backend.reset();
+    bench.backend.ready(0);
+    assert_eq!(bench.driver(0).used().len(), answered);
+    assert_eq!((content(&file, 9), marked(&disk)), (vec![0xbb; 512], vec![0b10]));
+}
+
+fn marked(content: &DiskContent) -> Vec<u64> {
+    let mut words = vec![0; content.chunks()];
+    content.collect_written(&mut words);
+    words
+}
+
+fn whatever_is_written_is_logged_and_nothing_else(engine: EngineChoice) {
+    let file = file();
+    let (mut bench, content) = bench_and_content(&file, Access::ReadWrite, engine);
+    content.start_log();
+    assert_eq!(ask(&mut bench, 0, 0, &[(DATA, 512, WRITABLE)]), 0);
+    assert_eq!(ask(&mut bench, 4, 0, &[]), 0);
+    assert_eq!(ask(&mut bench, 1, 64, &[(DATA, 512, 0)]), 1);
+    assert_eq!(marked(&content), [0]);
+    assert_eq!(ask(&mut bench, 1, 8, &[(DATA, 1024, 0)]), 0);
+    assert_eq!(marked(&content), [0b10]);
+    let mut range = 16u64.to_le_bytes().to_vec();
+    range.extend([8, 0, 0, 0, 0, 0, 0, 0]);
+    for kind in [11, 13] {
+        bench.ram.write(DATA, &range).unwrap();
+        content.rearm(0, &[u64::MAX]);
+        assert_eq!(ask(&mut bench, kind, 0, &[(DATA, 16, 0)]), 0);
+        assert_eq!(marked(&content), [0b100], "{kind}");
+    }
+}
+
+fn a_driver_that_offers_one_request_again_and_again_breaks_its_queue(engine: EngineChoice) {
+    let file = file();
+    let mut bench = bench(&file, Access::ReadWrite, engine);
+    // More than the ring has room for.
+    bench.driver(0).set_available_index(SIZE + 1);
+    bench.kick(0);
+    assert!(bench.signals.needs_reset());
+}
+
+macro_rules! with_each_engine {
+    ($($name:ident,)*) => {
+        mod by_system_calls {
+            $(#[test] fn $name() { super::$name(super::EngineChoice::Sync) })*
+        }
+        mod by_io_uring {
+            $(#[test] fn $name() { super::$name(super::EngineChoice::IoUring) })*
+        }
+    };
+}
+
+with_each_engine! {
+    sectors_are_read_into_several_buffers,
+    sectors_are_written_and_flushed,
+    requests_beyond_the_disk_fail_and_the_disk_goes_on,
+    a_file_that_has_shrunk_is_an_error_of_the_request,
+    a_read_only_disk_is_not_written,
+    a_disk_tells_its_serial_number_and_its_size,
+    ranges_are_discarded_and_filled_with_zeros,
+    a_request_without_a_status_breaks_the_queue_and_nothing_else,
+    what_is_read_from_the_disk_is_dirty_memory,
+    a_pause_waits_for_what_is_under_way,
+    a_reset_ends_what_is_under_way_and_answers_nobody,
+    whatever_is_written_is_logged_and_nothing_else,
+    a_driver_that_offers_one_request_again_and_again_breaks_its_queue,
 }

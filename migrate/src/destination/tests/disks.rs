@@ -1,0 +1,75 @@
+//! Disks that come along with a guest.
+
+use super::*;
+use crate::guest::{DiskCopy, ExistingFile, MAX_DISKS};
+use crate::protocol::FEATURE_LZ4;
+
+fn disk(bytes: u64) -> DiskCopy {
+    DiskCopy { device: 0, bytes, allocated_bytes: 0, existing: ExistingFile::Keep }
+}
+
+/// What comes of a guest of which these disks were said to come along.
+fn prepared_with(disks: Vec<DiskCopy>) -> Vec<Action> {
+    let mut bench = Bench::new();
+    bench.hear(hello(Offer::ours()));
+    bench.hear(SourceMessage::Disks(disks));
+    bench.hear(prepare(guest("web-1"), 1))
+}
+
+#[test]
+fn disks_that_were_announced_come_along() {
+    let actions = prepared_with(vec![disk(5000), disk(CHUNK_BYTES as u64 + 1)]);
+    let [Action::Check(guest)] = &actions[..] else { panic!("{actions:?}") };
+    assert_eq!((guest.disks.len(), guest.chunks()), (2, 1 + 1 + 2));
+    assert_eq!(guest.disk_bytes(), 5001 + CHUNK_BYTES as u64);
+}
+
+#[test]
+fn impossible_disks_are_refused_before_anything_is_checked() {
+    let too_many = vec![disk(512); MAX_DISKS + 1];
+    let too_large = vec![disk(u64::MAX), disk(u64::MAX)];
+    for (disks, words) in [
+        (too_many, "at most 16"),
+        (vec![disk(0)], "without a size"),
+        (too_large, "share the disks"),
+    ] {
+        let actions = prepared_with(disks);
+        let said = format!("{actions:?}");
+        assert!(said.contains(words), "{said}");
+        assert!(!actions.iter().any(|action| matches!(action, Action::Check(_))), "{actions:?}");
+    }
+}
+
+#[test]
+fn disks_come_along_once_and_only_if_that_was_agreed_on() {
+    let mut bench = Bench::new();
+    bench.hear(hello(Offer { features: FEATURE_LZ4, ..Offer::ours() }));
+    let actions = bench.hear(SourceMessage::Disks(vec![disk(512)]));
+    assert_eq!(complaint(&actions), Reason::Protocol);
+
+    let mut bench = Bench::new();
+    bench.hear(hello(Offer::ours()));
+    assert_eq!(bench.hear(SourceMessage::Disks(vec![disk(512)])), []);
+    let actions = bench.hear(SourceMessage::Disks(vec![disk(512)]));
+    assert_eq!(complaint(&actions), Reason::Protocol);
+}
+
+#[test]
+fn a_guest_that_stays_paused_keeps_its_disks_all_the_same() {
+    let mut bench = Bench::new();
+    bench.hear(hello(Offer::ours()));
+    bench.hear(SourceMessage::Disks(vec![disk(512)]));
+    bench.hear(prepare(guest("web-1"), 1));
+    bench.tell(Event::Checked(Ok(())));
+    bench.tell(Event::Created(Ok(())));
+    bench.tell(Event::Recorded);
+    bench.hear(SourceMessage::Switchover);
+    bench.hear(state(RunState::Paused));
+    bench.tell(Event::StreamEnded { stream: 0, announced: 0, applied: 0 });
+    bench.tell(Event::Loaded(Ok(())));
+    bench.tell(Event::Recorded);
+    bench.hear(SourceMessage::Commit);
+    assert_eq!(bench.tell(Event::Recorded), [Action::AdoptGuest]);
+    let actions = bench.tell(Event::Resumed(Ok(())));
+    assert!(actions.contains(&Action::Record(DestinationState::Running)), "{actions:?}");
+}

@@ -1,0 +1,163 @@
+//! `--net bridge=NAME[,tap=NAME][,mac=ADDRESS]`, `--net tap=NAME[,mac=ADDRESS]`, and `[[net]]` in a guest's file.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer};
+use vmm_core::virtio::net::{MacAddress, NetLink};
+use vmm_core::{DeviceConfig, VmShape};
+
+use super::spec::{Fault, Place};
+
+/// A network device as typed: a bridge that it is to be on, or a tap that exists, or both for a tap to be made.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NetArg {
+    /// The bridge that a tap is made for.
+    #[serde(default)]
+    pub(crate) bridge: Option<String>,
+    /// The tap.
+    #[serde(default)]
+    pub(crate) tap: Option<String>,
+    /// The guest's address; one is chosen when none was given.
+    #[serde(default, deserialize_with = "mac")]
+    pub(crate) mac: Option<MacAddress>,
+}
+
+fn mac<'de, D: Deserializer<'de>>(from: D) -> Result<Option<MacAddress>, D::Error> {
+    String::deserialize(from)?.parse().map(Some).map_err(serde::de::Error::custom)
+}
+
+/// What a network device must say.
+const NEEDS_LINK: &str = "a network device needs a bridge or a tap: bridge=NAME, tap=NAME";
+
+impl NetArg {
+    /// Where frames come out on the host.
+    ///
+    /// # Errors
+    /// It does not say.
+    pub(crate) fn link(&self) -> Result<NetLink, &'static str> {
+        match (&self.bridge, &self.tap) {
+            (Some(bridge), tap) => Ok(NetLink::Bridge { bridge: bridge.clone(), tap: tap.clone() }),
+            (None, Some(tap)) => Ok(NetLink::Tap(tap.clone())),
+            (None, None) => Err(NEEDS_LINK),
+        }
+    }
+
+    /// Whether any host could have such a network, the guest's number `index`.
+    ///
+    /// # Errors
+    /// What no host can have.
+    pub(crate) fn check(&self, index: usize) -> Result<(), Fault> {
+        let fault = |key, what| Fault { place: Place { key, item: Some(("net", index)) }, what };
+        let link = self.link().map_err(|what| fault("bridge", what.to_owned()))?;
+        let key = if self.bridge.is_some() { "bridge" } else { "tap" };
+        link.check().map_err(|error| fault(key, error.to_string()))
+    }
+}
+
+impl FromStr for NetArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut net = Self::default();
+        for option in text.split(',') {
+            match option.split_once('=') {
+                Some(("bridge", name)) => net.bridge = Some(name.to_owned()),
+                Some(("tap", name)) => net.tap = Some(name.to_owned()),
+                Some(("mac", mac)) => {
+                    net.mac = Some(mac.parse().map_err(|error| format!("{error}"))?);
+                }
+                _ => {
+                    return Err(format!(
+                        "`{option}` is no option of a network device: bridge=NAME, tap=NAME, mac=ADDRESS"
+                    ));
+                }
+            }
+        }
+        let link = net.link().map_err(str::to_owned)?;
+        link.check().map_err(|error| error.to_string())?;
+        Ok(net)
+    }
+}
+
+/// `--net-map FROM=TO`: another name for a bridge or a tap.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct NetRename {
+    /// What guests call it.
+    pub(crate) from: String,
+    /// What it is called on this host.
+    pub(crate) to: String,
+}
+
+impl NetRename {
+    /// Gives the network devices of `shape` what they are called on this host.
+    pub(crate) fn apply(renames: &[Self], shape: &mut VmShape) {
+        for device in &mut shape.devices {
+            if let DeviceConfig::Net(net) = device
+                && let Some(rename) =
+                    renames.iter().find(|rename| rename.from == net.link().interface())
+            {
+                *net = net.renamed(&rename.to);
+            }
+        }
+    }
+}
+
+impl fmt::Display for NetRename {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}={}", self.from, self.to)
+    }
+}
+
+impl FromStr for NetRename {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (from, to) = text.split_once('=').ok_or("write it as FROM=TO")?;
+        for name in [from, to] {
+            let link = NetLink::Tap(name.to_owned());
+            link.check().map_err(|error| error.to_string())?;
+        }
+        Ok(Self { from: from.to_owned(), to: to.to_owned() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> NetArg {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_network_device_is_on_a_bridge_or_at_a_tap() {
+        let bridge = read("bridge=br0,mac=52:54:00:00:00:01");
+        assert_eq!(bridge.link(), Ok(NetLink::Bridge { bridge: "br0".to_owned(), tap: None }));
+        assert_eq!(bridge.mac.unwrap().to_string(), "52:54:00:00:00:01");
+        assert_eq!(read("tap=t0").link(), Ok(NetLink::Tap("t0".to_owned())));
+        let named = NetLink::Bridge { bridge: "br0".to_owned(), tap: Some("t0".to_owned()) };
+        assert_eq!(read("tap=t0,bridge=br0").link(), Ok(named));
+    }
+
+    #[test]
+    fn another_name_is_written_as_it_is_read() {
+        let rename: NetRename = "br0=lan".parse().unwrap();
+        assert_eq!((rename.from.as_str(), rename.to_string().as_str()), ("br0", "br0=lan"));
+        for text in ["br0", "=lan", "br0=", "br0=a/b"] {
+            assert!(text.parse::<NetRename>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_network_device_is_refused() {
+        let refused = |text: &str| text.parse::<NetArg>().unwrap_err();
+        assert!(refused("").contains("bridge=NAME"));
+        assert!(refused("br0").contains("`br0`"));
+        assert!(refused("mac=52:54:00:00:00:01").contains("a bridge or a tap"));
+        assert!(refused("tap=t0,mac=01:00:5e:00:00:01").contains("01:00:5e"));
+        assert!(refused("tap=tap%d").contains("tap%d"));
+        assert!(refused("bridge=").contains("name of a network interface"));
+    }
+}

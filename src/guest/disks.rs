@@ -1,0 +1,205 @@
+//! A guest with the disks that go along with it: memory first, then one disk after the other, each from a new chunk on, so that
+//! a migration need not know one from the other.
+//!
+//! [`Departing`] is the source's view. [`Arriving`] is the destination's, where disks are files without names until the guest is
+//! this host's; [`expect`] decides which disks may come.
+
+mod arriving;
+mod places;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use migrate::protocol::Blob;
+use migrate::{DiskCopy, ExistingFile, GuestDescription, GuestError, SourceGuest};
+use vmm_core::{DeviceConfig, DiskContent, VmShape};
+
+pub(crate) use arriving::{Arriving, expect};
+pub(crate) use places::DiskFolders;
+
+use super::machine::SharedMachine;
+use crate::api::types::CopyDisks;
+
+/// A disk that goes along.
+#[derive(Debug, Clone)]
+struct Part {
+    /// The first chunk that is its.
+    first_chunk: usize,
+    disk: Arc<DiskContent>,
+}
+
+impl Part {
+    fn end(&self) -> usize {
+        self.first_chunk + self.disk.chunks()
+    }
+}
+
+/// The part that `chunk` belongs to, if it is not memory's.
+fn part_of(parts: &[Part], chunk: usize) -> Option<&Part> {
+    parts.iter().find(|part| (part.first_chunk..part.end()).contains(&chunk))
+}
+
+/// Lays disks out behind `memory_chunks` of memory.
+fn lay_out(memory_chunks: usize, disks: impl Iterator<Item = Arc<DiskContent>>) -> Vec<Part> {
+    let mut first_chunk = memory_chunks;
+    let part = |disk: Arc<DiskContent>| {
+        let part = Part { first_chunk, disk };
+        first_chunk = part.end();
+        part
+    };
+    disks.map(part).collect()
+}
+
+/// A guest that leaves, with its disks.
+#[derive(Debug)]
+pub(crate) struct Departing {
+    machine: SharedMachine,
+    description: GuestDescription,
+    parts: Vec<Part>,
+}
+
+impl Departing {
+    /// The guest of `machine`, with its disks if it is `wanted`.
+    ///
+    /// # Errors
+    /// What is wanted makes no sense for this guest.
+    pub(crate) fn new(machine: SharedMachine, wanted: Option<&CopyDisks>) -> Result<Self, String> {
+        let mut description = SourceGuest::describe(&*machine);
+        let mut parts = Vec::new();
+        if let Some(wanted) = wanted {
+            let mut shape = machine.shape().clone();
+            move_disks(&mut shape, &wanted.paths)?;
+            description.config = Blob(shape.to_bytes().map_err(|error| error.to_string())?);
+            let existing = if wanted.replace { ExistingFile::Replace } else { ExistingFile::Keep };
+            let disks = (0..shape.devices.len()).filter_map(|index| {
+                let disk = machine.vm().disk(index)?;
+                description.disks.push(DiskCopy {
+                    // A guest has a handful of devices.
+                    device: index as u16,
+                    bytes: disk.bytes(),
+                    allocated_bytes: disk.allocated_bytes(),
+                    existing,
+                });
+                Some(Arc::clone(disk))
+            });
+            parts = lay_out(description.layout.chunks(), disks);
+        }
+        description.check_bounds().map_err(|refusal| refusal.to_string())?;
+        Ok(Self { machine, description, parts })
+    }
+
+    fn failed(&self, what: &str, error: impl std::fmt::Display) -> GuestError {
+        GuestError::new(format!("cannot {what} of {}: {error}", self.description.name))
+    }
+
+    fn memory_chunks(&self) -> usize {
+        self.description.layout.chunks()
+    }
+}
+
+/// Gives disks of `shape` the paths that they shall have at the destination.
+fn move_disks(shape: &mut VmShape, paths: &BTreeMap<PathBuf, PathBuf>) -> Result<(), String> {
+    let mut left: Vec<&Path> = paths.keys().map(PathBuf::as_path).collect();
+    for device in &mut shape.devices {
+        if let DeviceConfig::Block(disk) = device
+            && let Some((old, new)) = paths.get_key_value(disk.path())
+        {
+            if !new.is_absolute() {
+                return Err(format!("{} is no absolute path for a disk", new.display()));
+            }
+            left.retain(|path| path != old);
+            *disk = disk.at(new);
+        }
+    }
+    match left.first() {
+        None => Ok(()),
+        Some(path) => Err(format!("the guest has no disk {}", path.display())),
+    }
+}
+
+impl SourceGuest for Departing {
+    fn describe(&self) -> GuestDescription {
+        self.description.clone()
+    }
+
+    fn start_dirty_log(&self) -> Result<(), GuestError> {
+        self.parts.iter().for_each(|part| part.disk.start_log());
+        self.machine.start_dirty_log()
+    }
+
+    fn leave_out(&self, words: &mut [u64]) -> Result<(), GuestError> {
+        for part in &self.parts {
+            if let Some(words) = words.get_mut(part.first_chunk..part.end()) {
+                part.disk.find_data(words).map_err(|error| self.failed("read a disk", error))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn stop_dirty_log(&self) -> Result<(), GuestError> {
+        self.parts.iter().for_each(|part| part.disk.stop_log());
+        self.machine.stop_dirty_log()
+    }
+
+    fn collect_dirty(&self, words: &mut [u64]) -> Result<(), GuestError> {
+        let (memory, disks) = words.split_at_mut(self.memory_chunks().min(words.len()));
+        let memory_chunks = memory.len();
+        for part in &self.parts {
+            let range = part.first_chunk - memory_chunks..part.end() - memory_chunks;
+            if let Some(words) = disks.get_mut(range) {
+                part.disk.collect_written(words);
+            }
+        }
+        self.machine.collect_dirty(memory)
+    }
+
+    fn rearm_dirty(&self, first_chunk: usize, words: &[u64]) -> Result<(), GuestError> {
+        let end = first_chunk + words.len();
+        for part in &self.parts {
+            let (from, to) = (part.first_chunk.max(first_chunk), part.end().min(end));
+            if from < to {
+                let words = &words[from - first_chunk..to - first_chunk];
+                part.disk.rearm(from - part.first_chunk, words);
+            }
+        }
+        let memory = self.memory_chunks().saturating_sub(first_chunk).min(words.len());
+        match memory {
+            0 => Ok(()),
+            memory => self.machine.rearm_dirty(first_chunk, &words[..memory]),
+        }
+    }
+
+    fn copy_out(&self, chunk: usize, first_page: usize, buf: &mut [u8]) -> Result<(), GuestError> {
+        match part_of(&self.parts, chunk) {
+            None => self.machine.copy_out(chunk, first_page, buf),
+            Some(part) => {
+                let copied = part.disk.copy_out(chunk - part.first_chunk, first_page, buf);
+                copied.map_err(|error| self.failed("read a disk", error))
+            }
+        }
+    }
+
+    fn pause(&self) -> Result<(), GuestError> {
+        self.machine.pause()
+    }
+
+    fn resume(&self) -> Result<(), GuestError> {
+        SourceGuest::resume(&*self.machine)
+    }
+
+    fn is_running(&self) -> bool {
+        self.machine.is_running()
+    }
+
+    fn release(&self) -> Result<(), GuestError> {
+        self.machine.release()
+    }
+
+    fn save_state(&self) -> Result<Vec<u8>, GuestError> {
+        self.machine.save_state()
+    }
+}
+
+#[cfg(test)]
+mod tests;

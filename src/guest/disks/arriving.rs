@@ -1,0 +1,242 @@
+//! Disks on their way here with their guest.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use migrate::guest::RefusalKind;
+use migrate::{DestinationGuest, DiskCopy, ExistingFile, GuestDescription, GuestError, Refusal};
+use nix::sys::statvfs::statvfs;
+use vmm_core::virtio::block::{BlockConfig, Occupied};
+use vmm_core::{DeviceConfig, DiskContent, VmShape};
+
+use super::{DiskFolders, Part, lay_out, part_of};
+use crate::guest::machine::SharedMachine;
+use crate::units::format_size;
+
+/// Content that waits in the host's cache at most before the disk is asked to take it, in bytes. What is left at the end is written
+/// while the guest stands.
+const SYNC_EVERY: u64 = 8 << 20;
+/// Further portions of it that the source may be ahead of the disk.
+const AHEAD_MAX: usize = 2;
+
+/// Prepares `shape` for the disks that come with `guest`.
+///
+/// # Errors
+/// The description contradicts itself, a disk may not be made where it shall be, or it has no room there.
+pub(crate) fn expect(
+    guest: &GuestDescription,
+    shape: &mut VmShape,
+    folders: &DiskFolders,
+) -> Result<(), Refusal> {
+    let refuse = |kind, text: &str| Refusal::new(kind, format!("{}: {text}", guest.name));
+    let mut needed: BTreeMap<u64, (u64, &Path)> = BTreeMap::new();
+    let mut places = Vec::new();
+    for copy in &guest.disks {
+        let disk = disk_of(shape, copy).map_err(|text| refuse(RefusalKind::Guest, text))?;
+        let place = folders.place(disk.path());
+        let place = place.map_err(|text| refuse(RefusalKind::Other, &text))?;
+        if places.contains(&place) {
+            let text = format!("two of its disks would be {}", place.display());
+            return Err(refuse(RefusalKind::Guest, &text));
+        }
+        places.push(place);
+    }
+    for (copy, place) in guest.disks.iter().zip(&places) {
+        let folder = place.parent().unwrap_or(place);
+        let device = folder.metadata().map_or(0, |found| found.dev());
+        let (bytes, _) = needed.entry(device).or_insert((0, folder));
+        *bytes = bytes.saturating_add(copy.allocated_bytes.min(copy.bytes));
+    }
+    for (bytes, folder) in needed.into_values() {
+        check_room(folder, bytes).map_err(|text| refuse(RefusalKind::Other, &text))?;
+    }
+    for (copy, place) in guest.disks.iter().zip(&places) {
+        let occupied = match copy.existing {
+            ExistingFile::Keep => Occupied::Refuse,
+            ExistingFile::Replace => Occupied::Replace,
+        };
+        if let Some(DeviceConfig::Block(disk)) = shape.devices.get_mut(usize::from(copy.device)) {
+            *disk = disk.at(place).arriving(occupied);
+        }
+    }
+    Ok(())
+}
+
+/// The disk that a description speaks of.
+fn disk_of<'a>(shape: &'a VmShape, copy: &DiskCopy) -> Result<&'a BlockConfig, &'static str> {
+    match shape.devices.get(usize::from(copy.device)) {
+        Some(DeviceConfig::Block(disk)) if disk.bytes() == copy.bytes => Ok(disk),
+        _ => Err("its description contradicts itself about a disk to be copied"),
+    }
+}
+
+fn check_room(folder: &Path, bytes: u64) -> Result<(), String> {
+    let shown = folder.display();
+    let found =
+        statvfs(folder).map_err(|error| format!("cannot tell the room in {shown}: {error}"))?;
+    let free = found.blocks_available().saturating_mul(found.fragment_size());
+    if bytes <= free {
+        return Ok(());
+    }
+    let (bytes, free) = (format_size(bytes), format_size(free));
+    Err(format!(
+        "its disks take {bytes}, and {shown} has room for {free}: make room or choose another place with --disk-path"
+    ))
+}
+
+/// A guest that arrives, with its disks.
+#[derive(Debug)]
+pub(crate) struct Arriving {
+    machine: SharedMachine,
+    parts: Vec<Part>,
+    writers: Vec<Writer>,
+}
+
+impl Arriving {
+    /// The guest of `machine`, which was made of a shape that [`expect`] has prepared for `guest`.
+    ///
+    /// # Errors
+    /// A thread cannot be had.
+    pub(crate) fn new(machine: SharedMachine, guest: &GuestDescription) -> std::io::Result<Self> {
+        let disks = guest
+            .disks
+            .iter()
+            .filter_map(|copy| machine.vm().disk(usize::from(copy.device)).map(Arc::clone));
+        let parts = lay_out(guest.layout.chunks(), disks);
+        let writers = parts.iter().map(|part| Writer::start(&part.disk));
+        let writers = writers.collect::<std::io::Result<_>>()?;
+        Ok(Self { machine, parts, writers })
+    }
+
+    fn each_disk(
+        &self,
+        act: impl Fn(&DiskContent) -> Result<(), vmm_core::DeviceError>,
+    ) -> Result<(), GuestError> {
+        let failed = |error: vmm_core::DeviceError| GuestError::new(error.to_string());
+        self.parts.iter().try_for_each(|part| act(&part.disk).map_err(failed))
+    }
+}
+
+impl DestinationGuest for Arriving {
+    fn copy_in(&self, chunk: usize, first_page: usize, data: &[u8]) -> Result<(), GuestError> {
+        let Some(part) = part_of(&self.parts, chunk) else {
+            return self.machine.copy_in(chunk, first_page, data);
+        };
+        let written = part.disk.copy_in(chunk - part.first_chunk, first_page, data);
+        written.map_err(|error| GuestError::new(error.to_string()))?;
+        let writer = self.writers.iter().find(|writer| Arc::ptr_eq(&writer.disk, &part.disk));
+        writer.map_or(Ok(()), |writer| writer.wrote(data.len() as u64))
+    }
+
+    fn zero(&self, chunk: usize, mask: u64) -> Result<(), GuestError> {
+        match part_of(&self.parts, chunk) {
+            None => self.machine.zero(chunk, mask),
+            Some(part) => {
+                let zeroed = part.disk.zero(chunk - part.first_chunk, mask);
+                zeroed.map_err(|error| GuestError::new(error.to_string()))
+            }
+        }
+    }
+
+    fn load_state(&self, state: &[u8]) -> Result<(), GuestError> {
+        self.writers.iter().try_for_each(Writer::finish)?;
+        self.each_disk(DiskContent::sync)?;
+        // Now is the time to hear of it: from here on, the source counts on this host.
+        self.each_disk(DiskContent::check_adoption)?;
+        self.machine.load_state(state)
+    }
+
+    fn adopt(&self) -> Result<(), GuestError> {
+        self.each_disk(DiskContent::adopt)
+    }
+
+    fn resume(&self) -> Result<(), GuestError> {
+        self.adopt()?;
+        DestinationGuest::resume(&*self.machine)
+    }
+}
+
+/// Has a disk's content written back while more of it comes, so that little is left for the end, and a source that is faster than
+/// the disk waits for it.
+#[derive(Debug)]
+struct Writer {
+    disk: Arc<DiskContent>,
+    unwritten: AtomicU64,
+    /// Both are gone once all has come.
+    work: Mutex<Option<(SyncSender<()>, JoinHandle<()>)>>,
+    fault: Arc<Mutex<Option<String>>>,
+}
+
+impl Writer {
+    fn start(disk: &Arc<DiskContent>) -> std::io::Result<Self> {
+        let (orders, inbox) = sync_channel(AHEAD_MAX);
+        let fault = Arc::default();
+        let shared = (Arc::clone(disk), Arc::clone(&fault));
+        let thread = std::thread::Builder::new()
+            .name("disk-writer".to_owned())
+            .spawn(move || write_back(&shared.0, &inbox, &shared.1))?;
+        Ok(Self {
+            disk: Arc::clone(disk),
+            unwritten: AtomicU64::new(0),
+            work: Mutex::new(Some((orders, thread))),
+            fault,
+        })
+    }
+
+    /// More has come.
+    fn wrote(&self, bytes: u64) -> Result<(), GuestError> {
+        let unwritten = self.unwritten.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        if unwritten >= SYNC_EVERY {
+            self.unwritten.store(0, Ordering::Relaxed);
+            if let Some((orders, _)) = &*lock(&self.work) {
+                // A thread that has ended has left its verdict.
+                let _ = orders.send(());
+            }
+            self.verdict()?;
+        }
+        Ok(())
+    }
+
+    /// All has come: waits until the thread is through with what it was asked for.
+    fn finish(&self) -> Result<(), GuestError> {
+        if let Some((orders, thread)) = lock(&self.work).take() {
+            drop(orders);
+            // A panic there has been reported by the panic handler already.
+            let _ = thread.join();
+        }
+        self.verdict()
+    }
+
+    /// The kernel tells of content that could not be written once, to whoever asks first.
+    fn verdict(&self) -> Result<(), GuestError> {
+        match &*lock(&self.fault) {
+            Some(fault) => Err(GuestError::new(fault.clone())),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        // Whether it could be written concerns nobody any more.
+        let _ = self.finish();
+    }
+}
+
+fn write_back(disk: &DiskContent, inbox: &Receiver<()>, fault: &Mutex<Option<String>>) {
+    while inbox.recv().is_ok() {
+        if let Err(error) = disk.sync() {
+            *lock(fault) = Some(error.to_string());
+            return;
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,77 @@
+//! `lighter cpu-models`: what guests can be shown of this host's processor.
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+use crate::cli::Output;
+use crate::cli::host::CpuModelsArgs;
+use crate::exit::Exit;
+use crate::output;
+use crate::table::Table;
+
+/// A model, as printed.
+#[derive(Debug, Serialize)]
+struct Listed {
+    /// Its name.
+    name: String,
+    /// What it is, for people.
+    about: String,
+    /// Features that it needs and this host does not have, by their names in /proc/cpuinfo.
+    missing: Vec<String>,
+}
+
+/// Lists the models.
+///
+/// # Errors
+/// `/dev/kvm` does not answer.
+pub(crate) fn run(args: &CpuModelsArgs) -> Result<Exit> {
+    let models = vmm_core::cpu_models().context("cannot tell what this host's KVM can show")?;
+    let models: Vec<Listed> = models
+        .into_iter()
+        .map(|(model, missing)| Listed {
+            name: model.name().to_owned(),
+            about: model.about().to_owned(),
+            missing,
+        })
+        .collect();
+    match args.json.output() {
+        Output::Json => output::print_json(&models)?,
+        Output::Text => output::print(table(&models))?,
+    }
+    Ok(Exit::Done)
+}
+
+fn table(models: &[Listed]) -> String {
+    let mut table = Table::new(&["NAME", "THIS HOST", "ABOUT"]);
+    for model in models {
+        let standing = match model.missing.as_slice() {
+            [] => "can be it".to_owned(),
+            [only] => format!("lacks {only}"),
+            [first, rest @ ..] => format!("lacks {first} and {} more", rest.len()),
+        };
+        table.row([model.name.clone(), standing, model.about.clone()]);
+    }
+    table.render()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_told() {
+        let listed = |name: &str, missing: &[&str]| Listed {
+            name: name.to_owned(),
+            about: "x".to_owned(),
+            missing: missing.iter().map(|name| (*name).to_owned()).collect(),
+        };
+        let models = [listed("a", &[]), listed("b", &["avx"]), listed("c", &["avx", "bmi1"])];
+        assert_eq!(
+            table(&models),
+            "NAME  THIS HOST             ABOUT\n\
+             a     can be it             x\n\
+             b     lacks avx             x\n\
+             c     lacks avx and 1 more  x\n"
+        );
+    }
+}

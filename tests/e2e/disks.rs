@@ -1,0 +1,144 @@
+//! Disks that go along with their guest: `lighter migrate --copy-disks`.
+//!
+//! The guest is a kernel of three bytes that sleeps for ever, so that it has a disk and starts at once; a Linux guest that
+//! writes while its disk is copied is in [`crate::linux`].
+
+#[cfg(feature = "failpoints")]
+mod faults;
+mod place;
+
+use std::fs;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::process::Command;
+
+use place::{DISK_BYTES, GUEST, Place};
+
+use crate::host::checks::nothing_left_behind;
+use crate::host::{Exit, Migration, wait};
+
+#[test]
+fn a_disk_goes_along_with_its_guest_and_comes_back() {
+    let place = Place::new();
+    let before = fs::read(place.disk_a()).expect("the disk");
+    let report = place.migrate(&[]).ok();
+    assert_eq!(report["disk_bytes"], DISK_BYTES);
+    assert!(report["transfer"]["disk_pages"].as_u64() > Some(0), "{report:#}");
+    assert!(
+        report["transfer"]["wire_bytes"].as_u64() < Some(DISK_BYTES),
+        "holes are not sent: {report:#}"
+    );
+
+    let [here, there] =
+        [place.disk_a(), place.disk_b()].map(|path| fs::metadata(path).expect("a disk"));
+    assert_eq!(fs::read(place.disk_b()).expect("the copy"), before);
+    assert!(
+        there.blocks() <= here.blocks() + 64,
+        "holes stay holes: {} {}",
+        here.blocks(),
+        there.blocks()
+    );
+    assert_eq!(fs::read(place.disk_a()).expect("the disk"), before, "what was there stays");
+    place.runs_only_on(&place.pair.b);
+
+    place.migrate_back(&[]).stayed(&["disk.raw is there already", "let it be replaced"]);
+    let sector = fs::File::options().write(true).open(place.disk_b()).expect("the copy");
+    sector.write_all_at(&[0x5a; 512], 0).expect("a sector");
+    place.migrate_back(&["--replace-disks"]).ok();
+    assert_eq!(fs::read(place.disk_a()).expect("the disk")[..512], [0x5a; 512]);
+    assert_eq!(place.files_of("a"), ["disk.raw"]);
+    place.runs_only_on(&place.pair.a);
+    nothing_left_behind(&place.pair.hosts());
+}
+
+#[test]
+fn a_guest_that_is_paused_takes_its_disk_along_too() {
+    let place = Place::new();
+    place.pair.a.run(&["pause", GUEST]).ok();
+    place.migrate(&[]).ok();
+    place.pair.b.guest(GUEST).await_state("paused");
+    assert_eq!(place.files_of("b"), ["disk.raw"]);
+    place.pair.b.run(&["resume", GUEST]).ok();
+    place.runs_only_on(&place.pair.b);
+}
+
+#[test]
+fn disks_are_made_only_where_the_node_may_and_nothing_is_there() {
+    let place = Place::new();
+    let elsewhere =
+        format!("{}={}", place.disk_a().display(), place.folder("c").join("d.raw").display());
+    let go = |more: &[&str]| Migration::start(&place.pair.a, GUEST, &place.pair.b, more).finish();
+    go(&["--copy-disks", "--disk-path", &elsewhere]).stayed(&[
+        "takes disks in",
+        "--disk-path",
+        "--disk-dir",
+    ]);
+    go(&["--copy-disks"]).stayed(&["takes disks in"]);
+    let unknown = go(&["--copy-disks", "--disk-path", "/no/disk=/x"]);
+    unknown.done.complains(Exit::Failed, &["the guest has no disk /no/disk"]);
+    fs::write(place.disk_b(), "precious").expect("a file");
+    place.migrate(&[]).stayed(&["is there already"]);
+    assert_eq!(fs::read(place.disk_b()).expect("the file"), b"precious");
+    assert_eq!(place.files_of("c"), [""; 0]);
+    place.runs_only_on(&place.pair.a);
+    nothing_left_behind(&place.pair.hosts());
+}
+
+#[test]
+fn a_node_takes_no_disks_unless_it_was_told_where() {
+    let mut place = Place::new();
+    place.pair.b.kill_node();
+    place.pair.b.start_node(&crate::host::NodePlan::default());
+    place.migrate(&[]).stayed(&["takes no disks", "--disk-dir"]);
+    place.runs_only_on(&place.pair.a);
+}
+
+#[test]
+fn a_copy_that_is_called_off_leaves_nothing() {
+    let place = Place::new();
+    let migration = place.start(&["--bandwidth", "500KB/s"]);
+    migration.await_phase("precopy");
+    wait::until("some of the disk has gone", || {
+        let status = place.pair.a.guest(GUEST).get("/v1/guest/migration")?;
+        let progress = &status["progress"];
+        let gone = progress["transfer"]["disk_pages"].as_u64() > Some(0);
+        wait::holds(gone && progress["disk_remaining_bytes"].as_u64() > Some(0), status)
+    });
+    assert_eq!(place.files_of("b"), [""; 0], "half a disk has no name");
+    place.pair.a.run(&["cancel", GUEST]).ok();
+    migration.finish().cancelled();
+    assert_eq!(place.files_of("b"), [""; 0]);
+    place.runs_only_on(&place.pair.a);
+    place.migrate(&[]).ok();
+}
+
+/// A mounted file system, unmounted when dropped.
+struct Mounted(std::path::PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_destination_without_room_says_so_and_the_guest_stays() {
+    let place = Place::new();
+    let folder = place.folder("b");
+    let mounted =
+        Command::new("mount").args(["-t", "tmpfs", "-o", "size=8m", "none"]).arg(&folder).status();
+    assert!(mounted.is_ok_and(|status| status.success()), "these tests mount a tmpfs, as root");
+    let _mounted = Mounted(folder.clone());
+    let fill = |bytes: usize| fs::write(folder.join("filler"), vec![1; bytes]).expect("a filler");
+
+    fill(7 << 20);
+    place.migrate(&[]).stayed(&["its disks take", "has room for"]);
+    fs::remove_file(folder.join("filler")).expect("the filler");
+    let migration = place.start(&["--bandwidth", "500KB/s"]);
+    migration.await_phase("precopy");
+    fill(7 << 20);
+    migration.finish().stayed(&["disk.raw", "No space left"]);
+    assert_eq!(place.files_of("b"), ["filler"]);
+    place.runs_only_on(&place.pair.a);
+    fs::remove_file(folder.join("filler")).expect("the filler");
+    place.migrate(&[]).ok();
+}

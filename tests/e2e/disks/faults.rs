@@ -1,0 +1,116 @@
+//! What becomes of a disk that is being copied when something breaks in each phase: one guest runs, with its disk, and no file
+//! is left that is not somebody's.
+
+use std::fs;
+
+use super::place::{GUEST, Place};
+use crate::host::{Pid, wait};
+
+/// A place where one side does `what` at `point`.
+fn place(point: &str, what: &str) -> Place {
+    let set = vec![("LIGHTER_FAILPOINT".to_owned(), format!("{point}:{what}"))];
+    if point.starts_with("source") {
+        Place::with_environment(&set, &[])
+    } else {
+        Place::with_environment(&[], &set)
+    }
+}
+
+/// The guest stays with its disk, and nothing came of the copy; the next attempt succeeds.
+#[track_caller]
+fn stays_and_leaves_nothing(mut place: Place) {
+    place.runs_only_on(&place.pair.a);
+    wait::until("nothing is left of the copy", || {
+        wait::holds(place.files_of("b").is_empty(), place.files_of("b"))
+    });
+    let folder = place.folder("b").display().to_string();
+    place.pair.b.kill_node();
+    place.pair.b.start_node(&crate::host::NodePlan {
+        arguments: vec!["--disk-dir".to_owned(), folder],
+        ..Default::default()
+    });
+    place.migrate(&[]).ok();
+    arrived(&place);
+}
+
+#[track_caller]
+fn arrived(place: &Place) {
+    place.runs_only_on(&place.pair.b);
+    assert_eq!(place.files_of("b"), ["disk.raw"]);
+    let [here, there] =
+        [place.disk_a(), place.disk_b()].map(|path| fs::read(path).expect("a disk"));
+    assert!(here == there, "the copy differs");
+}
+
+#[track_caller]
+fn destination(place: &Place) -> Pid {
+    let children = place.pair.b.node().pid().children();
+    assert_eq!(children.len(), 1, "one guest is on its way");
+    children[0]
+}
+
+#[track_caller]
+fn await_failpoint(place: &Place, point: &str) {
+    wait::until(&format!("{point} is reached"), || {
+        let logs = [&place.pair.a, &place.pair.b].map(|host| host.logs()).concat();
+        let struck = logs.lines().any(|line| line.contains("failpoint") && line.contains(point));
+        wait::holds(struck, logs)
+    });
+}
+
+fn destination_killed_at(point: &str) {
+    let place = place(point, "hold");
+    let migration = place.start(&[]);
+    await_failpoint(&place, point);
+    destination(&place).kill();
+    migration.finish().stayed(&[]);
+    stays_and_leaves_nothing(place);
+}
+
+#[test]
+fn destination_killed_while_content_comes() {
+    destination_killed_at("source.data.pages");
+}
+
+#[test]
+fn destination_killed_with_all_content_and_before_the_decision() {
+    destination_killed_at("destination.send.ready");
+}
+
+#[test]
+fn connection_cut_in_a_round() {
+    let place = place("source.act.sendround", "cut");
+    place.migrate(&[]).stayed(&["connection"]);
+    stays_and_leaves_nothing(place);
+}
+
+#[test]
+fn connection_cut_when_all_is_ready() {
+    let place = place("destination.send.ready", "cut");
+    place.migrate(&[]).stayed(&["connection"]);
+    stays_and_leaves_nothing(place);
+}
+
+#[test]
+fn connection_cut_after_the_decision() {
+    let place = place("source.send.commit", "cut");
+    place.migrate(&[]).ok();
+    arrived(&place);
+}
+
+#[test]
+fn content_damaged_on_its_way() {
+    let place = place("source.data.pages", "flip");
+    place.migrate(&[]).stayed(&["checksum"]);
+    stays_and_leaves_nothing(place);
+}
+
+#[test]
+fn source_killed_after_the_decision() {
+    let place = place("source.send.commit", "hold");
+    let migration = place.start(&[]);
+    await_failpoint(&place, "source.send.commit");
+    place.pair.a.guest(GUEST).pid().kill();
+    drop(migration);
+    arrived(&place);
+}

@@ -1,0 +1,154 @@
+//! Two hosts with a folder for disks each, and a guest with a disk on the first.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use crate::host::{Host, Migration, NodePlan, Pair, lighter, run, wait};
+
+/// The guest's name.
+pub(super) const GUEST: &str = "db";
+/// Size of its disk: no whole number of pages.
+pub(super) const DISK_BYTES: u64 = (24 << 20) + 512;
+/// Content of the disk; the rest is holes.
+const CONTENT_BYTES: usize = 3 << 20;
+/// Where it begins.
+const CONTENT_AT: u64 = 9 << 20;
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Place {
+    pub(super) pair: Pair,
+}
+
+/// How a migration ended.
+type Outcome = crate::host::Outcome;
+
+impl Place {
+    /// Two hosts, and the guest running on the first.
+    pub(super) fn new() -> Self {
+        Self::with_environment(&[], &[])
+    }
+
+    /// As [`Self::new`], with environment for the processes of either side.
+    pub(super) fn with_environment(
+        source: &[(String, String)],
+        target: &[(String, String)],
+    ) -> Self {
+        let mut place = Self { pair: Pair::without_nodes() };
+        for name in ["a", "b", "c"] {
+            fs::create_dir(place.folder(name)).expect("a folder");
+        }
+        let plan = |folder: PathBuf, environment: &[(String, String)]| NodePlan {
+            arguments: vec!["--disk-dir".to_owned(), folder.display().to_string()],
+            environment: environment.to_vec(),
+            ..NodePlan::default()
+        };
+        let (a, b) = (place.folder("a"), place.folder("b"));
+        place.pair.a.start_node(&plan(a, &[]));
+        place.pair.b.start_node(&plan(b, target));
+        make_disk(&place.disk_a());
+        place.start_guest(source);
+        place
+    }
+
+    fn start_guest(&self, environment: &[(String, String)]) {
+        let kernel = self.pair.folder().join("kernel");
+        fs::write(&kernel, sleeper()).expect("a kernel");
+        let (kernel, disk) = (kernel.display().to_string(), self.disk_a().display().to_string());
+        let start = ["run", "--detach", "--name", GUEST, "--memory", "64M"];
+        let made_of = ["--kernel", &kernel, "--disk", &disk];
+        let mut command = lighter(self.pair.a.state_dir(), &[&start[..], &made_of].concat());
+        command.envs(environment.iter().cloned());
+        run(command).ok();
+    }
+
+    /// A host's folder for disks, by the host's name; nobody may make disks in `c`.
+    pub(super) fn folder(&self, host: &str) -> PathBuf {
+        self.pair.folder().join(format!("disks-{host}"))
+    }
+
+    /// The disk on the first host.
+    pub(super) fn disk_a(&self) -> PathBuf {
+        self.folder("a").join("disk.raw")
+    }
+
+    /// Its place on the second.
+    pub(super) fn disk_b(&self) -> PathBuf {
+        self.folder("b").join("disk.raw")
+    }
+
+    /// The files in a host's folder for disks.
+    pub(super) fn files_of(&self, host: &str) -> Vec<String> {
+        let entries = fs::read_dir(self.folder(host)).expect("a folder").flatten();
+        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+    }
+
+    /// Starts to migrate the guest with its disk to the second host.
+    pub(super) fn start(&self, more: &[&str]) -> Migration {
+        self.start_between([&self.pair.a, &self.pair.b], [&self.disk_a(), &self.disk_b()], more)
+    }
+
+    /// Migrates the guest with its disk to the second host.
+    pub(super) fn migrate(&self, more: &[&str]) -> Outcome {
+        self.start(more).finish()
+    }
+
+    /// Migrates it back.
+    pub(super) fn migrate_back(&self, more: &[&str]) -> Outcome {
+        let (hosts, disks) = ([&self.pair.b, &self.pair.a], [&*self.disk_b(), &*self.disk_a()]);
+        self.start_between(hosts, disks, more).finish()
+    }
+
+    fn start_between(&self, [from, to]: [&Host; 2], disks: [&Path; 2], more: &[&str]) -> Migration {
+        let path = format!("{}={}", disks[0].display(), disks[1].display());
+        let arguments = ["--copy-disks", "--disk-path", &path];
+        Migration::start(from, GUEST, to, &[&arguments, more].concat())
+    }
+
+    /// The guest runs on `host`, and nowhere else.
+    #[track_caller]
+    pub(super) fn runs_only_on(&self, host: &Host) {
+        host.guest(GUEST).await_state("running");
+        wait::until("one process has the guest", || {
+            let hosts = self.pair.hosts();
+            let states: Vec<_> =
+                hosts.iter().filter_map(|host| host.guest(GUEST).state()).collect();
+            wait::holds(states == ["running"], states)
+        });
+    }
+}
+
+fn make_disk(path: &Path) {
+    let disk = fs::File::create(path).expect("a disk");
+    disk.set_len(DISK_BYTES).expect("its size");
+    let mut state = 1_u64;
+    let random = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+        (state >> 56) as u8
+    });
+    let content: Vec<u8> = random.take(CONTENT_BYTES).collect();
+    disk.write_all_at(&content, CONTENT_AT).expect("content");
+    disk.write_all_at(&[7; 512], DISK_BYTES - 512).expect("content");
+}
+
+/// An ELF kernel that sleeps: `hlt; jmp`, at 2 MiB.
+fn sleeper() -> Vec<u8> {
+    const AT: u64 = 2 << 20;
+    const CODE: [u8; 3] = [0xf4, 0xeb, 0xfd];
+    let code_offset = 64 + 56_u64;
+    let mut elf = b"\x7fELF\x02\x01\x01".to_vec();
+    elf.resize(16, 0);
+    // ET_EXEC, EM_X86_64, version; entry; program headers behind this one; none of sections.
+    elf.extend([2_u16, 62].map(u16::to_le_bytes).concat());
+    elf.extend(1_u32.to_le_bytes());
+    elf.extend([AT, 64, 0].map(u64::to_le_bytes).concat());
+    elf.extend(0_u32.to_le_bytes());
+    elf.extend([64_u16, 56, 1, 64, 0, 0].map(u16::to_le_bytes).concat());
+    // PT_LOAD, readable and executable: offset, addresses, sizes, alignment.
+    elf.extend([1_u32, 5].map(u32::to_le_bytes).concat());
+    let length = CODE.len() as u64;
+    elf.extend([code_offset, AT, AT, length, length, 4096].map(u64::to_le_bytes).concat());
+    elf.extend(CODE);
+    elf
+}

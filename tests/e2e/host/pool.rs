@@ -1,0 +1,52 @@
+//! The host's pool of huge pages, for tests that need one. It belongs to the whole machine, so they take turns.
+
+use std::fs::{self, File};
+
+const POOL: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
+
+/// A pool of 2 MiB pages; as it was before when dropped.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    before: u64,
+    /// Shared with the tests of `vmm-core`, which may run at the same time.
+    _turn: File,
+}
+
+impl Pool {
+    /// A pool with exactly `pages` that nobody has.
+    pub(crate) fn of_2m(pages: u64) -> Self {
+        let lock = std::env::temp_dir().join("lighter-tests-hugetlb.lock");
+        let turn = File::create(lock).expect("a lock file");
+        turn.lock().expect("a lock");
+        let before = count("nr_hugepages");
+        let taken = before - Self::free() + count("resv_hugepages");
+        set(taken + pages);
+        assert_eq!(
+            count("nr_hugepages"),
+            taken + pages,
+            "this machine has no memory for huge pages"
+        );
+        Self { before, _turn: turn }
+    }
+
+    /// Pages that no process has touched.
+    pub(crate) fn free() -> u64 {
+        count("free_hugepages")
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        set(self.before);
+    }
+}
+
+fn count(file: &str) -> u64 {
+    let text = fs::read_to_string(format!("{POOL}/{file}")).expect("a kernel with huge pages");
+    text.trim().parse().expect("a number")
+}
+
+fn set(pages: u64) {
+    fs::write(format!("{POOL}/nr_hugepages"), pages.to_string())
+        .expect("this test makes a pool of huge pages, which takes root");
+}

@@ -1,0 +1,91 @@
+//! A Linux guest that writes files to an ext4 of its own while that is copied with it to another host, and on there.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use super::disk::{MIB, boot_with};
+use super::image::BOOT_PATIENCE;
+use super::witness::Witness;
+use crate::host::checks::nothing_left_behind;
+use crate::host::{Host, Migration, NodePlan, Pair, wait};
+
+/// Files that must have been written before the move, and that must be after it.
+const FILES: u64 = 3;
+
+/// Runs a program of the host's; returns what it printed.
+#[track_caller]
+fn host(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program).args(arguments).output().expect(program);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {arguments:?}: {said} {complaint}");
+    said
+}
+
+/// Files that the guest says to have written.
+fn written(host: &Host) -> u64 {
+    let console = Witness::of(host, "db", MIB * 256).console();
+    assert!(!console.contains("files: cannot write"), "{console}");
+    let counts =
+        console.lines().filter_map(|line| line.trim().strip_prefix("files ")?.parse().ok());
+    counts.max().unwrap_or(0)
+}
+
+#[track_caller]
+fn await_files(host: &Host, count: u64) {
+    wait::within(BOOT_PATIENCE, "linux writes files", || {
+        wait::holds(written(host) >= count, Witness::of(host, "db", MIB * 256).console())
+    });
+}
+
+/// After its journal was replayed, as at every mount, the file system has no fault, and all files are as they were written.
+/// Returns how many there are.
+#[track_caller]
+fn files_are_sound(disk: &Path, folder: &Path) -> u64 {
+    let disk = disk.display().to_string();
+    // 1: its journal was replayed.
+    let replayed = Command::new("e2fsck").args(["-p", &disk]).status().expect("e2fsck");
+    assert!(matches!(replayed.code(), Some(0 | 1)), "{replayed}");
+    host("e2fsck", &["-f", "-n", &disk]);
+    fs::create_dir(folder).expect("a folder");
+    host("debugfs", &["-R", &format!("rdump / {}", folder.display()), &disk]);
+    let sums = fs::read_to_string(folder.join("sums")).expect("checksums");
+    for line in sums.lines() {
+        let (sum, file) = line.split_once("  ").unwrap_or_else(|| panic!("{sums}"));
+        let found = host("md5sum", &[&folder.join(file).display().to_string()]);
+        assert!(found.starts_with(sum), "{file}: {found} instead of {sum}");
+    }
+    sums.lines().count() as u64
+}
+
+#[test]
+fn linux_takes_its_ext4_along_while_it_writes_to_it() {
+    let mut pair = Pair::without_nodes();
+    let [here, there] = ["a", "b"].map(|name| pair.folder().join(format!("disks-{name}")));
+    let plan = |folder: &Path| {
+        fs::create_dir(folder).expect("a folder");
+        let arguments = vec!["--disk-dir".to_owned(), folder.display().to_string()];
+        NodePlan { arguments, ..NodePlan::default() }
+    };
+    pair.a.start_node(&plan(&here));
+    pair.b.start_node(&plan(&there));
+    let [here, there] = [here, there].map(|folder| folder.join("db.raw"));
+    host("mkfs.ext4", &["-q", &here.display().to_string(), "64M"]);
+    pair.a.run(&boot_with("db", &here, "check.ext4=1")).ok();
+    await_files(&pair.a, FILES);
+    let before = written(&pair.a);
+
+    let path = format!("{}={}", here.display(), there.display());
+    let copy = ["--copy-disks", "--disk-path", &path, "--bandwidth", "20MB/s"];
+    let report = Migration::start(&pair.a, "db", &pair.b, &copy).finish().ok();
+    assert!(report["transfer"]["disk_pages"].as_u64() > Some(0), "{report:#}");
+    await_files(&pair.b, before + FILES);
+    let after = written(&pair.b);
+    pair.b.run(&["destroy", "db"]).ok();
+
+    assert!(files_are_sound(&there, &pair.folder().join("there")) >= after);
+    // The source's file is as it was at the hand-over.
+    assert!(files_are_sound(&here, &pair.folder().join("here")) >= before);
+    nothing_left_behind(&pair.hosts());
+}

@@ -1,0 +1,83 @@
+//! Programs of both hosts talk to Linux by vsock while it moves: its connections end, and new ones are made.
+
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use super::image::Image;
+use super::witness::{Line, Witness};
+use crate::host::checks::nothing_left_behind;
+use crate::host::{Host, Migration, Pair, wait};
+
+/// How long the guest may take to answer, where its kernel is emulated.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(60);
+
+/// A program of `host` that is connected to the guest's port `port`.
+fn connect(host: &Host, port: u32) -> UnixStream {
+    let shown = host.run(&["show", "linux", "--json"]).ok().json();
+    assert_eq!(shown["vsock"]["cid"], 3, "{shown:#}");
+    let socket = shown["vsock"]["socket"].as_str().expect("a socket");
+    let mut stream = UnixStream::connect(Path::new(socket)).expect("a connection");
+    stream.set_read_timeout(Some(ANSWER_PATIENCE)).expect("a limit");
+    writeln!(stream, "CONNECT {port}").expect("a request");
+    stream
+}
+
+/// Reads to the end of a line; nothing when the stream ends first.
+fn line(stream: &mut UnixStream) -> String {
+    let (mut line, mut byte) = (String::new(), [0]);
+    while stream.read(&mut byte).expect("an answer in time") == 1 {
+        line.push(char::from(byte[0]));
+        if byte == *b"\n" {
+            break;
+        }
+    }
+    line
+}
+
+/// The guest says back what is said.
+fn echoes(stream: &mut UnixStream, text: &str) {
+    writeln!(stream, "{text}").expect("a line");
+    assert_eq!(line(stream), format!("{text}\n"));
+}
+
+fn talk(host: &Host) -> UnixStream {
+    let mut stream = connect(host, 1024);
+    let answer = line(&mut stream);
+    assert!(answer.starts_with("OK "), "{answer:?}");
+    echoes(&mut stream, "hello from outside");
+    stream
+}
+
+fn await_line(witness: &Witness, what: &str, holds: impl Fn(&Line) -> bool) {
+    wait::within(ANSWER_PATIENCE, what, || {
+        let line = witness.line();
+        if holds(&line) { Ok(()) } else { Err(line) }
+    });
+}
+
+#[test]
+fn linux_talks_to_programs_of_whichever_host_it_is_on() {
+    let pair = Pair::new();
+    let image = Image::halting();
+    pair.a.run(&["restore", image.file(), "--name", "linux", "--detach"]).ok();
+    let mut stream = talk(&pair.a);
+    let before = Witness::of(&pair.a, "linux", image.pages()).line();
+    assert_eq!(line(&mut connect(&pair.a, 9)), "", "nobody listens at this port of the guest");
+
+    Migration::run(&pair.a, "linux", &pair.b).ok();
+    let ended = stream.read(&mut [0]);
+    let is_over = matches!(&ended, Ok(0))
+        || ended.as_ref().is_err_and(|error| error.kind() == ErrorKind::ConnectionReset);
+    assert!(is_over, "connections do not go along: {ended:?}");
+    let witness = Witness::of(&pair.b, "linux", image.pages());
+    await_line(&witness, "the guest hears that its connection is gone", |line| {
+        line.get("resets") == before.get("resets") + 1
+    });
+    drop(talk(&pair.b));
+    let after = witness.line();
+    after.follows(&before);
+    assert!(after.get("echoed") > before.get("echoed"), "{after:?}");
+    nothing_left_behind(&pair.hosts());
+}

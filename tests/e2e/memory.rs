@@ -1,0 +1,204 @@
+//! How guest memory is backed, as a user sees it: huge pages, templates, merge domains, dirty rings, CPU models.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::host::checks::{await_life, guest_is_gone, memory_is_intact, one_intact_copy};
+use crate::host::{Exit, Guest, GuestPlan, Host, Migration, Pair, Pool};
+
+fn plan(name: &str, options: &[&str]) -> GuestPlan {
+    let options = options.iter().map(|option| (*option).to_owned()).collect();
+    GuestPlan { name: name.to_owned(), options, ..GuestPlan::default() }
+}
+
+fn backing(guest: &Guest) -> Value {
+    guest.get("/v1/guest").expect("an answer")["backing"].clone()
+}
+
+fn shown(host: &Host, name: &str) -> Value {
+    host.run(&["show", name, "--json"]).ok().json()
+}
+
+#[test]
+fn a_guest_on_huge_pages_of_the_pool_moves_is_saved_and_comes_back_on_such_pages() {
+    // Two guests of 64 MiB: one leaves while the other arrives.
+    let _pool = Pool::of_2m(64);
+    let pair = Pair::new();
+    let free = Pool::free();
+    let options = ["--hugepages", "2M", "--prealloc", "--numa-policy", "bind:0"];
+    let guest = Guest::start(&pair.a, &plan("huge", &options));
+    assert_eq!(Pool::free(), free - 32);
+    let resident = shown(&pair.a, "huge")["resident_bytes"].as_u64();
+    assert!(resident > Some(64 << 20), "huge pages count as resident: {resident:?}");
+    let text = pair.a.run(&["show", "huge"]).ok().stdout;
+    assert!(text.contains("2M huge pages") && text.contains("bind:0"), "{text}");
+
+    Migration::run(&pair.a, guest.name(), &pair.b).ok();
+    let arrived = one_intact_copy(&pair.hosts(), "huge", &pair.b);
+    assert_eq!(backing(&arrived)["huge_pages"], "2M");
+    assert_eq!(backing(&arrived)["prealloc"], true);
+    assert_eq!(Pool::free(), free - 32, "the source gave its pages back");
+
+    let file = pair.folder().join("huge.lighter").display().to_string();
+    pair.b.run(&["save", "huge", &file]).ok();
+    pair.b.run(&["destroy", "huge"]).ok();
+    guest_is_gone(&[&pair.b], "huge");
+    pair.b.run(&["restore", &file, "--detach"]).ok();
+    let restored = pair.b.guest("huge");
+    memory_is_intact(&restored);
+    assert_eq!(backing(&restored)["huge_pages"], "2M");
+    assert_eq!(Pool::free(), free - 32);
+}
+
+#[test]
+fn a_host_whose_pool_is_short_refuses_before_anything_is_sent() {
+    let _pool = Pool::of_2m(32);
+    let pair = Pair::new();
+    let guest = Guest::start(&pair.a, &plan("huge", &["--hugepages", "2M"]));
+    let words = ["needs 32 huge pages of 2 MiB, and 0 of", "sysctl vm.nr_hugepages="];
+    Migration::run(&pair.a, guest.name(), &pair.b).stayed(&words);
+    one_intact_copy(&pair.hosts(), "huge", &pair.a);
+    let second = ["run", "--name", "second", "--memory", "64M", "--hugepages", "2M", "--detach"];
+    pair.a.run(&second).complains(Exit::Failed, &words);
+}
+
+#[test]
+fn what_no_guest_can_have_is_refused_at_the_start() {
+    let pair = Pair::without_nodes();
+    let refused = |options: &[&str], exit: Exit, words: &[&str]| {
+        let arguments = [&["run", "--name", "x", "--memory", "64M"], options].concat();
+        pair.a.run(&arguments).complains(exit, words);
+    };
+    refused(&["--hugepages", "1G"], Exit::Failed, &["whole number of huge pages of 1 GiB"]);
+    refused(&["--hugepages", "4M"], Exit::Usage, &["--hugepages", "2M or 1G"]);
+    refused(&["--numa-policy", "bind:63"], Exit::Failed, &["NUMA node 63"]);
+    refused(&["--cpu", "pentium"], Exit::Usage, &["`pentium`", "x86-64-v3"]);
+    refused(&["--dirty-log", "ring:7"], Exit::Usage, &["power of two"]);
+    let merged = ["--hugepages", "2M", "--merge-domain", "shop"];
+    refused(&merged, Exit::Failed, &["cannot be merged"]);
+    let missing = ["run", "--name", "x", "--template", "/nowhere/t"];
+    pair.a.run(&missing).complains(Exit::Failed, &["/nowhere/t", "No such file"]);
+}
+
+/// Bytes that the host spends on the guest, shared pages counted once.
+fn cost(host: &Host, name: &str) -> u64 {
+    shown(host, name)["proportional_bytes"].as_u64().expect("a cost")
+}
+
+#[test]
+fn clones_share_their_templates_memory_and_are_guests_of_their_own() {
+    let pair = Pair::new();
+    let calm = GuestPlan { dirty_rate: 0, ..plan("first", &["--label", "role=origin"]) };
+    let first = Guest::start(&pair.a, &calm);
+    let file = pair.folder().join("first.template").display().to_string();
+    pair.a.run(&["template", "first", &file]).ok();
+    await_life(&first);
+    let before = std::fs::read(&file).expect("a template");
+
+    let names = ["one", "two", "three"];
+    let alone = cost(&pair.a, "first");
+    for name in names {
+        pair.a.run(&["run", "--template", &file, "--name", name, "--detach"]).ok();
+    }
+    let clones = names.map(|name| pair.a.guest(name));
+    let mut uuids: Vec<Value> = [&first, &clones[0], &clones[1], &clones[2]]
+        .map(|guest| guest.get("/v1/guest").expect("an answer")["uuid"].clone())
+        .into();
+    uuids.dedup();
+    assert_eq!(uuids.len(), 4, "each has its own");
+    for clone in &clones {
+        memory_is_intact(clone);
+        assert_eq!(backing(clone)["from_template"], true);
+    }
+    // All of them have now read all of their memory.
+    let together: u64 = names.iter().map(|name| cost(&pair.a, name)).sum();
+    assert!(together < 2 * alone, "three clones cost {together} bytes, one ordinary guest {alone}");
+
+    pair.a.run(&["reset", "three"]).ok();
+    clones[2].await_workload("it works again", |workload| workload["phase"] == "working");
+    memory_is_intact(&clones[2]);
+
+    Migration::run(&pair.a, "two", &pair.b).ok();
+    let arrived = one_intact_copy(&pair.hosts(), "two", &pair.b);
+    assert_eq!(backing(&arrived)["from_template"], false, "it arrives as ordinary memory");
+    assert!(std::fs::read(&file).expect("a template") == before, "nobody writes to it");
+}
+
+#[test]
+fn one_merge_domain_of_a_host_is_merged_at_a_time() {
+    let pair = Pair::without_nodes();
+    let start =
+        |name: &str, domain: &str| Guest::start(&pair.a, &plan(name, &["--merge-domain", domain]));
+    let (one, two) = (start("one", "shop"), start("two", "shop"));
+    let other = start("other", "bank");
+    for guest in [&one, &two] {
+        assert_eq!(backing(guest)["mergeable"], true);
+    }
+    assert_eq!(backing(&other)["mergeable"], false);
+    let text = pair.a.run(&["show", "other"]).ok().stdout;
+    assert!(text.contains("bank (NOT merged: guests of shop are on this host)"), "{text}");
+    assert!(is_marked(&one) && !is_marked(&other));
+
+    for name in ["one", "two", "other"] {
+        pair.a.run(&["destroy", name]).ok();
+        guest_is_gone(&[&pair.a], name);
+    }
+    assert_eq!(backing(&start("other", "bank"))["mergeable"], true, "the shop is gone");
+}
+
+/// Whether the kernel may merge some of the memory of the guest's process.
+fn is_marked(guest: &Guest) -> bool {
+    let smaps = format!("/proc/{}/smaps", guest.pid().0);
+    let text = std::fs::read_to_string(Path::new(&smaps)).expect("a live process");
+    text.lines().any(|line| line.starts_with("VmFlags:") && line.contains(" mg"))
+}
+
+#[test]
+fn a_busy_guest_moves_by_dirty_rings() {
+    let pair = Pair::new();
+    let busy =
+        GuestPlan { dirty_rate: 20_000, cpus: 2, ..plan("ring", &["--dirty-log", "ring:1024"]) };
+    Guest::start(&pair.a, &busy);
+    let text = pair.a.run(&["show", "ring"]).ok().stdout;
+    assert!(text.contains("ring:1024"), "{text}");
+    for _ in 0..2 {
+        // Called off and begun again: the log starts anew.
+        let migration = Migration::start(&pair.a, "ring", &pair.b, &["--bandwidth", "2MB/s"]);
+        migration.await_phase("precopy");
+        pair.a.run(&["cancel", "ring"]).ok();
+        migration.finish().cancelled();
+    }
+    Migration::run(&pair.a, "ring", &pair.b).ok();
+    let arrived = one_intact_copy(&pair.hosts(), "ring", &pair.b);
+    assert_eq!(backing(&arrived)["dirty_log"], "auto", "a matter of each host");
+}
+
+#[test]
+fn a_guest_runs_as_each_cpu_model_that_its_host_can_be_and_moves() {
+    let pair = Pair::new();
+    let models = pair.a.run(&["cpu-models", "--json"]).ok().json();
+    let models = models.as_array().expect("a list");
+    assert!(models.iter().any(|model| model["name"] == "x86-64-v1"), "{models:#?}");
+    for model in models {
+        let name = model["name"].as_str().expect("a name");
+        let missing = model["missing"].as_array().expect("a list");
+        if let Some(first) = missing.first().and_then(Value::as_str) {
+            let arguments = ["run", "--name", "lacking", "--cpu", name];
+            pair.a.run(&arguments).complains(Exit::Failed, &[name, first, "lighter cpu-models"]);
+            continue;
+        }
+        let guest = Guest::start(&pair.a, &plan(name, &["--cpu", name]));
+        Migration::run(&pair.a, guest.name(), &pair.b).ok();
+        let arrived = one_intact_copy(&pair.hosts(), name, &pair.b);
+        assert_eq!(arrived.get("/v1/guest").expect("an answer")["cpu_model"], name);
+    }
+
+    let file = pair.folder().join("fleet.toml");
+    std::fs::write(&file, "base = \"x86-64-v1\"\nremove = [\"rdtscp\"]").expect("a file");
+    let file = file.display().to_string();
+    let guest = Guest::start(&pair.a, &plan("own", &["--cpu", &file]));
+    assert_eq!(guest.get("/v1/guest").expect("an answer")["cpu_model"], "fleet");
+    let text = pair.a.run(&["show", "own"]).ok().stdout;
+    assert!(text.contains("CPU") && text.contains("fleet"), "{text}");
+}

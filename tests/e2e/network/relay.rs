@@ -1,0 +1,205 @@
+//! A Linux guest with a disk and a network, which moves to and fro while a client outside sends a file through it.
+
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use super::lan::{BRIDGES, GUEST, Lan};
+use crate::host::checks::nothing_left_behind;
+use crate::host::{Host, Migration, in_namespace, lighter, run, wait};
+use crate::linux::image::{BOOT_PATIENCE, guest_folder, script};
+
+const NAME: &str = "relay";
+const MAC: &str = "52:54:00:c0:ff:ee";
+/// There and back, five times.
+const MIGRATIONS: usize = 10;
+/// What goes through the guest for each migration, in bytes: a moment's work where the guest's kernel is emulated.
+const CHUNK_BYTES: usize = 24 << 10;
+/// How fast the hosts' link is.
+const LINK_RATE: &str = "400mbit";
+/// How long the switch may take to see a guest that has moved.
+const LEARNT_WITHIN: Duration = Duration::from_secs(1);
+/// How long data may take through an emulated kernel and back, on a busy machine.
+const ECHO_PATIENCE: Duration = Duration::from_secs(120);
+
+/// A disk of 16 MiB with an empty ext4 file system.
+fn make_disk(folder: &Path) -> PathBuf {
+    let disk = folder.join("disk.raw");
+    std::fs::File::create(&disk).and_then(|file| file.set_len(16 << 20)).expect("a disk");
+    let now = "lazy_itable_init=0,lazy_journal_init=0";
+    tool(Command::new("mkfs.ext4").args(["-q", "-E", now]).arg(&disk));
+    disk
+}
+
+/// Runs a tool, and returns what it prints.
+#[track_caller]
+fn tool(command: &mut Command) -> Vec<u8> {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(output.status.success(), "{command:?}: {output:?}");
+    output.stdout
+}
+
+fn start(host: &Host, lan: &Lan, disk: &Path) {
+    let [kernel, initrd] = [script("kernel.sh", &["vmlinux"]), script("initramfs.sh", &[])];
+    let options = std::fs::read_to_string(guest_folder().join("cmdline")).expect("a command line");
+    let relay = format!("rdinit=/relay relay_address={GUEST}/24");
+    let cmdline = format!("console=ttyS0 quiet {} {relay}", options.trim());
+    let (disk, net) = (disk.display().to_string(), format!("bridge={},mac={MAC}", BRIDGES[0]));
+    let arguments = ["run", "--detach", "--name", NAME, "--memory", "128M", "--kernel", &kernel];
+    let devices = ["--initrd", &initrd, "--cmdline", &cmdline, "--disk", &disk, "--net", &net];
+    let command = lighter(host.state_dir(), &[arguments.as_slice(), &devices].concat());
+    run(in_namespace(command, lan.cable().end_a().as_deref())).ok();
+}
+
+/// What the guest has said on its console on this host.
+fn console(host: &Host) -> String {
+    let log = host.state_dir().join("guests").join(NAME).join("console.log");
+    String::from_utf8_lossy(&std::fs::read(log).unwrap_or_default()).into_owned()
+}
+
+/// A TCP client beside the switch; one connection, as long as it lives.
+struct Client {
+    process: Child,
+    keys: Option<ChildStdin>,
+    sent: Vec<u8>,
+    echoed: Arc<Mutex<Vec<u8>>>,
+}
+
+impl Client {
+    fn connect(lan: &Lan) -> Self {
+        let mut process = Command::new("ip")
+            .args(["netns", "exec", lan.switch(), "busybox", "nc", GUEST, "7000"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("busybox is installed");
+        let echoed = Arc::<Mutex<Vec<u8>>>::default();
+        let mut output = process.stdout.take().expect("a pipe");
+        let heard = Arc::clone(&echoed);
+        std::thread::spawn(move || {
+            let mut bytes = [0; 4096];
+            while let Ok(count @ 1..) = output.read(&mut bytes) {
+                heard.lock().expect("no panic").extend(&bytes[..count]);
+            }
+        });
+        let keys = process.stdin.take();
+        Self { process, keys, sent: Vec::new(), echoed }
+    }
+
+    /// Sends the next part of a file in which no two parts are alike.
+    fn send(&mut self) {
+        let start = self.sent.len() as u64;
+        let words = (start / 8..).map(|word| word.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let part: Vec<u8> = words.take(CHUNK_BYTES / 8).flat_map(u64::to_le_bytes).collect();
+        self.keys.as_mut().expect("not closed").write_all(&part).expect("the client lives");
+        self.sent.extend(part);
+    }
+
+    /// Waits until all that was sent has come back, and nothing else.
+    #[track_caller]
+    fn await_echo(&mut self, witness: &Host) {
+        wait::within(ECHO_PATIENCE, "the guest sends all back", || {
+            let count = self.echoed.lock().expect("no panic").len();
+            wait::holds(count >= self.sent.len(), (count, self.sent.len(), console(witness)))
+        });
+        assert!(*self.echoed.lock().expect("no panic") == self.sent, "other bytes came back");
+        assert!(self.process.try_wait().expect("a child").is_none(), "the connection is lost");
+    }
+
+    /// Ends the connection: the guest has seen everything.
+    fn close(&mut self) {
+        self.keys = None;
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// The switch has the guest behind host `place` at once.
+#[track_caller]
+fn is_learnt(lan: &Lan, place: usize, since: Instant) {
+    wait::within(LEARNT_WITHIN, "the switch sees where the guest is", || {
+        let learnt = lan.learnt(MAC);
+        wait::holds(learnt == Some(place), learnt)
+    });
+    eprintln!("the switch looked at host {place} {:?} after the migration", since.elapsed());
+}
+
+/// The guest's network device as `lighter ls --json` shows it, and its taps on this host.
+fn net(host: &Host) -> serde_json::Value {
+    host.list()[0]["nets"][0].clone()
+}
+
+/// The metrics of the node of host a, which are told within its namespace.
+fn metrics_page(host: &Host, lan: &Lan) -> String {
+    let file = std::fs::read(host.state_dir().join("node.json")).expect("node.json");
+    let node: serde_json::Value = serde_json::from_slice(&file).expect("JSON");
+    let url = format!("http://{}/metrics", node["metrics"].as_str().expect("an address"));
+    let namespace = lan.cable().end_a().expect("a namespace");
+    let wget = ["netns", "exec", &namespace, "busybox", "wget", "-q", "-O", "-", &url];
+    String::from_utf8(tool(Command::new("ip").args(wget))).expect("text")
+}
+
+#[test]
+fn a_connection_through_a_guest_lives_while_it_moves_ten_times() {
+    let Some(lan) = Lan::lay() else { return };
+    lan.cable().shape(LINK_RATE);
+    let mut pair = lan.cable().hosts();
+    let disk = make_disk(pair.folder());
+    pair.a.start_node(&lan.node_plan(0));
+    pair.b.start_node(&lan.node_plan(1));
+    start(&pair.a, &lan, &disk);
+    wait::within(BOOT_PATIENCE, "linux boots and listens", || {
+        let said = console(&pair.a);
+        wait::holds(said.contains("relay: ready"), said)
+    });
+    let mut client = Client::connect(&lan);
+    client.send();
+    client.await_echo(&pair.a);
+    assert_eq!(lan.learnt(MAC), Some(0));
+
+    let words = ["lan: there is none; make it with `ip link add lan type bridge`"];
+    Migration::run(&pair.a, NAME, &pair.b).stayed(&words);
+    lan.plug_in(1);
+    let mut hosts = [(0, &pair.a), (1, &pair.b)];
+    for turn in 0..MIGRATIONS {
+        // Every other time nothing is on its way: what the switch learns then it has from announcements.
+        if turn % 2 == 0 {
+            client.send();
+        }
+        let [(_, from), (place, to)] = hosts;
+        Migration::run(from, NAME, to).ok();
+        is_learnt(&lan, place, Instant::now());
+        client.send();
+        client.await_echo(to);
+        hosts.reverse();
+    }
+
+    let net = net(&pair.a);
+    assert_eq!((&net["mac"], &net["bridge"]), (&MAC.into(), &BRIDGES[0].into()), "{net:#}");
+    for flow in ["received", "transmitted"] {
+        assert!(net[flow]["bytes"].as_u64() >= Some(CHUNK_BYTES as u64), "{net:#}");
+        assert!(net[flow]["packets"].as_u64() > Some(0), "{net:#}");
+    }
+    let shown = pair.a.run(&["show", NAME]).ok().stdout;
+    assert!(shown.contains(MAC) && shown.contains("on br0"), "{shown}");
+    let page = metrics_page(&pair.a, &lan);
+    crate::metrics::counts_traffic(&page, NAME, net["tap"].as_str().expect("a tap"));
+
+    client.close();
+    wait::within(ECHO_PATIENCE, "the guest closes its file system", || {
+        let said = console(&pair.a);
+        wait::holds(said.contains("relay: done"), said)
+    });
+    pair.a.run(&["destroy", NAME]).ok();
+    tool(Command::new("e2fsck").args(["-f", "-n"]).arg(&disk));
+    let kept = tool(Command::new("debugfs").args(["-R", "cat /stream"]).arg(&disk));
+    assert!(kept == client.sent, "{} bytes are on the disk, not the file", kept.len());
+    nothing_left_behind(&pair.hosts());
+}

@@ -1,0 +1,70 @@
+//! Taps: made and gone with the guest, given and left, and what is refused.
+
+use super::cable::{ip, tool};
+use super::lan::Lan;
+use crate::host::{Exit, Host, in_namespace, lighter, run, wait};
+use crate::linux::image::script;
+
+/// Starts a guest with this network, in the namespace of host a, that has hardly begun to boot when it is looked at.
+fn start(lan: &Lan, host: &Host, name: &str, net: &str) -> crate::host::Done {
+    let kernel = script("kernel.sh", &["vmlinux"]);
+    let arguments = ["run", "--detach", "--name", name, "--memory", "64M"];
+    let rest = ["--kernel", &kernel, "--net", net];
+    let command = lighter(host.state_dir(), &[arguments.as_slice(), &rest].concat());
+    run(in_namespace(command, lan.cable().end_a().as_deref()))
+}
+
+/// What `ip link show` says of an interface on host a; nothing when there is none.
+fn link(lan: &Lan, name: &str) -> String {
+    let all = tool("ip", &["-n", &lan.cable().namespaces()[0], "-o", "link", "show"]);
+    all.lines().find(|line| line.contains(&format!(": {name}: "))).unwrap_or_default().to_owned()
+}
+
+#[test]
+fn a_tap_that_was_made_is_on_its_bridge_and_goes_with_the_guest() {
+    let Some(lan) = Lan::lay() else { return };
+    let pair = lan.cable().hosts();
+    start(&lan, &pair.a, "web", "bridge=br0,tap=tap-web").ok();
+    let made = link(&lan, "tap-web");
+    assert!(made.contains("master br0") && made.contains(",UP,"), "{made}");
+    start(&lan, &pair.a, "db", "bridge=br0").ok();
+    let nets = pair.a.list().into_iter().map(|guest| guest["nets"][0].clone());
+    let nets: Vec<_> = nets.collect();
+    assert_ne!(nets[0]["mac"], nets[1]["mac"], "each has an address of its own");
+    assert!(link(&lan, "lighter0").contains("master br0"), "{nets:#?}");
+
+    let words = ["tap-web", "it exists", "leave the bridge away"];
+    start(&lan, &pair.a, "other", "bridge=br0,tap=tap-web").complains(Exit::Failed, &words);
+    for name in ["web", "db"] {
+        pair.a.run(&["destroy", name]).ok();
+    }
+    wait::until("the taps are gone", || {
+        let left = link(&lan, "tap-web") + &link(&lan, "lighter0");
+        wait::holds(left.is_empty(), left)
+    });
+}
+
+#[test]
+fn a_tap_that_was_given_is_one_guests_and_stays() {
+    let Some(lan) = Lan::lay() else { return };
+    let pair = lan.cable().hosts();
+    let namespace = &lan.cable().namespaces()[0];
+    let words = ["tap0: there is none", "`ip tuntap add tap0 mode tap`"];
+    start(&lan, &pair.a, "web", "tap=tap0").complains(Exit::Failed, &words);
+    ip(&["-n", namespace, "tuntap", "add", "tap0", "mode", "tap"]);
+    let words = ["tap0: it is down", "`ip link set tap0 up`"];
+    start(&lan, &pair.a, "web", "tap=tap0").complains(Exit::Failed, &words);
+    ip(&["-n", namespace, "link", "set", "tap0", "up", "mtu", "1400"]);
+
+    start(&lan, &pair.a, "web", "tap=tap0").ok();
+    assert_eq!(pair.a.list()[0]["nets"][0]["mtu"], 1400);
+    assert!(link(&lan, "tap0").contains("LOWER_UP"), "{}", link(&lan, "tap0"));
+    let words = ["tap0: it is in use by another guest or program"];
+    start(&lan, &pair.a, "other", "tap=tap0").complains(Exit::Failed, &words);
+    pair.a.run(&["destroy", "web"]).ok();
+    wait::until("the cable is out", || {
+        let left = link(&lan, "tap0");
+        wait::holds(left.contains("NO-CARRIER"), left)
+    });
+    start(&lan, &pair.a, "web", "tap=br0").complains(Exit::Failed, &["br0: it is no tap"]);
+}

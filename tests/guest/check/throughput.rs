@@ -1,0 +1,51 @@
+//! How fast `/dev/vda` is, for the benchmark: a number of reads or writes, one after the other, past the guest's cache.
+
+use crate::line::Line;
+use crate::linux::{self, File, tsc};
+
+/// Bytes of the disk that are used.
+const DISK_BYTES: u64 = 64 << 20;
+/// Bytes of a request at a random place.
+const SMALL_BYTES: u64 = 4 << 10;
+/// Bytes of a request in a row.
+const LARGE_BYTES: u64 = 256 << 10;
+/// Requests at random places.
+const SMALL_COUNT: u64 = 1000;
+
+/// Does what `letter` says and prints a line; whole seconds may pass.
+///
+/// | letter | does |
+/// |---|---|
+/// | `R` | reads 4 KiB at random places |
+/// | `W` | writes 4 KiB at random places |
+/// | `S` | reads 64 MiB in a row |
+/// | `T` | writes 64 MiB in a row |
+pub fn measure(letter: u8, hz: u64) {
+    let opened = File::open_past_cache(c"/dev/vda");
+    let (Ok(file), Ok(buffer)) = (opened, linux::allocate(LARGE_BYTES)) else {
+        return Line::new("disk cannot be measured").print();
+    };
+    let is_random = matches!(letter, b'R' | b'W');
+    let (bytes, count) =
+        if is_random { (SMALL_BYTES, SMALL_COUNT) } else { (LARGE_BYTES, DISK_BYTES / LARGE_BYTES) };
+    let buffer = &mut buffer[..bytes as usize];
+    buffer.fill(letter);
+    let (mut errors, mut state) = (0, 1_u64);
+    let start = tsc();
+    for index in 0..count {
+        state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+        let place = if is_random { (state >> 33) % (DISK_BYTES / bytes) } else { index };
+        let done = match letter {
+            b'R' | b'S' => file.read_at(place * bytes, buffer),
+            _ => file.write_at(place * bytes, buffer),
+        };
+        errors += u64::from(!done);
+    }
+    let took = tsc().wrapping_sub(start);
+    let mut line = Line::new("disk");
+    line.field("count", count);
+    line.field("bytes", count * bytes);
+    line.field("errors", errors);
+    line.field("us", (u128::from(took) * 1_000_000 / u128::from(hz)) as u64);
+    line.print();
+}

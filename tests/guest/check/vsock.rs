@@ -1,0 +1,48 @@
+//! Echoes what one program of the host at a time says on a vsock port.
+
+use crate::linux::{RESETS, VsockSocket, WOULD_BLOCK};
+
+/// The port, and who has connected to it.
+pub struct Echo {
+    listener: VsockSocket,
+    program: Option<VsockSocket>,
+    echoed: u64,
+    resets: u64,
+}
+
+impl Echo {
+    /// Listens at `port`.
+    ///
+    /// # Errors
+    /// The number of the kernel's error.
+    pub fn listen(port: u32) -> Result<Self, u64> {
+        Ok(Self { listener: VsockSocket::listen(port)?, program: None, echoed: 0, resets: 0 })
+    }
+
+    /// Says back what was said since.
+    pub fn turn(&mut self) {
+        let Some(program) = &self.program else {
+            self.program = self.listener.accept();
+            return;
+        };
+        let mut buffer = [0; 64];
+        match program.read(&mut buffer) {
+            Ok(count) if count > 0 => self.echoed += program.write(&buffer[..count]) as u64,
+            Err(WOULD_BLOCK) => {}
+            ended => {
+                self.resets += u64::from(ended.is_err_and(|error| RESETS.contains(&error)));
+                self.program = None;
+            }
+        }
+    }
+
+    /// Bytes said back.
+    pub fn echoed(&self) -> u64 {
+        self.echoed
+    }
+
+    /// Connections that ended with a reset.
+    pub fn resets(&self) -> u64 {
+        self.resets
+    }
+}

@@ -1,0 +1,335 @@
+//! CPU models: what a guest is shown of its host's processor, so that unlike hosts can exchange guests.
+//!
+//! The levels are those of the x86-64 psABI (section "Micro-Architecture Levels"), by the names that GCC, Linux
+//! distributions and QEMU give them. A level *needs* the level's instructions, and *keeps* of everything else only
+//! what any processor of that level has and a kernel wants. All else is masked: a guest that was started on
+//! the newer host of two then runs on the older too.
+
+use serde::{Deserialize, Serialize};
+
+use super::feature::{self, Bit, FEATURE_WORDS, Register};
+use super::{CpuidEntry, word};
+use crate::ShapeError;
+
+/// Longest name of a model, in bytes.
+const NAME_BYTES_MAX: usize = 63;
+
+/// What every x86-64 processor has, and what KVM provides on any of them.
+const EVERYWHERE: &[&str] = &[
+    "fpu",
+    "vme",
+    "de",
+    "pse",
+    "tsc",
+    "msr",
+    "pae",
+    "mce",
+    "cx8",
+    "apic",
+    "sep",
+    "mtrr",
+    "pge",
+    "mca",
+    "cmov",
+    "pat",
+    "pse36",
+    "clflush",
+    "mmx",
+    "fxsr",
+    "sse",
+    "sse2",
+    "syscall",
+    "nx",
+    "lm",
+    "rdtscp",
+    "constant_tsc",
+    "x2apic",
+    "tsc_deadline_timer",
+    "tsc_adjust",
+    "hypervisor",
+];
+
+/// A level of the psABI.
+#[derive(Debug)]
+struct Level {
+    name: &'static str,
+    about: &'static str,
+    /// Instructions that it adds to the level before it.
+    needs: &'static [&'static str],
+    /// What its processors have besides.
+    keeps: &'static [&'static str],
+    /// Components of extended state that it adds: bits of XCR0.
+    xcr0: u32,
+}
+
+const LEVELS: &[Level] = &[
+    Level {
+        name: "x86-64-v1",
+        about: "SSE2: any x86-64 processor",
+        needs: &["cmov", "cx8", "fpu", "fxsr", "mmx", "sse", "sse2", "syscall"],
+        keeps: &[],
+        xcr0: 0b11,
+    },
+    Level {
+        name: "x86-64-v2",
+        about: "SSE4.2 and POPCNT: Intel since 2008, AMD since 2011",
+        needs: &["cx16", "lahf_lm", "popcnt", "sse3", "sse4_1", "sse4_2", "ssse3"],
+        keeps: &[],
+        xcr0: 0,
+    },
+    Level {
+        name: "x86-64-v3",
+        about: "AVX2, BMI and FMA: Intel since 2013, AMD since 2015",
+        needs: &["abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe", "xsave"],
+        keeps: &["aes", "fsgsbase", "pclmulqdq", "rdrand", "smep", "xsaveopt"],
+        xcr0: 0b100,
+    },
+    Level {
+        name: "x86-64-v4",
+        about: "AVX-512: Intel servers since 2017, AMD since 2022",
+        needs: &["avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vl"],
+        keeps: &[
+            "adx",
+            "clflushopt",
+            "clwb",
+            "erms",
+            "invpcid",
+            "pcid",
+            "pdpe1gb",
+            "rdseed",
+            "smap",
+            "xgetbv1",
+            "xsavec",
+        ],
+        xcr0: 0b1110_0000,
+    },
+];
+
+/// Leaves that are shown as the host has them, but for the bits that are features. The others are left out: they
+/// tell of counters, tracing, tiles and nested virtualisation.
+const LEAVES: &[u32] = &[
+    0,
+    1,
+    2,
+    4,
+    6,
+    7,
+    0xb,
+    0xd,
+    0x15,
+    0x16,
+    0x1f,
+    0x8000_0000,
+    0x8000_0001,
+    0x8000_0002,
+    0x8000_0003,
+    0x8000_0004,
+    0x8000_0005,
+    0x8000_0006,
+    0x8000_0007,
+    0x8000_0008,
+    0x8000_001d,
+    0x8000_001e,
+];
+
+/// What a guest is shown of its host's processor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CpuModel {
+    name: String,
+    /// The level, by its place in the list; absent: all that the host has.
+    level: Option<u8>,
+    add: Vec<String>,
+    remove: Vec<String>,
+}
+
+impl Default for CpuModel {
+    /// All that the host has.
+    fn default() -> Self {
+        Self { name: "host".to_owned(), level: None, add: Vec::new(), remove: Vec::new() }
+    }
+}
+
+impl CpuModel {
+    /// The model of this name: `host` or a level.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::all().find(|model| model.name == name)
+    }
+
+    /// Every model that has a name.
+    pub fn all() -> impl Iterator<Item = Self> {
+        let levels = (0..).zip(LEVELS).map(|(index, level)| Self {
+            name: level.name.to_owned(),
+            level: Some(index),
+            ..Self::default()
+        });
+        std::iter::once(Self::default()).chain(levels)
+    }
+
+    /// This model with some features more and others less, under a name of its own.
+    ///
+    /// # Errors
+    /// [`ShapeError::CpuModel`] for a feature that is not known by name, or a name that cannot be one.
+    pub fn derive(
+        &self,
+        name: &str,
+        add: &[String],
+        remove: &[String],
+    ) -> Result<Self, ShapeError> {
+        check_name(name)?;
+        if let Some(unknown) =
+            add.iter().chain(remove).find(|name| feature::by_name(name).is_none())
+        {
+            let what = format!("there is no CPU feature `{unknown}`: use names of /proc/cpuinfo");
+            return Err(ShapeError::CpuModel(what));
+        }
+        if let Some(both) = add.iter().find(|name| remove.contains(name)) {
+            return Err(ShapeError::CpuModel(format!("`{both}` is both added and removed")));
+        }
+        let (name, add, remove) = (name.to_owned(), add.to_vec(), remove.to_vec());
+        Ok(Self { name, level: self.level, add, remove })
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What it is, for people.
+    pub fn about(&self) -> &'static str {
+        self.level().map_or("all that this host's processor and KVM have", |level| level.about)
+    }
+
+    fn level(&self) -> Option<&'static Level> {
+        self.level.and_then(|level| LEVELS.get(usize::from(level)))
+    }
+
+    fn levels(&self) -> &'static [Level] {
+        self.level.map_or(&[], |level| &LEVELS[..=usize::from(level).min(LEVELS.len() - 1)])
+    }
+
+    /// What the model needs and `host` does not have, by name.
+    pub(crate) fn missing(&self, host: &[CpuidEntry]) -> Vec<String> {
+        let of_levels = self.levels().iter().flat_map(|level| level.needs);
+        let needs = of_levels.copied().chain(self.add.iter().map(String::as_str));
+        let lacks = |name: &&str| feature::by_name(name).is_none_or(|bit| !has(host, bit));
+        needs.filter(lacks).map(str::to_owned).collect()
+    }
+
+    /// What a guest is shown of `host`.
+    ///
+    /// # Errors
+    /// [`ShapeError::CpuModelNeeds`].
+    pub(crate) fn apply(&self, host: &[CpuidEntry]) -> Result<Vec<CpuidEntry>, ShapeError> {
+        let missing = self.missing(host);
+        if !missing.is_empty() {
+            return Err(ShapeError::CpuModelNeeds { model: self.name.clone(), missing });
+        }
+        let mut entries = host.to_vec();
+        if self.level.is_some() {
+            let kept = self.kept();
+            entries.retain(is_shown);
+            entries.iter_mut().for_each(|entry| mask(entry, &kept, self.xcr0()));
+        }
+        for bit in self.remove.iter().filter_map(|name| feature::by_name(name)) {
+            clear(&mut entries, bit);
+        }
+        fit_state(&mut entries);
+        Ok(entries)
+    }
+
+    fn kept(&self) -> Vec<Bit> {
+        let of_levels =
+            self.levels().iter().flat_map(|level| level.needs.iter().chain(level.keeps));
+        let names = EVERYWHERE.iter().chain(of_levels).copied();
+        names.chain(self.add.iter().map(String::as_str)).filter_map(feature::by_name).collect()
+    }
+
+    fn xcr0(&self) -> u32 {
+        self.levels().iter().fold(0, |bits, level| bits | level.xcr0)
+    }
+}
+
+/// Whether `name` can be shown as it is, whoever gave it.
+pub(crate) fn check_name(name: &str) -> Result<(), ShapeError> {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.bytes().all(is_plain) {
+        let what =
+            format!("a model is named with 1 to {NAME_BYTES_MAX} letters, digits, `-`, `_` or `.`");
+        return Err(ShapeError::CpuModel(what));
+    }
+    Ok(())
+}
+
+fn has(entries: &[CpuidEntry], (leaf, subleaf, register, bit): Bit) -> bool {
+    word(entries, leaf, subleaf, register) >> bit & 1 == 1
+}
+
+fn is_shown(entry: &CpuidEntry) -> bool {
+    let is_kvms = entry.function & 0xffff_ff00 == 0x4000_0000;
+    let is_known = LEAVES.contains(&entry.function) && (entry.function != 7 || entry.index < 2);
+    is_kvms || is_known
+}
+
+/// Clears the features of `entry` that are not kept.
+fn mask(entry: &mut CpuidEntry, kept: &[Bit], xcr0: u32) {
+    let place = (entry.function, entry.index);
+    for (leaf, subleaf, register, looked_at) in FEATURE_WORDS {
+        if (*leaf, *subleaf) != place || entry.function & 0xffff_ff00 == 0x4000_0000 {
+            continue;
+        }
+        let of_names = kept
+            .iter()
+            .filter(|(l, s, r, _)| (l, s, r) == (leaf, subleaf, register))
+            .fold(0, |bits, (.., bit)| bits | 1 << bit);
+        let allowed = match (*leaf, *subleaf, *register) {
+            (0xd, 0, Register::Eax) => xcr0,
+            // AMD repeats features of leaf 1 here (APM volume 3, Fn8000_0001_EDX).
+            (0x8000_0001, 0, Register::Edx) => of_names | REPEATED,
+            _ => of_names,
+        };
+        *entry.register_mut(*register) &= allowed | !looked_at;
+    }
+    if entry.function == 7 && entry.index == 0 {
+        entry.eax = entry.eax.min(1);
+    }
+}
+
+/// Bits of leaf 0x8000_0001, EDX, that repeat those of leaf 1.
+const REPEATED: u32 = 0x0183_f3ff;
+
+fn clear(entries: &mut [CpuidEntry], (leaf, subleaf, register, bit): Bit) {
+    let places =
+        entries.iter_mut().filter(|entry| (entry.function, entry.index) == (leaf, subleaf));
+    places.for_each(|entry| *entry.register_mut(register) &= !(1 << bit));
+}
+
+/// Takes extended state away that is not there without its instructions, and describes what is left.
+fn fit_state(entries: &mut Vec<CpuidEntry>) {
+    const LEGACY_BYTES: u32 = 576;
+    let named = |name| feature::by_name(name).is_some_and(|bit| has(entries, bit));
+    let absent = [
+        ("avx", 0b100),
+        ("avx512f", 0b1110_0000),
+        ("mpx", 0b1_1000),
+        ("pku", 1 << 9),
+        ("amx_tile", 0b11 << 17),
+    ];
+    let gone =
+        absent.into_iter().filter(|(name, _)| !named(name)).fold(0, |bits, (_, bit)| bits | bit);
+    let components = word(entries, 0xd, 0, Register::Eax) & !gone;
+    entries.retain(|entry| {
+        let is_component = entry.function == 0xd && (2..32).contains(&entry.index);
+        // Bit 0 of ECX: a component of the supervisor's, which XCR0 does not know.
+        !is_component || entry.ecx & 1 == 1 || components >> entry.index & 1 == 1
+    });
+    let bytes = entries
+        .iter()
+        .filter(|entry| entry.function == 0xd && entry.index >= 2 && entry.ecx & 1 == 0)
+        .fold(LEGACY_BYTES, |bytes, entry| bytes.max(entry.ebx.saturating_add(entry.eax)));
+    for entry in entries.iter_mut().filter(|entry| entry.function == 0xd && entry.index == 0) {
+        (entry.eax, entry.ecx) = (components, bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,231 @@
+//! Dirty tracking by KVM's rings: each vCPU lists the pages that it writes.
+//!
+//! Taking entries from the rings costs as much as pages were written, whatever the size of the guest. A page
+//! is watched again once its entry has been taken and all rings have been reset. Three things keep a write
+//! from being lost: pages taken are kept in `pending` until they are re-armed; nothing is forgotten
+//! there before the rings are reset; and whoever takes, resets or forgets holds the same lock. A vCPU whose ring is
+//! full leaves the guest, and does it itself. See Documentation/virt/kvm/api.rst, `KVM_CAP_DIRTY_LOG_RING`.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use kvm_bindings::{
+    KVM_CAP_DIRTY_LOG_RING, KVM_CAP_DIRTY_LOG_RING_ACQ_REL, KVM_MEM_LOG_DIRTY_PAGES, kvm_enable_cap,
+};
+use kvm_ioctls::{VcpuFd, VmFd};
+
+use super::DirtyTracking;
+use super::bitmap::{add_own_writes, check_range, check_words, set_logging};
+use crate::error::{Error, KvmContext, Result};
+use crate::memory::{CHUNK_PAGES, GuestRam, RamLayout};
+use crate::raw_ring::{DirtyRing, ENTRY_BYTES, reset_dirty_rings};
+
+/// The rings of all vCPUs, shared with the vCPUs' threads.
+#[derive(Debug)]
+pub(crate) struct Rings {
+    vm: Arc<VmFd>,
+    layout: RamLayout,
+    /// Of each ring.
+    entries: u32,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    rings: Vec<DirtyRing>,
+    /// Pages that were written and have not been re-armed; empty while nothing is tracked.
+    pending: Vec<u64>,
+    /// Entries have been taken and not been reset.
+    is_taken: bool,
+}
+
+impl Rings {
+    /// Has `vm`, which has no vCPUs yet, make a ring of `entries` for each.
+    ///
+    /// # Errors
+    /// [`Error::MissingCapability`], [`Error::DirtyRing`]; what KVM refuses.
+    pub(crate) fn enable(vm: Arc<VmFd>, layout: RamLayout, entries: u32) -> Result<Arc<Self>> {
+        let bytes = u64::from(entries) * ENTRY_BYTES as u64;
+        let known = [KVM_CAP_DIRTY_LOG_RING_ACQ_REL, KVM_CAP_DIRTY_LOG_RING];
+        let known = known.map(|cap| (cap, vm.check_extension_raw(cap.into())));
+        let Some((cap, bytes_max)) = known.into_iter().find(|(_, bytes)| *bytes > 0) else {
+            let purpose = "track dirty pages by rings: choose --dirty-log bitmap";
+            return Err(Error::MissingCapability { capability: "KVM_CAP_DIRTY_LOG_RING", purpose });
+        };
+        if bytes > u64::try_from(bytes_max).unwrap_or(0) {
+            let max = bytes_max as u32 / ENTRY_BYTES as u32;
+            return Err(Error::DirtyRing { entries, max });
+        }
+        let mut enable = kvm_enable_cap { cap, ..Default::default() };
+        enable.args[0] = bytes;
+        vm.enable_cap(&enable).call("KVM_ENABLE_CAP (dirty ring)")?;
+        Ok(Arc::new(Self { vm, layout, entries, inner: Mutex::default() }))
+    }
+
+    /// Adds the ring of `vcpu`, number `index`.
+    ///
+    /// # Errors
+    /// It cannot be mapped.
+    pub(crate) fn add(&self, vcpu: &VcpuFd, index: u8) -> Result<()> {
+        let ring = DirtyRing::map(vcpu, self.entries as usize)
+            .map_err(|error| kvm_ioctls::Error::new(error.raw_os_error().unwrap_or(libc::EIO)));
+        self.lock().rings.push(ring.vcpu_call(index, "mmap of its dirty ring")?);
+        Ok(())
+    }
+
+    /// Makes room in all rings, for a vCPU that found its own full.
+    ///
+    /// # Errors
+    /// What KVM refuses.
+    pub(crate) fn make_room(&self) -> Result<()> {
+        let mut inner = self.lock();
+        self.take(&mut inner);
+        self.reset(&mut inner)
+    }
+
+    /// Takes all that is in the rings.
+    fn take(&self, inner: &mut Inner) {
+        let Inner { rings, pending, is_taken } = inner;
+        let regions = self.layout.regions();
+        for ring in rings {
+            let taken = ring.harvest(|slot, page| {
+                let Some(region) = regions.get(slot as usize) else { return };
+                let chunk = region.first_chunk + page as usize / CHUNK_PAGES;
+                if let Some(word) = pending.get_mut(chunk) {
+                    *word |= 1 << (page as usize % CHUNK_PAGES);
+                }
+            });
+            *is_taken |= taken > 0;
+        }
+    }
+
+    /// Has the pages that were taken watched again.
+    fn reset(&self, inner: &mut Inner) -> Result<()> {
+        if inner.is_taken {
+            reset_dirty_rings(&self.vm).call("KVM_RESET_DIRTY_RINGS")?;
+            inner.is_taken = false;
+        }
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct RingLog {
+    rings: Arc<Rings>,
+    ram: Arc<GuestRam>,
+    running: bool,
+}
+
+impl RingLog {
+    /// A log for `ram`, whose regions are the slots of the VM.
+    pub(crate) fn new(rings: Arc<Rings>, ram: Arc<GuestRam>) -> Self {
+        Self { rings, ram, running: false }
+    }
+
+    fn check_running(&self) -> Result<()> {
+        if self.running { Ok(()) } else { Err(Error::DirtyTracking("not running: start it first")) }
+    }
+}
+
+impl DirtyTracking for RingLog {
+    fn start(&mut self) -> Result<()> {
+        if self.running {
+            return Err(Error::DirtyTracking("running already"));
+        }
+        self.ram.mappings().for_each(|region| (**region).bitmap().reset());
+        self.rings.lock().pending = vec![!0; self.ram.chunks()];
+        set_logging(&self.rings.vm, &self.ram, KVM_MEM_LOG_DIRTY_PAGES)?;
+        self.running = true;
+        Ok(())
+    }
+
+    fn stop(&mut self) -> Result<()> {
+        if !self.running {
+            return Ok(());
+        }
+        self.running = false;
+        let logging = set_logging(&self.rings.vm, &self.ram, 0);
+        let mut inner = self.rings.lock();
+        inner.pending = Vec::new();
+        self.rings.take(&mut inner);
+        self.rings.reset(&mut inner)?;
+        logging
+    }
+
+    fn collect(&mut self, words: &mut [u64]) -> Result<()> {
+        self.check_running()?;
+        check_words(&self.ram, words)?;
+        let mut inner = self.rings.lock();
+        self.rings.take(&mut inner);
+        for (word, pending) in words.iter_mut().zip(&inner.pending) {
+            *word |= pending;
+        }
+        drop(inner);
+        add_own_writes(&self.ram, words);
+        Ok(())
+    }
+
+    fn rearm(&mut self, first_chunk: usize, words: &[u64]) -> Result<()> {
+        self.check_running()?;
+        check_range(&self.ram, first_chunk, words.len())?;
+        let mut inner = self.rings.lock();
+        // First: a page that is forgotten and not watched could be written unseen.
+        self.rings.reset(&mut inner)?;
+        for (pending, word) in inner.pending[first_chunk..].iter_mut().zip(words) {
+            *pending &= !word;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{DATA, TOUCH_PAGES, event, vm_by, wait_for_more};
+    use crate::{DirtyLog, VmEvent};
+
+    const RING: DirtyLog = DirtyLog::Ring { entries: 1024 };
+
+    #[test]
+    fn a_full_ring_loses_nothing() {
+        // Ten times as many pages as the ring has entries, over and over.
+        let pages = 10_240;
+        let vm = vm_by(RING, 64, TOUCH_PAGES, &[[DATA, pages], [DATA, pages]]);
+        vm.start_dirty_log().unwrap();
+        let mut words = vec![0; vm.ram().chunks()];
+        for _ in 0..3 {
+            vm.collect_dirty(&mut words).unwrap();
+            vm.rearm_dirty(0, &words).unwrap();
+            words.fill(0);
+            let last = DATA + (pages - 1) * 4096;
+            let before = crate::testing::word(&vm, last);
+            vm.resume().unwrap();
+            wait_for_more(&vm, last, before + 2);
+            assert!(matches!(event(&vm), VmEvent::Doorbell { .. }), "the guest goes on");
+            vm.pause().unwrap();
+            vm.collect_dirty(&mut words).unwrap();
+            let first = DATA as usize / 4096;
+            for page in first..first + pages as usize {
+                assert!(words[page / 64] >> (page % 64) & 1 == 1, "page {page}");
+            }
+            while vm.events().take(std::time::Duration::ZERO).is_some() {}
+        }
+        vm.stop_dirty_log().unwrap();
+    }
+
+    #[test]
+    fn a_ring_that_is_too_large_for_the_host_is_refused() {
+        let shape = crate::testing::shape(16, 1);
+        let options = crate::VmOptions { dirty_log: DirtyLog::Ring { entries: 1 << 20 } };
+        let error =
+            crate::Vm::create_with(&shape, &options, Box::new(std::io::sink())).unwrap_err();
+        assert!(
+            matches!(error, Error::DirtyRing { entries: 1_048_576, max } if max >= 1024),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,327 @@
+//! Mapping guest memory, and giving parts of it back to the host: the right call differs with what is
+//! behind the memory, and the wrong one succeeds and does nothing, or brings back old content.
+
+use std::fs::File;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+use vm_memory::bitmap::AtomicBitmap;
+use vm_memory::mmap::MmapRegion;
+use vm_memory::{
+    Bytes, FileOffset, GuestAddress, GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress,
+};
+
+use super::{HugePages, MemoryConfig, MemoryError, PAGE_BYTES, RamLayout, RamRegion};
+use crate::raw_memory::{self, Advice, Part};
+
+/// Bytes of a block: the unit in which a template's pages are replaced.
+const BLOCK_BYTES: usize = 2 << 20;
+/// Most blocks of a template that are replaced one by one. Each may be two mappings more, and a process
+/// has 65,530 by default (`vm.max_map_count`).
+const REPLACED_BLOCKS_MAX: usize = 12_000;
+/// What one thread takes at a time when all memory is touched, in bytes.
+const POPULATE_BYTES: usize = 64 << 20;
+/// Most threads that touch memory.
+const POPULATE_THREADS_MAX: usize = 16;
+
+/// The memory of a guest in a file, from which others are started.
+#[derive(Debug)]
+pub(crate) struct TemplateImage {
+    /// The file, open for reading.
+    pub(crate) file: Arc<File>,
+    /// Where in it guest memory begins, a multiple of a page.
+    pub(crate) offset: u64,
+}
+
+/// What is behind guest memory.
+#[derive(Debug)]
+enum Kind {
+    /// Private anonymous memory: what is dropped is given back and reads as zeros.
+    Anonymous,
+    /// Pages of a pool. A page that is dropped stays reserved for this guest: the host gains nothing, and on
+    /// older kernels (before 6.9) another process could take it, of which the guest would die.
+    Pool,
+    /// Pages of a file, private once written. Dropping one brings the file's content back.
+    Template(Replaced),
+}
+
+/// Which blocks of a template have been replaced by anonymous memory.
+#[derive(Debug)]
+struct Replaced {
+    /// A bit for each block of each region, the regions one after the other.
+    words: Vec<AtomicU64>,
+    /// How many one by one.
+    count: AtomicUsize,
+}
+
+/// How guest memory is backed, and how it goes back.
+#[derive(Debug)]
+pub(super) struct Backing {
+    kind: Kind,
+    config: MemoryConfig,
+    is_merged: AtomicBool,
+}
+
+impl Backing {
+    /// Backing as `config` says, or from a template.
+    ///
+    /// # Errors
+    /// [`MemoryError::TemplateBacking`].
+    pub(super) fn new(
+        layout: &RamLayout,
+        config: &MemoryConfig,
+        template: Option<&TemplateImage>,
+    ) -> Result<Self, MemoryError> {
+        let is_pool = config.huge_pages.pool_page_bytes().is_some();
+        let kind = match template {
+            Some(_) if is_pool || config.is_populated() => {
+                return Err(MemoryError::TemplateBacking);
+            }
+            Some(_) => {
+                let words = (layout.bytes() as usize).div_ceil(BLOCK_BYTES * 64) + 1;
+                let words = (0..words).map(|_| AtomicU64::new(0)).collect();
+                Kind::Template(Replaced { words, count: AtomicUsize::new(0) })
+            }
+            None if is_pool => Kind::Pool,
+            None => Kind::Anonymous,
+        };
+        Ok(Self { kind, config: config.clone(), is_merged: AtomicBool::new(false) })
+    }
+
+    /// Maps a region.
+    ///
+    /// # Errors
+    /// [`MemoryError::Map`], [`MemoryError::Policy`].
+    pub(super) fn map(
+        &self,
+        region: &RamRegion,
+        template: Option<&TemplateImage>,
+    ) -> Result<GuestRegionMmap<AtomicBitmap>, MemoryError> {
+        let failed = |reason: String| MemoryError::Map { bytes: region.bytes, reason };
+        let huge = match self.config.huge_pages {
+            HugePages::Off | HugePages::Transparent => libc::MAP_NORESERVE,
+            HugePages::Pool2M => libc::MAP_HUGETLB | libc::MAP_HUGE_2MB,
+            HugePages::Pool1G => libc::MAP_HUGETLB | libc::MAP_HUGE_1GB,
+        };
+        let anonymous = if template.is_some() { 0 } else { libc::MAP_ANONYMOUS };
+        let file = template.map(|image| {
+            let offset = image.offset + (region.first_chunk * super::CHUNK_BYTES) as u64;
+            FileOffset::from_arc(Arc::clone(&image.file), offset)
+        });
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_PRIVATE | anonymous | huge;
+        let mapping = MmapRegion::build(file, region.bytes as usize, access, flags)
+            .map_err(|error| failed(error.to_string()))?;
+        let mapped = GuestRegionMmap::new(mapping, GuestAddress(region.gpa))
+            .ok_or_else(|| failed("its end is beyond the last address".into()))?;
+        self.prepare(Part::whole(&mapped), !matches!(self.kind, Kind::Anonymous))?;
+        Ok(mapped)
+    }
+
+    /// Tells the kernel what was wished for; huge pages only where they come as the kernel likes.
+    fn prepare(&self, part: Part<'_>, is_file_or_pool: bool) -> Result<(), MemoryError> {
+        let pages = match self.config.huge_pages {
+            HugePages::Off => Some(Advice::SmallPages),
+            HugePages::Transparent if !is_file_or_pool => Some(Advice::HugePages),
+            _ => None,
+        };
+        if let Some(advice) = pages {
+            // A refusal (a kernel without such pages) costs speed only.
+            let _ = raw_memory::advise(part, advice);
+        }
+        let policy = self.config.numa;
+        raw_memory::bind(part, policy)
+            .map_err(|cause| MemoryError::Policy { policy: policy.to_string(), cause })?;
+        if self.is_merged.load(Ordering::Acquire) {
+            raw_memory::advise(part, Advice::Mergeable)
+                .map_err(|cause| MemoryError::Merge { cause })?;
+        }
+        Ok(())
+    }
+
+    /// Lets the kernel merge pages of `regions` with equal ones.
+    ///
+    /// # Errors
+    /// [`MemoryError::CannotMerge`], [`MemoryError::Merge`].
+    pub(super) fn merge<'a>(
+        &self,
+        mut regions: impl Iterator<Item = &'a GuestRegionMmap<AtomicBitmap>>,
+    ) -> Result<(), MemoryError> {
+        if matches!(self.kind, Kind::Pool) {
+            return Err(MemoryError::CannotMerge);
+        }
+        self.is_merged.store(true, Ordering::Release);
+        regions
+            .try_for_each(|region| raw_memory::advise(Part::whole(region), Advice::Mergeable))
+            .map_err(|cause| MemoryError::Merge { cause })
+    }
+
+    /// Whether the kernel may merge pages.
+    pub(super) fn is_merged(&self) -> bool {
+        self.is_merged.load(Ordering::Acquire)
+    }
+
+    /// Whether it is a template's.
+    pub(super) fn is_template(&self) -> bool {
+        matches!(self.kind, Kind::Template(_))
+    }
+
+    /// Makes `len` bytes of `region` from `offset` on, whole pages, zeros, and gives them back to the host
+    /// where that is possible. Returns how many bytes the host got.
+    ///
+    /// # Errors
+    /// The system's answer.
+    pub(super) fn discard(
+        &self,
+        region: &GuestRegionMmap<AtomicBitmap>,
+        place: &RamRegion,
+        offset: usize,
+        len: usize,
+    ) -> std::io::Result<u64> {
+        match &self.kind {
+            Kind::Anonymous => {
+                raw_memory::drop_anonymous(Part::new(region, offset, len)?)?;
+                Ok(len as u64)
+            }
+            Kind::Pool => zero(region, offset, len).map(|()| 0),
+            Kind::Template(replaced) if len as u64 == place.bytes => {
+                self.replace(replaced, region, place, offset, len)?;
+                Ok(len as u64)
+            }
+            Kind::Template(replaced) => self.discard_template(replaced, region, place, offset, len),
+        }
+    }
+
+    /// Block by block: what is anonymous by now is dropped; a whole block becomes anonymous; pages of a part
+    /// of a block are overwritten unless they are zero.
+    fn discard_template(
+        &self,
+        replaced: &Replaced,
+        region: &GuestRegionMmap<AtomicBitmap>,
+        place: &RamRegion,
+        offset: usize,
+        len: usize,
+    ) -> std::io::Result<u64> {
+        let mut given = 0;
+        let (mut at, end) = (offset, offset + len);
+        while at < end {
+            let next = end.min((at / BLOCK_BYTES + 1) * BLOCK_BYTES);
+            let bytes = next - at;
+            let is_whole = bytes == BLOCK_BYTES;
+            if replaced.has(place, at) {
+                raw_memory::drop_anonymous(Part::new(region, at, bytes)?)?;
+                given += bytes;
+            } else if is_whole
+                && replaced.count.load(Ordering::Relaxed) < REPLACED_BLOCKS_MAX
+                && self.replace(replaced, region, place, at, bytes).is_ok()
+            {
+                replaced.count.fetch_add(1, Ordering::Relaxed);
+                given += bytes;
+            } else {
+                zero(region, at, bytes)?;
+            }
+            at = next;
+        }
+        Ok(given as u64)
+    }
+
+    /// Puts anonymous memory in the place of whole blocks, or of a whole region.
+    fn replace(
+        &self,
+        replaced: &Replaced,
+        region: &GuestRegionMmap<AtomicBitmap>,
+        place: &RamRegion,
+        offset: usize,
+        len: usize,
+    ) -> std::io::Result<()> {
+        let part = Part::new(region, offset, len)?;
+        raw_memory::map_anonymous_over(part)?;
+        replaced.note(place, offset, len);
+        // The guest has its memory: that it is not as was wished for costs speed only.
+        if let Err(error) = self.prepare(part, false) {
+            tracing::warn!(%error, "a part of a guest's memory is not backed as it should be");
+        }
+        Ok(())
+    }
+}
+
+impl Replaced {
+    /// Word and bit of the block at `offset` of the region at `place`; only the last region may end within
+    /// a block.
+    fn bit(place: &RamRegion, offset: usize) -> (usize, u64) {
+        let block = (place.first_chunk * super::CHUNK_BYTES + offset) / BLOCK_BYTES;
+        (block / 64, 1 << (block % 64))
+    }
+
+    fn has(&self, place: &RamRegion, offset: usize) -> bool {
+        let (word, bit) = Self::bit(place, offset);
+        self.words[word].load(Ordering::Acquire) & bit != 0
+    }
+
+    fn note(&self, place: &RamRegion, offset: usize, len: usize) {
+        for at in (offset..offset + len).step_by(BLOCK_BYTES) {
+            let (word, bit) = Self::bit(place, at);
+            self.words[word].fetch_or(bit, Ordering::Release);
+        }
+    }
+}
+
+/// Overwrites pages with zeros, except those that are zero: writing them would take memory.
+fn zero(region: &GuestRegionMmap<AtomicBitmap>, offset: usize, len: usize) -> std::io::Result<()> {
+    const ZEROS: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
+    let mut page = [0; PAGE_BYTES];
+    for at in (offset..offset + len).step_by(PAGE_BYTES) {
+        let place = MemoryRegionAddress(at as u64);
+        region.read_slice(&mut page, place).map_err(std::io::Error::other)?;
+        if page != ZEROS {
+            region.write_slice(&ZEROS, place).map_err(std::io::Error::other)?;
+        }
+    }
+    Ok(())
+}
+
+/// Touches all of `regions`, on several threads.
+///
+/// # Errors
+/// [`MemoryError::Populate`].
+pub(super) fn populate(regions: &[&GuestRegionMmap<AtomicBitmap>]) -> Result<(), MemoryError> {
+    let parts: Vec<(usize, usize, usize)> = regions
+        .iter()
+        .enumerate()
+        .flat_map(|(index, region)| {
+            let len = region.len() as usize;
+            let starts = (0..len).step_by(POPULATE_BYTES);
+            starts.map(move |start| (index, start, POPULATE_BYTES.min(len - start)))
+        })
+        .collect();
+    let next = AtomicUsize::new(0);
+    let work = || -> std::io::Result<()> {
+        while let Some((index, start, len)) = parts.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let part = Part::new(regions[*index], *start, *len)?;
+            if let Err(error) = raw_memory::advise(part, Advice::Populate) {
+                // The others need not go on.
+                next.store(parts.len(), Ordering::Relaxed);
+                return Err(error);
+            }
+        }
+        Ok(())
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let results = std::thread::scope(|scope| {
+        let others: Vec<_> = (1..threads.min(POPULATE_THREADS_MAX).min(parts.len()))
+            .filter_map(|_| std::thread::Builder::new().spawn_scoped(scope, work).ok())
+            .collect();
+        let own = work();
+        let mut results: Vec<_> =
+            others.into_iter().filter_map(|other| other.join().ok()).collect();
+        results.push(own);
+        results
+    });
+    results
+        .into_iter()
+        .collect::<std::io::Result<()>>()
+        .map_err(|cause| MemoryError::Populate { cause })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,92 @@
+//! The host's pools of huge pages (Documentation/admin-guide/mm/hugetlbpage.rst).
+
+use std::path::{Path, PathBuf};
+
+use super::MemoryError;
+
+/// How a pool of the host stands, in pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Pool {
+    /// Pages that it has.
+    total: u64,
+    /// Of these, used by nobody.
+    free: u64,
+    /// Of the free ones, promised to somebody.
+    reserved: u64,
+    /// Pages that it may still get from the rest of memory, if there are any.
+    more: u64,
+}
+
+impl Pool {
+    /// Pages that a guest can have.
+    fn available(self) -> u64 {
+        self.free.saturating_sub(self.reserved).saturating_add(self.more)
+    }
+}
+
+/// Checks that the pool of pages of `page` bytes can back `bytes`.
+///
+/// # Errors
+/// [`MemoryError::NoPool`], [`MemoryError::PoolShort`].
+pub(super) fn check(bytes: u64, page: u64) -> Result<(), MemoryError> {
+    check_pool(read(&folder(page)), bytes, page)
+}
+
+fn check_pool(pool: Option<Pool>, bytes: u64, page: u64) -> Result<(), MemoryError> {
+    let pool = pool.ok_or(MemoryError::NoPool { page })?;
+    let needed = bytes / page;
+    if needed > pool.available() {
+        let (available, total) = (pool.available(), pool.total);
+        return Err(MemoryError::PoolShort { page, needed, available, total });
+    }
+    Ok(())
+}
+
+/// Where the kernel tells of the pool of pages of `page` bytes.
+pub(super) fn folder(page: u64) -> PathBuf {
+    PathBuf::from(format!("/sys/kernel/mm/hugepages/hugepages-{}kB", page >> 10))
+}
+
+fn read(folder: &Path) -> Option<Pool> {
+    let count = |file: &str| {
+        std::fs::read_to_string(folder.join(file)).ok().and_then(|text| text.trim().parse().ok())
+    };
+    let may_grow: u64 = count("nr_overcommit_hugepages").unwrap_or(0);
+    Some(Pool {
+        total: count("nr_hugepages")?,
+        free: count("free_hugepages")?,
+        reserved: count("resv_hugepages")?,
+        more: may_grow.saturating_sub(count("surplus_hugepages").unwrap_or(0)),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const POOL: Pool = Pool { total: 100, free: 20, reserved: 8, more: 0 };
+
+    #[test]
+    fn what_is_promised_to_others_is_not_to_be_had() {
+        check_pool(Some(POOL), 24 << 20, 2 << 20).unwrap();
+        let error = check_pool(Some(POOL), 26 << 20, 2 << 20).unwrap_err().to_string();
+        assert!(error.contains("needs 13 huge pages of 2 MiB"), "{error}");
+        assert!(error.contains("12 of this host's 100 are free"), "{error}");
+        assert!(error.contains("sysctl vm.nr_hugepages=101"), "{error}");
+        check_pool(Some(Pool { more: 1, ..POOL }), 26 << 20, 2 << 20).unwrap();
+    }
+
+    #[test]
+    fn gigantic_pages_are_raised_elsewhere() {
+        let error =
+            check_pool(Some(Pool { total: 0, free: 0, reserved: 0, more: 0 }), 1 << 30, 1 << 30);
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("hugepages-1048576kB/nr_hugepages"), "{error}");
+    }
+
+    #[test]
+    fn a_size_that_the_host_does_not_have_is_told() {
+        let error = check(1 << 40, 1 << 40).unwrap_err().to_string();
+        assert!(error.contains("no huge pages of 1024 GiB"), "{error}");
+    }
+}

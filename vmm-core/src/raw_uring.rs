@@ -1,0 +1,283 @@
+//! Positioned I/O by io_uring, straight into and out of guest memory. The functions here are safe to call:
+//! what the kernel may still touch is kept until it has answered, also when the ring is dropped.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+
+use io_uring::{IoUring, opcode, register::Restriction, squeue, types};
+use vm_memory::bitmap::Bitmap;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::memory::RamMap;
+use crate::raw_io::{Direction, SLICES_MAX, advance};
+use crate::virtio::Buffers;
+
+/// Orders handed to the kernel at once; more take another call.
+const SUBMISSIONS: u32 = 256;
+/// Attempts to hear from the kernel before what it may still touch is given up, never to be freed.
+const DROP_ATTEMPTS: u32 = 1000;
+
+/// Bytes to be moved between a file and guest memory.
+#[derive(Debug)]
+pub(crate) struct Transfer {
+    /// Where in the file.
+    pub(crate) offset: u64,
+    /// Where in guest memory.
+    pub(crate) buffers: Buffers,
+    /// Which way.
+    pub(crate) direction: Direction,
+    /// Whether a write must be durable when it is answered.
+    pub(crate) durable: bool,
+}
+
+/// What the kernel is to do.
+#[derive(Debug)]
+pub(crate) enum Order {
+    /// Move bytes.
+    Transfer(Transfer),
+    /// Make durable what was written before.
+    Sync,
+}
+
+/// An order under way, with all that the kernel may touch.
+struct Flight<T> {
+    ticket: T,
+    file: Arc<File>,
+    memory: RamMap,
+    order: Order,
+    /// What is still to be moved, from `first` on.
+    vectors: Vec<libc::iovec>,
+    first: usize,
+}
+
+// SAFETY: the vectors point into `memory`, which goes along and may be used from any thread.
+unsafe impl<T: Send> Send for Flight<T> {}
+
+/// A ring; orders come back with their tickets, in any order.
+pub(crate) struct Uring<T> {
+    ring: IoUring,
+    /// Raised for orders that were not done at once.
+    event: EventFd,
+    /// By the number that the kernel is told.
+    flights: Vec<Option<Flight<T>>>,
+    free: Vec<usize>,
+    in_flight: usize,
+}
+
+impl<T> std::fmt::Debug for Uring<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Uring").field("in_flight", &self.in_flight).finish_non_exhaustive()
+    }
+}
+
+impl<T> Uring<T> {
+    /// A ring for up to `orders_max` orders at a time, which can do nothing but what is here.
+    ///
+    /// # Errors
+    /// The host has no io_uring (5.10 or later), or does not let this process have it.
+    pub(crate) fn new(orders_max: u32) -> io::Result<Self> {
+        let ring = IoUring::builder()
+            .setup_r_disabled()
+            .setup_cqsize(orders_max.max(SUBMISSIONS).next_power_of_two())
+            .build(SUBMISSIONS)?;
+        let event = EventFd::new(EFD_NONBLOCK)?;
+        let allowed = [opcode::Readv::CODE, opcode::Writev::CODE, opcode::Fsync::CODE];
+        let submitter = ring.submitter();
+        submitter.register_restrictions(&mut allowed.map(Restriction::sqe_op))?;
+        submitter.register_eventfd_async(event.as_raw_fd())?;
+        submitter.register_enable_rings()?;
+        Ok(Self { ring, event, flights: Vec::new(), free: Vec::new(), in_flight: 0 })
+    }
+
+    /// Readable when an order was done that [`Uring::submit`] had left under way.
+    pub(crate) fn event_fd(&self) -> RawFd {
+        self.event.as_raw_fd()
+    }
+
+    /// Orders under way.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    /// Takes an order; [`Uring::submit`] hands it over.
+    ///
+    /// # Errors
+    /// A buffer does not lie in memory, or the kernel takes no more; nothing will be done.
+    pub(crate) fn begin(
+        &mut self,
+        file: &Arc<File>,
+        memory: &RamMap,
+        order: Order,
+        ticket: T,
+    ) -> Result<(), (io::Error, T)> {
+        let vectors = match &order {
+            Order::Sync => Vec::new(),
+            Order::Transfer(transfer) => match vectors(&transfer.buffers, memory) {
+                Ok(vectors) => vectors,
+                Err(error) => return Err((error, ticket)),
+            },
+        };
+        let (file, memory) = (Arc::clone(file), memory.clone());
+        let flight = Flight { ticket, file, memory, order, vectors, first: 0 };
+        let number = self.free.pop().unwrap_or_else(|| {
+            self.flights.push(None);
+            self.flights.len() - 1
+        });
+        self.flights[number] = Some(flight);
+        self.in_flight += 1;
+        match self.push(number) {
+            Ok(()) => Ok(()),
+            Err(error) => match self.land(number) {
+                Some(ticket) => Err((error, ticket)),
+                // It was put there just now.
+                None => Ok(()),
+            },
+        }
+    }
+
+    /// Hands over all orders that were taken.
+    ///
+    /// # Errors
+    /// The system's answer; what was not handed over can be later.
+    pub(crate) fn submit(&mut self) -> io::Result<()> {
+        retried(|| self.ring.submit())
+    }
+
+    /// Hands over all orders and waits until one is done.
+    ///
+    /// # Errors
+    /// The system's answer.
+    pub(crate) fn wait(&mut self) -> io::Result<()> {
+        retried(|| self.ring.submit_and_wait(1))
+    }
+
+    /// The next order that is done, with how it went. Guest memory that was written is remembered as
+    /// dirty by then, also when it failed half-way.
+    pub(crate) fn reap(&mut self) -> Option<(T, io::Result<()>)> {
+        loop {
+            let done = self.ring.completion().next()?;
+            let number = done.user_data() as usize;
+            let flight = self.flights.get_mut(number)?.as_mut()?;
+            let outcome = match flight.moved(done.result()) {
+                // The rest of it, or all of it once more.
+                None => match self.push(number).and_then(|()| self.submit()) {
+                    Ok(()) => continue,
+                    Err(error) => Err(error),
+                },
+                Some(outcome) => outcome,
+            };
+            return self.land(number).map(|ticket| (ticket, outcome));
+        }
+    }
+
+    /// Tells the kernel of a flight.
+    fn push(&mut self, number: usize) -> io::Result<()> {
+        let Some(Some(flight)) = self.flights.get(number) else { return Ok(()) };
+        let entry = flight.entry().user_data(number as u64);
+        for _ in 0..2 {
+            // SAFETY: file, memory and vectors stay in `flights` until the kernel has answered this entry
+            // or the process ends: see `land` and `drop`. The vector's items are not moved meanwhile.
+            if unsafe { self.ring.submission().push(&entry) }.is_ok() {
+                return Ok(());
+            }
+            self.submit()?;
+        }
+        Err(io::ErrorKind::WouldBlock.into())
+    }
+
+    /// Lets go of a flight that the kernel does not know of, or not any more.
+    fn land(&mut self, number: usize) -> Option<T> {
+        let flight = self.flights.get_mut(number)?.take()?;
+        self.free.push(number);
+        self.in_flight -= 1;
+        flight.mark_dirty();
+        Some(flight.ticket)
+    }
+}
+
+impl<T> Drop for Uring<T> {
+    fn drop(&mut self) {
+        for _ in 0..DROP_ATTEMPTS {
+            while self.reap().is_some() {}
+            if self.in_flight == 0 {
+                return;
+            }
+            // Tried again, whatever the answer.
+            let _ = self.wait();
+        }
+        tracing::error!(orders = self.in_flight, "the kernel does not give guest memory back");
+        std::mem::forget(std::mem::take(&mut self.flights));
+    }
+}
+
+impl<T> Flight<T> {
+    fn entry(&self) -> squeue::Entry {
+        let file = types::Fd(self.file.as_raw_fd());
+        let rest = &self.vectors[self.first..];
+        let count = rest.len().min(SLICES_MAX) as u32;
+        match &self.order {
+            Order::Sync => opcode::Fsync::new(file).flags(types::FsyncFlags::DATASYNC).build(),
+            Order::Transfer(Transfer { offset, direction: Direction::In, .. }) => {
+                opcode::Readv::new(file, rest.as_ptr(), count).offset(*offset).build()
+            }
+            Order::Transfer(Transfer { offset, durable, .. }) => {
+                let flags = if *durable { libc::RWF_DSYNC } else { 0 };
+                let entry = opcode::Writev::new(file, rest.as_ptr(), count);
+                entry.offset(*offset).rw_flags(flags).build()
+            }
+        }
+    }
+
+    /// Takes the kernel's answer in; `None` when the order is not done yet.
+    fn moved(&mut self, result: i32) -> Option<io::Result<()>> {
+        let moved = match usize::try_from(result) {
+            Ok(moved) => moved,
+            Err(_) => {
+                let error = io::Error::from_raw_os_error(-result);
+                return match error.kind() {
+                    io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock => None,
+                    _ => Some(Err(error)),
+                };
+            }
+        };
+        match &mut self.order {
+            Order::Sync => Some(Ok(())),
+            Order::Transfer(_) if moved == 0 => Some(Err(io::ErrorKind::UnexpectedEof.into())),
+            Order::Transfer(transfer) => {
+                transfer.offset += moved as u64;
+                let left = advance(&mut self.vectors[self.first..], moved).len();
+                self.first = self.vectors.len() - left;
+                (left == 0).then_some(Ok(()))
+            }
+        }
+    }
+
+    fn mark_dirty(&self) {
+        if let Order::Transfer(Transfer { buffers, direction: Direction::In, .. }) = &self.order
+            && let Ok(slices) = buffers.slices(&self.memory)
+        {
+            slices.iter().for_each(|slice| slice.bitmap().mark_dirty(0, slice.len()));
+        }
+    }
+}
+
+/// Where buffers lie in this process. `memory` must be kept for as long as that is used.
+fn vectors(buffers: &Buffers, memory: &RamMap) -> io::Result<Vec<libc::iovec>> {
+    let slices = buffers.slices(memory).map_err(io::Error::other)?;
+    let vector = |slice: &crate::virtio::RamSlice<'_>| {
+        let guard = slice.ptr_guard_mut();
+        libc::iovec { iov_base: guard.as_ptr().cast(), iov_len: guard.len() }
+    };
+    Ok(slices.iter().map(vector).collect())
+}
+
+fn retried(call: impl Fn() -> io::Result<usize>) -> io::Result<()> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result.map(drop),
+        }
+    }
+}

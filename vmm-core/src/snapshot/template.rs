@@ -1,0 +1,246 @@
+//! Templates: a guest in a file from which others are started, each with its memory mapped from the file.
+//!
+//! What a clone has not written is the file's, in the host's page cache, once for all clones; so a clone starts at
+//! once and costs what it writes. All numbers are little-endian:
+//!
+//! | what | bytes |
+//! |---|---|
+//! | magic `LIGHTPL\n`, format version | 8, 4 |
+//! | length of the shape, the shape | 4, n |
+//! | length of the state, the state | 4, n |
+//! | XXH3-64 of everything so far | 8 |
+//! | nothing, up to a multiple of 2 MiB | n |
+//! | memory, whole; pages that are zero are holes | the shape's |
+//!
+//! The memory has no checksum: reading all of it would take longer than what a template spares. It is as trusted as
+//! a guest is, with which a file that another user can write is not: see [`Template::open`].
+
+use std::fs::File;
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::SnapshotError;
+use super::format::{TEMPLATE_MAGIC, TEMPLATE_VERSION};
+use super::partial::PartialFile;
+use super::read::Input;
+use super::write::{SnapshotReport, expect_paused, failure, header, used_pages};
+use crate::error::Result;
+use crate::memory::{CHUNK_BYTES, MemoryConfig, PAGE_BYTES, TemplateImage};
+use crate::virtio::DeviceConfig;
+use crate::virtio::block::{Access, BlockConfig};
+use crate::{Vm, VmOptions, VmShape, VmState};
+
+/// Guest memory begins at a multiple of this, so that huge pages of the page cache fit.
+const ALIGNMENT_BYTES: u64 = 2 << 20;
+
+/// Writes a paused guest to `path` as a template, replacing what is there. The file appears complete or not at
+/// all, and clones of the file that was there keep it. The guest stays paused.
+///
+/// # Errors
+/// As [`super::save`]; [`SnapshotError::TemplateNetwork`].
+pub fn save_template(vm: &Vm, path: &Path) -> Result<SnapshotReport> {
+    expect_no_network(vm.shape())?;
+    let header = header(vm, TEMPLATE_MAGIC, TEMPLATE_VERSION)?;
+    let write = |cause| SnapshotError::Write { path: path.to_path_buf(), cause };
+    let partial = PartialFile::create(path).map_err(write)?;
+    let report = fill(partial.file(), vm, &header)
+        .map_err(|(cause, written)| failure(path, cause, written, vm))?;
+    partial.publish(|| expect_paused(vm)).map_err(write)?;
+    Ok(report)
+}
+
+/// As [`save_template`], into an empty file that somebody else has opened: see [`super::save_into`].
+///
+/// # Errors
+/// As [`save_template`].
+pub fn save_template_into(vm: &Vm, file: &File, path: &Path) -> Result<SnapshotReport> {
+    expect_no_network(vm.shape())?;
+    let header = header(vm, TEMPLATE_MAGIC, TEMPLATE_VERSION)?;
+    let report =
+        fill(file, vm, &header).map_err(|(cause, written)| failure(path, cause, written, vm))?;
+    let write = |cause| SnapshotError::Write { path: path.to_path_buf(), cause };
+    file.sync_all().and_then(|()| expect_paused(vm)).map_err(write)?;
+    Ok(report)
+}
+
+/// Writes everything; an error comes with the bytes that had been written.
+fn fill(file: &File, vm: &Vm, header: &[u8]) -> Result<SnapshotReport, (io::Error, u64)> {
+    let start = image_offset(header.len());
+    let file_bytes = start + vm.ram().bytes();
+    let mut written = 0;
+    let mut pages = 0;
+    let mut run = |bytes: &[u8], at: u64| {
+        written += bytes.len() as u64;
+        file.write_all_at(bytes, at).map_err(|cause| (cause, written))
+    };
+    file.set_len(file_bytes).map_err(|cause| (cause, 0))?;
+    run(header, 0)?;
+    let mut buffer = vec![0; CHUNK_BYTES];
+    for chunk in 0..vm.ram().chunks() {
+        expect_paused(vm).map_err(|cause| (cause, 0))?;
+        vm.ram().copy_out(chunk, 0, &mut buffer).map_err(|error| (io::Error::other(error), 0))?;
+        let mut mask = used_pages(&buffer);
+        pages += u64::from(mask.count_ones());
+        while mask != 0 {
+            let first = mask.trailing_zeros() as usize;
+            let len = (mask >> first).trailing_ones() as usize;
+            let bytes = &buffer[first * PAGE_BYTES..][..len * PAGE_BYTES];
+            run(bytes, start + (chunk * CHUNK_BYTES + first * PAGE_BYTES) as u64)?;
+            mask &= u64::MAX.checked_shl((first + len) as u32).unwrap_or(0);
+        }
+    }
+    let zero_pages = vm.ram().bytes() / PAGE_BYTES as u64 - pages;
+    Ok(SnapshotReport { file_bytes, pages, zero_pages })
+}
+
+/// Where memory begins in a file whose header has `bytes`.
+fn image_offset(bytes: usize) -> u64 {
+    (bytes as u64).next_multiple_of(ALIGNMENT_BYTES)
+}
+
+/// The shape and the state in the template at `path`.
+///
+/// # Errors
+/// As [`Template::open`].
+pub fn read_template(path: &Path) -> Result<(VmShape, VmState)> {
+    let Template { shape, state, .. } = Template::open(path)?;
+    Ok((shape, state))
+}
+
+/// What a clone has of its own.
+#[derive(Debug, Clone, Default)]
+pub struct CloneConfig {
+    /// How its memory is backed where it has written.
+    pub memory: MemoryConfig,
+    /// Its disks instead of the template's, one for each in the same order; none to share the template's,
+    /// which must be read-only then.
+    pub disks: Vec<BlockConfig>,
+    /// What else does not come from the template.
+    pub options: VmOptions,
+}
+
+/// A template that has been opened, and whose description is intact.
+#[derive(Debug)]
+pub struct Template {
+    path: PathBuf,
+    shape: VmShape,
+    state: VmState,
+    image: TemplateImage,
+}
+
+impl Template {
+    /// Opens the template at `path`. Its file must be regular, of this user or of root, and nobody else may be able to
+    /// write it: clones would see what is written, and die when it is made shorter.
+    ///
+    /// # Errors
+    /// [`SnapshotError`], [`crate::ShapeError`], [`crate::state::StateError`].
+    pub fn open(path: &Path) -> Result<Self> {
+        let mut input = Input::open(path)?;
+        let (shape, state) = input.header(TEMPLATE_MAGIC, TEMPLATE_VERSION)?;
+        let (shape, state) = (VmShape::from_bytes(&shape)?, VmState::from_bytes(&state)?);
+        let offset = image_offset(input.position());
+        let file = input.into_file();
+        let there = file
+            .metadata()
+            .map_err(|cause| SnapshotError::Read { path: path.to_path_buf(), cause })?;
+        // What is mapped must be there: reading beyond the end of a file ends the process.
+        check_owner(path, there.uid(), there.mode(), nix::unistd::geteuid().as_raw())?;
+        if there.len() != offset + shape.memory_bytes {
+            let path = path.to_path_buf();
+            return Err(match there.len() < offset + shape.memory_bytes {
+                true => SnapshotError::Truncated { path }.into(),
+                false => {
+                    SnapshotError::Damaged { path, what: "something follows its end".into() }.into()
+                }
+            });
+        }
+        let image = TemplateImage { file: Arc::new(file), offset };
+        Ok(Self { path: path.to_path_buf(), shape, state, image })
+    }
+
+    /// What its guests are made of, but for what a clone has of its own.
+    pub fn shape(&self) -> &VmShape {
+        &self.shape
+    }
+
+    /// What a clone with this configuration is made of.
+    ///
+    /// # Errors
+    /// [`SnapshotError::TemplateDisk`], [`SnapshotError::TemplateDisks`], [`SnapshotError::TemplateNetwork`].
+    fn clone_shape(&self, own: &CloneConfig) -> Result<VmShape, SnapshotError> {
+        expect_no_network(&self.shape)?;
+        let mut shape = VmShape { memory: own.memory.clone(), ..self.shape.clone() };
+        let mut disks: Vec<&mut BlockConfig> = shape
+            .devices
+            .iter_mut()
+            .filter_map(|device| match device {
+                DeviceConfig::Block(disk) => Some(disk),
+                _ => None,
+            })
+            .collect();
+        if own.disks.is_empty() {
+            return match disks.iter().find(|disk| disk.access() == Access::ReadWrite) {
+                None => Ok(shape),
+                Some(disk) => Err(SnapshotError::TemplateDisk {
+                    template: self.path.clone(),
+                    disk: disk.path().to_path_buf(),
+                }),
+            };
+        }
+        let fits = disks.len() == own.disks.len()
+            && disks.iter().zip(&own.disks).all(|(disk, own)| disk.bytes() == own.bytes());
+        if !fits {
+            let sizes: Vec<String> = disks.iter().map(|disk| disk.bytes().to_string()).collect();
+            return Err(SnapshotError::TemplateDisks {
+                template: self.path.clone(),
+                wanted: if sizes.is_empty() {
+                    "no disks".into()
+                } else {
+                    format!("disks of {} bytes", sizes.join(", "))
+                },
+            });
+        }
+        for (disk, own) in disks.iter_mut().zip(&own.disks) {
+            // The guest's driver knows how many queues there are.
+            **disk = own.clone().with_queues(disk.queues());
+        }
+        Ok(shape)
+    }
+
+    /// Creates a paused VM that goes on where the template's guest was saved. Its serial output goes to
+    /// `console`, as in [`Vm::create`].
+    ///
+    /// # Errors
+    /// [`SnapshotError`] for disks; [`crate::memory::MemoryError::TemplateBacking`]; what [`Vm::create`]
+    /// and [`Vm::load_state`] find.
+    pub fn start(&self, own: &CloneConfig, console: Box<dyn Write + Send>) -> Result<Vm> {
+        let shape = self.clone_shape(own)?;
+        let vm = Vm::create_from(&shape, &own.options, Some(&self.image), console)?;
+        vm.load_state(&self.state)?;
+        Ok(vm)
+    }
+}
+
+/// The guest's driver goes on with the address that it has: two guests cannot both have it.
+fn expect_no_network(shape: &VmShape) -> Result<(), SnapshotError> {
+    let has_network = shape.devices.iter().any(|device| matches!(device, DeviceConfig::Net(_)));
+    if has_network { Err(SnapshotError::TemplateNetwork) } else { Ok(()) }
+}
+
+/// Whether only those can write the file who may do with the guest what they like.
+fn check_owner(path: &Path, owner: u32, mode: u32, own: u32) -> Result<(), SnapshotError> {
+    const OTHERS_WRITE: u32 = 0o022;
+    let is_ours = owner == own || owner == 0;
+    if is_ours && mode & OTHERS_WRITE == 0 {
+        return Ok(());
+    }
+    let text =
+        "others can write it: its clones would run what they write; make it yours, with mode 0400";
+    let cause = io::Error::new(ErrorKind::PermissionDenied, text);
+    Err(SnapshotError::Read { path: path.to_path_buf(), cause })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,330 @@
+//! The content of a disk, for whoever copies it while the guest runs: by chunks, as guest memory.
+//!
+//! It shares the open file with the device, so it reads what the guest has written, and a pause or a
+//! save concerns it no less. At the destination of a copy it is what the content is written through.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::config::{BlockConfig, Origin};
+use super::log::{WriteLog, each_word};
+use super::staged;
+use crate::memory::{CHUNK_BYTES, CHUNK_PAGES, PAGE_BYTES};
+use crate::raw_io::{self, Clearing, Extent};
+use crate::virtio::DeviceError;
+
+/// Bytes of a sector as `stat` counts them, whatever the file system's are.
+const STAT_BLOCK_BYTES: u64 = 512;
+
+/// See the module. All calls may come from any thread.
+#[derive(Debug)]
+pub struct DiskContent {
+    path: PathBuf,
+    file: Arc<File>,
+    bytes: u64,
+    log: WriteLog,
+    /// What remains to be done for the file to have its name.
+    unnamed: Mutex<Option<Origin>>,
+}
+
+impl DiskContent {
+    /// The content of the disk that `file` is.
+    pub(super) fn new(config: &BlockConfig, file: &Arc<File>) -> Self {
+        let unnamed = Some(config.origin()).filter(|origin| *origin != Origin::Present);
+        Self {
+            path: config.path().to_path_buf(),
+            file: Arc::clone(file),
+            bytes: config.bytes(),
+            log: WriteLog::default(),
+            unnamed: Mutex::new(unnamed),
+        }
+    }
+
+    /// The file or block device.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its size in bytes, which need not be whole pages.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Chunks of its content; the last one may be cut short by the disk's end.
+    pub fn chunks(&self) -> usize {
+        self.bytes.div_ceil(CHUNK_BYTES as u64) as usize
+    }
+
+    /// Bytes of it that take up room on this host; all of them when that cannot be told.
+    pub fn allocated_bytes(&self) -> u64 {
+        match self.file.metadata() {
+            Ok(found) if found.is_file() => {
+                found.blocks().saturating_mul(STAT_BLOCK_BYTES).min(self.bytes)
+            }
+            _ => self.bytes,
+        }
+    }
+
+    /// The device's view of the same.
+    pub(super) fn log(&self) -> &WriteLog {
+        &self.log
+    }
+
+    /// Starts to log what the guest writes.
+    pub fn start_log(&self) {
+        self.log.start(self.bytes);
+    }
+
+    /// Stops the log. Does nothing when it was not started.
+    pub fn stop_log(&self) {
+        self.log.stop();
+    }
+
+    /// Sets the bits of pages that the guest has written in `words`, one word for each chunk.
+    pub fn collect_written(&self, words: &mut [u64]) {
+        self.log.collect(words);
+    }
+
+    /// Forgets that the pages in `words`, from chunk `first_chunk` on, were written. Call it before they
+    /// are read.
+    pub fn rearm(&self, first_chunk: usize, words: &[u64]) {
+        self.log.clear(first_chunk, words);
+    }
+
+    /// Sets in `words`, one for each chunk, which pages hold something, as far as the file system can
+    /// tell; the others read as zeros.
+    ///
+    /// # Errors
+    /// The system's answer.
+    pub fn find_data(&self, words: &mut [u64]) -> Result<(), DeviceError> {
+        words.fill(0);
+        let mut set = |from: u64, to: u64| {
+            each_word(from, to.min(self.bytes) - from, |chunk, mask| {
+                if let Some(word) = words.get_mut(chunk) {
+                    *word |= mask;
+                }
+            });
+        };
+        let mut at = 0;
+        while at < self.bytes {
+            let seek = |from, what| raw_io::seek_extent(&self.file, from, what);
+            let data = match seek(at, Extent::Data) {
+                Ok(Some(data)) if data < self.bytes => data,
+                Ok(_) => return Ok(()),
+                // A block device, or a file system that does not tell.
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                    set(at, self.bytes);
+                    return Ok(());
+                }
+                Err(error) => return Err(self.failed(error)),
+            };
+            let end = seek(data, Extent::Hole).map_err(|error| self.failed(error))?;
+            // A file that is being cut down meanwhile might lead nowhere.
+            let end = end.unwrap_or(self.bytes).max(data + 1);
+            set(data, end);
+            at = end;
+        }
+        Ok(())
+    }
+
+    /// Copies content into `buf`, from page `first_page` of `chunk` on; what is behind the disk's end is zeros.
+    ///
+    /// # Errors
+    /// The range lies outside, or the disk cannot be read.
+    pub fn copy_out(
+        &self,
+        chunk: usize,
+        first_page: usize,
+        buf: &mut [u8],
+    ) -> Result<(), DeviceError> {
+        let (offset, inside) = self.place(chunk, first_page, buf.len())?;
+        let (content, behind) = buf.split_at_mut(inside);
+        behind.fill(0);
+        self.file.read_exact_at(content, offset).map_err(|error| self.failed(error))
+    }
+
+    /// Writes content from page `first_page` of `chunk` on; what is behind the disk's end is left out.
+    ///
+    /// # Errors
+    /// The range lies outside, or the disk cannot be written: it may be full.
+    pub fn copy_in(&self, chunk: usize, first_page: usize, data: &[u8]) -> Result<(), DeviceError> {
+        let (offset, inside) = self.place(chunk, first_page, data.len())?;
+        self.file.write_all_at(&data[..inside], offset).map_err(|error| self.failed(error))
+    }
+
+    /// Makes the pages of `chunk` in `mask` zeros, and gives their room back where that is possible.
+    ///
+    /// # Errors
+    /// The chunk lies outside, or the disk cannot be written.
+    pub fn zero(&self, chunk: usize, mask: u64) -> Result<(), DeviceError> {
+        for page in (0..CHUNK_PAGES).filter(|page| mask >> page & 1 == 1) {
+            let (offset, inside) = self.place(chunk, page, PAGE_BYTES)?;
+            let cleared = raw_io::clear(&self.file, offset, inside as u64, Clearing::PunchHole);
+            cleared
+                .or_else(|_| self.file.write_all_at(&[0; PAGE_BYTES][..inside], offset))
+                .map_err(|error| self.failed(error))?;
+        }
+        Ok(())
+    }
+
+    /// Makes all that was written durable.
+    ///
+    /// # Errors
+    /// The system's answer.
+    pub fn sync(&self) -> Result<(), DeviceError> {
+        let flush = |cause| DeviceError::Flush { path: self.path.clone(), cause };
+        self.file.sync_data().map_err(flush)
+    }
+
+    /// Checks that [`DiskContent::adopt`] would succeed now.
+    ///
+    /// # Errors
+    /// [`DeviceError::DiskExists`], [`DeviceError::DiskInUse`]; what the system answers.
+    pub fn check_adoption(&self) -> Result<(), DeviceError> {
+        match *self.unnamed.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(Origin::Arriving(occupied)) => staged::check_place(&self.path, occupied),
+            Some(Origin::Present) | None => Ok(()),
+        }
+    }
+
+    /// Gives a disk that has arrived its name, durably: from now on it outlives this process. Does nothing
+    /// when it has one.
+    ///
+    /// # Errors
+    /// [`DeviceError::DiskExists`] when somebody has taken the name meanwhile; what the system answers.
+    pub fn adopt(&self) -> Result<(), DeviceError> {
+        let mut unnamed = self.unnamed.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(Origin::Arriving(occupied)) = *unnamed {
+            staged::give_name(&self.file, &self.path, occupied)?;
+        }
+        *unnamed = None;
+        Ok(())
+    }
+
+    /// Where a range of pages lies in the file, and how many of its `len` bytes are before the disk's end.
+    fn place(
+        &self,
+        chunk: usize,
+        first_page: usize,
+        len: usize,
+    ) -> Result<(u64, usize), DeviceError> {
+        let within = first_page.saturating_mul(PAGE_BYTES).saturating_add(len) <= CHUNK_BYTES;
+        if !within || chunk >= self.chunks() {
+            return Err(self.failed(io::Error::other(format!("it has no chunk {chunk} like that"))));
+        }
+        let offset = chunk as u64 * CHUNK_BYTES as u64 + (first_page * PAGE_BYTES) as u64;
+        let inside = self.bytes.saturating_sub(offset).min(len as u64);
+        Ok((offset, inside as usize))
+    }
+
+    fn failed(&self, cause: io::Error) -> DeviceError {
+        DeviceError::Disk { path: self.path.clone(), cause }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Access, Occupied};
+    use super::*;
+    use crate::virtio::block::disk::Disk;
+
+    fn content_of(file: &tempfile::NamedTempFile) -> DiskContent {
+        let config = BlockConfig::new(file.path(), Access::ReadWrite, "").unwrap();
+        DiskContent::new(&config, Disk::open(&config).unwrap().shared_file())
+    }
+
+    #[test]
+    fn holes_are_told_from_data() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(4 * CHUNK_BYTES as u64 + 512).unwrap();
+        file.as_file().write_all_at(&[7; 5000], CHUNK_BYTES as u64 + 8192).unwrap();
+        file.as_file().write_all_at(&[7; 512], 4 * CHUNK_BYTES as u64).unwrap();
+        let content = content_of(&file);
+        let mut words = vec![u64::MAX; content.chunks()];
+        content.find_data(&mut words).unwrap();
+        assert_eq!(words, [0, 0b1100, 0, 0, 1]);
+        assert!(content.allocated_bytes() < 2 * CHUNK_BYTES as u64);
+    }
+
+    #[test]
+    fn content_goes_out_and_in_up_to_the_end_of_the_disk() {
+        let (from, to) = (tempfile::NamedTempFile::new(), tempfile::NamedTempFile::new());
+        let (from, to) = (from.unwrap(), to.unwrap());
+        for file in [&from, &to] {
+            file.as_file().set_len(CHUNK_BYTES as u64 + 4608).unwrap();
+        }
+        from.as_file().write_all_at(&[9; 4608], CHUNK_BYTES as u64).unwrap();
+        let (source, target) = (content_of(&from), content_of(&to));
+        let mut buf = vec![1; 3 * 4096];
+        source.copy_out(1, 0, &mut buf).unwrap();
+        assert_eq!((&buf[..4608], &buf[4608..]), (&[9; 4608][..], &[0; 7680][..]));
+        target.copy_in(1, 0, &buf).unwrap();
+        assert_eq!(std::fs::read(&from).unwrap(), std::fs::read(&to).unwrap());
+        target.zero(1, 0b11).unwrap();
+        assert!(std::fs::read(&to).unwrap().iter().all(|byte| *byte == 0));
+        assert_eq!(std::fs::metadata(&to).unwrap().len(), CHUNK_BYTES as u64 + 4608);
+    }
+
+    #[test]
+    fn what_lies_outside_is_refused() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(CHUNK_BYTES as u64).unwrap();
+        let content = content_of(&file);
+        assert!(content.copy_in(1, 0, &[0; 4096]).is_err());
+        assert!(content.copy_in(0, 63, &[0; 8192]).is_err());
+        assert!(content.copy_out(usize::MAX, usize::MAX, &mut [0; 4096]).is_err());
+        assert!(content.zero(1, 1).is_err());
+    }
+
+    #[test]
+    fn an_arriving_disk_has_no_name_until_it_is_adopted() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk.raw");
+        std::fs::write(&path, [0; 8192]).unwrap();
+        let config = BlockConfig::new(&path, Access::ReadWrite, "").unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let arriving = config.arriving(Occupied::Refuse);
+        let arrive = || {
+            let disk = Disk::open(&arriving).unwrap();
+            DiskContent::new(&arriving, disk.shared_file())
+        };
+        let content = arrive();
+        content.copy_in(0, 0, &[3; 4096]).unwrap();
+        drop(content);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is left");
+
+        let (content, rival) = (arrive(), arrive());
+        content.copy_in(0, 0, &[4; 4096]).unwrap();
+        content.check_adoption().unwrap();
+        content.adopt().unwrap();
+        content.adopt().unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), [[4; 4096], [0; 4096]].concat());
+        assert!(matches!(rival.check_adoption(), Err(DeviceError::DiskExists { .. })));
+        assert!(matches!(rival.adopt(), Err(DeviceError::DiskExists { .. })));
+    }
+
+    #[test]
+    fn an_older_file_is_replaced_when_it_may_be_and_nobody_uses_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk.raw");
+        std::fs::write(&path, [1; 8192]).unwrap();
+        let config = BlockConfig::new(&path, Access::ReadWrite, "").unwrap();
+        let arriving = config.arriving(Occupied::Replace);
+        let disk = Disk::open(&arriving).unwrap();
+        let content = DiskContent::new(&arriving, disk.shared_file());
+
+        let mut user = Disk::open(&config).unwrap();
+        user.take_over().unwrap();
+        assert!(matches!(content.check_adoption(), Err(DeviceError::DiskInUse { .. })));
+        assert!(matches!(content.adopt(), Err(DeviceError::DiskInUse { .. })));
+        assert_eq!(std::fs::read(&path).unwrap(), [1; 8192]);
+        user.release();
+        content.copy_in(0, 0, &[5; 8192]).unwrap();
+        content.adopt().unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), [5; 8192]);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+}

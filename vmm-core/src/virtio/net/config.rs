@@ -1,0 +1,191 @@
+//! What a guest's description says of a network device.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::mac::MacAddress;
+use super::tap::{self, Tap};
+use crate::raw_net::NAME_BYTES_MAX;
+use crate::virtio::DeviceError;
+
+/// Least and most MTU of a device, in bytes (virtio 1.2, 5.1.4.1).
+const MTUS: std::ops::RangeInclusive<u16> = 68..=65535;
+
+/// Where frames of the guest's come out on the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NetLink {
+    /// At a tap that somebody has made, and set up as they like.
+    Tap(String),
+    /// At a bridge: a tap is made for the guest, put on the bridge, and goes when the guest does.
+    Bridge {
+        /// The bridge.
+        bridge: String,
+        /// The tap's name; `None` for any that is free.
+        tap: Option<String>,
+    },
+}
+
+impl NetLink {
+    /// The interface that has to be there: the bridge, or the tap that was given.
+    pub fn interface(&self) -> &str {
+        match self {
+            Self::Tap(name) | Self::Bridge { bridge: name, .. } => name,
+        }
+    }
+
+    /// Checks that its names could be those of interfaces, on any host.
+    ///
+    /// # Errors
+    /// [`DeviceError::Config`].
+    pub fn check(&self) -> Result<(), DeviceError> {
+        let names = match self {
+            Self::Tap(tap) => [Some(tap), None],
+            Self::Bridge { bridge, tap } => [Some(bridge), tap.as_ref()],
+        };
+        match names.into_iter().flatten().find(|name| !is_interface_name(name)) {
+            None => Ok(()),
+            Some(name) => {
+                let shown: String = name.chars().take(32).collect();
+                Err(DeviceError::Config(format!(
+                    "the name of a network interface has 1 to {NAME_BYTES_MAX} letters, digits, `-`, `_` or `.`, not {shown:?}"
+                )))
+            }
+        }
+    }
+}
+
+impl fmt::Display for NetLink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tap(tap) => write!(f, "tap {tap}"),
+            Self::Bridge { bridge, tap: None } => write!(f, "bridge {bridge}"),
+            Self::Bridge { bridge, tap: Some(tap) } => write!(f, "bridge {bridge} by tap {tap}"),
+        }
+    }
+}
+
+/// A network device of a guest. A migration expects a bridge, or a tap, of the same name at the destination.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetConfig {
+    link: NetLink,
+    mac: MacAddress,
+    /// Bytes: measured when the guest was described.
+    mtu: u16,
+}
+
+impl NetConfig {
+    /// A device on `link`, which exists on this host.
+    ///
+    /// # Errors
+    /// [`DeviceError::Config`], [`DeviceError::Network`].
+    pub fn new(link: NetLink, mac: MacAddress) -> Result<Self, DeviceError> {
+        let lowest = *MTUS.start();
+        let config = Self { link, mac, mtu: lowest };
+        config.check()?;
+        let mtu = tap::mtu_of(&config.link)?;
+        Ok(Self { mtu: u16::try_from(mtu).unwrap_or(u16::MAX), ..config })
+    }
+
+    /// Where frames come out on the host.
+    pub fn link(&self) -> &NetLink {
+        &self.link
+    }
+
+    /// The guest's address.
+    pub fn mac(&self) -> MacAddress {
+        self.mac
+    }
+
+    /// Most bytes of a packet, as the guest is told.
+    pub fn mtu(&self) -> u16 {
+        self.mtu
+    }
+
+    /// The same device on a bridge, or at a tap, of another name.
+    #[must_use]
+    pub fn renamed(&self, interface: &str) -> Self {
+        let link = match &self.link {
+            NetLink::Tap(_) => NetLink::Tap(interface.to_owned()),
+            NetLink::Bridge { tap, .. } => {
+                NetLink::Bridge { bridge: interface.to_owned(), tap: tap.clone() }
+            }
+        };
+        Self { link, ..self.clone() }
+    }
+
+    pub(crate) fn check(&self) -> Result<(), DeviceError> {
+        self.link.check()?;
+        if !self.mac.is_possible() {
+            let mac = self.mac;
+            return Err(DeviceError::Config(format!(
+                "no network device can have the address {mac}"
+            )));
+        }
+        if !MTUS.contains(&self.mtu) {
+            let (mtu, least) = (self.mtu, MTUS.start());
+            return Err(DeviceError::Config(format!(
+                "a network has an MTU of at least {least} bytes, not {mtu}"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Checks that this host can give the guest its network, by trying.
+    pub(crate) fn check_host(&self) -> Result<(), DeviceError> {
+        Tap::open(self).map(drop)
+    }
+}
+
+/// Names that the kernel would take for a pattern, or that nobody can type, are none.
+fn is_interface_name(name: &str) -> bool {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    (1..=NAME_BYTES_MAX).contains(&name.len())
+        && name.bytes().all(is_plain)
+        && ![".", ".."].contains(&name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(link: NetLink) -> NetConfig {
+        NetConfig { link, mac: "52:54:00:12:34:56".parse().unwrap(), mtu: 1500 }
+    }
+
+    #[test]
+    fn a_name_is_one_that_the_kernel_takes_as_it_is() {
+        for name in ["br0", "a", "tap-web_1.2", "abcdefghijklmno"] {
+            config(NetLink::Tap(name.to_owned())).check().unwrap();
+        }
+        for name in ["", ".", "..", "a b", "a/b", "tap%d", "a:0", "abcdefghijklmnop", "ä", "a\0"] {
+            let refused = config(NetLink::Tap(name.to_owned())).check().unwrap_err().to_string();
+            assert!(refused.contains("the name of a network interface"), "{name:?}: {refused}");
+            let bridge = NetLink::Bridge { bridge: "br0".to_owned(), tap: Some(name.to_owned()) };
+            assert!(config(bridge).check().is_err(), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn hostile_descriptions_are_refused() {
+        let good = config(NetLink::Tap("tap0".to_owned()));
+        assert!(NetConfig { mtu: 67, ..good.clone() }.check().is_err());
+        // As a peer could send it.
+        let group: MacAddress = crate::codec::decode(&[1, 0, 0x5e, 0, 0, 1]).unwrap();
+        let error = NetConfig { mac: group, ..good }.check().unwrap_err().to_string();
+        assert!(error.contains("01:00:5e:00:00:01"), "{error}");
+    }
+
+    #[test]
+    fn a_link_that_is_not_there_is_named_with_the_way_out() {
+        let mac = "52:54:00:12:34:56".parse().unwrap();
+        let tap = NetConfig::new(NetLink::Tap("no-such-tap".to_owned()), mac).unwrap_err();
+        assert!(tap.to_string().contains("no-such-tap: there is none; make it with"), "{tap}");
+        let link = NetLink::Bridge { bridge: "no-such-br".to_owned(), tap: None };
+        let bridge = NetConfig::new(link, mac).unwrap_err().to_string();
+        assert!(bridge.contains("`ip link add no-such-br type bridge`"), "{bridge}");
+        let link = NetLink::Bridge { bridge: "lo".to_owned(), tap: None };
+        let bridge = NetConfig::new(link, mac).unwrap_err().to_string();
+        assert!(bridge.contains("lo: it is no bridge"), "{bridge}");
+    }
+}

@@ -1,0 +1,345 @@
+//! The network device.
+
+use std::os::fd::{AsRawFd, RawFd};
+use std::time::{Duration, Instant};
+
+use virtio_bindings::virtio_net::{
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_CTRL_RX, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_ANNOUNCE,
+    VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
+    VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_UFO, VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4,
+    VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_HOST_UFO, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF,
+    VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_ANNOUNCE, VIRTIO_NET_S_LINK_UP,
+};
+
+use super::announce::{self, Announcement};
+use super::config::{NetConfig, NetLink};
+use super::control::{self, Wish};
+use super::mac::MacAddress;
+use super::port::Port;
+use super::receive::{Filling, Receiver};
+use super::tap::Tap;
+use super::{CONTROL, HEADER_BYTES, RECEIVE, TRANSMIT, transmit};
+use crate::raw_net;
+use crate::virtio::DeviceError;
+use crate::virtio::device::{Device, DeviceKind, Progress, Rings};
+use crate::virtio::queue::QueueError;
+use crate::virtio::signals::{Cause, ConfigSpace};
+
+/// Entries of each queue, as usual for network devices; the control queue needs fewer.
+const QUEUE_SIZE: u16 = 256;
+/// See [`QUEUE_SIZE`].
+const CONTROL_QUEUE_SIZE: u16 = 64;
+/// Frames sent, and commands obeyed, before the thread looks for other work.
+const BATCH: usize = 64;
+/// Frames from before the driver came that are dropped at most: more than a tap keeps.
+const STALE_FRAMES_MAX: usize = 4096;
+/// A guest that stood still for so long is announced when it goes on: others may have given it up.
+const LONG_PAUSE: Duration = Duration::from_secs(1);
+/// Where in the configuration space the status is (virtio 1.2, 5.1.4).
+const STATUS: std::ops::Range<usize> = 6..8;
+
+/// Frames in one direction, as the guest sees it, since the device was created on this host.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Flow {
+    /// Bytes of frames that got through.
+    pub bytes: u64,
+    /// Frames that got through; one that is cut into pieces elsewhere counts as one.
+    pub frames: u64,
+    /// Frames that did not.
+    pub drops: u64,
+}
+
+/// How a network device stands; see [`crate::Vm::nets`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetStatus {
+    /// The guest's address.
+    pub mac: MacAddress,
+    /// Most bytes of a packet, as the guest is told.
+    pub mtu: u16,
+    /// The tap on this host.
+    pub tap: String,
+    /// The bridge that the tap was put on, if it was made.
+    pub bridge: Option<String>,
+    /// Frames that the guest received.
+    pub received: Flow,
+    /// Frames that it sent.
+    pub transmitted: Flow,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct NetDevice {
+    config: NetConfig,
+    port: Box<dyn Port>,
+    /// Those that the driver has accepted; `None` until it is ready.
+    features: Option<u64>,
+    receiver: Receiver,
+    received: Flow,
+    transmitted: Flow,
+    announcement: Announcement,
+    /// The driver has been asked to announce itself, and has not said that it did.
+    asked_to_announce: bool,
+    /// The guest comes from elsewhere, or may have been believed to be there.
+    moved: bool,
+    paused_at: Option<Instant>,
+}
+
+impl NetDevice {
+    /// Opens or makes the tap; it carries nothing yet.
+    ///
+    /// # Errors
+    /// [`DeviceError::Network`].
+    pub(crate) fn open(config: &NetConfig) -> Result<Self, DeviceError> {
+        Ok(Self::on(Box::new(Tap::open(config)?), config))
+    }
+
+    /// A device with `port` for its host's side.
+    pub(super) fn on(port: Box<dyn Port>, config: &NetConfig) -> Self {
+        Self {
+            config: config.clone(),
+            receiver: Receiver::new(Filling::Single, port.mtu(), false),
+            port,
+            features: None,
+            received: Flow::default(),
+            transmitted: Flow::default(),
+            announcement: Announcement::default(),
+            asked_to_announce: false,
+            moved: false,
+            paused_at: None,
+        }
+    }
+
+    fn has(&self, feature: u32) -> bool {
+        self.features.is_some_and(|features| features >> feature & 1 == 1)
+    }
+
+    fn status(&self) -> u16 {
+        let announce = if self.asked_to_announce { VIRTIO_NET_S_ANNOUNCE } else { 0 };
+        (VIRTIO_NET_S_LINK_UP | announce) as u16
+    }
+
+    /// What frames may leave to this driver.
+    fn offloads(&self) -> u32 {
+        // Without checksums left to it, a driver cannot take frames that are still to be cut (5.1.3.1).
+        if !self.has(VIRTIO_NET_F_GUEST_CSUM) {
+            return 0;
+        }
+        let offload = |feature, bit| if self.has(feature) { bit } else { 0 };
+        libc::TUN_F_CSUM
+            | offload(VIRTIO_NET_F_GUEST_TSO4, libc::TUN_F_TSO4)
+            | offload(VIRTIO_NET_F_GUEST_TSO6, libc::TUN_F_TSO6)
+            | offload(VIRTIO_NET_F_GUEST_ECN, libc::TUN_F_TSO_ECN)
+            | offload(VIRTIO_NET_F_GUEST_UFO, libc::TUN_F_UFO)
+    }
+
+    /// Drops the frames that came before there was anybody to receive them.
+    fn drop_stale_frames(&mut self) {
+        // Room for the header alone: the rest of a frame goes when it has been read.
+        let mut header = [0; HEADER_BYTES];
+        for _ in 0..STALE_FRAMES_MAX {
+            match nix::unistd::read(self.port.frames(), &mut header) {
+                Ok(1..) => self.received.drops += 1,
+                Ok(0) | Err(_) => return,
+            }
+        }
+    }
+
+    fn receive(&mut self, rings: &mut Rings<'_>) -> Result<Progress, QueueError> {
+        let memory = rings.ram().memory();
+        let Some(Some(queue)) = rings.queues.get_mut(RECEIVE) else { return Ok(Progress::Idle) };
+        let before = self.received.frames;
+        let frames = self.port.frames();
+        let progress = self.receiver.process(queue, memory, frames, &mut self.received)?;
+        if self.received.frames != before && queue.wants_interrupt(memory)? {
+            rings.interrupt.raise(Cause::Used);
+        }
+        Ok(progress)
+    }
+
+    fn transmit(&mut self, rings: &mut Rings<'_>) -> Result<Progress, QueueError> {
+        rings.serve(TRANSMIT, BATCH, |chain, memory| {
+            transmit::send(&chain, memory, self.port.frames(), &mut self.transmitted)?;
+            Ok(0)
+        })
+    }
+
+    fn obey(&mut self, rings: &mut Rings<'_>) -> Result<Progress, QueueError> {
+        let mut announced = false;
+        let progress = rings.serve(CONTROL, BATCH, |chain, memory| {
+            announced |= control::serve(chain, memory)? == Wish::Announced;
+            Ok(1)
+        })?;
+        if announced {
+            self.asked_to_announce = false;
+            // The driver knows; it need not be interrupted.
+            rings.interrupt.change_config(put_status(self.status()));
+        }
+        Ok(progress)
+    }
+}
+
+fn put_status(status: u16) -> impl FnOnce(&mut [u8]) {
+    move |bytes| {
+        if let Some(place) = bytes.get_mut(STATUS) {
+            place.copy_from_slice(&status.to_le_bytes());
+        }
+    }
+}
+
+impl Device for NetDevice {
+    fn kind(&self) -> DeviceKind {
+        DeviceKind::Net
+    }
+
+    /// Nothing that depends on this host: a guest finds the same device everywhere.
+    fn features(&self) -> u64 {
+        [
+            VIRTIO_NET_F_CSUM,
+            VIRTIO_NET_F_GUEST_CSUM,
+            VIRTIO_NET_F_MTU,
+            VIRTIO_NET_F_MAC,
+            VIRTIO_NET_F_GUEST_TSO4,
+            VIRTIO_NET_F_GUEST_TSO6,
+            VIRTIO_NET_F_GUEST_ECN,
+            VIRTIO_NET_F_GUEST_UFO,
+            VIRTIO_NET_F_HOST_TSO4,
+            VIRTIO_NET_F_HOST_TSO6,
+            VIRTIO_NET_F_HOST_ECN,
+            VIRTIO_NET_F_HOST_UFO,
+            VIRTIO_NET_F_MRG_RXBUF,
+            VIRTIO_NET_F_STATUS,
+            VIRTIO_NET_F_CTRL_VQ,
+            VIRTIO_NET_F_CTRL_RX,
+            VIRTIO_NET_F_GUEST_ANNOUNCE,
+        ]
+        .into_iter()
+        .fold(0, |features, feature| features | 1 << feature)
+    }
+
+    fn queue_sizes(&self) -> Vec<u16> {
+        vec![QUEUE_SIZE, QUEUE_SIZE, CONTROL_QUEUE_SIZE]
+    }
+
+    /// `struct virtio_net_config` (virtio 1.2, 5.1.4).
+    fn config(&self) -> ConfigSpace {
+        let mut bytes = self.config.mac().bytes().to_vec();
+        let queue_pairs = 1u16;
+        for value in [self.status(), queue_pairs, self.config.mtu()] {
+            bytes.extend(value.to_le_bytes());
+        }
+        ConfigSpace::read_only(bytes)
+    }
+
+    fn activate(&mut self, features: u64) {
+        self.features = Some(features);
+        let long = [VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_UFO];
+        let takes_long = self.offloads() != 0 && long.into_iter().any(|feature| self.has(feature));
+        let filling = match self.has(VIRTIO_NET_F_MRG_RXBUF) {
+            true => Filling::Merged,
+            false => Filling::Single,
+        };
+        self.receiver = Receiver::new(filling, self.port.mtu(), takes_long);
+        if let Err(error) = self.port.set_offloads(self.offloads()) {
+            tracing::warn!(tap = self.port.name(), %error, "the guest has to compute checksums itself");
+        }
+        self.drop_stale_frames();
+    }
+
+    fn process(&mut self, index: usize, rings: &mut Rings<'_>) -> Result<Progress, QueueError> {
+        match index {
+            RECEIVE => self.receive(rings),
+            TRANSMIT => self.transmit(rings),
+            CONTROL if self.has(VIRTIO_NET_F_CTRL_VQ) => self.obey(rings),
+            _ => Ok(Progress::Idle),
+        }
+    }
+
+    fn watched(&self) -> Vec<RawFd> {
+        vec![self.port.frames().as_raw_fd()]
+    }
+
+    fn ready(&mut self, _index: usize, rings: &mut Rings<'_>) -> Result<(), QueueError> {
+        self.receiver.set_readable();
+        rings.look_at(RECEIVE);
+        Ok(())
+    }
+
+    fn due(&self) -> Option<Instant> {
+        self.announcement.due()
+    }
+
+    /// Sends an announcement's next frame.
+    fn on_due(&mut self, rings: &mut Rings<'_>) {
+        if self.announcement.take(rings.now()) {
+            let frame = announce::frame(self.config.mac());
+            if let Err(error) = raw_net::send_bytes(self.port.frames(), &frame) {
+                tracing::debug!(tap = self.port.name(), %error, "an announcement is lost");
+            }
+        }
+    }
+
+    /// Tells the network that the guest is here if it may believe otherwise. Nobody knows a guest without a driver.
+    fn resumed(&mut self, rings: &mut Rings<'_>) {
+        let stood = self.paused_at.take().map(|then| rings.now().saturating_duration_since(then));
+        let moved =
+            std::mem::take(&mut self.moved) || stood.is_some_and(|stood| stood >= LONG_PAUSE);
+        if !moved || self.features.is_none() {
+            return;
+        }
+        self.announcement.begin(rings.now());
+        if self.has(VIRTIO_NET_F_GUEST_ANNOUNCE) && self.has(VIRTIO_NET_F_CTRL_VQ) {
+            self.asked_to_announce = true;
+            rings.change_config(put_status(self.status()));
+        }
+    }
+
+    fn reset(&mut self) {
+        self.features = None;
+        self.receiver = Receiver::new(Filling::Single, self.port.mtu(), false);
+        self.announcement.end();
+        self.asked_to_announce = false;
+    }
+
+    fn drain(&mut self, rings: &mut Rings<'_>) -> Result<(), QueueError> {
+        self.receiver.put_back(rings.queues.get_mut(RECEIVE).and_then(Option::as_mut));
+        self.paused_at = Some(rings.now());
+        Ok(())
+    }
+
+    fn take_over(&mut self) -> Result<(), DeviceError> {
+        self.port.open_to_traffic()
+    }
+
+    fn release(&mut self) {
+        self.moved = true;
+        self.announcement.end();
+        self.port.close_to_traffic();
+    }
+
+    /// Nothing is kept: whether the driver was asked to announce itself does not matter, as it is asked again.
+    fn load(&mut self, state: &[u8]) -> Result<(), String> {
+        self.moved = true;
+        match state.len() {
+            0 => Ok(()),
+            bytes => Err(format!("{bytes} bytes of state, where there should be none")),
+        }
+    }
+
+    fn net_status(&self) -> Option<NetStatus> {
+        let bridge = match self.config.link() {
+            NetLink::Tap(_) => None,
+            NetLink::Bridge { bridge, .. } => Some(bridge.clone()),
+        };
+        Some(NetStatus {
+            mac: self.config.mac(),
+            mtu: self.config.mtu(),
+            tap: self.port.name().to_owned(),
+            bridge,
+            received: self.received,
+            transmitted: self.transmitted,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

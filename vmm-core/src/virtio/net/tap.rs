@@ -1,0 +1,210 @@
+//! A tap of the host's: frames that the guest sends come in there, frames that go out there the guest receives.
+//!
+//! It carries nothing until the guest takes it over: a tap that was made is down until then, though on its bridge
+//! already; one that was given has its cable out. So two copies of a guest on one network are no two guests.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixDatagram;
+
+use super::HEADER_BYTES;
+use super::config::{NetConfig, NetLink};
+use super::port::Port;
+use crate::raw_net::{self, Carrier};
+use crate::virtio::DeviceError;
+
+/// Where taps come from.
+const TUN: &str = "/dev/net/tun";
+/// A tap for one reader, with virtio-net's header before each frame.
+const FLAGS: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+/// What a tap is called that has no name of its own; the kernel puts a number in.
+const NAME_PATTERN: &str = "lighter%d";
+/// First byte of the address of a tap that was made: above all others, since a bridge takes the lowest
+/// of its ports' for its own.
+const ADDRESS_START: u8 = 0xfe;
+
+/// Whose the interface is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    /// Ours: it goes with us, and is ours to set up and down.
+    Made,
+    /// Somebody else's.
+    Given,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Tap {
+    file: File,
+    /// For questions about interfaces; any socket will do.
+    control: UnixDatagram,
+    name: String,
+    mtu: u32,
+    origin: Origin,
+}
+
+impl Tap {
+    /// Makes a tap, or opens the one that was given. It carries nothing yet.
+    ///
+    /// # Errors
+    /// [`DeviceError::Network`].
+    pub(super) fn open(config: &NetConfig) -> Result<Self, DeviceError> {
+        let mtu = mtu_of(config.link())?;
+        if mtu < u32::from(config.mtu()) {
+            let what =
+                format!("it has an MTU of {mtu} bytes here, the guest knows {}", config.mtu());
+            return Err(unusable(config.link().interface(), io::Error::other(what)));
+        }
+        match config.link() {
+            NetLink::Tap(name) => Self::take(name, mtu),
+            NetLink::Bridge { bridge, tap } => {
+                let [_, address @ ..] = config.mac().bytes();
+                let mut own = [ADDRESS_START; 6];
+                own[1..].copy_from_slice(&address);
+                Self::make(bridge, tap.as_deref(), mtu, own)
+            }
+        }
+    }
+
+    fn take(name: &str, mtu: u32) -> Result<Self, DeviceError> {
+        let failed = |cause| unusable(name, cause);
+        let control = UnixDatagram::unbound().map_err(failed)?;
+        if !raw_net::is_up(&control, name).map_err(failed)? {
+            let what = format!("it is down; `ip link set {name} up` sets it up");
+            return Err(failed(io::Error::other(what)));
+        }
+        let file = open_tun().map_err(failed)?;
+        raw_net::attach(&file, name, FLAGS).map_err(|cause| failed(explained(cause)))?;
+        // Older kernels cannot; then frames that nobody waits for are dropped when the driver comes.
+        let _ = raw_net::set_carrier(&file, Carrier::Off);
+        let tap = Self { file, control, name: name.to_owned(), mtu, origin: Origin::Given };
+        raw_net::set_header_bytes(&tap.file, HEADER_BYTES as libc::c_int).map_err(failed)?;
+        Ok(tap)
+    }
+
+    fn make(
+        bridge: &str,
+        name: Option<&str>,
+        mtu: u32,
+        address: [u8; 6],
+    ) -> Result<Self, DeviceError> {
+        let failed = |cause| unusable(name.unwrap_or(bridge), cause);
+        let control = UnixDatagram::unbound().map_err(failed)?;
+        if let Some(name) = name
+            && raw_net::index(&control, name).is_ok()
+        {
+            let what = format!(
+                "it exists, and a tap for bridge {bridge} has to be made; leave the bridge away to use it as it is"
+            );
+            return Err(failed(io::Error::other(what)));
+        }
+        let file = open_tun().map_err(failed)?;
+        let flags = FLAGS | libc::IFF_TUN_EXCL;
+        let made = raw_net::attach(&file, name.unwrap_or(NAME_PATTERN), flags);
+        let name = made.map_err(|cause| failed(explained(cause)))?;
+        let tap = Self { file, control, name, mtu, origin: Origin::Made };
+        tap.set_up_on(bridge, address)?;
+        Ok(tap)
+    }
+
+    fn set_up_on(&self, bridge: &str, address: [u8; 6]) -> Result<(), DeviceError> {
+        let (control, name) = (&self.control, self.name.as_str());
+        let failed = |cause| unusable(name, cause);
+        raw_net::set_header_bytes(&self.file, HEADER_BYTES as libc::c_int).map_err(failed)?;
+        raw_net::set_hardware_address(control, name, address).map_err(failed)?;
+        // As the bridge's: a bridge takes the least of its ports' for its own.
+        raw_net::set_mtu(control, name, self.mtu).map_err(failed)?;
+        let index = raw_net::index(control, name).map_err(failed)?;
+        raw_net::add_to_bridge(control, bridge, index)
+            .map_err(|cause| unusable(bridge, explained(cause)))
+    }
+}
+
+impl Port for Tap {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn mtu(&self) -> usize {
+        self.mtu as usize
+    }
+
+    fn frames(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    fn set_offloads(&self, offloads: u32) -> io::Result<()> {
+        raw_net::set_offloads(&self.file, offloads)
+    }
+
+    fn open_to_traffic(&mut self) -> Result<(), DeviceError> {
+        match self.origin {
+            Origin::Made => raw_net::set_up(&self.control, &self.name, Carrier::On)
+                .map_err(|cause| unusable(&self.name, explained(cause))),
+            Origin::Given => {
+                let _ = raw_net::set_carrier(&self.file, Carrier::On);
+                Ok(())
+            }
+        }
+    }
+
+    fn close_to_traffic(&mut self) {
+        let closed = match self.origin {
+            Origin::Made => raw_net::set_up(&self.control, &self.name, Carrier::Off),
+            Origin::Given => raw_net::set_carrier(&self.file, Carrier::Off),
+        };
+        if let Err(error) = closed {
+            tracing::warn!(tap = %self.name, %error, "the network may still look for the guest here");
+        }
+    }
+}
+
+/// The MTU of what a link names.
+///
+/// # Errors
+/// There is no such thing, or it is something else.
+pub(super) fn mtu_of(link: &NetLink) -> Result<u32, DeviceError> {
+    let name = link.interface();
+    let failed = |cause| unusable(name, cause);
+    let control = UnixDatagram::unbound().map_err(failed)?;
+    let (driver, kind, command) = match link {
+        NetLink::Tap(_) => ("tun", "tap", format!("ip tuntap add {name} mode tap")),
+        NetLink::Bridge { .. } => ("bridge", "bridge", format!("ip link add {name} type bridge")),
+    };
+    match raw_net::mtu(&control, name) {
+        Ok(mtu) if raw_net::driver(&control, name).is_ok_and(|found| found == driver) => Ok(mtu),
+        Ok(_) => Err(failed(io::Error::other(format!("it is no {kind}")))),
+        Err(cause) if cause.raw_os_error() == Some(libc::ENODEV) => {
+            Err(failed(io::Error::other(format!("there is none; make it with `{command}`"))))
+        }
+        Err(cause) => Err(failed(cause)),
+    }
+}
+
+fn unusable(interface: &str, cause: io::Error) -> DeviceError {
+    DeviceError::Network { interface: interface.to_owned(), cause }
+}
+
+fn open_tun() -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC);
+    options.open(TUN).map_err(|cause| io::Error::other(format!("cannot open {TUN}: {cause}")))
+}
+
+/// What the system's answer means here.
+fn explained(cause: io::Error) -> io::Error {
+    let what = match cause.raw_os_error() {
+        Some(libc::EPERM) => {
+            "this takes CAP_NET_ADMIN; without it use a tap that was made for this user: `ip tuntap add NAME mode tap user USER`"
+        }
+        Some(libc::EBUSY) => "it is in use by another guest or program",
+        Some(libc::EINVAL) => "it is no tap for one reader",
+        _ => return cause,
+    };
+    io::Error::new(cause.kind(), what)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,281 @@
+//! The host's side: a Unix socket for programs that look for the guest, and those at which the guest looks for
+//! programs.
+//!
+//! As Firecracker and Cloud Hypervisor have it. Who connects to the socket `PATH` and writes `CONNECT PORT\n` is
+//! connected to that port of the guest, and reads `OK PORT\n` first. A guest that connects to port `PORT` of the host is
+//! connected to the socket `PATH_PORT`, when somebody listens there.
+
+use std::collections::BTreeMap;
+use std::fs::{self, Permissions};
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+
+/// Most programs that have connected and not said yet what they want; more are turned away.
+const VISITORS_MAX: usize = 64;
+/// Longest line that a program may write first: `CONNECT`, a space, a number and the line's end.
+const REQUEST_BYTES_MAX: usize = 19;
+/// The listener among what the door waits for; programs are counted from 1 on.
+const LISTENER: u64 = 0;
+/// Events taken at once.
+const EVENTS_MAX: usize = 16;
+
+/// Where programs of the host knock.
+#[derive(Debug)]
+pub(super) struct Door {
+    epoll: Epoll,
+    listener: Option<(UnixListener, PathBuf)>,
+    visitors: BTreeMap<u64, Visitor>,
+    next: u64,
+}
+
+/// A program that has not said yet what it wants.
+#[derive(Debug)]
+struct Visitor {
+    stream: UnixStream,
+    line: Vec<u8>,
+}
+
+/// What a visitor's line is, so far.
+#[derive(Debug, PartialEq, Eq)]
+enum Line {
+    Unfinished,
+    Connect(u32),
+    Nonsense,
+}
+
+impl Door {
+    /// A closed door.
+    ///
+    /// # Errors
+    /// The system gives no epoll.
+    pub(super) fn new() -> io::Result<Self> {
+        Ok(Self { epoll: Epoll::new()?, listener: None, visitors: BTreeMap::new(), next: LISTENER })
+    }
+
+    /// Becomes readable when there may be something for [`Door::requests`].
+    pub(super) fn descriptor(&self) -> RawFd {
+        self.epoll.as_raw_fd()
+    }
+
+    /// Opens it at `path`, for this user alone. Does nothing when it is open there.
+    ///
+    /// # Errors
+    /// The file system refuses, or the path is too long for a socket.
+    pub(super) fn open(&mut self, path: &Path) -> io::Result<()> {
+        if self.listener.as_ref().is_some_and(|(_, at)| at == path) {
+            return Ok(());
+        }
+        self.close();
+        // Whoever calls owns the name; what is there was left by a process that is gone.
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let listener = UnixListener::bind(path)?;
+        fs::set_permissions(path, Permissions::from_mode(0o600))?;
+        listener.set_nonblocking(true)?;
+        watch(&self.epoll, &listener, LISTENER)?;
+        self.listener = Some((listener, path.to_owned()));
+        Ok(())
+    }
+
+    /// Closes it and turns those away who have not said what they want.
+    pub(super) fn close(&mut self) {
+        self.visitors.clear();
+        if let Some((_, path)) = self.listener.take() {
+            // Nobody finds anything behind it any more, whether or not it is there.
+            let _ = fs::remove_file(path);
+        }
+    }
+
+    /// The streams of programs that want to be connected to the guest, each with the guest's port.
+    pub(super) fn requests(&mut self) -> Vec<(UnixStream, u32)> {
+        let mut events = [EpollEvent::default(); EVENTS_MAX];
+        let mut requests = Vec::new();
+        loop {
+            let count = self.epoll.wait(0, &mut events).unwrap_or(0);
+            for event in &events[..count] {
+                match event.data() {
+                    LISTENER => self.let_in(),
+                    visitor => requests.extend(self.listen_to(visitor)),
+                }
+            }
+            if count == 0 {
+                return requests;
+            }
+        }
+    }
+
+    fn let_in(&mut self) {
+        while let Some((listener, _)) = &self.listener {
+            let Ok((stream, _)) = listener.accept() else { return };
+            self.next += 1;
+            let is_watched = self.visitors.len() < VISITORS_MAX
+                && stream.set_nonblocking(true).is_ok()
+                && watch(&self.epoll, &stream, self.next).is_ok();
+            if is_watched {
+                self.visitors.insert(self.next, Visitor { stream, line: Vec::new() });
+            }
+        }
+    }
+
+    fn listen_to(&mut self, number: u64) -> Option<(UnixStream, u32)> {
+        let line = self.visitors.get_mut(&number)?.read_line();
+        match line {
+            Line::Unfinished => None,
+            Line::Nonsense => {
+                self.visitors.remove(&number);
+                None
+            }
+            Line::Connect(port) => {
+                let stream = self.visitors.remove(&number)?.stream;
+                let event = EpollEvent::default();
+                // The stream is somebody else's now; it comes here no more.
+                self.epoll.ctl(ControlOperation::Delete, stream.as_raw_fd(), event).ok()?;
+                Some((stream, port))
+            }
+        }
+    }
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl Visitor {
+    /// Reads to the end of the line and not a byte more: what follows is for the guest.
+    fn read_line(&mut self) -> Line {
+        let mut byte = [0];
+        loop {
+            match self.stream.read(&mut byte) {
+                Ok(1) if byte == *b"\n" => return self.request(),
+                Ok(1) if self.line.len() < REQUEST_BYTES_MAX => self.line.push(byte[0]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Line::Unfinished,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                _ => return Line::Nonsense,
+            }
+        }
+    }
+
+    fn request(&self) -> Line {
+        let text = std::str::from_utf8(&self.line).unwrap_or_default();
+        let port = text.strip_prefix("CONNECT ").and_then(|port| port.trim().parse().ok());
+        port.map_or(Line::Nonsense, Line::Connect)
+    }
+}
+
+/// Connects to the program that listens for the guest's connections to `port`; never waits.
+///
+/// # Errors
+/// Nobody listens there, or too many wait for that.
+pub(super) fn dial(door: &Path, port: u32) -> io::Result<UnixStream> {
+    let mut path = door.as_os_str().to_owned();
+    path.push(format!("_{port}"));
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let socket: OwnedFd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    connect(socket.as_raw_fd(), &UnixAddr::new(Path::new(&path))?)?;
+    Ok(socket.into())
+}
+
+/// Adds `descriptor` to those that `epoll` waits for, by edges.
+///
+/// # Errors
+/// The system's answer.
+pub(super) fn watch(epoll: &Epoll, descriptor: &impl AsRawFd, data: u64) -> io::Result<()> {
+    let events = EventSet::IN | EventSet::OUT | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
+    epoll.ctl(ControlOperation::Add, descriptor.as_raw_fd(), EpollEvent::new(events, data))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    fn open_door() -> (tempfile::TempDir, Door, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("vsock");
+        let mut door = Door::new().unwrap();
+        door.open(&path).unwrap();
+        (folder, door, path)
+    }
+
+    fn ports(door: &mut Door) -> Vec<u32> {
+        door.requests().into_iter().map(|(_, port)| port).collect()
+    }
+
+    #[test]
+    fn a_program_says_where_it_wants_to_in_as_many_pieces_as_it_likes() {
+        let (_folder, mut door, path) = open_door();
+        let mut program = UnixStream::connect(&path).unwrap();
+        assert!(ports(&mut door).is_empty());
+        program.write_all(b"CONNECT 10").unwrap();
+        assert!(ports(&mut door).is_empty());
+        program.write_all(b"24\nfor the guest").unwrap();
+        let (mut stream, port) = door.requests().remove(0);
+        assert_eq!(port, 1024);
+        let mut rest = [0; 13];
+        stream.read_exact(&mut rest).unwrap();
+        assert_eq!(&rest, b"for the guest");
+    }
+
+    #[test]
+    fn who_talks_nonsense_is_turned_away() {
+        let (_folder, mut door, path) = open_door();
+        let lines = ["connect 1\n", "CONNECT -1\n", "CONNECT 4294967296\n", "CONNECT\n", "\n"];
+        for line in lines.map(str::to_owned).into_iter().chain(["C".repeat(100)]) {
+            let mut program = UnixStream::connect(&path).unwrap();
+            program.write_all(line.as_bytes()).unwrap();
+            assert!(ports(&mut door).is_empty(), "{line:?}");
+            assert_eq!(program.read(&mut [0]).unwrap_or(0), 0, "{line:?}");
+        }
+        assert!(door.visitors.is_empty());
+    }
+
+    #[test]
+    fn those_who_say_nothing_keep_only_so_many_places() {
+        let (_folder, mut door, path) = open_door();
+        let silent: Vec<_> = (0..VISITORS_MAX + 3)
+            .map(|_| {
+                let program = UnixStream::connect(&path).unwrap();
+                assert!(ports(&mut door).is_empty());
+                program
+            })
+            .collect();
+        assert_eq!(door.visitors.len(), VISITORS_MAX);
+        drop(silent);
+        assert!(ports(&mut door).is_empty());
+        assert!(door.visitors.len() < VISITORS_MAX, "who leaves gives the place back");
+    }
+
+    #[test]
+    fn a_closed_door_leaves_nothing_and_opens_over_what_a_dead_process_left() {
+        let (_folder, mut door, path) = open_door();
+        door.open(&path).unwrap();
+        door.close();
+        assert!(!path.exists());
+        drop(UnixListener::bind(&path).unwrap());
+        door.open(&path).unwrap();
+        UnixStream::connect(&path).unwrap();
+    }
+
+    #[test]
+    fn the_guest_finds_who_listens_for_it_and_nobody_else() {
+        let (folder, _door, path) = open_door();
+        assert!(dial(&path, 7).is_err());
+        let listener = UnixListener::bind(folder.path().join("vsock_7")).unwrap();
+        let mut guest = dial(&path, 7).unwrap();
+        guest.write_all(b"x").unwrap();
+        let mut byte = [0];
+        listener.accept().unwrap().0.read_exact(&mut byte).unwrap();
+        assert_eq!(&byte, b"x");
+    }
+}
