@@ -72,6 +72,11 @@ impl EndedGuests {
         Self { folder }
     }
 
+    /// Where they are.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// Remembers how a guest ended.
     ///
     /// # Errors

@@ -2,7 +2,8 @@
 //!
 //! The only place where the machine (`vmm-core`), the migration (`migrate`), the metrics and the memory observations meet.
 //! [`cli`] is the command line as typed; [`verbs`] does what it says by talking to guest processes through [`api`]; [`guest`]
-//! is the process of one guest, [`definitions`] are those that are written down; `node` receives guests; [`demo`] shows it all.
+//! is the process of one guest, [`confinement`] what it may do, [`definitions`] are those that are written down; `node` receives guests;
+//! [`demo`] shows it all.
 //! Start reading at [`dispatch`].
 
 // [`output`] is for that: these macros panic when nobody reads or the disk is full.
@@ -12,6 +13,7 @@ mod address;
 mod api;
 mod cli;
 mod clock;
+mod confinement;
 mod definitions;
 mod demo;
 mod durable;
@@ -33,12 +35,12 @@ mod verbs;
 
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::Parser;
 
 use cli::{Cli, Verb};
 use exit::Exit;
-use state_dir::StateDir;
+use state_dir::{Access, StateDir};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -53,7 +55,7 @@ fn main() -> ExitCode {
 
 /// Hands the command line to the verb it names.
 fn dispatch(cli: &Cli) -> Result<Exit> {
-    let state = StateDir::resolve(cli.state_dir.as_deref())?;
+    let state = StateDir::resolve(cli.state_dir.as_deref())?.with_access(access(cli)?);
     match &cli.verb {
         Verb::Demo(args) => demo::run(args),
         Verb::Run(args) => guest::run(&state, args),
@@ -81,5 +83,16 @@ fn dispatch(cli: &Cli) -> Result<Exit> {
         Verb::Template(args) => verbs::save::template(&state, args),
         Verb::CpuModels(args) => verbs::cpu_models::run(args),
         Verb::Certs(args) => verbs::certs::run(&state, args),
+    }
+}
+
+/// Which sockets are asked.
+fn access(cli: &Cli) -> Result<Access> {
+    if !cli.readonly {
+        return Ok(Access::Full);
+    }
+    match cli.verb {
+        Verb::Ls(_) | Verb::Show(_) | Verb::Events(_) => Ok(Access::ReadOnly),
+        _ => bail!("--readonly only looks: it goes with ls, show and events"),
     }
 }

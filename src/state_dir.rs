@@ -14,7 +14,7 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -37,6 +37,17 @@ const GUEST_FILE_BYTES_MAX: u64 = 64 << 10;
 #[derive(Debug, Clone)]
 pub(crate) struct StateDir {
     root: PathBuf,
+    access: Access,
+}
+
+/// Which of a guest's sockets is asked.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// The one of its owner, who may do everything.
+    #[default]
+    Full,
+    /// The one of all users, who may look.
+    ReadOnly,
 }
 
 impl StateDir {
@@ -56,7 +67,12 @@ impl StateDir {
     pub(crate) fn new(root: &Path) -> Result<Self> {
         let root = std::path::absolute(root)
             .with_context(|| format!("cannot find the folder {}", root.display()))?;
-        Ok(Self { root })
+        Ok(Self { root, access: Access::Full })
+    }
+
+    /// The same with another access to its guests.
+    pub(crate) fn with_access(self, access: Access) -> Self {
+        Self { access, ..self }
     }
 
     /// The folder that `--state-dir` or `LIGHTER_STATE_DIR` names, or this user's own.
@@ -109,7 +125,8 @@ impl StateDir {
         self.root.join("definitions")
     }
 
-    fn vsock_folder(&self) -> PathBuf {
+    /// The sockets over which programs of this host reach guests, and guests them.
+    pub(crate) fn vsock_folder(&self) -> PathBuf {
         self.root.join("vsock")
     }
 
@@ -128,6 +145,11 @@ impl StateDir {
         self.root.join("node.sock")
     }
 
+    /// The node's API socket for all users.
+    pub(crate) fn node_readonly_socket(&self) -> PathBuf {
+        self.root.join("node-ro.sock")
+    }
+
     /// What the node says about itself.
     pub(crate) fn node_file(&self) -> PathBuf {
         self.root.join("node.json")
@@ -138,7 +160,8 @@ impl StateDir {
         self.root.join("node.lock")
     }
 
-    fn guests(&self) -> PathBuf {
+    /// The folders of the guests that have a process.
+    pub(crate) fn guests(&self) -> PathBuf {
         self.root.join("guests")
     }
 
@@ -148,25 +171,29 @@ impl StateDir {
             path: self.guests().join(name.as_str()),
             vsock: self.vsock_folder().join(format!("{name}.sock")),
             name: name.clone(),
+            access: self.access,
         }
     }
 
-    /// Creates the state folder and those inside it, for this user only.
+    /// Creates the state folder and those inside it, for this user only, but for the way to the sockets of all users.
     ///
     /// # Errors
     /// The file system refuses.
     pub(crate) fn create(&self) -> Result<()> {
-        create_private(&self.root)?;
-        [
-            self.guests(),
+        create(&self.root, PASSAGE)?;
+        create(&self.guests(), LISTED)?;
+        let inside = [
             self.migrations(),
             self.certs(),
             self.root.join("ended"),
             self.definitions_folder(),
             self.vsock_folder(),
-        ]
-        .iter()
-        .try_for_each(|folder| create_private(folder))
+        ];
+        inside.iter().try_for_each(|folder| create_private(folder))?;
+        // A guest's process may open it, and not make it.
+        let path = self.merge_domain_file();
+        let file = fs::OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
+        file.map(drop).with_context(|| format!("cannot create {}", path.display()))
     }
 
     /// The guests with a live process, by name; removes what dead ones left.
@@ -222,8 +249,15 @@ impl StateDir {
 }
 
 /// What a guest's process makes in its folder, beside the lock.
-const OWN_FILES: [&str; 6] =
-    ["api.sock", "guest.json", "guest.json.new", "console.log", "console.log.old", "lighter.log"];
+const OWN_FILES: [&str; 7] = [
+    "api.sock",
+    "api-ro.sock",
+    "guest.json",
+    "guest.json.new",
+    "console.log",
+    "console.log.old",
+    "lighter.log",
+];
 
 /// Where one guest's process keeps its files.
 #[derive(Debug, Clone)]
@@ -231,6 +265,7 @@ pub(crate) struct GuestDir {
     path: PathBuf,
     vsock: PathBuf,
     name: GuestName,
+    access: Access,
 }
 
 impl GuestDir {
@@ -252,6 +287,19 @@ impl GuestDir {
     /// The guest process's API socket.
     pub(crate) fn socket(&self) -> PathBuf {
         self.path.join("api.sock")
+    }
+
+    /// The guest process's API socket for all users.
+    pub(crate) fn readonly_socket(&self) -> PathBuf {
+        self.path.join("api-ro.sock")
+    }
+
+    /// The socket that is asked.
+    pub(crate) fn client_socket(&self) -> PathBuf {
+        match self.access {
+            Access::Full => self.socket(),
+            Access::ReadOnly => self.readonly_socket(),
+        }
     }
 
     /// What the guest wrote on its serial console, when that is not a terminal.
@@ -317,7 +365,8 @@ impl GuestDir {
     /// # Errors
     /// A live process has the name, the path is too long for a socket, or the file system refuses.
     pub(crate) fn claim(&self) -> Result<GuestClaim> {
-        let socket = self.socket();
+        // The longer one.
+        let socket = self.readonly_socket();
         if socket.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
             bail!(
                 "{} is too long for a Unix socket: choose a shorter --state-dir",
@@ -326,7 +375,7 @@ impl GuestDir {
         }
         // Somebody may be removing the folder of a dead process just now: begin again then, and only a few times.
         for _ in 0..16 {
-            create_private(&self.path)?;
+            create(&self.path, PASSAGE)?;
             let lock = match FileLock::try_acquire(&self.lock_file()) {
                 Ok(Some(lock)) => lock,
                 Ok(None) => {
@@ -399,8 +448,18 @@ pub(crate) struct GuestIdentity {
     pub(crate) started_unix_ms: u64,
 }
 
+/// Mode of a folder that others cannot look into, but go through when they know what is there.
+const PASSAGE: u32 = 0o711;
+/// Mode of a folder that all may list.
+const LISTED: u32 = 0o755;
+
 fn create_private(folder: &Path) -> Result<()> {
-    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
+    create(folder, 0o700)
+}
+
+/// Creates a folder with this mode, or one that the user's umask makes stricter. One that is there keeps its own.
+fn create(folder: &Path, mode: u32) -> Result<()> {
+    let made = fs::DirBuilder::new().recursive(true).mode(mode).create(folder);
     made.with_context(|| format!("cannot create the folder {}", folder.display()))
 }
 

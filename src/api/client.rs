@@ -1,5 +1,6 @@
 //! Asks a process over its Unix socket.
 
+use std::fs::File;
 use std::future::Future;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
@@ -14,6 +15,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
+use super::descriptor::HandingStream;
 use super::error::ApiError;
 use super::types::{CONSOLE_FROM, ConsoleRead};
 use crate::scrollback::Excerpt;
@@ -130,6 +132,19 @@ impl ApiClient {
         self.ask(Method::POST, path, Some(body)).await
     }
 
+    /// POST with a JSON body, and with a file that the process shall write or read.
+    pub(crate) async fn post_with_file<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+        file: &File,
+    ) -> Result<T, AskError> {
+        let file = file.try_clone().map_err(|error| self.strange(error.to_string()))?;
+        let stream = self.connect(Some(file)).await?;
+        let exchange = self.exchange_on(stream, Method::POST, path, Some(body));
+        self.understand(self.patient(self.patience, exchange).await?)
+    }
+
     /// DELETE.
     pub(crate) async fn delete<T: DeserializeOwned>(&self, path: &str) -> Result<T, AskError> {
         self.ask(Method::DELETE, path, None::<&()>).await
@@ -154,9 +169,21 @@ impl ApiClient {
         body: Option<&impl Serialize>,
     ) -> Result<T, AskError> {
         let exchange = self.exchange(method, path, body);
-        let (head, bytes) = self.patient(self.patience, exchange).await?;
+        self.understand(self.patient(self.patience, exchange).await?)
+    }
+
+    fn understand<T: DeserializeOwned>(&self, answer: (Parts, Bytes)) -> Result<T, AskError> {
+        let (head, bytes) = answer;
         let bytes = self.success(head.status, bytes)?;
         serde_json::from_slice(&bytes).map_err(|error| self.strange(error.to_string()))
+    }
+
+    /// A connection, on which `file` goes along with what is asked.
+    async fn connect(&self, file: Option<File>) -> Result<HandingStream, AskError> {
+        let stream = UnixStream::connect(&self.socket).await;
+        let stream =
+            stream.map_err(|cause| AskError::Unreachable { socket: self.name(), cause })?;
+        Ok(HandingStream::new(stream, file))
     }
 
     async fn patient<T>(
@@ -186,13 +213,21 @@ impl ApiClient {
         path: &str,
         body: Option<&impl Serialize>,
     ) -> Result<(Parts, Bytes), AskError> {
-        let unreachable = |cause| AskError::Unreachable { socket: self.name(), cause };
+        self.exchange_on(self.connect(None).await?, method, path, body).await
+    }
+
+    async fn exchange_on(
+        &self,
+        stream: HandingStream,
+        method: Method,
+        path: &str,
+        body: Option<&impl Serialize>,
+    ) -> Result<(Parts, Bytes), AskError> {
         // Its errors do not name their causes, which are what matters here.
         let broken = |error: hyper::Error| AskError::Broken {
             socket: self.name(),
             cause: format!("{:#}", anyhow::Error::from(error)),
         };
-        let stream = UnixStream::connect(&self.socket).await.map_err(unreachable)?;
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
         let driver = tokio::spawn(connection);

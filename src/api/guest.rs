@@ -1,5 +1,6 @@
 //! The routes of a guest process, from one table, so that the served document can be held against them.
 
+use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,11 +9,12 @@ use axum::extract::{Query, State};
 use axum::handler::Handler;
 use axum::http::{Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{MethodFilter, MethodRouter, get};
-use axum::{Json, Router};
+use axum::routing::{MethodFilter, MethodRouter, get, post};
+use axum::{Extension, Json, Router};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::descriptor::Handed;
 use super::error::{ApiError, Reason};
 use super::types::{
     BalloonInfo, BalloonRequest, CONSOLE_FROM, CONSOLE_NEXT, ConsoleInput, ConsoleRead,
@@ -57,8 +59,8 @@ pub(crate) trait GuestControl: Send + Sync + 'static {
     fn reset(&self) -> Result<StateAnswer, ApiError>;
     /// Ends the guest, and with it the process, once the answer is on its way.
     fn stop(&self) -> Result<StateAnswer, ApiError>;
-    /// Writes memory and state to a file.
-    fn save(&self, request: &SaveRequest) -> Result<Saved, ApiError>;
+    /// Writes memory and state to a file: `handed`, or else the one of that name.
+    fn save(&self, request: &SaveRequest, handed: Option<File>) -> Result<Saved, ApiError>;
     /// Starts a migration.
     ///
     /// # Errors
@@ -130,6 +132,17 @@ pub(crate) fn router(control: Control) -> Router {
     routes().into_iter().fold(Router::new(), add).with_state(control)
 }
 
+/// What those may ask who may only look. Not the console, which may show a secret, nor the balloon, which makes the guest work.
+const LOOKS: [&str; 4] =
+    ["/v1/guest", "/v1/guest/migration", "/v1/guest/workload", "/v1/openapi.json"];
+
+/// The router of a guest process for those who may only look.
+pub(crate) fn readonly_router(control: Control) -> Router {
+    let is_look = |route: &Route| route.method == Method::GET && LOOKS.contains(&route.path);
+    let add = |router: Router<Control>, route: Route| router.route(route.path, route.handler);
+    routes().into_iter().filter(is_look).fold(Router::new(), add).with_state(control)
+}
+
 /// Every route there is.
 fn routes() -> Vec<Route> {
     let (done, begun) = (StatusCode::OK, StatusCode::ACCEPTED);
@@ -143,9 +156,7 @@ fn routes() -> Vec<Route> {
         }),
         ask(Method::PUT, "/v1/guest/reset", done, |guest| guest.reset()),
         ask(Method::PUT, "/v1/guest/stop", begun, |guest| guest.stop()),
-        tell(Method::POST, "/v1/guest/save", done, |guest, request: SaveRequest| {
-            guest.save(&request)
-        }),
+        Route { method: Method::POST, path: "/v1/guest/save", handler: post(save) },
         ask(Method::GET, "/v1/guest/migration", done, |guest| guest.migration()),
         tell(Method::POST, "/v1/guest/migration", begun, |guest, request: MigrationRequest| {
             guest.migrate(&request)
@@ -227,6 +238,20 @@ where
     }
 }
 
+/// The one call with which a file goes along.
+async fn save(
+    State(control): State<Control>,
+    Extension(handed): Extension<Handed>,
+    body: Result<Json<SaveRequest>, JsonRejection>,
+) -> Response {
+    match body {
+        Ok(Json(request)) => {
+            answer(StatusCode::OK, move || control.save(&request, handed.take())).await
+        }
+        Err(rejection) => ApiError::from(rejection).into_response(),
+    }
+}
+
 /// What the guest wrote on its serial console, as it is. Whoever asks to wait is no thread's business meanwhile.
 async fn read_console(
     State(control): State<Control>,
@@ -260,7 +285,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::super::client::{ApiClient, AskError};
-    use super::super::server;
+    use super::super::server::{Audience, Server};
     use super::super::types::{GuestKind, GuestState, OnReboot};
     use super::*;
 
@@ -294,6 +319,7 @@ mod tests {
                 last_restart: None,
                 migration_id: None,
                 detail: None,
+                confinement: Default::default(),
             }
         }
         fn pause(&self) -> Result<StateAnswer, ApiError> {
@@ -314,7 +340,7 @@ mod tests {
         fn stop(&self) -> Result<StateAnswer, ApiError> {
             migrating()
         }
-        fn save(&self, _: &SaveRequest) -> Result<Saved, ApiError> {
+        fn save(&self, _: &SaveRequest, _: Option<File>) -> Result<Saved, ApiError> {
             migrating()
         }
         fn migrate(&self, _: &MigrationRequest) -> Result<MigrationStarted, ApiError> {
@@ -351,10 +377,10 @@ mod tests {
         }
     }
 
-    fn serve() -> (tempfile::TempDir, ApiClient, server::Server) {
+    fn serve() -> (tempfile::TempDir, ApiClient, Server) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("api.sock");
-        let server = server::Server::start(&path, router(Arc::new(Fake))).unwrap();
+        let server = Server::start(&path, router(Arc::new(Fake)), Audience::Owner).unwrap();
         (folder, ApiClient::new(&path), server)
     }
 
@@ -389,6 +415,27 @@ mod tests {
             refused(client.post::<MigrationStarted>("/v1/guest/migration", &request).await);
         assert_eq!(refusal.reason, Reason::Migrating);
         assert_eq!(refusal.reason.status(), StatusCode::CONFLICT);
+    }
+
+    #[tokio::test]
+    async fn those_who_may_only_look_change_nothing_and_see_no_console() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("api-ro.sock");
+        let router = readonly_router(Arc::new(Fake));
+        let _server = Server::start(&path, router, Audience::Anybody).unwrap();
+        let client = ApiClient::new(&path);
+        assert_eq!(client.get::<GuestInfo>("/v1/guest").await.unwrap(), Fake.info());
+        for route in routes().iter().filter(|route| !LOOKS.contains(&route.path)) {
+            let asked = match route.method.as_str() {
+                "GET" => client.get::<()>(route.path).await,
+                "PUT" => client.put::<()>(route.path).await,
+                "POST" => client.post::<()>(route.path, &()).await,
+                _ => client.delete::<()>(route.path).await,
+            };
+            assert_eq!(refused(asked).reason, Reason::NotFound, "{}", route.path);
+        }
+        let pause = refused(client.post::<()>("/v1/guest/migration", &()).await);
+        assert_eq!(pause.reason, Reason::MethodNotAllowed);
     }
 
     #[tokio::test]

@@ -1,10 +1,12 @@
 //! The HTTP/JSON interface of guest processes, on Unix sockets.
 //!
 //! [`types`] is what travels, [`guest`] the routes of a guest process, [`server`] how a socket is served, [`client`] how one
-//! is asked, [`error`] how a refusal looks on both sides, `openapi.json` what a stranger reads first. Nothing here knows how a
+//! is asked, [`descriptor`] how a file goes along, [`error`] how a refusal looks on both sides, `openapi.json` what a stranger reads
+//! first. Nothing here knows how a
 //! guest does what it is asked: [`guest::GuestControl`] does. Start at [`guest`].
 
 pub(crate) mod client;
+mod descriptor;
 pub(crate) mod error;
 pub(crate) mod guest;
 pub(crate) mod server;

@@ -1,45 +1,80 @@
-//! A Unix socket that serves a router: for this user only, bounded in what it reads, removed by its owner.
+//! A Unix socket that serves a router: bounded in what it reads, in whom it serves at once and for how long, removed by its owner.
 
-use std::future::Future;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::pin::pin;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use axum::Router;
 use axum::extract::DefaultBodyLimit;
-use tokio::net::UnixListener;
-use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
+use axum::{Extension, Router};
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, JoinSet};
 
+use super::descriptor::HandingStream;
 use super::error::{ApiError, Reason};
 
 /// The largest request body, in bytes; the largest sensible one is a few hundred.
 const BODY_BYTES_MAX: usize = 64 << 10;
 
+/// The largest head of a request, in bytes: hyper takes no smaller limit.
+const HEAD_BYTES_MAX: usize = 8 << 10;
+
+/// How long a request's head may take, also the next one of a connection.
+const HEAD_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Connections at once of those who may only look; further ones wait.
+const VISITORS_MAX: usize = 64;
+
+/// Connections at once of the owner, whose programs may each watch the console.
+const OWNERS_MAX: usize = 512;
+
+/// How long one who may only look may stay.
+const VISIT_MAX: Duration = Duration::from_secs(30);
+
 /// How long requests that were taken before the end may go on.
 const CLOSE_PATIENCE: Duration = Duration::from_millis(500);
 
-/// Listens on `path` with mode 0600.
+/// How long the server waits when the system gives no connection.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Whom a socket is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Audience {
+    /// This user, who may do everything.
+    Owner,
+    /// All users who can reach the socket's folder. They may look, but not stay.
+    Anybody,
+}
+
+/// Listens on `path`.
 ///
 /// # Errors
 /// The path exists, is too long, or the file system refuses.
-fn bind(path: &Path) -> Result<UnixListener> {
+fn bind(path: &Path, audience: Audience) -> Result<UnixListener> {
     let listener =
         UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
-    // The folder is this user's alone, so nobody can connect in between.
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
+    let mode = match audience {
+        Audience::Owner => 0o600,
+        Audience::Anybody => 0o666,
+    };
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
         .with_context(|| format!("cannot protect {}", path.display()))?;
     Ok(listener)
 }
 
 /// Serves `router` until `end`, answering what has been asked by then; unknown routes and oversized bodies get the same kind of
 /// answer as all else.
-fn serve_until(
+async fn serve_until(
     listener: UnixListener,
     router: Router,
-    end: impl Future<Output = ()> + Send + 'static,
-) -> JoinHandle<()> {
+    audience: Audience,
+    mut end: watch::Receiver<()>,
+) {
     let router = router
         .fallback(|| async {
             ApiError::new(Reason::NotFound, "no such route: see /v1/openapi.json")
@@ -48,29 +83,77 @@ fn serve_until(
             ApiError::new(Reason::MethodNotAllowed, "not with this method: see /v1/openapi.json")
         })
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX));
-    tokio::spawn(async move {
-        if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(end).await {
-            tracing::error!(%error, "the api socket is closed");
+    let places = match audience {
+        Audience::Owner => OWNERS_MAX,
+        Audience::Anybody => VISITORS_MAX,
+    };
+    let mut visits = JoinSet::new();
+    loop {
+        tokio::select! {
+            _ = end.changed() => break,
+            Some(_) = visits.join_next() => {}
+            accepted = listener.accept(), if visits.len() < places => match accepted {
+                Ok((stream, _)) => {
+                    visits.spawn(visit(stream, router.clone(), audience, end.clone()));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "the api socket takes no connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            },
         }
-    })
+    }
+    drop(listener);
+    while visits.join_next().await.is_some() {}
+}
+
+/// Serves one connection.
+async fn visit(
+    stream: UnixStream,
+    router: Router,
+    audience: Audience,
+    mut end: watch::Receiver<()>,
+) {
+    let stream = HandingStream::new(stream, None);
+    let service = TowerToHyperService::new(router.layer(Extension(stream.handed())));
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_PATIENCE)
+        .max_buf_size(HEAD_BYTES_MAX);
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let stay = async {
+        tokio::select! {
+            // Who breaks off, or is slow, has no one to tell.
+            _ = connection.as_mut() => return,
+            _ = end.changed() => connection.as_mut().graceful_shutdown(),
+        }
+        let _broken_off = connection.as_mut().await;
+    };
+    match audience {
+        Audience::Owner => stay.await,
+        Audience::Anybody => {
+            let _in_time = tokio::time::timeout(VISIT_MAX, stay).await;
+        }
+    }
 }
 
 /// A socket that is served and can be closed in order.
 #[derive(Debug)]
 pub(crate) struct Server {
     task: JoinHandle<()>,
-    end: oneshot::Sender<()>,
+    end: watch::Sender<()>,
 }
 
 impl Server {
-    /// Serves `router` on the socket at `path`, for this user only.
+    /// Serves `router` on the socket at `path`, for `audience`.
     ///
     /// # Errors
-    /// As [`bind`].
-    pub(crate) fn start(path: &Path, router: Router) -> Result<Self> {
-        let listener = bind(path)?;
-        let (end, ended) = oneshot::channel();
-        let task = serve_until(listener, router, async move { drop(ended.await) });
+    /// The path exists, is too long, or the file system refuses.
+    pub(crate) fn start(path: &Path, router: Router, audience: Audience) -> Result<Self> {
+        let listener = bind(path, audience)?;
+        let (end, ended) = watch::channel(());
+        let task = tokio::spawn(serve_until(listener, router, audience, ended));
         Ok(Self { task, end })
     }
 
@@ -80,5 +163,49 @@ impl Server {
         if tokio::time::timeout(CLOSE_PATIENCE, &mut self.task).await.is_err() {
             self.task.abort();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::routing::get;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    fn router() -> Router {
+        Router::new().route("/hello", get(|| async { "hello" }))
+    }
+
+    #[tokio::test]
+    async fn sockets_are_open_to_whom_they_are_for() {
+        let folder = tempfile::tempdir().unwrap();
+        for (audience, mode) in [(Audience::Owner, 0o600), (Audience::Anybody, 0o666)] {
+            let path = folder.path().join(format!("{mode:o}"));
+            let server = Server::start(&path, router(), audience).unwrap();
+            let found = std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+            assert_eq!(found, mode, "{audience:?}");
+            server.close().await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_says_nothing_makes_room_for_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("sock");
+        let _server = Server::start(&path, router(), Audience::Anybody).unwrap();
+        let mut silent = Vec::new();
+        for _ in 0..VISITORS_MAX {
+            let mut stream = UnixStream::connect(&path).await.unwrap();
+            stream.write_all(b"GET /hello HTTP/1.1\r\n").await.unwrap();
+            silent.push(stream);
+        }
+        let mut last = UnixStream::connect(&path).await.unwrap();
+        last.write_all(b"GET /hello HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+            .await
+            .unwrap();
+        let mut answer = String::new();
+        last.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.ends_with("hello"), "{answer}");
     }
 }

@@ -107,6 +107,46 @@ pub(crate) struct GuestInfo {
     pub(crate) migration_id: Option<Uuid>,
     /// More about the state, for people: why it is in doubt and what to do.
     pub(crate) detail: Option<String>,
+    /// What its process is confined to.
+    #[serde(default)]
+    pub(crate) confinement: Confinement,
+}
+
+/// What a guest's process is confined to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Confinement {
+    /// System calls.
+    pub(crate) seccomp: SeccompState,
+    /// Files.
+    pub(crate) landlock: LandlockState,
+}
+
+/// What becomes of a process that tries a system call that it may not.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum SeccompState {
+    /// It ends.
+    On,
+    /// The kernel's log tells of it.
+    Log,
+    /// Nothing.
+    #[default]
+    Off,
+}
+
+/// Whether a process can open what it does not need.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum LandlockState {
+    /// No.
+    Full,
+    /// No, but the kernel is too old for some of the rules.
+    Partial,
+    /// Yes: the kernel has no Landlock.
+    Missing,
+    /// Yes: it was not to be confined.
+    #[default]
+    Off,
 }
 
 /// A guest's vsock device.

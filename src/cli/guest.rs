@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::JsonFlag;
+use super::isolation::IsolationArgs;
 use super::spec::GuestSpec;
 use crate::names::GuestName;
 use crate::units::parse_duration;
@@ -44,6 +45,9 @@ pub(crate) struct RunArgs {
     #[command(flatten)]
     pub(crate) background: BackgroundArgs,
 
+    #[command(flatten)]
+    pub(crate) isolation: IsolationArgs,
+
     // Last: its last heading would hold for what follows, too.
     #[command(flatten)]
     pub(crate) spec: GuestSpec,
@@ -76,6 +80,9 @@ pub(crate) struct RestoreArgs {
 
     #[command(flatten)]
     pub(crate) background: BackgroundArgs,
+
+    #[command(flatten)]
+    pub(crate) isolation: IsolationArgs,
 }
 
 /// `lighter save`.

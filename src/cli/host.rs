@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 
 use super::JsonFlag;
+use super::isolation::IsolationArgs;
 use super::net::NetRename;
 use super::spec::PatternArg;
 use crate::names::GuestName;
@@ -102,6 +103,13 @@ pub(crate) struct IncomingArgs {
     /// Address to listen on, with a port of the kernel's choice.
     #[arg(long)]
     pub(crate) bind: IpAddr,
+
+    /// A disk that the guest will use.
+    #[arg(long = "disk")]
+    pub(crate) disks: Vec<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) isolation: IsolationArgs,
 
     /// What bridges and taps are called here.
     #[arg(long)]

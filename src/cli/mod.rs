@@ -10,6 +10,7 @@ pub(crate) mod definition;
 pub(crate) mod disk;
 pub(crate) mod guest;
 pub(crate) mod host;
+pub(crate) mod isolation;
 pub(crate) mod migration;
 pub(crate) mod net;
 pub(crate) mod spec;
@@ -46,6 +47,10 @@ pub(crate) struct Cli {
         help_heading = "Global options"
     )]
     pub(crate) state_dir: Option<PathBuf>,
+
+    /// Only look: over the sockets that are open to all users of this host. For ls, show and events.
+    #[arg(long, short = 'r', global = true, help_heading = "Global options")]
+    pub(crate) readonly: bool,
 
     /// What to log on stderr: error, warn, info, debug, trace, or per module (`migrate=debug`).
     ///
@@ -189,7 +194,7 @@ mod tests {
                 "memory" | "working-set" => "64M",
                 "cpus" | "dirty-rate" => "2",
                 "vsock" => "3",
-                "acpi" | "balloon" => "on",
+                "acpi" | "balloon" | "seccomp" | "landlock" => "on",
                 "on-reboot" => "stop",
                 "pattern" => "zero",
                 "hugepages" => "off",
@@ -198,14 +203,23 @@ mod tests {
                 "cpu" => "host",
                 "label" => "a=b",
                 "net" => "tap=t0",
-                "rng" | "detach" | "prealloc" => "",
+                "rng" | "detach" | "prealloc" | "readonly" => "",
                 _ => "x",
             };
             let option = format!("--{option}");
             let line = ["lighter", "run", "web.toml", &option, value];
             let line = if value.is_empty() { &line[..4] } else { &line[..] };
             let taken = Cli::try_parse_from(line);
-            let stays = ["--name", "--detach", "--state-dir", "--log-level", "--log-format"];
+            let stays = [
+                "--name",
+                "--detach",
+                "--seccomp",
+                "--landlock",
+                "--readonly",
+                "--state-dir",
+                "--log-level",
+                "--log-format",
+            ];
             let error = taken.err().map(|error| error.to_string()).unwrap_or_default();
             let is_refused = error.contains("cannot be used with");
             assert_eq!(is_refused, !stays.contains(&option.as_str()), "{option}: {error}");

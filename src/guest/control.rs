@@ -1,5 +1,6 @@
 //! What a guest process does when its API is asked: each request against what the process is busy with.
 
+use std::fs::File;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,9 +18,9 @@ use super::{balloon, saved, workload};
 use crate::api::guest::GuestControl;
 use crate::api::types::{
     BackingInfo, BalloonInfo, BalloonRequest, ConsoleInput, ConsoleTaken, GuestInfo, GuestKind,
-    GuestState, MigrationRequest, MigrationStarted, MigrationStatus, NetInfo, OnReboot,
-    RebootRequest, Resolution, SaveRequest, Saved, StateAnswer, VsockInfo, WorkloadControl,
-    WorkloadControlled, WorkloadInfo,
+    GuestState, LandlockState, MigrationRequest, MigrationStarted, MigrationStatus, NetInfo,
+    OnReboot, RebootRequest, Resolution, SaveRequest, Saved, StateAnswer, VsockInfo,
+    WorkloadControl, WorkloadControlled, WorkloadInfo,
 };
 use crate::api::{ApiError, Reason};
 use crate::scrollback::Scrollback;
@@ -186,6 +187,7 @@ impl GuestControl for ProcessControl {
             last_restart: restarts.last.map(|reason| reason.to_string()),
             migration_id: running.or_else(last).map(|id| id.0),
             detail,
+            confinement: self.process().confinement(),
         }
     }
 
@@ -221,7 +223,7 @@ impl GuestControl for ProcessControl {
         Ok(StateAnswer { state: GuestState::Ended })
     }
 
-    fn save(&self, request: &SaveRequest) -> Result<Saved, ApiError> {
+    fn save(&self, request: &SaveRequest, handed: Option<File>) -> Result<Saved, ApiError> {
         if !request.file.is_absolute() {
             return Err(ApiError::new(
                 Reason::BadRequest,
@@ -235,14 +237,21 @@ impl GuestControl for ProcessControl {
                 format!("{} goes when the guest ends: save it elsewhere", folder.path().display()),
             ));
         }
+        let landlock = self.process().confinement().landlock;
+        if handed.is_none() && matches!(landlock, LandlockState::Full | LandlockState::Partial) {
+            return Err(ApiError::new(
+                Reason::BadRequest,
+                "the guest's process may not open files: send an open one along (SCM_RIGHTS), as `lighter save` does",
+            ));
+        }
         let machine = self.machine()?;
         let mut occupation = self.process().occupation();
         self.refuse_when_busy(&occupation)?;
         let saving = Saving::begin(self.process(), &mut occupation);
         drop(occupation);
         let began = Instant::now();
-        let file_bytes =
-            saved::save(machine, &request.file, request.format).map_err(ApiError::failed)?;
+        let saved = saved::save(machine, &request.file, request.format, handed);
+        let file_bytes = saved.map_err(ApiError::failed)?;
         drop(saving);
         Ok(Saved {
             file_bytes,

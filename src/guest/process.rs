@@ -17,7 +17,7 @@ use super::machine::SharedMachine;
 use super::merging::Merging;
 use super::session::MigrationSession;
 use super::workload::BadNews;
-use crate::api::types::{GuestState, MigrationStatus};
+use crate::api::types::{Confinement, GuestState, MigrationStatus};
 use crate::clock::unix_ms;
 use crate::ended::{Ended, How};
 use crate::names::GuestName;
@@ -134,6 +134,8 @@ pub(crate) struct GuestProcess {
     /// How the last migration went, once it is over.
     last_migration: Mutex<Option<(MigrationId, MigrationStatus)>>,
     ending: watch::Sender<Option<Ending>>,
+    /// What the process was confined to, once it is.
+    confinement: OnceLock<Confinement>,
 }
 
 impl GuestProcess {
@@ -156,7 +158,19 @@ impl GuestProcess {
             occupation: Mutex::new(Occupation::None),
             last_migration: Mutex::new(None),
             ending: watch::Sender::new(None),
+            confinement: OnceLock::new(),
         })
+    }
+
+    /// What the process is confined to.
+    pub(crate) fn confinement(&self) -> Confinement {
+        self.confinement.get().copied().unwrap_or_default()
+    }
+
+    /// Tells others what the process is confined to from now on.
+    pub(super) fn set_confinement(&self, confinement: Confinement) {
+        // It is confined once.
+        let _first = self.confinement.set(confinement);
     }
 
     /// Who this process is.

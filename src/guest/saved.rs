@@ -1,11 +1,12 @@
 //! A guest in a file: `save`, `restore`, `template` and `run --template`, around `vmm_core::snapshot`.
 
+use std::fs::File;
 use std::path::Path;
 
 use anyhow::{Context, Result};
 use uuid::Uuid;
 use vmm_core::snapshot::{CloneConfig, Template};
-use vmm_core::{RunState, Vm, VmOptions, snapshot};
+use vmm_core::{RunState, Vm, VmOptions, VmShape, VmState, snapshot};
 
 use super::console::Console;
 use super::machine::Machine;
@@ -24,6 +25,14 @@ pub(crate) fn name_of(file: &Path) -> Result<GuestName> {
         .with_context(|| format!("cannot name a guest after {}: choose a --name", file.display()))
 }
 
+/// What the guest in `file`, to be called `name`, is made of.
+///
+/// # Errors
+/// The file is no saved guest, or is damaged.
+pub(crate) fn read(file: &Path, name: &GuestName) -> Result<(VmShape, VmState)> {
+    snapshot::read_guest(file).with_context(|| format!("cannot restore {name}"))
+}
+
 /// Creates the machine that `file` holds, ready to go on where it was saved, under a new identity.
 ///
 /// # Errors
@@ -33,6 +42,14 @@ pub(crate) fn restore(file: &Path, name: GuestName, console: &Console) -> Result
         .with_context(|| format!("cannot restore {name}"))?;
     let shape = vm.shape().clone();
     Machine::adopt(name, Uuid::new_v4(), shape, vm, console)
+}
+
+/// What a clone of the template in `file`, to be called `name`, is made of, but for what it has of its own.
+///
+/// # Errors
+/// The file is no template, or is damaged.
+pub(crate) fn read_template(file: &Path, name: &GuestName) -> Result<(VmShape, VmState)> {
+    snapshot::read_template(file).with_context(|| format!("cannot run {name}"))
 }
 
 /// Creates a machine from the template that `spec` names, ready to go on where that guest was saved, under a new identity.
@@ -63,14 +80,21 @@ pub(crate) fn start_clone(
 ///
 /// # Errors
 /// The guest has ended, or the file cannot be written; the guest goes on all the same.
-pub(crate) fn save(machine: &Machine, file: &Path, format: SaveFormat) -> Result<u64> {
+pub(crate) fn save(
+    machine: &Machine,
+    file: &Path,
+    format: SaveFormat,
+    handed: Option<File>,
+) -> Result<u64> {
     let vm = machine.vm();
     let was_running = vm.run_state() == RunState::Running;
     vm.pause()?;
     let _goes_on = was_running.then(|| GoesOn(machine));
-    let report = match format {
-        SaveFormat::Guest => snapshot::save(vm, file)?,
-        SaveFormat::Template => snapshot::save_template(vm, file)?,
+    let report = match (format, handed) {
+        (SaveFormat::Guest, None) => snapshot::save(vm, file)?,
+        (SaveFormat::Guest, Some(handed)) => snapshot::save_into(vm, &handed, file)?,
+        (SaveFormat::Template, None) => snapshot::save_template(vm, file)?,
+        (SaveFormat::Template, Some(handed)) => snapshot::save_template_into(vm, &handed, file)?,
     };
     Ok(report.file_bytes)
 }
@@ -93,7 +117,6 @@ impl Drop for GoesOn<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vmm_core::VmShape;
 
     #[test]
     fn a_guest_is_named_after_its_file() {
@@ -117,7 +140,7 @@ mod tests {
         machine.vm().ram().copy_in(5, 0, &[9; 4096]).unwrap();
 
         let file = folder.path().join("web.lighter");
-        assert!(save(&machine, &file, SaveFormat::Guest).unwrap() > 4096);
+        assert!(save(&machine, &file, SaveFormat::Guest, None).unwrap() > 4096);
 
         let restored = restore(&file, "web-2".parse().unwrap(), &console).unwrap();
         let mut page = [0; 4096];

@@ -15,13 +15,15 @@ use super::machine::{Machine, SharedMachine};
 use super::plan::Plan;
 use super::process::{Ending, GuestProcess, Labels};
 use super::saved;
-use crate::api::guest::router;
-use crate::api::server::Server;
-use crate::api::types::GuestKind;
+use crate::api::guest::{readonly_router, router};
+use crate::api::server::{Audience, Server};
+use crate::api::types::{Confinement, GuestKind, LandlockState, SeccompState};
 use crate::cli::definition::DefinedArgs;
 use crate::cli::guest::{BackgroundArgs, RestoreArgs, RunArgs};
 use crate::cli::host::IncomingArgs;
+use crate::cli::isolation::{IsolationArgs, SeccompMode};
 use crate::cli::spec::GuestSpec;
+use crate::confinement::{self, Files};
 use crate::definitions::Document;
 use crate::exit::Exit;
 use crate::names::GuestName;
@@ -37,10 +39,12 @@ const WORKERS_MAX: usize = 4;
 /// # Errors
 /// The guest cannot be started, or it crashed.
 pub(crate) fn run(state: &StateDir, args: &RunArgs) -> Result<Exit> {
-    let Some(file) = &args.file else { return launch(state, &args.spec, &args.background) };
+    let Some(file) = &args.file else {
+        return launch(state, &args.spec, &args.background, args.isolation);
+    };
     let spec = Document::read(file)?.spec;
     let name = args.spec.name.clone().or(spec.name);
-    launch(state, &GuestSpec { name, ..spec }, &args.background)
+    launch(state, &GuestSpec { name, ..spec }, &args.background, args.isolation)
 }
 
 /// `lighter start`.
@@ -49,22 +53,36 @@ pub(crate) fn run(state: &StateDir, args: &RunArgs) -> Result<Exit> {
 /// The guest is not defined, cannot be started, or crashed.
 pub(crate) fn start_defined(state: &StateDir, args: &DefinedArgs) -> Result<Exit> {
     let spec = state.definitions().expect(&args.name)?.spec?;
-    launch(state, &spec, &BackgroundArgs { detach: true })
+    launch(state, &spec, &BackgroundArgs { detach: true }, IsolationArgs::from_environment()?)
 }
 
-fn launch(state: &StateDir, spec: &GuestSpec, background: &BackgroundArgs) -> Result<Exit> {
+fn launch(
+    state: &StateDir,
+    spec: &GuestSpec,
+    background: &BackgroundArgs,
+    isolation: IsolationArgs,
+) -> Result<Exit> {
     let name = background::name().or_else(|| spec.name.clone()).unwrap_or_else(GuestName::generate);
     if let Some(exit) = detach(state, background, &name)? {
         return Ok(exit);
     }
     if let Some(template) = &spec.template {
-        let life = Life::begin(state, &name)?;
+        let life = Life::begin(state, &name, isolation, |mut files| {
+            let disks = spec.disk.iter().filter_map(|disk| disk.path.canonicalize().ok());
+            disks.for_each(|disk| files.add_disk(&disk));
+            // The template's own disks and kernel are named in it.
+            let (shape, saved) = saved::read_template(template, &name)?;
+            let files = files.and_devices(&shape).and_boot_record(saved.boot.as_ref());
+            Ok(files.and_file(template))
+        })?;
         let console = life.console();
         let machine = saved::start_clone(spec, template, name, &console)?;
         return life.lead(Arc::new(machine), &console, spec.labels());
     }
     let plan = Plan::new(spec, name)?;
-    let life = Life::begin(state, &plan.name)?;
+    let life = Life::begin(state, &plan.name, isolation, |files| {
+        Ok(files.and_devices(&plan.shape).and_boot(&plan.boot))
+    })?;
     let console = life.console();
     let options = VmOptions { dirty_log: spec.dirty_log.unwrap_or_default() };
     let (name, uuid) = (plan.name.clone(), Uuid::new_v4());
@@ -86,7 +104,11 @@ pub(crate) fn restore(state: &StateDir, args: &RestoreArgs) -> Result<Exit> {
     if let Some(exit) = detach(state, &args.background, &name)? {
         return Ok(exit);
     }
-    let life = Life::begin(state, &name)?;
+    let life = Life::begin(state, &name, args.isolation, |files| {
+        let (shape, saved) = saved::read(&args.file, &name)?;
+        let files = files.and_devices(&shape).and_boot_record(saved.boot.as_ref());
+        Ok(files.and_file(&args.file))
+    })?;
     let console = life.console();
     let machine = saved::restore(&args.file, name, &console)?;
     life.lead(Arc::new(machine), &console, Labels::new())
@@ -110,7 +132,13 @@ fn detach(state: &StateDir, args: &BackgroundArgs, name: &GuestName) -> Result<O
 /// The guest did not arrive, or crashed later.
 pub(crate) fn incoming(state: &StateDir, args: &IncomingArgs) -> Result<Exit> {
     background::leave_terminal()?;
-    let outcome = Life::begin(state, &args.name).and_then(|life| life.receive(args));
+    let life = Life::begin(state, &args.name, args.isolation, |mut files| {
+        args.disks.iter().for_each(|disk| files.add_disk(disk));
+        args.disk_dir.iter().for_each(|folder| files.add_disk_folder(folder));
+        // What it boots from again is not known before its state is here.
+        Ok(files.and_any_to_read())
+    });
+    let outcome = life.and_then(|life| life.receive(args));
     if let Err(error) = &outcome {
         arriving::tell_node_error(error);
     }
@@ -122,12 +150,23 @@ struct Life {
     claim: GuestClaim,
     state: StateDir,
     runtime: Runtime,
+    seccomp: SeccompMode,
+    landlock: LandlockState,
 }
 
 impl Life {
-    fn begin(state: &StateDir, name: &GuestName) -> Result<Self> {
+    /// Takes the name, and leaves this process the files that `files` adds to those of every guest.
+    fn begin(
+        state: &StateDir,
+        name: &GuestName,
+        isolation: IsolationArgs,
+        files: impl FnOnce(Files) -> Result<Files>,
+    ) -> Result<Self> {
         state.create()?;
         let claim = state.guest(name).claim()?;
+        let files = files(Files::of_guest(state, claim.dir()))?;
+        // Before there are threads: all of them inherit it.
+        let landlock = confinement::restrict_files(isolation.landlock, &files)?;
         let threads =
             std::thread::available_parallelism().map_or(1, usize::from).clamp(1, WORKERS_MAX);
         let runtime = Builder::new_multi_thread()
@@ -135,7 +174,22 @@ impl Life {
             .enable_all()
             .build()
             .context("cannot start")?;
-        Ok(Self { claim, state: state.clone(), runtime })
+        let (state, seccomp) = (state.clone(), isolation.seccomp);
+        Ok(Self { claim, state, runtime, seccomp, landlock })
+    }
+
+    /// Leaves this process the system calls that it needs from now on. Everything that needs others has been done.
+    fn confine(&self, process: &GuestProcess) -> Result<()> {
+        let seccomp = match self.seccomp {
+            SeccompMode::On => SeccompState::On,
+            SeccompMode::Log => SeccompState::Log,
+            SeccompMode::Off => SeccompState::Off,
+        };
+        process.set_confinement(Confinement { seccomp, landlock: self.landlock });
+        confinement::restrict_calls(self.seccomp)?;
+        #[cfg(feature = "failpoints")]
+        confinement::attempt::as_told(&self.runtime)?;
+        Ok(())
     }
 
     fn dir(&self) -> &GuestDir {
@@ -166,7 +220,8 @@ impl Life {
             true => attach(&process, &machine)?,
             false => None,
         };
-        let server = self.open(&process)?;
+        let servers = self.open(&process)?;
+        self.confine(&process)?;
         machine.vm().resume().context("cannot start the guest")?;
         if background::name().is_some() {
             background::log_to_folder(self.dir())?;
@@ -177,7 +232,7 @@ impl Life {
             ));
         }
         drop(machine);
-        self.live(&process, server)
+        self.live(&process, servers)
     }
 
     /// Receives a guest and runs it, until its end.
@@ -192,26 +247,34 @@ impl Life {
         );
         let console = Console::log(self.dir().console_log());
         let port = Arrival::start(&process, args, token, console)?;
-        let server = self.open(&process)?;
+        let servers = self.open(&process)?;
+        self.confine(&process)?;
         arriving::tell_node_port(port)?;
-        self.live(&process, server)
+        self.live(&process, servers)
     }
 
     /// From here on others can find the guest.
-    fn open(&self, process: &Arc<GuestProcess>) -> Result<Server> {
+    fn open(&self, process: &Arc<GuestProcess>) -> Result<[Server; 2]> {
         self.dir().write_identity(process.identity())?;
         let _entered = self.runtime.enter();
-        Server::start(&self.dir().socket(), router(Arc::new(ProcessControl(Arc::clone(process)))))
+        let control = || Arc::new(ProcessControl(Arc::clone(process)));
+        let looks = readonly_router(control());
+        Ok([
+            Server::start(&self.dir().socket(), router(control()), Audience::Owner)?,
+            Server::start(&self.dir().readonly_socket(), looks, Audience::Anybody)?,
+        ])
     }
 
-    fn live(self, process: &Arc<GuestProcess>, server: Server) -> Result<Exit> {
+    fn live(self, process: &Arc<GuestProcess>, servers: [Server; 2]) -> Result<Exit> {
         let ending = self.runtime.block_on(async {
             let ending = process.wait().await;
             process.shut_down().await;
             if let Some(machine) = process.machine() {
                 machine.scrollback().close();
             }
-            server.close().await;
+            for server in servers {
+                server.close().await;
+            }
             ending
         })?;
         // Whoever sees the folder gone may count on the guest being gone too; so it goes last.

@@ -4,6 +4,7 @@
 //! promise, start, answer; record, then answer.
 
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 
 use migrate::guest::RefusalKind;
 use migrate::protocol::front::FrontReply;
@@ -19,6 +20,7 @@ use super::launch::{Launch, Launched, launch};
 use super::liveness;
 use super::service::Node;
 use crate::clock::unix_ms;
+use crate::confinement::files;
 use crate::names::GuestName;
 
 /// Guests on their way here at once.
@@ -72,7 +74,8 @@ impl Node {
         let migration = arrival.migration;
         self.promises().admit(&request, migration, || self.host_view())?;
         let token = Token::random();
-        let launched = self.launch(&request, migration, &token).await;
+        let disks = disks(&arrival.guest);
+        let launched = self.launch(&request, migration, &token, &disks).await;
         let Launched { port, child } =
             launched.inspect_err(|_| self.promises().release(&request.name, migration))?;
         if let Some(pid) = child.id() {
@@ -87,6 +90,7 @@ impl Node {
         guest: &GuestRequest,
         migration: MigrationId,
         token: &Token,
+        disks: &[PathBuf],
     ) -> Result<Launched, Refusal> {
         let bind = self.listen_address().ip();
         let GuestRequest { name, uuid, .. } = guest;
@@ -97,6 +101,7 @@ impl Node {
             migration,
             token,
             bind,
+            disks,
             net_map: self.net_map(),
             disk_folders: self.disk_folders(),
         };
@@ -211,6 +216,13 @@ fn read_request(guest: &GuestDescription) -> Result<GuestRequest, Refusal> {
         takes: what_it_takes(guest),
         vcpus: u32::from(guest.vcpus),
     })
+}
+
+/// The disks that a guest will use. A description without sense has none, and is refused by the process.
+fn disks(guest: &GuestDescription) -> Vec<PathBuf> {
+    let shape = VmShape::from_bytes(&guest.config.0);
+    let devices = shape.map(|shape| shape.devices).unwrap_or_default();
+    devices.iter().filter_map(files::disk).map(Path::to_owned).collect()
 }
 
 /// Where its memory comes from. One that cannot be read is refused by its process, with the reason.

@@ -42,6 +42,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) token: &'a Token,
     /// The address to listen on.
     pub(crate) bind: IpAddr,
+    /// The disks that the guest will use: nothing else may its process write.
+    pub(crate) disks: &'a [PathBuf],
     /// What bridges and taps are called here.
     pub(crate) net_map: &'a [NetRename],
     /// Where disks may be made that come along.
@@ -101,6 +103,9 @@ pub(crate) async fn launch(what: &Launch<'_>) -> Result<Launched, LaunchError> {
         .args(["--uuid", &what.uuid.to_string()])
         .args(["--migration-id", &what.migration.to_string()])
         .args(["--bind", &what.bind.to_string()]);
+    for disk in what.disks {
+        command.arg("--disk").arg(disk);
+    }
     for rename in what.net_map {
         command.args(["--net-map", &rename.to_string()]);
     }

@@ -1,7 +1,6 @@
 //! Starts the node's parts in the order in which they need each other, and ends them when the node is told to.
 
-use std::path::Path;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,7 +14,7 @@ use super::resolver::Resolver;
 use super::service::Node;
 use super::types::NodeFile;
 use super::{api, autostart, exposition};
-use crate::api::server::Server;
+use crate::api::server::{Audience, Server};
 use crate::cli::host::NodeArgs;
 use crate::clock::unix_ms;
 use crate::durable;
@@ -65,7 +64,11 @@ async fn serve(state: &StateDir, args: &NodeArgs, tls: Tls) -> Result<Exit> {
     let mut end = EndSignals::listen()?;
     let endpoint = migrate::quic::endpoint::listen(args.listen, &tls)?;
     let listener = exposition::bind(args.metrics).await?;
-    durable::remove_if_there(&state.node_socket())?;
+    let sockets =
+        [(state.node_socket(), Audience::Owner), (state.node_readonly_socket(), Audience::Anybody)];
+    for (path, _) in &sockets {
+        durable::remove_if_there(path)?;
+    }
     let file = NodeFile {
         pid: std::process::id(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -92,7 +95,11 @@ async fn serve(state: &StateDir, args: &NodeArgs, tls: Tls) -> Result<Exit> {
         look_after_records(Arc::clone(&node), NodeCourier::new(tls)),
         tokio::spawn(autostart::start_guests(Arc::clone(&node))),
     ];
-    let socket = Server::start(&state.node_socket(), api::router(Arc::clone(&node)))?;
+    // Nothing can be changed through any of them.
+    let serve = |(path, audience): &(PathBuf, Audience)| {
+        Server::start(path, api::router(Arc::clone(&node)), *audience)
+    };
+    let servers = sockets.iter().map(serve).collect::<Result<Vec<_>>>()?;
     // Last: whoever reads it finds everything served.
     durable::write_json(&state.node_file(), &file)?;
     let guests = state.live_guests()?.len();
@@ -106,10 +113,14 @@ async fn serve(state: &StateDir, args: &NodeArgs, tls: Tls) -> Result<Exit> {
         "the node ends; guests go on without it"
     );
     durable::remove_if_there(&state.node_file())?;
-    durable::remove_if_there(&state.node_socket())?;
+    for (path, _) in &sockets {
+        durable::remove_if_there(path)?;
+    }
     endpoint.close(0_u32.into(), b"the node ends");
     let _all_told = tokio::time::timeout(CLOSE_PATIENCE, endpoint.wait_idle()).await;
-    socket.close().await;
+    for server in servers {
+        server.close().await;
+    }
     for part in parts {
         part.abort();
     }

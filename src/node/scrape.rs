@@ -198,6 +198,7 @@ mod tests {
             last_restart: None,
             migration_id: None,
             detail: None,
+            confinement: Default::default(),
         };
         GuestView { info, migration, workload: None, cost: None }
     }

@@ -150,7 +150,7 @@ struct Sight {
 impl Sight {
     /// Asks one guest.
     async fn of(dir: GuestDir) -> Option<Self> {
-        let client = ApiClient::new(&dir.socket()).with_patience(PATIENCE);
+        let client = ApiClient::new(&dir.client_socket()).with_patience(PATIENCE);
         let info: GuestInfo = client.get("/v1/guest").await.ok()?;
         let migration = match info.migration_id {
             Some(_) => client.get("/v1/guest/migration").await.ok(),

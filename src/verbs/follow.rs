@@ -255,7 +255,7 @@ mod tests {
 
     use super::super::summary::tests::report;
     use super::*;
-    use crate::api::server::Server;
+    use crate::api::server::{Audience, Server};
     use crate::exit;
     use crate::state_dir::GuestClaim;
 
@@ -273,7 +273,7 @@ mod tests {
         let name: GuestName = "web".parse().unwrap();
         let claim = state.guest(&name).claim().unwrap();
         let router = Router::new().route("/v1/guest/migration", migration);
-        let server = Server::start(&state.guest(&name).socket(), router).unwrap();
+        let server = Server::start(&state.guest(&name).socket(), router, Audience::Owner).unwrap();
         let follower = Follower { state, name, id: MigrationId::random(), role: Role::Source };
         Scene { _claim: claim, _folder: folder, _server: server, follower }
     }

@@ -155,7 +155,7 @@ async fn look_at_all(guests: Vec<GuestDir>) -> Result<Vec<Listed>> {
 
 /// Asks one guest.
 pub(crate) async fn look_at(dir: &GuestDir) -> Listed {
-    let client = ApiClient::new(&dir.socket()).with_patience(PATIENCE);
+    let client = ApiClient::new(&dir.client_socket()).with_patience(PATIENCE);
     let info = client.get::<GuestInfo>("/v1/guest").await.ok();
     let identity = || dir.read_identity().ok();
     let pid = info.as_ref().map(|info| info.pid).or_else(|| Some(identity()?.pid));
@@ -224,7 +224,7 @@ pub(crate) mod tests {
     use tokio::sync::Barrier;
 
     use super::*;
-    use crate::api::server::Server;
+    use crate::api::server::{Audience, Server};
     use crate::api::types::{GuestKind, OnReboot};
     use crate::definitions::Definitions;
 
@@ -249,6 +249,7 @@ pub(crate) mod tests {
             last_restart: None,
             migration_id: None,
             detail: None,
+            confinement: Default::default(),
         }
     }
 
@@ -267,7 +268,7 @@ pub(crate) mod tests {
                 Json(info(&name))
             };
             let router = Router::new().route("/v1/guest", get(answer));
-            servers.push(Server::start(&dir.socket(), router).unwrap());
+            servers.push(Server::start(&dir.socket(), router, Audience::Owner).unwrap());
             guests.push(dir);
         }
 

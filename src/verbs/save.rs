@@ -1,11 +1,13 @@
 //! `lighter save` and `lighter template`: a guest's memory and state into a file.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use vmm_core::snapshot::PartialFile;
 
 use super::session::{block_on, guest_client};
+use crate::api::ApiClient;
 use crate::api::types::{SaveFormat, SaveRequest, Saved};
 use crate::cli::guest::{SaveArgs, TemplateArgs};
 use crate::exit::Exit;
@@ -36,9 +38,7 @@ pub(crate) fn template(state: &StateDir, args: &TemplateArgs) -> Result<Exit> {
 fn write(state: &StateDir, name: &GuestName, to: &Path, format: SaveFormat) -> Result<Exit> {
     let client = guest_client(state, name)?.with_patience(PATIENCE);
     let file = std::path::absolute(to).with_context(|| format!("cannot find {}", to.display()))?;
-    let saved: Result<Saved> =
-        block_on(async { Ok(client.post("/v1/guest/save", &SaveRequest { file, format }).await?) });
-    let saved = saved.with_context(|| format!("cannot save {name}"))?;
+    let saved = save(&client, file, format).with_context(|| format!("cannot save {name}"))?;
     let stood = format_duration(Duration::from_millis(saved.paused_ms));
     output::print_line(format_args!(
         "{name}: {} in {}, the guest stood still for {stood}",
@@ -46,4 +46,17 @@ fn write(state: &StateDir, name: &GuestName, to: &Path, format: SaveFormat) -> R
         to.display()
     ))?;
     Ok(Exit::Done)
+}
+
+/// Has the guest written to a file without a name, which gets its name when all is there. It is opened here: the guest's process may
+/// not, and the file becomes this user's.
+fn save(client: &ApiClient, file: PathBuf, format: SaveFormat) -> Result<Saved> {
+    let path = file.display().to_string();
+    let partial = PartialFile::create(&file);
+    let partial = partial.with_context(|| format!("cannot save the guest to {path}"))?;
+    let request = SaveRequest { file, format };
+    let asked = client.post_with_file("/v1/guest/save", &request, partial.file());
+    let saved = block_on(async { Ok(asked.await?) })?;
+    partial.publish(|| Ok(())).with_context(|| format!("cannot save the guest to {path}"))?;
+    Ok(saved)
 }

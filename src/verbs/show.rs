@@ -14,7 +14,8 @@ use super::session::block_on;
 use super::summary::seconds;
 use crate::api::ApiClient;
 use crate::api::types::{
-    BackingInfo, FlowInfo, GuestKind, MigrationStatus, NetInfo, OnReboot, VsockInfo, WorkloadInfo,
+    BackingInfo, Confinement, FlowInfo, GuestKind, LandlockState, MigrationStatus, NetInfo,
+    OnReboot, SeccompState, VsockInfo, WorkloadInfo,
 };
 use crate::cli::Output;
 use crate::cli::guest::ShowArgs;
@@ -78,7 +79,7 @@ pub(crate) fn run(state: &StateDir, args: &ShowArgs) -> Result<Exit> {
     let dir = state.live_guest(&args.name)?;
     let definition = state.definitions().find(&args.name);
     let shown = block_on(async {
-        let client = ApiClient::new(&dir.socket());
+        let client = ApiClient::new(&dir.client_socket());
         let mut shown = Shown::silent(look_at(&dir).await, &dir, definition);
         // One that does not answer is not asked for more.
         if let Some(info) = shown.listed.info() {
@@ -148,6 +149,7 @@ fn text(shown: &Shown) -> String {
             OnReboot::Stop => "ends",
         };
         lines.push(("When it resets", on_reboot.to_owned()));
+        lines.push(("Confined to", confinement_line(info.confinement)));
     } else {
         lines.push(("State", "its process does not answer".to_owned()));
     }
@@ -165,6 +167,22 @@ fn text(shown: &Shown) -> String {
     lines.extend(shown.migration.iter().flat_map(migration_lines));
     lines.extend(shown.workload.iter().flat_map(workload_lines));
     facts(&lines)
+}
+
+/// What its process may do.
+fn confinement_line(confinement: Confinement) -> String {
+    let calls = match confinement.seccomp {
+        SeccompState::On => "its system calls",
+        SeccompState::Log => "any system call (seccomp only logs)",
+        SeccompState::Off => "any system call (seccomp is off)",
+    };
+    let files = match confinement.landlock {
+        LandlockState::Full => "its files",
+        LandlockState::Partial => "its files, as far as this kernel's Landlock can",
+        LandlockState::Missing => "any file (this kernel has no Landlock)",
+        LandlockState::Off => "any file (landlock is off)",
+    };
+    format!("{calls}, {files}")
 }
 
 fn net_line(net: &NetInfo) -> String {

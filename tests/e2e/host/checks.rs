@@ -133,16 +133,13 @@ fn stray_processes(host: &Host, listed: &[Value]) -> Vec<String> {
 fn belongs(file: &str, guests: &BTreeSet<&str>) -> bool {
     let parts: Vec<&str> = file.split('/').collect();
     match parts.as_slice() {
-        [
-            "node.sock" | "node.json" | "node.lock" | "counted.json" | "autostarted.json"
-            | "merge-domain",
-        ]
+        ["node.sock" | "node-ro.sock" | "node.json" | "node.lock"]
+        | ["counted.json" | "autostarted.json" | "merge-domain"]
         | ["certs", _] => true,
         ["definitions", file] => file.ends_with(".toml") || file.ends_with(".autostart"),
         ["migrations" | "ended", record] => record.ends_with(".json"),
-        ["guests", name, "lock" | "guest.json" | "api.sock" | "console.log" | "lighter.log"] => {
-            guests.contains(name)
-        }
+        ["guests", name, "lock" | "guest.json" | "api.sock" | "api-ro.sock"]
+        | ["guests", name, "console.log" | "lighter.log"] => guests.contains(name),
         ["vsock", socket] => socket.strip_suffix(".sock").is_some_and(|name| guests.contains(name)),
         _ => false,
     }

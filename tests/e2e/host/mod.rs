@@ -15,6 +15,7 @@ mod process;
 mod program;
 pub(crate) mod wait;
 
+pub(crate) use api::ask;
 pub(crate) use guest::{Guest, GuestPlan};
 pub(crate) use migration::{Migration, Outcome};
 use node::Node;

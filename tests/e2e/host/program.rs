@@ -96,7 +96,13 @@ pub(crate) fn lighter<S: AsRef<OsStr>>(state_dir: &Path, arguments: &[S]) -> Com
 }
 
 fn without_leaks(mut command: Command) -> Command {
-    for leak in ["RUST_LOG", "LIGHTER_STATE_DIR", "LIGHTER_FAILPOINT"] {
+    for leak in [
+        "RUST_LOG",
+        "LIGHTER_STATE_DIR",
+        "LIGHTER_FAILPOINT",
+        "LIGHTER_SECCOMP",
+        "LIGHTER_LANDLOCK",
+    ] {
         command.env_remove(leak);
     }
     command

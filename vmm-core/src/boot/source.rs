@@ -60,6 +60,20 @@ pub enum BootRecord {
     },
 }
 
+impl BootRecord {
+    /// The files that the guest boots from when it boots again.
+    pub fn paths(&self) -> Vec<PathBuf> {
+        match self {
+            Self::Workload(_) => Vec::new(),
+            Self::Kernel { kernel, initrd, .. } => [Some(kernel), initrd.as_ref()]
+                .into_iter()
+                .flatten()
+                .map(FileRecord::path)
+                .collect(),
+        }
+    }
+}
+
 /// A file in a saved state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileRecord {
@@ -67,6 +81,12 @@ pub struct FileRecord {
     pub path: Vec<u8>,
     /// XXH3 of its content, 128 bits.
     pub digest: u128,
+}
+
+impl FileRecord {
+    fn path(&self) -> PathBuf {
+        PathBuf::from(OsStr::from_bytes(&self.path))
+    }
 }
 
 /// What a guest was booted from, ready to be booted from again.

@@ -11,7 +11,7 @@ use vm_superio::Trigger;
 /// the interrupt. (`KVM_IRQFD` hands an I/O APIC's interrupts to a work queue, which may run later.)
 #[derive(Clone)]
 pub(crate) struct IrqLine {
-    /// Nobody listens in a test.
+    /// Nobody listens in a test or in front of a fuzzer.
     vm: Option<Arc<VmFd>>,
     gsi: u32,
 }
@@ -23,7 +23,7 @@ impl IrqLine {
     }
 
     /// A line that leads nowhere.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn unconnected() -> Self {
         Self { vm: None, gsi: 0 }
     }

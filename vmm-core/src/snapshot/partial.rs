@@ -15,7 +15,7 @@ const MODE: u32 = 0o600;
 
 /// A file that is being written.
 #[derive(Debug)]
-pub(super) struct PartialFile {
+pub struct PartialFile {
     file: File,
     path: PathBuf,
     /// A name beside `path`, for the moment in which an old file is replaced.
@@ -29,7 +29,7 @@ impl PartialFile {
     ///
     /// # Errors
     /// The file system refuses, or something that is no file has the name.
-    pub(super) fn create(path: &Path) -> io::Result<Self> {
+    pub fn create(path: &Path) -> io::Result<Self> {
         let name = path.file_name().ok_or(ErrorKind::InvalidFilename)?;
         // Moving the file into place would replace a device or a pipe, not write to it.
         if fs::metadata(path).is_ok_and(|there| !there.is_file()) {
@@ -53,20 +53,15 @@ impl PartialFile {
     }
 
     /// What is written to.
-    pub(super) fn file(&self) -> &File {
+    pub fn file(&self) -> &File {
         &self.file
-    }
-
-    /// Where it is to be.
-    pub(super) fn path(&self) -> &Path {
-        &self.path
     }
 
     /// Brings the file to disk and gives it its name, unless `check`, asked in between, says no.
     ///
     /// # Errors
     /// What `check` says; or the file system refuses. Nothing is left then.
-    pub(super) fn publish(mut self, check: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    pub fn publish(mut self, check: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
         self.file.sync_all()?;
         check()?;
         self.give_name()?;
@@ -123,14 +118,6 @@ mod tests {
     use std::io::Write;
 
     use super::*;
-
-    impl PartialFile {
-        /// Writes to `file`, and will never have a name.
-        pub(in crate::snapshot) fn of(file: File, path: &Path) -> Self {
-            let path = path.to_path_buf();
-            Self { file, beside: path.clone(), path, is_beside: false }
-        }
-    }
 
     fn names(folder: &Path) -> Vec<OsString> {
         let entries = fs::read_dir(folder).unwrap();

@@ -36,14 +36,38 @@ pub fn read_shape(path: &Path) -> Result<VmShape> {
     VmShape::from_bytes(&shape)
 }
 
+/// The shape and the state of the guest in the file at `path`, whose memory is not looked at.
+///
+/// # Errors
+/// [`SnapshotError`], [`crate::ShapeError`], [`crate::state::StateError`].
+pub fn read_guest(path: &Path) -> Result<(VmShape, VmState)> {
+    let (shape, state) = Input::open(path)?.header(MAGIC, VERSION)?;
+    Ok((VmShape::from_bytes(&shape)?, VmState::from_bytes(&state)?))
+}
+
+/// Reads what a file holds as [`restore`] does, but for the machine: into memory of `memory_bytes`,
+/// whatever the shape says.
+///
+/// # Errors
+/// As [`restore`].
+#[cfg(feature = "fuzzing")]
+pub fn read_into_new(file: &[u8], memory_bytes: u64) -> Result<(VmShape, VmState)> {
+    let ram = GuestRam::new(crate::memory::RamLayout::new(memory_bytes)?)?;
+    let mut input = Input { file: BufReader::new(file), path: Path::new("fuzzed"), position: 0 };
+    let (shape, state) = input.header(MAGIC, VERSION)?;
+    let shape = VmShape::from_bytes(&shape)?;
+    input.memory(&ram)?;
+    Ok((shape, VmState::from_bytes(&state)?))
+}
+
 /// A file being read.
-pub(super) struct Input<'a> {
-    file: BufReader<File>,
+pub(super) struct Input<'a, R> {
+    file: BufReader<R>,
     path: &'a Path,
     position: usize,
 }
 
-impl<'a> Input<'a> {
+impl<'a> Input<'a, File> {
     /// Opens a regular file.
     pub(super) fn open(path: &'a Path) -> Result<Self, SnapshotError> {
         // Not waiting for another process to write to a pipe.
@@ -52,14 +76,16 @@ impl<'a> Input<'a> {
         Ok(Self { file: BufReader::with_capacity(1 << 20, file), path, position: 0 })
     }
 
-    /// How many bytes have been read.
-    pub(super) fn position(&self) -> usize {
-        self.position
-    }
-
     /// The file, wherever it has been read to.
     pub(super) fn into_file(self) -> File {
         self.file.into_inner()
+    }
+}
+
+impl<R: Read> Input<'_, R> {
+    /// How many bytes have been read.
+    pub(super) fn position(&self) -> usize {
+        self.position
     }
 
     fn fill(&mut self, bytes: &mut [u8]) -> Result<(), SnapshotError> {

@@ -51,6 +51,20 @@ pub fn save_template(vm: &Vm, path: &Path) -> Result<SnapshotReport> {
     Ok(report)
 }
 
+/// As [`save_template`], into an empty file that somebody else has opened: see [`super::save_into`].
+///
+/// # Errors
+/// As [`save_template`].
+pub fn save_template_into(vm: &Vm, file: &File, path: &Path) -> Result<SnapshotReport> {
+    expect_no_network(vm.shape())?;
+    let header = header(vm, TEMPLATE_MAGIC, TEMPLATE_VERSION)?;
+    let report =
+        fill(file, vm, &header).map_err(|(cause, written)| failure(path, cause, written, vm))?;
+    let write = |cause| SnapshotError::Write { path: path.to_path_buf(), cause };
+    file.sync_all().and_then(|()| expect_paused(vm)).map_err(write)?;
+    Ok(report)
+}
+
 /// Writes everything; an error comes with the bytes that had been written.
 fn fill(file: &File, vm: &Vm, header: &[u8]) -> Result<SnapshotReport, (io::Error, u64)> {
     let start = image_offset(header.len());
@@ -84,6 +98,15 @@ fn fill(file: &File, vm: &Vm, header: &[u8]) -> Result<SnapshotReport, (io::Erro
 /// Where memory begins in a file whose header has `bytes`.
 fn image_offset(bytes: usize) -> u64 {
     (bytes as u64).next_multiple_of(ALIGNMENT_BYTES)
+}
+
+/// The shape and the state in the template at `path`.
+///
+/// # Errors
+/// As [`Template::open`].
+pub fn read_template(path: &Path) -> Result<(VmShape, VmState)> {
+    let Template { shape, state, .. } = Template::open(path)?;
+    Ok((shape, state))
 }
 
 /// What a clone has of its own.

@@ -1,5 +1,6 @@
 //! Saving.
 
+use std::fs::File;
 use std::io::{self, BufWriter, ErrorKind, Write};
 use std::path::Path;
 
@@ -33,8 +34,20 @@ pub fn save(vm: &Vm, path: &Path) -> Result<SnapshotReport> {
     let header = header(vm, MAGIC, VERSION)?;
     let write = |cause| SnapshotError::Write { path: path.to_path_buf(), cause };
     let partial = PartialFile::create(path).map_err(write)?;
-    let report = fill(&partial, vm, &header)?;
+    let report = fill(partial.file(), path, vm, &header)?;
     partial.publish(|| expect_paused(vm)).map_err(write)?;
+    Ok(report)
+}
+
+/// As [`save`], into an empty file that somebody else has opened; it is on disk when this returns.
+/// `path` is its name in messages, and it is for the one who has opened it to remove what an error leaves.
+///
+/// # Errors
+/// As [`save`].
+pub fn save_into(vm: &Vm, file: &File, path: &Path) -> Result<SnapshotReport> {
+    let write = |cause| SnapshotError::Write { path: path.to_path_buf(), cause };
+    let report = fill(file, path, vm, &header(vm, MAGIC, VERSION)?)?;
+    file.sync_all().and_then(|()| expect_paused(vm)).map_err(write)?;
     Ok(report)
 }
 
@@ -118,9 +131,9 @@ impl<W: Write> Write for Counted<W> {
     }
 }
 
-/// Writes the guest into `partial`.
-fn fill(partial: &PartialFile, vm: &Vm, header: &[u8]) -> Result<SnapshotReport, SnapshotError> {
-    let counted = Counted { inner: partial.file(), bytes: 0 };
+/// Writes the guest into `file`, which is or will be at `path`.
+fn fill(file: &File, path: &Path, vm: &Vm, header: &[u8]) -> Result<SnapshotReport, SnapshotError> {
+    let counted = Counted { inner: file, bytes: 0 };
     let mut out = BufWriter::with_capacity(1 << 20, counted);
     match write_guest(&mut out, header, vm) {
         Ok(pages) => Ok(SnapshotReport {
@@ -130,7 +143,7 @@ fn fill(partial: &PartialFile, vm: &Vm, header: &[u8]) -> Result<SnapshotReport,
         }),
         Err(cause) => {
             let (counted, _) = out.into_parts();
-            Err(failure(partial.path(), cause, counted.bytes, vm))
+            Err(failure(path, cause, counted.bytes, vm))
         }
     }
 }
@@ -160,7 +173,7 @@ pub(super) fn expect_paused(vm: &Vm) -> io::Result<()> {
 mod tests {
     use super::*;
     use crate::testing::empty_vm;
-    use std::fs::{self, File};
+    use std::fs;
 
     #[test]
     fn a_guest_that_ends_meanwhile_leaves_no_file() {
@@ -169,12 +182,12 @@ mod tests {
         let vm = empty_vm(16, 1);
         let header = header(&vm, MAGIC, VERSION).unwrap();
         let partial = PartialFile::create(&path).unwrap();
-        fill(&partial, &vm, &header).unwrap();
+        fill(partial.file(), &path, &vm, &header).unwrap();
         vm.stop();
 
         let late = partial.publish(|| expect_paused(&vm)).unwrap_err().to_string();
         let partial = PartialFile::create(&path).unwrap();
-        let early = fill(&partial, &vm, &header).unwrap_err().to_string();
+        let early = fill(partial.file(), &path, &vm, &header).unwrap_err().to_string();
 
         assert!(late.contains("the guest ended"), "{late}");
         assert!(early.contains("the guest ended"), "{early}");
@@ -187,9 +200,7 @@ mod tests {
         let vm = empty_vm(16, 1);
         vm.ram().write(0, &vec![1; 4 << 20]).unwrap();
         let file = File::options().write(true).open("/dev/full").unwrap();
-        let full = PartialFile::of(file, Path::new("/dev/full"));
-        let error =
-            fill(&full, &vm, &header(&vm, MAGIC, VERSION).unwrap()).unwrap_err().to_string();
+        let error = save_into(&vm, &file, Path::new("/dev/full")).unwrap_err().to_string();
         assert_eq!(
             error,
             "cannot save the guest to /dev/full: no space left after 0 bytes; up to 17 MiB may be needed"

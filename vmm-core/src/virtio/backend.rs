@@ -121,6 +121,11 @@ impl Backend {
         self.interrupt.replace_config(self.device.config());
     }
 
+    /// The driver has given up; until it resets the device, nothing in its memory is touched.
+    pub(crate) fn abandon(&mut self) {
+        self.close_queues();
+    }
+
     /// Has `job` ask or tell the balloon something, if this is one. Then its queues are looked at.
     pub(crate) fn on_balloon<T>(
         &mut self,

@@ -26,7 +26,7 @@ use crate::memory::GuestRam;
 use crate::state::StateError;
 
 /// Features of the rings, which every device has.
-const RING_FEATURES: u64 =
+pub(super) const RING_FEATURES: u64 =
     1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_INDIRECT_DESC | 1 << VIRTIO_RING_F_EVENT_IDX;
 
 /// Saved state of a device.
@@ -96,6 +96,7 @@ impl MmioDevice {
                 self.worker.call(move |backend| backend.activate(features, &queues))
             }
             Effect::Reset => self.worker.call(Backend::reset),
+            Effect::Abandon => self.worker.call(Backend::abandon),
             Effect::ConfigWritten => self.worker.call(Backend::config_written),
         };
         if let Err(error) = done {

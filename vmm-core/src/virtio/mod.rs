@@ -14,6 +14,7 @@
 //! | `device` | what a type of device has to say for itself: start here to add one |
 //! | `rng`, [`block`], [`net`], [`balloon`], `vsock` | types of devices |
 //! | `config` | which devices a guest has, as its description says it |
+//! | `fuzzing` | a device on a bench, for the fuzz targets |
 //!
 //! Everything that a driver writes is hostile: registers, rings, descriptors, requests. A driver that
 //! breaks the rules of a queue finds its device waiting for a reset, and nobody else takes notice.
@@ -27,6 +28,8 @@ mod bus;
 mod config;
 mod device;
 mod error;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod interrupt;
 mod mmio_device;
 pub mod net;

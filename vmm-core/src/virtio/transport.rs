@@ -49,6 +49,8 @@ pub(crate) enum Effect {
     Activate,
     /// The driver has reset the device.
     Reset,
+    /// The driver has given up on the device, whose queues are not its any more.
+    Abandon,
     /// There is something in this queue.
     Notify(usize),
     /// The driver has written the configuration space.
@@ -224,7 +226,7 @@ impl Transport {
         if taken_back || value & !known != 0 || self.status & FAILED != 0 {
             return Effect::None;
         }
-        let was_ok = self.status & DRIVER_OK != 0;
+        let was_active = self.is_active();
         for (bit, needs) in [
             (ACKNOWLEDGE, 0),
             (DRIVER, ACKNOWLEDGE),
@@ -237,7 +239,11 @@ impl Transport {
                 self.status |= bit;
             }
         }
-        if self.is_active() && !was_ok { Effect::Activate } else { Effect::None }
+        match (was_active, self.is_active()) {
+            (false, true) => Effect::Activate,
+            (true, false) => Effect::Abandon,
+            _ => Effect::None,
+        }
     }
 
     fn reset(&mut self) {

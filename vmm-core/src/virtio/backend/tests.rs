@@ -145,6 +145,21 @@ fn a_broken_queue_stops_the_device_until_the_reset() {
 }
 
 #[test]
+fn a_device_whose_driver_has_given_up_rests_and_can_be_saved() {
+    let mut bench = bench();
+    ask(&bench, 0, 1);
+    bench.backend.abandon();
+    bench.kick(0);
+    assert_eq!(bench.driver(0).used(), []);
+
+    bench.backend.pause();
+    let state = bench.backend.save().unwrap();
+    // Without a driver that is ready, as the registers of such a device say.
+    let mut destination = Bench::switched_off(Box::<Echo>::default());
+    destination.backend.load(&state, None).unwrap();
+}
+
+#[test]
 fn a_queue_outside_memory_breaks_the_activation() {
     let mut bench = Bench::switched_off(Box::<Echo>::default());
     bench.registers[1].used = 1 << 40;

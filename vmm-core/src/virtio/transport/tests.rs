@@ -218,7 +218,8 @@ fn needs_reset_shows_and_is_not_the_drivers_to_set() {
 #[test]
 fn a_failed_driver_has_no_device_until_a_reset() {
     let mut transport = active();
-    write(&mut transport, STATUS, 0x8f);
+    assert_eq!(write(&mut transport, STATUS, 0x8f), Effect::Abandon);
+    assert_eq!(write(&mut transport, STATUS, 0x8f), Effect::None);
     assert!(!transport.is_active());
     assert_eq!(write(&mut transport, 0x50, 0), Effect::None);
     assert_eq!(transport.write(0x108, &[1]), Effect::None);
@@ -317,6 +318,7 @@ proptest! {
                 Effect::Activate => prop_assert!(!std::mem::replace(&mut driver_ok, true)),
                 Effect::Reset => driver_ok = false,
                 Effect::Notify(queue) => prop_assert!(driver_ok && transport.queues()[queue].ready),
+                Effect::Abandon => prop_assert!(driver_ok && !transport.is_active()),
                 Effect::ConfigWritten | Effect::None => {}
             }
             let state = transport.save();

@@ -1,0 +1,10 @@
+//! A migration's record: who may run the guest.
+
+#![no_main]
+
+use fuzz::file::{self, Line};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|lines: Vec<Line>| {
+    file::record(&lines);
+});

@@ -1,0 +1,10 @@
+//! A guest in a file.
+
+#![no_main]
+
+use fuzz::file::{self, SavedGuest};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|saved: SavedGuest| {
+    file::saved_guest(&saved);
+});

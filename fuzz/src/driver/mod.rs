@@ -1,0 +1,350 @@
+//! A guest's driver in front of a device: [`Script`] is what it does, `Driver` does it.
+//!
+//! The rings lie where the driver knows them, so that most of what it does is understood and gets deep; but it may also write
+//! any register and any byte of memory at any time.
+
+mod request;
+mod ring;
+mod state;
+
+use std::sync::OnceLock;
+
+use arbitrary::Arbitrary;
+use tempfile::NamedTempFile;
+use vmm_core::DeviceConfig;
+use vmm_core::virtio::block::{Access, BlockConfig};
+use vmm_core::virtio::fuzzing::Bench;
+
+pub use request::{BalloonRequest, DiskRequest, Fill, Request};
+use ring::{Descriptor, Ring};
+use state::Damage;
+
+/// Memory of the guest, in bytes.
+pub const MEMORY_BYTES: u64 = 4 << 20;
+/// Registers by their offsets (virtio 1.2, 4.2.2).
+mod register {
+    pub(super) const DRIVER_FEATURES: u64 = 0x20;
+    pub(super) const DRIVER_FEATURES_SEL: u64 = 0x24;
+    pub(super) const QUEUE_SEL: u64 = 0x30;
+    pub(super) const QUEUE_NUM: u64 = 0x38;
+    pub(super) const QUEUE_READY: u64 = 0x44;
+    pub(super) const QUEUE_NOTIFY: u64 = 0x50;
+    pub(super) const STATUS: u64 = 0x70;
+    pub(super) const QUEUE_PLACES: [u64; 3] = [0x80, 0x90, 0xa0];
+}
+/// Features that every driver must accept: virtio 1.
+const VERSION_1_HIGH: u32 = 1;
+/// Most queues that a driver here sets up.
+const QUEUES_MAX: u8 = 5;
+
+/// What a driver does, one after the other; requests are of type `R`.
+#[derive(Debug, Arbitrary)]
+pub struct Script<R> {
+    /// Features, of those that are offered, that a driver by the rules accepts.
+    features: u32,
+    #[arbitrary(with = crate::all)]
+    steps: Vec<Step<R>>,
+}
+
+/// Half of all steps are by the rules, so that the others find something to break.
+#[derive(Debug, Arbitrary)]
+enum Step<R> {
+    Lawful(Lawful<R>),
+    Lawless(Lawless),
+}
+
+#[derive(Debug, Arbitrary)]
+enum Lawful<R> {
+    /// Makes a request, and may notify.
+    Ask {
+        queue: u8,
+        request: R,
+        notify: bool,
+    },
+    Notify {
+        queue: u8,
+    },
+    /// Resets the device and sets it up again.
+    SetUp,
+    /// Reads anywhere among the registers, in any width.
+    Read {
+        offset: u16,
+        len: u8,
+    },
+    /// The operator's part, when it is a balloon.
+    Balloon {
+        pages: u32,
+    },
+    /// The guest goes elsewhere.
+    Move,
+}
+
+#[derive(Debug, Arbitrary)]
+enum Lawless {
+    /// Writes a register.
+    Write { register: u8, value: u32 },
+    /// Writes anywhere among the registers, in any width.
+    WriteAnywhere { offset: u16, bytes: Vec<u8> },
+    /// Writes memory.
+    Poke { at: u32, bytes: Vec<u8> },
+    /// Offers descriptors that need not make sense.
+    Offer { queue: u8, descriptors: Vec<Descriptor>, head: u8 },
+    /// Sets the number of requests offered.
+    Index { queue: u8, index: u16 },
+    /// The guest comes from a peer that lies about its device.
+    Arrive(Damage),
+}
+
+/// What is done to the registers alone, of a device of one type.
+#[derive(Debug, Arbitrary)]
+pub struct RegisterScript {
+    device: u8,
+    /// Whether the device is set up by the rules at first.
+    set_up: bool,
+    #[arbitrary(with = crate::all)]
+    steps: Vec<RegisterStep>,
+}
+
+#[derive(Debug, Arbitrary)]
+enum RegisterStep {
+    /// One that there is, with a value that it may have.
+    Known {
+        register: u8,
+        value: Value,
+    },
+    Any {
+        offset: u16,
+        bytes: Vec<u8>,
+    },
+    Read {
+        offset: u16,
+        len: u8,
+    },
+    Move,
+}
+
+#[derive(Debug, Arbitrary)]
+enum Value {
+    /// Small ones are steps of the status, numbers of queues, and pages of features.
+    Small(u8),
+    Page(u16),
+    Any(u32),
+}
+
+/// Registers that can be written (virtio 1.2, 4.2.2).
+const WRITABLE_REGISTERS: [u64; 16] = [
+    0x14, 0x20, 0x24, 0x30, 0x38, 0x44, 0x50, 0x64, 0x70, 0x80, 0x84, 0x90, 0x94, 0xa0, 0xa4, 0x100,
+];
+
+/// Runs `script` in front of a device.
+///
+/// # Panics
+/// The device does what it must not.
+pub fn run_registers(script: &RegisterScript) -> Reach {
+    let disk = disk();
+    let configs = [&DeviceConfig::Rng, &DeviceConfig::Balloon, &disk];
+    let mut driver = Driver::new(bench(configs[usize::from(script.device) % 3]), 0);
+    if script.set_up {
+        driver.set_up();
+    }
+    for step in &script.steps {
+        match step {
+            RegisterStep::Known { register, value } => {
+                let offset = WRITABLE_REGISTERS[usize::from(*register) % WRITABLE_REGISTERS.len()];
+                let value = match value {
+                    Value::Small(value) => (*value).into(),
+                    Value::Page(page) => u32::from(*page) << 12,
+                    Value::Any(value) => *value,
+                };
+                driver.register(offset, value);
+            }
+            RegisterStep::Any { offset, bytes } => {
+                driver.bench.write((*offset).into(), &bytes[..bytes.len().min(8)]);
+            }
+            RegisterStep::Read { offset, len } => {
+                driver.bench.read((*offset).into(), &mut vec![0xaa; usize::from(len % 9)]);
+            }
+            RegisterStep::Move => driver.go_elsewhere(),
+        }
+    }
+    driver.reach
+}
+
+fn bench(config: &DeviceConfig) -> Bench {
+    Bench::new(config, MEMORY_BYTES).unwrap_or_else(|error| panic!("no device: {error}"))
+}
+
+/// A disk of 1 MiB in a file of this process's own.
+///
+/// # Panics
+/// There is no place for temporary files.
+pub fn disk() -> DeviceConfig {
+    static DISK: OnceLock<(NamedTempFile, BlockConfig)> = OnceLock::new();
+    let create = || {
+        let file = NamedTempFile::new().unwrap_or_else(|error| panic!("no file: {error}"));
+        file.as_file().set_len(1 << 20).unwrap_or_else(|error| panic!("no disk: {error}"));
+        let config = BlockConfig::new(file.path(), Access::ReadWrite, "fuzzed");
+        (file, config.unwrap_or_else(|error| panic!("no disk: {error}")))
+    };
+    DeviceConfig::Block(DISK.get_or_init(create).1.clone())
+}
+
+/// How far a script came.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Reach {
+    /// Requests that the device has answered.
+    pub answered: u64,
+    /// Times that the device moved with its state.
+    pub moved: u64,
+}
+
+/// Runs `script` in front of a device of `config`.
+///
+/// # Panics
+/// The device does what it must not.
+pub fn run<R: Request>(config: &DeviceConfig, script: &Script<R>) -> Reach {
+    let mut driver = Driver::new(bench(config), script.features);
+    driver.set_up();
+    for step in &script.steps {
+        if driver.take(step).is_none() {
+            break;
+        }
+    }
+    driver.reach
+}
+
+struct Driver {
+    bench: Bench,
+    features: u32,
+    rings: Vec<Ring>,
+    reach: Reach,
+}
+
+impl Driver {
+    fn new(bench: Bench, features: u32) -> Self {
+        let rings = (0..QUEUES_MAX).map(Ring::new).collect();
+        Self { bench, features, rings, reach: Reach::default() }
+    }
+
+    fn register(&mut self, offset: u64, value: u32) {
+        self.bench.write(offset, &value.to_le_bytes());
+    }
+
+    fn read(&self, offset: u64) -> u32 {
+        let mut bytes = [0; 4];
+        self.bench.read(offset, &mut bytes);
+        u32::from_le_bytes(bytes)
+    }
+
+    /// The way of virtio 1.2, 3.1.1.
+    fn set_up(&mut self) {
+        for status in [0, 1, 3] {
+            self.register(register::STATUS, status);
+        }
+        self.register(register::DRIVER_FEATURES_SEL, 0);
+        self.register(0x14, 0);
+        let offered = self.read(0x10);
+        self.register(register::DRIVER_FEATURES, offered & self.features);
+        self.register(register::DRIVER_FEATURES_SEL, 1);
+        self.register(register::DRIVER_FEATURES, VERSION_1_HIGH);
+        self.register(register::STATUS, 0xb);
+        for queue in 0..QUEUES_MAX {
+            self.register(register::QUEUE_SEL, queue.into());
+            self.register(register::QUEUE_NUM, ring::SIZE.into());
+            let ring = &mut self.rings[usize::from(queue)];
+            ring.clear(self.bench.ram());
+            let places = ring.places();
+            for (offset, place) in register::QUEUE_PLACES.into_iter().zip(places) {
+                self.register(offset, place);
+            }
+            self.register(register::QUEUE_READY, 1);
+        }
+        self.register(register::STATUS, 0xf);
+    }
+
+    /// Does a step; `None` when there is no going on.
+    fn take<R: Request>(&mut self, step: &Step<R>) -> Option<()> {
+        match step {
+            Step::Lawful(step) => {
+                self.keep_the_rules(step);
+                Some(())
+            }
+            Step::Lawless(step) => self.break_the_rules(step),
+        }
+    }
+
+    fn keep_the_rules<R: Request>(&mut self, step: &Lawful<R>) {
+        match step {
+            Lawful::SetUp => self.set_up(),
+            Lawful::Ask { queue, request, notify } => self.ask(*queue, request, *notify),
+            Lawful::Read { offset, len } => {
+                self.bench.read((*offset).into(), &mut vec![0xaa; usize::from(len % 9)]);
+            }
+            Lawful::Notify { queue } => self.notify(*queue),
+            Lawful::Balloon { pages } => self.bench.set_balloon(*pages),
+            Lawful::Move => self.go_elsewhere(),
+        }
+    }
+
+    fn break_the_rules(&mut self, step: &Lawless) -> Option<()> {
+        match step {
+            Lawless::Write { register, value } => {
+                self.register(u64::from(*register) * 4, *value);
+            }
+            Lawless::WriteAnywhere { offset, bytes } => {
+                self.bench.write((*offset).into(), &bytes[..bytes.len().min(8)]);
+            }
+            // Where there is no memory nothing is written.
+            Lawless::Poke { at, bytes } => ring::put(self.bench.ram(), (*at).into(), bytes),
+            Lawless::Offer { queue, descriptors, head } => {
+                let ring = &mut self.rings[usize::from(queue % QUEUES_MAX)];
+                ring.offer_as_is(self.bench.ram(), descriptors, (*head).into());
+                self.notify(*queue);
+            }
+            Lawless::Index { queue, index } => {
+                let ring = &mut self.rings[usize::from(queue % QUEUES_MAX)];
+                ring.set_index(self.bench.ram(), *index);
+                self.notify(*queue);
+            }
+            Lawless::Arrive(damage) => return self.arrive(damage),
+        }
+        Some(())
+    }
+
+    fn ask(&mut self, queue: u8, request: &impl Request, notify: bool) {
+        let buffers = request.lay_out(self.bench.ram());
+        let ring = &mut self.rings[usize::from(queue % QUEUES_MAX)];
+        ring.offer(self.bench.ram(), &buffers);
+        if notify {
+            self.notify(queue);
+        }
+    }
+
+    fn notify(&mut self, queue: u8) {
+        let queue = queue % QUEUES_MAX;
+        let ring = &self.rings[usize::from(queue)];
+        let before = ring.used(self.bench.ram());
+        self.bench.write(register::QUEUE_NOTIFY, &u32::from(queue).to_le_bytes());
+        let after = ring.used(self.bench.ram());
+        self.reach.answered += u64::from(after.wrapping_sub(before));
+    }
+
+    /// Whatever a driver has done, the device can be saved, and its state loaded.
+    fn go_elsewhere(&mut self) {
+        let state = match self.bench.save() {
+            Ok(state) => state,
+            Err(error) => panic!("a device cannot be saved: {error}"),
+        };
+        if let Err(error) = self.bench.load(&state) {
+            panic!("a device does not take its own state: {error}: {state:?}");
+        }
+        self.reach.moved += 1;
+    }
+
+    /// A state that was tampered with is refused, or it harms nobody.
+    fn arrive(&mut self, damage: &Damage) -> Option<()> {
+        let mut state = self.bench.save().ok()?;
+        damage.apply(&mut state);
+        self.bench.load(&state).ok()
+    }
+}

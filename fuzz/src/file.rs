@@ -1,0 +1,215 @@
+//! What lies on a disk: saved guests, encoded states and shapes, a migration's records.
+
+use std::sync::OnceLock;
+
+use arbitrary::Arbitrary;
+use migrate::MigrationId;
+use migrate::record::RecordStore;
+use migrate::report::Role;
+use tempfile::TempDir;
+use vmm_core::cpuid::CpuidEntry;
+use vmm_core::state::StateError;
+use vmm_core::{DeviceConfig, VmShape, VmState, snapshot};
+use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+
+use crate::driver::MEMORY_BYTES;
+
+/// An encoded shape or state.
+#[derive(Debug, Arbitrary)]
+pub enum Encoded {
+    /// A good one, changed.
+    Good(Changed),
+    /// Anything.
+    AsIs(Vec<u8>),
+}
+
+/// Changes to something good.
+#[derive(Debug, Arbitrary)]
+pub struct Changed {
+    /// Which of two good ones.
+    second: bool,
+    /// Where, and what is added to what is there.
+    bytes: Vec<(u16, u8)>,
+    rest: Vec<u8>,
+}
+
+impl Encoded {
+    fn of(&self, good: &[Vec<u8>; 2]) -> Vec<u8> {
+        match self {
+            Self::AsIs(bytes) => bytes.clone(),
+            Self::Good(Changed { second, bytes: changes, rest }) => {
+                let mut bytes = good[usize::from(*second)].clone();
+                for (at, add) in changes {
+                    let at = usize::from(*at) % bytes.len();
+                    bytes[at] = bytes[at].wrapping_add(*add);
+                }
+                bytes.extend(rest);
+                bytes
+            }
+        }
+    }
+}
+
+/// A saved guest: parts as they come, with checksums that fit, since no damage by chance gets past those.
+#[derive(Debug, Arbitrary)]
+pub struct SavedGuest {
+    shape: Encoded,
+    state: Encoded,
+    chunks: Vec<Chunk>,
+    /// The number of chunks that the end tells, when it is not the right one.
+    told: Option<u64>,
+    /// A byte that is damaged after all.
+    damage: Option<(u32, u8)>,
+    rest: Vec<u8>,
+}
+
+#[derive(Debug, Arbitrary)]
+struct Chunk {
+    /// How far behind the one before; 0 is the same again.
+    step: u8,
+    mask: u64,
+    /// Pages fewer than the mask tells.
+    missing: u8,
+    fill: u8,
+}
+
+impl SavedGuest {
+    fn bytes(&self, good: &Good) -> Vec<u8> {
+        let mut file = b"LIGHTER\n".to_vec();
+        file.extend(1u32.to_le_bytes());
+        for section in [self.shape.of(&good.shapes), self.state.of(&good.states)] {
+            file.extend((section.len() as u32).to_le_bytes());
+            file.extend(section);
+        }
+        file.extend(xxh3_64(&file).to_le_bytes());
+        let mut number = 0u64;
+        for chunk in &self.chunks {
+            // 16 of them may lie in memory.
+            let mask = chunk.mask & if chunk.fill & 1 == 0 { 0xf } else { u64::MAX };
+            let pages = (mask.count_ones() as usize).saturating_sub((chunk.missing / 200).into());
+            entry(&mut file, number, mask, &vec![chunk.fill; pages * 4096]);
+            number += u64::from(chunk.step % 4);
+        }
+        entry(&mut file, u64::MAX, self.told.unwrap_or(self.chunks.len() as u64), &[]);
+        file.extend(&self.rest);
+        if let Some((at, byte)) = self.damage {
+            let at = at as usize % file.len();
+            file[at] ^= byte;
+        }
+        file
+    }
+}
+
+fn entry(file: &mut Vec<u8>, first: u64, second: u64, pages: &[u8]) {
+    let words = [first.to_le_bytes(), second.to_le_bytes()].concat();
+    let mut sum = Xxh3::new();
+    sum.update(&words);
+    sum.update(pages);
+    file.extend(words);
+    file.extend(pages);
+    file.extend(sum.digest().to_le_bytes());
+}
+
+/// Shapes and states that can be read: of a guest with a device of each type or none, and with a vCPU or none.
+struct Good {
+    shapes: [Vec<u8>; 2],
+    states: [Vec<u8>; 2],
+}
+
+fn good() -> &'static Good {
+    static GOOD: OnceLock<Good> = OnceLock::new();
+    GOOD.get_or_init(|| Good {
+        shapes: [vec![], vec![DeviceConfig::Rng, DeviceConfig::Balloon]].map(shape),
+        states: [0, 1].map(state),
+    })
+}
+
+fn shape(devices: Vec<DeviceConfig>) -> Vec<u8> {
+    let entry = CpuidEntry { function: 1, index: 0, flags: 0, eax: 1, ebx: 2, ecx: 3, edx: 4 };
+    let memory_bytes = MEMORY_BYTES;
+    let (cpuid, tsc_khz, xsave_bytes) = (vec![entry; 2], 1_000_000, 4096);
+    let shape = VmShape { memory_bytes, vcpus: 1, cpuid, tsc_khz, xsave_bytes, devices };
+    shape.to_bytes().unwrap_or_else(|error| panic!("no shape: {error}"))
+}
+
+/// A state in which everything is zero, found by trying: whatever its version and however long it is.
+fn state(vcpus: u64) -> Vec<u8> {
+    let head = |version: u16| {
+        let architecture = 0x8664_u16.to_le_bytes();
+        [b"LVMS".as_slice(), &version.to_le_bytes(), &architecture, &vcpus.to_le_bytes()].concat()
+    };
+    let is_known = |version: &u16| {
+        !matches!(VmState::from_bytes(&head(*version)), Err(StateError::Version { .. }))
+    };
+    let version = (0..1000).find(is_known).unwrap_or_else(|| panic!("no version of a state"));
+    let mut bytes = head(version);
+    while VmState::from_bytes(&bytes).is_err() {
+        bytes.push(0);
+        assert!(bytes.len() < 64 << 10, "no state of zeros is a state");
+    }
+    bytes
+}
+
+/// Reads a saved guest; true when it is one.
+pub fn saved_guest(saved: &SavedGuest) -> bool {
+    snapshot::read_into_new(&saved.bytes(good()), MEMORY_BYTES).is_ok()
+}
+
+/// Reads a shape and a state, as a peer sends them too; returns how many they were.
+///
+/// # Panics
+/// What was understood cannot be said again.
+pub fn shape_and_state((shape, state): &(Encoded, Encoded)) -> u64 {
+    let mut understood = 0;
+    if let Ok(shape) = VmShape::from_bytes(&shape.of(&good().shapes)) {
+        understood += 1;
+        assert!(shape.layout().is_ok(), "{shape:?}");
+        let bytes = shape.to_bytes();
+        assert!(bytes.is_ok_and(|bytes| VmShape::from_bytes(&bytes).is_ok_and(|it| it == shape)));
+    }
+    if let Ok(state) = VmState::from_bytes(&state.of(&good().states)) {
+        understood += 1;
+        assert!(state.to_bytes().is_ok_and(|bytes| VmState::from_bytes(&bytes).is_ok()));
+    }
+    understood
+}
+
+/// Lines of a migration's record.
+#[derive(Debug, Arbitrary)]
+pub enum Line {
+    /// As it is.
+    AsIs(Vec<u8>),
+    /// With its checksum in front and its end behind.
+    Checked(Vec<u8>),
+}
+
+/// Reads `lines` as a migration's record; true when there is one in them.
+///
+/// # Panics
+/// There is no temporary folder.
+pub fn record(lines: &[Line]) -> bool {
+    static FOLDER: OnceLock<TempDir> = OnceLock::new();
+    let folder =
+        FOLDER.get_or_init(|| tempfile::tempdir().unwrap_or_else(|error| panic!("{error}")));
+    let store = RecordStore::open(folder.path()).unwrap_or_else(|error| panic!("{error}"));
+    let bytes: Vec<u8> = lines.iter().flat_map(Line::bytes).collect();
+    let migration = MigrationId(Default::default());
+    let file = store.path(migration, Role::Source);
+    std::fs::write(&file, bytes).unwrap_or_else(|error| panic!("{error}"));
+    // A file that is no record is told apart from one that is not there.
+    let read = store.read(migration, Role::Source);
+    assert!(!matches!(read, Ok(None)));
+    read.is_ok()
+}
+
+impl Line {
+    fn bytes(&self) -> Vec<u8> {
+        match self {
+            Self::AsIs(bytes) => bytes.clone(),
+            Self::Checked(bytes) => {
+                let sum = format!("{:016x} ", xxh3_64(bytes));
+                [sum.as_bytes(), bytes, b"\n"].concat()
+            }
+        }
+    }
+}

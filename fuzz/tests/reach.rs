@@ -1,0 +1,73 @@
+//! Whether the targets get anywhere: what is turned away at the door finds nothing behind it.
+
+use arbitrary::{Arbitrary, Unstructured};
+use fuzz::driver::{self, BalloonRequest, DiskRequest, Fill, Reach, RegisterScript, Script};
+use fuzz::file::{self, Encoded, Line, SavedGuest};
+use fuzz::peer::{self, PageStream};
+use vmm_core::DeviceConfig;
+
+/// Inputs that are tried.
+const INPUTS: u64 = 400;
+
+/// The sum of what `run` says of inputs by chance.
+fn reached<T>(run: impl Fn(T) -> u64) -> u64
+where
+    T: for<'a> Arbitrary<'a>,
+{
+    (1..=INPUTS)
+        .filter_map(|seed| T::arbitrary_take_rest(Unstructured::new(&noise(seed))).ok())
+        .map(run)
+        .sum()
+}
+
+fn noise(seed: u64) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let step = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state as u8
+    };
+    std::iter::repeat_with(step).take(1024).collect()
+}
+
+fn answered(reach: Reach) -> u64 {
+    reach.answered
+}
+
+#[test]
+fn every_device_answers_requests() {
+    let rng = |script: Script<Fill>| answered(driver::run(&DeviceConfig::Rng, &script));
+    let balloon =
+        |script: Script<BalloonRequest>| answered(driver::run(&DeviceConfig::Balloon, &script));
+    let disk = |script: Script<DiskRequest>| answered(driver::run(&driver::disk(), &script));
+    for (device, count) in
+        [("rng", reached(rng)), ("balloon", reached(balloon)), ("disk", reached(disk))]
+    {
+        assert!(count > INPUTS / 4, "{device}: {count} requests answered in {INPUTS} scripts");
+    }
+}
+
+#[test]
+fn devices_move() {
+    let moved = reached(|script: RegisterScript| driver::run_registers(&script).moved);
+    assert!(moved > INPUTS, "{moved}");
+}
+
+#[test]
+fn what_a_peer_says_is_understood_at_times() {
+    let frames = reached(|frames: PageStream| peer::pages(&frames));
+    assert!(frames > INPUTS / 4, "{frames} page frames");
+    // Messages without content: a kind, and the number of a variant. Others are the fuzzer's to find.
+    let bodies = (0..=u8::MAX).flat_map(|kind| (0..8).map(move |variant| [kind, variant, 0, 0, 0]));
+    let messages: u64 = bodies.filter_map(|body| peer::messages(&body).ok()).sum();
+    assert!(messages >= 4, "{messages} messages");
+}
+
+#[test]
+fn files_are_understood_at_times() {
+    let guests = reached(|saved: SavedGuest| file::saved_guest(&saved).into());
+    let states = reached(|both: (Encoded, Encoded)| file::shape_and_state(&both));
+    assert!(guests + states > INPUTS / 20, "{guests} saved guests, {states} shapes and states");
+    assert!(!file::record(&[Line::Checked(b"{}".to_vec())]));
+}

@@ -1,0 +1,65 @@
+//! What a guest's process is confined to.
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, ValueEnum};
+
+use super::spec::SwitchArg;
+
+/// How a guest's process is confined. A node hands these variables of its environment on to the guests that it receives.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct IsolationArgs {
+    /// Confine the guest's process to the system calls that it needs.
+    #[arg(
+        long,
+        value_enum,
+        default_value_t,
+        value_name = "MODE",
+        env = "LIGHTER_SECCOMP",
+        help_heading = ISOLATION
+    )]
+    pub(crate) seccomp: SeccompMode,
+
+    /// Confine the guest's process to the files that it needs, where the kernel can.
+    #[arg(
+        long,
+        value_enum,
+        default_value_t,
+        value_name = "SWITCH",
+        env = "LIGHTER_LANDLOCK",
+        help_heading = ISOLATION
+    )]
+    pub(crate) landlock: SwitchArg,
+}
+
+impl IsolationArgs {
+    /// What the environment says, for verbs without these options.
+    ///
+    /// # Errors
+    /// It says something that these options do not know.
+    pub(crate) fn from_environment() -> Result<Self> {
+        #[derive(Parser)]
+        struct Alone {
+            #[command(flatten)]
+            isolation: IsolationArgs,
+        }
+        let alone = Alone::try_parse_from([env!("CARGO_PKG_NAME")]);
+        alone
+            .map(|alone| alone.isolation)
+            .context("cannot read LIGHTER_SECCOMP or LIGHTER_LANDLOCK")
+    }
+}
+
+/// The heading of these options.
+const ISOLATION: &str = "Isolation";
+
+/// What becomes of a process that tries another system call.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SeccompMode {
+    /// It ends, with a message that names the call.
+    #[default]
+    On,
+    /// The kernel's log tells of it, and it goes on.
+    Log,
+    /// Nothing.
+    Off,
+}

@@ -1,0 +1,53 @@
+//! Tries what a guest's process may not, for the tests that see it refused: `LIGHTER_ATTEMPT` names what.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::net::{Ipv4Addr, TcpListener};
+
+use anyhow::{Result, anyhow};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+use tokio::runtime::Runtime;
+
+use crate::output;
+
+/// Tries it in the main thread, in one of the runtime's, and in a new one, and tells how each ended.
+///
+/// # Errors
+/// A thread cannot be started.
+pub(crate) fn as_told(runtime: &Runtime) -> Result<()> {
+    let Ok(what) = std::env::var("LIGHTER_ATTEMPT") else { return Ok(()) };
+    tell("main", &what);
+    let other = what.clone();
+    let task = runtime.spawn_blocking(move || tell("runtime", &other));
+    runtime.block_on(task)?;
+    let thread = std::thread::Builder::new().spawn(move || tell("new", &what))?;
+    thread.join().map_err(|_| anyhow!("the attempt panicked"))
+}
+
+fn tell(thread: &str, what: &str) {
+    let outcome = match attempt(what) {
+        Ok(()) => "done".to_owned(),
+        Err(error) => format!("{error:#}"),
+    };
+    output::note(format_args!("attempt in the {thread} thread: {what}: {outcome}"));
+}
+
+fn attempt(what: &str) -> Result<()> {
+    let (kind, of) = what.split_once(':').unwrap_or((what, ""));
+    match kind {
+        "execute" => match nix::unistd::execv(&CString::new(of)?, &[CString::new(of)?]) {
+            Ok(never) => match never {},
+            Err(error) => Err(error.into()),
+        },
+        "kill" => Ok(nix::sys::signal::kill(nix::unistd::Pid::from_raw(of.parse()?), None)?),
+        "read" => Ok(File::open(of).map(drop)?),
+        "write" => Ok(File::options().append(true).open(of).map(drop)?),
+        "create" => Ok(File::create_new(of).map(drop)?),
+        "process" => Ok(std::process::Command::new(of).spawn().map(drop)?),
+        "packets" => {
+            Ok(socket(AddressFamily::Packet, SockType::Raw, SockFlag::empty(), None).map(drop)?)
+        }
+        "tcp" => Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map(drop)?),
+        _ => Err(anyhow!("no such attempt")),
+    }
+}

@@ -1,0 +1,226 @@
+//! The system calls of a guest's process: the one list.
+//!
+//! One list holds for all threads: whoever controls one of them can make the others do their work, since they share their memory.
+
+use libc::{c_long, *};
+
+/// `ioctl` requests of devices, by a mask and what it leaves of them: `_IOC_TYPE` is in the second byte, the number in the first.
+pub(super) const IOCTLS_OF_DEVICES: [(u64, u64); 3] = [
+    // KVM (`KVMIO` of linux/kvm.h).
+    (0xff00, 0xae00),
+    // Block devices (linux/fs.h).
+    (0xff00, 0x1200),
+    // Taps (linux/if_tun.h), which share their type with terminals, but not their numbers.
+    (0xffc0, 0x54c0),
+];
+
+/// `ioctl` requests of files and terminals. Not `TIOCSTI`, which types on the user's terminal.
+pub(super) const IOCTLS: [u64; 9] =
+    [FIONBIO, FIOCLEX, FIONREAD, TCGETS, TCSETS, TCSETSW, TCSETSF, TIOCGWINSZ, TCGETS2];
+
+/// `SIOCBRADDIF` of linux/sockios.h.
+const ADD_TO_BRIDGE: u64 = 0x89a2;
+
+/// `ioctl` requests about network interfaces, for a guest that arrives and makes its tap then.
+pub(super) const IOCTLS_OF_INTERFACES: [u64; 8] = [
+    SIOCGIFINDEX as u64,
+    SIOCGIFMTU as u64,
+    SIOCSIFMTU as u64,
+    SIOCSIFHWADDR as u64,
+    SIOCGIFFLAGS as u64,
+    SIOCSIFFLAGS as u64,
+    SIOCETHTOOL as u64,
+    ADD_TO_BRIDGE,
+];
+
+/// Families of sockets: those of migrations, of programs that a guest calls over vsock, and what the C library asks for an address.
+pub(super) const SOCKET_FAMILIES: [i32; 4] = [AF_UNIX, AF_INET, AF_INET6, AF_NETLINK];
+
+/// Calls without conditions, by what they are for.
+pub(super) const ALLOWED: &[&[c_long]] =
+    &[&FILES, &MEMORY, &THREADS, &TIME, &WAITING, &NETWORK, &DISK_ENGINE, &IDENTITY];
+
+/// Files that are open, and files that [`super::landlock`] lets be opened.
+const FILES: [c_long; 50] = [
+    SYS_read,
+    SYS_write,
+    SYS_readv,
+    SYS_writev,
+    SYS_pread64,
+    SYS_pwrite64,
+    SYS_preadv,
+    SYS_pwritev,
+    SYS_preadv2,
+    SYS_pwritev2,
+    SYS_lseek,
+    SYS_openat,
+    SYS_close,
+    SYS_close_range,
+    SYS_dup,
+    SYS_dup2,
+    SYS_dup3,
+    SYS_fcntl,
+    SYS_flock,
+    SYS_stat,
+    SYS_lstat,
+    SYS_fstat,
+    SYS_newfstatat,
+    SYS_statx,
+    SYS_fstatfs,
+    SYS_statfs,
+    SYS_access,
+    SYS_faccessat,
+    SYS_faccessat2,
+    SYS_readlink,
+    SYS_readlinkat,
+    SYS_getcwd,
+    SYS_getdents64,
+    SYS_mkdir,
+    SYS_mkdirat,
+    SYS_rmdir,
+    SYS_unlink,
+    SYS_unlinkat,
+    SYS_rename,
+    SYS_renameat,
+    SYS_renameat2,
+    SYS_linkat,
+    SYS_ftruncate,
+    SYS_fallocate,
+    SYS_fsync,
+    SYS_fdatasync,
+    SYS_sync_file_range,
+    SYS_fadvise64,
+    SYS_fchmod,
+    SYS_pipe2,
+];
+
+/// Memory; [`super::seccomp`] refuses what could be executed.
+const MEMORY: [c_long; 13] = [
+    SYS_mmap,
+    SYS_munmap,
+    SYS_mremap,
+    SYS_mprotect,
+    SYS_madvise,
+    SYS_brk,
+    SYS_mincore,
+    SYS_mlock,
+    SYS_munlock,
+    SYS_mbind,
+    SYS_get_mempolicy,
+    SYS_memfd_create,
+    SYS_membarrier,
+];
+
+/// Threads of this process, and signals between them; [`super::seccomp`] refuses processes.
+const THREADS: [c_long; 22] = [
+    SYS_clone,
+    SYS_clone3,
+    SYS_set_robust_list,
+    SYS_get_robust_list,
+    SYS_rseq,
+    SYS_set_tid_address,
+    SYS_futex,
+    SYS_sched_yield,
+    SYS_sched_getaffinity,
+    SYS_sched_setaffinity,
+    SYS_sched_getparam,
+    SYS_sched_getscheduler,
+    SYS_rt_sigaction,
+    SYS_rt_sigprocmask,
+    SYS_rt_sigreturn,
+    SYS_sigaltstack,
+    SYS_tgkill,
+    SYS_restart_syscall,
+    SYS_prctl,
+    SYS_prlimit64,
+    SYS_exit,
+    SYS_exit_group,
+];
+
+/// Clocks, and numbers that nobody can guess.
+const TIME: [c_long; 8] = [
+    SYS_clock_gettime,
+    SYS_clock_getres,
+    SYS_clock_nanosleep,
+    SYS_nanosleep,
+    SYS_gettimeofday,
+    SYS_time,
+    SYS_getrandom,
+    SYS_timerfd_settime,
+];
+
+const WAITING: [c_long; 9] = [
+    SYS_epoll_create1,
+    SYS_epoll_ctl,
+    SYS_epoll_wait,
+    SYS_epoll_pwait,
+    SYS_epoll_pwait2,
+    SYS_poll,
+    SYS_ppoll,
+    SYS_eventfd2,
+    SYS_timerfd_create,
+];
+
+/// Migrations and the API; [`super::seccomp`] refuses most families of sockets.
+const NETWORK: [c_long; 17] = [
+    SYS_socket,
+    SYS_listen,
+    SYS_bind,
+    SYS_connect,
+    SYS_accept4,
+    SYS_getsockname,
+    SYS_getpeername,
+    SYS_getsockopt,
+    SYS_setsockopt,
+    SYS_sendto,
+    SYS_sendmsg,
+    SYS_sendmmsg,
+    SYS_recvfrom,
+    SYS_recvmsg,
+    SYS_recvmmsg,
+    SYS_shutdown,
+    SYS_uname,
+];
+
+/// Disks that are served by a ring. A guest that arrives makes its ring when it is confined already.
+const DISK_ENGINE: [c_long; 3] = [SYS_io_uring_setup, SYS_io_uring_enter, SYS_io_uring_register];
+
+/// Who this process is, and how much memory the host has.
+const IDENTITY: [c_long; 9] = [
+    SYS_getpid,
+    SYS_getppid,
+    SYS_gettid,
+    SYS_getuid,
+    SYS_geteuid,
+    SYS_getgid,
+    SYS_getegid,
+    SYS_sysinfo,
+    SYS_getrusage,
+];
+
+/// Names of calls that are tried by those who have broken out, for the message; others are told by their number.
+pub(super) const NOTORIOUS: [(c_long, &str); 23] = [
+    (SYS_execve, "execve"),
+    (SYS_execveat, "execveat"),
+    (SYS_fork, "fork"),
+    (SYS_vfork, "vfork"),
+    (SYS_ptrace, "ptrace"),
+    (SYS_process_vm_readv, "process_vm_readv"),
+    (SYS_process_vm_writev, "process_vm_writev"),
+    (SYS_kill, "kill"),
+    (SYS_tkill, "tkill"),
+    (SYS_open, "open"),
+    (SYS_creat, "creat"),
+    (SYS_link, "link"),
+    (SYS_symlink, "symlink"),
+    (SYS_chmod, "chmod"),
+    (SYS_chown, "chown"),
+    (SYS_mount, "mount"),
+    (SYS_unshare, "unshare"),
+    (SYS_setns, "setns"),
+    (SYS_setuid, "setuid"),
+    (SYS_bpf, "bpf"),
+    (SYS_perf_event_open, "perf_event_open"),
+    (SYS_keyctl, "keyctl"),
+    (SYS_ioctl, "ioctl"),
+];

@@ -1,0 +1,71 @@
+//! The files and ports that are left.
+
+use anyhow::{Context, Result};
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, BitFlags, NetPort, PathBeneath, PathFd, Ruleset, RulesetAttr,
+    RulesetCreatedAttr, RulesetStatus, Scope, make_bitflags,
+};
+
+use super::files::{Files, Use};
+use crate::api::types::LandlockState;
+use crate::cli::spec::SwitchArg;
+
+/// What is asked for (Linux 6.12); an older kernel gives what it can.
+const WANTED: ABI = ABI::V6;
+/// The port of name servers, which are asked over TCP when an answer is long.
+const DNS_PORT: u16 = 53;
+
+/// Leaves this thread, and those that it starts, `files`; TCP connections to name servers alone; and signals to nobody else.
+/// Call it while there is no other thread.
+///
+/// # Errors
+/// The kernel has Landlock and refuses.
+pub(crate) fn restrict(switch: SwitchArg, files: &Files) -> Result<LandlockState> {
+    if switch == SwitchArg::Off {
+        return Ok(LandlockState::Off);
+    }
+    let status = enforce(files).context(
+        "cannot confine the guest's process to its files: `--landlock off` runs it all the same",
+    )?;
+    Ok(match status {
+        RulesetStatus::FullyEnforced => LandlockState::Full,
+        RulesetStatus::PartiallyEnforced => LandlockState::Partial,
+        RulesetStatus::NotEnforced => {
+            tracing::warn!(
+                "this host's kernel has no Landlock: the guest's process can open any file that its user can"
+            );
+            LandlockState::Missing
+        }
+    })
+}
+
+fn enforce(files: &Files) -> Result<RulesetStatus> {
+    let mut rules = Ruleset::default()
+        .handle_access(AccessFs::from_all(WANTED))?
+        .handle_access(AccessNet::from_all(WANTED))?
+        .scope(Scope::from_all(WANTED))?
+        .create()?
+        .add_rule(NetPort::new(DNS_PORT, AccessNet::ConnectTcp))?;
+    for (path, what) in files.wanted() {
+        // What is not there cannot be opened either.
+        let Ok(place) = PathFd::new(path) else { continue };
+        let mut access = rights(*what);
+        if !path.is_dir() {
+            access &= AccessFs::from_file(WANTED);
+        }
+        rules = rules.add_rule(PathBeneath::new(place, access))?;
+    }
+    Ok(rules.restrict_self()?.ruleset)
+}
+
+fn rights(what: Use) -> BitFlags<AccessFs> {
+    let read = make_bitflags!(AccessFs::{ReadFile | ReadDir});
+    let write = read | AccessFs::WriteFile | AccessFs::Truncate;
+    match what {
+        Use::Read => read,
+        Use::Write => write,
+        Use::Keep => write | make_bitflags!(AccessFs::{MakeReg | MakeSock | RemoveFile}),
+        Use::RemoveFolders => AccessFs::RemoveDir.into(),
+        Use::Device => write | AccessFs::IoctlDev,
+    }
+}

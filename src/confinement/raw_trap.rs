@@ -1,0 +1,94 @@
+//! The handler of `SIGSYS`: says which system call was refused in which thread, and ends the process.
+
+use std::io;
+
+use vmm_sys_util::signal::register_signal_handler;
+
+use super::calls::NOTORIOUS;
+
+/// The exit code of a process that tried what it may not: as a shell tells of `SIGSYS`.
+const EXIT_CODE: i32 = 128 + libc::SIGSYS;
+/// Where `si_syscall` is in `siginfo_t`, in units of 4 bytes (`asm-generic/siginfo.h`, 64 bits).
+const SYSCALL_AT: usize = 6;
+/// Longest message, in bytes.
+const MESSAGE_BYTES_MAX: usize = 200;
+
+/// Installs the handler.
+///
+/// # Errors
+/// The system refuses.
+pub(super) fn listen() -> io::Result<()> {
+    register_signal_handler(libc::SIGSYS, on_refused)
+        .map_err(|error| io::Error::from_raw_os_error(error.errno()))
+}
+
+/// Nothing here allocates or takes a lock: any thread may be anywhere.
+extern "C" fn on_refused(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    // SAFETY: the kernel passes a `siginfo_t`, which has 128 bytes; of a SIGSYS this field is its system call.
+    let call = unsafe { info.cast::<i32>().add(SYSCALL_AT).read() };
+    let mut message = Message { bytes: [0; MESSAGE_BYTES_MAX], len: 0 };
+    message.add(b"lighter: the guest's process tried a system call that it may not: ");
+    if let Some((_, name)) = NOTORIOUS.iter().find(|(number, _)| *number == i64::from(call)) {
+        message.add(name.as_bytes());
+        message.add(b" (");
+        message.add_number(call);
+        message.add(b")");
+    } else {
+        message.add(b"number ");
+        message.add_number(call);
+    }
+    message.add(b", in thread ");
+    let mut name = [0_u8; 16];
+    // SAFETY: PR_GET_NAME writes at most 16 bytes.
+    unsafe { libc::prctl(libc::PR_GET_NAME, name.as_mut_ptr()) };
+    message.add(name.split(|byte| *byte == 0).next().unwrap_or_default());
+    message.add(b"; it ends here\n");
+    // SAFETY: the bytes are the message's own; what cannot be written is lost.
+    let _ = unsafe { libc::write(libc::STDERR_FILENO, message.bytes.as_ptr().cast(), message.len) };
+    // SAFETY: ends the process without running anything of it.
+    unsafe { libc::_exit(EXIT_CODE) }
+}
+
+struct Message {
+    bytes: [u8; MESSAGE_BYTES_MAX],
+    len: usize,
+}
+
+impl Message {
+    fn add(&mut self, text: &[u8]) {
+        for byte in text {
+            if let Some(place) = self.bytes.get_mut(self.len) {
+                *place = *byte;
+                self.len += 1;
+            }
+        }
+    }
+
+    fn add_number(&mut self, number: i32) {
+        let mut divisor = 1_000_000_000;
+        let number = number.unsigned_abs();
+        while divisor > 1 && number / divisor == 0 {
+            divisor /= 10;
+        }
+        while divisor > 0 {
+            self.add(&[b'0' + (number / divisor % 10) as u8]);
+            divisor /= 10;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_written_and_long_messages_cut() {
+        for number in [0, 7, 10, 59, 1_234_567_890] {
+            let mut message = Message { bytes: [0; MESSAGE_BYTES_MAX], len: 0 };
+            message.add_number(number);
+            assert_eq!(message.bytes[..message.len], *number.to_string().as_bytes());
+            message.add(&[b'x'; MESSAGE_BYTES_MAX]);
+            assert_eq!(message.len, MESSAGE_BYTES_MAX);
+        }
+    }
+}

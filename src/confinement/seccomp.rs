@@ -1,0 +1,131 @@
+//! The system calls that are left, in all threads.
+//!
+//! Filters of which the kernel follows the strictest: what is not in [`super::calls`] ends the process, with a message; what
+//! the C library may try by itself (a process, memory that can be executed, an odd socket) fails, and the process goes on.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch, apply_filter_all_threads,
+};
+
+use super::{calls, raw_trap};
+use crate::cli::isolation::SeccompMode;
+
+/// Rules by number of the call; a call with an empty list matches always.
+type Rules = BTreeMap<i64, Vec<SeccompRule>>;
+
+/// Leaves this process, and all that its threads ever start, the calls of a guest's process.
+///
+/// # Errors
+/// The kernel has no filters, or refuses them.
+pub(crate) fn restrict(mode: SeccompMode) -> Result<()> {
+    let other = match mode {
+        SeccompMode::Off => return Ok(()),
+        SeccompMode::Log => SeccompAction::Log,
+        SeccompMode::On => SeccompAction::Trap,
+    };
+    raw_trap::listen().context("cannot listen for refused system calls")?;
+    // The one that does not know the call for filters comes last.
+    for filter in [absent(mode), refused(mode), allowed(other)] {
+        let program: BpfProgram = filter
+            .and_then(TryInto::try_into)
+            .context("the list of system calls makes no sense")?;
+        apply_filter_all_threads(&program).context(
+            "cannot confine the guest's process to its system calls: `--seccomp off` runs it all the same",
+        )?;
+    }
+    Ok(())
+}
+
+/// What a guest's process does.
+fn allowed(other: SeccompAction) -> Result<SeccompFilter, seccompiler::BackendError> {
+    let mut rules: Rules =
+        calls::ALLOWED.iter().copied().flatten().map(|call| (*call, Vec::new())).collect();
+    let devices = calls::IOCTLS_OF_DEVICES
+        .map(|(mask, request)| rule([(1, SeccompCmpOp::MaskedEq(mask), request)]));
+    let interfaces =
+        calls::IOCTLS_OF_INTERFACES.map(|request| rule([(1, SeccompCmpOp::Eq, request)]));
+    let ioctls = calls::IOCTLS.map(|request| rule([(1, SeccompCmpOp::Eq, request)]));
+    let ioctls: Result<_, _> = devices.into_iter().chain(interfaces).chain(ioctls).collect();
+    rules.insert(libc::SYS_ioctl, ioctls?);
+    // The handler that tells of refused calls stays.
+    let others = rule([(0, SeccompCmpOp::Ne, libc::SIGSYS as u64)])?;
+    rules.insert(libc::SYS_rt_sigaction, vec![others]);
+    let own = rule([(0, SeccompCmpOp::Eq, std::process::id().into())])?;
+    rules.insert(libc::SYS_tgkill, vec![own]);
+    SeccompFilter::new(rules, other, SeccompAction::Allow, arch()?)
+}
+
+/// What fails.
+fn refused(mode: SeccompMode) -> Result<SeccompFilter, seccompiler::BackendError> {
+    let executable = || {
+        let exec = libc::PROT_EXEC as u64;
+        rule([(2, SeccompCmpOp::MaskedEq(exec), exec)])
+    };
+    let families = calls::SOCKET_FAMILIES.map(|family| (0, SeccompCmpOp::Ne, family as u64));
+    let thread = libc::CLONE_THREAD as u64;
+    let rules = Rules::from([
+        (libc::SYS_mmap, vec![executable()?]),
+        (libc::SYS_mprotect, vec![executable()?]),
+        (libc::SYS_socket, vec![rule(families)?]),
+        (libc::SYS_clone, vec![rule([(0, SeccompCmpOp::MaskedEq(thread), 0)])?]),
+    ]);
+    SeccompFilter::new(rules, SeccompAction::Allow, failure(mode, libc::EPERM), arch()?)
+}
+
+/// `clone3` hides what it does from a filter; the C library falls back on `clone`.
+fn absent(mode: SeccompMode) -> Result<SeccompFilter, seccompiler::BackendError> {
+    let rules = Rules::from([(libc::SYS_clone3, Vec::new())]);
+    SeccompFilter::new(rules, SeccompAction::Allow, failure(mode, libc::ENOSYS), arch()?)
+}
+
+fn failure(mode: SeccompMode, error: i32) -> SeccompAction {
+    match mode {
+        SeccompMode::Log => SeccompAction::Log,
+        SeccompMode::On | SeccompMode::Off => SeccompAction::Errno(error as u32),
+    }
+}
+
+fn arch() -> Result<TargetArch, seccompiler::BackendError> {
+    std::env::consts::ARCH.try_into()
+}
+
+/// All of these conditions: number of the argument, comparison, value.
+fn rule<const N: usize>(
+    conditions: [(u8, SeccompCmpOp, u64); N],
+) -> Result<SeccompRule, seccompiler::BackendError> {
+    // The kernel looks at the lower half of these arguments only, and so does this.
+    let condition = |(argument, operation, value)| {
+        SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operation, value)
+    };
+    SeccompRule::new(conditions.into_iter().map(condition).collect::<Result<_, _>>()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lists_become_filters() {
+        let mode = SeccompMode::On;
+        for filter in [allowed(SeccompAction::Trap), refused(mode), absent(mode)] {
+            let program: BpfProgram = filter.unwrap().try_into().unwrap();
+            assert!(program.len() < 4096, "the kernel takes no more: {}", program.len());
+        }
+    }
+
+    #[test]
+    fn no_call_is_listed_twice_and_none_of_the_notorious() {
+        let mut all: Vec<_> = calls::ALLOWED.iter().copied().flatten().collect();
+        let count = all.len();
+        all.sort_unstable();
+        all.dedup();
+        assert_eq!(all.len(), count);
+        for (call, name) in &calls::NOTORIOUS {
+            assert!(!all.contains(&call), "{name}");
+        }
+    }
+}

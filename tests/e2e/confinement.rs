@@ -1,0 +1,153 @@
+//! What a guest's process may not do, tried; and what all users of a host may see.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+
+use crate::host::{Exit, Guest, GuestPlan, Host, Migration, Pair, ask};
+#[cfg(feature = "failpoints")]
+use crate::host::{Running, lighter, wait};
+
+/// Seccomp's state of each thread of the guest's process, by the thread's name (proc_pid_status(5): 2 is a filter).
+fn filters(guest: &Guest) -> Vec<(String, String)> {
+    let tasks = fs::read_dir(format!("/proc/{}/task", guest.pid().0)).expect("a live process");
+    let field = |status: &str, name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        line.unwrap_or_default().trim().to_owned()
+    };
+    tasks
+        // A thread may end while it is looked at.
+        .filter_map(|task| fs::read_to_string(task.ok()?.path().join("status")).ok())
+        .filter(|status| !field(status, "Name:").starts_with("kvm-"))
+        .map(|status| (field(&status, "Name:"), field(&status, "Seccomp:")))
+        .collect()
+}
+
+fn every_thread_has_a_filter(guest: &Guest) {
+    let filters = filters(guest);
+    assert!(filters.iter().any(|(name, _)| name == "vcpu0"), "{filters:?}");
+    assert!(filters.iter().all(|(_, state)| state == "2"), "{filters:?}");
+}
+
+fn confinement(host: &Host) -> serde_json::Value {
+    host.run(&["show", "web-1", "--json"]).ok().json()["confinement"].clone()
+}
+
+#[test]
+fn every_thread_is_confined_where_a_guest_starts_and_where_it_arrives() {
+    let pair = Pair::new();
+    let guest = Guest::start(&pair.a, &GuestPlan::default());
+    every_thread_has_a_filter(&guest);
+    assert_eq!(confinement(&pair.a)["seccomp"], "on");
+    let shown = pair.a.run(&["show", "web-1"]).ok().stdout;
+    assert!(shown.contains("its system calls"), "{shown}");
+
+    Migration::run(&pair.a, "web-1", &pair.b).ok();
+    every_thread_has_a_filter(&pair.b.guest("web-1"));
+    assert_eq!(confinement(&pair.b)["seccomp"], "on");
+}
+
+#[test]
+fn confinement_can_be_switched_off_and_that_is_told() {
+    let pair = Pair::without_nodes();
+    let off = ["LIGHTER_SECCOMP", "LIGHTER_LANDLOCK"].map(|it| (it.to_owned(), "off".to_owned()));
+    let plan = GuestPlan { environment: off.to_vec(), ..GuestPlan::default() };
+    let guest = Guest::start(&pair.a, &plan);
+    assert!(filters(&guest).iter().all(|(_, state)| state == "0"));
+    let expected = serde_json::json!({ "seccomp": "off", "landlock": "off" });
+    assert_eq!(confinement(&pair.a), expected);
+}
+
+#[test]
+fn those_who_only_look_see_the_guest_and_change_nothing() {
+    let pair = Pair::without_nodes();
+    let guest = Guest::start(&pair.a, &GuestPlan::default());
+    for verb in [&["ls"][..], &["show", "web-1"]] {
+        let shown = pair.a.run(&[&["--readonly"], verb].concat()).ok().stdout;
+        assert!(shown.contains("running"), "{shown}");
+    }
+    pair.a.run(&["--readonly", "pause", "web-1"]).complains(Exit::Failed, &["only looks"]);
+
+    let socket = guest.socket().with_file_name("api-ro.sock");
+    assert_eq!(ask(&socket, "GET", "/v1/guest", None).unwrap().status, 200);
+    for (method, path) in [("PUT", "/v1/guest/pause"), ("GET", "/v1/guest/console")] {
+        let answer = ask(&socket, method, path, None).unwrap();
+        assert!(answer.status >= 400, "{method} {path}: {answer:?}");
+    }
+    assert_eq!(guest.state().as_deref(), Some("running"));
+}
+
+#[test]
+fn strangers_who_stay_do_not_keep_the_owner_away() {
+    let pair = Pair::without_nodes();
+    let guest = Guest::start(&pair.a, &GuestPlan::default());
+    let socket = guest.socket().with_file_name("api-ro.sock");
+    let visit = |_| {
+        let mut stream = UnixStream::connect(&socket).unwrap();
+        stream.write_all(b"GET /v1/guest HTTP/1.1\r\n").unwrap();
+        stream
+    };
+    let strangers: Vec<UnixStream> = (0..100).map(visit).collect();
+    pair.a.run(&["show", "web-1"]).ok();
+    drop(strangers);
+    pair.a.run(&["--readonly", "show", "web-1"]).ok();
+}
+
+/// Runs a guest whose process makes an attempt once it is confined, in each kind of thread.
+#[cfg(feature = "failpoints")]
+fn attempt(pair: &Pair, what: &str, more: &[&str]) -> Running {
+    let arguments = [&["run", "--name", "web-1", "--memory", "64M"], more].concat();
+    let mut command = lighter(pair.a.state_dir(), &arguments);
+    command.env("LIGHTER_ATTEMPT", what);
+    Running::start(command)
+}
+
+#[cfg(feature = "failpoints")]
+#[test]
+fn what_a_guests_process_may_not_call_ends_it_by_name() {
+    let pair = Pair::without_nodes();
+    for (what, call) in [("execute:/bin/true", "execve"), ("kill:1", "kill")] {
+        let done = attempt(&pair, what, &[]).finish();
+        assert_eq!(done.exit, Exit::Other, "{done:?}");
+        assert!(done.stderr.contains(&format!("may not: {call} (")), "{}", done.stderr);
+    }
+}
+
+#[cfg(feature = "failpoints")]
+#[test]
+fn what_a_guests_process_may_not_have_is_refused_in_every_thread() {
+    let pair = Pair::without_nodes();
+    let outside = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let secret = outside.path().join("secret");
+    fs::write(&secret, "hidden").unwrap();
+    let (secret, new) = (secret.display(), outside.path().join("new"));
+    let denied = "Permission denied";
+    let forbidden = "Operation not permitted";
+    for (what, answer) in [
+        (format!("read:{secret}"), denied),
+        (format!("write:{secret}"), denied),
+        (format!("create:{}", new.display()), denied),
+        ("tcp".to_owned(), denied),
+        ("packets".to_owned(), forbidden),
+        ("process:/bin/true".to_owned(), forbidden),
+        ("read:/proc/self/status".to_owned(), "done"),
+    ] {
+        let run = attempt(&pair, &what, &[]);
+        let told = wait::until("all threads have tried it", || {
+            let (_, stderr) = run.said();
+            let told: Vec<String> = stderr.lines().map(str::to_owned).collect();
+            let told: Vec<_> = told.into_iter().filter(|line| line.contains("attempt")).collect();
+            if told.len() == 3 { Ok(told) } else { Err(stderr) }
+        });
+        assert!(told.iter().all(|line| line.contains(answer)), "{what}: {told:?}");
+        pair.a.run(&["destroy", "web-1"]).ok();
+        run.finish();
+    }
+    let run = attempt(&pair, &format!("read:{secret}"), &["--landlock", "off"]);
+    wait::until("it is read where nothing forbids it", || {
+        let (_, stderr) = run.said();
+        if stderr.matches(": done").count() == 3 { Ok(()) } else { Err(stderr) }
+    });
+    pair.a.run(&["destroy", "web-1"]).ok();
+    run.finish();
+}
