@@ -8,6 +8,7 @@ use migrate::record::RecordStore;
 use migrate::report::Role;
 use tempfile::TempDir;
 use vmm_core::cpuid::CpuidEntry;
+use vmm_core::memory::MemoryConfig;
 use vmm_core::state::StateError;
 use vmm_core::{DeviceConfig, VmShape, VmState, snapshot};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
@@ -119,7 +120,11 @@ struct Good {
 fn good() -> &'static Good {
     static GOOD: OnceLock<Good> = OnceLock::new();
     GOOD.get_or_init(|| Good {
-        shapes: [vec![], vec![DeviceConfig::Rng, DeviceConfig::Balloon]].map(shape),
+        shapes: [
+            vec![],
+            vec![DeviceConfig::Rng, DeviceConfig::Balloon, DeviceConfig::Vsock { cid: 3 }],
+        ]
+        .map(shape),
         states: [0, 1].map(state),
     })
 }
@@ -128,7 +133,9 @@ fn shape(devices: Vec<DeviceConfig>) -> Vec<u8> {
     let entry = CpuidEntry { function: 1, index: 0, flags: 0, eax: 1, ebx: 2, ecx: 3, edx: 4 };
     let memory_bytes = MEMORY_BYTES;
     let (cpuid, tsc_khz, xsave_bytes) = (vec![entry; 2], 1_000_000, 4096);
-    let shape = VmShape { memory_bytes, vcpus: 1, cpuid, tsc_khz, xsave_bytes, devices };
+    let (cpu_model, memory) = ("host".to_owned(), MemoryConfig::default());
+    let shape =
+        VmShape { memory_bytes, vcpus: 1, cpu_model, cpuid, tsc_khz, xsave_bytes, memory, devices };
     shape.to_bytes().unwrap_or_else(|error| panic!("no shape: {error}"))
 }
 

@@ -23,13 +23,13 @@ const ADD_TO_BRIDGE: u64 = 0x89a2;
 
 /// `ioctl` requests about network interfaces, for a guest that arrives and makes its tap then.
 pub(super) const IOCTLS_OF_INTERFACES: [u64; 8] = [
-    SIOCGIFINDEX as u64,
-    SIOCGIFMTU as u64,
-    SIOCSIFMTU as u64,
-    SIOCSIFHWADDR as u64,
-    SIOCGIFFLAGS as u64,
-    SIOCSIFFLAGS as u64,
-    SIOCETHTOOL as u64,
+    SIOCGIFINDEX,
+    SIOCGIFMTU,
+    SIOCSIFMTU,
+    SIOCSIFHWADDR,
+    SIOCGIFFLAGS,
+    SIOCSIFFLAGS,
+    SIOCETHTOOL,
     ADD_TO_BRIDGE,
 ];
 

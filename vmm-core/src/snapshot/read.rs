@@ -52,7 +52,8 @@ pub fn read_guest(path: &Path) -> Result<(VmShape, VmState)> {
 /// As [`restore`].
 #[cfg(feature = "fuzzing")]
 pub fn read_into_new(file: &[u8], memory_bytes: u64) -> Result<(VmShape, VmState)> {
-    let ram = GuestRam::new(crate::memory::RamLayout::new(memory_bytes)?)?;
+    use crate::memory::{MemoryConfig, RamLayout};
+    let ram = GuestRam::new(RamLayout::new(memory_bytes)?, &MemoryConfig::default(), None)?;
     let mut input = Input { file: BufReader::new(file), path: Path::new("fuzzed"), position: 0 };
     let (shape, state) = input.header(MAGIC, VERSION)?;
     let shape = VmShape::from_bytes(&shape)?;

@@ -15,7 +15,7 @@ use super::mmio_device::{DeviceState, RING_FEATURES};
 use super::transport::{Effect, Transport};
 use crate::devices::IrqLine;
 use crate::error::Result;
-use crate::memory::{GuestRam, RamLayout};
+use crate::memory::{GuestRam, MemoryConfig, RamLayout};
 
 /// Turns of a device's work for one notification: it must be done long before.
 const TURNS_MAX: usize = 100_000;
@@ -34,7 +34,8 @@ impl Bench {
     /// # Errors
     /// There is no such device, or not so much memory.
     pub fn new(config: &DeviceConfig, memory_bytes: u64) -> Result<Self> {
-        let ram = Arc::new(GuestRam::new(RamLayout::new(memory_bytes)?)?);
+        let ram =
+            Arc::new(GuestRam::new(RamLayout::new(memory_bytes)?, &MemoryConfig::default(), None)?);
         let device = config.create()?;
         let signals = Arc::new(Signals::new(device.config()));
         let transport = Transport::new(
