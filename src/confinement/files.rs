@@ -18,8 +18,10 @@ pub(super) enum Use {
     Keep,
     /// Remove empty folders in it.
     RemoveFolders,
-    /// Read, write, and ask its device.
+    /// Read, write, and ask the device that it is.
     Device,
+    /// The same for a disk, which is a regular file or a block device: what else is there stays closed, since others name disks.
+    Disk,
 }
 
 /// What is there for every guest, where it exists: devices, what is known of the host, and what leads from a name to an address.
@@ -82,7 +84,7 @@ impl Files {
 
     /// And this disk.
     pub(crate) fn add_disk(&mut self, path: &Path) {
-        self.wanted.push((path.to_owned(), Use::Device));
+        self.wanted.push((path.to_owned(), Use::Disk));
     }
 
     /// And this folder, in which disks may be made.
