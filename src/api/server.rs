@@ -11,6 +11,7 @@ use axum::{Extension, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
@@ -108,34 +109,39 @@ async fn serve_until(
 }
 
 /// Serves one connection.
-async fn visit(
-    stream: UnixStream,
+async fn visit(stream: UnixStream, router: Router, audience: Audience, end: watch::Receiver<()>) {
+    match audience {
+        Audience::Owner => {
+            let stream = HandingStream::new(stream, None);
+            let router = router.layer(Extension(stream.handed()));
+            converse(stream, router, end).await;
+        }
+        // No file is taken from strangers: the kernel closes what they send.
+        Audience::Anybody => {
+            let _in_time = tokio::time::timeout(VISIT_MAX, converse(stream, router, end)).await;
+        }
+    }
+}
+
+/// Answers what is asked on one connection.
+async fn converse(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     router: Router,
-    audience: Audience,
     mut end: watch::Receiver<()>,
 ) {
-    let stream = HandingStream::new(stream, None);
-    let service = TowerToHyperService::new(router.layer(Extension(stream.handed())));
+    let service = TowerToHyperService::new(router);
     let mut builder = http1::Builder::new();
     builder
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_PATIENCE)
         .max_buf_size(HEAD_BYTES_MAX);
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
-    let stay = async {
-        tokio::select! {
-            // Who breaks off, or is slow, has no one to tell.
-            _ = connection.as_mut() => return,
-            _ = end.changed() => connection.as_mut().graceful_shutdown(),
-        }
-        let _broken_off = connection.as_mut().await;
-    };
-    match audience {
-        Audience::Owner => stay.await,
-        Audience::Anybody => {
-            let _in_time = tokio::time::timeout(VISIT_MAX, stay).await;
-        }
+    tokio::select! {
+        // Who breaks off, or is slow, has no one to tell.
+        _ = connection.as_mut() => return,
+        _ = end.changed() => connection.as_mut().graceful_shutdown(),
     }
+    let _broken_off = connection.as_mut().await;
 }
 
 /// A socket that is served and can be closed in order.
@@ -172,6 +178,7 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
+    use crate::api::descriptor::Handed;
 
     fn router() -> Router {
         Router::new().route("/hello", get(|| async { "hello" }))
@@ -186,6 +193,29 @@ mod tests {
             let found = std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
             assert_eq!(found, mode, "{audience:?}");
             server.close().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_file_is_taken_from_the_owner_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let told = async |handed: Option<Extension<Handed>>| match handed {
+            Some(Extension(handed)) if handed.take().is_some() => "taken",
+            _ => "none",
+        };
+        for (audience, expected) in [(Audience::Owner, "taken"), (Audience::Anybody, "none")] {
+            let path = folder.path().join(expected);
+            let server = Server::start(&path, Router::new().route("/", get(told)), audience);
+            let stream = UnixStream::connect(&path).await.unwrap();
+            let mut stream = HandingStream::new(stream, Some(tempfile::tempfile().unwrap()));
+            stream
+                .write_all(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+                .await
+                .unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            assert!(answer.ends_with(expected), "{audience:?}: {answer}");
+            server.unwrap().close().await;
         }
     }
 
