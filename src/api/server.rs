@@ -1,5 +1,6 @@
 //! A Unix socket that serves a router: bounded in what it reads, in whom it serves at once and for how long, removed by its owner.
 
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::pin::pin;
@@ -11,6 +12,8 @@ use axum::{Extension, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, UnixAddr};
+use nix::sys::stat::{Mode, fchmod};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
@@ -57,15 +60,26 @@ pub(crate) enum Audience {
 /// # Errors
 /// The path exists, is too long, or the file system refuses.
 fn bind(path: &Path, audience: Audience) -> Result<UnixListener> {
-    let listener =
-        UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
     let mode = match audience {
         Audience::Owner => 0o600,
         Audience::Anybody => 0o666,
     };
+    let listener = bind_with(path, Mode::from_bits_truncate(mode))
+        .with_context(|| format!("cannot listen on {}", path.display()))?;
+    // What the umask has taken.
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
         .with_context(|| format!("cannot protect {}", path.display()))?;
     Ok(listener)
+}
+
+/// Listens on `path`, which never allows more than `mode`: Linux makes the socket's file with the mode that the socket has.
+fn bind_with(path: &Path, mode: Mode) -> std::io::Result<UnixListener> {
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let socket = socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    fchmod(&socket, mode)?;
+    socket::bind(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    socket::listen(&socket, Backlog::MAXCONN)?;
+    UnixListener::from_std(socket.into())
 }
 
 /// Serves `router` until `end`, answering what has been asked by then; unknown routes and oversized bodies get the same kind of
@@ -194,6 +208,16 @@ mod tests {
             assert_eq!(found, mode, "{audience:?}");
             server.close().await;
         }
+    }
+
+    #[tokio::test]
+    async fn a_socket_is_never_more_open_than_it_shall_be() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("sock");
+        let _listener = bind_with(&path, Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
+        // The umask alone would leave more.
+        let found = std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(found, 0o600);
     }
 
     #[tokio::test]
