@@ -151,6 +151,9 @@ catalogue! {
         migration_pages: Counter<(GuestName, Direction, Encoding)> =
             "lighter_migration_transferred_pages_total", Pages,
             "Pages carried in the migration of a guest, by encoding.";
+        migration_hinted: Counter<(GuestName, Direction)> =
+            "lighter_migration_hinted_pages_total", Pages,
+            "Pages left out of the migration of a guest because it said that they are free.";
         migration_remaining: Gauge<(GuestName, Direction)> =
             "lighter_migration_remaining_bytes", Bytes,
             "Guest memory that must still be sent in this round.";

@@ -12,6 +12,7 @@ mod connect;
 mod control;
 mod destination;
 mod handle;
+mod hints;
 mod keeper;
 mod limiter;
 mod line;

@@ -8,6 +8,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::control::describe;
+use super::hints::Slot;
 use super::preamble::{Preamble, StreamRole};
 use super::pump::{Plant, Pump, PumpError};
 use crate::memory::PageSet;
@@ -46,17 +47,19 @@ pub(super) struct Sender {
 }
 
 impl Sender {
-    /// Starts to send pages of a guest of `chunks` chunks, all of them dirty; answers go to `tell`.
+    /// Starts to send pages of a guest of `chunks` chunks, all of them dirty but those that `hints` holds by
+    /// then and that were not written since; answers go to `tell`.
     pub(super) fn start(
         plant: Plant,
         route: Route,
         chunks: usize,
+        hints: Arc<Slot>,
         tasks: &mut JoinSet<()>,
         tell: impl Fn(Event) + Send + 'static,
     ) -> Self {
         let (orders, inbox) = mpsc::unbounded_channel();
         let (stop, mut stopped) = watch::channel(());
-        let work = Work { plant, route, dirty: PageSet::full(chunks), pumps: Vec::new() };
+        let work = Work { plant, route, hints, dirty: PageSet::full(chunks), pumps: Vec::new() };
         tasks.spawn(async move {
             tokio::select! {
                 // Ends when the sender is dropped.
@@ -76,6 +79,7 @@ impl Sender {
 struct Work {
     plant: Plant,
     route: Route,
+    hints: Arc<Slot>,
     dirty: PageSet,
     pumps: Vec<Pump>,
 }
@@ -135,8 +139,26 @@ impl Work {
             disk_zero_pages: zeros(disks),
             ..Transfer::default()
         };
+        let hinted_pages = self.leave_out_hinted()?;
+        let left_out = Transfer { hinted_pages, ..left_out };
         self.plant.totals.add(&left_out);
         Ok(left_out)
+    }
+
+    /// Leaves out what the guest has said to be free and has not written since the log watches it: the
+    /// destination has zeros there. What it writes later, the log shows like any other page.
+    fn leave_out_hinted(&mut self) -> Result<u64, PumpError> {
+        let Some(hinted) = self.hints.take() else { return Ok(0) };
+        let memory = self.plant.memory_chunks;
+        let count = |dirty: &PageSet| -> u64 {
+            dirty.words()[..memory].iter().map(|word| u64::from(word.count_ones())).sum()
+        };
+        let before = count(&self.dirty);
+        for (word, free) in self.dirty.words_mut()[..memory].iter_mut().zip(hinted.words()) {
+            *word &= !free;
+        }
+        self.collect()?;
+        Ok(before.saturating_sub(count(&self.dirty)))
     }
 
     async fn remainder(&mut self, round: u32) -> Result<FinalSent, PumpError> {
