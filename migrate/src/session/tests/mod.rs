@@ -3,6 +3,7 @@
 mod cancel;
 #[cfg(feature = "failpoints")]
 mod faults;
+mod hints;
 mod memory;
 mod refusals;
 mod relay;
