@@ -42,6 +42,8 @@ pub enum BalloonRequest {
     Statistics(Vec<(u8, u64)>),
     /// Free memory, by page and bytes.
     Free(Vec<(u16, u32)>),
+    /// The word that begins the answer to one of the first commands for hints; the number 0 is the word that ends it.
+    Command(u8),
 }
 
 impl Request for BalloonRequest {
@@ -58,6 +60,8 @@ impl Request for BalloonRequest {
                     [&u16::from(*tag).to_le_bytes()[..], &value.to_le_bytes()].concat()
                 })
                 .collect(),
+            Self::Command(0) => vec![0; 4],
+            Self::Command(number) => ((1 << 31) + u32::from(*number) - 1).to_le_bytes().to_vec(),
             Self::Free(places) => {
                 let free = |(page, bytes): &(u16, u32)| Buffer {
                     gpa: u64::from(*page) << 12,

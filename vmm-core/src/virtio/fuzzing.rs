@@ -89,11 +89,14 @@ impl Bench {
         unreachable!("the device works for ever on what does not change");
     }
 
-    /// The operator asks a balloon for the guest's statistics, and sets how large it shall be.
+    /// The operator asks a balloon for the guest's statistics, and sets how large it shall be; a migration ends and another asks
+    /// which pages are free.
     pub fn set_balloon(&mut self, pages: u32) {
         self.backend.on_balloon(|balloon, rings| {
             balloon.ask();
             balloon.set_target(pages, rings);
+            balloon.end_hints(rings);
+            balloon.begin_hints(rings);
         });
         self.work();
     }

@@ -204,3 +204,73 @@ fn a_state_with_an_impossible_command_is_refused() {
     let error = BalloonDevice::default().load(&state).unwrap_err();
     assert!(error.contains("id 7"), "{error}");
 }
+
+/// What a driver and its host do.
+#[derive(Debug, Clone)]
+enum Turn {
+    Begin,
+    End,
+    Say(u32),
+    Hint(u64, u32),
+    Reset,
+    Move,
+}
+
+fn turn() -> impl Strategy<Value = Turn> {
+    prop_oneof![
+        Just(Turn::Begin),
+        Just(Turn::End),
+        prop_oneof![Just(STOP), Just(DONE), ID_MIN..ID_MIN + 4, any::<u32>()].prop_map(Turn::Say),
+        (0..5u64 << 20, 0..1u32 << 20).prop_map(|(gpa, len)| Turn::Hint(gpa, len)),
+        Just(Turn::Reset),
+        Just(Turn::Move),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Whatever is said when: no page counts that the driver has not named since it was asked, and after the end
+    /// it always has its pages back.
+    #[test]
+    fn any_order_of_words_and_pages_is_survived(turns in prop::collection::vec(turn(), 0..40)) {
+        let mut bench = bench_with(FEATURES);
+        let mut named = vec![false; 1024];
+        for turn in turns {
+            match turn {
+                Turn::Begin => {
+                    begin(&mut bench);
+                    named.fill(false);
+                }
+                Turn::Say(id) => say(&mut bench, id),
+                Turn::Hint(gpa, len) => {
+                    bench.driver(HINTS).offer(&[(gpa, len, WRITABLE)]);
+                    bench.kick(HINTS);
+                    let whole = gpa.div_ceil(PAGE_BYTES)..(gpa + u64::from(len)) / PAGE_BYTES;
+                    whole.filter(|page| *page < 1024).for_each(|page| named[page as usize] = true);
+                }
+                Turn::End => {
+                    prop_assert!(end(&mut bench).into_iter().all(|page| named[page]));
+                    prop_assert!(command(&bench) < ID_MIN);
+                }
+                Turn::Reset => {
+                    bench.backend.reset();
+                    prop_assert_eq!(command(&bench), STOP);
+                    bench = bench_with(FEATURES);
+                    named.fill(false);
+                }
+                Turn::Move => {
+                    bench.backend.pause();
+                    let state = bench.backend.save().unwrap();
+                    bench.backend.load(&state, None).err();
+                    let driver = Some((FEATURES, bench.registers.as_slice()));
+                    if !bench.signals.needs_reset() {
+                        bench.backend.load(&state, driver).unwrap();
+                    }
+                    bench.backend.resume();
+                    prop_assert!(command(&bench) < ID_MIN || bench.signals.needs_reset());
+                }
+            }
+        }
+    }
+}
