@@ -28,10 +28,10 @@ fn start(host: &Host, name: &str, more: &[&str]) {
     start_with(host, name, "", more);
 }
 
-fn start_with(host: &Host, name: &str, options: &str, more: &[&str]) {
+fn start_with(host: &Host, name: &str, checks: &str, more: &[&str]) {
     let [kernel, initrd] = [script("kernel.sh", &["vmlinux"]), script("initramfs.sh", &[])];
     let options = fs::read_to_string(guest_folder().join("cmdline")).expect("a command line");
-    let check = format!("mem=80M check.mib={MIB} check.rate=100 check.halt=1 {options}");
+    let check = format!("mem=80M check.mib={MIB} check.rate=100 check.halt=1 {checks}");
     let cmdline = format!("console=ttyS0 quiet {} {check}", options.trim());
     let arguments = ["run", "--detach", "--name", name, "--memory", "128M", "--kernel", &kernel];
     let boot = ["--initrd", &initrd, "--cmdline", &cmdline];
@@ -96,6 +96,22 @@ fn start_littered(host: &Host, balloon: &str) -> Witness {
     witness
 }
 
+fn say_figures(balloon: &str, report: &Value) {
+    let (sent, first) = (&report["transfer"], &report["rounds"][0]);
+    let pages = |kind: &str| sent[kind].as_u64().expect("a count");
+    let seconds = |value: &Value| value.as_f64().expect("a time");
+    println!(
+        "--balloon {balloon}: {} bytes, {} hinted, {} zero, {} other pages; {:.2} s, {:.2} s of it in round 1, {:.3} s downtime",
+        sent["wire_bytes"],
+        pages("hinted_pages"),
+        pages("zero_pages"),
+        pages("raw_pages") + pages("lz4_pages"),
+        seconds(&report["total_seconds"]),
+        seconds(&first["seconds"]),
+        seconds(&report["downtime_seconds"]),
+    );
+}
+
 #[test]
 fn linux_says_which_pages_are_free_and_has_them_back_wherever_it_is() {
     let pair = Pair::new();
@@ -110,6 +126,7 @@ fn linux_says_which_pages_are_free_and_has_them_back_wherever_it_is() {
     for _ in 0..2 {
         let report = Migration::run(hosts[0], "linux", hosts[1]).ok();
         hosts.reverse();
+        say_figures("hints", &report);
         let hinted = report["transfer"]["hinted_pages"].as_u64();
         assert!(hinted >= Some(FOUND_MIB * PAGES_PER_MIB), "{report:#}");
         let now = Witness::of(hosts[0], "linux", MIB * PAGES_PER_MIB).line();
@@ -127,7 +144,7 @@ fn linux_says_which_pages_are_free_and_has_them_back_wherever_it_is() {
 #[test]
 #[ignore = "a measurement, for docs/adr/0015-free-page-hints.md"]
 fn figures_of_free_memory() {
-    for kind in ["off", "hints", "on"] {
+    for kind in ["on", "off", "hints"] {
         let pair = Pair::new();
         let before = start_littered(&pair.a, kind).line();
         if kind == "on" {
@@ -141,18 +158,7 @@ fn figures_of_free_memory() {
         for _ in 0..3 {
             let report = Migration::run(hosts[0], "linux", hosts[1]).ok();
             hosts.reverse();
-            let (sent, first) = (&report["transfer"], &report["rounds"][0]);
-            println!(
-                "--balloon {kind}: {} bytes, {} hinted, {} zero, {} other pages; {:.2} s in all, {:.2} s of it in round 1, \
-                 {:.3} s downtime",
-                sent["wire_bytes"],
-                sent["hinted_pages"],
-                sent["zero_pages"],
-                sent["raw_pages"].as_u64().unwrap_or(0) + sent["lz4_pages"].as_u64().unwrap_or(0),
-                report["total_seconds"].as_f64().unwrap_or(0.0),
-                first["seconds"].as_f64().unwrap_or(0.0),
-                report["downtime_seconds"].as_f64().unwrap_or(0.0),
-            );
+            say_figures(kind, &report);
         }
         Witness::of(hosts[0], "linux", MIB * PAGES_PER_MIB).line().follows(&before);
     }
