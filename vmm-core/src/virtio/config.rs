@@ -33,6 +33,11 @@ pub enum DeviceConfig {
 }
 
 impl DeviceConfig {
+    /// Whether it is a balloon, of either kind.
+    pub(crate) fn is_balloon(&self) -> bool {
+        matches!(self, Self::Balloon | Self::HintingBalloon)
+    }
+
     /// Checks that the description makes sense, without looking at this host.
     ///
     /// # Errors
@@ -86,10 +91,7 @@ pub(crate) fn check(devices: &[DeviceConfig]) -> Result<(), DeviceError> {
         )));
     }
     let count = |is: fn(&&DeviceConfig) -> bool| devices.iter().filter(is).count();
-    let is_balloon = |device: &&DeviceConfig| {
-        matches!(device, DeviceConfig::Balloon | DeviceConfig::HintingBalloon)
-    };
-    if count(is_balloon) > 1 {
+    if count(|device| device.is_balloon()) > 1 {
         return Err(DeviceError::Config("a guest has one balloon at most".to_owned()));
     }
     if count(|device| matches!(device, DeviceConfig::Vsock { .. })) > 1 {

@@ -30,12 +30,12 @@ const REQUEST: u64 = 0x30_0000;
 
 /// A paused guest of 16 MiB with a balloon, whose pages at [`PAGES`] are full of sevens.
 fn guest() -> Vm {
-    guest_by(DirtyLog::Auto)
+    guest_with(DeviceConfig::Balloon, DirtyLog::Auto)
 }
 
-/// The same with this log of dirty pages.
-fn guest_by(dirty_log: DirtyLog) -> Vm {
-    let shape = VmShape { devices: vec![DeviceConfig::Balloon], ..shape(16, 1) };
+/// The same with this balloon and this log of dirty pages.
+fn guest_with(balloon: DeviceConfig, dirty_log: DirtyLog) -> Vm {
+    let shape = VmShape { devices: vec![balloon], ..shape(16, 1) };
     let options = VmOptions { dirty_log };
     let vm = Vm::create_with(&shape, &options, Box::new(std::io::sink())).unwrap();
     vm.ram().write(CODE, &[0xeb, 0xfe]).unwrap(); // jmp $
@@ -112,7 +112,7 @@ fn hint_all(vm: &Vm) {
 #[test]
 fn a_hinted_page_that_is_taken_back_at_once_is_in_either_log() {
     for dirty_log in [DirtyLog::Bitmap, DirtyLog::Ring { entries: 1024 }] {
-        let vm = guest_by(dirty_log);
+        let vm = guest_with(DeviceConfig::HintingBalloon, dirty_log);
         write_what_is_hinted(&vm);
         vm.resume().unwrap();
         assert!(matches!(event(&vm), VmEvent::Doorbell { .. }), "the driver is ready");
