@@ -6,5 +6,5 @@ use fuzz::driver::{self, DiskRequest, Script};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|script: Script<DiskRequest>| {
-    driver::run(&driver::disk(), &script);
+    driver::run(driver::alone(&driver::disk()), &script);
 });
