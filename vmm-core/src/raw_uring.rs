@@ -58,7 +58,7 @@ unsafe impl<T: Send> Send for Flight<T> {}
 /// A ring; orders come back with their tickets, in any order.
 pub(crate) struct Uring<T> {
     ring: IoUring,
-    /// Raised for orders that were not done at once.
+    /// Raised for each order that is done.
     event: EventFd,
     /// By the number that the kernel is told.
     flights: Vec<Option<Flight<T>>>,
@@ -86,12 +86,13 @@ impl<T> Uring<T> {
         let allowed = [opcode::Readv::CODE, opcode::Writev::CODE, opcode::Fsync::CODE];
         let submitter = ring.submitter();
         submitter.register_restrictions(&mut allowed.map(Restriction::sqe_op))?;
-        submitter.register_eventfd_async(event.as_raw_fd())?;
+        // Not only for what kernel threads do: a read that waits for the host's cache is done by this task's own work.
+        submitter.register_eventfd(event.as_raw_fd())?;
         submitter.register_enable_rings()?;
         Ok(Self { ring, event, flights: Vec::new(), free: Vec::new(), in_flight: 0 })
     }
 
-    /// Readable when an order was done that [`Uring::submit`] had left under way.
+    /// Readable when an order was done; also one that [`Uring::submit`] did at once.
     pub(crate) fn event_fd(&self) -> RawFd {
         self.event.as_raw_fd()
     }
