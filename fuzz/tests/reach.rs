@@ -1,17 +1,19 @@
 //! Whether the targets get anywhere: what is turned away at the door finds nothing behind it.
 
 use arbitrary::{Arbitrary, Unstructured};
+use fuzz::arrival::{self, Arrival};
 use fuzz::driver::{
-    self, BalloonRequest, DiskRequest, Fill, NetRequest, Network, Operator, Program, Reach,
+    self, BalloonRequest, Copier, DiskRequest, Fill, NetRequest, Network, Operator, Program, Reach,
     RegisterScript, Script, VsockRequest,
 };
-use fuzz::file::{self, Encoded, Line, SavedGuest};
+use fuzz::file::{self, Encoded, Line, SavedGuest, TemplateFile};
 use fuzz::peer::{self, PageStream};
 use vmm_core::DeviceConfig;
 
 /// Inputs that are tried.
 const INPUTS: u64 = 400;
 
+type Disk = Script<DiskRequest, Copier>;
 type Net = Script<NetRequest, Network>;
 type Vsock = Script<VsockRequest, Program>;
 
@@ -58,7 +60,6 @@ fn every_device_answers_requests() {
         ("net", reached(net)),
         ("vsock", reached(vsock)),
     ] {
-        eprintln!("{device} {count}");
         assert!(count > INPUTS / 4, "{device}: {count} requests answered in {INPUTS} scripts");
     }
 }
@@ -66,8 +67,9 @@ fn every_device_answers_requests() {
 #[test]
 fn what_the_guest_sends_comes_through() {
     let frames = reached(|script: Net| driver::run(driver::network(), &script).came_through);
-    eprintln!("{frames} frames");
     assert!(frames > INPUTS / 10, "{frames} frames");
+    let copied = reached(|script: Disk| driver::run(driver::copied_disk(), &script).came_through);
+    assert!(copied > 0, "nothing is copied");
     // A connection takes more than a few steps by chance; the fuzzer finds them.
     let talk = driver::run(driver::sockets(), &driver::conversation(1000));
     let welcome = "OK 1073741824\n".len() as u64;
@@ -88,6 +90,8 @@ fn what_a_peer_says_is_understood_at_times() {
     let bodies = (0..=u8::MAX).flat_map(|kind| (0..8).map(move |variant| [kind, variant, 0, 0, 0]));
     let messages: u64 = bodies.filter_map(|body| peer::messages(&body).ok()).sum();
     assert!(messages >= 4, "{messages} messages");
+    let arrived = reached(|arrival: Arrival| arrival::arrive(&arrival));
+    assert!(arrived > INPUTS / 10, "{arrived} guests");
 }
 
 #[test]
@@ -95,5 +99,7 @@ fn files_are_understood_at_times() {
     let guests = reached(|saved: SavedGuest| file::saved_guest(&saved).into());
     let states = reached(|both: (Encoded, Encoded)| file::shape_and_state(&both));
     assert!(guests + states > INPUTS / 20, "{guests} saved guests, {states} shapes and states");
+    let templates = reached(|template: TemplateFile| file::template(&template).into());
+    assert!(templates > INPUTS / 100, "{templates} templates");
     assert!(!file::record(&[Line::Checked(b"{}".to_vec())]));
 }

@@ -3,6 +3,7 @@
 //! The rings lie where the driver knows them, so that most of what it does is understood and gets deep; but it may also write
 //! any register and any byte of memory at any time.
 
+mod copier;
 mod host;
 mod network;
 mod request;
@@ -18,6 +19,7 @@ use vmm_core::DeviceConfig;
 use vmm_core::virtio::block::{Access, BlockConfig};
 use vmm_core::virtio::fuzzing::Bench;
 
+pub use copier::{Copier, copied_disk};
 pub use host::{Host, Operator, Scene};
 pub use network::{NetRequest, Network, network};
 pub use request::{BalloonRequest, DiskRequest, Fill, Request};

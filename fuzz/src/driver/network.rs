@@ -34,12 +34,10 @@ pub fn network() -> Scene<UnixDatagram> {
 
 /// What a driver asks of a network device.
 #[derive(Debug, Arbitrary)]
+#[allow(missing_docs)] // the names say it
 pub enum NetRequest {
     /// Receive into these buffers.
-    Room {
-        first: u16,
-        second: Option<u16>,
-    },
+    Room { first: u16, second: Option<u16> },
     /// Send this.
     Frame {
         header: [u8; HEADER_BYTES],
@@ -49,12 +47,8 @@ pub enum NetRequest {
         /// Once more the same bytes, for a frame that is too long.
         twice: u8,
     },
-    Command {
-        class: u8,
-        command: u8,
-        data: Vec<u8>,
-        answer_bytes: u8,
-    },
+    /// Obey this.
+    Command { class: u8, command: u8, data: Vec<u8>, answer_bytes: u8 },
 }
 
 impl Request for NetRequest {
@@ -105,6 +99,7 @@ impl Request for NetRequest {
 
 /// What the network does, and its host.
 #[derive(Debug, Arbitrary)]
+#[allow(missing_docs)] // the names say it
 pub enum Network {
     /// Frames come, each with this header and so many bytes behind it.
     Send { header: [u8; HEADER_BYTES], bytes: u16, count: u8 },

@@ -45,16 +45,13 @@ pub fn sockets() -> Scene<Programs> {
 
 /// What a driver asks of a vsock device.
 #[derive(Debug, Arbitrary)]
+#[allow(missing_docs)] // the names say it
 pub enum VsockRequest {
     /// Receive into a buffer, perhaps with the header in one of its own.
-    Room {
-        bytes: u16,
-        split: bool,
-    },
+    Room { bytes: u16, split: bool },
     /// Hear of the transport's reset.
-    Event {
-        bytes: u8,
-    },
+    Event { bytes: u8 },
+    /// Send this.
     Packet(Packet),
 }
 
@@ -202,35 +199,28 @@ impl Programs {
     }
 }
 
-/// What a program does, or the host.
+/// What a program does, or the host. Programs are known by numbers, of which the number of programs is taken away.
 #[derive(Debug, Arbitrary)]
+#[allow(missing_docs)] // the names say it
 pub enum Program {
     /// Connects to the guest's port.
-    Knock {
-        port: u8,
-    },
+    Knock { port: u8 },
     /// Connects and says something else.
     KnockWith(Vec<u8>),
+    /// Waits at the host's port for the guest.
     Listen(u8),
+    /// Does so no more.
     StopListening(u8),
     /// Takes the connection that the guest has made.
     Accept(u8),
-    Write {
-        program: u8,
-        bytes: u16,
-    },
-    Read {
-        program: u8,
-        bytes: u16,
-    },
-    Shut {
-        program: u8,
-        reading: bool,
-        writing: bool,
-    },
-    Leave {
-        program: u8,
-    },
+    /// Writes as much as there is room for.
+    Write { program: u8, bytes: u16 },
+    /// Reads what there is.
+    Read { program: u8, bytes: u16 },
+    /// Reads, or writes, no more.
+    Shut { program: u8, reading: bool, writing: bool },
+    /// Goes.
+    Leave { program: u8 },
     /// The guest is handed over and comes back.
     LeaveAndReturn,
 }

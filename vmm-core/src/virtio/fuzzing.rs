@@ -13,6 +13,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::Signals;
 use super::backend::Backend;
+use super::block::DiskContent;
 use super::config::DeviceConfig;
 use super::device::Device;
 use super::error::DeviceError;
@@ -157,6 +158,11 @@ impl Bench {
             balloon.set_target(pages, rings);
         });
         self.work();
+    }
+
+    /// The content of the disk, if this is one, for a copy of it while its driver is at work.
+    pub fn disk_content(&mut self) -> Option<Arc<DiskContent>> {
+        self.backend.device().disk_content()
     }
 
     /// The guest is handed over to another host, and comes back as it was.
