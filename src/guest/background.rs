@@ -48,7 +48,9 @@ pub(crate) fn start(state: &StateDir, name: &GuestName) -> Result<Exit> {
             .context("cannot hear the guest's process")?;
     }
     // The pipe has ended: either the guest runs and its process logs elsewhere, or the process is about to be gone.
-    if state.guest(name).read_identity().is_ok_and(|identity| identity.pid == child.id()) {
+    let guest = state.guest(name);
+    let is_childs = guest.read_identity().is_ok_and(|identity| identity.pid == child.id());
+    if is_childs && guest.process_log().exists() {
         if !messages.is_empty() {
             output::note(messages.trim_end());
         }

@@ -7,6 +7,7 @@ mod balloon;
 mod copied;
 mod disk;
 pub(crate) mod image;
+mod reporting;
 mod vsock;
 pub(crate) mod witness;
 

@@ -38,8 +38,8 @@ mkdir -p "$work/root/bin" "$work/root/dev" "$work/root/proc" "$work/root/data"
     -C link-arg=-Wl,--build-id=none -C link-arg=-Wl,--defsym=rust_eh_personality=0 \
     -o "$work/root/check" "$here/check/main.rs") >&2
 cp "$busybox" "$work/root/bin/busybox"
-cp "$here/init" "$here/relay" "$here/write-files" "$work/root/"
-chmod 755 "$work/root/init" "$work/root/relay"
+cp "$here/init" "$here/lend" "$here/relay" "$here/write-files" "$work/root/"
+chmod 755 "$work/root/init" "$work/root/lend" "$work/root/relay"
 ln -s busybox "$work/root/bin/sh"
 (cd "$work/root" && find . | LC_ALL=C sort | cpio --quiet -o -H newc -R 0:0) >"$work/initramfs.cpio"
 mv "$work/initramfs.cpio" "$initramfs"

@@ -6,10 +6,9 @@
 //! connected to the socket `PATH_PORT`, when somebody listens there.
 
 use std::collections::BTreeMap;
-use std::fs::{self, Permissions};
+use std::fs;
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
@@ -63,7 +62,7 @@ impl Door {
         self.epoll.as_raw_fd()
     }
 
-    /// Opens it at `path`, for this user alone. Does nothing when it is open there.
+    /// Opens it at `path`, for whoever may enter its folder. Does nothing when it is open there.
     ///
     /// # Errors
     /// The file system refuses, or the path is too long for a socket.
@@ -78,7 +77,6 @@ impl Door {
             _ => {}
         }
         let listener = UnixListener::bind(path)?;
-        fs::set_permissions(path, Permissions::from_mode(0o600))?;
         listener.set_nonblocking(true)?;
         watch(&self.epoll, &listener, LISTENER)?;
         self.listener = Some((listener, path.to_owned()));
