@@ -1,5 +1,5 @@
 //! A device without KVM and without a thread, for the fuzz targets in `fuzz/`: its registers, its
-//! backend and a guest's memory, put together as [`super::mmio_device`] does it.
+//! backend and a guest's memory, put together as `mmio_device` does it.
 //!
 //! The driver is the fuzzer's: it writes registers and memory as it likes.
 
