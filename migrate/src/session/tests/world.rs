@@ -147,6 +147,13 @@ pub(super) struct FakeTarget {
     state: Mutex<Vec<u8>>,
 }
 
+impl FakeTarget {
+    pub(super) fn new(chunks: usize) -> Self {
+        let (memory, runs) = (FakeMemory::new(chunks), AtomicBool::new(false));
+        Self { memory, runs, state: Mutex::default() }
+    }
+}
+
 impl DestinationGuest for FakeTarget {
     fn copy_in(&self, chunk: usize, first_page: usize, data: &[u8]) -> Result<(), GuestError> {
         self.memory.with(chunk, |bytes| {
@@ -192,11 +199,7 @@ impl GuestFactory for Factory {
     }
 
     fn create(&self, guest: &GuestDescription) -> Result<Arc<dyn DestinationGuest>, Refusal> {
-        let target = Arc::new(FakeTarget {
-            memory: FakeMemory::new(guest.layout.chunks()),
-            runs: AtomicBool::new(false),
-            state: Mutex::default(),
-        });
+        let target = Arc::new(FakeTarget::new(guest.layout.chunks()));
         *self.built.lock().unwrap() = Some(target.clone());
         Ok(target)
     }
