@@ -251,6 +251,9 @@ mod tests {
         fn load_state(&self, _: &[u8]) -> Result<(), GuestError> {
             Ok(())
         }
+        fn adopt(&self) -> Result<(), GuestError> {
+            Ok(())
+        }
         fn resume(&self) -> Result<(), GuestError> {
             Ok(())
         }
@@ -316,6 +319,9 @@ mod tests {
             Ok(())
         }
         fn load_state(&self, _: &[u8]) -> Result<(), GuestError> {
+            Ok(())
+        }
+        fn adopt(&self) -> Result<(), GuestError> {
             Ok(())
         }
         fn resume(&self) -> Result<(), GuestError> {

@@ -159,7 +159,8 @@ impl DestinationGuest for Arriving {
     }
 
     fn adopt(&self) -> Result<(), GuestError> {
-        self.name_disks()
+        self.name_disks()?;
+        DestinationGuest::adopt(&*self.machine)
     }
 
     fn resume(&self) -> Result<(), GuestError> {

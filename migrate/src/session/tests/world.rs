@@ -144,13 +144,18 @@ impl SourceGuest for FakeSource {
 pub(super) struct FakeTarget {
     pub(super) memory: FakeMemory,
     pub(super) runs: AtomicBool,
+    pub(super) adopted: AtomicBool,
     state: Mutex<Vec<u8>>,
 }
 
 impl FakeTarget {
     pub(super) fn new(chunks: usize) -> Self {
-        let (memory, runs) = (FakeMemory::new(chunks), AtomicBool::new(false));
-        Self { memory, runs, state: Mutex::default() }
+        Self {
+            memory: FakeMemory::new(chunks),
+            runs: AtomicBool::new(false),
+            adopted: AtomicBool::new(false),
+            state: Mutex::default(),
+        }
     }
 }
 
@@ -173,6 +178,12 @@ impl DestinationGuest for FakeTarget {
 
     fn load_state(&self, state: &[u8]) -> Result<(), GuestError> {
         *self.state.lock().unwrap() = state.to_vec();
+        Ok(())
+    }
+
+    fn adopt(&self) -> Result<(), GuestError> {
+        assert_eq!(*self.state.lock().unwrap(), STATE);
+        self.adopted.store(true, SeqCst);
         Ok(())
     }
 
