@@ -260,7 +260,7 @@ fn cid<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {
         cid if GUEST_CIDS.contains(&cid) => Ok(Some(cid)),
         cid => {
             let (min, max) = (GUEST_CIDS.start(), GUEST_CIDS.end());
-            let text = format!("a guest's address is {min} to {max}, not {cid}");
+            let text = format!("a guest's cid is {min} to {max}, not {cid}");
             Err(serde::de::Error::custom(text))
         }
     }

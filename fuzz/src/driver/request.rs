@@ -6,14 +6,26 @@ use vmm_core::GuestRam;
 use super::ring::{Buffer, WRITABLE, put};
 
 /// Where a request's header lies, its status, and its data.
-const HEADER: u64 = 0x2_0000;
-const STATUS: u64 = 0x2_1000;
-const DATA: u64 = 0x10_0000;
+pub(super) const HEADER: u64 = 0x2_0000;
+pub(super) const STATUS: u64 = 0x2_1000;
+pub(super) const DATA: u64 = 0x10_0000;
+/// From this number on, a request goes to the queue that the input says, though it is not the right one.
+const ANY_QUEUE: u8 = 250;
 
 /// What a driver asks of its device.
 pub trait Request {
     /// Writes what the request says into memory; returns its buffers.
     fn lay_out(&self, ram: &GuestRam) -> Vec<Buffer>;
+
+    /// The queue that it goes to, when the input says `any`.
+    fn queue(&self, any: u8) -> u8 {
+        any
+    }
+}
+
+/// Mostly `right`.
+pub(super) fn queue_or(right: u8, any: u8) -> u8 {
+    if any >= ANY_QUEUE { any } else { right }
 }
 
 /// Something to be filled: of a source of entropy.
@@ -161,5 +173,9 @@ impl Request for DiskRequest {
             buffers.push(Buffer { gpa: STATUS, len: 1, flags: WRITABLE });
         }
         buffers
+    }
+
+    fn queue(&self, any: u8) -> u8 {
+        queue_or(0, any)
     }
 }
