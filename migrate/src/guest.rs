@@ -333,14 +333,12 @@ pub trait DestinationGuest: Send + Sync {
     /// When the state is not understood or cannot be loaded.
     fn load_state(&self, state: &[u8]) -> Result<(), GuestError>;
 
-    /// Makes a guest this host's that stays paused, as its user had paused it: from now on, what was
-    /// built for it outlives this process. Only called when disks came along.
+    /// Makes a guest this host's that stays paused, as its user had paused it: with what only one copy of it may have, as
+    /// for [`DestinationGuest::resume`]; and from now on, what was built for it outlives this process.
     ///
     /// # Errors
-    /// When that cannot be.
-    fn adopt(&self) -> Result<(), GuestError> {
-        Ok(())
-    }
+    /// When somebody else has it, or it cannot be kept.
+    fn adopt(&self) -> Result<(), GuestError>;
 
     /// Lets the guest run, with what only one copy of it may have. The source gives that up in this
     /// moment, so wait for it a little.

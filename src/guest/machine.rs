@@ -230,6 +230,10 @@ impl DestinationGuest for Machine {
         self.vm.load_state(&state).map_err(|error| self.failed("load the state", error))
     }
 
+    fn adopt(&self) -> Result<(), GuestError> {
+        self.vm.take_over().map_err(|error| self.failed("take the disks and networks", error))
+    }
+
     fn resume(&self) -> Result<(), GuestError> {
         SourceGuest::resume(self)
     }

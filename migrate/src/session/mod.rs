@@ -27,6 +27,7 @@ mod tests;
 mod thread;
 mod totals;
 mod worker;
+mod written;
 
 pub use destination::{DestinationSession, start_destination};
 pub use handle::Handle;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use quinn::Connection;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, spawn_blocking};
 
 use super::control::describe;
 use super::hints::Slot;
@@ -109,7 +109,7 @@ impl Work {
     }
 
     async fn round(&mut self, round: u32) -> Result<RoundSent, PumpError> {
-        let left_out = self.leave_out()?;
+        let left_out = self.leave_out().await?;
         let mut sent = self.send_dirty(round).await?;
         sent += left_out;
         self.collect()?;
@@ -126,12 +126,16 @@ impl Work {
     }
 
     /// Before the first round: what the destination has already, which is zeros, counts as sent.
-    fn leave_out(&mut self) -> Result<Transfer, PumpError> {
+    async fn leave_out(&mut self) -> Result<Transfer, PumpError> {
         if !self.pumps.is_empty() {
             return Ok(Transfer::default());
         }
-        let words = self.dirty.words_mut();
-        self.plant.guest.leave_out(words).map_err(PumpError::Guest)?;
+        let (guest, mut dirty) = (Arc::clone(&self.plant.guest), self.dirty.take());
+        // Where a disk's holes are may have to be read first.
+        let looking = spawn_blocking(move || guest.leave_out(dirty.words_mut()).map(|()| dirty));
+        let looked = looking.await.map_err(|error| PumpError::Stream(error.to_string()))?;
+        self.dirty = looked.map_err(PumpError::Guest)?;
+        let words = self.dirty.words();
         let zeros = |words: &[u64]| words.iter().map(|word| u64::from(word.count_zeros())).sum();
         let (memory, disks) = words.split_at(self.plant.memory_chunks);
         let left_out = Transfer {

@@ -1,6 +1,7 @@
 //! Whole migrations over loopback, with guests that are nothing but memory.
 
 mod cancel;
+mod disks;
 #[cfg(feature = "failpoints")]
 mod faults;
 mod hints;

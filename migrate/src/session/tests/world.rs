@@ -202,7 +202,19 @@ impl SourceGuest for FakeSource {
 pub(super) struct FakeTarget {
     pub(super) memory: FakeMemory,
     pub(super) runs: AtomicBool,
+    pub(super) adopted: AtomicBool,
     state: Mutex<Vec<u8>>,
+}
+
+impl FakeTarget {
+    pub(super) fn new(chunks: usize) -> Self {
+        Self {
+            memory: FakeMemory::new(chunks),
+            runs: AtomicBool::new(false),
+            adopted: AtomicBool::new(false),
+            state: Mutex::default(),
+        }
+    }
 }
 
 impl DestinationGuest for FakeTarget {
@@ -224,6 +236,12 @@ impl DestinationGuest for FakeTarget {
 
     fn load_state(&self, state: &[u8]) -> Result<(), GuestError> {
         *self.state.lock().unwrap() = state.to_vec();
+        Ok(())
+    }
+
+    fn adopt(&self) -> Result<(), GuestError> {
+        assert_eq!(*self.state.lock().unwrap(), STATE);
+        self.adopted.store(true, SeqCst);
         Ok(())
     }
 
@@ -250,11 +268,7 @@ impl GuestFactory for Factory {
     }
 
     fn create(&self, guest: &GuestDescription) -> Result<Arc<dyn DestinationGuest>, Refusal> {
-        let target = Arc::new(FakeTarget {
-            memory: FakeMemory::new(guest.layout.chunks()),
-            runs: AtomicBool::new(false),
-            state: Mutex::default(),
-        });
+        let target = Arc::new(FakeTarget::new(guest.layout.chunks()));
         *self.built.lock().unwrap() = Some(target.clone());
         Ok(target)
     }
