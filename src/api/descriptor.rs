@@ -11,20 +11,36 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::UnixStream;
+use tokio::runtime::Handle;
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 /// The file that came last on a connection.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Handed(Arc<Mutex<Option<File>>>);
+pub(crate) struct Handed(Arc<Mutex<Option<Received>>>);
 
 impl Handed {
     /// The file, once.
     pub(crate) fn take(&self) -> Option<File> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()?.0.take()
     }
 
     fn put(&self, file: File) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(file);
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Received(Some(file)));
+    }
+}
+
+/// A file that others have opened: to close it may take as long as they like (its file system can be theirs), so that happens on a
+/// thread for what blocks.
+#[derive(Debug)]
+struct Received(Option<File>);
+
+impl Drop for Received {
+    fn drop(&mut self) {
+        let Some(file) = self.0.take() else { return };
+        match Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn_blocking(move || drop(file))),
+            Err(_) => drop(file),
+        }
     }
 }
 

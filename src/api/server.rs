@@ -1,5 +1,6 @@
 //! A Unix socket that serves a router: bounded in what it reads, in whom it serves at once and for how long, removed by its owner.
 
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::pin::pin;
@@ -11,6 +12,9 @@ use axum::{Extension, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, UnixAddr};
+use nix::sys::stat::{Mode, fchmod};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
@@ -56,15 +60,26 @@ pub(crate) enum Audience {
 /// # Errors
 /// The path exists, is too long, or the file system refuses.
 fn bind(path: &Path, audience: Audience) -> Result<UnixListener> {
-    let listener =
-        UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
     let mode = match audience {
         Audience::Owner => 0o600,
         Audience::Anybody => 0o666,
     };
+    let listener = bind_with(path, Mode::from_bits_truncate(mode))
+        .with_context(|| format!("cannot listen on {}", path.display()))?;
+    // What the umask has taken.
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
         .with_context(|| format!("cannot protect {}", path.display()))?;
     Ok(listener)
+}
+
+/// Listens on `path`, which never allows more than `mode`: Linux makes the socket's file with the mode that the socket has.
+fn bind_with(path: &Path, mode: Mode) -> std::io::Result<UnixListener> {
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let socket = socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    fchmod(&socket, mode)?;
+    socket::bind(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    socket::listen(&socket, Backlog::MAXCONN)?;
+    UnixListener::from_std(socket.into())
 }
 
 /// Serves `router` until `end`, answering what has been asked by then; unknown routes and oversized bodies get the same kind of
@@ -108,34 +123,39 @@ async fn serve_until(
 }
 
 /// Serves one connection.
-async fn visit(
-    stream: UnixStream,
+async fn visit(stream: UnixStream, router: Router, audience: Audience, end: watch::Receiver<()>) {
+    match audience {
+        Audience::Owner => {
+            let stream = HandingStream::new(stream, None);
+            let router = router.layer(Extension(stream.handed()));
+            converse(stream, router, end).await;
+        }
+        // No file is taken from strangers: the kernel closes what they send.
+        Audience::Anybody => {
+            let _in_time = tokio::time::timeout(VISIT_MAX, converse(stream, router, end)).await;
+        }
+    }
+}
+
+/// Answers what is asked on one connection.
+async fn converse(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     router: Router,
-    audience: Audience,
     mut end: watch::Receiver<()>,
 ) {
-    let stream = HandingStream::new(stream, None);
-    let service = TowerToHyperService::new(router.layer(Extension(stream.handed())));
+    let service = TowerToHyperService::new(router);
     let mut builder = http1::Builder::new();
     builder
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_PATIENCE)
         .max_buf_size(HEAD_BYTES_MAX);
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
-    let stay = async {
-        tokio::select! {
-            // Who breaks off, or is slow, has no one to tell.
-            _ = connection.as_mut() => return,
-            _ = end.changed() => connection.as_mut().graceful_shutdown(),
-        }
-        let _broken_off = connection.as_mut().await;
-    };
-    match audience {
-        Audience::Owner => stay.await,
-        Audience::Anybody => {
-            let _in_time = tokio::time::timeout(VISIT_MAX, stay).await;
-        }
+    tokio::select! {
+        // Who breaks off, or is slow, has no one to tell.
+        _ = connection.as_mut() => return,
+        _ = end.changed() => connection.as_mut().graceful_shutdown(),
     }
+    let _broken_off = connection.as_mut().await;
 }
 
 /// A socket that is served and can be closed in order.
@@ -172,6 +192,7 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
+    use crate::api::descriptor::Handed;
 
     fn router() -> Router {
         Router::new().route("/hello", get(|| async { "hello" }))
@@ -186,6 +207,39 @@ mod tests {
             let found = std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
             assert_eq!(found, mode, "{audience:?}");
             server.close().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_socket_is_never_more_open_than_it_shall_be() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("sock");
+        let _listener = bind_with(&path, Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
+        // The umask alone would leave more.
+        let found = std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(found, 0o600);
+    }
+
+    #[tokio::test]
+    async fn a_file_is_taken_from_the_owner_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let told = async |handed: Option<Extension<Handed>>| match handed {
+            Some(Extension(handed)) if handed.take().is_some() => "taken",
+            _ => "none",
+        };
+        for (audience, expected) in [(Audience::Owner, "taken"), (Audience::Anybody, "none")] {
+            let path = folder.path().join(expected);
+            let server = Server::start(&path, Router::new().route("/", get(told)), audience);
+            let stream = UnixStream::connect(&path).await.unwrap();
+            let mut stream = HandingStream::new(stream, Some(tempfile::tempfile().unwrap()));
+            stream
+                .write_all(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+                .await
+                .unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            assert!(answer.ends_with(expected), "{audience:?}: {answer}");
+            server.unwrap().close().await;
         }
     }
 

@@ -3,9 +3,11 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::net::UnixStream;
 
 use anyhow::{Result, anyhow};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
+use rustix::process::{Resource, Rlimit};
 use tokio::runtime::Runtime;
 
 use crate::output;
@@ -46,6 +48,16 @@ fn attempt(what: &str) -> Result<()> {
         "process" => Ok(std::process::Command::new(of).spawn().map(drop)?),
         "packets" => {
             Ok(socket(AddressFamily::Packet, SockType::Raw, SockFlag::empty(), None).map(drop)?)
+        }
+        "netlink" => {
+            let (raw, audit) = (SockType::Raw, SockProtocol::NetlinkAudit);
+            Ok(socket(AddressFamily::Netlink, raw, SockFlag::empty(), audit).map(drop)?)
+        }
+        "connect" => Ok(UnixStream::connect(of).map(drop)?),
+        "limits" => {
+            let unlimited = Rlimit { current: None, maximum: None };
+            let process = rustix::process::Pid::from_raw(of.parse()?);
+            Ok(rustix::process::prlimit(process, Resource::Core, unlimited).map(drop)?)
         }
         "tcp" => Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map(drop)?),
         _ => Err(anyhow!("no such attempt")),

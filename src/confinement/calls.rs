@@ -33,8 +33,12 @@ pub(super) const IOCTLS_OF_INTERFACES: [u64; 8] = [
     ADD_TO_BRIDGE,
 ];
 
-/// Families of sockets: those of migrations, of programs that a guest calls over vsock, and what the C library asks for an address.
+/// Families of sockets: those of migrations, and what the C library asks for an address. Netlink's is for questions about networks
+/// alone, and Unix's only for guests that call programs over vsock; see [`super::seccomp`].
 pub(super) const SOCKET_FAMILIES: [i32; 4] = [AF_UNIX, AF_INET, AF_INET6, AF_NETLINK];
+
+/// Calls that make a ring for disks. Who has its disks at the start has its rings by then.
+pub(super) const RINGS: [c_long; 2] = [SYS_io_uring_setup, SYS_io_uring_register];
 
 /// Calls without conditions, by what they are for.
 pub(super) const ALLOWED: &[&[c_long]] =
@@ -112,7 +116,7 @@ const MEMORY: [c_long; 13] = [
 ];
 
 /// Threads of this process, and signals between them; [`super::seccomp`] refuses processes.
-const THREADS: [c_long; 22] = [
+const THREADS: [c_long; 20] = [
     SYS_clone,
     SYS_clone3,
     SYS_set_robust_list,
@@ -122,7 +126,6 @@ const THREADS: [c_long; 22] = [
     SYS_futex,
     SYS_sched_yield,
     SYS_sched_getaffinity,
-    SYS_sched_setaffinity,
     SYS_sched_getparam,
     SYS_sched_getscheduler,
     SYS_rt_sigaction,
@@ -132,7 +135,6 @@ const THREADS: [c_long; 22] = [
     SYS_tgkill,
     SYS_restart_syscall,
     SYS_prctl,
-    SYS_prlimit64,
     SYS_exit,
     SYS_exit_group,
 ];
@@ -182,7 +184,7 @@ const NETWORK: [c_long; 17] = [
     SYS_uname,
 ];
 
-/// Disks that are served by a ring. A guest that arrives makes its ring when it is confined already.
+/// Disks that are served by a ring. A guest that arrives makes its ring when it is confined already; others lack [`RINGS`].
 const DISK_ENGINE: [c_long; 3] = [SYS_io_uring_setup, SYS_io_uring_enter, SYS_io_uring_register];
 
 /// Who this process is, and how much memory the host has.
@@ -199,7 +201,7 @@ const IDENTITY: [c_long; 9] = [
 ];
 
 /// Names of calls that are tried by those who have broken out, for the message; others are told by their number.
-pub(super) const NOTORIOUS: [(c_long, &str); 23] = [
+pub(super) const NOTORIOUS: [(c_long, &str); 25] = [
     (SYS_execve, "execve"),
     (SYS_execveat, "execveat"),
     (SYS_fork, "fork"),
@@ -222,5 +224,7 @@ pub(super) const NOTORIOUS: [(c_long, &str); 23] = [
     (SYS_bpf, "bpf"),
     (SYS_perf_event_open, "perf_event_open"),
     (SYS_keyctl, "keyctl"),
+    (SYS_prlimit64, "prlimit64"),
+    (SYS_sched_setaffinity, "sched_setaffinity"),
     (SYS_ioctl, "ioctl"),
 ];

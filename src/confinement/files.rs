@@ -18,8 +18,10 @@ pub(super) enum Use {
     Keep,
     /// Remove empty folders in it.
     RemoveFolders,
-    /// Read, write, and ask its device.
+    /// Read, write, and ask the device that it is.
     Device,
+    /// The same for a disk, which is a regular file or a block device: what else is there stays closed, since others name disks.
+    Disk,
 }
 
 /// What is there for every guest, where it exists: devices, what is known of the host, and what leads from a name to an address.
@@ -47,10 +49,28 @@ const ANY_GUESTS: [(&str, Use); 21] = [
     ("/usr/share/zoneinfo", Use::Read),
 ];
 
-/// The files of one guest.
-#[derive(Debug, Clone, Default)]
+/// What a guest's process does that not all of them do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Means {
+    /// It calls programs of the host for its guest (vsock).
+    pub(crate) unix_sockets: bool,
+    /// It makes or sets up taps.
+    pub(crate) taps: bool,
+    /// It makes rings for disks when it is confined already.
+    pub(crate) rings: bool,
+}
+
+impl Means {
+    /// Of a guest that is not known yet.
+    pub(super) const ALL: Self = Self { unix_sockets: true, taps: true, rings: true };
+}
+
+/// The files of one guest, and what else its process needs.
+#[derive(Debug, Clone)]
 pub(crate) struct Files {
     wanted: Vec<(PathBuf, Use)>,
+    means: Means,
+    vsock_folder: PathBuf,
 }
 
 impl Files {
@@ -64,25 +84,36 @@ impl Files {
             (state.migrations(), Use::Keep),
             (state.ended().folder().to_owned(), Use::Keep),
             (state.certs(), Use::Read),
-            (state.vsock_folder(), Use::Keep),
             (state.merge_domain_file(), Use::Write),
         ];
         wanted.extend(folders);
         if cfg!(feature = "failpoints") {
             wanted.push((std::env::temp_dir(), Use::Keep));
         }
-        Self { wanted }
+        Self { wanted, means: Means::default(), vsock_folder: state.vsock_folder() }
     }
 
-    /// And the disks of a guest of this shape.
+    /// And the disks, taps and sockets of a guest of this shape.
     pub(crate) fn and_devices(mut self, shape: &VmShape) -> Self {
-        shape.devices.iter().filter_map(disk).for_each(|disk| self.add_disk(disk));
+        for device in &shape.devices {
+            match device {
+                DeviceConfig::Block(disk) => self.add_disk(disk.path()),
+                DeviceConfig::Vsock { .. } => self.add_vsock(),
+                DeviceConfig::Net(_) => self.means.taps = true,
+                DeviceConfig::Rng | DeviceConfig::Balloon => {}
+            }
+        }
         self
+    }
+
+    fn add_vsock(&mut self) {
+        self.means.unix_sockets = true;
+        self.wanted.push((self.vsock_folder.clone(), Use::Keep));
     }
 
     /// And this disk.
     pub(crate) fn add_disk(&mut self, path: &Path) {
-        self.wanted.push((path.to_owned(), Use::Device));
+        self.wanted.push((path.to_owned(), Use::Disk));
     }
 
     /// And this folder, in which disks may be made.
@@ -105,8 +136,10 @@ impl Files {
         self
     }
 
-    /// And any file to be read, for a guest whose own are not known yet.
-    pub(crate) fn and_any_to_read(mut self) -> Self {
+    /// And any file to be read, and all means, for a guest that is not known yet.
+    pub(crate) fn of_unknown_guest(mut self) -> Self {
+        self.add_vsock();
+        self.means = Means::ALL;
         self.wanted.push((PathBuf::from("/"), Use::Read));
         self
     }
@@ -115,6 +148,11 @@ impl Files {
     pub(crate) fn and_file(mut self, path: &Path) -> Self {
         self.wanted.push((path.to_owned(), Use::Read));
         self
+    }
+
+    /// What else its process does.
+    pub(crate) fn means(&self) -> Means {
+        self.means
     }
 
     /// All of them.

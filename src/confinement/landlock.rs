@@ -1,5 +1,9 @@
 //! The files and ports that are left.
 
+use std::fs::{File, FileType};
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileTypeExt;
+
 use anyhow::{Context, Result};
 use landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, NetPort, PathBeneath, PathFd, Ruleset, RulesetAttr,
@@ -49,23 +53,49 @@ fn enforce(files: &Files) -> Result<RulesetStatus> {
     for (path, what) in files.wanted() {
         // What is not there cannot be opened either.
         let Ok(place) = PathFd::new(path) else { continue };
-        let mut access = rights(*what);
-        if !path.is_dir() {
-            access &= AccessFs::from_file(WANTED);
-        }
+        // Asked of what is open: its name may lead elsewhere by now.
+        let kind = File::from(place.as_fd().try_clone_to_owned()?).metadata()?.file_type();
+        let Some(access) = rights(*what, kind) else { continue };
         rules = rules.add_rule(PathBeneath::new(place, access))?;
     }
     Ok(rules.restrict_self()?.ruleset)
 }
 
-fn rights(what: Use) -> BitFlags<AccessFs> {
+/// What may be done with something of this kind; `None` when it is nothing for this use.
+fn rights(what: Use, kind: FileType) -> Option<BitFlags<AccessFs>> {
     let read = make_bitflags!(AccessFs::{ReadFile | ReadDir});
     let write = read | AccessFs::WriteFile | AccessFs::Truncate;
-    match what {
+    let access = match what {
         Use::Read => read,
         Use::Write => write,
         Use::Keep => write | make_bitflags!(AccessFs::{MakeReg | MakeSock | RemoveFile}),
         Use::RemoveFolders => AccessFs::RemoveDir.into(),
-        Use::Device => write | AccessFs::IoctlDev,
+        Use::Device if kind.is_char_device() => write | AccessFs::IoctlDev,
+        Use::Disk if kind.is_file() || kind.is_block_device() => write | AccessFs::IoctlDev,
+        Use::Device | Use::Disk => return None,
+    };
+    Some(if kind.is_dir() { access } else { access & AccessFs::from_file(WANTED) })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn only_files_and_block_devices_are_opened_for_disks() {
+        let folder = tempfile::tempdir().unwrap();
+        let [file, pipe, socket] = ["file", "pipe", "socket"].map(|it| folder.path().join(it));
+        std::fs::write(&file, "content").unwrap();
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let _listener = UnixListener::bind(&socket).unwrap();
+        let rights_at = |path: &Path| rights(Use::Disk, path.metadata().unwrap().file_type());
+        let disk = rights_at(&file).unwrap();
+        assert!(disk.contains(AccessFs::WriteFile) && !disk.contains(AccessFs::ReadDir));
+        for other in [Path::new("/"), Path::new("/dev/null"), folder.path(), &pipe, &socket] {
+            assert_eq!(rights_at(other), None, "{}", other.display());
+        }
     }
 }

@@ -11,6 +11,7 @@ use seccompiler::{
     SeccompRule, TargetArch, apply_filter_all_threads,
 };
 
+use super::files::Means;
 use super::{calls, raw_trap};
 use crate::cli::isolation::SeccompMode;
 
@@ -21,7 +22,7 @@ type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 ///
 /// # Errors
 /// The kernel has no filters, or refuses them.
-pub(crate) fn restrict(mode: SeccompMode) -> Result<()> {
+pub(crate) fn restrict(mode: SeccompMode, means: Means) -> Result<()> {
     let other = match mode {
         SeccompMode::Off => return Ok(()),
         SeccompMode::Log => SeccompAction::Log,
@@ -29,7 +30,7 @@ pub(crate) fn restrict(mode: SeccompMode) -> Result<()> {
     };
     raw_trap::listen().context("cannot listen for refused system calls")?;
     // The one that does not know the call for filters comes last.
-    for filter in [absent(mode), refused(mode), allowed(other)] {
+    for filter in [absent(mode), refused(mode, means), allowed(means, other)] {
         let program: BpfProgram = filter
             .and_then(TryInto::try_into)
             .context("the list of system calls makes no sense")?;
@@ -41,38 +42,50 @@ pub(crate) fn restrict(mode: SeccompMode) -> Result<()> {
 }
 
 /// What a guest's process does.
-fn allowed(other: SeccompAction) -> Result<SeccompFilter, seccompiler::BackendError> {
+fn allowed(means: Means, other: SeccompAction) -> Result<SeccompFilter, seccompiler::BackendError> {
     let mut rules: Rules =
         calls::ALLOWED.iter().copied().flatten().map(|call| (*call, Vec::new())).collect();
     let devices = calls::IOCTLS_OF_DEVICES
         .map(|(mask, request)| rule([(1, SeccompCmpOp::MaskedEq(mask), request)]));
-    let interfaces =
-        calls::IOCTLS_OF_INTERFACES.map(|request| rule([(1, SeccompCmpOp::Eq, request)]));
+    let interfaces = if means.taps { &calls::IOCTLS_OF_INTERFACES[..] } else { &[] };
+    let interfaces = interfaces.iter().map(|request| rule([(1, SeccompCmpOp::Eq, *request)]));
     let ioctls = calls::IOCTLS.map(|request| rule([(1, SeccompCmpOp::Eq, request)]));
     let ioctls: Result<_, _> = devices.into_iter().chain(interfaces).chain(ioctls).collect();
     rules.insert(libc::SYS_ioctl, ioctls?);
     // The handler that tells of refused calls stays.
     let others = rule([(0, SeccompCmpOp::Ne, libc::SIGSYS as u64)])?;
     rules.insert(libc::SYS_rt_sigaction, vec![others]);
-    let own = rule([(0, SeccompCmpOp::Eq, std::process::id().into())])?;
-    rules.insert(libc::SYS_tgkill, vec![own]);
+    let about = |process: u32| rule([(0, SeccompCmpOp::Eq, process.into())]);
+    let own = std::process::id();
+    rules.insert(libc::SYS_tgkill, vec![about(own)?]);
+    // 0 is the caller as well.
+    rules.insert(libc::SYS_prlimit64, vec![about(own)?, about(0)?]);
     SeccompFilter::new(rules, other, SeccompAction::Allow, arch()?)
 }
 
 /// What fails.
-fn refused(mode: SeccompMode) -> Result<SeccompFilter, seccompiler::BackendError> {
+fn refused(mode: SeccompMode, means: Means) -> Result<SeccompFilter, seccompiler::BackendError> {
     let executable = || {
         let exec = libc::PROT_EXEC as u64;
         rule([(2, SeccompCmpOp::MaskedEq(exec), exec)])
     };
     let families = calls::SOCKET_FAMILIES.map(|family| (0, SeccompCmpOp::Ne, family as u64));
+    let is_of = |family: i32| (0, SeccompCmpOp::Eq, family as u64);
+    let other_netlink = (2, SeccompCmpOp::Ne, libc::NETLINK_ROUTE as u64);
+    let mut sockets = vec![rule(families)?, rule([is_of(libc::AF_NETLINK), other_netlink])?];
+    if !means.unix_sockets {
+        sockets.push(rule([is_of(libc::AF_UNIX)])?);
+    }
     let thread = libc::CLONE_THREAD as u64;
-    let rules = Rules::from([
+    let mut rules = Rules::from([
         (libc::SYS_mmap, vec![executable()?]),
         (libc::SYS_mprotect, vec![executable()?]),
-        (libc::SYS_socket, vec![rule(families)?]),
+        (libc::SYS_socket, sockets),
         (libc::SYS_clone, vec![rule([(0, SeccompCmpOp::MaskedEq(thread), 0)])?]),
     ]);
+    if !means.rings {
+        rules.extend(calls::RINGS.map(|call| (call, Vec::new())));
+    }
     SeccompFilter::new(rules, SeccompAction::Allow, failure(mode, libc::EPERM), arch()?)
 }
 
@@ -111,9 +124,12 @@ mod tests {
     #[test]
     fn the_lists_become_filters() {
         let mode = SeccompMode::On;
-        for filter in [allowed(SeccompAction::Trap), refused(mode), absent(mode)] {
-            let program: BpfProgram = filter.unwrap().try_into().unwrap();
-            assert!(program.len() < 4096, "the kernel takes no more: {}", program.len());
+        for means in [Means::default(), Means::ALL] {
+            for filter in [allowed(means, SeccompAction::Trap), refused(mode, means), absent(mode)]
+            {
+                let program: BpfProgram = filter.unwrap().try_into().unwrap();
+                assert!(program.len() < 4096, "the kernel takes no more: {}", program.len());
+            }
         }
     }
 

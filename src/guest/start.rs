@@ -23,7 +23,7 @@ use crate::cli::guest::{BackgroundArgs, RestoreArgs, RunArgs};
 use crate::cli::host::IncomingArgs;
 use crate::cli::isolation::{IsolationArgs, SeccompMode};
 use crate::cli::spec::GuestSpec;
-use crate::confinement::{self, Files};
+use crate::confinement::{self, Files, Means};
 use crate::definitions::Document;
 use crate::exit::Exit;
 use crate::names::GuestName;
@@ -139,7 +139,7 @@ pub(crate) fn incoming(state: &StateDir, args: &IncomingArgs) -> Result<Exit> {
         args.disks.iter().for_each(|disk| files.add_disk(disk));
         args.disk_dir.iter().for_each(|folder| files.add_disk_folder(folder));
         // What it boots from again is not known before its state is here.
-        Ok(files.and_any_to_read())
+        Ok(files.of_unknown_guest())
     });
     let outcome = life.and_then(|life| life.receive(args));
     if let Err(error) = &outcome {
@@ -155,6 +155,7 @@ struct Life {
     runtime: Runtime,
     seccomp: SeccompMode,
     landlock: LandlockState,
+    means: Means,
 }
 
 impl Life {
@@ -169,6 +170,8 @@ impl Life {
         let claim = state.guest(name).claim()?;
         let files = files(Files::of_guest(state, claim.dir()))?;
         // Before there are threads: all of them inherit it.
+        let means = files.means();
+        confinement::drop_capabilities(isolation.seccomp, means)?;
         let landlock = confinement::restrict_files(isolation.landlock, &files)?;
         let threads =
             std::thread::available_parallelism().map_or(1, usize::from).clamp(1, WORKERS_MAX);
@@ -178,7 +181,7 @@ impl Life {
             .build()
             .context("cannot start")?;
         let (state, seccomp) = (state.clone(), isolation.seccomp);
-        Ok(Self { claim, state, runtime, seccomp, landlock })
+        Ok(Self { claim, state, runtime, seccomp, landlock, means })
     }
 
     /// Leaves this process the system calls that it needs from now on. Everything that needs others has been done.
@@ -189,7 +192,7 @@ impl Life {
             SeccompMode::Off => SeccompState::Off,
         };
         process.set_confinement(Confinement { seccomp, landlock: self.landlock });
-        confinement::restrict_calls(self.seccomp)?;
+        confinement::restrict_calls(self.seccomp, self.means)?;
         #[cfg(feature = "failpoints")]
         confinement::attempt::as_told(&self.runtime)?;
         Ok(())

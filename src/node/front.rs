@@ -74,8 +74,7 @@ impl Node {
         let migration = arrival.migration;
         self.promises().admit(&request, migration, || self.host_view())?;
         let token = Token::random();
-        let disks = disks(&arrival.guest);
-        let launched = self.launch(&request, migration, &token, &disks).await;
+        let launched = self.launch(&request, migration, &token, &arrival.guest).await;
         let Launched { port, child } =
             launched.inspect_err(|_| self.promises().release(&request.name, migration))?;
         if let Some(pid) = child.id() {
@@ -90,7 +89,7 @@ impl Node {
         guest: &GuestRequest,
         migration: MigrationId,
         token: &Token,
-        disks: &[PathBuf],
+        described: &GuestDescription,
     ) -> Result<Launched, Refusal> {
         let bind = self.listen_address().ip();
         let GuestRequest { name, uuid, .. } = guest;
@@ -101,9 +100,10 @@ impl Node {
             migration,
             token,
             bind,
-            disks,
+            disks: &disks(described),
             net_map: self.net_map(),
-            disk_folders: self.disk_folders(),
+            // Who brings no disk makes none.
+            disk_folders: if described.disks.is_empty() { &[] } else { self.disk_folders() },
         };
         launch(&what).await.map_err(|error| {
             tracing::error!(%migration, guest = %name, "the process for the guest did not come up: {error}");

@@ -42,11 +42,11 @@ pub(crate) struct Launch<'a> {
     pub(crate) token: &'a Token,
     /// The address to listen on.
     pub(crate) bind: IpAddr,
-    /// The disks that the guest will use: nothing else may its process write.
+    /// The disks that the guest will use.
     pub(crate) disks: &'a [PathBuf],
     /// What bridges and taps are called here.
     pub(crate) net_map: &'a [NetRename],
-    /// Where disks may be made that come along.
+    /// Where disks may be made that come along; nothing unless some do.
     pub(crate) disk_folders: &'a [PathBuf],
 }
 

@@ -2,6 +2,8 @@
 
 use std::fs;
 use std::io::Write;
+#[cfg(feature = "failpoints")]
+use std::os::unix::net::UnixListener;
 use std::os::unix::net::UnixStream;
 
 use crate::host::{Exit, Guest, GuestPlan, Host, Migration, Pair, ask};
@@ -23,7 +25,23 @@ fn filters(guest: &Guest) -> Vec<(String, String)> {
         .collect()
 }
 
+/// What a guest's process may have of root's rights, if root runs it (capabilities(7)): files of others, memory, networks.
+const CAPABILITIES_MAX: u64 = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 12 | 1 << 14 | 1 << 24;
+
+fn no_thread_has_other_capabilities(guest: &Guest) {
+    for task in fs::read_dir(format!("/proc/{}/task", guest.pid().0)).expect("a live process") {
+        // A thread may end while it is looked at.
+        let Ok(status) = fs::read_to_string(task.unwrap().path().join("status")) else { continue };
+        for set in ["CapPrm:", "CapEff:", "CapInh:"] {
+            let has = status.lines().find_map(|line| line.strip_prefix(set)).unwrap();
+            let has = u64::from_str_radix(has.trim(), 16).unwrap();
+            assert_eq!(has & !CAPABILITIES_MAX, 0, "{set} {has:x}");
+        }
+    }
+}
+
 fn every_thread_has_a_filter(guest: &Guest) {
+    no_thread_has_other_capabilities(guest);
     let filters = filters(guest);
     assert!(filters.iter().any(|(name, _)| name == "vcpu0"), "{filters:?}");
     assert!(filters.iter().all(|(_, state)| state == "2"), "{filters:?}");
@@ -106,7 +124,9 @@ fn attempt(pair: &Pair, what: &str, more: &[&str]) -> Running {
 #[test]
 fn what_a_guests_process_may_not_call_ends_it_by_name() {
     let pair = Pair::without_nodes();
-    for (what, call) in [("execute:/bin/true", "execve"), ("kill:1", "kill")] {
+    for (what, call) in
+        [("execute:/bin/true", "execve"), ("kill:1", "kill"), ("limits:1", "prlimit64")]
+    {
         let done = attempt(&pair, what, &[]).finish();
         assert_eq!(done.exit, Exit::Other, "{done:?}");
         assert!(done.stderr.contains(&format!("may not: {call} (")), "{}", done.stderr);
@@ -121,12 +141,18 @@ fn what_a_guests_process_may_not_have_is_refused_in_every_thread() {
     let secret = outside.path().join("secret");
     fs::write(&secret, "hidden").unwrap();
     let (secret, new) = (secret.display(), outside.path().join("new"));
+    let door = outside.path().join("sock");
+    let _listener = UnixListener::bind(&door).unwrap();
+    let others_vsock = pair.a.state_dir().join("vsock/other.sock");
     let denied = "Permission denied";
     let forbidden = "Operation not permitted";
     for (what, answer) in [
         (format!("read:{secret}"), denied),
         (format!("write:{secret}"), denied),
         (format!("create:{}", new.display()), denied),
+        (format!("create:{}", others_vsock.display()), denied),
+        (format!("connect:{}", door.display()), forbidden),
+        ("netlink".to_owned(), forbidden),
         ("tcp".to_owned(), denied),
         ("packets".to_owned(), forbidden),
         ("process:/bin/true".to_owned(), forbidden),

@@ -1,0 +1,54 @@
+//! What is left of root's rights, where a guest's process has any.
+
+use anyhow::{Context, Result};
+use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
+
+use super::files::Means;
+use crate::cli::isolation::SeccompMode;
+
+/// Files of others, as root's guests may have; memory beyond the limits for it.
+const KEPT: CapabilitySet = CapabilitySet::DAC_OVERRIDE
+    .union(CapabilitySet::DAC_READ_SEARCH)
+    .union(CapabilitySet::FOWNER)
+    .union(CapabilitySet::IPC_LOCK)
+    .union(CapabilitySet::SYS_RESOURCE);
+
+/// Gives up the capabilities (capabilities(7)) that a guest of these means does not take, in this thread and those that it starts.
+/// Call it while there is no other thread.
+///
+/// # Errors
+/// The kernel refuses.
+pub(crate) fn drop_most(mode: SeccompMode, means: Means) -> Result<()> {
+    if mode != SeccompMode::On {
+        return Ok(());
+    }
+    let refused = "cannot drop capabilities: `--seccomp off` runs the guest all the same";
+    let own = capabilities(None).context(refused)?;
+    set_capabilities(None, what_is_left(own, means)).context(refused)
+}
+
+fn what_is_left(own: CapabilitySets, means: Means) -> CapabilitySets {
+    let kept = if means.taps { KEPT | CapabilitySet::NET_ADMIN } else { KEPT };
+    CapabilitySets {
+        effective: own.effective & kept,
+        permitted: own.permitted & kept,
+        inheritable: CapabilitySet::empty(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_not_there_is_not_left() {
+        let has = |set| CapabilitySets { effective: set, permitted: set, inheritable: set };
+        let some = CapabilitySet::SYS_ADMIN | CapabilitySet::FOWNER | CapabilitySet::NET_ADMIN;
+        let left = what_is_left(has(some), Means::default());
+        assert_eq!(left.permitted, CapabilitySet::FOWNER);
+        assert_eq!(left.effective, CapabilitySet::FOWNER);
+        assert!(left.inheritable.is_empty());
+        let left = what_is_left(has(some), Means::ALL);
+        assert_eq!(left.permitted, CapabilitySet::FOWNER | CapabilitySet::NET_ADMIN);
+    }
+}
