@@ -2,12 +2,12 @@
 //!
 //! ```text
 //! certs/        ca.pem ca.key host.pem host.key
-//! guests/NAME/  lock guest.json api.sock console.log
+//! guests/NAME/  lock guest.json api.sock api-ro.sock console.log lighter.log
 //! migrations/   ID.source.json ID.destination.json
 //! ended/        NAME.json
 //! definitions/  NAME.toml NAME.autostart
 //! vsock/        NAME.sock NAME.sock_PORT
-//! node.sock node.json node.lock counted.json autostarted.json
+//! node.sock node-ro.sock node.json node.lock counted.json autostarted.json merge-domain
 //! ```
 //!
 //! A name is taken while a live process holds its `lock`; what a dead one left behind is removed by whoever finds it.

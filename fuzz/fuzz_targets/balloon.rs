@@ -2,10 +2,10 @@
 
 #![no_main]
 
-use fuzz::driver::{self, BalloonRequest, Script};
+use fuzz::driver::{self, BalloonRequest, Operator, Script};
 use libfuzzer_sys::fuzz_target;
 use vmm_core::DeviceConfig;
 
-fuzz_target!(|script: Script<BalloonRequest>| {
-    driver::run(&DeviceConfig::Balloon, &script);
+fuzz_target!(|script: Script<BalloonRequest, Operator>| {
+    driver::run(driver::alone(&DeviceConfig::Balloon), &script);
 });

@@ -1,10 +1,10 @@
-//! A disk that may be written.
+//! A disk that may be written, and is copied meanwhile.
 
 #![no_main]
 
-use fuzz::driver::{self, DiskRequest, Script};
+use fuzz::driver::{self, Copier, DiskRequest, Script};
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|script: Script<DiskRequest>| {
-    driver::run(&driver::disk(), &script);
+fuzz_target!(|script: Script<DiskRequest, Copier>| {
+    driver::run(driver::copied_disk(), &script);
 });

@@ -7,5 +7,5 @@ use libfuzzer_sys::fuzz_target;
 use vmm_core::DeviceConfig;
 
 fuzz_target!(|script: Script<Fill>| {
-    driver::run(&DeviceConfig::Rng, &script);
+    driver::run(driver::alone(&DeviceConfig::Rng), &script);
 });

@@ -1,19 +1,24 @@
 //! What lies on a disk: saved guests, encoded states and shapes, a migration's records.
 
+use std::os::unix::fs::FileExt;
 use std::sync::OnceLock;
 
 use arbitrary::Arbitrary;
 use migrate::MigrationId;
 use migrate::record::RecordStore;
 use migrate::report::Role;
-use tempfile::TempDir;
+use tempfile::{NamedTempFile, TempDir};
 use vmm_core::cpuid::CpuidEntry;
 use vmm_core::memory::MemoryConfig;
+use vmm_core::snapshot::Template;
 use vmm_core::state::StateError;
 use vmm_core::{DeviceConfig, VmShape, VmState, snapshot};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use crate::driver::MEMORY_BYTES;
+
+/// Memory in a template begins at a multiple of this.
+const TEMPLATE_ALIGNMENT_BYTES: u64 = 2 << 20;
 
 /// An encoded shape or state.
 #[derive(Debug, Arbitrary)]
@@ -109,6 +114,64 @@ fn entry(file: &mut Vec<u8>, first: u64, second: u64, pages: &[u8]) {
     file.extend(words);
     file.extend(pages);
     file.extend(sum.digest().to_le_bytes());
+}
+
+/// A file that guests may be started from: its head with a checksum that fits, and memory that may end anywhere.
+#[derive(Debug, Arbitrary)]
+pub struct TemplateFile {
+    shape: Encoded,
+    state: Encoded,
+    flaw: Option<Flaw>,
+}
+
+/// What is wrong with a template but its shape and its state.
+#[derive(Debug, Arbitrary)]
+enum Flaw {
+    Version(u32),
+    /// Bytes that are missing at the end, or are too many.
+    Excess(i32),
+    /// A byte that is damaged after all.
+    Damage(u32, u8),
+}
+
+impl TemplateFile {
+    fn head(&self, good: &Good) -> Vec<u8> {
+        let version = if let Some(Flaw::Version(version)) = self.flaw { version } else { 1 };
+        let mut head = b"LIGHTPL\n".to_vec();
+        head.extend(version.to_le_bytes());
+        for section in [self.shape.of(&good.shapes), self.state.of(&good.states)] {
+            head.extend((section.len() as u32).to_le_bytes());
+            head.extend(section);
+        }
+        head.extend(xxh3_64(&head).to_le_bytes());
+        if let Some(Flaw::Damage(at, byte)) = self.flaw {
+            let at = at as usize % head.len();
+            head[at] ^= byte;
+        }
+        head
+    }
+}
+
+/// Opens a template; true when guests could be started from it.
+///
+/// # Panics
+/// There is no place for temporary files.
+pub fn template(template: &TemplateFile) -> bool {
+    let head = template.head(good());
+    let memory_at = (head.len() as u64).next_multiple_of(TEMPLATE_ALIGNMENT_BYTES);
+    let right = (memory_at + MEMORY_BYTES).cast_signed();
+    let excess = if let Some(Flaw::Excess(bytes)) = template.flaw { bytes } else { 0 };
+    let len = right + i64::from(excess);
+    let file = NamedTempFile::new().unwrap_or_else(|error| panic!("no file: {error}"));
+    let written = file.as_file().write_all_at(&head, 0);
+    let written = written.and_then(|()| file.as_file().set_len(len.max(0).cast_unsigned()));
+    written.unwrap_or_else(|error| panic!("no template: {error}"));
+    let opened = Template::open(file.path());
+    if let Ok(template) = &opened {
+        let bytes = memory_at + template.shape().memory_bytes;
+        assert_eq!(bytes.cast_signed(), len, "memory beyond the end of the file");
+    }
+    opened.is_ok()
 }
 
 /// Shapes and states that can be read: of a guest with a device of each type or none, and with a vCPU or none.

@@ -1,13 +1,21 @@
 //! Whether the targets get anywhere: what is turned away at the door finds nothing behind it.
 
 use arbitrary::{Arbitrary, Unstructured};
-use fuzz::driver::{self, BalloonRequest, DiskRequest, Fill, Reach, RegisterScript, Script};
-use fuzz::file::{self, Encoded, Line, SavedGuest};
+use fuzz::arrival::{self, Arrival};
+use fuzz::driver::{
+    self, BalloonRequest, Copier, DiskRequest, Fill, NetRequest, Network, Operator, Program, Reach,
+    RegisterScript, Script, VsockRequest,
+};
+use fuzz::file::{self, Encoded, Line, SavedGuest, TemplateFile};
 use fuzz::peer::{self, PageStream};
 use vmm_core::DeviceConfig;
 
 /// Inputs that are tried.
 const INPUTS: u64 = 400;
+
+type Disk = Script<DiskRequest, Copier>;
+type Net = Script<NetRequest, Network>;
+type Vsock = Script<VsockRequest, Program>;
 
 /// The sum of what `run` says of inputs by chance.
 fn reached<T>(run: impl Fn(T) -> u64) -> u64
@@ -37,15 +45,35 @@ fn answered(reach: Reach) -> u64 {
 
 #[test]
 fn every_device_answers_requests() {
-    let rng = |script: Script<Fill>| answered(driver::run(&DeviceConfig::Rng, &script));
-    let balloon =
-        |script: Script<BalloonRequest>| answered(driver::run(&DeviceConfig::Balloon, &script));
-    let disk = |script: Script<DiskRequest>| answered(driver::run(&driver::disk(), &script));
-    for (device, count) in
-        [("rng", reached(rng)), ("balloon", reached(balloon)), ("disk", reached(disk))]
-    {
+    let alone = |config: &DeviceConfig| driver::alone(config);
+    let rng = |script: Script<Fill>| answered(driver::run(alone(&DeviceConfig::Rng), &script));
+    let balloon = |script: Script<BalloonRequest, Operator>| {
+        answered(driver::run(alone(&DeviceConfig::Balloon), &script))
+    };
+    let disk = |script: Script<DiskRequest>| answered(driver::run(alone(&driver::disk()), &script));
+    let net = |script: Net| answered(driver::run(driver::network(), &script));
+    let vsock = |script: Vsock| answered(driver::run(driver::sockets(), &script));
+    for (device, count) in [
+        ("rng", reached(rng)),
+        ("balloon", reached(balloon)),
+        ("disk", reached(disk)),
+        ("net", reached(net)),
+        ("vsock", reached(vsock)),
+    ] {
         assert!(count > INPUTS / 4, "{device}: {count} requests answered in {INPUTS} scripts");
     }
+}
+
+#[test]
+fn what_the_guest_sends_comes_through() {
+    let frames = reached(|script: Net| driver::run(driver::network(), &script).came_through);
+    assert!(frames > INPUTS / 10, "{frames} frames");
+    let copied = reached(|script: Disk| driver::run(driver::copied_disk(), &script).came_through);
+    assert!(copied > 0, "nothing is copied");
+    // A connection takes more than a few steps by chance; the fuzzer finds them.
+    let talk = driver::run(driver::sockets(), &driver::conversation(1000));
+    let welcome = "OK 1073741824\n".len() as u64;
+    assert_eq!(talk.came_through, 1000 + welcome);
 }
 
 #[test]
@@ -62,6 +90,8 @@ fn what_a_peer_says_is_understood_at_times() {
     let bodies = (0..=u8::MAX).flat_map(|kind| (0..8).map(move |variant| [kind, variant, 0, 0, 0]));
     let messages: u64 = bodies.filter_map(|body| peer::messages(&body).ok()).sum();
     assert!(messages >= 4, "{messages} messages");
+    let arrived = reached(|arrival: Arrival| arrival::arrive(&arrival));
+    assert!(arrived > INPUTS / 10, "{arrived} guests");
 }
 
 #[test]
@@ -69,5 +99,7 @@ fn files_are_understood_at_times() {
     let guests = reached(|saved: SavedGuest| file::saved_guest(&saved).into());
     let states = reached(|both: (Encoded, Encoded)| file::shape_and_state(&both));
     assert!(guests + states > INPUTS / 20, "{guests} saved guests, {states} shapes and states");
+    let templates = reached(|template: TemplateFile| file::template(&template).into());
+    assert!(templates > INPUTS / 100, "{templates} templates");
     assert!(!file::record(&[Line::Checked(b"{}".to_vec())]));
 }

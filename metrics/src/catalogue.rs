@@ -143,7 +143,7 @@ catalogue! {
             "lighter_migration_duration_seconds", Seconds,
             "How long the migration of a guest has taken so far, or took in all.";
         migration_rounds: Gauge<(GuestName, Direction)> = "lighter_migration_rounds", Count,
-            "Rounds over the memory of a guest, the one under way included.";
+            "Rounds over the memory of a guest, and its disks if they go along, the one under way included.";
         migration_transferred: Counter<(GuestName, Direction, Encoding)> =
             "lighter_migration_transferred_bytes_total", Bytes,
             "Page data on the wire in the migration of a guest, by encoding; \
@@ -151,6 +151,9 @@ catalogue! {
         migration_pages: Counter<(GuestName, Direction, Encoding)> =
             "lighter_migration_transferred_pages_total", Pages,
             "Pages carried in the migration of a guest, by encoding.";
+        migration_hinted: Counter<(GuestName, Direction)> =
+            "lighter_migration_hinted_pages_total", Pages,
+            "Pages left out of the migration of a guest because it said that they are free.";
         migration_remaining: Gauge<(GuestName, Direction)> =
             "lighter_migration_remaining_bytes", Bytes,
             "Guest memory that must still be sent in this round.";
@@ -162,11 +165,11 @@ catalogue! {
             "Bytes on the wire for disks that go along with a guest.";
         migration_transfer_rate: Gauge<(GuestName, Direction)> =
             "lighter_migration_transfer_bytes_per_second", BytesPerSecond,
-            "Memory that the migration of a guest sends per second, before compression; \
+            "Memory and disks that the migration of a guest sends per second, before compression; \
              zero pages do not count.";
         migration_dirty_rate: Gauge<(GuestName, Direction)> =
             "lighter_migration_dirty_bytes_per_second", BytesPerSecond,
-            "Measured rate at which a migrating guest dirties its memory.";
+            "Measured rate at which a migrating guest writes its memory, and its disks if they go along.";
         migration_expected_downtime: Gauge<(GuestName, Direction)> =
             "lighter_migration_expected_downtime_seconds", Seconds,
             "How long a guest would stand still if it were switched over now.";

@@ -117,6 +117,9 @@ fn traffic(families: &Scraped, name: &GuestName, sample: &MigrationSample) {
     families.migration_pages.add(&labels(Encoding::Lz4), number(sample.lz4.pages));
     families.migration_pages.add(&labels(Encoding::Zero), number(sample.zero_pages));
     let labels = (name.clone(), sample.direction);
+    if let Some(pages) = sample.hinted_pages {
+        families.migration_hinted.add(&labels, number(pages));
+    }
     families.migration_disk_transferred.add(&labels, number(sample.disk_transferred_bytes));
 }
 

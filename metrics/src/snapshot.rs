@@ -109,6 +109,8 @@ pub struct MigrationSample {
     pub lz4: Traffic,
     /// Pages sent as a bit each.
     pub zero_pages: u64,
+    /// Pages not sent because the guest said that they are free; only the source counts them.
+    pub hinted_pages: Option<u64>,
     /// Guest memory still to be sent in this round, in bytes.
     pub remaining_bytes: Option<u64>,
     /// Content of disks still to be sent in this round, in bytes; absent when none go along.

@@ -206,6 +206,10 @@ impl DestinationGuest for Target {
     fn load_state(&self, _: &[u8]) -> Result<(), GuestError> {
         Ok(())
     }
+    fn adopt(&self) -> Result<(), GuestError> {
+        Ok(())
+    }
+
     fn resume(&self) -> Result<(), GuestError> {
         Ok(())
     }

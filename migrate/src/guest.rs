@@ -191,6 +191,15 @@ impl Refusal {
     }
 }
 
+/// How far a guest is with saying which of its pages are free.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HintProgress {
+    /// Pages that it has named.
+    pub pages: u64,
+    /// Nothing more is to come.
+    pub complete: bool,
+}
+
 /// A guest that is to leave this host.
 pub trait SourceGuest: Send + Sync {
     /// What the destination must know to build it.
@@ -209,6 +218,38 @@ pub trait SourceGuest: Send + Sync {
     /// # Errors
     /// When it cannot be told.
     fn leave_out(&self, _words: &mut [u64]) -> Result<(), GuestError> {
+        Ok(())
+    }
+
+    /// Whether it runs, and would say which of its pages are free.
+    fn gives_hints(&self) -> bool {
+        false
+    }
+
+    /// Asks which pages are free; the guest takes them all, until [`SourceGuest::end_hints`]. It may take one
+    /// back and write it at any time, so every page of memory must have been re-armed before this call:
+    /// then a hint holds for as long as the log does not show its page.
+    ///
+    /// # Errors
+    /// When it cannot be asked.
+    fn begin_hints(&self) -> Result<(), GuestError> {
+        Ok(())
+    }
+
+    /// How far it is.
+    ///
+    /// # Errors
+    /// When it cannot be asked.
+    fn hint_progress(&self) -> Result<HintProgress, GuestError> {
+        Ok(HintProgress { pages: 0, complete: true })
+    }
+
+    /// Lets the guest have its pages back, and adds (by OR) those that it named to `words`, one word for
+    /// each chunk of memory. Harmless when it was not asked.
+    ///
+    /// # Errors
+    /// When it cannot be told.
+    fn end_hints(&self, _words: &mut [u64]) -> Result<(), GuestError> {
         Ok(())
     }
 
@@ -292,14 +333,12 @@ pub trait DestinationGuest: Send + Sync {
     /// When the state is not understood or cannot be loaded.
     fn load_state(&self, state: &[u8]) -> Result<(), GuestError>;
 
-    /// Makes a guest this host's that stays paused, as its user had paused it: from now on, what was
-    /// built for it outlives this process. Only called when disks came along.
+    /// Makes a guest this host's that stays paused, as its user had paused it: with what only one copy of it may have, as
+    /// for [`DestinationGuest::resume`]; and from now on, what was built for it outlives this process.
     ///
     /// # Errors
-    /// When that cannot be.
-    fn adopt(&self) -> Result<(), GuestError> {
-        Ok(())
-    }
+    /// When somebody else has it, or it cannot be kept.
+    fn adopt(&self) -> Result<(), GuestError>;
 
     /// Lets the guest run, with what only one copy of it may have. The source gives that up in this
     /// moment, so wait for it a little.

@@ -32,8 +32,8 @@ mod telemetry;
 
 pub use error::{MigrationError, Reason};
 pub use guest::{
-    DestinationGuest, DiskCopy, ExistingFile, GuestDescription, GuestError, GuestFactory, Refusal,
-    RunState, SourceGuest,
+    DestinationGuest, DiskCopy, ExistingFile, GuestDescription, GuestError, GuestFactory,
+    HintProgress, Refusal, RunState, SourceGuest,
 };
 pub use limits::Limits;
 pub use memory::{MemoryLayout, PageSet};

@@ -34,6 +34,10 @@ pub struct Transfer {
     /// Bytes on the wire for disks, heads included: a part of `wire_bytes`.
     #[serde(default)]
     pub disk_wire_bytes: u64,
+    /// Pages of memory that were not sent, since the guest had said that they are free and has not
+    /// written them since; they count in none of the above. Only the source knows.
+    #[serde(default)]
+    pub hinted_pages: u64,
 }
 
 impl AddAssign for Transfer {
@@ -47,6 +51,7 @@ impl AddAssign for Transfer {
         self.disk_pages += other.disk_pages;
         self.disk_zero_pages += other.disk_zero_pages;
         self.disk_wire_bytes += other.disk_wire_bytes;
+        self.hinted_pages += other.hinted_pages;
     }
 }
 
@@ -84,6 +89,7 @@ impl Transfer {
             disk_pages: self.content_pages(),
             disk_zero_pages: self.all_zero_pages(),
             disk_wire_bytes: self.wire_bytes,
+            hinted_pages: 0,
         }
     }
 }

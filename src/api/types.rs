@@ -454,6 +454,9 @@ pub(crate) struct BalloonInfo {
     pub(crate) has_driver: bool,
     /// Whether the guest reports free pages by itself, and they are given back.
     pub(crate) reporting: bool,
+    /// Whether the guest says, when it is migrated, which pages are free and need not be sent.
+    #[serde(default)]
+    pub(crate) gives_hints: bool,
     /// Guest memory, bytes.
     pub(crate) memory_bytes: u64,
     /// Memory that the guest shall keep, bytes.

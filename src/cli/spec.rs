@@ -98,8 +98,8 @@ pub(crate) struct GuestSpec {
 
     /// Whether the guest has a balloon: it then gives memory that it does not use back to this host, by itself and when
     /// `lighter balloon` says so [default: on].
-    #[arg(long, value_enum, requires = "kernel", value_name = "SWITCH")]
-    pub(crate) balloon: Option<SwitchArg>,
+    #[arg(long, value_enum, requires = "kernel", value_name = "WHAT")]
+    pub(crate) balloon: Option<BalloonArg>,
 
     /// Give the guest a vsock device and this address, 3 or more. Programs of this host then reach it, and it them, by Unix
     /// sockets in vsock/ in the state folder.
@@ -173,6 +173,19 @@ pub(crate) enum SwitchArg {
     #[default]
     On,
     /// Off.
+    Off,
+}
+
+/// What a guest with a balloon does with memory that is free.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum BalloonArg {
+    /// It gives back what is free by itself, and what it is told to give back.
+    #[default]
+    On,
+    /// It keeps what is free, and says when it is migrated what need not be sent; it gives back what it is told to give back.
+    Hints,
+    /// It has no balloon.
     Off,
 }
 
@@ -260,7 +273,7 @@ fn cid<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {
         cid if GUEST_CIDS.contains(&cid) => Ok(Some(cid)),
         cid => {
             let (min, max) = (GUEST_CIDS.start(), GUEST_CIDS.end());
-            let text = format!("a guest's address is {min} to {max}, not {cid}");
+            let text = format!("a guest's cid is {min} to {max}, not {cid}");
             Err(serde::de::Error::custom(text))
         }
     }

@@ -167,6 +167,7 @@ pub(crate) fn disk(device: &DeviceConfig) -> Option<&Path> {
         DeviceConfig::Block(disk) => Some(disk.path()),
         DeviceConfig::Rng
         | DeviceConfig::Balloon
+        | DeviceConfig::HintingBalloon
         | DeviceConfig::Vsock { .. }
         | DeviceConfig::Net(_) => None,
     }

@@ -49,8 +49,8 @@ pub(crate) fn start(state: &StateDir, name: &GuestName) -> Result<Exit> {
     }
     // The pipe has ended: either the guest runs and its process logs elsewhere, or the process is about to be gone.
     let guest = state.guest(name);
-    let is_childs = guest.read_identity().is_ok_and(|identity| identity.pid == child.id());
-    if is_childs && guest.process_log().exists() {
+    let is_its_own = guest.read_identity().is_ok_and(|identity| identity.pid == child.id());
+    if is_its_own && guest.process_log().exists() {
         if !messages.is_empty() {
             output::note(messages.trim_end());
         }

@@ -30,6 +30,7 @@ pub(super) fn look_at(machine: &SharedMachine, name: &GuestName) -> Result<Ballo
     Ok(BalloonInfo {
         has_driver: status.has_driver,
         reporting: status.reporting,
+        gives_hints: status.gives_hints,
         memory_bytes: status.memory_bytes,
         target_bytes: status.target_bytes,
         actual_bytes: status.actual_bytes,

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use migrate::protocol::Blob;
-use migrate::{DiskCopy, ExistingFile, GuestDescription, GuestError, SourceGuest};
+use migrate::{DiskCopy, ExistingFile, GuestDescription, GuestError, HintProgress, SourceGuest};
 use vmm_core::{DeviceConfig, DiskContent, VmShape};
 
 pub(crate) use arriving::{Arriving, expect};
@@ -135,6 +135,22 @@ impl SourceGuest for Departing {
             }
         }
         Ok(())
+    }
+
+    fn gives_hints(&self) -> bool {
+        self.machine.gives_hints()
+    }
+
+    fn begin_hints(&self) -> Result<(), GuestError> {
+        self.machine.begin_hints()
+    }
+
+    fn hint_progress(&self) -> Result<HintProgress, GuestError> {
+        self.machine.hint_progress()
+    }
+
+    fn end_hints(&self, words: &mut [u64]) -> Result<(), GuestError> {
+        self.machine.end_hints(words)
     }
 
     fn stop_dirty_log(&self) -> Result<(), GuestError> {

@@ -6,7 +6,10 @@ use anyhow::{Context, Result};
 use migrate::guest::RefusalKind;
 use migrate::memory::Region;
 use migrate::protocol::Blob;
-use migrate::{DestinationGuest, GuestDescription, GuestError, MemoryLayout, Refusal, SourceGuest};
+use migrate::{
+    DestinationGuest, GuestDescription, GuestError, HintProgress, MemoryLayout, Refusal,
+    SourceGuest,
+};
 use uuid::Uuid;
 use vmm_core::memory::RamLayout;
 use vmm_core::{DeviceConfig, RunState, Vm, VmOptions, VmShape, VmState};
@@ -143,6 +146,29 @@ impl SourceGuest for Machine {
         self.vm.start_dirty_log().map_err(|error| self.failed("start the dirty log", error))
     }
 
+    fn gives_hints(&self) -> bool {
+        // A guest without a balloon gives none.
+        let hints = || self.vm.balloon().is_ok_and(|balloon| balloon.gives_hints);
+        self.vm.run_state() == RunState::Running && hints()
+    }
+
+    fn begin_hints(&self) -> Result<(), GuestError> {
+        self.vm.begin_hints().map_err(|error| self.failed("ask for the free pages", error))
+    }
+
+    fn hint_progress(&self) -> Result<HintProgress, GuestError> {
+        let progress = self.vm.hint_progress();
+        let progress = progress.map_err(|error| self.failed("hear of the free pages", error))?;
+        Ok(HintProgress { pages: progress.pages, complete: progress.complete })
+    }
+
+    fn end_hints(&self, words: &mut [u64]) -> Result<(), GuestError> {
+        let named = self.vm.end_hints();
+        let named = named.map_err(|error| self.failed("take over the free pages", error))?;
+        words.iter_mut().zip(named).for_each(|(word, named)| *word |= named);
+        Ok(())
+    }
+
     fn stop_dirty_log(&self) -> Result<(), GuestError> {
         self.vm.stop_dirty_log().map_err(|error| self.failed("stop the dirty log", error))
     }
@@ -202,6 +228,10 @@ impl DestinationGuest for Machine {
         let state = VmState::from_bytes(state)
             .map_err(|error| self.failed("understand the state", error))?;
         self.vm.load_state(&state).map_err(|error| self.failed("load the state", error))
+    }
+
+    fn adopt(&self) -> Result<(), GuestError> {
+        self.vm.take_over().map_err(|error| self.failed("take the disks and networks", error))
     }
 
     fn resume(&self) -> Result<(), GuestError> {

@@ -12,7 +12,7 @@ use vmm_core::{BootSource, CpuModel, DeviceConfig, OnReboot, VmShape};
 use crate::cli::cpu::CpuArg;
 use crate::cli::disk::{DiskAccess, DiskArg, DiskEngine};
 use crate::cli::net::NetArg;
-use crate::cli::spec::{GuestSpec, OnRebootArg, PatternArg, SwitchArg};
+use crate::cli::spec::{BalloonArg, GuestSpec, OnRebootArg, PatternArg, SwitchArg};
 use crate::names::GuestName;
 use crate::units::{MIB, Size};
 
@@ -112,8 +112,12 @@ fn devices(spec: &GuestSpec) -> Result<Vec<DeviceConfig>> {
     let disks = disks(spec)?.into_iter().map(|disk| Ok(DeviceConfig::Block(disk)));
     let nets = spec.net.iter().map(net);
     let rng = spec.rng.then_some(Ok(DeviceConfig::Rng));
-    let has_balloon = spec.kernel.is_some() && spec.balloon.unwrap_or_default() == SwitchArg::On;
-    let balloon = has_balloon.then_some(Ok(DeviceConfig::Balloon));
+    let balloon = match spec.balloon.unwrap_or_default() {
+        BalloonArg::On => Some(DeviceConfig::Balloon),
+        BalloonArg::Hints => Some(DeviceConfig::HintingBalloon),
+        BalloonArg::Off => None,
+    };
+    let balloon = balloon.filter(|_| spec.kernel.is_some()).map(Ok);
     let vsock = spec.vsock.map(|cid| Ok(DeviceConfig::Vsock { cid }));
     disks.chain(nets).chain(rng).chain(balloon).chain(vsock).collect()
 }

@@ -44,21 +44,21 @@ pub(crate) fn restore(file: &Path, name: GuestName, console: &Console) -> Result
     Machine::adopt(name, Uuid::new_v4(), shape, vm, console)
 }
 
-/// What a clone of the template in `file`, to be called `name`, is made of, but for what it has of its own.
+/// The template in `file`, of which a clone is to be called `name`.
 ///
 /// # Errors
 /// The file is no template, or is damaged.
-pub(crate) fn read_template(file: &Path, name: &GuestName) -> Result<(VmShape, VmState)> {
-    snapshot::read_template(file).with_context(|| format!("cannot run {name}"))
+pub(crate) fn open_template(file: &Path, name: &GuestName) -> Result<Template> {
+    Template::open(file).with_context(|| format!("cannot run {name}"))
 }
 
 /// Creates a machine from the template that `spec` names, ready to go on where that guest was saved, under a new identity.
 ///
 /// # Errors
-/// The file is no template, or what `spec` says does not fit it or this host.
+/// What `spec` says does not fit the template or this host.
 pub(crate) fn start_clone(
     spec: &GuestSpec,
-    file: &Path,
+    template: &Template,
     name: GuestName,
     console: &Console,
 ) -> Result<Machine> {
@@ -69,9 +69,10 @@ pub(crate) fn start_clone(
             disks: plan::disks(spec)?,
             options: VmOptions { dirty_log: spec.dirty_log.unwrap_or_default() },
         };
-        Ok(Template::open(file)?.start(&own, console.output()?)?)
+        Ok(template.start(&own, console.output()?)?)
     };
-    let vm = start().with_context(|| format!("cannot start {name} from {}", file.display()))?;
+    let from = template.path().display();
+    let vm = start().with_context(|| format!("cannot start {name} from {from}"))?;
     let shape = vm.shape().clone();
     Machine::adopt(name, Uuid::new_v4(), shape, vm, console)
 }

@@ -8,13 +8,13 @@ use uuid::Uuid;
 use vmm_core::VmOptions;
 
 use super::arriving::{self, Arrival};
-use super::background;
 use super::console::Console;
 use super::control::ProcessControl;
 use super::machine::{Machine, SharedMachine};
 use super::plan::Plan;
 use super::process::{Ending, GuestProcess, Labels};
 use super::saved;
+use super::{addresses, background};
 use crate::api::guest::{readonly_router, router};
 use crate::api::server::{Audience, Server};
 use crate::api::types::{Confinement, GuestKind, LandlockState, SeccompState};
@@ -66,20 +66,22 @@ fn launch(
     if let Some(exit) = detach(state, background, &name)? {
         return Ok(exit);
     }
-    if let Some(template) = &spec.template {
+    if let Some(file) = &spec.template {
+        // Opened once: what its guest may touch is what it is started from, whatever becomes of the name.
+        let template = saved::open_template(file, &name)?;
         let life = Life::begin(state, &name, isolation, |mut files| {
             let disks = spec.disk.iter().filter_map(|disk| disk.path.canonicalize().ok());
             disks.for_each(|disk| files.add_disk(&disk));
             // The template's own disks and kernel are named in it.
-            let (shape, saved) = saved::read_template(template, &name)?;
-            let files = files.and_devices(&shape).and_boot_record(saved.boot.as_ref());
-            Ok(files.and_file(template))
+            let boot = template.state().boot.as_ref();
+            Ok(files.and_devices(template.shape()).and_boot_record(boot).and_file(file))
         })?;
         let console = life.console();
-        let machine = saved::start_clone(spec, template, name, &console)?;
+        let machine = saved::start_clone(spec, &template, name, &console)?;
         return life.lead(Arc::new(machine), &console, spec.labels());
     }
     let plan = Plan::new(spec, name)?;
+    addresses::expect_free(state, &plan.name, &plan.shape)?;
     let life = Life::begin(state, &plan.name, isolation, |files| {
         Ok(files.and_devices(&plan.shape).and_boot(&plan.boot))
     })?;
@@ -104,8 +106,9 @@ pub(crate) fn restore(state: &StateDir, args: &RestoreArgs) -> Result<Exit> {
     if let Some(exit) = detach(state, &args.background, &name)? {
         return Ok(exit);
     }
+    let (shape, saved) = saved::read(&args.file, &name)?;
+    addresses::expect_free(state, &name, &shape)?;
     let life = Life::begin(state, &name, args.isolation, |files| {
-        let (shape, saved) = saved::read(&args.file, &name)?;
         let files = files.and_devices(&shape).and_boot_record(saved.boot.as_ref());
         Ok(files.and_file(&args.file))
     })?;

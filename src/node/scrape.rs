@@ -100,6 +100,7 @@ fn running(progress: &Progress) -> MigrationSample {
         },
         lz4: Traffic { pages: transfer.lz4_pages, bytes: transfer.lz4_bytes },
         zero_pages: transfer.zero_pages,
+        hinted_pages: is_source.then_some(transfer.hinted_pages),
         remaining_bytes: is_source.then_some(progress.remaining_bytes),
         disk_remaining_bytes: (is_source && progress.disk_bytes > 0)
             .then_some(progress.disk_remaining_bytes),
@@ -150,6 +151,7 @@ fn finished(report: &Report) -> MigrationSample {
         },
         lz4: Traffic { pages: transfer.lz4_pages, bytes: transfer.lz4_bytes },
         zero_pages: transfer.zero_pages,
+        hinted_pages: (report.role == Role::Source).then_some(transfer.hinted_pages),
         remaining_bytes: None,
         disk_remaining_bytes: None,
         disk_transferred_bytes: transfer.disk_wire_bytes,

@@ -69,9 +69,9 @@ pub(crate) struct GuestEntry {
 /// Host memory of a guest's process, bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct CostInfo {
-    /// RSS.
+    /// RSS, and huge pages of the host's pool.
     pub(crate) resident_bytes: u64,
-    /// PSS.
+    /// PSS, and huge pages of the host's pool.
     pub(crate) proportional_bytes: u64,
     /// Held by transparent huge pages.
     pub(crate) anonymous_huge_bytes: u64,
@@ -84,8 +84,8 @@ pub(crate) struct CostInfo {
 impl From<ProcessCost> for CostInfo {
     fn from(cost: ProcessCost) -> Self {
         Self {
-            resident_bytes: cost.resident_bytes,
-            proportional_bytes: cost.proportional_bytes,
+            resident_bytes: cost.resident_bytes.saturating_add(cost.hugetlb_bytes),
+            proportional_bytes: cost.total_bytes(),
             anonymous_huge_bytes: cost.anonymous_huge_bytes,
             merged_bytes: cost.merged_bytes,
             swapped_bytes: cost.swapped_bytes,

@@ -42,6 +42,7 @@ fn text(info: &BalloonInfo) -> String {
         ("Memory", format_size(info.memory_bytes)),
         ("Target", format_size(info.target_bytes)),
         ("Actual", actual(info)),
+        ("Says when migrated what is free", if info.gives_hints { "yes" } else { "no" }.to_owned()),
         ("Reports free pages", if info.reporting { "yes" } else { "no" }.to_owned()),
     ];
     let sizes = [("Resident", info.resident_bytes), ("Costs the host", info.proportional_bytes)];
@@ -98,6 +99,7 @@ mod tests {
         BalloonInfo {
             has_driver: true,
             reporting: true,
+            gives_hints: false,
             memory_bytes: 1 << 30,
             target_bytes: 512 << 20,
             actual_bytes: 600 << 20,

@@ -279,8 +279,12 @@ fn progress_line(progress: &Progress) -> String {
         0 => String::new(),
         _ => format!(", {} of disks left", format_size(progress.disk_remaining_bytes)),
     };
+    let free = match progress.transfer.hinted_pages {
+        0 => String::new(),
+        pages => format!(", {} pages not sent that are free", format_count(pages)),
+    };
     format!(
-        "{}, round {}, {} sent, {} left{disks}, {}",
+        "{}, round {}, {} sent, {} left{disks}{free}, {}",
         progress.phase,
         progress.round,
         format_size(progress.transfer.wire_bytes),

@@ -40,7 +40,11 @@ pub(crate) fn figures(report: &Report) -> String {
         format_count(transfer.lz4_pages),
         format_count(transfer.zero_pages)
     );
-    lines.push(("Pages", pages));
+    let hinted = match transfer.hinted_pages {
+        0 => String::new(),
+        pages => format!("; {} not sent: free, says the guest", format_count(pages)),
+    };
+    lines.push(("Pages", pages + &hinted));
     facts(&lines)
 }
 

@@ -27,6 +27,7 @@ pub mod snapshot;
 pub mod state;
 #[cfg(test)]
 mod testing;
+mod unnamed_file;
 mod vcpu;
 pub mod virtio;
 mod vm;

@@ -18,6 +18,9 @@ use crate::virtio::Buffers;
 const SUBMISSIONS: u32 = 256;
 /// Attempts to hear from the kernel before what it may still touch is given up, never to be freed.
 const DROP_ATTEMPTS: u32 = 1000;
+/// Times that the kernel may say "again" to one order without moving a byte, before that is an error: some
+/// kernels say it for ever.
+const AGAIN_MAX: u32 = 100;
 
 /// Bytes to be moved between a file and guest memory.
 #[derive(Debug)]
@@ -50,6 +53,8 @@ struct Flight<T> {
     /// What is still to be moved, from `first` on.
     vectors: Vec<libc::iovec>,
     first: usize,
+    /// Times that the kernel said "again" since it last moved something.
+    again: u32,
 }
 
 // SAFETY: the vectors point into `memory`, which goes along and may be used from any thread.
@@ -121,7 +126,7 @@ impl<T> Uring<T> {
             },
         };
         let (file, memory) = (Arc::clone(file), memory.clone());
-        let flight = Flight { ticket, file, memory, order, vectors, first: 0 };
+        let flight = Flight { ticket, file, memory, order, vectors, first: 0, again: 0 };
         let number = self.free.pop().unwrap_or_else(|| {
             self.flights.push(None);
             self.flights.len() - 1
@@ -146,6 +151,11 @@ impl<T> Uring<T> {
         retried(|| self.ring.submit())
     }
 
+    /// Whether there are orders that the kernel was not handed yet, also such that it had done half of.
+    pub(crate) fn has_unsubmitted(&mut self) -> bool {
+        !self.ring.submission().is_empty()
+    }
+
     /// Hands over all orders and waits until one is done.
     ///
     /// # Errors
@@ -155,7 +165,7 @@ impl<T> Uring<T> {
     }
 
     /// The next order that is done, with how it went. Guest memory that was written is remembered as
-    /// dirty by then, also when it failed half-way.
+    /// dirty by then, also when it failed half-way. Ask [`Uring::has_unsubmitted`] afterwards.
     pub(crate) fn reap(&mut self) -> Option<(T, io::Result<()>)> {
         loop {
             let done = self.ring.completion().next()?;
@@ -163,8 +173,12 @@ impl<T> Uring<T> {
             let flight = self.flights.get_mut(number)?.as_mut()?;
             let outcome = match flight.moved(done.result()) {
                 // The rest of it, or all of it once more.
-                None => match self.push(number).and_then(|()| self.submit()) {
-                    Ok(()) => continue,
+                None => match self.push(number) {
+                    Ok(()) => {
+                        // If that fails the ring keeps the order, which is thereby still under way.
+                        let _ = self.submit();
+                        continue;
+                    }
                     Err(error) => Err(error),
                 },
                 Some(outcome) => outcome,
@@ -238,11 +252,17 @@ impl<T> Flight<T> {
             Err(_) => {
                 let error = io::Error::from_raw_os_error(-result);
                 return match error.kind() {
-                    io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock => None,
+                    io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock
+                        if self.again < AGAIN_MAX =>
+                    {
+                        self.again += 1;
+                        None
+                    }
                     _ => Some(Err(error)),
                 };
             }
         };
+        self.again = 0;
         match &mut self.order {
             Order::Sync => Some(Ok(())),
             Order::Transfer(_) if moved == 0 => Some(Err(io::ErrorKind::UnexpectedEof.into())),
@@ -280,5 +300,74 @@ fn retried(call: impl Fn() -> io::Result<usize>) -> io::Result<()> {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             result => return result.map(drop),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::{FromRawFd, OwnedFd};
+
+    use super::*;
+    use crate::memory::GuestRam;
+
+    const MEMORY_BYTES: u64 = 4 << 20;
+
+    fn read_of(memory: &RamMap, bytes: u32) -> Order {
+        let mut buffers = Buffers::default();
+        assert!(buffers.push(memory, 0, bytes));
+        Order::Transfer(Transfer { offset: 0, buffers, direction: Direction::In, durable: false })
+    }
+
+    /// Makes `fd` another name of what `other` is; returns what it was.
+    fn exchange(fd: RawFd, other: RawFd) -> OwnedFd {
+        // SAFETY: both are open; what `fd` was lives on in the copy, which is ours alone.
+        unsafe {
+            let before = OwnedFd::from_raw_fd(libc::dup(fd));
+            assert_eq!(libc::dup2(other, fd), fd);
+            before
+        }
+    }
+
+    #[test]
+    fn the_rest_of_an_order_that_cannot_be_handed_over_stays_under_way() {
+        let ram = GuestRam::anonymous(MEMORY_BYTES);
+        let file = Arc::new(tempfile::tempfile().unwrap());
+        file.set_len(4096).unwrap();
+        let mut ring = Uring::new(4).unwrap();
+        ring.begin(&file, ram.memory(), read_of(ram.memory(), 8192), 7).unwrap();
+        ring.wait().unwrap();
+
+        // Half of it is done, and the kernel takes nothing now.
+        let null = File::open("/dev/null").unwrap();
+        let number = ring.ring.as_raw_fd();
+        let own = exchange(number, null.as_raw_fd());
+        assert!(ring.reap().is_none());
+        assert!(ring.submit().is_err());
+        assert_eq!((ring.in_flight(), ring.has_unsubmitted()), (1, true));
+
+        file.set_len(8192).unwrap();
+        exchange(number, own.as_raw_fd());
+        ring.wait().unwrap();
+        let (ticket, outcome) = ring.reap().unwrap();
+        outcome.unwrap();
+        assert_eq!((ticket, ring.in_flight(), ring.has_unsubmitted()), (7, 0, false));
+    }
+
+    #[test]
+    fn a_kernel_that_says_again_for_ever_is_not_asked_for_ever() {
+        let ram = GuestRam::anonymous(MEMORY_BYTES);
+        let order = read_of(ram.memory(), 8192);
+        let Order::Transfer(transfer) = &order else { panic!("{order:?}") };
+        let vectors = vectors(&transfer.buffers, ram.memory()).unwrap();
+        let (file, memory) = (Arc::new(tempfile::tempfile().unwrap()), ram.memory().clone());
+        let mut flight = Flight { ticket: (), file, memory, order, vectors, first: 0, again: 0 };
+        let answers = |flight: &mut Flight<()>| {
+            (0..).find_map(|count| flight.moved(-libc::EAGAIN).map(|outcome| (count, outcome)))
+        };
+        assert!(flight.moved(-libc::EINTR).is_none());
+        assert!(flight.moved(4096).is_none(), "half of it");
+        let (count, outcome) = answers(&mut flight).unwrap();
+        assert_eq!(count, AGAIN_MAX, "each half may be asked for as often");
+        assert_eq!(outcome.unwrap_err().kind(), io::ErrorKind::WouldBlock);
     }
 }

@@ -240,6 +240,17 @@ impl Vm {
         Ok(self.machine.bus.listen_at(path)?)
     }
 
+    /// Takes what only one copy of a guest may have, as [`Vm::resume`] does, for a guest that stays paused. Does nothing when it
+    /// has been taken already.
+    ///
+    /// # Errors
+    /// [`Error::WrongState`] unless paused; as [`Vm::resume`].
+    pub fn take_over(&self) -> Result<()> {
+        let _control = self.control();
+        self.expect(RunState::Paused, "take the disks and networks")?;
+        Ok(self.machine.bus.take_over()?)
+    }
+
     /// Gives up what only one copy of a guest may have, which is the locks on its disks and its place in its networks, so that
     /// another copy can be resumed. [`Vm::resume`] takes them again.
     ///

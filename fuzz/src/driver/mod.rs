@@ -3,8 +3,12 @@
 //! The rings lie where the driver knows them, so that most of what it does is understood and gets deep; but it may also write
 //! any register and any byte of memory at any time.
 
+mod copier;
+mod host;
+mod network;
 mod request;
 mod ring;
+mod sockets;
 mod state;
 
 use std::sync::OnceLock;
@@ -15,8 +19,12 @@ use vmm_core::DeviceConfig;
 use vmm_core::virtio::block::{Access, BlockConfig};
 use vmm_core::virtio::fuzzing::Bench;
 
+pub use copier::{Copier, copied_disk};
+pub use host::{Host, Operator, Scene};
+pub use network::{NetRequest, Network, network};
 pub use request::{BalloonRequest, DiskRequest, Fill, Request};
 use ring::{Descriptor, Ring};
+pub use sockets::{Program, Programs, VsockRequest, conversation, sockets};
 use state::Damage;
 
 /// Memory of the guest, in bytes.
@@ -37,24 +45,24 @@ const VERSION_1_HIGH: u32 = 1;
 /// Most queues that a driver here sets up.
 const QUEUES_MAX: u8 = 5;
 
-/// What a driver does, one after the other; requests are of type `R`.
+/// What a driver does, one after the other; requests are of type `R`, and `H` is what the host does meanwhile.
 #[derive(Debug, Arbitrary)]
-pub struct Script<R> {
+pub struct Script<R, H = ()> {
     /// Features, of those that are offered, that a driver by the rules accepts.
     features: u32,
     #[arbitrary(with = crate::all)]
-    steps: Vec<Step<R>>,
+    steps: Vec<Step<R, H>>,
 }
 
 /// Half of all steps are by the rules, so that the others find something to break.
 #[derive(Debug, Arbitrary)]
-enum Step<R> {
-    Lawful(Lawful<R>),
+enum Step<R, H> {
+    Lawful(Lawful<R, H>),
     Lawless(Lawless),
 }
 
 #[derive(Debug, Arbitrary)]
-enum Lawful<R> {
+enum Lawful<R, H> {
     /// Makes a request, and may notify.
     Ask {
         queue: u8,
@@ -71,10 +79,8 @@ enum Lawful<R> {
         offset: u16,
         len: u8,
     },
-    /// The operator's part, when it is a balloon.
-    Balloon {
-        pages: u32,
-    },
+    /// The host's part.
+    Host(H),
     /// The guest goes elsewhere.
     Move,
 }
@@ -143,7 +149,12 @@ const WRITABLE_REGISTERS: [u64; 16] = [
 pub fn run_registers(script: &RegisterScript) -> Reach {
     let disk = disk();
     let configs = [&DeviceConfig::Rng, &DeviceConfig::Balloon, &disk];
-    let mut driver = Driver::new(bench(configs[usize::from(script.device) % 3]), 0);
+    let bench = match usize::from(script.device) % (configs.len() + 2) {
+        3 => network().bench,
+        4 => bench(&DeviceConfig::Vsock { cid: 3 }),
+        device => bench(configs[device]),
+    };
+    let mut driver = Driver::new(bench, 0);
     if script.set_up {
         driver.set_up();
     }
@@ -196,21 +207,32 @@ pub struct Reach {
     pub answered: u64,
     /// Times that the device moved with its state.
     pub moved: u64,
+    /// What came through to the host: frames, or bytes.
+    pub came_through: u64,
 }
 
-/// Runs `script` in front of a device of `config`.
+/// Runs `script` in `scene`.
 ///
 /// # Panics
 /// The device does what it must not.
-pub fn run<R: Request>(config: &DeviceConfig, script: &Script<R>) -> Reach {
-    let mut driver = Driver::new(bench(config), script.features);
+pub fn run<R: Request, H: Host>(scene: Scene<H::Side>, script: &Script<R, H>) -> Reach {
+    let Scene { bench, mut side } = scene;
+    let mut driver = Driver::new(bench, script.features);
     driver.set_up();
     for step in &script.steps {
-        if driver.take(step).is_none() {
+        if driver.take(step, &mut side).is_none() {
             break;
         }
     }
     driver.reach
+}
+
+/// A device of `config`, which nobody needs to look after.
+///
+/// # Panics
+/// There is no such device.
+pub fn alone(config: &DeviceConfig) -> Scene<()> {
+    Scene { bench: bench(config), side: () }
 }
 
 struct Driver {
@@ -263,17 +285,17 @@ impl Driver {
     }
 
     /// Does a step; `None` when there is no going on.
-    fn take<R: Request>(&mut self, step: &Step<R>) -> Option<()> {
+    fn take<R: Request, H: Host>(&mut self, step: &Step<R, H>, side: &mut H::Side) -> Option<()> {
         match step {
             Step::Lawful(step) => {
-                self.keep_the_rules(step);
+                self.keep_the_rules(step, side);
                 Some(())
             }
             Step::Lawless(step) => self.break_the_rules(step),
         }
     }
 
-    fn keep_the_rules<R: Request>(&mut self, step: &Lawful<R>) {
+    fn keep_the_rules<R: Request, H: Host>(&mut self, step: &Lawful<R, H>, side: &mut H::Side) {
         match step {
             Lawful::SetUp => self.set_up(),
             Lawful::Ask { queue, request, notify } => self.ask(*queue, request, *notify),
@@ -281,7 +303,7 @@ impl Driver {
                 self.bench.read((*offset).into(), &mut vec![0xaa; usize::from(len % 9)]);
             }
             Lawful::Notify { queue } => self.notify(*queue),
-            Lawful::Balloon { pages } => self.bench.set_balloon(*pages),
+            Lawful::Host(deed) => self.reach.came_through += deed.act(&mut self.bench, side),
             Lawful::Move => self.go_elsewhere(),
         }
     }
@@ -313,6 +335,7 @@ impl Driver {
 
     fn ask(&mut self, queue: u8, request: &impl Request, notify: bool) {
         let buffers = request.lay_out(self.bench.ram());
+        let queue = request.queue(queue);
         let ring = &mut self.rings[usize::from(queue % QUEUES_MAX)];
         ring.offer(self.bench.ram(), &buffers);
         if notify {

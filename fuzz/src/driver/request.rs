@@ -6,14 +6,26 @@ use vmm_core::GuestRam;
 use super::ring::{Buffer, WRITABLE, put};
 
 /// Where a request's header lies, its status, and its data.
-const HEADER: u64 = 0x2_0000;
-const STATUS: u64 = 0x2_1000;
-const DATA: u64 = 0x10_0000;
+pub(super) const HEADER: u64 = 0x2_0000;
+pub(super) const STATUS: u64 = 0x2_1000;
+pub(super) const DATA: u64 = 0x10_0000;
+/// From this number on, a request goes to the queue that the input says, though it is not the right one.
+const ANY_QUEUE: u8 = 250;
 
 /// What a driver asks of its device.
 pub trait Request {
     /// Writes what the request says into memory; returns its buffers.
     fn lay_out(&self, ram: &GuestRam) -> Vec<Buffer>;
+
+    /// The queue that it goes to, when the input says `any`.
+    fn queue(&self, any: u8) -> u8 {
+        any
+    }
+}
+
+/// Mostly `right`.
+pub(super) fn queue_or(right: u8, any: u8) -> u8 {
+    if any >= ANY_QUEUE { any } else { right }
 }
 
 /// Something to be filled: of a source of entropy.
@@ -42,6 +54,8 @@ pub enum BalloonRequest {
     Statistics(Vec<(u8, u64)>),
     /// Free memory, by page and bytes.
     Free(Vec<(u16, u32)>),
+    /// The word that begins the answer to one of the first commands for hints; the number 0 is the word that ends it.
+    Command(u8),
 }
 
 impl Request for BalloonRequest {
@@ -58,6 +72,8 @@ impl Request for BalloonRequest {
                     [&u16::from(*tag).to_le_bytes()[..], &value.to_le_bytes()].concat()
                 })
                 .collect(),
+            Self::Command(0) => vec![0; 4],
+            Self::Command(number) => ((1 << 31) + u32::from(*number) - 1).to_le_bytes().to_vec(),
             Self::Free(places) => {
                 let free = |(page, bytes): &(u16, u32)| Buffer {
                     gpa: u64::from(*page) << 12,
@@ -161,5 +177,9 @@ impl Request for DiskRequest {
             buffers.push(Buffer { gpa: STATUS, len: 1, flags: WRITABLE });
         }
         buffers
+    }
+
+    fn queue(&self, any: u8) -> u8 {
+        queue_or(0, any)
     }
 }

@@ -26,7 +26,7 @@ pub enum Action {
     /// Make this state durable in the destination's record: [`super::Event::Recorded`] or
     /// [`super::Event::RecordFailed`]. At most one is outstanding.
     Record(DestinationState),
-    /// The guest stays paused; make it and the disks that came along this host's:
+    /// The guest stays paused; make it, its disks and what else only one copy may have this host's:
     /// [`super::Event::Resumed`].
     AdoptGuest,
     /// Let the guest run: [`super::Event::Resumed`].

@@ -87,11 +87,6 @@ impl Destination {
         }
     }
 
-    /// Whether disks came along.
-    fn has_disks(&self) -> bool {
-        self.guest.as_ref().is_some_and(|guest| !guest.disks.is_empty())
-    }
-
     /// The guest is this side's: first on disk, then in deed.
     fn take_over(&mut self) {
         self.notes.enter(Phase::Commit, self.now);
@@ -113,8 +108,7 @@ impl Destination {
         self.state = State::Resuming { asked };
         match self.run_state {
             RunState::Running => self.push(Action::ResumeGuest),
-            RunState::Paused if self.has_disks() => self.push(Action::AdoptGuest),
-            RunState::Paused => self.on_resumed(Ok(())),
+            RunState::Paused => self.push(Action::AdoptGuest),
         }
     }
 

@@ -278,9 +278,25 @@ fn a_guest_that_was_paused_stays_so() {
     bench.tell(Event::Loaded(Ok(())));
     bench.tell(Event::Recorded);
     bench.hear(SourceMessage::Commit);
-    let actions = bench.tell(Event::Recorded);
+    assert_eq!(bench.tell(Event::Recorded), [Action::AdoptGuest]);
+    let actions = bench.tell(Event::Resumed(Ok(())));
     assert!(!actions.contains(&Action::ResumeGuest));
     assert!(matches!(actions[0], Action::Send(DestinationMessage::Running(_))));
+}
+
+#[test]
+fn a_paused_guest_whose_disk_somebody_else_has_is_not_said_to_be_here() {
+    let mut bench = Bench::receiving(1);
+    bench.hear(SourceMessage::Switchover);
+    bench.hear(state(RunState::Paused));
+    bench.tell(Event::StreamEnded { stream: 0, announced: 0, applied: 0 });
+    bench.tell(Event::Loaded(Ok(())));
+    bench.tell(Event::Recorded);
+    bench.hear(SourceMessage::Commit);
+    bench.tell(Event::Recorded);
+    let actions = bench.tell(Event::Resumed(Err(GuestError::new("the disk is in use"))));
+    assert!(actions.contains(&Action::Record(DestinationState::Failed)), "{actions:?}");
+    assert_eq!(report(&actions).outcome, Outcome::Lost);
 }
 
 #[test]

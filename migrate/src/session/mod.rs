@@ -12,6 +12,7 @@ mod connect;
 mod control;
 mod destination;
 mod handle;
+mod hints;
 mod keeper;
 mod limiter;
 mod line;
@@ -26,6 +27,7 @@ mod tests;
 mod thread;
 mod totals;
 mod worker;
+mod written;
 
 pub use destination::{DestinationSession, start_destination};
 pub use handle::Handle;

@@ -3,15 +3,15 @@
 use std::sync::Arc;
 
 use quinn::{Connection, SendStream};
-use tokio::task::yield_now;
+use tokio::task::{spawn_blocking, yield_now};
 use tokio::time::Instant;
 
 use super::limiter::Limiter;
 use super::totals::Totals;
 use crate::failpoint::{Failpoints, Passage};
 use crate::guest::{GuestError, SourceGuest};
-use crate::memory::PageSet;
-use crate::pages::{Batch, BufferPool, Compression, Encoder, Position, WireRate};
+use crate::memory::{CHUNK_BYTES, PAGE_BYTES, PageSet};
+use crate::pages::{Batch, BufferPool, Compression, Encoder, Position, WireRate, runs};
 use crate::progress::Transfer;
 use crate::quic::transport::send_window;
 
@@ -55,6 +55,8 @@ pub(super) struct Pump {
     wire: WireRate,
     batch: Batch,
     frames: u64,
+    /// A chunk of a disk, once there was one.
+    content: Vec<u8>,
 }
 
 impl Pump {
@@ -77,6 +79,7 @@ impl Pump {
             wire: WireRate::default(),
             batch,
             frames: 0,
+            content: Vec::new(),
         }
     }
 
@@ -96,7 +99,11 @@ impl Pump {
             rearmed.map_err(PumpError::Guest)?;
             for (offset, &pages) in share[from..to].iter().enumerate().filter(|word| *word.1 != 0) {
                 let chunk = first + from + offset;
-                self.encode(Position { round, chunk: chunk as u64, pages }, &mut sent)?;
+                let position = Position { round, chunk: chunk as u64, pages };
+                if chunk >= self.plant.memory_chunks {
+                    self.read(chunk, pages).await?;
+                }
+                self.encode(position, &mut sent)?;
                 if self.batch.len() >= BATCH_GOAL || !self.batch.has_room() {
                     self.flush("pages").await?;
                 }
@@ -126,13 +133,39 @@ impl Pump {
         share
     }
 
+    /// Reads these pages of a disk, on a thread that may wait for it.
+    async fn read(&mut self, chunk: usize, pages: u64) -> Result<(), PumpError> {
+        let guest = Arc::clone(&self.plant.guest);
+        let mut content = std::mem::take(&mut self.content);
+        let reading = spawn_blocking(move || {
+            content.resize(CHUNK_BYTES, 0);
+            for run in runs(pages) {
+                let place = &mut content[run.first * PAGE_BYTES..][..run.count * PAGE_BYTES];
+                guest.copy_out(chunk, run.first, place)?;
+            }
+            Ok(content)
+        });
+        // A panic there has been reported by the panic handler already.
+        let read = reading.await.map_err(|error| PumpError::Stream(error.to_string()))?;
+        self.content = read.map_err(PumpError::Guest)?;
+        Ok(())
+    }
+
     fn encode(&mut self, position: Position, sent: &mut Transfer) -> Result<(), PumpError> {
         let guest = &self.plant.guest;
         let chunk = position.chunk as usize;
-        let copy = |first: usize, out: &mut [u8]| guest.copy_out(chunk, first, out);
+        let is_of_disk = chunk >= self.plant.memory_chunks;
+        let content = &self.content;
+        let copy = |first: usize, out: &mut [u8]| {
+            if is_of_disk {
+                out.copy_from_slice(&content[first * PAGE_BYTES..][..out.len()]);
+                return Ok(());
+            }
+            guest.copy_out(chunk, first, out)
+        };
         let frame = self.encoder.encode(&mut self.batch, position, &self.wire, copy);
         let frame = frame.map_err(PumpError::Guest)?;
-        let frame = if chunk < self.plant.memory_chunks { frame } else { frame.of_disk() };
+        let frame = if is_of_disk { frame.of_disk() } else { frame };
         self.frames += 1;
         self.plant.totals.add(&frame);
         *sent += frame;

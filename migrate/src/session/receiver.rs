@@ -1,12 +1,13 @@
 //! Applies what comes on the data streams to the guest's memory and disks.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use quinn::{ReadError, ReadExactError, RecvStream};
+use tokio::task::spawn_blocking;
 
 use super::pump::STOPPED;
 use super::totals::Totals;
+use super::written::Written;
 use crate::destination::Event;
 use crate::guest::{DestinationGuest, GuestError};
 use crate::memory::{CHUNK_BYTES, PAGE_BYTES};
@@ -29,7 +30,7 @@ pub(super) struct Space {
 pub(super) struct Memory {
     guest: Arc<dyn DestinationGuest>,
     /// Pages that hold something by now; a zero page only has to be zeroed among these.
-    written: Vec<AtomicU64>,
+    written: Written,
     space: Space,
     features: Features,
     totals: Arc<Totals>,
@@ -62,7 +63,7 @@ impl Memory {
         features: Features,
         totals: Arc<Totals>,
     ) -> Self {
-        let written = std::iter::repeat_with(AtomicU64::default).take(space.chunks).collect();
+        let written = Written::new(space.chunks);
         Self { guest, written, space, features, totals }
     }
 
@@ -75,8 +76,7 @@ impl Memory {
     fn apply(&self, header: &FrameHeader, content: &[u8]) -> Result<(), GuestError> {
         // The header was checked against the number of chunks.
         let chunk = header.chunk as usize;
-        let word = &self.written[chunk];
-        let before = word.load(Relaxed);
+        let before = self.written.of(chunk);
         let stale = header.zero & before;
         if stale != 0 {
             self.guest.zero(chunk, stale)?;
@@ -88,8 +88,51 @@ impl Memory {
             rest = after;
         }
         // One stream carries all frames of a chunk, so nobody else changes this word.
-        word.store((before | header.carried()) & !stale, Relaxed);
+        self.written.set(chunk, (before | header.carried()) & !stale);
         Ok(())
+    }
+
+    fn is_of_disk(&self, header: &FrameHeader) -> bool {
+        header.kind != FrameKind::End && header.chunk >= self.space.memory_chunks as u64
+    }
+}
+
+/// One frame of a stream, and what it is taken apart with.
+struct Frame {
+    stream: u16,
+    head: [u8; HEADER_BYTES],
+    payload: Vec<u8>,
+    decoder: Decoder,
+}
+
+impl Frame {
+    fn of(stream: u16) -> Self {
+        let (head, payload) = ([0; HEADER_BYTES], vec![0; CHUNK_BYTES]);
+        Self { stream, head, payload, decoder: Decoder::new() }
+    }
+
+    /// Checks the frame, and writes the pages that it has.
+    fn apply(&mut self, memory: &Memory, header: &FrameHeader) -> Result<(), ReceiveError> {
+        let payload = &self.payload[..header.payload_bytes as usize];
+        let content = self.decoder.decode(header, &self.head, payload)?;
+        if header.kind == FrameKind::End {
+            return Ok(());
+        }
+        check_place(memory, self.stream, header)?;
+        Ok(memory.apply(header, content)?)
+    }
+
+    /// As [`Frame::apply`], where a disk may take its time: the runtime has one thread, and a connection on which nothing is
+    /// said for some seconds is given up.
+    async fn apply_elsewhere(
+        mut self,
+        memory: &Arc<Memory>,
+        header: FrameHeader,
+    ) -> Result<Self, ReceiveError> {
+        let memory = Arc::clone(memory);
+        let applied = spawn_blocking(move || self.apply(&memory, &header).map(|()| self)).await;
+        // A panic there has been reported by the panic handler already.
+        applied.map_err(|error| GuestError::new(error.to_string()))?
     }
 }
 
@@ -107,29 +150,29 @@ pub(super) async fn receive(
 }
 
 async fn receive_all(
-    memory: &Memory,
+    memory: &Arc<Memory>,
     stream: u16,
     from: &mut RecvStream,
 ) -> Result<(u64, u64), ReceiveError> {
-    let mut decoder = Decoder::new();
-    let mut payload = vec![0; CHUNK_BYTES];
-    let mut head = [0; HEADER_BYTES];
+    let mut frame = Frame::of(stream);
     let mut frames = 0;
     loop {
-        fill(from, &mut head, stream, frames).await?;
-        let header = FrameHeader::decode(&head, memory.written.len() as u64)?;
-        let payload = &mut payload[..header.payload_bytes as usize];
+        fill(from, &mut frame.head, stream, frames).await?;
+        let header = FrameHeader::decode(&frame.head, memory.space.chunks as u64)?;
+        let payload = &mut frame.payload[..header.payload_bytes as usize];
         fill(from, payload, stream, frames).await?;
-        let content = decoder.decode(&header, &head, payload)?;
+        let is_of_disk = memory.is_of_disk(&header);
+        if is_of_disk {
+            frame = frame.apply_elsewhere(memory, header).await?;
+        } else {
+            frame.apply(memory, &header)?;
+        }
         if header.kind == FrameKind::End {
             expect_end(from, stream).await?;
             return Ok((header.chunk, frames));
         }
-        check_place(memory, stream, &header)?;
-        memory.apply(&header, content)?;
         let applied = counted(&header);
-        let is_disk = header.chunk >= memory.space.memory_chunks as u64;
-        memory.totals.add(&if is_disk { applied.of_disk() } else { applied });
+        memory.totals.add(&if is_of_disk { applied.of_disk() } else { applied });
         frames += 1;
     }
 }
@@ -208,6 +251,9 @@ mod tests {
         fn load_state(&self, _: &[u8]) -> Result<(), GuestError> {
             Ok(())
         }
+        fn adopt(&self) -> Result<(), GuestError> {
+            Ok(())
+        }
         fn resume(&self) -> Result<(), GuestError> {
             Ok(())
         }
@@ -258,6 +304,45 @@ mod tests {
         assert_eq!(event, Some(Event::StreamEnded { stream: 0, announced: 3, applied: 3 }));
         let seen = notes.0.lock().unwrap();
         assert_eq!(*seen, [(0, 0b110, "copy"), (0, 0b110, "zero")]);
+    }
+
+    /// A disk that has written a page when the test says so.
+    struct Slow(Mutex<std::sync::mpsc::Receiver<()>>, tokio::sync::Notify);
+
+    impl DestinationGuest for Slow {
+        fn copy_in(&self, _: usize, _: usize, _: &[u8]) -> Result<(), GuestError> {
+            self.1.notify_one();
+            let told = self.0.lock().unwrap().recv_timeout(std::time::Duration::from_secs(10));
+            told.map_err(|_| GuestError::new("the runtime waits for the disk"))
+        }
+        fn zero(&self, _: usize, _: u64) -> Result<(), GuestError> {
+            Ok(())
+        }
+        fn load_state(&self, _: &[u8]) -> Result<(), GuestError> {
+            Ok(())
+        }
+        fn adopt(&self) -> Result<(), GuestError> {
+            Ok(())
+        }
+        fn resume(&self) -> Result<(), GuestError> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn nobody_but_its_stream_waits_for_a_disk() {
+        let (done, inbox) = std::sync::mpsc::channel();
+        let guest = Arc::new(Slow(Mutex::new(inbox), tokio::sync::Notify::new()));
+        let memory = Memory::new(guest.clone(), SPACE, FEATURE_LZ4, Arc::default());
+        let pair = Pair::new().await;
+        let bytes = frames(&[(1, 1, 7)], Some(1), Compression::Off);
+        let stream = pair.incoming(&bytes, Ending::Finish).await;
+        let meanwhile = async {
+            guest.1.notified().await;
+            done.send(()).unwrap();
+        };
+        let (event, ()) = tokio::join!(receive(Arc::new(memory), 1, stream), meanwhile);
+        assert_eq!(event, Some(Event::StreamEnded { stream: 1, announced: 1, applied: 1 }));
     }
 
     #[tokio::test]

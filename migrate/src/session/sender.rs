@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use quinn::Connection;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, spawn_blocking};
 
 use super::control::describe;
+use super::hints::Slot;
 use super::preamble::{Preamble, StreamRole};
 use super::pump::{Plant, Pump, PumpError};
 use crate::memory::PageSet;
@@ -46,17 +47,19 @@ pub(super) struct Sender {
 }
 
 impl Sender {
-    /// Starts to send pages of a guest of `chunks` chunks, all of them dirty; answers go to `tell`.
+    /// Starts to send pages of a guest of `chunks` chunks, all of them dirty but those that `hints` holds by
+    /// then and that were not written since; answers go to `tell`.
     pub(super) fn start(
         plant: Plant,
         route: Route,
         chunks: usize,
+        hints: Arc<Slot>,
         tasks: &mut JoinSet<()>,
         tell: impl Fn(Event) + Send + 'static,
     ) -> Self {
         let (orders, inbox) = mpsc::unbounded_channel();
         let (stop, mut stopped) = watch::channel(());
-        let work = Work { plant, route, dirty: PageSet::full(chunks), pumps: Vec::new() };
+        let work = Work { plant, route, hints, dirty: PageSet::full(chunks), pumps: Vec::new() };
         tasks.spawn(async move {
             tokio::select! {
                 // Ends when the sender is dropped.
@@ -76,6 +79,7 @@ impl Sender {
 struct Work {
     plant: Plant,
     route: Route,
+    hints: Arc<Slot>,
     dirty: PageSet,
     pumps: Vec<Pump>,
 }
@@ -105,7 +109,7 @@ impl Work {
     }
 
     async fn round(&mut self, round: u32) -> Result<RoundSent, PumpError> {
-        let left_out = self.leave_out()?;
+        let left_out = self.leave_out().await?;
         let mut sent = self.send_dirty(round).await?;
         sent += left_out;
         self.collect()?;
@@ -122,12 +126,16 @@ impl Work {
     }
 
     /// Before the first round: what the destination has already, which is zeros, counts as sent.
-    fn leave_out(&mut self) -> Result<Transfer, PumpError> {
+    async fn leave_out(&mut self) -> Result<Transfer, PumpError> {
         if !self.pumps.is_empty() {
             return Ok(Transfer::default());
         }
-        let words = self.dirty.words_mut();
-        self.plant.guest.leave_out(words).map_err(PumpError::Guest)?;
+        let (guest, mut dirty) = (Arc::clone(&self.plant.guest), self.dirty.take());
+        // Where a disk's holes are may have to be read first.
+        let looking = spawn_blocking(move || guest.leave_out(dirty.words_mut()).map(|()| dirty));
+        let looked = looking.await.map_err(|error| PumpError::Stream(error.to_string()))?;
+        self.dirty = looked.map_err(PumpError::Guest)?;
+        let words = self.dirty.words();
         let zeros = |words: &[u64]| words.iter().map(|word| u64::from(word.count_zeros())).sum();
         let (memory, disks) = words.split_at(self.plant.memory_chunks);
         let left_out = Transfer {
@@ -135,8 +143,26 @@ impl Work {
             disk_zero_pages: zeros(disks),
             ..Transfer::default()
         };
+        let hinted_pages = self.leave_out_hinted()?;
+        let left_out = Transfer { hinted_pages, ..left_out };
         self.plant.totals.add(&left_out);
         Ok(left_out)
+    }
+
+    /// Leaves out what the guest has said to be free and has not written since the log watches it: the
+    /// destination has zeros there. What it writes later, the log shows like any other page.
+    fn leave_out_hinted(&mut self) -> Result<u64, PumpError> {
+        let Some(hinted) = self.hints.take() else { return Ok(0) };
+        let memory = self.plant.memory_chunks;
+        let count = |dirty: &PageSet| -> u64 {
+            dirty.words()[..memory].iter().map(|word| u64::from(word.count_ones())).sum()
+        };
+        let before = count(&self.dirty);
+        for (word, free) in self.dirty.words_mut()[..memory].iter_mut().zip(hinted.words()) {
+            *word &= !free;
+        }
+        self.collect()?;
+        Ok(before.saturating_sub(count(&self.dirty)))
     }
 
     async fn remainder(&mut self, round: u32) -> Result<FinalSent, PumpError> {

@@ -16,6 +16,7 @@ pub(super) struct Totals {
     disk_pages: AtomicU64,
     disk_zero_pages: AtomicU64,
     disk_wire_bytes: AtomicU64,
+    hinted_pages: AtomicU64,
 }
 
 impl Totals {
@@ -29,6 +30,7 @@ impl Totals {
         self.disk_pages.fetch_add(frame.disk_pages, Relaxed);
         self.disk_zero_pages.fetch_add(frame.disk_zero_pages, Relaxed);
         self.disk_wire_bytes.fetch_add(frame.disk_wire_bytes, Relaxed);
+        self.hinted_pages.fetch_add(frame.hinted_pages, Relaxed);
     }
 
     pub(super) fn read(&self) -> Transfer {
@@ -42,6 +44,7 @@ impl Totals {
             disk_pages: self.disk_pages.load(Relaxed),
             disk_zero_pages: self.disk_zero_pages.load(Relaxed),
             disk_wire_bytes: self.disk_wire_bytes.load(Relaxed),
+            hinted_pages: self.hinted_pages.load(Relaxed),
         }
     }
 }

@@ -162,7 +162,8 @@ impl Source {
     fn remaining_pages(&self) -> [u64; 2] {
         let (now, before) = (&self.notes.transfer, &self.sent_before);
         let sent_disk = now.all_disk_pages().saturating_sub(before.all_disk_pages());
-        let sent = now.pages().saturating_sub(before.pages()).saturating_sub(sent_disk);
+        let done = |transfer: &Transfer| transfer.pages().saturating_add(transfer.hinted_pages);
+        let sent = done(now).saturating_sub(done(before)).saturating_sub(sent_disk);
         let memory = self.round_pages.saturating_sub(self.round_disk_pages);
         [memory.saturating_sub(sent), self.round_disk_pages.saturating_sub(sent_disk)]
     }

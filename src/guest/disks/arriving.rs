@@ -122,6 +122,13 @@ impl Arriving {
     }
 }
 
+impl Arriving {
+    fn name_disks(&self) -> Result<(), GuestError> {
+        let disks: Vec<_> = self.parts.iter().map(|part| &*part.disk).collect();
+        DiskContent::adopt(&disks).map_err(|error| GuestError::new(error.to_string()))
+    }
+}
+
 impl DestinationGuest for Arriving {
     fn copy_in(&self, chunk: usize, first_page: usize, data: &[u8]) -> Result<(), GuestError> {
         let Some(part) = part_of(&self.parts, chunk) else {
@@ -152,11 +159,12 @@ impl DestinationGuest for Arriving {
     }
 
     fn adopt(&self) -> Result<(), GuestError> {
-        self.each_disk(DiskContent::adopt)
+        self.name_disks()?;
+        DestinationGuest::adopt(&*self.machine)
     }
 
     fn resume(&self) -> Result<(), GuestError> {
-        self.adopt()?;
+        self.name_disks()?;
         DestinationGuest::resume(&*self.machine)
     }
 }

@@ -1,10 +1,12 @@
 //! A guest with a disk, both ways, with KVM but without a network.
 
 use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
 
 use migrate::{DestinationGuest, Refusal};
 use uuid::Uuid;
 use vmm_core::VmOptions;
+use vmm_core::virtio::QueuePosition;
 use vmm_core::virtio::block::{Access, BlockConfig};
 
 use super::*;
@@ -88,19 +90,113 @@ fn content_goes_along_behind_memory() {
 }
 
 #[test]
+fn a_guest_that_arrives_paused_has_its_disks_locked() {
+    let (_folder, from, to) = scene();
+    let source = departing(&from, &to);
+    let description = source.describe();
+    let shape = expected(&description, &[to.parent().unwrap()]).unwrap();
+    let copied = Arriving::new(create(shape), &description).unwrap();
+    copied.adopt().unwrap();
+    assert!(machine(&[&to]).vm().take_over().unwrap_err().to_string().contains("in use"));
+
+    // One on storage that both hosts share.
+    let description = Departing::new(machine(&[&from]), None).unwrap().describe();
+    let shared = Arriving::new(machine(&[&from]), &description).unwrap();
+    shared.adopt().unwrap();
+    assert!(machine(&[&from]).vm().take_over().unwrap_err().to_string().contains("in use"));
+    drop(shared);
+    machine(&[&from]).vm().take_over().unwrap();
+}
+
+/// Where a driver of the disk would have its things, in whole pages.
+const TABLE: u64 = 1;
+const AVAILABLE: u64 = 2;
+const USED: u64 = 3;
+const REQUEST: u64 = 4;
+const DATA: u64 = 5;
+const CODE: u64 = 6;
+
+/// Sets the guest of `machine` up to halt, with a request in its queue that writes page `page` of the disk in slot 1. It is
+/// looked at when the guest goes on.
+fn prepare_write(machine: &Machine, page: u64) {
+    let descriptor = |address: u64, len: u32, flags: u16, next: u16| {
+        let (flags, next) = (flags.to_le_bytes(), next.to_le_bytes());
+        [&address.to_le_bytes()[..], &len.to_le_bytes(), &flags, &next].concat()
+    };
+    let (follows, written) = (1, 2);
+    let table = [
+        descriptor(REQUEST * 4096, 16, follows, 1),
+        descriptor(DATA * 4096, 4096, follows, 2),
+        descriptor(REQUEST * 4096 + 16, 1, written, 0),
+    ];
+    let write = [&1_u64.to_le_bytes()[..], &(page * 8).to_le_bytes(), &[0xee]].concat();
+    let one_request = [0, 0, 1, 0, 0, 0];
+    let content = [
+        (TABLE, &table.concat()[..]),
+        (AVAILABLE, &one_request),
+        (REQUEST, &write),
+        (DATA, &[9; 4096]),
+        (CODE, &[0xf4; 16]), // hlt
+    ];
+    for (at, bytes) in content {
+        let mut page = [0; 4096];
+        page[..bytes.len()].copy_from_slice(bytes);
+        machine.vm().ram().copy_in(0, at as usize, &page).unwrap();
+    }
+    let mut state = machine.vm().save_state().unwrap();
+    let vcpu = &mut state.vcpus[0];
+    (vcpu.sregs.cs.base, vcpu.sregs.cs.selector, vcpu.regs.rip) = (0, 0, CODE * 4096);
+    let disk = &mut state.devices[1];
+    (disk.transport.status, disk.transport.driver_features) = (0xf, 1 << 32);
+    let queue = &mut disk.transport.queues[0];
+    (queue.size, queue.ready) = (4, true);
+    (queue.descriptors, queue.available, queue.used) =
+        (TABLE * 4096, AVAILABLE * 4096, USED * 4096);
+    disk.backend.positions[0] = Some(QueuePosition { next_available: 0, next_used: 0 });
+    machine.vm().load_state(&state).unwrap();
+}
+
+/// Lets the guest go on until its request is answered.
+fn write_prepared(machine: &Machine) {
+    machine.vm().resume().unwrap();
+    let mut page = [0xee; 4096];
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while page[16] == 0xee {
+        assert!(Instant::now() < deadline, "the disk does not answer");
+        std::thread::yield_now();
+        machine.vm().ram().copy_out(0, REQUEST as usize, &mut page).unwrap();
+    }
+    assert_eq!(page[16], 0, "the disk refuses");
+    machine.vm().pause().unwrap();
+}
+
+#[test]
 fn words_are_dealt_out_between_memory_and_disks() {
     let (_folder, from, to) = scene();
     let source = departing(&from, &to);
-    let disk = Arc::clone(source.machine.vm().disk(1).unwrap());
+    prepare_write(&source.machine, 69);
     source.start_dirty_log().unwrap();
+    let rearm_all = || {
+        let words = [u64::MAX; MEMORY_CHUNKS + 3];
+        source.rearm_dirty(0, &words).unwrap();
+    };
+    let collected = || {
+        let mut words = vec![0; MEMORY_CHUNKS + 3];
+        source.collect_dirty(&mut words).unwrap();
+        words[MEMORY_CHUNKS - 1..].to_vec()
+    };
+    rearm_all();
+    assert_eq!(collected(), [0; 4]);
+
+    write_prepared(&source.machine);
     source.machine.vm().ram().copy_in(MEMORY_CHUNKS - 1, 3, &[1; 4096]).unwrap();
-    let mut words = vec![0; MEMORY_CHUNKS + 3];
-    source.collect_dirty(&mut words).unwrap();
-    source.rearm_dirty(MEMORY_CHUNKS - 1, &words[MEMORY_CHUNKS - 1..]).unwrap();
-    disk.rearm(0, &[u64::MAX; 3]);
-    let mut again = vec![0; MEMORY_CHUNKS + 3];
-    source.collect_dirty(&mut again).unwrap();
-    assert_eq!(again[MEMORY_CHUNKS - 1..], [0; 4]);
+    assert_eq!(collected(), [1 << 3, 0, 1 << 5, 0]);
+    assert_eq!(std::fs::read(&from).unwrap()[69 * 4096..][..4096], [9; 4096]);
+
+    source.rearm_dirty(MEMORY_CHUNKS - 1, &[u64::MAX]).unwrap();
+    assert_eq!(collected(), [0, 0, 1 << 5, 0], "memory alone");
+    source.rearm_dirty(MEMORY_CHUNKS + 1, &[u64::MAX]).unwrap();
+    assert_eq!(collected(), [0; 4]);
     source.stop_dirty_log().unwrap();
 }
 

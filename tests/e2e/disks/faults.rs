@@ -114,3 +114,21 @@ fn source_killed_after_the_decision() {
     drop(migration);
     arrived(&place);
 }
+
+/// The disk has its name by then: it is whole, and nothing else lies about; who has the guest is the operator's to say.
+#[test]
+fn destination_host_lost_between_the_disks_name_and_the_word_that_the_guest_runs() {
+    let mut place = place("destination.send.running", "hold");
+    let migration = place.start(&[]);
+    await_failpoint(&place, "destination.send.running");
+    let destination = destination(&place);
+    place.pair.b.kill_node();
+    destination.kill();
+    migration.finish().in_doubt();
+    assert_eq!(place.files_of("b"), ["disk.raw"]);
+    let [here, there] =
+        [place.disk_a(), place.disk_b()].map(|path| fs::read(path).expect("a disk"));
+    assert!(here == there, "the copy differs");
+    place.pair.a.run(&["migrate", GUEST, "--resolve", "run"]).ok();
+    place.runs_only_on(&place.pair.a);
+}

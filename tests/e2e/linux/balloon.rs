@@ -18,10 +18,20 @@ const KEPT_BYTES: u64 = 120 << 20;
 /// How long Linux may take to fill or empty its balloon where its kernel is emulated.
 const BALLOON_PATIENCE: Duration = Duration::from_secs(300);
 
+/// What the guest fills with noise and frees before it begins, and how much of it is found free at least: Linux hands out free
+/// memory in blocks of 4 MiB.
+const LITTER_MIB: u64 = 32;
+const FOUND_MIB: u64 = 16;
+const PAGES_PER_MIB: u64 = 256;
+
 fn start(host: &Host, name: &str, more: &[&str]) {
+    start_with(host, name, "", more);
+}
+
+fn start_with(host: &Host, name: &str, checks: &str, more: &[&str]) {
     let [kernel, initrd] = [script("kernel.sh", &["vmlinux"]), script("initramfs.sh", &[])];
     let options = fs::read_to_string(guest_folder().join("cmdline")).expect("a command line");
-    let check = format!("mem=80M check.mib={MIB} check.rate=100 check.halt=1");
+    let check = format!("mem=80M check.mib={MIB} check.rate=100 check.halt=1 {checks}");
     let cmdline = format!("console=ttyS0 quiet {} {check}", options.trim());
     let arguments = ["run", "--detach", "--name", name, "--memory", "128M", "--kernel", &kernel];
     let boot = ["--initrd", &initrd, "--cmdline", &cmdline];
@@ -73,6 +83,85 @@ fn linux_gives_memory_back_and_its_balloon_goes_along() {
     let last = Witness::of(&pair.b, "linux", MIB * 256).line();
     last.follows(&after);
     nothing_left_behind(&pair.hosts());
+}
+
+/// Starts a guest that has freed memory which is not zero.
+fn start_littered(host: &Host, balloon: &str) -> Witness {
+    let litter = format!("check.litter={LITTER_MIB}");
+    start_with(host, "linux", &litter, &["--balloon", balloon]);
+    let witness = Witness::of(host, "linux", MIB * PAGES_PER_MIB);
+    wait::within(BOOT_PATIENCE, "linux boots and checks itself", || {
+        witness.last_line().ok_or_else(|| witness.console())
+    });
+    witness
+}
+
+fn say_figures(balloon: &str, report: &Value) {
+    let (sent, first) = (&report["transfer"], &report["rounds"][0]);
+    let pages = |kind: &str| sent[kind].as_u64().expect("a count");
+    let seconds = |value: &Value| value.as_f64().expect("a time");
+    println!(
+        "--balloon {balloon}: {} bytes, {} hinted, {} zero, {} other pages; {:.2} s, {:.2} s of it in round 1, {:.3} s downtime",
+        sent["wire_bytes"],
+        pages("hinted_pages"),
+        pages("zero_pages"),
+        pages("raw_pages") + pages("lz4_pages"),
+        seconds(&report["total_seconds"]),
+        seconds(&first["seconds"]),
+        seconds(&report["downtime_seconds"]),
+    );
+}
+
+#[test]
+fn linux_says_which_pages_are_free_and_has_them_back_wherever_it_is() {
+    let pair = Pair::new();
+    let mut last = start_littered(&pair.a, "hints").line();
+    let seen = balloon(&pair.a);
+    assert_eq!((&seen["reporting"], &seen["gives_hints"]), (&false.into(), &true.into()));
+    let free_bytes =
+        |host| balloon(host)["statistics"]["free_bytes"].as_u64().expect("free memory");
+    let free_before = free_bytes(&pair.a);
+
+    let mut hosts = pair.hosts();
+    for _ in 0..2 {
+        let report = Migration::run(hosts[0], "linux", hosts[1]).ok();
+        hosts.reverse();
+        say_figures("hints", &report);
+        let hinted = report["transfer"]["hinted_pages"].as_u64();
+        assert!(hinted >= Some(FOUND_MIB * PAGES_PER_MIB), "{report:#}");
+        let now = Witness::of(hosts[0], "linux", MIB * PAGES_PER_MIB).line();
+        now.follows(&last);
+        last = now;
+        wait::within(BALLOON_PATIENCE, "linux has its free memory back", || {
+            let free = free_bytes(hosts[0]);
+            wait::holds(free + (4 << 20) > free_before, format!("{free} of {free_before}"))
+        });
+    }
+    nothing_left_behind(&pair.hosts());
+}
+
+/// `cargo test --test e2e -- --ignored --nocapture figures_of_free_memory`
+#[test]
+#[ignore = "a measurement, for docs/adr/0015-free-page-hints.md"]
+fn figures_of_free_memory() {
+    for kind in ["on", "off", "hints"] {
+        let pair = Pair::new();
+        let before = start_littered(&pair.a, kind).line();
+        if kind == "on" {
+            wait::within(BALLOON_PATIENCE, "linux reports what it has freed", || {
+                let seen = balloon(&pair.a);
+                let reported = seen["reported_bytes_total"].as_u64();
+                wait::holds(reported >= Some(FOUND_MIB << 20), format!("{seen:#}"))
+            });
+        }
+        let mut hosts = pair.hosts();
+        for _ in 0..3 {
+            let report = Migration::run(hosts[0], "linux", hosts[1]).ok();
+            hosts.reverse();
+            say_figures(kind, &report);
+        }
+        Witness::of(hosts[0], "linux", MIB * PAGES_PER_MIB).line().follows(&before);
+    }
 }
 
 #[test]

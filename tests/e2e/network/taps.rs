@@ -35,6 +35,9 @@ fn a_tap_that_was_made_is_on_its_bridge_and_goes_with_the_guest() {
 
     let words = ["tap-web", "it exists", "leave the bridge away"];
     start(&lan, &pair.a, "other", "bridge=br0,tap=tap-web").complains(Exit::Failed, &words);
+    let taken = nets[0]["mac"].as_str().expect("an address");
+    let second = format!("bridge=br0,mac={taken}");
+    start(&lan, &pair.a, "other", &second).complains(Exit::Failed, &[taken, "end", "first"]);
     for name in ["web", "db"] {
         pair.a.run(&["destroy", name]).ok();
     }

@@ -11,6 +11,7 @@ const WRITE: u64 = 1;
 const OPEN: u64 = 2;
 const CLOSE: u64 = 3;
 const MMAP: u64 = 9;
+const MUNMAP: u64 = 11;
 const IOCTL: u64 = 16;
 const PREAD64: u64 = 17;
 const PWRITE64: u64 = 18;
@@ -191,6 +192,26 @@ pub fn allocate(bytes: u64) -> Result<&'static mut [u8], u64> {
     let start = call(MMAP, [0, bytes, PROT_READ_WRITE, PRIVATE_ANONYMOUS, u64::MAX, 0])?;
     // SAFETY: the kernel has just mapped `bytes` at `start`, filled with zeros, for nobody else.
     Ok(unsafe { core::slice::from_raw_parts_mut(start as *mut u8, bytes as usize) })
+}
+
+/// Fills so many bytes of memory with noise and gives them back to the kernel, so that its free memory is not of zeros.
+///
+/// # Errors
+/// The number of the kernel's error.
+pub fn litter(bytes: u64) -> Result<(), u64> {
+    const PRIVATE_ANONYMOUS_POPULATED: u64 = 0x8022;
+    let flags = PRIVATE_ANONYMOUS_POPULATED;
+    let start = call(MMAP, [0, bytes, PROT_READ_WRITE, flags, u64::MAX, 0])?;
+    // SAFETY: the kernel has just mapped `bytes` at `start`, page-aligned, for nobody else; nobody keeps the slice.
+    let words = unsafe { core::slice::from_raw_parts_mut(start as *mut u64, bytes as usize / 8) };
+    let mut noise = 0x9e37_79b9_7f4a_7c15_u64;
+    for word in words {
+        noise ^= noise << 13;
+        noise ^= noise >> 7;
+        noise ^= noise << 17;
+        *word = noise;
+    }
+    call(MUNMAP, [start, bytes, 0, 0, 0, 0]).map(drop)
 }
 
 /// Nanoseconds on `clock`.

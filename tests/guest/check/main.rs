@@ -58,6 +58,11 @@ extern "C" fn main() -> ! {
         Ok(memory) => memory,
         Err(error) => linux::fail("check: cannot map /dev/mem, error ", error),
     };
+    if options.litter > 0
+        && let Err(error) = linux::litter(options.litter)
+    {
+        linux::fail("check: cannot litter memory, error ", error);
+    }
     let disk = options.disk.then(|| {
         Disk::open()
             .unwrap_or_else(|error| linux::fail("check: cannot open /dev/vda, error ", error))

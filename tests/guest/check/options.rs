@@ -10,6 +10,7 @@
 //! | `check.random=N` | 100 | share of incompressible pages, percent |
 //! | `check.text=N` | 0 | share of compressible pages, percent; the rest are zero |
 //! | `check.zeroing=N` | 0 | share of rewrites that clear the page, percent |
+//! | `check.litter=N` | 0 | memory that is filled with noise and given back to the kernel first, MiB |
 //! | `check.button=1` | 0 | switch off when the power button is pressed |
 //! | `check.halt=1` | 0 | sleep between turns (so that the vCPU halts) instead of spinning |
 //! | `check.vsock=N` | 0 | say back what is said at this vsock port |
@@ -34,6 +35,8 @@ pub struct Options {
     pub text: u64,
     /// Share of rewrites that clear the page, percent.
     pub zeroing: u64,
+    /// Memory that is filled and given back at first, bytes.
+    pub litter: u64,
     /// Switch off when the power button is pressed.
     pub button: bool,
     /// Sleep between turns.
@@ -64,6 +67,7 @@ impl Options {
             random: value(b"check.random").unwrap_or(100),
             text: value(b"check.text").unwrap_or(0),
             zeroing: value(b"check.zeroing").unwrap_or(0),
+            litter: value(b"check.litter").unwrap_or(0) << 20,
             button: value(b"check.button").unwrap_or(0) != 0,
             halt: value(b"check.halt").unwrap_or(0) != 0,
             disk: value(b"check.disk").unwrap_or(0) != 0,

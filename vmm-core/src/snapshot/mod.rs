@@ -30,8 +30,8 @@ use std::path::PathBuf;
 pub use partial::PartialFile;
 #[cfg(feature = "fuzzing")]
 pub use read::read_into_new;
-pub use read::{read_guest, read_shape, restore};
-pub use template::{CloneConfig, Template, read_template, save_template, save_template_into};
+pub use read::{read_guest, restore};
+pub use template::{CloneConfig, Template, save_template, save_template_into};
 pub use write::{SnapshotReport, save, save_into};
 
 /// Failure to save a guest to a file or to restore it.

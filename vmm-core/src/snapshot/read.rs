@@ -27,15 +27,6 @@ pub fn restore(path: &Path, console: Box<dyn Write + Send>) -> Result<Vm> {
     Ok(vm)
 }
 
-/// The shape of the guest in the file at `path`, whose memory is not looked at.
-///
-/// # Errors
-/// [`SnapshotError`], [`crate::ShapeError`].
-pub fn read_shape(path: &Path) -> Result<VmShape> {
-    let (shape, _) = Input::open(path)?.header(MAGIC, VERSION)?;
-    VmShape::from_bytes(&shape)
-}
-
 /// The shape and the state of the guest in the file at `path`, whose memory is not looked at.
 ///
 /// # Errors

@@ -100,15 +100,6 @@ fn image_offset(bytes: usize) -> u64 {
     (bytes as u64).next_multiple_of(ALIGNMENT_BYTES)
 }
 
-/// The shape and the state in the template at `path`.
-///
-/// # Errors
-/// As [`Template::open`].
-pub fn read_template(path: &Path) -> Result<(VmShape, VmState)> {
-    let Template { shape, state, .. } = Template::open(path)?;
-    Ok((shape, state))
-}
-
 /// What a clone has of its own.
 #[derive(Debug, Clone, Default)]
 pub struct CloneConfig {
@@ -160,9 +151,19 @@ impl Template {
         Ok(Self { path: path.to_path_buf(), shape, state, image })
     }
 
+    /// Its file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// What its guests are made of, but for what a clone has of its own.
     pub fn shape(&self) -> &VmShape {
         &self.shape
+    }
+
+    /// The state in which its guests start.
+    pub fn state(&self) -> &VmState {
+        &self.state
     }
 
     /// What a clone with this configuration is made of.

@@ -45,7 +45,7 @@ fn a_restored_guest_has_the_same_memory_and_goes_on() {
     assert_eq!(report.pages + report.zero_pages, 4096);
     assert!(report.pages < 50, "zero pages are left out: {report:?}");
 
-    assert_eq!(read_shape(&path).unwrap(), *vm.shape());
+    assert_eq!(read_guest(&path).unwrap().0, *vm.shape());
     let restored = restore(&path, Box::new(sink())).unwrap();
     let (mut left, mut right) = (vec![0; 16 << 20], vec![0; 16 << 20]);
     vm.ram().read(0, &mut left).unwrap();
@@ -143,6 +143,6 @@ fn a_pipe_or_a_folder_is_refused_at_once() {
     for (path, what) in [(pipe.as_path(), "it is a pipe"), (folder.path(), "it is a folder")] {
         let refused = restore(path, Box::new(sink())).unwrap_err().to_string();
         assert!(refused.contains(what) && refused.contains("not a file"), "{refused}");
-        assert!(read_shape(path).is_err());
+        assert!(read_guest(path).is_err());
     }
 }

@@ -28,7 +28,7 @@ pub(crate) struct Buffers(Vec<Buffer>);
 
 impl Buffers {
     /// Adds a buffer; false when it does not lie in RAM. An empty one is left out.
-    pub(super) fn push(&mut self, memory: &RamMap, gpa: u64, len: u32) -> bool {
+    pub(crate) fn push(&mut self, memory: &RamMap, gpa: u64, len: u32) -> bool {
         if len == 0 {
             return true;
         }

@@ -44,7 +44,7 @@ impl Bus {
             disks.push(device.disk_content());
             devices.push(MmioDevice::new(vm, ram, slot, device)?);
         }
-        let balloon = configs.iter().position(|config| *config == DeviceConfig::Balloon);
+        let balloon = configs.iter().position(DeviceConfig::is_balloon);
         Ok(Self { devices, balloon, disks })
     }
 

@@ -215,6 +215,11 @@ impl<'a> Rings<'a> {
         self.now
     }
 
+    /// Whether the driver has set up queue `index`.
+    pub(crate) fn is_set_up(&self, index: usize) -> bool {
+        matches!(self.queues.get(index), Some(Some(_)))
+    }
+
     /// Has queue `index` looked at soon, as if the driver had notified.
     pub(crate) fn look_at(&mut self, index: usize) {
         self.looks.0 |= 1 << index;

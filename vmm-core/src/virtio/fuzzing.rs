@@ -1,17 +1,25 @@
 //! A device without KVM and without a thread, for the fuzz targets in `fuzz/`: its registers, its
-//! backend and a guest's memory, put together as [`super::mmio_device`] does it.
+//! backend and a guest's memory, put together as `mmio_device` does it.
 //!
 //! The driver is the fuzzer's: it writes registers and memory as it likes.
 
+use std::io;
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::Signals;
 use super::backend::Backend;
+use super::block::DiskContent;
 use super::config::DeviceConfig;
+use super::device::Device;
 use super::error::DeviceError;
 use super::interrupt::Interrupt;
 use super::mmio_device::{DeviceState, RING_FEATURES};
+use super::net;
 use super::transport::{Effect, Transport};
 use crate::devices::IrqLine;
 use crate::error::Result;
@@ -20,12 +28,19 @@ use crate::memory::{GuestRam, MemoryConfig, RamLayout};
 /// Turns of a device's work for one notification: it must be done long before.
 const TURNS_MAX: usize = 100_000;
 
+/// Events taken at once.
+const EVENTS_MAX: usize = 16;
+
 /// A device that is on, and a guest's memory.
 #[derive(Debug)]
 pub struct Bench {
     transport: Transport,
     backend: Backend,
     ram: Arc<GuestRam>,
+    /// What the device watches, for edges; `None` when that is nothing.
+    watch: Option<Epoll>,
+    /// How far the device's clock is ahead.
+    ahead: Duration,
 }
 
 impl Bench {
@@ -34,9 +49,31 @@ impl Bench {
     /// # Errors
     /// There is no such device, or not so much memory.
     pub fn new(config: &DeviceConfig, memory_bytes: u64) -> Result<Self> {
+        Self::of(config.create()?, memory_bytes)
+    }
+
+    /// A network device, and the end of its wire where its network is: a datagram is a frame with its header.
+    ///
+    /// # Errors
+    /// The system gives no sockets, or not so much memory.
+    pub fn with_network(memory_bytes: u64) -> Result<(Self, UnixDatagram)> {
+        let (device, network) = net::on_wire().map_err(failed("net"))?;
+        Ok((Self::of(Box::new(device), memory_bytes)?, network))
+    }
+
+    /// A device by which the guest has the address `cid`, and which programs find at `path`.
+    ///
+    /// # Errors
+    /// There can be nothing at `path`, or not so much memory.
+    pub fn with_sockets(cid: u32, path: &Path, memory_bytes: u64) -> Result<Self> {
+        let mut device = DeviceConfig::Vsock { cid }.create()?;
+        device.listen_at(path);
+        Self::of(device, memory_bytes)
+    }
+
+    fn of(device: Box<dyn Device>, memory_bytes: u64) -> Result<Self> {
         let ram =
             Arc::new(GuestRam::new(RamLayout::new(memory_bytes)?, &MemoryConfig::default(), None)?);
-        let device = config.create()?;
         let signals = Arc::new(Signals::new(device.config()));
         let transport = Transport::new(
             device.kind(),
@@ -44,11 +81,13 @@ impl Bench {
             &device.queue_sizes(),
             Arc::clone(&signals),
         );
+        let name = device.kind().name();
         let interrupt = Interrupt::new(signals, IrqLine::unconnected());
         let mut backend = Backend::new(device, Arc::clone(&ram), interrupt);
+        let watch = watch(backend.device()).map_err(failed(name))?;
         backend.device().take_over()?;
         backend.resume();
-        Ok(Self { transport, backend, ram })
+        Ok(Self { transport, backend, ram, watch, ahead: Duration::ZERO })
     }
 
     /// The guest's memory.
@@ -77,11 +116,18 @@ impl Bench {
         self.work();
     }
 
+    /// Something has happened on the device's host, or `time` has passed.
+    pub fn look(&mut self, time: Duration) {
+        self.ahead += time;
+        self.work();
+    }
+
     /// Lets the device work until it is idle or waits.
     fn work(&mut self) {
-        let now = Instant::now();
+        let now = Instant::now() + self.ahead;
         for _ in 0..TURNS_MAX {
-            if !self.backend.idle_for(now).is_some_and(|wait| wait.is_zero()) {
+            let is_ready = self.pass_events();
+            if !is_ready && !self.backend.idle_for(now).is_some_and(|wait| wait.is_zero()) {
                 return;
             }
             self.backend.work(now);
@@ -89,13 +135,49 @@ impl Bench {
         unreachable!("the device works for ever on what does not change");
     }
 
-    /// The operator asks a balloon for the guest's statistics, and sets how large it shall be.
+    /// Tells the device which of what it watches has become readable; false when nothing has.
+    fn pass_events(&mut self) -> bool {
+        let Some(watch) = &self.watch else { return false };
+        let mut events = [EpollEvent::default(); EVENTS_MAX];
+        let count = watch.wait(0, &mut events).unwrap_or(0);
+        events[..count].iter().for_each(|event| self.backend.ready(event.data() as usize));
+        count > 0
+    }
+
+    /// As the thread does it: edges that came during the pause were not passed on.
+    fn resume(&mut self) {
+        self.backend.resume();
+        (0..self.backend.device().watched().len()).for_each(|index| self.backend.ready(index));
+        self.work();
+    }
+
+    /// The operator asks a balloon for the guest's statistics, and sets how large it shall be; a migration ends and another asks
+    /// which pages are free.
     pub fn set_balloon(&mut self, pages: u32) {
         self.backend.on_balloon(|balloon, rings| {
             balloon.ask();
             balloon.set_target(pages, rings);
+            balloon.end_hints(rings);
+            balloon.begin_hints(rings);
         });
         self.work();
+    }
+
+    /// The content of the disk, if this is one, for a copy of it while its driver is at work.
+    pub fn disk_content(&mut self) -> Option<Arc<DiskContent>> {
+        self.backend.device().disk_content()
+    }
+
+    /// The guest is handed over to another host, and comes back as it was.
+    ///
+    /// # Errors
+    /// Somebody else has what only one copy of the guest may have.
+    pub fn leave_and_return(&mut self) -> Result<(), DeviceError> {
+        self.backend.pause();
+        self.backend.device().release();
+        self.backend.device().take_over()?;
+        self.resume();
+        Ok(())
     }
 
     /// The state, of the paused device.
@@ -105,8 +187,7 @@ impl Bench {
     pub fn save(&mut self) -> Result<DeviceState, DeviceError> {
         self.backend.pause();
         let state = DeviceState { backend: self.backend.save()?, transport: self.transport.save() };
-        self.backend.resume();
-        self.work();
+        self.resume();
         Ok(state)
     }
 
@@ -121,8 +202,24 @@ impl Bench {
         let is_up = self.transport.is_active() && !state.transport.needs_reset;
         let driver = is_up.then_some((self.transport.features(), queues.as_slice()));
         self.backend.load(&state.backend, driver)?;
-        self.backend.resume();
-        self.work();
+        self.resume();
         Ok(())
     }
+}
+
+fn watch(device: &dyn Device) -> io::Result<Option<Epoll>> {
+    let watched = device.watched();
+    if watched.is_empty() {
+        return Ok(None);
+    }
+    let epoll = Epoll::new()?;
+    for (index, descriptor) in (0..).zip(watched) {
+        let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, index);
+        epoll.ctl(ControlOperation::Add, descriptor, event)?;
+    }
+    Ok(Some(epoll))
+}
+
+fn failed(device: &'static str) -> impl FnOnce(io::Error) -> DeviceError {
+    move |cause| DeviceError::Start { device, cause }
 }

@@ -7,7 +7,7 @@ use super::{RunState, Vm};
 use crate::error::{Error, Result};
 use crate::memory::MEMORY_BYTES_MIN;
 use crate::virtio::DeviceError;
-use crate::virtio::balloon::{Discarded, PAGE_BYTES, Statistics};
+use crate::virtio::balloon::{Discarded, HintProgress, PAGE_BYTES, Statistics};
 
 /// How a guest's balloon stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,6 +18,8 @@ pub struct BalloonStatus {
     pub reporting: bool,
     /// Whether the guest sends statistics.
     pub sends_statistics: bool,
+    /// Whether the guest says which pages are free when a migration asks: for guests that do not report.
+    pub gives_hints: bool,
     /// Memory that the guest has without a balloon, in bytes.
     pub memory_bytes: u64,
     /// Memory that it shall keep, in bytes.
@@ -46,6 +48,7 @@ impl Vm {
             has_driver: report.has_driver,
             reporting: report.reporting,
             sends_statistics: report.sends_statistics,
+            gives_hints: report.gives_hints,
             memory_bytes,
             target_bytes: kept(report.target_pages),
             actual_bytes: kept(report.actual_pages),
@@ -62,6 +65,36 @@ impl Vm {
     pub fn ask_balloon_statistics(&self) -> Result<()> {
         let asked = self.machine.bus.on_balloon(|balloon, _| balloon.ask())?;
         Ok(asked.ok_or(DeviceError::NoBalloon)?)
+    }
+
+    /// Asks the guest which of its pages are free. It takes all of them until [`Vm::end_hints`], and may write
+    /// any of them again at any time: only a dirty log that watched *every* page before this call can
+    /// tell which hints still hold. Nothing happens when [`BalloonStatus::gives_hints`] is false.
+    ///
+    /// # Errors
+    /// [`DeviceError::NoBalloon`].
+    pub fn begin_hints(&self) -> Result<()> {
+        let asked = self.machine.bus.on_balloon(|balloon, rings| balloon.begin_hints(rings))?;
+        Ok(asked.ok_or(DeviceError::NoBalloon)?)
+    }
+
+    /// How far the guest is.
+    ///
+    /// # Errors
+    /// [`DeviceError::NoBalloon`].
+    pub fn hint_progress(&self) -> Result<HintProgress> {
+        let progress = self.machine.bus.on_balloon(|balloon, _| balloon.hint_progress())?;
+        Ok(progress.ok_or(DeviceError::NoBalloon)?)
+    }
+
+    /// Lets the guest have its free pages back, and returns those that it named: a word for each chunk of
+    /// memory, or none at all when it was not asked, or was reset meanwhile.
+    ///
+    /// # Errors
+    /// [`DeviceError::NoBalloon`].
+    pub fn end_hints(&self) -> Result<Vec<u64>> {
+        let words = self.machine.bus.on_balloon(|balloon, rings| balloon.end_hints(rings))?;
+        Ok(words.ok_or(DeviceError::NoBalloon)?)
     }
 
     /// Has the guest keep no more than `bytes` of its memory, rounded down to whole pages; all of it to

@@ -1,9 +1,12 @@
 //! Carrying out what the source's machine wants done.
 
+use std::sync::Arc;
+
 use tokio::sync::mpsc::error::SendError;
 use tokio::time::timeout;
 
 use super::super::connect::{Approach, WITHDRAW_TIME, approach, reach_again};
+use super::super::hints::{Slot, gather};
 use super::super::pace::Next;
 use super::super::pump::Plant;
 use super::super::sender::{Order, Route, Sender};
@@ -120,12 +123,17 @@ impl Driver {
         };
         let tell = self.tell.clone();
         let chunks = self.description.chunks();
-        let sender = Sender::start(plant, route, chunks, &mut self.tasks, move |event| {
+        let hints = Arc::new(Slot::default());
+        let (slot, memory_chunks) = (Arc::downgrade(&hints), self.description.layout.chunks());
+        let sender = Sender::start(plant, route, chunks, hints, &mut self.tasks, move |event| {
             let _ = tell.send(Input::Event(event));
         });
         self.sender = Some(sender);
-        self.with_guest(|guest| match guest.start_dirty_log() {
-            Ok(()) => Event::PrecopyStarted,
+        self.with_guest(move |guest| match guest.start_dirty_log() {
+            Ok(()) => {
+                gather(guest, chunks, memory_chunks, &slot);
+                Event::PrecopyStarted
+            }
             Err(error) => Event::GuestFailed(error),
         });
     }

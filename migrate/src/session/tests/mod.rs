@@ -1,8 +1,10 @@
 //! Whole migrations over loopback, with guests that are nothing but memory.
 
 mod cancel;
+mod disks;
 #[cfg(feature = "failpoints")]
 mod faults;
+mod hints;
 mod memory;
 mod refusals;
 mod relay;

@@ -32,7 +32,7 @@ async fn a_paused_guest_stays_paused() {
     let report = in_time(handle.settled()).await.unwrap();
     assert_eq!(report.outcome, Outcome::Migrated, "{report:?}");
     in_time(world.arrival().await.settled()).await.unwrap();
-    assert!(!world.target().runs.load(SeqCst));
+    assert!(!world.target().runs.load(SeqCst) && world.target().adopted.load(SeqCst));
     assert_eq!(guest.memory.first_difference(&world.target().memory), None);
 }
 

@@ -13,7 +13,8 @@ use super::relay::Relay;
 use crate::failpoint::Failpoints;
 use crate::front::{FrontHandler, serve};
 use crate::guest::{
-    DestinationGuest, GuestDescription, GuestError, GuestFactory, Refusal, RefusalKind, SourceGuest,
+    DestinationGuest, GuestDescription, GuestError, GuestFactory, HintProgress, Refusal,
+    RefusalKind, SourceGuest,
 };
 use crate::limits::Limits;
 use crate::memory::{MemoryLayout, Region};
@@ -39,12 +40,34 @@ pub(super) struct FakeSource {
     running: AtomicBool,
     gate: RwLock<()>,
     pub(super) fail_save: AtomicBool,
+    pub(super) hints: FakeHints,
+}
+
+/// What a guest does when it is asked which pages are free.
+#[derive(Default)]
+pub(super) struct FakeHints {
+    /// The pages that it names, in this order: none, and it gives no hints.
+    pub(super) pages: Vec<usize>,
+    /// Those of them that it clears before it names them.
+    pub(super) cleared: Vec<usize>,
+    /// Those of them that it takes back and writes at once.
+    pub(super) taken_back: Vec<usize>,
+    /// Those of them that it writes as soon as it has them back.
+    pub(super) used_afterwards: Vec<usize>,
+    /// It never says that it has named all.
+    pub(super) is_endless: bool,
+    pub(super) is_holding: AtomicBool,
+    pub(super) named: AtomicU64,
 }
 
 pub(super) const STATE: &[u8] = b"state of vCPUs and devices";
 
 impl FakeSource {
     pub(super) fn new(chunks: usize, content: Content) -> Arc<Self> {
+        Self::hinting(chunks, content, FakeHints::default())
+    }
+
+    pub(super) fn hinting(chunks: usize, content: Content, hints: FakeHints) -> Arc<Self> {
         let memory = FakeMemory::new(chunks);
         memory.fill(content, 7);
         Arc::new(Self {
@@ -53,6 +76,7 @@ impl FakeSource {
             running: AtomicBool::new(true),
             gate: RwLock::new(()),
             fail_save: AtomicBool::new(false),
+            hints,
         })
     }
 
@@ -86,6 +110,40 @@ impl SourceGuest for FakeSource {
 
     fn start_dirty_log(&self) -> Result<(), GuestError> {
         self.dirty.iter().for_each(|word| word.store(u64::MAX, SeqCst));
+        Ok(())
+    }
+
+    fn gives_hints(&self) -> bool {
+        !self.hints.pages.is_empty()
+    }
+
+    fn begin_hints(&self) -> Result<(), GuestError> {
+        self.hints.is_holding.store(true, SeqCst);
+        self.hints.cleared.iter().for_each(|page| assert!(self.write(*page, Content::Zero, 0)));
+        Ok(())
+    }
+
+    fn hint_progress(&self) -> Result<HintProgress, GuestError> {
+        let FakeHints { pages, taken_back, is_endless, named, .. } = &self.hints;
+        let index = named.load(SeqCst) as usize;
+        if let Some(page) = pages.get(index) {
+            named.store(index as u64 + 1, SeqCst);
+            if taken_back.contains(page) {
+                assert!(self.write(*page, Content::Random, 99));
+            }
+        }
+        let complete = index >= pages.len() && !is_endless;
+        Ok(HintProgress { pages: named.load(SeqCst), complete })
+    }
+
+    fn end_hints(&self, words: &mut [u64]) -> Result<(), GuestError> {
+        for page in &self.hints.pages[..self.hints.named.load(SeqCst) as usize] {
+            words[page / 64] |= 1 << (page % 64);
+        }
+        self.hints.is_holding.store(false, SeqCst);
+        for page in &self.hints.used_afterwards {
+            assert!(self.write(*page, Content::Random, 100));
+        }
         Ok(())
     }
 
@@ -144,7 +202,19 @@ impl SourceGuest for FakeSource {
 pub(super) struct FakeTarget {
     pub(super) memory: FakeMemory,
     pub(super) runs: AtomicBool,
+    pub(super) adopted: AtomicBool,
     state: Mutex<Vec<u8>>,
+}
+
+impl FakeTarget {
+    pub(super) fn new(chunks: usize) -> Self {
+        Self {
+            memory: FakeMemory::new(chunks),
+            runs: AtomicBool::new(false),
+            adopted: AtomicBool::new(false),
+            state: Mutex::default(),
+        }
+    }
 }
 
 impl DestinationGuest for FakeTarget {
@@ -166,6 +236,12 @@ impl DestinationGuest for FakeTarget {
 
     fn load_state(&self, state: &[u8]) -> Result<(), GuestError> {
         *self.state.lock().unwrap() = state.to_vec();
+        Ok(())
+    }
+
+    fn adopt(&self) -> Result<(), GuestError> {
+        assert_eq!(*self.state.lock().unwrap(), STATE);
+        self.adopted.store(true, SeqCst);
         Ok(())
     }
 
@@ -192,11 +268,7 @@ impl GuestFactory for Factory {
     }
 
     fn create(&self, guest: &GuestDescription) -> Result<Arc<dyn DestinationGuest>, Refusal> {
-        let target = Arc::new(FakeTarget {
-            memory: FakeMemory::new(guest.layout.chunks()),
-            runs: AtomicBool::new(false),
-            state: Mutex::default(),
-        });
+        let target = Arc::new(FakeTarget::new(guest.layout.chunks()));
         *self.built.lock().unwrap() = Some(target.clone());
         Ok(target)
     }

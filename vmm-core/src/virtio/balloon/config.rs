@@ -8,8 +8,9 @@ pub(super) const BYTES: usize = 16;
 const TARGET: usize = 0;
 /// Where the driver writes how many it has given up.
 const ACTUAL: usize = 4;
-/// Where the driver writes what its pages must hold; between the two is the command for free page hinting,
-/// which is 0 ("stop") for ever.
+/// Where the command for free page hinting lies.
+const HINTS: usize = 8;
+/// Where the driver writes what its pages must hold.
 const POISON: usize = 12;
 
 /// The values.
@@ -19,6 +20,8 @@ pub(super) struct Values {
     pub(super) target_pages: u32,
     /// Pages that it says to have given up.
     pub(super) actual_pages: u32,
+    /// The command for hints: see [`super::hints`].
+    pub(super) hint_command: u32,
     /// What the pages must hold, when the driver has accepted the feature.
     pub(super) poison: u32,
 }
@@ -29,18 +32,34 @@ impl Values {
         let word = |at: usize| {
             u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
         };
-        Self { target_pages: word(TARGET), actual_pages: word(ACTUAL), poison: word(POISON) }
+        Self {
+            target_pages: word(TARGET),
+            actual_pages: word(ACTUAL),
+            hint_command: word(HINTS),
+            poison: word(POISON),
+        }
     }
 
     /// The bytes of the space.
     pub(super) fn to_bytes(self) -> [u8; BYTES] {
         let mut bytes = [0; BYTES];
-        let words =
-            [(TARGET, self.target_pages), (ACTUAL, self.actual_pages), (POISON, self.poison)];
+        let words = [
+            (TARGET, self.target_pages),
+            (ACTUAL, self.actual_pages),
+            (HINTS, self.hint_command),
+            (POISON, self.poison),
+        ];
         for (at, word) in words {
             bytes[at..at + 4].copy_from_slice(&word.to_le_bytes());
         }
         bytes
+    }
+
+    /// Puts the command for hints into the bytes of the space.
+    pub(super) fn set_hint_command(bytes: &mut [u8], command: u32) {
+        if let Some(place) = bytes.get_mut(HINTS..HINTS + 4) {
+            place.copy_from_slice(&command.to_le_bytes());
+        }
     }
 
     /// The space itself: the driver writes what is its own.
@@ -59,8 +78,13 @@ mod tests {
 
     #[test]
     fn values_lie_where_the_specification_says() {
-        let values = Values { target_pages: 0x0403_0201, actual_pages: 7, poison: 0xaaaa_aaaa };
-        let expected = [1, 2, 3, 4, 7, 0, 0, 0, 0, 0, 0, 0, 0xaa, 0xaa, 0xaa, 0xaa];
+        let values = Values {
+            target_pages: 0x0403_0201,
+            actual_pages: 7,
+            hint_command: 0x8000_0009,
+            poison: 0xaaaa_aaaa,
+        };
+        let expected = [1, 2, 3, 4, 7, 0, 0, 0, 9, 0, 0, 0x80, 0xaa, 0xaa, 0xaa, 0xaa];
         assert_eq!(values.to_bytes(), expected);
     }
 
@@ -76,9 +100,9 @@ mod tests {
     proptest! {
         #[test]
         fn values_survive_their_bytes(
-            target_pages: u32, actual_pages: u32, poison: u32,
+            target_pages: u32, actual_pages: u32, hint_command: u32, poison: u32,
         ) {
-            let values = Values { target_pages, actual_pages, poison };
+            let values = Values { target_pages, actual_pages, hint_command, poison };
             prop_assert_eq!(Values::from_bytes(&values.to_bytes()), values);
         }
     }

@@ -9,6 +9,7 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use super::config::{self, Values};
+use super::hints::{HintProgress, Hints};
 use super::queues::{self, Role};
 use super::state::SavedBalloon;
 use super::statistics::{self, Statistics};
@@ -26,6 +27,9 @@ const PFNS_MAX: usize = 4096;
 /// Requests to inflate that are served before the thread looks for other work. A pause waits for so many at
 /// most, that is for 16,384 system calls in the worst case, some 20 ms.
 const INFLATE_BATCH: usize = 4;
+/// Most bytes of one hint that count, and hints that are looked at at a time: a hint costs no system call.
+const HINT_BYTES_MAX: u64 = REPORT_BYTES_MAX;
+const HINT_BATCH: usize = 64;
 /// Requests to deflate that are served at a time; they are only answered.
 const DEFLATE_BATCH: usize = 64;
 /// Most bytes dropped for one report; the rest stays where it is. Linux reports up to 128 MiB at a time.
@@ -67,6 +71,8 @@ pub(crate) struct BalloonReport {
     pub(crate) reporting: bool,
     /// Whether the driver sends statistics.
     pub(crate) sends_statistics: bool,
+    /// Whether the driver says which pages are free when a migration asks, and that is of use.
+    pub(crate) gives_hints: bool,
     /// Pages that the driver shall give up.
     pub(crate) target_pages: u32,
     /// Pages that it says to have given up: anything, from a hostile one.
@@ -77,9 +83,20 @@ pub(crate) struct BalloonReport {
     pub(crate) statistics: Option<GuestStatistics>,
 }
 
+/// What a driver is offered to tell of free pages.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum FreePages {
+    /// It reports them as they come; one that cannot names them when it is asked.
+    #[default]
+    Reported,
+    /// It names them when it is asked.
+    Hinted,
+}
+
 /// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct BalloonDevice {
+    free_pages: FreePages,
     config: Values,
     /// Those that the driver has accepted; `None` until it is ready.
     features: Option<u64>,
@@ -88,18 +105,25 @@ pub(crate) struct BalloonDevice {
     /// New statistics are wanted.
     asked: bool,
     statistics: Option<GuestStatistics>,
+    hints: Hints,
     discarded: Discarded,
     /// The log hears once of what cannot be dropped.
     complained: bool,
 }
 
 impl BalloonDevice {
+    /// A balloon that learns of free pages in this way.
+    pub(crate) fn new(free_pages: FreePages) -> Self {
+        Self { free_pages, ..Self::default() }
+    }
+
     /// How it stands.
     pub(crate) fn report(&self) -> BalloonReport {
         BalloonReport {
             has_driver: self.features.is_some(),
             reporting: self.has(feature::REPORTING) && self.may_drop_reported(),
             sends_statistics: self.has(feature::STATISTICS),
+            gives_hints: self.gives_hints(),
             target_pages: self.config.target_pages,
             actual_pages: self.config.actual_pages,
             discarded: self.discarded,
@@ -120,6 +144,40 @@ impl BalloonDevice {
     /// Asks for new statistics, as soon as the statistics queue is looked at.
     pub(crate) fn ask(&mut self) {
         self.asked = true;
+    }
+
+    /// Asks the driver which pages are free, if it can tell. Hints are not asked for where pages are reported: those
+    /// are zeros already, and a guest that clears what it takes would fill them for nothing.
+    pub(crate) fn begin_hints(&mut self, rings: &Rings<'_>) {
+        if self.gives_hints() {
+            self.hints.begin(rings.ram());
+            self.tell_hint_command(rings);
+        }
+    }
+
+    /// How far the driver is with its hints.
+    pub(crate) fn hint_progress(&self) -> HintProgress {
+        self.hints.progress()
+    }
+
+    /// Has the driver take its pages back; returns those that it named, a word for each chunk, or nothing.
+    pub(crate) fn end_hints(&mut self, rings: &Rings<'_>) -> Vec<u64> {
+        if !self.hints.is_asking() {
+            return Vec::new();
+        }
+        let words = self.hints.end();
+        self.tell_hint_command(rings);
+        words
+    }
+
+    fn tell_hint_command(&mut self, rings: &Rings<'_>) {
+        let command = self.hints.command();
+        self.config.hint_command = command;
+        rings.change_config(|bytes| Values::set_hint_command(bytes, command));
+    }
+
+    fn gives_hints(&self) -> bool {
+        self.has(feature::HINTS) && !self.has(feature::REPORTING) && self.may_drop_reported()
     }
 
     fn has(&self, feature: u64) -> bool {
@@ -156,6 +214,22 @@ impl BalloonDevice {
                 let ranges = pages::within(chain.writable.pieces(), REPORT_BYTES_MAX);
                 self.discarded.reported_bytes += self.drop_pages(ram, &ranges)?;
             }
+            Ok(0)
+        })
+    }
+
+    /// Notes what the driver names. A buffer to read is a command's id, one to write is free memory; nothing is
+    /// written there.
+    fn take_hints(&mut self, index: usize, rings: &mut Rings<'_>) -> Result<Progress, QueueError> {
+        let ram = rings.ram();
+        rings.serve(index, HINT_BATCH, |mut chain, memory| {
+            if let Some(word) = chain.readable.take_front(size_of::<u32>() as u64) {
+                let mut id = [0; size_of::<u32>()];
+                word.read(memory, &mut id).map_err(|_| QueueError::Buffer)?;
+                self.hints.on_command(u32::from_le_bytes(id));
+            }
+            let ranges = pages::within(chain.writable.pieces(), HINT_BYTES_MAX);
+            self.hints.on_pages(ram, &ranges);
             Ok(0)
         })
     }
@@ -217,7 +291,12 @@ impl Device for BalloonDevice {
     }
 
     fn features(&self) -> u64 {
-        feature::STATISTICS | feature::DEFLATE_ON_OOM | feature::PAGE_POISON | feature::REPORTING
+        let always = feature::STATISTICS | feature::DEFLATE_ON_OOM | feature::PAGE_POISON;
+        let free_pages = match self.free_pages {
+            FreePages::Reported => feature::REPORTING | feature::HINTS,
+            FreePages::Hinted => feature::HINTS,
+        };
+        always | free_pages
     }
 
     fn queue_sizes(&self) -> Vec<u16> {
@@ -233,21 +312,30 @@ impl Device for BalloonDevice {
     }
 
     fn process(&mut self, index: usize, rings: &mut Rings<'_>) -> Result<Progress, QueueError> {
-        match self.features.and_then(|features| queues::role(index, features)) {
+        let is_set_up = |index| rings.is_set_up(index);
+        match self.features.and_then(|features| queues::role(index, features, is_set_up)) {
             Some(Role::Inflate) => self.inflate(index, rings),
             Some(Role::Deflate) => rings.serve(index, DEFLATE_BATCH, |_, _| Ok(0)),
             Some(Role::Statistics) => self.exchange_statistics(index, rings),
+            Some(Role::Hints) => self.take_hints(index, rings),
             Some(Role::Reporting) => self.take_reported(index, rings),
             None => Ok(Progress::Idle),
         }
     }
 
-    /// What is the driver's own is taken over; the target is not.
+    /// What is the driver's own is taken over; the target and the command are not.
     fn config_written(&mut self, rings: &mut Rings<'_>) {
         let mut bytes = [0; config::BYTES];
         rings.read_config(&mut bytes);
-        let target_pages = self.config.target_pages;
-        self.config = Values { target_pages, ..Values::from_bytes(&bytes) };
+        let Values { target_pages, hint_command, .. } = self.config;
+        self.config = Values { target_pages, hint_command, ..Values::from_bytes(&bytes) };
+    }
+
+    /// Whoever asked for hints elsewhere is not here to end them.
+    fn resumed(&mut self, rings: &mut Rings<'_>) {
+        if std::mem::take(&mut self.hints.owes_done) {
+            self.tell_hint_command(rings);
+        }
     }
 
     /// The target stays: the next driver shall keep to it too.
@@ -257,21 +345,25 @@ impl Device for BalloonDevice {
         self.held = None;
         self.asked = false;
         self.statistics = None;
+        self.hints.forget();
     }
 
     fn save(&mut self) -> Result<Vec<u8>, DeviceError> {
-        let Values { target_pages, actual_pages, poison } = self.config;
-        let saved = SavedBalloon { target_pages, actual_pages, poison, held: self.held };
+        let Values { target_pages, actual_pages, poison, .. } = self.config;
+        let (held, hint_id) = (self.held, self.hints.id());
+        let saved = SavedBalloon { target_pages, actual_pages, poison, held, hint_id };
         saved.to_bytes().map_err(DeviceError::Config)
     }
 
     fn load(&mut self, state: &[u8]) -> Result<(), String> {
-        let SavedBalloon { target_pages, actual_pages, poison, held } =
+        let SavedBalloon { target_pages, actual_pages, poison, held, hint_id } =
             SavedBalloon::from_bytes(state)?;
         if held.is_some_and(|head| head >= QUEUE_SIZE) {
             return Err("it keeps a buffer that its queue has no place for".to_owned());
         }
-        self.config = Values { target_pages, actual_pages, poison };
+        self.hints = Hints::after(hint_id)?;
+        let hint_command = self.hints.command();
+        self.config = Values { target_pages, actual_pages, hint_command, poison };
         self.held = held;
         Ok(())
     }

@@ -13,21 +13,23 @@
 //! | `queues` | which queue is which: it depends on the features |
 //! | `pages` | from what a driver names to ranges of whole pages |
 //! | `statistics` | what the guest says of its memory |
+//! | `hints` | free pages that the guest names when a migration asks |
 //! | `state` | what is saved |
 //!
-//! Free page hinting is left out: hints are only good for skipping pages of a migration, which needs a
-//! command for each of its rounds, and a reported page is already a page of zeros that costs it next to
-//! nothing.
+//! *Hints* are for drivers that do not report: a reported page is a page of zeros already, which costs a
+//! migration next to nothing (docs/adr/0015-free-page-hints.md).
 
 mod config;
 mod device;
+mod hints;
 mod pages;
 mod queues;
 mod state;
 mod statistics;
 
-pub(crate) use device::BalloonDevice;
 pub use device::Discarded;
+pub(crate) use device::{BalloonDevice, FreePages};
+pub use hints::HintProgress;
 pub use statistics::Statistics;
 
 /// Bytes of a balloon's page, whatever the guest's own are (`VIRTIO_BALLOON_PFN_SHIFT`).
@@ -39,6 +41,8 @@ mod feature {
     pub(super) const STATISTICS: u64 = 1 << 1;
     /// The driver takes pages back before the guest kills a process for want of memory.
     pub(super) const DEFLATE_ON_OOM: u64 = 1 << 2;
+    /// The driver says which pages are free when it is asked.
+    pub(super) const HINTS: u64 = 1 << 3;
     /// The driver says what its pages must hold when they come back.
     pub(super) const PAGE_POISON: u64 = 1 << 4;
     /// The driver reports free pages.

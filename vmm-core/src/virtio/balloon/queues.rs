@@ -2,15 +2,13 @@
 //!
 //! By the specification (virtio 1.2, 5.5.2) each queue has a number of its own, whether the others exist or
 //! not. Linux numbers those that the features brought about one after the other, and so does QEMU: without
-//! free page hinting the reporting queue is number 3, without statistics number 2. A device that has no
-//! hinting can tell which of the two its driver does, so this one understands both.
+//! statistics, its queue of hints is number 2. Which of the two a driver does shows in the queues that it has
+//! set up, so this device understands both.
 
 use super::feature;
 
 /// Queues that the device has: as many as any numbering needs.
 pub(super) const COUNT: usize = 5;
-/// The reporting queue by the specification.
-const REPORTING_BY_SPECIFICATION: usize = 4;
 
 /// What a queue is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,51 +19,88 @@ pub(super) enum Role {
     Deflate,
     /// A buffer of statistics, which the device keeps until it wants new ones.
     Statistics,
+    /// Free pages, which the driver may use again at any time.
+    Hints,
     /// Free pages, which the driver does not use until they are answered.
     Reporting,
 }
 
-/// What queue `index` is for when the driver has accepted `features`.
-pub(super) fn role(index: usize, features: u64) -> Option<Role> {
-    let optional = [(feature::STATISTICS, Role::Statistics), (feature::REPORTING, Role::Reporting)];
-    let mut accepted = optional.into_iter().filter(|(feature, _)| features & feature != 0);
-    match index {
-        0 => Some(Role::Inflate),
-        1 => Some(Role::Deflate),
-        REPORTING_BY_SPECIFICATION => {
-            accepted.map(|(_, role)| role).find(|role| *role == Role::Reporting)
-        }
-        _ => accepted.nth(index - 2).map(|(_, role)| role),
-    }
+/// The queues that depend on a feature, in the order of their numbers from 2 on.
+const OPTIONAL: [(u64, Role); 3] = [
+    (feature::STATISTICS, Role::Statistics),
+    (feature::HINTS, Role::Hints),
+    (feature::REPORTING, Role::Reporting),
+];
+
+/// What queue `index` is for when the driver has accepted `features` and set up the queues for which
+/// `is_set_up` holds.
+pub(super) fn role(index: usize, features: u64, is_set_up: impl Fn(usize) -> bool) -> Option<Role> {
+    let place = match index {
+        0 => return Some(Role::Inflate),
+        1 => return Some(Role::Deflate),
+        _ => index - 2,
+    };
+    let accepted = OPTIONAL.into_iter().filter(|(feature, _)| features & feature != 0);
+    let consecutive = || accepted.clone().nth(place).map(|(_, role)| role);
+    let own = OPTIONAL.get(place).filter(|(feature, _)| features & feature != 0);
+    let own = || own.map(|(_, role)| *role);
+    // A queue behind the last of a consecutive numbering.
+    let by_specification = (2 + accepted.clone().count()..COUNT).any(is_set_up);
+    if by_specification { own().or_else(consecutive) } else { consecutive().or_else(own) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn roles(features: u64) -> [Option<Role>; COUNT + 1] {
-        std::array::from_fn(|index| role(index, features))
+    const ALL: [u64; 3] = [feature::STATISTICS, feature::HINTS, feature::REPORTING];
+
+    /// Every choice of the features that have queues, each with some that have none.
+    fn choices() -> impl Iterator<Item = u64> {
+        let others = [0, feature::DEFLATE_ON_OOM | feature::PAGE_POISON, 1 << 32];
+        (0..8_usize).flat_map(move |choice| {
+            let chosen = (0..3).filter(|bit| choice >> bit & 1 == 1).map(|bit| ALL[bit]);
+            let chosen: u64 = chosen.sum();
+            others.map(|other| chosen | other)
+        })
+    }
+
+    /// The roles of the features in `features`, in order.
+    fn accepted(features: u64) -> Vec<Role> {
+        let has = |(feature, _): &&(u64, Role)| features & feature != 0;
+        OPTIONAL.iter().filter(has).map(|(_, role)| *role).collect()
     }
 
     #[test]
-    fn every_choice_of_features_has_its_numbers() {
-        use Role::{Deflate, Inflate, Reporting, Statistics};
-        let both = [Some(Inflate), Some(Deflate)];
-        let table = [
-            (0, [None, None, None, None]),
-            (feature::STATISTICS, [Some(Statistics), None, None, None]),
-            (feature::REPORTING, [Some(Reporting), None, Some(Reporting), None]),
-            (
-                feature::STATISTICS | feature::REPORTING,
-                [Some(Statistics), Some(Reporting), Some(Reporting), None],
-            ),
-        ];
-        for (features, rest) in table {
-            // What has no queue changes nothing.
-            for other in [0, feature::DEFLATE_ON_OOM, feature::PAGE_POISON, 1 << 32] {
-                let expected = [both.as_slice(), &rest].concat();
-                assert_eq!(roles(features | other).as_slice(), expected, "{features:#x}");
+    fn queues_one_after_the_other_are_known_for_every_choice_of_features() {
+        for features in choices() {
+            let expected = [vec![Role::Inflate, Role::Deflate], accepted(features)].concat();
+            let count = expected.len();
+            let found: Vec<_> =
+                (0..count).map(|index| role(index, features, |other| other < count)).collect();
+            assert_eq!(found, expected.into_iter().map(Some).collect::<Vec<_>>(), "{features:#x}");
+        }
+    }
+
+    #[test]
+    fn queues_by_the_specification_are_known_for_every_choice_of_features() {
+        for features in choices() {
+            let is_set_up =
+                |index: usize| index < 2 || index < COUNT && features & ALL[index - 2] != 0;
+            for (index, (_, expected)) in (2..).zip(OPTIONAL).filter(|(index, _)| is_set_up(*index))
+            {
+                assert_eq!(
+                    role(index, features, is_set_up),
+                    Some(expected),
+                    "{features:#x} {index}"
+                );
             }
         }
+    }
+
+    #[test]
+    fn without_features_there_are_two_queues() {
+        let found: Vec<_> = (2..=COUNT).filter_map(|index| role(index, 0, |_| true)).collect();
+        assert_eq!(found, []);
     }
 }

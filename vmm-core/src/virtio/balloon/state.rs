@@ -4,8 +4,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::codec;
 
-/// Version of the encoding.
+/// Version of the encoding of a balloon that has never asked for hints.
 const VERSION: u16 = 1;
+/// The same with the last command's id behind.
+const VERSION_WITH_HINTS: u16 = 2;
 
 /// See the module.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,6 +20,9 @@ pub(super) struct SavedBalloon {
     pub(super) poison: u32,
     /// The buffer of statistics that waits here for the next question, by its head.
     pub(super) held: Option<u16>,
+    /// Id of the last command for hints; 0 when there was none.
+    #[serde(skip)]
+    pub(super) hint_id: u32,
 }
 
 impl SavedBalloon {
@@ -26,7 +31,11 @@ impl SavedBalloon {
     /// # Errors
     /// Never: it is small.
     pub(super) fn to_bytes(self) -> Result<Vec<u8>, String> {
-        codec::encode(&(VERSION, self)).map_err(|error| error.to_string())
+        let bytes = match self.hint_id {
+            0 => codec::encode(&(VERSION, self)),
+            id => codec::encode(&(VERSION_WITH_HINTS, self, id)),
+        };
+        bytes.map_err(|error| error.to_string())
     }
 
     /// Decodes what may be hostile; every value is one that a driver could have brought about.
@@ -34,12 +43,18 @@ impl SavedBalloon {
     /// # Errors
     /// A sentence.
     pub(super) fn from_bytes(bytes: &[u8]) -> Result<Self, String> {
-        let (version, saved): (u16, Self) =
-            codec::decode(bytes).map_err(|error| error.to_string())?;
-        if version != VERSION {
-            return Err(format!("its state has version {version}, this program knows {VERSION}"));
-        }
-        Ok(saved)
+        let version = bytes.first_chunk().ok_or_else(|| "its state is empty".to_owned())?;
+        let saved = match u16::from_le_bytes(*version) {
+            VERSION => codec::decode(bytes).map(|(_, saved): (u16, Self)| saved),
+            VERSION_WITH_HINTS => codec::decode(bytes)
+                .map(|(_, saved, hint_id): (u16, Self, u32)| Self { hint_id, ..saved }),
+            version => {
+                return Err(format!(
+                    "its state has version {version}, this program knows {VERSION_WITH_HINTS}"
+                ));
+            }
+        };
+        saved.map_err(|error| error.to_string())
     }
 }
 
@@ -49,15 +64,19 @@ mod tests {
 
     #[test]
     fn it_survives_its_bytes_and_nothing_else_does() {
-        let saved = SavedBalloon { target_pages: 5, actual_pages: 3, poison: 9, held: Some(2) };
-        let bytes = saved.to_bytes().unwrap();
-        assert_eq!(SavedBalloon::from_bytes(&bytes), Ok(saved));
-        for cut in 0..bytes.len() {
-            assert!(SavedBalloon::from_bytes(&bytes[..cut]).is_err(), "cut at {cut}");
+        for hint_id in [0, 1 << 31] {
+            let (target_pages, actual_pages, poison) = (5, 3, 9);
+            let held = Some(2);
+            let saved = SavedBalloon { target_pages, actual_pages, poison, held, hint_id };
+            let bytes = saved.to_bytes().unwrap();
+            assert_eq!(SavedBalloon::from_bytes(&bytes), Ok(saved));
+            for cut in 0..bytes.len() {
+                assert!(SavedBalloon::from_bytes(&bytes[..cut]).is_err(), "cut at {cut}");
+            }
+            let mut newer = bytes;
+            newer[0] = 3;
+            let error = SavedBalloon::from_bytes(&newer).unwrap_err();
+            assert_eq!(error, "its state has version 3, this program knows 2");
         }
-        let mut newer = bytes;
-        newer[0] = 2;
-        let error = SavedBalloon::from_bytes(&newer).unwrap_err();
-        assert_eq!(error, "its state has version 2, this program knows 1");
     }
 }

@@ -192,7 +192,7 @@ impl BlockConfig {
             Origin::Present => {
                 Disk::open_present(&self.path, self.access)?.expect_bytes(self.bytes)
             }
-            Origin::Arriving(occupied) => staged::check_place(&self.path, occupied),
+            Origin::Arriving(occupied) => staged::check_place(&self.path, occupied).map(drop),
         }
     }
 }

@@ -7,11 +7,11 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::config::{BlockConfig, Origin};
 use super::log::{WriteLog, each_word};
-use super::staged;
+use super::staged::{self, Nameless};
 use crate::memory::{CHUNK_BYTES, CHUNK_PAGES, PAGE_BYTES};
 use crate::raw_io::{self, Clearing, Extent};
 use crate::virtio::DeviceError;
@@ -184,24 +184,33 @@ impl DiskContent {
     /// # Errors
     /// [`DeviceError::DiskExists`], [`DeviceError::DiskInUse`]; what the system answers.
     pub fn check_adoption(&self) -> Result<(), DeviceError> {
-        match *self.unnamed.lock().unwrap_or_else(PoisonError::into_inner) {
-            Some(Origin::Arriving(occupied)) => staged::check_place(&self.path, occupied),
+        match *self.unnamed() {
+            Some(Origin::Arriving(occupied)) => staged::check_place(&self.path, occupied).map(drop),
             Some(Origin::Present) | None => Ok(()),
         }
     }
 
-    /// Gives a disk that has arrived its name, durably: from now on it outlives this process. Does nothing
-    /// when it has one.
+    /// Gives all `disks` that have arrived their names, durably: from now on they outlive this process. Leaves out those
+    /// that have one.
     ///
     /// # Errors
-    /// [`DeviceError::DiskExists`] when somebody has taken the name meanwhile; what the system answers.
-    pub fn adopt(&self) -> Result<(), DeviceError> {
-        let mut unnamed = self.unnamed.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(Origin::Arriving(occupied)) = *unnamed {
-            staged::give_name(&self.file, &self.path, occupied)?;
-        }
-        *unnamed = None;
+    /// [`DeviceError::DiskExists`] when somebody has taken a name meanwhile; what the system answers. None has a name then, but
+    /// for those that had replaced another disk by then.
+    pub fn adopt(disks: &[&Self]) -> Result<(), DeviceError> {
+        let mut origins: Vec<_> = disks.iter().map(|disk| disk.unnamed()).collect();
+        let files = disks.iter().zip(&origins).filter_map(|(disk, origin)| match **origin {
+            Some(Origin::Arriving(occupied)) => {
+                Some(Nameless { file: &disk.file, path: &disk.path, occupied })
+            }
+            Some(Origin::Present) | None => None,
+        });
+        staged::give_names(&files.collect::<Vec<_>>())?;
+        origins.iter_mut().for_each(|origin| **origin = None);
         Ok(())
+    }
+
+    fn unnamed(&self) -> MutexGuard<'_, Option<Origin>> {
+        self.unnamed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Where a range of pages lies in the file, and how many of its `len` bytes are before the disk's end.
@@ -299,11 +308,11 @@ mod tests {
         let (content, rival) = (arrive(), arrive());
         content.copy_in(0, 0, &[4; 4096]).unwrap();
         content.check_adoption().unwrap();
-        content.adopt().unwrap();
-        content.adopt().unwrap();
+        DiskContent::adopt(&[&content]).unwrap();
+        DiskContent::adopt(&[&content]).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), [[4; 4096], [0; 4096]].concat());
         assert!(matches!(rival.check_adoption(), Err(DeviceError::DiskExists { .. })));
-        assert!(matches!(rival.adopt(), Err(DeviceError::DiskExists { .. })));
+        assert!(matches!(DiskContent::adopt(&[&rival]), Err(DeviceError::DiskExists { .. })));
     }
 
     #[test]
@@ -319,12 +328,80 @@ mod tests {
         let mut user = Disk::open(&config).unwrap();
         user.take_over().unwrap();
         assert!(matches!(content.check_adoption(), Err(DeviceError::DiskInUse { .. })));
-        assert!(matches!(content.adopt(), Err(DeviceError::DiskInUse { .. })));
+        assert!(matches!(DiskContent::adopt(&[&content]), Err(DeviceError::DiskInUse { .. })));
         assert_eq!(std::fs::read(&path).unwrap(), [1; 8192]);
         user.release();
         content.copy_in(0, 0, &[5; 8192]).unwrap();
-        content.adopt().unwrap();
+        DiskContent::adopt(&[&content]).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), [5; 8192]);
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn of_several_disks_all_get_their_names_or_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let arrive = |name: &str, occupied| {
+            let old = tempfile::NamedTempFile::new().unwrap();
+            old.as_file().set_len(4096).unwrap();
+            let config = BlockConfig::new(old.path(), Access::ReadWrite, "").unwrap();
+            let arriving = config.at(&path(name)).arriving(occupied);
+            let disk = Disk::open(&arriving).unwrap();
+            (DiskContent::new(&arriving, disk.shared_file()), disk)
+        };
+        std::fs::write(path("replaced"), "old").unwrap();
+        std::fs::write(path("taken"), "old").unwrap();
+        let (new, _) = arrive("new", Occupied::Refuse);
+        let (replaced, _) = arrive("replaced", Occupied::Replace);
+        let (taken, _) = arrive("taken", Occupied::Refuse);
+        let outcome = DiskContent::adopt(&[&new, &replaced, &taken]);
+        assert!(matches!(outcome, Err(DeviceError::DiskExists { .. })), "{outcome:?}");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
+        assert_eq!(std::fs::read(path("replaced")).unwrap(), b"old");
+
+        std::fs::remove_file(path("taken")).unwrap();
+        DiskContent::adopt(&[&new, &replaced, &taken]).unwrap();
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 3);
+        for name in ["new", "replaced", "taken"] {
+            assert_eq!(std::fs::read(path(name)).unwrap(), [0; 4096], "{name}");
+        }
+    }
+
+    #[test]
+    fn nobody_takes_an_arrived_disk_before_its_guest() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk.raw");
+        std::fs::write(&path, [1; 4096]).unwrap();
+        let config = BlockConfig::new(&path, Access::ReadWrite, "").unwrap();
+        let arriving = config.arriving(Occupied::Replace);
+        let arrive = || {
+            let disk = Disk::open(&arriving).unwrap();
+            (DiskContent::new(&arriving, disk.shared_file()), disk)
+        };
+        let ((first, mut own), (second, _)) = (arrive(), arrive());
+        DiskContent::adopt(&[&first]).unwrap();
+        let stranger = Disk::open(&config).unwrap();
+        let taken = raw_io::lock(stranger.file(), raw_io::Lock::Exclusive);
+        assert_eq!(taken.unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        let refused = DiskContent::adopt(&[&second]);
+        assert!(matches!(refused, Err(DeviceError::DiskInUse { .. })), "{refused:?}");
+        own.take_over().unwrap();
+    }
+
+    #[test]
+    fn a_disk_with_a_long_name_is_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("d".repeat(255));
+        std::fs::write(&path, [1; 4096]).unwrap();
+        let config = BlockConfig::new(&path, Access::ReadWrite, "").unwrap();
+        let arriving = config.arriving(Occupied::Replace);
+        let disk = Disk::open(&arriving).unwrap();
+        DiskContent::adopt(&[&DiskContent::new(&arriving, disk.shared_file())]).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), [0; 4096]);
+        let config = config.at(&folder.path().join("d".repeat(256))).arriving(Occupied::Replace);
+        let disk = Disk::open(&config).unwrap();
+        let content = DiskContent::new(&config, disk.shared_file());
+        let refused = content.check_adoption().unwrap_err().to_string();
+        assert!(refused.contains("too long"), "{refused}");
     }
 }

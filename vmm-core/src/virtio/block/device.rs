@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ,
@@ -53,6 +53,8 @@ pub(crate) struct BlockDevice {
     writes_through: bool,
     /// A guest can repeat what fails as often as it likes; the log hears of it once.
     complained: bool,
+    /// When the ring gets another chance to hand over what the kernel did not take.
+    submit_at: Option<Instant>,
 }
 
 impl BlockDevice {
@@ -84,6 +86,7 @@ impl BlockDevice {
             serial,
             writes_through: false,
             complained: false,
+            submit_at: None,
         })
     }
 
@@ -171,6 +174,20 @@ impl BlockDevice {
         answered(&ticket.status, answer, ticket.data_bytes, memory)
     }
 
+    /// Hands over what was begun; what the kernel does not take is tried again a little later.
+    fn submit(&mut self) {
+        let Engine::Ring(ring) = &mut self.engine else { return };
+        if let Err(error) = ring.submit() {
+            tracing::warn!(disk = ?self.disk, %error, "io_uring takes no requests; trying again");
+        }
+        self.plan_submission();
+    }
+
+    fn plan_submission(&mut self) {
+        let Engine::Ring(ring) = &mut self.engine else { return };
+        self.submit_at = ring.has_unsubmitted().then(|| Instant::now() + SUBMIT_AGAIN);
+    }
+
     /// Answers what the ring has done.
     fn reap(&mut self, rings: &mut Rings<'_>) -> Result<(), QueueError> {
         let memory = rings.ram().memory();
@@ -183,6 +200,7 @@ impl BlockDevice {
             let written = self.finished(&ticket, done, memory)?;
             rings.finish(ticket.queue, ticket.head, written)?;
         }
+        self.plan_submission();
         (0..usize::from(self.queues))
             .filter(|queue| touched >> queue & 1 == 1)
             .try_for_each(|queue| rings.notify_driver(queue))
@@ -262,21 +280,21 @@ impl Device for BlockDevice {
 
     fn process(&mut self, index: usize, rings: &mut Rings<'_>) -> Result<Progress, QueueError> {
         let progress = rings.take_on(index, BATCH, |chain, memory| self.take(index, chain, memory));
-        let submitted = match &mut self.engine {
-            Engine::Ring(ring) => ring.submit(),
-            Engine::Positioned => Ok(()),
-        };
         // What was begun goes on even if the queue is broken.
+        self.submit();
         let progress = progress?;
         // Much is done at once, above all what the host has cached.
         self.reap(rings)?;
-        match submitted {
-            Ok(()) => Ok(progress),
-            Err(error) => {
-                tracing::warn!(disk = ?self.disk, %error, "io_uring takes no requests; trying again");
-                Ok(Progress::After(SUBMIT_AGAIN))
-            }
-        }
+        Ok(progress)
+    }
+
+    fn due(&self) -> Option<Instant> {
+        self.submit_at
+    }
+
+    /// What is done then makes the ring readable.
+    fn on_due(&mut self, _rings: &mut Rings<'_>) {
+        self.submit();
     }
 
     fn watched(&self) -> Vec<RawFd> {

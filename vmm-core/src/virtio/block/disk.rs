@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+
 use super::config::{Access, BlockConfig, Origin};
 use super::staged;
 use crate::raw_io::{self, Lock};
@@ -63,6 +65,8 @@ impl Disk {
                 "it is neither a regular file nor a block device",
             )));
         }
+        // Up to Linux 5.14 io_uring answers reads of such a file that would wait with "again", for ever.
+        fcntl(&file, FcntlArg::F_SETFL(OFlag::empty())).map_err(|error| failed(error.into()))?;
         // The end of a block device is found by seeking alone.
         let bytes = (&file).seek(SeekFrom::End(0)).map_err(failed)?;
         let file = Arc::new(file);
@@ -169,6 +173,16 @@ mod tests {
         drop(other_reader);
         writer.take_over().unwrap();
         writer.take_over().unwrap();
+    }
+
+    #[test]
+    fn reads_of_it_may_wait() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        for access in [Access::ReadOnly, Access::ReadWrite] {
+            let disk = Disk::open_present(file.path(), access).unwrap();
+            let flags = fcntl(disk.file(), FcntlArg::F_GETFL).unwrap();
+            assert!(!OFlag::from_bits_retain(flags).contains(OFlag::O_NONBLOCK), "{flags:o}");
+        }
     }
 
     #[test]

@@ -88,9 +88,9 @@ impl NetConfig {
     }
 
     /// A device at a tap that is nowhere, for tests that do not open it.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn nowhere() -> Self {
-        let mac = "52:54:00:12:34:56".parse().unwrap();
+        let mac = MacAddress::of_nobody();
         Self { link: NetLink::Tap("nowhere".to_owned()), mac, mtu: 1500 }
     }
 

@@ -31,6 +31,12 @@ impl MacAddress {
         Ok(Self(bytes))
     }
 
+    /// One for tests.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) fn of_nobody() -> Self {
+        Self([0x52, 0x54, 0, 0x12, 0x34, 0x56])
+    }
+
     /// Its bytes, in the order of the wire.
     pub fn bytes(self) -> [u8; 6] {
         self.0

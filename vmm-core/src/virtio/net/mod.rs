@@ -9,6 +9,7 @@
 //! | `announce` | telling the network where the guest is now |
 //! | `port` | what the device needs of the host's side |
 //! | `tap` | the host's side: a tap, made or given, perhaps on a bridge |
+//! | `wire` | a socket in the place of the tap, for the fuzz targets |
 //! | `config`, `mac` | what a guest's description says |
 //!
 //! `docs/adr/0012-networks.md` has the reasons.
@@ -22,11 +23,15 @@ mod port;
 mod receive;
 mod tap;
 mod transmit;
+#[cfg(feature = "fuzzing")]
+mod wire;
 
 pub use config::{NetConfig, NetLink};
 pub(crate) use device::NetDevice;
 pub use device::{Flow, NetStatus};
 pub use mac::{MacAddress, MacError};
+#[cfg(feature = "fuzzing")]
+pub(super) use wire::on_wire;
 
 /// Bytes of `struct virtio_net_hdr_v1`, which is before each frame.
 const HEADER_BYTES: usize = 12;

@@ -321,9 +321,11 @@ impl Device for VsockDevice {
         self.door.open(path).map_err(|cause| DeviceError::Vsock { path: path.clone(), cause })
     }
 
+    /// Should the guest go on here after all, its driver hears that its connections are gone.
     fn release(&mut self) {
         self.door.close();
         self.forget_connections();
+        self.reset_due = self.has_driver;
     }
 
     fn load(&mut self, state: &[u8]) -> Result<(), String> {

@@ -13,7 +13,7 @@ use crate::boot::{Acpi, KernelSource, start_protected_mode};
 use crate::testing::*;
 use crate::virtio::testing::{Driver, WRITABLE};
 use crate::vm::device_tests::{drive, handshake_for, register, stores};
-use crate::{BootSource, DeviceConfig, VmEvent, VmShape, VmState};
+use crate::{BootSource, DeviceConfig, DirtyLog, VmEvent, VmOptions, VmShape, VmState};
 
 /// Statistics, deflate-on-oom and free page reporting.
 const FEATURES: u32 = 1 << 1 | 1 << 2 | 1 << 5;
@@ -30,8 +30,14 @@ const REQUEST: u64 = 0x30_0000;
 
 /// A paused guest of 16 MiB with a balloon, whose pages at [`PAGES`] are full of sevens.
 fn guest() -> Vm {
-    let shape = VmShape { devices: vec![DeviceConfig::Balloon], ..shape(16, 1) };
-    let vm = Vm::create(&shape, Box::new(std::io::sink())).unwrap();
+    guest_with(DeviceConfig::Balloon, DirtyLog::Auto)
+}
+
+/// The same with this balloon and this log of dirty pages.
+fn guest_with(balloon: DeviceConfig, dirty_log: DirtyLog) -> Vm {
+    let shape = VmShape { devices: vec![balloon], ..shape(16, 1) };
+    let options = VmOptions { dirty_log };
+    let vm = Vm::create_with(&shape, &options, Box::new(std::io::sink())).unwrap();
     vm.ram().write(CODE, &[0xeb, 0xfe]).unwrap(); // jmp $
     start_protected_mode(&vm, CODE).unwrap();
     vm.ram().write(PAGES, &vec![7; BYTES as usize]).unwrap();
@@ -66,6 +72,76 @@ fn inflate_all(vm: &Vm) {
     code.extend([0x66, 0xba, 0xc0, 0x04, 0xef]); // mov dx, DOORBELL_PORT; out dx, eax
     code.extend([0xeb, 0xfe]); // jmp $
     vm.ram().write(CODE, &code).unwrap();
+}
+
+/// The queue of hints of a driver that has no others of its own.
+const HINTS: usize = 2;
+/// Where a word becomes 1 when the guest shall go on.
+const GO: u64 = 0x38_0000;
+
+/// Has the guest get its balloon going, wait, notify of its hints, and write the second of the pages at [`PAGES`].
+fn write_what_is_hinted(vm: &Vm) {
+    let doorbell = [0x66, 0xba, 0xc0, 0x04, 0xef]; // mov dx, DOORBELL_PORT; out dx, eax
+    let mut code = stores(&handshake_for(vm, 1 << 3, HINTS + 1));
+    code.extend(doorbell);
+    code.extend([0x80, 0x3d]); // wait: cmp byte [GO], 1
+    code.extend((GO as u32).to_le_bytes());
+    code.push(1);
+    code.extend([0x75, 0xf7]); // jne wait
+    code.extend(stores(&[(register::QUEUE_NOTIFY, HINTS as u32)]));
+    code.extend([0xc7, 0x05]); // mov dword [PAGES + 4096], 5
+    code.extend((PAGES as u32 + 4096).to_le_bytes());
+    code.extend(5u32.to_le_bytes());
+    code.extend(doorbell);
+    code.extend([0xeb, 0xfe]); // jmp $
+    vm.ram().write(CODE, &code).unwrap();
+}
+
+/// Names all pages at [`PAGES`] as free, in answer to the first command.
+fn hint_all(vm: &Vm) {
+    let driver = Driver::new(vm.ram().memory(), HINTS);
+    let words = [1u32 << 31, 0]; // The least id that there is, and "no more".
+    for (at, word) in [REQUEST, REQUEST + 4].into_iter().zip(words) {
+        vm.ram().write(at, &word.to_le_bytes()).unwrap();
+    }
+    driver.offer(&[(REQUEST, 4, 0)]);
+    driver.offer(&[(PAGES, BYTES as u32, WRITABLE)]);
+    driver.offer(&[(REQUEST + 4, 4, 0)]);
+}
+
+#[test]
+fn a_hinted_page_that_is_taken_back_at_once_is_in_either_log() {
+    for dirty_log in [DirtyLog::Bitmap, DirtyLog::Ring { entries: 1024 }] {
+        let vm = guest_with(DeviceConfig::HintingBalloon, dirty_log);
+        write_what_is_hinted(&vm);
+        vm.resume().unwrap();
+        assert!(matches!(event(&vm), VmEvent::Doorbell { .. }), "the driver is ready");
+        assert!(vm.balloon().unwrap().gives_hints);
+        vm.start_dirty_log().unwrap();
+        let mut words = vec![0; vm.ram().chunks()];
+        vm.collect_dirty(&mut words).unwrap();
+        vm.rearm_dirty(0, &vec![!0; vm.ram().chunks()]).unwrap();
+        vm.begin_hints().unwrap();
+        hint_all(&vm);
+        vm.ram().write(GO, &[1]).unwrap();
+        assert!(matches!(event(&vm), VmEvent::Doorbell { .. }), "it has written the page");
+        let deadline = Instant::now() + PATIENCE;
+        while !vm.hint_progress().unwrap().complete {
+            assert!(Instant::now() < deadline, "no answer");
+            std::thread::yield_now();
+        }
+
+        let mut free = vm.end_hints().unwrap();
+        words.fill(0);
+        vm.collect_dirty(&mut words).unwrap();
+        free.iter_mut().zip(&words).for_each(|(free, written)| *free &= !written);
+        let inside = (PAGES >> 18) as usize..((PAGES + BYTES) >> 18) as usize;
+        let mut expected = vec![0; vm.ram().chunks()];
+        expected[inside.clone()].fill(!0);
+        expected[inside.start] &= !(1 << 1);
+        assert_eq!(free, expected, "{dirty_log}: all but the one that was written");
+        assert_eq!(word(&vm, PAGES + 8192), 0x0707_0707_0707_0707, "nothing is dropped");
+    }
 }
 
 /// How many of the host's pages are there for `bytes` of guest memory from `gpa` on.

@@ -1,5 +1,7 @@
 //! The balloon on the bench: what drivers ask of it, and what hostile ones do.
 
+mod hints;
+
 use proptest::prelude::*;
 use vm_memory::GuestMemoryRegion;
 use vm_memory::bitmap::Bitmap;
@@ -12,7 +14,7 @@ use crate::virtio::testing::{Bench, SIZE, WRITABLE};
 const INFLATE: usize = 0;
 const DEFLATE: usize = 1;
 const STATISTICS: usize = 2;
-const REPORTING: usize = 3;
+const REPORTING: usize = 4;
 /// Where requests lie.
 const REQUEST: u64 = 0x8000;
 /// Pages that are given up, a MiB from the start, filled with sevens.

@@ -354,6 +354,20 @@ fn a_guest_that_stays_keeps_its_connections() {
 }
 
 #[test]
+fn a_guest_that_was_handed_over_and_comes_back_is_told_of_it_too() {
+    let mut scene = Scene::new();
+    let (_program, _) = scene.accepted();
+    scene.bench.backend.pause();
+    scene.bench.backend.device().release();
+    scene.bench.backend.device().take_over().unwrap();
+    scene.bench.backend.resume();
+    scene.bench.driver(EVENT).offer(&[(0x8000, 4, WRITABLE)]);
+    scene.bench.kick(EVENT);
+    assert_eq!(scene.bench.driver(EVENT).used(), [(0, 4)]);
+    UnixStream::connect(scene.path("vsock")).unwrap();
+}
+
+#[test]
 fn without_a_driver_programs_are_turned_away() {
     let mut scene = Scene::without_driver();
     scene.bench.backend.resume();

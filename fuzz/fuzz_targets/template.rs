@@ -1,0 +1,10 @@
+//! Files that guests are started from.
+
+#![no_main]
+
+use fuzz::file::{self, TemplateFile};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|template: TemplateFile| {
+    file::template(&template);
+});

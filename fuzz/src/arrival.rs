@@ -1,0 +1,291 @@
+//! A guest that arrives from a peer which says what it likes, when it likes; the host's own answers are as they must be.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use arbitrary::Arbitrary;
+use migrate::destination::{Action, Destination, DestinationConfig, Event};
+use migrate::error::{OperatorChoice, Reason};
+use migrate::guest::{
+    DiskCopy, ExistingFile, GuestDescription, GuestError, Refusal, RefusalKind, RunState,
+};
+use migrate::memory::{CHUNK_BYTES, MemoryLayout, Region};
+use migrate::protocol::{
+    Blob, Complaint, Decision, Features, MigrationId, Offer, Prepare, SavedState, SourceMessage,
+};
+use migrate::record::DestinationState;
+
+/// What happens to a destination, one after the other.
+#[derive(Debug, Arbitrary)]
+pub struct Arrival {
+    /// Steps by the rules, as `by_the_rules` has them, that are taken at first.
+    lawful: u8,
+    #[arbitrary(with = crate::all)]
+    steps: Vec<Step>,
+}
+
+#[derive(Debug, Arbitrary)]
+enum Step {
+    Hear(Words),
+    /// The host has done the oldest of what it was asked for.
+    Answer {
+        well: bool,
+    },
+    StreamEnded {
+        stream: u8,
+        announced: u8,
+        applied: u8,
+    },
+    DataFailed,
+    Connected,
+    ConnectionLost,
+    Cancel,
+    Operator {
+        run: bool,
+    },
+    Wait {
+        ms: u16,
+    },
+}
+
+#[derive(Debug, Arbitrary)]
+enum Words {
+    Hello { other: u8, features: u64 },
+    Resolve { other: u8, commit: bool },
+    Disks(Vec<(u16, u64, u64, bool)>),
+    Prepare { name: Option<Vec<u8>>, vcpus: u8, streams: u8 },
+    Switchover,
+    State { paused: bool, bytes: u8 },
+    Commit,
+    Abort,
+    Finish,
+}
+
+impl Words {
+    fn message(&self) -> SourceMessage {
+        match self {
+            Self::Hello { other, features } => {
+                let offer = Offer { features: Features(*features), ..Offer::ours() };
+                SourceMessage::Hello { migration: migration(*other), offer }
+            }
+            Self::Resolve { other, commit } => {
+                let decision = if *commit { Decision::Commit } else { Decision::Aborted };
+                SourceMessage::Resolve { migration: migration(*other), decision }
+            }
+            Self::Disks(disks) => {
+                let disk = |(device, bytes, allocated, replace): &(u16, u64, u64, bool)| {
+                    let existing =
+                        if *replace { ExistingFile::Replace } else { ExistingFile::Keep };
+                    DiskCopy {
+                        device: *device,
+                        bytes: *bytes,
+                        allocated_bytes: *allocated,
+                        existing,
+                    }
+                };
+                SourceMessage::Disks(disks.iter().map(disk).collect())
+            }
+            Self::Prepare { name, vcpus, streams } => {
+                let name = name.as_deref().unwrap_or(b"web-1");
+                let guest = guest(&String::from_utf8_lossy(name), (*vcpus).into());
+                SourceMessage::Prepare(Prepare { guest, streams: (*streams).into() })
+            }
+            Self::Switchover => SourceMessage::Switchover,
+            Self::State { paused, bytes } => SourceMessage::State(SavedState {
+                run_state: if *paused { RunState::Paused } else { RunState::Running },
+                state: Blob(vec![1; (*bytes).into()]),
+            }),
+            Self::Commit => SourceMessage::Commit,
+            Self::Abort => SourceMessage::Abort(Complaint::new(Reason::Other, "enough")),
+            Self::Finish => SourceMessage::Finish,
+        }
+    }
+}
+
+/// The one that is expected, mostly.
+fn migration(other: u8) -> MigrationId {
+    let mut id = MigrationId(Default::default());
+    if other > 240 {
+        id.0 = "00000000-0000-0000-0000-000000000001".parse().unwrap_or_default();
+    }
+    id
+}
+
+fn guest(name: &str, vcpus: u16) -> GuestDescription {
+    let regions = vec![Region { base: 0, bytes: CHUNK_BYTES as u64 }];
+    let layout = MemoryLayout::new(regions).unwrap_or_else(|error| panic!("no layout: {error}"));
+    let (name, disks) = (name.to_owned(), Vec::new());
+    GuestDescription {
+        name,
+        uuid: Default::default(),
+        layout,
+        vcpus,
+        config: Blob::default(),
+        disks,
+    }
+}
+
+/// A guest that arrives, from the greeting to running.
+fn by_the_rules() -> [Step; 13] {
+    let answer = || Step::Answer { well: true };
+    [
+        Step::Hear(Words::Hello { other: 0, features: u64::MAX }),
+        Step::Hear(Words::Disks(vec![(0, 1 << 20, 4096, false)])),
+        Step::Hear(Words::Prepare { name: None, vcpus: 1, streams: 1 }),
+        answer(),
+        answer(),
+        answer(),
+        Step::Hear(Words::Switchover),
+        Step::Hear(Words::State { paused: false, bytes: 1 }),
+        Step::StreamEnded { stream: 0, announced: 1, applied: 1 },
+        answer(),
+        answer(),
+        Step::Hear(Words::Commit),
+        answer(),
+    ]
+}
+
+/// The host of the destination, which does what it is asked for and watches that it may be asked for.
+struct Host {
+    destination: Destination,
+    now: Duration,
+    /// What is still to be answered.
+    asked: VecDeque<Asked>,
+    taking_recorded: bool,
+    discarded: bool,
+    finished: bool,
+    settled: bool,
+    resumed: u64,
+}
+
+#[derive(Debug)]
+enum Asked {
+    Check,
+    Create,
+    Load,
+    Record(DestinationState),
+    Resume,
+}
+
+/// Lets a guest arrive; returns how often it was to run here.
+///
+/// # Panics
+/// The destination wants what it must not: a guest run that is not its, or that is destroyed.
+pub fn arrive(arrival: &Arrival) -> u64 {
+    let config = DestinationConfig {
+        migration: migration(0),
+        offer: Offer::ours(),
+        linger: Duration::from_secs(30),
+    };
+    let mut host = Host {
+        destination: Destination::new(config, Duration::ZERO),
+        now: Duration::ZERO,
+        asked: VecDeque::new(),
+        taking_recorded: false,
+        discarded: false,
+        finished: false,
+        settled: false,
+        resumed: 0,
+    };
+    host.tell(Event::Connected);
+    let lawful = by_the_rules();
+    let count = usize::from(arrival.lawful) % (lawful.len() + 1);
+    let steps = lawful.iter().take(count).chain(&arrival.steps);
+    for step in steps {
+        if host.settled {
+            break;
+        }
+        host.take(step);
+    }
+    host.resumed
+}
+
+impl Host {
+    fn take(&mut self, step: &Step) {
+        let event = match step {
+            Step::Hear(words) => Event::Message(words.message()),
+            Step::Answer { well } => match self.answer(*well) {
+                Some(event) => event,
+                None => return,
+            },
+            Step::StreamEnded { stream, announced, applied } => Event::StreamEnded {
+                stream: u16::from(stream % 3),
+                announced: u64::from(announced % 2),
+                applied: u64::from(applied % 2),
+            },
+            Step::DataFailed => Event::DataFailed { detail: "no frame".into() },
+            Step::Connected => Event::Connected,
+            Step::ConnectionLost => Event::ConnectionLost { detail: "gone".into() },
+            Step::Cancel => Event::Cancel { by: "somebody".into() },
+            Step::Operator { run: true } => Event::Resolve(OperatorChoice::Run),
+            Step::Operator { run: false } => Event::Resolve(OperatorChoice::Discard),
+            Step::Wait { ms } => {
+                self.now += Duration::from_millis((*ms).into());
+                match self.destination.deadline() {
+                    Some(deadline) if deadline <= self.now => Event::Tick,
+                    _ => return,
+                }
+            }
+        };
+        self.tell(event);
+    }
+
+    fn answer(&mut self, well: bool) -> Option<Event> {
+        let refusal = || Refusal::new(RefusalKind::Guest, "no");
+        let done = |well: bool| if well { Ok(()) } else { Err(GuestError::new("no")) };
+        Some(match self.asked.pop_front()? {
+            Asked::Check => Event::Checked(if well { Ok(()) } else { Err(refusal()) }),
+            Asked::Create => Event::Created(if well { Ok(()) } else { Err(refusal()) }),
+            Asked::Load => Event::Loaded(done(well)),
+            Asked::Resume => Event::Resumed(done(well)),
+            Asked::Record(state) if well => {
+                self.taking_recorded |= state == DestinationState::Taking;
+                Event::Recorded
+            }
+            Asked::Record(_) => Event::RecordFailed { detail: "full".into() },
+        })
+    }
+
+    fn tell(&mut self, event: Event) {
+        for action in self.destination.handle(event, self.now) {
+            assert!(!self.settled, "{action:?} after the end");
+            self.look_at(action);
+        }
+    }
+
+    fn look_at(&mut self, action: Action) {
+        match action {
+            Action::Check(guest) | Action::Create(guest) if guest.check_bounds().is_err() => {
+                panic!("{guest:?} is to be built")
+            }
+            Action::Check(_) => self.asked.push_back(Asked::Check),
+            Action::Create(_) => self.asked.push_back(Asked::Create),
+            Action::LoadState(_) => self.asked.push_back(Asked::Load),
+            Action::Record(state) => {
+                let is_one = !self.asked.iter().any(|asked| matches!(asked, Asked::Record(_)));
+                assert!(
+                    is_one,
+                    "{state:?} is to be recorded before the answer for {:?}",
+                    self.asked
+                );
+                self.asked.push_back(Asked::Record(state));
+            }
+            Action::ResumeGuest | Action::AdoptGuest => {
+                assert!(self.taking_recorded, "a guest runs that no record says is ours");
+                assert!(!self.discarded, "a guest runs that is destroyed");
+                self.resumed += 1;
+                self.asked.push_back(Asked::Resume);
+            }
+            Action::Discard => {
+                assert!(!self.discarded, "a guest is destroyed twice");
+                self.discarded = true;
+            }
+            Action::Finished(_) => {
+                assert!(!self.finished, "a migration ends twice");
+                self.finished = true;
+            }
+            Action::Settled => self.settled = true,
+            Action::Send(_) | Action::AcceptPages { .. } | Action::Disconnect => {}
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! No two guests of a host have the same address in a network: the one that answers would not be the one that was asked.
+//!
+//! Guests of other hosts are not known here. A guest that was saved keeps its address, so this is where a second copy of it shows.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use vmm_core::{DeviceConfig, VmShape};
+
+use crate::api::ApiClient;
+use crate::api::types::GuestInfo;
+use crate::names::GuestName;
+use crate::state_dir::StateDir;
+
+/// How long a guest may take to tell its addresses; one that hangs is passed over.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Refuses a guest of this shape when a live guest of this host has one of its addresses.
+///
+/// # Errors
+/// The address, whose it is, and what can be done.
+pub(super) fn expect_free(state: &StateDir, name: &GuestName, shape: &VmShape) -> Result<()> {
+    let own: Vec<String> = shape.devices.iter().filter_map(mac).collect();
+    if own.is_empty() {
+        return Ok(());
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.context("cannot start")?.block_on(async {
+        for guest in state.live_guests()?.iter().filter(|guest| guest.name() != name) {
+            let client = ApiClient::new(&guest.client_socket()).with_patience(PATIENCE);
+            let Ok(info) = client.get::<GuestInfo>("/v1/guest").await else { continue };
+            if let Some(net) = info.nets.iter().find(|net| own.contains(&net.mac)) {
+                let other = guest.name();
+                bail!(
+                    "{name} has the address {} in its network, and so has {other}, which runs here: end {other} first, \
+                     or start {name} with another mac",
+                    net.mac
+                );
+            }
+        }
+        Ok(())
+    })
+}
+
+fn mac(device: &DeviceConfig) -> Option<String> {
+    match device {
+        DeviceConfig::Net(net) => Some(net.mac().to_string()),
+        _ => None,
+    }
+}
