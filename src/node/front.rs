@@ -74,7 +74,8 @@ impl Node {
         let migration = arrival.migration;
         self.promises().admit(&request, migration, || self.host_view())?;
         let token = Token::random();
-        let launched = self.launch(&request, migration, &token, &arrival.guest).await;
+        let disks = disks(&arrival.guest);
+        let launched = self.launch(&request, migration, &token, &disks).await;
         let Launched { port, child } =
             launched.inspect_err(|_| self.promises().release(&request.name, migration))?;
         if let Some(pid) = child.id() {
@@ -89,7 +90,7 @@ impl Node {
         guest: &GuestRequest,
         migration: MigrationId,
         token: &Token,
-        described: &GuestDescription,
+        disks: &[PathBuf],
     ) -> Result<Launched, Refusal> {
         let bind = self.listen_address().ip();
         let GuestRequest { name, uuid, .. } = guest;
@@ -100,10 +101,10 @@ impl Node {
             migration,
             token,
             bind,
-            disks: &disks(described),
+            disks,
             net_map: self.net_map(),
-            // Who brings no disk makes none.
-            disk_folders: if described.disks.is_empty() { &[] } else { self.disk_folders() },
+            // Who has no disk makes none. Which of them come along, only the process hears.
+            disk_folders: if disks.is_empty() { &[] } else { self.disk_folders() },
         };
         launch(&what).await.map_err(|error| {
             tracing::error!(%migration, guest = %name, "the process for the guest did not come up: {error}");

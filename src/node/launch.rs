@@ -46,7 +46,7 @@ pub(crate) struct Launch<'a> {
     pub(crate) disks: &'a [PathBuf],
     /// What bridges and taps are called here.
     pub(crate) net_map: &'a [NetRename],
-    /// Where disks may be made that come along; nothing unless some do.
+    /// Where disks may be made that come along; none for a guest without disks.
     pub(crate) disk_folders: &'a [PathBuf],
 }
 
