@@ -100,7 +100,7 @@ impl Files {
                 DeviceConfig::Block(disk) => self.add_disk(disk.path()),
                 DeviceConfig::Vsock { .. } => self.add_vsock(),
                 DeviceConfig::Net(_) => self.means.taps = true,
-                DeviceConfig::Rng | DeviceConfig::Balloon => {}
+                DeviceConfig::Rng | DeviceConfig::Balloon | DeviceConfig::HintingBalloon => {}
             }
         }
         self

@@ -31,10 +31,12 @@ const CAPABILITIES_MAX: u64 = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 12 | 1 << 14 | 1 <
 fn no_thread_has_other_capabilities(guest: &Guest) {
     for task in fs::read_dir(format!("/proc/{}/task", guest.pid().0)).expect("a live process") {
         // A thread may end while it is looked at.
-        let Ok(status) = fs::read_to_string(task.unwrap().path().join("status")) else { continue };
+        let Ok(status) = fs::read_to_string(task.expect("a thread").path().join("status")) else {
+            continue;
+        };
         for set in ["CapPrm:", "CapEff:", "CapInh:"] {
-            let has = status.lines().find_map(|line| line.strip_prefix(set)).unwrap();
-            let has = u64::from_str_radix(has.trim(), 16).unwrap();
+            let has = status.lines().find_map(|line| line.strip_prefix(set)).expect("a set");
+            let has = u64::from_str_radix(has.trim(), 16).expect("a number");
             assert_eq!(has & !CAPABILITIES_MAX, 0, "{set} {has:x}");
         }
     }
