@@ -34,9 +34,9 @@ fn no_thread_has_other_capabilities(guest: &Guest) {
         let Ok(status) = fs::read_to_string(task.expect("a thread").path().join("status")) else {
             continue;
         };
-        for set in ["CapPrm:", "CapEff:", "CapInh:"] {
+        for set in ["CapPrm:", "CapEff:"] {
             let has = status.lines().find_map(|line| line.strip_prefix(set)).expect("a set");
-            let has = u64::from_str_radix(has.trim(), 16).expect("a number");
+            let has = u64::from_str_radix(has.trim(), 16).expect("hexadecimal");
             assert_eq!(has & !CAPABILITIES_MAX, 0, "{set} {has:x}");
         }
     }
@@ -118,7 +118,8 @@ fn strangers_who_stay_do_not_keep_the_owner_away() {
 fn attempt(pair: &Pair, what: &str, more: &[&str]) -> Running {
     let arguments = [&["run", "--name", "web-1", "--memory", "64M"], more].concat();
     let mut command = lighter(pair.a.state_dir(), &arguments);
-    command.env("LIGHTER_ATTEMPT", what);
+    // Programs with failpoints may write in the folder for temporary files, where the host of this test is.
+    command.env("LIGHTER_ATTEMPT", what).env("TMPDIR", "/nowhere");
     Running::start(command)
 }
 
