@@ -140,30 +140,6 @@ fn linux_says_which_pages_are_free_and_has_them_back_wherever_it_is() {
     nothing_left_behind(&pair.hosts());
 }
 
-/// `cargo test --test e2e -- --ignored --nocapture figures_of_free_memory`
-#[test]
-#[ignore = "a measurement, for docs/adr/0015-free-page-hints.md"]
-fn figures_of_free_memory() {
-    for kind in ["on", "off", "hints"] {
-        let pair = Pair::new();
-        let before = start_littered(&pair.a, kind).line();
-        if kind == "on" {
-            wait::within(BALLOON_PATIENCE, "linux reports what it has freed", || {
-                let seen = balloon(&pair.a);
-                let reported = seen["reported_bytes_total"].as_u64();
-                wait::holds(reported >= Some(FOUND_MIB << 20), format!("{seen:#}"))
-            });
-        }
-        let mut hosts = pair.hosts();
-        for _ in 0..3 {
-            let report = Migration::run(hosts[0], "linux", hosts[1]).ok();
-            hosts.reverse();
-            say_figures(kind, &report);
-        }
-        Witness::of(hosts[0], "linux", MIB * PAGES_PER_MIB).line().follows(&before);
-    }
-}
-
 #[test]
 fn a_guest_without_a_balloon_and_a_size_that_is_none_are_told_of() {
     let pair = Pair::without_nodes();
