@@ -291,6 +291,7 @@ impl World {
                 side.accepts = false;
                 return;
             }
+            ToDo::AdoptGuest => destination::Event::Resumed(Ok(())),
             ToDo::Settled => {
                 side.settled = true;
                 return;
