@@ -179,9 +179,8 @@ impl Backend {
             return;
         }
         let (device, mut rings) = self.rings(Instant::now());
-        match device.ready(index, &mut rings) {
-            Ok(()) => self.look_at_all(),
-            Err(error) => self.give_up(error),
+        if let Err(error) = device.ready(index, &mut rings) {
+            self.give_up(error);
         }
         let looks = std::mem::take(&mut self.looks);
         (0..self.due.len())

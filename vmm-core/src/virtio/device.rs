@@ -105,8 +105,7 @@ pub(crate) trait Device: Send + Debug {
         Vec::new()
     }
 
-    /// Descriptor `index` of [`Device::watched`] has become readable, or may have. Every queue is looked
-    /// at afterwards.
+    /// Descriptor `index` of [`Device::watched`] has become readable, or may have.
     ///
     /// # Errors
     /// As [`Device::process`].
@@ -164,10 +163,7 @@ pub(crate) trait Device: Send + Debug {
     /// # Errors
     /// A sentence, when the state is not possible.
     fn load(&mut self, state: &[u8]) -> Result<(), String> {
-        match state.len() {
-            0 => Ok(()),
-            bytes => Err(format!("{bytes} bytes of state, where there should be none")),
-        }
+        expect_no_state(state)
     }
 
     /// From now on, whenever the guest runs here, programs of the host find the device at `path`: for
@@ -187,6 +183,17 @@ pub(crate) trait Device: Send + Debug {
     /// How it stands, if this is a network device.
     fn net_status(&self) -> Option<NetStatus> {
         None
+    }
+}
+
+/// What [`Device::load`] checks for a device that saves nothing.
+///
+/// # Errors
+/// There is something.
+pub(crate) fn expect_no_state(state: &[u8]) -> Result<(), String> {
+    match state.len() {
+        0 => Ok(()),
+        bytes => Err(format!("{bytes} bytes of state, where there should be none")),
     }
 }
 

@@ -21,7 +21,7 @@ use super::tap::Tap;
 use super::{CONTROL, HEADER_BYTES, RECEIVE, TRANSMIT, transmit};
 use crate::raw_net;
 use crate::virtio::DeviceError;
-use crate::virtio::device::{Device, DeviceKind, Progress, Rings};
+use crate::virtio::device::{Device, DeviceKind, Progress, Rings, expect_no_state};
 use crate::virtio::queue::QueueError;
 use crate::virtio::signals::{Cause, ConfigSpace};
 
@@ -319,10 +319,7 @@ impl Device for NetDevice {
     /// Nothing is kept: whether the driver was asked to announce itself does not matter, as it is asked again.
     fn load(&mut self, state: &[u8]) -> Result<(), String> {
         self.moved = true;
-        match state.len() {
-            0 => Ok(()),
-            bytes => Err(format!("{bytes} bytes of state, where there should be none")),
-        }
+        expect_no_state(state)
     }
 
     fn net_status(&self) -> Option<NetStatus> {

@@ -17,7 +17,7 @@ use super::host::{Door, dial, watch};
 use super::packet::{HEADER_BYTES, HOST_CID, Header, Op, Ports, Received, STREAM};
 use crate::memory::RamMap;
 use crate::virtio::DeviceError;
-use crate::virtio::device::{Device, DeviceKind, Progress, Rings};
+use crate::virtio::device::{Device, DeviceKind, Progress, Rings, expect_no_state};
 use crate::virtio::queue::{Chain, QueueError};
 use crate::virtio::signals::ConfigSpace;
 
@@ -298,7 +298,7 @@ impl Device for VsockDevice {
         vec![self.door.descriptor(), self.streams.as_raw_fd()]
     }
 
-    fn ready(&mut self, index: usize, _rings: &mut Rings<'_>) -> Result<(), QueueError> {
+    fn ready(&mut self, index: usize, rings: &mut Rings<'_>) -> Result<(), QueueError> {
         if index == DOOR {
             for (stream, port) in self.door.requests() {
                 // A program that cannot be introduced finds its stream closed.
@@ -307,6 +307,7 @@ impl Device for VsockDevice {
         } else {
             self.look_at_streams();
         }
+        rings.look_at(RX);
         Ok(())
     }
 
@@ -331,10 +332,7 @@ impl Device for VsockDevice {
     fn load(&mut self, state: &[u8]) -> Result<(), String> {
         self.forget_connections();
         self.reset_due = self.has_driver;
-        match state.len() {
-            0 => Ok(()),
-            bytes => Err(format!("{bytes} bytes of state, where there should be none")),
-        }
+        expect_no_state(state)
     }
 
     fn listen_at(&mut self, path: &Path) {
