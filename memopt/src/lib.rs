@@ -1,7 +1,9 @@
-//! Memory optimisation of the guests on a host. What stands here so far is the first step,
-//! [`observe`]: what each guest process really costs its host, and what the host has left.
+//! Memory optimisation of the guests on a host: observe, plan, act, verify.
 //!
-//! It depends on nothing else of the workspace: it reads `/proc` and gives plain numbers. Start
-//! reading at [`observe::process_cost`].
+//! [`observe`] reads what each guest process really costs its host, and what the host has left;
+//! [`situation`] holds it all as plain numbers, from which everything else decides.
+//!
+//! It depends on nothing else of the workspace. Start reading at [`situation::Situation`].
 
 pub mod observe;
+pub mod situation;
