@@ -55,6 +55,10 @@ pub(crate) enum Advice {
     SmallPages,
     /// Pages that are equal may be merged.
     Mergeable,
+    /// None is merged any more: those that are become the guest's own again, which takes memory.
+    Unmergeable,
+    /// What is there now becomes huge pages, at once (`MADV_COLLAPSE`, Linux 6.1).
+    Collapse,
     /// Have every page ready to be written (`MADV_POPULATE_WRITE`, Linux 5.14). An error, where touching
     /// the page would end the process.
     Populate,
@@ -69,6 +73,8 @@ pub(crate) fn advise(part: Part<'_>, advice: Advice) -> Result<()> {
         Advice::HugePages => libc::MADV_HUGEPAGE,
         Advice::SmallPages => libc::MADV_NOHUGEPAGE,
         Advice::Mergeable => libc::MADV_MERGEABLE,
+        Advice::Unmergeable => libc::MADV_UNMERGEABLE,
+        Advice::Collapse => libc::MADV_COLLAPSE,
         Advice::Populate => libc::MADV_POPULATE_WRITE,
     };
     loop {

@@ -11,7 +11,7 @@ use vm_memory::{
     Bytes, FileOffset, GuestAddress, GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress,
 };
 
-use super::{HugePages, MemoryConfig, MemoryError, PAGE_BYTES, RamLayout, RamRegion};
+use super::{HugePages, MemoryConfig, MemoryError, PAGE_BYTES, RamLayout, RamRegion, Treatment};
 use crate::raw_memory::{self, Advice, Part};
 
 /// Bytes of a block: the unit in which a template's pages are replaced.
@@ -154,6 +154,31 @@ impl Backing {
         regions
             .try_for_each(|region| raw_memory::advise(Part::whole(region), Advice::Mergeable))
             .map_err(|cause| MemoryError::Merge { cause })
+    }
+
+    /// Has a part of the memory merged, or left alone, or made of huge pages.
+    ///
+    /// # Errors
+    /// [`MemoryError::CannotMerge`], [`MemoryError::NotMerged`], [`MemoryError::Merge`], [`MemoryError::Collapse`].
+    pub(super) fn treat(&self, part: Part<'_>, treatment: Treatment) -> Result<(), MemoryError> {
+        if matches!(self.kind, Kind::Pool) {
+            return Err(MemoryError::CannotMerge);
+        }
+        let merge = |advice| {
+            raw_memory::advise(part, advice).map_err(|cause| MemoryError::Merge { cause })
+        };
+        match treatment {
+            Treatment::Merge if !self.is_merged() => Err(MemoryError::NotMerged),
+            Treatment::Merge => merge(Advice::Mergeable),
+            Treatment::Unmerge => merge(Advice::Unmergeable),
+            Treatment::Collapse => {
+                merge(Advice::Unmergeable)?;
+                [Advice::HugePages, Advice::Collapse]
+                    .into_iter()
+                    .try_for_each(|advice| raw_memory::advise(part, advice))
+                    .map_err(|cause| MemoryError::Collapse { cause })
+            }
+        }
     }
 
     /// Whether the kernel may merge pages.

@@ -20,7 +20,7 @@ pub use config::{HugePages, MemoryConfig, MergeDomain, Prealloc};
 pub use host::{HOST_RESERVE_BYTES, available_bytes};
 pub use layout::{HIGH_RAM_START, LOW_RAM_MAX, RamLayout, RamRegion};
 pub use numa::{NodeSet, NumaPolicy};
-pub use ram::GuestRam;
+pub use ram::{GuestRam, Treatment};
 pub(crate) use ram::RamMap;
 
 /// Bytes of a page.
@@ -164,6 +164,15 @@ pub enum MemoryError {
     #[error("cannot have guest memory merged: {cause}")]
     Merge {
         /// The system's answer.
+        cause: std::io::Error,
+    },
+    /// The guest has no merge domain, or another one is merged on this host.
+    #[error("pages of this guest are not merged: it has no merge domain, or another domain's guests are merged on this host")]
+    NotMerged,
+    /// The kernel makes no huge pages of the memory.
+    #[error("cannot make huge pages of guest memory: {cause}")]
+    Collapse {
+        /// The system's answer: `EINVAL` of a kernel before 6.1, `ENOMEM` or `EAGAIN` when no huge page is free.
         cause: std::io::Error,
     },
     /// A chunk, or pages in it, that the guest does not have.

@@ -10,9 +10,21 @@ use vm_memory::{
 
 use super::backing::{Backing, TemplateImage, populate};
 use super::{CHUNK_PAGES, MemoryConfig, MemoryError, PAGE_BYTES, RamLayout};
+use crate::raw_memory::Part;
 
 /// Guest memory as rust-vmm crates see it, remembering what is written through it.
 pub(crate) type RamMap = GuestMemoryMmap<AtomicBitmap>;
+
+/// What becomes of a part of guest memory while the guest runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Treatment {
+    /// Pages that are equal to others of the merge domain may be merged.
+    Merge,
+    /// They are not merged any more; those that are become the guest's own again, which takes memory.
+    Unmerge,
+    /// As [`Self::Unmerge`], and what is there becomes huge pages.
+    Collapse,
+}
 
 /// The RAM of one guest: private memory, filled with zeros or with what a template holds.
 ///
@@ -65,6 +77,20 @@ impl GuestRam {
     /// [`MemoryError::CannotMerge`], [`MemoryError::Merge`].
     pub fn merge(&self) -> Result<(), MemoryError> {
         self.backing.merge(self.memory.iter())
+    }
+
+    /// Has `range`, whole pages of guest-physical addresses, treated in this way. The guest reads what it did before.
+    ///
+    /// # Errors
+    /// [`MemoryError::NoSuchAddress`] when the range is not RAM or not whole pages, [`MemoryError::CannotMerge`] for
+    /// huge pages of a pool, [`MemoryError::NotMerged`], [`MemoryError::Merge`], [`MemoryError::Collapse`].
+    pub fn treat(&self, range: &Range<u64>, treatment: Treatment) -> Result<(), MemoryError> {
+        let len = range.end.saturating_sub(range.start) as usize;
+        let nowhere = || MemoryError::NoSuchAddress { gpa: range.start, len };
+        let (index, offset) = self.find(range).ok_or_else(nowhere)?;
+        let region = self.memory.iter().nth(index).ok_or_else(nowhere)?;
+        let part = Part::new(region, offset, len).map_err(|_| nowhere())?;
+        self.backing.treat(part, treatment)
     }
 
     /// Whether the kernel may merge pages.
