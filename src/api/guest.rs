@@ -18,7 +18,7 @@ use super::descriptor::Handed;
 use super::error::{ApiError, Reason};
 use super::types::{
     BalloonInfo, BalloonRequest, CONSOLE_FROM, CONSOLE_NEXT, ConsoleInput, ConsoleRead,
-    ConsoleTaken, GuestInfo, MigrationRequest, MigrationStarted, MigrationStatus, RebootRequest,
+    ConsoleTaken, GuestInfo, GuestMemory, MigrationRequest, MigrationStarted, MigrationStatus, RebootRequest,
     Resolution, ResolveRequest, SaveRequest, Saved, StateAnswer, WorkloadControl,
     WorkloadControlled, WorkloadInfo,
 };
@@ -91,6 +91,11 @@ pub(crate) trait GuestControl: Send + Sync + 'static {
     /// # Errors
     /// As [`Self::workload`].
     fn control_workload(&self, control: &WorkloadControl) -> Result<WorkloadControlled, ApiError>;
+    /// What there is to know for whoever shares out the host's memory; the guest is not waited for.
+    ///
+    /// # Errors
+    /// It has not arrived yet.
+    fn memory(&self) -> Result<GuestMemory, ApiError>;
     /// How the balloon stands, with new statistics if the guest gives some.
     ///
     /// # Errors
@@ -172,6 +177,7 @@ fn routes() -> Vec<Route> {
         tell(Method::PUT, "/v1/guest/workload", done, |guest, request: WorkloadControl| {
             guest.control_workload(&request)
         }),
+        ask(Method::GET, "/v1/guest/memory", done, |guest| guest.memory()),
         ask(Method::GET, "/v1/guest/balloon", done, |guest| guest.balloon()),
         tell(Method::PUT, "/v1/guest/balloon", done, |guest, request: BalloonRequest| {
             guest.set_balloon(&request)
@@ -360,6 +366,9 @@ mod tests {
         }
         fn control_workload(&self, _: &WorkloadControl) -> Result<WorkloadControlled, ApiError> {
             panic!("broken on purpose")
+        }
+        fn memory(&self) -> Result<GuestMemory, ApiError> {
+            migrating()
         }
         fn balloon(&self) -> Result<BalloonInfo, ApiError> {
             Err(ApiError::new(Reason::NotFound, "web has no balloon"))

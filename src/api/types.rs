@@ -447,6 +447,45 @@ pub(crate) struct BalloonRequest {
     pub(crate) target_bytes: u64,
 }
 
+/// `GET /v1/guest/memory`: what there is to know for whoever shares out the host's memory. Nobody waits for the guest:
+/// statistics are its last ones, and new ones are asked for meanwhile.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct GuestMemory {
+    /// The guest's name.
+    pub(crate) name: GuestName,
+    /// The process that holds its memory.
+    pub(crate) pid: u32,
+    /// What it is doing.
+    pub(crate) state: GuestState,
+    /// Whether it is being written to a file.
+    pub(crate) is_being_saved: bool,
+    /// Its memory, bytes.
+    pub(crate) memory_bytes: u64,
+    /// How that is backed.
+    pub(crate) backing: BackingInfo,
+    /// What its operator has written beside it.
+    pub(crate) labels: BTreeMap<String, String>,
+    /// Its balloon, if it has one.
+    pub(crate) balloon: Option<BalloonLevel>,
+}
+
+/// Where a balloon stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct BalloonLevel {
+    /// Whether the guest has a driver for it.
+    pub(crate) has_driver: bool,
+    /// Whether the guest reports free pages by itself.
+    pub(crate) reporting: bool,
+    /// What the guest shall keep, bytes.
+    pub(crate) target_bytes: u64,
+    /// What it keeps, bytes.
+    pub(crate) actual_bytes: u64,
+    /// Given back through free page reports since the process started, bytes.
+    pub(crate) reported_bytes_total: u64,
+    /// What the guest said last.
+    pub(crate) statistics: Option<BalloonStatistics>,
+}
+
 /// `GET /v1/guest/balloon`: what the guest keeps of its memory, and what the host spends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct BalloonInfo {

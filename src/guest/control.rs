@@ -18,7 +18,7 @@ use super::{balloon, saved, workload};
 use crate::api::guest::GuestControl;
 use crate::api::types::{
     BackingInfo, BalloonInfo, BalloonRequest, ConsoleInput, ConsoleTaken, GuestInfo, GuestKind,
-    GuestState, LandlockState, MigrationRequest, MigrationStarted, MigrationStatus, NetInfo,
+    GuestMemory, GuestState, LandlockState, MigrationRequest, MigrationStarted, MigrationStatus, NetInfo,
     OnReboot, RebootRequest, Resolution, SaveRequest, Saved, StateAnswer, VsockInfo,
     WorkloadControl, WorkloadControlled, WorkloadInfo,
 };
@@ -325,6 +325,22 @@ impl GuestControl for ProcessControl {
     fn control_workload(&self, control: &WorkloadControl) -> Result<WorkloadControlled, ApiError> {
         self.refuse_when_incomplete()?;
         workload::control(self.machine()?, control)
+    }
+
+    fn memory(&self) -> Result<GuestMemory, ApiError> {
+        let machine = self.machine()?;
+        let process = self.process();
+        let is_being_saved = matches!(&*process.occupation(), Occupation::Saving(_));
+        Ok(GuestMemory {
+            name: process.name().clone(),
+            pid: process.identity().pid,
+            state: process.guest_state(),
+            is_being_saved,
+            memory_bytes: machine.shape().memory_bytes,
+            backing: self.backing(machine),
+            labels: process.labels().clone(),
+            balloon: balloon::level(machine.vm()),
+        })
     }
 
     fn balloon(&self) -> Result<BalloonInfo, ApiError> {
