@@ -19,7 +19,8 @@ use super::error::{ApiError, Reason};
 use super::types::{
     BalloonInfo, BalloonRequest, CONSOLE_FROM, CONSOLE_NEXT, ConsoleInput, ConsoleRead,
     ConsoleTaken, GuestInfo, GuestMemory, MigrationRequest, MigrationStarted, MigrationStatus, RebootRequest,
-    Resolution, ResolveRequest, SaveRequest, Saved, StateAnswer, WorkloadControl,
+    Resolution, ResolveRequest, SaveRequest, Saved, StateAnswer, TreatedMemory,
+    TreatmentRequest, WorkloadControl,
     WorkloadControlled, WorkloadInfo,
 };
 
@@ -96,6 +97,11 @@ pub(crate) trait GuestControl: Send + Sync + 'static {
     /// # Errors
     /// It has not arrived yet.
     fn memory(&self) -> Result<GuestMemory, ApiError>;
+    /// Has parts of the guest's memory merged, taken apart, or made of huge pages.
+    ///
+    /// # Errors
+    /// As [`Self::pause`]; parts that are no memory of the guest's.
+    fn treat_memory(&self, request: &TreatmentRequest) -> Result<TreatedMemory, ApiError>;
     /// How the balloon stands, with new statistics if the guest gives some.
     ///
     /// # Errors
@@ -178,6 +184,9 @@ fn routes() -> Vec<Route> {
             guest.control_workload(&request)
         }),
         ask(Method::GET, "/v1/guest/memory", done, |guest| guest.memory()),
+        tell(Method::PUT, "/v1/guest/memory", done, |guest, request: TreatmentRequest| {
+            guest.treat_memory(&request)
+        }),
         ask(Method::GET, "/v1/guest/balloon", done, |guest| guest.balloon()),
         tell(Method::PUT, "/v1/guest/balloon", done, |guest, request: BalloonRequest| {
             guest.set_balloon(&request)
@@ -368,6 +377,9 @@ mod tests {
             panic!("broken on purpose")
         }
         fn memory(&self) -> Result<GuestMemory, ApiError> {
+            migrating()
+        }
+        fn treat_memory(&self, _: &TreatmentRequest) -> Result<TreatedMemory, ApiError> {
             migrating()
         }
         fn balloon(&self) -> Result<BalloonInfo, ApiError> {

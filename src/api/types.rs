@@ -486,6 +486,41 @@ pub(crate) struct BalloonLevel {
     pub(crate) statistics: Option<BalloonStatistics>,
 }
 
+/// `PUT /v1/guest/memory`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct TreatmentRequest {
+    /// What becomes of the memory; the guest reads what it did before.
+    pub(crate) treatment: MemoryTreatment,
+    /// Runs of chunks of 2 MiB, each as its first chunk (guest physical address over 2 MiB) and their number; all memory when
+    /// absent.
+    #[serde(default)]
+    pub(crate) chunks: Option<Vec<(u32, u32)>>,
+}
+
+/// What becomes of a part of a guest's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum MemoryTreatment {
+    /// The kernel may merge it with that of other guests of its domain.
+    Merge,
+    /// The kernel may not, and what is merged is taken apart.
+    Unmerge,
+    /// As `unmerge`, and what is there becomes huge pages.
+    Collapse,
+    /// What is as in the guest's template is shared with it again. The guest stands still for moments.
+    Share,
+}
+
+/// The answer to `PUT /v1/guest/memory`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct TreatedMemory {
+    /// Chunks that were treated.
+    pub(crate) chunks: u64,
+    /// Why not all of them.
+    pub(crate) error: Option<String>,
+}
+
 /// `GET /v1/guest/balloon`: what the guest keeps of its memory, and what the host spends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct BalloonInfo {

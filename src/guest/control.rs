@@ -14,13 +14,13 @@ use super::machine::SharedMachine;
 use super::merging::Merging;
 use super::process::{Ending, GuestProcess, Occupation, Saving};
 use super::session::MigrationSession;
-use super::{balloon, saved, workload};
+use super::{balloon, saved, treatment, workload};
 use crate::api::guest::GuestControl;
 use crate::api::types::{
     BackingInfo, BalloonInfo, BalloonRequest, ConsoleInput, ConsoleTaken, GuestInfo, GuestKind,
     GuestMemory, GuestState, LandlockState, MigrationRequest, MigrationStarted, MigrationStatus, NetInfo,
-    OnReboot, RebootRequest, Resolution, SaveRequest, Saved, StateAnswer, VsockInfo,
-    WorkloadControl, WorkloadControlled, WorkloadInfo,
+    OnReboot, RebootRequest, Resolution, SaveRequest, Saved, StateAnswer, TreatedMemory,
+    TreatmentRequest, VsockInfo, WorkloadControl, WorkloadControlled, WorkloadInfo,
 };
 use crate::api::{ApiError, Reason};
 use crate::scrollback::Scrollback;
@@ -341,6 +341,13 @@ impl GuestControl for ProcessControl {
             labels: process.labels().clone(),
             balloon: balloon::level(machine.vm()),
         })
+    }
+
+    fn treat_memory(&self, request: &TreatmentRequest) -> Result<TreatedMemory, ApiError> {
+        // Held, so that no migration begins meanwhile.
+        let occupation = self.process().occupation();
+        self.refuse_when_busy(&occupation)?;
+        treatment::treat(self.machine()?.vm(), request)
     }
 
     fn balloon(&self) -> Result<BalloonInfo, ApiError> {

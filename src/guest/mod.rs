@@ -22,6 +22,7 @@ mod recent;
 mod saved;
 mod session;
 mod start;
+mod treatment;
 mod workload;
 
 pub(crate) use start::{incoming, restore, run, start_defined};

@@ -100,6 +100,15 @@ pub(crate) fn drop_anonymous(part: Part<'_>) -> Result<()> {
     check(unsafe { libc::madvise(part.start(), part.len, libc::MADV_DONTNEED) }.into())
 }
 
+/// Gives the private copies of a file's pages in a part back to the host; it reads as the file afterwards.
+///
+/// # Errors
+/// The kernel's answer.
+pub(crate) fn drop_copies(part: Part<'_>) -> Result<()> {
+    // SAFETY: as for `drop_anonymous`: the part lies within a mapping that we own, and nobody minds what it reads as.
+    check(unsafe { libc::madvise(part.start(), part.len, libc::MADV_DONTNEED) }.into())
+}
+
 /// Puts anonymous, private memory in the place of a part, whatever was mapped there; it reads as zeros.
 ///
 /// # Errors

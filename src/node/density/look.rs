@@ -1,10 +1,10 @@
 //! The host and its guests as they are now, in the form in which plans are made from it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use memopt::observe::{self, Meter, Missing, ObserveError, Sources};
+use memopt::observe::{self, Meter, Missing, Sources};
 use memopt::situation::{
     Backing, Balloon, Cost, Guest, Hindrance, Situation, Statistics, Vmm,
 };
@@ -44,11 +44,12 @@ impl Lookout {
         Self { state, sources: Sources::system(), meter: Meter::new(METER_BUDGET) }
     }
 
-    /// The host and all guests now.
+    /// The host and all guests now. What guests cost is reckoned from their counters, but for those of the names `exactly`, whose
+    /// page tables are walked.
     ///
     /// # Errors
     /// The folder of guests or the host's memory cannot be read.
-    pub(super) async fn look(&mut self) -> Result<View> {
+    pub(super) async fn look(&mut self, exactly: &BTreeSet<String>) -> Result<View> {
         let mut asked: JoinSet<Option<Guest>> =
             self.state.live_guests()?.into_iter().map(ask).collect();
         let mut guests = Vec::with_capacity(asked.len());
@@ -56,23 +57,15 @@ impl Lookout {
             guests.extend(answer.context("a look at a guest broke down")?);
         }
         guests.sort_by(|a, b| a.name.cmp(&b.name));
-        tokio::task::block_in_place(|| self.weigh(guests))
+        tokio::task::block_in_place(|| self.weigh(guests, exactly))
     }
 
-    /// What a process costs, measured now; `None` for one that is gone.
-    ///
-    /// # Errors
-    /// Its files in `/proc` cannot be read.
-    pub(super) fn cost(&mut self, pid: u32) -> Result<Option<Cost>> {
-        match tokio::task::block_in_place(|| self.meter.exact(&self.sources, pid, uptime())) {
-            Ok(cost) => Ok(Some(cost)),
-            Err(ObserveError::Gone { .. }) => Ok(None),
-            Err(error) => Err(error).context("cannot tell what a guest costs"),
-        }
-    }
-
-    fn weigh(&mut self, mut guests: Vec<Guest>) -> Result<View> {
+    fn weigh(&mut self, mut guests: Vec<Guest>, exactly: &BTreeSet<String>) -> Result<View> {
         let now = uptime();
+        for guest in guests.iter().filter(|guest| exactly.contains(&guest.name)) {
+            // One that cannot be measured is told of below.
+            let _measured = self.meter.exact(&self.sources, guest.pid, now);
+        }
         let pids: Vec<u32> = guests.iter().map(|guest| guest.pid).collect();
         let costs = self.meter.round(&self.sources, &pids, now);
         for (guest, cost) in guests.iter_mut().zip(costs) {

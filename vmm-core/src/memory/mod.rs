@@ -166,6 +166,12 @@ pub enum MemoryError {
         /// The system's answer.
         cause: std::io::Error,
     },
+    /// Pages cannot be shared with the template again.
+    #[error("cannot share the guest's memory with its template again: {cause}")]
+    Share {
+        /// The system's answer.
+        cause: std::io::Error,
+    },
     /// The guest has no merge domain, or another one is merged on this host.
     #[error("pages of this guest are not merged: it has no merge domain, or another domain's guests are merged on this host")]
     NotMerged,

@@ -93,6 +93,25 @@ impl GuestRam {
         self.backing.treat(part, treatment)
     }
 
+    /// Gives the guest's own copies of its template's pages in `range` back where they are as in the template. The guest reads what it
+    /// did before; nobody may write to its memory meanwhile. Returns the bytes that are as in the template.
+    ///
+    /// # Errors
+    /// [`MemoryError::NoSuchAddress`] when the range is not RAM or not whole pages, [`MemoryError::Share`].
+    pub(crate) fn share(&self, range: &Range<u64>) -> Result<u64, MemoryError> {
+        let len = range.end.saturating_sub(range.start) as usize;
+        let nowhere = || MemoryError::NoSuchAddress { gpa: range.start, len };
+        let (index, offset) = self.find(range).ok_or_else(nowhere)?;
+        let (Some(region), Some(place)) =
+            (self.memory.iter().nth(index), self.layout.regions().get(index))
+        else {
+            return Err(nowhere());
+        };
+        self.backing
+            .share(region, place, offset, len)
+            .map_err(|cause| MemoryError::Share { cause })
+    }
+
     /// Whether the kernel may merge pages.
     pub fn is_merged(&self) -> bool {
         self.backing.is_merged()
