@@ -1,0 +1,349 @@
+//! Memory optimization of this host: what is known, what is planned, what runs.
+
+use std::collections::BTreeSet;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use memopt::history::{Chronicle, Found, History, HistoryError, Limits, Listing, News, Run, RunId};
+use memopt::ledger::Ledger;
+use memopt::plan::{Plan, Step, plan};
+use memopt::policy::{Goal, Policy};
+use memopt::schedule::{Event, Moment, Notice, Schedule, Scheduler, Trigger};
+use memopt::situation::Situation;
+use tokio::sync::watch;
+
+use super::act::Actor;
+use super::look::{Lookout, View};
+use super::settings::SettingsFile;
+use super::types::{DensityStatus, Kept, NextRun, RunEnd};
+use crate::api::{ApiError, Reason};
+use crate::clock::{unix_ms, uptime};
+use crate::durable;
+use crate::state_dir::StateDir;
+
+/// Memory optimization of this host.
+#[derive(Debug)]
+pub(crate) struct Density {
+    state: StateDir,
+    settings: Mutex<SettingsFile>,
+    /// One look at a time, and with it what is made of it.
+    mind: tokio::sync::Mutex<Mind>,
+    chronicle: Mutex<Chronicle<Kept>>,
+    scheduler: Mutex<Scheduler>,
+    /// The run under way, and how it is called off.
+    running: Mutex<Option<(RunId, watch::Sender<bool>)>>,
+    pub(super) actor: Actor,
+}
+
+/// What looks find, and what is remembered of them.
+#[derive(Debug)]
+struct Mind {
+    lookout: Lookout,
+    ledger: Ledger,
+}
+
+impl Density {
+    /// Memory optimization of this host, as lighter.toml says.
+    ///
+    /// # Errors
+    /// The file is wrong.
+    pub(crate) fn open(state: &StateDir) -> Result<Self> {
+        let settings = SettingsFile::open(&state.settings_file()).map_err(anyhow::Error::msg)?;
+        let actor = Actor::new(state.clone());
+        if let Err(error) = actor.recover() {
+            tracing::warn!("ksmd cannot be put back to how it was set: {error}");
+        }
+        let chronicle = Chronicle::open(state.density_history(), Limits::default(), uptime());
+        let density = Self {
+            state: state.clone(),
+            settings: Mutex::new(settings),
+            mind: tokio::sync::Mutex::new(Mind {
+                lookout: Lookout::new(state.clone()),
+                ledger: read_ledger(state),
+            }),
+            scheduler: Mutex::new(Scheduler::new(Vec::new(), &Default::default(), moment())),
+            chronicle: Mutex::new(chronicle),
+            running: Mutex::default(),
+            actor,
+        };
+        density.schedule_anew();
+        density.tell_news();
+        Ok(density)
+    }
+
+    /// How the host and its guests stand.
+    ///
+    /// # Errors
+    /// The host cannot be looked at.
+    pub(crate) async fn status(&self) -> Result<DensityStatus> {
+        let (policy, file, file_error) = {
+            let settings = self.settings();
+            let file = settings.path().map(|path| path.display().to_string());
+            (settings.settings.policy.clone(), file, settings.error.clone())
+        };
+        let (view, level) = {
+            let mut mind = self.mind.lock().await;
+            let view = mind.look(&policy, &BTreeSet::new()).await?;
+            (view, mind.ledger.level)
+        };
+        Ok(DensityStatus {
+            situation: view.situation,
+            level,
+            goal: policy.goal,
+            file,
+            file_error,
+            missing: view.missing.iter().map(ToString::to_string).collect(),
+            running: self.running().as_ref().map(|(run, _)| *run),
+        })
+    }
+
+    /// What would be done now.
+    ///
+    /// # Errors
+    /// The host cannot be looked at.
+    pub(crate) async fn plan(&self, goal: Option<Goal>, policy: Option<Policy>) -> Result<Plan> {
+        let policy = policy.unwrap_or_else(|| self.policy());
+        let goal = goal.unwrap_or(policy.goal);
+        Ok(self.think(&policy, &goal).await?.1)
+    }
+
+    /// A look at the host, and what would be done about it.
+    ///
+    /// # Errors
+    /// The host cannot be looked at.
+    pub(super) async fn think(&self, policy: &Policy, goal: &Goal) -> Result<(Situation, Plan)> {
+        let mut mind = self.mind.lock().await;
+        let situation = mind.look(policy, &BTreeSet::new()).await?.situation;
+        let plan = plan(&situation, policy, &mind.ledger, goal);
+        Ok((situation, plan))
+    }
+
+    /// A look at the host, with what the guests of these names really cost.
+    ///
+    /// # Errors
+    /// The host cannot be looked at.
+    pub(super) async fn look(&self, policy: &Policy, exactly: &BTreeSet<String>) -> Result<Situation> {
+        Ok(self.mind.lock().await.look(policy, exactly).await?.situation)
+    }
+
+    /// Changes what is remembered, and puts it down for the next node.
+    pub(super) async fn remember(&self, change: impl FnOnce(&mut Ledger)) {
+        let mut mind = self.mind.lock().await;
+        change(&mut mind.ledger);
+        let path = self.state.density_ledger();
+        if let Err(error) = tokio::task::block_in_place(|| durable::write_json(&path, &mind.ledger)) {
+            tracing::warn!("cannot put down what is remembered of balloons and merging: {error:#}");
+        }
+    }
+
+    /// What may be done.
+    pub(super) fn policy(&self) -> Policy {
+        self.settings().settings.policy.clone()
+    }
+
+    /// The schedule of this name.
+    pub(super) fn schedule(&self, name: &str) -> Option<Schedule> {
+        let settings = self.settings();
+        settings.settings.schedules.iter().find(|schedule| schedule.name == name).cloned()
+    }
+
+    /// What is due next.
+    pub(crate) fn next(&self, count: usize) -> Vec<NextRun> {
+        let upcoming = self.scheduler().next(count);
+        let goal = |name: &str| {
+            self.schedule(name).map(|schedule| schedule.goal.to_string()).unwrap_or_default()
+        };
+        upcoming
+            .into_iter()
+            .map(|next| NextRun {
+                at_unix_seconds: next.tick,
+                goal: goal(&next.schedule),
+                schedule: next.schedule,
+            })
+            .collect()
+    }
+
+    /// The last runs, the newest first.
+    pub(crate) fn runs(&self, count: usize) -> Listing<RunEnd> {
+        self.keep(|history| history.last(count)).unwrap_or_default()
+    }
+
+    /// A run.
+    ///
+    /// # Errors
+    /// There is none of this number, or the history cannot be read.
+    pub(crate) fn run(&self, id: RunId) -> Result<Run<Kept>, ApiError> {
+        let unknown = || ApiError::new(Reason::NotFound, format!("there is no run {id}"));
+        self.keep(|history| history.run(id)).ok_or_else(unknown)
+    }
+
+    /// Begins to put down a run; without a history it goes without a number.
+    pub(super) fn begin(&self, trigger: Trigger, plan: &Plan) -> RunId {
+        let started = unix_ms() / 1000;
+        self.keep(|history| history.begin(trigger, started, plan)).unwrap_or(RunId(0))
+    }
+
+    /// Puts down steps that are about to be done; returns the place of the first.
+    pub(super) fn put_down(&self, run: RunId, steps: &[Step]) -> u32 {
+        let deeds: Vec<(Step, i64)> =
+            steps.iter().map(|step| (step.clone(), step.expected_bytes)).collect();
+        self.keep(|history| history.act(run, &deeds)).unwrap_or(0)
+    }
+
+    /// Puts down what came of them.
+    pub(super) fn put_down_found(&self, run: RunId, found: &[Found]) {
+        self.keep(|history| history.verify(run, found));
+    }
+
+    /// Puts down what went wrong.
+    pub(super) fn put_down_error(&self, run: RunId, error: &str) {
+        self.keep(|history| history.note_error(run, error));
+    }
+
+    /// Puts down how it ended.
+    pub(super) fn put_down_end(&self, run: RunId, end: RunEnd) {
+        self.keep(|history| history.finish(run, unix_ms() / 1000, &end));
+    }
+
+    /// Makes this the run under way; what is returned hears when it is called off.
+    pub(super) fn set_running(&self, run: RunId) -> watch::Receiver<bool> {
+        let (cancel, cancelled) = watch::channel(false);
+        *self.running() = Some((run, cancel));
+        cancelled
+    }
+
+    /// The run under way has ended.
+    pub(super) fn end_running(&self) {
+        *self.running() = None;
+    }
+
+    /// Calls a run off; it ends after the step under way.
+    ///
+    /// # Errors
+    /// It is not under way.
+    pub(crate) fn cancel(&self, id: RunId) -> Result<(), ApiError> {
+        match &*self.running() {
+            Some((run, cancel)) if *run == id => {
+                cancel.send_replace(true);
+                Ok(())
+            }
+            _ => Err(ApiError::new(Reason::WrongState, format!("run {id} is not under way"))),
+        }
+    }
+
+    /// Calls the run under way off, whichever it is.
+    pub(super) fn cancel_any(&self) {
+        if let Some((_, cancel)) = &*self.running() {
+            cancel.send_replace(true);
+        }
+    }
+
+    /// What time it is, and what is to be done about it.
+    pub(super) fn handle(&self, event: Event) -> Vec<Notice> {
+        self.scheduler().handle(moment(), event)
+    }
+
+    /// How long nothing will be due.
+    pub(super) fn wait(&self) -> Duration {
+        self.scheduler().wait(moment())
+    }
+
+    /// Looks whether lighter.toml says something else now.
+    pub(super) fn refresh_settings(&self) {
+        let change = self.settings().refresh();
+        match change {
+            super::settings::Change::None => {}
+            super::settings::Change::New => {
+                tracing::info!("lighter.toml has changed and holds from now on");
+                self.schedule_anew();
+            }
+            super::settings::Change::Wrong => {
+                let error = self.settings().error.clone().unwrap_or_default();
+                tracing::error!("{error}; what the file said before holds on");
+            }
+        }
+    }
+
+    fn schedule_anew(&self) {
+        let schedules = self.settings().settings.schedules.clone();
+        let last = self.keep(History::last_ticks).unwrap_or_default();
+        *self.scheduler() = Scheduler::new(schedules, &last, moment());
+    }
+
+    fn keep<T>(
+        &self,
+        body: impl FnOnce(&mut History<Kept>) -> Result<T, HistoryError>,
+    ) -> Option<T> {
+        let done = tokio::task::block_in_place(|| {
+            self.chronicle.lock().unwrap_or_else(PoisonError::into_inner).with(uptime(), body)
+        });
+        self.tell_news();
+        done
+    }
+
+    fn tell_news(&self) {
+        let news = self.chronicle.lock().unwrap_or_else(PoisonError::into_inner).take_news();
+        for news in news {
+            match news {
+                News::Lost(error) => tracing::warn!("no history is kept: {error}"),
+                News::Refused(error) => tracing::warn!("not in the history: {error}"),
+                News::Kept { interrupted, was_repaired } => {
+                    if was_repaired {
+                        tracing::warn!("the history was not closed properly, and has been repaired");
+                    }
+                    for run in interrupted {
+                        tracing::warn!("run {run} was interrupted: the node died over it");
+                    }
+                }
+            }
+        }
+    }
+
+    fn settings(&self) -> MutexGuard<'_, SettingsFile> {
+        self.settings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn scheduler(&self) -> MutexGuard<'_, Scheduler> {
+        self.scheduler.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn running(&self) -> MutexGuard<'_, Option<(RunId, watch::Sender<bool>)>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Mind {
+    async fn look(&mut self, policy: &Policy, exactly: &BTreeSet<String>) -> Result<View> {
+        let view = self.lookout.look(exactly).await?;
+        self.ledger.observe(&view.situation, policy);
+        Ok(view)
+    }
+}
+
+fn moment() -> Moment {
+    Moment { wall: Duration::from_millis(unix_ms()), uptime: uptime() }
+}
+
+/// What the last node remembered, if that can be read.
+fn read_ledger(state: &StateDir) -> Ledger {
+    let path = state.density_ledger();
+    let read = || -> Result<Option<Ledger>> {
+        match regular_file::read_text(&path, LEDGER_BYTES_MAX) {
+            Ok(text) => Ok(Some(serde_json::from_str(&text).context("it is damaged")?)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    };
+    match read() {
+        Ok(ledger) => ledger.unwrap_or_default(),
+        Err(error) => {
+            tracing::warn!("begins anew, since {} cannot be read: {error:#}", path.display());
+            Ledger::default()
+        }
+    }
+}
+
+/// The largest file of what is remembered that is read, in bytes.
+const LEDGER_BYTES_MAX: u64 = 16 << 20;
+
