@@ -2,8 +2,10 @@
 //!
 //! [`observe`] reads what each guest process really costs its host, and what the host has left;
 //! [`situation`] holds it all as plain numbers, from which everything else decides.
+//! [`ksm`] drives the kernel's samepage merging in windows.
 //!
-//! It depends on nothing else of the workspace. Start reading at [`situation::Situation`].
+//! It depends on nothing else of the workspace but `regular-file`. Start reading at [`situation::Situation`].
 
+pub mod ksm;
 pub mod observe;
 pub mod situation;
