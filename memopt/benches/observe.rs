@@ -40,9 +40,8 @@ fn main() -> Outcome<()> {
         oldest = ages.max().unwrap_or_default();
     }
     let mut counters = Meter::new(Duration::ZERO);
-    let counted: Vec<_> = (0..rounds)
-        .map(|_| time(|| counters.round(&sources, &pids, began.elapsed())))
-        .collect();
+    let counted: Vec<_> =
+        (0..rounds).map(|_| time(|| counters.round(&sources, &pids, began.elapsed()))).collect();
     let hosts: Vec<_> = (0..rounds).map(|_| time(|| host(&sources))).collect();
 
     println!("{processes} processes of {mib} MiB, {rounds} rounds; median and worst in ms");

@@ -4,11 +4,13 @@
 //! [`situation`] holds it all as plain numbers, from which everything else decides.
 //! [`policy`] is what the operator wants, [`ledger`] what has to be remembered between two looks, [`plan`] what to do now and why,
 //! and [`verify`] what really came of it. These four are pure: they hold no clock, no file and no socket (ADR 16).
+//! [`ksm`] drives the kernel's samepage merging in windows.
 //! [`schedule`] says when that is done by itself, and [`history`] keeps what was planned, done and found.
 //!
-//! It depends on nothing else of the workspace. Start reading at [`situation::Situation`], then [`plan::plan`].
+//! It depends on nothing else of the workspace but `regular-file`. Start reading at [`situation::Situation`], then [`plan::plan`].
 
 pub mod history;
+pub mod ksm;
 pub mod ledger;
 pub mod observe;
 pub mod plan;

@@ -34,7 +34,8 @@ impl ProcessCost {
 
 /// Reads what process `pid` costs, from `/proc/PID/smaps_rollup` and `/proc/PID/status`.
 ///
-/// The kernel walks the page tables of the process for this: about a millisecond per GiB.
+/// The kernel walks the page tables of the process for this: 5 ms for 512 MiB of 4 KiB pages (`cargo bench -p memopt --bench
+/// observe -- 8 512`), much less for huge pages.
 ///
 /// # Errors
 /// [`ObserveError::Gone`] when the process ends meanwhile, [`ObserveError::Forbidden`] for a process

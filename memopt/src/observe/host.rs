@@ -82,11 +82,7 @@ pub fn host(sources: &Sources) -> Result<(situation::Host, Vec<Missing>), Observ
     Ok((host, missing))
 }
 
-fn present<T>(
-    missing: &mut Vec<Missing>,
-    part: Part,
-    read: Result<T, ObserveError>,
-) -> Option<T> {
+fn present<T>(missing: &mut Vec<Missing>, part: Part, read: Result<T, ObserveError>) -> Option<T> {
     read.map_err(|cause| missing.push(Missing { part, cause })).ok()
 }
 
@@ -142,7 +138,8 @@ mod tests {
         let sources = Sources::at(folder.path());
         assert!(matches!(host(&sources).unwrap_err(), ObserveError::Absent { .. }));
 
-        let text = "MemTotal: 24000 kB\nMemAvailable: 12000 kB\nSwapTotal: 100 kB\nSwapFree: 60 kB\n";
+        let text =
+            "MemTotal: 24000 kB\nMemAvailable: 12000 kB\nSwapTotal: 100 kB\nSwapFree: 60 kB\n";
         std::fs::write(folder.path().join("proc/meminfo"), text).unwrap();
         let (host, missing) = host(&sources).unwrap();
         assert_eq!((host.total_bytes, host.swap_used_bytes), (24_000 << 10, 40 << 10));

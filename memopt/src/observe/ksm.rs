@@ -122,9 +122,7 @@ pub fn ksm_knobs(sources: &Sources) -> Result<KsmKnobs, ObserveError> {
     let optional = |name: &str| sources.number_if_there(&format!("{FOLDER}/{name}"));
     let file = format!("{FOLDER}/advisor_mode");
     let advisor = match super::sources::if_there(sources.read(&file))? {
-        Some(text) => {
-            Some(Advisor::parse(&text).ok_or_else(|| sources.unexpected(&file, &text))?)
-        }
+        Some(text) => Some(Advisor::parse(&text).ok_or_else(|| sources.unexpected(&file, &text))?),
         None => None,
     };
     Ok(KsmKnobs {

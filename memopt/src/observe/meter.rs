@@ -242,8 +242,9 @@ mod tests {
         fs::write(folder.join("status"), format!("Name:\tqemu\nVmRSS:\t{kib} kB\nVmSwap:\t8 kB\n"))
             .unwrap();
         let pss = kib * 3 / 4;
-        let rollup =
-            format!("Rss: {kib} kB\nPss: {pss} kB\nAnonymous: 0 kB\nAnonHugePages: 4 kB\nSwap: 8 kB\n");
+        let rollup = format!(
+            "Rss: {kib} kB\nPss: {pss} kB\nAnonymous: 0 kB\nAnonHugePages: 4 kB\nSwap: 8 kB\n"
+        );
         fs::write(folder.join("smaps_rollup"), rollup).unwrap();
     }
 

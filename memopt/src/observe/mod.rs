@@ -21,7 +21,7 @@ pub use error::ObserveError;
 pub use host::{HostMemory, Missing, Part, host, host_memory, parse_meminfo};
 pub use huge::{Activity, HugePagePolicy, HugePages, activity, huge_pages, parse_vmstat};
 pub use ksm::{Advisor, KsmKnobs, KsmState, ksm, ksm_knobs, ksmd_time};
-pub use meter::{Metered, Meter};
+pub use meter::{Meter, Metered};
 pub use pools::pools;
 pub use pressure::{parse_pressure, pressure};
 pub use process::{Merged, cost, merged, parse_ksm_stat};

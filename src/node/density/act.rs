@@ -46,7 +46,7 @@ struct KsmWindow {
 impl Actor {
     /// Acts on this host and on the guests below `state`.
     pub(super) fn new(state: StateDir) -> Self {
-        let journal = state.root().join("ksm.json");
+        let journal = state.ksm_journal();
         Self { state, sources: Sources::system(), journal, window: Mutex::default() }
     }
 

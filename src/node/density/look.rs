@@ -50,8 +50,26 @@ impl Lookout {
     /// # Errors
     /// The folder of guests or the host's memory cannot be read.
     pub(super) async fn look(&mut self, exactly: &BTreeSet<String>) -> Result<View> {
-        let mut asked: JoinSet<Option<Guest>> =
-            self.state.live_guests()?.into_iter().map(ask).collect();
+        let guests = self.state.live_guests()?;
+        self.look_at(guests, exactly).await
+    }
+
+    /// As [`Self::look`], but only the guests of these names.
+    ///
+    /// # Errors
+    /// As [`Self::look`].
+    pub(super) async fn look_at_some(&mut self, names: &BTreeSet<String>) -> Result<View> {
+        let mut guests = self.state.live_guests()?;
+        guests.retain(|guest| names.contains(guest.name().as_str()));
+        self.look_at(guests, &BTreeSet::new()).await
+    }
+
+    async fn look_at(
+        &mut self,
+        guests: Vec<GuestDir>,
+        exactly: &BTreeSet<String>,
+    ) -> Result<View> {
+        let mut asked: JoinSet<Option<Guest>> = guests.into_iter().map(ask).collect();
         let mut guests = Vec::with_capacity(asked.len());
         while let Some(answer) = asked.join_next().await {
             guests.extend(answer.context("a look at a guest broke down")?);

@@ -105,18 +105,36 @@ impl Density {
     pub(crate) async fn plan(&self, goal: Option<Goal>, policy: Option<Policy>) -> Result<Plan> {
         let policy = policy.unwrap_or_else(|| self.policy());
         let goal = goal.unwrap_or(policy.goal);
-        Ok(self.think(&policy, &goal).await?.1)
+        self.think(&policy, &goal).await
     }
 
-    /// A look at the host, and what would be done about it.
+    /// A look at the host, and what is to be done about it.
     ///
     /// # Errors
     /// The host cannot be looked at.
-    pub(super) async fn think(&self, policy: &Policy, goal: &Goal) -> Result<(Situation, Plan)> {
+    pub(super) async fn think(&self, policy: &Policy, goal: &Goal) -> Result<Plan> {
         let mut mind = self.mind.lock().await;
         let situation = mind.look(policy, &BTreeSet::new()).await?.situation;
-        let plan = plan(&situation, policy, &mind.ledger, goal);
-        Ok((situation, plan))
+        Ok(plan(&situation, policy, &mind.ledger, goal))
+    }
+
+    /// A look at the guests of these names, or all, and what is to be done about them.
+    ///
+    /// # Errors
+    /// The host cannot be looked at.
+    pub(super) async fn consider(
+        &self,
+        policy: &Policy,
+        names: Option<&BTreeSet<String>>,
+    ) -> Result<(Situation, Plan)> {
+        let mut mind = self.mind.lock().await;
+        let view = match names {
+            Some(names) => mind.lookout.look_at_some(names).await?,
+            None => mind.lookout.look(&BTreeSet::new()).await?,
+        };
+        mind.ledger.observe(&view.situation, policy);
+        let plan = plan(&view.situation, policy, &mind.ledger, &policy.goal);
+        Ok((view.situation, plan))
     }
 
     /// A look at the host, with what the guests of these names really cost.
