@@ -14,6 +14,8 @@ mod settings;
 pub(crate) mod types;
 mod watch;
 
-pub(super) use api::{PATHS, readonly_router, router};
+#[cfg(test)]
+pub(super) use api::PATHS;
+pub(super) use api::{readonly_router, router};
 pub(crate) use service::Density;
 pub(super) use watch::start;

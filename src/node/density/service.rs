@@ -250,10 +250,19 @@ impl Density {
         }
     }
 
-    /// Calls the run under way off, whichever it is.
-    pub(super) fn cancel_any(&self) {
+    /// Calls the run under way off, and puts ksmd's settings back. What balloons hold stays.
+    pub(crate) async fn shut_down(&self) {
         if let Some((_, cancel)) = &*self.running() {
             cancel.send_replace(true);
+        }
+        tokio::task::block_in_place(|| self.actor.end_window());
+        let is_over = async {
+            while self.running().is_some() {
+                tokio::time::sleep(SHUT_DOWN_PAUSE).await;
+            }
+        };
+        if tokio::time::timeout(SHUT_DOWN_PATIENCE, is_over).await.is_err() {
+            tracing::warn!("a run is cut short");
         }
     }
 
@@ -361,6 +370,10 @@ fn read_ledger(state: &StateDir) -> Ledger {
         }
     }
 }
+
+/// How long a run may take to end with the node, and between two looks whether it has.
+const SHUT_DOWN_PATIENCE: Duration = Duration::from_secs(3);
+const SHUT_DOWN_PAUSE: Duration = Duration::from_millis(20);
 
 /// The largest file of what is remembered that is read, in bytes.
 const LEDGER_BYTES_MAX: u64 = 16 << 20;

@@ -46,7 +46,7 @@ pub(super) fn text(plan: &Plan) -> String {
         lines.push(("Later", format!("up to {} in rounds to come", format_size(plan.later_bytes))));
     }
     if let Some(domain) = &plan.domain {
-        lines.push(("Merging", domain.to_string()));
+        lines.push(("Merging", format!("{}: {}", domain.domain, domain.reason)));
     }
     lines.extend(plan.advice.iter().map(|advice| ("Advice", advice.to_string())));
     let mut text = facts(&lines);
