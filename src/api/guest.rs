@@ -18,10 +18,9 @@ use super::descriptor::Handed;
 use super::error::{ApiError, Reason};
 use super::types::{
     BalloonInfo, BalloonRequest, CONSOLE_FROM, CONSOLE_NEXT, ConsoleInput, ConsoleRead,
-    ConsoleTaken, GuestInfo, GuestMemory, MigrationRequest, MigrationStarted, MigrationStatus, RebootRequest,
-    Resolution, ResolveRequest, SaveRequest, Saved, StateAnswer, TreatedMemory,
-    TreatmentRequest, WorkloadControl,
-    WorkloadControlled, WorkloadInfo,
+    ConsoleTaken, GuestInfo, GuestMemory, MigrationRequest, MigrationStarted, MigrationStatus,
+    RebootRequest, Resolution, ResolveRequest, SaveRequest, Saved, StateAnswer, TreatedMemory,
+    TreatmentRequest, WorkloadControl, WorkloadControlled, WorkloadInfo,
 };
 
 use crate::scrollback::Scrollback;

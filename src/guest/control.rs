@@ -18,8 +18,8 @@ use super::{balloon, saved, treatment, workload};
 use crate::api::guest::GuestControl;
 use crate::api::types::{
     BackingInfo, BalloonInfo, BalloonRequest, ConsoleInput, ConsoleTaken, GuestInfo, GuestKind,
-    GuestMemory, GuestState, LandlockState, MigrationRequest, MigrationStarted, MigrationStatus, NetInfo,
-    OnReboot, RebootRequest, Resolution, SaveRequest, Saved, StateAnswer, TreatedMemory,
+    GuestMemory, GuestState, LandlockState, MigrationRequest, MigrationStarted, MigrationStatus,
+    NetInfo, OnReboot, RebootRequest, Resolution, SaveRequest, Saved, StateAnswer, TreatedMemory,
     TreatmentRequest, VsockInfo, WorkloadControl, WorkloadControlled, WorkloadInfo,
 };
 use crate::api::{ApiError, Reason};

@@ -48,7 +48,8 @@ pub(super) fn treat(vm: &Vm, request: &TreatmentRequest) -> Result<TreatedMemory
 fn range(regions: &[RamRegion], (first, count): (u32, u32)) -> Result<Range<u64>, ApiError> {
     let start = u64::from(first) * CHUNK_BYTES;
     let end = start + u64::from(count) * CHUNK_BYTES;
-    let region = regions.iter().find(|region| (region.gpa..region.gpa + region.bytes).contains(&start));
+    let region =
+        regions.iter().find(|region| (region.gpa..region.gpa + region.bytes).contains(&start));
     let last = region.map(|region| region.gpa + region.bytes);
     match last {
         Some(last) if count > 0 && end < last + CHUNK_BYTES => Ok(start..end.min(last)),

@@ -9,9 +9,9 @@ use axum::routing::get;
 use axum::{Json, Router};
 use migrate::record::{DestinationState, Record, Side, SourceState};
 
+use super::density::Density;
 use super::service::Node;
 use super::types::{CostInfo, GuestEntry, MigrationEntry, NodeInfo};
-use super::density::Density;
 use super::{density, inventory, retention};
 use crate::api::ApiError;
 use crate::api::server::Audience;

@@ -2,7 +2,7 @@
 //!
 //! [`host`] is what the tests stand on. Without a fault: [`moving`] guests, the [`commands`] beside it, the [`confinement`] of its process,
 //! the [`console`],
-//! [`definitions`] of guests, [`disks`] that go along, [`events`], the [`demo`], a [`linux`] guest, how [`memory`] is backed,
+//! [`definitions`] of guests, their [`density`] on a host, [`disks`] that go along, [`events`], the [`demo`], a [`linux`] guest, how [`memory`] is backed,
 //! [`power`] buttons and resets, and the [`metrics`] of it all. With one: [`refusals`] before anything has begun, [`network`] cuts
 //! between two network namespaces, and, built with the feature `failpoints`, the matrix of [`faults`] in each phase. One binary,
 //! so that all of them share the machine's time.
@@ -17,6 +17,7 @@ mod confinement;
 mod console;
 mod definitions;
 mod demo;
+mod density;
 mod disks;
 mod events;
 mod host;

@@ -82,7 +82,8 @@ impl Actor {
                 self.treat(guest, MemoryTreatment::Share, Some(chunks)).await
             }
             Action::DriveKsm { pages_per_s, cpu, window, .. } => {
-                let budget = Budget { cpu_share: *cpu, pages_per_second: *pages_per_s, time: *window };
+                let budget =
+                    Budget { cpu_share: *cpu, pages_per_second: *pages_per_s, time: *window };
                 tokio::task::block_in_place(|| self.drive_ksm(budget))
             }
             Action::StopKsm { .. } => {
@@ -145,13 +146,14 @@ impl Actor {
     fn drive_ksm(&self, budget: Budget) -> Result<()> {
         self.end_window();
         let (control, _restored) = Control::open(&self.sources, &self.journal)?;
-        let mut driver = Driver::new(&self.sources, control, Window::new(budget, Options::default()));
+        let mut driver =
+            Driver::new(&self.sources, control, Window::new(budget, Options::default()));
         let (cancel, cancelled) = channel();
-        let thread = std::thread::Builder::new().name("ksm".to_owned()).spawn(move || {
-            match driver.run(KSM_TICK, &cancelled) {
-                Ok(outcome) => tracing::info!(?outcome, "the window of ksmd is over"),
-                Err(error) => tracing::warn!(%error, "ksmd cannot be driven any more"),
-            }
+        let thread = std::thread::Builder::new().name("ksm".to_owned()).spawn(move || match driver
+            .run(KSM_TICK, &cancelled)
+        {
+            Ok(outcome) => tracing::info!(?outcome, "the window of ksmd is over"),
+            Err(error) => tracing::warn!(%error, "ksmd cannot be driven any more"),
         });
         let thread = thread.context("cannot start a thread")?;
         *self.window() = Some(KsmWindow { cancel, thread });

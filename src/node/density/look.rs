@@ -5,9 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use memopt::observe::{self, Meter, Missing, Sources};
-use memopt::situation::{
-    Backing, Balloon, Cost, Guest, Hindrance, Situation, Statistics, Vmm,
-};
+use memopt::situation::{Backing, Balloon, Cost, Guest, Hindrance, Situation, Statistics, Vmm};
 use tokio::task::JoinSet;
 
 use crate::api::types::{BackingInfo, BalloonLevel, BalloonStatistics, GuestMemory, GuestState};
@@ -64,11 +62,7 @@ impl Lookout {
         self.look_at(guests, &BTreeSet::new()).await
     }
 
-    async fn look_at(
-        &mut self,
-        guests: Vec<GuestDir>,
-        exactly: &BTreeSet<String>,
-    ) -> Result<View> {
+    async fn look_at(&mut self, guests: Vec<GuestDir>, exactly: &BTreeSet<String>) -> Result<View> {
         let mut asked: JoinSet<Option<Guest>> = guests.into_iter().map(ask).collect();
         let mut guests = Vec::with_capacity(asked.len());
         while let Some(answer) = asked.join_next().await {
@@ -96,8 +90,10 @@ impl Lookout {
             }
         }
         let (mut host, missing) = observe::host(&self.sources)?;
-        host.merged_domain =
-            guests.iter().find(|guest| guest.is_mergeable).and_then(|guest| guest.merge_domain.clone());
+        host.merged_domain = guests
+            .iter()
+            .find(|guest| guest.is_mergeable)
+            .and_then(|guest| guest.merge_domain.clone());
         let unix_seconds = unix_ms() / 1000;
         Ok(View { situation: Situation { unix_seconds, uptime: now, host, guests }, missing })
     }

@@ -95,7 +95,7 @@ impl Runner {
                 return Ok(end);
             }
             if plan.steps.is_empty() {
-                let reached = plan.wanted_bytes.is_none_or(|wanted| wanted == 0);
+                let reached = plan.wanted_bytes == Some(0);
                 return Ok(if reached { RunEnd::Reached } else { RunEnd::Exhausted });
             }
             self.round(&plan.steps).await?;

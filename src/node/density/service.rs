@@ -141,7 +141,11 @@ impl Density {
     ///
     /// # Errors
     /// The host cannot be looked at.
-    pub(super) async fn look(&self, policy: &Policy, exactly: &BTreeSet<String>) -> Result<Situation> {
+    pub(super) async fn look(
+        &self,
+        policy: &Policy,
+        exactly: &BTreeSet<String>,
+    ) -> Result<Situation> {
         Ok(self.mind.lock().await.look(policy, exactly).await?.situation)
     }
 
@@ -150,7 +154,8 @@ impl Density {
         let mut mind = self.mind.lock().await;
         change(&mut mind.ledger);
         let path = self.state.density_ledger();
-        if let Err(error) = tokio::task::block_in_place(|| durable::write_json(&path, &mind.ledger)) {
+        if let Err(error) = tokio::task::block_in_place(|| durable::write_json(&path, &mind.ledger))
+        {
             tracing::warn!("cannot put down what is remembered of balloons and merging: {error:#}");
         }
     }
@@ -317,7 +322,9 @@ impl Density {
                 News::Refused(error) => tracing::warn!("not in the history: {error}"),
                 News::Kept { interrupted, was_repaired } => {
                     if was_repaired {
-                        tracing::warn!("the history was not closed properly, and has been repaired");
+                        tracing::warn!(
+                            "the history was not closed properly, and has been repaired"
+                        );
                     }
                     for run in interrupted {
                         tracing::warn!("run {run} was interrupted: the node died over it");
@@ -377,4 +384,3 @@ const SHUT_DOWN_PAUSE: Duration = Duration::from_millis(20);
 
 /// The largest file of what is remembered that is read, in bytes.
 const LEDGER_BYTES_MAX: u64 = 16 << 20;
-

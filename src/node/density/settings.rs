@@ -10,7 +10,17 @@ use memopt::schedule::{self, Schedule};
 
 /// The tables and keys of the file that make the policy; the rest are schedules.
 const POLICY_KEYS: [&str; 11] = [
-    "preset", "goal", "actuators", "host", "balloon", "pain", "merge", "huge", "pools", "verify", "guest",
+    "preset",
+    "goal",
+    "actuators",
+    "host",
+    "balloon",
+    "pain",
+    "merge",
+    "huge",
+    "pools",
+    "verify",
+    "guest",
 ];
 
 /// What the file says.

@@ -60,7 +60,8 @@ pub(crate) async fn begin_now(
         match notice {
             Notice::Due(Due { trigger: Trigger::Manual, .. }) => wanted = Some(Ok(())),
             Notice::Busy { running } => {
-                let text = format!("a run is under way ({running}): wait for its end, or cancel it");
+                let text =
+                    format!("a run is under way ({running}): wait for its end, or cancel it");
                 wanted = Some(Err(ApiError::new(Reason::WrongState, text)));
             }
             other => dispatch(density, vec![other]),
@@ -107,7 +108,12 @@ fn dispatch(density: &Arc<Density>, notices: Vec<Notice>) {
                 tracing::info!(%trigger, "the window of a run is over");
             }
             Notice::Missed(missed) => {
-                tracing::warn!(schedule = missed.schedule, count = missed.count, "missed: {}", missed.why);
+                tracing::warn!(
+                    schedule = missed.schedule,
+                    count = missed.count,
+                    "missed: {}",
+                    missed.why
+                );
             }
             Notice::Queued { schedule, running, .. } => {
                 tracing::info!(schedule, "waits for the end of the run under way ({running})");

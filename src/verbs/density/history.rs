@@ -33,7 +33,9 @@ fn all(state: &StateDir, args: &HistoryArgs) -> Result<Exit> {
         Output::Text => {
             output::print(table(&listing.runs))?;
             for run in &listing.unreadable {
-                output::note(format!("run {run} cannot be read: another version of lighter wrote it"));
+                output::note(format!(
+                    "run {run} cannot be read: another version of lighter wrote it"
+                ));
             }
         }
     }

@@ -12,14 +12,13 @@ use migrate::quic::calendar_time;
 
 use super::session::block_on;
 use crate::api::{ApiClient, AskError};
-use crate::cli::density::{DensityArgs, DensityVerb, NextArgs};
 use crate::cli::Output;
+use crate::cli::density::{DensityArgs, DensityVerb, NextArgs};
 use crate::exit::Exit;
 use crate::node::density_types::NextRun;
 use crate::output;
 use crate::state_dir::StateDir;
 use crate::table::Table;
-
 
 /// Does what was asked for.
 ///
@@ -61,7 +60,11 @@ fn next(state: &StateDir, args: &NextArgs) -> Result<Exit> {
         Output::Text => {
             let mut table = Table::new(&["AT", "SCHEDULE", "GOAL"]);
             for run in &runs {
-                table.row([calendar_time(run.at_unix_seconds.cast_signed()), run.schedule.clone(), run.goal.clone()]);
+                table.row([
+                    calendar_time(run.at_unix_seconds.cast_signed()),
+                    run.schedule.clone(),
+                    run.goal.clone(),
+                ]);
             }
             output::print(table.render())?;
         }

@@ -166,9 +166,8 @@ impl Backing {
         if matches!(self.kind, Kind::Pool) {
             return Err(MemoryError::CannotMerge);
         }
-        let merge = |advice| {
-            raw_memory::advise(part, advice).map_err(|cause| MemoryError::Merge { cause })
-        };
+        let merge =
+            |advice| raw_memory::advise(part, advice).map_err(|cause| MemoryError::Merge { cause });
         match treatment {
             Treatment::Merge if !self.is_merged() => Err(MemoryError::NotMerged),
             Treatment::Merge => merge(Advice::Mergeable),

@@ -20,8 +20,8 @@ pub use config::{HugePages, MemoryConfig, MergeDomain, Prealloc};
 pub use host::{HOST_RESERVE_BYTES, available_bytes};
 pub use layout::{HIGH_RAM_START, LOW_RAM_MAX, RamLayout, RamRegion};
 pub use numa::{NodeSet, NumaPolicy};
-pub use ram::{GuestRam, Treatment};
 pub(crate) use ram::RamMap;
+pub use ram::{GuestRam, Treatment};
 
 /// Bytes of a page.
 pub const PAGE_BYTES: usize = 4096;
@@ -173,7 +173,9 @@ pub enum MemoryError {
         cause: std::io::Error,
     },
     /// The guest has no merge domain, or another one is merged on this host.
-    #[error("pages of this guest are not merged: it has no merge domain, or another domain's guests are merged on this host")]
+    #[error(
+        "pages of this guest are not merged: it has no merge domain, or another domain's guests are merged on this host"
+    )]
     NotMerged,
     /// The kernel makes no huge pages of the memory.
     #[error("cannot make huge pages of guest memory: {cause}")]

@@ -107,9 +107,7 @@ impl GuestRam {
         else {
             return Err(nowhere());
         };
-        self.backing
-            .share(region, place, offset, len)
-            .map_err(|cause| MemoryError::Share { cause })
+        self.backing.share(region, place, offset, len).map_err(|cause| MemoryError::Share { cause })
     }
 
     /// Whether the kernel may merge pages.
