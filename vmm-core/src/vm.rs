@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use kvm_bindings::{CpuId, KVM_PIT_SPEAKER_DUMMY, Msrs, kvm_pit_config};
+use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, Msrs, kvm_pit_config};
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use serde::{Deserialize, Serialize};
 
@@ -474,15 +474,15 @@ fn start_vcpus(kvm: &Kvm, shape: &VmShape, machine: &Arc<Machine>) -> Result<Vec
     let mut fds = Vec::new();
     for index in 0..shape.vcpus {
         let fd = vm.create_vcpu(index.into()).vcpu_call(index, "KVM_CREATE_VCPU")?;
-        let table = CpuId::from_entries(&cpuid::for_vcpu(&shape.cpuid, index, shape.vcpus))
-            .map_err(|error| crate::ShapeError::Malformed(format!("cpuid: {error:?}")))?;
+        let table = cpuid::table(&shape.cpuid, index, shape.vcpus)?;
         if let Some(rings) = &machine.rings {
             rings.add(&fd, index)?;
         }
         fd.set_cpuid2(&table).vcpu_call(index, "KVM_SET_CPUID2")?;
         if indices.is_none() {
-            indices = Some(state::saved_msrs(kvm, &fd, &shape.cpuid)?);
+            indices = Some(state::saved_msrs(kvm, &fd, shape)?);
         }
+        state::load_msrs(&fd, index, &shape.feature_msrs)?;
         fds.push((index, fd));
     }
     let msrs: Msrs = state::msr_list(&indices.unwrap_or_default())
