@@ -14,7 +14,7 @@ use crate::boot::{self, BootSource, Origin};
 use crate::cpuid;
 use crate::devices::mmio::{self, Slot};
 use crate::devices::{IrqLine, Ports, PowerHardware, SERIAL_IRQ, SerialPort};
-use crate::dirty::{self, DirtyLog, DirtyTracking};
+use crate::dirty::{DirtyLog, Tracker};
 use crate::error::{Error, KvmContext, Result};
 use crate::event::{EventQueue, StopReason};
 use crate::memory::{GuestRam, TemplateImage};
@@ -82,7 +82,7 @@ pub struct Vm {
     dirty_log: DirtyLog,
     vcpus: Vec<VcpuThread>,
     machine: Arc<Machine>,
-    dirty: Mutex<Box<dyn DirtyTracking>>,
+    dirty: Mutex<Tracker>,
     /// What the guest was booted from.
     origin: Mutex<Option<Origin>>,
     /// The state that the VM was created in, which is that of a machine after a reset.
@@ -138,7 +138,7 @@ impl Vm {
         let machine = Machine::new(Arc::clone(&vm), Arc::clone(&ram), ports, bus, rings.clone());
         let machine = Arc::new(machine);
         let vcpus = start_vcpus(&kvm, shape, &machine)?;
-        let dirty = Mutex::new(dirty::tracker(rings, vm, ram));
+        let dirty = Mutex::new(Tracker::new(rings, vm, ram));
         let mut vm = Self {
             shape: shape.clone(),
             dirty_log: options.dirty_log,
@@ -407,14 +407,15 @@ impl Vm {
         vcpu.submit(job).wait()
     }
 
-    /// Replaces the tracker of dirty pages.
+    /// Replaces the tracker of dirty pages by one with another way to ask KVM.
     #[cfg(test)]
     pub(crate) fn track_dirty_by(
         &self,
-        tracker: impl FnOnce(Arc<VmFd>, Arc<GuestRam>) -> Box<dyn DirtyTracking>,
+        backend: impl FnOnce(Arc<VmFd>) -> Box<dyn crate::dirty::DirtyBackend>,
     ) {
         let machine = &self.machine;
-        *self.dirty() = tracker(Arc::clone(&machine.vm), Arc::clone(&machine.ram));
+        let backend = backend(Arc::clone(&machine.vm));
+        *self.dirty() = Tracker::by(backend, Arc::clone(&machine.ram));
     }
 
     /// Lets the vCPUs into the guest.
@@ -442,7 +443,7 @@ impl Vm {
         self.origin.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn dirty(&self) -> MutexGuard<'_, Box<dyn DirtyTracking>> {
+    fn dirty(&self) -> MutexGuard<'_, Tracker> {
         self.dirty.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -13,8 +13,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{VcpuFd, VmFd};
 
-use super::DirtyTracking;
-use super::bitmap::{add_own_writes, check_range, check_words, set_logging};
+use super::{DirtyBackend, set_logging};
 use crate::error::{Error, KvmContext, Result};
 use crate::memory::{CHUNK_PAGES, GuestRam, RamLayout};
 use crate::raw_ring::{DirtyRing, ENTRY_BYTES, reset_dirty_rings};
@@ -112,69 +111,34 @@ impl Rings {
     }
 }
 
-/// See the module.
-#[derive(Debug)]
-pub(crate) struct RingLog {
-    rings: Arc<Rings>,
-    ram: Arc<GuestRam>,
-    running: bool,
-}
-
-impl RingLog {
-    /// A log for `ram`, whose regions are the slots of the VM.
-    pub(crate) fn new(rings: Arc<Rings>, ram: Arc<GuestRam>) -> Self {
-        Self { rings, ram, running: false }
+impl DirtyBackend for Arc<Rings> {
+    fn start(&mut self, ram: &GuestRam) -> Result<()> {
+        self.lock().pending = vec![!0; ram.chunks()];
+        set_logging(&self.vm, ram, KVM_MEM_LOG_DIRTY_PAGES)
     }
 
-    fn check_running(&self) -> Result<()> {
-        if self.running { Ok(()) } else { Err(Error::DirtyTracking("not running: start it first")) }
-    }
-}
-
-impl DirtyTracking for RingLog {
-    fn start(&mut self) -> Result<()> {
-        if self.running {
-            return Err(Error::DirtyTracking("running already"));
-        }
-        self.ram.mappings().for_each(|region| (**region).bitmap().reset());
-        self.rings.lock().pending = vec![!0; self.ram.chunks()];
-        set_logging(&self.rings.vm, &self.ram, KVM_MEM_LOG_DIRTY_PAGES)?;
-        self.running = true;
-        Ok(())
-    }
-
-    fn stop(&mut self) -> Result<()> {
-        if !self.running {
-            return Ok(());
-        }
-        self.running = false;
-        let logging = set_logging(&self.rings.vm, &self.ram, 0);
-        let mut inner = self.rings.lock();
+    fn stop(&mut self, ram: &GuestRam) -> Result<()> {
+        let logging = set_logging(&self.vm, ram, 0);
+        let mut inner = self.lock();
         inner.pending = Vec::new();
-        self.rings.take(&mut inner);
-        self.rings.reset(&mut inner)?;
+        self.take(&mut inner);
+        self.reset(&mut inner)?;
         logging
     }
 
-    fn collect(&mut self, words: &mut [u64]) -> Result<()> {
-        self.check_running()?;
-        check_words(&self.ram, words)?;
-        let mut inner = self.rings.lock();
-        self.rings.take(&mut inner);
+    fn collect(&mut self, _ram: &GuestRam, words: &mut [u64]) -> Result<()> {
+        let mut inner = self.lock();
+        self.take(&mut inner);
         for (word, pending) in words.iter_mut().zip(&inner.pending) {
             *word |= pending;
         }
-        drop(inner);
-        add_own_writes(&self.ram, words);
         Ok(())
     }
 
-    fn rearm(&mut self, first_chunk: usize, words: &[u64]) -> Result<()> {
-        self.check_running()?;
-        check_range(&self.ram, first_chunk, words.len())?;
-        let mut inner = self.rings.lock();
+    fn rearm(&mut self, _ram: &GuestRam, first_chunk: usize, words: &[u64]) -> Result<()> {
+        let mut inner = self.lock();
         // First: a page that is forgotten and not watched could be written unseen.
-        self.rings.reset(&mut inner)?;
+        self.reset(&mut inner)?;
         for (pending, word) in inner.pending[first_chunk..].iter_mut().zip(words) {
             *pending &= !word;
         }
