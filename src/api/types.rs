@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use migrate::{Progress, Report};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
+use vmm_core::memory::HugePages;
 use vmm_core::virtio::balloon::Statistics;
 use vmm_core::virtio::net::NetStatus;
 
@@ -224,6 +225,13 @@ pub(crate) struct BackingInfo {
     pub(crate) from_template: bool,
     /// How KVM tells which pages it wrote.
     pub(crate) dirty_log: String,
+}
+
+impl BackingInfo {
+    /// The size of its pages. A process of another version may have a word for it that this one does not know.
+    pub(crate) fn huge_pages(&self) -> HugePages {
+        self.huge_pages.parse().unwrap_or_default()
+    }
 }
 
 /// `PUT /v1/guest/reboot`.

@@ -228,9 +228,8 @@ fn disks(guest: &GuestDescription) -> Vec<PathBuf> {
 
 /// Where its memory comes from. One that cannot be read is refused by its process, with the reason.
 fn what_it_takes(guest: &GuestDescription) -> Takes {
-    let pool = VmShape::from_bytes(&guest.config.0)
-        .is_ok_and(|shape| shape.memory.huge_pages.pool_page_bytes().is_some());
-    if pool { Takes::PoolPages } else { Takes::OrdinaryMemory }
+    let shape = VmShape::from_bytes(&guest.config.0);
+    Takes::from(shape.map(|shape| shape.memory.huge_pages).unwrap_or_default())
 }
 
 /// Why `/dev/kvm` cannot be used, if so.
