@@ -12,6 +12,7 @@ use vmm_core::cpuid::CpuidEntry;
 use vmm_core::memory::MemoryConfig;
 use vmm_core::snapshot::Template;
 use vmm_core::state::{MsrValue, StateError};
+use vmm_core::virtio::balloon::FreePages;
 use vmm_core::{DeviceConfig, VmShape, VmState, snapshot};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
@@ -185,7 +186,11 @@ fn good() -> &'static Good {
     GOOD.get_or_init(|| Good {
         shapes: [
             vec![],
-            vec![DeviceConfig::Rng, DeviceConfig::Balloon, DeviceConfig::Vsock { cid: 3 }],
+            vec![
+                DeviceConfig::Rng,
+                DeviceConfig::Balloon(FreePages::Reported),
+                DeviceConfig::Vsock { cid: 3 },
+            ],
         ]
         .map(shape),
         states: [0, 1].map(state),

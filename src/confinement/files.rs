@@ -100,7 +100,7 @@ impl Files {
                 DeviceConfig::Block(disk) => self.add_disk(disk.path()),
                 DeviceConfig::Vsock { .. } => self.add_vsock(),
                 DeviceConfig::Net(_) => self.means.taps = true,
-                DeviceConfig::Rng | DeviceConfig::Balloon | DeviceConfig::HintingBalloon => {}
+                DeviceConfig::Rng | DeviceConfig::Balloon(_) => {}
             }
         }
         self
@@ -166,8 +166,7 @@ pub(crate) fn disk(device: &DeviceConfig) -> Option<&Path> {
     match device {
         DeviceConfig::Block(disk) => Some(disk.path()),
         DeviceConfig::Rng
-        | DeviceConfig::Balloon
-        | DeviceConfig::HintingBalloon
+        | DeviceConfig::Balloon(_)
         | DeviceConfig::Vsock { .. }
         | DeviceConfig::Net(_) => None,
     }

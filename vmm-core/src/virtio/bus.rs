@@ -47,7 +47,7 @@ impl Bus {
             nets.extend(device.net_meter());
             devices.push(MmioDevice::new(vm, ram, slot, device)?);
         }
-        let balloon = configs.iter().position(DeviceConfig::is_balloon);
+        let balloon = configs.iter().position(|config| matches!(config, DeviceConfig::Balloon(_)));
         Ok(Self { devices, balloon, disks, nets })
     }
 
