@@ -18,6 +18,9 @@ use crate::error::{Error, KvmContext, Result};
 use crate::memory::{CHUNK_PAGES, GuestRam, RamLayout};
 use crate::raw_ring::{DirtyRing, ENTRY_BYTES, reset_dirty_rings};
 
+/// How often a signal may stop KVM in resetting the rings: far more often than signals come.
+const RESET_TRIES_MAX: u32 = 10_000;
+
 /// The rings of all vCPUs, shared with the vCPUs' threads.
 #[derive(Debug)]
 pub(crate) struct Rings {
@@ -33,8 +36,8 @@ struct Inner {
     rings: Vec<DirtyRing>,
     /// Pages that were written and have not been re-armed; empty while nothing is tracked.
     pending: Vec<u64>,
-    /// Entries have been taken and not been reset.
-    is_taken: bool,
+    /// Entries that have been taken and not been reset.
+    taken: usize,
 }
 
 impl Rings {
@@ -83,25 +86,29 @@ impl Rings {
 
     /// Takes all that is in the rings.
     fn take(&self, inner: &mut Inner) {
-        let Inner { rings, pending, is_taken } = inner;
+        let Inner { rings, pending, taken } = inner;
         let regions = self.layout.regions();
         for ring in rings {
-            let taken = ring.harvest(|slot, page| {
+            *taken += ring.harvest(|slot, page| {
                 let Some(region) = regions.get(slot as usize) else { return };
                 let chunk = region.first_chunk + page as usize / CHUNK_PAGES;
                 if let Some(word) = pending.get_mut(chunk) {
                     *word |= 1 << (page as usize % CHUNK_PAGES);
                 }
             });
-            *is_taken |= taken > 0;
         }
     }
 
-    /// Has the pages that were taken watched again.
+    /// Has all pages that were taken watched again.
     fn reset(&self, inner: &mut Inner) -> Result<()> {
-        if inner.is_taken {
-            reset_dirty_rings(&self.vm).call("KVM_RESET_DIRTY_RINGS")?;
-            inner.is_taken = false;
+        let mut tries = 0;
+        while inner.taken > 0 {
+            let reset = reset_dirty_rings(&self.vm).call("KVM_RESET_DIRTY_RINGS")?;
+            inner.taken = inner.taken.saturating_sub(reset);
+            tries += 1;
+            if tries > RESET_TRIES_MAX {
+                return Err(kvm_ioctls::Error::new(libc::EINTR)).call("KVM_RESET_DIRTY_RINGS");
+            }
         }
         Ok(())
     }
@@ -161,7 +168,8 @@ mod tests {
         let vm = vm_by(RING, 64, TOUCH_PAGES, &[[DATA, pages], [DATA, pages]]);
         vm.start_dirty_log().unwrap();
         let mut words = vec![0; vm.ram().chunks()];
-        for _ in 0..3 {
+        // Also when the signals with which it is paused come while a vCPU makes room.
+        for _ in 0..10 {
             vm.collect_dirty(&mut words).unwrap();
             vm.rearm_dirty(0, &words).unwrap();
             words.fill(0);
