@@ -178,7 +178,7 @@ impl GuestControl for ProcessControl {
             cpu_model: machine.map(|machine| machine.shape().cpu_model.clone()),
             backing: machine.map(|machine| self.backing(machine)).unwrap_or_default(),
             labels: self.process().labels().clone(),
-            vsock: machine.and_then(|machine| machine.cid()).map(|cid| VsockInfo {
+            vsock: machine.and_then(|machine| machine.shape().cid()).map(|cid| VsockInfo {
                 cid,
                 socket: self.process().state().guest(&identity.name).vsock_socket().to_owned(),
             }),

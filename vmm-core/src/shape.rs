@@ -11,6 +11,8 @@ use crate::cpuid::{self, CpuModel, CpuidEntry, msr};
 use crate::error::{Error, KvmContext, Result};
 use crate::memory::{MemoryConfig, RamLayout};
 use crate::state::MsrValue;
+use crate::virtio::block::BlockConfig;
+use crate::virtio::net::NetConfig;
 use crate::virtio::{DeviceConfig, check_devices};
 use crate::{codec, raw};
 
@@ -145,6 +147,46 @@ impl VmShape {
     /// When the size is not possible.
     pub fn layout(&self) -> Result<RamLayout> {
         Ok(RamLayout::new(self.memory_bytes)?)
+    }
+
+    /// The disks, in their order.
+    pub fn disks(&self) -> impl Iterator<Item = &BlockConfig> {
+        self.devices.iter().filter_map(|device| match device {
+            DeviceConfig::Block(disk) => Some(disk),
+            _ => None,
+        })
+    }
+
+    /// The same, to be changed.
+    pub fn disks_mut(&mut self) -> impl Iterator<Item = &mut BlockConfig> {
+        self.devices.iter_mut().filter_map(|device| match device {
+            DeviceConfig::Block(disk) => Some(disk),
+            _ => None,
+        })
+    }
+
+    /// The network devices, in their order.
+    pub fn nets(&self) -> impl Iterator<Item = &NetConfig> {
+        self.devices.iter().filter_map(|device| match device {
+            DeviceConfig::Net(net) => Some(net),
+            _ => None,
+        })
+    }
+
+    /// The same, to be changed.
+    pub fn nets_mut(&mut self) -> impl Iterator<Item = &mut NetConfig> {
+        self.devices.iter_mut().filter_map(|device| match device {
+            DeviceConfig::Net(net) => Some(net),
+            _ => None,
+        })
+    }
+
+    /// The guest's address, if it has a vsock device.
+    pub fn cid(&self) -> Option<u32> {
+        self.devices.iter().find_map(|device| match device {
+            DeviceConfig::Vsock { cid } => Some(*cid),
+            _ => None,
+        })
     }
 
     /// Checks that this host can run the guest: memory, processor, clock, disks. Creates nothing.
