@@ -113,6 +113,34 @@ pub(crate) struct GuestInfo {
     pub(crate) confinement: Confinement,
 }
 
+#[cfg(test)]
+impl GuestInfo {
+    /// What a guest of this name could say.
+    pub(crate) fn example(name: &str) -> Self {
+        Self {
+            name: name.parse().unwrap(),
+            uuid: Uuid::nil(),
+            pid: 1,
+            state: GuestState::Running,
+            kind: GuestKind::Workload,
+            memory_bytes: 512 << 20,
+            vcpus: 2,
+            nets: Vec::new(),
+            cpu_model: None,
+            backing: BackingInfo::default(),
+            labels: BTreeMap::new(),
+            vsock: None,
+            started_unix_ms: 1000,
+            on_reboot: OnReboot::Stop,
+            restarts: 0,
+            last_restart: None,
+            migration_id: None,
+            detail: None,
+            confinement: Confinement::default(),
+        }
+    }
+}
+
 /// What a guest's process is confined to.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Confinement {
