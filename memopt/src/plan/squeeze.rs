@@ -212,11 +212,12 @@ fn whole_mib(bytes: u64, balloon: &Balloon) -> u64 {
 fn set(view: &View<'_>, to_bytes: u64, reason: String, draft: &mut Draft) -> i64 {
     let Some(balloon) = &view.guest.balloon else { return 0 };
     let yields = super::yields::Yield::of(view.guest, balloon);
-    let expected = if to_bytes < balloon.actual_bytes {
-        signed(yields.gain(balloon.actual_bytes - to_bytes))
-    } else {
+    let expected = match balloon.actual_bytes.checked_sub(to_bytes) {
+        Some(taken) if to_bytes < balloon.target_bytes => signed(yields.gain(taken)),
+        // It is asked for less than before, but not given anything yet.
+        Some(_) => 0,
         // It may touch all that it gets.
-        -signed(to_bytes - balloon.actual_bytes)
+        None => -signed(to_bytes - balloon.actual_bytes),
     };
     let cpu = cpu_of(balloon.actual_bytes.abs_diff(to_bytes));
     draft.step(action(view, balloon, to_bytes), expected, cpu, reason);
