@@ -22,11 +22,13 @@ impl Need {
         let merged = host.ksm.map_or(0, |ksm| u64::try_from(ksm.profit_bytes).unwrap_or(0));
         // Merged pages can be written at any moment, each then takes a page.
         let cow_reserve = part(merged, limits.cow_reserve);
-        let calm = share(limits.amber_below + limits.hysteresis);
+        // Beyond where amber ends, or it would never quite end.
+        let margin = 2.0 * limits.hysteresis;
+        let calm = share(limits.amber_below + margin);
         let wanted = if level == Level::Green { cow_reserve } else { calm.max(cow_reserve) };
         let by_level = wanted.saturating_sub(host.available_bytes);
         let kept = match goal {
-            Goal::Keep(kept) => share(kept + limits.hysteresis),
+            Goal::Keep(kept) => share(kept + margin),
             Goal::Free(_) | Goal::MaxDensity => 0,
         };
         let above = |line: u64| host.available_bytes.saturating_sub(line);

@@ -53,6 +53,18 @@ pub(super) fn take(holders: &[Holder], wanted_bytes: u64, tax: f64) -> Vec<u64> 
     holders.iter().map(|it| gives(it).min(it.spare_bytes)).collect()
 }
 
+/// The same shares with none smaller than `portion_bytes`: what is too little to move is collected, and falls to whom the portion is filled by.
+pub(super) fn in_portions(mut shares: Vec<u64>, portion_bytes: u64) -> Vec<u64> {
+    let mut collected = 0;
+    for share in shares.iter_mut().filter(|share| (1..portion_bytes).contains(*share)) {
+        collected += std::mem::take(share);
+        if collected >= portion_bytes {
+            *share = std::mem::take(&mut collected);
+        }
+    }
+    shares
+}
+
 /// What each gets of `budget_bytes`: what it asks for, or a share by its priority when that is less. What one does not need goes to
 /// the others (max-min fairness), so that one who asks for too much takes nothing from those who ask for little.
 pub(super) fn give(asks: &[(u64, u32)], budget_bytes: u64) -> Vec<u64> {
@@ -110,6 +122,11 @@ mod tests {
         assert_eq!(give(&[(1000, 3), (1000, 1)], 100), [75, 25]);
         assert_eq!(give(&[(5, 1), (5, 1)], 100), [5, 5]);
         assert_eq!(give(&[], 100), Vec::<u64>::new());
+    }
+
+    #[test]
+    fn small_shares_are_collected_into_portions() {
+        assert_eq!(in_portions(vec![3, 9, 3, 0, 3, 3, 1], 4), [0, 9, 6, 0, 0, 6, 0]);
     }
 
     fn some_holder() -> impl Strategy<Value = Holder> {

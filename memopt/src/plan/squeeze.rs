@@ -137,6 +137,7 @@ impl Context<'_> {
             .collect();
         let all = holders.iter().map(|it| it.spare_bytes).fold(0, u64::saturating_add);
         let shares = share::take(&holders, need.at_most(all), self.policy.balloon.idle_tax);
+        let shares = share::in_portions(shares, STEP_MIN_BYTES);
         for ((view, spare), gain) in spares.into_iter().zip(shares) {
             self.shrink(view, spare, gain, draft);
         }
@@ -212,11 +213,12 @@ fn whole_mib(bytes: u64, balloon: &Balloon) -> u64 {
 fn set(view: &View<'_>, to_bytes: u64, reason: String, draft: &mut Draft) -> i64 {
     let Some(balloon) = &view.guest.balloon else { return 0 };
     let yields = super::yields::Yield::of(view.guest, balloon);
-    let expected = if to_bytes < balloon.actual_bytes {
-        signed(yields.gain(balloon.actual_bytes - to_bytes))
-    } else {
+    let expected = match balloon.actual_bytes.checked_sub(to_bytes) {
+        Some(taken) if to_bytes < balloon.target_bytes => signed(yields.gain(taken)),
+        // It is asked for less than before, but not given anything yet.
+        Some(_) => 0,
         // It may touch all that it gets.
-        -signed(to_bytes - balloon.actual_bytes)
+        None => -signed(to_bytes - balloon.actual_bytes),
     };
     let cpu = cpu_of(balloon.actual_bytes.abs_diff(to_bytes));
     draft.step(action(view, balloon, to_bytes), expected, cpu, reason);
