@@ -1,8 +1,8 @@
 //! End to end, as a user has it: real processes of the built program, real guests on KVM, real QUIC on loopback.
 //!
 //! [`host`] is what the tests stand on. Without a fault: [`moving`] guests, the [`commands`] beside it, the [`confinement`] of its process,
-//! the [`console`],
-//! [`definitions`] of guests, their [`density`] on a host, [`disks`] that go along, [`events`], the [`demo`], a [`linux`] guest, how [`memory`] is backed,
+//! the [`console`], [`dashboards`], [`definitions`] of guests, their [`density`] on a host, [`disks`] that go along, [`events`],
+//! the [`demo`], a [`linux`] guest, how [`memory`] is backed,
 //! [`power`] buttons and resets, and the [`metrics`] of it all. With one: [`refusals`] before anything has begun, [`network`] cuts
 //! between two network namespaces, and, built with the feature `failpoints`, the matrix of [`faults`] in each phase. One binary,
 //! so that all of them share the machine's time.
@@ -15,6 +15,7 @@ mod faults;
 mod commands;
 mod confinement;
 mod console;
+mod dashboards;
 mod definitions;
 mod demo;
 mod density;

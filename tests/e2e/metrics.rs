@@ -15,16 +15,16 @@ use crate::host::checks::{guest_is_gone, nothing_left_behind, one_intact_copy};
 use crate::host::{Exit, Guest, GuestPlan, Host, Migration, NodePlan, Pair, Pid, lighter, wait};
 
 /// Slow enough that a small guest is on its way for as long as a test needs.
-const CRAWL: [&str; 2] = ["--bandwidth", "2MB/s"];
+pub(crate) const CRAWL: [&str; 2] = ["--bandwidth", "2MB/s"];
 
 /// A scrape takes at most this long, however many guests hang: a guest is given two seconds.
 const SCRAPE_WITHIN: Duration = Duration::from_secs(2 + 2);
 
 /// How the names of metrics of network devices begin.
-const NETWORK: &str = "lighter_guest_network_";
+pub(crate) const NETWORK: &str = "lighter_guest_network_";
 /// How the metrics of disks that go along begin, and of pages that a balloon's driver says are free.
-const DISK: &str = "lighter_migration_disk_";
-const HINTS: &str = "lighter_migration_hinted_";
+pub(crate) const DISK: &str = "lighter_migration_disk_";
+pub(crate) const HINTS: &str = "lighter_migration_hinted_";
 
 /// A connection to the metrics of the node of `host`.
 fn connect(host: &Host) -> TcpStream {
