@@ -41,6 +41,18 @@ impl<'a> Part<'a> {
         Self { region, offset: 0, len: region.len() as usize }
     }
 
+    /// The same in parts that end where the guest's physical addresses are multiples of `bytes`, whole pages.
+    pub(crate) fn blocks(self, bytes: usize) -> impl Iterator<Item = Self> {
+        let end = self.offset + self.len;
+        let mut at = self.offset;
+        std::iter::from_fn(move || {
+            let next = end.min((at / bytes + 1) * bytes);
+            let block = Part { region: self.region, offset: at, len: next - at };
+            at = next;
+            (block.len > 0).then_some(block)
+        })
+    }
+
     fn start(&self) -> *mut libc::c_void {
         host_address(self.region).wrapping_add(self.offset).cast()
     }

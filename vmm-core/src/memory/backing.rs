@@ -2,6 +2,7 @@
 //! behind the memory, and the wrong one succeeds and does nothing, or brings back old content.
 
 use std::fs::File;
+use std::io::ErrorKind;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -21,6 +22,8 @@ const BLOCK_BYTES: usize = 2 << 20;
 /// Most blocks of a template that are replaced one by one. Each may be two mappings more, and a process
 /// has 65,530 by default (`vm.max_map_count`).
 const REPLACED_BLOCKS_MAX: usize = 12_000;
+/// How often the kernel is asked for a huge page whose pages are in use at the moment.
+const COLLAPSE_TRIES: usize = 8;
 /// What one thread takes at a time when all memory is touched, in bytes.
 const POPULATE_BYTES: usize = 64 << 20;
 /// Most threads that touch memory.
@@ -174,9 +177,8 @@ impl Backing {
             Treatment::Unmerge => merge(Advice::Unmergeable),
             Treatment::Collapse => {
                 merge(Advice::Unmergeable)?;
-                [Advice::HugePages, Advice::Collapse]
-                    .into_iter()
-                    .try_for_each(|advice| raw_memory::advise(part, advice))
+                raw_memory::advise(part, Advice::HugePages)
+                    .and_then(|()| collapse(part))
                     .map_err(|cause| MemoryError::Collapse { cause })
             }
         }
@@ -325,6 +327,30 @@ impl Replaced {
             self.words[word].fetch_or(bit, Ordering::Release);
         }
     }
+}
+
+/// Makes huge pages of a part, block by block: the kernel leaves one whose pages are in somebody's hands at the moment as it is, and
+/// says so only when it is asked for nothing else.
+///
+/// # Errors
+/// No block became one; the kernel's answer for the last.
+fn collapse(part: Part<'_>) -> std::io::Result<()> {
+    let mut outcome = None;
+    for block in part.blocks(BLOCK_BYTES) {
+        let mut collapsed = raw_memory::advise(block, Advice::Collapse);
+        for _ in 1..COLLAPSE_TRIES {
+            if !matches!(&collapsed, Err(error) if error.kind() == ErrorKind::WouldBlock) {
+                break;
+            }
+            std::thread::yield_now();
+            collapsed = raw_memory::advise(block, Advice::Collapse);
+        }
+        outcome = match outcome {
+            Some(Ok(())) => Some(Ok(())),
+            _ => Some(collapsed),
+        };
+    }
+    outcome.unwrap_or(Ok(()))
 }
 
 /// The runs of whole pages that are the same in both, which are equally long.
