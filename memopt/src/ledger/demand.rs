@@ -56,9 +56,9 @@ fn towards(average: u64, value: u64, passed: Duration, remembers: Duration) -> u
 
 /// What `guest` uses and cannot do without, by its own words: never more than it has. Absent when it does not say.
 ///
-/// All of the numbers come from the same statistics, so that a balloon that moves meanwhile makes no demand: `MEMTOT
-/// - AVAIL`, plus what its kernel keeps for itself. A driver that leaves `MEMTOT` alone (with `DEFLATE_ON_OOM`)
-/// counts the balloon as used: what the guest has bounds it.
+/// All of the numbers come from the same statistics, so that a balloon that moves meanwhile makes no demand: what it
+/// sees less what is available, and what its kernel keeps for itself. A driver that leaves `MEMTOT` alone (with
+/// `DEFLATE_ON_OOM`) counts the balloon as used: what the guest has bounds it.
 pub(super) fn used_bytes(guest: &Guest, balloon: &Balloon, statistics: &Statistics) -> Option<u64> {
     let caches = statistics.caches_bytes.unwrap_or(0);
     let available = statistics.available_bytes.or_else(|| {

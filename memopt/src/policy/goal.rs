@@ -175,8 +175,8 @@ mod tests {
         for text in refused {
             assert!(text.parse::<Goal>().is_err(), "{text}");
         }
-        let said = "fre 8GiB".parse::<Goal>().unwrap_err().to_string();
-        assert!(said.contains("`fre 8GiB`") && said.contains("max density"), "{said}");
+        let said = "liberate 8GiB".parse::<Goal>().unwrap_err().to_string();
+        assert!(said.contains("`liberate 8GiB`") && said.contains("max density"), "{said}");
     }
 
     #[test]
