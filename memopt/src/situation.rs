@@ -214,8 +214,8 @@ pub struct Survey {
     pub age: Duration,
     /// Share of the RAM that was looked at, 0 to 1.
     pub sampled: f64,
-    /// How many pages share one content, on the average over the duplicates: 2 or more, or 0 when that is not known. Of `n` equal
-    /// pages, merging saves `n - 1`.
+    /// How many pages share one content, on the average over the duplicates: 2 or more, or 0 when that is not known.
+    /// Of `n` equal pages, merging saves `n - 1`.
     #[serde(default)]
     pub copies: f64,
     /// The chunks that were looked at, in order of their address.

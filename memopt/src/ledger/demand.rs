@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use crate::policy::BalloonPolicy;
 use crate::situation::{Balloon, Guest, Statistics};
 
-/// What a guest needs, in bytes: the largest of now and of two averages, as ESX estimates working sets (Waldspurger, OSDI 2002, 5.3).
+/// What a guest needs, in bytes: the largest of now and of two averages, as ESX estimates working sets (Waldspurger,
+/// OSDI 2002, 5.3).
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Demand {
     /// By the last statistics.
@@ -44,8 +45,8 @@ impl Demand {
     }
 }
 
-/// An exponential average over real time, by the implicit Euler step: it is stable for any interval, and needs no `exp`, whose
-/// last digit differs between machines.
+/// An exponential average over real time, by the implicit Euler step: it is stable for any interval, and needs no
+/// `exp`, whose last digit differs between machines.
 fn towards(average: u64, value: u64, passed: Duration, remembers: Duration) -> u64 {
     let (passed, remembers) = (passed.as_secs_f64(), remembers.as_secs_f64());
     let share = passed / (passed + remembers).max(f64::MIN_POSITIVE);
@@ -55,9 +56,9 @@ fn towards(average: u64, value: u64, passed: Duration, remembers: Duration) -> u
 
 /// What `guest` uses and cannot do without, by its own words: never more than it has. Absent when it does not say.
 ///
-/// All of the numbers come from the same statistics, so that a balloon that moves meanwhile makes no demand: `MEMTOT - AVAIL`, plus what
-/// its kernel keeps for itself. A driver that leaves `MEMTOT` alone (with `DEFLATE_ON_OOM`) counts the balloon as used: what the guest
-/// has bounds it.
+/// All of the numbers come from the same statistics, so that a balloon that moves meanwhile makes no demand: what it
+/// sees less what is available, and what its kernel keeps for itself. A driver that leaves `MEMTOT` alone (with
+/// `DEFLATE_ON_OOM`) counts the balloon as used: what the guest has bounds it.
 pub(super) fn used_bytes(guest: &Guest, balloon: &Balloon, statistics: &Statistics) -> Option<u64> {
     let caches = statistics.caches_bytes.unwrap_or(0);
     let available = statistics.available_bytes.or_else(|| {

@@ -146,7 +146,8 @@ impl GuestLedger {
         bench.is_none_or(|bench| bench.until <= now)
     }
 
-    /// Whether the balloon is asked to inflate and does not. A request to deflate is never given up: it takes nothing from anybody.
+    /// Whether the balloon is asked to inflate and does not. A request to deflate is never given up: it takes nothing
+    /// from anybody.
     #[must_use]
     pub fn is_stuck(&self, balloon: &Balloon, now: Duration, policy: &BalloonPolicy) -> bool {
         let is_asked = balloon.target_bytes.saturating_add(STILL_BYTES) < balloon.actual_bytes;

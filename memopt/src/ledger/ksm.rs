@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use crate::policy::MergePolicy;
 use crate::situation::{Host, Ksm};
 
-/// Pages that ksmd looks at in one second of CPU time as long as nothing was measured: 171,000 were when all differed, 290,000 when half
-/// were equal (EPYC, nested).
+/// Pages that ksmd looks at in one second of CPU time as long as nothing was measured: 171,000 were when all
+/// differed, 290,000 when half were equal (EPYC, nested).
 const PAGES_PER_CPU_SECOND: u64 = 171_000;
 
 /// What is remembered of the kernel's merging.

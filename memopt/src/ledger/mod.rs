@@ -1,9 +1,10 @@
-//! What has to be remembered between two looks at the host: damped demand, pain, stuck balloons, benched actuators, the merging window.
+//! What has to be remembered between two looks at the host: damped demand, pain, stuck balloons, benched actuators,
+//! the merging window.
 //!
-//! [`Ledger::observe`] is told of every look, [`Ledger::acted`] of what was then done, [`Ledger::verified`] of what came of it. The
-//! ledger decides nothing: [`crate::plan`] reads it. It is plain data, can be kept in a file, and grows with the number of guests alone.
-//! Times are the host's uptime, which no one sets back; after a reboot of the host nothing in it means anything, and it forgets all.
-//! Start reading at [`Ledger`].
+//! [`Ledger::observe`] is told of every look, [`Ledger::acted`] of what was then done, [`Ledger::verified`] of what
+//! came of it. The ledger decides nothing: [`crate::plan`] reads it. It is plain data, can be kept in a file, and
+//! grows with the number of guests alone. Times are the host's uptime, which no one sets back; after a reboot of the
+//! host nothing in it means anything, and it forgets all. Start reading at [`Ledger`].
 
 mod demand;
 mod guest;

@@ -72,8 +72,8 @@ impl Counters {
         self.at
     }
 
-    /// Takes in newer statistics; says what pain they show. A counter that went back means that the guest began anew: nothing is told
-    /// from it, nor from one that was missing before.
+    /// Takes in newer statistics; says what pain they show. A counter that went back means that the guest began anew:
+    /// nothing is told from it, nor from one that was missing before.
     pub(super) fn next(
         &mut self,
         statistics: &Statistics,

@@ -115,7 +115,8 @@ impl Action {
         }
     }
 
-    /// In which order things are done: what guests need comes first, then what makes the rest safe, then what brings most for least.
+    /// In which order things are done: what guests need comes first, then what makes the rest safe, then what brings
+    /// most for least.
     pub(super) fn rank(&self) -> u8 {
         match self {
             Self::SetBalloon { from_bytes, to_bytes, .. } if to_bytes > from_bytes => 0,

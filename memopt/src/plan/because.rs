@@ -168,8 +168,8 @@ impl fmt::Display for Advice {
             }
             Self::NameDomain { guest } => write!(
                 f,
-                "{guest}: the kernel may merge it, and nobody says with whom: give it a merge-domain in the policy, or start it \
-                 without (QEMU: -machine mem-merge=off)"
+                "{guest}: the kernel may merge it, and nobody says with whom: give it a merge-domain in the policy, \
+                 or start it without (QEMU: -machine mem-merge=off)"
             ),
         }
     }

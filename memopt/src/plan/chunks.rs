@@ -1,9 +1,10 @@
 //! What each chunk of 2 MiB is worth: merged, huge, or left as it is.
 //!
-//! Merging and huge pages exclude each other in a chunk: one merged page costs a whole huge page. Measured on 1 GiB of huge pages
-//! with one common page in each 2 MiB: all huge pages gone, 2 MiB saved, and 14 MiB lost on balance, for the kernel's records take 64 bytes for
-//! each page that it looks at. With half of the pages equal, 491 MiB came back. So a chunk is merged when it is cold and rich in
-//! duplicates, made huge when it is hot, and left alone in between; what was decided is only turned when the chunk is clearly the other.
+//! Merging and huge pages exclude each other in a chunk: one merged page costs a whole huge page. Measured on 1 GiB
+//! of huge pages with one common page in each 2 MiB: all huge pages gone, 2 MiB saved, and 14 MiB lost on balance,
+//! for the kernel's records take 64 bytes for each page that it looks at. With half of the pages equal, 491 MiB came
+//! back. So a chunk is merged when it is cold and rich in duplicates, made huge when it is hot, and left alone in
+//! between; what was decided is only turned when the chunk is clearly the other.
 
 use super::action::{ChunkRange, ranges};
 use crate::policy::Policy;

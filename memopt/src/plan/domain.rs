@@ -1,7 +1,8 @@
 //! Which merge domain uses the kernel's merging.
 //!
-//! The kernel knows no domains: all that it may merge, it merges with each other, and what it has merged once it finds again. So the guests
-//! of one domain at most may be mergeable at a time. The others share with their templates.
+//! The kernel knows no domains: all that it may merge, it merges with each other, and what it has merged once it
+//! finds again. So the guests of one domain at most may be mergeable at a time. The others share with their
+//! templates.
 
 use std::collections::BTreeMap;
 

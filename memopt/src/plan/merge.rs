@@ -19,8 +19,8 @@ struct Candidate<'v, 'a> {
 }
 
 impl Context<'_> {
-    /// Takes apart what the kernel could merge with the wrong guests, and marks what is worth it. Returns what windows would bring in for
-    /// guests that are marked already.
+    /// Takes apart what the kernel could merge with the wrong guests, and marks what is worth it. Returns what
+    /// windows would bring in for guests that are marked already.
     pub(super) fn merges(
         &self,
         free: &[View<'_>],
@@ -67,6 +67,10 @@ impl Context<'_> {
         }
         if self.situation.host.ksm.is_none() {
             return Err(Because::NoKsm);
+        }
+        if let Some(bench) = self.ledger.bench(None, Actuator::Merge) {
+            let left = bench.until.saturating_sub(self.ledger.uptime);
+            return Err(Because::Benched { reason: bench.reason.clone(), left });
         }
         let Some(domain) = domain else { return Err(Because::NoProfit) };
         if is_other {

@@ -1,9 +1,10 @@
 //! What to do now, and why: a pure function of a look at the host, the policy, what is remembered, and the goal.
 //!
-//! [`round`] takes in a look and plans; [`plan`] is the planning alone. A plan made without being acted on is the dry run. The same inputs give the
-//! same plan, in whatever order the guests come. Each law has its file: `balloon.rs` one balloon, `squeeze.rs` and `share.rs` all
-//! balloons together, `chunks.rs` what a chunk is worth, `domain.rs` who is merged, `ksm.rs` the windows, `need.rs` how much. ADR 16 has
-//! the reasons. It depends on the policy, the ledger and the situation. Start reading at [`Plan`].
+//! [`round`] takes in a look and plans; [`plan`] is the planning alone. A plan made without being acted on is the dry
+//! run. The same inputs give the same plan, in whatever order the guests come. Each law has its file: `balloon.rs`
+//! one balloon, `squeeze.rs` and `share.rs` all balloons together, `chunks.rs` what a chunk is worth, `domain.rs` who
+//! is merged, `ksm.rs` the windows, `need.rs` how much. ADR 16 has the reasons. It depends on the policy, the ledger
+//! and the situation. Start reading at [`Plan`].
 
 mod action;
 mod balloon;

@@ -61,7 +61,8 @@ pub struct Skipped {
     pub because: Because,
 }
 
-/// Which merge domain uses the kernel's merging, which knows no domains: all that it may merge, it merges with each other.
+/// Which merge domain uses the kernel's merging, which knows no domains: all that it may merge, it merges with each
+/// other.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DomainChoice {
     /// Its name.

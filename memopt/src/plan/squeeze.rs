@@ -57,7 +57,8 @@ impl Context<'_> {
         }
     }
 
-    /// What a balloon that is still inflating will bring: as much as one step at most, whatever the guest says that it has.
+    /// What a balloon that is still inflating will bring: as much as one step at most, whatever the guest says that
+    /// it has.
     fn under_way(&self, view: &View<'_>, because: &Because) -> u64 {
         match (&view.guest.balloon, because) {
             (Some(balloon), Because::Settling) => {
@@ -68,7 +69,8 @@ impl Context<'_> {
         }
     }
 
-    /// Whether what the host has to spare goes back to the guests: for a headroom that is kept, but not while memory is being collected.
+    /// Whether what the host has to spare goes back to the guests: for a headroom that is kept, but not while memory
+    /// is being collected.
     fn may_return(&self, need: &Need) -> bool {
         matches!(self.goal, Goal::Keep(_))
             && self.ledger.level == Level::Green
@@ -76,7 +78,8 @@ impl Context<'_> {
             && need.spare_bytes >= STEP_MIN_BYTES
     }
 
-    /// Guests below their maximum get back what the host has to spare, by steps: their caches use it better than nobody.
+    /// Guests below their maximum get back what the host has to spare, by steps: their caches use it better than
+    /// nobody.
     fn give_back(&self, queues: Queues<'_, '_>, spare_bytes: u64, draft: &mut Draft) {
         let spares = queues.spares.into_iter().map(|(view, _)| (view, Because::HostHasEnough));
         let mut asks = Vec::new();

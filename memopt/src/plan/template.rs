@@ -15,8 +15,8 @@ use crate::situation::Backing;
 const CPU_PER_CHUNK: Duration = Duration::from_micros(825);
 
 impl Context<'_> {
-    /// Clones drop what equals their template, those with the most of it first, until the goal is met. What else could merge the
-    /// same pages waits: returns the clones' names.
+    /// Clones drop what equals their template, those with the most of it first, until the goal is met. What else
+    /// could merge the same pages waits: returns the clones' names.
     pub(super) fn templates(
         &self,
         views: &[View<'_>],

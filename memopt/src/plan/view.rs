@@ -7,6 +7,7 @@ use crate::policy::{Actuator, Goal, GuestLimits, Policy};
 use crate::situation::{Guest, Situation, Survey, Vmm};
 
 /// One guest that something may be done to.
+#[derive(Clone)]
 pub(super) struct View<'a> {
     pub(super) guest: &'a Guest,
     pub(super) limits: GuestLimits,
@@ -38,7 +39,7 @@ impl<'a> Context<'a> {
                 None => None,
             };
             match because {
-                None => free.push(self.view(guest)),
+                None => free.push(view.clone()),
                 Some(because) => draft.skipped.push(Skipped {
                     guest: guest.name.clone(),
                     actuator: None,

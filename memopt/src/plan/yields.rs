@@ -4,8 +4,8 @@ use crate::situation::{Balloon, Guest};
 
 /// What comes back for what a balloon takes.
 ///
-/// A guest hands out free pages first, of which some (with free page reporting: nearly all) are holes already and bring nothing. Which
-/// of its free pages it takes is its own business: they are taken to be mixed.
+/// A guest hands out free pages first, of which some (with free page reporting: nearly all) are holes already and
+/// bring nothing. Which of its free pages it takes is its own business: they are taken to be mixed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Yield {
     /// What the guest holds of the host.

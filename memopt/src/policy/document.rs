@@ -15,12 +15,12 @@ pub const RULES_MAX: usize = 1024;
 impl Policy {
     /// Reads `text`, the content of the file that is called `file_name` in messages.
     ///
-    /// All is optional: `preset`, `goal`, `actuators`, the tables `[host]`, `[balloon]`, `[pain]`, `[merge]`, `[huge]`, `[pools]`,
-    /// `[verify]`, and `[[guest]]`. `[[schedule]]` is left to who reads schedules.
+    /// All is optional: `preset`, `goal`, `actuators`, the tables `[host]`, `[balloon]`, `[pain]`, `[merge]`,
+    /// `[huge]`, `[pools]`, `[verify]`, and `[[guest]]`. `[[schedule]]` is left to who reads schedules.
     ///
     /// # Errors
-    /// [`PolicyError`] with file, line and field: what is no TOML, has unknown fields, values of another kind or out of range, or
-    /// such that contradict each other.
+    /// [`PolicyError`] with file, line and field: what is no TOML, has unknown fields, values of another kind or out of
+    /// range, or such that contradict each other.
     pub fn parse(text: &str, file_name: &str) -> Result<Self, PolicyError> {
         let file = || file_name.to_owned();
         if text.len() > POLICY_BYTES_MAX {

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use super::units::{Share, Size, parse_share, parse_size, shortened, signed};
 use crate::situation::Host;
 
-/// How much memory a run is to give back to the host. It bounds what is *taken*: guests in pain, and a host that is short, get what they
-/// need whatever the goal says.
+/// How much memory a run is to give back to the host. It bounds what is *taken*: guests in pain, and a host that is
+/// short, get what they need whatever the goal says.
 ///
 /// Written as `free 8GiB`, `keep 15% headroom` or `max density`, in policies, schedules and JSON alike.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -62,7 +62,8 @@ impl Goal {
         }
     }
 
-    /// What is left of it once `returned_bytes` have been verified. Only a goal in bytes is used up; one that memory was given for grows.
+    /// What is left of it once `returned_bytes` have been verified. Only a goal in bytes is used up; one that memory
+    /// was given for grows.
     #[must_use]
     pub fn less(self, returned_bytes: i64) -> Self {
         match self {
@@ -174,8 +175,8 @@ mod tests {
         for text in refused {
             assert!(text.parse::<Goal>().is_err(), "{text}");
         }
-        let said = "fre 8GiB".parse::<Goal>().unwrap_err().to_string();
-        assert!(said.contains("`fre 8GiB`") && said.contains("max density"), "{said}");
+        let said = "liberate 8GiB".parse::<Goal>().unwrap_err().to_string();
+        assert!(said.contains("`liberate 8GiB`") && said.contains("max density"), "{said}");
     }
 
     #[test]

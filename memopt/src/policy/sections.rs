@@ -39,7 +39,8 @@ pub struct Policy {
 /// `[host]`: when the host is short. Shares are of `MemTotal`, and of time for the pressure.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct HostPolicy {
-    /// `amber-below`: with less available than this, balloons shrink whatever the goal says. MoM and ksmtuned act below 20 %.
+    /// `amber-below`: with less available than this, balloons shrink whatever the goal says. MoM and ksmtuned act
+    /// below 20 %.
     pub amber_below: f64,
     /// `red-below`: with less than this, steps are longer and reserves are taken too. MoM calls 5 % critical.
     pub red_below: f64,
@@ -47,22 +48,26 @@ pub struct HostPolicy {
     pub red_stall: f64,
     /// `hysteresis`: how far beyond its bound the host has to be for a level to end.
     pub hysteresis: f64,
-    /// `cow-reserve`: this share of what merging saves stays available, since guests can write to merged pages at any moment.
+    /// `cow-reserve`: this share of what merging saves stays available, since guests can write to merged pages at any
+    /// moment.
     pub cow_reserve: f64,
 }
 
 /// `[balloon]`: how balloons move.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct BalloonPolicy {
-    /// `reserve`: what a guest gets on top of its demand, as a share of it. Hyper-V's buffer is 20 %; peers have 15 to 25 %.
+    /// `reserve`: what a guest gets on top of its demand, as a share of it. Hyper-V's buffer is 20 %; peers have 15
+    /// to 25 %.
     pub reserve: f64,
     /// `reserve-min`: and no less than this.
     pub reserve_min_bytes: u64,
-    /// `floor`: no guest gets less than this share of its maximum. ESX takes 65 % at most; without a floor an idle guest shrinks for ever.
+    /// `floor`: no guest gets less than this share of its maximum. ESX takes 65 % at most; without a floor an idle
+    /// guest shrinks for ever.
     pub floor: f64,
     /// `step`: shrink by at most this share of what the guest has in one round. MoM takes 5 %.
     pub step: f64,
-    /// `step-max`: and by no more than this. Proxmox takes 100 MiB in 10 s; a balloon of 4 KiB pages moves about 1 GiB/s.
+    /// `step-max`: and by no more than this. Proxmox takes 100 MiB in 10 s; a balloon of 4 KiB pages moves about 1
+    /// GiB/s.
     pub step_max_bytes: u64,
     /// `red-factor`: by how much both steps are longer while the host is red.
     pub red_factor: u32,
@@ -70,11 +75,13 @@ pub struct BalloonPolicy {
     pub dead_band: f64,
     /// `dead-band-min`: and those smaller than this.
     pub dead_band_min_bytes: u64,
-    /// `fast`: how long the fast average of the demand remembers. Demand is the largest of now, fast and slow, as in ESX.
+    /// `fast`: how long the fast average of the demand remembers. Demand is the largest of now, fast and slow, as in
+    /// ESX.
     pub fast: Duration,
     /// `slow`: how long the slow average remembers.
     pub slow: Duration,
-    /// `cooldown`: how long a guest keeps everything after pain; doubled, up to 8 times, when it hurts again within an hour.
+    /// `cooldown`: how long a guest keeps everything after pain; doubled, up to 8 times, when it hurts again within
+    /// an hour.
     pub cooldown: Duration,
     /// `stuck-after`: a balloon that should inflate and has not moved for so long is given up.
     pub stuck_after: Duration,
@@ -102,10 +109,11 @@ pub struct PainPolicy {
 /// `[merge]`: what is merged. Shares of pages are of the 512 in a chunk of 2 MiB.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct MergePolicy {
-    /// `split-share`: a huge page is given up for at least this share of it. Measured: for one page of 512 all huge pages go, and 14 MiB
-    /// of each GiB are lost on top; for half of them 491 MiB of 1 GiB come back.
+    /// `split-share`: a huge page is given up for at least this share of it. Measured: for one page of 512 all huge
+    /// pages go, and 14 MiB of each GiB are lost on top; for half of them 491 MiB of 1 GiB come back.
     pub split_share: f64,
-    /// `join-share`: a chunk without a huge page is merged from this share on. The kernel's records take 64 bytes a page, 1.6 %.
+    /// `join-share`: a chunk without a huge page is merged from this share on. The kernel's records take 64 bytes a
+    /// page, 1.6 %.
     pub join_share: f64,
     /// `leave-share`: and is left alone again below this one.
     pub leave_share: f64,
@@ -115,11 +123,13 @@ pub struct MergePolicy {
     pub survey_age: Duration,
     /// `cpu`: ksmd's share of one core while a window is open.
     pub cpu: f64,
-    /// `pages-per-second`: and what it looks at, at most. The kernel's default is 5,000; ksmtuned and MoM go up to 125,000.
+    /// `pages-per-second`: and what it looks at, at most. The kernel's default is 5,000; ksmtuned and MoM go up to
+    /// 125,000.
     pub pages_per_s: u64,
     /// `window`: how long it may last.
     pub window: Duration,
-    /// `passes`: after so many full scans in which the profit stayed flat it ends. A page is merged in its second at the earliest.
+    /// `passes`: after so many full scans in which the profit stayed flat it ends. A page is merged in its second at
+    /// the earliest.
     pub passes: u64,
     /// `flat`: a profit that grew by less than this share of itself is flat.
     pub flat: f64,

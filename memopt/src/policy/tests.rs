@@ -128,7 +128,7 @@ fn refused(text: &str, place: &str, word: &str) {
 #[test]
 fn faults_name_line_and_field() {
     refused("preset = \"danse\"", "1: preset", "none of safe");
-    refused("\n[balloon]\nreserv = \"20%\"", "3: balloon.reserv", "did you mean `reserve`?");
+    refused("\n[balloon]\nstp = \"2%\"", "3: balloon.stp", "did you mean `step`?");
     refused("goals = \"max density\"", "1: goals", "did you mean `goal`?");
     refused("[zebra]", "1: zebra", "there is no such field");
     refused("goal = \"free\"", "1: goal", "is no goal");

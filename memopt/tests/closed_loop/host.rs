@@ -11,7 +11,7 @@ use memopt::situation::{
 };
 use memopt::verify::{Expectation, Outcome};
 
-pub(crate) const ROUND_S: u64 = 10;
+const ROUND_S: u64 = 10;
 
 /// What is wrong with a guest's balloon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

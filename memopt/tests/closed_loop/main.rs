@@ -1,10 +1,11 @@
-//! Hours of virtual time with plan, act and verify in a closed loop: nothing oscillates, pain is short, goals are reached when they can be.
+//! Hours of virtual time with plan, act and verify in a closed loop: nothing oscillates, pain is short, goals are
+//! reached when they can be.
 
 mod host;
 
 use std::time::Duration;
 
-use host::{Fault, ROUND_S, SimGuest, SimHost, turns};
+use host::{Fault, SimGuest, SimHost, turns};
 use memopt::ledger::Level;
 use memopt::plan::Action;
 use memopt::policy::{Actuator, GIB, Goal, MIB};
@@ -233,5 +234,4 @@ fn guests_may_come_and_go_and_the_service_may_sleep() {
     assert!(host.guest("new").actual < 3 * GIB);
     let plans = host.run(30);
     assert_eq!(plans.iter().map(|plan| plan.steps.len()).sum::<usize>(), 0);
-    assert!(ROUND_S < 30, "statistics are never silent for longer than the policy bears");
 }

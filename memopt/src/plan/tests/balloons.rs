@@ -188,6 +188,23 @@ fn a_goal_takes_no_more_than_it_asks_for() {
 }
 
 #[test]
+fn what_is_under_way_is_not_asked_for_again() {
+    let mut moving = idle_guest("a", 8 * GIB, GIB);
+    balloon(&mut moving).target_bytes = 8 * GIB - 200 * MIB;
+    let host = situation(50, vec![moving.clone(), idle_guest("b", 8 * GIB, GIB)]);
+    let mut ledger = Ledger::default();
+    let plan = round(&host, &balanced(), &mut ledger, &Goal::Free(300 * MIB));
+    assert_eq!(why(&plan, "a", Actuator::Balloon), Because::Settling);
+    let taken = |plan: &Plan| (8 * GIB - set_to(plan, "b").expect("a step")).div_ceil(MIB);
+    assert!((99..=100).contains(&taken(&plan)), "to the next whole MiB: {}", taken(&plan));
+    // A device that says to have had the whole host spares the others one step, no more.
+    balloon(&mut moving).actual_bytes = 64 * GIB;
+    let host = situation(50, vec![moving, idle_guest("b", 8 * GIB, GIB)]);
+    let plan = round(&host, &balanced(), &mut Ledger::default(), &Goal::Free(300 * MIB));
+    assert!((43..=44).contains(&taken(&plan)), "{}", taken(&plan));
+}
+
+#[test]
 fn when_the_host_is_short_the_idle_and_the_unimportant_give_first() {
     let policy = Policy::parse("[[guest]]\nname = \"vip\"\npriority = 1000", "f").unwrap();
     let guests = vec![
