@@ -1,4 +1,5 @@
-//! The dashboard and the alert rules in `dashboards/`, evaluated by a real Prometheus that scrapes two nodes while guests move between them.
+//! The dashboard and the alert rules in `dashboards/`, evaluated by a real Prometheus that scrapes two nodes while guests move
+//! between them.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};

@@ -1,12 +1,12 @@
 //! A run that is being changed, within a transaction.
 
-use redb::{ReadableTable as _, WriteTransaction};
+use redb::{ReadableTable as _, ReadableTableMetadata as _, WriteTransaction};
 
 use super::error::{Fault, HistoryError};
 use super::json::{from_json, to_json};
-use super::limits::Limits;
+use super::limits::{Limits, TICKS_MAX};
 use super::run::{RunId, State};
-use super::tables::{HEADS, Head, META, META_BYTES, META_NEXT};
+use super::tables::{HEADS, Head, META, META_BYTES, META_NEXT, TICKS};
 
 /// A run that is being changed.
 pub(super) struct Draft<'a> {
@@ -79,6 +79,26 @@ pub(super) fn end_interrupted(write: &WriteTransaction) -> Result<Vec<RunId>, Fa
         heads.insert(*id, json.as_slice())?;
     }
     Ok(interrupted.into_iter().map(|(id, _)| RunId(id)).collect())
+}
+
+/// Remembers the last time of a schedule; of too many schedules, whoever was decided on longest ago is forgotten.
+pub(super) fn keep_tick(write: &WriteTransaction, schedule: &str, tick: u64) -> Result<(), Fault> {
+    let mut ticks = write.open_table(TICKS)?;
+    ticks.insert(schedule, tick)?;
+    if ticks.len()? > TICKS_MAX {
+        let mut oldest: Option<(u64, String)> = None;
+        for entry in ticks.iter()? {
+            let (name, tick) = entry?;
+            let is_older = oldest.as_ref().is_none_or(|(oldest, _)| tick.value() < *oldest);
+            if is_older && name.value() != schedule {
+                oldest = Some((tick.value(), name.value().to_owned()));
+            }
+        }
+        if let Some((_, name)) = oldest {
+            ticks.remove(name.as_str())?;
+        }
+    }
+    Ok(())
 }
 
 /// Too much of something.

@@ -40,5 +40,7 @@ impl Limits {
 /// The longest error text that is kept, in characters, and most of them of one run.
 pub(super) const ERROR_CHARS_MAX: usize = 1000;
 pub(super) const ERRORS_MAX: usize = 100;
+/// Most schedules of which the last time is remembered.
+pub(super) const TICKS_MAX: u64 = 256;
 /// Most runs that one query reads.
 pub(super) const LISTED_MAX: usize = 1000;

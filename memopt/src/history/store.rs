@@ -7,17 +7,17 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use redb::{
-    Database, ReadTransaction, ReadableDatabase as _, ReadableTable, ReadableTableMetadata as _,
-    WriteTransaction,
+    AccessGuard, Database, ReadTransaction, ReadableDatabase as _, ReadableTable,
+    ReadableTableMetadata as _, StorageError, WriteTransaction,
 };
 
-use super::draft::{Draft, end_interrupted, take_id, too_large};
+use super::draft::{Draft, end_interrupted, keep_tick, take_id, too_large};
 use super::error::{Fault, HistoryError};
 use super::json::{from_json, summary, to_json};
 use super::limits::{ERROR_CHARS_MAX, ERRORS_MAX, LISTED_MAX, Limits};
 use super::retention::prune;
 use super::run::{Deed, Listing, Payloads, Run, RunId, State};
-use super::tables::{self, DEEDS, HEADS, Head, META, META_BYTES, PLANS, guarded};
+use super::tables::{self, DEEDS, HEADS, Head, META, META_BYTES, PLANS, TICKS, guarded};
 use crate::schedule::Trigger;
 
 /// Every run of a host, in one file.
@@ -99,6 +99,9 @@ impl<P: Payloads> History<P> {
         let plan = to_json("a plan", plan, self.limits.plan_bytes_max)?;
         self.write(|_, write, limits| {
             let id = take_id(write)?;
+            if let Trigger::Schedule { name, tick } = &trigger {
+                keep_tick(write, name, *tick)?;
+            }
             let head = Head {
                 trigger,
                 started,
@@ -251,20 +254,28 @@ impl<P: Payloads> History<P> {
         })
     }
 
-    /// The last time at which each schedule ran, by its name, in Unix seconds: what a [`crate::schedule::Scheduler`] begins with.
+    /// Puts down that a schedule did not run at a time (Unix seconds), so that the next scheduler does not decide on it again.
+    ///
+    /// # Errors
+    /// The file's.
+    pub fn note_missed(&mut self, schedule: &str, tick: u64) -> Result<(), HistoryError> {
+        self.write(|_, write, _| keep_tick(write, schedule, tick))
+    }
+
+    /// The last time of each schedule at which it ran or is known not to have run, by its name, in Unix seconds: what a
+    /// [`crate::schedule::Scheduler`] begins with.
     ///
     /// # Errors
     /// The file's.
     pub fn last_ticks(&mut self) -> Result<BTreeMap<String, u64>, HistoryError> {
         self.read(|read| {
-            let mut last = BTreeMap::new();
-            for entry in read.open_table(HEADS)?.iter()?.rev() {
-                let Ok(head) = serde_json::from_slice::<Head>(entry?.1.value()) else { continue };
-                if let Trigger::Schedule { name, tick } = head.trigger {
-                    last.entry(name).or_insert(tick);
-                }
-            }
-            Ok(last)
+            let ticks = read.open_table(TICKS)?;
+            let named =
+                |entry: Result<(AccessGuard<'_, &str>, AccessGuard<'_, u64>), StorageError>| {
+                    let (name, tick) = entry?;
+                    Ok((name.value().to_owned(), tick.value()))
+                };
+            ticks.iter()?.map(named).collect()
         })
     }
 

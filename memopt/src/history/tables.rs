@@ -35,6 +35,9 @@ pub(super) const PLANS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("
 /// Deeds by run and place, as JSON.
 pub(super) const DEEDS: TableDefinition<'_, (u64, u32), &[u8]> = TableDefinition::new("actions");
 
+/// The last time of each schedule that was decided on, by its name, in Unix seconds.
+pub(super) const TICKS: TableDefinition<'_, &str, u64> = TableDefinition::new("ticks");
+
 /// Memory that the store may keep of the file.
 const CACHE_BYTES: usize = 4 << 20;
 
@@ -118,5 +121,6 @@ pub(super) fn prepare(path: &Path, write: &WriteTransaction) -> Result<(), Fault
     write.open_table(HEADS)?;
     write.open_table(PLANS)?;
     write.open_table(DEEDS)?;
+    write.open_table(TICKS)?;
     Ok(())
 }

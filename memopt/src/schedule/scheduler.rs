@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 pub use self::entry::Tally;
 use self::entry::{Entry, Origin};
 use super::entry::{Overlap, Schedule};
@@ -44,7 +46,7 @@ pub enum Event {
 }
 
 /// One of the times to come.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Upcoming {
     /// When, in Unix seconds.
     pub tick: u64,
@@ -88,7 +90,7 @@ struct Candidate {
 }
 
 impl Scheduler {
-    /// A scheduler of `schedules`. Of those that have run before, `last_ticks` has the time of the last run by name, in Unix seconds:
+    /// A scheduler of `schedules`. Of those that were decided on before, `last_ticks` has the last time by name, in Unix seconds:
     /// what was due between that and now was missed. The others begin now.
     #[must_use]
     pub fn new(schedules: Vec<Schedule>, last_ticks: &BTreeMap<String, u64>, now: Moment) -> Self {

@@ -145,14 +145,30 @@ fn runs_are_listed_newest_first() {
 }
 
 #[test]
-fn the_last_time_of_each_schedule_is_found() {
-    let (_folder, _, mut history) = fresh::<Json>(Limits::default());
+fn the_last_time_of_each_schedule_outlives_its_runs() {
+    let (_folder, path, mut history) = fresh::<Json>(Limits { runs_max: 2, ..Limits::default() });
     let weekly = Trigger::Schedule { name: "weekly".to_owned(), tick: 50 };
-    for trigger in [nightly(10), weekly, nightly(20), Trigger::Manual] {
-        history.begin(trigger, 60, &json!({})).unwrap();
+    for trigger in [weekly, nightly(10), nightly(20), Trigger::Manual, Trigger::Manual] {
+        let run = history.begin(trigger, 60, &json!({})).unwrap();
+        history.finish(run, 61, &json!({})).unwrap();
     }
-    let expected = BTreeMap::from([("nightly".to_owned(), 20), ("weekly".to_owned(), 50)]);
+    history.note_missed("nightly", 30).unwrap();
+    drop(history);
+    let mut history = open::<Json>(&path, Limits::default()).history;
+    assert_eq!(history.stored().unwrap().runs, 2);
+    let expected = BTreeMap::from([("nightly".to_owned(), 30), ("weekly".to_owned(), 50)]);
     assert_eq!(history.last_ticks().unwrap(), expected);
+}
+
+#[test]
+fn of_very_many_schedules_the_oldest_are_forgotten() {
+    let (_folder, _, mut history) = fresh::<Json>(Limits::default());
+    for index in 0..260 {
+        history.note_missed(&format!("s{index}"), 1000 - index).unwrap();
+    }
+    let ticks = history.last_ticks().unwrap();
+    assert_eq!(ticks.len(), 256);
+    assert!(ticks.contains_key("s0") && ticks.contains_key("s259") && !ticks.contains_key("s258"));
 }
 
 #[test]
@@ -287,6 +303,13 @@ fn a_file_of_another_format_is_refused_and_left() {
     drop(history);
     let error = History::<Json>::open(&path, Limits::default()).unwrap_err().to_string();
     assert!(error.contains("has format 2, and this program knows 1 alone"), "{error}");
+
+    // The store's own format, in both of its commit slots.
+    let mut older = sample().to_vec();
+    (older[64], older[192]) = (2, 2);
+    fs::write(&path, &older).unwrap();
+    let error = History::<Json>::open(&path, Limits::default()).unwrap_err();
+    assert!(matches!(error, HistoryError::OtherFormat { .. }), "{error}");
 
     fs::remove_file(&path).unwrap();
     let foreign = Database::create(&path).unwrap();

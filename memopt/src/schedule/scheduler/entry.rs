@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::schedule::notice::{Due, Lost, Missed, Notice, Punctuality, Trigger};
 use crate::schedule::ticks::{Passed, passed};
 use crate::schedule::{Missing, Schedule};
@@ -10,7 +12,7 @@ use crate::schedule::{Missing, Schedule};
 const ON_TIME: Duration = Duration::from_secs(60);
 
 /// What has become of a schedule since the scheduler was made.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tally {
     /// Runs that were begun.
     pub begun: u64,
