@@ -83,6 +83,15 @@ impl Digests {
         self.zero_pages
     }
 
+    /// How many pages share one content, on the average over contents that have more than one; 0 when none has.
+    #[must_use]
+    pub fn copies(&self) -> f64 {
+        let shared = || self.counts().filter(|count| *count > 1);
+        let contents = shared().count();
+        let pages: u64 = shared().map(u64::from).sum();
+        if contents == 0 { 0.0 } else { pages as f64 / contents as f64 }
+    }
+
     pub(super) const fn add_zero(&mut self) {
         self.pages += 1;
         self.zero_pages += 1;
@@ -214,7 +223,14 @@ mod tests {
             (0..64).step_by(8).collect::<Vec<_>>()
         );
         assert!(table.counts().all(|count| count == 3));
+        assert_eq!(table.copies(), 3.0);
         assert_eq!(table.pages(), 192);
+    }
+
+    #[test]
+    fn copies_are_counted_where_there_are_any() {
+        assert_eq!(table(10, 0, &[1, 2, 3]).copies(), 0.0);
+        assert_eq!(table(10, 0, &[1, 2, 2, 3, 3, 3, 3]).copies(), 3.0);
     }
 
     #[test]
