@@ -28,6 +28,8 @@ pub struct KsmState {
     pub stable_node_chains: Option<u64>,
     /// Copies of them that are kept.
     pub stable_node_dups: Option<u64>,
+    /// Pages that share one kept page at most; absent before Linux 4.14.
+    pub max_page_sharing: Option<u64>,
     /// Whether `pages_scanned` is counted (Linux 6.6); otherwise the counter stays 0.
     pub counts_scanned: bool,
     /// How it is set.
@@ -108,6 +110,7 @@ pub fn ksm(sources: &Sources) -> Result<KsmState, ObserveError> {
         pages_skipped: optional("pages_skipped")?,
         stable_node_chains: optional("stable_node_chains")?,
         stable_node_dups: optional("stable_node_dups")?,
+        max_page_sharing: optional("max_page_sharing")?,
         counts_scanned: scanned.is_some(),
         knobs,
     })

@@ -62,6 +62,15 @@ impl Sources {
         read(&self.path(format!("proc/{pid}/{file}")), Some(pid))
     }
 
+    /// As [`Self::read_of`], for text that programs chose: what is no UTF-8 is replaced.
+    ///
+    /// # Errors
+    /// As [`Self::read_of`].
+    pub(crate) fn read_lossy_of(&self, pid: u32, file: &str) -> Result<String, ObserveError> {
+        let bytes = read_bytes(&self.path(format!("proc/{pid}/{file}")), Some(pid))?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
     /// A file that holds one number without a sign.
     pub(crate) fn number(&self, file: &str) -> Result<u64, ObserveError> {
         let text = self.read(file)?;
@@ -138,16 +147,23 @@ pub(crate) fn chosen(text: &str) -> Option<&str> {
 }
 
 /// Reads a `/proc` or `/sys` file whole; `pid` is given for a file of a process.
-pub(super) fn read(path: &Path, pid: Option<u32>) -> Result<String, ObserveError> {
+fn read(path: &Path, pid: Option<u32>) -> Result<String, ObserveError> {
+    String::from_utf8(read_bytes(path, pid)?).map_err(|_| {
+        let cause = io::Error::new(io::ErrorKind::InvalidData, "it is no text in UTF-8");
+        named(path, pid, cause)
+    })
+}
+
+fn read_bytes(path: &Path, pid: Option<u32>) -> Result<Vec<u8>, ObserveError> {
     let named = |cause| named(path, pid, cause);
-    let mut text = String::new();
+    let mut bytes = Vec::new();
     let opened = File::open(path).map_err(named)?;
-    opened.take(FILE_BYTES_MAX as u64 + 1).read_to_string(&mut text).map_err(named)?;
-    if text.len() > FILE_BYTES_MAX {
+    opened.take(FILE_BYTES_MAX as u64 + 1).read_to_end(&mut bytes).map_err(named)?;
+    if bytes.len() > FILE_BYTES_MAX {
         let file = path.display().to_string();
         return Err(ObserveError::TooLong { file, limit: FILE_BYTES_MAX });
     }
-    Ok(text)
+    Ok(bytes)
 }
 
 fn named(path: &Path, pid: Option<u32>, cause: io::Error) -> ObserveError {

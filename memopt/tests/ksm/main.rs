@@ -1,7 +1,7 @@
 //! Windows of the real ksmd. They need root and a kernel with KSM, take turns through a lock of the host, and leave its settings
 //! as they were. `LIGHTER_SKIP_KSM=1` leaves them out, for hosts that have no KSM or whose ksmd is not to be touched.
 
-#![expect(clippy::unwrap_used, reason = "a test that fails says where")]
+#![allow(clippy::unwrap_used)] // all of it is test
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
@@ -102,7 +102,8 @@ fn duplicates_are_merged_in_a_window_and_the_settings_are_as_they_were() {
     assert!(merged.merging_pages + merged.zero_pages > PAGES * 9 / 10, "{merged:?}");
     assert!(outcome.gain_bytes > (PAGES * 4096 * 8 / 10) as i64, "{outcome:?}");
     let share = outcome.cpu.unwrap().as_secs_f64() / outcome.elapsed.as_secs_f64();
-    assert!(share < 0.6, "ksmd used {share} of a CPU");
+    // In a window this short most of it is the first guess; a host that is slow or busy is given room.
+    assert!(share < 0.8, "ksmd used {share} of a CPU");
 }
 
 #[test]
