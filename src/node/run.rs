@@ -84,7 +84,7 @@ async fn serve(state: &StateDir, args: &NodeArgs, tls: Tls) -> Result<Exit> {
     let node = Node::new(state.clone(), file.clone(), args.reserve_memory)?;
     let node = node.with_net_map(args.net_map.clone()).with_disk_folders(disk_folders);
     let node = Arc::new(node);
-    let density = Arc::new(density::Density::open(state)?);
+    let density = Arc::new(density::Density::open(state, args.foreign_guests)?);
     // Before anybody can ask for a place.
     node.renew_promises().await?;
     let parts = [

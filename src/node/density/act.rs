@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use memopt::ksm::{Budget, Control, Driver, KsmError, Options, Window};
 use memopt::observe::Sources;
 use memopt::plan::{Action, ChunkRange};
 
+use super::foreign::ForeignGuests;
 use crate::api::ApiClient;
 use crate::api::types::{
     BalloonInfo, BalloonRequest, MemoryTreatment, TreatedMemory, TreatmentRequest,
@@ -32,6 +33,7 @@ pub(super) struct Actor {
     sources: Sources,
     /// Where it is put down how ksmd was set before.
     journal: PathBuf,
+    foreign: Option<Arc<ForeignGuests>>,
     window: Mutex<Option<KsmWindow>>,
 }
 
@@ -44,10 +46,10 @@ struct KsmWindow {
 }
 
 impl Actor {
-    /// Acts on this host and on the guests below `state`.
-    pub(super) fn new(state: StateDir) -> Self {
+    /// Acts on this host, on the guests below `state`, and on those that other programs run.
+    pub(super) fn new(state: StateDir, foreign: Option<Arc<ForeignGuests>>) -> Self {
         let journal = state.ksm_journal();
-        Self { state, sources: Sources::system(), journal, window: Mutex::default() }
+        Self { state, sources: Sources::system(), journal, foreign, window: Mutex::default() }
     }
 
     /// Puts ksmd back to how it was set before a node was killed that drove it.
@@ -115,6 +117,9 @@ impl Actor {
     }
 
     async fn set_balloon(&self, guest: &str, target_bytes: u64) -> Result<()> {
+        if let Some(foreign) = self.foreign.as_ref().filter(|foreign| foreign.has(guest)) {
+            return foreign.set_balloon(guest, target_bytes).await;
+        }
         let request = BalloonRequest { target_bytes };
         let client = self.guest(guest)?;
         let _level: BalloonInfo = client.put_json("/v1/guest/balloon", &request).await?;

@@ -1,13 +1,15 @@
 //! The host and its guests as they are now, in the form in which plans are made from it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use memopt::observe::{self, Meter, Missing, Sources};
+use memopt::observe::{self, Meter, Sources};
 use memopt::situation::{Backing, Balloon, Cost, Guest, Hindrance, Situation, Statistics, Vmm};
 use tokio::task::JoinSet;
 
+use super::foreign::ForeignGuests;
 use crate::api::types::{BackingInfo, BalloonLevel, BalloonStatistics, GuestMemory, GuestState};
 use crate::api::{ApiClient, AskError};
 use crate::clock::{unix_ms, uptime};
@@ -25,6 +27,7 @@ pub(super) struct Lookout {
     state: StateDir,
     sources: Sources,
     meter: Meter,
+    foreign: Option<Arc<ForeignGuests>>,
 }
 
 /// What a look found.
@@ -33,13 +36,13 @@ pub(super) struct View {
     /// The host and its guests.
     pub(super) situation: Situation,
     /// What this host does not tell.
-    pub(super) missing: Vec<Missing>,
+    pub(super) missing: Vec<String>,
 }
 
 impl Lookout {
-    /// Looks at this host and at the guests below `state`.
-    pub(super) fn new(state: StateDir) -> Self {
-        Self { state, sources: Sources::system(), meter: Meter::new(METER_BUDGET) }
+    /// Looks at this host, at the guests below `state`, and at those that other programs run.
+    pub(super) fn new(state: StateDir, foreign: Option<Arc<ForeignGuests>>) -> Self {
+        Self { state, sources: Sources::system(), meter: Meter::new(METER_BUDGET), foreign }
     }
 
     /// The host and all guests now. What guests cost is reckoned from their counters, but for those of the names `exactly`, whose
@@ -48,8 +51,15 @@ impl Lookout {
     /// # Errors
     /// The folder of guests or the host's memory cannot be read.
     pub(super) async fn look(&mut self, exactly: &BTreeSet<String>) -> Result<View> {
-        let guests = self.state.live_guests()?;
-        self.look_at(guests, exactly).await
+        let own = ask_all(self.state.live_guests()?).await?;
+        let (foreign, complaints) = match &self.foreign {
+            Some(foreign) => foreign.look().await,
+            None => (Vec::new(), Vec::new()),
+        };
+        let guests = own.into_iter().chain(foreign).collect();
+        let mut view = tokio::task::block_in_place(|| self.weigh(guests, exactly))?;
+        view.missing.extend(complaints);
+        Ok(view)
     }
 
     /// As [`Self::look`], but only the guests of these names.
@@ -57,23 +67,21 @@ impl Lookout {
     /// # Errors
     /// As [`Self::look`].
     pub(super) async fn look_at_some(&mut self, names: &BTreeSet<String>) -> Result<View> {
-        let mut guests = self.state.live_guests()?;
-        guests.retain(|guest| names.contains(guest.name().as_str()));
-        self.look_at(guests, &BTreeSet::new()).await
-    }
-
-    async fn look_at(&mut self, guests: Vec<GuestDir>, exactly: &BTreeSet<String>) -> Result<View> {
-        let mut asked: JoinSet<Option<Guest>> = guests.into_iter().map(ask).collect();
-        let mut guests = Vec::with_capacity(asked.len());
-        while let Some(answer) = asked.join_next().await {
-            guests.extend(answer.context("a look at a guest broke down")?);
+        let mut own = self.state.live_guests()?;
+        own.retain(|guest| names.contains(guest.name().as_str()));
+        let mut guests = ask_all(own).await?;
+        if let Some(foreign) = &self.foreign
+            && names.iter().any(|name| foreign.has(name))
+        {
+            let (others, _complaints) = foreign.look().await;
+            guests.extend(others.into_iter().filter(|guest| names.contains(&guest.name)));
         }
-        guests.sort_by(|a, b| a.name.cmp(&b.name));
-        tokio::task::block_in_place(|| self.weigh(guests, exactly))
+        tokio::task::block_in_place(|| self.weigh(guests, &BTreeSet::new()))
     }
 
     fn weigh(&mut self, mut guests: Vec<Guest>, exactly: &BTreeSet<String>) -> Result<View> {
         let now = uptime();
+        guests.sort_by(|a, b| a.name.cmp(&b.name));
         for guest in guests.iter().filter(|guest| exactly.contains(&guest.name)) {
             // One that cannot be measured is told of below.
             let _measured = self.meter.exact(&self.sources, guest.pid, now);
@@ -95,8 +103,19 @@ impl Lookout {
             .find(|guest| guest.is_mergeable)
             .and_then(|guest| guest.merge_domain.clone());
         let unix_seconds = unix_ms() / 1000;
+        let missing = missing.iter().map(ToString::to_string).collect();
         Ok(View { situation: Situation { unix_seconds, uptime: now, host, guests }, missing })
     }
+}
+
+/// Guests of ours, all asked at once.
+async fn ask_all(guests: Vec<GuestDir>) -> Result<Vec<Guest>> {
+    let mut asked: JoinSet<Option<Guest>> = guests.into_iter().map(ask).collect();
+    let mut guests = Vec::with_capacity(asked.len());
+    while let Some(answer) = asked.join_next().await {
+        guests.extend(answer.context("a look at a guest broke down")?);
+    }
+    Ok(guests)
 }
 
 /// One guest; none when it ended meanwhile.

@@ -1,7 +1,7 @@
 //! Memory optimization of this host: what is known, what is planned, what runs.
 
 use std::collections::BTreeSet;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -14,10 +14,12 @@ use memopt::situation::Situation;
 use tokio::sync::watch;
 
 use super::act::Actor;
+use super::foreign::ForeignGuests;
 use super::look::{Lookout, View};
 use super::settings::SettingsFile;
 use super::types::{DensityStatus, Kept, NextRun, RunEnd};
 use crate::api::{ApiError, Reason};
+use crate::cli::spec::SwitchArg;
 use crate::clock::{unix_ms, uptime};
 use crate::durable;
 use crate::state_dir::StateDir;
@@ -48,9 +50,13 @@ impl Density {
     ///
     /// # Errors
     /// The file is wrong.
-    pub(crate) fn open(state: &StateDir) -> Result<Self> {
+    pub(crate) fn open(state: &StateDir, foreign: SwitchArg) -> Result<Self> {
         let settings = SettingsFile::open(&state.settings_file()).map_err(anyhow::Error::msg)?;
-        let actor = Actor::new(state.clone());
+        let foreign = match foreign {
+            SwitchArg::On => claim_foreign_guests()?,
+            SwitchArg::Off => None,
+        };
+        let actor = Actor::new(state.clone(), foreign.clone());
         if let Err(error) = actor.recover() {
             tracing::warn!("ksmd cannot be put back to how it was set: {error}");
         }
@@ -59,7 +65,7 @@ impl Density {
             state: state.clone(),
             settings: Mutex::new(settings),
             mind: tokio::sync::Mutex::new(Mind {
-                lookout: Lookout::new(state.clone()),
+                lookout: Lookout::new(state.clone(), foreign),
                 ledger: read_ledger(state),
             }),
             scheduler: Mutex::new(Scheduler::new(Vec::new(), &Default::default(), moment())),
@@ -93,7 +99,7 @@ impl Density {
             goal: policy.goal,
             file,
             file_error,
-            missing: view.missing.iter().map(ToString::to_string).collect(),
+            missing: view.missing,
             running: self.running().as_ref().map(|(run, _)| *run),
         })
     }
@@ -353,6 +359,14 @@ impl Mind {
         self.ledger.observe(&view.situation, policy);
         Ok(view)
     }
+}
+
+fn claim_foreign_guests() -> Result<Option<Arc<ForeignGuests>>> {
+    let claimed = ForeignGuests::claim()?;
+    if claimed.is_none() {
+        tracing::warn!("another node looks after this host's guests of QEMU and Cloud Hypervisor");
+    }
+    Ok(claimed.map(Arc::new))
 }
 
 fn moment() -> Moment {
