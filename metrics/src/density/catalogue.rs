@@ -62,10 +62,10 @@ catalogue! {
         schedule_lag: Gauge<(ScheduleName,)> = "lighter_density_schedule_lag_seconds", Seconds,
             "How long after it was due the last run of a schedule began.";
         schedule_runs: Counter<(ScheduleName,)> = "lighter_density_schedule_runs_total", Count,
-            "Runs of a schedule that were due and begun, since the node or the schedule came up.";
+            "Runs of a schedule that were begun since the node read lighter.toml.";
         schedule_missed: Counter<(ScheduleName, MissedReason)> =
             "lighter_density_schedule_missed_total", Count,
-            "Times at which a schedule was due and did not run, since the node or the schedule came up.";
+            "Times at which a schedule was due and did not run, since the node read lighter.toml.";
 
         level: Gauge<(Level,)> = "lighter_host_memory_level", State,
             "1 for how short of memory the host is, 0 for the other levels.";

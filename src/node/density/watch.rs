@@ -78,6 +78,7 @@ pub(crate) async fn begin_now(
 
 /// Begins a run and lets it go on in the background. What waited for its end is begun then.
 async fn begin(density: &Arc<Density>, task: Task) -> Result<RunId> {
+    let trigger = task.trigger.clone();
     match Runner::begin(Arc::clone(density), task).await {
         Ok((runner, plan)) => {
             let (id, density) = (runner.id(), Arc::clone(density));
@@ -88,6 +89,7 @@ async fn begin(density: &Arc<Density>, task: Task) -> Result<RunId> {
             Ok(id)
         }
         Err(error) => {
+            density.tally.run_not_begun(&trigger);
             ended(density);
             Err(error)
         }
@@ -108,6 +110,7 @@ fn dispatch(density: &Arc<Density>, notices: Vec<Notice>) {
                 tracing::info!(%trigger, "the window of a run is over");
             }
             Notice::Missed(missed) => {
+                density.tally.missed(&missed);
                 tracing::warn!(
                     schedule = missed.schedule,
                     count = missed.count,
@@ -138,10 +141,12 @@ fn begin_due(density: &Arc<Density>, due: Due) {
     let deadline = due.window.map(|window| uptime() + window);
     let density = Arc::clone(density);
     tokio::spawn(async move {
+        let trigger = due.trigger.clone();
         let task = match task(&density, &schedule, due.trigger, deadline).await {
             Ok(task) => task,
             Err(error) => {
                 tracing::error!(schedule = name, "a run cannot begin: {error:#}");
+                density.tally.run_not_begun(&trigger);
                 return ended(&density);
             }
         };
@@ -209,8 +214,14 @@ async fn try_to_relieve(
     let (situation, plan) = density.consider(&policy, names).await?;
     for step in plan.steps.iter().filter(|step| is_relief(&step.action)) {
         match density.actor.perform(&step.action).await {
-            Ok(()) => tracing::info!(step = %step.action, "{}", step.reason),
-            Err(error) => tracing::warn!(step = %step.action, "it could not be done: {error:#}"),
+            Ok(()) => {
+                density.tally.relieved();
+                tracing::info!(step = %step.action, "{}", step.reason);
+            }
+            Err(error) => {
+                density.tally.relief_failed();
+                tracing::warn!(step = %step.action, "it could not be done: {error:#}");
+            }
         }
     }
     let holds = |target_bytes: u64, memory_bytes: u64| target_bytes < memory_bytes;
