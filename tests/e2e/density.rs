@@ -12,7 +12,7 @@ use crate::linux::image::Image;
 use crate::linux::witness::Witness;
 
 /// Takes what a guest of 128 MiB does not need, which is less than the usual policy looks at.
-const POLICY: &str = r#"
+pub(crate) const POLICY: &str = r#"
 goal = "max density"
 [balloon]
 dead-band-min = "2MiB"
@@ -24,7 +24,7 @@ step = "20%"
 /// What the guest has.
 const ALL_BYTES: u64 = 128 << 20;
 
-fn write_settings(host: &Host, text: &str) {
+pub(crate) fn write_settings(host: &Host, text: &str) {
     fs::write(host.state_dir().join("lighter.toml"), text).expect("a file");
 }
 
@@ -36,7 +36,7 @@ fn node_uses(host: &Host, what: &str) {
 }
 
 /// A host whose node follows [`POLICY`].
-fn dense() -> Pair {
+pub(crate) fn dense() -> Pair {
     let pair = Pair::new();
     write_settings(&pair.a, POLICY);
     node_uses(&pair.a, "\"goal\": \"max density\"");
@@ -47,13 +47,13 @@ fn balloon_target(host: &Host, name: &str) -> u64 {
     host.run(&["balloon", name, "--json"]).ok().json()["target_bytes"].as_u64().expect("a size")
 }
 
-fn restore_linux(host: &Host, image: &Image) -> Witness {
+pub(crate) fn restore_linux(host: &Host, image: &Image) -> Witness {
     host.run(&["restore", image.file(), "--name", "linux", "--detach"]).ok();
     Witness::of(host, "linux", image.pages())
 }
 
 /// Waits until there is something to do, and returns the plan.
-fn await_plan(host: &Host) -> Value {
+pub(crate) fn await_plan(host: &Host) -> Value {
     wait::until("the guest has said what it needs", || {
         let plan = host.run(&["density", "plan", "--json"]).ok().json();
         if plan["steps"] == Value::Array(Vec::new()) { Err(plan) } else { Ok(plan) }

@@ -41,9 +41,9 @@ catalogue! {
         given: Counter<(Actuator,)> = "lighter_density_given_bytes_total", Bytes,
             "Bytes that steps were seen to cost the host: memory that guests got back, or losses.";
         reliefs: Counter<()> = "lighter_density_reliefs_total", Count,
-            "Balloons that were let go of outside of runs, for guests that need more than they were left.";
+            "Times that a guest got memory back outside of runs: it needs more than it was left, or the goal asks for less.";
         reliefs_failed: Counter<()> = "lighter_density_reliefs_failed_total", Count,
-            "Balloons that should have been let go of for guests in need, and could not be.";
+            "Times that a guest should have got memory back outside of runs, and it could not be given.";
     }
 
     /// What memory optimization saw at its last look, and what it is about to do.

@@ -131,3 +131,88 @@ fn statistics(given: &Statistics) -> StatisticsSample {
         direct_reclaim_bytes: given.direct_reclaim_bytes,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use memopt::situation::{Backing, Cost};
+    use memopt::verify::{Outcome, Verdict};
+
+    use super::*;
+
+    /// A host with one guest, whose driver has counted so many kills.
+    fn situation(seconds: u64, oom_kills: u64) -> Situation {
+        let statistics = Statistics {
+            available_bytes: Some(100 << 20),
+            oom_kills: Some(oom_kills),
+            ..Statistics::default()
+        };
+        let balloon = Balloon {
+            has_driver: true,
+            target_bytes: 256 << 20,
+            actual_bytes: 512 << 20,
+            reports_free_pages: false,
+            reported_bytes_total: 0,
+            statistics: Some(statistics),
+        };
+        let guest = Guest {
+            name: "web".to_owned(),
+            vmm: Vmm::Qemu,
+            pid: 1,
+            memory_bytes: 512 << 20,
+            cost: Cost { merge_profit_bytes: Some(-64), ..Cost::default() },
+            backing: Backing::Anonymous,
+            balloon: Some(balloon),
+            merge_domain: None,
+            is_mergeable: false,
+            survey: None,
+            hindrance: None,
+            labels: BTreeMap::new(),
+        };
+        let pool = |page_bytes| Pool { page_bytes, pages: 3, free_pages: 2, reserved_pages: 1 };
+        let host = Host {
+            total_bytes: 100,
+            available_bytes: 10,
+            swap_used_bytes: 0,
+            pressure: None,
+            ksm: None,
+            pools: vec![pool(64 << 10), pool(2 << 20)],
+            merged_domain: None,
+        };
+        let uptime = Duration::from_secs(seconds);
+        Situation { unix_seconds: seconds, uptime, host, guests: vec![guest] }
+    }
+
+    #[test]
+    fn pain_stuck_balloons_and_benches_are_shown() {
+        let (mut ledger, policy) = (Ledger::default(), Policy::default());
+        ledger.observe(&situation(1, 0), &policy);
+        let calm = look(&situation(1, 0), &ledger, &policy);
+        assert!(!calm.guests[0].is_spared && calm.guests[0].benched.is_empty(), "{calm:?}");
+        ledger.observe(&situation(100, 2), &policy);
+        let failed = Outcome {
+            guest: None,
+            actuator: policy::Actuator::Pool,
+            action: memopt::plan::Action::StopKsm { domain: String::new() },
+            expected_bytes: 1,
+            returned_bytes: 0,
+            share: Some(0.0),
+            verdict: Verdict::Nothing,
+            reason: String::new(),
+        };
+        (0..policy.verify.tries).for_each(|_| ledger.verified(&failed, &policy));
+
+        let seen = look(&situation(100, 2), &ledger, &policy);
+
+        let guest = &seen.guests[0];
+        assert!(guest.is_spared && guest.demand_bytes > Some(0), "{guest:?}");
+        assert!(guest.balloon.as_ref().unwrap().is_stuck, "{guest:?}");
+        assert_eq!(guest.benched, [metrics::Actuator::Balloon]);
+        assert_eq!(guest.merge_profit_bytes, Some(-64));
+        assert_eq!(seen.host.benched, [metrics::Actuator::Pool]);
+        assert_eq!(seen.host.level, metrics::Level::Amber);
+        assert_eq!(seen.host.pools.len(), 1, "no others are named");
+        assert_eq!(seen.host.pools[0].bytes, 6 << 20);
+    }
+}

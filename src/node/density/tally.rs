@@ -110,7 +110,7 @@ impl Tally {
         self.counted.given.add(&labels, -(outcome.returned_bytes as f64));
     }
 
-    /// A guest in need got memory back, outside of any run.
+    /// A guest got memory back, outside of any run.
     pub(super) fn relieved(&self) {
         self.counted.reliefs.inc(&());
     }
