@@ -93,6 +93,35 @@ fn what_is_planned_is_done_and_what_came_of_it_is_kept() {
     nothing_left_behind(&pair.hosts());
 }
 
+/// The usual policy keeps a headroom that the host has anyway: what a run for another goal takes is not given back for that.
+#[test]
+fn what_a_run_takes_for_its_own_goal_stays_taken() {
+    let pair = dense();
+    let kept = POLICY.replace("max density", "keep 1% headroom");
+    write_settings(&pair.a, &kept);
+    node_uses(&pair.a, "keep 1% headroom");
+    let image = Image::halting();
+    let _witness = restore_linux(&pair.a, &image);
+    wait::until("the guest has said what it needs", || {
+        let plan = pair.a.run(&["density", "plan", "--goal", "max density", "--json"]).ok().json();
+        if plan["steps"] == Value::Array(Vec::new()) { Err(plan) } else { Ok(()) }
+    });
+    pair.a.run(&["density", "apply", "--goal", "max density"]).ok();
+    let target = balloon_target(&pair.a, "linux");
+    assert!(target < ALL_BYTES, "{target}");
+    let looks = || {
+        let page = crate::metrics::scrape(&pair.a);
+        crate::metrics::value(&page, "lighter_density_looks_total", &[]).expect("a counter")
+    };
+    // Two more looks that the node makes by itself.
+    let before = looks();
+    wait::until("the node has looked again", || {
+        let now = looks();
+        wait::holds(now >= before + 2.0, now)
+    });
+    assert_eq!(balloon_target(&pair.a, "linux"), target);
+}
+
 #[test]
 fn a_schedule_is_kept_for_its_guests_alone() {
     let pair = dense();

@@ -41,7 +41,7 @@ catalogue! {
         given: Counter<(Actuator,)> = "lighter_density_given_bytes_total", Bytes,
             "Bytes that steps were seen to cost the host: memory that guests got back, or losses.";
         reliefs: Counter<()> = "lighter_density_reliefs_total", Count,
-            "Times that a guest got memory back outside of runs: it needs more than it was left, or the goal asks for less.";
+            "Times that a guest got memory back outside of runs, since it needs more than it was left.";
         reliefs_failed: Counter<()> = "lighter_density_reliefs_failed_total", Count,
             "Times that a guest should have got memory back outside of runs, and it could not be given.";
     }

@@ -145,7 +145,8 @@ impl Density {
         Ok(plan(&situation, policy, &mind.ledger, goal))
     }
 
-    /// A look at the guests of these names, or all, and what is to be done about them.
+    /// A look at the guests of these names, or all, and what they need, whatever the policy's goal: what the host merely has to spare
+    /// is a run's to give, or the watch would undo what runs for other goals have taken.
     ///
     /// # Errors
     /// The host cannot be looked at.
@@ -163,7 +164,7 @@ impl Density {
             }
             None => mind.look(policy, &BTreeSet::new(), &self.tally).await?,
         };
-        let plan = plan(&view.situation, policy, &mind.ledger, &policy.goal);
+        let plan = plan(&view.situation, policy, &mind.ledger, &Goal::MaxDensity);
         Ok((view.situation, plan))
     }
 
