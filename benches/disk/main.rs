@@ -127,9 +127,9 @@ fn cell(runs: &[Run]) -> String {
     let (rates, cpu) = (sorted(|run| run.rate), sorted(|run| run.cpu_seconds));
     match (rates.as_slice(), rates.get(rates.len() / 2), cpu.get(cpu.len() / 2)) {
         ([least, .., most], Some(rate), Some(cpu)) => {
-            format!("{rate:.0} ({least:.0}-{most:.0}), CPU {cpu:.2} s")
+            format!("{rate:.1} ({least:.1}-{most:.1}), CPU {cpu:.2} s")
         }
-        (_, Some(rate), Some(cpu)) => format!("{rate:.0}, CPU {cpu:.2} s"),
+        (_, Some(rate), Some(cpu)) => format!("{rate:.1}, CPU {cpu:.2} s"),
         _ => "-".to_owned(),
     }
 }

@@ -3,6 +3,7 @@
 //! The guest is booted once and saved (see [`image`]); every test starts from that file, so restoring is tested each time.
 //! What it says about itself comes over its serial console (see [`witness`]).
 
+mod backings;
 mod balloon;
 mod copied;
 mod disk;

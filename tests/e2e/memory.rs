@@ -5,7 +5,8 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::host::checks::{await_life, guest_is_gone, memory_is_intact, one_intact_copy};
-use crate::host::{Exit, Guest, GuestPlan, Host, Migration, Pair, Pool};
+use crate::host::ksm::merged_pages;
+use crate::host::{Exit, Guest, GuestPlan, Host, Ksm, Migration, Pair, Pool, wait};
 
 fn plan(name: &str, options: &[&str]) -> GuestPlan {
     let options = options.iter().map(|option| (*option).to_owned()).collect();
@@ -145,6 +146,35 @@ fn one_merge_domain_of_a_host_is_merged_at_a_time() {
         guest_is_gone(&[&pair.a], name);
     }
     assert_eq!(backing(&start("other", "bank"))["mergeable"], true, "the shop is gone");
+}
+
+#[test]
+fn the_kernel_merges_what_guests_of_a_domain_have_in_common_and_nothing_else() {
+    let pair = Pair::new();
+    // The same content in all three, but for the 8 MiB that each goes on writing to.
+    let start = |name: &str, options: &[&str]| Guest::start(&pair.a, &plan(name, options));
+    let (one, two) =
+        (start("one", &["--merge-domain", "shop"]), start("two", &["--merge-domain", "shop"]));
+    let (other, plain) = (start("other", &["--merge-domain", "bank"]), start("plain", &[]));
+    let before: u64 = ["one", "two"].map(|name| cost(&pair.a, name)).iter().sum();
+    let _ksm = Ksm::scanning();
+    // Half of 64 MiB at least, on either side.
+    wait::until("the shop's pages are merged", || {
+        let merged = [&one, &two].map(|guest| merged_pages(guest.pid()));
+        wait::holds(merged.iter().all(|pages| *pages > 8 << 10), merged)
+    });
+    let after: u64 = ["one", "two"].map(|name| cost(&pair.a, name)).iter().sum();
+    assert!(after + (32 << 20) < before, "{before} bytes, then {after}");
+    assert_eq!([&other, &plain].map(|guest| merged_pages(guest.pid())), [0, 0]);
+
+    // They write while ksmd looks on, and one leaves.
+    for guest in [&one, &two] {
+        await_life(guest);
+        memory_is_intact(guest);
+    }
+    Migration::run(&pair.a, "two", &pair.b).ok();
+    one_intact_copy(&pair.hosts(), "two", &pair.b);
+    memory_is_intact(&one);
 }
 
 /// Whether the kernel may merge some of the memory of the guest's process.

@@ -7,6 +7,7 @@
 mod api;
 pub(crate) mod checks;
 mod guest;
+pub(crate) mod ksm;
 mod migration;
 mod node;
 mod pair;
@@ -17,6 +18,7 @@ pub(crate) mod wait;
 
 pub(crate) use api::ask;
 pub(crate) use guest::{Guest, GuestPlan};
+pub(crate) use ksm::Ksm;
 pub(crate) use migration::{Migration, Outcome};
 use node::Node;
 pub(crate) use node::NodePlan;

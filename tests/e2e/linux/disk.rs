@@ -19,7 +19,7 @@ pub(super) const MIB: u64 = 1;
 const SECTOR_BYTES: usize = 512;
 
 /// A disk of 8 MiB in `folder`.
-fn make_disk(folder: &Path) -> PathBuf {
+pub(super) fn make_disk(folder: &Path) -> PathBuf {
     let disk = folder.join("disk.raw");
     fs::File::create(&disk).and_then(|file| file.set_len(8 << 20)).expect("a disk");
     disk

@@ -1,0 +1,59 @@
+//! Linux on memory of other kinds: huge pages of the pool, and clones of a template.
+
+use super::disk::{MIB, boot_with, make_disk};
+use super::image::{BOOT_PATIENCE, Image};
+use super::witness::Witness;
+use crate::host::checks::nothing_left_behind;
+use crate::host::{Host, Migration, Pair, Pool, wait};
+
+/// What the host spends on a guest, pages that are shared counted once. Bytes.
+fn cost(host: &Host, name: &str) -> u64 {
+    let shown = host.run(&["show", name, "--json"]).ok().json();
+    shown["proportional_bytes"].as_u64().expect("a cost")
+}
+
+#[test]
+fn linux_on_huge_pages_of_the_pool_moves_to_such_pages() {
+    // Two guests of 128 MiB: one leaves while the other arrives.
+    let _pool = Pool::of_2m(128);
+    let pair = Pair::new();
+    let free = Pool::free();
+    let disk = make_disk(pair.folder());
+    let mut arguments = boot_with("db", &disk, "check.disk=1");
+    arguments.extend(["--hugepages", "2M", "--prealloc"].map(str::to_owned));
+    pair.a.run(&arguments).ok();
+    let witness = Witness::of(&pair.a, "db", MIB * 256);
+    let before = wait::within(BOOT_PATIENCE, "linux boots on huge pages", || {
+        witness.last_line().ok_or_else(|| witness.console())
+    });
+    assert_eq!(Pool::free(), free - 64);
+    Migration::run(&pair.a, "db", &pair.b).ok();
+    let after = Witness::of(&pair.b, "db", MIB * 256).line();
+    after.follows(&before);
+    assert_eq!(Pool::free(), free - 64, "it has such pages there, and none here");
+    nothing_left_behind(&pair.hosts());
+}
+
+#[test]
+fn clones_of_a_linux_go_on_from_where_it_was() {
+    let pair = Pair::new();
+    let image = Image::halting();
+    let witness = |host: &Host, name: &str| Witness::of(host, name, image.pages());
+    pair.a.run(&["restore", image.file(), "--name", "linux", "--detach"]).ok();
+    let origin = witness(&pair.a, "linux").line();
+    let file = pair.folder().join("linux.template").display().to_string();
+    pair.a.run(&["template", "linux", &file]).ok();
+    for name in ["one", "two"] {
+        pair.a.run(&["run", "--template", &file, "--name", name, "--detach"]).ok();
+        witness(&pair.a, name).line().follows(&origin);
+    }
+    let (alone, clone) = (cost(&pair.a, "linux"), cost(&pair.a, "one"));
+    assert!(clone < alone, "a clone costs {clone} bytes, its origin {alone}");
+
+    let before = witness(&pair.a, "two").line();
+    Migration::run(&pair.a, "two", &pair.b).ok();
+    let moved = witness(&pair.b, "two");
+    moved.line().follows(&before);
+    moved.has_checked_all_since(&before);
+    nothing_left_behind(&pair.hosts());
+}
