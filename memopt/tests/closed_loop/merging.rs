@@ -1,4 +1,5 @@
-//! Merging and huge pages in a closed loop: a simulated ksmd that needs two passes, chunks that turn hot and cold, two merge domains.
+//! Merging and huge pages in a closed loop: a simulated ksmd that needs two passes, chunks that turn hot and cold,
+//! two merge domains.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
