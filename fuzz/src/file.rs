@@ -11,7 +11,8 @@ use tempfile::{NamedTempFile, TempDir};
 use vmm_core::cpuid::CpuidEntry;
 use vmm_core::memory::MemoryConfig;
 use vmm_core::snapshot::Template;
-use vmm_core::state::StateError;
+use vmm_core::state::{MsrValue, StateError};
+use vmm_core::virtio::balloon::FreePages;
 use vmm_core::{DeviceConfig, VmShape, VmState, snapshot};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
@@ -185,7 +186,11 @@ fn good() -> &'static Good {
     GOOD.get_or_init(|| Good {
         shapes: [
             vec![],
-            vec![DeviceConfig::Rng, DeviceConfig::Balloon, DeviceConfig::Vsock { cid: 3 }],
+            vec![
+                DeviceConfig::Rng,
+                DeviceConfig::Balloon(FreePages::Reported),
+                DeviceConfig::Vsock { cid: 3 },
+            ],
         ]
         .map(shape),
         states: [0, 1].map(state),
@@ -197,8 +202,19 @@ fn shape(devices: Vec<DeviceConfig>) -> Vec<u8> {
     let memory_bytes = MEMORY_BYTES;
     let (cpuid, tsc_khz, xsave_bytes) = (vec![entry; 2], 1_000_000, 4096);
     let (cpu_model, memory) = ("host".to_owned(), MemoryConfig::default());
-    let shape =
-        VmShape { memory_bytes, vcpus: 1, cpu_model, cpuid, tsc_khz, xsave_bytes, memory, devices };
+    // IA32_ARCH_CAPABILITIES.
+    let feature_msrs = vec![MsrValue { index: 0x10a, value: 1 }];
+    let shape = VmShape {
+        memory_bytes,
+        vcpus: 1,
+        cpu_model,
+        cpuid,
+        feature_msrs,
+        tsc_khz,
+        xsave_bytes,
+        memory,
+        devices,
+    };
     shape.to_bytes().unwrap_or_else(|error| panic!("no shape: {error}"))
 }
 

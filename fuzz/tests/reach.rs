@@ -9,6 +9,7 @@ use fuzz::driver::{
 use fuzz::file::{self, Encoded, Line, SavedGuest, TemplateFile};
 use fuzz::peer::{self, PageStream};
 use vmm_core::DeviceConfig;
+use vmm_core::virtio::balloon::FreePages;
 
 /// Inputs that are tried.
 const INPUTS: u64 = 400;
@@ -48,7 +49,7 @@ fn every_device_answers_requests() {
     let alone = |config: &DeviceConfig| driver::alone(config);
     let rng = |script: Script<Fill>| answered(driver::run(alone(&DeviceConfig::Rng), &script));
     let balloon = |script: Script<BalloonRequest, Operator>| {
-        answered(driver::run(alone(&DeviceConfig::Balloon), &script))
+        answered(driver::run(alone(&DeviceConfig::Balloon(FreePages::Reported)), &script))
     };
     let disk = |script: Script<DiskRequest>| answered(driver::run(alone(&driver::disk()), &script));
     let net = |script: Net| answered(driver::run(driver::network(), &script));

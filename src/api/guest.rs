@@ -286,7 +286,7 @@ mod tests {
 
     use super::super::client::{ApiClient, AskError};
     use super::super::server::{Audience, Server};
-    use super::super::types::{GuestKind, GuestState, OnReboot};
+    use super::super::types::GuestState;
     use super::*;
 
     /// A guest that is always paused and being migrated.
@@ -300,27 +300,7 @@ mod tests {
 
     impl GuestControl for Fake {
         fn info(&self) -> GuestInfo {
-            GuestInfo {
-                name: "web".parse().unwrap(),
-                uuid: uuid::Uuid::nil(),
-                pid: 1,
-                state: GuestState::Migrating,
-                kind: GuestKind::Workload,
-                memory_bytes: 1,
-                vcpus: 1,
-                nets: Vec::new(),
-                cpu_model: None,
-                backing: crate::api::types::BackingInfo::default(),
-                labels: std::collections::BTreeMap::new(),
-                vsock: None,
-                started_unix_ms: 0,
-                on_reboot: OnReboot::Stop,
-                restarts: 0,
-                last_restart: None,
-                migration_id: None,
-                detail: None,
-                confinement: Default::default(),
-            }
+            GuestInfo { state: GuestState::Migrating, ..GuestInfo::example("web") }
         }
         fn pause(&self) -> Result<StateAnswer, ApiError> {
             Ok(PAUSED)

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use migrate::{Progress, Report};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
+use vmm_core::memory::HugePages;
 use vmm_core::virtio::balloon::Statistics;
 use vmm_core::virtio::net::NetStatus;
 
@@ -110,6 +111,34 @@ pub(crate) struct GuestInfo {
     /// What its process is confined to.
     #[serde(default)]
     pub(crate) confinement: Confinement,
+}
+
+#[cfg(test)]
+impl GuestInfo {
+    /// What a guest of this name could say.
+    pub(crate) fn example(name: &str) -> Self {
+        Self {
+            name: name.parse().unwrap(),
+            uuid: Uuid::nil(),
+            pid: 1,
+            state: GuestState::Running,
+            kind: GuestKind::Workload,
+            memory_bytes: 512 << 20,
+            vcpus: 2,
+            nets: Vec::new(),
+            cpu_model: None,
+            backing: BackingInfo::default(),
+            labels: BTreeMap::new(),
+            vsock: None,
+            started_unix_ms: 1000,
+            on_reboot: OnReboot::Stop,
+            restarts: 0,
+            last_restart: None,
+            migration_id: None,
+            detail: None,
+            confinement: Confinement::default(),
+        }
+    }
 }
 
 /// What a guest's process is confined to.
@@ -224,6 +253,13 @@ pub(crate) struct BackingInfo {
     pub(crate) from_template: bool,
     /// How KVM tells which pages it wrote.
     pub(crate) dirty_log: String,
+}
+
+impl BackingInfo {
+    /// The size of its pages. A process of another version may have a word for it that this one does not know.
+    pub(crate) fn huge_pages(&self) -> HugePages {
+        self.huge_pages.parse().unwrap_or_default()
+    }
 }
 
 /// `PUT /v1/guest/reboot`.

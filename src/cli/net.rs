@@ -4,8 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer};
+use vmm_core::VmShape;
 use vmm_core::virtio::net::{MacAddress, NetLink};
-use vmm_core::{DeviceConfig, VmShape};
 
 use super::spec::{Fault, Place};
 
@@ -93,11 +93,9 @@ pub(crate) struct NetRename {
 impl NetRename {
     /// Gives the network devices of `shape` what they are called on this host.
     pub(crate) fn apply(renames: &[Self], shape: &mut VmShape) {
-        for device in &mut shape.devices {
-            if let DeviceConfig::Net(net) = device
-                && let Some(rename) =
-                    renames.iter().find(|rename| rename.from == net.link().interface())
-            {
+        for net in shape.nets_mut() {
+            let named = |rename: &&Self| rename.from == net.link().interface();
+            if let Some(rename) = renames.iter().find(named) {
                 *net = net.renamed(&rename.to);
             }
         }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use vmm_core::boot::BootRecord;
-use vmm_core::{BootSource, DeviceConfig, VmShape};
+use vmm_core::{BootSource, VmShape};
 
 use crate::state_dir::{GuestDir, StateDir};
 
@@ -95,14 +95,11 @@ impl Files {
 
     /// And the disks, taps and sockets of a guest of this shape.
     pub(crate) fn and_devices(mut self, shape: &VmShape) -> Self {
-        for device in &shape.devices {
-            match device {
-                DeviceConfig::Block(disk) => self.add_disk(disk.path()),
-                DeviceConfig::Vsock { .. } => self.add_vsock(),
-                DeviceConfig::Net(_) => self.means.taps = true,
-                DeviceConfig::Rng | DeviceConfig::Balloon | DeviceConfig::HintingBalloon => {}
-            }
+        shape.disks().for_each(|disk| self.add_disk(disk.path()));
+        if shape.cid().is_some() {
+            self.add_vsock();
         }
+        self.means.taps |= shape.nets().next().is_some();
         self
     }
 
@@ -158,17 +155,5 @@ impl Files {
     /// All of them.
     pub(super) fn wanted(&self) -> &[(PathBuf, Use)] {
         &self.wanted
-    }
-}
-
-/// The file behind a device.
-pub(crate) fn disk(device: &DeviceConfig) -> Option<&Path> {
-    match device {
-        DeviceConfig::Block(disk) => Some(disk.path()),
-        DeviceConfig::Rng
-        | DeviceConfig::Balloon
-        | DeviceConfig::HintingBalloon
-        | DeviceConfig::Vsock { .. }
-        | DeviceConfig::Net(_) => None,
     }
 }

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use vmm_core::{DeviceConfig, VmShape};
+use vmm_core::VmShape;
 
 use crate::api::ApiClient;
 use crate::api::types::GuestInfo;
@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// # Errors
 /// The address, whose it is, and what can be done.
 pub(super) fn expect_free(state: &StateDir, name: &GuestName, shape: &VmShape) -> Result<()> {
-    let own: Vec<String> = shape.devices.iter().filter_map(mac).collect();
+    let own: Vec<String> = shape.nets().map(|net| net.mac().to_string()).collect();
     if own.is_empty() {
         return Ok(());
     }
@@ -40,11 +40,4 @@ pub(super) fn expect_free(state: &StateDir, name: &GuestName, shape: &VmShape) -
         }
         Ok(())
     })
-}
-
-fn mac(device: &DeviceConfig) -> Option<String> {
-    match device {
-        DeviceConfig::Net(net) => Some(net.mac().to_string()),
-        _ => None,
-    }
 }

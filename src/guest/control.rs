@@ -140,17 +140,6 @@ impl ProcessControl {
         }
     }
 
-    /// Its network devices; none when their threads are gone, which ends the guest anyway.
-    ///
-    /// The threads are asked once in a while, however many want to know: those who may only look shall not keep a guest's
-    /// network from its work.
-    fn nets(&self, machine: &SharedMachine) -> Vec<NetInfo> {
-        self.process().nets().get(|| {
-            let nets = machine.vm().nets().unwrap_or_default();
-            nets.into_iter().map(NetInfo::from).collect()
-        })
-    }
-
     fn state(&self) -> StateAnswer {
         StateAnswer { state: self.process().guest_state() }
     }
@@ -161,6 +150,10 @@ impl ProcessControl {
             format!("{} is not being migrated", self.process().name()),
         ))
     }
+}
+
+fn nets(machine: &SharedMachine) -> Vec<NetInfo> {
+    machine.vm().nets().into_iter().map(NetInfo::from).collect()
 }
 
 impl GuestControl for ProcessControl {
@@ -181,11 +174,11 @@ impl GuestControl for ProcessControl {
             kind: machine.map_or(GuestKind::Linux, |machine| machine.kind()),
             memory_bytes: machine.map_or(0, |machine| machine.shape().memory_bytes),
             vcpus: machine.map_or(0, |machine| machine.shape().vcpus),
-            nets: machine.map(|machine| self.nets(machine)).unwrap_or_default(),
+            nets: machine.map(nets).unwrap_or_default(),
             cpu_model: machine.map(|machine| machine.shape().cpu_model.clone()),
             backing: machine.map(|machine| self.backing(machine)).unwrap_or_default(),
             labels: self.process().labels().clone(),
-            vsock: machine.and_then(|machine| machine.cid()).map(|cid| VsockInfo {
+            vsock: machine.and_then(|machine| machine.shape().cid()).map(|cid| VsockInfo {
                 cid,
                 socket: self.process().state().guest(&identity.name).vsock_socket().to_owned(),
             }),

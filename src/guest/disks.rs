@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use migrate::protocol::Blob;
 use migrate::{DiskCopy, ExistingFile, GuestDescription, GuestError, HintProgress, SourceGuest};
-use vmm_core::{DeviceConfig, DiskContent, VmShape};
+use vmm_core::{DiskContent, VmShape};
 
 pub(crate) use arriving::{Arriving, expect};
 pub(crate) use places::DiskFolders;
@@ -101,10 +101,8 @@ impl Departing {
 /// Gives disks of `shape` the paths that they shall have at the destination.
 fn move_disks(shape: &mut VmShape, paths: &BTreeMap<PathBuf, PathBuf>) -> Result<(), String> {
     let mut left: Vec<&Path> = paths.keys().map(PathBuf::as_path).collect();
-    for device in &mut shape.devices {
-        if let DeviceConfig::Block(disk) = device
-            && let Some((old, new)) = paths.get_key_value(disk.path())
-        {
+    for disk in shape.disks_mut() {
+        if let Some((old, new)) = paths.get_key_value(disk.path()) {
             if !new.is_absolute() {
                 return Err(format!("{} is no absolute path for a disk", new.display()));
             }

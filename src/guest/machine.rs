@@ -12,7 +12,7 @@ use migrate::{
 };
 use uuid::Uuid;
 use vmm_core::memory::RamLayout;
-use vmm_core::{DeviceConfig, RunState, Vm, VmOptions, VmShape, VmState};
+use vmm_core::{RunState, Vm, VmOptions, VmShape, VmState};
 
 use super::console::Console;
 use crate::api::types::GuestKind;
@@ -77,14 +77,6 @@ impl Machine {
     /// What the machine is made of.
     pub(crate) fn shape(&self) -> &VmShape {
         &self.shape
-    }
-
-    /// The guest's address, if it has a vsock device.
-    pub(crate) fn cid(&self) -> Option<u32> {
-        self.shape.devices.iter().find_map(|device| match device {
-            DeviceConfig::Vsock { cid } => Some(*cid),
-            _ => None,
-        })
     }
 
     /// The guest's identity.

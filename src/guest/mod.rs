@@ -4,7 +4,7 @@
 //! [`control`] opens to the API). [`machine`] makes a virtual machine fit for a migration, [`leaving`] and [`arriving`] are its two
 //! directions, [`session`] what they share, [`disks`] what goes along. [`console`] is the serial line, [`background`] is
 //! `--detach`, [`workload`] the built-in guest, [`merging`] whether its pages may be merged, [`addresses`] whether they
-//! are its own, [`recent`] what is not asked anew each time. Start at [`start`].
+//! are its own. Start at [`start`].
 
 mod addresses;
 mod arriving;
@@ -18,7 +18,6 @@ mod machine;
 mod merging;
 mod plan;
 mod process;
-mod recent;
 mod saved;
 mod session;
 mod start;

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use vmm_core::boot::{Acpi, DEFAULT_CMDLINE, DEFAULT_CMDLINE_WITHOUT_ACPI, KernelSource};
+use vmm_core::virtio::balloon::FreePages;
 use vmm_core::virtio::block::{Access, BlockConfig, EngineChoice};
 use vmm_core::virtio::net::{MacAddress, NetConfig};
 use vmm_core::workload::{Pattern, WorkloadParams};
@@ -113,8 +114,8 @@ fn devices(spec: &GuestSpec) -> Result<Vec<DeviceConfig>> {
     let nets = spec.net.iter().map(net);
     let rng = spec.rng.then_some(Ok(DeviceConfig::Rng));
     let balloon = match spec.balloon.unwrap_or_default() {
-        BalloonArg::On => Some(DeviceConfig::Balloon),
-        BalloonArg::Hints => Some(DeviceConfig::HintingBalloon),
+        BalloonArg::On => Some(DeviceConfig::Balloon(FreePages::Reported)),
+        BalloonArg::Hints => Some(DeviceConfig::Balloon(FreePages::Hinted)),
         BalloonArg::Off => None,
     };
     let balloon = balloon.filter(|_| spec.kernel.is_some()).map(Ok);

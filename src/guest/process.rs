@@ -15,10 +15,9 @@ use super::arriving::Arrival;
 use super::leaving::Departure;
 use super::machine::SharedMachine;
 use super::merging::Merging;
-use super::recent::Recent;
 use super::session::MigrationSession;
 use super::workload::BadNews;
-use crate::api::types::{Confinement, GuestState, MigrationStatus, NetInfo};
+use crate::api::types::{Confinement, GuestState, MigrationStatus};
 use crate::clock::unix_ms;
 use crate::ended::{Ended, How};
 use crate::names::GuestName;
@@ -27,9 +26,6 @@ use crate::state_dir::{GuestIdentity, StateDir};
 
 /// How long a look at the machine's events lasts, before the thread asks whether anybody still wants it.
 const EVENT_PATIENCE: Duration = Duration::from_secs(1);
-
-/// How old the counters of network devices may be that are told.
-const NETS_AGE_MAX: Duration = Duration::from_millis(100);
 
 /// How long the other host is given to hear that a migration is called off because this process ends.
 const CALL_OFF_PATIENCE: Duration = Duration::from_secs(5);
@@ -138,7 +134,6 @@ pub(crate) struct GuestProcess {
     /// How the last migration went, once it is over.
     last_migration: Mutex<Option<(MigrationId, MigrationStatus)>>,
     ending: watch::Sender<Option<Ending>>,
-    nets: Recent<Vec<NetInfo>>,
     /// What the process was confined to, once it is.
     confinement: OnceLock<Confinement>,
 }
@@ -163,14 +158,8 @@ impl GuestProcess {
             occupation: Mutex::new(Occupation::None),
             last_migration: Mutex::new(None),
             ending: watch::Sender::new(None),
-            nets: Recent::new(NETS_AGE_MAX),
             confinement: OnceLock::new(),
         })
-    }
-
-    /// How its network devices stood when somebody asked last.
-    pub(super) fn nets(&self) -> &Recent<Vec<NetInfo>> {
-        &self.nets
     }
 
     /// What the process is confined to.

@@ -3,8 +3,8 @@
 //! Everything is checked here before anything is created, so that a refusal costs nothing and says what to do about it.
 
 use uuid::Uuid;
+use vmm_core::memory::HugePages;
 
-use crate::api::types::BackingInfo;
 use crate::names::GuestName;
 use crate::units::format_size;
 
@@ -33,12 +33,11 @@ pub(crate) enum Takes {
     PoolPages,
 }
 
-impl Takes {
-    /// Where the memory of a guest comes from that is backed like this.
-    pub(crate) fn of(backing: &BackingInfo) -> Self {
-        match backing.huge_pages.as_str() {
-            "2M" | "1G" => Self::PoolPages,
-            _ => Self::OrdinaryMemory,
+impl From<HugePages> for Takes {
+    fn from(pages: HugePages) -> Self {
+        match pages.pool_page_bytes() {
+            Some(_) => Self::PoolPages,
+            None => Self::OrdinaryMemory,
         }
     }
 }

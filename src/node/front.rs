@@ -4,7 +4,7 @@
 //! promise, start, answer; record, then answer.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use migrate::guest::RefusalKind;
 use migrate::protocol::front::FrontReply;
@@ -20,7 +20,6 @@ use super::launch::{Launch, Launched, launch};
 use super::liveness;
 use super::service::Node;
 use crate::clock::unix_ms;
-use crate::confinement::files;
 use crate::names::GuestName;
 
 /// Guests on their way here at once.
@@ -222,15 +221,14 @@ fn read_request(guest: &GuestDescription) -> Result<GuestRequest, Refusal> {
 /// The disks that a guest will use. A description without sense has none, and is refused by the process.
 fn disks(guest: &GuestDescription) -> Vec<PathBuf> {
     let shape = VmShape::from_bytes(&guest.config.0);
-    let devices = shape.map(|shape| shape.devices).unwrap_or_default();
-    devices.iter().filter_map(files::disk).map(Path::to_owned).collect()
+    let disks = shape.iter().flat_map(VmShape::disks);
+    disks.map(|disk| disk.path().to_owned()).collect()
 }
 
 /// Where its memory comes from. One that cannot be read is refused by its process, with the reason.
 fn what_it_takes(guest: &GuestDescription) -> Takes {
-    let pool = VmShape::from_bytes(&guest.config.0)
-        .is_ok_and(|shape| shape.memory.huge_pages.pool_page_bytes().is_some());
-    if pool { Takes::PoolPages } else { Takes::OrdinaryMemory }
+    let shape = VmShape::from_bytes(&guest.config.0);
+    Takes::from(shape.map(|shape| shape.memory.huge_pages).unwrap_or_default())
 }
 
 /// Why `/dev/kvm` cannot be used, if so.

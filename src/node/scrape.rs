@@ -178,30 +178,10 @@ mod tests {
     use super::super::liveness::tests::source_record;
     use super::super::outcomes::tests::report;
     use super::*;
-    use crate::api::types::{GuestInfo, GuestKind, MigrationStatus, OnReboot};
+    use crate::api::types::{GuestInfo, MigrationStatus};
 
     fn view(state: GuestState, migration: Option<MigrationStatus>) -> GuestView {
-        let info = GuestInfo {
-            name: "web".parse().unwrap(),
-            uuid: uuid::Uuid::nil(),
-            pid: 1,
-            state,
-            kind: GuestKind::Workload,
-            memory_bytes: 512 << 20,
-            vcpus: 2,
-            nets: Vec::new(),
-            cpu_model: None,
-            backing: crate::api::types::BackingInfo::default(),
-            labels: std::collections::BTreeMap::new(),
-            vsock: None,
-            started_unix_ms: 1000,
-            on_reboot: OnReboot::Stop,
-            restarts: 0,
-            last_restart: None,
-            migration_id: None,
-            detail: None,
-            confinement: Default::default(),
-        };
+        let info = GuestInfo { state, ..GuestInfo::example("web") };
         GuestView { info, migration, workload: None, cost: None }
     }
 

@@ -283,7 +283,7 @@ impl Node {
                 name: info.name,
                 uuid: info.uuid,
                 memory_bytes: info.memory_bytes,
-                takes: Takes::of(&info.backing),
+                takes: Takes::from(info.backing.huge_pages()),
                 vcpus: u32::from(info.vcpus),
             };
             self.promises.restore(&guest, MigrationId(migration), info.pid);

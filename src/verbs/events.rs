@@ -337,13 +337,12 @@ fn last_migration(state: &StateDir, old: &Sight) -> Option<(MigrationId, Report)
 mod tests {
     use migrate::Progress;
 
-    use super::super::list::tests::info;
     use super::super::summary::tests::report;
     use super::*;
     use crate::ended::{Ended, How};
 
     fn sight(state: GuestState) -> Sight {
-        Sight { info: GuestInfo { state, ..info(&"web".parse().unwrap()) }, migration: None }
+        Sight { info: GuestInfo { state, ..GuestInfo::example("web") }, migration: None }
     }
 
     fn migrating(id: u128, report: Option<Report>) -> Sight {

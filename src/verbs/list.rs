@@ -216,7 +216,7 @@ fn past_table(mut past: Vec<&Ended>) -> String {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use std::sync::Arc;
 
     use axum::routing::get;
@@ -225,33 +225,7 @@ pub(crate) mod tests {
 
     use super::*;
     use crate::api::server::{Audience, Server};
-    use crate::api::types::{GuestKind, OnReboot};
     use crate::definitions::Definitions;
-
-    /// What a guest of this name could say.
-    pub(crate) fn info(name: &GuestName) -> GuestInfo {
-        GuestInfo {
-            name: name.clone(),
-            uuid: uuid::Uuid::nil(),
-            pid: 17,
-            state: GuestState::InDoubt,
-            kind: GuestKind::Linux,
-            memory_bytes: 512 << 20,
-            vcpus: 2,
-            nets: Vec::new(),
-            cpu_model: None,
-            backing: crate::api::types::BackingInfo::default(),
-            labels: std::collections::BTreeMap::new(),
-            vsock: None,
-            started_unix_ms: 0,
-            on_reboot: OnReboot::Restart,
-            restarts: 0,
-            last_restart: None,
-            migration_id: None,
-            detail: None,
-            confinement: Default::default(),
-        }
-    }
 
     #[tokio::test]
     async fn guests_are_asked_side_by_side() {
@@ -265,7 +239,7 @@ pub(crate) mod tests {
             std::fs::create_dir_all(dir.path()).unwrap();
             let answer = async move || {
                 asked.wait().await;
-                Json(info(&name))
+                Json(GuestInfo::example(name.as_str()))
             };
             let router = Router::new().route("/v1/guest", get(answer));
             servers.push(Server::start(&dir.socket(), router, Audience::Owner).unwrap());
@@ -282,7 +256,7 @@ pub(crate) mod tests {
     #[test]
     fn guests_that_do_not_answer_or_do_not_run_are_listed_as_such() {
         let name: GuestName = "web".parse().unwrap();
-        let info = info(&name);
+        let info = GuestInfo { pid: 17, state: GuestState::InDoubt, ..GuestInfo::example("web") };
         let healthy = Listed {
             guest: Look::Answer(Box::new(info)),
             resident_bytes: Some(300 << 20),

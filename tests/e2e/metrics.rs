@@ -120,7 +120,7 @@ fn every_metric_of_the_catalogue_moves_on_a_live_node() {
     in_doubt_until_the_other_node_is_back(&mut pair, &mut pages);
 
     let mut still = never_moved(pages.iter().map(String::as_str)).expect("metrics pages");
-    // The workload has no network (see `counts_traffic`), no disks and no balloon.
+    // The workload has no network (see `counts_traffic`), no disks (`counts_disks`) and no balloon (`counts_hints`).
     still.retain(|name| ![NETWORK, DISK, HINTS].iter().any(|other| name.starts_with(other)));
     assert!(still.is_empty(), "nothing moves {}", still.join(", "));
     promtool_approves(pages.last().expect("a page"));
@@ -155,6 +155,34 @@ pub(crate) fn counts_traffic(page: &str, guest: &str, tap: &str) {
         assert!(of("bytes") > Some(0.0) && of("packets") > Some(0.0), "{direction}: {page}");
         assert!(of("drops").is_some(), "{direction}: {page}");
     }
+}
+
+/// Both nodes count what goes of the disks of a guest that is on its way, and the one that it leaves what is still to come.
+#[track_caller]
+pub(crate) fn counts_disks([from, to]: [&Host; 2], guest: &str) {
+    for (host, direction, what) in [
+        (from, "outgoing", "remaining_bytes"),
+        (from, "outgoing", "transferred_bytes_total"),
+        (to, "incoming", "transferred_bytes_total"),
+    ] {
+        is_counted(host, &format!("{DISK}{what}"), guest, direction);
+    }
+}
+
+/// The node that a guest has left counts the pages that it said are free.
+#[track_caller]
+pub(crate) fn counts_hints(from: &Host, guest: &str) {
+    is_counted(from, &format!("{HINTS}pages_total"), guest, "outgoing");
+}
+
+/// Waits until something is counted of the migration of `guest`.
+#[track_caller]
+fn is_counted(host: &Host, name: &str, guest: &str, direction: &str) {
+    wait::until(&format!("{name} of {guest} ({direction}) is counted"), || {
+        let page = scrape(host);
+        let seen = value(&page, name, &[("guest", guest), ("direction", direction)]);
+        wait::holds(seen > Some(0.0), page)
+    });
 }
 
 /// The page has nothing that `promtool check metrics` would say something about.

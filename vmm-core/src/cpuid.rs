@@ -2,10 +2,12 @@
 
 mod feature;
 mod model;
+pub(crate) mod msr;
 
-use kvm_bindings::kvm_cpuid_entry2;
+use kvm_bindings::{CpuId, kvm_cpuid_entry2};
 use serde::{Deserialize, Serialize};
 
+use crate::ShapeError;
 use feature::{Bit, FEATURE_WORDS, Register};
 pub use model::CpuModel;
 pub(crate) use model::check_name;
@@ -99,8 +101,17 @@ pub(crate) fn for_new_guest(mut entries: Vec<CpuidEntry>) -> Vec<CpuidEntry> {
     entries
 }
 
+/// The table of [`for_vcpu`] as KVM wants it.
+///
+/// # Errors
+/// [`ShapeError::Malformed`]: it has too many entries.
+pub(crate) fn table(entries: &[CpuidEntry], vcpu: u8, vcpus: u8) -> Result<CpuId, ShapeError> {
+    CpuId::from_entries(&for_vcpu(entries, vcpu, vcpus))
+        .map_err(|error| ShapeError::Malformed(format!("cpuid: {error:?}")))
+}
+
 /// The table for vCPU `vcpu` of `vcpus`: its APIC id, and one socket with one thread per core.
-pub(crate) fn for_vcpu(entries: &[CpuidEntry], vcpu: u8, vcpus: u8) -> Vec<kvm_cpuid_entry2> {
+fn for_vcpu(entries: &[CpuidEntry], vcpu: u8, vcpus: u8) -> Vec<kvm_cpuid_entry2> {
     let adjusted = entries.iter().copied().map(|mut entry| {
         adjust(&mut entry, vcpu, vcpus);
         kvm_cpuid_entry2::from(&entry)
@@ -167,17 +178,14 @@ pub(crate) fn vendor(entries: &[CpuidEntry]) -> String {
     bytes.into_iter().filter(u8::is_ascii_graphic).map(char::from).collect()
 }
 
+fn has(entries: &[CpuidEntry], (leaf, subleaf, register, bit): Bit) -> bool {
+    word(entries, leaf, subleaf, register) >> bit & 1 == 1
+}
+
 /// Whether a guest with this table knows of the model-specific register `msr`. What a processor can do beyond
-/// CPUID's words is read from some registers; a guest that is not told that they are there does not have them,
-/// and their content is the host's.
+/// CPUID's words is read from some registers; a guest that is not told that they are there does not have them.
 pub(crate) fn knows_msr(entries: &[CpuidEntry], msr: u32) -> bool {
-    const IA32_ARCH_CAPABILITIES: u32 = 0x10a;
-    const IA32_PERF_CAPABILITIES: u32 = 0x345;
-    match msr {
-        IA32_ARCH_CAPABILITIES => word(entries, 7, 0, Register::Edx) >> 29 & 1 == 1,
-        IA32_PERF_CAPABILITIES => word(entries, 1, 0, Register::Ecx) >> 15 & 1 == 1,
-        _ => true,
-    }
+    msr::is_told(entries, msr)
 }
 
 #[cfg(test)]

@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use kvm_bindings::{KVM_DIRTY_LOG_PAGE_OFFSET, KVMIO, kvm_dirty_gfn};
 use kvm_ioctls::{Error, VcpuFd, VmFd};
+use nix::errno::Errno;
+use nix::sys::signal::{SigSet, SigmaskHow};
 use vmm_sys_util::ioctl::ioctl;
 use vmm_sys_util::ioctl_io_nr;
 
@@ -86,12 +88,19 @@ impl Drop for DirtyRing {
     }
 }
 
-/// Has KVM watch the pages again that have been taken from any ring of `vm`.
+/// Has KVM watch the pages again that have been taken from any ring of `vm`, and returns how many entries that were.
+///
+/// Signals wait meanwhile: Linux 6.18 stops when one comes, and up to 64 pages in a row that it had taken note of were
+/// then not watched again, so that what the guest wrote to them was lost.
 ///
 /// # Errors
 /// The kernel's answer.
-pub(crate) fn reset_dirty_rings(vm: &VmFd) -> Result<(), Error> {
+pub(crate) fn reset_dirty_rings(vm: &VmFd) -> Result<usize, Error> {
+    let of_system = |error: Errno| Error::new(error as i32);
+    let mask = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK).map_err(of_system)?;
     // SAFETY: the ioctl has no argument; what it reads of the rings, the kernel checks.
     let result = unsafe { ioctl(vm, KVM_RESET_DIRTY_RINGS()) };
-    if result < 0 { Err(Error::last()) } else { Ok(()) }
+    let reset = usize::try_from(result).map_err(|_| Error::last());
+    mask.thread_set_mask().map_err(of_system)?;
+    reset
 }

@@ -7,9 +7,12 @@ use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 use kvm_ioctls::{Cap, Kvm};
 use serde::{Deserialize, Serialize};
 
-use crate::cpuid::{self, CpuModel, CpuidEntry};
+use crate::cpuid::{self, CpuModel, CpuidEntry, msr};
 use crate::error::{Error, KvmContext, Result};
 use crate::memory::{MemoryConfig, RamLayout};
+use crate::state::MsrValue;
+use crate::virtio::block::BlockConfig;
+use crate::virtio::net::NetConfig;
 use crate::virtio::{DeviceConfig, check_devices};
 use crate::{codec, raw};
 
@@ -19,7 +22,7 @@ pub const VCPUS_MAX: u8 = 8;
 /// million: the kernel's own tolerance (`tsc_tolerance_ppm` of arch/x86/kvm).
 pub const TSC_TOLERANCE_PPM: u64 = 250;
 /// Version of [`VmShape`]'s encoding.
-const SHAPE_VERSION: u16 = 4;
+const SHAPE_VERSION: u16 = 5;
 
 /// A description from which the same virtual machine can be created on any fitting host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +33,9 @@ pub struct VmShape {
     pub vcpus: u8,
     /// What CPUID shows to the guest, before the fields that differ from vCPU to vCPU are filled in.
     pub cpuid: Vec<CpuidEntry>,
+    /// What the guest is shown in the model-specific registers that tell of features, by their numbers in
+    /// ascending order. A guest that `cpuid` does not tell of one of them does not have it, whatever is in it.
+    pub feature_msrs: Vec<MsrValue>,
     /// The guest's TSC frequency, in kHz.
     pub tsc_khz: u32,
     /// Bytes of a vCPU's XSAVE area.
@@ -38,7 +44,7 @@ pub struct VmShape {
     pub devices: Vec<DeviceConfig>,
     /// How the RAM is backed, on any host.
     pub memory: MemoryConfig,
-    /// Name of the model that `cpuid` was made with, for people.
+    /// Name of the model that `cpuid` and `feature_msrs` were made with, for people.
     pub cpu_model: String,
 }
 
@@ -51,6 +57,11 @@ pub enum ShapeError {
     /// The guest uses CPU features that this host does not have.
     #[error("this host's processor lacks features that the guest uses: {}", .0.join(", "))]
     CpuFeatures(Vec<String>),
+    /// The guest was told of features, or of no weaknesses, that are not this host's.
+    #[error(
+        "the guest was told by its processor's registers, and cannot be told by this host's: {}; guests that run with `--cpu` and the name of a level are told what all hosts of the level have", .0.join(", ")
+    )]
+    CpuRegisters(Vec<String>),
     /// The guest was started on a processor of another make.
     #[error(
         "the guest was started on a processor by {guest}, and this host's is by {host}: guests move between processors of one make only"
@@ -114,10 +125,12 @@ impl VmShape {
     /// As [`VmShape::for_host`]; [`ShapeError::CpuModelNeeds`] when the host lacks one that the model needs.
     pub fn with_cpu(memory_bytes: u64, vcpus: u8, model: &CpuModel) -> Result<Self> {
         let host = Host::get()?;
+        let cpuid = model.apply(&host.cpuid)?;
         let shape = Self {
             memory_bytes,
             vcpus,
-            cpuid: model.apply(&host.cpuid)?,
+            feature_msrs: model.apply_msrs(&host.feature_msrs, &cpuid)?,
+            cpuid,
             tsc_khz: host.tsc_khz,
             xsave_bytes: host.xsave_bytes,
             devices: Vec::new(),
@@ -136,6 +149,46 @@ impl VmShape {
         Ok(RamLayout::new(self.memory_bytes)?)
     }
 
+    /// The disks, in their order.
+    pub fn disks(&self) -> impl Iterator<Item = &BlockConfig> {
+        self.devices.iter().filter_map(|device| match device {
+            DeviceConfig::Block(disk) => Some(disk),
+            _ => None,
+        })
+    }
+
+    /// The same, to be changed.
+    pub fn disks_mut(&mut self) -> impl Iterator<Item = &mut BlockConfig> {
+        self.devices.iter_mut().filter_map(|device| match device {
+            DeviceConfig::Block(disk) => Some(disk),
+            _ => None,
+        })
+    }
+
+    /// The network devices, in their order.
+    pub fn nets(&self) -> impl Iterator<Item = &NetConfig> {
+        self.devices.iter().filter_map(|device| match device {
+            DeviceConfig::Net(net) => Some(net),
+            _ => None,
+        })
+    }
+
+    /// The same, to be changed.
+    pub fn nets_mut(&mut self) -> impl Iterator<Item = &mut NetConfig> {
+        self.devices.iter_mut().filter_map(|device| match device {
+            DeviceConfig::Net(net) => Some(net),
+            _ => None,
+        })
+    }
+
+    /// The guest's address, if it has a vsock device.
+    pub fn cid(&self) -> Option<u32> {
+        self.devices.iter().find_map(|device| match device {
+            DeviceConfig::Vsock { cid } => Some(*cid),
+            _ => None,
+        })
+    }
+
     /// Checks that this host can run the guest: memory, processor, clock, disks. Creates nothing.
     ///
     /// # Errors
@@ -151,6 +204,10 @@ impl VmShape {
         let missing = cpuid::missing_features(&self.cpuid, &host.cpuid);
         if !missing.is_empty() {
             return Err(ShapeError::CpuFeatures(missing).into());
+        }
+        let missing = msr::missing(&self.feature_msrs, &self.cpuid, &host.feature_msrs);
+        if !missing.is_empty() {
+            return Err(ShapeError::CpuRegisters(missing).into());
         }
         if self.xsave_bytes > host.xsave_bytes {
             let (guest, host) = (self.xsave_bytes, host.xsave_bytes);
@@ -197,6 +254,9 @@ impl VmShape {
             let entries = self.cpuid.len();
             return Err(ShapeError::Malformed(format!("{entries} cpuid entries")).into());
         }
+        if let Some(index) = msr::misplaced(&self.feature_msrs) {
+            return Err(ShapeError::Malformed(format!("msr {index:#x} as a feature")).into());
+        }
         cpuid::check_name(&self.cpu_model)?;
         check_devices(&self.devices)?;
         self.memory.check(self.memory_bytes)?;
@@ -217,6 +277,7 @@ pub fn cpu_models() -> Result<Vec<(CpuModel, Vec<String>)>> {
 #[derive(Debug)]
 struct Host {
     cpuid: Vec<CpuidEntry>,
+    feature_msrs: Vec<MsrValue>,
     tsc_khz: u32,
     xsave_bytes: u32,
     scales_tsc: bool,
@@ -237,11 +298,14 @@ impl Host {
         let supported =
             kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).call("KVM_GET_SUPPORTED_CPUID")?;
         let entries = supported.as_slice().iter().map(CpuidEntry::from).collect();
+        let cpuid = cpuid::for_new_guest(entries);
         let vm = kvm.create_vm().call("KVM_CREATE_VM")?;
         let vcpu = vm.create_vcpu(0).vcpu_call(0, "KVM_CREATE_VCPU")?;
+        vcpu.set_cpuid2(&cpuid::table(&cpuid, 0, 1)?).vcpu_call(0, "KVM_SET_CPUID2")?;
         let xsave_bytes = u32::try_from(vm.check_extension_int(Cap::Xsave2)).unwrap_or(0);
         Ok(Self {
-            cpuid: cpuid::for_new_guest(entries),
+            feature_msrs: msr::of_host(&kvm, &vcpu)?,
+            cpuid,
             tsc_khz: vcpu.get_tsc_khz().vcpu_call(0, "KVM_GET_TSC_KHZ")?,
             xsave_bytes: xsave_bytes.max(raw::XSAVE_BYTES_MIN as u32),
             scales_tsc: kvm.check_extension(Cap::TscControl),

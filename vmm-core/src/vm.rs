@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use kvm_bindings::{CpuId, KVM_PIT_SPEAKER_DUMMY, Msrs, kvm_pit_config};
+use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, Msrs, kvm_pit_config};
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use serde::{Deserialize, Serialize};
 
@@ -14,7 +14,7 @@ use crate::boot::{self, BootSource, Origin};
 use crate::cpuid;
 use crate::devices::mmio::{self, Slot};
 use crate::devices::{IrqLine, Ports, PowerHardware, SERIAL_IRQ, SerialPort};
-use crate::dirty::{self, DirtyLog, DirtyTracking};
+use crate::dirty::{DirtyLog, Tracker};
 use crate::error::{Error, KvmContext, Result};
 use crate::event::{EventQueue, StopReason};
 use crate::memory::{GuestRam, TemplateImage};
@@ -82,7 +82,7 @@ pub struct Vm {
     dirty_log: DirtyLog,
     vcpus: Vec<VcpuThread>,
     machine: Arc<Machine>,
-    dirty: Mutex<Box<dyn DirtyTracking>>,
+    dirty: Mutex<Tracker>,
     /// What the guest was booted from.
     origin: Mutex<Option<Origin>>,
     /// The state that the VM was created in, which is that of a machine after a reset.
@@ -138,7 +138,7 @@ impl Vm {
         let machine = Machine::new(Arc::clone(&vm), Arc::clone(&ram), ports, bus, rings.clone());
         let machine = Arc::new(machine);
         let vcpus = start_vcpus(&kvm, shape, &machine)?;
-        let dirty = Mutex::new(dirty::tracker(rings, vm, ram));
+        let dirty = Mutex::new(Tracker::new(rings, vm, ram));
         let mut vm = Self {
             shape: shape.clone(),
             dirty_log: options.dirty_log,
@@ -169,12 +169,9 @@ impl Vm {
         mmio::slots(self.shape.devices.len())
     }
 
-    /// How the guest's network devices stand, in the order of the shape.
-    ///
-    /// # Errors
-    /// A device's thread is gone.
-    pub fn nets(&self) -> Result<Vec<NetStatus>> {
-        Ok(self.machine.bus.nets()?)
+    /// How the guest's network devices stand, in the order of the shape. Never waits for them.
+    pub fn nets(&self) -> Vec<NetStatus> {
+        self.machine.bus.nets()
     }
 
     /// The content of the guest's device number `index`, if that is a disk.
@@ -410,14 +407,15 @@ impl Vm {
         vcpu.submit(job).wait()
     }
 
-    /// Replaces the tracker of dirty pages.
+    /// Replaces the tracker of dirty pages by one with another way to ask KVM.
     #[cfg(test)]
     pub(crate) fn track_dirty_by(
         &self,
-        tracker: impl FnOnce(Arc<VmFd>, Arc<GuestRam>) -> Box<dyn DirtyTracking>,
+        backend: impl FnOnce(Arc<VmFd>) -> Box<dyn crate::dirty::DirtyBackend>,
     ) {
         let machine = &self.machine;
-        *self.dirty() = tracker(Arc::clone(&machine.vm), Arc::clone(&machine.ram));
+        let backend = backend(Arc::clone(&machine.vm));
+        *self.dirty() = Tracker::by(backend, Arc::clone(&machine.ram));
     }
 
     /// Lets the vCPUs into the guest.
@@ -445,7 +443,7 @@ impl Vm {
         self.origin.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn dirty(&self) -> MutexGuard<'_, Box<dyn DirtyTracking>> {
+    fn dirty(&self) -> MutexGuard<'_, Tracker> {
         self.dirty.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -474,15 +472,15 @@ fn start_vcpus(kvm: &Kvm, shape: &VmShape, machine: &Arc<Machine>) -> Result<Vec
     let mut fds = Vec::new();
     for index in 0..shape.vcpus {
         let fd = vm.create_vcpu(index.into()).vcpu_call(index, "KVM_CREATE_VCPU")?;
-        let table = CpuId::from_entries(&cpuid::for_vcpu(&shape.cpuid, index, shape.vcpus))
-            .map_err(|error| crate::ShapeError::Malformed(format!("cpuid: {error:?}")))?;
+        let table = cpuid::table(&shape.cpuid, index, shape.vcpus)?;
         if let Some(rings) = &machine.rings {
             rings.add(&fd, index)?;
         }
         fd.set_cpuid2(&table).vcpu_call(index, "KVM_SET_CPUID2")?;
         if indices.is_none() {
-            indices = Some(state::saved_msrs(kvm, &fd, &shape.cpuid)?);
+            indices = Some(state::saved_msrs(kvm, &fd, shape)?);
         }
+        state::load_msrs(&fd, index, &shape.feature_msrs)?;
         fds.push((index, fd));
     }
     let msrs: Msrs = state::msr_list(&indices.unwrap_or_default())

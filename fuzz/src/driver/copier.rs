@@ -55,11 +55,10 @@ impl Host for Copier {
                 *side = Some(copy);
             }
             (Self::End, Some(mut copy)) => {
-                // Between two of a driver's steps nothing is under way once it was waited for.
-                let saved = bench.save();
-                assert!(saved.is_ok(), "{saved:?}");
-                copy.round();
-                let now = read(&copy.content);
+                let now = bench.while_paused(|| {
+                    copy.round();
+                    read(&copy.content)
+                });
                 copy.content.stop_log();
                 assert!(copy.bytes == now, "a copy that differs");
                 return now.iter().filter(|byte| **byte != 0).count() as u64;

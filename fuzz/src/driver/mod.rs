@@ -16,6 +16,7 @@ use std::sync::OnceLock;
 use arbitrary::Arbitrary;
 use tempfile::NamedTempFile;
 use vmm_core::DeviceConfig;
+use vmm_core::virtio::balloon::FreePages;
 use vmm_core::virtio::block::{Access, BlockConfig};
 use vmm_core::virtio::fuzzing::Bench;
 
@@ -148,7 +149,7 @@ const WRITABLE_REGISTERS: [u64; 16] = [
 /// The device does what it must not.
 pub fn run_registers(script: &RegisterScript) -> Reach {
     let disk = disk();
-    let configs = [&DeviceConfig::Rng, &DeviceConfig::Balloon, &disk];
+    let configs = [&DeviceConfig::Rng, &DeviceConfig::Balloon(FreePages::Reported), &disk];
     let bench = match usize::from(script.device) % (configs.len() + 2) {
         3 => network().bench,
         4 => bench(&DeviceConfig::Vsock { cid: 3 }),

@@ -80,6 +80,17 @@ impl Bench {
         bench
     }
 
+    /// From the last page of a guest that is paused to the decision that it is this host's.
+    fn commit_paused(&mut self) {
+        self.hear(SourceMessage::Switchover);
+        self.hear(state(RunState::Paused));
+        self.tell(Event::StreamEnded { stream: 0, announced: 0, applied: 0 });
+        self.tell(Event::Loaded(Ok(())));
+        self.tell(Event::Recorded);
+        assert_eq!(self.hear(SourceMessage::Commit), [Action::Record(DestinationState::Taking)]);
+        assert_eq!(self.tell(Event::Recorded), [Action::AdoptGuest]);
+    }
+
     fn lose_connection(&mut self) -> Vec<Action> {
         self.tell(Event::ConnectionLost { detail: "timed out".into() })
     }
@@ -272,13 +283,7 @@ fn is_the_guests_own_only_when_that_is_on_disk() {
 #[test]
 fn a_guest_that_was_paused_stays_so() {
     let mut bench = Bench::receiving(1);
-    bench.hear(SourceMessage::Switchover);
-    bench.hear(state(RunState::Paused));
-    bench.tell(Event::StreamEnded { stream: 0, announced: 0, applied: 0 });
-    bench.tell(Event::Loaded(Ok(())));
-    bench.tell(Event::Recorded);
-    bench.hear(SourceMessage::Commit);
-    assert_eq!(bench.tell(Event::Recorded), [Action::AdoptGuest]);
+    bench.commit_paused();
     let actions = bench.tell(Event::Resumed(Ok(())));
     assert!(!actions.contains(&Action::ResumeGuest));
     assert!(matches!(actions[0], Action::Send(DestinationMessage::Running(_))));
@@ -287,13 +292,7 @@ fn a_guest_that_was_paused_stays_so() {
 #[test]
 fn a_paused_guest_whose_disk_somebody_else_has_is_not_said_to_be_here() {
     let mut bench = Bench::receiving(1);
-    bench.hear(SourceMessage::Switchover);
-    bench.hear(state(RunState::Paused));
-    bench.tell(Event::StreamEnded { stream: 0, announced: 0, applied: 0 });
-    bench.tell(Event::Loaded(Ok(())));
-    bench.tell(Event::Recorded);
-    bench.hear(SourceMessage::Commit);
-    bench.tell(Event::Recorded);
+    bench.commit_paused();
     let actions = bench.tell(Event::Resumed(Err(GuestError::new("the disk is in use"))));
     assert!(actions.contains(&Action::Record(DestinationState::Failed)), "{actions:?}");
     assert_eq!(report(&actions).outcome, Outcome::Lost);

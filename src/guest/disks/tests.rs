@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use migrate::{DestinationGuest, Refusal};
 use uuid::Uuid;
-use vmm_core::VmOptions;
 use vmm_core::virtio::QueuePosition;
 use vmm_core::virtio::block::{Access, BlockConfig};
+use vmm_core::{DeviceConfig, VmOptions};
 
 use super::*;
 use crate::guest::console::Console;

@@ -129,6 +129,7 @@ fn linux_says_which_pages_are_free_and_has_them_back_wherever_it_is() {
         say_figures("hints", &report);
         let hinted = report["transfer"]["hinted_pages"].as_u64();
         assert!(hinted >= Some(FOUND_MIB * PAGES_PER_MIB), "{report:#}");
+        crate::metrics::counts_hints(hosts[1], "linux");
         let now = Witness::of(hosts[0], "linux", MIB * PAGES_PER_MIB).line();
         now.follows(&last);
         last = now;

@@ -8,8 +8,10 @@
 use serde::{Deserialize, Serialize};
 
 use super::feature::{self, Bit, FEATURE_WORDS, Register};
-use super::{CpuidEntry, word};
+use super::msr::{self, Extent};
+use super::{CpuidEntry, has, word};
 use crate::ShapeError;
+use crate::state::MsrValue;
 
 /// Longest name of a model, in bytes.
 const NAME_BYTES_MAX: usize = 63;
@@ -176,13 +178,17 @@ impl CpuModel {
         remove: &[String],
     ) -> Result<Self, ShapeError> {
         check_name(name)?;
-        if let Some(unknown) =
-            add.iter().chain(remove).find(|name| feature::by_name(name).is_none())
-        {
-            let what = format!("there is no CPU feature `{unknown}`: use names of /proc/cpuinfo");
+        let is_unknown =
+            |name: &&String| feature::by_name(name).is_none() && msr::told_by(name).is_none();
+        if let Some(unknown) = add.iter().chain(remove).find(is_unknown) {
+            let what = format!(
+                "there is no CPU feature `{unknown}`: use names of /proc/cpuinfo, or of bits of IA32_ARCH_CAPABILITIES"
+            );
             return Err(ShapeError::CpuModel(what));
         }
-        if let Some(both) = add.iter().find(|name| remove.contains(name)) {
+        let implied = add.iter().filter_map(|name| msr::told_by(name));
+        let mut wanted = add.iter().map(String::as_str).chain(implied);
+        if let Some(both) = wanted.find(|name| remove.iter().any(|removed| removed == name)) {
             return Err(ShapeError::CpuModel(format!("`{both}` is both added and removed")));
         }
         let (name, add, remove) = (name.to_owned(), add.to_vec(), remove.to_vec());
@@ -210,7 +216,7 @@ impl CpuModel {
     /// What the model needs and `host` does not have, by name.
     pub(crate) fn missing(&self, host: &[CpuidEntry]) -> Vec<String> {
         let of_levels = self.levels().iter().flat_map(|level| level.needs);
-        let needs = of_levels.copied().chain(self.add.iter().map(String::as_str));
+        let needs = of_levels.copied().chain(self.added());
         let lacks = |name: &&str| feature::by_name(name).is_none_or(|bit| !has(host, bit));
         needs.filter(lacks).map(str::to_owned).collect()
     }
@@ -237,11 +243,33 @@ impl CpuModel {
         Ok(entries)
     }
 
+    /// What a guest that is shown `cpuid` is shown of the registers of `host` that tell of features.
+    ///
+    /// # Errors
+    /// [`ShapeError::CpuModelNeeds`].
+    pub(crate) fn apply_msrs(
+        &self,
+        host: &[MsrValue],
+        cpuid: &[CpuidEntry],
+    ) -> Result<Vec<MsrValue>, ShapeError> {
+        let missing = msr::missing_names(&self.add, host);
+        if !missing.is_empty() {
+            return Err(ShapeError::CpuModelNeeds { model: self.name.clone(), missing });
+        }
+        let extent = self.level.map_or(Extent::Host, |_| Extent::Level);
+        Ok(msr::shown(host, cpuid, extent, (&self.add, &self.remove)))
+    }
+
+    /// The features in CPUID that are added, also for the sake of a register's bits.
+    fn added(&self) -> impl Iterator<Item = &str> {
+        self.add.iter().map(|name| msr::told_by(name).unwrap_or(name))
+    }
+
     fn kept(&self) -> Vec<Bit> {
         let of_levels =
             self.levels().iter().flat_map(|level| level.needs.iter().chain(level.keeps));
         let names = EVERYWHERE.iter().chain(of_levels).copied();
-        names.chain(self.add.iter().map(String::as_str)).filter_map(feature::by_name).collect()
+        names.chain(self.added()).filter_map(feature::by_name).collect()
     }
 
     fn xcr0(&self) -> u32 {
@@ -258,10 +286,6 @@ pub(crate) fn check_name(name: &str) -> Result<(), ShapeError> {
         return Err(ShapeError::CpuModel(what));
     }
     Ok(())
-}
-
-fn has(entries: &[CpuidEntry], (leaf, subleaf, register, bit): Bit) -> bool {
-    word(entries, leaf, subleaf, register) >> bit & 1 == 1
 }
 
 fn is_shown(entry: &CpuidEntry) -> bool {

@@ -13,8 +13,8 @@ use kvm_bindings::{
 };
 use kvm_ioctls::VmFd;
 
-use super::DirtyTracking;
-use crate::error::{Error, KvmContext, Result};
+use super::{DirtyBackend, set_logging};
+use crate::error::{KvmContext, Result};
 use crate::memory::{CHUNK_PAGES, GuestRam};
 use crate::raw;
 
@@ -35,11 +35,9 @@ enum Protection {
 
 /// See the module.
 #[derive(Debug)]
-pub(crate) struct BitmapLog {
+pub(super) struct BitmapLog {
     vm: Arc<VmFd>,
-    ram: Arc<GuestRam>,
     protection: Protection,
-    running: bool,
     /// True from the start to the first reading, when KVM itself does not report every page.
     report_all: bool,
     /// For one reading of the largest region.
@@ -47,57 +45,21 @@ pub(crate) struct BitmapLog {
 }
 
 impl BitmapLog {
-    /// A log for `ram`, whose regions are the slots of `vm`. Enables manual protection if it can.
-    pub(crate) fn new(vm: Arc<VmFd>, ram: Arc<GuestRam>) -> Self {
+    /// The log of `vm`. Enables manual protection if it can.
+    pub(super) fn new(vm: Arc<VmFd>) -> Self {
         let both = KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET;
-        Self::with_features(vm, ram, both)
+        Self::with_features(vm, both)
     }
 
     /// The same with those `wanted` features of the capability that the kernel has.
-    fn with_features(vm: Arc<VmFd>, ram: Arc<GuestRam>, wanted: u32) -> Self {
+    fn with_features(vm: Arc<VmFd>, wanted: u32) -> Self {
         let protection = enable_manual_protection(&vm, wanted);
         if protection == Protection::OnRead {
             tracing::warn!(
                 "this kernel lacks KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2: migration will disturb guests more"
             );
         }
-        Self { vm, ram, protection, running: false, report_all: false, scratch: Vec::new() }
-    }
-
-    fn check_running(&self) -> Result<()> {
-        if self.running { Ok(()) } else { Err(Error::DirtyTracking("not running: start it first")) }
-    }
-}
-
-/// Sets the flags of the slots of `vm`, which are the regions of `ram`.
-pub(super) fn set_logging(vm: &VmFd, ram: &GuestRam, flags: u32) -> Result<()> {
-    for (slot, region) in (0..).zip(ram.mappings()) {
-        raw::set_memory_region(vm, slot, flags, region).call("KVM_SET_USER_MEMORY_REGION")?;
-    }
-    Ok(())
-}
-
-/// Whether `len` chunks from `first` on are chunks of `ram`.
-pub(super) fn check_range(ram: &GuestRam, first: usize, len: usize) -> Result<()> {
-    let chunks = ram.chunks();
-    match first.checked_add(len) {
-        Some(end) if end <= chunks => Ok(()),
-        end => Err(Error::DirtyRange { first, end: end.unwrap_or(usize::MAX), chunks }),
-    }
-}
-
-/// Whether there is a word for each chunk of `ram`.
-pub(super) fn check_words(ram: &GuestRam, words: &[u64]) -> Result<()> {
-    let (end, chunks) = (words.len(), ram.chunks());
-    if end == chunks { Ok(()) } else { Err(Error::DirtyRange { first: 0, end, chunks }) }
-}
-
-/// Adds what was written through `ram`, which KVM does not see, and forgets it.
-pub(super) fn add_own_writes(ram: &GuestRam, words: &mut [u64]) {
-    for (region, place) in ram.mappings().zip(ram.layout().regions()) {
-        let own = (**region).bitmap().get_and_reset();
-        let words = &mut words[place.first_chunk..][..place.chunks()];
-        words.iter_mut().zip(own).for_each(|(word, own)| *word |= own);
+        Self { vm, protection, report_all: false, scratch: Vec::new() }
     }
 }
 
@@ -115,34 +77,22 @@ fn enable_manual_protection(vm: &VmFd, wanted: u32) -> Protection {
     }
 }
 
-impl DirtyTracking for BitmapLog {
-    fn start(&mut self) -> Result<()> {
-        if self.running {
-            return Err(Error::DirtyTracking("running already"));
-        }
-        self.ram.mappings().for_each(|region| (**region).bitmap().reset());
-        set_logging(&self.vm, &self.ram, KVM_MEM_LOG_DIRTY_PAGES)?;
-        let largest = self.ram.layout().regions().iter().map(|region| region.chunks()).max();
+impl DirtyBackend for BitmapLog {
+    fn start(&mut self, ram: &GuestRam) -> Result<()> {
+        set_logging(&self.vm, ram, KVM_MEM_LOG_DIRTY_PAGES)?;
+        let largest = ram.layout().regions().iter().map(|region| region.chunks()).max();
         self.scratch.resize(largest.unwrap_or(0), 0);
         self.report_all = self.protection != Protection::ManualInitiallySet;
-        self.running = true;
         Ok(())
     }
 
-    fn stop(&mut self) -> Result<()> {
-        if !self.running {
-            return Ok(());
-        }
-        // Also when a slot goes on logging, which costs speed only: the next start sets them all anew.
-        self.running = false;
+    fn stop(&mut self, ram: &GuestRam) -> Result<()> {
         self.scratch = Vec::new();
-        set_logging(&self.vm, &self.ram, 0)
+        set_logging(&self.vm, ram, 0)
     }
 
-    fn collect(&mut self, words: &mut [u64]) -> Result<()> {
-        self.check_running()?;
-        check_words(&self.ram, words)?;
-        for (slot, place) in (0..).zip(self.ram.layout().regions()) {
+    fn collect(&mut self, ram: &GuestRam, words: &mut [u64]) -> Result<()> {
+        for (slot, place) in (0..).zip(ram.layout().regions()) {
             let chunks = place.chunks();
             let scratch = &mut self.scratch[..chunks];
             raw::get_dirty_log(&self.vm, slot, chunks * CHUNK_PAGES, scratch)
@@ -150,21 +100,18 @@ impl DirtyTracking for BitmapLog {
             let words = &mut words[place.first_chunk..][..chunks];
             words.iter_mut().zip(scratch).for_each(|(word, kvm)| *word |= *kvm);
         }
-        add_own_writes(&self.ram, words);
         if std::mem::take(&mut self.report_all) {
             words.fill(!0);
         }
         Ok(())
     }
 
-    fn rearm(&mut self, first_chunk: usize, words: &[u64]) -> Result<()> {
-        self.check_running()?;
-        check_range(&self.ram, first_chunk, words.len())?;
+    fn rearm(&mut self, ram: &GuestRam, first_chunk: usize, words: &[u64]) -> Result<()> {
         if self.protection == Protection::OnRead {
             return Ok(());
         }
         let end = first_chunk + words.len();
-        for (slot, region) in (0..).zip(self.ram.layout().regions()) {
+        for (slot, region) in (0..).zip(ram.layout().regions()) {
             let start = first_chunk.max(region.first_chunk);
             let stop = end.min(region.first_chunk + region.chunks());
             if start >= stop {
@@ -202,11 +149,11 @@ mod tests {
         let vm = vm_with(64, &touch_pages_once(), &[[DATA + 3 * 4096, 1000]]);
         // The capability is on since the VM was created: switch it off, or to less.
         let mut protection = None;
-        vm.track_dirty_by(|vm, ram| {
+        vm.track_dirty_by(|vm| {
             let cap =
                 kvm_enable_cap { cap: KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, ..Default::default() };
             vm.enable_cap(&cap).unwrap();
-            let log = BitmapLog::with_features(vm, ram, features);
+            let log = BitmapLog::with_features(vm, features);
             protection = Some(log.protection);
             Box::new(log)
         });

@@ -1,7 +1,7 @@
 //! Which pages of guest memory have changed.
 //!
-//! A backend asks KVM what the guest wrote; what the VMM itself wrote is in vm-memory's bitmap, since
-//! KVM does not see it, and is added to every answer. Bits are dense words over the guest's chunks.
+//! [`Tracker`] is the start: its backend asks KVM what the guest wrote; what the VMM itself wrote is in vm-memory's
+//! bitmap, since KVM does not see it, and is added to every answer. Bits are dense words over the guest's chunks.
 
 mod bitmap;
 mod ring;
@@ -12,11 +12,12 @@ use std::sync::Arc;
 
 use kvm_ioctls::VmFd;
 
-pub(crate) use bitmap::BitmapLog;
-pub(crate) use ring::{RingLog, Rings};
+use bitmap::BitmapLog;
+pub(crate) use ring::Rings;
 
-use crate::error::Result;
+use crate::error::{Error, KvmContext, Result};
 use crate::memory::{GuestRam, RamLayout};
+use crate::raw;
 
 /// Fewest entries of a ring: KVM keeps some 600 of them back.
 const RING_ENTRIES_MIN: u32 = 1024;
@@ -90,33 +91,116 @@ impl DirtyLog {
     }
 }
 
-/// The log of a VM with these rings, or with none.
-pub(crate) fn tracker(
-    rings: Option<Arc<Rings>>,
-    vm: Arc<VmFd>,
+/// Which pages were written, whoever wrote them.
+///
+/// After a start, every page counts as dirty once. A page is reported by every [`Tracker::collect`] until it is
+/// re-armed, and again once it is written after that; so a page must be re-armed *before* it is
+/// copied, or a write in between would be lost.
+#[derive(Debug)]
+pub(crate) struct Tracker {
     ram: Arc<GuestRam>,
-) -> Box<dyn DirtyTracking> {
-    match rings {
-        Some(rings) => Box::new(RingLog::new(rings, ram)),
-        None => Box::new(BitmapLog::new(vm, ram)),
+    running: bool,
+    backend: Box<dyn DirtyBackend>,
+}
+
+impl Tracker {
+    /// A tracker for `ram`, whose regions are the slots of `vm`, with these rings, or with the bitmap.
+    pub(crate) fn new(rings: Option<Arc<Rings>>, vm: Arc<VmFd>, ram: Arc<GuestRam>) -> Self {
+        match rings {
+            Some(rings) => Self::by(Box::new(rings), ram),
+            None => Self::by(Box::new(BitmapLog::new(vm)), ram),
+        }
+    }
+
+    /// The same with this way to ask KVM.
+    pub(crate) fn by(backend: Box<dyn DirtyBackend>, ram: Arc<GuestRam>) -> Self {
+        Self { ram, running: false, backend }
+    }
+
+    /// Starts to track.
+    ///
+    /// # Errors
+    /// [`Error::DirtyTracking`]; what KVM refuses.
+    pub(crate) fn start(&mut self) -> Result<()> {
+        if self.running {
+            return Err(Error::DirtyTracking("running already"));
+        }
+        self.ram.mappings().for_each(|region| (**region).bitmap().reset());
+        self.backend.start(&self.ram)?;
+        self.running = true;
+        Ok(())
+    }
+
+    /// Stops to track, which gives the guest its huge pages back.
+    ///
+    /// # Errors
+    /// What KVM refuses. A slot may go on logging then, which costs speed only: the next start sets them all anew.
+    pub(crate) fn stop(&mut self) -> Result<()> {
+        if std::mem::take(&mut self.running) { self.backend.stop(&self.ram) } else { Ok(()) }
+    }
+
+    /// Sets the bits of pages that have been written, and clears none.
+    ///
+    /// # Errors
+    /// [`Error::DirtyTracking`], [`Error::DirtyRange`]; what KVM refuses.
+    pub(crate) fn collect(&mut self, words: &mut [u64]) -> Result<()> {
+        self.check_running()?;
+        let (end, chunks) = (words.len(), self.ram.chunks());
+        if end != chunks {
+            return Err(Error::DirtyRange { first: 0, end, chunks });
+        }
+        self.backend.collect(&self.ram, words)?;
+        add_own_writes(&self.ram, words);
+        Ok(())
+    }
+
+    /// Forgets the bits set in `words`, which start at chunk `first_chunk`, and watches these pages
+    /// for writes again.
+    ///
+    /// # Errors
+    /// As [`Tracker::collect`].
+    pub(crate) fn rearm(&mut self, first_chunk: usize, words: &[u64]) -> Result<()> {
+        self.check_running()?;
+        let (first, chunks) = (first_chunk, self.ram.chunks());
+        match first.checked_add(words.len()) {
+            Some(end) if end <= chunks => self.backend.rearm(&self.ram, first, words),
+            end => Err(Error::DirtyRange { first, end: end.unwrap_or(usize::MAX), chunks }),
+        }
+    }
+
+    fn check_running(&self) -> Result<()> {
+        if self.running { Ok(()) } else { Err(Error::DirtyTracking("not running: start it first")) }
     }
 }
 
-/// A way to learn which pages the guest wrote.
-///
-/// After `start`, every page counts as dirty once. A page is reported by every `collect` until it is
-/// re-armed, and again once it is written after that; so a page must be re-armed *before* it is
-/// copied, or a write in between would be lost.
-pub(crate) trait DirtyTracking: Send + std::fmt::Debug {
-    /// Starts to track.
-    fn start(&mut self) -> Result<()>;
-    /// Stops to track, which gives the guest its huge pages back.
-    fn stop(&mut self) -> Result<()>;
-    /// Sets the bits of pages that have been written, and clears none.
-    fn collect(&mut self, words: &mut [u64]) -> Result<()>;
-    /// Forgets the bits set in `words`, which start at chunk `first_chunk`, and watches these pages
-    /// for writes again.
-    fn rearm(&mut self, first_chunk: usize, words: &[u64]) -> Result<()>;
+/// A way to learn from KVM which pages the guest wrote, for [`Tracker`], which calls it in order and with ranges
+/// that are in `ram`.
+pub(crate) trait DirtyBackend: Send + fmt::Debug {
+    /// Has KVM log. Every page counts as written.
+    fn start(&mut self, ram: &GuestRam) -> Result<()>;
+    /// Has KVM log no more.
+    fn stop(&mut self, ram: &GuestRam) -> Result<()>;
+    /// See [`Tracker::collect`].
+    fn collect(&mut self, ram: &GuestRam, words: &mut [u64]) -> Result<()>;
+    /// See [`Tracker::rearm`].
+    fn rearm(&mut self, ram: &GuestRam, first_chunk: usize, words: &[u64]) -> Result<()>;
+}
+
+/// Sets the flags of the slots of `vm`, which are the regions of `ram`.
+fn set_logging(vm: &VmFd, ram: &GuestRam, flags: u32) -> Result<()> {
+    for (slot, region) in (0..).zip(ram.mappings()) {
+        raw::set_memory_region(vm, slot, flags, region).call("KVM_SET_USER_MEMORY_REGION")?;
+    }
+    Ok(())
+}
+
+/// Adds what was written through `ram`, which KVM does not see, and forgets it.
+fn add_own_writes(ram: &GuestRam, words: &mut [u64]) {
+    for (region, place) in ram.mappings().zip(ram.layout().regions()) {
+        let own = (**region).bitmap().get_and_reset();
+        let words = &mut words[place.first_chunk..][..place.chunks()];
+        words.iter_mut().zip(own).for_each(|(word, own)| *word |= own);
+    }
 }
 
 #[cfg(test)]

@@ -13,11 +13,13 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{VcpuFd, VmFd};
 
-use super::DirtyTracking;
-use super::bitmap::{add_own_writes, check_range, check_words, set_logging};
+use super::{DirtyBackend, set_logging};
 use crate::error::{Error, KvmContext, Result};
 use crate::memory::{CHUNK_PAGES, GuestRam, RamLayout};
 use crate::raw_ring::{DirtyRing, ENTRY_BYTES, reset_dirty_rings};
+
+/// How often a signal may stop KVM in resetting the rings: far more often than signals come.
+const RESET_TRIES_MAX: u32 = 10_000;
 
 /// The rings of all vCPUs, shared with the vCPUs' threads.
 #[derive(Debug)]
@@ -34,8 +36,8 @@ struct Inner {
     rings: Vec<DirtyRing>,
     /// Pages that were written and have not been re-armed; empty while nothing is tracked.
     pending: Vec<u64>,
-    /// Entries have been taken and not been reset.
-    is_taken: bool,
+    /// Entries that have been taken and not been reset.
+    taken: usize,
 }
 
 impl Rings {
@@ -84,25 +86,29 @@ impl Rings {
 
     /// Takes all that is in the rings.
     fn take(&self, inner: &mut Inner) {
-        let Inner { rings, pending, is_taken } = inner;
+        let Inner { rings, pending, taken } = inner;
         let regions = self.layout.regions();
         for ring in rings {
-            let taken = ring.harvest(|slot, page| {
+            *taken += ring.harvest(|slot, page| {
                 let Some(region) = regions.get(slot as usize) else { return };
                 let chunk = region.first_chunk + page as usize / CHUNK_PAGES;
                 if let Some(word) = pending.get_mut(chunk) {
                     *word |= 1 << (page as usize % CHUNK_PAGES);
                 }
             });
-            *is_taken |= taken > 0;
         }
     }
 
-    /// Has the pages that were taken watched again.
+    /// Has all pages that were taken watched again.
     fn reset(&self, inner: &mut Inner) -> Result<()> {
-        if inner.is_taken {
-            reset_dirty_rings(&self.vm).call("KVM_RESET_DIRTY_RINGS")?;
-            inner.is_taken = false;
+        let mut tries = 0;
+        while inner.taken > 0 {
+            let reset = reset_dirty_rings(&self.vm).call("KVM_RESET_DIRTY_RINGS")?;
+            inner.taken = inner.taken.saturating_sub(reset);
+            tries += 1;
+            if tries > RESET_TRIES_MAX {
+                return Err(kvm_ioctls::Error::new(libc::EINTR)).call("KVM_RESET_DIRTY_RINGS");
+            }
         }
         Ok(())
     }
@@ -112,69 +118,34 @@ impl Rings {
     }
 }
 
-/// See the module.
-#[derive(Debug)]
-pub(crate) struct RingLog {
-    rings: Arc<Rings>,
-    ram: Arc<GuestRam>,
-    running: bool,
-}
-
-impl RingLog {
-    /// A log for `ram`, whose regions are the slots of the VM.
-    pub(crate) fn new(rings: Arc<Rings>, ram: Arc<GuestRam>) -> Self {
-        Self { rings, ram, running: false }
+impl DirtyBackend for Arc<Rings> {
+    fn start(&mut self, ram: &GuestRam) -> Result<()> {
+        self.lock().pending = vec![!0; ram.chunks()];
+        set_logging(&self.vm, ram, KVM_MEM_LOG_DIRTY_PAGES)
     }
 
-    fn check_running(&self) -> Result<()> {
-        if self.running { Ok(()) } else { Err(Error::DirtyTracking("not running: start it first")) }
-    }
-}
-
-impl DirtyTracking for RingLog {
-    fn start(&mut self) -> Result<()> {
-        if self.running {
-            return Err(Error::DirtyTracking("running already"));
-        }
-        self.ram.mappings().for_each(|region| (**region).bitmap().reset());
-        self.rings.lock().pending = vec![!0; self.ram.chunks()];
-        set_logging(&self.rings.vm, &self.ram, KVM_MEM_LOG_DIRTY_PAGES)?;
-        self.running = true;
-        Ok(())
-    }
-
-    fn stop(&mut self) -> Result<()> {
-        if !self.running {
-            return Ok(());
-        }
-        self.running = false;
-        let logging = set_logging(&self.rings.vm, &self.ram, 0);
-        let mut inner = self.rings.lock();
+    fn stop(&mut self, ram: &GuestRam) -> Result<()> {
+        let logging = set_logging(&self.vm, ram, 0);
+        let mut inner = self.lock();
         inner.pending = Vec::new();
-        self.rings.take(&mut inner);
-        self.rings.reset(&mut inner)?;
+        self.take(&mut inner);
+        self.reset(&mut inner)?;
         logging
     }
 
-    fn collect(&mut self, words: &mut [u64]) -> Result<()> {
-        self.check_running()?;
-        check_words(&self.ram, words)?;
-        let mut inner = self.rings.lock();
-        self.rings.take(&mut inner);
+    fn collect(&mut self, _ram: &GuestRam, words: &mut [u64]) -> Result<()> {
+        let mut inner = self.lock();
+        self.take(&mut inner);
         for (word, pending) in words.iter_mut().zip(&inner.pending) {
             *word |= pending;
         }
-        drop(inner);
-        add_own_writes(&self.ram, words);
         Ok(())
     }
 
-    fn rearm(&mut self, first_chunk: usize, words: &[u64]) -> Result<()> {
-        self.check_running()?;
-        check_range(&self.ram, first_chunk, words.len())?;
-        let mut inner = self.rings.lock();
+    fn rearm(&mut self, _ram: &GuestRam, first_chunk: usize, words: &[u64]) -> Result<()> {
+        let mut inner = self.lock();
         // First: a page that is forgotten and not watched could be written unseen.
-        self.rings.reset(&mut inner)?;
+        self.reset(&mut inner)?;
         for (pending, word) in inner.pending[first_chunk..].iter_mut().zip(words) {
             *pending &= !word;
         }
@@ -197,7 +168,8 @@ mod tests {
         let vm = vm_by(RING, 64, TOUCH_PAGES, &[[DATA, pages], [DATA, pages]]);
         vm.start_dirty_log().unwrap();
         let mut words = vec![0; vm.ram().chunks()];
-        for _ in 0..3 {
+        // Also when the signals with which it is paused come while a vCPU makes room.
+        for _ in 0..10 {
             vm.collect_dirty(&mut words).unwrap();
             vm.rearm_dirty(0, &words).unwrap();
             words.fill(0);

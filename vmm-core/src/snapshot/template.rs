@@ -28,7 +28,6 @@ use super::read::Input;
 use super::write::{SnapshotReport, expect_paused, failure, header, used_pages};
 use crate::error::Result;
 use crate::memory::{CHUNK_BYTES, MemoryConfig, PAGE_BYTES, TemplateImage};
-use crate::virtio::DeviceConfig;
 use crate::virtio::block::{Access, BlockConfig};
 use crate::{Vm, VmOptions, VmShape, VmState};
 
@@ -173,14 +172,7 @@ impl Template {
     fn clone_shape(&self, own: &CloneConfig) -> Result<VmShape, SnapshotError> {
         expect_no_network(&self.shape)?;
         let mut shape = VmShape { memory: own.memory.clone(), ..self.shape.clone() };
-        let mut disks: Vec<&mut BlockConfig> = shape
-            .devices
-            .iter_mut()
-            .filter_map(|device| match device {
-                DeviceConfig::Block(disk) => Some(disk),
-                _ => None,
-            })
-            .collect();
+        let mut disks: Vec<&mut BlockConfig> = shape.disks_mut().collect();
         if own.disks.is_empty() {
             return match disks.iter().find(|disk| disk.access() == Access::ReadWrite) {
                 None => Ok(shape),
@@ -226,8 +218,7 @@ impl Template {
 
 /// The guest's driver goes on with the address that it has: two guests cannot both have it.
 fn expect_no_network(shape: &VmShape) -> Result<(), SnapshotError> {
-    let has_network = shape.devices.iter().any(|device| matches!(device, DeviceConfig::Net(_)));
-    if has_network { Err(SnapshotError::TemplateNetwork) } else { Ok(()) }
+    if shape.nets().next().is_some() { Err(SnapshotError::TemplateNetwork) } else { Ok(()) }
 }
 
 /// Whether only those can write the file who may do with the guest what they like.

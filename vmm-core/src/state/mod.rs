@@ -27,7 +27,7 @@ pub(crate) use machine::{load_clock, load_irqchip, save_clock, save_irqchip};
 pub(crate) use msrs::{msr_list, saved_msrs};
 pub(crate) use tsc::{ClockPair, TscCarry};
 pub use vcpu::{MsrValue, VcpuState};
-pub(crate) use vcpu::{load_vcpu, save_vcpu};
+pub(crate) use vcpu::{load_msrs, load_vcpu, save_vcpu};
 
 /// First bytes of an encoded [`VmState`].
 const MAGIC: [u8; 4] = *b"LVMS";

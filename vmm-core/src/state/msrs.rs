@@ -3,8 +3,9 @@
 use kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_ioctls::{Kvm, VcpuFd};
 
-use crate::cpuid::{self, CpuidEntry};
+use crate::cpuid;
 use crate::error::{KvmContext, Result};
+use crate::shape::VmShape;
 
 /// IA32_TIME_STAMP_COUNTER.
 pub(crate) const TSC: u32 = 0x10;
@@ -19,19 +20,20 @@ const MTRRS: &[u32] = &[
     0x26f, 0x2ff,
 ];
 
-/// The registers to save for each vCPU: all that KVM lists, and the memory type ranges, as far as
-/// they can be read from `vcpu` and a guest with the table `cpuid` knows of them. Found once for a VM. The
-/// order is KVM's, in which older paravirtual clocks come before newer ones, with the TSC first and its
+/// The registers to save for each vCPU: all that KVM lists, those that tell of features (of which a guest may write
+/// AMD's) and the memory type ranges, as far as they can be read from `vcpu` and a guest of this shape knows of them.
+/// Found once for a VM. The order is KVM's, in which older paravirtual clocks come before newer ones, with the TSC first and its
 /// deadline last.
-pub(crate) fn saved_msrs(kvm: &Kvm, vcpu: &VcpuFd, cpuid: &[CpuidEntry]) -> Result<Vec<u32>> {
+pub(crate) fn saved_msrs(kvm: &Kvm, vcpu: &VcpuFd, shape: &VmShape) -> Result<Vec<u32>> {
     let listed = kvm.get_msr_index_list().call("KVM_GET_MSR_INDEX_LIST")?;
     let mut indices: Vec<u32> = listed.as_slice().to_vec();
-    for index in MTRRS {
-        if !indices.contains(index) {
-            indices.push(*index);
+    let of_features = shape.feature_msrs.iter().map(|msr| msr.index);
+    for index in MTRRS.iter().copied().chain(of_features) {
+        if !indices.contains(&index) {
+            indices.push(index);
         }
     }
-    indices.retain(|index| cpuid::knows_msr(cpuid, *index) && is_readable(vcpu, *index));
+    indices.retain(|index| cpuid::knows_msr(&shape.cpuid, *index) && is_readable(vcpu, *index));
     indices.sort_by_key(|index| match *index {
         TSC => 0,
         TSC_DEADLINE => 2,

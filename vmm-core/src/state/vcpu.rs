@@ -159,7 +159,7 @@ fn load_tsc_khz(fd: &VcpuFd, index: u8, khz: u32) -> Result<()> {
 
 /// Writes registers in the order given. One that does not take its value is skipped when it has that
 /// value already (it is read-only), or when it is unknown here and was 0 (it was never used).
-fn load_msrs(fd: &VcpuFd, index: u8, msrs: &[MsrValue]) -> Result<()> {
+pub(crate) fn load_msrs(fd: &VcpuFd, index: u8, msrs: &[MsrValue]) -> Result<()> {
     let mut rest = msrs;
     while !rest.is_empty() {
         let written = write_msrs(fd, index, rest)?;

@@ -11,7 +11,7 @@ use super::config::DeviceConfig;
 use super::device::Rings;
 use super::error::DeviceError;
 use super::mmio_device::{DeviceState, MmioDevice};
-use super::net::NetStatus;
+use super::net::{NetMeter, NetStatus};
 use crate::devices::mmio::{self, locate};
 use crate::error::Result;
 use crate::memory::GuestRam;
@@ -25,6 +25,8 @@ pub(crate) struct Bus {
     balloon: Option<usize>,
     /// By slot: what can be copied.
     disks: Vec<Option<Arc<DiskContent>>>,
+    /// What is counted of the network devices.
+    nets: Vec<Arc<NetMeter>>,
 }
 
 impl Bus {
@@ -38,14 +40,15 @@ impl Bus {
         configs: &[DeviceConfig],
     ) -> Result<Self> {
         let slots = mmio::slots(configs.len());
-        let (mut devices, mut disks) = (Vec::new(), Vec::new());
+        let (mut devices, mut disks, mut nets) = (Vec::new(), Vec::new(), Vec::new());
         for (slot, config) in slots.zip(configs) {
             let device = config.create()?;
             disks.push(device.disk_content());
+            nets.extend(device.net_meter());
             devices.push(MmioDevice::new(vm, ram, slot, device)?);
         }
-        let balloon = configs.iter().position(DeviceConfig::is_balloon);
-        Ok(Self { devices, balloon, disks })
+        let balloon = configs.iter().position(|config| matches!(config, DeviceConfig::Balloon(_)));
+        Ok(Self { devices, balloon, disks, nets })
     }
 
     /// A vCPU reads what is not RAM. What belongs to nobody reads as ones.
@@ -91,11 +94,8 @@ impl Bus {
     }
 
     /// How the network devices stand, in their order.
-    ///
-    /// # Errors
-    /// A device's thread is gone.
-    pub(crate) fn nets(&self) -> Result<Vec<NetStatus>, DeviceError> {
-        self.devices.iter().filter_map(|device| device.net_status().transpose()).collect()
+    pub(crate) fn nets(&self) -> Vec<NetStatus> {
+        self.nets.iter().map(|meter| meter.status()).collect()
     }
 
     /// Stops all devices: when this returns, nothing is under way. Call it when the vCPUs stand.

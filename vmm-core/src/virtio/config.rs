@@ -19,8 +19,8 @@ pub enum DeviceConfig {
     Rng,
     /// A disk.
     Block(BlockConfig),
-    /// A balloon, with free page reporting; a guest has one at most, of either kind.
-    Balloon,
+    /// A balloon, and how it learns of free pages; a guest has one at most.
+    Balloon(FreePages),
     /// Sockets between the guest and its host; a guest has one such device at most.
     Vsock {
         /// The guest's address, 3 to 2^32 - 2.
@@ -28,23 +28,16 @@ pub enum DeviceConfig {
     },
     /// A network device.
     Net(NetConfig),
-    /// A balloon without free page reporting: the guest says which pages are free only when a migration asks.
-    HintingBalloon,
 }
 
 impl DeviceConfig {
-    /// Whether it is a balloon, of either kind.
-    pub(crate) fn is_balloon(&self) -> bool {
-        matches!(self, Self::Balloon | Self::HintingBalloon)
-    }
-
     /// Checks that the description makes sense, without looking at this host.
     ///
     /// # Errors
     /// [`DeviceError::Config`].
     fn check(&self) -> Result<(), DeviceError> {
         match self {
-            Self::Rng | Self::Balloon | Self::HintingBalloon => Ok(()),
+            Self::Rng | Self::Balloon(_) => Ok(()),
             Self::Vsock { cid } => check_cid(*cid),
             Self::Block(config) => config.check(),
             Self::Net(config) => config.check(),
@@ -57,7 +50,7 @@ impl DeviceConfig {
     /// [`DeviceError`], worded for the operator.
     pub(crate) fn check_host(&self) -> Result<(), DeviceError> {
         match self {
-            Self::Rng | Self::Balloon | Self::HintingBalloon | Self::Vsock { .. } => Ok(()),
+            Self::Rng | Self::Balloon(_) | Self::Vsock { .. } => Ok(()),
             Self::Block(config) => config.check_host(),
             Self::Net(config) => config.check_host(),
         }
@@ -71,8 +64,7 @@ impl DeviceConfig {
         Ok(match self {
             Self::Rng => Box::new(RngDevice::default()),
             Self::Block(config) => Box::new(BlockDevice::open(config)?),
-            Self::Balloon => Box::new(BalloonDevice::default()),
-            Self::HintingBalloon => Box::new(BalloonDevice::new(FreePages::Hinted)),
+            Self::Balloon(free_pages) => Box::new(BalloonDevice::new(*free_pages)),
             Self::Vsock { cid } => Box::new(VsockDevice::new(*cid)?),
             Self::Net(config) => Box::new(NetDevice::open(config)?),
         })
@@ -91,7 +83,7 @@ pub(crate) fn check(devices: &[DeviceConfig]) -> Result<(), DeviceError> {
         )));
     }
     let count = |is: fn(&&DeviceConfig) -> bool| devices.iter().filter(is).count();
-    if count(|device| device.is_balloon()) > 1 {
+    if count(|device| matches!(device, DeviceConfig::Balloon(_))) > 1 {
         return Err(DeviceError::Config("a guest has one balloon at most".to_owned()));
     }
     if count(|device| matches!(device, DeviceConfig::Vsock { .. })) > 1 {
@@ -113,10 +105,9 @@ mod tests {
 
     #[test]
     fn a_guest_has_one_balloon() {
-        check(&[DeviceConfig::Balloon, DeviceConfig::Rng]).unwrap();
-        check(&[DeviceConfig::HintingBalloon]).unwrap();
-        for other in [DeviceConfig::Balloon, DeviceConfig::HintingBalloon] {
-            let error = check(&[DeviceConfig::Balloon, other]).unwrap_err();
+        for other in [FreePages::Reported, FreePages::Hinted].map(DeviceConfig::Balloon) {
+            check(&[DeviceConfig::Rng, other.clone()]).unwrap();
+            let error = check(&[DeviceConfig::Balloon(FreePages::Reported), other]).unwrap_err();
             assert_eq!(error.to_string(), "a guest has one balloon at most");
         }
     }

@@ -18,7 +18,7 @@ use super::balloon::BalloonDevice;
 use super::block::DiskContent;
 use super::error::DeviceError;
 use super::interrupt::Interrupt;
-use super::net::NetStatus;
+use super::net::NetMeter;
 use super::queue::{Chain, Queue, QueueError};
 use super::signals::{Cause, ConfigSpace};
 use crate::memory::{GuestRam, RamMap};
@@ -180,8 +180,8 @@ pub(crate) trait Device: Send + Debug {
         None
     }
 
-    /// How it stands, if this is a network device.
-    fn net_status(&self) -> Option<NetStatus> {
+    /// What is counted of it, if this is a network device, for whoever wants to know while it works.
+    fn net_meter(&self) -> Option<Arc<NetMeter>> {
         None
     }
 }

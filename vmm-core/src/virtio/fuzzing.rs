@@ -191,6 +191,14 @@ impl Bench {
         Ok(state)
     }
 
+    /// Looks at something while the device stands, and nothing is under way. What the driver has asked for goes on afterwards.
+    pub fn while_paused<T>(&mut self, look: impl FnOnce() -> T) -> T {
+        self.backend.pause();
+        let seen = look();
+        self.resume();
+        seen
+    }
+
     /// Replaces the state, as of a guest that has arrived, and goes on.
     ///
     /// # Errors

@@ -16,7 +16,6 @@ use super::balloon::BalloonDevice;
 use super::device::{Device, Rings};
 use super::error::DeviceError;
 use super::interrupt::Interrupt;
-use super::net::NetStatus;
 use super::transport::{Effect, QUEUES_MAX, Transport, TransportState};
 use super::worker::Worker;
 use crate::devices::IrqLine;
@@ -120,11 +119,6 @@ impl MmioDevice {
         job: impl FnOnce(&mut BalloonDevice, &Rings<'_>) -> T + Send + 'static,
     ) -> Result<Option<T>, DeviceError> {
         self.worker.call(|backend| backend.on_balloon(job))
-    }
-
-    /// See [`Device::net_status`].
-    pub(crate) fn net_status(&self) -> Result<Option<NetStatus>, DeviceError> {
-        self.worker.call(|backend| backend.device().net_status())
     }
 
     /// See [`Device::take_over`].

@@ -10,6 +10,7 @@ use super::*;
 use crate::boot::start_protected_mode;
 use crate::devices::mmio::WINDOW_START;
 use crate::testing::*;
+use crate::virtio::balloon::FreePages;
 use crate::virtio::block::{Access, BlockConfig};
 use crate::virtio::testing::{Driver, WRITABLE};
 use crate::{DeviceConfig, DeviceError, VmEvent, VmState};
@@ -291,7 +292,7 @@ proptest! {
         writes in prop::collection::vec((0..3u64, 0..0x110u32, any::<u32>()), 0..100),
     ) {
         let file = disk_file();
-        let devices = || vec![disk(file.path()), DeviceConfig::Rng, DeviceConfig::Balloon];
+        let devices = || vec![disk(file.path()), DeviceConfig::Rng, DeviceConfig::Balloon(FreePages::Reported)];
         let vm = vm_with_devices(devices());
         vm.resume().unwrap();
         let registers = Driver::new(vm.ram().memory(), 0).registers();

@@ -63,13 +63,7 @@ fn a_guest_that_stays_paused_keeps_its_disks_all_the_same() {
     bench.tell(Event::Checked(Ok(())));
     bench.tell(Event::Created(Ok(())));
     bench.tell(Event::Recorded);
-    bench.hear(SourceMessage::Switchover);
-    bench.hear(state(RunState::Paused));
-    bench.tell(Event::StreamEnded { stream: 0, announced: 0, applied: 0 });
-    bench.tell(Event::Loaded(Ok(())));
-    bench.tell(Event::Recorded);
-    bench.hear(SourceMessage::Commit);
-    assert_eq!(bench.tell(Event::Recorded), [Action::AdoptGuest]);
+    bench.commit_paused();
     let actions = bench.tell(Event::Resumed(Ok(())));
     assert!(actions.contains(&Action::Record(DestinationState::Running)), "{actions:?}");
 }

@@ -8,6 +8,7 @@ use super::*;
 use crate::Error;
 use crate::memory::{HugePages, Prealloc};
 use crate::testing::{COUNT_IN_MEMORY, DATA, empty_vm, shape, vm_with, wait_for_more, word};
+use crate::virtio::DeviceConfig;
 use crate::virtio::net::NetConfig;
 
 fn clone_of(template: &Template) -> Vm {

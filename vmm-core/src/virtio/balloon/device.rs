@@ -8,6 +8,8 @@
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 use super::config::{self, Values};
 use super::hints::{HintProgress, Hints};
 use super::queues::{self, Role};
@@ -84,8 +86,8 @@ pub(crate) struct BalloonReport {
 }
 
 /// What a driver is offered to tell of free pages.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) enum FreePages {
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FreePages {
     /// It reports them as they come; one that cannot names them when it is asked.
     #[default]
     Reported,

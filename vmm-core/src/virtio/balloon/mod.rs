@@ -27,8 +27,8 @@ mod queues;
 mod state;
 mod statistics;
 
-pub use device::Discarded;
-pub(crate) use device::{BalloonDevice, FreePages};
+pub(crate) use device::BalloonDevice;
+pub use device::{Discarded, FreePages};
 pub use hints::HintProgress;
 pub use statistics::Statistics;
 

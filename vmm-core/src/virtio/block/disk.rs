@@ -28,6 +28,8 @@ pub(crate) struct Disk {
     access: Access,
     bytes: u64,
     locked: bool,
+    /// It has been the guest's, who may have written what is not durable yet.
+    may_be_written: bool,
 }
 
 impl Disk {
@@ -41,7 +43,7 @@ impl Disk {
             Origin::Present => Self::open_present(path, access),
             Origin::Arriving(_) => {
                 let file = Arc::new(staged::create(path, bytes)?);
-                Ok(Self { path: path.to_path_buf(), file, access, bytes, locked: false })
+                Ok(Self::of(path, file, access, bytes))
             }
         }
     }
@@ -69,8 +71,12 @@ impl Disk {
         fcntl(&file, FcntlArg::F_SETFL(OFlag::empty())).map_err(|error| failed(error.into()))?;
         // The end of a block device is found by seeking alone.
         let bytes = (&file).seek(SeekFrom::End(0)).map_err(failed)?;
-        let file = Arc::new(file);
-        Ok(Self { path: path.to_path_buf(), file, access, bytes, locked: false })
+        Ok(Self::of(path, Arc::new(file), access, bytes))
+    }
+
+    fn of(path: &Path, file: Arc<File>, access: Access, bytes: u64) -> Self {
+        let path = path.to_path_buf();
+        Self { path, file, access, bytes, locked: false, may_be_written: false }
     }
 
     /// The open file, for whoever needs it for longer.
@@ -128,7 +134,7 @@ impl Disk {
             }
             std::thread::sleep(LOCK_INTERVAL);
         }
-        self.locked = true;
+        (self.locked, self.may_be_written) = (true, true);
         raw_io::forget_cached(&self.file);
         Ok(())
     }
@@ -144,12 +150,12 @@ impl Disk {
         }
     }
 
-    /// Makes all that was written durable.
+    /// Makes all that the guest has written durable. A disk that never was the guest's here is left alone.
     ///
     /// # Errors
     /// [`DeviceError::Flush`].
     pub(crate) fn flush(&self) -> Result<(), DeviceError> {
-        if self.access == Access::ReadOnly {
+        if self.access == Access::ReadOnly || !self.may_be_written {
             return Ok(());
         }
         self.file.sync_data().map_err(|cause| DeviceError::Flush { path: self.path.clone(), cause })
@@ -159,6 +165,17 @@ impl Disk {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_disk_that_was_the_guests_is_made_durable() {
+        // A regular file that cannot be made durable.
+        let path = Path::new("/proc/self/oom_score_adj");
+        let mut disk = Disk::open_present(path, Access::ReadWrite).unwrap();
+        disk.flush().unwrap();
+        disk.take_over().unwrap();
+        disk.release();
+        assert!(matches!(disk.flush(), Err(DeviceError::Flush { .. })));
+    }
 
     #[test]
     fn one_guest_writes_or_many_read() {

@@ -1,6 +1,7 @@
 //! The network device.
 
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use virtio_bindings::virtio_net::{
@@ -12,9 +13,9 @@ use virtio_bindings::virtio_net::{
 };
 
 use super::announce::{self, Announcement};
-use super::config::{NetConfig, NetLink};
+use super::config::NetConfig;
 use super::control::{self, Wish};
-use super::mac::MacAddress;
+use super::meter::{Flow, NetMeter};
 use super::port::Port;
 use super::receive::{Filling, Receiver};
 use super::tap::Tap;
@@ -38,34 +39,6 @@ const LONG_PAUSE: Duration = Duration::from_secs(1);
 /// Where in the configuration space the status is (virtio 1.2, 5.1.4).
 const STATUS: std::ops::Range<usize> = 6..8;
 
-/// Frames in one direction, as the guest sees it, since the device was created on this host.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Flow {
-    /// Bytes of frames that got through.
-    pub bytes: u64,
-    /// Frames that got through; one that is cut into pieces elsewhere counts as one.
-    pub frames: u64,
-    /// Frames that did not.
-    pub drops: u64,
-}
-
-/// How a network device stands; see [`crate::Vm::nets`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NetStatus {
-    /// The guest's address.
-    pub mac: MacAddress,
-    /// Most bytes of a packet, as the guest is told.
-    pub mtu: u16,
-    /// The tap on this host.
-    pub tap: String,
-    /// The bridge that the tap was put on, if it was made.
-    pub bridge: Option<String>,
-    /// Frames that the guest received.
-    pub received: Flow,
-    /// Frames that it sent.
-    pub transmitted: Flow,
-}
-
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct NetDevice {
@@ -76,6 +49,7 @@ pub(crate) struct NetDevice {
     receiver: Receiver,
     received: Flow,
     transmitted: Flow,
+    meter: Arc<NetMeter>,
     announcement: Announcement,
     /// The driver has been asked to announce itself, and has not said that it did.
     asked_to_announce: bool,
@@ -98,6 +72,7 @@ impl NetDevice {
         Self {
             config: config.clone(),
             receiver: Receiver::new(Filling::Single, port.mtu(), false),
+            meter: Arc::new(NetMeter::new(config, port.name())),
             port,
             features: None,
             received: Flow::default(),
@@ -149,7 +124,9 @@ impl NetDevice {
         let Some(Some(queue)) = rings.queues.get_mut(RECEIVE) else { return Ok(Progress::Idle) };
         let before = self.received.frames;
         let frames = self.port.frames();
-        let progress = self.receiver.process(queue, memory, frames, &mut self.received)?;
+        let progress = self.receiver.process(queue, memory, frames, &mut self.received);
+        self.meter.publish(self.received, self.transmitted);
+        let progress = progress?;
         if self.received.frames != before && queue.wants_interrupt(memory)? {
             rings.interrupt.raise(Cause::Used);
         }
@@ -157,10 +134,12 @@ impl NetDevice {
     }
 
     fn transmit(&mut self, rings: &mut Rings<'_>) -> Result<Progress, QueueError> {
-        rings.serve(TRANSMIT, BATCH, |chain, memory| {
+        let progress = rings.serve(TRANSMIT, BATCH, |chain, memory| {
             transmit::send(&chain, memory, self.port.frames(), &mut self.transmitted)?;
             Ok(0)
-        })
+        });
+        self.meter.publish(self.received, self.transmitted);
+        progress
     }
 
     fn obey(&mut self, rings: &mut Rings<'_>) -> Result<Progress, QueueError> {
@@ -243,6 +222,7 @@ impl Device for NetDevice {
             tracing::warn!(tap = self.port.name(), %error, "the guest has to compute checksums itself");
         }
         self.drop_stale_frames();
+        self.meter.publish(self.received, self.transmitted);
     }
 
     fn process(&mut self, index: usize, rings: &mut Rings<'_>) -> Result<Progress, QueueError> {
@@ -322,19 +302,8 @@ impl Device for NetDevice {
         expect_no_state(state)
     }
 
-    fn net_status(&self) -> Option<NetStatus> {
-        let bridge = match self.config.link() {
-            NetLink::Tap(_) => None,
-            NetLink::Bridge { bridge, .. } => Some(bridge.clone()),
-        };
-        Some(NetStatus {
-            mac: self.config.mac(),
-            mtu: self.config.mtu(),
-            tap: self.port.name().to_owned(),
-            bridge,
-            received: self.received,
-            transmitted: self.transmitted,
-        })
+    fn net_meter(&self) -> Option<Arc<NetMeter>> {
+        Some(Arc::clone(&self.meter))
     }
 }
 

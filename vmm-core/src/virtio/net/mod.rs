@@ -7,6 +7,7 @@
 //! | `receive`, `transmit` | frames to the guest, and from it |
 //! | `control` | what the driver asks by the control queue |
 //! | `announce` | telling the network where the guest is now |
+//! | `meter` | what is counted, for whoever wants to know |
 //! | `port` | what the device needs of the host's side |
 //! | `tap` | the host's side: a tap, made or given, perhaps on a bridge |
 //! | `wire` | a socket in the place of the tap, for the fuzz targets |
@@ -19,6 +20,7 @@ mod config;
 mod control;
 mod device;
 mod mac;
+mod meter;
 mod port;
 mod receive;
 mod tap;
@@ -28,8 +30,9 @@ mod wire;
 
 pub use config::{NetConfig, NetLink};
 pub(crate) use device::NetDevice;
-pub use device::{Flow, NetStatus};
 pub use mac::{MacAddress, MacError};
+pub(crate) use meter::NetMeter;
+pub use meter::{Flow, NetStatus};
 #[cfg(feature = "fuzzing")]
 pub(super) use wire::on_wire;
 

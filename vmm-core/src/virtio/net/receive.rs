@@ -11,7 +11,7 @@ use std::os::fd::BorrowedFd;
 
 use vm_memory::{Bytes, GuestAddress};
 
-use super::device::Flow;
+use super::meter::Flow;
 use super::{ETHERNET_BYTES, HEADER_BYTES, PAYLOAD_BYTES_MAX};
 use crate::memory::RamMap;
 use crate::raw_net::{self, Received};

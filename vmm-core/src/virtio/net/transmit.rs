@@ -2,7 +2,7 @@
 
 use std::os::fd::BorrowedFd;
 
-use super::device::Flow;
+use super::meter::Flow;
 use super::{ETHERNET_BYTES, FRAME_BYTES_MIN, HEADER_BYTES, PAYLOAD_BYTES_MAX};
 use crate::memory::RamMap;
 use crate::raw_net;

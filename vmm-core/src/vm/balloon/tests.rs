@@ -11,6 +11,7 @@ use vm_memory::{GuestMemoryRegion, MemoryRegionAddress};
 use super::*;
 use crate::boot::{Acpi, KernelSource, start_protected_mode};
 use crate::testing::*;
+use crate::virtio::balloon::FreePages;
 use crate::virtio::testing::{Driver, WRITABLE};
 use crate::vm::device_tests::{drive, handshake_for, register, stores};
 use crate::{BootSource, DeviceConfig, DirtyLog, VmEvent, VmOptions, VmShape, VmState};
@@ -30,7 +31,7 @@ const REQUEST: u64 = 0x30_0000;
 
 /// A paused guest of 16 MiB with a balloon, whose pages at [`PAGES`] are full of sevens.
 fn guest() -> Vm {
-    guest_with(DeviceConfig::Balloon, DirtyLog::Auto)
+    guest_with(DeviceConfig::Balloon(FreePages::Reported), DirtyLog::Auto)
 }
 
 /// The same with this balloon and this log of dirty pages.
@@ -112,7 +113,7 @@ fn hint_all(vm: &Vm) {
 #[test]
 fn a_hinted_page_that_is_taken_back_at_once_is_in_either_log() {
     for dirty_log in [DirtyLog::Bitmap, DirtyLog::Ring { entries: 1024 }] {
-        let vm = guest_with(DeviceConfig::HintingBalloon, dirty_log);
+        let vm = guest_with(DeviceConfig::Balloon(FreePages::Hinted), dirty_log);
         write_what_is_hinted(&vm);
         vm.resume().unwrap();
         assert!(matches!(event(&vm), VmEvent::Doorbell { .. }), "the driver is ready");
@@ -295,7 +296,8 @@ fn the_target_is_told_in_what_the_guest_keeps_and_goes_along() {
 fn the_target_outlives_the_guests_system() {
     let mut kernel = tempfile::NamedTempFile::new().unwrap();
     kernel.write_all(&elf(CODE, &[0xeb, 0xfe])).unwrap(); // jmp $
-    let shape = VmShape { devices: vec![DeviceConfig::Balloon], ..shape(16, 1) };
+    let shape =
+        VmShape { devices: vec![DeviceConfig::Balloon(FreePages::Reported)], ..shape(16, 1) };
     let vm = Vm::create(&shape, Box::new(std::io::sink())).unwrap();
     let (kernel, cmdline) = (kernel.path().to_path_buf(), String::new());
     let source = KernelSource { kernel, initrd: None, cmdline, acpi: Acpi::On };

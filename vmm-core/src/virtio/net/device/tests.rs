@@ -10,6 +10,7 @@ use vm_memory::bitmap::Bitmap;
 
 use super::super::HEADER_BYTES;
 use super::*;
+use crate::virtio::net::{MacAddress, NetLink, NetStatus};
 use crate::virtio::testing::{Bench, SIZE, WRITABLE};
 
 const MTU: usize = 1500;
@@ -121,7 +122,7 @@ impl Scene {
     }
 
     fn status(&mut self) -> NetStatus {
-        self.bench.backend.device().net_status().unwrap()
+        self.bench.backend.device().net_meter().unwrap().status()
     }
 
     /// The next frame that the network got, without its header.

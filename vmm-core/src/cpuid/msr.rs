@@ -1,0 +1,201 @@
+//! Model-specific registers that tell of features (`KVM_GET_MSR_FEATURE_INDEX_LIST`): what of them a guest is shown,
+//! and whether another host gives it too.
+//!
+//! Left out are the revision of the microcode, which is no feature and which KVM makes up for guests, and what tells
+//! of nested virtualisation, which no level has.
+
+use kvm_ioctls::{Kvm, VcpuFd};
+
+use super::{CpuidEntry, feature, has};
+use crate::error::{KvmContext, Result};
+use crate::state::{MsrValue, msr_list};
+
+/// A register that tells of features.
+#[derive(Debug)]
+pub(super) struct FeatureMsr {
+    index: u32,
+    /// The feature in CPUID without which a guest does not have the register.
+    told_by: Option<&'static str>,
+    /// Bits that every host of each level has.
+    everywhere: u64,
+    /// Bits that tell of a weakness: it is their absence that a guest counts on. Hosts for which a level is meant may
+    /// have the weakness, so guests of levels are told of it, as Intel recommends for RSBA ("Retpoline: A Branch
+    /// Target Injection Mitigation", on migration pools).
+    warnings: u64,
+    /// Bits that are numbers, 0 for none, and have to be equal.
+    numbers: u64,
+}
+
+const ARCH_CAPABILITIES: u32 = 0x10a;
+
+/// In ascending order of their numbers (Intel SDM volume 4; Linux, `arch/x86/include/asm/msr-index.h`).
+const FEATURE_MSRS: &[FeatureMsr] = &[
+    // MSR_PLATFORM_INFO: faults on CPUID, which KVM emulates on any processor.
+    FeatureMsr { index: 0xce, told_by: None, everywhere: 1 << 31, warnings: 0, numbers: 0 },
+    FeatureMsr {
+        index: ARCH_CAPABILITIES,
+        told_by: Some("arch_capabilities"),
+        everywhere: 0,
+        warnings: 1 << 2 | 1 << 19,
+        numbers: 0,
+    },
+    // IA32_PERF_CAPABILITIES: the formats of branch and event records are numbers.
+    FeatureMsr { index: 0x345, told_by: Some("pdcm"), everywhere: 0, warnings: 0, numbers: 0xf3f },
+    // MSR_AMD64_DE_CFG: LFENCE waits, or can be told to, on AMD's processors since 2007.
+    FeatureMsr { index: 0xc001_1029, told_by: None, everywhere: 1 << 1, warnings: 0, numbers: 0 },
+];
+
+/// Bits of IA32_ARCH_CAPABILITIES, by Linux's names for them.
+const NAMES: &[(u32, &str)] = &[
+    (0, "rdcl_no"),
+    (1, "ibrs_all"),
+    (2, "rsba"),
+    (3, "skip_vmentry_l1dflush"),
+    (4, "ssb_no"),
+    (5, "mds_no"),
+    (6, "pschange_mc_no"),
+    (7, "tsx_ctrl"),
+    (8, "taa_no"),
+    (13, "sbdr_ssdp_no"),
+    (14, "fbsdp_no"),
+    (15, "psdp_no"),
+    (17, "fb_clear"),
+    (19, "rrsba"),
+    (20, "bhi_no"),
+    (24, "pbrsb_no"),
+    (26, "gds_no"),
+    (27, "rfds_no"),
+    (28, "rfds_clear"),
+    (62, "its_no"),
+];
+
+/// The bit of IA32_ARCH_CAPABILITIES that people call `name`.
+fn bit_by_name(name: &str) -> Option<u64> {
+    NAMES.iter().find(|(_, known)| *known == name).map(|(bit, _)| 1 << bit)
+}
+
+/// The feature in CPUID that tells of the register with the bit that people call `name`.
+pub(super) fn told_by(name: &str) -> Option<&'static str> {
+    bit_by_name(name)?;
+    FEATURE_MSRS.iter().find(|msr| msr.index == ARCH_CAPABILITIES)?.told_by
+}
+
+impl FeatureMsr {
+    fn of(index: u32) -> Option<&'static Self> {
+        FEATURE_MSRS.iter().find(|msr| msr.index == index)
+    }
+
+    /// The bits of this register that are named in `names`.
+    fn bits(&self, names: &[String]) -> u64 {
+        let named = names.iter().filter_map(|name| bit_by_name(name));
+        if self.index == ARCH_CAPABILITIES { named.fold(0, |bits, bit| bits | bit) } else { 0 }
+    }
+
+    fn is_told(&self, cpuid: &[CpuidEntry]) -> bool {
+        let feature = self.told_by.map(feature::by_name);
+        feature.is_none_or(|feature| feature.is_some_and(|bit| has(cpuid, bit)))
+    }
+
+    fn bit_name(&self, bit: u32) -> String {
+        let known = NAMES.iter().find(|(known, _)| *known == bit);
+        match known.filter(|_| self.index == ARCH_CAPABILITIES) {
+            Some((_, name)) => format!("{name} (msr {:#x})", self.index),
+            None => format!("msr {:#x} bit {bit}", self.index),
+        }
+    }
+
+    /// What a guest that is shown `guest` counts on and does not have where KVM gives `host`, or no such register.
+    fn missing(&self, guest: u64, host: Option<u64>) -> Vec<String> {
+        let is_there = if host.is_some() { !0 } else { 0 };
+        let host = host.unwrap_or_default();
+        let bits = |bits: u64| (0..64).filter(move |bit| bits >> bit & 1 == 1);
+        let lacking = bits(guest & !host & !(self.warnings & is_there) & !self.numbers);
+        let unsaid = bits(host & !guest & self.warnings);
+        let mut missing: Vec<_> = lacking.map(|bit| self.bit_name(bit)).collect();
+        missing.extend(unsaid.map(|bit| format!("no {}", self.bit_name(bit))));
+        let (guest, host) = (guest & self.numbers, host & self.numbers);
+        if guest != 0 && guest != host {
+            missing.push(format!("{guest:#x} for the numbers in msr {:#x}", self.index));
+        }
+        missing
+    }
+}
+
+/// Whether a guest with the table `cpuid` has register `index`, as far as that is told by a feature.
+pub(super) fn is_told(cpuid: &[CpuidEntry], index: u32) -> bool {
+    FeatureMsr::of(index).is_none_or(|msr| msr.is_told(cpuid))
+}
+
+/// The registers that KVM gives guests on this host, with all that it has in them. KVM may tell of registers that it then
+/// keeps from guests, so `vcpu`, which has been told of all that KVM supports, is given them to find out.
+pub(crate) fn of_host(kvm: &Kvm, vcpu: &VcpuFd) -> Result<Vec<MsrValue>> {
+    let listed = kvm.get_msr_feature_index_list().call("KVM_GET_MSR_FEATURE_INDEX_LIST")?;
+    let there = FEATURE_MSRS.iter().filter(|msr| listed.as_slice().contains(&msr.index));
+    let values = there.filter_map(|msr| {
+        let mut one = msr_list(&[msr.index])?;
+        let is_read = kvm.get_msrs(&mut one).is_ok_and(|count| count == 1);
+        let is_given = is_read && vcpu.set_msrs(&one).is_ok_and(|count| count == 1);
+        is_given.then(|| MsrValue { index: msr.index, value: one.as_slice()[0].data })
+    });
+    Ok(values.collect())
+}
+
+/// What a guest with the table `cpuid` is shown of the registers of `host`: all, or what every host of a level has;
+/// with and without the bits that are named.
+pub(super) fn shown(
+    host: &[MsrValue],
+    cpuid: &[CpuidEntry],
+    extent: Extent,
+    (add, remove): (&[String], &[String]),
+) -> Vec<MsrValue> {
+    let known = host.iter().filter_map(|value| Some((FeatureMsr::of(value.index)?, value)));
+    let masked = known.map(|(msr, &MsrValue { index, value })| {
+        let (added, removed) = (msr.bits(add), msr.bits(remove));
+        let (kept, warned) = match extent {
+            Extent::Host => (!0, value),
+            Extent::Level => (msr.everywhere | added, !0),
+        };
+        let told = value & kept & !msr.warnings | (warned | added) & msr.warnings;
+        // Also a register that the guest is not told of is set: KVM goes by it in what else it allows.
+        MsrValue { index, value: if msr.is_told(cpuid) { told & !removed } else { 0 } }
+    });
+    masked.collect()
+}
+
+/// How much of a host's registers a model shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Extent {
+    /// All.
+    Host,
+    /// What every host of a level has.
+    Level,
+}
+
+/// What is named in `names` and is not in the registers of `host`. A weakness is never missing.
+pub(super) fn missing_names(names: &[String], host: &[MsrValue]) -> Vec<String> {
+    let Some(msr) = FeatureMsr::of(ARCH_CAPABILITIES) else { return Vec::new() };
+    let value = host.iter().find(|value| value.index == msr.index).map_or(0, |value| value.value);
+    let has = value | msr.warnings;
+    names
+        .iter()
+        .filter(|name| bit_by_name(name).is_some_and(|bit| has & bit == 0))
+        .cloned()
+        .collect()
+}
+
+/// What a guest with the table `cpuid` and the registers `guest` counts on and `host` does not give, for people.
+pub(crate) fn missing(guest: &[MsrValue], cpuid: &[CpuidEntry], host: &[MsrValue]) -> Vec<String> {
+    let known = guest.iter().filter_map(|value| Some((FeatureMsr::of(value.index)?, value.value)));
+    let told = known.filter(|(msr, _)| msr.is_told(cpuid));
+    let of_host = |index| host.iter().find(|msr| msr.index == index).map(|msr| msr.value);
+    told.flat_map(|(msr, value)| msr.missing(value, of_host(msr.index))).collect()
+}
+
+/// The first of `msrs` that is none of those that tell of features, or not in its order.
+pub(crate) fn misplaced(msrs: &[MsrValue]) -> Option<u32> {
+    let mut expected = FEATURE_MSRS.iter();
+    msrs.iter().map(|msr| msr.index).find(|index| !expected.any(|msr| msr.index == *index))
+}
+
+#[cfg(test)]
+mod tests;
