@@ -145,6 +145,8 @@ fn busy(pair: &Pair, prometheus: &Prometheus) -> Migration {
     called_off.await_phase("precopy");
     pair.b.run(&["cancel", guest.name()]).ok();
     called_off.finish().cancelled();
+    // The destination refuses it while its process from before is ending.
+    guest_is_gone(&[&pair.a], guest.name());
     let under_way = Migration::start(&pair.b, guest.name(), &pair.a, &CRAWL);
     under_way.await_phase("precopy");
     under_way

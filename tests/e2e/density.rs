@@ -142,8 +142,10 @@ fn a_schedule_is_kept_for_its_guests_alone() {
             if done { Ok(runs[0].clone()) } else { Err(listed) }
         })
     };
-    let next = pair.a.run(&["density", "next", "-n", "3", "--json"]).ok().json();
-    assert_eq!(next[2]["schedule"], "s", "{next:#}");
+    wait::until("the schedule is known", || {
+        let next = pair.a.run(&["density", "next", "-n", "3", "--json"]).ok().json();
+        wait::holds(next[2]["schedule"] == "s", next)
+    });
     let run = run_of(1);
     assert_eq!(run["trigger"]["schedule"]["name"], "s", "{run:#}");
     assert_eq!(run["actions"], 0, "it has no guest of that label: {run:#}");
