@@ -185,7 +185,7 @@ fn a_node_that_is_killed_in_the_middle_leaves_all_sane() {
 #[test]
 fn settings_that_are_wrong_are_told_with_their_place_and_change_nothing() {
     let mut pair = dense();
-    write_settings(&pair.a, "goal = \"max density\"\n[baloon]\n");
+    write_settings(&pair.a, "goal = \"max density\"\n[ballon]\n");
     wait::until("the node has looked", || {
         let status = pair.a.run(&["density", "status", "--json"]).ok().json();
         let error = status["file_error"].as_str().unwrap_or_default().to_owned();
