@@ -81,7 +81,7 @@ fn what_is_planned_is_done_and_what_came_of_it_is_kept() {
     assert!(run["deeds"][0]["verified_bytes"].is_i64(), "{run:#}");
     let target = balloon_target(&pair.a, "linux");
     assert_eq!(run["deeds"][0]["action"]["action"]["to_bytes"], target, "{run:#}");
-    assert!(target < ALL_BYTES && target >= ALL_BYTES / 10, "{target}");
+    assert!((ALL_BYTES / 10..ALL_BYTES).contains(&target), "{target}");
     witness.line().follows(&before);
 
     let listed = pair.a.run(&["density", "history", "--json"]).ok().json();

@@ -81,7 +81,7 @@ impl Runner {
     }
 
     /// Does it all, from the first plan on.
-    pub(super) async fn to_the_end(mut self, plan: Plan) -> RunEnd {
+    pub(super) async fn carry_out(mut self, plan: Plan) -> RunEnd {
         let end = self.rounds(plan).await.unwrap_or_else(|error| {
             tracing::error!(run = %self.id, "a run ends early: {error:#}");
             self.density.put_down_error(self.id, &format!("{error:#}"));

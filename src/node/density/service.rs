@@ -260,6 +260,11 @@ impl Density {
         self.keep(|history| history.finish(run, unix_ms() / 1000, &end));
     }
 
+    /// Puts down that a schedule did not run at this time (Unix seconds).
+    pub(super) fn put_down_missed(&self, schedule: &str, tick: u64) {
+        self.keep(|history| history.note_missed(schedule, tick));
+    }
+
     /// Makes this the run under way; what is returned hears when it is called off.
     pub(super) fn set_running(&self, run: RunId) -> watch::Receiver<bool> {
         let (cancel, cancelled) = watch::channel(false);

@@ -83,7 +83,7 @@ async fn begin(density: &Arc<Density>, task: Task) -> Result<RunId> {
         Ok((runner, plan)) => {
             let (id, density) = (runner.id(), Arc::clone(density));
             tokio::spawn(async move {
-                runner.to_the_end(plan).await;
+                runner.carry_out(plan).await;
                 ended(&density);
             });
             Ok(id)
@@ -111,12 +111,8 @@ fn dispatch(density: &Arc<Density>, notices: Vec<Notice>) {
             }
             Notice::Missed(missed) => {
                 density.tally.missed(&missed);
-                tracing::warn!(
-                    schedule = missed.schedule,
-                    count = missed.count,
-                    "missed: {}",
-                    missed.why
-                );
+                density.put_down_missed(&missed.schedule, missed.last);
+                tracing::warn!("{missed}");
             }
             Notice::Queued { schedule, running, .. } => {
                 tracing::info!(schedule, "waits for the end of the run under way ({running})");
@@ -171,7 +167,7 @@ async fn task(
         // The last rule has the last word.
         policy.guests.push(GuestRule {
             name: Some(guest.name.clone().try_into().map_err(anyhow::Error::msg)?),
-            optimize: Some(false),
+            take: Some(false),
             ..GuestRule::default()
         });
     }
