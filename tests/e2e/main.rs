@@ -29,3 +29,4 @@ mod moving;
 mod network;
 mod power;
 mod refusals;
+mod surveys;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use memopt::history::{Chronicle, Found, History, HistoryError, Limits, Listing, News, Run, RunId};
 use memopt::ledger::Ledger;
-use memopt::plan::{Plan, Step, plan};
+use memopt::plan::{Action, Plan, Step, plan};
 use memopt::policy::{Goal, Policy};
 use memopt::schedule::{Event, Moment, Notice, Schedule, Scheduler, Trigger};
 use memopt::situation::Situation;
@@ -17,6 +17,7 @@ use super::act::Actor;
 use super::foreign::ForeignGuests;
 use super::look::{Lookout, View};
 use super::settings::SettingsFile;
+use super::survey::{self, Surveys};
 use super::types::{DensityStatus, Kept, NextRun, RunEnd};
 use crate::api::{ApiError, Reason};
 use crate::cli::spec::SwitchArg;
@@ -29,6 +30,8 @@ use crate::state_dir::StateDir;
 pub(crate) struct Density {
     state: StateDir,
     settings: Mutex<SettingsFile>,
+    /// Guests' pages are looked at by one at a time.
+    surveying: tokio::sync::Mutex<()>,
     /// One look at a time, and with it what is made of it.
     mind: tokio::sync::Mutex<Mind>,
     chronicle: Mutex<Chronicle<Kept>>,
@@ -43,6 +46,7 @@ pub(crate) struct Density {
 struct Mind {
     lookout: Lookout,
     ledger: Ledger,
+    surveys: Surveys,
 }
 
 impl Density {
@@ -67,7 +71,9 @@ impl Density {
             mind: tokio::sync::Mutex::new(Mind {
                 lookout: Lookout::new(state.clone(), foreign),
                 ledger: read_ledger(state),
+                surveys: Surveys::default(),
             }),
+            surveying: tokio::sync::Mutex::default(),
             scheduler: Mutex::new(Scheduler::new(Vec::new(), &Default::default(), moment())),
             chronicle: Mutex::new(chronicle),
             running: Mutex::default(),
@@ -90,7 +96,10 @@ impl Density {
         };
         let (view, level) = {
             let mut mind = self.mind.lock().await;
-            let view = mind.look(&policy, &BTreeSet::new()).await?;
+            let mut view = mind.look(&policy, &BTreeSet::new()).await?;
+            // Thousands for each guest, which nobody reads.
+            let surveys = view.situation.guests.iter_mut().filter_map(|it| it.survey.as_mut());
+            surveys.for_each(|survey| survey.chunks.clear());
             (view, mind.ledger.level)
         };
         Ok(DensityStatus {
@@ -134,10 +143,11 @@ impl Density {
         names: Option<&BTreeSet<String>>,
     ) -> Result<(Situation, Plan)> {
         let mut mind = self.mind.lock().await;
-        let view = match names {
+        let mut view = match names {
             Some(names) => mind.lookout.look_at_some(names).await?,
             None => mind.lookout.look(&BTreeSet::new()).await?,
         };
+        mind.surveys.fill(&mut view.situation.guests);
         mind.ledger.observe(&view.situation, policy);
         let plan = plan(&view.situation, policy, &mind.ledger, &policy.goal);
         Ok((view.situation, plan))
@@ -153,6 +163,33 @@ impl Density {
         exactly: &BTreeSet<String>,
     ) -> Result<Situation> {
         Ok(self.mind.lock().await.look(policy, exactly).await?.situation)
+    }
+
+    /// Has the pages of those guests looked at that a plan would call "not surveyed". Whether there were any. When it is dropped, what
+    /// was found so far is kept.
+    ///
+    /// # Errors
+    /// The host cannot be looked at.
+    pub(super) async fn survey(&self, policy: &Policy) -> Result<bool> {
+        let _turn = self.surveying.lock().await;
+        let situation = self.look(policy, &BTreeSet::new()).await?;
+        let domains = survey::due(&situation, policy);
+        let mut asked = survey::survey(&self.state, &domains, policy);
+        while let Some(found) = asked.join_next().await {
+            let found = found.context("a look at guests' pages broke down")?;
+            self.mind.lock().await.surveys.keep(found);
+        }
+        Ok(!domains.is_empty())
+    }
+
+    /// A step was done, or went wrong half-way: what is known of the guest's pages changes with it.
+    pub(super) async fn note_step(&self, action: &Action, result: &Result<()>) {
+        let surveys = &mut self.mind.lock().await.surveys;
+        match (result, action.guest()) {
+            (Ok(()), _) => surveys.acted(action),
+            (Err(_), Some(guest)) => surveys.forget(guest),
+            (Err(_), None) => {}
+        }
     }
 
     /// Changes what is remembered, and puts it down for the next node.
@@ -355,7 +392,9 @@ impl Density {
 
 impl Mind {
     async fn look(&mut self, policy: &Policy, exactly: &BTreeSet<String>) -> Result<View> {
-        let view = self.lookout.look(exactly).await?;
+        let mut view = self.lookout.look(exactly).await?;
+        self.surveys.retain(&view.situation.guests);
+        self.surveys.fill(&mut view.situation.guests);
         self.ledger.observe(&view.situation, policy);
         Ok(view)
     }
