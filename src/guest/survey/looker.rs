@@ -131,9 +131,13 @@ impl Looker {
                 let machine = self.machine()?;
                 let pages = body(self, machine.vm().ram(), gpa..end.min(gpa + CHUNK_BYTES))?;
                 drop(machine);
-                self.rest(pages + TABLE_PAGES);
+                self.batch += pages + TABLE_PAGES;
+                if self.batch >= self.pace.pages() {
+                    self.rest();
+                }
             }
         }
+        self.rest();
         Ok(())
     }
 
@@ -197,12 +201,8 @@ impl Looker {
         Ok(read)
     }
 
-    /// Rests when a batch is full, so that the share is kept.
-    fn rest(&mut self, pages: usize) {
-        self.batch += pages;
-        if self.batch < self.pace.pages() {
-            return;
-        }
+    /// Rests as its share asks for.
+    fn rest(&mut self) {
         self.batch = 0;
         let worked = thread_cpu().saturating_sub(self.cpu);
         std::thread::sleep(self.pace.rest(worked));

@@ -12,6 +12,7 @@ use memopt::policy::{Goal, Policy};
 use memopt::schedule::{Event, Moment, Notice, Schedule, Scheduler, Trigger};
 use memopt::situation::Situation;
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use super::act::Actor;
 use super::foreign::ForeignGuests;
@@ -39,6 +40,15 @@ pub(crate) struct Density {
     /// The run under way, and how it is called off.
     running: Mutex<Option<(RunId, watch::Sender<bool>)>>,
     pub(super) actor: Actor,
+}
+
+/// What a plan knows of guests' pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pages {
+    /// What is known anyhow.
+    AsKnown,
+    /// They are looked at first where that was not done lately.
+    LookedAtFirst,
 }
 
 /// What looks find, and what is remembered of them.
@@ -117,9 +127,20 @@ impl Density {
     ///
     /// # Errors
     /// The host cannot be looked at.
-    pub(crate) async fn plan(&self, goal: Option<Goal>, policy: Option<Policy>) -> Result<Plan> {
+    pub(super) async fn plan(
+        &self,
+        goal: Option<Goal>,
+        policy: Option<Policy>,
+        pages: Pages,
+    ) -> Result<Plan> {
         let policy = policy.unwrap_or_else(|| self.policy());
         let goal = goal.unwrap_or(policy.goal);
+        if pages == Pages::LookedAtFirst {
+            // Whose pages are not looked at in time is told in the plan.
+            if let Ok(surveyed) = timeout(policy.merge.window, self.survey(&policy)).await {
+                surveyed?;
+            }
+        }
         self.think(&policy, &goal).await
     }
 
@@ -309,7 +330,7 @@ impl Density {
                 tokio::time::sleep(SHUT_DOWN_PAUSE).await;
             }
         };
-        if tokio::time::timeout(SHUT_DOWN_PATIENCE, is_over).await.is_err() {
+        if timeout(SHUT_DOWN_PATIENCE, is_over).await.is_err() {
             tracing::warn!("a run is cut short");
         }
     }
