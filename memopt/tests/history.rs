@@ -76,6 +76,8 @@ fn nothing_that_was_put_down_is_lost_when_the_process_is_killed() {
         {
             note(&mut expected, &line);
         }
+        let second = History::<Json>::open(&path, Limits::default()).expect_err("it is in use");
+        assert!(matches!(second, HistoryError::InUse { .. }), "{second}");
         child.kill().expect("it lives");
         child.wait().expect("a child");
         lines.map_while(Result::ok).for_each(|line| note(&mut expected, &line));

@@ -71,5 +71,5 @@ fn the_example_is_a_policy() {
     let begin = REFERENCE.find("```toml\n").expect("an example") + "```toml\n".len();
     let end = begin + REFERENCE[begin..].find("```").expect("its end");
     let policy = Policy::parse(&REFERENCE[begin..end], "docs/density-policy.md").expect("a policy");
-    assert_eq!(policy.guests.len(), 2);
+    assert_eq!(policy.guests.len(), 3);
 }

@@ -1,4 +1,4 @@
-//! The dashboard and the alert rules in `dashboards/` speak of metrics that there are, of all of them, and fire when they should.
+//! The dashboards and the alert rules in `dashboards/` speak of metrics that there are, of all of them, and fire when they should.
 //!
 //! That each expression evaluates is tested with a live node and Prometheus, end to end.
 
@@ -17,8 +17,11 @@ fn text(path: &str) -> String {
     fs::read_to_string(folder().join(path)).expect(path)
 }
 
-fn dashboard() -> Value {
-    serde_json::from_str(&text("dashboards/lighter-migrations.json")).expect("JSON")
+const DASHBOARDS: [&str; 2] =
+    ["dashboards/lighter-migrations.json", "dashboards/lighter-density.json"];
+
+fn dashboard(file: &str) -> Value {
+    serde_json::from_str(&text(file)).expect("JSON")
 }
 
 fn items<'a>(value: &'a Value, key: &str) -> &'a [Value] {
@@ -33,9 +36,9 @@ fn named(text: &str) -> BTreeSet<String> {
     metrics.map(stem).collect()
 }
 
-/// All that the dashboard asks Prometheus for: the expressions of its panels and of its variables.
-fn asked() -> String {
-    let dashboard = dashboard();
+/// All that a dashboard asks Prometheus for: the expressions of its panels and of its variables.
+fn asked(file: &str) -> String {
+    let dashboard = dashboard(file);
     let panels = items(&dashboard, "panels").iter().flat_map(|panel| items(panel, "targets"));
     let variables = items(&dashboard["templating"], "list").iter();
     let asked = panels.map(|target| &target["expr"]);
@@ -46,7 +49,9 @@ fn asked() -> String {
 #[test]
 fn they_name_metrics_that_there_are() {
     let known: BTreeSet<_> = metrics::definitions().map(|one| one.name.to_owned()).collect();
-    for (place, text) in [("the dashboard", asked()), ("alerts", text("dashboards/alerts.yml"))] {
+    let dashboards = DASHBOARDS.map(|file| (file, asked(file)));
+    let alerts = ("alerts", text("dashboards/alerts.yml"));
+    for (place, text) in dashboards.into_iter().chain([alerts]) {
         let named = named(&text);
         assert!(named.len() > 10, "{place}: {named:?}");
         let unknown: Vec<_> = named.difference(&known).collect();
@@ -55,8 +60,8 @@ fn they_name_metrics_that_there_are() {
 }
 
 #[test]
-fn the_dashboard_shows_every_metric() {
-    let shown = named(&asked());
+fn the_dashboards_show_every_metric() {
+    let shown = named(&DASHBOARDS.map(asked).join("\n"));
     let all = metrics::definitions().map(|one| one.name.to_owned());
     let missing: Vec<_> = all.filter(|name| !shown.contains(name)).collect();
     assert!(missing.is_empty(), "{missing:?}");
@@ -70,7 +75,11 @@ fn place(panel: &Value) -> [i64; 4] {
 
 #[test]
 fn panels_are_named_described_and_beside_each_other() {
-    let dashboard = dashboard();
+    DASHBOARDS.iter().for_each(|file| panels_are_in_order(file));
+}
+
+fn panels_are_in_order(file: &str) {
+    let dashboard = dashboard(file);
     let panels = items(&dashboard, "panels");
     let mut ids = BTreeSet::new();
     for (index, panel) in panels.iter().enumerate() {

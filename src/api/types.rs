@@ -238,7 +238,7 @@ impl From<NetStatus> for NetInfo {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct BackingInfo {
     /// `off`, `thp`, `2M` or `1G`.
-    pub(crate) huge_pages: String,
+    pub(crate) hugepages: String,
     /// All of it was taken at the start.
     pub(crate) prealloc: bool,
     /// NUMA nodes that it comes from.
@@ -258,7 +258,7 @@ pub(crate) struct BackingInfo {
 impl BackingInfo {
     /// The size of its pages. A process of another version may have a word for it that this one does not know.
     pub(crate) fn huge_pages(&self) -> HugePages {
-        self.huge_pages.parse().unwrap_or_default()
+        self.hugepages.parse().unwrap_or_default()
     }
 }
 

@@ -130,7 +130,7 @@ impl ProcessControl {
             Some(Merging::On { .. } | Merging::Off) | None => None,
         };
         BackingInfo {
-            huge_pages: memory.huge_pages.to_string(),
+            hugepages: memory.huge_pages.to_string(),
             prealloc: memory.prealloc == Prealloc::AtStart,
             numa_policy: memory.numa.to_string(),
             merge_domain: memory.merge_domain.as_ref().map(ToString::to_string),

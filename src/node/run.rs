@@ -84,7 +84,11 @@ async fn serve(state: &StateDir, args: &NodeArgs, tls: Tls) -> Result<Exit> {
     let node = Node::new(state.clone(), file.clone(), args.reserve_memory)?;
     let node = node.with_net_map(args.net_map.clone()).with_disk_folders(disk_folders);
     let node = Arc::new(node);
-    let density = Arc::new(density::Density::open(state, args.foreign_guests)?);
+    let density = Arc::new(density::Density::open(
+        state,
+        args.foreign_guests,
+        Arc::clone(node.density_counted()),
+    )?);
     // Before anybody can ask for a place.
     node.renew_promises().await?;
     let parts = [
@@ -92,7 +96,7 @@ async fn serve(state: &StateDir, args: &NodeArgs, tls: Tls) -> Result<Exit> {
             endpoint.clone(),
             Arc::new(FrontDesk(Arc::clone(&node))),
         )),
-        exposition::serve(listener, Arc::clone(&node)),
+        exposition::serve(listener, Arc::clone(&node), Arc::clone(&density)),
         look_after_records(Arc::clone(&node), NodeCourier::new(tls)),
         tokio::spawn(autostart::start_guests(Arc::clone(&node))),
         density::start(Arc::clone(&density)),

@@ -206,7 +206,7 @@ fn net_line(net: &NetInfo) -> String {
 /// What is not as it is by default.
 fn backing_lines(backing: &BackingInfo) -> Vec<(&'static str, String)> {
     let mut lines = Vec::new();
-    let pages = match backing.huge_pages.as_str() {
+    let pages = match backing.hugepages.as_str() {
         "thp" | "" => None,
         "off" => Some("4 KiB".to_owned()),
         size => Some(format!("{size} huge pages of the host's pool")),
@@ -315,7 +315,7 @@ mod tests {
     fn memory_that_is_as_usual_is_not_told_of() {
         assert_eq!(backing_lines(&BackingInfo::default()), []);
         let usual = BackingInfo {
-            huge_pages: "thp".to_owned(),
+            hugepages: "thp".to_owned(),
             numa_policy: "default".to_owned(),
             dirty_log: "auto".to_owned(),
             ..BackingInfo::default()
@@ -326,7 +326,7 @@ mod tests {
     #[test]
     fn a_domain_that_is_not_merged_is_told_with_the_one_that_is() {
         let held = BackingInfo {
-            huge_pages: "2M".to_owned(),
+            hugepages: "2M".to_owned(),
             merge_domain: Some("bank".to_owned()),
             merged_instead: Some("shop".to_owned()),
             ..BackingInfo::default()

@@ -37,7 +37,7 @@ fn a_guest_on_huge_pages_of_the_pool_moves_is_saved_and_comes_back_on_such_pages
 
     Migration::run(&pair.a, guest.name(), &pair.b).ok();
     let arrived = one_intact_copy(&pair.hosts(), "huge", &pair.b);
-    assert_eq!(backing(&arrived)["huge_pages"], "2M");
+    assert_eq!(backing(&arrived)["hugepages"], "2M");
     assert_eq!(backing(&arrived)["prealloc"], true);
     assert_eq!(Pool::free(), free - 32, "the source gave its pages back");
 
@@ -48,7 +48,7 @@ fn a_guest_on_huge_pages_of_the_pool_moves_is_saved_and_comes_back_on_such_pages
     pair.b.run(&["restore", &file, "--detach"]).ok();
     let restored = pair.b.guest("huge");
     memory_is_intact(&restored);
-    assert_eq!(backing(&restored)["huge_pages"], "2M");
+    assert_eq!(backing(&restored)["hugepages"], "2M");
     assert_eq!(Pool::free(), free - 32);
 }
 

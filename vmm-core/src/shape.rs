@@ -59,7 +59,8 @@ pub enum ShapeError {
     CpuFeatures(Vec<String>),
     /// The guest was told of features, or of no weaknesses, that are not this host's.
     #[error(
-        "the guest was told by its processor's registers, and cannot be told by this host's: {}; guests that run with `--cpu` and the name of a level are told what all hosts of the level have", .0.join(", ")
+        "the guest counts on what its processor's registers told it, and this host's differ in: {}; choose a level with --cpu \
+         for guests that move between such hosts", .0.join(", ")
     )]
     CpuRegisters(Vec<String>),
     /// The guest was started on a processor of another make.

@@ -24,7 +24,7 @@ pub struct Discovery {
 
 /// Looks through all processes for those of QEMU and Cloud Hypervisor.
 ///
-/// A process tells its name and arguments itself: what comes of them is a claim. [`super::look`] and [`super::set_balloon`] check
+/// A process tells its name and arguments itself: what comes of them is a claim. [`super::look()`] and [`super::set_balloon`] check
 /// that it is this process that listens on the socket before they say a word.
 ///
 /// # Errors
@@ -88,41 +88,24 @@ fn found(
     if arguments.is_empty() {
         return Ok(None);
     }
-    let (name, mut found) = match vmm {
-        Vmm::Qemu => {
-            let line = qemu_line::parse(&arguments, mounts);
-            let found = Found {
-                pid,
-                name: format!("qemu-{pid}"),
-                vmm,
-                memory_bytes: line.memory_bytes,
-                backing: line.backing,
-                is_mergeable: line.is_mergeable,
-                has_passthrough: line.has_passthrough,
-                is_incoming: line.is_incoming,
-                door: line.door,
-            };
-            (line.name, found)
-        }
+    let (line, kind) = match vmm {
+        Vmm::Qemu => (qemu_line::parse(&arguments, mounts), "qemu"),
         Vmm::CloudHypervisor | Vmm::Lighter => {
-            let line = hypervisor_line::parse(&arguments);
-            let found = Found {
-                pid,
-                name: format!("cloud-hypervisor-{pid}"),
-                vmm,
-                memory_bytes: line.memory_bytes,
-                backing: line.backing,
-                is_mergeable: line.is_mergeable,
-                has_passthrough: line.has_passthrough,
-                is_incoming: false,
-                door: line.door,
-            };
-            (line.name, found)
+            (hypervisor_line::parse(&arguments), "cloud-hypervisor")
         }
     };
-    if let Some(name) = name.and_then(|name| speakable(&name)) {
-        found.name = name;
-    }
+    let name = line.name.and_then(|name| speakable(&name));
+    let mut found = Found {
+        pid,
+        name: name.unwrap_or_else(|| format!("{kind}-{pid}")),
+        vmm,
+        memory_bytes: line.memory_bytes,
+        backing: line.backing,
+        is_mergeable: line.is_mergeable,
+        has_passthrough: line.has_passthrough,
+        is_incoming: line.is_incoming,
+        door: line.door,
+    };
     if let Door::Qmp(path) | Door::CloudHypervisor(path) = &mut found.door {
         *path = absolute(sources, pid, path);
     }

@@ -31,6 +31,18 @@ pub enum ForeignError {
         /// The socket.
         socket: String,
     },
+    /// Another process listens on the socket than the one that named it.
+    #[error(
+        "{socket} is not of the guest's process {pid} but of {listener}, so nothing is said to it"
+    )]
+    Elsewhere {
+        /// The socket.
+        socket: String,
+        /// The process that named it.
+        pid: u32,
+        /// The process that listens, as far as it can be seen.
+        listener: String,
+    },
     /// No answer in time.
     #[error(
         "{socket} did not answer {question} within {patience:?}: the guest's process hangs, or the host is overloaded"

@@ -3,32 +3,13 @@
 
 use std::path::Path;
 
-use super::Door;
 use super::options::{Options, size};
+use super::{Door, Line};
 use crate::situation::Backing;
 
-/// What a command line tells.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct HypervisorLine {
-    /// The name of the API's socket without its ending: Cloud Hypervisor's guests have no names.
-    pub(super) name: Option<String>,
-    pub(super) memory_bytes: u64,
-    pub(super) backing: Backing,
-    pub(super) is_mergeable: bool,
-    pub(super) has_passthrough: bool,
-    pub(super) door: Door,
-}
-
 /// Reads the arguments of a process, the program's name not among them.
-pub(super) fn parse(arguments: &[String]) -> HypervisorLine {
-    let mut line = HypervisorLine {
-        name: None,
-        memory_bytes: 0,
-        backing: Backing::Anonymous,
-        is_mergeable: false,
-        has_passthrough: false,
-        door: Door::None("it was started without an API socket: --api-socket PATH"),
-    };
+pub(super) fn parse(arguments: &[String]) -> Line {
+    let mut line = Line::new(0, "it was started without an API socket: --api-socket PATH");
     for (option, value) in pairs(arguments) {
         let options = Options::parse(value);
         match option {
@@ -47,6 +28,7 @@ pub(super) fn parse(arguments: &[String]) -> HypervisorLine {
             "device" => line.has_passthrough = true,
             "api-socket" => {
                 let Some(path) = options.get_or_first("path") else { continue };
+                // Cloud Hypervisor's guests have no names: the socket's is theirs.
                 let stem = Path::new(path).file_stem();
                 line.name = stem.map(|stem| stem.to_string_lossy().into_owned());
                 line.door = Door::CloudHypervisor(path.into());
@@ -72,7 +54,7 @@ mod tests {
 
     use super::*;
 
-    fn line(text: &str) -> HypervisorLine {
+    fn line(text: &str) -> Line {
         parse(&text.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
     }
 

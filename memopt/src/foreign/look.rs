@@ -11,7 +11,7 @@ use crate::situation::{Backing, Balloon, Hindrance};
 /// How a guest is to be asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Asking {
-    /// How long each answer may take.
+    /// How long all of it may take; one answer half of that.
     pub patience: Duration,
     /// How often QEMU shall ask its guest for statistics if nobody has said so yet; absent to leave that alone.
     pub statistics_every: Option<Duration>,
@@ -40,20 +40,24 @@ pub struct Look {
 /// # Errors
 /// [`ForeignError::NoDoor`] for a guest that cannot be asked, and what the others say.
 pub async fn look(found: &Found, asking: &Asking) -> Result<Look, ForeignError> {
-    match &found.door {
-        Door::Qmp(socket) => {
-            let mut qmp = Qmp::connect(socket, found.pid, asking.patience).await?;
-            look_at_qemu(found, &mut qmp, asking).await
+    let each = asking.patience / 2;
+    let looking = async {
+        match &found.door {
+            Door::Qmp(socket) => {
+                let mut qmp = Qmp::connect(socket, found.pid, each).await?;
+                look_at_qemu(found, &mut qmp, asking).await
+            }
+            Door::CloudHypervisor(socket) => {
+                let hypervisor = Hypervisor::new(socket, found.pid, each);
+                look_at_hypervisor(found, &hypervisor, asking).await
+            }
+            Door::Libvirt | Door::None(_) => Err(no_door(found)),
         }
-        Door::CloudHypervisor(socket) => {
-            let hypervisor = Hypervisor::new(socket, found.pid, asking.patience);
-            look_at_hypervisor(found, &hypervisor, asking).await
-        }
-        Door::Libvirt | Door::None(_) => Err(no_door(found)),
-    }
+    };
+    patiently(found, asking.patience, looking).await
 }
 
-/// Asks a guest to keep `keep_bytes` of its RAM of `memory_bytes`.
+/// Asks a guest to keep `keep_bytes` of its RAM of `memory_bytes`, within `patience` for all of it.
 ///
 /// # Errors
 /// [`ForeignError::NoDoor`], [`ForeignError::NoBalloon`], and what the others say.
@@ -63,20 +67,35 @@ pub async fn set_balloon(
     keep_bytes: u64,
     patience: Duration,
 ) -> Result<(), ForeignError> {
+    let each = patience / 2;
     let no_balloon = || ForeignError::NoBalloon { guest: found.name.clone() };
-    match &found.door {
-        Door::Qmp(socket) => {
-            let mut qmp = Qmp::connect(socket, found.pid, patience).await?;
-            qmp.balloon_actual().await?.ok_or_else(no_balloon)?;
-            qmp.set_balloon(keep_bytes.min(memory_bytes)).await
+    let setting = async {
+        match &found.door {
+            Door::Qmp(socket) => {
+                let mut qmp = Qmp::connect(socket, found.pid, each).await?;
+                qmp.balloon_actual().await?.ok_or_else(no_balloon)?;
+                qmp.set_balloon(keep_bytes.min(memory_bytes)).await
+            }
+            Door::CloudHypervisor(socket) => {
+                let hypervisor = Hypervisor::new(socket, found.pid, each);
+                hypervisor.info().await?.config.balloon.ok_or_else(no_balloon)?;
+                hypervisor.resize_balloon(memory_bytes.saturating_sub(keep_bytes)).await
+            }
+            Door::Libvirt | Door::None(_) => Err(no_door(found)),
         }
-        Door::CloudHypervisor(socket) => {
-            let hypervisor = Hypervisor::new(socket, found.pid, patience);
-            hypervisor.info().await?.config.balloon.ok_or_else(no_balloon)?;
-            hypervisor.resize_balloon(memory_bytes.saturating_sub(keep_bytes)).await
-        }
-        Door::Libvirt | Door::None(_) => Err(no_door(found)),
-    }
+    };
+    patiently(found, patience, setting).await
+}
+
+/// A peer that takes its time for each of many answers is given up too.
+async fn patiently<T>(
+    found: &Found,
+    patience: Duration,
+    asking: impl Future<Output = Result<T, ForeignError>>,
+) -> Result<T, ForeignError> {
+    let question = "all that was asked".to_owned();
+    let slow = |_| ForeignError::Slow { socket: found.name.clone(), question, patience };
+    tokio::time::timeout(patience, asking).await.map_err(slow)?
 }
 
 fn no_door(found: &Found) -> ForeignError {

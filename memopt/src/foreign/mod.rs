@@ -1,6 +1,6 @@
 //! Guests that somebody else runs: QEMU's, with or without libvirt, and Cloud Hypervisor's.
 //!
-//! [`discover`] finds them among the processes of the host. [`look`] asks one of them for its balloon, and [`set_balloon`] sets it:
+//! [`discover()`] finds them among the processes of the host. [`look()`] asks one of them for its balloon, and [`set_balloon`] sets it:
 //! through QMP, or through Cloud Hypervisor's HTTP API. What they cost is read as for any process ([`crate::observe`]). They are
 //! never migrated, and nothing else of them is changed, but that QEMU is told to ask its guest for statistics if nobody has.
 //!
@@ -50,6 +50,33 @@ pub struct Found {
     pub is_incoming: bool,
     /// How it can be asked.
     pub door: Door,
+}
+
+/// What the command line of a guest's process tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Line {
+    name: Option<String>,
+    memory_bytes: u64,
+    backing: Backing,
+    is_mergeable: bool,
+    has_passthrough: bool,
+    is_incoming: bool,
+    door: Door,
+}
+
+impl Line {
+    /// One that tells nothing.
+    const fn new(memory_bytes: u64, no_door: &'static str) -> Self {
+        Self {
+            name: None,
+            memory_bytes,
+            backing: Backing::Anonymous,
+            is_mergeable: false,
+            has_passthrough: false,
+            is_incoming: false,
+            door: Door::None(no_door),
+        }
+    }
 }
 
 /// How a guest can be asked.

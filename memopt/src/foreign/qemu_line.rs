@@ -7,23 +7,11 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::options::{Options, size};
-use super::{Door, Mounts};
+use super::{Door, Line, Mounts};
 use crate::situation::Backing;
 
 /// RAM without `-m`: QEMU's own default.
 const DEFAULT_MEMORY: u64 = 128 << 20;
-
-/// What a command line tells.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct QemuLine {
-    pub(super) name: Option<String>,
-    pub(super) memory_bytes: u64,
-    pub(super) backing: Backing,
-    pub(super) is_mergeable: bool,
-    pub(super) has_passthrough: bool,
-    pub(super) is_incoming: bool,
-    pub(super) door: Door,
-}
 
 /// A memory backend (`-object memory-backend-...`).
 #[derive(Debug, Default)]
@@ -47,18 +35,11 @@ struct JsonObject {
 }
 
 /// Reads the arguments of a QEMU process, the program's name not among them.
-pub(super) fn parse(arguments: &[String], mounts: &Mounts) -> QemuLine {
-    let mut line = QemuLine {
-        name: None,
-        memory_bytes: DEFAULT_MEMORY,
-        backing: Backing::Anonymous,
-        is_mergeable: false,
-        has_passthrough: false,
-        is_incoming: false,
-        door: Door::None(
-            "it was started without a QMP monitor on a Unix socket: -qmp unix:PATH,server=on,wait=off",
-        ),
-    };
+pub(super) fn parse(arguments: &[String], mounts: &Mounts) -> Line {
+    let mut line = Line::new(
+        DEFAULT_MEMORY,
+        "it was started without a QMP monitor on a Unix socket: -qmp unix:PATH,server=on,wait=off",
+    );
     let mut backends = Vec::new();
     let mut used = Vec::new();
     let mut merges = true;
@@ -197,7 +178,7 @@ mod tests {
 
     use super::*;
 
-    fn line(text: &str) -> QemuLine {
+    fn line(text: &str) -> Line {
         let arguments: Vec<String> = text.split_whitespace().map(str::to_owned).collect();
         parse(&arguments, &Mounts::of("hugetlbfs /dev/hugepages hugetlbfs rw 0 0\n"))
     }

@@ -11,7 +11,7 @@ use super::error::ForeignError;
 /// and names a socket of somebody else; whoever runs this may be root.
 ///
 /// # Errors
-/// [`ForeignError::Unreachable`], [`ForeignError::Slow`], or [`ForeignError::Strange`] when another process listens.
+/// [`ForeignError::Unreachable`], [`ForeignError::Slow`], or [`ForeignError::Elsewhere`] when another process listens.
 pub(super) async fn connect(
     path: &Path,
     pid: u32,
@@ -30,9 +30,7 @@ pub(super) async fn connect(
     if listener.and_then(|listener| u32::try_from(listener).ok()) == Some(pid) {
         return Ok(stream);
     }
-    let who =
-        listener.map_or_else(|| "a process unknown".to_owned(), |pid| format!("process {pid}"));
-    let what =
-        format!("{who} listens there and not the guest's process {pid}, so it is not talked to");
-    Err(ForeignError::Strange { socket, what })
+    let listener = listener
+        .map_or_else(|| "one that cannot be seen".to_owned(), |pid| format!("process {pid}"));
+    Err(ForeignError::Elsewhere { socket, pid, listener })
 }

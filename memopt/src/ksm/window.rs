@@ -282,7 +282,8 @@ fn factor(budget: &Budget, before: &Ksm, now: &Ksm, elapsed: Duration) -> Option
     let seconds = elapsed.as_secs_f64();
     let scanned = now.pages_scanned.saturating_sub(before.pages_scanned) as f64 / seconds;
     let cpu = now.cpu.zip(before.cpu).map(|(now, before)| now.saturating_sub(before));
-    let share = cpu.map_or(0.0, |cpu| cpu.as_secs_f64() / seconds);
+    // Where nobody counts it, pages cost what they were taken to cost at the beginning.
+    let share = cpu.map_or(scanned * PAGE_COST, |cpu| cpu.as_secs_f64() / seconds);
     let odds = |share: f64| share / (1.0 - share.min(0.99));
     // How much of each limit is used, and the factor that brings it to the aim; what was not seen limits nothing.
     let limits = [

@@ -32,6 +32,8 @@ pub struct GuestLedger {
     pub turns: Turns,
     /// How the actuators do.
     pub standings: BTreeMap<Actuator, Standing>,
+    /// When its chunks were last marked, taken apart or made huge: an older survey says nothing of them.
+    pub changed: Option<Duration>,
     counters: Option<Counters>,
     /// What it was asked for, what it had, and since when neither changed.
     still: Option<(u64, u64, Duration)>,
@@ -48,6 +50,7 @@ impl GuestLedger {
             pain: None,
             turns: Turns::default(),
             standings: BTreeMap::new(),
+            changed: None,
             counters: None,
             still: None,
             excused: now,

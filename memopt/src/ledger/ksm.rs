@@ -20,6 +20,8 @@ pub struct KsmLedger {
     pub domain: Option<(String, Duration)>,
     /// Until then nothing is scanned, as the host's uptime.
     pub paused_until: Duration,
+    /// What was marked since the last window ended is expected to bring so much.
+    promised_bytes: i64,
     /// Pages looked at for each second of CPU time, as measured.
     rate: Option<u64>,
     last: Option<Ksm>,
@@ -32,6 +34,8 @@ pub struct Window {
     pub since: Duration,
     /// Full scans and profit when the profit was last seen to grow.
     mark: Option<(u64, i64)>,
+    /// The profit when it was opened.
+    profit_bytes: i64,
     /// Why it should end; absent as long as it should not.
     pub end: Option<WindowEnd>,
 }
@@ -92,12 +96,28 @@ impl KsmLedger {
             self.domain = Some((domain.to_owned(), now));
         }
         if self.window.is_none() {
-            self.window = Some(Window { since: now, mark: None, end: None });
+            let profit_bytes = self.last.map_or(0, |ksm| ksm.profit_bytes);
+            self.window = Some(Window { since: now, mark: None, profit_bytes, end: None });
         }
     }
 
     pub(super) fn close(&mut self) {
         self.window = None;
+        self.promised_bytes = 0;
+    }
+
+    /// So much is expected from what was marked.
+    pub(super) fn promise(&mut self, bytes: i64) {
+        self.promised_bytes = self.promised_bytes.saturating_add(bytes.max(0));
+    }
+
+    /// What the open window is expected to bring yet.
+    #[must_use]
+    pub fn under_way_bytes(&self) -> u64 {
+        let Some(window) = self.window.filter(|window| window.end.is_none()) else { return 0 };
+        let profit = self.last.map_or(0, |ksm| ksm.profit_bytes);
+        let grown = profit.saturating_sub(window.profit_bytes).max(0);
+        u64::try_from(self.promised_bytes.saturating_sub(grown)).unwrap_or(0)
     }
 }
 

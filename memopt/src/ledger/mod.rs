@@ -82,9 +82,26 @@ impl Ledger {
     /// Takes in that `step` was done.
     pub fn acted(&mut self, step: &Step) {
         match &step.action {
-            Action::DriveKsm { domain, .. } => self.ksm.open(domain, self.uptime),
+            Action::DriveKsm { domain, .. } => {
+                self.ksm.promise(step.expected_bytes);
+                self.ksm.open(domain, self.uptime);
+            }
             Action::StopKsm { .. } => self.ksm.close(),
-            _ => {}
+            Action::Merge { guest, .. } => {
+                self.ksm.promise(step.expected_bytes);
+                self.changed(guest);
+            }
+            Action::Unmerge { guest, .. }
+            | Action::MakeHuge { guest, .. }
+            | Action::RemergeTemplate { guest, .. } => self.changed(guest),
+            Action::SetBalloon { .. } | Action::ResizePool { .. } => {}
+        }
+    }
+
+    /// The chunks of this guest are not what they were.
+    fn changed(&mut self, guest: &str) {
+        if let Some(record) = self.guests.get_mut(guest) {
+            record.changed = Some(self.uptime);
         }
     }
 

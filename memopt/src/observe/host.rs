@@ -15,7 +15,7 @@ pub struct HostMemory {
     pub available_bytes: u64,
 }
 
-/// A part of [`Host`] that could not be read; the rest stands.
+/// A part of [`situation::Host`] that could not be read; the rest stands.
 #[derive(Debug)]
 pub struct Missing {
     /// What is missing.

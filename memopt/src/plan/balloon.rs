@@ -136,6 +136,9 @@ impl Context<'_> {
 
     /// What keeps a balloon from shrinking now.
     fn rests(&self, view: &View<'_>, balloon: &Balloon) -> Option<Because> {
+        if !view.limits.take {
+            return Some(Because::NotTaken);
+        }
         if let Some(because) = self.forbidden(view, Actuator::Balloon) {
             return Some(because);
         }

@@ -19,6 +19,8 @@ pub enum Because {
     },
     /// The policy says `optimize = false`.
     OptedOut,
+    /// The policy says `take = false`, or this run is for others.
+    NotTaken,
     /// Another guest of the same name is on the list.
     NameTaken,
     /// The policy does not allow this actuator.
@@ -77,7 +79,7 @@ pub enum Because {
         /// Who.
         guest: String,
     },
-    /// Its memory was not looked at, or too long ago.
+    /// Its memory was not looked at, or not since it was changed, or too long ago.
     NotSurveyed,
     /// Merging would cost more than it brings.
     NoProfit,
@@ -99,6 +101,7 @@ impl fmt::Display for Because {
             Self::Hindered { by: Hindrance::Saving } => "it is being saved",
             Self::Hindered { by: Hindrance::Unreachable } => "its process does not answer",
             Self::OptedOut => "the policy leaves it alone",
+            Self::NotTaken => "nothing is to be taken from it",
             Self::NameTaken => "another guest has the same name",
             Self::NotAllowed => "the policy does not allow it",
             Self::Benched { reason, left } => {

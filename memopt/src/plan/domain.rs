@@ -51,6 +51,7 @@ impl Context<'_> {
     pub(super) fn can_merge(&self, view: &View<'_>) -> bool {
         matches!(view.guest.backing, Backing::Anonymous | Backing::Template)
             && (view.is_ours() || view.guest.is_mergeable)
+            && view.limits.take
             && self.forbidden(view, Actuator::Merge).is_none()
     }
 

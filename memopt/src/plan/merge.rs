@@ -59,6 +59,9 @@ impl Context<'_> {
         if let Some(because) = self.forbidden(view, Actuator::Merge) {
             return Err(because);
         }
+        if !view.limits.take {
+            return Err(Because::NotTaken);
+        }
         if !matches!(view.guest.backing, Backing::Anonymous | Backing::Template) {
             return Err(Because::WrongBacking { backing: view.guest.backing });
         }

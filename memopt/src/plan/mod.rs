@@ -34,8 +34,8 @@ pub use sheet::{DomainChoice, Plan, Skipped, Step};
 use self::need::Need;
 use self::sheet::Draft;
 use self::view::Context;
-use crate::ledger::Ledger;
-use crate::policy::{Actuator, Goal, Policy};
+use crate::ledger::{Ledger, Level};
+use crate::policy::{Actuator, Goal, Policy, signed};
 use crate::situation::Situation;
 
 /// Takes in a look at the host and makes its plan: what a guest shows of pain in this very look is answered in it.
@@ -52,6 +52,7 @@ pub fn plan(situation: &Situation, policy: &Policy, ledger: &Ledger, goal: &Goal
     let (all, free) = context.views(&mut draft);
     let wanted = Need::of(*goal, ledger.level, &situation.host, policy);
     let mut need = wanted;
+    need.met_by(signed(ledger.ksm.under_way_bytes()));
 
     let clones = context.templates(&free, &mut need, &mut draft);
     let domain = context.choose_domain(&all, &free);
@@ -70,7 +71,7 @@ pub fn plan(situation: &Situation, policy: &Policy, ledger: &Ledger, goal: &Goal
     context.hot(&free, &mut need, &mut draft);
     // What comes later than a host that is about to swap can wait is not counted on.
     let balloons = match ledger.level {
-        crate::ledger::Level::Red => Need { bytes: wanted.bytes, ..need },
+        Level::Red => Need { bytes: wanted.bytes, ..need },
         _ => need,
     };
     context.balloons(&free, balloons, &mut draft);

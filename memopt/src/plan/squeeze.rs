@@ -111,6 +111,7 @@ impl Context<'_> {
             Because::WithinDeadBand,
             Because::AtFloor,
             Because::NothingToGain,
+            Because::NotTaken,
         ];
         let balloon = view.guest.balloon.as_ref()?;
         let missing = view.limits.max_bytes.checked_sub(balloon.target_bytes)?;

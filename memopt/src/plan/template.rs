@@ -52,6 +52,9 @@ impl Context<'_> {
         if let Some(because) = self.forbidden(view, Actuator::Template) {
             return Err(because);
         }
+        if !view.limits.take {
+            return Err(Because::NotTaken);
+        }
         if !view.is_ours() {
             return Err(Because::ForeignVmm);
         }

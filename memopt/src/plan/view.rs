@@ -68,10 +68,12 @@ impl<'a> Context<'a> {
         Some(Because::Benched { reason: bench.reason.clone(), left })
     }
 
-    /// What is known of the guest's pages, when that is new enough.
+    /// What is known of the guest's pages, when that is new enough: also than what was done to them last.
     pub(super) fn survey(&self, view: &View<'a>) -> Option<&'a Survey> {
         let survey = view.guest.survey.as_ref()?;
-        (survey.age <= self.policy.merge.survey_age).then_some(survey)
+        let changed = view.record.and_then(|record| record.changed);
+        let is_true = changed.is_none_or(|changed| self.ledger.uptime > changed + survey.age);
+        (is_true && survey.age <= self.policy.merge.survey_age).then_some(survey)
     }
 }
 

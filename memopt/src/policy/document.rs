@@ -9,6 +9,20 @@ use toml::de::{DeTable, DeValue};
 
 /// The longest file that is read, in bytes.
 pub const POLICY_BYTES_MAX: usize = 256 << 10;
+/// The keys that a policy's file may have. All others are somebody else's, or nobody's.
+pub const POLICY_KEYS: [&str; 11] = [
+    "preset",
+    "goal",
+    "actuators",
+    "host",
+    "balloon",
+    "pain",
+    "merge",
+    "huge",
+    "pools",
+    "verify",
+    "guest",
+];
 /// The most `[[guest]]` tables.
 pub const RULES_MAX: usize = 1024;
 
@@ -186,6 +200,7 @@ fn read_rule(mut it: Fields<'_, '_>) -> Result<GuestRule, Fault> {
         max_bytes: it.text("max", size)?,
         priority: it.whole("priority", 1..=10_000)?,
         merge_domain: read_domain(&mut it)?,
+        take: it.flag("take")?,
         optimize: it.flag("optimize")?,
         actuators: it.texts("actuators", str::parse)?.map(|all| all.into_iter().collect()),
     };

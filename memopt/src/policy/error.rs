@@ -28,7 +28,7 @@ pub enum PolicyError {
         file: String,
         /// From 1.
         line: usize,
-        /// The field, with the tables that it is in: `balloon.reserve`, `guest[2].min`.
+        /// The field, with the tables that it is in: `balloon.reserve`, `guest[0].min`.
         field: String,
         /// What is wrong, and what would be right.
         what: String,

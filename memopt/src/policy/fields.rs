@@ -53,7 +53,7 @@ impl<'a, 'i> Fields<'a, 'i> {
             return Err(self.fault(key, &format!("{} of them, at most {limit}", items.len())));
         }
         let tables = items.iter().enumerate();
-        tables.map(|(index, item)| self.table_in(item, format!("{key}[{}]", index + 1))).collect()
+        tables.map(|(index, item)| self.table_in(item, format!("{key}[{index}]"))).collect()
     }
 
     fn table_in(&self, value: Value<'a, 'i>, name: String) -> Result<Self, Fault> {

@@ -18,7 +18,7 @@ mod tests;
 mod units;
 
 pub use actuator::{Actuator, Actuators};
-pub use document::{POLICY_BYTES_MAX, RULES_MAX};
+pub use document::{POLICY_BYTES_MAX, POLICY_KEYS, RULES_MAX};
 pub use error::PolicyError;
 pub use goal::{Goal, GoalError};
 pub use preset::Preset;

@@ -29,6 +29,8 @@ pub struct GuestRule {
     pub priority: Option<u32>,
     /// `merge-domain`: instead of what it was started with.
     pub merge_domain: Option<DomainRule>,
+    /// `take`: `false` takes nothing from it; what it needs it gets.
+    pub take: Option<bool>,
     /// `optimize`: `false` leaves it alone.
     pub optimize: Option<bool>,
     /// `actuators`: what may be used on it, of what may be used at all.
@@ -56,6 +58,8 @@ pub struct GuestLimits {
     pub priority: u32,
     /// The guests that it may share pages with.
     pub merge_domain: Option<String>,
+    /// Whether anything may be taken from it.
+    pub take: bool,
     /// Whether anything may be done to it.
     pub optimize: bool,
     /// By what.
@@ -78,6 +82,10 @@ pub enum LabelTest {
     Is(String, String),
     /// `tier!=prod`: also where there is no such label.
     IsNot(String, String),
+    /// `tier`: whatever it says.
+    Has(String),
+    /// `!tier`: there is none.
+    HasNot(String),
 }
 
 impl Policy {
@@ -103,6 +111,7 @@ impl Policy {
                 Some(DomainRule::Own) => None,
                 Some(DomainRule::Named(name)) => Some(name),
             },
+            take: said.take.unwrap_or(true),
             optimize: said.optimize.unwrap_or(true),
             actuators,
         }
@@ -121,6 +130,7 @@ impl GuestRule {
         self.min_bytes = later.min_bytes.or(self.min_bytes);
         self.max_bytes = later.max_bytes.or(self.max_bytes);
         self.priority = later.priority.or(self.priority);
+        self.take = later.take.or(self.take);
         self.optimize = later.optimize.or(self.optimize);
         if later.merge_domain.is_some() {
             self.merge_domain.clone_from(&later.merge_domain);
@@ -149,6 +159,8 @@ impl LabelTest {
         match self {
             Self::Is(key, value) => labels.get(key) == Some(value),
             Self::IsNot(key, value) => labels.get(key) != Some(value),
+            Self::Has(key) => labels.contains_key(key),
+            Self::HasNot(key) => !labels.contains_key(key),
         }
     }
 }
@@ -176,15 +188,27 @@ impl FromStr for LabelTest {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong = || {
-            format!("`{}` is no test of a label: write tier=batch or tier!=prod", shortened(text))
+            let shown = shortened(text);
+            format!("`{shown}` is no test of a label: write tier=batch, tier!=prod, tier or !tier")
         };
-        let (key, value) = text.split_once('=').ok_or_else(wrong)?;
-        let is_not = key.strip_suffix('!');
-        let (key, value) = (is_not.unwrap_or(key).trim().to_owned(), value.trim().to_owned());
-        if key.is_empty() || text.len() > 512 || key.contains('!') {
-            return Err(wrong());
+        let key = |key: &str| {
+            let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./".contains(&byte);
+            let key = key.trim();
+            let is_key = !key.is_empty() && key.len() <= 256 && key.bytes().all(fits);
+            is_key.then(|| key.to_owned()).ok_or_else(wrong)
+        };
+        let value = |value: &str| {
+            let fits = value.len() <= 256;
+            fits.then(|| value.trim().to_owned()).ok_or_else(wrong)
+        };
+        match (text.trim().split_once("!="), text.trim().split_once('=')) {
+            (Some((name, is_not)), _) => Ok(Self::IsNot(key(name)?, value(is_not)?)),
+            (None, Some((name, is))) => Ok(Self::Is(key(name)?, value(is)?)),
+            (None, None) => match text.trim().strip_prefix('!') {
+                Some(name) => Ok(Self::HasNot(key(name)?)),
+                None => Ok(Self::Has(key(text)?)),
+            },
         }
-        Ok(if is_not.is_some() { Self::IsNot(key, value) } else { Self::Is(key, value) })
     }
 }
 
@@ -202,6 +226,8 @@ impl fmt::Display for LabelTest {
         match self {
             Self::Is(key, value) => write!(f, "{key}={value}"),
             Self::IsNot(key, value) => write!(f, "{key}!={value}"),
+            Self::Has(key) => f.write_str(key),
+            Self::HasNot(key) => write!(f, "!{key}"),
         }
     }
 }

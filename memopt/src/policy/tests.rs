@@ -77,7 +77,8 @@ max = "8GiB"
 priority = 1000
 
 [[guest]]
-label = ["tier=batch", "team!=shop"]
+label = ["tier=batch", "team!=shop", "tier", "!pinned"]
+take = false
 merge-domain = "batch"
 actuators = "balloon"
 
@@ -107,6 +108,16 @@ fn every_field_is_read() {
     }
     let again: Policy = serde_json::from_value(written).expect("what was written");
     assert_eq!(again, policy);
+}
+
+#[test]
+fn every_key_of_the_file_is_known() {
+    let policy = serde_json::to_value(Policy::default()).expect("JSON");
+    assert_eq!(policy.as_object().expect("an object").len(), POLICY_KEYS.len());
+    for key in POLICY_KEYS {
+        let said = Policy::parse(&format!("{key} = 0"), "f").expect_err(key).to_string();
+        assert!(!said.contains("no such field"), "{said}");
+    }
 }
 
 #[test]
@@ -143,13 +154,13 @@ fn faults_name_line_and_field() {
     refused("[merge]\njoin-share = \"2%\"", "2: merge.join-share", "upwards");
     refused("[huge]\nhot-written = \"1%\"", "2: huge.hot-written", "merge.cold-written");
     refused("[merge]\npasses = \"3\"", "2: merge.passes", "a number");
-    refused("[[guest]]\n\n[[guest]]\nmin = \"2G\"\nmax = \"1G\"", "5: guest[2].max", "less than");
-    refused("[[guest]]\nname = \"a**\"", "2: guest[1].name", "single `*`");
-    refused("[[guest]]\nlabel = \"tier\"", "2: guest[1].label", "tier=batch");
-    refused("[[guest]]\nactuators = [1]", "2: guest[1].actuators", "list of texts");
-    refused("[[guest]]\nactuators = \"magic\"", "2: guest[1].actuators", "balloon, merge");
-    refused("[[guest]]\nmerge-domain = true", "2: guest[1].merge-domain", "false for none");
-    refused("[[guest]]\npriority = 0", "2: guest[1].priority", "from 1 to 10000");
+    refused("[[guest]]\n\n[[guest]]\nmin = \"2G\"\nmax = \"1G\"", "5: guest[1].max", "less than");
+    refused("[[guest]]\nname = \"a**\"", "2: guest[0].name", "single `*`");
+    refused("[[guest]]\nlabel = \"=tier\"", "2: guest[0].label", "tier=batch");
+    refused("[[guest]]\nactuators = [1]", "2: guest[0].actuators", "list of texts");
+    refused("[[guest]]\nactuators = \"magic\"", "2: guest[0].actuators", "balloon, merge");
+    refused("[[guest]]\nmerge-domain = true", "2: guest[0].merge-domain", "false for none");
+    refused("[[guest]]\npriority = 0", "2: guest[0].priority", "from 1 to 10000");
     refused("[guest]\nname = \"a\"", "1: guest", "[[guest]]");
 }
 
@@ -186,6 +197,10 @@ fn later_rules_speak_last_and_only_of_what_they_say() {
     assert_eq!(limits.merge_domain.as_deref(), Some("batch"));
     assert_eq!(limits.actuators, [Actuator::Balloon].into());
     assert_eq!((limits.max_bytes, limits.priority, limits.optimize), (GIB, 100, true));
+    assert!(!limits.take && policy.limits(&guest("any", GIB)).take);
+    let mut pinned = batch.clone();
+    pinned.labels.insert("pinned".to_owned(), String::new());
+    assert_eq!(policy.limits(&pinned).merge_domain, None);
     batch.labels.insert("team".to_owned(), "shop".to_owned());
     assert_eq!(policy.limits(&batch).merge_domain, None);
 }

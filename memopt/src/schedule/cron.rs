@@ -58,6 +58,7 @@ impl Cron {
         }
         let parser =
             CronParser::builder().seconds(Seconds::Disallowed).year(Year::Disallowed).build();
+        check_words(text).map_err(malformed)?;
         let parsed = parser.parse(text).map_err(|error| malformed(lower_case(&error)))?;
         let cron = Self { text: text.trim().to_owned(), parsed, zone };
         match cron.after(LEAP_YEAR) {
@@ -91,6 +92,23 @@ impl fmt::Display for Cron {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ({})", self.text, self.zone)
     }
+}
+
+/// Names stand where they mean something: the parser takes `MON` for 1 in any field.
+fn check_words(text: &str) -> Result<(), String> {
+    const MONTHS: &str = "JAN FEB MAR APR MAY JUN JUL AUG SEP OCT NOV DEC";
+    const DAYS: &str = "SUN MON TUE WED THU FRI SAT SUNL MONL TUEL WEDL THUL FRIL SATL L";
+    let text = text.to_ascii_uppercase();
+    let known = ["", "", "L W LW", MONTHS, DAYS];
+    for (field, known) in
+        text.split_whitespace().zip(known).filter(|(field, _)| !field.starts_with('@'))
+    {
+        let mut words = field.split(|c: char| !c.is_alphabetic()).filter(|word| !word.is_empty());
+        if let Some(word) = words.find(|word| known.split(' ').all(|known| known != *word)) {
+            return Err(format!("`{word}` means nothing in `{field}`"));
+        }
+    }
+    Ok(())
 }
 
 /// The parser's sentence as part of ours.
@@ -145,9 +163,20 @@ mod tests {
     #[test]
     fn what_is_no_expression_is_refused_with_what_one_looks_like() {
         let long = "1,".repeat(5000);
-        for text in
-            ["", "* * * *", "0 0 0 * * *", "0 0 1 1 * 2027", "60 * * * *", "x", &long, "\u{e9}"]
-        {
+        for text in [
+            "",
+            "* * * *",
+            "0 MON * * *",
+            "0 0 JAN * *",
+            "0 0 * FRI *",
+            "0 0 * * MAY",
+            "0 0 0 * * *",
+            "0 0 1 1 * 2027",
+            "60 * * * *",
+            "x",
+            &long,
+            "\u{e9}",
+        ] {
             let error = Cron::parse(text, Zone::utc()).unwrap_err();
             assert!(error.to_string().contains("five fields"), "{error}");
             assert!(error.to_string().len() < 400, "{error}");
@@ -199,7 +228,31 @@ mod tests {
         ])
     }
 
+    /// What looks like an expression and need not be one.
+    fn nearly_expressions() -> impl Strategy<Value = String> {
+        let minute = "[*](/[1-9]{1,2})?|[0-5]?[0-9]([-,][0-6][0-9]){0,2}|[LW?]";
+        let hour = "[*](/[1-9])?|1?[0-9]([-,]2[0-4])?|MON";
+        let day = "[*?]|[1-3]?[0-9]W?|L|LW|[1-9],2[0-9]";
+        let month = "[*]|1?[0-9]|JAN-DEC|FEB|2/3";
+        let weekday = "[*?]|[0-8](#[1-6])?|FRIL|[+]?MON-FRI|SUN";
+        let fields = (minute, hour, day, month, weekday);
+        prop_oneof![
+            9 => fields.prop_map(|(a, b, c, d, e)| format!("{a} {b} {c} {d} {e}")),
+            1 => "[0-9*/,LW#?A-Z@+ -]{0,40}",
+        ]
+    }
+
     proptest! {
+        /// Whatever somebody writes is refused, or has a time, and the next one after it.
+        #[test]
+        fn no_expression_makes_it_panic(text in nearly_expressions(), at in 0_u64..4_000_000_000) {
+            if let Ok(cron) = Cron::parse(&text, Zone::posix(PARIS)) {
+                let next = cron.after(at).unwrap_or(u64::MAX);
+                prop_assert!(next > at);
+                prop_assert!(cron.until(at).unwrap_or_default() <= at);
+            }
+        }
+
         /// Forwards and backwards agree, also on the days on which the clock on the wall is changed.
         #[test]
         fn the_last_time_is_the_one_with_no_other_behind_it(

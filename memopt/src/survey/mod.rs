@@ -1,7 +1,7 @@
 //! What of a guest's RAM is worth merging: a look at its pages that a share of a CPU pays for.
 //!
 //! The pages come from whoever has them, as slices; nothing here reads memory, a file or a clock. A [`Scan`] counts pages of zeros
-//! and keeps digests of the contents in a [`Digests`], a bounded sample that guests exchange. [`estimate`] tells from such samples
+//! and keeps digests of the contents in a [`Digests`], a bounded sample that guests exchange. [`estimate()`] tells from such samples
 //! how much merging would save within guests and across them, and how far off that may be; [`Scanned::chunks`] tells where, in
 //! chunks of 2 MiB. [`Watch`] tells from two short looks how much was written in between. [`Pace`] keeps the work within its share.
 //!

@@ -14,6 +14,9 @@ use crate::situation::Situation;
 /// Less than this cannot be told from what a process does by itself.
 const VISIBLE_BYTES: i64 = 8 << 20;
 
+/// By then ksmd runs, when it was told to.
+const WINDOW_OPENS: Duration = Duration::from_secs(60);
+
 /// A step that was done, and what the host looked like before.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Expectation {
@@ -55,10 +58,20 @@ impl Expectation {
         if now.uptime >= self.due || now.uptime < self.since {
             return true;
         }
-        let Action::SetBalloon { guest, to_bytes, .. } = &self.step.action else { return false };
+        let (guest, to_bytes) = match &self.step.action {
+            Action::SetBalloon { guest, to_bytes, .. } => (guest, to_bytes),
+            Action::Merge { .. } | Action::DriveKsm { .. } => return self.window_is_over(now),
+            _ => return false,
+        };
         let after = GuestTraces::find(guest, now);
         let arrived = |it: GuestTraces| it.actual.is_some_and(|has| has.abs_diff(*to_bytes) <= MIB);
         now.uptime > self.since && after.is_none_or(arrived)
+    }
+
+    /// Whether the window has been closed before its time. At first it may not have been opened yet.
+    fn window_is_over(&self, now: &Situation) -> bool {
+        let runs = now.host.ksm.is_some_and(|ksm| ksm.run == 1);
+        !runs && now.uptime >= self.since + WINDOW_OPENS
     }
 
     /// What came of it.

@@ -2,6 +2,7 @@
 //! reached when they can be.
 
 mod host;
+mod merging;
 
 use std::time::Duration;
 

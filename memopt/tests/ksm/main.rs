@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used)] // all of it is test
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
@@ -55,9 +55,12 @@ impl Duplicates {
         qemu.args(["-m", "128", "-device", &loader, "-qmp", "stdio"]);
         qemu.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut qemu = qemu.spawn().expect("QEMU; scripts/setup installs it");
-        // It greets when its memory is filled.
-        let said = qemu.stdout.take().unwrap();
-        BufReader::new(said).read_line(&mut String::new()).unwrap();
+        // It greets early, and answers when its memory is filled.
+        let mut asked = qemu.stdin.take().unwrap();
+        asked.write_all(b"{\"execute\": \"qmp_capabilities\"}\n").unwrap();
+        let mut said = BufReader::new(qemu.stdout.take().unwrap()).lines();
+        assert!(said.any(|line| line.unwrap().contains("return")));
+        qemu.stdin = Some(asked);
         Self(qemu)
     }
 }

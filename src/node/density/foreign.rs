@@ -35,14 +35,24 @@ pub(super) struct ForeignGuests {
     sources: Sources,
     /// Held for as long as this node is the one that looks after them.
     _lock: UnixListener,
-    known: Mutex<Known>,
+    register: Mutex<Register>,
 }
 
+/// What is known of them, by name.
 #[derive(Debug, Default)]
-struct Known {
-    /// By name, with the RAM that the monitor told last.
-    guests: BTreeMap<String, (Found, u64)>,
+struct Register {
+    guests: BTreeMap<String, Known>,
     at: Option<Duration>,
+}
+
+/// One of them.
+#[derive(Debug, Clone)]
+struct Known {
+    found: Found,
+    /// The RAM that the monitor told last.
+    memory_bytes: u64,
+    /// What this node asked it to keep: QEMU tells what a guest has, not what it was asked for.
+    asked_bytes: Option<u64>,
 }
 
 impl ForeignGuests {
@@ -53,9 +63,11 @@ impl ForeignGuests {
     pub(super) fn claim() -> Result<Option<Self>> {
         let address = SocketAddr::from_abstract_name(LOCK_NAME).context("no such name")?;
         match UnixListener::bind_addr(&address) {
-            Ok(lock) => {
-                Ok(Some(Self { sources: Sources::system(), _lock: lock, known: Mutex::default() }))
-            }
+            Ok(lock) => Ok(Some(Self {
+                sources: Sources::system(),
+                _lock: lock,
+                register: Mutex::default(),
+            })),
             Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => Ok(None),
             Err(error) => {
                 Err(error).context("cannot tell whether another node looks after foreign guests")
@@ -82,9 +94,12 @@ impl ForeignGuests {
             if let Err(error) = &look {
                 complaints.push(format!("{}: {error}", found.name));
             }
-            let guest = guest(&found, look.ok());
-            if let Some((_, memory_bytes)) = self.known().guests.get_mut(&found.name) {
-                *memory_bytes = guest.memory_bytes;
+            let mut guest = guest(&found, look.ok());
+            if let Some(known) = self.register().guests.get_mut(&found.name) {
+                known.memory_bytes = guest.memory_bytes;
+                if let (Some(balloon), Some(asked)) = (&mut guest.balloon, known.asked_bytes) {
+                    balloon.target_bytes = asked;
+                }
             }
             guests.push(guest);
         }
@@ -94,7 +109,7 @@ impl ForeignGuests {
 
     /// Whether a guest of this name is one of them.
     pub(super) fn has(&self, name: &str) -> bool {
-        self.known().guests.contains_key(name)
+        self.register().guests.contains_key(name)
     }
 
     /// Asks a guest to keep so much of its memory.
@@ -102,32 +117,48 @@ impl ForeignGuests {
     /// # Errors
     /// It is gone, cannot be asked, or has no balloon.
     pub(super) async fn set_balloon(&self, name: &str, keep_bytes: u64) -> Result<()> {
-        let known = self.known().guests.get(name).cloned();
-        let (found, memory_bytes) = known.context("it is gone")?;
-        Ok(foreign::set_balloon(&found, memory_bytes, keep_bytes, SET_PATIENCE).await?)
+        let known = self.register().guests.get(name).cloned().context("it is gone")?;
+        foreign::set_balloon(&known.found, known.memory_bytes, keep_bytes, SET_PATIENCE).await?;
+        if let Some(known) = self.register().guests.get_mut(name) {
+            known.asked_bytes = Some(keep_bytes);
+        }
+        Ok(())
     }
 
     /// What is among the host's processes, looked for now and then.
     fn found(&self) -> Vec<Found> {
         let now = uptime();
-        let mut known = self.known();
-        let is_old = known.at.is_none_or(|at| now.saturating_sub(at) >= DISCOVERY_AGE_MAX);
+        let mut register = self.register();
+        let is_old = register.at.is_none_or(|at| now.saturating_sub(at) >= DISCOVERY_AGE_MAX);
         if is_old {
             match foreign::discover(&self.sources) {
                 Ok(discovery) => {
-                    known.at = Some(now);
-                    let named =
-                        |found: Found| (found.name.clone(), (found.clone(), found.memory_bytes));
-                    known.guests = discovery.guests.into_iter().map(named).collect();
+                    register.at = Some(now);
+                    register.renew(discovery.guests);
                 }
                 Err(error) => tracing::warn!(%error, "cannot look for guests among the processes"),
             }
         }
-        known.guests.values().map(|(found, _)| found.clone()).collect()
+        register.guests.values().map(|known| known.found.clone()).collect()
     }
 
-    fn known(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    fn register(&self) -> MutexGuard<'_, Register> {
+        self.register.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Register {
+    /// These are there now. What is known of those that were there before is kept.
+    fn renew(&mut self, found: Vec<Found>) {
+        let mut before = std::mem::take(&mut self.guests);
+        for found in found {
+            let known = before.remove(&found.name).filter(|known| known.found.pid == found.pid);
+            let (memory_bytes, asked_bytes) = match known {
+                Some(known) => (known.memory_bytes, known.asked_bytes),
+                None => (found.memory_bytes, None),
+            };
+            self.guests.insert(found.name.clone(), Known { found, memory_bytes, asked_bytes });
+        }
     }
 }
 

@@ -180,10 +180,10 @@ fn hindrance(memory: &GuestMemory) -> Option<Hindrance> {
 }
 
 fn backing(backing: &BackingInfo) -> Backing {
-    match backing.huge_pages.as_str() {
-        "2M" | "1G" => Backing::HugePool,
-        _ if backing.from_template => Backing::Template,
-        _ => Backing::Anonymous,
+    match backing.huge_pages().pool_page_bytes() {
+        Some(_) => Backing::HugePool,
+        None if backing.from_template => Backing::Template,
+        None => Backing::Anonymous,
     }
 }
 

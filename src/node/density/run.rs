@@ -48,6 +48,8 @@ pub(super) struct Runner {
     cancelled: watch::Receiver<bool>,
     /// What has come back so far.
     returned_bytes: i64,
+    /// When it began, as the host's uptime.
+    begun: Duration,
 }
 
 /// A step that was done, and waits to be checked.
@@ -67,8 +69,9 @@ impl Runner {
         let plan = density.think(&task.policy, &task.goal).await?;
         let plan = only(plan, task.only.as_ref());
         let id = density.begin(task.trigger.clone(), &plan);
+        density.tally.run_began(&task.trigger);
         let cancelled = density.set_running(id);
-        let runner = Self { density, task, id, cancelled, returned_bytes: 0 };
+        let runner = Self { density, task, id, cancelled, returned_bytes: 0, begun: uptime() };
         Ok((runner, plan))
     }
 
@@ -78,13 +81,15 @@ impl Runner {
     }
 
     /// Does it all, from the first plan on.
-    pub(super) async fn to_the_end(mut self, plan: Plan) -> RunEnd {
+    pub(super) async fn carry_out(mut self, plan: Plan) -> RunEnd {
         let end = self.rounds(plan).await.unwrap_or_else(|error| {
             tracing::error!(run = %self.id, "a run ends early: {error:#}");
             self.density.put_down_error(self.id, &format!("{error:#}"));
             RunEnd::Failed
         });
         self.density.put_down_end(self.id, end);
+        let took = uptime().saturating_sub(self.begun);
+        self.density.tally.run_ended(&self.task.trigger, end, took);
         tracing::info!(run = %self.id, trigger = %self.task.trigger, %end, returned_bytes = self.returned_bytes, "a run is over");
         end
     }
@@ -161,6 +166,7 @@ impl Runner {
             match done {
                 Ok(()) => {
                     tracing::info!(run = %self.id, step = %step.action, expected_bytes = step.expected_bytes, "{}", step.reason);
+                    self.density.tally.step_done(&step.action);
                     self.density.remember(|ledger| ledger.acted(step)).await;
                     pending.push(Pending { index, expectation });
                 }
@@ -173,6 +179,7 @@ impl Runner {
     /// A step that could not be done counts against what it was done with.
     async fn failed(&self, index: u32, step: &Step, error: &str) {
         tracing::warn!(run = %self.id, step = %step.action, "it could not be done: {error}");
+        self.density.tally.step_failed(&step.action);
         let found = Found { index, verified_bytes: None, error: Some(error.to_owned()) };
         self.density.put_down_found(self.id, &[found]);
         let outcome = Outcome {
@@ -227,6 +234,7 @@ impl Runner {
     async fn check(&mut self, pending: &Pending, now: &Situation) {
         let outcome = pending.expectation.check(now);
         tracing::info!(run = %self.id, expected_bytes = outcome.expected_bytes, verified_bytes = outcome.returned_bytes, "{outcome}");
+        self.density.tally.verified(&outcome);
         self.returned_bytes = self.returned_bytes.saturating_add(outcome.returned_bytes);
         let error = (outcome.verdict == Verdict::Nothing).then(|| outcome.reason.clone());
         let found =

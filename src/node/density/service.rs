@@ -5,12 +5,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use memopt::history::{Chronicle, Found, History, HistoryError, Limits, Listing, News, Run, RunId};
+use memopt::history::{
+    Chronicle, Found, History, HistoryError, Limits, Listing, News, Run, RunId, Summary,
+};
 use memopt::ledger::Ledger;
 use memopt::plan::{Action, Plan, Step, plan};
 use memopt::policy::{Goal, Policy};
 use memopt::schedule::{Event, Moment, Notice, Schedule, Scheduler, Trigger};
 use memopt::situation::Situation;
+use metrics::{DensityCounted, DensitySample};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
@@ -19,6 +22,7 @@ use super::foreign::ForeignGuests;
 use super::look::{Lookout, View};
 use super::settings::SettingsFile;
 use super::survey::{self, Surveys};
+use super::tally::Tally;
 use super::types::{DensityStatus, Kept, NextRun, RunEnd};
 use crate::api::{ApiError, Reason};
 use crate::cli::spec::SwitchArg;
@@ -40,6 +44,8 @@ pub(crate) struct Density {
     /// The run under way, and how it is called off.
     running: Mutex<Option<(RunId, watch::Sender<bool>)>>,
     pub(super) actor: Actor,
+    /// What Prometheus sees.
+    pub(super) tally: Tally,
 }
 
 /// What a plan knows of guests' pages.
@@ -64,7 +70,11 @@ impl Density {
     ///
     /// # Errors
     /// The file is wrong.
-    pub(crate) fn open(state: &StateDir, foreign: SwitchArg) -> Result<Self> {
+    pub(crate) fn open(
+        state: &StateDir,
+        foreign: SwitchArg,
+        counted: Arc<DensityCounted>,
+    ) -> Result<Self> {
         let settings = SettingsFile::open(&state.settings_file()).map_err(anyhow::Error::msg)?;
         let foreign = match foreign {
             SwitchArg::On => claim_foreign_guests()?,
@@ -74,7 +84,8 @@ impl Density {
         if let Err(error) = actor.recover() {
             tracing::warn!("ksmd cannot be put back to how it was set: {error}");
         }
-        let chronicle = Chronicle::open(state.density_history(), Limits::default(), uptime());
+        let mut chronicle = Chronicle::open(state.density_history(), Limits::default(), uptime());
+        let last_success = chronicle.with(uptime(), last_success).flatten();
         let density = Self {
             state: state.clone(),
             settings: Mutex::new(settings),
@@ -88,6 +99,7 @@ impl Density {
             chronicle: Mutex::new(chronicle),
             running: Mutex::default(),
             actor,
+            tally: Tally::new(counted, last_success),
         };
         density.schedule_anew();
         density.tell_news();
@@ -106,7 +118,7 @@ impl Density {
         };
         let (view, level) = {
             let mut mind = self.mind.lock().await;
-            let mut view = mind.look(&policy, &BTreeSet::new()).await?;
+            let mut view = mind.look(&policy, &BTreeSet::new(), &self.tally).await?;
             // Thousands for each guest, which nobody reads.
             let surveys = view.situation.guests.iter_mut().filter_map(|it| it.survey.as_mut());
             surveys.for_each(|survey| survey.chunks.clear());
@@ -121,6 +133,14 @@ impl Density {
             missing: view.missing,
             running: self.running().as_ref().map(|(run, _)| *run),
         })
+    }
+
+    /// What Prometheus is shown, without another look.
+    pub(crate) fn sample(&self) -> DensitySample {
+        let are_settings_wrong = self.settings().error.is_some();
+        let is_running = self.running().is_some();
+        let sample = self.tally.sample(&self.scheduler());
+        DensitySample { is_running, are_settings_wrong, ..sample }
     }
 
     /// What would be done now.
@@ -150,11 +170,13 @@ impl Density {
     /// The host cannot be looked at.
     pub(super) async fn think(&self, policy: &Policy, goal: &Goal) -> Result<Plan> {
         let mut mind = self.mind.lock().await;
-        let situation = mind.look(policy, &BTreeSet::new()).await?.situation;
+        let situation = mind.look(policy, &BTreeSet::new(), &self.tally).await?.situation;
+        self.tally.planned();
         Ok(plan(&situation, policy, &mind.ledger, goal))
     }
 
-    /// A look at the guests of these names, or all, and what is to be done about them.
+    /// A look at the guests of these names, or all, and what they need, whatever the policy's goal: what the host merely has to spare
+    /// is a run's to give, or the watch would undo what runs for other goals have taken.
     ///
     /// # Errors
     /// The host cannot be looked at.
@@ -164,13 +186,15 @@ impl Density {
         names: Option<&BTreeSet<String>>,
     ) -> Result<(Situation, Plan)> {
         let mut mind = self.mind.lock().await;
-        let mut view = match names {
-            Some(names) => mind.lookout.look_at_some(names).await?,
-            None => mind.lookout.look(&BTreeSet::new()).await?,
+        let view = match names {
+            Some(names) => {
+                let view = mind.lookout.look_at_some(names).await?;
+                mind.ledger.observe(&view.situation, policy);
+                view
+            }
+            None => mind.look(policy, &BTreeSet::new(), &self.tally).await?,
         };
-        mind.surveys.fill(&mut view.situation.guests);
-        mind.ledger.observe(&view.situation, policy);
-        let plan = plan(&view.situation, policy, &mind.ledger, &policy.goal);
+        let plan = plan(&view.situation, policy, &mind.ledger, &Goal::MaxDensity);
         Ok((view.situation, plan))
     }
 
@@ -183,7 +207,7 @@ impl Density {
         policy: &Policy,
         exactly: &BTreeSet<String>,
     ) -> Result<Situation> {
-        Ok(self.mind.lock().await.look(policy, exactly).await?.situation)
+        Ok(self.mind.lock().await.look(policy, exactly, &self.tally).await?.situation)
     }
 
     /// Has the pages of those guests looked at that a plan would call "not surveyed". Whether there were any. When it is dropped, what
@@ -293,6 +317,11 @@ impl Density {
         self.keep(|history| history.finish(run, unix_ms() / 1000, &end));
     }
 
+    /// Puts down that a schedule did not run at this time (Unix seconds).
+    pub(super) fn put_down_missed(&self, schedule: &str, tick: u64) {
+        self.keep(|history| history.note_missed(schedule, tick));
+    }
+
     /// Makes this the run under way; what is returned hears when it is called off.
     pub(super) fn set_running(&self, run: RunId) -> watch::Receiver<bool> {
         let (cancel, cancelled) = watch::channel(false);
@@ -365,6 +394,7 @@ impl Density {
         let schedules = self.settings().settings.schedules.clone();
         let last = self.keep(History::last_ticks).unwrap_or_default();
         *self.scheduler() = Scheduler::new(schedules, &last, moment());
+        self.tally.scheduled_anew();
     }
 
     fn keep<T>(
@@ -412,11 +442,18 @@ impl Density {
 }
 
 impl Mind {
-    async fn look(&mut self, policy: &Policy, exactly: &BTreeSet<String>) -> Result<View> {
-        let mut view = self.lookout.look(exactly).await?;
+    /// A look at all guests, which is remembered and shown.
+    async fn look(
+        &mut self,
+        policy: &Policy,
+        exactly: &BTreeSet<String>,
+        tally: &Tally,
+    ) -> Result<View> {
+        let mut view = self.lookout.look(exactly).await.inspect_err(|_| tally.look_failed())?;
         self.surveys.retain(&view.situation.guests);
         self.surveys.fill(&mut view.situation.guests);
         self.ledger.observe(&view.situation, policy);
+        tally.looked(&view.situation, &self.ledger, policy);
         Ok(view)
     }
 }
@@ -427,6 +464,13 @@ fn claim_foreign_guests() -> Result<Option<Arc<ForeignGuests>>> {
         tracing::warn!("another node looks after this host's guests of QEMU and Cloud Hypervisor");
     }
     Ok(claimed.map(Arc::new))
+}
+
+/// When the last run of the history ended that did what it could, in Unix seconds.
+fn last_success(history: &mut History<Kept>) -> Result<Option<u64>, HistoryError> {
+    let listing = history.last(SUCCESS_AMONG)?;
+    let well = |run: &Summary<RunEnd>| run.outcome.is_some_and(RunEnd::is_success);
+    Ok(listing.runs.iter().find(|run| well(run)).and_then(|run| run.ended))
 }
 
 fn moment() -> Moment {
@@ -451,6 +495,9 @@ fn read_ledger(state: &StateDir) -> Ledger {
         }
     }
 }
+
+/// Among so many runs the last is looked for that ended well.
+const SUCCESS_AMONG: usize = 1000;
 
 /// How long a run may take to end with the node, and between two looks whether it has.
 const SHUT_DOWN_PATIENCE: Duration = Duration::from_secs(3);

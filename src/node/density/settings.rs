@@ -5,23 +5,8 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use memopt::policy::{Goal, POLICY_BYTES_MAX, Policy};
+use memopt::policy::{Goal, POLICY_BYTES_MAX, POLICY_KEYS, Policy};
 use memopt::schedule::{self, Schedule};
-
-/// The tables and keys of the file that make the policy; the rest are schedules.
-const POLICY_KEYS: [&str; 11] = [
-    "preset",
-    "goal",
-    "actuators",
-    "host",
-    "balloon",
-    "pain",
-    "merge",
-    "huge",
-    "pools",
-    "verify",
-    "guest",
-];
 
 /// What the file says.
 #[derive(Debug, Clone, PartialEq)]

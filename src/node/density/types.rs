@@ -73,6 +73,16 @@ pub(crate) enum RunEnd {
     Failed,
 }
 
+impl RunEnd {
+    /// Whether it did what it could.
+    pub(crate) fn is_success(self) -> bool {
+        match self {
+            Self::Reached | Self::Exhausted | Self::WindowOver => true,
+            Self::Cancelled | Self::Failed => false,
+        }
+    }
+}
+
 impl fmt::Display for RunEnd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

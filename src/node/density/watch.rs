@@ -78,16 +78,18 @@ pub(crate) async fn begin_now(
 
 /// Begins a run and lets it go on in the background. What waited for its end is begun then.
 async fn begin(density: &Arc<Density>, task: Task) -> Result<RunId> {
+    let trigger = task.trigger.clone();
     match Runner::begin(Arc::clone(density), task).await {
         Ok((runner, plan)) => {
             let (id, density) = (runner.id(), Arc::clone(density));
             tokio::spawn(async move {
-                runner.to_the_end(plan).await;
+                runner.carry_out(plan).await;
                 ended(&density);
             });
             Ok(id)
         }
         Err(error) => {
+            density.tally.run_not_begun(&trigger);
             ended(density);
             Err(error)
         }
@@ -108,12 +110,9 @@ fn dispatch(density: &Arc<Density>, notices: Vec<Notice>) {
                 tracing::info!(%trigger, "the window of a run is over");
             }
             Notice::Missed(missed) => {
-                tracing::warn!(
-                    schedule = missed.schedule,
-                    count = missed.count,
-                    "missed: {}",
-                    missed.why
-                );
+                density.tally.missed(&missed);
+                density.put_down_missed(&missed.schedule, missed.last);
+                tracing::warn!("{missed}");
             }
             Notice::Queued { schedule, running, .. } => {
                 tracing::info!(schedule, "waits for the end of the run under way ({running})");
@@ -138,10 +137,12 @@ fn begin_due(density: &Arc<Density>, due: Due) {
     let deadline = due.window.map(|window| uptime() + window);
     let density = Arc::clone(density);
     tokio::spawn(async move {
+        let trigger = due.trigger.clone();
         let task = match task(&density, &schedule, due.trigger, deadline).await {
             Ok(task) => task,
             Err(error) => {
                 tracing::error!(schedule = name, "a run cannot begin: {error:#}");
+                density.tally.run_not_begun(&trigger);
                 return ended(&density);
             }
         };
@@ -166,7 +167,7 @@ async fn task(
         // The last rule has the last word.
         policy.guests.push(GuestRule {
             name: Some(guest.name.clone().try_into().map_err(anyhow::Error::msg)?),
-            optimize: Some(false),
+            take: Some(false),
             ..GuestRule::default()
         });
     }
@@ -209,8 +210,14 @@ async fn try_to_relieve(
     let (situation, plan) = density.consider(&policy, names).await?;
     for step in plan.steps.iter().filter(|step| is_relief(&step.action)) {
         match density.actor.perform(&step.action).await {
-            Ok(()) => tracing::info!(step = %step.action, "{}", step.reason),
-            Err(error) => tracing::warn!(step = %step.action, "it could not be done: {error:#}"),
+            Ok(()) => {
+                density.tally.relieved();
+                tracing::info!(step = %step.action, "{}", step.reason);
+            }
+            Err(error) => {
+                density.tally.relief_failed();
+                tracing::warn!(step = %step.action, "it could not be done: {error:#}");
+            }
         }
     }
     let holds = |target_bytes: u64, memory_bytes: u64| target_bytes < memory_bytes;

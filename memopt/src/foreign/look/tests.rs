@@ -253,6 +253,33 @@ async fn a_server_that_hangs_is_given_up() {
     assert!(matches!(&error, ForeignError::Slow { question, .. } if question == "vm.info"));
 }
 
+/// Each answer comes in time, and all of them together do not.
+#[tokio::test(start_paused = true)]
+async fn a_monitor_that_takes_its_time_for_everything_is_given_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("qmp");
+    let listener = UnixListener::bind(&socket).unwrap();
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let answer = |id| {
+            format!("{{\"id\":{id},\"return\":{{\"running\":true,\"status\":\"running\"}}}}\n")
+        };
+        let answers = (1..).map(answer);
+        for says in ["{\"QMP\": {}}\n".to_owned()].into_iter().chain(answers) {
+            tokio::time::sleep(PATIENCE / 3).await;
+            if stream.write_all(says.as_bytes()).await.is_err() {
+                return;
+            }
+        }
+    });
+    let found = Found { door: Door::Qmp(socket), ..hypervisor(Path::new("/")) };
+    let error = look(&found, &asking()).await.unwrap_err();
+    assert!(
+        matches!(&error, ForeignError::Slow { question, .. } if question.contains("all")),
+        "{error}"
+    );
+}
+
 #[test]
 fn memory_in_zones_is_added_up_and_is_what_its_worst_zone_is() {
     let text = r#"{"size": 0, "mergeable": true, "zones": [{"id": "a", "size": 5, "mergeable": true},

@@ -76,7 +76,7 @@ impl Qmp {
     ///
     /// # Errors
     /// [`ForeignError::Taken`] when somebody else is connected, [`ForeignError::Unreachable`] when nobody listens,
-    /// [`ForeignError::Strange`] when it is no QMP or another process.
+    /// [`ForeignError::Elsewhere`] when another process does, [`ForeignError::Strange`] when it is no QMP.
     pub async fn connect(path: &Path, pid: u32, patience: Duration) -> Result<Self, ForeignError> {
         let stream = BufReader::new(connect(path, pid, patience).await?);
         let mut qmp = Self { socket: path.display().to_string(), stream, patience, next_id: 1 };

@@ -179,6 +179,16 @@ fn without_a_count_of_cpu_time_the_pages_limit_it() {
 }
 
 #[test]
+fn without_a_count_of_cpu_time_the_share_is_reckoned_from_the_pages() {
+    let mut ksmd = Simulated::new(1e8, 0.0);
+    ksmd.has_cpu = false;
+    ksmd.costs = [PAGE_COST, PAGE_COST];
+    ksmd.run(&mut Window::new(budget(0.2, NO_RATE, 300), Options::default()));
+    let share = ksmd.cpu / 300.0;
+    assert!(share > 0.14 && share <= 0.2, "{share}");
+}
+
+#[test]
 fn a_window_that_is_called_off_says_what_it_did_so_far() {
     let mut ksmd = Simulated::new(1e8, 0.0);
     let mut window = Window::new(budget(0.5, NO_RATE, 300), Options::default());

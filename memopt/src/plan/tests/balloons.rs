@@ -168,6 +168,22 @@ fn opted_out_guests_are_left_alone_even_in_pain() {
 }
 
 #[test]
+fn a_guest_that_nothing_is_taken_from_gets_what_it_needs() {
+    let policy = Policy::parse("[[guest]]\nname = \"a\"\ntake = false", "f").unwrap();
+    let mut host = situation(3, vec![idle_guest("a", 8 * GIB, GIB)]);
+    let (plan, _) = settled(&host, &policy, MAX);
+    assert_eq!(why(&plan, "a", Actuator::Balloon), Because::NotTaken);
+    balloon(&mut host.guests[0]).target_bytes = 4 * GIB;
+    balloon(&mut host.guests[0]).actual_bytes = 4 * GIB;
+    *said(&mut host.guests[0]) = statistics(4 * GIB, 3 * GIB);
+    let mut ledger = Ledger::default();
+    let _ = round(&host, &policy, &mut ledger, &MAX);
+    said(&mut host.guests[0]).oom_kills = Some(1);
+    let plan = round(&later(&host, 10), &policy, &mut ledger, &MAX);
+    assert_eq!(set_to(&plan, "a"), Some(8 * GIB));
+}
+
+#[test]
 fn a_limit_is_approached_by_steps_whatever_the_goal() {
     let mut policy = balanced();
     let max_bytes = Some(4 * GIB);

@@ -23,6 +23,9 @@ max = "2GiB"
 [[guest]]
 name = "g4"
 actuators = ["merge"]
+[[guest]]
+name = "g5"
+take = false
 "#;
 
 fn policy(preset: usize) -> Policy {
@@ -206,6 +209,7 @@ proptest! {
             prop_assert!(to <= limits.max_bytes || to < from, "{name}: above its limit");
             prop_assert!(to <= guest_of(&looks.1, name).memory_bytes);
             prop_assert_ne!(from, to);
+            prop_assert!(to > from || limits.take, "{name}: taken from");
             // Nobody loses what it says it needs, but to its operator's limit.
             let demand = ledger.guests[name].demand.map_or(0, |it| it.bytes());
             prop_assert!(to >= from.min(demand).min(limits.max_bytes), "{name}: below its demand");

@@ -46,6 +46,8 @@ fn done(host: &Situation, plan: &Plan, ledger: &mut Ledger) -> Situation {
 
 fn mark(guest: &mut Guest, is_mergeable: bool) {
     guest.is_mergeable = is_mergeable;
+    // Looked at since.
+    guest.survey.as_mut().unwrap().age = Duration::from_secs(1);
     for chunk in &mut guest.survey.as_mut().unwrap().chunks {
         chunk.is_mergeable = is_mergeable;
     }
