@@ -64,6 +64,7 @@ pub(crate) struct PlanOptions {
 Examples:
   lighter density plan
   lighter density plan --goal 'keep 15% headroom'
+  lighter density plan --survey                  looks at the guests' pages first
   lighter density plan --policy dense.toml       with another policy than the node's
   lighter density plan --json > plan.json        for `lighter density apply --plan plan.json`")]
 pub(crate) struct PlanArgs {
@@ -73,6 +74,11 @@ pub(crate) struct PlanArgs {
     /// Plan by this policy instead of the node's.
     #[arg(long, value_name = "FILE")]
     pub(crate) policy: Option<PathBuf>,
+
+    /// Have the guests' pages looked at first where that was not done lately, as a run does: without it, nothing is known of what
+    /// merging would bring.
+    #[arg(long)]
+    pub(crate) survey: bool,
 
     #[command(flatten)]
     pub(crate) json: JsonFlag,

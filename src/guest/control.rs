@@ -16,6 +16,7 @@ use super::process::{Ending, GuestProcess, Occupation, Saving};
 use super::session::MigrationSession;
 use super::{balloon, saved, treatment, workload};
 use crate::api::guest::GuestControl;
+use crate::api::survey::{SurveyDomain, SurveyRequest, SurveyStatus, SurveyedMemory};
 use crate::api::types::{
     BackingInfo, BalloonInfo, BalloonRequest, ConsoleInput, ConsoleTaken, GuestInfo, GuestKind,
     GuestMemory, GuestState, LandlockState, MigrationRequest, MigrationStarted, MigrationStatus,
@@ -133,7 +134,7 @@ impl ProcessControl {
             prealloc: memory.prealloc == Prealloc::AtStart,
             numa_policy: memory.numa.to_string(),
             merge_domain: memory.merge_domain.as_ref().map(ToString::to_string),
-            mergeable: machine.vm().ram().is_merged(),
+            mergeable: machine.vm().ram().has_marks(),
             merged_instead,
             from_template: machine.vm().ram().is_from_template(),
             dirty_log: machine.vm().dirty_log().to_string(),
@@ -341,6 +342,21 @@ impl GuestControl for ProcessControl {
         let occupation = self.process().occupation();
         self.refuse_when_busy(&occupation)?;
         treatment::treat(self.machine()?.vm(), request)
+    }
+
+    fn begin_survey(&self, request: &SurveyRequest) -> Result<SurveyStatus, ApiError> {
+        self.machine()?;
+        self.refuse_when_busy(&self.process().occupation())?;
+        self.process().surveys().begin(&self.0, request)?;
+        self.survey()
+    }
+
+    fn survey(&self) -> Result<SurveyStatus, ApiError> {
+        Ok(self.process().surveys().status())
+    }
+
+    fn surveyed(&self, domain: &SurveyDomain) -> Result<SurveyedMemory, ApiError> {
+        self.process().surveys().chunks(self.machine()?.vm().ram(), &domain.domain)
     }
 
     fn balloon(&self) -> Result<BalloonInfo, ApiError> {

@@ -30,3 +30,4 @@ mod moving;
 mod network;
 mod power;
 mod refusals;
+mod surveys;

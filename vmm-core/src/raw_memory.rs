@@ -53,6 +53,17 @@ impl<'a> Part<'a> {
         })
     }
 
+    /// Where it lies in its region.
+    pub(crate) fn range(&self) -> std::ops::Range<usize> {
+        self.offset..self.offset + self.len
+    }
+
+    /// Where it lies in this process.
+    pub(crate) fn addresses(&self) -> std::ops::Range<u64> {
+        let start = self.start() as u64;
+        start..start + self.len as u64
+    }
+
     fn start(&self) -> *mut libc::c_void {
         host_address(self.region).wrapping_add(self.offset).cast()
     }

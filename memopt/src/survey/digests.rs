@@ -71,6 +71,12 @@ impl Digests {
         self.bits
     }
 
+    /// Whether this table and the other one were made with one seed, and so say something about each other.
+    #[must_use]
+    pub const fn is_comparable(&self, other: &Self) -> bool {
+        self.tag == other.tag
+    }
+
     /// Pages that were looked at, those of zeros among them.
     #[must_use]
     pub const fn pages(&self) -> u64 {
@@ -129,7 +135,7 @@ impl Digests {
     /// # Errors
     /// [`DigestsError::OtherSeed`].
     pub fn merge(&mut self, other: &Self) -> Result<(), DigestsError> {
-        if self.tag != other.tag {
+        if !self.is_comparable(other) {
             return Err(DigestsError::OtherSeed);
         }
         self.coarsen(other.bits);

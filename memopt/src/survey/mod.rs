@@ -3,7 +3,7 @@
 //! The pages come from whoever has them, as slices; nothing here reads memory, a file or a clock. A [`Scan`] counts pages of zeros
 //! and keeps digests of the contents in a [`Digests`], a bounded sample that guests exchange. [`estimate()`] tells from such samples
 //! how much merging would save within guests and across them, and how far off that may be; [`Scanned::chunks`] tells where, in
-//! chunks of 2 MiB. [`Pace`] keeps the work within its share.
+//! chunks of 2 MiB. [`Watch`] tells from two short looks how much was written in between. [`Pace`] keeps the work within its share.
 //!
 //! # Why the estimate is right
 //!
@@ -33,9 +33,11 @@ mod estimate;
 mod pace;
 mod page;
 mod scan;
+mod watch;
 
 pub use digests::{Digests, DigestsError};
 pub use estimate::{Estimate, Sharing, estimate};
 pub use pace::Pace;
 pub use page::{Page, Seed};
 pub use scan::{Scan, Scanned};
+pub use watch::Watch;

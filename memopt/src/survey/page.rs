@@ -20,7 +20,12 @@ impl Seed {
 
     /// XXH3-128 of a page, of which 64 bits are kept.
     pub(super) fn digest(self, page: &Page) -> u64 {
-        let digest = xxh3_128_with_seed(page, self.0);
+        self.digest_of(page)
+    }
+
+    /// The same of anything.
+    pub(super) fn digest_of(self, bytes: &[u8]) -> u64 {
+        let digest = xxh3_128_with_seed(bytes, self.0);
         (digest ^ (digest >> 64)) as u64
     }
 

@@ -12,7 +12,7 @@ use memopt::plan::Plan;
 use memopt::policy::Policy;
 use serde::Deserialize;
 
-use super::service::Density;
+use super::service::{Density, Pages};
 use super::types::{DensityStatus, Kept, NextRun, PlanRequest, RunEnd, RunRequest, RunStarted};
 use super::watch;
 use crate::api::{ApiError, Reason};
@@ -77,7 +77,8 @@ async fn make_plan(
     let Json(request) = request?;
     let policy = request.policy.map(|text| Policy::parse(&text, "policy"));
     let policy = policy.transpose().map_err(|error| bad_request(error.to_string()))?;
-    density.plan(request.goal, policy).await.map(Json).map_err(ApiError::failed)
+    let pages = if request.survey { Pages::LookedAtFirst } else { Pages::AsKnown };
+    density.plan(request.goal, policy, pages).await.map(Json).map_err(ApiError::failed)
 }
 
 async fn begin(

@@ -3,7 +3,7 @@
 //! All decisions are made in `memopt`; here is what they need of the world. [`service`] holds it together, [`look`] makes the situation, [`foreign`] finds guests that
 //! other programs run,
 //! [`act`] does the steps, [`tally`] counts for Prometheus, [`run`] is one run from its first plan to its end, [`watch`] begins those that are due and gives guests in pain
-//! their memory back, [`settings`] reads lighter.toml, [`api`] are the routes. The node may be killed at any time: what balloons hold is
+//! their memory back, [`survey`] has guests' pages looked at, [`settings`] reads lighter.toml, [`api`] are the routes. The node may be killed at any time: what balloons hold is
 //! asked of the guests again, ksmd's settings are put back by the next node, and the history says what was interrupted.
 
 mod act;
@@ -14,6 +14,7 @@ mod run;
 mod service;
 mod settings;
 mod shown;
+mod survey;
 mod tally;
 pub(crate) mod types;
 mod watch;

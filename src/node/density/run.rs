@@ -95,6 +95,10 @@ impl Runner {
     }
 
     async fn rounds(&mut self, mut plan: Plan) -> Result<RunEnd> {
+        if self.look_at_pages().await? {
+            let anew = self.density.think(&self.task.policy, &self.task.goal).await?;
+            plan = only(anew, self.task.only.as_ref());
+        }
         for _ in 0..ROUNDS_MAX {
             if let Some(end) = self.must_end() {
                 return Ok(end);
@@ -114,6 +118,24 @@ impl Runner {
             plan = self.density.think(&self.task.policy, &goal).await?;
         }
         Ok(RunEnd::Exhausted)
+    }
+
+    /// Has guests' pages looked at where that is not known, or not any more, within the time that the policy gives to ksmd.
+    async fn look_at_pages(&mut self) -> Result<bool> {
+        if self.task.only.as_ref().is_some_and(|plan| !plan.steps.iter().any(is_of_chunks)) {
+            return Ok(false);
+        }
+        let now = uptime();
+        let window = self.task.policy.merge.window;
+        let left = self.task.deadline.map_or(window, |end| end.saturating_sub(now).min(window));
+        tokio::select! {
+            surveyed = self.density.survey(&self.task.policy) => surveyed,
+            () = tokio::time::sleep(left) => {
+                tracing::warn!(run = %self.id, "not all guests' pages were looked at in time");
+                Ok(true)
+            }
+            _ = self.cancelled.changed() => Ok(false),
+        }
     }
 
     /// Why it must not go on.
@@ -139,7 +161,9 @@ impl Runner {
                 break;
             }
             let expectation = Expectation::of(step, &before, &self.task.policy);
-            match self.density.actor.perform(&step.action).await {
+            let done = self.density.actor.perform(&step.action).await;
+            self.density.note_step(&step.action, &done).await;
+            match done {
                 Ok(()) => {
                     tracing::info!(run = %self.id, step = %step.action, expected_bytes = step.expected_bytes, "{}", step.reason);
                     self.density.tally.step_done(&step.action);
@@ -219,6 +243,18 @@ impl Runner {
         let policy = self.task.policy.clone();
         self.density.remember(|ledger| ledger.verified(&outcome, &policy)).await;
     }
+}
+
+/// Whether guests' pages decide about a step.
+fn is_of_chunks(step: &Step) -> bool {
+    matches!(
+        step.action,
+        Action::Merge { .. }
+            | Action::Unmerge { .. }
+            | Action::MakeHuge { .. }
+            | Action::RemergeTemplate { .. }
+            | Action::DriveKsm { .. }
+    )
 }
 
 /// What of `plan` is in `only` too: a plan that is applied later is done as far as it would still be made. Balloons shrink no further than

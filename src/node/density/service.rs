@@ -9,17 +9,19 @@ use memopt::history::{
     Chronicle, Found, History, HistoryError, Limits, Listing, News, Run, RunId, Summary,
 };
 use memopt::ledger::Ledger;
-use memopt::plan::{Plan, Step, plan};
+use memopt::plan::{Action, Plan, Step, plan};
 use memopt::policy::{Goal, Policy};
 use memopt::schedule::{Event, Moment, Notice, Schedule, Scheduler, Trigger};
 use memopt::situation::Situation;
 use metrics::{DensityCounted, DensitySample};
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use super::act::Actor;
 use super::foreign::ForeignGuests;
 use super::look::{Lookout, View};
 use super::settings::SettingsFile;
+use super::survey::{self, Surveys};
 use super::tally::Tally;
 use super::types::{DensityStatus, Kept, NextRun, RunEnd};
 use crate::api::{ApiError, Reason};
@@ -33,6 +35,8 @@ use crate::state_dir::StateDir;
 pub(crate) struct Density {
     state: StateDir,
     settings: Mutex<SettingsFile>,
+    /// Guests' pages are looked at by one at a time.
+    surveying: tokio::sync::Mutex<()>,
     /// One look at a time, and with it what is made of it.
     mind: tokio::sync::Mutex<Mind>,
     chronicle: Mutex<Chronicle<Kept>>,
@@ -44,11 +48,21 @@ pub(crate) struct Density {
     pub(super) tally: Tally,
 }
 
+/// What a plan knows of guests' pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pages {
+    /// What is known anyhow.
+    AsKnown,
+    /// They are looked at first where that was not done lately.
+    LookedAtFirst,
+}
+
 /// What looks find, and what is remembered of them.
 #[derive(Debug)]
 struct Mind {
     lookout: Lookout,
     ledger: Ledger,
+    surveys: Surveys,
 }
 
 impl Density {
@@ -78,7 +92,9 @@ impl Density {
             mind: tokio::sync::Mutex::new(Mind {
                 lookout: Lookout::new(state.clone(), foreign),
                 ledger: read_ledger(state),
+                surveys: Surveys::default(),
             }),
+            surveying: tokio::sync::Mutex::default(),
             scheduler: Mutex::new(Scheduler::new(Vec::new(), &Default::default(), moment())),
             chronicle: Mutex::new(chronicle),
             running: Mutex::default(),
@@ -102,7 +118,10 @@ impl Density {
         };
         let (view, level) = {
             let mut mind = self.mind.lock().await;
-            let view = mind.look(&policy, &BTreeSet::new(), &self.tally).await?;
+            let mut view = mind.look(&policy, &BTreeSet::new(), &self.tally).await?;
+            // Thousands for each guest, which nobody reads.
+            let surveys = view.situation.guests.iter_mut().filter_map(|it| it.survey.as_mut());
+            surveys.for_each(|survey| survey.chunks.clear());
             (view, mind.ledger.level)
         };
         Ok(DensityStatus {
@@ -128,9 +147,20 @@ impl Density {
     ///
     /// # Errors
     /// The host cannot be looked at.
-    pub(crate) async fn plan(&self, goal: Option<Goal>, policy: Option<Policy>) -> Result<Plan> {
+    pub(super) async fn plan(
+        &self,
+        goal: Option<Goal>,
+        policy: Option<Policy>,
+        pages: Pages,
+    ) -> Result<Plan> {
         let policy = policy.unwrap_or_else(|| self.policy());
         let goal = goal.unwrap_or(policy.goal);
+        if pages == Pages::LookedAtFirst {
+            // Whose pages are not looked at in time is told in the plan.
+            if let Ok(surveyed) = timeout(policy.merge.window, self.survey(&policy)).await {
+                surveyed?;
+            }
+        }
         self.think(&policy, &goal).await
     }
 
@@ -178,6 +208,33 @@ impl Density {
         exactly: &BTreeSet<String>,
     ) -> Result<Situation> {
         Ok(self.mind.lock().await.look(policy, exactly, &self.tally).await?.situation)
+    }
+
+    /// Has the pages of those guests looked at that a plan would call "not surveyed". Whether there were any. When it is dropped, what
+    /// was found so far is kept.
+    ///
+    /// # Errors
+    /// The host cannot be looked at.
+    pub(super) async fn survey(&self, policy: &Policy) -> Result<bool> {
+        let _turn = self.surveying.lock().await;
+        let situation = self.look(policy, &BTreeSet::new()).await?;
+        let domains = survey::due(&situation, policy);
+        let mut asked = survey::survey(&self.state, &domains, policy);
+        while let Some(found) = asked.join_next().await {
+            let found = found.context("a look at guests' pages broke down")?;
+            self.mind.lock().await.surveys.keep(found);
+        }
+        Ok(!domains.is_empty())
+    }
+
+    /// A step was done, or went wrong half-way: what is known of the guest's pages changes with it.
+    pub(super) async fn note_step(&self, action: &Action, result: &Result<()>) {
+        let surveys = &mut self.mind.lock().await.surveys;
+        match (result, action.guest()) {
+            (Ok(()), _) => surveys.acted(action),
+            (Err(_), Some(guest)) => surveys.forget(guest),
+            (Err(_), None) => {}
+        }
     }
 
     /// Changes what is remembered, and puts it down for the next node.
@@ -302,7 +359,7 @@ impl Density {
                 tokio::time::sleep(SHUT_DOWN_PAUSE).await;
             }
         };
-        if tokio::time::timeout(SHUT_DOWN_PATIENCE, is_over).await.is_err() {
+        if timeout(SHUT_DOWN_PATIENCE, is_over).await.is_err() {
             tracing::warn!("a run is cut short");
         }
     }
@@ -392,7 +449,9 @@ impl Mind {
         exactly: &BTreeSet<String>,
         tally: &Tally,
     ) -> Result<View> {
-        let view = self.lookout.look(exactly).await.inspect_err(|_| tally.look_failed())?;
+        let mut view = self.lookout.look(exactly).await.inspect_err(|_| tally.look_failed())?;
+        self.surveys.retain(&view.situation.guests);
+        self.surveys.fill(&mut view.situation.guests);
         self.ledger.observe(&view.situation, policy);
         tally.looked(&view.situation, &self.ledger, policy);
         Ok(view)

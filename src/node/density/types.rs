@@ -36,6 +36,8 @@ pub(crate) struct PlanRequest {
     pub(crate) goal: Option<Goal>,
     /// The text of a policy; the node's when absent.
     pub(crate) policy: Option<String>,
+    /// Whether guests' pages are looked at first where that was not done lately, which takes its time.
+    pub(crate) survey: bool,
 }
 
 /// `POST /v1/density/runs`.

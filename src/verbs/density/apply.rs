@@ -7,6 +7,7 @@ use memopt::history::{Run, RunId};
 use memopt::plan::Plan;
 use tokio::sync::mpsc::UnboundedReceiver;
 
+use super::plan::SURVEY_PATIENCE;
 use super::{heard, history, node, signed_size};
 use crate::api::ApiClient;
 use crate::cli::Output;
@@ -117,7 +118,8 @@ async fn follow(
 
 /// Whether there is anything to do.
 async fn has_work(client: &ApiClient, request: &RunRequest) -> Result<bool> {
-    let request = PlanRequest { goal: request.goal, policy: None };
+    let request = PlanRequest { goal: request.goal, survey: true, policy: None };
+    let client = client.clone().with_patience(SURVEY_PATIENCE);
     let plan: Plan = heard(client.post("/v1/density/plan", &request).await)?;
     Ok(!plan.steps.is_empty())
 }

@@ -1,5 +1,7 @@
 //! `lighter density plan`.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result};
 use memopt::plan::Plan;
 use memopt::policy::POLICY_BYTES_MAX;
@@ -15,6 +17,9 @@ use crate::table::{Table, facts};
 use crate::units::{format_duration, format_size};
 use crate::verbs::session::block_on;
 
+/// How long looks at guests' pages may take: as long as a policy can give them.
+pub(super) const SURVEY_PATIENCE: Duration = Duration::from_secs(24 * 3600);
+
 /// Shows what would be done.
 ///
 /// # Errors
@@ -24,9 +29,14 @@ pub(super) fn run(state: &StateDir, args: &PlanArgs) -> Result<Exit> {
         regular_file::read_text(path, POLICY_BYTES_MAX as u64)
             .with_context(|| format!("cannot read {}", path.display()))
     });
-    let request = PlanRequest { goal: args.options.goal, policy: policy.transpose()? };
-    let plan: Plan =
-        block_on(async { heard(node(state).post("/v1/density/plan", &request).await) })?;
+    let (goal, survey) = (args.options.goal, args.survey);
+    let request = PlanRequest { goal, policy: policy.transpose()?, survey };
+    let mut client = node(state);
+    if survey {
+        output::note("the guests' pages are looked at first");
+        client = client.with_patience(SURVEY_PATIENCE);
+    }
+    let plan: Plan = block_on(async { heard(client.post("/v1/density/plan", &request).await) })?;
     match args.json.output() {
         Output::Json => output::print_json(&plan)?,
         Output::Text => output::print(text(&plan))?,

@@ -10,6 +10,49 @@ const FOLDER: &str = "/sys/kernel/mm/ksm";
 const KNOBS: [(&str, &str); 3] =
     [("pages_to_scan", "5000"), ("sleep_millisecs", "1"), ("run", "1")];
 
+/// What must be as before when somebody has driven ksmd.
+const ALL_KNOBS: [&str; 8] = [
+    "advisor_mode",
+    "max_page_sharing",
+    "merge_across_nodes",
+    "pages_to_scan",
+    "run",
+    "sleep_millisecs",
+    "smart_scan",
+    "use_zero_pages",
+];
+
+/// No other test's ksmd: for tests in which the program drives it.
+#[derive(Debug)]
+pub(crate) struct KsmTurn {
+    before: [String; 8],
+    _turn: File,
+}
+
+impl KsmTurn {
+    /// Waits for it.
+    pub(crate) fn take() -> Self {
+        let _turn = take_turn();
+        Self { before: all_knobs(), _turn }
+    }
+
+    /// Whether each knob is as it was then.
+    pub(crate) fn is_as_before(&self) -> bool {
+        all_knobs() == self.before
+    }
+}
+
+fn all_knobs() -> [String; 8] {
+    ALL_KNOBS.map(|knob| read(&format!("{FOLDER}/{knob}")))
+}
+
+fn take_turn() -> File {
+    let lock = std::env::temp_dir().join("lighter-tests-ksm.lock");
+    let turn = File::create(lock).expect("a lock file");
+    turn.lock().expect("a lock");
+    turn
+}
+
 /// A ksmd that scans fast; as it was before when dropped.
 #[derive(Debug)]
 pub(crate) struct Ksm {
@@ -20,9 +63,7 @@ pub(crate) struct Ksm {
 impl Ksm {
     /// Has ksmd scan.
     pub(crate) fn scanning() -> Self {
-        let lock = std::env::temp_dir().join("lighter-tests-ksm.lock");
-        let turn = File::create(lock).expect("a lock file");
-        turn.lock().expect("a lock");
+        let turn = take_turn();
         let before = KNOBS.map(|(knob, _)| (knob, read(&format!("{FOLDER}/{knob}"))));
         let ksm = Self { before: before.into(), _turn: turn };
         KNOBS.iter().for_each(|(knob, value)| set(knob, value));

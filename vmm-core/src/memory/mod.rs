@@ -11,6 +11,7 @@ mod backing;
 mod config;
 pub(crate) mod host;
 mod layout;
+mod mapped;
 pub(crate) mod numa;
 mod pool;
 mod ram;
@@ -19,6 +20,7 @@ pub(crate) use backing::TemplateImage;
 pub use config::{HugePages, MemoryConfig, MergeDomain, Prealloc};
 pub use host::{HOST_RESERVE_BYTES, available_bytes};
 pub use layout::{HIGH_RAM_START, LOW_RAM_MAX, RamLayout, RamRegion};
+pub use mapped::{HugeView, OwnPages, PAGEMAP_SCAN_REQUEST, PageMap};
 pub use numa::{NodeSet, NumaPolicy};
 pub(crate) use ram::RamMap;
 pub use ram::{GuestRam, Treatment};
@@ -169,6 +171,18 @@ pub enum MemoryError {
     /// Pages cannot be shared with the template again.
     #[error("cannot share the guest's memory with its template again: {cause}")]
     Share {
+        /// The system's answer.
+        cause: std::io::Error,
+    },
+    /// The guest's template cannot be read.
+    #[error("cannot read the template of guest memory: {cause}")]
+    ReadTemplate {
+        /// The system's answer.
+        cause: std::io::Error,
+    },
+    /// The kernel does not tell how guest memory is mapped.
+    #[error("cannot tell how guest memory is mapped (/proc/self/pagemap): {cause}")]
+    Pagemap {
         /// The system's answer.
         cause: std::io::Error,
     },

@@ -9,7 +9,7 @@ use vm_memory::{
 };
 
 use super::backing::{Backing, TemplateImage, populate};
-use super::{CHUNK_PAGES, MemoryConfig, MemoryError, PAGE_BYTES, RamLayout};
+use super::{CHUNK_PAGES, MemoryConfig, MemoryError, PAGE_BYTES, RamLayout, RamRegion};
 use crate::raw_memory::Part;
 
 /// Guest memory as rust-vmm crates see it, remembering what is written through it.
@@ -76,7 +76,7 @@ impl GuestRam {
     /// # Errors
     /// [`MemoryError::CannotMerge`], [`MemoryError::Merge`].
     pub fn merge(&self) -> Result<(), MemoryError> {
-        self.backing.merge(self.memory.iter())
+        self.backing.merge(self.memory.iter(), self.layout.regions())
     }
 
     /// Has `range`, whole pages of guest-physical addresses, treated in this way. The guest reads what it did before.
@@ -85,12 +85,53 @@ impl GuestRam {
     /// [`MemoryError::NoSuchAddress`] when the range is not RAM or not whole pages, [`MemoryError::CannotMerge`] for
     /// huge pages of a pool, [`MemoryError::NotMerged`], [`MemoryError::Merge`], [`MemoryError::Collapse`].
     pub fn treat(&self, range: &Range<u64>, treatment: Treatment) -> Result<(), MemoryError> {
+        let (part, place) = self.part(range)?;
+        self.backing.treat(part, place, treatment)
+    }
+
+    /// The whole pages of `range`, and the region that they are in.
+    pub(super) fn part(&self, range: &Range<u64>) -> Result<(Part<'_>, &RamRegion), MemoryError> {
         let len = range.end.saturating_sub(range.start) as usize;
         let nowhere = || MemoryError::NoSuchAddress { gpa: range.start, len };
         let (index, offset) = self.find(range).ok_or_else(nowhere)?;
         let region = self.memory.iter().nth(index).ok_or_else(nowhere)?;
-        let part = Part::new(region, offset, len).map_err(|_| nowhere())?;
-        self.backing.treat(part, treatment)
+        let place = self.layout.regions().get(index).ok_or_else(nowhere)?;
+        Ok((Part::new(region, offset, len).map_err(|_| nowhere())?, place))
+    }
+
+    /// Whether the kernel may merge pages of the 2 MiB around guest-physical address `gpa`.
+    pub fn is_marked(&self, gpa: u64) -> bool {
+        let found = self.find(&(gpa..gpa)).filter(|(index, offset)| {
+            (*offset as u64) < self.layout.regions().get(*index).map_or(0, |place| place.bytes)
+        });
+        found.is_some_and(|(index, offset)| {
+            self.backing.is_marked(&self.layout.regions()[index], offset)
+        })
+    }
+
+    /// Whether the kernel may merge any pages now.
+    pub fn has_marks(&self) -> bool {
+        self.backing.has_marks()
+    }
+
+    /// Fills `buf`, whole pages within 2 MiB, with what the guest's template has at guest-physical address `gpa`. False where the
+    /// memory is not, or no longer, a template's.
+    ///
+    /// # Errors
+    /// [`MemoryError::NoSuchAddress`], [`MemoryError::ReadTemplate`].
+    pub fn read_template(&self, gpa: u64, buf: &mut [u8]) -> Result<bool, MemoryError> {
+        let len = buf.len();
+        let nowhere = || MemoryError::NoSuchAddress { gpa, len };
+        let range = gpa..gpa.checked_add(len as u64).ok_or_else(nowhere)?;
+        let (index, offset) = self.find(&range).ok_or_else(nowhere)?;
+        let (Some(region), Some(place)) =
+            (self.memory.iter().nth(index), self.layout.regions().get(index))
+        else {
+            return Err(nowhere());
+        };
+        self.backing
+            .read_template(region, place, offset, buf)
+            .map_err(|cause| MemoryError::ReadTemplate { cause })
     }
 
     /// Gives the guest's own copies of its template's pages in `range` back where they are as in the template. The guest reads what it
@@ -110,7 +151,7 @@ impl GuestRam {
         self.backing.share(region, place, offset, len).map_err(|cause| MemoryError::Share { cause })
     }
 
-    /// Whether the kernel may merge pages.
+    /// Whether parts of it may be marked for the kernel to merge: it has a merge domain, and this host merges that one.
     pub fn is_merged(&self) -> bool {
         self.backing.is_merged()
     }
