@@ -134,7 +134,7 @@ mod tests {
         let settings = Settings::parse(example, "docs/user-guide.md").unwrap();
         let names: Vec<_> = settings.schedules.iter().map(|it| it.name.as_str()).collect();
         assert_eq!(names, ["nightly", "noon"]);
-        assert_eq!(settings.policy.guests.len(), 2);
+        assert_eq!(settings.policy.guests.len(), 3);
         assert_eq!(settings.policy.goal, Goal::MaxDensity);
     }
 
