@@ -91,7 +91,7 @@ impl Surveys {
         let looker = Looker::new(process, &progress, request.cpu_share);
         let seed = Seed::new(request.seed);
         let scan = Scan::new(seed, capacity, request.bits);
-        let work = move || looker.to_the_end(scan, Watch::new(seed));
+        let work = move || looker.finish(scan, Watch::new(seed));
         std::thread::Builder::new()
             .name("survey".to_owned())
             .spawn(work)

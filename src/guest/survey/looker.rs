@@ -78,7 +78,7 @@ impl Looker {
     }
 
     /// Looks, and leaves what was found with the process.
-    pub(super) fn to_the_end(mut self, scan: Scan, watch: Watch) {
+    pub(super) fn finish(mut self, scan: Scan, watch: Watch) {
         // Refused, it looks with the priority that it has, within its share.
         if let Err(error) = rustix::process::setpriority_process(None, NICE) {
             tracing::debug!(%error, "a look at the guest's pages has an ordinary priority");

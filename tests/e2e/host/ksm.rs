@@ -1,6 +1,7 @@
 //! The kernel's samepage merging, for tests that need it to run. It belongs to the whole machine, so they take turns.
 
 use std::fs::{self, File};
+use std::time::{Duration, Instant};
 
 use super::process::Pid;
 
@@ -30,10 +31,24 @@ pub(crate) struct KsmTurn {
 }
 
 impl KsmTurn {
-    /// Waits for it.
+    /// Waits for it. What processes had merged that are gone is forgotten then: the kernel counts it until ksmd passes by.
     pub(crate) fn take() -> Self {
         let _turn = take_turn();
-        Self { before: all_knobs(), _turn }
+        let before = all_knobs();
+        let passes = || read(&format!("{FOLDER}/full_scans")).parse::<u64>().expect("a number");
+        let wanted = passes() + 2;
+        KNOBS.iter().for_each(|(knob, value)| set(knob, value));
+        let end = Instant::now() + Duration::from_secs(3);
+        // Without memory to be merged there are no passes, and nothing to be forgotten.
+        while passes() < wanted && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        for (knob, value) in ALL_KNOBS.iter().zip(&before) {
+            if KNOBS.iter().any(|(other, _)| other == knob) {
+                set(knob, value);
+            }
+        }
+        Self { before, _turn }
     }
 
     /// Whether each knob is as it was then.
