@@ -1,9 +1,9 @@
 //! The HTTP/JSON interface of guest processes, on Unix sockets.
 //!
-//! [`types`] is what travels, [`survey`] what does about looks at a guest's pages, [`guest`] the routes of a guest process, [`server`] how a socket is served, [`client`] how one
-//! is asked, [`descriptor`] how a file goes along, [`error`] how a refusal looks on both sides, `openapi.json` what a stranger reads
-//! first. Nothing here knows how a
-//! guest does what it is asked: [`guest::GuestControl`] does. Start at [`guest`].
+//! [`types`] is what travels, [`survey`] what does about looks at a guest's pages, [`guest`] the routes of a guest process,
+//! [`server`] how a socket is served, [`client`] how one is asked, [`descriptor`] how a file goes along, [`error`] how a refusal
+//! looks on both sides, `openapi.json` what a stranger reads first. Nothing here knows how a guest does what it is asked:
+//! [`guest::GuestControl`] does. Start at [`guest`].
 
 pub(crate) mod client;
 mod descriptor;
