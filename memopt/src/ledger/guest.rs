@@ -34,6 +34,9 @@ pub struct GuestLedger {
     pub standings: BTreeMap<Actuator, Standing>,
     /// When its chunks were last marked, taken apart or made huge: an older survey says nothing of them.
     pub changed: Option<Duration>,
+    /// What a step asked it to keep last, in bytes: a target of another size is somebody else's.
+    #[serde(default)]
+    pub asked_bytes: Option<u64>,
     counters: Option<Counters>,
     /// What it was asked for, what it had, and since when neither changed.
     still: Option<(u64, u64, Duration)>,
@@ -51,6 +54,7 @@ impl GuestLedger {
             turns: Turns::default(),
             standings: BTreeMap::new(),
             changed: None,
+            asked_bytes: None,
             counters: None,
             still: None,
             excused: now,

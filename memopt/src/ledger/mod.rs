@@ -30,7 +30,7 @@ pub use standing::{Bench, Standing};
 pub use turns::Turns;
 
 use crate::plan::{Action, Step};
-use crate::policy::{Actuator, Policy};
+use crate::policy::{Actuator, MIB, Policy};
 use crate::situation::Situation;
 use crate::verify::Outcome;
 
@@ -94,7 +94,12 @@ impl Ledger {
             Action::Unmerge { guest, .. }
             | Action::MakeHuge { guest, .. }
             | Action::RemergeTemplate { guest, .. } => self.changed(guest),
-            Action::SetBalloon { .. } | Action::ResizePool { .. } => {}
+            Action::SetBalloon { guest, to_bytes, .. } => {
+                if let Some(record) = self.guests.get_mut(guest) {
+                    record.asked_bytes = Some(*to_bytes);
+                }
+            }
+            Action::ResizePool { .. } => {}
         }
     }
 
@@ -103,6 +108,14 @@ impl Ledger {
         if let Some(record) = self.guests.get_mut(guest) {
             record.changed = Some(self.uptime);
         }
+    }
+
+    /// Whether the guest of this name was asked to keep `target_bytes` by a step, and not by somebody else since.
+    #[must_use]
+    pub fn has_asked(&self, guest: &str, target_bytes: u64) -> bool {
+        let asked = self.guests.get(guest).and_then(|record| record.asked_bytes);
+        // What a guest has stands for what it was asked for where its monitor does not tell.
+        asked.is_some_and(|asked| asked.abs_diff(target_bytes) <= MIB)
     }
 
     /// Takes in what came of a step; an actuator that has failed often enough is benched.

@@ -263,3 +263,18 @@ proptest! {
         prop_assert!(demand.fast_bytes.abs_diff(once.fast_bytes) <= distance);
     }
 }
+
+#[test]
+fn a_balloon_that_somebody_else_has_set_is_not_ours() {
+    let mut ledger = told(&[using(0, GIB)]);
+    assert!(!ledger.has_asked("a", 8 * GIB), "nobody has asked");
+    let action =
+        Action::SetBalloon { guest: "a".to_owned(), from_bytes: 8 * GIB, to_bytes: 4 * GIB };
+    let step = Step { action, expected_bytes: 0, cpu: Duration::ZERO, reason: String::new() };
+    ledger.acted(&step);
+    assert!(ledger.has_asked("a", 4 * GIB) && ledger.has_asked("a", 4 * GIB + MIB));
+    assert!(!ledger.has_asked("a", 2 * GIB) && !ledger.has_asked("b", 4 * GIB));
+    let text = serde_json::to_string(&ledger).expect("a text");
+    let read: Ledger = serde_json::from_str(&text).expect("a ledger");
+    assert!(read.has_asked("a", 4 * GIB), "the next node knows");
+}

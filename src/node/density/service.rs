@@ -175,8 +175,9 @@ impl Density {
         Ok(plan(&situation, policy, &mind.ledger, goal))
     }
 
-    /// A look at the guests of these names, or all, and what they need, whatever the policy's goal: what the host merely has to spare
-    /// is a run's to give, or the watch would undo what runs for other goals have taken.
+    /// A look at the guests of these names, or all, and what is to be given back to those that need it. Whatever the policy's goal:
+    /// what the host merely has to spare is a run's to give, or the watch would undo what runs for other goals have taken. And only
+    /// what runs have taken: a balloon that an operator has set is the operator's.
     ///
     /// # Errors
     /// The host cannot be looked at.
@@ -184,7 +185,7 @@ impl Density {
         &self,
         policy: &Policy,
         names: Option<&BTreeSet<String>>,
-    ) -> Result<(Situation, Plan)> {
+    ) -> Result<(Situation, Vec<Step>)> {
         let mut mind = self.mind.lock().await;
         let view = match names {
             Some(names) => {
@@ -195,7 +196,14 @@ impl Density {
             None => mind.look(policy, &BTreeSet::new(), &self.tally).await?,
         };
         let plan = plan(&view.situation, policy, &mind.ledger, &Goal::MaxDensity);
-        Ok((view.situation, plan))
+        let is_relief = |step: &Step| match &step.action {
+            Action::SetBalloon { guest, from_bytes, to_bytes } => {
+                to_bytes > from_bytes && mind.ledger.has_asked(guest, *from_bytes)
+            }
+            _ => false,
+        };
+        let steps = plan.steps.into_iter().filter(is_relief).collect();
+        Ok((view.situation, steps))
     }
 
     /// A look at the host, with what the guests of these names really cost.

@@ -127,6 +127,18 @@ mod tests {
     }
 
     #[test]
+    fn the_example_in_the_guide_is_right_and_shows_every_kind_of_table() {
+        const GUIDE: &str = include_str!("../../../docs/user-guide.md");
+        let (_, rest) = GUIDE.split_once("```toml\n# lighter.toml\n").unwrap();
+        let (example, _) = rest.split_once("```").unwrap();
+        let settings = Settings::parse(example, "docs/user-guide.md").unwrap();
+        let names: Vec<_> = settings.schedules.iter().map(|it| it.name.as_str()).collect();
+        assert_eq!(names, ["nightly", "noon"]);
+        assert_eq!(settings.policy.guests.len(), 3);
+        assert_eq!(settings.policy.goal, Goal::MaxDensity);
+    }
+
+    #[test]
     fn what_is_wrong_is_told_with_its_line_whoever_reads_it() {
         let wrong = |text: &str| Settings::parse(text, "lighter.toml").unwrap_err();
         let goal = wrong(&SCHEDULE.replace("max density", "all of it"));

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use memopt::history::RunId;
-use memopt::plan::{Action, Plan};
+use memopt::plan::Plan;
 use memopt::policy::{Goal, GuestRule, Policy};
 use memopt::schedule::{Due, Event, Notice, Schedule, Trigger};
 use tokio::task::JoinHandle;
@@ -207,11 +207,12 @@ async fn try_to_relieve(
     names: Option<&BTreeSet<String>>,
 ) -> Result<BTreeSet<String>> {
     let policy = density.policy();
-    let (situation, plan) = density.consider(&policy, names).await?;
-    for step in plan.steps.iter().filter(|step| is_relief(&step.action)) {
+    let (situation, steps) = density.consider(&policy, names).await?;
+    for step in &steps {
         match density.actor.perform(&step.action).await {
             Ok(()) => {
                 density.tally.relieved();
+                density.remember(|ledger| ledger.acted(step)).await;
                 tracing::info!(step = %step.action, "{}", step.reason);
             }
             Err(error) => {
@@ -226,9 +227,4 @@ async fn try_to_relieve(
         balloon.is_some_and(|balloon| holds(balloon.target_bytes, guest.memory_bytes))
     });
     Ok(inflated.map(|guest| guest.name).collect())
-}
-
-/// A guest gets memory back.
-fn is_relief(action: &Action) -> bool {
-    matches!(action, Action::SetBalloon { from_bytes, to_bytes, .. } if to_bytes > from_bytes)
 }
