@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use vmm_core::{BalloonStatus, DeviceError, RunState, Vm};
 
 use super::machine::SharedMachine;
-use crate::api::types::{BalloonInfo, BalloonLevel, BalloonStatistics};
+use crate::api::memory::BalloonLevel;
+use crate::api::types::{BalloonInfo, BalloonStatistics};
 use crate::api::{ApiError, Reason};
 use crate::names::GuestName;
 

@@ -16,12 +16,13 @@ use super::process::{Ending, GuestProcess, Occupation, Saving};
 use super::session::MigrationSession;
 use super::{balloon, saved, treatment, workload};
 use crate::api::guest::GuestControl;
+use crate::api::memory::{GuestMemory, TreatedMemory, TreatmentRequest};
 use crate::api::survey::{SurveyDomain, SurveyRequest, SurveyStatus, SurveyedMemory};
 use crate::api::types::{
     BackingInfo, BalloonInfo, BalloonRequest, ConsoleInput, ConsoleTaken, GuestInfo, GuestKind,
-    GuestMemory, GuestState, LandlockState, MigrationRequest, MigrationStarted, MigrationStatus,
-    NetInfo, OnReboot, RebootRequest, Resolution, SaveRequest, Saved, StateAnswer, TreatedMemory,
-    TreatmentRequest, VsockInfo, WorkloadControl, WorkloadControlled, WorkloadInfo,
+    GuestState, LandlockState, MigrationRequest, MigrationStarted, MigrationStatus, NetInfo,
+    OnReboot, RebootRequest, Resolution, SaveRequest, Saved, StateAnswer, VsockInfo,
+    WorkloadControl, WorkloadControlled, WorkloadInfo,
 };
 use crate::api::{ApiError, Reason};
 use crate::scrollback::Scrollback;

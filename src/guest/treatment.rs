@@ -5,7 +5,7 @@ use std::ops::Range;
 use vmm_core::Vm;
 use vmm_core::memory::{RamRegion, Treatment};
 
-use crate::api::types::{MemoryTreatment, TreatedMemory, TreatmentRequest};
+use crate::api::memory::{MemoryTreatment, TreatedMemory, TreatmentRequest};
 use crate::api::{ApiError, Reason};
 
 /// Bytes of a chunk: what a huge page holds.

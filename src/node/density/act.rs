@@ -14,9 +14,8 @@ use memopt::plan::{Action, ChunkRange};
 
 use super::foreign::ForeignGuests;
 use crate::api::ApiClient;
-use crate::api::types::{
-    BalloonInfo, BalloonRequest, MemoryTreatment, TreatedMemory, TreatmentRequest,
-};
+use crate::api::memory::{MemoryTreatment, TreatedMemory, TreatmentRequest};
+use crate::api::types::{BalloonInfo, BalloonRequest};
 use crate::names::GuestName;
 use crate::state_dir::StateDir;
 

@@ -10,7 +10,8 @@ use memopt::situation::{Backing, Balloon, Cost, Guest, Hindrance, Situation, Sta
 use tokio::task::JoinSet;
 
 use super::foreign::ForeignGuests;
-use crate::api::types::{BackingInfo, BalloonLevel, BalloonStatistics, GuestMemory, GuestState};
+use crate::api::memory::{BalloonLevel, GuestMemory};
+use crate::api::types::{BackingInfo, BalloonStatistics, GuestState};
 use crate::api::{ApiClient, AskError};
 use crate::clock::{unix_ms, uptime};
 use crate::state_dir::{GuestDir, StateDir};

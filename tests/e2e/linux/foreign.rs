@@ -12,7 +12,14 @@ use crate::host::{NodePlan, Pair, wait};
 const ALL_BYTES: u64 = 128 << 20;
 
 /// Takes what a guest of 128 MiB does not need, which is less than the usual policy looks at, and a fifth of it at most.
-const POLICY: &str = "goal = \"max density\"\n[balloon]\ndead-band-min = \"2MiB\"\nreserve-min = \"8MiB\"\nfloor = \"80%\"\nstep = \"20%\"\n";
+const POLICY: &str = r#"
+goal = "max density"
+[balloon]
+dead-band-min = "2MiB"
+reserve-min = "8MiB"
+floor = "80%"
+step = "20%"
+"#;
 
 /// QEMU with a Linux guest, as anybody might have started it. Ends when dropped.
 struct Qemu {
