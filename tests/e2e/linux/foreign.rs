@@ -11,13 +11,13 @@ use crate::host::{NodePlan, Pair, wait};
 
 const ALL_BYTES: u64 = 128 << 20;
 
-/// Takes what a guest of 128 MiB does not need, which is less than the usual policy looks at, and a fifth of it at most.
+/// Takes what a guest of 128 MiB does not need, which is less than the usual policy looks at.
 const POLICY: &str = r#"
 goal = "max density"
 [balloon]
 dead-band-min = "2MiB"
 reserve-min = "8MiB"
-floor = "80%"
+floor = "10%"
 step = "20%"
 "#;
 
@@ -90,16 +90,16 @@ fn a_guest_of_qemus_gives_memory_by_the_same_commands() {
     let [guest] = &of_ours(&status["situation"]["guests"])[..] else { panic!("{status:#}") };
     assert_eq!((&guest["vmm"], &guest["memory_bytes"]), (&"qemu".into(), &ALL_BYTES.into()));
 
-    let step = wait::within(BOOT_PATIENCE, "the guest has said what it needs", || {
+    let plan = wait::within(BOOT_PATIENCE, "the guest has said what it needs", || {
         let plan = pair.a.run(&["density", "plan", "--json"]).ok().json();
-        match &of_ours(&plan["steps"])[..] {
-            [step] => Ok(step.clone()),
-            _ => Err(plan),
-        }
+        if of_ours(&plan["steps"]).is_empty() { Err(plan) } else { Ok(plan) }
     });
-    assert_eq!(step["action"]["kind"], "set-balloon", "{step:#}");
+    assert_eq!(of_ours(&plan["steps"])[0]["action"]["kind"], "set-balloon", "{plan:#}");
     let before = checks(&folder);
-    let run = pair.a.run(&["density", "apply", "--json"]).ok().json();
+    // One round: the guest's driver is slow where its kernel is emulated.
+    let file = folder.join("plan.json").display().to_string();
+    fs::write(&file, plan.to_string()).expect("a file");
+    let run = pair.a.run(&["density", "apply", "--plan", &file, "--json"]).ok().json();
     assert!(run["actions"].as_u64() >= Some(1), "{run:#}");
     let status = pair.a.run(&["density", "status", "--json"]).ok().json();
     let [guest] = &of_ours(&status["situation"]["guests"])[..] else { panic!("{status:#}") };
