@@ -79,6 +79,7 @@ fn dispatch(cli: &Cli) -> Result<Exit> {
         Verb::Reset(args) => verbs::power::reset(&state, args),
         Verb::Destroy(args) => verbs::power::destroy(&state, args),
         Verb::Balloon(args) => verbs::balloon::run(&state, args),
+        Verb::Density(args) => verbs::density::run(&state, args),
         Verb::Save(args) => verbs::save::run(&state, args),
         Verb::Template(args) => verbs::save::template(&state, args),
         Verb::CpuModels(args) => verbs::cpu_models::run(args),

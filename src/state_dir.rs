@@ -140,6 +140,26 @@ impl StateDir {
         self.root.join("merge-domain")
     }
 
+    /// The policy and the schedules of memory optimization.
+    pub(crate) fn settings_file(&self) -> PathBuf {
+        self.root.join("lighter.toml")
+    }
+
+    /// What memory optimization did.
+    pub(crate) fn density_history(&self) -> PathBuf {
+        self.root.join("density.redb")
+    }
+
+    /// What memory optimization remembers of the guests.
+    pub(crate) fn density_ledger(&self) -> PathBuf {
+        self.root.join("density.json")
+    }
+
+    /// How ksmd was set before the node drove it.
+    pub(crate) fn ksm_journal(&self) -> PathBuf {
+        self.root.join("ksm.json")
+    }
+
     /// The node's API socket.
     pub(crate) fn node_socket(&self) -> PathBuf {
         self.root.join("node.sock")

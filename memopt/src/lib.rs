@@ -1,9 +1,22 @@
 //! Memory optimisation of the guests on a host: observe, plan, act, verify.
 //!
-//! [`observe`] reads what each guest process really costs its host, and what the host has left;
-//! [`situation`] holds it all as plain numbers, from which everything else decides.
+//! [`observe`] reads what each guest process really costs its host, and what the host has left; [`foreign`] asks guests of other
+//! programs, [`survey`] looks at pages; [`situation`] holds it all as plain numbers, from which everything else decides.
+//! [`policy`] is what the operator wants, [`ledger`] what has to be remembered between two looks, [`plan`] what to do now and why,
+//! and [`verify`] what really came of it. These four are pure: they hold no clock, no file and no socket (ADR 16).
+//! [`ksm`] drives the kernel's samepage merging in windows (ADR 17).
+//! [`schedule`] says when all that is done by itself, and [`history`] keeps what was planned, done and found (ADR 18).
 //!
-//! It depends on nothing else of the workspace. Start reading at [`situation::Situation`].
+//! It depends on nothing else of the workspace but `regular-file`. Start reading at [`situation::Situation`], then [`plan::plan`].
 
+pub mod foreign;
+pub mod history;
+pub mod ksm;
+pub mod ledger;
 pub mod observe;
+pub mod plan;
+pub mod policy;
+pub mod schedule;
 pub mod situation;
+pub mod survey;
+pub mod verify;

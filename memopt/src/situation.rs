@@ -174,7 +174,7 @@ pub struct Balloon {
     pub actual_bytes: u64,
     /// Whether the guest reports pages that it frees, so that they come back without being asked for.
     pub reports_free_pages: bool,
-    /// Reported and given back to the host since it was started.
+    /// Reported and given back to the host since it was started; zero where nobody counts it.
     pub reported_bytes_total: u64,
     /// What the guest says of its memory. Not to be trusted: a guest that lies may only hurt itself.
     pub statistics: Option<Statistics>,
@@ -214,6 +214,10 @@ pub struct Survey {
     pub age: Duration,
     /// Share of the RAM that was looked at, 0 to 1.
     pub sampled: f64,
+    /// How many pages share one content, on the average over the duplicates: 2 or more, or 0 when that is not known.
+    /// Of `n` equal pages, merging saves `n - 1`.
+    #[serde(default)]
+    pub copies: f64,
     /// The chunks that were looked at, in order of their address.
     pub chunks: Vec<Chunk>,
 }
@@ -229,6 +233,9 @@ pub struct Chunk {
     pub zero_pages: u16,
     /// Of them, pages with an equal elsewhere in the merge domain, the zeroes not among them.
     pub duplicate_pages: u16,
+    /// Private pages that equal what the guest's template has in the same place.
+    #[serde(default)]
+    pub template_pages: u16,
     /// Pages written between the two looks.
     pub written_pages: u16,
     /// Whether a huge page holds it.

@@ -1,4 +1,4 @@
-//! The catalogue: every metric of lighter, once.
+//! The catalogue: every metric of lighter, once; those of memory optimization are in `density/catalogue.rs`.
 //!
 //! Rules, each held by a test below: prefix `lighter_`; base units, last in the name; `_total` on
 //! counters and nowhere else; labels bounded by a fixed list or by the guests on the host; no label
@@ -7,49 +7,13 @@
 use prometheus::Registry;
 
 use crate::definition::{CatalogueError, Definition, Unit};
+use crate::density::{DensityCounted, DensityScraped};
+use crate::entries::{catalogue, definition};
 use crate::family::{Counter, DowntimeBuckets, DurationBuckets, Family, Gauge, Histogram};
 use crate::labels::{
     BuildRevision, BuildVersion, Direction, Encoding, FailureReason, GuestName, GuestState,
     GuestUuid, NetDevice, Phase, RefusalReason,
 };
-
-macro_rules! definition {
-    ($family:ty, $name:literal, $unit:ident, $help:literal) => {
-        Definition {
-            name: $name,
-            kind: <$family as Family>::KIND,
-            unit: Unit::$unit,
-            labels: <$family as Family>::LABELS,
-            help: $help,
-        }
-    };
-}
-
-macro_rules! catalogue {
-    ($( $(#[$doc:meta])* struct $set:ident {
-        $( $field:ident: $family:ty = $name:literal, $unit:ident, $help:literal; )+
-    } )+) => { $(
-        $(#[$doc])*
-        #[derive(Debug)]
-        pub struct $set { $( #[doc = $help] pub $field: $family, )+ }
-
-        impl $set {
-            /// The catalogue's entries for these families, in order.
-            pub const DEFINITIONS: &'static [Definition] =
-                &[ $( definition!($family, $name, $unit, $help), )+ ];
-
-            /// Makes every family and registers it in `registry`.
-            pub(crate) fn register(registry: &Registry) -> Result<Self, CatalogueError> {
-                Ok(Self { $(
-                    $field: Family::register(
-                        registry,
-                        &definition!($family, $name, $unit, $help),
-                    )?,
-                )+ })
-            }
-        }
-    )+ };
-}
 
 catalogue! {
     /// What a node counts as long as it runs.
@@ -184,9 +148,14 @@ catalogue! {
     }
 }
 
-/// Every metric, counted ones first.
+/// Every metric: those of guests and migrations, then those of memory optimization.
 pub fn definitions() -> impl Iterator<Item = &'static Definition> {
-    Counted::DEFINITIONS.iter().chain(Scraped::DEFINITIONS)
+    Counted::DEFINITIONS.iter().chain(Scraped::DEFINITIONS).chain(density_definitions())
+}
+
+/// Every metric of memory optimization.
+pub fn density_definitions() -> impl Iterator<Item = &'static Definition> {
+    DensityCounted::DEFINITIONS.iter().chain(DensityScraped::DEFINITIONS)
 }
 
 #[cfg(test)]
@@ -240,7 +209,7 @@ mod tests {
                         let distinct: BTreeSet<_> = values.iter().collect();
                         assert_eq!(distinct.len(), values.len(), "{name}: {}", label.name);
                     }
-                    LabelValues::PerGuest | LabelValues::PerBuild => {}
+                    LabelValues::PerGuest | LabelValues::PerSchedule | LabelValues::PerBuild => {}
                 }
             }
         }
@@ -261,5 +230,7 @@ mod tests {
         let registry = Registry::new();
         Counted::register(&registry).expect("counted families");
         Scraped::register(&registry).expect("scraped families");
+        DensityCounted::register(&registry).expect("counted families of memory optimization");
+        DensityScraped::register(&registry).expect("scraped families of memory optimization");
     }
 }

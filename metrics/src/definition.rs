@@ -34,10 +34,12 @@ pub enum Unit {
     Seconds,
     /// Seconds since 1970-01-01 00:00 UTC.
     Timestamp,
-    /// Guest pages of 4096 bytes.
+    /// Pages of 4096 bytes.
     Pages,
     /// A number of things; the name says which.
     Count,
+    /// A share, 0 to 1.
+    Ratio,
     /// 1 for the series that holds, 0 for the others of its set.
     State,
     /// Always 1; the labels carry the information.
@@ -54,6 +56,7 @@ impl Unit {
             Self::Seconds => "_seconds",
             Self::Timestamp => "_timestamp_seconds",
             Self::Pages => "_pages",
+            Self::Ratio => "_ratio",
             Self::Info => "_info",
             Self::Count | Self::State => "",
         }
@@ -69,6 +72,7 @@ impl Unit {
             Self::Timestamp => "Unix time in seconds",
             Self::Pages => "pages of 4096 bytes",
             Self::Count => "count",
+            Self::Ratio => "0 to 1",
             Self::State => "0 or 1",
             Self::Info => "always 1",
         }
@@ -82,6 +86,8 @@ pub enum LabelValues {
     Fixed(&'static [&'static str]),
     /// One per guest on this host.
     PerGuest,
+    /// One per schedule of lighter.toml.
+    PerSchedule,
     /// One per build of the program.
     PerBuild,
 }

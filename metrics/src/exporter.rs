@@ -1,11 +1,13 @@
 //! Renders the page that Prometheus scrapes.
 
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use prometheus::{Registry, TextEncoder};
 
 use crate::catalogue::{Counted, Scraped};
 use crate::definition::CatalogueError;
+use crate::density::{self, DensityCounted, DensityScraped};
 use crate::fill;
 use crate::labels::{
     BuildRevision, BuildVersion, Direction, FailureReason, GuestName, Phase, RefusalReason,
@@ -31,6 +33,7 @@ pub enum RenderError {
 pub struct Exporter {
     registry: Registry,
     counted: Counted,
+    density: Arc<DensityCounted>,
     build: (BuildVersion, BuildRevision),
     started: SystemTime,
 }
@@ -45,14 +48,22 @@ impl Exporter {
         let registry = Registry::new();
         let counted = Counted::register(&registry)?;
         show_zeros(&counted);
+        let density = Arc::new(DensityCounted::register(&registry)?);
+        density::show_zeros(&density);
         let build = (BuildVersion(version.to_owned()), BuildRevision(revision.to_owned()));
-        Ok(Self { registry, counted, build, started })
+        Ok(Self { registry, counted, density, build, started })
     }
 
     /// The counters to record with.
     #[must_use]
     pub fn counted(&self) -> &Counted {
         &self.counted
+    }
+
+    /// The counters of memory optimization.
+    #[must_use]
+    pub fn density(&self) -> &Arc<DensityCounted> {
+        &self.density
     }
 
     /// The page for one snapshot, in text exposition format 0.0.4.
@@ -69,6 +80,8 @@ impl Exporter {
         for departed in &snapshot.departed {
             fill::migration(&scraped, &GuestName(departed.guest.clone()), &departed.migration);
         }
+        let density = DensityScraped::register(&registry)?;
+        density::fill(&density, &snapshot.density);
         let mut families = self.registry.gather();
         families.extend(registry.gather());
         families.sort_by(|a, b| a.name().cmp(b.name()));

@@ -11,7 +11,7 @@ use crate::snapshot::{GuestSample, MigrationSample, NetworkSample, Snapshot};
 
 /// Counts and bytes become Prometheus' only number; exact up to 2^53.
 #[expect(clippy::cast_precision_loss, reason = "the exposition format has no other number")]
-fn number(value: u64) -> f64 {
+pub(crate) fn number(value: u64) -> f64 {
     value as f64
 }
 

@@ -87,6 +87,8 @@ macro_rules! open_label {
     };
 }
 
+pub(crate) use {fixed_label, open_label};
+
 open_label! {
     /// The name of a guest on this host.
     GuestName as "guest", PerGuest

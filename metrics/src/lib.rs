@@ -1,6 +1,6 @@
 //! Every metric of lighter in one place: its name, kind, unit, labels and help, and the exporter.
 //!
-//! `catalogue.rs` is the one list ([`Counted`] and [`Scraped`]); everything else is derived from
+//! `catalogue.rs` is the one list ([`Counted`] and [`Scraped`]), with memory optimization in `density/`; everything else is derived from
 //! it: the typed handles that the program records with, the text that Prometheus scrapes, the
 //! reference in `docs/metrics.md`, and [`never_moved`], which finds metrics that nothing moves.
 //!
@@ -14,6 +14,8 @@
 mod audit;
 mod catalogue;
 mod definition;
+mod density;
+mod entries;
 mod exporter;
 mod family;
 mod fill;
@@ -22,8 +24,14 @@ mod reference;
 mod snapshot;
 
 pub use audit::{ExpositionError, Sample, never_moved, parse_samples};
-pub use catalogue::{Counted, Scraped, definitions};
+pub use catalogue::{Counted, Scraped, definitions, density_definitions};
 pub use definition::{CatalogueError, Definition, Kind, LabelDefinition, LabelValues, Unit};
+pub use density::{
+    Actuator, BalloonSample, DensityCounted, DensityGuest, DensityHost, DensitySample,
+    DensityScraped, Hindrance, KsmSample, Level, LookSample, MissedReason, PageSize, PoolSample,
+    PressureSample, RunOutcome, RunTrigger, ScheduleName, ScheduleSample, Stall, StatisticsSample,
+    Verdict, Vmm,
+};
 pub use exporter::{CONTENT_TYPE, Exporter, RenderError};
 pub use family::{Buckets, Counter, DowntimeBuckets, DurationBuckets, Gauge, Histogram};
 pub use labels::{

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use crate::catalogue::{Counted, Scraped};
 use crate::definition::{Definition, LabelValues};
+use crate::density::{DensityCounted, DensityScraped};
 
 const OPENING: &str = "\
 # Metrics
@@ -18,6 +19,11 @@ series on that page. The series of a guest that has left the host are gone with 
 for those of the migration that took it away: they stay for ten minutes.
 
 Counters start at zero with the node service, or with the migration for those with a `guest` label.
+
+What memory optimization sees is that of its last look at all guests, which it makes every ten seconds, and more often while
+something is done: a scrape looks at nothing anew. `lighter_density_look_timestamp_seconds` says when that was; what was seen more
+than a minute ago is not shown. What guests say of their memory counts since they booted, and what the kernel says of merging
+since the host did.
 ";
 
 /// The whole reference as Markdown.
@@ -26,6 +32,12 @@ pub fn markdown() -> String {
     let mut text = String::from(OPENING);
     section(&mut text, "Counted while the node runs", Counted::DEFINITIONS);
     section(&mut text, "Read at each scrape", Scraped::DEFINITIONS);
+    section(
+        &mut text,
+        "Memory optimization: counted while the node runs",
+        DensityCounted::DEFINITIONS,
+    );
+    section(&mut text, "Memory optimization: as last seen", DensityScraped::DEFINITIONS);
     labels(&mut text);
     text
 }
@@ -54,6 +66,7 @@ fn labels(text: &mut String) {
             let values = match label.values {
                 LabelValues::Fixed(values) => format!("`{}`", values.join("`, `")),
                 LabelValues::PerGuest => "one per guest on this host".to_owned(),
+                LabelValues::PerSchedule => "one per schedule of lighter.toml".to_owned(),
                 LabelValues::PerBuild => "one per build".to_owned(),
             };
             let of = users(label.name, label.values);

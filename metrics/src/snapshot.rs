@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use crate::density::DensitySample;
 use crate::labels::{Direction, GuestState, Phase};
 
 /// Everything on the page except what [`Counted`](crate::Counted) has accumulated.
@@ -19,6 +20,8 @@ pub struct Snapshot {
     pub migrations_in_doubt: u64,
     /// The host's memory; absent when it could not be read.
     pub host: Option<HostMemory>,
+    /// What memory optimization has seen and is about to do.
+    pub density: DensitySample,
 }
 
 /// Memory as admission counts it, in bytes.

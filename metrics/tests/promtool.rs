@@ -5,8 +5,11 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
 use metrics::{
-    DepartedSample, Direction, Exporter, FailureReason, GuestSample, GuestState, HostMemory,
-    MigrationSample, NetworkFlow, NetworkSample, Phase, RefusalReason, Snapshot, Traffic,
+    Actuator, BalloonSample, DensityCounted, DensityGuest, DensityHost, DensitySample,
+    DepartedSample, Direction, Exporter, FailureReason, GuestSample, GuestState, Hindrance,
+    HostMemory, KsmSample, Level, LookSample, MigrationSample, MissedReason, NetworkFlow,
+    NetworkSample, PageSize, Phase, PoolSample, PressureSample, RefusalReason, RunOutcome,
+    RunTrigger, ScheduleSample, Snapshot, StatisticsSample, Traffic, Verdict, Vmm,
 };
 
 fn migration() -> MigrationSample {
@@ -58,7 +61,112 @@ fn busy_snapshot() -> Snapshot {
         guests_unreachable: 1,
         migrations_in_doubt: 1,
         host: Some(host),
+        density: density(),
     }
+}
+
+/// Everything that memory optimization can say of a guest.
+fn guest_in_need() -> DensityGuest {
+    let statistics = StatisticsSample {
+        age: Duration::from_secs(1),
+        total_bytes: Some(500),
+        free_bytes: Some(100),
+        available_bytes: Some(200),
+        cache_bytes: Some(50),
+        swap_in_bytes: Some(1),
+        swap_out_bytes: Some(2),
+        major_faults: Some(3),
+        oom_kills: Some(4),
+        allocation_stalls: Some(5),
+        direct_reclaim_bytes: Some(6),
+    };
+    let balloon = BalloonSample {
+        has_driver: true,
+        target_bytes: 400,
+        actual_bytes: 450,
+        is_stuck: true,
+        reported_bytes_total: 7,
+        statistics: Some(statistics),
+    };
+    DensityGuest {
+        name: "web-1".into(),
+        vmm: Vmm::Qemu,
+        memory_bytes: 512 << 20,
+        resident_bytes: 500 << 20,
+        cost_bytes: 400 << 20,
+        huge_bytes: 100 << 20,
+        merged_bytes: Some(4096),
+        merge_profit_bytes: Some(-64),
+        swapped_bytes: 4096,
+        demand_bytes: Some(300 << 20),
+        is_spared: true,
+        hindrance: Some(Hindrance::Paused),
+        benched: vec![Actuator::Balloon],
+        balloon: Some(balloon),
+    }
+}
+
+fn density() -> DensitySample {
+    let ksm = KsmSample {
+        is_running: true,
+        shared_pages: 1,
+        sharing_pages: 2,
+        unshared_pages: 3,
+        volatile_pages: 4,
+        zero_pages: 5,
+        scanned_pages: 6,
+        full_scans: 7,
+        profit_bytes: -4096,
+        cpu: Some(Duration::from_secs(1)),
+    };
+    let pool = PoolSample { page_size: PageSize::Mib2, bytes: 3, free_bytes: 2, reserved_bytes: 1 };
+    let host = DensityHost {
+        level: Level::Amber,
+        total_bytes: 1 << 34,
+        swap_used_bytes: 1,
+        pressure: Some(PressureSample { some: 0.25, full: 0.125 }),
+        ksm: Some(ksm),
+        pools: vec![pool],
+        benched: vec![Actuator::Merge],
+    };
+    let schedule = ScheduleSample {
+        name: "nightly".into(),
+        next: Some(SystemTime::now()),
+        lag: Some(Duration::from_secs(3)),
+        runs: 1,
+        missed: vec![(MissedReason::Absent, 2)],
+    };
+    DensitySample {
+        look: Some(LookSample { host, guests: vec![guest_in_need()] }),
+        looked: Some(SystemTime::now()),
+        is_running: true,
+        last_success: Some(SystemTime::now()),
+        are_settings_wrong: true,
+        schedules: vec![schedule],
+    }
+}
+
+fn count_density(counted: &DensityCounted) {
+    let (trigger, actuator) = (RunTrigger::Schedule, Actuator::Balloon);
+    for counter in [
+        &counted.looks,
+        &counted.looks_failed,
+        &counted.plans,
+        &counted.reliefs,
+        &counted.reliefs_failed,
+    ] {
+        counter.inc(&());
+    }
+    counted.runs_started.inc(&(trigger,));
+    counted.runs_not_begun.inc(&(trigger,));
+    counted.runs_ended.inc(&(trigger, RunOutcome::Reached));
+    counted.run_duration.observe(&(trigger,), 3.0);
+    counted.steps.inc(&(actuator,));
+    counted.steps_failed.inc(&(actuator,));
+    counted.verifications.inc(&(actuator, Verdict::Delivered));
+    counted.expected.add(&(actuator,), 4096.0);
+    counted.verified.add(&(actuator,), 4096.0);
+    counted.given.add(&(actuator,), 4096.0);
 }
 
 fn busy_page() -> String {
@@ -72,6 +180,7 @@ fn busy_page() -> String {
     counted.admissions_refused.inc(&(RefusalReason::Memory,));
     counted.completed_downtime.observe(&(Direction::Outgoing,), 0.012);
     counted.completed_duration.observe(&(Direction::Outgoing,), 1.4);
+    count_density(exporter.density());
     exporter.render(&busy_snapshot()).expect("a page")
 }
 
@@ -80,6 +189,11 @@ fn a_busy_node_moves_every_metric_of_the_catalogue() {
     let page = busy_page();
     let still = metrics::never_moved([page.as_str()]).expect("a page");
     assert!(still.is_empty(), "no value other than zero for: {}", still.join(", "));
+}
+
+#[test]
+fn what_merging_loses_is_shown_as_negative() {
+    assert!(busy_page().contains("\nlighter_ksm_profit_bytes -4096\n"));
 }
 
 #[test]

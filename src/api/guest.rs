@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::rejection::{JsonRejection, QueryRejection};
-use axum::extract::{Query, State};
+use axum::extract::{DefaultBodyLimit, Query, State};
 use axum::handler::Handler;
 use axum::http::{Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -16,6 +16,8 @@ use serde::de::DeserializeOwned;
 
 use super::descriptor::Handed;
 use super::error::{ApiError, Reason};
+use super::memory::{GuestMemory, TreatedMemory, TreatmentRequest};
+use super::survey::{DOMAIN_BYTES_MAX, SurveyDomain, SurveyRequest, SurveyStatus, SurveyedMemory};
 use super::types::{
     BalloonInfo, BalloonRequest, CONSOLE_FROM, CONSOLE_NEXT, ConsoleInput, ConsoleRead,
     ConsoleTaken, GuestInfo, MigrationRequest, MigrationStarted, MigrationStatus, RebootRequest,
@@ -27,6 +29,9 @@ use crate::scrollback::Scrollback;
 
 /// The document at `/v1/openapi.json`; the test below holds it against [`routes`].
 const OPENAPI: &str = include_str!("openapi.json");
+
+/// Where looks at a guest's pages are begun, and told of.
+const SURVEY: &str = "/v1/guest/survey";
 
 /// How long a reader of the console may wait for something to read.
 const CONSOLE_WAIT_MAX: Duration = Duration::from_secs(30);
@@ -91,6 +96,31 @@ pub(crate) trait GuestControl: Send + Sync + 'static {
     /// # Errors
     /// As [`Self::workload`].
     fn control_workload(&self, control: &WorkloadControl) -> Result<WorkloadControlled, ApiError>;
+    /// What there is to know for whoever shares out the host's memory; the guest is not waited for.
+    ///
+    /// # Errors
+    /// It has not arrived yet.
+    fn memory(&self) -> Result<GuestMemory, ApiError>;
+    /// Has parts of the guest's memory merged, taken apart, or made of huge pages.
+    ///
+    /// # Errors
+    /// As [`Self::pause`]; parts that are no memory of the guest's.
+    fn treat_memory(&self, request: &TreatmentRequest) -> Result<TreatedMemory, ApiError>;
+    /// Begins to look at the guest's pages.
+    ///
+    /// # Errors
+    /// As [`Self::pause`]; somebody looks already; the request makes no sense.
+    fn begin_survey(&self, request: &SurveyRequest) -> Result<SurveyStatus, ApiError>;
+    /// How the last look stands.
+    ///
+    /// # Errors
+    /// None so far.
+    fn survey(&self) -> Result<SurveyStatus, ApiError>;
+    /// What the last look found of each chunk.
+    ///
+    /// # Errors
+    /// It is not over, or `domain` is of others.
+    fn surveyed(&self, domain: &SurveyDomain) -> Result<SurveyedMemory, ApiError>;
     /// How the balloon stands, with new statistics if the guest gives some.
     ///
     /// # Errors
@@ -121,6 +151,13 @@ struct Route {
     method: Method,
     path: &'static str,
     handler: MethodRouter<Control>,
+}
+
+impl Route {
+    /// Takes larger requests than others do.
+    fn with_bodies_of(self, bytes_max: usize) -> Self {
+        Self { handler: self.handler.layer(DefaultBodyLimit::max(bytes_max)), ..self }
+    }
 }
 
 /// The router of a guest process.
@@ -172,6 +209,16 @@ fn routes() -> Vec<Route> {
         tell(Method::PUT, "/v1/guest/workload", done, |guest, request: WorkloadControl| {
             guest.control_workload(&request)
         }),
+        ask(Method::GET, "/v1/guest/memory", done, |guest| guest.memory()),
+        tell(Method::PUT, "/v1/guest/memory", done, |guest, request: TreatmentRequest| {
+            guest.treat_memory(&request)
+        }),
+        tell(Method::POST, SURVEY, begun, |guest, request: SurveyRequest| {
+            guest.begin_survey(&request)
+        }),
+        ask(Method::GET, SURVEY, done, |guest| guest.survey()),
+        tell(Method::PUT, SURVEY, done, |guest, domain: SurveyDomain| guest.surveyed(&domain))
+            .with_bodies_of(DOMAIN_BYTES_MAX),
         ask(Method::GET, "/v1/guest/balloon", done, |guest| guest.balloon()),
         tell(Method::PUT, "/v1/guest/balloon", done, |guest, request: BalloonRequest| {
             guest.set_balloon(&request)
@@ -341,6 +388,21 @@ mod tests {
         fn control_workload(&self, _: &WorkloadControl) -> Result<WorkloadControlled, ApiError> {
             panic!("broken on purpose")
         }
+        fn memory(&self) -> Result<GuestMemory, ApiError> {
+            migrating()
+        }
+        fn treat_memory(&self, _: &TreatmentRequest) -> Result<TreatedMemory, ApiError> {
+            migrating()
+        }
+        fn begin_survey(&self, _: &SurveyRequest) -> Result<SurveyStatus, ApiError> {
+            migrating()
+        }
+        fn survey(&self) -> Result<SurveyStatus, ApiError> {
+            migrating()
+        }
+        fn surveyed(&self, domain: &SurveyDomain) -> Result<SurveyedMemory, ApiError> {
+            Err(ApiError::new(Reason::WrongState, domain.domain.pages().to_string()))
+        }
         fn balloon(&self) -> Result<BalloonInfo, ApiError> {
             Err(ApiError::new(Reason::NotFound, "web has no balloon"))
         }
@@ -449,6 +511,19 @@ mod tests {
             refused(client.delete::<()>("/v1/guest").await).reason,
             Reason::MethodNotAllowed
         );
+    }
+
+    #[tokio::test]
+    async fn a_table_of_contents_may_be_larger_than_other_requests() {
+        let (_folder, client, _server) = serve();
+        let entries: Vec<(u64, u32)> =
+            (0..1 << 16).map(|index| (u64::MAX - (1 << 17) + index, 1)).collect();
+        let table = serde_json::json!({
+            "tag": u64::MAX, "bits": 0, "pages": 1 << 16, "zero_pages": 0, "entries": entries,
+        });
+        let body = serde_json::json!({ "domain": table });
+        let refusal = refused(client.put_json::<SurveyedMemory>(SURVEY, &body).await);
+        assert_eq!((refusal.reason, refusal.error.as_str()), (Reason::WrongState, "65536"));
     }
 
     #[tokio::test]

@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 use super::JsonFlag;
 use super::isolation::IsolationArgs;
 use super::net::NetRename;
-use super::spec::PatternArg;
+use super::spec::{PatternArg, SwitchArg};
 use crate::names::GuestName;
 use crate::units::parse_size;
 
@@ -82,6 +82,10 @@ pub(crate) struct NodeArgs {
     /// --copy-disks`); may be given several times [default: none, such guests are refused].
     #[arg(long, value_name = "DIR")]
     pub(crate) disk_dir: Vec<PathBuf>,
+
+    /// See to the memory of guests that QEMU and Cloud Hypervisor run on this host too (`lighter density`); one node of a host does.
+    #[arg(long, value_enum, default_value_t = SwitchArg::On, value_name = "SWITCH")]
+    pub(crate) foreign_guests: SwitchArg,
 }
 
 /// `lighter incoming`: the process of a guest that is on its way here. Started by the node, which writes the migration's

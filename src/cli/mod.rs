@@ -3,10 +3,11 @@
 //! Only what a single argument can say is checked here (is `512M` a size?), so that the usage error names the argument. What
 //! arguments mean together is decided by the verb that receives them, on types of its own. Nothing here does anything.
 //! Start at [`Cli`]; [`guest`] holds the verbs about one guest, [`spec`] what it is made of, [`definition`] the verbs about guests
-//! that are written down, [`migration`] those about moving a guest, [`host`] the rest.
+//! that are written down, [`density`] those about the host's memory, [`migration`] those about moving a guest, [`host`] the rest.
 
 pub(crate) mod cpu;
 pub(crate) mod definition;
+pub(crate) mod density;
 pub(crate) mod disk;
 pub(crate) mod guest;
 pub(crate) mod host;
@@ -155,6 +156,8 @@ pub(crate) enum Verb {
     Destroy(guest::NameArgs),
     /// Show or set how much of its memory a guest keeps.
     Balloon(guest::BalloonArgs),
+    /// See what guests' memory costs, and have less of it cost: balloons, merging, huge pages.
+    Density(density::DensityArgs),
     /// Write a guest's memory and state to a file.
     Save(guest::SaveArgs),
     /// Run a guest from a file that `save` wrote.

@@ -3,6 +3,7 @@
 //! One list holds for all threads: whoever controls one of them can make the others do their work, since they share their memory.
 
 use libc::{c_long, *};
+use vmm_core::memory::PAGEMAP_SCAN_REQUEST;
 
 /// `ioctl` requests of devices, by a mask and what it leaves of them: `_IOC_TYPE` is in the second byte, the number in the first.
 pub(super) const IOCTLS_OF_DEVICES: [(u64, u64); 3] = [
@@ -15,8 +16,19 @@ pub(super) const IOCTLS_OF_DEVICES: [(u64, u64); 3] = [
 ];
 
 /// `ioctl` requests of files and terminals. Not `TIOCSTI`, which types on the user's terminal.
-pub(super) const IOCTLS: [u64; 9] =
-    [FIONBIO, FIOCLEX, FIONREAD, TCGETS, TCSETS, TCSETSW, TCSETSF, TIOCGWINSZ, TCGETS2];
+pub(super) const IOCTLS: [u64; 10] = [
+    FIONBIO,
+    FIOCLEX,
+    FIONREAD,
+    TCGETS,
+    TCSETS,
+    TCSETSW,
+    TCSETSF,
+    TIOCGWINSZ,
+    TCGETS2,
+    // Of `/proc/self/pagemap`: how the guest's own pages are mapped.
+    PAGEMAP_SCAN_REQUEST,
+];
 
 /// `SIOCBRADDIF` of linux/sockios.h.
 const ADD_TO_BRIDGE: u64 = 0x89a2;

@@ -118,8 +118,16 @@ impl Host {
         self.state.create()?;
         let names = [self.name, "localhost", "127.0.0.1"].map(str::to_owned);
         authority.issue(&names)?.save(&self.state.certs())?;
-        let arguments =
-            ["node", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"].map(str::to_owned);
+        let arguments = [
+            "node",
+            "--listen",
+            "127.0.0.1:0",
+            "--metrics",
+            "127.0.0.1:0",
+            "--foreign-guests",
+            "off",
+        ]
+        .map(str::to_owned);
         self.node = Some(self.spawn("node", &arguments)?);
         Ok(())
     }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use vmm_core::{BalloonStatus, DeviceError, RunState, Vm};
 
 use super::machine::SharedMachine;
+use crate::api::memory::BalloonLevel;
 use crate::api::types::{BalloonInfo, BalloonStatistics};
 use crate::api::{ApiError, Reason};
 use crate::names::GuestName;
@@ -38,10 +39,32 @@ pub(super) fn look_at(machine: &SharedMachine, name: &GuestName) -> Result<Ballo
         reported_bytes_total: status.discarded.reported_bytes,
         resident_bytes: memopt::observe::resident_bytes(std::process::id()).ok(),
         proportional_bytes: cost.map(|cost| cost.total_bytes()),
-        statistics: status.statistics.map(|(values, age)| BalloonStatistics {
-            age_ms: u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
-            values,
-        }),
+        statistics: last_statistics(&status),
+    })
+}
+
+/// Where the balloon stands, with the last statistics; the guest is asked for new ones, and not waited for. `None` without
+/// a balloon, or when its thread is gone, which ends the guest anyway.
+pub(super) fn level(vm: &Vm) -> Option<BalloonLevel> {
+    let status = vm.balloon().ok()?;
+    if status.sends_statistics && vm.run_state() == RunState::Running {
+        // Whoever asks again finds them.
+        let _asked = vm.ask_balloon_statistics();
+    }
+    Some(BalloonLevel {
+        has_driver: status.has_driver,
+        reporting: status.reporting,
+        target_bytes: status.target_bytes,
+        actual_bytes: status.actual_bytes,
+        reported_bytes_total: status.discarded.reported_bytes,
+        statistics: last_statistics(&status),
+    })
+}
+
+fn last_statistics(status: &BalloonStatus) -> Option<BalloonStatistics> {
+    status.statistics.map(|(values, age)| BalloonStatistics {
+        age_ms: u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
+        values,
     })
 }
 

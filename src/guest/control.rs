@@ -14,8 +14,10 @@ use super::machine::SharedMachine;
 use super::merging::Merging;
 use super::process::{Ending, GuestProcess, Occupation, Saving};
 use super::session::MigrationSession;
-use super::{balloon, saved, workload};
+use super::{balloon, saved, treatment, workload};
 use crate::api::guest::GuestControl;
+use crate::api::memory::{GuestMemory, TreatedMemory, TreatmentRequest};
+use crate::api::survey::{SurveyDomain, SurveyRequest, SurveyStatus, SurveyedMemory};
 use crate::api::types::{
     BackingInfo, BalloonInfo, BalloonRequest, ConsoleInput, ConsoleTaken, GuestInfo, GuestKind,
     GuestState, LandlockState, MigrationRequest, MigrationStarted, MigrationStatus, NetInfo,
@@ -133,7 +135,7 @@ impl ProcessControl {
             prealloc: memory.prealloc == Prealloc::AtStart,
             numa_policy: memory.numa.to_string(),
             merge_domain: memory.merge_domain.as_ref().map(ToString::to_string),
-            mergeable: machine.vm().ram().is_merged(),
+            mergeable: machine.vm().ram().has_marks(),
             merged_instead,
             from_template: machine.vm().ram().is_from_template(),
             dirty_log: machine.vm().dirty_log().to_string(),
@@ -318,6 +320,44 @@ impl GuestControl for ProcessControl {
     fn control_workload(&self, control: &WorkloadControl) -> Result<WorkloadControlled, ApiError> {
         self.refuse_when_incomplete()?;
         workload::control(self.machine()?, control)
+    }
+
+    fn memory(&self) -> Result<GuestMemory, ApiError> {
+        let machine = self.machine()?;
+        let process = self.process();
+        let is_being_saved = matches!(&*process.occupation(), Occupation::Saving(_));
+        Ok(GuestMemory {
+            name: process.name().clone(),
+            pid: process.identity().pid,
+            state: process.guest_state(),
+            is_being_saved,
+            memory_bytes: machine.shape().memory_bytes,
+            backing: self.backing(machine),
+            labels: process.labels().clone(),
+            balloon: balloon::level(machine.vm()),
+        })
+    }
+
+    fn treat_memory(&self, request: &TreatmentRequest) -> Result<TreatedMemory, ApiError> {
+        // Held, so that no migration begins meanwhile.
+        let occupation = self.process().occupation();
+        self.refuse_when_busy(&occupation)?;
+        treatment::treat(self.machine()?.vm(), request)
+    }
+
+    fn begin_survey(&self, request: &SurveyRequest) -> Result<SurveyStatus, ApiError> {
+        self.machine()?;
+        self.refuse_when_busy(&self.process().occupation())?;
+        self.process().surveys().begin(&self.0, request)?;
+        self.survey()
+    }
+
+    fn survey(&self) -> Result<SurveyStatus, ApiError> {
+        Ok(self.process().surveys().status())
+    }
+
+    fn surveyed(&self, domain: &SurveyDomain) -> Result<SurveyedMemory, ApiError> {
+        self.process().surveys().chunks(self.machine()?.vm().ram(), &domain.domain)
     }
 
     fn balloon(&self) -> Result<BalloonInfo, ApiError> {

@@ -16,6 +16,7 @@ use super::leaving::Departure;
 use super::machine::SharedMachine;
 use super::merging::Merging;
 use super::session::MigrationSession;
+use super::survey::Surveys;
 use super::workload::BadNews;
 use crate::api::types::{Confinement, GuestState, MigrationStatus};
 use crate::clock::unix_ms;
@@ -130,6 +131,7 @@ pub(crate) struct GuestProcess {
     machine: OnceLock<SharedMachine>,
     /// Whether the machine's pages may be merged.
     merging: OnceLock<Merging>,
+    surveys: Surveys,
     occupation: Mutex<Occupation>,
     /// How the last migration went, once it is over.
     last_migration: Mutex<Option<(MigrationId, MigrationStatus)>>,
@@ -155,6 +157,7 @@ impl GuestProcess {
             runtime,
             machine: OnceLock::new(),
             merging: OnceLock::new(),
+            surveys: Surveys::default(),
             occupation: Mutex::new(Occupation::None),
             last_migration: Mutex::new(None),
             ending: watch::Sender::new(None),
@@ -201,6 +204,11 @@ impl GuestProcess {
     /// Whether its pages may be merged; absent as long as the machine is.
     pub(crate) fn merging(&self) -> Option<&Merging> {
         self.merging.get()
+    }
+
+    /// The looks at its pages.
+    pub(super) fn surveys(&self) -> &Surveys {
+        &self.surveys
     }
 
     /// The machine; absent while the guest has not been described yet.

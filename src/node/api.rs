@@ -1,5 +1,4 @@
-//! The routes of the node on `node.sock`: what there is on this host. Nothing is changed through it; guests have their own
-//! sockets for that.
+//! The routes of the node on its sockets: what there is on this host, and what is done about its memory. Guests have their own sockets.
 
 use std::sync::Arc;
 
@@ -10,19 +9,25 @@ use axum::routing::get;
 use axum::{Json, Router};
 use migrate::record::{DestinationState, Record, Side, SourceState};
 
+use super::density::Density;
 use super::service::Node;
 use super::types::{CostInfo, GuestEntry, MigrationEntry, NodeInfo};
-use super::{inventory, retention};
+use super::{density, inventory, retention};
 use crate::api::ApiError;
+use crate::api::server::Audience;
 
 /// The document at `/v1/openapi.json`; the test below holds it against [`router`].
 const OPENAPI: &str = include_str!("openapi.json");
 
-/// Every path there is; all are read with GET.
+/// Every path of its own; all are read with GET. Those of memory optimization come on top.
 const PATHS: [&str; 4] = ["/v1/node", "/v1/guests", "/v1/migrations", "/v1/openapi.json"];
 
-/// The router of a node.
-pub(crate) fn router(node: Arc<Node>) -> Router {
+/// The router of a node for this audience.
+pub(crate) fn router(node: Arc<Node>, density: Arc<Density>, audience: Audience) -> Router {
+    let density = match audience {
+        Audience::Owner => density::router(density),
+        Audience::Anybody => density::readonly_router(density),
+    };
     let [info, guests, migrations, document] = PATHS;
     Router::new()
         .route(info, get(show_node))
@@ -30,6 +35,7 @@ pub(crate) fn router(node: Arc<Node>) -> Router {
         .route(migrations, get(list_migrations))
         .route(document, get(openapi))
         .with_state(node)
+        .merge(density)
 }
 
 async fn show_node(State(node): State<Arc<Node>>) -> Result<Json<NodeInfo>, ApiError> {
@@ -116,7 +122,8 @@ mod tests {
         let document: serde_json::Value = serde_json::from_str(OPENAPI).unwrap();
         let documented: BTreeSet<&str> =
             document["paths"].as_object().unwrap().keys().map(String::as_str).collect();
-        assert_eq!(documented, BTreeSet::from(PATHS));
+        let served: BTreeSet<&str> = PATHS.into_iter().chain(density::PATHS).collect();
+        assert_eq!(documented, served);
     }
 
     #[test]

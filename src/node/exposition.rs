@@ -21,6 +21,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::{AbortHandle, JoinHandle};
 
+use super::density::Density;
 use super::service::Node;
 
 /// Scrapes that may run at once; further ones are told to come again.
@@ -43,6 +44,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 struct Shared {
     node: Arc<Node>,
+    density: Arc<Density>,
     scrapes: Semaphore,
 }
 
@@ -56,8 +58,12 @@ pub(crate) async fn bind(address: SocketAddr) -> Result<TcpListener> {
 }
 
 /// Serves until the task is aborted. Connections are few, short and timed: anybody may reach this address.
-pub(crate) fn serve(listener: TcpListener, node: Arc<Node>) -> JoinHandle<()> {
-    let shared = Arc::new(Shared { node, scrapes: Semaphore::new(SCRAPES_MAX) });
+pub(crate) fn serve(
+    listener: TcpListener,
+    node: Arc<Node>,
+    density: Arc<Density>,
+) -> JoinHandle<()> {
+    let shared = Arc::new(Shared { node, density, scrapes: Semaphore::new(SCRAPES_MAX) });
     let router = Router::new()
         .route("/metrics", get(metrics_page))
         .route("/healthz", get(health))
@@ -136,7 +142,8 @@ async fn metrics_page(State(shared): State<Arc<Shared>>) -> Response {
     let Ok(_turn) = shared.scrapes.try_acquire() else {
         return (StatusCode::SERVICE_UNAVAILABLE, "too many scrapes at once\n").into_response();
     };
-    match tokio::time::timeout(SCRAPE_PATIENCE, shared.node.metrics_page()).await {
+    let page = shared.node.metrics_page(shared.density.sample());
+    match tokio::time::timeout(SCRAPE_PATIENCE, page).await {
         Ok(Ok(page)) => ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], page).into_response(),
         Ok(Err(error)) => {
             tracing::error!("cannot make the metrics page: {error:#}");

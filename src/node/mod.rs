@@ -1,15 +1,16 @@
-//! The node of a host: receives migrations, knows the guests that are here, serves their metrics, and settles what dead
-//! processes left open.
+//! The node of a host: receives migrations, knows the guests that are here, serves their metrics, and settles what dead processes
+//! left open.
 //!
 //! [`service`] is the node as a whole. A guest that wants to come goes through [`front`] (the dialogue), [`admission`] and
 //! [`promises`] (may it?), [`launch`] (its process). [`inventory`] finds guests, [`scrape`] and [`exposition`] show them to
-//! Prometheus, [`outcomes`] counts how migrations ended, [`retention`] and [`resolver`] look after their records, [`api`] is
-//! the node's socket, [`autostart`] starts guests with the host. The node may be killed at any time: what it holds is on disk
-//! or in guests' processes, and what it has promised is found there again. Start at [`run()`].
+//! Prometheus, [`outcomes`] counts how migrations ended, [`retention`] and [`resolver`] look after their records, [`api`] is the
+//! node's socket, [`autostart`] starts guests with the host, [`density`] optimizes their memory. The node may be killed at any time:
+//! what it holds is on disk or in guests' processes, and what it has promised is found there again. Start at [`run()`].
 
 mod admission;
 mod api;
 mod autostart;
+mod density;
 mod exposition;
 mod front;
 mod inventory;
@@ -25,6 +26,7 @@ mod scrape;
 mod service;
 mod types;
 
+pub(crate) use density::types as density_types;
 pub(crate) use launch::{IncomingLine, LINGER};
 pub(crate) use run::run;
 pub(crate) use types::NodeFile;

@@ -13,7 +13,7 @@ use super::quic::{FrontDesk, NodeCourier};
 use super::resolver::Resolver;
 use super::service::Node;
 use super::types::NodeFile;
-use super::{api, autostart, exposition};
+use super::{api, autostart, density, exposition};
 use crate::api::server::{Audience, Server};
 use crate::cli::host::NodeArgs;
 use crate::clock::unix_ms;
@@ -84,6 +84,11 @@ async fn serve(state: &StateDir, args: &NodeArgs, tls: Tls) -> Result<Exit> {
     let node = Node::new(state.clone(), file.clone(), args.reserve_memory)?;
     let node = node.with_net_map(args.net_map.clone()).with_disk_folders(disk_folders);
     let node = Arc::new(node);
+    let density = Arc::new(density::Density::open(
+        state,
+        args.foreign_guests,
+        Arc::clone(node.density_counted()),
+    )?);
     // Before anybody can ask for a place.
     node.renew_promises().await?;
     let parts = [
@@ -91,13 +96,14 @@ async fn serve(state: &StateDir, args: &NodeArgs, tls: Tls) -> Result<Exit> {
             endpoint.clone(),
             Arc::new(FrontDesk(Arc::clone(&node))),
         )),
-        exposition::serve(listener, Arc::clone(&node)),
+        exposition::serve(listener, Arc::clone(&node), Arc::clone(&density)),
         look_after_records(Arc::clone(&node), NodeCourier::new(tls)),
         tokio::spawn(autostart::start_guests(Arc::clone(&node))),
+        density::start(Arc::clone(&density)),
     ];
-    // Nothing can be changed through any of them.
     let serve = |(path, audience): &(PathBuf, Audience)| {
-        Server::start(path, api::router(Arc::clone(&node)), *audience)
+        let routes = api::router(Arc::clone(&node), Arc::clone(&density), *audience);
+        Server::start(path, routes, *audience)
     };
     let servers = sockets.iter().map(serve).collect::<Result<Vec<_>>>()?;
     // Last: whoever reads it finds everything served.
@@ -124,6 +130,7 @@ async fn serve(state: &StateDir, args: &NodeArgs, tls: Tls) -> Result<Exit> {
     for part in parts {
         part.abort();
     }
+    density.shut_down().await;
     Ok(Exit::Done)
 }
 

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime};
 
 use anyhow::{Context, Result};
-use metrics::{Counted, Exporter, HostMemory, Snapshot};
+use metrics::{Counted, DensityCounted, DensitySample, Exporter, HostMemory, Snapshot};
 use migrate::MigrationId;
 use migrate::record::{Record, RecordStore};
 use migrate::report::Role;
@@ -96,6 +96,11 @@ impl Node {
     /// The counters.
     pub(crate) fn counted(&self) -> &Counted {
         self.exporter.counted()
+    }
+
+    /// The counters of memory optimization.
+    pub(crate) fn density_counted(&self) -> &Arc<DensityCounted> {
+        self.exporter.density()
     }
 
     /// Memory that is promised.
@@ -291,11 +296,11 @@ impl Node {
         Ok(())
     }
 
-    /// The page for Prometheus.
+    /// The page for Prometheus, with what memory optimization has to say.
     ///
     /// # Errors
     /// The guests' folder or the records cannot be read.
-    pub(crate) async fn metrics_page(&self) -> Result<String> {
+    pub(crate) async fn metrics_page(&self, density: DensitySample) -> Result<String> {
         let begin = Instant::now();
         // Files are read and written here, and a scrape wants the latest outcome.
         let departed = tokio::task::block_in_place(|| {
@@ -317,6 +322,7 @@ impl Node {
             guests_unreachable,
             migrations_in_doubt: self.in_doubt.load(Ordering::Relaxed),
             host,
+            density,
         };
         Ok(self.exporter.render(&snapshot)?)
     }

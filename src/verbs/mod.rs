@@ -10,6 +10,7 @@ pub(crate) mod certs;
 pub(crate) mod console;
 pub(crate) mod cpu_models;
 pub(crate) mod define;
+pub(crate) mod density;
 pub(crate) mod events;
 pub(crate) mod follow;
 pub(crate) mod list;

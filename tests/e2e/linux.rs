@@ -7,6 +7,7 @@ mod backings;
 mod balloon;
 mod copied;
 mod disk;
+mod foreign;
 pub(crate) mod image;
 mod reporting;
 mod vsock;

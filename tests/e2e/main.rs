@@ -1,11 +1,11 @@
 //! End to end, as a user has it: real processes of the built program, real guests on KVM, real QUIC on loopback.
 //!
-//! [`host`] is what the tests stand on. Without a fault: [`moving`] guests, the [`commands`] beside it, the [`confinement`] of its process,
-//! the [`console`],
-//! [`definitions`] of guests, [`disks`] that go along, [`events`], the [`demo`], a [`linux`] guest, how [`memory`] is backed,
+//! [`host`] is what the tests stand on. Without a fault: [`moving`] guests, the [`commands`] beside it, the [`confinement`] of its
+//! process, the [`console`], [`dashboards`], [`definitions`] of guests, their [`density`] on a host and [its
+//! metrics](density_metrics), [`disks`] that go along, [`events`], the [`demo`], a [`linux`] guest, how [`memory`] is backed,
 //! [`power`] buttons and resets, and the [`metrics`] of it all. With one: [`refusals`] before anything has begun, [`network`] cuts
-//! between two network namespaces, and, built with the feature `failpoints`, the matrix of [`faults`] in each phase. One binary,
-//! so that all of them share the machine's time.
+//! between two network namespaces, and, built with the feature `failpoints`, the matrix of [`faults`] in each phase. One binary, so
+//! that all of them share the machine's time.
 
 #![cfg_attr(not(feature = "failpoints"), expect(dead_code, reason = "the fault matrix uses it"))]
 
@@ -15,8 +15,11 @@ mod faults;
 mod commands;
 mod confinement;
 mod console;
+mod dashboards;
 mod definitions;
 mod demo;
+mod density;
+mod density_metrics;
 mod disks;
 mod events;
 mod host;
@@ -27,3 +30,4 @@ mod moving;
 mod network;
 mod power;
 mod refusals;
+mod surveys;

@@ -20,6 +20,7 @@ mod raw;
 mod raw_io;
 mod raw_memory;
 mod raw_net;
+mod raw_pagemap;
 mod raw_ring;
 mod raw_uring;
 mod shape;

@@ -41,6 +41,29 @@ impl<'a> Part<'a> {
         Self { region, offset: 0, len: region.len() as usize }
     }
 
+    /// The same in parts that end where the guest's physical addresses are multiples of `bytes`, whole pages.
+    pub(crate) fn blocks(self, bytes: usize) -> impl Iterator<Item = Self> {
+        let end = self.offset + self.len;
+        let mut at = self.offset;
+        std::iter::from_fn(move || {
+            let next = end.min((at / bytes + 1) * bytes);
+            let block = Part { region: self.region, offset: at, len: next - at };
+            at = next;
+            (block.len > 0).then_some(block)
+        })
+    }
+
+    /// Where it lies in its region.
+    pub(crate) fn range(&self) -> std::ops::Range<usize> {
+        self.offset..self.offset + self.len
+    }
+
+    /// Where it lies in this process.
+    pub(crate) fn addresses(&self) -> std::ops::Range<u64> {
+        let start = self.start() as u64;
+        start..start + self.len as u64
+    }
+
     fn start(&self) -> *mut libc::c_void {
         host_address(self.region).wrapping_add(self.offset).cast()
     }
@@ -55,6 +78,10 @@ pub(crate) enum Advice {
     SmallPages,
     /// Pages that are equal may be merged.
     Mergeable,
+    /// None is merged any more: those that are become the guest's own again, which takes memory.
+    Unmergeable,
+    /// What is there now becomes huge pages, at once (`MADV_COLLAPSE`, Linux 6.1).
+    Collapse,
     /// Have every page ready to be written (`MADV_POPULATE_WRITE`, Linux 5.14). An error, where touching
     /// the page would end the process.
     Populate,
@@ -69,6 +96,8 @@ pub(crate) fn advise(part: Part<'_>, advice: Advice) -> Result<()> {
         Advice::HugePages => libc::MADV_HUGEPAGE,
         Advice::SmallPages => libc::MADV_NOHUGEPAGE,
         Advice::Mergeable => libc::MADV_MERGEABLE,
+        Advice::Unmergeable => libc::MADV_UNMERGEABLE,
+        Advice::Collapse => libc::MADV_COLLAPSE,
         Advice::Populate => libc::MADV_POPULATE_WRITE,
     };
     loop {
@@ -91,6 +120,15 @@ pub(crate) fn advise(part: Part<'_>, advice: Advice) -> Result<()> {
 pub(crate) fn drop_anonymous(part: Part<'_>) -> Result<()> {
     // SAFETY: the part lies within a mapping that we own. Guest memory is only ever accessed as volatile, so
     // nobody minds that its content changes.
+    check(unsafe { libc::madvise(part.start(), part.len, libc::MADV_DONTNEED) }.into())
+}
+
+/// Gives the private copies of a file's pages in a part back to the host; it reads as the file afterwards.
+///
+/// # Errors
+/// The kernel's answer.
+pub(crate) fn drop_copies(part: Part<'_>) -> Result<()> {
+    // SAFETY: as for `drop_anonymous`: the part lies within a mapping that we own, and nobody minds what it reads as.
     check(unsafe { libc::madvise(part.start(), part.len, libc::MADV_DONTNEED) }.into())
 }
 

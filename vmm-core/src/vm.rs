@@ -31,6 +31,7 @@ mod device_tests;
 #[cfg(test)]
 mod net_tests;
 mod power;
+mod sharing;
 #[cfg(test)]
 pub(crate) mod tests;
 

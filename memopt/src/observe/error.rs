@@ -17,6 +17,12 @@ pub enum ObserveError {
         /// The file under `/proc`.
         file: String,
     },
+    /// This kernel has no such file, or was told not to serve it.
+    #[error("this kernel has no {file}")]
+    Absent {
+        /// The file under `/proc` or `/sys`.
+        file: String,
+    },
     /// Reading failed otherwise.
     #[error("cannot read {file}: {cause}")]
     Read {
@@ -50,5 +56,19 @@ pub enum ObserveError {
         field: &'static str,
         /// What stands there, cut to 40 characters.
         value: String,
+    },
+    /// A file does not hold what the kernel writes there.
+    #[error("{file} holds something unexpected: {value:?}")]
+    Unexpected {
+        /// The file under `/proc` or `/sys`.
+        file: String,
+        /// What stands there, cut to 40 characters.
+        value: String,
+    },
+    /// The process has gone, or no process has that name.
+    #[error("no kernel thread is called {name}")]
+    NoThread {
+        /// The thread's name.
+        name: &'static str,
     },
 }

@@ -1,13 +1,6 @@
 //! The line format that `smaps_rollup`, `status` and `meminfo` share: `Name:   123 kB`.
 
-use std::fs::File;
-use std::io::{self, Read};
-
 use super::ObserveError;
-
-/// Longest file that is read: the kernel's are a few KiB (`status` of a process with very many
-/// supplementary groups is the longest).
-const FILE_BYTES_MAX: usize = 1 << 20;
 
 /// Text of one of these files, with its kind for messages.
 #[derive(Debug, Clone, Copy)]
@@ -47,27 +40,6 @@ fn kilobytes(value: &str) -> Option<u64> {
     digits.parse::<u64>().ok()?.checked_mul(1024)
 }
 
-/// Reads a `/proc` file whole; `pid` is given for a file of a process.
-pub(super) fn read(file: &str, pid: Option<u32>) -> Result<String, ObserveError> {
-    let named = |cause: io::Error| match (cause.kind(), cause.raw_os_error(), pid) {
-        (io::ErrorKind::NotFound, _, Some(pid)) | (_, Some(NO_SUCH_PROCESS), Some(pid)) => {
-            ObserveError::Gone { pid }
-        }
-        (io::ErrorKind::PermissionDenied, ..) => ObserveError::Forbidden { file: file.to_owned() },
-        _ => ObserveError::Read { file: file.to_owned(), cause },
-    };
-    let mut text = String::new();
-    let opened = File::open(file).map_err(named)?;
-    opened.take(FILE_BYTES_MAX as u64 + 1).read_to_string(&mut text).map_err(named)?;
-    if text.len() > FILE_BYTES_MAX {
-        return Err(ObserveError::TooLong { file: file.to_owned(), limit: FILE_BYTES_MAX });
-    }
-    Ok(text)
-}
-
-/// `ESRCH`: what reading `smaps_rollup` of a process without memory (a zombie) gives.
-const NO_SUCH_PROCESS: i32 = 3;
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -93,13 +65,6 @@ mod tests {
             let refused = fields(&text).required("Rss");
             assert!(matches!(refused, Err(ObserveError::Amount { .. })), "{value}: {refused:?}");
         }
-    }
-
-    #[test]
-    fn names_the_process_that_has_ended() {
-        // Process ids end at 2^22 on 64-bit Linux.
-        let error = read("/proc/4194305/smaps_rollup", Some(4_194_305)).expect_err("no process");
-        assert!(matches!(error, ObserveError::Gone { pid: 4_194_305 }), "{error}");
     }
 
     proptest! {

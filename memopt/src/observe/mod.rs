@@ -1,14 +1,28 @@
-//! What guests cost and what the host has left, read from `/proc`.
+//! What guests cost and what the host has left, read from `/proc` and `/sys`.
 //!
-//! `smaps_rollup`, `status` and `meminfo` share one line format, parsed once in `fields.rs`; the
-//! parsers are pure functions of text, and [`process_cost`] and [`host_memory`] are the thin readers
-//! around them. All numbers are bytes.
+//! Parsers are pure functions of text; the readers around them are thin, read at most 1 MiB of a file, and look below a
+//! [`Sources`], so that tests feed them files of their own. [`host()`] reads all of the host that plans need, [`Meter`] what
+//! many guests cost without walking all their page tables each time. All sizes are bytes.
 
 mod cost;
 mod error;
 mod fields;
 mod host;
+mod huge;
+mod ksm;
+mod meter;
+mod pools;
+mod pressure;
+mod process;
+mod sources;
 
 pub use cost::{ProcessCost, parse_process_cost, process_cost, resident_bytes};
 pub use error::ObserveError;
-pub use host::{HostMemory, host_memory, parse_meminfo};
+pub use host::{HostMemory, Missing, Part, host, host_memory, parse_meminfo};
+pub use huge::{Activity, HugePagePolicy, HugePages, activity, huge_pages, parse_vmstat};
+pub use ksm::{Advisor, KsmKnobs, KsmState, ksm, ksm_knobs, ksmd_time};
+pub use meter::{Meter, Metered};
+pub use pools::pools;
+pub use pressure::{parse_pressure, pressure};
+pub use process::{Merged, cost, merged, parse_ksm_stat};
+pub use sources::Sources;

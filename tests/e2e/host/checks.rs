@@ -135,6 +135,7 @@ fn belongs(file: &str, guests: &BTreeSet<&str>) -> bool {
     match parts.as_slice() {
         ["node.sock" | "node-ro.sock" | "node.json" | "node.lock"]
         | ["counted.json" | "autostarted.json" | "merge-domain"]
+        | ["density.json" | "density.redb" | "ksm.json.lock" | "lighter.toml"]
         | ["certs", _] => true,
         ["definitions", file] => file.ends_with(".toml") || file.ends_with(".autostart"),
         ["migrations" | "ended", record] => record.ends_with(".json"),

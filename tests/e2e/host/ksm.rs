@@ -1,6 +1,7 @@
 //! The kernel's samepage merging, for tests that need it to run. It belongs to the whole machine, so they take turns.
 
 use std::fs::{self, File};
+use std::time::{Duration, Instant};
 
 use super::process::Pid;
 
@@ -9,6 +10,63 @@ const FOLDER: &str = "/sys/kernel/mm/ksm";
 /// Pages that are looked at in a row, with a millisecond between: some hundred MiB a second.
 const KNOBS: [(&str, &str); 3] =
     [("pages_to_scan", "5000"), ("sleep_millisecs", "1"), ("run", "1")];
+
+/// What must be as before when somebody has driven ksmd.
+const ALL_KNOBS: [&str; 8] = [
+    "advisor_mode",
+    "max_page_sharing",
+    "merge_across_nodes",
+    "pages_to_scan",
+    "run",
+    "sleep_millisecs",
+    "smart_scan",
+    "use_zero_pages",
+];
+
+/// No other test's ksmd: for tests in which the program drives it.
+#[derive(Debug)]
+pub(crate) struct KsmTurn {
+    before: [String; 8],
+    _turn: File,
+}
+
+impl KsmTurn {
+    /// Waits for it. What processes had merged that are gone is forgotten then: the kernel counts it until ksmd passes by.
+    pub(crate) fn take() -> Self {
+        let _turn = take_turn();
+        let before = all_knobs();
+        let passes = || read(&format!("{FOLDER}/full_scans")).parse::<u64>().expect("a number");
+        let wanted = passes() + 2;
+        KNOBS.iter().for_each(|(knob, value)| set(knob, value));
+        let end = Instant::now() + Duration::from_secs(3);
+        // Without memory to be merged there are no passes, and nothing to be forgotten.
+        while passes() < wanted && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        for (knob, value) in ALL_KNOBS.iter().zip(&before) {
+            if KNOBS.iter().any(|(other, _)| other == knob) {
+                set(knob, value);
+            }
+        }
+        Self { before, _turn }
+    }
+
+    /// Whether each knob is as it was then.
+    pub(crate) fn is_as_before(&self) -> bool {
+        all_knobs() == self.before
+    }
+}
+
+fn all_knobs() -> [String; 8] {
+    ALL_KNOBS.map(|knob| read(&format!("{FOLDER}/{knob}")))
+}
+
+fn take_turn() -> File {
+    let lock = std::env::temp_dir().join("lighter-tests-ksm.lock");
+    let turn = File::create(lock).expect("a lock file");
+    turn.lock().expect("a lock");
+    turn
+}
 
 /// A ksmd that scans fast; as it was before when dropped.
 #[derive(Debug)]
@@ -20,9 +78,7 @@ pub(crate) struct Ksm {
 impl Ksm {
     /// Has ksmd scan.
     pub(crate) fn scanning() -> Self {
-        let lock = std::env::temp_dir().join("lighter-tests-ksm.lock");
-        let turn = File::create(lock).expect("a lock file");
-        turn.lock().expect("a lock");
+        let turn = take_turn();
         let before = KNOBS.map(|(knob, _)| (knob, read(&format!("{FOLDER}/{knob}"))));
         let ksm = Self { before: before.into(), _turn: turn };
         KNOBS.iter().for_each(|(knob, value)| set(knob, value));

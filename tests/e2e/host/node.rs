@@ -35,6 +35,10 @@ impl Node {
     pub(crate) fn start(state_dir: &Path, log: &Path, plan: &NodePlan) -> Self {
         let listen = plan.listen.clone().unwrap_or_else(|| "127.0.0.1:0".to_owned());
         let mut arguments = vec!["node", "--listen", &listen, "--metrics", "127.0.0.1:0"];
+        // One node of a host looks after them, and many tests run at once.
+        if !plan.arguments.iter().any(|argument| argument == "--foreign-guests") {
+            arguments.extend(["--foreign-guests", "off"]);
+        }
         arguments.extend(plan.arguments.iter().map(String::as_str));
         let mut command = in_namespace(lighter(state_dir, &arguments), plan.namespace.as_deref());
         command.envs(plan.environment.iter().cloned());

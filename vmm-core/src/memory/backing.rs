@@ -1,9 +1,14 @@
 //! Mapping guest memory, and giving parts of it back to the host: the right call differs with what is
 //! behind the memory, and the wrong one succeeds and does nothing, or brings back old content.
 
+mod blocks;
+
 use std::fs::File;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::io::ErrorKind;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::mmap::MmapRegion;
@@ -11,14 +16,16 @@ use vm_memory::{
     Bytes, FileOffset, GuestAddress, GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress,
 };
 
-use super::{HugePages, MemoryConfig, MemoryError, PAGE_BYTES, RamLayout, RamRegion};
+use blocks::{BLOCK_BYTES, BlockSet};
+
+use super::{HugePages, MemoryConfig, MemoryError, PAGE_BYTES, RamLayout, RamRegion, Treatment};
 use crate::raw_memory::{self, Advice, Part};
 
-/// Bytes of a block: the unit in which a template's pages are replaced.
-const BLOCK_BYTES: usize = 2 << 20;
 /// Most blocks of a template that are replaced one by one. Each may be two mappings more, and a process
 /// has 65,530 by default (`vm.max_map_count`).
 const REPLACED_BLOCKS_MAX: usize = 12_000;
+/// How often the kernel is asked for a huge page whose pages are in use at the moment.
+const COLLAPSE_TRIES: usize = 8;
 /// What one thread takes at a time when all memory is touched, in bytes.
 const POPULATE_BYTES: usize = 64 << 20;
 /// Most threads that touch memory.
@@ -48,8 +55,7 @@ enum Kind {
 /// Which blocks of a template have been replaced by anonymous memory.
 #[derive(Debug)]
 struct Replaced {
-    /// A bit for each block of each region, the regions one after the other.
-    words: Vec<AtomicU64>,
+    blocks: BlockSet,
     /// How many one by one.
     count: AtomicUsize,
 }
@@ -60,6 +66,8 @@ pub(super) struct Backing {
     kind: Kind,
     config: MemoryConfig,
     is_merged: AtomicBool,
+    /// The blocks that the kernel may merge. Held while it is told so.
+    marks: Mutex<BlockSet>,
 }
 
 impl Backing {
@@ -77,15 +85,15 @@ impl Backing {
             Some(_) if is_pool || config.is_populated() => {
                 return Err(MemoryError::TemplateBacking);
             }
-            Some(_) => {
-                let words = (layout.bytes() as usize).div_ceil(BLOCK_BYTES * 64) + 1;
-                let words = (0..words).map(|_| AtomicU64::new(0)).collect();
-                Kind::Template(Replaced { words, count: AtomicUsize::new(0) })
-            }
+            Some(_) => Kind::Template(Replaced {
+                blocks: BlockSet::new(layout),
+                count: AtomicUsize::new(0),
+            }),
             None if is_pool => Kind::Pool,
             None => Kind::Anonymous,
         };
-        Ok(Self { kind, config: config.clone(), is_merged: AtomicBool::new(false) })
+        let marks = Mutex::new(BlockSet::new(layout));
+        Ok(Self { kind, config: config.clone(), is_merged: AtomicBool::new(false), marks })
     }
 
     /// Maps a region.
@@ -131,32 +139,138 @@ impl Backing {
         }
         let policy = self.config.numa;
         raw_memory::bind(part, policy)
-            .map_err(|cause| MemoryError::Policy { policy: policy.to_string(), cause })?;
-        if self.is_merged.load(Ordering::Acquire) {
-            raw_memory::advise(part, Advice::Mergeable)
-                .map_err(|cause| MemoryError::Merge { cause })?;
-        }
-        Ok(())
+            .map_err(|cause| MemoryError::Policy { policy: policy.to_string(), cause })
     }
 
-    /// Lets the kernel merge pages of `regions` with equal ones.
+    /// Lets the kernel merge pages of `regions`, which lie at `places`, with equal ones.
     ///
     /// # Errors
     /// [`MemoryError::CannotMerge`], [`MemoryError::Merge`].
     pub(super) fn merge<'a>(
         &self,
-        mut regions: impl Iterator<Item = &'a GuestRegionMmap<AtomicBitmap>>,
+        regions: impl Iterator<Item = &'a GuestRegionMmap<AtomicBitmap>>,
+        places: &[RamRegion],
     ) -> Result<(), MemoryError> {
         if matches!(self.kind, Kind::Pool) {
             return Err(MemoryError::CannotMerge);
         }
         self.is_merged.store(true, Ordering::Release);
-        regions
-            .try_for_each(|region| raw_memory::advise(Part::whole(region), Advice::Mergeable))
-            .map_err(|cause| MemoryError::Merge { cause })
+        regions.zip(places).try_for_each(|(region, place)| self.mark(Part::whole(region), place))
     }
 
-    /// Whether the kernel may merge pages.
+    /// Has a part of the memory at `place` merged, or left alone, or made of huge pages.
+    ///
+    /// # Errors
+    /// [`MemoryError::CannotMerge`], [`MemoryError::NotMerged`], [`MemoryError::Merge`], [`MemoryError::Collapse`].
+    pub(super) fn treat(
+        &self,
+        part: Part<'_>,
+        place: &RamRegion,
+        treatment: Treatment,
+    ) -> Result<(), MemoryError> {
+        if matches!(self.kind, Kind::Pool) {
+            return Err(MemoryError::CannotMerge);
+        }
+        match treatment {
+            Treatment::Merge if !self.is_merged() => Err(MemoryError::NotMerged),
+            Treatment::Merge => self.mark(part, place),
+            Treatment::Unmerge => self.unmark(part, place),
+            Treatment::Collapse => {
+                self.unmark(part, place)?;
+                raw_memory::advise(part, Advice::HugePages)
+                    .and_then(|()| collapse(part))
+                    .map_err(|cause| MemoryError::Collapse { cause })
+            }
+        }
+    }
+
+    fn mark(&self, part: Part<'_>, place: &RamRegion) -> Result<(), MemoryError> {
+        let marks = self.marks();
+        raw_memory::advise(part, Advice::Mergeable)
+            .map_err(|cause| MemoryError::Merge { cause })?;
+        marks.add(place, part.range());
+        Ok(())
+    }
+
+    /// What could only be taken apart in part stays marked: the kernel may still merge it.
+    fn unmark(&self, part: Part<'_>, place: &RamRegion) -> Result<(), MemoryError> {
+        let marks = self.marks();
+        raw_memory::advise(part, Advice::Unmergeable)
+            .map_err(|cause| MemoryError::Merge { cause })?;
+        marks.remove(place, part.range());
+        Ok(())
+    }
+
+    fn marks(&self) -> MutexGuard<'_, BlockSet> {
+        self.marks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the kernel may merge pages of the block at `offset` of the region at `place`.
+    pub(super) fn is_marked(&self, place: &RamRegion, offset: usize) -> bool {
+        self.marks().has(place, offset)
+    }
+
+    /// Whether the kernel may merge pages of any block.
+    pub(super) fn has_marks(&self) -> bool {
+        self.marks().has_any()
+    }
+
+    /// Fills `buf` with what the template has from `offset` on, within one block; whether the memory there is of a template.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub(super) fn read_template(
+        &self,
+        region: &GuestRegionMmap<AtomicBitmap>,
+        place: &RamRegion,
+        offset: usize,
+        buf: &mut [u8],
+    ) -> std::io::Result<bool> {
+        match (&self.kind, region.file_offset()) {
+            (Kind::Template(replaced), Some(template)) if !replaced.blocks.has(place, offset) => {
+                template.file().read_exact_at(buf, template.start() + offset as u64)?;
+                Ok(true)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// Gives the guest's own copies of a template's pages back where they are as the template has them. Nobody may write to
+    /// the guest's memory meanwhile. Returns the bytes that are as in the template, whether there were copies of them or not.
+    ///
+    /// # Errors
+    /// The file cannot be read, or the system's answer.
+    pub(super) fn share(
+        &self,
+        region: &GuestRegionMmap<AtomicBitmap>,
+        place: &RamRegion,
+        offset: usize,
+        len: usize,
+    ) -> std::io::Result<u64> {
+        let (Kind::Template(replaced), Some(template)) = (&self.kind, region.file_offset()) else {
+            return Ok(0);
+        };
+        let (mut own, mut theirs) = (vec![0; BLOCK_BYTES], vec![0; BLOCK_BYTES]);
+        let (mut shared, mut at) = (0, offset);
+        while at < offset + len {
+            let next = (offset + len).min((at / BLOCK_BYTES + 1) * BLOCK_BYTES);
+            let (own, theirs) = (&mut own[..next - at], &mut theirs[..next - at]);
+            if !replaced.blocks.has(place, at) {
+                template.file().read_exact_at(theirs, template.start() + at as u64)?;
+                let from = MemoryRegionAddress(at as u64);
+                region.read_slice(own, from).map_err(std::io::Error::other)?;
+                for run in equal_runs(own, theirs) {
+                    // What is dropped reads as the template again, which is what it was.
+                    raw_memory::drop_copies(Part::new(region, at + run.start, run.len())?)?;
+                    shared += run.len() as u64;
+                }
+            }
+            at = next;
+        }
+        Ok(shared)
+    }
+
+    /// Whether pages may be marked for the kernel to merge.
     pub(super) fn is_merged(&self) -> bool {
         self.is_merged.load(Ordering::Acquire)
     }
@@ -208,7 +322,7 @@ impl Backing {
             let next = end.min((at / BLOCK_BYTES + 1) * BLOCK_BYTES);
             let bytes = next - at;
             let is_whole = bytes == BLOCK_BYTES;
-            if replaced.has(place, at) {
+            if replaced.blocks.has(place, at) {
                 raw_memory::drop_anonymous(Part::new(region, at, bytes)?)?;
                 given += bytes;
             } else if is_whole
@@ -236,34 +350,60 @@ impl Backing {
     ) -> std::io::Result<()> {
         let part = Part::new(region, offset, len)?;
         raw_memory::map_anonymous_over(part)?;
-        replaced.note(place, offset, len);
+        replaced.blocks.add(place, part.range());
         // The guest has its memory: that it is not as was wished for costs speed only.
-        if let Err(error) = self.prepare(part, false) {
+        if let Err(error) = self.prepare(part, false).and_then(|()| self.mark_again(part, place)) {
             tracing::warn!(%error, "a part of a guest's memory is not backed as it should be");
         }
         Ok(())
     }
+
+    /// A new mapping knows nothing of the marks of the one before.
+    fn mark_again(&self, part: Part<'_>, place: &RamRegion) -> Result<(), MemoryError> {
+        let marks = self.marks();
+        part.blocks(BLOCK_BYTES)
+            .filter(|block| marks.has(place, block.range().start))
+            .try_for_each(|block| raw_memory::advise(block, Advice::Mergeable))
+            .map_err(|cause| MemoryError::Merge { cause })
+    }
 }
 
-impl Replaced {
-    /// Word and bit of the block at `offset` of the region at `place`; only the last region may end within
-    /// a block.
-    fn bit(place: &RamRegion, offset: usize) -> (usize, u64) {
-        let block = (place.first_chunk * super::CHUNK_BYTES + offset) / BLOCK_BYTES;
-        (block / 64, 1 << (block % 64))
+/// Makes huge pages of a part, block by block: the kernel leaves one whose pages are in somebody's hands at the moment as it is, and
+/// says so only when it is asked for nothing else.
+///
+/// # Errors
+/// No block became one; the kernel's answer for the last.
+fn collapse(part: Part<'_>) -> std::io::Result<()> {
+    let mut outcome = None;
+    for block in part.blocks(BLOCK_BYTES) {
+        let mut collapsed = raw_memory::advise(block, Advice::Collapse);
+        for _ in 1..COLLAPSE_TRIES {
+            if !matches!(&collapsed, Err(error) if error.kind() == ErrorKind::WouldBlock) {
+                break;
+            }
+            std::thread::yield_now();
+            collapsed = raw_memory::advise(block, Advice::Collapse);
+        }
+        outcome = match outcome {
+            Some(Ok(())) => Some(Ok(())),
+            _ => Some(collapsed),
+        };
     }
+    outcome.unwrap_or(Ok(()))
+}
 
-    fn has(&self, place: &RamRegion, offset: usize) -> bool {
-        let (word, bit) = Self::bit(place, offset);
-        self.words[word].load(Ordering::Acquire) & bit != 0
-    }
-
-    fn note(&self, place: &RamRegion, offset: usize, len: usize) {
-        for at in (offset..offset + len).step_by(BLOCK_BYTES) {
-            let (word, bit) = Self::bit(place, at);
-            self.words[word].fetch_or(bit, Ordering::Release);
+/// The runs of whole pages that are the same in both, which are equally long.
+fn equal_runs(own: &[u8], theirs: &[u8]) -> Vec<Range<usize>> {
+    let mut runs: Vec<Range<usize>> = Vec::new();
+    let pages = own.chunks_exact(PAGE_BYTES).zip(theirs.chunks_exact(PAGE_BYTES)).enumerate();
+    for (index, _) in pages.filter(|(_, (own, theirs))| own == theirs) {
+        let page = index * PAGE_BYTES..(index + 1) * PAGE_BYTES;
+        match runs.last_mut() {
+            Some(last) if last.end == page.start => last.end = page.end,
+            _ => runs.push(page),
         }
     }
+    runs
 }
 
 /// Overwrites pages with zeros, except those that are zero: writing them would take memory.

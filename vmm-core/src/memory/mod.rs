@@ -11,6 +11,7 @@ mod backing;
 mod config;
 pub(crate) mod host;
 mod layout;
+mod mapped;
 pub(crate) mod numa;
 mod pool;
 mod ram;
@@ -19,9 +20,10 @@ pub(crate) use backing::TemplateImage;
 pub use config::{HugePages, MemoryConfig, MergeDomain, Prealloc};
 pub use host::{HOST_RESERVE_BYTES, available_bytes};
 pub use layout::{HIGH_RAM_START, LOW_RAM_MAX, RamLayout, RamRegion};
+pub use mapped::{HugeView, OwnPages, PAGEMAP_SCAN_REQUEST, PageMap};
 pub use numa::{NodeSet, NumaPolicy};
-pub use ram::GuestRam;
 pub(crate) use ram::RamMap;
+pub use ram::{GuestRam, Treatment};
 
 /// Bytes of a page.
 pub const PAGE_BYTES: usize = 4096;
@@ -164,6 +166,35 @@ pub enum MemoryError {
     #[error("cannot have guest memory merged: {cause}")]
     Merge {
         /// The system's answer.
+        cause: std::io::Error,
+    },
+    /// Pages cannot be shared with the template again.
+    #[error("cannot share the guest's memory with its template again: {cause}")]
+    Share {
+        /// The system's answer.
+        cause: std::io::Error,
+    },
+    /// The guest's template cannot be read.
+    #[error("cannot read the template of guest memory: {cause}")]
+    ReadTemplate {
+        /// The system's answer.
+        cause: std::io::Error,
+    },
+    /// The kernel does not tell how guest memory is mapped.
+    #[error("cannot tell how guest memory is mapped (/proc/self/pagemap): {cause}")]
+    Pagemap {
+        /// The system's answer.
+        cause: std::io::Error,
+    },
+    /// The guest has no merge domain, or another one is merged on this host.
+    #[error(
+        "pages of this guest are not merged: it has no merge domain, or another domain's guests are merged on this host"
+    )]
+    NotMerged,
+    /// The kernel makes no huge pages of the memory.
+    #[error("cannot make huge pages of guest memory: {cause}")]
+    Collapse {
+        /// The system's answer: `EINVAL` of a kernel before 6.1, `ENOMEM` or `EAGAIN` when no huge page is free.
         cause: std::io::Error,
     },
     /// A chunk, or pages in it, that the guest does not have.

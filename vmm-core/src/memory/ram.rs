@@ -9,10 +9,22 @@ use vm_memory::{
 };
 
 use super::backing::{Backing, TemplateImage, populate};
-use super::{CHUNK_PAGES, MemoryConfig, MemoryError, PAGE_BYTES, RamLayout};
+use super::{CHUNK_PAGES, MemoryConfig, MemoryError, PAGE_BYTES, RamLayout, RamRegion};
+use crate::raw_memory::Part;
 
 /// Guest memory as rust-vmm crates see it, remembering what is written through it.
 pub(crate) type RamMap = GuestMemoryMmap<AtomicBitmap>;
+
+/// What becomes of a part of guest memory while the guest runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Treatment {
+    /// Pages that are equal to others of the merge domain may be merged.
+    Merge,
+    /// They are not merged any more; those that are become the guest's own again, which takes memory.
+    Unmerge,
+    /// As [`Self::Unmerge`], and what is there becomes huge pages.
+    Collapse,
+}
 
 /// The RAM of one guest: private memory, filled with zeros or with what a template holds.
 ///
@@ -64,10 +76,82 @@ impl GuestRam {
     /// # Errors
     /// [`MemoryError::CannotMerge`], [`MemoryError::Merge`].
     pub fn merge(&self) -> Result<(), MemoryError> {
-        self.backing.merge(self.memory.iter())
+        self.backing.merge(self.memory.iter(), self.layout.regions())
     }
 
-    /// Whether the kernel may merge pages.
+    /// Has `range`, whole pages of guest-physical addresses, treated in this way. The guest reads what it did before.
+    ///
+    /// # Errors
+    /// [`MemoryError::NoSuchAddress`] when the range is not RAM or not whole pages, [`MemoryError::CannotMerge`] for
+    /// huge pages of a pool, [`MemoryError::NotMerged`], [`MemoryError::Merge`], [`MemoryError::Collapse`].
+    pub fn treat(&self, range: &Range<u64>, treatment: Treatment) -> Result<(), MemoryError> {
+        let (part, place) = self.part(range)?;
+        self.backing.treat(part, place, treatment)
+    }
+
+    /// The whole pages of `range`, and the region that they are in.
+    pub(super) fn part(&self, range: &Range<u64>) -> Result<(Part<'_>, &RamRegion), MemoryError> {
+        let len = range.end.saturating_sub(range.start) as usize;
+        let nowhere = || MemoryError::NoSuchAddress { gpa: range.start, len };
+        let (index, offset) = self.find(range).ok_or_else(nowhere)?;
+        let region = self.memory.iter().nth(index).ok_or_else(nowhere)?;
+        let place = self.layout.regions().get(index).ok_or_else(nowhere)?;
+        Ok((Part::new(region, offset, len).map_err(|_| nowhere())?, place))
+    }
+
+    /// Whether the kernel may merge pages of the 2 MiB around guest-physical address `gpa`.
+    pub fn is_marked(&self, gpa: u64) -> bool {
+        let found = self.find(&(gpa..gpa)).filter(|(index, offset)| {
+            (*offset as u64) < self.layout.regions().get(*index).map_or(0, |place| place.bytes)
+        });
+        found.is_some_and(|(index, offset)| {
+            self.backing.is_marked(&self.layout.regions()[index], offset)
+        })
+    }
+
+    /// Whether the kernel may merge any pages now.
+    pub fn has_marks(&self) -> bool {
+        self.backing.has_marks()
+    }
+
+    /// Fills `buf`, whole pages within 2 MiB, with what the guest's template has at guest-physical address `gpa`. False where the
+    /// memory is not, or no longer, a template's.
+    ///
+    /// # Errors
+    /// [`MemoryError::NoSuchAddress`], [`MemoryError::ReadTemplate`].
+    pub fn read_template(&self, gpa: u64, buf: &mut [u8]) -> Result<bool, MemoryError> {
+        let len = buf.len();
+        let nowhere = || MemoryError::NoSuchAddress { gpa, len };
+        let range = gpa..gpa.checked_add(len as u64).ok_or_else(nowhere)?;
+        let (index, offset) = self.find(&range).ok_or_else(nowhere)?;
+        let (Some(region), Some(place)) =
+            (self.memory.iter().nth(index), self.layout.regions().get(index))
+        else {
+            return Err(nowhere());
+        };
+        self.backing
+            .read_template(region, place, offset, buf)
+            .map_err(|cause| MemoryError::ReadTemplate { cause })
+    }
+
+    /// Gives the guest's own copies of its template's pages in `range` back where they are as in the template. The guest reads what it
+    /// did before; nobody may write to its memory meanwhile. Returns the bytes that are as in the template.
+    ///
+    /// # Errors
+    /// [`MemoryError::NoSuchAddress`] when the range is not RAM or not whole pages, [`MemoryError::Share`].
+    pub(crate) fn share(&self, range: &Range<u64>) -> Result<u64, MemoryError> {
+        let len = range.end.saturating_sub(range.start) as usize;
+        let nowhere = || MemoryError::NoSuchAddress { gpa: range.start, len };
+        let (index, offset) = self.find(range).ok_or_else(nowhere)?;
+        let (Some(region), Some(place)) =
+            (self.memory.iter().nth(index), self.layout.regions().get(index))
+        else {
+            return Err(nowhere());
+        };
+        self.backing.share(region, place, offset, len).map_err(|cause| MemoryError::Share { cause })
+    }
+
+    /// Whether parts of it may be marked for the kernel to merge: it has a merge domain, and this host merges that one.
     pub fn is_merged(&self) -> bool {
         self.backing.is_merged()
     }

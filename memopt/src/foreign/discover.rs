@@ -1,0 +1,213 @@
+//! Finds the guests of other monitors among the processes of the host.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::{Door, Found, hypervisor_line, qemu_line};
+use crate::observe::{ObserveError, Sources};
+use crate::situation::{Backing, Vmm};
+
+/// Most arguments of a process that are looked at.
+const ARGUMENTS_MAX: usize = 4096;
+/// The longest name of a guest, in characters.
+const NAME_CHARS_MAX: usize = 128;
+
+/// What was found on a host.
+#[derive(Debug, Default)]
+pub struct Discovery {
+    /// The guests, in order of their processes, each name once.
+    pub guests: Vec<Found>,
+    /// Processes that look like a guest's and could not be read, and why.
+    pub unreadable: Vec<(u32, ObserveError)>,
+}
+
+/// Looks through all processes for those of QEMU and Cloud Hypervisor.
+///
+/// A process tells its name and arguments itself: what comes of them is a claim. [`super::look()`] and [`super::set_balloon`] check
+/// that it is this process that listens on the socket before they say a word.
+///
+/// # Errors
+/// The list of processes cannot be read. Processes that end meanwhile are passed over.
+pub fn discover(sources: &Sources) -> Result<Discovery, ObserveError> {
+    let mounts = Mounts::of(&sources.read("proc/mounts").unwrap_or_default());
+    let mut discovery = Discovery::default();
+    let mut names = BTreeSet::new();
+    for pid in sources.processes()? {
+        let Some(vmm) = program(sources, pid).and_then(|name| vmm(&name)) else { continue };
+        match found(sources, pid, vmm, &mounts) {
+            Ok(Some(mut guest)) => {
+                if !names.insert(guest.name.clone()) {
+                    guest.name = format!("{}@{pid}", guest.name);
+                    names.insert(guest.name.clone());
+                }
+                discovery.guests.push(guest);
+            }
+            Ok(None) | Err(ObserveError::Gone { .. }) => {}
+            Err(error) => discovery.unreadable.push((pid, error)),
+        }
+    }
+    Ok(discovery)
+}
+
+/// The name of the program that `pid` runs; what it calls itself where the program is not to be seen (another user's process).
+fn program(sources: &Sources, pid: u32) -> Option<String> {
+    let name = match fs::read_link(sources.path(format!("proc/{pid}/exe"))) {
+        Ok(path) => path.file_name()?.to_string_lossy().into_owned(),
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            sources.read_lossy_of(pid, "comm").ok()?.trim_end().to_owned()
+        }
+        // A thread of the kernel, or gone.
+        Err(_) => return None,
+    };
+    // An upgrade while the guest runs.
+    Some(name.strip_suffix(" (deleted)").unwrap_or(&name).to_owned())
+}
+
+fn vmm(program: &str) -> Option<Vmm> {
+    if program.starts_with("qemu-system-") || program == "qemu-kvm" || program == "kvm" {
+        Some(Vmm::Qemu)
+    } else if program.starts_with("cloud-hyperviso") {
+        // What a process calls itself has 15 characters at most.
+        Some(Vmm::CloudHypervisor)
+    } else {
+        None
+    }
+}
+
+/// `None` for a process without arguments, as one that is ending has.
+fn found(
+    sources: &Sources,
+    pid: u32,
+    vmm: Vmm,
+    mounts: &Mounts,
+) -> Result<Option<Found>, ObserveError> {
+    let text = sources.read_lossy_of(pid, "cmdline")?;
+    let arguments: Vec<String> =
+        text.split('\0').skip(1).take(ARGUMENTS_MAX).map(str::to_owned).collect();
+    if arguments.is_empty() {
+        return Ok(None);
+    }
+    let (line, kind) = match vmm {
+        Vmm::Qemu => (qemu_line::parse(&arguments, mounts), "qemu"),
+        Vmm::CloudHypervisor | Vmm::Lighter => {
+            (hypervisor_line::parse(&arguments), "cloud-hypervisor")
+        }
+    };
+    let name = line.name.and_then(|name| speakable(&name));
+    let mut found = Found {
+        pid,
+        name: name.unwrap_or_else(|| format!("{kind}-{pid}")),
+        vmm,
+        memory_bytes: line.memory_bytes,
+        backing: line.backing,
+        is_mergeable: line.is_mergeable,
+        has_passthrough: line.has_passthrough,
+        is_incoming: line.is_incoming,
+        door: line.door,
+    };
+    if let Door::Qmp(path) | Door::CloudHypervisor(path) = &mut found.door {
+        *path = absolute(sources, pid, path);
+    }
+    Ok(Some(found))
+}
+
+/// A name that can be shown: no control characters, not too long, not empty.
+fn speakable(name: &str) -> Option<String> {
+    let name: String =
+        name.trim().chars().filter(|c| !c.is_control()).take(NAME_CHARS_MAX).collect();
+    (!name.is_empty()).then_some(name)
+}
+
+/// A path as the process means it.
+fn absolute(sources: &Sources, pid: u32, path: &Path) -> PathBuf {
+    let folder = fs::read_link(sources.path(format!("proc/{pid}/cwd")));
+    folder.map_or_else(|_| path.to_owned(), |folder| folder.join(path))
+}
+
+/// Where file systems of huge pages are mounted.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Mounts {
+    huge: Vec<PathBuf>,
+}
+
+impl Mounts {
+    /// From the text of `/proc/mounts`.
+    pub(super) fn of(text: &str) -> Self {
+        let huge = text.lines().filter_map(|line| {
+            let mut fields = line.split(' ').skip(1);
+            let (path, kind) = (fields.next()?, fields.next()?);
+            (kind == "hugetlbfs").then(|| PathBuf::from(path))
+        });
+        Self { huge: huge.collect() }
+    }
+
+    /// What memory is that is mapped from the file (or a file in the folder) at `path`.
+    pub(super) fn backing_of_file(&self, path: &Path, is_shared: bool) -> Backing {
+        if self.huge.iter().any(|mount| path.starts_with(mount)) {
+            Backing::HugePool
+        } else if is_shared {
+            Backing::Shared
+        } else {
+            Backing::Template
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn process(root: &Path, pid: u32, program: &str, line: &str) {
+        let folder = root.join(format!("proc/{pid}"));
+        fs::create_dir_all(&folder).unwrap();
+        symlink(program, folder.join("exe")).unwrap();
+        symlink("/run/guests", folder.join("cwd")).unwrap();
+        fs::write(folder.join("cmdline"), line.replace(' ', "\0") + "\0").unwrap();
+    }
+
+    #[test]
+    fn finds_guests_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        process(root, 5, "/usr/bin/qemu-img", "qemu-img convert -m 2G");
+        process(
+            root,
+            7,
+            "/usr/bin/qemu-system-x86_64 (deleted)",
+            "qemu -name web -m 1G -qmp unix:q.sock,server=on",
+        );
+        process(root, 8, "/usr/libexec/qemu-kvm", "qemu-kvm -name guest=web -m 2G");
+        process(root, 9, "/opt/cloud-hypervisor-static", "ch --api-socket /run/a.sock");
+        process(root, 10, "/usr/bin/qemu-system-aarch64", "");
+        process(root, 11, "/usr/bin/qemu-system-x86_64", "qemu -name \u{1b}[2Jx");
+        fs::create_dir_all(root.join("proc/12")).unwrap();
+
+        let found = discover(&Sources::at(root)).unwrap();
+        let names: Vec<_> =
+            found.guests.iter().map(|guest| (guest.pid, guest.name.as_str())).collect();
+        assert_eq!(names, [(7, "web"), (8, "web@8"), (9, "a"), (10, "qemu-10"), (11, "[2Jx")]);
+        assert_eq!(found.guests[0].door, Door::Qmp("/run/guests/q.sock".into()));
+        assert_eq!(found.guests[2].vmm, Vmm::CloudHypervisor);
+        assert!(found.unreadable.is_empty());
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_said_with_its_process() {
+        let folder = tempfile::tempdir().unwrap();
+        process(folder.path(), 7, "/usr/bin/qemu-system-x86_64", "qemu");
+        fs::write(folder.path().join("proc/7/cmdline"), vec![b'x'; (1 << 20) + 1]).unwrap();
+        let found = discover(&Sources::at(folder.path())).unwrap();
+        assert!(matches!(found.unreadable[..], [(7, ObserveError::TooLong { .. })]));
+    }
+
+    #[test]
+    fn huge_pages_are_told_by_where_they_are_mounted() {
+        let mounts = Mounts::of("none /mnt/huge hugetlbfs rw 0 0\nproc /proc proc rw\nshort\n");
+        assert_eq!(mounts.backing_of_file(Path::new("/mnt/huge/a"), true), Backing::HugePool);
+        assert_eq!(mounts.backing_of_file(Path::new("/mnt/hugely"), true), Backing::Shared);
+        assert_eq!(mounts.backing_of_file(Path::new("/mnt/x"), false), Backing::Template);
+    }
+}

@@ -1,0 +1,88 @@
+//! What the command line of a Cloud Hypervisor process tells. A guest that was made through the API has nothing on it but the
+//! API's socket; `vm.info` has the rest.
+
+use std::path::Path;
+
+use super::options::{Options, size};
+use super::{Door, Line};
+use crate::situation::Backing;
+
+/// Reads the arguments of a process, the program's name not among them.
+pub(super) fn parse(arguments: &[String]) -> Line {
+    let mut line = Line::new(0, "it was started without an API socket: --api-socket PATH");
+    for (option, value) in pairs(arguments) {
+        let options = Options::parse(value);
+        match option {
+            "memory" => {
+                line.memory_bytes = options.get("size").and_then(|text| size(text, 1)).unwrap_or(0);
+                line.backing = if options.is_on("hugepages", false) {
+                    Backing::HugePool
+                } else if options.is_on("shared", false) {
+                    Backing::Shared
+                } else {
+                    Backing::Anonymous
+                };
+                line.is_mergeable =
+                    line.backing == Backing::Anonymous && options.is_on("mergeable", false);
+            }
+            "device" => line.has_passthrough = true,
+            "api-socket" => {
+                let Some(path) = options.get_or_first("path") else { continue };
+                // Cloud Hypervisor's guests have no names: the socket's is theirs.
+                let stem = Path::new(path).file_stem();
+                line.name = stem.map(|stem| stem.to_string_lossy().into_owned());
+                line.door = Door::CloudHypervisor(path.into());
+            }
+            _ => {}
+        }
+    }
+    line
+}
+
+/// `--memory size=1G` and `--memory=size=1G`.
+fn pairs(arguments: &[String]) -> impl Iterator<Item = (&str, &str)> {
+    arguments.iter().enumerate().filter_map(|(index, argument)| {
+        let option = argument.strip_prefix("--")?;
+        let following = arguments.get(index + 1).filter(|next| !next.starts_with("--"));
+        option.split_once('=').or_else(|| Some((option, following?.as_str())))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn line(text: &str) -> Line {
+        parse(&text.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn a_guest_on_the_command_line() {
+        let guest =
+            line("--api-socket /run/ch/web.sock --memory size=1024M,mergeable=on --cpus boot=2");
+        assert_eq!((guest.name.as_deref(), guest.memory_bytes), (Some("web"), 1 << 30));
+        assert!(guest.is_mergeable && !guest.has_passthrough);
+        assert_eq!(guest.door, Door::CloudHypervisor("/run/ch/web.sock".into()));
+        let path = line("--api-socket=path=/run/a.sock");
+        assert_eq!(path.door, Door::CloudHypervisor("/run/a.sock".into()));
+    }
+
+    #[test]
+    fn shared_memory_is_never_merged_whatever_it_says() {
+        let shared = line("--memory size=1G,mergeable=on,shared=on --device path=/sys/x");
+        assert_eq!((shared.backing, shared.is_mergeable), (Backing::Shared, false));
+        assert!(shared.has_passthrough);
+        assert!(matches!(shared.door, Door::None(_)));
+        let pool = line("--memory size=1G,hugepages=on,shared=on");
+        assert_eq!(pool.backing, Backing::HugePool);
+    }
+
+    proptest! {
+        #[test]
+        fn any_arguments_are_read(arguments in proptest::collection::vec("(--memory|--api-socket|-?-?[a-z=,]{0,20}|.{0,20})", 0..20)) {
+            let _ = parse(&arguments);
+        }
+    }
+}

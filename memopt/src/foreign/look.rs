@@ -1,0 +1,212 @@
+//! One look at a guest of another monitor, and setting its balloon: the same for all of them.
+
+use std::time::Duration;
+
+use super::error::ForeignError;
+use super::hypervisor::Hypervisor;
+use super::qmp::{Qmp, RunState};
+use super::{Door, Found};
+use crate::situation::{Backing, Balloon, Hindrance};
+
+/// How a guest is to be asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Asking {
+    /// How long all of it may take; one answer half of that.
+    pub patience: Duration,
+    /// How often QEMU shall ask its guest for statistics if nobody has said so yet; absent to leave that alone.
+    pub statistics_every: Option<Duration>,
+    /// The time, in seconds since the epoch: statistics carry the time of the host's clock.
+    pub unix_seconds: u64,
+}
+
+/// What a guest's monitor tells.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Look {
+    /// Its RAM, plugged memory included.
+    pub memory_bytes: u64,
+    /// What its RAM is made of.
+    pub backing: Backing,
+    /// Whether it lets the kernel merge its pages.
+    pub is_mergeable: bool,
+    /// Its balloon; absent when it has none, or one that gives the host nothing because all memory is pinned (VFIO). QEMU does
+    /// not tell what it was asked for: the target is what the guest has.
+    pub balloon: Option<Balloon>,
+    /// Why nothing may be done to it now.
+    pub hindrance: Option<Hindrance>,
+}
+
+/// Asks a guest's monitor.
+///
+/// # Errors
+/// [`ForeignError::NoDoor`] for a guest that cannot be asked, and what the others say.
+pub async fn look(found: &Found, asking: &Asking) -> Result<Look, ForeignError> {
+    let each = asking.patience / 2;
+    let looking = async {
+        match &found.door {
+            Door::Qmp(socket) => {
+                let mut qmp = Qmp::connect(socket, found.pid, each).await?;
+                look_at_qemu(found, &mut qmp, asking).await
+            }
+            Door::CloudHypervisor(socket) => {
+                let hypervisor = Hypervisor::new(socket, found.pid, each);
+                look_at_hypervisor(found, &hypervisor, asking).await
+            }
+            Door::Libvirt | Door::None(_) => Err(no_door(found)),
+        }
+    };
+    patiently(found, asking.patience, looking).await
+}
+
+/// Asks a guest to keep `keep_bytes` of its RAM of `memory_bytes`, within `patience` for all of it.
+///
+/// # Errors
+/// [`ForeignError::NoDoor`], [`ForeignError::NoBalloon`], and what the others say.
+pub async fn set_balloon(
+    found: &Found,
+    memory_bytes: u64,
+    keep_bytes: u64,
+    patience: Duration,
+) -> Result<(), ForeignError> {
+    let each = patience / 2;
+    let no_balloon = || ForeignError::NoBalloon { guest: found.name.clone() };
+    let setting = async {
+        match &found.door {
+            Door::Qmp(socket) => {
+                let mut qmp = Qmp::connect(socket, found.pid, each).await?;
+                qmp.balloon_actual().await?.ok_or_else(no_balloon)?;
+                qmp.set_balloon(keep_bytes.min(memory_bytes)).await
+            }
+            Door::CloudHypervisor(socket) => {
+                let hypervisor = Hypervisor::new(socket, found.pid, each);
+                hypervisor.info().await?.config.balloon.ok_or_else(no_balloon)?;
+                hypervisor.resize_balloon(memory_bytes.saturating_sub(keep_bytes)).await
+            }
+            Door::Libvirt | Door::None(_) => Err(no_door(found)),
+        }
+    };
+    patiently(found, patience, setting).await
+}
+
+/// A peer that takes its time for each of many answers is given up too.
+async fn patiently<T>(
+    found: &Found,
+    patience: Duration,
+    asking: impl Future<Output = Result<T, ForeignError>>,
+) -> Result<T, ForeignError> {
+    let question = "all that was asked".to_owned();
+    let slow = |_| ForeignError::Slow { socket: found.name.clone(), question, patience };
+    tokio::time::timeout(patience, asking).await.map_err(slow)?
+}
+
+fn no_door(found: &Found) -> ForeignError {
+    let why = match found.door {
+        Door::None(why) => why,
+        _ => {
+            "its only QMP monitor is libvirt's, which serves one client; give it a second one in the domain's XML \
+             (qemu:commandline, -qmp unix:PATH,server=on,wait=off)"
+        }
+    };
+    ForeignError::NoDoor { guest: found.name.clone(), why }
+}
+
+async fn look_at_qemu(found: &Found, qmp: &mut Qmp, asking: &Asking) -> Result<Look, ForeignError> {
+    let state = qmp.run_state().await?;
+    let migration = qmp.migration().await?;
+    let memory_bytes = qmp.memory_bytes().await?;
+    let balloon = match qmp.balloon_actual().await? {
+        Some(actual) if !found.has_passthrough => {
+            Some(qemu_balloon(qmp, actual, memory_bytes, asking).await?)
+        }
+        _ => None,
+    };
+    Ok(Look {
+        memory_bytes,
+        backing: found.backing,
+        is_mergeable: found.is_mergeable,
+        balloon,
+        hindrance: qemu_hindrance(&state, migration.as_deref()),
+    })
+}
+
+async fn qemu_balloon(
+    qmp: &mut Qmp,
+    actual: u64,
+    memory_bytes: u64,
+    asking: &Asking,
+) -> Result<Balloon, ForeignError> {
+    let mut statistics = None;
+    let mut offers_reporting = false;
+    if let Some(path) = qmp.balloon_path().await? {
+        if let Some(interval) = asking.statistics_every {
+            qmp.start_statistics(&path, interval).await?;
+        }
+        statistics = qmp.statistics(&path).await?.at(asking.unix_seconds);
+        offers_reporting = qmp.offers_reporting(&path).await?;
+    }
+    // QEMU does not say whether a driver serves it; statistics and a balloon that holds something come from a driver alone.
+    let has_driver = statistics.is_some() || actual < memory_bytes;
+    Ok(Balloon {
+        has_driver,
+        target_bytes: actual,
+        actual_bytes: actual,
+        reports_free_pages: offers_reporting && has_driver,
+        reported_bytes_total: 0,
+        statistics,
+    })
+}
+
+/// From `query-status` and `query-migrate` (qapi/run-state.json, qapi/migration.json).
+fn qemu_hindrance(state: &RunState, migration: Option<&str>) -> Option<Hindrance> {
+    let migrates = !matches!(migration, None | Some("none" | "completed" | "failed" | "cancelled"));
+    match state.status.as_str() {
+        "inmigrate" | "postmigrate" | "finish-migrate" => Some(Hindrance::Migrating),
+        "save-vm" | "restore-vm" | "colo" => Some(Hindrance::Saving),
+        _ if migrates => Some(Hindrance::Migrating),
+        _ if !state.running => Some(Hindrance::Paused),
+        _ => None,
+    }
+}
+
+async fn look_at_hypervisor(
+    found: &Found,
+    hypervisor: &Hypervisor,
+    asking: &Asking,
+) -> Result<Look, ForeignError> {
+    let info = hypervisor.info().await?;
+    let memory_bytes = info.config.memory.bytes();
+    let actual_bytes = info.memory_actual_size.unwrap_or(memory_bytes).min(memory_bytes);
+    let has_passthrough =
+        found.has_passthrough || info.config.devices.is_some_and(|devices| !devices.is_empty());
+    let balloon = match info.config.balloon {
+        Some(config) if !has_passthrough => {
+            let told = hypervisor.statistics().await?;
+            let statistics = told.and_then(|told| told.at(asking.unix_seconds));
+            let has_driver = statistics.is_some() || actual_bytes < memory_bytes;
+            Some(Balloon {
+                has_driver,
+                target_bytes: memory_bytes.saturating_sub(config.size),
+                actual_bytes,
+                reports_free_pages: config.free_page_reporting && has_driver,
+                reported_bytes_total: 0,
+                statistics,
+            })
+        }
+        _ => None,
+    };
+    let kind = info.config.memory.kind();
+    let backing = match (kind.hugepages, kind.shared) {
+        (true, _) => Backing::HugePool,
+        (false, true) => Backing::Shared,
+        (false, false) => Backing::Anonymous,
+    };
+    Ok(Look {
+        memory_bytes,
+        backing,
+        is_mergeable: kind.mergeable && backing == Backing::Anonymous,
+        balloon,
+        hindrance: (info.state != "Running").then_some(Hindrance::Paused),
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,290 @@
+//! Looks at a real QEMU, whose guest never runs, and at a server that speaks Cloud Hypervisor's API.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixListener;
+
+use super::*;
+use crate::foreign::{Discovery, discover};
+use crate::observe::Sources;
+use crate::situation::Vmm;
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+fn asking() -> Asking {
+    let statistics_every = Some(Duration::from_secs(10));
+    Asking { patience: PATIENCE, statistics_every, unix_seconds: 1_800_000_000 }
+}
+
+/// A QEMU with 64 MiB and a monitor on a socket. It ends when this is dropped.
+struct Qemu {
+    process: Child,
+    folder: tempfile::TempDir,
+}
+
+impl Qemu {
+    fn start(more: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let monitor = format!("unix:{},server=on,wait=off", folder.path().join("qmp").display());
+        let mut qemu = Command::new("qemu-system-x86_64");
+        qemu.args(["-name", "guest=looked-at,debug-threads=on", "-m", "64", "-S", "-nodefaults"]);
+        qemu.args(["-display", "none", "-machine", "q35", "-accel", "tcg", "-qmp", &monitor]);
+        qemu.args(["-qmp", "stdio"]).args(more).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut process = qemu.spawn().expect("QEMU; scripts/setup installs it");
+        // When one monitor greets, the others listen.
+        let said = process.stdout.take().unwrap();
+        BufReader::new(said).read_line(&mut String::new()).unwrap();
+        Self { process, folder }
+    }
+
+    fn find(&self) -> Found {
+        let Discovery { guests, .. } = discover(&Sources::system()).unwrap();
+        guests.into_iter().find(|guest| guest.pid == self.process.id()).expect("it is found")
+    }
+}
+
+impl Drop for Qemu {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[tokio::test]
+async fn a_real_qemu_is_found_asked_and_set() {
+    let qemu = Qemu::start(&["-device", "virtio-balloon-pci,free-page-reporting=on"]);
+    let found = qemu.find();
+    // Other tests may run guests of that name.
+    assert!(found.name.starts_with("looked-at"), "{}", found.name);
+    assert_eq!((found.vmm, found.memory_bytes), (Vmm::Qemu, 64 << 20));
+    assert_eq!((found.backing, found.is_mergeable), (Backing::Anonymous, true));
+    assert_eq!(found.door, Door::Qmp(qemu.folder.path().join("qmp")));
+
+    // Twice: the second finds statistics asked for already.
+    for _ in 0..2 {
+        let seen = look(&found, &asking()).await.unwrap();
+        assert_eq!((seen.memory_bytes, seen.hindrance), (64 << 20, Some(Hindrance::Paused)));
+        let balloon = seen.balloon.unwrap();
+        assert_eq!((balloon.actual_bytes, balloon.has_driver), (64 << 20, false));
+        assert_eq!(balloon.statistics, None);
+    }
+    set_balloon(&found, 64 << 20, 32 << 20, PATIENCE).await.unwrap();
+    let error = set_balloon(&found, 64 << 20, 0, PATIENCE).await.unwrap_err();
+    assert!(matches!(error, ForeignError::Refused { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_monitor_that_somebody_else_has_is_said_to_be_taken() {
+    let qemu = Qemu::start(&[]);
+    let found = qemu.find();
+    let Door::Qmp(socket) = &found.door else { panic!("{:?}", found.door) };
+    let libvirt = Qmp::connect(socket, found.pid, PATIENCE).await.unwrap();
+    let impatient = Asking { patience: Duration::from_millis(300), ..asking() };
+    let error = look(&found, &impatient).await.unwrap_err();
+    assert!(matches!(error, ForeignError::Taken { .. }), "{error}");
+    drop(libvirt);
+    let seen = look(&found, &asking()).await.unwrap();
+    assert_eq!(seen.balloon, None, "there is none");
+    let error = set_balloon(&found, 64 << 20, 32 << 20, PATIENCE).await.unwrap_err();
+    assert!(matches!(error, ForeignError::NoBalloon { .. }), "{error}");
+}
+
+#[test]
+fn what_hinders_is_what_qemu_says() {
+    let state = |status: &str, running| RunState { running, status: status.to_owned() };
+    for (status, running, migration, hindrance) in [
+        ("running", true, None, None),
+        ("running", true, Some("completed"), None),
+        ("running", true, Some("active"), Some(Hindrance::Migrating)),
+        ("running", true, Some("some-new-phase"), Some(Hindrance::Migrating)),
+        ("inmigrate", false, None, Some(Hindrance::Migrating)),
+        ("save-vm", false, None, Some(Hindrance::Saving)),
+        ("paused", false, Some("failed"), Some(Hindrance::Paused)),
+    ] {
+        assert_eq!(qemu_hindrance(&state(status, running), migration), hindrance, "{status}");
+    }
+}
+
+#[tokio::test]
+async fn a_guest_without_a_door_is_told_with_the_way_out() {
+    let found = |door| Found { door, ..hypervisor(Path::new("/")) };
+    let error = look(&found(Door::Libvirt), &asking()).await.unwrap_err();
+    assert!(error.to_string().contains("libvirt's"), "{error}");
+    let error = set_balloon(&found(Door::None("no socket")), 1, 1, PATIENCE).await.unwrap_err();
+    assert_eq!(error.to_string(), "ch cannot be asked: no socket");
+}
+
+fn hypervisor(socket: &Path) -> Found {
+    Found {
+        pid: std::process::id(),
+        name: "ch".to_owned(),
+        vmm: Vmm::CloudHypervisor,
+        memory_bytes: 0,
+        backing: Backing::Anonymous,
+        is_mergeable: false,
+        has_passthrough: false,
+        is_incoming: false,
+        door: Door::CloudHypervisor(socket.to_owned()),
+    }
+}
+
+/// A server that gives each request the answer that begins with its path, and keeps what it was asked.
+struct Server {
+    _folder: tempfile::TempDir,
+    socket: PathBuf,
+    asked: Arc<Mutex<Vec<String>>>,
+}
+
+impl Server {
+    fn start(answers: &'static [(&'static str, &'static str, String)]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("ch.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let noted = asked.clone();
+        tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut request = vec![0; 4096];
+                let mut length = 0;
+                // A body is complete when its brace closes; requests without one end with their head.
+                while !request[..length].ends_with(b"\r\n\r\n")
+                    && !request[..length].ends_with(b"}")
+                {
+                    length += stream.read(&mut request[length..]).await.unwrap();
+                }
+                let request = String::from_utf8_lossy(&request[..length]).into_owned();
+                let answer = answers.iter().find(|(path, ..)| request.contains(path));
+                let (_, status, body) = answer.expect("an answer to what is asked");
+                noted.lock().unwrap().push(request);
+                let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n", body.len());
+                let _ = stream.write_all(format!("{head}{body}").as_bytes()).await;
+            }
+        });
+        Self { _folder: folder, socket, asked }
+    }
+}
+
+/// As the description of the API has it (vmm/src/api/openapi/cloud-hypervisor.yaml), shortened.
+const INFO: &str = r#"{"config": {"payload": {"kernel": "/vmlinux"},
+    "memory": {"size": 1073741824, "mergeable": true, "shared": false, "hugepages": false, "hotplugged_size": null, "zones": null},
+    "balloon": {"size": 268435456, "free_page_reporting": true}, "devices": null},
+    "state": "Running", "memory_actual_size": 805306368, "device_tree": {"__serial": {"id": "__serial"}}}"#;
+
+fn leaked(
+    answers: Vec<(&'static str, &'static str, String)>,
+) -> &'static [(&'static str, &'static str, String)] {
+    Box::leak(answers.into_boxed_slice())
+}
+
+#[tokio::test]
+async fn cloud_hypervisor_is_asked_and_set() {
+    let statistics = r#"{"balloon_actual": 268435456, "last_update": 1799999990000, "stats": {"available_memory": 4096}}"#;
+    let server = Server::start(leaked(vec![
+        ("/api/v1/vm.info", "200 OK", INFO.to_owned()),
+        ("/api/v1/vm.balloon-stats", "200 OK", statistics.to_owned()),
+        ("/api/v1/vm.resize", "204 No Content", String::new()),
+        (
+            "/api/v1/vm.counters",
+            "200 OK",
+            r#"{"_net0": {"rx_bytes": 18446744073709551615}}"#.to_owned(),
+        ),
+    ]));
+    let found = hypervisor(&server.socket);
+    let seen = look(&found, &asking()).await.unwrap();
+    assert_eq!((seen.memory_bytes, seen.is_mergeable, seen.hindrance), (1 << 30, true, None));
+    let balloon = seen.balloon.unwrap();
+    assert_eq!((balloon.target_bytes, balloon.actual_bytes), (768 << 20, 768 << 20));
+    assert!(balloon.has_driver && balloon.reports_free_pages);
+    let told = balloon.statistics.unwrap();
+    assert_eq!((told.age, told.available_bytes), (Duration::from_secs(10), Some(4096)));
+
+    set_balloon(&found, 1 << 30, 512 << 20, PATIENCE).await.unwrap();
+    let asked = server.asked.lock().unwrap().last().unwrap().clone();
+    assert!(asked.starts_with("PUT /api/v1/vm.resize"), "{asked}");
+    assert!(asked.ends_with(r#"{"desired_balloon":536870912}"#), "{asked}");
+    let counters = Hypervisor::new(&server.socket, found.pid, PATIENCE).counters().await.unwrap();
+    assert_eq!(counters["_net0"]["rx_bytes"], i128::from(u64::MAX));
+}
+
+#[tokio::test]
+async fn an_older_cloud_hypervisor_has_no_statistics_and_a_guest_may_have_no_balloon() {
+    let info = INFO.replace("\"balloon\"", "\"no-balloon\"").replace("Running", "Paused");
+    let server = Server::start(leaked(vec![
+        ("/api/v1/vm.info", "200 OK", info.replace("\"shared\": false", "\"shared\": true")),
+        ("/api/v1/vm.balloon-stats", "404 Not Found", String::new()),
+    ]));
+    let found = hypervisor(&server.socket);
+    let seen = look(&found, &asking()).await.unwrap();
+    assert_eq!((seen.balloon, seen.hindrance), (None, Some(Hindrance::Paused)));
+    assert_eq!((seen.backing, seen.is_mergeable), (Backing::Shared, false));
+    let error = set_balloon(&found, 1 << 30, 1, PATIENCE).await.unwrap_err();
+    assert!(matches!(error, ForeignError::NoBalloon { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn what_a_server_must_not_say_is_a_typed_error() {
+    for (status, body, is_refusal) in [
+        ("404 Not Found", "\"the VM is not created\"".to_owned(), true),
+        ("500 Internal Server Error", "\u{1b}[2J".to_owned(), true),
+        ("200 OK", "not json".to_owned(), false),
+        ("200 OK", INFO.replace("1073741824", "-1"), false),
+        ("200 OK", "{}".to_owned(), false),
+        ("200 OK", " ".repeat(5 << 20), false),
+    ] {
+        let server = Server::start(leaked(vec![("/api/v1/vm.info", status, body)]));
+        let error = look(&hypervisor(&server.socket), &asking()).await.unwrap_err();
+        let text = error.to_string();
+        assert!(text.len() < 600 && !text.contains('\u{1b}'), "{text}");
+        assert_eq!(matches!(error, ForeignError::Refused { .. }), is_refusal, "{error}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_hangs_is_given_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("ch.sock");
+    let _listener = UnixListener::bind(&socket).unwrap();
+    let error = look(&hypervisor(&socket), &asking()).await.unwrap_err();
+    assert!(matches!(&error, ForeignError::Slow { question, .. } if question == "vm.info"));
+}
+
+/// Each answer comes in time, and all of them together do not.
+#[tokio::test(start_paused = true)]
+async fn a_monitor_that_takes_its_time_for_everything_is_given_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("qmp");
+    let listener = UnixListener::bind(&socket).unwrap();
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let answer = |id| {
+            format!("{{\"id\":{id},\"return\":{{\"running\":true,\"status\":\"running\"}}}}\n")
+        };
+        let answers = (1..).map(answer);
+        for says in ["{\"QMP\": {}}\n".to_owned()].into_iter().chain(answers) {
+            tokio::time::sleep(PATIENCE / 3).await;
+            if stream.write_all(says.as_bytes()).await.is_err() {
+                return;
+            }
+        }
+    });
+    let found = Found { door: Door::Qmp(socket), ..hypervisor(Path::new("/")) };
+    let error = look(&found, &asking()).await.unwrap_err();
+    assert!(
+        matches!(&error, ForeignError::Slow { question, .. } if question.contains("all")),
+        "{error}"
+    );
+}
+
+#[test]
+fn memory_in_zones_is_added_up_and_is_what_its_worst_zone_is() {
+    let text = r#"{"size": 0, "mergeable": true, "zones": [{"id": "a", "size": 5, "mergeable": true},
+        {"id": "b", "size": 7, "hotplugged_size": 1, "shared": true}]}"#;
+    let memory: crate::foreign::hypervisor::Memory = serde_json::from_str(text).unwrap();
+    let kind = memory.kind();
+    assert_eq!((memory.bytes(), kind.shared, kind.mergeable), (13, true, false));
+}

@@ -1,0 +1,141 @@
+//! One line of QMP (docs/interop/qmp-spec.rst of QEMU): what it is, whatever a peer sends.
+
+use serde::Deserialize;
+use serde::de::{DeserializeOwned, IgnoredAny};
+
+use crate::foreign::error::words;
+
+/// What a line is.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Line<T> {
+    /// The monitor introduces itself.
+    Greeting,
+    /// Something happened to the guest; or the answer to another question.
+    Other,
+    /// The answer.
+    Answer(T),
+    /// The question was refused, in these words.
+    Refused(String),
+}
+
+#[derive(Deserialize)]
+struct Raw<T> {
+    #[serde(rename = "QMP")]
+    greeting: Option<IgnoredAny>,
+    event: Option<IgnoredAny>,
+    id: Option<u64>,
+    error: Option<RawError>,
+    #[serde(rename = "return")]
+    answer: Option<T>,
+}
+
+/// A line of which only the kind is looked at.
+#[derive(Deserialize)]
+struct Kind {
+    event: Option<IgnoredAny>,
+    id: Option<u64>,
+}
+
+#[derive(Deserialize)]
+struct RawError {
+    #[serde(default)]
+    class: String,
+    #[serde(default)]
+    desc: String,
+}
+
+/// Reads a line as the answer to question `id`, or as anything else that may come in between.
+///
+/// # Errors
+/// What is wrong with it.
+pub(super) fn parse<T: DeserializeOwned>(line: &[u8], id: u64) -> Result<Line<T>, String> {
+    let raw: Raw<T> = match serde_json::from_slice(line) {
+        Ok(raw) => raw,
+        // The answer to another question has another shape.
+        Err(error) => {
+            return match serde_json::from_slice::<Kind>(line) {
+                Ok(kind) if kind.event.is_some() || kind.id.is_some_and(|it| it != id) => {
+                    Ok(Line::Other)
+                }
+                _ => Err(words(&error.to_string())),
+            };
+        }
+    };
+    if raw.greeting.is_some() {
+        Ok(Line::Greeting)
+    } else if raw.event.is_some() {
+        Ok(Line::Other)
+    } else if let Some(error) = raw.error {
+        // An error of a line that could not be read has no id.
+        let is_ours = raw.id.is_none_or(|it| it == id);
+        let text = words(&format!("{} ({})", error.desc, error.class));
+        Ok(if is_ours { Line::Refused(text) } else { Line::Other })
+    } else if raw.id != Some(id) {
+        Ok(Line::Other)
+    } else {
+        raw.answer.map(Line::Answer).ok_or_else(|| "a line that is no QMP".to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[derive(Debug, PartialEq, Eq, Deserialize)]
+    struct Balloon {
+        actual: u64,
+    }
+
+    fn read(text: &str) -> Result<Line<Balloon>, String> {
+        parse(text.as_bytes(), 7)
+    }
+
+    #[test]
+    fn tells_answers_from_all_else() {
+        let answer = read(r#"{"return": {"actual": 4096, "more": []}, "id": 7}"#);
+        assert_eq!(answer, Ok(Line::Answer(Balloon { actual: 4096 })));
+        for other in [
+            r#"{"timestamp": {"seconds": 1}, "event": "STOP", "data": {"actual": "x"}}"#,
+            r#"{"return": [], "id": 6}"#,
+            r#"{"return": {"actual": 1}}"#,
+            r#"{"error": {"class": "A", "desc": "b"}, "id": 6}"#,
+        ] {
+            assert_eq!(read(other), Ok(Line::Other), "{other}");
+        }
+        let greeting = r#"{"QMP": {"version": {}, "capabilities": ["oob"]}}"#;
+        assert_eq!(read(greeting), Ok(Line::Greeting));
+        let refused = r#"{"error": {"class": "DeviceNotActive", "desc": "No balloon"}, "id": 7}"#;
+        assert_eq!(read(refused), Ok(Line::Refused("No balloon (DeviceNotActive)".into())));
+    }
+
+    #[test]
+    fn nonsense_is_an_error_of_few_words() {
+        for bad in [
+            "",
+            "hello",
+            "[]",
+            "{}x",
+            r#"{"return": {"actual": -1}, "id": 7}"#,
+            r#"{"return": {"actual": "lots"}, "id": 7}"#,
+            r#"{"id": 7}"#,
+        ] {
+            let said = read(bad).unwrap_err();
+            assert!(said.len() <= 800, "{said}");
+        }
+        assert!(read(&"[".repeat(100_000)).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_told(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = parse::<Balloon>(&bytes, 1);
+        }
+
+        #[test]
+        fn any_json_is_told(text in r#"\{("(id|return|error|event|QMP)": ?([0-9]{1,3}|\{\}|"x"|null),?){0,4}\}"#) {
+            let _ = read(&text);
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! A history that is lost, found again, and never in the way.
+
+use std::fs;
+
+use serde_json::json;
+
+use super::*;
+use crate::history::{Json, State};
+use crate::schedule::Trigger;
+
+fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+fn begin(chronicle: &mut Chronicle<Json>, uptime: Duration) -> Option<RunId> {
+    chronicle.with(uptime, |history| history.begin(Trigger::Manual, 7, &json!({})))
+}
+
+#[test]
+fn what_cannot_be_opened_is_said_once_and_tried_again_after_a_minute() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("history");
+    fs::write(&path, "this is no history").unwrap();
+    let mut chronicle = Chronicle::open(path.clone(), Limits::default(), seconds(100));
+    assert!(matches!(chronicle.take_news()[..], [News::Lost(HistoryError::Damaged { .. })]));
+    assert_eq!(begin(&mut chronicle, seconds(110)), None);
+    assert_eq!(begin(&mut chronicle, seconds(170)), None);
+    assert!(chronicle.take_news().is_empty());
+
+    fs::remove_file(&path).unwrap();
+    assert_eq!(begin(&mut chronicle, seconds(229)), None, "tried again too early");
+    assert_eq!(begin(&mut chronicle, seconds(230)), Some(RunId(1)));
+    assert!(
+        matches!(&chronicle.take_news()[..], [News::Kept { interrupted, .. }] if interrupted.is_empty())
+    );
+}
+
+#[test]
+fn what_is_too_large_is_refused_and_the_rest_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let limits = Limits { plan_bytes_max: 10, ..Limits::default() };
+    let path = folder.path().join("history");
+    let mut chronicle: Chronicle<Json> = Chronicle::open(path, limits, seconds(0));
+    let large = json!("0123456789");
+    let refused = chronicle.with(seconds(1), |history| history.begin(Trigger::Manual, 7, &large));
+    assert_eq!(refused, None);
+    assert!(matches!(
+        chronicle.take_news()[..],
+        [News::Kept { .. }, News::Refused(HistoryError::TooLarge { .. })]
+    ));
+    assert_eq!(begin(&mut chronicle, seconds(2)), Some(RunId(1)));
+}
+
+#[test]
+fn who_died_over_a_run_is_told_of_at_the_next_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("history");
+    let mut first = Chronicle::open(path.clone(), Limits::default(), seconds(0));
+    let run = begin(&mut first, seconds(1)).unwrap();
+    drop(first);
+    let mut second: Chronicle<Json> = Chronicle::open(path, Limits::default(), seconds(2));
+    assert!(
+        matches!(&second.take_news()[..], [News::Kept { interrupted, .. }] if interrupted == &[run])
+    );
+    let state = second.with(seconds(3), |history| history.run(run)).map(|run| run.summary.state);
+    assert_eq!(state, Some(State::Interrupted));
+}

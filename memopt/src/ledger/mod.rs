@@ -1,0 +1,158 @@
+//! What has to be remembered between two looks at the host: damped demand, pain, stuck balloons, benched actuators,
+//! the merging window.
+//!
+//! [`Ledger::observe`] is told of every look, [`Ledger::acted`] of what was then done, [`Ledger::verified`] of what
+//! came of it. The ledger decides nothing: [`crate::plan`] reads it. It is plain data, can be kept in a file, and
+//! grows with the number of guests alone. Times are the host's uptime, which no one sets back; after a reboot of the
+//! host nothing in it means anything, and it forgets all. Start reading at [`Ledger`].
+
+mod demand;
+mod guest;
+mod ksm;
+mod level;
+mod pain;
+mod standing;
+#[cfg(test)]
+mod tests;
+mod turns;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+pub use demand::Demand;
+pub use guest::GuestLedger;
+pub use ksm::{KsmLedger, Window, WindowEnd};
+pub use level::Level;
+pub use pain::{Pain, PainCause};
+pub use standing::{Bench, Standing};
+pub use turns::Turns;
+
+use crate::plan::{Action, Step};
+use crate::policy::{Actuator, MIB, Policy};
+use crate::situation::Situation;
+use crate::verify::Outcome;
+
+/// A guest that has not been seen for so long is forgotten.
+const FORGET_AFTER: Duration = Duration::from_secs(3600);
+/// More guests than any host has; beyond it those of the last names are not remembered.
+const GUESTS_MAX: usize = 4096;
+
+/// What is remembered of a host and its guests.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Ledger {
+    /// The uptime at the last look.
+    pub uptime: Duration,
+    /// How short of memory the host is.
+    pub level: Level,
+    /// What is remembered of each guest, by its name.
+    pub guests: BTreeMap<String, GuestLedger>,
+    /// What is remembered of the kernel's merging.
+    pub ksm: KsmLedger,
+    /// How the actuators of the host itself do.
+    pub host: BTreeMap<Actuator, Standing>,
+}
+
+impl Ledger {
+    /// Takes in a look at the host. To be called once for each, before its plan is made.
+    pub fn observe(&mut self, situation: &Situation, policy: &Policy) {
+        let now = situation.uptime;
+        if now < self.uptime {
+            *self = Self::default();
+        }
+        self.uptime = now;
+        self.level = self.level.next(&situation.host, &policy.host);
+        self.ksm.observe(&situation.host, now, &policy.merge);
+        for guest in &situation.guests {
+            let is_known = self.guests.get(&guest.name).is_some_and(|it| it.pid == guest.pid);
+            if !is_known {
+                if self.guests.len() >= GUESTS_MAX && !self.guests.contains_key(&guest.name) {
+                    continue;
+                }
+                self.guests.insert(guest.name.clone(), GuestLedger::new(guest.pid, now));
+            }
+            if let Some(record) = self.guests.get_mut(&guest.name) {
+                record.observe(guest, now, policy);
+            }
+        }
+        self.guests.retain(|_, record| now.saturating_sub(record.seen) < FORGET_AFTER);
+    }
+
+    /// Takes in that `step` was done.
+    pub fn acted(&mut self, step: &Step) {
+        match &step.action {
+            Action::DriveKsm { domain, .. } => {
+                self.ksm.promise(step.expected_bytes);
+                self.ksm.open(domain, self.uptime);
+            }
+            Action::StopKsm { .. } => self.ksm.close(),
+            Action::Merge { guest, .. } => {
+                self.ksm.promise(step.expected_bytes);
+                self.changed(guest);
+            }
+            Action::Unmerge { guest, .. }
+            | Action::MakeHuge { guest, .. }
+            | Action::RemergeTemplate { guest, .. } => self.changed(guest),
+            Action::SetBalloon { guest, to_bytes, .. } => {
+                if let Some(record) = self.guests.get_mut(guest) {
+                    record.asked_bytes = Some(*to_bytes);
+                }
+            }
+            Action::ResizePool { .. } => {}
+        }
+    }
+
+    /// The chunks of this guest are not what they were.
+    fn changed(&mut self, guest: &str) {
+        if let Some(record) = self.guests.get_mut(guest) {
+            record.changed = Some(self.uptime);
+        }
+    }
+
+    /// Whether the guest of this name was asked to keep `target_bytes` by a step, and not by somebody else since.
+    #[must_use]
+    pub fn has_asked(&self, guest: &str, target_bytes: u64) -> bool {
+        let asked = self.guests.get(guest).and_then(|record| record.asked_bytes);
+        // What a guest has stands for what it was asked for where its monitor does not tell.
+        asked.is_some_and(|asked| asked.abs_diff(target_bytes) <= MIB)
+    }
+
+    /// Takes in what came of a step; an actuator that has failed often enough is benched.
+    pub fn verified(&mut self, outcome: &Outcome, policy: &Policy) {
+        let now = self.uptime;
+        let standings = match &outcome.guest {
+            Some(name) => match self.guests.get_mut(name) {
+                Some(record) => &mut record.standings,
+                None => return,
+            },
+            None => &mut self.host,
+        };
+        let standing = standings.entry(outcome.actuator).or_default();
+        standing.judge(outcome, now, &policy.verify);
+    }
+
+    /// Why `actuator` is benched for `guest`, or for the host itself when that is `None`; absent when it is not.
+    #[must_use]
+    pub fn bench(&self, guest: Option<&str>, actuator: Actuator) -> Option<&Bench> {
+        let standings = match guest {
+            Some(name) => &self.guests.get(name)?.standings,
+            None => &self.host,
+        };
+        standings.get(&actuator)?.bench.as_ref().filter(|bench| bench.until > self.uptime)
+    }
+
+    /// Lets `actuator` try again at once, for `guest` or for the host itself: an operator has mended what was wrong.
+    pub fn pardon(&mut self, guest: Option<&str>, actuator: Actuator) {
+        match guest {
+            Some(name) => {
+                if let Some(record) = self.guests.get_mut(name) {
+                    record.standings.remove(&actuator);
+                }
+            }
+            None => {
+                self.host.remove(&actuator);
+            }
+        }
+    }
+}

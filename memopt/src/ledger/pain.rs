@@ -1,0 +1,124 @@
+//! Signs that a guest is short of memory, from what its statistics count.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::policy::{PainPolicy, Span};
+use crate::situation::Statistics;
+
+/// A guest's pain, and how long it is spared for it.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Pain {
+    /// What showed it.
+    pub cause: PainCause,
+    /// When it was last seen, as the host's uptime.
+    pub at: Duration,
+    /// Until when the guest keeps everything.
+    pub until: Duration,
+    /// How often in a row it came back within an hour of its end.
+    pub again: u8,
+}
+
+/// What showed a guest's pain.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PainCause {
+    /// Processes were killed for want of memory.
+    OomKill(u64),
+    /// Allocations waited for memory, in a second.
+    AllocationStalls(f64),
+    /// Bytes reclaimed while somebody waited, in a second.
+    DirectReclaim(f64),
+    /// Page faults that waited for a disk, in a second.
+    MajorFaults(f64),
+    /// Bytes swapped in or out, in a second.
+    Swapping(f64),
+    /// It has said nothing for so long.
+    Silent(Duration),
+}
+
+impl fmt::Display for PainCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mib = |bytes: &f64| bytes / f64::from(1 << 20);
+        match self {
+            Self::OomKill(count) => write!(f, "{count} processes killed for want of memory"),
+            Self::AllocationStalls(rate) => write!(f, "{rate:.1} allocations/s wait for memory"),
+            Self::DirectReclaim(rate) => {
+                write!(f, "{:.1} MiB/s reclaimed while somebody waits", mib(rate))
+            }
+            Self::MajorFaults(rate) => write!(f, "{rate:.0} page faults/s wait for a disk"),
+            Self::Swapping(rate) => write!(f, "{:.1} MiB/s swapped", mib(rate)),
+            Self::Silent(time) => write!(f, "its statistics have been silent for {}", Span(*time)),
+        }
+    }
+}
+
+/// The last counters of a guest, and when they were taken.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub(super) struct Counters {
+    at: Duration,
+    last: Statistics,
+}
+
+impl Counters {
+    pub(super) fn new(statistics: &Statistics, at: Duration) -> Self {
+        Self { at, last: *statistics }
+    }
+
+    /// The time of the statistics.
+    pub(super) fn at(&self) -> Duration {
+        self.at
+    }
+
+    /// Takes in newer statistics; says what pain they show. A counter that went back means that the guest began anew:
+    /// nothing is told from it, nor from one that was missing before.
+    pub(super) fn next(
+        &mut self,
+        statistics: &Statistics,
+        at: Duration,
+        policy: &PainPolicy,
+    ) -> Option<PainCause> {
+        let before = std::mem::replace(&mut self.last, *statistics);
+        // A second at least: the age of the same statistics is never told to the microsecond.
+        let seconds = at.saturating_sub(self.at).as_secs_f64().max(1.0);
+        self.at = at.max(self.at);
+        if went_back(&before, statistics) {
+            return None;
+        }
+        let grown = |count: fn(&Statistics) -> Option<u64>| {
+            let (before, now) = (count(&before)?, count(statistics)?);
+            Some(now.saturating_sub(before)).filter(|grown| *grown > 0)
+        };
+        let rate = |count: fn(&Statistics) -> Option<u64>, limit: f64| {
+            grown(count).map(|grown| grown as f64 / seconds).filter(|rate| *rate > limit)
+        };
+        let reclaim = policy.direct_reclaim_bytes_per_s as f64;
+        let swapping = policy.swapping_bytes_per_s as f64;
+        grown(|it| it.oom_kills)
+            .map(PainCause::OomKill)
+            .or_else(|| {
+                rate(|it| it.allocation_stalls, policy.allocation_stalls_per_s)
+                    .map(PainCause::AllocationStalls)
+            })
+            .or_else(|| rate(|it| it.direct_reclaim_bytes, reclaim).map(PainCause::DirectReclaim))
+            .or_else(|| {
+                rate(|it| it.major_faults, policy.major_faults_per_s).map(PainCause::MajorFaults)
+            })
+            .or_else(|| rate(|it| it.swap_in_bytes, swapping).map(PainCause::Swapping))
+            .or_else(|| rate(|it| it.swap_out_bytes, swapping).map(PainCause::Swapping))
+    }
+}
+
+fn went_back(before: &Statistics, now: &Statistics) -> bool {
+    let counts: [fn(&Statistics) -> Option<u64>; 6] = [
+        |it| it.oom_kills,
+        |it| it.allocation_stalls,
+        |it| it.direct_reclaim_bytes,
+        |it| it.major_faults,
+        |it| it.swap_in_bytes,
+        |it| it.swap_out_bytes,
+    ];
+    counts.iter().any(|count| matches!((count(before), count(now)), (Some(a), Some(b)) if b < a))
+}

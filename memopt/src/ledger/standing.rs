@@ -1,0 +1,57 @@
+//! How an actuator does for a guest, or for the host: whether it delivers, and when it is benched.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::policy::VerifyPolicy;
+use crate::verify::{Outcome, Verdict};
+
+/// The longest bench: a day.
+const BENCH_MAX: Duration = Duration::from_secs(86_400);
+
+/// How an actuator does.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Standing {
+    /// Failures in a row.
+    pub failures: u8,
+    /// How often it was benched since it last delivered.
+    pub benches: u8,
+    /// Since when, and why, it may not be used.
+    pub bench: Option<Bench>,
+}
+
+/// Why an actuator may not be used.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bench {
+    /// In one sentence.
+    pub reason: String,
+    /// Until then, as the host's uptime.
+    pub until: Duration,
+}
+
+impl Standing {
+    pub(super) fn judge(&mut self, outcome: &Outcome, now: Duration, policy: &VerifyPolicy) {
+        match outcome.verdict {
+            Verdict::Delivered => *self = Self::default(),
+            Verdict::Unclear => {}
+            Verdict::Partly | Verdict::Nothing if outcome.is_enough(policy) => self.failures = 0,
+            Verdict::Partly | Verdict::Nothing => {
+                self.failures = self.failures.saturating_add(1);
+                if self.failures >= policy.tries {
+                    let reason = format!("{} times in a row: {}", self.failures, outcome.reason);
+                    self.bench(reason, now, policy);
+                }
+            }
+        }
+    }
+
+    /// Benches it, for longer each time.
+    pub(super) fn bench(&mut self, reason: String, now: Duration, policy: &VerifyPolicy) {
+        let factor = 1 << self.benches.min(10);
+        let until = now + policy.bench.saturating_mul(factor).min(BENCH_MAX);
+        self.benches = self.benches.saturating_add(1);
+        self.failures = 0;
+        self.bench = Some(Bench { reason, until });
+    }
+}

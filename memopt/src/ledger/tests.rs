@@ -1,0 +1,280 @@
+//! What is remembered, and what is not.
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::plan::fixture::*;
+use crate::policy::{GIB, MIB, Policy};
+use crate::situation::{Hindrance, Pressure};
+use crate::verify::Verdict;
+
+/// A ledger that was told of `looks`.
+fn told(looks: &[Situation]) -> Ledger {
+    let mut ledger = Ledger::default();
+    for look in looks {
+        ledger.observe(look, &Policy::default());
+    }
+    ledger
+}
+
+/// A look `seconds` after the first, at a guest of 8 GiB that uses `used`.
+fn using(seconds: u64, used: u64) -> Situation {
+    later(&situation(50, vec![idle_guest("a", 8 * GIB, used)]), seconds)
+}
+
+fn demand(ledger: &Ledger) -> u64 {
+    ledger.guests["a"].demand.expect("it said").bytes()
+}
+
+#[test]
+fn demand_rises_at_once_and_falls_slowly() {
+    let mut looks = vec![using(0, GIB), using(10, 4 * GIB)];
+    assert_eq!(demand(&told(&looks)), 4 * GIB);
+    looks.extend((2..62).map(|round| using(round * 10, GIB)));
+    let later = demand(&told(&looks));
+    // The slow average has seen 4 GiB for ten seconds of ten minutes only, the fast one for ten of one.
+    assert!(later > GIB && later < GIB + 100 * MIB, "{later}");
+    let mut looks = vec![using(0, 4 * GIB), using(10, GIB)];
+    assert!(demand(&told(&looks)) > 3 * GIB, "ten seconds later");
+    looks.push(using(600, GIB));
+    let later = demand(&told(&looks));
+    assert!((2 * GIB..3 * GIB).contains(&later), "ten minutes later: {later}");
+    looks.push(using(86_400, GIB));
+    assert!(demand(&told(&looks)) < GIB + 50 * MIB, "a day later");
+}
+
+#[test]
+fn a_driver_that_counts_the_balloon_as_used_makes_no_demand_of_it() {
+    let mut look = using(0, GIB);
+    balloon(&mut look.guests[0]).actual_bytes = 4 * GIB;
+    // It sees all of its RAM, and of that the balloon is not available.
+    *said(&mut look.guests[0]) = statistics(8 * GIB, 5 * GIB);
+    assert_eq!(demand(&told(&[look])), GIB);
+}
+
+#[test]
+fn what_the_kernel_keeps_for_itself_is_demand() {
+    let mut look = using(0, GIB);
+    said(&mut look.guests[0]).total_bytes = Some(8 * GIB - 200 * MIB);
+    said(&mut look.guests[0]).available_bytes = Some(7 * GIB - 200 * MIB);
+    assert_eq!(demand(&told(&[look])), GIB + 200 * MIB);
+}
+
+#[test]
+fn a_guest_that_began_anew_is_not_in_pain() {
+    let mut before = using(0, GIB);
+    said(&mut before.guests[0]).oom_kills = Some(9);
+    let mut after = using(10, GIB);
+    said(&mut after.guests[0]).oom_kills = Some(3);
+    let ledger = told(&[before.clone(), after.clone()]);
+    assert_eq!(ledger.guests["a"].pain, None, "its counter went back");
+    after.guests[0].pid += 1;
+    said(&mut after.guests[0]).oom_kills = Some(12);
+    let ledger = told(&[before.clone(), after.clone()]);
+    assert_eq!(ledger.guests["a"].pain, None, "another process");
+    after.guests[0].pid -= 1;
+    let ledger = told(&[before, after]);
+    assert_eq!(ledger.guests["a"].pain.unwrap().cause, PainCause::OomKill(3));
+}
+
+#[test]
+fn pain_that_comes_back_is_spared_for_longer() {
+    let mut ledger = Ledger::default();
+    let mut spared = Vec::new();
+    for episode in 0..6_u64 {
+        // Half an hour apart.
+        for round in 0..2 {
+            let mut look = using(episode * 1800 + round * 10, GIB);
+            said(&mut look.guests[0]).oom_kills = Some(episode + round);
+            ledger.observe(&look, &Policy::default());
+        }
+        let pain = ledger.guests["a"].pain.unwrap();
+        spared.push((pain.until - pain.at).as_secs() / 60);
+    }
+    assert_eq!(spared, [5, 10, 20, 40, 40, 40], "from the fifth on it never ended");
+}
+
+#[test]
+fn silence_is_pain_but_not_of_a_guest_that_is_hindered() {
+    let speaking = using(0, GIB);
+    let mut silent = using(40, GIB);
+    balloon(&mut silent.guests[0]).statistics = None;
+    let ledger = told(&[speaking.clone(), silent.clone()]);
+    let cause = ledger.guests["a"].pain.unwrap().cause;
+    assert_eq!(cause, PainCause::Silent(Duration::from_secs(40)));
+
+    let mut paused = silent.clone();
+    paused.guests[0].hindrance = Some(Hindrance::Paused);
+    let resumed = later(&silent, 10);
+    let ledger = told(&[speaking, paused, resumed.clone()]);
+    assert_eq!(ledger.guests["a"].pain, None);
+    assert_eq!(told(&[silent, resumed]).guests["a"].pain, None, "it never said anything");
+}
+
+#[test]
+fn up_and_down_is_damped() {
+    let policy = Policy::default();
+    let mut ledger = Ledger::default();
+    let mut damping = Vec::new();
+    for round in 0..8 {
+        let mut look = using(round * 60, GIB);
+        balloon(&mut look.guests[0]).target_bytes = (6 + round % 2) * GIB;
+        ledger.observe(&look, &policy);
+        damping.push(ledger.guests["a"].turns.damping());
+    }
+    assert_eq!(damping, [1, 1, 1, 1, 2, 4, 8, 8]);
+    ledger.observe(&using(3600, GIB), &policy);
+    assert_eq!(ledger.guests["a"].turns.damping(), 1, "long ago");
+}
+
+#[test]
+fn levels_hold_until_the_host_is_clearly_better() {
+    let level = |level: Level, available: f64, full_10s: f64| {
+        let mut host = situation(0, Vec::new()).host;
+        host.available_bytes = (host.total_bytes as f64 * available) as u64;
+        host.pressure = Some(Pressure { some_10s: 1.0, full_10s, some_60s: 0.0, full_60s: 0.0 });
+        level.next(&host, &Policy::default().host)
+    };
+    assert_eq!(level(Level::Green, 0.201, 0.0), Level::Green);
+    assert_eq!(level(Level::Green, 0.199, 0.0), Level::Amber);
+    assert_eq!(level(Level::Amber, 0.219, 0.0), Level::Amber);
+    assert_eq!(level(Level::Amber, 0.221, 0.0), Level::Green);
+    assert_eq!(level(Level::Green, 0.049, 0.0), Level::Red);
+    assert_eq!(level(Level::Red, 0.069, 0.0), Level::Red);
+    assert_eq!(level(Level::Red, 0.071, 0.0), Level::Amber);
+    assert_eq!(level(Level::Green, 0.9, 0.10), Level::Red);
+    assert_eq!(level(Level::Red, 0.9, 0.06), Level::Red);
+    assert_eq!(level(Level::Red, 0.9, 0.04), Level::Green);
+}
+
+fn outcome(verdict: Verdict, share: f64) -> Outcome {
+    Outcome {
+        guest: Some("a".to_owned()),
+        actuator: Actuator::Balloon,
+        action: Action::StopKsm { domain: "any".to_owned() },
+        expected_bytes: 100,
+        returned_bytes: 0,
+        share: Some(share),
+        verdict,
+        reason: "nothing came of it".to_owned(),
+    }
+}
+
+#[test]
+fn what_fails_twice_in_a_row_is_benched_for_longer_each_time() {
+    let policy = Policy::default();
+    let mut ledger = told(&[using(0, GIB)]);
+    let (nothing, partly) = (outcome(Verdict::Nothing, 0.0), outcome(Verdict::Partly, 0.6));
+    for next in [&nothing, &partly, &nothing] {
+        ledger.verified(next, &policy);
+        assert_eq!(ledger.bench(Some("a"), Actuator::Balloon), None, "not twice in a row");
+    }
+    ledger.verified(&nothing, &policy);
+    let bench = ledger.bench(Some("a"), Actuator::Balloon).expect("benched").clone();
+    assert_eq!(bench.reason, "2 times in a row: nothing came of it");
+    assert_eq!(bench.until, ledger.uptime + Duration::from_secs(3600));
+    assert_eq!(ledger.bench(Some("a"), Actuator::Merge), None, "only the balloon");
+    ledger.observe(&using(3600, GIB), &policy);
+    assert_eq!(ledger.bench(Some("a"), Actuator::Balloon), None, "over");
+    ledger.verified(&nothing, &policy);
+    ledger.verified(&nothing, &policy);
+    let again = ledger.bench(Some("a"), Actuator::Balloon).expect("benched").until;
+    assert_eq!(again, ledger.uptime + Duration::from_secs(7200));
+    ledger.pardon(Some("a"), Actuator::Balloon);
+    assert_eq!(ledger.bench(Some("a"), Actuator::Balloon), None);
+    ledger.verified(&outcome(Verdict::Unclear, 0.0), &policy);
+    ledger.verified(&outcome(Verdict::Unclear, 0.0), &policy);
+    assert_eq!(ledger.bench(Some("a"), Actuator::Balloon), None, "unclear is no failure");
+}
+
+#[test]
+fn guests_come_and_go() {
+    let policy = Policy::default();
+    let mut ledger = told(&[using(0, GIB)]);
+    ledger.observe(&later(&situation(50, Vec::new()), 600), &policy);
+    assert!(ledger.guests.contains_key("a"), "it may come back");
+    ledger.observe(&later(&situation(50, Vec::new()), 3700), &policy);
+    assert!(ledger.guests.is_empty());
+    let crowd = (0..GUESTS_MAX + 10).map(|index| idle_guest(&format!("{index}"), GIB, 0)).collect();
+    ledger.observe(&later(&situation(50, crowd), 3800), &policy);
+    assert_eq!(ledger.guests.len(), GUESTS_MAX);
+}
+
+#[test]
+fn a_host_that_booted_again_is_another_one() {
+    let mut hurt = using(10, GIB);
+    said(&mut hurt.guests[0]).oom_kills = Some(1);
+    let mut ledger = told(&[using(0, GIB), hurt]);
+    assert!(ledger.guests["a"].pain.is_some());
+    let mut booted = using(0, GIB);
+    booted.uptime = Duration::from_secs(60);
+    ledger.observe(&booted, &Policy::default());
+    assert_eq!(ledger, told(&[booted]));
+}
+
+#[test]
+fn the_speed_of_ksmd_is_measured() {
+    let mut look = situation(50, Vec::new());
+    let mut ledger = told(&[look.clone()]);
+    assert_eq!(ledger.ksm.pages_per_cpu_second(), 171_000);
+    for _ in 0..40 {
+        look = later(&look, 10);
+        let ksm = look.host.ksm.as_mut().unwrap();
+        ksm.pages_scanned += 600_000;
+        ksm.cpu = Some(ksm.cpu.unwrap() + Duration::from_secs(2));
+        ledger.observe(&look, &Policy::default());
+    }
+    assert!(ledger.ksm.pages_per_cpu_second().abs_diff(300_000) < 1000);
+}
+
+proptest! {
+    #[test]
+    fn an_average_lies_between_what_it_averages(
+        first in 0..1_u64 << 50, values in prop::collection::vec((0..1_u64 << 50, 0..100_000_u64), 1..50),
+    ) {
+        let policy = Policy::default().balloon;
+        let (mut low, mut high) = (first, first);
+        let mut at = Duration::ZERO;
+        let mut demand = Demand::new(first, at);
+        for (value, millis) in values {
+            (low, high) = (low.min(value), high.max(value));
+            at += Duration::from_millis(millis);
+            demand = demand.next(value, at, &policy);
+            prop_assert!(demand.bytes() >= value, "it rises at once");
+            prop_assert!((low..=high).contains(&demand.bytes()));
+            prop_assert!(demand.slow_bytes + 1 >= low && demand.slow_bytes <= high);
+        }
+    }
+
+    #[test]
+    fn the_same_time_passed_gives_the_same_average_by_any_steps(
+        from in 0..1_u64 << 40, to in 0..1_u64 << 40, steps in 1..20_u32,
+    ) {
+        let policy = Policy::default().balloon;
+        let mut demand = Demand::new(from, Duration::ZERO);
+        for step in 1..=steps {
+            demand = demand.next(to, Duration::from_secs(10) * step, &policy);
+        }
+        let once = Demand::new(from, Duration::ZERO).next(to, Duration::from_secs(10) * steps, &policy);
+        // The implicit step is not exact, but it is never far off, and never beyond.
+        let distance = (from.abs_diff(to) as f64 * 0.35) as u64 + 2;
+        prop_assert!(demand.fast_bytes.abs_diff(once.fast_bytes) <= distance);
+    }
+}
+
+#[test]
+fn a_balloon_that_somebody_else_has_set_is_not_ours() {
+    let mut ledger = told(&[using(0, GIB)]);
+    assert!(!ledger.has_asked("a", 8 * GIB), "nobody has asked");
+    let action =
+        Action::SetBalloon { guest: "a".to_owned(), from_bytes: 8 * GIB, to_bytes: 4 * GIB };
+    let step = Step { action, expected_bytes: 0, cpu: Duration::ZERO, reason: String::new() };
+    ledger.acted(&step);
+    assert!(ledger.has_asked("a", 4 * GIB) && ledger.has_asked("a", 4 * GIB + MIB));
+    assert!(!ledger.has_asked("a", 2 * GIB) && !ledger.has_asked("b", 4 * GIB));
+    let text = serde_json::to_string(&ledger).expect("a text");
+    let read: Ledger = serde_json::from_str(&text).expect("a ledger");
+    assert!(read.has_asked("a", 4 * GIB), "the next node knows");
+}

@@ -1,0 +1,296 @@
+//! What many processes cost, without walking the page tables of all of them in each round.
+//!
+//! PSS is what a guest really costs, and dear: the kernel walks every mapped page for it. RSS, pool pages, swap and merged pages
+//! are counters. So each round reads the counters of every process, and PSS of as many as fit a budget of time: first those that
+//! were never measured, then those whose counters have moved most, then the oldest. Between two measurements PSS is taken to have
+//! moved as RSS did, less half of what was merged since: a page merged with one other is charged by half. The error is gone with
+//! the next measurement, and whoever verifies what an action brought asks for [`Meter::exact`].
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use super::cost::process_cost_in;
+use super::process::{Cheap, exact_cost};
+use super::{ObserveError, Sources};
+use crate::situation::Cost;
+
+/// What walking a page table takes until it was measured, in nanoseconds per MiB: 4 KiB pages, a slow host.
+const NANOSECONDS_PER_MIB: u64 = 10_000;
+
+/// After this long a process is measured before any that only moved more.
+const AGE_MAX: Duration = Duration::from_secs(300);
+
+/// Measures processes within a budget of time.
+#[derive(Debug)]
+pub struct Meter {
+    budget: Duration,
+    known: BTreeMap<u32, Known>,
+}
+
+/// The last exact measurement of a process.
+#[derive(Debug, Clone, Copy)]
+struct Known {
+    cost: Cost,
+    /// The counters at that time.
+    then: Cheap,
+    /// Of the clock of whoever calls.
+    at: Duration,
+    took: Duration,
+}
+
+/// What a process costs, and how well that is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Metered {
+    /// What it costs. Before the first exact measurement PSS is as high as RSS, which it never exceeds.
+    pub cost: Cost,
+    /// Time since PSS was measured; absent when it never was. All else is of this moment, but for huge pages.
+    pub exact_age: Option<Duration>,
+}
+
+/// A process whose PSS might be measured in this round.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Candidate {
+    /// Its place in the list of processes.
+    index: usize,
+    is_known: bool,
+    /// By how much its counters have moved.
+    drift_bytes: u64,
+    age: Duration,
+    expected: Duration,
+}
+
+impl Meter {
+    /// A meter that spends about `budget` on exact measurements in each round; at least one is made.
+    #[must_use]
+    pub const fn new(budget: Duration) -> Self {
+        Self { budget, known: BTreeMap::new() }
+    }
+
+    /// What each of `pids` costs, in their order; processes that are not among them are forgotten. `now` is any clock that never
+    /// goes back.
+    pub fn round(
+        &mut self,
+        sources: &Sources,
+        pids: &[u32],
+        now: Duration,
+    ) -> Vec<Result<Metered, ObserveError>> {
+        let mut known = std::mem::take(&mut self.known);
+        let cheap: Vec<_> = pids.iter().map(|pid| Cheap::read(sources, *pid)).collect();
+        for (pid, cheap) in pids.iter().zip(&cheap) {
+            let Ok(cheap) = cheap else { continue };
+            if let Some(known) = known.remove(pid)
+                && known.then.started == cheap.started
+            {
+                self.known.insert(*pid, known);
+            }
+        }
+        let candidates = self.candidates(pids, &cheap, now);
+        let mut spent = Duration::ZERO;
+        for (nth, candidate) in candidates.iter().enumerate() {
+            if nth > 0 && spent + candidate.expected > self.budget {
+                continue;
+            }
+            let began = Instant::now();
+            if let Ok(cheap) = &cheap[candidate.index] {
+                // One that has ended meanwhile is told as gone in the next round.
+                let _ = self.measure(sources, pids[candidate.index], *cheap, now);
+            }
+            spent += began.elapsed();
+        }
+        let told = pids.iter().zip(cheap);
+        told.map(|(pid, cheap)| cheap.map(|cheap| self.estimate(*pid, &cheap, now))).collect()
+    }
+
+    /// What `pid` costs, measured now: for telling what an action brought.
+    ///
+    /// # Errors
+    /// [`ObserveError::Gone`] or [`ObserveError::Forbidden`].
+    pub fn exact(
+        &mut self,
+        sources: &Sources,
+        pid: u32,
+        now: Duration,
+    ) -> Result<Cost, ObserveError> {
+        let cheap = Cheap::read(sources, pid)?;
+        self.measure(sources, pid, cheap, now)
+    }
+
+    fn measure(
+        &mut self,
+        sources: &Sources,
+        pid: u32,
+        then: Cheap,
+        at: Duration,
+    ) -> Result<Cost, ObserveError> {
+        let began = Instant::now();
+        let cost = exact_cost(&process_cost_in(sources, pid)?, then.merged);
+        self.known.insert(pid, Known { cost, then, at, took: began.elapsed() });
+        Ok(cost)
+    }
+
+    /// Those that have memory, the most urgent first.
+    fn candidates(
+        &self,
+        pids: &[u32],
+        cheap: &[Result<Cheap, ObserveError>],
+        now: Duration,
+    ) -> Vec<Candidate> {
+        let readable = pids.iter().zip(cheap).enumerate();
+        let readable = readable.filter_map(|(index, (pid, cheap))| {
+            let cheap = cheap.as_ref().ok()?;
+            let known = self.known.get(pid);
+            Some(Candidate {
+                index,
+                is_known: known.is_some(),
+                drift_bytes: known.map_or(u64::MAX, |known| drift(&known.then, cheap)),
+                age: known.map_or(Duration::MAX, |known| now.saturating_sub(known.at)),
+                expected: expected(known, cheap),
+            })
+        });
+        let mut candidates: Vec<_> = readable.collect();
+        urgent_first(&mut candidates);
+        candidates
+    }
+
+    fn estimate(&self, pid: u32, cheap: &Cheap, now: Duration) -> Metered {
+        let merged = cheap.merged;
+        let mut cost = Cost {
+            resident_bytes: cheap.resident_bytes,
+            proportional_bytes: cheap.occupied_bytes(),
+            huge_bytes: 0,
+            merged_bytes: merged.map(|merged| merged.bytes()),
+            merge_profit_bytes: merged.map(|merged| merged.profit_bytes),
+            swapped_bytes: cheap.swapped_bytes,
+        };
+        let Some(known) = self.known.get(&pid) else { return Metered { cost, exact_age: None } };
+        cost.proportional_bytes = moved(known, cheap);
+        cost.huge_bytes = known.cost.huge_bytes.min(cheap.resident_bytes);
+        Metered { cost, exact_age: Some(now.saturating_sub(known.at)) }
+    }
+}
+
+/// PSS as it was measured, moved as the counters have since.
+fn moved(known: &Known, now: &Cheap) -> u64 {
+    let merged = |cheap: &Cheap| cheap.merged.map_or(0, |merged| merged.bytes());
+    let then = &known.then;
+    let grown = now.occupied_bytes().saturating_sub(then.occupied_bytes());
+    let unmerged = merged(then).saturating_sub(merged(now)) / 2;
+    let shrunk = then.occupied_bytes().saturating_sub(now.occupied_bytes());
+    let newly_merged = merged(now).saturating_sub(merged(then)) / 2;
+    let more = known.cost.proportional_bytes.saturating_add(grown).saturating_add(unmerged);
+    more.saturating_sub(shrunk).saturating_sub(newly_merged).min(now.occupied_bytes())
+}
+
+fn drift(then: &Cheap, now: &Cheap) -> u64 {
+    let merged = |cheap: &Cheap| cheap.merged.map_or(0, |merged| merged.bytes());
+    let resident = then.occupied_bytes().abs_diff(now.occupied_bytes());
+    resident.saturating_add(merged(then).abs_diff(merged(now)))
+}
+
+/// How long measuring a process may take: as long as the last time, grown with it.
+fn expected(known: Option<&Known>, now: &Cheap) -> Duration {
+    let mebibytes = now.resident_bytes >> 20;
+    let Some(known) = known else {
+        return Duration::from_nanos(mebibytes.saturating_mul(NANOSECONDS_PER_MIB));
+    };
+    let growth = now.resident_bytes as f64 / known.then.resident_bytes.max(1) as f64;
+    known.took.mul_f64(growth.clamp(0.1, 100.0))
+}
+
+/// Orders by need: the unknown, then those that waited too long, then those that moved by more than 16 MiB, then the oldest.
+fn urgent_first(candidates: &mut [Candidate]) {
+    // Small movements are noise: they are put on one step, on which age decides.
+    let step = |candidate: &Candidate| candidate.drift_bytes.checked_ilog2().unwrap_or(0).max(24);
+    candidates.sort_by_key(|candidate| {
+        let urgency = (candidate.age >= AGE_MAX, step(candidate), candidate.age);
+        (candidate.is_known, std::cmp::Reverse(urgency), candidate.index)
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+
+    fn candidate(index: usize, drift_bytes: u64, seconds: u64) -> Candidate {
+        let (age, expected) = (Duration::from_secs(seconds), Duration::from_millis(10));
+        Candidate { index, is_known: true, drift_bytes, age, expected }
+    }
+
+    #[test]
+    fn the_unknown_come_first_then_what_moved_then_the_oldest() {
+        let unknown = Candidate { is_known: false, ..candidate(3, u64::MAX, 0) };
+        let mut all = [
+            candidate(0, 4096, 60),
+            candidate(1, 1 << 20, 30),
+            candidate(2, 1 << 30, 1),
+            unknown,
+            candidate(4, 0, 300),
+        ];
+        urgent_first(&mut all);
+        assert_eq!(all.map(|candidate| candidate.index), [3, 4, 2, 0, 1]);
+    }
+
+    /// A process with `kib` of memory, half of it shared with one other.
+    fn process(root: &Path, pid: u32, kib: u64, started: u64) {
+        let folder = root.join(format!("proc/{pid}"));
+        fs::create_dir_all(&folder).unwrap();
+        let zeros = "0 ".repeat(18);
+        fs::write(folder.join("stat"), format!("{pid} (qemu) S {zeros}{started} 0\n")).unwrap();
+        fs::write(folder.join("status"), format!("Name:\tqemu\nVmRSS:\t{kib} kB\nVmSwap:\t8 kB\n"))
+            .unwrap();
+        let pss = kib * 3 / 4;
+        let rollup = format!(
+            "Rss: {kib} kB\nPss: {pss} kB\nAnonymous: 0 kB\nAnonHugePages: 4 kB\nSwap: 8 kB\n"
+        );
+        fs::write(folder.join("smaps_rollup"), rollup).unwrap();
+    }
+
+    fn costs(round: Vec<Result<Metered, ObserveError>>) -> Vec<(u64, Option<u64>)> {
+        let told = round.into_iter().map(|metered| metered.unwrap());
+        told.map(|metered| {
+            (metered.cost.proportional_bytes >> 10, metered.exact_age.map(|age| age.as_secs()))
+        })
+        .collect()
+    }
+
+    #[test]
+    fn all_are_measured_in_turn_and_estimated_in_between() {
+        let folder = tempfile::tempdir().unwrap();
+        let sources = Sources::at(folder.path());
+        process(folder.path(), 10, 1000, 7);
+        process(folder.path(), 11, 4000, 7);
+        // No time at all: one measurement in a round.
+        let mut meter = Meter::new(Duration::ZERO);
+        let at = Duration::from_secs;
+        let first = costs(meter.round(&sources, &[10, 11], at(100)));
+        assert_eq!(first, [(750, Some(0)), (4000, None)]);
+        let second = costs(meter.round(&sources, &[10, 11], at(110)));
+        assert_eq!(second, [(750, Some(10)), (3000, Some(0))]);
+
+        process(folder.path(), 11, 4100, 7);
+        assert_eq!(meter.exact(&sources, 10, at(111)).unwrap().proportional_bytes >> 10, 750);
+        process(folder.path(), 10, 1200, 7);
+        let third = costs(meter.round(&sources, &[10, 11], at(112)));
+        assert_eq!(third, [(950, Some(1)), (3075, Some(0))], "the oldest was measured");
+    }
+
+    #[test]
+    fn a_later_process_of_the_same_number_is_another() {
+        let folder = tempfile::tempdir().unwrap();
+        let sources = Sources::at(folder.path());
+        process(folder.path(), 10, 1000, 7);
+        process(folder.path(), 11, 1000, 7);
+        let mut meter = Meter::new(Duration::from_secs(10));
+        meter.round(&sources, &[10, 11], Duration::ZERO);
+        process(folder.path(), 10, 2000, 8);
+        fs::remove_dir_all(folder.path().join("proc/11")).unwrap();
+        meter.budget = Duration::ZERO;
+        let round = meter.round(&sources, &[10, 11], Duration::from_secs(1));
+        assert_eq!(round[0].as_ref().unwrap().exact_age, Some(Duration::ZERO));
+        assert!(matches!(round[1], Err(ObserveError::Gone { pid: 11 })));
+        assert_eq!(meter.known.len(), 1);
+    }
+}

@@ -1,0 +1,193 @@
+//! The law of one balloon: what a guest needs, what it must get at once, and what could be taken from it.
+//!
+//! `want = demand + reserve`, between the guest's floor and its maximum. Upwards all at once, downwards by steps;
+//! everything at once, and for a while, when the guest hurts. Targets are absolute, so that a step that is done
+//! twice, or not at all, does no harm.
+
+use std::time::Duration;
+
+use super::because::Because;
+use super::view::{Context, View};
+use super::yields::Yield;
+use crate::ledger::Level;
+use crate::policy::{Actuator, MIB, Size, part};
+use crate::situation::{Backing, Balloon};
+
+/// Less than this is not worth moving.
+pub(super) const STEP_MIN_BYTES: u64 = 4 * MIB;
+
+/// What a guest's balloon is to do, as far as the guest alone decides.
+#[derive(Debug)]
+pub(super) enum Stance {
+    /// This target, whatever the host has.
+    Must { to_bytes: u64, reason: String },
+    /// This target, as far as the host has it.
+    Wants { to_bytes: u64, reason: String },
+    /// It has more than its limit, and goes down to it by steps, whatever the goal.
+    Shrinks { to_bytes: u64, reason: String },
+    /// It could do with less.
+    Spare(Spare),
+    /// Nothing.
+    Leave(Because),
+}
+
+/// What could be taken from a guest.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Spare {
+    /// What it is to keep in the end.
+    pub(super) low_bytes: u64,
+    /// How far it may go in this round.
+    pub(super) step_bytes: u64,
+    /// What it uses.
+    pub(super) used_bytes: u64,
+    /// What comes back for what is taken.
+    pub(super) yields: Yield,
+}
+
+impl Context<'_> {
+    /// The stance of a guest that nothing hinders.
+    pub(super) fn stance(&self, view: &View<'_>) -> Stance {
+        let Some(balloon) = &view.guest.balloon else { return Stance::Leave(Because::NoBalloon) };
+        if !view.limits.actuators.contains(&Actuator::Balloon) {
+            return Stance::Leave(Because::NotAllowed);
+        }
+        if !balloon.has_driver {
+            return Stance::Leave(Because::NoDriver);
+        }
+        if view.guest.backing == Backing::HugePool {
+            let backing = view.guest.backing;
+            return Stance::Leave(Because::WrongBacking { backing });
+        }
+        self.spared(view, balloon)
+            .or_else(|| self.given_up(view, balloon))
+            .or_else(|| self.below_floor(view, balloon))
+            .unwrap_or_else(|| self.by_demand(view, balloon))
+    }
+
+    /// A guest that hurts, or did lately: it has all it may have.
+    fn spared(&self, view: &View<'_>, balloon: &Balloon) -> Option<Stance> {
+        let now = self.ledger.uptime;
+        let pain = view.record?.spared(now)?;
+        let to_bytes = view.limits.max_bytes;
+        let (pain, left) = (pain.cause.to_string(), pain.until - now);
+        if balloon.target_bytes < to_bytes {
+            return Some(Stance::Must { to_bytes, reason: format!("it hurts: {pain}") });
+        }
+        Some(Stance::Leave(Because::Spared { pain, left }))
+    }
+
+    /// A balloon that does not inflate: asking on would only have the guest's driver try for ever.
+    fn given_up(&self, view: &View<'_>, balloon: &Balloon) -> Option<Stance> {
+        let policy = &self.policy.balloon;
+        if !view.record?.is_stuck(balloon, self.ledger.uptime, policy) {
+            return None;
+        }
+        let to_bytes = balloon.actual_bytes.clamp(view.limits.floor_bytes, view.limits.max_bytes);
+        (to_bytes > balloon.target_bytes).then(|| Stance::Must {
+            to_bytes,
+            reason: "its balloon does not inflate further: the rest is given up".to_owned(),
+        })
+    }
+
+    fn below_floor(&self, view: &View<'_>, balloon: &Balloon) -> Option<Stance> {
+        let floor = view.limits.floor_bytes;
+        let demand = view.record.and_then(|record| record.demand).map_or(0, |it| it.bytes());
+        // One that needs more than its floor gets it by its demand.
+        (balloon.target_bytes < floor && demand < floor).then(|| Stance::Must {
+            to_bytes: floor,
+            reason: format!("its floor is {}", Size::of(floor)),
+        })
+    }
+
+    fn by_demand(&self, view: &View<'_>, balloon: &Balloon) -> Stance {
+        let (limits, policy) = (&view.limits, &self.policy.balloon);
+        let demand = match view.record.and_then(|record| record.demand) {
+            Some(demand) if balloon.statistics.is_some() => demand.bytes(),
+            _ => return Stance::Leave(Because::NoStatistics),
+        };
+        let reserve = part(demand, policy.reserve).max(policy.reserve_min_bytes);
+        let keeps = |reserve: u64| {
+            demand.saturating_add(reserve).clamp(limits.floor_bytes, limits.max_bytes)
+        };
+        // What a short host has taken of the reserve, it gives back when it is short no more: or it would be short
+        // again at once.
+        let (owed, low) = match self.ledger.level {
+            Level::Green => (reserve, keeps(reserve)),
+            Level::Amber => (reserve / 2, keeps(reserve)),
+            Level::Red => (0, keeps(0)),
+        };
+        let (want, target) = (keeps(owed), balloon.target_bytes);
+        if want > target && (want - target > self.dead_band(view) || target < limits.floor_bytes) {
+            let (demand, reserve) = (Size::of(demand), Size::of(owed));
+            let reason = format!("it needs {demand} and a reserve of {reserve}");
+            return Stance::Wants { to_bytes: want, reason };
+        }
+        if let Some(because) = self.rests(view, balloon) {
+            return Stance::Leave(because);
+        }
+        if target > limits.max_bytes && limits.max_bytes < balloon.actual_bytes {
+            let step = self.step(view, balloon);
+            let to_bytes = balloon.actual_bytes.saturating_sub(step).max(limits.max_bytes);
+            let reason = format!("its limit is {}", Size::of(limits.max_bytes));
+            return Stance::Shrinks { to_bytes, reason };
+        }
+        self.spare(view, balloon, low, demand)
+    }
+
+    /// What keeps a balloon from shrinking now.
+    fn rests(&self, view: &View<'_>, balloon: &Balloon) -> Option<Because> {
+        if !view.limits.take {
+            return Some(Because::NotTaken);
+        }
+        if let Some(because) = self.forbidden(view, Actuator::Balloon) {
+            return Some(because);
+        }
+        if balloon.actual_bytes.saturating_sub(balloon.target_bytes) > self.dead_band(view) {
+            return Some(Because::Settling);
+        }
+        let turns = &view.record?.turns;
+        let pause = self.policy.balloon.cooldown.saturating_mul(turns.damping());
+        let left = (turns.last()? + pause).checked_sub(self.ledger.uptime)?;
+        let is_resting = turns.damping() > 1 && !left.is_zero();
+        is_resting.then_some(Because::Oscillating { left })
+    }
+
+    fn spare(&self, view: &View<'_>, balloon: &Balloon, low_bytes: u64, used_bytes: u64) -> Stance {
+        let surplus = balloon.actual_bytes.saturating_sub(low_bytes);
+        let damping = view.record.map_or(1, |record| record.turns.damping());
+        if surplus <= self.dead_band(view).saturating_mul(u64::from(damping)) {
+            let is_floor = low_bytes == view.limits.floor_bytes;
+            return Stance::Leave(if is_floor {
+                Because::AtFloor
+            } else {
+                Because::WithinDeadBand
+            });
+        }
+        let yields = Yield::of(view.guest, balloon);
+        if yields.gain(surplus) < self.policy.balloon.dead_band_min_bytes.max(STEP_MIN_BYTES) {
+            return Stance::Leave(Because::NothingToGain);
+        }
+        let step_bytes = self.step(view, balloon).min(surplus);
+        Stance::Spare(Spare { low_bytes, step_bytes, used_bytes, yields })
+    }
+
+    /// Differences up to this are left alone.
+    pub(super) fn dead_band(&self, view: &View<'_>) -> u64 {
+        let policy = &self.policy.balloon;
+        part(view.guest.memory_bytes, policy.dead_band).max(policy.dead_band_min_bytes)
+    }
+
+    /// How far a balloon may go in one round.
+    pub(super) fn step(&self, view: &View<'_>, balloon: &Balloon) -> u64 {
+        let policy = &self.policy.balloon;
+        let step = part(balloon.actual_bytes, policy.step).min(policy.step_max_bytes);
+        let factor = if self.ledger.level == Level::Red { policy.red_factor } else { 1 };
+        let damping = view.record.map_or(1, |record| record.turns.damping());
+        step.saturating_mul(u64::from(factor)) / u64::from(damping)
+    }
+}
+
+/// The CPU time that moving so much takes: a balloon of 4 KiB pages moves 0.95 GiB/s (hyperalloc-bench).
+pub(super) fn cpu_of(bytes: u64) -> Duration {
+    Duration::from_nanos(bytes)
+}

@@ -1,0 +1,113 @@
+//! Which merge domain uses the kernel's merging.
+//!
+//! The kernel knows no domains: all that it may merge, it merges with each other, and what it has merged once it
+//! finds again. So the guests of one domain at most may be mergeable at a time. The others share with their
+//! templates.
+
+use std::collections::BTreeMap;
+
+use super::chunks::{self, MayMerge};
+use super::sheet::DomainChoice;
+use super::view::{Context, View};
+use crate::policy::{Actuator, Size, signed};
+use crate::situation::Backing;
+
+/// The domain that is merged, and who stands against it.
+pub(super) struct Domain {
+    pub(super) choice: DomainChoice,
+    /// Guests of other domains, or of none, whose pages the kernel could merge with it.
+    pub(super) exposed: Vec<String>,
+}
+
+impl Context<'_> {
+    /// What each domain has, and could have. Guests that cannot be touched now count with what they have merged.
+    fn potentials<'v>(&self, all: &'v [View<'_>], free: &[View<'_>]) -> BTreeMap<&'v str, i64> {
+        let mut found: BTreeMap<&str, i64> = BTreeMap::new();
+        for view in all {
+            let Some(domain) = view.limits.merge_domain.as_deref() else { continue };
+            let is_free = free.iter().any(|other| std::ptr::eq(other.guest, view.guest));
+            let merges = view.guest.is_mergeable || (is_free && self.can_merge(view));
+            if !merges {
+                continue;
+            }
+            let merged = signed(view.guest.cost.merged_bytes.unwrap_or(0));
+            let potential = match self.survey(view) {
+                Some(survey) if is_free => {
+                    let sorted = chunks::sort(survey, MayMerge::Yes, self.policy);
+                    // What was not looked at is taken to be like what was.
+                    let seen = survey.sampled.clamp(0.01, 1.0);
+                    let bytes = sorted.merge.bytes.saturating_add(sorted.stay.bytes) as f64 / seen;
+                    (bytes as i64).min(signed(view.guest.memory_bytes))
+                }
+                _ => merged,
+            };
+            let sum = found.entry(domain).or_default();
+            *sum = sum.saturating_add(potential.max(0));
+        }
+        found
+    }
+
+    /// Whether the kernel can merge pages of this guest, and may.
+    pub(super) fn can_merge(&self, view: &View<'_>) -> bool {
+        matches!(view.guest.backing, Backing::Anonymous | Backing::Template)
+            && (view.is_ours() || view.guest.is_mergeable)
+            && view.limits.take
+            && self.forbidden(view, Actuator::Merge).is_none()
+    }
+
+    /// The domain to be merged: the one with the most to gain, but the present one as long as it is not far behind.
+    pub(super) fn choose_domain(&self, all: &[View<'_>], free: &[View<'_>]) -> Option<Domain> {
+        self.situation.host.ksm?;
+        let potentials = self.potentials(all, free);
+        let present = self.present_domain(&potentials);
+        // The first by name of those that are equal.
+        let best = potentials.iter().rev().max_by_key(|(_, bytes)| **bytes)?;
+        let (best, most) = (*best.0, *best.1);
+        let enough = signed(self.policy.merge.gain_min_bytes);
+        let (name, reason) = match present {
+            Some((name, bytes)) if name == best => {
+                (name, format!("it is merged already, and has the most to gain: {}", Size(bytes)))
+            }
+            Some((name, bytes)) if self.stays(bytes, most) => {
+                let (bytes, most) = (Size(bytes), Size(most));
+                (
+                    name,
+                    format!(
+                        "it is merged already ({bytes}), and {best} has not enough more ({most})"
+                    ),
+                )
+            }
+            // What is mergeable already has to belong to somebody, or nobody would be told that others share with it.
+            _ if most < enough && !all.iter().any(|view| view.guest.is_mergeable) => return None,
+            _ => (best, format!("it has the most to gain: {}", Size(most))),
+        };
+        let others = potentials.iter().filter(|(other, _)| **other != name);
+        let choice = DomainChoice {
+            domain: name.to_owned(),
+            potential_bytes: potentials.get(name).copied().unwrap_or(0),
+            reason,
+            others: others.map(|(other, bytes)| ((*other).to_owned(), *bytes)).collect(),
+        };
+        let is_other = |view: &&View<'_>| view.limits.merge_domain.as_deref() != Some(name);
+        let exposed = all.iter().filter(|view| view.guest.is_mergeable).filter(is_other);
+        let exposed = exposed.map(|view| view.name().to_owned()).collect();
+        Some(Domain { choice, exposed })
+    }
+
+    /// The domain that is merged now, as long as it has guests.
+    fn present_domain<'v>(&self, potentials: &BTreeMap<&'v str, i64>) -> Option<(&'v str, i64)> {
+        let remembered = self.ledger.ksm.domain.as_ref().map(|(name, _)| name);
+        let present = self.situation.host.merged_domain.as_ref().or(remembered)?;
+        potentials.get_key_value(present.as_str()).map(|(name, bytes)| (*name, *bytes))
+    }
+
+    /// Whether a domain with so much to gain stays, where another has `most`.
+    fn stays(&self, bytes: i64, most: i64) -> bool {
+        let policy = &self.policy.merge;
+        let is_close = bytes as f64 * policy.switch_gain >= most as f64;
+        let since = self.ledger.ksm.domain.as_ref().map(|(_, since)| *since);
+        let is_fresh = since
+            .is_some_and(|since| self.ledger.uptime.saturating_sub(since) < policy.domain_stay);
+        is_close || is_fresh
+    }
+}

@@ -1,0 +1,136 @@
+//! Hosts and guests for the tests of this crate.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::policy::{GIB, MIB};
+use crate::situation::{
+    Backing, Balloon, Chunk, Cost, Guest, Host, Ksm, Situation, Statistics, Survey, Vmm,
+};
+
+/// A guest of `memory_bytes` with a balloon, no survey, and everything in use that a guest of its size has after boot.
+pub(crate) fn guest(name: &str, memory_bytes: u64) -> Guest {
+    let resident = memory_bytes / 2;
+    Guest {
+        name: name.to_owned(),
+        vmm: Vmm::Lighter,
+        pid: 1000 + name.bytes().map(u32::from).sum::<u32>(),
+        memory_bytes,
+        cost: Cost { resident_bytes: resident, proportional_bytes: resident, ..Cost::default() },
+        backing: Backing::Anonymous,
+        balloon: Some(Balloon {
+            has_driver: true,
+            target_bytes: memory_bytes,
+            actual_bytes: memory_bytes,
+            reports_free_pages: true,
+            reported_bytes_total: 0,
+            statistics: Some(statistics(memory_bytes, memory_bytes / 4)),
+        }),
+        merge_domain: None,
+        is_mergeable: false,
+        survey: None,
+        hindrance: None,
+        labels: BTreeMap::new(),
+    }
+}
+
+/// A guest that is resident as a whole, and uses `used_bytes` of it.
+pub(crate) fn idle_guest(name: &str, memory_bytes: u64, used_bytes: u64) -> Guest {
+    let mut guest = guest(name, memory_bytes);
+    guest.cost.resident_bytes = memory_bytes;
+    guest.cost.proportional_bytes = memory_bytes;
+    balloon(&mut guest).statistics = Some(statistics(memory_bytes, used_bytes));
+    guest
+}
+
+/// What a guest says that uses `used_bytes`, the rest being page cache, and that feels no pain.
+pub(crate) fn statistics(has_bytes: u64, used_bytes: u64) -> Statistics {
+    Statistics {
+        age: Duration::from_secs(1),
+        total_bytes: Some(has_bytes),
+        free_bytes: Some(0),
+        available_bytes: Some(has_bytes.saturating_sub(used_bytes)),
+        caches_bytes: Some(has_bytes.saturating_sub(used_bytes)),
+        swap_in_bytes: Some(0),
+        swap_out_bytes: Some(0),
+        major_faults: Some(0),
+        oom_kills: Some(0),
+        allocation_stalls: Some(0),
+        direct_reclaim_bytes: Some(0),
+    }
+}
+
+pub(crate) fn balloon(guest: &mut Guest) -> &mut Balloon {
+    guest.balloon.as_mut().expect("guests of the fixture have one")
+}
+
+pub(crate) fn said(guest: &mut Guest) -> &mut Statistics {
+    balloon(guest).statistics.as_mut().expect("guests of the fixture speak")
+}
+
+/// A host of 64 GiB with `available` percent of it available, an idle ksmd, and these guests.
+pub(crate) fn situation(available: u64, guests: Vec<Guest>) -> Situation {
+    Situation {
+        unix_seconds: 1_800_000_000,
+        uptime: Duration::from_secs(10_000),
+        host: Host {
+            total_bytes: 64 * GIB,
+            available_bytes: 64 * GIB / 100 * available,
+            swap_used_bytes: 0,
+            pressure: None,
+            ksm: Some(ksm()),
+            pools: Vec::new(),
+            merged_domain: None,
+        },
+        guests,
+    }
+}
+
+pub(crate) fn ksm() -> Ksm {
+    Ksm {
+        run: 0,
+        pages_shared: 0,
+        pages_sharing: 0,
+        pages_unshared: 0,
+        pages_volatile: 0,
+        zero_pages: 0,
+        pages_scanned: 0,
+        full_scans: 0,
+        profit_bytes: 0,
+        cpu: Some(Duration::ZERO),
+    }
+}
+
+/// A look at `count` chunks, each with so many duplicates and written pages.
+pub(crate) fn survey(count: u32, duplicate_pages: u16, written_pages: u16) -> Survey {
+    let chunk = |index| Chunk {
+        index,
+        present_pages: 512,
+        duplicate_pages,
+        written_pages,
+        is_huge: true,
+        ..Chunk::default()
+    };
+    Survey {
+        age: Duration::from_secs(60),
+        sampled: 1.0,
+        copies: 8.0,
+        chunks: (0..count).map(chunk).collect(),
+    }
+}
+
+/// A guest of a merge domain, of which half is duplicates.
+pub(crate) fn clone_of(name: &str, domain: &str) -> Guest {
+    let mut guest = idle_guest(name, GIB, 900 * MIB);
+    guest.merge_domain = Some(domain.to_owned());
+    guest.survey = Some(survey(512, 256, 0));
+    guest
+}
+
+/// The look after it, `seconds` later.
+pub(crate) fn later(situation: &Situation, seconds: u64) -> Situation {
+    let mut later = situation.clone();
+    later.uptime += Duration::from_secs(seconds);
+    later.unix_seconds += seconds;
+    later
+}

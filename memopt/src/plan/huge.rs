@@ -1,0 +1,56 @@
+//! Huge pages for what is hot.
+
+use std::time::Duration;
+
+use super::action::Action;
+use super::because::Because;
+use super::chunks::{self, Chosen, MayMerge};
+use super::need::Need;
+use super::sheet::Draft;
+use super::view::{Context, View};
+use crate::policy::Actuator;
+use crate::situation::Backing;
+
+/// Copying 2 MiB, and the table entries around it.
+const CPU_PER_CHUNK: Duration = Duration::from_micros(500);
+
+impl Context<'_> {
+    /// Hot chunks become huge, as far as the host has the memory for their holes.
+    pub(super) fn hot(&self, views: &[View<'_>], need: &mut Need, draft: &mut Draft) {
+        for view in views {
+            match self.hot_chunks(view) {
+                Ok(chosen) => self.make_huge(view, chosen, need, draft),
+                Err(because) => draft.skip(view.name(), Actuator::Huge, because),
+            }
+        }
+    }
+
+    fn hot_chunks(&self, view: &View<'_>) -> Result<Chosen, Because> {
+        if let Some(because) = self.forbidden(view, Actuator::Huge) {
+            return Err(because);
+        }
+        if view.guest.backing != Backing::Anonymous {
+            return Err(Because::WrongBacking { backing: view.guest.backing });
+        }
+        let survey = self.survey(view).ok_or(Because::NotSurveyed)?;
+        let mut chosen = chunks::sort(survey, MayMerge::No, self.policy).huge;
+        if chosen.is_empty() {
+            return Err(Because::NothingHot);
+        }
+        // Those that cost least.
+        chosen.chunks.sort_by_key(|(index, bytes)| (std::cmp::Reverse(*bytes), *index));
+        chosen.chunks.truncate(self.policy.huge.chunks_max as usize);
+        Ok(chosen)
+    }
+
+    fn make_huge(&self, view: &View<'_>, chosen: Chosen, need: &mut Need, draft: &mut Draft) {
+        let count = chosen.chunks.len();
+        let (chunks, expected) = chosen.into_ranges();
+        if !need.spend(expected.unsigned_abs()) {
+            return draft.skip(view.name(), Actuator::Huge, Because::HostShort);
+        }
+        let action = Action::MakeHuge { guest: view.name().to_owned(), chunks };
+        let cpu = CPU_PER_CHUNK.saturating_mul(u32::try_from(count).unwrap_or(u32::MAX));
+        draft.step(action, expected, cpu, "they are hot and consist of small pages".to_owned());
+    }
+}

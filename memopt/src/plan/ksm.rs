@@ -1,0 +1,81 @@
+//! Windows for ksmd: opened for what is marked, closed when they bring nothing more.
+
+use std::time::Duration;
+
+use super::action::Action;
+use super::domain::Domain;
+use super::need::Need;
+use super::sheet::Draft;
+use super::view::Context;
+use crate::ledger::WindowEnd;
+use crate::policy::{Actuator, signed};
+
+impl Context<'_> {
+    /// Opens or closes the window. `waiting_bytes` is what guests that were marked before have to gain yet.
+    pub(super) fn windows(
+        &self,
+        domain: Option<&Domain>,
+        waiting_bytes: i64,
+        need: &mut Need,
+        draft: &mut Draft,
+    ) {
+        let Some(ksm) = self.situation.host.ksm else { return };
+        let open = self.ledger.ksm.window;
+        let of_last = || self.ledger.ksm.domain.as_ref().map_or(String::new(), |it| it.0.clone());
+        if let Some(window) = open {
+            if let Some(reason) = self.closes(window.end, domain) {
+                let action = Action::StopKsm { domain: of_last() };
+                draft.step(action, 0, Duration::ZERO, reason);
+            }
+            return;
+        }
+        let Some(domain) = domain.filter(|domain| domain.exposed.is_empty()) else { return };
+        let marked = |step: &super::Step| matches!(step.action, Action::Merge { .. });
+        let marked = draft.steps.iter().filter(|step| marked(step)).map(|step| step.expected_bytes);
+        let marked_bytes = marked.fold(0, i64::saturating_add);
+        let enough = signed(self.policy.merge.gain_min_bytes.max(1));
+        let is_pause = self.ledger.uptime < self.ledger.ksm.paused_until;
+        let is_asked =
+            marked_bytes >= enough || (waiting_bytes >= enough && !is_pause && !need.is_met());
+        if !is_asked || self.ledger.bench(None, Actuator::Merge).is_some() {
+            return;
+        }
+        let waiting_bytes = if is_pause { 0 } else { waiting_bytes };
+        need.met_by(waiting_bytes);
+        let policy = &self.policy.merge;
+        let rate = self.ledger.ksm.pages_per_cpu_second();
+        let pages_per_s = policy.pages_per_s.min((rate as f64 * policy.cpu) as u64).max(1);
+        // All that is marked, as often as it takes to see that nothing comes of it any more.
+        let pages = ksm.pages_shared + ksm.pages_sharing + ksm.pages_unshared;
+        let pages = pages.saturating_add(marked_bytes.unsigned_abs() / 4096);
+        let scans =
+            Duration::from_secs_f64(pages as f64 * (policy.passes + 1) as f64 / rate as f64);
+        let action = Action::DriveKsm {
+            domain: domain.choice.domain.clone(),
+            pages_per_s,
+            cpu: policy.cpu,
+            window: policy.window,
+            window_bytes: marked_bytes.saturating_add(waiting_bytes),
+        };
+        let reason = "what is marked is merged only while ksmd runs".to_owned();
+        draft.step(action, waiting_bytes, scans.min(policy.window.mul_f64(policy.cpu)), reason);
+    }
+
+    fn closes(&self, end: Option<WindowEnd>, domain: Option<&Domain>) -> Option<String> {
+        let of_last = self.ledger.ksm.domain.as_ref().map(|(name, _)| name.as_str());
+        let exposed = domain.and_then(|domain| domain.exposed.first());
+        match (end, domain) {
+            (Some(WindowEnd::Flat), _) => {
+                Some("everything was looked at, and the profit stays the same".to_owned())
+            }
+            (Some(WindowEnd::Over), _) => Some("its time is over".to_owned()),
+            (Some(WindowEnd::Stopped), _) => Some("somebody else has stopped ksmd".to_owned()),
+            (None, None) => Some("no merge domain is left to be merged".to_owned()),
+            (None, Some(domain)) if Some(domain.choice.domain.as_str()) != of_last => {
+                Some(format!("domain {} is to be merged now", domain.choice.domain))
+            }
+            (None, Some(_)) => exposed
+                .map(|guest| format!("guest {guest} of another domain could share pages with it")),
+        }
+    }
+}

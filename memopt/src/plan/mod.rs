@@ -1,0 +1,108 @@
+//! What to do now, and why: a pure function of a look at the host, the policy, what is remembered, and the goal.
+//!
+//! [`round`] takes in a look and plans; [`plan`] is the planning alone. A plan made without being acted on is the dry
+//! run. The same inputs give the same plan, in whatever order the guests come. Each law has its file: `balloon.rs`
+//! one balloon, `squeeze.rs` and `share.rs` all balloons together, `chunks.rs` what a chunk is worth, `domain.rs` who
+//! is merged, `ksm.rs` the windows, `need.rs` how much. ADR 16 has the reasons. It depends on the policy, the ledger
+//! and the situation. Start reading at [`Plan`].
+
+mod action;
+mod balloon;
+mod because;
+mod chunks;
+mod domain;
+#[cfg(test)]
+pub(crate) mod fixture;
+mod huge;
+mod ksm;
+mod merge;
+mod need;
+mod pool;
+mod share;
+mod sheet;
+mod squeeze;
+mod template;
+#[cfg(test)]
+mod tests;
+mod view;
+mod yields;
+
+pub use action::{Action, ChunkRange};
+pub use because::{Advice, Because};
+pub use sheet::{DomainChoice, Plan, Skipped, Step};
+
+use self::need::Need;
+use self::sheet::Draft;
+use self::view::Context;
+use crate::ledger::{Ledger, Level};
+use crate::policy::{Actuator, Goal, Policy, signed};
+use crate::situation::Situation;
+
+/// Takes in a look at the host and makes its plan: what a guest shows of pain in this very look is answered in it.
+pub fn round(situation: &Situation, policy: &Policy, ledger: &mut Ledger, goal: &Goal) -> Plan {
+    ledger.observe(situation, policy);
+    plan(situation, policy, ledger, goal)
+}
+
+/// What to do now, from what `ledger` knows after it was told of `situation`.
+#[must_use]
+pub fn plan(situation: &Situation, policy: &Policy, ledger: &Ledger, goal: &Goal) -> Plan {
+    let context = Context { situation, policy, ledger, goal: *goal };
+    let mut draft = Draft::default();
+    let (all, free) = context.views(&mut draft);
+    let wanted = Need::of(*goal, ledger.level, &situation.host, policy);
+    let mut need = wanted;
+    need.met_by(signed(ledger.ksm.under_way_bytes()));
+
+    let clones = context.templates(&free, &mut need, &mut draft);
+    let domain = context.choose_domain(&all, &free);
+    let is_clone = |name: &str| clones.iter().any(|clone| clone == name);
+    let (waiting, mergeable): (Vec<_>, Vec<_>) =
+        free.into_iter().partition(|view| is_clone(&view.guest.name) && !view.guest.is_mergeable);
+    for view in &waiting {
+        draft.skip(view.name(), Actuator::Merge, Because::TemplateFirst);
+    }
+    let waiting_bytes = context.merges(&mergeable, domain.as_ref(), &mut need, &mut draft);
+    context.windows(domain.as_ref(), waiting_bytes, &mut need, &mut draft);
+    context.pools(&mut need, &mut draft);
+
+    let mut free: Vec<_> = mergeable.into_iter().chain(waiting).collect();
+    free.sort_by(|a, b| a.name().cmp(b.name()));
+    context.hot(&free, &mut need, &mut draft);
+    // What comes later than a host that is about to swap can wait is not counted on.
+    let balloons = match ledger.level {
+        Level::Red => Need { bytes: wanted.bytes, ..need },
+        _ => need,
+    };
+    context.balloons(&free, balloons, &mut draft);
+    finish(&context, wanted, domain.map(|domain| domain.choice), draft)
+}
+
+/// Puts a draft in order.
+fn finish(
+    context: &Context<'_>,
+    wanted: Need,
+    domain: Option<DomainChoice>,
+    mut draft: Draft,
+) -> Plan {
+    draft.steps.sort_by(|a, b| {
+        let key = |step: &Step| (step.action.rank(), std::cmp::Reverse(step.expected_bytes));
+        key(a).cmp(&key(b)).then_with(|| a.action.guest().cmp(&b.action.guest()))
+    });
+    draft.skipped.sort_by(|a, b| (&a.guest, a.actuator).cmp(&(&b.guest, b.actuator)));
+    draft.advice.sort_by_key(ToString::to_string);
+    let expected = draft.steps.iter().map(|step| step.expected_bytes);
+    Plan {
+        unix_seconds: context.situation.unix_seconds,
+        uptime: context.situation.uptime,
+        goal: context.goal,
+        level: context.ledger.level,
+        wanted_bytes: wanted.bytes,
+        expected_bytes: expected.fold(0, i64::saturating_add),
+        later_bytes: draft.later_bytes,
+        domain,
+        steps: draft.steps,
+        skipped: draft.skipped,
+        advice: draft.advice,
+    }
+}

@@ -1,0 +1,55 @@
+//! The hugetlb pools of the host: what nobody has goes back, and a reserve is kept.
+
+use std::time::Duration;
+
+use super::action::Action;
+use super::need::Need;
+use super::sheet::Draft;
+use super::view::Context;
+use crate::policy::{Actuator, Size, signed};
+use crate::situation::Pool;
+
+impl Context<'_> {
+    /// Resizes pools, as the policy's `[pools]` says.
+    pub(super) fn pools(&self, need: &mut Need, draft: &mut Draft) {
+        let is_allowed = self.policy.actuators.contains(&Actuator::Pool);
+        if !is_allowed || self.ledger.bench(None, Actuator::Pool).is_some() {
+            return;
+        }
+        let mut pools: Vec<&Pool> = self.situation.host.pools.iter().collect();
+        pools.sort_by_key(|pool| pool.page_bytes);
+        pools.dedup_by_key(|pool| pool.page_bytes);
+        for pool in pools.into_iter().filter(|pool| pool.page_bytes > 0) {
+            let free = pool.free_pages.saturating_sub(pool.reserved_pages).min(pool.pages);
+            let of = |bytes: u64| bytes.div_ceil(pool.page_bytes);
+            let least = of(self.policy.pools.free_min_bytes);
+            let most = of(self.policy.pools.free_max_bytes).max(least);
+            if free < least {
+                self.grow_pool(pool, least - free, need, draft);
+            } else if free > most && !need.is_met() {
+                // No more than is asked for, to the next page.
+                let asked = need.at_most((free - most).saturating_mul(pool.page_bytes));
+                let pages = of(asked).min(free - most);
+                let expected = signed(pages.saturating_mul(pool.page_bytes));
+                need.met_by(expected);
+                let reason = format!("nobody has {} of it", Size(expected));
+                resize(pool, pool.pages - pages, expected, reason, draft);
+            }
+        }
+    }
+
+    fn grow_pool(&self, pool: &Pool, pages: u64, need: &mut Need, draft: &mut Draft) {
+        let bytes = pages.saturating_mul(pool.page_bytes);
+        if need.spend(bytes) {
+            let least = Size::of(self.policy.pools.free_min_bytes);
+            let reason = format!("{least} of it are to be free");
+            resize(pool, pool.pages.saturating_add(pages), -signed(bytes), reason, draft);
+        }
+    }
+}
+
+fn resize(pool: &Pool, to_pages: u64, expected: i64, reason: String, draft: &mut Draft) {
+    let action =
+        Action::ResizePool { page_bytes: pool.page_bytes, from_pages: pool.pages, to_pages };
+    draft.step(action, expected, Duration::from_millis(1), reason);
+}

@@ -1,0 +1,117 @@
+//! What a plan consists of.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::action::Action;
+use super::because::{Advice, Because};
+use crate::ledger::Level;
+use crate::policy::{Actuator, Goal, Size};
+
+/// What is to be done now, why, and why the rest is not.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// When, for people: seconds since the Unix epoch.
+    pub unix_seconds: u64,
+    /// When, as the host's uptime.
+    pub uptime: Duration,
+    /// What it is for.
+    pub goal: Goal,
+    /// How short the host is.
+    pub level: Level,
+    /// What the goal and the level ask for; absent when they take whatever there is.
+    pub wanted_bytes: Option<u64>,
+    /// What the steps are expected to give back to the host, in all. Signed: guests may get more than others give.
+    pub expected_bytes: i64,
+    /// What could come in later rounds, when all goes as expected: balloons shrink by steps.
+    pub later_bytes: u64,
+    /// Which merge domain uses the kernel's merging; absent when none does.
+    pub domain: Option<DomainChoice>,
+    /// What is to be done, in this order.
+    pub steps: Vec<Step>,
+    /// Why guests get nothing, by their names.
+    pub skipped: Vec<Skipped>,
+    /// What only the operator can do.
+    pub advice: Vec<Advice>,
+}
+
+/// One thing to do.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Step {
+    /// What.
+    pub action: Action,
+    /// What the host is expected to get back. Signed: below zero it gives.
+    pub expected_bytes: i64,
+    /// The CPU time of the host that it is expected to cost.
+    pub cpu: Duration,
+    /// Why, in one sentence.
+    pub reason: String,
+}
+
+/// Why nothing is done, to a guest or by one of the actuators.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Skipped {
+    /// The guest.
+    pub guest: String,
+    /// By what nothing is done; absent when by nothing at all.
+    pub actuator: Option<Actuator>,
+    /// Why.
+    pub because: Because,
+}
+
+/// Which merge domain uses the kernel's merging, which knows no domains: all that it may merge, it merges with each
+/// other.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DomainChoice {
+    /// Its name.
+    pub domain: String,
+    /// What it has and could have.
+    pub potential_bytes: i64,
+    /// Why this one, in one sentence.
+    pub reason: String,
+    /// The others, which share with their templates alone, and what each could have.
+    pub others: Vec<(String, i64)>,
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({}): {}", self.action, Size(self.expected_bytes), self.reason)
+    }
+}
+
+impl fmt::Display for Skipped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.actuator {
+            Some(actuator) => write!(f, "{}: no {actuator}: {}", self.guest, self.because),
+            None => write!(f, "{}: {}", self.guest, self.because),
+        }
+    }
+}
+
+/// A plan while it is made.
+#[derive(Debug, Default)]
+pub(super) struct Draft {
+    pub(super) steps: Vec<Step>,
+    pub(super) skipped: Vec<Skipped>,
+    pub(super) advice: Vec<Advice>,
+    pub(super) later_bytes: u64,
+}
+
+impl Draft {
+    pub(super) fn step(
+        &mut self,
+        action: Action,
+        expected_bytes: i64,
+        cpu: Duration,
+        reason: String,
+    ) {
+        self.steps.push(Step { action, expected_bytes, cpu, reason });
+    }
+
+    pub(super) fn skip(&mut self, guest: &str, actuator: Actuator, because: Because) {
+        let (guest, actuator) = (guest.to_owned(), Some(actuator));
+        self.skipped.push(Skipped { guest, actuator, because });
+    }
+}

@@ -1,0 +1,235 @@
+//! Balloons of all guests together: what each must get, who shares what the host has, and who gives what it wants.
+
+use super::action::Action;
+use super::balloon::{STEP_MIN_BYTES, Spare, Stance, cpu_of};
+use super::because::{Advice, Because};
+use super::need::Need;
+use super::share::{self, Holder};
+use super::sheet::Draft;
+use super::view::{Context, View};
+use crate::ledger::Level;
+use crate::policy::{Actuator, Goal, MIB, Size, signed};
+use crate::situation::Balloon;
+
+/// What is decided with the others in view.
+#[derive(Default)]
+struct Queues<'v, 'a> {
+    wants: Vec<(&'v View<'a>, u64, String)>,
+    spares: Vec<(&'v View<'a>, Spare)>,
+    content: Vec<(&'v View<'a>, Because)>,
+}
+
+impl Context<'_> {
+    /// The balloons of `views`. `need` is what is still asked for when all else is planned.
+    pub(super) fn balloons(&self, views: &[View<'_>], mut need: Need, draft: &mut Draft) {
+        let mut queues = Queues::default();
+        for view in views {
+            self.advise(view, draft);
+            match self.stance(view) {
+                Stance::Must { to_bytes, reason } => {
+                    set(view, to_bytes, reason, draft);
+                }
+                Stance::Shrinks { to_bytes, reason } => {
+                    // At its limit's bidding, but what comes back is not asked for from others.
+                    if asks_less(view, to_bytes) {
+                        need.met_by(set(view, to_bytes, reason, draft));
+                    } else {
+                        draft.skip(view.name(), Actuator::Balloon, Because::Settling);
+                    }
+                }
+                Stance::Wants { to_bytes, reason } => queues.wants.push((view, to_bytes, reason)),
+                Stance::Spare(spare) => queues.spares.push((view, spare)),
+                Stance::Leave(because) => {
+                    need.met_by(signed(self.under_way(view, &because)));
+                    queues.content.push((view, because));
+                }
+            }
+        }
+        let granted = grow(std::mem::take(&mut queues.wants), need.growth_bytes, draft);
+        need.spare_bytes = need.spare_bytes.saturating_sub(granted);
+        if self.may_return(&need) {
+            self.give_back(queues, need.spare_bytes, draft);
+        } else {
+            for (view, because) in queues.content {
+                draft.skip(view.name(), Actuator::Balloon, because);
+            }
+            self.squeeze(queues.spares, &need, draft);
+        }
+    }
+
+    /// What a balloon that is still inflating will bring: as much as one step at most, whatever the guest says that
+    /// it has.
+    fn under_way(&self, view: &View<'_>, because: &Because) -> u64 {
+        match (&view.guest.balloon, because) {
+            (Some(balloon), Because::Settling) => {
+                let open = balloon.actual_bytes.saturating_sub(balloon.target_bytes);
+                open.min(self.step(view, balloon))
+            }
+            _ => 0,
+        }
+    }
+
+    /// Whether what the host has to spare goes back to the guests: for a headroom that is kept, but not while memory
+    /// is being collected.
+    fn may_return(&self, need: &Need) -> bool {
+        matches!(self.goal, Goal::Keep(_))
+            && self.ledger.level == Level::Green
+            && need.is_met()
+            && need.spare_bytes >= STEP_MIN_BYTES
+    }
+
+    /// Guests below their maximum get back what the host has to spare, by steps: their caches use it better than
+    /// nobody.
+    fn give_back(&self, queues: Queues<'_, '_>, spare_bytes: u64, draft: &mut Draft) {
+        let spares = queues.spares.into_iter().map(|(view, _)| (view, Because::HostHasEnough));
+        let mut asks = Vec::new();
+        for (view, because) in queues.content.into_iter().chain(spares) {
+            match self.could_have(view, &because) {
+                Some(bytes) => asks.push((view, bytes)),
+                None => draft.skip(view.name(), Actuator::Balloon, because),
+            }
+        }
+        asks.sort_by(|a, b| a.0.name().cmp(b.0.name()));
+        let weights: Vec<(u64, u32)> =
+            asks.iter().map(|(view, ask)| (*ask, view.limits.priority)).collect();
+        for ((view, _), granted) in asks.iter().zip(share::give(&weights, spare_bytes)) {
+            let granted = granted / MIB * MIB;
+            if granted < STEP_MIN_BYTES {
+                draft.skip(view.name(), Actuator::Balloon, Because::HostHasEnough);
+                continue;
+            }
+            let target = view.guest.balloon.as_ref().map_or(0, |balloon| balloon.target_bytes);
+            let reason = "the host has it to spare".to_owned();
+            set(view, target.saturating_add(granted), reason, draft);
+        }
+    }
+
+    /// What a guest that is left alone for this reason could have more, in one step.
+    fn could_have(&self, view: &View<'_>, because: &Because) -> Option<u64> {
+        let content = [
+            Because::HostHasEnough,
+            Because::WithinDeadBand,
+            Because::AtFloor,
+            Because::NothingToGain,
+            Because::NotTaken,
+        ];
+        let balloon = view.guest.balloon.as_ref()?;
+        let missing = view.limits.max_bytes.checked_sub(balloon.target_bytes)?;
+        let may = content.contains(because) && !self.dampened(view) && missing >= STEP_MIN_BYTES;
+        may.then(|| missing.min(self.step(view, balloon)))
+    }
+
+    fn dampened(&self, view: &View<'_>) -> bool {
+        view.record.is_some_and(|record| record.turns.damping() > 1)
+    }
+
+    /// Takes what the host wants, from those first that hold most idle memory for their priority.
+    fn squeeze(&self, spares: Vec<(&View<'_>, Spare)>, need: &Need, draft: &mut Draft) {
+        let holders: Vec<Holder> = spares
+            .iter()
+            .map(|(view, spare)| {
+                let balloon = view.guest.balloon.as_ref();
+                let surplus =
+                    balloon.map_or(0, |it| it.actual_bytes.saturating_sub(spare.low_bytes));
+                Holder {
+                    held_bytes: spare.yields.held_bytes,
+                    used_bytes: spare.used_bytes,
+                    spare_bytes: spare.yields.gain(surplus),
+                    weight: view.limits.priority,
+                }
+            })
+            .collect();
+        let all = holders.iter().map(|it| it.spare_bytes).fold(0, u64::saturating_add);
+        let shares = share::take(&holders, need.at_most(all), self.policy.balloon.idle_tax);
+        let shares = share::in_portions(shares, STEP_MIN_BYTES);
+        for ((view, spare), gain) in spares.into_iter().zip(shares) {
+            self.shrink(view, spare, gain, draft);
+        }
+    }
+
+    /// Has a guest give one step towards `gain` bytes of the host's.
+    fn shrink(&self, view: &View<'_>, spare: Spare, gain: u64, draft: &mut Draft) {
+        let Some(balloon) = &view.guest.balloon else { return };
+        let taken = spare.yields.taken_for(gain).min(spare.step_bytes);
+        if gain < STEP_MIN_BYTES || taken == 0 {
+            return draft.skip(view.name(), Actuator::Balloon, Because::HostHasEnough);
+        }
+        let to_bytes = whole_mib(balloon.actual_bytes - taken.min(balloon.actual_bytes), balloon);
+        if !asks_less(view, to_bytes) {
+            return draft.skip(view.name(), Actuator::Balloon, Because::Settling);
+        }
+        let now = spare.yields.gain(balloon.actual_bytes - to_bytes);
+        draft.later_bytes = draft.later_bytes.saturating_add(gain.saturating_sub(now));
+        let (used, low) = (Size::of(spare.used_bytes), Size::of(spare.low_bytes));
+        let why = if self.ledger.level == Level::Green { "the goal" } else { "the host" };
+        let reason = format!("{why} asks for memory; it needs {used} and is to keep {low}");
+        let action = action(view, balloon, to_bytes);
+        draft.step(action, signed(now), cpu_of(balloon.actual_bytes - to_bytes), reason);
+    }
+
+    fn advise(&self, view: &View<'_>, draft: &mut Draft) {
+        let Some(balloon) = &view.guest.balloon else { return };
+        let statistics = balloon.statistics.as_ref();
+        let free_bytes = statistics.and_then(|it| it.free_bytes).unwrap_or(0);
+        if balloon.has_driver && !balloon.reports_free_pages && free_bytes >= self.dead_band(view) {
+            let guest = view.name().to_owned();
+            draft.advice.push(Advice::EnableReporting { guest, free_bytes });
+        }
+    }
+}
+
+/// Guests that need more share what the host has. Returns what they get.
+fn grow(mut wants: Vec<(&View<'_>, u64, String)>, budget: u64, draft: &mut Draft) -> u64 {
+    wants.sort_by(|a, b| a.0.name().cmp(b.0.name()));
+    let target = |view: &View<'_>| view.guest.balloon.as_ref().map_or(0, |it| it.target_bytes);
+    let asks: Vec<(u64, u32)> = wants
+        .iter()
+        .map(|(view, to, _)| (to.saturating_sub(target(view)), view.limits.priority))
+        .collect();
+    let mut granted_bytes = 0;
+    for ((view, to_bytes, reason), granted) in wants.into_iter().zip(share::give(&asks, budget)) {
+        let from = target(view);
+        // The floor is nobody's to refuse.
+        let floor = view.limits.floor_bytes.min(to_bytes);
+        let to = from.saturating_add(granted).max(floor);
+        if to.saturating_sub(from) < STEP_MIN_BYTES {
+            draft.skip(view.name(), Actuator::Balloon, Because::HostShort);
+            continue;
+        }
+        granted_bytes += to - from;
+        let short = if to < to_bytes { ", and the host has no more" } else { "" };
+        set(view, to, format!("{reason}{short}"), draft);
+    }
+    granted_bytes
+}
+
+/// Whether `to_bytes` is less than what the guest is already asked for.
+fn asks_less(view: &View<'_>, to_bytes: u64) -> bool {
+    view.guest.balloon.as_ref().is_some_and(|balloon| to_bytes < balloon.target_bytes)
+}
+
+/// Rounded up to whole MiB, as far as the guest has it: drivers move whole pages, and people read figures.
+fn whole_mib(bytes: u64, balloon: &Balloon) -> u64 {
+    bytes.div_ceil(MIB).saturating_mul(MIB).min(balloon.actual_bytes)
+}
+
+/// A step to `to_bytes`. Returns what it is expected to give back.
+fn set(view: &View<'_>, to_bytes: u64, reason: String, draft: &mut Draft) -> i64 {
+    let Some(balloon) = &view.guest.balloon else { return 0 };
+    let yields = super::yields::Yield::of(view.guest, balloon);
+    let expected = match balloon.actual_bytes.checked_sub(to_bytes) {
+        Some(taken) if to_bytes < balloon.target_bytes => signed(yields.gain(taken)),
+        // It is asked for less than before, but not given anything yet.
+        Some(_) => 0,
+        // It may touch all that it gets.
+        None => -signed(to_bytes - balloon.actual_bytes),
+    };
+    let cpu = cpu_of(balloon.actual_bytes.abs_diff(to_bytes));
+    draft.step(action(view, balloon, to_bytes), expected, cpu, reason);
+    expected
+}
+
+fn action(view: &View<'_>, balloon: &Balloon, to_bytes: u64) -> Action {
+    let guest = view.name().to_owned();
+    Action::SetBalloon { guest, from_bytes: balloon.target_bytes, to_bytes }
+}

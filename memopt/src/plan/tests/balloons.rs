@@ -1,0 +1,302 @@
+//! The laws of balloons.
+
+use std::time::Duration;
+
+use super::*;
+use crate::ledger::Level;
+use crate::policy::GuestRule;
+use crate::situation::{Backing, Hindrance, Pressure};
+
+const MAX: Goal = Goal::MaxDensity;
+
+fn balanced() -> Policy {
+    Policy::default()
+}
+
+#[test]
+fn an_idle_guest_shrinks_by_one_step() {
+    let host = situation(50, vec![idle_guest("a", 8 * GIB, GIB)]);
+    let (plan, _) = settled(&host, &balanced(), MAX);
+    // 5 % would be 409 MiB; a step is 256 MiB at most.
+    assert_eq!(set_to(&plan, "a"), Some(8 * GIB - 256 * MIB));
+    assert_eq!(plan.expected_bytes, 256 << 20);
+    // Its floor is a quarter of 8 GiB.
+    assert_eq!(plan.later_bytes, 6 * GIB - 256 * MIB);
+    let said = plan.steps[0].to_string();
+    assert!(
+        said.starts_with("a: balloon from 8 GiB to 7.75 GiB (256 MiB): the goal asks"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_guest_gets_all_that_it_needs_at_once() {
+    let mut guest = idle_guest("a", 8 * GIB, 3 * GIB);
+    balloon(&mut guest).target_bytes = 3 * GIB;
+    balloon(&mut guest).actual_bytes = 3 * GIB;
+    *said(&mut guest) = statistics(3 * GIB, 3 * GIB - 100 * MIB);
+    let (plan, _) = settled(&situation(50, vec![guest]), &balanced(), MAX);
+    let demand = 3 * GIB - 100 * MIB;
+    assert_eq!(set_to(&plan, "a"), Some(demand + demand / 5));
+}
+
+#[test]
+fn pain_gives_everything_back_in_the_same_round() {
+    let mut guest = idle_guest("a", 8 * GIB, GIB);
+    balloon(&mut guest).target_bytes = 4 * GIB;
+    balloon(&mut guest).actual_bytes = 4 * GIB;
+    // Even on a host that has nothing left.
+    let before = situation(2, vec![guest]);
+    let signs: [fn(&mut crate::situation::Statistics); 6] = [
+        |it| it.oom_kills = Some(1),
+        |it| it.allocation_stalls = Some(60),
+        |it| it.direct_reclaim_bytes = Some(60 << 20),
+        |it| it.major_faults = Some(60 * 1000),
+        |it| it.swap_in_bytes = Some(600 << 20),
+        |it| it.age = Duration::from_secs(60),
+    ];
+    for sign in signs {
+        let mut ledger = Ledger::default();
+        let first = round(&before, &balanced(), &mut ledger, &MAX);
+        assert_ne!(set_to(&first, "a"), Some(8 * GIB), "no pain yet");
+        let mut hurt = later(&before, 60);
+        sign(said(&mut hurt.guests[0]));
+        let plan = round(&hurt, &balanced(), &mut ledger, &MAX);
+        assert_eq!(set_to(&plan, "a"), Some(8 * GIB));
+        assert!(plan.steps[0].reason.starts_with("it hurts: "), "{}", plan.steps[0]);
+        // And nothing is taken before the cooldown is over, though the sign is gone.
+        let mut calm = later(&hurt, 200);
+        balloon(&mut calm.guests[0]).target_bytes = 8 * GIB;
+        balloon(&mut calm.guests[0]).actual_bytes = 8 * GIB;
+        said(&mut calm.guests[0]).age = Duration::from_secs(1);
+        let plan = round(&calm, &balanced(), &mut ledger, &MAX);
+        assert!(matches!(why(&plan, "a", Actuator::Balloon), Because::Spared { .. }), "{plan:?}");
+        let plan = round(&later(&calm, 200), &balanced(), &mut ledger, &MAX);
+        assert!(set_to(&plan, "a") < Some(8 * GIB), "{plan:?}");
+    }
+}
+
+#[test]
+fn a_balloon_that_does_not_move_is_given_up_and_benched() {
+    let mut guest = idle_guest("a", 8 * GIB, GIB);
+    balloon(&mut guest).target_bytes = 6 * GIB;
+    balloon(&mut guest).actual_bytes = 7 * GIB;
+    let now = situation(50, vec![guest]);
+    let mut ledger = Ledger::default();
+    let plan = round(&now, &balanced(), &mut ledger, &MAX);
+    assert_eq!(why(&plan, "a", Actuator::Balloon), Because::Settling);
+    let mut now = later(&now, 30);
+    let plan = round(&now, &balanced(), &mut ledger, &MAX);
+    assert_eq!(set_to(&plan, "a"), Some(7 * GIB), "what it has");
+    balloon(&mut now.guests[0]).target_bytes = 7 * GIB;
+    let plan = round(&later(&now, 10), &balanced(), &mut ledger, &MAX);
+    let because = why(&plan, "a", Actuator::Balloon).to_string();
+    assert!(
+        because.starts_with("benched for 59m 50s: the balloon did not move for 30s"),
+        "{because}"
+    );
+    let plan = round(&later(&now, 3700), &balanced(), &mut ledger, &MAX);
+    assert!(set_to(&plan, "a") < Some(7 * GIB), "it may try again");
+}
+
+#[test]
+fn a_balloon_that_creeps_is_not_stuck() {
+    let mut guest = idle_guest("a", 8 * GIB, GIB);
+    balloon(&mut guest).target_bytes = 6 * GIB;
+    let mut now = situation(50, vec![guest]);
+    let mut ledger = Ledger::default();
+    for _ in 0..100 {
+        balloon(&mut now.guests[0]).actual_bytes -= MIB;
+        now = later(&now, 10);
+        let plan = round(&now, &balanced(), &mut ledger, &MAX);
+        assert_eq!(why(&plan, "a", Actuator::Balloon), Because::Settling);
+    }
+}
+
+#[test]
+fn what_is_no_longer_wanted_is_left_alone_with_a_reason() {
+    let because = |change: fn(&mut crate::situation::Guest), goal, available| {
+        let mut guest = idle_guest("a", 8 * GIB, GIB);
+        change(&mut guest);
+        let (plan, _) = settled(&situation(available, vec![guest]), &balanced(), goal);
+        assert_eq!(set_to(&plan, "a"), None, "{plan:?}");
+        why(&plan, "a", Actuator::Balloon)
+    };
+    assert_eq!(because(|_| {}, Goal::Keep(0.3), 31), Because::HostHasEnough);
+    assert_eq!(because(|_| {}, Goal::Free(0), 50), Because::HostHasEnough);
+    assert_eq!(because(|it| it.balloon = None, MAX, 50), Because::NoBalloon);
+    assert_eq!(because(|it| balloon(it).has_driver = false, MAX, 50), Because::NoDriver);
+    assert_eq!(because(|it| balloon(it).statistics = None, MAX, 50), Because::NoStatistics);
+    let backing = Backing::HugePool;
+    assert_eq!(
+        because(|it| it.backing = Backing::HugePool, MAX, 50),
+        Because::WrongBacking { backing }
+    );
+    assert_eq!(
+        because(|it| it.hindrance = Some(Hindrance::Migrating), MAX, 1),
+        Because::Hindered { by: Hindrance::Migrating }
+    );
+    assert_eq!(
+        because(|it| *it = idle_guest("a", 8 * GIB, 6 * GIB + 650 * MIB), MAX, 50),
+        Because::WithinDeadBand
+    );
+    // All but the used is a hole already: free page reporting has been there first.
+    assert_eq!(
+        because(
+            |it| {
+                it.cost.resident_bytes = GIB;
+                said(it).free_bytes = Some(7 * GIB);
+            },
+            MAX,
+            50
+        ),
+        Because::NothingToGain
+    );
+}
+
+#[test]
+fn opted_out_guests_are_left_alone_even_in_pain() {
+    let policy = Policy::parse("[[guest]]\nname = \"a\"\noptimize = false", "f").unwrap();
+    let mut host = situation(1, vec![idle_guest("a", 8 * GIB, GIB)]);
+    balloon(&mut host.guests[0]).target_bytes = GIB;
+    let mut ledger = Ledger::default();
+    let _ = round(&host, &policy, &mut ledger, &MAX);
+    said(&mut host.guests[0]).oom_kills = Some(5);
+    let plan = round(&later(&host, 10), &policy, &mut ledger, &MAX);
+    assert!(plan.steps.is_empty());
+    assert_eq!(why(&plan, "a", Actuator::Balloon), Because::OptedOut);
+}
+
+#[test]
+fn a_guest_that_nothing_is_taken_from_gets_what_it_needs() {
+    let policy = Policy::parse("[[guest]]\nname = \"a\"\ntake = false", "f").unwrap();
+    let mut host = situation(3, vec![idle_guest("a", 8 * GIB, GIB)]);
+    let (plan, _) = settled(&host, &policy, MAX);
+    assert_eq!(why(&plan, "a", Actuator::Balloon), Because::NotTaken);
+    balloon(&mut host.guests[0]).target_bytes = 4 * GIB;
+    balloon(&mut host.guests[0]).actual_bytes = 4 * GIB;
+    *said(&mut host.guests[0]) = statistics(4 * GIB, 3 * GIB);
+    let mut ledger = Ledger::default();
+    let _ = round(&host, &policy, &mut ledger, &MAX);
+    said(&mut host.guests[0]).oom_kills = Some(1);
+    let plan = round(&later(&host, 10), &policy, &mut ledger, &MAX);
+    assert_eq!(set_to(&plan, "a"), Some(8 * GIB));
+}
+
+#[test]
+fn a_limit_is_approached_by_steps_whatever_the_goal() {
+    let mut policy = balanced();
+    let max_bytes = Some(4 * GIB);
+    policy.guests.push(GuestRule { max_bytes, ..GuestRule::default() });
+    let host = situation(80, vec![idle_guest("a", 8 * GIB, 3 * GIB)]);
+    let (plan, _) = settled(&host, &policy, Goal::Keep(0.2));
+    assert_eq!(set_to(&plan, "a"), Some(8 * GIB - 256 * MIB));
+    assert!(plan.steps[0].reason.contains("limit is 4 GiB"), "{}", plan.steps[0]);
+}
+
+#[test]
+fn a_goal_takes_no_more_than_it_asks_for() {
+    let guests = ["a", "b", "c"].map(|name| idle_guest(name, 8 * GIB, GIB));
+    let (plan, _) = settled(&situation(50, guests.to_vec()), &balanced(), Goal::Free(300 * MIB));
+    let taken = plan.expected_bytes as u64;
+    assert!((297 * MIB..=300 * MIB).contains(&taken), "{taken}");
+    assert_eq!(plan.steps.len(), 3, "equal guests share it");
+}
+
+#[test]
+fn what_is_under_way_is_not_asked_for_again() {
+    let mut moving = idle_guest("a", 8 * GIB, GIB);
+    balloon(&mut moving).target_bytes = 8 * GIB - 200 * MIB;
+    let host = situation(50, vec![moving.clone(), idle_guest("b", 8 * GIB, GIB)]);
+    let mut ledger = Ledger::default();
+    let plan = round(&host, &balanced(), &mut ledger, &Goal::Free(300 * MIB));
+    assert_eq!(why(&plan, "a", Actuator::Balloon), Because::Settling);
+    let taken = |plan: &Plan| (8 * GIB - set_to(plan, "b").expect("a step")).div_ceil(MIB);
+    assert!((99..=100).contains(&taken(&plan)), "to the next whole MiB: {}", taken(&plan));
+    // A device that says to have had the whole host spares the others one step, no more.
+    balloon(&mut moving).actual_bytes = 64 * GIB;
+    let host = situation(50, vec![moving, idle_guest("b", 8 * GIB, GIB)]);
+    let plan = round(&host, &balanced(), &mut Ledger::default(), &Goal::Free(300 * MIB));
+    assert!((43..=44).contains(&taken(&plan)), "{}", taken(&plan));
+}
+
+#[test]
+fn when_the_host_is_short_the_idle_and_the_unimportant_give_first() {
+    let policy = Policy::parse("[[guest]]\nname = \"vip\"\npriority = 1000", "f").unwrap();
+    let guests = vec![
+        idle_guest("busy", 8 * GIB, 5 * GIB),
+        idle_guest("idle", 8 * GIB, GIB),
+        idle_guest("vip", 8 * GIB, GIB),
+    ];
+    // 22 % are to be available before amber ends: 1.28 GiB are lacking, and a step is 256 MiB.
+    let (plan, ledger) = settled(&situation(19, guests.clone()), &balanced(), Goal::Keep(0.1));
+    assert_eq!(ledger.level, Level::Amber);
+    assert!(set_to(&plan, "idle").is_some() && set_to(&plan, "vip").is_some(), "{plan:#?}");
+    assert_eq!(why(&plan, "busy", Actuator::Balloon), Because::HostHasEnough);
+    let (plan, _) = settled(&situation(19, guests), &policy, Goal::Keep(0.1));
+    assert_eq!(set_to(&plan, "idle"), Some(8 * GIB - 256 * MIB));
+    assert_eq!(set_to(&plan, "vip"), None, "{plan:#?}");
+}
+
+#[test]
+fn a_red_host_takes_reserves_and_longer_steps() {
+    let mut host = situation(30, vec![idle_guest("a", 8 * GIB, 7 * GIB)]);
+    let (plan, _) = settled(&host, &balanced(), Goal::Keep(0.1));
+    assert_eq!(set_to(&plan, "a"), None, "reserve");
+    let stalled = Pressure { some_10s: 0.5, full_10s: 0.2, some_60s: 0.1, full_60s: 0.1 };
+    host.host.pressure = Some(stalled);
+    host.host.available_bytes = 10 * GIB;
+    let (plan, ledger) = settled(&host, &balanced(), Goal::Keep(0.1));
+    assert_eq!(ledger.level, Level::Red);
+    assert_eq!(set_to(&plan, "a"), Some(7 * GIB), "all but what it uses, in one step");
+}
+
+#[test]
+fn guests_that_grow_share_what_the_host_has() {
+    let mut guests = vec![idle_guest("a", 16 * GIB, 0), idle_guest("b", 16 * GIB, 0)];
+    for guest in &mut guests {
+        balloon(guest).target_bytes = 4 * GIB;
+        balloon(guest).actual_bytes = 4 * GIB;
+        // By their averages they need more than they have.
+        *said(guest) = statistics(4 * GIB, 4 * GIB);
+    }
+    let host = situation(6, guests);
+    let (plan, _) = settled(&host, &balanced(), MAX);
+    // Red below 5 %: 1 % of 64 GiB is left, half of it for each.
+    let (a, b) = (set_to(&plan, "a").unwrap(), set_to(&plan, "b").unwrap());
+    assert!(a == b && a > 4 * GIB && a < 4 * GIB + 400 * MIB, "{a}");
+}
+
+#[test]
+fn what_a_host_has_to_spare_goes_back_to_the_guests() {
+    let mut guest = idle_guest("a", 8 * GIB, GIB);
+    balloon(&mut guest).target_bytes = 4 * GIB;
+    balloon(&mut guest).actual_bytes = 4 * GIB;
+    *said(&mut guest) = statistics(4 * GIB, GIB);
+    let (plan, _) = settled(&situation(60, vec![guest.clone()]), &balanced(), Goal::Keep(0.2));
+    assert_eq!(set_to(&plan, "a"), Some(4 * GIB + 204 * MIB));
+    let (plan, _) = settled(&situation(60, vec![guest.clone()]), &balanced(), MAX);
+    assert!(set_to(&plan, "a") < Some(4 * GIB));
+    let (plan, _) = settled(&situation(22, vec![guest]), &balanced(), Goal::Keep(0.2));
+    assert_eq!(set_to(&plan, "a"), None, "neither short nor rich");
+}
+
+#[test]
+fn a_driver_without_reporting_is_told_to_the_operator() {
+    let mut guest = idle_guest("a", 8 * GIB, GIB);
+    balloon(&mut guest).reports_free_pages = false;
+    said(&mut guest).free_bytes = Some(2 * GIB);
+    let (plan, _) = settled(&situation(50, vec![guest]), &balanced(), MAX);
+    assert_eq!(plan.advice.len(), 1);
+    assert!(plan.advice[0].to_string().contains("report free pages (2 GiB now)"));
+}
+
+#[test]
+fn two_guests_of_one_name_are_not_confused() {
+    let mut twin = idle_guest("a", 4 * GIB, GIB);
+    twin.pid += 1;
+    let host = situation(50, vec![twin, idle_guest("a", 8 * GIB, GIB)]);
+    let (plan, _) = settled(&host, &balanced(), MAX);
+    assert_eq!(why(&plan, "a", Actuator::Balloon), Because::NameTaken);
+    assert!(plan.steps.len() <= 1);
+}

@@ -1,0 +1,279 @@
+//! The laws of merging and of huge pages.
+
+use std::time::Duration;
+
+use super::*;
+use crate::situation::{Backing, Guest, Hindrance, Pool, Vmm};
+
+const MAX: Goal = Goal::MaxDensity;
+
+/// The steps of `plan` that do not move balloons, as people read them.
+fn told(plan: &Plan) -> Vec<String> {
+    let steps = plan.steps.iter().map(|step| step.action.to_string());
+    steps.filter(|it| !it.contains(": balloon")).collect()
+}
+
+fn two_domains() -> Vec<Guest> {
+    vec![
+        clone_of("red-1", "red"),
+        clone_of("red-2", "red"),
+        clone_of("blue-1", "blue"),
+        clone_of("blue-2", "blue"),
+        clone_of("blue-3", "blue"),
+    ]
+}
+
+/// As after the steps of `plan` were done: what it marks is mergeable, what it takes apart is not.
+fn done(host: &Situation, plan: &Plan, ledger: &mut Ledger) -> Situation {
+    let mut next = later(host, 10);
+    for step in &plan.steps {
+        ledger.acted(step);
+        let name = step.action.guest().unwrap_or_default();
+        let guest = next.guests.iter_mut().find(|guest| guest.name == name);
+        match (&step.action, guest) {
+            (Action::Merge { .. }, Some(guest)) => mark(guest, true),
+            (Action::Unmerge { chunks: None, .. }, Some(guest)) => mark(guest, false),
+            (Action::DriveKsm { domain, .. }, _) => {
+                next.host.merged_domain = Some(domain.clone());
+                next.host.ksm.as_mut().unwrap().run = 1;
+            }
+            (Action::StopKsm { .. }, _) => next.host.ksm.as_mut().unwrap().run = 0,
+            _ => {}
+        }
+    }
+    next
+}
+
+fn mark(guest: &mut Guest, is_mergeable: bool) {
+    guest.is_mergeable = is_mergeable;
+    // Looked at since.
+    guest.survey.as_mut().unwrap().age = Duration::from_secs(1);
+    for chunk in &mut guest.survey.as_mut().unwrap().chunks {
+        chunk.is_mergeable = is_mergeable;
+    }
+}
+
+#[test]
+fn the_domain_with_most_to_gain_is_merged_and_the_other_is_told_why_not() {
+    let host = situation(50, two_domains());
+    let (plan, _) = settled(&host, &Policy::default(), MAX);
+    assert_eq!(
+        told(&plan),
+        [
+            "blue-1: merge 512 chunks",
+            "blue-2: merge 512 chunks",
+            "blue-3: merge 512 chunks",
+            "ksmd: merge domain blue, 34200 pages/s, 20% of a core, for 30m",
+        ]
+    );
+    let domain = plan.domain.as_ref().unwrap();
+    assert_eq!((domain.domain.as_str(), domain.others.len()), ("blue", 1));
+    assert!(domain.reason.contains("most to gain: 1.27 GiB"), "{}", domain.reason);
+    let domain = "blue".to_owned();
+    assert_eq!(why(&plan, "red-1", Actuator::Merge), Because::OtherDomain { domain });
+    // 224 of 512 pages each, less the records of all.
+    let each = 512 * (224 * 4096 - 512 * 64);
+    assert_eq!(plan.steps[0].expected_bytes, each);
+}
+
+#[test]
+fn a_goal_merges_no_more_guests_than_it_needs() {
+    let host = situation(50, two_domains());
+    let (plan, _) = settled(&host, &Policy::default(), Goal::Free(100 * MIB));
+    assert_eq!(told(&plan).len(), 2, "{:?}", told(&plan));
+    assert_eq!(why(&plan, "blue-3", Actuator::Merge), Because::HostHasEnough);
+}
+
+#[test]
+fn another_domain_is_merged_only_after_the_first_has_been_taken_apart() {
+    let policy = Policy::default();
+    let mut host = situation(50, two_domains());
+    let mut ledger = Ledger::default();
+    let plan = round(&host, &policy, &mut ledger, &MAX);
+    host = done(&host, &plan, &mut ledger);
+    // Blue's guests lose what they have in common; red is worth more from here on, but not at once.
+    for guest in host.guests.iter_mut().filter(|guest| guest.name.starts_with("blue")) {
+        let mut survey = survey(512, 30, 0);
+        survey.chunks.iter_mut().for_each(|chunk| chunk.is_mergeable = true);
+        guest.survey = Some(survey);
+    }
+    let plan = round(&host, &policy, &mut ledger, &MAX);
+    assert_eq!(plan.domain.as_ref().unwrap().domain, "blue", "it stays for an hour");
+    assert_eq!(told(&plan), Vec::<String>::new());
+
+    let mut order = Vec::new();
+    host = later(&host, 3600);
+    for _ in 0..4 {
+        let plan = round(&host, &policy, &mut ledger, &MAX);
+        let mergeable = |name: &str| {
+            host.guests.iter().any(|guest| guest.is_mergeable && guest.name.starts_with(name))
+        };
+        let marks_red = told(&plan).iter().any(|it| it.starts_with("red-1: merge"));
+        assert!(!(marks_red && mergeable("blue")), "{plan:#?}");
+        order.extend(told(&plan));
+        host = done(&host, &plan, &mut ledger);
+    }
+    assert_eq!(
+        order[..4],
+        [
+            "ksmd: stop merging domain blue",
+            "blue-1: unmerge all",
+            "blue-2: unmerge all",
+            "blue-3: unmerge all",
+        ]
+    );
+    assert!(
+        order[4].starts_with("red-") && order.last().unwrap().contains("domain red"),
+        "{order:?}"
+    );
+}
+
+#[test]
+fn a_foreign_guest_that_anyone_could_share_with_stops_all_merging() {
+    let mut guests = two_domains();
+    let mut foreign = idle_guest("vm", GIB, GIB);
+    foreign.vmm = Vmm::Qemu;
+    foreign.is_mergeable = true;
+    guests.push(foreign);
+    let host = situation(50, guests);
+    let (plan, _) = settled(&host, &Policy::default(), MAX);
+    assert_eq!(told(&plan), Vec::<String>::new());
+    let exposed = Because::Exposed { guest: "vm".to_owned() };
+    assert_eq!(why(&plan, "blue-1", Actuator::Merge), exposed);
+    assert!(plan.advice[0].to_string().contains("mem-merge=off"), "{}", plan.advice[0]);
+    // With a domain it is one of them, and ksmd is driven for it.
+    let policy = Policy::parse("[[guest]]\nname = \"vm\"\nmerge-domain = \"blue\"", "f").unwrap();
+    let (plan, _) = settled(&host, &policy, MAX);
+    assert_eq!(told(&plan).len(), 4);
+}
+
+#[test]
+fn a_guest_of_another_domain_that_arrives_mergeable_stops_the_window() {
+    let policy = Policy::default();
+    let mut host = situation(50, two_domains());
+    let mut ledger = Ledger::default();
+    let plan = round(&host, &policy, &mut ledger, &MAX);
+    host = done(&host, &plan, &mut ledger);
+    let mut arrived = clone_of("red-9", "red");
+    arrived.is_mergeable = true;
+    arrived.hindrance = Some(Hindrance::Migrating);
+    host.guests.push(arrived);
+    let plan = round(&host, &policy, &mut ledger, &MAX);
+    assert_eq!(told(&plan), ["ksmd: stop merging domain blue"]);
+    assert!(plan.steps[0].reason.contains("guest red-9"), "{}", plan.steps[0]);
+}
+
+#[test]
+fn a_window_ends_when_the_profit_is_flat_and_comes_again_after_the_pause() {
+    let policy = Policy::default();
+    let mut host = situation(50, two_domains());
+    let mut ledger = Ledger::default();
+    let plan = round(&host, &policy, &mut ledger, &MAX);
+    host = done(&host, &plan, &mut ledger);
+    let mut stopped = None;
+    for scans in 0..20 {
+        let ksm = host.host.ksm.as_mut().unwrap();
+        ksm.full_scans = scans;
+        // It grows until the sixth scan.
+        ksm.profit_bytes = i64::try_from(scans.min(6)).unwrap() << 28;
+        let plan = round(&host, &policy, &mut ledger, &MAX);
+        host = done(&host, &plan, &mut ledger);
+        if told(&plan) == ["ksmd: stop merging domain blue"] {
+            stopped = Some(scans);
+            break;
+        }
+    }
+    assert_eq!(stopped, Some(9), "three scans after it stopped growing");
+    let plan = round(&host, &policy, &mut ledger, &MAX);
+    assert_eq!(told(&plan), Vec::<String>::new(), "a pause");
+    let plan = round(&later(&host, 3700), &policy, &mut ledger, &MAX);
+    assert!(told(&plan)[0].starts_with("ksmd: merge domain blue"), "{:?}", told(&plan));
+}
+
+#[test]
+fn what_is_hot_becomes_huge_and_is_taken_apart_first() {
+    let mut guest = clone_of("a", "red");
+    let chunks = &mut guest.survey.as_mut().unwrap().chunks;
+    for chunk in &mut chunks[..100] {
+        (chunk.is_huge, chunk.is_mergeable, chunk.written_pages) = (false, true, 300);
+    }
+    for chunk in &mut chunks[100..200] {
+        (chunk.is_huge, chunk.written_pages, chunk.present_pages) = (false, 300, 500);
+    }
+    guest.is_mergeable = true;
+    let host = situation(50, vec![guest]);
+    let (plan, _) = settled(&host, &Policy::default(), MAX);
+    assert_eq!(told(&plan)[0], "a: unmerge 100 chunks");
+    assert_eq!(told(&plan)[1], "a: merge 312 chunks");
+    assert_eq!(told(&plan).last().unwrap(), "a: huge pages for 100 chunks");
+    // A host that is short keeps what is merged.
+    let mut short = host;
+    short.host.available_bytes = 8 * GIB;
+    let (plan, _) = settled(&short, &Policy::default(), MAX);
+    assert!(told(&plan).iter().all(|it| !it.contains("unmerge") && !it.contains("huge")));
+    assert_eq!(why(&plan, "a", Actuator::Huge), Because::HostShort);
+}
+
+#[test]
+fn merging_says_why_not() {
+    let because = |change: fn(&mut Guest), policy: &str| {
+        let mut guests = two_domains();
+        change(&mut guests[2]);
+        let policy = Policy::parse(policy, "f").unwrap();
+        let (plan, _) = settled(&situation(50, guests), &policy, MAX);
+        why(&plan, "blue-1", Actuator::Merge)
+    };
+    assert_eq!(because(|it| it.merge_domain = None, ""), Because::NoDomain);
+    assert_eq!(because(|it| it.survey = None, ""), Because::NotSurveyed);
+    let old = |it: &mut Guest| it.survey.as_mut().unwrap().age = Duration::from_secs(7200);
+    assert_eq!(because(old, ""), Because::NotSurveyed);
+    assert_eq!(because(|it| it.survey = Some(survey(512, 3, 0)), ""), Because::NoProfit);
+    let backing = Backing::Shared;
+    assert_eq!(because(|it| it.backing = Backing::Shared, ""), Because::WrongBacking { backing });
+    assert_eq!(because(|_| {}, "preset = \"safe\""), Because::NotAllowed);
+    let mut host = situation(50, two_domains());
+    host.host.ksm = None;
+    let (plan, _) = settled(&host, &Policy::default(), MAX);
+    assert_eq!(why(&plan, "blue-1", Actuator::Merge), Because::NoKsm);
+}
+
+#[test]
+fn clones_share_with_their_template_in_any_domain() {
+    let mut guests = two_domains();
+    for guest in &mut guests {
+        guest.backing = Backing::Template;
+        guest.survey.as_mut().unwrap().chunks.iter_mut().for_each(|it| it.template_pages = 256);
+    }
+    let (plan, _) = settled(&situation(50, guests), &Policy::default(), MAX);
+    assert_eq!(told(&plan).len(), 5);
+    assert!(told(&plan).contains(&"red-1: share 512 chunks with the template again".to_owned()));
+    assert_eq!(why(&plan, "blue-1", Actuator::Merge), Because::TemplateFirst);
+    assert_eq!(plan.steps[0].expected_bytes, 512 * 256 * 4096);
+}
+
+#[test]
+fn pools_give_back_what_nobody_has() {
+    let mut host = situation(50, Vec::new());
+    let page_bytes = 2 * MIB;
+    host.host.pools = vec![Pool { page_bytes, pages: 1000, free_pages: 600, reserved_pages: 100 }];
+    let (plan, _) = settled(&host, &Policy::default(), MAX);
+    assert_eq!(told(&plan), Vec::<String>::new(), "only where it is allowed");
+    let policy = Policy::parse("preset = \"dense\"\n[pools]\nfree-max = \"200MiB\"", "f").unwrap();
+    let (plan, _) = settled(&host, &policy, MAX);
+    assert_eq!(told(&plan), ["pool of 2 MiB pages: from 1000 to 600"]);
+    assert_eq!(plan.expected_bytes, 800 << 20);
+    let policy = Policy::parse("preset = \"dense\"\n[pools]\nfree-min = \"2GiB\"", "f").unwrap();
+    let (plan, _) = settled(&host, &policy, MAX);
+    assert_eq!(told(&plan), ["pool of 2 MiB pages: from 1000 to 1524"]);
+}
+
+#[test]
+fn plans_are_kept_as_json() {
+    let host = situation(50, two_domains());
+    let (plan, ledger) = settled(&host, &Policy::default(), MAX);
+    let json = serde_json::to_string(&plan).unwrap();
+    assert!(json.contains("\"kind\":\"drive-ksm\"") && json.contains("\"why\":\"other-domain\""));
+    assert_eq!(serde_json::from_str::<Plan>(&json).unwrap(), plan);
+    let json = serde_json::to_string(&ledger).unwrap();
+    assert_eq!(serde_json::from_str::<Ledger>(&json).unwrap(), ledger);
+}

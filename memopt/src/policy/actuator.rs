@@ -1,0 +1,60 @@
+//! The means by which memory is moved.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// A means by which memory is moved. What is benched, is benched by it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Actuator {
+    /// The guest's balloon.
+    Balloon,
+    /// The kernel's samepage merging of single chunks.
+    Merge,
+    /// Huge pages of single chunks.
+    Huge,
+    /// Dropping pages that equal the guest's template.
+    Template,
+    /// The host's hugetlb pools.
+    Pool,
+}
+
+/// Which of them may be used.
+pub type Actuators = BTreeSet<Actuator>;
+
+impl Actuator {
+    /// All of them, in the order of their names in files.
+    pub const ALL: [Self; 5] = [Self::Balloon, Self::Merge, Self::Huge, Self::Template, Self::Pool];
+
+    /// As it is written in files.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Balloon => "balloon",
+            Self::Merge => "merge",
+            Self::Huge => "huge",
+            Self::Template => "template",
+            Self::Pool => "pool",
+        }
+    }
+}
+
+impl fmt::Display for Actuator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Actuator {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::ALL.into_iter().find(|it| it.name() == text).ok_or_else(|| {
+            let names: Vec<&str> = Self::ALL.iter().map(|it| it.name()).collect();
+            format!("`{}` is none of {}", super::units::shortened(text), names.join(", "))
+        })
+    }
+}

@@ -1,0 +1,225 @@
+//! The file of a policy: TOML.
+
+use super::error::PolicyError;
+use super::fields::{Fault, Fields};
+use super::preset::Preset;
+use super::rule::{DomainRule, GuestRule};
+use super::sections::{HostPolicy, MergePolicy, Policy};
+use toml::de::{DeTable, DeValue};
+
+/// The longest file that is read, in bytes.
+pub const POLICY_BYTES_MAX: usize = 256 << 10;
+/// The keys that a policy's file may have. All others are somebody else's, or nobody's.
+pub const POLICY_KEYS: [&str; 11] = [
+    "preset",
+    "goal",
+    "actuators",
+    "host",
+    "balloon",
+    "pain",
+    "merge",
+    "huge",
+    "pools",
+    "verify",
+    "guest",
+];
+/// The most `[[guest]]` tables.
+pub const RULES_MAX: usize = 1024;
+
+impl Policy {
+    /// Reads `text`, the content of the file that is called `file_name` in messages.
+    ///
+    /// All is optional: `preset`, `goal`, `actuators`, the tables `[host]`, `[balloon]`, `[pain]`, `[merge]`,
+    /// `[huge]`, `[pools]`, `[verify]`, and `[[guest]]`. `[[schedule]]` is left to who reads schedules.
+    ///
+    /// # Errors
+    /// [`PolicyError`] with file, line and field: what is no TOML, has unknown fields, values of another kind or out of
+    /// range, or such that contradict each other.
+    pub fn parse(text: &str, file_name: &str) -> Result<Self, PolicyError> {
+        let file = || file_name.to_owned();
+        if text.len() > POLICY_BYTES_MAX {
+            return Err(PolicyError::TooLong { file: file(), limit: POLICY_BYTES_MAX });
+        }
+        let line = |offset: usize| {
+            let before = text.get(..offset).unwrap_or(text);
+            before.bytes().filter(|byte| *byte == b'\n').count() + 1
+        };
+        let root = DeTable::parse(text).map_err(|error| PolicyError::Syntax {
+            file: file(),
+            line: line(error.span().map_or(0, |span| span.start)),
+            what: error.message().trim_end().replace('\n', ": "),
+        })?;
+        read(root.get_ref()).map_err(|Fault { at, field, what }| PolicyError::Field {
+            file: file(),
+            line: line(at.start),
+            field,
+            what,
+        })
+    }
+}
+
+fn read(root: &DeTable<'_>) -> Result<Policy, Fault> {
+    let mut fields = Fields::root(root);
+    let preset: Option<Preset> = fields.text("preset", str::parse)?;
+    let mut policy = preset.unwrap_or_default().policy();
+    if let Some(goal) = fields.text("goal", |text| text.parse().map_err(in_words))? {
+        policy.goal = goal;
+    }
+    if let Some(actuators) = fields.texts("actuators", str::parse)? {
+        policy.actuators = actuators.into_iter().collect();
+    }
+    read_host(fields.section("host")?, &mut policy.host)?;
+    read_balloon(fields.section("balloon")?, &mut policy)?;
+    read_pain(fields.section("pain")?, &mut policy)?;
+    read_merge(fields.section("merge")?, &mut policy.merge)?;
+    read_rest(&mut fields, &mut policy)?;
+    for rule in fields.sections("guest", RULES_MAX)? {
+        policy.guests.push(read_rule(rule)?);
+    }
+    fields.get("schedule");
+    fields.finish()?;
+    Ok(policy)
+}
+
+/// An error as a text, for what is told with its place.
+fn in_words(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}
+
+fn read_host(mut it: Fields<'_, '_>, host: &mut HostPolicy) -> Result<(), Fault> {
+    it.share("amber-below", 0.0..=0.9, &mut host.amber_below)?;
+    it.share("red-below", 0.0..=0.9, &mut host.red_below)?;
+    it.share("red-stall", 0.001..=1.0, &mut host.red_stall)?;
+    it.share("hysteresis", 0.0..=0.2, &mut host.hysteresis)?;
+    it.share("cow-reserve", 0.0..=1.0, &mut host.cow_reserve)?;
+    if host.red_below > host.amber_below {
+        return Err(it.fault("red-below", "is above `amber-below`"));
+    }
+    it.finish()
+}
+
+fn read_balloon(mut it: Fields<'_, '_>, policy: &mut Policy) -> Result<(), Fault> {
+    let balloon = &mut policy.balloon;
+    it.share("reserve", 0.0..=1.0, &mut balloon.reserve)?;
+    it.size("reserve-min", &mut balloon.reserve_min_bytes)?;
+    it.share("floor", 0.05..=1.0, &mut balloon.floor)?;
+    it.share("step", 0.001..=0.5, &mut balloon.step)?;
+    it.size("step-max", &mut balloon.step_max_bytes)?;
+    if let Some(factor) = it.whole("red-factor", 1..=16)? {
+        balloon.red_factor = factor;
+    }
+    it.share("dead-band", 0.0..=0.5, &mut balloon.dead_band)?;
+    it.size("dead-band-min", &mut balloon.dead_band_min_bytes)?;
+    it.time("fast", 1..=3600, &mut balloon.fast)?;
+    it.time("slow", 1..=86_400, &mut balloon.slow)?;
+    it.time("cooldown", 10..=86_400, &mut balloon.cooldown)?;
+    it.time("stuck-after", 5..=3600, &mut balloon.stuck_after)?;
+    it.share("idle-tax", 0.0..=0.99, &mut balloon.idle_tax)?;
+    it.time("turns-within", 60..=86_400, &mut balloon.turns_within)?;
+    if balloon.slow < balloon.fast {
+        return Err(it.fault("slow", "is faster than `fast`"));
+    }
+    it.finish()
+}
+
+fn read_pain(mut it: Fields<'_, '_>, policy: &mut Policy) -> Result<(), Fault> {
+    let pain = &mut policy.pain;
+    if let Some(rate) = it.number("allocation-stalls", 0.0..=1e9)? {
+        pain.allocation_stalls_per_s = rate;
+    }
+    it.rate("direct-reclaim", &mut pain.direct_reclaim_bytes_per_s)?;
+    if let Some(rate) = it.number("major-faults", 0.0..=1e9)? {
+        pain.major_faults_per_s = rate;
+    }
+    it.rate("swapping", &mut pain.swapping_bytes_per_s)?;
+    it.time("stale-after", 5..=3600, &mut pain.stale_after)?;
+    it.finish()
+}
+
+fn read_merge(mut it: Fields<'_, '_>, merge: &mut MergePolicy) -> Result<(), Fault> {
+    it.share("split-share", 0.016..=1.0, &mut merge.split_share)?;
+    it.share("join-share", 0.016..=1.0, &mut merge.join_share)?;
+    it.share("leave-share", 0.0..=1.0, &mut merge.leave_share)?;
+    it.share("cold-written", 0.0..=1.0, &mut merge.cold_written)?;
+    it.time("survey-age", 10..=86_400, &mut merge.survey_age)?;
+    it.share("cpu", 0.001..=1.0, &mut merge.cpu)?;
+    if let Some(pages) = it.whole("pages-per-second", 100..=10_000_000)? {
+        merge.pages_per_s = u64::from(pages);
+    }
+    it.time("window", 10..=86_400, &mut merge.window)?;
+    if let Some(passes) = it.whole("passes", 2..=100)? {
+        merge.passes = u64::from(passes);
+    }
+    it.share("flat", 0.0..=0.5, &mut merge.flat)?;
+    it.time("pause", 0..=7 * 86_400, &mut merge.pause)?;
+    if let Some(gain) = it.number("switch-gain", 1.0..=100.0)? {
+        merge.switch_gain = gain;
+    }
+    it.time("domain-stay", 0..=7 * 86_400, &mut merge.domain_stay)?;
+    it.size("gain-min", &mut merge.gain_min_bytes)?;
+    if merge.leave_share > merge.join_share || merge.join_share > merge.split_share {
+        let what = "`leave-share`, `join-share` and `split-share` go upwards in this order";
+        return Err(it.fault("join-share", what));
+    }
+    it.finish()
+}
+
+fn read_rest(fields: &mut Fields<'_, '_>, policy: &mut Policy) -> Result<(), Fault> {
+    let mut it = fields.section("huge")?;
+    it.share("hot-written", 0.002..=1.0, &mut policy.huge.hot_written)?;
+    it.share("present", 0.0..=1.0, &mut policy.huge.present)?;
+    if let Some(chunks) = it.whole("chunks-max", 1..=65_536)? {
+        policy.huge.chunks_max = chunks;
+    }
+    if policy.huge.hot_written <= policy.merge.cold_written {
+        return Err(it.fault("hot-written", "is not above `merge.cold-written`"));
+    }
+    it.finish()?;
+    let mut it = fields.section("pools")?;
+    let pools = &mut policy.pools;
+    it.size("free-min", &mut pools.free_min_bytes)?;
+    pools.free_max_bytes = pools.free_max_bytes.max(pools.free_min_bytes);
+    it.size("free-max", &mut pools.free_max_bytes)?;
+    it.ordered("free-max", pools.free_min_bytes, pools.free_max_bytes, "free-min")?;
+    it.finish()?;
+    let mut it = fields.section("verify")?;
+    it.share("enough", 0.0..=1.0, &mut policy.verify.enough)?;
+    if let Some(tries) = it.whole("tries", 1..=100)? {
+        policy.verify.tries = tries as u8;
+    }
+    it.time("bench", 10..=86_400, &mut policy.verify.bench)?;
+    it.finish()
+}
+
+fn read_rule(mut it: Fields<'_, '_>) -> Result<GuestRule, Fault> {
+    let size = |text: &str| super::units::parse_size(text);
+    let rule = GuestRule {
+        name: it.text("name", str::parse)?,
+        labels: it.texts("label", str::parse)?.unwrap_or_default(),
+        min_bytes: it.text("min", size)?,
+        max_bytes: it.text("max", size)?,
+        priority: it.whole("priority", 1..=10_000)?,
+        merge_domain: read_domain(&mut it)?,
+        take: it.flag("take")?,
+        optimize: it.flag("optimize")?,
+        actuators: it.texts("actuators", str::parse)?.map(|all| all.into_iter().collect()),
+    };
+    if let (Some(min), Some(max)) = (rule.min_bytes, rule.max_bytes) {
+        it.ordered("max", min, max, "min")?;
+    }
+    it.finish()?;
+    Ok(rule)
+}
+
+/// A name, or `false` for none.
+fn read_domain(it: &mut Fields<'_, '_>) -> Result<Option<DomainRule>, Fault> {
+    let key = "merge-domain";
+    match it.get(key).map(|value| value.get_ref()) {
+        None => Ok(None),
+        Some(DeValue::Boolean(false)) => Ok(Some(DomainRule::Own)),
+        Some(DeValue::String(name)) if (1..=64).contains(&name.len()) => {
+            Ok(Some(DomainRule::Named(name.to_string())))
+        }
+        Some(_) => Err(it.fault(key, "is a name of 1 to 64 bytes in quotes, or false for none")),
+    }
+}

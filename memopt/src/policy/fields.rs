@@ -1,0 +1,261 @@
+//! One table of a policy's file, read field by field: typed, within bounds, and with none left over.
+
+use std::ops::{Range, RangeInclusive};
+use std::time::Duration;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::units::{Share, Size, Span, parse_duration, parse_share, parse_size, shortened};
+
+/// What is wrong with a field.
+#[derive(Debug)]
+pub(super) struct Fault {
+    /// Where it is written, as an offset into the file.
+    pub(super) at: Range<usize>,
+    /// The field, with its tables.
+    pub(super) field: String,
+    /// What is wrong.
+    pub(super) what: String,
+}
+
+/// A table of the file, and which of its keys have been asked for.
+pub(super) struct Fields<'a, 'i> {
+    path: String,
+    at: Range<usize>,
+    table: Option<&'a DeTable<'i>>,
+    known: Vec<&'static str>,
+}
+
+type Value<'a, 'i> = &'a Spanned<DeValue<'i>>;
+
+impl<'a, 'i> Fields<'a, 'i> {
+    /// The fields of the file itself.
+    pub(super) fn root(table: &'a DeTable<'i>) -> Self {
+        Self { path: String::new(), at: 0..0, table: Some(table), known: Vec::new() }
+    }
+
+    /// The table `key` in it; an empty one when it is not written.
+    pub(super) fn section(&mut self, key: &'static str) -> Result<Self, Fault> {
+        match self.get(key) {
+            None => Ok(Self { path: format!("{key}."), at: 0..0, table: None, known: Vec::new() }),
+            Some(value) => self.table_in(value, key.to_owned()),
+        }
+    }
+
+    /// The tables `[[key]]` in it, at most `limit`.
+    pub(super) fn sections(&mut self, key: &'static str, limit: usize) -> Result<Vec<Self>, Fault> {
+        let Some(value) = self.get(key) else { return Ok(Vec::new()) };
+        let Some(items) = value.get_ref().as_array() else {
+            return Err(self.fault(key, &format!("is written as [[{key}]]")));
+        };
+        if items.len() > limit {
+            return Err(self.fault(key, &format!("{} of them, at most {limit}", items.len())));
+        }
+        let tables = items.iter().enumerate();
+        tables.map(|(index, item)| self.table_in(item, format!("{key}[{index}]"))).collect()
+    }
+
+    fn table_in(&self, value: Value<'a, 'i>, name: String) -> Result<Self, Fault> {
+        match value.get_ref().as_table() {
+            Some(table) => {
+                let path = format!("{}{name}.", self.path);
+                Ok(Self { path, at: value.span(), table: Some(table), known: Vec::new() })
+            }
+            None => Err(Fault {
+                at: value.span(),
+                field: name,
+                what: format!("is a table, not {}", article(value.get_ref())),
+            }),
+        }
+    }
+
+    /// What is written for `key`, which is a known one from here on.
+    pub(super) fn get(&mut self, key: &'static str) -> Option<Value<'a, 'i>> {
+        self.known.push(key);
+        self.table?.iter().find(|(name, _)| name.get_ref() == key).map(|(_, value)| value)
+    }
+
+    /// What is wrong with `key`: where it is written, else where its table is.
+    pub(super) fn fault(&self, key: &str, what: &str) -> Fault {
+        let written = self.table.and_then(|table| table.keys().find(|name| name.get_ref() == key));
+        let at = written.map_or(self.at.clone(), Spanned::span);
+        Fault { at, field: format!("{}{key}", self.path), what: what.to_owned() }
+    }
+
+    /// Reads a text by `read`.
+    pub(super) fn text<T>(
+        &mut self,
+        key: &'static str,
+        read: impl Fn(&str) -> Result<T, String>,
+    ) -> Result<Option<T>, Fault> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let text = value.get_ref().as_str().ok_or_else(|| {
+            let found = article(value.get_ref());
+            self.fault(key, &format!("is written in quotes, not as {found}"))
+        })?;
+        read(text).map(Some).map_err(|what| self.fault(key, &what))
+    }
+
+    /// Reads a text, or a list of them, by `read`.
+    pub(super) fn texts<T>(
+        &mut self,
+        key: &'static str,
+        read: impl Fn(&str) -> Result<T, String>,
+    ) -> Result<Option<Vec<T>>, Fault> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let wrong = || self.fault(key, "is a text or a list of texts, each in quotes");
+        let texts: Vec<&str> = match value.get_ref() {
+            DeValue::String(text) => vec![text],
+            DeValue::Array(items) => {
+                let texts = items.iter().map(|item| item.get_ref().as_str());
+                texts.collect::<Option<_>>().ok_or_else(wrong)?
+            }
+            _ => return Err(wrong()),
+        };
+        if texts.len() > 64 {
+            return Err(self.fault(key, "more than 64 of them"));
+        }
+        let read = texts.into_iter().map(|text| read(text).map_err(|what| self.fault(key, &what)));
+        read.collect::<Result<_, _>>().map(Some)
+    }
+
+    /// Reads `true` or `false`.
+    pub(super) fn flag(&mut self, key: &'static str) -> Result<Option<bool>, Fault> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let wrong = || self.fault(key, "is true or false");
+        value.get_ref().as_bool().ok_or_else(wrong).map(Some)
+    }
+
+    /// Reads a size into `into`.
+    pub(super) fn size(&mut self, key: &'static str, into: &mut u64) -> Result<(), Fault> {
+        let read = |text: &str| parse_size(text);
+        self.text(key, read)?.map_or(Ok(()), |bytes| {
+            *into = bytes;
+            Ok(())
+        })
+    }
+
+    /// Reads a share within `bounds` into `into`.
+    pub(super) fn share(
+        &mut self,
+        key: &'static str,
+        bounds: RangeInclusive<f64>,
+        into: &mut f64,
+    ) -> Result<(), Fault> {
+        let Some(share) = self.text(key, parse_share)? else { return Ok(()) };
+        if !bounds.contains(&share) {
+            let (low, high) = (Share(*bounds.start()), Share(*bounds.end()));
+            return Err(
+                self.fault(key, &format!("{} is not within {low} and {high}", Share(share)))
+            );
+        }
+        *into = share;
+        Ok(())
+    }
+
+    /// Reads a time within `bounds`, in seconds, into `into`.
+    pub(super) fn time(
+        &mut self,
+        key: &'static str,
+        bounds: RangeInclusive<u64>,
+        into: &mut Duration,
+    ) -> Result<(), Fault> {
+        let Some(time) = self.text(key, parse_duration)? else { return Ok(()) };
+        let (low, high) =
+            (Duration::from_secs(*bounds.start()), Duration::from_secs(*bounds.end()));
+        if time < low || time > high {
+            let what = format!("{} is not within {} and {}", Span(time), Span(low), Span(high));
+            return Err(self.fault(key, &what));
+        }
+        *into = time;
+        Ok(())
+    }
+
+    /// Reads a number within `bounds`.
+    pub(super) fn number(
+        &mut self,
+        key: &'static str,
+        bounds: RangeInclusive<f64>,
+    ) -> Result<Option<f64>, Fault> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let number = match value.get_ref() {
+            DeValue::Integer(it) if it.radix() == 10 => it.as_str().parse().ok(),
+            DeValue::Float(it) => it.as_str().parse().ok(),
+            _ => None,
+        };
+        match number {
+            Some(number) if bounds.contains(&number) => Ok(Some(number)),
+            _ => {
+                let (low, high) = (bounds.start(), bounds.end());
+                Err(self.fault(key, &format!("is a number from {low} to {high}")))
+            }
+        }
+    }
+
+    /// Reads a whole number within `bounds`.
+    pub(super) fn whole(
+        &mut self,
+        key: &'static str,
+        bounds: RangeInclusive<u32>,
+    ) -> Result<Option<u32>, Fault> {
+        let (low, high) = (f64::from(*bounds.start()), f64::from(*bounds.end()));
+        match self.number(key, low..=high)? {
+            Some(number) if number.fract() != 0.0 => {
+                Err(self.fault(key, &format!("is a whole number from {low} to {high}")))
+            }
+            number => Ok(number.map(|number| number as u32)),
+        }
+    }
+
+    /// Reads a rate in bytes each second, written as a size.
+    pub(super) fn rate(&mut self, key: &'static str, into: &mut u64) -> Result<(), Fault> {
+        let read = |text: &str| parse_size(text.strip_suffix("/s").unwrap_or(text));
+        if let Some(rate) = self.text(key, read)? {
+            *into = rate;
+        }
+        Ok(())
+    }
+
+    /// Refuses a size that is smaller than another.
+    pub(super) fn ordered(&self, key: &str, low: u64, high: u64, than: &str) -> Result<(), Fault> {
+        if low <= high {
+            return Ok(());
+        }
+        Err(self
+            .fault(key, &format!("{} is less than `{than}`, {}", Size::of(high), Size::of(low))))
+    }
+
+    /// Refuses keys that nobody has asked for.
+    pub(super) fn finish(self) -> Result<(), Fault> {
+        let keys = self.table.into_iter().flat_map(|table| table.keys());
+        let unknown = keys.filter(|key| !self.known.contains(&key.get_ref().as_ref()));
+        // In the order of the file, not of the alphabet.
+        let Some(first) = unknown.min_by_key(|key| key.span().start) else { return Ok(()) };
+        let name = shortened(first.get_ref());
+        let what = match self.near(&name) {
+            Some(near) => format!("there is no such field: did you mean `{near}`?"),
+            None => format!("there is no such field: there are {}", self.known.join(", ")),
+        };
+        Err(Fault { at: first.span(), field: format!("{}{name}", self.path), what })
+    }
+
+    /// The known key that is most like `name`, when one is like it at all.
+    fn near(&self, name: &str) -> Option<&'static str> {
+        let likeness = |key: &&'static str| (strsim::jaro_winkler(key, name) * 1e6) as u64;
+        let best = self.known.iter().copied().max_by_key(likeness)?;
+        (strsim::jaro_winkler(best, name) > 0.8).then_some(best)
+    }
+}
+
+/// What a value is, for people.
+fn article(value: &DeValue<'_>) -> &'static str {
+    match value {
+        DeValue::String(_) => "a text",
+        DeValue::Integer(_) | DeValue::Float(_) => "a number",
+        DeValue::Boolean(_) => "true or false",
+        DeValue::Datetime(_) => "a date",
+        DeValue::Array(_) => "a list",
+        DeValue::Table(_) => "a table",
+    }
+}

@@ -1,0 +1,192 @@
+//! How much is to be taken: the goal of a plan.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use super::units::{Share, Size, parse_share, parse_size, shortened, signed};
+use crate::situation::Host;
+
+/// How much memory a run is to give back to the host. It bounds what is *taken*: guests in pain, and a host that is
+/// short, get what they need whatever the goal says.
+///
+/// Written as `free 8GiB`, `keep 15% headroom` or `max density`, in policies, schedules and JSON alike.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Goal {
+    /// Give this many bytes back, however many are free already. What has been verified is taken off by [`Goal::less`].
+    Free(u64),
+    /// Have this share of the host's memory available, 0 to 1.
+    Keep(f64),
+    /// Take whatever nobody needs.
+    MaxDensity,
+}
+
+/// A text that is no goal.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum GoalError {
+    /// Its words are none that are known.
+    #[error("`{text}` is no goal: write `free 8GiB`, `keep 15% headroom` or `max density`")]
+    Unknown {
+        /// The beginning of it.
+        text: String,
+    },
+    /// Its amount is none.
+    #[error("goal: {cause}")]
+    Amount {
+        /// What is wrong with the amount.
+        cause: String,
+    },
+    /// It asks for nothing, or for all there is.
+    #[error("`{text}` is no goal that can be reached: {cause}")]
+    Impossible {
+        /// The beginning of it.
+        text: String,
+        /// Why not.
+        cause: &'static str,
+    },
+}
+
+impl Goal {
+    /// The bytes that `host` still lacks; absent when there is no such limit.
+    #[must_use]
+    pub fn lacking_bytes(self, host: &Host) -> Option<u64> {
+        match self {
+            Self::Free(bytes) => Some(bytes),
+            Self::Keep(share) => {
+                let wanted = (host.total_bytes as f64 * share) as u64;
+                Some(wanted.saturating_sub(host.available_bytes))
+            }
+            Self::MaxDensity => None,
+        }
+    }
+
+    /// What is left of it once `returned_bytes` have been verified. Only a goal in bytes is used up; one that memory
+    /// was given for grows.
+    #[must_use]
+    pub fn less(self, returned_bytes: i64) -> Self {
+        match self {
+            Self::Free(bytes) => {
+                let left = signed(bytes).saturating_sub(returned_bytes);
+                Self::Free(u64::try_from(left).unwrap_or(0))
+            }
+            Self::Keep(_) | Self::MaxDensity => self,
+        }
+    }
+}
+
+impl FromStr for Goal {
+    type Err = GoalError;
+
+    fn from_str(text: &str) -> Result<Self, GoalError> {
+        let amount = |cause| GoalError::Amount { cause };
+        let impossible = |cause| GoalError::Impossible { text: shortened(text), cause };
+        let mut words = text.split_whitespace();
+        let words: [Option<&str>; 4] = std::array::from_fn(|_| words.next());
+        match words {
+            [Some("free"), Some(size), None, None] => match parse_size(size).map_err(amount)? {
+                0 => Err(impossible("it frees nothing")),
+                bytes => Ok(Self::Free(bytes)),
+            },
+            // `free 8 GiB`
+            [Some("free"), Some(number), Some(unit), None] => {
+                format!("free {number}{unit}").parse()
+            }
+            [Some("keep"), Some(share), Some("headroom"), None] => {
+                match parse_share(share).map_err(amount)? {
+                    share if share <= 0.95 => Ok(Self::Keep(share)),
+                    _ => Err(impossible("more than 95% cannot be kept free")),
+                }
+            }
+            [Some("max"), Some("density"), None, None] => Ok(Self::MaxDensity),
+            _ => Err(GoalError::Unknown { text: shortened(text) }),
+        }
+    }
+}
+
+impl TryFrom<String> for Goal {
+    type Error = GoalError;
+
+    fn try_from(text: String) -> Result<Self, GoalError> {
+        // A goal whose bytes have all been verified.
+        if text == "free 0 B" { Ok(Self::Free(0)) } else { text.parse() }
+    }
+}
+
+impl From<Goal> for String {
+    fn from(goal: Goal) -> Self {
+        match goal {
+            Goal::Free(0) => "free 0 B".to_owned(),
+            // To the byte, which `Display` is not.
+            Goal::Free(bytes) => format!("free {bytes}"),
+            Goal::Keep(share) => format!("keep {}% headroom", share * 100.0),
+            Goal::MaxDensity => "max density".to_owned(),
+        }
+    }
+}
+
+impl fmt::Display for Goal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Free(bytes) => write!(f, "free {}", Size::of(*bytes)),
+            Self::Keep(share) => write!(f, "keep {} headroom", Share(*share)),
+            Self::MaxDensity => write!(f, "max density"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::units::GIB;
+
+    #[test]
+    fn the_three_goals_are_read_and_shown() {
+        for (text, goal) in [
+            ("free 8GiB", Goal::Free(8 * GIB)),
+            ("free 8 GiB", Goal::Free(8 * GIB)),
+            ("keep 15% headroom", Goal::Keep(0.15)),
+            ("max density", Goal::MaxDensity),
+        ] {
+            assert_eq!(text.parse(), Ok(goal));
+            let json = serde_json::to_string(&goal).unwrap();
+            assert_eq!(serde_json::from_str::<Goal>(&json).unwrap(), goal, "{json}");
+        }
+        assert_eq!(Goal::Free(8 * GIB).to_string(), "free 8 GiB");
+        assert_eq!(Goal::Keep(0.15).to_string(), "keep 15% headroom");
+    }
+
+    #[test]
+    fn what_is_no_goal_is_refused() {
+        let refused = [
+            "",
+            "free",
+            "free lots",
+            "free 0",
+            "keep 15%",
+            "keep 15 headroom",
+            "max",
+            "density max",
+            "keep 99% headroom",
+            "max density now",
+            "free 8 GiB please",
+        ];
+        for text in refused {
+            assert!(text.parse::<Goal>().is_err(), "{text}");
+        }
+        let said = "liberate 8GiB".parse::<Goal>().unwrap_err().to_string();
+        assert!(said.contains("`liberate 8GiB`") && said.contains("max density"), "{said}");
+    }
+
+    #[test]
+    fn verified_bytes_are_taken_off() {
+        assert_eq!(Goal::Free(10).less(4), Goal::Free(6));
+        assert_eq!(Goal::Free(10).less(-4), Goal::Free(14), "memory was given");
+        assert_eq!(Goal::Free(10).less(i64::MAX), Goal::Free(0));
+        assert_eq!(Goal::Free(u64::MAX).less(i64::MIN), Goal::Free(i64::MAX as u64));
+        assert_eq!(Goal::Keep(0.2).less(4), Goal::Keep(0.2));
+        let done = serde_json::to_string(&Goal::Free(0)).unwrap();
+        assert_eq!(serde_json::from_str::<Goal>(&done).unwrap(), Goal::Free(0));
+    }
+}

@@ -1,0 +1,31 @@
+//! What the operator wants: a preset (`safe`, `balanced`, `dense`), numbers that differ from it, and limits for
+//! single guests.
+//!
+//! [`Policy::parse`] reads TOML; every number of every preset is in `preset.rs`, with where it comes from in the
+//! documentation of the fields here. A policy is plain data: [`crate::plan`] does what it says. It depends on
+//! [`crate::situation`] alone. Start reading at [`Policy`].
+
+mod actuator;
+mod document;
+mod error;
+mod fields;
+mod goal;
+mod preset;
+mod rule;
+mod sections;
+#[cfg(test)]
+mod tests;
+mod units;
+
+pub use actuator::{Actuator, Actuators};
+pub use document::{POLICY_BYTES_MAX, POLICY_KEYS, RULES_MAX};
+pub use error::PolicyError;
+pub use goal::{Goal, GoalError};
+pub use preset::Preset;
+pub use rule::{DomainRule, GuestLimits, GuestRule, LabelTest, NamePattern};
+pub use sections::{
+    BalloonPolicy, HostPolicy, HugePolicy, MergePolicy, PainPolicy, Policy, PoolPolicy,
+    VerifyPolicy,
+};
+pub use units::{GIB, MIB, Share, Size, Span, parse_duration, parse_share, parse_size};
+pub(crate) use units::{part, signed};

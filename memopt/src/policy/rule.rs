@@ -1,0 +1,261 @@
+//! Limits of single guests: `[[guest]]` of a policy.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use super::actuator::Actuators;
+use super::sections::Policy;
+use super::units::{part, shortened};
+use crate::situation::Guest;
+
+/// The priority of a guest of which nothing is said.
+const PRIORITY: u32 = 100;
+
+/// What is said of the guests that match.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct GuestRule {
+    /// `name`: which guests, by their name; all when absent.
+    pub name: Option<NamePattern>,
+    /// `label`: and by their labels, all of which must hold.
+    pub labels: Vec<LabelTest>,
+    /// `min`: it keeps at least so much.
+    pub min_bytes: Option<u64>,
+    /// `max`: it gets at most so much.
+    pub max_bytes: Option<u64>,
+    /// `priority`: its weight when the host is short, 1 to 10,000; 100 when nobody says.
+    pub priority: Option<u32>,
+    /// `merge-domain`: instead of what it was started with.
+    pub merge_domain: Option<DomainRule>,
+    /// `take`: `false` takes nothing from it; what it needs it gets.
+    pub take: Option<bool>,
+    /// `optimize`: `false` leaves it alone.
+    pub optimize: Option<bool>,
+    /// `actuators`: what may be used on it, of what may be used at all.
+    pub actuators: Option<Actuators>,
+}
+
+/// Which guests may share pages with one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DomainRule {
+    /// None: its pages are its own. Written as `false`.
+    Own,
+    /// Those of this domain.
+    Named(String),
+}
+
+/// What holds for one guest.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GuestLimits {
+    /// What it never gets less than: `min`, or the policy's floor.
+    pub floor_bytes: u64,
+    /// What it never gets more than: `max`, or all its RAM.
+    pub max_bytes: u64,
+    /// Its weight.
+    pub priority: u32,
+    /// The guests that it may share pages with.
+    pub merge_domain: Option<String>,
+    /// Whether anything may be taken from it.
+    pub take: bool,
+    /// Whether anything may be done to it.
+    pub optimize: bool,
+    /// By what.
+    pub actuators: Actuators,
+}
+
+/// A name, or many: one `*` stands for any letters.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct NamePattern {
+    before: String,
+    after: Option<String>,
+}
+
+/// A test of a label.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum LabelTest {
+    /// `tier=batch`
+    Is(String, String),
+    /// `tier!=prod`: also where there is no such label.
+    IsNot(String, String),
+    /// `tier`: whatever it says.
+    Has(String),
+    /// `!tier`: there is none.
+    HasNot(String),
+}
+
+impl Policy {
+    /// What holds for `guest`.
+    #[must_use]
+    pub fn limits(&self, guest: &Guest) -> GuestLimits {
+        let mut said = GuestRule::default();
+        for rule in self.guests.iter().filter(|rule| rule.matches(guest)) {
+            said.overrule(rule);
+        }
+        let max_bytes = said.max_bytes.unwrap_or(u64::MAX).min(guest.memory_bytes);
+        let floor_bytes = part(max_bytes, self.balloon.floor).max(said.min_bytes.unwrap_or(0));
+        let actuators = match said.actuators {
+            Some(own) => own.intersection(&self.actuators).copied().collect(),
+            None => self.actuators.clone(),
+        };
+        GuestLimits {
+            floor_bytes: floor_bytes.min(max_bytes),
+            max_bytes,
+            priority: said.priority.unwrap_or(PRIORITY).max(1),
+            merge_domain: match said.merge_domain {
+                None => guest.merge_domain.clone(),
+                Some(DomainRule::Own) => None,
+                Some(DomainRule::Named(name)) => Some(name),
+            },
+            take: said.take.unwrap_or(true),
+            optimize: said.optimize.unwrap_or(true),
+            actuators,
+        }
+    }
+}
+
+impl GuestRule {
+    /// Whether it speaks of `guest`.
+    #[must_use]
+    pub fn matches(&self, guest: &Guest) -> bool {
+        self.name.as_ref().is_none_or(|name| name.matches(&guest.name))
+            && self.labels.iter().all(|test| test.holds(&guest.labels))
+    }
+
+    fn overrule(&mut self, later: &Self) {
+        self.min_bytes = later.min_bytes.or(self.min_bytes);
+        self.max_bytes = later.max_bytes.or(self.max_bytes);
+        self.priority = later.priority.or(self.priority);
+        self.take = later.take.or(self.take);
+        self.optimize = later.optimize.or(self.optimize);
+        if later.merge_domain.is_some() {
+            self.merge_domain.clone_from(&later.merge_domain);
+        }
+        if later.actuators.is_some() {
+            self.actuators.clone_from(&later.actuators);
+        }
+    }
+}
+
+impl NamePattern {
+    /// Whether it means the guest of this name.
+    #[must_use]
+    pub fn matches(&self, name: &str) -> bool {
+        match &self.after {
+            None => name == self.before,
+            Some(after) => {
+                name.strip_prefix(&self.before).is_some_and(|rest| rest.ends_with(after.as_str()))
+            }
+        }
+    }
+}
+
+impl LabelTest {
+    fn holds(&self, labels: &BTreeMap<String, String>) -> bool {
+        match self {
+            Self::Is(key, value) => labels.get(key) == Some(value),
+            Self::IsNot(key, value) => labels.get(key) != Some(value),
+            Self::Has(key) => labels.contains_key(key),
+            Self::HasNot(key) => !labels.contains_key(key),
+        }
+    }
+}
+
+impl FromStr for NamePattern {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (before, after) = match text.split_once('*') {
+            Some((before, after)) => (before, Some(after)),
+            None => (text, None),
+        };
+        if text.is_empty() || text.len() > 256 || after.is_some_and(|after| after.contains('*')) {
+            let shown = shortened(text);
+            return Err(format!(
+                "`{shown}` names no guest: write a name, or one with a single `*` in it"
+            ));
+        }
+        Ok(Self { before: before.to_owned(), after: after.map(str::to_owned) })
+    }
+}
+
+impl FromStr for LabelTest {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || {
+            let shown = shortened(text);
+            format!("`{shown}` is no test of a label: write tier=batch, tier!=prod, tier or !tier")
+        };
+        let key = |key: &str| {
+            let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./".contains(&byte);
+            let key = key.trim();
+            let is_key = !key.is_empty() && key.len() <= 256 && key.bytes().all(fits);
+            is_key.then(|| key.to_owned()).ok_or_else(wrong)
+        };
+        let value = |value: &str| {
+            let fits = value.len() <= 256;
+            fits.then(|| value.trim().to_owned()).ok_or_else(wrong)
+        };
+        match (text.trim().split_once("!="), text.trim().split_once('=')) {
+            (Some((name, is_not)), _) => Ok(Self::IsNot(key(name)?, value(is_not)?)),
+            (None, Some((name, is))) => Ok(Self::Is(key(name)?, value(is)?)),
+            (None, None) => match text.trim().strip_prefix('!') {
+                Some(name) => Ok(Self::HasNot(key(name)?)),
+                None => Ok(Self::Has(key(text)?)),
+            },
+        }
+    }
+}
+
+impl fmt::Display for NamePattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.after {
+            None => f.write_str(&self.before),
+            Some(after) => write!(f, "{}*{after}", self.before),
+        }
+    }
+}
+
+impl fmt::Display for LabelTest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Is(key, value) => write!(f, "{key}={value}"),
+            Self::IsNot(key, value) => write!(f, "{key}!={value}"),
+            Self::Has(key) => f.write_str(key),
+            Self::HasNot(key) => write!(f, "!{key}"),
+        }
+    }
+}
+
+impl TryFrom<String> for NamePattern {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<NamePattern> for String {
+    fn from(pattern: NamePattern) -> Self {
+        pattern.to_string()
+    }
+}
+
+impl TryFrom<String> for LabelTest {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<LabelTest> for String {
+    fn from(test: LabelTest) -> Self {
+        test.to_string()
+    }
+}

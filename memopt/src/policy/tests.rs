@@ -1,0 +1,240 @@
+//! Policies as operators write them, well and badly.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::plan::fixture::guest;
+
+const FULL: &str = r#"
+preset = "dense"
+goal = "keep 15% headroom"
+actuators = ["balloon", "merge"]
+
+[host]
+amber-below = "12.5%"
+red-below = "4%"
+red-stall = "30%"
+hysteresis = "1%"
+cow-reserve = "20%"
+
+[balloon]
+reserve = "25%"
+reserve-min = "192MiB"
+floor = "30%"
+step = "2%"
+step-max = "1GiB"
+red-factor = 2
+dead-band = "2%"
+dead-band-min = "16MiB"
+fast = "30s"
+slow = "1h"
+cooldown = "10m"
+stuck-after = "45s"
+idle-tax = "50%"
+turns-within = "1h"
+
+[pain]
+allocation-stalls = 2.5
+direct-reclaim = "4MiB/s"
+major-faults = 300
+swapping = "1MiB"
+stale-after = "1m"
+
+[merge]
+split-share = "40%"
+join-share = "6%"
+leave-share = "3%"
+cold-written = "1%"
+survey-age = "1h"
+cpu = "30%"
+pages-per-second = 100000
+window = "2h"
+passes = 4
+flat = "2%"
+pause = "30m"
+switch-gain = 2
+domain-stay = "2h"
+gain-min = "8MiB"
+
+[huge]
+hot-written = "10%"
+present = "80%"
+chunks-max = 64
+
+[pools]
+free-min = "64MiB"
+free-max = "1GiB"
+
+[verify]
+enough = "60%"
+tries = 3
+bench = "2h"
+
+[[guest]]
+name = "db-*"
+min = "2GiB"
+max = "8GiB"
+priority = 1000
+
+[[guest]]
+label = ["tier=batch", "team!=shop", "tier", "!pinned"]
+take = false
+merge-domain = "batch"
+actuators = "balloon"
+
+[[guest]]
+name = "db-1"
+optimize = false
+merge-domain = false
+"#;
+
+#[test]
+fn every_field_is_read() {
+    let policy = Policy::parse(FULL, "lighter.toml").expect("a policy");
+    let dense = Preset::Dense.policy();
+    assert_eq!(policy.goal, Goal::Keep(0.15));
+    assert_eq!(policy.actuators, [Actuator::Balloon, Actuator::Merge].into());
+    assert_eq!(policy.balloon.step_max_bytes, GIB);
+    assert_eq!(policy.pain.direct_reclaim_bytes_per_s, 4 * MIB);
+    assert_eq!(policy.merge.pages_per_s, 100_000);
+    assert_eq!(policy.verify.tries, 3);
+    // None of them is what the preset says: each field has been looked at.
+    let (written, preset) = (serde_json::to_value(&policy), serde_json::to_value(&dense));
+    let (written, preset) = (written.expect("JSON"), preset.expect("JSON"));
+    for (section, values) in written.as_object().expect("an object") {
+        for (field, value) in values.as_object().into_iter().flatten() {
+            assert_ne!(Some(value), preset[section].get(field), "{section}.{field}");
+        }
+    }
+    let again: Policy = serde_json::from_value(written).expect("what was written");
+    assert_eq!(again, policy);
+}
+
+#[test]
+fn every_key_of_the_file_is_known() {
+    let policy = serde_json::to_value(Policy::default()).expect("JSON");
+    assert_eq!(policy.as_object().expect("an object").len(), POLICY_KEYS.len());
+    for key in POLICY_KEYS {
+        let said = Policy::parse(&format!("{key} = 0"), "f").expect_err(key).to_string();
+        assert!(!said.contains("no such field"), "{said}");
+    }
+}
+
+#[test]
+fn nothing_said_is_the_balanced_preset() {
+    assert_eq!(Policy::parse("", "f").expect("nothing"), Preset::Balanced.policy());
+    let schedules = "[[schedule]]\nname = \"night\"\n";
+    assert_eq!(Policy::parse(schedules, "f").expect("not ours"), Policy::default());
+}
+
+/// `text` is refused with `place` and, somewhere, `word`.
+#[track_caller]
+fn refused(text: &str, place: &str, word: &str) {
+    let said = Policy::parse(text, "lighter.toml").expect_err(text).to_string();
+    assert!(said.starts_with(&format!("lighter.toml:{place}: ")), "{said}");
+    assert!(said.contains(word), "{said}");
+    assert!(!said.contains('\n') && said.len() < 400, "{said}");
+}
+
+#[test]
+fn faults_name_line_and_field() {
+    refused("preset = \"danse\"", "1: preset", "none of safe");
+    refused("\n[balloon]\nstp = \"2%\"", "3: balloon.stp", "did you mean `step`?");
+    refused("goals = \"max density\"", "1: goals", "did you mean `goal`?");
+    refused("[zebra]", "1: zebra", "there is no such field");
+    refused("goal = \"free\"", "1: goal", "is no goal");
+    refused("[balloon]\nreserve = 20", "2: balloon.reserve", "in quotes, not as a number");
+    refused("[balloon]\nreserve = \"20\"", "2: balloon.reserve", "write it as 20%");
+    refused("[balloon]\nfloor = \"1%\"", "2: balloon.floor", "not within 5% and 100%");
+    refused("[balloon]\nfast = \"2h\"", "2: balloon.fast", "not within 1s and 1h");
+    refused("[balloon]\nfast = \"20m\"", "1: balloon.slow", "is faster than `fast`");
+    refused("[balloon]\nred-factor = 1.5", "2: balloon.red-factor", "whole number");
+    refused("balloon = 1", "1: balloon", "is a table, not a number");
+    refused("[host]\nred-below = \"30%\"", "2: host.red-below", "above `amber-below`");
+    refused("[merge]\njoin-share = \"2%\"", "2: merge.join-share", "upwards");
+    refused("[huge]\nhot-written = \"1%\"", "2: huge.hot-written", "merge.cold-written");
+    refused("[merge]\npasses = \"3\"", "2: merge.passes", "a number");
+    refused("[[guest]]\n\n[[guest]]\nmin = \"2G\"\nmax = \"1G\"", "5: guest[1].max", "less than");
+    refused("[[guest]]\nname = \"a**\"", "2: guest[0].name", "single `*`");
+    refused("[[guest]]\nlabel = \"=tier\"", "2: guest[0].label", "tier=batch");
+    refused("[[guest]]\nactuators = [1]", "2: guest[0].actuators", "list of texts");
+    refused("[[guest]]\nactuators = \"magic\"", "2: guest[0].actuators", "balloon, merge");
+    refused("[[guest]]\nmerge-domain = true", "2: guest[0].merge-domain", "false for none");
+    refused("[[guest]]\npriority = 0", "2: guest[0].priority", "from 1 to 10000");
+    refused("[guest]\nname = \"a\"", "1: guest", "[[guest]]");
+}
+
+#[test]
+fn what_is_no_toml_is_refused_with_its_line() {
+    let said = Policy::parse("goal = \"max density\"\n[host", "p.toml").unwrap_err().to_string();
+    assert!(said.starts_with("p.toml:2: ") && !said.contains('\n'), "{said}");
+}
+
+#[test]
+fn huge_files_are_refused_unread() {
+    let text = " ".repeat(POLICY_BYTES_MAX + 1);
+    assert!(matches!(Policy::parse(&text, "f"), Err(PolicyError::TooLong { .. })));
+    let rules = "[[guest]]\n".repeat(RULES_MAX + 1);
+    refused(&rules, "1: guest", "at most 1024");
+    let name = format!("1: {}...", "a".repeat(40));
+    refused(&format!("{} = 1", "a".repeat(50_000)), &name, "no such field");
+    let nested = format!("a = {}", "[".repeat(100_000));
+    assert!(Policy::parse(&nested, "f").is_err());
+}
+
+#[test]
+fn later_rules_speak_last_and_only_of_what_they_say() {
+    let policy = Policy::parse(FULL, "lighter.toml").expect("a policy");
+    let mut db = guest("db-1", 16 * GIB);
+    db.merge_domain = Some("prod".to_owned());
+    let limits = policy.limits(&db);
+    assert_eq!((limits.floor_bytes, limits.max_bytes), (part(8 * GIB, 0.3), 8 * GIB));
+    assert_eq!((limits.priority, limits.optimize, limits.merge_domain), (1000, false, None));
+
+    let mut batch = guest("job", GIB);
+    batch.labels.insert("tier".to_owned(), "batch".to_owned());
+    let limits = policy.limits(&batch);
+    assert_eq!(limits.merge_domain.as_deref(), Some("batch"));
+    assert_eq!(limits.actuators, [Actuator::Balloon].into());
+    assert_eq!((limits.max_bytes, limits.priority, limits.optimize), (GIB, 100, true));
+    assert!(!limits.take && policy.limits(&guest("any", GIB)).take);
+    let mut pinned = batch.clone();
+    pinned.labels.insert("pinned".to_owned(), String::new());
+    assert_eq!(policy.limits(&pinned).merge_domain, None);
+    batch.labels.insert("team".to_owned(), "shop".to_owned());
+    assert_eq!(policy.limits(&batch).merge_domain, None);
+}
+
+#[test]
+fn presets_obey_the_rules_for_files() {
+    for preset in Preset::ALL {
+        let policy = preset.policy();
+        assert!(policy.merge.leave_share <= policy.merge.join_share, "{preset}");
+        assert!(policy.merge.join_share <= policy.merge.split_share, "{preset}");
+        assert!(policy.merge.cold_written < policy.huge.hot_written, "{preset}");
+        assert!(policy.host.red_below <= policy.host.amber_below, "{preset}");
+        let read = Policy::parse(&format!("preset = \"{preset}\""), "f").expect("a preset");
+        assert_eq!(read, policy);
+    }
+}
+
+proptest! {
+    #[test]
+    fn damaged_files_never_panic(at in 0..FULL.len(), with in any::<char>(), end in 0..FULL.len()) {
+        let mut text: Vec<char> = FULL.chars().collect();
+        text[at] = with;
+        let damaged: String = text.into_iter().take(end).collect();
+        let _ = Policy::parse(&damaged, "f");
+    }
+
+    #[test]
+    fn limits_never_cross(memory in 0..64 * GIB, min in 0..64 * GIB, max in 0..64 * GIB) {
+        let mut policy = Policy::default();
+        policy.guests.push(GuestRule {
+            min_bytes: Some(min), max_bytes: Some(max), ..GuestRule::default()
+        });
+        let limits = policy.limits(&guest("a", memory));
+        prop_assert!(limits.floor_bytes <= limits.max_bytes);
+        prop_assert!(limits.max_bytes <= memory && limits.max_bytes <= max);
+    }
+}

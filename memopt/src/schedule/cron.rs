@@ -1,0 +1,274 @@
+//! Cron expressions: five fields, or `@daily` and the like, in a time zone.
+
+use std::fmt;
+
+use croner::parser::{CronParser, Seconds, Year};
+use jiff::Timestamp;
+
+use super::zone::Zone;
+
+/// The longest expression, in bytes.
+const TEXT_BYTES_MAX: usize = 128;
+/// Where the search whether an expression ever comes true begins: 2024-01-01, a leap year.
+const LEAP_YEAR: u64 = 1_704_067_200;
+
+/// A cron expression and the time zone in which it is meant.
+///
+/// Its times are Unix times of whole minutes. Where the clock on the wall is put forward, a time of day that is left out
+/// (`30 2 * * *`) comes at the first instant after the gap, and those of an interval (`*/10 * * * *`) are left out. Where it is put
+/// back, a time of day comes once, the first time; an interval goes on through both hours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cron {
+    text: String,
+    parsed: croner::Cron,
+    zone: Zone,
+}
+
+/// What is wrong with a cron expression.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CronError {
+    /// It cannot be understood.
+    #[error(
+        "`{text}` is no cron expression of five fields (minute hour day month weekday, as \"30 2 * * 1-5\"): {cause}"
+    )]
+    Malformed {
+        /// As it was written.
+        text: String,
+        /// What the parser says.
+        cause: String,
+    },
+    /// There is no such day.
+    #[error("`{text}` never comes: there is no such day")]
+    Never {
+        /// As it was written.
+        text: String,
+    },
+}
+
+impl Cron {
+    /// Reads an expression that is meant in `zone`.
+    ///
+    /// # Errors
+    /// It has not five fields, a field is out of its range, or no day is ever like that.
+    pub fn parse(text: &str, zone: Zone) -> Result<Self, CronError> {
+        let shown = || text.chars().take(TEXT_BYTES_MAX).collect::<String>();
+        let malformed = |cause: String| CronError::Malformed { text: shown(), cause };
+        if text.len() > TEXT_BYTES_MAX {
+            return Err(malformed(format!("it is longer than {TEXT_BYTES_MAX} bytes")));
+        }
+        let parser =
+            CronParser::builder().seconds(Seconds::Disallowed).year(Year::Disallowed).build();
+        check_words(text).map_err(malformed)?;
+        let parsed = parser.parse(text).map_err(|error| malformed(lower_case(&error)))?;
+        let cron = Self { text: text.trim().to_owned(), parsed, zone };
+        match cron.after(LEAP_YEAR) {
+            Some(_) => Ok(cron),
+            None => Err(CronError::Never { text: shown() }),
+        }
+    }
+
+    /// The first time after `unix_seconds`, in Unix seconds; absent when there is none that a calendar knows.
+    #[must_use]
+    pub fn after(&self, unix_seconds: u64) -> Option<u64> {
+        let begin = Timestamp::from_second(i64::try_from(unix_seconds).ok()?).ok()?;
+        let begin = begin.to_zoned(self.zone.inner().clone());
+        let found = self.parsed.find_next_occurrence(&begin, false).ok()?;
+        let found = u64::try_from(found.timestamp().as_second()).ok()?;
+        (found > unix_seconds).then_some(found)
+    }
+
+    /// The last time that is not after `unix_seconds`.
+    #[must_use]
+    pub fn until(&self, unix_seconds: u64) -> Option<u64> {
+        let end = Timestamp::from_second(i64::try_from(unix_seconds).ok()?).ok()?;
+        let end = end.to_zoned(self.zone.inner().clone());
+        let found = self.parsed.find_previous_occurrence(&end, true).ok()?;
+        let found = u64::try_from(found.timestamp().as_second()).ok()?;
+        (found <= unix_seconds).then_some(found)
+    }
+}
+
+impl fmt::Display for Cron {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.text, self.zone)
+    }
+}
+
+/// Names stand where they mean something: the parser takes `MON` for 1 in any field.
+fn check_words(text: &str) -> Result<(), String> {
+    const MONTHS: &str = "JAN FEB MAR APR MAY JUN JUL AUG SEP OCT NOV DEC";
+    const DAYS: &str = "SUN MON TUE WED THU FRI SAT SUNL MONL TUEL WEDL THUL FRIL SATL L";
+    let text = text.to_ascii_uppercase();
+    let known = ["", "", "L W LW", MONTHS, DAYS];
+    for (field, known) in
+        text.split_whitespace().zip(known).filter(|(field, _)| !field.starts_with('@'))
+    {
+        let mut words = field.split(|c: char| !c.is_alphabetic()).filter(|word| !word.is_empty());
+        if let Some(word) = words.find(|word| known.split(' ').all(|known| known != *word)) {
+            return Err(format!("`{word}` means nothing in `{field}`"));
+        }
+    }
+    Ok(())
+}
+
+/// The parser's sentence as part of ours.
+fn lower_case(error: &croner::errors::CronError) -> String {
+    let text = error.to_string();
+    let text = text.trim_end_matches('.');
+    let mut letters = text.chars();
+    letters.next().map(|first| first.to_lowercase().chain(letters).collect()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// As in Paris: forward on the last Sunday of March at 02:00, back on that of October at 03:00.
+    const PARIS: &str = "CET-1CEST,M3.5.0,M10.5.0/3";
+
+    fn unix(utc: &str) -> u64 {
+        utc.parse::<Timestamp>().unwrap().as_second().try_into().unwrap()
+    }
+
+    fn paris(text: &str) -> Cron {
+        Cron::parse(text, Zone::posix(PARIS)).unwrap()
+    }
+
+    /// The times of `cron` from one time to another, the first left out and the last let in.
+    fn times(cron: &Cron, from: &str, to: &str) -> Vec<String> {
+        let next = |at: &u64| cron.after(*at);
+        let all = std::iter::successors(next(&unix(from)), next);
+        let show = |at: u64| Timestamp::from_second(at as i64).unwrap().to_string();
+        all.take_while(|at| *at <= unix(to)).map(show).collect()
+    }
+
+    #[test]
+    fn five_fields_names_and_nicknames_are_read() {
+        let from = unix("2026-11-20T19:00:30Z");
+        for (text, next) in [
+            ("30 2 * * *", "2026-11-21T02:30:00Z"),
+            ("*/20 * * * *", "2026-11-20T19:20:00Z"),
+            ("0 4 * * MON-FRI", "2026-11-23T04:00:00Z"),
+            ("0 0 29 2 *", "2028-02-29T00:00:00Z"),
+            ("0 3 L * *", "2026-11-30T03:00:00Z"),
+            ("@daily", "2026-11-21T00:00:00Z"),
+        ] {
+            let cron = Cron::parse(text, Zone::utc()).unwrap();
+            assert_eq!(cron.after(from), Some(unix(next)), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_expression_is_refused_with_what_one_looks_like() {
+        let long = "1,".repeat(5000);
+        for text in [
+            "",
+            "* * * *",
+            "0 MON * * *",
+            "0 0 JAN * *",
+            "0 0 * FRI *",
+            "0 0 * * MAY",
+            "0 0 0 * * *",
+            "0 0 1 1 * 2027",
+            "60 * * * *",
+            "x",
+            &long,
+            "\u{e9}",
+        ] {
+            let error = Cron::parse(text, Zone::utc()).unwrap_err();
+            assert!(error.to_string().contains("five fields"), "{error}");
+            assert!(error.to_string().len() < 400, "{error}");
+        }
+        let never = Cron::parse("0 0 30 2 *", Zone::utc()).unwrap_err();
+        assert_eq!(never.to_string(), "`0 0 30 2 *` never comes: there is no such day");
+    }
+
+    #[test]
+    fn a_time_of_day_in_the_hour_left_out_comes_right_after_it() {
+        let (from, to) = ("2027-03-27T12:00:00Z", "2027-03-29T12:00:00Z");
+        let nightly = times(&paris("30 2 * * *"), from, to);
+        assert_eq!(nightly, ["2027-03-28T01:00:00Z", "2027-03-29T00:30:00Z"]);
+    }
+
+    #[test]
+    fn an_interval_leaves_out_the_hour_left_out() {
+        let (from, to) = ("2027-03-28T00:20:00Z", "2027-03-28T01:30:00Z");
+        let often = times(&paris("*/30 * * * *"), from, to);
+        assert_eq!(often, ["2027-03-28T00:30:00Z", "2027-03-28T01:00:00Z", "2027-03-28T01:30:00Z"]);
+    }
+
+    #[test]
+    fn a_time_of_day_in_the_hour_repeated_comes_once_and_an_interval_in_both() {
+        let (from, to) = ("2026-10-24T12:00:00Z", "2026-10-25T12:00:00Z");
+        assert_eq!(times(&paris("30 2 * * *"), from, to), ["2026-10-25T00:30:00Z"]);
+        let both = times(&paris("30 */1 * * *"), "2026-10-25T00:00:00Z", "2026-10-25T02:00:00Z");
+        assert_eq!(both, ["2026-10-25T00:30:00Z", "2026-10-25T01:30:00Z"]);
+    }
+
+    #[test]
+    fn times_that_no_calendar_has_are_no_times() {
+        let cron = Cron::parse("0 0 * * *", Zone::utc()).unwrap();
+        assert_eq!(cron.after(u64::MAX), None);
+        assert_eq!(cron.until(u64::MAX), None);
+        assert_eq!(cron.after(400_000_000_000), None);
+    }
+
+    fn expressions() -> impl Strategy<Value = &'static str> {
+        prop::sample::select(vec![
+            "30 2 * * *",
+            "0 3 * * *",
+            "0 2 * * 0",
+            "*/7 * * * *",
+            "15 */2 * * *",
+            "* * * * 1",
+            "0 0 29 2 *",
+            "59 23 L * *",
+        ])
+    }
+
+    /// What looks like an expression and need not be one.
+    fn nearly_expressions() -> impl Strategy<Value = String> {
+        let minute = "[*](/[1-9]{1,2})?|[0-5]?[0-9]([-,][0-6][0-9]){0,2}|[LW?]";
+        let hour = "[*](/[1-9])?|1?[0-9]([-,]2[0-4])?|MON";
+        let day = "[*?]|[1-3]?[0-9]W?|L|LW|[1-9],2[0-9]";
+        let month = "[*]|1?[0-9]|JAN-DEC|FEB|2/3";
+        let weekday = "[*?]|[0-8](#[1-6])?|FRIL|[+]?MON-FRI|SUN";
+        let fields = (minute, hour, day, month, weekday);
+        prop_oneof![
+            9 => fields.prop_map(|(a, b, c, d, e)| format!("{a} {b} {c} {d} {e}")),
+            1 => "[0-9*/,LW#?A-Z@+ -]{0,40}",
+        ]
+    }
+
+    proptest! {
+        /// Whatever somebody writes is refused, or has a time, and the next one after it.
+        #[test]
+        fn no_expression_makes_it_panic(text in nearly_expressions(), at in 0_u64..4_000_000_000) {
+            if let Ok(cron) = Cron::parse(&text, Zone::posix(PARIS)) {
+                let next = cron.after(at).unwrap_or(u64::MAX);
+                prop_assert!(next > at);
+                prop_assert!(cron.until(at).unwrap_or_default() <= at);
+            }
+        }
+
+        /// Forwards and backwards agree, also on the days on which the clock on the wall is changed.
+        #[test]
+        fn the_last_time_is_the_one_with_no_other_behind_it(
+            text in expressions(),
+            at in 1_700_000_000_u64..1_900_000_000,
+            near_change in prop::option::of(-9000_i64..9000),
+        ) {
+            let changes = [unix("2027-03-28T01:00:00Z"), unix("2026-10-25T01:00:00Z")];
+            let at = near_change.map_or(at, |by| changes[(at % 2) as usize].saturating_add_signed(by));
+            let cron = paris(text);
+            let last = cron.until(at).unwrap();
+            prop_assert!(last <= at);
+            prop_assert_eq!(last % 60, 0);
+            let next = cron.after(last).unwrap();
+            prop_assert!(next > at, "{} is before {}", next, at);
+            prop_assert_eq!(cron.after(at), Some(next));
+        }
+    }
+}

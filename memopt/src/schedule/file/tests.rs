@@ -1,0 +1,161 @@
+//! Files that say everything, files that say next to nothing, and all that can be wrong with one.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::*;
+
+const FULL: &str = r#"
+[policy]
+preset = "safe"
+
+[[schedule]]
+name = "nightly"
+cron = "30 2 * * *"
+timezone = "UTC"
+for = "2h"
+goal = "keep 15% headroom"
+guests = ["tier=batch", "!pinned"]
+budget = { cpu = "50%", pages-per-second = 20_000, cpu-seconds = 900 }
+overlap = "skip"
+missed = "catch-up within 15m"
+enabled = false
+
+[[schedule]]
+name = "weekly"
+cron = "@weekly"
+goal = "max density"
+guests = "tier!=prod"
+"#;
+
+/// A goal is what begins with a verb.
+fn goal(text: &str) -> Result<(), String> {
+    let known = ["free ", "max ", "keep "].iter().any(|verb| text.starts_with(verb));
+    known.then_some(()).ok_or_else(|| format!("`{text}` is no goal"))
+}
+
+fn parse(text: &str) -> Result<Vec<Schedule>, String> {
+    read("lighter.toml", text, &["policy"], goal).map_err(|error| error.to_string())
+}
+
+/// A schedule that lacks nothing, and `line`.
+fn with(line: &str) -> Result<Vec<Schedule>, String> {
+    let mut lines = vec!["name = \"n\"", "cron = \"0 2 * * *\"", "goal = \"max density\""];
+    let key = line.split('=').next().unwrap_or_default();
+    lines.retain(|other| !other.starts_with(key));
+    parse(&format!("[[schedule]]\n{line}\n{}", lines.join("\n")))
+}
+
+#[test]
+fn everything_that_is_written_is_read() {
+    let schedules = parse(FULL).unwrap();
+    let nightly = &schedules[0];
+    assert_eq!(nightly.cron, Cron::parse("30 2 * * *", Zone::utc()).unwrap());
+    assert_eq!((nightly.name.as_str(), nightly.goal.as_str()), ("nightly", "keep 15% headroom"));
+    assert_eq!((nightly.window, nightly.enabled), (Duration::from_secs(7200), false));
+    let budget =
+        Budget { cpu_percent: Some(50), pages_per_second: Some(20_000), cpu_seconds: Some(900) };
+    assert_eq!(nightly.budget, budget);
+    assert_eq!(nightly.guests.to_string(), "tier=batch,!pinned");
+    assert_eq!(nightly.overlap, Overlap::Skip);
+    assert_eq!(nightly.missed, Missing::CatchUp { within: Duration::from_secs(900) });
+}
+
+#[test]
+fn what_is_not_written_is_as_usual() {
+    let weekly = &parse(FULL).unwrap()[1];
+    assert_eq!(weekly.window, Duration::from_secs(3600));
+    assert_eq!((weekly.budget, weekly.enabled), (Budget::default(), true));
+    assert_eq!((weekly.overlap, weekly.missed), (Overlap::Queue, Missing::Skip));
+    assert!(weekly.guests.matches(&BTreeMap::new()));
+    assert_eq!(weekly.cron, Cron::parse("@weekly", Zone::local()).unwrap());
+    assert_eq!(parse("[policy]\n"), Ok(Vec::new()));
+}
+
+#[test]
+fn what_is_wrong_is_said_with_line_and_key() {
+    for (line, expected) in [
+        ("cron = \"0 25 * * *\"", "lighter.toml:2: schedule[0].cron: `0 25 * * *` is no cron"),
+        ("cron = \"0 0 31 2 *\"", "lighter.toml:2: schedule[0].cron: `0 0 31 2 *` never comes"),
+        ("cron = 5", "schedule[0].cron: a number is written where a text has to be"),
+        ("timezone = \"Mars\"", "schedule[0].timezone: this host knows no time zone `Mars`"),
+        ("for = \"two hours\"", "schedule[0].for: `two hours` is no time"),
+        ("for = \"59s\"", "schedule[0].for: a window is at least 1m long"),
+        ("for = \"8d\"", "schedule[0].for: `8d` is longer than 7d"),
+        ("goal = \"be nice\"", "schedule[0].goal: `be nice` is no goal"),
+        ("goal = \"\"", "schedule[0].goal: it is empty"),
+        ("name = \"a/b\"", "lighter.toml:2: schedule[0].name: a schedule's name is"),
+        ("name = \"manual\"", "and not `manual`"),
+        ("guests = \"a b\"", "schedule[0].guests: `a b` is no condition"),
+        ("guests = [1]", "schedule[0].guests: write a text or a list of texts"),
+        ("enabled = \"yes\"", "schedule[0].enabled: write true or false"),
+        ("overlap = \"wait\"", "schedule[0].overlap: write \"queue\" or \"skip\""),
+        ("missed = \"catch-up\"", "schedule[0].missed: write \"skip\" or \"catch-up within 15m\""),
+        ("missed = \"catch-up within 2h\"", "after its window is over (for = \"1h\")"),
+        ("budget = { cpu = \"0%\" }", "schedule[0].budget.cpu: `0%` is no share"),
+        ("budget = { pages-per-second = 0 }", "write a whole number from 1 to 4294967295"),
+        ("budget = { cpu-seconds = 99999999999 }", "schedule[0].budget.cpu-seconds: write a whole"),
+        ("budget = { pages_per_second = 1 }", "is `pages-per-second` meant?"),
+        ("budget = 3", "schedule[0].budget: a number is written where a table has to be"),
+        ("timezon = \"UTC\"", "schedule[0]: unknown key `timezon`: is `timezone` meant?"),
+        ("zebra = 1", "unknown key `zebra`: there are name, cron, timezone"),
+    ] {
+        let error = with(line).unwrap_err();
+        assert!(
+            error.starts_with("lighter.toml:2: ") && error.contains(expected),
+            "{line}: {error}"
+        );
+    }
+}
+
+#[test]
+fn a_key_that_is_missing_is_said_with_its_table() {
+    for (key, text) in [
+        ("name", "[[schedule]]\ncron = \"@daily\"\ngoal = \"max density\""),
+        ("cron", "[[schedule]]\nname = \"n\"\ngoal = \"max density\""),
+        ("goal", "[[schedule]]\nname = \"n\"\ncron = \"@daily\""),
+    ] {
+        let expected = format!("lighter.toml:3: schedule[0].{key}: this key is missing");
+        assert_eq!(parse(&format!("\n\n{text}")), Err(expected));
+    }
+}
+
+#[test]
+fn what_is_no_such_file_is_refused() {
+    for (text, expected) in [
+        ("[[schedules]]\n", "lighter.toml:1: unknown key `schedules`: is `schedule` meant?"),
+        (
+            "\n[schedule]\nname = \"n\"",
+            "lighter.toml:2: schedule: write [[schedule]], in two pairs",
+        ),
+        ("schedule = [1]", "lighter.toml:1: schedule[0]: a number is written where a table"),
+        ("[[schedule]]\nname = \n", "lighter.toml:2: "),
+    ] {
+        let error = parse(text).unwrap_err();
+        assert!(error.starts_with(expected), "{text}: {error}");
+    }
+    assert!(parse(&" ".repeat(FILE_BYTES_MAX + 1)).unwrap_err().contains("longer than"));
+}
+
+#[test]
+fn names_are_one_schedules_and_schedules_are_few() {
+    let table = |name: &str| {
+        format!("[[schedule]]\nname = \"{name}\"\ncron = \"@daily\"\ngoal = \"max density\"\n")
+    };
+    let twice = parse(&[table("a"), table("a")].concat()).unwrap_err();
+    assert_eq!(twice, "lighter.toml:6: schedule[1].name: another schedule is called `a` already");
+    let many: String = (0..=SCHEDULES_MAX).map(|index| table(&format!("n{index}"))).collect();
+    assert!(parse(&many).unwrap_err().contains("at most 64 schedules"));
+}
+
+proptest! {
+    #[test]
+    fn no_text_makes_it_panic(text in "\\PC{0,200}") {
+        let _ = parse(&text);
+        let quoted = text.replace(['"', '\\'], "");
+        for key in KEYS {
+            let _ = with(&format!("{key} = \"{quoted}\""));
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! What the scheduler says: what is due, what was missed, what has to end.
+
+use std::fmt;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::quantity::shown;
+
+/// What a run was begun by.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Trigger {
+    /// An operator.
+    Manual,
+    /// A schedule.
+    Schedule {
+        /// The schedule's name.
+        name: String,
+        /// When it was due, in Unix seconds.
+        tick: u64,
+    },
+}
+
+impl fmt::Display for Trigger {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Manual => f.write_str("manual"),
+            Self::Schedule { name, .. } => f.write_str(name),
+        }
+    }
+}
+
+/// One thing that the scheduler says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Notice {
+    /// A run has to begin, now. Whoever carries it out says when it has ended ([`super::Event::Ended`]), also when it could not begin.
+    Due(Due),
+    /// A run has been refused to an operator: another one is under way.
+    Busy {
+        /// What is under way.
+        running: Trigger,
+    },
+    /// A schedule did not run when it was due.
+    Missed(Missed),
+    /// A schedule is due while another run is under way, and waits for its turn.
+    Queued {
+        /// Its name.
+        schedule: String,
+        /// When it was due, in Unix seconds.
+        tick: u64,
+        /// What is under way.
+        running: Trigger,
+    },
+    /// The window of the run that is under way is over: what has not begun is not begun. Said once.
+    End(Trigger),
+    /// The host's clock was set while nobody looked.
+    ClockSet {
+        /// By how many seconds: forwards, or backwards if negative.
+        by_seconds: i64,
+        /// Schedules of which times that they have run at come again: the clock was wrong before, by hours.
+        again: Vec<String>,
+    },
+    /// Nobody looked at the time for this long: the host slept, or had no time for this process.
+    Asleep(Duration),
+}
+
+/// A run that has to begin.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Due {
+    /// What it is begun by.
+    pub trigger: Trigger,
+    /// How long after it was due this is.
+    pub lag: Duration,
+    /// How long it may work; absent for an operator's, which has no window.
+    pub window: Option<Duration>,
+    /// Whether it is late, and what for.
+    pub punctuality: Punctuality,
+}
+
+/// Whether a run begins when it was due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Punctuality {
+    /// Within a minute.
+    OnTime,
+    /// Nobody was there when it was due.
+    CaughtUp,
+    /// Another run was under way when it was due.
+    Queued,
+}
+
+/// Times at which a schedule did not run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Missed {
+    /// Its name.
+    pub schedule: String,
+    /// The first of them, in Unix seconds.
+    pub first: u64,
+    /// The last of them.
+    pub last: u64,
+    /// How many; at least as many where nobody looked for very long.
+    pub count: u64,
+    /// Why it did not run.
+    pub why: Lost,
+}
+
+/// Why a schedule did not run when it was due.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Lost {
+    /// Nobody was there, and it was too late when somebody was.
+    Absent,
+    /// It was due again before it could be caught up: it runs once.
+    Superseded,
+    /// Another run was under way, and it does not wait (`overlap = "skip"`).
+    Overlapped(Trigger),
+    /// Another run was under way until its window was over.
+    WindowOver,
+}
+
+impl fmt::Display for Notice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Due(due) => write!(f, "{due}"),
+            Self::Busy { running } => write!(f, "another run is under way ({running})"),
+            Self::Missed(missed) => write!(f, "{missed}"),
+            Self::Queued { schedule, tick, running } => {
+                write!(f, "{schedule} (due {}) waits for another run ({running})", utc(*tick))
+            }
+            Self::End(trigger) => write!(f, "the window of {trigger} is over"),
+            Self::ClockSet { by_seconds, again } => {
+                let way = if *by_seconds < 0 { "back" } else { "forward" };
+                let by = shown(Duration::from_secs(by_seconds.unsigned_abs()));
+                write!(f, "the clock was set {way} by {by}")?;
+                match again.as_slice() {
+                    [] => Ok(()),
+                    names => write!(f, "; what ran in between may run again: {}", names.join(", ")),
+                }
+            }
+            Self::Asleep(time) => write!(f, "nobody looked at the time for {}", shown(*time)),
+        }
+    }
+}
+
+impl fmt::Display for Due {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let why = match self.punctuality {
+            Punctuality::OnTime => "",
+            Punctuality::CaughtUp => ", caught up",
+            Punctuality::Queued => ", after another run",
+        };
+        match &self.trigger {
+            Trigger::Manual => f.write_str("a run begins, as an operator wants"),
+            Trigger::Schedule { name, tick } => {
+                write!(f, "{name} (due {}) begins, {} late{why}", utc(*tick), shown(self.lag))
+            }
+        }
+    }
+}
+
+impl fmt::Display for Missed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { schedule, first, last, count, why } = self;
+        match count {
+            1 => write!(f, "{schedule} (due {}) did not run: {why}", utc(*last)),
+            _ => {
+                let (first, last) = (utc(*first), utc(*last));
+                write!(f, "{schedule} (due {count} times, {first} to {last}) did not run: {why}")
+            }
+        }
+    }
+}
+
+/// A time as people and programs read it.
+fn utc(unix_seconds: u64) -> String {
+    let time = i64::try_from(unix_seconds).ok().and_then(|at| Timestamp::from_second(at).ok());
+    time.map_or_else(|| format!("@{unix_seconds}"), |time| time.to_string())
+}
+
+impl fmt::Display for Lost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Absent => f.write_str("nobody was there in time"),
+            Self::Superseded => f.write_str("it was due again before it could run"),
+            Self::Overlapped(running) => write!(f, "another run was under way ({running})"),
+            Self::WindowOver => f.write_str("another run was under way until its window was over"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nightly() -> Trigger {
+        Trigger::Schedule { name: "nightly".to_owned(), tick: 1_795_140_000 }
+    }
+
+    fn missed(count: u64) -> Notice {
+        let schedule = "nightly".to_owned();
+        let (first, last) = (1_795_053_600, 1_795_140_000);
+        Notice::Missed(Missed { schedule, first, last, count, why: Lost::Absent })
+    }
+
+    #[test]
+    fn everything_is_said_in_a_sentence() {
+        let due = |punctuality, seconds| {
+            let (lag, window) = (Duration::from_secs(seconds), None);
+            Notice::Due(Due { trigger: nightly(), lag, window, punctuality })
+        };
+        let clock = |by_seconds, again: &[&str]| {
+            let again = again.iter().map(|name| (*name).to_owned()).collect();
+            Notice::ClockSet { by_seconds, again }
+        };
+        for (notice, expected) in [
+            (due(Punctuality::OnTime, 0), "nightly (due 2026-11-20T02:00:00Z) begins, 0s late"),
+            (
+                due(Punctuality::CaughtUp, 90),
+                "nightly (due 2026-11-20T02:00:00Z) begins, 1m30s late, caught up",
+            ),
+            (missed(1), "nightly (due 2026-11-20T02:00:00Z) did not run: nobody was there in time"),
+            (
+                missed(2),
+                "nightly (due 2 times, 2026-11-19T02:00:00Z to 2026-11-20T02:00:00Z) did not run: nobody was there in time",
+            ),
+            (Notice::Busy { running: Trigger::Manual }, "another run is under way (manual)"),
+            (Notice::End(nightly()), "the window of nightly is over"),
+            (clock(7200, &[]), "the clock was set forward by 2h"),
+            (
+                clock(-86_400, &["a", "b"]),
+                "the clock was set back by 1d; what ran in between may run again: a, b",
+            ),
+            (Notice::Asleep(Duration::from_secs(600)), "nobody looked at the time for 10m"),
+        ] {
+            assert_eq!(notice.to_string(), expected);
+        }
+        assert_eq!(utc(u64::MAX), format!("@{}", u64::MAX));
+    }
+}

@@ -1,0 +1,292 @@
+//! What decides when a run begins and when it ends. See [`Scheduler`].
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+pub use self::entry::Tally;
+use self::entry::{Entry, Origin};
+use super::entry::{Overlap, Schedule};
+use super::notice::{Due, Lost, Notice, Punctuality, Trigger};
+
+mod entry;
+
+/// The longest time between two looks at the clock.
+const WAIT_MAX: Duration = Duration::from_secs(30);
+/// More than this between two looks is worth a word.
+const ASLEEP: Duration = Duration::from_secs(150);
+/// A clock that differs by more than this from what it should show was set; plus a thousandth, as clocks are slewed by half of that.
+const SET_SECONDS: i64 = 2;
+/// How far back a clock may be set without anything coming again: what cron has (cron(8) of Vixie).
+const BACK_MAX_SECONDS: u64 = 3 * 3600;
+/// How far back times are looked for that were missed while no node ran.
+const ABSENCE_MAX_SECONDS: u64 = 7 * 86_400;
+/// Most times that [`Scheduler::next`] lists.
+pub const NEXT_MAX: usize = 1000;
+
+/// What time it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moment {
+    /// The host's clock, since the Unix epoch.
+    pub wall: Duration,
+    /// Time since the host booted, that which it slept included (`CLOCK_BOOTTIME`).
+    pub uptime: Duration,
+}
+
+/// What the scheduler is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    /// Time has passed.
+    Elapsed,
+    /// The run that was under way has ended.
+    Ended,
+    /// An operator wants a run.
+    ManualWanted,
+}
+
+/// One of the times to come.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Upcoming {
+    /// When, in Unix seconds.
+    pub tick: u64,
+    /// What.
+    pub schedule: String,
+}
+
+/// Decides when runs begin and end: one at a time on a host.
+///
+/// It is told what time it is ([`Self::handle`], at the latest every [`Self::wait`]) and holds no clock. Each time of a schedule is
+/// decided once: it runs, or it is said to be missed.
+///
+/// * A run is due at its time and ends when its window is over, reckoned from that time; a run that begins late has less. Once
+///   begun, its end is reckoned by the uptime, which nobody sets.
+/// * When several times have gone by, the last one counts and the others are missed.
+/// * A clock that is put forward, and a host that slept, is like an absence. One that is set back by up to three hours makes nothing
+///   come again; one that is set back by more was wrong before, and begins afresh.
+#[derive(Debug)]
+pub struct Scheduler {
+    entries: Vec<Entry>,
+    running: Option<Running>,
+    seen: Moment,
+}
+
+#[derive(Debug)]
+struct Running {
+    trigger: Trigger,
+    /// The uptime at which its window is over; absent when it has none, or it was told.
+    deadline: Option<Duration>,
+}
+
+/// A time that is to be decided on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Candidate {
+    tick: u64,
+    index: usize,
+    /// The first of the times that are missed with it if it is, and how many they are with it.
+    first: u64,
+    count: u64,
+    origin: Origin,
+}
+
+impl Scheduler {
+    /// A scheduler of `schedules`. Of those that were decided on before, `last_ticks` has the last time by name, in Unix seconds:
+    /// what was due between that and now was missed. The others begin now.
+    #[must_use]
+    pub fn new(schedules: Vec<Schedule>, last_ticks: &BTreeMap<String, u64>, now: Moment) -> Self {
+        let wall = now.wall.as_secs();
+        let enter = |schedule: Schedule| {
+            let last = last_ticks.get(&schedule.name).copied().unwrap_or(wall);
+            let is_wrong = last > wall.saturating_add(BACK_MAX_SECONDS);
+            let after = if is_wrong { wall } else { last };
+            Entry::new(schedule, after.max(wall.saturating_sub(ABSENCE_MAX_SECONDS)))
+        };
+        Self { entries: schedules.into_iter().map(enter).collect(), running: None, seen: now }
+    }
+
+    /// Decides on everything until `now`.
+    pub fn handle(&mut self, now: Moment, event: Event) -> Vec<Notice> {
+        let mut notices = Vec::new();
+        self.look_at_clock(now, &mut notices);
+        if event == Event::Ended {
+            self.running = None;
+        }
+        self.end_window(now, &mut notices);
+        let mut candidates = self.candidates(now, &mut notices);
+        candidates.sort_unstable();
+        for candidate in candidates {
+            let notice = self.decide(now, candidate);
+            notices.extend(notice);
+        }
+        if event == Event::ManualWanted {
+            notices.push(self.begin_manual());
+        }
+        notices
+    }
+
+    /// The run that is under way.
+    #[must_use]
+    pub fn running(&self) -> Option<&Trigger> {
+        self.running.as_ref().map(|running| &running.trigger)
+    }
+
+    /// The schedules, in the order of their file, with what has become of them.
+    pub fn schedules(&self) -> impl Iterator<Item = (&Schedule, Tally)> {
+        self.entries.iter().map(|entry| (&entry.schedule, entry.tally))
+    }
+
+    /// How long nobody needs to look at the clock: at most half a minute, since it may be set meanwhile.
+    #[must_use]
+    pub fn wait(&self, now: Moment) -> Duration {
+        let ticks = self.entries.iter().filter_map(|entry| entry.next);
+        let ticks = ticks.map(|tick| Duration::from_secs(tick).saturating_sub(now.wall));
+        let deadline = self.running.as_ref().and_then(|running| running.deadline);
+        let deadline = deadline.map(|deadline| deadline.saturating_sub(now.uptime));
+        ticks.chain(deadline).fold(WAIT_MAX, Duration::min)
+    }
+
+    /// The next `count` times at which schedules are due, in their order; at most [`NEXT_MAX`].
+    #[must_use]
+    pub fn next(&self, count: usize) -> Vec<Upcoming> {
+        let mut heads: Vec<Option<u64>> = self.entries.iter().map(|entry| entry.next).collect();
+        let mut upcoming = Vec::new();
+        while upcoming.len() < count.min(NEXT_MAX) {
+            let ahead = heads.iter().enumerate();
+            let first = ahead.filter_map(|(index, tick)| Some(((*tick)?, index))).min();
+            let Some((tick, index)) = first else { break };
+            let schedule = &self.entries[index].schedule;
+            heads[index] = schedule.cron.after(tick);
+            upcoming.push(Upcoming { tick, schedule: schedule.name.clone() });
+        }
+        upcoming
+    }
+
+    /// Says when the clock was set or nobody looked, and begins afresh where it was wrong by hours.
+    fn look_at_clock(&mut self, now: Moment, notices: &mut Vec<Notice>) {
+        let passed = now.uptime.saturating_sub(self.seen.uptime);
+        if passed > ASLEEP {
+            notices.push(Notice::Asleep(passed));
+        }
+        let expected = self.seen.wall.saturating_add(passed);
+        let by_seconds = signed_seconds(expected, now.wall);
+        self.seen = now;
+        let tolerance = SET_SECONDS.saturating_add(passed.as_secs().cast_signed() / 1000);
+        if by_seconds.abs() <= tolerance {
+            return;
+        }
+        let wall = now.wall.as_secs();
+        let mut again = Vec::new();
+        for entry in &mut self.entries {
+            if entry.after > wall.saturating_add(BACK_MAX_SECONDS) {
+                entry.after = wall;
+                entry.look_ahead();
+                // A time that waits and comes again would run twice.
+                entry.queued = entry.queued.filter(|tick| *tick <= wall);
+                again.push(entry.schedule.name.clone());
+            }
+        }
+        notices.push(Notice::ClockSet { by_seconds, again });
+    }
+
+    fn end_window(&mut self, now: Moment, notices: &mut Vec<Notice>) {
+        if let Some(running) = &mut self.running
+            && running.deadline.is_some_and(|deadline| deadline <= now.uptime)
+        {
+            running.deadline = None;
+            notices.push(Notice::End(running.trigger.clone()));
+        }
+    }
+
+    /// One time of each schedule that waits or is due.
+    fn candidates(&mut self, now: Moment, notices: &mut Vec<Notice>) -> Vec<Candidate> {
+        let mut candidates = Vec::new();
+        for (index, entry) in self.entries.iter_mut().enumerate() {
+            let waiting = entry.queued.take();
+            let new = entry.take_passed(now.wall.as_secs());
+            if let (Some(tick), Some(_)) = (waiting, new) {
+                notices.push(entry.miss(tick, tick, 1, Lost::Superseded));
+            }
+            let candidate = match (new, waiting) {
+                (Some(new), _) => {
+                    let is_lost = entry.is_too_late(lag(now, new.last));
+                    let (first, count) = match new.before_last {
+                        Some(before) if !is_lost => {
+                            let others = new.count - 1;
+                            notices.push(entry.miss(new.first, before, others, Lost::Superseded));
+                            (new.last, 1)
+                        }
+                        _ => (new.first, new.count),
+                    };
+                    Candidate { tick: new.last, index, first, count, origin: Origin::Clock }
+                }
+                (None, Some(tick)) => {
+                    Candidate { tick, index, first: tick, count: 1, origin: Origin::Queue }
+                }
+                (None, None) => continue,
+            };
+            candidates.push(candidate);
+        }
+        candidates
+    }
+
+    /// What becomes of one time; nothing is said of one that goes on waiting.
+    fn decide(&mut self, now: Moment, candidate: Candidate) -> Option<Notice> {
+        let Candidate { tick, index, first, count, origin } = candidate;
+        let entry = &mut self.entries[index];
+        let lag = lag(now, tick);
+        if origin == Origin::Queue && lag >= entry.schedule.window {
+            return Some(entry.miss(first, tick, count, Lost::WindowOver));
+        }
+        if origin == Origin::Clock && entry.is_too_late(lag) {
+            return Some(entry.miss(first, tick, count, Lost::Absent));
+        }
+        match (&self.running, entry.schedule.overlap) {
+            (Some(running), Overlap::Skip) => {
+                let running = running.trigger.clone();
+                return Some(entry.miss(first, tick, count, Lost::Overlapped(running)));
+            }
+            (Some(running), Overlap::Queue) => {
+                entry.queued = Some(tick);
+                let schedule = entry.schedule.name.clone();
+                let running = running.trigger.clone();
+                let notice = Notice::Queued { schedule, tick, running };
+                return (origin == Origin::Clock).then_some(notice);
+            }
+            (None, _) => {}
+        }
+        let due = entry.begin(tick, lag, origin);
+        let deadline = due.window.map(|window| now.uptime.saturating_add(window));
+        self.running = Some(Running { trigger: due.trigger.clone(), deadline });
+        Some(Notice::Due(due))
+    }
+
+    fn begin_manual(&mut self) -> Notice {
+        if let Some(running) = &self.running {
+            return Notice::Busy { running: running.trigger.clone() };
+        }
+        self.running = Some(Running { trigger: Trigger::Manual, deadline: None });
+        Notice::Due(Due {
+            trigger: Trigger::Manual,
+            lag: Duration::ZERO,
+            window: None,
+            punctuality: Punctuality::OnTime,
+        })
+    }
+}
+
+/// How long after `tick` it is; nothing when the clock was set back meanwhile.
+fn lag(now: Moment, tick: u64) -> Duration {
+    now.wall.saturating_sub(Duration::from_secs(tick))
+}
+
+/// Whole seconds from one time to the other; negative when the other is before it.
+fn signed_seconds(from: Duration, to: Duration) -> i64 {
+    let magnitude = |time: Duration| i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
+    match to.checked_sub(from) {
+        Some(after) => magnitude(after),
+        None => -magnitude(from.saturating_sub(to)),
+    }
+}
+
+#[cfg(test)]
+mod tests;

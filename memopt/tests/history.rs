@@ -1,0 +1,207 @@
+//! Histories of processes that are killed and disks that are full: what was put down is there.
+//!
+//! Each test starts this very program again, which plays the part that comes to grief.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use memopt::history::{Found, History, HistoryError, Json, Limits, Opened, RunId, State};
+use memopt::schedule::Trigger;
+use serde_json::json;
+
+/// Where whoever plays the other part finds the history.
+const PATH: &str = "LIGHTER_TEST_HISTORY";
+
+fn open(path: &Path) -> Opened<Json> {
+    History::open(path, Limits::default()).expect("a history")
+}
+
+/// This program, to run the test `name` once more, in its other part.
+fn other_part(name: &str) -> String {
+    let program = std::env::current_exe().expect("a path");
+    format!("exec '{}' --exact {name} --nocapture --test-threads 1", program.display())
+}
+
+fn shell(script: &str, history: &Path) -> Child {
+    let mut command = Command::new("sh");
+    command.args(["-c", script]).env(PATH, history).stdout(Stdio::piped());
+    command.spawn().expect("a shell")
+}
+
+/// What the other part says that begins with `word`, a number each.
+fn said(word: &str, line: &str) -> Option<u64> {
+    // The harness writes the test's name before the first line.
+    let (_, number) = line.split_once(word)?;
+    number.trim().parse().ok()
+}
+
+/// Puts down one run after the other until it is killed, and says which it has put down.
+fn write_for_ever(path: &Path) {
+    let mut history = open(path).history;
+    let plan = json!({ "what": "x".repeat(20_000) });
+    for turn in 0.. {
+        let run = history.begin(Trigger::Manual, turn, &plan).expect("room");
+        println!("begun {run}");
+        let actions: Vec<_> = (0..20).map(|place| (json!({ "place": place }), 4096)).collect();
+        history.act(run, &actions).expect("room");
+        println!("acted {run}");
+        let found = Found { index: 7, verified_bytes: Some(4096), error: None };
+        history.verify(run, &[found]).expect("room");
+        history.finish(run, turn + 1, &json!("fine")).expect("room");
+        println!("ended {run}");
+    }
+}
+
+#[test]
+fn nothing_that_was_put_down_is_lost_when_the_process_is_killed() {
+    if let Some(path) = std::env::var_os(PATH) {
+        return write_for_ever(Path::new(&path));
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("history");
+    let mut expected = BTreeMap::<u64, State>::new();
+    for round in 0..15 {
+        let test = "nothing_that_was_put_down_is_lost_when_the_process_is_killed";
+        let mut child = shell(&other_part(test), &path);
+        let mut lines = BufReader::new(child.stdout.take().expect("its stdout")).lines();
+        // Another place each time: between any two calls, and in the middle of the next.
+        for line in lines
+            .by_ref()
+            .map_while(Result::ok)
+            .filter(|line| line.ends_with(char::is_numeric))
+            .take(10 + round)
+        {
+            note(&mut expected, &line);
+        }
+        let second = History::<Json>::open(&path, Limits::default()).expect_err("it is in use");
+        assert!(matches!(second, HistoryError::InUse { .. }), "{second}");
+        child.kill().expect("it lives");
+        child.wait().expect("a child");
+        lines.map_while(Result::ok).for_each(|line| note(&mut expected, &line));
+
+        let Opened { mut history, interrupted, was_repaired } = open(&path);
+        assert!(!was_repaired);
+        assert!(interrupted.len() <= 1, "{interrupted:?}");
+        for (&run, &state) in &expected {
+            check(&mut history, RunId(run), state, &interrupted);
+        }
+        // What it has begun and had no time to say counts from here on.
+        for run in interrupted {
+            expected.insert(run.0, State::Interrupted);
+        }
+    }
+    assert!(expected.len() > 40, "{expected:?}");
+}
+
+fn note(expected: &mut BTreeMap<u64, State>, line: &str) {
+    for (word, state) in
+        [("begun ", State::Planned), ("acted ", State::Acting), ("ended ", State::Done)]
+    {
+        if let Some(run) = said(word, line) {
+            expected.insert(run, state);
+        }
+    }
+}
+
+/// A run has come at least as far as was said, and is whole.
+fn check(history: &mut History<Json>, run: RunId, said: State, interrupted: &[RunId]) {
+    let kept = history.run(run).expect("a run that was put down");
+    assert_eq!(kept.plan["what"].as_str().map(str::len), Some(20_000));
+    let state = kept.summary.state;
+    match said {
+        State::Done => assert_eq!(state, State::Done),
+        State::Interrupted => assert_eq!(state, State::Interrupted),
+        _ => assert!(state == State::Done || interrupted.contains(&run), "{run}: {state}"),
+    }
+    let deeds_min = if matches!(said, State::Acting | State::Done) { 20 } else { 0 };
+    assert!(kept.deeds.len() >= deeds_min && [0, 20].contains(&kept.deeds.len()));
+    assert_eq!(kept.summary.actions as usize, kept.deeds.len());
+    if state == State::Done {
+        assert_eq!((kept.summary.verified_bytes, kept.summary.expected_bytes), (4096, 20 * 4096));
+    }
+}
+
+/// Writes until there is no room left; how many runs were put down.
+fn fill(path: &Path) -> u64 {
+    let mut history = open(path).history;
+    let plan = json!("x".repeat(30_000));
+    let mut runs = 0;
+    let error = loop {
+        match history.begin(Trigger::Manual, 1, &plan) {
+            Ok(run) => runs = run.0,
+            Err(error) => break error,
+        }
+        assert!(runs < 10_000, "the disk is never full");
+    };
+    assert!(matches!(error, HistoryError::Full { .. }), "{error}");
+    assert!(error.to_string().contains("free some space"), "{error}");
+    let closed = history.begin(Trigger::Manual, 1, &plan).expect_err("closed");
+    assert!(matches!(closed, HistoryError::Closed { .. }), "{closed}");
+    runs
+}
+
+/// All that was put down before the disk was full is there, and there is room for more.
+fn check_filled(path: &Path, runs: u64) {
+    let mut history = open(path).history;
+    assert!(runs > 3, "{runs}");
+    for run in 1..=runs {
+        let plan = history.run(RunId(run)).expect("a run that was put down").plan;
+        assert_eq!(plan.as_str().map(str::len), Some(30_000));
+    }
+    let next = history.begin(Trigger::Manual, 2, &json!({})).expect("room again");
+    assert!(next.0 > runs);
+}
+
+/// Runs a script to its end, and gives the number that it says after `word`.
+#[track_caller]
+fn heard(script: &str, history: &Path, word: &str) -> u64 {
+    let mut child = shell(script, history);
+    let lines = BufReader::new(child.stdout.take().expect("its stdout")).lines();
+    let lines: Vec<String> = lines.map_while(Result::ok).collect();
+    let is_fine = child.wait().expect("a child").success();
+    let number = lines.iter().find_map(|line| said(word, line));
+    assert!(is_fine && number.is_some(), "{}", lines.join("\n"));
+    number.unwrap_or_default()
+}
+
+#[test]
+fn a_file_that_may_not_grow_is_said_and_costs_nothing_that_was_put_down() {
+    if let Some(path) = std::env::var_os(PATH) {
+        println!("put {}", fill(Path::new(&path)));
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("history");
+    let part = other_part("a_file_that_may_not_grow_is_said_and_costs_nothing_that_was_put_down");
+    // In blocks of 512 bytes; without the signal a write fails, as on a disk that is full.
+    let runs = heard(&format!("trap '' XFSZ; ulimit -f 8192; {part}"), &path, "put ");
+    check_filled(&path, runs);
+}
+
+#[test]
+fn a_full_disk_is_said_and_costs_nothing_that_was_put_down() {
+    if let Some(path) = std::env::var_os(PATH) {
+        let path = PathBuf::from(path);
+        let ballast = path.with_extension("ballast");
+        fs::write(&ballast, vec![1; 8 << 20]).expect("room for ballast");
+        let runs = fill(&path);
+        fs::remove_file(&ballast).expect("the ballast");
+        check_filled(&path, runs);
+        println!("checked {runs}");
+        return;
+    }
+    let may_mount = Command::new("unshare").args(["--mount", "true"]).output();
+    if !may_mount.is_ok_and(|output| output.status.success()) {
+        eprintln!("left out: only root may mount a small disk");
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let part = other_part("a_full_disk_is_said_and_costs_nothing_that_was_put_down");
+    // A disk that nobody else sees, and that goes with the process.
+    let mount = format!("mount -t tmpfs -o size=12M none {}", folder.path().display());
+    let script = format!("exec unshare --mount sh -c \"{mount} && {part}\"");
+    heard(&script, &folder.path().join("history"), "checked ");
+}

@@ -1,0 +1,145 @@
+//! Arguments of `lighter density`: what memory optimization sees, plans, does and did.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use memopt::policy::Goal;
+
+use super::JsonFlag;
+
+/// `lighter density`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  lighter density status
+  lighter density plan --goal 'free 8GiB'
+  lighter density apply
+  lighter density history
+  lighter density next
+
+Asks the node of this host, which also runs what lighter.toml schedules.")]
+pub(crate) struct DensityArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) verb: DensityVerb,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum DensityVerb {
+    /// Show what each guest costs, and what the host has left.
+    Status(StatusArgs),
+    /// Show what would be done, what it would bring and why; changes nothing.
+    Plan(PlanArgs),
+    /// Do it, and show what really came back.
+    Apply(ApplyArgs),
+    /// Show what was done: all runs, or one.
+    History(HistoryArgs),
+    /// Show what lighter.toml schedules next.
+    Next(NextArgs),
+}
+
+/// `lighter density status`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  lighter density status
+  lighter density status --json")]
+pub(crate) struct StatusArgs {
+    #[command(flatten)]
+    pub(crate) json: JsonFlag,
+}
+
+/// What a plan is made for.
+#[derive(Debug, Args)]
+pub(crate) struct PlanOptions {
+    /// How much is to be taken: `free 8GiB`, `keep 15% headroom` or `max density` [default: the policy's].
+    #[arg(long, value_name = "GOAL")]
+    pub(crate) goal: Option<Goal>,
+}
+
+/// `lighter density plan`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  lighter density plan
+  lighter density plan --goal 'keep 15% headroom'
+  lighter density plan --survey                  looks at the guests' pages first
+  lighter density plan --policy dense.toml       with another policy than the node's
+  lighter density plan --json > plan.json        for `lighter density apply --plan plan.json`")]
+pub(crate) struct PlanArgs {
+    #[command(flatten)]
+    pub(crate) options: PlanOptions,
+
+    /// Plan by this policy instead of the node's.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) policy: Option<PathBuf>,
+
+    /// Have the guests' pages looked at first where that was not done lately, as a run does: without it, nothing is known of what
+    /// merging would bring.
+    #[arg(long)]
+    pub(crate) survey: bool,
+
+    #[command(flatten)]
+    pub(crate) json: JsonFlag,
+}
+
+/// `lighter density apply`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  lighter density apply
+  lighter density apply --goal 'free 2GiB'
+  lighter density apply --plan plan.json         only what is in the plan, as far as it still makes sense
+  lighter density apply --watch                  again and again, until Ctrl-C
+
+Ctrl-C ends the run after the step under way; what was done stays, and is in `lighter density history`.")]
+pub(crate) struct ApplyArgs {
+    #[command(flatten)]
+    pub(crate) options: PlanOptions,
+
+    /// Do nothing that is not in this file, which `lighter density plan --json` wrote.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["goal", "watch"])]
+    pub(crate) plan: Option<PathBuf>,
+
+    /// Begin again when it is done, for as long as nobody stops it.
+    #[arg(long)]
+    pub(crate) watch: bool,
+
+    #[command(flatten)]
+    pub(crate) json: JsonFlag,
+}
+
+/// `lighter density history`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  lighter density history
+  lighter density history -n 100
+  lighter density history 17")]
+pub(crate) struct HistoryArgs {
+    /// Show all about the run of this number.
+    pub(crate) run: Option<u64>,
+
+    /// How many runs, the newest first.
+    #[arg(short = 'n', long, value_name = "COUNT", default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub(crate) count: u16,
+
+    #[command(flatten)]
+    pub(crate) json: JsonFlag,
+}
+
+/// `lighter density next`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  lighter density next
+  lighter density next -n 50 --json")]
+pub(crate) struct NextArgs {
+    /// How many runs.
+    #[arg(short = 'n', long, value_name = "COUNT", default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub(crate) count: u16,
+
+    #[command(flatten)]
+    pub(crate) json: JsonFlag,
+}

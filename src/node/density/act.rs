@@ -1,0 +1,170 @@
+//! Does the steps of a plan: asks guests' processes, drives ksmd, sizes the host's pools.
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use memopt::ksm::{Budget, Control, Driver, KsmError, Options, Window};
+use memopt::observe::Sources;
+use memopt::plan::{Action, ChunkRange};
+
+use super::foreign::ForeignGuests;
+use crate::api::ApiClient;
+use crate::api::memory::{MemoryTreatment, TreatedMemory, TreatmentRequest};
+use crate::api::types::{BalloonInfo, BalloonRequest};
+use crate::names::GuestName;
+use crate::state_dir::StateDir;
+
+/// How long a guest's process may take: taking pages apart copies them.
+const GUEST_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Between two looks at ksmd.
+const KSM_TICK: Duration = Duration::from_secs(1);
+
+/// Does what plans say.
+#[derive(Debug)]
+pub(super) struct Actor {
+    state: StateDir,
+    sources: Sources,
+    /// Where it is put down how ksmd was set before.
+    journal: PathBuf,
+    foreign: Option<Arc<ForeignGuests>>,
+    window: Mutex<Option<KsmWindow>>,
+}
+
+/// ksmd, driven by a thread.
+#[derive(Debug)]
+struct KsmWindow {
+    /// Dropped or told, it ends the window.
+    cancel: Sender<()>,
+    thread: JoinHandle<()>,
+}
+
+impl Actor {
+    /// Acts on this host, on the guests below `state`, and on those that other programs run.
+    pub(super) fn new(state: StateDir, foreign: Option<Arc<ForeignGuests>>) -> Self {
+        let journal = state.ksm_journal();
+        Self { state, sources: Sources::system(), journal, foreign, window: Mutex::default() }
+    }
+
+    /// Puts ksmd back to how it was set before a node was killed that drove it.
+    ///
+    /// # Errors
+    /// It cannot be put back, or somebody else drives it.
+    pub(super) fn recover(&self) -> Result<(), KsmError> {
+        let (_control, restored) = Control::open(&self.sources, &self.journal)?;
+        for set in &restored.restored {
+            tracing::warn!("a node ended while it drove ksmd: {set} again, as before");
+        }
+        Ok(())
+    }
+
+    /// Does it.
+    ///
+    /// # Errors
+    /// Why it could not be done, for people.
+    pub(super) async fn perform(&self, action: &Action) -> Result<()> {
+        match action {
+            Action::SetBalloon { guest, to_bytes, .. } => self.set_balloon(guest, *to_bytes).await,
+            Action::Merge { guest, chunks } => {
+                self.treat(guest, MemoryTreatment::Merge, Some(chunks)).await
+            }
+            Action::Unmerge { guest, chunks } => {
+                self.treat(guest, MemoryTreatment::Unmerge, chunks.as_deref()).await
+            }
+            Action::MakeHuge { guest, chunks } => {
+                self.treat(guest, MemoryTreatment::Collapse, Some(chunks)).await
+            }
+            Action::RemergeTemplate { guest, chunks } => {
+                self.treat(guest, MemoryTreatment::Share, Some(chunks)).await
+            }
+            Action::DriveKsm { pages_per_s, cpu, window, .. } => {
+                let budget =
+                    Budget { cpu_share: *cpu, pages_per_second: *pages_per_s, time: *window };
+                tokio::task::block_in_place(|| self.drive_ksm(budget))
+            }
+            Action::StopKsm { .. } => {
+                tokio::task::block_in_place(|| self.end_window());
+                Ok(())
+            }
+            Action::ResizePool { page_bytes, to_pages, .. } => {
+                let folder = format!("sys/kernel/mm/hugepages/hugepages-{}kB", page_bytes >> 10);
+                let file = self.sources.path(folder).join("nr_hugepages");
+                fs::write(&file, to_pages.to_string())
+                    .with_context(|| format!("cannot write {}", file.display()))
+            }
+        }
+    }
+
+    /// Whether a window is open.
+    pub(super) fn drives_ksm(&self) -> bool {
+        self.window().as_ref().is_some_and(|window| !window.thread.is_finished())
+    }
+
+    /// Ends the window that is open, if one is; ksmd is as it was before then.
+    pub(super) fn end_window(&self) {
+        let Some(KsmWindow { cancel, thread }) = self.window().take() else { return };
+        // A window that has ended hears nothing any more.
+        let _ = cancel.send(());
+        if thread.join().is_err() {
+            tracing::error!("the thread that drives ksmd broke down");
+        }
+    }
+
+    async fn set_balloon(&self, guest: &str, target_bytes: u64) -> Result<()> {
+        if let Some(foreign) = self.foreign.as_ref().filter(|foreign| foreign.has(guest)) {
+            return foreign.set_balloon(guest, target_bytes).await;
+        }
+        let request = BalloonRequest { target_bytes };
+        let client = self.guest(guest)?;
+        let _level: BalloonInfo = client.put_json("/v1/guest/balloon", &request).await?;
+        Ok(())
+    }
+
+    async fn treat(
+        &self,
+        guest: &str,
+        treatment: MemoryTreatment,
+        chunks: Option<&[ChunkRange]>,
+    ) -> Result<()> {
+        let chunks = chunks.map(|chunks| chunks.iter().map(|it| (it.first, it.count)).collect());
+        let request = TreatmentRequest { treatment, chunks };
+        let client = self.guest(guest)?;
+        let treated: TreatedMemory = client.put_json("/v1/guest/memory", &request).await?;
+        match treated.error {
+            Some(error) => bail!("{} of the chunks: {error}", treated.chunks),
+            None => Ok(()),
+        }
+    }
+
+    fn guest(&self, name: &str) -> Result<ApiClient> {
+        let name: GuestName = name.parse().context("no name of a guest")?;
+        let dir = self.state.live_guest(&name)?;
+        Ok(ApiClient::new(&dir.socket()).with_patience(GUEST_PATIENCE))
+    }
+
+    fn drive_ksm(&self, budget: Budget) -> Result<()> {
+        self.end_window();
+        let (control, _restored) = Control::open(&self.sources, &self.journal)?;
+        let mut driver =
+            Driver::new(&self.sources, control, Window::new(budget, Options::default()));
+        let (cancel, cancelled) = channel();
+        let thread = std::thread::Builder::new().name("ksm".to_owned()).spawn(move || match driver
+            .run(KSM_TICK, &cancelled)
+        {
+            Ok(outcome) => tracing::info!(?outcome, "the window of ksmd is over"),
+            Err(error) => tracing::warn!(%error, "ksmd cannot be driven any more"),
+        });
+        let thread = thread.context("cannot start a thread")?;
+        *self.window() = Some(KsmWindow { cancel, thread });
+        Ok(())
+    }
+
+    fn window(&self) -> MutexGuard<'_, Option<KsmWindow>> {
+        self.window.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,135 @@
+//! The routes of memory optimization on the node's sockets. Those who may only look see the same, and begin nothing.
+
+use std::sync::Arc;
+
+use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use memopt::history::{Listing, Run, RunId};
+use memopt::plan::Plan;
+use memopt::policy::Policy;
+use serde::Deserialize;
+
+use super::service::{Density, Pages};
+use super::types::{DensityStatus, Kept, NextRun, PlanRequest, RunEnd, RunRequest, RunStarted};
+use super::watch;
+use crate::api::{ApiError, Reason};
+
+/// Every path.
+pub(crate) const PATHS: [&str; 5] = [
+    "/v1/density",
+    "/v1/density/plan",
+    "/v1/density/runs",
+    "/v1/density/runs/{id}",
+    "/v1/density/next",
+];
+
+/// The most that a list holds.
+const COUNT_MAX: usize = 1000;
+
+type Shared = State<Arc<Density>>;
+
+/// For the host's owner.
+pub(crate) fn router(density: Arc<Density>) -> Router {
+    let [status, plan, runs, run, next] = PATHS;
+    Router::new()
+        .route(status, get(show))
+        .route(plan, post(make_plan))
+        .route(runs, get(list).post(begin))
+        .route(run, get(show_run).delete(cancel))
+        .route(next, get(list_next))
+        .with_state(density)
+}
+
+/// For everybody.
+pub(crate) fn readonly_router(density: Arc<Density>) -> Router {
+    let [status, _, runs, run, next] = PATHS;
+    Router::new()
+        .route(status, get(show))
+        .route(runs, get(list))
+        .route(run, get(show_run))
+        .route(next, get(list_next))
+        .with_state(density)
+}
+
+/// `?count=N`
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Count {
+    #[serde(default = "usual_count")]
+    count: usize,
+}
+
+fn usual_count() -> usize {
+    20
+}
+
+async fn show(State(density): Shared) -> Result<Json<DensityStatus>, ApiError> {
+    density.status().await.map(Json).map_err(ApiError::failed)
+}
+
+async fn make_plan(
+    State(density): Shared,
+    request: Result<Json<PlanRequest>, JsonRejection>,
+) -> Result<Json<Plan>, ApiError> {
+    let Json(request) = request?;
+    let policy = request.policy.map(|text| Policy::parse(&text, "policy"));
+    let policy = policy.transpose().map_err(|error| bad_request(error.to_string()))?;
+    let pages = if request.survey { Pages::LookedAtFirst } else { Pages::AsKnown };
+    density.plan(request.goal, policy, pages).await.map(Json).map_err(ApiError::failed)
+}
+
+async fn begin(
+    State(density): Shared,
+    request: Result<Json<RunRequest>, JsonRejection>,
+) -> Result<(StatusCode, Json<RunStarted>), ApiError> {
+    let Json(request) = request?;
+    let run = watch::begin_now(&density, request.goal, request.plan).await?;
+    Ok((StatusCode::ACCEPTED, Json(RunStarted { run })))
+}
+
+async fn list(
+    State(density): Shared,
+    count: Result<Query<Count>, QueryRejection>,
+) -> Result<Json<Listing<RunEnd>>, ApiError> {
+    Ok(Json(density.runs(count_of(count)?)))
+}
+
+async fn show_run(
+    State(density): Shared,
+    id: Result<Path<u64>, PathRejection>,
+) -> Result<Json<Run<Kept>>, ApiError> {
+    density.run(id_of(id)?).map(Json)
+}
+
+async fn cancel(
+    State(density): Shared,
+    id: Result<Path<u64>, PathRejection>,
+) -> Result<(StatusCode, Json<RunStarted>), ApiError> {
+    let run = id_of(id)?;
+    density.cancel(run)?;
+    Ok((StatusCode::ACCEPTED, Json(RunStarted { run })))
+}
+
+async fn list_next(
+    State(density): Shared,
+    count: Result<Query<Count>, QueryRejection>,
+) -> Result<Json<Vec<NextRun>>, ApiError> {
+    Ok(Json(density.next(count_of(count)?)))
+}
+
+fn count_of(count: Result<Query<Count>, QueryRejection>) -> Result<usize, ApiError> {
+    let Query(Count { count }) = count.map_err(|rejection| bad_request(rejection.body_text()))?;
+    Ok(count.min(COUNT_MAX))
+}
+
+fn id_of(id: Result<Path<u64>, PathRejection>) -> Result<RunId, ApiError> {
+    let Path(id) = id.map_err(|rejection| bad_request(rejection.body_text()))?;
+    Ok(RunId(id))
+}
+
+fn bad_request(text: String) -> ApiError {
+    ApiError::new(Reason::BadRequest, text)
+}

@@ -1,0 +1,190 @@
+//! Guests of this host that other programs run: found among its processes, asked through their monitors.
+
+use std::collections::BTreeMap;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use memopt::foreign::{self, Asking, Found, Look};
+use memopt::observe::Sources;
+use memopt::situation::{Cost, Guest, Hindrance};
+use tokio::task::JoinSet;
+
+use crate::clock::{unix_ms, uptime};
+
+/// How long a monitor may take to answer.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long it may take to take up a balloon's new size.
+const SET_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How often guests are asked for statistics, when nobody else has said so.
+const STATISTICS_EVERY: Duration = Duration::from_secs(5);
+
+/// How long what was found among the host's processes holds.
+const DISCOVERY_AGE_MAX: Duration = Duration::from_secs(10);
+
+/// The name that the one node of a host has that looks after foreign guests (in the abstract namespace of Unix sockets).
+const LOCK_NAME: &[u8] = b"lighter/foreign-guests";
+
+/// Guests that other programs run.
+#[derive(Debug)]
+pub(super) struct ForeignGuests {
+    sources: Sources,
+    /// Held for as long as this node is the one that looks after them.
+    _lock: UnixListener,
+    register: Mutex<Register>,
+}
+
+/// What is known of them, by name.
+#[derive(Debug, Default)]
+struct Register {
+    guests: BTreeMap<String, Known>,
+    at: Option<Duration>,
+}
+
+/// One of them.
+#[derive(Debug, Clone)]
+struct Known {
+    found: Found,
+    /// The RAM that the monitor told last.
+    memory_bytes: u64,
+    /// What this node asked it to keep: QEMU tells what a guest has, not what it was asked for.
+    asked_bytes: Option<u64>,
+}
+
+impl ForeignGuests {
+    /// Looks after the guests that other programs run on this host; `None` when another node does.
+    ///
+    /// # Errors
+    /// The system refuses a socket.
+    pub(super) fn claim() -> Result<Option<Self>> {
+        let address = SocketAddr::from_abstract_name(LOCK_NAME).context("no such name")?;
+        match UnixListener::bind_addr(&address) {
+            Ok(lock) => Ok(Some(Self {
+                sources: Sources::system(),
+                _lock: lock,
+                register: Mutex::default(),
+            })),
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => Ok(None),
+            Err(error) => {
+                Err(error).context("cannot tell whether another node looks after foreign guests")
+            }
+        }
+    }
+
+    /// All of them, and what cannot be told of some.
+    pub(super) async fn look(&self) -> (Vec<Guest>, Vec<String>) {
+        let found = tokio::task::block_in_place(|| self.found());
+        let mut looks: JoinSet<(Found, Result<Look, foreign::ForeignError>)> = found
+            .into_iter()
+            .map(|found| async move {
+                let unix_seconds = unix_ms() / 1000;
+                let statistics_every = Some(STATISTICS_EVERY);
+                let asking = Asking { patience: PATIENCE, statistics_every, unix_seconds };
+                let look = foreign::look(&found, &asking).await;
+                (found, look)
+            })
+            .collect();
+        let (mut guests, mut complaints) = (Vec::new(), Vec::new());
+        while let Some(done) = looks.join_next().await {
+            let Ok((found, look)) = done else { continue };
+            if let Err(error) = &look {
+                complaints.push(format!("{}: {error}", found.name));
+            }
+            let mut guest = guest(&found, look.ok());
+            if let Some(known) = self.register().guests.get_mut(&found.name) {
+                known.memory_bytes = guest.memory_bytes;
+                if let (Some(balloon), Some(asked)) = (&mut guest.balloon, known.asked_bytes) {
+                    balloon.target_bytes = asked;
+                }
+            }
+            guests.push(guest);
+        }
+        complaints.sort();
+        (guests, complaints)
+    }
+
+    /// Whether a guest of this name is one of them.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.register().guests.contains_key(name)
+    }
+
+    /// Asks a guest to keep so much of its memory.
+    ///
+    /// # Errors
+    /// It is gone, cannot be asked, or has no balloon.
+    pub(super) async fn set_balloon(&self, name: &str, keep_bytes: u64) -> Result<()> {
+        let known = self.register().guests.get(name).cloned().context("it is gone")?;
+        foreign::set_balloon(&known.found, known.memory_bytes, keep_bytes, SET_PATIENCE).await?;
+        if let Some(known) = self.register().guests.get_mut(name) {
+            known.asked_bytes = Some(keep_bytes);
+        }
+        Ok(())
+    }
+
+    /// What is among the host's processes, looked for now and then.
+    fn found(&self) -> Vec<Found> {
+        let now = uptime();
+        let mut register = self.register();
+        let is_old = register.at.is_none_or(|at| now.saturating_sub(at) >= DISCOVERY_AGE_MAX);
+        if is_old {
+            match foreign::discover(&self.sources) {
+                Ok(discovery) => {
+                    register.at = Some(now);
+                    register.renew(discovery.guests);
+                }
+                Err(error) => tracing::warn!(%error, "cannot look for guests among the processes"),
+            }
+        }
+        register.guests.values().map(|known| known.found.clone()).collect()
+    }
+
+    fn register(&self) -> MutexGuard<'_, Register> {
+        self.register.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Register {
+    /// These are there now. What is known of those that were there before is kept.
+    fn renew(&mut self, found: Vec<Found>) {
+        let mut before = std::mem::take(&mut self.guests);
+        for found in found {
+            let known = before.remove(&found.name).filter(|known| known.found.pid == found.pid);
+            let (memory_bytes, asked_bytes) = match known {
+                Some(known) => (known.memory_bytes, known.asked_bytes),
+                None => (found.memory_bytes, None),
+            };
+            self.guests.insert(found.name.clone(), Known { found, memory_bytes, asked_bytes });
+        }
+    }
+}
+
+/// What is known of a guest, with what its monitor told, if it did.
+fn guest(found: &Found, look: Option<Look>) -> Guest {
+    let incoming = found.is_incoming.then_some(Hindrance::Migrating);
+    let mut guest = Guest {
+        name: found.name.clone(),
+        vmm: found.vmm,
+        pid: found.pid,
+        memory_bytes: found.memory_bytes,
+        cost: Cost::default(),
+        backing: found.backing,
+        balloon: None,
+        merge_domain: None,
+        is_mergeable: found.is_mergeable,
+        survey: None,
+        hindrance: incoming,
+        labels: BTreeMap::new(),
+    };
+    if let Some(look) = look {
+        guest.memory_bytes = look.memory_bytes;
+        guest.backing = look.backing;
+        guest.is_mergeable = look.is_mergeable;
+        guest.balloon = look.balloon;
+        guest.hindrance = look.hindrance;
+    }
+    guest
+}

@@ -1,0 +1,217 @@
+//! The host and its guests as they are now, in the form in which plans are made from it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use memopt::observe::{self, Meter, Sources};
+use memopt::situation::{Backing, Balloon, Cost, Guest, Hindrance, Situation, Statistics, Vmm};
+use tokio::task::JoinSet;
+
+use super::foreign::ForeignGuests;
+use crate::api::memory::{BalloonLevel, GuestMemory};
+use crate::api::types::{BackingInfo, BalloonStatistics, GuestState};
+use crate::api::{ApiClient, AskError};
+use crate::clock::{unix_ms, uptime};
+use crate::state_dir::{GuestDir, StateDir};
+
+/// How long a guest's process may take to answer.
+const GUEST_PATIENCE: Duration = Duration::from_secs(1);
+
+/// What exact measurements may take in one look. At least one process is measured.
+const METER_BUDGET: Duration = Duration::from_millis(10);
+
+/// Looks at the host again and again, and remembers what was dear to find out.
+#[derive(Debug)]
+pub(super) struct Lookout {
+    state: StateDir,
+    sources: Sources,
+    meter: Meter,
+    foreign: Option<Arc<ForeignGuests>>,
+}
+
+/// What a look found.
+#[derive(Debug)]
+pub(super) struct View {
+    /// The host and its guests.
+    pub(super) situation: Situation,
+    /// What this host does not tell.
+    pub(super) missing: Vec<String>,
+}
+
+impl Lookout {
+    /// Looks at this host, at the guests below `state`, and at those that other programs run.
+    pub(super) fn new(state: StateDir, foreign: Option<Arc<ForeignGuests>>) -> Self {
+        Self { state, sources: Sources::system(), meter: Meter::new(METER_BUDGET), foreign }
+    }
+
+    /// The host and all guests now. What guests cost is reckoned from their counters, but for those of the names `exactly`, whose
+    /// page tables are walked.
+    ///
+    /// # Errors
+    /// The folder of guests or the host's memory cannot be read.
+    pub(super) async fn look(&mut self, exactly: &BTreeSet<String>) -> Result<View> {
+        let own = ask_all(self.state.live_guests()?).await?;
+        let (foreign, complaints) = match &self.foreign {
+            Some(foreign) => foreign.look().await,
+            None => (Vec::new(), Vec::new()),
+        };
+        let guests = own.into_iter().chain(foreign).collect();
+        let mut view = tokio::task::block_in_place(|| self.weigh(guests, exactly))?;
+        view.missing.extend(complaints);
+        Ok(view)
+    }
+
+    /// As [`Self::look`], but only the guests of these names.
+    ///
+    /// # Errors
+    /// As [`Self::look`].
+    pub(super) async fn look_at_some(&mut self, names: &BTreeSet<String>) -> Result<View> {
+        let mut own = self.state.live_guests()?;
+        own.retain(|guest| names.contains(guest.name().as_str()));
+        let mut guests = ask_all(own).await?;
+        if let Some(foreign) = &self.foreign
+            && names.iter().any(|name| foreign.has(name))
+        {
+            let (others, _complaints) = foreign.look().await;
+            guests.extend(others.into_iter().filter(|guest| names.contains(&guest.name)));
+        }
+        tokio::task::block_in_place(|| self.weigh(guests, &BTreeSet::new()))
+    }
+
+    fn weigh(&mut self, mut guests: Vec<Guest>, exactly: &BTreeSet<String>) -> Result<View> {
+        let now = uptime();
+        guests.sort_by(|a, b| a.name.cmp(&b.name));
+        for guest in guests.iter().filter(|guest| exactly.contains(&guest.name)) {
+            // One that cannot be measured is told of below.
+            let _measured = self.meter.exact(&self.sources, guest.pid, now);
+        }
+        let pids: Vec<u32> = guests.iter().map(|guest| guest.pid).collect();
+        let costs = self.meter.round(&self.sources, &pids, now);
+        for (guest, cost) in guests.iter_mut().zip(costs) {
+            match cost {
+                Ok(metered) => guest.cost = metered.cost,
+                Err(error) => {
+                    tracing::debug!(guest = guest.name, %error, "cannot tell what a guest costs");
+                    guest.hindrance = Some(Hindrance::Unreachable);
+                }
+            }
+        }
+        let (mut host, missing) = observe::host(&self.sources)?;
+        host.merged_domain = guests
+            .iter()
+            .find(|guest| guest.is_mergeable)
+            .and_then(|guest| guest.merge_domain.clone());
+        let unix_seconds = unix_ms() / 1000;
+        let missing = missing.iter().map(ToString::to_string).collect();
+        Ok(View { situation: Situation { unix_seconds, uptime: now, host, guests }, missing })
+    }
+}
+
+/// Guests of ours, all asked at once.
+async fn ask_all(guests: Vec<GuestDir>) -> Result<Vec<Guest>> {
+    let mut asked: JoinSet<Option<Guest>> = guests.into_iter().map(ask).collect();
+    let mut guests = Vec::with_capacity(asked.len());
+    while let Some(answer) = asked.join_next().await {
+        guests.extend(answer.context("a look at a guest broke down")?);
+    }
+    Ok(guests)
+}
+
+/// One guest; none when it ended meanwhile.
+async fn ask(dir: GuestDir) -> Option<Guest> {
+    let client = ApiClient::new(&dir.socket()).with_patience(GUEST_PATIENCE);
+    let answer = client.get::<GuestMemory>("/v1/guest/memory").await;
+    match answer {
+        Ok(memory) => Some(guest(memory)),
+        Err(error) if error.is_gone() => None,
+        Err(error) => {
+            tracing::debug!(guest = %dir.name(), %error, "a guest does not answer");
+            // It has no memory of its own yet, or is not heard: either way it is left alone.
+            let refused = matches!(error, AskError::Refused(_));
+            let hindrance = if refused { Hindrance::Migrating } else { Hindrance::Unreachable };
+            let pid = dir.read_identity().ok()?.pid;
+            Some(Guest { hindrance: Some(hindrance), ..unknown(dir.name().to_string(), pid) })
+        }
+    }
+}
+
+/// A guest of which nothing more is known.
+fn unknown(name: String, pid: u32) -> Guest {
+    Guest {
+        name,
+        vmm: Vmm::Lighter,
+        pid,
+        memory_bytes: 0,
+        cost: Cost::default(),
+        backing: Backing::Anonymous,
+        balloon: None,
+        merge_domain: None,
+        is_mergeable: false,
+        survey: None,
+        hindrance: None,
+        labels: BTreeMap::new(),
+    }
+}
+
+fn guest(memory: GuestMemory) -> Guest {
+    Guest {
+        memory_bytes: memory.memory_bytes,
+        backing: backing(&memory.backing),
+        balloon: memory.balloon.map(balloon),
+        is_mergeable: memory.backing.mergeable,
+        hindrance: hindrance(&memory),
+        merge_domain: memory.backing.merge_domain,
+        labels: memory.labels,
+        ..unknown(memory.name.to_string(), memory.pid)
+    }
+}
+
+fn hindrance(memory: &GuestMemory) -> Option<Hindrance> {
+    match memory.state {
+        GuestState::Running if memory.is_being_saved => Some(Hindrance::Saving),
+        GuestState::Running => None,
+        GuestState::Paused => Some(Hindrance::Paused),
+        GuestState::Incoming | GuestState::Migrating | GuestState::InDoubt => {
+            Some(Hindrance::Migrating)
+        }
+        GuestState::Ended => Some(Hindrance::Unreachable),
+    }
+}
+
+fn backing(backing: &BackingInfo) -> Backing {
+    match backing.huge_pages().pool_page_bytes() {
+        Some(_) => Backing::HugePool,
+        None if backing.from_template => Backing::Template,
+        None => Backing::Anonymous,
+    }
+}
+
+fn balloon(level: BalloonLevel) -> Balloon {
+    Balloon {
+        has_driver: level.has_driver,
+        target_bytes: level.target_bytes,
+        actual_bytes: level.actual_bytes,
+        reports_free_pages: level.reporting,
+        reported_bytes_total: level.reported_bytes_total,
+        statistics: level.statistics.map(statistics),
+    }
+}
+
+fn statistics(given: BalloonStatistics) -> Statistics {
+    let values = given.values;
+    Statistics {
+        age: Duration::from_millis(given.age_ms),
+        total_bytes: values.total_bytes,
+        free_bytes: values.free_bytes,
+        available_bytes: values.available_bytes,
+        caches_bytes: values.cache_bytes,
+        swap_in_bytes: values.swap_in_bytes,
+        swap_out_bytes: values.swap_out_bytes,
+        major_faults: values.major_faults,
+        oom_kills: values.oom_kills,
+        allocation_stalls: values.allocation_stalls,
+        direct_reclaim_bytes: values.direct_reclaim_bytes,
+    }
+}

@@ -1,0 +1,279 @@
+//! One run: look, plan, act, wait until it shows, verify, and again until its goal is reached, nothing more can be done, its window is
+//! over, or somebody calls it off.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+use memopt::history::{Found, RunId};
+use memopt::plan::{Action, Plan, Step};
+use memopt::policy::{Goal, Policy};
+use memopt::schedule::Trigger;
+use memopt::situation::Situation;
+use memopt::verify::{Expectation, Outcome, Verdict};
+use tokio::sync::watch;
+
+use super::service::Density;
+use super::types::RunEnd;
+use crate::clock::uptime;
+
+/// Between two looks at whether steps have settled.
+const SETTLE_PAUSE: Duration = Duration::from_secs(1);
+
+/// A run ends after so many rounds, however much there is still to do.
+const ROUNDS_MAX: usize = 1000;
+
+/// What a run is to do.
+#[derive(Debug)]
+pub(super) struct Task {
+    /// What it was begun by.
+    pub(super) trigger: Trigger,
+    /// What for.
+    pub(super) goal: Goal,
+    /// What may be done.
+    pub(super) policy: Policy,
+    /// Nothing is done that is not in this plan, and only once.
+    pub(super) only: Option<Plan>,
+    /// When it ends in any case, as the host's uptime.
+    pub(super) deadline: Option<Duration>,
+}
+
+/// A run under way.
+#[derive(Debug)]
+pub(super) struct Runner {
+    density: Arc<Density>,
+    task: Task,
+    id: RunId,
+    cancelled: watch::Receiver<bool>,
+    /// What has come back so far.
+    returned_bytes: i64,
+    /// When it began, as the host's uptime.
+    begun: Duration,
+}
+
+/// A step that was done, and waits to be checked.
+#[derive(Debug)]
+struct Pending {
+    /// Its place in the run.
+    index: u32,
+    expectation: Expectation,
+}
+
+impl Runner {
+    /// Makes the first plan, and puts the run down.
+    ///
+    /// # Errors
+    /// The host cannot be looked at.
+    pub(super) async fn begin(density: Arc<Density>, task: Task) -> Result<(Self, Plan)> {
+        let plan = density.think(&task.policy, &task.goal).await?;
+        let plan = only(plan, task.only.as_ref());
+        let id = density.begin(task.trigger.clone(), &plan);
+        density.tally.run_began(&task.trigger);
+        let cancelled = density.set_running(id);
+        let runner = Self { density, task, id, cancelled, returned_bytes: 0, begun: uptime() };
+        Ok((runner, plan))
+    }
+
+    /// Its number.
+    pub(super) fn id(&self) -> RunId {
+        self.id
+    }
+
+    /// Does it all, from the first plan on.
+    pub(super) async fn carry_out(mut self, plan: Plan) -> RunEnd {
+        let end = self.rounds(plan).await.unwrap_or_else(|error| {
+            tracing::error!(run = %self.id, "a run ends early: {error:#}");
+            self.density.put_down_error(self.id, &format!("{error:#}"));
+            RunEnd::Failed
+        });
+        self.density.put_down_end(self.id, end);
+        let took = uptime().saturating_sub(self.begun);
+        self.density.tally.run_ended(&self.task.trigger, end, took);
+        tracing::info!(run = %self.id, trigger = %self.task.trigger, %end, returned_bytes = self.returned_bytes, "a run is over");
+        end
+    }
+
+    async fn rounds(&mut self, mut plan: Plan) -> Result<RunEnd> {
+        if self.look_at_pages().await? {
+            let anew = self.density.think(&self.task.policy, &self.task.goal).await?;
+            plan = only(anew, self.task.only.as_ref());
+        }
+        for _ in 0..ROUNDS_MAX {
+            if let Some(end) = self.must_end() {
+                return Ok(end);
+            }
+            if plan.steps.is_empty() {
+                let reached = plan.wanted_bytes == Some(0);
+                return Ok(if reached { RunEnd::Reached } else { RunEnd::Exhausted });
+            }
+            self.round(&plan.steps).await?;
+            if self.task.only.is_some() {
+                return Ok(RunEnd::Reached);
+            }
+            let goal = self.task.goal.less(self.returned_bytes);
+            if matches!(goal, Goal::Free(0)) {
+                return Ok(RunEnd::Reached);
+            }
+            plan = self.density.think(&self.task.policy, &goal).await?;
+        }
+        Ok(RunEnd::Exhausted)
+    }
+
+    /// Has guests' pages looked at where that is not known, or not any more, within the time that the policy gives to ksmd.
+    async fn look_at_pages(&mut self) -> Result<bool> {
+        if self.task.only.as_ref().is_some_and(|plan| !plan.steps.iter().any(is_of_chunks)) {
+            return Ok(false);
+        }
+        let now = uptime();
+        let window = self.task.policy.merge.window;
+        let left = self.task.deadline.map_or(window, |end| end.saturating_sub(now).min(window));
+        tokio::select! {
+            surveyed = self.density.survey(&self.task.policy) => surveyed,
+            () = tokio::time::sleep(left) => {
+                tracing::warn!(run = %self.id, "not all guests' pages were looked at in time");
+                Ok(true)
+            }
+            _ = self.cancelled.changed() => Ok(false),
+        }
+    }
+
+    /// Why it must not go on.
+    fn must_end(&self) -> Option<RunEnd> {
+        let is_over = self.task.deadline.is_some_and(|deadline| deadline <= uptime());
+        match *self.cancelled.borrow() {
+            true => Some(RunEnd::Cancelled),
+            false if is_over => Some(RunEnd::WindowOver),
+            false => None,
+        }
+    }
+
+    /// Does the steps of one plan, waits until they have settled, and checks what came of them.
+    async fn round(&mut self, steps: &[Step]) -> Result<()> {
+        let names: BTreeSet<String> =
+            steps.iter().filter_map(|step| step.action.guest().map(str::to_owned)).collect();
+        // What guests cost before is held against what they cost afterwards: both exactly.
+        let before = self.density.look(&self.task.policy, &names).await?;
+        let first = self.density.put_down(self.id, steps);
+        let mut pending = Vec::new();
+        for (index, step) in (first..).zip(steps) {
+            if self.must_end().is_some() {
+                break;
+            }
+            let expectation = Expectation::of(step, &before, &self.task.policy);
+            let done = self.density.actor.perform(&step.action).await;
+            self.density.note_step(&step.action, &done).await;
+            match done {
+                Ok(()) => {
+                    tracing::info!(run = %self.id, step = %step.action, expected_bytes = step.expected_bytes, "{}", step.reason);
+                    self.density.tally.step_done(&step.action);
+                    self.density.remember(|ledger| ledger.acted(step)).await;
+                    pending.push(Pending { index, expectation });
+                }
+                Err(error) => self.failed(index, step, &format!("{error:#}")).await,
+            }
+        }
+        self.settle(pending, &names).await
+    }
+
+    /// A step that could not be done counts against what it was done with.
+    async fn failed(&self, index: u32, step: &Step, error: &str) {
+        tracing::warn!(run = %self.id, step = %step.action, "it could not be done: {error}");
+        self.density.tally.step_failed(&step.action);
+        let found = Found { index, verified_bytes: None, error: Some(error.to_owned()) };
+        self.density.put_down_found(self.id, &[found]);
+        let outcome = Outcome {
+            guest: step.action.guest().map(str::to_owned),
+            actuator: step.action.actuator(),
+            action: step.action.clone(),
+            expected_bytes: step.expected_bytes,
+            returned_bytes: 0,
+            share: Some(0.0),
+            verdict: Verdict::Nothing,
+            reason: error.to_owned(),
+        };
+        let policy = self.task.policy.clone();
+        self.density.remember(|ledger| ledger.verified(&outcome, &policy)).await;
+    }
+
+    /// Looks again and again until each step has shown what it brings, and checks it then. When the run must end, it is checked as it is.
+    async fn settle(&mut self, mut pending: Vec<Pending>, names: &BTreeSet<String>) -> Result<()> {
+        while !pending.is_empty() {
+            tokio::select! {
+                () = tokio::time::sleep(SETTLE_PAUSE) => {}
+                _ = self.cancelled.changed() => {}
+            }
+            let must_end = self.must_end().is_some();
+            if must_end {
+                tokio::task::block_in_place(|| self.density.actor.end_window());
+            }
+            let mut now = self.density.look(&self.task.policy, &BTreeSet::new()).await?;
+            let is_over = |pending: &Pending, now: &Situation| {
+                must_end || pending.expectation.is_settled(now) || self.window_is_over(pending)
+            };
+            if pending.iter().any(|pending| is_over(pending, &now)) {
+                now = self.density.look(&self.task.policy, names).await?;
+            }
+            let (over, rest): (Vec<_>, Vec<_>) =
+                pending.into_iter().partition(|pending| is_over(pending, &now));
+            pending = rest;
+            for step in over {
+                self.check(&step, &now).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// What ksmd was to do, and it has ended its window.
+    fn window_is_over(&self, pending: &Pending) -> bool {
+        let action = &pending.expectation.step.action;
+        matches!(action, Action::DriveKsm { .. } | Action::Merge { .. })
+            && !self.density.actor.drives_ksm()
+    }
+
+    async fn check(&mut self, pending: &Pending, now: &Situation) {
+        let outcome = pending.expectation.check(now);
+        tracing::info!(run = %self.id, expected_bytes = outcome.expected_bytes, verified_bytes = outcome.returned_bytes, "{outcome}");
+        self.density.tally.verified(&outcome);
+        self.returned_bytes = self.returned_bytes.saturating_add(outcome.returned_bytes);
+        let error = (outcome.verdict == Verdict::Nothing).then(|| outcome.reason.clone());
+        let found =
+            Found { index: pending.index, verified_bytes: Some(outcome.returned_bytes), error };
+        self.density.put_down_found(self.id, &[found]);
+        let policy = self.task.policy.clone();
+        self.density.remember(|ledger| ledger.verified(&outcome, &policy)).await;
+    }
+}
+
+/// Whether guests' pages decide about a step.
+fn is_of_chunks(step: &Step) -> bool {
+    matches!(
+        step.action,
+        Action::Merge { .. }
+            | Action::Unmerge { .. }
+            | Action::MakeHuge { .. }
+            | Action::RemergeTemplate { .. }
+            | Action::DriveKsm { .. }
+    )
+}
+
+/// What of `plan` is in `only` too: a plan that is applied later is done as far as it would still be made. Balloons shrink no further than
+/// either says.
+fn only(mut plan: Plan, only: Option<&Plan>) -> Plan {
+    let Some(only) = only else { return plan };
+    plan.steps.retain_mut(|step| {
+        let same = |other: &&Step| {
+            other.action.guest() == step.action.guest()
+                && std::mem::discriminant(&other.action) == std::mem::discriminant(&step.action)
+        };
+        let Some(wanted) = only.steps.iter().find(same) else { return false };
+        if let (Action::SetBalloon { to_bytes, .. }, Action::SetBalloon { to_bytes: wanted, .. }) =
+            (&mut step.action, &wanted.action)
+        {
+            *to_bytes = (*to_bytes).max(*wanted);
+        }
+        true
+    });
+    plan.expected_bytes = plan.steps.iter().map(|step| step.expected_bytes).sum();
+    plan
+}

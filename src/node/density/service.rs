@@ -1,0 +1,515 @@
+//! Memory optimization of this host: what is known, what is planned, what runs.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use memopt::history::{
+    Chronicle, Found, History, HistoryError, Limits, Listing, News, Run, RunId, Summary,
+};
+use memopt::ledger::Ledger;
+use memopt::plan::{Action, Plan, Step, plan};
+use memopt::policy::{Goal, Policy};
+use memopt::schedule::{Event, Moment, Notice, Schedule, Scheduler, Trigger};
+use memopt::situation::Situation;
+use metrics::{DensityCounted, DensitySample};
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use super::act::Actor;
+use super::foreign::ForeignGuests;
+use super::look::{Lookout, View};
+use super::settings::SettingsFile;
+use super::survey::{self, Surveys};
+use super::tally::Tally;
+use super::types::{DensityStatus, Kept, NextRun, RunEnd};
+use crate::api::{ApiError, Reason};
+use crate::cli::spec::SwitchArg;
+use crate::clock::{unix_ms, uptime};
+use crate::durable;
+use crate::state_dir::StateDir;
+
+/// Memory optimization of this host.
+#[derive(Debug)]
+pub(crate) struct Density {
+    state: StateDir,
+    settings: Mutex<SettingsFile>,
+    /// Guests' pages are looked at by one at a time.
+    surveying: tokio::sync::Mutex<()>,
+    /// One look at a time, and with it what is made of it.
+    mind: tokio::sync::Mutex<Mind>,
+    chronicle: Mutex<Chronicle<Kept>>,
+    scheduler: Mutex<Scheduler>,
+    /// The run under way, and how it is called off.
+    running: Mutex<Option<(RunId, watch::Sender<bool>)>>,
+    pub(super) actor: Actor,
+    /// What Prometheus sees.
+    pub(super) tally: Tally,
+}
+
+/// What a plan knows of guests' pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pages {
+    /// What is known anyhow.
+    AsKnown,
+    /// They are looked at first where that was not done lately.
+    LookedAtFirst,
+}
+
+/// What looks find, and what is remembered of them.
+#[derive(Debug)]
+struct Mind {
+    lookout: Lookout,
+    ledger: Ledger,
+    surveys: Surveys,
+}
+
+impl Density {
+    /// Memory optimization of this host, as lighter.toml says.
+    ///
+    /// # Errors
+    /// The file is wrong.
+    pub(crate) fn open(
+        state: &StateDir,
+        foreign: SwitchArg,
+        counted: Arc<DensityCounted>,
+    ) -> Result<Self> {
+        let settings = SettingsFile::open(&state.settings_file()).map_err(anyhow::Error::msg)?;
+        let foreign = match foreign {
+            SwitchArg::On => claim_foreign_guests()?,
+            SwitchArg::Off => None,
+        };
+        let actor = Actor::new(state.clone(), foreign.clone());
+        if let Err(error) = actor.recover() {
+            tracing::warn!("ksmd cannot be put back to how it was set: {error}");
+        }
+        let mut chronicle = Chronicle::open(state.density_history(), Limits::default(), uptime());
+        let last_success = chronicle.with(uptime(), last_success).flatten();
+        let density = Self {
+            state: state.clone(),
+            settings: Mutex::new(settings),
+            mind: tokio::sync::Mutex::new(Mind {
+                lookout: Lookout::new(state.clone(), foreign),
+                ledger: read_ledger(state),
+                surveys: Surveys::default(),
+            }),
+            surveying: tokio::sync::Mutex::default(),
+            scheduler: Mutex::new(Scheduler::new(Vec::new(), &Default::default(), moment())),
+            chronicle: Mutex::new(chronicle),
+            running: Mutex::default(),
+            actor,
+            tally: Tally::new(counted, last_success),
+        };
+        density.schedule_anew();
+        density.tell_news();
+        Ok(density)
+    }
+
+    /// How the host and its guests stand.
+    ///
+    /// # Errors
+    /// The host cannot be looked at.
+    pub(crate) async fn status(&self) -> Result<DensityStatus> {
+        let (policy, file, file_error) = {
+            let settings = self.settings();
+            let file = settings.path().map(|path| path.display().to_string());
+            (settings.settings.policy.clone(), file, settings.error.clone())
+        };
+        let (view, level) = {
+            let mut mind = self.mind.lock().await;
+            let mut view = mind.look(&policy, &BTreeSet::new(), &self.tally).await?;
+            // Thousands for each guest, which nobody reads.
+            let surveys = view.situation.guests.iter_mut().filter_map(|it| it.survey.as_mut());
+            surveys.for_each(|survey| survey.chunks.clear());
+            (view, mind.ledger.level)
+        };
+        Ok(DensityStatus {
+            situation: view.situation,
+            level,
+            goal: policy.goal,
+            file,
+            file_error,
+            missing: view.missing,
+            running: self.running().as_ref().map(|(run, _)| *run),
+        })
+    }
+
+    /// What Prometheus is shown, without another look.
+    pub(crate) fn sample(&self) -> DensitySample {
+        let are_settings_wrong = self.settings().error.is_some();
+        let is_running = self.running().is_some();
+        let sample = self.tally.sample(&self.scheduler());
+        DensitySample { is_running, are_settings_wrong, ..sample }
+    }
+
+    /// What would be done now.
+    ///
+    /// # Errors
+    /// The host cannot be looked at.
+    pub(super) async fn plan(
+        &self,
+        goal: Option<Goal>,
+        policy: Option<Policy>,
+        pages: Pages,
+    ) -> Result<Plan> {
+        let policy = policy.unwrap_or_else(|| self.policy());
+        let goal = goal.unwrap_or(policy.goal);
+        if pages == Pages::LookedAtFirst {
+            // Whose pages are not looked at in time is told in the plan.
+            if let Ok(surveyed) = timeout(policy.merge.window, self.survey(&policy)).await {
+                surveyed?;
+            }
+        }
+        self.think(&policy, &goal).await
+    }
+
+    /// A look at the host, and what is to be done about it.
+    ///
+    /// # Errors
+    /// The host cannot be looked at.
+    pub(super) async fn think(&self, policy: &Policy, goal: &Goal) -> Result<Plan> {
+        let mut mind = self.mind.lock().await;
+        let situation = mind.look(policy, &BTreeSet::new(), &self.tally).await?.situation;
+        self.tally.planned();
+        Ok(plan(&situation, policy, &mind.ledger, goal))
+    }
+
+    /// A look at the guests of these names, or all, and what is to be given back to those that need it. Whatever the policy's goal:
+    /// what the host merely has to spare is a run's to give, or the watch would undo what runs for other goals have taken. And only
+    /// what runs have taken: a balloon that an operator has set is the operator's.
+    ///
+    /// # Errors
+    /// The host cannot be looked at.
+    pub(super) async fn consider(
+        &self,
+        policy: &Policy,
+        names: Option<&BTreeSet<String>>,
+    ) -> Result<(Situation, Vec<Step>)> {
+        let mut mind = self.mind.lock().await;
+        let view = match names {
+            Some(names) => {
+                let view = mind.lookout.look_at_some(names).await?;
+                mind.ledger.observe(&view.situation, policy);
+                view
+            }
+            None => mind.look(policy, &BTreeSet::new(), &self.tally).await?,
+        };
+        let plan = plan(&view.situation, policy, &mind.ledger, &Goal::MaxDensity);
+        let is_relief = |step: &Step| match &step.action {
+            Action::SetBalloon { guest, from_bytes, to_bytes } => {
+                to_bytes > from_bytes && mind.ledger.has_asked(guest, *from_bytes)
+            }
+            _ => false,
+        };
+        let steps = plan.steps.into_iter().filter(is_relief).collect();
+        Ok((view.situation, steps))
+    }
+
+    /// A look at the host, with what the guests of these names really cost.
+    ///
+    /// # Errors
+    /// The host cannot be looked at.
+    pub(super) async fn look(
+        &self,
+        policy: &Policy,
+        exactly: &BTreeSet<String>,
+    ) -> Result<Situation> {
+        Ok(self.mind.lock().await.look(policy, exactly, &self.tally).await?.situation)
+    }
+
+    /// Has the pages of those guests looked at that a plan would call "not surveyed". Whether there were any. When it is dropped, what
+    /// was found so far is kept.
+    ///
+    /// # Errors
+    /// The host cannot be looked at.
+    pub(super) async fn survey(&self, policy: &Policy) -> Result<bool> {
+        let _turn = self.surveying.lock().await;
+        let situation = self.look(policy, &BTreeSet::new()).await?;
+        let domains = survey::due(&situation, policy);
+        let mut asked = survey::survey(&self.state, &domains, policy);
+        while let Some(found) = asked.join_next().await {
+            let found = found.context("a look at guests' pages broke down")?;
+            self.mind.lock().await.surveys.keep(found);
+        }
+        Ok(!domains.is_empty())
+    }
+
+    /// A step was done, or went wrong half-way: what is known of the guest's pages changes with it.
+    pub(super) async fn note_step(&self, action: &Action, result: &Result<()>) {
+        let surveys = &mut self.mind.lock().await.surveys;
+        match (result, action.guest()) {
+            (Ok(()), _) => surveys.acted(action),
+            (Err(_), Some(guest)) => surveys.forget(guest),
+            (Err(_), None) => {}
+        }
+    }
+
+    /// Changes what is remembered, and puts it down for the next node.
+    pub(super) async fn remember(&self, change: impl FnOnce(&mut Ledger)) {
+        let mut mind = self.mind.lock().await;
+        change(&mut mind.ledger);
+        let path = self.state.density_ledger();
+        if let Err(error) = tokio::task::block_in_place(|| durable::write_json(&path, &mind.ledger))
+        {
+            tracing::warn!("cannot put down what is remembered of balloons and merging: {error:#}");
+        }
+    }
+
+    /// What may be done.
+    pub(super) fn policy(&self) -> Policy {
+        self.settings().settings.policy.clone()
+    }
+
+    /// The schedule of this name.
+    pub(super) fn schedule(&self, name: &str) -> Option<Schedule> {
+        let settings = self.settings();
+        settings.settings.schedules.iter().find(|schedule| schedule.name == name).cloned()
+    }
+
+    /// What is due next.
+    pub(crate) fn next(&self, count: usize) -> Vec<NextRun> {
+        let upcoming = self.scheduler().next(count);
+        let goal = |name: &str| {
+            self.schedule(name).map(|schedule| schedule.goal.to_string()).unwrap_or_default()
+        };
+        upcoming
+            .into_iter()
+            .map(|next| NextRun {
+                at_unix_seconds: next.tick,
+                goal: goal(&next.schedule),
+                schedule: next.schedule,
+            })
+            .collect()
+    }
+
+    /// The last runs, the newest first.
+    pub(crate) fn runs(&self, count: usize) -> Listing<RunEnd> {
+        self.keep(|history| history.last(count)).unwrap_or_default()
+    }
+
+    /// A run.
+    ///
+    /// # Errors
+    /// There is none of this number, or the history cannot be read.
+    pub(crate) fn run(&self, id: RunId) -> Result<Run<Kept>, ApiError> {
+        let unknown = || ApiError::new(Reason::NotFound, format!("there is no run {id}"));
+        self.keep(|history| history.run(id)).ok_or_else(unknown)
+    }
+
+    /// Begins to put down a run; without a history it goes without a number.
+    pub(super) fn begin(&self, trigger: Trigger, plan: &Plan) -> RunId {
+        let started = unix_ms() / 1000;
+        self.keep(|history| history.begin(trigger, started, plan)).unwrap_or(RunId(0))
+    }
+
+    /// Puts down steps that are about to be done; returns the place of the first.
+    pub(super) fn put_down(&self, run: RunId, steps: &[Step]) -> u32 {
+        let deeds: Vec<(Step, i64)> =
+            steps.iter().map(|step| (step.clone(), step.expected_bytes)).collect();
+        self.keep(|history| history.act(run, &deeds)).unwrap_or(0)
+    }
+
+    /// Puts down what came of them.
+    pub(super) fn put_down_found(&self, run: RunId, found: &[Found]) {
+        self.keep(|history| history.verify(run, found));
+    }
+
+    /// Puts down what went wrong.
+    pub(super) fn put_down_error(&self, run: RunId, error: &str) {
+        self.keep(|history| history.note_error(run, error));
+    }
+
+    /// Puts down how it ended.
+    pub(super) fn put_down_end(&self, run: RunId, end: RunEnd) {
+        self.keep(|history| history.finish(run, unix_ms() / 1000, &end));
+    }
+
+    /// Puts down that a schedule did not run at this time (Unix seconds).
+    pub(super) fn put_down_missed(&self, schedule: &str, tick: u64) {
+        self.keep(|history| history.note_missed(schedule, tick));
+    }
+
+    /// Makes this the run under way; what is returned hears when it is called off.
+    pub(super) fn set_running(&self, run: RunId) -> watch::Receiver<bool> {
+        let (cancel, cancelled) = watch::channel(false);
+        *self.running() = Some((run, cancel));
+        cancelled
+    }
+
+    /// The run under way has ended.
+    pub(super) fn end_running(&self) {
+        *self.running() = None;
+    }
+
+    /// Calls a run off; it ends after the step under way.
+    ///
+    /// # Errors
+    /// It is not under way.
+    pub(crate) fn cancel(&self, id: RunId) -> Result<(), ApiError> {
+        match &*self.running() {
+            Some((run, cancel)) if *run == id => {
+                cancel.send_replace(true);
+                Ok(())
+            }
+            _ => Err(ApiError::new(Reason::WrongState, format!("run {id} is not under way"))),
+        }
+    }
+
+    /// Calls the run under way off, and puts ksmd's settings back. What balloons hold stays.
+    pub(crate) async fn shut_down(&self) {
+        if let Some((_, cancel)) = &*self.running() {
+            cancel.send_replace(true);
+        }
+        tokio::task::block_in_place(|| self.actor.end_window());
+        let is_over = async {
+            while self.running().is_some() {
+                tokio::time::sleep(SHUT_DOWN_PAUSE).await;
+            }
+        };
+        if timeout(SHUT_DOWN_PATIENCE, is_over).await.is_err() {
+            tracing::warn!("a run is cut short");
+        }
+    }
+
+    /// What time it is, and what is to be done about it.
+    pub(super) fn handle(&self, event: Event) -> Vec<Notice> {
+        self.scheduler().handle(moment(), event)
+    }
+
+    /// How long nothing will be due.
+    pub(super) fn wait(&self) -> Duration {
+        self.scheduler().wait(moment())
+    }
+
+    /// Looks whether lighter.toml says something else now.
+    pub(super) fn refresh_settings(&self) {
+        let change = self.settings().refresh();
+        match change {
+            super::settings::Change::None => {}
+            super::settings::Change::New => {
+                tracing::info!("lighter.toml has changed and holds from now on");
+                self.schedule_anew();
+            }
+            super::settings::Change::Wrong => {
+                let error = self.settings().error.clone().unwrap_or_default();
+                tracing::error!("{error}; what the file said before holds on");
+            }
+        }
+    }
+
+    fn schedule_anew(&self) {
+        let schedules = self.settings().settings.schedules.clone();
+        let last = self.keep(History::last_ticks).unwrap_or_default();
+        *self.scheduler() = Scheduler::new(schedules, &last, moment());
+        self.tally.scheduled_anew();
+    }
+
+    fn keep<T>(
+        &self,
+        body: impl FnOnce(&mut History<Kept>) -> Result<T, HistoryError>,
+    ) -> Option<T> {
+        let done = tokio::task::block_in_place(|| {
+            self.chronicle.lock().unwrap_or_else(PoisonError::into_inner).with(uptime(), body)
+        });
+        self.tell_news();
+        done
+    }
+
+    fn tell_news(&self) {
+        let news = self.chronicle.lock().unwrap_or_else(PoisonError::into_inner).take_news();
+        for news in news {
+            match news {
+                News::Lost(error) => tracing::warn!("no history is kept: {error}"),
+                News::Refused(error) => tracing::warn!("not in the history: {error}"),
+                News::Kept { interrupted, was_repaired } => {
+                    if was_repaired {
+                        tracing::warn!(
+                            "the history was not closed properly, and has been repaired"
+                        );
+                    }
+                    for run in interrupted {
+                        tracing::warn!("run {run} was interrupted: the node died over it");
+                    }
+                }
+            }
+        }
+    }
+
+    fn settings(&self) -> MutexGuard<'_, SettingsFile> {
+        self.settings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn scheduler(&self) -> MutexGuard<'_, Scheduler> {
+        self.scheduler.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn running(&self) -> MutexGuard<'_, Option<(RunId, watch::Sender<bool>)>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Mind {
+    /// A look at all guests, which is remembered and shown.
+    async fn look(
+        &mut self,
+        policy: &Policy,
+        exactly: &BTreeSet<String>,
+        tally: &Tally,
+    ) -> Result<View> {
+        let mut view = self.lookout.look(exactly).await.inspect_err(|_| tally.look_failed())?;
+        self.surveys.retain(&view.situation.guests);
+        self.surveys.fill(&mut view.situation.guests);
+        self.ledger.observe(&view.situation, policy);
+        tally.looked(&view.situation, &self.ledger, policy);
+        Ok(view)
+    }
+}
+
+fn claim_foreign_guests() -> Result<Option<Arc<ForeignGuests>>> {
+    let claimed = ForeignGuests::claim()?;
+    if claimed.is_none() {
+        tracing::warn!("another node looks after this host's guests of QEMU and Cloud Hypervisor");
+    }
+    Ok(claimed.map(Arc::new))
+}
+
+/// When the last run of the history ended that did what it could, in Unix seconds.
+fn last_success(history: &mut History<Kept>) -> Result<Option<u64>, HistoryError> {
+    let listing = history.last(SUCCESS_AMONG)?;
+    let well = |run: &Summary<RunEnd>| run.outcome.is_some_and(RunEnd::is_success);
+    Ok(listing.runs.iter().find(|run| well(run)).and_then(|run| run.ended))
+}
+
+fn moment() -> Moment {
+    Moment { wall: Duration::from_millis(unix_ms()), uptime: uptime() }
+}
+
+/// What the last node remembered, if that can be read.
+fn read_ledger(state: &StateDir) -> Ledger {
+    let path = state.density_ledger();
+    let read = || -> Result<Option<Ledger>> {
+        match regular_file::read_text(&path, LEDGER_BYTES_MAX) {
+            Ok(text) => Ok(Some(serde_json::from_str(&text).context("it is damaged")?)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    };
+    match read() {
+        Ok(ledger) => ledger.unwrap_or_default(),
+        Err(error) => {
+            tracing::warn!("begins anew, since {} cannot be read: {error:#}", path.display());
+            Ledger::default()
+        }
+    }
+}
+
+/// Among so many runs the last is looked for that ended well.
+const SUCCESS_AMONG: usize = 1000;
+
+/// How long a run may take to end with the node, and between two looks whether it has.
+const SHUT_DOWN_PATIENCE: Duration = Duration::from_secs(3);
+const SHUT_DOWN_PAUSE: Duration = Duration::from_millis(20);
+
+/// The largest file of what is remembered that is read, in bytes.
+const LEDGER_BYTES_MAX: u64 = 16 << 20;

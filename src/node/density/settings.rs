@@ -1,0 +1,167 @@
+//! `lighter.toml`: the policy and the schedules of this host. A file that is wrong changes nothing: what it said before holds on.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use memopt::policy::{Goal, POLICY_BYTES_MAX, POLICY_KEYS, Policy};
+use memopt::schedule::{self, Schedule};
+
+/// What the file says.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Settings {
+    /// What may be done.
+    pub(super) policy: Policy,
+    /// When it is done by itself.
+    pub(super) schedules: Vec<Schedule>,
+}
+
+impl Settings {
+    /// Reads `text`, the content of the file called `name` in messages.
+    ///
+    /// # Errors
+    /// What is wrong, with file, line and field.
+    pub(super) fn parse(text: &str, name: &str) -> Result<Self, String> {
+        let policy = Policy::parse(text, name).map_err(|error| error.to_string())?;
+        let check_goal =
+            |goal: &str| goal.parse::<Goal>().map(drop).map_err(|error| error.to_string());
+        let schedules = schedule::read(name, text, &POLICY_KEYS, check_goal)
+            .map_err(|error| error.to_string())?;
+        Ok(Self { policy, schedules })
+    }
+}
+
+/// What told one state of the file from another: when it was changed, and its length.
+type Stamp = Option<(SystemTime, u64)>;
+
+/// The file, and what it said when it was last right.
+#[derive(Debug)]
+pub(super) struct SettingsFile {
+    path: PathBuf,
+    /// Of the file as it was last read, right or wrong.
+    stamp: Stamp,
+    /// What holds.
+    pub(super) settings: Settings,
+    /// Why the file as it is does not.
+    pub(super) error: Option<String>,
+}
+
+/// What came of looking at the file again.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    /// It is as it was.
+    None,
+    /// It says something else, which holds from now on.
+    New,
+    /// It is wrong, and what held goes on to hold.
+    Wrong,
+}
+
+impl SettingsFile {
+    /// The file at `path`; where there is none, the usual policy holds and nothing is scheduled.
+    ///
+    /// # Errors
+    /// It is wrong: nothing holds yet.
+    pub(super) fn open(path: &Path) -> Result<Self, String> {
+        let stamp = stamp(path);
+        let settings = read(path)?;
+        Ok(Self { path: path.to_owned(), stamp, settings, error: None })
+    }
+
+    /// Reads the file again if it has changed.
+    pub(super) fn refresh(&mut self) -> Change {
+        let now = stamp(&self.path);
+        if now == self.stamp {
+            return Change::None;
+        }
+        self.stamp = now;
+        match read(&self.path) {
+            Ok(settings) => {
+                self.error = None;
+                self.settings = settings;
+                Change::New
+            }
+            Err(error) => {
+                self.error = Some(error);
+                Change::Wrong
+            }
+        }
+    }
+
+    /// The file, if it is there.
+    pub(super) fn path(&self) -> Option<&Path> {
+        self.stamp.is_some().then_some(self.path.as_path())
+    }
+}
+
+fn stamp(path: &Path) -> Stamp {
+    let file = fs::metadata(path).ok()?;
+    Some((file.modified().ok()?, file.len()))
+}
+
+fn read(path: &Path) -> Result<Settings, String> {
+    let name = path.display().to_string();
+    match regular_file::read_text(path, POLICY_BYTES_MAX as u64) {
+        Ok(text) => Settings::parse(&text, &name),
+        Err(error) if error.kind() == ErrorKind::NotFound => Settings::parse("", &name),
+        Err(error) => Err(format!("cannot read {name}: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SCHEDULE: &str =
+        "[[schedule]]\nname = \"night\"\ncron = \"0 3 * * *\"\ngoal = \"max density\"\n";
+
+    #[test]
+    fn policy_and_schedules_come_from_one_file() {
+        let text = format!("preset = \"dense\"\n{SCHEDULE}");
+        let settings = Settings::parse(&text, "lighter.toml").unwrap();
+        assert_eq!(settings.policy.preset, memopt::policy::Preset::Dense);
+        assert_eq!(settings.schedules[0].name, "night");
+        let nothing = Settings::parse("", "lighter.toml").unwrap();
+        assert_eq!(nothing.policy, Policy::default());
+    }
+
+    #[test]
+    fn the_example_in_the_guide_is_right_and_shows_every_kind_of_table() {
+        const GUIDE: &str = include_str!("../../../docs/user-guide.md");
+        let (_, rest) = GUIDE.split_once("```toml\n# lighter.toml\n").unwrap();
+        let (example, _) = rest.split_once("```").unwrap();
+        let settings = Settings::parse(example, "docs/user-guide.md").unwrap();
+        let names: Vec<_> = settings.schedules.iter().map(|it| it.name.as_str()).collect();
+        assert_eq!(names, ["nightly", "noon"]);
+        assert_eq!(settings.policy.guests.len(), 3);
+        assert_eq!(settings.policy.goal, Goal::MaxDensity);
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_with_its_line_whoever_reads_it() {
+        let wrong = |text: &str| Settings::parse(text, "lighter.toml").unwrap_err();
+        let goal = wrong(&SCHEDULE.replace("max density", "all of it"));
+        assert!(goal.starts_with("lighter.toml:4:") && goal.contains("all of it"), "{goal}");
+        let key = wrong("\n[ballon]\n");
+        assert!(key.starts_with("lighter.toml:2:") && key.contains("balloon"), "{key}");
+    }
+
+    #[test]
+    fn a_file_that_goes_wrong_leaves_what_it_said_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lighter.toml");
+        fs::write(&path, SCHEDULE).unwrap();
+        let mut file = SettingsFile::open(&path).unwrap();
+        assert_eq!(file.refresh(), Change::None);
+        let before = file.settings.clone();
+        fs::write(&path, "preset = \"densest\"").unwrap();
+        assert_eq!(file.refresh(), Change::Wrong);
+        assert!(file.error.as_deref().unwrap().contains("densest"), "{:?}", file.error);
+        assert_eq!(file.settings, before);
+        fs::remove_file(&path).unwrap();
+        assert_eq!(file.refresh(), Change::New);
+        assert!(file.settings.schedules.is_empty() && file.error.is_none());
+        assert!(file.path().is_none());
+    }
+}

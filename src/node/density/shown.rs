@@ -1,0 +1,218 @@
+//! What a look found, as Prometheus sees it.
+
+use std::time::Duration;
+
+use memopt::ledger::{GuestLedger, Ledger, Level};
+use memopt::policy::{self, Policy};
+use memopt::situation::{Balloon, Guest, Hindrance, Host, Ksm, Pool, Situation, Statistics, Vmm};
+use metrics::{
+    BalloonSample, DensityGuest, DensityHost, KsmSample, LookSample, PageSize, PoolSample,
+    PressureSample, StatisticsSample,
+};
+
+use super::tally::of_actuator;
+
+/// All of it, with what is remembered of guests.
+pub(super) fn look(situation: &Situation, ledger: &Ledger, policy: &Policy) -> LookSample {
+    let guests = situation.guests.iter().map(|it| guest(it, ledger, policy, situation.uptime));
+    LookSample { host: host(&situation.host, ledger), guests: guests.collect() }
+}
+
+/// The actuators that are benched, for a guest or the host itself.
+fn benched(ledger: &Ledger, guest: Option<&str>) -> Vec<metrics::Actuator> {
+    let all = policy::Actuator::ALL.into_iter();
+    all.filter(|it| ledger.bench(guest, *it).is_some()).map(of_actuator).collect()
+}
+
+fn host(host: &Host, ledger: &Ledger) -> DensityHost {
+    DensityHost {
+        level: match ledger.level {
+            Level::Green => metrics::Level::Green,
+            Level::Amber => metrics::Level::Amber,
+            Level::Red => metrics::Level::Red,
+        },
+        total_bytes: host.total_bytes,
+        swap_used_bytes: host.swap_used_bytes,
+        pressure: host.pressure.map(|it| PressureSample { some: it.some_10s, full: it.full_10s }),
+        ksm: host.ksm.as_ref().map(ksm),
+        pools: host.pools.iter().filter_map(pool).collect(),
+        benched: benched(ledger, None),
+    }
+}
+
+fn ksm(ksm: &Ksm) -> KsmSample {
+    KsmSample {
+        is_running: ksm.run == 1,
+        shared_pages: ksm.pages_shared,
+        sharing_pages: ksm.pages_sharing,
+        unshared_pages: ksm.pages_unshared,
+        volatile_pages: ksm.pages_volatile,
+        zero_pages: ksm.zero_pages,
+        scanned_pages: ksm.pages_scanned,
+        full_scans: ksm.full_scans,
+        profit_bytes: ksm.profit_bytes,
+        cpu: ksm.cpu,
+    }
+}
+
+/// Pools of other page sizes are not x86's.
+fn pool(pool: &Pool) -> Option<PoolSample> {
+    let page_size = match pool.page_bytes {
+        0x20_0000 => PageSize::Mib2,
+        0x4000_0000 => PageSize::Gib1,
+        _ => return None,
+    };
+    let bytes = |pages: u64| pages.saturating_mul(pool.page_bytes);
+    Some(PoolSample {
+        page_size,
+        bytes: bytes(pool.pages),
+        free_bytes: bytes(pool.free_pages),
+        reserved_bytes: bytes(pool.reserved_pages),
+    })
+}
+
+fn guest(guest: &Guest, ledger: &Ledger, policy: &Policy, now: Duration) -> DensityGuest {
+    let known = ledger.guests.get(&guest.name);
+    DensityGuest {
+        name: guest.name.clone(),
+        vmm: match guest.vmm {
+            Vmm::Lighter => metrics::Vmm::Lighter,
+            Vmm::Qemu => metrics::Vmm::Qemu,
+            Vmm::CloudHypervisor => metrics::Vmm::CloudHypervisor,
+        },
+        memory_bytes: guest.memory_bytes,
+        resident_bytes: guest.cost.resident_bytes,
+        cost_bytes: guest.cost.proportional_bytes,
+        huge_bytes: guest.cost.huge_bytes,
+        merged_bytes: guest.cost.merged_bytes,
+        merge_profit_bytes: guest.cost.merge_profit_bytes,
+        swapped_bytes: guest.cost.swapped_bytes,
+        demand_bytes: known.and_then(|it| it.demand).map(|demand| demand.bytes()),
+        is_spared: known.is_some_and(|it| it.spared(now).is_some()),
+        hindrance: guest.hindrance.map(|hindrance| match hindrance {
+            Hindrance::Migrating => metrics::Hindrance::Migrating,
+            Hindrance::Paused => metrics::Hindrance::Paused,
+            Hindrance::Saving => metrics::Hindrance::Saving,
+            Hindrance::Unreachable => metrics::Hindrance::Unreachable,
+        }),
+        benched: benched(ledger, Some(&guest.name)),
+        balloon: guest.balloon.as_ref().map(|it| balloon(it, known, policy, now)),
+    }
+}
+
+fn balloon(
+    balloon: &Balloon,
+    known: Option<&GuestLedger>,
+    policy: &Policy,
+    now: Duration,
+) -> BalloonSample {
+    BalloonSample {
+        has_driver: balloon.has_driver,
+        target_bytes: balloon.target_bytes,
+        actual_bytes: balloon.actual_bytes,
+        is_stuck: known.is_some_and(|it| it.is_stuck(balloon, now, &policy.balloon)),
+        reported_bytes_total: balloon.reported_bytes_total,
+        statistics: balloon.statistics.as_ref().map(statistics),
+    }
+}
+
+fn statistics(given: &Statistics) -> StatisticsSample {
+    StatisticsSample {
+        age: given.age,
+        total_bytes: given.total_bytes,
+        free_bytes: given.free_bytes,
+        available_bytes: given.available_bytes,
+        cache_bytes: given.caches_bytes,
+        swap_in_bytes: given.swap_in_bytes,
+        swap_out_bytes: given.swap_out_bytes,
+        major_faults: given.major_faults,
+        oom_kills: given.oom_kills,
+        allocation_stalls: given.allocation_stalls,
+        direct_reclaim_bytes: given.direct_reclaim_bytes,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use memopt::situation::{Backing, Cost};
+    use memopt::verify::{Outcome, Verdict};
+
+    use super::*;
+
+    /// A host with one guest, whose driver has counted so many kills.
+    fn situation(seconds: u64, oom_kills: u64) -> Situation {
+        let statistics = Statistics {
+            available_bytes: Some(100 << 20),
+            oom_kills: Some(oom_kills),
+            ..Statistics::default()
+        };
+        let balloon = Balloon {
+            has_driver: true,
+            target_bytes: 256 << 20,
+            actual_bytes: 512 << 20,
+            reports_free_pages: false,
+            reported_bytes_total: 0,
+            statistics: Some(statistics),
+        };
+        let guest = Guest {
+            name: "web".to_owned(),
+            vmm: Vmm::Qemu,
+            pid: 1,
+            memory_bytes: 512 << 20,
+            cost: Cost { merge_profit_bytes: Some(-64), ..Cost::default() },
+            backing: Backing::Anonymous,
+            balloon: Some(balloon),
+            merge_domain: None,
+            is_mergeable: false,
+            survey: None,
+            hindrance: None,
+            labels: BTreeMap::new(),
+        };
+        let pool = |page_bytes| Pool { page_bytes, pages: 3, free_pages: 2, reserved_pages: 1 };
+        let host = Host {
+            total_bytes: 100,
+            available_bytes: 10,
+            swap_used_bytes: 0,
+            pressure: None,
+            ksm: None,
+            pools: vec![pool(64 << 10), pool(2 << 20)],
+            merged_domain: None,
+        };
+        let uptime = Duration::from_secs(seconds);
+        Situation { unix_seconds: seconds, uptime, host, guests: vec![guest] }
+    }
+
+    #[test]
+    fn pain_stuck_balloons_and_benches_are_shown() {
+        let (mut ledger, policy) = (Ledger::default(), Policy::default());
+        ledger.observe(&situation(1, 0), &policy);
+        let calm = look(&situation(1, 0), &ledger, &policy);
+        assert!(!calm.guests[0].is_spared && calm.guests[0].benched.is_empty(), "{calm:?}");
+        ledger.observe(&situation(100, 2), &policy);
+        let failed = Outcome {
+            guest: None,
+            actuator: policy::Actuator::Pool,
+            action: memopt::plan::Action::StopKsm { domain: String::new() },
+            expected_bytes: 1,
+            returned_bytes: 0,
+            share: Some(0.0),
+            verdict: Verdict::Nothing,
+            reason: String::new(),
+        };
+        (0..policy.verify.tries).for_each(|_| ledger.verified(&failed, &policy));
+
+        let seen = look(&situation(100, 2), &ledger, &policy);
+
+        let guest = &seen.guests[0];
+        assert!(guest.is_spared && guest.demand_bytes > Some(0), "{guest:?}");
+        assert!(guest.balloon.as_ref().unwrap().is_stuck, "{guest:?}");
+        assert_eq!(guest.benched, [metrics::Actuator::Balloon]);
+        assert_eq!(guest.merge_profit_bytes, Some(-64));
+        assert_eq!(seen.host.benched, [metrics::Actuator::Pool]);
+        assert_eq!(seen.host.level, metrics::Level::Amber);
+        assert_eq!(seen.host.pools.len(), 1, "no others are named");
+        assert_eq!(seen.host.pools[0].bytes, 6 << 20);
+    }
+}

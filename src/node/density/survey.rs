@@ -1,0 +1,439 @@
+//! Has guests' pages looked at, so that merging and huge pages are decided by what is there.
+//!
+//! The guests of a merge domain are looked at with one seed, drawn anew each time, so that what they found can be put together;
+//! a guest without a domain is one by itself. The guests' processes do the work, a few at a time, which together take the
+//! share of a CPU that the policy gives to ksmd. One that is slow, dead or says nonsense goes without a survey, and the others
+//! with theirs.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use memopt::plan::{Action, ChunkRange};
+use memopt::policy::{Actuator, Policy};
+use memopt::situation::{Backing, Chunk, Guest, Situation, Survey, Vmm};
+use memopt::survey::{Digests, Seed};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use uuid::Uuid;
+
+use crate::api::ApiClient;
+use crate::api::survey::{
+    CAPACITY_MAX, SurveyDomain, SurveyRequest, SurveyState, SurveyStatus, SurveyedMemory,
+};
+use crate::clock::uptime;
+use crate::names::GuestName;
+use crate::state_dir::StateDir;
+
+/// Guests that are looked at at a time.
+const LOOKERS_MAX: usize = 4;
+
+/// Between two looks at how far a guest's process is.
+const POLL_PAUSE: Duration = Duration::from_millis(200);
+
+/// How long a guest's process may take to answer.
+const GUEST_PATIENCE: Duration = Duration::from_secs(10);
+
+/// One content in 8 is kept, of large guests fewer: 64 samples of a chunk.
+const BITS: u32 = 3;
+
+/// How much coarser than its size asks for a guest's table may be: a coarse table makes those of its domain coarse.
+const BITS_SLACK: u32 = 2;
+
+const PAGE_BYTES: u64 = 4096;
+const CHUNK_BYTES: u64 = 2 << 20;
+
+/// What is known of the guests' pages.
+#[derive(Debug, Default)]
+pub(super) struct Surveys {
+    by_guest: BTreeMap<String, Kept>,
+}
+
+#[derive(Debug)]
+struct Kept {
+    /// The process that was asked: a guest that was started again is another one.
+    pid: u32,
+    /// When, as the host's uptime.
+    taken: Duration,
+    survey: Survey,
+}
+
+/// A guest that was looked at.
+#[derive(Debug)]
+pub(super) struct Surveyed {
+    name: String,
+    pid: u32,
+    survey: Survey,
+}
+
+impl Surveys {
+    /// Gives the guests what is known of their pages, and forgets about processes that are gone.
+    pub(super) fn fill(&mut self, guests: &mut [Guest]) {
+        let now = uptime();
+        for guest in guests {
+            let Some(kept) = self.by_guest.get(&guest.name) else { continue };
+            if kept.pid == guest.pid {
+                let age = now.saturating_sub(kept.taken);
+                guest.survey = Some(Survey { age, ..kept.survey.clone() });
+            } else {
+                self.by_guest.remove(&guest.name);
+            }
+        }
+    }
+
+    /// Forgets guests that are no more.
+    pub(super) fn retain(&mut self, guests: &[Guest]) {
+        let names: BTreeSet<&str> = guests.iter().map(|guest| guest.name.as_str()).collect();
+        self.by_guest.retain(|name, _| names.contains(name.as_str()));
+    }
+
+    /// Keeps what was found.
+    pub(super) fn keep(&mut self, found: Vec<Surveyed>) {
+        let taken = uptime();
+        for Surveyed { name, pid, survey } in found {
+            self.by_guest.insert(name, Kept { pid, taken, survey });
+        }
+    }
+
+    /// A step has changed what was found.
+    pub(super) fn acted(&mut self, action: &Action) {
+        let (guest, chunks) = match action {
+            Action::Merge { guest, chunks }
+            | Action::MakeHuge { guest, chunks }
+            | Action::RemergeTemplate { guest, chunks } => (guest, Some(chunks)),
+            Action::Unmerge { guest, chunks } => (guest, chunks.as_ref()),
+            Action::SetBalloon { .. }
+            | Action::DriveKsm { .. }
+            | Action::StopKsm { .. }
+            | Action::ResizePool { .. } => return,
+        };
+        let Some(kept) = self.by_guest.get_mut(guest) else { return };
+        let is_meant = |chunk: &Chunk| chunks.is_none_or(|ranges| is_in(ranges, chunk.index));
+        for chunk in kept.survey.chunks.iter_mut().filter(|chunk| is_meant(chunk)) {
+            change(chunk, action);
+        }
+    }
+
+    /// A step went wrong half-way: who knows what it has changed.
+    pub(super) fn forget(&mut self, guest: &str) {
+        self.by_guest.remove(guest);
+    }
+}
+
+/// Whether `ranges`, which are in order, have this chunk.
+fn is_in(ranges: &[ChunkRange], index: u32) -> bool {
+    let after = ranges.partition_point(|range| range.first <= index);
+    let last = after.checked_sub(1).and_then(|before| ranges.get(before));
+    last.is_some_and(|range| index - range.first < range.count)
+}
+
+fn change(chunk: &mut Chunk, action: &Action) {
+    match action {
+        Action::Merge { .. } => chunk.is_mergeable = true,
+        Action::Unmerge { .. } => chunk.is_mergeable = false,
+        Action::MakeHuge { .. } => {
+            chunk.is_mergeable = false;
+            chunk.is_huge = true;
+        }
+        Action::RemergeTemplate { .. } => {
+            chunk.present_pages = chunk.present_pages.saturating_sub(chunk.template_pages);
+            chunk.template_pages = 0;
+        }
+        Action::SetBalloon { .. }
+        | Action::DriveKsm { .. }
+        | Action::StopKsm { .. }
+        | Action::ResizePool { .. } => {}
+    }
+}
+
+/// Guests that are looked at with one seed.
+type Domain<'a> = Vec<&'a Guest>;
+
+/// The domains of which a guest has no survey that a plan would use.
+pub(super) fn due<'a>(situation: &'a Situation, policy: &Policy) -> Vec<Domain<'a>> {
+    let mut domains: BTreeMap<(Option<String>, Option<&str>), Domain<'a>> = BTreeMap::new();
+    for guest in situation.guests.iter().filter(|guest| is_worth_it(guest, policy)) {
+        let domain = policy.limits(guest).merge_domain;
+        let alone = domain.is_none().then_some(guest.name.as_str());
+        domains.entry((domain, alone)).or_default().push(guest);
+    }
+    let is_new = |guest: &&Guest| {
+        guest.survey.as_ref().is_some_and(|survey| survey.age <= policy.merge.survey_age)
+    };
+    domains.into_values().filter(|guests| !guests.iter().all(is_new)).collect()
+}
+
+/// Whether a plan would ask about the guest's pages.
+fn is_worth_it(guest: &Guest, policy: &Policy) -> bool {
+    let limits = policy.limits(guest);
+    let asks = [Actuator::Merge, Actuator::Huge, Actuator::Template];
+    guest.vmm == Vmm::Lighter
+        && guest.hindrance.is_none()
+        && matches!(guest.backing, Backing::Anonymous | Backing::Template)
+        && limits.optimize
+        && asks.iter().any(|actuator| limits.actuators.contains(actuator))
+}
+
+/// Has the guests of these domains looked at. Who does not answer is left out, and told of. What is found comes domain by domain.
+pub(super) fn survey(
+    state: &StateDir,
+    domains: &[Domain<'_>],
+    policy: &Policy,
+) -> JoinSet<Vec<Surveyed>> {
+    let lookers = LOOKERS_MAX.min(domains.iter().map(Vec::len).sum());
+    let share = (policy.merge.cpu / lookers.max(1) as f64).clamp(0.01, 1.0);
+    let places = Arc::new(Semaphore::new(lookers));
+    let ask = |guests: &Domain<'_>| {
+        let guests = guests.iter().filter_map(|guest| Asked::new(state, guest)).collect();
+        survey_domain(guests, random(), share, Arc::clone(&places))
+    };
+    domains.iter().map(ask).collect()
+}
+
+/// 64 bits that nobody can guess, but for six that an UUID has always.
+fn random() -> u64 {
+    let (high, low) = Uuid::new_v4().as_u64_pair();
+    high ^ low.rotate_left(32)
+}
+
+/// A guest that is asked.
+#[derive(Debug, Clone)]
+struct Asked {
+    name: String,
+    pid: u32,
+    memory_bytes: u64,
+    client: ApiClient,
+}
+
+impl Asked {
+    fn new(state: &StateDir, guest: &Guest) -> Option<Self> {
+        let name: GuestName = guest.name.parse().ok()?;
+        let client = ApiClient::new(&state.guest(&name).socket()).with_patience(GUEST_PATIENCE);
+        let Guest { name, pid, memory_bytes, .. } = guest;
+        Some(Self { name: name.clone(), pid: *pid, memory_bytes: *memory_bytes, client })
+    }
+
+    /// Looks at its pages.
+    async fn look(&self, seed: u64, cpu_share: f64) -> Result<Digests> {
+        let request = SurveyRequest { seed, capacity: CAPACITY_MAX, bits: BITS, cpu_share };
+        let mut status: SurveyStatus = self.client.post(PATH, &request).await?;
+        while status.state == SurveyState::Running {
+            tokio::time::sleep(POLL_PAUSE).await;
+            status = self.client.get(PATH).await?;
+        }
+        match (status.state, status.digests) {
+            (SurveyState::Done, Some(digests)) => {
+                check(&digests, seed, self.memory_bytes)?;
+                tracing::debug!(
+                    guest = self.name,
+                    pages = status.pages,
+                    cpu_ms = status.cpu_ms,
+                    "looked at"
+                );
+                Ok(digests)
+            }
+            _ => bail!("{}", status.error.unwrap_or_else(|| "it has nothing to say".to_owned())),
+        }
+    }
+
+    /// What it found, in the light of what its domain has.
+    async fn chunks(&self, domain: &SurveyDomain) -> Result<Vec<Chunk>> {
+        let found: SurveyedMemory = self.client.put_json(PATH, domain).await?;
+        let most = self.memory_bytes.div_ceil(CHUNK_BYTES);
+        ensure!(found.chunks.len() as u64 <= most, "it tells of more chunks than it has");
+        let chunks: Vec<Chunk> = found.chunks.into_iter().map(Chunk::from).collect();
+        ensure!(chunks.is_sorted_by(|a, b| a.index < b.index), "its chunks are not in order");
+        Ok(chunks)
+    }
+}
+
+const PATH: &str = "/v1/guest/survey";
+
+/// Whether a table can be what such a guest has: others are measured by it too.
+fn check(digests: &Digests, seed: u64, memory_bytes: u64) -> Result<()> {
+    let pages = memory_bytes / PAGE_BYTES;
+    let full = pages.div_ceil(u64::from(CAPACITY_MAX)).next_power_of_two().ilog2();
+    ensure!(digests.is_comparable(&empty(seed)), "its table is of another seed");
+    ensure!(digests.pages() <= pages, "it tells of more pages than it has");
+    ensure!(digests.bits() <= full.max(BITS) + BITS_SLACK, "its table is too coarse");
+    Ok(())
+}
+
+fn empty(seed: u64) -> Digests {
+    let capacity = std::num::NonZeroUsize::MIN.saturating_add(CAPACITY_MAX as usize - 1);
+    Digests::new(Seed::new(seed), capacity, BITS)
+}
+
+async fn survey_domain(
+    guests: Vec<Asked>,
+    seed: u64,
+    share: f64,
+    places: Arc<Semaphore>,
+) -> Vec<Surveyed> {
+    let mut looks = JoinSet::new();
+    for guest in guests {
+        let places = Arc::clone(&places);
+        looks.spawn(async move {
+            let _place = places.acquire().await.ok()?;
+            match guest.look(seed, share).await {
+                Ok(digests) => Some((guest, digests)),
+                Err(error) => {
+                    tracing::warn!(guest = guest.name, "its pages cannot be looked at: {error:#}");
+                    None
+                }
+            }
+        });
+    }
+    let mut domain = empty(seed);
+    let mut found = Vec::new();
+    for (guest, digests) in looks.join_all().await.into_iter().flatten() {
+        // All of one seed, which was checked.
+        if domain.merge(&digests).is_ok() {
+            found.push(guest);
+        }
+    }
+    let request = Arc::new(SurveyDomain { domain });
+    let copies = request.domain.copies();
+    let mut asked = JoinSet::new();
+    for guest in found {
+        let request = Arc::clone(&request);
+        asked.spawn(async move {
+            let told = guest.chunks(&request).await.context("what was found cannot be had");
+            told.map(|chunks| (guest.clone(), chunks))
+                .inspect_err(|error| tracing::warn!(guest = guest.name, "{error:#}"))
+                .ok()
+        });
+    }
+    let surveyed = asked.join_all().await.into_iter().flatten().map(|(guest, chunks)| Surveyed {
+        name: guest.name,
+        pid: guest.pid,
+        survey: Survey { age: Duration::ZERO, sampled: 1.0, copies, chunks },
+    });
+    surveyed.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use memopt::policy::Preset;
+    use memopt::situation::{Cost, Host};
+
+    use super::*;
+
+    fn guest(name: &str, domain: Option<&str>) -> Guest {
+        Guest {
+            name: name.to_owned(),
+            vmm: Vmm::Lighter,
+            pid: 7,
+            memory_bytes: 64 << 20,
+            cost: Cost::default(),
+            backing: Backing::Anonymous,
+            balloon: None,
+            merge_domain: domain.map(str::to_owned),
+            is_mergeable: domain.is_some(),
+            survey: None,
+            hindrance: None,
+            labels: BTreeMap::new(),
+        }
+    }
+
+    fn situation(guests: Vec<Guest>) -> Situation {
+        let host = Host {
+            total_bytes: 1 << 30,
+            available_bytes: 1 << 29,
+            swap_used_bytes: 0,
+            pressure: None,
+            ksm: None,
+            pools: Vec::new(),
+            merged_domain: None,
+        };
+        Situation { unix_seconds: 0, uptime: Duration::ZERO, host, guests }
+    }
+
+    fn names(domains: &[Domain<'_>]) -> Vec<Vec<String>> {
+        let names = |domain: &Domain<'_>| domain.iter().map(|guest| guest.name.clone()).collect();
+        domains.iter().map(names).collect()
+    }
+
+    fn survey_of(age: Duration, chunks: u32) -> Survey {
+        let chunk =
+            |index| Chunk { index, present_pages: 512, template_pages: 9, ..Chunk::default() };
+        Survey { age, sampled: 1.0, copies: 2.0, chunks: (0..chunks).map(chunk).collect() }
+    }
+
+    #[test]
+    fn domains_are_looked_at_whole_and_others_by_themselves() {
+        let old = Some(survey_of(Duration::from_secs(31 * 60), 1));
+        let new = Some(survey_of(Duration::from_secs(29 * 60), 1));
+        let situation = situation(vec![
+            Guest { survey: new.clone(), ..guest("a", Some("shop")) },
+            Guest { survey: old, ..guest("b", Some("shop")) },
+            Guest { survey: new, ..guest("c", Some("bank")) },
+            guest("d", None),
+            guest("e", None),
+            Guest { backing: Backing::HugePool, ..guest("f", None) },
+            Guest { hindrance: Some(memopt::situation::Hindrance::Paused), ..guest("g", None) },
+            Guest { vmm: Vmm::Qemu, ..guest("h", None) },
+        ]);
+        let due = due(&situation, &Preset::Balanced.policy());
+        assert_eq!(names(&due), [vec!["d"], vec!["e"], vec!["a", "b"]]);
+    }
+
+    #[test]
+    fn what_is_known_goes_with_the_process_that_was_asked() {
+        let mut surveys = Surveys::default();
+        let found = |name: &str| Surveyed {
+            name: name.to_owned(),
+            pid: 7,
+            survey: survey_of(Duration::ZERO, 2),
+        };
+        surveys.keep(vec![found("a"), found("b"), found("c")]);
+        let mut guests = [guest("a", None), Guest { pid: 8, ..guest("b", None) }];
+        surveys.fill(&mut guests);
+        assert_eq!(guests[0].survey.as_ref().unwrap().chunks.len(), 2);
+        assert!(guests[1].survey.is_none(), "another process");
+        surveys.retain(&guests);
+        surveys.forget("nobody");
+        assert_eq!(surveys.by_guest.keys().collect::<Vec<_>>(), ["a"]);
+    }
+
+    #[test]
+    fn steps_change_what_is_known_of_their_chunks_alone() {
+        let mut surveys = Surveys::default();
+        let survey = survey_of(Duration::ZERO, 4);
+        surveys.keep(vec![Surveyed { name: "a".to_owned(), pid: 7, survey }]);
+        let guest = || "a".to_owned();
+        let chunks = |first, count| vec![ChunkRange { first, count }];
+        surveys.acted(&Action::Merge { guest: guest(), chunks: chunks(1, 2) });
+        surveys.acted(&Action::MakeHuge { guest: guest(), chunks: chunks(2, 1) });
+        surveys.acted(&Action::RemergeTemplate { guest: guest(), chunks: chunks(3, 1) });
+        let told = |surveys: &Surveys| -> Vec<_> {
+            let chunks = surveys.by_guest["a"].survey.chunks.iter();
+            chunks.map(|it| (it.is_mergeable, it.is_huge, it.present_pages)).collect()
+        };
+        let expected =
+            [(false, false, 512), (true, false, 512), (false, true, 512), (false, false, 503)];
+        assert_eq!(told(&surveys), expected);
+        surveys.acted(&Action::Unmerge { guest: guest(), chunks: None });
+        assert!(told(&surveys).iter().all(|(is_mergeable, ..)| !is_mergeable));
+    }
+
+    #[test]
+    fn tables_that_no_such_guest_can_have_are_refused() {
+        let table = |bits: u32, pages: u64| {
+            let tag = serde_json::to_value(empty(5)).unwrap()["tag"].clone();
+            let table = serde_json::json!({
+                "tag": tag, "bits": bits, "pages": pages, "zero_pages": 0, "entries": [],
+            });
+            serde_json::from_value::<Digests>(table).unwrap()
+        };
+        check(&table(3, 16_384), 5, 64 << 20).unwrap();
+        let error = |bits, pages, seed| check(&table(bits, pages), seed, 64 << 20).unwrap_err();
+        assert!(error(6, 1, 5).to_string().contains("coarse"));
+        assert!(error(3, 16_385, 5).to_string().contains("more pages"));
+        assert!(error(3, 1, 6).to_string().contains("another seed"));
+        // 16 GiB are 4 Mi pages, 64 times as many as a table holds.
+        check(&table(8, 1), 5, 16 << 30).unwrap();
+        check(&table(9, 1), 5, 16 << 30).unwrap_err();
+    }
+}

@@ -1,0 +1,230 @@
+//! What the node does by itself: it gives guests in pain their memory back at once, and begins the runs that lighter.toml schedules.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+use memopt::history::RunId;
+use memopt::plan::Plan;
+use memopt::policy::{Goal, GuestRule, Policy};
+use memopt::schedule::{Due, Event, Notice, Schedule, Trigger};
+use tokio::task::JoinHandle;
+
+use super::run::{Runner, Task};
+use super::service::Density;
+use crate::api::{ApiError, Reason};
+use crate::clock::uptime;
+
+/// Between two looks at all guests, for what is remembered of them.
+const LOOK_PAUSE: Duration = Duration::from_secs(10);
+
+/// Between two looks at guests whose balloons hold memory: statistics come with the look after the one that asked for them, and a
+/// guest in pain shall have its memory back within a second.
+const ALERT_PAUSE: Duration = Duration::from_millis(400);
+
+/// Between two looks at the clock and at lighter.toml.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Watches over the guests, and over the clock, until it is aborted.
+pub(crate) fn start(density: Arc<Density>) -> JoinHandle<()> {
+    tokio::spawn(async move {
+        let mut looked = Duration::ZERO;
+        let mut inflated = BTreeSet::new();
+        loop {
+            density.refresh_settings();
+            dispatch(&density, density.handle(Event::Elapsed));
+            if uptime().saturating_sub(looked) >= LOOK_PAUSE {
+                looked = uptime();
+                inflated = relieve(&density, None).await;
+            } else if !inflated.is_empty() {
+                inflated = relieve(&density, Some(&inflated)).await;
+            }
+            let pause = if inflated.is_empty() { TICK } else { ALERT_PAUSE };
+            tokio::time::sleep(pause.min(density.wait().max(ALERT_PAUSE))).await;
+        }
+    })
+}
+
+/// Begins a run that somebody wants now.
+///
+/// # Errors
+/// Another one is under way, or the host cannot be looked at.
+pub(crate) async fn begin_now(
+    density: &Arc<Density>,
+    goal: Option<Goal>,
+    only: Option<Plan>,
+) -> Result<RunId, ApiError> {
+    let mut wanted = None;
+    for notice in density.handle(Event::ManualWanted) {
+        match notice {
+            Notice::Due(Due { trigger: Trigger::Manual, .. }) => wanted = Some(Ok(())),
+            Notice::Busy { running } => {
+                let text =
+                    format!("a run is under way ({running}): wait for its end, or cancel it");
+                wanted = Some(Err(ApiError::new(Reason::WrongState, text)));
+            }
+            other => dispatch(density, vec![other]),
+        }
+    }
+    wanted.unwrap_or_else(|| {
+        Err(ApiError::new(Reason::WrongState, "no run can begin now: try again"))
+    })?;
+    let policy = density.policy();
+    let goal = only.as_ref().map(|plan| plan.goal).or(goal).unwrap_or(policy.goal);
+    let task = Task { trigger: Trigger::Manual, goal, policy, only, deadline: None };
+    begin(density, task).await.map_err(ApiError::failed)
+}
+
+/// Begins a run and lets it go on in the background. What waited for its end is begun then.
+async fn begin(density: &Arc<Density>, task: Task) -> Result<RunId> {
+    let trigger = task.trigger.clone();
+    match Runner::begin(Arc::clone(density), task).await {
+        Ok((runner, plan)) => {
+            let (id, density) = (runner.id(), Arc::clone(density));
+            tokio::spawn(async move {
+                runner.carry_out(plan).await;
+                ended(&density);
+            });
+            Ok(id)
+        }
+        Err(error) => {
+            density.tally.run_not_begun(&trigger);
+            ended(density);
+            Err(error)
+        }
+    }
+}
+
+fn ended(density: &Arc<Density>) {
+    density.end_running();
+    dispatch(density, density.handle(Event::Ended));
+}
+
+/// Does what the scheduler says, and tells of the rest.
+fn dispatch(density: &Arc<Density>, notices: Vec<Notice>) {
+    for notice in notices {
+        match notice {
+            Notice::Due(due) => begin_due(density, due),
+            Notice::End(trigger) => {
+                tracing::info!(%trigger, "the window of a run is over");
+            }
+            Notice::Missed(missed) => {
+                density.tally.missed(&missed);
+                density.put_down_missed(&missed.schedule, missed.last);
+                tracing::warn!("{missed}");
+            }
+            Notice::Queued { schedule, running, .. } => {
+                tracing::info!(schedule, "waits for the end of the run under way ({running})");
+            }
+            Notice::Busy { running } => tracing::debug!(%running, "a run is under way"),
+            Notice::ClockSet { by_seconds, again } => {
+                tracing::warn!(by_seconds, ?again, "the host's clock was set");
+            }
+            Notice::Asleep(time) => tracing::warn!(seconds = time.as_secs(), "the host slept"),
+        }
+    }
+}
+
+fn begin_due(density: &Arc<Density>, due: Due) {
+    let name = due.trigger.to_string();
+    let Some(schedule) = density.schedule(&name) else {
+        // lighter.toml has changed between the scheduler's word and now.
+        tracing::warn!(schedule = name, "there is no such schedule any more");
+        return ended(density);
+    };
+    tracing::info!(schedule = name, lag_seconds = due.lag.as_secs(), "a run is due");
+    let deadline = due.window.map(|window| uptime() + window);
+    let density = Arc::clone(density);
+    tokio::spawn(async move {
+        let trigger = due.trigger.clone();
+        let task = match task(&density, &schedule, due.trigger, deadline).await {
+            Ok(task) => task,
+            Err(error) => {
+                tracing::error!(schedule = name, "a run cannot begin: {error:#}");
+                density.tally.run_not_begun(&trigger);
+                return ended(&density);
+            }
+        };
+        if let Err(error) = begin(&density, task).await {
+            tracing::error!(schedule = name, "a run cannot begin: {error:#}");
+        }
+    });
+}
+
+/// What a schedule's run is to do: its goal, within its budget, to its guests alone.
+async fn task(
+    density: &Arc<Density>,
+    schedule: &Schedule,
+    trigger: Trigger,
+    deadline: Option<Duration>,
+) -> Result<Task> {
+    let mut policy = density.policy();
+    let goal: Goal = schedule.goal.as_str().parse()?;
+    let situation = density.look(&policy, &BTreeSet::new()).await?;
+    let others = situation.guests.iter().filter(|guest| !schedule.guests.matches(&guest.labels));
+    for guest in others {
+        // The last rule has the last word.
+        policy.guests.push(GuestRule {
+            name: Some(guest.name.clone().try_into().map_err(anyhow::Error::msg)?),
+            take: Some(false),
+            ..GuestRule::default()
+        });
+    }
+    limit(&mut policy, schedule);
+    Ok(Task { trigger, goal, policy, only: None, deadline })
+}
+
+/// A budget can only take away from what the policy allows.
+fn limit(policy: &mut Policy, schedule: &Schedule) {
+    let merge = &mut policy.merge;
+    if let Some(percent) = schedule.budget.cpu_percent {
+        merge.cpu = merge.cpu.min(f64::from(percent) / 100.0);
+    }
+    if let Some(pages) = schedule.budget.pages_per_second {
+        merge.pages_per_s = merge.pages_per_s.min(u64::from(pages));
+    }
+    if let Some(seconds) = schedule.budget.cpu_seconds {
+        let window = Duration::from_secs_f64(f64::from(seconds) / merge.cpu.max(0.001));
+        merge.window = merge.window.min(window);
+    }
+}
+
+/// Looks at the guests, those of these names or all, and gives those that need more than their balloons leave them all they may have.
+/// Returns the names of those whose balloons hold memory.
+async fn relieve(density: &Arc<Density>, names: Option<&BTreeSet<String>>) -> BTreeSet<String> {
+    match try_to_relieve(density, names).await {
+        Ok(inflated) => inflated,
+        Err(error) => {
+            tracing::warn!("cannot look at the guests: {error:#}");
+            BTreeSet::new()
+        }
+    }
+}
+
+async fn try_to_relieve(
+    density: &Arc<Density>,
+    names: Option<&BTreeSet<String>>,
+) -> Result<BTreeSet<String>> {
+    let policy = density.policy();
+    let (situation, steps) = density.consider(&policy, names).await?;
+    for step in &steps {
+        match density.actor.perform(&step.action).await {
+            Ok(()) => {
+                density.tally.relieved();
+                density.remember(|ledger| ledger.acted(step)).await;
+                tracing::info!(step = %step.action, "{}", step.reason);
+            }
+            Err(error) => {
+                density.tally.relief_failed();
+                tracing::warn!(step = %step.action, "it could not be done: {error:#}");
+            }
+        }
+    }
+    let holds = |target_bytes: u64, memory_bytes: u64| target_bytes < memory_bytes;
+    let inflated = situation.guests.into_iter().filter(|guest| {
+        let balloon = guest.balloon.as_ref();
+        balloon.is_some_and(|balloon| holds(balloon.target_bytes, guest.memory_bytes))
+    });
+    Ok(inflated.map(|guest| guest.name).collect())
+}

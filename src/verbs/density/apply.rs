@@ -1,0 +1,125 @@
+//! `lighter density apply`: begins a run and follows it to its end.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use memopt::history::{Run, RunId};
+use memopt::plan::Plan;
+use tokio::sync::mpsc::UnboundedReceiver;
+
+use super::plan::SURVEY_PATIENCE;
+use super::{heard, history, node, signed_size};
+use crate::api::ApiClient;
+use crate::cli::Output;
+use crate::cli::density::ApplyArgs;
+use crate::exit::Exit;
+use crate::node::density_types::{Kept, PlanRequest, RunEnd, RunRequest, RunStarted};
+use crate::output;
+use crate::state_dir::StateDir;
+use crate::verbs::follow::interrupts;
+use crate::verbs::session::block_on;
+
+/// Between two looks at a run.
+const LOOK_PAUSE: Duration = Duration::from_millis(300);
+
+/// Between two looks of `--watch` for something to do.
+const WATCH_PAUSE: Duration = Duration::from_secs(10);
+
+/// The longest plan that is read from a file, in bytes.
+const PLAN_BYTES_MAX: u64 = 4 << 20;
+
+/// Does it.
+///
+/// # Errors
+/// No node answers, another run is under way, or the plan's file cannot be read.
+pub(super) fn run(state: &StateDir, args: &ApplyArgs) -> Result<Exit> {
+    let request = RunRequest { goal: args.options.goal, plan: plan(args)? };
+    block_on(async {
+        let client = node(state);
+        let mut interrupts = interrupts()?;
+        let output = args.json.output();
+        if !args.watch {
+            return one(&client, &request, output, &mut interrupts).await;
+        }
+        loop {
+            if has_work(&client, &request).await? {
+                let exit = one(&client, &request, output, &mut interrupts).await?;
+                if exit != Exit::Done {
+                    return Ok(exit);
+                }
+            }
+            tokio::select! {
+                () = tokio::time::sleep(WATCH_PAUSE) => {}
+                _ = interrupts.recv() => return Ok(Exit::Cancelled),
+            }
+        }
+    })
+}
+
+fn plan(args: &ApplyArgs) -> Result<Option<Plan>> {
+    let Some(path) = &args.plan else { return Ok(None) };
+    let name = path.display();
+    let text = regular_file::read_text(path, PLAN_BYTES_MAX)
+        .with_context(|| format!("cannot read {name}"))?;
+    let plan = serde_json::from_str(&text);
+    plan.with_context(|| format!("{name} is no plan: `lighter density plan --json` writes one"))
+}
+
+/// One run, to its end.
+async fn one(
+    client: &ApiClient,
+    request: &RunRequest,
+    output: Output,
+    interrupts: &mut UnboundedReceiver<()>,
+) -> Result<Exit> {
+    let RunStarted { run: id } = heard(client.post("/v1/density/runs", request).await)?;
+    let run = follow(client, id, output, interrupts).await?;
+    match output {
+        Output::Json => output::print_json(&run)?,
+        Output::Text => output::print(history::text(&run))?,
+    }
+    Ok(match run.summary.outcome {
+        Some(RunEnd::Cancelled) => Exit::Cancelled,
+        Some(RunEnd::Failed) | None => Exit::Failed,
+        Some(RunEnd::Reached | RunEnd::Exhausted | RunEnd::WindowOver) => Exit::Done,
+    })
+}
+
+/// Waits for the run's end, and says what it does meanwhile. Ctrl-C calls it off.
+async fn follow(
+    client: &ApiClient,
+    id: RunId,
+    output: Output,
+    interrupts: &mut UnboundedReceiver<()>,
+) -> Result<Run<Kept>> {
+    let path = format!("/v1/density/runs/{id}");
+    let mut told = 0;
+    loop {
+        let run: Run<Kept> = heard(client.get(&path).await)?;
+        if output == Output::Text {
+            for deed in run.deeds.iter().skip(told) {
+                let expected = signed_size(deed.expected_bytes);
+                output::note(format!("{} (expected: {expected})", deed.action.action));
+            }
+        }
+        told = run.deeds.len();
+        if run.summary.state.is_final() {
+            return Ok(run);
+        }
+        tokio::select! {
+            () = tokio::time::sleep(LOOK_PAUSE) => {}
+            _ = interrupts.recv() => {
+                // It may be over by now, which the next look tells.
+                let _cancelled: Result<RunStarted, _> = client.delete(&path).await;
+            }
+        }
+    }
+}
+
+/// Whether there is anything to do.
+async fn has_work(client: &ApiClient, request: &RunRequest) -> Result<bool> {
+    let request = PlanRequest { goal: request.goal, survey: true, policy: None };
+    let client = client.clone().with_patience(SURVEY_PATIENCE);
+    let plan: Plan = heard(client.post("/v1/density/plan", &request).await)?;
+    Ok(!plan.steps.is_empty())
+}

@@ -1,0 +1,111 @@
+//! `lighter density history`: what was done, all runs or one.
+
+use anyhow::Result;
+use memopt::history::{Deed, Listing, Run};
+use migrate::quic::calendar_time;
+
+use super::{heard, node, plan, signed_size};
+use crate::cli::Output;
+use crate::cli::density::HistoryArgs;
+use crate::exit::Exit;
+use crate::node::density_types::{Kept, RunEnd, RunSummary};
+use crate::output;
+use crate::state_dir::StateDir;
+use crate::table::{Table, facts};
+use crate::verbs::session::block_on;
+
+/// Shows runs.
+///
+/// # Errors
+/// No node answers, or there is no such run.
+pub(super) fn run(state: &StateDir, args: &HistoryArgs) -> Result<Exit> {
+    match args.run {
+        Some(run) => one(state, args, run),
+        None => all(state, args),
+    }
+}
+
+fn all(state: &StateDir, args: &HistoryArgs) -> Result<Exit> {
+    let path = format!("/v1/density/runs?count={}", args.count);
+    let listing: Listing<RunEnd> = block_on(async { heard(node(state).get(&path).await) })?;
+    match args.json.output() {
+        Output::Json => output::print_json(&listing)?,
+        Output::Text => {
+            output::print(table(&listing.runs))?;
+            for run in &listing.unreadable {
+                output::note(format!(
+                    "run {run} cannot be read: another version of lighter wrote it"
+                ));
+            }
+        }
+    }
+    Ok(Exit::Done)
+}
+
+fn table(runs: &[RunSummary]) -> String {
+    let mut table =
+        Table::new(&["RUN", "BEGUN BY", "STARTED", "STATE", "STEPS", "EXPECTED", "VERIFIED"]);
+    for run in runs {
+        table.row([
+            run.id.to_string(),
+            run.trigger.to_string(),
+            calendar_time(run.started.cast_signed()),
+            state_of(run),
+            run.actions.to_string(),
+            signed_size(run.expected_bytes),
+            signed_size(run.verified_bytes),
+        ]);
+    }
+    table.render()
+}
+
+/// `done: goal reached`.
+fn state_of(run: &RunSummary) -> String {
+    match run.outcome {
+        Some(end) => format!("{}: {end}", run.state),
+        None => run.state.to_string(),
+    }
+}
+
+fn one(state: &StateDir, args: &HistoryArgs, run: u64) -> Result<Exit> {
+    let path = format!("/v1/density/runs/{run}");
+    let run: Run<Kept> = block_on(async { heard(node(state).get(&path).await) })?;
+    match args.json.output() {
+        Output::Json => output::print_json(&run)?,
+        Output::Text => output::print(text(&run))?,
+    }
+    Ok(Exit::Done)
+}
+
+/// All about a run.
+pub(super) fn text(run: &Run<Kept>) -> String {
+    let summary = &run.summary;
+    let mut lines = vec![
+        ("Run", summary.id.to_string()),
+        ("Begun by", summary.trigger.to_string()),
+        ("Started", calendar_time(summary.started.cast_signed())),
+        ("State", state_of(summary)),
+        ("Expected", signed_size(summary.expected_bytes)),
+        ("Verified", signed_size(summary.verified_bytes)),
+    ];
+    lines.extend(summary.errors.iter().map(|error| ("Error", error.clone())));
+    let mut text = facts(&lines);
+    if run.deeds.is_empty() {
+        text.push('\n');
+        text.push_str(&plan::text(&run.plan));
+        return text;
+    }
+    let mut table = Table::new(&["STEP", "EXPECTED", "VERIFIED", "WHY"]);
+    for deed in &run.deeds {
+        table.row(row(deed));
+    }
+    text.push('\n');
+    text.push_str(&table.render());
+    text
+}
+
+fn row(deed: &Deed<memopt::plan::Step>) -> [String; 4] {
+    let verified = deed.verified_bytes.map_or_else(|| "-".to_owned(), signed_size);
+    let why = deed.error.clone().unwrap_or_else(|| deed.action.reason.clone());
+    [deed.action.action.to_string(), signed_size(deed.expected_bytes), verified, why]
+}

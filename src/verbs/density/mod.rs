@@ -1,0 +1,79 @@
+//! `lighter density`: what memory optimization sees, plans, does and did. All of it is the node's work; here it is asked and shown.
+//!
+//! A verb is a file; start at [`plan`].
+
+mod apply;
+mod history;
+mod plan;
+mod status;
+
+use anyhow::{Context, Result};
+use migrate::quic::calendar_time;
+
+use super::session::block_on;
+use crate::api::{ApiClient, AskError};
+use crate::cli::Output;
+use crate::cli::density::{DensityArgs, DensityVerb, NextArgs};
+use crate::exit::Exit;
+use crate::node::density_types::NextRun;
+use crate::output;
+use crate::state_dir::StateDir;
+use crate::table::Table;
+
+/// Does what was asked for.
+///
+/// # Errors
+/// No node answers, or it refuses.
+pub(crate) fn run(state: &StateDir, args: &DensityArgs) -> Result<Exit> {
+    match &args.verb {
+        DensityVerb::Status(args) => status::run(state, args),
+        DensityVerb::Plan(args) => plan::run(state, args),
+        DensityVerb::Apply(args) => apply::run(state, args),
+        DensityVerb::History(args) => history::run(state, args),
+        DensityVerb::Next(args) => next(state, args),
+    }
+}
+
+/// A client of this host's node.
+fn node(state: &StateDir) -> ApiClient {
+    ApiClient::new(&state.node_socket())
+}
+
+/// An answer of the node's, or what to do when there is none.
+fn heard<T>(answer: Result<T, AskError>) -> Result<T> {
+    match answer {
+        Err(error) if error.is_gone() => {
+            Err(error).context("no node serves this host: start one with `lighter node`")
+        }
+        answer => answer.context("the node refuses"),
+    }
+}
+
+fn next(state: &StateDir, args: &NextArgs) -> Result<Exit> {
+    let path = format!("/v1/density/next?count={}", args.count);
+    let runs: Vec<NextRun> = block_on(async { heard(node(state).get(&path).await) })?;
+    match args.json.output() {
+        Output::Json => output::print_json(&runs)?,
+        Output::Text if runs.is_empty() => {
+            output::note("nothing is scheduled: see [[schedule]] of lighter.toml");
+        }
+        Output::Text => {
+            let mut table = Table::new(&["AT", "SCHEDULE", "GOAL"]);
+            for run in &runs {
+                table.row([
+                    calendar_time(run.at_unix_seconds.cast_signed()),
+                    run.schedule.clone(),
+                    run.goal.clone(),
+                ]);
+            }
+            output::print(table.render())?;
+        }
+    }
+    Ok(Exit::Done)
+}
+
+/// Bytes that came back, or were given: `+1.5 GiB`.
+fn signed_size(bytes: i64) -> String {
+    let size = crate::units::format_size(bytes.unsigned_abs());
+    if bytes < 0 { format!("-{size}") } else { size }
+}

@@ -1,0 +1,86 @@
+//! `lighter density plan`.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use memopt::plan::Plan;
+use memopt::policy::POLICY_BYTES_MAX;
+
+use super::{heard, node, signed_size};
+use crate::cli::Output;
+use crate::cli::density::PlanArgs;
+use crate::exit::Exit;
+use crate::node::density_types::PlanRequest;
+use crate::output;
+use crate::state_dir::StateDir;
+use crate::table::{Table, facts};
+use crate::units::{format_duration, format_size};
+use crate::verbs::session::block_on;
+
+/// How long looks at guests' pages may take: as long as a policy can give them.
+pub(super) const SURVEY_PATIENCE: Duration = Duration::from_secs(24 * 3600);
+
+/// Shows what would be done.
+///
+/// # Errors
+/// No node answers, or the policy is wrong.
+pub(super) fn run(state: &StateDir, args: &PlanArgs) -> Result<Exit> {
+    let policy = args.policy.as_deref().map(|path| {
+        regular_file::read_text(path, POLICY_BYTES_MAX as u64)
+            .with_context(|| format!("cannot read {}", path.display()))
+    });
+    let (goal, survey) = (args.options.goal, args.survey);
+    let request = PlanRequest { goal, policy: policy.transpose()?, survey };
+    let mut client = node(state);
+    if survey {
+        output::note("the guests' pages are looked at first");
+        client = client.with_patience(SURVEY_PATIENCE);
+    }
+    let plan: Plan = block_on(async { heard(client.post("/v1/density/plan", &request).await) })?;
+    match args.json.output() {
+        Output::Json => output::print_json(&plan)?,
+        Output::Text => output::print(text(&plan))?,
+    }
+    Ok(Exit::Done)
+}
+
+/// A plan as people read it.
+pub(super) fn text(plan: &Plan) -> String {
+    let wanted = plan.wanted_bytes.map_or_else(|| "all there is".to_owned(), format_size);
+    let mut lines = vec![
+        ("Goal", plan.goal.to_string()),
+        ("Wanted", format!("{wanted} (the host is {})", plan.level)),
+        ("Expected", signed_size(plan.expected_bytes)),
+    ];
+    if plan.later_bytes > 0 {
+        lines.push(("Later", format!("up to {} in rounds to come", format_size(plan.later_bytes))));
+    }
+    if let Some(domain) = &plan.domain {
+        lines.push(("Merging", format!("{}: {}", domain.domain, domain.reason)));
+    }
+    lines.extend(plan.advice.iter().map(|advice| ("Advice", advice.to_string())));
+    let mut text = facts(&lines);
+    if !plan.steps.is_empty() {
+        let mut table = Table::new(&["STEP", "EXPECTED", "CPU", "WHY"]);
+        for step in &plan.steps {
+            table.row([
+                step.action.to_string(),
+                signed_size(step.expected_bytes),
+                format_duration(step.cpu),
+                step.reason.clone(),
+            ]);
+        }
+        text.push('\n');
+        text.push_str(&table.render());
+    }
+    if !plan.skipped.is_empty() {
+        let mut table = Table::new(&["LEFT ALONE", "BY", "WHY"]);
+        for skipped in &plan.skipped {
+            let by = skipped.actuator.map_or_else(|| "all".to_owned(), |by| by.to_string());
+            table.row([skipped.guest.clone(), by, skipped.because.to_string()]);
+        }
+        text.push('\n');
+        text.push_str(&table.render());
+    }
+    text
+}

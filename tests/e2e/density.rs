@@ -1,0 +1,255 @@
+//! Memory optimization, as a user has it: what is planned is done, what came back is found out, and whatever dies, guests and ksmd are
+//! left sane.
+
+use std::fs;
+
+use serde_json::Value;
+
+use crate::host::checks::{await_life, guest_is_gone, nothing_left_behind};
+use crate::host::ksm::{Ksm, merged_pages};
+use crate::host::{Exit, Guest, GuestPlan, Host, NodePlan, Pair, ask, wait};
+use crate::linux::image::Image;
+use crate::linux::witness::Witness;
+
+/// Takes what a guest of 128 MiB does not need, which is less than the usual policy looks at.
+pub(crate) const POLICY: &str = r#"
+goal = "max density"
+[balloon]
+dead-band-min = "2MiB"
+reserve-min = "8MiB"
+floor = "10%"
+step = "20%"
+"#;
+
+/// What the guest has.
+const ALL_BYTES: u64 = 128 << 20;
+
+pub(crate) fn write_settings(host: &Host, text: &str) {
+    fs::write(host.state_dir().join("lighter.toml"), text).expect("a file");
+}
+
+fn node_uses(host: &Host, what: &str) {
+    wait::until("the node has read lighter.toml", || {
+        let status = host.run(&["density", "status", "--json"]).ok().stdout;
+        wait::holds(status.contains(what), status)
+    });
+}
+
+/// A host whose node follows [`POLICY`].
+pub(crate) fn dense() -> Pair {
+    let pair = Pair::new();
+    write_settings(&pair.a, POLICY);
+    node_uses(&pair.a, "\"goal\": \"max density\"");
+    pair
+}
+
+fn balloon_target(host: &Host, name: &str) -> u64 {
+    host.run(&["balloon", name, "--json"]).ok().json()["target_bytes"].as_u64().expect("a size")
+}
+
+pub(crate) fn restore_linux(host: &Host, image: &Image) -> Witness {
+    host.run(&["restore", image.file(), "--name", "linux", "--detach"]).ok();
+    Witness::of(host, "linux", image.pages())
+}
+
+/// Waits until there is something to do, and returns the plan.
+pub(crate) fn await_plan(host: &Host) -> Value {
+    wait::until("the guest has said what it needs", || {
+        let plan = host.run(&["density", "plan", "--json"]).ok().json();
+        if plan["steps"] == Value::Array(Vec::new()) { Err(plan) } else { Ok(plan) }
+    })
+}
+
+#[test]
+fn what_is_planned_is_done_and_what_came_of_it_is_kept() {
+    let pair = dense();
+    let image = Image::halting();
+    let witness = restore_linux(&pair.a, &image);
+    let before = witness.line();
+
+    let plan = await_plan(&pair.a);
+    assert_eq!(plan["steps"][0]["action"]["kind"], "set-balloon", "{plan:#}");
+    assert_eq!(plan["steps"][0]["action"]["guest"], "linux", "{plan:#}");
+    assert_eq!(balloon_target(&pair.a, "linux"), ALL_BYTES, "a plan changes nothing");
+    let file = pair.folder().join("plan.json");
+    fs::write(&file, plan.to_string()).expect("a file");
+
+    let run = pair.a.run(&["density", "apply", "--plan", &file.display().to_string(), "--json"]);
+    let run = run.ok().json();
+    assert_eq!(run["state"], "done", "{run:#}");
+    assert_eq!(run["actions"], 1, "{run:#}");
+    assert!(run["deeds"][0]["verified_bytes"].is_i64(), "{run:#}");
+    let target = balloon_target(&pair.a, "linux");
+    assert_eq!(run["deeds"][0]["action"]["action"]["to_bytes"], target, "{run:#}");
+    assert!((ALL_BYTES / 10..ALL_BYTES).contains(&target), "{target}");
+    witness.line().follows(&before);
+
+    let listed = pair.a.run(&["density", "history", "--json"]).ok().json();
+    assert_eq!(listed["runs"][0]["id"], run["id"], "{listed:#}");
+    let text = pair.a.run(&["density", "history", &run["id"].to_string()]).ok().stdout;
+    assert!(text.contains("linux: balloon from 128 MiB to"), "{text}");
+    let text = pair.a.run(&["density", "status"]).ok().stdout;
+    assert!(text.contains("max density") && text.contains("linux"), "{text}");
+    nothing_left_behind(&pair.hosts());
+}
+
+/// The usual policy keeps a headroom that the host has anyway: what a run for another goal takes is not given back for that.
+#[test]
+fn what_a_run_takes_for_its_own_goal_stays_taken() {
+    let pair = dense();
+    let kept = POLICY.replace("max density", "keep 1% headroom");
+    write_settings(&pair.a, &kept);
+    node_uses(&pair.a, "keep 1% headroom");
+    let image = Image::halting();
+    let _witness = restore_linux(&pair.a, &image);
+    wait::until("the guest has said what it needs", || {
+        let plan = pair.a.run(&["density", "plan", "--goal", "max density", "--json"]).ok().json();
+        if plan["steps"] == Value::Array(Vec::new()) { Err(plan) } else { Ok(()) }
+    });
+    pair.a.run(&["density", "apply", "--goal", "max density"]).ok();
+    let target = balloon_target(&pair.a, "linux");
+    assert!(target < ALL_BYTES, "{target}");
+    let looks = || {
+        let page = crate::metrics::scrape(&pair.a);
+        crate::metrics::value(&page, "lighter_density_looks_total", &[]).expect("a counter")
+    };
+    // Two more looks that the node makes by itself.
+    let before = looks();
+    wait::until("the node has looked again", || {
+        let now = looks();
+        wait::holds(now >= before + 2.0, now)
+    });
+    assert_eq!(balloon_target(&pair.a, "linux"), target);
+}
+
+#[test]
+fn a_schedule_is_kept_for_its_guests_alone() {
+    let pair = dense();
+    let image = Image::halting();
+    let schedule = |guests: &str| {
+        format!(
+            "{POLICY}\n[[schedule]]\nname = \"s\"\ncron = \"* * * * *\"\ngoal = \"max density\"\nguests = [\"{guests}\"]\n"
+        )
+    };
+    write_settings(&pair.a, &schedule("tier=batch"));
+    let _witness = restore_linux(&pair.a, &image);
+    await_plan(&pair.a);
+    let run_of = |count: usize| {
+        wait::within(std::time::Duration::from_secs(150), "the schedule's run", || {
+            let listed = pair.a.run(&["density", "history", "--json"]).ok().json();
+            let runs = listed["runs"].as_array().expect("a list").clone();
+            let done = runs.len() >= count && runs[0]["state"] == "done";
+            if done { Ok(runs[0].clone()) } else { Err(listed) }
+        })
+    };
+    wait::until("the schedule is known", || {
+        let next = pair.a.run(&["density", "next", "-n", "3", "--json"]).ok().json();
+        wait::holds(next[2]["schedule"] == "s", next)
+    });
+    let run = run_of(1);
+    assert_eq!(run["trigger"]["schedule"]["name"], "s", "{run:#}");
+    assert_eq!(run["actions"], 0, "it has no guest of that label: {run:#}");
+    assert_eq!(balloon_target(&pair.a, "linux"), ALL_BYTES);
+    write_settings(&pair.a, &schedule("tier!=batch"));
+    let run = run_of(2);
+    assert!(run["actions"].as_u64() >= Some(1), "{run:#}");
+    assert!(balloon_target(&pair.a, "linux") < ALL_BYTES);
+}
+
+#[test]
+fn a_node_that_is_killed_in_the_middle_leaves_all_sane() {
+    let mut pair = dense();
+    let image = Image::halting();
+    let witness = restore_linux(&pair.a, &image);
+    let before = witness.line();
+    await_plan(&pair.a);
+    let socket = pair.a.state_dir().join("node.sock");
+    let begun = ask(&socket, "POST", "/v1/density/runs", Some(&serde_json::json!({})));
+    let begun = begun.expect("an answer").success().expect("a run");
+    wait::until("the balloon is asked", || {
+        wait::holds(balloon_target(&pair.a, "linux") < ALL_BYTES, ())
+    });
+    pair.a.kill_node();
+    witness.line().follows(&before);
+    pair.a.start_node(&NodePlan::default());
+    let run = pair.a.run(&["density", "history", &begun["run"].to_string(), "--json"]).ok().json();
+    assert!(run["state"] == "interrupted" || run["state"] == "done", "{run:#}");
+    let status = pair.a.run(&["density", "status", "--json"]).ok().json();
+    assert_eq!(status["running"], Value::Null, "{status:#}");
+    // What the balloon holds is known again.
+    let target = balloon_target(&pair.a, "linux");
+    let seen = &status["situation"]["guests"][0]["balloon"]["target_bytes"];
+    assert_eq!(*seen, target, "{status:#}");
+}
+
+#[test]
+fn settings_that_are_wrong_are_told_with_their_place_and_change_nothing() {
+    let mut pair = dense();
+    write_settings(&pair.a, "goal = \"max density\"\n[ballon]\n");
+    wait::until("the node has looked", || {
+        let status = pair.a.run(&["density", "status", "--json"]).ok().json();
+        let error = status["file_error"].as_str().unwrap_or_default().to_owned();
+        let is_told = error.contains("lighter.toml:2:") && error.contains("balloon");
+        wait::holds(is_told && status["goal"] == "max density", status)
+    });
+    pair.a.kill_node();
+    let words = ["lighter.toml:2:", "balloon"];
+    let node = ["node", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"];
+    pair.a.run(&node).complains(Exit::Failed, &words);
+    let words = ["no node serves this host", "lighter node"];
+    pair.a.run(&["density", "status"]).complains(Exit::Failed, &words);
+}
+
+#[test]
+fn who_may_only_look_begins_nothing() {
+    let pair = dense();
+    let socket = pair.a.state_dir().join("node-ro.sock");
+    let status = ask(&socket, "GET", "/v1/density", None).expect("an answer").success().unwrap();
+    assert_eq!(status["goal"], "max density");
+    let body = serde_json::json!({});
+    for path in ["/v1/density/runs", "/v1/density/plan"] {
+        let answer = ask(&socket, "POST", path, Some(&body)).expect("an answer");
+        assert!(answer.success().is_err(), "{path}");
+    }
+}
+
+#[test]
+fn memory_is_merged_taken_apart_and_made_huge_on_demand() {
+    let pair = Pair::without_nodes();
+    let start = |name: &str| {
+        let options = ["--merge-domain", "shop"].map(str::to_owned).into();
+        Guest::start(&pair.a, &GuestPlan { name: name.to_owned(), options, ..GuestPlan::default() })
+    };
+    let guests = [start("one"), start("two")];
+    let treat = |guest: &Guest, treatment: &str| {
+        let body = serde_json::json!({ "treatment": treatment });
+        let treated = guest.request("PUT", "/v1/guest/memory", Some(&body)).success().unwrap();
+        assert_eq!(treated["chunks"], 32, "{treated:#}");
+        assert_eq!(treated["error"], Value::Null, "{treated:#}");
+    };
+    let _ksm = Ksm::scanning();
+    wait::until("pages are merged", || {
+        let merged = [0, 1].map(|index| merged_pages(guests[index].pid()));
+        wait::holds(merged.iter().all(|pages| *pages > 4 << 10), merged)
+    });
+    treat(&guests[0], "collapse");
+    assert_eq!(merged_pages(guests[0].pid()), 0);
+    let shown = pair.a.run(&["show", "one", "--json"]).ok().json();
+    assert!(shown["proportional_bytes"].as_u64() > Some(60 << 20), "{shown:#}");
+    for guest in &guests {
+        await_life(guest);
+        crate::host::checks::memory_is_intact(guest);
+    }
+    treat(&guests[0], "merge");
+    wait::until("pages are merged again", || {
+        let merged = merged_pages(guests[0].pid());
+        wait::holds(merged > 4 << 10, merged)
+    });
+    let nowhere = serde_json::json!({ "treatment": "merge", "chunks": [[31, 2]] });
+    let refusal = guests[0].request("PUT", "/v1/guest/memory", Some(&nowhere)).success();
+    assert!(refusal.unwrap_err().contains("no memory in 2 chunks"), "beyond its end");
+    for name in ["one", "two"] {
+        pair.a.run(&["destroy", name]).ok();
+        guest_is_gone(&[&pair.a], name);
+    }
+}

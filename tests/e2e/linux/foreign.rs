@@ -1,0 +1,111 @@
+//! A Linux guest that QEMU runs: seen, planned for, and asked for memory by the same commands as ours.
+
+use std::fs::{self, File};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use serde_json::Value;
+
+use super::image::{BOOT_PATIENCE, guest_folder, script};
+use crate::host::{NodePlan, Pair, wait};
+
+const ALL_BYTES: u64 = 128 << 20;
+
+/// Takes what a guest of 128 MiB does not need, which is less than the usual policy looks at.
+const POLICY: &str = r#"
+goal = "max density"
+[balloon]
+dead-band-min = "2MiB"
+reserve-min = "8MiB"
+floor = "10%"
+step = "20%"
+"#;
+
+/// QEMU with a Linux guest, as anybody might have started it. Ends when dropped.
+struct Qemu {
+    child: Child,
+    name: String,
+}
+
+impl Qemu {
+    fn boot(folder: &Path) -> Self {
+        let [kernel, initrd] = [script("kernel.sh", &["vmlinux"]), script("initramfs.sh", &[])];
+        let options = fs::read_to_string(guest_folder().join("cmdline")).expect("a command line");
+        let check = "mem=80M check.mib=1 check.rate=100 check.halt=1";
+        let cmdline = format!("console=ttyS0 quiet {} {check}", options.trim());
+        let name = format!("foreign-{}", std::process::id());
+        let monitor = format!("unix:{},server=on,wait=off", folder.join("qmp").display());
+        let console = format!("file:{}", folder.join("console").display());
+        let errors = File::create(folder.join("errors")).expect("a file");
+        let child = Command::new("qemu-system-x86_64")
+            .args(["-name", &format!("guest={name}"), "-accel", "kvm", "-cpu", "kvm64"])
+            .args(["-M", "microvm,x-option-roms=off,isa-serial=on,rtc=off,acpi=off"])
+            .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
+            .args(["-smp", "1", "-m", "128", "-qmp", &monitor, "-serial", &console])
+            .args(["-device", "virtio-balloon-device,free-page-reporting=on"])
+            .args(["-append", &cmdline, "-kernel", &kernel, "-initrd", &initrd])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(errors)
+            .spawn()
+            .expect("QEMU; scripts/setup installs it");
+        Self { child, name }
+    }
+}
+
+impl Drop for Qemu {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Lines in which the guest has checked itself, none of which found a fault.
+fn checks(folder: &Path) -> usize {
+    let console = fs::read_to_string(folder.join("console")).unwrap_or_default();
+    let lines: Vec<&str> = console.lines().filter(|line| line.starts_with("check ")).collect();
+    assert!(lines.iter().all(|line| !line.contains("errors=") || line.contains("errors=0")));
+    lines.len()
+}
+
+#[test]
+fn a_guest_of_qemus_gives_memory_by_the_same_commands() {
+    let mut pair = Pair::without_nodes();
+    fs::write(pair.a.state_dir().join("lighter.toml"), POLICY).expect("a file");
+    let arguments = ["--foreign-guests", "on"].map(str::to_owned).into();
+    pair.a.start_node(&NodePlan { arguments, ..NodePlan::default() });
+    let folder = pair.folder().to_owned();
+    let qemu = Qemu::boot(&folder);
+    wait::within(BOOT_PATIENCE, "linux boots and checks itself", || {
+        let errors = fs::read_to_string(folder.join("errors")).unwrap_or_default();
+        wait::holds(checks(&folder) > 0, errors)
+    });
+    let of_ours = |list: &Value| -> Vec<Value> {
+        let all = list.as_array().expect("a list").iter();
+        let is_it =
+            |value: &&Value| value["action"]["guest"] == *qemu.name || value["name"] == *qemu.name;
+        all.filter(is_it).cloned().collect()
+    };
+    let status = pair.a.run(&["density", "status", "--json"]).ok().json();
+    let [guest] = &of_ours(&status["situation"]["guests"])[..] else { panic!("{status:#}") };
+    assert_eq!((&guest["vmm"], &guest["memory_bytes"]), (&"qemu".into(), &ALL_BYTES.into()));
+
+    let plan = wait::within(BOOT_PATIENCE, "the guest has said what it needs", || {
+        let plan = pair.a.run(&["density", "plan", "--json"]).ok().json();
+        if of_ours(&plan["steps"]).is_empty() { Err(plan) } else { Ok(plan) }
+    });
+    assert_eq!(of_ours(&plan["steps"])[0]["action"]["kind"], "set-balloon", "{plan:#}");
+    let before = checks(&folder);
+    // One round: the guest's driver is slow where its kernel is emulated.
+    let file = folder.join("plan.json").display().to_string();
+    fs::write(&file, plan.to_string()).expect("a file");
+    let run = pair.a.run(&["density", "apply", "--plan", &file, "--json"]).ok().json();
+    assert!(run["actions"].as_u64() >= Some(1), "{run:#}");
+    let status = pair.a.run(&["density", "status", "--json"]).ok().json();
+    let [guest] = &of_ours(&status["situation"]["guests"])[..] else { panic!("{status:#}") };
+    assert!(guest["balloon"]["actual_bytes"].as_u64() < Some(ALL_BYTES), "{status:#}");
+    wait::within(BOOT_PATIENCE, "it goes on", || {
+        let now = checks(&folder);
+        wait::holds(now > before, now)
+    });
+}

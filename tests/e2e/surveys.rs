@@ -1,0 +1,202 @@
+//! Looks at guests' pages, from a guest's API to what merging of single chunks brings.
+
+use std::fs;
+
+use memopt::survey::Digests;
+use serde_json::{Value, json};
+
+use crate::host::checks::{await_life, memory_is_intact, nothing_left_behind};
+use crate::host::ksm::{KsmTurn, merged_pages};
+use crate::host::{Guest, GuestPlan, Host, Migration, Pair, wait};
+
+/// Pages of the guests here, and the least of them that belong to the workload.
+const PAGES: u64 = 64 << 8;
+
+fn start(host: &Host, name: &str, domain: &str, dirty_rate: u32) -> Guest {
+    let options = ["--merge-domain", domain].map(str::to_owned).into();
+    let plan = GuestPlan { name: name.to_owned(), options, dirty_rate, ..GuestPlan::default() };
+    Guest::start(host, &plan)
+}
+
+fn request(cpu_share: f64) -> Value {
+    json!({ "seed": u64::MAX - 5, "capacity": 65_536, "bits": 0, "cpu_share": cpu_share })
+}
+
+fn begin(guest: &Guest, cpu_share: f64) -> Result<Value, String> {
+    guest.request("POST", "/v1/guest/survey", Some(&request(cpu_share))).success()
+}
+
+fn await_state(guest: &Guest, wanted: &str) -> Value {
+    wait::until(&format!("the look is {wanted}"), || {
+        let status = guest.get("/v1/guest/survey")?;
+        if status["state"] == wanted { Ok(status) } else { Err(status.to_string()) }
+    })
+}
+
+fn look_at(guest: &Guest) -> Digests {
+    begin(guest, 1.0).expect("it begins");
+    let status = await_state(guest, "done");
+    println!("{}: {} pages in {} ms of CPU time", guest.name(), status["pages"], status["cpu_ms"]);
+    serde_json::from_value(status["digests"].clone()).expect("a table")
+}
+
+/// Rows: index, present, zeros, duplicates, as in the template, written, flags.
+fn chunks(guest: &Guest, domain: &Digests) -> Vec<[u64; 7]> {
+    let body = json!({ "domain": domain });
+    let found = guest.request("PUT", "/v1/guest/survey", Some(&body)).success().expect("chunks");
+    assert_eq!(found["tells_huge_pages"], true, "these tests need Linux 6.7");
+    serde_json::from_value(found["chunks"].clone()).expect("rows of seven numbers")
+}
+
+#[test]
+fn a_look_tells_what_guests_have_in_common_and_what_they_write() {
+    // ksmd would take its huge pages apart meanwhile.
+    let _turn = KsmTurn::take();
+    let pair = Pair::without_nodes();
+    let guests = [start(&pair.a, "one", "shop", 2000), start(&pair.a, "two", "shop", 2000)];
+    let tables = [look_at(&guests[0]), look_at(&guests[1])];
+    let mut domain = tables[0].clone();
+    domain.merge(&tables[1]).expect("of one seed");
+
+    let alone = chunks(&guests[0], &tables[0]);
+    let together = chunks(&guests[0], &domain);
+    let sum = |rows: &[[u64; 7]], column: usize| rows.iter().map(|row| row[column]).sum::<u64>();
+    assert!(sum(&together, 1) > PAGES * 7 / 8, "{together:?}");
+    assert!(sum(&alone, 3) < PAGES / 16, "it has hardly a page twice: {alone:?}");
+    let huge = together.iter().filter(|row| row[6] & 1 != 0).count();
+    assert!(huge >= 16, "its memory is of huge pages, and stays so: {together:?}");
+    // All but the 8 MiB that each goes on writing to, and the zeros.
+    assert!(sum(&together, 3) > PAGES / 2, "{together:?}");
+    assert!(sum(&together, 2) + sum(&together, 3) > PAGES * 3 / 4, "{together:?}");
+    let hot = together.iter().filter(|row| row[5] >= 32).count();
+    assert!((3..=6).contains(&hot), "8 MiB are written to: {together:?}");
+    assert!(together.iter().all(|row| row[6] & 2 != 0), "all may be merged: {together:?}");
+    for guest in &guests {
+        await_life(guest);
+        memory_is_intact(guest);
+    }
+    nothing_left_behind(&pair.hosts());
+}
+
+#[test]
+fn one_looks_at_a_time_and_what_makes_no_sense_is_refused() {
+    let pair = Pair::without_nodes();
+    let guest = start(&pair.a, "one", "shop", 0);
+    assert_eq!(guest.get("/v1/guest/survey").expect("an answer")["state"], "none");
+    for (field, value, words) in [
+        ("capacity", json!(0), "1 to 65536"),
+        ("capacity", json!(65_537), "1 to 65536"),
+        ("cpu_share", json!(0), "0.01 to 1"),
+        ("cpu_share", json!(1.5), "0.01 to 1"),
+        ("speed", json!(1), "unknown field"),
+    ] {
+        let mut bad = request(1.0);
+        bad[field] = value;
+        let refusal = guest.request("POST", "/v1/guest/survey", Some(&bad)).success();
+        assert!(refusal.as_ref().is_err_and(|error| error.contains(words)), "{refusal:?}");
+    }
+    begin(&guest, 0.01).expect("it begins");
+    let refusal = begin(&guest, 1.0).expect_err("somebody looks already");
+    assert!(refusal.contains("already"), "{refusal}");
+    let other = json!({ "domain": {
+        "tag": 1, "bits": 0, "pages": 0, "zero_pages": 0, "entries": [],
+    } });
+    let refusal = guest.request("PUT", "/v1/guest/survey", Some(&other)).success();
+    assert!(refusal.expect_err("it is not done").contains("no findings"));
+}
+
+#[test]
+fn a_look_is_called_off_when_the_guest_leaves_and_begins_again_when_it_stays() {
+    let pair = Pair::new();
+    let guest = start(&pair.a, "one", "shop", 500);
+    begin(&guest, 0.01).expect("it begins");
+    let migration = Migration::start(&pair.a, "one", &pair.b, &["--bandwidth", "2MB/s"]);
+    migration.await_phase("precopy");
+    let status = await_state(&guest, "failed");
+    assert!(status["error"].to_string().contains("called off"), "{status}");
+    let refusal = begin(&guest, 1.0).expect_err("it is being migrated");
+    assert!(refusal.contains("migrated"), "{refusal}");
+    pair.a.run(&["cancel", "one"]).ok();
+    migration.finish().cancelled();
+    let table = look_at(&guest);
+    let other: Digests = serde_json::from_value(json!({
+        "tag": 1, "bits": 0, "pages": 0, "zero_pages": 0, "entries": [],
+    }))
+    .expect("a table");
+    let body = json!({ "domain": other });
+    let refusal = guest.request("PUT", "/v1/guest/survey", Some(&body)).success();
+    assert!(refusal.expect_err("of others").contains("another merge domain"));
+    assert!(!chunks(&guest, &table).is_empty());
+}
+
+/// Merges what is worth it, and leaves balloons alone.
+const POLICY: &str = r#"
+goal = "max density"
+actuators = ["merge", "huge"]
+[merge]
+gain-min = "4MiB"
+cpu = "60%"
+window = "30s"
+passes = 2
+"#;
+
+/// Bytes of the guest's memory that the kernel may merge, and that are huge pages.
+fn marked_and_huge(guest: &Guest) -> (u64, u64) {
+    let text = fs::read_to_string(format!("/proc/{}/smaps", guest.pid().0)).expect("a process");
+    let (mut size, mut marked, mut huge) = (0, 0, 0);
+    for line in text.lines() {
+        let kib = |name: &str| -> Option<u64> {
+            line.strip_prefix(name)?.trim().strip_suffix(" kB")?.parse().ok()
+        };
+        size = kib("Size:").unwrap_or(size);
+        huge += kib("AnonHugePages:").unwrap_or(0);
+        if line.starts_with("VmFlags:") && line.contains(" mg") {
+            marked += size;
+        }
+    }
+    (marked << 10, huge << 10)
+}
+
+#[test]
+fn what_is_alike_and_still_is_merged_and_what_is_written_stays_huge() {
+    let turn = KsmTurn::take();
+    let pair = Pair::new();
+    fs::write(pair.a.state_dir().join("lighter.toml"), POLICY).expect("a file");
+    wait::until("the node has read lighter.toml", || {
+        let status = pair.a.run(&["density", "status", "--json"]).ok().stdout;
+        wait::holds(status.contains("\"goal\": \"max density\""), status)
+    });
+    let shop = [start(&pair.a, "one", "shop", 2000), start(&pair.a, "two", "shop", 2000)];
+    let bank = start(&pair.a, "other", "bank", 0);
+
+    let plan = pair.a.run(&["density", "plan"]).ok().stdout;
+    assert!(plan.contains("was not looked at lately"), "nobody has looked yet: {plan}");
+    let plan = pair.a.run(&["density", "plan", "--survey"]).ok().stdout;
+    assert!(!plan.contains("was not looked at lately"), "{plan}");
+    let run = pair.a.run(&["density", "apply", "--json"]).ok().json();
+    println!("{run:#}");
+    let deeds = run["deeds"].as_array().expect("a list");
+    let of_kind = |kind: &str| -> Vec<&Value> {
+        deeds.iter().filter(|deed| deed["action"]["action"]["kind"] == kind).collect()
+    };
+    let taken_apart = of_kind("unmerge");
+    assert_eq!(taken_apart.len(), 2, "each one's working set: {run:#}");
+    let window = of_kind("drive-ksm");
+    assert_eq!(window.len(), 1, "{run:#}");
+    assert!(window[0]["expected_bytes"].as_i64() > Some(30 << 20), "{run:#}");
+    assert!(window[0]["verified_bytes"].as_i64() > Some(0), "{run:#}");
+
+    assert_eq!(merged_pages(bank.pid()), 0, "it is of another domain");
+    for guest in &shop {
+        let (marked, huge) = marked_and_huge(guest);
+        assert!((40 << 20..60 << 20).contains(&marked), "{marked} bytes may be merged");
+        assert!(huge >= 6 << 20, "{huge} bytes are huge: the working set is 8 MiB");
+        assert!(merged_pages(guest.pid()) > 4 << 10);
+    }
+    for guest in shop.iter().chain([&bank]) {
+        await_life(guest);
+        memory_is_intact(guest);
+    }
+    assert!(turn.is_as_before(), "ksmd is as it was");
+    nothing_left_behind(&pair.hosts());
+}

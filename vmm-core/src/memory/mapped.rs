@@ -1,0 +1,161 @@
+//! Which pages of a guest are there, and how they are mapped.
+
+use std::fs::File;
+use std::ops::Range;
+
+use super::{GuestRam, MemoryError, PAGE_BYTES};
+use crate::raw_pagemap::{self, IS_FILE, IS_HUGE, IS_ZERO, Region};
+
+/// The `ioctl` request that [`PageMap`] makes (`PAGEMAP_SCAN` of `linux/fs.h`), for whoever confines the process.
+pub const PAGEMAP_SCAN_REQUEST: u64 = 0xc060_6610;
+
+/// Whether the kernel tells which pages are part of huge ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HugeView {
+    /// It does.
+    Told,
+    /// It does not: Linux before 6.7 has no `PAGEMAP_SCAN`.
+    Untold,
+}
+
+/// Pages next to each other that are there and are the guest's own: not the template's, and not the page of zeros that memory is
+/// mapped to that was only read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OwnPages {
+    /// Guest-physical address of the first.
+    pub gpa: u64,
+    /// How many.
+    pub count: u64,
+    /// Whether they are mapped as parts of huge pages.
+    pub is_huge: bool,
+}
+
+/// This process's page tables, as the kernel shows them.
+#[derive(Debug)]
+pub struct PageMap {
+    file: File,
+    view: HugeView,
+}
+
+impl PageMap {
+    /// Opens `/proc/self/pagemap`.
+    ///
+    /// # Errors
+    /// [`MemoryError::Pagemap`].
+    pub fn open() -> Result<Self, MemoryError> {
+        let file =
+            File::open("/proc/self/pagemap").map_err(|cause| MemoryError::Pagemap { cause })?;
+        Ok(Self { file, view: HugeView::Told })
+    }
+
+    /// As on a kernel before 6.7.
+    #[cfg(test)]
+    fn open_plainly() -> Self {
+        Self { view: HugeView::Untold, ..Self::open().unwrap() }
+    }
+
+    /// Whether huge pages are told, which is known after the first look.
+    pub fn view(&self) -> HugeView {
+        self.view
+    }
+
+    /// The guest's own pages in `range`, whole pages of guest-physical addresses within a region, in order. Nothing is mapped by
+    /// looking. On a kernel before 6.7, pages of zeros that were only read count among them.
+    ///
+    /// # Errors
+    /// [`MemoryError::NoSuchAddress`], [`MemoryError::Pagemap`].
+    pub fn own_pages(
+        &mut self,
+        ram: &GuestRam,
+        range: &Range<u64>,
+    ) -> Result<Vec<OwnPages>, MemoryError> {
+        let (part, _) = ram.part(range)?;
+        let scanned = match self.view {
+            HugeView::Told => raw_pagemap::scan(&self.file, part),
+            HugeView::Untold => raw_pagemap::read(&self.file, part),
+        };
+        let regions = match scanned {
+            Err(error)
+                if self.view == HugeView::Told && error.raw_os_error() == Some(libc::ENOTTY) =>
+            {
+                self.view = HugeView::Untold;
+                raw_pagemap::read(&self.file, part)
+            }
+            other => other,
+        };
+        let regions = regions.map_err(|cause| MemoryError::Pagemap { cause })?;
+        let first = part.addresses().start;
+        let own = |region: &Region| OwnPages {
+            gpa: range.start + (region.start - first),
+            count: (region.end - region.start) / PAGE_BYTES as u64,
+            is_huge: region.categories & IS_HUGE != 0,
+        };
+        let is_own = |region: &&Region| region.categories & (IS_FILE | IS_ZERO) == 0;
+        Ok(regions.iter().filter(is_own).map(own).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::{HugePages, MemoryConfig, RamLayout, Treatment};
+
+    const MIB: u64 = 1 << 20;
+
+    fn ram(huge_pages: HugePages) -> GuestRam {
+        let config = MemoryConfig { huge_pages, ..MemoryConfig::default() };
+        GuestRam::new(RamLayout::new(8 * MIB).unwrap(), &config, None).unwrap()
+    }
+
+    fn own(map: &mut PageMap, ram: &GuestRam) -> Vec<(u64, u64)> {
+        let pages = map.own_pages(ram, &(0..8 * MIB)).unwrap();
+        pages.iter().map(|pages| (pages.gpa, pages.count)).collect()
+    }
+
+    #[test]
+    fn pages_that_were_written_are_there_and_looking_maps_none() {
+        let ram = ram(HugePages::Off);
+        for mut map in [PageMap::open().unwrap(), PageMap::open_plainly()] {
+            let before = own(&mut map, &ram);
+            assert_eq!(own(&mut map, &ram), before);
+        }
+        for gpa in [4096, 8192, 2 * MIB, 8 * MIB - 4096] {
+            ram.write(gpa, &[1]).unwrap();
+        }
+        let expected = [(4096, 2), (2 * MIB, 1), (8 * MIB - 4096, 1)];
+        assert_eq!(own(&mut PageMap::open().unwrap(), &ram), expected);
+        assert_eq!(own(&mut PageMap::open_plainly(), &ram), expected);
+        let part = PageMap::open().unwrap().own_pages(&ram, &(8192..2 * MIB)).unwrap();
+        assert_eq!(part, [OwnPages { gpa: 8192, count: 1, is_huge: false }]);
+    }
+
+    #[test]
+    fn what_was_only_read_is_nobodys_own() {
+        let ram = ram(HugePages::Off);
+        ram.read(4 * MIB, &mut [0; 8192]).unwrap();
+        let mut map = PageMap::open().unwrap();
+        assert_eq!(own(&mut map, &ram), []);
+        assert_eq!(map.view(), HugeView::Told, "this test needs Linux 6.7");
+    }
+
+    #[test]
+    fn huge_pages_are_told() {
+        let ram = ram(HugePages::Off);
+        // A region need not begin at a multiple of 2 MiB in this process, but two in eight do.
+        ram.copy_in(0, 0, &[1; crate::memory::CHUNK_BYTES]).unwrap();
+        (0..ram.chunks()).for_each(|chunk| ram.copy_in(chunk, 0, &[1; 4096]).unwrap());
+        ram.treat(&(0..8 * MIB), Treatment::Collapse).unwrap();
+        let mut map = PageMap::open().unwrap();
+        let pages = map.own_pages(&ram, &(0..8 * MIB)).unwrap();
+        assert!(pages.iter().any(|pages| pages.is_huge && pages.count >= 512), "{pages:?}");
+    }
+
+    #[test]
+    fn what_is_no_memory_is_not_looked_at() {
+        let (ram, mut map) = (ram(HugePages::Off), PageMap::open().unwrap());
+        for range in [8 * MIB..9 * MIB, 7 * MIB..9 * MIB, 1..4096] {
+            let refused = map.own_pages(&ram, &range);
+            assert!(matches!(refused, Err(MemoryError::NoSuchAddress { .. })), "{range:?}");
+        }
+    }
+}
