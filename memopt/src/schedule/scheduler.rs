@@ -104,6 +104,18 @@ impl Scheduler {
         Self { entries: schedules.into_iter().map(enter).collect(), running: None, seen: now }
     }
 
+    /// Takes up other `schedules`, as [`Self::new`] does. The run under way goes on, and is the only one until its end, whether or not
+    /// its schedule is still there.
+    pub fn replace(
+        &mut self,
+        schedules: Vec<Schedule>,
+        last_ticks: &BTreeMap<String, u64>,
+        now: Moment,
+    ) {
+        let running = self.running.take();
+        *self = Self { running, ..Self::new(schedules, last_ticks, now) };
+    }
+
     /// Decides on everything until `now`.
     pub fn handle(&mut self, now: Moment, event: Event) -> Vec<Notice> {
         let mut notices = Vec::new();

@@ -401,7 +401,7 @@ impl Density {
     fn schedule_anew(&self) {
         let schedules = self.settings().settings.schedules.clone();
         let last = self.keep(History::last_ticks).unwrap_or_default();
-        *self.scheduler() = Scheduler::new(schedules, &last, moment());
+        self.scheduler().replace(schedules, &last, moment());
         self.tally.scheduled_anew();
     }
 

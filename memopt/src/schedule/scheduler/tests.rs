@@ -72,6 +72,23 @@ fn pass(scheduler: &mut Scheduler, from: u64, to: u64) -> Vec<Notice> {
 }
 
 #[test]
+fn other_schedules_leave_the_run_under_way_the_only_one() {
+    let mut scheduler = scheduler(vec![schedule("old", "0 2 * * *")]);
+    pass(&mut scheduler, 0, 2 * HOUR);
+    let skipping = Schedule { overlap: Overlap::Skip, ..schedule("new", "10 2 * * *") };
+    scheduler.replace(vec![skipping], &BTreeMap::new(), at(2 * HOUR + 30));
+    assert_eq!(scheduler.running(), Some(&trigger("old", 2 * HOUR)));
+    let tick = 2 * HOUR + 10 * MINUTE;
+    let overlapped = Lost::Overlapped(trigger("old", 2 * HOUR));
+    let meanwhile = pass(&mut scheduler, 2 * HOUR + 30, 3 * HOUR - 30);
+    assert_eq!(meanwhile, [missed("new", tick, tick, 1, overlapped)]);
+    let over = scheduler.handle(at(3 * HOUR), Event::Elapsed);
+    assert_eq!(over, [Notice::End(trigger("old", 2 * HOUR))], "it keeps its window");
+    scheduler.handle(at(3 * HOUR), Event::Ended);
+    assert_eq!(scheduler.running(), None);
+}
+
+#[test]
 fn a_run_is_due_at_its_time_once_and_ends_with_its_window() {
     let mut scheduler = scheduler(vec![schedule("nightly", "0 2 * * *")]);
     assert_eq!(pass(&mut scheduler, 0, 2 * HOUR - 30), []);
