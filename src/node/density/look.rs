@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use memopt::observe::{self, Meter, Sources};
+use memopt::observe::{self, Meter, Metered, ObserveError, Sources};
 use memopt::situation::{Backing, Balloon, Cost, Guest, Hindrance, Situation, Statistics, Vmm};
 use tokio::task::JoinSet;
 
@@ -57,38 +57,48 @@ impl Lookout {
             Some(foreign) => foreign.look().await,
             None => (Vec::new(), Vec::new()),
         };
-        let guests = own.into_iter().chain(foreign).collect();
-        let mut view = tokio::task::block_in_place(|| self.weigh(guests, exactly))?;
+        let guests = by_name(own, foreign);
+        let mut view = tokio::task::block_in_place(|| {
+            let costs = self.measure(&guests, exactly);
+            self.view(guests, costs)
+        })?;
         view.missing.extend(complaints);
         Ok(view)
     }
 
-    /// As [`Self::look`], but only the guests of these names.
+    /// As [`Self::look`], but only the guests of these names, and without a look at anybody's page tables: for looks that are frequent.
     ///
     /// # Errors
     /// As [`Self::look`].
-    pub(super) async fn look_at_some(&mut self, names: &BTreeSet<String>) -> Result<View> {
+    pub(super) async fn look_at_some(&self, names: &BTreeSet<String>) -> Result<View> {
         let mut own = self.state.live_guests()?;
         own.retain(|guest| names.contains(guest.name().as_str()));
-        let mut guests = ask_all(own).await?;
+        let own = ask_all(own).await?;
+        let mut others = Vec::new();
         if let Some(foreign) = &self.foreign
             && names.iter().any(|name| foreign.has(name))
         {
-            let (others, _complaints) = foreign.look().await;
-            guests.extend(others.into_iter().filter(|guest| names.contains(&guest.name)));
+            others = foreign.look().await.0;
+            others.retain(|guest| names.contains(&guest.name));
         }
-        tokio::task::block_in_place(|| self.weigh(guests, &BTreeSet::new()))
+        let guests = by_name(own, others);
+        tokio::task::block_in_place(|| {
+            let costs = self.meter.estimates(&self.sources, &pids(&guests), uptime());
+            self.view(guests, costs)
+        })
     }
 
-    fn weigh(&mut self, mut guests: Vec<Guest>, exactly: &BTreeSet<String>) -> Result<View> {
+    /// What the guests cost, those of these names exactly.
+    fn measure(&mut self, guests: &[Guest], exactly: &BTreeSet<String>) -> Vec<Costs> {
         let now = uptime();
-        guests.sort_by(|a, b| a.name.cmp(&b.name));
         for guest in guests.iter().filter(|guest| exactly.contains(&guest.name)) {
-            // One that cannot be measured is told of below.
+            // One that cannot be measured is told of with the others.
             let _measured = self.meter.exact(&self.sources, guest.pid, now);
         }
-        let pids: Vec<u32> = guests.iter().map(|guest| guest.pid).collect();
-        let costs = self.meter.round(&self.sources, &pids, now);
+        self.meter.round(&self.sources, &pids(guests), now)
+    }
+
+    fn view(&self, mut guests: Vec<Guest>, costs: Vec<Costs>) -> Result<View> {
         for (guest, cost) in guests.iter_mut().zip(costs) {
             match cost {
                 Ok(metered) => guest.cost = metered.cost,
@@ -99,14 +109,26 @@ impl Lookout {
             }
         }
         let (mut host, missing) = observe::host(&self.sources)?;
-        host.merged_domain = guests
-            .iter()
-            .find(|guest| guest.is_mergeable)
-            .and_then(|guest| guest.merge_domain.clone());
+        let mut mergeable = guests.iter().filter(|guest| guest.is_mergeable);
+        host.merged_domain = mergeable.find_map(|guest| guest.merge_domain.clone());
         let unix_seconds = unix_ms() / 1000;
         let missing = missing.iter().map(ToString::to_string).collect();
-        Ok(View { situation: Situation { unix_seconds, uptime: now, host, guests }, missing })
+        Ok(View { situation: Situation { unix_seconds, uptime: uptime(), host, guests }, missing })
     }
+}
+
+/// What a guest costs, or why that cannot be told.
+type Costs = Result<Metered, ObserveError>;
+
+fn pids(guests: &[Guest]) -> Vec<u32> {
+    guests.iter().map(|guest| guest.pid).collect()
+}
+
+/// Ours and others', by name.
+fn by_name(mut own: Vec<Guest>, others: Vec<Guest>) -> Vec<Guest> {
+    own.extend(others);
+    own.sort_by(|a, b| a.name.cmp(&b.name));
+    own
 }
 
 /// Guests of ours, all asked at once.
