@@ -94,14 +94,14 @@ async fn list(
     State(density): Shared,
     count: Result<Query<Count>, QueryRejection>,
 ) -> Result<Json<Listing<RunEnd>>, ApiError> {
-    Ok(Json(density.runs(count_of(count)?)))
+    Ok(Json(density.records.runs(count_of(count)?)))
 }
 
 async fn show_run(
     State(density): Shared,
     id: Result<Path<u64>, PathRejection>,
 ) -> Result<Json<Run<Kept>>, ApiError> {
-    density.run(id_of(id)?).map(Json)
+    density.records.run(id_of(id)?).map(Json)
 }
 
 async fn cancel(

@@ -1,8 +1,8 @@
 //! Memory optimization of this host: looks at its guests, plans, acts, and verifies what came back.
 //!
 //! All decisions are made in `memopt`; here is what they need of the world. [`service`] holds it together, [`look`] makes the
-//! situation, [`foreign`] finds guests that other programs run, [`act`] does the steps, [`tally`] counts for Prometheus, [`run`] is
-//! one run from its first plan to its end, [`watch`] begins those that are due and gives guests in pain their memory back, [`survey`]
+//! situation, [`foreign`] finds guests that other programs run, [`act`] does the steps, [`tally`] counts for Prometheus, [`records`] keeps
+//! the history, [`run`] is one run from its first plan to its end, [`watch`] begins those that are due and gives guests in pain their memory back, [`survey`]
 //! has guests' pages looked at, [`settings`] reads lighter.toml, [`api`] are the routes. The node may be killed at any time: what
 //! balloons hold is asked of the guests again, ksmd's settings are put back by the next node, and the history says what was
 //! interrupted.
@@ -11,6 +11,7 @@ mod act;
 mod api;
 mod foreign;
 mod look;
+mod records;
 mod run;
 mod service;
 mod settings;

@@ -68,7 +68,7 @@ impl Runner {
     pub(super) async fn begin(density: Arc<Density>, task: Task) -> Result<(Self, Plan)> {
         let plan = density.think(&task.policy, &task.goal).await?;
         let plan = only(plan, task.only.as_ref());
-        let id = density.begin(task.trigger.clone(), &plan);
+        let id = density.records.begin(task.trigger.clone(), &plan);
         density.tally.run_began(&task.trigger);
         let cancelled = density.set_running(id);
         let runner = Self { density, task, id, cancelled, returned_bytes: 0, begun: uptime() };
@@ -84,10 +84,10 @@ impl Runner {
     pub(super) async fn carry_out(mut self, plan: Plan) -> RunEnd {
         let end = self.rounds(plan).await.unwrap_or_else(|error| {
             tracing::error!(run = %self.id, "a run ends early: {error:#}");
-            self.density.put_down_error(self.id, &format!("{error:#}"));
+            self.density.records.put_down_error(self.id, &format!("{error:#}"));
             RunEnd::Failed
         });
-        self.density.put_down_end(self.id, end);
+        self.density.records.put_down_end(self.id, end);
         let took = uptime().saturating_sub(self.begun);
         self.density.tally.run_ended(&self.task.trigger, end, took);
         tracing::info!(run = %self.id, trigger = %self.task.trigger, %end, returned_bytes = self.returned_bytes, "a run is over");
@@ -154,7 +154,7 @@ impl Runner {
             steps.iter().filter_map(|step| step.action.guest().map(str::to_owned)).collect();
         // What guests cost before is held against what they cost afterwards: both exactly.
         let before = self.density.look(&self.task.policy, &names).await?;
-        let first = self.density.put_down(self.id, steps);
+        let first = self.density.records.put_down(self.id, steps);
         let mut pending = Vec::new();
         for (index, step) in (first..).zip(steps) {
             if self.must_end().is_some() {
@@ -181,7 +181,7 @@ impl Runner {
         tracing::warn!(run = %self.id, step = %step.action, "it could not be done: {error}");
         self.density.tally.step_failed(&step.action);
         let found = Found { index, verified_bytes: None, error: Some(error.to_owned()) };
-        self.density.put_down_found(self.id, &[found]);
+        self.density.records.put_down_found(self.id, &[found]);
         let outcome = Outcome {
             guest: step.action.guest().map(str::to_owned),
             actuator: step.action.actuator(),
@@ -239,7 +239,7 @@ impl Runner {
         let error = (outcome.verdict == Verdict::Nothing).then(|| outcome.reason.clone());
         let found =
             Found { index: pending.index, verified_bytes: Some(outcome.returned_bytes), error };
-        self.density.put_down_found(self.id, &[found]);
+        self.density.records.put_down_found(self.id, &[found]);
         let policy = self.task.policy.clone();
         self.density.remember(|ledger| ledger.verified(&outcome, &policy)).await;
     }

@@ -5,13 +5,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use memopt::history::{
-    Chronicle, Found, History, HistoryError, Limits, Listing, News, Run, RunId, Summary,
-};
+use memopt::history::RunId;
 use memopt::ledger::Ledger;
 use memopt::plan::{Action, Plan, Step, plan};
 use memopt::policy::{Goal, Policy};
-use memopt::schedule::{Event, Moment, Notice, Schedule, Scheduler, Trigger};
+use memopt::schedule::{Event, Moment, Notice, Schedule, Scheduler};
 use memopt::situation::Situation;
 use metrics::{DensityCounted, DensitySample};
 use tokio::sync::watch;
@@ -20,15 +18,23 @@ use tokio::time::timeout;
 use super::act::Actor;
 use super::foreign::ForeignGuests;
 use super::look::{Lookout, View};
-use super::settings::SettingsFile;
+use super::records::Records;
+use super::settings::{Change, SettingsFile};
 use super::survey::{self, Surveys};
 use super::tally::Tally;
-use super::types::{DensityStatus, Kept, NextRun, RunEnd};
+use super::types::{DensityStatus, NextRun};
 use crate::api::{ApiError, Reason};
 use crate::cli::spec::SwitchArg;
 use crate::clock::{unix_ms, uptime};
 use crate::durable;
 use crate::state_dir::StateDir;
+
+/// How long a run may take to end with the node, and between two looks whether it has.
+const SHUT_DOWN_PATIENCE: Duration = Duration::from_secs(3);
+const SHUT_DOWN_PAUSE: Duration = Duration::from_millis(20);
+
+/// The largest file of what is remembered that is read, in bytes.
+const LEDGER_BYTES_MAX: u64 = 16 << 20;
 
 /// Memory optimization of this host.
 #[derive(Debug)]
@@ -39,7 +45,8 @@ pub(crate) struct Density {
     surveying: tokio::sync::Mutex<()>,
     /// One look at a time, and with it what is made of it.
     mind: tokio::sync::Mutex<Mind>,
-    chronicle: Mutex<Chronicle<Kept>>,
+    /// What is put down of runs.
+    pub(super) records: Records,
     scheduler: Mutex<Scheduler>,
     /// The run under way, and how it is called off.
     running: Mutex<Option<(RunId, watch::Sender<bool>)>>,
@@ -84,9 +91,11 @@ impl Density {
         if let Err(error) = actor.recover() {
             tracing::warn!("ksmd cannot be put back to how it was set: {error}");
         }
-        let mut chronicle = Chronicle::open(state.density_history(), Limits::default(), uptime());
-        let last_success = chronicle.with(uptime(), last_success).flatten();
-        let density = Self {
+        let records = Records::open(state.density_history());
+        let schedules = settings.settings.schedules.clone();
+        let scheduler = Scheduler::new(schedules, &records.last_ticks(), moment());
+        let tally = Tally::new(counted, records.last_success());
+        Ok(Self {
             state: state.clone(),
             settings: Mutex::new(settings),
             mind: tokio::sync::Mutex::new(Mind {
@@ -95,15 +104,12 @@ impl Density {
                 surveys: Surveys::default(),
             }),
             surveying: tokio::sync::Mutex::default(),
-            scheduler: Mutex::new(Scheduler::new(Vec::new(), &Default::default(), moment())),
-            chronicle: Mutex::new(chronicle),
+            scheduler: Mutex::new(scheduler),
+            records,
             running: Mutex::default(),
             actor,
-            tally: Tally::new(counted, last_success),
-        };
-        density.schedule_anew();
-        density.tell_news();
-        Ok(density)
+            tally,
+        })
     }
 
     /// How the host and its guests stand.
@@ -283,53 +289,6 @@ impl Density {
             .collect()
     }
 
-    /// The last runs, the newest first.
-    pub(crate) fn runs(&self, count: usize) -> Listing<RunEnd> {
-        self.keep(|history| history.last(count)).unwrap_or_default()
-    }
-
-    /// A run.
-    ///
-    /// # Errors
-    /// There is none of this number, or the history cannot be read.
-    pub(crate) fn run(&self, id: RunId) -> Result<Run<Kept>, ApiError> {
-        let unknown = || ApiError::new(Reason::NotFound, format!("there is no run {id}"));
-        self.keep(|history| history.run(id)).ok_or_else(unknown)
-    }
-
-    /// Begins to put down a run; without a history it goes without a number.
-    pub(super) fn begin(&self, trigger: Trigger, plan: &Plan) -> RunId {
-        let started = unix_ms() / 1000;
-        self.keep(|history| history.begin(trigger, started, plan)).unwrap_or(RunId(0))
-    }
-
-    /// Puts down steps that are about to be done; returns the place of the first.
-    pub(super) fn put_down(&self, run: RunId, steps: &[Step]) -> u32 {
-        let deeds: Vec<(Step, i64)> =
-            steps.iter().map(|step| (step.clone(), step.expected_bytes)).collect();
-        self.keep(|history| history.act(run, &deeds)).unwrap_or(0)
-    }
-
-    /// Puts down what came of them.
-    pub(super) fn put_down_found(&self, run: RunId, found: &[Found]) {
-        self.keep(|history| history.verify(run, found));
-    }
-
-    /// Puts down what went wrong.
-    pub(super) fn put_down_error(&self, run: RunId, error: &str) {
-        self.keep(|history| history.note_error(run, error));
-    }
-
-    /// Puts down how it ended.
-    pub(super) fn put_down_end(&self, run: RunId, end: RunEnd) {
-        self.keep(|history| history.finish(run, unix_ms() / 1000, &end));
-    }
-
-    /// Puts down that a schedule did not run at this time (Unix seconds).
-    pub(super) fn put_down_missed(&self, schedule: &str, tick: u64) {
-        self.keep(|history| history.note_missed(schedule, tick));
-    }
-
     /// Makes this the run under way; what is returned hears when it is called off.
     pub(super) fn set_running(&self, run: RunId) -> watch::Receiver<bool> {
         let (cancel, cancelled) = watch::channel(false);
@@ -386,12 +345,12 @@ impl Density {
     pub(super) fn refresh_settings(&self) {
         let change = self.settings().refresh();
         match change {
-            super::settings::Change::None => {}
-            super::settings::Change::New => {
+            Change::None => {}
+            Change::New => {
                 tracing::info!("lighter.toml has changed and holds from now on");
                 self.schedule_anew();
             }
-            super::settings::Change::Wrong => {
+            Change::Wrong => {
                 let error = self.settings().error.clone().unwrap_or_default();
                 tracing::error!("{error}; what the file said before holds on");
             }
@@ -400,40 +359,8 @@ impl Density {
 
     fn schedule_anew(&self) {
         let schedules = self.settings().settings.schedules.clone();
-        let last = self.keep(History::last_ticks).unwrap_or_default();
-        self.scheduler().replace(schedules, &last, moment());
+        self.scheduler().replace(schedules, &self.records.last_ticks(), moment());
         self.tally.scheduled_anew();
-    }
-
-    fn keep<T>(
-        &self,
-        body: impl FnOnce(&mut History<Kept>) -> Result<T, HistoryError>,
-    ) -> Option<T> {
-        let done = tokio::task::block_in_place(|| {
-            self.chronicle.lock().unwrap_or_else(PoisonError::into_inner).with(uptime(), body)
-        });
-        self.tell_news();
-        done
-    }
-
-    fn tell_news(&self) {
-        let news = self.chronicle.lock().unwrap_or_else(PoisonError::into_inner).take_news();
-        for news in news {
-            match news {
-                News::Lost(error) => tracing::warn!("no history is kept: {error}"),
-                News::Refused(error) => tracing::warn!("not in the history: {error}"),
-                News::Kept { interrupted, was_repaired } => {
-                    if was_repaired {
-                        tracing::warn!(
-                            "the history was not closed properly, and has been repaired"
-                        );
-                    }
-                    for run in interrupted {
-                        tracing::warn!("run {run} was interrupted: the node died over it");
-                    }
-                }
-            }
-        }
     }
 
     fn settings(&self) -> MutexGuard<'_, SettingsFile> {
@@ -474,13 +401,6 @@ fn claim_foreign_guests() -> Result<Option<Arc<ForeignGuests>>> {
     Ok(claimed.map(Arc::new))
 }
 
-/// When the last run of the history ended that did what it could, in Unix seconds.
-fn last_success(history: &mut History<Kept>) -> Result<Option<u64>, HistoryError> {
-    let listing = history.last(SUCCESS_AMONG)?;
-    let well = |run: &Summary<RunEnd>| run.outcome.is_some_and(RunEnd::is_success);
-    Ok(listing.runs.iter().find(|run| well(run)).and_then(|run| run.ended))
-}
-
 fn moment() -> Moment {
     Moment { wall: Duration::from_millis(unix_ms()), uptime: uptime() }
 }
@@ -503,13 +423,3 @@ fn read_ledger(state: &StateDir) -> Ledger {
         }
     }
 }
-
-/// Among so many runs the last is looked for that ended well.
-const SUCCESS_AMONG: usize = 1000;
-
-/// How long a run may take to end with the node, and between two looks whether it has.
-const SHUT_DOWN_PATIENCE: Duration = Duration::from_secs(3);
-const SHUT_DOWN_PAUSE: Duration = Duration::from_millis(20);
-
-/// The largest file of what is remembered that is read, in bytes.
-const LEDGER_BYTES_MAX: u64 = 16 << 20;

@@ -34,11 +34,16 @@ pub(crate) fn start(density: Arc<Density>) -> JoinHandle<()> {
         loop {
             density.refresh_settings();
             dispatch(&density, density.handle(Event::Elapsed));
-            if uptime().saturating_sub(looked) >= LOOK_PAUSE {
+            let is_time_for_all = uptime().saturating_sub(looked) >= LOOK_PAUSE;
+            if is_time_for_all {
                 looked = uptime();
-                inflated = relieve(&density, None).await;
-            } else if !inflated.is_empty() {
-                inflated = relieve(&density, Some(&inflated)).await;
+            }
+            if is_time_for_all || !inflated.is_empty() {
+                match relieve(&density, (!is_time_for_all).then_some(&inflated)).await {
+                    Ok(now) => inflated = now,
+                    // Those whose balloons held memory are looked at again.
+                    Err(error) => tracing::warn!("cannot look at the guests: {error:#}"),
+                }
             }
             let pause = if inflated.is_empty() { TICK } else { ALERT_PAUSE };
             tokio::time::sleep(pause.min(density.wait().max(ALERT_PAUSE))).await;
@@ -55,45 +60,56 @@ pub(crate) async fn begin_now(
     goal: Option<Goal>,
     only: Option<Plan>,
 ) -> Result<RunId, ApiError> {
-    let mut wanted = None;
-    for notice in density.handle(Event::ManualWanted) {
-        match notice {
-            Notice::Due(Due { trigger: Trigger::Manual, .. }) => wanted = Some(Ok(())),
-            Notice::Busy { running } => {
-                let text =
-                    format!("a run is under way ({running}): wait for its end, or cancel it");
-                wanted = Some(Err(ApiError::new(Reason::WrongState, text)));
-            }
-            other => dispatch(density, vec![other]),
-        }
+    let notices = density.handle(Event::ManualWanted);
+    let refusal = refusal(&notices);
+    // A schedule may have come due at the same moment.
+    let others = notices.into_iter().filter(|notice| !is_manual(notice));
+    dispatch(density, others.collect());
+    if let Some(text) = refusal {
+        return Err(ApiError::new(Reason::WrongState, text));
     }
-    wanted.unwrap_or_else(|| {
-        Err(ApiError::new(Reason::WrongState, "no run can begin now: try again"))
-    })?;
     let policy = density.policy();
     let goal = only.as_ref().map(|plan| plan.goal).or(goal).unwrap_or(policy.goal);
     let task = Task { trigger: Trigger::Manual, goal, policy, only, deadline: None };
-    begin(density, task).await.map_err(ApiError::failed)
+    begin(density, task).await.map_err(|error| {
+        not_begun(density, &Trigger::Manual);
+        ApiError::failed(error)
+    })
+}
+
+/// Why no run can begin now, if the scheduler says so.
+fn refusal(notices: &[Notice]) -> Option<String> {
+    let busy = notices.iter().find_map(|notice| match notice {
+        Notice::Busy { running } => Some(running),
+        _ => None,
+    });
+    match busy {
+        Some(running) => {
+            Some(format!("a run is under way ({running}): wait for its end, or cancel it"))
+        }
+        None if notices.iter().any(is_manual) => None,
+        None => Some("no run can begin now: try again".to_owned()),
+    }
+}
+
+fn is_manual(notice: &Notice) -> bool {
+    matches!(notice, Notice::Due(Due { trigger: Trigger::Manual, .. }))
 }
 
 /// Begins a run and lets it go on in the background. What waited for its end is begun then.
 async fn begin(density: &Arc<Density>, task: Task) -> Result<RunId> {
-    let trigger = task.trigger.clone();
-    match Runner::begin(Arc::clone(density), task).await {
-        Ok((runner, plan)) => {
-            let (id, density) = (runner.id(), Arc::clone(density));
-            tokio::spawn(async move {
-                runner.carry_out(plan).await;
-                ended(&density);
-            });
-            Ok(id)
-        }
-        Err(error) => {
-            density.tally.run_not_begun(&trigger);
-            ended(density);
-            Err(error)
-        }
-    }
+    let (runner, plan) = Runner::begin(Arc::clone(density), task).await?;
+    let (id, density) = (runner.id(), Arc::clone(density));
+    tokio::spawn(async move {
+        runner.carry_out(plan).await;
+        ended(&density);
+    });
+    Ok(id)
+}
+
+fn not_begun(density: &Arc<Density>, trigger: &Trigger) {
+    density.tally.run_not_begun(trigger);
+    ended(density);
 }
 
 fn ended(density: &Arc<Density>) {
@@ -111,7 +127,7 @@ fn dispatch(density: &Arc<Density>, notices: Vec<Notice>) {
             }
             Notice::Missed(missed) => {
                 density.tally.missed(&missed);
-                density.put_down_missed(&missed.schedule, missed.last);
+                density.records.put_down_missed(&missed.schedule, missed.last);
                 tracing::warn!("{missed}");
             }
             Notice::Queued { schedule, running, .. } => {
@@ -137,17 +153,13 @@ fn begin_due(density: &Arc<Density>, due: Due) {
     let deadline = due.window.map(|window| uptime() + window);
     let density = Arc::clone(density);
     tokio::spawn(async move {
-        let trigger = due.trigger.clone();
-        let task = match task(&density, &schedule, due.trigger, deadline).await {
-            Ok(task) => task,
-            Err(error) => {
-                tracing::error!(schedule = name, "a run cannot begin: {error:#}");
-                density.tally.run_not_begun(&trigger);
-                return ended(&density);
-            }
+        let begun = match task(&density, &schedule, due.trigger.clone(), deadline).await {
+            Ok(task) => begin(&density, task).await,
+            Err(error) => Err(error),
         };
-        if let Err(error) = begin(&density, task).await {
+        if let Err(error) = begun {
             tracing::error!(schedule = name, "a run cannot begin: {error:#}");
+            not_begun(&density, &due.trigger);
         }
     });
 }
@@ -192,17 +204,7 @@ fn limit(policy: &mut Policy, schedule: &Schedule) {
 
 /// Looks at the guests, those of these names or all, and gives those that need more than their balloons leave them all they may have.
 /// Returns the names of those whose balloons hold memory.
-async fn relieve(density: &Arc<Density>, names: Option<&BTreeSet<String>>) -> BTreeSet<String> {
-    match try_to_relieve(density, names).await {
-        Ok(inflated) => inflated,
-        Err(error) => {
-            tracing::warn!("cannot look at the guests: {error:#}");
-            BTreeSet::new()
-        }
-    }
-}
-
-async fn try_to_relieve(
+async fn relieve(
     density: &Arc<Density>,
     names: Option<&BTreeSet<String>>,
 ) -> Result<BTreeSet<String>> {

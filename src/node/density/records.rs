@@ -1,0 +1,129 @@
+//! What is put down of runs for `lighter density history`. When its file cannot be used, runs go on without.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+
+use memopt::history::{
+    Chronicle, Found, History, HistoryError, Limits, Listing, News, Run, RunId, Summary,
+};
+use memopt::plan::{Plan, Step};
+use memopt::schedule::Trigger;
+
+use super::types::{Kept, RunEnd};
+use crate::api::{ApiError, Reason};
+use crate::clock::{unix_ms, uptime};
+
+/// Among so many runs the last is looked for that ended well.
+const SUCCESS_AMONG: usize = 1000;
+
+/// The history of this host's runs.
+#[derive(Debug)]
+pub(crate) struct Records(Mutex<Chronicle<Kept>>);
+
+impl Records {
+    /// The history in this file.
+    pub(super) fn open(path: PathBuf) -> Self {
+        let records = Self(Mutex::new(Chronicle::open(path, Limits::default(), uptime())));
+        records.tell_news();
+        records
+    }
+
+    /// The last runs, the newest first.
+    pub(crate) fn runs(&self, count: usize) -> Listing<RunEnd> {
+        self.keep(|history| history.last(count)).unwrap_or_default()
+    }
+
+    /// A run.
+    ///
+    /// # Errors
+    /// There is none of this number, or no history is kept.
+    pub(crate) fn run(&self, id: RunId) -> Result<Run<Kept>, ApiError> {
+        let run = self.keep(|history| match history.run(id) {
+            Err(HistoryError::NoSuchRun(_)) => Ok(None),
+            other => other.map(Some),
+        });
+        let text = match run {
+            Some(Some(run)) => return Ok(run),
+            Some(None) => format!("there is no run {id}"),
+            None => "no history is kept of runs: the node's log says why".to_owned(),
+        };
+        Err(ApiError::new(Reason::NotFound, text))
+    }
+
+    /// When each schedule last ran or was due, in Unix seconds.
+    pub(super) fn last_ticks(&self) -> BTreeMap<String, u64> {
+        self.keep(History::last_ticks).unwrap_or_default()
+    }
+
+    /// When the last run ended that did what it could, in Unix seconds.
+    pub(super) fn last_success(&self) -> Option<u64> {
+        let listing = self.keep(|history| history.last(SUCCESS_AMONG))?;
+        let well = |run: &Summary<RunEnd>| run.outcome.is_some_and(RunEnd::is_success);
+        listing.runs.iter().find(|run| well(run)).and_then(|run| run.ended)
+    }
+
+    /// Begins to put down a run; without a history it goes without a number.
+    pub(super) fn begin(&self, trigger: Trigger, plan: &Plan) -> RunId {
+        let started = unix_ms() / 1000;
+        self.keep(|history| history.begin(trigger, started, plan)).unwrap_or(RunId(0))
+    }
+
+    /// Puts down steps that are about to be done; returns the place of the first.
+    pub(super) fn put_down(&self, run: RunId, steps: &[Step]) -> u32 {
+        let deeds: Vec<(Step, i64)> =
+            steps.iter().map(|step| (step.clone(), step.expected_bytes)).collect();
+        self.keep(|history| history.act(run, &deeds)).unwrap_or(0)
+    }
+
+    /// Puts down what came of them.
+    pub(super) fn put_down_found(&self, run: RunId, found: &[Found]) {
+        self.keep(|history| history.verify(run, found));
+    }
+
+    /// Puts down what went wrong.
+    pub(super) fn put_down_error(&self, run: RunId, error: &str) {
+        self.keep(|history| history.note_error(run, error));
+    }
+
+    /// Puts down how it ended.
+    pub(super) fn put_down_end(&self, run: RunId, end: RunEnd) {
+        self.keep(|history| history.finish(run, unix_ms() / 1000, &end));
+    }
+
+    /// Puts down that a schedule did not run at this time (Unix seconds).
+    pub(super) fn put_down_missed(&self, schedule: &str, tick: u64) {
+        self.keep(|history| history.note_missed(schedule, tick));
+    }
+
+    fn keep<T>(
+        &self,
+        body: impl FnOnce(&mut History<Kept>) -> Result<T, HistoryError>,
+    ) -> Option<T> {
+        let done = tokio::task::block_in_place(|| {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).with(uptime(), body)
+        });
+        self.tell_news();
+        done
+    }
+
+    fn tell_news(&self) {
+        let news = self.0.lock().unwrap_or_else(PoisonError::into_inner).take_news();
+        news.into_iter().for_each(tell);
+    }
+}
+
+fn tell(news: News) {
+    match news {
+        News::Lost(error) => tracing::warn!("no history is kept: {error}"),
+        News::Refused(error) => tracing::warn!("not in the history: {error}"),
+        News::Kept { interrupted, was_repaired } => {
+            if was_repaired {
+                tracing::warn!("the history was not closed properly, and has been repaired");
+            }
+            for run in interrupted {
+                tracing::warn!("run {run} was interrupted: the node died over it");
+            }
+        }
+    }
+}
