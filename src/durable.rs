@@ -1,9 +1,8 @@
 //! Small files that are replaced whole: a reader finds the old one or the new one, also after a crash.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::io;
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
@@ -22,8 +21,7 @@ pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
 /// The file system refuses.
 pub(crate) fn write_json_unflushed(path: &Path, value: &impl Serialize) -> Result<()> {
     let text = to_text(path, value)?;
-    write_beside(path, &text)
-        .and_then(|_| fs::rename(beside(path), path))
+    regular_file::replace_unflushed(path, &text)
         .with_context(|| format!("cannot write {}", path.display()))
 }
 
@@ -32,7 +30,7 @@ pub(crate) fn write_json_unflushed(path: &Path, value: &impl Serialize) -> Resul
 /// # Errors
 /// The file system refuses.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
-    try_replace(path, bytes).with_context(|| format!("cannot write {}", path.display()))
+    regular_file::replace(path, bytes).with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// Removes a file that may be there.
@@ -53,28 +51,6 @@ fn to_text(path: &Path, value: &impl Serialize) -> Result<Vec<u8>> {
         .with_context(|| format!("cannot write {}", path.display()))?;
     text.push(b'\n');
     Ok(text)
-}
-
-fn try_replace(path: &Path, text: &[u8]) -> io::Result<()> {
-    write_beside(path, text)?.sync_all()?;
-    fs::rename(beside(path), path)?;
-    path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
-}
-
-/// Writes `text` where it does not count yet.
-fn write_beside(path: &Path, text: &[u8]) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(true).mode(0o600);
-    let mut file = regular_file::open(&beside(path), &mut options)?;
-    file.write_all(text)?;
-    Ok(file)
-}
-
-/// The name under which a file is written before it replaces `path`: no suffix that anybody looks for.
-fn beside(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".new");
-    name.into()
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@
 pub mod foreign;
 pub mod history;
 pub mod ksm;
+pub mod labels;
 pub mod ledger;
 pub mod observe;
 pub mod plan;

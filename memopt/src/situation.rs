@@ -120,6 +120,27 @@ pub struct Guest {
     pub labels: BTreeMap<String, String>,
 }
 
+impl Guest {
+    /// A guest of which nothing more is known.
+    #[must_use]
+    pub fn unknown(name: String, vmm: Vmm, pid: u32) -> Self {
+        Self {
+            name,
+            vmm,
+            pid,
+            memory_bytes: 0,
+            cost: Cost::default(),
+            backing: Backing::Anonymous,
+            balloon: None,
+            merge_domain: None,
+            is_mergeable: false,
+            survey: None,
+            hindrance: None,
+            labels: BTreeMap::new(),
+        }
+    }
+}
+
 /// Who runs a guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -2,13 +2,13 @@
 //!
 //! Certificates, records and descriptions of guests are small files in folders that other programs write to as well. A named
 //! pipe in such a place makes whoever opens it wait for ever, a folder opens and fails later with a riddle, a huge file fills
-//! memory. [`open`] and [`read`] refuse all of them, at once and in words. This crate depends on the system alone; every crate
+//! memory. [`open`] and [`read`] refuse all of them, at once and in words; [`replace`] writes such a file whole or not at all. This crate depends on the system alone; every crate
 //! that reads a file somebody else may have put there uses it.
 
-use std::fs::{File, FileType, OpenOptions};
-use std::io::{self, ErrorKind, Read};
+use std::fs::{self, File, FileType, OpenOptions};
+use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Opens the regular file at `path` as `options` say, without ever waiting for another process.
 ///
@@ -54,6 +54,51 @@ pub fn read_opened(file: &mut File, bytes_max: u64) -> io::Result<Vec<u8>> {
         return Err(io::Error::new(ErrorKind::FileTooLarge, text));
     }
     Ok(bytes)
+}
+
+/// Replaces the file at `path`, which becomes this user's alone: a reader finds the old content or the new one, also after a crash
+/// of the host. It is on disk when this returns.
+///
+/// # Errors
+/// The system's; then the old content holds.
+pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    write_beside(path, bytes)?.sync_all()?;
+    fs::rename(beside(path), path)?;
+    sync_folder_of(path)
+}
+
+/// As [`replace`], without waiting for the disk: for what is of no use after a crash of the host.
+///
+/// # Errors
+/// As [`replace`].
+pub fn replace_unflushed(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    write_beside(path, bytes)?;
+    fs::rename(beside(path), path)
+}
+
+/// Waits until the names in the folder of `path` are on disk.
+///
+/// # Errors
+/// The system's.
+pub fn sync_folder_of(path: &Path) -> io::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+}
+
+/// Writes `bytes` where they do not count yet.
+fn write_beside(path: &Path, bytes: &[u8]) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    let mut file = open(&beside(path), &mut options)?;
+    file.write_all(bytes)?;
+    Ok(file)
+}
+
+/// The name under which a file is written before it replaces `path`: no suffix that anybody looks for.
+fn beside(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    name.into()
 }
 
 fn refusal(what: &str) -> io::Error {
@@ -113,5 +158,19 @@ mod tests {
         assert_eq!(read(&path, 9).unwrap_err().kind(), ErrorKind::FileTooLarge);
         std::fs::write(&path, [0xff]).unwrap();
         assert_eq!(read_text(&path, 10).unwrap_err().kind(), ErrorKind::InvalidData);
+    }
+
+    #[test]
+    fn a_file_is_replaced_whole_and_nothing_else_is_left() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        replace(&path, b"a long first text").unwrap();
+        replace(&path, b"new").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"new");
+        replace_unflushed(&path, b"newer").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"newer");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+        pipe(&folder.path().join("other.new"));
+        assert!(replace(&folder.path().join("other"), b"").is_err(), "not into a pipe");
     }
 }

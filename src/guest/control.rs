@@ -339,10 +339,11 @@ impl GuestControl for ProcessControl {
     }
 
     fn treat_memory(&self, request: &TreatmentRequest) -> Result<TreatedMemory, ApiError> {
-        // Held, so that no migration begins meanwhile.
-        let occupation = self.process().occupation();
-        self.refuse_when_busy(&occupation)?;
-        treatment::treat(self.machine()?.vm(), request)
+        treatment::treat(self.machine()?.vm(), request, || {
+            let occupation = self.process().occupation();
+            self.refuse_when_busy(&occupation)?;
+            Ok(occupation)
+        })
     }
 
     fn begin_survey(&self, request: &SurveyRequest) -> Result<SurveyStatus, ApiError> {

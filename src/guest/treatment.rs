@@ -1,6 +1,8 @@
 //! Has parts of a guest's memory merged, taken apart, made of huge pages, or shared with its template again.
 
 use std::ops::Range;
+use std::thread;
+use std::time::Duration;
 
 use vmm_core::Vm;
 use vmm_core::memory::{RamRegion, Treatment};
@@ -14,34 +16,55 @@ const CHUNK_BYTES: u64 = 2 << 20;
 /// Most runs of chunks in one request: each may be two mappings more, and a process has 65,530 (`vm.max_map_count`).
 const RUNS_MAX: usize = 12_000;
 
-/// What is compared with a template while the guest stands still, bytes.
-const SHARED_AT_ONCE_BYTES: u64 = 8 << 20;
+/// What is treated at once, bytes: for so long the guest stands still when its pages are compared with its template's, and whoever wants
+/// to migrate it, or to know how it is, has to wait.
+const PIECE_BYTES: u64 = 8 << 20;
 
-/// Treats what is asked for, until something goes wrong.
+/// Between two pieces: who waits for what is held gets it, for std's mutex by itself is as good to the one who has just had it.
+const BREATH: Duration = Duration::from_micros(50);
+
+/// Treats what is asked for, until something goes wrong. What `hold` returns is held for a piece at a time: no migration begins meanwhile.
 ///
 /// # Errors
-/// The request is no sensible one; then nothing is done.
-pub(super) fn treat(vm: &Vm, request: &TreatmentRequest) -> Result<TreatedMemory, ApiError> {
-    let regions = vm.ram().layout().regions();
-    let ranges = match &request.chunks {
-        None => regions.iter().map(|region| region.gpa..region.gpa + region.bytes).collect(),
-        Some(runs) if runs.len() > RUNS_MAX => {
-            return Err(ApiError::new(
-                Reason::BadRequest,
-                format!("{} runs of chunks are too many: give {RUNS_MAX} at most", runs.len()),
-            ));
-        }
-        Some(runs) => runs.iter().map(|run| range(regions, *run)).collect::<Result<Vec<_>, _>>()?,
-    };
+/// The request is no sensible one, or `hold` refuses from the first; then nothing is done.
+pub(super) fn treat<H>(
+    vm: &Vm,
+    request: &TreatmentRequest,
+    hold: impl Fn() -> Result<H, ApiError>,
+) -> Result<TreatedMemory, ApiError> {
+    let ranges = ranges(vm.ram().layout().regions(), request)?;
+    drop(hold()?);
     let mut treated = TreatedMemory { chunks: 0, error: None };
-    for range in ranges {
-        if let Err(error) = one(vm, &range, request.treatment) {
-            treated.error = Some(error.to_string());
+    for piece in ranges.into_iter().flat_map(pieces) {
+        let done = hold().map_err(|refusal| refusal.to_string()).and_then(|_held| {
+            one(vm, &piece, request.treatment).map_err(|error| error.to_string())
+        });
+        if let Err(error) = done {
+            treated.error = Some(error);
             break;
         }
-        treated.chunks += (range.end - range.start).div_ceil(CHUNK_BYTES);
+        treated.chunks += (piece.end - piece.start).div_ceil(CHUNK_BYTES);
+        thread::sleep(BREATH);
     }
     Ok(treated)
+}
+
+/// The addresses of all that is asked for.
+fn ranges(regions: &[RamRegion], request: &TreatmentRequest) -> Result<Vec<Range<u64>>, ApiError> {
+    match &request.chunks {
+        None => Ok(regions.iter().map(|region| region.gpa..region.gpa + region.bytes).collect()),
+        Some(runs) if runs.len() > RUNS_MAX => Err(ApiError::new(
+            Reason::BadRequest,
+            format!("{} runs of chunks are too many: give {RUNS_MAX} at most", runs.len()),
+        )),
+        Some(runs) => runs.iter().map(|run| range(regions, *run)).collect(),
+    }
+}
+
+/// A range in pieces.
+fn pieces(range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
+    let end = range.end;
+    range.step_by(PIECE_BYTES as usize).map(move |start| start..end.min(start + PIECE_BYTES))
 }
 
 /// The addresses of a run of chunks. The last chunk of a region may be shorter.
@@ -61,24 +84,15 @@ fn range(regions: &[RamRegion], (first, count): (u32, u32)) -> Result<Range<u64>
 }
 
 fn one(vm: &Vm, range: &Range<u64>, treatment: MemoryTreatment) -> vmm_core::Result<()> {
-    let treatment = match treatment {
-        MemoryTreatment::Merge => Treatment::Merge,
-        MemoryTreatment::Unmerge => Treatment::Unmerge,
-        MemoryTreatment::Collapse => Treatment::Collapse,
-        MemoryTreatment::Share => return share(vm, range),
-    };
-    Ok(vm.ram().treat(range, treatment)?)
-}
-
-/// A little at a time: the guest stands still for each.
-fn share(vm: &Vm, range: &Range<u64>) -> vmm_core::Result<()> {
-    let mut start = range.start;
-    while start < range.end {
-        let end = range.end.min(start + SHARED_AT_ONCE_BYTES);
-        vm.share_with_template(&(start..end))?;
-        start = end;
-    }
-    Ok(())
+    let ram = vm.ram();
+    Ok(match treatment {
+        MemoryTreatment::Merge => ram.treat(range, Treatment::Merge)?,
+        MemoryTreatment::Unmerge => ram.treat(range, Treatment::Unmerge)?,
+        MemoryTreatment::Collapse => ram.treat(range, Treatment::Collapse)?,
+        MemoryTreatment::Share => {
+            vm.share_with_template(range)?;
+        }
+    })
 }
 
 #[cfg(test)]
@@ -96,5 +110,14 @@ mod tests {
             let error = range(&regions, nowhere).unwrap_err().to_string();
             assert!(error.contains("no memory"), "{nowhere:?}: {error}");
         }
+    }
+
+    #[test]
+    fn pieces_cover_a_range_once() {
+        let range = (2 << 20)..(19 << 20);
+        let found: Vec<_> =
+            pieces(range).map(|piece| (piece.start >> 20, piece.end >> 20)).collect();
+        assert_eq!(found, [(2, 10), (10, 18), (18, 19)]);
+        assert_eq!(pieces(5..5).count(), 0);
     }
 }

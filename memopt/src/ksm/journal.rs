@@ -4,9 +4,8 @@
 //! the one that is about to be. After a crash a knob that has one of them is put back; one that has another value was changed by
 //! somebody else meanwhile, and is left to them. A journal of an earlier boot says nothing: the kernel starts with its defaults.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -110,28 +109,15 @@ impl Journal {
     fn replace(&self) -> io::Result<()> {
         let mut text = serde_json::to_vec_pretty(&self.content)?;
         text.push(b'\n');
-        let mut beside = self.path.as_os_str().to_owned();
-        beside.push(".new");
-        let mut options = OpenOptions::new();
-        options.write(true).create(true).truncate(true).mode(0o600);
-        let mut file = regular_file::open(Path::new(&beside), &mut options)?;
-        file.write_all(&text)?;
-        file.sync_all()?;
-        fs::rename(&beside, &self.path)?;
-        self.sync_folder()
+        regular_file::replace(&self.path, &text)
     }
 
     fn remove(&self) -> io::Result<()> {
         match fs::remove_file(&self.path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) => Err(error),
-            Ok(()) => self.sync_folder(),
+            Ok(()) => regular_file::sync_folder_of(&self.path),
         }
-    }
-
-    fn sync_folder(&self) -> io::Result<()> {
-        let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty());
-        File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
     }
 }
 

@@ -22,10 +22,10 @@ pub use document::{POLICY_BYTES_MAX, POLICY_KEYS, RULES_MAX};
 pub use error::PolicyError;
 pub use goal::{Goal, GoalError};
 pub use preset::Preset;
-pub use rule::{DomainRule, GuestLimits, GuestRule, LabelTest, NamePattern};
+pub use rule::{DomainRule, GuestLimits, GuestRule, NamePattern};
 pub use sections::{
     BalloonPolicy, HostPolicy, HugePolicy, MergePolicy, PainPolicy, Policy, PoolPolicy,
     VerifyPolicy,
 };
 pub use units::{GIB, MIB, Share, Size, Span, parse_duration, parse_share, parse_size};
-pub(crate) use units::{part, signed};
+pub(crate) use units::{part, shortened, signed};

@@ -1,6 +1,5 @@
 //! Limits of single guests: `[[guest]]` of a policy.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -9,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::actuator::Actuators;
 use super::sections::Policy;
 use super::units::{part, shortened};
+use crate::labels::LabelTest;
 use crate::situation::Guest;
 
 /// The priority of a guest of which nothing is said.
@@ -72,20 +72,6 @@ pub struct GuestLimits {
 pub struct NamePattern {
     before: String,
     after: Option<String>,
-}
-
-/// A test of a label.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub enum LabelTest {
-    /// `tier=batch`
-    Is(String, String),
-    /// `tier!=prod`: also where there is no such label.
-    IsNot(String, String),
-    /// `tier`: whatever it says.
-    Has(String),
-    /// `!tier`: there is none.
-    HasNot(String),
 }
 
 impl Policy {
@@ -154,17 +140,6 @@ impl NamePattern {
     }
 }
 
-impl LabelTest {
-    fn holds(&self, labels: &BTreeMap<String, String>) -> bool {
-        match self {
-            Self::Is(key, value) => labels.get(key) == Some(value),
-            Self::IsNot(key, value) => labels.get(key) != Some(value),
-            Self::Has(key) => labels.contains_key(key),
-            Self::HasNot(key) => !labels.contains_key(key),
-        }
-    }
-}
-
 impl FromStr for NamePattern {
     type Err = String;
 
@@ -183,51 +158,11 @@ impl FromStr for NamePattern {
     }
 }
 
-impl FromStr for LabelTest {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || {
-            let shown = shortened(text);
-            format!("`{shown}` is no test of a label: write tier=batch, tier!=prod, tier or !tier")
-        };
-        let key = |key: &str| {
-            let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./".contains(&byte);
-            let key = key.trim();
-            let is_key = !key.is_empty() && key.len() <= 256 && key.bytes().all(fits);
-            is_key.then(|| key.to_owned()).ok_or_else(wrong)
-        };
-        let value = |value: &str| {
-            let fits = value.len() <= 256;
-            fits.then(|| value.trim().to_owned()).ok_or_else(wrong)
-        };
-        match (text.trim().split_once("!="), text.trim().split_once('=')) {
-            (Some((name, is_not)), _) => Ok(Self::IsNot(key(name)?, value(is_not)?)),
-            (None, Some((name, is))) => Ok(Self::Is(key(name)?, value(is)?)),
-            (None, None) => match text.trim().strip_prefix('!') {
-                Some(name) => Ok(Self::HasNot(key(name)?)),
-                None => Ok(Self::Has(key(text)?)),
-            },
-        }
-    }
-}
-
 impl fmt::Display for NamePattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.after {
             None => f.write_str(&self.before),
             Some(after) => write!(f, "{}*{after}", self.before),
-        }
-    }
-}
-
-impl fmt::Display for LabelTest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Is(key, value) => write!(f, "{key}={value}"),
-            Self::IsNot(key, value) => write!(f, "{key}!={value}"),
-            Self::Has(key) => f.write_str(key),
-            Self::HasNot(key) => write!(f, "!{key}"),
         }
     }
 }
@@ -243,19 +178,5 @@ impl TryFrom<String> for NamePattern {
 impl From<NamePattern> for String {
     fn from(pattern: NamePattern) -> Self {
         pattern.to_string()
-    }
-}
-
-impl TryFrom<String> for LabelTest {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
-
-impl From<LabelTest> for String {
-    fn from(test: LabelTest) -> Self {
-        test.to_string()
     }
 }

@@ -3,39 +3,21 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use crate::labels::LabelTest;
+
 /// Most conditions of one selector.
 const CONDITIONS_MAX: usize = 16;
-/// The longest condition, in bytes: more than a guest's label may have.
-const CONDITION_BYTES_MAX: usize = 512;
 
 /// Conditions on labels, all of which a guest must meet. None at all: every guest.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Selector(Vec<Condition>);
-
-/// One condition.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Condition {
-    /// `key=value`: it has this label.
-    Is(String, String),
-    /// `key!=value`: it has no such label, or one of another value.
-    IsNot(String, String),
-    /// `key`: it has a label of this key.
-    Has(String),
-    /// `!key`: it has none.
-    HasNot(String),
-}
+pub struct Selector(Vec<LabelTest>);
 
 /// What is wrong with a selector.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SelectorError {
     /// A condition that is none.
-    #[error(
-        "`{text}` is no condition on a label: write tier=batch, tier!=prod, tier (has it) or !tier (has it not)"
-    )]
-    Malformed {
-        /// As it was written, cut short.
-        text: String,
-    },
+    #[error("{0}")]
+    Malformed(String),
     /// Too many conditions.
     #[error("a selector has at most {CONDITIONS_MAX} conditions")]
     TooMany,
@@ -52,7 +34,7 @@ impl Selector {
             if read.len() == CONDITIONS_MAX {
                 return Err(SelectorError::TooMany);
             }
-            read.push(Condition::parse(condition.trim())?);
+            read.push(condition.parse().map_err(SelectorError::Malformed)?);
         }
         Ok(Self(read))
     }
@@ -60,39 +42,7 @@ impl Selector {
     /// Whether a guest with these labels is meant.
     #[must_use]
     pub fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
-        self.0.iter().all(|condition| match condition {
-            Condition::Is(key, value) => labels.get(key) == Some(value),
-            Condition::IsNot(key, value) => labels.get(key) != Some(value),
-            Condition::Has(key) => labels.contains_key(key),
-            Condition::HasNot(key) => !labels.contains_key(key),
-        })
-    }
-}
-
-impl Condition {
-    fn parse(text: &str) -> Result<Self, SelectorError> {
-        let cut = || text.chars().take(64).collect();
-        let malformed = || SelectorError::Malformed { text: cut() };
-        let key = |key: &str| {
-            let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./".contains(&byte);
-            let key = key.trim();
-            let is_key = !key.is_empty() && key.bytes().all(fits);
-            is_key.then(|| key.to_owned()).ok_or_else(malformed)
-        };
-        let value = |value: &str| value.trim().to_owned();
-        if text.len() > CONDITION_BYTES_MAX {
-            return Err(malformed());
-        }
-        if let Some(absent) = text.strip_prefix('!') {
-            return key(absent).map(Self::HasNot);
-        }
-        match (text.split_once("!="), text.split_once('=')) {
-            (Some((left, right)), _) if !left.contains('=') => {
-                Ok(Self::IsNot(key(left)?, value(right)))
-            }
-            (_, Some((left, right))) => Ok(Self::Is(key(left)?, value(right))),
-            _ => key(text).map(Self::Has),
-        }
+        self.0.iter().all(|test| test.holds(labels))
     }
 }
 
@@ -101,14 +51,9 @@ impl fmt::Display for Selector {
         if self.0.is_empty() {
             return f.write_str("every guest");
         }
-        for (index, condition) in self.0.iter().enumerate() {
+        for (index, test) in self.0.iter().enumerate() {
             let comma = if index == 0 { "" } else { "," };
-            match condition {
-                Condition::Is(key, value) => write!(f, "{comma}{key}={value}")?,
-                Condition::IsNot(key, value) => write!(f, "{comma}{key}!={value}")?,
-                Condition::Has(key) => write!(f, "{comma}{key}")?,
-                Condition::HasNot(key) => write!(f, "{comma}!{key}")?,
-            }
+            write!(f, "{comma}{test}")?;
         }
         Ok(())
     }

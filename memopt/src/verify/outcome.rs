@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::plan::Action;
+use crate::plan::{Action, Step};
 use crate::policy::{Actuator, Share, Size, VerifyPolicy};
 
 /// From this share on, a step has delivered.
@@ -60,6 +60,21 @@ impl Verdict {
 }
 
 impl Outcome {
+    /// What comes of a step that could not be done at all.
+    #[must_use]
+    pub fn failed(step: &Step, reason: String) -> Self {
+        Self {
+            guest: step.action.guest().map(str::to_owned),
+            actuator: step.action.actuator(),
+            action: step.action.clone(),
+            expected_bytes: step.expected_bytes,
+            returned_bytes: 0,
+            share: Some(0.0),
+            verdict: Verdict::Nothing,
+            reason,
+        }
+    }
+
     /// Whether it brought as much as `policy` asks of an actuator that is to go on.
     #[must_use]
     pub fn is_enough(&self, policy: &VerifyPolicy) -> bool {

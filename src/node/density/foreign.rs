@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use memopt::foreign::{self, Asking, Found, Look};
 use memopt::observe::Sources;
-use memopt::situation::{Cost, Guest, Hindrance};
+use memopt::situation::{Guest, Hindrance};
 use tokio::task::JoinSet;
 
 use crate::clock::{unix_ms, uptime};
@@ -164,20 +164,12 @@ impl Register {
 
 /// What is known of a guest, with what its monitor told, if it did.
 fn guest(found: &Found, look: Option<Look>) -> Guest {
-    let incoming = found.is_incoming.then_some(Hindrance::Migrating);
     let mut guest = Guest {
-        name: found.name.clone(),
-        vmm: found.vmm,
-        pid: found.pid,
         memory_bytes: found.memory_bytes,
-        cost: Cost::default(),
         backing: found.backing,
-        balloon: None,
-        merge_domain: None,
         is_mergeable: found.is_mergeable,
-        survey: None,
-        hindrance: incoming,
-        labels: BTreeMap::new(),
+        hindrance: found.is_incoming.then_some(Hindrance::Migrating),
+        ..Guest::unknown(found.name.clone(), found.vmm, found.pid)
     };
     if let Some(look) = look {
         guest.memory_bytes = look.memory_bytes;

@@ -1,12 +1,12 @@
 //! The host and its guests as they are now, in the form in which plans are made from it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use memopt::observe::{self, Meter, Metered, ObserveError, Sources};
-use memopt::situation::{Backing, Balloon, Cost, Guest, Hindrance, Situation, Statistics, Vmm};
+use memopt::situation::{Backing, Balloon, Guest, Hindrance, Situation, Statistics, Vmm};
 use tokio::task::JoinSet;
 
 use super::foreign::ForeignGuests;
@@ -14,6 +14,7 @@ use crate::api::memory::{BalloonLevel, GuestMemory};
 use crate::api::types::{BackingInfo, BalloonStatistics, GuestState};
 use crate::api::{ApiClient, AskError};
 use crate::clock::{unix_ms, uptime};
+use crate::names::GuestName;
 use crate::state_dir::{GuestDir, StateDir};
 
 /// How long a guest's process may take to answer.
@@ -154,27 +155,13 @@ async fn ask(dir: GuestDir) -> Option<Guest> {
             let refused = matches!(error, AskError::Refused(_));
             let hindrance = if refused { Hindrance::Migrating } else { Hindrance::Unreachable };
             let pid = dir.read_identity().ok()?.pid;
-            Some(Guest { hindrance: Some(hindrance), ..unknown(dir.name().to_string(), pid) })
+            Some(Guest { hindrance: Some(hindrance), ..unknown(dir.name(), pid) })
         }
     }
 }
 
-/// A guest of which nothing more is known.
-fn unknown(name: String, pid: u32) -> Guest {
-    Guest {
-        name,
-        vmm: Vmm::Lighter,
-        pid,
-        memory_bytes: 0,
-        cost: Cost::default(),
-        backing: Backing::Anonymous,
-        balloon: None,
-        merge_domain: None,
-        is_mergeable: false,
-        survey: None,
-        hindrance: None,
-        labels: BTreeMap::new(),
-    }
+fn unknown(name: &GuestName, pid: u32) -> Guest {
+    Guest::unknown(name.to_string(), Vmm::Lighter, pid)
 }
 
 fn guest(memory: GuestMemory) -> Guest {
@@ -186,7 +173,7 @@ fn guest(memory: GuestMemory) -> Guest {
         hindrance: hindrance(&memory),
         merge_domain: memory.backing.merge_domain,
         labels: memory.labels,
-        ..unknown(memory.name.to_string(), memory.pid)
+        ..unknown(&memory.name, memory.pid)
     }
 }
 

@@ -170,30 +170,18 @@ impl Runner {
                     self.density.remember(|ledger| ledger.acted(step)).await;
                     pending.push(Pending { index, expectation });
                 }
-                Err(error) => self.failed(index, step, &format!("{error:#}")).await,
+                Err(error) => self.failed(index, step, format!("{error:#}")).await,
             }
         }
         self.settle(pending, &names).await
     }
 
     /// A step that could not be done counts against what it was done with.
-    async fn failed(&self, index: u32, step: &Step, error: &str) {
+    async fn failed(&self, index: u32, step: &Step, error: String) {
         tracing::warn!(run = %self.id, step = %step.action, "it could not be done: {error}");
         self.density.tally.step_failed(&step.action);
-        let found = Found { index, verified_bytes: None, error: Some(error.to_owned()) };
-        self.density.records.put_down_found(self.id, &[found]);
-        let outcome = Outcome {
-            guest: step.action.guest().map(str::to_owned),
-            actuator: step.action.actuator(),
-            action: step.action.clone(),
-            expected_bytes: step.expected_bytes,
-            returned_bytes: 0,
-            share: Some(0.0),
-            verdict: Verdict::Nothing,
-            reason: error.to_owned(),
-        };
-        let policy = self.task.policy.clone();
-        self.density.remember(|ledger| ledger.verified(&outcome, &policy)).await;
+        let found = Found { index, verified_bytes: None, error: Some(error.clone()) };
+        self.conclude(found, &Outcome::failed(step, error)).await;
     }
 
     /// Looks again and again until each step has shown what it brings, and checks it then. When the run must end, it is checked as it is.
@@ -239,9 +227,14 @@ impl Runner {
         let error = (outcome.verdict == Verdict::Nothing).then(|| outcome.reason.clone());
         let found =
             Found { index: pending.index, verified_bytes: Some(outcome.returned_bytes), error };
+        self.conclude(found, &outcome).await;
+    }
+
+    /// Puts down what came of a step, and has it remembered.
+    async fn conclude(&self, found: Found, outcome: &Outcome) {
         self.density.records.put_down_found(self.id, &[found]);
-        let policy = self.task.policy.clone();
-        self.density.remember(|ledger| ledger.verified(&outcome, &policy)).await;
+        let policy = &self.task.policy;
+        self.density.remember(|ledger| ledger.verified(outcome, policy)).await;
     }
 }
 

@@ -134,10 +134,9 @@ fn statistics(given: &Statistics) -> StatisticsSample {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
-    use memopt::situation::{Backing, Cost};
-    use memopt::verify::{Outcome, Verdict};
+    use memopt::plan::{Action, Step};
+    use memopt::situation::Cost;
+    use memopt::verify::Outcome;
 
     use super::*;
 
@@ -157,18 +156,10 @@ mod tests {
             statistics: Some(statistics),
         };
         let guest = Guest {
-            name: "web".to_owned(),
-            vmm: Vmm::Qemu,
-            pid: 1,
             memory_bytes: 512 << 20,
             cost: Cost { merge_profit_bytes: Some(-64), ..Cost::default() },
-            backing: Backing::Anonymous,
             balloon: Some(balloon),
-            merge_domain: None,
-            is_mergeable: false,
-            survey: None,
-            hindrance: None,
-            labels: BTreeMap::new(),
+            ..Guest::unknown("web".to_owned(), Vmm::Qemu, 1)
         };
         let pool = |page_bytes| Pool { page_bytes, pages: 3, free_pages: 2, reserved_pages: 1 };
         let host = Host {
@@ -191,16 +182,13 @@ mod tests {
         let calm = look(&situation(1, 0), &ledger, &policy);
         assert!(!calm.guests[0].is_spared && calm.guests[0].benched.is_empty(), "{calm:?}");
         ledger.observe(&situation(100, 2), &policy);
-        let failed = Outcome {
-            guest: None,
-            actuator: policy::Actuator::Pool,
-            action: memopt::plan::Action::StopKsm { domain: String::new() },
-            expected_bytes: 1,
-            returned_bytes: 0,
-            share: Some(0.0),
-            verdict: Verdict::Nothing,
+        let resize = Step {
+            action: Action::ResizePool { page_bytes: 2 << 20, from_pages: 3, to_pages: 1 },
+            expected_bytes: 4 << 20,
+            cpu: Duration::ZERO,
             reason: String::new(),
         };
+        let failed = Outcome::failed(&resize, String::new());
         (0..policy.verify.tries).for_each(|_| ledger.verified(&failed, &policy));
 
         let seen = look(&situation(100, 2), &ledger, &policy);

@@ -87,7 +87,7 @@ fn what_is_wrong_is_said_with_line_and_key() {
         ("goal = \"\"", "schedule[0].goal: it is empty"),
         ("name = \"a/b\"", "lighter.toml:2: schedule[0].name: a schedule's name is"),
         ("name = \"manual\"", "and not `manual`"),
-        ("guests = \"a b\"", "schedule[0].guests: `a b` is no condition"),
+        ("guests = \"a b\"", "schedule[0].guests: `a b` is no test of a label"),
         ("guests = [1]", "schedule[0].guests: write a text or a list of texts"),
         ("enabled = \"yes\"", "schedule[0].enabled: write true or false"),
         ("overlap = \"wait\"", "schedule[0].overlap: write \"queue\" or \"skip\""),
