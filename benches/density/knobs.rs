@@ -1,0 +1,94 @@
+//! ksmd's settings: as before when the benchmark ends, however it ends.
+
+use std::fs;
+
+use anyhow::{Context, Result, ensure};
+
+const FOLDER: &str = "/sys/kernel/mm/ksm";
+
+/// What somebody here changes. The last is put back first: ksmd stops before anything else changes.
+const ALL: [&str; 6] =
+    ["advisor_mode", "smart_scan", "use_zero_pages", "sleep_millisecs", "pages_to_scan", "run"];
+
+/// ksmd's settings as they were, and are again when this is dropped.
+pub(crate) struct Knobs {
+    before: Vec<(&'static str, String)>,
+}
+
+impl Knobs {
+    /// Remembers them.
+    ///
+    /// # Errors
+    /// This kernel does not merge pages, or ksmd is at work.
+    pub(crate) fn remember() -> Result<Self> {
+        let read = |knob| Ok((knob, read(knob)?));
+        let before = ALL.into_iter().map(read).collect::<Result<Vec<_>>>()?;
+        ensure!(before.contains(&("run", "0".to_owned())), "ksmd is at work for somebody else");
+        Ok(Self { before })
+    }
+
+    /// Has ksmd scan, `pages` in a batch with `sleep_ms` between two.
+    ///
+    /// # Errors
+    /// It takes root.
+    pub(crate) fn run(&self, pages: u64, sleep_ms: u64) -> Result<()> {
+        write("sleep_millisecs", &sleep_ms.to_string())?;
+        write("pages_to_scan", &pages.to_string())?;
+        write("run", "1")
+    }
+
+    /// Stops ksmd; what is merged stays.
+    ///
+    /// # Errors
+    /// It takes root.
+    pub(crate) fn stop(&self) -> Result<()> {
+        write("run", "0")
+    }
+
+    /// Has the kernel forget all that was ever merged: it counts what processes had that are gone.
+    ///
+    /// # Errors
+    /// It takes root.
+    pub(crate) fn forget(&self) -> Result<()> {
+        write("run", "2")?;
+        self.put_back()
+    }
+
+    /// Makes all as it was.
+    ///
+    /// # Errors
+    /// The first that cannot be; the others are.
+    pub(crate) fn put_back(&self) -> Result<()> {
+        let mut outcome = Ok(());
+        for (knob, value) in self.before.iter().rev() {
+            // Some cannot even be written as they are: only what is another is.
+            if !read(knob).is_ok_and(|now| now == *value)
+                && let Err(error) = write(knob, value)
+            {
+                outcome = Err(error);
+            }
+        }
+        outcome
+    }
+}
+
+impl Drop for Knobs {
+    fn drop(&mut self) {
+        if let Err(error) = self.put_back() {
+            eprintln!("ksmd is not set as before: {error:#}");
+        }
+    }
+}
+
+/// The value; of a choice, what is chosen.
+fn read(knob: &str) -> Result<String> {
+    let path = format!("{FOLDER}/{knob}");
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    let chosen = text.split_once('[').and_then(|(_, rest)| rest.split_once(']'));
+    Ok(chosen.map_or(text.trim(), |(chosen, _)| chosen).to_owned())
+}
+
+fn write(knob: &str, value: &str) -> Result<()> {
+    let path = format!("{FOLDER}/{knob}");
+    fs::write(&path, value).with_context(|| format!("cannot write {path}: it takes root"))
+}
