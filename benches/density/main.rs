@@ -3,14 +3,14 @@
 //!     cargo bench --bench density [-- --guests 8] [--linux 2] [--memory-mib 256] [--runs 1] [--layout clustered,scattered]
 //!         [--only lighter,default,ksmtuned,mom,fast] [--cpu-seconds 2.5]
 //!
-//! For each contender guests of the same kind are started anew: clones of one image (the built-in workload, whose pages are zeros,
-//! the image's or the guest's own), a quarter of them hot, and guests of Linux that were booted once and are restored from files.
+//! For each contender guests of the same kind are started anew: clones of one image (the built-in workload: pages of zeros,
+//! of the image, and of the guest itself), a quarter of them hot, and guests of Linux that were booted once and are restored from files.
 //! All their memory may be merged from the start, and consists of huge pages. lighter goes first: what its node, its looks
 //! at guests' pages and ksmd take together is what ksmd alone may take under each of the others. What the guests' processes cost
 //! (PSS) is compared before and some seconds after; then each guest checks all its memory, and one that is damaged ends the
 //! benchmark. ksmd's settings are as before at the end, also after Ctrl-C. Takes root.
 //!
-//! `--cpu-seconds` stands in for lighter's figure where lighter is left out. Start reading at [`contest`]; [`contender`] is who takes part.
+//! `--cpu-seconds` stands in for lighter's figure where lighter is left out. Start reading at [`contest`].
 
 mod contender;
 mod contest;
