@@ -1,7 +1,6 @@
 //! The laws of others by which the density benchmark drives ksmd, against what their documentation says that they do.
 
 #[path = "../benches/density/laws.rs"]
-#[expect(dead_code, reason = "the benchmark uses the rest")]
 mod laws;
 
 use laws::{KSMTUNED, MOM, Order, Seen, Tuner, sleep_ms};

@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use memopt::ksm::{Budget, Control, Driver, Options, Window};
+use memopt::ksm::{Budget, Control, Driver, End, Options, Outcome, Window};
 use memopt::observe::{Sources, host_memory, ksmd_time};
 
 use super::contender::Contender;
@@ -114,6 +114,7 @@ pub(crate) fn drive(
         Contender::Default => {
             knobs.run(DEFAULT_PAGES, DEFAULT_SLEEP_MS)?;
             meter.wait(PATIENCE)?;
+            knobs.expect(DEFAULT_PAGES, DEFAULT_SLEEP_MS)?;
         }
         Contender::Ksmtuned => by_law(laws::KSMTUNED, fleet, knobs, &meter)?,
         Contender::Mom => by_law(laws::MOM, fleet, knobs, &meter)?,
@@ -137,11 +138,16 @@ fn by_law(law: Law, fleet: &Fleet, knobs: &Knobs, meter: &Meter) -> Result<()> {
             committed: figures.resident as f64 / host_bytes,
             free: 1.0 - figures.proportional as f64 / host_bytes,
         };
-        match tuner.look(seen) {
+        let order = tuner.look(seen);
+        match order {
             Order::Stop => knobs.stop()?,
             Order::Run { pages } => knobs.run(pages, sleep_ms)?,
         }
-        if !meter.wait(law.interval)? {
+        let has_more = meter.wait(law.interval)?;
+        if let Order::Run { pages } = order {
+            knobs.expect(pages, sleep_ms)?;
+        }
+        if !has_more {
             return Ok(());
         }
     }
@@ -156,14 +162,16 @@ fn as_lighter(allowance: &Allowance, meter: &Meter, folder: &Path) -> Result<()>
         Window::new(Budget { cpu_share, pages_per_second, time: PATIENCE }, Options::default());
     let mut driver = Driver::new(&sources, control, window);
     loop {
-        let outcome = driver.step(meter.begun.elapsed())?;
-        let is_over = match outcome {
-            Some(_) => true,
-            None => !meter.wait(NODE_TICK)?,
-        };
-        if is_over {
-            driver.call_off(meter.begun.elapsed()).context("ksmd cannot be stopped")?;
-            return Ok(());
+        match driver.step(meter.begun.elapsed())? {
+            Some(Outcome { end: End::Foreign(found), .. }) => {
+                bail!("somebody else drives ksmd: {found:?}")
+            }
+            Some(_) => return Ok(()),
+            None if meter.wait(NODE_TICK)? => {}
+            None => {
+                driver.call_off(meter.begun.elapsed()).context("ksmd cannot be stopped")?;
+                return Ok(());
+            }
         }
     }
 }

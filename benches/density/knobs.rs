@@ -37,6 +37,17 @@ impl Knobs {
         write("run", "1")
     }
 
+    /// Whether ksmd is still set as [`Self::run`] did, and nobody else drives it.
+    ///
+    /// # Errors
+    /// Somebody does.
+    pub(crate) fn expect(&self, pages: u64, sleep_ms: u64) -> Result<()> {
+        let wanted = ["1".to_owned(), pages.to_string(), sleep_ms.to_string()];
+        let found = [read("run")?, read("pages_to_scan")?, read("sleep_millisecs")?];
+        ensure!(found == wanted, "somebody else drives ksmd: {found:?} instead of {wanted:?}");
+        Ok(())
+    }
+
     /// Stops ksmd; what is merged stays.
     ///
     /// # Errors
