@@ -55,14 +55,13 @@ impl Turn {
 /// # Errors
 /// Something does not run here, a guest's memory is damaged, or the user calls it off.
 pub(crate) fn run(settings: &Settings, folder: &Path) -> Result<Vec<(Layout, Vec<Turn>)>> {
-    let knobs = Knobs::remember()?;
     let saved = SavedGuests::boot(settings.linux, folder)?;
     let mut outcome = Vec::new();
     for layout in &settings.layouts {
         let mut turns = Vec::new();
         for round in 1..=settings.runs {
             let name = format!("{}-{round}", layout.name());
-            let mut scene = Scene { settings, saved: &saved, knobs: &knobs, layout: *layout };
+            let scene = Scene { settings, saved: &saved, layout: *layout };
             turns.extend(scene.round(&folder.join(name))?);
         }
         outcome.push((*layout, turns));
@@ -73,13 +72,12 @@ pub(crate) fn run(settings: &Settings, folder: &Path) -> Result<Vec<(Layout, Vec
 struct Scene<'a> {
     settings: &'a Settings,
     saved: &'a SavedGuests,
-    knobs: &'a Knobs,
     layout: Layout,
 }
 
 impl Scene<'_> {
     /// Everybody's turn once, lighter's first: it says what the others may use.
-    fn round(&mut self, folder: &Path) -> Result<Vec<Turn>> {
+    fn round(&self, folder: &Path) -> Result<Vec<Turn>> {
         let (cpu_share, pages_per_second) = lighter::usual_pace();
         let given = self.settings.cpu_seconds;
         let mut allowance =
@@ -96,12 +94,13 @@ impl Scene<'_> {
     }
 
     fn turn(
-        &mut self,
+        &self,
         contender: Contender,
         state: &Path,
         allowance: &mut Option<Allowance>,
     ) -> Result<Turn> {
-        self.knobs.forget()?;
+        let knobs = Knobs::take()?;
+        knobs.forget()?;
         let mut fleet = Fleet::start(state, self.layout, self.settings, self.saved)?;
         settle()?;
         let before = fleet.figures()?;
@@ -113,7 +112,7 @@ impl Scene<'_> {
             }
             _ => {
                 let allowance = allowance.as_ref().context("lighter did not go first")?;
-                drive::drive(contender, &fleet, self.knobs, allowance, state)?
+                drive::drive(contender, &fleet, &knobs, allowance, state)?
             }
         };
         settle()?;

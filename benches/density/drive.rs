@@ -159,7 +159,7 @@ fn as_lighter(allowance: &Allowance, meter: &Meter, folder: &Path) -> Result<()>
     let (control, _) = Control::open(&sources, &folder.join("ksm.json"))?;
     let Allowance { cpu_share, pages_per_second, .. } = *allowance;
     let window =
-        Window::new(Budget { cpu_share, pages_per_second, time: PATIENCE }, Options::default());
+        Window::new(Budget { cpu_share, pages_per_second, time: PATIENCE }, Options::GUESTS);
     let mut driver = Driver::new(&sources, control, window);
     loop {
         match driver.step(meter.begun.elapsed())? {

@@ -1,8 +1,17 @@
-//! ksmd's settings: as before when the benchmark ends, however it ends.
+//! ksmd's settings: as before after each turn, however it ends, and nobody's tests meanwhile.
 
-use std::fs;
+use std::fs::{self, File, TryLockError};
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+
+use super::interruption;
+
+/// By these, in the folder for temporary files, the tests that drive ksmd take turns. They also remember how it is set, and would put
+/// back what somebody had set for the moment.
+const TURNS: [&str; 2] = ["lighter-tests-ksm.lock", "lighter-ksm-tests.lock"];
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 const FOLDER: &str = "/sys/kernel/mm/ksm";
 
@@ -13,18 +22,21 @@ const ALL: [&str; 6] =
 /// ksmd's settings as they were, and are again when this is dropped.
 pub(crate) struct Knobs {
     before: Vec<(&'static str, String)>,
+    // Let go when all is as before.
+    _turns: Vec<File>,
 }
 
 impl Knobs {
-    /// Remembers them.
+    /// Waits for the end of tests that drive ksmd, and remembers how it is set.
     ///
     /// # Errors
-    /// This kernel does not merge pages, or ksmd is at work.
-    pub(crate) fn remember() -> Result<Self> {
+    /// This kernel does not merge pages, ksmd is at work, or the user calls it off.
+    pub(crate) fn take() -> Result<Self> {
+        let turns = TURNS.into_iter().map(take_turn).collect::<Result<_>>()?;
         let read = |knob| Ok((knob, read(knob)?));
         let before = ALL.into_iter().map(read).collect::<Result<Vec<_>>>()?;
         ensure!(before.contains(&("run", "0".to_owned())), "ksmd is at work for somebody else");
-        Ok(Self { before })
+        Ok(Self { before, _turns: turns })
     }
 
     /// Has ksmd scan, `pages` in a batch with `sleep_ms` between two.
@@ -87,6 +99,19 @@ impl Drop for Knobs {
     fn drop(&mut self) {
         if let Err(error) = self.put_back() {
             eprintln!("ksmd is not set as before: {error:#}");
+        }
+    }
+}
+
+fn take_turn(name: &str) -> Result<File> {
+    let path = std::env::temp_dir().join(name);
+    let file = File::create(&path).with_context(|| format!("cannot open {}", path.display()))?;
+    loop {
+        interruption::check()?;
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) => thread::sleep(POLL_INTERVAL),
+            Err(TryLockError::Error(error)) => return Err(error.into()),
         }
     }
 }
