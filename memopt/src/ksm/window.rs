@@ -259,8 +259,8 @@ impl Progress {
 
     /// Whether a stretch has just come to its end that gained too little.
     fn is_flat(&mut self) -> bool {
-        let scans = self.last.full_scans.saturating_sub(self.first.full_scans);
-        if scans < FULL_SCANS {
+        let scans = |ksm: &Ksm| ksm.full_scans.saturating_sub(self.first.full_scans);
+        if scans(&self.stretch) < FULL_SCANS {
             self.stretch = self.last;
             return false;
         }
@@ -273,7 +273,7 @@ impl Progress {
         let gain = |since: &Ksm| self.last.profit_bytes.saturating_sub(since.profit_bytes) as f64;
         let (all, stretch) = (looks(&self.first), looks(&self.stretch));
         // What was looked at since the window began was all memory, so many times or a little more.
-        let part = stretch * scans as f64 / all.max(1.0);
+        let part = stretch * scans(&self.last) as f64 / all.max(1.0);
         if part < 1.0 / STRETCH_PART as f64 {
             return false;
         }

@@ -139,7 +139,8 @@ fn goes_on_for_as_long_as_pages_that_come_late_are_merged() {
     ksmd.merging_looks = 4.5;
     let mut window = Window::new(budget(0.5, NO_RATE, 3600), Options::default());
     let outcome = ksmd.run(&mut window);
-    assert_eq!((outcome.end, outcome.full_scans), (End::Flat, 4));
+    assert_eq!(outcome.end, End::Flat);
+    assert!((4_750_000..5_200_000).contains(&outcome.pages_scanned), "{outcome:?}");
     assert_eq!(outcome.gain_bytes, 400_000 * 4096 - 64 * 1_000_000);
 }
 
@@ -152,11 +153,11 @@ fn memory_without_equals_is_not_looked_at_a_third_time() {
 
 #[test]
 fn where_nobody_counts_pages_a_third_look_tells() {
-    let mut ksmd = Simulated::new(1e6, 4e5);
+    let mut ksmd = Simulated::new(2e5, 8e4);
     ksmd.counts_pages = false;
     let outcome = ksmd.run(&mut Window::new(budget(0.5, NO_RATE, 3600), Options::default()));
     assert_eq!((outcome.end, outcome.full_scans), (End::Flat, 3));
-    assert_eq!(outcome.gain_bytes, 400_000 * 4096 - 64 * 1_000_000);
+    assert_eq!(outcome.gain_bytes, 80_000 * 4096 - 64 * 200_000);
 }
 
 #[test]
