@@ -56,7 +56,10 @@ pub(crate) struct GuestSpec {
     /// what the other was made of, and shares its memory until it writes it.
     #[arg(
         long, value_name = "FILE", group = "system",
-        conflicts_with_all = ["memory", "cpus", "acpi", "on_reboot", "cpu", "prealloc", "dirty_rate", "working_set", "write_order", "pattern", "zero_share", "image_share", "run_length"]
+        conflicts_with_all = [
+            "memory", "cpus", "acpi", "on_reboot", "cpu", "prealloc", "dirty_rate", "working_set", "write_order", "pattern",
+            "zero_share", "image_share", "run_length",
+        ]
     )]
     pub(crate) template: Option<PathBuf>,
 
@@ -163,13 +166,19 @@ pub(crate) struct GuestSpec {
     pub(crate) pattern: Option<PatternArg>,
 
     /// Share of pages of zeros, percent [default: what the pattern has].
-    #[arg(long, value_name = "PERCENT", conflicts_with = "kernel", help_heading = WORKLOAD, value_parser = clap::value_parser!(u8).range(0..=100))]
+    #[arg(
+        long, value_name = "PERCENT", conflicts_with = "kernel", help_heading = WORKLOAD,
+        value_parser = clap::value_parser!(u8).range(0..=100)
+    )]
     #[serde(default, deserialize_with = "percent")]
     pub(crate) zero_share: Option<u8>,
 
     /// Share of pages that are, until they are written to, the same in all guests with these options, as in clones of one image.
     /// What is neither that nor zeros is the guest's own [default: all but the zeros].
-    #[arg(long, value_name = "PERCENT", conflicts_with = "kernel", help_heading = WORKLOAD, value_parser = clap::value_parser!(u8).range(0..=100))]
+    #[arg(
+        long, value_name = "PERCENT", conflicts_with = "kernel", help_heading = WORKLOAD,
+        value_parser = clap::value_parser!(u8).range(0..=100)
+    )]
     #[serde(default, deserialize_with = "percent")]
     pub(crate) image_share: Option<u8>,
 

@@ -118,7 +118,7 @@ fn clones_of_an_image_have_its_pages_in_runs_and_find_their_own_intact() {
     assert!((20..=30).contains(&percent(count(&zero))), "a quarter: {}", count(&zero));
     assert!((58..=72).contains(&percent(count(&alike))), "and 40 %: {}", count(&alike));
     let changes = pages.windows(2).filter(|pair| alike(&pair[0]) != alike(&pair[1])).count();
-    assert!(changes < 40, "in runs of 1 MiB: {changes}");
+    assert!(changes < 100, "in runs of 1 MiB, not page by page: {changes} of {}", pages.len());
 }
 
 #[test]
