@@ -1,32 +1,26 @@
 //! lighter with one guest, which goes back and forth between two nodes on this host.
 
-use std::fs::File;
-use std::io::{self, Read, Write};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result};
 use serde_json::Value;
 
 use super::console::Console;
 use super::guest::LinuxGuest;
+use super::lighter_console;
 use super::peer::{Peer, Transfer};
+use super::program::{Node, Run, lighter};
 use super::settings::Variant;
 use super::usage;
 
 const GUEST: &str = "bench";
 /// How lighter names its vCPU threads.
 const VCPU_MARK: &str = "vcpu";
-/// How long a node may take to start.
-const PATIENCE: Duration = Duration::from_secs(20);
 /// The source's process ends with the migration, so its CPU time is read so often until then.
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(5);
-const POLL_INTERVAL: Duration = Duration::from_millis(2);
 
 /// lighter with one guest.
 pub(crate) struct Lighter {
@@ -97,7 +91,7 @@ impl Peer for Lighter {
         let nodes_before = (source.node_cpu_seconds()?, destination.node_cpu_seconds()?);
         let sampler = CpuSampler::start(source.guest_pid()?)?;
         let answer = lighter(&source.state)
-            .args(["migrate", GUEST, &destination.address, "--json"])
+            .args(["migrate", GUEST, destination.node.address(), "--json"])
             .run()
             .context("lighter's migration failed")?;
         let source_cpu_seconds = sampler.finish()? + source.node_cpu_seconds()? - nodes_before.0;
@@ -130,32 +124,16 @@ impl Drop for Lighter {
     }
 }
 
-/// A node with a state folder of its own, ended when dropped.
+/// A node with a state folder of its own.
 struct Host {
     state: PathBuf,
-    node: Child,
-    address: String,
+    node: Node,
 }
 
 impl Host {
     fn start(state: PathBuf) -> Result<Self> {
-        let log = File::create(state.with_extension("log"))?;
-        let node = lighter(&state)
-            .args(["node", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"])
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()?;
-        let mut host = Self { state, node, address: String::new() };
-        let start = Instant::now();
-        while host.address.is_empty() {
-            ensure!(start.elapsed() < PATIENCE, "the node did not start");
-            thread::sleep(POLL_INTERVAL);
-            let file = std::fs::read(host.state.join("node.json")).unwrap_or_default();
-            let node: Value = serde_json::from_slice(&file).unwrap_or_default();
-            host.address = node["listen"].as_str().unwrap_or_default().to_owned();
-        }
-        Ok(host)
+        let node = Node::start(&state)?;
+        Ok(Self { state, node })
     }
 
     fn guest_pid(&self) -> Result<u32> {
@@ -166,72 +144,11 @@ impl Host {
     }
 
     fn node_cpu_seconds(&self) -> Result<f64> {
-        usage::cpu_seconds(self.node.id())
+        usage::cpu_seconds(self.node.pid())
     }
 
     fn console(&self) -> Result<Console> {
-        let guest = self.state.join("guests").join(GUEST);
-        let log = guest.join("console.log");
-        let open = File::open(&log).with_context(|| format!("cannot read {}", log.display()))?;
-        let alive = Arc::new(());
-        let output = Tail { file: open, alive: Arc::downgrade(&alive) };
-        Ok(Console::new(output, Keys { socket: guest.join("api.sock"), _alive: alive }))
-    }
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        // It may have ended by itself, which is as good.
-        let _ = self.node.kill();
-        let _ = self.node.wait();
-    }
-}
-
-/// A file that is still being written, for as long as anyone wants to know.
-struct Tail {
-    file: File,
-    alive: Weak<()>,
-}
-
-impl Read for Tail {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.alive.strong_count() > 0 {
-            match self.file.read(buffer)? {
-                0 => thread::sleep(POLL_INTERVAL),
-                count => return Ok(count),
-            }
-        }
-        Ok(0)
-    }
-}
-
-/// Types on the console through the guest's API.
-struct Keys {
-    socket: PathBuf,
-    _alive: Arc<()>,
-}
-
-impl Write for Keys {
-    fn write(&mut self, keys: &[u8]) -> io::Result<usize> {
-        let body = serde_json::json!({ "input": String::from_utf8_lossy(keys) }).to_string();
-        let mut stream = UnixStream::connect(&self.socket)?;
-        write!(
-            stream,
-            "PUT /v1/guest/console HTTP/1.1\r\nHost: guest\r\nContent-Type: application/json\r\n\
-             Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
-            body.len()
-        )?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        if answer.starts_with("HTTP/1.1 2") {
-            Ok(keys.len())
-        } else {
-            Err(io::Error::other(format!("the guest takes no input: {answer}")))
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+        lighter_console::of_guest(&self.state.join("guests").join(GUEST))
     }
 }
 
@@ -262,29 +179,5 @@ impl CpuSampler {
         // The thread has ended already when the process has.
         let _ = self.stop.send(());
         self.thread.join().ok().context("the sampler broke down")
-    }
-}
-
-/// The program under test with its state in `state`.
-fn lighter(state: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_lighter"));
-    command.env("LIGHTER_STATE_DIR", state);
-    command
-}
-
-/// Runs a command to its end.
-trait Run {
-    /// What it printed.
-    fn run(&mut self) -> Result<String>;
-}
-
-impl Run for Command {
-    fn run(&mut self) -> Result<String> {
-        let output = self.stdin(Stdio::null()).output().with_context(|| format!("{self:?}"))?;
-        if !output.status.success() {
-            let complaint = String::from_utf8_lossy(&output.stderr);
-            bail!("{self:?} ended with {}: {}", output.status, complaint.trim());
-        }
-        Ok(String::from_utf8(output.stdout)?)
     }
 }

@@ -65,7 +65,7 @@ pub(crate) struct SurveyStatus {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct SurveyDomain {
-    /// The tables of all guests of the merge domain merged, this one's among them.
+    /// The tables of all guests of the merge domain merged, this one's among them. Contents with one page may be left away.
     pub(crate) domain: Digests,
 }
 

@@ -194,8 +194,9 @@ mod tests {
         let run = Cli::command().find_subcommand("run").unwrap().clone();
         for option in run.get_arguments().filter_map(|option| option.get_long()) {
             let value = match option {
-                "memory" | "working-set" => "64M",
-                "cpus" | "dirty-rate" => "2",
+                "memory" | "working-set" | "run-length" => "64M",
+                "cpus" | "dirty-rate" | "zero-share" | "image-share" => "2",
+                "write-order" => "random",
                 "vsock" => "3",
                 "acpi" | "balloon" | "seccomp" | "landlock" => "on",
                 "on-reboot" => "stop",

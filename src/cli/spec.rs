@@ -56,7 +56,10 @@ pub(crate) struct GuestSpec {
     /// what the other was made of, and shares its memory until it writes it.
     #[arg(
         long, value_name = "FILE", group = "system",
-        conflicts_with_all = ["memory", "cpus", "acpi", "on_reboot", "cpu", "prealloc", "dirty_rate", "working_set", "pattern"]
+        conflicts_with_all = [
+            "memory", "cpus", "acpi", "on_reboot", "cpu", "prealloc", "dirty_rate", "working_set", "write_order", "pattern",
+            "zero_share", "image_share", "run_length",
+        ]
     )]
     pub(crate) template: Option<PathBuf>,
 
@@ -154,9 +157,34 @@ pub(crate) struct GuestSpec {
     #[arg(long, value_name = "SIZE", conflicts_with = "kernel", help_heading = WORKLOAD)]
     pub(crate) working_set: Option<Size>,
 
+    /// In which order it writes to that [default: sequential].
+    #[arg(long, value_enum, value_name = "ORDER", conflicts_with = "kernel", help_heading = WORKLOAD)]
+    pub(crate) write_order: Option<WriteOrderArg>,
+
     /// What the pages hold [default: mixed].
     #[arg(long, value_enum, value_name = "PATTERN", conflicts_with = "kernel", help_heading = WORKLOAD)]
     pub(crate) pattern: Option<PatternArg>,
+
+    /// Share of pages of zeros, percent [default: what the pattern has].
+    #[arg(
+        long, value_name = "PERCENT", conflicts_with = "kernel", help_heading = WORKLOAD,
+        value_parser = clap::value_parser!(u8).range(0..=100)
+    )]
+    #[serde(default, deserialize_with = "percent")]
+    pub(crate) zero_share: Option<u8>,
+
+    /// Share of pages that are, until they are written to, the same in all guests with these options, as in clones of one image.
+    /// What is neither that nor zeros is the guest's own [default: all but the zeros].
+    #[arg(
+        long, value_name = "PERCENT", conflicts_with = "kernel", help_heading = WORKLOAD,
+        value_parser = clap::value_parser!(u8).range(0..=100)
+    )]
+    #[serde(default, deserialize_with = "percent")]
+    pub(crate) image_share: Option<u8>,
+
+    /// How much memory of one kind lies together: zeros, the image's, or the guest's own [default: 4K].
+    #[arg(long, value_name = "SIZE", conflicts_with = "kernel", help_heading = WORKLOAD)]
+    pub(crate) run_length: Option<Size>,
 }
 
 /// The heading of the workload's options.
@@ -214,6 +242,19 @@ pub(crate) enum PatternArg {
     Zero,
 }
 
+/// In which order the workload writes to its working set.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum WriteOrderArg {
+    /// One page after the other, over and over.
+    #[default]
+    Sequential,
+    /// Any page, evenly.
+    Random,
+    /// Nine of ten writes go to a tenth of the pages.
+    Hot,
+}
+
 /// A label of a guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Label {
@@ -251,6 +292,8 @@ impl FromStr for Label {
     }
 }
 
+const PAGE_BYTES: u64 = 4096;
+
 /// Memory of a guest when none was given.
 const MEMORY_BYTES: u64 = 512 * MIB;
 
@@ -274,6 +317,16 @@ fn cid<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {
         cid => {
             let (min, max) = (GUEST_CIDS.start(), GUEST_CIDS.end());
             let text = format!("a guest's cid is {min} to {max}, not {cid}");
+            Err(serde::de::Error::custom(text))
+        }
+    }
+}
+
+fn percent<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u8>, D::Error> {
+    match u8::deserialize(from)? {
+        percent @ 0..=100 => Ok(Some(percent)),
+        percent => {
+            let text = format!("a share is 0 to 100 percent, not {percent}");
             Err(serde::de::Error::custom(text))
         }
     }
@@ -342,6 +395,7 @@ impl GuestSpec {
             Fault::of(key, error.to_string())
         })?;
         self.check_template()?;
+        self.check_workload()?;
         let of_kernels = [
             ("initrd", self.initrd.is_some()),
             ("cmdline", self.cmdline.is_some()),
@@ -355,7 +409,11 @@ impl GuestSpec {
         let of_the_workload = [
             ("dirty-rate", self.dirty_rate.is_some()),
             ("working-set", self.working_set.is_some()),
+            ("write-order", self.write_order.is_some()),
             ("pattern", self.pattern.is_some()),
+            ("zero-share", self.zero_share.is_some()),
+            ("image-share", self.image_share.is_some()),
+            ("run-length", self.run_length.is_some()),
         ];
         let (stray, what) = match self.kernel {
             None => (&of_kernels[..], "the built-in workload has none: this is for a `kernel`"),
@@ -376,6 +434,26 @@ impl GuestSpec {
         nets.try_for_each(|(index, net)| net.check(index))
     }
 
+    /// Whether memory can be filled so.
+    fn check_workload(&self) -> Result<(), Fault> {
+        let zeros = self.zero_share.unwrap_or(0);
+        if zeros + self.image_share.unwrap_or(0) > 100 {
+            return Err(Fault::of(
+                "image-share",
+                "with the share of zeros it is more than 100 percent",
+            ));
+        }
+        if self.pattern == Some(PatternArg::Zero) && self.zero_share.is_some() {
+            return Err(Fault::of("zero-share", "the pattern `zero` has nothing but zeros"));
+        }
+        match self.run_length {
+            Some(Size(bytes)) if bytes == 0 || bytes % PAGE_BYTES != 0 => {
+                Err(Fault::of("run-length", "runs are of whole pages of 4 KiB"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Whether nothing is said of a guest from a template that its template says already.
     fn check_template(&self) -> Result<(), Fault> {
         let of_templates = [
@@ -390,7 +468,11 @@ impl GuestSpec {
             ("prealloc", self.prealloc),
             ("dirty-rate", self.dirty_rate.is_some()),
             ("working-set", self.working_set.is_some()),
+            ("write-order", self.write_order.is_some()),
             ("pattern", self.pattern.is_some()),
+            ("zero-share", self.zero_share.is_some()),
+            ("image-share", self.image_share.is_some()),
+            ("run-length", self.run_length.is_some()),
         ];
         let stray = of_templates.iter().find(|(_, is_there)| *is_there && self.template.is_some());
         stray.map_or(Ok(()), |(key, _)| Err(Fault::of(key, "the `template` says that already")))

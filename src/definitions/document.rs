@@ -211,8 +211,11 @@ tap = "tap-db"
             arguments.split_whitespace().chain(["console=ttyS0 root=/dev/vda"]).collect();
         assert_eq!(parse(FULL).unwrap(), typed(&arguments));
 
-        let workload = "dirty-rate = 7\nworking-set = \"8M\"\npattern = \"zero\"";
-        let arguments = ["--dirty-rate", "7", "--working-set", "8M", "--pattern", "zero"];
+        let workload = "dirty-rate = 7\nworking-set = \"8M\"\nwrite-order = \"hot\"\npattern = \"text\"\n\
+                        zero-share = 20\nimage-share = 40\nrun-length = \"4M\"";
+        let arguments = "--dirty-rate 7 --working-set 8M --write-order hot --pattern text --zero-share 20 \
+                         --image-share 40 --run-length 4M";
+        let arguments: Vec<&str> = arguments.split_whitespace().collect();
         assert_eq!(parse(workload).unwrap(), typed(&arguments));
         let clone = "template = \"/t\"\nmerge-domain = \"shop\"\nhugepages = \"off\"\ndisk = [{ path = \"/d\" }]";
         let arguments = "--template /t --merge-domain shop --hugepages off --disk /d";
@@ -247,6 +250,7 @@ tap = "tap-db"
         refused("cpu = \"fleet.toml\"", "1: cpu: ", "no absolute path");
         refused("template = \"t\"", "1: template: ", "no absolute path");
         refused("name = \"../x\"", "1: name: ", "a guest's name is");
+        refused("image-share = 101", "1: image-share: ", "0 to 100");
         refused("on-reboot = \"maybe\"", "1: on-reboot: ", "`restart`");
         refused("on_reboot = \"stop\"", "1: on_reboot: ", "`on-reboot`");
         refused("labels = { \"a b\" = \"c\" }", "1: labels", "letters");
@@ -273,7 +277,18 @@ tap = "tap-db"
         }
         refused("hugepages = \"1G\"", "1: hugepages: ", "huge pages of 1 GiB");
         refused("hugepages = \"2M\"\nmerge-domain = \"a\"", "1: hugepages: ", "cannot be merged");
-        for line in ["dirty-rate = 1", "working-set = \"8M\"", "pattern = \"zero\""] {
+        refused("zero-share = 40\nimage-share = 61", "2: image-share: ", "100 percent");
+        refused("pattern = \"zero\"\nzero-share = 1", "2: zero-share: ", "nothing but zeros");
+        refused("run-length = \"5000\"", "1: run-length: ", "whole pages");
+        for line in [
+            "dirty-rate = 1",
+            "working-set = \"8M\"",
+            "write-order = \"hot\"",
+            "pattern = \"zero\"",
+            "zero-share = 1",
+            "image-share = 1",
+            "run-length = \"4K\"",
+        ] {
             let key = line.split(' ').next().unwrap();
             refused(&format!("kernel = \"/k\"\n{line}"), &format!("2: {key}: "), "workload");
         }

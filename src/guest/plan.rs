@@ -3,17 +3,18 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use uuid::Uuid;
 use vmm_core::boot::{Acpi, DEFAULT_CMDLINE, DEFAULT_CMDLINE_WITHOUT_ACPI, KernelSource};
 use vmm_core::virtio::balloon::FreePages;
 use vmm_core::virtio::block::{Access, BlockConfig, EngineChoice};
 use vmm_core::virtio::net::{MacAddress, NetConfig};
-use vmm_core::workload::{Pattern, WorkloadParams};
+use vmm_core::workload::{Order, Pattern, WorkloadParams};
 use vmm_core::{BootSource, CpuModel, DeviceConfig, OnReboot, VmShape};
 
 use crate::cli::cpu::CpuArg;
 use crate::cli::disk::{DiskAccess, DiskArg, DiskEngine};
 use crate::cli::net::NetArg;
-use crate::cli::spec::{BalloonArg, GuestSpec, OnRebootArg, PatternArg, SwitchArg};
+use crate::cli::spec::{BalloonArg, GuestSpec, OnRebootArg, PatternArg, SwitchArg, WriteOrderArg};
 use crate::names::GuestName;
 use crate::units::{MIB, Size};
 
@@ -132,6 +133,8 @@ fn net(net: &NetArg) -> Result<DeviceConfig> {
     Ok(DeviceConfig::Net(NetConfig::new(link, mac)?))
 }
 
+const PAGE_BYTES: u64 = 4096;
+
 /// The working set of a workload that was not told, in bytes.
 const WORKING_SET_BYTES: u64 = 64 * MIB;
 
@@ -141,15 +144,29 @@ const DIRTY_RATE_PAGES_PER_S: u32 = 2000;
 fn workload(spec: &GuestSpec) -> WorkloadParams {
     let working_set = spec.working_set.unwrap_or(Size(WORKING_SET_BYTES));
     let dirty_rate = spec.dirty_rate.unwrap_or(DIRTY_RATE_PAGES_PER_S);
+    let defaults = WorkloadParams::default();
     WorkloadParams {
         working_set_bytes: working_set.0,
         dirty_rate_pages_per_second: u64::from(dirty_rate),
-        pattern: match spec.pattern.unwrap_or_default() {
-            PatternArg::Mixed => Pattern::MIXED,
-            PatternArg::Random => Pattern::Random,
-            PatternArg::Text => Pattern::Text,
-            PatternArg::Zero => Pattern::Zero,
+        pattern: pattern(spec),
+        order: match spec.write_order.unwrap_or_default() {
+            WriteOrderArg::Sequential => Order::Sequential,
+            WriteOrderArg::Random => Order::Random,
+            WriteOrderArg::Hot => Order::Hot,
         },
-        ..WorkloadParams::default()
+        image_percent: spec.image_share.unwrap_or(defaults.image_percent),
+        run_pages: spec.run_length.map_or(defaults.run_pages, |length| length.0 / PAGE_BYTES),
+        own_seed: Uuid::new_v4().as_u64_pair().1,
+        ..defaults
     }
+}
+
+fn pattern(spec: &GuestSpec) -> Pattern {
+    let pattern = match spec.pattern.unwrap_or_default() {
+        PatternArg::Mixed => Pattern::MIXED,
+        PatternArg::Random => Pattern::Random,
+        PatternArg::Text => Pattern::Text,
+        PatternArg::Zero => Pattern::Zero,
+    };
+    spec.zero_share.map_or(pattern, |percent| pattern.with_zeros(percent))
 }

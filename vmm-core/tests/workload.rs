@@ -87,6 +87,41 @@ fn works_and_finds_its_memory_intact_with_every_pattern_and_order() {
 }
 
 #[test]
+fn clones_of_an_image_have_its_pages_in_runs_and_find_their_own_intact() {
+    let params = |own_seed| WorkloadParams {
+        pattern: Pattern::MIXED,
+        image_percent: 40,
+        run_pages: 256,
+        own_seed,
+        order: Order::Random,
+        working_set_bytes: 1 << 20,
+        ..Default::default()
+    };
+    let clones = [working(1, params(5)), working(2, params(6))];
+    for vm in &clones {
+        wait_until(vm, |report| report.pages_written() > 100);
+        assert!(verified(vm).is_intact());
+        vm.pause().unwrap();
+        assert_eq!(verify_image(vm.ram().memory()).unwrap().faults, 0);
+    }
+    // Past the working set; both have their pages in the same place.
+    let page = |vm: &Vm, gpa: u64| {
+        let mut bytes = vec![0_u8; 4096];
+        vm.ram().memory().read_slice(&mut bytes, GuestAddress(gpa)).unwrap();
+        bytes
+    };
+    let pages: Vec<_> = ((8 << 20)..(60_u64 << 20)).step_by(4096).collect();
+    let zero = |gpa: &u64| page(&clones[0], *gpa).iter().all(|byte| *byte == 0);
+    let alike = |gpa: &u64| page(&clones[0], *gpa) == page(&clones[1], *gpa);
+    let count = |wanted: &dyn Fn(&u64) -> bool| pages.iter().filter(|gpa| wanted(gpa)).count();
+    let percent = |count: usize| count * 100 / pages.len();
+    assert!((20..=30).contains(&percent(count(&zero))), "a quarter: {}", count(&zero));
+    assert!((58..=72).contains(&percent(count(&alike))), "and 40 %: {}", count(&alike));
+    let changes = pages.windows(2).filter(|pair| alike(&pair[0]) != alike(&pair[1])).count();
+    assert!(changes < 100, "in runs of 1 MiB, not page by page: {changes} of {}", pages.len());
+}
+
+#[test]
 fn vcpus_share_the_work() {
     let vm = working(2, WorkloadParams::default());
     let report = verified(&vm);

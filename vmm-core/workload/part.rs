@@ -19,8 +19,11 @@ impl Part {
         let (first, pages) = share(params.pages, vcpu, params.vcpus);
         let content = Content {
             seed: params.seed,
+            own_seed: params.own_seed,
             random_percent: params.random_percent,
             text_percent: params.text_percent,
+            image_percent: params.image_percent,
+            run_pages: params.run_pages,
             zeroing_percent: params.zeroing_percent,
         };
         let writing_gpa = report_gpa + REPORT_WRITING_WORD * 8;

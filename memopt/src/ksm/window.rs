@@ -5,9 +5,11 @@
 //! s = Pc / (S + Pc); so s / (1 - s) is proportional to P, and one measurement tells by which factor P has to change, whatever c
 //! is. c varies a lot: a first look at a page is a checksum (1 µs measured), later ones search two trees (4 to 6 µs).
 //!
-//! It ends when all memory was looked at three times and merging gains nothing more, when the time is over, when there is nothing
-//! to merge, or when somebody else changes a setting. Three times, since a page must be found unchanged by a second look before
-//! it can be merged with another one, and pages that come late need a third.
+//! It ends when all memory was looked at twice and going on brings hardly anything, when the time is over, when there is nothing
+//! to merge, or when somebody else changes a setting. Twice, since a page must be found unchanged by a second look before
+//! it can be merged with another one. After that the window goes on for as long as each quarter of the memory brings a tenth of what
+//! a page brought before on the average: pages that came late are merged then. A third look at what has no equal is the dearest of
+//! all, for both trees are searched, and the first quarter of it tells whether the rest is worth it.
 
 use std::time::Duration;
 
@@ -35,11 +37,13 @@ const STEP: f64 = 4.0;
 /// Two samples nearer to each other say nothing about how fast ksmd is.
 const STEER_AFTER: Duration = Duration::from_millis(200);
 /// Looks at all memory before flat profit counts.
-const FULL_SCANS: u64 = 3;
-/// Gains below this, from one look at all memory to the next, are flat.
+const FULL_SCANS: u64 = 2;
+/// Then one part in this many of the memory is looked at before it is seen what that gained.
+const STRETCH_PART: u64 = 4;
+/// A gain below this, reckoned for all memory, is flat.
 const FLAT_BYTES: i64 = 1 << 20;
-/// So are gains below one part in this many of all that the window gained.
-const FLAT_PART: i64 = 100;
+/// So is one below one part in this many of what as many pages gained on the average.
+const FLAT_PART: i64 = 10;
 /// After this long without any progress there is nothing to merge.
 const IDLE: Duration = Duration::from_secs(10);
 
@@ -63,6 +67,12 @@ pub struct Options {
     pub use_zero_pages: Option<bool>,
 }
 
+impl Options {
+    /// For windows over guests' memory: pages of zeros need no tree then. Without it most huge pages of zeros were seen to be as they
+    /// were after two looks (Linux 6.18); ADR 17 has figures.
+    pub const GUESTS: Self = Self { smart_scan: None, use_zero_pages: Some(true) };
+}
+
 /// What is seen of ksmd at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sample {
@@ -76,7 +86,7 @@ pub struct Sample {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum End {
-    /// All memory was looked at three times, and merging gains nothing more.
+    /// All memory was looked at twice or more, and merging gains hardly anything more.
     Flat,
     /// Its time was over.
     TimeUsed,
@@ -123,9 +133,8 @@ struct Progress {
     at: Duration,
     /// When something was last seen to move.
     moved_at: Duration,
-    /// Profit when all memory had last been looked at.
-    profit_at_scan: i64,
-    scans: u64,
+    /// Where the stretch began whose gain is seen at its end.
+    stretch: Ksm,
     batch: f64,
     /// What the knobs were set to.
     wanted: Vec<Set>,
@@ -207,8 +216,7 @@ impl Window {
             last: sample.ksm,
             at: now,
             moved_at: now,
-            profit_at_scan: sample.ksm.profit_bytes,
-            scans: 0,
+            stretch: sample.ksm,
             batch,
             wanted: sets.clone(),
         });
@@ -240,20 +248,39 @@ impl Progress {
     }
 
     fn is_over(&mut self, budget: &Budget, now: Duration) -> Option<End> {
-        let scans = self.last.full_scans.saturating_sub(self.first.full_scans);
-        if scans > self.scans {
-            self.scans = scans;
-            let gained = self.last.profit_bytes.saturating_sub(self.profit_at_scan);
-            let in_all = self.last.profit_bytes.saturating_sub(self.first.profit_bytes);
-            self.profit_at_scan = self.last.profit_bytes;
-            if scans >= FULL_SCANS && gained <= FLAT_BYTES.max(in_all / FLAT_PART) {
-                return Some(End::Flat);
-            }
+        if self.is_flat() {
+            return Some(End::Flat);
         }
         if now.saturating_sub(self.begun) >= budget.time {
             return Some(End::TimeUsed);
         }
         (now.saturating_sub(self.moved_at) >= IDLE).then_some(End::NothingToMerge)
+    }
+
+    /// Whether a stretch has just come to its end that gained too little.
+    fn is_flat(&mut self) -> bool {
+        let scans = |ksm: &Ksm| ksm.full_scans.saturating_sub(self.first.full_scans);
+        if scans(&self.stretch) < FULL_SCANS {
+            self.stretch = self.last;
+            return false;
+        }
+        let looks = |since: &Ksm| match self.last.pages_scanned.saturating_sub(since.pages_scanned)
+        {
+            // Before Linux 6.6 nobody counts pages.
+            0 => self.last.full_scans.saturating_sub(since.full_scans) as f64,
+            pages => pages as f64,
+        };
+        let gain = |since: &Ksm| self.last.profit_bytes.saturating_sub(since.profit_bytes) as f64;
+        let (all, stretch) = (looks(&self.first), looks(&self.stretch));
+        // What was looked at since the window began was all memory, so many times or a little more.
+        let part = stretch * scans(&self.last) as f64 / all.max(1.0);
+        if part < 1.0 / STRETCH_PART as f64 {
+            return false;
+        }
+        let usual = gain(&self.first) * stretch / all.max(1.0) / FLAT_PART as f64;
+        let is_flat = gain(&self.stretch) <= usual.max(FLAT_BYTES as f64 * part);
+        self.stretch = self.last;
+        is_flat
     }
 
     /// Changes the batch by `factor`, if that is worth a setting.

@@ -118,17 +118,20 @@ pub(super) fn fate(chunk: &Chunk, copies: f64, may_merge: MayMerge, policy: &Pol
     let (merge, huge) = (&policy.merge, &policy.huge);
     let is_hot = written >= huge.hot_written * PAGES;
     let is_cold = written <= merge.cold_written * PAGES;
+    let share = if chunk.is_huge { merge.split_share } else { merge.join_share };
+    let is_worth_it = is_cold && saved >= share * PAGES && bytes > 0;
     if chunk.is_mergeable {
         let is_poor = saved < merge.leave_share * PAGES;
         return match may_merge {
+            // Marked with all of its guest, and nothing of it is merged yet: a huge page is one piece.
+            MayMerge::Yes if chunk.is_huge && !is_worth_it => Fate::Unmerged(0),
             MayMerge::Yes if is_hot || is_poor => Fate::Unmerged(bytes.saturating_neg()),
             MayMerge::Yes => Fate::StaysMerged(bytes),
             // Its guest is unmerged as a whole.
             MayMerge::No => Fate::Same,
         };
     }
-    let share = if chunk.is_huge { merge.split_share } else { merge.join_share };
-    if may_merge == MayMerge::Yes && is_cold && saved >= share * PAGES && bytes > 0 {
+    if may_merge == MayMerge::Yes && is_worth_it {
         return Fate::Merged(bytes);
     }
     if is_hot && !chunk.is_huge && present >= huge.present * PAGES {
@@ -230,6 +233,18 @@ mod tests {
     }
 
     #[test]
+    fn a_mark_on_a_huge_page_stays_only_where_it_would_be_made() {
+        let marked = Chunk { is_mergeable: true, ..HUGE };
+        let fate = |chunk: Chunk| fate_of(Chunk { is_mergeable: true, ..chunk });
+        assert_eq!(fate_of(marked), Fate::Unmerged(0), "it has no equals");
+        assert_eq!(fate(Chunk { duplicate_pages: 64, ..marked }), Fate::Unmerged(0), "too few");
+        let rich = Chunk { duplicate_pages: 256, ..marked };
+        assert_eq!(fate(rich), Fate::StaysMerged(224 * 4096 - 512 * 64));
+        assert_eq!(fate(Chunk { written_pages: 20, ..rich }), Fate::Unmerged(0), "it is warm");
+        assert_eq!(fate(Chunk { written_pages: 400, ..rich }), Fate::Unmerged(0), "it is hot");
+    }
+
+    #[test]
     fn too_many_ranges_are_cut_to_the_best() {
         let mut chosen = Chosen::default();
         for index in 0..20_000_u32 {
@@ -282,7 +297,7 @@ mod tests {
                 prop_assert_eq!(next, Fate::Same);
             }
             if let Fate::Unmerged(_) = fate(&chunk, copies, MayMerge::Yes, &policy) {
-                let left = Chunk { is_mergeable: false, is_huge: false, ..chunk };
+                let left = Chunk { is_mergeable: false, ..chunk };
                 let next = fate(&left, copies, MayMerge::Yes, &policy);
                 prop_assert!(!matches!(next, Fate::Merged(_)), "{next:?}");
             }

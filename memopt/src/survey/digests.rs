@@ -98,6 +98,13 @@ impl Digests {
         if contents == 0 { 0.0 } else { pages as f64 / contents as f64 }
     }
 
+    /// The table without contents that have one page only: all that [`super::Scanned::chunks`] asks about, and a small part of it.
+    #[must_use]
+    pub fn into_shared(mut self) -> Self {
+        self.entries.retain(|_, count| *count > 1);
+        self
+    }
+
     pub(super) const fn add_zero(&mut self) {
         self.pages += 1;
         self.zero_pages += 1;
@@ -237,6 +244,15 @@ mod tests {
     fn copies_are_counted_where_there_are_any() {
         assert_eq!(table(10, 0, &[1, 2, 3]).copies(), 0.0);
         assert_eq!(table(10, 0, &[1, 2, 2, 3, 3, 3, 3]).copies(), 3.0);
+    }
+
+    #[test]
+    fn what_is_shared_is_kept_with_all_its_pages() {
+        let shared = table(10, 0, &[1, 2, 2, 3, 3, 3, 4]).into_shared();
+        assert_eq!(shared.contents().collect::<Vec<_>>(), [(2, 2), (3, 3)]);
+        assert_eq!((shared.pages(), shared.bits(), shared.copies()), (7, 0, 2.5));
+        let text = serde_json::to_string(&shared).unwrap();
+        assert!(serde_json::from_str::<Digests>(&text).is_ok(), "{text}");
     }
 
     #[test]

@@ -150,8 +150,7 @@ impl Actor {
     fn drive_ksm(&self, budget: Budget) -> Result<()> {
         self.end_window();
         let (control, _restored) = Control::open(&self.sources, &self.journal)?;
-        let mut driver =
-            Driver::new(&self.sources, control, Window::new(budget, Options::default()));
+        let mut driver = Driver::new(&self.sources, control, Window::new(budget, Options::GUESTS));
         let (cancel, cancelled) = channel();
         let thread = std::thread::Builder::new().name("ksm".to_owned()).spawn(move || match driver
             .run(KSM_TICK, &cancelled)

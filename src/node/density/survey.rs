@@ -293,8 +293,8 @@ async fn survey_domain(
             found.push(guest);
         }
     }
-    let request = Arc::new(SurveyDomain { domain });
-    let copies = request.domain.copies();
+    let copies = domain.copies();
+    let request = Arc::new(SurveyDomain { domain: domain.into_shared() });
     let mut asked = JoinSet::new();
     for guest in found {
         let request = Arc::clone(&request);

@@ -30,8 +30,11 @@ impl Memory {
             ledger,
             content: Content {
                 seed: 1,
+                own_seed: 1,
                 random_percent: options.random,
                 text_percent: options.text,
+                image_percent: 100,
+                run_pages: 1,
                 zeroing_percent: options.zeroing,
             },
             working_set: options.working_set_pages as usize,

@@ -7,7 +7,7 @@
 /// First word of the parameter page.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"lightrWL");
 /// Layout version of everything in this module and of [`super::stamp`].
-pub const ABI_VERSION: u64 = 1;
+pub const ABI_VERSION: u64 = 2;
 
 /// Guest pages are 4 KiB.
 pub const PAGE_BYTES: u64 = 4096;
@@ -89,8 +89,10 @@ words! {
         vcpus,
         /// TSC ticks per second.
         tsc_hz,
-        /// Seed of all content.
+        /// Seed of what guests of one image have in common.
         seed,
+        /// Seed of all other content.
+        own_seed,
         /// Pages of working memory, all vCPUs together.
         pages,
         /// Guest physical address of working page 0.
@@ -103,6 +105,10 @@ words! {
         random_percent,
         /// Share of stamped pages with compressible text, percent. What is left is zero pages.
         text_percent,
+        /// Share of pages whose first version is the image's, percent.
+        image_percent,
+        /// Pages of one kind that lie together in the first version.
+        run_pages,
         /// Share of rewrites that clear the page instead of stamping it, percent.
         zeroing_percent,
         /// Background check, pages per second, all vCPUs together.

@@ -32,6 +32,18 @@ impl Pattern {
     /// Half random, a quarter text, a quarter zero.
     pub const MIXED: Self = Self::Mixed { random_percent: 50, text_percent: 25 };
 
+    /// The same content, in all but `zero_percent` of the pages.
+    #[must_use]
+    pub fn with_zeros(self, zero_percent: u8) -> Self {
+        let filled = 100_u64.saturating_sub(zero_percent.into());
+        let (random, text) = self.shares();
+        let of_all = |share: u64| (filled * share).checked_div(random + text).unwrap_or(0) as u8;
+        let text_percent = of_all(text);
+        // What is rounded off is random; where nothing is, there is neither.
+        let random_percent = if random + text == 0 { 0 } else { filled as u8 - text_percent };
+        Self::Mixed { random_percent, text_percent }
+    }
+
     /// Random and text share, percent.
     pub(super) fn shares(self) -> (u64, u64) {
         match self {
@@ -76,8 +88,15 @@ pub struct WorkloadParams {
     pub zeroing_percent: u8,
     /// Pages per second that are checked in the background, all vCPUs together.
     pub sweep_pages_per_second: u64,
-    /// Seed of all content.
+    /// Share of pages that are filled with what all guests of the same `seed` have there, percent: as clones of one image. Pages of
+    /// zeros are not among them; what is neither is the guest's own, and so is whatever is rewritten.
+    pub image_percent: u8,
+    /// Pages of one kind (zero, the image's, own) that lie together, at least 1.
+    pub run_pages: u64,
+    /// Seed of the image.
     pub seed: u64,
+    /// Seed of what is the guest's own.
+    pub own_seed: u64,
 }
 
 impl Default for WorkloadParams {
@@ -90,7 +109,10 @@ impl Default for WorkloadParams {
             order: Order::default(),
             zeroing_percent: 1,
             sweep_pages_per_second: 10_000,
+            image_percent: 100,
+            run_pages: 1,
             seed: 1,
+            own_seed: 1,
         }
     }
 }
@@ -108,6 +130,8 @@ impl WorkloadParams {
         let percent = "at most 100 percent";
         let per_second = "at most 10000000 pages per second";
         check("pattern", random + text, 0..=100, percent)?;
+        check("image_percent", self.image_percent.into(), 0..=100, percent)?;
+        check("run_pages", self.run_pages, 1..=u64::MAX, "at least one page")?;
         check("zeroing_percent", self.zeroing_percent.into(), 0..=100, percent)?;
         check("dirty_rate_pages_per_second", rate, 0..=RATE_MAX, per_second)?;
         check("sweep_pages_per_second", sweep, 0..=RATE_MAX, per_second)?;
@@ -139,10 +163,26 @@ mod tests {
     }
 
     #[test]
+    fn the_share_of_zeros_leaves_the_rest_as_it_was() {
+        let shares = |pattern: Pattern, zeros| pattern.with_zeros(zeros).shares();
+        assert_eq!(shares(Pattern::MIXED, 10), (60, 30));
+        assert_eq!(shares(Pattern::MIXED, 25), Pattern::MIXED.shares());
+        assert_eq!(shares(Pattern::Random, 40), (60, 0));
+        assert_eq!(shares(Pattern::Text, 40), (0, 60));
+        assert_eq!(shares(Pattern::Zero, 40), (0, 0), "there is nothing else");
+    }
+
+    #[test]
     fn refuses_shares_above_100_percent() {
         let pattern = Pattern::Mixed { random_percent: 60, text_percent: 60 };
         let refused = WorkloadParams { pattern, ..Default::default() }.validate().unwrap_err();
         assert_eq!(refused.to_string(), "workload parameter pattern is 120: at most 100 percent");
+    }
+
+    #[test]
+    fn refuses_runs_of_nothing() {
+        let refused = WorkloadParams { run_pages: 0, ..Default::default() }.validate().unwrap_err();
+        assert_eq!(refused.to_string(), "workload parameter run_pages is 0: at least one page");
     }
 
     #[test]

@@ -1,10 +1,14 @@
-//! The content of a page, as a pure function of seed, page number and sequence.
+//! The content of a page, as a pure function of seeds, page number and sequence.
 //!
 //! A stamped page starts with four words (magic, page number, sequence, checksum) and
-//! goes on with random or compressible words; a zero page has no stamp at all. Whoever knows seed,
+//! goes on with random or compressible words; a zero page has no stamp at all. Whoever knows the seeds,
 //! page number and sequence can write any page and check it to the last bit, so a page that is lost,
 //! stale, misplaced, torn or flipped is told apart. Compiled into the freestanding guest, the check
 //! program of the Linux guest, and the host.
+//!
+//! In its first version (sequence 0) a page comes from the seed of an image that several guests may have in common, or from the
+//! guest's own; later versions always come from its own. Which pages are zero, of the image or its own is the same in all guests
+//! of an image, and alternates in runs.
 
 /// A page as words.
 pub type PageWords = [u64; 512];
@@ -15,6 +19,8 @@ pub const STAMP_MAGIC: u64 = u64::from_le_bytes(*b"stamped\0");
 const STAMP_WORDS: usize = 4;
 const MIX_A: u64 = 0xa076_1d64_78bd_642f;
 const MIX_B: u64 = 0xe703_7ed1_a0b4_28db;
+/// 2^64 over the golden ratio: multiples of it, taken as fractions of 2^64, lie evenly however many there are.
+const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// Compressible content is made of these, eight bytes at a time.
 const TEXT: [[u8; 8]; 16] = [
@@ -95,12 +101,18 @@ pub struct Fault {
 /// How pages are filled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Content {
-    /// Seed of everything.
+    /// Seed of the image: which pages are of what kind, and the first version of those that are the image's.
     pub seed: u64,
+    /// Seed of all other content.
+    pub own_seed: u64,
     /// Share of random pages, percent.
     pub random_percent: u64,
     /// Share of text pages, percent. The rest are zero.
     pub text_percent: u64,
+    /// Share of pages whose first version is the image's, percent; no more than random and text have together.
+    pub image_percent: u64,
+    /// Pages of one kind (zero, the image's, own) that lie together in the first version, at least 1.
+    pub run_pages: u64,
     /// Share of rewrites (sequence above 0) that clear the page, percent.
     pub zeroing_percent: u64,
 }
@@ -112,18 +124,43 @@ impl Content {
     /// random content and zero, so that pages change at all.
     #[must_use]
     pub fn class(&self, page: u64, sequence: u32) -> Class {
-        if self.random_percent + self.text_percent == 0 {
+        let filled_percent = self.random_percent + self.text_percent;
+        if filled_percent == 0 {
             return if sequence % 2 == 1 { Class::Random } else { Class::Zero };
         }
         let draw = mix(self.seed ^ mix(page ^ MIX_B) ^ (u64::from(sequence) << 32));
         if sequence > 0 && (draw >> 32) % 100 < self.zeroing_percent {
             return Class::Zero;
         }
-        match (draw & 0xffff_ffff) % 100 {
-            percent if percent < self.random_percent => Class::Random,
-            percent if percent < self.random_percent + self.text_percent => Class::Text,
-            _ => Class::Zero,
+        let place = match sequence {
+            0 => self.place(page),
+            _ => (draw & 0xffff_ffff) % 100,
+        };
+        if place >= filled_percent {
+            Class::Zero
+        } else if (draw >> 16) % filled_percent < self.random_percent {
+            Class::Random
+        } else {
+            Class::Text
         }
+    }
+
+    /// Whether version `sequence` of `page`, unless it is zero, is the same in all guests of the image.
+    #[must_use]
+    pub fn is_of_image(&self, page: u64, sequence: u32) -> bool {
+        sequence == 0 && self.place(page) < self.image_percent
+    }
+
+    /// Where the run of `page` lies among all, from 0 to 99: the image's come first, then own ones, then zero ones.
+    fn place(&self, page: u64) -> u64 {
+        let run = page / self.run_pages.max(1);
+        let spread = mix(self.seed).wrapping_add(run.wrapping_mul(GOLDEN));
+        ((spread >> 32) * 100) >> 32
+    }
+
+    fn stream(&self, page: u64, sequence: u32, class: Class) -> Stream {
+        let seed = if self.is_of_image(page, sequence) { self.seed } else { self.own_seed };
+        Stream::new(seed, page, sequence, class)
     }
 
     /// Writes version `sequence` of `page` into `words`.
@@ -133,7 +170,7 @@ impl Content {
             words.fill(0);
             return;
         }
-        let mut stream = Stream::new(self.seed, page, sequence, class);
+        let mut stream = self.stream(page, sequence, class);
         let mut sum = Checksum::new();
         let (stamp, body) = words.split_at_mut(STAMP_WORDS);
         for group in body.chunks_exact_mut(4) {
@@ -165,7 +202,7 @@ impl Content {
 
     fn holds(&self, page: u64, sequence: u32, class: Class, words: &PageWords) -> bool {
         let (stamp, body) = words.split_at(STAMP_WORDS);
-        let mut stream = Stream::new(self.seed, page, sequence, class);
+        let mut stream = self.stream(page, sequence, class);
         let mut sum = Checksum::new();
         let mut difference = 0;
         for group in body.chunks_exact(4) {
@@ -267,8 +304,15 @@ impl Checksum {
 mod tests {
     use super::*;
 
-    const RANDOM: Content =
-        Content { seed: 7, random_percent: 100, text_percent: 0, zeroing_percent: 0 };
+    const RANDOM: Content = Content {
+        seed: 7,
+        own_seed: 8,
+        random_percent: 100,
+        text_percent: 0,
+        image_percent: 50,
+        run_pages: 1,
+        zeroing_percent: 0,
+    };
 
     fn page(content: &Content, number: u64, sequence: u32) -> PageWords {
         let mut words = [!0; 512];
@@ -283,7 +327,7 @@ mod tests {
     #[test]
     fn accepts_every_page_it_fills() {
         for (random_percent, text_percent) in [(100, 0), (0, 100), (0, 0), (40, 30)] {
-            let content = Content { seed: 3, random_percent, text_percent, zeroing_percent: 10 };
+            let content = Content { random_percent, text_percent, zeroing_percent: 10, ..RANDOM };
             for (number, sequence) in (0..200).flat_map(|n| [(n, 0), (n, 1), (n, u32::MAX)]) {
                 let words = page(&content, number, sequence);
                 content.check(number, sequence, &words).unwrap();
@@ -337,6 +381,40 @@ mod tests {
         let count = |class| (0..10_000).filter(|page| content.class(*page, 0) == class).count();
         assert!((4_800..5_200).contains(&count(Class::Random)), "{}", count(Class::Random));
         assert!((2_300..2_700).contains(&count(Class::Text)), "{}", count(Class::Text));
+    }
+
+    #[test]
+    fn guests_of_an_image_share_its_pages_until_they_rewrite_them() {
+        let one = Content { random_percent: 60, image_percent: 40, run_pages: 8, ..RANDOM };
+        let other = Content { own_seed: 9, ..one };
+        let alike = |sequence| {
+            let is_alike =
+                |number: &u64| page(&one, *number, sequence) == page(&other, *number, sequence);
+            (0..2_000).filter(is_alike).collect::<Vec<_>>()
+        };
+        let (first, later) = (alike(0), alike(1));
+        let of = |pages: &[u64], class| {
+            pages.iter().filter(|page| (one.class(**page, 0) == Class::Zero) == class).count()
+        };
+        assert!(
+            (780..820).contains(&of(&first, false)),
+            "40 % of the image: {}",
+            of(&first, false)
+        );
+        assert!((780..820).contains(&of(&first, true)), "40 % zero: {}", of(&first, true));
+        assert!(later.iter().all(|page| one.class(*page, 1) == Class::Zero), "{later:?}");
+    }
+
+    #[test]
+    fn pages_of_one_kind_lie_together_in_runs() {
+        let content = Content { random_percent: 60, image_percent: 40, run_pages: 64, ..RANDOM };
+        let kind = |page| (content.class(page, 0) == Class::Zero, content.is_of_image(page, 0));
+        for run in 0..50 {
+            assert!((run * 64..(run + 1) * 64).all(|page| kind(page) == kind(run * 64)));
+        }
+        // Evenly, however few there are.
+        let zero = (0..10).filter(|run| kind(run * 64).0).count();
+        assert!((3..=5).contains(&zero), "{zero} of 10 runs are zero");
     }
 
     #[test]

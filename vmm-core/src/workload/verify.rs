@@ -32,8 +32,11 @@ pub fn verify_image(ram: &impl GuestMemoryBackend) -> Result<ImageVerdict, Workl
     let params = read_params(ram)?;
     let content = Content {
         seed: params.seed,
+        own_seed: params.own_seed,
         random_percent: params.random_percent,
         text_percent: params.text_percent,
+        image_percent: params.image_percent,
+        run_pages: params.run_pages,
         zeroing_percent: params.zeroing_percent,
     };
     let writing = (0..params.vcpus)
@@ -100,8 +103,11 @@ mod tests {
     fn write(ram: &GuestMemoryMmap, params: &ParamsPage, page: u64, sequence: u32) {
         let content = Content {
             seed: params.seed,
+            own_seed: params.own_seed,
             random_percent: params.random_percent,
             text_percent: params.text_percent,
+            image_percent: params.image_percent,
+            run_pages: params.run_pages,
             zeroing_percent: params.zeroing_percent,
         };
         let mut words = [0; 512];

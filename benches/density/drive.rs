@@ -1,0 +1,177 @@
+//! ksmd driven by others than lighter, until it has used what it may.
+
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use memopt::ksm::{Budget, Control, Driver, End, Options, Outcome, Window};
+use memopt::observe::{Sources, host_memory, ksmd_time};
+
+use super::contender::Contender;
+use super::fleet::Fleet;
+use super::interruption;
+use super::knobs::Knobs;
+use super::laws::{self, Law, Order, Seen, Tuner};
+
+/// How often it is seen whether ksmd has used what it may.
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+/// Between two looks of lighter's node at ksmd.
+const NODE_TICK: Duration = Duration::from_secs(1);
+/// After this long the rest of what ksmd may use is left.
+const PATIENCE: Duration = Duration::from_secs(900);
+/// The kernel's own settings.
+const DEFAULT_PAGES: u64 = 100;
+const DEFAULT_SLEEP_MS: u64 = 20;
+
+/// CPU time, and how it may be used.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Allowance {
+    /// CPU seconds.
+    pub(crate) cpu_seconds: f64,
+    /// ksmd's share of a core where it is driven as lighter does.
+    pub(crate) cpu_share: f64,
+    /// Pages that it may look at in a second then.
+    pub(crate) pages_per_second: u64,
+}
+
+/// What was used.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Spent {
+    /// ksmd's CPU seconds.
+    pub(crate) ksmd: f64,
+    /// CPU seconds of looks at guests' pages, in their processes.
+    pub(crate) looks: f64,
+    /// lighter's node's.
+    pub(crate) node: f64,
+    /// How long it took.
+    pub(crate) elapsed: Duration,
+}
+
+impl Spent {
+    /// CPU seconds in all.
+    pub(crate) fn cpu_seconds(&self) -> f64 {
+        self.ksmd + self.looks + self.node
+    }
+}
+
+/// Counts ksmd's CPU time.
+struct Meter {
+    sources: Sources,
+    first: Duration,
+    begun: Instant,
+    allowed: Duration,
+}
+
+impl Meter {
+    fn start(allowance: &Allowance) -> Result<Self> {
+        let sources = Sources::system();
+        let first = ksmd_time(&sources)?;
+        let allowed = Duration::try_from_secs_f64(allowance.cpu_seconds)?;
+        Ok(Self { sources, first, begun: Instant::now(), allowed })
+    }
+
+    fn used(&self) -> Result<Duration> {
+        Ok(ksmd_time(&self.sources)?.saturating_sub(self.first))
+    }
+
+    /// Waits for `time`, or until all is used; whether there is more to be used.
+    fn wait(&self, time: Duration) -> Result<bool> {
+        let begun = Instant::now();
+        loop {
+            interruption::check()?;
+            if self.used()? >= self.allowed || self.begun.elapsed() >= PATIENCE {
+                return Ok(false);
+            }
+            let left = time.saturating_sub(begun.elapsed());
+            if left.is_zero() {
+                return Ok(true);
+            }
+            thread::sleep(left.min(LOOK_INTERVAL));
+        }
+    }
+
+    fn spent(&self) -> Result<Spent> {
+        let ksmd = self.used()?.as_secs_f64();
+        Ok(Spent { ksmd, elapsed: self.begun.elapsed(), ..Spent::default() })
+    }
+}
+
+/// Has `contender` use what it may.
+///
+/// # Errors
+/// ksmd cannot be driven, or the user calls it off.
+pub(crate) fn drive(
+    contender: Contender,
+    fleet: &Fleet,
+    knobs: &Knobs,
+    allowance: &Allowance,
+    folder: &Path,
+) -> Result<Spent> {
+    let meter = Meter::start(allowance)?;
+    match contender {
+        Contender::Lighter => bail!("lighter drives ksmd itself"),
+        Contender::Default => {
+            knobs.run(DEFAULT_PAGES, DEFAULT_SLEEP_MS)?;
+            meter.wait(PATIENCE)?;
+            knobs.expect(DEFAULT_PAGES, DEFAULT_SLEEP_MS)?;
+        }
+        Contender::Ksmtuned => by_law(laws::KSMTUNED, fleet, knobs, &meter)?,
+        Contender::Mom => by_law(laws::MOM, fleet, knobs, &meter)?,
+        Contender::Fast => as_lighter(allowance, &meter, folder)?,
+    }
+    let spent = meter.spent()?;
+    knobs.stop()?;
+    knobs.put_back()?;
+    Ok(spent)
+}
+
+/// On a host whose memory is what its guests were given: there these laws have ksmd work hardest.
+fn by_law(law: Law, fleet: &Fleet, knobs: &Knobs, meter: &Meter) -> Result<()> {
+    let host_gib = host_memory()?.total_bytes as f64 / f64::from(1 << 30);
+    let sleep_ms = laws::sleep_ms(host_gib);
+    let host_bytes = fleet.figures()?.resident as f64;
+    let mut tuner = Tuner::new(law);
+    loop {
+        let figures = fleet.figures()?;
+        let seen = Seen {
+            committed: figures.resident as f64 / host_bytes,
+            free: 1.0 - figures.proportional as f64 / host_bytes,
+        };
+        let order = tuner.look(seen);
+        match order {
+            Order::Stop => knobs.stop()?,
+            Order::Run { pages } => knobs.run(pages, sleep_ms)?,
+        }
+        let has_more = meter.wait(law.interval)?;
+        if let Order::Run { pages } = order {
+            knobs.expect(pages, sleep_ms)?;
+        }
+        if !has_more {
+            return Ok(());
+        }
+    }
+}
+
+/// By the window that lighter's node would open, which may end before all is used: when nothing is gained any more.
+fn as_lighter(allowance: &Allowance, meter: &Meter, folder: &Path) -> Result<()> {
+    let sources = Sources::system();
+    let (control, _) = Control::open(&sources, &folder.join("ksm.json"))?;
+    let Allowance { cpu_share, pages_per_second, .. } = *allowance;
+    let window =
+        Window::new(Budget { cpu_share, pages_per_second, time: PATIENCE }, Options::GUESTS);
+    let mut driver = Driver::new(&sources, control, window);
+    loop {
+        match driver.step(meter.begun.elapsed())? {
+            Some(Outcome { end: End::Foreign(found), .. }) => {
+                bail!("somebody else drives ksmd: {found:?}")
+            }
+            Some(_) => return Ok(()),
+            None if meter.wait(NODE_TICK)? => {}
+            None => {
+                driver.call_off(meter.begun.elapsed()).context("ksmd cannot be stopped")?;
+                return Ok(());
+            }
+        }
+    }
+}

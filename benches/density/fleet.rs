@@ -1,0 +1,141 @@
+//! All guests of one turn: started alike for everybody, and ended when dropped.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use super::figures::Figures;
+use super::linux::{LinuxGuest, SavedGuests};
+use super::program::{Run, lighter};
+use super::settings::{Layout, Settings};
+use super::usage;
+use super::workload::{Clone, Heat};
+
+/// How lighter names its vCPU threads.
+const VCPU_MARK: &str = "vcpu";
+/// The lowest priority but for idle work (setpriority(2)).
+const NICE: i32 = 19;
+
+/// All guests of one turn.
+pub(crate) struct Fleet {
+    state: PathBuf,
+    names: Vec<String>,
+    clones: Vec<Clone>,
+    linux: Vec<LinuxGuest>,
+    pids: Vec<u32>,
+    hot: usize,
+}
+
+impl Fleet {
+    /// Starts them in the state folder `state`, the hot ones first, and waits until all memory is filled.
+    ///
+    /// # Errors
+    /// They do not start.
+    pub(crate) fn start(
+        state: &Path,
+        layout: Layout,
+        settings: &Settings,
+        saved: &SavedGuests,
+    ) -> Result<Self> {
+        let mut fleet = Self {
+            state: state.to_owned(),
+            names: Vec::new(),
+            clones: Vec::new(),
+            linux: Vec::new(),
+            pids: Vec::new(),
+            hot: settings.hot(),
+        };
+        for number in 0..settings.guests {
+            let heat = if number < fleet.hot { Heat::Hot } else { Heat::Idle };
+            let name = format!("clone-{}", number + 1);
+            fleet.clones.push(Clone::start(state, &name, heat, layout, settings)?);
+            fleet.names.push(name);
+        }
+        for name in saved.restore(state)? {
+            fleet.linux.push(LinuxGuest::attach(state, &name)?);
+            fleet.names.push(name);
+        }
+        fleet.clones.iter().try_for_each(Clone::await_work)?;
+        fleet.pids = fleet.names.iter().map(|name| pid(state, name)).collect::<Result<_>>()?;
+        fleet.pids.iter().try_for_each(|pid| yield_to_others(*pid))?;
+        Ok(fleet)
+    }
+
+    /// The folder that a node looks after them in.
+    pub(crate) fn state(&self) -> &Path {
+        &self.state
+    }
+
+    /// What they cost now.
+    ///
+    /// # Errors
+    /// One of them is gone.
+    pub(crate) fn figures(&self) -> Result<Figures> {
+        Figures::take(&self.pids, self.hot)
+    }
+
+    /// CPU seconds of their processes so far, without their vCPUs.
+    ///
+    /// # Errors
+    /// One of them is gone.
+    pub(crate) fn cpu_seconds(&self) -> Result<f64> {
+        let of = |pid: &u32| usage::cpu_seconds_without_vcpus(*pid, VCPU_MARK);
+        self.pids.iter().map(of).sum()
+    }
+
+    /// Has each check all its memory.
+    ///
+    /// # Errors
+    /// One does not answer, or is damaged.
+    pub(crate) fn check(&mut self) -> Result<()> {
+        let epochs = self.clones.iter().map(Clone::begin_check).collect::<Result<Vec<_>>>()?;
+        for (clone, epoch) in self.clones.iter().zip(epochs) {
+            clone.await_check(epoch)?;
+        }
+        self.linux.iter_mut().try_for_each(LinuxGuest::check)
+    }
+}
+
+impl Drop for Fleet {
+    fn drop(&mut self) {
+        for name in &self.names {
+            if let Err(error) = lighter(&self.state).args(["destroy", name]).run() {
+                eprintln!("{name} may still run: {error:#}");
+            }
+        }
+        let start = Instant::now();
+        let is_there = |pid: &u32| Path::new(&format!("/proc/{pid}")).exists();
+        while self.pids.iter().any(is_there) && start.elapsed() < Duration::from_secs(20) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+fn pid(state: &Path, name: &str) -> Result<u32> {
+    let answer = lighter(state).args(["show", name, "--json"]).run()?;
+    let shown: Value = serde_json::from_str(&answer)?;
+    let pid = shown["pid"].as_u64().or_else(|| shown["guest"]["pid"].as_u64());
+    u32::try_from(pid.context("`lighter show` tells no pid")?).context("pid")
+}
+
+/// The workload never halts, as idle guests do: its vCPUs get what nobody else wants, within its process and on the host, where
+/// each session has its share of the CPUs.
+fn yield_to_others(pid: u32) -> Result<()> {
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let task = task?;
+        let name = fs::read_to_string(task.path().join("comm")).unwrap_or_default();
+        if name.contains(VCPU_MARK) {
+            let thread: i32 = task.file_name().to_string_lossy().parse()?;
+            let thread = rustix::process::Pid::from_raw(thread);
+            rustix::process::setpriority_process(thread, NICE)?;
+        }
+    }
+    let group = format!("/proc/{pid}/autogroup");
+    if Path::new(&group).exists() {
+        fs::write(&group, NICE.to_string()).with_context(|| format!("cannot write {group}"))?;
+    }
+    Ok(())
+}

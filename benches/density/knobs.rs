@@ -1,0 +1,130 @@
+//! ksmd's settings: as before after each turn, however it ends, and nobody's tests meanwhile.
+
+use std::fs::{self, File, TryLockError};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use super::interruption;
+
+/// By these, in the folder for temporary files, the tests that drive ksmd take turns. They also remember how it is set, and would put
+/// back what somebody had set for the moment.
+const TURNS: [&str; 2] = ["lighter-tests-ksm.lock", "lighter-ksm-tests.lock"];
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
+
+const FOLDER: &str = "/sys/kernel/mm/ksm";
+
+/// What somebody here changes. The last is put back first: ksmd stops before anything else changes.
+const ALL: [&str; 6] =
+    ["advisor_mode", "smart_scan", "use_zero_pages", "sleep_millisecs", "pages_to_scan", "run"];
+
+/// ksmd's settings as they were, and are again when this is dropped.
+pub(crate) struct Knobs {
+    before: Vec<(&'static str, String)>,
+    // Let go when all is as before.
+    _turns: Vec<File>,
+}
+
+impl Knobs {
+    /// Waits for the end of tests that drive ksmd, and remembers how it is set.
+    ///
+    /// # Errors
+    /// This kernel does not merge pages, ksmd is at work, or the user calls it off.
+    pub(crate) fn take() -> Result<Self> {
+        let turns = TURNS.into_iter().map(take_turn).collect::<Result<_>>()?;
+        let read = |knob| Ok((knob, read(knob)?));
+        let before = ALL.into_iter().map(read).collect::<Result<Vec<_>>>()?;
+        ensure!(before.contains(&("run", "0".to_owned())), "ksmd is at work for somebody else");
+        Ok(Self { before, _turns: turns })
+    }
+
+    /// Has ksmd scan, `pages` in a batch with `sleep_ms` between two.
+    ///
+    /// # Errors
+    /// It takes root.
+    pub(crate) fn run(&self, pages: u64, sleep_ms: u64) -> Result<()> {
+        write("sleep_millisecs", &sleep_ms.to_string())?;
+        write("pages_to_scan", &pages.to_string())?;
+        write("run", "1")
+    }
+
+    /// Whether ksmd is still set as [`Self::run`] did, and nobody else drives it.
+    ///
+    /// # Errors
+    /// Somebody does.
+    pub(crate) fn expect(&self, pages: u64, sleep_ms: u64) -> Result<()> {
+        let wanted = ["1".to_owned(), pages.to_string(), sleep_ms.to_string()];
+        let found = [read("run")?, read("pages_to_scan")?, read("sleep_millisecs")?];
+        ensure!(found == wanted, "somebody else drives ksmd: {found:?} instead of {wanted:?}");
+        Ok(())
+    }
+
+    /// Stops ksmd; what is merged stays.
+    ///
+    /// # Errors
+    /// It takes root.
+    pub(crate) fn stop(&self) -> Result<()> {
+        write("run", "0")
+    }
+
+    /// Has the kernel forget all that was ever merged: it counts what processes had that are gone.
+    ///
+    /// # Errors
+    /// It takes root.
+    pub(crate) fn forget(&self) -> Result<()> {
+        write("run", "2")?;
+        self.put_back()
+    }
+
+    /// Makes all as it was.
+    ///
+    /// # Errors
+    /// The first that cannot be; the others are.
+    pub(crate) fn put_back(&self) -> Result<()> {
+        let mut outcome = Ok(());
+        for (knob, value) in self.before.iter().rev() {
+            // Some cannot even be written as they are: only what is another is.
+            if !read(knob).is_ok_and(|now| now == *value)
+                && let Err(error) = write(knob, value)
+            {
+                outcome = Err(error);
+            }
+        }
+        outcome
+    }
+}
+
+impl Drop for Knobs {
+    fn drop(&mut self) {
+        if let Err(error) = self.put_back() {
+            eprintln!("ksmd is not set as before: {error:#}");
+        }
+    }
+}
+
+fn take_turn(name: &str) -> Result<File> {
+    let path = std::env::temp_dir().join(name);
+    let file = File::create(&path).with_context(|| format!("cannot open {}", path.display()))?;
+    loop {
+        interruption::check()?;
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) => thread::sleep(POLL_INTERVAL),
+            Err(TryLockError::Error(error)) => return Err(error.into()),
+        }
+    }
+}
+
+/// The value; of a choice, what is chosen.
+fn read(knob: &str) -> Result<String> {
+    let path = format!("{FOLDER}/{knob}");
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    let chosen = text.split_once('[').and_then(|(_, rest)| rest.split_once(']'));
+    Ok(chosen.map_or(text.trim(), |(chosen, _)| chosen).to_owned())
+}
+
+fn write(knob: &str, value: &str) -> Result<()> {
+    let path = format!("{FOLDER}/{knob}");
+    fs::write(&path, value).with_context(|| format!("cannot write {path}: it takes root"))
+}

@@ -1,0 +1,106 @@
+//! lighter's own turn: its node looks after the guests, and is told to find what it can.
+
+use std::process::{Child, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use memopt::observe::{Sources, ksmd_time};
+use memopt::policy::Policy;
+use serde_json::Value;
+
+use super::drive::{Allowance, Spent};
+use super::fleet::Fleet;
+use super::interruption;
+use super::program::{Node, Run, lighter};
+use super::usage;
+
+/// Merging and huge pages alone: what others drive ksmd for.
+const POLICY: &str = "goal = \"max density\"\nactuators = [\"merge\", \"huge\"]\n";
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Has lighter's node optimize the guests once. Also tells what it used, as an allowance for others.
+///
+/// # Errors
+/// It cannot.
+pub(crate) fn optimize(fleet: &Fleet) -> Result<(Spent, Allowance)> {
+    let state = fleet.state();
+    lighter(state).args(["certs", "init", "localhost"]).run()?;
+    std::fs::write(state.join("lighter.toml"), POLICY)?;
+    let node = Node::start(state)?;
+    await_policy(fleet)?;
+    let sources = Sources::system();
+    let ksmd = ksmd_time(&sources)?;
+    let (guests, node_before) = (fleet.cpu_seconds()?, usage::cpu_seconds(node.pid())?);
+    let begun = Instant::now();
+    let run = apply(fleet)?;
+    let spent = Spent {
+        ksmd: ksmd_time(&sources)?.saturating_sub(ksmd).as_secs_f64(),
+        looks: fleet.cpu_seconds()? - guests,
+        node: usage::cpu_seconds(node.pid())? - node_before,
+        elapsed: begun.elapsed(),
+    };
+    drop(node);
+    let (cpu_share, pages_per_second) = pace(&run);
+    let cpu_seconds = spent.cpu_seconds();
+    Ok((spent, Allowance { cpu_seconds, cpu_share, pages_per_second }))
+}
+
+/// What lighter's node lets ksmd use in a window, where lighter has opened none.
+pub(crate) fn usual_pace() -> (f64, u64) {
+    let merge = Policy::default().merge;
+    (merge.cpu, merge.pages_per_s)
+}
+
+/// What it let ksmd use in this run.
+fn pace(run: &Value) -> (f64, u64) {
+    let deeds = run["deeds"].as_array().into_iter().flatten();
+    let actions = deeds.map(|deed| &deed["action"]["action"]);
+    let pace = |action: &Value| action["cpu"].as_f64().zip(action["pages_per_s"].as_u64());
+    actions.filter_map(pace).next().unwrap_or_else(usual_pace)
+}
+
+fn await_policy(fleet: &Fleet) -> Result<()> {
+    let start = Instant::now();
+    while start.elapsed() < PATIENCE {
+        let status = lighter(fleet.state()).args(["density", "status", "--json"]).run();
+        if status.is_ok_and(|status| status.contains("max density")) {
+            return Ok(());
+        }
+        thread::sleep(POLL_INTERVAL);
+    }
+    anyhow::bail!("the node has not read its policy")
+}
+
+/// `lighter density apply`, which Ctrl-C ends.
+fn apply(fleet: &Fleet) -> Result<Value> {
+    let mut command = lighter(fleet.state());
+    command.args(["density", "apply", "--json"]);
+    let output = fleet.state().join("run.json");
+    let child = command
+        .stdin(Stdio::null())
+        .stdout(std::fs::File::create(&output)?)
+        .spawn()
+        .context("cannot start lighter")?;
+    let mut child = Ended(child);
+    loop {
+        if let Some(status) = child.0.try_wait()? {
+            ensure!(status.success(), "`lighter density apply` ended with {status}");
+            return Ok(serde_json::from_slice(&std::fs::read(&output)?)?);
+        }
+        interruption::check()?;
+        thread::sleep(POLL_INTERVAL);
+    }
+}
+
+/// A process that does not outlive this.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        // It has ended already, mostly.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}

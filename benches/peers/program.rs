@@ -1,0 +1,105 @@
+//! The program under test: its verbs, and its node.
+
+use std::fs::File;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+/// How long a node may take to start or to end.
+const PATIENCE: Duration = Duration::from_secs(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(2);
+
+/// A node on ports of the kernel's choice; ended when dropped.
+pub(crate) struct Node {
+    child: Child,
+    address: String,
+}
+
+impl Node {
+    /// Starts a node for the guests in `state`, which has certificates, and waits until it listens.
+    ///
+    /// # Errors
+    /// It does not.
+    pub(crate) fn start(state: &Path) -> Result<Self> {
+        let log = File::create(state.with_extension("log"))?;
+        let child = lighter(state)
+            .args(["node", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"])
+            .args(["--foreign-guests", "off"])
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()?;
+        let mut node = Self { child, address: String::new() };
+        let start = Instant::now();
+        while node.address.is_empty() {
+            ensure!(start.elapsed() < PATIENCE, "the node did not start");
+            thread::sleep(POLL_INTERVAL);
+            let file = std::fs::read(state.join("node.json")).unwrap_or_default();
+            let said: Value = serde_json::from_slice(&file).unwrap_or_default();
+            let is_its = said["pid"].as_u64() == Some(u64::from(node.pid()));
+            let address = said["listen"].as_str().filter(|_| is_its);
+            node.address = address.unwrap_or_default().to_owned();
+        }
+        Ok(node)
+    }
+
+    /// HOST:PORT for `lighter migrate`.
+    pub(crate) fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    fn has_ended(&mut self) -> bool {
+        self.child.try_wait().map_or(true, |status| status.is_some())
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        // It may have ended by itself, which is as good. Asked to end, it leaves nothing changed on the host.
+        let _ = kill(Pid::from_raw(self.pid().cast_signed()), Signal::SIGTERM);
+        let start = Instant::now();
+        while !self.has_ended() && start.elapsed() < PATIENCE {
+            thread::sleep(POLL_INTERVAL);
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The program under test with its state in `state`.
+pub(crate) fn lighter(state: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lighter"));
+    command.env("LIGHTER_STATE_DIR", state);
+    command
+}
+
+/// Runs a command to its end.
+pub(crate) trait Run {
+    /// What it printed.
+    ///
+    /// # Errors
+    /// It failed; what it complained of is in the error.
+    fn run(&mut self) -> Result<String>;
+}
+
+impl Run for Command {
+    fn run(&mut self) -> Result<String> {
+        let output = self.stdin(Stdio::null()).output().with_context(|| format!("{self:?}"))?;
+        if !output.status.success() {
+            let complaint = String::from_utf8_lossy(&output.stderr);
+            bail!("{self:?} ended with {}: {}", output.status, complaint.trim());
+        }
+        Ok(String::from_utf8(output.stdout)?)
+    }
+}
