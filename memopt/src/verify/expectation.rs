@@ -1,5 +1,6 @@
 //! A step that was done, and what the host looked like before.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -9,7 +10,7 @@ use super::settle::settles_after;
 use super::traces::{GuestTraces, Movement};
 use crate::plan::{Action, ChunkRange, Step};
 use crate::policy::{MIB, Policy, Share, Size, signed};
-use crate::situation::Situation;
+use crate::situation::{Guest, Situation};
 
 /// Less than this cannot be told from what a process does by itself.
 const VISIBLE_BYTES: i64 = 8 << 20;
@@ -26,8 +27,8 @@ pub struct Expectation {
     pub since: Duration,
     /// When it is looked at in any case.
     pub due: Duration,
-    before: Option<GuestTraces>,
-    ksm_profit_bytes: Option<i64>,
+    /// Of the guests whose memory shows what it brings, by name.
+    before: BTreeMap<String, GuestTraces>,
 }
 
 /// What a check found: bounds of what came back, and the share of what was expected.
@@ -42,13 +43,12 @@ impl Expectation {
     /// Of `step`, which is about to be done; `before` is the look that its plan was made from, or a newer one.
     #[must_use]
     pub fn of(step: &Step, before: &Situation, policy: &Policy) -> Self {
-        let guest = step.action.guest();
+        let concerned = concerned(step, before, policy);
         Self {
             step: step.clone(),
             since: before.uptime,
             due: before.uptime + settles_after(step, policy),
-            before: guest.and_then(|name| GuestTraces::find(name, before)),
-            ksm_profit_bytes: before.host.ksm.map(|ksm| ksm.profit_bytes),
+            before: concerned.map(|it| (it.name.clone(), GuestTraces::of(it))).collect(),
         }
     }
 
@@ -97,7 +97,8 @@ impl Expectation {
         let Some(now) = GuestTraces::find(name, after) else {
             return unclear(0, "the guest is gone");
         };
-        let Some(before) = self.before.filter(|before| before.pid == now.pid) else {
+        let before = self.before.get(name).copied();
+        let Some(before) = before.filter(|before| before.pid == now.pid) else {
             return unclear(0, "the guest is another one now");
         };
         let moved = before.movement(&now);
@@ -159,18 +160,7 @@ impl Expectation {
 
     fn check_host(&self, after: &Situation) -> Found {
         match &self.step.action {
-            Action::DriveKsm { window_bytes, .. } => {
-                let now = after.host.ksm.map(|ksm| ksm.profit_bytes);
-                let (Some(before), Some(now)) = (self.ksm_profit_bytes, now) else {
-                    return unclear(0, "the kernel tells no profit");
-                };
-                let grown = now.saturating_sub(before);
-                let mut found = by_share(grown, grown, *window_bytes);
-                // What was marked for this window is counted with the steps that marked it.
-                let own = self.step.expected_bytes as f64 / (*window_bytes).max(1) as f64;
-                found.returned_bytes = (grown as f64 * own) as i64;
-                found
-            }
+            Action::DriveKsm { window_bytes, .. } => self.check_window(*window_bytes, after),
             Action::ResizePool { page_bytes, from_pages, to_pages } => {
                 let pool = after.host.pools.iter().find(|pool| pool.page_bytes == *page_bytes);
                 let Some(pool) = pool else { return unclear(0, "there is no such pool any more") };
@@ -190,18 +180,57 @@ impl Expectation {
         }
     }
 
-    /// By what came back, which lies between two bounds: when they disagree, nothing is said.
-    fn by_bytes(&self, low: i64, high: i64) -> Found {
-        let expected = self.step.expected_bytes;
-        if expected < VISIBLE_BYTES {
-            return unclear(low, "too little was expected to be seen");
+    /// By the memory of the domain's guests: ksmd's own profit still counts the pages of processes that are gone.
+    fn check_window(&self, window_bytes: i64, after: &Situation) -> Found {
+        let (mut low, mut high, mut are_any_left) = (0_i64, 0_i64, false);
+        for (name, before) in &self.before {
+            let now = GuestTraces::find(name, after).filter(|now| now.pid == before.pid);
+            let Some(now) = now.filter(|now| !now.is_hindered) else { continue };
+            let moved = before.movement(&now);
+            let (least, most) = moved.without(&[moved.balloon, moved.reported, moved.swapped]);
+            low = low.saturating_add(least);
+            high = high.saturating_add(most);
+            are_any_left = true;
         }
-        let share = |bytes: i64| bytes as f64 / expected as f64;
-        if Verdict::of(share(low)) != Verdict::of(share(high)) {
-            return unclear(low, "too much else moved in the meantime");
+        if !are_any_left {
+            return unclear(0, "none of its guests is there, or all are hindered now");
         }
-        by_share(low, low, expected)
+        let mut found = bounded(low, high, window_bytes);
+        // What was marked for this window is counted with the steps that marked it.
+        let own = self.step.expected_bytes as f64 / window_bytes.max(1) as f64;
+        found.returned_bytes = (low as f64 * own) as i64;
+        found
     }
+
+    fn by_bytes(&self, low: i64, high: i64) -> Found {
+        bounded(low, high, self.step.expected_bytes)
+    }
+}
+
+/// The guests whose memory shows what `step` brings: for a window of ksmd those of its domain, otherwise the guest that it is done to.
+pub fn concerned<'a>(
+    step: &'a Step,
+    situation: &'a Situation,
+    policy: &'a Policy,
+) -> impl Iterator<Item = &'a Guest> {
+    situation.guests.iter().filter(move |guest| match &step.action {
+        Action::DriveKsm { domain, .. } => {
+            policy.limits(guest).merge_domain.as_ref() == Some(domain)
+        }
+        action => action.guest() == Some(guest.name.as_str()),
+    })
+}
+
+/// By what came back, which lies between two bounds: when they disagree, nothing is said.
+fn bounded(low: i64, high: i64, expected: i64) -> Found {
+    if expected < VISIBLE_BYTES {
+        return unclear(low, "too little was expected to be seen");
+    }
+    let share = |bytes: i64| bytes as f64 / expected as f64;
+    if Verdict::of(share(low)) != Verdict::of(share(high)) {
+        return unclear(low, "too much else moved in the meantime");
+    }
+    by_share(low, low, expected)
 }
 
 /// By how much of something was done.

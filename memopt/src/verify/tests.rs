@@ -207,7 +207,10 @@ fn huge_pages_pools_and_windows_are_counted_by_their_own() {
     assert_eq!(verdict(&resize(50, 100 << 20), 75), (Verdict::Partly, 50 << 20));
     assert_eq!(verdict(&resize(150, -(100 << 20)), 150), (Verdict::Delivered, -(100 << 20)));
     assert_eq!(verdict(&resize(150, -(100 << 20)), 100), (Verdict::Nothing, 0));
+}
 
+#[test]
+fn a_window_counts_by_the_memory_of_its_domains_guests() {
     let window = Action::DriveKsm {
         domain: "red".to_owned(),
         pages_per_s: 1000,
@@ -215,11 +218,38 @@ fn huge_pages_pools_and_windows_are_counted_by_their_own() {
         window: Duration::from_secs(600),
         window_bytes: 400 << 20,
     };
-    let expectation = Expectation::of(&step(window, 100 << 20), &before, &Policy::default());
-    let mut now = later(&before, 600);
-    now.host.ksm.as_mut().unwrap().profit_bytes = 380 << 20;
-    let outcome = expectation.check(&now);
-    assert_eq!((outcome.verdict, outcome.returned_bytes), (Verdict::Delivered, 95 << 20));
-    now.host.ksm.as_mut().unwrap().profit_bytes = -(14 << 20);
-    assert_eq!(expectation.check(&now).verdict, Verdict::Nothing);
+    let drive = step(window, 100 << 20);
+    let mut before =
+        situation(50, ["a", "b", "other"].map(|name| idle_guest(name, 8 * GIB, GIB)).into());
+    for guest in &mut before.guests[..2] {
+        guest.merge_domain = Some("red".to_owned());
+    }
+    let policy = Policy::default();
+    let expectation = Expectation::of(&drive, &before, &policy);
+    let check = |change: &dyn Fn(&mut Situation)| {
+        let mut now = later(&before, 600);
+        change(&mut now);
+        let outcome = expectation.check(&now);
+        (outcome.verdict, outcome.returned_bytes)
+    };
+    let merged = |now: &mut Situation, bytes: [u64; 3]| {
+        for (guest, bytes) in now.guests.iter_mut().zip(bytes) {
+            guest.cost.proportional_bytes -= bytes;
+        }
+    };
+    let found = check(&|now| merged(now, [200 * MIB, 180 * MIB, 0]));
+    assert_eq!(found, (Verdict::Delivered, 95 << 20), "its own quarter of 380 MiB");
+    let found = check(&|now| {
+        merged(now, [200 * MIB, 180 * MIB, 0]);
+        // Pages of a process that died meanwhile.
+        now.host.ksm.as_mut().unwrap().profit_bytes = -(900 << 20);
+    });
+    assert_eq!(found.0, Verdict::Delivered, "whatever ksmd says");
+    assert_eq!(check(&|now| merged(now, [0, 0, 400 * MIB])).0, Verdict::Nothing, "not theirs");
+    let found = check(&|now| {
+        merged(now, [0, 380 * MIB, 0]);
+        now.guests.remove(0);
+    });
+    assert_eq!(found.0, Verdict::Delivered, "who is gone does not count");
+    assert_eq!(check(&|now| now.guests.clear()).0, Verdict::Unclear);
 }

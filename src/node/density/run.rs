@@ -11,7 +11,7 @@ use memopt::plan::{Action, Plan, Step};
 use memopt::policy::{Goal, Policy};
 use memopt::schedule::Trigger;
 use memopt::situation::Situation;
-use memopt::verify::{Expectation, Outcome, Verdict};
+use memopt::verify::{self, Expectation, Outcome, Verdict};
 use tokio::sync::watch;
 
 use super::service::Density;
@@ -150,17 +150,19 @@ impl Runner {
 
     /// Does the steps of one plan, waits until they have settled, and checks what came of them.
     async fn round(&mut self, steps: &[Step]) -> Result<()> {
-        let names: BTreeSet<String> =
-            steps.iter().filter_map(|step| step.action.guest().map(str::to_owned)).collect();
+        let policy = &self.task.policy;
+        let seen = self.density.look(policy, &BTreeSet::new()).await?;
+        let concerned = steps.iter().flat_map(|step| verify::concerned(step, &seen, policy));
+        let names: BTreeSet<String> = concerned.map(|guest| guest.name.clone()).collect();
         // What guests cost before is held against what they cost afterwards: both exactly.
-        let before = self.density.look(&self.task.policy, &names).await?;
+        let before = self.density.look(policy, &names).await?;
         let first = self.density.records.put_down(self.id, steps);
         let mut pending = Vec::new();
         for (index, step) in (first..).zip(steps) {
             if self.must_end().is_some() {
                 break;
             }
-            let expectation = Expectation::of(step, &before, &self.task.policy);
+            let expectation = Expectation::of(step, &before, policy);
             let done = self.density.actor.perform(&step.action).await;
             self.density.note_step(&step.action, &done).await;
             match done {
