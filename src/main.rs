@@ -94,6 +94,9 @@ fn access(cli: &Cli) -> Result<Access> {
     }
     match cli.verb {
         Verb::Ls(_) | Verb::Show(_) | Verb::Events(_) => Ok(Access::ReadOnly),
-        _ => bail!("--readonly only looks: it goes with ls, show and events"),
+        Verb::Density(ref args) if args.verb.only_looks() => Ok(Access::ReadOnly),
+        _ => bail!(
+            "--readonly only looks: it goes with ls, show, events, and density status, history and next"
+        ),
     }
 }

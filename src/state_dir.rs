@@ -170,6 +170,14 @@ impl StateDir {
         self.root.join("node-ro.sock")
     }
 
+    /// The node's socket that is asked.
+    pub(crate) fn client_socket(&self) -> PathBuf {
+        match self.access {
+            Access::Full => self.node_socket(),
+            Access::ReadOnly => self.node_readonly_socket(),
+        }
+    }
+
     /// What the node says about itself.
     pub(crate) fn node_file(&self) -> PathBuf {
         self.root.join("node.json")

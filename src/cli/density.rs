@@ -39,6 +39,13 @@ pub(crate) enum DensityVerb {
     Next(NextArgs),
 }
 
+impl DensityVerb {
+    /// Whether it can be done over the sockets that change nothing. A plan cannot: it takes time from guests.
+    pub(crate) fn only_looks(&self) -> bool {
+        matches!(self, Self::Status(_) | Self::History(_) | Self::Next(_))
+    }
+}
+
 /// `lighter density status`.
 #[derive(Debug, Args)]
 #[command(after_help = "\

@@ -49,7 +49,7 @@ pub(crate) struct Cli {
     )]
     pub(crate) state_dir: Option<PathBuf>,
 
-    /// Only look: over the sockets that are open to all users of this host. For ls, show and events.
+    /// Only look: over the sockets that are open to all users of this host. For ls, show, events, and density status, history and next.
     #[arg(long, short = 'r', global = true, help_heading = "Global options")]
     pub(crate) readonly: bool,
 

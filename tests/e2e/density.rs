@@ -90,7 +90,18 @@ fn what_is_planned_is_done_and_what_came_of_it_is_kept() {
     assert!(text.contains("linux: balloon from 128 MiB to"), "{text}");
     let text = pair.a.run(&["density", "status"]).ok().stdout;
     assert!(text.contains("max density") && text.contains("linux"), "{text}");
+    those_who_only_look_see_the_same(&pair.a, &text);
     nothing_left_behind(&pair.hosts());
+}
+
+fn those_who_only_look_see_the_same(host: &Host, status: &str) {
+    let text = host.run(&["--readonly", "density", "status"]).ok().stdout;
+    assert_eq!(text.lines().next(), status.lines().next());
+    host.run(&["--readonly", "density", "history"]).ok();
+    host.run(&["--readonly", "density", "next"]).ok();
+    host.run(&["--readonly", "density", "apply"]).complains(Exit::Failed, &["only looks"]);
+    let unknown = &["there is no run 99"];
+    host.run(&["--readonly", "density", "history", "99"]).complains(Exit::Failed, unknown);
 }
 
 /// The usual policy keeps a headroom that the host has anyway: what a run for another goal takes is not given back for that.

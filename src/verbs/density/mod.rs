@@ -36,7 +36,7 @@ pub(crate) fn run(state: &StateDir, args: &DensityArgs) -> Result<Exit> {
 
 /// A client of this host's node.
 fn node(state: &StateDir) -> ApiClient {
-    ApiClient::new(&state.node_socket())
+    ApiClient::new(&state.client_socket())
 }
 
 /// An answer of the node's, or what to do when there is none.
