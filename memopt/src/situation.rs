@@ -54,7 +54,7 @@ pub struct Pressure {
 }
 
 /// `/sys/kernel/mm/ksm`, and what ksmd has used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ksm {
     /// 0 stopped, 1 running, 2 stopped and everything unmerged.
     pub run: u8,

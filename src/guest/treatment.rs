@@ -84,15 +84,13 @@ fn range(regions: &[RamRegion], (first, count): (u32, u32)) -> Result<Range<u64>
 }
 
 fn one(vm: &Vm, range: &Range<u64>, treatment: MemoryTreatment) -> vmm_core::Result<()> {
-    let ram = vm.ram();
-    Ok(match treatment {
-        MemoryTreatment::Merge => ram.treat(range, Treatment::Merge)?,
-        MemoryTreatment::Unmerge => ram.treat(range, Treatment::Unmerge)?,
-        MemoryTreatment::Collapse => ram.treat(range, Treatment::Collapse)?,
-        MemoryTreatment::Share => {
-            vm.share_with_template(range)?;
-        }
-    })
+    let treatment = match treatment {
+        MemoryTreatment::Merge => Treatment::Merge,
+        MemoryTreatment::Unmerge => Treatment::Unmerge,
+        MemoryTreatment::Collapse => Treatment::Collapse,
+        MemoryTreatment::Share => return vm.share_with_template(range).map(drop),
+    };
+    Ok(vm.ram().treat(range, treatment)?)
 }
 
 #[cfg(test)]

@@ -87,18 +87,7 @@ pub(crate) fn situation(available: u64, guests: Vec<Guest>) -> Situation {
 }
 
 pub(crate) fn ksm() -> Ksm {
-    Ksm {
-        run: 0,
-        pages_shared: 0,
-        pages_sharing: 0,
-        pages_unshared: 0,
-        pages_volatile: 0,
-        zero_pages: 0,
-        pages_scanned: 0,
-        full_scans: 0,
-        profit_bytes: 0,
-        cpu: Some(Duration::ZERO),
-    }
+    Ksm { cpu: Some(Duration::ZERO), ..Ksm::default() }
 }
 
 /// A look at `count` chunks, each with so many duplicates and written pages.

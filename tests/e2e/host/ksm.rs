@@ -37,17 +37,13 @@ impl KsmTurn {
         let before = all_knobs();
         let passes = || read(&format!("{FOLDER}/full_scans")).parse::<u64>().expect("a number");
         let wanted = passes() + 2;
-        KNOBS.iter().for_each(|(knob, value)| set(knob, value));
+        let scan = Scan::begin();
         let end = Instant::now() + Duration::from_secs(3);
         // Without memory to be merged there are no passes, and nothing to be forgotten.
         while passes() < wanted && Instant::now() < end {
             std::thread::sleep(Duration::from_millis(50));
         }
-        for (knob, value) in ALL_KNOBS.iter().zip(&before) {
-            if KNOBS.iter().any(|(other, _)| other == knob) {
-                set(knob, value);
-            }
-        }
+        drop(scan);
         Self { before, _turn }
     }
 
@@ -68,10 +64,10 @@ fn take_turn() -> File {
     turn
 }
 
-/// A ksmd that scans fast; as it was before when dropped.
+/// A ksmd that scans fast, for one test at a time; as it was before when dropped.
 #[derive(Debug)]
 pub(crate) struct Ksm {
-    before: Vec<(&'static str, String)>,
+    _scan: Scan,
     _turn: File,
 }
 
@@ -79,16 +75,25 @@ impl Ksm {
     /// Has ksmd scan.
     pub(crate) fn scanning() -> Self {
         let turn = take_turn();
-        let before = KNOBS.map(|(knob, _)| (knob, read(&format!("{FOLDER}/{knob}"))));
-        let ksm = Self { before: before.into(), _turn: turn };
-        KNOBS.iter().for_each(|(knob, value)| set(knob, value));
-        ksm
+        Self { _scan: Scan::begin(), _turn: turn }
     }
 }
 
-impl Drop for Ksm {
+/// What the knobs were before ksmd was made to scan; they are again when it is dropped.
+#[derive(Debug)]
+struct Scan([(&'static str, String); KNOBS.len()]);
+
+impl Scan {
+    fn begin() -> Self {
+        let before = KNOBS.map(|(knob, _)| (knob, read(&format!("{FOLDER}/{knob}"))));
+        KNOBS.iter().for_each(|(knob, value)| set(knob, value));
+        Self(before)
+    }
+}
+
+impl Drop for Scan {
     fn drop(&mut self) {
-        self.before.iter().for_each(|(knob, value)| set(knob, value));
+        self.0.iter().for_each(|(knob, value)| set(knob, value));
     }
 }
 

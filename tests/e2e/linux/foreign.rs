@@ -7,19 +7,10 @@ use std::process::{Child, Command, Stdio};
 use serde_json::Value;
 
 use super::image::{BOOT_PATIENCE, guest_folder, script};
+use crate::density::{POLICY, write_settings};
 use crate::host::{NodePlan, Pair, wait};
 
 const ALL_BYTES: u64 = 128 << 20;
-
-/// Takes what a guest of 128 MiB does not need, which is less than the usual policy looks at.
-const POLICY: &str = r#"
-goal = "max density"
-[balloon]
-dead-band-min = "2MiB"
-reserve-min = "8MiB"
-floor = "10%"
-step = "20%"
-"#;
 
 /// QEMU with a Linux guest, as anybody might have started it. Ends when dropped.
 struct Qemu {
@@ -71,7 +62,7 @@ fn checks(folder: &Path) -> usize {
 #[test]
 fn a_guest_of_qemus_gives_memory_by_the_same_commands() {
     let mut pair = Pair::without_nodes();
-    fs::write(pair.a.state_dir().join("lighter.toml"), POLICY).expect("a file");
+    write_settings(&pair.a, POLICY);
     let arguments = ["--foreign-guests", "on"].map(str::to_owned).into();
     pair.a.start_node(&NodePlan { arguments, ..NodePlan::default() });
     let folder = pair.folder().to_owned();
