@@ -63,8 +63,10 @@ fn checks(folder: &Path) -> usize {
 fn a_guest_of_qemus_gives_memory_by_the_same_commands() {
     let mut pair = Pair::without_nodes();
     write_settings(&pair.a, POLICY);
-    let arguments = ["--foreign-guests", "on"].map(str::to_owned).into();
-    pair.a.start_node(&NodePlan { arguments, ..NodePlan::default() });
+    let arguments: Vec<String> = ["--foreign-guests", "on"].map(str::to_owned).into();
+    pair.a.start_node(&NodePlan { arguments: arguments.clone(), ..NodePlan::default() });
+    // By mistake: two that would tug at one balloon.
+    pair.b.start_node(&NodePlan { arguments, ..NodePlan::default() });
     let folder = pair.folder().to_owned();
     let qemu = Qemu::boot(&folder);
     wait::within(BOOT_PATIENCE, "linux boots and checks itself", || {
@@ -80,6 +82,8 @@ fn a_guest_of_qemus_gives_memory_by_the_same_commands() {
     let status = pair.a.run(&["density", "status", "--json"]).ok().json();
     let [guest] = &of_ours(&status["situation"]["guests"])[..] else { panic!("{status:#}") };
     assert_eq!((&guest["vmm"], &guest["memory_bytes"]), (&"qemu".into(), &ALL_BYTES.into()));
+    let others = pair.b.run(&["density", "status", "--json"]).ok().json();
+    assert!(of_ours(&others["situation"]["guests"]).is_empty(), "one node's only: {others:#}");
 
     let plan = wait::within(BOOT_PATIENCE, "the guest has said what it needs", || {
         let plan = pair.a.run(&["density", "plan", "--json"]).ok().json();
