@@ -7,25 +7,13 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::image::{BOOT_PATIENCE, guest_folder, script};
-use crate::density::{await_plan, node_uses, write_settings};
+use crate::density::{POLICY, await_plan, node_uses, write_settings};
 use crate::host::{Host, Pair, wait};
 
 /// What the guest frees (`tests/guest/lend`), and what the host has to get of it: the kernel reports whole blocks of
 /// 2 MiB only, so what lies between pages that are in use stays, and is more or less from boot to boot.
 const FREED_BYTES: u64 = 48 << 20;
 const BACK_BYTES: u64 = FREED_BYTES / 2;
-
-/// Takes all but 8 MiB of what a small guest does not need, at a stroke.
-const POLICY: &str = r#"
-goal = "max density"
-actuators = "balloon"
-[balloon]
-dead-band-min = "2MiB"
-reserve-min = "8MiB"
-reserve = "5%"
-floor = "10%"
-step = "50%"
-"#;
 
 fn boot(host: &Host, memory: &str) {
     let [kernel, initrd] = [script("kernel.sh", &["vmlinux"]), script("initramfs.sh", &[])];
@@ -81,7 +69,8 @@ fn memory_that_linux_frees_is_the_hosts_again() {
 #[test]
 fn a_guest_that_needs_its_memory_has_it_back_at_once() {
     let pair = Pair::new();
-    write_settings(&pair.a, POLICY);
+    // Most of what it does not need, at a stroke.
+    write_settings(&pair.a, &POLICY.replace("20%", "50%"));
     node_uses(&pair.a, "\"goal\": \"max density\"");
     boot(&pair.a, "160M");
     await_text(&pair.a, "lend: taken");
