@@ -60,7 +60,7 @@ impl Fleet {
         }
         fleet.clones.iter().try_for_each(Clone::await_work)?;
         fleet.pids = fleet.names.iter().map(|name| pid(state, name)).collect::<Result<_>>()?;
-        fleet.pids.iter().try_for_each(|pid| yield_to_others(*pid))?;
+        fleet.pids.iter().take(settings.guests).try_for_each(|pid| yield_to_others(*pid))?;
         Ok(fleet)
     }
 
@@ -121,7 +121,7 @@ fn pid(state: &Path, name: &str) -> Result<u32> {
     u32::try_from(pid.context("`lighter show` tells no pid")?).context("pid")
 }
 
-/// The workload never halts, as idle guests do: its vCPUs get what nobody else wants, within its process and on the host, where
+/// The clones' workload never halts, as idle guests do: its vCPUs get what nobody else wants, within its process and on the host, where
 /// each session has its share of the CPUs.
 fn yield_to_others(pid: u32) -> Result<()> {
     for task in fs::read_dir(format!("/proc/{pid}/task"))? {

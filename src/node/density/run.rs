@@ -197,7 +197,7 @@ impl Runner {
             if must_end {
                 tokio::task::block_in_place(|| self.density.actor.end_window());
             }
-            if !must_end && self.all_wait_for_ksmd(&pending) {
+            if !must_end && self.nothing_shows_yet(&pending) {
                 continue;
             }
             let mut now = self.density.look(&self.task.policy, &BTreeSet::new()).await?;
@@ -217,12 +217,17 @@ impl Runner {
         Ok(())
     }
 
-    /// Whether nothing is to be seen before ksmd has ended its window: looks at all guests, each second, would
-    /// take a fifth as much CPU time as ksmd. Guests in pain are seen to all the same (`watch`).
-    fn all_wait_for_ksmd(&self, pending: &[Pending]) -> bool {
-        let is_due = |pending: &Pending| pending.expectation.due <= uptime();
-        self.density.actor.drives_ksm()
-            && pending.iter().all(|pending| is_of_window(pending) && !is_due(pending))
+    /// Whether a look would tell nothing of these steps: a window shows what it brings when it is over, and all others but those of
+    /// balloons are simply given their time. Looks at all guests, each second, would take a fifth as much CPU time as ksmd does. Guests
+    /// in pain are seen to all the same (`watch`).
+    fn nothing_shows_yet(&self, pending: &[Pending]) -> bool {
+        let (now, drives_ksm) = (uptime(), self.density.actor.drives_ksm());
+        pending.iter().all(|pending| {
+            let is_of_balloon =
+                matches!(pending.expectation.step.action, Action::SetBalloon { .. });
+            let shows_by_itself = is_of_balloon || (is_of_window(pending) && !drives_ksm);
+            !shows_by_itself && pending.expectation.due > now
+        })
     }
 
     /// What ksmd was to do, and it has ended its window.
