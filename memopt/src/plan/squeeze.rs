@@ -193,7 +193,9 @@ fn grow(mut wants: Vec<(&View<'_>, u64, String)>, budget: u64, draft: &mut Draft
         let floor = view.limits.floor_bytes.min(to_bytes);
         let to = from.saturating_add(granted).max(floor);
         if to.saturating_sub(from) < STEP_MIN_BYTES {
-            draft.skip(view.name(), Actuator::Balloon, Because::HostShort);
+            let is_little = to == to_bytes;
+            let because = if is_little { Because::WithinDeadBand } else { Because::HostShort };
+            draft.skip(view.name(), Actuator::Balloon, because);
             continue;
         }
         granted_bytes += to - from;

@@ -41,6 +41,23 @@ fn a_guest_gets_all_that_it_needs_at_once() {
 }
 
 #[test]
+fn what_is_too_little_to_move_is_not_the_hosts_fault() {
+    let mut policy = balanced();
+    policy.balloon.dead_band = 0.0;
+    policy.balloon.dead_band_min_bytes = MIB;
+    let lacking = |missing: u64| {
+        let mut guest = idle_guest("a", 8 * GIB, 3 * GIB);
+        // A demand of 2.5 GiB and a fifth of it.
+        balloon(&mut guest).target_bytes = 3 * GIB - missing;
+        balloon(&mut guest).actual_bytes = 3 * GIB - missing;
+        *said(&mut guest) = statistics(3 * GIB - missing, 5 * GIB / 2);
+        settled(&situation(50, vec![guest]), &policy, MAX).0
+    };
+    assert_eq!(why(&lacking(3 * MIB), "a", Actuator::Balloon), Because::WithinDeadBand);
+    assert_eq!(set_to(&lacking(6 * MIB), "a"), Some(3 * GIB));
+}
+
+#[test]
 fn pain_gives_everything_back_in_the_same_round() {
     let mut guest = idle_guest("a", 8 * GIB, GIB);
     balloon(&mut guest).target_bytes = 4 * GIB;
