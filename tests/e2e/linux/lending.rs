@@ -40,12 +40,15 @@ fn cost(host: &Host) -> (u64, Value) {
 
 fn press_enter(host: &Host) {
     let input = json!({ "input": "\n" });
-    host.guest("lender").request("PUT", "/v1/guest/console", Some(&input)).success().unwrap();
+    host.guest("lender")
+        .request("PUT", "/v1/guest/console", Some(&input))
+        .success()
+        .expect("an answer");
 }
 
 /// Its balloon, and what it says of its memory.
 fn balloon(host: &Host) -> Value {
-    host.guest("lender").request("GET", "/v1/guest/balloon", None).success().unwrap()
+    host.guest("lender").request("GET", "/v1/guest/balloon", None).success().expect("an answer")
 }
 
 #[test]
