@@ -46,6 +46,8 @@ pub(super) struct Connection {
     /// What each side does no more, as flags of a shutdown.
     guest_shut: u32,
     host_shut: u32,
+    /// What of the guest's the stream knows.
+    stream_shut: u32,
     /// The stream may have something to read.
     readable: bool,
     /// Packets without data that the guest is to get.
@@ -78,6 +80,7 @@ impl Connection {
             told: 0,
             guest_shut: 0,
             host_shut: 0,
+            stream_shut: 0,
             readable: true,
             owed: vec![first],
         }
@@ -144,12 +147,14 @@ impl Connection {
         if self.forwarded.wrapping_sub(self.told) >= BUFFER_BYTES as u32 / 2 {
             self.owe(Op::CreditUpdate);
         }
-        if self.to_host.is_empty() && self.guest_shut != 0 {
+        if self.to_host.is_empty() && self.guest_shut != self.stream_shut {
             self.shut_stream();
         }
     }
 
+    /// Once: each time makes the stream ready for this side too, which would look at it for ever.
     fn shut_stream(&mut self) {
+        self.stream_shut = self.guest_shut;
         match self.guest_shut {
             SHUTDOWN_BOTH => self.phase = Phase::Broken,
             // Nobody is there to hear that it failed.

@@ -3,9 +3,11 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixListener;
 
+use vmm_sys_util::epoll::{ControlOperation, EventSet};
+
 use super::*;
 use crate::virtio::testing::{Bench, WRITABLE};
-use crate::virtio::vsock::packet::{Credit, SHUTDOWN_BOTH, SHUTDOWN_SEND};
+use crate::virtio::vsock::packet::{Credit, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 
 const CID: u32 = 5;
 /// Where the guest's packets lie, one after the other, and its places for the host's.
@@ -180,6 +182,21 @@ fn the_guest_talks_to_a_program_until_it_has_nothing_to_say() {
     assert_eq!(scene.ops(), [Op::Reset]);
     scene.send(ports, 5, 0, b"?");
     assert_eq!(scene.ops(), [Op::Reset], "nothing is there any more");
+}
+
+#[test]
+fn a_half_closed_connection_leaves_the_device_idle() {
+    for flags in [SHUTDOWN_SEND, SHUTDOWN_RECEIVE] {
+        let mut scene = Scene::new();
+        let (_program, ports) = scene.accepted();
+        scene.send(ports, 4, flags, b"");
+        let epoll = Epoll::new().unwrap();
+        let streams = scene.bench.backend.device().watched()[1];
+        epoll.ctl(ControlOperation::Add, streams, EpollEvent::new(EventSet::IN, 0)).unwrap();
+        let is_ready = || epoll.wait(0, &mut [EpollEvent::default()]).unwrap() > 0;
+        let looks = (0..10).take_while(|_| is_ready()).map(|_| scene.look()).count();
+        assert!(looks < 10, "its streams are ready for ever after flags {flags}");
+    }
 }
 
 #[test]
