@@ -2,8 +2,8 @@
 //!
 //! Certificates, records and descriptions of guests are small files in folders that other programs write to as well. A named
 //! pipe in such a place makes whoever opens it wait for ever, a folder opens and fails later with a riddle, a huge file fills
-//! memory. [`open`] and [`read`] refuse all of them, at once and in words; [`replace`] writes such a file whole or not at all. This crate depends on the system alone; every crate
-//! that reads a file somebody else may have put there uses it.
+//! memory. [`open`] and [`read`] refuse all of them, at once and in words; [`replace`] writes such a file whole or not at all. This
+//! crate depends on the system alone; every crate that reads a file somebody else may have put there uses it.
 
 use std::fs::{self, File, FileType, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};

@@ -1,0 +1,106 @@
+use super::*;
+use std::os::unix::fs::PermissionsExt;
+
+fn name(text: &str) -> GuestName {
+    text.parse().unwrap()
+}
+
+#[test]
+fn a_name_is_taken_until_its_claim_is_dropped() {
+    let (_folder, state) = StateDir::temporary();
+    let guest = state.guest(&name("web"));
+    let claim = guest.claim().unwrap();
+    assert!(guest.claim().unwrap_err().to_string().contains("taken"));
+    assert_eq!(state.live_guests().unwrap().len(), 1);
+
+    drop(claim);
+    assert!(!guest.path().exists());
+    assert!(state.live_guests().unwrap().is_empty());
+    assert!(guest.claim().is_ok());
+}
+
+#[test]
+fn the_folder_of_a_dead_process_is_cleaned_by_whoever_finds_it() {
+    let (_folder, state) = StateDir::temporary();
+    let guest = state.guest(&name("web"));
+    fs::create_dir_all(guest.path()).unwrap();
+    for file in ["lock", "api.sock", "console.log", "console.log.old"] {
+        fs::write(guest.path().join(file), "left").unwrap();
+    }
+
+    assert!(state.live_guests().unwrap().is_empty());
+    assert!(!guest.path().exists());
+}
+
+#[test]
+fn what_no_guests_process_has_made_is_left_alone() {
+    let (_folder, state) = StateDir::temporary();
+    let saves = state.guest(&name("saves"));
+    fs::create_dir_all(saves.path()).unwrap();
+    let elsewhere = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink(elsewhere.path(), state.guest(&name("link")).path()).unwrap();
+    let dead = state.guest(&name("dead"));
+    fs::create_dir_all(dead.path()).unwrap();
+    let files = [saves.path(), elsewhere.path(), dead.path()].map(|it| it.join("w1.lighter"));
+    let locks = [elsewhere.path().join("lock"), dead.path().join("lock")];
+    files.iter().chain(&locks).for_each(|file| fs::write(file, "mine").unwrap());
+
+    assert!(state.live_guests().unwrap().is_empty());
+    for file in files {
+        assert!(file.exists(), "{}", file.display());
+    }
+}
+
+#[test]
+fn a_claim_starts_with_an_empty_folder() {
+    let (_folder, state) = StateDir::temporary();
+    let guest = state.guest(&name("web"));
+    fs::create_dir_all(guest.path()).unwrap();
+    fs::write(guest.console_log(), "left").unwrap();
+
+    let claim = guest.claim().unwrap();
+    assert!(!claim.dir().console_log().exists());
+}
+
+#[test]
+fn identity_is_read_as_written() {
+    let (_folder, state) = StateDir::temporary();
+    let claim = state.guest(&name("web")).claim().unwrap();
+    let identity =
+        GuestIdentity { name: name("web"), uuid: uuid::Uuid::new_v4(), pid: 7, started_unix_ms: 1 };
+    claim.dir().write_identity(&identity).unwrap();
+    assert_eq!(claim.dir().read_identity().unwrap(), identity);
+    let mode = fs::metadata(claim.dir().guest_file()).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600, "it is this user's alone");
+}
+
+#[test]
+fn an_identity_that_is_no_file_or_too_large_is_refused_at_once() {
+    let (_folder, state) = StateDir::temporary();
+    let claim = state.guest(&name("web")).claim().unwrap();
+    let file = claim.dir().guest_file();
+    nix::unistd::mkfifo(&file, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let error = format!("{:#}", claim.dir().read_identity().unwrap_err());
+    assert!(error.contains("guest.json: it is a pipe, not a file"), "{error}");
+
+    fs::remove_file(&file).unwrap();
+    fs::write(&file, vec![b' '; GUEST_FILE_BYTES_MAX as usize + 1]).unwrap();
+    let error = format!("{:#}", claim.dir().read_identity().unwrap_err());
+    assert!(error.contains("too large"), "{error}");
+}
+
+#[test]
+fn an_unknown_guest_is_answered_with_those_that_exist() {
+    let (_folder, state) = StateDir::temporary();
+    let _claim = state.guest(&name("web")).claim().unwrap();
+    let message = state.live_guest(&name("wbe")).unwrap_err().to_string();
+    assert!(message.contains("no guest wbe") && message.contains("there is: web"), "{message}");
+}
+
+#[test]
+fn a_path_too_long_for_a_socket_is_refused_by_name() {
+    let (folder, _) = StateDir::temporary();
+    let state = StateDir::new(&folder.path().join("x".repeat(80))).unwrap();
+    let message = state.guest(&name("web")).claim().unwrap_err().to_string();
+    assert!(message.contains("--state-dir"), "{message}");
+}
