@@ -1,3 +1,5 @@
+//! The folder as guests, nodes and commands use it side by side.
+
 use super::*;
 use std::os::unix::fs::PermissionsExt;
 
