@@ -28,7 +28,7 @@ pub(crate) fn write_settings(host: &Host, text: &str) {
     fs::write(host.state_dir().join("lighter.toml"), text).expect("a file");
 }
 
-pub(crate) fn node_uses(host: &Host, what: &str) {
+fn node_uses(host: &Host, what: &str) {
     wait::until("the node has read lighter.toml", || {
         let status = host.run(&["density", "status", "--json"]).ok().stdout;
         wait::holds(status.contains(what), status)

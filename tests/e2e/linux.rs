@@ -9,7 +9,7 @@ mod copied;
 mod disk;
 mod foreign;
 pub(crate) mod image;
-mod lending;
+mod reporting;
 mod vsock;
 pub(crate) mod witness;
 

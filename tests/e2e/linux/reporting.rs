@@ -1,0 +1,54 @@
+//! A Linux guest that frees memory, which the host then has again: without a balloon that is filled, and without being asked.
+
+use std::fs;
+
+use serde_json::{Value, json};
+
+use super::image::{BOOT_PATIENCE, guest_folder, script};
+use crate::host::{Host, Pair, wait};
+
+/// What the guest frees (`tests/guest/lend`), and what the host has to get of it: the kernel reports whole blocks of
+/// 2 MiB only, so what lies between pages that are in use stays, and is more or less from boot to boot.
+const FREED_BYTES: u64 = 48 << 20;
+const BACK_BYTES: u64 = FREED_BYTES / 2;
+
+/// Linux reports free memory beyond 64 MiB of it only (`PAGE_REPORTING_CAPACITY` blocks), so the guest has plenty.
+fn boot(host: &Host) {
+    let [kernel, initrd] = [script("kernel.sh", &["vmlinux"]), script("initramfs.sh", &[])];
+    let options = fs::read_to_string(guest_folder().join("cmdline")).expect("a command line");
+    let cmdline = format!("console=ttyS0 quiet {} rdinit=/lend", options.trim());
+    let arguments = ["run", "--detach", "--name", "lender", "--memory", "320M"];
+    let boot = ["--kernel", &kernel, "--initrd", &initrd, "--cmdline", &cmdline];
+    host.run(&[arguments.as_slice(), &boot].concat()).ok();
+}
+
+fn await_text(host: &Host, text: &str) {
+    wait::within(BOOT_PATIENCE, text, || {
+        let log = host.state_dir().join("guests/lender/console.log");
+        let said = String::from_utf8_lossy(&fs::read(log).unwrap_or_default()).into_owned();
+        if said.contains(text) { Ok(()) } else { Err(said) }
+    });
+}
+
+/// What the guest costs the host, in bytes: proportional set size.
+fn cost(host: &Host) -> (u64, Value) {
+    let shown = host.run(&["show", "lender", "--json"]).ok().json();
+    (shown["proportional_bytes"].as_u64().expect("a size"), shown)
+}
+
+#[test]
+fn memory_that_linux_frees_is_the_hosts_again() {
+    let pair = Pair::without_nodes();
+    boot(&pair.a);
+    await_text(&pair.a, "lend: taken");
+    let (taken, _) = cost(&pair.a);
+    let input = json!({ "input": "\n" });
+    pair.a.guest("lender").request("PUT", "/v1/guest/console", Some(&input)).success().unwrap();
+    wait::within(BOOT_PATIENCE, "the host has its memory again", || {
+        let (now, shown) = cost(&pair.a);
+        wait::holds(now + BACK_BYTES <= taken, (taken, now, shown))
+    });
+    let balloon = pair.a.run(&["balloon", "lender", "--json"]).ok().json();
+    assert!(balloon["reported_bytes_total"].as_u64() >= Some(BACK_BYTES), "{balloon:#}");
+    assert_eq!(balloon["actual_bytes"], balloon["memory_bytes"], "{balloon:#}");
+}
