@@ -8,9 +8,9 @@ use anyhow::{Context, Result, ensure};
 
 use super::interruption;
 
-/// By these, in the folder for temporary files, the tests that drive ksmd take turns. They also remember how it is set, and would put
+/// By this, in the folder for temporary files, the tests that drive ksmd take turns. They also remember how it is set, and would put
 /// back what somebody had set for the moment.
-const TURNS: [&str; 2] = ["lighter-tests-ksm.lock", "lighter-ksm-tests.lock"];
+const TURN: &str = "lighter-tests-ksm.lock";
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 const FOLDER: &str = "/sys/kernel/mm/ksm";
@@ -23,7 +23,7 @@ const ALL: [&str; 6] =
 pub(crate) struct Knobs {
     before: Vec<(&'static str, String)>,
     // Let go when all is as before.
-    _turns: Vec<File>,
+    _turn: File,
 }
 
 impl Knobs {
@@ -32,11 +32,11 @@ impl Knobs {
     /// # Errors
     /// This kernel does not merge pages, ksmd is at work, or the user calls it off.
     pub(crate) fn take() -> Result<Self> {
-        let turns = TURNS.into_iter().map(take_turn).collect::<Result<_>>()?;
+        let turn = take_turn()?;
         let read = |knob| Ok((knob, read(knob)?));
         let before = ALL.into_iter().map(read).collect::<Result<Vec<_>>>()?;
         ensure!(before.contains(&("run", "0".to_owned())), "ksmd is at work for somebody else");
-        Ok(Self { before, _turns: turns })
+        Ok(Self { before, _turn: turn })
     }
 
     /// Has ksmd scan, `pages` in a batch with `sleep_ms` between two.
@@ -103,8 +103,8 @@ impl Drop for Knobs {
     }
 }
 
-fn take_turn(name: &str) -> Result<File> {
-    let path = std::env::temp_dir().join(name);
+fn take_turn() -> Result<File> {
+    let path = std::env::temp_dir().join(TURN);
     let file = File::create(&path).with_context(|| format!("cannot open {}", path.display()))?;
     loop {
         interruption::check()?;

@@ -29,7 +29,7 @@ impl Turn {
             eprintln!("left out: LIGHTER_SKIP_KSM=1");
             return None;
         }
-        let lock = File::create(std::env::temp_dir().join("lighter-ksm-tests.lock")).unwrap();
+        let lock = File::create(std::env::temp_dir().join("lighter-tests-ksm.lock")).unwrap();
         lock.lock().unwrap();
         let before = ksm_knobs(&Sources::system()).expect("KSM; LIGHTER_SKIP_KSM=1 leaves it out");
         assert_eq!(before.run, 0, "ksmd is in use on this host; LIGHTER_SKIP_KSM=1 leaves it out");
