@@ -12,6 +12,8 @@ use serde::Deserialize;
 
 /// One KiB, in bytes.
 pub(crate) const KIB: u64 = 1 << 10;
+/// A page of guest memory, in bytes.
+pub(crate) const PAGE_BYTES: u64 = 4 * KIB;
 /// One MiB, in bytes.
 pub(crate) const MIB: u64 = 1 << 20;
 /// One GiB, in bytes.

@@ -20,7 +20,7 @@ use super::cpu::CpuArg;
 use super::disk::DiskArg;
 use super::net::NetArg;
 use crate::names::GuestName;
-use crate::units::{MIB, Size};
+use crate::units::{MIB, PAGE_BYTES, Size};
 
 /// Most labels of one guest.
 const LABELS_MAX: usize = 64;
@@ -291,8 +291,6 @@ impl FromStr for Label {
         }
     }
 }
-
-const PAGE_BYTES: u64 = 4096;
 
 /// Memory of a guest when none was given.
 const MEMORY_BYTES: u64 = 512 * MIB;

@@ -16,7 +16,7 @@ use crate::cli::disk::{DiskAccess, DiskArg, DiskEngine};
 use crate::cli::net::NetArg;
 use crate::cli::spec::{BalloonArg, GuestSpec, OnRebootArg, PatternArg, SwitchArg, WriteOrderArg};
 use crate::names::GuestName;
-use crate::units::{MIB, Size};
+use crate::units::{MIB, PAGE_BYTES, Size};
 
 /// A guest to be started.
 #[derive(Debug)]
@@ -132,8 +132,6 @@ fn net(net: &NetArg) -> Result<DeviceConfig> {
     };
     Ok(DeviceConfig::Net(NetConfig::new(link, mac)?))
 }
-
-const PAGE_BYTES: u64 = 4096;
 
 /// The working set of a workload that was not told, in bytes.
 const WORKING_SET_BYTES: u64 = 64 * MIB;

@@ -11,9 +11,7 @@ use migrate::{Progress, Report};
 use super::inventory::{GuestView, Sighting};
 use super::outcomes;
 use crate::api::types::{FlowInfo, GuestState, NetInfo};
-
-/// Bytes of a page.
-const PAGE_BYTES: u64 = 4096;
+use crate::units::PAGE_BYTES;
 
 /// How long the migration that took a guest away is shown: long enough for any scrape interval.
 const DEPARTED_FOR: Duration = Duration::from_secs(600);

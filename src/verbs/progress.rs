@@ -9,10 +9,7 @@ use migrate::{Phase, Progress};
 
 use crate::cli::Output;
 use crate::output;
-use crate::units::{format_count, format_duration, format_rate, format_size};
-
-/// Bytes of a page.
-const PAGE_BYTES: f64 = 4096.0;
+use crate::units::{PAGE_BYTES, format_count, format_duration, format_rate, format_size};
 
 /// What is said of a guest that writes faster than its memory is sent.
 const NOT_CONVERGING: &str =
@@ -139,7 +136,7 @@ fn rate(progress: &Progress) -> u64 {
 /// Memory sent each second, on average, in bytes before compression; zero pages do not count.
 pub(super) fn average_rate(transfer: &Transfer, seconds: f64) -> u64 {
     let pages = transfer.content_pages();
-    (pages as f64 * PAGE_BYTES / seconds.max(1e-3)) as u64
+    (pages as f64 * PAGE_BYTES as f64 / seconds.max(1e-3)) as u64
 }
 
 #[cfg(test)]

@@ -13,8 +13,7 @@ use vmm_core::memory::{GuestRam, MemoryError, OwnPages, PageMap};
 use super::{CHUNK_BYTES, Found, Mapped, Progress, State};
 use crate::guest::machine::SharedMachine;
 use crate::guest::process::{GuestProcess, Occupation};
-
-const PAGE_BYTES: u64 = 4096;
+use crate::units::PAGE_BYTES;
 
 /// Pages that are copied out at once: they fit a second-level cache.
 const COPIED_PAGES: u64 = 32;

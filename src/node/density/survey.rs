@@ -25,6 +25,7 @@ use crate::api::survey::{
 use crate::clock::uptime;
 use crate::names::GuestName;
 use crate::state_dir::StateDir;
+use crate::units::PAGE_BYTES;
 
 /// Guests that are looked at at a time.
 const LOOKERS_MAX: usize = 4;
@@ -41,7 +42,6 @@ const BITS: u32 = 3;
 /// How much coarser than its size asks for a guest's table may be: a coarse table makes those of its domain coarse.
 const BITS_SLACK: u32 = 2;
 
-const PAGE_BYTES: u64 = 4096;
 const CHUNK_BYTES: u64 = 2 << 20;
 
 /// What is known of the guests' pages.
