@@ -43,7 +43,7 @@ impl Expectation {
     /// Of `step`, which is about to be done; `before` is the look that its plan was made from, or a newer one.
     #[must_use]
     pub fn of(step: &Step, before: &Situation, policy: &Policy) -> Self {
-        let concerned = concerned(step, before, policy);
+        let concerned = before.guests.iter().filter(|guest| concerns(step, guest, policy));
         Self {
             step: step.clone(),
             since: before.uptime,
@@ -207,18 +207,16 @@ impl Expectation {
     }
 }
 
-/// The guests whose memory shows what `step` brings: for a window of ksmd those of its domain, otherwise the guest that it is done to.
-pub fn concerned<'a>(
-    step: &'a Step,
-    situation: &'a Situation,
-    policy: &'a Policy,
-) -> impl Iterator<Item = &'a Guest> {
-    situation.guests.iter().filter(move |guest| match &step.action {
+/// Whether the memory of `guest` shows what `step` brings: for a window of ksmd that of its domain's guests does, otherwise that of the
+/// guest that it is done to.
+#[must_use]
+pub fn concerns(step: &Step, guest: &Guest, policy: &Policy) -> bool {
+    match &step.action {
         Action::DriveKsm { domain, .. } => {
             policy.limits(guest).merge_domain.as_ref() == Some(domain)
         }
         action => action.guest() == Some(guest.name.as_str()),
-    })
+    }
 }
 
 /// By what came back, which lies between two bounds: when they disagree, nothing is said.

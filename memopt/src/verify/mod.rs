@@ -13,6 +13,6 @@ mod settle;
 mod tests;
 mod traces;
 
-pub use expectation::{Expectation, concerned};
+pub use expectation::{Expectation, concerns};
 pub use outcome::{Outcome, Verdict};
 pub use settle::settles_after;

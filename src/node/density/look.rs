@@ -41,18 +41,24 @@ pub(super) struct View {
     pub(super) missing: Vec<String>,
 }
 
+/// Which guests are meant.
+pub(super) type Which<'a> = dyn Fn(&Guest) -> bool + Sync + 'a;
+
+/// None of them.
+pub(super) const NOBODY: fn(&Guest) -> bool = |_| false;
+
 impl Lookout {
     /// Looks at this host, at the guests below `state`, and at those that other programs run.
     pub(super) fn new(state: StateDir, foreign: Option<Arc<ForeignGuests>>) -> Self {
         Self { state, sources: Sources::system(), meter: Meter::new(METER_BUDGET), foreign }
     }
 
-    /// The host and all guests now. What guests cost is reckoned from their counters, but for those of the names `exactly`, whose
-    /// page tables are walked.
+    /// The host and all guests now. What guests cost is reckoned from their counters, but for those that are meant by `exactly`,
+    /// whose page tables are walked.
     ///
     /// # Errors
     /// The folder of guests or the host's memory cannot be read.
-    pub(super) async fn look(&mut self, exactly: &BTreeSet<String>) -> Result<View> {
+    pub(super) async fn look(&mut self, exactly: &Which<'_>) -> Result<View> {
         let own = ask_all(self.state.live_guests()?).await?;
         let (foreign, complaints) = match &self.foreign {
             Some(foreign) => foreign.look().await,
@@ -89,10 +95,10 @@ impl Lookout {
         })
     }
 
-    /// What the guests cost, those of these names exactly.
-    fn measure(&mut self, guests: &[Guest], exactly: &BTreeSet<String>) -> Vec<Costs> {
+    /// What the guests cost, some of them exactly.
+    fn measure(&mut self, guests: &[Guest], exactly: &Which<'_>) -> Vec<Costs> {
         let now = uptime();
-        for guest in guests.iter().filter(|guest| exactly.contains(&guest.name)) {
+        for guest in guests.iter().filter(|guest| exactly(guest)) {
             // One that cannot be measured is told of with the others.
             let _measured = self.meter.exact(&self.sources, guest.pid, now);
         }

@@ -10,10 +10,11 @@ use memopt::history::{Found, RunId};
 use memopt::plan::{Action, Plan, Step};
 use memopt::policy::{Goal, Policy};
 use memopt::schedule::Trigger;
-use memopt::situation::Situation;
+use memopt::situation::{Guest, Situation};
 use memopt::verify::{self, Expectation, Outcome, Verdict};
 use tokio::sync::watch;
 
+use super::look::NOBODY;
 use super::service::Density;
 use super::types::RunEnd;
 use crate::clock::uptime;
@@ -151,11 +152,12 @@ impl Runner {
     /// Does the steps of one plan, waits until they have settled, and checks what came of them.
     async fn round(&mut self, steps: &[Step]) -> Result<()> {
         let policy = &self.task.policy;
-        let seen = self.density.look(policy, &BTreeSet::new()).await?;
-        let concerned = steps.iter().flat_map(|step| verify::concerned(step, &seen, policy));
-        let names: BTreeSet<String> = concerned.map(|guest| guest.name.clone()).collect();
+        let is_concerned =
+            |guest: &Guest| steps.iter().any(|step| verify::concerns(step, guest, policy));
         // What guests cost before is held against what they cost afterwards: both exactly.
-        let before = self.density.look(policy, &names).await?;
+        let before = self.density.look(policy, &is_concerned).await?;
+        let concerned = before.guests.iter().filter(|guest| is_concerned(guest));
+        let names: BTreeSet<String> = concerned.map(|guest| guest.name.clone()).collect();
         let first = self.density.records.put_down(self.id, steps);
         let mut pending = Vec::new();
         for (index, step) in (first..).zip(steps) {
@@ -200,12 +202,13 @@ impl Runner {
             if !must_end && self.nothing_shows_yet(&pending) {
                 continue;
             }
-            let mut now = self.density.look(&self.task.policy, &BTreeSet::new()).await?;
+            let mut now = self.density.look(&self.task.policy, &NOBODY).await?;
             let is_over = |pending: &Pending, now: &Situation| {
                 must_end || pending.expectation.is_settled(now) || self.window_is_over(pending)
             };
             if pending.iter().any(|pending| is_over(pending, &now)) {
-                now = self.density.look(&self.task.policy, names).await?;
+                let is_concerned = |guest: &Guest| names.contains(&guest.name);
+                now = self.density.look(&self.task.policy, &is_concerned).await?;
             }
             let (over, rest): (Vec<_>, Vec<_>) =
                 pending.into_iter().partition(|pending| is_over(pending, &now));

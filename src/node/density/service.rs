@@ -17,7 +17,7 @@ use tokio::time::timeout;
 
 use super::act::Actor;
 use super::foreign::ForeignGuests;
-use super::look::{Lookout, View};
+use super::look::{Lookout, NOBODY, View, Which};
 use super::records::Records;
 use super::settings::{Change, SettingsFile};
 use super::survey::{self, Surveys};
@@ -124,7 +124,7 @@ impl Density {
         };
         let (view, level) = {
             let mut mind = self.mind.lock().await;
-            let mut view = mind.look(&policy, &BTreeSet::new(), &self.tally).await?;
+            let mut view = mind.look(&policy, &NOBODY, &self.tally).await?;
             // Thousands for each guest, which nobody reads.
             let surveys = view.situation.guests.iter_mut().filter_map(|it| it.survey.as_mut());
             surveys.for_each(|survey| survey.chunks.clear());
@@ -176,7 +176,7 @@ impl Density {
     /// The host cannot be looked at.
     pub(super) async fn think(&self, policy: &Policy, goal: &Goal) -> Result<Plan> {
         let mut mind = self.mind.lock().await;
-        let situation = mind.look(policy, &BTreeSet::new(), &self.tally).await?.situation;
+        let situation = mind.look(policy, &NOBODY, &self.tally).await?.situation;
         self.tally.planned();
         Ok(plan(&situation, policy, &mind.ledger, goal))
     }
@@ -199,7 +199,7 @@ impl Density {
                 mind.ledger.observe(&view.situation, policy);
                 view
             }
-            None => mind.look(policy, &BTreeSet::new(), &self.tally).await?,
+            None => mind.look(policy, &NOBODY, &self.tally).await?,
         };
         let plan = plan(&view.situation, policy, &mind.ledger, &Goal::MaxDensity);
         let is_relief = |step: &Step| match &step.action {
@@ -212,15 +212,11 @@ impl Density {
         Ok((view.situation, steps))
     }
 
-    /// A look at the host, with what the guests of these names really cost.
+    /// A look at the host, with what the guests that are meant by `exactly` really cost.
     ///
     /// # Errors
     /// The host cannot be looked at.
-    pub(super) async fn look(
-        &self,
-        policy: &Policy,
-        exactly: &BTreeSet<String>,
-    ) -> Result<Situation> {
+    pub(super) async fn look(&self, policy: &Policy, exactly: &Which<'_>) -> Result<Situation> {
         Ok(self.mind.lock().await.look(policy, exactly, &self.tally).await?.situation)
     }
 
@@ -231,7 +227,7 @@ impl Density {
     /// The host cannot be looked at.
     pub(super) async fn survey(&self, policy: &Policy) -> Result<bool> {
         let _turn = self.surveying.lock().await;
-        let situation = self.look(policy, &BTreeSet::new()).await?;
+        let situation = self.look(policy, &NOBODY).await?;
         let domains = survey::due(&situation, policy);
         let mut asked = survey::survey(&self.state, &domains, policy);
         while let Some(found) = asked.join_next().await {
@@ -378,12 +374,7 @@ impl Density {
 
 impl Mind {
     /// A look at all guests, which is remembered and shown.
-    async fn look(
-        &mut self,
-        policy: &Policy,
-        exactly: &BTreeSet<String>,
-        tally: &Tally,
-    ) -> Result<View> {
+    async fn look(&mut self, policy: &Policy, exactly: &Which<'_>, tally: &Tally) -> Result<View> {
         let mut view = self.lookout.look(exactly).await.inspect_err(|_| tally.look_failed())?;
         self.surveys.retain(&view.situation.guests);
         self.surveys.fill(&mut view.situation.guests);

@@ -11,6 +11,7 @@ use memopt::policy::{Goal, GuestRule, Policy};
 use memopt::schedule::{Due, Event, Notice, Schedule, Trigger};
 use tokio::task::JoinHandle;
 
+use super::look::NOBODY;
 use super::run::{Runner, Task};
 use super::service::Density;
 use crate::api::{ApiError, Reason};
@@ -173,7 +174,7 @@ async fn task(
 ) -> Result<Task> {
     let mut policy = density.policy();
     let goal: Goal = schedule.goal.as_str().parse()?;
-    let situation = density.look(&policy, &BTreeSet::new()).await?;
+    let situation = density.look(&policy, &NOBODY).await?;
     let others = situation.guests.iter().filter(|guest| !schedule.guests.matches(&guest.labels));
     for guest in others {
         // The last rule has the last word.
