@@ -28,6 +28,7 @@ mod output;
 mod scrollback;
 mod signals;
 mod state_dir;
+mod survey;
 mod table;
 mod terminal;
 mod units;

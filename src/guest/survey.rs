@@ -1,30 +1,21 @@
-//! Looks at the guest's pages, in a thread that gives way to everybody else: what merging them would bring, and which are written.
-//!
-//! Three passes over the chunks of 2 MiB: all pages once, for their contents; then a few of each chunk twice, a moment apart, for
-//! what is written ([`Watch`]). KVM's dirty log would tell more, but splits the guest's huge pages as long as it is on. Only pages
-//! that are there are read: reading another would map it.
+//! Looks at this guest's pages: one at a time, and what the last one found.
 
-mod looker;
+mod memory;
 
-use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
 
-use memopt::survey::{Digests, Scan, Scanned, Seed, Watch};
-use vmm_core::memory::{GuestRam, HugeView};
+use memopt::survey::{Digests, Scan, Seed, Watch};
+use vmm_core::memory::{GuestRam, PageMap};
 
-use looker::Looker;
+use memory::OwnMemory;
 
 use super::process::GuestProcess;
 use crate::api::survey::{
     CAPACITY_MAX, ChunkRow, SurveyRequest, SurveyState, SurveyStatus, SurveyedMemory,
 };
 use crate::api::{ApiError, Reason};
-
-/// Bytes of a chunk.
-const CHUNK_BYTES: u64 = 2 << 20;
+use crate::survey::{Ended, Found, Looker, Progress};
 
 /// The looks at a guest: one at a time, and what the last one found.
 #[derive(Debug, Default)]
@@ -39,29 +30,6 @@ enum State {
     Running(Arc<Progress>),
     Done(Arc<Progress>, Arc<Found>),
     Failed(Arc<Progress>, String),
-}
-
-#[derive(Debug, Default)]
-struct Progress {
-    pages: AtomicU64,
-    cpu_ns: AtomicU64,
-}
-
-/// What a look found.
-#[derive(Debug)]
-struct Found {
-    scanned: Scanned,
-    watch: Watch,
-    mapped: BTreeMap<u32, Mapped>,
-    view: HugeView,
-    ended: Instant,
-}
-
-/// How a chunk is mapped, in pages.
-#[derive(Debug, Clone, Copy, Default)]
-struct Mapped {
-    huge_pages: u16,
-    template_pages: u16,
 }
 
 impl Surveys {
@@ -87,11 +55,19 @@ impl Surveys {
             let text = "somebody looks at the guest's pages already: wait for the end of that";
             return Err(ApiError::new(Reason::WrongState, text));
         }
+        let map = PageMap::open().map_err(ApiError::failed)?;
         let progress = Arc::new(Progress::default());
-        let looker = Looker::new(process, &progress, request.cpu_share);
+        let memory = OwnMemory::new(process, map);
+        let looker = Looker::new(memory, Arc::clone(&progress), request.cpu_share);
         let seed = Seed::new(request.seed);
         let scan = Scan::new(seed, capacity, request.bits);
-        let work = move || looker.finish(scan, Watch::new(seed));
+        let (process, told) = (Arc::downgrade(process), Arc::clone(&progress));
+        let work = move || {
+            let state = State::after(told, looker.look(scan, Watch::new(seed)));
+            if let Some(process) = process.upgrade() {
+                *process.surveys().state() = state;
+            }
+        };
         std::thread::Builder::new()
             .name("survey".to_owned())
             .spawn(work)
@@ -108,7 +84,7 @@ impl Surveys {
                 (SurveyState::Running, Some(Arc::clone(progress)), None, None)
             }
             State::Done(progress, found) => {
-                let digests = found.scanned.digests.clone();
+                let digests = found.digests().clone();
                 (SurveyState::Done, Some(Arc::clone(progress)), None, Some(digests))
             }
             State::Failed(progress, error) => {
@@ -116,13 +92,7 @@ impl Surveys {
             }
         };
         let progress = progress.unwrap_or_default();
-        SurveyStatus {
-            state,
-            pages: progress.pages.load(Ordering::Relaxed),
-            cpu_ms: progress.cpu_ns.load(Ordering::Relaxed) / 1_000_000,
-            error,
-            digests,
-        }
+        SurveyStatus { state, pages: progress.pages(), cpu_ms: progress.cpu_ms(), error, digests }
     }
 
     /// What was found, chunk by chunk, in the light of what all guests of the `domain` have.
@@ -142,28 +112,33 @@ impl Surveys {
                 return Err(ApiError::new(Reason::WrongState, text));
             }
         };
-        if !found.scanned.digests.is_comparable(domain) {
+        if !found.digests().is_comparable(domain) {
             let text = "the table is of another merge domain, or of an earlier look";
             return Err(ApiError::new(Reason::BadRequest, text));
         }
-        let chunks = found.scanned.chunks(domain).into_iter().map(|mut chunk| {
-            let mapped = found.mapped.get(&chunk.index).copied().unwrap_or_default();
-            let written = found.watch.written_pages(chunk.index, chunk.present_pages);
-            // What nobody has seen standing still does not stand still.
-            chunk.written_pages = written.unwrap_or(chunk.present_pages);
-            chunk.template_pages = mapped.template_pages;
-            chunk.is_huge = mapped.huge_pages * 2 > chunk.present_pages;
-            chunk.is_mergeable = ram.is_marked(u64::from(chunk.index) * CHUNK_BYTES);
-            ChunkRow::from(chunk)
-        });
+        let chunks = found.chunks(domain, |gpa| ram.is_marked(gpa));
         Ok(SurveyedMemory {
-            age_ms: u64::try_from(found.ended.elapsed().as_millis()).unwrap_or(u64::MAX),
-            tells_huge_pages: found.view == HugeView::Told,
-            chunks: chunks.collect(),
+            age_ms: found.age_ms(),
+            tells_huge_pages: found.tells_huge_pages(),
+            chunks: chunks.map(ChunkRow::from).collect(),
         })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// How it stands when a look has come to its end.
+    fn after(progress: Arc<Progress>, look: Result<Found, Ended>) -> Self {
+        match look {
+            Ok(found) => Self::Done(progress, Arc::new(found)),
+            Err(Ended::CalledOff) => {
+                let text = "called off: the guest is migrated, saved, or ended";
+                Self::Failed(progress, text.to_owned())
+            }
+            Err(Ended::Failed(error)) => Self::Failed(progress, error.to_string()),
+        }
     }
 }

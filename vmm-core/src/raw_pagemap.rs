@@ -1,15 +1,15 @@
-//! What the kernel tells of the pages of guest memory: `PAGEMAP_SCAN` of `/proc/self/pagemap` (Linux 6.7, `linux/fs.h`,
+//! What the kernel tells of the pages of a process: `PAGEMAP_SCAN` of `/proc/PID/pagemap` (Linux 6.7, `linux/fs.h`,
 //! Documentation/admin-guide/mm/pagemap.rst), which libc lacks. The functions here are safe to call; each says why.
 
 use std::fs::File;
 use std::io::Result;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use vmm_sys_util::ioctl::ioctl_with_mut_ref;
 use vmm_sys_util::ioctl_iowr_nr;
 
 use crate::memory::PAGE_BYTES;
-use crate::raw_memory::Part;
 
 ioctl_iowr_nr!(PAGEMAP_SCAN, b'f' as u32, 16, ScanArgument);
 
@@ -49,7 +49,7 @@ struct ScanArgument {
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Region {
-    /// Address in this process.
+    /// Address in the process.
     pub(crate) start: u64,
     /// Where it ends.
     pub(crate) end: u64,
@@ -57,12 +57,11 @@ pub(crate) struct Region {
     pub(crate) categories: u64,
 }
 
-/// The present pages of `part`, in order.
+/// The pages of the process at `addresses`, whole pages, that are present, in order.
 ///
 /// # Errors
 /// `ENOTTY` of a kernel before 6.7; otherwise the kernel's answer.
-pub(crate) fn scan(pagemap: &File, part: Part<'_>) -> Result<Vec<Region>> {
-    let addresses = part.addresses();
+pub(crate) fn scan(pagemap: &File, addresses: &Range<u64>) -> Result<Vec<Region>> {
     let mut found = Vec::new();
     // As many as 2 MiB can have at most.
     let mut regions = [Region::default(); 512];
@@ -95,9 +94,8 @@ pub(crate) fn scan(pagemap: &File, part: Part<'_>) -> Result<Vec<Region>> {
 ///
 /// # Errors
 /// The kernel's answer.
-pub(crate) fn read(pagemap: &File, part: Part<'_>) -> Result<Vec<Region>> {
+pub(crate) fn read(pagemap: &File, addresses: &Range<u64>) -> Result<Vec<Region>> {
     const PAGE: u64 = PAGE_BYTES as u64;
-    let addresses = part.addresses();
     let mut bytes = vec![0; (addresses.end - addresses.start) as usize / PAGE_BYTES * 8];
     pagemap.read_exact_at(&mut bytes, addresses.start / PAGE * 8)?;
     let entries = bytes.as_chunks::<8>().0.iter().map(|entry| u64::from_le_bytes(*entry));

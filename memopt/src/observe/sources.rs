@@ -166,7 +166,8 @@ fn read_bytes(path: &Path, pid: Option<u32>) -> Result<Vec<u8>, ObserveError> {
     Ok(bytes)
 }
 
-fn named(path: &Path, pid: Option<u32>, cause: io::Error) -> ObserveError {
+/// What it means that `cause` came of reading `path`; `pid` is given for a file of a process.
+pub(super) fn named(path: &Path, pid: Option<u32>, cause: io::Error) -> ObserveError {
     let file = path.display().to_string();
     match (cause.kind(), cause.raw_os_error(), pid) {
         (io::ErrorKind::NotFound, _, Some(pid)) | (_, Some(NO_SUCH_PROCESS), Some(pid)) => {

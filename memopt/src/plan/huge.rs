@@ -29,6 +29,9 @@ impl Context<'_> {
         if let Some(because) = self.forbidden(view, Actuator::Huge) {
             return Err(because);
         }
+        if !view.is_ours() {
+            return Err(Because::ForeignVmm);
+        }
         if view.guest.backing != Backing::Anonymous {
             return Err(Because::WrongBacking { backing: view.guest.backing });
         }

@@ -1,48 +1,36 @@
 //! Has guests' pages looked at, so that merging and huge pages are decided by what is there.
 //!
 //! The guests of a merge domain are looked at with one seed, drawn anew each time, so that what they found can be put together;
-//! a guest without a domain is one by itself. The guests' processes do the work, a few at a time, which together take the
-//! share of a CPU that the policy gives to ksmd. One that is slow, dead or says nonsense goes without a survey, and the others
-//! with theirs.
+//! a guest without a domain is one by itself. The guests' processes do the work ([`own`]), or this one for guests that other programs
+//! run ([`foreign`]), a few at a time, which together take the share of a CPU that the policy gives to ksmd. One that is slow,
+//! dead or says nonsense goes without a survey, and the others with theirs.
+
+mod foreign;
+mod own;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result};
 use memopt::plan::{Action, ChunkRange};
-use memopt::policy::{Actuator, Policy};
+use memopt::policy::{Actuator, GuestLimits, Policy};
 use memopt::situation::{Backing, Chunk, Guest, Situation, Survey, Vmm};
 use memopt::survey::{Digests, Seed};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
-use crate::api::ApiClient;
-use crate::api::survey::{
-    CAPACITY_MAX, SurveyDomain, SurveyRequest, SurveyState, SurveyStatus, SurveyedMemory,
-};
+use crate::api::survey::{CAPACITY_MAX, SurveyDomain};
 use crate::clock::uptime;
-use crate::names::GuestName;
 use crate::state_dir::StateDir;
-use crate::units::PAGE_BYTES;
 
 /// Guests that are looked at at a time.
 const LOOKERS_MAX: usize = 4;
 
-/// Between two looks at how far a guest's process is.
-const POLL_PAUSE: Duration = Duration::from_millis(200);
-
-/// How long a guest's process may take to answer.
-const GUEST_PATIENCE: Duration = Duration::from_secs(10);
-
 /// One content in 8 is kept, of large guests fewer: 64 samples of a chunk.
 const BITS: u32 = 3;
-
-/// How much coarser than its size asks for a guest's table may be: a coarse table makes those of its domain coarse.
-const BITS_SLACK: u32 = 2;
-
-const CHUNK_BYTES: u64 = 2 << 20;
 
 /// What is known of the guests' pages.
 #[derive(Debug, Default)]
@@ -167,12 +155,24 @@ pub(super) fn due<'a>(situation: &'a Situation, policy: &Policy) -> Vec<Domain<'
 /// Whether a plan would ask about the guest's pages.
 fn is_worth_it(guest: &Guest, policy: &Policy) -> bool {
     let limits = policy.limits(guest);
-    let asks = [Actuator::Merge, Actuator::Huge, Actuator::Template];
-    guest.vmm == Vmm::Lighter
-        && guest.hindrance.is_none()
+    guest.hindrance.is_none()
         && matches!(guest.backing, Backing::Anonymous | Backing::Template)
         && limits.optimize
-        && asks.iter().any(|actuator| limits.actuators.contains(actuator))
+        && match guest.vmm {
+            Vmm::Lighter => {
+                may_be_any(&limits, &[Actuator::Merge, Actuator::Huge, Actuator::Template])
+            }
+            // What its program has not marked, nobody else can.
+            Vmm::Qemu | Vmm::CloudHypervisor => {
+                guest.is_mergeable
+                    && limits.merge_domain.is_some()
+                    && may_be_any(&limits, &[Actuator::Merge])
+            }
+        }
+}
+
+fn may_be_any(limits: &GuestLimits, actuators: &[Actuator]) -> bool {
+    actuators.iter().any(|actuator| limits.actuators.contains(actuator))
 }
 
 /// Has the guests of these domains looked at. Who does not answer is left out, and told of. What is found comes domain by domain.
@@ -185,7 +185,7 @@ pub(super) fn survey(
     let share = (policy.merge.cpu / lookers.max(1) as f64).clamp(0.01, 1.0);
     let places = Arc::new(Semaphore::new(lookers));
     let ask = |guests: &Domain<'_>| {
-        let guests = guests.iter().filter_map(|guest| Asked::new(state, guest)).collect();
+        let guests = guests.iter().filter_map(|guest| Subject::new(state, guest)).collect();
         survey_domain(guests, random(), share, Arc::clone(&places))
     };
     domains.iter().map(ask).collect()
@@ -197,76 +197,75 @@ fn random() -> u64 {
     high ^ low.rotate_left(32)
 }
 
-/// A guest that is asked.
-#[derive(Debug, Clone)]
-struct Asked {
+/// A guest that is looked at.
+#[derive(Debug)]
+struct Subject {
     name: String,
     pid: u32,
-    memory_bytes: u64,
-    client: ApiClient,
+    way: Way,
 }
 
-impl Asked {
+/// By whom.
+#[derive(Debug)]
+enum Way {
+    /// Its own process, which is one of lighter's.
+    Own(own::Asked),
+    /// This one.
+    Foreign,
+}
+
+/// Where its findings are.
+#[derive(Debug)]
+enum Findings {
+    Own(own::Asked),
+    Here(Box<crate::survey::Found>),
+}
+
+impl Subject {
     fn new(state: &StateDir, guest: &Guest) -> Option<Self> {
-        let name: GuestName = guest.name.parse().ok()?;
-        let client = ApiClient::new(&state.guest(&name).socket()).with_patience(GUEST_PATIENCE);
-        let Guest { name, pid, memory_bytes, .. } = guest;
-        Some(Self { name: name.clone(), pid: *pid, memory_bytes: *memory_bytes, client })
+        let way = match guest.vmm {
+            Vmm::Lighter => Way::Own(own::Asked::new(state, guest)?),
+            Vmm::Qemu | Vmm::CloudHypervisor => Way::Foreign,
+        };
+        Some(Self { name: guest.name.clone(), pid: guest.pid, way })
     }
 
     /// Looks at its pages.
-    async fn look(&self, seed: u64, cpu_share: f64) -> Result<Digests> {
-        let request = SurveyRequest { seed, capacity: CAPACITY_MAX, bits: BITS, cpu_share };
-        let mut status: SurveyStatus = self.client.post(PATH, &request).await?;
-        while status.state == SurveyState::Running {
-            tokio::time::sleep(POLL_PAUSE).await;
-            status = self.client.get(PATH).await?;
-        }
-        match (status.state, status.digests) {
-            (SurveyState::Done, Some(digests)) => {
-                check(&digests, seed, self.memory_bytes)?;
-                tracing::debug!(
-                    guest = self.name,
-                    pages = status.pages,
-                    cpu_ms = status.cpu_ms,
-                    "looked at"
-                );
-                Ok(digests)
+    async fn look(&self, seed: u64, cpu_share: f64) -> Result<(Digests, Findings)> {
+        match &self.way {
+            Way::Own(asked) => {
+                Ok((asked.look(seed, cpu_share).await?, Findings::Own(asked.clone())))
             }
-            _ => bail!("{}", status.error.unwrap_or_else(|| "it has nothing to say".to_owned())),
+            Way::Foreign => {
+                let found = foreign::look(self.pid, seed, cpu_share).await?;
+                Ok((found.digests().clone(), Findings::Here(Box::new(found))))
+            }
         }
-    }
-
-    /// What it found, in the light of what its domain has.
-    async fn chunks(&self, domain: &SurveyDomain) -> Result<Vec<Chunk>> {
-        let found: SurveyedMemory = self.client.put_json(PATH, domain).await?;
-        let most = self.memory_bytes.div_ceil(CHUNK_BYTES);
-        ensure!(found.chunks.len() as u64 <= most, "it tells of more chunks than it has");
-        let chunks: Vec<Chunk> = found.chunks.into_iter().map(Chunk::from).collect();
-        ensure!(chunks.is_sorted_by(|a, b| a.index < b.index), "its chunks are not in order");
-        Ok(chunks)
     }
 }
 
-const PATH: &str = "/v1/guest/survey";
-
-/// Whether a table can be what such a guest has: others are measured by it too.
-fn check(digests: &Digests, seed: u64, memory_bytes: u64) -> Result<()> {
-    let pages = memory_bytes / PAGE_BYTES;
-    let full = pages.div_ceil(u64::from(CAPACITY_MAX)).next_power_of_two().ilog2();
-    ensure!(digests.is_comparable(&empty(seed)), "its table is of another seed");
-    ensure!(digests.pages() <= pages, "it tells of more pages than it has");
-    ensure!(digests.bits() <= full.max(BITS) + BITS_SLACK, "its table is too coarse");
-    Ok(())
+impl Findings {
+    /// What was found, in the light of what its domain has.
+    async fn chunks(&self, domain: &SurveyDomain) -> Result<Vec<Chunk>> {
+        match self {
+            Self::Own(asked) => asked.chunks(domain).await,
+            // Only what is marked was looked at.
+            Self::Here(found) => Ok(found.chunks(&domain.domain, |_| true).collect()),
+        }
+    }
 }
 
 fn empty(seed: u64) -> Digests {
-    let capacity = std::num::NonZeroUsize::MIN.saturating_add(CAPACITY_MAX as usize - 1);
-    Digests::new(Seed::new(seed), capacity, BITS)
+    Digests::new(Seed::new(seed), capacity(), BITS)
+}
+
+/// Contents that are kept.
+fn capacity() -> NonZeroUsize {
+    NonZeroUsize::MIN.saturating_add(CAPACITY_MAX as usize - 1)
 }
 
 async fn survey_domain(
-    guests: Vec<Asked>,
+    guests: Vec<Subject>,
     seed: u64,
     share: f64,
     places: Arc<Semaphore>,
@@ -277,7 +276,7 @@ async fn survey_domain(
         looks.spawn(async move {
             let _place = places.acquire().await.ok()?;
             match guest.look(seed, share).await {
-                Ok(digests) => Some((guest, digests)),
+                Ok((digests, findings)) => Some((guest, digests, findings)),
                 Err(error) => {
                     tracing::warn!(guest = guest.name, "its pages cannot be looked at: {error:#}");
                     None
@@ -287,30 +286,33 @@ async fn survey_domain(
     }
     let mut domain = empty(seed);
     let mut found = Vec::new();
-    for (guest, digests) in looks.join_all().await.into_iter().flatten() {
+    for (guest, digests, findings) in looks.join_all().await.into_iter().flatten() {
         // All of one seed, which was checked.
         if domain.merge(&digests).is_ok() {
-            found.push(guest);
+            found.push((guest, findings));
         }
     }
     let copies = domain.copies();
     let request = Arc::new(SurveyDomain { domain: domain.into_shared() });
     let mut asked = JoinSet::new();
-    for guest in found {
+    for (guest, findings) in found {
         let request = Arc::clone(&request);
         asked.spawn(async move {
-            let told = guest.chunks(&request).await.context("what was found cannot be had");
-            told.map(|chunks| (guest.clone(), chunks))
-                .inspect_err(|error| tracing::warn!(guest = guest.name, "{error:#}"))
-                .ok()
+            let told = findings.chunks(&request).await.context("what was found cannot be had");
+            told.map(|chunks| (guest, chunks))
         });
     }
-    let surveyed = asked.join_all().await.into_iter().flatten().map(|(guest, chunks)| Surveyed {
-        name: guest.name,
-        pid: guest.pid,
-        survey: Survey { age: Duration::ZERO, sampled: 1.0, copies, chunks },
-    });
-    surveyed.collect()
+    let mut surveyed = Vec::new();
+    for told in asked.join_all().await {
+        match told {
+            Ok((Subject { name, pid, .. }, chunks)) => {
+                let survey = Survey { age: Duration::ZERO, sampled: 1.0, copies, chunks };
+                surveyed.push(Surveyed { name, pid, survey });
+            }
+            Err(error) => tracing::warn!("{error:#}"),
+        }
+    }
+    surveyed
 }
 
 #[cfg(test)]
@@ -374,9 +376,12 @@ mod tests {
             Guest { backing: Backing::HugePool, ..guest("f", None) },
             Guest { hindrance: Some(memopt::situation::Hindrance::Paused), ..guest("g", None) },
             Guest { vmm: Vmm::Qemu, ..guest("h", None) },
+            Guest { vmm: Vmm::Qemu, is_mergeable: true, ..guest("i", None) },
+            Guest { vmm: Vmm::Qemu, is_mergeable: false, ..guest("j", Some("mill")) },
+            Guest { vmm: Vmm::Qemu, is_mergeable: true, ..guest("k", Some("mill")) },
         ]);
         let due = due(&situation, &Preset::Balanced.policy());
-        assert_eq!(names(&due), [vec!["d"], vec!["e"], vec!["a", "b"]]);
+        assert_eq!(names(&due), [vec!["d"], vec!["e"], vec!["k"], vec!["a", "b"]]);
     }
 
     #[test]
@@ -416,24 +421,5 @@ mod tests {
         assert_eq!(told(&surveys), expected);
         surveys.acted(&Action::Unmerge { guest: guest(), chunks: None });
         assert!(told(&surveys).iter().all(|(is_mergeable, ..)| !is_mergeable));
-    }
-
-    #[test]
-    fn tables_that_no_such_guest_can_have_are_refused() {
-        let table = |bits: u32, pages: u64| {
-            let tag = serde_json::to_value(empty(5)).unwrap()["tag"].clone();
-            let table = serde_json::json!({
-                "tag": tag, "bits": bits, "pages": pages, "zero_pages": 0, "entries": [],
-            });
-            serde_json::from_value::<Digests>(table).unwrap()
-        };
-        check(&table(3, 16_384), 5, 64 << 20).unwrap();
-        let error = |bits, pages, seed| check(&table(bits, pages), seed, 64 << 20).unwrap_err();
-        assert!(error(6, 1, 5).to_string().contains("coarse"));
-        assert!(error(3, 16_385, 5).to_string().contains("more pages"));
-        assert!(error(3, 1, 6).to_string().contains("another seed"));
-        // 16 GiB are 4 Mi pages, 64 times as many as a table holds.
-        check(&table(8, 1), 5, 16 << 30).unwrap();
-        check(&table(9, 1), 5, 16 << 30).unwrap_err();
     }
 }

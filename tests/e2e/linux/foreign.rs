@@ -1,4 +1,4 @@
-//! A Linux guest that QEMU runs: seen, planned for, and asked for memory by the same commands as ours.
+//! A Linux guest that QEMU runs: seen, planned for, asked for memory, and merged by the same commands as ours.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -7,10 +7,22 @@ use std::process::{Child, Command, Stdio};
 use serde_json::Value;
 
 use super::image::{BOOT_PATIENCE, guest_folder, script};
-use crate::density::{POLICY, write_settings};
-use crate::host::{NodePlan, Pair, wait};
+use crate::density::{POLICY, node_uses, write_settings};
+use crate::host::ksm::{KsmTurn, merged_pages};
+use crate::host::{NodePlan, Pair, Pid, wait};
 
 const ALL_BYTES: u64 = 128 << 20;
+
+/// Of domain shop are those whose program lets the kernel merge them, as QEMU does unless it is told not to.
+const MERGING: &str = r#"
+goal = "free 1GiB"
+actuators = ["merge"]
+[merge]
+gain-min = "1MiB"
+[[guest]]
+name = "foreign-*"
+merge-domain = "shop"
+"#;
 
 /// QEMU with a Linux guest, as anybody might have started it. Ends when dropped.
 struct Qemu {
@@ -22,7 +34,8 @@ impl Qemu {
     fn boot(folder: &Path) -> Self {
         let [kernel, initrd] = [script("kernel.sh", &["vmlinux"]), script("initramfs.sh", &[])];
         let options = fs::read_to_string(guest_folder().join("cmdline")).expect("a command line");
-        let check = "mem=80M check.mib=1 check.rate=100 check.halt=1";
+        // Of 24 MiB half are pages of zeros.
+        let check = "mem=80M check.mib=24 check.random=50 check.rate=100 check.halt=1";
         let cmdline = format!("console=ttyS0 quiet {} {check}", options.trim());
         let name = format!("foreign-{}", std::process::id());
         let monitor = format!("unix:{},server=on,wait=off", folder.join("qmp").display());
@@ -99,8 +112,28 @@ fn a_guest_of_qemus_gives_memory_by_the_same_commands() {
     let status = pair.a.run(&["density", "status", "--json"]).ok().json();
     let [guest] = &of_ours(&status["situation"]["guests"])[..] else { panic!("{status:#}") };
     assert!(guest["balloon"]["actual_bytes"].as_u64() < Some(ALL_BYTES), "{status:#}");
+    goes_on(&folder, before);
+    its_equal_pages_are_merged(&pair, &qemu);
+    goes_on(&folder, checks(&folder));
+}
+
+fn goes_on(folder: &Path, before: usize) {
     wait::within(BOOT_PATIENCE, "it goes on", || {
-        let now = checks(&folder);
+        let now = checks(folder);
         wait::holds(now > before, now)
     });
+}
+
+fn its_equal_pages_are_merged(pair: &Pair, qemu: &Qemu) {
+    let ksm = KsmTurn::take();
+    write_settings(&pair.a, MERGING);
+    node_uses(&pair.a, "\"goal\": \"free 1073741824\"");
+    let run = pair.a.run(&["density", "apply", "--json"]).ok().json();
+    let deeds = run["deeds"].as_array().expect("a list");
+    let window = deeds.iter().find(|deed| deed["action"]["action"]["kind"] == "drive-ksm");
+    let window = window.unwrap_or_else(|| panic!("{run:#}"));
+    assert!(window["verified_bytes"].as_i64() > Some(4 << 20), "{run:#}");
+    // Of pages of zeros the kernel takes most when it takes huge pages apart, and counts them nowhere.
+    assert!(merged_pages(Pid(qemu.child.id())) > 1 << 8, "{run:#}");
+    assert!(ksm.is_as_before(), "{run:#}");
 }

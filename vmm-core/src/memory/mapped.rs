@@ -22,15 +22,15 @@ pub enum HugeView {
 /// mapped to that was only read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OwnPages {
-    /// Guest-physical address of the first.
-    pub gpa: u64,
+    /// Address of the first: the guest's physical one, or the process's that was asked for.
+    pub start: u64,
     /// How many.
     pub count: u64,
     /// Whether they are mapped as parts of huge pages.
     pub is_huge: bool,
 }
 
-/// This process's page tables, as the kernel shows them.
+/// A process's page tables, as the kernel shows them.
 #[derive(Debug)]
 pub struct PageMap {
     file: File,
@@ -45,7 +45,12 @@ impl PageMap {
     pub fn open() -> Result<Self, MemoryError> {
         let file =
             File::open("/proc/self/pagemap").map_err(|cause| MemoryError::Pagemap { cause })?;
-        Ok(Self { file, view: HugeView::Told })
+        Ok(Self::new(file))
+    }
+
+    /// What `file`, a `/proc/PID/pagemap`, shows.
+    pub(super) fn new(file: File) -> Self {
+        Self { file, view: HugeView::Told }
     }
 
     /// As on a kernel before 6.7.
@@ -70,23 +75,38 @@ impl PageMap {
         range: &Range<u64>,
     ) -> Result<Vec<OwnPages>, MemoryError> {
         let (part, _) = ram.part(range)?;
+        let addresses = part.addresses();
+        let mut found = self.own_pages_at(&addresses)?;
+        for pages in &mut found {
+            pages.start = range.start + (pages.start - addresses.start);
+        }
+        Ok(found)
+    }
+
+    /// The same of `addresses` of the process, whole pages.
+    ///
+    /// # Errors
+    /// [`MemoryError::Pagemap`].
+    pub(super) fn own_pages_at(
+        &mut self,
+        addresses: &Range<u64>,
+    ) -> Result<Vec<OwnPages>, MemoryError> {
         let scanned = match self.view {
-            HugeView::Told => raw_pagemap::scan(&self.file, part),
-            HugeView::Untold => raw_pagemap::read(&self.file, part),
+            HugeView::Told => raw_pagemap::scan(&self.file, addresses),
+            HugeView::Untold => raw_pagemap::read(&self.file, addresses),
         };
         let regions = match scanned {
             Err(error)
                 if self.view == HugeView::Told && error.raw_os_error() == Some(libc::ENOTTY) =>
             {
                 self.view = HugeView::Untold;
-                raw_pagemap::read(&self.file, part)
+                raw_pagemap::read(&self.file, addresses)
             }
             other => other,
         };
         let regions = regions.map_err(|cause| MemoryError::Pagemap { cause })?;
-        let first = part.addresses().start;
         let own = |region: &Region| OwnPages {
-            gpa: range.start + (region.start - first),
+            start: region.start,
             count: (region.end - region.start) / PAGE_BYTES as u64,
             is_huge: region.categories & IS_HUGE != 0,
         };
@@ -109,7 +129,7 @@ mod tests {
 
     fn own(map: &mut PageMap, ram: &GuestRam) -> Vec<(u64, u64)> {
         let pages = map.own_pages(ram, &(0..8 * MIB)).unwrap();
-        pages.iter().map(|pages| (pages.gpa, pages.count)).collect()
+        pages.iter().map(|pages| (pages.start, pages.count)).collect()
     }
 
     #[test]
@@ -126,7 +146,7 @@ mod tests {
         assert_eq!(own(&mut PageMap::open().unwrap(), &ram), expected);
         assert_eq!(own(&mut PageMap::open_plainly(), &ram), expected);
         let part = PageMap::open().unwrap().own_pages(&ram, &(8192..2 * MIB)).unwrap();
-        assert_eq!(part, [OwnPages { gpa: 8192, count: 1, is_huge: false }]);
+        assert_eq!(part, [OwnPages { start: 8192, count: 1, is_huge: false }]);
     }
 
     #[test]

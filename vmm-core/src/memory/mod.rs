@@ -6,6 +6,8 @@
 //! A chunk is 64 aligned pages of 4096 bytes, which is one word of a dirty bitmap; every region is a
 //! whole number of chunks. Chunk numbers run over the regions in order, without the hole between them,
 //! and are what dirty tracking, a migration and a saved file count in. Start reading at [`GuestRam`].
+//!
+//! Memory of guests that other programs run is only looked at: [`ProcessMemory`].
 
 mod backing;
 mod config;
@@ -14,6 +16,7 @@ mod layout;
 mod mapped;
 pub(crate) mod numa;
 mod pool;
+mod process;
 mod ram;
 
 pub(crate) use backing::TemplateImage;
@@ -22,6 +25,7 @@ pub use host::{HOST_RESERVE_BYTES, available_bytes};
 pub use layout::{HIGH_RAM_START, LOW_RAM_MAX, RamLayout, RamRegion};
 pub use mapped::{HugeView, OwnPages, PAGEMAP_SCAN_REQUEST, PageMap};
 pub use numa::{NodeSet, NumaPolicy};
+pub use process::ProcessMemory;
 pub(crate) use ram::RamMap;
 pub use ram::{GuestRam, Treatment};
 
@@ -180,8 +184,18 @@ pub enum MemoryError {
         /// The system's answer.
         cause: std::io::Error,
     },
+    /// Another process's memory cannot be looked at.
+    #[error(
+        "cannot look at the memory of process {pid} (which takes root, or CAP_SYS_PTRACE): {cause}"
+    )]
+    Process {
+        /// The process.
+        pid: u32,
+        /// The system's answer.
+        cause: std::io::Error,
+    },
     /// The kernel does not tell how guest memory is mapped.
-    #[error("cannot tell how guest memory is mapped (/proc/self/pagemap): {cause}")]
+    #[error("cannot tell how guest memory is mapped (pagemap): {cause}")]
     Pagemap {
         /// The system's answer.
         cause: std::io::Error,

@@ -147,6 +147,29 @@ fn a_foreign_guest_that_anyone_could_share_with_stops_all_merging() {
     assert_eq!(told(&plan).len(), 4);
 }
 
+/// What their programs have marked is known of a look, and not changed.
+#[test]
+fn guests_of_other_programs_alone_are_worth_a_window() {
+    let foreign = |name: &str| {
+        let mut guest = clone_of(name, "blue");
+        (guest.vmm, guest.balloon, guest.merge_domain) = (Vmm::Qemu, None, None);
+        mark(&mut guest, true);
+        guest
+    };
+    let host = situation(50, vec![foreign("vm-1"), foreign("vm-2")]);
+    let policy = "[[guest]]\nname = \"vm-*\"\nmerge-domain = \"blue\"";
+    let policy = Policy::parse(policy, "f").unwrap();
+    let (plan, _) = settled(&host, &policy, MAX);
+    assert_eq!(
+        told(&plan),
+        ["ksmd: merge domain blue, 34200 pages/s, 20% of a core, for 30m"],
+        "{plan:#?}"
+    );
+    assert_eq!(why(&plan, "vm-1", Actuator::Huge), Because::ForeignVmm);
+    // 224 of 512 pages of each chunk, less the records of all.
+    assert_eq!(plan.steps[0].expected_bytes, 2 * 512 * (224 * 4096 - 512 * 64));
+}
+
 #[test]
 fn a_guest_of_another_domain_that_arrives_mergeable_stops_the_window() {
     let policy = Policy::default();

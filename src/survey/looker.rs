@@ -1,0 +1,189 @@
+//! Whoever looks.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use memopt::survey::{Pace, Page, Scan, Watch};
+use nix::time::{ClockId, clock_gettime};
+use vmm_core::memory::{MemoryError, OwnPages};
+
+use super::found::{Found, Mapped};
+use super::{CHUNK_BYTES, Ended, Memory, Progress};
+use crate::units::PAGE_BYTES;
+
+/// Pages that are copied out at once: they fit a second-level cache.
+const COPIED_PAGES: u64 = 32;
+
+/// Between the two looks at what is written, at least.
+const LOOKS_APART: Duration = Duration::from_secs(1);
+
+/// What a look at the tables of a chunk costs, in pages that are read meanwhile.
+const TABLE_PAGES: usize = 4;
+
+/// The lowest priority but for idle work (setpriority(2)).
+const NICE: i32 = 19;
+
+/// Which of the two looks at what is written.
+#[derive(Clone, Copy)]
+enum Look {
+    First,
+    Second,
+}
+
+/// Looks at memory.
+pub(crate) struct Looker<M> {
+    memory: M,
+    progress: Arc<Progress>,
+    pace: Pace,
+    /// Pages since the last rest.
+    batch: usize,
+    /// CPU time of this thread at the last rest.
+    cpu: Duration,
+    own: Vec<u8>,
+    theirs: Vec<u8>,
+}
+
+impl<M: Memory> Looker<M> {
+    /// Looks at `memory` with a share of a CPU.
+    pub(crate) fn new(memory: M, progress: Arc<Progress>, share: f64) -> Self {
+        let buffer = vec![0; (COPIED_PAGES * PAGE_BYTES) as usize];
+        Self {
+            memory,
+            progress,
+            pace: Pace::new(share),
+            batch: 0,
+            cpu: Duration::ZERO,
+            own: buffer.clone(),
+            theirs: buffer,
+        }
+    }
+
+    /// Looks, with the least priority for this thread, which should have nothing else to do.
+    ///
+    /// # Errors
+    /// It is called off, or cannot go on.
+    pub(crate) fn look(mut self, mut scan: Scan, mut watch: Watch) -> Result<Found, Ended> {
+        // Refused, it looks with the priority that it has, within its share.
+        if let Err(error) = rustix::process::setpriority_process(None, NICE) {
+            tracing::debug!(%error, "a look at the guest's pages has an ordinary priority");
+        }
+        self.cpu = thread_cpu();
+        let mut mapped = BTreeMap::<u32, Mapped>::new();
+        self.each_chunk(|looker, index, found| {
+            looker.contents(&found, &mut scan, mapped.entry(index).or_default())
+        })?;
+        self.each_chunk(|looker, _, found| looker.samples(&found, &mut watch, Look::First))?;
+        std::thread::sleep(LOOKS_APART);
+        self.each_chunk(|looker, _, found| looker.samples(&found, &mut watch, Look::Second))?;
+        let view = self.memory.view();
+        Ok(Found { scanned: scan.finish(), watch, mapped, view, ended: Instant::now() })
+    }
+
+    /// Does something with what is there of each chunk of 2 MiB that tells how many pages it took, and rests in between as its share
+    /// asks for.
+    fn each_chunk(
+        &mut self,
+        mut body: impl FnMut(&mut Self, u32, Vec<OwnPages>) -> Result<usize, MemoryError>,
+    ) -> Result<(), Ended> {
+        for area in self.memory.areas()? {
+            let mut start = area.start;
+            while start < area.end {
+                let index = start / CHUNK_BYTES;
+                let end = area.end.min((index + 1) * CHUNK_BYTES);
+                let found = self.memory.own_pages(&(start..end))?;
+                if !found.is_empty() {
+                    self.batch += body(self, index as u32, found)?;
+                }
+                self.memory.let_go();
+                self.batch += TABLE_PAGES;
+                if self.batch >= self.pace.pages() {
+                    self.rest();
+                }
+                start = end;
+            }
+        }
+        self.rest();
+        Ok(())
+    }
+
+    /// Digests the pages of a chunk. Returns how many were read.
+    fn contents(
+        &mut self,
+        found: &[OwnPages],
+        scan: &mut Scan,
+        mapped: &mut Mapped,
+    ) -> Result<usize, MemoryError> {
+        let mut read = 0;
+        for pages in found {
+            mapped.huge_pages += if pages.is_huge { pages.count as u16 } else { 0 };
+            for part in parts(pages) {
+                let bytes = ((part.end - part.start) as usize) * PAGE_BYTES as usize;
+                let address = part.start * PAGE_BYTES;
+                let own = &mut self.own[..bytes];
+                self.memory.read(address, own)?;
+                let (own, _) = self.own[..bytes].as_chunks();
+                scan.feed(part.clone().zip(own));
+                read += own.len();
+                let theirs = &mut self.theirs[..bytes];
+                if self.memory.read_template(address, theirs)? {
+                    let (theirs, _): (&[Page], _) = theirs.as_chunks();
+                    let equal = own.iter().zip(theirs).filter(|(own, theirs)| own == theirs);
+                    mapped.template_pages += equal.count() as u16;
+                }
+            }
+        }
+        self.progress.pages.fetch_add(read as u64, Ordering::Relaxed);
+        Ok(read)
+    }
+
+    /// Looks at the few pages of a chunk that tell whether it is written. Returns how many were read.
+    fn samples(
+        &self,
+        found: &[OwnPages],
+        watch: &mut Watch,
+        look: Look,
+    ) -> Result<usize, MemoryError> {
+        let mut read = 0;
+        let mut page: Page = [0; PAGE_BYTES as usize];
+        for pages in found {
+            let first = pages.start / PAGE_BYTES;
+            for index in first..first + pages.count {
+                if !watch.wants(index) {
+                    continue;
+                }
+                self.memory.read(index * PAGE_BYTES, &mut page)?;
+                read += 1;
+                match look {
+                    Look::First => watch.first(index, &page),
+                    Look::Second => watch.second(index, &page),
+                }
+            }
+        }
+        Ok(read)
+    }
+
+    /// Rests as its share asks for.
+    fn rest(&mut self) {
+        self.batch = 0;
+        let worked = thread_cpu().saturating_sub(self.cpu);
+        std::thread::sleep(self.pace.rest(worked));
+        self.cpu = thread_cpu();
+        let worked = u64::try_from(worked.as_nanos()).unwrap_or(u64::MAX);
+        self.progress.cpu_ns.fetch_add(worked, Ordering::Relaxed);
+    }
+}
+
+/// Numbers of pages that are copied out at once.
+fn parts(pages: &OwnPages) -> impl Iterator<Item = Range<u64>> {
+    let first = pages.start / PAGE_BYTES;
+    let end = first + pages.count;
+    (first..end).step_by(COPIED_PAGES as usize).map(move |at| at..end.min(at + COPIED_PAGES))
+}
+
+/// CPU time of this thread.
+fn thread_cpu() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
+}

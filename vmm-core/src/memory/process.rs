@@ -1,0 +1,115 @@
+//! Memory of another process, which is looked at through `/proc` (proc(5), `mem` and `pagemap`) and never changed.
+
+use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+
+use super::mapped::{HugeView, OwnPages, PageMap};
+use super::{MemoryError, PAGE_BYTES};
+
+/// Memory of another process, by its virtual addresses. Should its number be given to a new process meanwhile, this stays with the old one.
+#[derive(Debug)]
+pub struct ProcessMemory {
+    pid: u32,
+    memory: File,
+    map: PageMap,
+}
+
+impl ProcessMemory {
+    /// Of process `pid`.
+    ///
+    /// # Errors
+    /// [`MemoryError::Process`]: there is none, or it may not be looked at.
+    pub fn open(pid: u32) -> Result<Self, MemoryError> {
+        let open = |file| File::open(format!("/proc/{pid}/{file}"));
+        let refused = |cause| MemoryError::Process { pid, cause };
+        let memory = open("mem").map_err(refused)?;
+        let map = PageMap::new(open("pagemap").map_err(refused)?);
+        Ok(Self { pid, memory, map })
+    }
+
+    /// Whether huge pages are told, which is known after the first look.
+    pub fn view(&self) -> HugeView {
+        self.map.view()
+    }
+
+    /// The pages at `addresses`, whole pages, that are there and the process's own, as [`PageMap::own_pages`] tells them. None at
+    /// addresses where nothing is mapped.
+    ///
+    /// # Errors
+    /// [`MemoryError::Process`] for addresses that no process has, [`MemoryError::Pagemap`].
+    pub fn own_pages(&mut self, addresses: &Range<u64>) -> Result<Vec<OwnPages>, MemoryError> {
+        let is_whole = |address: u64| address.is_multiple_of(PAGE_BYTES as u64);
+        if !is_whole(addresses.start) || !is_whole(addresses.end) || addresses.is_empty() {
+            let cause = std::io::Error::from_raw_os_error(libc::EINVAL);
+            return Err(MemoryError::Process { pid: self.pid, cause });
+        }
+        self.map.own_pages_at(addresses)
+    }
+
+    /// Copies what is at `address`. A page that has gone since it was told of is one of zeros.
+    ///
+    /// # Errors
+    /// [`MemoryError::Process`]: nothing is mapped there, or the process is gone.
+    pub fn read(&self, address: u64, buf: &mut [u8]) -> Result<(), MemoryError> {
+        let read = self.memory.read_exact_at(buf, address);
+        read.map_err(|cause| MemoryError::Process { pid: self.pid, cause })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Child, Command, Stdio};
+
+    use super::*;
+
+    /// `cat`, which waits for what never comes.
+    fn cat() -> Child {
+        let command = &mut Command::new("cat");
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().expect("cat")
+    }
+
+    /// Where its heap lies.
+    fn heap(pid: u32) -> Range<u64> {
+        let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+        let line = maps.lines().find(|line| line.ends_with("[heap]")).expect("a heap");
+        let (start, end) = line.split(' ').next().unwrap().split_once('-').unwrap();
+        let address = |text| u64::from_str_radix(text, 16).unwrap();
+        address(start)..address(end)
+    }
+
+    #[test]
+    fn what_another_process_has_is_told_and_read() {
+        let mut cat = cat();
+        let mut memory = loop {
+            // Between fork and exec it is a copy of this process.
+            let name = std::fs::read_to_string(format!("/proc/{}/comm", cat.id())).unwrap();
+            if name.trim() == "cat" {
+                break ProcessMemory::open(cat.id()).expect("this test takes root");
+            }
+        };
+        let heap = loop {
+            let maps = std::fs::read_to_string(format!("/proc/{}/maps", cat.id())).unwrap();
+            if maps.contains("[heap]") {
+                break heap(cat.id());
+            }
+        };
+        let pages = loop {
+            let pages = memory.own_pages(&heap).unwrap();
+            if !pages.is_empty() {
+                break pages;
+            }
+        };
+        let mut page = [0; PAGE_BYTES];
+        memory.read(pages[0].start, &mut page).unwrap();
+        assert!(page.iter().any(|byte| *byte != 0), "the allocator's own records");
+        assert!(matches!(memory.read(4096, &mut page), Err(MemoryError::Process { .. })));
+        let refused = memory.own_pages(&(heap.start + 1..heap.end));
+        assert!(matches!(refused, Err(MemoryError::Process { .. })));
+        assert_eq!(memory.own_pages(&(4096..8192)).unwrap(), []);
+        cat.kill().unwrap();
+        cat.wait().unwrap();
+        let refused = ProcessMemory::open(cat.id()).unwrap_err();
+        assert!(refused.to_string().contains(&cat.id().to_string()), "{refused}");
+    }
+}
