@@ -104,6 +104,19 @@ fn those_who_only_look_see_the_same(host: &Host, status: &str) {
     host.run(&["--readonly", "density", "history", "99"]).complains(Exit::Failed, unknown);
 }
 
+#[test]
+fn a_run_waits_for_a_balloon_that_is_on_its_way_and_goes_on_from_there() {
+    let pair = dense();
+    let image = Image::halting();
+    let _witness = restore_linux(&pair.a, &image);
+    await_plan(&pair.a);
+    pair.a.run(&["balloon", "linux", "116M"]).ok();
+    let run = pair.a.run(&["density", "apply", "--json"]).ok().json();
+    let deeds = run["deeds"].as_array().expect("a list");
+    assert!(!deeds.is_empty(), "{run:#}");
+    assert!(balloon_target(&pair.a, "linux") < 116 << 20, "{run:#}");
+}
+
 /// The usual policy keeps a headroom that the host has anyway: what a run for another goal takes is not given back for that.
 #[test]
 fn what_a_run_takes_for_its_own_goal_stays_taken() {

@@ -37,6 +37,14 @@ pub struct Plan {
     pub advice: Vec<Advice>,
 }
 
+impl Plan {
+    /// Whether guests are left alone only until their balloons have got where they are going.
+    #[must_use]
+    pub fn waits_for_balloons(&self) -> bool {
+        self.skipped.iter().any(|skipped| skipped.because == Because::Settling)
+    }
+}
+
 /// One thing to do.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Step {

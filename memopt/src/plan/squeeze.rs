@@ -156,7 +156,8 @@ impl Context<'_> {
         }
         let to_bytes = whole_mib(balloon.actual_bytes - taken.min(balloon.actual_bytes), balloon);
         if !asks_less(view, to_bytes) {
-            return draft.skip(view.name(), Actuator::Balloon, Because::Settling);
+            // It is asked for as much already, and as good as there.
+            return draft.skip(view.name(), Actuator::Balloon, Because::WithinDeadBand);
         }
         let now = spare.yields.gain(balloon.actual_bytes - to_bytes);
         draft.later_bytes = draft.later_bytes.saturating_add(gain.saturating_sub(now));

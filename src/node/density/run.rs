@@ -100,15 +100,21 @@ impl Runner {
             let anew = self.density.think(&self.task.policy, &self.task.goal).await?;
             plan = only(anew, self.task.only.as_ref());
         }
+        let mut acted = uptime();
         for _ in 0..ROUNDS_MAX {
             if let Some(end) = self.must_end() {
                 return Ok(end);
             }
-            if plan.steps.is_empty() {
-                let reached = plan.wanted_bytes == Some(0);
-                return Ok(if reached { RunEnd::Reached } else { RunEnd::Exhausted });
+            if !plan.steps.is_empty() {
+                self.round(&plan.steps).await?;
+                acted = uptime();
+            } else if plan.wanted_bytes == Some(0) {
+                return Ok(RunEnd::Reached);
+            } else if plan.waits_for_balloons() && self.has_patience(acted) {
+                self.pause().await;
+            } else {
+                return Ok(RunEnd::Exhausted);
             }
-            self.round(&plan.steps).await?;
             if self.task.only.is_some() {
                 return Ok(RunEnd::Reached);
             }
@@ -146,6 +152,19 @@ impl Runner {
             true => Some(RunEnd::Cancelled),
             false if is_over => Some(RunEnd::WindowOver),
             false => None,
+        }
+    }
+
+    /// Whether balloons that have been on their way since `acted` are waited for: one that does not move is given up by then.
+    fn has_patience(&self, acted: Duration) -> bool {
+        let patience = self.task.policy.balloon.stuck_after + 2 * SETTLE_PAUSE;
+        self.task.only.is_none() && uptime().saturating_sub(acted) <= patience
+    }
+
+    async fn pause(&mut self) {
+        tokio::select! {
+            () = tokio::time::sleep(SETTLE_PAUSE) => {}
+            _ = self.cancelled.changed() => {}
         }
     }
 
@@ -191,10 +210,7 @@ impl Runner {
     /// Looks again and again until each step has shown what it brings, and checks it then. When the run must end, it is checked as it is.
     async fn settle(&mut self, mut pending: Vec<Pending>, names: &BTreeSet<String>) -> Result<()> {
         while !pending.is_empty() {
-            tokio::select! {
-                () = tokio::time::sleep(SETTLE_PAUSE) => {}
-                _ = self.cancelled.changed() => {}
-            }
+            self.pause().await;
             let must_end = self.must_end().is_some();
             if must_end {
                 tokio::task::block_in_place(|| self.density.actor.end_window());
