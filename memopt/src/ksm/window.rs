@@ -7,9 +7,9 @@
 //!
 //! It ends when all memory was looked at twice and going on brings hardly anything, when the time is over, when there is nothing
 //! to merge, or when somebody else changes a setting. Twice, since a page must be found unchanged by a second look before
-//! it can be merged with another one. After that the window goes on for as long as each quarter of the memory brings a tenth of what
+//! it can be merged with another one. After that the window goes on for as long as each eighth of the memory brings a tenth of what
 //! a page brought before on the average: pages that came late are merged then. A third look at what has no equal is the dearest of
-//! all, for both trees are searched, and the first quarter of it tells whether the rest is worth it.
+//! all, for both trees are searched, and the first eighth of it tells whether the rest is worth it.
 
 use std::time::Duration;
 
@@ -39,7 +39,7 @@ const STEER_AFTER: Duration = Duration::from_millis(200);
 /// Looks at all memory before flat profit counts.
 const FULL_SCANS: u64 = 2;
 /// Then one part in this many of the memory is looked at before it is seen what that gained.
-const STRETCH_PART: u64 = 4;
+const STRETCH_PART: u64 = 8;
 /// A gain below this, reckoned for all memory, is flat.
 const FLAT_BYTES: i64 = 1 << 20;
 /// So is one below one part in this many of what as many pages gained on the average.

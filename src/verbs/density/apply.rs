@@ -19,8 +19,11 @@ use crate::state_dir::StateDir;
 use crate::verbs::follow::interrupts;
 use crate::verbs::session::block_on;
 
-/// Between two looks at a run.
-const LOOK_PAUSE: Duration = Duration::from_millis(300);
+/// Between two looks at a run in which something has just happened. Each answer has the whole run, and most of the time it waits.
+const LOOK_PAUSE: Duration = Duration::from_millis(250);
+
+/// Between two looks when nothing has happened for long.
+const LOOK_PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// Between two looks of `--watch` for something to do.
 const WATCH_PAUSE: Duration = Duration::from_secs(10);
@@ -93,7 +96,7 @@ async fn follow(
     interrupts: &mut UnboundedReceiver<()>,
 ) -> Result<Run<Kept>> {
     let path = format!("/v1/density/runs/{id}");
-    let mut told = 0;
+    let (mut told, mut pause) = (0, LOOK_PAUSE);
     loop {
         let run: Run<Kept> = heard(client.get(&path).await)?;
         if output == Output::Text {
@@ -102,12 +105,16 @@ async fn follow(
                 output::note(format!("{} (expected: {expected})", deed.action.action));
             }
         }
+        pause = match run.deeds.len() == told {
+            true => (pause * 2).min(LOOK_PAUSE_MAX),
+            false => LOOK_PAUSE,
+        };
         told = run.deeds.len();
         if run.summary.state.is_final() {
             return Ok(run);
         }
         tokio::select! {
-            () = tokio::time::sleep(LOOK_PAUSE) => {}
+            () = tokio::time::sleep(pause) => {}
             _ = interrupts.recv() => {
                 // It may be over by now, which the next look tells.
                 let _cancelled: Result<RunStarted, _> = client.delete(&path).await;

@@ -19,7 +19,7 @@ use crate::units::PAGE_BYTES;
 const PATH: &str = "/v1/guest/survey";
 
 /// Between two looks at how far a guest's process is.
-const POLL_PAUSE: Duration = Duration::from_millis(200);
+const POLL_PAUSE: Duration = Duration::from_millis(500);
 
 /// How long a guest's process may take to answer.
 const GUEST_PATIENCE: Duration = Duration::from_secs(10);
