@@ -96,8 +96,7 @@ impl Stage {
         }
         pair.a.run(&["restore", image.file(), "--name", LINUX, "--detach"]).ok();
         let last_line = Witness::of(&pair.a, LINUX, image.pages()).line();
-        let linux =
-            Member { name: LINUX.to_owned(), at: Side::A, is_paused: false, memory_mib: 128 };
+        let linux = Member { name: LINUX.to_owned(), at: Side::A, is_paused: false };
         let warm_up = Duration::from_secs(180).min(time / 3);
         let lives = pair.hosts().map(|host| Life::of(host.node().pid(), warm_up));
         Self { pair, members: vec![linux], last_line, image, lives, warm_up, clones_born: 0 }
