@@ -30,12 +30,12 @@ pause = "10s"
 survey-age = "2m"
 domain-stay = "1m"
 "#;
-/// A run every minute, which is over before the next one begins.
+/// A run every minute, which is over when the next one begins.
 const SCHEDULE: &str = r#"
 [[schedule]]
 name = "soak"
 cron = "* * * * *"
-for = "50s"
+for = "1m"
 goal = "max density"
 "#;
 
@@ -86,9 +86,8 @@ pub(crate) struct Stage {
 }
 
 impl Stage {
-    /// Two hosts and the guest of Linux, for a soak that lasts for `time`.
-    pub(crate) fn set(time: Duration) -> Self {
-        let image = Image::halting();
+    /// Two hosts and the guest of Linux from `image`, for a soak that lasts for `time`.
+    pub(crate) fn set(image: Image, time: Duration) -> Self {
         let mut pair = Pair::without_nodes();
         for host in [&mut pair.a, &mut pair.b] {
             settle(host, &format!("{POLICY}{SCHEDULE}"));

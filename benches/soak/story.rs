@@ -9,6 +9,7 @@ use anyhow::Result;
 
 use super::dice::Dice;
 use super::host::ksm::KsmTurn;
+use super::linux::image::Image;
 use super::stage::Stage;
 use super::summary::Summary;
 use super::{actions, checks, interruption};
@@ -116,10 +117,12 @@ fn next(dice: &mut Dice, cast: Cast) -> Kind {
 /// # Errors
 /// The user calls it off.
 pub(crate) fn tell(time: Duration, seed: u64) -> Result<Summary> {
+    // Booted, if need be, before others wait for their turn.
+    let image = Image::halting();
     let turn = KsmTurn::take();
     let mut dice = Dice::new(seed);
     let mut summary = Summary::default();
-    let mut stage = Stage::set(time);
+    let mut stage = Stage::set(image, time);
     let begun = Instant::now();
     while begun.elapsed() < time && summary.failures.is_empty() {
         interruption::check()?;
