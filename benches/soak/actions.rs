@@ -108,7 +108,8 @@ fn migrate(stage: &mut Stage, index: usize) -> Performed {
     let to = at.other();
     let report = Migration::run(stage.host(at), &name, stage.host(to)).ok();
     stage.members[index].at = to;
-    Performed::to(&name, format!("{name} to {to:?} in {:.1} s", report["total_seconds"]))
+    let seconds = report["total_seconds"].as_f64().expect("a time");
+    Performed::to(&name, format!("{name} to {to:?} in {seconds:.1} s"))
 }
 
 fn migrate_and_pause(stage: &mut Stage, index: usize, after_ms: u64) -> Performed {

@@ -13,11 +13,12 @@ pub(crate) const LINUX: &str = "linux";
 /// What nodes log last, in lines.
 const LAST_LINES: usize = 60;
 
+/// ksmd is the machine's, and one node drives it: that of host a.
+const ACTUATORS: [&str; 2] = [r#"["balloon", "merge", "huge"]"#, r#"["balloon", "huge"]"#];
 /// Takes what guests of this size do not need, which is less than the usual policy looks at, and merges what little there is.
 const POLICY: &str = r#"
 preset = "dense"
 goal = "max density"
-actuators = ["balloon", "merge", "huge"]
 [balloon]
 dead-band-min = "2MiB"
 reserve-min = "8MiB"
@@ -42,7 +43,7 @@ goal = "max density"
 /// One of the hosts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Side {
-    /// The one whose nodes are killed.
+    /// The one whose nodes are killed, and drive ksmd.
     A,
     /// The one whose node lives all the time.
     B,
@@ -89,8 +90,8 @@ impl Stage {
     /// Two hosts and the guest of Linux from `image`, for a soak that lasts for `time`.
     pub(crate) fn set(image: Image, time: Duration) -> Self {
         let mut pair = Pair::without_nodes();
-        for host in [&mut pair.a, &mut pair.b] {
-            settle(host, &format!("{POLICY}{SCHEDULE}"));
+        for (host, actuators) in [&mut pair.a, &mut pair.b].into_iter().zip(ACTUATORS) {
+            settle(host, actuators, SCHEDULE);
             host.start_node(&NodePlan::default());
         }
         pair.a.run(&["restore", image.file(), "--name", LINUX, "--detach"]).ok();
@@ -114,11 +115,11 @@ impl Stage {
         self.pair.hosts()
     }
 
-    /// How many guests there are.
-    pub(crate) fn cast(&self) -> Cast {
+    /// How many guests there are, and whether the end is near.
+    pub(crate) fn cast(&self, is_late: bool) -> Cast {
         let paused = self.members.iter().filter(|member| member.is_paused).count();
         let all = self.members.len();
-        Cast { clones: all - 1, running: all - paused, paused }
+        Cast { clones: all - 1, running: all - paused, paused, is_late }
     }
 
     /// What Linux says.
@@ -155,8 +156,8 @@ impl Stage {
 
     /// Ends the schedules, and waits until no run is under way.
     pub(crate) fn quiet(&self) {
-        for host in self.hosts() {
-            settle(host, POLICY);
+        for (host, actuators) in self.hosts().into_iter().zip(ACTUATORS) {
+            settle(host, actuators, "");
         }
         for host in self.hosts() {
             wait::within(Duration::from_secs(180), "no run is due or under way", || {
@@ -179,7 +180,8 @@ impl Stage {
     }
 }
 
-fn settle(host: &Host, text: &str) {
+fn settle(host: &Host, actuators: &str, schedule: &str) {
+    let text = format!("actuators = {actuators}{POLICY}{schedule}");
     std::fs::create_dir_all(host.state_dir()).expect("a state folder");
     std::fs::write(host.state_dir().join("lighter.toml"), text).expect("a file");
 }

@@ -57,7 +57,7 @@ impl Kind {
 
     /// How often it comes among others; 0 when it cannot.
     const fn weight(self, cast: Cast) -> u64 {
-        let Cast { clones, running, paused } = cast;
+        let Cast { clones, running, paused, is_late } = cast;
         match self {
             Self::Come if clones < CLONES_MAX => 24 - 2 * clones as u64,
             Self::Go if clones > 2 => 2 * clones as u64,
@@ -67,7 +67,7 @@ impl Kind {
             Self::Pause if running > paused => 5,
             Self::Resume if paused > 0 => 5 * paused as u64,
             Self::Balloon => 6,
-            Self::KillNode => 2,
+            Self::KillNode if !is_late => 3,
             _ => 0,
         }
     }
@@ -89,7 +89,7 @@ impl Display for Kind {
     }
 }
 
-/// How many guests there are.
+/// What there is.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Cast {
     /// Clones.
@@ -98,6 +98,8 @@ pub(crate) struct Cast {
     pub(crate) running: usize,
     /// Guests that are paused.
     pub(crate) paused: usize,
+    /// In the last third nodes are left alone, to be seen growing.
+    pub(crate) is_late: bool,
 }
 
 fn next(dice: &mut Dice, cast: Cast) -> Kind {
@@ -126,7 +128,8 @@ pub(crate) fn tell(time: Duration, seed: u64) -> Result<Summary> {
     let begun = Instant::now();
     while begun.elapsed() < time && summary.failures.is_empty() {
         interruption::check()?;
-        step(&mut stage, &mut dice, &mut summary, begun);
+        let kind = next(&mut dice, stage.cast(begun.elapsed() > time * 2 / 3));
+        step(kind, &mut stage, &mut dice, &mut summary, begun.elapsed());
         thread::sleep(Duration::from_millis(dice.one_of(&PAUSE_MS)));
     }
     summary.time = begun.elapsed();
@@ -138,9 +141,8 @@ pub(crate) fn tell(time: Duration, seed: u64) -> Result<Summary> {
 }
 
 /// One action and its checks.
-fn step(stage: &mut Stage, dice: &mut Dice, summary: &mut Summary, begun: Instant) {
-    let kind = next(dice, stage.cast());
-    let at = begun.elapsed().as_secs();
+fn step(kind: Kind, stage: &mut Stage, dice: &mut Dice, summary: &mut Summary, at: Duration) {
+    let at = at.as_secs();
     let act = || {
         let done = actions::act(kind, stage, dice);
         println!("{:>3}:{:02} {kind:<12} {}", at / 60, at % 60, done.what);
