@@ -2,12 +2,12 @@
 
 use serde_json::Value;
 
-use super::actions;
 use super::host::checks::{await_life, memory_is_intact, nothing_left_behind};
 use super::host::ksm::KsmTurn;
 use super::host::wait;
 use super::stage::{LINUX, Member, Side, Stage};
 use super::summary::{Runs, Summary};
+use super::{actions, linux};
 
 /// More runs than a soak has.
 const RUNS_MAX: &str = "1000";
@@ -65,8 +65,9 @@ pub(crate) fn at_the_end(stage: &mut Stage, turn: &KsmTurn, summary: &mut Summar
     for member in stage.members.clone() {
         summary.guarded("at the end, guests", || is_sound(stage, &member));
     }
-    summary
-        .guarded("at the end, Linux", || stage.witness().has_checked_all_since(&stage.last_line));
+    summary.guarded("at the end, Linux", || {
+        linux::await_check(&stage.witness(), stage.linux_pages(), &stage.last_line);
+    });
     summary.guarded("at the end, guests", || all_are_there(stage));
     summary.guarded("at the end, the rest", || nothing_left_behind(&stage.hosts()));
     summary.guarded("at the end, ksmd", || {

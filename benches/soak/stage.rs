@@ -127,6 +127,11 @@ impl Stage {
         Witness::of(self.host(self.members[0].at), LINUX, self.image.pages())
     }
 
+    /// Pages that Linux checks.
+    pub(crate) fn linux_pages(&self) -> u64 {
+        self.image.pages()
+    }
+
     /// A clone that is to be started, with much in common with the others.
     pub(crate) fn next_clone(&mut self, memory_mib: u64, dirty_rate: u32) -> GuestPlan {
         self.clones_born += 1;
