@@ -1,0 +1,159 @@
+//! Each action, as a user does it.
+
+use std::thread;
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::dice::Dice;
+use super::host::{Done, Exit, Guest, Migration};
+use super::stage::{LINUX, Member, Side, Stage};
+use super::story::Kind;
+
+/// Sizes of clones, MiB.
+const CLONE_MIB: [u64; 3] = [64, 96, 128];
+/// What clones write to, MiB, and how many pages each second.
+const WORKING_SETS_MIB: [u64; 4] = [4, 16, 32, 48];
+const DIRTY_RATES: [u32; 5] = [0, 100, 500, 2000, 5000];
+/// What Linux is told to keep of its 128 MiB.
+const BALLOONS_MIB: [u64; 4] = [100, 108, 118, 128];
+/// A clone's migration takes about this long, milliseconds.
+const MIGRATION_MS: u64 = 500;
+
+/// What was done.
+#[derive(Debug)]
+pub(crate) struct Performed {
+    /// In words.
+    pub(crate) what: String,
+    /// The guest that should be fine now.
+    pub(crate) guest: Option<String>,
+    /// Whether it was refused, by design.
+    pub(crate) is_refused: bool,
+}
+
+impl Performed {
+    fn to(guest: &str, what: String) -> Self {
+        Self { what, guest: Some(guest.to_owned()), is_refused: false }
+    }
+}
+
+/// Does it.
+///
+/// # Panics
+/// It does not work.
+pub(crate) fn act(kind: Kind, stage: &mut Stage, dice: &mut Dice) -> Performed {
+    match kind {
+        Kind::Come => come(stage, dice),
+        Kind::Go => go(stage, dice),
+        Kind::Write => write(stage, dice),
+        Kind::Move => {
+            let index = any(stage, dice, |_| true);
+            migrate(stage, index)
+        }
+        Kind::MoveAndPause => {
+            let index = any(stage, dice, |member| !member.is_paused);
+            migrate_and_pause(stage, index, dice.below(MIGRATION_MS))
+        }
+        Kind::Pause => {
+            let index = any(stage, dice, |member| !member.is_paused);
+            tell(stage, index, "pause")
+        }
+        Kind::Resume => {
+            let index = any(stage, dice, |member| member.is_paused);
+            tell(stage, index, "resume")
+        }
+        Kind::Balloon => balloon(stage, dice),
+        Kind::KillNode => {
+            let what = format!("of A, which had {}", stage.replace_node());
+            Performed { what, guest: None, is_refused: false }
+        }
+    }
+}
+
+/// The index of a guest of which `holds` holds; there is one.
+fn any(stage: &Stage, dice: &mut Dice, holds: impl Fn(&Member) -> bool) -> usize {
+    let all = stage.members.iter().enumerate().filter(|(_, member)| holds(member));
+    let all: Vec<usize> = all.map(|(index, _)| index).collect();
+    dice.one_of(&all)
+}
+
+fn come(stage: &mut Stage, dice: &mut Dice) -> Performed {
+    let (memory_mib, at) = (dice.one_of(&CLONE_MIB), dice.one_of(&Side::ALL));
+    let plan = stage.next_clone(memory_mib, dice.one_of(&DIRTY_RATES));
+    Guest::start(stage.host(at), &plan);
+    let name = plan.name;
+    stage.members.push(Member { name: name.clone(), at, is_paused: false });
+    Performed::to(&name, format!("{name}, {memory_mib} MiB, on {at:?}"))
+}
+
+fn go(stage: &mut Stage, dice: &mut Dice) -> Performed {
+    let index = any(stage, dice, |member| member.name != LINUX);
+    let Member { name, at, .. } = stage.members.remove(index);
+    stage.host(at).run(&["destroy", &name]).ok();
+    Performed { what: format!("{name} from {at:?}"), guest: None, is_refused: false }
+}
+
+fn write(stage: &Stage, dice: &mut Dice) -> Performed {
+    let index = any(stage, dice, |member| member.name != LINUX);
+    let Member { name, at, .. } = &stage.members[index];
+    let (mib, rate) = (dice.one_of(&WORKING_SETS_MIB), dice.one_of(&DIRTY_RATES));
+    let order = json!({ "working_set_bytes": mib << 20, "dirty_rate_pages_per_s": rate });
+    let answer = stage.host(*at).guest(name).request("PUT", "/v1/guest/workload", Some(&order));
+    answer.success().expect("the workload can be steered");
+    Performed::to(name, format!("{name}: {rate} pages/s to {mib} MiB"))
+}
+
+fn migrate(stage: &mut Stage, index: usize) -> Performed {
+    let Member { name, at, .. } = stage.members[index].clone();
+    let to = at.other();
+    let report = Migration::run(stage.host(at), &name, stage.host(to)).ok();
+    stage.members[index].at = to;
+    let seconds = report["total_seconds"].as_f64().expect("a time");
+    Performed::to(&name, format!("{name} to {to:?} in {seconds:.1} s"))
+}
+
+fn migrate_and_pause(stage: &mut Stage, index: usize, after_ms: u64) -> Performed {
+    let Member { name, at, .. } = stage.members[index].clone();
+    let to = at.other();
+    let migration = Migration::start(stage.host(at), &name, stage.host(to), &[]);
+    thread::sleep(Duration::from_millis(after_ms));
+    let paused = stage.host(at).run(&["pause", &name]);
+    migration.finish().ok();
+    stage.members[index].at = to;
+    let is_refused = is_refused(&paused);
+    stage.members[index].is_paused = !is_refused;
+    let what = if is_refused { "the pause was refused" } else { "it was paused first" };
+    Performed { is_refused, ..Performed::to(&name, format!("{name} to {to:?}: {what}")) }
+}
+
+/// Whether a guest that moves, or has just gone, could not be paused, which is by design.
+fn is_refused(done: &Done) -> bool {
+    if done.exit == Exit::Done {
+        return false;
+    }
+    let by_design = ["is being migrated to", "no guest", "nobody answers on", "broke off"];
+    assert!(by_design.iter().any(|word| done.stderr.contains(word)), "{done:#?}");
+    true
+}
+
+fn tell(stage: &mut Stage, index: usize, verb: &str) -> Performed {
+    let Member { name, at, .. } = stage.members[index].clone();
+    stage.host(at).run(&[verb, &name]).ok();
+    stage.members[index].is_paused = verb == "pause";
+    Performed::to(&name, format!("{name} on {at:?}"))
+}
+
+fn balloon(stage: &Stage, dice: &mut Dice) -> Performed {
+    let mib = dice.one_of(&BALLOONS_MIB);
+    stage.host(stage.members[0].at).run(&["balloon", LINUX, &format!("{mib}M")]).ok();
+    Performed::to(LINUX, format!("{LINUX} to {mib} MiB"))
+}
+
+/// All that are paused go on.
+pub(crate) fn resume_all(stage: &mut Stage) {
+    for index in 0..stage.members.len() {
+        if stage.members[index].is_paused {
+            tell(stage, index, "resume");
+        }
+    }
+}

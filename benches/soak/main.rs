@@ -1,0 +1,55 @@
+//! Two hosts whose nodes optimize memory every minute, while guests come, go, grow, are paused and move: nothing may break.
+//!
+//!     cargo bench --bench soak [-- --minutes 30] [--seed N]
+//!
+//! What happens is drawn by the seed: every few seconds a clone (the built-in workload) is started or ended, writes to more or
+//! less of its memory, is paused, goes on, or migrates; so does one guest of Linux, whose balloon is also moved by hand; and a
+//! node is killed, and a new one started. After each action the guest that it was about must live and find its memory intact,
+//! and all guests must be where they should be. At the end also: ksmd's settings are as before, schedules ran every minute,
+//! nodes have not grown, and nothing is left behind. Takes root. Start reading at [`story`].
+
+mod actions;
+mod checks;
+mod dice;
+mod linux;
+mod nodes;
+mod stage;
+mod story;
+mod summary;
+
+#[path = "../../tests/e2e/host/mod.rs"]
+#[expect(dead_code, unused_imports, reason = "the tests use the rest")]
+mod host;
+#[path = "../peers/interruption.rs"]
+mod interruption;
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::Parser;
+
+/// A soak of the memory optimizer.
+#[derive(Debug, Parser)]
+struct Options {
+    /// How long it lasts, in minutes.
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(2..))]
+    minutes: u64,
+    /// What happens is drawn by this [default: it is drawn itself].
+    #[arg(long)]
+    seed: Option<u64>,
+    /// What cargo adds.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+fn main() -> Result<ExitCode> {
+    let options = Options::parse();
+    let seed = options.seed.unwrap_or_else(|| RandomState::new().build_hasher().finish());
+    interruption::watch()?;
+    println!("soak: {} minutes, --seed {seed}", options.minutes);
+    let summary = story::tell(Duration::from_secs(60 * options.minutes), seed)?;
+    println!("\n{summary}");
+    Ok(if summary.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
