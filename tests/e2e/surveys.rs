@@ -185,6 +185,8 @@ fn what_is_alike_and_still_is_merged_and_what_is_written_stays_huge() {
     assert_eq!(window.len(), 1, "{run:#}");
     assert!(window[0]["expected_bytes"].as_i64() > Some(30 << 20), "{run:#}");
     assert!(window[0]["verified_bytes"].as_i64() > Some(0), "{run:#}");
+    let why = "everything was looked at, and the profit stays the same";
+    assert_eq!(of_kind("stop-ksm")[0]["action"]["reason"], why, "{run:#}");
 
     assert_eq!(merged_pages(bank.pid()), 0, "it is of another domain");
     for guest in &shop {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::ksm::End;
 use crate::policy::MergePolicy;
 use crate::situation::{Host, Ksm};
 
@@ -52,6 +53,16 @@ pub enum WindowEnd {
     Stopped,
 }
 
+impl From<End> for WindowEnd {
+    fn from(end: End) -> Self {
+        match end {
+            End::Flat | End::NothingToMerge => Self::Flat,
+            End::TimeUsed | End::CalledOff => Self::Over,
+            End::Foreign(_) => Self::Stopped,
+        }
+    }
+}
+
 impl KsmLedger {
     /// Pages that ksmd looks at in one second of CPU time.
     #[must_use]
@@ -98,6 +109,14 @@ impl KsmLedger {
         if self.window.is_none() {
             let profit_bytes = self.last.map_or(0, |ksm| ksm.profit_bytes);
             self.window = Some(Window { since: now, mark: None, profit_bytes, end: None });
+        }
+    }
+
+    /// Who drives ksmd says why the open window has ended, which looks from outside could only guess.
+    pub fn ended(&mut self, end: WindowEnd, now: Duration, policy: &MergePolicy) {
+        if let Some(window) = &mut self.window {
+            window.end = Some(end);
+            self.paused_until = now + policy.pause;
         }
     }
 

@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use memopt::ksm::{Budget, Control, Driver, KsmError, Options, Window};
+use memopt::ksm::{Budget, Control, Driver, End, KsmError, Options, Window};
 use memopt::observe::Sources;
 use memopt::plan::{Action, ChunkRange};
 
@@ -41,7 +41,8 @@ pub(super) struct Actor {
 struct KsmWindow {
     /// Dropped or told, it ends the window.
     cancel: Sender<()>,
-    thread: JoinHandle<()>,
+    /// Says why it ended, unless it broke down.
+    thread: JoinHandle<Option<End>>,
 }
 
 impl Actor {
@@ -105,6 +106,12 @@ impl Actor {
         self.window().as_ref().is_some_and(|window| !window.thread.is_finished())
     }
 
+    /// Why the window that was open has ended by itself; told once.
+    pub(super) fn take_window_end(&self) -> Option<End> {
+        let ended = self.window().take_if(|window| window.thread.is_finished())?;
+        ended.thread.join().ok().flatten()
+    }
+
     /// Ends the window that is open, if one is; ksmd is as it was before then.
     pub(super) fn end_window(&self) {
         let Some(KsmWindow { cancel, thread }) = self.window().take() else { return };
@@ -155,8 +162,14 @@ impl Actor {
         let thread = std::thread::Builder::new().name("ksm".to_owned()).spawn(move || match driver
             .run(KSM_TICK, &cancelled)
         {
-            Ok(outcome) => tracing::info!(?outcome, "the window of ksmd is over"),
-            Err(error) => tracing::warn!(%error, "ksmd cannot be driven any more"),
+            Ok(outcome) => {
+                tracing::info!(?outcome, "the window of ksmd is over");
+                Some(outcome.end)
+            }
+            Err(error) => {
+                tracing::warn!(%error, "ksmd cannot be driven any more");
+                None
+            }
         });
         let thread = thread.context("cannot start a thread")?;
         *self.window() = Some(KsmWindow { cancel, thread });

@@ -218,6 +218,7 @@ impl Runner {
             if !must_end && self.nothing_shows_yet(&pending) {
                 continue;
             }
+            self.note_window_end().await;
             let mut now = self.density.look(&self.task.policy, &NOBODY).await?;
             let is_over = |pending: &Pending, now: &Situation| {
                 must_end || pending.expectation.is_settled(now) || self.window_is_over(pending)
@@ -247,6 +248,12 @@ impl Runner {
             let shows_by_itself = is_of_balloon || (is_of_window(pending) && !drives_ksm);
             !shows_by_itself && pending.expectation.due > now
         })
+    }
+
+    async fn note_window_end(&self) {
+        let Some(end) = self.density.actor.take_window_end() else { return };
+        let policy = &self.task.policy.merge;
+        self.density.remember(|ledger| ledger.ksm.ended(end.into(), uptime(), policy)).await;
     }
 
     /// What ksmd was to do, and it has ended its window.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::*;
+use crate::ksm::End;
 use crate::situation::{Backing, Guest, Hindrance, Pool, Vmm};
 
 const MAX: Goal = Goal::MaxDensity;
@@ -211,6 +212,25 @@ fn a_window_ends_when_the_profit_is_flat_and_comes_again_after_the_pause() {
     assert_eq!(told(&plan), Vec::<String>::new(), "a pause");
     let plan = round(&later(&host, 3700), &policy, &mut ledger, &MAX);
     assert!(told(&plan)[0].starts_with("ksmd: merge domain blue"), "{:?}", told(&plan));
+}
+
+#[test]
+fn a_window_that_ended_by_itself_was_stopped_by_nobody_else() {
+    let policy = Policy::default();
+    let mut host = situation(50, two_domains());
+    let mut ledger = Ledger::default();
+    let plan = round(&host, &policy, &mut ledger, &MAX);
+    host = done(&host, &plan, &mut ledger);
+    round(&later(&host, 1), &policy, &mut ledger, &MAX);
+    // Its driver has put ksmd back to how it was.
+    host.host.ksm.as_mut().unwrap().run = 0;
+    host = later(&host, 2);
+    let guessed = round(&host, &policy, &mut ledger, &MAX);
+    assert_eq!(guessed.steps[0].reason, "somebody else has stopped ksmd");
+    ledger.ksm.ended(End::Flat.into(), host.uptime, &policy.merge);
+    let plan = round(&host, &policy, &mut ledger, &MAX);
+    assert_eq!(told(&plan), ["ksmd: stop merging domain blue"]);
+    assert!(plan.steps[0].reason.starts_with("everything was looked at"), "{}", plan.steps[0]);
 }
 
 #[test]
