@@ -202,3 +202,52 @@ fn what_is_alike_and_still_is_merged_and_what_is_written_stays_huge() {
     assert!(turn.is_as_before(), "ksmd is as it was");
     nothing_left_behind(&pair.hosts());
 }
+
+#[test]
+fn a_clone_shares_with_its_template_again_while_it_writes() {
+    let pair = Pair::without_nodes();
+    // Where all is zero, pages are filled and cleared by turns: what is cleared is as in the template again.
+    let options = ["--zero-share", "100"].map(str::to_owned).into();
+    let plan =
+        GuestPlan { name: "first".to_owned(), options, dirty_rate: 0, ..GuestPlan::default() };
+    Guest::start(&pair.a, &plan);
+    let file = pair.folder().join("first.template").display().to_string();
+    pair.a.run(&["template", "first", &file]).ok();
+    pair.a.run(&["run", "--template", &file, "--name", "clone", "--detach"]).ok();
+    let clone = pair.a.guest("clone");
+    let steer = |rate: u32| {
+        let order = json!({ "dirty_rate_pages_per_s": rate, "working_set_bytes": 48 << 20 });
+        clone.request("PUT", "/v1/guest/workload", Some(&order)).success().expect("it is steered");
+    };
+    let share = || {
+        let order = json!({ "treatment": "share" });
+        let treated = clone.request("PUT", "/v1/guest/memory", Some(&order)).success();
+        assert_eq!(treated.expect("an answer")["error"], Value::Null);
+    };
+    let await_writes = |pages: u64| {
+        let written = |workload: &Value| workload["pages_written"].as_u64().expect("a count");
+        let before = written(&clone.workload().expect("an answer"));
+        clone.await_workload("it writes", |workload| written(workload) >= before + pages);
+    };
+    let as_in_template =
+        || -> u64 { chunks(&clone, &look_at(&clone)).iter().map(|row| row[4]).sum() };
+
+    steer(20_000);
+    for _ in 0..8 {
+        await_writes(PAGES);
+        share();
+        memory_is_intact(&clone);
+    }
+    await_writes(2 * PAGES);
+    steer(0);
+    let before = as_in_template();
+    assert!(before > PAGES / 8, "{before} pages of its own are as in the template");
+    share();
+    let after = as_in_template();
+    assert!(after < before / 16, "{after} of {before} pages still are");
+    memory_is_intact(&clone);
+    for name in ["first", "clone"] {
+        pair.a.run(&["destroy", name]).ok();
+    }
+    nothing_left_behind(&pair.hosts());
+}
