@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::host::checks::{await_life, guest_is_gone, nothing_left_behind};
 use crate::host::ksm::{Ksm, merged_pages};
-use crate::host::{Exit, Guest, GuestPlan, Host, NodePlan, Pair, ask, wait};
+use crate::host::{Exit, Guest, GuestPlan, Host, NodePlan, Pair, Pool, ask, wait};
 use crate::linux::image::Image;
 use crate::linux::witness::Witness;
 
@@ -204,6 +204,31 @@ fn a_node_that_is_killed_in_the_middle_leaves_all_sane() {
     let target = balloon_target(&pair.a, "linux");
     let seen = &status["situation"]["guests"][0]["balloon"]["target_bytes"];
     assert_eq!(*seen, target, "{status:#}");
+}
+
+#[test]
+fn the_pool_of_huge_pages_is_as_large_as_the_policy_says() {
+    let _pool = Pool::of_2m(8);
+    let pair = Pair::new();
+    let taken = Pool::all() - Pool::free();
+    let apply = |limits: &str, free: u64| {
+        let head = "goal = \"max density\"\nactuators = [\"pool\"]\n[pools]";
+        write_settings(&pair.a, &format!("{head}\n{limits}\n"));
+        wait::until("the node plans by the new policy", || {
+            let plan = pair.a.run(&["density", "plan", "--json"]).ok().json();
+            let action = &plan["steps"][0]["action"];
+            let is_so = action["kind"] == "resize-pool" && action["to_pages"] == taken + free;
+            wait::holds(is_so, plan)
+        });
+        let run = pair.a.run(&["density", "apply", "--json"]).ok().json();
+        assert_eq!(Pool::free(), free, "{run:#}");
+        assert_eq!(run["deeds"].as_array().map(Vec::len), Some(1), "{run:#}");
+        assert_eq!(run["errors"], Value::Array(Vec::new()), "{run:#}");
+        run["deeds"][0]["verified_bytes"].as_i64()
+    };
+    println!("grown: {:?} bytes", apply("free-min = \"24MiB\"\nfree-max = \"24MiB\"", 12));
+    println!("shrunk: {:?} bytes", apply("free-max = \"6MiB\"", 3));
+    nothing_left_behind(&pair.hosts());
 }
 
 #[test]

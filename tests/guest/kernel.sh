@@ -1,10 +1,10 @@
 #!/bin/sh
 # Finds or builds the kernel of the Linux test guest, and prints its path.
 #
-#   tests/guest/kernel.sh [vmlinux | bzImage]
+#   tests/guest/kernel.sh [vmlinux | bzImage] [own]
 #
-# In this order: $LIGHTER_GUEST_KERNEL ($LIGHTER_GUEST_BZIMAGE); ../shared/guest/ beside the checkout; one
-# built earlier in target/guest/; a build from Debian's linux-source-6.1 with `defconfig` and `slow-kvm.patch` from
+# In this order: $LIGHTER_GUEST_KERNEL ($LIGHTER_GUEST_BZIMAGE); ../shared/guest/ beside the checkout, unless it is
+# to be our `own`, whose configuration is known; one built earlier in target/guest/; a build from Debian's linux-source-6.1 with `defconfig` and `slow-kvm.patch` from
 # this folder (ten minutes on two cores). The patch and the options in `cmdline` are for hosts whose
 # KVM emulates the guest's kernel; elsewhere they do no harm.
 set -eu
@@ -23,7 +23,9 @@ esac
 source=/usr/src/linux-source-6.1.tar.xz
 packages="linux-source-6.1 flex bison bc libelf-dev libssl-dev gcc make patch xz-utils"
 
-for kernel in "$chosen" "$root/../shared/guest/$format" "$cache/$format"; do
+shared=$root/../shared/guest/$format
+[ "${2:-}" != own ] || shared=
+for kernel in "$chosen" "$shared" "$cache/$format"; do
     if [ -n "$kernel" ] && [ -r "$kernel" ]; then
         echo "$kernel"
         exit 0

@@ -55,21 +55,28 @@ impl fmt::Display for PainCause {
     }
 }
 
-/// The last counters of a guest, and when they were taken.
+/// Rates are of a second at least, however often somebody looks: a few faults between two looks are no storm, and a storm is not
+/// divided among them.
+const SPAN: Duration = Duration::from_secs(1);
+
+/// The counters of a guest from which its growth is told, and when they were taken.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub(super) struct Counters {
     at: Duration,
     last: Statistics,
+    /// The time of the newest statistics.
+    #[serde(default)]
+    heard: Duration,
 }
 
 impl Counters {
     pub(super) fn new(statistics: &Statistics, at: Duration) -> Self {
-        Self { at, last: *statistics }
+        Self { at, last: *statistics, heard: at }
     }
 
-    /// The time of the statistics.
+    /// The time of the newest statistics.
     pub(super) fn at(&self) -> Duration {
-        self.at
+        self.heard.max(self.at)
     }
 
     /// Takes in newer statistics; says what pain they show. A counter that went back means that the guest began anew:
@@ -80,35 +87,46 @@ impl Counters {
         at: Duration,
         policy: &PainPolicy,
     ) -> Option<PainCause> {
-        let before = std::mem::replace(&mut self.last, *statistics);
-        // A second at least: the age of the same statistics is never told to the microsecond.
-        let seconds = at.saturating_sub(self.at).as_secs_f64().max(1.0);
-        self.at = at.max(self.at);
-        if went_back(&before, statistics) {
-            return None;
+        self.heard = self.heard.max(at);
+        let span = at.saturating_sub(self.at);
+        let began_anew = went_back(&self.last, statistics);
+        let cause = if began_anew { None } else { cause(&self.last, statistics, span, policy) };
+        if began_anew || cause.is_some() || span >= SPAN {
+            *self = Self { at: at.max(self.at), last: *statistics, heard: self.heard };
         }
-        let grown = |count: fn(&Statistics) -> Option<u64>| {
-            let (before, now) = (count(&before)?, count(statistics)?);
-            Some(now.saturating_sub(before)).filter(|grown| *grown > 0)
-        };
-        let rate = |count: fn(&Statistics) -> Option<u64>, limit: f64| {
-            grown(count).map(|grown| grown as f64 / seconds).filter(|rate| *rate > limit)
-        };
-        let reclaim = policy.direct_reclaim_bytes_per_s as f64;
-        let swapping = policy.swapping_bytes_per_s as f64;
-        grown(|it| it.oom_kills)
-            .map(PainCause::OomKill)
-            .or_else(|| {
-                rate(|it| it.allocation_stalls, policy.allocation_stalls_per_s)
-                    .map(PainCause::AllocationStalls)
-            })
-            .or_else(|| rate(|it| it.direct_reclaim_bytes, reclaim).map(PainCause::DirectReclaim))
-            .or_else(|| {
-                rate(|it| it.major_faults, policy.major_faults_per_s).map(PainCause::MajorFaults)
-            })
-            .or_else(|| rate(|it| it.swap_in_bytes, swapping).map(PainCause::Swapping))
-            .or_else(|| rate(|it| it.swap_out_bytes, swapping).map(PainCause::Swapping))
+        cause
     }
+}
+
+/// The pain that counters show which grew so in `span`.
+fn cause(
+    before: &Statistics,
+    now: &Statistics,
+    span: Duration,
+    policy: &PainPolicy,
+) -> Option<PainCause> {
+    let seconds = span.max(SPAN).as_secs_f64();
+    let grown = |count: fn(&Statistics) -> Option<u64>| {
+        let (before, now) = (count(before)?, count(now)?);
+        Some(now.saturating_sub(before)).filter(|grown| *grown > 0)
+    };
+    let rate = |count: fn(&Statistics) -> Option<u64>, limit: f64| {
+        grown(count).map(|grown| grown as f64 / seconds).filter(|rate| *rate > limit)
+    };
+    let reclaim = policy.direct_reclaim_bytes_per_s as f64;
+    let swapping = policy.swapping_bytes_per_s as f64;
+    grown(|it| it.oom_kills)
+        .map(PainCause::OomKill)
+        .or_else(|| {
+            rate(|it| it.allocation_stalls, policy.allocation_stalls_per_s)
+                .map(PainCause::AllocationStalls)
+        })
+        .or_else(|| rate(|it| it.direct_reclaim_bytes, reclaim).map(PainCause::DirectReclaim))
+        .or_else(|| {
+            rate(|it| it.major_faults, policy.major_faults_per_s).map(PainCause::MajorFaults)
+        })
+        .or_else(|| rate(|it| it.swap_in_bytes, swapping).map(PainCause::Swapping))
+        .or_else(|| rate(|it| it.swap_out_bytes, swapping).map(PainCause::Swapping))
 }
 
 fn went_back(before: &Statistics, now: &Statistics) -> bool {

@@ -80,6 +80,26 @@ fn a_guest_that_began_anew_is_not_in_pain() {
 }
 
 #[test]
+fn rates_are_the_same_however_often_somebody_looks() {
+    let pain_after = |pause_ms: u64, faults: u64, looks: u64| {
+        let mut ledger = Ledger::default();
+        for round in 0..=looks {
+            let mut look = using(0, GIB);
+            look.uptime += Duration::from_millis(round * pause_ms);
+            said(&mut look.guests[0]).major_faults = Some(round * faults);
+            ledger.observe(&look, &Policy::default());
+        }
+        ledger.guests["a"].pain.map(|pain| pain.cause)
+    };
+    // More than 100 each second are too many.
+    assert_eq!(pain_after(400, 60, 1), None, "a few, until now");
+    assert_eq!(pain_after(400, 60, 2), Some(PainCause::MajorFaults(120.0)), "150 each second");
+    assert_eq!(pain_after(400, 38, 20), None, "95 each second");
+    assert_eq!(pain_after(10_000, 950, 2), None);
+    assert_eq!(pain_after(10_000, 1500, 1), Some(PainCause::MajorFaults(150.0)));
+}
+
+#[test]
 fn pain_that_comes_back_is_spared_for_longer() {
     let mut ledger = Ledger::default();
     let mut spared = Vec::new();

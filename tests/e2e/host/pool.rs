@@ -29,6 +29,11 @@ impl Pool {
         Self { before, _turn: turn }
     }
 
+    /// All its pages.
+    pub(crate) fn all() -> u64 {
+        count("nr_hugepages")
+    }
+
     /// Pages that no process has touched.
     pub(crate) fn free() -> u64 {
         count("free_hugepages")

@@ -5,10 +5,15 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use serde_json::Value;
 
 use super::wait;
+
+/// How long a verb may take to its end. A run of memory optimization waits for balloons, whose drivers take half a minute for a step
+/// where KVM emulates the guest's kernel.
+const END_PATIENCE: Duration = Duration::from_secs(300);
 
 /// The exit codes that `lighter --help` promises.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -152,10 +157,11 @@ impl Running {
     /// As [`Self::finish`]; what `watch` saw last is part of the message when the end does not come.
     pub(crate) fn finish_watched<W: std::fmt::Debug>(mut self, watch: impl Fn() -> W) -> Done {
         let what = format!("{} ends", self.what);
-        let status = wait::until(&what, || match self.child.try_wait().expect("a child") {
-            Some(status) => Ok(status),
-            None => Err((self.said(), watch())),
-        });
+        let status =
+            wait::within(END_PATIENCE, &what, || match self.child.try_wait().expect("a child") {
+                Some(status) => Ok(status),
+                None => Err((self.said(), watch())),
+            });
         let (stdout, stderr) = self.said();
         Done { exit: Exit::of(status), stdout, stderr }
     }

@@ -15,6 +15,7 @@ const MUNMAP: u64 = 11;
 const IOCTL: u64 = 16;
 const PREAD64: u64 = 17;
 const PWRITE64: u64 = 18;
+const MADVISE: u64 = 28;
 const DUP2: u64 = 33;
 const NANOSLEEP: u64 = 35;
 const SOCKET: u64 = 41;
@@ -31,6 +32,7 @@ const O_RDWR: u64 = 2;
 const O_NONBLOCK: u64 = 0o4000;
 const O_DSYNC: u64 = 0o10000;
 const O_DIRECT: u64 = 0o40000;
+const PROT_READ: u64 = 1;
 const PROT_READ_WRITE: u64 = 3;
 const MAP_SHARED: u64 = 1;
 const TCGETS: u64 = 0x5401;
@@ -194,6 +196,20 @@ pub fn allocate(bytes: u64) -> Result<&'static mut [u8], u64> {
     Ok(unsafe { core::slice::from_raw_parts_mut(start as *mut u8, bytes as usize) })
 }
 
+/// Maps the beginning of a file, to be read here and there: nothing is read ahead.
+///
+/// # Errors
+/// The number of the kernel's error.
+pub fn map_to_read(path: &CStr, bytes: u64) -> Result<&'static [u8], u64> {
+    const RANDOM: u64 = 1;
+    let file = open(path, 0)?;
+    let start = call(MMAP, [0, bytes, PROT_READ, MAP_SHARED, file, 0])?;
+    let _ = call(CLOSE, [file, 0, 0, 0, 0, 0]);
+    call(MADVISE, [start, bytes, RANDOM, 0, 0, 0])?;
+    // SAFETY: the kernel has just mapped `bytes` at `start`; nobody writes to the file.
+    Ok(unsafe { core::slice::from_raw_parts(start as *const u8, bytes as usize) })
+}
+
 /// Fills so many bytes of memory with noise and gives them back to the kernel, so that its free memory is not of zeros.
 ///
 /// # Errors
@@ -261,6 +277,14 @@ pub struct Sector(pub [u64; 64]);
 pub struct File(u64);
 
 impl File {
+    /// Opens it to be read through the cache.
+    ///
+    /// # Errors
+    /// The number of the kernel's error.
+    pub fn open(path: &CStr) -> Result<Self, u64> {
+        open(path, 0).map(Self)
+    }
+
     /// Opens it so that reads and writes pass every cache.
     ///
     /// # Errors

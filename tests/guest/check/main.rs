@@ -13,6 +13,7 @@
 #![no_main]
 
 mod button;
+mod cached;
 mod disk;
 #[path = "../../../vmm-core/workload/libc_memory.rs"]
 mod libc_memory;
@@ -229,6 +230,7 @@ impl Check {
     /// | `0` to `9` | rewrite so many thousand pages per second |
     /// | `h` | rewrite 20,000 pages per second |
     /// | `R`, `W`, `S`, `T` | measure the disk: see [`throughput`] |
+    /// | `M`, `m` | read mapped pages of the disk for 10 s, after filling the cache with them, or not: see [`cached`] |
     /// | `q` | reset the machine |
     fn command(&mut self) {
         match linux::typed() {
@@ -249,6 +251,7 @@ impl Check {
             Some(digit @ b'0'..=b'9') => self.rate = u64::from(digit - b'0') * 1000,
             Some(b'h') => self.rate = 20_000,
             Some(letter @ (b'R' | b'W' | b'S' | b'T')) => throughput::measure(letter, self.hz),
+            Some(letter @ (b'M' | b'm')) => cached::read(letter == b'M', self.hz),
             Some(b'q') => linux::reset(),
             _ => {}
         }

@@ -1,0 +1,103 @@
+//! A guest of Linux whose disk fits into its page cache, as long as its balloon is empty.
+
+#[path = "../../tests/e2e/linux/image.rs"]
+#[expect(dead_code, reason = "the tests use the rest")]
+mod image;
+#[path = "../../tests/e2e/linux/witness.rs"]
+#[expect(dead_code, reason = "the tests use the rest")]
+mod witness;
+
+use std::fs::{self, File};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::host::{Guest, Host, wait};
+use image::{BOOT_PATIENCE, guest_folder, script};
+
+/// Its name.
+pub(crate) const NAME: &str = "linux";
+/// Its memory.
+pub(crate) const ALL_BYTES: u64 = 128 << 20;
+/// Its disk, in bytes.
+const DISK_BYTES: u64 = 32 << 20;
+/// How long Linux may take to fill or empty its balloon where its kernel is emulated, or to read.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// The guest.
+#[derive(Debug)]
+pub(crate) struct Linux {
+    guest: Guest,
+    console: PathBuf,
+}
+
+impl Linux {
+    /// Boots it.
+    pub(crate) fn boot(host: &Host) -> Self {
+        let disk = host.state_dir().join("disk.raw");
+        let file = File::create(&disk).expect("a file");
+        file.set_len(DISK_BYTES).expect("room for the disk");
+        let [kernel, initrd] =
+            [script("kernel.sh", &["vmlinux", "own"]), script("initramfs.sh", &[])];
+        let options = fs::read_to_string(guest_folder().join("cmdline")).expect("a command line");
+        let check = "mem=124M check.mib=1 check.rate=100 check.halt=1";
+        let cmdline = format!("console=ttyS0 quiet {} {check}", options.trim());
+        let disk = format!("{},ro", disk.display());
+        let arguments = ["run", "--detach", "--name", NAME, "--memory", "128M", "--disk", &disk];
+        let boot = ["--kernel", &kernel, "--initrd", &initrd, "--cmdline", &cmdline];
+        host.run(&[arguments.as_slice(), &boot].concat()).ok();
+        let console = host.state_dir().join("guests").join(NAME).join("console.log");
+        let linux = Self { guest: host.guest(NAME), console };
+        wait::within(BOOT_PATIENCE, "linux boots and checks itself", || {
+            let said = linux.said();
+            wait::holds(said.contains(" output_us="), said)
+        });
+        // Lines that nobody asked for would be work of their own.
+        linux.type_letter('s');
+        linux
+    }
+
+    /// All that its console has shown.
+    pub(crate) fn said(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.console).unwrap_or_default()).into_owned()
+    }
+
+    /// Types a letter on its console.
+    pub(crate) fn type_letter(&self, letter: char) {
+        let input = json!({ "input": letter });
+        let answer = self.guest.request("PUT", "/v1/guest/console", Some(&input));
+        answer.success().expect("it is typed");
+    }
+
+    /// What its balloon says. Asking makes its driver send new statistics.
+    pub(crate) fn balloon(&self) -> Value {
+        self.guest.get("/v1/guest/balloon").expect("an answer")
+    }
+
+    /// Has the node take what it does not need, which is what its cache has among others.
+    pub(crate) fn await_squeeze(&self, host: &Host) {
+        wait::within(PATIENCE, "the node takes what linux does not need", || {
+            host.run(&["density", "apply"]).ok();
+            let seen = self.balloon();
+            let target = seen["target_bytes"].as_u64().unwrap_or(ALL_BYTES);
+            wait::holds(target < ALL_BYTES / 2 && seen["actual_bytes"] == target, seen)
+        });
+    }
+
+    /// Waits until it keeps `bytes`.
+    pub(crate) fn await_actual(&self, bytes: u64) {
+        wait::within(PATIENCE, "linux follows its balloon's target", || {
+            let seen = self.balloon();
+            wait::holds(seen["actual_bytes"] == bytes, seen)
+        });
+    }
+
+    /// Waits until it has said `text` for the `count`th time.
+    pub(crate) fn await_text(&self, text: &str, count: usize) {
+        wait::within(PATIENCE, text, || {
+            let said = self.said();
+            wait::holds(said.matches(text).count() >= count, said)
+        });
+    }
+}

@@ -1,0 +1,126 @@
+//! One run: the guest reads, its balloon is inflated, it reads again, and somebody has to notice.
+
+use std::time::{Duration, Instant};
+
+use super::host::{Host, NodePlan, wait};
+use super::linux::{ALL_BYTES, Linux};
+
+/// Leaves the guest half of what its cache needs. A fault that waits for the disk takes 20 ms and more where KVM emulates the guest's
+/// kernel: there cannot be a hundred each second, at which the usual policy calls it pain.
+const POLICY: &str = r#"
+goal = "max density"
+actuators = ["balloon"]
+[balloon]
+dead-band-min = "2MiB"
+reserve-min = "8MiB"
+reserve = "10%"
+floor = "10%"
+step = "50%"
+step-max = "128MiB"
+cooldown = "10s"
+fast = "1s"
+slow = "1s"
+[pain]
+major-faults = 10
+"#;
+/// What the node says when it gives a guest in pain its memory back.
+const HURTS: &str = "it hurts: ";
+/// How long the node looks at the guest before anything happens.
+const QUIET: Duration = Duration::from_secs(3);
+/// Nobody waits for longer than this.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What was seen in a run.
+#[derive(Debug)]
+pub(crate) struct Round {
+    /// Pages that the guest reads each second while its cache holds all of them.
+    pub(crate) at_ease: f64,
+    /// From when it begins until its balloon's target was raised.
+    pub(crate) in_pain: f64,
+    /// What the node saw.
+    pub(crate) cause: String,
+    /// From when the guest began to read until its balloon's target was all it has.
+    pub(crate) told: Duration,
+    /// Until the balloon was empty.
+    pub(crate) empty: Duration,
+}
+
+/// What the guest said about a tenth of a second: by its clock from when it began, and how many pages it has read since.
+#[derive(Debug, Clone, Copy)]
+struct Sample {
+    time: Duration,
+    pages: f64,
+}
+
+/// Plays one.
+pub(crate) fn play(host: &mut Host, linux: &Linux) -> Round {
+    let at_ease = median(&paces(&read_to_the_end(linux, 'M')));
+    let heard_before = host.logs().matches(HURTS).count();
+    std::fs::write(host.state_dir().join("lighter.toml"), POLICY).expect("a file");
+    host.start_node(&NodePlan::default());
+    linux.await_squeeze(host);
+    std::thread::sleep(QUIET);
+    assert_eq!(host.logs().matches(HURTS).count(), heard_before, "it does not hurt yet");
+
+    let (begun, ended) = (count(linux, "cached begins"), count(linux, "cached ends"));
+    linux.type_letter('m');
+    linux.await_text("cached begins", begun + 1);
+    let start = Instant::now();
+    let cause = wait::within(PATIENCE, "the node notices", || {
+        let logs = host.logs();
+        let last = logs.lines().filter(|line| line.contains(HURTS)).nth(heard_before);
+        let cause = last.and_then(|line| line.split(HURTS).nth(1)?.split(" step=").next());
+        cause.map(str::to_owned).ok_or(logs)
+    });
+    let told = start.elapsed();
+    linux.await_actual(ALL_BYTES);
+    let empty = start.elapsed();
+    linux.await_text("cached ends", ended + 1);
+    host.kill_node();
+
+    let in_pain = until(&samples(&linux.said()), told);
+    Round { at_ease, in_pain, cause, told, empty }
+}
+
+fn count(linux: &Linux, text: &str) -> usize {
+    linux.said().matches(text).count()
+}
+
+fn read_to_the_end(linux: &Linux, letter: char) -> Vec<Sample> {
+    let ended = count(linux, "cached ends");
+    linux.type_letter(letter);
+    linux.await_text("cached ends", ended + 1);
+    samples(&linux.said())
+}
+
+/// What the guest said since it began to read last.
+fn samples(said: &str) -> Vec<Sample> {
+    let last = said.rsplit("cached begins").next().unwrap_or_default();
+    let sample = |line: &str| {
+        let fields = line.trim().strip_prefix("cached pages=")?;
+        let (pages, us) = fields.split_once(" us=")?;
+        Some(Sample { time: Duration::from_micros(us.parse().ok()?), pages: pages.parse().ok()? })
+    };
+    last.lines().filter_map(sample).collect()
+}
+
+/// Pages each second, between each two samples.
+fn paces(samples: &[Sample]) -> Vec<f64> {
+    let pace = |pair: &[Sample]| {
+        let time = (pair[1].time - pair[0].time).as_secs_f64();
+        (pair[1].pages - pair[0].pages) / time.max(1e-6)
+    };
+    samples.windows(2).map(pace).collect()
+}
+
+/// Pages each second, from the beginning until `time` or soon after.
+fn until(samples: &[Sample], time: Duration) -> f64 {
+    let last = samples.iter().find(|sample| sample.time >= time);
+    last.map_or(0.0, |sample| sample.pages / sample.time.as_secs_f64())
+}
+
+fn median(paces: &[f64]) -> f64 {
+    let mut sorted = paces.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or_default()
+}
