@@ -19,10 +19,16 @@ impl Context<'_> {
         let mut pools: Vec<&Pool> = self.situation.host.pools.iter().collect();
         pools.sort_by_key(|pool| pool.page_bytes);
         pools.dedup_by_key(|pool| pool.page_bytes);
-        for pool in pools.into_iter().filter(|pool| pool.page_bytes > 0) {
+        pools.retain(|pool| pool.page_bytes > 0);
+        let smallest = pools.first().map_or(0, |pool| pool.page_bytes);
+        for pool in pools {
             let free = pool.free_pages.saturating_sub(pool.reserved_pages).min(pool.pages);
             let of = |bytes: u64| bytes.div_ceil(pool.page_bytes);
-            let least = of(self.policy.pools.free_min_bytes);
+            let free_min = self.policy.pools.free_min_bytes;
+            // Nobody means pages of 1 GiB who has none, or asks for less than one.
+            let is_meant =
+                pool.page_bytes == smallest || pool.pages > 0 && pool.page_bytes <= free_min;
+            let least = if is_meant { of(free_min) } else { 0 };
             let most = of(self.policy.pools.free_max_bytes).max(least);
             if free < least {
                 self.grow_pool(pool, least - free, need, draft);

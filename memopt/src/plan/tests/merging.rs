@@ -311,6 +311,26 @@ fn pools_give_back_what_nobody_has() {
 }
 
 #[test]
+fn a_reserve_of_huge_pages_is_not_made_of_gigantic_ones_that_nobody_wanted() {
+    let grown = |gigantic_pages: u64, free_min: &str| {
+        let mut host = situation(50, Vec::new());
+        let pool = |page_bytes: u64, pages: u64| Pool {
+            page_bytes,
+            pages,
+            free_pages: 0,
+            reserved_pages: 0,
+        };
+        host.host.pools = vec![pool(GIB, gigantic_pages), pool(2 * MIB, 0)];
+        let text = format!("preset = \"dense\"\n[pools]\nfree-min = \"{free_min}\"");
+        told(&settled(&host, &Policy::parse(&text, "f").unwrap(), MAX).0)
+    };
+    assert_eq!(grown(0, "2GiB"), ["pool of 2 MiB pages: from 0 to 1024"]);
+    assert_eq!(grown(4, "24MiB"), ["pool of 2 MiB pages: from 0 to 12"]);
+    let both = ["pool of 2 MiB pages: from 0 to 512", "pool of 1 GiB pages: from 4 to 5"];
+    assert_eq!(grown(4, "1GiB"), both);
+}
+
+#[test]
 fn plans_are_kept_as_json() {
     let host = situation(50, two_domains());
     let (plan, ledger) = settled(&host, &Policy::default(), MAX);
