@@ -1,7 +1,7 @@
 //! How guests ended: a small file for each of the last ones, for people who ask afterwards.
 //!
 //! The files are `ended/NAME.json` in the state folder, written by a guest's process as its last act. A process that is killed writes
-//! none. The next guest of the same name replaces the file when it ends.
+//! none. The next guest of the same name removes the file when it starts.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -85,6 +85,12 @@ impl EndedGuests {
         durable::write_json_unflushed(&self.file(&ended.name), ended)?;
         self.forget_oldest();
         Ok(())
+    }
+
+    /// Forgets how the last guest of this name ended: it is about another one from now on.
+    pub(crate) fn forget(&self, name: &GuestName) {
+        // There may be none, and one that cannot be removed misleads nobody but people who ask after a guest that was killed.
+        let _removed = fs::remove_file(self.file(name));
     }
 
     /// How the last guest of this name ended, if that is known.

@@ -76,10 +76,16 @@ impl AskError {
         matches!(self, Self::Unreachable { cause, .. } if says_so(cause.kind()))
     }
 
+    /// Whether this user may not ask.
+    pub(crate) fn is_forbidden(&self) -> bool {
+        let kind = ErrorKind::PermissionDenied;
+        matches!(self, Self::Unreachable { cause, .. } if cause.kind() == kind)
+    }
+
     /// Whether the question may be answered when it is asked again.
     pub(crate) fn is_passing(&self) -> bool {
         let is_broken = matches!(self, Self::Unreachable { .. } | Self::Broken { .. });
-        is_broken && !self.is_gone()
+        is_broken && !self.is_gone() && !self.is_forbidden()
     }
 }
 
@@ -284,5 +290,7 @@ mod tests {
         }
         let broken = AskError::Broken { socket: String::new(), cause: String::new() };
         assert!(!broken.is_gone() && broken.is_passing());
+        let forbidden = unreachable(Errno::EACCES.into());
+        assert!(forbidden.is_forbidden() && !forbidden.is_gone() && !forbidden.is_passing());
     }
 }

@@ -229,6 +229,7 @@ impl Life {
         let servers = self.open(&process)?;
         self.confine(&process)?;
         machine.vm().resume().context("cannot start the guest")?;
+        self.state.ended().forget(self.dir().name());
         if background::name().is_some() {
             background::log_to_folder(self.dir())?;
         } else if !is_linux {

@@ -2,7 +2,7 @@
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use tokio::sync::Notify;
@@ -29,6 +29,9 @@ const TYPE_PAUSE: Duration = Duration::from_millis(20);
 
 /// How long the guest may take to read what was typed before the user left.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long a guest that is there may leave all questions unanswered.
+const SILENCE_MAX: Duration = Duration::from_secs(10);
 
 /// Before asking a process again that did not answer.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -73,6 +76,7 @@ pub(crate) fn run(state: &StateDir, args: &ConsoleArgs) -> Result<Exit> {
 async fn watch(client: &ApiClient, guest: &GuestDir) -> Result<bool> {
     let mut from = 0;
     let mut is_first = true;
+    let mut answered = Instant::now();
     loop {
         let read = ConsoleRead { from, wait_ms: if is_first { 0 } else { WAIT_MS } };
         match client.read_console(&read).await {
@@ -81,13 +85,17 @@ async fn watch(client: &ApiClient, guest: &GuestDir) -> Result<bool> {
                     let lost = excerpt.from - from;
                     output::note(format_args!("\r\n{lost} bytes were written too fast for this"));
                 }
+                answered = Instant::now();
                 from = excerpt.next();
                 is_first = false;
                 if !output::write_raw(&excerpt.bytes)? {
                     return Ok(false);
                 }
             }
-            Err(error) if error.is_gone() || error.is_passing() => {
+            Err(error)
+                if (error.is_gone() || error.is_passing())
+                    && (answered.elapsed() < SILENCE_MAX || !guest.is_live()) =>
+            {
                 if !guest.is_live() {
                     return Ok(true);
                 }

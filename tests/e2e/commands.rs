@@ -102,9 +102,16 @@ fn a_guest_that_has_ended_is_remembered_with_how_it_did() {
     let words = ["no guest web-1", "it was ended on request"];
     pair.a.run(&["pause", "web-1"]).complains(Exit::Failed, &words);
 
-    Guest::start(&pair.a, &GuestPlan::default());
+    let guest = Guest::start(&pair.a, &GuestPlan::default());
     let listed = pair.a.run(&["ls", "--all", "--json"]).ok().json();
     assert_eq!(listed.as_array().map(Vec::len), Some(1), "the living hides the dead: {listed:#}");
+
+    // One that is killed says nothing; how another ended is not said in its place.
+    guest.pid().kill();
+    guest_is_gone(&[&pair.a], "web-1");
+    let shown = pair.a.run(&["show", "web-1"]);
+    assert!(!shown.stderr.contains("ended on request"), "{}", shown.stderr);
+    shown.complains(Exit::Failed, &["no guest web-1"]);
 }
 
 #[test]

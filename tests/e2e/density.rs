@@ -74,6 +74,14 @@ fn what_is_planned_is_done_and_what_came_of_it_is_kept() {
     let file = pair.folder().join("plan.json");
     fs::write(&file, plan.to_string()).expect("a file");
 
+    // What a failed `jq` leaves is not the same as no plan at all.
+    let nothing = pair.folder().join("nothing.json");
+    fs::write(&nothing, "null").expect("a file");
+    let words = ["nothing.json is no plan", "lighter density plan --json"];
+    pair.a
+        .run(&["density", "apply", "--plan", &nothing.display().to_string()])
+        .complains(Exit::Failed, &words);
+
     let run = pair.a.run(&["density", "apply", "--plan", &file.display().to_string(), "--json"]);
     let run = run.ok().json();
     assert_eq!(run["state"], "done", "{run:#}");
@@ -247,6 +255,20 @@ fn settings_that_are_wrong_are_told_with_their_place_and_change_nothing() {
     pair.a.run(&node).complains(Exit::Failed, &words);
     let words = ["no node serves this host", "lighter node"];
     pair.a.run(&["density", "status"]).complains(Exit::Failed, &words);
+}
+
+#[test]
+fn a_history_that_is_damaged_keeps_nothing_from_being_done() {
+    let mut pair = Pair::without_nodes();
+    fs::write(pair.a.state_dir().join("density.redb"), [0x5a; 1000]).expect("a file");
+    pair.a.start_node(&NodePlan::default());
+    let done = pair.a.run(&["density", "apply"]).ok();
+    assert!(done.stderr.contains("no history is kept"), "{}", done.stderr);
+    assert!(done.stderr.contains("the run is over"), "{}", done.stderr);
+    let words = ["no history is kept of runs", "the node's log says why"];
+    pair.a.run(&["density", "history"]).complains(Exit::Failed, &words);
+    assert!(pair.a.logs().contains("a run is over"), "{}", pair.a.logs());
+    pair.a.run(&["density", "status"]).ok();
 }
 
 #[test]

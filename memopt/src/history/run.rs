@@ -32,6 +32,11 @@ impl Payloads for Json {
 #[serde(transparent)]
 pub struct RunId(pub u64);
 
+impl RunId {
+    /// That of runs of which no history is kept. Others are counted from 1.
+    pub const UNRECORDED: Self = Self(0);
+}
+
 impl fmt::Display for RunId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)

@@ -94,7 +94,7 @@ async fn list(
     State(density): Shared,
     count: Result<Query<Count>, QueryRejection>,
 ) -> Result<Json<Listing<RunEnd>>, ApiError> {
-    Ok(Json(density.records.runs(count_of(count)?)))
+    density.records.runs(count_of(count)?).map(Json)
 }
 
 async fn show_run(

@@ -30,8 +30,11 @@ impl Records {
     }
 
     /// The last runs, the newest first.
-    pub(crate) fn runs(&self, count: usize) -> Listing<RunEnd> {
-        self.keep(|history| history.last(count)).unwrap_or_default()
+    ///
+    /// # Errors
+    /// No history is kept.
+    pub(crate) fn runs(&self, count: usize) -> Result<Listing<RunEnd>, ApiError> {
+        self.keep(|history| history.last(count)).ok_or_else(not_kept)
     }
 
     /// A run.
@@ -43,12 +46,11 @@ impl Records {
             Err(HistoryError::NoSuchRun(_)) => Ok(None),
             other => other.map(Some),
         });
-        let text = match run {
-            Some(Some(run)) => return Ok(run),
-            Some(None) => format!("there is no run {id}"),
-            None => "no history is kept of runs: the node's log says why".to_owned(),
-        };
-        Err(ApiError::new(Reason::NotFound, text))
+        match run {
+            Some(Some(run)) => Ok(run),
+            Some(None) => Err(ApiError::new(Reason::NotFound, format!("there is no run {id}"))),
+            None => Err(not_kept()),
+        }
     }
 
     /// When each schedule last ran or was due, in Unix seconds.
@@ -66,7 +68,7 @@ impl Records {
     /// Begins to put down a run; without a history it goes without a number.
     pub(super) fn begin(&self, trigger: Trigger, plan: &Plan) -> RunId {
         let started = unix_ms() / 1000;
-        self.keep(|history| history.begin(trigger, started, plan)).unwrap_or(RunId(0))
+        self.keep(|history| history.begin(trigger, started, plan)).unwrap_or(RunId::UNRECORDED)
     }
 
     /// Puts down steps that are about to be done; returns the place of the first.
@@ -111,6 +113,10 @@ impl Records {
         let news = self.0.lock().unwrap_or_else(PoisonError::into_inner).take_news();
         news.into_iter().for_each(tell);
     }
+}
+
+fn not_kept() -> ApiError {
+    ApiError::new(Reason::NotFound, "no history is kept of runs: the node's log says why")
 }
 
 fn tell(news: News) {

@@ -13,7 +13,9 @@ use crate::api::ApiClient;
 use crate::cli::Output;
 use crate::cli::density::ApplyArgs;
 use crate::exit::Exit;
-use crate::node::density_types::{Kept, PlanRequest, RunEnd, RunRequest, RunStarted};
+use crate::node::density_types::{
+    DensityStatus, Kept, PlanRequest, RunEnd, RunRequest, RunStarted,
+};
 use crate::output;
 use crate::state_dir::StateDir;
 use crate::verbs::follow::interrupts;
@@ -64,8 +66,10 @@ fn plan(args: &ApplyArgs) -> Result<Option<Plan>> {
     let name = path.display();
     let text = regular_file::read_text(path, PLAN_BYTES_MAX)
         .with_context(|| format!("cannot read {name}"))?;
-    let plan = serde_json::from_str(&text);
-    plan.with_context(|| format!("{name} is no plan: `lighter density plan --json` writes one"))
+    // Of the plan itself: `null` would be none, and a run without one does whatever the policy allows.
+    let plan: Plan = serde_json::from_str(&text)
+        .with_context(|| format!("{name} is no plan: `lighter density plan --json` writes one"))?;
+    Ok(Some(plan))
 }
 
 /// One run, to its end.
@@ -76,6 +80,9 @@ async fn one(
     interrupts: &mut UnboundedReceiver<()>,
 ) -> Result<Exit> {
     let RunStarted { run: id } = heard(client.post("/v1/density/runs", request).await)?;
+    if id == RunId::UNRECORDED {
+        return unrecorded(client, interrupts).await;
+    }
     let run = follow(client, id, output, interrupts).await?;
     match output {
         Output::Json => output::print_json(&run)?,
@@ -117,6 +124,27 @@ async fn follow(
             () = tokio::time::sleep(pause) => {}
             _ = interrupts.recv() => {
                 // It may be over by now, which the next look tells.
+                let _cancelled: Result<RunStarted, _> = client.delete(&path).await;
+            }
+        }
+    }
+}
+
+/// Waits for the end of a run of which no history is kept.
+async fn unrecorded(client: &ApiClient, interrupts: &mut UnboundedReceiver<()>) -> Result<Exit> {
+    output::note(
+        "the run has begun, but no history is kept: the node's log says why, and what it does",
+    );
+    loop {
+        let status: DensityStatus = heard(client.get("/v1/density").await)?;
+        if status.running != Some(RunId::UNRECORDED) {
+            output::note("the run is over");
+            return Ok(Exit::Done);
+        }
+        tokio::select! {
+            () = tokio::time::sleep(LOOK_PAUSE_MAX) => {}
+            _ = interrupts.recv() => {
+                let path = format!("/v1/density/runs/{}", RunId::UNRECORDED);
                 let _cancelled: Result<RunStarted, _> = client.delete(&path).await;
             }
         }

@@ -45,6 +45,9 @@ fn heard<T>(answer: Result<T, AskError>) -> Result<T> {
         Err(error) if error.is_gone() => {
             Err(error).context("no node serves this host: start one with `lighter node`")
         }
+        Err(error) if error.is_forbidden() => {
+            Err(error).context("this user may not ask the node (`--readonly` may look)")
+        }
         answer => answer.context("the node refuses"),
     }
 }
