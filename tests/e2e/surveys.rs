@@ -195,32 +195,12 @@ fn what_is_alike_and_still_is_merged_and_what_is_written_stays_huge() {
         assert!(huge >= 6 << 20, "{huge} bytes are huge: the working set is 8 MiB");
         assert!(merged_pages(guest.pid()) > 4 << 10);
     }
-    becomes_huge_where_it_becomes_hot(&pair.a, &shop[0]);
     for guest in shop.iter().chain([&bank]) {
         await_life(guest);
         memory_is_intact(guest);
     }
     assert!(turn.is_as_before(), "ksmd is as it was");
     nothing_left_behind(&pair.hosts());
-}
-
-/// Of what was merged, 40 MiB are written all the time from now on.
-fn becomes_huge_where_it_becomes_hot(host: &Host, guest: &Guest) {
-    let order = json!({ "dirty_rate_pages_per_s": 20_000, "working_set_bytes": 40 << 20 });
-    guest.request("PUT", "/v1/guest/workload", Some(&order)).success().expect("it is steered");
-    let written = |workload: &Value| workload["pages_written"].as_u64().expect("a count");
-    let before = written(&guest.workload().expect("an answer"));
-    guest.await_workload("it writes", |workload| written(workload) >= before + PAGES);
-    host.run(&["density", "plan", "--survey"]).ok();
-    let run = host.run(&["density", "apply", "--json"]).ok().json();
-    let deeds = run["deeds"].as_array().expect("a list");
-    let is_made_huge = |deed: &Value| {
-        let action = &deed["action"]["action"];
-        action["kind"] == "make-huge" && action["guest"] == guest.name()
-    };
-    assert!(deeds.iter().any(is_made_huge), "{run:#}");
-    let (_, huge) = marked_and_huge(guest);
-    assert!(huge >= 30 << 20, "{huge} bytes are huge, and 40 MiB are hot: {run:#}");
 }
 
 #[test]
