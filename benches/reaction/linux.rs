@@ -7,19 +7,21 @@ mod image;
 #[expect(dead_code, reason = "the tests use the rest")]
 mod witness;
 
-use std::fs::{self, File};
-use std::path::PathBuf;
+use std::fs::File;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use super::host::{Guest, Host, wait};
-use image::{BOOT_PATIENCE, guest_folder, script};
+use image::{BOOT_PATIENCE, cmdline, script};
+use witness::Witness;
 
 /// Its name.
-pub(crate) const NAME: &str = "linux";
+const NAME: &str = "linux";
 /// Its memory.
 pub(crate) const ALL_BYTES: u64 = 128 << 20;
+/// What its check program looks after: 1 MiB.
+const CHECKED_PAGES: u64 = 256;
 /// Its disk, in bytes.
 const DISK_BYTES: u64 = 32 << 20;
 /// How long Linux may take to fill or empty its balloon where its kernel is emulated, or to read.
@@ -29,7 +31,7 @@ const PATIENCE: Duration = Duration::from_secs(300);
 #[derive(Debug)]
 pub(crate) struct Linux {
     guest: Guest,
-    console: PathBuf,
+    witness: Witness,
 }
 
 impl Linux {
@@ -40,18 +42,19 @@ impl Linux {
         file.set_len(DISK_BYTES).expect("room for the disk");
         let [kernel, initrd] =
             [script("kernel.sh", &["vmlinux", "own"]), script("initramfs.sh", &[])];
-        let options = fs::read_to_string(guest_folder().join("cmdline")).expect("a command line");
-        let check = "mem=124M check.mib=1 check.rate=100 check.halt=1";
-        let cmdline = format!("console=ttyS0 quiet {} {check}", options.trim());
+        let cmdline = cmdline("mem=124M check.mib=1 check.rate=100 check.halt=1");
         let disk = format!("{},ro", disk.display());
         let arguments = ["run", "--detach", "--name", NAME, "--memory", "128M", "--disk", &disk];
         let boot = ["--kernel", &kernel, "--initrd", &initrd, "--cmdline", &cmdline];
         host.run(&[arguments.as_slice(), &boot].concat()).ok();
-        let console = host.state_dir().join("guests").join(NAME).join("console.log");
-        let linux = Self { guest: host.guest(NAME), console };
+        let witness = Witness::of(host, NAME, CHECKED_PAGES);
         wait::within(BOOT_PATIENCE, "linux boots and checks itself", || {
-            let said = linux.said();
-            wait::holds(said.contains(" output_us="), said)
+            witness.last_line().ok_or_else(|| witness.console())
+        });
+        let linux = Self { guest: host.guest(NAME), witness };
+        wait::until("its kernel counts page faults: else remove target/guest/vmlinux", || {
+            let seen = linux.balloon();
+            wait::holds(seen["statistics"]["major_faults"].is_u64(), seen)
         });
         // Lines that nobody asked for would be work of their own.
         linux.type_letter('s');
@@ -60,7 +63,7 @@ impl Linux {
 
     /// All that its console has shown.
     pub(crate) fn said(&self) -> String {
-        String::from_utf8_lossy(&fs::read(&self.console).unwrap_or_default()).into_owned()
+        self.witness.console()
     }
 
     /// Types a letter on its console.

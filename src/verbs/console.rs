@@ -30,7 +30,7 @@ const TYPE_PAUSE: Duration = Duration::from_millis(20);
 /// How long the guest may take to read what was typed before the user left.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(1);
 
-/// How long a guest that is there may leave all questions unanswered.
+/// How long a guest that is there may leave all questions unanswered, from the first on that failed.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
 
 /// Before asking a process again that did not answer.
@@ -76,7 +76,7 @@ pub(crate) fn run(state: &StateDir, args: &ConsoleArgs) -> Result<Exit> {
 async fn watch(client: &ApiClient, guest: &GuestDir) -> Result<bool> {
     let mut from = 0;
     let mut is_first = true;
-    let mut answered = Instant::now();
+    let mut silent_since = None;
     loop {
         let read = ConsoleRead { from, wait_ms: if is_first { 0 } else { WAIT_MS } };
         match client.read_console(&read).await {
@@ -85,19 +85,19 @@ async fn watch(client: &ApiClient, guest: &GuestDir) -> Result<bool> {
                     let lost = excerpt.from - from;
                     output::note(format_args!("\r\n{lost} bytes were written too fast for this"));
                 }
-                answered = Instant::now();
+                silent_since = None;
                 from = excerpt.next();
                 is_first = false;
                 if !output::write_raw(&excerpt.bytes)? {
                     return Ok(false);
                 }
             }
-            Err(error)
-                if (error.is_gone() || error.is_passing())
-                    && (answered.elapsed() < SILENCE_MAX || !guest.is_live()) =>
-            {
+            Err(error) if error.is_gone() || error.is_passing() => {
                 if !guest.is_live() {
                     return Ok(true);
+                }
+                if silent_since.get_or_insert_with(Instant::now).elapsed() > SILENCE_MAX {
+                    return Err(error).context("cannot read the console");
                 }
                 // It is about to end, or has no time for us at the moment.
                 sleep(PAUSE).await;

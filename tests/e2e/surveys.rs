@@ -238,10 +238,14 @@ fn a_clone_shares_with_its_template_again_while_it_writes() {
         share();
         memory_is_intact(&clone);
     }
-    await_writes(2 * PAGES);
-    steer(0);
-    let before = as_in_template();
-    assert!(before > PAGES / 8, "{before} pages of its own are as in the template");
+    // How many of its pages are cleared depends on where it is in its turn.
+    let before = wait::until("some of its own pages are as in the template", || {
+        steer(20_000);
+        await_writes(PAGES / 3);
+        steer(0);
+        let count = as_in_template();
+        (count > PAGES / 8).then_some(count).ok_or(count)
+    });
     share();
     let after = as_in_template();
     assert!(after < before / 16, "{after} of {before} pages still are");

@@ -4,7 +4,8 @@
 #   tests/guest/kernel.sh [vmlinux | bzImage] [own]
 #
 # In this order: $LIGHTER_GUEST_KERNEL ($LIGHTER_GUEST_BZIMAGE); ../shared/guest/ beside the checkout, unless it is
-# to be our `own`, whose configuration is known; one built earlier in target/guest/; a build from Debian's linux-source-6.1 with `defconfig` and `slow-kvm.patch` from
+# to be our `own`, whose configuration is known; one built earlier in target/guest/; a build from Debian's
+# linux-source-6.1 with `defconfig` and `slow-kvm.patch` from
 # this folder (ten minutes on two cores). The patch and the options in `cmdline` are for hosts whose
 # KVM emulates the guest's kernel; elsewhere they do no harm.
 set -eu

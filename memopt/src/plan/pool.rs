@@ -27,7 +27,7 @@ impl Context<'_> {
             let free_min = self.policy.pools.free_min_bytes;
             // Nobody means pages of 1 GiB who has none, or asks for less than one.
             let is_meant =
-                pool.page_bytes == smallest || pool.pages > 0 && pool.page_bytes <= free_min;
+                pool.page_bytes == smallest || (pool.pages > 0 && pool.page_bytes <= free_min);
             let least = if is_meant { of(free_min) } else { 0 };
             let most = of(self.policy.pools.free_max_bytes).max(least);
             if free < least {

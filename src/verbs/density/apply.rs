@@ -102,10 +102,9 @@ async fn follow(
     output: Output,
     interrupts: &mut UnboundedReceiver<()>,
 ) -> Result<Run<Kept>> {
-    let path = format!("/v1/density/runs/{id}");
     let (mut told, mut pause) = (0, LOOK_PAUSE);
     loop {
-        let run: Run<Kept> = heard(client.get(&path).await)?;
+        let run: Run<Kept> = heard(client.get(&run_path(id)).await)?;
         if output == Output::Text {
             for deed in run.deeds.iter().skip(told) {
                 let expected = signed_size(deed.expected_bytes);
@@ -120,14 +119,29 @@ async fn follow(
         if run.summary.state.is_final() {
             return Ok(run);
         }
-        tokio::select! {
-            () = tokio::time::sleep(pause) => {}
-            _ = interrupts.recv() => {
-                // It may be over by now, which the next look tells.
-                let _cancelled: Result<RunStarted, _> = client.delete(&path).await;
-            }
+        wait(client, id, pause, interrupts).await;
+    }
+}
+
+/// Lets some time pass. Ctrl-C calls the run off, and says so.
+async fn wait(
+    client: &ApiClient,
+    id: RunId,
+    pause: Duration,
+    interrupts: &mut UnboundedReceiver<()>,
+) -> bool {
+    tokio::select! {
+        () = tokio::time::sleep(pause) => false,
+        _ = interrupts.recv() => {
+            // It may be over by now, which the next look tells.
+            let _cancelled: Result<RunStarted, _> = client.delete(&run_path(id)).await;
+            true
         }
     }
+}
+
+fn run_path(id: RunId) -> String {
+    format!("/v1/density/runs/{id}")
 }
 
 /// Waits for the end of a run of which no history is kept.
@@ -135,19 +149,14 @@ async fn unrecorded(client: &ApiClient, interrupts: &mut UnboundedReceiver<()>) 
     output::note(
         "the run has begun, but no history is kept: the node's log says why, and what it does",
     );
+    let mut is_called_off = false;
     loop {
         let status: DensityStatus = heard(client.get("/v1/density").await)?;
         if status.running != Some(RunId::UNRECORDED) {
             output::note("the run is over");
-            return Ok(Exit::Done);
+            return Ok(if is_called_off { Exit::Cancelled } else { Exit::Done });
         }
-        tokio::select! {
-            () = tokio::time::sleep(LOOK_PAUSE_MAX) => {}
-            _ = interrupts.recv() => {
-                let path = format!("/v1/density/runs/{}", RunId::UNRECORDED);
-                let _cancelled: Result<RunStarted, _> = client.delete(&path).await;
-            }
-        }
+        is_called_off |= wait(client, RunId::UNRECORDED, LOOK_PAUSE_MAX, interrupts).await;
     }
 }
 

@@ -1,11 +1,10 @@
 //! A Linux guest that gives memory back, moves, and gets it again.
 
-use std::fs;
 use std::time::Duration;
 
 use serde_json::Value;
 
-use super::image::{BOOT_PATIENCE, guest_folder, script};
+use super::image::{BOOT_PATIENCE, cmdline, script};
 use super::witness::Witness;
 use crate::host::checks::nothing_left_behind;
 use crate::host::{Exit, Host, Migration, Pair, wait};
@@ -30,9 +29,8 @@ fn start(host: &Host, name: &str, more: &[&str]) {
 
 fn start_with(host: &Host, name: &str, checks: &str, more: &[&str]) {
     let [kernel, initrd] = [script("kernel.sh", &["vmlinux"]), script("initramfs.sh", &[])];
-    let options = fs::read_to_string(guest_folder().join("cmdline")).expect("a command line");
     let check = format!("mem=80M check.mib={MIB} check.rate=100 check.halt=1 {checks}");
-    let cmdline = format!("console=ttyS0 quiet {} {check}", options.trim());
+    let cmdline = cmdline(&check);
     let arguments = ["run", "--detach", "--name", name, "--memory", "128M", "--kernel", &kernel];
     let boot = ["--initrd", &initrd, "--cmdline", &cmdline];
     host.run(&[arguments.as_slice(), &boot, more].concat()).ok();

@@ -7,7 +7,7 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use super::image::{BOOT_PATIENCE, guest_folder, script};
+use super::image::{BOOT_PATIENCE, cmdline, script};
 use super::witness::{Line, Witness};
 use crate::host::checks::nothing_left_behind;
 use crate::host::{Exit, Host, Migration, Pair, wait};
@@ -33,9 +33,8 @@ fn arguments(name: &str, disk: &Path) -> Vec<String> {
 /// As [`arguments`], with this for the check program.
 pub(super) fn boot_with(name: &str, disk: &Path, task: &str) -> Vec<String> {
     let [kernel, initrd] = [script("kernel.sh", &["vmlinux"]), script("initramfs.sh", &[])];
-    let options = fs::read_to_string(guest_folder().join("cmdline")).expect("a command line");
     let check = format!("mem=80M check.mib={MIB} check.rate=100 check.halt=1 {task}");
-    let cmdline = format!("console=ttyS0 quiet {} {check}", options.trim());
+    let cmdline = cmdline(&check);
     let disk = format!("{},serial=db-1", disk.display());
     let options = [
         "run",

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 
 use serde_json::Value;
 
-use super::image::{BOOT_PATIENCE, guest_folder, script};
+use super::image::{BOOT_PATIENCE, cmdline, script};
 use crate::density::{POLICY, node_uses, write_settings};
 use crate::host::ksm::{KsmTurn, merged_pages};
 use crate::host::{NodePlan, Pair, Pid, wait};
@@ -33,10 +33,9 @@ struct Qemu {
 impl Qemu {
     fn boot(folder: &Path) -> Self {
         let [kernel, initrd] = [script("kernel.sh", &["vmlinux"]), script("initramfs.sh", &[])];
-        let options = fs::read_to_string(guest_folder().join("cmdline")).expect("a command line");
         // Of 24 MiB half are pages of zeros.
         let check = "mem=80M check.mib=24 check.random=50 check.rate=100 check.halt=1";
-        let cmdline = format!("console=ttyS0 quiet {} {check}", options.trim());
+        let cmdline = cmdline(check);
         let name = format!("foreign-{}", std::process::id());
         let monitor = format!("unix:{},server=on,wait=off", folder.join("qmp").display());
         let console = format!("file:{}", folder.join("console").display());

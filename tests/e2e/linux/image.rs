@@ -75,14 +75,7 @@ impl Image {
     fn of(recipe: &Recipe) -> Self {
         let _making = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
         let [kernel, initrd] = [script("kernel.sh", &[recipe.kernel]), script("initramfs.sh", &[])];
-        let cmdline =
-            fs::read_to_string(guest_folder().join("cmdline")).expect("the kernel's command line");
-        let cmdline = format!(
-            "console=ttyS0 quiet {} mem=80M check.mib={} {}",
-            cmdline.trim(),
-            recipe.mib,
-            recipe.options
-        );
+        let cmdline = cmdline(&format!("mem=80M check.mib={} {}", recipe.mib, recipe.options));
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("linux-guest");
         let file = folder.join(format!(
             "{}-{:016x}",
@@ -126,8 +119,14 @@ fn boot_and_save(recipe: &Recipe, [kernel, initrd, cmdline]: &[&str; 3], file: &
 }
 
 /// Where what goes into a guest is made.
-pub(crate) fn guest_folder() -> PathBuf {
+fn guest_folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest")
+}
+
+/// The command line of a guest's kernel: what it needs here, and `task`.
+pub(crate) fn cmdline(task: &str) -> String {
+    let options = fs::read_to_string(guest_folder().join("cmdline")).expect("a command line");
+    format!("console=ttyS0 quiet {} {task}", options.trim())
 }
 
 /// Runs a script of the guest's folder, which prints the path of what it made or found.

@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::{Value, json};
 
-use super::image::{BOOT_PATIENCE, guest_folder, script};
+use super::image::{BOOT_PATIENCE, cmdline, script};
 use crate::host::{Host, Pair, wait};
 
 /// What the guest frees (`tests/guest/lend`), and what the host has to get of it: the kernel reports whole blocks of
@@ -15,8 +15,7 @@ const BACK_BYTES: u64 = FREED_BYTES / 2;
 /// Linux reports free memory beyond 64 MiB of it only (`PAGE_REPORTING_CAPACITY` blocks), so the guest has plenty.
 fn boot(host: &Host) {
     let [kernel, initrd] = [script("kernel.sh", &["vmlinux"]), script("initramfs.sh", &[])];
-    let options = fs::read_to_string(guest_folder().join("cmdline")).expect("a command line");
-    let cmdline = format!("console=ttyS0 quiet {} rdinit=/lend", options.trim());
+    let cmdline = cmdline("rdinit=/lend");
     let arguments = ["run", "--detach", "--name", "lender", "--memory", "320M"];
     let boot = ["--kernel", &kernel, "--initrd", &initrd, "--cmdline", &cmdline];
     host.run(&[arguments.as_slice(), &boot].concat()).ok();

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::lan::{BRIDGES, GUEST, Lan};
 use crate::host::checks::nothing_left_behind;
 use crate::host::{Host, Migration, in_namespace, lighter, run, wait};
-use crate::linux::image::{BOOT_PATIENCE, guest_folder, script};
+use crate::linux::image::{BOOT_PATIENCE, cmdline, script};
 
 const NAME: &str = "relay";
 const MAC: &str = "52:54:00:c0:ff:ee";
@@ -43,9 +43,7 @@ fn tool(command: &mut Command) -> Vec<u8> {
 
 fn start(host: &Host, lan: &Lan, disk: &Path) {
     let [kernel, initrd] = [script("kernel.sh", &["vmlinux"]), script("initramfs.sh", &[])];
-    let options = std::fs::read_to_string(guest_folder().join("cmdline")).expect("a command line");
-    let relay = format!("rdinit=/relay relay_address={GUEST}/24");
-    let cmdline = format!("console=ttyS0 quiet {} {relay}", options.trim());
+    let cmdline = cmdline(&format!("rdinit=/relay relay_address={GUEST}/24"));
     let (disk, net) = (disk.display().to_string(), format!("bridge={},mac={MAC}", BRIDGES[0]));
     let arguments = ["run", "--detach", "--name", NAME, "--memory", "128M", "--kernel", &kernel];
     let devices = ["--initrd", &initrd, "--cmdline", &cmdline, "--disk", &disk, "--net", &net];

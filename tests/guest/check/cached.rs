@@ -6,6 +6,7 @@ use core::hint::black_box;
 
 use crate::line::Line;
 use crate::linux::{self, File, tsc};
+use crate::random::Random;
 
 const DISK: &CStr = c"/dev/vda";
 /// Bytes of the disk that it reads, over and over.
@@ -31,20 +32,18 @@ pub fn read(is_warm: bool, hz: u64) {
         (0..BYTES / PAGE_BYTES).for_each(touch);
     }
     Line::new("cached begins").print();
-    let (mut state, mut count) = (1_u64, 0);
+    let (mut random, mut count) = (Random::new(), 0);
     let start = tsc();
     for tenth in 1..=SECONDS * LINES_PER_S {
         while tsc() < start + tenth * hz / LINES_PER_S {
             for _ in 0..STRIDE {
-                state =
-                    state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
-                touch((state >> 33) % (BYTES / PAGE_BYTES));
+                touch(random.below(BYTES / PAGE_BYTES));
             }
             count += STRIDE;
         }
         let mut line = Line::new("cached");
         line.field("pages", count);
-        line.field("us", (u128::from(tsc() - start) * 1_000_000 / u128::from(hz)) as u64);
+        line.field("us", linux::microseconds(tsc() - start, hz));
         line.print();
     }
     Line::new("cached ends").print();

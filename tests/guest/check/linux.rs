@@ -62,6 +62,11 @@ pub fn tsc() -> u64 {
     unsafe { core::arch::x86_64::_rdtsc() }
 }
 
+/// Ticks of the time stamp counter, of which there are `hz` in a second, as microseconds.
+pub fn microseconds(ticks: u64, hz: u64) -> u64 {
+    (u128::from(ticks) * 1_000_000 / u128::from(hz)) as u64
+}
+
 /// Makes the console standard input and output, unbuffered, and mounts what is needed for that.
 pub fn open_console() {
     // All of these may have been done by an init script before; then they fail, and that is fine.

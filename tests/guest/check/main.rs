@@ -23,6 +23,7 @@ mod memory;
 mod options;
 #[path = "../../../vmm-core/workload/pace.rs"]
 mod pace;
+mod random;
 #[path = "../../../vmm-core/src/workload/stamp.rs"]
 #[expect(dead_code, reason = "the host uses the rest")]
 mod stamp;
@@ -202,7 +203,7 @@ impl Check {
         line.field("bad_kind", fault.map_or(0, |fault| fault.kind as u64));
         line.field("verified", self.verified);
         line.field("epoch", self.gap_epoch);
-        line.field("gap_us", self.microseconds(self.gap));
+        line.field("gap_us", linux::microseconds(self.gap, self.hz));
         if let Some(disk) = &self.disk {
             line.field("disk_written", disk.written());
             line.field("disk_errors", disk.errors());
@@ -212,7 +213,7 @@ impl Check {
             line.field("echoed", echo.echoed());
             line.field("resets", echo.resets());
         }
-        line.field("output_us", self.microseconds(self.output));
+        line.field("output_us", linux::microseconds(self.output, self.hz));
         line.print();
         let now = tsc();
         self.output = self.output.max(now.wrapping_sub(self.last));
@@ -255,10 +256,6 @@ impl Check {
             Some(b'q') => linux::reset(),
             _ => {}
         }
-    }
-
-    fn microseconds(&self, ticks: u64) -> u64 {
-        (u128::from(ticks) * 1_000_000 / u128::from(self.hz)) as u64
     }
 }
 

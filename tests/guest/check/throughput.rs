@@ -2,6 +2,7 @@
 
 use crate::line::Line;
 use crate::linux::{self, File, tsc};
+use crate::random::Random;
 
 /// Bytes of the disk that are used.
 const DISK_BYTES: u64 = 64 << 20;
@@ -30,11 +31,10 @@ pub fn measure(letter: u8, hz: u64) {
         if is_random { (SMALL_BYTES, SMALL_COUNT) } else { (LARGE_BYTES, DISK_BYTES / LARGE_BYTES) };
     let buffer = &mut buffer[..bytes as usize];
     buffer.fill(letter);
-    let (mut errors, mut state) = (0, 1_u64);
+    let (mut errors, mut random) = (0, Random::new());
     let start = tsc();
     for index in 0..count {
-        state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
-        let place = if is_random { (state >> 33) % (DISK_BYTES / bytes) } else { index };
+        let place = if is_random { random.below(DISK_BYTES / bytes) } else { index };
         let done = match letter {
             b'R' | b'S' => file.read_at(place * bytes, buffer),
             _ => file.write_at(place * bytes, buffer),
@@ -46,6 +46,6 @@ pub fn measure(letter: u8, hz: u64) {
     line.field("count", count);
     line.field("bytes", count * bytes);
     line.field("errors", errors);
-    line.field("us", (u128::from(took) * 1_000_000 / u128::from(hz)) as u64);
+    line.field("us", linux::microseconds(took, hz));
     line.print();
 }
