@@ -15,8 +15,8 @@ use super::interruption;
 use super::program::{Node, Run, lighter};
 use super::usage;
 
-/// Merging and huge pages alone: what others drive ksmd for.
-const POLICY: &str = "goal = \"max density\"\nactuators = [\"merge\", \"huge\"]\n";
+/// What others drive ksmd for: equal pages, zeros among them; and huge pages.
+const POLICY: &str = "goal = \"max density\"\nactuators = [\"merge\", \"huge\", \"zeros\"]\n";
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 const PATIENCE: Duration = Duration::from_secs(20);
 

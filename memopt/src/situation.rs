@@ -112,6 +112,9 @@ pub struct Guest {
     pub merge_domain: Option<String>,
     /// Whether the kernel may merge its pages now.
     pub is_mergeable: bool,
+    /// Whether it is to have all of its memory from its start.
+    #[serde(default)]
+    pub is_preallocated: bool,
     /// What of its RAM is worth to merge, when that was looked at.
     pub survey: Option<Survey>,
     /// Why nothing may be done to it now.
@@ -134,6 +137,7 @@ impl Guest {
             balloon: None,
             merge_domain: None,
             is_mergeable: false,
+            is_preallocated: false,
             survey: None,
             hindrance: None,
             labels: BTreeMap::new(),
@@ -263,6 +267,16 @@ pub struct Chunk {
     pub is_huge: bool,
     /// Whether the kernel may merge it.
     pub is_mergeable: bool,
+}
+
+impl Chunk {
+    /// What it is when its zeros are given back. Those were not written, for they are still zero.
+    #[must_use]
+    pub fn without_zeros(self) -> Self {
+        let present_pages = self.present_pages.saturating_sub(self.zero_pages);
+        let written_pages = self.written_pages.min(present_pages);
+        Self { present_pages, zero_pages: 0, written_pages, is_huge: false, ..self }
+    }
 }
 
 /// Why a guest is left alone.

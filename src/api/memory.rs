@@ -70,6 +70,8 @@ pub(crate) enum MemoryTreatment {
     Collapse,
     /// What is as in the guest's template is shared with it again. The guest stands still for moments.
     Share,
+    /// Pages of zeros are given back, and the huge pages up that they are in. The guest stands still for moments.
+    DropZeros,
 }
 
 /// The answer to `PUT /v1/guest/memory`.

@@ -1,11 +1,11 @@
-//! Has parts of a guest's memory merged, taken apart, made of huge pages, or shared with its template again.
+//! Has parts of a guest's memory merged, taken apart, made of huge pages, shared with its template again, or given back as zeros.
 
 use std::ops::Range;
 use std::thread;
 use std::time::Duration;
 
 use vmm_core::Vm;
-use vmm_core::memory::{RamRegion, Treatment};
+use vmm_core::memory::{PageMap, RamRegion, Treatment};
 
 use crate::api::memory::{MemoryTreatment, TreatedMemory, TreatmentRequest};
 use crate::api::{ApiError, Reason};
@@ -16,8 +16,8 @@ const CHUNK_BYTES: u64 = 2 << 20;
 /// Most runs of chunks in one request: each may be two mappings more, and a process has 65,530 (`vm.max_map_count`).
 const RUNS_MAX: usize = 12_000;
 
-/// What is treated at once, bytes: for so long the guest stands still when its pages are compared with its template's, and whoever wants
-/// to migrate it, or to know how it is, has to wait.
+/// What is treated at once, bytes: for so long the guest stands still when its pages are compared with its template's or with zeros, and
+/// whoever wants to migrate it, or to know how it is, has to wait.
 const PIECE_BYTES: u64 = 8 << 20;
 
 /// Between two pieces: who waits for what is held gets it, for std's mutex by itself is as good to the one who has just had it.
@@ -89,6 +89,7 @@ fn one(vm: &Vm, range: &Range<u64>, treatment: MemoryTreatment) -> vmm_core::Res
         MemoryTreatment::Unmerge => Treatment::Unmerge,
         MemoryTreatment::Collapse => Treatment::Collapse,
         MemoryTreatment::Share => return vm.share_with_template(range).map(drop),
+        MemoryTreatment::DropZeros => return vm.drop_zeros(range, &mut PageMap::open()?),
     };
     Ok(vm.ram().treat(range, treatment)?)
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::host::checks::{await_life, guest_is_gone, memory_is_intact, one_intact_copy};
+use crate::host::checks::{await_life, cost, guest_is_gone, memory_is_intact, one_intact_copy};
 use crate::host::ksm::merged_pages;
 use crate::host::{Exit, Guest, GuestPlan, Host, Ksm, Migration, Pair, Pool, wait};
 
@@ -80,11 +80,6 @@ fn what_no_guest_can_have_is_refused_at_the_start() {
     refused(&merged, Exit::Failed, &["cannot be merged"]);
     let missing = ["run", "--name", "x", "--template", "/nowhere/t"];
     pair.a.run(&missing).complains(Exit::Failed, &["/nowhere/t", "No such file"]);
-}
-
-/// Bytes that the host spends on the guest, shared pages counted once.
-fn cost(host: &Host, name: &str) -> u64 {
-    shown(host, name)["proportional_bytes"].as_u64().expect("a cost")
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::fs;
 use memopt::survey::Digests;
 use serde_json::{Value, json};
 
-use crate::host::checks::{await_life, memory_is_intact, nothing_left_behind};
+use crate::host::checks::{await_life, cost, memory_is_intact, nothing_left_behind};
 use crate::host::ksm::{KsmTurn, merged_pages};
 use crate::host::{Guest, GuestPlan, Host, Migration, Pair, wait};
 
@@ -200,6 +200,35 @@ fn what_is_alike_and_still_is_merged_and_what_is_written_stays_huge() {
         memory_is_intact(guest);
     }
     assert!(turn.is_as_before(), "ksmd is as it was");
+    nothing_left_behind(&pair.hosts());
+}
+
+#[test]
+fn zeros_come_back_without_merging_while_the_guest_writes() {
+    let pair = Pair::new();
+    let policy = POLICY.replace("\"merge\", \"huge\"", "\"zeros\"");
+    fs::write(pair.a.state_dir().join("lighter.toml"), policy).expect("a file");
+    wait::until("the node has read lighter.toml", || {
+        let status = pair.a.run(&["density", "status", "--json"]).ok().stdout;
+        wait::holds(status.contains("\"goal\": \"max density\""), status)
+    });
+    let options = ["--zero-share", "50", "--run-length", "64K"].map(str::to_owned).into();
+    let guest = Guest::start(&pair.a, &GuestPlan { options, ..GuestPlan::default() });
+    let before = cost(&pair.a, guest.name());
+
+    let run = pair.a.run(&["density", "apply", "--json"]).ok().json();
+    let deed = &run["deeds"][0];
+    assert_eq!(deed["action"]["action"]["kind"], "drop-zeros", "{run:#}");
+    let expected = deed["expected_bytes"].as_u64().expect("a size");
+    assert!(expected > 20 << 20, "half of 64 MiB, less what is written: {run:#}");
+    let verified = deed["verified_bytes"].as_u64().expect("a size");
+    assert!(verified > expected / 8 * 7 && verified < expected / 8 * 9, "{run:#}");
+    let back = before - cost(&pair.a, guest.name());
+    assert!(back > expected / 8 * 7, "{back} of {expected} came back: {run:#}");
+    await_life(&guest);
+    memory_is_intact(&guest);
+    let plan = pair.a.run(&["density", "plan", "--survey"]).ok().stdout;
+    assert!(plan.contains("it has too few pages of zeros"), "{plan}");
     nothing_left_behind(&pair.hosts());
 }
 

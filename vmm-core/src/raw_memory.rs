@@ -53,6 +53,22 @@ impl<'a> Part<'a> {
         })
     }
 
+    /// The region that it is a part of.
+    pub(crate) fn region(&self) -> &'a GuestRegionMmap<AtomicBitmap> {
+        self.region
+    }
+
+    /// Its first page; nothing where it is nothing.
+    pub(crate) fn first_page(self) -> Self {
+        Part { len: self.len.min(PAGE_BYTES), ..self }
+    }
+
+    /// Its last page; nothing where it is nothing.
+    pub(crate) fn last_page(self) -> Self {
+        let len = self.len.min(PAGE_BYTES);
+        Part { offset: self.offset + self.len - len, len, ..self }
+    }
+
     /// Where it lies in its region.
     pub(crate) fn range(&self) -> std::ops::Range<usize> {
         self.offset..self.offset + self.len
@@ -82,6 +98,8 @@ pub(crate) enum Advice {
     Unmergeable,
     /// What is there now becomes huge pages, at once (`MADV_COLLAPSE`, Linux 6.1).
     Collapse,
+    /// What is there is needed less than the rest (`MADV_COLD`, Linux 5.4). A huge page of which it is a part becomes small ones.
+    Cold,
     /// Have every page ready to be written (`MADV_POPULATE_WRITE`, Linux 5.14). An error, where touching
     /// the page would end the process.
     Populate,
@@ -98,6 +116,7 @@ pub(crate) fn advise(part: Part<'_>, advice: Advice) -> Result<()> {
         Advice::Mergeable => libc::MADV_MERGEABLE,
         Advice::Unmergeable => libc::MADV_UNMERGEABLE,
         Advice::Collapse => libc::MADV_COLLAPSE,
+        Advice::Cold => libc::MADV_COLD,
         Advice::Populate => libc::MADV_POPULATE_WRITE,
     };
     loop {

@@ -10,6 +10,9 @@
 //! it can be merged with another one. After that the window goes on for as long as each eighth of the memory brings a tenth of what
 //! a page brought before on the average: pages that came late are merged then. A third look at what has no equal is the dearest of
 //! all, for both trees are searched, and the first eighth of it tells whether the rest is worth it.
+//!
+//! ksmd begins where it stood, perhaps near the end of a scan of guests that are gone: their pages count as profit until it comes by. So
+//! a first scan that is the rest of one is none, and what merging brings is reckoned from the end of the first whole one.
 
 use std::time::Duration;
 
@@ -38,6 +41,8 @@ const STEP: f64 = 4.0;
 const STEER_AFTER: Duration = Duration::from_millis(200);
 /// Looks at all memory before flat profit counts.
 const FULL_SCANS: u64 = 2;
+/// A first scan with less than this part of the pages of the second was the rest of one.
+const SCAN_PART: f64 = 0.75;
 /// Then one part in this many of the memory is looked at before it is seen what that gained.
 const STRETCH_PART: u64 = 8;
 /// A gain below this, reckoned for all memory, is flat.
@@ -131,6 +136,8 @@ struct Progress {
     first: Ksm,
     last: Ksm,
     at: Duration,
+    /// What was seen at the end of each of the first two full scans.
+    scans: Vec<Ksm>,
     /// When something was last seen to move.
     moved_at: Duration,
     /// Where the stretch began whose gain is seen at its end.
@@ -215,6 +222,7 @@ impl Window {
             first: sample.ksm,
             last: sample.ksm,
             at: now,
+            scans: Vec::new(),
             moved_at: now,
             stretch: sample.ksm,
             batch,
@@ -244,6 +252,9 @@ impl Progress {
         if has_moved {
             self.moved_at = now;
         }
+        if ksm.full_scans != self.last.full_scans && self.scans.len() < 2 {
+            self.scans.push(*ksm);
+        }
         (self.last, self.at) = (*ksm, now);
     }
 
@@ -259,8 +270,7 @@ impl Progress {
 
     /// Whether a stretch has just come to its end that gained too little.
     fn is_flat(&mut self) -> bool {
-        let scans = |ksm: &Ksm| ksm.full_scans.saturating_sub(self.first.full_scans);
-        if scans(&self.stretch) < FULL_SCANS {
+        if self.full_scans(&self.stretch) < FULL_SCANS {
             self.stretch = self.last;
             return false;
         }
@@ -273,14 +283,31 @@ impl Progress {
         let gain = |since: &Ksm| self.last.profit_bytes.saturating_sub(since.profit_bytes) as f64;
         let (all, stretch) = (looks(&self.first), looks(&self.stretch));
         // What was looked at since the window began was all memory, so many times or a little more.
-        let part = stretch * scans(&self.last) as f64 / all.max(1.0);
+        let part = stretch * self.full_scans(&self.last) as f64 / all.max(1.0);
         if part < 1.0 / STRETCH_PART as f64 {
             return false;
         }
-        let usual = gain(&self.first) * stretch / all.max(1.0) / FLAT_PART as f64;
+        let base = self.scans.get(usize::from(self.began_amid_a_scan())).unwrap_or(&self.first);
+        let usual = gain(base) * stretch / all.max(1.0) / FLAT_PART as f64;
         let is_flat = gain(&self.stretch) <= usual.max(FLAT_BYTES as f64 * part);
         self.stretch = self.last;
         is_flat
+    }
+
+    /// Scans of all memory until `then`.
+    fn full_scans(&self, then: &Ksm) -> u64 {
+        let scans = then.full_scans.saturating_sub(self.first.full_scans);
+        scans.saturating_sub(self.began_amid_a_scan().into())
+    }
+
+    /// Whether the first scan was clearly less than the one after it.
+    fn began_amid_a_scan(&self) -> bool {
+        let pages =
+            |from: &Ksm, to: &Ksm| to.pages_scanned.saturating_sub(from.pages_scanned) as f64;
+        match &self.scans[..] {
+            [one, two] => pages(&self.first, one) < SCAN_PART * pages(one, two),
+            _ => false,
+        }
     }
 
     /// Changes the batch by `factor`, if that is worth a setting.

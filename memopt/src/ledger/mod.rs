@@ -93,7 +93,8 @@ impl Ledger {
             }
             Action::Unmerge { guest, .. }
             | Action::MakeHuge { guest, .. }
-            | Action::RemergeTemplate { guest, .. } => self.changed(guest),
+            | Action::RemergeTemplate { guest, .. }
+            | Action::DropZeros { guest, .. } => self.changed(guest),
             Action::SetBalloon { guest, to_bytes, .. } => {
                 if let Some(record) = self.guests.get_mut(guest) {
                     record.asked_bytes = Some(*to_bytes);

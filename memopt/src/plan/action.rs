@@ -16,6 +16,16 @@ pub struct ChunkRange {
     pub count: u32,
 }
 
+impl ChunkRange {
+    /// Whether `ranges`, which are in order, have this chunk.
+    #[must_use]
+    pub fn any_has(ranges: &[Self], index: u32) -> bool {
+        let after = ranges.partition_point(|range| range.first <= index);
+        let last = after.checked_sub(1).and_then(|before| ranges.get(before));
+        last.is_some_and(|range| index - range.first < range.count)
+    }
+}
+
 /// What can be done. All of it names what is to be, not a change to what is: doing it twice does no harm.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
@@ -75,6 +85,13 @@ pub enum Action {
         /// Which chunks, in order of their address.
         chunks: Vec<ChunkRange>,
     },
+    /// Give pages of zeros back, and the huge pages up that they are in.
+    DropZeros {
+        /// The guest.
+        guest: String,
+        /// Which chunks, in order of their address.
+        chunks: Vec<ChunkRange>,
+    },
     /// Resize a hugetlb pool of the host.
     ResizePool {
         /// The size of its pages.
@@ -95,7 +112,8 @@ impl Action {
             | Self::Merge { guest, .. }
             | Self::Unmerge { guest, .. }
             | Self::MakeHuge { guest, .. }
-            | Self::RemergeTemplate { guest, .. } => Some(guest),
+            | Self::RemergeTemplate { guest, .. }
+            | Self::DropZeros { guest, .. } => Some(guest),
             Self::DriveKsm { .. } | Self::StopKsm { .. } | Self::ResizePool { .. } => None,
         }
     }
@@ -111,6 +129,7 @@ impl Action {
             | Self::StopKsm { .. } => Actuator::Merge,
             Self::MakeHuge { .. } => Actuator::Huge,
             Self::RemergeTemplate { .. } => Actuator::Template,
+            Self::DropZeros { .. } => Actuator::Zeros,
             Self::ResizePool { .. } => Actuator::Pool,
         }
     }
@@ -123,11 +142,12 @@ impl Action {
             Self::StopKsm { .. } => 1,
             Self::Unmerge { .. } => 2,
             Self::RemergeTemplate { .. } => 3,
-            Self::Merge { .. } => 4,
-            Self::DriveKsm { .. } => 5,
-            Self::ResizePool { .. } => 6,
-            Self::SetBalloon { .. } => 7,
-            Self::MakeHuge { .. } => 8,
+            Self::DropZeros { .. } => 4,
+            Self::Merge { .. } => 5,
+            Self::DriveKsm { .. } => 6,
+            Self::ResizePool { .. } => 7,
+            Self::SetBalloon { .. } => 8,
+            Self::MakeHuge { .. } => 9,
         }
     }
 }
@@ -177,6 +197,9 @@ impl fmt::Display for Action {
             Self::StopKsm { domain } => write!(f, "ksmd: stop merging domain {domain}"),
             Self::RemergeTemplate { guest, chunks } => {
                 write!(f, "{guest}: share {} with the template again", chunk_count(chunks))
+            }
+            Self::DropZeros { guest, chunks } => {
+                write!(f, "{guest}: give back the zeros of {}", chunk_count(chunks))
             }
             Self::ResizePool { page_bytes, from_pages, to_pages } => {
                 let page = Size::of(*page_bytes);

@@ -87,6 +87,10 @@ pub enum Because {
     TemplateFirst,
     /// Nothing of it is hot and without huge pages.
     NothingHot,
+    /// It has too few pages of zeros.
+    FewZeros,
+    /// It is to have all of its memory from its start.
+    Preallocated,
     /// The kernel cannot merge.
     NoKsm,
     /// Only its own VMM could.
@@ -135,6 +139,8 @@ impl fmt::Display for Because {
             Self::NoProfit => "merging would cost more than it brings",
             Self::TemplateFirst => "it shares with its template first",
             Self::NothingHot => "nothing of it is hot and without huge pages",
+            Self::FewZeros => "it has too few pages of zeros",
+            Self::Preallocated => "its memory is taken in advance",
             Self::NoKsm => "the kernel cannot merge (no /sys/kernel/mm/ksm)",
             Self::ForeignVmm => "only its own VMM could",
         })

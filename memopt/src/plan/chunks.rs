@@ -117,15 +117,13 @@ pub(super) fn fate(chunk: &Chunk, copies: f64, may_merge: MayMerge, policy: &Pol
     let bytes = (saved * PAGE_BYTES - present * RECORD_BYTES) as i64;
     let (merge, huge) = (&policy.merge, &policy.huge);
     let is_hot = written >= huge.hot_written * PAGES;
-    let is_cold = written <= merge.cold_written * PAGES;
-    let share = if chunk.is_huge { merge.split_share } else { merge.join_share };
-    let is_worth_it = is_cold && saved >= share * PAGES && bytes > 0;
+    let is_worth_it = bytes > 0 && is_worth_it(chunk, saved, policy);
     if chunk.is_mergeable {
         let is_poor = saved < merge.leave_share * PAGES;
         return match may_merge {
             // Marked with all of its guest, and nothing of it is merged yet: a huge page is one piece.
             MayMerge::Yes if chunk.is_huge && !is_worth_it => Fate::Unmerged(0),
-            MayMerge::Yes if is_hot || is_poor => Fate::Unmerged(bytes.saturating_neg()),
+            MayMerge::Yes if is_hot || is_poor => Fate::Unmerged(-bytes.max(0)),
             MayMerge::Yes => Fate::StaysMerged(bytes),
             // Its guest is unmerged as a whole.
             MayMerge::No => Fate::Same,
@@ -152,6 +150,30 @@ fn saved_pages(chunk: &Chunk, copies: f64) -> f64 {
     let duplicate = f64::from(chunk.duplicate_pages).min(present - zero);
     let stays = 1.0 - (f64::from(chunk.written_pages) / present).min(1.0);
     (zero + duplicate * (1.0 - 1.0 / copies)) * stays
+}
+
+/// The chunks whose pages of zeros are worth a huge page, where they are in one; with what merging would save there too, for a
+/// huge page is given up once. What may be merged already and is in small pages has its zeros merged.
+pub(super) fn of_zeros(survey: &Survey, may_merge: MayMerge, policy: &Policy) -> Chosen {
+    let mut chosen = Chosen::default();
+    let untouched = |chunk: &&Chunk| chunk.is_huge || !chunk.is_mergeable;
+    for chunk in survey.chunks.iter().filter(untouched) {
+        let saved = saved_pages(&Chunk { duplicate_pages: 0, ..*chunk }, survey.copies);
+        let fate = || fate(chunk, survey.copies, may_merge, policy);
+        let is_merged = || matches!(fate(), Fate::Merged(_) | Fate::StaysMerged(_));
+        if saved >= 1.0 && (is_worth_it(chunk, saved, policy) || is_merged()) {
+            chosen.add(chunk.index, (saved * PAGE_BYTES) as i64);
+        }
+    }
+    chosen
+}
+
+/// Whether a chunk that is cold is worth to be in small pages for so many that are saved.
+fn is_worth_it(chunk: &Chunk, saved: f64, policy: &Policy) -> bool {
+    let merge = &policy.merge;
+    let share = if chunk.is_huge { merge.split_share } else { merge.join_share };
+    let is_cold = f64::from(chunk.written_pages.min(512)) <= merge.cold_written * PAGES;
+    is_cold && saved >= share * PAGES
 }
 
 /// The chunks in which pages equal the guest's template, and are not about to be written.
@@ -245,6 +267,26 @@ mod tests {
     }
 
     #[test]
+    fn zeros_come_back_where_they_are_worth_a_huge_page_by_themselves_or_with_what_is_merged() {
+        let bytes_of = |chunk: Chunk, may_merge: MayMerge| {
+            let survey = Survey { chunks: vec![chunk], copies: 8.0, ..Survey::default() };
+            of_zeros(&survey, may_merge, &Policy::default()).bytes
+        };
+        let few = Chunk { zero_pages: 64, ..HUGE };
+        assert_eq!(bytes_of(Chunk { zero_pages: 128, ..HUGE }, MayMerge::No), 128 * 4096);
+        assert_eq!(bytes_of(few, MayMerge::No), 0, "a huge page is worth more");
+        assert_eq!(bytes_of(Chunk { is_huge: false, ..few }, MayMerge::No), 64 * 4096);
+        let rich = Chunk { duplicate_pages: 128, ..few };
+        assert_eq!(bytes_of(rich, MayMerge::No), 0);
+        assert_eq!(bytes_of(rich, MayMerge::Yes), 64 * 4096, "merging gives it up anyway");
+        assert_eq!(bytes_of(Chunk { is_mergeable: true, ..rich }, MayMerge::Yes), 64 * 4096);
+        let merged = Chunk { is_huge: false, is_mergeable: true, zero_pages: 400, ..HUGE };
+        assert_eq!(bytes_of(merged, MayMerge::Yes), 0, "they are merged");
+        let warm = Chunk { zero_pages: 400, written_pages: 20, ..HUGE };
+        assert_eq!(bytes_of(warm, MayMerge::Yes), 0);
+    }
+
+    #[test]
     fn too_many_ranges_are_cut_to_the_best() {
         let mut chosen = Chosen::default();
         for index in 0..20_000_u32 {
@@ -272,6 +314,15 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn zeros_are_given_back_once(chunk in some_chunk(), copies in any::<f64>()) {
+            let survey = Survey { chunks: vec![chunk], copies, ..Survey::default() };
+            let chosen = of_zeros(&survey, MayMerge::Yes, &Policy::default());
+            prop_assert!((0..=2 << 20).contains(&chosen.bytes));
+            let after = Survey { chunks: vec![chunk.without_zeros()], ..survey };
+            prop_assert!(of_zeros(&after, MayMerge::Yes, &Policy::default()).is_empty());
+        }
+
         #[test]
         fn no_chunk_is_worth_more_than_its_memory(chunk in some_chunk(), copies in any::<f64>()) {
             match fate(&chunk, copies, MayMerge::Yes, &Policy::default()) {

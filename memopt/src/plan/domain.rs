@@ -31,8 +31,8 @@ impl Context<'_> {
                 continue;
             }
             let merged = signed(view.guest.cost.merged_bytes.unwrap_or(0));
-            let potential = match self.survey(view) {
-                Some(survey) if is_free => {
+            let potential = match view.survey() {
+                Ok(survey) if is_free => {
                     let sorted = chunks::sort(survey, MayMerge::Yes, self.policy);
                     // What was not looked at is taken to be like what was.
                     let seen = survey.sampled.clamp(0.01, 1.0);

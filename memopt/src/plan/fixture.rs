@@ -28,6 +28,7 @@ pub(crate) fn guest(name: &str, memory_bytes: u64) -> Guest {
         }),
         merge_domain: None,
         is_mergeable: false,
+        is_preallocated: false,
         survey: None,
         hindrance: None,
         labels: BTreeMap::new(),

@@ -35,7 +35,7 @@ impl Context<'_> {
         if view.guest.backing != Backing::Anonymous {
             return Err(Because::WrongBacking { backing: view.guest.backing });
         }
-        let survey = self.survey(view).ok_or(Because::NotSurveyed)?;
+        let survey = view.survey()?;
         let mut chosen = chunks::sort(survey, MayMerge::No, self.policy).huge;
         if chosen.is_empty() {
             return Err(Because::NothingHot);

@@ -49,13 +49,23 @@ impl Context<'_> {
         view: &View<'_>,
         domain: Option<&Domain>,
     ) -> Result<Option<Sorted>, Because> {
-        let own = view.limits.merge_domain.as_deref();
-        let chosen = domain.map(|domain| domain.choice.domain.as_str());
-        let is_other = own.is_none() || (chosen.is_some() && own != chosen);
         // For the tenants' sake, whatever else holds for it.
-        if view.guest.is_mergeable && is_other {
+        if view.guest.is_mergeable && is_of_other(view, domain) {
             return if view.is_ours() { Ok(None) } else { Err(Because::ForeignVmm) };
         }
+        self.may_be_merged(view, domain)?;
+        Ok(Some(chunks::sort(view.survey()?, MayMerge::Yes, self.policy)))
+    }
+
+    /// Whether the kernel may merge chunks of a guest, or why not.
+    ///
+    /// # Errors
+    /// Why not.
+    pub(super) fn may_be_merged(
+        &self,
+        view: &View<'_>,
+        domain: Option<&Domain>,
+    ) -> Result<(), Because> {
         if let Some(because) = self.forbidden(view, Actuator::Merge) {
             return Err(because);
         }
@@ -65,7 +75,7 @@ impl Context<'_> {
         if !matches!(view.guest.backing, Backing::Anonymous | Backing::Template) {
             return Err(Because::WrongBacking { backing: view.guest.backing });
         }
-        if own.is_none() {
+        if view.limits.merge_domain.is_none() {
             return Err(Because::NoDomain);
         }
         if self.situation.host.ksm.is_none() {
@@ -76,14 +86,13 @@ impl Context<'_> {
             return Err(Because::Benched { reason: bench.reason.clone(), left });
         }
         let Some(domain) = domain else { return Err(Because::NoProfit) };
-        if is_other {
+        if is_of_other(view, Some(domain)) {
             return Err(Because::OtherDomain { domain: domain.choice.domain.clone() });
         }
         if let Some(guest) = domain.exposed.first() {
             return Err(Because::Exposed { guest: guest.clone() });
         }
-        let survey = self.survey(view).ok_or(Because::NotSurveyed)?;
-        Ok(Some(chunks::sort(survey, MayMerge::Yes, self.policy)))
+        Ok(())
     }
 
     /// Takes chunks apart that turned hot or poor, as far as the host has the memory for it.
@@ -137,6 +146,13 @@ impl Context<'_> {
             None
         }
     }
+}
+
+/// Whether a guest belongs to no domain, or not to the one that is merged.
+fn is_of_other(view: &View<'_>, domain: Option<&Domain>) -> bool {
+    let own = view.limits.merge_domain.as_deref();
+    let chosen = domain.map(|domain| domain.choice.domain.as_str());
+    own.is_none() || (chosen.is_some() && own != chosen)
 }
 
 /// What a guest has to gain that is marked as a whole.

@@ -26,6 +26,7 @@ mod template;
 mod tests;
 mod view;
 mod yields;
+mod zeros;
 
 pub use action::{Action, ChunkRange};
 pub use because::{Advice, Because};
@@ -57,11 +58,12 @@ pub fn plan(situation: &Situation, policy: &Policy, ledger: &Ledger, goal: &Goal
     let clones = context.templates(&free, &mut need, &mut draft);
     let domain = context.choose_domain(&all, &free);
     let is_clone = |name: &str| clones.iter().any(|clone| clone == name);
-    let (waiting, mergeable): (Vec<_>, Vec<_>) =
+    let (waiting, mut mergeable): (Vec<_>, Vec<_>) =
         free.into_iter().partition(|view| is_clone(&view.guest.name) && !view.guest.is_mergeable);
     for view in &waiting {
         draft.skip(view.name(), Actuator::Merge, Because::TemplateFirst);
     }
+    context.zeros(&mut mergeable, domain.as_ref(), &mut need, &mut draft);
     let waiting_bytes = context.merges(&mergeable, domain.as_ref(), &mut need, &mut draft);
     context.windows(domain.as_ref(), waiting_bytes, &mut need, &mut draft);
     context.pools(&mut need, &mut draft);

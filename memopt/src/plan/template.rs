@@ -58,7 +58,7 @@ impl Context<'_> {
         if !view.is_ours() {
             return Err(Because::ForeignVmm);
         }
-        let survey = self.survey(view).ok_or(Because::NotSurveyed)?;
+        let survey = view.survey()?;
         let chosen = chunks::like_template(survey, self.policy);
         if chosen.bytes < signed(self.policy.merge.gain_min_bytes.max(1)) {
             return Err(Because::NoProfit);

@@ -1,5 +1,8 @@
 //! One guest as a plan sees it: what it is, what holds for it, and what is remembered of it.
 
+use std::borrow::Cow;
+
+use super::action::ChunkRange;
 use super::because::Because;
 use super::sheet::{Draft, Skipped};
 use crate::ledger::{GuestLedger, Ledger};
@@ -12,6 +15,7 @@ pub(super) struct View<'a> {
     pub(super) guest: &'a Guest,
     pub(super) limits: GuestLimits,
     pub(super) record: Option<&'a GuestLedger>,
+    survey: Option<Cow<'a, Survey>>,
 }
 
 /// All that a plan is made from.
@@ -54,7 +58,8 @@ impl<'a> Context<'a> {
     fn view(&self, guest: &'a Guest) -> View<'a> {
         let limits = self.policy.limits(guest);
         let record = self.ledger.guests.get(&guest.name).filter(|it| it.pid == guest.pid);
-        View { guest, limits, record }
+        let survey = self.survey(guest, record).map(Cow::Borrowed);
+        View { guest, limits, record, survey }
     }
 
     /// Why `actuator` may not be used on a guest.
@@ -69,9 +74,9 @@ impl<'a> Context<'a> {
     }
 
     /// What is known of the guest's pages, when that is new enough: also than what was done to them last.
-    pub(super) fn survey(&self, view: &View<'a>) -> Option<&'a Survey> {
-        let survey = view.guest.survey.as_ref()?;
-        let changed = view.record.and_then(|record| record.changed);
+    fn survey(&self, guest: &'a Guest, record: Option<&GuestLedger>) -> Option<&'a Survey> {
+        let survey = guest.survey.as_ref()?;
+        let changed = record.and_then(|record| record.changed);
         let is_true = changed.is_none_or(|changed| self.ledger.uptime > changed + survey.age);
         (is_true && survey.age <= self.policy.merge.survey_age).then_some(survey)
     }
@@ -80,6 +85,21 @@ impl<'a> Context<'a> {
 impl View<'_> {
     pub(super) fn name(&self) -> &str {
         &self.guest.name
+    }
+
+    /// What is known of its pages, as they will be after the steps that are drafted.
+    pub(super) fn survey(&self) -> Result<&Survey, Because> {
+        self.survey.as_deref().ok_or(Because::NotSurveyed)
+    }
+
+    /// It will have given the zeros of `ranges` back, which are in order.
+    pub(super) fn drop_zeros(&mut self, ranges: &[ChunkRange]) {
+        let Some(survey) = &mut self.survey else { return };
+        for chunk in &mut survey.to_mut().chunks {
+            if ChunkRange::any_has(ranges, chunk.index) {
+                *chunk = chunk.without_zeros();
+            }
+        }
     }
 
     /// Whether its VMM takes calls that concern single chunks.

@@ -18,6 +18,8 @@ pub enum Actuator {
     Huge,
     /// Dropping pages that equal the guest's template.
     Template,
+    /// Giving pages of zeros back.
+    Zeros,
     /// The host's hugetlb pools.
     Pool,
 }
@@ -27,7 +29,8 @@ pub type Actuators = BTreeSet<Actuator>;
 
 impl Actuator {
     /// All of them, in the order of their names in files.
-    pub const ALL: [Self; 5] = [Self::Balloon, Self::Merge, Self::Huge, Self::Template, Self::Pool];
+    pub const ALL: [Self; 6] =
+        [Self::Balloon, Self::Merge, Self::Huge, Self::Template, Self::Zeros, Self::Pool];
 
     /// As it is written in files.
     #[must_use]
@@ -37,6 +40,7 @@ impl Actuator {
             Self::Merge => "merge",
             Self::Huge => "huge",
             Self::Template => "template",
+            Self::Zeros => "zeros",
             Self::Pool => "pool",
         }
     }

@@ -74,11 +74,11 @@ impl Preset {
     }
 
     fn actuators(self) -> Actuators {
-        use Actuator::{Balloon, Huge, Merge, Pool, Template};
+        use Actuator::{Balloon, Huge, Merge, Pool, Template, Zeros};
         match self {
             Self::Safe => [Balloon, Huge].into(),
-            Self::Balanced => [Balloon, Merge, Huge, Template].into(),
-            Self::Dense => [Balloon, Merge, Huge, Template, Pool].into(),
+            Self::Balanced => [Balloon, Merge, Huge, Template, Zeros].into(),
+            Self::Dense => [Balloon, Merge, Huge, Template, Zeros, Pool].into(),
         }
     }
 

@@ -114,7 +114,7 @@ impl Expectation {
                 let profit = moved.profit.unwrap_or(low);
                 self.by_bytes(low.min(profit), high.max(profit))
             }
-            Action::RemergeTemplate { .. } => {
+            Action::RemergeTemplate { .. } | Action::DropZeros { .. } => {
                 let others = [moved.balloon, moved.reported, moved.swapped, moved.merged];
                 let (low, high) = moved.without(&others);
                 self.by_bytes(low, high)

@@ -24,7 +24,9 @@ pub fn settles_after(step: &Step, policy: &Policy) -> Duration {
         Action::DriveKsm { window, .. } => *window,
         Action::Unmerge { chunks, .. } => by_chunk(chunks.as_deref().unwrap_or_default(), 10),
         Action::MakeHuge { chunks, .. } => by_chunk(chunks, 5),
-        Action::RemergeTemplate { chunks, .. } => by_chunk(chunks, 2),
+        Action::RemergeTemplate { chunks, .. } | Action::DropZeros { chunks, .. } => {
+            by_chunk(chunks, 2)
+        }
         Action::StopKsm { .. } | Action::ResizePool { .. } => Duration::from_secs(2),
     }
 }

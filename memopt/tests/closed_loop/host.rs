@@ -115,6 +115,7 @@ impl SimGuest {
             }),
             merge_domain: None,
             is_mergeable: false,
+            is_preallocated: false,
             survey: None,
             hindrance: self.hindrance,
             labels: BTreeMap::new(),

@@ -99,6 +99,7 @@ impl SimClone {
             balloon: None,
             merge_domain: Some(self.domain.to_owned()),
             is_mergeable: self.chunks.iter().any(|chunk| chunk.is_mergeable),
+            is_preallocated: false,
             survey: Some(survey.clone()),
             hindrance: None,
             labels: BTreeMap::new(),

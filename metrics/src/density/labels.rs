@@ -19,6 +19,8 @@ fixed_label! {
         Huge = "huge",
         /// Sharing with the template of a guest.
         Template = "template",
+        /// Giving pages of zeros back.
+        Zeros = "zeros",
         /// The host's hugetlb pools.
         Pool = "pool",
     }

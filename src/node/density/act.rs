@@ -83,6 +83,9 @@ impl Actor {
             Action::RemergeTemplate { guest, chunks } => {
                 self.treat(guest, MemoryTreatment::Share, Some(chunks)).await
             }
+            Action::DropZeros { guest, chunks } => {
+                self.treat(guest, MemoryTreatment::DropZeros, Some(chunks)).await
+            }
             Action::DriveKsm { pages_per_s, cpu, window, .. } => {
                 let budget =
                     Budget { cpu_share: *cpu, pages_per_second: *pages_per_s, time: *window };

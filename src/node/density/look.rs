@@ -176,6 +176,7 @@ fn guest(memory: GuestMemory) -> Guest {
         backing: backing(&memory.backing),
         balloon: memory.balloon.map(balloon),
         is_mergeable: memory.backing.mergeable,
+        is_preallocated: memory.backing.prealloc,
         hindrance: hindrance(&memory),
         merge_domain: memory.backing.merge_domain,
         labels: memory.labels,

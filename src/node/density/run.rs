@@ -174,14 +174,18 @@ impl Runner {
         let is_concerned =
             |guest: &Guest| steps.iter().any(|step| verify::concerns(step, guest, policy));
         // What guests cost before is held against what they cost afterwards: both exactly.
-        let before = self.density.look(policy, &is_concerned).await?;
+        let mut before = self.density.look(policy, &is_concerned).await?;
         let concerned = before.guests.iter().filter(|guest| is_concerned(guest));
         let names: BTreeSet<String> = concerned.map(|guest| guest.name.clone()).collect();
         let first = self.density.records.put_down(self.id, steps);
-        let mut pending = Vec::new();
+        let (mut pending, mut is_given) = (Vec::new(), false);
         for (index, step) in (first..).zip(steps) {
             if self.must_end().is_some() {
                 break;
+            }
+            // What guests have given back by now is not what merging brings.
+            if std::mem::replace(&mut is_given, is_given_at_once(&step.action)) && !is_given {
+                before = self.density.look(policy, &is_concerned).await?;
             }
             let expectation = Expectation::of(step, &before, policy);
             let done = self.density.actor.perform(&step.action).await;
@@ -286,6 +290,11 @@ fn is_of_window(pending: &Pending) -> bool {
     matches!(action, Action::DriveKsm { .. } | Action::Merge { .. })
 }
 
+/// Whether memory is back as soon as the step is done.
+fn is_given_at_once(action: &Action) -> bool {
+    matches!(action, Action::RemergeTemplate { .. } | Action::DropZeros { .. })
+}
+
 /// Whether guests' pages decide about a step.
 fn is_of_chunks(step: &Step) -> bool {
     matches!(
@@ -294,6 +303,7 @@ fn is_of_chunks(step: &Step) -> bool {
             | Action::Unmerge { .. }
             | Action::MakeHuge { .. }
             | Action::RemergeTemplate { .. }
+            | Action::DropZeros { .. }
             | Action::DriveKsm { .. }
     )
 }

@@ -89,7 +89,8 @@ impl Surveys {
         let (guest, chunks) = match action {
             Action::Merge { guest, chunks }
             | Action::MakeHuge { guest, chunks }
-            | Action::RemergeTemplate { guest, chunks } => (guest, Some(chunks)),
+            | Action::RemergeTemplate { guest, chunks }
+            | Action::DropZeros { guest, chunks } => (guest, Some(chunks)),
             Action::Unmerge { guest, chunks } => (guest, chunks.as_ref()),
             Action::SetBalloon { .. }
             | Action::DriveKsm { .. }
@@ -97,7 +98,8 @@ impl Surveys {
             | Action::ResizePool { .. } => return,
         };
         let Some(kept) = self.by_guest.get_mut(guest) else { return };
-        let is_meant = |chunk: &Chunk| chunks.is_none_or(|ranges| is_in(ranges, chunk.index));
+        let is_meant =
+            |chunk: &Chunk| chunks.is_none_or(|ranges| ChunkRange::any_has(ranges, chunk.index));
         for chunk in kept.survey.chunks.iter_mut().filter(|chunk| is_meant(chunk)) {
             change(chunk, action);
         }
@@ -107,13 +109,6 @@ impl Surveys {
     pub(super) fn forget(&mut self, guest: &str) {
         self.by_guest.remove(guest);
     }
-}
-
-/// Whether `ranges`, which are in order, have this chunk.
-fn is_in(ranges: &[ChunkRange], index: u32) -> bool {
-    let after = ranges.partition_point(|range| range.first <= index);
-    let last = after.checked_sub(1).and_then(|before| ranges.get(before));
-    last.is_some_and(|range| index - range.first < range.count)
 }
 
 fn change(chunk: &mut Chunk, action: &Action) {
@@ -128,6 +123,7 @@ fn change(chunk: &mut Chunk, action: &Action) {
             chunk.present_pages = chunk.present_pages.saturating_sub(chunk.template_pages);
             chunk.template_pages = 0;
         }
+        Action::DropZeros { .. } => *chunk = chunk.without_zeros(),
         Action::SetBalloon { .. }
         | Action::DriveKsm { .. }
         | Action::StopKsm { .. }
@@ -160,7 +156,8 @@ fn is_worth_it(guest: &Guest, policy: &Policy) -> bool {
         && limits.optimize
         && match guest.vmm {
             Vmm::Lighter => {
-                may_be_any(&limits, &[Actuator::Merge, Actuator::Huge, Actuator::Template])
+                use Actuator::{Huge, Merge, Template, Zeros};
+                may_be_any(&limits, &[Merge, Huge, Template, Zeros])
             }
             // What its program has not marked, nobody else can.
             Vmm::Qemu | Vmm::CloudHypervisor => {
@@ -333,6 +330,7 @@ mod tests {
             balloon: None,
             merge_domain: domain.map(str::to_owned),
             is_mergeable: domain.is_some(),
+            is_preallocated: false,
             survey: None,
             hindrance: None,
             labels: BTreeMap::new(),

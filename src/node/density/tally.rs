@@ -208,6 +208,7 @@ pub(super) fn of_actuator(actuator: policy::Actuator) -> Actuator {
         policy::Actuator::Merge => Actuator::Merge,
         policy::Actuator::Huge => Actuator::Huge,
         policy::Actuator::Template => Actuator::Template,
+        policy::Actuator::Zeros => Actuator::Zeros,
         policy::Actuator::Pool => Actuator::Pool,
     }
 }

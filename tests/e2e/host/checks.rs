@@ -12,6 +12,12 @@ use super::{Guest, Host, wait};
 /// Loop turns that prove that a guest runs. It makes far more than this in a millisecond.
 const TICKS_OF_LIFE: u64 = 1000;
 
+/// What the host spends on a guest, pages that are shared counted once. Bytes.
+pub(crate) fn cost(host: &Host, name: &str) -> u64 {
+    let shown = host.run(&["show", name, "--json"]).ok().json();
+    shown["proportional_bytes"].as_u64().expect("a cost")
+}
+
 /// Exactly one copy of the guest runs on these hosts, and it is the one on `here`; its memory is intact, and no other copy is
 /// left, running or not. Returns it.
 #[track_caller]

@@ -3,14 +3,8 @@
 use super::disk::{MIB, boot_with, make_disk};
 use super::image::{BOOT_PATIENCE, Image};
 use super::witness::Witness;
-use crate::host::checks::nothing_left_behind;
+use crate::host::checks::{cost, nothing_left_behind};
 use crate::host::{Host, Migration, Pair, Pool, wait};
-
-/// What the host spends on a guest, pages that are shared counted once. Bytes.
-fn cost(host: &Host, name: &str) -> u64 {
-    let shown = host.run(&["show", name, "--json"]).ok().json();
-    shown["proportional_bytes"].as_u64().expect("a cost")
-}
 
 #[test]
 fn linux_on_huge_pages_of_the_pool_moves_to_such_pages() {

@@ -2,10 +2,10 @@
 //! behind the memory, and the wrong one succeeds and does nothing, or brings back old content.
 
 mod blocks;
+mod equals;
 
 use std::fs::File;
 use std::io::ErrorKind;
-use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -235,41 +235,6 @@ impl Backing {
         }
     }
 
-    /// Gives the guest's own copies of a template's pages back where they are as the template has them. Nobody may write to
-    /// the guest's memory meanwhile. Returns the bytes that are as in the template, whether there were copies of them or not.
-    ///
-    /// # Errors
-    /// The file cannot be read, or the system's answer.
-    pub(super) fn share(
-        &self,
-        region: &GuestRegionMmap<AtomicBitmap>,
-        place: &RamRegion,
-        offset: usize,
-        len: usize,
-    ) -> std::io::Result<u64> {
-        let (Kind::Template(replaced), Some(template)) = (&self.kind, region.file_offset()) else {
-            return Ok(0);
-        };
-        let (mut own, mut theirs) = (vec![0; BLOCK_BYTES], vec![0; BLOCK_BYTES]);
-        let (mut shared, mut at) = (0, offset);
-        while at < offset + len {
-            let next = (offset + len).min((at / BLOCK_BYTES + 1) * BLOCK_BYTES);
-            let (own, theirs) = (&mut own[..next - at], &mut theirs[..next - at]);
-            if !replaced.blocks.has(place, at) {
-                template.file().read_exact_at(theirs, template.start() + at as u64)?;
-                let from = MemoryRegionAddress(at as u64);
-                region.read_slice(own, from).map_err(std::io::Error::other)?;
-                for run in equal_runs(own, theirs) {
-                    // What is dropped reads as the template again, which is what it was.
-                    raw_memory::drop_copies(Part::new(region, at + run.start, run.len())?)?;
-                    shared += run.len() as u64;
-                }
-            }
-            at = next;
-        }
-        Ok(shared)
-    }
-
     /// Whether pages may be marked for the kernel to merge.
     pub(super) fn is_merged(&self) -> bool {
         self.is_merged.load(Ordering::Acquire)
@@ -390,20 +355,6 @@ fn collapse(part: Part<'_>) -> std::io::Result<()> {
         };
     }
     outcome.unwrap_or(Ok(()))
-}
-
-/// The runs of whole pages that are the same in both, which are equally long.
-fn equal_runs(own: &[u8], theirs: &[u8]) -> Vec<Range<usize>> {
-    let mut runs: Vec<Range<usize>> = Vec::new();
-    let pages = own.chunks_exact(PAGE_BYTES).zip(theirs.chunks_exact(PAGE_BYTES)).enumerate();
-    for (index, _) in pages.filter(|(_, (own, theirs))| own == theirs) {
-        let page = index * PAGE_BYTES..(index + 1) * PAGE_BYTES;
-        match runs.last_mut() {
-            Some(last) if last.end == page.start => last.end = page.end,
-            _ => runs.push(page),
-        }
-    }
-    runs
 }
 
 /// Overwrites pages with zeros, except those that are zero: writing them would take memory.

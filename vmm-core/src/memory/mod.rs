@@ -172,6 +172,11 @@ pub enum MemoryError {
         /// The system's answer.
         cause: std::io::Error,
     },
+    /// The guest is to have all of its memory from the start.
+    #[error(
+        "all of the guest's memory is taken in advance or of a pool: nothing of it is given back"
+    )]
+    KeepsAll,
     /// Pages cannot be shared with the template again.
     #[error("cannot share the guest's memory with its template again: {cause}")]
     Share {

@@ -9,7 +9,7 @@ use vm_memory::{
 };
 
 use super::backing::{Backing, TemplateImage, populate};
-use super::{CHUNK_PAGES, MemoryConfig, MemoryError, PAGE_BYTES, RamLayout, RamRegion};
+use super::{CHUNK_PAGES, MemoryConfig, MemoryError, PAGE_BYTES, PageMap, RamLayout, RamRegion};
 use crate::raw_memory::Part;
 
 /// Guest memory as rust-vmm crates see it, remembering what is written through it.
@@ -149,6 +149,51 @@ impl GuestRam {
             return Err(nowhere());
         };
         self.backing.share(region, place, offset, len).map_err(|cause| MemoryError::Share { cause })
+    }
+
+    /// Makes small pages of the huge ones in `range`, and has the kernel make no new ones there.
+    ///
+    /// # Errors
+    /// [`MemoryError::NoSuchAddress`] when the range is not RAM or not whole pages, [`MemoryError::KeepsAll`].
+    pub(crate) fn break_up(&self, range: &Range<u64>) -> Result<(), MemoryError> {
+        self.backing.break_up(self.part(range)?.0)
+    }
+
+    /// The runs of pages in `range` that are zero and take memory, as `map` tells, in order of their addresses.
+    ///
+    /// # Errors
+    /// [`MemoryError::NoSuchAddress`] when the range is not RAM or not whole pages, [`MemoryError::Pagemap`].
+    pub(crate) fn zeros(
+        &self,
+        range: &Range<u64>,
+        map: &mut PageMap,
+    ) -> Result<Vec<Range<u64>>, MemoryError> {
+        let (mut runs, mut page) = (Vec::<Range<u64>>::new(), [0; PAGE_BYTES]);
+        for pages in map.own_pages(self, range)? {
+            for number in 0..pages.count {
+                let gpa = pages.start + number * PAGE_BYTES as u64;
+                self.read(gpa, &mut page)?;
+                if page != [0; PAGE_BYTES] {
+                    continue;
+                }
+                let end = gpa + PAGE_BYTES as u64;
+                match runs.last_mut() {
+                    Some(last) if last.end == gpa => last.end = end,
+                    _ => runs.push(gpa..end),
+                }
+            }
+        }
+        Ok(runs)
+    }
+
+    /// Gives those pages of `range` back that are zero, as far as that brings memory back. The guest reads what it did before; nobody
+    /// may write to its memory meanwhile. Returns their bytes.
+    ///
+    /// # Errors
+    /// [`MemoryError::NoSuchAddress`] when the range is not RAM or not whole pages, [`MemoryError::Discard`].
+    pub(crate) fn drop_zeros(&self, range: &Range<u64>) -> Result<u64, MemoryError> {
+        let (part, place) = self.part(range)?;
+        self.backing.drop_zeros(place, part).map_err(MemoryError::Discard)
     }
 
     /// Whether parts of it may be marked for the kernel to merge: it has a merge domain, and this host merges that one.

@@ -19,6 +19,8 @@ struct Simulated {
     counts_pages: bool,
     /// Looks that it takes until all duplicates are merged.
     merging_looks: f64,
+    /// Where in a scan it stands at the beginning, as a part of one: all before that, of processes that are gone, is still counted.
+    stood: f64,
 }
 
 impl Simulated {
@@ -44,13 +46,15 @@ impl Simulated {
             has_cpu: true,
             counts_pages: true,
             merging_looks: 2.0,
+            stood: 0.0,
         }
     }
 
     fn sample(&self) -> Sample {
         let looks = self.scanned / self.memory.max(1.0);
         let merging = (looks - 1.0) / (self.merging_looks - 1.0);
-        let merged = self.duplicates * merging.clamp(0.0, 1.0);
+        let gone = if looks < 1.0 - self.stood { self.duplicates * self.stood } else { 0.0 };
+        let merged = self.duplicates * merging.clamp(0.0, 1.0) + gone;
         let records = (self.memory * looks.min(1.0)) as i64 * 64;
         let ksm = Ksm {
             run: self.knobs.run as u8,
@@ -60,7 +64,7 @@ impl Simulated {
             pages_volatile: 0,
             zero_pages: 0,
             pages_scanned: if self.counts_pages { self.scanned as u64 } else { 0 },
-            full_scans: looks as u64,
+            full_scans: (looks + self.stood) as u64,
             profit_bytes: merged as i64 * 4096 - records,
             cpu: self.has_cpu.then(|| Duration::from_secs_f64(self.cpu)),
         };
@@ -131,6 +135,17 @@ fn ends_soon_after_two_looks_that_brought_all_there_is() {
     assert_eq!(outcome.gain_bytes, 400_000 * 4096 - (64 << 20) / (1 << 20) * 1_000_000);
     let share = outcome.cpu.unwrap().as_secs_f64() / outcome.elapsed.as_secs_f64();
     assert!(share > 0.25 && share < 0.5, "{share}");
+}
+
+#[test]
+fn the_rest_of_a_scan_of_guests_that_are_gone_is_not_one() {
+    for stood in [0.5, 0.9, 0.99] {
+        let mut ksmd = Simulated { stood, ..Simulated::new(200_000.0, 100_000.0) };
+        let outcome = ksmd.run(&mut Window::new(budget(0.5, 1_000_000, 600), Options::default()));
+        assert_eq!(outcome.end, End::Flat);
+        assert_eq!(ksmd.sample().ksm.pages_sharing, 100_000, "all of them: {outcome:?}");
+        assert!(outcome.pages_scanned < 700_000, "no more than it takes: {outcome:?}");
+    }
 }
 
 #[test]

@@ -295,6 +295,45 @@ fn clones_share_with_their_template_in_any_domain() {
 }
 
 #[test]
+fn zeros_are_given_back_before_the_rest_is_merged() {
+    let mut guests = two_domains();
+    for guest in &mut guests {
+        let chunks = &mut guest.survey.as_mut().unwrap().chunks;
+        chunks.iter_mut().for_each(|it| (it.zero_pages, it.duplicate_pages) = (256, 128));
+    }
+    let host = situation(50, guests);
+    let (plan, _) = settled(&host, &Policy::default(), MAX);
+    let told = told(&plan);
+    let zeros = told.iter().filter(|it| it.contains("give back the zeros of 512 chunks")).count();
+    assert_eq!(zeros, host.guests.len(), "of each, whatever its domain: {told:?}");
+    assert!(told[0].contains("zeros") && told.iter().any(|it| it == "blue-1: merge 512 chunks"));
+    let of = |wanted: &str| {
+        plan.steps.iter().find(|step| step.action.to_string() == wanted).unwrap().expected_bytes
+    };
+    assert_eq!(of("blue-1: give back the zeros of 512 chunks"), 512 * 256 * 4096);
+    // 128 of the 256 pages that are left, each with 7 others, less the kernel's records of 256.
+    assert_eq!(of("blue-1: merge 512 chunks"), 512 * (112 * 4096 - 256 * 64));
+}
+
+#[test]
+fn zeros_say_why_not() {
+    let because = |change: fn(&mut Guest), policy: &str| {
+        let mut guest = clone_of("a", "red");
+        guest.survey.as_mut().unwrap().chunks.iter_mut().for_each(|it| it.zero_pages = 256);
+        change(&mut guest);
+        let policy = Policy::parse(policy, "f").unwrap();
+        why(&settled(&situation(50, vec![guest]), &policy, MAX).0, "a", Actuator::Zeros)
+    };
+    assert_eq!(because(|it| it.survey = None, ""), Because::NotSurveyed);
+    assert_eq!(because(|it| it.survey = Some(survey(512, 3, 0)), ""), Because::FewZeros);
+    assert_eq!(because(|it| it.is_preallocated = true, ""), Because::Preallocated);
+    assert_eq!(because(|it| it.vmm = Vmm::Qemu, ""), Because::ForeignVmm);
+    let backing = Backing::Template;
+    assert_eq!(because(|it| it.backing = Backing::Template, ""), Because::WrongBacking { backing });
+    assert_eq!(because(|_| {}, "preset = \"safe\""), Because::NotAllowed);
+}
+
+#[test]
 fn pools_give_back_what_nobody_has() {
     let mut host = situation(50, Vec::new());
     let page_bytes = 2 * MIB;

@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use super::*;
-use crate::memory::{CHUNK_BYTES, GuestRam, Prealloc};
+use crate::memory::{CHUNK_BYTES, GuestRam, PageMap, Prealloc};
 use crate::testing::pool_of_2m;
 
 const MIB: usize = 1 << 20;
@@ -201,6 +201,68 @@ fn zeros_of_a_template_are_not_copied_when_they_are_discarded() {
     let ram = from(&TemplateImage { file: Arc::new(file), offset: 0 });
     ram.discard(&(4096..BLOCK_BYTES as u64)).unwrap();
     assert_eq!(backed(&ram).own, 0);
+}
+
+/// Memory of huge pages, as far as the host has some, in which every fourth page is zero, and every page of the second 2 MiB.
+fn with_zeros(config: &MemoryConfig) -> (GuestRam, Vec<u8>) {
+    let ram = ram(8, config);
+    for chunk in 0..ram.chunks() {
+        ram.copy_in(chunk, 0, &[1; CHUNK_BYTES]).unwrap();
+    }
+    let _ = ram.treat(&(0..8 << 20), Treatment::Collapse);
+    for page in 0..8 * MIB / PAGE_BYTES {
+        let is_zero = page % 4 == 0 || (512..1024).contains(&page);
+        let byte = if is_zero { 0 } else { byte_of(page) };
+        ram.write((page * PAGE_BYTES) as u64, &[byte; PAGE_BYTES]).unwrap();
+    }
+    let bytes = bytes_of_pages(&ram);
+    (ram, bytes)
+}
+
+#[test]
+fn zeros_in_huge_pages_come_back_and_the_rest_stays() {
+    let (ram, before) = with_zeros(&MemoryConfig::default());
+    let range = 0..8 << 20;
+    let zeros = before.iter().filter(|byte| **byte == 0).count();
+    assert_eq!((zeros, backed(&ram).own), (512 + 3 * 128, 8 << 20));
+    ram.break_up(&range).unwrap();
+    let mut map = PageMap::open().unwrap();
+    for run in ram.zeros(&range, &mut map).unwrap() {
+        let bytes = run.end - run.start;
+        assert_eq!(ram.drop_zeros(&run).unwrap(), bytes);
+    }
+    assert_eq!(ram.zeros(&range, &mut map).unwrap(), []);
+    let own = map.own_pages(&ram, &range).unwrap();
+    assert!(own.iter().all(|pages| !pages.is_huge), "{own:?}");
+    let kept: u64 = own.iter().map(|pages| pages.count).sum();
+    assert_eq!(kept as usize, before.len() - zeros);
+    assert_eq!(bytes_of_pages(&ram), before);
+}
+
+#[test]
+fn pages_that_were_written_since_stay() {
+    let (ram, mut expected) = with_zeros(&MemoryConfig::default());
+    ram.write(0, &[7; PAGE_BYTES]).unwrap();
+    expected[0] = 7;
+    // 512 of the second 2 MiB, a quarter of the others, and one less.
+    assert_eq!(ram.drop_zeros(&(0..8 << 20)).unwrap(), ((512 + 3 * 128 - 1) * PAGE_BYTES) as u64);
+    assert_eq!(bytes_of_pages(&ram), expected);
+}
+
+#[test]
+fn a_template_keeps_its_pages_where_zeros_would_be_its_own_again() {
+    let ram = from(&template());
+    ram.write(0, &[0; 4 * PAGE_BYTES]).unwrap();
+    ram.break_up(&(0..8 << 20)).unwrap();
+    assert_eq!(ram.drop_zeros(&(0..8 << 20)).unwrap(), 0);
+    assert_eq!(bytes_of_pages(&ram)[..5], [0, 0, 0, 0, byte_of(4)]);
+}
+
+#[test]
+fn memory_that_was_taken_in_advance_is_kept() {
+    let eager = MemoryConfig { prealloc: Prealloc::AtStart, ..MemoryConfig::default() };
+    let error = ram(8, &eager).break_up(&(0..8 << 20)).unwrap_err();
+    assert!(matches!(error, MemoryError::KeepsAll), "{error}");
 }
 
 #[test]
