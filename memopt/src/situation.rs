@@ -269,16 +269,6 @@ pub struct Chunk {
     pub is_mergeable: bool,
 }
 
-impl Chunk {
-    /// What it is when its zeros are given back. Those were not written, for they are still zero.
-    #[must_use]
-    pub fn without_zeros(self) -> Self {
-        let present_pages = self.present_pages.saturating_sub(self.zero_pages);
-        let written_pages = self.written_pages.min(present_pages);
-        Self { present_pages, zero_pages: 0, written_pages, is_huge: false, ..self }
-    }
-}
-
 /// Why a guest is left alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

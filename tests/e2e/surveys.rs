@@ -5,6 +5,7 @@ use std::fs;
 use memopt::survey::Digests;
 use serde_json::{Value, json};
 
+use crate::density::{node_uses, write_settings};
 use crate::host::checks::{await_life, cost, memory_is_intact, nothing_left_behind};
 use crate::host::ksm::{KsmTurn, merged_pages};
 use crate::host::{Guest, GuestPlan, Host, Migration, Pair, wait};
@@ -161,11 +162,8 @@ fn marked_and_huge(guest: &Guest) -> (u64, u64) {
 fn what_is_alike_and_still_is_merged_and_what_is_written_stays_huge() {
     let turn = KsmTurn::take();
     let pair = Pair::new();
-    fs::write(pair.a.state_dir().join("lighter.toml"), POLICY).expect("a file");
-    wait::until("the node has read lighter.toml", || {
-        let status = pair.a.run(&["density", "status", "--json"]).ok().stdout;
-        wait::holds(status.contains("\"goal\": \"max density\""), status)
-    });
+    write_settings(&pair.a, POLICY);
+    node_uses(&pair.a, "\"goal\": \"max density\"");
     let shop = [start(&pair.a, "one", "shop", 2000), start(&pair.a, "two", "shop", 2000)];
     let bank = start(&pair.a, "other", "bank", 0);
 
@@ -203,15 +201,55 @@ fn what_is_alike_and_still_is_merged_and_what_is_written_stays_huge() {
     nothing_left_behind(&pair.hosts());
 }
 
+/// Chunks of a guest to which a plan would do this.
+fn chunks_to(plan: &Value, kind: &str, guest: &str) -> u64 {
+    let steps = plan["steps"].as_array().expect("a list").iter();
+    let is_meant = |action: &&Value| action["kind"] == kind && action["guest"] == guest;
+    let chunks = |action: &Value| -> u64 {
+        let ranges = action["chunks"].as_array().expect("a list").iter();
+        ranges.filter_map(|range| range["count"].as_u64()).sum()
+    };
+    steps.map(|step| &step["action"]).filter(is_meant).map(chunks).sum()
+}
+
+#[test]
+fn what_was_merged_and_becomes_hot_is_taken_apart_and_made_huge() {
+    let turn = KsmTurn::take();
+    let pair = Pair::new();
+    write_settings(&pair.a, POLICY);
+    node_uses(&pair.a, "\"goal\": \"max density\"");
+    let shop = [start(&pair.a, "one", "shop", 0), start(&pair.a, "two", "shop", 0)];
+    pair.a.run(&["density", "apply"]).ok();
+    let (_, huge_before) = marked_and_huge(&shop[0]);
+    assert!(huge_before < 16 << 20 && merged_pages(shop[0].pid()) > 4 << 10, "{huge_before}");
+
+    let order = json!({ "dirty_rate_pages_per_s": 20_000, "working_set_bytes": 40 << 20 });
+    shop[0].request("PUT", "/v1/guest/workload", Some(&order)).success().expect("it is steered");
+    // What was zero comes back only as it is written.
+    for (kind, least) in [("unmerge", 16), ("make-huge", 1)] {
+        wait::until(&format!("new looks tell that it writes: {kind}"), || {
+            let plan = pair.a.run(&["density", "plan", "--survey", "--json"]).ok().json();
+            wait::holds(chunks_to(&plan, kind, "one") >= least, plan)
+        });
+        pair.a.run(&["density", "apply"]).ok();
+    }
+    let (marked, huge) = marked_and_huge(&shop[0]);
+    assert!(huge >= 36 << 20, "{huge} bytes are huge: the working set is 40 MiB");
+    assert!(marked < 32 << 20, "{marked} bytes may be merged yet");
+    for guest in &shop {
+        await_life(guest);
+        memory_is_intact(guest);
+    }
+    assert!(turn.is_as_before(), "ksmd is as it was");
+    nothing_left_behind(&pair.hosts());
+}
+
 #[test]
 fn zeros_come_back_without_merging_while_the_guest_writes() {
     let pair = Pair::new();
     let policy = POLICY.replace("\"merge\", \"huge\"", "\"zeros\"");
-    fs::write(pair.a.state_dir().join("lighter.toml"), policy).expect("a file");
-    wait::until("the node has read lighter.toml", || {
-        let status = pair.a.run(&["density", "status", "--json"]).ok().stdout;
-        wait::holds(status.contains("\"goal\": \"max density\""), status)
-    });
+    write_settings(&pair.a, &policy);
+    node_uses(&pair.a, "\"goal\": \"max density\"");
     let options = ["--zero-share", "50", "--run-length", "64K"].map(str::to_owned).into();
     let guest = Guest::start(&pair.a, &GuestPlan { options, ..GuestPlan::default() });
     let before = cost(&pair.a, guest.name());

@@ -32,8 +32,6 @@ pub struct GuestLedger {
     pub turns: Turns,
     /// How the actuators do.
     pub standings: BTreeMap<Actuator, Standing>,
-    /// When its chunks were last marked, taken apart or made huge: an older survey says nothing of them.
-    pub changed: Option<Duration>,
     /// What a step asked it to keep last, in bytes: a target of another size is somebody else's.
     #[serde(default)]
     pub asked_bytes: Option<u64>,
@@ -53,7 +51,6 @@ impl GuestLedger {
             pain: None,
             turns: Turns::default(),
             standings: BTreeMap::new(),
-            changed: None,
             asked_bytes: None,
             counters: None,
             still: None,

@@ -87,27 +87,17 @@ impl Ledger {
                 self.ksm.open(domain, self.uptime);
             }
             Action::StopKsm { .. } => self.ksm.close(),
-            Action::Merge { guest, .. } => {
-                self.ksm.promise(step.expected_bytes);
-                self.changed(guest);
-            }
-            Action::Unmerge { guest, .. }
-            | Action::MakeHuge { guest, .. }
-            | Action::RemergeTemplate { guest, .. }
-            | Action::DropZeros { guest, .. } => self.changed(guest),
+            Action::Merge { .. } => self.ksm.promise(step.expected_bytes),
             Action::SetBalloon { guest, to_bytes, .. } => {
                 if let Some(record) = self.guests.get_mut(guest) {
                     record.asked_bytes = Some(*to_bytes);
                 }
             }
-            Action::ResizePool { .. } => {}
-        }
-    }
-
-    /// The chunks of this guest are not what they were.
-    fn changed(&mut self, guest: &str) {
-        if let Some(record) = self.guests.get_mut(guest) {
-            record.changed = Some(self.uptime);
+            Action::Unmerge { .. }
+            | Action::MakeHuge { .. }
+            | Action::RemergeTemplate { .. }
+            | Action::DropZeros { .. }
+            | Action::ResizePool { .. } => {}
         }
     }
 

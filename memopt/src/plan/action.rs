@@ -16,16 +16,6 @@ pub struct ChunkRange {
     pub count: u32,
 }
 
-impl ChunkRange {
-    /// Whether `ranges`, which are in order, have this chunk.
-    #[must_use]
-    pub fn any_has(ranges: &[Self], index: u32) -> bool {
-        let after = ranges.partition_point(|range| range.first <= index);
-        let last = after.checked_sub(1).and_then(|before| ranges.get(before));
-        last.is_some_and(|range| index - range.first < range.count)
-    }
-}
-
 /// What can be done. All of it names what is to be, not a change to what is: doing it twice does no harm.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]

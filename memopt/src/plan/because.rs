@@ -79,7 +79,7 @@ pub enum Because {
         /// Who.
         guest: String,
     },
-    /// Its memory was not looked at, or not since it was changed, or too long ago.
+    /// Its memory was not looked at, or too long ago.
     NotSurveyed,
     /// Merging would cost more than it brings.
     NoProfit,

@@ -11,6 +11,7 @@ mod balloon;
 mod because;
 mod chunks;
 mod domain;
+mod effect;
 #[cfg(test)]
 pub(crate) mod fixture;
 mod huge;

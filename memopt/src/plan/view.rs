@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::action::ChunkRange;
+use super::action::Action;
 use super::because::Because;
 use super::sheet::{Draft, Skipped};
 use crate::ledger::{GuestLedger, Ledger};
@@ -58,7 +58,8 @@ impl<'a> Context<'a> {
     fn view(&self, guest: &'a Guest) -> View<'a> {
         let limits = self.policy.limits(guest);
         let record = self.ledger.guests.get(&guest.name).filter(|it| it.pid == guest.pid);
-        let survey = self.survey(guest, record).map(Cow::Borrowed);
+        let is_new = |survey: &&Survey| survey.age <= self.policy.merge.survey_age;
+        let survey = guest.survey.as_ref().filter(is_new).map(Cow::Borrowed);
         View { guest, limits, record, survey }
     }
 
@@ -72,14 +73,6 @@ impl<'a> Context<'a> {
         let left = bench.until.checked_sub(self.ledger.uptime).filter(|left| !left.is_zero())?;
         Some(Because::Benched { reason: bench.reason.clone(), left })
     }
-
-    /// What is known of the guest's pages, when that is new enough: also than what was done to them last.
-    fn survey(&self, guest: &'a Guest, record: Option<&GuestLedger>) -> Option<&'a Survey> {
-        let survey = guest.survey.as_ref()?;
-        let changed = record.and_then(|record| record.changed);
-        let is_true = changed.is_none_or(|changed| self.ledger.uptime > changed + survey.age);
-        (is_true && survey.age <= self.policy.merge.survey_age).then_some(survey)
-    }
 }
 
 impl View<'_> {
@@ -87,18 +80,15 @@ impl View<'_> {
         &self.guest.name
     }
 
-    /// What is known of its pages, as they will be after the steps that are drafted.
+    /// What is known of its pages, when that is new enough, as they will be after the steps that are drafted.
     pub(super) fn survey(&self) -> Result<&Survey, Because> {
         self.survey.as_deref().ok_or(Because::NotSurveyed)
     }
 
-    /// It will have given the zeros of `ranges` back, which are in order.
-    pub(super) fn drop_zeros(&mut self, ranges: &[ChunkRange]) {
-        let Some(survey) = &mut self.survey else { return };
-        for chunk in &mut survey.to_mut().chunks {
-            if ChunkRange::any_has(ranges, chunk.index) {
-                *chunk = chunk.without_zeros();
-            }
+    /// `action` is drafted: its pages will be as that leaves them.
+    pub(super) fn note(&mut self, action: &Action) {
+        if let Some(survey) = &mut self.survey {
+            action.note(survey.to_mut());
         }
     }
 

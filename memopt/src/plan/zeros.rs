@@ -41,8 +41,8 @@ impl Context<'_> {
             let count = u32::try_from(chosen.chunks.len()).unwrap_or(u32::MAX);
             let (chunks, expected) = chosen.into_ranges();
             need.met_by(expected);
-            view.drop_zeros(&chunks);
             let action = Action::DropZeros { guest: view.name().to_owned(), chunks };
+            view.note(&action);
             let reason = "their pages of zeros come back without merging".to_owned();
             draft.step(action, expected, CPU_PER_CHUNK.saturating_mul(count), reason);
         }

@@ -237,6 +237,9 @@ impl MergingHost {
         for step in &plan.steps {
             self.pending.push(Expectation::of(step, &now, &self.policy));
             self.act(&step.action);
+            let clones = self.clones.iter().zip(&mut self.surveys);
+            let own = clones.filter(|(clone, _)| step.action.guest() == Some(&clone.name));
+            own.for_each(|(_, survey)| step.action.note(survey));
             self.ledger.acted(step);
         }
         self.assert_domains_apart();

@@ -16,6 +16,7 @@ use tokio::sync::watch;
 
 use super::look::NOBODY;
 use super::service::Density;
+use super::survey::Wanted;
 use super::types::RunEnd;
 use crate::clock::uptime;
 
@@ -136,7 +137,7 @@ impl Runner {
         let window = self.task.policy.merge.window;
         let left = self.task.deadline.map_or(window, |end| end.saturating_sub(now).min(window));
         tokio::select! {
-            surveyed = self.density.survey(&self.task.policy) => surveyed,
+            surveyed = self.density.survey(&self.task.policy, Wanted::Due) => surveyed,
             () = tokio::time::sleep(left) => {
                 tracing::warn!(run = %self.id, "not all guests' pages were looked at in time");
                 Ok(true)

@@ -20,7 +20,7 @@ use super::foreign::ForeignGuests;
 use super::look::{Lookout, NOBODY, View, Which};
 use super::records::Records;
 use super::settings::{Change, SettingsFile};
-use super::survey::{self, Surveys};
+use super::survey::{self, Surveys, Wanted};
 use super::tally::Tally;
 use super::types::{DensityStatus, NextRun};
 use crate::api::{ApiError, Reason};
@@ -163,7 +163,9 @@ impl Density {
         let goal = goal.unwrap_or(policy.goal);
         if pages == Pages::LookedAtFirst {
             // Whose pages are not looked at in time is told in the plan.
-            if let Ok(surveyed) = timeout(policy.merge.window, self.survey(&policy)).await {
+            if let Ok(surveyed) =
+                timeout(policy.merge.window, self.survey(&policy, Wanted::All)).await
+            {
                 surveyed?;
             }
         }
@@ -220,19 +222,19 @@ impl Density {
         Ok(self.mind.lock().await.look(policy, exactly, &self.tally).await?.situation)
     }
 
-    /// Has the pages of those guests looked at that a plan would call "not surveyed". Whether there were any. When it is dropped, what
-    /// was found so far is kept.
+    /// Has guests' pages looked at. Whether there were any to look at. When it is dropped, what was found so far is kept.
     ///
     /// # Errors
     /// The host cannot be looked at.
-    pub(super) async fn survey(&self, policy: &Policy) -> Result<bool> {
+    pub(super) async fn survey(&self, policy: &Policy, wanted: Wanted) -> Result<bool> {
         let _turn = self.surveying.lock().await;
+        let begun = uptime();
         let situation = self.look(policy, &NOBODY).await?;
-        let domains = survey::due(&situation, policy);
+        let domains = survey::domains(&situation, policy, wanted);
         let mut asked = survey::survey(&self.state, &domains, policy);
         while let Some(found) = asked.join_next().await {
             let found = found.context("a look at guests' pages broke down")?;
-            self.mind.lock().await.surveys.keep(found);
+            self.mind.lock().await.surveys.keep(found, begun);
         }
         Ok(!domains.is_empty())
     }

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use memopt::plan::{Action, ChunkRange};
+use memopt::plan::Action;
 use memopt::policy::{Actuator, GuestLimits, Policy};
 use memopt::situation::{Backing, Chunk, Guest, Situation, Survey, Vmm};
 use memopt::survey::{Digests, Seed};
@@ -36,6 +36,8 @@ const BITS: u32 = 3;
 #[derive(Debug, Default)]
 pub(super) struct Surveys {
     by_guest: BTreeMap<String, Kept>,
+    /// When a step last changed a guest's pages, as the host's uptime.
+    changed: BTreeMap<String, Duration>,
 }
 
 #[derive(Debug)]
@@ -74,68 +76,54 @@ impl Surveys {
     pub(super) fn retain(&mut self, guests: &[Guest]) {
         let names: BTreeSet<&str> = guests.iter().map(|guest| guest.name.as_str()).collect();
         self.by_guest.retain(|name, _| names.contains(name.as_str()));
+        self.changed.retain(|name, _| names.contains(name.as_str()));
     }
 
-    /// Keeps what was found.
-    pub(super) fn keep(&mut self, found: Vec<Surveyed>) {
+    /// Keeps what was found by looks that began at `begun`, but for guests that a step has changed since.
+    pub(super) fn keep(&mut self, found: Vec<Surveyed>, begun: Duration) {
         let taken = uptime();
         for Surveyed { name, pid, survey } in found {
+            if self.changed.get(&name).is_some_and(|changed| *changed >= begun) {
+                continue;
+            }
             self.by_guest.insert(name, Kept { pid, taken, survey });
         }
     }
 
     /// A step has changed what was found.
     pub(super) fn acted(&mut self, action: &Action) {
-        let (guest, chunks) = match action {
-            Action::Merge { guest, chunks }
-            | Action::MakeHuge { guest, chunks }
-            | Action::RemergeTemplate { guest, chunks }
-            | Action::DropZeros { guest, chunks } => (guest, Some(chunks)),
-            Action::Unmerge { guest, chunks } => (guest, chunks.as_ref()),
-            Action::SetBalloon { .. }
-            | Action::DriveKsm { .. }
-            | Action::StopKsm { .. }
-            | Action::ResizePool { .. } => return,
-        };
-        let Some(kept) = self.by_guest.get_mut(guest) else { return };
-        let is_meant =
-            |chunk: &Chunk| chunks.is_none_or(|ranges| ChunkRange::any_has(ranges, chunk.index));
-        for chunk in kept.survey.chunks.iter_mut().filter(|chunk| is_meant(chunk)) {
-            change(chunk, action);
+        let Some(guest) = action.guest().filter(|_| action.changes_pages()) else { return };
+        self.changed.insert(guest.to_owned(), uptime());
+        if let Some(kept) = self.by_guest.get_mut(guest) {
+            action.note(&mut kept.survey);
         }
     }
 
     /// A step went wrong half-way: who knows what it has changed.
     pub(super) fn forget(&mut self, guest: &str) {
+        self.changed.insert(guest.to_owned(), uptime());
         self.by_guest.remove(guest);
-    }
-}
-
-fn change(chunk: &mut Chunk, action: &Action) {
-    match action {
-        Action::Merge { .. } => chunk.is_mergeable = true,
-        Action::Unmerge { .. } => chunk.is_mergeable = false,
-        Action::MakeHuge { .. } => {
-            chunk.is_mergeable = false;
-            chunk.is_huge = true;
-        }
-        Action::RemergeTemplate { .. } => {
-            chunk.present_pages = chunk.present_pages.saturating_sub(chunk.template_pages);
-            chunk.template_pages = 0;
-        }
-        Action::DropZeros { .. } => *chunk = chunk.without_zeros(),
-        Action::SetBalloon { .. }
-        | Action::DriveKsm { .. }
-        | Action::StopKsm { .. }
-        | Action::ResizePool { .. } => {}
     }
 }
 
 /// Guests that are looked at with one seed.
 type Domain<'a> = Vec<&'a Guest>;
 
-/// The domains of which a guest has no survey that a plan would use.
-pub(super) fn due<'a>(situation: &'a Situation, policy: &Policy) -> Vec<Domain<'a>> {
+/// Whose pages are to be looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wanted {
+    /// Those of domains of which a guest has no survey that a plan would use.
+    Due,
+    /// Those of all that a plan asks about.
+    All,
+}
+
+/// The domains that are looked at.
+pub(super) fn domains<'a>(
+    situation: &'a Situation,
+    policy: &Policy,
+    wanted: Wanted,
+) -> Vec<Domain<'a>> {
     let mut domains: BTreeMap<(Option<String>, Option<&str>), Domain<'a>> = BTreeMap::new();
     for guest in situation.guests.iter().filter(|guest| is_worth_it(guest, policy)) {
         let domain = policy.limits(guest).merge_domain;
@@ -145,7 +133,8 @@ pub(super) fn due<'a>(situation: &'a Situation, policy: &Policy) -> Vec<Domain<'
     let is_new = |guest: &&Guest| {
         guest.survey.as_ref().is_some_and(|survey| survey.age <= policy.merge.survey_age)
     };
-    domains.into_values().filter(|guests| !guests.iter().all(is_new)).collect()
+    let is_wanted = |guests: &Domain<'_>| wanted == Wanted::All || !guests.iter().all(is_new);
+    domains.into_values().filter(is_wanted).collect()
 }
 
 /// Whether a plan would ask about the guest's pages.
@@ -317,6 +306,8 @@ mod tests {
     use memopt::policy::Preset;
     use memopt::situation::{Cost, Host};
 
+    use memopt::plan::ChunkRange;
+
     use super::*;
 
     fn guest(name: &str, domain: Option<&str>) -> Guest {
@@ -378,8 +369,10 @@ mod tests {
             Guest { vmm: Vmm::Qemu, is_mergeable: false, ..guest("j", Some("mill")) },
             Guest { vmm: Vmm::Qemu, is_mergeable: true, ..guest("k", Some("mill")) },
         ]);
-        let due = due(&situation, &Preset::Balanced.policy());
-        assert_eq!(names(&due), [vec!["d"], vec!["e"], vec!["k"], vec!["a", "b"]]);
+        let of = |wanted| names(&domains(&situation, &Preset::Balanced.policy(), wanted));
+        assert_eq!(of(Wanted::Due), [vec!["d"], vec!["e"], vec!["k"], vec!["a", "b"]]);
+        let all = [vec!["d"], vec!["e"], vec!["c"], vec!["k"], vec!["a", "b"]];
+        assert_eq!(of(Wanted::All), all);
     }
 
     #[test]
@@ -390,7 +383,7 @@ mod tests {
             pid: 7,
             survey: survey_of(Duration::ZERO, 2),
         };
-        surveys.keep(vec![found("a"), found("b"), found("c")]);
+        surveys.keep(vec![found("a"), found("b"), found("c")], Duration::ZERO);
         let mut guests = [guest("a", None), Guest { pid: 8, ..guest("b", None) }];
         surveys.fill(&mut guests);
         assert_eq!(guests[0].survey.as_ref().unwrap().chunks.len(), 2);
@@ -401,23 +394,20 @@ mod tests {
     }
 
     #[test]
-    fn steps_change_what_is_known_of_their_chunks_alone() {
+    fn a_look_that_began_before_a_step_tells_nothing_of_its_guest() {
         let mut surveys = Surveys::default();
-        let survey = survey_of(Duration::ZERO, 4);
-        surveys.keep(vec![Surveyed { name: "a".to_owned(), pid: 7, survey }]);
-        let guest = || "a".to_owned();
-        let chunks = |first, count| vec![ChunkRange { first, count }];
-        surveys.acted(&Action::Merge { guest: guest(), chunks: chunks(1, 2) });
-        surveys.acted(&Action::MakeHuge { guest: guest(), chunks: chunks(2, 1) });
-        surveys.acted(&Action::RemergeTemplate { guest: guest(), chunks: chunks(3, 1) });
-        let told = |surveys: &Surveys| -> Vec<_> {
-            let chunks = surveys.by_guest["a"].survey.chunks.iter();
-            chunks.map(|it| (it.is_mergeable, it.is_huge, it.present_pages)).collect()
-        };
-        let expected =
-            [(false, false, 512), (true, false, 512), (false, true, 512), (false, false, 503)];
-        assert_eq!(told(&surveys), expected);
-        surveys.acted(&Action::Unmerge { guest: guest(), chunks: None });
-        assert!(told(&surveys).iter().all(|(is_mergeable, ..)| !is_mergeable));
+        let survey = survey_of(Duration::ZERO, 1);
+        let found = || vec![Surveyed { name: "a".to_owned(), pid: 7, survey: survey.clone() }];
+        let marked = |surveys: &Surveys| surveys.by_guest["a"].survey.chunks[0].is_mergeable;
+        surveys.keep(found(), Duration::ZERO);
+        let chunks = vec![ChunkRange { first: 0, count: 1 }];
+        surveys.acted(&Action::Merge { guest: "a".to_owned(), chunks });
+        surveys.keep(found(), Duration::ZERO);
+        assert!(marked(&surveys), "what the step has changed");
+        surveys.keep(found(), uptime() + Duration::from_secs(1));
+        assert!(!marked(&surveys), "what was found since");
+        surveys.forget("a");
+        surveys.keep(found(), Duration::ZERO);
+        assert!(surveys.by_guest.is_empty());
     }
 }

@@ -95,7 +95,8 @@ fn another_domain_is_merged_only_after_the_first_has_been_taken_apart() {
     // Blue's guests lose what they have in common; red is worth more from here on, but not at once.
     for guest in host.guests.iter_mut().filter(|guest| guest.name.starts_with("blue")) {
         let mut survey = survey(512, 30, 0);
-        survey.chunks.iter_mut().for_each(|chunk| chunk.is_mergeable = true);
+        let chunks = survey.chunks.iter_mut();
+        chunks.for_each(|chunk| (chunk.is_mergeable, chunk.is_huge) = (true, false));
         guest.survey = Some(survey);
     }
     let plan = round(&host, &policy, &mut ledger, &MAX);

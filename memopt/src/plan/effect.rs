@@ -1,0 +1,104 @@
+//! What a step changes of what is known of its guest's pages, so that nobody has to look again to know.
+
+use super::action::{Action, ChunkRange};
+use crate::situation::{Chunk, Survey};
+
+impl Action {
+    /// Whether it changes the pages of its guest.
+    #[must_use]
+    pub fn changes_pages(&self) -> bool {
+        match self {
+            Self::Merge { .. }
+            | Self::Unmerge { .. }
+            | Self::MakeHuge { .. }
+            | Self::RemergeTemplate { .. }
+            | Self::DropZeros { .. } => true,
+            Self::SetBalloon { .. }
+            | Self::DriveKsm { .. }
+            | Self::StopKsm { .. }
+            | Self::ResizePool { .. } => false,
+        }
+    }
+
+    /// Makes `survey`, which was made of its guest before, what it is afterwards.
+    pub fn note(&self, survey: &mut Survey) {
+        let (ranges, change): (_, fn(&mut Chunk)) = match self {
+            Self::Merge { chunks, .. } => (Some(chunks), |chunk| chunk.is_mergeable = true),
+            Self::Unmerge { chunks, .. } => (chunks.as_ref(), |chunk| chunk.is_mergeable = false),
+            Self::MakeHuge { chunks, .. } => {
+                (Some(chunks), |chunk| (chunk.is_mergeable, chunk.is_huge) = (false, true))
+            }
+            Self::RemergeTemplate { chunks, .. } => (Some(chunks), share_with_template),
+            Self::DropZeros { chunks, .. } => (Some(chunks), drop_zeros),
+            Self::SetBalloon { .. }
+            | Self::DriveKsm { .. }
+            | Self::StopKsm { .. }
+            | Self::ResizePool { .. } => return,
+        };
+        let is_meant = |chunk: &&mut Chunk| ranges.is_none_or(|ranges| has(ranges, chunk.index));
+        survey.chunks.iter_mut().filter(is_meant).for_each(change);
+    }
+}
+
+/// Whether `ranges`, which are in order, have this chunk.
+fn has(ranges: &[ChunkRange], index: u32) -> bool {
+    let after = ranges.partition_point(|range| range.first <= index);
+    let last = after.checked_sub(1).and_then(|before| ranges.get(before));
+    last.is_some_and(|range| index - range.first < range.count)
+}
+
+fn share_with_template(chunk: &mut Chunk) {
+    chunk.present_pages = chunk.present_pages.saturating_sub(chunk.template_pages);
+    chunk.template_pages = 0;
+}
+
+/// Those were not written, for they were still zero.
+fn drop_zeros(chunk: &mut Chunk) {
+    chunk.present_pages = chunk.present_pages.saturating_sub(chunk.zero_pages);
+    chunk.written_pages = chunk.written_pages.min(chunk.present_pages);
+    chunk.zero_pages = 0;
+    chunk.is_huge = false;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_change_what_is_known_of_their_chunks_alone() {
+        let chunk = |index| Chunk {
+            index,
+            present_pages: 512,
+            template_pages: 9,
+            zero_pages: 100,
+            written_pages: 500,
+            is_huge: true,
+            ..Chunk::default()
+        };
+        let mut survey = Survey { chunks: (0..5).map(chunk).collect(), ..Survey::default() };
+        let guest = || "a".to_owned();
+        let chunks = |first, count| vec![ChunkRange { first, count }];
+        let steps = [
+            Action::Merge { guest: guest(), chunks: chunks(1, 2) },
+            Action::MakeHuge { guest: guest(), chunks: chunks(2, 1) },
+            Action::RemergeTemplate { guest: guest(), chunks: chunks(3, 1) },
+            Action::DropZeros { guest: guest(), chunks: chunks(4, 1) },
+        ];
+        steps.iter().for_each(|step| step.note(&mut survey));
+        let told = |survey: &Survey| -> Vec<_> {
+            let told =
+                |it: &Chunk| (it.is_mergeable, it.is_huge, it.present_pages, it.written_pages);
+            survey.chunks.iter().map(told).collect()
+        };
+        let expected = [
+            (false, true, 512, 500),
+            (true, true, 512, 500),
+            (false, true, 512, 500),
+            (false, true, 503, 500),
+            (false, false, 412, 412),
+        ];
+        assert_eq!(told(&survey), expected);
+        Action::Unmerge { guest: guest(), chunks: None }.note(&mut survey);
+        assert!(survey.chunks.iter().all(|chunk| !chunk.is_mergeable));
+    }
+}
