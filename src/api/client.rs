@@ -76,6 +76,15 @@ impl AskError {
         matches!(self, Self::Unreachable { cause, .. } if says_so(cause.kind()))
     }
 
+    /// Whether nothing was heard of the process, be it gone or not.
+    pub(crate) fn is_silence(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } => !self.is_forbidden(),
+            Self::Broken { .. } | Self::Slow { .. } => true,
+            Self::Strange { .. } | Self::Refused(_) => false,
+        }
+    }
+
     /// Whether this user may not ask.
     pub(crate) fn is_forbidden(&self) -> bool {
         let kind = ErrorKind::PermissionDenied;

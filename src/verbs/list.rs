@@ -68,6 +68,14 @@ impl Listed {
         }
     }
 
+    /// Its process, as far as it or its folder tells.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        match &self.guest {
+            Look::Answer(info) => Some(info.pid),
+            Look::Silence { pid, .. } => *pid,
+        }
+    }
+
     /// What it says about itself.
     pub(crate) fn info(&self) -> Option<&GuestInfo> {
         match &self.guest {
@@ -182,7 +190,7 @@ fn table(guests: &[Listed], off: &[OffGuest]) -> String {
             size(guest.info().map(|info| info.memory_bytes)),
             size(guest.resident_bytes),
             of(|info| info.vcpus.to_string()),
-            of(|info| info.pid.to_string()),
+            guest.pid().map_or_else(none, |pid| pid.to_string()),
             guest.uptime_s.map_or_else(none, |age| format_uptime(Duration::from_secs(age))),
         ]);
     }
@@ -262,7 +270,7 @@ mod tests {
             resident_bytes: Some(300 << 20),
             uptime_s: Some(61),
         };
-        let guest = Look::Silence { name, state: Unheard::NoAnswer, pid: None };
+        let guest = Look::Silence { name, state: Unheard::NoAnswer, pid: Some(18) };
         let silent = Listed { guest, resident_bytes: None, uptime_s: None };
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("db.toml");
@@ -273,7 +281,7 @@ mod tests {
             table(&[healthy, silent], &[off]),
             "NAME  STATE      MEMORY   RESIDENT  VCPUS  PID  UPTIME\n\
              web   in doubt   512 MiB  300 MiB   2      17   1m 01s\n\
-             web   no answer  -        -         -      -    -\n\
+             web   no answer  -        -         -      18   -\n\
              db    shut off   1 GiB    -         2      -    -\n"
         );
     }

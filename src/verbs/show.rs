@@ -152,6 +152,7 @@ fn text(shown: &Shown) -> String {
         lines.push(("Confined to", confinement_line(info.confinement)));
     } else {
         lines.push(("State", "its process does not answer".to_owned()));
+        lines.extend(shown.listed.pid().map(|pid| ("Process", pid.to_string())));
     }
     let sizes =
         [("Resident", shown.listed.resident_bytes), ("Costs the host", shown.proportional_bytes)];
