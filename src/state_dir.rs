@@ -268,7 +268,7 @@ impl StateDir {
             .read(name)
             .map(|ended| format!("; it {} {} ago", ended.reason, format_uptime(ended.age())));
         let past = past.unwrap_or_default();
-        let way_on = if self.definitions().find(name).is_some() {
+        let way_on = if matches!(self.definitions().find(name), Ok(Some(_))) {
             format!("; it is defined: `lighter start {name}` starts it")
         } else {
             String::new()

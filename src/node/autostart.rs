@@ -43,7 +43,11 @@ pub(crate) async fn start_guests(node: Arc<Node>) {
         Ok(false) => return tracing::debug!("guests have been started with the host before"),
         Err(error) => return tracing::error!("guests are not started with the host: {error:#}"),
     }
-    for definition in state.definitions().list().into_iter().filter(|it| it.autostart) {
+    let defined = match state.definitions().list() {
+        Ok(defined) => defined,
+        Err(error) => return tracing::error!("guests are not started with the host: {error:#}"),
+    };
+    for definition in defined.into_iter().filter(|it| it.autostart) {
         let name = definition.name;
         if state.guest(&name).is_live() {
             continue;
