@@ -221,7 +221,8 @@ impl StateDir {
         inside.iter().try_for_each(|folder| create_private(folder))?;
         // A guest's process may open it, and not make it.
         let path = self.merge_domain_file();
-        let file = fs::OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
+        let mut options = fs::OpenOptions::new();
+        let file = regular_file::open(&path, options.create(true).append(true).mode(0o600));
         file.map(drop).with_context(|| format!("cannot create {}", path.display()))
     }
 
