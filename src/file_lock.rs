@@ -1,6 +1,6 @@
 //! Locks that end with their process: open-file-description locks, so that a crash frees them and a look does not take them.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
@@ -38,8 +38,8 @@ impl FileLock {
 
     /// Whether `path` still names the file that is locked: false when somebody removed it in between.
     pub(crate) fn is_at(&self, path: &Path) -> bool {
-        match (self.file.metadata(), std::fs::metadata(path)) {
-            (Ok(held), Ok(there)) => held.ino() == there.ino() && held.dev() == there.dev(),
+        match (self.file.metadata(), fs::metadata(path)) {
+            (Ok(held), Ok(there)) => is_same(&held, &there),
             _ => false,
         }
     }
@@ -62,6 +62,33 @@ impl FileLock {
             Err(_) => true,
         }
     }
+
+    /// Whether it is process `pid` that holds the lock at `path`. Such a lock knows files and not processes, so that its holder is
+    /// who has the file open with the lock on it (proc_pid_fdinfo(5)).
+    ///
+    /// # Errors
+    /// There is no such lock or process, or it is another user's.
+    pub(crate) fn is_held_by(path: &Path, pid: u32) -> io::Result<bool> {
+        let there = fs::metadata(path)?;
+        for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
+            let number = entry?.file_name().display().to_string();
+            // One that has been closed by now is none that is locked.
+            let is_it = fs::metadata(format!("/proc/{pid}/fd/{number}"))
+                .is_ok_and(|open| is_same(&open, &there));
+            let says_locked = || {
+                fs::read_to_string(format!("/proc/{pid}/fdinfo/{number}"))
+                    .is_ok_and(|info| info.contains("OFDLCK"))
+            };
+            if is_it && says_locked() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+fn is_same(one: &Metadata, other: &Metadata) -> bool {
+    one.ino() == other.ino() && one.dev() == other.dev()
 }
 
 /// An exclusive lock on every byte.
@@ -92,6 +119,19 @@ mod tests {
         drop(lock);
         assert!(!FileLock::is_held(&path));
         assert!(FileLock::try_acquire(&path).unwrap().is_some());
+    }
+
+    #[test]
+    fn the_process_with_the_lock_is_told_from_one_that_only_looks() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lock");
+        let own = std::process::id();
+        assert!(FileLock::is_held_by(&path, own).is_err(), "no such file");
+        let _looking = File::create(&path).unwrap();
+        assert!(!FileLock::is_held_by(&path, own).unwrap());
+        let _lock = FileLock::try_acquire(&path).unwrap().unwrap();
+        assert!(FileLock::is_held_by(&path, own).unwrap());
+        assert!(!FileLock::is_held_by(&path, std::os::unix::process::parent_id()).unwrap());
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::cli::{Cli, LogFormat, Verb};
 /// The filter cannot be read.
 pub(crate) fn start(cli: &Cli) -> Result<()> {
     let default = if matches!(cli.verb, Verb::Node(_)) { "info" } else { "warn" };
-    let filter = match (&cli.log_level, std::env::var("RUST_LOG")) {
+    let filter = match (&cli.log.log_level, std::env::var("RUST_LOG")) {
         (Some(text), _) => {
             EnvFilter::try_new(text).with_context(|| format!("--log-level {text}"))?
         }
@@ -28,7 +28,7 @@ pub(crate) fn start(cli: &Cli) -> Result<()> {
         .log_internal_errors(false)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal());
-    match cli.log_format {
+    match cli.log.log_format {
         LogFormat::Text => builder.with_target(false).init(),
         LogFormat::Json => builder.json().init(),
     }

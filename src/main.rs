@@ -66,7 +66,7 @@ fn dispatch(cli: &Cli) -> Result<Exit> {
         Verb::Autostart(args) => verbs::define::autostart(&state, args),
         Verb::Restore(args) => guest::restore(&state, args),
         Verb::Incoming(args) => guest::incoming(&state, args),
-        Verb::Node(args) => node::run(&state, args),
+        Verb::Node(args) => node::run(&state, args, &cli.log),
         Verb::Migrate(args) => verbs::migrate::run(&state, args),
         Verb::Cancel(args) => verbs::cancel::run(&state, args),
         Verb::Ls(args) => verbs::list::run(&state, args),

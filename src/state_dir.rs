@@ -18,6 +18,7 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
 use crate::definitions::Definitions;
@@ -220,7 +221,8 @@ impl StateDir {
         inside.iter().try_for_each(|folder| create_private(folder))?;
         // A guest's process may open it, and not make it.
         let path = self.merge_domain_file();
-        let file = fs::OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
+        let mut options = fs::OpenOptions::new();
+        let file = regular_file::open(&path, options.create(true).append(true).mode(0o600));
         file.map(drop).with_context(|| format!("cannot create {}", path.display()))
     }
 
@@ -267,7 +269,7 @@ impl StateDir {
             .read(name)
             .map(|ended| format!("; it {} {} ago", ended.reason, format_uptime(ended.age())));
         let past = past.unwrap_or_default();
-        let way_on = if self.definitions().find(name).is_some() {
+        let way_on = if matches!(self.definitions().find(name), Ok(Some(_))) {
             format!("; it is defined: `lighter start {name}` starts it")
         } else {
             String::new()
@@ -378,6 +380,23 @@ impl GuestDir {
         let text = regular_file::read(&path, GUEST_FILE_BYTES_MAX)
             .with_context(|| format!("cannot read {}", path.display()))?;
         serde_json::from_slice(&text).with_context(|| format!("{} is damaged", path.display()))
+    }
+
+    /// SIGKILL for the process that owns the name; returns its id.
+    ///
+    /// # Errors
+    /// It has not said who it is, is gone, or is another user's.
+    pub(crate) fn kill_process(&self) -> Result<u32> {
+        let pid = self.read_identity()?.pid;
+        let cannot = || format!("cannot kill the process of {}, {pid}", self.name);
+        let id = i32::try_from(pid).ok().and_then(Pid::from_raw).with_context(cannot)?;
+        // From here on it is this process and no other, whoever gets its id.
+        let process = pidfd_open(id, PidfdFlags::empty()).with_context(cannot)?;
+        if !FileLock::is_held_by(&self.lock_file(), pid).with_context(cannot)? {
+            bail!("process {pid} is not the one that holds {}", self.lock_file().display());
+        }
+        pidfd_send_signal(&process, Signal::KILL).with_context(cannot)?;
+        Ok(pid)
     }
 
     /// Tells others who holds the name; for the process that does.

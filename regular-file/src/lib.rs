@@ -62,8 +62,7 @@ pub fn read_opened(file: &mut File, bytes_max: u64) -> io::Result<Vec<u8>> {
 /// # Errors
 /// The system's; then the old content holds.
 pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    write_beside(path, bytes)?.sync_all()?;
-    fs::rename(beside(path), path)?;
+    replace_after(path, bytes, File::sync_all)?;
     sync_folder_of(path)
 }
 
@@ -72,8 +71,7 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// # Errors
 /// As [`replace`].
 pub fn replace_unflushed(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    write_beside(path, bytes)?;
-    fs::rename(beside(path), path)
+    replace_after(path, bytes, |_| Ok(()))
 }
 
 /// Waits until the names in the folder of `path` are on disk.
@@ -85,13 +83,21 @@ pub fn sync_folder_of(path: &Path) -> io::Result<()> {
     File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
 }
 
-/// Writes `bytes` where they do not count yet.
-fn write_beside(path: &Path, bytes: &[u8]) -> io::Result<File> {
+/// Writes `bytes` where they do not count yet, and moves them into place when `flush` has been successful.
+fn replace_after(
+    path: &Path,
+    bytes: &[u8],
+    flush: impl FnOnce(&File) -> io::Result<()>,
+) -> io::Result<()> {
+    let beside = beside(path);
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(true).mode(0o600);
-    let mut file = open(&beside(path), &mut options)?;
-    file.write_all(bytes)?;
-    Ok(file)
+    let mut file = open(&beside, &mut options)?;
+    let written = file.write_all(bytes).and_then(|()| flush(&file));
+    written.and_then(|()| fs::rename(&beside, path)).inspect_err(|_| {
+        // What is left of it is of no use, and takes the room that may be what there is none of.
+        let _removed = fs::remove_file(&beside);
+    })
 }
 
 /// The name under which a file is written before it replaces `path`: no suffix that anybody looks for.
@@ -170,6 +176,10 @@ mod tests {
         replace_unflushed(&path, b"newer").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"newer");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+        let taken = folder.path().join("taken");
+        fs::create_dir_all(taken.join("by a folder")).unwrap();
+        assert!(replace(&taken, b"new").is_err() && replace_unflushed(&taken, b"new").is_err());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "nothing half done is left");
         pipe(&folder.path().join("other.new"));
         assert!(replace(&folder.path().join("other"), b"").is_err(), "not into a pipe");
     }

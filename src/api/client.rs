@@ -37,6 +37,14 @@ pub(crate) enum AskError {
         /// The system's answer.
         cause: io::Error,
     },
+    /// This user has no right to ask.
+    #[error("no right to use {socket}: {cause}")]
+    Forbidden {
+        /// The socket that was tried.
+        socket: String,
+        /// The system's answer.
+        cause: io::Error,
+    },
     /// The connection broke in the middle, or what came is no HTTP.
     #[error("{socket} broke off: {cause}")]
     Broken {
@@ -76,16 +84,31 @@ impl AskError {
         matches!(self, Self::Unreachable { cause, .. } if says_so(cause.kind()))
     }
 
+    /// Whether nothing was heard of the process, be it gone or not.
+    pub(crate) fn is_silence(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } | Self::Broken { .. } | Self::Slow { .. } => true,
+            Self::Forbidden { .. } | Self::Strange { .. } | Self::Refused(_) => false,
+        }
+    }
+
     /// Whether this user may not ask.
     pub(crate) fn is_forbidden(&self) -> bool {
-        let kind = ErrorKind::PermissionDenied;
-        matches!(self, Self::Unreachable { cause, .. } if cause.kind() == kind)
+        matches!(self, Self::Forbidden { .. })
     }
 
     /// Whether the question may be answered when it is asked again.
     pub(crate) fn is_passing(&self) -> bool {
         let is_broken = matches!(self, Self::Unreachable { .. } | Self::Broken { .. });
-        is_broken && !self.is_gone() && !self.is_forbidden()
+        is_broken && !self.is_gone()
+    }
+
+    /// Of a socket that there is no way to connect to.
+    fn unconnected(socket: String, cause: io::Error) -> Self {
+        match cause.kind() {
+            ErrorKind::PermissionDenied => Self::Forbidden { socket, cause },
+            _ => Self::Unreachable { socket, cause },
+        }
     }
 }
 
@@ -187,8 +210,7 @@ impl ApiClient {
     /// A connection, on which `file` goes along with what is asked.
     async fn connect(&self, file: Option<File>) -> Result<HandingStream, AskError> {
         let stream = UnixStream::connect(&self.socket).await;
-        let stream =
-            stream.map_err(|cause| AskError::Unreachable { socket: self.name(), cause })?;
+        let stream = stream.map_err(|cause| AskError::unconnected(self.name(), cause))?;
         Ok(HandingStream::new(stream, file))
     }
 
@@ -278,7 +300,7 @@ mod tests {
 
     #[test]
     fn gone_is_who_is_not_there_and_not_who_is_busy() {
-        let unreachable = |cause: io::Error| AskError::Unreachable { socket: String::new(), cause };
+        let unreachable = |cause| AskError::unconnected(String::new(), cause);
         for (errno, is_gone) in [
             (Errno::ENOENT, true),
             (Errno::ECONNREFUSED, true),
@@ -292,5 +314,6 @@ mod tests {
         assert!(!broken.is_gone() && broken.is_passing());
         let forbidden = unreachable(Errno::EACCES.into());
         assert!(forbidden.is_forbidden() && !forbidden.is_gone() && !forbidden.is_passing());
+        assert!(!forbidden.is_silence() && !forbidden.to_string().contains("nobody"));
     }
 }

@@ -53,6 +53,17 @@ pub(crate) struct Cli {
     #[arg(long, short = 'r', global = true, help_heading = "Global options")]
     pub(crate) readonly: bool,
 
+    #[command(flatten)]
+    pub(crate) log: LogArgs,
+
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+/// What is logged, and how.
+#[derive(Debug, Clone, Default, PartialEq, Eq, clap::Args)]
+pub(crate) struct LogArgs {
     /// What to log on stderr: error, warn, info, debug, trace, or per module (`migrate=debug`).
     ///
     /// Default: `RUST_LOG`, or warn (info for a node).
@@ -69,10 +80,18 @@ pub(crate) struct Cli {
         help_heading = "Global options"
     )]
     pub(crate) log_format: LogFormat,
+}
 
-    /// What to do.
-    #[command(subcommand)]
-    pub(crate) verb: Verb,
+impl LogArgs {
+    /// The same for a process that this one starts.
+    pub(crate) fn to_arguments(&self) -> Vec<String> {
+        let level = self.log_level.iter().map(|level| format!("--log-level={level}"));
+        let format = match self.log_format {
+            LogFormat::Text => None,
+            LogFormat::Json => Some("--log-format=json".to_owned()),
+        };
+        level.chain(format).collect()
+    }
 }
 
 /// The looks of a log line.
@@ -234,6 +253,18 @@ mod tests {
     fn global_options_are_taken_after_the_verb_too() {
         let cli = Cli::try_parse_from(["lighter", "ls", "--state-dir", "/x", "--json"]).unwrap();
         assert_eq!(cli.state_dir.unwrap(), PathBuf::from("/x"));
+    }
+
+    #[test]
+    fn a_process_that_is_started_logs_as_this_one_does() {
+        for said in [&[][..], &["--log-level", "migrate=debug,info", "--log-format", "json"]] {
+            let log = |said: &[&str]| {
+                Cli::try_parse_from([&["lighter", "ls"], said].concat()).unwrap().log
+            };
+            let arguments = log(said).to_arguments();
+            let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+            assert_eq!(log(&arguments), log(said));
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::RangeInclusive;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -423,6 +424,13 @@ impl GuestSpec {
         if let Some((key, _)) = stray.iter().find(|(_, is_there)| *is_there) {
             return Err(Fault::of(key, what));
         }
+        // What the kernel reads ends at the first NUL, and no other one belongs into one line.
+        if self.cmdline.as_ref().is_some_and(|line| line.chars().any(char::is_control)) {
+            return Err(Fault::of(
+                "cmdline",
+                "the kernel's command line has no control characters",
+            ));
+        }
         if self.labels.len() > LABELS_MAX {
             return Err(Fault::of("labels", format!("a guest has at most {LABELS_MAX} labels")));
         }
@@ -496,11 +504,15 @@ impl GuestSpec {
         let disks = self.disk.iter().enumerate();
         let disks = disks.map(|(index, disk)| ("path", Some(("disk", index)), disk.path.as_path()));
         let mut paths = single.chain(disks);
-        match paths.find(|(_, _, path)| !path.is_absolute()) {
+        let is_one = |path: &Path| path.is_absolute() && !path.as_os_str().as_bytes().contains(&0);
+        match paths.find(|(_, _, path)| !is_one(path)) {
             None => Ok(()),
             Some((key, item, path)) => Err(Fault {
                 place: Place { key, item },
-                what: format!("`{}` is no absolute path", path.display()),
+                what: format!(
+                    "`{}` is no absolute path",
+                    path.display().to_string().escape_debug()
+                ),
             }),
         }
     }

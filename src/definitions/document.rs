@@ -254,6 +254,9 @@ tap = "tap-db"
         refused("on-reboot = \"maybe\"", "1: on-reboot: ", "`restart`");
         refused("on_reboot = \"stop\"", "1: on_reboot: ", "`on-reboot`");
         refused("labels = { \"a b\" = \"c\" }", "1: labels", "letters");
+        refused("kernel = \"/k\"\ncmdline = \"a\\u0000b\"", "2: cmdline: ", "control");
+        refused("kernel = \"/k\"\ncmdline = \"a\\nb\"", "2: cmdline: ", "control");
+        refused("kernel = \"/\\u0000k\"", "1: kernel: ", "`/\\0k` is no absolute path");
         refused("labels = { a = 1 }", "1: labels.a: ", "string");
         refused("kernel = \"/k\"\nrng = \"yes\"", "2: rng: ", "boolean");
         let many: String = (0..65).map(|number| format!("l{number} = \"\"\n")).collect();

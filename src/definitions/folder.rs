@@ -1,6 +1,7 @@
 //! The host's folder of guests that are defined.
 
 use std::fs::{self, OpenOptions};
+use std::io::ErrorKind;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -44,7 +45,7 @@ impl Definitions {
     pub(crate) fn define(&self, path: &Path) -> Result<GuestName> {
         let document = Document::read(path)?;
         let name = document.name(path)?;
-        let before = self.find(name).and_then(|definition| definition.spec.ok());
+        let before = self.find(name)?.and_then(|definition| definition.spec.ok());
         let text = document.text_with_addresses(before.as_ref())?;
         durable::replace(&self.file(name), text.as_bytes())?;
         Ok(name.clone())
@@ -80,25 +81,30 @@ impl Definitions {
     }
 
     /// The guest of this name, if it is defined.
-    pub(crate) fn find(&self, name: &GuestName) -> Option<Definition> {
+    ///
+    /// # Errors
+    /// That cannot be told, as when this user has no right to the folder.
+    pub(crate) fn find(&self, name: &GuestName) -> Result<Option<Definition>> {
         let path = self.file(name);
-        path.exists().then(|| Definition {
+        let is_there = path.try_exists();
+        let is_there = is_there.with_context(|| format!("cannot look for {}", path.display()))?;
+        Ok(is_there.then(|| Definition {
             name: name.clone(),
             autostart: self.mark(name).exists(),
             spec: read(&path, name),
             path,
-        })
+        }))
     }
 
     /// The guest of this name.
     ///
     /// # Errors
-    /// It is not defined; the message names those that are.
+    /// It is not defined; the message names those that are. Or as [`Self::find`].
     pub(crate) fn expect(&self, name: &GuestName) -> Result<Definition> {
-        if let Some(definition) = self.find(name) {
+        if let Some(definition) = self.find(name)? {
             return Ok(definition);
         }
-        let others: Vec<String> = self.names().iter().map(GuestName::to_string).collect();
+        let others: Vec<String> = self.names()?.iter().map(GuestName::to_string).collect();
         let known = if others.is_empty() {
             "no guest is: see `lighter define --help`".to_owned()
         } else {
@@ -108,19 +114,29 @@ impl Definitions {
     }
 
     /// All, by name.
-    pub(crate) fn list(&self) -> Vec<Definition> {
-        self.names().iter().filter_map(|name| self.find(name)).collect()
+    ///
+    /// # Errors
+    /// As [`Self::find`].
+    pub(crate) fn list(&self) -> Result<Vec<Definition>> {
+        self.names()?.iter().filter_map(|name| self.find(name).transpose()).collect()
     }
 
-    fn names(&self) -> Vec<GuestName> {
-        let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten();
+    fn names(&self) -> Result<Vec<GuestName>> {
+        let entries = match fs::read_dir(&self.folder) {
+            Ok(entries) => entries.flatten(),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => {
+                return Err(error)
+                    .with_context(|| format!("cannot list {}", self.folder.display()));
+            }
+        };
         let name = |entry: fs::DirEntry| {
             let file = entry.file_name();
             file.to_str()?.strip_suffix(".toml")?.parse::<GuestName>().ok()
         };
         let mut names: Vec<GuestName> = entries.filter_map(name).collect();
         names.sort();
-        names
+        Ok(names)
     }
 
     fn file(&self, name: &GuestName) -> PathBuf {
@@ -171,7 +187,7 @@ mod tests {
         assert_eq!((web.spec.unwrap().cpus, web.autostart), (Some(2), false));
 
         definitions.undefine(&name("web")).unwrap();
-        assert!(definitions.find(&name("web")).is_none());
+        assert!(definitions.find(&name("web")).unwrap().is_none());
         assert!(definitions.undefine(&name("web")).is_err());
     }
 
@@ -184,7 +200,7 @@ mod tests {
             let error = format!("{:#}", definitions.define(&file).unwrap_err());
             assert!(error.contains("web.toml") && error.contains(word), "{error}");
         }
-        assert!(definitions.list().is_empty());
+        assert!(definitions.list().unwrap().is_empty());
     }
 
     #[test]
@@ -217,7 +233,7 @@ mod tests {
         ] {
             fs::write(definitions.folder.join(file), text).unwrap();
         }
-        let listed = definitions.list();
+        let listed = definitions.list().unwrap();
         let names: Vec<&str> = listed.iter().map(|it| it.name.as_str()).collect();
         assert_eq!(names, ["db", "web"]);
         assert!(listed.iter().all(|it| it.spec.is_err()), "{listed:?}");

@@ -57,8 +57,8 @@ impl Merging {
 
 fn join(path: &Path, domain: &MergeDomain) -> Result<Merging> {
     let mut options = OpenOptions::new();
-    let mut file =
-        options.create(true).truncate(false).read(true).write(true).mode(0o600).open(path)?;
+    options.create(true).truncate(false).read(true).write(true).mode(0o600);
+    let mut file = regular_file::open(path, &mut options)?;
     match file.try_lock() {
         Ok(()) => {
             file.set_len(0)?;

@@ -43,7 +43,11 @@ pub(crate) async fn start_guests(node: Arc<Node>) {
         Ok(false) => return tracing::debug!("guests have been started with the host before"),
         Err(error) => return tracing::error!("guests are not started with the host: {error:#}"),
     }
-    for definition in state.definitions().list().into_iter().filter(|it| it.autostart) {
+    let defined = match state.definitions().list() {
+        Ok(defined) => defined,
+        Err(error) => return tracing::error!("guests are not started with the host: {error:#}"),
+    };
+    for definition in defined.into_iter().filter(|it| it.autostart) {
         let name = definition.name;
         if state.guest(&name).is_live() {
             continue;
@@ -79,7 +83,8 @@ async fn start(node: &Node, name: &GuestName) -> Result<()> {
     }
     let program = std::env::current_exe().context("cannot find this program")?;
     let mut command = Command::new(program);
-    command.arg("--state-dir").arg(node.state().root()).args(["start", name.as_str()]);
+    command.arg("--state-dir").arg(node.state().root()).args(node.log().to_arguments());
+    command.args(["start", name.as_str()]);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(false);
     let run = command.spawn().context("cannot start a process for it")?.wait_with_output();
     let done = match tokio::time::timeout(START_PATIENCE, run).await {

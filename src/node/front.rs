@@ -103,6 +103,7 @@ impl Node {
             disks,
             net_map: self.net_map(),
             // Who has no disk makes none. Which of them come along, only the process hears.
+            log: self.log(),
             disk_folders: if disks.is_empty() { &[] } else { self.disk_folders() },
         };
         launch(&what).await.map_err(|error| {

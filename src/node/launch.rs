@@ -14,6 +14,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, Command};
 use uuid::Uuid;
 
+use crate::cli::LogArgs;
 use crate::cli::net::NetRename;
 use crate::names::GuestName;
 use crate::state_dir::StateDir;
@@ -48,6 +49,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) net_map: &'a [NetRename],
     /// Where disks may be made that come along; none for a guest without disks.
     pub(crate) disk_folders: &'a [PathBuf],
+    /// How it logs.
+    pub(crate) log: &'a LogArgs,
 }
 
 /// A process that listens for its guest.
@@ -99,6 +102,7 @@ pub(crate) async fn launch(what: &Launch<'_>) -> Result<Launched, LaunchError> {
     command
         .arg("--state-dir")
         .arg(what.state.root())
+        .args(what.log.to_arguments())
         .args(["incoming", "--name", what.name.as_str()])
         .args(["--uuid", &what.uuid.to_string()])
         .args(["--migration-id", &what.migration.to_string()])

@@ -5,6 +5,7 @@
 //! node does not count them again; counters start at zero with the node, as Prometheus expects.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
@@ -43,17 +44,20 @@ impl Ledger {
     /// Reads the ledger at `path`; without one, nothing has been counted.
     ///
     /// # Errors
-    /// The file cannot be read. A damaged one is set aside with a warning: counting twice is better than not starting.
+    /// The file cannot be read. A damaged one, or what is no such file, is passed over with a warning: counting twice is better than
+    /// not starting.
     pub(crate) fn open(path: &Path) -> Result<Self> {
+        let anew = |error: &dyn Display| {
+            tracing::warn!(file = %path.display(), %error, "the ledger of counted migrations is damaged: beginning anew");
+            BTreeMap::new()
+        };
         let marks = match regular_file::read(path, LEDGER_BYTES_MAX) {
-            Ok(text) => serde_json::from_slice(&text).unwrap_or_else(|error| {
-                tracing::warn!(file = %path.display(), %error, "the ledger of counted migrations is damaged: beginning anew");
-                BTreeMap::new()
-            }),
-            Err(error) if error.kind() == ErrorKind::NotFound => BTreeMap::new(),
-            Err(error) => {
-                return Err(error).with_context(|| format!("cannot read {}", path.display()));
-            }
+            Ok(text) => serde_json::from_slice(&text).unwrap_or_else(|error| anew(&error)),
+            Err(error) => match error.kind() {
+                ErrorKind::NotFound => BTreeMap::new(),
+                ErrorKind::InvalidInput | ErrorKind::FileTooLarge => anew(&error),
+                _ => return Err(error).with_context(|| format!("cannot read {}", path.display())),
+            },
         };
         Ok(Self { path: path.to_owned(), marks, is_saved: true })
     }
@@ -366,6 +370,17 @@ pub(crate) mod tests {
             .count(&[reported_record(Outcome::Migrated, None)], bench.exporter.counted(), |_| true)
             .unwrap();
         assert!(is_one(bench.exporter.counted().migrations_completed.get(&(Direction::Outgoing,))));
+    }
+
+    #[test]
+    fn what_is_no_ledger_at_all_is_replaced_by_one() {
+        let bench = bench();
+        nix::unistd::mkfifo(&bench.path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let mut ledger = Ledger::open(&bench.path).unwrap();
+        ledger
+            .count(&[reported_record(Outcome::Migrated, None)], bench.exporter.counted(), |_| true)
+            .unwrap();
+        assert_eq!(Ledger::open(&bench.path).unwrap().marks, ledger.marks);
     }
 
     #[test]

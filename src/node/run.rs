@@ -15,6 +15,7 @@ use super::service::Node;
 use super::types::NodeFile;
 use super::{api, autostart, density, exposition};
 use crate::api::server::{Audience, Server};
+use crate::cli::LogArgs;
 use crate::cli::host::NodeArgs;
 use crate::clock::unix_ms;
 use crate::durable;
@@ -36,12 +37,12 @@ const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 /// Another node serves this state folder, there are no certificates, or an address cannot be had.
-pub(crate) fn run(state: &StateDir, args: &NodeArgs) -> Result<Exit> {
+pub(crate) fn run(state: &StateDir, args: &NodeArgs, log: &LogArgs) -> Result<Exit> {
     state.create()?;
     let _lock = lock(&state.node_lock())?;
     let tls = Tls::load(&state.certs())?;
     let runtime = tokio::runtime::Runtime::new().context("cannot start")?;
-    let ended = runtime.block_on(serve(state, args, tls));
+    let ended = runtime.block_on(serve(state, args, log, tls));
     // Reads of /proc of a process that hangs may never return: they end with us.
     runtime.shutdown_background();
     ended
@@ -60,7 +61,7 @@ fn lock(path: &Path) -> Result<FileLock> {
     }
 }
 
-async fn serve(state: &StateDir, args: &NodeArgs, tls: Tls) -> Result<Exit> {
+async fn serve(state: &StateDir, args: &NodeArgs, log: &LogArgs, tls: Tls) -> Result<Exit> {
     let mut end = EndSignals::listen()?;
     let endpoint = migrate::quic::endpoint::listen(args.listen, &tls)?;
     let listener = exposition::bind(args.metrics).await?;
@@ -83,7 +84,7 @@ async fn serve(state: &StateDir, args: &NodeArgs, tls: Tls) -> Result<Exit> {
     let disk_folders = args.disk_dir.iter().map(folder).collect::<Result<_>>()?;
     let node = Node::new(state.clone(), file.clone(), args.reserve_memory)?;
     let node = node.with_net_map(args.net_map.clone()).with_disk_folders(disk_folders);
-    let node = Arc::new(node);
+    let node = Arc::new(node.with_log(log.clone()));
     let density = Arc::new(density::Density::open(
         state,
         args.foreign_guests,

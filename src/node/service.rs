@@ -24,6 +24,7 @@ use super::retention;
 use super::types::{MemoryInfo, NodeFile, NodeInfo};
 use super::{inventory, liveness, resolver, scrape};
 use crate::api::types::GuestState;
+use crate::cli::LogArgs;
 use crate::cli::net::NetRename;
 use crate::clock::unix_ms;
 use crate::names::GuestName;
@@ -46,6 +47,7 @@ pub(crate) struct Node {
     net_map: Vec<NetRename>,
     /// Where disks may be made that come with arriving guests.
     disk_folders: Vec<PathBuf>,
+    log: LogArgs,
     exporter: Exporter,
     records: RecordStore,
     ledger: Mutex<Ledger>,
@@ -73,6 +75,7 @@ impl Node {
             reserved_bytes,
             net_map: Vec::new(),
             disk_folders: Vec::new(),
+            log: LogArgs::default(),
             exporter,
             records,
             ledger: Mutex::new(ledger),
@@ -116,6 +119,16 @@ impl Node {
     /// Arriving guests may bring disks that are made in, or below, these folders.
     pub(crate) fn with_disk_folders(self, disk_folders: Vec<PathBuf>) -> Self {
         Self { disk_folders, ..self }
+    }
+
+    /// Processes that this node starts log as it does.
+    pub(crate) fn with_log(self, log: LogArgs) -> Self {
+        Self { log, ..self }
+    }
+
+    /// How processes that this node starts log.
+    pub(crate) fn log(&self) -> &LogArgs {
+        &self.log
     }
 
     /// What bridges and taps of arriving guests are called here.

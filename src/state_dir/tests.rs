@@ -22,6 +22,16 @@ fn a_name_is_taken_until_its_claim_is_dropped() {
 }
 
 #[test]
+fn a_pipe_in_the_folder_is_told_of_and_not_waited_for() {
+    let (_folder, state) = StateDir::temporary();
+    let path = state.merge_domain_file();
+    fs::remove_file(&path).unwrap();
+    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let error = format!("{:#}", state.create().unwrap_err());
+    assert!(error.contains("merge-domain") && error.contains("not a file"), "{error}");
+}
+
+#[test]
 fn the_folder_of_a_dead_process_is_cleaned_by_whoever_finds_it() {
     let (_folder, state) = StateDir::temporary();
     let guest = state.guest(&name("web"));

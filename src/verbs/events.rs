@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use migrate::quic::calendar_time;
 use migrate::record::RecordStore;
 use migrate::report::{Outcome, Role};
@@ -17,7 +17,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::follow::interrupts;
-use super::session::block_on;
+use super::session::{block_on, guest_info};
 use crate::api::ApiClient;
 use crate::api::types::{GuestInfo, GuestState, MigrationStatus};
 use crate::cli::Output;
@@ -148,15 +148,15 @@ struct Sight {
 }
 
 impl Sight {
-    /// Asks one guest.
-    async fn of(dir: GuestDir) -> Option<Self> {
+    /// Asks one guest, which may not answer.
+    async fn of(dir: GuestDir) -> Result<Option<Self>> {
         let client = ApiClient::new(&dir.client_socket()).with_patience(PATIENCE);
-        let info: GuestInfo = client.get("/v1/guest").await.ok()?;
+        let Some(info) = guest_info(dir.name(), &client).await? else { return Ok(None) };
         let migration = match info.migration_id {
             Some(_) => client.get("/v1/guest/migration").await.ok(),
             None => None,
         };
-        Some(Self { info, migration })
+        Ok(Some(Self { info, migration }))
     }
 
     /// Whether the guest is on this host, and not only on its way.
@@ -179,7 +179,7 @@ impl Sight {
 /// Tells what becomes of guests until the user has heard enough.
 ///
 /// # Errors
-/// The state folder cannot be read.
+/// The state folder cannot be read, or this user may not ask the guests.
 pub(crate) fn run(state: &StateDir, args: &EventsArgs) -> Result<Exit> {
     block_on(async {
         let mut interrupts = interrupts()?;
@@ -228,7 +228,8 @@ async fn look(
     });
     let mut sights = BTreeMap::new();
     for (name, look) in looks.collect::<Vec<_>>() {
-        let sight = look.await.ok().flatten().or_else(|| known.get(&name).cloned());
+        let sight = look.await.context("a look at a guest broke down")??;
+        let sight = sight.or_else(|| known.get(&name).cloned());
         sights.extend(sight.map(|sight| (name, sight)));
     }
     Ok(sights)

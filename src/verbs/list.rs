@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 
 use super::off::OffGuest;
-use super::session::block_on;
+use super::session::{block_on, guest_info};
 use crate::api::ApiClient;
 use crate::api::types::{GuestInfo, GuestState};
 use crate::cli::Output;
@@ -68,6 +68,14 @@ impl Listed {
         }
     }
 
+    /// Its process, as far as it or its folder tells.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        match &self.guest {
+            Look::Answer(info) => Some(info.pid),
+            Look::Silence { pid, .. } => *pid,
+        }
+    }
+
     /// What it says about itself.
     pub(crate) fn info(&self) -> Option<&GuestInfo> {
         match &self.guest {
@@ -106,10 +114,10 @@ impl<'a> From<&'a Ended> for PastGuest<'a> {
 /// Lists the guests of this host.
 ///
 /// # Errors
-/// The state folder cannot be read.
+/// The state folder cannot be read, or this user may not ask the guests.
 pub(crate) fn run(state: &StateDir, args: &ListArgs) -> Result<Exit> {
     let guests = block_on(look_at_all(state.live_guests()?))?;
-    let (off, past) = if args.all { resting(state, &guests) } else { Default::default() };
+    let (off, past) = if args.all { resting(state, &guests)? } else { Default::default() };
     match args.json.output() {
         Output::Json => {
             let live = guests.iter().map(Entry::Live);
@@ -130,16 +138,16 @@ pub(crate) fn run(state: &StateDir, args: &ListArgs) -> Result<Exit> {
 }
 
 /// The guests that have no process: those that are defined, and of the others those whose end is known.
-fn resting(state: &StateDir, live: &[Listed]) -> (Vec<OffGuest>, Vec<Ended>) {
+fn resting(state: &StateDir, live: &[Listed]) -> Result<(Vec<OffGuest>, Vec<Ended>)> {
     let is_off = |name: &GuestName| live.iter().all(|guest| guest.name() != name);
     let mut past = state.ended().list();
     past.retain(|ended| is_off(&ended.name));
-    let defined = state.definitions().list().into_iter().filter(|it| is_off(&it.name));
+    let defined = state.definitions().list()?.into_iter().filter(|it| is_off(&it.name));
     let off = defined.map(|definition| {
         let ended = past.iter().position(|ended| ended.name == definition.name);
         OffGuest::new(definition, ended.map(|index| past.remove(index)))
     });
-    (off.collect(), past)
+    Ok((off.collect(), past))
 }
 
 /// Asks guests, all at the same time; the answers are in their order.
@@ -148,27 +156,30 @@ async fn look_at_all(guests: Vec<GuestDir>) -> Result<Vec<Listed>> {
     let looks: Vec<_> = looks.collect();
     let mut listed = Vec::with_capacity(looks.len());
     for look in looks {
-        listed.push(look.await.context("a look at a guest broke down")?);
+        listed.push(look.await.context("a look at a guest broke down")??);
     }
     Ok(listed)
 }
 
 /// Asks one guest.
-pub(crate) async fn look_at(dir: &GuestDir) -> Listed {
+///
+/// # Errors
+/// This user has no right to.
+pub(crate) async fn look_at(dir: &GuestDir) -> Result<Listed> {
     let client = ApiClient::new(&dir.client_socket()).with_patience(PATIENCE);
-    let info = client.get::<GuestInfo>("/v1/guest").await.ok();
+    let info = guest_info(dir.name(), &client).await?;
     let identity = || dir.read_identity().ok();
     let pid = info.as_ref().map(|info| info.pid).or_else(|| Some(identity()?.pid));
     let started =
         info.as_ref().map(|info| UNIX_EPOCH + Duration::from_millis(info.started_unix_ms));
     let silence = Look::Silence { name: dir.name().clone(), state: Unheard::NoAnswer, pid };
-    Listed {
+    Ok(Listed {
         guest: info.map_or(silence, |info| Look::Answer(Box::new(info))),
         resident_bytes: pid.and_then(|pid| memopt::observe::resident_bytes(pid).ok()),
         uptime_s: started
             .and_then(|at| SystemTime::now().duration_since(at).ok())
             .map(|age| age.as_secs()),
-    }
+    })
 }
 
 fn table(guests: &[Listed], off: &[OffGuest]) -> String {
@@ -182,7 +193,7 @@ fn table(guests: &[Listed], off: &[OffGuest]) -> String {
             size(guest.info().map(|info| info.memory_bytes)),
             size(guest.resident_bytes),
             of(|info| info.vcpus.to_string()),
-            of(|info| info.pid.to_string()),
+            guest.pid().map_or_else(none, |pid| pid.to_string()),
             guest.uptime_s.map_or_else(none, |age| format_uptime(Duration::from_secs(age))),
         ]);
     }
@@ -262,18 +273,18 @@ mod tests {
             resident_bytes: Some(300 << 20),
             uptime_s: Some(61),
         };
-        let guest = Look::Silence { name, state: Unheard::NoAnswer, pid: None };
+        let guest = Look::Silence { name, state: Unheard::NoAnswer, pid: Some(18) };
         let silent = Listed { guest, resident_bytes: None, uptime_s: None };
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("db.toml");
         std::fs::write(&file, "name = \"db\"\nmemory = \"1G\"\ncpus = 2").unwrap();
-        let definition = Definitions::in_folder(folder.path().to_owned()).list().remove(0);
+        let definition = Definitions::in_folder(folder.path().to_owned()).list().unwrap().remove(0);
         let off = OffGuest::new(definition, None);
         assert_eq!(
             table(&[healthy, silent], &[off]),
             "NAME  STATE      MEMORY   RESIDENT  VCPUS  PID  UPTIME\n\
              web   in doubt   512 MiB  300 MiB   2      17   1m 01s\n\
-             web   no answer  -        -         -      -    -\n\
+             web   no answer  -        -         -      18   -\n\
              db    shut off   1 GiB    -         2      -    -\n"
         );
     }

@@ -68,13 +68,13 @@ impl OffGuest {
         let ended = ended
             .map(|ended| format!("; it {} {} ago", ended.reason, format_uptime(ended.age())))
             .unwrap_or_default();
-        lines.push(("State", format!("shut off{ended}")));
+        let fault = self.fault.as_ref().map(|fault| format!(": {fault}")).unwrap_or_default();
+        lines.push(("State", format!("{}{fault}{ended}", self.state())));
         lines.extend(self.vcpus.map(|count| ("VCPUs", count.to_string())));
         lines.extend(self.memory_bytes.map(|bytes| ("Memory", format_size(bytes))));
         lines.extend(labels_line(&self.labels));
         lines.push(definition_line(&self.definition));
         lines.push(autostart_line(self.autostart));
-        lines.extend(self.fault.as_ref().map(|fault| ("Fault", fault.clone())));
         facts(&lines)
     }
 }

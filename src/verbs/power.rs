@@ -1,12 +1,12 @@
 //! `lighter pause`, `resume`, `shutdown`, `reboot`, `reset` and `destroy`.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
 use super::session::{block_on, guest_client, is_gone_within};
-use crate::api::ApiClient;
 use crate::api::types::{GuestInfo, RebootRequest, StateAnswer};
+use crate::api::{ApiClient, AskError};
 use crate::cli::guest::{ButtonArgs, NameArgs};
 use crate::exit::Exit;
 use crate::output;
@@ -15,6 +15,9 @@ use crate::units::format_duration;
 
 /// How long a guest's process may take to end.
 const END_PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long a guest's process may take to answer that it ends.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Between two questions to a guest that is awaited.
 const QUESTION_PAUSE: Duration = Duration::from_millis(100);
@@ -43,24 +46,44 @@ pub(crate) fn reset(state: &StateDir, args: &NameArgs) -> Result<Exit> {
     tell(state, args, "reset")
 }
 
-/// Ends a guest, and waits until nothing is left of it.
+/// Ends a guest, and waits until nothing is left of it. A process that does not answer, or does not end, is killed.
 ///
 /// # Errors
-/// As [`pause`]; or its process does not end.
+/// As [`pause`]; or its process cannot be killed.
 pub(crate) fn destroy(state: &StateDir, args: &NameArgs) -> Result<Exit> {
-    let client = guest_client(state, &args.name)?;
-    let guest = state.guest(&args.name);
-    let is_gone = block_on(async {
-        put(&client, "stop").await.with_context(|| format!("cannot end {}", args.name))?;
-        Ok(is_gone_within(&guest, END_PATIENCE).await)
-    })?;
-    if !is_gone {
-        bail!(
-            "{} was told to end, but its process is still there after {END_PATIENCE:?}",
-            args.name
-        );
+    let name = &args.name;
+    let client = guest_client(state, name)?.with_patience(ANSWER_PATIENCE);
+    let guest = state.guest(name);
+    block_on(async {
+        let fault = match ask_to_end(&client, &guest).await {
+            Ok(()) if is_gone_within(&guest, END_PATIENCE).await => return Ok(Exit::Done),
+            Ok(()) => {
+                format!("its process is still there {END_PATIENCE:?} after it was told to end")
+            }
+            Err(error) if error.is_silence() => error.to_string(),
+            Err(error) => return Err(error).with_context(|| format!("cannot end {name}")),
+        };
+        let pid = guest.kill_process().with_context(|| format!("cannot end {name}: {fault}"))?;
+        output::note(format_args!("{name} does not end by itself ({fault}): killed process {pid}"));
+        if !is_gone_within(&guest, END_PATIENCE).await {
+            bail!("process {pid} of {name} was killed, and is still there after {END_PATIENCE:?}");
+        }
+        Ok(Exit::Done)
+    })
+}
+
+/// Tells a guest's process to end, again when it may hear it then. One that is gone has ended.
+async fn ask_to_end(client: &ApiClient, guest: &GuestDir) -> Result<(), AskError> {
+    let begun = Instant::now();
+    loop {
+        match client.put::<StateAnswer>("/v1/guest/stop").await {
+            Err(error) if error.is_silence() && !guest.is_live() => return Ok(()),
+            Err(error) if error.is_silence() && begun.elapsed() < ANSWER_PATIENCE => {
+                tokio::time::sleep(QUESTION_PAUSE).await;
+            }
+            answer => return answer.map(drop),
+        }
     }
-    Ok(Exit::Done)
 }
 
 /// Presses a guest's power button, and waits until the guest is off.

@@ -64,12 +64,12 @@ impl Shown {
 /// Shows one guest; one that does not answer is a failure.
 ///
 /// # Errors
-/// There is no such guest.
+/// There is no such guest, or this user has no right to see it.
 pub(crate) fn run(state: &StateDir, args: &ShowArgs) -> Result<Exit> {
     let dir = state.guest(&args.name);
     if !dir.is_live() {
         let ended = state.ended().read(&args.name);
-        if let Some(definition) = state.definitions().find(&args.name) {
+        if let Some(definition) = state.definitions().find(&args.name)? {
             return show_off(args, &OffGuest::new(definition, ended));
         }
         if let Some(ended) = ended {
@@ -77,10 +77,11 @@ pub(crate) fn run(state: &StateDir, args: &ShowArgs) -> Result<Exit> {
         }
     }
     let dir = state.live_guest(&args.name)?;
-    let definition = state.definitions().find(&args.name);
+    // Who may only look sees the guest, and not its file.
+    let definition = state.definitions().find(&args.name).ok().flatten();
     let shown = block_on(async {
         let client = ApiClient::new(&dir.client_socket());
-        let mut shown = Shown::silent(look_at(&dir).await, &dir, definition);
+        let mut shown = Shown::silent(look_at(&dir).await?, &dir, definition);
         // One that does not answer is not asked for more.
         if let Some(info) = shown.listed.info() {
             let cost: Option<ProcessCost> = memopt::observe::process_cost(info.pid).ok();
@@ -152,6 +153,7 @@ fn text(shown: &Shown) -> String {
         lines.push(("Confined to", confinement_line(info.confinement)));
     } else {
         lines.push(("State", "its process does not answer".to_owned()));
+        lines.extend(shown.listed.pid().map(|pid| ("Process", pid.to_string())));
     }
     let sizes =
         [("Resident", shown.listed.resident_bytes), ("Costs the host", shown.proportional_bytes)];

@@ -44,12 +44,43 @@ fn a_guest_that_does_not_answer_is_shown_as_such_and_is_a_failure() {
     let pid = guest.pid();
     pid.freeze();
     let shown = [pair.a.run(&["show", "web-1"]), pair.a.run(&["show", "web-1", "--json"])];
+    let table = pair.a.run(&["ls"]).ok().stdout;
     pid.thaw();
+    let id = pid.0.to_string();
     for done in shown {
         assert_eq!(done.exit, Exit::Failed, "{done:#?}");
-        assert!(done.stdout.contains("web-1"), "{done:#?}");
+        assert!(done.stdout.contains("web-1") && done.stdout.contains(&id), "{done:#?}");
     }
+    assert!(table.contains("no answer") && table.contains(&id), "{table}");
     pair.a.run(&["show", "web-1"]).ok();
+}
+
+#[test]
+fn a_guest_that_does_not_answer_is_destroyed_all_the_same() {
+    let pair = Pair::without_nodes();
+    let others = GuestPlan { name: "web-2".to_owned(), ..GuestPlan::default() };
+    let (guest, other) =
+        (Guest::start(&pair.a, &GuestPlan::default()), Guest::start(&pair.a, &others));
+    let pid = guest.pid();
+    pid.freeze();
+    let done = pair.a.run(&["destroy", "web-1"]).ok();
+    let words = format!("killed process {}", pid.0);
+    assert!(done.stderr.contains("did not answer") && done.stderr.contains(&words), "{done:#?}");
+    guest_is_gone(&[&pair.a], "web-1");
+    await_life(&other);
+
+    // What is written down is not believed.
+    let pid = other.pid();
+    let identity = pair.a.state_dir().join("guests/web-2/guest.json");
+    let mut text: Value =
+        serde_json::from_slice(&std::fs::read(&identity).expect("a file")).expect("JSON");
+    text["pid"] = std::process::id().into();
+    std::fs::write(&identity, text.to_string()).expect("a file");
+    pid.freeze();
+    let done = pair.a.run(&["destroy", "web-2"]);
+    pid.thaw();
+    done.complains(Exit::Failed, &["cannot end web-2", "is not the one that holds"]);
+    await_life(&other);
 }
 
 #[test]

@@ -1,14 +1,15 @@
 //! What a guest's process may not do, tried; and what all users of a host may see.
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 #[cfg(feature = "failpoints")]
 use std::os::unix::net::UnixListener;
 use std::os::unix::net::UnixStream;
 
-use crate::host::{Exit, Guest, GuestPlan, Host, Migration, Pair, ask};
+use crate::host::{Exit, Guest, GuestPlan, Host, Migration, Pair, as_stranger, ask, lighter, run};
 #[cfg(feature = "failpoints")]
-use crate::host::{Running, lighter, wait};
+use crate::host::{Running, wait};
 
 /// Seccomp's state of each thread of the guest's process, by the thread's name (proc_pid_status(5): 2 is a filter).
 fn filters(guest: &Guest) -> Vec<(String, String)> {
@@ -95,6 +96,49 @@ fn those_who_only_look_see_the_guest_and_change_nothing() {
         assert!(answer.status >= 400, "{method} {path}: {answer:?}");
     }
     assert_eq!(guest.state().as_deref(), Some("running"));
+}
+
+#[test]
+fn who_has_no_right_to_something_is_told_so() {
+    let pair = Pair::without_nodes();
+    Guest::start(&pair.a, &GuestPlan::default());
+    let file = pair.folder().join("off.toml");
+    fs::write(&file, "name = \"off-1\"").unwrap();
+    pair.a.run(&["define", &file.display().to_string()]).ok();
+    let let_through = |mode| {
+        fs::set_permissions(pair.folder(), Permissions::from_mode(mode)).unwrap();
+    };
+    let stranger = |verb: &[&str]| run(as_stranger(&lighter(pair.a.state_dir(), verb)));
+
+    let_through(0o711);
+    for verb in [&["ls"][..], &["show", "web-1"], &["events"], &["events", "web-1"]] {
+        let words = ["this user may not ask web-1 (`--readonly` may look)", "Permission denied"];
+        stranger(verb).complains(Exit::Failed, &words);
+    }
+    for verb in [
+        &["show", "off-1"][..],
+        &["start", "off-1"],
+        &["undefine", "off-1"],
+        &["autostart", "off-1"],
+        &["--readonly", "show", "off-1"],
+        &["--readonly", "ls", "--all"],
+    ] {
+        stranger(verb).complains(Exit::Failed, &["definitions", "Permission denied"]);
+    }
+    let done = stranger(&["destroy", "web-1"]);
+    assert!(!done.stderr.contains("nobody answers"), "{done:#?}");
+    done.complains(Exit::Failed, &["no right to use", "Permission denied"]);
+    for verb in [&["ls"][..], &["show", "web-1"]] {
+        let shown = stranger(&[&["--readonly"], verb].concat()).ok().stdout;
+        assert!(shown.contains("running"), "{shown}");
+    }
+
+    let_through(0o700);
+    for verb in
+        [&["ls"][..], &["show", "web-1"], &["show", "none"], &["start", "off-1"], &["events"]]
+    {
+        stranger(verb).complains(Exit::Failed, &["Permission denied"]);
+    }
 }
 
 #[test]

@@ -142,6 +142,7 @@ fn what_is_wrong_in_a_file_is_told_with_its_place_and_nothing_is_kept() {
     assert!(table.contains("damaged file"), "{table}");
     let shown = pair.a.run(&["show", "web-1"]).ok().stdout;
     assert!(shown.contains("web-1.toml:2: cpus: "), "{shown}");
+    assert!(shown.contains("damaged file: ") && !shown.contains("shut off"), "{shown}");
 }
 
 /// Waits until the host's node has logged `words`.

@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::host::checks::{await_life, guest_is_gone, nothing_left_behind};
 use crate::host::ksm::{Ksm, merged_pages};
@@ -269,6 +269,21 @@ fn a_history_that_is_damaged_keeps_nothing_from_being_done() {
     pair.a.run(&["density", "history"]).complains(Exit::Failed, &words);
     assert!(pair.a.logs().contains("a run is over"), "{}", pair.a.logs());
     pair.a.run(&["density", "status"]).ok();
+}
+
+#[test]
+fn a_plan_of_megabytes_is_taken() {
+    let mut pair = Pair::without_nodes();
+    pair.a.start_node(&NodePlan::default());
+    let mut plan = pair.a.run(&["density", "plan", "--json"]).ok().json();
+    let file = pair.folder().join("plan.json");
+    let mut apply = |bytes: usize| {
+        plan["advice"] = json!([{ "kind": "name-domain", "guest": "x".repeat(bytes) }]);
+        fs::write(&file, plan.to_string()).expect("a file");
+        pair.a.run(&["density", "apply", "--plan", &file.display().to_string()])
+    };
+    apply(3 << 20).ok();
+    apply(4 << 20).complains(Exit::Failed, &["plan.json", "too large", "4194304 bytes"]);
 }
 
 #[test]

@@ -7,8 +7,8 @@
 mod faults;
 mod place;
 
-use std::fs;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::process::Command;
 
 use place::{DISK_BYTES, GUEST, Place};
@@ -20,6 +20,7 @@ use crate::host::{Exit, Migration, wait};
 fn a_disk_goes_along_with_its_guest_and_comes_back() {
     let place = Place::new();
     let before = fs::read(place.disk_a()).expect("the disk");
+    fs::set_permissions(place.disk_a(), Permissions::from_mode(0o640)).expect("the disk");
     let report = place.migrate(&[]).ok();
     assert_eq!(report["disk_bytes"], DISK_BYTES);
     assert!(report["transfer"]["disk_pages"].as_u64() > Some(0), "{report:#}");
@@ -38,6 +39,8 @@ fn a_disk_goes_along_with_its_guest_and_comes_back() {
         there.blocks()
     );
     assert_eq!(fs::read(place.disk_a()).expect("the disk"), before, "what was there stays");
+    let modes = [here.mode() & 0o777, there.mode() & 0o777];
+    assert_eq!(modes, [0o640, 0o600], "a mode does not go along");
     place.runs_only_on(&place.pair.b);
 
     place.migrate_back(&[]).stayed(&["disk.raw is there already", "let it be replaced"]);

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::host::checks::{memory_is_intact, no_copy_runs, nothing_left_behind, one_intact_copy};
-use crate::host::{Guest, GuestPlan, Host, Migration, Pair};
+use crate::host::{Guest, GuestPlan, Host, Migration, NodePlan, Pair, wait};
 
 #[test]
 fn a_busy_guest_moves_there_and_back() {
@@ -18,6 +18,23 @@ fn a_busy_guest_moves_there_and_back() {
 
     for report in [there, back] {
         accounts_for_the_guest(&report, 64 << 20);
+    }
+}
+
+#[test]
+fn the_process_of_a_guest_that_arrives_logs_as_its_node_does() {
+    let arguments = ["--log-format", "json"].map(str::to_owned).to_vec();
+    let as_json = NodePlan { arguments, ..NodePlan::default() };
+    let pair = Pair::with_nodes(&NodePlan::default(), &as_json);
+    let guest = Guest::start(&pair.a, &GuestPlan::default());
+    Migration::run(&pair.a, guest.name(), &pair.b).ok();
+    // A line of its own; the node has no part in a migration.
+    let logs = wait::until("the guest's process logs something", || {
+        let logs = pair.b.logs();
+        if logs.contains("closing a connection") { Ok(logs) } else { Err(logs) }
+    });
+    for line in logs.lines() {
+        serde_json::from_str::<Value>(line).unwrap_or_else(|error| panic!("{error}: {line}"));
     }
 }
 

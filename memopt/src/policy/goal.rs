@@ -33,7 +33,7 @@ pub enum GoalError {
         text: String,
     },
     /// Its amount is none.
-    #[error("goal: {cause}")]
+    #[error("{cause}")]
     Amount {
         /// What is wrong with the amount.
         cause: String,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
-use axum::extract::{Path, Query, State};
+use axum::extract::{DefaultBodyLimit, Path, Query, State};
 use axum::http::StatusCode;
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -13,9 +13,12 @@ use memopt::policy::Policy;
 use serde::Deserialize;
 
 use super::service::{Density, Pages};
-use super::types::{DensityStatus, Kept, NextRun, PlanRequest, RunEnd, RunRequest, RunStarted};
+use super::types::{
+    DensityStatus, Kept, NextRun, PLAN_BYTES_MAX, PlanRequest, RunEnd, RunRequest, RunStarted,
+};
 use super::watch;
 use crate::api::{ApiError, Reason};
+use crate::units::format_size;
 
 /// Every path.
 pub(crate) const PATHS: [&str; 5] = [
@@ -29,6 +32,9 @@ pub(crate) const PATHS: [&str; 5] = [
 /// The most that a list holds.
 const COUNT_MAX: usize = 1000;
 
+/// The largest request for a run, in bytes: with such a plan, and what is around it.
+const RUN_BYTES_MAX: usize = PLAN_BYTES_MAX + 1024;
+
 type Shared = State<Arc<Density>>;
 
 /// For the host's owner.
@@ -37,7 +43,7 @@ pub(crate) fn router(density: Arc<Density>) -> Router {
     Router::new()
         .route(status, get(show))
         .route(plan, post(make_plan))
-        .route(runs, get(list).post(begin))
+        .route(runs, get(list).merge(post(begin).layer(DefaultBodyLimit::max(RUN_BYTES_MAX))))
         .route(run, get(show_run).delete(cancel))
         .route(next, get(list_next))
         .with_state(density)
@@ -85,7 +91,7 @@ async fn begin(
     State(density): Shared,
     request: Result<Json<RunRequest>, JsonRejection>,
 ) -> Result<(StatusCode, Json<RunStarted>), ApiError> {
-    let Json(request) = request?;
+    let Json(request) = request.map_err(not_begun)?;
     let run = watch::begin_now(&density, request.goal, request.plan).await?;
     Ok((StatusCode::ACCEPTED, Json(RunStarted { run })))
 }
@@ -130,6 +136,53 @@ fn id_of(id: Result<Path<u64>, PathRejection>) -> Result<RunId, ApiError> {
     Ok(RunId(id))
 }
 
+/// Why a request for a run is none.
+fn not_begun(rejection: JsonRejection) -> ApiError {
+    match ApiError::from(rejection) {
+        ApiError { reason: Reason::TooLarge, .. } => {
+            let most = format_size(PLAN_BYTES_MAX as u64);
+            ApiError::new(
+                Reason::TooLarge,
+                format!("the plan is too large: at most {most} are taken"),
+            )
+        }
+        other => other,
+    }
+}
+
 fn bad_request(text: String) -> ApiError {
     ApiError::new(Reason::BadRequest, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use metrics::Exporter;
+
+    use super::*;
+    use crate::api::server::{Audience, Server};
+    use crate::api::{ApiClient, AskError};
+    use crate::cli::spec::SwitchArg;
+    use crate::state_dir::StateDir;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_plan_that_is_too_large_is_refused_in_words() {
+        let (folder, state) = StateDir::temporary();
+        let exporter = Exporter::new("1", "x", SystemTime::now()).unwrap();
+        let counted = Arc::clone(exporter.density());
+        let density = Arc::new(Density::open(&state, SwitchArg::Off, counted).unwrap());
+        let socket = folder.path().join("socket");
+        let _server = Server::start(&socket, router(density), Audience::Owner).unwrap();
+        let client = ApiClient::new(&socket);
+        for (bytes, reason) in
+            [(PLAN_BYTES_MAX, Reason::BadRequest), (RUN_BYTES_MAX, Reason::TooLarge)]
+        {
+            let request = serde_json::json!({ "goal": "x".repeat(bytes) });
+            let answer = client.post::<RunStarted>("/v1/density/runs", &request).await;
+            let Err(AskError::Refused(refusal)) = answer else { panic!("{answer:?}") };
+            assert_eq!(refusal.reason, reason, "{refusal}");
+            assert_eq!(refusal.error.contains("at most 4 MiB"), reason == Reason::TooLarge);
+        }
+    }
 }

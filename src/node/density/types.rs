@@ -40,6 +40,9 @@ pub(crate) struct PlanRequest {
     pub(crate) survey: bool,
 }
 
+/// The largest plan that is taken, in bytes of JSON.
+pub(crate) const PLAN_BYTES_MAX: usize = 4 << 20;
+
 /// `POST /v1/density/runs`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]

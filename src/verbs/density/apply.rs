@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use memopt::history::{Run, RunId};
 use memopt::plan::Plan;
+use serde_json::Value;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::plan::SURVEY_PATIENCE;
@@ -14,7 +15,7 @@ use crate::cli::Output;
 use crate::cli::density::ApplyArgs;
 use crate::exit::Exit;
 use crate::node::density_types::{
-    DensityStatus, Kept, PlanRequest, RunEnd, RunRequest, RunStarted,
+    DensityStatus, Kept, PLAN_BYTES_MAX, PlanRequest, RunEnd, RunRequest, RunStarted,
 };
 use crate::output;
 use crate::state_dir::StateDir;
@@ -29,9 +30,6 @@ const LOOK_PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// Between two looks of `--watch` for something to do.
 const WATCH_PAUSE: Duration = Duration::from_secs(10);
-
-/// The longest plan that is read from a file, in bytes.
-const PLAN_BYTES_MAX: u64 = 4 << 20;
 
 /// Does it.
 ///
@@ -64,12 +62,20 @@ pub(super) fn run(state: &StateDir, args: &ApplyArgs) -> Result<Exit> {
 fn plan(args: &ApplyArgs) -> Result<Option<Plan>> {
     let Some(path) = &args.plan else { return Ok(None) };
     let name = path.display();
-    let text = regular_file::read_text(path, PLAN_BYTES_MAX)
+    let text = regular_file::read_text(path, PLAN_BYTES_MAX as u64)
         .with_context(|| format!("cannot read {name}"))?;
+    parse(&text)
+        .map(Some)
+        .with_context(|| format!("{name} is no plan: `lighter density plan --json` writes one"))
+}
+
+fn parse(text: &str) -> Result<Plan> {
     // Of the plan itself: `null` would be none, and a run without one does whatever the policy allows.
-    let plan: Plan = serde_json::from_str(&text)
-        .with_context(|| format!("{name} is no plan: `lighter density plan --json` writes one"))?;
-    Ok(Some(plan))
+    let value: Value = serde_json::from_str(text)?;
+    if !value.is_object() {
+        bail!("it is no object of JSON");
+    }
+    Ok(serde_json::from_str(text)?)
 }
 
 /// One run, to its end.
@@ -166,4 +172,18 @@ async fn has_work(client: &ApiClient, request: &RunRequest) -> Result<bool> {
     let client = client.clone().with_patience(SURVEY_PATIENCE);
     let plan: Plan = heard(client.post("/v1/density/plan", &request).await)?;
     Ok(!plan.steps.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_plan_is_told_so_in_words() {
+        for text in ["[]", "null", "7"] {
+            assert_eq!(parse(text).unwrap_err().to_string(), "it is no object of JSON", "{text}");
+        }
+        assert!(parse("{}").unwrap_err().to_string().contains("missing field"));
+        assert!(parse("").is_err());
+    }
 }

@@ -25,4 +25,4 @@ pub(crate) use node::NodePlan;
 pub(crate) use pair::{Host, Pair};
 pub(crate) use pool::Pool;
 pub(crate) use process::Pid;
-pub(crate) use program::{Done, Exit, Running, in_namespace, lighter, run};
+pub(crate) use program::{Done, Exit, Running, as_stranger, in_namespace, lighter, run};

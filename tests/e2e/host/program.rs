@@ -122,6 +122,19 @@ pub(crate) fn in_namespace(command: Command, namespace: Option<&str>) -> Command
     without_leaks(outer)
 }
 
+/// The same command for a user who owns nothing here. Others may not get to where the program was built: it is found by the working
+/// directory, which root chooses.
+pub(crate) fn as_stranger(command: &Command) -> Command {
+    let program = Path::new(command.get_program());
+    let (folder, name) =
+        (program.parent().expect("a folder"), program.file_name().expect("a name"));
+    let mut outer = Command::new("setpriv");
+    outer.args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
+    outer.arg(Path::new(".").join(name)).args(command.get_args());
+    outer.current_dir(folder).stdin(Stdio::null());
+    without_leaks(outer)
+}
+
 /// A run of the program that goes on; killed when dropped.
 #[derive(Debug)]
 pub(crate) struct Running {

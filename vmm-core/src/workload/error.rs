@@ -18,13 +18,15 @@ pub enum WorkloadError {
     /// Guest RAM cannot hold the image, the ledger and the working memory.
     #[error(
         "workload wants {wanted_bytes} bytes of working memory but guest memory has room for \
-         {available_bytes} bytes: give the guest more memory or the workload less"
+         {available_bytes} bytes: give the guest {enough_mib} MiB of memory or the workload less"
     )]
     MemoryTooSmall {
         /// Working memory asked for.
         wanted_bytes: u64,
         /// Working memory that would fit.
         available_bytes: u64,
+        /// Guest memory with which it would, MiB.
+        enough_mib: u64,
     },
     /// Guest RAM does not hold a workload guest, or one of another version.
     #[error("guest memory holds no workload guest of version {version}: was it started as one?")]

@@ -125,9 +125,14 @@ impl WorkingMemory {
         };
         let low_room = for_low.saturating_sub(ledger_pages(pages));
         if pages == 0 || pages > low_room + high_pages {
+            let wanted_bytes = wanted_bytes.unwrap_or(PAGE_BYTES);
+            let pages = wanted_bytes.div_ceil(PAGE_BYTES).max(1);
+            let least_bytes =
+                LEDGER_GPA.saturating_add((ledger_pages(pages) + pages).saturating_mul(PAGE_BYTES));
             return Err(WorkloadError::MemoryTooSmall {
-                wanted_bytes: wanted_bytes.unwrap_or(PAGE_BYTES),
+                wanted_bytes,
                 available_bytes: (for_low + high_pages) * 1024 / 1025 * PAGE_BYTES,
+                enough_mib: least_bytes.div_ceil(1 << 20),
             });
         }
         let low_gpa = LEDGER_GPA + ledger_pages(pages) * PAGE_BYTES;
@@ -173,6 +178,18 @@ mod tests {
     fn refuses_more_memory_than_the_guest_has() {
         let refused = WorkingMemory::plan(&ram(&[(0, 16 << 20)]), Some(16 << 20)).unwrap_err();
         assert!(refused.to_string().contains("room for 12570624 bytes"), "{refused}");
+    }
+
+    #[test]
+    fn says_which_memory_is_enough() {
+        for wanted_bytes in [None, Some(PAGE_BYTES), Some(8 << 20)] {
+            let refused = WorkingMemory::plan(&ram(&[(0, 4 << 20)]), wanted_bytes);
+            let Err(WorkloadError::MemoryTooSmall { enough_mib, .. }) = refused else {
+                panic!("{refused:?}");
+            };
+            let plan = |mib| WorkingMemory::plan(&ram(&[(0, (mib as usize) << 20)]), wanted_bytes);
+            assert!(plan(enough_mib).is_ok() && plan(enough_mib - 1).is_err(), "{wanted_bytes:?}");
+        }
     }
 
     #[test]

@@ -85,9 +85,12 @@ impl BlockConfig {
         let found = path
             .canonicalize()
             .map_err(|cause| DeviceError::Disk { path: path.to_path_buf(), cause })?;
-        let bytes = Disk::open_present(&found, access)?.bytes();
+        let there = Disk::open_present(&found, access)?.bytes();
+        if there < SECTOR_BYTES {
+            return Err(DeviceError::Config(no_sectors(&found, there)));
+        }
         // A file need not end with a whole sector; what is behind the last one is out of reach.
-        let bytes = bytes - bytes % SECTOR_BYTES;
+        let bytes = there - there % SECTOR_BYTES;
         let config = Self {
             path: found,
             access,
@@ -171,8 +174,7 @@ impl BlockConfig {
             return bad(format!("a disk's path is valid UTF-8, not {path}"));
         }
         if self.bytes == 0 || !self.bytes.is_multiple_of(SECTOR_BYTES) {
-            let bytes = self.bytes;
-            return bad(format!("disk {path} has {bytes} bytes; it needs at least {SECTOR_BYTES}"));
+            return bad(no_sectors(&self.path, self.bytes));
         }
         if !(1..=QUEUES_MAX).contains(&self.queues) {
             let queues = self.queues;
@@ -195,6 +197,13 @@ impl BlockConfig {
             Origin::Arriving(occupied) => staged::check_place(&self.path, occupied).map(drop),
         }
     }
+}
+
+fn no_sectors(path: &Path, bytes: u64) -> String {
+    let path = path.display();
+    format!(
+        "disk {path} has {bytes} bytes: a disk has whole sectors of {SECTOR_BYTES}, and at least one"
+    )
 }
 
 #[cfg(test)]
@@ -227,7 +236,7 @@ mod tests {
         assert!(refusal(Path::new("/nowhere/disk"), "").contains("/nowhere/disk: No such file"));
         assert!(refusal(Path::new("/"), "").contains("cannot use disk /: "));
         assert!(refusal(Path::new("/dev/null"), "").contains("neither"));
-        assert!(refusal(file(511).path(), "").contains("has 0 bytes"));
+        assert!(refusal(file(511).path(), "").contains("has 511 bytes"));
         let file = file(512);
         assert!(refusal(file.path(), "a serial").contains("serial number"));
         assert!(refusal(file.path(), &"x".repeat(21)).contains("serial number"));
