@@ -71,6 +71,11 @@ impl StateDir {
         Ok(Self { root, access: Access::Full })
     }
 
+    /// What its guests may be asked.
+    pub(crate) fn access(&self) -> Access {
+        self.access
+    }
+
     /// The same with another access to its guests.
     pub(crate) fn with_access(self, access: Access) -> Self {
         Self { access, ..self }

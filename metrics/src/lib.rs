@@ -28,9 +28,9 @@ pub use catalogue::{Counted, Scraped, definitions, density_definitions};
 pub use definition::{CatalogueError, Definition, Kind, LabelDefinition, LabelValues, Unit};
 pub use density::{
     Actuator, BalloonSample, DensityCounted, DensityGuest, DensityHost, DensitySample,
-    DensityScraped, Hindrance, KsmSample, Level, LookSample, MissedReason, PageSize, PoolSample,
-    PressureSample, RunOutcome, RunTrigger, ScheduleName, ScheduleSample, Stall, StatisticsSample,
-    Verdict, Vmm,
+    DensityScraped, Finding, Hindrance, KsmSample, Level, LookSample, MissedReason, PageSize,
+    PoolSample, PressureSample, RunOutcome, RunTrigger, ScheduleName, ScheduleSample, Stall,
+    StatisticsSample, SurveySample, Verdict, Vmm, WindowEnd,
 };
 pub use exporter::{CONTENT_TYPE, Exporter, RenderError};
 pub use family::{Buckets, Counter, DowntimeBuckets, DurationBuckets, Gauge, Histogram};

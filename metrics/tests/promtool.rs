@@ -6,10 +6,11 @@ use std::time::{Duration, SystemTime};
 
 use metrics::{
     Actuator, BalloonSample, DensityCounted, DensityGuest, DensityHost, DensitySample,
-    DepartedSample, Direction, Exporter, FailureReason, GuestSample, GuestState, Hindrance,
-    HostMemory, KsmSample, Level, LookSample, MigrationSample, MissedReason, NetworkFlow,
-    NetworkSample, PageSize, Phase, PoolSample, PressureSample, RefusalReason, RunOutcome,
-    RunTrigger, ScheduleSample, Snapshot, StatisticsSample, Traffic, Verdict, Vmm,
+    DepartedSample, Direction, Exporter, FailureReason, Finding, GuestSample, GuestState,
+    Hindrance, HostMemory, KsmSample, Level, LookSample, MigrationSample, MissedReason,
+    NetworkFlow, NetworkSample, PageSize, Phase, PoolSample, PressureSample, RefusalReason,
+    RunOutcome, RunTrigger, ScheduleSample, Snapshot, StatisticsSample, SurveySample, Traffic,
+    Verdict, Vmm, WindowEnd,
 };
 
 fn migration() -> MigrationSample {
@@ -102,6 +103,10 @@ fn guest_in_need() -> DensityGuest {
         is_spared: true,
         hindrance: Some(Hindrance::Paused),
         benched: vec![Actuator::Balloon],
+        survey: Some(SurveySample {
+            age: Duration::from_secs(60),
+            found: vec![(Finding::Present, 300 << 20), (Finding::Zero, 80 << 20)],
+        }),
         balloon: Some(balloon),
     }
 }
@@ -152,6 +157,8 @@ fn count_density(counted: &DensityCounted) {
         &counted.looks,
         &counted.looks_failed,
         &counted.plans,
+        &counted.surveys,
+        &counted.surveys_failed,
         &counted.reliefs,
         &counted.reliefs_failed,
     ] {
@@ -160,6 +167,7 @@ fn count_density(counted: &DensityCounted) {
     counted.runs_started.inc(&(trigger,));
     counted.runs_not_begun.inc(&(trigger,));
     counted.runs_ended.inc(&(trigger, RunOutcome::Reached));
+    counted.windows.inc(&(WindowEnd::Flat,));
     counted.run_duration.observe(&(trigger,), 3.0);
     counted.steps.inc(&(actuator,));
     counted.steps_failed.inc(&(actuator,));

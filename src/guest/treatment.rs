@@ -16,8 +16,8 @@ const CHUNK_BYTES: u64 = 2 << 20;
 /// Most runs of chunks in one request: each may be two mappings more, and a process has 65,530 (`vm.max_map_count`).
 const RUNS_MAX: usize = 12_000;
 
-/// What is treated at once, bytes: for so long the guest stands still when its pages are compared with its template's or with zeros, and
-/// whoever wants to migrate it, or to know how it is, has to wait.
+/// What is treated at once, bytes: for as long as that takes, whoever wants to migrate the guest, or to know how it is, has to wait, and
+/// it stands still while pages are dropped that are as in its template or zero.
 const PIECE_BYTES: u64 = 8 << 20;
 
 /// Between two pieces: who waits for what is held gets it, for std's mutex by itself is as good to the one who has just had it.
@@ -88,7 +88,7 @@ fn one(vm: &Vm, range: &Range<u64>, treatment: MemoryTreatment) -> vmm_core::Res
         MemoryTreatment::Merge => Treatment::Merge,
         MemoryTreatment::Unmerge => Treatment::Unmerge,
         MemoryTreatment::Collapse => Treatment::Collapse,
-        MemoryTreatment::Share => return vm.share_with_template(range).map(drop),
+        MemoryTreatment::Share => return vm.share_with_template(range, &mut PageMap::open()?),
         MemoryTreatment::DropZeros => return vm.drop_zeros(range, &mut PageMap::open()?),
     };
     Ok(vm.ram().treat(range, treatment)?)

@@ -15,7 +15,7 @@ use crate::ended::Ended;
 use crate::exit::Exit;
 use crate::names::GuestName;
 use crate::output;
-use crate::state_dir::{GuestDir, StateDir};
+use crate::state_dir::{Access, GuestDir, StateDir};
 use crate::table::Table;
 use crate::units::{format_size, format_uptime};
 
@@ -142,8 +142,14 @@ fn resting(state: &StateDir, live: &[Listed]) -> Result<(Vec<OffGuest>, Vec<Ende
     let is_off = |name: &GuestName| live.iter().all(|guest| guest.name() != name);
     let mut past = state.ended().list();
     past.retain(|ended| is_off(&ended.name));
-    let defined = state.definitions().list()?.into_iter().filter(|it| is_off(&it.name));
-    let off = defined.map(|definition| {
+    let defined = match state.definitions().list() {
+        Err(error) if state.access() == Access::ReadOnly => {
+            output::note(format_args!("guests that are off are left out: {error:#}"));
+            Vec::new()
+        }
+        listed => listed?,
+    };
+    let off = defined.into_iter().filter(|it| is_off(&it.name)).map(|definition| {
         let ended = past.iter().position(|ended| ended.name == definition.name);
         OffGuest::new(definition, ended.map(|index| past.remove(index)))
     });

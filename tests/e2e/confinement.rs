@@ -121,10 +121,13 @@ fn who_has_no_right_to_something_is_told_so() {
         &["undefine", "off-1"],
         &["autostart", "off-1"],
         &["--readonly", "show", "off-1"],
-        &["--readonly", "ls", "--all"],
     ] {
         stranger(verb).complains(Exit::Failed, &["definitions", "Permission denied"]);
     }
+    let listed = stranger(&["--readonly", "ls", "--all"]).ok();
+    assert!(listed.stdout.contains("web-1"), "{listed:#?}");
+    let words = ["guests that are off are left out", "Permission denied"];
+    assert!(words.iter().all(|word| listed.stderr.contains(word)), "{listed:#?}");
     let done = stranger(&["destroy", "web-1"]);
     assert!(!done.stderr.contains("nobody answers"), "{done:#?}");
     done.complains(Exit::Failed, &["no right to use", "Permission denied"]);

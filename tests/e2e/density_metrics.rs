@@ -15,7 +15,7 @@ use crate::metrics::{scrape, value};
 /// older than Linux 6.12, has no disk, frees nothing and holds next to nothing beyond its need, so that little is expected and either
 /// sign may come back; and nothing here fails to deliver or to be done. That these are shown when they do is
 /// tested where they are filled in: in `metrics/tests/promtool.rs`, and in `src/node/density/`.
-const NOT_HERE: [&str; 22] = [
+const NOT_HERE: [&str; 24] = [
     "lighter_balloon_reported_bytes_total",
     "lighter_balloon_stuck",
     "lighter_density_expected_bytes_total",
@@ -26,6 +26,7 @@ const NOT_HERE: [&str; 22] = [
     "lighter_density_host_benched",
     "lighter_density_reliefs_failed_total",
     "lighter_density_steps_failed_total",
+    "lighter_density_surveys_failed_total",
     "lighter_density_verified_bytes_total",
     "lighter_guest_stats_age_seconds",
     "lighter_guest_stats_allocation_stalls_total",
@@ -37,6 +38,8 @@ const NOT_HERE: [&str; 22] = [
     "lighter_host_hugetlb_",
     "lighter_host_memory_pressure_ratio",
     "lighter_host_memory_swapped_bytes",
+    // In `surveys.rs`.
+    "lighter_ksm_windows_total",
     "lighter_ksm_zero_pages",
 ];
 

@@ -9,6 +9,7 @@ use crate::density::{node_uses, write_settings};
 use crate::host::checks::{await_life, cost, memory_is_intact, nothing_left_behind};
 use crate::host::ksm::{KsmTurn, merged_pages};
 use crate::host::{Guest, GuestPlan, Host, Migration, Pair, wait};
+use crate::metrics::{scrape, value};
 
 /// Pages of the guests here, and the least of them that belong to the workload.
 const PAGES: u64 = 64 << 8;
@@ -186,6 +187,11 @@ fn what_is_alike_and_still_is_merged_and_what_is_written_stays_huge() {
     let why = "everything was looked at, and the profit stays the same";
     assert_eq!(of_kind("stop-ksm")[0]["action"]["reason"], why, "{run:#}");
 
+    let page = scrape(&pair.a);
+    assert_eq!(value(&page, "lighter_ksm_windows_total", &[("end", "flat")]), Some(1.0), "{page}");
+    assert!(value(&page, "lighter_density_surveys_total", &[]) >= Some(3.0), "{page}");
+    let zeros = [("guest", "one"), ("finding", "zero")];
+    assert!(value(&page, "lighter_density_guest_surveyed_bytes", &zeros) > Some(0.0), "{page}");
     assert_eq!(merged_pages(bank.pid()), 0, "it is of another domain");
     for guest in &shop {
         let (marked, huge) = marked_and_huge(guest);

@@ -1,8 +1,8 @@
 //! The entries of memory optimization. The rules of the other catalogue hold here too, and its tests see to it.
 
 use super::labels::{
-    Actuator, Hindrance, Level, MissedReason, PageSize, RunOutcome, RunTrigger, ScheduleName,
-    Stall, Verdict, Vmm,
+    Actuator, Finding, Hindrance, Level, MissedReason, PageSize, RunOutcome, RunTrigger,
+    ScheduleName, Stall, Verdict, Vmm, WindowEnd,
 };
 use crate::definition::{CatalogueError, Definition, Unit};
 use crate::entries::{catalogue, definition};
@@ -40,6 +40,12 @@ catalogue! {
             "Bytes that steps were seen to bring back to the host.";
         given: Counter<(Actuator,)> = "lighter_density_given_bytes_total", Bytes,
             "Bytes that steps were seen to cost the host: memory that guests got back, or losses.";
+        surveys: Counter<()> = "lighter_density_surveys_total", Count,
+            "Looks at the pages of a guest.";
+        surveys_failed: Counter<()> = "lighter_density_surveys_failed_total", Count,
+            "Looks at the pages of a guest that came to nothing: it did not answer, or left.";
+        windows: Counter<(WindowEnd,)> = "lighter_ksm_windows_total", Count,
+            "Windows in which this node drove ksmd, by why they ended.";
         reliefs: Counter<()> = "lighter_density_reliefs_total", Count,
             "Times that a guest got memory back outside of runs, since it needs more than it was left.";
         reliefs_failed: Counter<()> = "lighter_density_reliefs_failed_total", Count,
@@ -121,6 +127,10 @@ catalogue! {
             "What merging a guest saves less what the records of it take; signed, and counted too high between guests.";
         guest_swapped: Gauge<(GuestName,)> = "lighter_density_guest_swapped_bytes", Bytes,
             "The part of a guest's memory that the host has swapped out.";
+        guest_survey_age: Gauge<(GuestName,)> = "lighter_density_guest_survey_age_seconds", Seconds,
+            "How long ago a guest's pages were looked at; absent when they were not.";
+        guest_surveyed: Gauge<(GuestName, Finding)> = "lighter_density_guest_surveyed_bytes", Bytes,
+            "Memory of a guest by what the last look at its pages found, with what was done since.";
         guest_demand: Gauge<(GuestName,)> = "lighter_density_guest_demand_bytes", Bytes,
             "What a guest is taken to need: it rises at once and falls slowly.";
         guest_pain: Gauge<(GuestName,)> = "lighter_density_guest_spared", State,

@@ -3,6 +3,7 @@
 use super::catalogue::{DensityCounted, DensityScraped};
 use super::labels::{
     Actuator, Hindrance, Level, MissedReason, RunOutcome, RunTrigger, ScheduleName, Stall, Verdict,
+    WindowEnd,
 };
 use super::sample::{
     BalloonSample, DensityGuest, DensityHost, DensitySample, KsmSample, ScheduleSample,
@@ -17,6 +18,8 @@ pub(crate) fn show_zeros(counted: &DensityCounted) {
         &counted.looks,
         &counted.looks_failed,
         &counted.plans,
+        &counted.surveys,
+        &counted.surveys_failed,
         &counted.reliefs,
         &counted.reliefs_failed,
     ] {
@@ -29,6 +32,9 @@ pub(crate) fn show_zeros(counted: &DensityCounted) {
         for outcome in RunOutcome::ALL {
             counted.runs_ended.add(&(*trigger, *outcome), 0.0);
         }
+    }
+    for end in WindowEnd::ALL {
+        counted.windows.add(&(*end,), 0.0);
     }
     for actuator in Actuator::ALL {
         for counter in [
@@ -147,6 +153,12 @@ fn guest(families: &DensityScraped, sample: &DensityGuest) {
     for actuator in Actuator::ALL {
         let holds = sample.benched.contains(actuator);
         families.guest_benched.set(&(name(), *actuator), flag(holds));
+    }
+    if let Some(survey) = &sample.survey {
+        families.guest_survey_age.set(&(name(),), survey.age.as_secs_f64());
+        for (finding, bytes) in &survey.found {
+            families.guest_surveyed.set(&(name(), *finding), number(*bytes));
+        }
     }
     if let Some(sample) = &sample.balloon {
         balloon(families, &(name(),), sample);

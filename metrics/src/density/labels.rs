@@ -81,6 +81,40 @@ fixed_label! {
 }
 
 fixed_label! {
+    /// Why a window in which ksmd was driven ended.
+    WindowEnd as "end" {
+        /// Everything was looked at, and merging gains hardly anything more.
+        Flat = "flat",
+        /// Its time was over.
+        TimeUsed = "time_used",
+        /// No process lets its memory be merged.
+        NothingToMerge = "nothing_to_merge",
+        /// Somebody else changed a setting of ksmd.
+        Foreign = "foreign",
+        /// It was called off.
+        CalledOff = "called_off",
+        /// ksmd could not be driven any more.
+        Failed = "failed",
+    }
+}
+
+fixed_label! {
+    /// What a look at a guest's pages found. A page may be of several.
+    Finding as "finding" {
+        /// They are there, and the guest's own.
+        Present = "present",
+        /// They are zero.
+        Zero = "zero",
+        /// They have an equal in the merge domain, and are not zero.
+        Duplicate = "duplicate",
+        /// They are as in the guest's template.
+        Template = "template",
+        /// They were written between two looks.
+        Written = "written",
+    }
+}
+
+fixed_label! {
     /// How short of memory the host is.
     Level as "level" {
         /// It has enough.

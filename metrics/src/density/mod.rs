@@ -12,10 +12,10 @@ mod sample;
 pub use catalogue::{DensityCounted, DensityScraped};
 pub(crate) use fill::{fill, show_zeros};
 pub use labels::{
-    Actuator, Hindrance, Level, MissedReason, PageSize, RunOutcome, RunTrigger, ScheduleName,
-    Stall, Verdict, Vmm,
+    Actuator, Finding, Hindrance, Level, MissedReason, PageSize, RunOutcome, RunTrigger,
+    ScheduleName, Stall, Verdict, Vmm, WindowEnd,
 };
 pub use sample::{
     BalloonSample, DensityGuest, DensityHost, DensitySample, KsmSample, LookSample, PoolSample,
-    PressureSample, ScheduleSample, StatisticsSample,
+    PressureSample, ScheduleSample, StatisticsSample, SurveySample,
 };

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use super::labels::{Actuator, Hindrance, Level, MissedReason, PageSize, Vmm};
+use super::labels::{Actuator, Finding, Hindrance, Level, MissedReason, PageSize, Vmm};
 
 /// What memory optimization has seen and is about to do.
 #[derive(Debug, Clone, Default)]
@@ -140,8 +140,19 @@ pub struct DensityGuest {
     pub hindrance: Option<Hindrance>,
     /// The actuators that are not used for it.
     pub benched: Vec<Actuator>,
+    /// What a look at its pages found; absent without one.
+    pub survey: Option<SurveySample>,
     /// Its balloon; absent when it has none.
     pub balloon: Option<BalloonSample>,
+}
+
+/// What a look at a guest's pages found.
+#[derive(Debug, Clone)]
+pub struct SurveySample {
+    /// How old that is.
+    pub age: Duration,
+    /// Bytes of each kind.
+    pub found: Vec<(Finding, u64)>,
 }
 
 /// A guest's balloon.

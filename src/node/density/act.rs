@@ -11,8 +11,10 @@ use anyhow::{Context, Result, bail};
 use memopt::ksm::{Budget, Control, Driver, End, KsmError, Options, Window};
 use memopt::observe::Sources;
 use memopt::plan::{Action, ChunkRange};
+use metrics::DensityCounted;
 
 use super::foreign::ForeignGuests;
+use super::tally::of_window_end;
 use crate::api::ApiClient;
 use crate::api::memory::{MemoryTreatment, TreatedMemory, TreatmentRequest};
 use crate::api::types::{BalloonInfo, BalloonRequest};
@@ -34,6 +36,7 @@ pub(super) struct Actor {
     journal: PathBuf,
     foreign: Option<Arc<ForeignGuests>>,
     window: Mutex<Option<KsmWindow>>,
+    counted: Arc<DensityCounted>,
 }
 
 /// ksmd, driven by a thread.
@@ -47,9 +50,13 @@ struct KsmWindow {
 
 impl Actor {
     /// Acts on this host, on the guests below `state`, and on those that other programs run.
-    pub(super) fn new(state: StateDir, foreign: Option<Arc<ForeignGuests>>) -> Self {
-        let journal = state.ksm_journal();
-        Self { state, sources: Sources::system(), journal, foreign, window: Mutex::default() }
+    pub(super) fn new(
+        state: StateDir,
+        foreign: Option<Arc<ForeignGuests>>,
+        counted: Arc<DensityCounted>,
+    ) -> Self {
+        let (journal, sources) = (state.ksm_journal(), Sources::system());
+        Self { state, sources, journal, foreign, window: Mutex::default(), counted }
     }
 
     /// Puts ksmd back to how it was set before a node was killed that drove it.
@@ -162,18 +169,18 @@ impl Actor {
         let (control, _restored) = Control::open(&self.sources, &self.journal)?;
         let mut driver = Driver::new(&self.sources, control, Window::new(budget, Options::GUESTS));
         let (cancel, cancelled) = channel();
-        let thread = std::thread::Builder::new().name("ksm".to_owned()).spawn(move || match driver
-            .run(KSM_TICK, &cancelled)
-        {
-            Ok(outcome) => {
-                tracing::info!(?outcome, "the window of ksmd is over");
-                Some(outcome.end)
+        let counted = Arc::clone(&self.counted);
+        let drive = move || {
+            let outcome = driver.run(KSM_TICK, &cancelled);
+            match &outcome {
+                Ok(outcome) => tracing::info!(?outcome, "the window of ksmd is over"),
+                Err(error) => tracing::warn!(%error, "ksmd cannot be driven any more"),
             }
-            Err(error) => {
-                tracing::warn!(%error, "ksmd cannot be driven any more");
-                None
-            }
-        });
+            let end = outcome.ok().map(|outcome| outcome.end);
+            counted.windows.inc(&(of_window_end(end),));
+            end
+        };
+        let thread = std::thread::Builder::new().name("ksm".to_owned()).spawn(drive);
         let thread = thread.context("cannot start a thread")?;
         *self.window() = Some(KsmWindow { cancel, thread });
         Ok(())

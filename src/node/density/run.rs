@@ -171,7 +171,7 @@ impl Runner {
 
     /// Does the steps of one plan, waits until they have settled, and checks what came of them.
     async fn round(&mut self, steps: &[Step]) -> Result<()> {
-        let policy = &self.task.policy;
+        let policy = &self.task.policy.clone();
         let is_concerned =
             |guest: &Guest| steps.iter().any(|step| verify::concerns(step, guest, policy));
         // What guests cost before is held against what they cost afterwards: both exactly.
@@ -179,7 +179,7 @@ impl Runner {
         let concerned = before.guests.iter().filter(|guest| is_concerned(guest));
         let names: BTreeSet<String> = concerned.map(|guest| guest.name.clone()).collect();
         let first = self.density.records.put_down(self.id, steps);
-        let (mut pending, mut is_given) = (Vec::new(), false);
+        let (mut pending, mut is_given) = (Vec::<Pending>::new(), false);
         for (index, step) in (first..).zip(steps) {
             if self.must_end().is_some() {
                 break;
@@ -187,6 +187,11 @@ impl Runner {
             // What guests have given back by now is not what merging brings.
             if std::mem::replace(&mut is_given, is_given_at_once(&step.action)) && !is_given {
                 before = self.density.look(policy, &is_concerned).await?;
+                let is_given =
+                    |pending: &Pending| is_given_at_once(&pending.expectation.step.action);
+                let (given, rest) = pending.into_iter().partition(is_given);
+                self.check_all(given, &before).await;
+                pending = rest;
             }
             let expectation = Expectation::of(step, &before, policy);
             let done = self.density.actor.perform(&step.action).await;
@@ -235,9 +240,7 @@ impl Runner {
             let (over, rest): (Vec<_>, Vec<_>) =
                 pending.into_iter().partition(|pending| is_over(pending, &now));
             pending = rest;
-            for step in over {
-                self.check(&step, &now).await;
-            }
+            self.check_all(over, &now).await;
         }
         Ok(())
     }
@@ -264,6 +267,12 @@ impl Runner {
     /// What ksmd was to do, and it has ended its window.
     fn window_is_over(&self, pending: &Pending) -> bool {
         is_of_window(pending) && !self.density.actor.drives_ksm()
+    }
+
+    async fn check_all(&mut self, steps: Vec<Pending>, now: &Situation) {
+        for step in steps {
+            self.check(&step, now).await;
+        }
     }
 
     async fn check(&mut self, pending: &Pending, now: &Situation) {

@@ -87,7 +87,7 @@ impl Density {
             SwitchArg::On => claim_foreign_guests()?,
             SwitchArg::Off => None,
         };
-        let actor = Actor::new(state.clone(), foreign.clone());
+        let actor = Actor::new(state.clone(), foreign.clone(), Arc::clone(&counted));
         if let Err(error) = actor.recover() {
             tracing::warn!("ksmd cannot be put back to how it was set: {error}");
         }
@@ -232,10 +232,14 @@ impl Density {
         let situation = self.look(policy, &NOBODY).await?;
         let domains = survey::domains(&situation, policy, wanted);
         let mut asked = survey::survey(&self.state, &domains, policy);
+        let mut waiting: usize = domains.iter().map(Vec::len).sum();
         while let Some(found) = asked.join_next().await {
             let found = found.context("a look at guests' pages broke down")?;
+            self.tally.surveyed(found.len(), 0);
+            waiting -= found.len();
             self.mind.lock().await.surveys.keep(found, begun);
         }
+        self.tally.surveyed(0, waiting);
         Ok(!domains.is_empty())
     }
 

@@ -4,13 +4,16 @@ use std::time::Duration;
 
 use memopt::ledger::{GuestLedger, Ledger, Level};
 use memopt::policy::{self, Policy};
-use memopt::situation::{Balloon, Guest, Hindrance, Host, Ksm, Pool, Situation, Statistics, Vmm};
+use memopt::situation::{
+    Balloon, Chunk, Guest, Hindrance, Host, Ksm, Pool, Situation, Statistics, Survey, Vmm,
+};
 use metrics::{
-    BalloonSample, DensityGuest, DensityHost, KsmSample, LookSample, PageSize, PoolSample,
-    PressureSample, StatisticsSample,
+    BalloonSample, DensityGuest, DensityHost, Finding, KsmSample, LookSample, PageSize, PoolSample,
+    PressureSample, StatisticsSample, SurveySample,
 };
 
 use super::tally::of_actuator;
+use crate::units::PAGE_BYTES;
 
 /// All of it, with what is remembered of guests.
 pub(super) fn look(situation: &Situation, ledger: &Ledger, policy: &Policy) -> LookSample {
@@ -96,8 +99,23 @@ fn guest(guest: &Guest, ledger: &Ledger, policy: &Policy, now: Duration) -> Dens
             Hindrance::Unreachable => metrics::Hindrance::Unreachable,
         }),
         benched: benched(ledger, Some(&guest.name)),
+        survey: guest.survey.as_ref().map(survey),
         balloon: guest.balloon.as_ref().map(|it| balloon(it, known, policy, now)),
     }
+}
+
+fn survey(survey: &Survey) -> SurveySample {
+    let bytes = |pages: fn(&Chunk) -> u16| -> u64 {
+        survey.chunks.iter().map(|chunk| u64::from(pages(chunk)) * PAGE_BYTES).sum()
+    };
+    let found = vec![
+        (Finding::Present, bytes(|chunk| chunk.present_pages)),
+        (Finding::Zero, bytes(|chunk| chunk.zero_pages)),
+        (Finding::Duplicate, bytes(|chunk| chunk.duplicate_pages)),
+        (Finding::Template, bytes(|chunk| chunk.template_pages)),
+        (Finding::Written, bytes(|chunk| chunk.written_pages)),
+    ];
+    SurveySample { age: survey.age, found }
 }
 
 fn balloon(

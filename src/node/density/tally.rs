@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use memopt::ksm::End;
 use memopt::ledger::Ledger;
 use memopt::plan::Action;
 use memopt::policy;
@@ -12,7 +13,7 @@ use memopt::situation::Situation;
 use memopt::verify::{self, Outcome};
 use metrics::{
     Actuator, DensityCounted, DensitySample, LookSample, MissedReason, RunOutcome, RunTrigger,
-    ScheduleSample, Verdict,
+    ScheduleSample, Verdict, WindowEnd,
 };
 
 use super::shown;
@@ -110,6 +111,12 @@ impl Tally {
         self.counted.given.add(&labels, -(outcome.returned_bytes as f64));
     }
 
+    /// So many guests' pages were looked at, and of so many it came to nothing.
+    pub(super) fn surveyed(&self, looks: usize, failed: usize) {
+        self.counted.surveys.add(&(), looks as f64);
+        self.counted.surveys_failed.add(&(), failed as f64);
+    }
+
     /// A guest got memory back, outside of any run.
     pub(super) fn relieved(&self) {
         self.counted.reliefs.inc(&());
@@ -198,6 +205,18 @@ fn of_lost(why: &Lost) -> MissedReason {
         Lost::Superseded => MissedReason::Superseded,
         Lost::Overlapped(_) => MissedReason::Overlapped,
         Lost::WindowOver => MissedReason::WindowOver,
+    }
+}
+
+/// The label of the end of a window; absent when ksmd could not be driven any more.
+pub(super) fn of_window_end(end: Option<End>) -> WindowEnd {
+    match end {
+        Some(End::Flat) => WindowEnd::Flat,
+        Some(End::TimeUsed) => WindowEnd::TimeUsed,
+        Some(End::NothingToMerge) => WindowEnd::NothingToMerge,
+        Some(End::Foreign(_)) => WindowEnd::Foreign,
+        Some(End::CalledOff) => WindowEnd::CalledOff,
+        None => WindowEnd::Failed,
     }
 }
 

@@ -18,6 +18,7 @@ pub(crate) mod numa;
 mod pool;
 mod process;
 mod ram;
+mod runs;
 
 pub(crate) use backing::TemplateImage;
 pub use config::{HugePages, MemoryConfig, MergeDomain, Prealloc};

@@ -9,7 +9,9 @@ use vm_memory::{
 };
 
 use super::backing::{Backing, TemplateImage, populate};
-use super::{CHUNK_PAGES, MemoryConfig, MemoryError, PAGE_BYTES, PageMap, RamLayout, RamRegion};
+use super::{
+    CHUNK_PAGES, MemoryConfig, MemoryError, PAGE_BYTES, PageMap, RamLayout, RamRegion, runs,
+};
 use crate::raw_memory::Part;
 
 /// Guest memory as rust-vmm crates see it, remembering what is written through it.
@@ -140,15 +142,8 @@ impl GuestRam {
     /// # Errors
     /// [`MemoryError::NoSuchAddress`] when the range is not RAM or not whole pages, [`MemoryError::Share`].
     pub(crate) fn share(&self, range: &Range<u64>) -> Result<u64, MemoryError> {
-        let len = range.end.saturating_sub(range.start) as usize;
-        let nowhere = || MemoryError::NoSuchAddress { gpa: range.start, len };
-        let (index, offset) = self.find(range).ok_or_else(nowhere)?;
-        let (Some(region), Some(place)) =
-            (self.memory.iter().nth(index), self.layout.regions().get(index))
-        else {
-            return Err(nowhere());
-        };
-        self.backing.share(region, place, offset, len).map_err(|cause| MemoryError::Share { cause })
+        let (part, place) = self.part(range)?;
+        self.backing.share(place, part).map_err(|cause| MemoryError::Share { cause })
     }
 
     /// Makes small pages of the huge ones in `range`, and has the kernel make no new ones there.
@@ -168,22 +163,54 @@ impl GuestRam {
         range: &Range<u64>,
         map: &mut PageMap,
     ) -> Result<Vec<Range<u64>>, MemoryError> {
-        let (mut runs, mut page) = (Vec::<Range<u64>>::new(), [0; PAGE_BYTES]);
+        let (mut first, mut page) = ([0; 8], [0; PAGE_BYTES]);
+        self.own_runs(range, map, |gpa| {
+            self.read(gpa, &mut first)?;
+            if first != [0; 8] {
+                return Ok(false);
+            }
+            self.read(gpa, &mut page)?;
+            Ok(page == [0; PAGE_BYTES])
+        })
+    }
+
+    /// The runs of pages in `range` that are the guest's own copies, as `map` tells, and as in its template, in order of their
+    /// addresses.
+    ///
+    /// # Errors
+    /// As [`Self::zeros`]; [`MemoryError::ReadTemplate`].
+    pub(crate) fn copies(
+        &self,
+        range: &Range<u64>,
+        map: &mut PageMap,
+    ) -> Result<Vec<Range<u64>>, MemoryError> {
+        let (mut own, mut theirs) = ([0; PAGE_BYTES], [0; PAGE_BYTES]);
+        self.own_runs(range, map, |gpa| {
+            if !self.read_template(gpa, &mut theirs)? {
+                return Ok(false);
+            }
+            self.read(gpa, &mut own)?;
+            Ok(own == theirs)
+        })
+    }
+
+    /// The runs of the guest's own pages in `range` of whose addresses `is_meant` holds.
+    fn own_runs(
+        &self,
+        range: &Range<u64>,
+        map: &mut PageMap,
+        mut is_meant: impl FnMut(u64) -> Result<bool, MemoryError>,
+    ) -> Result<Vec<Range<u64>>, MemoryError> {
+        let mut found = Vec::new();
         for pages in map.own_pages(self, range)? {
             for number in 0..pages.count {
                 let gpa = pages.start + number * PAGE_BYTES as u64;
-                self.read(gpa, &mut page)?;
-                if page != [0; PAGE_BYTES] {
-                    continue;
-                }
-                let end = gpa + PAGE_BYTES as u64;
-                match runs.last_mut() {
-                    Some(last) if last.end == gpa => last.end = end,
-                    _ => runs.push(gpa..end),
+                if is_meant(gpa)? {
+                    runs::add(&mut found, gpa..gpa + PAGE_BYTES as u64);
                 }
             }
         }
-        Ok(runs)
+        Ok(found)
     }
 
     /// Gives those pages of `range` back that are zero, as far as that brings memory back. The guest reads what it did before; nobody

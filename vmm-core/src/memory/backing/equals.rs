@@ -1,50 +1,29 @@
 //! Giving back what can be had again for nothing: pages that are as the guest's template has them, and pages of zeros.
 
+use std::io::{Error, Result};
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 
-use vm_memory::bitmap::AtomicBitmap;
-use vm_memory::{Bytes, GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress};
+use vm_memory::{Bytes, MemoryRegionAddress};
 
 use super::blocks::BLOCK_BYTES;
 use super::{Backing, Kind};
-use crate::memory::{MemoryError, PAGE_BYTES, RamRegion};
+use crate::memory::{MemoryError, PAGE_BYTES, RamRegion, runs};
 use crate::raw_memory::{self, Advice, Part};
 
+/// What is compared at once: both sides fit a first-level cache.
+const COMPARED_BYTES: usize = 4 * PAGE_BYTES;
+
 impl Backing {
-    /// Gives the guest's own copies of a template's pages back where they are as the template has them. Nobody may write to
+    /// Gives the guest's own copies of a template's pages in a part back where they are as the template has them. Nobody may write to
     /// the guest's memory meanwhile. Returns the bytes that are as in the template, whether there were copies of them or not.
     ///
     /// # Errors
     /// The file cannot be read, or the system's answer.
-    pub(in crate::memory) fn share(
-        &self,
-        region: &GuestRegionMmap<AtomicBitmap>,
-        place: &RamRegion,
-        offset: usize,
-        len: usize,
-    ) -> std::io::Result<u64> {
-        let (Kind::Template(replaced), Some(template)) = (&self.kind, region.file_offset()) else {
-            return Ok(0);
-        };
-        let (mut own, mut theirs) = (vec![0; BLOCK_BYTES], vec![0; BLOCK_BYTES]);
-        let (mut shared, mut at) = (0, offset);
-        while at < offset + len {
-            let next = (offset + len).min((at / BLOCK_BYTES + 1) * BLOCK_BYTES);
-            let (own, theirs) = (&mut own[..next - at], &mut theirs[..next - at]);
-            if !replaced.blocks.has(place, at) {
-                template.file().read_exact_at(theirs, template.start() + at as u64)?;
-                let from = MemoryRegionAddress(at as u64);
-                region.read_slice(own, from).map_err(std::io::Error::other)?;
-                for run in equal_runs(own, theirs) {
-                    // What is dropped reads as the template again, which is what it was.
-                    raw_memory::drop_copies(Part::new(region, at + run.start, run.len())?)?;
-                    shared += run.len() as u64;
-                }
-            }
-            at = next;
-        }
-        Ok(shared)
+    pub(in crate::memory) fn share(&self, place: &RamRegion, part: Part<'_>) -> Result<u64> {
+        // What is dropped reads as the template again, which is what it was.
+        drop_equals(part, raw_memory::drop_copies, |at, theirs| {
+            self.read_template(part.region(), place, at, theirs)
+        })
     }
 
     /// Makes small pages of the huge ones that a part lies in, and has the kernel make no new ones there. Linux 6.12 and later give
@@ -52,7 +31,10 @@ impl Backing {
     ///
     /// # Errors
     /// [`MemoryError::KeepsAll`].
-    pub(in crate::memory) fn break_up(&self, part: Part<'_>) -> Result<(), MemoryError> {
+    pub(in crate::memory) fn break_up(
+        &self,
+        part: Part<'_>,
+    ) -> std::result::Result<(), MemoryError> {
         if self.config.is_populated() || matches!(self.kind, Kind::Pool) {
             return Err(MemoryError::KeepsAll);
         }
@@ -73,46 +55,49 @@ impl Backing {
     ///
     /// # Errors
     /// The system's answer.
-    pub(in crate::memory) fn drop_zeros(
-        &self,
-        place: &RamRegion,
-        part: Part<'_>,
-    ) -> std::io::Result<u64> {
-        let region = part.region();
-        let is_anonymous = |at: usize| match &self.kind {
-            Kind::Anonymous => true,
-            Kind::Pool => false,
-            Kind::Template(replaced) => replaced.blocks.has(place, at),
-        };
-        let (mut own, zeros) = (vec![0; BLOCK_BYTES], vec![0; BLOCK_BYTES]);
-        let mut dropped = 0;
-        for range in part.blocks(BLOCK_BYTES).map(|block| block.range()) {
-            if !is_anonymous(range.start) {
-                continue;
-            }
-            let own = &mut own[..range.len()];
-            region
-                .read_slice(own, MemoryRegionAddress(range.start as u64))
-                .map_err(std::io::Error::other)?;
-            for run in equal_runs(own, &zeros[..range.len()]) {
-                raw_memory::drop_anonymous(Part::new(region, range.start + run.start, run.len())?)?;
-                dropped += run.len() as u64;
-            }
-        }
-        Ok(dropped)
+    pub(in crate::memory) fn drop_zeros(&self, place: &RamRegion, part: Part<'_>) -> Result<u64> {
+        drop_equals(part, raw_memory::drop_anonymous, |at, theirs| {
+            theirs.fill(0);
+            Ok(match &self.kind {
+                Kind::Anonymous => true,
+                Kind::Pool => false,
+                Kind::Template(replaced) => replaced.blocks.has(place, at),
+            })
+        })
     }
 }
 
-/// The runs of whole pages that are the same in both, which are equally long.
-fn equal_runs(own: &[u8], theirs: &[u8]) -> Vec<Range<usize>> {
-    let mut runs: Vec<Range<usize>> = Vec::new();
-    let pages = own.chunks_exact(PAGE_BYTES).zip(theirs.chunks_exact(PAGE_BYTES)).enumerate();
-    for (index, _) in pages.filter(|(_, (own, theirs))| own == theirs) {
-        let page = index * PAGE_BYTES..(index + 1) * PAGE_BYTES;
-        match runs.last_mut() {
-            Some(last) if last.end == page.start => last.end = page.end,
-            _ => runs.push(page),
+/// Drops, with `drop`, those pages of a part that are as `read` tells for the place in the region; nothing where it tells nothing.
+/// What lies together goes at once: a huge page is given back whole. Returns their bytes.
+fn drop_equals(
+    part: Part<'_>,
+    drop: fn(Part<'_>) -> Result<()>,
+    mut read: impl FnMut(usize, &mut [u8]) -> Result<bool>,
+) -> Result<u64> {
+    let (mut own, mut theirs) = ([0; COMPARED_BYTES], [0; COMPARED_BYTES]);
+    let (region, mut equal) = (part.region(), Vec::new());
+    for range in part.blocks(COMPARED_BYTES).map(|piece| piece.range()) {
+        let (own, theirs) = (&mut own[..range.len()], &mut theirs[..range.len()]);
+        if read(range.start, theirs)? {
+            let place = MemoryRegionAddress(range.start as u64);
+            region.read_slice(own, place).map_err(Error::other)?;
+            add_equal_pages(own, theirs, range.start, &mut equal);
         }
     }
-    runs
+    let mut dropped = 0;
+    for run in equal {
+        drop(Part::new(region, run.start, run.len())?)?;
+        dropped += run.len() as u64;
+    }
+    Ok(dropped)
+}
+
+/// Adds the runs of whole pages that are the same in both, which are equally long and lie at `start`.
+fn add_equal_pages(own: &[u8], theirs: &[u8], start: usize, equal: &mut Vec<Range<usize>>) {
+    let pages = own.chunks_exact(PAGE_BYTES).zip(theirs.chunks_exact(PAGE_BYTES));
+    for (at, (own, theirs)) in (start..).step_by(PAGE_BYTES).zip(pages) {
+        if own == theirs {
+            runs::add(equal, at..at + PAGE_BYTES);
+        }
+    }
 }
