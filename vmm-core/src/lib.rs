@@ -21,6 +21,7 @@ mod raw_io;
 mod raw_memory;
 mod raw_net;
 mod raw_pagemap;
+mod raw_process;
 mod raw_ring;
 mod raw_uring;
 mod shape;

@@ -83,6 +83,8 @@ pub enum Because {
     NotSurveyed,
     /// Merging would cost more than it brings.
     NoProfit,
+    /// All of it that is worth merging may be merged already.
+    Marked,
     /// It shares with its template first.
     TemplateFirst,
     /// Nothing of it is hot and without huge pages.
@@ -137,6 +139,7 @@ impl fmt::Display for Because {
             }
             Self::NotSurveyed => "its memory was not looked at lately",
             Self::NoProfit => "merging would cost more than it brings",
+            Self::Marked => "what of it is worth merging is marked already",
             Self::TemplateFirst => "it shares with its template first",
             Self::NothingHot => "nothing of it is hot and without huge pages",
             Self::FewZeros => "it has too few pages of zeros",

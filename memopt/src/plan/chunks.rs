@@ -78,13 +78,12 @@ impl Chosen {
     }
 }
 
-/// What is to become of the chunks of a guest.
+/// What merging does to the chunks of a guest.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Sorted {
     pub(super) merge: Chosen,
     pub(super) stay: Chosen,
     pub(super) unmerge: Chosen,
-    pub(super) huge: Chosen,
 }
 
 /// Sorts the chunks of `survey`, for a guest that may be merged or not.
@@ -92,11 +91,10 @@ pub(super) fn sort(survey: &Survey, may_merge: MayMerge, policy: &Policy) -> Sor
     let mut sorted = Sorted::default();
     for chunk in &survey.chunks {
         match fate(chunk, survey.copies, may_merge, policy) {
-            Fate::Same => {}
+            Fate::Same | Fate::Huge(_) => {}
             Fate::Merged(bytes) => sorted.merge.add(chunk.index, bytes),
             Fate::StaysMerged(bytes) => sorted.stay.add(chunk.index, bytes),
             Fate::Unmerged(bytes) => sorted.unmerge.add(chunk.index, bytes),
-            Fate::Huge(bytes) => sorted.huge.add(chunk.index, bytes),
         }
     }
     sorted
@@ -136,6 +134,28 @@ pub(super) fn fate(chunk: &Chunk, copies: f64, may_merge: MayMerge, policy: &Pol
         return Fate::Huge(-((PAGES - present) * PAGE_BYTES) as i64);
     }
     Fate::Same
+}
+
+/// The chunks that are hot and in small pages. Marks that cannot be taken away are no hindrance: ksmd lets pages be that change.
+pub(super) fn hot(survey: &Survey, marks: Marks, policy: &Policy) -> Chosen {
+    let mut chosen = Chosen::default();
+    for chunk in &survey.chunks {
+        let is_mergeable = chunk.is_mergeable && marks == Marks::Ours;
+        let chunk = Chunk { is_mergeable, ..*chunk };
+        if let Fate::Huge(bytes) = fate(&chunk, survey.copies, MayMerge::No, policy) {
+            chosen.add(chunk.index, bytes);
+        }
+    }
+    chosen
+}
+
+/// Who has marked what may be merged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Marks {
+    /// This program, which takes them away.
+    Ours,
+    /// Another, for good.
+    Theirs,
 }
 
 /// Pages that merging would save: of `n` equal pages all but one, and those that are written again soon not at all.

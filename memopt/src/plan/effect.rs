@@ -20,7 +20,7 @@ impl Action {
         }
     }
 
-    /// Makes `survey`, which was made of its guest before, what it is afterwards.
+    /// Makes `survey`, which was made of its guest before, what it is afterwards; for a window of ksmd one of any guest.
     pub fn note(&self, survey: &mut Survey) {
         let (ranges, change): (_, fn(&mut Chunk)) = match self {
             Self::Merge { chunks, .. } => (Some(chunks), |chunk| chunk.is_mergeable = true),
@@ -30,10 +30,8 @@ impl Action {
             }
             Self::RemergeTemplate { chunks, .. } => (Some(chunks), share_with_template),
             Self::DropZeros { chunks, .. } => (Some(chunks), drop_zeros),
-            Self::SetBalloon { .. }
-            | Self::DriveKsm { .. }
-            | Self::StopKsm { .. }
-            | Self::ResizePool { .. } => return,
+            Self::DriveKsm { .. } => (None, merge),
+            Self::SetBalloon { .. } | Self::StopKsm { .. } | Self::ResizePool { .. } => return,
         };
         let is_meant = |chunk: &&mut Chunk| ranges.is_none_or(|ranges| has(ranges, chunk.index));
         survey.chunks.iter_mut().filter(is_meant).for_each(change);
@@ -50,6 +48,11 @@ fn has(ranges: &[ChunkRange], index: u32) -> bool {
 fn share_with_template(chunk: &mut Chunk) {
     chunk.present_pages = chunk.present_pages.saturating_sub(chunk.template_pages);
     chunk.template_pages = 0;
+}
+
+/// ksmd takes huge pages apart, zeros first.
+fn merge(chunk: &mut Chunk) {
+    chunk.is_huge &= !chunk.is_mergeable;
 }
 
 /// Those were not written, for they were still zero.
@@ -98,6 +101,11 @@ mod tests {
             (false, false, 412, 412),
         ];
         assert_eq!(told(&survey), expected);
+        let (domain, window) = ("shop".to_owned(), std::time::Duration::ZERO);
+        Action::DriveKsm { domain, pages_per_s: 1, cpu: 0.1, window, window_bytes: 0 }
+            .note(&mut survey);
+        let huge: Vec<bool> = survey.chunks.iter().map(|chunk| chunk.is_huge).collect();
+        assert_eq!(huge, [true, false, true, true, false], "what is marked is merged");
         Action::Unmerge { guest: guest(), chunks: None }.note(&mut survey);
         assert!(survey.chunks.iter().all(|chunk| !chunk.is_mergeable));
     }

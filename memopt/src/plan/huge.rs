@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::action::Action;
 use super::because::Because;
-use super::chunks::{self, Chosen, MayMerge};
+use super::chunks::{self, Chosen, Marks};
 use super::need::Need;
 use super::sheet::Draft;
 use super::view::{Context, View};
@@ -29,14 +29,17 @@ impl Context<'_> {
         if let Some(because) = self.forbidden(view, Actuator::Huge) {
             return Err(because);
         }
-        if !view.is_ours() {
+        // Pages of others are looked at only where that is wished for.
+        let may_be_seen = view.guest.is_mergeable && view.limits.merge_domain.is_some();
+        if !view.is_ours() && !may_be_seen {
             return Err(Because::ForeignVmm);
         }
         if view.guest.backing != Backing::Anonymous {
             return Err(Because::WrongBacking { backing: view.guest.backing });
         }
         let survey = view.survey()?;
-        let mut chosen = chunks::sort(survey, MayMerge::No, self.policy).huge;
+        let marks = if view.is_ours() { Marks::Ours } else { Marks::Theirs };
+        let mut chosen = chunks::hot(survey, marks, self.policy);
         if chosen.is_empty() {
             return Err(Because::NothingHot);
         }

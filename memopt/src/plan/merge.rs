@@ -123,11 +123,12 @@ impl Context<'_> {
                 let marked = if view.is_ours() { sorted.stay.bytes } else { all_of(&sorted) };
                 waiting_bytes = waiting_bytes.saturating_add(marked.saturating_sub(merged).max(0));
             }
-            order.push((view, sorted.merge));
+            let is_marked = !sorted.stay.is_empty();
+            order.push((view, sorted.merge, is_marked));
         }
         order.sort_by(|a, b| (b.1.bytes, a.0.name()).cmp(&(a.1.bytes, b.0.name())));
-        for (view, chosen) in order {
-            match self.unmarked(view, &chosen, need) {
+        for (view, chosen, is_marked) in order {
+            match self.unmarked(view, &chosen, is_marked, need) {
                 Some(because) => draft.skip(view.name(), Actuator::Merge, because),
                 None => mark_one(view, chosen, need, draft),
             }
@@ -135,9 +136,15 @@ impl Context<'_> {
         waiting_bytes
     }
 
-    fn unmarked(&self, view: &View<'_>, chosen: &Chosen, need: &Need) -> Option<Because> {
+    fn unmarked(
+        &self,
+        view: &View<'_>,
+        chosen: &Chosen,
+        is_marked: bool,
+        need: &Need,
+    ) -> Option<Because> {
         if chosen.bytes < signed(self.policy.merge.gain_min_bytes.max(1)) {
-            Some(Because::NoProfit)
+            Some(if is_marked { Because::Marked } else { Because::NoProfit })
         } else if need.is_met() {
             Some(Because::HostHasEnough)
         } else if !view.is_ours() {

@@ -84,9 +84,7 @@ impl Actor {
             Action::Unmerge { guest, chunks } => {
                 self.treat(guest, MemoryTreatment::Unmerge, chunks.as_deref()).await
             }
-            Action::MakeHuge { guest, chunks } => {
-                self.treat(guest, MemoryTreatment::Collapse, Some(chunks)).await
-            }
+            Action::MakeHuge { guest, chunks } => self.make_huge(guest, chunks).await,
             Action::RemergeTemplate { guest, chunks } => {
                 self.treat(guest, MemoryTreatment::Share, Some(chunks)).await
             }
@@ -140,6 +138,13 @@ impl Actor {
         let client = self.guest(guest)?;
         let _level: BalloonInfo = client.put_json("/v1/guest/balloon", &request).await?;
         Ok(())
+    }
+
+    async fn make_huge(&self, guest: &str, chunks: &[ChunkRange]) -> Result<()> {
+        match self.foreign.as_ref().filter(|foreign| foreign.has(guest)) {
+            Some(foreign) => tokio::task::block_in_place(|| foreign.make_huge(guest, chunks)),
+            None => self.treat(guest, MemoryTreatment::Collapse, Some(chunks)).await,
+        }
     }
 
     async fn treat(

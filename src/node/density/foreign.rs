@@ -1,6 +1,7 @@
 //! Guests of this host that other programs run: found among its processes, asked through their monitors.
 
 use std::collections::BTreeMap;
+use std::os::fd::AsFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -9,10 +10,14 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use memopt::foreign::{self, Asking, Found, Look};
 use memopt::observe::Sources;
+use memopt::plan::ChunkRange;
 use memopt::situation::{Guest, Hindrance};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::task::JoinSet;
+use vmm_core::memory::make_huge;
 
 use crate::clock::{unix_ms, uptime};
+use crate::survey::CHUNK_BYTES;
 
 /// How long a monitor may take to answer.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -123,6 +128,20 @@ impl ForeignGuests {
             known.asked_bytes = Some(keep_bytes);
         }
         Ok(())
+    }
+
+    /// Makes huge pages of chunks of a guest, as a look at its pages numbers them.
+    ///
+    /// # Errors
+    /// It is gone, or none becomes one.
+    pub(super) fn make_huge(&self, name: &str, chunks: &[ChunkRange]) -> Result<()> {
+        let pid = self.register().guests.get(name).context("it is gone")?.found.pid;
+        let pid =
+            i32::try_from(pid).ok().and_then(Pid::from_raw).context("no number of a process")?;
+        let process = pidfd_open(pid, PidfdFlags::empty()).context("its process is gone")?;
+        let numbers = chunks.iter().flat_map(|range| range.first..range.first + range.count);
+        let starts = numbers.map(|number| u64::from(number) * CHUNK_BYTES);
+        Ok(make_huge(process.as_fd(), starts)?)
     }
 
     /// What is among the host's processes, looked for now and then.

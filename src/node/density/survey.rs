@@ -92,10 +92,14 @@ impl Surveys {
 
     /// A step has changed what was found.
     pub(super) fn acted(&mut self, action: &Action) {
-        let Some(guest) = action.guest().filter(|_| action.changes_pages()) else { return };
-        self.changed.insert(guest.to_owned(), uptime());
-        if let Some(kept) = self.by_guest.get_mut(guest) {
-            action.note(&mut kept.survey);
+        match action.guest() {
+            Some(guest) if action.changes_pages() => {
+                self.changed.insert(guest.to_owned(), uptime());
+                let kept = self.by_guest.get_mut(guest).into_iter();
+                kept.for_each(|kept| action.note(&mut kept.survey));
+            }
+            Some(_) => {}
+            None => self.by_guest.values_mut().for_each(|kept| action.note(&mut kept.survey)),
         }
     }
 
@@ -152,7 +156,7 @@ fn is_worth_it(guest: &Guest, policy: &Policy) -> bool {
             Vmm::Qemu | Vmm::CloudHypervisor => {
                 guest.is_mergeable
                     && limits.merge_domain.is_some()
-                    && may_be_any(&limits, &[Actuator::Merge])
+                    && may_be_any(&limits, &[Actuator::Merge, Actuator::Huge])
             }
         }
 }

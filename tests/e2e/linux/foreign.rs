@@ -24,6 +24,20 @@ name = "foreign-*"
 merge-domain = "shop"
 "#;
 
+/// What it writes most of is to be huge: a page in a hundred each second is much for a guest that checks itself at leisure.
+const HOT: &str = r#"
+goal = "max density"
+actuators = ["huge"]
+[merge]
+cold-written = "0.1%"
+[huge]
+hot-written = "1%"
+present = "20%"
+[[guest]]
+name = "foreign-*"
+merge-domain = "shop"
+"#;
+
 /// QEMU with a Linux guest, as anybody might have started it. Ends when dropped.
 struct Qemu {
     child: Child,
@@ -114,6 +128,8 @@ fn a_guest_of_qemus_gives_memory_by_the_same_commands() {
     goes_on(&folder, before);
     its_equal_pages_are_merged(&pair, &qemu);
     goes_on(&folder, checks(&folder));
+    what_it_writes_becomes_huge(&pair, &qemu);
+    goes_on(&folder, checks(&folder));
 }
 
 fn goes_on(folder: &Path, before: usize) {
@@ -135,4 +151,27 @@ fn its_equal_pages_are_merged(pair: &Pair, qemu: &Qemu) {
     // Of pages of zeros the kernel takes most when it takes huge pages apart, and counts them nowhere.
     assert!(merged_pages(Pid(qemu.child.id())) > 1 << 8, "{run:#}");
     assert!(ksm.is_as_before(), "{run:#}");
+}
+
+/// ksmd has made small pages of its huge ones.
+fn what_it_writes_becomes_huge(pair: &Pair, qemu: &Qemu) {
+    let huge_bytes = || {
+        let file = format!("/proc/{}/smaps_rollup", qemu.child.id());
+        let text = fs::read_to_string(file).expect("a process");
+        let kib = text.lines().find_map(|line| line.strip_prefix("AnonHugePages:"));
+        kib.and_then(|kib| kib.trim().strip_suffix(" kB")?.parse::<u64>().ok()).expect("a size")
+            << 10
+    };
+    write_settings(&pair.a, HOT);
+    node_uses(&pair.a, "\"goal\": \"max density\"");
+    wait::until("a look tells what it writes", || {
+        let plan = pair.a.run(&["density", "plan", "--survey", "--json"]).ok().json();
+        wait::holds(plan["steps"][0]["action"]["kind"] == "make-huge", plan)
+    });
+    let before = huge_bytes();
+    let run = pair.a.run(&["density", "apply", "--json"]).ok().json();
+    assert_eq!(run["deeds"][0]["action"]["action"]["kind"], "make-huge", "{run:#}");
+    assert_eq!(run["deeds"][0]["error"], Value::Null, "{run:#}");
+    let after = huge_bytes();
+    assert!(after >= before + (2 << 20), "{before} bytes before, {after} after: {run:#}");
 }

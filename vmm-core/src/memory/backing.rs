@@ -5,7 +5,6 @@ mod blocks;
 mod equals;
 
 use std::fs::File;
-use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,14 +17,14 @@ use vm_memory::{
 
 use blocks::{BLOCK_BYTES, BlockSet};
 
-use super::{HugePages, MemoryConfig, MemoryError, PAGE_BYTES, RamLayout, RamRegion, Treatment};
+use super::{
+    HugePages, MemoryConfig, MemoryError, PAGE_BYTES, RamLayout, RamRegion, Treatment, collapse,
+};
 use crate::raw_memory::{self, Advice, Part};
 
 /// Most blocks of a template that are replaced one by one. Each may be two mappings more, and a process
 /// has 65,530 by default (`vm.max_map_count`).
 const REPLACED_BLOCKS_MAX: usize = 12_000;
-/// How often the kernel is asked for a huge page whose pages are in use at the moment.
-const COLLAPSE_TRIES: usize = 8;
 /// What one thread takes at a time when all memory is touched, in bytes.
 const POPULATE_BYTES: usize = 64 << 20;
 /// Most threads that touch memory.
@@ -178,7 +177,11 @@ impl Backing {
             Treatment::Collapse => {
                 self.unmark(part, place)?;
                 raw_memory::advise(part, Advice::HugePages)
-                    .and_then(|()| collapse(part))
+                    .and_then(|()| {
+                        collapse::each(part.blocks(BLOCK_BYTES), |block| {
+                            raw_memory::advise(*block, Advice::Collapse)
+                        })
+                    })
                     .map_err(|cause| MemoryError::Collapse { cause })
             }
         }
@@ -331,30 +334,6 @@ impl Backing {
             .try_for_each(|block| raw_memory::advise(block, Advice::Mergeable))
             .map_err(|cause| MemoryError::Merge { cause })
     }
-}
-
-/// Makes huge pages of a part, block by block: the kernel leaves one whose pages are in somebody's hands at the moment as it is, and
-/// says so only when it is asked for nothing else.
-///
-/// # Errors
-/// No block became one; the kernel's answer for the last.
-fn collapse(part: Part<'_>) -> std::io::Result<()> {
-    let mut outcome = None;
-    for block in part.blocks(BLOCK_BYTES) {
-        let mut collapsed = raw_memory::advise(block, Advice::Collapse);
-        for _ in 1..COLLAPSE_TRIES {
-            if !matches!(&collapsed, Err(error) if error.kind() == ErrorKind::WouldBlock) {
-                break;
-            }
-            std::thread::yield_now();
-            collapsed = raw_memory::advise(block, Advice::Collapse);
-        }
-        outcome = match outcome {
-            Some(Ok(())) => Some(Ok(())),
-            _ => Some(collapsed),
-        };
-    }
-    outcome.unwrap_or(Ok(()))
 }
 
 /// Overwrites pages with zeros, except those that are zero: writing them would take memory.

@@ -10,6 +10,7 @@
 //! Memory of guests that other programs run is only looked at: [`ProcessMemory`].
 
 mod backing;
+mod collapse;
 mod config;
 pub(crate) mod host;
 mod layout;
@@ -26,7 +27,7 @@ pub use host::{HOST_RESERVE_BYTES, available_bytes};
 pub use layout::{HIGH_RAM_START, LOW_RAM_MAX, RamLayout, RamRegion};
 pub use mapped::{HugeView, OwnPages, PAGEMAP_SCAN_REQUEST, PageMap};
 pub use numa::{NodeSet, NumaPolicy};
-pub use process::ProcessMemory;
+pub use process::{ProcessMemory, make_huge};
 pub(crate) use ram::RamMap;
 pub use ram::{GuestRam, Treatment};
 

@@ -1,11 +1,16 @@
-//! Memory of another process, which is looked at through `/proc` (proc(5), `mem` and `pagemap`) and never changed.
+//! Memory of another process, which is looked at through `/proc` (proc(5), `mem` and `pagemap`), and whose content is never changed.
 
 use std::fs::File;
 use std::ops::Range;
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt;
 
 use super::mapped::{HugeView, OwnPages, PageMap};
-use super::{MemoryError, PAGE_BYTES};
+use super::{MemoryError, PAGE_BYTES, collapse};
+use crate::raw_process;
+
+/// What a huge page holds.
+const HUGE_BYTES: u64 = 2 << 20;
 
 /// Memory of another process, by its virtual addresses. Should its number be given to a new process meanwhile, this stays with the old one.
 #[derive(Debug)]
@@ -55,6 +60,20 @@ impl ProcessMemory {
         let read = self.memory.read_exact_at(buf, address);
         read.map_err(|cause| MemoryError::Process { pid: self.pid, cause })
     }
+}
+
+/// Makes huge pages of the chunks of 2 MiB at `starts` of the process that `process`, a pidfd, stands for. What it reads there stays as
+/// it was. Takes the rights to look at the process and to change its priority (`CAP_SYS_PTRACE` and `CAP_SYS_NICE`), and Linux 6.1.
+///
+/// # Errors
+/// [`MemoryError::Collapse`]: no chunk became one; the system's answer for the last.
+pub fn make_huge(
+    process: BorrowedFd<'_>,
+    starts: impl Iterator<Item = u64>,
+) -> Result<(), MemoryError> {
+    let chunks = starts.map(|start| start..start.saturating_add(HUGE_BYTES));
+    collapse::each(chunks, |chunk| raw_process::collapse(process, chunk))
+        .map_err(|cause| MemoryError::Collapse { cause })
 }
 
 #[cfg(test)]

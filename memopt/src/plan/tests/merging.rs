@@ -167,9 +167,29 @@ fn guests_of_other_programs_alone_are_worth_a_window() {
         ["ksmd: merge domain blue, 34200 pages/s, 20% of a core, for 30m"],
         "{plan:#?}"
     );
-    assert_eq!(why(&plan, "vm-1", Actuator::Huge), Because::ForeignVmm);
+    assert_eq!(why(&plan, "vm-1", Actuator::Huge), Because::NothingHot);
     // 224 of 512 pages of each chunk, less the records of all.
     assert_eq!(plan.steps[0].expected_bytes, 2 * 512 * (224 * 4096 - 512 * 64));
+}
+
+#[test]
+fn what_is_hot_of_guests_of_other_programs_becomes_huge_where_it_may_be_looked_at() {
+    let mut guest = clone_of("vm", "blue");
+    (guest.vmm, guest.balloon, guest.merge_domain) = (Vmm::Qemu, None, None);
+    mark(&mut guest, true);
+    for chunk in &mut guest.survey.as_mut().unwrap().chunks[..3] {
+        (chunk.is_huge, chunk.written_pages) = (false, 300);
+    }
+    let host = situation(50, vec![guest]);
+    let (plan, _) = settled(&host, &Policy::default(), MAX);
+    assert_eq!(
+        why(&plan, "vm", Actuator::Huge),
+        Because::ForeignVmm,
+        "nobody has named its domain"
+    );
+    let policy = Policy::parse("[[guest]]\nname = \"vm\"\nmerge-domain = \"blue\"", "f").unwrap();
+    let (plan, _) = settled(&host, &policy, MAX);
+    assert!(told(&plan).contains(&"vm: huge pages for 3 chunks".to_owned()), "{plan:#?}");
 }
 
 #[test]
