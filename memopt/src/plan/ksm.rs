@@ -47,7 +47,8 @@ impl Context<'_> {
         let pages_per_s = policy.pages_per_s.min((rate as f64 * policy.cpu) as u64).max(1);
         // All that is marked, as often as it takes to see that nothing comes of it any more.
         let pages = ksm.pages_shared + ksm.pages_sharing + ksm.pages_unshared;
-        let pages = pages.saturating_add(marked_bytes.unsigned_abs() / 4096);
+        let wanted_bytes = marked_bytes.saturating_add(waiting_bytes);
+        let pages = pages.saturating_add(wanted_bytes.unsigned_abs() / 4096);
         let scans =
             Duration::from_secs_f64(pages as f64 * (policy.passes + 1) as f64 / rate as f64);
         let action = Action::DriveKsm {
@@ -55,7 +56,7 @@ impl Context<'_> {
             pages_per_s,
             cpu: policy.cpu,
             window: policy.window,
-            window_bytes: marked_bytes.saturating_add(waiting_bytes),
+            window_bytes: wanted_bytes,
         };
         let reason = "what is marked is merged only while ksmd runs".to_owned();
         draft.step(action, waiting_bytes, scans.min(policy.window.mul_f64(policy.cpu)), reason);
