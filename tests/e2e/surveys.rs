@@ -273,6 +273,16 @@ fn zeros_come_back_without_merging_while_the_guest_writes() {
     memory_is_intact(&guest);
     let plan = pair.a.run(&["density", "plan", "--survey"]).ok().stdout;
     assert!(plan.contains("it has too few pages of zeros"), "{plan}");
+
+    let options = ["--zero-share", "50", "--prealloc"].map(str::to_owned).into();
+    let plan = GuestPlan { name: "eager".to_owned(), options, ..GuestPlan::default() };
+    let eager = Guest::start(&pair.a, &plan);
+    let before = cost(&pair.a, "eager");
+    let order = json!({ "treatment": "drop-zeros" });
+    let treated = eager.request("PUT", "/v1/guest/memory", Some(&order)).success();
+    let error = treated.expect("an answer")["error"].to_string();
+    assert!(error.contains("taken in advance"), "{error}");
+    assert!(cost(&pair.a, "eager") >= before, "it keeps all");
     nothing_left_behind(&pair.hosts());
 }
 

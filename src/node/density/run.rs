@@ -179,16 +179,16 @@ impl Runner {
         let concerned = before.guests.iter().filter(|guest| is_concerned(guest));
         let names: BTreeSet<String> = concerned.map(|guest| guest.name.clone()).collect();
         let first = self.density.records.put_down(self.id, steps);
-        let (mut pending, mut is_given) = (Vec::<Pending>::new(), false);
+        let (mut pending, mut has_given) = (Vec::<Pending>::new(), false);
         for (index, step) in (first..).zip(steps) {
             if self.must_end().is_some() {
                 break;
             }
             // What guests have given back by now is not what merging brings.
-            if std::mem::replace(&mut is_given, is_given_at_once(&step.action)) && !is_given {
+            let gives = is_given_at_once(&step.action);
+            if std::mem::replace(&mut has_given, gives) && !gives {
                 before = self.density.look(policy, &is_concerned).await?;
-                let is_given =
-                    |pending: &Pending| is_given_at_once(&pending.expectation.step.action);
+                let is_given = |it: &Pending| is_given_at_once(&it.expectation.step.action);
                 let (given, rest) = pending.into_iter().partition(is_given);
                 self.check_all(given, &before).await;
                 pending = rest;

@@ -37,6 +37,8 @@ pub const PAGE_BYTES: usize = 4096;
 pub const CHUNK_PAGES: usize = 64;
 /// Bytes of a chunk.
 pub const CHUNK_BYTES: usize = CHUNK_PAGES * PAGE_BYTES;
+/// What a huge page of the smallest kind holds.
+pub(crate) const HUGE_PAGE_BYTES: u64 = 2 << 20;
 /// Smallest memory a guest may have, in bytes.
 pub const MEMORY_BYTES_MIN: u64 = 4 << 20;
 /// Largest memory a guest may have, in bytes: what one page of page-directory pointers maps.

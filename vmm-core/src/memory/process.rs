@@ -6,11 +6,8 @@ use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt;
 
 use super::mapped::{HugeView, OwnPages, PageMap};
-use super::{MemoryError, PAGE_BYTES, collapse};
+use super::{HUGE_PAGE_BYTES, MemoryError, PAGE_BYTES, collapse};
 use crate::raw_process;
-
-/// What a huge page holds.
-const HUGE_BYTES: u64 = 2 << 20;
 
 /// Memory of another process, by its virtual addresses. Should its number be given to a new process meanwhile, this stays with the old one.
 #[derive(Debug)]
@@ -71,7 +68,7 @@ pub fn make_huge(
     process: BorrowedFd<'_>,
     starts: impl Iterator<Item = u64>,
 ) -> Result<(), MemoryError> {
-    let chunks = starts.map(|start| start..start.saturating_add(HUGE_BYTES));
+    let chunks = starts.map(|start| start..start.saturating_add(HUGE_PAGE_BYTES));
     collapse::each(chunks, |chunk| raw_process::collapse(process, chunk))
         .map_err(|cause| MemoryError::Collapse { cause })
 }

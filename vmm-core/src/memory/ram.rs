@@ -149,9 +149,15 @@ impl GuestRam {
     /// Makes small pages of the huge ones in `range`, and has the kernel make no new ones there.
     ///
     /// # Errors
-    /// [`MemoryError::NoSuchAddress`] when the range is not RAM or not whole pages, [`MemoryError::KeepsAll`].
+    /// [`MemoryError::NoSuchAddress`] when the range is not RAM or not whole pages.
     pub(crate) fn break_up(&self, range: &Range<u64>) -> Result<(), MemoryError> {
-        self.backing.break_up(self.part(range)?.0)
+        self.backing.break_up(self.part(range)?.0);
+        Ok(())
+    }
+
+    /// Whether nothing of it is given back unasked: it was taken in advance, or is of a pool.
+    pub(crate) fn keeps_all(&self) -> bool {
+        self.backing.keeps_all()
     }
 
     /// The runs of pages in `range` that are zero and take memory, as `map` tells, in order of their addresses.

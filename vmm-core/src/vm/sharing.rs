@@ -4,10 +4,7 @@ use std::ops::Range;
 
 use super::{RunState, Vm};
 use crate::error::Result;
-use crate::memory::{MemoryError, PageMap};
-
-/// What a huge page holds.
-const HUGE_BYTES: u64 = 2 << 20;
+use crate::memory::{HUGE_PAGE_BYTES, MemoryError, PageMap};
 
 impl Vm {
     /// Gives the guest's own copies of its template's pages in `range` (guest-physical addresses, whole pages) back where they
@@ -27,6 +24,9 @@ impl Vm {
     /// # Errors
     /// [`MemoryError::KeepsAll`]; [`crate::Error::WrongState`] when the guest has ended; other [`MemoryError`]s; as [`Vm::resume`].
     pub fn drop_zeros(&self, range: &Range<u64>, map: &mut PageMap) -> Result<()> {
+        if self.ram().keeps_all() {
+            return Err(MemoryError::KeepsAll.into());
+        }
         // A huge page that is zero as a whole goes as a whole.
         let zeros = self.ram().zeros(range, map)?;
         let whole: Vec<_> = zeros.into_iter().filter_map(|run| whole_chunks(&run)).collect();
@@ -58,6 +58,7 @@ impl Vm {
 
 /// The chunks of 2 MiB that lie within a run as a whole.
 fn whole_chunks(run: &Range<u64>) -> Option<Range<u64>> {
-    let (start, end) = (run.start.next_multiple_of(HUGE_BYTES), run.end / HUGE_BYTES * HUGE_BYTES);
+    let (start, end) =
+        (run.start.next_multiple_of(HUGE_PAGE_BYTES), run.end / HUGE_PAGE_BYTES * HUGE_PAGE_BYTES);
     (start < end).then_some(start..end)
 }

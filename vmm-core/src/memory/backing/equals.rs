@@ -7,7 +7,7 @@ use vm_memory::{Bytes, MemoryRegionAddress};
 
 use super::blocks::BLOCK_BYTES;
 use super::{Backing, Kind};
-use crate::memory::{MemoryError, PAGE_BYTES, RamRegion, runs};
+use crate::memory::{PAGE_BYTES, RamRegion, runs};
 use crate::raw_memory::{self, Advice, Part};
 
 /// What is compared at once: both sides fit a first-level cache.
@@ -28,16 +28,7 @@ impl Backing {
 
     /// Makes small pages of the huge ones that a part lies in, and has the kernel make no new ones there. Linux 6.12 and later give
     /// back at once what is zero of them. Where the kernel refuses, they stay as they are.
-    ///
-    /// # Errors
-    /// [`MemoryError::KeepsAll`].
-    pub(in crate::memory) fn break_up(
-        &self,
-        part: Part<'_>,
-    ) -> std::result::Result<(), MemoryError> {
-        if self.config.is_populated() || matches!(self.kind, Kind::Pool) {
-            return Err(MemoryError::KeepsAll);
-        }
+    pub(in crate::memory) fn break_up(&self, part: Part<'_>) {
         // Huge pages of the host need not begin where the guest's do: one may reach into the block from before, one beyond it.
         let ends =
             part.blocks(BLOCK_BYTES).flat_map(|block| [block.first_page(), block.last_page()]);
@@ -47,7 +38,11 @@ impl Backing {
             // Only less comes back then.
             let _ = raw_memory::advise(part, advice);
         }
-        Ok(())
+    }
+
+    /// Whether the guest is to have all of its memory at any time.
+    pub(in crate::memory) fn keeps_all(&self) -> bool {
+        self.config.is_populated() || matches!(self.kind, Kind::Pool)
     }
 
     /// Gives those pages of a part back that are zero. Nobody may write to the guest's memory meanwhile. Returns the bytes of them,
