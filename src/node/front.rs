@@ -102,8 +102,8 @@ impl Node {
             bind,
             disks,
             net_map: self.net_map(),
-            // Who has no disk makes none. Which of them come along, only the process hears.
             log: self.log(),
+            // Who has no disk makes none. Which of them come along, only the process hears.
             disk_folders: if disks.is_empty() { &[] } else { self.disk_folders() },
         };
         launch(&what).await.map_err(|error| {

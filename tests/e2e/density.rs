@@ -37,8 +37,13 @@ pub(crate) fn node_uses(host: &Host, what: &str) {
 
 /// A host whose node follows [`POLICY`].
 pub(crate) fn dense() -> Pair {
+    following(POLICY)
+}
+
+/// A host whose node follows `policy`, which is for `max density`.
+pub(crate) fn following(policy: &str) -> Pair {
     let pair = Pair::new();
-    write_settings(&pair.a, POLICY);
+    write_settings(&pair.a, policy);
     node_uses(&pair.a, "\"goal\": \"max density\"");
     pair
 }

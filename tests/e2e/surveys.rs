@@ -1,13 +1,11 @@
 //! Looks at guests' pages, from a guest's API to what merging of single chunks brings.
 
-use std::fs;
-
 use memopt::survey::Digests;
 use serde_json::{Value, json};
 
-use crate::density::{node_uses, write_settings};
+use crate::density::following;
 use crate::host::checks::{await_life, cost, memory_is_intact, nothing_left_behind};
-use crate::host::ksm::{KsmTurn, merged_pages};
+use crate::host::ksm::{KsmTurn, marked_and_huge, merged_pages};
 use crate::host::{Guest, GuestPlan, Host, Migration, Pair, wait};
 use crate::metrics::{scrape, value};
 
@@ -142,29 +140,10 @@ window = "30s"
 passes = 2
 "#;
 
-/// Bytes of the guest's memory that the kernel may merge, and that are huge pages.
-fn marked_and_huge(guest: &Guest) -> (u64, u64) {
-    let text = fs::read_to_string(format!("/proc/{}/smaps", guest.pid().0)).expect("a process");
-    let (mut size, mut marked, mut huge) = (0, 0, 0);
-    for line in text.lines() {
-        let kib = |name: &str| -> Option<u64> {
-            line.strip_prefix(name)?.trim().strip_suffix(" kB")?.parse().ok()
-        };
-        size = kib("Size:").unwrap_or(size);
-        huge += kib("AnonHugePages:").unwrap_or(0);
-        if line.starts_with("VmFlags:") && line.contains(" mg") {
-            marked += size;
-        }
-    }
-    (marked << 10, huge << 10)
-}
-
 #[test]
 fn what_is_alike_and_still_is_merged_and_what_is_written_stays_huge() {
     let turn = KsmTurn::take();
-    let pair = Pair::new();
-    write_settings(&pair.a, POLICY);
-    node_uses(&pair.a, "\"goal\": \"max density\"");
+    let pair = following(POLICY);
     let shop = [start(&pair.a, "one", "shop", 2000), start(&pair.a, "two", "shop", 2000)];
     let bank = start(&pair.a, "other", "bank", 0);
 
@@ -194,7 +173,7 @@ fn what_is_alike_and_still_is_merged_and_what_is_written_stays_huge() {
     assert!(value(&page, "lighter_density_guest_surveyed_bytes", &zeros) > Some(0.0), "{page}");
     assert_eq!(merged_pages(bank.pid()), 0, "it is of another domain");
     for guest in &shop {
-        let (marked, huge) = marked_and_huge(guest);
+        let (marked, huge) = marked_and_huge(guest.pid());
         assert!((40 << 20..60 << 20).contains(&marked), "{marked} bytes may be merged");
         assert!(huge >= 6 << 20, "{huge} bytes are huge: the working set is 8 MiB");
         assert!(merged_pages(guest.pid()) > 4 << 10);
@@ -221,12 +200,10 @@ fn chunks_to(plan: &Value, kind: &str, guest: &str) -> u64 {
 #[test]
 fn what_was_merged_and_becomes_hot_is_taken_apart_and_made_huge() {
     let turn = KsmTurn::take();
-    let pair = Pair::new();
-    write_settings(&pair.a, POLICY);
-    node_uses(&pair.a, "\"goal\": \"max density\"");
+    let pair = following(POLICY);
     let shop = [start(&pair.a, "one", "shop", 0), start(&pair.a, "two", "shop", 0)];
     pair.a.run(&["density", "apply"]).ok();
-    let (_, huge_before) = marked_and_huge(&shop[0]);
+    let (_, huge_before) = marked_and_huge(shop[0].pid());
     assert!(huge_before < 16 << 20 && merged_pages(shop[0].pid()) > 4 << 10, "{huge_before}");
 
     let order = json!({ "dirty_rate_pages_per_s": 20_000, "working_set_bytes": 40 << 20 });
@@ -239,7 +216,7 @@ fn what_was_merged_and_becomes_hot_is_taken_apart_and_made_huge() {
         });
         pair.a.run(&["density", "apply"]).ok();
     }
-    let (marked, huge) = marked_and_huge(&shop[0]);
+    let (marked, huge) = marked_and_huge(shop[0].pid());
     assert!(huge >= 36 << 20, "{huge} bytes are huge: the working set is 40 MiB");
     assert!(marked < 32 << 20, "{marked} bytes may be merged yet");
     for guest in &shop {
@@ -252,10 +229,7 @@ fn what_was_merged_and_becomes_hot_is_taken_apart_and_made_huge() {
 
 #[test]
 fn zeros_come_back_without_merging_while_the_guest_writes() {
-    let pair = Pair::new();
-    let policy = POLICY.replace("\"merge\", \"huge\"", "\"zeros\"");
-    write_settings(&pair.a, &policy);
-    node_uses(&pair.a, "\"goal\": \"max density\"");
+    let pair = following(&POLICY.replace("\"merge\", \"huge\"", "\"zeros\""));
     let options = ["--zero-share", "50", "--run-length", "64K"].map(str::to_owned).into();
     let guest = Guest::start(&pair.a, &GuestPlan { options, ..GuestPlan::default() });
     let before = cost(&pair.a, guest.name());

@@ -132,22 +132,14 @@ pub(crate) fn advise(part: Part<'_>, advice: Advice) -> Result<()> {
     }
 }
 
-/// Gives an anonymous, private part back to the host; it reads as zeros afterwards.
+/// Gives the pages of a private part back to the host. Afterwards it reads as zeros where it is anonymous, and as the file where its
+/// pages are copies of a file's.
 ///
 /// # Errors
 /// The kernel's answer.
-pub(crate) fn drop_anonymous(part: Part<'_>) -> Result<()> {
+pub(crate) fn drop_pages(part: Part<'_>) -> Result<()> {
     // SAFETY: the part lies within a mapping that we own. Guest memory is only ever accessed as volatile, so
     // nobody minds that its content changes.
-    check(unsafe { libc::madvise(part.start(), part.len, libc::MADV_DONTNEED) }.into())
-}
-
-/// Gives the private copies of a file's pages in a part back to the host; it reads as the file afterwards.
-///
-/// # Errors
-/// The kernel's answer.
-pub(crate) fn drop_copies(part: Part<'_>) -> Result<()> {
-    // SAFETY: as for `drop_anonymous`: the part lies within a mapping that we own, and nobody minds what it reads as.
     check(unsafe { libc::madvise(part.start(), part.len, libc::MADV_DONTNEED) }.into())
 }
 

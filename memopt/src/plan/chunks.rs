@@ -86,11 +86,11 @@ pub(super) struct Sorted {
     pub(super) unmerge: Chosen,
 }
 
-/// Sorts the chunks of `survey`, for a guest that may be merged or not.
-pub(super) fn sort(survey: &Survey, may_merge: MayMerge, policy: &Policy) -> Sorted {
+/// Sorts the chunks of `survey`, for a guest that may be merged.
+pub(super) fn sort(survey: &Survey, policy: &Policy) -> Sorted {
     let mut sorted = Sorted::default();
     for chunk in &survey.chunks {
-        match fate(chunk, survey.copies, may_merge, policy) {
+        match fate(chunk, survey.copies, MayMerge::Yes, policy) {
             Fate::Same | Fate::Huge(_) => {}
             Fate::Merged(bytes) => sorted.merge.add(chunk.index, bytes),
             Fate::StaysMerged(bytes) => sorted.stay.add(chunk.index, bytes),

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use super::chunks::{self, MayMerge};
+use super::chunks;
 use super::sheet::DomainChoice;
 use super::view::{Context, View};
 use crate::policy::{Actuator, Size, signed};
@@ -33,7 +33,7 @@ impl Context<'_> {
             let merged = signed(view.guest.cost.merged_bytes.unwrap_or(0));
             let potential = match view.survey() {
                 Ok(survey) if is_free => {
-                    let sorted = chunks::sort(survey, MayMerge::Yes, self.policy);
+                    let sorted = chunks::sort(survey, self.policy);
                     // What was not looked at is taken to be like what was.
                     let seen = survey.sampled.clamp(0.01, 1.0);
                     let bytes = sorted.merge.bytes.saturating_add(sorted.stay.bytes) as f64 / seen;
@@ -51,8 +51,7 @@ impl Context<'_> {
     pub(super) fn can_merge(&self, view: &View<'_>) -> bool {
         matches!(view.guest.backing, Backing::Anonymous | Backing::Template)
             && (view.is_ours() || view.guest.is_mergeable)
-            && view.limits.take
-            && self.forbidden(view, Actuator::Merge).is_none()
+            && self.may_take(view, Actuator::Merge).is_ok()
     }
 
     /// The domain to be merged: the one with the most to gain, but the present one as long as it is not far behind.

@@ -3,38 +3,37 @@
 use super::action::{Action, ChunkRange};
 use crate::situation::{Chunk, Survey};
 
+/// Which chunks are changed, all when absent, and how.
+type Change<'a> = (Option<&'a [ChunkRange]>, fn(&mut Chunk));
+
 impl Action {
-    /// Whether it changes the pages of its guest.
+    /// Whether it changes what is known of pages: those of its guest, or of any for a window of ksmd.
     #[must_use]
     pub fn changes_pages(&self) -> bool {
-        match self {
-            Self::Merge { .. }
-            | Self::Unmerge { .. }
-            | Self::MakeHuge { .. }
-            | Self::RemergeTemplate { .. }
-            | Self::DropZeros { .. } => true,
-            Self::SetBalloon { .. }
-            | Self::DriveKsm { .. }
-            | Self::StopKsm { .. }
-            | Self::ResizePool { .. } => false,
-        }
+        self.change().is_some()
     }
 
     /// Makes `survey`, which was made of its guest before, what it is afterwards; for a window of ksmd one of any guest.
     pub fn note(&self, survey: &mut Survey) {
-        let (ranges, change): (_, fn(&mut Chunk)) = match self {
+        let Some((ranges, change)) = self.change() else { return };
+        let is_meant = |chunk: &&mut Chunk| ranges.is_none_or(|ranges| has(ranges, chunk.index));
+        survey.chunks.iter_mut().filter(is_meant).for_each(change);
+    }
+
+    fn change(&self) -> Option<Change<'_>> {
+        Some(match self {
             Self::Merge { chunks, .. } => (Some(chunks), |chunk| chunk.is_mergeable = true),
-            Self::Unmerge { chunks, .. } => (chunks.as_ref(), |chunk| chunk.is_mergeable = false),
+            Self::Unmerge { chunks, .. } => (chunks.as_deref(), |chunk| chunk.is_mergeable = false),
             Self::MakeHuge { chunks, .. } => {
                 (Some(chunks), |chunk| (chunk.is_mergeable, chunk.is_huge) = (false, true))
             }
             Self::RemergeTemplate { chunks, .. } => (Some(chunks), share_with_template),
             Self::DropZeros { chunks, .. } => (Some(chunks), drop_zeros),
             Self::DriveKsm { .. } => (None, merge),
-            Self::SetBalloon { .. } | Self::StopKsm { .. } | Self::ResizePool { .. } => return,
-        };
-        let is_meant = |chunk: &&mut Chunk| ranges.is_none_or(|ranges| has(ranges, chunk.index));
-        survey.chunks.iter_mut().filter(is_meant).for_each(change);
+            Self::SetBalloon { .. } | Self::StopKsm { .. } | Self::ResizePool { .. } => {
+                return None;
+            }
+        })
     }
 }
 

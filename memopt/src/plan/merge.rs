@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::action::Action;
 use super::because::{Advice, Because};
-use super::chunks::{self, Chosen, MayMerge, Sorted};
+use super::chunks::{self, Chosen, Sorted};
 use super::domain::Domain;
 use super::need::Need;
 use super::sheet::Draft;
@@ -54,7 +54,7 @@ impl Context<'_> {
             return if view.is_ours() { Ok(None) } else { Err(Because::ForeignVmm) };
         }
         self.may_be_merged(view, domain)?;
-        Ok(Some(chunks::sort(view.survey()?, MayMerge::Yes, self.policy)))
+        Ok(Some(chunks::sort(view.survey()?, self.policy)))
     }
 
     /// Whether the kernel may merge chunks of a guest, or why not.
@@ -66,12 +66,7 @@ impl Context<'_> {
         view: &View<'_>,
         domain: Option<&Domain>,
     ) -> Result<(), Because> {
-        if let Some(because) = self.forbidden(view, Actuator::Merge) {
-            return Err(because);
-        }
-        if !view.limits.take {
-            return Err(Because::NotTaken);
-        }
+        self.may_take(view, Actuator::Merge)?;
         if !matches!(view.guest.backing, Backing::Anonymous | Backing::Template) {
             return Err(Because::WrongBacking { backing: view.guest.backing });
         }

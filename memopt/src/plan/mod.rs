@@ -14,6 +14,7 @@ mod domain;
 mod effect;
 #[cfg(test)]
 pub(crate) mod fixture;
+mod give;
 mod huge;
 mod ksm;
 mod merge;

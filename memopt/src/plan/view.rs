@@ -73,6 +73,18 @@ impl<'a> Context<'a> {
         let left = bench.until.checked_sub(self.ledger.uptime).filter(|left| !left.is_zero())?;
         Some(Because::Benched { reason: bench.reason.clone(), left })
     }
+
+    /// Whether memory may be taken from a guest by `actuator`.
+    ///
+    /// # Errors
+    /// Why not.
+    pub(super) fn may_take(&self, view: &View<'_>, actuator: Actuator) -> Result<(), Because> {
+        match self.forbidden(view, actuator) {
+            Some(because) => Err(because),
+            None if !view.limits.take => Err(Because::NotTaken),
+            None => Ok(()),
+        }
+    }
 }
 
 impl View<'_> {

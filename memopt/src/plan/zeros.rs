@@ -6,14 +6,20 @@ use super::action::Action;
 use super::because::Because;
 use super::chunks::{self, Chosen, MayMerge};
 use super::domain::Domain;
+use super::give::Giving;
 use super::need::Need;
 use super::sheet::Draft;
 use super::view::{Context, View};
 use crate::policy::{Actuator, signed};
 use crate::situation::Backing;
 
-/// Splitting a huge page, and freeing what is zero of it: 430 us measured, with a quarter of it zeros (nested).
-const CPU_PER_CHUNK: Duration = Duration::from_micros(450);
+const DROPPING: Giving = Giving {
+    actuator: Actuator::Zeros,
+    reason: "their pages of zeros come back without merging",
+    // Splitting a huge page, and freeing what is zero of it: 430 us measured, with a quarter of it zeros (nested).
+    cpu_per_chunk: Duration::from_micros(450),
+    action: |guest, chunks| Action::DropZeros { guest, chunks },
+};
 
 impl Context<'_> {
     /// Guests give their zeros back, those with the most of them first, until the goal is met. What comes after sees them as they
@@ -25,36 +31,12 @@ impl Context<'_> {
         need: &mut Need,
         draft: &mut Draft,
     ) {
-        let mut found = Vec::new();
-        for view in views {
-            match self.zero_chunks(view, domain) {
-                Ok(chosen) => found.push((view, chosen)),
-                Err(because) => draft.skip(view.name(), Actuator::Zeros, because),
-            }
-        }
-        found.sort_by(|a, b| (b.1.bytes, a.0.name()).cmp(&(a.1.bytes, b.0.name())));
-        for (view, chosen) in found {
-            if need.is_met() {
-                draft.skip(view.name(), Actuator::Zeros, Because::HostHasEnough);
-                continue;
-            }
-            let count = u32::try_from(chosen.chunks.len()).unwrap_or(u32::MAX);
-            let (chunks, expected) = chosen.into_ranges();
-            need.met_by(expected);
-            let action = Action::DropZeros { guest: view.name().to_owned(), chunks };
-            view.note(&action);
-            let reason = "their pages of zeros come back without merging".to_owned();
-            draft.step(action, expected, CPU_PER_CHUNK.saturating_mul(count), reason);
-        }
+        let find = |view: &View<'_>| self.zero_chunks(view, domain);
+        DROPPING.draft(views.iter_mut(), find, need, draft, View::note);
     }
 
     fn zero_chunks(&self, view: &View<'_>, domain: Option<&Domain>) -> Result<Chosen, Because> {
-        if let Some(because) = self.forbidden(view, Actuator::Zeros) {
-            return Err(because);
-        }
-        if !view.limits.take {
-            return Err(Because::NotTaken);
-        }
+        self.may_take(view, Actuator::Zeros)?;
         if !view.is_ours() {
             return Err(Because::ForeignVmm);
         }

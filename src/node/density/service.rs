@@ -235,11 +235,11 @@ impl Density {
         let mut waiting: usize = domains.iter().map(Vec::len).sum();
         while let Some(found) = asked.join_next().await {
             let found = found.context("a look at guests' pages broke down")?;
-            self.tally.surveyed(found.len(), 0);
+            self.tally.surveyed(found.len());
             waiting -= found.len();
             self.mind.lock().await.surveys.keep(found, begun);
         }
-        self.tally.surveyed(0, waiting);
+        self.tally.surveys_failed(waiting);
         Ok(!domains.is_empty())
     }
 

@@ -111,10 +111,14 @@ impl Tally {
         self.counted.given.add(&labels, -(outcome.returned_bytes as f64));
     }
 
-    /// So many guests' pages were looked at, and of so many it came to nothing.
-    pub(super) fn surveyed(&self, looks: usize, failed: usize) {
-        self.counted.surveys.add(&(), looks as f64);
-        self.counted.surveys_failed.add(&(), failed as f64);
+    /// The pages of so many guests were looked at.
+    pub(super) fn surveyed(&self, count: usize) {
+        self.counted.surveys.add(&(), count as f64);
+    }
+
+    /// Looks at the pages of so many guests came to nothing.
+    pub(super) fn surveys_failed(&self, count: usize) {
+        self.counted.surveys_failed.add(&(), count as f64);
     }
 
     /// A guest got memory back, outside of any run.

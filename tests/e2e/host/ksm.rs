@@ -97,6 +97,23 @@ impl Drop for Scan {
     }
 }
 
+/// Bytes of a process's memory that the kernel may merge, and that are huge pages.
+pub(crate) fn marked_and_huge(pid: Pid) -> (u64, u64) {
+    let text = fs::read_to_string(format!("/proc/{}/smaps", pid.0)).expect("a process");
+    let (mut size, mut marked, mut huge) = (0, 0, 0);
+    for line in text.lines() {
+        let kib = |name: &str| -> Option<u64> {
+            line.strip_prefix(name)?.trim().strip_suffix(" kB")?.parse().ok()
+        };
+        size = kib("Size:").unwrap_or(size);
+        huge += kib("AnonHugePages:").unwrap_or(0);
+        if line.starts_with("VmFlags:") && line.contains(" mg") {
+            marked += size;
+        }
+    }
+    (marked << 10, huge << 10)
+}
+
 /// Pages of a process that are merged with others.
 pub(crate) fn merged_pages(pid: Pid) -> u64 {
     let text = read(&format!("/proc/{}/ksm_merging_pages", pid.0));

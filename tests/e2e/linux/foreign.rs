@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::image::{BOOT_PATIENCE, cmdline, script};
 use crate::density::{POLICY, node_uses, write_settings};
-use crate::host::ksm::{KsmTurn, merged_pages};
+use crate::host::ksm::{KsmTurn, marked_and_huge, merged_pages};
 use crate::host::{NodePlan, Pair, Pid, wait};
 
 const ALL_BYTES: u64 = 128 << 20;
@@ -155,13 +155,7 @@ fn its_equal_pages_are_merged(pair: &Pair, qemu: &Qemu) {
 
 /// ksmd has made small pages of its huge ones.
 fn what_it_writes_becomes_huge(pair: &Pair, qemu: &Qemu) {
-    let huge_bytes = || {
-        let file = format!("/proc/{}/smaps_rollup", qemu.child.id());
-        let text = fs::read_to_string(file).expect("a process");
-        let kib = text.lines().find_map(|line| line.strip_prefix("AnonHugePages:"));
-        kib.and_then(|kib| kib.trim().strip_suffix(" kB")?.parse::<u64>().ok()).expect("a size")
-            << 10
-    };
+    let huge_bytes = || marked_and_huge(Pid(qemu.child.id())).1;
     write_settings(&pair.a, HOT);
     node_uses(&pair.a, "\"goal\": \"max density\"");
     wait::until("a look tells what it writes", || {

@@ -262,7 +262,7 @@ impl Backing {
     ) -> std::io::Result<u64> {
         match &self.kind {
             Kind::Anonymous => {
-                raw_memory::drop_anonymous(Part::new(region, offset, len)?)?;
+                raw_memory::drop_pages(Part::new(region, offset, len)?)?;
                 Ok(len as u64)
             }
             Kind::Pool => zero(region, offset, len).map(|()| 0),
@@ -291,7 +291,7 @@ impl Backing {
             let bytes = next - at;
             let is_whole = bytes == BLOCK_BYTES;
             if replaced.blocks.has(place, at) {
-                raw_memory::drop_anonymous(Part::new(region, at, bytes)?)?;
+                raw_memory::drop_pages(Part::new(region, at, bytes)?)?;
                 given += bytes;
             } else if is_whole
                 && replaced.count.load(Ordering::Relaxed) < REPLACED_BLOCKS_MAX

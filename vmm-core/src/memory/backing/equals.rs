@@ -21,9 +21,7 @@ impl Backing {
     /// The file cannot be read, or the system's answer.
     pub(in crate::memory) fn share(&self, place: &RamRegion, part: Part<'_>) -> Result<u64> {
         // What is dropped reads as the template again, which is what it was.
-        drop_equals(part, raw_memory::drop_copies, |at, theirs| {
-            self.read_template(part.region(), place, at, theirs)
-        })
+        drop_equals(part, |at, theirs| self.read_template(part.region(), place, at, theirs))
     }
 
     /// Makes small pages of the huge ones that a part lies in, and has the kernel make no new ones there. Linux 6.12 and later give
@@ -51,7 +49,7 @@ impl Backing {
     /// # Errors
     /// The system's answer.
     pub(in crate::memory) fn drop_zeros(&self, place: &RamRegion, part: Part<'_>) -> Result<u64> {
-        drop_equals(part, raw_memory::drop_anonymous, |at, theirs| {
+        drop_equals(part, |at, theirs| {
             theirs.fill(0);
             Ok(match &self.kind {
                 Kind::Anonymous => true,
@@ -62,11 +60,10 @@ impl Backing {
     }
 }
 
-/// Drops, with `drop`, those pages of a part that are as `read` tells for the place in the region; nothing where it tells nothing.
+/// Drops those pages of a part that are as `read` tells for the place in the region; nothing where it tells nothing.
 /// What lies together goes at once: a huge page is given back whole. Returns their bytes.
 fn drop_equals(
     part: Part<'_>,
-    drop: fn(Part<'_>) -> Result<()>,
     mut read: impl FnMut(usize, &mut [u8]) -> Result<bool>,
 ) -> Result<u64> {
     let (mut own, mut theirs) = ([0; COMPARED_BYTES], [0; COMPARED_BYTES]);
@@ -81,7 +78,7 @@ fn drop_equals(
     }
     let mut dropped = 0;
     for run in equal {
-        drop(Part::new(region, run.start, run.len())?)?;
+        raw_memory::drop_pages(Part::new(region, run.start, run.len())?)?;
         dropped += run.len() as u64;
     }
     Ok(dropped)

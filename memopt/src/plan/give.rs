@@ -1,0 +1,56 @@
+//! Guests give pages back by themselves: those that have most first, until the goal is met.
+
+use std::ops::Deref;
+use std::time::Duration;
+
+use super::action::{Action, ChunkRange};
+use super::because::Because;
+use super::chunks::Chosen;
+use super::need::Need;
+use super::sheet::Draft;
+use super::view::View;
+use crate::policy::Actuator;
+
+/// A way for guests to give pages back.
+pub(super) struct Giving {
+    pub(super) actuator: Actuator,
+    /// Why, in one sentence.
+    pub(super) reason: &'static str,
+    pub(super) cpu_per_chunk: Duration,
+    /// Of a guest, by its name, and its chunks.
+    pub(super) action: fn(String, Vec<ChunkRange>) -> Action,
+}
+
+impl Giving {
+    /// Has those of `views` give what `find` tells of them. `drafted` hears of each whose turn it is, and what it is to do.
+    pub(super) fn draft<'a, V: Deref<Target = View<'a>>>(
+        &self,
+        views: impl Iterator<Item = V>,
+        find: impl Fn(&View<'a>) -> Result<Chosen, Because>,
+        need: &mut Need,
+        draft: &mut Draft,
+        mut drafted: impl FnMut(V, &Action),
+    ) {
+        let mut found = Vec::new();
+        for view in views {
+            match find(&view) {
+                Ok(chosen) => found.push((view, chosen)),
+                Err(because) => draft.skip(view.name(), self.actuator, because),
+            }
+        }
+        found.sort_by(|a, b| (b.1.bytes, a.0.name()).cmp(&(a.1.bytes, b.0.name())));
+        for (view, chosen) in found {
+            if need.is_met() {
+                draft.skip(view.name(), self.actuator, Because::HostHasEnough);
+                continue;
+            }
+            let count = u32::try_from(chosen.chunks.len()).unwrap_or(u32::MAX);
+            let (chunks, expected) = chosen.into_ranges();
+            need.met_by(expected);
+            let action = (self.action)(view.name().to_owned(), chunks);
+            drafted(view, &action);
+            let cpu = self.cpu_per_chunk.saturating_mul(count);
+            draft.step(action, expected, cpu, self.reason.to_owned());
+        }
+    }
+}
