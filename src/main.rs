@@ -38,8 +38,9 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use clap::Parser;
+use tracing::Level;
 
-use cli::{Cli, Verb};
+use cli::{Cli, LogFormat, Verb};
 use exit::Exit;
 use state_dir::{Access, StateDir};
 
@@ -48,9 +49,19 @@ fn main() -> ExitCode {
     match logging::start(&cli).and_then(|()| dispatch(&cli)) {
         Ok(exit) => exit.into(),
         Err(error) => {
-            output::note(format_args!("lighter: {error:#}"));
+            complain(&cli, &error);
             exit::of_error(&error).into()
         }
+    }
+}
+
+/// Tells the user, or the log of a service that is to have nothing but objects of JSON.
+fn complain(cli: &Cli, error: &anyhow::Error) {
+    let is_service = matches!(cli.verb, Verb::Node(_) | Verb::Incoming(_));
+    if is_service && cli.log.log_format == LogFormat::Json && tracing::enabled!(Level::ERROR) {
+        tracing::error!("{error:#}");
+    } else {
+        output::note(format_args!("lighter: {error:#}"));
     }
 }
 

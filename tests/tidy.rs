@@ -18,6 +18,7 @@ const UNSAFE_FILES: &[&str] = &[
     "vmm-core/src/raw_pagemap.rs",
     "vmm-core/src/raw_process.rs",
     "vmm-core/src/raw_ring.rs",
+    "vmm-core/src/raw_userfaultfd.rs",
     "vmm-core/src/vcpu/kick.rs",
 ];
 

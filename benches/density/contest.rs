@@ -106,7 +106,7 @@ impl Scene<'_> {
         let before = fleet.figures()?;
         let spent = match contender {
             Contender::Lighter => {
-                let (spent, used) = lighter::optimize(&fleet)?;
+                let (spent, used) = lighter::optimize(&fleet, self.settings.ksmd_seconds)?;
                 allowance.get_or_insert(used);
                 spent
             }

@@ -158,8 +158,10 @@ fn as_lighter(allowance: &Allowance, meter: &Meter, folder: &Path) -> Result<()>
     let sources = Sources::system();
     let (control, _) = Control::open(&sources, &folder.join("ksm.json"))?;
     let Allowance { cpu_share, pages_per_second, .. } = *allowance;
-    let window =
-        Window::new(Budget { cpu_share, pages_per_second, time: PATIENCE }, Options::GUESTS);
+    let window = Window::new(
+        Budget { cpu_share, cpu_time: PATIENCE, pages_per_second, time: PATIENCE },
+        Options::GUESTS,
+    );
     let mut driver = Driver::new(&sources, control, window);
     loop {
         match driver.step(meter.begun.elapsed())? {

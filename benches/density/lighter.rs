@@ -20,14 +20,16 @@ const POLICY: &str = "goal = \"max density\"\nactuators = [\"merge\", \"huge\", 
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Has lighter's node optimize the guests once. Also tells what it used, as an allowance for others.
+/// Has lighter's node optimize the guests once, with so much CPU time for ksmd, or as much as is usual. Also tells what it used, as an
+/// allowance for others.
 ///
 /// # Errors
 /// It cannot.
-pub(crate) fn optimize(fleet: &Fleet) -> Result<(Spent, Allowance)> {
+pub(crate) fn optimize(fleet: &Fleet, ksmd_seconds: Option<u32>) -> Result<(Spent, Allowance)> {
     let state = fleet.state();
     lighter(state).args(["certs", "init", "localhost"]).run()?;
-    std::fs::write(state.join("lighter.toml"), POLICY)?;
+    let budget = ksmd_seconds.map(|seconds| format!("[merge]\ncpu-time = \"{seconds}s\"\n"));
+    std::fs::write(state.join("lighter.toml"), POLICY.to_owned() + &budget.unwrap_or_default())?;
     let node = Node::start(state)?;
     await_policy(fleet)?;
     let sources = Sources::system();

@@ -51,9 +51,12 @@ pub(crate) struct Settings {
     pub(crate) contenders: Vec<Contender>,
     /// What everybody may use where lighter does not take part.
     pub(crate) cpu_seconds: Option<f64>,
+    /// CPU seconds that lighter's policy gives ksmd, where not what it gives it usually.
+    pub(crate) ksmd_seconds: Option<u32>,
 }
 
-const OPTIONS: &str = "--guests, --linux, --memory-mib, --runs, --layout, --only and --cpu-seconds";
+const OPTIONS: &str =
+    "--guests, --linux, --memory-mib, --runs, --layout, --only, --cpu-seconds and --ksmd-seconds";
 
 impl Settings {
     /// Reads the command line; `--bench`, which cargo adds, is ignored.
@@ -69,6 +72,7 @@ impl Settings {
             layouts: Layout::ALL.to_vec(),
             contenders: Contender::ALL.to_vec(),
             cpu_seconds: None,
+            ksmd_seconds: None,
         };
         let mut arguments = arguments.filter(|argument| argument != "--bench");
         while let Some(option) = arguments.next() {
@@ -93,6 +97,7 @@ impl Settings {
             "--memory-mib" => self.memory_mib = value.parse()?,
             "--runs" => self.runs = value.parse()?,
             "--cpu-seconds" => self.cpu_seconds = Some(value.parse()?),
+            "--ksmd-seconds" => self.ksmd_seconds = Some(value.parse()?),
             "--layout" => self.layouts = chosen(value, &Layout::ALL, |it| it.name())?,
             "--only" => self.contenders = chosen(value, &Contender::ALL, |it| it.option())?,
             _ => bail!("there are {OPTIONS}"),

@@ -148,5 +148,6 @@ fn some_chunk(index: u64, noise: u64) -> Chunk {
         written_pages: if mixed.is_multiple_of(5) { 64 } else { 0 },
         is_huge: mixed.is_multiple_of(2),
         is_mergeable: false,
+        has_twins: false,
     }
 }

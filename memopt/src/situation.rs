@@ -267,6 +267,10 @@ pub struct Chunk {
     pub is_huge: bool,
     /// Whether the kernel may merge it.
     pub is_mergeable: bool,
+    /// Whether merging has put one page of the host at several places of it, which cannot be taken apart from outside: the kernel makes
+    /// no huge page of it (`MADV_COLLAPSE` ends with `EAGAIN`, however often it is asked).
+    #[serde(default)]
+    pub has_twins: bool,
 }
 
 /// Why a guest is left alone.

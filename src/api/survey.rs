@@ -1,5 +1,6 @@
 //! What travels over a guest's API about looks at its pages.
 
+use memopt::policy::Activity;
 use memopt::situation::Chunk;
 use memopt::survey::Digests;
 use serde::{Deserialize, Serialize};
@@ -22,13 +23,24 @@ pub(crate) struct SurveyRequest {
     pub(crate) bits: u32,
     /// Share of one CPU, 0.01 to 1.
     pub(crate) cpu_share: f64,
+    /// How it is told which pages are written.
+    #[serde(default, skip_serializing_if = "is_usual")]
+    pub(crate) activity: Activity,
+}
+
+/// Processes of versions that knew no other take no field for it.
+fn is_usual(activity: &Activity) -> bool {
+    *activity == Activity::default()
 }
 
 /// Without the seed.
 impl std::fmt::Debug for SurveyRequest {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { seed: _, capacity, bits, cpu_share } = self;
-        write!(f, "SurveyRequest {{ capacity: {capacity}, bits: {bits}, cpu_share: {cpu_share} }}")
+        let Self { seed: _, capacity, bits, cpu_share, activity } = self;
+        write!(
+            f,
+            "SurveyRequest {{ capacity: {capacity}, bits: {bits}, cpu_share: {cpu_share}, activity: {activity} }}"
+        )
     }
 }
 
@@ -123,6 +135,8 @@ impl From<ChunkRow> for Chunk {
             written_pages,
             is_huge: flags & IS_HUGE != 0,
             is_mergeable: flags & IS_MERGEABLE != 0,
+            // The guest's process takes them apart.
+            has_twins: false,
         }
     }
 }
@@ -142,6 +156,7 @@ mod tests {
             written_pages: 4,
             is_huge: false,
             is_mergeable: true,
+            has_twins: false,
         };
         let text = serde_json::to_string(&ChunkRow::from(chunk)).unwrap();
         assert_eq!(text, "[7,512,1,2,3,4,2]");
@@ -150,7 +165,13 @@ mod tests {
 
     #[test]
     fn a_seed_is_not_shown() {
-        let request = SurveyRequest { seed: 12345, capacity: 1, bits: 3, cpu_share: 0.5 };
+        let request = SurveyRequest {
+            seed: 12345,
+            capacity: 1,
+            bits: 3,
+            cpu_share: 0.5,
+            activity: Activity::DirtyLog,
+        };
         assert!(!format!("{request:?}").contains("12345"));
     }
 }

@@ -16,6 +16,7 @@ Examples:
   lighter density apply
   lighter density history
   lighter density next
+  lighter density cancel
 
 Asks the node of this host, which also runs what lighter.toml schedules.")]
 pub(crate) struct DensityArgs {
@@ -37,6 +38,8 @@ pub(crate) enum DensityVerb {
     History(HistoryArgs),
     /// Show what lighter.toml schedules next.
     Next(NextArgs),
+    /// End the run under way, whoever began it, after the step that it is at.
+    Cancel(CancelRunArgs),
 }
 
 impl DensityVerb {
@@ -82,8 +85,8 @@ pub(crate) struct PlanArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) policy: Option<PathBuf>,
 
-    /// Have the guests' pages looked at first where that was not done lately, as a run does: without it, nothing is known of what
-    /// merging would bring.
+    /// Have the guests' pages looked at first, all of them anew; a run does so where it was not done lately. What was not looked at
+    /// lately has nothing planned for its pages.
     #[arg(long)]
     pub(crate) survey: bool,
 
@@ -149,4 +152,17 @@ pub(crate) struct NextArgs {
 
     #[command(flatten)]
     pub(crate) json: JsonFlag,
+}
+
+/// `lighter density cancel`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  lighter density cancel
+  lighter density cancel 17                      if that is the one under way
+
+What was done stays; `lighter density history` has it.")]
+pub(crate) struct CancelRunArgs {
+    /// The run's number [default: whichever is under way].
+    pub(crate) run: Option<u64>,
 }

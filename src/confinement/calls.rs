@@ -3,7 +3,7 @@
 //! One list holds for all threads: whoever controls one of them can make the others do their work, since they share their memory.
 
 use libc::{c_long, *};
-use vmm_core::memory::PAGEMAP_SCAN_REQUEST;
+use vmm_core::memory::{PAGEMAP_SCAN_REQUEST, WRITE_PROTECTION_REQUESTS};
 
 /// `ioctl` requests of devices, by a mask and what it leaves of them: `_IOC_TYPE` is in the second byte, the number in the first.
 pub(super) const IOCTLS_OF_DEVICES: [(u64, u64); 3] = [
@@ -44,6 +44,9 @@ pub(super) const IOCTLS_OF_INTERFACES: [u64; 8] = [
     SIOCETHTOOL,
     ADD_TO_BRIDGE,
 ];
+
+/// `ioctl` requests of a userfaultfd, for a guest from a template. It is there by then: no other can be made.
+pub(super) const IOCTLS_OF_TEMPLATES: [u64; 2] = WRITE_PROTECTION_REQUESTS;
 
 /// Families of sockets: those of migrations, and what the C library asks for an address. Netlink's is for questions about networks
 /// alone, and Unix's only for guests that call programs over vsock; see [`super::seccomp`].
@@ -213,7 +216,7 @@ const IDENTITY: [c_long; 9] = [
 ];
 
 /// Names of calls that are tried by those who have broken out, for the message; others are told by their number.
-pub(super) const NOTORIOUS: [(c_long, &str); 25] = [
+pub(super) const NOTORIOUS: [(c_long, &str); 26] = [
     (SYS_execve, "execve"),
     (SYS_execveat, "execveat"),
     (SYS_fork, "fork"),
@@ -235,6 +238,7 @@ pub(super) const NOTORIOUS: [(c_long, &str); 25] = [
     (SYS_setuid, "setuid"),
     (SYS_bpf, "bpf"),
     (SYS_perf_event_open, "perf_event_open"),
+    (SYS_userfaultfd, "userfaultfd"),
     (SYS_keyctl, "keyctl"),
     (SYS_prlimit64, "prlimit64"),
     (SYS_sched_setaffinity, "sched_setaffinity"),

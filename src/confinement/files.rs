@@ -58,11 +58,17 @@ pub(crate) struct Means {
     pub(crate) taps: bool,
     /// It makes rings for disks when it is confined already.
     pub(crate) rings: bool,
+    /// It has memory of a template write-protected.
+    pub(crate) template: bool,
 }
 
 impl Means {
-    /// Of a guest that is not known yet.
-    pub(super) const ALL: Self = Self { unix_sockets: true, taps: true, rings: true };
+    /// Of a guest that arrives and is not known yet. None arrives with a template.
+    pub(super) const OF_UNKNOWN: Self =
+        Self { unix_sockets: true, taps: true, rings: true, template: false };
+    /// All of them.
+    #[cfg(test)]
+    pub(super) const ALL: Self = Self { template: true, ..Self::OF_UNKNOWN };
 }
 
 /// The files of one guest, and what else its process needs.
@@ -133,12 +139,18 @@ impl Files {
         self
     }
 
-    /// And any file to be read, and all means, for a guest that is not known yet.
+    /// And any file to be read, and most means, for a guest that is not known yet.
     pub(crate) fn of_unknown_guest(mut self) -> Self {
         self.add_vsock();
-        self.means = Means::ALL;
+        self.means = Means::OF_UNKNOWN;
         self.wanted.push((PathBuf::from("/"), Use::Read));
         self
+    }
+
+    /// And the template at this path.
+    pub(crate) fn and_template(mut self, path: &Path) -> Self {
+        self.means.template = true;
+        self.and_file(path)
     }
 
     /// And this file to be read.

@@ -47,10 +47,8 @@ fn allowed(means: Means, other: SeccompAction) -> Result<SeccompFilter, seccompi
         calls::ALLOWED.iter().copied().flatten().map(|call| (*call, Vec::new())).collect();
     let devices = calls::IOCTLS_OF_DEVICES
         .map(|(mask, request)| rule([(1, SeccompCmpOp::MaskedEq(mask), request)]));
-    let interfaces = if means.taps { &calls::IOCTLS_OF_INTERFACES[..] } else { &[] };
-    let interfaces = interfaces.iter().map(|request| rule([(1, SeccompCmpOp::Eq, *request)]));
-    let ioctls = calls::IOCTLS.map(|request| rule([(1, SeccompCmpOp::Eq, request)]));
-    let ioctls: Result<_, _> = devices.into_iter().chain(interfaces).chain(ioctls).collect();
+    let ioctls = ioctls(means).map(|request| rule([(1, SeccompCmpOp::Eq, request)]));
+    let ioctls: Result<_, _> = devices.into_iter().chain(ioctls).collect();
     rules.insert(libc::SYS_ioctl, ioctls?);
     // The handler that tells of refused calls stays.
     let others = rule([(0, SeccompCmpOp::Ne, libc::SIGSYS as u64)])?;
@@ -64,6 +62,13 @@ fn allowed(means: Means, other: SeccompAction) -> Result<SeccompFilter, seccompi
     let itself = [(0, SeccompCmpOp::Eq, u64::from(libc::PRIO_PROCESS)), (1, SeccompCmpOp::Eq, 0)];
     rules.insert(libc::SYS_setpriority, vec![rule(itself)?]);
     SeccompFilter::new(rules, other, SeccompAction::Allow, arch()?)
+}
+
+/// The `ioctl` requests, but for those of devices.
+fn ioctls(means: Means) -> impl Iterator<Item = u64> {
+    let interfaces = if means.taps { &calls::IOCTLS_OF_INTERFACES[..] } else { &[] };
+    let templates = if means.template { &calls::IOCTLS_OF_TEMPLATES[..] } else { &[] };
+    calls::IOCTLS.iter().chain(interfaces).chain(templates).copied()
 }
 
 /// What fails.
@@ -134,6 +139,17 @@ mod tests {
                 assert!(program.len() < 4096, "the kernel takes no more: {}", program.len());
             }
         }
+    }
+
+    #[test]
+    fn memory_is_write_protected_for_clones_alone() {
+        let may_protect = |means| {
+            let listed: Vec<u64> = ioctls(means).collect();
+            calls::IOCTLS_OF_TEMPLATES.map(|request| listed.contains(&request))
+        };
+        assert_eq!(may_protect(Means { template: true, ..Means::default() }), [true; 2]);
+        assert_eq!(may_protect(Means::OF_UNKNOWN), [false; 2]);
+        assert_eq!(may_protect(Means::default()), [false; 2]);
     }
 
     #[test]

@@ -86,13 +86,12 @@ impl ProcessControl {
 
     /// Refuses what would touch the memory or the devices of a guest whose pages are still arriving, or that is being handed over:
     /// there, it would be lost.
-    fn refuse_when_incomplete(&self) -> Result<(), ApiError> {
-        let occupation = self.process().occupation();
+    fn refuse_when_incomplete(&self, occupation: &Occupation) -> Result<(), ApiError> {
         let handed_over = |machine: &SharedMachine| machine.vm().run_state() != RunState::Running;
-        match &*occupation {
-            Occupation::Arriving(_) => self.refuse_when_busy(&occupation),
+        match occupation {
+            Occupation::Arriving(_) => self.refuse_when_busy(occupation),
             Occupation::Leaving(_) if handed_over(self.machine()?) => {
-                self.refuse_when_busy(&occupation)
+                self.refuse_when_busy(occupation)
             }
             Occupation::None | Occupation::Saving(_) | Occupation::Leaving(_) => Ok(()),
         }
@@ -215,7 +214,7 @@ impl GuestControl for ProcessControl {
     }
 
     fn reset(&self) -> Result<StateAnswer, ApiError> {
-        self.refuse_when_incomplete()?;
+        self.refuse_when_incomplete(&self.process().occupation())?;
         // Not `on_own_guest`: a migration goes on, with every page to be sent again.
         self.machine()?.vm().reset().map_err(ApiError::failed)?;
         Ok(self.state())
@@ -254,6 +253,7 @@ impl GuestControl for ProcessControl {
         let mut occupation = self.process().occupation();
         self.refuse_when_busy(&occupation)?;
         let saving = Saving::begin(self.process(), &mut occupation);
+        self.process().surveys().call_off(machine);
         drop(occupation);
         let began = Instant::now();
         let saved = saved::save(machine, &request.file, request.format, handed);
@@ -318,7 +318,10 @@ impl GuestControl for ProcessControl {
     }
 
     fn control_workload(&self, control: &WorkloadControl) -> Result<WorkloadControlled, ApiError> {
-        self.refuse_when_incomplete()?;
+        // It writes to the guest's memory, also while the guest stands still: nobody gives pages of it back meanwhile, and
+        // no migration begins.
+        let occupation = self.process().occupation();
+        self.refuse_when_incomplete(&occupation)?;
         workload::control(self.machine()?, control)
     }
 
@@ -366,10 +369,10 @@ impl GuestControl for ProcessControl {
     }
 
     fn set_balloon(&self, request: &BalloonRequest) -> Result<BalloonInfo, ApiError> {
-        self.refuse_when_incomplete()?;
+        self.refuse_when_incomplete(&self.process().occupation())?;
         balloon::set_target(self.machine()?, self.process().name(), request.target_bytes)?;
         // Handed over meanwhile: whether the target went along is not known here.
-        self.refuse_when_incomplete()?;
+        self.refuse_when_incomplete(&self.process().occupation())?;
         self.balloon()
     }
 
@@ -378,7 +381,7 @@ impl GuestControl for ProcessControl {
     }
 
     fn type_on_console(&self, input: &ConsoleInput) -> Result<ConsoleTaken, ApiError> {
-        self.refuse_when_incomplete()?;
+        self.refuse_when_incomplete(&self.process().occupation())?;
         let bytes = [input.input.as_bytes(), &input.bytes].concat();
         let taken_bytes = self.machine()?.vm().console_input(&bytes);
         Ok(ConsoleTaken { taken_bytes })

@@ -48,6 +48,8 @@ impl Departure {
             .map_err(|error| ApiError::new(Reason::BadRequest, error))?;
         let tls = migrate::quic::Tls::load(&process.state().certs()).map_err(ApiError::failed)?;
         let records = RecordStore::open(&process.state().migrations()).map_err(ApiError::failed)?;
+        // Starting the log anew sets right what cannot be stopped.
+        process.surveys().call_off(machine);
         workload::begin_migration(machine);
         let guest: Arc<dyn SourceGuest> = Arc::new(guest);
         let handle = start_source(plan, guest, tls, records).map_err(ApiError::failed)?;

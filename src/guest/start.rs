@@ -74,7 +74,7 @@ fn launch(
             disks.for_each(|disk| files.add_disk(&disk));
             // The template's own disks and kernel are named in it.
             let boot = template.state().boot.as_ref();
-            Ok(files.and_devices(template.shape()).and_boot_record(boot).and_file(file))
+            Ok(files.and_devices(template.shape()).and_boot_record(boot).and_template(file))
         })?;
         let console = life.console();
         let machine = saved::start_clone(spec, &template, name, &console)?;

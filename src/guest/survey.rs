@@ -3,13 +3,15 @@
 mod memory;
 
 use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use memopt::survey::{Digests, Scan, Seed, Watch};
+use memopt::survey::{BITS_MAX, Digests, Scan, Seed, Watch};
 use vmm_core::memory::{GuestRam, PageMap};
 
 use memory::OwnMemory;
 
+use super::machine::SharedMachine;
 use super::process::GuestProcess;
 use crate::api::survey::{
     CAPACITY_MAX, ChunkRow, SurveyRequest, SurveyState, SurveyStatus, SurveyedMemory,
@@ -21,6 +23,8 @@ use crate::survey::{Ended, Found, Looker, Progress};
 #[derive(Debug, Default)]
 pub(super) struct Surveys {
     state: Mutex<State>,
+    /// Whether something else has begun with the guest since the last look began.
+    is_called_off: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -47,6 +51,9 @@ impl Surveys {
         let Some(capacity) = capacity.filter(|_| request.capacity <= CAPACITY_MAX) else {
             return bad(format!("a table keeps 1 to {CAPACITY_MAX} contents"));
         };
+        if request.bits > BITS_MAX {
+            return bad(format!("one content in 2^0 to 2^{BITS_MAX} is kept"));
+        }
         if !(0.01..=1.0).contains(&request.cpu_share) {
             return bad("a look takes a share of 0.01 to 1 of a CPU".to_owned());
         }
@@ -56,14 +63,16 @@ impl Surveys {
             return Err(ApiError::new(Reason::WrongState, text));
         }
         let map = PageMap::open().map_err(ApiError::failed)?;
+        self.is_called_off.store(false, Ordering::Release);
         let progress = Arc::new(Progress::default());
         let memory = OwnMemory::new(process, map);
         let looker = Looker::new(memory, Arc::clone(&progress), request.cpu_share);
         let seed = Seed::new(request.seed);
         let scan = Scan::new(seed, capacity, request.bits);
         let (process, told) = (Arc::downgrade(process), Arc::clone(&progress));
+        let activity = request.activity;
         let work = move || {
-            let state = State::after(told, looker.look(scan, Watch::new(seed)));
+            let state = State::after(told, looker.look(scan, Watch::new(seed), activity));
             if let Some(process) = process.upgrade() {
                 *process.surveys().state() = state;
             }
@@ -74,6 +83,20 @@ impl Surveys {
             .map_err(|error| ApiError::failed(anyhow::Error::from(error).context("no thread")))?;
         *state = State::Running(progress);
         Ok(())
+    }
+
+    /// Ends the look that may be under way, for something else begins with `machine`, whose process is occupied with that by now. What is
+    /// written is logged no more.
+    pub(super) fn call_off(&self, machine: &SharedMachine) {
+        self.is_called_off.store(true, Ordering::Release);
+        if let Err(error) = machine.vm().stop_dirty_log() {
+            tracing::warn!(%error, "the log of a look at the guest's pages cannot be stopped, which makes the guest slower");
+        }
+    }
+
+    /// Whether that has happened to the last one.
+    fn is_called_off(&self) -> bool {
+        self.is_called_off.load(Ordering::Acquire)
     }
 
     /// How it stands, with what was found.
@@ -138,7 +161,7 @@ impl State {
                 let text = "called off: the guest is migrated, saved, or ended";
                 Self::Failed(progress, text.to_owned())
             }
-            Err(Ended::Failed(error)) => Self::Failed(progress, error.to_string()),
+            Err(Ended::Failed(error)) => Self::Failed(progress, format!("{error:#}")),
         }
     }
 }

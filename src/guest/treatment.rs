@@ -21,7 +21,7 @@ const RUNS_MAX: usize = 12_000;
 const PIECE_BYTES: u64 = 8 << 20;
 
 /// Between two pieces: who waits for what is held gets it, for std's mutex by itself is as good to the one who has just had it.
-const BREATH: Duration = Duration::from_micros(50);
+pub(super) const BREATH: Duration = Duration::from_micros(50);
 
 /// Treats what is asked for, until something goes wrong. What `hold` returns is held for a piece at a time: no migration begins meanwhile.
 ///

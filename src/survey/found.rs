@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use memopt::situation::Chunk;
-use memopt::survey::{Digests, Scanned, Watch};
+use memopt::survey::{Digests, Scanned, Written};
 use vmm_core::memory::HugeView;
 
 use super::CHUNK_BYTES;
@@ -13,7 +13,7 @@ use super::CHUNK_BYTES;
 #[derive(Debug)]
 pub(crate) struct Found {
     pub(super) scanned: Scanned,
-    pub(super) watch: Watch,
+    pub(super) written: Written,
     /// By the numbers of chunks.
     pub(super) mapped: BTreeMap<u32, Mapped>,
     pub(super) view: HugeView,
@@ -25,6 +25,7 @@ pub(crate) struct Found {
 pub(super) struct Mapped {
     pub(super) huge_pages: u16,
     pub(super) template_pages: u16,
+    pub(super) has_twins: bool,
 }
 
 impl Found {
@@ -52,10 +53,11 @@ impl Found {
     ) -> impl Iterator<Item = Chunk> {
         self.scanned.chunks(domain).into_iter().map(move |mut chunk| {
             let mapped = self.mapped.get(&chunk.index).copied().unwrap_or_default();
-            let written = self.watch.written_pages(chunk.index, chunk.present_pages);
+            let written = self.written.pages(chunk.index, chunk.present_pages);
             // What nobody has seen standing still does not stand still.
             chunk.written_pages = written.unwrap_or(chunk.present_pages);
             chunk.template_pages = mapped.template_pages;
+            chunk.has_twins = mapped.has_twins;
             chunk.is_huge = mapped.huge_pages * 2 > chunk.present_pages;
             chunk.is_mergeable = is_marked(u64::from(chunk.index) * CHUNK_BYTES);
             chunk

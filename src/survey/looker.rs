@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use memopt::survey::{Pace, Page, Scan, Watch};
+use memopt::policy::Activity;
+use memopt::survey::{Pace, Page, Scan, Watch, Written};
 use nix::time::{ClockId, clock_gettime};
 use vmm_core::memory::{MemoryError, OwnPages};
 
@@ -65,7 +66,12 @@ impl<M: Memory> Looker<M> {
     ///
     /// # Errors
     /// It is called off, or cannot go on.
-    pub(crate) fn look(mut self, mut scan: Scan, mut watch: Watch) -> Result<Found, Ended> {
+    pub(crate) fn look(
+        mut self,
+        mut scan: Scan,
+        watch: Watch,
+        activity: Activity,
+    ) -> Result<Found, Ended> {
         // Refused, it looks with the priority that it has, within its share.
         if let Err(error) = rustix::process::setpriority_process(None, NICE) {
             tracing::debug!(%error, "a look at the guest's pages has an ordinary priority");
@@ -75,11 +81,23 @@ impl<M: Memory> Looker<M> {
         self.each_chunk(|looker, index, found| {
             looker.contents(&found, &mut scan, mapped.entry(index).or_default())
         })?;
+        let written = self.written(watch, activity)?;
+        let view = self.memory.view();
+        Ok(Found { scanned: scan.finish(), written, mapped, view, ended: Instant::now() })
+    }
+
+    /// Watches for a moment what is written: by the log if that is asked for and possible, otherwise by samples.
+    fn written(&mut self, mut watch: Watch, activity: Activity) -> Result<Written, Ended> {
+        if activity == Activity::DirtyLog
+            && let Some(logged) = self.memory.log_writes(LOOKS_APART)?
+        {
+            self.rest();
+            return Ok(Written::Logged(logged));
+        }
         self.each_chunk(|looker, _, found| looker.samples(&found, &mut watch, Look::First))?;
         std::thread::sleep(LOOKS_APART);
         self.each_chunk(|looker, _, found| looker.samples(&found, &mut watch, Look::Second))?;
-        let view = self.memory.view();
-        Ok(Found { scanned: scan.finish(), watch, mapped, view, ended: Instant::now() })
+        Ok(Written::Sampled(watch))
     }
 
     /// Does something with what is there of each chunk of 2 MiB that tells how many pages it took, and rests in between as its share
@@ -117,6 +135,7 @@ impl<M: Memory> Looker<M> {
         mapped: &mut Mapped,
     ) -> Result<usize, MemoryError> {
         let mut read = 0;
+        mapped.has_twins |= self.memory.has_twins(found)?;
         for pages in found {
             mapped.huge_pages += if pages.is_huge { pages.count as u16 } else { 0 };
             for part in parts(pages) {

@@ -1,8 +1,8 @@
 //! Looks at the pages of a guest, whoever has them: what merging them would bring, and which are written.
 //!
 //! Three passes over the chunks of 2 MiB: all pages once, for their contents; then a few of each chunk twice, a moment apart, for
-//! what is written ([`memopt::survey::Watch`]). KVM's dirty log would tell more, but splits the guest's huge pages as long as it
-//! is on. Only pages that are there are read: reading another would map it.
+//! what is written ([`memopt::survey::Watch`]), or KVM's dirty log for that moment, which tells more and costs the guest more.
+//! Only pages that are there are read: reading another would map it.
 //!
 //! A guest's process looks at its own memory (`guest`), the node at that of guests that other programs run (`node`): both
 //! by a [`Looker`], in a thread of its own that gives way to everybody else.
@@ -10,8 +10,10 @@
 mod found;
 mod looker;
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use vmm_core::memory::{HugeView, MemoryError, OwnPages};
 
@@ -36,6 +38,15 @@ pub(crate) trait Memory {
     /// It is not to be looked at any more, or the kernel does not tell.
     fn own_pages(&mut self, range: &Range<u64>) -> Result<Vec<OwnPages>, Ended>;
 
+    /// Whether merging has put one page of the host at several places of `own`, pages of a chunk, so that no huge page can be made of it
+    /// before they are taken apart: for who cannot do that.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    fn has_twins(&self, _own: &[OwnPages]) -> Result<bool, MemoryError> {
+        Ok(false)
+    }
+
     /// Copies what is at `address`, among pages that were told of last.
     ///
     /// # Errors
@@ -48,6 +59,14 @@ pub(crate) trait Memory {
     /// It cannot be read.
     fn read_template(&self, _address: u64, _bytes: &mut [u8]) -> Result<bool, MemoryError> {
         Ok(false)
+    }
+
+    /// Logs for so long which pages are written: how many of each chunk of 2 MiB, by its number. None where there is no log.
+    ///
+    /// # Errors
+    /// As [`Self::own_pages`].
+    fn log_writes(&mut self, _time: Duration) -> Result<Option<BTreeMap<u32, u16>>, Ended> {
+        Ok(None)
     }
 
     /// The chunk was looked at.
@@ -63,12 +82,12 @@ pub(crate) enum Ended {
     /// Something else is to be done with the guest, or it is gone, or nobody waits for this any more.
     CalledOff,
     /// It cannot go on.
-    Failed(MemoryError),
+    Failed(anyhow::Error),
 }
 
 impl From<MemoryError> for Ended {
     fn from(error: MemoryError) -> Self {
-        Self::Failed(error)
+        Self::Failed(error.into())
     }
 }
 

@@ -220,6 +220,23 @@ fn a_node_that_is_killed_in_the_middle_leaves_all_sane() {
 }
 
 #[test]
+fn a_run_is_called_off_by_whoever_comes() {
+    let pair = dense();
+    let _witness = restore_linux(&pair.a, &Image::halting());
+    await_plan(&pair.a);
+    pair.a.run(&["density", "cancel"]).complains(Exit::Failed, &["no run is under way"]);
+    let socket = pair.a.state_dir().join("node.sock");
+    let begun = ask(&socket, "POST", "/v1/density/runs", Some(&json!({})));
+    let begun = begun.expect("an answer").success().expect("a run")["run"].to_string();
+    pair.a.run(&["density", "cancel"]).ok();
+    wait::until("it is over", || {
+        let run = pair.a.run(&["density", "history", &begun, "--json"]).ok().json();
+        wait::holds(run["outcome"] == "cancelled", run)
+    });
+    pair.a.run(&["density", "cancel", &begun]).complains(Exit::Failed, &["not under way"]);
+}
+
+#[test]
 fn the_pool_of_huge_pages_is_as_large_as_the_policy_says() {
     let _pool = Pool::of_2m(8);
     let pair = Pair::new();
@@ -254,6 +271,12 @@ fn settings_that_are_wrong_are_told_with_their_place_and_change_nothing() {
         let is_told = error.contains("lighter.toml:2:") && error.contains("balloon");
         wait::holds(is_told && status["goal"] == "max density", status)
     });
+    let trial = pair.folder().join("trial.toml");
+    let schedule =
+        "[[schedule]]\nname = \"night\"\ncron = \"61 3 * * *\"\ngoal = \"max density\"\n";
+    fs::write(&trial, schedule).expect("a file");
+    let plan = ["density", "plan", "--policy", &trial.display().to_string()];
+    pair.a.run(&plan).complains(Exit::Failed, &["policy:3:", "schedule[0].cron"]);
     pair.a.kill_node();
     let words = ["lighter.toml:2:", "balloon"];
     let node = ["node", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"];

@@ -4,7 +4,9 @@ use memopt::survey::Digests;
 use serde_json::{Value, json};
 
 use crate::density::following;
-use crate::host::checks::{await_life, cost, memory_is_intact, nothing_left_behind};
+use crate::host::checks::{
+    await_life, cost, memory_is_intact, nothing_left_behind, one_intact_copy,
+};
 use crate::host::ksm::{KsmTurn, marked_and_huge, merged_pages};
 use crate::host::{Guest, GuestPlan, Host, Migration, Pair, wait};
 use crate::metrics::{scrape, value};
@@ -26,6 +28,13 @@ fn begin(guest: &Guest, cpu_share: f64) -> Result<Value, String> {
     guest.request("POST", "/v1/guest/survey", Some(&request(cpu_share))).success()
 }
 
+/// With the pages that KVM logs as written in that moment.
+fn begin_logged(guest: &Guest) {
+    let mut request = request(1.0);
+    request["activity"] = json!("dirty-log");
+    guest.request("POST", "/v1/guest/survey", Some(&request)).success().expect("it begins");
+}
+
 fn await_state(guest: &Guest, wanted: &str) -> Value {
     wait::until(&format!("the look is {wanted}"), || {
         let status = guest.get("/v1/guest/survey")?;
@@ -35,6 +44,10 @@ fn await_state(guest: &Guest, wanted: &str) -> Value {
 
 fn look_at(guest: &Guest) -> Digests {
     begin(guest, 1.0).expect("it begins");
+    await_digests(guest)
+}
+
+fn await_digests(guest: &Guest) -> Digests {
     let status = await_state(guest, "done");
     println!("{}: {} pages in {} ms of CPU time", guest.name(), status["pages"], status["cpu_ms"]);
     serde_json::from_value(status["digests"].clone()).expect("a table")
@@ -79,6 +92,72 @@ fn a_look_tells_what_guests_have_in_common_and_what_they_write() {
 }
 
 #[test]
+fn kvms_log_tells_of_the_few_pages_that_samples_miss() {
+    let pair = Pair::without_nodes();
+    let options = ["--write-order", "random"].map(str::to_owned).into();
+    let plan = GuestPlan { options, dirty_rate: 40, ..GuestPlan::default() };
+    let guest = Guest::start(&pair.a, &plan);
+    await_life(&guest);
+    begin_logged(&guest);
+    let table = await_digests(&guest);
+    let rows = chunks(&guest, &table);
+    // One page in 50 of its working set of 8 MiB, in each of its chunks. Where KVM shadows the guest's page tables, what it reads beside
+    // them counts too, as do those tables.
+    let written = |is_inside: bool| {
+        let of_working_set = |row: &&[u64; 7]| (2..7).contains(&row[0]) == is_inside;
+        rows.iter().filter(of_working_set).map(|row| row[5]).collect::<Vec<_>>()
+    };
+    assert!(written(true).iter().filter(|pages| **pages > 0).count() >= 4, "{rows:?}");
+    assert!(written(true).iter().sum::<u64>() >= 25, "{rows:?}");
+    assert!(written(false).iter().sum::<u64>() < 16, "{rows:?}");
+    // Logged for that moment alone: the next look begins anew, and so does a migration.
+    begin_logged(&guest);
+    await_digests(&guest);
+    await_life(&guest);
+    memory_is_intact(&guest);
+}
+
+/// What it does not write while it stands still would count as still.
+#[test]
+fn a_look_is_called_off_by_a_save_that_is_over_before_it_looks_again() {
+    let pair = Pair::without_nodes();
+    let guest = start(&pair.a, "one", "shop", 500);
+    let file = pair.folder().join("one.save").display().to_string();
+    for begin in [begin_logged, |guest: &Guest| drop(begin(guest, 1.0).expect("it begins"))] {
+        begin(&guest);
+        wait::until("all pages were looked at", || {
+            let status = guest.get("/v1/guest/survey")?;
+            wait::holds(status["pages"].as_u64() >= Some(PAGES * 7 / 8), status.to_string())
+        });
+        pair.a.run(&["save", "one", &file]).ok();
+        let status = await_state(&guest, "failed");
+        assert!(status["error"].to_string().contains("called off"), "{status}");
+    }
+    begin_logged(&guest);
+    await_digests(&guest);
+    await_life(&guest);
+    memory_is_intact(&guest);
+}
+
+#[test]
+fn a_guest_leaves_while_its_writes_are_logged_for_a_look() {
+    let pair = Pair::new();
+    let guest = start(&pair.a, "one", "shop", 500);
+    begin_logged(&guest);
+    let migration = Migration::start(&pair.a, "one", &pair.b, &["--bandwidth", "2MB/s"]);
+    let status = await_state(&guest, "failed");
+    assert!(status["error"].to_string().contains("called off"), "{status}");
+    pair.a.run(&["cancel", "one"]).ok();
+    migration.finish().cancelled();
+    begin_logged(&guest);
+    Migration::run(&pair.a, "one", &pair.b).ok();
+    let there = one_intact_copy(&pair.hosts(), "one", &pair.b);
+    begin_logged(&there);
+    await_digests(&there);
+    nothing_left_behind(&pair.hosts());
+}
+
+#[test]
 fn one_looks_at_a_time_and_what_makes_no_sense_is_refused() {
     let pair = Pair::without_nodes();
     let guest = start(&pair.a, "one", "shop", 0);
@@ -86,6 +165,7 @@ fn one_looks_at_a_time_and_what_makes_no_sense_is_refused() {
     for (field, value, words) in [
         ("capacity", json!(0), "1 to 65536"),
         ("capacity", json!(65_537), "1 to 65536"),
+        ("bits", json!(41), "2^40"),
         ("cpu_share", json!(0), "0.01 to 1"),
         ("cpu_share", json!(1.5), "0.01 to 1"),
         ("speed", json!(1), "unknown field"),
@@ -200,7 +280,7 @@ fn chunks_to(plan: &Value, kind: &str, guest: &str) -> u64 {
 #[test]
 fn what_was_merged_and_becomes_hot_is_taken_apart_and_made_huge() {
     let turn = KsmTurn::take();
-    let pair = following(POLICY);
+    let pair = following(&format!("{POLICY}activity = \"dirty-log\"\n"));
     let shop = [start(&pair.a, "one", "shop", 0), start(&pair.a, "two", "shop", 0)];
     pair.a.run(&["density", "apply"]).ok();
     let (_, huge_before) = marked_and_huge(shop[0].pid());
@@ -260,6 +340,14 @@ fn zeros_come_back_without_merging_while_the_guest_writes() {
     nothing_left_behind(&pair.hosts());
 }
 
+/// Whether its process can have memory write-protected.
+fn has_userfaultfd(guest: &Guest) -> bool {
+    let folder = format!("/proc/{}/fd", guest.pid().0);
+    let descriptors = std::fs::read_dir(folder).expect("descriptors");
+    let mut targets = descriptors.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+    targets.any(|target| target.as_os_str() == "anon_inode:[userfaultfd]")
+}
+
 #[test]
 fn a_clone_shares_with_its_template_again_while_it_writes() {
     let pair = Pair::without_nodes();
@@ -267,11 +355,13 @@ fn a_clone_shares_with_its_template_again_while_it_writes() {
     let options = ["--zero-share", "100"].map(str::to_owned).into();
     let plan =
         GuestPlan { name: "first".to_owned(), options, dirty_rate: 0, ..GuestPlan::default() };
-    Guest::start(&pair.a, &plan);
+    let first = Guest::start(&pair.a, &plan);
+    assert!(!has_userfaultfd(&first), "only clones have one");
     let file = pair.folder().join("first.template").display().to_string();
     pair.a.run(&["template", "first", &file]).ok();
     pair.a.run(&["run", "--template", &file, "--name", "clone", "--detach"]).ok();
     let clone = pair.a.guest("clone");
+    assert!(has_userfaultfd(&clone), "this test needs Linux 6.7");
     let steer = |rate: u32| {
         let order = json!({ "dirty_rate_pages_per_s": rate, "working_set_bytes": 48 << 20 });
         clone.request("PUT", "/v1/guest/workload", Some(&order)).success().expect("it is steered");

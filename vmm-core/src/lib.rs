@@ -24,6 +24,7 @@ mod raw_pagemap;
 mod raw_process;
 mod raw_ring;
 mod raw_uring;
+mod raw_userfaultfd;
 mod shape;
 pub mod snapshot;
 pub mod state;
@@ -37,7 +38,7 @@ pub mod workload;
 
 pub use boot::BootSource;
 pub use cpuid::CpuModel;
-pub use dirty::DirtyLog;
+pub use dirty::{DirtyLog, REARMED_CHUNKS_MAX};
 pub use error::{Error, Result};
 pub use event::{DOORBELLS_MAX, EventQueue, StopReason, VmEvent};
 pub use memory::GuestRam;

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::Result;
+use std::num::NonZeroU64;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
@@ -13,6 +14,10 @@ use crate::memory::PAGE_BYTES;
 
 ioctl_iowr_nr!(PAGEMAP_SCAN, b'f' as u32, 16, ScanArgument);
 
+/// `PAGE_IS_WPALLOWED`: in memory that can be write-protected asynchronously, see [`crate::raw_userfaultfd`].
+const IS_PROTECTABLE: u64 = 1 << 0;
+/// `PAGE_IS_WRITTEN`: not write-protected, or not any more.
+const IS_WRITTEN: u64 = 1 << 1;
 /// `PAGE_IS_FILE`: of a file, or of shared memory.
 pub(crate) const IS_FILE: u64 = 1 << 2;
 /// `PAGE_IS_PRESENT`.
@@ -22,10 +27,17 @@ pub(crate) const IS_ZERO: u64 = 1 << 5;
 /// `PAGE_IS_HUGE`: mapped as part of a huge page.
 pub(crate) const IS_HUGE: u64 = 1 << 6;
 
+/// `PM_SCAN_WP_MATCHING`: write-protect what is found.
+const PROTECT: u64 = 1 << 0;
+/// `PM_SCAN_CHECK_WPASYNC`: fail where that is not possible.
+const OR_FAIL: u64 = 1 << 1;
+
 /// Bit 63 of an entry: present.
 const ENTRY_PRESENT: u64 = 1 << 63;
 /// Bit 61: of a file, or of shared memory.
 const ENTRY_FILE: u64 = 1 << 61;
+/// Bits 0 to 54: the number of the host's page, for whoever may know it (`CAP_SYS_ADMIN`), and 0 for others.
+const ENTRY_FRAME: u64 = (1 << 55) - 1;
 
 /// `struct pm_scan_arg`.
 #[repr(C)]
@@ -45,6 +57,19 @@ struct ScanArgument {
     return_mask: u64,
 }
 
+/// What a scan looks for, and what it does with it.
+#[derive(Debug, Clone, Copy, Default)]
+struct Search {
+    /// What pages are.
+    are: u64,
+    /// What they are not.
+    are_not: u64,
+    /// What is told of them.
+    told: u64,
+    /// `PROTECT`, `OR_FAIL`.
+    flags: u64,
+}
+
 /// `struct page_region`: pages next to each other that are alike.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -53,7 +78,7 @@ pub(crate) struct Region {
     pub(crate) start: u64,
     /// Where it ends.
     pub(crate) end: u64,
-    /// `IS_PRESENT`, and which of the others.
+    /// What was asked for of `IS_PRESENT` and the others.
     pub(crate) categories: u64,
 }
 
@@ -62,6 +87,31 @@ pub(crate) struct Region {
 /// # Errors
 /// `ENOTTY` of a kernel before 6.7; otherwise the kernel's answer.
 pub(crate) fn scan(pagemap: &File, addresses: &Range<u64>) -> Result<Vec<Region>> {
+    let told = IS_PRESENT | IS_FILE | IS_ZERO | IS_HUGE;
+    search(pagemap, addresses, Search { are: IS_PRESENT, told, ..Search::default() })
+}
+
+/// Write-protects those pages at `addresses` that are present and the process's own, and tells which they are, in order. From now on
+/// they count as written once anybody has written to them.
+///
+/// # Errors
+/// `EPERM` where the memory is not registered with a userfaultfd for it; otherwise the kernel's answer.
+pub(crate) fn protect(pagemap: &File, addresses: &Range<u64>) -> Result<Vec<Region>> {
+    let (are, are_not, flags) = (IS_PRESENT, IS_FILE | IS_ZERO, PROTECT | OR_FAIL);
+    search(pagemap, addresses, Search { are, are_not, told: IS_PRESENT, flags })
+}
+
+/// Those that [`protect`] found and nobody has written to since: what is certainly protected, present and the process's own, and
+/// nothing else.
+///
+/// # Errors
+/// The kernel's answer.
+pub(crate) fn protected(pagemap: &File, addresses: &Range<u64>) -> Result<Vec<Region>> {
+    let (are, are_not) = (IS_PRESENT | IS_PROTECTABLE, IS_WRITTEN | IS_FILE | IS_ZERO);
+    search(pagemap, addresses, Search { are, are_not, told: IS_PRESENT, flags: 0 })
+}
+
+fn search(pagemap: &File, addresses: &Range<u64>, search: Search) -> Result<Vec<Region>> {
     let mut found = Vec::new();
     // As many as 2 MiB can have at most.
     let mut regions = [Region::default(); 512];
@@ -73,12 +123,14 @@ pub(crate) fn scan(pagemap: &File, addresses: &Range<u64>) -> Result<Vec<Region>
             end: addresses.end,
             vec: regions.as_mut_ptr() as u64,
             vec_len: regions.len() as u64,
-            category_mask: IS_PRESENT,
-            return_mask: IS_PRESENT | IS_FILE | IS_ZERO | IS_HUGE,
+            flags: search.flags,
+            category_inverted: search.are_not,
+            category_mask: search.are | search.are_not,
+            return_mask: search.told,
             ..ScanArgument::default()
         };
         // SAFETY: the kernel reads and writes one `struct pm_scan_arg`, and writes at most `vec_len` of `struct page_region` at
-        // `vec`, which is `regions`. Without flags it changes nothing of the pages.
+        // `vec`, which is `regions`. Pages keep their content, and who writes to one that is protected is not kept from it.
         let count = unsafe { ioctl_with_mut_ref(pagemap, PAGEMAP_SCAN(), &mut argument) };
         let Ok(count) = usize::try_from(count) else { return Err(std::io::Error::last_os_error()) };
         found.extend(regions.iter().take(count));
@@ -96,11 +148,9 @@ pub(crate) fn scan(pagemap: &File, addresses: &Range<u64>) -> Result<Vec<Region>
 /// The kernel's answer.
 pub(crate) fn read(pagemap: &File, addresses: &Range<u64>) -> Result<Vec<Region>> {
     const PAGE: u64 = PAGE_BYTES as u64;
-    let mut bytes = vec![0; (addresses.end - addresses.start) as usize / PAGE_BYTES * 8];
-    pagemap.read_exact_at(&mut bytes, addresses.start / PAGE * 8)?;
-    let entries = bytes.as_chunks::<8>().0.iter().map(|entry| u64::from_le_bytes(*entry));
     let mut found: Vec<Region> = Vec::new();
-    for (start, entry) in (addresses.start..).step_by(PAGE_BYTES).zip(entries) {
+    for (start, entry) in (addresses.start..).step_by(PAGE_BYTES).zip(entries(pagemap, addresses)?)
+    {
         if entry & ENTRY_PRESENT == 0 {
             continue;
         }
@@ -111,6 +161,23 @@ pub(crate) fn read(pagemap: &File, addresses: &Range<u64>) -> Result<Vec<Region>
         }
     }
     Ok(found)
+}
+
+/// The host's page at each page of `addresses`, and none where there is none, or where this process may not know it (`CAP_SYS_ADMIN`).
+///
+/// # Errors
+/// The kernel's answer.
+pub(crate) fn frames(pagemap: &File, addresses: &Range<u64>) -> Result<Vec<Option<NonZeroU64>>> {
+    let frame = |entry: u64| {
+        NonZeroU64::new(if entry & ENTRY_PRESENT == 0 { 0 } else { entry & ENTRY_FRAME })
+    };
+    Ok(entries(pagemap, addresses)?.into_iter().map(frame).collect())
+}
+
+fn entries(pagemap: &File, addresses: &Range<u64>) -> Result<Vec<u64>> {
+    let mut bytes = vec![0; (addresses.end - addresses.start) as usize / PAGE_BYTES * 8];
+    pagemap.read_exact_at(&mut bytes, addresses.start / PAGE_BYTES as u64 * 8)?;
+    Ok(bytes.as_chunks::<8>().0.iter().map(|entry| u64::from_le_bytes(*entry)).collect())
 }
 
 #[cfg(test)]

@@ -25,7 +25,7 @@ pub(crate) const TOUCH_PAGES: &[u8] = &[
     0x66, 0xba, 0xc0, 0x04, // mov dx, DOORBELL_PORT
     0xb8, 0x01, 0x00, 0x00, 0x00, // mov eax, 1
     0xef, // out dx, eax
-    0xeb, 0xde, // jmp start
+    0xeb, 0xe0, // jmp start
 ];
 
 /// The same once: rings the doorbell with 1 and spins.

@@ -123,11 +123,11 @@ impl Hypervisor {
         self.get("vm.info").await
     }
 
-    /// The guest's statistics; `None` when this version, or this guest, has none.
+    /// The guest's statistics; `None` when this version, or this guest, has none, or the guest takes its time.
     pub(super) async fn statistics(&self) -> Result<Option<HypervisorStatistics>, ForeignError> {
         match self.get("vm.balloon-stats").await {
             Ok(statistics) => Ok(Some(statistics)),
-            Err(ForeignError::Refused { .. }) => Ok(None),
+            Err(ForeignError::Refused { .. } | ForeignError::Slow { .. }) => Ok(None),
             Err(error) => Err(error),
         }
     }

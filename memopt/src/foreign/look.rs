@@ -6,7 +6,7 @@ use super::error::ForeignError;
 use super::hypervisor::Hypervisor;
 use super::qmp::{Qmp, RunState};
 use super::{Door, Found};
-use crate::situation::{Backing, Balloon, Hindrance};
+use crate::situation::{Backing, Balloon, Hindrance, Statistics};
 
 /// How a guest is to be asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,7 +49,7 @@ pub async fn look(found: &Found, asking: &Asking) -> Result<Look, ForeignError> 
             }
             Door::CloudHypervisor(socket) => {
                 let hypervisor = Hypervisor::new(socket, found.pid, each);
-                look_at_hypervisor(found, &hypervisor, asking).await
+                look_at_hypervisor(found, &hypervisor).await
             }
             Door::Libvirt | Door::None(_) => Err(no_door(found)),
         }
@@ -167,11 +167,7 @@ fn qemu_hindrance(state: &RunState, migration: Option<&str>) -> Option<Hindrance
     }
 }
 
-async fn look_at_hypervisor(
-    found: &Found,
-    hypervisor: &Hypervisor,
-    asking: &Asking,
-) -> Result<Look, ForeignError> {
+async fn look_at_hypervisor(found: &Found, hypervisor: &Hypervisor) -> Result<Look, ForeignError> {
     let info = hypervisor.info().await?;
     let memory_bytes = info.config.memory.bytes();
     let actual_bytes = info.memory_actual_size.unwrap_or(memory_bytes).min(memory_bytes);
@@ -179,8 +175,7 @@ async fn look_at_hypervisor(
         found.has_passthrough || info.config.devices.is_some_and(|devices| !devices.is_empty());
     let balloon = match info.config.balloon {
         Some(config) if !has_passthrough => {
-            let told = hypervisor.statistics().await?;
-            let statistics = told.and_then(|told| told.at(asking.unix_seconds));
+            let statistics = hypervisor.statistics().await?.map(Statistics::from);
             let has_driver = statistics.is_some() || actual_bytes < memory_bytes;
             Some(Balloon {
                 has_driver,

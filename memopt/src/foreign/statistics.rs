@@ -52,12 +52,10 @@ impl QemuStatistics {
     }
 }
 
-/// Cloud Hypervisor's answer to `vm.balloon-stats` (versions of 2026 and later).
+/// Cloud Hypervisor's answer to `vm.balloon-stats` (later than 53.0), for which it has just asked the guest.
 #[derive(Debug, Clone, Default, Deserialize)]
 pub(super) struct HypervisorStatistics {
-    pub(super) stats: HypervisorValues,
-    /// By the host's clock, in milliseconds since the epoch; 0 before the first.
-    pub(super) last_update: u64,
+    stats: HypervisorValues,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -74,13 +72,11 @@ pub(super) struct HypervisorValues {
     direct_reclaims: Option<u64>,
 }
 
-impl HypervisorStatistics {
-    /// As [`QemuStatistics::at`].
-    pub(super) fn at(&self, unix_seconds: u64) -> Option<Statistics> {
-        let values = &self.stats;
-        let now = unix_seconds.saturating_mul(1000);
-        (self.last_update != 0).then(|| Statistics {
-            age: Duration::from_millis(now.saturating_sub(self.last_update)),
+impl From<HypervisorStatistics> for Statistics {
+    fn from(told: HypervisorStatistics) -> Self {
+        let values = told.stats;
+        Self {
+            age: Duration::ZERO,
             total_bytes: values.total_memory,
             free_bytes: values.free_memory,
             available_bytes: values.available_memory,
@@ -91,7 +87,7 @@ impl HypervisorStatistics {
             oom_kills: values.oom_kills,
             allocation_stalls: values.alloc_stalls,
             direct_reclaim_bytes: values.direct_reclaims,
-        })
+        }
     }
 }
 
@@ -117,10 +113,10 @@ mod tests {
     }
 
     #[test]
-    fn cloud_hypervisor_counts_milliseconds() {
-        let text = r#"{"balloon_actual":1,"last_update":5000,"stats":{"available_memory":7,"minor_faults":1}}"#;
-        let statistics: HypervisorStatistics = serde_json::from_str(text).unwrap();
-        let told = statistics.at(8).unwrap();
-        assert_eq!((told.age, told.available_bytes), (Duration::from_secs(3), Some(7)));
+    fn cloud_hypervisors_guests_have_just_been_asked() {
+        let text = r#"{"balloon_actual":1,"stats":{"available_memory":7,"minor_faults":1}}"#;
+        let told: HypervisorStatistics = serde_json::from_str(text).unwrap();
+        let expected = Statistics { available_bytes: Some(7), ..Statistics::default() };
+        assert_eq!(Statistics::from(told), expected);
     }
 }

@@ -254,11 +254,12 @@ impl<P: Payloads> History<P> {
         })
     }
 
-    /// Puts down that a schedule did not run at a time (Unix seconds), so that the next scheduler does not decide on it again.
+    /// Puts down that a schedule was decided on up to a time (Unix seconds) at which it did not run, so that the next scheduler decides on
+    /// later ones alone.
     ///
     /// # Errors
     /// The file's.
-    pub fn note_missed(&mut self, schedule: &str, tick: u64) -> Result<(), HistoryError> {
+    pub fn note_decided(&mut self, schedule: &str, tick: u64) -> Result<(), HistoryError> {
         self.write(|_, write, _| keep_tick(write, schedule, tick))
     }
 

@@ -99,7 +99,7 @@ mod tests {
     fn driver(fixture: &Fixture) -> Driver {
         let (control, _) = Control::open(&fixture.sources(), &fixture.journal()).unwrap();
         let time = Duration::from_secs(60);
-        let budget = Budget { cpu_share: 0.5, pages_per_second: 100_000, time };
+        let budget = Budget { cpu_share: 0.5, cpu_time: time, pages_per_second: 100_000, time };
         Driver::new(&fixture.sources(), control, Window::new(budget, Options::default()))
     }
 

@@ -57,6 +57,8 @@ const IDLE: Duration = Duration::from_secs(10);
 pub struct Budget {
     /// The share of one CPU that ksmd may use, above 0, up to 0.95.
     pub cpu_share: f64,
+    /// CPU time that ksmd may use in all.
+    pub cpu_time: Duration,
     /// Pages that it may look at in a second.
     pub pages_per_second: u64,
     /// How long the window may last.
@@ -95,6 +97,8 @@ pub enum End {
     Flat,
     /// Its time was over.
     TimeUsed,
+    /// ksmd has used the CPU time that it might.
+    CpuTimeUsed,
     /// No process lets its memory be merged.
     NothingToMerge,
     /// Somebody else drives ksmd.
@@ -154,6 +158,7 @@ impl Window {
         let share = if budget.cpu_share.is_finite() { budget.cpu_share } else { 0.0 };
         let budget = Budget {
             cpu_share: share.clamp(0.001, 0.95),
+            cpu_time: budget.cpu_time,
             pages_per_second: budget.pages_per_second.clamp(1, 100_000_000),
             time: budget.time,
         };
@@ -177,13 +182,13 @@ impl Window {
             self.end(End::Foreign(foreign), &sample.ksm, now);
             return Vec::new();
         }
-        let before = (progress.last, progress.at);
+        let (before, at) = (progress.last, progress.at);
         progress.note(&sample.ksm, now);
-        if let Some(end) = progress.is_over(&self.budget, now) {
+        if let Some(end) = progress.is_over(&self.budget, &before, now) {
             self.end(end, &sample.ksm, now);
             return Vec::new();
         }
-        let factor = factor(&self.budget, &before.0, &sample.ksm, now.saturating_sub(before.1));
+        let factor = factor(&self.budget, &before, &sample.ksm, now.saturating_sub(at));
         progress.steer(factor)
     }
 
@@ -258,12 +263,18 @@ impl Progress {
         (self.last, self.at) = (*ksm, now);
     }
 
-    fn is_over(&mut self, budget: &Budget, now: Duration) -> Option<End> {
+    /// Whether it is over, and why. `before` is what was seen before the last.
+    fn is_over(&mut self, budget: &Budget, before: &Ksm, now: Duration) -> Option<End> {
         if self.is_flat() {
             return Some(End::Flat);
         }
         if now.saturating_sub(self.begun) >= budget.time {
             return Some(End::TimeUsed);
+        }
+        // At the sample that is nearest to the limit: half of what the last interval took may be too much, or too little.
+        let used = cpu_between(&self.first, &self.last) + cpu_between(before, &self.last) / 2;
+        if used >= budget.cpu_time {
+            return Some(End::CpuTimeUsed);
         }
         (now.saturating_sub(self.moved_at) >= IDLE).then_some(End::NothingToMerge)
     }
@@ -335,9 +346,7 @@ fn factor(budget: &Budget, before: &Ksm, now: &Ksm, elapsed: Duration) -> Option
     }
     let seconds = elapsed.as_secs_f64();
     let scanned = now.pages_scanned.saturating_sub(before.pages_scanned) as f64 / seconds;
-    let cpu = now.cpu.zip(before.cpu).map(|(now, before)| now.saturating_sub(before));
-    // Where nobody counts it, pages cost what they were taken to cost at the beginning.
-    let share = cpu.map_or(scanned * PAGE_COST, |cpu| cpu.as_secs_f64() / seconds);
+    let share = cpu_between(before, now).as_secs_f64() / seconds;
     let odds = |share: f64| share / (1.0 - share.min(0.99));
     // How much of each limit is used, and the factor that brings it to the aim; what was not seen limits nothing.
     let limits = [
@@ -349,6 +358,13 @@ fn factor(budget: &Budget, before: &Ksm, now: &Ksm, elapsed: Duration) -> Option
     let is_slack = seen().all(|(used, _)| *used < SLACK);
     let smallest = seen().map(|(_, factor)| *factor).reduce(f64::min)?;
     (is_over || is_slack).then_some(smallest)
+}
+
+/// CPU time that ksmd has used: where nobody counts it, what its pages were taken to cost at the beginning.
+fn cpu_between(before: &Ksm, now: &Ksm) -> Duration {
+    let counted = now.cpu.zip(before.cpu).map(|(now, before)| now.saturating_sub(before));
+    let pages = now.pages_scanned.saturating_sub(before.pages_scanned);
+    counted.unwrap_or_else(|| Duration::from_secs_f64(pages as f64 * PAGE_COST))
 }
 
 /// The first setting that is not as it was made.

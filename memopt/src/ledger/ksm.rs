@@ -57,7 +57,7 @@ impl From<End> for WindowEnd {
     fn from(end: End) -> Self {
         match end {
             End::Flat | End::NothingToMerge => Self::Flat,
-            End::TimeUsed | End::CalledOff => Self::Over,
+            End::TimeUsed | End::CpuTimeUsed | End::CalledOff => Self::Over,
             End::Foreign(_) => Self::Stopped,
         }
     }

@@ -58,6 +58,9 @@ pub enum Action {
         pages_per_s: u64,
         /// Its share of one core.
         cpu: f64,
+        /// Its CPU time in all, at most.
+        #[serde(default = "unlimited")]
+        cpu_time: Duration,
         /// How long, at most.
         window: Duration,
         /// What the window is expected to bring in all, with the steps that only mark memory for it.
@@ -142,6 +145,11 @@ impl Action {
     }
 }
 
+/// In plans of versions that knew no such limit.
+fn unlimited() -> Duration {
+    Duration::MAX
+}
+
 /// The chunks `indices`, which are in order, as few ranges as possible.
 pub(super) fn ranges(indices: impl IntoIterator<Item = u32>) -> Vec<ChunkRange> {
     let mut found: Vec<ChunkRange> = Vec::new();
@@ -177,12 +185,16 @@ impl fmt::Display for Action {
             Self::MakeHuge { guest, chunks } => {
                 write!(f, "{guest}: huge pages for {}", chunk_count(chunks))
             }
-            Self::DriveKsm { domain, pages_per_s, cpu, window, .. } => {
-                let (cpu, window) = (Share(*cpu), Span(*window));
+            Self::DriveKsm { domain, pages_per_s, cpu, cpu_time, window, .. } => {
+                let (share, time) = (Share(*cpu), Span(*window));
                 write!(
                     f,
-                    "ksmd: merge domain {domain}, {pages_per_s} pages/s, {cpu} of a core, for {window}"
-                )
+                    "ksmd: merge domain {domain}, {pages_per_s} pages/s, {share} of a core, for {time}"
+                )?;
+                match *cpu_time < window.mul_f64(*cpu) {
+                    true => write!(f, " or {} of CPU time", Span(*cpu_time)),
+                    false => Ok(()),
+                }
             }
             Self::StopKsm { domain } => write!(f, "ksmd: stop merging domain {domain}"),
             Self::RemergeTemplate { guest, chunks } => {

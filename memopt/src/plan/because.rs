@@ -85,12 +85,16 @@ pub enum Because {
     NoProfit,
     /// All of it that is worth merging may be merged already.
     Marked,
+    /// ksmd has no CPU time for it.
+    NoCpuTime,
     /// It shares with its template first.
     TemplateFirst,
     /// Nothing of it is hot and without huge pages.
     NothingHot,
     /// It has too few pages of zeros.
     FewZeros,
+    /// Too few of its pages equal its template's.
+    FewEqual,
     /// It is to have all of its memory from its start.
     Preallocated,
     /// The kernel cannot merge.
@@ -107,7 +111,9 @@ impl fmt::Display for Because {
             Self::Hindered { by: Hindrance::Saving } => "it is being saved",
             Self::Hindered { by: Hindrance::Unreachable } => "its process does not answer",
             Self::OptedOut => "the policy leaves it alone",
-            Self::NotTaken => "nothing is to be taken from it",
+            Self::NotTaken => {
+                "it is to be left as it is (`take = false`, or not among the schedule's guests)"
+            }
             Self::NameTaken => "another guest has the same name",
             Self::NotAllowed => "the policy does not allow it",
             Self::Benched { reason, left } => {
@@ -118,7 +124,7 @@ impl fmt::Display for Because {
             Self::NoStatistics => "the guest says nothing of its memory",
             Self::WrongBacking { backing: Backing::HugePool } => "pages of a pool do not come back",
             Self::WrongBacking { backing: Backing::Shared } => "shared memory is never merged",
-            Self::WrongBacking { .. } => "its memory is of the wrong kind",
+            Self::WrongBacking { .. } => "its memory is a template's, or of unknown kind",
             Self::Spared { pain, left } => {
                 return write!(f, "spared for {}: {pain}", Span(*left));
             }
@@ -140,8 +146,10 @@ impl fmt::Display for Because {
             Self::NotSurveyed => "its memory was not looked at lately",
             Self::NoProfit => "merging would cost more than it brings",
             Self::Marked => "what of it is worth merging is marked already",
+            Self::NoCpuTime => "ksmd has no CPU time for it (merge.cpu-time)",
             Self::TemplateFirst => "it shares with its template first",
             Self::NothingHot => "nothing of it is hot and without huge pages",
+            Self::FewEqual => "too few of its own pages are as in its template",
             Self::FewZeros => "it has too few pages of zeros",
             Self::Preallocated => "its memory is taken in advance",
             Self::NoKsm => "the kernel cannot merge (no /sys/kernel/mm/ksm)",

@@ -6,6 +6,8 @@
 //! back. So a chunk is merged when it is cold and rich in duplicates, made huge when it is hot, and left alone in
 //! between; what was decided is only turned when the chunk is clearly the other.
 
+use std::collections::BTreeSet;
+
 use super::action::{ChunkRange, ranges};
 use crate::policy::Policy;
 use crate::situation::{Chunk, Survey};
@@ -34,17 +36,53 @@ pub(super) enum Fate {
     Huge(i64),
 }
 
-/// Which chunks, and what they bring in all.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Chosen {
-    pub(super) chunks: Vec<(u32, i64)>,
+/// What a chunk is worth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Worth {
+    pub(super) index: u32,
+    /// Pages that are there.
+    pub(super) pages: u16,
+    /// What it brings.
     pub(super) bytes: i64,
 }
 
+impl Worth {
+    fn of(chunk: &Chunk, bytes: i64) -> Self {
+        Self { index: chunk.index, pages: chunk.present_pages.min(512), bytes }
+    }
+}
+
+/// Which chunks, and what they bring in all.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Chosen {
+    pub(super) chunks: Vec<Worth>,
+    pub(super) bytes: i64,
+}
+
+impl FromIterator<Worth> for Chosen {
+    fn from_iter<I: IntoIterator<Item = Worth>>(worths: I) -> Self {
+        let mut chosen = Self::default();
+        worths.into_iter().for_each(|worth| chosen.push(worth));
+        chosen
+    }
+}
+
 impl Chosen {
-    fn add(&mut self, index: u32, bytes: i64) {
-        self.chunks.push((index, bytes));
-        self.bytes = self.bytes.saturating_add(bytes);
+    pub(super) fn push(&mut self, worth: Worth) {
+        self.bytes = self.bytes.saturating_add(worth.bytes);
+        self.chunks.push(worth);
+    }
+
+    /// Pages that are there.
+    pub(super) fn pages(&self) -> u64 {
+        self.chunks.iter().map(|worth| u64::from(worth.pages)).sum()
+    }
+
+    /// Those of these numbers, and the others.
+    pub(super) fn split(self, wanted: &BTreeSet<u32>) -> (Self, Self) {
+        let (wanted, others): (Vec<_>, Vec<_>) =
+            self.chunks.into_iter().partition(|worth| wanted.contains(&worth.index));
+        (wanted.into_iter().collect(), others.into_iter().collect())
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -53,19 +91,20 @@ impl Chosen {
 
     /// As few ranges as possible, and no more than a process can have: the ones that bring least are left out.
     pub(super) fn into_ranges(mut self) -> (Vec<ChunkRange>, i64) {
-        self.chunks.sort_unstable_by_key(|(index, _)| *index);
-        self.chunks.dedup_by_key(|(index, _)| *index);
-        let all = ranges(self.chunks.iter().map(|(index, _)| *index));
+        self.chunks.sort_unstable_by_key(|worth| worth.index);
+        self.chunks.dedup_by_key(|worth| worth.index);
+        let all = ranges(self.chunks.iter().map(|worth| worth.index));
         if all.len() <= RANGES_MAX {
-            return (all, self.chunks.iter().map(|(_, bytes)| *bytes).fold(0, i64::saturating_add));
+            let bytes = self.chunks.iter().map(|worth| worth.bytes);
+            return (all, bytes.fold(0, i64::saturating_add));
         }
         let mut chunks = self.chunks.into_iter().peekable();
         let mut valued: Vec<(i64, ChunkRange)> = Vec::with_capacity(all.len());
         for range in all {
             let end = range.first.saturating_add(range.count);
             let mut bytes = 0_i64;
-            while let Some((_, worth)) = chunks.next_if(|(index, _)| *index < end) {
-                bytes = bytes.saturating_add(worth);
+            while let Some(worth) = chunks.next_if(|worth| worth.index < end) {
+                bytes = bytes.saturating_add(worth.bytes);
             }
             valued.push((bytes, range));
         }
@@ -92,9 +131,9 @@ pub(super) fn sort(survey: &Survey, policy: &Policy) -> Sorted {
     for chunk in &survey.chunks {
         match fate(chunk, survey.copies, MayMerge::Yes, policy) {
             Fate::Same | Fate::Huge(_) => {}
-            Fate::Merged(bytes) => sorted.merge.add(chunk.index, bytes),
-            Fate::StaysMerged(bytes) => sorted.stay.add(chunk.index, bytes),
-            Fate::Unmerged(bytes) => sorted.unmerge.add(chunk.index, bytes),
+            Fate::Merged(bytes) => sorted.merge.push(Worth::of(chunk, bytes)),
+            Fate::StaysMerged(bytes) => sorted.stay.push(Worth::of(chunk, bytes)),
+            Fate::Unmerged(bytes) => sorted.unmerge.push(Worth::of(chunk, bytes)),
         }
     }
     sorted
@@ -136,14 +175,16 @@ pub(super) fn fate(chunk: &Chunk, copies: f64, may_merge: MayMerge, policy: &Pol
     Fate::Same
 }
 
-/// The chunks that are hot and in small pages. Marks that cannot be taken away are no hindrance: ksmd lets pages be that change.
+/// The chunks that are hot and in small pages. Marks that cannot be taken away are no hindrance, for ksmd lets pages be that change, but
+/// merged pages are that stand twice in a chunk.
 pub(super) fn hot(survey: &Survey, marks: Marks, policy: &Policy) -> Chosen {
     let mut chosen = Chosen::default();
-    for chunk in &survey.chunks {
+    let can_be_huge = |chunk: &&Chunk| marks == Marks::Ours || !chunk.has_twins;
+    for chunk in survey.chunks.iter().filter(can_be_huge) {
         let is_mergeable = chunk.is_mergeable && marks == Marks::Ours;
         let chunk = Chunk { is_mergeable, ..*chunk };
         if let Fate::Huge(bytes) = fate(&chunk, survey.copies, MayMerge::No, policy) {
-            chosen.add(chunk.index, bytes);
+            chosen.push(Worth::of(&chunk, bytes));
         }
     }
     chosen
@@ -174,15 +215,19 @@ fn saved_pages(chunk: &Chunk, copies: f64) -> f64 {
 
 /// The chunks whose pages of zeros are worth a huge page, where they are in one; with what merging would save there too, for a
 /// huge page is given up once. What may be merged already and is in small pages has its zeros merged.
-pub(super) fn of_zeros(survey: &Survey, may_merge: MayMerge, policy: &Policy) -> Chosen {
+pub(super) fn of_zeros(
+    survey: &Survey,
+    may_merge: impl Fn(&Chunk) -> MayMerge,
+    policy: &Policy,
+) -> Chosen {
     let mut chosen = Chosen::default();
     let untouched = |chunk: &&Chunk| chunk.is_huge || !chunk.is_mergeable;
     for chunk in survey.chunks.iter().filter(untouched) {
         let saved = saved_pages(&Chunk { duplicate_pages: 0, ..*chunk }, survey.copies);
-        let fate = || fate(chunk, survey.copies, may_merge, policy);
+        let fate = || fate(chunk, survey.copies, may_merge(chunk), policy);
         let is_merged = || matches!(fate(), Fate::Merged(_) | Fate::StaysMerged(_));
         if saved >= 1.0 && (is_worth_it(chunk, saved, policy) || is_merged()) {
-            chosen.add(chunk.index, (saved * PAGE_BYTES) as i64);
+            chosen.push(Worth::of(chunk, (saved * PAGE_BYTES) as i64));
         }
     }
     chosen
@@ -204,10 +249,8 @@ pub(super) fn like_template(survey: &Survey, policy: &Policy) -> Chosen {
         let equal = f64::from(chunk.template_pages).min(present);
         let written = f64::from(chunk.written_pages);
         if equal > 0.0 && written <= policy.merge.cold_written * PAGES {
-            chosen.add(
-                chunk.index,
-                (equal * PAGE_BYTES * (1.0 - (written / present).min(1.0))) as i64,
-            );
+            let bytes = equal * PAGE_BYTES * (1.0 - (written / present).min(1.0));
+            chosen.push(Worth::of(chunk, bytes as i64));
         }
     }
     chosen
@@ -229,6 +272,7 @@ mod tests {
         written_pages: 0,
         is_huge: true,
         is_mergeable: false,
+        has_twins: false,
     };
 
     fn fate_of(chunk: Chunk) -> Fate {
@@ -267,6 +311,19 @@ mod tests {
     }
 
     #[test]
+    fn marks_of_others_let_a_chunk_become_huge_but_not_where_a_merged_page_stands_twice() {
+        let one = Chunk { written_pages: 100, is_huge: false, is_mergeable: true, ..HUGE };
+        let hot_of = |chunk: Chunk, marks: Marks| {
+            let survey = Survey { chunks: vec![chunk], ..Survey::default() };
+            hot(&survey, marks, &Policy::default()).chunks.len()
+        };
+        assert_eq!(hot_of(one, Marks::Theirs), 1);
+        let twins = Chunk { has_twins: true, ..one };
+        assert_eq!(hot_of(twins, Marks::Theirs), 0, "nobody else can take them apart");
+        assert_eq!(hot_of(Chunk { is_mergeable: false, ..twins }, Marks::Ours), 1);
+    }
+
+    #[test]
     fn what_is_merged_stays_until_it_is_clearly_hot_or_poor() {
         let merged = Chunk { duplicate_pages: 30, is_huge: false, is_mergeable: true, ..HUGE };
         assert!(matches!(fate_of(merged), Fate::StaysMerged(_)), "less than would be merged now");
@@ -291,7 +348,7 @@ mod tests {
     fn zeros_come_back_where_they_are_worth_a_huge_page_by_themselves_or_with_what_is_merged() {
         let bytes_of = |chunk: Chunk, may_merge: MayMerge| {
             let survey = Survey { chunks: vec![chunk], copies: 8.0, ..Survey::default() };
-            of_zeros(&survey, may_merge, &Policy::default()).bytes
+            of_zeros(&survey, |_| may_merge, &Policy::default()).bytes
         };
         let few = Chunk { zero_pages: 64, ..HUGE };
         assert_eq!(bytes_of(Chunk { zero_pages: 128, ..HUGE }, MayMerge::No), 128 * 4096);
@@ -311,7 +368,7 @@ mod tests {
     fn too_many_ranges_are_cut_to_the_best() {
         let mut chosen = Chosen::default();
         for index in 0..20_000_u32 {
-            chosen.add(index * 2, i64::from(index));
+            chosen.push(Worth { index: index * 2, pages: 512, bytes: i64::from(index) });
         }
         let (ranges, bytes) = chosen.into_ranges();
         assert_eq!(ranges.len(), RANGES_MAX);
@@ -330,6 +387,7 @@ mod tests {
                 written_pages: pages[4],
                 is_huge: huge,
                 is_mergeable: merge,
+                has_twins: false,
             }
         })
     }
@@ -338,12 +396,12 @@ mod tests {
         #[test]
         fn zeros_are_given_back_once(chunk in some_chunk(), copies in any::<f64>()) {
             let survey = Survey { chunks: vec![chunk], copies, ..Survey::default() };
-            let chosen = of_zeros(&survey, MayMerge::Yes, &Policy::default());
+            let chosen = of_zeros(&survey, |_| MayMerge::Yes, &Policy::default());
             prop_assert!((0..=2 << 20).contains(&chosen.bytes));
             let (ranges, _) = chosen.into_ranges();
             let mut after = survey;
             Action::DropZeros { guest: String::new(), chunks: ranges }.note(&mut after);
-            prop_assert!(of_zeros(&after, MayMerge::Yes, &Policy::default()).is_empty());
+            prop_assert!(of_zeros(&after, |_| MayMerge::Yes, &Policy::default()).is_empty());
         }
 
         #[test]

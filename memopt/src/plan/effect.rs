@@ -101,8 +101,15 @@ mod tests {
         ];
         assert_eq!(told(&survey), expected);
         let (domain, window) = ("shop".to_owned(), std::time::Duration::ZERO);
-        Action::DriveKsm { domain, pages_per_s: 1, cpu: 0.1, window, window_bytes: 0 }
-            .note(&mut survey);
+        Action::DriveKsm {
+            domain,
+            pages_per_s: 1,
+            cpu: 0.1,
+            cpu_time: window,
+            window,
+            window_bytes: 0,
+        }
+        .note(&mut survey);
         let huge: Vec<bool> = survey.chunks.iter().map(|chunk| chunk.is_huge).collect();
         assert_eq!(huge, [true, false, true, true, false], "what is marked is merged");
         Action::Unmerge { guest: guest(), chunks: None }.note(&mut survey);

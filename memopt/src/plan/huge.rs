@@ -26,9 +26,7 @@ impl Context<'_> {
     }
 
     fn hot_chunks(&self, view: &View<'_>) -> Result<Chosen, Because> {
-        if let Some(because) = self.forbidden(view, Actuator::Huge) {
-            return Err(because);
-        }
+        self.may_take(view, Actuator::Huge)?;
         // Pages of others are looked at only where that is wished for.
         let may_be_seen = view.guest.is_mergeable && view.limits.merge_domain.is_some();
         if !view.is_ours() && !may_be_seen {
@@ -44,7 +42,7 @@ impl Context<'_> {
             return Err(Because::NothingHot);
         }
         // Those that cost least.
-        chosen.chunks.sort_by_key(|(index, bytes)| (std::cmp::Reverse(*bytes), *index));
+        chosen.chunks.sort_by_key(|worth| (std::cmp::Reverse(worth.bytes), worth.index));
         chosen.chunks.truncate(self.policy.huge.chunks_max as usize);
         Ok(chosen)
     }

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use super::action::Action;
+use super::afford::LOOKS;
 use super::domain::Domain;
+use super::merge::Marked;
 use super::need::Need;
 use super::sheet::Draft;
 use super::view::Context;
@@ -11,15 +13,17 @@ use crate::ledger::WindowEnd;
 use crate::policy::{Actuator, signed};
 
 impl Context<'_> {
-    /// Opens or closes the window. `waiting_bytes` is what guests that were marked before have to gain yet.
+    /// Opens or closes the window.
     pub(super) fn windows(
         &self,
         domain: Option<&Domain>,
-        waiting_bytes: i64,
+        marked: &Marked,
         need: &mut Need,
         draft: &mut Draft,
     ) {
-        let Some(ksm) = self.situation.host.ksm else { return };
+        if self.situation.host.ksm.is_none() {
+            return;
+        }
         let open = self.ledger.ksm.window;
         let of_last = || self.ledger.ksm.domain.as_ref().map_or(String::new(), |it| it.0.clone());
         if let Some(window) = open {
@@ -30,8 +34,12 @@ impl Context<'_> {
             return;
         }
         let Some(domain) = domain.filter(|domain| domain.exposed.is_empty()) else { return };
-        let marked = |step: &super::Step| matches!(step.action, Action::Merge { .. });
-        let marked = draft.steps.iter().filter(|step| marked(step)).map(|step| step.expected_bytes);
+        if self.ksmd_time().is_zero() {
+            return;
+        }
+        let Marked { waiting_bytes, pages } = *marked;
+        let marks = |step: &&super::Step| matches!(step.action, Action::Merge { .. });
+        let marked = draft.steps.iter().filter(marks).map(|step| step.expected_bytes);
         let marked_bytes = marked.fold(0, i64::saturating_add);
         let enough = signed(self.policy.merge.gain_min_bytes.max(1));
         let is_pause = self.ledger.uptime < self.ledger.ksm.paused_until;
@@ -45,21 +53,19 @@ impl Context<'_> {
         let policy = &self.policy.merge;
         let rate = self.ledger.ksm.pages_per_cpu_second();
         let pages_per_s = policy.pages_per_s.min((rate as f64 * policy.cpu) as u64).max(1);
-        // All that is marked, as often as it takes to see that nothing comes of it any more.
-        let pages = ksm.pages_shared + ksm.pages_sharing + ksm.pages_unshared;
+        let looks = pages as f64 * LOOKS;
+        let cpu_time = Duration::from_secs_f64(looks / rate as f64).min(self.ksmd_time());
         let wanted_bytes = marked_bytes.saturating_add(waiting_bytes);
-        let pages = pages.saturating_add(wanted_bytes.unsigned_abs() / 4096);
-        let scans =
-            Duration::from_secs_f64(pages as f64 * (policy.passes + 1) as f64 / rate as f64);
         let action = Action::DriveKsm {
             domain: domain.choice.domain.clone(),
             pages_per_s,
             cpu: policy.cpu,
+            cpu_time: policy.cpu_time,
             window: policy.window,
             window_bytes: wanted_bytes,
         };
         let reason = "what is marked is merged only while ksmd runs".to_owned();
-        draft.step(action, waiting_bytes, scans.min(policy.window.mul_f64(policy.cpu)), reason);
+        draft.step(action, waiting_bytes, cpu_time, reason);
     }
 
     fn closes(&self, end: Option<WindowEnd>, domain: Option<&Domain>) -> Option<String> {
@@ -69,7 +75,7 @@ impl Context<'_> {
             (Some(WindowEnd::Flat), _) => {
                 Some("everything was looked at, and the profit stays the same".to_owned())
             }
-            (Some(WindowEnd::Over), _) => Some("its time is over".to_owned()),
+            (Some(WindowEnd::Over), _) => Some("its time, or its CPU time, is over".to_owned()),
             (Some(WindowEnd::Stopped), _) => Some("somebody else has stopped ksmd".to_owned()),
             (None, None) => Some("no merge domain is left to be merged".to_owned()),
             (None, Some(domain)) if Some(domain.choice.domain.as_str()) != of_last => {

@@ -1,37 +1,82 @@
 //! Merging within the domain that may, and taking apart what may not be merged.
 
+use std::collections::BTreeSet;
+use std::ptr;
 use std::time::Duration;
 
 use super::action::Action;
+use super::afford;
 use super::because::{Advice, Because};
-use super::chunks::{self, Chosen, Sorted};
+use super::chunks::{self, Chosen, Sorted, Worth};
 use super::domain::Domain;
 use super::need::Need;
 use super::sheet::Draft;
 use super::view::{Context, View};
 use crate::policy::{Actuator, Size, signed};
-use crate::situation::Backing;
+use crate::situation::{Backing, Guest};
+
+/// Bytes of a page.
+const PAGE_BYTES: u64 = 4096;
 
 /// A guest of the domain, with what its chunks are worth.
 struct Candidate<'v, 'a> {
     view: &'v View<'a>,
     sorted: Sorted,
+    /// Whether some of it is left out since ksmd has no CPU time for it.
+    is_cut: bool,
+}
+
+impl Candidate<'_, '_> {
+    /// Whether something of it may be merged already. A kernel that does not tell is taken at its worst.
+    fn is_merged(&self) -> bool {
+        !self.view.is_ours() || self.view.guest.cost.merged_bytes.is_none_or(|bytes| bytes > 0)
+    }
+
+    /// Chunks that ksmd looks at only if the plan says so.
+    fn open_chunks(&self) -> impl Iterator<Item = Worth> {
+        let stay = if self.is_merged() { &[][..] } else { &self.sorted.stay.chunks };
+        let merge = if self.view.is_ours() { &self.sorted.merge.chunks[..] } else { &[] };
+        merge.iter().chain(stay).copied()
+    }
+
+    /// Pages that it looks at in any case.
+    fn pages_that_stay(&self) -> u64 {
+        if self.is_merged() { self.marked_pages() } else { 0 }
+    }
+
+    /// Pages that are marked. Marks of other programs are for good.
+    fn marked_pages(&self) -> u64 {
+        let Sorted { merge, stay, unmerge } = &self.sorted;
+        match self.view.is_ours() {
+            true => stay.pages(),
+            false => merge.pages() + stay.pages() + unmerge.pages(),
+        }
+    }
+}
+
+/// What of the domain may be merged, after the steps of the plan.
+pub(super) struct Marked {
+    /// What guests that were marked before have to gain yet.
+    pub(super) waiting_bytes: i64,
+    /// Pages that ksmd looks at.
+    pub(super) pages: u64,
 }
 
 impl Context<'_> {
-    /// Takes apart what the kernel could merge with the wrong guests, and marks what is worth it. Returns what
-    /// windows would bring in for guests that are marked already.
+    /// Takes apart what the kernel could merge with the wrong guests, and marks what is worth it.
     pub(super) fn merges(
         &self,
         free: &[View<'_>],
         domain: Option<&Domain>,
         need: &mut Need,
         draft: &mut Draft,
-    ) -> i64 {
+    ) -> Marked {
         let mut candidates = Vec::new();
         for view in free {
             match self.candidate(view, domain) {
-                Ok(Some(sorted)) => candidates.push(Candidate { view, sorted }),
+                Ok(Some(sorted)) => {
+                    candidates.push(Candidate { view, sorted, is_cut: false });
+                }
                 Ok(None) => unmerge_all(view, domain, draft),
                 Err(because) => draft.skip(view.name(), Actuator::Merge, because),
             }
@@ -39,8 +84,53 @@ impl Context<'_> {
                 draft.advice.push(Advice::NameDomain { guest: view.name().to_owned() });
             }
         }
+        self.cut(&mut candidates);
         self.take_apart(&mut candidates, need, draft);
         self.mark(candidates, need, draft)
+    }
+
+    /// The numbers of the chunks of `views` that ksmd has the CPU time for; none when it has enough for all.
+    pub(super) fn paid_chunks(
+        &self,
+        views: &[View<'_>],
+        domain: Option<&Domain>,
+    ) -> Option<BTreeSet<u32>> {
+        let candidates = views.iter().filter_map(|view| {
+            let sorted = self.candidate(view, domain).ok().flatten()?;
+            Some(Candidate { view, sorted, is_cut: false })
+        });
+        self.paid(&candidates.collect::<Vec<_>>())
+    }
+
+    fn paid(&self, candidates: &[Candidate<'_, '_>]) -> Option<BTreeSet<u32>> {
+        let open = || candidates.iter().flat_map(Candidate::open_chunks);
+        let stays = candidates.iter().map(Candidate::pages_that_stay).sum::<u64>();
+        let stays = stays.saturating_add(self.pages_of_others(candidates));
+        afford::best(open(), self.affordable_pages().saturating_sub(stays))
+    }
+
+    /// Pages of guests that cannot be touched now, or that nobody has looked at: what is marked of them ksmd looks at all the same.
+    fn pages_of_others(&self, candidates: &[Candidate<'_, '_>]) -> u64 {
+        let is_other = |guest: &&Guest| !candidates.iter().any(|it| ptr::eq(it.view.guest, *guest));
+        let marked = self.situation.guests.iter().filter(|guest| guest.is_mergeable);
+        let pages = marked.filter(is_other).map(|guest| guest.cost.resident_bytes / PAGE_BYTES);
+        pages.fold(0, u64::saturating_add)
+    }
+
+    /// Leaves out what ksmd has no CPU time for. What is merged already stays so.
+    fn cut(&self, candidates: &mut [Candidate<'_, '_>]) {
+        let Some(paid) = self.paid(candidates) else { return };
+        for candidate in candidates {
+            let is_merged = candidate.is_merged();
+            let Candidate { sorted, is_cut, .. } = candidate;
+            let (merge, rest) = std::mem::take(&mut sorted.merge).split(&paid);
+            (sorted.merge, *is_cut) = (merge, !rest.is_empty());
+            if !is_merged {
+                let (stay, rest) = std::mem::take(&mut sorted.stay).split(&paid);
+                (sorted.stay, *is_cut) = (stay, *is_cut || !rest.is_empty());
+                rest.chunks.iter().for_each(|it| sorted.unmerge.push(Worth { bytes: 0, ..*it }));
+            }
+        }
     }
 
     /// What the chunks of a guest are worth; `None` for one that has to be taken apart as a whole.
@@ -92,7 +182,7 @@ impl Context<'_> {
 
     /// Takes chunks apart that turned hot or poor, as far as the host has the memory for it.
     fn take_apart(&self, candidates: &mut [Candidate<'_, '_>], need: &mut Need, draft: &mut Draft) {
-        for Candidate { view, sorted } in candidates {
+        for Candidate { view, sorted, is_cut } in candidates {
             let chosen = std::mem::take(&mut sorted.unmerge);
             if chosen.is_empty() || !view.is_ours() {
                 continue;
@@ -103,43 +193,63 @@ impl Context<'_> {
             }
             let (chunks, expected) = chosen.into_ranges();
             let action = Action::Unmerge { guest: view.name().to_owned(), chunks: Some(chunks) };
-            let reason = "they are written too often, or have too few equals".to_owned();
+            let reason = match is_cut {
+                true => "they are too hot, have too few equals, or ksmd has no CPU time for them",
+                false => "they are written too often, or have too few equals",
+            };
+            let reason = reason.to_owned();
             draft.step(action, expected, Duration::from_millis(1), reason);
         }
     }
 
     /// Marks what is worth merging, the guests with the most to gain first, until the goal is met.
-    fn mark(&self, candidates: Vec<Candidate<'_, '_>>, need: &mut Need, draft: &mut Draft) -> i64 {
-        let mut waiting_bytes = 0_i64;
+    fn mark(
+        &self,
+        candidates: Vec<Candidate<'_, '_>>,
+        need: &mut Need,
+        draft: &mut Draft,
+    ) -> Marked {
+        let pages = self.pages_of_others(&candidates);
+        let mut marked = Marked { waiting_bytes: 0, pages };
         let mut order = Vec::new();
-        for Candidate { view, sorted } in candidates {
+        for candidate in candidates {
+            marked.pages += candidate.marked_pages();
+            let Candidate { view, sorted, is_cut } = candidate;
             if view.guest.is_mergeable {
                 let merged = signed(view.guest.cost.merged_bytes.unwrap_or(0));
-                let marked = if view.is_ours() { sorted.stay.bytes } else { all_of(&sorted) };
-                waiting_bytes = waiting_bytes.saturating_add(marked.saturating_sub(merged).max(0));
+                let worth = if view.is_ours() { sorted.stay.bytes } else { all_of(&sorted) };
+                let waiting = worth.saturating_sub(merged).max(0);
+                marked.waiting_bytes = marked.waiting_bytes.saturating_add(waiting);
             }
-            let is_marked = !sorted.stay.is_empty();
-            order.push((view, sorted.merge, is_marked));
+            let otherwise = match (is_cut, sorted.stay.is_empty()) {
+                (true, _) => Because::NoCpuTime,
+                (false, false) => Because::Marked,
+                (false, true) => Because::NoProfit,
+            };
+            order.push((view, sorted.merge, otherwise));
         }
         order.sort_by(|a, b| (b.1.bytes, a.0.name()).cmp(&(a.1.bytes, b.0.name())));
-        for (view, chosen, is_marked) in order {
-            match self.unmarked(view, &chosen, is_marked, need) {
+        for (view, chosen, otherwise) in order {
+            match self.unmarked(view, &chosen, otherwise, need) {
                 Some(because) => draft.skip(view.name(), Actuator::Merge, because),
-                None => mark_one(view, chosen, need, draft),
+                None => {
+                    marked.pages += chosen.pages();
+                    mark_one(view, chosen, need, draft);
+                }
             }
         }
-        waiting_bytes
+        marked
     }
 
     fn unmarked(
         &self,
         view: &View<'_>,
         chosen: &Chosen,
-        is_marked: bool,
+        otherwise: Because,
         need: &Need,
     ) -> Option<Because> {
         if chosen.bytes < signed(self.policy.merge.gain_min_bytes.max(1)) {
-            Some(if is_marked { Because::Marked } else { Because::NoProfit })
+            Some(otherwise)
         } else if need.is_met() {
             Some(Because::HostHasEnough)
         } else if !view.is_ours() {

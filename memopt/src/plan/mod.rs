@@ -3,10 +3,11 @@
 //! [`round`] takes in a look and plans; [`plan`] is the planning alone. A plan made without being acted on is the dry
 //! run. The same inputs give the same plan, in whatever order the guests come. Each law has its file: `balloon.rs`
 //! one balloon, `squeeze.rs` and `share.rs` all balloons together, `chunks.rs` what a chunk is worth, `domain.rs` who
-//! is merged, `ksm.rs` the windows, `need.rs` how much. ADR 16 has the reasons. It depends on the policy, the ledger
-//! and the situation. Start reading at [`Plan`].
+//! is merged, `afford.rs` what ksmd has the CPU time for, `ksm.rs` the windows, `need.rs` how much. ADR 16 has the
+//! reasons. It depends on the policy, the ledger and the situation. Start reading at [`Plan`].
 
 mod action;
+mod afford;
 mod balloon;
 mod because;
 mod chunks;
@@ -66,8 +67,8 @@ pub fn plan(situation: &Situation, policy: &Policy, ledger: &Ledger, goal: &Goal
         draft.skip(view.name(), Actuator::Merge, Because::TemplateFirst);
     }
     context.zeros(&mut mergeable, domain.as_ref(), &mut need, &mut draft);
-    let waiting_bytes = context.merges(&mergeable, domain.as_ref(), &mut need, &mut draft);
-    context.windows(domain.as_ref(), waiting_bytes, &mut need, &mut draft);
+    let marked = context.merges(&mergeable, domain.as_ref(), &mut need, &mut draft);
+    context.windows(domain.as_ref(), &marked, &mut need, &mut draft);
     context.pools(&mut need, &mut draft);
 
     let mut free: Vec<_> = mergeable.into_iter().chain(waiting).collect();

@@ -44,7 +44,7 @@ impl Context<'_> {
         let survey = view.survey()?;
         let chosen = chunks::like_template(survey, self.policy);
         if chosen.bytes < signed(self.policy.merge.gain_min_bytes.max(1)) {
-            return Err(Because::NoProfit);
+            return Err(Because::FewEqual);
         }
         Ok(chosen)
     }

@@ -74,7 +74,7 @@ impl<'a> Context<'a> {
         Some(Because::Benched { reason: bench.reason.clone(), left })
     }
 
-    /// Whether memory may be taken from a guest by `actuator`.
+    /// Whether `actuator` may be used on a guest for the sake of others, or of what it does not need.
     ///
     /// # Errors
     /// Why not.

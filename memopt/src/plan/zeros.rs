@@ -1,5 +1,6 @@
 //! Pages of zeros go back to the host: no other guest is needed for that, and no ksmd.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::action::Action;
@@ -11,7 +12,7 @@ use super::need::Need;
 use super::sheet::Draft;
 use super::view::{Context, View};
 use crate::policy::{Actuator, signed};
-use crate::situation::Backing;
+use crate::situation::{Backing, Chunk};
 
 const DROPPING: Giving = Giving {
     actuator: Actuator::Zeros,
@@ -31,11 +32,18 @@ impl Context<'_> {
         need: &mut Need,
         draft: &mut Draft,
     ) {
-        let find = |view: &View<'_>| self.zero_chunks(view, domain);
+        // What ksmd has no CPU time for keeps its huge pages.
+        let paid = self.paid_chunks(views, domain);
+        let find = |view: &View<'_>| self.zero_chunks(view, domain, paid.as_ref());
         DROPPING.draft(views.iter_mut(), find, need, draft, View::note);
     }
 
-    fn zero_chunks(&self, view: &View<'_>, domain: Option<&Domain>) -> Result<Chosen, Because> {
+    fn zero_chunks(
+        &self,
+        view: &View<'_>,
+        domain: Option<&Domain>,
+        paid: Option<&BTreeSet<u32>>,
+    ) -> Result<Chosen, Because> {
         self.may_take(view, Actuator::Zeros)?;
         if !view.is_ours() {
             return Err(Because::ForeignVmm);
@@ -47,7 +55,10 @@ impl Context<'_> {
             return Err(Because::Preallocated);
         }
         let is_merged = self.may_be_merged(view, domain).is_ok();
-        let may_merge = if is_merged { MayMerge::Yes } else { MayMerge::No };
+        let may_merge = |chunk: &Chunk| match paid.is_none_or(|paid| paid.contains(&chunk.index)) {
+            true if is_merged => MayMerge::Yes,
+            _ => MayMerge::No,
+        };
         let chosen = chunks::of_zeros(view.survey()?, may_merge, self.policy);
         if chosen.bytes < signed(self.policy.merge.gain_min_bytes.max(1)) {
             return Err(Because::FewZeros);

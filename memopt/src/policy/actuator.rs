@@ -6,6 +6,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::units::one_of;
+
 /// A means by which memory is moved. What is benched, is benched by it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -56,9 +58,6 @@ impl FromStr for Actuator {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        Self::ALL.into_iter().find(|it| it.name() == text).ok_or_else(|| {
-            let names: Vec<&str> = Self::ALL.iter().map(|it| it.name()).collect();
-            format!("`{}` is none of {}", super::units::shortened(text), names.join(", "))
-        })
+        one_of(text, &Self::ALL, Self::name)
     }
 }

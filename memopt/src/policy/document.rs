@@ -141,8 +141,12 @@ fn read_merge(mut it: Fields<'_, '_>, merge: &mut MergePolicy) -> Result<(), Fau
     it.share("join-share", 0.016..=1.0, &mut merge.join_share)?;
     it.share("leave-share", 0.0..=1.0, &mut merge.leave_share)?;
     it.share("cold-written", 0.0..=1.0, &mut merge.cold_written)?;
+    if let Some(activity) = it.text("activity", str::parse)? {
+        merge.activity = activity;
+    }
     it.time("survey-age", 10..=86_400, &mut merge.survey_age)?;
     it.share("cpu", 0.001..=1.0, &mut merge.cpu)?;
+    it.time("cpu-time", 1..=86_400, &mut merge.cpu_time)?;
     if let Some(pages) = it.whole("pages-per-second", 100..=10_000_000)? {
         merge.pages_per_s = u64::from(pages);
     }

@@ -5,6 +5,7 @@
 //! documentation of the fields here. A policy is plain data: [`crate::plan`] does what it says. It depends on
 //! [`crate::situation`] alone. Start reading at [`Policy`].
 
+mod activity;
 mod actuator;
 mod document;
 mod error;
@@ -17,6 +18,7 @@ mod sections;
 mod tests;
 mod units;
 
+pub use activity::Activity;
 pub use actuator::{Actuator, Actuators};
 pub use document::{POLICY_BYTES_MAX, POLICY_KEYS, RULES_MAX};
 pub use error::PolicyError;

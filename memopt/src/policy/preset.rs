@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::activity::Activity;
 use super::actuator::{Actuator, Actuators};
 use super::goal::Goal;
 use super::sections::{
     BalloonPolicy, HostPolicy, HugePolicy, MergePolicy, PainPolicy, Policy, PoolPolicy,
     VerifyPolicy,
 };
-use super::units::MIB;
+use super::units::{MIB, one_of};
 
 /// What a policy begins from.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -127,8 +128,10 @@ impl Preset {
             join_share: self.of([0.10, 0.05, 0.04]),
             leave_share: self.of([0.05, 0.025, 0.02]),
             cold_written: self.of([0.0, 0.01, 0.02]),
+            activity: Activity::PageSampling,
             survey_age: minutes(30),
             cpu: self.of([0.10, 0.20, 0.50]),
+            cpu_time: Duration::from_secs(self.of([90, 360, 1800])),
             pages_per_s: self.of([20_000, 50_000, 125_000]),
             window: minutes(self.of([15, 30, 60])),
             passes: 3,
@@ -155,9 +158,7 @@ impl FromStr for Preset {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        Self::ALL.into_iter().find(|it| it.name() == text).ok_or_else(|| {
-            format!("`{}` is none of safe, balanced, dense", super::units::shortened(text))
-        })
+        one_of(text, &Self::ALL, Self::name)
     }
 }
 

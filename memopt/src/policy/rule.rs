@@ -29,7 +29,7 @@ pub struct GuestRule {
     pub priority: Option<u32>,
     /// `merge-domain`: instead of what it was started with.
     pub merge_domain: Option<DomainRule>,
-    /// `take`: `false` takes nothing from it; what it needs it gets.
+    /// `take`: `false` takes nothing from it and leaves its pages as they are; what it needs it gets.
     pub take: Option<bool>,
     /// `optimize`: `false` leaves it alone.
     pub optimize: Option<bool>,

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::activity::Activity;
 use super::actuator::Actuators;
 use super::goal::Goal;
 use super::preset::Preset;
@@ -119,10 +120,14 @@ pub struct MergePolicy {
     pub leave_share: f64,
     /// `cold-written`: a chunk is cold when no more than this share of its pages was written between two looks.
     pub cold_written: f64,
+    /// `activity`: how it is told what was written.
+    pub activity: Activity,
     /// `survey-age`: what was found longer ago decides nothing.
     pub survey_age: Duration,
     /// `cpu`: ksmd's share of one core while a window is open.
     pub cpu: f64,
+    /// `cpu-time`: and its CPU time in a run, at most. No more is marked than it pays for.
+    pub cpu_time: Duration,
     /// `pages-per-second`: and what it looks at, at most. The kernel's default is 5,000; ksmtuned and MoM go up to
     /// 125,000.
     pub pages_per_s: u64,

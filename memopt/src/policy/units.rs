@@ -92,6 +92,21 @@ fn split(text: &str) -> Option<(f64, &str)> {
     Some((number.parse::<f64>().ok()?, unit.trim()))
 }
 
+/// That one of `all` whose name is `text`.
+///
+/// # Errors
+/// In words: it is no name of theirs.
+pub(crate) fn one_of<T: Copy>(
+    text: &str,
+    all: &[T],
+    name: fn(T) -> &'static str,
+) -> Result<T, String> {
+    all.iter().copied().find(|it| name(*it) == text).ok_or_else(|| {
+        let names: Vec<&str> = all.iter().map(|it| name(*it)).collect();
+        format!("`{}` is none of {}", shortened(text), names.join(", "))
+    })
+}
+
 /// What is repeated of a hostile text in a message.
 pub(crate) fn shortened(text: &str) -> String {
     let mut shown: String = text.chars().take(40).collect();

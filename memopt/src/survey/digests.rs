@@ -10,7 +10,7 @@ use super::page::Seed;
 /// Most contents that a table may have, whoever made it.
 const ENTRIES_MAX: usize = 1 << 20;
 /// Most bits that decide on the sample: at 2^40 pages to a sample there is nothing left to tell.
-const BITS_MAX: u32 = 40;
+pub const BITS_MAX: u32 = 40;
 
 /// Contents whose digests have their low bits zero, with the number of their pages.
 ///

@@ -34,10 +34,12 @@ mod pace;
 mod page;
 mod scan;
 mod watch;
+mod written;
 
-pub use digests::{Digests, DigestsError};
+pub use digests::{BITS_MAX, Digests, DigestsError};
 pub use estimate::{Estimate, Sharing, estimate};
 pub use pace::Pace;
 pub use page::{Page, Seed};
 pub use scan::{Scan, Scanned};
 pub use watch::Watch;
+pub use written::Written;

@@ -215,6 +215,7 @@ fn a_window_counts_by_the_memory_of_its_domains_guests() {
         domain: "red".to_owned(),
         pages_per_s: 1000,
         cpu: 0.2,
+        cpu_time: Duration::from_secs(120),
         window: Duration::from_secs(600),
         window_bytes: 400 << 20,
     };

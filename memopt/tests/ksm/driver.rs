@@ -14,7 +14,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let sources = Sources::system();
     let (control, _) = Control::open(&sources, Path::new(&journal))?;
     let time = Duration::from_secs(600);
-    let budget = Budget { cpu_share: 0.1, pages_per_second: 1000, time };
+    let budget = Budget { cpu_share: 0.1, cpu_time: time, pages_per_second: 1000, time };
     let mut driver = Driver::new(&sources, control, Window::new(budget, Options::default()));
     driver.step(Duration::ZERO)?;
     println!("driving");

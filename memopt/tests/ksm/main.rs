@@ -91,7 +91,7 @@ fn duplicates_are_merged_in_a_window_and_the_settings_are_as_they_were() {
     let sources = Sources::system();
     let (control, _) = Control::open(&sources, &folder.path().join("ksm.json")).unwrap();
     let time = Duration::from_secs(120);
-    let budget = Budget { cpu_share: 0.5, pages_per_second: 200_000, time };
+    let budget = Budget { cpu_share: 0.5, cpu_time: time, pages_per_second: 200_000, time };
     let mut driver = Driver::new(&sources, control, Window::new(budget, Options::default()));
     let (_sender, cancel) = mpsc::channel();
     let outcome = driver.run(Duration::from_millis(250), &cancel).unwrap();

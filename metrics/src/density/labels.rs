@@ -87,6 +87,8 @@ fixed_label! {
         Flat = "flat",
         /// Its time was over.
         TimeUsed = "time_used",
+        /// ksmd has used the CPU time that it might.
+        CpuTimeUsed = "cpu_time_used",
         /// No process lets its memory be merged.
         NothingToMerge = "nothing_to_merge",
         /// Somebody else changed a setting of ksmd.

@@ -1,12 +1,17 @@
 //! This guest's own memory, as it is looked at.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Weak};
+use std::thread;
+use std::time::Duration;
 
+use vmm_core::REARMED_CHUNKS_MAX;
 use vmm_core::memory::{HugeView, MemoryError, OwnPages, PageMap};
 
 use crate::guest::machine::SharedMachine;
 use crate::guest::process::{GuestProcess, Occupation};
+use crate::guest::treatment::BREATH;
 use crate::survey::{Ended, Memory};
 
 /// The memory of the guest of this process.
@@ -25,14 +30,51 @@ impl OwnMemory {
 
     /// The machine, as long as nothing else is to be done with it.
     fn machine(&self) -> Result<SharedMachine, Ended> {
+        self.while_free(|machine| Ok(SharedMachine::clone(machine)))
+    }
+
+    /// Does something with the machine before anything else is begun with it.
+    fn while_free<T>(
+        &self,
+        body: impl FnOnce(&SharedMachine) -> vmm_core::Result<T>,
+    ) -> Result<T, Ended> {
         let process = self.process.upgrade().ok_or(Ended::CalledOff)?;
-        let is_free = match &*process.occupation() {
-            Occupation::None => true,
-            Occupation::Arriving(arrival) => arrival.has_arrived(),
-            Occupation::Saving(_) | Occupation::Leaving(_) => false,
+        let occupation = process.occupation();
+        let is_occupied = match &*occupation {
+            Occupation::None => false,
+            Occupation::Arriving(arrival) => !arrival.has_arrived(),
+            Occupation::Saving(_) | Occupation::Leaving(_) => true,
         };
-        let machine = process.machine().filter(|_| is_free && !process.is_ending());
-        machine.cloned().ok_or(Ended::CalledOff)
+        let is_over = is_occupied || process.is_ending() || process.surveys().is_called_off();
+        let machine = process.machine().filter(|_| !is_over);
+        body(machine.ok_or(Ended::CalledOff)?).map_err(|error| Ended::Failed(error.into()))
+    }
+
+    /// What is written while the log is on, which it is for `time`, and for what is watched first a little longer.
+    fn logged(&self, time: Duration) -> Result<BTreeMap<u32, u16>, Ended> {
+        let all = self.while_free(|machine| {
+            machine.vm().start_dirty_log()?;
+            collect(machine)
+        })?;
+        // Every page counts as written at first.
+        for (index, piece) in all.chunks(REARMED_CHUNKS_MAX).enumerate() {
+            let first = index * REARMED_CHUNKS_MAX;
+            self.while_free(|machine| machine.vm().rearm_dirty(first, piece))?;
+            thread::sleep(BREATH);
+        }
+        thread::sleep(time);
+        self.while_free(|machine| {
+            let words = collect(machine)?;
+            Ok(machine.vm().ram().layout().pages_by_2m(&words))
+        })
+    }
+
+    /// Logs no more. Who has called the look off has stopped the log, and may have begun another one.
+    fn stop_logging(&self) {
+        if let Err(Ended::Failed(error)) = self.while_free(|machine| machine.vm().stop_dirty_log())
+        {
+            tracing::warn!(%error, "KVM goes on logging which pages the guest writes, which makes it slower");
+        }
     }
 
     /// The one that is held.
@@ -63,6 +105,21 @@ impl Memory for OwnMemory {
         Ok(ram.is_from_template() && ram.read_template(address, bytes)?)
     }
 
+    fn log_writes(&mut self, time: Duration) -> Result<Option<BTreeMap<u32, u16>>, Ended> {
+        let logged = self.logged(time);
+        self.stop_logging();
+        match logged {
+            Ok(written) => Ok(Some(written)),
+            Err(Ended::Failed(error)) => {
+                tracing::warn!(
+                    "KVM does not log what the guest writes: samples are looked at: {error:#}"
+                );
+                Ok(None)
+            }
+            Err(ended) => Err(ended),
+        }
+    }
+
     fn let_go(&mut self) {
         self.machine = None;
     }
@@ -70,4 +127,11 @@ impl Memory for OwnMemory {
     fn view(&self) -> HugeView {
         self.map.view()
     }
+}
+
+/// A word for each chunk of 256 KiB, with a bit for each page of it that was written.
+fn collect(machine: &SharedMachine) -> vmm_core::Result<Vec<u64>> {
+    let mut words = vec![0; machine.vm().ram().chunks()];
+    machine.vm().collect_dirty(&mut words)?;
+    Ok(words)
 }

@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use memopt::ksm::{Budget, Control, Driver, End, KsmError, Options, Window};
+use memopt::ksm::{Budget, Control, Driver, KsmError, Options, Outcome, Window};
 use memopt::observe::Sources;
 use memopt::plan::{Action, ChunkRange};
 use metrics::DensityCounted;
@@ -44,8 +44,8 @@ pub(super) struct Actor {
 struct KsmWindow {
     /// Dropped or told, it ends the window.
     cancel: Sender<()>,
-    /// Says why it ended, unless it broke down.
-    thread: JoinHandle<Option<End>>,
+    /// Says what it did, unless it broke down.
+    thread: JoinHandle<Option<Outcome>>,
 }
 
 impl Actor {
@@ -91,9 +91,13 @@ impl Actor {
             Action::DropZeros { guest, chunks } => {
                 self.treat(guest, MemoryTreatment::DropZeros, Some(chunks)).await
             }
-            Action::DriveKsm { pages_per_s, cpu, window, .. } => {
-                let budget =
-                    Budget { cpu_share: *cpu, pages_per_second: *pages_per_s, time: *window };
+            Action::DriveKsm { pages_per_s, cpu, cpu_time, window, .. } => {
+                let budget = Budget {
+                    cpu_share: *cpu,
+                    cpu_time: *cpu_time,
+                    pages_per_second: *pages_per_s,
+                    time: *window,
+                };
                 tokio::task::block_in_place(|| self.drive_ksm(budget))
             }
             Action::StopKsm { .. } => {
@@ -114,8 +118,8 @@ impl Actor {
         self.window().as_ref().is_some_and(|window| !window.thread.is_finished())
     }
 
-    /// Why the window that was open has ended by itself; told once.
-    pub(super) fn take_window_end(&self) -> Option<End> {
+    /// What the window did that was open and has ended by itself; told once.
+    pub(super) fn take_outcome(&self) -> Option<Outcome> {
         let ended = self.window().take_if(|window| window.thread.is_finished())?;
         ended.thread.join().ok().flatten()
     }
@@ -178,12 +182,12 @@ impl Actor {
         let drive = move || {
             let outcome = driver.run(KSM_TICK, &cancelled);
             match &outcome {
-                Ok(outcome) => tracing::info!(?outcome, "the window of ksmd is over"),
+                Ok(outcome) => tell_of(outcome),
                 Err(error) => tracing::warn!(%error, "ksmd cannot be driven any more"),
             }
-            let end = outcome.ok().map(|outcome| outcome.end);
-            counted.windows.inc(&(of_window_end(end),));
-            end
+            let outcome = outcome.ok();
+            counted.windows.inc(&(of_window_end(outcome.map(|outcome| outcome.end)),));
+            outcome
         };
         let thread = std::thread::Builder::new().name("ksm".to_owned()).spawn(drive);
         let thread = thread.context("cannot start a thread")?;
@@ -194,4 +198,16 @@ impl Actor {
     fn window(&self) -> MutexGuard<'_, Option<KsmWindow>> {
         self.window.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn tell_of(outcome: &Outcome) {
+    tracing::info!(
+        end = ?outcome.end,
+        seconds = outcome.elapsed.as_secs_f64(),
+        cpu_seconds = outcome.cpu.map(|cpu| cpu.as_secs_f64()),
+        pages_scanned = outcome.pages_scanned,
+        full_scans = outcome.full_scans,
+        gain_bytes = outcome.gain_bytes,
+        "the window of ksmd is over"
+    );
 }

@@ -9,10 +9,10 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use memopt::history::{Listing, Run, RunId};
 use memopt::plan::Plan;
-use memopt::policy::Policy;
 use serde::Deserialize;
 
 use super::service::{Density, Pages};
+use super::settings::Settings;
 use super::types::{
     DensityStatus, Kept, NextRun, PLAN_BYTES_MAX, PlanRequest, RunEnd, RunRequest, RunStarted,
 };
@@ -81,8 +81,8 @@ async fn make_plan(
     request: Result<Json<PlanRequest>, JsonRejection>,
 ) -> Result<Json<Plan>, ApiError> {
     let Json(request) = request?;
-    let policy = request.policy.map(|text| Policy::parse(&text, "policy"));
-    let policy = policy.transpose().map_err(|error| bad_request(error.to_string()))?;
+    let settings = request.policy.map(|text| Settings::parse(&text, "policy"));
+    let policy = settings.transpose().map_err(bad_request)?.map(|settings| settings.policy);
     let pages = if request.survey { Pages::LookedAtFirst } else { Pages::AsKnown };
     density.plan(request.goal, policy, pages).await.map(Json).map_err(ApiError::failed)
 }

@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use memopt::observe::{self, Meter, Metered, ObserveError, Sources};
 use memopt::situation::{Backing, Balloon, Guest, Hindrance, Situation, Statistics, Vmm};
 use tokio::task::JoinSet;
+use vmm_core::memory::check_write_protection;
 
 use super::foreign::ForeignGuests;
 use crate::api::memory::{BalloonLevel, GuestMemory};
@@ -30,6 +31,8 @@ pub(super) struct Lookout {
     sources: Sources,
     meter: Meter,
     foreign: Option<Arc<ForeignGuests>>,
+    /// What guests' processes cannot have here, as far as this one can tell.
+    withheld: Option<String>,
 }
 
 /// What a look found.
@@ -37,7 +40,7 @@ pub(super) struct Lookout {
 pub(super) struct View {
     /// The host and its guests.
     pub(super) situation: Situation,
-    /// What this host does not tell.
+    /// What this host does not tell, or does not let guests' processes have.
     pub(super) missing: Vec<String>,
 }
 
@@ -50,7 +53,9 @@ pub(super) const NOBODY: fn(&Guest) -> bool = |_| false;
 impl Lookout {
     /// Looks at this host, at the guests below `state`, and at those that other programs run.
     pub(super) fn new(state: StateDir, foreign: Option<Arc<ForeignGuests>>) -> Self {
-        Self { state, sources: Sources::system(), meter: Meter::new(METER_BUDGET), foreign }
+        let (sources, meter) = (Sources::system(), Meter::new(METER_BUDGET));
+        let withheld = check_write_protection().err().map(|error| error.to_string());
+        Self { state, sources, meter, foreign, withheld }
     }
 
     /// The host and all guests now. What guests cost is reckoned from their counters, but for those that are meant by `exactly`,
@@ -119,7 +124,8 @@ impl Lookout {
         let mut mergeable = guests.iter().filter(|guest| guest.is_mergeable);
         host.merged_domain = mergeable.find_map(|guest| guest.merge_domain.clone());
         let unix_seconds = unix_ms() / 1000;
-        let missing = missing.iter().map(ToString::to_string).collect();
+        let missing =
+            missing.iter().map(ToString::to_string).chain(self.withheld.clone()).collect();
         Ok(View { situation: Situation { unix_seconds, uptime: uptime(), host, guests }, missing })
     }
 }
@@ -229,5 +235,40 @@ fn statistics(given: BalloonStatistics) -> Statistics {
         oom_kills: values.oom_kills,
         allocation_stalls: values.allocation_stalls,
         direct_reclaim_bytes: values.direct_reclaim_bytes,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
+
+    use super::*;
+
+    /// Has userfaultfd fail in this thread as where it is not permitted.
+    fn forbid_userfaultfd() {
+        let rules = [(libc::SYS_userfaultfd, Vec::new())].into();
+        let (refuse, arch) = (SeccompAction::Errno(libc::EPERM as u32), std::env::consts::ARCH);
+        let arch = arch.try_into().expect("an architecture");
+        let filter = SeccompFilter::new(rules, SeccompAction::Allow, refuse, arch);
+        let program: BpfProgram = filter.and_then(TryInto::try_into).expect("a filter");
+        seccompiler::apply_filter(&program).expect("filters");
+    }
+
+    #[test]
+    fn what_guests_processes_may_not_have_is_named() {
+        let missing = || {
+            let (_folder, state) = StateDir::temporary();
+            let view = Lookout::new(state, None).view(Vec::new(), Vec::new()).expect("a host");
+            view.missing.join("\n")
+        };
+        let there = missing();
+        assert!(!there.contains("userfaultfd"), "this test needs Linux 6.7: {there}");
+        let refused = std::thread::spawn(move || {
+            forbid_userfaultfd();
+            missing()
+        });
+        let refused = refused.join().expect("an answer");
+        let named = "(userfaultfd, Linux 6.7) cannot be had: Operation not permitted";
+        assert!(refused.contains(named), "{refused}");
     }
 }

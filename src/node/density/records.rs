@@ -8,7 +8,7 @@ use memopt::history::{
     Chronicle, Found, History, HistoryError, Limits, Listing, News, Run, RunId, Summary,
 };
 use memopt::plan::{Plan, Step};
-use memopt::schedule::Trigger;
+use memopt::schedule::{Schedule, Trigger};
 
 use super::types::{Kept, RunEnd};
 use crate::api::{ApiError, Reason};
@@ -53,9 +53,17 @@ impl Records {
         }
     }
 
-    /// When each schedule last ran or was due, in Unix seconds.
-    pub(super) fn last_ticks(&self) -> BTreeMap<String, u64> {
-        self.keep(History::last_ticks).unwrap_or_default()
+    /// When each of `schedules` last ran or was due, in Unix seconds. New ones begin now, also for the next node.
+    pub(super) fn last_ticks(&self, schedules: &[Schedule]) -> BTreeMap<String, u64> {
+        let mut ticks = self.keep(History::last_ticks).unwrap_or_default();
+        for Schedule { name, .. } in schedules {
+            ticks.entry(name.clone()).or_insert_with(|| {
+                let now = unix_ms() / 1000;
+                self.put_down_decided(name, now);
+                now
+            });
+        }
+        ticks
     }
 
     /// When the last run ended that did what it could, in Unix seconds.
@@ -94,8 +102,8 @@ impl Records {
     }
 
     /// Puts down that a schedule did not run at this time (Unix seconds).
-    pub(super) fn put_down_missed(&self, schedule: &str, tick: u64) {
-        self.keep(|history| history.note_missed(schedule, tick));
+    pub(super) fn put_down_decided(&self, schedule: &str, tick: u64) {
+        self.keep(|history| history.note_decided(schedule, tick));
     }
 
     fn keep<T>(
@@ -131,5 +139,27 @@ fn tell(news: News) {
                 tracing::warn!("run {run} was interrupted: the node died over it");
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_schedule_is_known_to_the_next_node() {
+        const SCHEDULE: &str =
+            "[[schedule]]\nname = \"night\"\ncron = \"0 3 * * *\"\ngoal = \"max density\"\n";
+        let schedules = memopt::schedule::read("f", SCHEDULE, &[], |_| Ok(())).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("history");
+        let records = Records::open(path.clone());
+        assert!(records.last_ticks(&[]).is_empty());
+        let begun = records.last_ticks(&schedules);
+        assert!(begun["night"].abs_diff(unix_ms() / 1000) < 60);
+        records.put_down_decided("night", 7);
+        drop(records);
+        // No node ran at that time, nor since.
+        assert_eq!(Records::open(path).last_ticks(&schedules)["night"], 7);
     }
 }

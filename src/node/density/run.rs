@@ -258,10 +258,15 @@ impl Runner {
         })
     }
 
-    async fn note_window_end(&self) {
-        let Some(end) = self.density.actor.take_window_end() else { return };
-        let policy = &self.task.policy.merge;
-        self.density.remember(|ledger| ledger.ksm.ended(end.into(), uptime(), policy)).await;
+    async fn note_window_end(&mut self) {
+        let Some(outcome) = self.density.actor.take_outcome() else { return };
+        let policy = &mut self.task.policy.merge;
+        // What is left is for windows to come.
+        policy.cpu_time = policy.cpu_time.saturating_sub(outcome.cpu.unwrap_or_default());
+        let policy = &*policy;
+        self.density
+            .remember(|ledger| ledger.ksm.ended(outcome.end.into(), uptime(), policy))
+            .await;
     }
 
     /// What ksmd was to do, and it has ended its window.

@@ -93,7 +93,8 @@ impl Density {
         }
         let records = Records::open(state.density_history());
         let schedules = settings.settings.schedules.clone();
-        let scheduler = Scheduler::new(schedules, &records.last_ticks(), moment());
+        let last_ticks = records.last_ticks(&schedules);
+        let scheduler = Scheduler::new(schedules, &last_ticks, moment());
         let tally = Tally::new(counted, records.last_success());
         Ok(Self {
             state: state.clone(),
@@ -349,7 +350,12 @@ impl Density {
         match change {
             Change::None => {}
             Change::New => {
-                tracing::info!("lighter.toml has changed and holds from now on");
+                match self.settings().path() {
+                    Some(_) => tracing::info!("lighter.toml has changed and holds from now on"),
+                    None => tracing::info!(
+                        "lighter.toml is gone: the preset `balanced` holds, and nothing is scheduled"
+                    ),
+                }
                 self.schedule_anew();
             }
             Change::Wrong => {
@@ -361,7 +367,8 @@ impl Density {
 
     fn schedule_anew(&self) {
         let schedules = self.settings().settings.schedules.clone();
-        self.scheduler().replace(schedules, &self.records.last_ticks(), moment());
+        let last_ticks = self.records.last_ticks(&schedules);
+        self.scheduler().replace(schedules, &last_ticks, moment());
         self.tally.scheduled_anew();
     }
 

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use memopt::plan::Action;
-use memopt::policy::{Actuator, GuestLimits, Policy};
+use memopt::policy::{Activity, Actuator, GuestLimits, Policy};
 use memopt::situation::{Backing, Chunk, Guest, Situation, Survey, Vmm};
 use memopt::survey::{Digests, Seed};
 use tokio::sync::Semaphore;
@@ -110,6 +110,16 @@ impl Surveys {
     }
 }
 
+/// How the guests of a domain are looked at.
+#[derive(Clone, Copy)]
+struct Manner {
+    /// What the digests depend on: a secret of the domain.
+    seed: u64,
+    /// Share of one CPU for each.
+    cpu_share: f64,
+    activity: Activity,
+}
+
 /// Guests that are looked at with one seed.
 type Domain<'a> = Vec<&'a Guest>;
 
@@ -172,11 +182,13 @@ pub(super) fn survey(
     policy: &Policy,
 ) -> JoinSet<Vec<Surveyed>> {
     let lookers = LOOKERS_MAX.min(domains.iter().map(Vec::len).sum());
-    let share = (policy.merge.cpu / lookers.max(1) as f64).clamp(0.01, 1.0);
+    let cpu_share = (policy.merge.cpu / lookers.max(1) as f64).clamp(0.01, 1.0);
+    let activity = policy.merge.activity;
     let places = Arc::new(Semaphore::new(lookers));
     let ask = |guests: &Domain<'_>| {
         let guests = guests.iter().filter_map(|guest| Subject::new(state, guest)).collect();
-        survey_domain(guests, random(), share, Arc::clone(&places))
+        let manner = Manner { seed: random(), cpu_share, activity };
+        survey_domain(guests, manner, Arc::clone(&places))
     };
     domains.iter().map(ask).collect()
 }
@@ -221,13 +233,11 @@ impl Subject {
     }
 
     /// Looks at its pages.
-    async fn look(&self, seed: u64, cpu_share: f64) -> Result<(Digests, Findings)> {
+    async fn look(&self, manner: Manner) -> Result<(Digests, Findings)> {
         match &self.way {
-            Way::Own(asked) => {
-                Ok((asked.look(seed, cpu_share).await?, Findings::Own(asked.clone())))
-            }
+            Way::Own(asked) => Ok((asked.look(manner).await?, Findings::Own(asked.clone()))),
             Way::Foreign => {
-                let found = foreign::look(self.pid, seed, cpu_share).await?;
+                let found = foreign::look(self.pid, manner).await?;
                 Ok((found.digests().clone(), Findings::Here(Box::new(found))))
             }
         }
@@ -256,8 +266,7 @@ fn capacity() -> NonZeroUsize {
 
 async fn survey_domain(
     guests: Vec<Subject>,
-    seed: u64,
-    share: f64,
+    manner: Manner,
     places: Arc<Semaphore>,
 ) -> Vec<Surveyed> {
     let mut looks = JoinSet::new();
@@ -265,7 +274,7 @@ async fn survey_domain(
         let places = Arc::clone(&places);
         looks.spawn(async move {
             let _place = places.acquire().await.ok()?;
-            match guest.look(seed, share).await {
+            match guest.look(manner).await {
                 Ok((digests, findings)) => Some((guest, digests, findings)),
                 Err(error) => {
                     tracing::warn!(guest = guest.name, "its pages cannot be looked at: {error:#}");
@@ -274,7 +283,7 @@ async fn survey_domain(
             }
         });
     }
-    let mut domain = empty(seed);
+    let mut domain = empty(manner.seed);
     let mut found = Vec::new();
     for (guest, digests, findings) in looks.join_all().await.into_iter().flatten() {
         // All of one seed, which was checked.

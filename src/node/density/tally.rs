@@ -217,6 +217,7 @@ pub(super) fn of_window_end(end: Option<End>) -> WindowEnd {
     match end {
         Some(End::Flat) => WindowEnd::Flat,
         Some(End::TimeUsed) => WindowEnd::TimeUsed,
+        Some(End::CpuTimeUsed) => WindowEnd::CpuTimeUsed,
         Some(End::NothingToMerge) => WindowEnd::NothingToMerge,
         Some(End::Foreign(_)) => WindowEnd::Foreign,
         Some(End::CalledOff) => WindowEnd::CalledOff,

@@ -22,7 +22,7 @@ pub(crate) struct DensityStatus {
     pub(crate) file: Option<String>,
     /// Why the file is not used as it is now; what it said before still holds.
     pub(crate) file_error: Option<String>,
-    /// What this host does not tell, and why.
+    /// What this host does not tell, or does not let guests' processes have, and why.
     pub(crate) missing: Vec<String>,
     /// The run under way.
     pub(crate) running: Option<RunId>,

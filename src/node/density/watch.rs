@@ -85,9 +85,9 @@ fn refusal(notices: &[Notice]) -> Option<String> {
         _ => None,
     });
     match busy {
-        Some(running) => {
-            Some(format!("a run is under way ({running}): wait for its end, or cancel it"))
-        }
+        Some(running) => Some(format!(
+            "a run is under way ({running}): wait for its end, or `lighter density cancel`"
+        )),
         None if notices.iter().any(is_manual) => None,
         None => Some("no run can begin now: try again".to_owned()),
     }
@@ -128,7 +128,7 @@ fn dispatch(density: &Arc<Density>, notices: Vec<Notice>) {
             }
             Notice::Missed(missed) => {
                 density.tally.missed(&missed);
-                density.records.put_down_missed(&missed.schedule, missed.last);
+                density.records.put_down_decided(&missed.schedule, missed.last);
                 tracing::warn!("{missed}");
             }
             Notice::Queued { schedule, running, .. } => {
@@ -198,8 +198,7 @@ fn limit(policy: &mut Policy, schedule: &Schedule) {
         merge.pages_per_s = merge.pages_per_s.min(u64::from(pages));
     }
     if let Some(seconds) = schedule.budget.cpu_seconds {
-        let window = Duration::from_secs_f64(f64::from(seconds) / merge.cpu.max(0.001));
-        merge.window = merge.window.min(window);
+        merge.cpu_time = merge.cpu_time.min(Duration::from_secs(u64::from(seconds)));
     }
 }
 

@@ -8,14 +8,15 @@ mod plan;
 mod status;
 
 use anyhow::{Context, Result};
+use memopt::history::RunId;
 use migrate::quic::calendar_time;
 
 use super::session::block_on;
 use crate::api::{ApiClient, AskError};
 use crate::cli::Output;
-use crate::cli::density::{DensityArgs, DensityVerb, NextArgs};
+use crate::cli::density::{CancelRunArgs, DensityArgs, DensityVerb, NextArgs};
 use crate::exit::Exit;
-use crate::node::density_types::NextRun;
+use crate::node::density_types::{DensityStatus, NextRun, RunStarted};
 use crate::output;
 use crate::state_dir::StateDir;
 use crate::table::Table;
@@ -31,6 +32,7 @@ pub(crate) fn run(state: &StateDir, args: &DensityArgs) -> Result<Exit> {
         DensityVerb::Apply(args) => apply::run(state, args),
         DensityVerb::History(args) => history::run(state, args),
         DensityVerb::Next(args) => next(state, args),
+        DensityVerb::Cancel(args) => cancel(state, args),
     }
 }
 
@@ -54,7 +56,16 @@ fn heard<T>(answer: Result<T, AskError>) -> Result<T> {
 
 fn next(state: &StateDir, args: &NextArgs) -> Result<Exit> {
     let path = format!("/v1/density/next?count={}", args.count);
-    let runs: Vec<NextRun> = block_on(async { heard(node(state).get(&path).await) })?;
+    let (runs, status): (Vec<NextRun>, DensityStatus) = block_on(async {
+        let node = node(state);
+        Ok::<_, anyhow::Error>((
+            heard(node.get(&path).await)?,
+            heard(node.get("/v1/density").await)?,
+        ))
+    })?;
+    if let Some(error) = status.file_error {
+        output::note(format!("not read, and what it said before holds: {error}"));
+    }
     match args.json.output() {
         Output::Json => output::print_json(&runs)?,
         Output::Text if runs.is_empty() => {
@@ -72,6 +83,23 @@ fn next(state: &StateDir, args: &NextArgs) -> Result<Exit> {
             output::print(table.render())?;
         }
     }
+    Ok(Exit::Done)
+}
+
+fn cancel(state: &StateDir, args: &CancelRunArgs) -> Result<Exit> {
+    let RunStarted { run } = block_on(async {
+        let node = node(state);
+        let run = match args.run {
+            Some(run) => RunId(run),
+            None => heard(node.get::<DensityStatus>("/v1/density").await)?
+                .running
+                .context("no run is under way")?,
+        };
+        heard(node.delete(&format!("/v1/density/runs/{run}")).await)
+    })?;
+    output::note(format!(
+        "run {run} ends after the step that it is at: see `lighter density history {run}`"
+    ));
     Ok(Exit::Done)
 }
 

@@ -58,7 +58,7 @@ fn host(status: &DensityStatus) -> String {
         let saved = super::signed_size(ksm.profit_bytes);
         lines.push(("Merging", format!("{running}, {saved} saved")));
     }
-    lines.extend(status.missing.iter().map(|missing| ("Not known", missing.clone())));
+    lines.extend(status.missing.iter().map(|missing| ("Missing", missing.clone())));
     if let Some(run) = status.running {
         lines.push(("Run under way", format!("{run}: `lighter density history {run}`")));
     }

@@ -126,7 +126,9 @@ fn a_guest_of_qemus_gives_memory_by_the_same_commands() {
     let [guest] = &of_ours(&status["situation"]["guests"])[..] else { panic!("{status:#}") };
     assert!(guest["balloon"]["actual_bytes"].as_u64() < Some(ALL_BYTES), "{status:#}");
     goes_on(&folder, before);
-    its_equal_pages_are_merged(&pair, &qemu);
+    // Whoever drives ksmd meanwhile would have it take this guest's huge pages apart.
+    let ksm = KsmTurn::take();
+    its_equal_pages_are_merged(&pair, &qemu, &ksm);
     goes_on(&folder, checks(&folder));
     what_it_writes_becomes_huge(&pair, &qemu);
     goes_on(&folder, checks(&folder));
@@ -139,8 +141,7 @@ fn goes_on(folder: &Path, before: usize) {
     });
 }
 
-fn its_equal_pages_are_merged(pair: &Pair, qemu: &Qemu) {
-    let ksm = KsmTurn::take();
+fn its_equal_pages_are_merged(pair: &Pair, qemu: &Qemu, ksm: &KsmTurn) {
     write_settings(&pair.a, MERGING);
     node_uses(&pair.a, "\"goal\": \"free 1073741824\"");
     let run = pair.a.run(&["density", "apply", "--json"]).ok().json();

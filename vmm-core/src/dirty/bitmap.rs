@@ -20,7 +20,7 @@ use crate::raw;
 
 /// Most words that one `KVM_CLEAR_DIRTY_LOG` carries: 256 MiB of guest memory. The kernel holds the
 /// lock of the guest's page tables meanwhile, and the guest's faults wait for it.
-const CLEAR_WORDS_MAX: usize = 1024;
+pub const REARMED_CHUNKS_MAX: usize = 1024;
 
 /// How KVM keeps its log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,13 +128,13 @@ impl DirtyBackend for BitmapLog {
 }
 
 /// Cuts `words` into runs worth an ioctl each: without zero words at the ends, and no longer than
-/// [`CLEAR_WORDS_MAX`]. Zero words in between are kept, since each call costs the guest a flush of its
+/// [`REARMED_CHUNKS_MAX`]. Zero words in between are kept, since each call costs the guest a flush of its
 /// TLBs and the kernel skips zero words in no time.
 fn runs(words: &[u64]) -> impl Iterator<Item = (usize, &[u64])> {
-    words.chunks(CLEAR_WORDS_MAX).enumerate().filter_map(|(index, run)| {
+    words.chunks(REARMED_CHUNKS_MAX).enumerate().filter_map(|(index, run)| {
         let first = run.iter().position(|word| *word != 0)?;
         let last = run.iter().rposition(|word| *word != 0)?;
-        Some((index * CLEAR_WORDS_MAX + first, &run[first..=last]))
+        Some((index * REARMED_CHUNKS_MAX + first, &run[first..=last]))
     })
 }
 
@@ -183,7 +183,7 @@ mod tests {
         let words: Vec<u64> = (0..3000).map(|word| word % 3).collect();
         let mut covered = vec![0; 3000];
         for (start, run) in runs(&words) {
-            assert!(run.len() <= CLEAR_WORDS_MAX);
+            assert!(run.len() <= REARMED_CHUNKS_MAX);
             covered[start..start + run.len()].copy_from_slice(run);
         }
         assert_eq!(covered, words);

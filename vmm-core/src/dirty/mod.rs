@@ -13,6 +13,7 @@ use std::sync::Arc;
 use kvm_ioctls::VmFd;
 
 use bitmap::BitmapLog;
+pub use bitmap::REARMED_CHUNKS_MAX;
 pub(crate) use ring::Rings;
 
 use crate::error::{Error, KvmContext, Result};

@@ -5,6 +5,7 @@ mod blocks;
 mod equals;
 
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,8 +20,10 @@ use blocks::{BLOCK_BYTES, BlockSet};
 
 use super::{
     HugePages, MemoryConfig, MemoryError, PAGE_BYTES, RamLayout, RamRegion, Treatment, collapse,
+    runs,
 };
 use crate::raw_memory::{self, Advice, Part};
+use crate::raw_userfaultfd::Userfaultfd;
 
 /// Most blocks of a template that are replaced one by one. Each may be two mappings more, and a process
 /// has 65,530 by default (`vm.max_map_count`).
@@ -67,6 +70,8 @@ pub(super) struct Backing {
     is_merged: AtomicBool,
     /// The blocks that the kernel may merge. Held while it is told so.
     marks: Mutex<BlockSet>,
+    /// For memory of a template, where this process may have one.
+    userfaultfd: Option<Userfaultfd>,
 }
 
 impl Backing {
@@ -91,8 +96,30 @@ impl Backing {
             None if is_pool => Kind::Pool,
             None => Kind::Anonymous,
         };
-        let marks = Mutex::new(BlockSet::new(layout));
-        Ok(Self { kind, config: config.clone(), is_merged: AtomicBool::new(false), marks })
+        // Now: a process that is confined makes none any more.
+        let userfaultfd = template.and_then(|_| {
+            let made =
+                Userfaultfd::open().map_err(|cause| MemoryError::NoWriteProtection { cause });
+            made.inspect_err(|error| tracing::warn!("{error}")).ok()
+        });
+        Ok(Self {
+            kind,
+            config: config.clone(),
+            is_merged: AtomicBool::new(false),
+            marks: Mutex::new(BlockSet::new(layout)),
+            userfaultfd,
+        })
+    }
+
+    /// As where this process may have no userfaultfd.
+    #[cfg(test)]
+    pub(super) fn without_userfaultfd(self) -> Self {
+        Self { userfaultfd: None, ..self }
+    }
+
+    /// What has memory of the guest write-protected.
+    pub(super) fn userfaultfd(&self) -> Option<&Userfaultfd> {
+        self.userfaultfd.as_ref()
     }
 
     /// Maps a region.
@@ -246,6 +273,17 @@ impl Backing {
     /// Whether it is a template's.
     pub(super) fn is_template(&self) -> bool {
         matches!(self.kind, Kind::Template(_))
+    }
+
+    /// Where in this process those of a part's blocks are that are a template's still.
+    pub(super) fn of_template(&self, part: Part<'_>, place: &RamRegion) -> Vec<Range<u64>> {
+        let mut found = Vec::new();
+        if let Kind::Template(replaced) = &self.kind {
+            part.blocks(BLOCK_BYTES)
+                .filter(|block| !replaced.blocks.has(place, block.range().start))
+                .for_each(|block| runs::add(&mut found, block.addresses()));
+        }
+        found
     }
 
     /// Makes `len` bytes of `region` from `offset` on, whole pages, zeros, and gives them back to the host

@@ -1,6 +1,8 @@
 //! Where guest RAM lies in the guest's physical address space.
 
-use super::{CHUNK_BYTES, MEMORY_BYTES_MAX, MEMORY_BYTES_MIN, MemoryError};
+use std::collections::BTreeMap;
+
+use super::{CHUNK_BYTES, HUGE_PAGE_BYTES, MEMORY_BYTES_MAX, MEMORY_BYTES_MIN, MemoryError};
 
 /// Largest RAM below the hole for devices, in bytes: everything from here to 4 GiB is not RAM.
 pub const LOW_RAM_MAX: u64 = 3 << 30;
@@ -68,6 +70,21 @@ impl RamLayout {
         self.regions.iter().map(|region| region.bytes).sum()
     }
 
+    /// Pages whose bits are set in `words`, one for each chunk, by which 2 MiB of guest-physical addresses they are in; none where none
+    /// is set.
+    pub fn pages_by_2m(&self, words: &[u64]) -> BTreeMap<u32, u16> {
+        let mut found = BTreeMap::new();
+        for region in &self.regions {
+            let words = words.iter().skip(region.first_chunk).take(region.chunks());
+            let places = (region.gpa..).step_by(CHUNK_BYTES);
+            for (gpa, word) in places.zip(words).filter(|(_, word)| **word != 0) {
+                *found.entry((gpa / HUGE_PAGE_BYTES) as u32).or_default() +=
+                    word.count_ones() as u16;
+            }
+        }
+        found
+    }
+
     /// Index of the region that holds `chunk`, and the chunk's byte offset in it.
     pub(crate) fn locate(&self, chunk: usize) -> Option<(usize, usize)> {
         self.regions.iter().enumerate().find_map(|(index, region)| {
@@ -96,6 +113,17 @@ mod tests {
         assert_eq!(layout.locate(12287), Some((0, (3 << 30) - CHUNK_BYTES)));
         assert_eq!(layout.locate(12288), Some((1, 0)));
         assert_eq!(layout.locate(12289), None);
+    }
+
+    #[test]
+    fn pages_are_counted_by_2_mib_of_addresses() {
+        let layout = RamLayout::new((3 << 30) + CHUNK_BYTES as u64).unwrap();
+        let mut words = vec![0; layout.chunks()];
+        assert!(layout.pages_by_2m(&words).is_empty());
+        words[..9].fill(!0);
+        words[12_288] = 0b101;
+        let found = BTreeMap::from([(0, 512), (1, 64), (2048, 2)]);
+        assert_eq!(layout.pages_by_2m(&words), found);
     }
 
     #[test]

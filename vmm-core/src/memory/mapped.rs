@@ -1,6 +1,8 @@
 //! Which pages of a guest are there, and how they are mapped.
 
+use std::collections::HashSet;
 use std::fs::File;
+use std::io;
 use std::ops::Range;
 
 use super::{GuestRam, MemoryError, PAGE_BYTES};
@@ -113,6 +115,44 @@ impl PageMap {
         let is_own = |region: &&Region| region.categories & (IS_FILE | IS_ZERO) == 0;
         Ok(regions.iter().filter(is_own).map(own).collect())
     }
+
+    /// Whether merging has put one page of the host at several places of `own`, addresses of the process within a chunk of 2 MiB: the
+    /// kernel makes no huge page of those. Not known, and so false, without `CAP_SYS_ADMIN`.
+    ///
+    /// # Errors
+    /// [`MemoryError::Pagemap`].
+    pub(super) fn has_twins_at(&self, own: &[OwnPages]) -> Result<bool, MemoryError> {
+        let mut seen = HashSet::new();
+        for pages in own.iter().filter(|pages| !pages.is_huge) {
+            let addresses = pages.start..pages.start + pages.count * PAGE_BYTES as u64;
+            let frames = raw_pagemap::frames(&self.file, &addresses)
+                .map_err(|cause| MemoryError::Pagemap { cause })?;
+            if !frames.into_iter().flatten().all(|frame| seen.insert(frame)) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Write-protects the process's own pages at `addresses`, which are registered for it, and tells where they are.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub(super) fn protect_at(&self, addresses: &Range<u64>) -> io::Result<Vec<Range<u64>>> {
+        raw_pagemap::protect(&self.file, addresses).map(places)
+    }
+
+    /// Where those are that nobody has written to since.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub(super) fn protected_at(&self, addresses: &Range<u64>) -> io::Result<Vec<Range<u64>>> {
+        raw_pagemap::protected(&self.file, addresses).map(places)
+    }
+}
+
+fn places(regions: Vec<Region>) -> Vec<Range<u64>> {
+    regions.into_iter().map(|region| region.start..region.end).collect()
 }
 
 #[cfg(test)]
@@ -130,6 +170,23 @@ mod tests {
     fn own(map: &mut PageMap, ram: &GuestRam) -> Vec<(u64, u64)> {
         let pages = map.own_pages(ram, &(0..8 * MIB)).unwrap();
         pages.iter().map(|pages| (pages.start, pages.count)).collect()
+    }
+
+    #[test]
+    fn one_page_of_the_host_at_two_places_is_told() {
+        let ram = ram(HugePages::Off);
+        let map = PageMap::open().unwrap();
+        let (part, _) = ram.part(&(0..8192)).unwrap();
+        let own = |count| [OwnPages { start: part.addresses().start, count, is_huge: false }];
+        let mut page = [0; 2 * PAGE_BYTES];
+        ram.read(0, &mut page).unwrap();
+        assert!(
+            map.has_twins_at(&own(2)).unwrap(),
+            "the page of zeros twice; this test takes root"
+        );
+        assert!(!map.has_twins_at(&own(1)).unwrap());
+        ram.write(4096, &[1]).unwrap();
+        assert!(!map.has_twins_at(&own(2)).unwrap());
     }
 
     #[test]

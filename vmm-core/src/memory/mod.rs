@@ -20,6 +20,7 @@ mod pool;
 mod process;
 mod ram;
 mod runs;
+mod sharing;
 
 pub(crate) use backing::TemplateImage;
 pub use config::{HugePages, MemoryConfig, MergeDomain, Prealloc};
@@ -30,6 +31,8 @@ pub use numa::{NodeSet, NumaPolicy};
 pub use process::{ProcessMemory, make_huge};
 pub(crate) use ram::RamMap;
 pub use ram::{GuestRam, Treatment};
+pub(crate) use sharing::Writers;
+pub use sharing::{WRITE_PROTECTION_REQUESTS, check_write_protection};
 
 /// Bytes of a page.
 pub const PAGE_BYTES: usize = 4096;
@@ -184,6 +187,15 @@ pub enum MemoryError {
     /// Pages cannot be shared with the template again.
     #[error("cannot share the guest's memory with its template again: {cause}")]
     Share {
+        /// The system's answer.
+        cause: std::io::Error,
+    },
+    /// No memory of this process can be write-protected without answering each write.
+    #[error(
+        "asynchronous write-protection (userfaultfd, Linux 6.7) cannot be had: {cause}; guests stand still longer while they share \
+         with their templates again"
+    )]
+    NoWriteProtection {
         /// The system's answer.
         cause: std::io::Error,
     },

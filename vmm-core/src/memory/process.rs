@@ -49,6 +49,15 @@ impl ProcessMemory {
         self.map.own_pages_at(addresses)
     }
 
+    /// Whether merging has put one page of the host at several places of `own`, pages within a chunk of 2 MiB that [`Self::own_pages`]
+    /// has told of: [`make_huge`] makes no huge page of those. Not known, and so false, without `CAP_SYS_ADMIN`.
+    ///
+    /// # Errors
+    /// [`MemoryError::Pagemap`].
+    pub fn has_twins(&self, own: &[OwnPages]) -> Result<bool, MemoryError> {
+        self.map.has_twins_at(own)
+    }
+
     /// Copies what is at `address`. A page that has gone since it was told of is one of zeros.
     ///
     /// # Errors

@@ -12,7 +12,8 @@ use super::backing::{Backing, TemplateImage, populate};
 use super::{
     CHUNK_PAGES, MemoryConfig, MemoryError, PAGE_BYTES, PageMap, RamLayout, RamRegion, runs,
 };
-use crate::raw_memory::Part;
+use crate::raw_memory::{self, Part};
+use crate::raw_userfaultfd::Userfaultfd;
 
 /// Guest memory as rust-vmm crates see it, remembering what is written through it.
 pub(crate) type RamMap = GuestMemoryMmap<AtomicBitmap>;
@@ -136,14 +137,52 @@ impl GuestRam {
             .map_err(|cause| MemoryError::ReadTemplate { cause })
     }
 
-    /// Gives the guest's own copies of its template's pages in `range` back where they are as in the template. The guest reads what it
-    /// did before; nobody may write to its memory meanwhile. Returns the bytes that are as in the template.
+    /// The runs of pages in `ranges` that are as in the guest's template, in order of their addresses.
+    ///
+    /// # Errors
+    /// [`MemoryError::NoSuchAddress`] when a range is not RAM or not whole pages, [`MemoryError::ReadTemplate`].
+    pub(super) fn as_in_template(
+        &self,
+        ranges: &[Range<u64>],
+    ) -> Result<Vec<Range<u64>>, MemoryError> {
+        let mut found = Vec::new();
+        for range in ranges {
+            let (part, place) = self.part(range)?;
+            let equal = self.backing.as_in_template(place, part);
+            let equal = equal.map_err(|cause| MemoryError::ReadTemplate { cause })?;
+            let gpa = |offset: usize| place.gpa + offset as u64;
+            equal.iter().for_each(|run| runs::add(&mut found, gpa(run.start)..gpa(run.end)));
+        }
+        Ok(found)
+    }
+
+    /// Gives the pages in `range` back: they read as in the guest's template where they are that one's, and as zeros elsewhere.
     ///
     /// # Errors
     /// [`MemoryError::NoSuchAddress`] when the range is not RAM or not whole pages, [`MemoryError::Share`].
-    pub(crate) fn share(&self, range: &Range<u64>) -> Result<u64, MemoryError> {
+    pub(super) fn drop_pages(&self, range: &Range<u64>) -> Result<(), MemoryError> {
+        let (part, _) = self.part(range)?;
+        raw_memory::drop_pages(part).map_err(|cause| MemoryError::Share { cause })
+    }
+
+    /// Where in this process memory in `range` is that is a template's.
+    ///
+    /// # Errors
+    /// [`MemoryError::NoSuchAddress`] when the range is not RAM or not whole pages.
+    pub(super) fn of_template(&self, range: &Range<u64>) -> Result<Vec<Range<u64>>, MemoryError> {
         let (part, place) = self.part(range)?;
-        self.backing.share(place, part).map_err(|cause| MemoryError::Share { cause })
+        Ok(self.backing.of_template(part, place))
+    }
+
+    /// What has memory of the guest write-protected: there where it is of a template, and this process may have one.
+    pub(super) fn userfaultfd(&self) -> Option<&Userfaultfd> {
+        self.backing.userfaultfd()
+    }
+
+    /// As where this process may have none.
+    #[cfg(test)]
+    pub(super) fn without_userfaultfd(self) -> Self {
+        Self { backing: self.backing.without_userfaultfd(), ..self }
     }
 
     /// Makes small pages of the huge ones in `range`, and has the kernel make no new ones there.
@@ -170,48 +209,16 @@ impl GuestRam {
         map: &mut PageMap,
     ) -> Result<Vec<Range<u64>>, MemoryError> {
         let (mut first, mut page) = ([0; 8], [0; PAGE_BYTES]);
-        self.own_runs(range, map, |gpa| {
-            self.read(gpa, &mut first)?;
-            if first != [0; 8] {
-                return Ok(false);
-            }
-            self.read(gpa, &mut page)?;
-            Ok(page == [0; PAGE_BYTES])
-        })
-    }
-
-    /// The runs of pages in `range` that are the guest's own copies, as `map` tells, and as in its template, in order of their
-    /// addresses.
-    ///
-    /// # Errors
-    /// As [`Self::zeros`]; [`MemoryError::ReadTemplate`].
-    pub(crate) fn copies(
-        &self,
-        range: &Range<u64>,
-        map: &mut PageMap,
-    ) -> Result<Vec<Range<u64>>, MemoryError> {
-        let (mut own, mut theirs) = ([0; PAGE_BYTES], [0; PAGE_BYTES]);
-        self.own_runs(range, map, |gpa| {
-            if !self.read_template(gpa, &mut theirs)? {
-                return Ok(false);
-            }
-            self.read(gpa, &mut own)?;
-            Ok(own == theirs)
-        })
-    }
-
-    /// The runs of the guest's own pages in `range` of whose addresses `is_meant` holds.
-    fn own_runs(
-        &self,
-        range: &Range<u64>,
-        map: &mut PageMap,
-        mut is_meant: impl FnMut(u64) -> Result<bool, MemoryError>,
-    ) -> Result<Vec<Range<u64>>, MemoryError> {
         let mut found = Vec::new();
         for pages in map.own_pages(self, range)? {
             for number in 0..pages.count {
                 let gpa = pages.start + number * PAGE_BYTES as u64;
-                if is_meant(gpa)? {
+                self.read(gpa, &mut first)?;
+                if first != [0; 8] {
+                    continue;
+                }
+                self.read(gpa, &mut page)?;
+                if page == [0; PAGE_BYTES] {
                     runs::add(&mut found, gpa..gpa + PAGE_BYTES as u64);
                 }
             }

@@ -9,3 +9,39 @@ pub(super) fn add<T: PartialEq>(runs: &mut Vec<Range<T>>, next: Range<T>) {
         _ => runs.push(next),
     }
 }
+
+/// What lies in runs of both.
+pub(super) fn common(one: &[Range<u64>], other: &[Range<u64>]) -> Vec<Range<u64>> {
+    let (mut one, mut other) = (one.iter().peekable(), other.iter().peekable());
+    let mut found = Vec::new();
+    while let (Some(a), Some(b)) = (one.peek(), other.peek()) {
+        let both = a.start.max(b.start)..a.end.min(b.end);
+        let ends_first = if a.end < b.end { &mut one } else { &mut other };
+        ends_first.next();
+        if !both.is_empty() {
+            add(&mut found, both);
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The runs of those numbers whose bits are set.
+    fn of(bits: u64) -> Vec<Range<u64>> {
+        let mut runs = Vec::new();
+        (0..64).filter(|bit| bits >> bit & 1 == 1).for_each(|bit| add(&mut runs, bit..bit + 1));
+        runs
+    }
+
+    proptest! {
+        #[test]
+        fn what_two_have_in_common_is_in_both(one: u64, other: u64) {
+            prop_assert_eq!(common(&of(one), &of(other)), of(one & other));
+        }
+    }
+}

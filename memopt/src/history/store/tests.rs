@@ -152,7 +152,7 @@ fn the_last_time_of_each_schedule_outlives_its_runs() {
         let run = history.begin(trigger, 60, &json!({})).unwrap();
         history.finish(run, 61, &json!({})).unwrap();
     }
-    history.note_missed("nightly", 30).unwrap();
+    history.note_decided("nightly", 30).unwrap();
     drop(history);
     let mut history = open::<Json>(&path, Limits::default()).history;
     assert_eq!(history.stored().unwrap().runs, 2);
@@ -164,7 +164,7 @@ fn the_last_time_of_each_schedule_outlives_its_runs() {
 fn of_very_many_schedules_the_oldest_are_forgotten() {
     let (_folder, _, mut history) = fresh::<Json>(Limits::default());
     for index in 0..260 {
-        history.note_missed(&format!("s{index}"), 1000 - index).unwrap();
+        history.note_decided(&format!("s{index}"), 1000 - index).unwrap();
     }
     let ticks = history.last_ticks().unwrap();
     assert_eq!(ticks.len(), 256);

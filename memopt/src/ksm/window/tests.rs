@@ -120,7 +120,8 @@ impl Simulated {
 }
 
 fn budget(cpu_share: f64, pages_per_second: u64, seconds: u64) -> Budget {
-    Budget { cpu_share, pages_per_second, time: Duration::from_secs(seconds) }
+    let time = Duration::from_secs(seconds);
+    Budget { cpu_share, cpu_time: time, pages_per_second, time }
 }
 
 const NO_RATE: u64 = 100_000_000;
@@ -204,6 +205,19 @@ fn the_time_ends_it_however_much_is_left() {
     let outcome = ksmd.run(&mut window);
     assert_eq!(outcome.end, End::TimeUsed);
     assert_eq!(outcome.elapsed, Duration::from_secs(120));
+}
+
+#[test]
+fn the_cpu_time_ends_it_near_to_it() {
+    for has_cpu in [true, false] {
+        let mut ksmd = Simulated { has_cpu, ..Simulated::new(1e9, 1e8) };
+        // What a page is taken to cost where nobody counts.
+        ksmd.costs = [PAGE_COST; 2];
+        let budget = Budget { cpu_time: Duration::from_secs(3), ..budget(0.2, NO_RATE, 3600) };
+        let outcome = ksmd.run(&mut Window::new(budget, Options::default()));
+        assert_eq!(outcome.end, End::CpuTimeUsed);
+        assert!((2.8..3.2).contains(&ksmd.cpu), "{} s", ksmd.cpu);
+    }
 }
 
 #[test]

@@ -185,11 +185,13 @@ fn opted_out_guests_are_left_alone_even_in_pain() {
 }
 
 #[test]
-fn a_guest_that_nothing_is_taken_from_gets_what_it_needs() {
+fn a_guest_that_nothing_is_taken_from_keeps_its_pages_and_gets_what_it_needs() {
     let policy = Policy::parse("[[guest]]\nname = \"a\"\ntake = false", "f").unwrap();
     let mut host = situation(3, vec![idle_guest("a", 8 * GIB, GIB)]);
     let (plan, _) = settled(&host, &policy, MAX);
-    assert_eq!(why(&plan, "a", Actuator::Balloon), Because::NotTaken);
+    for actuator in [Actuator::Balloon, Actuator::Merge, Actuator::Huge, Actuator::Zeros] {
+        assert_eq!(why(&plan, "a", actuator), Because::NotTaken, "{actuator}");
+    }
     balloon(&mut host.guests[0]).target_bytes = 4 * GIB;
     balloon(&mut host.guests[0]).actual_bytes = 4 * GIB;
     *said(&mut host.guests[0]) = statistics(4 * GIB, 3 * GIB);

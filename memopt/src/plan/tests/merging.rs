@@ -149,6 +149,48 @@ fn a_foreign_guest_that_anyone_could_share_with_stops_all_merging() {
     assert_eq!(told(&plan).len(), 4);
 }
 
+/// 171,000 pages a second of CPU time, each 2.5 times: 68,400 pages, which are 66 chunks in both guests.
+#[test]
+fn no_more_may_be_merged_than_ksmds_time_pays_for() {
+    let policy = Policy::parse("[merge]\ncpu-time = \"1s\"", "f").unwrap();
+    let mut host = situation(50, vec![clone_of("red-1", "red"), clone_of("red-2", "red")]);
+    // The poor ones at the beginning are left out.
+    for guest in &mut host.guests {
+        for chunk in &mut guest.survey.as_mut().unwrap().chunks[..100] {
+            chunk.duplicate_pages = 200;
+        }
+    }
+    let window = "ksmd: merge domain red, 34200 pages/s, 20% of a core, for 30m or 1s of CPU time";
+    let (plan, _) = settled(&host, &policy, MAX);
+    assert_eq!(told(&plan), ["red-1: merge 66 chunks", "red-2: merge 66 chunks", window]);
+    let Action::Merge { chunks, .. } = &plan.steps[0].action else { panic!("{plan:#?}") };
+    assert_eq!(chunks[..], [ChunkRange { first: 100, count: 66 }]);
+    assert!(plan.steps[2].cpu <= Duration::from_secs(1), "{:?}", plan.steps[2].cpu);
+
+    // Marked as a whole at their start, and nothing is merged yet.
+    for guest in &mut host.guests {
+        mark(guest, true);
+        guest.cost.merged_bytes = Some(0);
+    }
+    let (plan, _) = settled(&host, &policy, MAX);
+    assert_eq!(told(&plan), ["red-1: unmerge 446 chunks", "red-2: unmerge 446 chunks", window]);
+
+    // What is merged already is looked at in any case.
+    host.guests.iter_mut().for_each(|guest| guest.cost.merged_bytes = Some(100 * MIB));
+    let (plan, _) = settled(&host, &policy, MAX);
+    assert_eq!(told(&plan), [window]);
+    host.guests.push(clone_of("red-3", "red"));
+    let (plan, _) = settled(&host, &policy, MAX);
+    assert_eq!(why(&plan, "red-3", Actuator::Merge), Because::NoCpuTime);
+
+    // So is one that cannot be touched now.
+    let mut leaving = clone_of("red-1", "red");
+    (leaving.is_mergeable, leaving.hindrance) = (true, Some(Hindrance::Migrating));
+    let host = situation(50, vec![leaving, clone_of("red-2", "red")]);
+    let (plan, _) = settled(&host, &policy, MAX);
+    assert_eq!(why(&plan, "red-2", Actuator::Merge), Because::NoCpuTime);
+}
+
 /// What their programs have marked is known of a look, and not changed.
 #[test]
 fn guests_of_other_programs_alone_are_worth_a_window() {

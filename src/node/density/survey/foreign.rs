@@ -6,21 +6,24 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 use memopt::observe::{Sources, mergeable_areas};
+use memopt::policy::Activity;
 use memopt::survey::{Scan, Seed, Watch};
 use tokio::sync::oneshot;
 use vmm_core::memory::{HugeView, MemoryError, OwnPages, ProcessMemory};
 
-use super::{BITS, capacity};
+use super::{BITS, Manner, capacity};
 use crate::survey::{Ended, Found, Looker, Memory};
 
 /// Whoever waits for what is found.
 type Waiting = oneshot::Sender<Result<Found, Ended>>;
 
-/// Looks at process `pid` with a share of a CPU, in a thread of its own. Given up by whoever dropped this.
+/// Looks at process `pid`, in a thread of its own. Given up by whoever dropped this.
 ///
 /// # Errors
 /// It is gone, may not be looked at, or lets the kernel merge nothing.
-pub(super) async fn look(pid: u32, seed: u64, cpu_share: f64) -> Result<Found> {
+pub(super) async fn look(pid: u32, manner: Manner) -> Result<Found> {
+    // KVM's log is for who runs the guest.
+    let Manner { seed, cpu_share, activity: _ } = manner;
     let areas = tokio::task::block_in_place(|| mergeable_areas(&Sources::system(), pid))?;
     ensure!(!areas.is_empty(), "it lets the kernel merge none of its memory");
     let memory = ProcessMemory::open(pid)?;
@@ -29,7 +32,7 @@ pub(super) async fn look(pid: u32, seed: u64, cpu_share: f64) -> Result<Found> {
         let memory = ForeignMemory { memory, areas, waiting: &waiting };
         let looker = Looker::new(memory, Arc::default(), cpu_share);
         let scan = Scan::new(Seed::new(seed), capacity(), BITS);
-        let found = looker.look(scan, Watch::new(Seed::new(seed)));
+        let found = looker.look(scan, Watch::new(Seed::new(seed)), Activity::PageSampling);
         // Nobody waits any more.
         let _unwanted = waiting.send(found);
     };
@@ -38,7 +41,7 @@ pub(super) async fn look(pid: u32, seed: u64, cpu_share: f64) -> Result<Found> {
     match told.await.context("the look broke down")? {
         Ok(found) => Ok(found),
         Err(Ended::CalledOff) => bail!("called off"),
-        Err(Ended::Failed(error)) => Err(error.into()),
+        Err(Ended::Failed(error)) => Err(error),
     }
 }
 
@@ -59,6 +62,10 @@ impl Memory for ForeignMemory<'_> {
             return Err(Ended::CalledOff);
         }
         Ok(self.memory.own_pages(range)?)
+    }
+
+    fn has_twins(&self, own: &[OwnPages]) -> Result<bool, MemoryError> {
+        self.memory.has_twins(own)
     }
 
     fn read(&self, address: u64, bytes: &mut [u8]) -> Result<(), MemoryError> {

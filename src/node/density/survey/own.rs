@@ -6,7 +6,7 @@ use anyhow::{Result, bail, ensure};
 use memopt::situation::{Chunk, Guest};
 use memopt::survey::Digests;
 
-use super::{BITS, empty};
+use super::{BITS, Manner, empty};
 use crate::api::ApiClient;
 use crate::api::survey::{
     CAPACITY_MAX, SurveyDomain, SurveyRequest, SurveyState, SurveyStatus, SurveyedMemory,
@@ -44,8 +44,10 @@ impl Asked {
     }
 
     /// Looks at its pages.
-    pub(super) async fn look(&self, seed: u64, cpu_share: f64) -> Result<Digests> {
-        let request = SurveyRequest { seed, capacity: CAPACITY_MAX, bits: BITS, cpu_share };
+    pub(super) async fn look(&self, manner: Manner) -> Result<Digests> {
+        let Manner { seed, cpu_share, activity } = manner;
+        let request =
+            SurveyRequest { seed, capacity: CAPACITY_MAX, bits: BITS, cpu_share, activity };
         let mut status: SurveyStatus = self.client.post(PATH, &request).await?;
         while status.state == SurveyState::Running {
             tokio::time::sleep(POLL_PAUSE).await;

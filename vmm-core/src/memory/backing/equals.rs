@@ -14,14 +14,16 @@ use crate::raw_memory::{self, Advice, Part};
 const COMPARED_BYTES: usize = 4 * PAGE_BYTES;
 
 impl Backing {
-    /// Gives the guest's own copies of a template's pages in a part back where they are as the template has them. Nobody may write to
-    /// the guest's memory meanwhile. Returns the bytes that are as in the template, whether there were copies of them or not.
+    /// The runs of pages of a part that are as in the guest's template, by their places in the region.
     ///
     /// # Errors
-    /// The file cannot be read, or the system's answer.
-    pub(in crate::memory) fn share(&self, place: &RamRegion, part: Part<'_>) -> Result<u64> {
-        // What is dropped reads as the template again, which is what it was.
-        drop_equals(part, |at, theirs| self.read_template(part.region(), place, at, theirs))
+    /// The file cannot be read.
+    pub(in crate::memory) fn as_in_template(
+        &self,
+        place: &RamRegion,
+        part: Part<'_>,
+    ) -> Result<Vec<Range<usize>>> {
+        equals(part, |at, theirs| self.read_template(part.region(), place, at, theirs))
     }
 
     /// Makes small pages of the huge ones that a part lies in, and has the kernel make no new ones there. Linux 6.12 and later give
@@ -49,23 +51,27 @@ impl Backing {
     /// # Errors
     /// The system's answer.
     pub(in crate::memory) fn drop_zeros(&self, place: &RamRegion, part: Part<'_>) -> Result<u64> {
-        drop_equals(part, |at, theirs| {
+        let zeros = equals(part, |at, theirs| {
             theirs.fill(0);
             Ok(match &self.kind {
                 Kind::Anonymous => true,
                 Kind::Pool => false,
                 Kind::Template(replaced) => replaced.blocks.has(place, at),
             })
+        })?;
+        // What lies together goes at once: a huge page is given back whole.
+        zeros.into_iter().try_fold(0, |dropped, run| {
+            raw_memory::drop_pages(Part::new(part.region(), run.start, run.len())?)?;
+            Ok(dropped + run.len() as u64)
         })
     }
 }
 
-/// Drops those pages of a part that are as `read` tells for the place in the region; nothing where it tells nothing.
-/// What lies together goes at once: a huge page is given back whole. Returns their bytes.
-fn drop_equals(
+/// The runs of pages of a part that are as `read` tells for the place in the region; none where it tells nothing.
+fn equals(
     part: Part<'_>,
     mut read: impl FnMut(usize, &mut [u8]) -> Result<bool>,
-) -> Result<u64> {
+) -> Result<Vec<Range<usize>>> {
     let (mut own, mut theirs) = ([0; COMPARED_BYTES], [0; COMPARED_BYTES]);
     let (region, mut equal) = (part.region(), Vec::new());
     for range in part.blocks(COMPARED_BYTES).map(|piece| piece.range()) {
@@ -76,12 +82,7 @@ fn drop_equals(
             add_equal_pages(own, theirs, range.start, &mut equal);
         }
     }
-    let mut dropped = 0;
-    for run in equal {
-        raw_memory::drop_pages(Part::new(region, run.start, run.len())?)?;
-        dropped += run.len() as u64;
-    }
-    Ok(dropped)
+    Ok(equal)
 }
 
 /// Adds the runs of whole pages that are the same in both, which are equally long and lie at `start`.

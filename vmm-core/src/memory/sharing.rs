@@ -1,0 +1,147 @@
+//! Has a guest share pages with its template again: its own copies that are as in the template are given back, while it writes.
+//!
+//! The copies are write-protected and compared while the guest runs, and then, while it stands still, those are dropped that nobody has
+//! written to since. `docs/adr/0021-template-re-merge.md` has the reasons.
+
+use std::ops::Range;
+
+use super::mapped::PageMap;
+use super::{GuestRam, MemoryError, OwnPages, PAGE_BYTES, runs};
+use crate::error::Result;
+use crate::raw_userfaultfd::Userfaultfd;
+
+/// The `ioctl` requests with which memory is write-protected (`UFFDIO_REGISTER` and `UFFDIO_UNREGISTER` of `linux/userfaultfd.h`), for
+/// whoever confines the process of a guest that has a template.
+pub const WRITE_PROTECTION_REQUESTS: [u64; 2] = [0xc020_aa00, 0x8010_aa01];
+
+/// Checks that this process can have memory write-protected in such a way that whoever writes to it notices nothing.
+///
+/// # Errors
+/// [`MemoryError::NoWriteProtection`].
+pub fn check_write_protection() -> Result<(), MemoryError> {
+    Userfaultfd::open().map(drop).map_err(|cause| MemoryError::NoWriteProtection { cause })
+}
+
+/// All that writes to a guest's memory.
+pub(crate) trait Writers {
+    /// Does `work` while they stand still: what they had begun is done, and none of them holds on to a page to write to it later.
+    ///
+    /// # Errors
+    /// They cannot be stopped, or cannot go on; what `work` returns.
+    fn still<T>(&self, work: impl FnOnce() -> Result<T, MemoryError>) -> Result<T>;
+}
+
+impl GuestRam {
+    /// Gives the guest's own copies of its template's pages in `range`, whole pages, back where they are as in the template again;
+    /// `map` tells which pages are copies. What `writers` read stays as it was.
+    ///
+    /// # Errors
+    /// [`MemoryError::NoSuchAddress`], [`MemoryError::Pagemap`], [`MemoryError::ReadTemplate`], [`MemoryError::Share`]; as
+    /// [`Writers::still`].
+    pub(crate) fn share(
+        &self,
+        range: &Range<u64>,
+        map: &mut PageMap,
+        writers: &impl Writers,
+    ) -> Result<()> {
+        let own = ranges(&map.own_pages(self, range)?);
+        if own.is_empty() {
+            return Ok(());
+        }
+        let (watch, own) = match self.watch(range)? {
+            Some(watch) => match writers.still(|| Ok(watch.protect(map)))? {
+                Ok(own) => (Some(watch), own),
+                Err(error) => {
+                    tracing::debug!(%error, "copies of a template's pages are not write-protected");
+                    (None, own)
+                }
+            },
+            None => (None, own),
+        };
+        let equal = self.as_in_template(&own)?;
+        if equal.is_empty() {
+            return Ok(());
+        }
+        writers.still(|| {
+            let unchanged = match &watch {
+                Some(watch) => runs::common(&equal, &watch.unwritten(map)?),
+                None => self.as_in_template(&equal)?,
+            };
+            unchanged.iter().try_for_each(|run| self.drop_pages(run))
+        })
+    }
+
+    /// Watches the memory in `range` that is a template's; none where this process cannot.
+    fn watch(&self, range: &Range<u64>) -> Result<Option<Watch<'_>>, MemoryError> {
+        let Some(userfaultfd) = self.userfaultfd() else { return Ok(None) };
+        let (whole, _) = self.part(range)?;
+        let mut watch = Watch {
+            userfaultfd,
+            parts: Vec::new(),
+            gpa: range.start,
+            address: whole.addresses().start,
+        };
+        for part in self.of_template(range)? {
+            if let Err(error) = userfaultfd.register(&part) {
+                tracing::debug!(%error, "memory of a template cannot be watched");
+                return Ok(None);
+            }
+            watch.parts.push(part);
+        }
+        Ok(Some(watch))
+    }
+}
+
+/// Tells which of the guest's own pages in parts of its memory are written to, until it is dropped.
+struct Watch<'a> {
+    userfaultfd: &'a Userfaultfd,
+    /// Addresses in this process.
+    parts: Vec<Range<u64>>,
+    /// A guest-physical address, and where it is in this process.
+    gpa: u64,
+    address: u64,
+}
+
+impl Watch<'_> {
+    /// Write-protects all own pages, and returns their guest-physical addresses: each write from now on is told. Whoever holds on to
+    /// a page to write to it later would not be seen.
+    fn protect(&self, map: &PageMap) -> std::io::Result<Vec<Range<u64>>> {
+        self.each(|part| map.protect_at(part))
+    }
+
+    /// Those that have not been written to since.
+    fn unwritten(&self, map: &PageMap) -> Result<Vec<Range<u64>>, MemoryError> {
+        self.each(|part| map.protected_at(part)).map_err(|cause| MemoryError::Pagemap { cause })
+    }
+
+    fn each(
+        &self,
+        look: impl Fn(&Range<u64>) -> std::io::Result<Vec<Range<u64>>>,
+    ) -> std::io::Result<Vec<Range<u64>>> {
+        let mut found = Vec::new();
+        for part in &self.parts {
+            let gpa = |address: u64| self.gpa + (address - self.address);
+            look(part)?.iter().for_each(|run| runs::add(&mut found, gpa(run.start)..gpa(run.end)));
+        }
+        Ok(found)
+    }
+}
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        for part in &self.parts {
+            if let Err(error) = self.userfaultfd.unregister(part) {
+                // Writers take what is left of it away, page by page.
+                tracing::warn!(%error, "a part of a guest's memory stays write-protected");
+            }
+        }
+    }
+}
+
+fn ranges(pages: &[OwnPages]) -> Vec<Range<u64>> {
+    let range = |pages: &OwnPages| pages.start..pages.start + pages.count * PAGE_BYTES as u64;
+    pages.iter().map(range).collect()
+}
+
+#[cfg(test)]
+mod tests;
