@@ -5,6 +5,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use migrate::guest::RefusalKind;
 use migrate::protocol::front::FrontReply;
@@ -13,6 +14,7 @@ use migrate::record::{DestinationState, Record, Side};
 use migrate::report::Role;
 use migrate::resolve::answer_for_dead;
 use migrate::{GuestDescription, MigrationId, Refusal as WireRefusal, Token};
+use uuid::Uuid;
 use vmm_core::VmShape;
 
 use super::admission::{GuestRequest, HostView, Occupant, Refusal, Takes};
@@ -24,6 +26,10 @@ use crate::names::GuestName;
 
 /// Guests on their way here at once.
 const ARRIVING_MAX: usize = 16;
+
+/// How long the process of a guest's last try may take to end before the next is decided over, and how often it is asked for.
+const LAST_TRY_PATIENCE: Duration = Duration::from_secs(2);
+const LAST_TRY_PAUSE: Duration = Duration::from_millis(20);
 
 /// A guest that asks to come.
 #[derive(Debug)]
@@ -71,6 +77,7 @@ impl Node {
             return Err(Refusal::TooMany { count: ARRIVING_MAX });
         }
         let migration = arrival.migration;
+        self.await_end_of_last_try(request.uuid).await;
         self.promises().admit(&request, migration, || self.host_view())?;
         let token = Token::random();
         let disks = disks(&arrival.guest);
@@ -82,6 +89,15 @@ impl Node {
         }
         self.reap(request.name, migration, child);
         Ok((port, token))
+    }
+
+    /// A source that tries again at once comes while the process of its last try still ends: it is let end.
+    async fn await_end_of_last_try(&self, guest: Uuid) {
+        let end = Instant::now() + LAST_TRY_PATIENCE;
+        while self.promises().expects(guest) && Instant::now() < end {
+            tokio::time::sleep(LAST_TRY_PAUSE).await;
+            self.forget_the_gone();
+        }
     }
 
     async fn launch(

@@ -88,6 +88,11 @@ impl Promises {
         }
     }
 
+    /// Whether this very guest has a promise, whatever it is called.
+    pub(crate) fn expects(&self, guest: Uuid) -> bool {
+        self.lock().values().any(|promise| promise.uuid == guest)
+    }
+
     /// How many guests have a promise.
     pub(crate) fn count(&self) -> usize {
         self.lock().len()
@@ -192,6 +197,8 @@ mod tests {
         admit("a", 1).unwrap();
         assert!(matches!(admit("a", 2), Err(Refusal::NameTaken { .. })));
         assert!(matches!(admit("b", 1), Err(Refusal::UuidTaken { .. })));
+        assert!(promises.expects(Uuid::from_u128(1)));
+        assert!(!promises.expects(Uuid::from_u128(2)));
     }
 
     #[test]

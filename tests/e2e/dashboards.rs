@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::density::{POLICY, await_plan, dense, restore_linux, write_settings};
+use crate::density::{POLICY, RUN_PATIENCE, await_plan, dense, restore_linux, write_settings};
 use crate::host::checks::{guest_is_gone, nothing_left_behind};
 use crate::host::{Guest, GuestPlan, Host, Migration, Pair, wait};
 use crate::linux::image::Image;
@@ -214,7 +214,7 @@ fn every_expression_of_the_density_dashboard_evaluates_on_a_live_node() {
 
     let expressions = expressions("lighter-density.json");
     assert!(expressions.len() > 60, "{expressions:#?}");
-    wait::within(Duration::from_secs(100), "every panel shows something", || {
+    wait::within(RUN_PATIENCE, "every panel shows something", || {
         let empty = |text: &&String| prometheus.series(text) == 0 && !may_be_empty(text);
         let empty: Vec<_> = expressions.iter().filter(empty).collect();
         wait::holds(empty.is_empty(), empty)

@@ -2,6 +2,7 @@
 //! left sane.
 
 use std::fs;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -20,6 +21,10 @@ reserve-min = "8MiB"
 floor = "10%"
 step = "20%"
 "#;
+
+/// How long a schedule's run may take: it begins within a minute, and takes another, in which balloons move and what came back is
+/// measured; three times that, as the machine may be busy.
+pub(crate) const RUN_PATIENCE: Duration = Duration::from_secs(3 * 2 * 60);
 
 /// What the guest has.
 const ALL_BYTES: u64 = 128 << 20;
@@ -172,7 +177,7 @@ fn a_schedule_is_kept_for_its_guests_alone() {
     let _witness = restore_linux(&pair.a, &image);
     await_plan(&pair.a);
     let run_that = |what: &str, condition: &dyn Fn(&Value) -> bool| {
-        wait::within(std::time::Duration::from_secs(240), what, || {
+        wait::within(RUN_PATIENCE, what, || {
             let listed = pair.a.run(&["density", "history", "--json"]).ok().json();
             let runs = listed["runs"].as_array().expect("a list");
             runs.iter().find(|run| condition(run)).cloned().ok_or(listed)

@@ -5,7 +5,7 @@ use std::fs;
 
 use ::metrics::{density_definitions, never_moved};
 
-use crate::density::{POLICY, await_plan, dense, restore_linux, write_settings};
+use crate::density::{POLICY, RUN_PATIENCE, await_plan, dense, restore_linux, write_settings};
 use crate::host::ksm::Ksm;
 use crate::host::{Exit, Guest, GuestPlan, Host, Pair, wait};
 use crate::linux::image::Image;
@@ -60,7 +60,7 @@ overlap = "skip"
 /// Scrapes until a page has this.
 #[track_caller]
 fn await_page(host: &Host, what: &str, pages: &mut Vec<String>, holds: impl Fn(&str) -> bool) {
-    wait::within(std::time::Duration::from_secs(100), what, || {
+    wait::within(RUN_PATIENCE, what, || {
         let page = scrape(host);
         pages.push(page.clone());
         if holds(&page) { Ok(()) } else { Err(page) }
