@@ -317,6 +317,8 @@ fn zeros_come_back_without_merging_while_the_guest_writes() {
     let run = pair.a.run(&["density", "apply", "--json"]).ok().json();
     let deed = &run["deeds"][0];
     assert_eq!(deed["action"]["action"]["kind"], "drop-zeros", "{run:#}");
+    let planned = &run["plan"]["steps"][0]["action"]["kind"];
+    assert_eq!(planned, "drop-zeros", "the plan is the one after the look: {run:#}");
     let expected = deed["expected_bytes"].as_u64().expect("a size");
     assert!(expected > 20 << 20, "half of 64 MiB, less what is written: {run:#}");
     let verified = deed["verified_bytes"].as_u64().expect("a size");

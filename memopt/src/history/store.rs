@@ -123,6 +123,22 @@ impl<P: Payloads> History<P> {
         })
     }
 
+    /// Puts down another plan for a run, which was made after a closer look.
+    ///
+    /// # Errors
+    /// There is no such run, it has ended, the plan is too large, or the file's.
+    pub fn plan_anew(&mut self, run: RunId, plan: &P::Plan) -> Result<(), HistoryError> {
+        let plan = to_json("a plan", plan, self.limits.plan_bytes_max)?;
+        self.write(|_, write, limits| {
+            let mut draft = Draft::of(write, limits, run)?;
+            let mut plans = write.open_table(PLANS)?;
+            let before = plans.get(run.0)?.map_or(0, |plan| plan.value().len());
+            draft.grow(plan.len().saturating_sub(before))?;
+            plans.insert(run.0, plan.as_slice())?;
+            draft.save()
+        })
+    }
+
     /// Puts down actions that are about to be carried out, each with the bytes that are expected of it; returns the place of the first.
     ///
     /// # Errors

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::demand::{Demand, used_bytes};
+use super::demand::{Demand, unseen_bytes, used_bytes};
 use super::pain::{Counters, Pain, PainCause};
 use super::standing::Standing;
 use super::turns::Turns;
@@ -26,6 +26,9 @@ pub struct GuestLedger {
     pub seen: Duration,
     /// What it needs; absent while it has not said.
     pub demand: Option<Demand>,
+    /// What it has and never sees, which its balloon cannot take; absent until its balloon was seen to stand still.
+    #[serde(default)]
+    pub unseen_bytes: Option<u64>,
     /// Its last pain.
     pub pain: Option<Pain>,
     /// Which way its balloon went.
@@ -48,6 +51,7 @@ impl GuestLedger {
             pid,
             seen: now,
             demand: None,
+            unseen_bytes: None,
             pain: None,
             turns: Turns::default(),
             standings: BTreeMap::new(),
@@ -96,6 +100,9 @@ impl GuestLedger {
             let next = |demand: Demand| demand.next(used, at, &policy.balloon);
             self.demand = Some(self.demand.map_or_else(|| Demand::new(used, at), next));
         }
+        if self.stands_still(balloon, at) {
+            self.unseen_bytes = Some(unseen_bytes(guest, balloon, statistics));
+        }
         match &mut self.counters {
             None => {
                 self.counters = Some(Counters::new(statistics, at));
@@ -103,6 +110,12 @@ impl GuestLedger {
             }
             Some(counters) => counters.next(statistics, at, &policy.pain),
         }
+    }
+
+    /// Whether the balloon is where it is asked to be, and was there before `at`. One that was never seen to move is taken at its word.
+    fn stands_still(&self, balloon: &Balloon, at: Duration) -> bool {
+        let was = self.unseen_bytes.is_none() || self.still.is_some_and(|(_, _, since)| since < at);
+        was && balloon.target_bytes.abs_diff(balloon.actual_bytes) < STILL_BYTES
     }
 
     /// Pain when nothing was said since `at` for too long.
@@ -157,6 +170,13 @@ impl GuestLedger {
         let is_asked = balloon.target_bytes.saturating_add(STILL_BYTES) < balloon.actual_bytes;
         let since = self.still.map_or(now, |(_, _, since)| since);
         balloon.has_driver && is_asked && now.saturating_sub(since) >= policy.stuck_after
+    }
+
+    /// What it is to keep whatever happens: what it needs, and what it never sees. Absent while it has not said.
+    #[must_use]
+    pub fn needs_bytes(&self) -> Option<u64> {
+        let demand = self.demand?.bytes();
+        Some(demand.saturating_add(self.unseen_bytes.unwrap_or(0)))
     }
 
     /// The pain for which the guest is spared now.

@@ -63,6 +63,34 @@ fn what_the_kernel_keeps_for_itself_is_demand() {
 }
 
 #[test]
+fn what_a_guest_never_sees_is_told_from_a_balloon_that_moves() {
+    // Of 8 GiB it sees 5 GiB (`mem=5G`); a sixteenth is its kernel's.
+    let seeing = |seconds: u64, target: u64, actual: u64, ballooned: u64| {
+        let mut look = using(seconds, GIB);
+        let guest = &mut look.guests[0];
+        (balloon(guest).target_bytes, balloon(guest).actual_bytes) = (target, actual);
+        *said(guest) = statistics(5 * GIB - ballooned, GIB);
+        look
+    };
+    let mut looks = vec![seeing(0, 8 * GIB, 8 * GIB, 0)];
+    let unseen = |looks: &[Situation]| told(looks).guests["a"].unseen_bytes;
+    assert_eq!(unseen(&looks), Some(5 * GIB / 2));
+    assert_eq!(told(&looks).guests["a"].needs_bytes(), Some(4 * GIB));
+    // Its statistics are from before its balloon moved.
+    looks.push(seeing(10, 6 * GIB, 7 * GIB, 0));
+    looks.push(seeing(20, 6 * GIB, 6 * GIB, GIB));
+    assert_eq!(unseen(&looks), Some(5 * GIB / 2));
+    looks.push(seeing(30, 8 * GIB, 8 * GIB, 2 * GIB));
+    assert_eq!(unseen(&looks), Some(5 * GIB / 2));
+    // It began anew, without `mem=`.
+    let mut whole = seeing(40, 8 * GIB, 8 * GIB, 0);
+    *said(&mut whole.guests[0]) = statistics(8 * GIB, GIB);
+    looks.push(whole);
+    assert_eq!(unseen(&looks), Some(0));
+    assert_eq!(unseen(&[seeing(0, 6 * GIB, 7 * GIB, 0)]), None, "it moves at the first look");
+}
+
+#[test]
 fn a_guest_that_began_anew_is_not_in_pain() {
     let mut before = using(0, GIB);
     said(&mut before.guests[0]).oom_kills = Some(9);

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::because::Because;
 use super::view::{Context, View};
 use super::yields::Yield;
-use crate::ledger::Level;
+use crate::ledger::{GuestLedger, Level};
 use crate::policy::{Actuator, MIB, Size, part};
 use crate::situation::{Backing, Balloon};
 
@@ -91,9 +91,9 @@ impl Context<'_> {
 
     fn below_floor(&self, view: &View<'_>, balloon: &Balloon) -> Option<Stance> {
         let floor = view.limits.floor_bytes;
-        let demand = view.record.and_then(|record| record.demand).map_or(0, |it| it.bytes());
+        let needs = view.record.and_then(GuestLedger::needs_bytes).unwrap_or(0);
         // One that needs more than its floor gets it by its demand.
-        (balloon.target_bytes < floor && demand < floor).then(|| Stance::Must {
+        (balloon.target_bytes < floor && needs < floor).then(|| Stance::Must {
             to_bytes: floor,
             reason: format!("its floor is {}", Size::of(floor)),
         })
@@ -101,13 +101,14 @@ impl Context<'_> {
 
     fn by_demand(&self, view: &View<'_>, balloon: &Balloon) -> Stance {
         let (limits, policy) = (&view.limits, &self.policy.balloon);
-        let demand = match view.record.and_then(|record| record.demand) {
-            Some(demand) if balloon.statistics.is_some() => demand.bytes(),
+        let needs = match view.record.and_then(GuestLedger::needs_bytes) {
+            Some(needs) if balloon.statistics.is_some() => needs,
             _ => return Stance::Leave(Because::NoStatistics),
         };
-        let reserve = part(demand, policy.reserve).max(policy.reserve_min_bytes);
+        let used = needs - view.unseen_bytes().min(needs);
+        let reserve = part(used, policy.reserve).max(policy.reserve_min_bytes);
         let keeps = |reserve: u64| {
-            demand.saturating_add(reserve).clamp(limits.floor_bytes, limits.max_bytes)
+            needs.saturating_add(reserve).clamp(limits.floor_bytes, limits.max_bytes)
         };
         // What a short host has taken of the reserve, it gives back when it is short no more: or it would be short
         // again at once.
@@ -118,8 +119,8 @@ impl Context<'_> {
         };
         let (want, target) = (keeps(owed), balloon.target_bytes);
         if want > target && (want - target > self.dead_band(view) || target < limits.floor_bytes) {
-            let (demand, reserve) = (Size::of(demand), Size::of(owed));
-            let reason = format!("it needs {demand} and a reserve of {reserve}");
+            let (needs, reserve) = (Size::of(needs), Size::of(owed));
+            let reason = format!("it needs {needs} and a reserve of {reserve}");
             return Stance::Wants { to_bytes: want, reason };
         }
         if let Some(because) = self.rests(view, balloon) {
@@ -131,7 +132,7 @@ impl Context<'_> {
             let reason = format!("its limit is {}", Size::of(limits.max_bytes));
             return Stance::Shrinks { to_bytes, reason };
         }
-        self.spare(view, balloon, low, demand)
+        self.spare(view, balloon, low, used)
     }
 
     /// What keeps a balloon from shrinking now.
@@ -163,7 +164,7 @@ impl Context<'_> {
                 Because::WithinDeadBand
             });
         }
-        let yields = Yield::of(view.guest, balloon);
+        let yields = Yield::of(view, balloon);
         if yields.gain(surplus) < self.policy.balloon.dead_band_min_bytes.max(STEP_MIN_BYTES) {
             return Stance::Leave(Because::NothingToGain);
         }

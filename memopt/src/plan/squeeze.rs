@@ -161,9 +161,10 @@ impl Context<'_> {
         }
         let now = spare.yields.gain(balloon.actual_bytes - to_bytes);
         draft.later_bytes = draft.later_bytes.saturating_add(gain.saturating_sub(now));
-        let (used, low) = (Size::of(spare.used_bytes), Size::of(spare.low_bytes));
+        let needs = Size::of(spare.used_bytes.saturating_add(view.unseen_bytes()));
+        let low = Size::of(spare.low_bytes);
         let why = if self.ledger.level == Level::Green { "the goal" } else { "the host" };
-        let reason = format!("{why} asks for memory; it needs {used} and is to keep {low}");
+        let reason = format!("{why} asks for memory; it needs {needs} and is to keep {low}");
         let action = action(view, balloon, to_bytes);
         draft.step(action, signed(now), cpu_of(balloon.actual_bytes - to_bytes), reason);
     }
@@ -219,7 +220,7 @@ fn whole_mib(bytes: u64, balloon: &Balloon) -> u64 {
 /// A step to `to_bytes`. Returns what it is expected to give back.
 fn set(view: &View<'_>, to_bytes: u64, reason: String, draft: &mut Draft) -> i64 {
     let Some(balloon) = &view.guest.balloon else { return 0 };
-    let yields = super::yields::Yield::of(view.guest, balloon);
+    let yields = super::yields::Yield::of(view, balloon);
     let expected = match balloon.actual_bytes.checked_sub(to_bytes) {
         Some(taken) if to_bytes < balloon.target_bytes => signed(yields.gain(taken)),
         // It is asked for less than before, but not given anything yet.

@@ -92,6 +92,11 @@ impl View<'_> {
         &self.guest.name
     }
 
+    /// What it has and never sees, as far as that is known.
+    pub(super) fn unseen_bytes(&self) -> u64 {
+        self.record.and_then(|record| record.unseen_bytes).unwrap_or(0)
+    }
+
     /// What is known of its pages, when that is new enough, as they will be after the steps that are drafted.
     pub(super) fn survey(&self) -> Result<&Survey, Because> {
         self.survey.as_deref().ok_or(Because::NotSurveyed)

@@ -1,6 +1,7 @@
 //! What comes back to the host for what a balloon takes: not every page of a guest is there.
 
-use crate::situation::{Balloon, Guest};
+use super::view::View;
+use crate::situation::Balloon;
 
 /// What comes back for what a balloon takes.
 ///
@@ -17,8 +18,10 @@ pub(super) struct Yield {
 }
 
 impl Yield {
-    pub(super) fn of(guest: &Guest, balloon: &Balloon) -> Self {
-        let has = balloon.actual_bytes.min(guest.memory_bytes);
+    /// Of the guest of `view`. What it never sees is no hole among what its balloon takes.
+    pub(super) fn of(view: &View<'_>, balloon: &Balloon) -> Self {
+        let guest = view.guest;
+        let has = balloon.actual_bytes.min(guest.memory_bytes).saturating_sub(view.unseen_bytes());
         let held_bytes = guest.cost.resident_bytes.min(has);
         let hole_bytes = has - held_bytes;
         let free = balloon.statistics.as_ref().and_then(|it| it.free_bytes).unwrap_or(0);

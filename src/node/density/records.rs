@@ -79,6 +79,11 @@ impl Records {
         self.keep(|history| history.begin(trigger, started, plan)).unwrap_or(RunId::UNRECORDED)
     }
 
+    /// Puts down another plan, which was made after a look at pages.
+    pub(super) fn put_down_plan(&self, run: RunId, plan: &Plan) {
+        self.keep(|history| history.plan_anew(run, plan));
+    }
+
     /// Puts down steps that are about to be done; returns the place of the first.
     pub(super) fn put_down(&self, run: RunId, steps: &[Step]) -> u32 {
         let deeds: Vec<(Step, i64)> =
@@ -101,7 +106,7 @@ impl Records {
         self.keep(|history| history.finish(run, unix_ms() / 1000, &end));
     }
 
-    /// Puts down that a schedule did not run at this time (Unix seconds).
+    /// Puts down that it was decided over a schedule at this time (Unix seconds): that is where its next time counts from.
     pub(super) fn put_down_decided(&self, schedule: &str, tick: u64) {
         self.keep(|history| history.note_decided(schedule, tick));
     }

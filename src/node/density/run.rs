@@ -100,6 +100,7 @@ impl Runner {
         if self.look_at_pages().await? {
             let anew = self.density.think(&self.task.policy, &self.task.goal).await?;
             plan = only(anew, self.task.only.as_ref());
+            self.density.records.put_down_plan(self.id, &plan);
         }
         let mut acted = uptime();
         for _ in 0..ROUNDS_MAX {

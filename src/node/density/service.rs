@@ -1,6 +1,6 @@
 //! Memory optimization of this host: what is known, what is planned, what runs.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ use super::records::Records;
 use super::settings::{Change, SettingsFile};
 use super::survey::{self, Surveys, Wanted};
 use super::tally::Tally;
-use super::types::{DensityStatus, NextRun};
+use super::types::{DensityStatus, NextRun, Remembered};
 use crate::api::{ApiError, Reason};
 use crate::cli::spec::SwitchArg;
 use crate::clock::{unix_ms, uptime};
@@ -123,16 +123,18 @@ impl Density {
             let file = settings.path().map(|path| path.display().to_string());
             (settings.settings.policy.clone(), file, settings.error.clone())
         };
-        let (view, level) = {
+        let (view, remembered, level) = {
             let mut mind = self.mind.lock().await;
             let mut view = mind.look(&policy, &NOBODY, &self.tally).await?;
             // Thousands for each guest, which nobody reads.
             let surveys = view.situation.guests.iter_mut().filter_map(|it| it.survey.as_mut());
             surveys.for_each(|survey| survey.chunks.clear());
-            (view, mind.ledger.level)
+            let remembered = remembered(&view.situation, &mind.ledger);
+            (view, remembered, mind.ledger.level)
         };
         Ok(DensityStatus {
             situation: view.situation,
+            remembered,
             level,
             goal: policy.goal,
             file,
@@ -403,6 +405,13 @@ fn claim_foreign_guests() -> Result<Option<Arc<ForeignGuests>>> {
         tracing::warn!("another node looks after this host's guests of QEMU and Cloud Hypervisor");
     }
     Ok(claimed.map(Arc::new))
+}
+
+/// What the ledger has of the guests that are there.
+fn remembered(situation: &Situation, ledger: &Ledger) -> BTreeMap<String, Remembered> {
+    let known =
+        situation.guests.iter().filter_map(|guest| ledger.guests.get_key_value(&guest.name));
+    known.map(|(name, known)| (name.clone(), Remembered::of(known, ledger.uptime))).collect()
 }
 
 fn moment() -> Moment {

@@ -90,7 +90,7 @@ fn guest(guest: &Guest, ledger: &Ledger, policy: &Policy, now: Duration) -> Dens
         merged_bytes: guest.cost.merged_bytes,
         merge_profit_bytes: guest.cost.merge_profit_bytes,
         swapped_bytes: guest.cost.swapped_bytes,
-        demand_bytes: known.and_then(|it| it.demand).map(|demand| demand.bytes()),
+        demand_bytes: known.and_then(GuestLedger::needs_bytes),
         is_spared: known.is_some_and(|it| it.spared(now).is_some()),
         hindrance: guest.hindrance.map(|hindrance| match hindrance {
             Hindrance::Migrating => metrics::Hindrance::Migrating,

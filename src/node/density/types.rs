@@ -1,9 +1,11 @@
 //! What travels over the node's API about memory optimization.
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::time::Duration;
 
 use memopt::history::{Payloads, RunId, Summary};
-use memopt::ledger::Level;
+use memopt::ledger::{GuestLedger, Level};
 use memopt::plan::{Plan, Step};
 use memopt::policy::Goal;
 use memopt::situation::Situation;
@@ -14,6 +16,9 @@ use serde::{Deserialize, Serialize};
 pub(crate) struct DensityStatus {
     /// The host and its guests now.
     pub(crate) situation: Situation,
+    /// What is remembered of each guest, by its name.
+    #[serde(default)]
+    pub(crate) remembered: BTreeMap<String, Remembered>,
     /// How short of memory the host is.
     pub(crate) level: Level,
     /// The policy's goal.
@@ -26,6 +31,35 @@ pub(crate) struct DensityStatus {
     pub(crate) missing: Vec<String>,
     /// The run under way.
     pub(crate) running: Option<RunId>,
+}
+
+/// What is remembered of one guest, as far as it decides what is done to it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Remembered {
+    /// What it is taken to need, in bytes; absent while it has not said.
+    pub(crate) needs_bytes: Option<u64>,
+    /// Why nothing is taken from it now; absent when something may be.
+    pub(crate) spared: Option<Spared>,
+}
+
+/// A guest that hurts, or did lately.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Spared {
+    /// What showed its pain last.
+    pub(crate) pain: String,
+    /// For how long it keeps everything yet, in seconds.
+    pub(crate) left_seconds: u64,
+}
+
+impl Remembered {
+    /// What `known` has of it at `now`, the host's uptime.
+    pub(crate) fn of(known: &GuestLedger, now: Duration) -> Self {
+        let spared = known.spared(now).map(|pain| Spared {
+            pain: pain.cause.to_string(),
+            left_seconds: (pain.until - now).as_secs(),
+        });
+        Self { needs_bytes: known.needs_bytes(), spared }
+    }
 }
 
 /// `POST /v1/density/plan`.

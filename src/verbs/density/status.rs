@@ -1,13 +1,17 @@
 //! `lighter density status`.
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
 use anyhow::Result;
+use memopt::policy::Span;
 use memopt::situation::{Guest, Hindrance, Vmm};
 
 use super::{heard, node};
 use crate::cli::Output;
 use crate::cli::density::StatusArgs;
 use crate::exit::Exit;
-use crate::node::density_types::DensityStatus;
+use crate::node::density_types::{DensityStatus, Remembered, Spared};
 use crate::output;
 use crate::state_dir::StateDir;
 use crate::table::{Table, facts};
@@ -31,7 +35,7 @@ fn text(status: &DensityStatus) -> String {
     let mut text = host(status);
     if !status.situation.guests.is_empty() {
         text.push('\n');
-        text.push_str(&guests(&status.situation.guests));
+        text.push_str(&guests(&status.situation.guests, &status.remembered));
     }
     text
 }
@@ -65,29 +69,43 @@ fn host(status: &DensityStatus) -> String {
     facts(&lines)
 }
 
-fn guests(guests: &[Guest]) -> String {
-    let mut table =
-        Table::new(&["NAME", "MEMORY", "COSTS", "KEEPS", "MERGED", "HUGE", "GUEST SAYS", "NOTE"]);
+fn guests(guests: &[Guest], remembered: &BTreeMap<String, Remembered>) -> String {
+    let mut table = Table::new(&[
+        "NAME",
+        "MEMORY",
+        "COSTS",
+        "KEEPS",
+        "NEEDS",
+        "REPORTED",
+        "MERGED",
+        "HUGE",
+        "GUEST SAYS",
+        "NOTE",
+    ]);
+    let size = |bytes: Option<u64>| bytes.map_or_else(|| "-".to_owned(), format_size);
     for guest in guests {
-        let size = |bytes: Option<u64>| bytes.map_or_else(|| "-".to_owned(), format_size);
+        let known = remembered.get(&guest.name).cloned().unwrap_or_default();
         let balloon = guest.balloon.as_ref();
         let statistics = balloon.and_then(|balloon| balloon.statistics);
         let free = statistics.and_then(|statistics| statistics.available_bytes);
+        let reporting = balloon.filter(|balloon| balloon.reports_free_pages);
         table.row([
             guest.name.clone(),
             format_size(guest.memory_bytes),
             format_size(guest.cost.proportional_bytes),
             size(balloon.map(|balloon| balloon.actual_bytes)),
+            size(known.needs_bytes),
+            size(reporting.map(|balloon| balloon.reported_bytes_total)),
             size(guest.cost.merged_bytes),
             format_size(guest.cost.huge_bytes),
             free.map_or_else(|| "-".to_owned(), |bytes| format!("{} free", format_size(bytes))),
-            note(guest),
+            note(guest, known.spared.as_ref()),
         ]);
     }
     table.render()
 }
 
-fn note(guest: &Guest) -> String {
+fn note(guest: &Guest, spared: Option<&Spared>) -> String {
     let hindrance = guest.hindrance.map(|hindrance| match hindrance {
         Hindrance::Migrating => "migrating",
         Hindrance::Paused => "paused",
@@ -99,6 +117,34 @@ fn note(guest: &Guest) -> String {
         Vmm::Qemu => Some("QEMU"),
         Vmm::CloudHypervisor => Some("Cloud Hypervisor"),
     };
-    let notes: Vec<&str> = vmm.into_iter().chain(hindrance).collect();
-    notes.join(", ")
+    let left = |spared: &Spared| Span(Duration::from_secs(spared.left_seconds));
+    let spared = spared.map(|it| format!("hurts: {}; spared for {}", it.pain, left(it)));
+    let notes = vmm.into_iter().chain(hindrance).map(str::to_owned).chain(spared);
+    notes.collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_guest_needs_and_how_it_hurts_stands_in_its_row() {
+        let guest = |name: &str| Guest {
+            hindrance: Some(Hindrance::Paused),
+            ..Guest::unknown(name.to_owned(), Vmm::Qemu, 1)
+        };
+        let pain = "2 processes killed for want of memory".to_owned();
+        let known = Remembered {
+            needs_bytes: Some(3 << 20),
+            spared: Some(Spared { pain, left_seconds: 90 }),
+        };
+        let remembered = BTreeMap::from([("web".to_owned(), known)]);
+
+        let text = guests(&[guest("db"), guest("web")], &remembered);
+
+        let rows: Vec<&str> = text.lines().collect();
+        assert!(rows[1].starts_with("db") && rows[1].ends_with("QEMU, paused"), "{text}");
+        let says = "QEMU, paused, hurts: 2 processes killed for want of memory; spared for 1m 30s";
+        assert!(rows[2].contains("3 MiB") && rows[2].ends_with(says), "{text}");
+    }
 }

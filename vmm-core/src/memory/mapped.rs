@@ -122,16 +122,18 @@ impl PageMap {
     /// # Errors
     /// [`MemoryError::Pagemap`].
     pub(super) fn has_twins_at(&self, own: &[OwnPages]) -> Result<bool, MemoryError> {
+        let small: Vec<&OwnPages> = own.iter().filter(|pages| !pages.is_huge).collect();
+        let (Some(first), Some(last)) = (small.first(), small.last()) else { return Ok(false) };
+        // One read for all of them.
+        let addresses = first.start..last.start + last.count * PAGE_BYTES as u64;
+        let frames = raw_pagemap::frames(&self.file, &addresses)
+            .map_err(|cause| MemoryError::Pagemap { cause })?;
+        let of = |pages: &&OwnPages| {
+            let at = ((pages.start - addresses.start) / PAGE_BYTES as u64) as usize;
+            frames[at..at + pages.count as usize].iter().flatten()
+        };
         let mut seen = HashSet::new();
-        for pages in own.iter().filter(|pages| !pages.is_huge) {
-            let addresses = pages.start..pages.start + pages.count * PAGE_BYTES as u64;
-            let frames = raw_pagemap::frames(&self.file, &addresses)
-                .map_err(|cause| MemoryError::Pagemap { cause })?;
-            if !frames.into_iter().flatten().all(|frame| seen.insert(frame)) {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+        Ok(!small.iter().flat_map(of).all(|frame| seen.insert(frame)))
     }
 
     /// Write-protects the process's own pages at `addresses`, which are registered for it, and tells where they are.

@@ -65,6 +65,21 @@ fn ids(listing: &Listing<Value>) -> Vec<u64> {
 }
 
 #[test]
+fn a_plan_that_is_made_anew_takes_the_place_of_the_first() {
+    let (_folder, _path, mut history) = fresh::<Typed>(small());
+    let run = history.begin(nightly(1000), 1001, &vec![shrink("a")]).unwrap();
+    let plan = vec![shrink("b"), shrink("c")];
+    history.plan_anew(run, &plan).unwrap();
+    assert_eq!(history.run(run).unwrap().plan, plan);
+    let error = history.plan_anew(run, &vec![shrink(&"d".repeat(1000))]).unwrap_err();
+    assert!(matches!(error, HistoryError::TooLarge { .. }), "{error}");
+    assert_eq!(history.run(run).unwrap().plan, plan);
+    history.finish(run, 1002, &"fine".to_owned()).unwrap();
+    let error = history.plan_anew(run, &plan).unwrap_err();
+    assert!(matches!(error, HistoryError::Ended { .. }), "{error}");
+}
+
+#[test]
 fn a_run_is_found_as_it_was_put_down() {
     let (_folder, path, mut history) = fresh::<Typed>(Limits::default());
     let plan = vec![shrink("a"), shrink("b")];

@@ -41,6 +41,24 @@ fn a_guest_gets_all_that_it_needs_at_once() {
 }
 
 #[test]
+fn what_a_guest_never_sees_is_not_asked_for_and_is_no_hole() {
+    // Of its 8 GiB it sees half, all of which is there, and uses 1 GiB of it.
+    let mut guest = idle_guest("a", 8 * GIB, GIB);
+    guest.cost.resident_bytes = 4 * GIB;
+    *said(&mut guest) = statistics(4 * GIB, GIB);
+    said(&mut guest).free_bytes = Some(3 * GIB);
+    let (plan, ledger) = settled(&situation(50, vec![guest]), &balanced(), MAX);
+    let (kernel, unseen) = (GIB / 2, 7 * GIB / 2);
+    assert_eq!(ledger.guests["a"].needs_bytes(), Some(GIB + kernel + unseen));
+    let low = GIB + kernel + (GIB + kernel) / 5 + unseen;
+    assert_eq!(set_to(&plan, "a"), Some(8 * GIB - 256 * MIB));
+    // The half gibibyte that its kernel may have taken is free and not there.
+    let there = 5 * GIB / 2;
+    let all = u128::from(8 * GIB - low) * u128::from(there) / u128::from(3 * GIB);
+    assert_eq!(u128::try_from(plan.expected_bytes).unwrap() + u128::from(plan.later_bytes), all);
+}
+
+#[test]
 fn what_is_too_little_to_move_is_not_the_hosts_fault() {
     let mut policy = balanced();
     policy.balloon.dead_band = 0.0;

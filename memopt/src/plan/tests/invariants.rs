@@ -211,7 +211,7 @@ proptest! {
             prop_assert_ne!(from, to);
             prop_assert!(to > from || limits.take, "{name}: taken from");
             // Nobody loses what it says it needs, but to its operator's limit.
-            let demand = ledger.guests[name].demand.map_or(0, |it| it.bytes());
+            let demand = ledger.guests[name].needs_bytes().unwrap_or(0);
             prop_assert!(to >= from.min(demand).min(limits.max_bytes), "{name}: below its demand");
             let record = &ledger.guests[name];
             let bench = record.standings.get(&Actuator::Balloon).and_then(|it| it.bench.as_ref());
