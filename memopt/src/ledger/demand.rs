@@ -54,35 +54,34 @@ fn towards(average: u64, value: u64, passed: Duration, remembers: Duration) -> u
     (average as f64 + change).max(0.0) as u64
 }
 
-/// What `guest` uses and cannot do without, by its own words: never more than it has. Absent when it does not say.
+/// What `guest` uses of what it sees and cannot do without, by its own words: never more than it has. Absent when it does
+/// not say.
 ///
 /// All of the numbers come from the same statistics, so that a balloon that moves meanwhile makes no demand: what it
-/// sees less what is available, and what its kernel keeps for itself, up to a sixteenth of its memory (beyond it:
-/// [`unseen_bytes`]). A driver that leaves `MEMTOT` alone (with `DEFLATE_ON_OOM`) counts the balloon as used: what the
-/// guest has bounds it.
-pub(super) fn used_bytes(guest: &Guest, balloon: &Balloon, statistics: &Statistics) -> Option<u64> {
+/// sees less what is available, and what its kernel keeps for itself. A driver that leaves `MEMTOT` alone (with
+/// `DEFLATE_ON_OOM`) counts the balloon as used: what the guest has, less the `unseen` of it, bounds that.
+pub(super) fn used_bytes(
+    guest: &Guest,
+    balloon: &Balloon,
+    statistics: &Statistics,
+    unseen: u64,
+) -> Option<u64> {
     let caches = statistics.caches_bytes.unwrap_or(0);
     let available = statistics.available_bytes.or_else(|| {
         // Guests that do not say AVAIL (Windows): free memory, and half of the caches.
         statistics.free_bytes.map(|free| free.saturating_add(caches / 2))
     })?;
-    let (has, sees) = has_and_sees(guest, balloon, statistics);
+    let has = balloon.actual_bytes.min(guest.memory_bytes).saturating_sub(unseen);
+    let sees = statistics.total_bytes.unwrap_or(has).min(has);
     let kernel = (has - sees).min(kernel_bytes_max(guest));
     Some(sees.saturating_sub(available).saturating_add(kernel).min(has))
 }
 
-/// What `guest` has and never sees, beyond what its kernel keeps for itself: behind `mem=`, or for `crashkernel=`. Its
-/// balloon cannot take it, and it holds nothing of the host. To be asked while the balloon stands still: what a balloon
-/// has moved by since the statistics were taken is not seen either.
-pub(super) fn unseen_bytes(guest: &Guest, balloon: &Balloon, statistics: &Statistics) -> u64 {
-    let (has, sees) = has_and_sees(guest, balloon, statistics);
-    (has - sees).saturating_sub(kernel_bytes_max(guest))
-}
-
-/// What it has, and what of this its kernel says that there is.
-fn has_and_sees(guest: &Guest, balloon: &Balloon, statistics: &Statistics) -> (u64, u64) {
+/// What `guest` has and its kernel says nothing of, beyond what that keeps for itself.
+pub(super) fn untold_bytes(guest: &Guest, balloon: &Balloon, statistics: &Statistics) -> u64 {
     let has = balloon.actual_bytes.min(guest.memory_bytes);
-    (has, statistics.total_bytes.unwrap_or(has).min(has))
+    let sees = statistics.total_bytes.unwrap_or(has).min(has);
+    (has - sees).saturating_sub(kernel_bytes_max(guest))
 }
 
 /// The most that a kernel is taken to keep for itself: its code, and what it needs to manage the rest.

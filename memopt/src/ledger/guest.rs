@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::demand::{Demand, unseen_bytes, used_bytes};
+use super::demand::{Demand, untold_bytes, used_bytes};
 use super::pain::{Counters, Pain, PainCause};
 use super::standing::Standing;
 use super::turns::Turns;
@@ -26,9 +26,10 @@ pub struct GuestLedger {
     pub seen: Duration,
     /// What it needs; absent while it has not said.
     pub demand: Option<Demand>,
-    /// What it has and never sees, which its balloon cannot take; absent until its balloon was seen to stand still.
+    /// What it has and never sees, in bytes: behind `mem=`, or for `crashkernel=`. Its balloon cannot take it, and it holds
+    /// nothing of the host.
     #[serde(default)]
-    pub unseen_bytes: Option<u64>,
+    pub unseen_bytes: u64,
     /// Its last pain.
     pub pain: Option<Pain>,
     /// Which way its balloon went.
@@ -51,7 +52,7 @@ impl GuestLedger {
             pid,
             seen: now,
             demand: None,
-            unseen_bytes: None,
+            unseen_bytes: 0,
             pain: None,
             turns: Turns::default(),
             standings: BTreeMap::new(),
@@ -96,12 +97,10 @@ impl GuestLedger {
         if let Some(cause) = self.silence(at, now, policy) {
             return Some(cause);
         }
-        if let Some(used) = used_bytes(guest, balloon, statistics) {
+        self.learn_unseen(guest, balloon, statistics, at);
+        if let Some(used) = used_bytes(guest, balloon, statistics, self.unseen_bytes) {
             let next = |demand: Demand| demand.next(used, at, &policy.balloon);
             self.demand = Some(self.demand.map_or_else(|| Demand::new(used, at), next));
-        }
-        if self.stands_still(balloon, at) {
-            self.unseen_bytes = Some(unseen_bytes(guest, balloon, statistics));
         }
         match &mut self.counters {
             None => {
@@ -112,10 +111,23 @@ impl GuestLedger {
         }
     }
 
-    /// Whether the balloon is where it is asked to be, and was there before `at`. One that was never seen to move is taken at its word.
-    fn stands_still(&self, balloon: &Balloon, at: Duration) -> bool {
-        let was = self.unseen_bytes.is_none() || self.still.is_some_and(|(_, _, since)| since < at);
-        was && balloon.target_bytes.abs_diff(balloon.actual_bytes) < STILL_BYTES
+    /// Learns what the guest never sees. That is plain while its balloon is empty. While it holds memory and stands still (what it has
+    /// moved by since the statistics were taken is not told of either), it is at least what is not told: drivers that leave `MEMTOT`
+    /// alone tell of the balloon, too.
+    fn learn_unseen(
+        &mut self,
+        guest: &Guest,
+        balloon: &Balloon,
+        statistics: &Statistics,
+        at: Duration,
+    ) {
+        let untold = untold_bytes(guest, balloon, statistics);
+        let is_empty = balloon.actual_bytes.saturating_add(STILL_BYTES) > guest.memory_bytes;
+        if is_empty {
+            self.unseen_bytes = untold;
+        } else if self.still.is_some_and(|(_, _, since)| since < at) {
+            self.unseen_bytes = self.unseen_bytes.max(untold);
+        }
     }
 
     /// Pain when nothing was said since `at` for too long.
@@ -175,8 +187,7 @@ impl GuestLedger {
     /// What it is to keep whatever happens: what it needs, and what it never sees. Absent while it has not said.
     #[must_use]
     pub fn needs_bytes(&self) -> Option<u64> {
-        let demand = self.demand?.bytes();
-        Some(demand.saturating_add(self.unseen_bytes.unwrap_or(0)))
+        Some(self.demand?.bytes().saturating_add(self.unseen_bytes))
     }
 
     /// The pain for which the guest is spared now.

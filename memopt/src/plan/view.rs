@@ -94,7 +94,7 @@ impl View<'_> {
 
     /// What it has and never sees, as far as that is known.
     pub(super) fn unseen_bytes(&self) -> u64 {
-        self.record.and_then(|record| record.unseen_bytes).unwrap_or(0)
+        self.record.map_or(0, |record| record.unseen_bytes)
     }
 
     /// What is known of its pages, when that is new enough, as they will be after the steps that are drafted.

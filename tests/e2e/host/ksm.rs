@@ -1,7 +1,6 @@
 //! The kernel's samepage merging, for tests that need it to run. It belongs to the whole machine, so they take turns.
 
 use std::fs::{self, File};
-use std::time::{Duration, Instant};
 
 use super::process::Pid;
 
@@ -31,19 +30,14 @@ pub(crate) struct KsmTurn {
 }
 
 impl KsmTurn {
-    /// Waits for it. What processes had merged that are gone is forgotten then: the kernel counts it until ksmd passes by.
+    /// Waits for it. What is merged is taken apart (`2`) and forgotten, also what processes had merged that are gone: guests of tests
+    /// whose turn it was before, and of tests that only wait for theirs, are as if nobody had driven ksmd.
     pub(crate) fn take() -> Self {
         let _turn = take_turn();
         let before = all_knobs();
-        let passes = || read(&format!("{FOLDER}/full_scans")).parse::<u64>().expect("a number");
-        let wanted = passes() + 2;
-        let scan = Scan::begin();
-        let end = Instant::now() + Duration::from_secs(3);
-        // Without memory to be merged there are no passes, and nothing to be forgotten.
-        while passes() < wanted && Instant::now() < end {
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        drop(scan);
+        let run = read(&format!("{FOLDER}/run"));
+        set("run", "2");
+        set("run", &run);
         Self { before, _turn }
     }
 
