@@ -29,7 +29,7 @@ const ARRIVING_MAX: usize = 16;
 
 /// How long the process of a guest's last try may take to end before the next is decided over, and how often it is asked for.
 const LAST_TRY_PATIENCE: Duration = Duration::from_secs(2);
-const LAST_TRY_PAUSE: Duration = Duration::from_millis(20);
+const LAST_TRY_PAUSE: Duration = Duration::from_millis(50);
 
 /// A guest that asks to come.
 #[derive(Debug)]
@@ -65,19 +65,19 @@ impl Node {
     }
 
     async fn try_admit(&self, arrival: Arrival) -> Result<(u16, Token), Refusal> {
-        if self.is_shutting_down() {
-            return Err(Refusal::ShuttingDown);
-        }
         Offer::ours()
             .newest_common(&arrival.offer)
             .map_err(|mismatch| Refusal::Version { what: mismatch.to_string() })?;
         let request = read_request(&arrival.guest)?;
+        self.await_end_of_last_try(request.uuid).await;
+        if self.is_shutting_down() {
+            return Err(Refusal::ShuttingDown);
+        }
         self.forget_the_gone();
         if self.promises().count() >= ARRIVING_MAX {
             return Err(Refusal::TooMany { count: ARRIVING_MAX });
         }
         let migration = arrival.migration;
-        self.await_end_of_last_try(request.uuid).await;
         self.promises().admit(&request, migration, || self.host_view())?;
         let token = Token::random();
         let disks = disks(&arrival.guest);

@@ -1,4 +1,4 @@
-//! What a guest needs, damped: it rises at once and falls slowly.
+//! What a guest uses, damped: it rises at once and falls slowly.
 
 use std::time::Duration;
 
@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use crate::policy::BalloonPolicy;
 use crate::situation::{Balloon, Guest, Statistics};
 
-/// What a guest needs, in bytes: the largest of now and of two averages, as ESX estimates working sets (Waldspurger,
-/// OSDI 2002, 5.3).
+/// What a guest uses of what it sees, in bytes: the largest of now and of two averages, as ESX estimates working sets
+/// (Waldspurger, OSDI 2002, 5.3).
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Demand {
     /// By the last statistics.
@@ -38,7 +38,7 @@ impl Demand {
         }
     }
 
-    /// What the guest is taken to need.
+    /// What the guest is taken to use.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.now_bytes.max(self.fast_bytes).max(self.slow_bytes)
@@ -77,11 +77,15 @@ pub(super) fn used_bytes(
     Some(sees.saturating_sub(available).saturating_add(kernel).min(has))
 }
 
-/// What `guest` has and its kernel says nothing of, beyond what that keeps for itself.
-pub(super) fn untold_bytes(guest: &Guest, balloon: &Balloon, statistics: &Statistics) -> u64 {
+/// What `guest` has and its kernel says nothing of, beyond what that keeps for itself. Absent when it does not say what it
+/// sees.
+pub(super) fn untold_bytes(
+    guest: &Guest,
+    balloon: &Balloon,
+    statistics: &Statistics,
+) -> Option<u64> {
     let has = balloon.actual_bytes.min(guest.memory_bytes);
-    let sees = statistics.total_bytes.unwrap_or(has).min(has);
-    (has - sees).saturating_sub(kernel_bytes_max(guest))
+    Some(has.saturating_sub(statistics.total_bytes?).saturating_sub(kernel_bytes_max(guest)))
 }
 
 /// The most that a kernel is taken to keep for itself: its code, and what it needs to manage the rest.

@@ -16,6 +16,8 @@ use crate::situation::{Balloon, Guest, Statistics};
 const AGAIN_WITHIN: Duration = Duration::from_secs(3600);
 /// A balloon that moves by less than this does not move: a guest's driver takes 1 MiB at a time.
 const STILL_BYTES: u64 = MIB;
+/// Monitors tell the age of statistics in whole seconds.
+const AGE_ERROR: Duration = Duration::from_secs(1);
 
 /// What is remembered of one guest.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -24,10 +26,10 @@ pub struct GuestLedger {
     pub pid: u32,
     /// When it was last there, as the host's uptime.
     pub seen: Duration,
-    /// What it needs; absent while it has not said.
+    /// What it uses of what it sees, damped; absent while it has not said.
     pub demand: Option<Demand>,
-    /// What it has and never sees, in bytes: behind `mem=`, or for `crashkernel=`. Its balloon cannot take it, and it holds
-    /// nothing of the host.
+    /// What it has and never sees, in bytes: behind `mem=`, for `crashkernel=`, or its kernel's beyond a sixteenth. Its balloon cannot
+    /// take it, and it is taken to hold nothing of the host.
     #[serde(default)]
     pub unseen_bytes: u64,
     /// Its last pain.
@@ -111,9 +113,9 @@ impl GuestLedger {
         }
     }
 
-    /// Learns what the guest never sees. That is plain while its balloon is empty. While it holds memory and stands still (what it has
-    /// moved by since the statistics were taken is not told of either), it is at least what is not told: drivers that leave `MEMTOT`
-    /// alone tell of the balloon, too.
+    /// Learns what the guest never sees, from statistics of `at`. That is plain while its balloon is empty. While it holds memory and
+    /// stands still, it is at least what is not told: drivers that leave `MEMTOT` alone tell of the balloon, too. What a balloon has
+    /// moved by since the statistics were taken is not told either.
     fn learn_unseen(
         &mut self,
         guest: &Guest,
@@ -121,11 +123,16 @@ impl GuestLedger {
         statistics: &Statistics,
         at: Duration,
     ) {
-        let untold = untold_bytes(guest, balloon, statistics);
+        if self.counters.is_some_and(|counters| counters.went_back(statistics)) {
+            // It began anew.
+            self.unseen_bytes = 0;
+        }
+        let Some(untold) = untold_bytes(guest, balloon, statistics) else { return };
+        let stands_since = self.still.map_or(at, |(_, _, since)| since);
         let is_empty = balloon.actual_bytes.saturating_add(STILL_BYTES) > guest.memory_bytes;
-        if is_empty {
+        if is_empty && (self.demand.is_none() || stands_since <= at) {
             self.unseen_bytes = untold;
-        } else if self.still.is_some_and(|(_, _, since)| since < at) {
+        } else if stands_since + AGE_ERROR < at {
             self.unseen_bytes = self.unseen_bytes.max(untold);
         }
     }
@@ -184,7 +191,7 @@ impl GuestLedger {
         balloon.has_driver && is_asked && now.saturating_sub(since) >= policy.stuck_after
     }
 
-    /// What it is to keep whatever happens: what it needs, and what it never sees. Absent while it has not said.
+    /// What it needs: what it uses, damped, and what it never sees. Absent while it has not said.
     #[must_use]
     pub fn needs_bytes(&self) -> Option<u64> {
         Some(self.demand?.bytes().saturating_add(self.unseen_bytes))

@@ -79,6 +79,11 @@ impl Counters {
         self.heard.max(self.at)
     }
 
+    /// Whether a counter of newer statistics went back: the guest began anew.
+    pub(super) fn went_back(&self, statistics: &Statistics) -> bool {
+        went_back(&self.last, statistics)
+    }
+
     /// Takes in newer statistics; says what pain they show. A counter that went back means that the guest began anew:
     /// nothing is told from it, nor from one that was missing before.
     pub(super) fn next(
@@ -89,7 +94,7 @@ impl Counters {
     ) -> Option<PainCause> {
         self.heard = self.heard.max(at);
         let span = at.saturating_sub(self.at);
-        let began_anew = went_back(&self.last, statistics);
+        let began_anew = self.went_back(statistics);
         let cause = if began_anew { None } else { cause(&self.last, statistics, span, policy) };
         if began_anew || cause.is_some() || span >= SPAN {
             *self = Self { at: at.max(self.at), last: *statistics, heard: self.heard };

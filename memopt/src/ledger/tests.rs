@@ -93,7 +93,9 @@ fn what_a_guest_never_sees_is_told_from_a_balloon_that_moves() {
         // It has given more, and its statistics are from before: for that moment it seems to need less.
         let moving = needs(limited(30, 5 * GIB, 6 * GIB, follows));
         assert!(moving <= all && moving > all / 100 * 99, "{follows}: {moving}");
-        assert_eq!(needs(limited(40, 8 * GIB, 8 * GIB, follows)), all, "{follows}");
+        // It has all of it back, and its statistics are from before.
+        needs(limited(40, 8 * GIB, 5 * GIB, follows));
+        assert_eq!(needs(limited(50, 8 * GIB, 8 * GIB, follows)), all, "{follows}");
     }
 }
 
@@ -104,8 +106,18 @@ fn what_a_guest_never_sees_may_change_when_it_begins_anew() {
     assert_eq!(unseen(&looks), 0, "its balloon may be on its way");
     looks.push(limited(10, 6 * GIB, 6 * GIB, true));
     assert_eq!(unseen(&looks), 5 * GIB / 2);
+    let mut silent = limited(20, 6 * GIB, 6 * GIB, true);
+    said(&mut silent.guests[0]).total_bytes = None;
+    looks.push(silent);
+    assert_eq!(unseen(&looks), 5 * GIB / 2, "nothing was told");
+    said(&mut looks[2].guests[0]).oom_kills = Some(1);
+    let mut anew = limited(30, 6 * GIB, 6 * GIB, true);
+    *said(&mut anew.guests[0]) = statistics(6 * GIB, GIB);
+    looks.push(anew);
+    assert_eq!(unseen(&looks), 0, "its counters went back");
+    looks.truncate(2);
     looks.push(using(20, GIB));
-    assert_eq!(unseen(&looks), 0);
+    assert_eq!(unseen(&looks), 0, "its balloon is empty");
 }
 
 #[test]

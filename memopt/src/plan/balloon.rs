@@ -101,11 +101,11 @@ impl Context<'_> {
 
     fn by_demand(&self, view: &View<'_>, balloon: &Balloon) -> Stance {
         let (limits, policy) = (&view.limits, &self.policy.balloon);
-        let needs = match view.record.and_then(GuestLedger::needs_bytes) {
-            Some(needs) if balloon.statistics.is_some() => needs,
+        let used = match view.record.and_then(|record| record.demand) {
+            Some(demand) if balloon.statistics.is_some() => demand.bytes(),
             _ => return Stance::Leave(Because::NoStatistics),
         };
-        let used = needs - view.unseen_bytes().min(needs);
+        let needs = used.saturating_add(view.unseen_bytes());
         let reserve = part(used, policy.reserve).max(policy.reserve_min_bytes);
         let keeps = |reserve: u64| {
             needs.saturating_add(reserve).clamp(limits.floor_bytes, limits.max_bytes)

@@ -116,7 +116,7 @@ impl PageMap {
         Ok(regions.iter().filter(is_own).map(own).collect())
     }
 
-    /// Whether merging has put one page of the host at several places of `own`, addresses of the process within a chunk of 2 MiB: the
+    /// Whether merging has put one page of the host at several places of `own`, in order, within a chunk of 2 MiB: the
     /// kernel makes no huge page of those. Not known, and so false, without `CAP_SYS_ADMIN`.
     ///
     /// # Errors
@@ -124,6 +124,7 @@ impl PageMap {
     pub(super) fn has_twins_at(&self, own: &[OwnPages]) -> Result<bool, MemoryError> {
         let small: Vec<&OwnPages> = own.iter().filter(|pages| !pages.is_huge).collect();
         let (Some(first), Some(last)) = (small.first(), small.last()) else { return Ok(false) };
+        debug_assert!(own.is_sorted_by_key(|pages| pages.start));
         // One read for all of them.
         let addresses = first.start..last.start + last.count * PAGE_BYTES as u64;
         let frames = raw_pagemap::frames(&self.file, &addresses)

@@ -49,8 +49,8 @@ impl ProcessMemory {
         self.map.own_pages_at(addresses)
     }
 
-    /// Whether merging has put one page of the host at several places of `own`, pages within a chunk of 2 MiB that [`Self::own_pages`]
-    /// has told of: [`make_huge`] makes no huge page of those. Not known, and so false, without `CAP_SYS_ADMIN`.
+    /// Whether merging has put one page of the host at several places of `own`, pages of a chunk of 2 MiB in the order in which
+    /// [`Self::own_pages`] has told of them: [`make_huge`] makes no huge page of those. Not known, and so false, without `CAP_SYS_ADMIN`.
     ///
     /// # Errors
     /// [`MemoryError::Pagemap`].
