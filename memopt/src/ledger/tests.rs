@@ -93,9 +93,9 @@ fn what_a_guest_never_sees_is_told_from_a_balloon_that_moves() {
         // It has given more, and its statistics are from before: for that moment it seems to need less.
         let moving = needs(limited(30, 5 * GIB, 6 * GIB, follows));
         assert!(moving <= all && moving > all / 100 * 99, "{follows}: {moving}");
-        // It has all of it back, and its statistics are from before.
+        // It has all of it back, and its statistics are from before: it seems to need more, which falls slowly.
         needs(limited(40, 8 * GIB, 5 * GIB, follows));
-        assert_eq!(needs(limited(50, 8 * GIB, 8 * GIB, follows)), all, "{follows}");
+        assert!(needs(limited(50, 8 * GIB, 8 * GIB, follows)) >= all, "{follows}");
     }
 }
 
@@ -117,6 +117,12 @@ fn what_a_guest_never_sees_may_change_when_it_begins_anew() {
     assert_eq!(unseen(&looks), 0, "its counters went back");
     looks.truncate(2);
     looks.push(using(20, GIB));
+    assert_eq!(
+        unseen(&looks),
+        5 * GIB / 2,
+        "what it says may be from before its balloon was empty"
+    );
+    looks.push(using(30, GIB));
     assert_eq!(unseen(&looks), 0, "its balloon is empty");
 }
 
