@@ -124,6 +124,12 @@ pub struct Guest {
 }
 
 impl Guest {
+    /// What `balloon`, which is its own, leaves it, in bytes: whatever is told, never more than its memory.
+    #[must_use]
+    pub(crate) fn has_bytes(&self, balloon: &Balloon) -> u64 {
+        balloon.actual_bytes.min(self.memory_bytes)
+    }
+
     /// A guest of which nothing more is known.
     #[must_use]
     pub fn unknown(name: String, vmm: Vmm, pid: u32) -> Self {

@@ -42,6 +42,12 @@ fn await_state(guest: &Guest, wanted: &str) -> Value {
     })
 }
 
+/// Waits until the look has ended because something else began with the guest.
+fn await_called_off(guest: &Guest) {
+    let status = await_state(guest, "failed");
+    assert!(status["error"].to_string().contains("called off"), "{status}");
+}
+
 fn look_at(guest: &Guest) -> Digests {
     begin(guest, 1.0).expect("it begins");
     await_digests(guest)
@@ -130,8 +136,7 @@ fn a_look_is_called_off_by_a_save_that_is_over_before_it_looks_again() {
             wait::holds(status["pages"].as_u64() >= Some(PAGES * 7 / 8), status.to_string())
         });
         pair.a.run(&["save", "one", &file]).ok();
-        let status = await_state(&guest, "failed");
-        assert!(status["error"].to_string().contains("called off"), "{status}");
+        await_called_off(&guest);
     }
     begin_logged(&guest);
     await_digests(&guest);
@@ -145,8 +150,7 @@ fn a_guest_leaves_while_its_writes_are_logged_for_a_look() {
     let guest = start(&pair.a, "one", "shop", 500);
     begin_logged(&guest);
     let migration = Migration::start(&pair.a, "one", &pair.b, &["--bandwidth", "2MB/s"]);
-    let status = await_state(&guest, "failed");
-    assert!(status["error"].to_string().contains("called off"), "{status}");
+    await_called_off(&guest);
     pair.a.run(&["cancel", "one"]).ok();
     migration.finish().cancelled();
     begin_logged(&guest);
@@ -192,8 +196,7 @@ fn a_look_is_called_off_when_the_guest_leaves_and_begins_again_when_it_stays() {
     begin(&guest, 0.01).expect("it begins");
     let migration = Migration::start(&pair.a, "one", &pair.b, &["--bandwidth", "2MB/s"]);
     migration.await_phase("precopy");
-    let status = await_state(&guest, "failed");
-    assert!(status["error"].to_string().contains("called off"), "{status}");
+    await_called_off(&guest);
     let refusal = begin(&guest, 1.0).expect_err("it is being migrated");
     assert!(refusal.contains("migrated"), "{refusal}");
     pair.a.run(&["cancel", "one"]).ok();

@@ -71,7 +71,7 @@ pub(super) fn used_bytes(
         // Guests that do not say AVAIL (Windows): free memory, and half of the caches.
         statistics.free_bytes.map(|free| free.saturating_add(caches / 2))
     })?;
-    let has = balloon.actual_bytes.min(guest.memory_bytes).saturating_sub(unseen);
+    let has = guest.has_bytes(balloon).saturating_sub(unseen);
     let sees = statistics.total_bytes.unwrap_or(has).min(has);
     let kernel = (has - sees).min(kernel_bytes_max(guest));
     Some(sees.saturating_sub(available).saturating_add(kernel).min(has))
@@ -84,8 +84,8 @@ pub(super) fn untold_bytes(
     balloon: &Balloon,
     statistics: &Statistics,
 ) -> Option<u64> {
-    let has = balloon.actual_bytes.min(guest.memory_bytes);
-    Some(has.saturating_sub(statistics.total_bytes?).saturating_sub(kernel_bytes_max(guest)))
+    let untold = guest.has_bytes(balloon).saturating_sub(statistics.total_bytes?);
+    Some(untold.saturating_sub(kernel_bytes_max(guest)))
 }
 
 /// The most that a kernel is taken to keep for itself: its code, and what it needs to manage the rest.

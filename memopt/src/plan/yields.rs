@@ -21,7 +21,7 @@ impl Yield {
     /// Of the guest of `view`. What it never sees is no hole among what its balloon takes.
     pub(super) fn of(view: &View<'_>, balloon: &Balloon) -> Self {
         let guest = view.guest;
-        let has = balloon.actual_bytes.min(guest.memory_bytes).saturating_sub(view.unseen_bytes());
+        let has = guest.has_bytes(balloon).saturating_sub(view.unseen_bytes());
         let held_bytes = guest.cost.resident_bytes.min(has);
         let hole_bytes = has - held_bytes;
         let free = balloon.statistics.as_ref().and_then(|it| it.free_bytes).unwrap_or(0);
