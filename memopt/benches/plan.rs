@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 
 use memopt::ledger::Ledger;
 use memopt::plan::plan;
-use memopt::policy::{GIB, Goal, MIB, Policy, Preset};
+use memopt::policy::{Goal, Policy, Preset};
 use memopt::situation::{
     Backing, Balloon, Chunk, Cost, Guest, Host, Ksm, Situation, Statistics, Survey, Vmm,
 };
+use memopt::units::{GIB, MIB};
 
 fn main() {
     let numbers: Vec<usize> = std::env::args().filter_map(|it| it.parse().ok()).collect();

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::policy::shortened;
+use crate::units::shortened;
 
 /// The longest key or value, in bytes.
 const PART_BYTES_MAX: usize = 256;
@@ -92,5 +92,18 @@ impl TryFrom<String> for LabelTest {
 impl From<LabelTest> for String {
     fn from(test: LabelTest) -> Self {
         test.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_test_is_refused_with_what_one_looks_like() {
+        for text in ["", "=x", "!", "!=", "a b", "a b=c", "!a=b", &"k".repeat(100_000)] {
+            let error = text.parse::<LabelTest>().unwrap_err();
+            assert!(error.contains("tier=batch") && error.len() < 250, "{error}");
+        }
     }
 }

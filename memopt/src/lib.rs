@@ -5,6 +5,7 @@
 //! [`policy`] is what the operator wants, [`ledger`] what has to be remembered between two looks, [`plan`] what to do now and why,
 //! and [`verify`] what really came of it. These four are pure: they hold no clock, no file and no socket (ADR 16).
 //! [`ksm`] drives the kernel's samepage merging in windows (ADR 17).
+//! [`settings`] is how a policy and schedules are read from their file, [`units`] how sizes, shares and times are written.
 //! [`schedule`] says when all that is done by itself, and [`history`] keeps what was planned, done and found (ADR 18).
 //!
 //! It depends on nothing else of the workspace but `regular-file`. Start reading at [`situation::Situation`], then [`plan::plan`].
@@ -18,6 +19,8 @@ pub mod observe;
 pub mod plan;
 pub mod policy;
 pub mod schedule;
+pub mod settings;
 pub mod situation;
 pub mod survey;
+pub mod units;
 pub mod verify;

@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 use std::fs;
 
 use ::metrics::{density_definitions, never_moved};
+use serde_json::Value;
 
 use crate::density::{POLICY, RUN_PATIENCE, await_plan, dense, restore_linux, write_settings};
-use crate::host::ksm::Ksm;
+use crate::host::ksm::KsmTurn;
 use crate::host::{Exit, Guest, GuestPlan, Host, Pair, wait};
 use crate::linux::image::Image;
 use crate::metrics::{scrape, value};
@@ -112,7 +113,7 @@ fn merging_is_seen(host: &Host, pages: &mut Vec<String>) {
         Guest::start(host, &GuestPlan { name: name.to_owned(), options, ..GuestPlan::default() })
     };
     let guests = ["one", "two"].map(start);
-    let _ksm = Ksm::scanning();
+    let _ksm = KsmTurn::take().scanning();
     await_page(host, "merging is seen", pages, |page| {
         let one = [("guest", "one")];
         value(page, "lighter_density_guest_merged_bytes", &one) > Some(f64::from(1 << 20))
@@ -144,6 +145,14 @@ fn what_is_scheduled_is_seen(pair: &Pair, pages: &mut Vec<String>) {
 
 /// A folder of guests that cannot be read, and settings that are wrong.
 fn what_goes_wrong_is_seen(host: &Host, pages: &mut Vec<String>) {
+    // What is scheduled goes on with settings that are wrong, and one run at a time is under way.
+    write_settings(host, POLICY);
+    wait::within(RUN_PATIENCE, "nothing is scheduled, and no run is under way", || {
+        let next = host.run(&["density", "next", "--json"]).ok().json();
+        let status = host.run(&["density", "status", "--json"]).ok().json();
+        let is_idle = next == Value::Array(Vec::new()) && status["running"].is_null();
+        wait::holds(is_idle, (next, status))
+    });
     write_settings(host, "goal = \"all of it\"\n");
     await_page(host, "the settings are seen to be wrong", pages, |page| {
         value(page, "lighter_density_settings_wrong", &[]) == Some(1.0)

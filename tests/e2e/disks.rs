@@ -98,7 +98,7 @@ fn a_node_takes_no_disks_unless_it_was_told_where() {
 #[test]
 fn a_copy_that_is_called_off_leaves_nothing() {
     let place = Place::new();
-    let migration = place.start(&["--bandwidth", "500KB/s"]);
+    let migration = place.start(&["--bandwidth", "50KB/s"]);
     migration.await_phase("precopy");
     wait::until("some of the disk has gone", || {
         let status = place.pair.a.guest(GUEST).get("/v1/guest/migration")?;
@@ -137,9 +137,9 @@ fn a_destination_without_room_says_so_and_the_guest_stays() {
     fill(7 << 20);
     place.migrate(&[]).stayed(&["its disks take", "has room for"]);
     fs::remove_file(folder.join("filler")).expect("the filler");
-    let migration = place.start(&["--bandwidth", "500KB/s"]);
+    let migration = place.start(&["--bandwidth", "50KB/s"]);
     migration.await_phase("precopy");
-    fill(7 << 20);
+    fill(6 << 20);
     migration.finish().stayed(&["disk.raw", "No space left"]);
     assert_eq!(place.files_of("b"), ["filler"]);
     place.runs_only_on(&place.pair.a);

@@ -34,7 +34,7 @@ fn a_guest_that_is_reset_while_it_migrates_arrives_as_it_boots() {
     let pair = Pair::new();
     let plan = GuestPlan { memory: "128M".to_owned(), ..GuestPlan::default() };
     let guest = Guest::start(&pair.a, &plan);
-    let migration = Migration::start(&pair.a, "web-1", &pair.b, &["--bandwidth", "20MB/s"]);
+    let migration = Migration::start(&pair.a, "web-1", &pair.b, &["--bandwidth", "5MB/s"]);
     migration.await_phase("precopy");
     pair.a.run(&["reset", "web-1"]).ok();
     assert_eq!(guest.get("/v1/guest").unwrap()["state"], "migrating");

@@ -6,10 +6,7 @@ use rcgen::{CertificateParams, Issuer, KeyPair, date_time_ymd};
 use crate::host::checks::{
     await_life, guest_is_gone, memory_is_intact, nothing_left_behind, one_intact_copy,
 };
-use crate::host::{Exit, Guest, GuestPlan, Migration, NodePlan, Pair};
-
-/// Slow enough that a small guest is on its way for as long as a test needs.
-const CRAWL: [&str; 2] = ["--bandwidth", "2MB/s"];
+use crate::host::{CRAWL, Exit, Guest, GuestPlan, Migration, NodePlan, Pair};
 
 /// The guest stays, unharmed, and the destination has nothing of it.
 fn stays(pair: &Pair, name: &str) {

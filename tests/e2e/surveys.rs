@@ -3,12 +3,12 @@
 use memopt::survey::Digests;
 use serde_json::{Value, json};
 
-use crate::density::following;
+use crate::density::{RUN_PATIENCE, following};
 use crate::host::checks::{
     await_life, cost, memory_is_intact, nothing_left_behind, one_intact_copy,
 };
 use crate::host::ksm::{KsmTurn, marked_and_huge, merged_pages};
-use crate::host::{Guest, GuestPlan, Host, Migration, Pair, wait};
+use crate::host::{CRAWL, Guest, GuestPlan, Host, Migration, Pair, wait};
 use crate::metrics::{scrape, value};
 
 /// Pages of the guests here, and the least of them that belong to the workload.
@@ -43,9 +43,20 @@ fn await_state(guest: &Guest, wanted: &str) -> Value {
 }
 
 /// Waits until the look has ended because something else began with the guest.
-fn await_called_off(guest: &Guest) {
-    let status = await_state(guest, "failed");
+///
+/// # Errors
+/// It was over before.
+fn called_off(guest: &Guest) -> Result<(), Value> {
+    let status = wait::until("the look has ended", || {
+        let status = guest.get("/v1/guest/survey")?;
+        let has_ended = status["state"] == "failed" || status["state"] == "done";
+        if has_ended { Ok(status) } else { Err(status.to_string()) }
+    });
+    if status["state"] == "done" {
+        return Err(status["state"].clone());
+    }
     assert!(status["error"].to_string().contains("called off"), "{status}");
+    Ok(())
 }
 
 fn look_at(guest: &Guest) -> Digests {
@@ -87,8 +98,11 @@ fn a_look_tells_what_guests_have_in_common_and_what_they_write() {
     // All but the 8 MiB that each goes on writing to, and the zeros.
     assert!(sum(&together, 3) > PAGES / 2, "{together:?}");
     assert!(sum(&together, 2) + sum(&together, 3) > PAGES * 3 / 4, "{together:?}");
-    let hot = together.iter().filter(|row| row[5] >= 32).count();
-    assert!((3..=6).contains(&hot), "8 MiB are written to: {together:?}");
+    wait::until("8 MiB are seen to be written to", || {
+        let rows = chunks(&guests[0], &look_at(&guests[0]));
+        let hot = rows.iter().filter(|row| row[5] >= 32).count();
+        wait::holds((3..=6).contains(&hot), rows)
+    });
     assert!(together.iter().all(|row| row[6] & 2 != 0), "all may be merged: {together:?}");
     for guest in &guests {
         await_life(guest);
@@ -104,18 +118,21 @@ fn kvms_log_tells_of_the_few_pages_that_samples_miss() {
     let plan = GuestPlan { options, dirty_rate: 40, ..GuestPlan::default() };
     let guest = Guest::start(&pair.a, &plan);
     await_life(&guest);
-    begin_logged(&guest);
-    let table = await_digests(&guest);
-    let rows = chunks(&guest, &table);
     // One page in 50 of its working set of 8 MiB, in each of its chunks. Where KVM shadows the guest's page tables, what it reads beside
     // them counts too, as do those tables.
-    let written = |is_inside: bool| {
-        let of_working_set = |row: &&[u64; 7]| (2..7).contains(&row[0]) == is_inside;
-        rows.iter().filter(of_working_set).map(|row| row[5]).collect::<Vec<_>>()
-    };
-    assert!(written(true).iter().filter(|pages| **pages > 0).count() >= 4, "{rows:?}");
-    assert!(written(true).iter().sum::<u64>() >= 25, "{rows:?}");
-    assert!(written(false).iter().sum::<u64>() < 16, "{rows:?}");
+    wait::until("a look tells what it writes", || {
+        begin_logged(&guest);
+        let rows = chunks(&guest, &await_digests(&guest));
+        let written = |is_inside: bool| {
+            let of_working_set = |row: &&[u64; 7]| (2..7).contains(&row[0]) == is_inside;
+            rows.iter().filter(of_working_set).map(|row| row[5]).collect::<Vec<_>>()
+        };
+        let (inside, outside) = (written(true), written(false));
+        let is_told = inside.iter().filter(|pages| **pages > 0).count() >= 4
+            && inside.iter().sum::<u64>() >= 25
+            && outside.iter().sum::<u64>() < 16;
+        wait::holds(is_told, rows)
+    });
     // Logged for that moment alone: the next look begins anew, and so does a migration.
     begin_logged(&guest);
     await_digests(&guest);
@@ -130,13 +147,15 @@ fn a_look_is_called_off_by_a_save_that_is_over_before_it_looks_again() {
     let guest = start(&pair.a, "one", "shop", 500);
     let file = pair.folder().join("one.save").display().to_string();
     for begin in [begin_logged, |guest: &Guest| drop(begin(guest, 1.0).expect("it begins"))] {
-        begin(&guest);
-        wait::until("all pages were looked at", || {
-            let status = guest.get("/v1/guest/survey")?;
-            wait::holds(status["pages"].as_u64() >= Some(PAGES * 7 / 8), status.to_string())
+        wait::until("a save comes before the look is over", || {
+            begin(&guest);
+            wait::until("all pages were looked at", || {
+                let status = guest.get("/v1/guest/survey")?;
+                wait::holds(status["pages"].as_u64() >= Some(PAGES * 7 / 8), status.to_string())
+            });
+            pair.a.run(&["save", "one", &file]).ok();
+            called_off(&guest)
         });
-        pair.a.run(&["save", "one", &file]).ok();
-        await_called_off(&guest);
     }
     begin_logged(&guest);
     await_digests(&guest);
@@ -148,11 +167,15 @@ fn a_look_is_called_off_by_a_save_that_is_over_before_it_looks_again() {
 fn a_guest_leaves_while_its_writes_are_logged_for_a_look() {
     let pair = Pair::new();
     let guest = start(&pair.a, "one", "shop", 500);
-    begin_logged(&guest);
-    let migration = Migration::start(&pair.a, "one", &pair.b, &["--bandwidth", "2MB/s"]);
-    await_called_off(&guest);
-    pair.a.run(&["cancel", "one"]).ok();
-    migration.finish().cancelled();
+    wait::until("it leaves before the look is over", || {
+        begin_logged(&guest);
+        let migration = Migration::start(&pair.a, "one", &pair.b, &CRAWL);
+        migration.await_phase("precopy");
+        let is_called_off = called_off(&guest);
+        pair.a.run(&["cancel", "one"]).ok();
+        migration.finish().cancelled();
+        is_called_off
+    });
     begin_logged(&guest);
     Migration::run(&pair.a, "one", &pair.b).ok();
     let there = one_intact_copy(&pair.hosts(), "one", &pair.b);
@@ -194,9 +217,9 @@ fn a_look_is_called_off_when_the_guest_leaves_and_begins_again_when_it_stays() {
     let pair = Pair::new();
     let guest = start(&pair.a, "one", "shop", 500);
     begin(&guest, 0.01).expect("it begins");
-    let migration = Migration::start(&pair.a, "one", &pair.b, &["--bandwidth", "2MB/s"]);
+    let migration = Migration::start(&pair.a, "one", &pair.b, &CRAWL);
     migration.await_phase("precopy");
-    await_called_off(&guest);
+    called_off(&guest).expect("it takes minutes");
     let refusal = begin(&guest, 1.0).expect_err("it is being migrated");
     assert!(refusal.contains("migrated"), "{refusal}");
     pair.a.run(&["cancel", "one"]).ok();
@@ -219,7 +242,7 @@ actuators = ["merge", "huge"]
 [merge]
 gain-min = "4MiB"
 cpu = "60%"
-window = "30s"
+window = "10m"
 passes = 2
 "#;
 
@@ -297,7 +320,8 @@ fn what_was_merged_and_becomes_hot_is_taken_apart_and_made_huge() {
         wait::holds(chunks_to(&plan, "unmerge", "one") >= 16, plan)
     });
     // In one run or in several, as its pages come back.
-    wait::until(
+    wait::within(
+        RUN_PATIENCE,
         "the 40 MiB that it writes are huge, and the kernel may merge them no more",
         || {
             let run = pair.a.run(&["density", "apply", "--json"]).ok().json();

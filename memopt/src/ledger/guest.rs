@@ -9,13 +9,14 @@ use super::demand::{Demand, untold_bytes, used_bytes};
 use super::pain::{Counters, Pain, PainCause};
 use super::standing::Standing;
 use super::turns::Turns;
-use crate::policy::{Actuator, BalloonPolicy, MIB, Policy, Span};
+use crate::policy::{Actuator, BalloonPolicy, Policy};
 use crate::situation::{Balloon, Guest, Statistics};
+use crate::units::{MIB, Span};
 
 /// Pain that comes back so soon after the last counts as the same.
 const AGAIN_WITHIN: Duration = Duration::from_secs(3600);
 /// A balloon that moves by less than this does not move: a guest's driver takes 1 MiB at a time.
-const STILL_BYTES: u64 = MIB;
+pub(crate) const STILL_BYTES: u64 = MIB;
 /// Monitors tell the age of statistics in whole seconds.
 const AGE_ERROR: Duration = Duration::from_secs(1);
 

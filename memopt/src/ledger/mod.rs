@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 
 pub use demand::Demand;
 pub use guest::GuestLedger;
+pub(crate) use guest::STILL_BYTES;
 pub use ksm::{KsmLedger, Window, WindowEnd};
 pub use level::Level;
 pub use pain::{Pain, PainCause};
@@ -30,8 +31,9 @@ pub use standing::{Bench, Standing};
 pub use turns::Turns;
 
 use crate::plan::{Action, Step};
-use crate::policy::{Actuator, MIB, Policy};
+use crate::policy::{Actuator, Policy};
 use crate::situation::Situation;
+use crate::units::MIB;
 use crate::verify::Outcome;
 
 /// A guest that has not been seen for so long is forgotten.

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::policy::{PainPolicy, Span};
+use crate::policy::PainPolicy;
 use crate::situation::Statistics;
+use crate::units::Span;
 
 /// A guest's pain, and how long it is spared for it.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]

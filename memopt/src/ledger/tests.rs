@@ -6,8 +6,9 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::plan::fixture::*;
-use crate::policy::{GIB, MIB, Policy};
+use crate::policy::Policy;
 use crate::situation::{Hindrance, Pressure};
+use crate::units::{GIB, MIB};
 use crate::verify::Verdict;
 
 /// A ledger that was told of `looks`.

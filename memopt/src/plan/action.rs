@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::policy::{Actuator, Share, Size, Span};
+use crate::policy::Actuator;
+use crate::units::{Share, Size, Span};
 
 /// Chunks of 2 MiB that follow one another: `first` and the `count - 1` after it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

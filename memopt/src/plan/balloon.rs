@@ -9,9 +9,10 @@ use std::time::Duration;
 use super::because::Because;
 use super::view::{Context, View};
 use super::yields::Yield;
-use crate::ledger::{GuestLedger, Level};
-use crate::policy::{Actuator, MIB, Size, part};
+use crate::ledger::{GuestLedger, Level, STILL_BYTES};
+use crate::policy::Actuator;
 use crate::situation::{Backing, Balloon};
+use crate::units::{MIB, Size, part};
 
 /// Less than this is not worth moving.
 pub(super) const STEP_MIN_BYTES: u64 = 4 * MIB;
@@ -172,10 +173,11 @@ impl Context<'_> {
         Stance::Spare(Spare { low_bytes, step_bytes, used_bytes, yields })
     }
 
-    /// Differences up to this are left alone.
+    /// Differences up to this are left alone: also those in which nobody could see a balloon move.
     pub(super) fn dead_band(&self, view: &View<'_>) -> u64 {
         let policy = &self.policy.balloon;
-        part(view.guest.memory_bytes, policy.dead_band).max(policy.dead_band_min_bytes)
+        let share = part(view.guest.memory_bytes, policy.dead_band);
+        share.max(policy.dead_band_min_bytes).max(STILL_BYTES)
     }
 
     /// How far a balloon may go in one round.

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::policy::{Size, Span};
 use crate::situation::{Backing, Hindrance};
+use crate::units::{Size, Span};
 
 /// Why nothing is done, to a guest or by one actuator.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

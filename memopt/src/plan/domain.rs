@@ -9,8 +9,9 @@ use std::collections::BTreeMap;
 use super::chunks;
 use super::sheet::DomainChoice;
 use super::view::{Context, View};
-use crate::policy::{Actuator, Size, signed};
+use crate::policy::Actuator;
 use crate::situation::Backing;
+use crate::units::{Size, signed};
 
 /// The domain that is merged, and who stands against it.
 pub(super) struct Domain {

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::policy::{GIB, MIB};
 use crate::situation::{
     Backing, Balloon, Chunk, Cost, Guest, Host, Ksm, Situation, Statistics, Survey, Vmm,
 };
+use crate::units::{GIB, MIB};
 
 /// A guest of `memory_bytes` with a balloon, no survey, and everything in use that a guest of its size has after boot.
 pub(crate) fn guest(name: &str, memory_bytes: u64) -> Guest {

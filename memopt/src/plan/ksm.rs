@@ -10,7 +10,8 @@ use super::need::Need;
 use super::sheet::Draft;
 use super::view::Context;
 use crate::ledger::WindowEnd;
-use crate::policy::{Actuator, signed};
+use crate::policy::Actuator;
+use crate::units::signed;
 
 impl Context<'_> {
     /// Opens or closes the window.

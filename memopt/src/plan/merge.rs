@@ -12,8 +12,9 @@ use super::domain::Domain;
 use super::need::Need;
 use super::sheet::Draft;
 use super::view::{Context, View};
-use crate::policy::{Actuator, Size, signed};
+use crate::policy::Actuator;
 use crate::situation::{Backing, Guest};
+use crate::units::{Size, signed};
 
 /// Bytes of a page.
 const PAGE_BYTES: u64 = 4096;

@@ -39,8 +39,9 @@ use self::need::Need;
 use self::sheet::Draft;
 use self::view::Context;
 use crate::ledger::{Ledger, Level};
-use crate::policy::{Actuator, Goal, Policy, signed};
+use crate::policy::{Actuator, Goal, Policy};
 use crate::situation::Situation;
+use crate::units::signed;
 
 /// Takes in a look at the host and makes its plan: what a guest shows of pain in this very look is answered in it.
 pub fn round(situation: &Situation, policy: &Policy, ledger: &mut Ledger, goal: &Goal) -> Plan {

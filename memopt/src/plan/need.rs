@@ -1,8 +1,9 @@
 //! How much memory is asked for, and how much may be given away.
 
 use crate::ledger::Level;
-use crate::policy::{Goal, Policy, part};
+use crate::policy::{Goal, Policy};
 use crate::situation::Host;
+use crate::units::part;
 
 /// How much memory is asked for, and how much may be given away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

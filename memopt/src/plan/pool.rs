@@ -6,8 +6,9 @@ use super::action::Action;
 use super::need::Need;
 use super::sheet::Draft;
 use super::view::Context;
-use crate::policy::{Actuator, Size, signed};
+use crate::policy::Actuator;
 use crate::situation::Pool;
+use crate::units::{Size, signed};
 
 impl Context<'_> {
     /// Resizes pools, as the policy's `[pools]` says.

@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 use super::action::Action;
 use super::because::{Advice, Because};
 use crate::ledger::Level;
-use crate::policy::{Actuator, Goal, Size};
+use crate::policy::{Actuator, Goal};
+use crate::units::Size;
 
 /// What is to be done now, why, and why the rest is not.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -38,7 +39,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Whether guests are left alone only until their balloons have got where they are going.
+    /// Whether guests are left alone only until their balloons have got where they are going. That ends: one that does not move is
+    /// given up.
     #[must_use]
     pub fn waits_for_balloons(&self) -> bool {
         self.skipped.iter().any(|skipped| skipped.because == Because::Settling)

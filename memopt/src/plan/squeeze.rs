@@ -8,8 +8,9 @@ use super::share::{self, Holder};
 use super::sheet::Draft;
 use super::view::{Context, View};
 use crate::ledger::Level;
-use crate::policy::{Actuator, Goal, MIB, Size, signed};
+use crate::policy::{Actuator, Goal};
 use crate::situation::Balloon;
+use crate::units::{MIB, Size, signed};
 
 /// What is decided with the others in view.
 #[derive(Default)]
@@ -34,7 +35,7 @@ impl Context<'_> {
                     if asks_less(view, to_bytes) {
                         need.met_by(set(view, to_bytes, reason, draft));
                     } else {
-                        draft.skip(view.name(), Actuator::Balloon, Because::Settling);
+                        draft.skip(view.name(), Actuator::Balloon, Because::WithinDeadBand);
                     }
                 }
                 Stance::Wants { to_bytes, reason } => queues.wants.push((view, to_bytes, reason)),

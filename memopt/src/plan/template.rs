@@ -9,8 +9,9 @@ use super::give::Giving;
 use super::need::Need;
 use super::sheet::Draft;
 use super::view::{Context, View};
-use crate::policy::{Actuator, signed};
+use crate::policy::Actuator;
 use crate::situation::Backing;
+use crate::units::signed;
 
 const SHARING: Giving = Giving {
     actuator: Actuator::Template,

@@ -11,8 +11,9 @@ use super::give::Giving;
 use super::need::Need;
 use super::sheet::Draft;
 use super::view::{Context, View};
-use crate::policy::{Actuator, signed};
+use crate::policy::Actuator;
 use crate::situation::{Backing, Chunk};
+use crate::units::signed;
 
 const DROPPING: Giving = Giving {
     actuator: Actuator::Zeros,

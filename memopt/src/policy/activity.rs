@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::units::one_of;
+use crate::units::one_of;
 
 /// How it is told which of a guest's pages are written. QEMU's `calc-dirty-rate` has the same choice: `page-sampling`, and `dirty-bitmap`
 /// or `dirty-ring`, between which a guest chooses here at its start.

@@ -5,8 +5,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::units::{Share, Size, parse_share, parse_size, shortened, signed};
 use crate::situation::Host;
+use crate::units::{Share, Size, parse_share, parse_size, shortened, signed};
 
 /// How much memory a run is to give back to the host. It bounds what is *taken*: guests in pain, and a host that is
 /// short, get what they need whatever the goal says.
@@ -139,7 +139,7 @@ impl fmt::Display for Goal {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::units::GIB;
+    use crate::units::GIB;
 
     #[test]
     fn the_three_goals_are_read_and_shown() {

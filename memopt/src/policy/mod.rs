@@ -3,25 +3,21 @@
 //!
 //! [`Policy::parse`] reads TOML; every number of every preset is in `preset.rs`, with where it comes from in the
 //! documentation of the fields here. A policy is plain data: [`crate::plan`] does what it says. It depends on
-//! [`crate::situation`] alone. Start reading at [`Policy`].
+//! [`crate::situation`] and [`crate::settings`] alone. Start reading at [`Policy`].
 
 mod activity;
 mod actuator;
-mod document;
-mod error;
-mod fields;
+mod file;
 mod goal;
 mod preset;
 mod rule;
 mod sections;
 #[cfg(test)]
 mod tests;
-mod units;
 
 pub use activity::Activity;
 pub use actuator::{Actuator, Actuators};
-pub use document::{POLICY_BYTES_MAX, POLICY_KEYS, RULES_MAX};
-pub use error::PolicyError;
+pub use file::RULES_MAX;
 pub use goal::{Goal, GoalError};
 pub use preset::Preset;
 pub use rule::{DomainRule, GuestLimits, GuestRule, NamePattern};
@@ -29,5 +25,3 @@ pub use sections::{
     BalloonPolicy, HostPolicy, HugePolicy, MergePolicy, PainPolicy, Policy, PoolPolicy,
     VerifyPolicy,
 };
-pub use units::{GIB, MIB, Share, Size, Span, parse_duration, parse_share, parse_size};
-pub(crate) use units::{part, shortened, signed};

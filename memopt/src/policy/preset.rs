@@ -13,7 +13,7 @@ use super::sections::{
     BalloonPolicy, HostPolicy, HugePolicy, MergePolicy, PainPolicy, Policy, PoolPolicy,
     VerifyPolicy,
 };
-use super::units::{MIB, one_of};
+use crate::units::{MIB, one_of};
 
 /// What a policy begins from.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]

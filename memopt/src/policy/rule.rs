@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use super::actuator::Actuators;
 use super::sections::Policy;
-use super::units::{part, shortened};
 use crate::labels::LabelTest;
 use crate::situation::Guest;
+use crate::units::{part, shortened};
 
 /// The priority of a guest of which nothing is said.
 const PRIORITY: u32 = 100;

@@ -59,7 +59,7 @@ impl Cron {
         let parser =
             CronParser::builder().seconds(Seconds::Disallowed).year(Year::Disallowed).build();
         check_words(text).map_err(malformed)?;
-        let parsed = parser.parse(text).map_err(|error| malformed(lower_case(&error)))?;
+        let parsed = parser.parse(text).map_err(|error| malformed(cause(&parser, text, &error)))?;
         let cron = Self { text: text.trim().to_owned(), parsed, zone };
         match cron.after(LEAP_YEAR) {
             Some(_) => Ok(cron),
@@ -94,21 +94,41 @@ impl fmt::Display for Cron {
     }
 }
 
-/// Names stand where they mean something: the parser takes `MON` for 1 in any field.
+/// The fields, and the words that mean something in each: the parser takes `MON` for 1 in any of them.
+const FIELDS: [(&str, &str); 5] = [
+    ("minute", ""),
+    ("hour", ""),
+    ("day", "L W LW"),
+    ("month", "JAN FEB MAR APR MAY JUN JUL AUG SEP OCT NOV DEC"),
+    ("weekday", "SUN MON TUE WED THU FRI SAT SUNL MONL TUEL WEDL THUL FRIL SATL L"),
+];
+
+/// Refuses words in fields in which they mean nothing.
 fn check_words(text: &str) -> Result<(), String> {
-    const MONTHS: &str = "JAN FEB MAR APR MAY JUN JUL AUG SEP OCT NOV DEC";
-    const DAYS: &str = "SUN MON TUE WED THU FRI SAT SUNL MONL TUEL WEDL THUL FRIL SATL L";
     let text = text.to_ascii_uppercase();
-    let known = ["", "", "L W LW", MONTHS, DAYS];
-    for (field, known) in
-        text.split_whitespace().zip(known).filter(|(field, _)| !field.starts_with('@'))
+    for (field, (name, known)) in
+        text.split_whitespace().zip(FIELDS).filter(|(field, _)| !field.starts_with('@'))
     {
         let mut words = field.split(|c: char| !c.is_alphabetic()).filter(|word| !word.is_empty());
         if let Some(word) = words.find(|word| known.split(' ').all(|known| known != *word)) {
-            return Err(format!("`{word}` means nothing in `{field}`"));
+            return Err(format!("`{word}` means nothing in the {name} `{field}`"));
         }
     }
     Ok(())
+}
+
+/// What is wrong, with the field in which it is, when there are five and one of them is wrong by itself.
+fn cause(parser: &CronParser, text: &str, error: &croner::errors::CronError) -> String {
+    let fields: Vec<&str> = text.split_whitespace().collect();
+    let wrong_alone = |(index, field): (usize, &&str)| {
+        let mut alone = ["*"; FIELDS.len()];
+        alone[index] = field;
+        let error = parser.parse(&alone.join(" ")).err()?;
+        Some(format!("the {} `{field}`: {}", FIELDS[index].0, lower_case(&error)))
+    };
+    let wrong_field = || fields.iter().enumerate().find_map(wrong_alone);
+    let found = if fields.len() == FIELDS.len() { wrong_field() } else { None };
+    found.unwrap_or_else(|| lower_case(error))
 }
 
 /// The parser's sentence as part of ours.
@@ -180,6 +200,17 @@ mod tests {
             let error = Cron::parse(text, Zone::utc()).unwrap_err();
             assert!(error.to_string().contains("five fields"), "{error}");
             assert!(error.to_string().len() < 400, "{error}");
+        }
+        for (text, field) in [
+            ("60 * * * *", "the minute `60`: "),
+            ("0 25 * * *", "the hour `25`: "),
+            ("0 0 0 * *", "the day `0`: "),
+            ("0 0 * 13 *", "the month `13`: "),
+            ("0 0 * * 1-9", "the weekday `1-9`: "),
+            ("0 0 * FRI *", "means nothing in the month `FRI`"),
+        ] {
+            let error = Cron::parse(text, Zone::utc()).unwrap_err().to_string();
+            assert!(error.contains(field), "{error}");
         }
         let never = Cron::parse("0 0 30 2 *", Zone::utc()).unwrap_err();
         assert_eq!(never.to_string(), "`0 0 30 2 *` never comes: there is no such day");

@@ -16,200 +16,135 @@
 
 use std::time::Duration;
 
-use toml::Spanned;
-use toml::de::{DeTable, DeValue};
-
 use super::cron::Cron;
 use super::entry::{Budget, GoalText, Missing, Overlap, Schedule};
-use super::fields::{Fields, Place, unknown};
-use super::quantity;
 use super::selector::Selector;
 use super::zone::Zone;
+use crate::settings::{self, Fault, Fields, SettingsError};
+use crate::units::{Span, one_of, parse_duration, parse_share, shortened};
 
-/// The longest file that is read, in bytes.
-pub const FILE_BYTES_MAX: usize = 256 << 10;
 /// Most schedules of one host.
 pub const SCHEDULES_MAX: usize = 64;
 
-/// The name of the tables.
-const TABLES: &str = "schedule";
-/// The keys of a schedule.
-const KEYS: [&str; 10] =
-    ["name", "cron", "timezone", "for", "goal", "guests", "budget", "enabled", "overlap", "missed"];
-/// The keys of its budget.
-const BUDGET_KEYS: [&str; 3] = ["cpu", "pages-per-second", "cpu-seconds"];
 /// The longest name and the longest goal, in bytes.
 const NAME_BYTES_MAX: usize = 48;
 const GOAL_BYTES_MAX: usize = 128;
-/// The shortest window, the usual one and the longest.
-const WINDOW_MIN: Duration = Duration::from_secs(60);
+/// How long a window is where nothing is said.
 const WINDOW: Duration = Duration::from_secs(3600);
-const WINDOW_MAX: Duration = Duration::from_secs(7 * 86_400);
+/// What it may be, in seconds.
+const WINDOW_SECONDS: std::ops::RangeInclusive<u64> = 60..=7 * 86_400;
 
-/// What is wrong with a file.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{file}:{line}: {}{what}", if .field.is_empty() { String::new() } else { format!("{field}: ") })]
-pub struct FileError {
-    /// The file, as it was called.
-    pub file: String,
-    /// The line, from 1.
-    pub line: usize,
-    /// The key, as `schedule[0].cron`; empty where there is none.
-    pub field: String,
-    /// What is wrong with it.
-    pub what: String,
-}
-
-/// Reads the schedules in `text`, the content of a file called `file`. Tables of the names `others` are somebody else's to read;
+/// Reads the schedules in `text`, the content of a file called `file` in messages. Other tables are somebody else's to read;
 /// `check_goal` says what is wrong with a goal.
 ///
 /// # Errors
-/// The first thing that is wrong: with TOML itself, a key that nobody knows or that is missing, a value out of its range, a name
-/// that is taken, or too many schedules.
+/// The first thing that is wrong, with file, line and field: with TOML itself, a field that nobody knows or that is missing, a value
+/// out of its range, a name that is taken, or too many schedules.
 pub fn read(
-    file: &str,
     text: &str,
-    others: &[&str],
+    file: &str,
     check_goal: impl Fn(&str) -> Result<(), String>,
-) -> Result<Vec<Schedule>, FileError> {
-    let place = Place { file, text };
-    if text.len() > FILE_BYTES_MAX {
-        return Err(place.fault(0..0, "", format!("it is longer than {FILE_BYTES_MAX} bytes")));
-    }
-    let root = DeTable::parse(text).map_err(|error| {
-        let what = error.message().trim_end().replace('\n', ": ");
-        place.fault(error.span().unwrap_or_default(), "", what)
-    })?;
-    let root = root.get_ref();
-    let known: Vec<&str> = others.iter().copied().chain([TABLES]).collect();
-    if let Some((key, _)) = root.iter().find(|(key, _)| !known.contains(&key.get_ref().as_ref())) {
-        return Err(place.fault(key.span(), "", unknown(key.get_ref(), &known)));
-    }
-    let Some((key, tables)) = root.iter().find(|(key, _)| key.get_ref() == TABLES) else {
-        return Ok(Vec::new());
-    };
-    let DeValue::Array(tables) = tables.get_ref() else {
-        return Err(place.fault(
-            key.span(),
-            TABLES,
-            "write [[schedule]], in two pairs of brackets",
-        ));
-    };
-    let mut schedules: Vec<Schedule> = Vec::new();
-    for (index, table) in tables.iter().enumerate() {
-        let (fields, schedule) = one(place, index, table, &check_goal)?;
-        if schedules.iter().any(|other| other.name == schedule.name) {
-            let what = format!("another schedule is called `{}` already", schedule.name);
-            return Err(fields.fault("name", what));
+) -> Result<Vec<Schedule>, SettingsError> {
+    settings::read(text, file, |mut fields| {
+        let mut schedules: Vec<Schedule> = Vec::new();
+        for mut table in fields.sections("schedule", SCHEDULES_MAX)? {
+            let schedule = one(&mut table, &check_goal)?;
+            if schedules.iter().any(|other| other.name == schedule.name) {
+                let what = format!("another schedule is called `{}` already", schedule.name);
+                return Err(table.fault("name", &what));
+            }
+            table.finish()?;
+            schedules.push(schedule);
         }
-        if schedules.len() == SCHEDULES_MAX {
-            return Err(
-                fields.fault("name", format!("a host has at most {SCHEDULES_MAX} schedules"))
-            );
-        }
-        schedules.push(schedule);
-    }
-    Ok(schedules)
+        Ok(schedules)
+    })
 }
 
 /// Reads one schedule.
-fn one<'a, 'i>(
-    place: Place<'a>,
-    index: usize,
-    table: &'a Spanned<DeValue<'i>>,
+fn one(
+    it: &mut Fields<'_, '_>,
     check_goal: impl Fn(&str) -> Result<(), String>,
-) -> Result<(Fields<'a, 'i>, Schedule), FileError> {
-    let fields = Fields::new(place, format!("{TABLES}[{index}]"), table, &KEYS)?;
-    let name = fields.required("name")?;
-    check_name(name).map_err(|what| fields.fault("name", what))?;
-    let zone =
-        fields.read("timezone", |name| Zone::find(name).map_err(|error| error.to_string()))?;
-    let cron = Cron::parse(fields.required("cron")?, zone.unwrap_or_else(Zone::local));
-    let window = window(&fields)?;
-    let guests = fields.texts("guests")?.unwrap_or_default();
-    let schedule = Schedule {
-        name: name.to_owned(),
-        cron: cron.map_err(|error| fields.fault("cron", error.to_string()))?,
+) -> Result<Schedule, Fault> {
+    let name = it.required("name", name)?;
+    let zone = it.text("timezone", |name| Zone::find(name).map_err(in_words))?;
+    let zone = zone.unwrap_or_else(Zone::local);
+    let cron = it.required("cron", |text| Cron::parse(text, zone.clone()).map_err(in_words))?;
+    let mut window = WINDOW;
+    it.time("for", WINDOW_SECONDS, &mut window)?;
+    Ok(Schedule {
+        name,
+        cron,
         window,
-        budget: budget(place, index, &fields)?,
-        goal: goal(&fields, check_goal)?,
-        guests: Selector::parse(guests)
-            .map_err(|error| fields.fault("guests", error.to_string()))?,
-        enabled: fields.switch("enabled")?.unwrap_or(true),
-        overlap: fields.read("overlap", overlap)?.unwrap_or_default(),
-        missed: missed(&fields, window)?,
-    };
-    Ok((fields, schedule))
+        budget: budget(it.section("budget")?)?,
+        goal: it.required("goal", |text| goal(text, &check_goal))?,
+        guests: Selector::new(it.texts("guests", str::parse)?.unwrap_or_default()),
+        enabled: it.flag("enabled")?.unwrap_or(true),
+        overlap: it.text("overlap", overlap)?.unwrap_or_default(),
+        missed: it.text("missed", |text| missed(text, window))?.unwrap_or_default(),
+    })
 }
 
-fn check_name(name: &str) -> Result<(), String> {
+/// An error as a text, for what is told with its place.
+fn in_words(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}
+
+fn name(text: &str) -> Result<String, String> {
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
-    let first = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
-    if first && name.bytes().all(fits) && name.len() <= NAME_BYTES_MAX && name != "manual" {
-        return Ok(());
+    let first = text.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
+    if first && text.bytes().all(fits) && text.len() <= NAME_BYTES_MAX && text != "manual" {
+        return Ok(text.to_owned());
     }
     Err(format!(
         "a schedule's name is 1 to {NAME_BYTES_MAX} letters, digits, `-`, `_` or `.`, starting with a letter or a digit, and not `manual`"
     ))
 }
 
-fn goal(
-    fields: &Fields<'_, '_>,
-    check: impl Fn(&str) -> Result<(), String>,
-) -> Result<GoalText, FileError> {
-    let goal = fields.required("goal")?;
-    let length = match goal.len() {
-        0 => Err("it is empty".to_owned()),
-        1..=GOAL_BYTES_MAX => Ok(()),
-        _ => Err(format!("it is longer than {GOAL_BYTES_MAX} bytes")),
-    };
-    length.and_then(|()| check(goal)).map_err(|what| fields.fault("goal", what))?;
-    Ok(GoalText(goal.to_owned()))
-}
-
-fn window(fields: &Fields<'_, '_>) -> Result<Duration, FileError> {
-    let window = fields.read("for", |text| quantity::duration(text, WINDOW_MAX))?.unwrap_or(WINDOW);
-    if window < WINDOW_MIN {
-        let what = format!("a window is at least {} long", quantity::shown(WINDOW_MIN));
-        return Err(fields.fault("for", what));
+fn goal(text: &str, check: impl Fn(&str) -> Result<(), String>) -> Result<GoalText, String> {
+    match text.len() {
+        0 => Err("is empty".to_owned()),
+        1..=GOAL_BYTES_MAX => check(text).map(|()| GoalText(text.to_owned())),
+        _ => Err(format!("is longer than {GOAL_BYTES_MAX} bytes")),
     }
-    Ok(window)
 }
 
-fn budget(place: Place<'_>, index: usize, fields: &Fields<'_, '_>) -> Result<Budget, FileError> {
-    let Some(table) = fields.value("budget") else { return Ok(Budget::default()) };
-    let fields = Fields::new(place, format!("{TABLES}[{index}].budget"), table, &BUDGET_KEYS)?;
-    Ok(Budget {
-        cpu_percent: fields.read("cpu", quantity::percent)?,
-        pages_per_second: fields.count("pages-per-second")?,
-        cpu_seconds: fields.count("cpu-seconds")?,
-    })
+fn budget(mut it: Fields<'_, '_>) -> Result<Budget, Fault> {
+    let budget = Budget {
+        cpu_percent: it.text("cpu", whole_percent)?,
+        pages_per_second: it.whole("pages-per-second", 1..=u32::MAX)?,
+        cpu_seconds: it.whole("cpu-seconds", 1..=u32::MAX)?,
+    };
+    it.finish()?;
+    Ok(budget)
+}
+
+fn whole_percent(text: &str) -> Result<u8, String> {
+    let percent = parse_share(text)? * 100.0;
+    match percent.round() {
+        whole if whole >= 1.0 && (percent - whole).abs() < 1e-9 => Ok(whole as u8),
+        _ => Err(format!("`{}` is not a whole number from 1% to 100%", shortened(text))),
+    }
 }
 
 fn overlap(text: &str) -> Result<Overlap, String> {
-    match text {
-        "queue" => Ok(Overlap::Queue),
-        "skip" => Ok(Overlap::Skip),
-        _ => Err("write \"queue\" or \"skip\"".to_owned()),
-    }
+    one_of(text, &[Overlap::Queue, Overlap::Skip], |it| match it {
+        Overlap::Queue => "queue",
+        Overlap::Skip => "skip",
+    })
 }
 
-fn missed(fields: &Fields<'_, '_>, window: Duration) -> Result<Missing, FileError> {
-    let read = |text: &str| match text.split_once("within") {
+fn missed(text: &str, window: Duration) -> Result<Missing, String> {
+    match text.split_once("within") {
         None if text == "skip" => Ok(Missing::Skip),
-        Some((verb, within)) if verb.trim() == "catch-up" => {
-            let within = quantity::duration(within, WINDOW_MAX)?;
-            if within > window {
-                let window = quantity::shown(window);
-                return Err(format!(
-                    "it cannot be caught up after its window is over (for = \"{window}\")"
-                ));
+        Some((verb, within)) if verb.trim() == "catch-up" => match parse_duration(within)? {
+            within if within <= window => Ok(Missing::CatchUp { within }),
+            _ => {
+                let window = Span(window);
+                Err(format!("it cannot be caught up after its window is over (for = \"{window}\")"))
             }
-            Ok(Missing::CatchUp { within })
-        }
+        },
         _ => Err("write \"skip\" or \"catch-up within 15m\"".to_owned()),
-    };
-    Ok(fields.read("missed", read)?.unwrap_or_default())
+    }
 }
 
 #[cfg(test)]

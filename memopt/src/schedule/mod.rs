@@ -3,14 +3,12 @@
 //! [`read`] makes [`Schedule`]s of the `[[schedule]]` tables of `lighter.toml`; [`Scheduler`] is told what time it is and says what is
 //! due, what was missed and what has to end. It holds no clock, no timer and no file: whoever drives it does (ADR 18).
 //!
-//! It depends on nothing else of this crate. Start reading at [`Scheduler`].
+//! It depends on [`crate::settings`] alone. Start reading at [`Scheduler`].
 
 mod cron;
 mod entry;
-mod fields;
 mod file;
 mod notice;
-mod quantity;
 mod scheduler;
 mod selector;
 mod ticks;
@@ -18,8 +16,8 @@ mod zone;
 
 pub use cron::{Cron, CronError};
 pub use entry::{Budget, GoalText, Missing, Overlap, Schedule};
-pub use file::{FILE_BYTES_MAX, FileError, SCHEDULES_MAX, read};
+pub use file::{SCHEDULES_MAX, read};
 pub use notice::{Due, Lost, Missed, Notice, Punctuality, Trigger};
 pub use scheduler::{Event, Moment, NEXT_MAX, Scheduler, Tally, Upcoming};
-pub use selector::{Selector, SelectorError};
+pub use selector::Selector;
 pub use zone::{Zone, ZoneError};

@@ -6,7 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::quantity::shown;
+use crate::units::Span;
 
 /// What a run was begun by.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -133,14 +133,14 @@ impl fmt::Display for Notice {
             Self::End(trigger) => write!(f, "the window of {trigger} is over"),
             Self::ClockSet { by_seconds, again } => {
                 let way = if *by_seconds < 0 { "back" } else { "forward" };
-                let by = shown(Duration::from_secs(by_seconds.unsigned_abs()));
+                let by = Span(Duration::from_secs(by_seconds.unsigned_abs()));
                 write!(f, "the clock was set {way} by {by}")?;
                 match again.as_slice() {
                     [] => Ok(()),
                     names => write!(f, "; what ran in between may run again: {}", names.join(", ")),
                 }
             }
-            Self::Asleep(time) => write!(f, "nobody looked at the time for {}", shown(*time)),
+            Self::Asleep(time) => write!(f, "nobody looked at the time for {}", Span(*time)),
         }
     }
 }
@@ -155,7 +155,7 @@ impl fmt::Display for Due {
         match &self.trigger {
             Trigger::Manual => f.write_str("a run begins, as an operator wants"),
             Trigger::Schedule { name, tick } => {
-                write!(f, "{name} (due {}) begins, {} late{why}", utc(*tick), shown(self.lag))
+                write!(f, "{name} (due {}) begins, {} late{why}", utc(*tick), Span(self.lag))
             }
         }
     }
@@ -219,7 +219,7 @@ mod tests {
             (due(Punctuality::OnTime, 0), "nightly (due 2026-11-20T02:00:00Z) begins, 0s late"),
             (
                 due(Punctuality::CaughtUp, 90),
-                "nightly (due 2026-11-20T02:00:00Z) begins, 1m30s late, caught up",
+                "nightly (due 2026-11-20T02:00:00Z) begins, 1m 30s late, caught up",
             ),
             (missed(1), "nightly (due 2026-11-20T02:00:00Z) did not run: nobody was there in time"),
             (

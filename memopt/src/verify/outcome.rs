@@ -5,7 +5,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::plan::{Action, Step};
-use crate::policy::{Actuator, Share, Size, VerifyPolicy};
+use crate::policy::{Actuator, VerifyPolicy};
+use crate::units::{Share, Size};
 
 /// From this share on, a step has delivered.
 const DELIVERED: f64 = 0.8;

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use crate::plan::{Action, ChunkRange, Step};
-use crate::policy::{MIB, Policy};
+use crate::policy::Policy;
+use crate::units::MIB;
 
 /// Bytes that a balloon moves in a second in a busy guest: a quarter of the 0.95 GiB/s that an idle one was measured
 /// at.

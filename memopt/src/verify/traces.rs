@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::policy::signed;
 use crate::situation::{Guest, Situation};
+use crate::units::signed;
 
 /// What is measured of a guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

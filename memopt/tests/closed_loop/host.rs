@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use memopt::ledger::Ledger;
 use memopt::plan::{Action, Plan, round};
-use memopt::policy::{GIB, Goal, MIB, Policy};
+use memopt::policy::{Goal, Policy};
 use memopt::situation::{
     Backing, Balloon, Cost, Guest, Hindrance, Host, Situation, Statistics, Vmm,
 };
+use memopt::units::{GIB, MIB};
 use memopt::verify::{Expectation, Outcome};
 
 const ROUND_S: u64 = 10;

@@ -9,8 +9,9 @@ use std::time::Duration;
 use host::{Fault, SimGuest, SimHost, turns};
 use memopt::ledger::Level;
 use memopt::plan::Action;
-use memopt::policy::{Actuator, GIB, Goal, MIB};
+use memopt::policy::{Actuator, Goal};
 use memopt::situation::Hindrance;
+use memopt::units::{GIB, MIB};
 use memopt::verify::Verdict;
 
 /// Eight guests of 8 GiB that use 1 to 2.75 GiB, the rest being caches.

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use memopt::ledger::Ledger;
 use memopt::plan::{Action, ChunkRange, Plan, round};
-use memopt::policy::{GIB, Goal, Policy};
+use memopt::policy::{Goal, Policy};
 use memopt::situation::{Backing, Chunk, Cost, Guest, Host, Ksm, Situation, Survey, Vmm};
+use memopt::units::GIB;
 use memopt::verify::{Expectation, Outcome, Verdict};
 
 const ROUND_S: u64 = 10;

@@ -1,5 +1,6 @@
 //! The routes of memory optimization on the node's sockets. Those who may only look see the same, and begin nothing.
 
+use std::fmt::Display;
 use std::sync::Arc;
 
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
@@ -150,8 +151,8 @@ fn not_begun(rejection: JsonRejection) -> ApiError {
     }
 }
 
-fn bad_request(text: String) -> ApiError {
-    ApiError::new(Reason::BadRequest, text)
+fn bad_request(error: impl Display) -> ApiError {
+    ApiError::new(Reason::BadRequest, error.to_string())
 }
 
 #[cfg(test)]

@@ -155,7 +155,7 @@ mod tests {
     fn a_new_schedule_is_known_to_the_next_node() {
         const SCHEDULE: &str =
             "[[schedule]]\nname = \"night\"\ncron = \"0 3 * * *\"\ngoal = \"max density\"\n";
-        let schedules = memopt::schedule::read("f", SCHEDULE, &[], |_| Ok(())).unwrap();
+        let schedules = memopt::schedule::read(SCHEDULE, "f", |_| Ok(())).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("history");
         let records = Records::open(path.clone());

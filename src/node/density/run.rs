@@ -102,17 +102,15 @@ impl Runner {
             plan = only(anew, self.task.only.as_ref());
             self.density.records.put_down_plan(self.id, &plan);
         }
-        let mut acted = uptime();
         for _ in 0..ROUNDS_MAX {
             if let Some(end) = self.must_end() {
                 return Ok(end);
             }
             if !plan.steps.is_empty() {
                 self.round(&plan.steps).await?;
-                acted = uptime();
             } else if plan.wanted_bytes == Some(0) {
                 return Ok(RunEnd::Reached);
-            } else if plan.waits_for_balloons() && self.has_patience(acted) {
+            } else if plan.waits_for_balloons() && self.task.only.is_none() {
                 self.pause().await;
             } else {
                 return Ok(RunEnd::Exhausted);
@@ -155,12 +153,6 @@ impl Runner {
             false if is_over => Some(RunEnd::WindowOver),
             false => None,
         }
-    }
-
-    /// Whether balloons that have been on their way since `acted` are waited for: one that does not move is given up by then.
-    fn has_patience(&self, acted: Duration) -> bool {
-        let patience = self.task.policy.balloon.stuck_after + 2 * SETTLE_PAUSE;
-        self.task.only.is_none() && uptime().saturating_sub(acted) <= patience
     }
 
     async fn pause(&mut self) {

@@ -5,8 +5,9 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use memopt::policy::{Goal, POLICY_BYTES_MAX, POLICY_KEYS, Policy};
+use memopt::policy::{Goal, Policy};
 use memopt::schedule::{self, Schedule};
+use memopt::settings::{FILE_BYTES_MAX, SettingsError};
 
 /// What the file says.
 #[derive(Debug, Clone, PartialEq)]
@@ -22,12 +23,11 @@ impl Settings {
     ///
     /// # Errors
     /// What is wrong, with file, line and field.
-    pub(super) fn parse(text: &str, name: &str) -> Result<Self, String> {
-        let policy = Policy::parse(text, name).map_err(|error| error.to_string())?;
+    pub(super) fn parse(text: &str, name: &str) -> Result<Self, SettingsError> {
+        let policy = Policy::parse(text, name)?;
         let check_goal =
             |goal: &str| goal.parse::<Goal>().map(drop).map_err(|error| error.to_string());
-        let schedules = schedule::read(name, text, &POLICY_KEYS, check_goal)
-            .map_err(|error| error.to_string())?;
+        let schedules = schedule::read(text, name, check_goal)?;
         Ok(Self { policy, schedules })
     }
 }
@@ -102,11 +102,12 @@ fn stamp(path: &Path) -> Stamp {
 
 fn read(path: &Path) -> Result<Settings, String> {
     let name = path.display().to_string();
-    match regular_file::read_text(path, POLICY_BYTES_MAX as u64) {
-        Ok(text) => Settings::parse(&text, &name),
-        Err(error) if error.kind() == ErrorKind::NotFound => Settings::parse("", &name),
-        Err(error) => Err(format!("cannot read {name}: {error}")),
-    }
+    let text = match regular_file::read_text(path, FILE_BYTES_MAX as u64) {
+        Ok(text) => text,
+        Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
+        Err(error) => return Err(format!("cannot read {name}: {error}")),
+    };
+    Settings::parse(&text, &name).map_err(|error| error.to_string())
 }
 
 #[cfg(test)]
@@ -140,7 +141,7 @@ mod tests {
 
     #[test]
     fn what_is_wrong_is_told_with_its_line_whoever_reads_it() {
-        let wrong = |text: &str| Settings::parse(text, "lighter.toml").unwrap_err();
+        let wrong = |text: &str| Settings::parse(text, "lighter.toml").unwrap_err().to_string();
         let goal = wrong(&SCHEDULE.replace("max density", "all of it"));
         assert!(goal.starts_with("lighter.toml:4:") && goal.contains("all of it"), "{goal}");
         let key = wrong("\n[ballon]\n");

@@ -245,7 +245,7 @@ mod tests {
     use super::*;
 
     fn scheduler(text: &str) -> Scheduler {
-        let schedules = schedule::read("lighter.toml", text, &[], |_| Ok(())).unwrap();
+        let schedules = schedule::read(text, "lighter.toml", |_| Ok(())).unwrap();
         let now = Moment { wall: Duration::from_millis(unix_ms()), uptime: uptime() };
         Scheduler::new(schedules, &BTreeMap::new(), now)
     }

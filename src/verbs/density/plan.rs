@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use memopt::plan::Plan;
-use memopt::policy::POLICY_BYTES_MAX;
+use memopt::settings::FILE_BYTES_MAX;
 
 use super::{heard, node, signed_size};
 use crate::cli::Output;
@@ -26,7 +26,7 @@ pub(super) const SURVEY_PATIENCE: Duration = Duration::from_secs(24 * 3600);
 /// No node answers, or the policy is wrong.
 pub(super) fn run(state: &StateDir, args: &PlanArgs) -> Result<Exit> {
     let policy = args.policy.as_deref().map(|path| {
-        regular_file::read_text(path, POLICY_BYTES_MAX as u64)
+        regular_file::read_text(path, FILE_BYTES_MAX as u64)
             .with_context(|| format!("cannot read {}", path.display()))
     });
     let (goal, survey) = (args.options.goal, args.survey);

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::Result;
-use memopt::policy::Span;
 use memopt::situation::{Guest, Hindrance, Vmm};
+use memopt::units::Span;
 
 use super::{heard, node};
 use crate::cli::Output;

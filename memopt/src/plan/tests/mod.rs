@@ -6,8 +6,8 @@ mod merging;
 
 use super::*;
 use crate::plan::fixture::*;
-use crate::policy::{GIB, MIB};
 use crate::situation::Situation;
+use crate::units::{GIB, MIB};
 
 /// The plan for a look that follows on one a minute earlier.
 fn settled(situation: &Situation, policy: &Policy, goal: Goal) -> (Plan, Ledger) {

@@ -36,7 +36,7 @@ fn goal(text: &str) -> Result<(), String> {
 }
 
 fn parse(text: &str) -> Result<Vec<Schedule>, String> {
-    read("lighter.toml", text, &["policy"], goal).map_err(|error| error.to_string())
+    read(text, "lighter.toml", goal).map_err(|error| error.to_string())
 }
 
 /// A schedule that lacks nothing, and `line`.
@@ -78,28 +78,43 @@ fn what_is_wrong_is_said_with_line_and_key() {
     for (line, expected) in [
         ("cron = \"0 25 * * *\"", "lighter.toml:2: schedule[0].cron: `0 25 * * *` is no cron"),
         ("cron = \"0 0 31 2 *\"", "lighter.toml:2: schedule[0].cron: `0 0 31 2 *` never comes"),
-        ("cron = 5", "schedule[0].cron: a number is written where a text has to be"),
+        ("cron = 5", "schedule[0].cron: is written in quotes, not as a number"),
         ("timezone = \"Mars\"", "schedule[0].timezone: this host knows no time zone `Mars`"),
         ("for = \"two hours\"", "schedule[0].for: `two hours` is no time"),
-        ("for = \"59s\"", "schedule[0].for: a window is at least 1m long"),
-        ("for = \"8d\"", "schedule[0].for: `8d` is longer than 7d"),
+        ("for = \"59s\"", "schedule[0].for: 59s is not within 1m and 7d"),
+        ("for = \"8d\"", "schedule[0].for: 8d is not within 1m and 7d"),
         ("goal = \"be nice\"", "schedule[0].goal: `be nice` is no goal"),
-        ("goal = \"\"", "schedule[0].goal: it is empty"),
+        ("goal = \"\"", "schedule[0].goal: is empty"),
         ("name = \"a/b\"", "lighter.toml:2: schedule[0].name: a schedule's name is"),
         ("name = \"manual\"", "and not `manual`"),
         ("guests = \"a b\"", "schedule[0].guests: `a b` is no test of a label"),
-        ("guests = [1]", "schedule[0].guests: write a text or a list of texts"),
-        ("enabled = \"yes\"", "schedule[0].enabled: write true or false"),
-        ("overlap = \"wait\"", "schedule[0].overlap: write \"queue\" or \"skip\""),
+        ("guests = [1]", "schedule[0].guests: is a text or a list of texts"),
+        ("enabled = \"yes\"", "schedule[0].enabled: is true or false"),
+        ("overlap = \"wait\"", "schedule[0].overlap: `wait` is none of queue, skip"),
         ("missed = \"catch-up\"", "schedule[0].missed: write \"skip\" or \"catch-up within 15m\""),
         ("missed = \"catch-up within 2h\"", "after its window is over (for = \"1h\")"),
-        ("budget = { cpu = \"0%\" }", "schedule[0].budget.cpu: `0%` is no share"),
-        ("budget = { pages-per-second = 0 }", "write a whole number from 1 to 4294967295"),
-        ("budget = { cpu-seconds = 99999999999 }", "schedule[0].budget.cpu-seconds: write a whole"),
-        ("budget = { pages_per_second = 1 }", "is `pages-per-second` meant?"),
-        ("budget = 3", "schedule[0].budget: a number is written where a table has to be"),
-        ("timezon = \"UTC\"", "schedule[0]: unknown key `timezon`: is `timezone` meant?"),
-        ("zebra = 1", "unknown key `zebra`: there are name, cron, timezone"),
+        (
+            "budget = { cpu = \"0%\" }",
+            "schedule[0].budget.cpu: `0%` is not a whole number from 1% to 100%",
+        ),
+        (
+            "budget = { pages-per-second = 0 }",
+            "schedule[0].budget.pages-per-second: is a number from 1 to 4294967295",
+        ),
+        (
+            "budget = { cpu-seconds = 99999999999 }",
+            "schedule[0].budget.cpu-seconds: is a number from 1",
+        ),
+        (
+            "budget = { pages_per_second = 1 }",
+            "schedule[0].budget.pages_per_second: there is no such field: did you mean",
+        ),
+        ("budget = 3", "schedule[0].budget: is a table, not a number"),
+        (
+            "timezon = \"UTC\"",
+            "schedule[0].timezon: there is no such field: did you mean `timezone`?",
+        ),
+        ("zebra = 1", "schedule[0].zebra: there is no such field: there are name, timezone, cron"),
     ] {
         let error = with(line).unwrap_err();
         assert!(
@@ -116,7 +131,7 @@ fn a_key_that_is_missing_is_said_with_its_table() {
         ("cron", "[[schedule]]\nname = \"n\"\ngoal = \"max density\""),
         ("goal", "[[schedule]]\nname = \"n\"\ncron = \"@daily\""),
     ] {
-        let expected = format!("lighter.toml:3: schedule[0].{key}: this key is missing");
+        let expected = format!("lighter.toml:3: schedule[0].{key}: is missing");
         assert_eq!(parse(&format!("\n\n{text}")), Err(expected));
     }
 }
@@ -124,18 +139,13 @@ fn a_key_that_is_missing_is_said_with_its_table() {
 #[test]
 fn what_is_no_such_file_is_refused() {
     for (text, expected) in [
-        ("[[schedules]]\n", "lighter.toml:1: unknown key `schedules`: is `schedule` meant?"),
-        (
-            "\n[schedule]\nname = \"n\"",
-            "lighter.toml:2: schedule: write [[schedule]], in two pairs",
-        ),
-        ("schedule = [1]", "lighter.toml:1: schedule[0]: a number is written where a table"),
+        ("\n[schedule]\nname = \"n\"", "lighter.toml:2: schedule: is written as [[schedule]]"),
+        ("schedule = [1]", "lighter.toml:1: schedule[0]: is a table, not a number"),
         ("[[schedule]]\nname = \n", "lighter.toml:2: "),
     ] {
         let error = parse(text).unwrap_err();
         assert!(error.starts_with(expected), "{text}: {error}");
     }
-    assert!(parse(&" ".repeat(FILE_BYTES_MAX + 1)).unwrap_err().contains("longer than"));
 }
 
 #[test]
@@ -146,7 +156,7 @@ fn names_are_one_schedules_and_schedules_are_few() {
     let twice = parse(&[table("a"), table("a")].concat()).unwrap_err();
     assert_eq!(twice, "lighter.toml:6: schedule[1].name: another schedule is called `a` already");
     let many: String = (0..=SCHEDULES_MAX).map(|index| table(&format!("n{index}"))).collect();
-    assert!(parse(&many).unwrap_err().contains("at most 64 schedules"));
+    assert!(parse(&many).unwrap_err().contains("65 of them, at most 64"));
 }
 
 proptest! {
@@ -154,6 +164,8 @@ proptest! {
     fn no_text_makes_it_panic(text in "\\PC{0,200}") {
         let _ = parse(&text);
         let quoted = text.replace(['"', '\\'], "");
+        const KEYS: &[&str] =
+            &["name", "cron", "timezone", "for", "goal", "guests", "overlap", "missed"];
         for key in KEYS {
             let _ = with(&format!("{key} = \"{quoted}\""));
         }

@@ -1,4 +1,4 @@
-//! One table of a policy's file, read field by field: typed, within bounds, and with none left over.
+//! One table of a file, read field by field: typed, within bounds, and with none left over.
 
 use std::ops::{Range, RangeInclusive};
 use std::time::Duration;
@@ -6,21 +6,21 @@ use std::time::Duration;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::units::{Share, Size, Span, parse_duration, parse_share, parse_size, shortened};
+use crate::units::{Share, Size, Span, parse_duration, parse_share, parse_size, shortened};
 
 /// What is wrong with a field.
 #[derive(Debug)]
-pub(super) struct Fault {
+pub(crate) struct Fault {
     /// Where it is written, as an offset into the file.
-    pub(super) at: Range<usize>,
+    pub(crate) at: Range<usize>,
     /// The field, with its tables.
-    pub(super) field: String,
+    pub(crate) field: String,
     /// What is wrong.
-    pub(super) what: String,
+    pub(crate) what: String,
 }
 
 /// A table of the file, and which of its keys have been asked for.
-pub(super) struct Fields<'a, 'i> {
+pub(crate) struct Fields<'a, 'i> {
     path: String,
     at: Range<usize>,
     table: Option<&'a DeTable<'i>>,
@@ -31,20 +31,23 @@ type Value<'a, 'i> = &'a Spanned<DeValue<'i>>;
 
 impl<'a, 'i> Fields<'a, 'i> {
     /// The fields of the file itself.
-    pub(super) fn root(table: &'a DeTable<'i>) -> Self {
+    pub(crate) fn root(table: &'a DeTable<'i>) -> Self {
         Self { path: String::new(), at: 0..0, table: Some(table), known: Vec::new() }
     }
 
     /// The table `key` in it; an empty one when it is not written.
-    pub(super) fn section(&mut self, key: &'static str) -> Result<Self, Fault> {
+    pub(crate) fn section(&mut self, key: &'static str) -> Result<Self, Fault> {
         match self.get(key) {
-            None => Ok(Self { path: format!("{key}."), at: 0..0, table: None, known: Vec::new() }),
-            Some(value) => self.table_in(value, key.to_owned()),
+            None => {
+                let (path, at) = (format!("{}{key}.", self.path), self.at.clone());
+                Ok(Self { path, at, table: None, known: Vec::new() })
+            }
+            Some(value) => self.table_in(value, key),
         }
     }
 
     /// The tables `[[key]]` in it, at most `limit`.
-    pub(super) fn sections(&mut self, key: &'static str, limit: usize) -> Result<Vec<Self>, Fault> {
+    pub(crate) fn sections(&mut self, key: &'static str, limit: usize) -> Result<Vec<Self>, Fault> {
         let Some(value) = self.get(key) else { return Ok(Vec::new()) };
         let Some(items) = value.get_ref().as_array() else {
             return Err(self.fault(key, &format!("is written as [[{key}]]")));
@@ -53,38 +56,36 @@ impl<'a, 'i> Fields<'a, 'i> {
             return Err(self.fault(key, &format!("{} of them, at most {limit}", items.len())));
         }
         let tables = items.iter().enumerate();
-        tables.map(|(index, item)| self.table_in(item, format!("{key}[{index}]"))).collect()
+        tables.map(|(index, item)| self.table_in(item, &format!("{key}[{index}]"))).collect()
     }
 
-    fn table_in(&self, value: Value<'a, 'i>, name: String) -> Result<Self, Fault> {
+    fn table_in(&self, value: Value<'a, 'i>, name: &str) -> Result<Self, Fault> {
+        let (path, at) = (format!("{}{name}", self.path), value.span());
         match value.get_ref().as_table() {
-            Some(table) => {
-                let path = format!("{}{name}.", self.path);
-                Ok(Self { path, at: value.span(), table: Some(table), known: Vec::new() })
+            // A table's own span begins at its first line; that of one of an array is its header.
+            Some(table) => Ok(Self { path: path + ".", at, table: Some(table), known: Vec::new() }),
+            None => {
+                let what = format!("is a table, not {}", article(value.get_ref()));
+                Err(Fault { at, field: path, what })
             }
-            None => Err(Fault {
-                at: value.span(),
-                field: name,
-                what: format!("is a table, not {}", article(value.get_ref())),
-            }),
         }
     }
 
     /// What is written for `key`, which is a known one from here on.
-    pub(super) fn get(&mut self, key: &'static str) -> Option<Value<'a, 'i>> {
+    pub(crate) fn get(&mut self, key: &'static str) -> Option<Value<'a, 'i>> {
         self.known.push(key);
         self.table?.iter().find(|(name, _)| name.get_ref() == key).map(|(_, value)| value)
     }
 
     /// What is wrong with `key`: where it is written, else where its table is.
-    pub(super) fn fault(&self, key: &str, what: &str) -> Fault {
+    pub(crate) fn fault(&self, key: &str, what: &str) -> Fault {
         let written = self.table.and_then(|table| table.keys().find(|name| name.get_ref() == key));
         let at = written.map_or(self.at.clone(), Spanned::span);
         Fault { at, field: format!("{}{key}", self.path), what: what.to_owned() }
     }
 
     /// Reads a text by `read`.
-    pub(super) fn text<T>(
+    pub(crate) fn text<T>(
         &mut self,
         key: &'static str,
         read: impl Fn(&str) -> Result<T, String>,
@@ -97,8 +98,17 @@ impl<'a, 'i> Fields<'a, 'i> {
         read(text).map(Some).map_err(|what| self.fault(key, &what))
     }
 
+    /// Reads a text that has to be there by `read`.
+    pub(crate) fn required<T>(
+        &mut self,
+        key: &'static str,
+        read: impl Fn(&str) -> Result<T, String>,
+    ) -> Result<T, Fault> {
+        self.text(key, read)?.ok_or_else(|| self.fault(key, "is missing"))
+    }
+
     /// Reads a text, or a list of them, by `read`.
-    pub(super) fn texts<T>(
+    pub(crate) fn texts<T>(
         &mut self,
         key: &'static str,
         read: impl Fn(&str) -> Result<T, String>,
@@ -121,14 +131,14 @@ impl<'a, 'i> Fields<'a, 'i> {
     }
 
     /// Reads `true` or `false`.
-    pub(super) fn flag(&mut self, key: &'static str) -> Result<Option<bool>, Fault> {
+    pub(crate) fn flag(&mut self, key: &'static str) -> Result<Option<bool>, Fault> {
         let Some(value) = self.get(key) else { return Ok(None) };
         let wrong = || self.fault(key, "is true or false");
         value.get_ref().as_bool().ok_or_else(wrong).map(Some)
     }
 
     /// Reads a size into `into`.
-    pub(super) fn size(&mut self, key: &'static str, into: &mut u64) -> Result<(), Fault> {
+    pub(crate) fn size(&mut self, key: &'static str, into: &mut u64) -> Result<(), Fault> {
         let read = |text: &str| parse_size(text);
         self.text(key, read)?.map_or(Ok(()), |bytes| {
             *into = bytes;
@@ -137,7 +147,7 @@ impl<'a, 'i> Fields<'a, 'i> {
     }
 
     /// Reads a share within `bounds` into `into`.
-    pub(super) fn share(
+    pub(crate) fn share(
         &mut self,
         key: &'static str,
         bounds: RangeInclusive<f64>,
@@ -155,7 +165,7 @@ impl<'a, 'i> Fields<'a, 'i> {
     }
 
     /// Reads a time within `bounds`, in seconds, into `into`.
-    pub(super) fn time(
+    pub(crate) fn time(
         &mut self,
         key: &'static str,
         bounds: RangeInclusive<u64>,
@@ -173,7 +183,7 @@ impl<'a, 'i> Fields<'a, 'i> {
     }
 
     /// Reads a number within `bounds`.
-    pub(super) fn number(
+    pub(crate) fn number(
         &mut self,
         key: &'static str,
         bounds: RangeInclusive<f64>,
@@ -194,7 +204,7 @@ impl<'a, 'i> Fields<'a, 'i> {
     }
 
     /// Reads a whole number within `bounds`.
-    pub(super) fn whole(
+    pub(crate) fn whole(
         &mut self,
         key: &'static str,
         bounds: RangeInclusive<u32>,
@@ -209,7 +219,7 @@ impl<'a, 'i> Fields<'a, 'i> {
     }
 
     /// Reads a rate in bytes each second, written as a size.
-    pub(super) fn rate(&mut self, key: &'static str, into: &mut u64) -> Result<(), Fault> {
+    pub(crate) fn rate(&mut self, key: &'static str, into: &mut u64) -> Result<(), Fault> {
         let read = |text: &str| parse_size(text.strip_suffix("/s").unwrap_or(text));
         if let Some(rate) = self.text(key, read)? {
             *into = rate;
@@ -218,7 +228,7 @@ impl<'a, 'i> Fields<'a, 'i> {
     }
 
     /// Refuses a size that is smaller than another.
-    pub(super) fn ordered(&self, key: &str, low: u64, high: u64, than: &str) -> Result<(), Fault> {
+    pub(crate) fn ordered(&self, key: &str, low: u64, high: u64, than: &str) -> Result<(), Fault> {
         if low <= high {
             return Ok(());
         }
@@ -227,7 +237,7 @@ impl<'a, 'i> Fields<'a, 'i> {
     }
 
     /// Refuses keys that nobody has asked for.
-    pub(super) fn finish(self) -> Result<(), Fault> {
+    pub(crate) fn finish(self) -> Result<(), Fault> {
         let keys = self.table.into_iter().flat_map(|table| table.keys());
         let unknown = keys.filter(|key| !self.known.contains(&key.get_ref().as_ref()));
         // In the order of the file, not of the alphabet.

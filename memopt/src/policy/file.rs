@@ -1,28 +1,13 @@
 //! The file of a policy: TOML.
 
-use super::error::PolicyError;
-use super::fields::{Fault, Fields};
+use toml::de::DeValue;
+
 use super::preset::Preset;
 use super::rule::{DomainRule, GuestRule};
 use super::sections::{HostPolicy, MergePolicy, Policy};
-use toml::de::{DeTable, DeValue};
+use crate::settings::{self, Fault, Fields, SettingsError};
+use crate::units::parse_size;
 
-/// The longest file that is read, in bytes.
-pub const POLICY_BYTES_MAX: usize = 256 << 10;
-/// The keys that a policy's file may have. All others are somebody else's, or nobody's.
-pub const POLICY_KEYS: [&str; 11] = [
-    "preset",
-    "goal",
-    "actuators",
-    "host",
-    "balloon",
-    "pain",
-    "merge",
-    "huge",
-    "pools",
-    "verify",
-    "guest",
-];
 /// The most `[[guest]]` tables.
 pub const RULES_MAX: usize = 1024;
 
@@ -33,33 +18,14 @@ impl Policy {
     /// `[huge]`, `[pools]`, `[verify]`, and `[[guest]]`. `[[schedule]]` is left to who reads schedules.
     ///
     /// # Errors
-    /// [`PolicyError`] with file, line and field: what is no TOML, has unknown fields, values of another kind or out of
-    /// range, or such that contradict each other.
-    pub fn parse(text: &str, file_name: &str) -> Result<Self, PolicyError> {
-        let file = || file_name.to_owned();
-        if text.len() > POLICY_BYTES_MAX {
-            return Err(PolicyError::TooLong { file: file(), limit: POLICY_BYTES_MAX });
-        }
-        let line = |offset: usize| {
-            let before = text.get(..offset).unwrap_or(text);
-            before.bytes().filter(|byte| *byte == b'\n').count() + 1
-        };
-        let root = DeTable::parse(text).map_err(|error| PolicyError::Syntax {
-            file: file(),
-            line: line(error.span().map_or(0, |span| span.start)),
-            what: error.message().trim_end().replace('\n', ": "),
-        })?;
-        read(root.get_ref()).map_err(|Fault { at, field, what }| PolicyError::Field {
-            file: file(),
-            line: line(at.start),
-            field,
-            what,
-        })
+    /// With file, line and field: what is no TOML, has unknown fields, values of another kind or out of range, or such that
+    /// contradict each other.
+    pub fn parse(text: &str, file_name: &str) -> Result<Self, SettingsError> {
+        settings::read(text, file_name, read)
     }
 }
 
-fn read(root: &DeTable<'_>) -> Result<Policy, Fault> {
-    let mut fields = Fields::root(root);
+fn read(mut fields: Fields<'_, '_>) -> Result<Policy, Fault> {
     let preset: Option<Preset> = fields.text("preset", str::parse)?;
     let mut policy = preset.unwrap_or_default().policy();
     if let Some(goal) = fields.text("goal", |text| text.parse().map_err(in_words))? {
@@ -196,12 +162,11 @@ fn read_rest(fields: &mut Fields<'_, '_>, policy: &mut Policy) -> Result<(), Fau
 }
 
 fn read_rule(mut it: Fields<'_, '_>) -> Result<GuestRule, Fault> {
-    let size = |text: &str| super::units::parse_size(text);
     let rule = GuestRule {
         name: it.text("name", str::parse)?,
         labels: it.texts("label", str::parse)?.unwrap_or_default(),
-        min_bytes: it.text("min", size)?,
-        max_bytes: it.text("max", size)?,
+        min_bytes: it.text("min", parse_size)?,
+        max_bytes: it.text("max", parse_size)?,
         priority: it.whole("priority", 1..=10_000)?,
         merge_domain: read_domain(&mut it)?,
         take: it.flag("take")?,

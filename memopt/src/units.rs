@@ -1,4 +1,6 @@
 //! Sizes, shares and times, read as an operator writes them (`512MiB`, `20%`, `5m`), and shown as a reader wants them.
+//!
+//! It depends on nothing.
 
 use std::fmt;
 use std::time::Duration;
@@ -8,7 +10,7 @@ pub const MIB: u64 = 1 << 20;
 /// One GiB, in bytes.
 pub const GIB: u64 = 1 << 30;
 
-/// The longest time that a policy can name: a year.
+/// The longest time that anybody can name: a year.
 const DURATION_MAX: Duration = Duration::from_secs(366 * 86_400);
 /// The longest number with its unit that is looked at, in bytes.
 const TEXT_BYTES_MAX: usize = 32;
@@ -64,6 +66,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
         let end = tail.find(|c: char| c.is_ascii_digit()).unwrap_or(tail.len());
         let (unit, next) = tail.split_at(end);
         let seconds = match unit.trim() {
+            "us" => 1e-6,
             "ms" => 1e-3,
             "s" => 1.0,
             "m" | "min" => 60.0,
