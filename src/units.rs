@@ -8,16 +8,13 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Context, Error, Result, bail};
+pub(crate) use memopt::units::{GIB, MIB};
 use serde::Deserialize;
 
 /// One KiB, in bytes.
 pub(crate) const KIB: u64 = 1 << 10;
 /// A page of guest memory, in bytes.
 pub(crate) const PAGE_BYTES: u64 = 4 * KIB;
-/// One MiB, in bytes.
-pub(crate) const MIB: u64 = 1 << 20;
-/// One GiB, in bytes.
-pub(crate) const GIB: u64 = 1 << 30;
 
 /// A size in bytes, read as [`parse_size`] does, from a command line or a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]

@@ -203,7 +203,7 @@ mod tests {
 
     #[test]
     fn sizes_are_binary_with_any_spelling() {
-        for text in ["512M", "512MB", "512MiB", "0.5G", " 536870912 ", "512 MiB"] {
+        for text in ["512M", "512m", "512MB", "512MiB", "0.5G", " 536870912 ", "512 MiB"] {
             assert_eq!(parse_size(text), Ok(512 * MIB), "{text}");
         }
     }
@@ -221,6 +221,8 @@ mod tests {
     fn times_add_up() {
         assert_eq!(parse_duration("1h30m"), Ok(Duration::from_secs(5400)));
         assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(parse_duration("1.5s"), Ok(Duration::from_millis(1500)));
+        assert_eq!(parse_duration("20us"), Ok(Duration::from_micros(20)));
         for text in ["", "5", "5 weeks", "-1s", "99999d", "1e9s"] {
             assert!(parse_duration(text).is_err(), "{text}");
         }

@@ -101,7 +101,8 @@ fn a_look_tells_what_guests_have_in_common_and_what_they_write() {
     wait::until("8 MiB are seen to be written to", || {
         let rows = chunks(&guests[0], &look_at(&guests[0]));
         let hot = rows.iter().filter(|row| row[5] >= 32).count();
-        wait::holds((3..=6).contains(&hot), rows)
+        assert!(hot <= 6, "{rows:?}");
+        wait::holds(hot >= 3, rows)
     });
     assert!(together.iter().all(|row| row[6] & 2 != 0), "all may be merged: {together:?}");
     for guest in &guests {
@@ -128,9 +129,10 @@ fn kvms_log_tells_of_the_few_pages_that_samples_miss() {
             rows.iter().filter(of_working_set).map(|row| row[5]).collect::<Vec<_>>()
         };
         let (inside, outside) = (written(true), written(false));
+        assert!(outside.iter().sum::<u64>() < 16, "{rows:?}");
+        // A busy machine may have let it write less.
         let is_told = inside.iter().filter(|pages| **pages > 0).count() >= 4
-            && inside.iter().sum::<u64>() >= 25
-            && outside.iter().sum::<u64>() < 16;
+            && inside.iter().sum::<u64>() >= 25;
         wait::holds(is_told, rows)
     });
     // Logged for that moment alone: the next look begins anew, and so does a migration.

@@ -130,6 +130,12 @@ impl Context<'_> {
         if target > limits.max_bytes && limits.max_bytes < balloon.actual_bytes {
             let step = self.step(view, balloon);
             let to_bytes = balloon.actual_bytes.saturating_sub(step).max(limits.max_bytes);
+            if to_bytes >= target {
+                // What is less than that nobody could see move.
+                let is_on_its_way = balloon.actual_bytes > target.saturating_add(STILL_BYTES);
+                let arrived = Because::WithinDeadBand;
+                return Stance::Leave(if is_on_its_way { Because::Settling } else { arrived });
+            }
             let reason = format!("its limit is {}", Size::of(limits.max_bytes));
             return Stance::Shrinks { to_bytes, reason };
         }

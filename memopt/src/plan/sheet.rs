@@ -39,8 +39,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Whether guests are left alone only until their balloons have got where they are going. That ends: one that does not move is
-    /// given up.
+    /// Whether guests are left alone only until their balloons have got where they are going. One that does not move is given up.
     #[must_use]
     pub fn waits_for_balloons(&self) -> bool {
         self.skipped.iter().any(|skipped| skipped.because == Because::Settling)

@@ -32,11 +32,7 @@ impl Context<'_> {
                 }
                 Stance::Shrinks { to_bytes, reason } => {
                     // At its limit's bidding, but what comes back is not asked for from others.
-                    if asks_less(view, to_bytes) {
-                        need.met_by(set(view, to_bytes, reason, draft));
-                    } else {
-                        draft.skip(view.name(), Actuator::Balloon, Because::WithinDeadBand);
-                    }
+                    need.met_by(set(view, to_bytes, reason, draft));
                 }
                 Stance::Wants { to_bytes, reason } => queues.wants.push((view, to_bytes, reason)),
                 Stance::Spare(spare) => queues.spares.push((view, spare)),

@@ -28,7 +28,7 @@ impl Policy {
 fn read(mut fields: Fields<'_, '_>) -> Result<Policy, Fault> {
     let preset: Option<Preset> = fields.text("preset", str::parse)?;
     let mut policy = preset.unwrap_or_default().policy();
-    if let Some(goal) = fields.text("goal", |text| text.parse().map_err(in_words))? {
+    if let Some(goal) = fields.text("goal", str::parse)? {
         policy.goal = goal;
     }
     if let Some(actuators) = fields.texts("actuators", str::parse)? {
@@ -45,11 +45,6 @@ fn read(mut fields: Fields<'_, '_>) -> Result<Policy, Fault> {
     fields.get("schedule");
     fields.finish()?;
     Ok(policy)
-}
-
-/// An error as a text, for what is told with its place.
-fn in_words(error: impl std::fmt::Display) -> String {
-    error.to_string()
 }
 
 fn read_host(mut it: Fields<'_, '_>, host: &mut HostPolicy) -> Result<(), Fault> {

@@ -3,7 +3,7 @@
 //!
 //! [`Policy::parse`] reads TOML; every number of every preset is in `preset.rs`, with where it comes from in the
 //! documentation of the fields here. A policy is plain data: [`crate::plan`] does what it says. It depends on
-//! [`crate::situation`] and [`crate::settings`] alone. Start reading at [`Policy`].
+//! [`crate::situation`], [`crate::settings`], [`crate::units`] and [`crate::labels`] alone. Start reading at [`Policy`].
 
 mod activity;
 mod actuator;

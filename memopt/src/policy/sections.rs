@@ -74,7 +74,7 @@ pub struct BalloonPolicy {
     pub red_factor: u32,
     /// `dead-band`: smaller differences than this share of the guest's memory are left alone.
     pub dead_band: f64,
-    /// `dead-band-min`: and those smaller than this.
+    /// `dead-band-min`: and those smaller than this, or than the 1 MiB in which nobody sees a balloon move.
     pub dead_band_min_bytes: u64,
     /// `fast`: how long the fast average of the demand remembers. Demand is the largest of now, fast and slow, as in
     /// ESX.

@@ -179,7 +179,7 @@ fn what_is_no_toml_is_refused_with_its_line() {
 
 #[test]
 fn huge_files_are_refused_unread() {
-    refused(&" ".repeat(FILE_BYTES_MAX + 1), "1", "is longer than");
+    refused(&" ".repeat(FILE_BYTES_MAX + 1), "1", "the file is longer than");
     let rules = "[[guest]]\n".repeat(RULES_MAX + 1);
     refused(&rules, "1: guest", "at most 1024");
     let name = format!("1: {}...", "a".repeat(40));

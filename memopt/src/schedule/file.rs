@@ -66,9 +66,9 @@ fn one(
     check_goal: impl Fn(&str) -> Result<(), String>,
 ) -> Result<Schedule, Fault> {
     let name = it.required("name", name)?;
-    let zone = it.text("timezone", |name| Zone::find(name).map_err(in_words))?;
+    let zone = it.text("timezone", Zone::find)?;
     let zone = zone.unwrap_or_else(Zone::local);
-    let cron = it.required("cron", |text| Cron::parse(text, zone.clone()).map_err(in_words))?;
+    let cron = it.required("cron", |text| Cron::parse(text, zone.clone()))?;
     let mut window = WINDOW;
     it.time("for", WINDOW_SECONDS, &mut window)?;
     Ok(Schedule {
@@ -82,11 +82,6 @@ fn one(
         overlap: it.text("overlap", overlap)?.unwrap_or_default(),
         missed: it.text("missed", |text| missed(text, window))?.unwrap_or_default(),
     })
-}
-
-/// An error as a text, for what is told with its place.
-fn in_words(error: impl std::fmt::Display) -> String {
-    error.to_string()
 }
 
 fn name(text: &str) -> Result<String, String> {

@@ -1,12 +1,18 @@
 //! One table of a file, read field by field: typed, within bounds, and with none left over.
 
+use std::fmt::Display;
 use std::ops::{Range, RangeInclusive};
 use std::time::Duration;
 
 use toml::Spanned;
-use toml::de::{DeTable, DeValue};
+use toml::de::{DeString, DeTable, DeValue};
 
 use crate::units::{Share, Size, Span, parse_duration, parse_share, parse_size, shortened};
+
+/// The most texts of one list.
+const TEXTS_MAX: usize = 64;
+/// Keys that are more alike than this are meant for each other.
+const LIKE: f64 = 0.8;
 
 /// What is wrong with a field.
 #[derive(Debug)]
@@ -85,33 +91,36 @@ impl<'a, 'i> Fields<'a, 'i> {
     }
 
     /// Reads a text by `read`.
-    pub(crate) fn text<T>(
+    pub(crate) fn text<T, E: Display>(
         &mut self,
         key: &'static str,
-        read: impl Fn(&str) -> Result<T, String>,
+        read: impl Fn(&str) -> Result<T, E>,
     ) -> Result<Option<T>, Fault> {
         let Some(value) = self.get(key) else { return Ok(None) };
         let text = value.get_ref().as_str().ok_or_else(|| {
             let found = article(value.get_ref());
             self.fault(key, &format!("is written in quotes, not as {found}"))
         })?;
-        read(text).map(Some).map_err(|what| self.fault(key, &what))
+        read(text).map(Some).map_err(|what| self.fault(key, &what.to_string()))
     }
 
-    /// Reads a text that has to be there by `read`.
-    pub(crate) fn required<T>(
+    /// Reads a text that has to be there by `read`. What is written like its key is taken for it, misspelt.
+    pub(crate) fn required<T, E: Display>(
         &mut self,
         key: &'static str,
-        read: impl Fn(&str) -> Result<T, String>,
+        read: impl Fn(&str) -> Result<T, E>,
     ) -> Result<T, Fault> {
-        self.text(key, read)?.ok_or_else(|| self.fault(key, "is missing"))
+        self.text(key, read)?.ok_or_else(|| match self.misspelt(key) {
+            Some(written) => self.no_such(written, &format!("did you mean `{key}`?")),
+            None => self.fault(key, "is missing"),
+        })
     }
 
     /// Reads a text, or a list of them, by `read`.
-    pub(crate) fn texts<T>(
+    pub(crate) fn texts<T, E: Display>(
         &mut self,
         key: &'static str,
-        read: impl Fn(&str) -> Result<T, String>,
+        read: impl Fn(&str) -> Result<T, E>,
     ) -> Result<Option<Vec<T>>, Fault> {
         let Some(value) = self.get(key) else { return Ok(None) };
         let wrong = || self.fault(key, "is a text or a list of texts, each in quotes");
@@ -123,10 +132,12 @@ impl<'a, 'i> Fields<'a, 'i> {
             }
             _ => return Err(wrong()),
         };
-        if texts.len() > 64 {
-            return Err(self.fault(key, "more than 64 of them"));
+        if texts.len() > TEXTS_MAX {
+            return Err(self.fault(key, &format!("{} of them, at most {TEXTS_MAX}", texts.len())));
         }
-        let read = texts.into_iter().map(|text| read(text).map_err(|what| self.fault(key, &what)));
+        let read = texts
+            .into_iter()
+            .map(|text| read(text).map_err(|what| self.fault(key, &what.to_string())));
         read.collect::<Result<_, _>>().map(Some)
     }
 
@@ -188,19 +199,7 @@ impl<'a, 'i> Fields<'a, 'i> {
         key: &'static str,
         bounds: RangeInclusive<f64>,
     ) -> Result<Option<f64>, Fault> {
-        let Some(value) = self.get(key) else { return Ok(None) };
-        let number = match value.get_ref() {
-            DeValue::Integer(it) if it.radix() == 10 => it.as_str().parse().ok(),
-            DeValue::Float(it) => it.as_str().parse().ok(),
-            _ => None,
-        };
-        match number {
-            Some(number) if bounds.contains(&number) => Ok(Some(number)),
-            _ => {
-                let (low, high) = (bounds.start(), bounds.end());
-                Err(self.fault(key, &format!("is a number from {low} to {high}")))
-            }
-        }
+        self.number_that(key, "a number", bounds, |_| true)
     }
 
     /// Reads a whole number within `bounds`.
@@ -209,12 +208,33 @@ impl<'a, 'i> Fields<'a, 'i> {
         key: &'static str,
         bounds: RangeInclusive<u32>,
     ) -> Result<Option<u32>, Fault> {
-        let (low, high) = (f64::from(*bounds.start()), f64::from(*bounds.end()));
-        match self.number(key, low..=high)? {
-            Some(number) if number.fract() != 0.0 => {
-                Err(self.fault(key, &format!("is a whole number from {low} to {high}")))
+        let bounds = f64::from(*bounds.start())..=f64::from(*bounds.end());
+        let number = self.number_that(key, "a whole number", bounds, |it| it.fract() == 0.0)?;
+        Ok(number.map(|number| number as u32))
+    }
+
+    /// Reads `noun`: a number within `bounds` that `fits`.
+    fn number_that(
+        &mut self,
+        key: &'static str,
+        noun: &str,
+        bounds: RangeInclusive<f64>,
+        fits: impl Fn(f64) -> bool,
+    ) -> Result<Option<f64>, Fault> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let number = match value.get_ref() {
+            DeValue::Integer(it) => {
+                i64::from_str_radix(it.as_str(), it.radix()).ok().map(|it| it as f64)
             }
-            number => Ok(number.map(|number| number as u32)),
+            DeValue::Float(it) => it.as_str().parse().ok(),
+            _ => None,
+        };
+        match number {
+            Some(number) if bounds.contains(&number) && fits(number) => Ok(Some(number)),
+            _ => {
+                let (low, high) = (bounds.start(), bounds.end());
+                Err(self.fault(key, &format!("is {noun} from {low} to {high}")))
+            }
         }
     }
 
@@ -242,20 +262,36 @@ impl<'a, 'i> Fields<'a, 'i> {
         let unknown = keys.filter(|key| !self.known.contains(&key.get_ref().as_ref()));
         // In the order of the file, not of the alphabet.
         let Some(first) = unknown.min_by_key(|key| key.span().start) else { return Ok(()) };
-        let name = shortened(first.get_ref());
-        let what = match self.near(&name) {
-            Some(near) => format!("there is no such field: did you mean `{near}`?"),
-            None => format!("there is no such field: there are {}", self.known.join(", ")),
+        let hint = match self.near(first.get_ref()) {
+            Some(near) => format!("did you mean `{near}`?"),
+            None => format!("there are {}", self.known.join(", ")),
         };
-        Err(Fault { at: first.span(), field: format!("{}{name}", self.path), what })
+        Err(self.no_such(first, &hint))
+    }
+
+    fn no_such(&self, written: &Spanned<DeString<'_>>, hint: &str) -> Fault {
+        let field = format!("{}{}", self.path, shortened(written.get_ref()));
+        Fault { at: written.span(), field, what: format!("there is no such field: {hint}") }
+    }
+
+    /// What is written so much like `key` that it is meant.
+    fn misspelt(&self, key: &str) -> Option<&'a Spanned<DeString<'i>>> {
+        self.table?.keys().find(|name| {
+            !self.known.contains(&name.get_ref().as_ref()) && likeness(key, name.get_ref()) > LIKE
+        })
     }
 
     /// The known key that is most like `name`, when one is like it at all.
     fn near(&self, name: &str) -> Option<&'static str> {
-        let likeness = |key: &&'static str| (strsim::jaro_winkler(key, name) * 1e6) as u64;
-        let best = self.known.iter().copied().max_by_key(likeness)?;
-        (strsim::jaro_winkler(best, name) > 0.8).then_some(best)
+        let alike = self.known.iter().copied().map(|key| (likeness(key, name), key));
+        let (best, key) = alike.max_by(|(one, _), (other, _)| one.total_cmp(other))?;
+        (best > LIKE).then_some(key)
     }
+}
+
+/// How like two keys are, from 0 to 1.
+fn likeness(key: &str, written: &str) -> f64 {
+    strsim::jaro_winkler(key, &shortened(written))
 }
 
 /// What a value is, for people.

@@ -31,7 +31,11 @@ pub(crate) fn read<T>(
         SettingsError { file: file.to_owned(), line, field, what }
     };
     if text.len() > FILE_BYTES_MAX {
-        return Err(error(0..0, String::new(), format!("is longer than {FILE_BYTES_MAX} bytes")));
+        return Err(error(
+            0..0,
+            String::new(),
+            format!("the file is longer than {FILE_BYTES_MAX} bytes"),
+        ));
     }
     let root = DeTable::parse(text).map_err(|wrong| {
         let what = wrong.message().trim_end().replace('\n', ": ");

@@ -15,7 +15,7 @@ use serde::Deserialize;
 use super::service::{Density, Pages};
 use super::settings::Settings;
 use super::types::{
-    DensityStatus, Kept, NextRun, PLAN_BYTES_MAX, PlanRequest, RunEnd, RunRequest, RunStarted,
+    Agenda, DensityStatus, Kept, PLAN_BYTES_MAX, PlanRequest, RunEnd, RunRequest, RunStarted,
 };
 use super::watch;
 use crate::api::{ApiError, Reason};
@@ -46,7 +46,7 @@ pub(crate) fn router(density: Arc<Density>) -> Router {
         .route(plan, post(make_plan))
         .route(runs, get(list).merge(post(begin).layer(DefaultBodyLimit::max(RUN_BYTES_MAX))))
         .route(run, get(show_run).delete(cancel))
-        .route(next, get(list_next))
+        .route(next, get(show_next))
         .with_state(density)
 }
 
@@ -57,7 +57,7 @@ pub(crate) fn readonly_router(density: Arc<Density>) -> Router {
         .route(status, get(show))
         .route(runs, get(list))
         .route(run, get(show_run))
-        .route(next, get(list_next))
+        .route(next, get(show_next))
         .with_state(density)
 }
 
@@ -120,11 +120,11 @@ async fn cancel(
     Ok((StatusCode::ACCEPTED, Json(RunStarted { run })))
 }
 
-async fn list_next(
+async fn show_next(
     State(density): Shared,
     count: Result<Query<Count>, QueryRejection>,
-) -> Result<Json<Vec<NextRun>>, ApiError> {
-    Ok(Json(density.next(count_of(count)?)))
+) -> Result<Json<Agenda>, ApiError> {
+    Ok(Json(density.agenda(count_of(count)?)))
 }
 
 fn count_of(count: Result<Query<Count>, QueryRejection>) -> Result<usize, ApiError> {

@@ -26,6 +26,9 @@ const SETTLE_PAUSE: Duration = Duration::from_secs(1);
 /// A run ends after so many rounds, however much there is still to do.
 const ROUNDS_MAX: usize = 1000;
 
+/// For so long a run waits for balloons alone. One that stands still is given up long before; one that creeps is waited for no longer.
+const BALLOON_PATIENCE: Duration = Duration::from_secs(300);
+
 /// What a run is to do.
 #[derive(Debug)]
 pub(super) struct Task {
@@ -102,15 +105,17 @@ impl Runner {
             plan = only(anew, self.task.only.as_ref());
             self.density.records.put_down_plan(self.id, &plan);
         }
-        for _ in 0..ROUNDS_MAX {
+        let (mut rounds, mut acted) = (0, uptime());
+        while rounds < ROUNDS_MAX {
             if let Some(end) = self.must_end() {
                 return Ok(end);
             }
             if !plan.steps.is_empty() {
                 self.round(&plan.steps).await?;
+                (rounds, acted) = (rounds + 1, uptime());
             } else if plan.wanted_bytes == Some(0) {
                 return Ok(RunEnd::Reached);
-            } else if plan.waits_for_balloons() && self.task.only.is_none() {
+            } else if plan.waits_for_balloons() && self.has_patience(acted) {
                 self.pause().await;
             } else {
                 return Ok(RunEnd::Exhausted);
@@ -153,6 +158,11 @@ impl Runner {
             false if is_over => Some(RunEnd::WindowOver),
             false => None,
         }
+    }
+
+    /// Whether balloons that have been on their way since `acted` are waited for.
+    fn has_patience(&self, acted: Duration) -> bool {
+        self.task.only.is_none() && uptime().saturating_sub(acted) < BALLOON_PATIENCE
     }
 
     async fn pause(&mut self) {

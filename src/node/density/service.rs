@@ -22,7 +22,7 @@ use super::records::Records;
 use super::settings::{Change, SettingsFile};
 use super::survey::{self, Surveys, Wanted};
 use super::tally::Tally;
-use super::types::{DensityStatus, NextRun, Remembered};
+use super::types::{Agenda, DensityStatus, NextRun, Remembered};
 use crate::api::{ApiError, Reason};
 use crate::cli::spec::SwitchArg;
 use crate::clock::{unix_ms, uptime};
@@ -140,7 +140,7 @@ impl Density {
             file,
             file_error,
             missing: view.missing,
-            running: self.running().as_ref().map(|(run, _)| *run),
+            running: self.running_now(),
         })
     }
 
@@ -278,20 +278,22 @@ impl Density {
         settings.settings.schedules.iter().find(|schedule| schedule.name == name).cloned()
     }
 
-    /// What is due next.
-    pub(crate) fn next(&self, count: usize) -> Vec<NextRun> {
+    /// What runs, and the first `count` runs that are due then.
+    pub(crate) fn agenda(&self, count: usize) -> Agenda {
         let upcoming = self.scheduler().next(count);
         let goal = |name: &str| {
             self.schedule(name).map(|schedule| schedule.goal.to_string()).unwrap_or_default()
         };
-        upcoming
-            .into_iter()
-            .map(|next| NextRun {
-                at_unix_seconds: next.tick,
-                goal: goal(&next.schedule),
-                schedule: next.schedule,
-            })
-            .collect()
+        let next = upcoming.into_iter().map(|next| NextRun {
+            at_unix_seconds: next.tick,
+            goal: goal(&next.schedule),
+            schedule: next.schedule,
+        });
+        Agenda {
+            next: next.collect(),
+            running: self.running_now(),
+            file_error: self.settings().error.clone(),
+        }
     }
 
     /// Makes this the run under way; what is returned hears when it is called off.
@@ -380,6 +382,10 @@ impl Density {
 
     fn scheduler(&self) -> MutexGuard<'_, Scheduler> {
         self.scheduler.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn running_now(&self) -> Option<RunId> {
+        self.running().as_ref().map(|(run, _)| *run)
     }
 
     fn running(&self) -> MutexGuard<'_, Option<(RunId, watch::Sender<bool>)>> {

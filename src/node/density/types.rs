@@ -145,7 +145,18 @@ impl Payloads for Kept {
 /// A run as it is listed.
 pub(crate) type RunSummary = Summary<RunEnd>;
 
-/// `GET /v1/density/next`: a run that is due.
+/// `GET /v1/density/next`: what runs, and what comes then. Nobody looks at the host for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Agenda {
+    /// The run under way.
+    pub(crate) running: Option<RunId>,
+    /// What is scheduled, the first first.
+    pub(crate) next: Vec<NextRun>,
+    /// Why lighter.toml as it is now does not hold.
+    pub(crate) file_error: Option<String>,
+}
+
+/// A run that is due.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct NextRun {
     /// When, in Unix seconds.

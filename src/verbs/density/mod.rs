@@ -16,7 +16,7 @@ use crate::api::{ApiClient, AskError};
 use crate::cli::Output;
 use crate::cli::density::{CancelRunArgs, DensityArgs, DensityVerb, NextArgs};
 use crate::exit::Exit;
-use crate::node::density_types::{DensityStatus, NextRun, RunStarted};
+use crate::node::density_types::{Agenda, RunStarted};
 use crate::output;
 use crate::state_dir::StateDir;
 use crate::table::Table;
@@ -56,24 +56,21 @@ fn heard<T>(answer: Result<T, AskError>) -> Result<T> {
 
 fn next(state: &StateDir, args: &NextArgs) -> Result<Exit> {
     let path = format!("/v1/density/next?count={}", args.count);
-    let (runs, status): (Vec<NextRun>, DensityStatus) = block_on(async {
-        let node = node(state);
-        Ok::<_, anyhow::Error>((
-            heard(node.get(&path).await)?,
-            heard(node.get("/v1/density").await)?,
-        ))
-    })?;
-    if let Some(error) = status.file_error {
+    let agenda: Agenda = block_on(async { heard(node(state).get(&path).await) })?;
+    if let Some(error) = agenda.file_error {
         output::note(format!("not read, and what it said before holds: {error}"));
     }
+    if let Some(run) = agenda.running {
+        output::note(format!("run {run} is under way: see `lighter density history {run}`"));
+    }
     match args.json.output() {
-        Output::Json => output::print_json(&runs)?,
-        Output::Text if runs.is_empty() => {
+        Output::Json => output::print_json(&agenda.next)?,
+        Output::Text if agenda.next.is_empty() => {
             output::note("nothing is scheduled: see [[schedule]] of lighter.toml");
         }
         Output::Text => {
             let mut table = Table::new(&["AT", "SCHEDULE", "GOAL"]);
-            for run in &runs {
+            for run in &agenda.next {
                 table.row([
                     calendar_time(run.at_unix_seconds.cast_signed()),
                     run.schedule.clone(),
@@ -91,7 +88,7 @@ fn cancel(state: &StateDir, args: &CancelRunArgs) -> Result<Exit> {
         let node = node(state);
         let run = match args.run {
             Some(run) => RunId(run),
-            None => heard(node.get::<DensityStatus>("/v1/density").await)?
+            None => heard(node.get::<Agenda>("/v1/density/next?count=0").await)?
                 .running
                 .context("no run is under way")?,
         };

@@ -134,7 +134,7 @@ fn linux_says_which_pages_are_free_and_has_them_back_wherever_it_is() {
     let mut hosts = pair.hosts();
     // On a busy machine its driver may have said little when its time is over.
     let mut told_enough = 0;
-    for _ in 0..MIGRATIONS_MAX {
+    for turn in 1..=MIGRATIONS_MAX {
         let report = Migration::run(hosts[0], "linux", hosts[1]).ok();
         hosts.reverse();
         say_figures("hints", &report);
@@ -151,6 +151,7 @@ fn linux_says_which_pages_are_free_and_has_them_back_wherever_it_is() {
         });
         told_enough += u32::from(hinted >= FOUND_MIB * PAGES_PER_MIB);
         if told_enough == 2 {
+            println!("{turn} migrations");
             break;
         }
     }

@@ -12,7 +12,7 @@ use crate::host::{Host, wait};
 const CLOCK_ERROR_MS: i64 = 400;
 
 /// Lines from which clocks are read. A delay only ever adds, so the least of them is nearest to the truth.
-const READINGS: usize = 5;
+const READINGS: usize = 4;
 
 /// A line each second, on a busy machine.
 const LINE_PATIENCE: Duration = Duration::from_secs(120);
@@ -94,11 +94,10 @@ impl Clocks {
         }
     }
 
-    /// Neither clock has lost or gained time since `before`, by the host's clock.
-    fn agree_with(self, before: Self) -> bool {
+    /// How much the time of day has lost since `before`, by the host's clock, and the monotonic clock beyond that, milliseconds.
+    fn lost_since(self, before: Self) -> [i64; 2] {
         let lost_ms = self.host_ahead_ms - before.host_ahead_ms;
-        let apart_ms = self.monotonic_start_ms - before.monotonic_start_ms;
-        lost_ms.abs() < CLOCK_ERROR_MS && apart_ms.abs() < CLOCK_ERROR_MS
+        [lost_ms, self.monotonic_start_ms - before.monotonic_start_ms]
     }
 }
 
@@ -132,30 +131,33 @@ impl Witness {
         line
     }
 
-    /// The last of some lines, and the clocks by all of them.
+    /// The last of some lines, and the clocks by all of them: it reads on until some lines in a row have brought nothing new.
     #[track_caller]
     pub(crate) fn testify(&self) -> (Line, Clocks) {
-        let read = |_| {
-            let line = self.line();
-            let clocks = Clocks::of(&line);
-            (line, clocks)
-        };
-        let lines = (0..READINGS).map(read);
-        lines.reduce(|(_, seen), (line, clocks)| (line, seen.least(clocks))).expect("some lines")
+        let mut last = self.line();
+        let (mut clocks, mut calm) = (Clocks::of(&last), 0);
+        while calm < READINGS {
+            last = self.line();
+            let seen = clocks.least(Clocks::of(&last));
+            let is_new = clocks.lost_since(seen).iter().any(|ms| *ms > CLOCK_ERROR_MS / 4);
+            (clocks, calm) = (seen, if is_new { 0 } else { calm + 1 });
+        }
+        (last, clocks)
     }
 
-    /// Neither clock has lost or gained time since `before`; returns the last line. A machine that is busy may delay more than a few
-    /// lines: it reads on until one was not.
+    /// Neither clock has lost or gained time since `before`; returns the last line. A busy machine may delay more lines than those: it
+    /// reads on.
     #[track_caller]
     pub(crate) fn keeps_time_since(&self, before: Clocks) -> Line {
         let (mut last, mut clocks) = self.testify();
-        wait::within(LINE_PATIENCE, "its clocks have neither lost nor gained time", || {
-            if clocks.agree_with(before) {
+        wait::within(LINE_PATIENCE, "its clocks have lost no time, in milliseconds", || {
+            let lost_ms = clocks.lost_since(before);
+            if lost_ms.iter().all(|ms| ms.abs() < CLOCK_ERROR_MS) {
                 return Ok(last.clone());
             }
             last = self.line();
             clocks = clocks.least(Clocks::of(&last));
-            Err((before, clocks))
+            Err(lost_ms)
         })
     }
 

@@ -19,8 +19,9 @@ const MIGRATIONS: usize = 10;
 const CHUNK_BYTES: usize = 24 << 10;
 /// How fast the hosts' link is.
 const LINK_RATE: &str = "400mbit";
-/// How long the switch may take to see a guest that has moved: until it is told it forgets nothing for minutes.
-const LEARNT_WITHIN: Duration = Duration::from_secs(20);
+/// How long the switch may take to see a guest that has moved. Whatever the guest may say by itself comes later: Linux asks after a
+/// neighbour 5 s after it has used it.
+const LEARNT_WITHIN: Duration = Duration::from_secs(4);
 /// How long data may take through an emulated kernel and back, on a busy machine.
 const ECHO_PATIENCE: Duration = Duration::from_secs(120);
 

@@ -40,6 +40,22 @@ fn a_guest_gets_all_that_it_needs_at_once() {
     assert_eq!(set_to(&plan, "a"), Some(demand + demand / 5));
 }
 
+/// Waiting for a balloon ends because one that stands still is given up: what nobody sees move is not waited for.
+#[test]
+fn a_balloon_is_on_its_way_only_where_it_can_be_seen_to_move() {
+    let text = "[balloon]\ndead-band = \"0%\"\ndead-band-min = \"0\"\nstep = \"0.1%\"";
+    let small_step = Policy::parse(text, "f").unwrap();
+    let limited = Policy::parse(&format!("{text}\n[[guest]]\nmax = \"1GiB\""), "f").unwrap();
+    for policy in [&small_step, &limited] {
+        for (open_bytes, waits) in [(MIB, false), (2 * MIB, true)] {
+            let mut guest = idle_guest("a", 8 * GIB, GIB);
+            balloon(&mut guest).target_bytes = 8 * GIB - open_bytes;
+            let (plan, _) = settled(&situation(50, vec![guest]), policy, MAX);
+            assert_eq!(plan.waits_for_balloons(), waits, "{open_bytes}: {plan:#?}");
+        }
+    }
+}
+
 #[test]
 fn what_a_guest_never_sees_is_not_asked_for_and_is_no_hole() {
     // Of its 8 GiB it sees half, all of which is there, and uses 1 GiB of it.

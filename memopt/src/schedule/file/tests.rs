@@ -99,11 +99,11 @@ fn what_is_wrong_is_said_with_line_and_key() {
         ),
         (
             "budget = { pages-per-second = 0 }",
-            "schedule[0].budget.pages-per-second: is a number from 1 to 4294967295",
+            "schedule[0].budget.pages-per-second: is a whole number from 1 to 4294967295",
         ),
         (
             "budget = { cpu-seconds = 99999999999 }",
-            "schedule[0].budget.cpu-seconds: is a number from 1",
+            "schedule[0].budget.cpu-seconds: is a whole number from 1",
         ),
         (
             "budget = { pages_per_second = 1 }",
@@ -134,6 +134,29 @@ fn a_key_that_is_missing_is_said_with_its_table() {
         let expected = format!("lighter.toml:3: schedule[0].{key}: is missing");
         assert_eq!(parse(&format!("\n\n{text}")), Err(expected));
     }
+}
+
+#[test]
+fn a_key_that_is_misspelt_is_not_said_to_be_missing() {
+    let text = "[[schedule]]\nname = \"n\"\ncrn = \"@daily\"\ngoal = \"max density\"";
+    let expected = "lighter.toml:3: schedule[0].crn: there is no such field: did you mean `cron`?";
+    assert_eq!(parse(text), Err(expected.to_owned()));
+}
+
+#[test]
+fn numbers_are_written_as_toml_has_them() {
+    for number in ["20000", "20_000", "0x4E20", "2e4"] {
+        let schedules = with(&format!("budget = {{ pages-per-second = {number} }}")).unwrap();
+        assert_eq!(schedules[0].budget.pages_per_second, Some(20_000), "{number}");
+    }
+}
+
+#[test]
+fn conditions_are_few() {
+    let conditions = |count: usize| format!("guests = [{}]", "\"tier\", ".repeat(count));
+    assert!(with(&conditions(64)).is_ok());
+    let error = with(&conditions(65)).unwrap_err();
+    assert!(error.ends_with("schedule[0].guests: 65 of them, at most 64"), "{error}");
 }
 
 #[test]
