@@ -160,7 +160,7 @@ fn faults_name_line_and_field() {
     refused("[host]\nred-below = \"30%\"", "2: host.red-below", "above `amber-below`");
     refused("[merge]\njoin-share = \"2%\"", "2: merge.join-share", "upwards");
     refused("[huge]\nhot-written = \"1%\"", "2: huge.hot-written", "merge.cold-written");
-    refused("[merge]\npasses = \"3\"", "2: merge.passes", "a number");
+    refused("[merge]\npasses = \"3\"", "2: merge.passes", "a whole number");
     refused("[[guest]]\n\n[[guest]]\nmin = \"2G\"\nmax = \"1G\"", "5: guest[1].max", "less than");
     refused("[[guest]]\nname = \"a**\"", "2: guest[0].name", "single `*`");
     refused("[[guest]]\nlabel = \"=tier\"", "2: guest[0].label", "tier=batch");

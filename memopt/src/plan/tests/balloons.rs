@@ -43,7 +43,7 @@ fn a_guest_gets_all_that_it_needs_at_once() {
 /// Waiting for a balloon ends because one that stands still is given up: what nobody sees move is not waited for.
 #[test]
 fn a_balloon_is_on_its_way_only_where_it_can_be_seen_to_move() {
-    let text = "[balloon]\ndead-band = \"0%\"\ndead-band-min = \"0\"\nstep = \"0.1%\"";
+    let text = "[balloon]\ndead-band = \"0%\"\ndead-band-min = \"0\"\nstep = \"0.1%\"\nstuck-after = \"5m\"";
     let small_step = Policy::parse(text, "f").unwrap();
     let limited = Policy::parse(&format!("{text}\n[[guest]]\nmax = \"1GiB\""), "f").unwrap();
     for policy in [&small_step, &limited] {
