@@ -9,6 +9,7 @@ use super::action::Action;
 use super::because::{Advice, Because};
 use crate::ledger::Level;
 use crate::policy::{Actuator, Goal};
+use crate::situation::Hindrance;
 use crate::units::Size;
 
 /// What is to be done now, why, and why the rest is not.
@@ -43,6 +44,13 @@ impl Plan {
     #[must_use]
     pub fn waits_for_balloons(&self) -> bool {
         self.skipped.iter().any(|skipped| skipped.because == Because::Settling)
+    }
+
+    /// Whether guests are left alone only because their processes did not answer in time: they may the next time.
+    #[must_use]
+    pub fn waits_for_answers(&self) -> bool {
+        let silent = Because::Hindered { by: Hindrance::Unreachable };
+        self.skipped.iter().any(|skipped| skipped.because == silent)
     }
 }
 

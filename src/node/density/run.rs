@@ -29,6 +29,9 @@ const ROUNDS_MAX: usize = 1000;
 /// For so long a run waits for balloons alone. One that stands still is given up long before; one that creeps is waited for no longer.
 const BALLOON_PATIENCE: Duration = Duration::from_secs(300);
 
+/// For so long it waits for guests alone that do not answer: on a busy host they may do so the next time.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
+
 /// What a run is to do.
 #[derive(Debug)]
 pub(super) struct Task {
@@ -115,7 +118,7 @@ impl Runner {
                 (rounds, acted) = (rounds + 1, uptime());
             } else if plan.wanted_bytes == Some(0) {
                 return Ok(RunEnd::Reached);
-            } else if plan.waits_for_balloons() && self.has_patience(acted) {
+            } else if self.has_patience(&plan, acted) {
                 self.pause().await;
             } else {
                 return Ok(RunEnd::Exhausted);
@@ -160,9 +163,14 @@ impl Runner {
         }
     }
 
-    /// Whether balloons that have been on their way since `acted` are waited for.
-    fn has_patience(&self, acted: Duration) -> bool {
-        self.task.only.is_none() && uptime().saturating_sub(acted) < BALLOON_PATIENCE
+    /// Whether guests are waited for that something is to come of, when nothing was done since `acted`.
+    fn has_patience(&self, plan: &Plan, acted: Duration) -> bool {
+        let patience = match plan {
+            plan if plan.waits_for_balloons() => BALLOON_PATIENCE,
+            plan if plan.waits_for_answers() => ANSWER_PATIENCE,
+            _ => return false,
+        };
+        self.task.only.is_none() && uptime().saturating_sub(acted) < patience
     }
 
     async fn pause(&mut self) {

@@ -57,6 +57,17 @@ fn a_balloon_is_on_its_way_only_where_it_can_be_seen_to_move() {
 }
 
 #[test]
+fn a_guest_that_does_not_answer_may_do_so_the_next_time() {
+    for (hindrance, waits) in [(Hindrance::Unreachable, true), (Hindrance::Paused, false)] {
+        let mut guest = idle_guest("a", 8 * GIB, GIB);
+        guest.hindrance = Some(hindrance);
+        let (plan, _) = settled(&situation(50, vec![guest]), &balanced(), MAX);
+        assert_eq!(plan.waits_for_answers(), waits, "{plan:#?}");
+        assert!(!plan.waits_for_balloons() && plan.steps.is_empty(), "{plan:#?}");
+    }
+}
+
+#[test]
 fn what_a_guest_never_sees_is_not_asked_for_and_is_no_hole() {
     // Of its 8 GiB it sees half, all of which is there, and uses 1 GiB of it.
     let mut guest = idle_guest("a", 8 * GIB, GIB);
