@@ -144,8 +144,8 @@ pub(crate) struct GuestSpec {
     #[serde(default, deserialize_with = "from_text")]
     pub(crate) dirty_log: Option<DirtyLog>,
 
-    /// A label for people and programs, shown by `ls --json` and `show`. Give it more than once for more labels. Labels stay
-    /// behind when the guest migrates.
+    /// A label for people and programs, by which policies and schedules choose guests; shown by `ls --json` and `show`. Give it more
+    /// than once for more labels. Labels stay behind when the guest migrates.
     #[arg(long = "label", value_name = "KEY=VALUE")]
     #[serde(default, deserialize_with = "labels")]
     pub(crate) labels: Vec<Label>,

@@ -26,7 +26,7 @@ mod scrape;
 mod service;
 mod types;
 
-pub(crate) use density::types as density_types;
+pub(crate) use density::{check_settings, types as density_types};
 pub(crate) use launch::{IncomingLine, LINGER};
 pub(crate) use run::run;
 pub(crate) use types::NodeFile;

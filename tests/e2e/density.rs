@@ -284,7 +284,7 @@ fn settings_that_are_wrong_are_told_with_their_place_and_change_nothing() {
         "[[schedule]]\nname = \"night\"\ncron = \"61 3 * * *\"\ngoal = \"max density\"\n";
     fs::write(&trial, schedule).expect("a file");
     let plan = ["density", "plan", "--policy", &trial.display().to_string()];
-    pair.a.run(&plan).complains(Exit::Failed, &["policy:3:", "schedule[0].cron"]);
+    pair.a.run(&plan).complains(Exit::Failed, &["trial.toml:3:", "schedule[0].cron"]);
     pair.a.kill_node();
     let words = ["lighter.toml:2:", "balloon"];
     let node = ["node", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"];

@@ -4,9 +4,9 @@ use toml::de::DeValue;
 
 use super::preset::Preset;
 use super::rule::{DomainRule, GuestRule};
-use super::sections::{HostPolicy, MergePolicy, Policy};
+use super::sections::{HostPolicy, HugePolicy, MergePolicy, Policy, PoolPolicy, VerifyPolicy};
 use crate::settings::{self, Fault, Fields, SettingsError};
-use crate::units::parse_size;
+use crate::units::{MIB, Share, Size, Span, parse_size, shortened};
 
 /// The most `[[guest]]` tables.
 pub const RULES_MAX: usize = 1024;
@@ -37,8 +37,12 @@ fn read(mut fields: Fields<'_, '_>) -> Result<Policy, Fault> {
     read_host(fields.section("host")?, &mut policy.host)?;
     read_balloon(fields.section("balloon")?, &mut policy)?;
     read_pain(fields.section("pain")?, &mut policy)?;
-    read_merge(fields.section("merge")?, &mut policy.merge)?;
-    read_rest(&mut fields, &mut policy)?;
+    let (mut merge, mut huge) = (fields.section("merge")?, fields.section("huge")?);
+    read_merge(&mut merge, &mut policy.merge)?;
+    read_huge(&mut huge, &mut policy.huge)?;
+    check_written(&merge, &huge, &policy)?;
+    read_pools(fields.section("pools")?, &mut policy.pools)?;
+    read_verify(fields.section("verify")?, &mut policy.verify)?;
     for rule in fields.sections("guest", RULES_MAX)? {
         policy.guests.push(read_rule(rule)?);
     }
@@ -53,9 +57,8 @@ fn read_host(mut it: Fields<'_, '_>, host: &mut HostPolicy) -> Result<(), Fault>
     it.share("red-stall", 0.001..=1.0, &mut host.red_stall)?;
     it.share("hysteresis", 0.0..=0.2, &mut host.hysteresis)?;
     it.share("cow-reserve", 0.0..=1.0, &mut host.cow_reserve)?;
-    if host.red_below > host.amber_below {
-        return Err(it.fault("red-below", "is above `amber-below`"));
-    }
+    let levels = [("red-below", host.red_below), ("amber-below", host.amber_below)];
+    it.upwards(&levels, Share)?;
     it.finish()
 }
 
@@ -77,9 +80,7 @@ fn read_balloon(mut it: Fields<'_, '_>, policy: &mut Policy) -> Result<(), Fault
     it.time("stuck-after", 5..=3600, &mut balloon.stuck_after)?;
     it.share("idle-tax", 0.0..=0.99, &mut balloon.idle_tax)?;
     it.time("turns-within", 60..=86_400, &mut balloon.turns_within)?;
-    if balloon.slow < balloon.fast {
-        return Err(it.fault("slow", "is faster than `fast`"));
-    }
+    it.upwards(&[("fast", balloon.fast), ("slow", balloon.slow)], Span)?;
     it.finish()
 }
 
@@ -97,7 +98,7 @@ fn read_pain(mut it: Fields<'_, '_>, policy: &mut Policy) -> Result<(), Fault> {
     it.finish()
 }
 
-fn read_merge(mut it: Fields<'_, '_>, merge: &mut MergePolicy) -> Result<(), Fault> {
+fn read_merge(it: &mut Fields<'_, '_>, merge: &mut MergePolicy) -> Result<(), Fault> {
     it.share("split-share", 0.016..=1.0, &mut merge.split_share)?;
     it.share("join-share", 0.016..=1.0, &mut merge.join_share)?;
     it.share("leave-share", 0.0..=1.0, &mut merge.leave_share)?;
@@ -122,37 +123,58 @@ fn read_merge(mut it: Fields<'_, '_>, merge: &mut MergePolicy) -> Result<(), Fau
     }
     it.time("domain-stay", 0..=7 * 86_400, &mut merge.domain_stay)?;
     it.size("gain-min", &mut merge.gain_min_bytes)?;
-    if merge.leave_share > merge.join_share || merge.join_share > merge.split_share {
-        let what = "`leave-share`, `join-share` and `split-share` go upwards in this order";
-        return Err(it.fault("join-share", what));
+    let shares = [
+        ("leave-share", merge.leave_share),
+        ("join-share", merge.join_share),
+        ("split-share", merge.split_share),
+    ];
+    it.upwards(&shares, Share)?;
+    it.finish()
+}
+
+fn read_huge(it: &mut Fields<'_, '_>, huge: &mut HugePolicy) -> Result<(), Fault> {
+    it.share("hot-written", 0.002..=1.0, &mut huge.hot_written)?;
+    it.share("present", 0.0..=1.0, &mut huge.present)?;
+    if let Some(chunks) = it.whole("chunks-max", 1..=65_536)? {
+        huge.chunks_max = chunks;
     }
     it.finish()
 }
 
-fn read_rest(fields: &mut Fields<'_, '_>, policy: &mut Policy) -> Result<(), Fault> {
-    let mut it = fields.section("huge")?;
-    it.share("hot-written", 0.002..=1.0, &mut policy.huge.hot_written)?;
-    it.share("present", 0.0..=1.0, &mut policy.huge.present)?;
-    if let Some(chunks) = it.whole("chunks-max", 1..=65_536)? {
-        policy.huge.chunks_max = chunks;
+/// What is cold enough to be merged is not hot enough for a huge page.
+fn check_written(
+    merge: &Fields<'_, '_>,
+    huge: &Fields<'_, '_>,
+    policy: &Policy,
+) -> Result<(), Fault> {
+    let (cold, hot) = (policy.merge.cold_written, policy.huge.hot_written);
+    if cold < hot {
+        return Ok(());
     }
-    if policy.huge.hot_written <= policy.merge.cold_written {
-        return Err(it.fault("hot-written", "is not above `merge.cold-written`"));
-    }
-    it.finish()?;
-    let mut it = fields.section("pools")?;
-    let pools = &mut policy.pools;
+    let (cold, hot) = (Share(cold), Share(hot));
+    let what = format!("`merge.cold-written`, {cold}, is not below `huge.hot-written`, {hot}");
+    let (table, key) = match huge.is_written("hot-written") {
+        true => (huge, "hot-written"),
+        false => (merge, "cold-written"),
+    };
+    Err(table.fault(key, &what))
+}
+
+fn read_pools(mut it: Fields<'_, '_>, pools: &mut PoolPolicy) -> Result<(), Fault> {
     it.size("free-min", &mut pools.free_min_bytes)?;
     pools.free_max_bytes = pools.free_max_bytes.max(pools.free_min_bytes);
     it.size("free-max", &mut pools.free_max_bytes)?;
-    it.ordered("free-max", pools.free_min_bytes, pools.free_max_bytes, "free-min")?;
-    it.finish()?;
-    let mut it = fields.section("verify")?;
-    it.share("enough", 0.0..=1.0, &mut policy.verify.enough)?;
+    let bounds = [("free-min", pools.free_min_bytes), ("free-max", pools.free_max_bytes)];
+    it.upwards(&bounds, Size::of)?;
+    it.finish()
+}
+
+fn read_verify(mut it: Fields<'_, '_>, verify: &mut VerifyPolicy) -> Result<(), Fault> {
+    it.share("enough", 0.0..=1.0, &mut verify.enough)?;
     if let Some(tries) = it.whole("tries", 1..=100)? {
-        policy.verify.tries = tries as u8;
+        verify.tries = tries as u8;
     }
-    it.time("bench", 10..=86_400, &mut policy.verify.bench)?;
+    it.time("bench", 10..=86_400, &mut verify.bench)?;
     it.finish()
 }
 
@@ -161,7 +183,7 @@ fn read_rule(mut it: Fields<'_, '_>) -> Result<GuestRule, Fault> {
         name: it.text("name", str::parse)?,
         labels: it.texts("label", str::parse)?.unwrap_or_default(),
         min_bytes: it.text("min", parse_size)?,
-        max_bytes: it.text("max", parse_size)?,
+        max_bytes: it.text("max", limit)?,
         priority: it.whole("priority", 1..=10_000)?,
         merge_domain: read_domain(&mut it)?,
         take: it.flag("take")?,
@@ -169,10 +191,19 @@ fn read_rule(mut it: Fields<'_, '_>) -> Result<GuestRule, Fault> {
         actuators: it.texts("actuators", str::parse)?.map(|all| all.into_iter().collect()),
     };
     if let (Some(min), Some(max)) = (rule.min_bytes, rule.max_bytes) {
-        it.ordered("max", min, max, "min")?;
+        it.upwards(&[("min", min), ("max", max)], Size::of)?;
     }
     it.finish()?;
     Ok(rule)
+}
+
+/// The most that a guest may have. With less than this no kernel runs, and a unit is likely to be missing.
+fn limit(text: &str) -> Result<u64, String> {
+    let least = 4 * MIB;
+    match parse_size(text)? {
+        bytes if bytes >= least => Ok(bytes),
+        _ => Err(format!("`{}` is less than {}", shortened(text), Size::of(least))),
+    }
 }
 
 /// A name, or `false` for none.

@@ -152,16 +152,24 @@ fn faults_name_line_and_field() {
     refused("goal = \"free lots\"", "1: goal: `lots` is no size", "write it as");
     refused("[balloon]\nreserve = 20", "2: balloon.reserve", "in quotes, not as a number");
     refused("[balloon]\nreserve = \"20\"", "2: balloon.reserve", "write it as 20%");
-    refused("[balloon]\nfloor = \"1%\"", "2: balloon.floor", "not within 5% and 100%");
-    refused("[balloon]\nfast = \"2h\"", "2: balloon.fast", "not within 1s and 1h");
-    refused("[balloon]\nfast = \"20m\"", "1: balloon.slow", "is faster than `fast`");
+    refused("[balloon]\nfloor = \"1%\"", "2: balloon.floor", "`1%` is not from 5% to 100%");
+    refused("[balloon]\nfast = \"2h\"", "2: balloon.fast", "`2h` is not from 1s to 1h");
+    refused("[balloon]\nfast = \"20m\"", "2: balloon.fast", "20m, is more than `slow`, 10m");
+    refused("[balloon]\nfloor = \"4.99%\"", "2: balloon.floor", "`4.99%` is not from 5% to");
     refused("[balloon]\nred-factor = 1.5", "2: balloon.red-factor", "whole number");
     refused("balloon = 1", "1: balloon", "is a table, not a number");
-    refused("[host]\nred-below = \"30%\"", "2: host.red-below", "above `amber-below`");
-    refused("[merge]\njoin-share = \"2%\"", "2: merge.join-share", "upwards");
+    refused("[host]\nred-below = \"30%\"", "2: host.red-below", "more than `amber-below`, 20%");
+    refused("[merge]\njoin-share = \"2%\"", "2: merge.join-share", "`leave-share`, 2.5%, is more");
+    refused("[merge]\nleave-share = \"50%\"", "2: merge.leave-share", "`join-share`, 5%");
+    refused("[merge]\ncold-written = \"7%\"", "2: merge.cold-written", "`huge.hot-written`, 6.2%");
+    refused("[[guest]]\nmax = \"512\"", "2: guest[0].max", "less than 4 MiB");
     refused("[huge]\nhot-written = \"1%\"", "2: huge.hot-written", "merge.cold-written");
     refused("[merge]\npasses = \"3\"", "2: merge.passes", "a whole number");
-    refused("[[guest]]\n\n[[guest]]\nmin = \"2G\"\nmax = \"1G\"", "5: guest[1].max", "less than");
+    refused(
+        "[[guest]]\n\n[[guest]]\nmin = \"2G\"\nmax = \"1G\"",
+        "5: guest[1].max",
+        "more than `max`, 1 GiB",
+    );
     refused("[[guest]]\nname = \"a**\"", "2: guest[0].name", "single `*`");
     refused("[[guest]]\nlabel = \"=tier\"", "2: guest[0].label", "tier=batch");
     refused("[[guest]]\nactuators = [1]", "2: guest[0].actuators", "list of texts");

@@ -29,7 +29,7 @@ pub struct Cron {
 pub enum CronError {
     /// It cannot be understood.
     #[error(
-        "`{text}` is no cron expression of five fields (minute hour day month weekday, as \"30 2 * * 1-5\"): {cause}"
+        "`{text}` is no cron expression (minute hour day month weekday, as \"30 2 * * 1-5\"): {cause}"
     )]
     Malformed {
         /// As it was written.
@@ -58,7 +58,7 @@ impl Cron {
         }
         let parser =
             CronParser::builder().seconds(Seconds::Disallowed).year(Year::Disallowed).build();
-        check_words(text).map_err(malformed)?;
+        check(text).map_err(malformed)?;
         let parsed = parser.parse(text).map_err(|error| malformed(cause(&parser, text, &error)))?;
         let cron = Self { text: text.trim().to_owned(), parsed, zone };
         match cron.after(LEAP_YEAR) {
@@ -94,40 +94,55 @@ impl fmt::Display for Cron {
     }
 }
 
-/// The fields, and the words that mean something in each: the parser takes `MON` for 1 in any of them.
-const FIELDS: [(&str, &str); 5] = [
-    ("minute", ""),
-    ("hour", ""),
-    ("day", "L W LW"),
-    ("month", "JAN FEB MAR APR MAY JUN JUL AUG SEP OCT NOV DEC"),
-    ("weekday", "SUN MON TUE WED THU FRI SAT SUNL MONL TUEL WEDL THUL FRIL SATL L"),
+/// The fields, their ranges, and the words that mean something in each: the parser takes `MON` for 1 in any of them.
+const FIELDS: [(&str, &str, &str); 5] = [
+    ("minute", "0 to 59", ""),
+    ("hour", "0 to 23", ""),
+    ("day", "1 to 31", "L W LW"),
+    ("month", "1 to 12", "JAN FEB MAR APR MAY JUN JUL AUG SEP OCT NOV DEC"),
+    ("weekday", "0 to 7", "SUN MON TUE WED THU FRI SAT SUNL MONL TUEL WEDL THUL FRIL SATL"),
 ];
+/// What stands for an expression.
+const NICKNAMES: [&str; 6] = ["@yearly", "@annually", "@monthly", "@weekly", "@daily", "@hourly"];
 
-/// Refuses words in fields in which they mean nothing.
-fn check_words(text: &str) -> Result<(), String> {
-    let text = text.to_ascii_uppercase();
-    for (field, (name, known)) in
-        text.split_whitespace().zip(FIELDS).filter(|(field, _)| !field.starts_with('@'))
-    {
-        let mut words = field.split(|c: char| !c.is_alphabetic()).filter(|word| !word.is_empty());
-        if let Some(word) = words.find(|word| known.split(' ').all(|known| known != *word)) {
-            return Err(format!("`{word}` means nothing in the {name} `{field}`"));
-        }
+/// Refuses what the parser would take for something else.
+fn check(text: &str) -> Result<(), String> {
+    let fields: Vec<&str> = text.split_whitespace().collect();
+    if text.trim().starts_with('@') {
+        let is_known = NICKNAMES.iter().any(|name| name.eq_ignore_ascii_case(text.trim()));
+        let known = NICKNAMES.join(", ");
+        return if is_known { Ok(()) } else { Err(format!("of names there are {known}")) };
     }
-    Ok(())
+    if fields.len() != FIELDS.len() {
+        return Err(format!("it has {} fields, not {}", fields.len(), FIELDS.len()));
+    }
+    let mut all = fields.into_iter().zip(FIELDS);
+    all.try_for_each(|(field, (name, _, words))| check_field(field, name, words))
 }
 
-/// What is wrong, with the field in which it is, when there are five and one of them is wrong by itself.
+/// Refuses lists with nothing between two commas, and words that mean nothing in a field.
+fn check_field(field: &str, name: &str, known: &str) -> Result<(), String> {
+    if field.split(',').any(str::is_empty) {
+        return Err(format!("the {name} `{field}` has nothing before or after a comma"));
+    }
+    let mut words = field.split(|c: char| !c.is_alphabetic()).filter(|word| !word.is_empty());
+    let is_unknown = |word: &&str| known.split(' ').all(|known| !known.eq_ignore_ascii_case(word));
+    match words.find(is_unknown) {
+        Some(word) => Err(format!("`{word}` means nothing in the {name} `{field}`")),
+        None => Ok(()),
+    }
+}
+
+/// What is wrong, with the field in which it is, when one is wrong by itself.
 fn cause(parser: &CronParser, text: &str, error: &croner::errors::CronError) -> String {
-    let fields: Vec<&str> = text.split_whitespace().collect();
-    let wrong_alone = |(index, field): (usize, &&str)| {
+    let wrong_alone = |(index, field): (usize, &str)| {
         let mut alone = ["*"; FIELDS.len()];
-        alone[index] = field;
+        *alone.get_mut(index)? = field;
         let error = parser.parse(&alone.join(" ")).err()?;
-        Some(format!("the {} `{field}`: {}", FIELDS[index].0, lower_case(&error)))
+        let (name, range, _) = FIELDS[index];
+        Some(format!("the {name} `{field}` (of {range}): {}", lower_case(&error)))
     };
-    let wrong_field = || fields.iter().enumerate().find_map(wrong_alone);
-    let found = if fields.len() == FIELDS.len() { wrong_field() } else { None };
+    let found = text.split_whitespace().enumerate().find_map(wrong_alone);
     found.unwrap_or_else(|| lower_case(error))
 }
 
@@ -198,15 +213,20 @@ mod tests {
             "\u{e9}",
         ] {
             let error = Cron::parse(text, Zone::utc()).unwrap_err();
-            assert!(error.to_string().contains("five fields"), "{error}");
+            assert!(error.to_string().contains("minute hour day"), "{error}");
             assert!(error.to_string().len() < 400, "{error}");
         }
         for (text, field) in [
-            ("60 * * * *", "the minute `60`: "),
-            ("0 25 * * *", "the hour `25`: "),
-            ("0 0 0 * *", "the day `0`: "),
-            ("0 0 * 13 *", "the month `13`: "),
-            ("0 0 * * 1-9", "the weekday `1-9`: "),
+            ("60 * * * *", "the minute `60` (of 0 to 59): "),
+            ("0 25 * * *", "the hour `25` (of "),
+            ("0 0 0 * *", "the day `0` (of "),
+            ("0 0 * 13 *", "the month `13` (of "),
+            ("0 0 * * 1-9", "the weekday `1-9` (of "),
+            (", * * * *", "the minute `,` has nothing before or after a comma"),
+            ("0 0 * * MON,TUE,", "the weekday `MON,TUE,` has nothing"),
+            ("0 0 3 * * *", "it has 6 fields, not 5"),
+            ("@reboot", "there are @yearly, @annually, @monthly"),
+            ("0 3 * * L", "`L` means nothing in the weekday"),
             ("0 0 * FRI *", "means nothing in the month `FRI`"),
         ] {
             let error = Cron::parse(text, Zone::utc()).unwrap_err().to_string();

@@ -131,7 +131,7 @@ fn overlap(text: &str) -> Result<Overlap, String> {
 fn missed(text: &str, window: Duration) -> Result<Missing, String> {
     match text.split_once("within") {
         None if text == "skip" => Ok(Missing::Skip),
-        Some((verb, within)) if verb.trim() == "catch-up" => match parse_duration(within)? {
+        Some((verb, within)) if verb.trim() == "catch-up" => match parse_duration(within.trim())? {
             within if within <= window => Ok(Missing::CatchUp { within }),
             _ => {
                 let window = Span(window);

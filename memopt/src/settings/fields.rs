@@ -7,7 +7,7 @@ use std::time::Duration;
 use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 
-use crate::units::{Share, Size, Span, parse_duration, parse_share, parse_size, shortened};
+use crate::units::{Share, Span, parse_duration, parse_share, parse_size, shortened};
 
 /// The most texts of one list.
 const TEXTS_MAX: usize = 64;
@@ -164,14 +164,11 @@ impl<'a, 'i> Fields<'a, 'i> {
         bounds: RangeInclusive<f64>,
         into: &mut f64,
     ) -> Result<(), Fault> {
-        let Some(share) = self.text(key, parse_share)? else { return Ok(()) };
-        if !bounds.contains(&share) {
-            let (low, high) = (Share(*bounds.start()), Share(*bounds.end()));
-            return Err(
-                self.fault(key, &format!("{} is not within {low} and {high}", Share(share)))
-            );
+        let (low, high) = (Share(*bounds.start()), Share(*bounds.end()));
+        let read = |text: &str| within(text, parse_share(text)?, &bounds, low, high);
+        if let Some(share) = self.text(key, read)? {
+            *into = share;
         }
-        *into = share;
         Ok(())
     }
 
@@ -182,14 +179,12 @@ impl<'a, 'i> Fields<'a, 'i> {
         bounds: RangeInclusive<u64>,
         into: &mut Duration,
     ) -> Result<(), Fault> {
-        let Some(time) = self.text(key, parse_duration)? else { return Ok(()) };
-        let (low, high) =
-            (Duration::from_secs(*bounds.start()), Duration::from_secs(*bounds.end()));
-        if time < low || time > high {
-            let what = format!("{} is not within {} and {}", Span(time), Span(low), Span(high));
-            return Err(self.fault(key, &what));
+        let bounds = Duration::from_secs(*bounds.start())..=Duration::from_secs(*bounds.end());
+        let (low, high) = (Span(*bounds.start()), Span(*bounds.end()));
+        let read = |text: &str| within(text, parse_duration(text)?, &bounds, low, high);
+        if let Some(time) = self.text(key, read)? {
+            *into = time;
         }
-        *into = time;
         Ok(())
     }
 
@@ -247,17 +242,31 @@ impl<'a, 'i> Fields<'a, 'i> {
         Ok(())
     }
 
-    /// Refuses a size that is smaller than another.
-    pub(crate) fn ordered(&self, key: &str, low: u64, high: u64, than: &str) -> Result<(), Fault> {
-        if low <= high {
-            return Ok(());
+    /// Refuses values that do not go upwards in their order. Blamed is one that is written: others are a preset's.
+    pub(crate) fn upwards<T: PartialOrd + Copy, S: Display>(
+        &self,
+        values: &[(&str, T)],
+        shown: fn(T) -> S,
+    ) -> Result<(), Fault> {
+        for pair in values.windows(2) {
+            let [(low_key, low), (high_key, high)] = pair else { continue };
+            if low > high {
+                let (low, high) = (shown(*low), shown(*high));
+                let key = if self.is_written(high_key) { high_key } else { low_key };
+                let what = format!("`{low_key}`, {low}, is more than `{high_key}`, {high}");
+                return Err(self.fault(key, &what));
+            }
         }
-        Err(self
-            .fault(key, &format!("{} is less than `{than}`, {}", Size::of(high), Size::of(low))))
+        Ok(())
+    }
+
+    /// Whether the file says something of `key`.
+    pub(crate) fn is_written(&self, key: &str) -> bool {
+        self.table.is_some_and(|table| table.contains_key(key))
     }
 
     /// Refuses keys that nobody has asked for.
-    pub(crate) fn finish(self) -> Result<(), Fault> {
+    pub(crate) fn finish(&self) -> Result<(), Fault> {
         let keys = self.table.into_iter().flat_map(|table| table.keys());
         let unknown = keys.filter(|key| !self.known.contains(&key.get_ref().as_ref()));
         // In the order of the file, not of the alphabet.
@@ -287,6 +296,20 @@ impl<'a, 'i> Fields<'a, 'i> {
         let (best, key) = alike.max_by(|(one, _), (other, _)| one.total_cmp(other))?;
         (best > LIKE).then_some(key)
     }
+}
+
+/// `value`, which is written as `text`, if it is within its bounds.
+fn within<T: PartialOrd>(
+    text: &str,
+    value: T,
+    bounds: &RangeInclusive<T>,
+    low: impl Display,
+    high: impl Display,
+) -> Result<T, String> {
+    if bounds.contains(&value) {
+        return Ok(value);
+    }
+    Err(format!("`{}` is not from {low} to {high}", shortened(text)))
 }
 
 /// How like two keys are, from 0 to 1.

@@ -10,6 +10,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use memopt::history::{Listing, Run, RunId};
 use memopt::plan::Plan;
+use memopt::settings::FILE_BYTES_MAX;
 use serde::Deserialize;
 
 use super::service::{Density, Pages};
@@ -36,6 +37,9 @@ const COUNT_MAX: usize = 1000;
 /// The largest request for a run, in bytes: with such a plan, and what is around it.
 const RUN_BYTES_MAX: usize = PLAN_BYTES_MAX + 1024;
 
+/// The largest request for a plan, in bytes: with such a policy, each letter of which may be escaped, and what is around it.
+const PLAN_REQUEST_BYTES_MAX: usize = 2 * FILE_BYTES_MAX + 1024;
+
 type Shared = State<Arc<Density>>;
 
 /// For the host's owner.
@@ -43,7 +47,7 @@ pub(crate) fn router(density: Arc<Density>) -> Router {
     let [status, plan, runs, run, next] = PATHS;
     Router::new()
         .route(status, get(show))
-        .route(plan, post(make_plan))
+        .route(plan, post(make_plan).layer(DefaultBodyLimit::max(PLAN_REQUEST_BYTES_MAX)))
         .route(runs, get(list).merge(post(begin).layer(DefaultBodyLimit::max(RUN_BYTES_MAX))))
         .route(run, get(show_run).delete(cancel))
         .route(next, get(show_next))

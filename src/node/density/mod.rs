@@ -25,4 +25,5 @@ mod watch;
 pub(super) use api::PATHS;
 pub(super) use api::{readonly_router, router};
 pub(crate) use service::Density;
+pub(crate) use settings::check_settings;
 pub(super) use watch::start;

@@ -2,8 +2,8 @@
 
 use std::fs;
 use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 use memopt::policy::{Goal, Policy};
 use memopt::schedule::{self, Schedule};
@@ -32,8 +32,17 @@ impl Settings {
     }
 }
 
-/// What told one state of the file from another: when it was changed, and its length.
-type Stamp = Option<(SystemTime, u64)>;
+/// Whether `text` is right, the content of the file called `name` in messages.
+///
+/// # Errors
+/// What is wrong, with file, line and field.
+pub(crate) fn check_settings(text: &str, name: &str) -> Result<(), SettingsError> {
+    Settings::parse(text, name).map(drop)
+}
+
+/// What tells one state of the file from another: which file it is, when it or its rights were changed, and its length; or why nobody
+/// can tell.
+type Stamp = Result<(u64, (i64, i64), u64), ErrorKind>;
 
 /// The file, and what it said when it was last right.
 #[derive(Debug)]
@@ -91,13 +100,13 @@ impl SettingsFile {
 
     /// The file, if it is there.
     pub(super) fn path(&self) -> Option<&Path> {
-        self.stamp.is_some().then_some(self.path.as_path())
+        (self.stamp != Err(ErrorKind::NotFound)).then_some(self.path.as_path())
     }
 }
 
 fn stamp(path: &Path) -> Stamp {
-    let file = fs::metadata(path).ok()?;
-    Some((file.modified().ok()?, file.len()))
+    let file = fs::metadata(path).map_err(|error| error.kind())?;
+    Ok((file.ino(), (file.ctime(), file.ctime_nsec()), file.len()))
 }
 
 fn read(path: &Path) -> Result<Settings, String> {
@@ -160,6 +169,16 @@ mod tests {
         assert_eq!(file.refresh(), Change::Wrong);
         assert!(file.error.as_deref().unwrap().contains("densest"), "{:?}", file.error);
         assert_eq!(file.settings, before);
+        // As long as the one before, and said to be as old.
+        let other = folder.path().join("other.toml");
+        fs::write(&other, SCHEDULE.replace("night", "early")).unwrap();
+        let age = fs::metadata(&path).unwrap().modified().unwrap();
+        fs::File::options().write(true).open(&other).unwrap().set_modified(age).unwrap();
+        fs::write(&path, SCHEDULE).unwrap();
+        assert_eq!(file.refresh(), Change::New);
+        fs::rename(&other, &path).unwrap();
+        assert_eq!(file.refresh(), Change::New);
+        assert_eq!(file.settings.schedules[0].name, "early");
         fs::remove_file(&path).unwrap();
         assert_eq!(file.refresh(), Change::New);
         assert!(file.settings.schedules.is_empty() && file.error.is_none());

@@ -44,6 +44,7 @@ pub(super) fn run(state: &StateDir, args: &ApplyArgs) -> Result<Exit> {
         if !args.watch {
             return one(&client, &request, output, &mut interrupts).await;
         }
+        output::note("a run begins whenever there is something to do; Ctrl-C ends it");
         loop {
             if has_work(&client, &request).await? {
                 let exit = one(&client, &request, output, &mut interrupts).await?;

@@ -1,5 +1,6 @@
 //! `lighter density plan`.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -10,6 +11,7 @@ use super::{heard, node, signed_size};
 use crate::cli::Output;
 use crate::cli::density::PlanArgs;
 use crate::exit::Exit;
+use crate::node::check_settings;
 use crate::node::density_types::PlanRequest;
 use crate::output;
 use crate::state_dir::StateDir;
@@ -25,12 +27,9 @@ pub(super) const SURVEY_PATIENCE: Duration = Duration::from_secs(24 * 3600);
 /// # Errors
 /// No node answers, or the policy is wrong.
 pub(super) fn run(state: &StateDir, args: &PlanArgs) -> Result<Exit> {
-    let policy = args.policy.as_deref().map(|path| {
-        regular_file::read_text(path, FILE_BYTES_MAX as u64)
-            .with_context(|| format!("cannot read {}", path.display()))
-    });
+    let policy = args.policy.as_deref().map(policy).transpose()?;
     let (goal, survey) = (args.options.goal, args.survey);
-    let request = PlanRequest { goal, policy: policy.transpose()?, survey };
+    let request = PlanRequest { goal, policy, survey };
     let mut client = node(state);
     if survey {
         output::note("the guests' pages are looked at first");
@@ -42,6 +41,15 @@ pub(super) fn run(state: &StateDir, args: &PlanArgs) -> Result<Exit> {
         Output::Text => output::print(text(&plan))?,
     }
     Ok(Exit::Done)
+}
+
+/// The content of a policy's file; the node would call it by no name.
+fn policy(path: &Path) -> Result<String> {
+    let name = path.display().to_string();
+    let text = regular_file::read_text(path, FILE_BYTES_MAX as u64)
+        .with_context(|| format!("cannot read {name}"))?;
+    check_settings(&text, &name)?;
+    Ok(text)
 }
 
 /// A plan as people read it.
