@@ -149,7 +149,7 @@ fn cause(parser: &CronParser, text: &str, error: &croner::errors::CronError) -> 
 /// The parser's sentence as part of ours.
 fn lower_case(error: &croner::errors::CronError) -> String {
     let text = error.to_string();
-    let text = text.trim_end_matches('.');
+    let text = text.trim_end_matches('.').trim_start_matches("Component error: ");
     let mut letters = text.chars();
     letters.next().map(|first| first.to_lowercase().chain(letters).collect()).unwrap_or_default()
 }
