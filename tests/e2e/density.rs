@@ -286,7 +286,7 @@ fn settings_that_are_wrong_are_told_with_their_place_and_change_nothing() {
     let plan = ["density", "plan", "--policy", &trial.display().to_string()];
     pair.a.run(&plan).complains(Exit::Failed, &["trial.toml:3:", "schedule[0].cron"]);
     // As long as a file may be that the node reads, and each letter takes two on its way.
-    fs::write(&trial, format!("# {}\n", "\"".repeat(255 << 10))).expect("a file");
+    fs::write(&trial, format!("# {}\n", "\"".repeat((256 << 10) - 3))).expect("a file");
     pair.a.run(&plan).ok();
     pair.a.kill_node();
     let words = ["lighter.toml:2:", "balloon"];

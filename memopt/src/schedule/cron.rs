@@ -94,13 +94,76 @@ impl fmt::Display for Cron {
     }
 }
 
-/// The fields, their ranges, and the words that mean something in each: the parser takes `MON` for 1 in any of them.
-const FIELDS: [(&str, &str, &str); 5] = [
-    ("minute", "0 to 59", ""),
-    ("hour", "0 to 23", ""),
-    ("day", "1 to 31", "L W LW"),
-    ("month", "1 to 12", "JAN FEB MAR APR MAY JUN JUL AUG SEP OCT NOV DEC"),
-    ("weekday", "0 to 7", "SUN MON TUE WED THU FRI SAT SUNL MONL TUEL WEDL THUL FRIL SATL"),
+/// A field of an expression.
+struct Field {
+    name: &'static str,
+    range: &'static str,
+    /// What may stand for a number.
+    words: &'static [&'static str],
+    /// What a number may have behind it.
+    mark: Option<char>,
+}
+
+impl Field {
+    const fn new(
+        name: &'static str,
+        range: &'static str,
+        words: &'static [&'static str],
+        mark: Option<char>,
+    ) -> Self {
+        Self { name, range, words, mark }
+    }
+
+    /// Refuses what means nothing in this field. The parser takes much of it for something else: `SUN5` for a Friday, a list with
+    /// nothing between two commas for one that is shorter.
+    fn check(&self, text: &str) -> Result<(), String> {
+        let is_weekday = self.name == "weekday";
+        let list = text.strip_prefix('+').filter(|_| is_weekday).unwrap_or(text);
+        for part in list.split(',') {
+            if part.is_empty() {
+                let name = self.name;
+                return Err(format!("the {name} `{text}` has nothing before or after a comma"));
+            }
+            if !self.takes(part) {
+                return Err(format!("`{part}` means nothing in the {} `{text}`", self.name));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a part of a list looks like one: `*`, `5`, `mon-fri`, `10-40/5`, `15W`, `fri#2`.
+    fn takes(&self, part: &str) -> bool {
+        let (range, step) = part.split_once('/').map_or((part, "1"), |split| split);
+        let is_range = match (range.split_once('-'), range.split_once('#')) {
+            (Some((first, last)), _) => self.is_value(first) && self.is_value(last),
+            (None, Some((day, count))) => self.is_value(day) && is_number(count),
+            (None, None) => ["*", "?"].contains(&range) || self.is_value(range),
+        };
+        is_range && is_number(step)
+    }
+
+    fn is_value(&self, text: &str) -> bool {
+        let number = self.mark.and_then(|mark| text.strip_suffix(mark)).unwrap_or(text);
+        is_number(number) || self.words.iter().any(|word| word.eq_ignore_ascii_case(text))
+    }
+}
+
+fn is_number(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+const MONTHS: [&str; 12] =
+    ["JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC"];
+const WEEKDAYS: [&str; 14] = [
+    "SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT", "SUNL", "MONL", "TUEL", "WEDL", "THUL",
+    "FRIL", "SATL",
+];
+const FIELDS: [Field; 5] = [
+    Field::new("minute", "0 to 59", &[], None),
+    Field::new("hour", "0 to 23", &[], None),
+    Field::new("day", "1 to 31", &["L", "W", "LW"], Some('W')),
+    Field::new("month", "1 to 12", &MONTHS, None),
+    Field::new("weekday", "0 to 7", &WEEKDAYS, Some('L')),
 ];
 /// What stands for an expression.
 const NICKNAMES: [&str; 6] = ["@yearly", "@annually", "@monthly", "@weekly", "@daily", "@hourly"];
@@ -116,40 +179,26 @@ fn check(text: &str) -> Result<(), String> {
     if fields.len() != FIELDS.len() {
         return Err(format!("it has {} fields, not {}", fields.len(), FIELDS.len()));
     }
-    let mut all = fields.into_iter().zip(FIELDS);
-    all.try_for_each(|(field, (name, _, words))| check_field(field, name, words))
-}
-
-/// Refuses lists with nothing between two commas, and words that mean nothing in a field.
-fn check_field(field: &str, name: &str, known: &str) -> Result<(), String> {
-    if field.split(',').any(str::is_empty) {
-        return Err(format!("the {name} `{field}` has nothing before or after a comma"));
-    }
-    let mut words = field.split(|c: char| !c.is_alphabetic()).filter(|word| !word.is_empty());
-    let is_unknown = |word: &&str| known.split(' ').all(|known| !known.eq_ignore_ascii_case(word));
-    match words.find(is_unknown) {
-        Some(word) => Err(format!("`{word}` means nothing in the {name} `{field}`")),
-        None => Ok(()),
-    }
+    fields.into_iter().zip(&FIELDS).try_for_each(|(text, field)| field.check(text))
 }
 
 /// What is wrong, with the field in which it is, when one is wrong by itself.
 fn cause(parser: &CronParser, text: &str, error: &croner::errors::CronError) -> String {
-    let wrong_alone = |(index, field): (usize, &str)| {
+    let wrong_alone = |(index, (text, field)): (usize, (&str, &Field))| {
         let mut alone = ["*"; FIELDS.len()];
-        *alone.get_mut(index)? = field;
+        alone[index] = text;
         let error = parser.parse(&alone.join(" ")).err()?;
-        let (name, range, _) = FIELDS[index];
-        Some(format!("the {name} `{field}` (of {range}): {}", lower_case(&error)))
+        Some(format!("the {} `{text}` (of {}): {}", field.name, field.range, lower_case(&error)))
     };
-    let found = text.split_whitespace().enumerate().find_map(wrong_alone);
+    let found = text.split_whitespace().zip(&FIELDS).enumerate().find_map(wrong_alone);
     found.unwrap_or_else(|| lower_case(error))
 }
 
 /// The parser's sentence as part of ours.
 fn lower_case(error: &croner::errors::CronError) -> String {
     let text = error.to_string();
-    let text = text.trim_end_matches('.').trim_start_matches("Component error: ");
+    let text = text.trim_end_matches('.');
+    let text = text.strip_prefix("Component error: ").unwrap_or(text);
     let mut letters = text.chars();
     letters.next().map(|first| first.to_lowercase().chain(letters).collect()).unwrap_or_default()
 }
@@ -188,6 +237,11 @@ mod tests {
             ("0 4 * * MON-FRI", "2026-11-23T04:00:00Z"),
             ("0 0 29 2 *", "2028-02-29T00:00:00Z"),
             ("0 3 L * *", "2026-11-30T03:00:00Z"),
+            ("0 3 * * 5L", "2026-11-27T03:00:00Z"),
+            ("0 3 * * friL", "2026-11-27T03:00:00Z"),
+            ("0 3 15W * *", "2026-12-15T03:00:00Z"),
+            ("0 3 * * fri#2", "2026-12-11T03:00:00Z"),
+            ("10-40/15 3,4 * jan-mar *", "2027-01-01T03:10:00Z"),
             ("@daily", "2026-11-21T00:00:00Z"),
         ] {
             let cron = Cron::parse(text, Zone::utc()).unwrap();
@@ -225,6 +279,13 @@ mod tests {
             (", * * * *", "the minute `,` has nothing before or after a comma"),
             ("0 0 * * MON,TUE,", "the weekday `MON,TUE,` has nothing"),
             ("0 0 3 * * *", "it has 6 fields, not 5"),
+            ("0 0 * * SUN5", "`SUN5` means nothing in the weekday"),
+            ("0 0 * 1JAN *", "`1JAN` means nothing in the month"),
+            ("0 0 15W3 * *", "`15W3` means nothing in the day"),
+            ("0 0 * * FRI#MON", "`FRI#MON` means nothing in the weekday"),
+            ("0 0 * * +,MON", "the weekday `+,MON` has nothing"),
+            ("0 0 * * +", "the weekday `+` has nothing"),
+            ("5% * * * *", "`5%` means nothing in the minute"),
             ("@reboot", "there are @yearly, @annually, @monthly"),
             ("0 3 * * L", "`L` means nothing in the weekday"),
             ("0 0 * FRI *", "means nothing in the month `FRI`"),

@@ -1,4 +1,4 @@
-//! How `lighter.toml` is read, by whoever has fields in it: [`read`] hands out its [`Fields`], and what is wrong with one comes back
+//! How `lighter.toml` is read, by whoever has fields in it: `read` hands out its `Fields`, and what is wrong with one comes back
 //! with its line.
 //!
 //! It knows no field of anybody. It depends on [`crate::units`] alone.

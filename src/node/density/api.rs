@@ -37,8 +37,8 @@ const COUNT_MAX: usize = 1000;
 /// The largest request for a run, in bytes: with such a plan, and what is around it.
 const RUN_BYTES_MAX: usize = PLAN_BYTES_MAX + 1024;
 
-/// The largest request for a plan, in bytes: with such a policy, each letter of which may be escaped, and what is around it.
-const PLAN_REQUEST_BYTES_MAX: usize = 2 * FILE_BYTES_MAX + 1024;
+/// The largest request for a plan, in bytes: with such a policy, each letter of which may be written as `\u0000`, and what is around it.
+const PLAN_REQUEST_BYTES_MAX: usize = 6 * FILE_BYTES_MAX + 1024;
 
 type Shared = State<Arc<Density>>;
 

@@ -26,11 +26,35 @@ const SETTLE_PAUSE: Duration = Duration::from_secs(1);
 /// A run ends after so many rounds, however much there is still to do.
 const ROUNDS_MAX: usize = 1000;
 
-/// For so long a run waits for balloons alone. One that stands still is given up long before; one that creeps is waited for no longer.
+/// For so long a run waits for balloons alone. One that stands still is given up before, with the presets; one that creeps is waited for
+/// no longer.
 const BALLOON_PATIENCE: Duration = Duration::from_secs(300);
 
-/// For so long it waits for guests alone that do not answer: on a busy host they may do so the next time.
-const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
+/// So often in a row it looks again when guests do not answer: on a busy host they may do so the next time.
+const SILENT_LOOKS_MAX: u32 = 3;
+
+/// What a run waits for when there is nothing to do now.
+struct Waits {
+    since: Duration,
+    silent_looks: u32,
+}
+
+impl Waits {
+    /// Something has just been done.
+    fn begin() -> Self {
+        Self { since: uptime(), silent_looks: 0 }
+    }
+
+    /// Whether it waits on, for guests that are left alone in `plan`.
+    fn go_on(&mut self, plan: &Plan) -> bool {
+        if plan.waits_for_balloons() {
+            self.silent_looks = 0;
+            return uptime().saturating_sub(self.since) < BALLOON_PATIENCE;
+        }
+        self.silent_looks += 1;
+        plan.waits_for_answers() && self.silent_looks <= SILENT_LOOKS_MAX
+    }
+}
 
 /// What a run is to do.
 #[derive(Debug)]
@@ -108,17 +132,17 @@ impl Runner {
             plan = only(anew, self.task.only.as_ref());
             self.density.records.put_down_plan(self.id, &plan);
         }
-        let (mut rounds, mut acted) = (0, uptime());
+        let (mut rounds, mut waits) = (0, Waits::begin());
         while rounds < ROUNDS_MAX {
             if let Some(end) = self.must_end() {
                 return Ok(end);
             }
             if !plan.steps.is_empty() {
                 self.round(&plan.steps).await?;
-                (rounds, acted) = (rounds + 1, uptime());
+                (rounds, waits) = (rounds + 1, Waits::begin());
             } else if plan.wanted_bytes == Some(0) {
                 return Ok(RunEnd::Reached);
-            } else if self.has_patience(&plan, acted) {
+            } else if self.task.only.is_none() && waits.go_on(&plan) {
                 self.pause().await;
             } else {
                 return Ok(RunEnd::Exhausted);
@@ -161,16 +185,6 @@ impl Runner {
             false if is_over => Some(RunEnd::WindowOver),
             false => None,
         }
-    }
-
-    /// Whether guests are waited for that something is to come of, when nothing was done since `acted`.
-    fn has_patience(&self, plan: &Plan, acted: Duration) -> bool {
-        let patience = match plan {
-            plan if plan.waits_for_balloons() => BALLOON_PATIENCE,
-            plan if plan.waits_for_answers() => ANSWER_PATIENCE,
-            _ => return false,
-        };
-        self.task.only.is_none() && uptime().saturating_sub(acted) < patience
     }
 
     async fn pause(&mut self) {

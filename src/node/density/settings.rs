@@ -172,10 +172,10 @@ mod tests {
         // As long as the one before, and said to be as old.
         let other = folder.path().join("other.toml");
         fs::write(&other, SCHEDULE.replace("night", "early")).unwrap();
-        let age = fs::metadata(&path).unwrap().modified().unwrap();
-        fs::File::options().write(true).open(&other).unwrap().set_modified(age).unwrap();
         fs::write(&path, SCHEDULE).unwrap();
         assert_eq!(file.refresh(), Change::New);
+        let age = fs::metadata(&path).unwrap().modified().unwrap();
+        fs::File::options().write(true).open(&other).unwrap().set_modified(age).unwrap();
         fs::rename(&other, &path).unwrap();
         assert_eq!(file.refresh(), Change::New);
         assert_eq!(file.settings.schedules[0].name, "early");

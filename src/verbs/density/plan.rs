@@ -43,7 +43,7 @@ pub(super) fn run(state: &StateDir, args: &PlanArgs) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// The content of a policy's file; the node would call it by no name.
+/// The content of a policy's file. The node would not know its name.
 fn policy(path: &Path) -> Result<String> {
     let name = path.display().to_string();
     let text = regular_file::read_text(path, FILE_BYTES_MAX as u64)

@@ -57,6 +57,25 @@ fn a_balloon_is_on_its_way_only_where_it_can_be_seen_to_move() {
 }
 
 #[test]
+fn a_guest_above_its_limit_is_waited_for_as_far_as_it_can_be_seen_to_move() {
+    let law = |text: &str| {
+        let text = format!("[balloon]\n{text}\n[[guest]]\nname = \"a\"\nmax = \"1GiB\"");
+        Policy::parse(&text, "f").unwrap()
+    };
+    let wide = law("dead-band = \"10%\"\nstep = \"0.1%\"\nstuck-after = \"5m\"");
+    let fine = law("dead-band = \"0%\"\nstep-max = \"512KiB\"\nstuck-after = \"5m\"");
+    for (policy, open_bytes, because) in
+        [(&wide, 100 * MIB, Because::Settling), (&fine, MIB, Because::WithinDeadBand)]
+    {
+        let mut guest = idle_guest("a", 8 * GIB, GIB / 2);
+        balloon(&mut guest).target_bytes = 8 * GIB - open_bytes;
+        let (plan, _) = settled(&situation(50, vec![guest]), policy, MAX);
+        assert_eq!(why(&plan, "a", Actuator::Balloon), because, "{plan:#?}");
+        assert!(plan.steps.is_empty(), "{plan:#?}");
+    }
+}
+
+#[test]
 fn a_guest_that_does_not_answer_may_do_so_the_next_time() {
     for (hindrance, waits) in [(Hindrance::Unreachable, true), (Hindrance::Paused, false)] {
         let mut guest = idle_guest("a", 8 * GIB, GIB);
