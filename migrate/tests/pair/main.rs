@@ -68,6 +68,15 @@ fn keeps_a_guest_paused_that_its_user_had_paused() {
 }
 
 #[test]
+fn a_paused_guest_is_taken_over_though_nobody_hears_of_it_from_its_process() {
+    let after = |count, what| Fault { when: When::After(Side::Destination, count), what };
+    let lost = vec![after(9, What::Garble(Side::Source)), after(11, What::Kill(Side::Destination))];
+    let paused = Scenario { paused_by_user: true, saves_late: true, ..Scenario::default() };
+    let world = run_well(Scenario { faults: lost, ..paused });
+    assert_eq!(outcome(&world), Outcome::Migrated);
+}
+
+#[test]
 fn a_guest_that_never_converges_stays_when_the_time_is_over() {
     let world = run_well(Scenario {
         writes_per_second: 1_000_000,

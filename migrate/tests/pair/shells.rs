@@ -5,7 +5,6 @@ use std::time::Duration;
 use migrate::destination::{self, Action as ToDo};
 use migrate::guest::{GuestError, RunState};
 use migrate::memory::PAGES_PER_CHUNK;
-use migrate::protocol::DestinationMessage;
 use migrate::source::{self, Action, FinalSent, Probe, RoundSent};
 
 use crate::faults::{RecordLoss, Side, When};
@@ -236,16 +235,11 @@ impl World {
 
     fn act_as_destination(&mut self, action: ToDo) {
         match action {
-            ToDo::Send(message) => {
-                // One that runs was judged when it started; one that stays paused is now.
-                let first = !self.facts.destination_ran && self.scenario.paused_by_user;
-                if first && matches!(message, DestinationMessage::Running(_)) {
-                    self.check_takeover();
-                }
-                return self.send_from_destination(&message);
-            }
+            ToDo::Send(message) => return self.send_from_destination(&message),
             ToDo::Disconnect => return self.close_from(Side::Destination),
             ToDo::ResumeGuest => return self.start_at_destination(),
+            // One that stays paused is taken over all the same.
+            ToDo::AdoptGuest => self.check_takeover(),
             ToDo::Finished(report) => return self.facts.destination_reports.push(*report),
             _ => {}
         }
