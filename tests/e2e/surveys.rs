@@ -35,10 +35,12 @@ fn begin_logged(guest: &Guest) {
     guest.request("POST", "/v1/guest/survey", Some(&request)).success().expect("it begins");
 }
 
-fn await_state(guest: &Guest, wanted: &str) -> Value {
-    wait::until(&format!("the look is {wanted}"), || {
+/// Waits until the look is over, one way or the other.
+fn await_end(guest: &Guest) -> Value {
+    wait::until("the look has ended", || {
         let status = guest.get("/v1/guest/survey")?;
-        if status["state"] == wanted { Ok(status) } else { Err(status.to_string()) }
+        let has_ended = status["state"] == "failed" || status["state"] == "done";
+        if has_ended { Ok(status) } else { Err(status.to_string()) }
     })
 }
 
@@ -47,11 +49,7 @@ fn await_state(guest: &Guest, wanted: &str) -> Value {
 /// # Errors
 /// It was over before.
 fn called_off(guest: &Guest) -> Result<(), Value> {
-    let status = wait::until("the look has ended", || {
-        let status = guest.get("/v1/guest/survey")?;
-        let has_ended = status["state"] == "failed" || status["state"] == "done";
-        if has_ended { Ok(status) } else { Err(status.to_string()) }
-    });
+    let status = await_end(guest);
     if status["state"] == "done" {
         return Err(status["state"].clone());
     }
@@ -65,7 +63,8 @@ fn look_at(guest: &Guest) -> Digests {
 }
 
 fn await_digests(guest: &Guest) -> Digests {
-    let status = await_state(guest, "done");
+    let status = await_end(guest);
+    assert_eq!(status["state"], "done", "{status}");
     println!("{}: {} pages in {} ms of CPU time", guest.name(), status["pages"], status["cpu_ms"]);
     serde_json::from_value(status["digests"].clone()).expect("a table")
 }

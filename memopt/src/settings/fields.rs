@@ -80,13 +80,13 @@ impl<'a, 'i> Fields<'a, 'i> {
     /// What is written for `key`, which is a known one from here on.
     pub(crate) fn get(&mut self, key: &'static str) -> Option<Value<'a, 'i>> {
         self.known.push(key);
-        self.table?.iter().find(|(name, _)| name.get_ref() == key).map(|(_, value)| value)
+        self.table?.get(key)
     }
 
     /// What is wrong with `key`: where it is written, else where its table is.
     pub(crate) fn fault(&self, key: &str, what: &str) -> Fault {
-        let written = self.table.and_then(|table| table.keys().find(|name| name.get_ref() == key));
-        let at = written.map_or(self.at.clone(), Spanned::span);
+        let written = self.table.and_then(|table| table.get_key_value(key));
+        let at = written.map_or(self.at.clone(), |(name, _)| name.span());
         Fault { at, field: format!("{}{key}", self.path), what: what.to_owned() }
     }
 
@@ -102,6 +102,19 @@ impl<'a, 'i> Fields<'a, 'i> {
             self.fault(key, &format!("is written in quotes, not as {found}"))
         })?;
         read(text).map(Some).map_err(|what| self.fault(key, &what.to_string()))
+    }
+
+    /// Reads a text by `read` into `into`, which stays as it is when nothing is written.
+    fn text_into<T>(
+        &mut self,
+        key: &'static str,
+        into: &mut T,
+        read: impl Fn(&str) -> Result<T, String>,
+    ) -> Result<(), Fault> {
+        if let Some(value) = self.text(key, read)? {
+            *into = value;
+        }
+        Ok(())
     }
 
     /// Reads a text that has to be there by `read`. What is written like its key is taken for it, misspelt.
@@ -150,11 +163,7 @@ impl<'a, 'i> Fields<'a, 'i> {
 
     /// Reads a size into `into`.
     pub(crate) fn size(&mut self, key: &'static str, into: &mut u64) -> Result<(), Fault> {
-        let read = |text: &str| parse_size(text);
-        self.text(key, read)?.map_or(Ok(()), |bytes| {
-            *into = bytes;
-            Ok(())
-        })
+        self.text_into(key, into, parse_size)
     }
 
     /// Reads a share within `bounds` into `into`.
@@ -165,11 +174,7 @@ impl<'a, 'i> Fields<'a, 'i> {
         into: &mut f64,
     ) -> Result<(), Fault> {
         let (low, high) = (Share(*bounds.start()), Share(*bounds.end()));
-        let read = |text: &str| within(text, parse_share(text)?, &bounds, low, high);
-        if let Some(share) = self.text(key, read)? {
-            *into = share;
-        }
-        Ok(())
+        self.text_into(key, into, |text| within(text, parse_share(text)?, &bounds, low, high))
     }
 
     /// Reads a time within `bounds`, in seconds, into `into`.
@@ -181,11 +186,7 @@ impl<'a, 'i> Fields<'a, 'i> {
     ) -> Result<(), Fault> {
         let bounds = Duration::from_secs(*bounds.start())..=Duration::from_secs(*bounds.end());
         let (low, high) = (Span(*bounds.start()), Span(*bounds.end()));
-        let read = |text: &str| within(text, parse_duration(text)?, &bounds, low, high);
-        if let Some(time) = self.text(key, read)? {
-            *into = time;
-        }
-        Ok(())
+        self.text_into(key, into, |text| within(text, parse_duration(text)?, &bounds, low, high))
     }
 
     /// Reads a number within `bounds`.
@@ -235,11 +236,7 @@ impl<'a, 'i> Fields<'a, 'i> {
 
     /// Reads a rate in bytes each second, written as a size.
     pub(crate) fn rate(&mut self, key: &'static str, into: &mut u64) -> Result<(), Fault> {
-        let read = |text: &str| parse_size(text.strip_suffix("/s").unwrap_or(text));
-        if let Some(rate) = self.text(key, read)? {
-            *into = rate;
-        }
-        Ok(())
+        self.text_into(key, into, |text| parse_size(text.strip_suffix("/s").unwrap_or(text)))
     }
 
     /// Refuses values that do not go upwards in their order. Blamed is one that is written: others are a preset's.
@@ -267,10 +264,9 @@ impl<'a, 'i> Fields<'a, 'i> {
 
     /// Refuses keys that nobody has asked for.
     pub(crate) fn finish(&self) -> Result<(), Fault> {
-        let keys = self.table.into_iter().flat_map(|table| table.keys());
-        let unknown = keys.filter(|key| !self.known.contains(&key.get_ref().as_ref()));
         // In the order of the file, not of the alphabet.
-        let Some(first) = unknown.min_by_key(|key| key.span().start) else { return Ok(()) };
+        let first = self.unasked().min_by_key(|key| key.span().start);
+        let Some(first) = first else { return Ok(()) };
         let hint = match self.near(first.get_ref()) {
             Some(near) => format!("did you mean `{near}`?"),
             None => format!("there are {}", self.known.join(", ")),
@@ -283,11 +279,15 @@ impl<'a, 'i> Fields<'a, 'i> {
         Fault { at: written.span(), field, what: format!("there is no such field: {hint}") }
     }
 
-    /// What is written so much like `key` that it is meant.
+    /// Keys that nobody has asked for yet.
+    fn unasked(&self) -> impl Iterator<Item = &'a Spanned<DeString<'i>>> {
+        let keys = self.table.into_iter().flat_map(|table| table.keys());
+        keys.filter(|key| !self.known.contains(&key.get_ref().as_ref()))
+    }
+
+    /// What is written so much like `key` that it is meant. Keys that are asked for later have to be unlike it.
     fn misspelt(&self, key: &str) -> Option<&'a Spanned<DeString<'i>>> {
-        self.table?.keys().find(|name| {
-            !self.known.contains(&name.get_ref().as_ref()) && likeness(key, name.get_ref()) > LIKE
-        })
+        self.unasked().find(|name| likeness(key, name.get_ref()) > LIKE)
     }
 
     /// The known key that is most like `name`, when one is like it at all.
