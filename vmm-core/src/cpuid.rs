@@ -3,6 +3,7 @@
 mod feature;
 mod model;
 pub(crate) mod msr;
+mod topology;
 
 use kvm_bindings::{CpuId, kvm_cpuid_entry2};
 use serde::{Deserialize, Serialize};
@@ -87,13 +88,15 @@ impl CpuidEntry {
 const PARAVIRTUAL_FEATURES: u32 = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 24;
 
 /// What a new guest is shown of what KVM supports. Adds what KVM leaves for the VMM to announce: the
-/// hypervisor bit, and the LAPIC's deadline timer, which the in-kernel interrupt controller provides.
+/// hypervisor bit, and what the in-kernel interrupt controller provides on any host, which are the
+/// LAPIC's deadline timer and the x2APIC (KVM reports that one, too).
 pub(crate) fn for_new_guest(mut entries: Vec<CpuidEntry>) -> Vec<CpuidEntry> {
+    const X2APIC: u32 = 1 << 21;
     const TSC_DEADLINE_TIMER: u32 = 1 << 24;
     const HYPERVISOR: u32 = 1 << 31;
     for entry in &mut entries {
         match entry.function {
-            1 => entry.ecx |= TSC_DEADLINE_TIMER | HYPERVISOR,
+            1 => entry.ecx |= X2APIC | TSC_DEADLINE_TIMER | HYPERVISOR,
             0x4000_0001 => entry.eax &= PARAVIRTUAL_FEATURES,
             _ => {}
         }
@@ -101,50 +104,16 @@ pub(crate) fn for_new_guest(mut entries: Vec<CpuidEntry>) -> Vec<CpuidEntry> {
     entries
 }
 
-/// The table of [`for_vcpu`] as KVM wants it.
+/// The table for vCPU `vcpu` of `vcpus`, as KVM wants it: its APIC ID, and its place in one socket
+/// with one thread for each core.
 ///
 /// # Errors
 /// [`ShapeError::Malformed`]: it has too many entries.
 pub(crate) fn table(entries: &[CpuidEntry], vcpu: u8, vcpus: u8) -> Result<CpuId, ShapeError> {
-    CpuId::from_entries(&for_vcpu(entries, vcpu, vcpus))
+    let entries: Vec<_> =
+        topology::for_vcpu(entries, vcpu, vcpus).iter().map(kvm_cpuid_entry2::from).collect();
+    CpuId::from_entries(&entries)
         .map_err(|error| ShapeError::Malformed(format!("cpuid: {error:?}")))
-}
-
-/// The table for vCPU `vcpu` of `vcpus`: its APIC id, and one socket with one thread per core.
-fn for_vcpu(entries: &[CpuidEntry], vcpu: u8, vcpus: u8) -> Vec<kvm_cpuid_entry2> {
-    let adjusted = entries.iter().copied().map(|mut entry| {
-        adjust(&mut entry, vcpu, vcpus);
-        kvm_cpuid_entry2::from(&entry)
-    });
-    adjusted.collect()
-}
-
-fn adjust(entry: &mut CpuidEntry, vcpu: u8, vcpus: u8) {
-    const HTT: u32 = 1 << 28;
-    let (id, count) = (u32::from(vcpu), u32::from(vcpus));
-    let core_bits = u32::from(vcpus).next_power_of_two().ilog2();
-    match entry.function {
-        1 => {
-            entry.ebx = entry.ebx & 0x0000_ffff | id << 24 | count << 16;
-            entry.edx = if vcpus > 1 { entry.edx | HTT } else { entry.edx & !HTT };
-        }
-        // Cache topology: private to a core, cores in the package.
-        4 => entry.eax = entry.eax & 0x0000_3fff | (count - 1) << 26,
-        // Extended topology: level 0 is the thread, level 1 the package.
-        0xb | 0x1f => {
-            let (shift, processors, level) = match entry.index {
-                0 => (0, 1, 1),
-                1 => (core_bits, count, 2),
-                _ => (0, 0, 0),
-            };
-            (entry.eax, entry.ebx) = (shift, processors);
-            entry.ecx = entry.index & 0xff | level << 8;
-            entry.edx = id;
-        }
-        0x8000_0008 => entry.ecx = core_bits << 12 | (count - 1),
-        0x8000_001e => (entry.eax, entry.ebx, entry.ecx) = (id, id, 0),
-        _ => {}
-    }
 }
 
 /// Names of the features in `guest` that `host` does not have, in order.
@@ -202,16 +171,6 @@ mod tests {
         let host = [entry(1, 0, 0, 1 << 0 | 1 << 5), entry(7, 0, 0, 0)];
         assert_eq!(missing_features(&guest, &host), ["avx", "avx512f", "cpuid 0x7 ebx bit 22"]);
         assert!(missing_features(&guest, &guest).is_empty());
-    }
-
-    #[test]
-    fn every_vcpu_has_its_own_apic_id() {
-        let entries = [entry(1, 0, 0xff00_1234, 0), entry(0xb, 1, 0, 0)];
-        for vcpu in 0..3 {
-            let table = for_vcpu(&entries, vcpu, 3);
-            assert_eq!(table[0].ebx, u32::from(vcpu) << 24 | 3 << 16 | 0x1234);
-            assert_eq!((table[1].eax, table[1].ebx, table[1].edx), (2, 3, u32::from(vcpu)));
-        }
     }
 
     #[test]

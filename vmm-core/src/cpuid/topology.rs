@@ -1,0 +1,129 @@
+//! Where CPUID says that a vCPU is: in the one socket, on a core of its own.
+//!
+//! All vCPUs are cores of one socket with one thread each, and share the last level of cache. The
+//! APIC ID is the vCPU's index. Nothing of the host's own topology is shown: KVM gives it in some
+//! leaves and leaves it out of others, depending on its version, so all of it is replaced here, on
+//! any host.
+
+use kvm_bindings::KVM_CPUID_FLAG_SIGNIFCANT_INDEX;
+
+use super::{CpuidEntry, vendor};
+
+/// Leaves that list the levels of the topology, in the same form: 0x1f is newer.
+const LEVEL_LEAVES: [u32; 2] = [0xb, 0x1f];
+/// From this level on, all cores share a cache.
+const SHARED_CACHE_LEVEL: u32 = 3;
+/// Most cores that leaf 4 can tell of, less one: it has 6 bits for them. QEMU says 64 of more, too;
+/// kernels take the number from leaf 0xb.
+const LEAF_4_CORES_MAX: u32 = 0x3f;
+
+/// The entries for vCPU `vcpu` of `vcpus`.
+pub(super) fn for_vcpu(entries: &[CpuidEntry], vcpu: u8, vcpus: u8) -> Vec<CpuidEntry> {
+    let place = Place::new(entries, vcpu, vcpus);
+    let is_level = |entry: &&CpuidEntry| LEVEL_LEAVES.contains(&entry.function);
+    let mut table: Vec<CpuidEntry> =
+        entries.iter().filter(|entry| !is_level(entry)).copied().collect();
+    table.iter_mut().for_each(|entry| place.adjust(entry));
+    // Linux 6.18 gives the level of threads alone: a guest that is shown no more has a socket for
+    // each vCPU.
+    for leaf in LEVEL_LEAVES {
+        if entries.iter().any(|entry| entry.function == leaf) {
+            table.extend(place.levels(leaf));
+        }
+    }
+    table
+}
+
+/// The place of a vCPU among those of its guest.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    /// The APIC ID.
+    id: u32,
+    /// How many vCPUs there are.
+    count: u32,
+    /// Bits of an APIC ID that tell the cores of the socket apart.
+    core_bits: u32,
+    /// Whether the guest reads the leaves as on a processor of AMD's.
+    is_amd: bool,
+}
+
+impl Place {
+    fn new(entries: &[CpuidEntry], vcpu: u8, vcpus: u8) -> Self {
+        let count = u32::from(vcpus);
+        Self {
+            id: vcpu.into(),
+            count,
+            core_bits: count.next_power_of_two().ilog2(),
+            is_amd: ["AuthenticAMD", "HygonGenuine"].contains(&vendor(entries).as_str()),
+        }
+    }
+
+    fn adjust(&self, entry: &mut CpuidEntry) {
+        match entry.function {
+            1 => self.adjust_leaf_1(entry),
+            4 => {
+                let cores = (self.count - 1).min(LEAF_4_CORES_MAX);
+                self.adjust_cache(entry, cores << 26);
+            }
+            0x8000_0001 if self.is_amd => {
+                // CmpLegacy: what HTT and leaf 1 tell of are cores and not threads.
+                const CMP_LEGACY: u32 = 1 << 1;
+                entry.ecx = with(entry.ecx, CMP_LEGACY, self.count > 1);
+            }
+            // ApicIdSize, and NC, the number of cores less one. Reserved on other processors.
+            0x8000_0008 => {
+                let cores = self.core_bits << 12 | (self.count - 1);
+                entry.ecx = if self.is_amd { cores } else { 0 };
+            }
+            0x8000_001d => self.adjust_cache(entry, 0),
+            // The extended APIC ID; the core, with one thread; the one node of the socket.
+            0x8000_001e => (entry.eax, entry.ebx, entry.ecx) = (self.id, self.id & 0xff, 0),
+            _ => {}
+        }
+    }
+
+    /// The initial APIC ID, how many of them there are, and whether there are several.
+    fn adjust_leaf_1(&self, entry: &mut CpuidEntry) {
+        const HTT: u32 = 1 << 28;
+        entry.ebx = entry.ebx & 0x0000_ffff | self.id << 24 | self.count << 16;
+        entry.edx = with(entry.edx, HTT, self.count > 1);
+    }
+
+    /// Who shares a cache, in bits 25 to 14 of EAX, with `others` above them.
+    fn adjust_cache(&self, entry: &mut CpuidEntry, others: u32) {
+        const KIND: u32 = 0x1f;
+        const KEPT: u32 = 0x3fff;
+        if entry.eax & KIND == 0 {
+            // There are no more caches.
+            return;
+        }
+        let level = entry.eax >> 5 & 7;
+        let sharers = if level >= SHARED_CACHE_LEVEL { self.count } else { 1 };
+        entry.eax = entry.eax & KEPT | (sharers - 1) << 14 | others;
+    }
+
+    /// The levels of `leaf`: threads of a core, and cores of the socket. To what comes after them,
+    /// KVM answers that there is no such level (`kvm_cpuid` in arch/x86/kvm/cpuid.c).
+    fn levels(&self, leaf: u32) -> [CpuidEntry; 2] {
+        const THREAD: u32 = 1;
+        const CORE: u32 = 2;
+        let level = |index: u32, kind: u32, bits: u32, processors: u32| CpuidEntry {
+            function: leaf,
+            index,
+            flags: KVM_CPUID_FLAG_SIGNIFCANT_INDEX,
+            eax: bits,
+            ebx: processors,
+            ecx: kind << 8 | index,
+            edx: self.id,
+        };
+        [level(0, THREAD, 0, 1), level(1, CORE, self.core_bits, self.count)]
+    }
+}
+
+/// `word` with `bit` set or cleared.
+fn with(word: u32, bit: u32, is_set: bool) -> u32 {
+    if is_set { word | bit } else { word & !bit }
+}
+
+#[cfg(test)]
+mod tests;
