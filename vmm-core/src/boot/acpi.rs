@@ -17,7 +17,7 @@ use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, AmlSink};
 
-use super::layout::{IOAPIC_ADDRESS, LAPIC_ADDRESS};
+use super::layout::{IOAPIC_ADDRESS, IOAPIC_ID, LAPIC_ADDRESS};
 use crate::devices::mmio::Slot;
 use crate::devices::power::{
     PM1_CONTROL_BYTES, PM1_CONTROL_PORT, PM1_EVENT_BYTES, PM1_EVENT_PORT, RESET_PORT, RESET_VALUE,
@@ -116,9 +116,11 @@ fn port(port: u16, bytes: u8, access: AccessSize) -> GAS {
     GAS::new(AddressSpace::SystemIo, bytes * 8, 0, access, port.into())
 }
 
-/// Processors and interrupt controllers (section 5.2.12). `acpi_tables` has the frame for it, but no
-/// way to say that there are 8259s too, nor what the SCI is like; so its parts are put into a table
-/// of our own.
+/// Processors and interrupt controllers (section 5.2.12). `acpi_tables` has the frame for it, but
+/// no way to say that there are 8259s too, nor what the SCI is like; so its parts are put into a
+/// table of our own. A processor's entry has 8 bits for its ID, of which 255 means that there is
+/// none: that is enough for [`crate::VCPUS_MAX`], and the longer entries for x2APICs are not
+/// needed.
 fn madt(vcpus: u8) -> Sdt {
     const REVISION: u8 = 5;
     const HAS_8259S: u32 = 1;
@@ -129,8 +131,7 @@ fn madt(vcpus: u8) -> Sdt {
         let enabled = EnabledStatus::Enabled;
         ProcessorLocalApic::new(id, id, enabled).to_aml_bytes(&mut entries);
     }
-    let ioapic_id = vcpus;
-    IoApic::new(ioapic_id, IOAPIC_ADDRESS, 0).to_aml_bytes(&mut entries);
+    IoApic::new(IOAPIC_ID, IOAPIC_ADDRESS, 0).to_aml_bytes(&mut entries);
     entries.extend(sci_override());
     entries.extend(nmi_of_every_processor());
     let mut madt = Sdt::new(*b"APIC", HEADER_BYTES, REVISION, OEM, OEM_TABLE, OEM_REVISION);

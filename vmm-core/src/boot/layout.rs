@@ -23,17 +23,23 @@ pub(crate) const CMDLINE_BYTES_MAX: usize = 2047;
 pub(crate) const PAGE_TABLES: u64 = 0xa000;
 /// End of what page tables may take, and of low memory that a kernel is told of.
 pub(crate) const LOW_MEMORY_END: u64 = 0x9_fc00;
-/// MP table: the last kilobyte of the first 640, where Linux looks for it.
-pub(crate) const MP_TABLE: u64 = LOW_MEMORY_END;
-/// End of the MP table's room.
-pub(crate) const MP_TABLE_END: u64 = 0xa_0000;
-/// ACPI tables: where Linux looks for their root when nobody tells it.
+/// ACPI tables: in the range that Linux scans for their root when it is not told where that is.
 pub(crate) const ACPI_TABLES: u64 = 0xe_0000;
 /// End of the ACPI tables' room.
-pub(crate) const ACPI_TABLES_END: u64 = HIGH_MEMORY;
+pub(crate) const ACPI_TABLES_END: u64 = MP_TABLE;
+/// MP table: in the BIOS ROM's 64 KiB, which kernels scan for it (MultiProcessor Specification 1.4,
+/// chapter 4) and where SeaBIOS has it too. The other places are too small for 255 processors: they
+/// have a kilobyte.
+pub(crate) const MP_TABLE: u64 = 0xf_0000;
+/// End of the MP table's room.
+pub(crate) const MP_TABLE_END: u64 = HIGH_MEMORY;
 /// Where memory begins again after the hole for legacy devices.
 pub(crate) const HIGH_MEMORY: u64 = 0x10_0000;
 /// Where the local APICs are.
 pub(crate) const LAPIC_ADDRESS: u32 = 0xfee0_0000;
 /// Where the I/O APIC is.
 pub(crate) const IOAPIC_ADDRESS: u32 = 0xfec0_0000;
+/// The I/O APIC's ID: what its register in KVM reads after a reset, and what QEMU and Cloud
+/// Hypervisor put into their ACPI tables. The register has 4 bits, too few for an ID above those of
+/// many processors; it need not differ from theirs, since there is no APIC bus.
+pub(crate) const IOAPIC_ID: u8 = 0;

@@ -134,8 +134,8 @@ enum RangeKind {
 fn memory_map(ram: &GuestRam) -> Vec<(u64, u64, RangeKind)> {
     let mut map = vec![
         (0, LOW_MEMORY_END, RangeKind::Ram),
-        (MP_TABLE, MP_TABLE_END - MP_TABLE, RangeKind::Reserved),
         (ACPI_TABLES, ACPI_TABLES_END - ACPI_TABLES, RangeKind::Acpi),
+        (MP_TABLE, MP_TABLE_END - MP_TABLE, RangeKind::Reserved),
         (HIGH_MEMORY, low_end(ram) - HIGH_MEMORY, RangeKind::Ram),
     ];
     let above = &ram.layout().regions()[1..];
@@ -332,7 +332,8 @@ mod tests {
     fn the_memory_map_leaves_out_the_holes() {
         let map = memory_map(&GuestRam::anonymous((3 << 30) + (1 << 20)));
         assert_eq!(map[0], (0, 0x9_fc00, RangeKind::Ram));
-        assert_eq!(map[2], (0xe_0000, 0x2_0000, RangeKind::Acpi));
+        assert_eq!(map[1], (0xe_0000, 0x1_0000, RangeKind::Acpi));
+        assert_eq!(map[2], (0xf_0000, 0x1_0000, RangeKind::Reserved));
         assert_eq!(map[3], (1 << 20, (3 << 30) - (1 << 20), RangeKind::Ram));
         assert_eq!(map[4], (4 << 30, 1 << 20, RangeKind::Ram));
     }

@@ -1,7 +1,7 @@
 //! The MP table, from which a kernel without ACPI learns of processors and interrupt controllers
 //! (Intel MultiProcessor Specification 1.4, chapter 4).
 
-use super::layout::{IOAPIC_ADDRESS, LAPIC_ADDRESS};
+use super::layout::{IOAPIC_ADDRESS, IOAPIC_ID, LAPIC_ADDRESS};
 
 /// Revision 1.4 of the specification.
 const SPECIFICATION: u8 = 4;
@@ -57,7 +57,6 @@ fn entries(vcpus: u8) -> (Vec<u8>, u16) {
     const ENABLED: u8 = 1;
     const BOOT_PROCESSOR: u8 = 2;
     const ISA_BUS: u8 = 0;
-    let ioapic_id = vcpus;
     let mut bytes = Vec::new();
     for id in 0..vcpus {
         let flags = if id == 0 { ENABLED | BOOT_PROCESSOR } else { ENABLED };
@@ -66,11 +65,11 @@ fn entries(vcpus: u8) -> (Vec<u8>, u16) {
     }
     bytes.extend([kind::BUS, ISA_BUS]);
     bytes.extend(b"ISA   ");
-    bytes.extend([kind::IOAPIC, ioapic_id, IOAPIC_VERSION, ENABLED]);
+    bytes.extend([kind::IOAPIC, IOAPIC_ID, IOAPIC_VERSION, ENABLED]);
     bytes.extend(IOAPIC_ADDRESS.to_le_bytes());
     // KVM routes line n to pin n of its I/O APIC.
     for line in 0..ISA_LINES {
-        bytes.extend([kind::INTERRUPT, interrupt::VECTORED, 0, 0, ISA_BUS, line, ioapic_id, line]);
+        bytes.extend([kind::INTERRUPT, interrupt::VECTORED, 0, 0, ISA_BUS, line, IOAPIC_ID, line]);
     }
     const EVERY_LAPIC: u8 = 0xff;
     bytes.extend([kind::LOCAL_INTERRUPT, interrupt::EXTINT, 0, 0, ISA_BUS, 0, 0, 0]);
@@ -105,5 +104,20 @@ mod tests {
         let entries = &bytes[POINTER_BYTES + HEADER_BYTES..];
         let processors: Vec<_> = entries.chunks(20).take(3).map(|entry| &entry[..4]).collect();
         assert_eq!(processors, [[0, 0, 0x14, 3], [0, 1, 0x14, 1], [0, 2, 0x14, 1]]);
+    }
+
+    #[test]
+    fn interrupts_lead_to_the_io_apic_that_is_listed() {
+        let bytes = build(MP_TABLE, crate::VCPUS_MAX);
+        let processors = 20 * usize::from(crate::VCPUS_MAX);
+        let (listed, others) = bytes[POINTER_BYTES + HEADER_BYTES..].split_at(processors);
+        let ids: Vec<u8> = listed.chunks(20).map(|entry| entry[1]).collect();
+        let others: Vec<_> = others.chunks(8).collect();
+        let lines = others.iter().filter(|entry| entry[0] == kind::INTERRUPT);
+
+        assert!(ids.iter().copied().eq(0..crate::VCPUS_MAX), "{ids:?}");
+        assert_eq!(others[1][..4], [kind::IOAPIC, IOAPIC_ID, 0x11, 1]);
+        assert!(lines.clone().all(|entry| entry[6] == IOAPIC_ID));
+        assert_eq!(lines.count(), usize::from(ISA_LINES));
     }
 }

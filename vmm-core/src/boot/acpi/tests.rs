@@ -92,6 +92,19 @@ fn every_processor_and_the_level_of_the_sci_are_told() {
     let memory = Memory::with(3, &[]);
     let [_, madt, _] = memory.found();
     assert_eq!((word32(madt, 36), word32(madt, 40)), (0xfee0_0000, 1));
+    let expected: [&[u8]; 6] = [
+        &[0, 8, 0, 0, 1, 0, 0, 0],
+        &[0, 8, 1, 1, 1, 0, 0, 0],
+        &[0, 8, 2, 2, 1, 0, 0, 0],
+        &[1, 12, 0, 0, 0, 0, 0xc0, 0xfe, 0, 0, 0, 0],
+        &[2, 10, 0, 9, 9, 0, 0, 0, 0xd, 0],
+        &[4, 6, 0xff, 0, 0, 1],
+    ];
+    assert_eq!(entries_of(madt), expected);
+}
+
+/// The entries of an MADT.
+fn entries_of(madt: &[u8]) -> Vec<&[u8]> {
     let mut entries = Vec::new();
     let mut rest = &madt[44..];
     while let [_, bytes, ..] = rest {
@@ -99,15 +112,22 @@ fn every_processor_and_the_level_of_the_sci_are_told() {
         entries.push(entry);
         rest = after;
     }
-    let expected: [&[u8]; 6] = [
-        &[0, 8, 0, 0, 1, 0, 0, 0],
-        &[0, 8, 1, 1, 1, 0, 0, 0],
-        &[0, 8, 2, 2, 1, 0, 0, 0],
-        &[1, 12, 3, 0, 0, 0, 0xc0, 0xfe, 0, 0, 0, 0],
-        &[2, 10, 0, 9, 9, 0, 0, 0, 0xd, 0],
-        &[4, 6, 0xff, 0, 0, 1],
-    ];
-    assert_eq!(entries, expected);
+    entries
+}
+
+#[test]
+fn every_processor_of_many_has_an_id_that_the_tables_can_hold() {
+    for vcpus in [9, 16, 64, 65, 128, 240, 254, VCPUS_MAX] {
+        let memory = Memory::with(vcpus, &DEVICES);
+        let [_, madt, _] = memory.found();
+        let processors = entries_of(madt).into_iter().filter(|entry| entry[0] == 0);
+        // As Linux reads them (acpi_parse_lapic): processor UID, APIC ID, enabled; an ID of 255 is
+        // none.
+        let ids: Vec<(u8, u8, u8)> =
+            processors.map(|entry| (entry[2], entry[3], entry[4])).collect();
+        assert!(ids.iter().copied().eq((0..vcpus).map(|id| (id, id, 1))), "{vcpus}: {ids:?}");
+        assert!(ids.iter().all(|(uid, id, _)| *uid < 255 && *id < 255));
+    }
 }
 
 #[test]
