@@ -5,7 +5,7 @@ use bincode::config;
 use bincode::error::{DecodeError, EncodeError};
 use serde::{Serialize, de::DeserializeOwned};
 
-/// Largest encoded value, in bytes. Eight vCPUs with 11 KiB of XSAVE each take less than 256 KiB.
+/// Largest encoded value, in bytes, unless it says otherwise.
 pub(crate) const ENCODED_BYTES_MAX: usize = 1 << 20;
 
 /// Encodes `value`.
@@ -13,11 +13,21 @@ pub(crate) const ENCODED_BYTES_MAX: usize = 1 << 20;
 /// # Errors
 /// When the value is larger than [`ENCODED_BYTES_MAX`].
 pub(crate) fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, EncodeError> {
+    encode_within::<ENCODED_BYTES_MAX, T>(value)
+}
+
+/// Encodes `value` in at most `MAX` bytes.
+///
+/// # Errors
+/// When the value is larger.
+pub(crate) fn encode_within<const MAX: usize, T: Serialize>(
+    value: &T,
+) -> Result<Vec<u8>, EncodeError> {
     let mut bytes = Vec::with_capacity(16 << 10);
-    bincode::serde::encode_into_std_write(value, &mut bytes, config())?;
+    bincode::serde::encode_into_std_write(value, &mut bytes, config::<MAX>())?;
     // bincode's own limit is for decoding only.
-    if bytes.len() > ENCODED_BYTES_MAX {
-        let text = format!("{} bytes, of which {ENCODED_BYTES_MAX} are allowed", bytes.len());
+    if bytes.len() > MAX {
+        let text = format!("{} bytes, of which {MAX} are allowed", bytes.len());
         return Err(EncodeError::OtherString(text));
     }
     Ok(bytes)
@@ -28,23 +38,30 @@ pub(crate) fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, EncodeError> {
 /// # Errors
 /// When the bytes are no such value, are more than one, or claim lengths beyond the limit.
 pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
-    if bytes.len() > ENCODED_BYTES_MAX {
+    decode_within::<ENCODED_BYTES_MAX, T>(bytes)
+}
+
+/// Decodes a value that fills `bytes`, of at most `MAX`, exactly. Memory use is bounded by `MAX`.
+///
+/// # Errors
+/// As [`decode`].
+pub(crate) fn decode_within<const MAX: usize, T: DeserializeOwned>(
+    bytes: &[u8],
+) -> Result<T, DecodeError> {
+    if bytes.len() > MAX {
         return Err(DecodeError::LimitExceeded);
     }
     // The one place where it is allowed: `config` has the limit.
     #[expect(clippy::disallowed_methods)]
-    let (value, used) = bincode::serde::decode_from_slice(bytes, config())?;
+    let (value, used) = bincode::serde::decode_from_slice(bytes, config::<MAX>())?;
     if used != bytes.len() {
         return Err(DecodeError::OtherString(format!("{} bytes left over", bytes.len() - used)));
     }
     Ok(value)
 }
 
-fn config() -> impl config::Config {
-    config::standard()
-        .with_little_endian()
-        .with_fixed_int_encoding()
-        .with_limit::<ENCODED_BYTES_MAX>()
+fn config<const MAX: usize>() -> impl config::Config {
+    config::standard().with_little_endian().with_fixed_int_encoding().with_limit::<MAX>()
 }
 
 #[cfg(test)]

@@ -42,7 +42,7 @@ pub use dirty::{DirtyLog, REARMED_CHUNKS_MAX};
 pub use error::{Error, Result};
 pub use event::{DOORBELLS_MAX, EventQueue, StopReason, VmEvent};
 pub use memory::GuestRam;
-pub use shape::{ShapeError, TSC_TOLERANCE_PPM, VCPUS_MAX, VmShape, cpu_models};
+pub use shape::{ShapeError, TSC_TOLERANCE_PPM, VCPUS_MAX, VcpuLimits, VmShape, cpu_models};
 pub use state::VmState;
 pub use vcpu::OnReboot;
 pub use virtio::{DeviceConfig, DeviceError, DiskContent, GUEST_CIDS};

@@ -1,6 +1,8 @@
 //! Everything that has to be equal on two hosts for a guest to run on either: its memory, its vCPUs
 //! and what its processor can do. Checked before anything is created.
 
+mod vcpus;
+
 use std::sync::OnceLock;
 
 use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
@@ -16,8 +18,8 @@ use crate::virtio::net::NetConfig;
 use crate::virtio::{DeviceConfig, check_devices};
 use crate::{codec, raw};
 
-/// Most vCPUs that a guest may have.
-pub const VCPUS_MAX: u8 = 8;
+pub use vcpus::{VCPUS_MAX, VcpuLimits};
+
 /// How far apart two hosts' TSC frequencies may be when the hardware cannot scale, in parts per
 /// million: the kernel's own tolerance (`tsc_tolerance_ppm` of arch/x86/kvm).
 pub const TSC_TOLERANCE_PPM: u64 = 250;
@@ -54,6 +56,17 @@ pub enum ShapeError {
     /// The number of vCPUs is out of bounds.
     #[error("a guest has 1 to {VCPUS_MAX} vcpus, not {0}")]
     Vcpus(u8),
+    /// The guest has more vCPUs than this host's KVM gives a guest.
+    #[error(
+        "the guest has {guest} vcpus, and this host's kvm gives a guest at most {host} \
+         (KVM_CAP_MAX_VCPUS)"
+    )]
+    HostVcpus {
+        /// vCPUs that the guest has.
+        guest: u8,
+        /// Most that a guest can have on this host.
+        host: u8,
+    },
     /// The guest uses CPU features that this host does not have.
     #[error("this host's processor lacks features that the guest uses: {}", .0.join(", "))]
     CpuFeatures(Vec<String>),
@@ -198,6 +211,7 @@ impl VmShape {
     pub fn check_host(&self) -> Result<()> {
         self.check()?;
         let host = Host::get()?;
+        host.vcpus.check(self.vcpus)?;
         let (guests, hosts) = (cpuid::vendor(&self.cpuid), cpuid::vendor(&host.cpuid));
         if guests != hosts {
             return Err(ShapeError::CpuVendor { guest: guests, host: hosts }.into());
@@ -277,6 +291,7 @@ pub fn cpu_models() -> Result<Vec<(CpuModel, Vec<String>)>> {
 /// What this host can do; asked of KVM once, since it does not change while the program runs.
 #[derive(Debug)]
 struct Host {
+    vcpus: VcpuLimits,
     cpuid: Vec<CpuidEntry>,
     feature_msrs: Vec<MsrValue>,
     tsc_khz: u32,
@@ -305,6 +320,7 @@ impl Host {
         vcpu.set_cpuid2(&cpuid::table(&cpuid, 0, 1)?).vcpu_call(0, "KVM_SET_CPUID2")?;
         let xsave_bytes = u32::try_from(vm.check_extension_int(Cap::Xsave2)).unwrap_or(0);
         Ok(Self {
+            vcpus: VcpuLimits::ask(&kvm),
             feature_msrs: msr::of_host(&kvm, &vcpu)?,
             cpuid,
             tsc_khz: vcpu.get_tsc_khz().vcpu_call(0, "KVM_GET_TSC_KHZ")?,
@@ -397,8 +413,8 @@ mod tests {
         newer[0] = 9;
         let error = VmShape::from_bytes(&newer).unwrap_err();
         assert!(matches!(error, Error::Shape(ShapeError::Version(9))));
-        let mut many = good;
-        many[10] = 200;
-        assert!(matches!(VmShape::from_bytes(&many), Err(Error::Shape(ShapeError::Vcpus(200)))));
+        let mut none = good;
+        none[10] = 0;
+        assert!(matches!(VmShape::from_bytes(&none), Err(Error::Shape(ShapeError::Vcpus(0)))));
     }
 }

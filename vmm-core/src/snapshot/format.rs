@@ -4,8 +4,10 @@
 pub(super) const MAGIC: [u8; 8] = *b"LIGHTER\n";
 /// Version of the format.
 pub(super) const VERSION: u32 = 1;
-/// Longest shape or state, in bytes.
-pub(super) const SECTION_BYTES_MAX: u32 = crate::codec::ENCODED_BYTES_MAX as u32;
+/// Longest shape, in bytes.
+pub(super) const SHAPE_BYTES_MAX: u32 = crate::codec::ENCODED_BYTES_MAX as u32;
+/// Longest state, in bytes.
+pub(super) const STATE_BYTES_MAX: u32 = crate::state::STATE_BYTES_MAX as u32;
 /// In place of a chunk's number: the end.
 pub(super) const END: u64 = u64::MAX;
 /// First bytes of a template.

@@ -7,7 +7,7 @@ use std::path::Path;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use super::SnapshotError;
-use super::format::{END, MAGIC, SECTION_BYTES_MAX, VERSION};
+use super::format::{END, MAGIC, SHAPE_BYTES_MAX, STATE_BYTES_MAX, VERSION};
 use crate::error::Result;
 use crate::memory::{CHUNK_BYTES, PAGE_BYTES};
 use crate::{GuestRam, Vm, VmShape, VmState};
@@ -119,21 +119,21 @@ impl<R: Read> Input<'_, R> {
             return Err(SnapshotError::Version { path: self.path.to_path_buf(), found, known });
         }
         let mut all = start.to_vec();
-        let shape = self.section(&mut all)?;
-        let state = self.section(&mut all)?;
+        let shape = self.section(&mut all, SHAPE_BYTES_MAX)?;
+        let state = self.section(&mut all, STATE_BYTES_MAX)?;
         if self.word()? != xxh3_64(&all) {
             return Err(self.damaged("the description of the guest does not match its checksum"));
         }
         Ok((shape, state))
     }
 
-    /// A section with its length; both are added to `all` for the checksum.
-    fn section(&mut self, all: &mut Vec<u8>) -> Result<Vec<u8>, SnapshotError> {
+    /// A section of at most `bytes_max` with its length; both are added to `all` for the checksum.
+    fn section(&mut self, all: &mut Vec<u8>, bytes_max: u32) -> Result<Vec<u8>, SnapshotError> {
         let mut len = [0; 4];
         self.fill(&mut len)?;
         all.extend(len);
         let len = u32::from_le_bytes(len);
-        if len > SECTION_BYTES_MAX {
+        if len > bytes_max {
             return Err(self.damaged(format!("a section of {len} bytes")));
         }
         let mut bytes = vec![0; len as usize];

@@ -14,11 +14,15 @@ mod vcpu;
 #[cfg(test)]
 mod tests;
 
-use serde::{Deserialize, Serialize};
+use std::fmt;
+
+use serde::de::{Error as _, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::boot::BootRecord;
 use crate::codec;
 use crate::devices::{PowerState, SerialState};
+use crate::shape::VCPUS_MAX;
 use crate::vcpu::OnReboot;
 use crate::virtio::DeviceState;
 
@@ -33,13 +37,19 @@ pub(crate) use vcpu::{load_msrs, load_vcpu, save_vcpu};
 const MAGIC: [u8; 4] = *b"LVMS";
 /// Version of [`VmState`]'s encoding: raised whenever a field changes.
 const STATE_VERSION: u16 = 2;
+/// Room for the state of a vCPU, in bytes. With an XSAVE area of 11 KiB, the largest that there is
+/// (AMX), it is 17 KiB at most.
+const VCPU_BYTES_MAX: usize = 32 << 10;
+/// Longest encoded [`VmState`], in bytes.
+pub const STATE_BYTES_MAX: usize = codec::ENCODED_BYTES_MAX + VCPUS_MAX as usize * VCPU_BYTES_MAX;
 /// Architecture of [`VmState`]: the structs of the kernel's x86-64 interface go in as they are.
 const ARCH_X86_64: u16 = 0x8664;
 
 /// Everything of a guest but its memory and its [`crate::VmShape`].
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct VmState {
-    /// The vCPUs, by index.
+    /// The vCPUs, by index; at most [`VCPUS_MAX`].
+    #[serde(deserialize_with = "vcpus")]
     pub vcpus: Vec<VcpuState>,
     /// Interrupt controllers and timer in the kernel.
     pub irqchip: IrqchipState,
@@ -111,7 +121,7 @@ impl VmState {
     /// # Errors
     /// [`StateError::Malformed`] when it is beyond all bounds.
     pub fn to_bytes(&self) -> Result<Vec<u8>, StateError> {
-        codec::encode(&(MAGIC, STATE_VERSION, ARCH_X86_64, self))
+        codec::encode_within::<STATE_BYTES_MAX, _>(&(MAGIC, STATE_VERSION, ARCH_X86_64, self))
             .map_err(|error| StateError::Malformed(error.to_string()))
     }
 
@@ -132,6 +142,34 @@ impl VmState {
         if arch != ARCH_X86_64 {
             return Err(StateError::Architecture(arch));
         }
-        codec::decode(&bytes[8..]).map_err(|error| StateError::Malformed(error.to_string()))
+        codec::decode_within::<STATE_BYTES_MAX, _>(&bytes[8..])
+            .map_err(|error| StateError::Malformed(error.to_string()))
     }
+}
+
+/// Reads vCPUs, of which more than there can be are refused before there is memory for any.
+fn vcpus<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<VcpuState>, D::Error> {
+    struct Vcpus;
+
+    impl<'de> Visitor<'de> for Vcpus {
+        type Value = Vec<VcpuState>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "at most {VCPUS_MAX} vcpus")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut from: A) -> Result<Self::Value, A::Error> {
+            let count = from.size_hint().unwrap_or(usize::MAX);
+            if count > usize::from(VCPUS_MAX) {
+                return Err(A::Error::invalid_length(count, &self));
+            }
+            let mut vcpus = Vec::with_capacity(count);
+            while let Some(vcpu) = from.next_element()? {
+                vcpus.push(vcpu);
+            }
+            Ok(vcpus)
+        }
+    }
+
+    from.deserialize_seq(Vcpus)
 }

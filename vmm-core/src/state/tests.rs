@@ -246,6 +246,42 @@ fn an_msr_that_kvm_does_not_take_is_named() {
     assert_eq!(error, "this host's kvm does not take 0x5 for msr 0x12345678 of vcpu 1");
 }
 
+/// A state of `count` vCPUs, each as large as a host has them.
+fn large_state(count: usize) -> VmState {
+    /// `KVM_CAP_XSAVE2` of a host with AMX.
+    const XSAVE_BYTES: usize = 11_008;
+    let mut state = vm_that_ran().save_state().unwrap();
+    let vcpu = &mut state.vcpus[0];
+    vcpu.xsave = vec![0x5a; XSAVE_BYTES];
+    vcpu.msrs.resize(kvm_bindings::KVM_MAX_MSR_ENTRIES, MsrValue { index: 1, value: 2 });
+    state.vcpus = vec![state.vcpus[0].clone(); count];
+    state
+}
+
+#[test]
+fn a_state_of_the_most_vcpus_with_the_largest_registers_is_within_the_limit() {
+    let state = large_state(VCPUS_MAX.into());
+    let bytes = state.to_bytes().unwrap();
+    assert!(bytes.len() <= STATE_BYTES_MAX / 2, "{} bytes", bytes.len());
+    assert_eq!(VmState::from_bytes(&bytes).unwrap().vcpus, state.vcpus);
+}
+
+#[test]
+fn more_vcpus_than_there_can_be_are_refused_whatever_follows() {
+    let count = usize::from(VCPUS_MAX) + 1;
+    let bytes = large_state(count).to_bytes().unwrap();
+    let refused = VmState::from_bytes(&bytes).unwrap_err().to_string();
+    assert!(refused.contains("256") && refused.contains("at most 255 vcpus"), "{refused}");
+
+    let mut hostile = bytes[..64].to_vec();
+    hostile[8..16].copy_from_slice(&(1u64 << 60).to_le_bytes());
+    let refused = VmState::from_bytes(&hostile).unwrap_err().to_string();
+    assert!(refused.contains("at most 255 vcpus"), "{refused}");
+
+    let endless = [&bytes[..8], &vec![0; STATE_BYTES_MAX + 1]].concat();
+    assert!(matches!(VmState::from_bytes(&endless), Err(StateError::Malformed(_))));
+}
+
 #[test]
 fn hostile_states_are_refused_and_never_panic() {
     let good = vm_that_ran().save_state().unwrap().to_bytes().unwrap();
