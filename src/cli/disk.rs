@@ -9,8 +9,8 @@ use super::spec::{Fault, Place};
 
 /// Longest serial number, in bytes (`VIRTIO_BLK_ID_BYTES` of `linux/virtio_blk.h`).
 const SERIAL_BYTES_MAX: usize = 20;
-/// Most request queues: more than vCPUs are of no use.
-const QUEUES_MAX: u16 = 8;
+/// Most request queues. vCPUs of a guest that has more of them share queues.
+pub(crate) const QUEUES_MAX: u16 = 8;
 
 /// What the guest may do with a disk.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -62,7 +62,7 @@ pub(crate) struct DiskArg {
     /// Serial number; empty when none was given.
     #[serde(default)]
     pub(crate) serial: String,
-    /// Request queues; one for each vCPU when absent.
+    /// Request queues; one for each vCPU when absent, but no more than there can be.
     #[serde(default)]
     pub(crate) queues: Option<u16>,
     /// How requests are carried out.

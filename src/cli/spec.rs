@@ -15,7 +15,7 @@ use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Deserializer};
 use vmm_core::memory::{HugePages, MemoryConfig, MergeDomain, NumaPolicy, Prealloc, RamLayout};
-use vmm_core::{DirtyLog, GUEST_CIDS, VCPUS_MAX};
+use vmm_core::{DirtyLog, GUEST_CIDS, VCPUS_MAX, workload};
 
 use super::cpu::CpuArg;
 use super::disk::DiskArg;
@@ -44,8 +44,12 @@ pub(crate) struct GuestSpec {
     #[arg(long, short, value_name = "SIZE")]
     pub(crate) memory: Option<Size>,
 
-    /// Virtual CPUs, 1 to 8 [default: 1].
-    #[arg(long, short, value_parser = clap::value_parser!(u8).range(1..=8), value_name = "N")]
+    /// Virtual CPUs, 1 to 255; the built-in workload has at most 8. More than this host has
+    /// processors make the guest slow [default: 1].
+    #[arg(
+        long, short, value_name = "N",
+        value_parser = clap::value_parser!(u8).range(1..=i64::from(VCPUS_MAX))
+    )]
     #[serde(default, deserialize_with = "vcpus")]
     pub(crate) cpus: Option<u8>,
 
@@ -81,9 +85,10 @@ pub(crate) struct GuestSpec {
     #[arg(long, value_enum, value_name = "ACTION")]
     pub(crate) on_reboot: Option<OnRebootArg>,
 
-    /// Disk for the guest, a raw file or a block device: /dev/vda first. Give it more than once for more disks. ro: the guest
-    /// only reads it; serial=TEXT: what it sees as serial number; queues=N: request queues [default: one for each vCPU];
-    /// engine=auto|io_uring|sync. To migrate, have the same disk under the same path on both hosts, or `--copy-disks`.
+    /// Disk for the guest, a raw file or a block device: /dev/vda first. Give it more than once for
+    /// more disks. ro: the guest only reads it; serial=TEXT: what it sees as serial number;
+    /// queues=N: request queues [default: one for each vCPU, 8 at most]; engine=auto|io_uring|sync.
+    /// To migrate, have the same disk under the same path on both hosts, or `--copy-disks`.
     #[arg(long, value_name = "PATH[,OPTION...]", requires = "system")]
     #[serde(default)]
     pub(crate) disk: Vec<DiskArg>,
@@ -440,8 +445,20 @@ impl GuestSpec {
         nets.try_for_each(|(index, net)| net.check(index))
     }
 
-    /// Whether memory can be filled so.
+    /// Whether the workload has room for its vCPUs, and can fill memory so.
     fn check_workload(&self) -> Result<(), Fault> {
+        let runs_it = self.kernel.is_none() && self.template.is_none();
+        let cpus = self.cpus.unwrap_or(1);
+        if runs_it && u64::from(cpus) > workload::VCPUS_MAX {
+            let max = workload::VCPUS_MAX;
+            return Err(Fault::of(
+                "cpus",
+                format!(
+                    "the built-in workload has 1 to {max} vCPUs, not {cpus}: more are for a \
+                     `kernel`"
+                ),
+            ));
+        }
         let zeros = self.zero_share.unwrap_or(0);
         if zeros + self.image_share.unwrap_or(0) > 100 {
             return Err(Fault::of(

@@ -238,7 +238,8 @@ tap = "tap-db"
         refused("\n\nmemory = 1024", "3: memory: ", "string");
         refused("memory = \"lots\"", "1: memory: ", "`lots`");
         refused("memory = \"1M\"", "1: memory: ", "not possible");
-        refused("cpus = 9", "1: cpus: ", "1 to 8");
+        refused("cpus = 256", "1: cpus: ", "256");
+        refused("cpus = 0", "1: cpus: ", "1 to 255");
         refused("cpus = \"2\"", "1: cpus: ", "u8");
         refused("cpus = -1", "1: cpus: ", "-1");
         refused("kernel = \"/k\"\nvsock = 2", "2: vsock: ", "3 to 4294967294");
@@ -278,6 +279,11 @@ tap = "tap-db"
             let key = line.split(' ').next().unwrap();
             refused(&format!("template = \"/t\"\n{line}"), &format!("2: {key}: "), "`template`");
         }
+        refused(
+            "cpus = 9",
+            "1: cpus: ",
+            "workload has 1 to 8 vCPUs, not 9: more are for a `kernel`",
+        );
         refused("hugepages = \"1G\"", "1: hugepages: ", "huge pages of 1 GiB");
         refused("hugepages = \"2M\"\nmerge-domain = \"a\"", "1: hugepages: ", "cannot be merged");
         refused("zero-share = 40\nimage-share = 61", "2: image-share: ", "100 percent");

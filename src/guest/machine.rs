@@ -6,12 +6,14 @@ use anyhow::{Context, Result};
 use migrate::guest::RefusalKind;
 use migrate::memory::Region;
 use migrate::protocol::Blob;
+use migrate::protocol::codec::STATE_LIMIT;
 use migrate::{
     DestinationGuest, GuestDescription, GuestError, HintProgress, MemoryLayout, Refusal,
     SourceGuest,
 };
 use uuid::Uuid;
 use vmm_core::memory::RamLayout;
+use vmm_core::state::STATE_BYTES_MAX;
 use vmm_core::{RunState, Vm, VmOptions, VmShape, VmState};
 
 use super::console::Console;
@@ -103,6 +105,10 @@ fn layout(ram: &RamLayout) -> Result<MemoryLayout> {
         ram.regions().iter().map(|region| Region { base: region.gpa, bytes: region.bytes });
     MemoryLayout::new(regions.collect()).context("the guest's memory cannot be migrated")
 }
+
+/// A guest of the most vCPUs fits into the message that carries its state, with some room for what
+/// else is in that.
+const _: () = assert!(STATE_BYTES_MAX + (1 << 10) <= STATE_LIMIT);
 
 /// The shape in a description, with everything in the description that repeats it checked against it.
 ///

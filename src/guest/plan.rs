@@ -12,7 +12,7 @@ use vmm_core::workload::{Order, Pattern, WorkloadParams};
 use vmm_core::{BootSource, CpuModel, DeviceConfig, OnReboot, VmShape};
 
 use crate::cli::cpu::CpuArg;
-use crate::cli::disk::{DiskAccess, DiskArg, DiskEngine};
+use crate::cli::disk::{DiskAccess, DiskArg, DiskEngine, QUEUES_MAX};
 use crate::cli::net::NetArg;
 use crate::cli::spec::{BalloonArg, GuestSpec, OnRebootArg, PatternArg, SwitchArg, WriteOrderArg};
 use crate::names::GuestName;
@@ -83,7 +83,8 @@ pub(super) fn disks(spec: &GuestSpec) -> Result<Vec<BlockConfig>> {
             DiskEngine::Sync => EngineChoice::Sync,
         };
         // A clone's disks have the queues that its template's have.
-        let queues = disk.queues.unwrap_or(u16::from(spec.vcpus().unwrap_or(1)));
+        let of_vcpus = u16::from(spec.vcpus().unwrap_or(1)).min(QUEUES_MAX);
+        let queues = disk.queues.unwrap_or(of_vcpus);
         let config = BlockConfig::new(&disk.path, access, &disk.serial)?;
         Ok(config.with_queues(queues).with_engine(engine))
     };
@@ -167,4 +168,49 @@ fn pattern(spec: &GuestSpec) -> Pattern {
         PatternArg::Zero => Pattern::Zero,
     };
     spec.zero_share.map_or(pattern, |percent| pattern.with_zeros(percent))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::{Cli, Verb};
+
+    fn spec(arguments: &[&str]) -> GuestSpec {
+        match Cli::try_parse_from([&["lighter", "run"], arguments].concat()).unwrap().verb {
+            Verb::Run(args) => args.spec,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_disk_has_a_queue_for_each_vcpu_as_far_as_there_can_be_queues() {
+        let disk = tempfile::NamedTempFile::new().unwrap();
+        disk.as_file().set_len(1 << 20).unwrap();
+        let path = disk.path().to_str().unwrap();
+        for (cpus, queues) in [("1", 1), ("8", 8), ("9", 8), ("255", 8)] {
+            let spec = spec(&["--kernel", "/k", "--cpus", cpus, "--disk", path]);
+            let disks = disks(&spec).unwrap();
+            assert_eq!(disks[0].queues(), queues, "{cpus} vCPUs");
+            let mut shape = VmShape::for_host(64 << 20, 1).unwrap();
+            shape.devices = disks.into_iter().map(DeviceConfig::Block).collect();
+            VmShape::from_bytes(&shape.to_bytes().unwrap()).unwrap();
+        }
+    }
+
+    #[test]
+    fn the_workload_has_no_more_vcpus_than_it_has_room_for() {
+        let refusal = |arguments: &[&str]| {
+            let plan = Plan::new(&spec(arguments), "web".parse().unwrap());
+            format!("{:#}", plan.unwrap_err())
+        };
+        let refused = refusal(&["--cpus", "9"]);
+        assert_eq!(
+            refused,
+            "cannot run web: the built-in workload has 1 to 8 vCPUs, not 9: more are for a `kernel`"
+        );
+        let kernel = refusal(&["--cpus", "9", "--kernel", "/nowhere/vmlinuz"]);
+        assert!(kernel.contains("/nowhere/vmlinuz"), "{kernel}");
+    }
 }

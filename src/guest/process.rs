@@ -9,11 +9,11 @@ use migrate::MigrationId;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use uuid::Uuid;
-use vmm_core::{StopReason, VmEvent};
+use vmm_core::{StopReason, VcpuLimits, VmEvent};
 
 use super::arriving::Arrival;
 use super::leaving::Departure;
-use super::machine::SharedMachine;
+use super::machine::{Machine, SharedMachine};
 use super::merging::Merging;
 use super::session::MigrationSession;
 use super::survey::Surveys;
@@ -224,6 +224,7 @@ impl GuestProcess {
         if self.machine.set(Arc::clone(&machine)).is_err() {
             return Ok(());
         }
+        warn_of_vcpus(&machine);
         machine.vm().listen_at(self.state.guest(self.name()).vsock_socket())?;
         let merging = Merging::begin(machine.vm(), &self.state.merge_domain_file())?;
         let _first = self.merging.set(merging);
@@ -372,6 +373,14 @@ impl GuestProcess {
         if let Err(error) = tokio::task::spawn_blocking(stop).await {
             tracing::error!(%error, "the machine did not stop in order");
         }
+    }
+}
+
+/// Warns of more vCPUs than KVM recommends on this host, as QEMU does: the guest runs all the same.
+fn warn_of_vcpus(machine: &Machine) {
+    let limits = VcpuLimits::of_host().ok();
+    if let Some(warning) = limits.and_then(|limits| limits.warning(machine.shape().vcpus)) {
+        tracing::warn!("{warning}");
     }
 }
 

@@ -15,7 +15,7 @@ use migrate::report::Role;
 use migrate::resolve::answer_for_dead;
 use migrate::{GuestDescription, MigrationId, Refusal as WireRefusal, Token};
 use uuid::Uuid;
-use vmm_core::VmShape;
+use vmm_core::{VCPUS_MAX, VcpuLimits, VmShape};
 
 use super::admission::{GuestRequest, HostView, Occupant, Refusal, Takes};
 use super::launch::{Launch, Launched, launch};
@@ -142,7 +142,7 @@ impl Node {
             reserved_bytes: self.reserved_bytes(),
             promised_bytes: 0,
             kvm_fault: kvm_fault(),
-            vcpus_max: u32::from(vmm_core::VCPUS_MAX),
+            vcpus_max: VcpuLimits::of_host().map_or(VCPUS_MAX, |limits| limits.max).into(),
         }
     }
 

@@ -246,7 +246,7 @@ fn a_guest_that_is_not_there_is_answered_with_those_that_are() {
 fn a_wrong_command_line_is_explained() {
     let pair = Pair::without_nodes();
     for (line, word) in [
-        (&["run", "--cpus", "9"][..], "--cpus"),
+        (&["run", "--cpus", "256"][..], "--cpus"),
         (&["run", "--memory", "much"], "--memory"),
         (&["run", "--name", "../x"], "--name"),
         (&["migrate", "web-1"], "HOST[:PORT]"),

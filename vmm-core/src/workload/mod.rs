@@ -25,7 +25,7 @@ mod report;
 pub mod stamp;
 mod verify;
 
-pub use abi::DOORBELL_PORT;
+pub use abi::{DOORBELL_PORT, VCPUS_MAX};
 pub use control::Control;
 pub use doorbell::Doorbell;
 pub use error::WorkloadError;

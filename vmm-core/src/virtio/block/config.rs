@@ -55,7 +55,7 @@ pub(super) enum Origin {
     Arriving(Occupied),
 }
 
-/// Most queues of a disk: more than vCPUs are of no use.
+/// Most queues of a disk. vCPUs of a guest that has more of them share queues.
 pub(super) const QUEUES_MAX: u16 = 8;
 
 /// A disk of a guest. A migration expects the same disk under the same path at the destination.
