@@ -74,7 +74,7 @@ pub(crate) fn await_plan(host: &Host) -> Value {
 }
 
 #[test]
-fn what_is_planned_is_done_and_what_came_of_it_is_kept() {
+fn what_is_planned_for_linux_is_done_and_what_came_of_it_is_kept() {
     let pair = dense();
     let image = Image::halting();
     let witness = restore_linux(&pair.a, &image);
@@ -126,7 +126,7 @@ fn those_who_only_look_see_the_same(host: &Host, status: &str) {
 }
 
 #[test]
-fn a_run_waits_for_a_balloon_that_is_on_its_way_and_goes_on_from_there() {
+fn a_run_waits_for_the_balloon_of_a_linux_and_goes_on_from_there() {
     let pair = dense();
     let image = Image::halting();
     let _witness = restore_linux(&pair.a, &image);
@@ -140,7 +140,7 @@ fn a_run_waits_for_a_balloon_that_is_on_its_way_and_goes_on_from_there() {
 
 /// The usual policy keeps a headroom that the host has anyway: what a run for another goal takes is not given back for that.
 #[test]
-fn what_a_run_takes_for_its_own_goal_stays_taken() {
+fn what_a_run_takes_from_linux_for_its_own_goal_stays_taken() {
     let pair = dense();
     let kept = POLICY.replace("max density", "keep 1% headroom");
     write_settings(&pair.a, &kept);
@@ -168,7 +168,7 @@ fn what_a_run_takes_for_its_own_goal_stays_taken() {
 }
 
 #[test]
-fn a_schedule_is_kept_for_its_guests_alone() {
+fn a_schedule_is_kept_for_its_linux_guests_alone() {
     let pair = dense();
     let image = Image::halting();
     let schedule = |guests: &str| {
@@ -202,7 +202,7 @@ fn a_schedule_is_kept_for_its_guests_alone() {
 }
 
 #[test]
-fn a_node_that_is_killed_in_the_middle_leaves_all_sane() {
+fn a_node_that_is_killed_in_the_middle_leaves_linux_sane() {
     let mut pair = dense();
     let image = Image::halting();
     let witness = restore_linux(&pair.a, &image);
@@ -228,7 +228,7 @@ fn a_node_that_is_killed_in_the_middle_leaves_all_sane() {
 }
 
 #[test]
-fn a_run_is_called_off_by_whoever_comes() {
+fn a_run_for_a_linux_is_cancelled_by_any_client() {
     let pair = dense();
     let _witness = restore_linux(&pair.a, &Image::halting());
     await_plan(&pair.a);

@@ -69,7 +69,7 @@ fn await_page(host: &Host, what: &str, pages: &mut Vec<String>, holds: impl Fn(&
 }
 
 #[test]
-fn every_metric_of_memory_optimization_moves_on_a_live_node() {
+fn every_metric_of_memory_optimization_moves_on_a_node_with_linux() {
     let pair = dense();
     let image = Image::halting();
     let _witness = restore_linux(&pair.a, &image);

@@ -6,6 +6,9 @@
 //! [`power`] buttons and resets, and the [`metrics`] of it all. With one: [`refusals`] before anything has begun, [`network`] cuts
 //! between two network namespaces, and, built with the feature `failpoints`, the matrix of [`faults`] in each phase. One binary, so
 //! that all of them share the machine's time.
+//!
+//! Tests with `linux` in their names boot a Linux, which takes minutes on a KVM that emulates the guest's kernel: only
+//! `scripts/check --full` runs them.
 
 #![cfg_attr(not(feature = "failpoints"), expect(dead_code, reason = "the fault matrix uses it"))]
 

@@ -146,7 +146,7 @@ fn metrics_page(host: &Host, lan: &Lan) -> String {
 }
 
 #[test]
-fn a_connection_through_a_guest_lives_while_it_moves_ten_times() {
+fn a_connection_through_linux_lives_while_it_moves_ten_times() {
     let Some(lan) = Lan::lay() else { return };
     lan.cable().shape(LINK_RATE);
     let mut pair = lan.cable().hosts();

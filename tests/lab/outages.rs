@@ -1,0 +1,287 @@
+//! Power cuts and cut cables in each phase of a migration: afterwards exactly one copy runs, or waits, as the protocol says.
+//!
+//! A failpoint holds the migration at the end of a phase; the outage begins when the records of both hosts say that it stands
+//! there.
+
+use std::collections::BTreeMap;
+use std::thread::sleep;
+use std::time::Duration;
+
+use crate::fixtures::{Host, Lab, holds, until};
+
+/// A place in a migration at which it can be held.
+#[derive(Debug)]
+struct Phase {
+    /// Its name, which is the guest's too.
+    name: &'static str,
+    /// The failpoint that holds the source there; one of the destination's begins with its name.
+    point: &'static str,
+    /// What the records of source and destination say there.
+    records: [&'static str; 2],
+    /// Where the guest is after the source has lost its power.
+    source_lost_power: Fate,
+    /// Where it is after the destination has.
+    destination_lost_power: Fate,
+    /// Where it is after its hosts could not reach each other for a while.
+    cable_was_out: Fate,
+}
+
+/// Where a guest is when all is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    /// It runs at the source.
+    Source,
+    /// It runs at the destination.
+    Destination,
+    /// It waits at the source for an operator.
+    InDoubt,
+    /// It is gone with the host that ran it, as in any crash.
+    Gone,
+}
+
+const CONNECT: Phase = undecided("connect", "source.send.hello", "loading");
+const PREPARE: Phase = undecided("prepare", "source.recv.prepared", "loading");
+const PRECOPY: Phase = undecided("precopy", "source.data.pages", "loading");
+const SWITCHOVER: Phase = undecided("switchover", "source.act.savestate", "loading");
+const READY: Phase = undecided("ready", "source.recv.ready", "ready");
+const COMMIT: Phase = Phase {
+    name: "commit",
+    point: "source.send.commit",
+    records: ["committed", "ready"],
+    source_lost_power: Fate::Destination,
+    destination_lost_power: Fate::Source,
+    cable_was_out: Fate::Destination,
+};
+const TAKING: Phase = Phase {
+    name: "taking",
+    point: "destination.act.resumeguest",
+    records: ["committed", "taking"],
+    source_lost_power: Fate::Destination,
+    destination_lost_power: Fate::InDoubt,
+    cable_was_out: Fate::Destination,
+};
+const RESUME: Phase = Phase {
+    name: "resume",
+    point: "source.recv.running",
+    records: ["committed", "running"],
+    source_lost_power: Fate::Destination,
+    destination_lost_power: Fate::Gone,
+    cable_was_out: Fate::Destination,
+};
+
+/// A phase in which the guest is the source's.
+const fn undecided(name: &'static str, point: &'static str, destination: &'static str) -> Phase {
+    Phase {
+        name,
+        point,
+        records: ["undecided", destination],
+        source_lost_power: Fate::Gone,
+        destination_lost_power: Fate::Source,
+        cable_was_out: Fate::Source,
+    }
+}
+
+/// Two hosts with nodes, and guests on the first that are held in their migrations to the second.
+struct Scene {
+    lab: Lab,
+    expected: Vec<(&'static str, Fate)>,
+}
+
+impl Scene {
+    /// Hosts with nodes; the second's is held at `point`, if that is the destination's.
+    fn set(point: &str) -> Self {
+        let scene = Self { lab: Lab::of(2), expected: Vec::new() };
+        let [here, there] = scene.hosts();
+        if point.starts_with("destination") {
+            there.sh(&format!("echo LIGHTER_FAILPOINT={point}:hold > /run/lab/node.env")).ok();
+        }
+        here.start_node();
+        there.start_node();
+        scene
+    }
+
+    /// Starts a guest and its migration, and waits until that is held in `phase`.
+    fn hold(&mut self, phase: &Phase, fate: Fate) {
+        let [here, there] = self.hosts();
+        let name = phase.name;
+        let point = format!("LIGHTER_FAILPOINT={}:hold", phase.point);
+        // Its vCPU never rests: on such a host it must not be in the way of others.
+        here.sh(&format!(
+            "systemd-run --quiet --unit lab-guest-{name} --setenv={point} lighter run --name {name} --memory 16M \
+             --working-set 1M --dirty-rate 50 < /dev/null"
+        ))
+        .ok();
+        until("the guest runs", || {
+            let done = here.sh(&format!("lighter show {name} --json"));
+            holds(done.code == Some(0), done)
+        });
+        here.sh(&format!(
+            "for task in /proc/$(systemctl show -P MainPID lab-guest-{name})/task/*; do \
+             if grep -q vcpu $task/comm; then chrt --idle --pid 0 ${{task##*/}}; fi; done"
+        ))
+        .ok();
+        here.sh(&format!(
+            "systemd-run --quiet --unit lab-migrate-{name} lighter migrate {name} {}",
+            there.address()
+        ))
+        .ok();
+        until("the migration is held, and the records say where", || {
+            let log = "journalctl --no-pager -q -u lighter-node -u 'lab-guest-*'; \
+                       cat /var/lib/lighter/guests/*/lighter.log 2> /dev/null";
+            let held = [here, there]
+                .map(|host| host.sh(&format!("({log}) | grep -c {}", phase.point)).stdout);
+            let seen = [here, there].map(|host| states(host).remove(name).unwrap_or_default());
+            let is_held = held.iter().any(|count| !count.starts_with('0'));
+            holds(is_held && seen == phase.records, (held, seen))
+        });
+        self.expected.push((name, fate));
+    }
+
+    fn hosts(&self) -> [Host<'_>; 2] {
+        [self.lab.host(1), self.lab.host(2)]
+    }
+
+    /// Host `number` loses its power, and has it back.
+    fn lose_power(&self, number: usize) {
+        self.lab.cut_power(number);
+        self.lab.restore_power(number);
+        self.lab.host(number).await_node();
+    }
+
+    /// Each guest meets its fate, and nothing else is left on either host.
+    #[track_caller]
+    fn ends_as_expected(&self) {
+        let hosts = self.hosts();
+        let at = |place: Fate, state: &'static str| {
+            let those = self.expected.iter().filter(move |(_, fate)| *fate == place);
+            those.map(move |(name, _)| ((*name).to_owned(), state.to_owned()))
+        };
+        let here = at(Fate::Source, "running").chain(at(Fate::InDoubt, "in-doubt")).collect();
+        let wanted: [BTreeMap<String, String>; 2] =
+            [here, at(Fate::Destination, "running").collect()];
+        until("each guest is where it should be, and nowhere else", || {
+            let seen = hosts.map(guests);
+            holds(seen == wanted, (seen, &wanted, hosts.map(states)))
+        });
+        for (host, guests) in hosts.iter().zip(&wanted) {
+            nothing_is_left(*host, guests);
+            for (guest, _) in guests.iter().filter(|(_, state)| *state == "running") {
+                is_intact(*host, guest);
+            }
+        }
+    }
+}
+
+/// How the guests on a host stand, by name.
+fn guests(host: Host<'_>) -> BTreeMap<String, String> {
+    let text =
+        |guest: &serde_json::Value, key: &str| guest[key].as_str().unwrap_or_default().to_owned();
+    host.guests().iter().map(|it| (text(it, "name"), text(it, "state"))).collect()
+}
+
+/// The state of each record on a host, by the guest's name.
+fn states(host: Host<'_>) -> BTreeMap<String, String> {
+    let state = |record: &serde_json::Value| {
+        record["side"]["state"].as_str().unwrap_or_default().to_owned()
+    };
+    host.records().into_iter().map(|(guest, record)| (guest, state(&record))).collect()
+}
+
+/// A host has the processes and folders of its guests, its node, settled records (but of those in doubt), and nothing else.
+#[track_caller]
+fn nothing_is_left(host: Host<'_>, guests: &BTreeMap<String, String>) {
+    let is_open = |(guest, state): &(String, String)| {
+        let is_settled = ["done", "aborted", "running", "discarded"].contains(&state.as_str());
+        let is_in_doubt = guests.values().any(|state| state == "in-doubt") || guest == TAKING.name;
+        !is_settled && !is_in_doubt
+    };
+    let expected = format!("{}\n{}\n0\n", guests.len() + 1, guests.len());
+    until("nothing is left behind", || {
+        let open: Vec<_> = states(host).into_iter().filter(is_open).collect();
+        let counted = host
+            .sh("pgrep -c -x lighter; ls /var/lib/lighter/guests 2> /dev/null | wc -l; \
+             find /var/lib/lighter -name '*.partial' -o -name '*.tmp' | wc -l");
+        holds(open.is_empty() && counted.stdout == expected, (open, counted, &expected))
+    });
+}
+
+/// All of a guest's memory is as it wrote it.
+#[track_caller]
+fn is_intact(host: Host<'_>, guest: &str) {
+    let socket = format!("/var/lib/lighter/guests/{guest}/api.sock");
+    let ask =
+        "curl --silent --fail -X PUT -H 'content-type: application/json' -d '{\"verify\":true}'";
+    let asked =
+        host.sh(&format!("{ask} --unix-socket {socket} http://guest/v1/guest/workload")).json();
+    let workload = until("its memory is checked", || {
+        let seen = host.ask(guest, "/v1/guest/workload")?;
+        let is_checked = seen["verified_epoch"].as_u64() >= asked["verified_epoch"].as_u64();
+        if is_checked { Ok(seen) } else { Err(seen.to_string()) }
+    });
+    assert_eq!(
+        (&workload["intact"], &workload["bad_pages"]),
+        (&true.into(), &0.into()),
+        "{workload:#}"
+    );
+}
+
+macro_rules! in_each_phase {
+    ($outage:ident: $($test:ident $phase:ident),*) => {
+        mod $outage {
+            $(#[test] fn $test() { super::$outage(&super::$phase); })*
+        }
+    };
+}
+
+in_each_phase!(source_loses_power: connect CONNECT, prepare PREPARE, precopy PRECOPY, switchover SWITCHOVER, ready READY,
+    commit COMMIT, resume RESUME);
+in_each_phase!(destination_loses_power: connect CONNECT, prepare PREPARE, precopy PRECOPY, switchover SWITCHOVER, ready READY,
+    commit COMMIT, taking TAKING, resume RESUME);
+
+fn source_loses_power(phase: &Phase) {
+    let mut scene = Scene::set(phase.point);
+    scene.hold(phase, phase.source_lost_power);
+    scene.lose_power(1);
+    scene.ends_as_expected();
+}
+
+fn destination_loses_power(phase: &Phase) {
+    let mut scene = Scene::set(phase.point);
+    scene.hold(phase, phase.destination_lost_power);
+    scene.lose_power(2);
+    scene.ends_as_expected();
+}
+
+#[test]
+fn the_cable_is_out_for_30_seconds() {
+    cable_is_out_for(Duration::from_secs(30));
+}
+
+#[test]
+fn the_cable_is_out_for_10_minutes() {
+    cable_is_out_for(Duration::from_secs(600));
+}
+
+/// A guest in each phase: what its process sends and hears is dropped as soon as it stands there, and when all do, the cable
+/// is pulled, too.
+fn cable_is_out_for(time: Duration) {
+    let mut scene = Scene::set("");
+    let filter = "nft 'add table inet lab; add chain inet lab in { type filter hook input priority 0; }; \
+                  add chain inet lab out { type filter hook output priority 0; }'";
+    scene.hosts()[0].sh(filter).ok();
+    for phase in [&CONNECT, &PREPARE, &PRECOPY, &SWITCHOVER, &READY, &COMMIT, &RESUME] {
+        scene.hold(phase, phase.cable_was_out);
+        let unit = format!("system.slice/lab-guest-{}.service", phase.name);
+        let rules = ["in", "out"].map(|chain| {
+            format!(
+                "add rule inet lab {chain} socket cgroupv2 level 2 \"{unit}\" ip protocol udp drop;"
+            )
+        });
+        scene.hosts()[0].sh(&format!("nft '{}'", rules.concat())).ok();
+    }
+    scene.hosts()[1].cut_cable();
+    scene.hosts()[0].sh("nft delete table inet lab").ok();
+    sleep(time);
+    scene.hosts()[1].mend_cable();
+    scene.ends_as_expected();
+}

@@ -1,0 +1,118 @@
+//! A stock Debian guest, as its users have it: it boots, shuts down and reboots by ACPI, uses its devices, and moves while
+//! a client on a third host streams a file through it.
+
+use crate::fixtures::{Host, Lab, StockGuest, Stream, holds, until};
+
+/// The link between the hosts.
+const LINK: &str = "delay 5ms loss 0.1%";
+
+#[test]
+fn one_vcpu_moves_ten_times() {
+    moves(1, 10);
+}
+
+#[test]
+fn two_vcpus_move_twice() {
+    moves(2, 2);
+}
+
+#[test]
+fn two_vcpus_move_ten_times() {
+    moves(2, 10);
+}
+
+#[test]
+fn four_vcpus_move_ten_times() {
+    moves(4, 10);
+}
+
+fn moves(cpus: u16, moves: usize) {
+    let lab = Lab::of(3);
+    let mut hosts = [lab.host(1), lab.host(2)];
+    for host in hosts {
+        host.shape(LINK);
+        host.start_node();
+    }
+    let guest = StockGuest::boot(&lab, hosts[0], cpus, "");
+    let stream = Stream::begin(lab.host(3), &guest);
+    let before = guest.health(hosts[0]);
+    for turn in 1..=moves {
+        let [from, to] = hosts;
+        let done = from.lighter(&format!("migrate debian {} --json", to.address()));
+        let report = done.json();
+        println!(
+            "move {turn}: downtime {} s, total {} s",
+            report["downtime_seconds"], report["total_seconds"]
+        );
+        assert_eq!(from.state_of("debian"), None);
+        stream.await_more();
+        hosts.reverse();
+    }
+    let seen = stream.finish();
+    println!("{cpus} vCPUs: {seen}");
+    let after = guest.health(hosts[0]);
+    println!("before {before:?}, after {after:?}");
+    after.is_as_good_as(&before);
+    guest.shut_down(hosts[0]);
+}
+
+#[test]
+fn it_reboots_at_its_power_button() {
+    let lab = Lab::of(1);
+    let host = lab.host(1);
+    let guest = StockGuest::boot(&lab, host, 2, "");
+    let before = guest.uptime(host);
+    host.lighter("reboot debian --timeout 10m").ok();
+    until("it boots again", || {
+        let done = guest.sh(host, "cut -d' ' -f1 /proc/uptime");
+        let uptime: Option<f64> = done.stdout.trim().parse().ok();
+        holds(uptime.is_some_and(|now| now < before), done)
+    });
+    guest.sh(host, "reboot");
+    until("it resets itself", || {
+        let shown = host.ask("debian", "/v1/guest")?;
+        if shown["restarts"] == 2 { Ok(()) } else { Err(shown.to_string()) }
+    });
+    guest.await_booted(host);
+    guest.shut_down(host);
+}
+
+#[test]
+fn it_uses_its_devices() {
+    let lab = Lab::of(1);
+    let host = lab.host(1);
+    let guest = StockGuest::boot(&lab, host, 2, "");
+    follows_its_balloon(host);
+    reports_free_pages(&guest, host);
+    let entropy = "cat /sys/class/misc/hw_random/rng_current; head -c 64 /dev/hwrng | wc -c";
+    assert_eq!(guest.sh(host, entropy).ok(), "virtio_rng.0\n64\n");
+    let hello = "printf 'CONNECT 7\\nhello\\n' | socat -t 20 - UNIX-CONNECT:/var/lib/lighter/vsock/debian.sock";
+    let heard = host.sh(hello).ok();
+    assert!(heard.starts_with("OK ") && heard.ends_with("hello\n"), "{heard}");
+    guest.shut_down(host);
+}
+
+fn follows_its_balloon(host: Host<'_>) {
+    for target_mib in [384, 512] {
+        host.lighter(&format!("balloon debian {target_mib}M")).ok();
+        until("it follows its balloon's target", || {
+            let seen = host.lighter("balloon debian --json").json();
+            holds(seen["actual_bytes"] == target_mib << 20_u64, seen)
+        });
+    }
+}
+
+fn reports_free_pages(guest: &StockGuest, host: Host<'_>) {
+    let resident = || host.lighter("balloon debian --json").json();
+    guest.sh(host, "mount -t tmpfs none /mnt && head -c 128M /dev/urandom > /mnt/litter").ok();
+    let before = resident();
+    guest.sh(host, "umount /mnt").ok();
+    until("the host has what it freed", || {
+        let now = resident();
+        let given = before["resident_bytes"].as_u64().zip(now["resident_bytes"].as_u64());
+        holds(
+            given.is_some_and(|(before, now)| now + (96 << 20) < before),
+            (before.to_string(), now),
+        )
+    });
+}
