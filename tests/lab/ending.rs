@@ -34,7 +34,7 @@ impl Second {
     }
 
     /// No process, no folder and no network is left of it.
-    fn is_gone(mut self) {
+    fn leaves_nothing(mut self) {
         until("the lab is gone", || {
             let left = processes_of(&self.folder());
             let listed = lab_command(&self.name, &["ls"]).output().expect("scripts/lab");
@@ -62,12 +62,12 @@ fn processes_of(folder: &Path) -> Vec<String> {
 fn a_lab_ends_with_its_owner() {
     let mut lab = Second::up("owned");
     lab.owner.kill().and_then(|()| lab.owner.wait()).expect("a child");
-    lab.is_gone();
+    lab.leaves_nothing();
 }
 
 #[test]
 fn a_lab_whose_keeper_is_killed_leaves_no_process() {
     let lab = Second::up("kept");
     Command::new("kill").args(["-KILL", lab.keeper().trim()]).status().expect("kill");
-    lab.is_gone();
+    lab.leaves_nothing();
 }
