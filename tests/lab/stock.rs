@@ -57,6 +57,26 @@ fn moves(cpus: u16, moves: usize) {
 }
 
 #[test]
+fn sixteen_vcpus_move_and_are_restored() {
+    let lab = Lab::of(2);
+    let [here, there] = [lab.host(1), lab.host(2)];
+    for host in [here, there] {
+        host.start_node();
+    }
+    let guest = StockGuest::boot(&lab, here, 16, "");
+    let topology = "lscpu | grep -E '^(Thread|Core|Socket)'; cat /sys/devices/system/cpu/online";
+    let before = guest.sh(here, topology).ok();
+    here.lighter(&format!("migrate debian {}", there.address())).ok();
+    assert_eq!(guest.sh(there, topology).ok(), before);
+    there.lighter("save debian /var/tmp/debian.lighter && lighter destroy debian").ok();
+    there.lighter("restore /var/tmp/debian.lighter --name debian --detach").ok();
+    guest.await_booted(there);
+    let complaints = guest.sh(there, "dmesg | grep -iE 'x2apic|apic id mismatch|firmware bug'").stdout;
+    assert!(complaints.contains("x2apic enabled") && !complaints.contains("ismatch"), "{complaints}");
+    guest.shut_down(there);
+}
+
+#[test]
 fn it_reboots_at_its_power_button() {
     let lab = Lab::of(1);
     let host = lab.host(1);
