@@ -27,6 +27,7 @@ mod hand_over;
 mod kills;
 mod nodes;
 mod phase;
+mod resets;
 mod scene;
 mod stops;
 mod versions;

@@ -71,8 +71,12 @@ fn sixteen_vcpus_move_and_are_restored() {
     there.lighter("save debian /var/tmp/debian.lighter && lighter destroy debian").ok();
     there.lighter("restore /var/tmp/debian.lighter --name debian --detach").ok();
     guest.await_booted(there);
-    let complaints = guest.sh(there, "dmesg | grep -iE 'x2apic|apic id mismatch|firmware bug'").stdout;
-    assert!(complaints.contains("x2apic enabled") && !complaints.contains("ismatch"), "{complaints}");
+    let complaints =
+        guest.sh(there, "dmesg | grep -iE 'x2apic|apic id mismatch|firmware bug'").stdout;
+    assert!(
+        complaints.contains("x2apic enabled") && !complaints.contains("ismatch"),
+        "{complaints}"
+    );
     guest.shut_down(there);
 }
 
