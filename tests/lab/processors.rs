@@ -16,6 +16,7 @@ fn a_host_that_lacks_features_is_refused_by_name_and_a_model_goes_through() {
     here.lighter(&format!("migrate w1 {}", there.address())).complains(&words);
     assert_eq!(here.state_of("w1").as_deref(), Some("running"));
     assert!(there.guests().is_empty());
+    here.lighter("destroy w1").ok();
 
     let guest = StockGuest::boot(&lab, here, 1, "");
     let flags = |host| guest.sh(host, "grep -m 1 ^flags /proc/cpuinfo").ok();
