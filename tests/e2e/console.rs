@@ -1,20 +1,11 @@
 //! The serial console: watched and typed on by several, of a guest that writes back what it reads.
 
-use std::fs;
 use std::io::{PipeWriter, Write, pipe};
 use std::os::unix::net::UnixStream;
 
 use crate::host::checks::nothing_left_behind;
+use crate::host::kernel::kernel;
 use crate::host::{Guest, Pair, Running, lighter, wait};
-
-/// Where the guest's program lies in its memory.
-const ADDRESS: u64 = 2 << 20;
-
-/// Bytes of an ELF header (elf(5)).
-const HEADER_BYTES: u64 = 64;
-
-/// Bytes of a program header.
-const SEGMENT_BYTES: u64 = 56;
 
 /// Writes "hi" and a line's end to the serial port, and then whatever it reads from it.
 const PROGRAM: [u8; 30] = [
@@ -30,37 +21,9 @@ const PROGRAM: [u8; 30] = [
     0xeb, 0xef, // jmp read
 ];
 
-/// The program as a kernel: an ELF file with one segment.
-fn kernel() -> Vec<u8> {
-    let mut elf = b"\x7fELF\x02\x01\x01".to_vec();
-    elf.resize(16, 0);
-    for half in [2_u16, 62] {
-        elf.extend(half.to_le_bytes()); // An executable for x86-64.
-    }
-    elf.extend(1_u32.to_le_bytes());
-    for word in [ADDRESS, HEADER_BYTES, 0] {
-        elf.extend(word.to_le_bytes()); // Entry, program headers, no sections.
-    }
-    elf.extend(0_u32.to_le_bytes());
-    for half in [HEADER_BYTES as u16, SEGMENT_BYTES as u16, 1, 64, 0, 0] {
-        elf.extend(half.to_le_bytes());
-    }
-    for word in [1_u32, 5] {
-        elf.extend(word.to_le_bytes()); // To be loaded; readable and executable.
-    }
-    let bytes = PROGRAM.len() as u64;
-    for word in [HEADER_BYTES + SEGMENT_BYTES, ADDRESS, ADDRESS, bytes, bytes, 0x1000] {
-        elf.extend(word.to_le_bytes());
-    }
-    elf.extend(PROGRAM);
-    elf
-}
-
 /// Starts the guest on host a.
 fn start_echo(pair: &Pair) -> Guest {
-    let path = pair.folder().join("echo");
-    fs::write(&path, kernel()).expect("a kernel");
-    let path = path.display().to_string();
+    let path = kernel(&pair.folder().join("echo"), &PROGRAM).display().to_string();
     let line = ["run", "--detach", "--name", "echo", "--memory", "64M", "--kernel", &path];
     pair.a.run(&line).ok();
     pair.a.guest("echo")

@@ -16,7 +16,7 @@ struct Phase {
     name: &'static str,
     /// The failpoint that holds the source there; one of the destination's begins with its name.
     point: &'static str,
-    /// What the records of source and destination say there.
+    /// What the records of source and destination say there, or [`NONE`].
     records: [&'static str; 2],
     /// Where the guest is after the source has lost its power.
     source_lost_power: Fate,
@@ -25,6 +25,9 @@ struct Phase {
     /// Where it is after its hosts could not reach each other for a while.
     cable_was_out: Fate,
 }
+
+/// There is no record yet.
+const NONE: &str = "";
 
 /// Where a guest is when all is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,7 +42,7 @@ enum Fate {
     Gone,
 }
 
-const CONNECT: Phase = undecided("connect", "source.send.hello", "loading");
+const CONNECT: Phase = undecided("connect", "source.recv.welcome", NONE);
 const PREPARE: Phase = undecided("prepare", "source.recv.prepared", "loading");
 const PRECOPY: Phase = undecided("precopy", "source.data.pages", "loading");
 const SWITCHOVER: Phase = undecided("switchover", "source.act.savestate", "loading");

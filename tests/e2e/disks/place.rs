@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use crate::host::kernel::sleeper;
 use crate::host::{Host, Migration, NodePlan, Pair, lighter, run, wait};
 
 /// The guest's name.
@@ -53,8 +54,7 @@ impl Place {
     }
 
     fn start_guest(&self, environment: &[(String, String)]) {
-        let kernel = self.pair.folder().join("kernel");
-        fs::write(&kernel, sleeper()).expect("a kernel");
+        let kernel = sleeper(self.pair.folder());
         let (kernel, disk) = (kernel.display().to_string(), self.disk_a().display().to_string());
         let start = ["run", "--detach", "--name", GUEST, "--memory", "64M"];
         let made_of = ["--kernel", &kernel, "--disk", &disk];
@@ -130,25 +130,4 @@ fn make_disk(path: &Path) {
     let content: Vec<u8> = random.take(CONTENT_BYTES).collect();
     disk.write_all_at(&content, CONTENT_AT).expect("content");
     disk.write_all_at(&[7; 512], DISK_BYTES - 512).expect("content");
-}
-
-/// An ELF kernel that sleeps: `hlt; jmp`, at 2 MiB.
-fn sleeper() -> Vec<u8> {
-    const AT: u64 = 2 << 20;
-    const CODE: [u8; 3] = [0xf4, 0xeb, 0xfd];
-    let code_offset = 64 + 56_u64;
-    let mut elf = b"\x7fELF\x02\x01\x01".to_vec();
-    elf.resize(16, 0);
-    // ET_EXEC, EM_X86_64, version; entry; program headers behind this one; none of sections.
-    elf.extend([2_u16, 62].map(u16::to_le_bytes).concat());
-    elf.extend(1_u32.to_le_bytes());
-    elf.extend([AT, 64, 0].map(u64::to_le_bytes).concat());
-    elf.extend(0_u32.to_le_bytes());
-    elf.extend([64_u16, 56, 1, 64, 0, 0].map(u16::to_le_bytes).concat());
-    // PT_LOAD, readable and executable: offset, addresses, sizes, alignment.
-    elf.extend([1_u32, 5].map(u32::to_le_bytes).concat());
-    let length = CODE.len() as u64;
-    elf.extend([code_offset, AT, AT, length, length, 4096].map(u64::to_le_bytes).concat());
-    elf.extend(CODE);
-    elf
 }

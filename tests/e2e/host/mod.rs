@@ -7,6 +7,7 @@
 mod api;
 pub(crate) mod checks;
 mod guest;
+pub(crate) mod kernel;
 pub(crate) mod ksm;
 mod migration;
 mod node;

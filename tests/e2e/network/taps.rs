@@ -2,12 +2,12 @@
 
 use super::cable::{ip, tool};
 use super::lan::Lan;
+use crate::host::kernel::sleeper;
 use crate::host::{Exit, Host, in_namespace, lighter, run, wait};
-use crate::linux::image::script;
 
-/// Starts a guest with this network, in the namespace of host a, that has hardly begun to boot when it is looked at.
+/// Starts a guest that sleeps, with this network, in the namespace of host a.
 fn start(lan: &Lan, host: &Host, name: &str, net: &str) -> crate::host::Done {
-    let kernel = script("kernel.sh", &["vmlinux"]);
+    let kernel = sleeper(lan.cable().hosts().folder()).display().to_string();
     let arguments = ["run", "--detach", "--name", name, "--memory", "64M"];
     let rest = ["--kernel", &kernel, "--net", net];
     let command = lighter(host.state_dir(), &[arguments.as_slice(), &rest].concat());

@@ -1,0 +1,38 @@
+//! Kernels of a few instructions, for guests of which no more is asked.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Where a kernel's code lies in guest memory, and is entered.
+const ADDRESS: u64 = 2 << 20;
+/// Bytes of an ELF header (elf(5)).
+const HEADER_BYTES: u16 = 64;
+/// Bytes of a program header.
+const SEGMENT_BYTES: u16 = 56;
+/// Sleeps for ever: `hlt; jmp`.
+const SLEEPER: [u8; 3] = [0xf4, 0xeb, 0xfd];
+
+/// A kernel that sleeps for ever, written into `folder`.
+pub(crate) fn sleeper(folder: &Path) -> PathBuf {
+    kernel(&folder.join("sleeper"), &SLEEPER)
+}
+
+/// Writes `code` to `path` as a kernel: an ELF file with one segment.
+pub(crate) fn kernel(path: &Path, code: &[u8]) -> PathBuf {
+    let mut elf = b"\x7fELF\x02\x01\x01".to_vec();
+    elf.resize(16, 0);
+    // ET_EXEC, EM_X86_64, version; entry; program headers behind this one; none of sections.
+    elf.extend([2_u16, 62].map(u16::to_le_bytes).concat());
+    elf.extend(1_u32.to_le_bytes());
+    elf.extend([ADDRESS, HEADER_BYTES.into(), 0].map(u64::to_le_bytes).concat());
+    elf.extend(0_u32.to_le_bytes());
+    elf.extend([HEADER_BYTES, SEGMENT_BYTES, 1, 64, 0, 0].map(u16::to_le_bytes).concat());
+    // PT_LOAD, readable and executable: offset, addresses, sizes, alignment.
+    elf.extend([1_u32, 5].map(u32::to_le_bytes).concat());
+    let offset = u64::from(HEADER_BYTES + SEGMENT_BYTES);
+    let bytes = code.len() as u64;
+    elf.extend([offset, ADDRESS, ADDRESS, bytes, bytes, 4096].map(u64::to_le_bytes).concat());
+    elf.extend(code);
+    fs::write(path, elf).expect("a kernel");
+    path.to_owned()
+}
