@@ -217,7 +217,7 @@ mod tests {
                 "cpus" | "dirty-rate" | "zero-share" | "image-share" => "2",
                 "write-order" => "random",
                 "vsock" => "3",
-                "acpi" | "balloon" | "seccomp" | "landlock" => "on",
+                "acpi" | "balloon" | "nested" | "seccomp" | "landlock" => "on",
                 "on-reboot" => "stop",
                 "pattern" => "zero",
                 "hugepages" => "off",

@@ -62,7 +62,7 @@ pub(crate) struct GuestSpec {
     #[arg(
         long, value_name = "FILE", group = "system",
         conflicts_with_all = [
-            "memory", "cpus", "acpi", "on_reboot", "cpu", "prealloc", "dirty_rate", "working_set", "write_order", "pattern",
+            "memory", "cpus", "acpi", "on_reboot", "cpu", "nested", "prealloc", "dirty_rate", "working_set", "write_order", "pattern",
             "zero_share", "image_share", "run_length",
         ]
     )]
@@ -121,6 +121,10 @@ pub(crate) struct GuestSpec {
     #[arg(long, value_name = "MODEL|FILE.toml")]
     #[serde(default, deserialize_with = "from_text")]
     pub(crate) cpu: Option<CpuArg>,
+
+    /// Whether the guest can run guests of its own. While it does, it can be neither migrated nor saved [default: off].
+    #[arg(long, value_enum, requires = "kernel", value_name = "SWITCH")]
+    pub(crate) nested: Option<SwitchArg>,
 
     /// Pages under guest memory: 4 KiB only (off), huge ones where the kernel finds some (thp), or huge pages of this host's pool,
     /// reserved for the guest (2M, 1G) [default: thp].
@@ -404,6 +408,7 @@ impl GuestSpec {
             ("initrd", self.initrd.is_some()),
             ("cmdline", self.cmdline.is_some()),
             ("acpi", self.acpi.is_some()),
+            ("nested", self.nested.is_some()),
             ("disk", !self.disk.is_empty() && self.template.is_none()),
             ("net", !self.net.is_empty()),
             ("rng", self.rng),
@@ -488,6 +493,7 @@ impl GuestSpec {
             ("rng", self.rng),
             ("balloon", self.balloon.is_some()),
             ("cpu", self.cpu.is_some()),
+            ("nested", self.nested.is_some()),
             ("prealloc", self.prealloc),
             ("dirty-rate", self.dirty_rate.is_some()),
             ("working-set", self.working_set.is_some()),

@@ -169,6 +169,7 @@ rng = true
 balloon = "off"
 vsock = 3
 cpu = "x86-64-v2"
+nested = "on"
 hugepages = "2M"
 prealloc = true
 numa-policy = "interleave:0-1"
@@ -203,7 +204,7 @@ tap = "tap-db"
     #[test]
     fn a_file_says_what_the_options_of_the_same_names_say() {
         let arguments = "--name db --memory 1G --cpus 2 --kernel /boot/vmlinuz --initrd /boot/initrd --acpi off \
-                         --on-reboot stop --rng --balloon off --vsock 3 --cpu x86-64-v2 --hugepages 2M \
+                         --on-reboot stop --rng --balloon off --vsock 3 --cpu x86-64-v2 --nested on --hugepages 2M \
                          --prealloc --numa-policy interleave:0-1 --dirty-log ring:2048 \
                          --label team=shop --label x/y= --disk /d/a.raw,serial=db-1 \
                          --disk /d/b.raw,ro --net bridge=br0,mac=52:54:00:00:00:01 --net tap=tap-db --cmdline";
@@ -266,9 +267,14 @@ tap = "tap-db"
 
     #[test]
     fn what_does_not_go_together_is_refused_with_its_line_and_key() {
-        for line in
-            ["initrd = \"/i\"", "cmdline = \"x\"", "acpi = \"on\"", "rng = true", "vsock = 3"]
-        {
+        for line in [
+            "initrd = \"/i\"",
+            "cmdline = \"x\"",
+            "acpi = \"on\"",
+            "nested = \"on\"",
+            "rng = true",
+            "vsock = 3",
+        ] {
             let key = line.split(' ').next().unwrap();
             refused(&format!("cpus = 1\n{line}"), &format!("2: {key}: "), "`kernel`");
         }

@@ -9,7 +9,7 @@ use vmm_core::virtio::balloon::FreePages;
 use vmm_core::virtio::block::{Access, BlockConfig, EngineChoice};
 use vmm_core::virtio::net::{MacAddress, NetConfig};
 use vmm_core::workload::{Order, Pattern, WorkloadParams};
-use vmm_core::{BootSource, CpuModel, DeviceConfig, OnReboot, VmShape};
+use vmm_core::{BootSource, CpuModel, DeviceConfig, Nested, OnReboot, VmShape};
 
 use crate::cli::cpu::CpuArg;
 use crate::cli::disk::{DiskAccess, DiskArg, DiskEngine, QUEUES_MAX};
@@ -62,7 +62,11 @@ fn shape(spec: &GuestSpec) -> Result<VmShape> {
     let (Some(bytes), Some(vcpus)) = (spec.memory_bytes(), spec.vcpus()) else {
         bail!("a guest from a template is made of what the template says");
     };
-    let mut shape = VmShape::with_cpu(bytes, vcpus, &model)?;
+    let nested = match spec.nested.unwrap_or(SwitchArg::Off) {
+        SwitchArg::On => Nested::On,
+        SwitchArg::Off => Nested::Off,
+    };
+    let mut shape = VmShape::with_cpu(bytes, vcpus, &model.with_nested(nested))?;
     shape.memory = spec.memory_config();
     Ok(shape)
 }

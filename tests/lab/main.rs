@@ -13,5 +13,6 @@ mod outages;
 
 mod ending;
 mod fixtures;
+mod nested;
 mod processors;
 mod stock;

@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::ShapeError;
 use feature::{Bit, FEATURE_WORDS, Register};
-pub use model::CpuModel;
 pub(crate) use model::check_name;
+pub use model::{CpuModel, Nested};
 
 /// One entry of a CPUID table, as in `struct kvm_cpuid_entry2`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

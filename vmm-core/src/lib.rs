@@ -37,7 +37,7 @@ mod vm;
 pub mod workload;
 
 pub use boot::BootSource;
-pub use cpuid::CpuModel;
+pub use cpuid::{CpuModel, Nested};
 pub use dirty::{DirtyLog, REARMED_CHUNKS_MAX};
 pub use error::{Error, Result};
 pub use event::{DOORBELLS_MAX, EventQueue, StopReason, VmEvent};

@@ -2,16 +2,24 @@
 //!
 //! The levels are those of the x86-64 psABI (section "Micro-Architecture Levels"), by the names that GCC, Linux
 //! distributions and QEMU give them. A level *needs* the level's instructions, and *keeps* of everything else only
-//! what any processor of that level has and a kernel wants. All else is masked: a guest that was started on
-//! the newer host of two then runs on the older too.
+//! what any processor of that level has and a kernel wants. All else is masked, on every leaf (see [`leaves`]): a
+//! guest that was started on the newer host of two then runs on the older too.
+
+mod leaves;
 
 use serde::{Deserialize, Serialize};
 
-use super::feature::{self, Bit, FEATURE_WORDS, Register};
+use super::feature::{self, Bit, Register};
 use super::msr::{self, Extent};
 use super::{CpuidEntry, has, word};
 use crate::ShapeError;
 use crate::state::MsrValue;
+
+/// Nested virtualization as Intel's and AMD's processors have it.
+const NESTED: [&str; 2] = ["vmx", "svm"];
+
+/// What SVM can do (AMD APM volume 3, Fn8000_000A).
+const SVM_LEAF: u32 = 0x8000_000a;
 
 /// Longest name of a model, in bytes.
 const NAME_BYTES_MAX: usize = 63;
@@ -49,6 +57,7 @@ const EVERYWHERE: &[&str] = &[
     "tsc_deadline_timer",
     "tsc_adjust",
     "hypervisor",
+    "arat",
 ];
 
 /// A level of the psABI.
@@ -107,33 +116,6 @@ const LEVELS: &[Level] = &[
     },
 ];
 
-/// Leaves that are shown as the host has them, but for the bits that are features. The others are left out: they
-/// tell of counters, tracing, tiles and nested virtualisation.
-const LEAVES: &[u32] = &[
-    0,
-    1,
-    2,
-    4,
-    6,
-    7,
-    0xb,
-    0xd,
-    0x15,
-    0x16,
-    0x1f,
-    0x8000_0000,
-    0x8000_0001,
-    0x8000_0002,
-    0x8000_0003,
-    0x8000_0004,
-    0x8000_0005,
-    0x8000_0006,
-    0x8000_0007,
-    0x8000_0008,
-    0x8000_001d,
-    0x8000_001e,
-];
-
 /// What a guest is shown of its host's processor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CpuModel {
@@ -142,12 +124,30 @@ pub struct CpuModel {
     level: Option<u8>,
     add: Vec<String>,
     remove: Vec<String>,
+    nested: Nested,
+}
+
+/// Whether a guest is shown that it can run guests itself: VMX, or SVM. What it makes of that is no part of its saved state,
+/// so it is not shown unless asked for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Nested {
+    /// It is not shown.
+    #[default]
+    Off,
+    /// It is shown; the guest can be saved and moved while it does not use it.
+    On,
 }
 
 impl Default for CpuModel {
     /// All that the host has.
     fn default() -> Self {
-        Self { name: "host".to_owned(), level: None, add: Vec::new(), remove: Vec::new() }
+        Self {
+            name: "host".to_owned(),
+            level: None,
+            add: Vec::new(),
+            remove: Vec::new(),
+            nested: Nested::Off,
+        }
     }
 }
 
@@ -186,13 +186,22 @@ impl CpuModel {
             );
             return Err(ShapeError::CpuModel(what));
         }
+        if let Some(name) = add.iter().find(|name| NESTED.contains(&name.as_str())) {
+            let what = format!("`{name}` is not added by name: give the guest `--nested on`");
+            return Err(ShapeError::CpuModel(what));
+        }
         let implied = add.iter().filter_map(|name| msr::told_by(name));
         let mut wanted = add.iter().map(String::as_str).chain(implied);
         if let Some(both) = wanted.find(|name| remove.iter().any(|removed| removed == name)) {
             return Err(ShapeError::CpuModel(format!("`{both}` is both added and removed")));
         }
         let (name, add, remove) = (name.to_owned(), add.to_vec(), remove.to_vec());
-        Ok(Self { name, level: self.level, add, remove })
+        Ok(Self { name, level: self.level, add, remove, nested: self.nested })
+    }
+
+    /// This model with or without nested virtualization.
+    pub fn with_nested(self, nested: Nested) -> Self {
+        Self { nested, ..self }
     }
 
     /// Its name.
@@ -218,7 +227,11 @@ impl CpuModel {
         let of_levels = self.levels().iter().flat_map(|level| level.needs);
         let needs = of_levels.copied().chain(self.added());
         let lacks = |name: &&str| feature::by_name(name).is_none_or(|bit| !has(host, bit));
-        needs.filter(lacks).map(str::to_owned).collect()
+        let mut missing: Vec<_> = needs.filter(lacks).map(str::to_owned).collect();
+        if self.nested == Nested::On && nested_bits().all(|bit| !has(host, bit)) {
+            missing.push(format!("nested virtualization ({})", NESTED.join(" or ")));
+        }
+        missing
     }
 
     /// What a guest is shown of `host`.
@@ -232,9 +245,14 @@ impl CpuModel {
         }
         let mut entries = host.to_vec();
         if self.level.is_some() {
-            let kept = self.kept();
-            entries.retain(is_shown);
-            entries.iter_mut().for_each(|entry| mask(entry, &kept, self.xcr0()));
+            leaves::mask(&mut entries, &self.kept(), self.xcr0());
+        }
+        entries.retain(|entry| entry.function != SVM_LEAF);
+        match self.nested {
+            Nested::Off => nested_bits().for_each(|bit| clear(&mut entries, bit)),
+            Nested::On => {
+                entries.extend(host.iter().filter(|entry| entry.function == SVM_LEAF));
+            }
         }
         for bit in self.remove.iter().filter_map(|name| feature::by_name(name)) {
             clear(&mut entries, bit);
@@ -269,7 +287,8 @@ impl CpuModel {
         let of_levels =
             self.levels().iter().flat_map(|level| level.needs.iter().chain(level.keeps));
         let names = EVERYWHERE.iter().chain(of_levels).copied();
-        names.chain(self.added()).filter_map(feature::by_name).collect()
+        let named = names.chain(self.added()).filter_map(feature::by_name);
+        named.chain(nested_bits().filter(|_| self.nested == Nested::On)).collect()
     }
 
     fn xcr0(&self) -> u32 {
@@ -288,38 +307,10 @@ pub(crate) fn check_name(name: &str) -> Result<(), ShapeError> {
     Ok(())
 }
 
-fn is_shown(entry: &CpuidEntry) -> bool {
-    let is_kvms = entry.function & 0xffff_ff00 == 0x4000_0000;
-    let is_known = LEAVES.contains(&entry.function) && (entry.function != 7 || entry.index < 2);
-    is_kvms || is_known
+/// The features that tell of nested virtualization.
+fn nested_bits() -> impl Iterator<Item = Bit> {
+    NESTED.iter().filter_map(|name| feature::by_name(name))
 }
-
-/// Clears the features of `entry` that are not kept.
-fn mask(entry: &mut CpuidEntry, kept: &[Bit], xcr0: u32) {
-    let place = (entry.function, entry.index);
-    for (leaf, subleaf, register, looked_at) in FEATURE_WORDS {
-        if (*leaf, *subleaf) != place || entry.function & 0xffff_ff00 == 0x4000_0000 {
-            continue;
-        }
-        let of_names = kept
-            .iter()
-            .filter(|(l, s, r, _)| (l, s, r) == (leaf, subleaf, register))
-            .fold(0, |bits, (.., bit)| bits | 1 << bit);
-        let allowed = match (*leaf, *subleaf, *register) {
-            (0xd, 0, Register::Eax) => xcr0,
-            // AMD repeats features of leaf 1 here (APM volume 3, Fn8000_0001_EDX).
-            (0x8000_0001, 0, Register::Edx) => of_names | REPEATED,
-            _ => of_names,
-        };
-        *entry.register_mut(*register) &= allowed | !looked_at;
-    }
-    if entry.function == 7 && entry.index == 0 {
-        entry.eax = entry.eax.min(1);
-    }
-}
-
-/// Bits of leaf 0x8000_0001, EDX, that repeat those of leaf 1.
-const REPEATED: u32 = 0x0183_f3ff;
 
 fn clear(entries: &mut [CpuidEntry], (leaf, subleaf, register, bit): Bit) {
     let places =
@@ -341,10 +332,12 @@ fn fit_state(entries: &mut Vec<CpuidEntry>) {
     let gone =
         absent.into_iter().filter(|(name, _)| !named(name)).fold(0, |bits, (_, bit)| bits | bit);
     let components = word(entries, 0xd, 0, Register::Eax) & !gone;
+    let of_supervisor = word(entries, 0xd, 1, Register::Ecx);
     entries.retain(|entry| {
-        let is_component = entry.function == 0xd && (2..32).contains(&entry.index);
-        // Bit 0 of ECX: a component of the supervisor's, which XCR0 does not know.
-        !is_component || entry.ecx & 1 == 1 || components >> entry.index & 1 == 1
+        let is_component = entry.function == 0xd && entry.index >= 2;
+        // Bit 0 of ECX: the supervisor's, of IA32_XSS and not of XCR0.
+        let enabled = if entry.ecx & 1 == 1 { of_supervisor } else { components };
+        !is_component || entry.index < 32 && enabled >> entry.index & 1 == 1
     });
     let bytes = entries
         .iter()

@@ -110,6 +110,17 @@ pub enum StateError {
         /// The saved value.
         value: u64,
     },
+    /// The guest uses nested virtualization, whose state is in no saved state.
+    #[error(
+        "the guest runs guests of its own (vcpu {vcpu} has {register} set), and these would be lost: shut them down, unload its \
+         kvm_intel or kvm_amd, and try again"
+    )]
+    Nested {
+        /// The vCPU.
+        vcpu: u8,
+        /// The bit that says so: `CR4.VMXE` or `EFER.SVME`.
+        register: &'static str,
+    },
     /// A device does not take its state.
     #[error("cannot load device state: {0}")]
     Device(String),

@@ -65,6 +65,9 @@ pub(crate) fn save_vcpu(vcpu: &mut Vcpu) -> Result<VcpuState> {
     let mp_state = fd.get_mp_state().vcpu_call(index, "KVM_GET_MP_STATE")?;
     let regs = fd.get_regs().vcpu_call(index, "KVM_GET_REGS")?;
     let sregs = fd.get_sregs().vcpu_call(index, "KVM_GET_SREGS")?;
+    if let Some(register) = nested_in_use(&sregs) {
+        return Err(StateError::Nested { vcpu: index, register }.into());
+    }
     let xsave = raw::get_xsave(fd, xsave_bytes).vcpu_call(index, "KVM_GET_XSAVE2")?;
     let xcrs = fd.get_xcrs().vcpu_call(index, "KVM_GET_XCRS")?;
     let debug_regs = fd.get_debug_regs().vcpu_call(index, "KVM_GET_DEBUGREGS")?;
@@ -87,6 +90,14 @@ pub(crate) fn save_vcpu(vcpu: &mut Vcpu) -> Result<VcpuState> {
         tsc_offset,
         events,
     })
+}
+
+/// The bit by which the guest has switched nested virtualization on (Intel SDM volume 3, 24.7; AMD APM volume 2, 15.4).
+fn nested_in_use(sregs: &kvm_sregs) -> Option<&'static str> {
+    const VMXE: u64 = 1 << 13;
+    const SVME: u64 = 1 << 12;
+    let bits = [(sregs.cr4 & VMXE, "CR4.VMXE"), (sregs.efer & SVME, "EFER.SVME")];
+    bits.into_iter().find(|(bit, _)| *bit != 0).map(|(_, name)| name)
 }
 
 fn save_msrs(vcpu: &mut Vcpu) -> Result<Vec<MsrValue>> {
@@ -207,6 +218,14 @@ mod tests {
         ];
         keep_lost_deadline(&mut msrs, &lapic_with_timer(lvt));
         msrs[1].value
+    }
+
+    #[test]
+    fn a_guest_that_has_switched_nested_virtualization_on_is_told_by_the_bit() {
+        let sregs = |cr4, efer| kvm_sregs { cr4, efer, ..Default::default() };
+        assert_eq!(nested_in_use(&sregs(0x20, 0xd01)), None);
+        assert_eq!(nested_in_use(&sregs(0x2020, 0xd01)), Some("CR4.VMXE"));
+        assert_eq!(nested_in_use(&sregs(0x20, 0x1d01)), Some("EFER.SVME"));
     }
 
     #[test]

@@ -1,0 +1,35 @@
+//! A guest that can run guests of its own: whether it does decides whether it can move.
+
+use crate::fixtures::{Lab, StockGuest};
+
+/// Creates a virtual machine, and keeps it.
+const HOLD_A_VM: &str = "import fcntl, os, signal; vm = fcntl.ioctl(os.open('/dev/kvm', os.O_RDWR), 0xae01, 0); signal.pause()";
+
+#[test]
+fn a_guest_moves_unless_it_runs_guests() {
+    let lab = Lab::of(2);
+    let [here, there] = [lab.host(1), lab.host(2)];
+    for host in [here, there] {
+        host.start_node();
+    }
+    let guest = StockGuest::boot(&lab, here, 1, "--nested on");
+    guest.sh(here, "modprobe kvm_amd").ok();
+    let hold = format!("systemd-run --quiet --unit vm python3 -c \"{HOLD_A_VM}\"");
+    guest.sh(here, &hold).ok();
+    guest
+        .sh(
+            here,
+            "until ls -l /proc/$(systemctl show -P MainPID vm)/fd | grep kvm-vm; do sleep 1; done",
+        )
+        .ok();
+
+    let words = ["the guest runs guests of its own", "EFER.SVME", "unload"];
+    here.lighter(&format!("migrate debian {}", there.address())).complains(&words);
+    here.lighter("save debian /var/tmp/debian.lighter").complains(&words);
+    assert_eq!(here.state_of("debian").as_deref(), Some("running"));
+    assert!(there.guests().is_empty());
+
+    guest.sh(here, "systemctl stop vm && modprobe -r kvm_amd").ok();
+    here.lighter(&format!("migrate debian {}", there.address())).ok();
+    guest.shut_down(there);
+}
