@@ -147,6 +147,11 @@ pub(crate) fn vendor(entries: &[CpuidEntry]) -> String {
     bytes.into_iter().filter(u8::is_ascii_graphic).map(char::from).collect()
 }
 
+/// Whether the processor is one of AMD's, or made like one.
+pub(crate) fn is_amd(entries: &[CpuidEntry]) -> bool {
+    ["AuthenticAMD", "HygonGenuine"].contains(&vendor(entries).as_str())
+}
+
 fn has(entries: &[CpuidEntry], (leaf, subleaf, register, bit): Bit) -> bool {
     word(entries, leaf, subleaf, register) >> bit & 1 == 1
 }

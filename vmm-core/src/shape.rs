@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::cpuid::{self, CpuModel, CpuidEntry, msr};
 use crate::error::{Error, KvmContext, Result};
 use crate::memory::{MemoryConfig, RamLayout};
-use crate::state::MsrValue;
+use crate::state::{MsrValue, TscScale};
 use crate::virtio::block::BlockConfig;
 use crate::virtio::net::NetConfig;
 use crate::virtio::{DeviceConfig, check_devices};
@@ -357,6 +357,22 @@ pub(crate) fn check_tsc(guest: u32, host: u32, scales: bool) -> Result<(), Shape
         return Ok(());
     }
     Err(ShapeError::TscFrequency { guest, host })
+}
+
+/// How this host's KVM makes the TSC of a guest of `guest_khz` of its own.
+///
+/// # Errors
+/// `/dev/kvm` does not answer.
+pub(crate) fn tsc_scale(guest_khz: u32) -> Result<TscScale> {
+    let host = Host::get()?;
+    if check_tsc(guest_khz, host.tsc_khz, false).is_ok() {
+        return Ok(TscScale::NONE);
+    }
+    let fraction_bits = match cpuid::is_amd(&host.cpuid) {
+        true => TscScale::SVM_FRACTION_BITS,
+        false => TscScale::VMX_FRACTION_BITS,
+    };
+    Ok(TscScale::new(guest_khz, host.tsc_khz, fraction_bits))
 }
 
 #[cfg(test)]

@@ -306,9 +306,11 @@ impl Vm {
     pub fn save_state(&self) -> Result<VmState> {
         let _control = self.control();
         self.expect(RunState::Paused, "save")?;
-        let answers: Vec<_> = self.vcpus.iter().map(|vcpu| vcpu.submit(state::save_vcpu)).collect();
         // The clock goes with the TSC offsets, which do not change: any moment while paused will do.
         let clock = state::save_clock(&self.machine.vm)?;
+        let pair = ClockPair::of(&clock);
+        let save = move |vcpu: &mut Vcpu| state::save_vcpu(vcpu, pair);
+        let answers: Vec<_> = self.vcpus.iter().map(|vcpu| vcpu.submit(save)).collect();
         let vcpus: Result<Vec<_>> = answers.into_iter().map(|answer| answer.wait()?).collect();
         Ok(VmState {
             vcpus: vcpus?,
@@ -338,7 +340,7 @@ impl Vm {
         state::load_clock(vm, &state.clock)?;
         let saved = ClockPair::of(&state.clock);
         let now = ClockPair::of(&state::save_clock(vm)?);
-        let carry = saved.zip(now).map(|(saved, now)| TscCarry { saved, now });
+        let carry = saved.zip(now).map(|(saved, now)| TscCarry { saved_ns: saved.guest_ns, now });
         self.load_hardware(state, carry)?;
         *self.origin() = state.boot.as_ref().map(Origin::from_record);
         self.machine.resets.set_policy(state.on_reboot);

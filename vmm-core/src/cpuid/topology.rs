@@ -7,7 +7,7 @@
 
 use kvm_bindings::KVM_CPUID_FLAG_SIGNIFCANT_INDEX;
 
-use super::{CpuidEntry, vendor};
+use super::{CpuidEntry, is_amd};
 
 /// Leaves that list the levels of the topology, in the same form: 0x1f is newer.
 const LEVEL_LEAVES: [u32; 2] = [0xb, 0x1f];
@@ -54,7 +54,7 @@ impl Place {
             id: vcpu.into(),
             count,
             core_bits: count.next_power_of_two().ilog2(),
-            is_amd: ["AuthenticAMD", "HygonGenuine"].contains(&vendor(entries).as_str()),
+            is_amd: is_amd(entries),
         }
     }
 

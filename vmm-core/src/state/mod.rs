@@ -29,14 +29,14 @@ use crate::virtio::DeviceState;
 pub use machine::IrqchipState;
 pub(crate) use machine::{load_clock, load_irqchip, save_clock, save_irqchip};
 pub(crate) use msrs::{msr_list, saved_msrs};
-pub(crate) use tsc::{ClockPair, TscCarry};
+pub(crate) use tsc::{ClockPair, TscCarry, TscScale};
 pub use vcpu::{MsrValue, VcpuState};
 pub(crate) use vcpu::{load_msrs, load_vcpu, save_vcpu};
 
 /// First bytes of an encoded [`VmState`].
 const MAGIC: [u8; 4] = *b"LVMS";
 /// Version of [`VmState`]'s encoding: raised whenever a field changes.
-const STATE_VERSION: u16 = 2;
+const STATE_VERSION: u16 = 3;
 /// Room for the state of a vCPU, in bytes. With an XSAVE area of 11 KiB, the largest that there is
 /// (AMX), it is 17 KiB at most.
 const VCPU_BYTES_MAX: usize = 32 << 10;

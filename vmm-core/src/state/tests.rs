@@ -17,7 +17,7 @@ const LAPIC_CURRENT_COUNT: usize = 0x390;
 fn without_time(mut state: VmState) -> VmState {
     state.clock = Default::default();
     for vcpu in &mut state.vcpus {
-        vcpu.tsc_offset = None;
+        vcpu.tsc = None;
         vcpu.lapic.regs[LAPIC_CURRENT_COUNT..][..4].fill(0);
         for msr in vcpu.msrs.iter_mut().filter(|msr| TICKING_MSRS.contains(&msr.index)) {
             msr.value = 0;
@@ -195,10 +195,10 @@ fn the_guests_tsc_and_clock_go_on_and_equal_offsets_stay_equal() {
         let difference = (passed as f64 / hz - seconds).abs();
         assert!(difference < 0.1, "tsc and clock differ by {difference} s");
     }
-    let offset = |state: &VmState, vcpu: usize| state.vcpus[vcpu].tsc_offset;
+    let tsc = |state: &VmState, vcpu: usize| state.vcpus[vcpu].tsc;
     assert_eq!(
-        offset(&saved, 0) == offset(&saved, 1),
-        offset(&after, 0) == offset(&after, 1),
+        tsc(&saved, 0) == tsc(&saved, 1),
+        tsc(&after, 0) == tsc(&after, 1),
         "{saved:?} {after:?}"
     );
 }

@@ -4,10 +4,52 @@
 //! has advanced, whatever the two hosts' own TSCs show. This is the algorithm of
 //! Documentation/virt/kvm/devices/vcpu.rst, section 4.1, with one reading of the clocks for all vCPUs:
 //! offsets that were equal stay equal, which the kernel needs to keep its fast clock.
+//!
+//! What is carried is the guest's own TSC at that reading. An offset means nothing elsewhere: KVM adds
+//! it to the host's TSC *scaled* to the guest's frequency, and hosts scale differently.
 
 use kvm_bindings::kvm_clock_data;
 
 use super::machine::has_host_time;
+
+/// How KVM makes a guest's TSC of the host's: scaled, plus an offset (`kvm_scale_tsc` in arch/x86/kvm/x86.c).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct TscScale {
+    /// What a tick of the host's is worth, in units of 2^-`fraction_bits`.
+    ratio: u64,
+    fraction_bits: u32,
+}
+
+impl TscScale {
+    /// Bits after the point on processors with VMX (`vmx_hardware_setup`).
+    pub(crate) const VMX_FRACTION_BITS: u32 = 48;
+    /// The same on processors with SVM (`svm_hardware_setup`).
+    pub(crate) const SVM_FRACTION_BITS: u32 = 32;
+
+    /// Frequencies so close that KVM does not scale.
+    pub(crate) const NONE: Self = Self { ratio: 1, fraction_bits: 0 };
+
+    /// From a host of `host_khz` to a guest of `guest_khz`, cut off as KVM does it (`set_tsc_khz`).
+    pub(crate) fn new(guest_khz: u32, host_khz: u32, fraction_bits: u32) -> Self {
+        let ratio = (u128::from(guest_khz) << fraction_bits) / u128::from(host_khz.max(1));
+        Self { ratio: ratio as u64, fraction_bits }
+    }
+
+    /// The host's TSC in ticks of the guest's. Ticks wrap.
+    fn scaled(self, host_tsc: u64) -> u64 {
+        ((u128::from(host_tsc) * u128::from(self.ratio)) >> self.fraction_bits) as u64
+    }
+
+    /// The guest's TSC when the host's was `host_tsc`, with KVM's `offset`.
+    pub(crate) fn guest_tsc(self, host_tsc: u64, offset: u64) -> u64 {
+        self.scaled(host_tsc).wrapping_add(offset)
+    }
+
+    /// The offset with which the guest's TSC is `guest_tsc` when the host's is `host_tsc`.
+    fn offset(self, host_tsc: u64, guest_tsc: u64) -> u64 {
+        guest_tsc.wrapping_sub(self.scaled(host_tsc))
+    }
+}
 
 /// A guest's clock and the host's TSC, read at the same moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,22 +70,19 @@ impl ClockPair {
 /// The two moments between which a TSC is carried.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct TscCarry {
-    /// When the state was saved, on the host that it comes from.
-    pub(crate) saved: ClockPair,
+    /// The guest's clock when the state was saved, in nanoseconds.
+    pub(crate) saved_ns: u64,
     /// Now, on this host, after its clock has been set.
     pub(crate) now: ClockPair,
 }
 
 impl TscCarry {
-    /// The offset to set on this host for a vCPU that had `offset` on the other, with a guest TSC of
-    /// `khz` ticks per millisecond. Offsets wrap.
-    pub(crate) fn offset(&self, offset: u64, khz: u32) -> u64 {
-        let passed_ns = i128::from(self.now.guest_ns) - i128::from(self.saved.guest_ns);
+    /// The offset to set on this host, which scales by `scale`, for a vCPU whose TSC was `guest_tsc` when the state was
+    /// saved and runs at `khz` ticks per millisecond.
+    pub(crate) fn offset(&self, guest_tsc: u64, khz: u32, scale: TscScale) -> u64 {
+        let passed_ns = i128::from(self.now.guest_ns) - i128::from(self.saved_ns);
         let passed_ticks = passed_ns * i128::from(khz) / 1_000_000;
-        offset
-            .wrapping_add(passed_ticks as u64)
-            .wrapping_add(self.saved.host_tsc)
-            .wrapping_sub(self.now.host_tsc)
+        scale.offset(self.now.host_tsc, guest_tsc.wrapping_add(passed_ticks as u64))
     }
 }
 
@@ -51,27 +90,80 @@ impl TscCarry {
 mod tests {
     use super::*;
 
-    const KHZ: u32 = 2_000_000;
+    /// A host whose KVM does as the kernel's does, and which has been up for some time.
+    #[derive(Debug, Clone, Copy)]
+    struct HostKvm {
+        khz: u32,
+        fraction_bits: u32,
+        up_s: u64,
+    }
 
-    fn pair(guest_ns: u64, host_tsc: u64) -> ClockPair {
-        ClockPair { guest_ns, host_tsc }
+    impl HostKvm {
+        fn tsc(self, after_ms: u64) -> u64 {
+            (self.up_s * 1000 + after_ms) * u64::from(self.khz)
+        }
+
+        /// `mul_u64_u64_shr(tsc, mul_u64_u32_div(1 << bits, guest_khz, tsc_khz), bits) + offset`.
+        fn guest_tsc(self, guest_khz: u32, offset: u64, after_ms: u64) -> u64 {
+            let one = 1_u128 << self.fraction_bits;
+            let ratio = one * u128::from(guest_khz) / u128::from(self.khz);
+            let scaled = (u128::from(self.tsc(after_ms)) * ratio) >> self.fraction_bits;
+            (scaled as u64).wrapping_add(offset)
+        }
+    }
+
+    const GUEST_KHZ: u32 = 2_100_000;
+    const YEAR_S: u64 = 365 * 24 * 3600;
+
+    fn hosts() -> Vec<HostKvm> {
+        let frequencies = [GUEST_KHZ, 1_996_249, 3_400_000];
+        let bits = [TscScale::VMX_FRACTION_BITS, TscScale::SVM_FRACTION_BITS];
+        let up = [20, YEAR_S];
+        let each = frequencies.into_iter().flat_map(|khz| {
+            bits.into_iter().flat_map(move |fraction_bits| {
+                up.into_iter().map(move |up_s| HostKvm { khz, fraction_bits, up_s })
+            })
+        });
+        each.collect()
     }
 
     #[test]
-    fn the_guests_tsc_advances_with_its_clock_whatever_the_hosts_show() {
-        for (saved_tsc, now_tsc) in [(5_000, 9_000_000_000), (9_000_000_000, 17), (0, u64::MAX)] {
-            let carry = TscCarry { saved: pair(1_000, saved_tsc), now: pair(501_000, now_tsc) };
-            let offset = 123u64.wrapping_neg();
-            let before = saved_tsc.wrapping_add(offset);
-            let after = now_tsc.wrapping_add(carry.offset(offset, KHZ));
-            assert_eq!(after.wrapping_sub(before), 1_000_000, "500 us at 2 GHz");
+    fn the_guests_tsc_advances_with_its_clock_whatever_the_hosts_frequencies_and_uptimes() {
+        for from in hosts() {
+            for to in hosts() {
+                let old_offset = 123_u64.wrapping_neg();
+                let scale = TscScale::new(GUEST_KHZ, from.khz, from.fraction_bits);
+                let saved = scale.guest_tsc(from.tsc(0), old_offset);
+                assert_eq!(saved, from.guest_tsc(GUEST_KHZ, old_offset, 0), "as KVM shows it");
+
+                let now = ClockPair { guest_ns: 501_000_000, host_tsc: to.tsc(0) };
+                let carry = TscCarry { saved_ns: 1_000_000, now };
+                let scale = TscScale::new(GUEST_KHZ, to.khz, to.fraction_bits);
+                let offset = carry.offset(saved, GUEST_KHZ, scale);
+                for later_ms in [0, 60_000] {
+                    let after = to.guest_tsc(GUEST_KHZ, offset, later_ms);
+                    let expected = (500 + later_ms) * u64::from(GUEST_KHZ);
+                    let off_by = after.wrapping_sub(saved).abs_diff(expected);
+                    // 2^-32 of a minute's ticks, and a tick.
+                    assert!(off_by <= 40, "{from:?} {to:?}: off by {off_by} ticks");
+                }
+            }
         }
     }
 
     #[test]
-    fn equal_offsets_stay_equal_and_others_keep_their_distance() {
-        let carry = TscCarry { saved: pair(7, 100), now: pair(1_000_000_007, 50) };
-        assert_eq!(carry.offset(40, KHZ), carry.offset(40, KHZ));
-        assert_eq!(carry.offset(47, KHZ).wrapping_sub(carry.offset(40, KHZ)), 7);
+    fn equal_tscs_stay_equal_and_others_keep_their_distance() {
+        let carry =
+            TscCarry { saved_ns: 7, now: ClockPair { guest_ns: 1_000_000_007, host_tsc: 50 } };
+        let offset = |tsc| carry.offset(tsc, GUEST_KHZ, TscScale::NONE);
+        assert_eq!(offset(40), offset(40));
+        assert_eq!(offset(47).wrapping_sub(offset(40)), 7);
+    }
+
+    #[test]
+    fn ticks_wrap() {
+        let carry = TscCarry { saved_ns: 0, now: ClockPair { guest_ns: 0, host_tsc: u64::MAX } };
+        let offset = carry.offset(5, GUEST_KHZ, TscScale::NONE);
+        assert_eq!(TscScale::NONE.guest_tsc(u64::MAX, offset), 5);
     }
 }

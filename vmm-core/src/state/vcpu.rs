@@ -17,9 +17,10 @@ use kvm_ioctls::VcpuFd;
 use serde::{Deserialize, Serialize};
 
 use super::msrs::{TSC, TSC_DEADLINE, msr_list, read};
-use super::{StateError, TscCarry};
+use super::{ClockPair, StateError, TscCarry};
 use crate::error::{KvmContext, Result};
 use crate::raw;
+use crate::shape;
 use crate::vcpu::Vcpu;
 
 /// A model-specific register and its value.
@@ -52,14 +53,15 @@ pub struct VcpuState {
     pub msrs: Vec<MsrValue>,
     /// The guest's TSC frequency, in kHz.
     pub tsc_khz: u32,
-    /// What the guest's TSC is ahead of the host's; `None` when the host's KVM does not tell.
-    pub tsc_offset: Option<u64>,
+    /// The guest's TSC when [`VmState::clock`](super::VmState::clock) was read; `None` when the host's KVM does not tell.
+    pub tsc: Option<u64>,
     /// Exceptions, interrupts and NMIs on their way.
     pub events: kvm_vcpu_events,
 }
 
-/// Reads the state of a parked vCPU, in the order that the module's table gives reasons for.
-pub(crate) fn save_vcpu(vcpu: &mut Vcpu) -> Result<VcpuState> {
+/// Reads the state of a parked vCPU, in the order that the module's table gives reasons for. `clock` was read while it was
+/// parked.
+pub(crate) fn save_vcpu(vcpu: &mut Vcpu, clock: Option<ClockPair>) -> Result<VcpuState> {
     let (index, xsave_bytes) = (vcpu.index(), vcpu.xsave_bytes);
     let fd = vcpu.fd();
     let mp_state = fd.get_mp_state().vcpu_call(index, "KVM_GET_MP_STATE")?;
@@ -73,7 +75,9 @@ pub(crate) fn save_vcpu(vcpu: &mut Vcpu) -> Result<VcpuState> {
     let debug_regs = fd.get_debug_regs().vcpu_call(index, "KVM_GET_DEBUGREGS")?;
     let lapic = fd.get_lapic().vcpu_call(index, "KVM_GET_LAPIC")?;
     let tsc_khz = fd.get_tsc_khz().vcpu_call(index, "KVM_GET_TSC_KHZ")?;
-    let tsc_offset = raw::tsc_offset(fd).ok();
+    let scale = shape::tsc_scale(tsc_khz)?;
+    let tsc = clock.zip(raw::tsc_offset(fd).ok());
+    let tsc = tsc.map(|(clock, offset)| scale.guest_tsc(clock.host_tsc, offset));
     let mut msrs = save_msrs(vcpu)?;
     keep_lost_deadline(&mut msrs, &lapic);
     let events = vcpu.fd().get_vcpu_events().vcpu_call(index, "KVM_GET_VCPU_EVENTS")?;
@@ -87,7 +91,7 @@ pub(crate) fn save_vcpu(vcpu: &mut Vcpu) -> Result<VcpuState> {
         lapic,
         msrs,
         tsc_khz,
-        tsc_offset,
+        tsc,
         events,
     })
 }
@@ -148,8 +152,8 @@ pub(crate) fn load_vcpu(vcpu: &mut Vcpu, state: &VcpuState, carry: Option<TscCar
     let is_deadline = |msr: &&MsrValue| msr.index == TSC_DEADLINE;
     let early: Vec<MsrValue> = state.msrs.iter().filter(|msr| !is_deadline(msr)).copied().collect();
     load_msrs(fd, index, &early)?;
-    if let (Some(carry), Some(offset)) = (carry, state.tsc_offset) {
-        let offset = carry.offset(offset, state.tsc_khz);
+    if let (Some(carry), Some(tsc)) = (carry, state.tsc) {
+        let offset = carry.offset(tsc, state.tsc_khz, shape::tsc_scale(state.tsc_khz)?);
         raw::set_tsc_offset(fd, offset).vcpu_call(index, "KVM_SET_DEVICE_ATTR (TSC offset)")?;
     }
     let late: Vec<MsrValue> = state.msrs.iter().filter(is_deadline).copied().collect();
@@ -164,7 +168,7 @@ fn load_tsc_khz(fd: &VcpuFd, index: u8, khz: u32) -> Result<()> {
     if host == khz || fd.set_tsc_khz(khz).is_ok() {
         return Ok(());
     }
-    crate::shape::check_tsc(khz, host, false)?;
+    shape::check_tsc(khz, host, false)?;
     Ok(())
 }
 

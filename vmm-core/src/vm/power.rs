@@ -122,7 +122,7 @@ impl Vm {
         answers.into_iter().try_for_each(|answer| answer.wait())?;
         // The guest's TSC goes on counting, at the same value on all vCPUs.
         let clock = ClockPair::of(&pristine.clock);
-        let carry = clock.map(|clock| TscCarry { saved: clock, now: clock });
+        let carry = clock.map(|clock| TscCarry { saved_ns: clock.guest_ns, now: clock });
         // What the operator wants of the balloon outlives the guest's system.
         let target = self.machine.bus.on_balloon(|balloon, _| balloon.report().target_pages)?;
         self.load_hardware(pristine, carry)?;
