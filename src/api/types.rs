@@ -297,6 +297,9 @@ pub(crate) struct MigrationRequest {
     /// The disks' content goes along; both hosts share the disks when absent.
     #[serde(default)]
     pub(crate) copy_disks: Option<CopyDisks>,
+    /// The hosts need not prove to each other that they share the disks.
+    #[serde(default, rename = "unsafe")]
+    pub(crate) unproven_disks: bool,
 }
 
 /// How disks go along with a guest.
@@ -321,6 +324,7 @@ impl MigrationRequest {
             compression: Compression::default(),
             connections: None,
             copy_disks: None,
+            unproven_disks: false,
         }
     }
 }

@@ -80,6 +80,11 @@ pub(crate) struct MigrateArgs {
     #[arg(long, requires = "copy_disks")]
     pub(crate) replace_disks: bool,
 
+    /// Do not have the hosts prove to each other that they share the guest's disks. Another disk under the same path is then not
+    /// noticed, and the guest's data are lost.
+    #[arg(long = "unsafe", conflicts_with = "copy_disks")]
+    pub(crate) unproven_disks: bool,
+
     /// The name in the destination's certificate, when it is not HOST.
     #[arg(long, value_name = "NAME")]
     pub(crate) tls_name: Option<String>,

@@ -111,7 +111,9 @@ impl GuestFactory for Factory {
             );
             return Err(Refusal::new(RefusalKind::Guest, text));
         }
-        self.shape_of(guest)?.check_host().map_err(refused)
+        let shape = self.shape_of(guest)?;
+        shape.check_host().map_err(refused)?;
+        shape.check_shared_disks().map_err(refused)
     }
 
     fn create(&self, guest: &GuestDescription) -> Result<Arc<dyn DestinationGuest>, Refusal> {

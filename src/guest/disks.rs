@@ -9,11 +9,12 @@ mod places;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use migrate::protocol::Blob;
 use migrate::{DiskCopy, ExistingFile, GuestDescription, GuestError, HintProgress, SourceGuest};
-use vmm_core::{DiskContent, VmShape};
+use vmm_core::virtio::block::{DiskProof, Mark};
+use vmm_core::{DeviceConfig, DiskContent, VmShape};
 
 pub(crate) use arriving::{Arriving, expect};
 pub(crate) use places::DiskFolders;
@@ -57,36 +58,47 @@ pub(crate) struct Departing {
     machine: SharedMachine,
     description: GuestDescription,
     parts: Vec<Part>,
+    /// Marks for the destination, until it has seen them.
+    marks: Mutex<Vec<Mark>>,
+}
+
+/// What becomes of the disks of a guest that leaves.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Disks<'a> {
+    /// Both hosts share them, and prove it.
+    Shared,
+    /// Both hosts share them, says the user.
+    Vouched,
+    /// Their content goes along.
+    Copied(&'a CopyDisks),
 }
 
 impl Departing {
-    /// The guest of `machine`, with its disks if it is `wanted`.
+    /// The guest of `machine`, with its disks if they are to be copied.
     ///
     /// # Errors
     /// What is wanted makes no sense for this guest.
-    pub(crate) fn new(machine: SharedMachine, wanted: Option<&CopyDisks>) -> Result<Self, String> {
+    pub(crate) fn new(machine: SharedMachine, disks: Disks<'_>) -> Result<Self, String> {
         let mut description = SourceGuest::describe(&*machine);
-        let mut parts = Vec::new();
-        if let Some(wanted) = wanted {
-            let mut shape = machine.shape().clone();
-            move_disks(&mut shape, &wanted.paths)?;
-            description.config = Blob(shape.to_bytes().map_err(|error| error.to_string())?);
-            let existing = if wanted.replace { ExistingFile::Replace } else { ExistingFile::Keep };
-            let disks = (0..shape.devices.len()).filter_map(|index| {
-                let disk = machine.vm().disk(index)?;
-                description.disks.push(DiskCopy {
-                    // A guest has a handful of devices.
-                    device: index as u16,
-                    bytes: disk.bytes(),
-                    allocated_bytes: disk.allocated_bytes(),
-                    existing,
-                });
-                Some(Arc::clone(disk))
-            });
-            parts = lay_out(description.layout.chunks(), disks);
+        let mut shape = machine.shape().clone();
+        let (mut parts, mut marks) = (Vec::new(), Vec::new());
+        match disks {
+            Disks::Shared => marks = mark(&machine, &mut shape),
+            Disks::Vouched => {
+                shape
+                    .disks_mut()
+                    .for_each(|disk| *disk = disk.clone().with_proof(DiskProof::Vouched));
+            }
+            Disks::Copied(wanted) => {
+                move_disks(&mut shape, &wanted.paths)?;
+                description.disks = copies(&machine, &shape, wanted.replace);
+                let disks = each_disk(&machine, &shape).map(|(_, disk)| Arc::clone(disk));
+                parts = lay_out(description.layout.chunks(), disks);
+            }
         }
+        description.config = Blob(shape.to_bytes().map_err(|error| error.to_string())?);
         description.check_bounds().map_err(|refusal| refusal.to_string())?;
-        Ok(Self { machine, description, parts })
+        Ok(Self { machine, description, parts, marks: Mutex::new(marks) })
     }
 
     fn failed(&self, what: &str, error: impl std::fmt::Display) -> GuestError {
@@ -96,6 +108,49 @@ impl Departing {
     fn memory_chunks(&self) -> usize {
         self.description.layout.chunks()
     }
+}
+
+/// The disks of `machine` with their places among its devices.
+fn each_disk<'a>(
+    machine: &'a SharedMachine,
+    shape: &VmShape,
+) -> impl Iterator<Item = (usize, &'a Arc<DiskContent>)> {
+    (0..shape.devices.len()).filter_map(|index| Some((index, machine.vm().disk(index)?)))
+}
+
+/// The disks that go along.
+fn copies(machine: &SharedMachine, shape: &VmShape, replace: bool) -> Vec<DiskCopy> {
+    let existing = if replace { ExistingFile::Replace } else { ExistingFile::Keep };
+    let copy = |(index, disk): (usize, &Arc<DiskContent>)| DiskCopy {
+        // A guest has a handful of devices.
+        device: index as u16,
+        bytes: disk.bytes(),
+        allocated_bytes: disk.allocated_bytes(),
+        existing,
+    };
+    each_disk(machine, shape).map(copy).collect()
+}
+
+/// Marks the files among the disks, and says so in `shape`. What cannot be marked cannot be proven, which the destination says.
+fn mark(machine: &SharedMachine, shape: &mut VmShape) -> Vec<Mark> {
+    let mut marks = Vec::new();
+    let marked: Vec<_> = each_disk(machine, shape).collect();
+    for (index, content) in marked {
+        let Some(DeviceConfig::Block(disk)) = shape.devices.get_mut(index) else { continue };
+        match content.mark() {
+            Ok(Some(mark)) => {
+                *disk = disk.clone().with_proof(mark.proof());
+                marks.push(mark);
+            }
+            Ok(None) => {}
+            Err(error) => {
+                let path = content.path().display();
+                tracing::warn!(%error, "cannot mark {path}, so that the destination could tell it from others");
+                *disk = disk.clone().with_proof(DiskProof::Absent);
+            }
+        }
+    }
+    marks
 }
 
 /// Gives disks of `shape` the paths that they shall have at the destination.
@@ -122,6 +177,8 @@ impl SourceGuest for Departing {
     }
 
     fn start_dirty_log(&self) -> Result<(), GuestError> {
+        // The destination has seen the marks.
+        self.marks.lock().unwrap_or_else(PoisonError::into_inner).clear();
         self.parts.iter().for_each(|part| part.disk.start_log());
         self.machine.start_dirty_log()
     }

@@ -9,7 +9,7 @@ use migrate::report::{Outcome, Role};
 use migrate::session::{SourceSession, start_source};
 use migrate::{Limits, MigrationId, Report, SourceGuest};
 
-use super::disks::Departing;
+use super::disks::{Departing, Disks};
 use super::process::{Ending, GuestProcess};
 use super::session::MigrationSession;
 use super::workload;
@@ -44,7 +44,7 @@ impl Departure {
         let machine = process
             .machine()
             .ok_or_else(|| ApiError::new(Reason::WrongState, "the guest has not arrived yet"))?;
-        let guest = Departing::new(Arc::clone(machine), request.copy_disks.as_ref())
+        let guest = Departing::new(Arc::clone(machine), disks_of(request))
             .map_err(|error| ApiError::new(Reason::BadRequest, error))?;
         let tls = migrate::quic::Tls::load(&process.state().certs()).map_err(ApiError::failed)?;
         let records = RecordStore::open(&process.state().migrations()).map_err(ApiError::failed)?;
@@ -161,6 +161,15 @@ impl Departure {
         let message =
             format!("this copy of {name} is given up: its migration broke down after the decision");
         process.end(Ending::Discarded { message });
+    }
+}
+
+/// What becomes of the disks.
+fn disks_of(request: &MigrationRequest) -> Disks<'_> {
+    match &request.copy_disks {
+        Some(wanted) => Disks::Copied(wanted),
+        None if request.unproven_disks => Disks::Vouched,
+        None => Disks::Shared,
     }
 }
 

@@ -129,6 +129,7 @@ fn request(args: &MigrateArgs, destination: &str) -> MigrationRequest {
             paths: args.disk_path.iter().cloned().collect(),
             replace: args.replace_disks,
         }),
+        unproven_disks: args.unproven_disks,
     }
 }
 

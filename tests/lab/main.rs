@@ -11,8 +11,11 @@
 #[cfg(feature = "failpoints")]
 mod outages;
 
+mod disks;
 mod ending;
 mod fixtures;
+#[path = "../e2e/host/kernel.rs"]
+mod kernel;
 mod nested;
 mod processors;
 mod stock;

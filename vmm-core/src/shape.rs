@@ -24,7 +24,7 @@ pub use vcpus::{VCPUS_MAX, VcpuLimits};
 /// million: the kernel's own tolerance (`tsc_tolerance_ppm` of arch/x86/kvm).
 pub const TSC_TOLERANCE_PPM: u64 = 250;
 /// Version of [`VmShape`]'s encoding.
-const SHAPE_VERSION: u16 = 5;
+const SHAPE_VERSION: u16 = 6;
 
 /// A description from which the same virtual machine can be created on any fitting host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -231,6 +231,15 @@ impl VmShape {
         check_tsc(self.tsc_khz, host.tsc_khz, host.scales_tsc)?;
         self.devices.iter().try_for_each(DeviceConfig::check_host)?;
         Ok(self.memory.check_host(self.memory_bytes)?)
+    }
+
+    /// Checks that the disks at their paths are those that the guest has at the source of a migration, but for those that come
+    /// with it.
+    ///
+    /// # Errors
+    /// [`crate::DeviceError::OtherDisk`], [`crate::DeviceError::UnprovenDisk`], [`crate::DeviceError::Disk`].
+    pub fn check_shared_disks(&self) -> Result<()> {
+        Ok(self.disks().try_for_each(BlockConfig::check_shared)?)
     }
 
     /// Encodes the shape for a peer or a file.

@@ -60,6 +60,25 @@ pub enum DeviceError {
         /// Bytes that the guest knows.
         expected: u64,
     },
+    /// The disk at the guest's path is not the guest's.
+    #[error(
+        "disk {} is not the one that the guest has at the source: share that one between the hosts, or send it along with --copy-disks",
+        path.display()
+    )]
+    OtherDisk {
+        /// The file or block device.
+        path: PathBuf,
+    },
+    /// Nothing tells whether two hosts have the same disk.
+    #[error(
+        "nothing tells whether disk {} is the one that the guest has at the source: send it along with --copy-disks, or, if you know that \
+         it is the same, say --unsafe",
+        path.display()
+    )]
+    UnprovenDisk {
+        /// The file or block device.
+        path: PathBuf,
+    },
     /// The socket by which programs reach a guest could not be made.
     #[error("cannot listen at {} for those who look for the guest: {cause}", path.display())]
     Vsock {

@@ -7,6 +7,7 @@ use virtio_bindings::virtio_blk::VIRTIO_BLK_ID_BYTES;
 
 use super::SECTOR_BYTES;
 use super::disk::Disk;
+use super::proof::DiskProof;
 use super::staged;
 use crate::virtio::DeviceError;
 
@@ -69,6 +70,8 @@ pub struct BlockConfig {
     /// Request queues.
     queues: u16,
     engine: EngineChoice,
+    /// By what a destination tells it from another disk at the same path.
+    proof: DiskProof,
     /// This host's affair.
     #[serde(skip)]
     origin: Origin,
@@ -85,7 +88,8 @@ impl BlockConfig {
         let found = path
             .canonicalize()
             .map_err(|cause| DeviceError::Disk { path: path.to_path_buf(), cause })?;
-        let there = Disk::open_present(&found, access)?.bytes();
+        let disk = Disk::open_present(&found, access)?;
+        let there = disk.bytes();
         if there < SECTOR_BYTES {
             return Err(DeviceError::Config(no_sectors(&found, there)));
         }
@@ -98,6 +102,7 @@ impl BlockConfig {
             bytes,
             queues: 1,
             engine: EngineChoice::Auto,
+            proof: DiskProof::of(disk.file()),
             origin: Origin::Present,
         };
         config.check()?;
@@ -114,6 +119,12 @@ impl BlockConfig {
     #[must_use]
     pub fn with_engine(self, engine: EngineChoice) -> Self {
         Self { engine, ..self }
+    }
+
+    /// With something else by which a destination tells it from other disks.
+    #[must_use]
+    pub fn with_proof(self, proof: DiskProof) -> Self {
+        Self { proof, ..self }
     }
 
     /// The same disk under another path, for a host that keeps its disks elsewhere.
@@ -180,6 +191,9 @@ impl BlockConfig {
             let queues = self.queues;
             return bad(format!("disk {path} has 1 to {QUEUES_MAX} queues, not {queues}"));
         }
+        if !self.proof.is_bounded() {
+            return bad(format!("disk {path} has too many names"));
+        }
         let printable = self.serial.chars().all(|c| c.is_ascii_graphic());
         if self.serial.len() > SERIAL_BYTES_MAX || !printable {
             return bad(format!(
@@ -195,6 +209,21 @@ impl BlockConfig {
                 Disk::open_present(&self.path, self.access)?.expect_bytes(self.bytes)
             }
             Origin::Arriving(occupied) => staged::check_place(&self.path, occupied).map(drop),
+        }
+    }
+
+    /// Checks that the disk at its path is the one that the guest has at the source, which has given its proof.
+    pub(crate) fn check_shared(&self) -> Result<(), DeviceError> {
+        if self.origin != Origin::Present {
+            return Ok(());
+        }
+        let disk = Disk::open_present(&self.path, self.access)?;
+        let path = || self.path.clone();
+        match self.proof.holds_for(&disk) {
+            Ok(Some(true)) => Ok(()),
+            Ok(Some(false)) => Err(DeviceError::OtherDisk { path: path() }),
+            Ok(None) => Err(DeviceError::UnprovenDisk { path: path() }),
+            Err(cause) => Err(DeviceError::Disk { path: path(), cause }),
         }
     }
 }

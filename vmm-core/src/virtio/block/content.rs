@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::config::{BlockConfig, Origin};
 use super::log::{WriteLog, each_word};
+use super::proof::Mark;
 use super::staged::{self, Nameless};
 use crate::memory::{CHUNK_BYTES, CHUNK_PAGES, PAGE_BYTES};
 use crate::raw_io::{self, Clearing, Extent};
@@ -66,6 +67,14 @@ impl DiskContent {
             }
             _ => self.bytes,
         }
+    }
+
+    /// Marks the disk for the destination of a migration, if it is a file: another host then tells it from others.
+    ///
+    /// # Errors
+    /// The system's answer: the file is another user's, for example.
+    pub fn mark(&self) -> io::Result<Option<Mark>> {
+        Mark::set(&self.file)
     }
 
     /// The device's view of the same.

@@ -2,7 +2,7 @@
 //!
 //! `request` understands what the driver asks and knows no file; `engine` carries it out; `disk`
 //! is the open disk with its lock, `content` the same for whoever copies it, `log` what was written
-//! meanwhile, `staged` a disk that is being copied to here; `device.rs` ties them together. Start with
+//! meanwhile, `staged` a disk that is being copied to here, `proof` how two hosts tell that they share one; `device.rs` ties them together. Start with
 //! [`BlockConfig`], which is what a guest's description says of a disk.
 
 mod config;
@@ -11,12 +11,14 @@ mod device;
 mod disk;
 mod engine;
 mod log;
+mod proof;
 mod request;
 mod staged;
 
 pub use config::{Access, BlockConfig, EngineChoice, Occupied};
 pub use content::DiskContent;
 pub(crate) use device::BlockDevice;
+pub use proof::{DiskProof, Mark};
 
 /// Bytes of a sector, the unit of all positions, whatever the disk's own is.
 pub(crate) const SECTOR_BYTES: u64 = 512;

@@ -1,0 +1,53 @@
+//! Disks that are files of one host each: whether the file at a guest's path is the guest's disk.
+
+use std::path::Path;
+
+use crate::fixtures::{Host, Lab};
+use crate::kernel::sleeper;
+
+const DISK: &str = "/var/lib/disks/db.raw";
+
+/// Two hosts, and a guest with a disk of the first one's own.
+fn set_up(lab: &Lab) -> [Host<'_>; 2] {
+    let hosts = [lab.host(1), lab.host(2)];
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let kernel = sleeper(folder.path());
+    for host in hosts {
+        host.push(&[Path::new(&kernel)], "/tmp/lab");
+        host.sh(&format!("rm -f {DISK}")).ok();
+        host.start_node();
+    }
+    hosts[0].sh(&format!("truncate -s 16M {DISK}")).ok();
+    hosts[0]
+        .lighter(&format!(
+            "run --detach --name db --memory 64M --kernel /tmp/lab/sleeper --disk {DISK}"
+        ))
+        .ok();
+    hosts
+}
+
+const OTHER: [&str; 3] = [DISK, "is not the one that the guest has at the source", "--copy-disks"];
+
+#[test]
+fn another_file_of_the_same_size_is_not_the_guests_disk() {
+    let lab = Lab::of(2);
+    let [here, there] = set_up(&lab);
+    there.sh(&format!("truncate -s 16M {DISK}")).ok();
+    here.lighter(&format!("migrate db {}", there.address())).complains(&OTHER);
+    assert_eq!(here.state_of("db").as_deref(), Some("running"));
+    assert!(there.guests().is_empty());
+    here.lighter(&format!("migrate db {} --unsafe", there.address())).ok();
+    assert_eq!(there.state_of("db").as_deref(), Some("running"));
+}
+
+#[test]
+fn a_disk_that_was_left_behind_is_not_taken_for_the_guests() {
+    let lab = Lab::of(2);
+    let [here, there] = set_up(&lab);
+    here.lighter(&format!("migrate db {} --copy-disks", there.address())).ok();
+    there.lighter(&format!("migrate db {}", here.address())).complains(&OTHER);
+    assert_eq!(there.state_of("db").as_deref(), Some("running"));
+    let replace = format!("migrate db {} --copy-disks --replace-disks", here.address());
+    there.lighter(&replace).ok();
+    assert_eq!(here.state_of("db").as_deref(), Some("running"));
+}
