@@ -105,6 +105,12 @@ impl Scene {
 
     /// Starts a guest and its migration, and waits until that is held in `phase`.
     fn hold(&mut self, phase: &Phase, fate: Fate) {
+        self.start(phase, fate);
+        self.await_held(phase);
+    }
+
+    /// Starts a guest and its migration, which will be held in `phase`.
+    fn start(&mut self, phase: &Phase, fate: Fate) {
         let [here, there] = self.hosts();
         let name = phase.name;
         let point = format!("LIGHTER_FAILPOINT={}:hold", phase.point);
@@ -128,16 +134,21 @@ impl Scene {
             there.address()
         ))
         .ok();
+        self.expected.push((name, fate));
+    }
+
+    /// Waits until a migration is held, and the records say that it is in `phase`.
+    fn await_held(&self, phase: &Phase) {
+        let hosts = self.hosts();
         until("the migration is held, and the records say where", || {
             let log = "journalctl --no-pager -q -u lighter-node -u 'lab-guest-*'; \
                        cat /var/lib/lighter/guests/*/lighter.log 2> /dev/null";
-            let held = [here, there]
-                .map(|host| host.sh(&format!("({log}) | grep -c {}", phase.point)).stdout);
-            let seen = [here, there].map(|host| states(host).remove(name).unwrap_or_default());
+            let count = format!("({log}) | grep -c {}", phase.point);
+            let held = hosts.map(|host| host.sh(&count).stdout);
+            let seen = hosts.map(|host| states(host).remove(phase.name).unwrap_or_default());
             let is_held = held.iter().any(|count| !count.starts_with('0'));
             holds(is_held && seen == phase.records, (held, seen))
         });
-        self.expected.push((name, fate));
     }
 
     fn hosts(&self) -> [Host<'_>; 2] {
@@ -273,14 +284,20 @@ fn cable_is_out_for(time: Duration) {
                   add chain inet lab out { type filter hook output priority 0; }'";
     scene.hosts()[0].sh(filter).ok();
     for phase in [&CONNECT, &PREPARE, &PRECOPY, &SWITCHOVER, &READY, &COMMIT, &RESUME] {
-        scene.hold(phase, phase.cable_was_out);
+        scene.start(phase, phase.cable_was_out);
         let unit = format!("system.slice/lab-guest-{}.service", phase.name);
         let rules = ["in", "out"].map(|chain| {
             format!(
                 "add rule inet lab {chain} socket cgroupv2 level 2 \"{unit}\" ip protocol udp drop;"
             )
         });
-        scene.hosts()[0].sh(&format!("nft '{}'", rules.concat())).ok();
+        // The host itself waits: what is held after the decision is asked about 10 seconds later.
+        let wait = format!(
+            "until journalctl --quiet --unit lab-guest-{} | grep {}; do [ $SECONDS -lt 900 ] || exit; sleep 0.1; done",
+            phase.name, phase.point
+        );
+        scene.hosts()[0].sh(&format!("{wait}; nft '{}'", rules.concat())).ok();
+        scene.await_held(phase);
     }
     scene.hosts()[1].cut_cable();
     scene.hosts()[0].sh("nft delete table inet lab").ok();

@@ -3,6 +3,9 @@
 
 use crate::fixtures::{Host, Lab, StockGuest, Stream, holds, until};
 
+/// How long a guest may stand still in a move: emulated hosts are slow, and nothing is timed here.
+const DOWNTIME: &str = "2s";
+
 /// The link between the hosts.
 const LINK: &str = "delay 5ms loss 0.1%";
 
@@ -38,7 +41,8 @@ fn moves(cpus: u16, moves: usize) {
     let before = guest.health(hosts[0]);
     for turn in 1..=moves {
         let [from, to] = hosts;
-        let done = from.lighter(&format!("migrate debian {} --json", to.address()));
+        let done =
+            from.lighter(&format!("migrate debian {} --json --downtime {DOWNTIME}", to.address()));
         let report = done.json();
         println!(
             "move {turn}: downtime {} s, total {} s",
@@ -66,7 +70,7 @@ fn sixteen_vcpus_move_and_are_restored() {
     let guest = StockGuest::boot(&lab, here, 16, "");
     let topology = "lscpu | grep -E '^(Thread|Core|Socket)'; cat /sys/devices/system/cpu/online";
     let before = guest.sh(here, topology).ok();
-    here.lighter(&format!("migrate debian {}", there.address())).ok();
+    here.lighter(&format!("migrate debian {} --downtime {DOWNTIME}", there.address())).ok();
     assert_eq!(guest.sh(there, topology).ok(), before);
     there.lighter("save debian /var/tmp/debian.lighter && lighter destroy debian").ok();
     there.lighter("restore /var/tmp/debian.lighter --name debian --detach").ok();
