@@ -267,6 +267,14 @@ impl SourceGuest for Departing {
         self.machine.release()
     }
 
+    fn flush(&self) -> Result<(), GuestError> {
+        self.machine.flush()
+    }
+
+    fn rehearse_save(&self) -> Result<(), GuestError> {
+        self.machine.rehearse_save()
+    }
+
     fn save_state(&self) -> Result<Vec<u8>, GuestError> {
         self.machine.save_state()
     }

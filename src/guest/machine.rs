@@ -204,6 +204,20 @@ impl SourceGuest for Machine {
         self.vm.run_state() == RunState::Running
     }
 
+    fn flush(&self) -> Result<(), GuestError> {
+        let mut disks = (0..self.shape.devices.len()).filter_map(|index| self.vm.disk(index));
+        let flushed = disks.try_for_each(|disk| disk.flush());
+        flushed.map_err(|error| self.failed("flush the disks", error))
+    }
+
+    fn rehearse_save(&self) -> Result<(), GuestError> {
+        let state =
+            self.vm.rehearse_save().map_err(|error| self.failed("save the state", error))?;
+        let bytes = state.to_bytes().map_err(|error| self.failed("encode the state", error))?;
+        drop(bytes);
+        Ok(())
+    }
+
     fn save_state(&self) -> Result<Vec<u8>, GuestError> {
         let state = self.vm.save_state().map_err(|error| self.failed("save the state", error))?;
         state.to_bytes().map_err(|error| self.failed("encode the state", error))

@@ -306,6 +306,21 @@ impl Vm {
     pub fn save_state(&self) -> Result<VmState> {
         let _control = self.control();
         self.expect(RunState::Paused, "save")?;
+        self.machine.bus.settle()?;
+        self.state()
+    }
+
+    /// As [`Vm::save_state`], but makes nothing durable: the state is of no use but to be measured.
+    ///
+    /// # Errors
+    /// As [`Vm::save_state`].
+    pub fn rehearse_save(&self) -> Result<VmState> {
+        let _control = self.control();
+        self.expect(RunState::Paused, "save")?;
+        self.state()
+    }
+
+    fn state(&self) -> Result<VmState> {
         // The clock goes with the TSC offsets, which do not change: any moment while paused will do.
         let clock = state::save_clock(&self.machine.vm)?;
         let pair = ClockPair::of(&clock);

@@ -138,7 +138,7 @@ impl Source {
     }
 
     /// The fixed part of the downtime: state is saved here and loaded there; state to ready and
-    /// commit to running each cost a round trip; and [`RECORDS_IN_DOWNTIME`] records are made durable,
+    /// commit to running each cost a round trip; disks are flushed once more; and [`RECORDS_IN_DOWNTIME`] records are made durable,
     /// which together flush about as often as the creation of the first one did.
     pub(super) fn on_probed(&mut self, probe: Probe) {
         if matches!(self.state, State::Probing) {
@@ -146,6 +146,7 @@ impl Source {
                 .pause_and_save
                 .saturating_add(probe.round_trip)
                 .saturating_mul(2)
+                .saturating_add(probe.flush)
                 .saturating_add(self.record_time);
             self.send_round();
         }

@@ -76,7 +76,7 @@ impl Bench {
     /// Up to the first round.
     fn copying() -> Self {
         let mut bench = Self::new();
-        bench.begin(Probe { pause_and_save: 2 * MS, round_trip: MS });
+        bench.begin(Probe { pause_and_save: 2 * MS, round_trip: MS, ..Probe::default() });
         bench
     }
 
@@ -434,7 +434,7 @@ fn says_so_when_rounds_do_not_help() {
 fn a_limit_below_the_fixed_part_is_measured_again_and_keeps_nobody_busy() {
     let mut bench = Bench::new();
     bench.source.config.limits.downtime = 10 * MS;
-    bench.begin(Probe { pause_and_save: 40 * MS, round_trip: MS });
+    bench.begin(Probe { pause_and_save: 40 * MS, round_trip: MS, ..Probe::default() });
 
     assert_eq!(bench.tell(Event::RoundSent(RoundSent::default())), []);
 
@@ -446,7 +446,8 @@ fn a_limit_below_the_fixed_part_is_measured_again_and_keeps_nobody_busy() {
     let again = bench.source.handle(Event::Tick, at);
     assert_eq!(again, [Action::Record(SourceState::Undecided)]);
     assert_eq!(bench.tell(Event::Recorded), [Action::Probe]);
-    let faster = bench.tell(Event::Probed(Probe { pause_and_save: MS, round_trip: MS }));
+    let faster =
+        bench.tell(Event::Probed(Probe { pause_and_save: MS, round_trip: MS, ..Probe::default() }));
     assert_eq!(faster, [Action::SendRound { round: 2 }]);
     assert_eq!(
         bench.tell(Event::RoundSent(RoundSent::default())),
@@ -457,7 +458,7 @@ fn a_limit_below_the_fixed_part_is_measured_again_and_keeps_nobody_busy() {
 #[test]
 fn a_disk_that_was_busy_at_the_start_does_not_hold_up_the_migration_for_ever() {
     let mut bench = Bench::new();
-    let probe = Probe { pause_and_save: MS, round_trip: MS };
+    let probe = Probe { pause_and_save: MS, round_trip: MS, ..Probe::default() };
     bench.begin_with(Duration::from_secs(2), probe);
     assert_eq!(bench.tell(Event::RoundSent(RoundSent::default())), []);
 
@@ -475,7 +476,7 @@ fn a_disk_that_was_busy_at_the_start_does_not_hold_up_the_migration_for_ever() {
 fn a_disk_that_has_become_full_is_found_out_while_the_switchover_is_measured() {
     let mut bench = Bench::new();
     bench.source.config.limits.downtime = MS;
-    bench.begin(Probe { pause_and_save: 40 * MS, round_trip: MS });
+    bench.begin(Probe { pause_and_save: 40 * MS, round_trip: MS, ..Probe::default() });
     bench.tell(Event::RoundSent(RoundSent::default()));
     bench.now = bench.source.deadline().unwrap();
     bench.tell(Event::Tick);

@@ -101,6 +101,7 @@ impl World {
                 source::Event::PrecopyStarted
             }
             Action::Probe => source::Event::Probed(Probe {
+                flush: Duration::ZERO,
                 pause_and_save: 2 * MS,
                 round_trip: 2 * self.scenario.latency,
             }),

@@ -134,6 +134,14 @@ impl Bus {
         self.devices.iter().try_for_each(MmioDevice::resume)
     }
 
+    /// Makes durable what the paused devices hold back for the guest.
+    ///
+    /// # Errors
+    /// [`DeviceError::Flush`].
+    pub(crate) fn settle(&self) -> Result<(), DeviceError> {
+        self.devices.iter().try_for_each(MmioDevice::settle)
+    }
+
     /// The states of the paused devices.
     ///
     /// # Errors

@@ -149,11 +149,18 @@ pub(crate) trait Device: Send + Debug {
     /// when it was not taken.
     fn release(&mut self) {}
 
-    /// State beyond registers and queues. Whatever the device holds back for the guest must be
-    /// durable when this returns, since the guest may go on elsewhere.
+    /// Makes durable what the paused device holds back for the guest, which may go on elsewhere.
     ///
     /// # Errors
     /// It cannot be made durable.
+    fn settle(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    /// State beyond registers and queues.
+    ///
+    /// # Errors
+    /// It cannot be told.
     fn save(&mut self) -> Result<Vec<u8>, DeviceError> {
         Ok(Vec::new())
     }

@@ -136,6 +136,11 @@ impl MmioDevice {
         self.worker.call(move |backend| backend.device().listen_at(&path))
     }
 
+    /// See [`Device::settle`].
+    pub(crate) fn settle(&self) -> Result<(), DeviceError> {
+        self.worker.call(|backend| backend.device().settle())?
+    }
+
     /// The state of the paused device.
     pub(crate) fn save(&self) -> Result<DeviceState, DeviceError> {
         let backend = self.worker.call(Backend::save)??;

@@ -1,6 +1,6 @@
 //! Calls to the guest that leaves, on the worker's thread.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::super::control::Control;
 use super::{Driver, Input};
@@ -21,7 +21,9 @@ impl Driver {
         self.with_guest(move |guest| {
             let was = run_state(guest);
             match dry_run(guest, was) {
-                Ok(pause_and_save) => Event::Probed(Probe { pause_and_save, round_trip }),
+                Ok((pause_and_save, flush)) => {
+                    Event::Probed(Probe { pause_and_save, flush, round_trip })
+                }
                 Err(error) => Event::PauseFailed { was, error },
             }
         });
@@ -31,7 +33,7 @@ impl Driver {
         self.limiter.lift();
         self.with_guest(|guest| {
             let was = run_state(guest);
-            match guest.pause() {
+            match guest.flush().and_then(|()| guest.pause()) {
                 Ok(()) => Event::Paused { was },
                 Err(error) => Event::PauseFailed { was, error },
             }
@@ -75,13 +77,19 @@ fn run_state(guest: &dyn SourceGuest) -> RunState {
     if guest.is_running() { RunState::Running } else { RunState::Paused }
 }
 
-/// Pauses, saves, and lets the guest go on as it did; tells how long pausing and saving took.
-fn dry_run(guest: &dyn SourceGuest, was: RunState) -> Result<Duration, GuestError> {
-    let began = std::time::Instant::now();
-    let saved = guest.pause().and_then(|()| guest.save_state());
+/// Pauses, saves, and lets the guest go on as it did; tells how long that took, and how long a flush of its disks takes while it
+/// runs. None is flushed while it stands for this.
+fn dry_run(guest: &dyn SourceGuest, was: RunState) -> Result<(Duration, Duration), GuestError> {
+    // The first one has all that has piled up.
+    guest.flush()?;
+    let began = Instant::now();
+    guest.flush()?;
+    let flush = began.elapsed();
+    let began = Instant::now();
+    let saved = guest.pause().and_then(|()| guest.rehearse_save());
     let took = began.elapsed();
     if was == RunState::Running {
         guest.resume()?;
     }
-    saved.map(|_| took)
+    saved.map(|()| (took, flush))
 }

@@ -24,6 +24,16 @@ async fn an_idle_guest_arrives_with_its_memory() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn disks_are_flushed_while_the_guest_runs_and_once_more_with_its_last_state() {
+    let world = World::new();
+    let guest = FakeSource::new(4, Content::Mixed);
+    let handle = world.start(world.session(), &guest);
+    world.assert_migrated(&guest, &handle).await;
+    let expected = ["flush", "flush", "pause", "rehearse", "flush", "pause", "save"];
+    assert_eq!(*guest.steps.lock().unwrap(), expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_paused_guest_stays_paused() {
     let world = World::new();
     let guest = FakeSource::new(4, Content::Random);

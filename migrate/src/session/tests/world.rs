@@ -40,6 +40,8 @@ pub(super) struct FakeSource {
     running: AtomicBool,
     gate: RwLock<()>,
     pub(super) fail_save: AtomicBool,
+    /// Flushes, pauses and saves, in their order.
+    pub(super) steps: Mutex<Vec<&'static str>>,
     pub(super) hints: FakeHints,
 }
 
@@ -76,8 +78,20 @@ impl FakeSource {
             running: AtomicBool::new(true),
             gate: RwLock::new(()),
             fail_save: AtomicBool::new(false),
+            steps: Mutex::default(),
             hints,
         })
+    }
+
+    fn refuse_to_save(&self) -> Result<(), GuestError> {
+        match self.fail_save.load(SeqCst) {
+            true => Err(GuestError::new("cannot read the registers of vCPU 0")),
+            false => Ok(()),
+        }
+    }
+
+    fn note(&self, step: &'static str) {
+        self.steps.lock().unwrap_or_else(PoisonError::into_inner).push(step);
     }
 
     /// Writes a page as a running guest does; false when it is paused.
@@ -172,10 +186,21 @@ impl SourceGuest for FakeSource {
         Ok(())
     }
 
+    fn flush(&self) -> Result<(), GuestError> {
+        self.note("flush");
+        Ok(())
+    }
+
     fn pause(&self) -> Result<(), GuestError> {
+        self.note("pause");
         let _closed = self.gate.write().unwrap_or_else(PoisonError::into_inner);
         self.running.store(false, SeqCst);
         Ok(())
+    }
+
+    fn rehearse_save(&self) -> Result<(), GuestError> {
+        self.note("rehearse");
+        self.refuse_to_save()
     }
 
     fn resume(&self) -> Result<(), GuestError> {
@@ -188,9 +213,8 @@ impl SourceGuest for FakeSource {
     }
 
     fn save_state(&self) -> Result<Vec<u8>, GuestError> {
-        if self.fail_save.load(SeqCst) {
-            return Err(GuestError::new("cannot read the registers of vCPU 0"));
-        }
+        self.note("save");
+        self.refuse_to_save()?;
         // Saving state dirties memory, as KVM's does.
         self.memory.with(0, |bytes| bytes[8] ^= 1);
         self.dirty[0].fetch_or(1, SeqCst);

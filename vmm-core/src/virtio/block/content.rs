@@ -69,6 +69,14 @@ impl DiskContent {
         }
     }
 
+    /// Makes durable what the guest has written, while it runs.
+    ///
+    /// # Errors
+    /// [`DeviceError::Flush`].
+    pub fn flush(&self) -> Result<(), DeviceError> {
+        self.file.sync_data().map_err(|cause| DeviceError::Flush { path: self.path.clone(), cause })
+    }
+
     /// Marks the disk for the destination of a migration, if it is a file: another host then tells it from others.
     ///
     /// # Errors

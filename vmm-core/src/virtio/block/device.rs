@@ -347,11 +347,9 @@ impl Device for BlockDevice {
         self.disk.release();
     }
 
-    /// Nothing but the disk's content, which must have reached the disk: the guest may go on on
-    /// another host, which does not see what is in this one's cache.
-    fn save(&mut self) -> Result<Vec<u8>, DeviceError> {
-        self.disk.flush()?;
-        Ok(Vec::new())
+    /// The disk's content must have reached the disk: another host does not see what is in this one's cache.
+    fn settle(&mut self) -> Result<(), DeviceError> {
+        self.disk.flush()
     }
 }
 
