@@ -283,9 +283,7 @@ pub trait SourceGuest: Send + Sync {
     ///
     /// # Errors
     /// When a disk cannot be flushed.
-    fn flush(&self) -> Result<(), GuestError> {
-        Ok(())
-    }
+    fn flush(&self) -> Result<(), GuestError>;
 
     /// Stops all vCPUs and devices; returns when they stand. Harmless when they do already.
     ///
@@ -322,9 +320,7 @@ pub trait SourceGuest: Send + Sync {
     ///
     /// # Errors
     /// When a piece of state cannot be read.
-    fn rehearse_save(&self) -> Result<(), GuestError> {
-        self.save_state().map(drop)
-    }
+    fn rehearse_save(&self) -> Result<(), GuestError>;
 }
 
 /// A guest that has been built to receive another one's memory and state.

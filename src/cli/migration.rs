@@ -80,8 +80,7 @@ pub(crate) struct MigrateArgs {
     #[arg(long, requires = "copy_disks")]
     pub(crate) replace_disks: bool,
 
-    /// Do not have the hosts prove to each other that they share the guest's disks. Another disk under the same path is then not
-    /// noticed, and the guest's data are lost.
+    /// Skip the check that both hosts have the same disks. If they differ, the guest's data is lost.
     #[arg(long = "unsafe", conflicts_with = "copy_disks")]
     pub(crate) unproven_disks: bool,
 

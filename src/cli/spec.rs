@@ -122,7 +122,7 @@ pub(crate) struct GuestSpec {
     #[serde(default, deserialize_with = "from_text")]
     pub(crate) cpu: Option<CpuArg>,
 
-    /// Whether the guest can run guests of its own. While it does, it can be neither migrated nor saved [default: off].
+    /// Let the guest run virtual machines (VMX, SVM). It cannot be migrated or saved while it does [default: off].
     #[arg(long, value_enum, requires = "kernel", value_name = "SWITCH")]
     pub(crate) nested: Option<SwitchArg>,
 

@@ -60,7 +60,7 @@ pub(super) const ALLOWED: &[&[c_long]] =
     &[&FILES, &MEMORY, &THREADS, &TIME, &WAITING, &NETWORK, &DISK_ENGINE, &IDENTITY];
 
 /// Files that are open, and files that [`super::landlock`] lets be opened.
-const FILES: [c_long; 51] = [
+const FILES: [c_long; 53] = [
     SYS_read,
     SYS_write,
     SYS_readv,
@@ -110,7 +110,9 @@ const FILES: [c_long; 51] = [
     SYS_sync_file_range,
     SYS_fadvise64,
     SYS_fchmod,
-    SYS_utimensat,
+    SYS_fgetxattr,
+    SYS_fsetxattr,
+    SYS_fremovexattr,
     SYS_pipe2,
 ];
 

@@ -118,7 +118,8 @@ impl GuestFactory for Factory {
 
     fn create(&self, guest: &GuestDescription) -> Result<Arc<dyn DestinationGuest>, Refusal> {
         let process = self.process()?;
-        let shape = self.shape_of(guest)?;
+        let mut shape = self.shape_of(guest)?;
+        shape.identify_disks();
         let other = |error: anyhow::Error| match error.downcast::<Error>() {
             Ok(error) => refused(error),
             Err(error) => Refusal::new(RefusalKind::Other, format!("{error:#}")),

@@ -57,6 +57,8 @@ fn lay_out(memory_chunks: usize, disks: impl Iterator<Item = Arc<DiskContent>>) 
 pub(crate) struct Departing {
     machine: SharedMachine,
     description: GuestDescription,
+    /// Where the guest goes, as the user wrote it.
+    destination: String,
     parts: Vec<Part>,
     /// Marks for the destination, until it has seen them.
     marks: Mutex<Vec<Mark>>,
@@ -69,16 +71,20 @@ pub(crate) enum Disks<'a> {
     Shared,
     /// Both hosts share them, says the user.
     Vouched,
-    /// Their content goes along.
+    /// Their content is copied.
     Copied(&'a CopyDisks),
 }
 
 impl Departing {
-    /// The guest of `machine`, with its disks if they are to be copied.
+    /// The guest of `machine` on its way to `destination`, with its disks if they are to be copied.
     ///
     /// # Errors
     /// What is wanted makes no sense for this guest.
-    pub(crate) fn new(machine: SharedMachine, disks: Disks<'_>) -> Result<Self, String> {
+    pub(crate) fn new(
+        machine: SharedMachine,
+        destination: &str,
+        disks: Disks<'_>,
+    ) -> Result<Self, String> {
         let mut description = SourceGuest::describe(&*machine);
         let mut shape = machine.shape().clone();
         let (mut parts, mut marks) = (Vec::new(), Vec::new());
@@ -98,7 +104,8 @@ impl Departing {
         }
         description.config = Blob(shape.to_bytes().map_err(|error| error.to_string())?);
         description.check_bounds().map_err(|refusal| refusal.to_string())?;
-        Ok(Self { machine, description, parts, marks: Mutex::new(marks) })
+        let destination = destination.to_owned();
+        Ok(Self { machine, description, destination, parts, marks: Mutex::new(marks) })
     }
 
     fn failed(&self, what: &str, error: impl std::fmt::Display) -> GuestError {
@@ -209,7 +216,14 @@ impl SourceGuest for Departing {
     }
 
     fn stop_dirty_log(&self) -> Result<(), GuestError> {
-        self.parts.iter().for_each(|part| part.disk.stop_log());
+        for part in &self.parts {
+            part.disk.stop_log();
+            // The guest stays.
+            if let Err(error) = part.disk.forget_departure() {
+                let path = part.disk.path().display();
+                tracing::error!(%error, "{path} is still marked as moved away");
+            }
+        }
         self.machine.stop_dirty_log()
     }
 
@@ -264,6 +278,12 @@ impl SourceGuest for Departing {
     }
 
     fn release(&self) -> Result<(), GuestError> {
+        for part in &self.parts {
+            if let Err(error) = part.disk.note_departure(&self.destination) {
+                let path = part.disk.path().display();
+                tracing::warn!(%error, "cannot mark {path} as moved away: do not use it any more");
+            }
+        }
         self.machine.release()
     }
 

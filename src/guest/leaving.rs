@@ -44,7 +44,7 @@ impl Departure {
         let machine = process
             .machine()
             .ok_or_else(|| ApiError::new(Reason::WrongState, "the guest has not arrived yet"))?;
-        let guest = Departing::new(Arc::clone(machine), disks_of(request))
+        let guest = Departing::new(Arc::clone(machine), &request.destination, disks_of(request))
             .map_err(|error| ApiError::new(Reason::BadRequest, error))?;
         let tls = migrate::quic::Tls::load(&process.state().certs()).map_err(ApiError::failed)?;
         let records = RecordStore::open(&process.state().migrations()).map_err(ApiError::failed)?;

@@ -206,7 +206,7 @@ impl SourceGuest for Machine {
 
     fn flush(&self) -> Result<(), GuestError> {
         let mut disks = (0..self.shape.devices.len()).filter_map(|index| self.vm.disk(index));
-        let flushed = disks.try_for_each(|disk| disk.flush());
+        let flushed = disks.try_for_each(|disk| disk.sync());
         flushed.map_err(|error| self.failed("flush the disks", error))
     }
 

@@ -40,7 +40,8 @@ pub(crate) fn read(file: &Path, name: &GuestName) -> Result<(VmShape, VmState)> 
 pub(crate) fn restore(file: &Path, name: GuestName, console: &Console) -> Result<Machine> {
     let vm = snapshot::restore(file, console.output()?)
         .with_context(|| format!("cannot restore {name}"))?;
-    let shape = vm.shape().clone();
+    let mut shape = vm.shape().clone();
+    shape.identify_disks();
     Machine::adopt(name, Uuid::new_v4(), shape, vm, console)
 }
 
@@ -73,7 +74,8 @@ pub(crate) fn start_clone(
     };
     let from = template.path().display();
     let vm = start().with_context(|| format!("cannot start {name} from {from}"))?;
-    let shape = vm.shape().clone();
+    let mut shape = vm.shape().clone();
+    shape.identify_disks();
     Machine::adopt(name, Uuid::new_v4(), shape, vm, console)
 }
 

@@ -45,7 +45,10 @@ fn a_disk_that_was_left_behind_is_not_taken_for_the_guests() {
     let lab = Lab::of(2);
     let [here, there] = set_up(&lab);
     here.lighter(&format!("migrate db {} --copy-disks", there.address())).ok();
-    there.lighter(&format!("migrate db {}", here.address())).complains(&OTHER);
+    let again = "run --detach --name db2 --memory 64M --kernel /tmp/lab/sleeper --disk";
+    let words = [DISK, "has moved to", "setfattr -x"];
+    here.lighter(&format!("{again} {DISK}")).complains(&words);
+    there.lighter(&format!("migrate db {}", here.address())).complains(&[DISK, "has moved to"]);
     assert_eq!(there.state_of("db").as_deref(), Some("running"));
     let replace = format!("migrate db {} --copy-disks --replace-disks", here.address());
     there.lighter(&replace).ok();

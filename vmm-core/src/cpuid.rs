@@ -89,13 +89,23 @@ const PARAVIRTUAL_FEATURES: u32 = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 24;
 
 /// What a new guest is shown of what KVM supports. Adds what KVM leaves for the VMM to announce: the
 /// hypervisor bit, and what the in-kernel interrupt controller provides on any host, which are the
-/// LAPIC's deadline timer and the x2APIC (KVM reports that one, too).
+/// LAPIC's deadline timer and the x2APIC (KVM reports that one, too). Hides what has state that is not saved: shadow
+/// stacks, whose pointer is no MSR (`KVM_REG_GUEST_SSP`, since Linux 6.18), and with them indirect-branch tracking.
 pub(crate) fn for_new_guest(mut entries: Vec<CpuidEntry>) -> Vec<CpuidEntry> {
     const X2APIC: u32 = 1 << 21;
     const TSC_DEADLINE_TIMER: u32 = 1 << 24;
     const HYPERVISOR: u32 = 1 << 31;
+    const SHSTK: u32 = 1 << 7;
+    const IBT: u32 = 1 << 20;
+    /// The states of both in IA32_XSS.
+    const CET: u32 = 0b11 << 11;
     for entry in &mut entries {
         match entry.function {
+            7 if entry.index == 0 => {
+                entry.ecx &= !SHSTK;
+                entry.edx &= !IBT;
+            }
+            0xd if entry.index == 1 => entry.ecx &= !CET,
             1 => entry.ecx |= X2APIC | TSC_DEADLINE_TIMER | HYPERVISOR,
             0x4000_0001 => entry.eax &= PARAVIRTUAL_FEATURES,
             _ => {}
@@ -176,6 +186,16 @@ mod tests {
         let host = [entry(1, 0, 0, 1 << 0 | 1 << 5), entry(7, 0, 0, 0)];
         assert_eq!(missing_features(&guest, &host), ["avx", "avx512f", "cpuid 0x7 ebx bit 22"]);
         assert!(missing_features(&guest, &guest).is_empty());
+    }
+
+    #[test]
+    fn what_has_state_that_is_not_saved_is_hidden() {
+        let all =
+            |function, index| CpuidEntry { eax: !0, edx: !0, ..entry(function, index, !0, !0) };
+        let shown = for_new_guest(vec![all(7, 0), all(0xd, 1)]);
+        assert!(["shstk", "ibt"].iter().all(|name| !has(&shown, feature::by_name(name).unwrap())));
+        assert_eq!(word(&shown, 0xd, 1, Register::Ecx), !0x1800);
+        assert_eq!(word(&shown, 7, 0, Register::Ebx), !0);
     }
 
     #[test]

@@ -242,6 +242,11 @@ impl VmShape {
         Ok(self.disks().try_for_each(BlockConfig::check_shared)?)
     }
 
+    /// Replaces the evidence that the disks came with by this host's, for their next migration.
+    pub fn identify_disks(&mut self) {
+        self.disks_mut().for_each(|disk| *disk = disk.clone().identified());
+    }
+
     /// Encodes the shape for a peer or a file.
     ///
     /// # Errors

@@ -321,7 +321,7 @@ impl Vm {
     }
 
     fn state(&self) -> Result<VmState> {
-        // The clock goes with the TSC offsets, which do not change: any moment while paused will do.
+        // Each vCPU's TSC is computed for the moment at which this clock was read.
         let clock = state::save_clock(&self.machine.vm)?;
         let pair = ClockPair::of(&clock);
         let save = move |vcpu: &mut Vcpu| state::save_vcpu(vcpu, pair);

@@ -53,7 +53,7 @@ fn scene() -> (tempfile::TempDir, PathBuf, PathBuf) {
 fn departing(from: &Path, to: &Path) -> Departing {
     let paths = [(from.to_owned(), to.to_owned())].into();
     let wanted = CopyDisks { paths, replace: false };
-    Departing::new(machine(&[from]), Disks::Copied(&wanted)).unwrap()
+    Departing::new(machine(&[from]), "host-b", Disks::Copied(&wanted)).unwrap()
 }
 
 fn expected(guest: &GuestDescription, folders: &[&Path]) -> Result<VmShape, Refusal> {
@@ -101,7 +101,8 @@ fn a_guest_that_arrives_paused_has_its_disks_locked() {
     assert!(machine(&[&to]).vm().take_over().unwrap_err().to_string().contains("in use"));
 
     // One on storage that both hosts share.
-    let description = Departing::new(machine(&[&from]), Disks::Shared).unwrap().describe();
+    let description =
+        Departing::new(machine(&[&from]), "host-b", Disks::Shared).unwrap().describe();
     let shared = Arriving::new(machine(&[&from]), &description).unwrap();
     shared.adopt().unwrap();
     assert!(machine(&[&from]).vm().take_over().unwrap_err().to_string().contains("in use"));
@@ -229,7 +230,7 @@ fn what_is_asked_of_disks_that_are_not_there_is_refused() {
     let ask = |from: &Path, to: &Path, disks: &[&Path]| {
         let paths = [(from.to_owned(), to.to_owned())].into();
         let wanted = CopyDisks { paths, replace: false };
-        Departing::new(machine(disks), Disks::Copied(&wanted)).unwrap_err()
+        Departing::new(machine(disks), "host-b", Disks::Copied(&wanted)).unwrap_err()
     };
     assert!(ask(&to, &from, &[&from]).contains("has no disk"));
     assert!(ask(&from, Path::new("disk.raw"), &[&from]).contains("absolute"));

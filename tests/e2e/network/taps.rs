@@ -3,14 +3,14 @@
 use super::cable::{ip, tool};
 use super::lan::Lan;
 use crate::host::kernel::sleeper;
-use crate::host::{Exit, Host, in_namespace, lighter, run, wait};
+use crate::host::{Exit, Pair, in_namespace, lighter, run, wait};
 
 /// Starts a guest that sleeps, with this network, in the namespace of host a.
-fn start(lan: &Lan, host: &Host, name: &str, net: &str) -> crate::host::Done {
-    let kernel = sleeper(lan.cable().hosts().folder()).display().to_string();
+fn start(lan: &Lan, pair: &Pair, name: &str, net: &str) -> crate::host::Done {
+    let kernel = sleeper(pair.folder()).display().to_string();
     let arguments = ["run", "--detach", "--name", name, "--memory", "64M"];
     let rest = ["--kernel", &kernel, "--net", net];
-    let command = lighter(host.state_dir(), &[arguments.as_slice(), &rest].concat());
+    let command = lighter(pair.a.state_dir(), &[arguments.as_slice(), &rest].concat());
     run(in_namespace(command, lan.cable().end_a().as_deref()))
 }
 
@@ -24,20 +24,20 @@ fn link(lan: &Lan, name: &str) -> String {
 fn a_tap_that_was_made_is_on_its_bridge_and_goes_with_the_guest() {
     let Some(lan) = Lan::lay() else { return };
     let pair = lan.cable().hosts();
-    start(&lan, &pair.a, "web", "bridge=br0,tap=tap-web").ok();
+    start(&lan, &pair, "web", "bridge=br0,tap=tap-web").ok();
     let made = link(&lan, "tap-web");
     assert!(made.contains("master br0") && made.contains(",UP,"), "{made}");
-    start(&lan, &pair.a, "db", "bridge=br0").ok();
+    start(&lan, &pair, "db", "bridge=br0").ok();
     let nets = pair.a.list().into_iter().map(|guest| guest["nets"][0].clone());
     let nets: Vec<_> = nets.collect();
     assert_ne!(nets[0]["mac"], nets[1]["mac"], "each has an address of its own");
     assert!(link(&lan, "lighter0").contains("master br0"), "{nets:#?}");
 
     let words = ["tap-web", "it exists", "leave the bridge away"];
-    start(&lan, &pair.a, "other", "bridge=br0,tap=tap-web").complains(Exit::Failed, &words);
+    start(&lan, &pair, "other", "bridge=br0,tap=tap-web").complains(Exit::Failed, &words);
     let taken = nets[0]["mac"].as_str().expect("an address");
     let second = format!("bridge=br0,mac={taken}");
-    start(&lan, &pair.a, "other", &second).complains(Exit::Failed, &[taken, "end", "first"]);
+    start(&lan, &pair, "other", &second).complains(Exit::Failed, &[taken, "end", "first"]);
     for name in ["web", "db"] {
         pair.a.run(&["destroy", name]).ok();
     }
@@ -53,21 +53,21 @@ fn a_tap_that_was_given_is_one_guests_and_stays() {
     let pair = lan.cable().hosts();
     let namespace = &lan.cable().namespaces()[0];
     let words = ["tap0: there is none", "`ip tuntap add tap0 mode tap`"];
-    start(&lan, &pair.a, "web", "tap=tap0").complains(Exit::Failed, &words);
+    start(&lan, &pair, "web", "tap=tap0").complains(Exit::Failed, &words);
     ip(&["-n", namespace, "tuntap", "add", "tap0", "mode", "tap"]);
     let words = ["tap0: it is down", "`ip link set tap0 up`"];
-    start(&lan, &pair.a, "web", "tap=tap0").complains(Exit::Failed, &words);
+    start(&lan, &pair, "web", "tap=tap0").complains(Exit::Failed, &words);
     ip(&["-n", namespace, "link", "set", "tap0", "up", "mtu", "1400"]);
 
-    start(&lan, &pair.a, "web", "tap=tap0").ok();
+    start(&lan, &pair, "web", "tap=tap0").ok();
     assert_eq!(pair.a.list()[0]["nets"][0]["mtu"], 1400);
     assert!(link(&lan, "tap0").contains("LOWER_UP"), "{}", link(&lan, "tap0"));
     let words = ["tap0: it is in use by another guest or program"];
-    start(&lan, &pair.a, "other", "tap=tap0").complains(Exit::Failed, &words);
+    start(&lan, &pair, "other", "tap=tap0").complains(Exit::Failed, &words);
     pair.a.run(&["destroy", "web"]).ok();
     wait::until("the cable is out", || {
         let left = link(&lan, "tap0");
         wait::holds(left.contains("NO-CARRIER"), left)
     });
-    start(&lan, &pair.a, "web", "tap=br0").complains(Exit::Failed, &["br0: it is no tap"]);
+    start(&lan, &pair, "web", "tap=br0").complains(Exit::Failed, &["br0: it is no tap"]);
 }

@@ -186,8 +186,9 @@ impl CpuModel {
             );
             return Err(ShapeError::CpuModel(what));
         }
-        if let Some(name) = add.iter().find(|name| NESTED.contains(&name.as_str())) {
-            let what = format!("`{name}` is not added by name: give the guest `--nested on`");
+        let mut changed = add.iter().chain(remove);
+        if let Some(name) = changed.find(|name| NESTED.contains(&name.as_str())) {
+            let what = format!("`{name}` is not changed by name: use `--nested on` or `off`");
             return Err(ShapeError::CpuModel(what));
         }
         let implied = add.iter().filter_map(|name| msr::told_by(name));

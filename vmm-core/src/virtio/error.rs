@@ -60,19 +60,31 @@ pub enum DeviceError {
         /// Bytes that the guest knows.
         expected: u64,
     },
+    /// The disk's content has moved to another host with its guest.
+    #[error(
+        "disk {} is old: its content has moved to {host} with its guest; remove the file, or, to use it all the same, \
+         `setfattr -x {attribute} {}`",
+        path.display(), path.display(), attribute = super::block::DEPARTED_ATTRIBUTE
+    )]
+    DiskDeparted {
+        /// The file.
+        path: PathBuf,
+        /// The host.
+        host: String,
+    },
     /// The disk at the guest's path is not the guest's.
     #[error(
-        "disk {} is not the one that the guest has at the source: share that one between the hosts, or send it along with --copy-disks",
+        "disk {} is not the one that the guest has at the source (or its file system is mounted with strictatime): share that disk \
+         between the hosts, or use --copy-disks",
         path.display()
     )]
     OtherDisk {
         /// The file or block device.
         path: PathBuf,
     },
-    /// Nothing tells whether two hosts have the same disk.
+    /// There is no evidence that both hosts have the same disk.
     #[error(
-        "nothing tells whether disk {} is the one that the guest has at the source: send it along with --copy-disks, or, if you know that \
-         it is the same, say --unsafe",
+        "cannot verify that disk {} is the same on both hosts: use --copy-disks, or --unsafe if you are sure",
         path.display()
     )]
     UnprovenDisk {

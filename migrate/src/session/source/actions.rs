@@ -28,7 +28,10 @@ impl Driver {
             Action::Record(state) => self.record(state),
             Action::StartPrecopy(path) => self.start_precopy(path),
             Action::Probe => self.probe(),
-            Action::SendRound { round } => self.order(Order::Round(round)),
+            Action::SendRound { round } => {
+                self.flush();
+                self.order(Order::Round(round));
+            }
             Action::Pause => self.pause(),
             Action::SendFinalRound { round } => self.order(Order::FinalRound(round)),
             Action::SaveState => self.save_state(),

@@ -1,5 +1,6 @@
 //! Calls to the guest that leaves, on the worker's thread.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::super::control::Control;
@@ -29,11 +30,26 @@ impl Driver {
         });
     }
 
+    /// Flushes the disks beside the round that begins, unless the flush of an earlier one is still under way: little is then left
+    /// to be flushed when the guest stands. A failure is told by that last flush.
+    pub(super) fn flush(&mut self) {
+        let (guest, flushing) = (self.guest.clone(), self.flushing.clone());
+        if flushing.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        self.tasks.spawn_blocking(move || {
+            if let Err(error) = guest.flush() {
+                tracing::warn!(%error, "the disks are not flushed before the guest stands");
+            }
+            flushing.store(false, Ordering::Release);
+        });
+    }
+
     pub(super) fn pause(&self) {
         self.limiter.lift();
         self.with_guest(|guest| {
             let was = run_state(guest);
-            match guest.flush().and_then(|()| guest.pause()) {
+            match guest.pause() {
                 Ok(()) => Event::Paused { was },
                 Err(error) => Event::PauseFailed { was, error },
             }
@@ -77,8 +93,8 @@ fn run_state(guest: &dyn SourceGuest) -> RunState {
     if guest.is_running() { RunState::Running } else { RunState::Paused }
 }
 
-/// Pauses, saves, and lets the guest go on as it did; tells how long that took, and how long a flush of its disks takes while it
-/// runs. None is flushed while it stands for this.
+/// Pauses, saves, and lets the guest go on as it did. Returns how long that took, and how long a flush of its disks took
+/// before, while it ran; none is flushed while it is paused for this.
 fn dry_run(guest: &dyn SourceGuest, was: RunState) -> Result<(Duration, Duration), GuestError> {
     // The first one has all that has piled up.
     guest.flush()?;

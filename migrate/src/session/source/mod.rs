@@ -5,6 +5,7 @@ mod calls;
 mod records;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use quinn::Endpoint;
@@ -123,6 +124,8 @@ struct Driver {
     found: Option<Found>,
     endpoints: Vec<Endpoint>,
     sender: Option<Sender>,
+    /// Whether the disks are being flushed.
+    flushing: Arc<AtomicBool>,
     stated: Stated<SourceState>,
     started_unix_ms: u64,
 }
@@ -168,6 +171,7 @@ impl Driver {
             found: None,
             endpoints: Vec::new(),
             sender: None,
+            flushing: Arc::default(),
             stated: Stated::new(SourceState::Undecided),
             started_unix_ms: unix_ms(),
             session,

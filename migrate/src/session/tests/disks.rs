@@ -54,6 +54,12 @@ impl SourceGuest for Slow {
     fn is_running(&self) -> bool {
         self.0.is_running()
     }
+    fn flush(&self) -> Result<(), GuestError> {
+        self.0.flush()
+    }
+    fn rehearse_save(&self) -> Result<(), GuestError> {
+        self.0.rehearse_save()
+    }
     fn save_state(&self) -> Result<Vec<u8>, GuestError> {
         self.0.save_state()
     }

@@ -29,8 +29,12 @@ async fn disks_are_flushed_while_the_guest_runs_and_once_more_with_its_last_stat
     let guest = FakeSource::new(4, Content::Mixed);
     let handle = world.start(world.session(), &guest);
     world.assert_migrated(&guest, &handle).await;
-    let expected = ["flush", "flush", "pause", "rehearse", "flush", "pause", "save"];
-    assert_eq!(*guest.steps.lock().unwrap(), expected);
+    let steps = guest.steps.lock().unwrap();
+    assert_eq!(steps[..4], ["flush", "flush", "pause", "rehearse"], "{steps:?}");
+    // Beside each round, whatever else the guest does.
+    assert!(steps[4..].contains(&"flush"), "{steps:?}");
+    let others: Vec<_> = steps[4..].iter().filter(|step| **step != "flush").collect();
+    assert_eq!(others, [&"pause", &"save"], "{steps:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -70,7 +70,7 @@ pub struct BlockConfig {
     /// Request queues.
     queues: u16,
     engine: EngineChoice,
-    /// By what a destination tells it from another disk at the same path.
+    /// Evidence for a destination that it has the same disk.
     proof: DiskProof,
     /// This host's affair.
     #[serde(skip)]
@@ -121,10 +121,18 @@ impl BlockConfig {
         Self { engine, ..self }
     }
 
-    /// With something else by which a destination tells it from other disks.
+    /// With other evidence for a destination that it has the same disk.
     #[must_use]
     pub fn with_proof(self, proof: DiskProof) -> Self {
         Self { proof, ..self }
+    }
+
+    /// With the evidence that this host has: it is not taken over from the host that the guest came from.
+    #[must_use]
+    pub(crate) fn identified(self) -> Self {
+        let disk = Disk::open_present(&self.path, self.access);
+        let proof = disk.map_or(DiskProof::Absent, |disk| DiskProof::of(disk.file()));
+        self.with_proof(proof)
     }
 
     /// The same disk under another path, for a host that keeps its disks elsewhere.

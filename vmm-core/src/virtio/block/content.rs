@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::config::{BlockConfig, Origin};
+use super::departed;
 use super::log::{WriteLog, each_word};
 use super::proof::Mark;
 use super::staged::{self, Nameless};
@@ -69,12 +70,20 @@ impl DiskContent {
         }
     }
 
-    /// Makes durable what the guest has written, while it runs.
+    /// Notes on the disk, durably, that its content has gone to `host`: from now on it is refused as a guest's disk here.
     ///
     /// # Errors
-    /// [`DeviceError::Flush`].
-    pub fn flush(&self) -> Result<(), DeviceError> {
-        self.file.sync_data().map_err(|cause| DeviceError::Flush { path: self.path.clone(), cause })
+    /// The system's answer: not all file systems can keep the note.
+    pub fn note_departure(&self, host: &str) -> io::Result<()> {
+        departed::note(&self.file, host)
+    }
+
+    /// Takes that back.
+    ///
+    /// # Errors
+    /// The system's answer.
+    pub fn forget_departure(&self) -> io::Result<()> {
+        departed::forget(&self.file)
     }
 
     /// Marks the disk for the destination of a migration, if it is a file: another host then tells it from others.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use super::config::{Access, BlockConfig, Origin};
-use super::staged;
+use super::{departed, staged};
 use crate::raw_io::{self, Lock};
 use crate::virtio::DeviceError;
 
@@ -51,7 +51,7 @@ impl Disk {
     /// Opens an existing regular file or block device, without locking it.
     ///
     /// # Errors
-    /// [`DeviceError::Disk`].
+    /// [`DeviceError::Disk`]; [`DeviceError::DiskDeparted`].
     pub(super) fn open_present(path: &Path, access: Access) -> Result<Self, DeviceError> {
         let failed = |cause| DeviceError::Disk { path: path.to_path_buf(), cause };
         let file = OpenOptions::new()
@@ -66,6 +66,9 @@ impl Disk {
             return Err(failed(io::Error::other(
                 "it is neither a regular file nor a block device",
             )));
+        }
+        if let Some(host) = departed::host(&file) {
+            return Err(DeviceError::DiskDeparted { path: path.to_path_buf(), host });
         }
         // Up to Linux 5.14 io_uring answers reads of such a file that would wait with "again", for ever.
         fcntl(&file, FcntlArg::F_SETFL(OFlag::empty())).map_err(|error| failed(error.into()))?;
@@ -175,6 +178,21 @@ mod tests {
         disk.take_over().unwrap();
         disk.release();
         assert!(matches!(disk.flush(), Err(DeviceError::Flush { .. })));
+    }
+
+    #[test]
+    fn a_disk_whose_content_has_moved_away_is_not_used() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let disk = Disk::open_present(file.path(), Access::ReadWrite).unwrap();
+        departed::note(disk.file(), "host-b").unwrap();
+        let refused = Disk::open_present(file.path(), Access::ReadOnly).unwrap_err().to_string();
+        assert!(
+            refused.contains("moved to host-b") && refused.contains("setfattr -x"),
+            "{refused}"
+        );
+        departed::forget(disk.file()).unwrap();
+        departed::forget(disk.file()).unwrap();
+        Disk::open_present(file.path(), Access::ReadWrite).unwrap();
     }
 
     #[test]

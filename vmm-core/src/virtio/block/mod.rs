@@ -2,11 +2,12 @@
 //!
 //! `request` understands what the driver asks and knows no file; `engine` carries it out; `disk`
 //! is the open disk with its lock, `content` the same for whoever copies it, `log` what was written
-//! meanwhile, `staged` a disk that is being copied to here, `proof` how two hosts tell that they share one; `device.rs` ties them together. Start with
+//! meanwhile, `staged` a disk that is being copied to here, `proof` checks that two hosts share a disk, `departed` a note on one whose content has moved away; `device.rs` ties them together. Start with
 //! [`BlockConfig`], which is what a guest's description says of a disk.
 
 mod config;
 mod content;
+mod departed;
 mod device;
 mod disk;
 mod engine;
@@ -17,6 +18,7 @@ mod staged;
 
 pub use config::{Access, BlockConfig, EngineChoice, Occupied};
 pub use content::DiskContent;
+pub(crate) use departed::ATTRIBUTE as DEPARTED_ATTRIBUTE;
 pub(crate) use device::BlockDevice;
 pub use proof::{DiskProof, Mark};
 

@@ -1,15 +1,15 @@
-//! Whether two hosts speak of the same disk, or only of the same path.
+//! Evidence that two hosts have the same disk, and not two disks with one path.
 //!
-//! A block device has names that all hosts know it by: its WWID, its UUID in the device mapper, its serial number. A file has
-//! none. The source sets its access time to one in the future that nobody can guess, and the destination finds that time in its
-//! own file, or has another file. That works on every file system that keeps times; the time of before is put back soon.
+//! A block device has names that are the same on every host: its WWID, its UUID in the device mapper, its serial number. A file
+//! has none, so the source sets its access time to a random time in the future, and the destination must find that time on its
+//! own file. This works on every file system that stores access times; the old time is restored soon.
 
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::sys::stat::futimens;
 use nix::sys::time::TimeSpec;
@@ -18,31 +18,41 @@ use serde::{Deserialize, Serialize};
 use super::disk::Disk;
 use crate::raw_io;
 
-/// Most names of a device.
+/// Maximum number of names of a device.
 const NAMES_MAX: usize = 8;
 /// Longest name of a device, in bytes.
 const NAME_BYTES_MAX: usize = 256;
-/// An access time so far ahead is put off by no read (`relatime_need_update` in fs/inode.c).
+/// How far ahead of now an access time must be so that no read updates it (`relatime_need_update` in fs/inode.c), with room.
 const AHEAD: Duration = Duration::from_secs(48 * 3600);
-/// The last second that every file system can keep.
+/// An access time that is further ahead than this is a mark.
+const MARKED_AHEAD: Duration = Duration::from_secs(24 * 3600);
+/// How long another guest's mark on the same file is waited for. One that stays longer was left by a process that was killed.
+const MARK_PATIENCE: Duration = Duration::from_secs(10);
+/// How often that is looked at.
+const MARK_INTERVAL: Duration = Duration::from_millis(50);
+/// The last second that every file system can store.
 const LAST_SECOND: u64 = i32::MAX as u64;
 
-/// By what a disk is told apart from others at its path on other hosts.
+/// Kinds of names, the most exact one first: where two hosts know several, the first that both know decides. A serial number
+/// may be a controller's, or whatever its user typed.
+const KINDS: [&str; 6] = ["boot", "wwid", "device/wwid", "dm/uuid", "device/serial", "serial"];
+
+/// Evidence that both hosts have the same disk.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DiskProof {
-    /// By nothing.
+    /// No evidence.
     #[default]
     Absent,
-    /// By these names of a block device, one of which is enough.
+    /// The names of a block device: the kind and the name, with a space between.
     Device(Vec<String>),
-    /// By this access time of a file: seconds since 1970, and nanoseconds.
+    /// The access time of a file: seconds since 1970, and nanoseconds.
     AccessTime(i64, i64),
-    /// By the word of the user.
+    /// The user said so (`--unsafe`).
     Vouched,
 }
 
 impl DiskProof {
-    /// What can be told of `file` as long as it is this one: the names of a device.
+    /// The names of a block device; [`DiskProof::Absent`] for anything else.
     pub(super) fn of(file: &File) -> Self {
         match file.metadata() {
             Ok(found) if found.file_type().is_block_device() => {
@@ -63,17 +73,17 @@ impl DiskProof {
         }
     }
 
-    /// Whether `disk` is the one that this was said of; `None` when that cannot be told.
+    /// Whether `disk` is the one that this was said of; `None` when there is no telling.
     ///
     /// # Errors
-    /// The system's answer.
+    /// The disk's times cannot be read.
     pub(super) fn holds_for(&self, disk: &Disk) -> io::Result<Option<bool>> {
         let found = disk.file().metadata()?;
         Ok(match self {
             Self::Absent => None,
             Self::Vouched => Some(true),
             Self::Device(known) => match Self::of(disk.file()) {
-                Self::Device(names) => Some(names.iter().any(|name| known.contains(name))),
+                Self::Device(names) => is_same_device(known, &names),
                 _ => Some(false),
             },
             Self::AccessTime(seconds, nanoseconds) => {
@@ -83,48 +93,87 @@ impl DiskProof {
     }
 }
 
-/// A file whose access time is a proof until this is dropped.
+/// Whether a device is the same by the names that two hosts know it by; `None` when they have no kind of name in common.
+fn is_same_device(known: &[String], here: &[String]) -> Option<bool> {
+    let of_kind = |names: &[String], kind: &str| {
+        let name = |name: &String| Some(name.strip_prefix(kind)?.strip_prefix(' ')?.to_owned());
+        names.iter().find_map(name)
+    };
+    KINDS.iter().find_map(|kind| {
+        let (known, here) = (of_kind(known, kind)?, of_kind(here, kind)?);
+        // The number of a device means nothing to another kernel, nor after a reboot.
+        let is_of_another_boot =
+            *kind == "boot" && known.split(' ').next() != here.split(' ').next();
+        (!is_of_another_boot).then(|| known == here)
+    })
+}
+
+/// A file whose access time is evidence until this is dropped.
 #[derive(Debug)]
 pub struct Mark {
     file: Arc<File>,
     before: TimeSpec,
-    proof: DiskProof,
+    here: (i64, i64),
 }
 
 impl Mark {
-    /// Marks `file`, if it is a regular one.
+    /// Marks `file`, if it is a regular one. Waits while another guest that reads the same file has it marked.
     ///
     /// # Errors
-    /// The system's answer: the file is somebody else's, for example.
+    /// The access time cannot be set: the file belongs to another user, or its file system is read-only.
     pub(super) fn set(file: &Arc<File>) -> io::Result<Option<Self>> {
-        let found = file.metadata()?;
-        if !found.is_file() {
+        if !file.metadata()?.is_file() {
             return Ok(None);
         }
-        let before = TimeSpec::new(found.atime(), found.atime_nsec());
-        futimens(&**file, &secret_time()?, &TimeSpec::UTIME_OMIT)?;
-        // As the file system keeps it, which may be less exact.
-        let kept = file.metadata()?;
-        let proof = DiskProof::AccessTime(kept.atime(), kept.atime_nsec());
-        Ok(Some(Self { file: Arc::clone(file), before, proof }))
+        let before = unmarked_time(file)?;
+        futimens(&**file, &random_time()?, &TimeSpec::UTIME_OMIT)?;
+        // As the file system stores it, which may be less exact.
+        let here = access_time(file)?;
+        Ok(Some(Self { file: Arc::clone(file), before, here }))
     }
 
-    /// What the other host must find.
+    /// What the destination must find.
     pub fn proof(&self) -> DiskProof {
-        self.proof.clone()
+        DiskProof::AccessTime(self.here.0, self.here.1)
     }
 }
 
 impl Drop for Mark {
     fn drop(&mut self) {
-        if let Err(error) = futimens(&*self.file, &self.before, &TimeSpec::UTIME_OMIT) {
+        let restored = access_time(&self.file).and_then(|now| match now == self.here {
+            true => Ok(futimens(&*self.file, &self.before, &TimeSpec::UTIME_OMIT)?),
+            // Another guest's mark by now.
+            false => Ok(()),
+        });
+        if let Err(error) = restored {
             tracing::warn!(%error, "the access time of a disk stays in the future");
         }
     }
 }
 
-/// A time in the future that nobody can guess.
-fn secret_time() -> io::Result<TimeSpec> {
+fn access_time(file: &File) -> io::Result<(i64, i64)> {
+    let found = file.metadata()?;
+    Ok((found.atime(), found.atime_nsec()))
+}
+
+/// The access time of `file` when it has no mark; now, when it has one that stays.
+fn unmarked_time(file: &File) -> io::Result<TimeSpec> {
+    let start = Instant::now();
+    loop {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let (seconds, nanoseconds) = access_time(file)?;
+        if seconds <= (now + MARKED_AHEAD).as_secs() as i64 {
+            return Ok(TimeSpec::new(seconds, nanoseconds));
+        }
+        if start.elapsed() > MARK_PATIENCE {
+            return Ok(TimeSpec::from_duration(now));
+        }
+        std::thread::sleep(MARK_INTERVAL);
+    }
+}
+
+/// A random time in the future.
+fn random_time() -> io::Result<TimeSpec> {
     let mut random = [0; 16];
     raw_io::fill_random(&mut random)?;
     let [seconds, nanoseconds] = [&random[..8], &random[8..]]
@@ -135,7 +184,7 @@ fn secret_time() -> io::Result<TimeSpec> {
     Ok(TimeSpec::new((first + seconds % span) as i64, (nanoseconds % 1_000_000_000) as i64))
 }
 
-/// The names of a block device by which other hosts know it, from sysfs; a partition's have its first sector, too.
+/// The names of a block device, from sysfs; those of a partition include its first sector.
 fn names(device: u64) -> Vec<String> {
     let (major, minor) = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
     let place = PathBuf::from(format!("/sys/dev/block/{major}:{minor}"));
@@ -149,15 +198,14 @@ fn names(device: u64) -> Vec<String> {
     };
     // The same kernel: two nodes on one host.
     if let Some(boot) = read(Path::new("/proc/sys/kernel/random/boot_id")) {
-        names.push(format!("boot {boot} device {major}:{minor}"));
+        names.push(format!("boot {boot} {major}:{minor}"));
     }
     names
 }
 
 fn names_at(place: &Path) -> Vec<String> {
-    let files = ["wwid", "device/wwid", "dm/uuid", "serial", "device/serial"];
-    let named = |file: &str| Some(format!("{file} {}", read(&place.join(file))?));
-    files.into_iter().filter_map(named).collect()
+    let named = |file: &&str| Some(format!("{file} {}", read(&place.join(file))?));
+    KINDS.iter().filter_map(named).collect()
 }
 
 /// The line in a file of sysfs, if there is one that says something.
@@ -221,6 +269,42 @@ mod tests {
         assert_eq!(DiskProof::Vouched.holds_for(&disk).unwrap(), Some(true));
         let device = DiskProof::Device(vec!["wwid naa.5000".to_owned()]);
         assert_eq!(device.holds_for(&disk).unwrap(), Some(false), "a file is no device");
+    }
+
+    #[test]
+    fn the_most_exact_name_that_both_hosts_know_decides() {
+        let same = |known: &[&str], here: &[&str]| {
+            let [known, here] = [known, here]
+                .map(|names| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>());
+            is_same_device(&known, &here)
+        };
+        assert_eq!(same(&["wwid a", "serial s"], &["serial s", "wwid b"]), Some(false));
+        assert_eq!(same(&["wwid a", "serial s"], &["serial t", "wwid a"]), Some(true));
+        assert_eq!(same(&["serial s"], &["wwid a", "serial s"]), Some(true));
+        assert_eq!(same(&["serial s"], &["wwid a"]), None);
+        assert_eq!(same(&["boot 1 7:0"], &["boot 1 7:0"]), Some(true), "two nodes on one host");
+        assert_eq!(same(&["boot 1 7:0", "wwid a"], &["boot 1 7:1", "wwid a"]), Some(false));
+        assert_eq!(same(&["boot 1 7:0"], &["boot 2 7:0"]), None, "after a reboot");
+        assert_eq!(same(&["boot 1 7:0", "wwid a"], &["boot 2 7:1", "wwid a"]), Some(true));
+    }
+
+    #[test]
+    fn a_second_mark_waits_for_the_first_and_one_that_stays_is_taken_over() {
+        let (_folder, one, _) = twins();
+        let disk = open(&one);
+        let first = Mark::set(disk.shared_file()).unwrap().unwrap();
+        let file = Arc::clone(disk.shared_file());
+        let second = std::thread::spawn(move || Mark::set(&file).unwrap().unwrap());
+        assert_eq!(first.proof().holds_for(&disk).unwrap(), Some(true));
+        drop(first);
+        let second = second.join().unwrap();
+        assert_eq!(second.proof().holds_for(&disk).unwrap(), Some(true));
+        // As a process that was killed.
+        std::mem::forget(second);
+        let third = Mark::set(disk.shared_file()).unwrap().unwrap();
+        assert_eq!(third.proof().holds_for(&disk).unwrap(), Some(true));
+        drop(third);
+        assert!(fs::metadata(&one).unwrap().accessed().unwrap() <= SystemTime::now());
     }
 
     #[test]
