@@ -110,6 +110,8 @@ fn no_file_is_longer_than_600_lines() {
 fn unsafe_stays_in_its_few_files() {
     let found = findings(|source, line| {
         let code = line.split("//").next().unwrap_or_default();
+        // The option of `lighter migrate`.
+        let code = code.replace("--unsafe", "").replace("\"unsafe\"", "");
         let has_unsafe =
             code.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == "unsafe");
         let allowed = UNSAFE_FILES.contains(&source.name().as_str())
@@ -200,6 +202,30 @@ fn every_file_opens_with_what_it_is_for() {
         .map(Source::name)
         .collect();
     assert_none(&found);
+}
+
+#[test]
+fn scripts_check_runs_the_tests_of_every_target() {
+    let check = fs::read_to_string(root().join("scripts/check")).expect("a script");
+    let mut found = 0;
+    let crates = fs::read_dir(root()).expect("the root").flatten().map(|entry| entry.path());
+    let folders =
+        crates.chain([root().to_owned()]).filter(|folder| folder.join("Cargo.toml").exists());
+    for folder in folders.map(|folder| folder.join("tests")).filter(|tests| tests.is_dir()) {
+        for path in fs::read_dir(&folder).expect("a folder").flatten().map(|entry| entry.path()) {
+            let is_target = path.extension().is_some_and(|ending| ending == "rs")
+                || path.join("main.rs").exists();
+            let name = path.file_stem().and_then(|stem| stem.to_str()).expect("a name");
+            let is_run = check
+                .split_whitespace()
+                .collect::<Vec<_>>()
+                .windows(2)
+                .any(|pair| pair == ["--test", name]);
+            assert!(!is_target || is_run, "scripts/check does not run {}", path.display());
+            found += usize::from(is_target);
+        }
+    }
+    assert!(found > 10, "only {found} targets were found");
 }
 
 #[test]

@@ -298,7 +298,7 @@ pub(crate) struct MigrationRequest {
     #[serde(default)]
     pub(crate) copy_disks: Option<CopyDisks>,
     /// The hosts need not prove to each other that they share the disks.
-    #[serde(default, rename = "unsafe")]
+    #[serde(default)]
     pub(crate) unproven_disks: bool,
 }
 

@@ -29,11 +29,11 @@ impl Second {
         std::env::temp_dir().join(format!("lighter-lab-{}", self.name))
     }
 
-    fn keeper(&self) -> String {
-        fs::read_to_string(self.folder().join("keeper")).expect("a lab that is up")
+    fn supervisor(&self) -> String {
+        fs::read_to_string(self.folder().join("supervisor")).expect("a lab that is up")
     }
 
-    /// No process, no folder and no network is left of it.
+    /// No process and no folder is left of it.
     fn leaves_nothing(mut self) {
         until("the lab is gone", || {
             let left = processes_of(&self.folder());
@@ -66,8 +66,8 @@ fn a_lab_ends_with_its_owner() {
 }
 
 #[test]
-fn a_lab_whose_keeper_is_killed_leaves_no_process() {
+fn a_lab_whose_supervisor_is_killed_leaves_no_process() {
     let lab = Second::up("kept");
-    Command::new("kill").args(["-KILL", lab.keeper().trim()]).status().expect("kill");
+    Command::new("kill").args(["-KILL", lab.supervisor().trim()]).status().expect("kill");
     lab.leaves_nothing();
 }

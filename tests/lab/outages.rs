@@ -19,11 +19,11 @@ struct Phase {
     /// What the records of source and destination say there, or [`NONE`].
     records: [&'static str; 2],
     /// Where the guest is after the source has lost its power.
-    source_lost_power: Fate,
+    source_lost_power: Outcome,
     /// Where it is after the destination has.
-    destination_lost_power: Fate,
+    destination_lost_power: Outcome,
     /// Where it is after its hosts could not reach each other for a while.
-    cable_was_out: Fate,
+    cable_was_out: Outcome,
 }
 
 /// There is no record yet.
@@ -31,7 +31,7 @@ const NONE: &str = "";
 
 /// Where a guest is when all is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fate {
+enum Outcome {
     /// It runs at the source.
     Source,
     /// It runs at the destination.
@@ -51,25 +51,25 @@ const COMMIT: Phase = Phase {
     name: "commit",
     point: "source.send.commit",
     records: ["committed", "ready"],
-    source_lost_power: Fate::Destination,
-    destination_lost_power: Fate::Source,
-    cable_was_out: Fate::Destination,
+    source_lost_power: Outcome::Destination,
+    destination_lost_power: Outcome::Source,
+    cable_was_out: Outcome::Destination,
 };
 const TAKING: Phase = Phase {
     name: "taking",
     point: "destination.act.resumeguest",
     records: ["committed", "taking"],
-    source_lost_power: Fate::Destination,
-    destination_lost_power: Fate::InDoubt,
-    cable_was_out: Fate::Destination,
+    source_lost_power: Outcome::Destination,
+    destination_lost_power: Outcome::InDoubt,
+    cable_was_out: Outcome::Destination,
 };
 const RESUME: Phase = Phase {
     name: "resume",
     point: "source.recv.running",
     records: ["committed", "running"],
-    source_lost_power: Fate::Destination,
-    destination_lost_power: Fate::Gone,
-    cable_was_out: Fate::Destination,
+    source_lost_power: Outcome::Destination,
+    destination_lost_power: Outcome::Gone,
+    cable_was_out: Outcome::Destination,
 };
 
 /// A phase in which the guest is the source's.
@@ -78,39 +78,39 @@ const fn undecided(name: &'static str, point: &'static str, destination: &'stati
         name,
         point,
         records: ["undecided", destination],
-        source_lost_power: Fate::Gone,
-        destination_lost_power: Fate::Source,
-        cable_was_out: Fate::Source,
+        source_lost_power: Outcome::Gone,
+        destination_lost_power: Outcome::Source,
+        cable_was_out: Outcome::Source,
     }
 }
 
 /// Two hosts with nodes, and guests on the first that are held in their migrations to the second.
-struct Scene {
+struct Scenario {
     lab: Lab,
-    expected: Vec<(&'static str, Fate)>,
+    expected: Vec<(&'static str, Outcome)>,
 }
 
-impl Scene {
+impl Scenario {
     /// Hosts with nodes; the second's is held at `point`, if that is the destination's.
     fn set(point: &str) -> Self {
-        let scene = Self { lab: Lab::of(2), expected: Vec::new() };
-        let [here, there] = scene.hosts();
+        let scenario = Self { lab: Lab::of(2), expected: Vec::new() };
+        let [here, there] = scenario.hosts();
         if point.starts_with("destination") {
             there.sh(&format!("echo LIGHTER_FAILPOINT={point}:hold > /run/lab/node.env")).ok();
         }
         here.start_node();
         there.start_node();
-        scene
+        scenario
     }
 
     /// Starts a guest and its migration, and waits until that is held in `phase`.
-    fn hold(&mut self, phase: &Phase, fate: Fate) {
-        self.start(phase, fate);
+    fn hold(&mut self, phase: &Phase, outcome: Outcome) {
+        self.start(phase, outcome);
         self.await_held(phase);
     }
 
     /// Starts a guest and its migration, which will be held in `phase`.
-    fn start(&mut self, phase: &Phase, fate: Fate) {
+    fn start(&mut self, phase: &Phase, outcome: Outcome) {
         let [here, there] = self.hosts();
         let name = phase.name;
         let point = format!("LIGHTER_FAILPOINT={}:hold", phase.point);
@@ -134,16 +134,17 @@ impl Scene {
             there.address()
         ))
         .ok();
-        self.expected.push((name, fate));
+        self.expected.push((name, outcome));
     }
 
     /// Waits until a migration is held, and the records say that it is in `phase`.
     fn await_held(&self, phase: &Phase) {
         let hosts = self.hosts();
         until("the migration is held, and the records say where", || {
-            let log = "journalctl --no-pager -q -u lighter-node -u 'lab-guest-*'; \
-                       cat /var/lib/lighter/guests/*/lighter.log 2> /dev/null";
-            let count = format!("({log}) | grep -c {}", phase.point);
+            let log = Host::log_of("--unit lighter-node --unit 'lab-guest-*'");
+            let log = format!("{log}; cat /var/lib/lighter/guests/*/lighter.log 2> /dev/null");
+            let count =
+                format!("({log}) | grep --count --fixed-strings 'point=\"{}\"'", phase.point);
             let held = hosts.map(|host| host.sh(&count).stdout);
             let seen = hosts.map(|host| states(host).remove(phase.name).unwrap_or_default());
             let is_held = held.iter().any(|count| !count.starts_with('0'));
@@ -162,17 +163,17 @@ impl Scene {
         self.lab.host(number).await_node();
     }
 
-    /// Each guest meets its fate, and nothing else is left on either host.
+    /// Each guest ends where expected, and nothing else is left on either host.
     #[track_caller]
     fn ends_as_expected(&self) {
         let hosts = self.hosts();
-        let at = |place: Fate, state: &'static str| {
-            let those = self.expected.iter().filter(move |(_, fate)| *fate == place);
+        let at = |place: Outcome, state: &'static str| {
+            let those = self.expected.iter().filter(move |(_, outcome)| *outcome == place);
             those.map(move |(name, _)| ((*name).to_owned(), state.to_owned()))
         };
-        let here = at(Fate::Source, "running").chain(at(Fate::InDoubt, "in-doubt")).collect();
+        let here = at(Outcome::Source, "running").chain(at(Outcome::InDoubt, "in-doubt")).collect();
         let wanted: [BTreeMap<String, String>; 2] =
-            [here, at(Fate::Destination, "running").collect()];
+            [here, at(Outcome::Destination, "running").collect()];
         until("each guest is where it should be, and nowhere else", || {
             let seen = hosts.map(guests);
             holds(seen == wanted, (seen, &wanted, hosts.map(states)))
@@ -253,17 +254,17 @@ in_each_phase!(destination_loses_power: connect CONNECT, prepare PREPARE, precop
     commit COMMIT, taking TAKING, resume RESUME);
 
 fn source_loses_power(phase: &Phase) {
-    let mut scene = Scene::set(phase.point);
-    scene.hold(phase, phase.source_lost_power);
-    scene.lose_power(1);
-    scene.ends_as_expected();
+    let mut scenario = Scenario::set(phase.point);
+    scenario.hold(phase, phase.source_lost_power);
+    scenario.lose_power(1);
+    scenario.ends_as_expected();
 }
 
 fn destination_loses_power(phase: &Phase) {
-    let mut scene = Scene::set(phase.point);
-    scene.hold(phase, phase.destination_lost_power);
-    scene.lose_power(2);
-    scene.ends_as_expected();
+    let mut scenario = Scenario::set(phase.point);
+    scenario.hold(phase, phase.destination_lost_power);
+    scenario.lose_power(2);
+    scenario.ends_as_expected();
 }
 
 #[test]
@@ -279,12 +280,12 @@ fn the_cable_is_out_for_10_minutes() {
 /// A guest in each phase: what its process sends and hears is dropped as soon as it stands there, and when all do, the cable
 /// is pulled, too.
 fn cable_is_out_for(time: Duration) {
-    let mut scene = Scene::set("");
+    let mut scenario = Scenario::set("");
     let filter = "nft 'add table inet lab; add chain inet lab in { type filter hook input priority 0; }; \
                   add chain inet lab out { type filter hook output priority 0; }'";
-    scene.hosts()[0].sh(filter).ok();
+    scenario.hosts()[0].sh(filter).ok();
     for phase in [&CONNECT, &PREPARE, &PRECOPY, &SWITCHOVER, &READY, &COMMIT, &RESUME] {
-        scene.start(phase, phase.cable_was_out);
+        scenario.start(phase, phase.cable_was_out);
         let unit = format!("system.slice/lab-guest-{}.service", phase.name);
         let rules = ["in", "out"].map(|chain| {
             format!(
@@ -293,15 +294,16 @@ fn cable_is_out_for(time: Duration) {
         });
         // The host itself waits: what is held after the decision is asked about 10 seconds later.
         let wait = format!(
-            "until journalctl --quiet --unit lab-guest-{} | grep {}; do [ $SECONDS -lt 900 ] || exit; sleep 0.1; done",
-            phase.name, phase.point
+            "until {} | grep --fixed-strings 'point=\"{}\"'; do [ $SECONDS -lt 900 ] || exit 1; sleep 0.1; done",
+            Host::log_of(&format!("--unit lab-guest-{}", phase.name)),
+            phase.point
         );
-        scene.hosts()[0].sh(&format!("{wait}; nft '{}'", rules.concat())).ok();
-        scene.await_held(phase);
+        scenario.hosts()[0].sh(&format!("{wait}; nft '{}'", rules.concat())).ok();
+        scenario.await_held(phase);
     }
-    scene.hosts()[1].cut_cable();
-    scene.hosts()[0].sh("nft delete table inet lab").ok();
+    scenario.hosts()[1].cut_cable();
+    scenario.hosts()[0].sh("nft delete table inet lab").ok();
     sleep(time);
-    scene.hosts()[1].mend_cable();
-    scene.ends_as_expected();
+    scenario.hosts()[1].mend_cable();
+    scenario.ends_as_expected();
 }
