@@ -6,11 +6,11 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use uuid::Uuid;
 use vmm_core::snapshot::{CloneConfig, Template};
+use vmm_core::virtio::block::BlockConfig;
 use vmm_core::{RunState, Vm, VmOptions, VmShape, VmState, snapshot};
 
 use super::console::Console;
 use super::machine::Machine;
-use super::plan;
 use crate::api::types::SaveFormat;
 use crate::cli::spec::GuestSpec;
 use crate::names::GuestName;
@@ -33,15 +33,21 @@ pub(crate) fn read(file: &Path, name: &GuestName) -> Result<(VmShape, VmState)> 
     snapshot::read_guest(file).with_context(|| format!("cannot restore {name}"))
 }
 
-/// Creates the machine that `file` holds, ready to go on where it was saved, under a new identity.
+/// Creates the machine that `file` holds, ready to go on where it was saved, under a new identity. `disks` are its disks with
+/// this host's evidence.
 ///
 /// # Errors
 /// The file is no saved guest, is damaged, or does not fit this host.
-pub(crate) fn restore(file: &Path, name: GuestName, console: &Console) -> Result<Machine> {
+pub(crate) fn restore(
+    file: &Path,
+    name: GuestName,
+    disks: &[BlockConfig],
+    console: &Console,
+) -> Result<Machine> {
     let vm = snapshot::restore(file, console.output()?)
         .with_context(|| format!("cannot restore {name}"))?;
     let mut shape = vm.shape().clone();
-    shape.identify_disks();
+    shape.take_evidence(disks);
     Machine::adopt(name, Uuid::new_v4(), shape, vm, console)
 }
 
@@ -54,6 +60,7 @@ pub(crate) fn open_template(file: &Path, name: &GuestName) -> Result<Template> {
 }
 
 /// Creates a machine from the template that `spec` names, ready to go on where that guest was saved, under a new identity.
+/// `disks` are its own, `known` those and the template's, with this host's evidence.
 ///
 /// # Errors
 /// What `spec` says does not fit the template or this host.
@@ -61,13 +68,14 @@ pub(crate) fn start_clone(
     spec: &GuestSpec,
     template: &Template,
     name: GuestName,
+    (disks, known): (Vec<BlockConfig>, &[BlockConfig]),
     console: &Console,
 ) -> Result<Machine> {
     spec.check()?;
     let start = || -> Result<Vm> {
         let own = CloneConfig {
             memory: spec.memory_config(),
-            disks: plan::disks(spec)?,
+            disks,
             options: VmOptions { dirty_log: spec.dirty_log.unwrap_or_default() },
         };
         Ok(template.start(&own, console.output()?)?)
@@ -75,7 +83,7 @@ pub(crate) fn start_clone(
     let from = template.path().display();
     let vm = start().with_context(|| format!("cannot start {name} from {from}"))?;
     let mut shape = vm.shape().clone();
-    shape.identify_disks();
+    shape.take_evidence(known);
     Machine::adopt(name, Uuid::new_v4(), shape, vm, console)
 }
 
@@ -145,7 +153,7 @@ mod tests {
         let file = folder.path().join("web.lighter");
         assert!(save(&machine, &file, SaveFormat::Guest, None).unwrap() > 4096);
 
-        let restored = restore(&file, "web-2".parse().unwrap(), &console).unwrap();
+        let restored = restore(&file, "web-2".parse().unwrap(), &[], &console).unwrap();
         let mut page = [0; 4096];
         restored.vm().ram().copy_out(5, 0, &mut page).unwrap();
         assert_eq!(page, [9; 4096]);

@@ -11,7 +11,7 @@ use super::arriving::{self, Arrival};
 use super::console::Console;
 use super::control::ProcessControl;
 use super::machine::{Machine, SharedMachine};
-use super::plan::Plan;
+use super::plan::{self, Plan};
 use super::process::{Ending, GuestProcess, Labels};
 use super::saved;
 use super::{addresses, background};
@@ -69,6 +69,11 @@ fn launch(
     if let Some(file) = &spec.template {
         // Opened once: what its guest may touch is what it is started from, whatever becomes of the name.
         let template = saved::open_template(file, &name)?;
+        let disks = plan::disks(spec)
+            .with_context(|| format!("cannot start {name} from {}", file.display()))?;
+        let mut of_template = template.shape().clone();
+        of_template.identify_disks();
+        let known: Vec<_> = disks.iter().chain(of_template.disks()).cloned().collect();
         let life = Life::begin(state, &name, isolation, |mut files| {
             let disks = spec.disk.iter().filter_map(|disk| disk.path.canonicalize().ok());
             disks.for_each(|disk| files.add_disk(&disk));
@@ -77,7 +82,7 @@ fn launch(
             Ok(files.and_devices(template.shape()).and_boot_record(boot).and_template(file))
         })?;
         let console = life.console();
-        let machine = saved::start_clone(spec, &template, name, &console)?;
+        let machine = saved::start_clone(spec, &template, name, (disks, &known), &console)?;
         return life.lead(Arc::new(machine), &console, spec.labels());
     }
     let plan = Plan::new(spec, name)?;
@@ -106,14 +111,16 @@ pub(crate) fn restore(state: &StateDir, args: &RestoreArgs) -> Result<Exit> {
     if let Some(exit) = detach(state, &args.background, &name)? {
         return Ok(exit);
     }
-    let (shape, saved) = saved::read(&args.file, &name)?;
+    let (mut shape, saved) = saved::read(&args.file, &name)?;
+    shape.identify_disks();
+    let disks: Vec<_> = shape.disks().cloned().collect();
     addresses::expect_free(state, &name, &shape)?;
     let life = Life::begin(state, &name, args.isolation, |files| {
         let files = files.and_devices(&shape).and_boot_record(saved.boot.as_ref());
         Ok(files.and_file(&args.file))
     })?;
     let console = life.console();
-    let machine = saved::restore(&args.file, name, &console)?;
+    let machine = saved::restore(&args.file, name, &disks, &console)?;
     life.lead(Arc::new(machine), &console, Labels::new())
 }
 

@@ -7,8 +7,8 @@ use crate::kernel::sleeper;
 
 const DISK: &str = "/var/lib/disks/db.raw";
 
-/// Two hosts, and a guest with a disk of the first one's own.
-fn set_up(lab: &Lab) -> [Host<'_>; 2] {
+/// Two hosts, and a guest on the first with the disk `disk`; [`DISK`] is the first host's own.
+fn set_up<'a>(lab: &'a Lab, disk: &str) -> [Host<'a>; 2] {
     let hosts = [lab.host(1), lab.host(2)];
     let folder = tempfile::tempdir().expect("a temporary folder");
     let kernel = sleeper(folder.path());
@@ -20,7 +20,7 @@ fn set_up(lab: &Lab) -> [Host<'_>; 2] {
     hosts[0].sh(&format!("truncate -s 16M {DISK}")).ok();
     hosts[0]
         .lighter(&format!(
-            "run --detach --name db --memory 64M --kernel /tmp/lab/sleeper --disk {DISK}"
+            "run --detach --name db --memory 64M --kernel /tmp/lab/sleeper --disk {disk}"
         ))
         .ok();
     hosts
@@ -31,7 +31,7 @@ const OTHER: [&str; 3] = [DISK, "is not the one that the guest has at the source
 #[test]
 fn another_file_of_the_same_size_is_not_the_guests_disk() {
     let lab = Lab::of(2);
-    let [here, there] = set_up(&lab);
+    let [here, there] = set_up(&lab, DISK);
     there.sh(&format!("truncate -s 16M {DISK}")).ok();
     here.lighter(&format!("migrate db {}", there.address())).complains(&OTHER);
     assert_eq!(here.state_of("db").as_deref(), Some("running"));
@@ -43,7 +43,7 @@ fn another_file_of_the_same_size_is_not_the_guests_disk() {
 #[test]
 fn a_disk_that_was_left_behind_is_not_taken_for_the_guests() {
     let lab = Lab::of(2);
-    let [here, there] = set_up(&lab);
+    let [here, there] = set_up(&lab, DISK);
     here.lighter(&format!("migrate db {} --copy-disks", there.address())).ok();
     let again = "run --detach --name db2 --memory 64M --kernel /tmp/lab/sleeper --disk";
     let words = [DISK, "has moved to", "setfattr -x"];
@@ -53,4 +53,16 @@ fn a_disk_that_was_left_behind_is_not_taken_for_the_guests() {
     let replace = format!("migrate db {} --copy-disks --replace-disks", here.address());
     there.lighter(&replace).ok();
     assert_eq!(here.state_of("db").as_deref(), Some("running"));
+}
+
+#[test]
+fn a_device_that_both_hosts_have_is_known_by_its_name_wherever_the_guest_came_from() {
+    let lab = Lab::of(2);
+    let [here, there] = set_up(&lab, "/dev/vdb");
+    here.lighter(&format!("migrate db {}", there.address())).ok();
+    there.lighter(&format!("migrate db {}", here.address())).ok();
+    here.lighter("save db /var/tmp/db.lighter && lighter destroy db").ok();
+    here.lighter("restore /var/tmp/db.lighter --name db --detach").ok();
+    here.lighter(&format!("migrate db {}", there.address())).ok();
+    assert_eq!(there.state_of("db").as_deref(), Some("running"));
 }

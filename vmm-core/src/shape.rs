@@ -13,7 +13,7 @@ use crate::cpuid::{self, CpuModel, CpuidEntry, msr};
 use crate::error::{Error, KvmContext, Result};
 use crate::memory::{MemoryConfig, RamLayout};
 use crate::state::{MsrValue, TscScale};
-use crate::virtio::block::BlockConfig;
+use crate::virtio::block::{BlockConfig, DiskProof};
 use crate::virtio::net::NetConfig;
 use crate::virtio::{DeviceConfig, check_devices};
 use crate::{codec, raw};
@@ -245,6 +245,16 @@ impl VmShape {
     /// Replaces the evidence that the disks came with by this host's, for their next migration.
     pub fn identify_disks(&mut self) {
         self.disks_mut().for_each(|disk| *disk = disk.clone().identified());
+    }
+
+    /// Gives each disk the evidence of the one in `known` with the same path, and no other: for a process that has been confined
+    /// and cannot read it any more.
+    pub fn take_evidence(&mut self, known: &[BlockConfig]) {
+        for disk in self.disks_mut() {
+            let same = known.iter().find(|known| known.path() == disk.path());
+            let proof = same.map_or(DiskProof::Absent, |known| known.proof().clone());
+            *disk = disk.clone().with_proof(proof);
+        }
     }
 
     /// Encodes the shape for a peer or a file.

@@ -127,6 +127,11 @@ impl BlockConfig {
         Self { proof, ..self }
     }
 
+    /// The evidence for a destination that it has the same disk.
+    pub(crate) fn proof(&self) -> &DiskProof {
+        &self.proof
+    }
+
     /// With the evidence that this host has: it is not taken over from the host that the guest came from.
     #[must_use]
     pub(crate) fn identified(self) -> Self {
