@@ -67,9 +67,7 @@ fn sources() -> Vec<Source> {
 }
 
 fn collect(folder: &Path, into: &mut Vec<Source>) {
-    let Ok(entries) = fs::read_dir(folder) else { return };
-    for entry in entries {
-        let path = entry.expect("a readable folder").path();
+    for path in entries(folder) {
         if path.is_dir() && path.file_name().is_some_and(|name| name != "target") {
             collect(&path, into);
         } else if path.extension().is_some_and(|extension| extension == "rs") {
@@ -207,25 +205,27 @@ fn every_file_opens_with_what_it_is_for() {
 #[test]
 fn scripts_check_runs_the_tests_of_every_target() {
     let check = fs::read_to_string(root().join("scripts/check")).expect("a script");
-    let mut found = 0;
-    let crates = fs::read_dir(root()).expect("the root").flatten().map(|entry| entry.path());
-    let folders =
-        crates.chain([root().to_owned()]).filter(|folder| folder.join("Cargo.toml").exists());
-    for folder in folders.map(|folder| folder.join("tests")).filter(|tests| tests.is_dir()) {
-        for path in fs::read_dir(&folder).expect("a folder").flatten().map(|entry| entry.path()) {
-            let is_target = path.extension().is_some_and(|ending| ending == "rs")
-                || path.join("main.rs").exists();
-            let name = path.file_stem().and_then(|stem| stem.to_str()).expect("a name");
-            let is_run = check
-                .split_whitespace()
-                .collect::<Vec<_>>()
-                .windows(2)
-                .any(|pair| pair == ["--test", name]);
-            assert!(!is_target || is_run, "scripts/check does not run {}", path.display());
-            found += usize::from(is_target);
-        }
-    }
-    assert!(found > 10, "only {found} targets were found");
+    let words: Vec<&str> = check.split_whitespace().collect();
+    let run: Vec<&str> =
+        words.windows(2).filter(|pair| pair[0] == "--test").map(|pair| pair[1]).collect();
+    let crates = entries(root()).into_iter().chain([root().to_owned()]);
+    let tests = crates.filter(|folder| folder.join("Cargo.toml").exists());
+    let targets: Vec<String> = tests
+        .flat_map(|folder| entries(&folder.join("tests")))
+        .filter(|path| {
+            path.extension().is_some_and(|it| it == "rs") || path.join("main.rs").exists()
+        })
+        .map(|path| path.file_stem().expect("a name").display().to_string())
+        .collect();
+    assert!(targets.len() > 10, "only {targets:?} were found");
+    let missing: Vec<_> = targets.iter().filter(|it| !run.contains(&it.as_str())).collect();
+    assert!(missing.is_empty(), "scripts/check does not run {missing:?}");
+}
+
+/// What lies in `folder`; nothing, when there is none.
+fn entries(folder: &Path) -> Vec<PathBuf> {
+    let found = fs::read_dir(folder).into_iter().flatten();
+    found.map(|entry| entry.expect("a readable folder").path()).collect()
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! A guest with the disks that go along with it: memory first, then one disk after the other, each from a new chunk on, so that
+//! A guest with the disks that are copied with it: memory first, then one disk after the other, each from a new chunk on, so that
 //! a migration need not know one from the other.
 //!
 //! [`Departing`] is the source's view. [`Arriving`] is the destination's, where disks are files without names until the guest is
@@ -22,7 +22,7 @@ pub(crate) use places::DiskFolders;
 use super::machine::SharedMachine;
 use crate::api::types::CopyDisks;
 
-/// A disk that goes along.
+/// A disk that is copied.
 #[derive(Debug, Clone)]
 struct Part {
     /// The first chunk that is its.
@@ -97,8 +97,8 @@ impl Departing {
             }
             Disks::Copied(wanted) => {
                 move_disks(&mut shape, &wanted.paths)?;
-                description.disks = copies(&machine, &shape, wanted.replace);
-                let disks = each_disk(&machine, &shape).map(|(_, disk)| Arc::clone(disk));
+                description.disks = copies(&machine, wanted.replace);
+                let disks = machine.disks().map(|(_, disk)| Arc::clone(disk));
                 parts = lay_out(description.layout.chunks(), disks);
             }
         }
@@ -117,16 +117,8 @@ impl Departing {
     }
 }
 
-/// The disks of `machine` with their places among its devices.
-fn each_disk<'a>(
-    machine: &'a SharedMachine,
-    shape: &VmShape,
-) -> impl Iterator<Item = (usize, &'a Arc<DiskContent>)> {
-    (0..shape.devices.len()).filter_map(|index| Some((index, machine.vm().disk(index)?)))
-}
-
-/// The disks that go along.
-fn copies(machine: &SharedMachine, shape: &VmShape, replace: bool) -> Vec<DiskCopy> {
+/// The disks of `machine`, to be copied.
+fn copies(machine: &SharedMachine, replace: bool) -> Vec<DiskCopy> {
     let existing = if replace { ExistingFile::Replace } else { ExistingFile::Keep };
     let copy = |(index, disk): (usize, &Arc<DiskContent>)| DiskCopy {
         // A guest has a handful of devices.
@@ -135,14 +127,13 @@ fn copies(machine: &SharedMachine, shape: &VmShape, replace: bool) -> Vec<DiskCo
         allocated_bytes: disk.allocated_bytes(),
         existing,
     };
-    each_disk(machine, shape).map(copy).collect()
+    machine.disks().map(copy).collect()
 }
 
 /// Marks the files among the disks, and says so in `shape`. What cannot be marked cannot be proven, which the destination says.
 fn mark(machine: &SharedMachine, shape: &mut VmShape) -> Vec<Mark> {
     let mut marks = Vec::new();
-    let marked: Vec<_> = each_disk(machine, shape).collect();
-    for (index, content) in marked {
+    for (index, content) in machine.disks() {
         let Some(DeviceConfig::Block(disk)) = shape.devices.get_mut(index) else { continue };
         match content.mark() {
             Ok(Some(mark)) => {

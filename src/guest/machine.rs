@@ -14,7 +14,7 @@ use migrate::{
 use uuid::Uuid;
 use vmm_core::memory::RamLayout;
 use vmm_core::state::STATE_BYTES_MAX;
-use vmm_core::{RunState, Vm, VmOptions, VmShape, VmState};
+use vmm_core::{DiskContent, RunState, Vm, VmOptions, VmShape, VmState};
 
 use super::console::Console;
 use crate::api::types::GuestKind;
@@ -81,6 +81,11 @@ impl Machine {
         &self.shape
     }
 
+    /// Its disks, with their places among its devices.
+    pub(crate) fn disks(&self) -> impl Iterator<Item = (usize, &Arc<DiskContent>)> {
+        (0..self.shape.devices.len()).filter_map(|index| Some((index, self.vm.disk(index)?)))
+    }
+
     /// The guest's identity.
     pub(crate) fn uuid(&self) -> Uuid {
         self.uuid
@@ -92,6 +97,12 @@ impl Machine {
             Ok(_) => GuestKind::Workload,
             Err(_) => GuestKind::Linux,
         }
+    }
+
+    /// A state that was saved, as the destination reads it.
+    fn encode(&self, saved: Result<VmState, vmm_core::Error>) -> Result<Vec<u8>, GuestError> {
+        let state = saved.map_err(|error| self.failed("save the state", error))?;
+        state.to_bytes().map_err(|error| self.failed("encode the state", error))
     }
 
     fn failed(&self, what: &str, error: impl std::fmt::Display) -> GuestError {
@@ -205,22 +216,16 @@ impl SourceGuest for Machine {
     }
 
     fn flush(&self) -> Result<(), GuestError> {
-        let mut disks = (0..self.shape.devices.len()).filter_map(|index| self.vm.disk(index));
-        let flushed = disks.try_for_each(|disk| disk.sync());
+        let flushed = self.disks().try_for_each(|(_, disk)| disk.sync());
         flushed.map_err(|error| self.failed("flush the disks", error))
     }
 
     fn rehearse_save(&self) -> Result<(), GuestError> {
-        let state =
-            self.vm.rehearse_save().map_err(|error| self.failed("save the state", error))?;
-        let bytes = state.to_bytes().map_err(|error| self.failed("encode the state", error))?;
-        drop(bytes);
-        Ok(())
+        self.encode(self.vm.rehearse_save()).map(drop)
     }
 
     fn save_state(&self) -> Result<Vec<u8>, GuestError> {
-        let state = self.vm.save_state().map_err(|error| self.failed("save the state", error))?;
-        state.to_bytes().map_err(|error| self.failed("encode the state", error))
+        self.encode(self.vm.save_state())
     }
 }
 

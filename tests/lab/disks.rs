@@ -9,13 +9,12 @@ const DISK: &str = "/var/lib/disks/db.raw";
 
 /// Two hosts, and a guest on the first with the disk `disk`; [`DISK`] is the first host's own.
 fn set_up<'a>(lab: &'a Lab, disk: &str) -> [Host<'a>; 2] {
-    let hosts = [lab.host(1), lab.host(2)];
+    let hosts = lab.nodes();
     let folder = tempfile::tempdir().expect("a temporary folder");
     let kernel = sleeper(folder.path());
     for host in hosts {
         host.push(&[Path::new(&kernel)], "/tmp/lab");
         host.sh(&format!("rm -f {DISK}")).ok();
-        host.start_node();
     }
     hosts[0].sh(&format!("truncate -s 16M {DISK}")).ok();
     hosts[0]

@@ -8,10 +8,7 @@ const HOLD_A_VM: &str = "import fcntl, os, signal; vm = fcntl.ioctl(os.open('/de
 #[test]
 fn a_guest_moves_unless_it_runs_guests() {
     let lab = Lab::of(2);
-    let [here, there] = [lab.host(1), lab.host(2)];
-    for host in [here, there] {
-        host.start_node();
-    }
+    let [here, there] = lab.nodes();
     let guest = StockGuest::boot(&lab, here, 1, "--nested on");
     guest.sh(here, "modprobe kvm_amd").ok();
     let hold = format!("systemd-run --quiet --unit vm python3 -c \"{HOLD_A_VM}\"");

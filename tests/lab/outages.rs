@@ -94,12 +94,11 @@ impl Scenario {
     /// Hosts with nodes; the second's is held at `point`, if that is the destination's.
     fn set(point: &str) -> Self {
         let scenario = Self { lab: Lab::of(2), expected: Vec::new() };
-        let [here, there] = scenario.hosts();
         if point.starts_with("destination") {
+            let [_, there] = scenario.hosts();
             there.sh(&format!("echo LIGHTER_FAILPOINT={point}:hold > /run/lab/node.env")).ok();
         }
-        here.start_node();
-        there.start_node();
+        scenario.lab.nodes();
         scenario
     }
 

@@ -8,9 +8,7 @@ const LESSER: &str = "EPYC-Rome,+svm,+npt,+nrip-save,-avx2,-bmi2,-movbe";
 #[test]
 fn a_host_that_lacks_features_is_refused_by_name_and_a_model_goes_through() {
     let lab = Lab::of_processors(&[None, Some(LESSER)]);
-    let [here, there] = [lab.host(1), lab.host(2)];
-    here.start_node();
-    there.start_node();
+    let [here, there] = lab.nodes();
     here.lighter("run --detach --name w1 --memory 64M").ok();
     let words = ["avx2", "bmi2", "movbe", "w1"];
     here.lighter(&format!("migrate w1 {}", there.address())).complains(&words);

@@ -31,10 +31,9 @@ fn four_vcpus_move_ten_times() {
 
 fn moves(cpus: u16, moves: usize) {
     let lab = Lab::of(3);
-    let mut hosts = [lab.host(1), lab.host(2)];
+    let mut hosts = lab.nodes();
     for host in hosts {
         host.shape(LINK);
-        host.start_node();
     }
     let guest = StockGuest::boot(&lab, hosts[0], cpus, "");
     let stream = Stream::begin(lab.host(3), &guest);
@@ -63,10 +62,7 @@ fn moves(cpus: u16, moves: usize) {
 #[test]
 fn sixteen_vcpus_move_and_are_restored() {
     let lab = Lab::of(2);
-    let [here, there] = [lab.host(1), lab.host(2)];
-    for host in [here, there] {
-        host.start_node();
-    }
+    let [here, there] = lab.nodes();
     let guest = StockGuest::boot(&lab, here, 16, "");
     let topology = "lscpu | grep -E '^(Thread|Core|Socket)'; cat /sys/devices/system/cpu/online";
     let before = guest.sh(here, topology).ok();

@@ -91,6 +91,18 @@ fn content_goes_along_behind_memory() {
 }
 
 #[test]
+fn a_copied_disk_is_noted_as_gone_while_its_guest_is_released() {
+    let (_folder, from, to) = scene();
+    let source = departing(&from, &to);
+    source.start_dirty_log().unwrap();
+    let open = || BlockConfig::new(&from, Access::ReadWrite, "");
+    source.release().unwrap();
+    assert!(open().unwrap_err().to_string().contains("has moved to host-b"));
+    source.stop_dirty_log().unwrap();
+    open().unwrap();
+}
+
+#[test]
 fn a_guest_that_arrives_paused_has_its_disks_locked() {
     let (_folder, from, to) = scene();
     let source = departing(&from, &to);
