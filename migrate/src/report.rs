@@ -69,6 +69,12 @@ pub struct Report {
     pub downtime_seconds: Option<f64>,
     /// What the source had expected of the downtime when it paused the guest.
     pub expected_downtime_seconds: Option<f64>,
+    /// How often the source paused the guest before, to measure what a pause costs.
+    #[serde(default)]
+    pub dry_runs: u32,
+    /// For how long the guest stood in those, all of them together. No part of the downtime.
+    #[serde(default)]
+    pub dry_run_seconds: f64,
     /// How long each phase lasted, in their order; phases that were not reached are missing.
     pub phases: Vec<PhaseTime>,
     /// Guest memory.

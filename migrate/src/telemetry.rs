@@ -25,6 +25,8 @@ pub(crate) struct Telemetry {
     rounds_total: u32,
     stood_from: Option<Duration>,
     downtime: Option<Duration>,
+    dry_runs: u32,
+    stood_in_dry_runs: Duration,
     pub(crate) guest: String,
     pub(crate) memory_bytes: u64,
     pub(crate) disk_bytes: u64,
@@ -46,6 +48,8 @@ impl Telemetry {
             rounds_total: 0,
             stood_from: None,
             downtime: None,
+            dry_runs: 0,
+            stood_in_dry_runs: Duration::ZERO,
             guest: String::new(),
             memory_bytes: 0,
             disk_bytes: 0,
@@ -88,6 +92,12 @@ impl Telemetry {
         if let Some(from) = self.stood_from.take() {
             self.downtime = Some(now.saturating_sub(from));
         }
+    }
+
+    /// The guest stood for `time` in a dry run.
+    pub(crate) fn stood_in_dry_run(&mut self, time: Duration) {
+        self.dry_runs = self.dry_runs.saturating_add(1);
+        self.stood_in_dry_runs = self.stood_in_dry_runs.saturating_add(time);
     }
 
     /// Notes a round; of too many, the first and the last ones are kept.
@@ -142,6 +152,8 @@ impl Telemetry {
             total_seconds: now.saturating_sub(self.began).as_secs_f64(),
             downtime_seconds: self.downtime.map(|time| time.as_secs_f64()),
             expected_downtime_seconds: self.expected_downtime.map(|time| time.as_secs_f64()),
+            dry_runs: self.dry_runs,
+            dry_run_seconds: self.stood_in_dry_runs.as_secs_f64(),
             phases,
             memory_bytes: self.memory_bytes,
             disk_bytes: self.disk_bytes,

@@ -241,6 +241,8 @@ pub(crate) mod tests {
             total_seconds: 1.5,
             downtime_seconds: Some(0.012),
             expected_downtime_seconds: None,
+            dry_runs: 0,
+            dry_run_seconds: 0.0,
             phases: Vec::new(),
             memory_bytes: 0,
             disk_bytes: 0,

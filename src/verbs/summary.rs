@@ -19,6 +19,10 @@ pub(crate) fn figures(report: &Report) -> String {
             report.expected_downtime_seconds.map(|s| format!(" (expected {})", seconds(s)));
         lines.push(("Downtime", format!("{}{}", seconds(downtime), expected.unwrap_or_default())));
     }
+    if report.dry_run_seconds > 0.0 {
+        let stood = seconds(report.dry_run_seconds);
+        lines.push(("Dry runs", format!("{}, which stopped it for {stood}", report.dry_runs)));
+    }
     lines.push(("Rounds", report.rounds_total.to_string()));
     let memory = report.memory_bytes.saturating_add(report.disk_bytes);
     let percent =
@@ -119,6 +123,8 @@ pub(super) mod tests {
             total_seconds: 2.0,
             downtime_seconds: Some(0.0324),
             expected_downtime_seconds: Some(0.030),
+            dry_runs: 1,
+            dry_run_seconds: 0.004,
             phases: Vec::new(),
             memory_bytes: 512 << 20,
             disk_bytes: 0,
@@ -134,6 +140,7 @@ pub(super) mod tests {
         for part in [
             "2.00 s",
             "32.4 ms (expected 30.0 ms)",
+            "1, which stopped it for 4.0 ms",
             "256 MiB for 512 MiB",
             "(50 %)",
             "123 MB/s of memory",

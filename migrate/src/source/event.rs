@@ -85,6 +85,8 @@ pub enum Event {
 pub struct Probe {
     /// Pausing the guest and saving its state (which is thrown away).
     pub pause_and_save: Duration,
+    /// For how long the guest stood; zero if it was paused before.
+    pub stood: Duration,
     /// A flush of the disks, soon after another one.
     pub flush: Duration,
     /// Round-trip time of the connection.

@@ -47,6 +47,8 @@ pub struct Source {
     pub(super) awaited: Option<(&'static str, Duration, Duration)>,
     pub(super) meter: BandwidthMeter,
     pub(super) fixed: Duration,
+    /// The wait before that is measured again.
+    pub(super) rest: Duration,
     pub(super) round: u32,
     pub(super) round_began: Duration,
     /// Pages of the round, of memory and of disks.
@@ -89,6 +91,7 @@ impl Source {
             awaited: None,
             meter: BandwidthMeter::default(),
             fixed: Duration::ZERO,
+            rest: Duration::ZERO,
             round: 0,
             round_began: now,
             sent_before: Transfer::default(),

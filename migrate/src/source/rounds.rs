@@ -15,8 +15,10 @@ use crate::protocol::{
 use crate::record::SourceState;
 use crate::report::Round;
 
-/// Pause before a fixed part that is beyond the limit is measured again: it pauses the guest.
+/// Shortest wait before a fixed part that is beyond the limit is measured again.
 const MEASURE_AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// How much longer than the guest stood in a dry run the wait before the next one is: it stands for 2 % of the time.
+const MEASURE_AGAIN_FACTOR: u32 = 50;
 /// Records that are made durable while the guest stands: committed here, ready and taking there.
 const RECORDS_IN_DOWNTIME: u32 = 3;
 
@@ -142,6 +144,8 @@ impl Source {
     /// which together flush about as often as the creation of the first one did.
     pub(super) fn on_probed(&mut self, probe: Probe) {
         if matches!(self.state, State::Probing) {
+            self.notes.stood_in_dry_run(probe.stood);
+            self.rest = probe.stood.saturating_mul(MEASURE_AGAIN_FACTOR).max(MEASURE_AGAIN_AFTER);
             self.fixed = probe
                 .pause_and_save
                 .saturating_add(probe.round_trip)
@@ -216,7 +220,7 @@ impl Source {
         match self.verdict {
             Verdict::SendRound | Verdict::SendRoundInVain => self.send_round(),
             Verdict::MeasureAgain => {
-                let until = self.now.saturating_add(MEASURE_AGAIN_AFTER);
+                let until = self.now.saturating_add(self.rest);
                 self.state = State::Resting { until };
             }
             Verdict::SwitchOver => self.switch_over(),

@@ -456,6 +456,16 @@ fn a_limit_below_the_fixed_part_is_measured_again_and_keeps_nobody_busy() {
 }
 
 #[test]
+fn dry_runs_stop_the_guest_for_no_more_than_a_fiftieth_of_the_time() {
+    let mut bench = Bench::new();
+    bench.source.config.limits.downtime = 10 * MS;
+    let stood = 100 * MS;
+    bench.begin(Probe { pause_and_save: stood, stood, ..Probe::default() });
+    bench.tell(Event::RoundSent(RoundSent::default()));
+    assert_eq!(bench.source.deadline().unwrap(), bench.now + 50 * stood);
+}
+
+#[test]
 fn a_disk_that_was_busy_at_the_start_does_not_hold_up_the_migration_for_ever() {
     let mut bench = Bench::new();
     let probe = Probe { pause_and_save: MS, round_trip: MS, ..Probe::default() };

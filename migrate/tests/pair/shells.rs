@@ -103,6 +103,7 @@ impl World {
             Action::Probe => source::Event::Probed(Probe {
                 flush: Duration::ZERO,
                 pause_and_save: 2 * MS,
+                stood: 2 * MS,
                 round_trip: 2 * self.scenario.latency,
             }),
             Action::SendRound { .. } => return self.send_round(),

@@ -22,9 +22,7 @@ impl Driver {
         self.with_guest(move |guest| {
             let was = run_state(guest);
             match dry_run(guest, was) {
-                Ok((pause_and_save, flush)) => {
-                    Event::Probed(Probe { pause_and_save, flush, round_trip })
-                }
+                Ok(probe) => Event::Probed(Probe { round_trip, ..probe }),
                 Err(error) => Event::PauseFailed { was, error },
             }
         });
@@ -93,9 +91,9 @@ fn run_state(guest: &dyn SourceGuest) -> RunState {
     if guest.is_running() { RunState::Running } else { RunState::Paused }
 }
 
-/// Pauses, saves, and lets the guest go on as it did. Returns how long that took, and how long a flush of its disks took
-/// before, while it ran; none is flushed while it is paused for this.
-fn dry_run(guest: &dyn SourceGuest, was: RunState) -> Result<(Duration, Duration), GuestError> {
+/// Pauses, saves, and lets the guest go on as it did. Disks are flushed before, while it runs, and not while it is paused for
+/// this.
+fn dry_run(guest: &dyn SourceGuest, was: RunState) -> Result<Probe, GuestError> {
     // The first one has all that has piled up.
     guest.flush()?;
     let began = Instant::now();
@@ -103,9 +101,10 @@ fn dry_run(guest: &dyn SourceGuest, was: RunState) -> Result<(Duration, Duration
     let flush = began.elapsed();
     let began = Instant::now();
     let saved = guest.pause().and_then(|()| guest.rehearse_save());
-    let took = began.elapsed();
-    if was == RunState::Running {
-        guest.resume()?;
-    }
-    saved.map(|()| (took, flush))
+    let pause_and_save = began.elapsed();
+    let stood = match was {
+        RunState::Running => guest.resume().map(|()| began.elapsed())?,
+        RunState::Paused => Duration::ZERO,
+    };
+    saved.map(|()| Probe { pause_and_save, stood, flush, ..Probe::default() })
 }

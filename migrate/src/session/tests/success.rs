@@ -28,7 +28,8 @@ async fn disks_are_flushed_while_the_guest_runs_and_once_more_with_its_last_stat
     let world = World::new();
     let guest = FakeSource::new(4, Content::Mixed);
     let handle = world.start(world.session(), &guest);
-    world.assert_migrated(&guest, &handle).await;
+    let report = world.assert_migrated(&guest, &handle).await;
+    assert!(report.dry_runs == 1 && report.dry_run_seconds > 0.0, "{report:?}");
     let steps = guest.steps.lock().unwrap();
     assert_eq!(steps[..4], ["flush", "flush", "pause", "rehearse"], "{steps:?}");
     // Beside each round, whatever else the guest does.
@@ -45,6 +46,7 @@ async fn a_paused_guest_stays_paused() {
     let handle = world.start(world.session(), &guest);
     let report = in_time(handle.settled()).await.unwrap();
     assert_eq!(report.outcome, Outcome::Migrated, "{report:?}");
+    assert_eq!(report.dry_run_seconds, 0.0, "{report:?}");
     in_time(world.arrival().await.settled()).await.unwrap();
     assert!(!world.target().runs.load(SeqCst) && world.target().adopted.load(SeqCst));
     assert_eq!(guest.memory.first_difference(&world.target().memory), None);
