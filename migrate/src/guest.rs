@@ -345,18 +345,17 @@ pub trait DestinationGuest: Send + Sync {
     /// When the state is not understood or cannot be loaded.
     fn load_state(&self, state: &[u8]) -> Result<(), GuestError>;
 
-    /// Makes a guest this host's that stays paused, as its user had paused it: with what only one copy of it may have, as
-    /// for [`DestinationGuest::resume`]; and from now on, what was built for it outlives this process.
+    /// Makes the guest this host's, with what only one copy of it may have; from now on, what was built for it outlives this
+    /// process. Nothing of it runs yet. The source gives those things up in this moment, so wait for them a little.
     ///
     /// # Errors
-    /// When somebody else has it, or it cannot be kept.
+    /// When somebody else has one of them, or it cannot be kept.
     fn adopt(&self) -> Result<(), GuestError>;
 
-    /// Lets the guest run, with what only one copy of it may have. The source gives that up in this
-    /// moment, so wait for it a little.
+    /// Lets the guest run, which has been adopted.
     ///
     /// # Errors
-    /// When somebody else has it, or a vCPU does not start.
+    /// When a vCPU does not start.
     fn resume(&self) -> Result<(), GuestError>;
 }
 

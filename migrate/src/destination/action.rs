@@ -26,10 +26,9 @@ pub enum Action {
     /// Make this state durable in the destination's record: [`super::Event::Recorded`] or
     /// [`super::Event::RecordFailed`]. At most one is outstanding.
     Record(DestinationState),
-    /// The guest stays paused; make it, its disks and what else only one copy may have this host's:
-    /// [`super::Event::Resumed`].
+    /// Make the guest, its disks and what else only one copy may have this host's: [`super::Event::Adopted`].
     AdoptGuest,
-    /// Let the guest run: [`super::Event::Resumed`].
+    /// Let the guest run, which has been adopted: [`super::Event::Resumed`].
     ResumeGuest,
     /// Stop applying pages, destroy the guest if there is one, free its memory. Not answered.
     Discard,

@@ -50,7 +50,9 @@ pub enum Event {
         /// What the file system said.
         detail: PeerText,
     },
-    /// Answer to [`super::Action::ResumeGuest`] and [`super::Action::AdoptGuest`].
+    /// Answer to [`super::Action::AdoptGuest`].
+    Adopted(Result<(), GuestError>),
+    /// Answer to [`super::Action::ResumeGuest`].
     Resumed(Result<(), GuestError>),
     /// Somebody on this side wants the migration called off.
     Cancel {

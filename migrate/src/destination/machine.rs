@@ -97,6 +97,7 @@ impl Destination {
             Event::Loaded(answer) => self.on_loaded(answer),
             Event::Recorded => self.on_record_answer(Ok(())),
             Event::RecordFailed { detail } => self.on_record_answer(Err(detail)),
+            Event::Adopted(answer) => self.on_adopted(answer),
             Event::Resumed(answer) => self.on_resumed(answer),
             Event::Cancel { by } => self.on_cancel(by),
             Event::Resolve(choice) => self.on_resolve(choice),

@@ -27,6 +27,8 @@ pub(super) enum State {
     Ready,
     /// For the record that the guest is here.
     TakingOver { asked: Duration },
+    /// For the guest to have what only one copy may have.
+    Adopting { asked: Duration },
     /// For the guest to run.
     Resuming { asked: Duration },
     /// For the source to have heard.
@@ -97,7 +99,9 @@ impl State {
             Self::Receiving(_) => "receiving memory",
             Self::Loading { .. } | Self::Vouching { .. } => "loading the guest's state",
             Self::Ready => "waiting for the source's decision",
-            Self::TakingOver { .. } | Self::Resuming { .. } => "taking the guest over",
+            Self::TakingOver { .. } | Self::Adopting { .. } | Self::Resuming { .. } => {
+                "taking the guest over"
+            }
             Self::Running { .. } | Self::Failed { .. } => "running the guest",
             Self::Discarding(_) | Self::Discarded | Self::Settled => "discarding the guest",
         }

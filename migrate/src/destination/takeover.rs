@@ -105,10 +105,28 @@ impl Destination {
             return;
         }
         self.notes.enter(Phase::Resume, self.now);
-        self.state = State::Resuming { asked };
-        match self.run_state {
-            RunState::Running => self.push(Action::ResumeGuest),
-            RunState::Paused => self.push(Action::AdoptGuest),
+        self.state = State::Adopting { asked };
+        self.push(Action::AdoptGuest);
+    }
+
+    pub(super) fn on_adopted(&mut self, answer: Result<(), GuestError>) {
+        let State::Adopting { asked } = self.state else { return };
+        match answer {
+            Ok(()) => {
+                self.state = State::Resuming { asked };
+                match self.run_state {
+                    RunState::Running => self.push(Action::ResumeGuest),
+                    RunState::Paused => self.on_resumed(Ok(())),
+                }
+            }
+            // None of it has run. There may be no other copy, so that of an operator who ordered it to run stays.
+            Err(error) if self.forced => {
+                self.state = State::Ready;
+                self.forced = false;
+                self.not_taken = Some(PeerText::new(&error.0));
+                self.record(DestinationState::Ready);
+            }
+            Err(error) => self.discard(Failure::Guest(error), DestinationMessage::Discarded),
         }
     }
 

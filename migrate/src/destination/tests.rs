@@ -268,7 +268,8 @@ fn a_guest_that_is_being_loaded_is_destroyed_only_afterwards() {
 fn is_the_guests_own_only_when_that_is_on_disk() {
     let mut bench = Bench::ready();
     assert_eq!(bench.hear(SourceMessage::Commit), [Action::Record(DestinationState::Taking)]);
-    assert_eq!(bench.tell(Event::Recorded), [Action::ResumeGuest]);
+    assert_eq!(bench.tell(Event::Recorded), [Action::AdoptGuest]);
+    assert_eq!(bench.tell(Event::Adopted(Ok(()))), [Action::ResumeGuest]);
     let actions = bench.tell(Event::Resumed(Ok(())));
     assert!(matches!(actions[0], Action::Send(DestinationMessage::Running(_))));
     assert_eq!(actions[1], Action::Record(DestinationState::Running));
@@ -284,18 +285,50 @@ fn is_the_guests_own_only_when_that_is_on_disk() {
 fn a_guest_that_was_paused_stays_so() {
     let mut bench = Bench::receiving(1);
     bench.commit_paused();
-    let actions = bench.tell(Event::Resumed(Ok(())));
+    let actions = bench.tell(Event::Adopted(Ok(())));
     assert!(!actions.contains(&Action::ResumeGuest));
     assert!(matches!(actions[0], Action::Send(DestinationMessage::Running(_))));
 }
 
 #[test]
-fn a_paused_guest_whose_disk_somebody_else_has_is_not_said_to_be_here() {
-    let mut bench = Bench::receiving(1);
-    bench.commit_paused();
-    let actions = bench.tell(Event::Resumed(Err(GuestError::new("the disk is in use"))));
-    assert!(actions.contains(&Action::Record(DestinationState::Failed)), "{actions:?}");
-    assert_eq!(report(&actions).outcome, Outcome::Lost);
+fn a_guest_whose_disk_somebody_else_has_is_given_back_since_none_of_it_has_run() {
+    let running = || {
+        let mut bench = Bench::ready();
+        bench.hear(SourceMessage::Commit);
+        bench.tell(Event::Recorded);
+        bench
+    };
+    let paused = || {
+        let mut bench = Bench::receiving(1);
+        bench.commit_paused();
+        bench
+    };
+    for mut bench in [running(), paused()] {
+        let actions = bench.tell(Event::Adopted(Err(GuestError::new("the disk is in use"))));
+        assert_eq!(actions, [Action::Discard, Action::Record(DestinationState::Discarded)]);
+        let actions = bench.tell(Event::Recorded);
+        assert_eq!(actions[0], Action::Send(DestinationMessage::Discarded));
+        let report = report(&actions);
+        assert_eq!(report.outcome, Outcome::StayedAtSource);
+        assert_eq!(report.error.as_ref().unwrap().reason, Reason::Guest);
+    }
+}
+
+#[test]
+fn an_operator_whose_guest_cannot_have_its_disk_keeps_it() {
+    let mut bench = Bench::ready();
+    bench.lose_connection();
+    bench.tell(Event::Resolve(OperatorChoice::Run));
+    assert_eq!(bench.tell(Event::Recorded), [Action::AdoptGuest]);
+    let actions = bench.tell(Event::Adopted(Err(GuestError::new("the disk is in use"))));
+    assert_eq!(actions, [Action::Record(DestinationState::Ready)]);
+    assert_eq!(bench.tell(Event::Recorded), []);
+    let in_doubt = bench.destination.progress(bench.now).in_doubt.unwrap();
+    assert!(in_doubt.contains("could not be run: the disk is in use"), "{in_doubt}");
+    assert_eq!(
+        bench.tell(Event::Resolve(OperatorChoice::Run)),
+        [Action::Record(DestinationState::Taking)]
+    );
 }
 
 #[test]
@@ -348,6 +381,7 @@ fn a_guest_that_does_not_start_is_told_of_and_destroyed() {
     let mut bench = Bench::ready();
     bench.hear(SourceMessage::Commit);
     bench.tell(Event::Recorded);
+    bench.tell(Event::Adopted(Ok(())));
     let actions = bench.tell(Event::Resumed(Err(GuestError::new("no thread"))));
     assert_eq!(actions[0], Action::Discard);
     assert_eq!(actions[1], Action::Record(DestinationState::Failed));
@@ -378,7 +412,8 @@ fn an_operator_decides_only_when_the_source_is_gone() {
         bench.tell(Event::Resolve(OperatorChoice::Run)),
         [Action::Record(DestinationState::Taking)]
     );
-    assert_eq!(bench.tell(Event::Recorded), [Action::ResumeGuest]);
+    assert_eq!(bench.tell(Event::Recorded), [Action::AdoptGuest]);
+    assert_eq!(bench.tell(Event::Adopted(Ok(()))), [Action::ResumeGuest]);
     let actions = bench.tell(Event::Resumed(Ok(())));
     assert_eq!(report(&actions).error.as_ref().unwrap().reason, Reason::Operator);
 

@@ -170,7 +170,7 @@ impl Source {
             phase: Phase::Commit,
             failure: Failure::Peer {
                 reason: Reason::Other,
-                text: PeerText::new("its copy was gone before it could run"),
+                text: PeerText::new("its copy could not be run; the log there tells why"),
             },
         });
         self.link.up();

@@ -240,12 +240,10 @@ impl World {
             ToDo::Send(message) => return self.send_from_destination(&message),
             ToDo::Disconnect => return self.close_from(Side::Destination),
             ToDo::ResumeGuest => return self.start_at_destination(),
-            // One that stays paused is taken over all the same.
-            ToDo::AdoptGuest => self.check_takeover(),
             ToDo::Finished(report) => return self.facts.destination_reports.push(*report),
             _ => {}
         }
-        let fails = matches!(action, ToDo::LoadState(_) | ToDo::Create(_))
+        let fails = matches!(action, ToDo::LoadState(_) | ToDo::Create(_) | ToDo::AdoptGuest)
             && self.fail_guest.remove(&Side::Destination).is_some();
         let Some(side) = &mut self.destination else { return };
         let answer = match action {
@@ -287,7 +285,16 @@ impl World {
                 side.accepts = false;
                 return;
             }
-            ToDo::AdoptGuest => destination::Event::Resumed(Ok(())),
+            ToDo::AdoptGuest if fails => {
+                destination::Event::Adopted(Err(GuestError::new("made to fail")))
+            }
+            ToDo::AdoptGuest => {
+                if self.scenario.paused_by_user {
+                    // One that stays paused is taken over with that.
+                    self.check_takeover();
+                }
+                destination::Event::Adopted(Ok(()))
+            }
             ToDo::Settled => {
                 side.settled = true;
                 return;

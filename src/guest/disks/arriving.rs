@@ -159,12 +159,12 @@ impl DestinationGuest for Arriving {
     }
 
     fn adopt(&self) -> Result<(), GuestError> {
-        self.name_disks()?;
-        DestinationGuest::adopt(&*self.machine)
+        // Locks first: without them the guest goes on at its source, and a disk with a name would be taken for its.
+        DestinationGuest::adopt(&*self.machine)?;
+        self.name_disks()
     }
 
     fn resume(&self) -> Result<(), GuestError> {
-        self.name_disks()?;
         DestinationGuest::resume(&*self.machine)
     }
 }

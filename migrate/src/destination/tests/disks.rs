@@ -64,6 +64,6 @@ fn a_guest_that_stays_paused_keeps_its_disks_all_the_same() {
     bench.tell(Event::Created(Ok(())));
     bench.tell(Event::Recorded);
     bench.commit_paused();
-    let actions = bench.tell(Event::Resumed(Ok(())));
+    let actions = bench.tell(Event::Adopted(Ok(())));
     assert!(actions.contains(&Action::Record(DestinationState::Running)), "{actions:?}");
 }

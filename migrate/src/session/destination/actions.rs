@@ -25,7 +25,7 @@ impl Driver {
                 self.with_guest(Event::Loaded, move |guest| guest.load_state(&state));
             }
             Action::Record(state) => self.record(state),
-            Action::AdoptGuest => self.with_guest(Event::Resumed, |guest| guest.adopt()),
+            Action::AdoptGuest => self.with_guest(Event::Adopted, |guest| guest.adopt()),
             Action::ResumeGuest => self.with_guest(Event::Resumed, |guest| guest.resume()),
             Action::Discard => self.discard(),
             Action::Disconnect => self.line.close(),
