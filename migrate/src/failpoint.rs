@@ -4,7 +4,7 @@
 //! moment and a name in lower case: `source.send.commit`, `destination.recv.state`,
 //! `source.act.sendround`, `source.data.pages`. Names are those of messages and actions. Actions: `hold`
 //! (what was to happen here does not), `stall=PATH` (it makes that file and blocks its thread until the
-//! file is gone), `exit` (the process is killed), `cut` (the connections are closed), `flip` (a byte of
+//! file is gone), `exit` (the process is killed), `panic` (the session's thread panics), `cut` (the connections are closed), `flip` (a byte of
 //! the frame is damaged).
 //!
 //! `LIGHTER_PROTOCOL_VERSIONS=7,8` makes this process speak those versions and no others.
@@ -83,6 +83,7 @@ mod enabled {
         Pass(Passage),
         Stall(PathBuf),
         Exit,
+        Panic,
     }
 
     impl Failpoints {
@@ -98,7 +99,7 @@ mod enabled {
             Self(Arc::new(points.filter_map(Point::parse).collect()))
         }
 
-        /// Says what is to happen at the point `moment.name`; does not return from `exit`.
+        /// Says what is to happen at the point `moment.name`; does not return from `exit` and `panic`.
         pub(crate) fn reach(&self, moment: &str, name: &str) -> Passage {
             let Some(point) = self.0.iter().find(|point| point.is(moment, name)) else {
                 return Passage::Go;
@@ -114,6 +115,7 @@ mod enabled {
                     Passage::Go
                 }
                 Action::Exit => kill_self(),
+                Action::Panic => panic!("a failpoint"),
             }
         }
     }
@@ -125,6 +127,7 @@ mod enabled {
                 "cut" => Action::Pass(Passage::Cut),
                 "flip" => Action::Pass(Passage::Flip),
                 "exit" => Action::Exit,
+                "panic" => Action::Panic,
                 other if other.starts_with("stall=") => {
                     Action::Stall(other["stall=".len()..].into())
                 }

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{MigrationError, Reason};
 use crate::phase::Phase;
-use crate::progress::Transfer;
+use crate::progress::{Progress, Transfer};
 use crate::protocol::MigrationId;
 
 /// Most rounds that a report lists: the first and the last ones, when there were more.
@@ -88,6 +88,36 @@ pub struct Report {
     pub rounds_total: u32,
     /// The rounds, at most [`MAX_ROUNDS_LISTED`].
     pub rounds: Vec<Round>,
+}
+
+impl Report {
+    /// The report of a source whose session broke down before its decision: the guest named `guest` goes on there.
+    pub fn of_a_breakdown(guest: &str, progress: &Progress) -> Self {
+        let message = "the migration broke down by a fault in lighter; its log tells more";
+        Self {
+            migration: progress.migration,
+            guest: guest.to_owned(),
+            role: Role::Source,
+            outcome: Outcome::StayedAtSource,
+            error: Some(ReportedError {
+                phase: progress.phase,
+                reason: Reason::Other,
+                message: message.to_owned(),
+            }),
+            way_out: None,
+            total_seconds: progress.elapsed_seconds,
+            downtime_seconds: None,
+            expected_downtime_seconds: None,
+            dry_runs: 0,
+            dry_run_seconds: 0.0,
+            phases: Vec::new(),
+            memory_bytes: progress.memory_bytes,
+            disk_bytes: progress.disk_bytes,
+            transfer: progress.transfer,
+            rounds_total: progress.round,
+            rounds: Vec::new(),
+        }
+    }
 }
 
 /// One phase of a migration.

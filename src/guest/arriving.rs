@@ -5,17 +5,17 @@ use std::sync::{Arc, Weak};
 
 use anyhow::{Context, Result};
 use migrate::guest::RefusalKind;
-use migrate::record::RecordStore;
-use migrate::report::Outcome;
+use migrate::record::{DestinationState, RecordError, RecordStore, Side};
+use migrate::report::{Outcome, Role};
 use migrate::session::{DestinationSession, start_destination};
 use migrate::{DestinationGuest, GuestDescription, GuestFactory, MigrationId, Refusal, Token};
-use vmm_core::{DeviceError, Error, ShapeError, VmOptions, VmShape};
+use vmm_core::{DeviceError, Error, RunState, ShapeError, VmOptions, VmShape};
 
 use super::console::Console;
 use super::disks::{self, Arriving, DiskFolders};
-use super::machine::{Machine, shape_of};
+use super::machine::{Machine, SharedMachine, shape_of};
 use super::process::{Ending, GuestProcess, Occupation};
-use super::session::MigrationSession;
+use super::session::{MigrationSession, disown};
 use crate::api::types::MigrationStatus;
 use crate::cli::host::IncomingArgs;
 use crate::cli::net::NetRename;
@@ -83,11 +83,31 @@ impl Arrival {
         if self.has_arrived() {
             return process.conclude(self.session.id(), self.status());
         }
+        let runs = |machine: &SharedMachine| machine.vm().run_state() == RunState::Running;
+        if process.machine().is_some_and(runs) {
+            // The session has broken down before it said so.
+            if let Err(error) = tokio::task::block_in_place(|| self.record_that_it_runs(&process)) {
+                tracing::error!(%error, "the source of {} is not told that it runs", process.name());
+            }
+            return process.conclude(self.session.id(), self.status());
+        }
         let cause = outcome.and_then(|report| report.error).map(|error| error.message);
         let cause = cause.unwrap_or_else(|| "the migration broke down".to_owned());
         process.end(Ending::Discarded {
             message: format!("{} did not arrive here: {cause}", process.name()),
         });
+    }
+
+    /// From the record, the node tells the source.
+    fn record_that_it_runs(&self, process: &GuestProcess) -> Result<(), RecordError> {
+        let records = RecordStore::open(&process.state().migrations())?;
+        let Some(mut record) = records.read(self.session.id(), Role::Destination)? else {
+            return Ok(());
+        };
+        if let Side::Destination { state, .. } = &mut record.side {
+            *state = DestinationState::Running;
+        }
+        disown(&records, &record)
     }
 }
 

@@ -4,14 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use migrate::pages;
-use migrate::record::{RecordStore, Side, SourceState};
+use migrate::record::{Record, RecordStore, Side, SourceState};
 use migrate::report::{Outcome, Role};
 use migrate::session::{SourceSession, start_source};
 use migrate::{Limits, MigrationId, Report, SourceGuest};
 
 use super::disks::{Departing, Disks};
 use super::process::{Ending, GuestProcess};
-use super::session::MigrationSession;
+use super::session::{MigrationSession, disown};
 use super::workload;
 use crate::address::Destination;
 use crate::api::types::{Compression, MigrationRequest, MigrationStatus};
@@ -29,6 +29,9 @@ const TELL_PATIENCE: Duration = Duration::from_secs(5);
 pub(crate) struct Departure {
     session: MigrationSession,
     destination: String,
+    guest: Arc<Departing>,
+    /// Whether it ran when the migration began.
+    ran: bool,
 }
 
 impl Departure {
@@ -51,10 +54,12 @@ impl Departure {
         // Starting the log anew sets right what cannot be stopped.
         process.surveys().call_off(machine);
         workload::begin_migration(machine);
-        let guest: Arc<dyn SourceGuest> = Arc::new(guest);
-        let handle = start_source(plan, guest, tls, records).map_err(ApiError::failed)?;
+        let guest = Arc::new(guest);
+        let ran = guest.is_running();
+        let leaving: Arc<dyn SourceGuest> = guest.clone();
+        let handle = start_source(plan, leaving, tls, records).map_err(ApiError::failed)?;
         let session = MigrationSession::new(handle);
-        let departure = Self { session, destination: request.destination.clone() };
+        let departure = Self { session, destination: request.destination.clone(), guest, ran };
         process.runtime().spawn(departure.clone().conclude(Arc::clone(process)));
         Ok(departure)
     }
@@ -103,7 +108,7 @@ impl Departure {
     async fn conclude(self, process: Arc<GuestProcess>) {
         let Some(report) = self.outcome().await else {
             tracing::error!(migration = %self.session.id(), "the migration broke down without a report");
-            return self.broke_down(&process);
+            return tokio::task::block_in_place(|| self.broke_down(&process));
         };
         let status = MigrationStatus {
             progress: Some(self.session.progress()),
@@ -146,22 +151,47 @@ impl Departure {
     }
 
     /// The session is gone and has not said how it ended: the record says whose the guest is. Unless it is this process's own for
-    /// certain, the copy here must not run again; the node goes on with the record.
+    /// certain, the copy here must not run again. The node goes on with the record.
     fn broke_down(&self, process: &GuestProcess) {
         let records = RecordStore::open(&process.state().migrations());
-        let record = records.and_then(|records| records.read(self.session.id(), Role::Source));
-        let side = record.map(|record| record.map(|record| record.side));
-        if let Ok(
-            None | Some(Side::Source { state: SourceState::Undecided | SourceState::Aborted, .. }),
-        ) = side
-        {
-            return process.conclude(self.session.id(), MigrationStatus::default());
-        }
+        let record = records.and_then(|records| {
+            let record = records.read(self.session.id(), Role::Source)?;
+            Ok(record.map(|record| (records, record)))
+        });
         let name = process.name();
-        let message =
-            format!("this copy of {name} is given up: its migration broke down after the decision");
-        process.end(Ending::Discarded { message });
+        match record {
+            Ok(None) => {}
+            Ok(Some((records, record))) if is_ours(&record) => {
+                if let Err(error) = disown(&records, &record) {
+                    tracing::error!(%error, "the destination of {name} is not told that it stays");
+                }
+            }
+            Ok(Some(_)) | Err(_) => {
+                let message = format!(
+                    "this copy of {name} is given up: its migration broke down after the decision"
+                );
+                return process.end(Ending::Discarded { message });
+            }
+        }
+        self.take_back(process);
     }
+
+    /// The guest goes on as it did, whatever its migration has left undone.
+    fn take_back(&self, process: &GuestProcess) {
+        let resumed = if self.ran { self.guest.resume() } else { Ok(()) };
+        for error in [resumed, self.guest.stop_dirty_log()].into_iter().filter_map(Result::err) {
+            tracing::error!(%error, "after a migration that broke down");
+        }
+        let progress = self.session.progress();
+        let report = Report::of_a_breakdown(process.name().as_str(), &progress);
+        let status = MigrationStatus { progress: Some(progress), report: Some(report) };
+        process.conclude(self.session.id(), status);
+    }
+}
+
+/// Whether the guest is still the source's.
+fn is_ours(record: &Record) -> bool {
+    matches!(record.side, Side::Source { state: SourceState::Undecided | SourceState::Aborted, .. })
 }
 
 /// What becomes of the disks.

@@ -3,10 +3,23 @@
 use std::time::Duration;
 
 use migrate::error::{CancelRefused, OperatorChoice, ResolveRefused};
+use migrate::record::{Record, RecordError, RecordStore};
 use migrate::session::Handle;
 use migrate::{MigrationId, Progress, Report};
 
 use crate::api::{ApiError, Reason};
+
+/// The process of a record that is nobody's.
+const NOBODY: u32 = 0;
+
+/// Makes `record` nobody's, as if this process were dead: its session has broken down, and the node goes on with it.
+///
+/// # Errors
+/// It cannot be written.
+pub(super) fn disown(records: &RecordStore, record: &Record) -> Result<(), RecordError> {
+    let disowned = Record { pid: NOBODY, ..record.clone() };
+    records.reopen(record.migration, record.role())?.write(&disowned)
+}
 
 /// A migration, from its start until nothing of it is left. Dropping it changes nothing.
 #[derive(Debug, Clone)]

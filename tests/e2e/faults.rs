@@ -18,6 +18,7 @@ macro_rules! in_each_phase {
     };
 }
 
+mod breakdowns;
 mod cancels;
 mod clocks;
 mod cuts;

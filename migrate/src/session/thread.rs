@@ -2,6 +2,7 @@
 
 use std::io;
 use std::num::NonZeroUsize;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
@@ -28,7 +29,8 @@ pub(super) fn connections_useful() -> u16 {
     u16::try_from(cores / 4).unwrap_or(u16::MAX).clamp(1, 4)
 }
 
-/// Runs `session` on a thread of its own with `workers` runtime threads, then sets `over`.
+/// Runs `session` on a thread of its own with `workers` runtime threads, then sets `over`: also when it panics, and not before
+/// the calls to its guest have returned.
 ///
 /// With one worker everything runs on the one thread: no hand-over between transport and pages.
 pub(super) fn run<F: Future<Output = ()>>(
@@ -39,7 +41,8 @@ pub(super) fn run<F: Future<Output = ()>>(
 ) -> Result<(), StartError> {
     let runtime = build(workers).map_err(StartError::Thread)?;
     let body = move || {
-        runtime.block_on(async { session().await });
+        // The panic handler has told of a panic.
+        let _ = catch_unwind(AssertUnwindSafe(|| runtime.block_on(async { session().await })));
         runtime.shutdown_timeout(LEFTOVER_TIME);
         over.send_replace(true);
     };
