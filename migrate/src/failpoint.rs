@@ -4,8 +4,8 @@
 //! moment and a name in lower case: `source.send.commit`, `destination.recv.state`,
 //! `source.act.sendround`, `source.data.pages`. Names are those of messages and actions. Actions: `hold`
 //! (what was to happen here does not), `stall=PATH` (it makes that file and blocks its thread until the
-//! file is gone), `exit` (the process is killed), `panic` (the session's thread panics), `cut` (the connections are closed), `flip` (a byte of
-//! the frame is damaged).
+//! file is gone), `exit` (the process is killed), `panic` (the session's thread panics), `cut` (the
+//! connections are closed), `flip` (a byte of the frame is damaged).
 //!
 //! `LIGHTER_PROTOCOL_VERSIONS=7,8` makes this process speak those versions and no others.
 
