@@ -345,11 +345,12 @@ pub trait DestinationGuest: Send + Sync {
     /// When the state is not understood or cannot be loaded.
     fn load_state(&self, state: &[u8]) -> Result<(), GuestError>;
 
-    /// Makes the guest this host's, with what only one copy of it may have; from now on, what was built for it outlives this
-    /// process. Nothing of it runs yet. The source gives those things up in this moment, so wait for them a little.
+    /// Makes the guest this host's, with the locks and networks that only one copy of it may have; from
+    /// now on, what was built for it outlives this process. None of it runs yet. The source gives those
+    /// up in this moment, so wait for them a little.
     ///
     /// # Errors
-    /// When somebody else has one of them, or it cannot be kept.
+    /// When another process has one of them, or the guest cannot be kept.
     fn adopt(&self) -> Result<(), GuestError>;
 
     /// Lets the guest run, which has been adopted.

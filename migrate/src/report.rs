@@ -91,7 +91,8 @@ pub struct Report {
 }
 
 impl Report {
-    /// The report of a source whose session broke down before its decision: the guest named `guest` goes on there.
+    /// The report of a source whose session broke down before its decision: the guest named `guest`
+    /// goes on there.
     pub fn of_a_breakdown(guest: &str, progress: &Progress) -> Self {
         let message = "the migration broke down by a fault in lighter; its log tells more";
         Self {

@@ -15,7 +15,7 @@ use super::console::Console;
 use super::disks::{self, Arriving, DiskFolders};
 use super::machine::{Machine, SharedMachine, shape_of};
 use super::process::{Ending, GuestProcess, Occupation};
-use super::session::{MigrationSession, disown};
+use super::session::MigrationSession;
 use crate::api::types::MigrationStatus;
 use crate::cli::host::IncomingArgs;
 use crate::cli::net::NetRename;
@@ -100,14 +100,13 @@ impl Arrival {
 
     /// From the record, the node tells the source.
     fn record_that_it_runs(&self, process: &GuestProcess) -> Result<(), RecordError> {
-        let records = RecordStore::open(&process.state().migrations())?;
-        let Some(mut record) = records.read(self.session.id(), Role::Destination)? else {
+        let Some(mut record) = self.session.record(process.state(), Role::Destination)? else {
             return Ok(());
         };
         if let Side::Destination { state, .. } = &mut record.side {
             *state = DestinationState::Running;
         }
-        disown(&records, &record)
+        MigrationSession::disown(process.state(), record)
     }
 }
 

@@ -1,5 +1,5 @@
-//! A guest with the disks that are copied with it: memory first, then one disk after the other, each from a new chunk on, so that
-//! a migration need not know one from the other.
+//! A guest and its disks that are copied with it: memory first, then one disk after the other, each
+//! from a new chunk on, so that a migration need not know one from the other.
 //!
 //! [`Departing`] is the source's view. [`Arriving`] is the destination's, where disks are files without names until the guest is
 //! this host's; [`expect`] decides which disks may come.

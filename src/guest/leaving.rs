@@ -11,7 +11,7 @@ use migrate::{Limits, MigrationId, Report, SourceGuest};
 
 use super::disks::{Departing, Disks};
 use super::process::{Ending, GuestProcess};
-use super::session::{MigrationSession, disown};
+use super::session::MigrationSession;
 use super::workload;
 use crate::address::Destination;
 use crate::api::types::{Compression, MigrationRequest, MigrationStatus};
@@ -153,16 +153,11 @@ impl Departure {
     /// The session is gone and has not said how it ended: the record says whose the guest is. Unless it is this process's own for
     /// certain, the copy here must not run again. The node goes on with the record.
     fn broke_down(&self, process: &GuestProcess) {
-        let records = RecordStore::open(&process.state().migrations());
-        let record = records.and_then(|records| {
-            let record = records.read(self.session.id(), Role::Source)?;
-            Ok(record.map(|record| (records, record)))
-        });
         let name = process.name();
-        match record {
+        match self.session.record(process.state(), Role::Source) {
             Ok(None) => {}
-            Ok(Some((records, record))) if is_ours(&record) => {
-                if let Err(error) = disown(&records, &record) {
+            Ok(Some(record)) if is_ours(&record) => {
+                if let Err(error) = MigrationSession::disown(process.state(), record) {
                     tracing::error!(%error, "the destination of {name} is not told that it stays");
                 }
             }

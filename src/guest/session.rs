@@ -4,22 +4,15 @@ use std::time::Duration;
 
 use migrate::error::{CancelRefused, OperatorChoice, ResolveRefused};
 use migrate::record::{Record, RecordError, RecordStore};
+use migrate::report::Role;
 use migrate::session::Handle;
 use migrate::{MigrationId, Progress, Report};
 
 use crate::api::{ApiError, Reason};
+use crate::state_dir::StateDir;
 
-/// The process of a record that is nobody's.
-const NOBODY: u32 = 0;
-
-/// Makes `record` nobody's, as if this process were dead: its session has broken down, and the node goes on with it.
-///
-/// # Errors
-/// It cannot be written.
-pub(super) fn disown(records: &RecordStore, record: &Record) -> Result<(), RecordError> {
-    let disowned = Record { pid: NOBODY, ..record.clone() };
-    records.reopen(record.migration, record.role())?.write(&disowned)
-}
+/// No process has this id.
+const NO_PROCESS: u32 = 0;
 
 /// A migration, from its start until nothing of it is left. Dropping it changes nothing.
 #[derive(Debug, Clone)]
@@ -51,9 +44,31 @@ impl MigrationSession {
         self.0.report().borrow().clone()
     }
 
+    /// The record that the session has left on this side of the migration, if there is one.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub(super) fn record(
+        &self,
+        state: &StateDir,
+        role: Role,
+    ) -> Result<Option<Record>, RecordError> {
+        RecordStore::open(&state.migrations())?.read(self.id(), role)
+    }
+
     /// Why nobody can tell at the moment which host has the guest, and the way out; none when it is not in doubt.
     pub(crate) fn doubt(&self) -> Option<String> {
         self.progress().in_doubt
+    }
+
+    /// Leaves `record` to the node, which goes on with it as if this process were dead: the session has broken down.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub(super) fn disown(state: &StateDir, record: Record) -> Result<(), RecordError> {
+        let mut file =
+            RecordStore::open(&state.migrations())?.reopen(record.migration, record.role())?;
+        file.write(&Record { pid: NO_PROCESS, ..record })
     }
 
     /// Calls it off in the name of `by`.

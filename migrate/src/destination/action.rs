@@ -26,7 +26,8 @@ pub enum Action {
     /// Make this state durable in the destination's record: [`super::Event::Recorded`] or
     /// [`super::Event::RecordFailed`]. At most one is outstanding.
     Record(DestinationState),
-    /// Make the guest, its disks and what else only one copy may have this host's: [`super::Event::Adopted`].
+    /// Make the guest this host's, with its disks and what else only one copy may have:
+    /// [`super::Event::Adopted`].
     AdoptGuest,
     /// Let the guest run, which has been adopted: [`super::Event::Resumed`].
     ResumeGuest,

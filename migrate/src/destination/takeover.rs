@@ -119,7 +119,7 @@ impl Destination {
                     RunState::Paused => self.on_resumed(Ok(())),
                 }
             }
-            // None of it has run. There may be no other copy, so that of an operator who ordered it to run stays.
+            // None of it has run. When an operator ordered it to run, there may be no other copy: keep it.
             Err(error) if self.forced => {
                 self.state = State::Ready;
                 self.forced = false;

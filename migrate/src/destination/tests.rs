@@ -291,7 +291,7 @@ fn a_guest_that_was_paused_stays_so() {
 }
 
 #[test]
-fn a_guest_whose_disk_somebody_else_has_is_given_back_since_none_of_it_has_run() {
+fn a_guest_whose_disk_is_in_use_is_given_back_since_none_of_it_has_run() {
     let running = || {
         let mut bench = Bench::ready();
         bench.hear(SourceMessage::Commit);
@@ -315,7 +315,7 @@ fn a_guest_whose_disk_somebody_else_has_is_given_back_since_none_of_it_has_run()
 }
 
 #[test]
-fn an_operator_whose_guest_cannot_have_its_disk_keeps_it() {
+fn an_operator_keeps_a_guest_whose_disk_is_in_use() {
     let mut bench = Bench::ready();
     bench.lose_connection();
     bench.tell(Event::Resolve(OperatorChoice::Run));

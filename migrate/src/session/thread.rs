@@ -29,8 +29,8 @@ pub(super) fn connections_useful() -> u16 {
     u16::try_from(cores / 4).unwrap_or(u16::MAX).clamp(1, 4)
 }
 
-/// Runs `session` on a thread of its own with `workers` runtime threads, then sets `over`: also when it panics, and not before
-/// the calls to its guest have returned.
+/// Runs `session` on a thread of its own with `workers` runtime threads, then sets `over`: also when it
+/// panics, and after calls to its guest have had [`LEFTOVER_TIME`] to return.
 ///
 /// With one worker everything runs on the one thread: no hand-over between transport and pages.
 pub(super) fn run<F: Future<Output = ()>>(

@@ -17,7 +17,7 @@ use crate::report::Round;
 
 /// Shortest wait before a fixed part that is beyond the limit is measured again.
 const MEASURE_AGAIN_AFTER: Duration = Duration::from_secs(1);
-/// How much longer than the guest stood in a dry run the wait before the next one is: it stands for 2 % of the time.
+/// The wait before the next dry run, in times that the guest stood in the last one.
 const MEASURE_AGAIN_FACTOR: u32 = 50;
 /// Records that are made durable while the guest stands: committed here, ready and taking there.
 const RECORDS_IN_DOWNTIME: u32 = 3;

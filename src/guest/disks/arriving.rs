@@ -159,7 +159,8 @@ impl DestinationGuest for Arriving {
     }
 
     fn adopt(&self) -> Result<(), GuestError> {
-        // Locks first: without them the guest goes on at its source, and a disk with a name would be taken for its.
+        // Locks first: without them the guest goes on at its source, and no copy of its disks may be
+        // left behind here.
         DestinationGuest::adopt(&*self.machine)?;
         self.name_disks()
     }

@@ -22,7 +22,9 @@ panics!(
     source_while_the_guest_stands Source "source.act.savestate"
     source_while_the_destination_waits Source "source.recv.ready"
     destination_in_prepare Destination "destination.send.prepared"
-    destination_when_all_is_there Destination "destination.send.ready");
+    destination_when_all_is_there Destination "destination.send.ready"
+);
+
 /// The guest goes on at the source, and the destination forgets its copy.
 fn stays(side: Side, point: &str) {
     let mut scene = Scene::with_failpoint(side, &format!("{point}:panic"));

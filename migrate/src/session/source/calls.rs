@@ -91,8 +91,7 @@ fn run_state(guest: &dyn SourceGuest) -> RunState {
     if guest.is_running() { RunState::Running } else { RunState::Paused }
 }
 
-/// Pauses, saves, and lets the guest go on as it did. Disks are flushed before, while it runs, and not while it is paused for
-/// this.
+/// Pauses, saves, and lets the guest go on as it did. Its disks are flushed before that, while it runs.
 fn dry_run(guest: &dyn SourceGuest, was: RunState) -> Result<Probe, GuestError> {
     // The first one has all that has piled up.
     guest.flush()?;
