@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::state::{Link, LinkStatus, State, Unwind};
+use super::state::{Link, LinkStatus, State};
 use super::{Action, Event};
 use crate::convergence::{BandwidthMeter, ExpectedDowntime, Verdict};
 use crate::error::ResolveRefused;
@@ -136,7 +136,7 @@ impl Source {
     /// When [`Event::Tick`] must be told, unless something else happens before.
     pub fn deadline(&self) -> Option<Duration> {
         let own = self.own_deadlines().into_iter().flatten().map(|(at, _)| at);
-        own.chain(self.link.deadline()).chain(self.give_up_at()).chain(self.measure_at()).min()
+        own.chain(self.link.deadline()).chain(self.measure_at()).min()
     }
 
     /// Where the migration is.
@@ -332,13 +332,6 @@ impl Source {
         PeerText::new(&text)
     }
 
-    fn give_up_at(&self) -> Option<Duration> {
-        match &self.state {
-            State::Unwinding(Unwind { telling, .. }) => telling.until(),
-            _ => None,
-        }
-    }
-
     fn on_tick(&mut self) {
         let now = self.now;
         let due = self.own_deadlines().into_iter().flatten().find(|(at, _)| *at <= now);
@@ -347,9 +340,6 @@ impl Source {
         }
         if self.measure_at().is_some_and(|at| at <= now) {
             return self.measure_again();
-        }
-        if self.give_up_at().is_some_and(|at| at <= now) {
-            return self.give_up_telling();
         }
         match self.link.status {
             LinkStatus::Up { answer_by: Some(at) } if at <= now => {

@@ -126,18 +126,8 @@ pub(super) enum Telling {
     Told,
     /// It has been told and is to say that its copy is gone. It finds out by itself, too.
     Asked,
-    /// It may be ready, and then waits to be told, however long; until the given time it is tried.
-    Owed { until: Duration },
-}
-
-impl Telling {
-    /// When to stop trying.
-    pub(super) const fn until(self) -> Option<Duration> {
-        match self {
-            Self::Owed { until } => Some(until),
-            Self::Told | Self::Asked => None,
-        }
-    }
+    /// It may be ready, and then waits to be told, however long: it is tried until it has been.
+    Owed,
 }
 
 /// The connection, and when to make it anew.

@@ -1,8 +1,6 @@
 //! Back to a guest that runs here: after a failure or a cancel, and after a commit that the
 //! destination has durably given back.
 
-use std::time::Duration;
-
 use super::state::{GuestBack, LinkStatus, State, Telling, Unwind};
 use super::{Action, Source};
 use crate::error::Failure;
@@ -11,18 +9,13 @@ use crate::protocol::{Decision, DestinationMessage, PeerText, SourceMessage};
 use crate::record::SourceState;
 use crate::report::Outcome;
 
-/// For how long a destination that may be waiting is tried to be told that the migration is off.
-const TELL_FOR: Duration = Duration::from_secs(3600);
-
 impl Source {
     /// Calls the migration off before the commit; the destination is told why.
     pub(super) fn abort(&mut self, failure: Failure) {
         let complaint = self.error(failure.clone()).complaint();
         let telling = match self.state {
             State::Connecting | State::Opening => Telling::Told,
-            State::Ending { .. } | State::AwaitingReady => {
-                Telling::Owed { until: self.now.saturating_add(TELL_FOR) }
-            }
+            State::Ending { .. } | State::AwaitingReady => Telling::Owed,
             _ if self.link.is_up() => Telling::Asked,
             _ => Telling::Told,
         };
@@ -187,7 +180,7 @@ impl Source {
                     self.link.down();
                     self.go_on_unwinding();
                 }
-                Telling::Owed { .. } => {
+                Telling::Owed => {
                     self.link.plan_redial(self.now);
                     self.go_on_unwinding();
                 }
@@ -219,13 +212,6 @@ impl Source {
             | DestinationMessage::Prepared
             | DestinationMessage::Ready { .. } => {}
         }
-    }
-
-    /// The destination could not be told for a very long time. Its operator can discard its copy;
-    /// the record stays, so that this host's node can tell it later.
-    pub(super) fn give_up_telling(&mut self) {
-        self.report_unwound();
-        self.settle();
     }
 
     pub(super) fn on_abort_recorded(&mut self, answer: &Result<(), PeerText>) {
@@ -281,11 +267,7 @@ impl Source {
             self.push(Action::ResumeGuest);
         }
         self.push(Action::StopDirtyLog);
-        let telling = if tell {
-            Telling::Owed { until: self.now.saturating_add(TELL_FOR) }
-        } else {
-            Telling::Told
-        };
+        let telling = if tell { Telling::Owed } else { Telling::Told };
         if tell && self.link.is_up() {
             let complaint = error.complaint();
             self.say(SourceMessage::Abort(complaint));

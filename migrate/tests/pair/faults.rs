@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
+/// Milliseconds of an hour.
+pub(crate) const HOUR_MS: u32 = 3_600_000;
+
 /// A side of the migration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Side {
@@ -115,6 +118,7 @@ fn what() -> impl Strategy<Value = What> {
         3 => Just(What::LoseMessage),
         1 => Just(What::LoseFrame),
         3 => (1..30_000_u32).prop_map(|ms| What::Outage { ms }),
+        1 => (1..96_u32).prop_map(|hours| What::Outage { ms: hours * HOUR_MS }),
         5 => side().prop_map(What::Kill),
         3 => (side(), loss).prop_map(|(side, loss)| What::FailRecord(side, loss)),
         4 => side().prop_map(What::Cancel),

@@ -16,7 +16,7 @@ use std::time::Duration;
 use migrate::report::Outcome;
 use proptest::prelude::*;
 
-use faults::{Fault, RecordLoss, Scenario, Side, What, When};
+use faults::{Fault, HOUR_MS, RecordLoss, Scenario, Side, What, When};
 use world::World;
 
 /// Runs a scenario to its end and checks everything that must hold.
@@ -118,6 +118,7 @@ fn any_single_fault_at_any_boundary() {
         What::LoseMessage,
         What::LoseFrame,
         What::Outage { ms: 20_000 },
+        What::Outage { ms: 60 * HOUR_MS },
         What::LoseDestinationHost,
     ];
     for side in [Side::Source, Side::Destination] {

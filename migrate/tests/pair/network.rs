@@ -11,8 +11,11 @@ use migrate::source;
 use crate::faults::{Side, When};
 use crate::world::{Conn, End, Happening, World, migration};
 
-/// Attempts of a node to reach the other host.
+/// Connections that a node makes to the other host; only a test's end limits them.
 const NODE_TRIES: u32 = 200;
+
+/// Between a node's attempts when nothing gets through.
+const NODE_RETRY: Duration = Duration::from_secs(60);
 
 impl World {
     /// Makes a connection for `near`: to the destination's process if it listens, else to its node.
@@ -23,7 +26,7 @@ impl World {
                 let lost = source::Event::ConnectionLost { detail };
                 self.after(Duration::from_secs(1), Happening::ToSource(lost));
             } else {
-                self.after(Duration::from_secs(1), Happening::Resolver);
+                self.after(NODE_RETRY, Happening::Resolver);
             }
             return;
         }
@@ -123,7 +126,7 @@ impl World {
     pub(crate) fn dial_as_node(&mut self) {
         let open = self.source_disk.and_then(|state| state.decision()).is_some();
         if self.source.is_none() && open && self.resolver_conn.is_none() {
-            self.resolver_tries += 1;
+            self.resolver_tries += u32::from(self.now >= self.outage_until);
             if self.resolver_tries <= NODE_TRIES {
                 self.connect(End::SourceNode);
             }

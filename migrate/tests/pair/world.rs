@@ -16,7 +16,7 @@ use crate::faults::{RecordLoss, Scenario, Side, What, When};
 use crate::guest::{CHUNKS, Content, SimGuest, description};
 
 /// After so much virtual time nothing may be left to happen.
-pub(crate) const END: Duration = Duration::from_secs(3 * 3600);
+pub(crate) const END: Duration = Duration::from_secs(30 * 24 * 3600);
 
 pub(crate) struct SourceProcess {
     pub(crate) machine: Source,
