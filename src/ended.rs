@@ -33,6 +33,8 @@ pub(crate) enum How {
     Crashed,
     /// It runs on another host.
     Moved,
+    /// It is in a file.
+    Saved,
     /// This copy of it was given up.
     Discarded,
 }

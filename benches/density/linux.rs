@@ -52,7 +52,6 @@ impl SavedGuests {
             console.type_letter(b's')?;
             let file = folder.join(format!("{name}.lighter"));
             lighter(&state).args(["save", name]).arg(&file).run()?;
-            lighter(&state).args(["destroy", name]).run()?;
             files.push(file);
         }
         Ok(Self { files })

@@ -1,7 +1,7 @@
 //! The routes of a guest process, from one table, so that the served document can be held against them.
 
 use std::fs::File;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use axum::extract::rejection::{JsonRejection, QueryRejection};
@@ -64,8 +64,21 @@ pub(crate) trait GuestControl: Send + Sync + 'static {
     fn reset(&self) -> Result<StateAnswer, ApiError>;
     /// Ends the guest, and with it the process, once the answer is on its way.
     fn stop(&self) -> Result<StateAnswer, ApiError>;
-    /// Writes memory and state to a file: `handed`, or else the one of that name.
-    fn save(&self, request: &SaveRequest, handed: Option<File>) -> Result<Saved, ApiError>;
+    /// Writes memory and state to a file: `handed`, or else the one of that name. `asker` is gone when nobody waits for the answer.
+    ///
+    /// # Errors
+    /// As [`Self::pause`]; the guest is to go on, and writes disks; the file cannot be written.
+    fn save(
+        &self,
+        request: &SaveRequest,
+        handed: Option<File>,
+        asker: &Weak<()>,
+    ) -> Result<Saved, ApiError>;
+    /// Ends the guest that stands still since it was saved.
+    ///
+    /// # Errors
+    /// None does.
+    fn finish_save(&self) -> Result<StateAnswer, ApiError>;
     /// Starts a migration.
     ///
     /// # Errors
@@ -194,6 +207,7 @@ fn routes() -> Vec<Route> {
         ask(Method::PUT, "/v1/guest/reset", done, |guest| guest.reset()),
         ask(Method::PUT, "/v1/guest/stop", begun, |guest| guest.stop()),
         Route { method: Method::POST, path: "/v1/guest/save", handler: post(save) },
+        ask(Method::PUT, "/v1/guest/save/finish", begun, |guest| guest.finish_save()),
         ask(Method::GET, "/v1/guest/migration", done, |guest| guest.migration()),
         tell(Method::POST, "/v1/guest/migration", begun, |guest, request: MigrationRequest| {
             guest.migrate(&request)
@@ -293,7 +307,9 @@ async fn save(
 ) -> Response {
     match body {
         Ok(Json(request)) => {
-            answer(StatusCode::OK, move || control.save(&request, handed.take())).await
+            let here = Arc::new(());
+            let asker = Arc::downgrade(&here);
+            answer(StatusCode::OK, move || control.save(&request, handed.take(), &asker)).await
         }
         Err(rejection) => ApiError::from(rejection).into_response(),
     }
@@ -367,7 +383,10 @@ mod tests {
         fn stop(&self) -> Result<StateAnswer, ApiError> {
             migrating()
         }
-        fn save(&self, _: &SaveRequest, _: Option<File>) -> Result<Saved, ApiError> {
+        fn save(&self, _: &SaveRequest, _: Option<File>, _: &Weak<()>) -> Result<Saved, ApiError> {
+            migrating()
+        }
+        fn finish_save(&self) -> Result<StateAnswer, ApiError> {
             migrating()
         }
         fn migrate(&self, _: &MigrationRequest) -> Result<MigrationStarted, ApiError> {

@@ -393,6 +393,9 @@ pub(crate) struct SaveRequest {
     /// What the file is for.
     #[serde(default)]
     pub(crate) format: SaveFormat,
+    /// Whether the guest goes on when it is written; else it stands still until it is ended, for a minute at most.
+    #[serde(default)]
+    pub(crate) keep_running: bool,
 }
 
 /// What a guest is written to a file for.

@@ -69,8 +69,10 @@ Examples:
   lighter restore web-1.lighter
   lighter restore web-1.lighter --name web-2 --detach
 
-The guest goes on where `lighter save` stopped it. Restore one file only once at a time: two guests
-from one file believe that they are the same machine.")]
+The guest goes on where `lighter save` stopped it, on the same disks. It is refused when one of them was written
+since, by the guest itself, by another program or by a repair: what it keeps of them in memory would destroy them. A
+guest with disks is therefore restored once. Without disks a file can be restored again, but only once at a time: two
+guests from one file believe that they are the same machine.")]
 pub(crate) struct RestoreArgs {
     /// The file that `lighter save` wrote.
     pub(crate) file: PathBuf,
@@ -78,6 +80,10 @@ pub(crate) struct RestoreArgs {
     /// The guest's name on this host [default: the file's, without its ending].
     #[arg(long)]
     pub(crate) name: Option<GuestName>,
+
+    /// Restore also when a disk was written since the guest was saved, or nobody can tell: its content is the same.
+    #[arg(long = "unsafe")]
+    pub(crate) unsafe_disks: bool,
 
     #[command(flatten)]
     pub(crate) background: BackgroundArgs,
@@ -91,14 +97,21 @@ pub(crate) struct RestoreArgs {
 #[command(after_help = "\
 Examples:
   lighter save web-1 web-1.lighter
+  lighter save web-1 web-1.lighter --keep-running
 
-The guest is paused while it is written, and then goes on. `lighter restore` runs the file.")]
+The guest is paused while it is written, and then ends; `lighter restore` lets it go on. If it cannot be written, it
+goes on. With --keep-running it goes on in any case, which a guest that writes disks cannot: the file would be of
+before, and its disks of after.")]
 pub(crate) struct SaveArgs {
     /// The guest.
     pub(crate) name: GuestName,
 
     /// The file to write; an existing one is only replaced when all is written.
     pub(crate) file: PathBuf,
+
+    /// Let the guest go on when it is written. Not for guests that write disks.
+    #[arg(long)]
+    pub(crate) keep_running: bool,
 }
 
 /// `lighter template`.
@@ -111,7 +124,8 @@ Examples:
 
 The guest is paused while it is written, and then goes on. Guests from the file start where it was, within
 moments, each under its own name and UUID, and share its memory until they write it. A guest that writes disks has
-clones only if each gets a copy of these disks. All clones begin with the same random numbers: have their systems
+clones only if each gets a copy of these disks, of the same moment: `lighter pause` it, make the template, copy the disks,
+`lighter resume` it. All clones begin with the same random numbers: have their systems
 draw new ones. Leave the file alone while clones run; to replace it, write it anew with this verb.")]
 pub(crate) struct TemplateArgs {
     /// The guest.

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use vmm_core::boot::BootRecord;
+use vmm_core::virtio::block;
 use vmm_core::{BootSource, VmShape};
 
 use crate::state_dir::{GuestDir, StateDir};
@@ -25,13 +26,14 @@ pub(super) enum Use {
 }
 
 /// What is there for every guest, where it exists: devices, what is known of the host, and what leads from a name to an address.
-const ANY_GUESTS: [(&str, Use); 21] = [
+const ANY_GUESTS: [(&str, Use); 22] = [
     ("/dev/kvm", Use::Device),
     ("/dev/net/tun", Use::Device),
     ("/dev/null", Use::Write),
     ("/dev/urandom", Use::Read),
     ("/proc/self", Use::Read),
     ("/proc/meminfo", Use::Read),
+    ("/proc/sys/kernel/random/boot_id", Use::Read),
     ("/proc/sys/vm", Use::Read),
     ("/sys/class/net/lo/mtu", Use::Read),
     ("/sys/devices/system/cpu", Use::Read),
@@ -117,6 +119,7 @@ impl Files {
     /// And this disk.
     pub(crate) fn add_disk(&mut self, path: &Path) {
         self.wanted.push((path.to_owned(), Use::Disk));
+        self.wanted.extend(block::statistics_of(path).map(|file| (file, Use::Read)));
     }
 
     /// And this folder, in which disks may be made.

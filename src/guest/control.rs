@@ -1,7 +1,7 @@
 //! What a guest process does when its API is asked: each request against what the process is busy with.
 
 use std::fs::File;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use migrate::error::OperatorChoice;
@@ -13,6 +13,7 @@ use super::leaving::Departure;
 use super::machine::SharedMachine;
 use super::merging::Merging;
 use super::process::{Ending, GuestProcess, Occupation, Saving};
+use super::saved::StandsStill;
 use super::session::MigrationSession;
 use super::{balloon, saved, treatment, workload};
 use crate::api::guest::GuestControl;
@@ -66,7 +67,7 @@ impl ProcessControl {
         let migrating = |text: String| Err(ApiError::new(Reason::Migrating, text));
         match occupation {
             Occupation::None => Ok(()),
-            Occupation::Saving(_) => Err(ApiError::new(
+            Occupation::Saving(_) | Occupation::Saved(_) => Err(ApiError::new(
                 Reason::WrongState,
                 format!("{name} is being saved: wait for its end"),
             )),
@@ -93,7 +94,10 @@ impl ProcessControl {
             Occupation::Leaving(_) if handed_over(self.machine()?) => {
                 self.refuse_when_busy(occupation)
             }
-            Occupation::None | Occupation::Saving(_) | Occupation::Leaving(_) => Ok(()),
+            Occupation::None
+            | Occupation::Saving(_)
+            | Occupation::Saved(_)
+            | Occupation::Leaving(_) => Ok(()),
         }
     }
 
@@ -201,6 +205,12 @@ impl GuestControl for ProcessControl {
     }
 
     fn resume(&self) -> Result<StateAnswer, ApiError> {
+        let stands = match &*self.process().occupation() {
+            Occupation::Saved(guest) => Some(Arc::clone(guest)),
+            _ => None,
+        };
+        // It goes on when the last one lets go of it.
+        drop(stands.filter(|guest| self.process().goes_on_after_save(guest)));
         self.on_own_guest(|machine| machine.vm().resume())
     }
 
@@ -228,7 +238,12 @@ impl GuestControl for ProcessControl {
         Ok(StateAnswer { state: GuestState::Ended })
     }
 
-    fn save(&self, request: &SaveRequest, handed: Option<File>) -> Result<Saved, ApiError> {
+    fn save(
+        &self,
+        request: &SaveRequest,
+        handed: Option<File>,
+        asker: &Weak<()>,
+    ) -> Result<Saved, ApiError> {
         if !request.file.is_absolute() {
             return Err(ApiError::new(
                 Reason::BadRequest,
@@ -252,17 +267,35 @@ impl GuestControl for ProcessControl {
         let machine = self.machine()?;
         let mut occupation = self.process().occupation();
         self.refuse_when_busy(&occupation)?;
+        if request.keep_running {
+            saved::expect_no_written_disks(machine, self.process().name(), request.format)?;
+        }
         let saving = Saving::begin(self.process(), &mut occupation);
         self.process().surveys().call_off(machine);
         drop(occupation);
         let began = Instant::now();
         let saved = saved::save(machine, &request.file, request.format, handed);
-        let file_bytes = saved.map_err(ApiError::failed)?;
-        drop(saving);
+        let (file_bytes, guest) = saved.map_err(ApiError::failed)?;
+        if !request.keep_running && asker.strong_count() > 0 {
+            let guest = Arc::new(guest);
+            StandsStill::limit(&guest, &self.0);
+            saving.leave_standing(guest);
+        }
         Ok(Saved {
             file_bytes,
             paused_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
         })
+    }
+
+    fn finish_save(&self) -> Result<StateAnswer, ApiError> {
+        let occupation = self.process().occupation();
+        let Occupation::Saved(guest) = &*occupation else {
+            let text = format!("{} does not stand still after it was saved", self.process().name());
+            return Err(ApiError::new(Reason::WrongState, text));
+        };
+        self.process().end(Ending::Saved { file: guest.file().to_owned() });
+        drop(occupation);
+        Ok(StateAnswer { state: GuestState::Ended })
     }
 
     fn migrate(&self, request: &MigrationRequest) -> Result<MigrationStarted, ApiError> {
@@ -279,7 +312,7 @@ impl GuestControl for ProcessControl {
         match &*self.process().occupation() {
             Occupation::Leaving(departure) => return Ok(departure.status()),
             Occupation::Arriving(arrival) => return Ok(arrival.status()),
-            Occupation::None | Occupation::Saving(_) => {}
+            Occupation::None | Occupation::Saving(_) | Occupation::Saved(_) => {}
         }
         match &*self.process().last_migration() {
             Some((_, status)) => Ok(status.clone()),
@@ -328,7 +361,8 @@ impl GuestControl for ProcessControl {
     fn memory(&self) -> Result<GuestMemory, ApiError> {
         let machine = self.machine()?;
         let process = self.process();
-        let is_being_saved = matches!(&*process.occupation(), Occupation::Saving(_));
+        let is_being_saved =
+            matches!(&*process.occupation(), Occupation::Saving(_) | Occupation::Saved(_));
         Ok(GuestMemory {
             name: process.name().clone(),
             pid: process.identity().pid,

@@ -1,6 +1,7 @@
 //! The life of a guest process: what it is occupied with, why it ends, and how it ends in order.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use super::arriving::Arrival;
 use super::leaving::Departure;
 use super::machine::{Machine, SharedMachine};
 use super::merging::Merging;
+use super::saved::StandsStill;
 use super::session::MigrationSession;
 use super::survey::Surveys;
 use super::workload::BadNews;
@@ -43,6 +45,11 @@ pub(crate) enum Ending {
         /// Where.
         destination: String,
     },
+    /// The guest is in a file.
+    Saved {
+        /// Which.
+        file: PathBuf,
+    },
     /// The copy in this process will never run.
     Discarded {
         /// Which, and why.
@@ -60,6 +67,7 @@ impl Ending {
             Self::Guest(StopReason::Asked) => (How::Destroyed, "was ended on request".to_owned()),
             Self::Guest(reason) => (How::Crashed, format!("crashed ({reason})")),
             Self::Moved { destination } => (How::Moved, format!("moved to {destination}")),
+            Self::Saved { file } => (How::Saved, format!("was saved to {}", file.display())),
             Self::Discarded { message } => (How::Discarded, format!("was given up ({message})")),
         };
         Ended { name, uuid, ended_unix_ms: unix_ms(), how, reason }
@@ -73,6 +81,8 @@ pub(crate) enum Occupation {
     None,
     /// Writing the guest to a file; the channel closes when that is over.
     Saving(watch::Receiver<()>),
+    /// Nothing: the guest has been written to a file, and stands still until it is ended.
+    Saved(Arc<StandsStill>),
     /// Sending the guest away.
     Leaving(Departure),
     /// Receiving the guest.
@@ -85,7 +95,7 @@ impl Occupation {
         match self {
             Self::Leaving(departure) => Some(departure.session()),
             Self::Arriving(arrival) => Some(arrival.session()),
-            Self::None | Self::Saving(_) => None,
+            Self::None | Self::Saving(_) | Self::Saved(_) => None,
         }
     }
 
@@ -99,6 +109,7 @@ impl Occupation {
 #[derive(Debug)]
 pub(crate) struct Saving<'a> {
     process: &'a GuestProcess,
+    next: Occupation,
     _over: watch::Sender<()>,
 }
 
@@ -107,13 +118,18 @@ impl<'a> Saving<'a> {
     pub(crate) fn begin(process: &'a GuestProcess, occupation: &mut Occupation) -> Self {
         let (_over, saving) = watch::channel(());
         *occupation = Occupation::Saving(saving);
-        Self { process, _over }
+        Self { process, next: Occupation::None, _over }
+    }
+
+    /// It is written, and the guest stands still until it is ended.
+    pub(crate) fn leave_standing(mut self, guest: Arc<StandsStill>) {
+        self.next = Occupation::Saved(guest);
     }
 }
 
 impl Drop for Saving<'_> {
     fn drop(&mut self) {
-        *self.process.occupation() = Occupation::None;
+        *self.process.occupation() = std::mem::replace(&mut self.next, Occupation::None);
     }
 }
 
@@ -273,6 +289,16 @@ impl GuestProcess {
         }
     }
 
+    /// Lets a guest go on that stands still since it was saved, if that is `guest`; false if it does not stand any more.
+    pub(crate) fn goes_on_after_save(&self, guest: &Arc<StandsStill>) -> bool {
+        let mut occupation = self.occupation();
+        let stands = matches!(&*occupation, Occupation::Saved(it) if Arc::ptr_eq(it, guest));
+        if stands && !self.is_ending() {
+            *occupation = Occupation::None;
+        }
+        stands
+    }
+
     /// Ends the process, for the first reason that is given.
     pub(crate) fn end(&self, ending: Ending) {
         self.ending.send_if_modified(|current| {
@@ -299,7 +325,7 @@ impl GuestProcess {
             occupation if occupation.doubt().is_some() => GuestState::InDoubt,
             Occupation::Arriving(_) => GuestState::Incoming,
             Occupation::Leaving(_) => GuestState::Migrating,
-            Occupation::None | Occupation::Saving(_) => self.own_state(),
+            Occupation::None | Occupation::Saving(_) | Occupation::Saved(_) => self.own_state(),
         }
     }
 
@@ -358,7 +384,7 @@ impl GuestProcess {
                     tracing::warn!("a guest was being saved and the disk does not answer");
                 }
             }
-            Occupation::None => {}
+            Occupation::None | Occupation::Saved(_) => {}
         }
         self.stop_machine().await;
     }

@@ -1,19 +1,26 @@
 //! A guest in a file: `save`, `restore`, `template` and `run --template`, around `vmm_core::snapshot`.
 
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use uuid::Uuid;
-use vmm_core::snapshot::{CloneConfig, Template};
-use vmm_core::virtio::block::BlockConfig;
+use vmm_core::snapshot::{CloneConfig, SavedDisks, Template};
+use vmm_core::virtio::block::{Access, BlockConfig};
 use vmm_core::{RunState, Vm, VmOptions, VmShape, VmState, snapshot};
 
 use super::console::Console;
-use super::machine::Machine;
+use super::machine::{Machine, SharedMachine};
+use super::process::GuestProcess;
 use crate::api::types::SaveFormat;
+use crate::api::{ApiError, Reason};
 use crate::cli::spec::GuestSpec;
 use crate::names::GuestName;
+
+/// How long a guest stands still for somebody to end it after it was saved.
+const STANDS_STILL_MAX: Duration = Duration::from_secs(60);
 
 /// The name for a guest from `file` when none was chosen: the file's, without its ending.
 ///
@@ -34,17 +41,17 @@ pub(crate) fn read(file: &Path, name: &GuestName) -> Result<(VmShape, VmState)> 
 }
 
 /// Creates the machine that `file` holds, ready to go on where it was saved, under a new identity. `disks` are its disks with
-/// this host's evidence.
+/// this host's evidence, to be trusted or not.
 ///
 /// # Errors
 /// The file is no saved guest, is damaged, or does not fit this host.
 pub(crate) fn restore(
     file: &Path,
     name: GuestName,
-    disks: &[BlockConfig],
+    (trust, disks): (SavedDisks, &[BlockConfig]),
     console: &Console,
 ) -> Result<Machine> {
-    let vm = snapshot::restore(file, console.output()?)
+    let vm = snapshot::restore(file, trust, console.output()?)
         .with_context(|| format!("cannot restore {name}"))?;
     let mut shape = vm.shape().clone();
     shape.take_evidence(disks);
@@ -87,38 +94,100 @@ pub(crate) fn start_clone(
     Machine::adopt(name, Uuid::new_v4(), shape, vm, console)
 }
 
-/// Writes a guest to `file` in `format`; it stands still meanwhile, and then goes on as it did. Returns the file's size in bytes.
+/// Refuses to let a guest go on that is written in `format`, when the file would not fit its disks any more.
+///
+/// # Errors
+/// It writes disks.
+pub(crate) fn expect_no_written_disks(
+    machine: &Machine,
+    name: &GuestName,
+    format: SaveFormat,
+) -> Result<(), ApiError> {
+    let Some(disk) = machine.shape().disks().find(|disk| disk.access() == Access::ReadWrite) else {
+        return Ok(());
+    };
+    let disk = disk.path().display();
+    let text = match format {
+        SaveFormat::Guest => format!(
+            "{name} writes its disk {disk}: should it go on, its file would be of before, and its disk of after; leave \
+             --keep-running away"
+        ),
+        // Whoever has paused it can copy the disk meanwhile.
+        SaveFormat::Template if machine.vm().run_state() == RunState::Paused => return Ok(()),
+        SaveFormat::Template => format!(
+            "{name} writes its disk {disk}, of which clones need a copy that fits: `lighter pause {name}`, make the template, \
+             copy the disk, `lighter resume {name}`"
+        ),
+    };
+    Err(ApiError::new(Reason::BadRequest, text))
+}
+
+/// Writes a guest to `file` in `format`. Returns the file's size in bytes, and the guest, which stands still.
 ///
 /// # Errors
 /// The guest has ended, or the file cannot be written; the guest goes on all the same.
 pub(crate) fn save(
-    machine: &Machine,
+    machine: &SharedMachine,
     file: &Path,
     format: SaveFormat,
     handed: Option<File>,
-) -> Result<u64> {
+) -> Result<(u64, StandsStill)> {
     let vm = machine.vm();
-    let was_running = vm.run_state() == RunState::Running;
+    let ran = vm.run_state() == RunState::Running;
     vm.pause()?;
-    let _goes_on = was_running.then(|| GoesOn(machine));
+    let guest = StandsStill { machine: Arc::clone(machine), ran, file: file.to_owned() };
     let report = match (format, handed) {
         (SaveFormat::Guest, None) => snapshot::save(vm, file)?,
         (SaveFormat::Guest, Some(handed)) => snapshot::save_into(vm, &handed, file)?,
         (SaveFormat::Template, None) => snapshot::save_template(vm, file)?,
         (SaveFormat::Template, Some(handed)) => snapshot::save_template_into(vm, &handed, file)?,
     };
-    Ok(report.file_bytes)
+    Ok((report.file_bytes, guest))
 }
 
-/// Lets a guest go on when dropped, whatever became of the file.
-struct GoesOn<'a>(&'a Machine);
+/// A guest that stands still for its file's sake: when dropped it goes on, if it ran before.
+#[derive(Debug)]
+pub(crate) struct StandsStill {
+    machine: SharedMachine,
+    ran: bool,
+    file: PathBuf,
+}
 
-impl Drop for GoesOn<'_> {
+impl StandsStill {
+    /// Where it was saved.
+    pub(super) fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// Lets `guest`, of `process`, go on when nobody ends it within a minute: whoever has asked for the file is gone.
+    pub(super) fn limit(guest: &Arc<Self>, process: &Arc<GuestProcess>) {
+        let runtime = process.runtime().clone();
+        let (guest, process) = (Arc::downgrade(guest), Arc::downgrade(process));
+        runtime.spawn(async move {
+            tokio::time::sleep(STANDS_STILL_MAX).await;
+            let (Some(guest), Some(process)) = (guest.upgrade(), process.upgrade()) else { return };
+            if process.goes_on_after_save(&guest) {
+                let (name, file) = (process.name(), guest.file.display());
+                tracing::warn!("{name} goes on: nobody has ended it since it was saved to {file}");
+                drop(tokio::task::spawn_blocking(move || drop(guest)).await);
+            }
+        });
+    }
+
+    fn go_on(&self) -> Result<()> {
+        // The file may have its name already.
+        self.machine.disks().try_for_each(|(_, disk)| disk.break_seals())?;
+        Ok(self.machine.vm().resume()?)
+    }
+}
+
+impl Drop for StandsStill {
     fn drop(&mut self) {
-        let vm = self.0.vm();
         // One that was told to end meanwhile has ended.
-        if vm.run_state() == RunState::Paused
-            && let Err(error) = vm.resume()
+        let stands = self.machine.vm().run_state() == RunState::Paused;
+        if self.ran
+            && stands
+            && let Err(error) = self.go_on()
         {
             tracing::error!(%error, "the guest does not go on after it was saved");
         }
@@ -140,20 +209,17 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let console = Console::log(folder.path().join("console.log"));
         let shape = VmShape::for_host(64 << 20, 1).unwrap();
-        let machine = Machine::create(
-            "web".parse().unwrap(),
-            Uuid::new_v4(),
-            shape,
-            &VmOptions::default(),
-            &console,
-        )
-        .unwrap();
+        let options = VmOptions::default();
+        let machine =
+            Machine::create("web".parse().unwrap(), Uuid::new_v4(), shape, &options, &console);
+        let machine = Arc::new(machine.unwrap());
         machine.vm().ram().copy_in(5, 0, &[9; 4096]).unwrap();
 
         let file = folder.path().join("web.lighter");
-        assert!(save(&machine, &file, SaveFormat::Guest, None).unwrap() > 4096);
+        assert!(save(&machine, &file, SaveFormat::Guest, None).unwrap().0 > 4096);
 
-        let restored = restore(&file, "web-2".parse().unwrap(), &[], &console).unwrap();
+        let trust = (SavedDisks::Unwritten, &[][..]);
+        let restored = restore(&file, "web-2".parse().unwrap(), trust, &console).unwrap();
         let mut page = [0; 4096];
         restored.vm().ram().copy_out(5, 0, &mut page).unwrap();
         assert_eq!(page, [9; 4096]);

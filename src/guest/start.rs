@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail};
 use tokio::runtime::{Builder, Runtime};
 use uuid::Uuid;
 use vmm_core::VmOptions;
+use vmm_core::snapshot::SavedDisks;
 
 use super::arriving::{self, Arrival};
 use super::console::Console;
@@ -112,6 +113,10 @@ pub(crate) fn restore(state: &StateDir, args: &RestoreArgs) -> Result<Exit> {
         return Ok(exit);
     }
     let (mut shape, saved) = saved::read(&args.file, &name)?;
+    let trust = match args.unsafe_disks {
+        true => SavedDisks::Vouched,
+        false => SavedDisks::Unwritten,
+    };
     shape.identify_disks();
     let disks: Vec<_> = shape.disks().cloned().collect();
     addresses::expect_free(state, &name, &shape)?;
@@ -120,7 +125,7 @@ pub(crate) fn restore(state: &StateDir, args: &RestoreArgs) -> Result<Exit> {
         Ok(files.and_file(&args.file))
     })?;
     let console = life.console();
-    let machine = saved::restore(&args.file, name, &disks, &console)?;
+    let machine = saved::restore(&args.file, name, (trust, &disks), &console)?;
     life.lead(Arc::new(machine), &console, Labels::new())
 }
 
@@ -335,6 +340,10 @@ fn farewell(name: &GuestName, ending: Ending) -> Result<Exit> {
         Ending::Guest(reason) => bail!("{name} crashed: {reason}"),
         Ending::Moved { destination } => {
             output::note(format_args!("{name} has moved to {destination}"));
+            Ok(Exit::Done)
+        }
+        Ending::Saved { file } => {
+            output::note(format_args!("{name} was saved to {}", file.display()));
             Ok(Exit::Done)
         }
         Ending::Discarded { message } => bail!("{message}"),

@@ -99,12 +99,12 @@ async fn start(node: &Node, name: &GuestName) -> Result<()> {
     Ok(())
 }
 
-/// Why the guest may be running on another host, if it may.
+/// Why the guest may be running on another host, or where it is kept, if so.
 fn elsewhere(state: &StateDir, records: &[Record], name: &GuestName) -> Option<String> {
     let its = records.iter().filter(|record| record.guest == name.as_str());
     let last = its.max_by_key(|record| record.started_unix_ms);
     let ended = state.ended().read(name);
-    let has_moved = |ended: &Ended| matches!(ended.how, How::Moved | How::Discarded);
+    let has_moved = |ended: &Ended| matches!(ended.how, How::Moved | How::Saved | How::Discarded);
     // One that was started here since by hand, and ended here, is here.
     if let (Some(last), Some(ended)) = (last, &ended)
         && !has_moved(ended)
@@ -198,7 +198,9 @@ mod tests {
         let (_folder, state) = StateDir::temporary();
         let name: GuestName = "web".parse().unwrap();
         assert_eq!(elsewhere(&state, &[], &name), None);
-        for (how, is_elsewhere) in [(How::PoweredOff, false), (How::Moved, true)] {
+        for (how, is_elsewhere) in
+            [(How::PoweredOff, false), (How::Moved, true), (How::Saved, true)]
+        {
             let uuid = uuid::Uuid::nil();
             let reason = "moved to b".to_owned();
             let ended = Ended { name: name.clone(), uuid, ended_unix_ms: 0, how, reason };

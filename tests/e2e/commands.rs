@@ -2,16 +2,14 @@
 
 use std::fs::File;
 use std::io::pipe;
-use std::path::Path;
 use std::process::{Output, Stdio};
 
-use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::host::checks::{
     await_life, guest_is_gone, memory_is_intact, no_copy_runs, nothing_left_behind,
 };
-use crate::host::{Exit, Guest, GuestPlan, Host, Pair, Running, lighter, wait};
+use crate::host::{Exit, Guest, GuestPlan, Host, Pair, lighter};
 
 #[test]
 fn ls_and_show_tell_what_runs() {
@@ -144,77 +142,6 @@ fn a_guest_that_has_ended_is_remembered_with_how_it_did() {
     let shown = pair.a.run(&["show", "web-1"]);
     assert!(!shown.stderr.contains("ended on request"), "{}", shown.stderr);
     shown.complains(Exit::Failed, &["no guest web-1"]);
-}
-
-#[test]
-fn a_saved_guest_is_restored_where_it_was() {
-    let pair = Pair::without_nodes();
-    let guest = Guest::start(&pair.a, &GuestPlan::default());
-    let file = pair.folder().join("web-1.lighter").display().to_string();
-    pair.a.run(&["save", "web-1", &file]).ok();
-    await_life(&guest);
-    let saved_ticks = guest.ticks();
-    pair.a.run(&["stop", "web-1"]).ok();
-    guest_is_gone(&[&pair.a], "web-1");
-
-    pair.b.run(&["restore", &file, "--name", "web-2", "--detach"]).ok();
-    let restored = pair.b.guest("web-2");
-    await_life(&restored);
-    memory_is_intact(&restored);
-    assert!(saved_ticks.is_some());
-    nothing_left_behind(&pair.hosts());
-}
-
-#[test]
-fn a_save_whose_process_is_told_to_end_leaves_a_whole_file_or_none() {
-    let pair = Pair::without_nodes();
-    let plan = GuestPlan { memory: "512M".to_owned(), ..GuestPlan::default() };
-    let guest = Guest::start(&pair.a, &plan);
-    let folder = pair.folder().join("saved");
-    std::fs::create_dir(&folder).expect("a folder");
-    let file = folder.join("web-1.lighter").display().to_string();
-    let pid = guest.pid();
-    let save = Running::start(lighter(pair.a.state_dir(), &["save", "web-1", &file]));
-    wait::until("it is saved, or has been", || {
-        let state = guest.state();
-        let is_on_its_way = state.as_deref() == Some("paused") || Path::new(&file).exists();
-        wait::holds(is_on_its_way, state)
-    });
-    pid.signal(Signal::SIGTERM);
-
-    let done = save.finish();
-    guest_is_gone(&[&pair.a], "web-1");
-
-    let left = std::fs::read_dir(&folder).expect("a folder").count();
-    assert_eq!(left, usize::from(done.exit == Exit::Done), "{done:#?}");
-    if done.exit != Exit::Done {
-        done.complains(Exit::Failed, &["cannot save web-1", "the guest ended"]);
-    }
-}
-
-#[test]
-fn a_damaged_saved_guest_is_refused_and_leaves_nothing() {
-    let pair = Pair::without_nodes();
-    Guest::start(&pair.a, &GuestPlan::default());
-    let file = pair.folder().join("web-1.lighter");
-    let name = file.display().to_string();
-    pair.a.run(&["save", "web-1", &name]).ok();
-    let whole = std::fs::read(&file).expect("the saved guest");
-
-    let mut flipped = whole.clone();
-    let middle = flipped.len() / 2;
-    flipped[middle] ^= 1;
-    for (damaged, what) in [
-        (flipped, "a flipped bit"),
-        (whole[..middle].to_vec(), "half a file"),
-        (Vec::new(), "nothing"),
-    ] {
-        std::fs::write(&file, damaged).expect("a file");
-        let refused = pair.b.run(&["restore", &name, "--detach"]);
-        assert_eq!(refused.exit, Exit::Failed, "{what}: {refused:#?}");
-        refused.complains(Exit::Failed, &["lighter: ", "web-1.lighter"]);
-        nothing_left_behind(&[&pair.b]);
-    }
 }
 
 #[test]

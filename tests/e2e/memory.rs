@@ -45,7 +45,6 @@ fn a_guest_on_huge_pages_of_the_pool_moves_is_saved_and_comes_back_on_such_pages
 
     let file = pair.folder().join("huge.lighter").display().to_string();
     pair.b.run(&["save", "huge", &file]).ok();
-    pair.b.run(&["destroy", "huge"]).ok();
     guest_is_gone(&[&pair.b], "huge");
     pair.b.run(&["restore", &file, "--detach"]).ok();
     let restored = pair.b.guest("huge");

@@ -154,7 +154,7 @@ fn a_look_is_called_off_by_a_save_that_is_over_before_it_looks_again() {
                 let status = guest.get("/v1/guest/survey")?;
                 wait::holds(status["pages"].as_u64() >= Some(PAGES * 7 / 8), status.to_string())
             });
-            pair.a.run(&["save", "one", &file]).ok();
+            pair.a.run(&["save", "one", &file, "--keep-running"]).ok();
             called_off(&guest)
         });
     }

@@ -1,9 +1,13 @@
 //! Numbers of the file format, shared by writer and reader.
 
+use std::ops::RangeInclusive;
+
 /// First bytes of a file. The line feed shows a transfer in text mode.
 pub(super) const MAGIC: [u8; 8] = *b"LIGHTER\n";
 /// Version of the format.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
+/// The versions that are read: the first one knew no seals of disks.
+pub(super) const VERSIONS: RangeInclusive<u32> = 1..=VERSION;
 /// Longest shape, in bytes.
 pub(super) const SHAPE_BYTES_MAX: u32 = crate::codec::ENCODED_BYTES_MAX as u32;
 /// Longest state, in bytes.

@@ -14,7 +14,7 @@
 //! | end: number 2^64 - 1, number of chunks written, XXH3-64 of the two | 8, 8, 8 |
 //!
 //! A file appears under its name only when it is complete and on disk; a guest is restored only from a
-//! file that is intact to its end.
+//! file that is intact to its end, and on disks that nobody has written since ([`crate::virtio::block::Seal`]).
 
 mod format;
 mod partial;
@@ -30,7 +30,7 @@ use std::path::PathBuf;
 pub use partial::PartialFile;
 #[cfg(feature = "fuzzing")]
 pub use read::read_into_new;
-pub use read::{read_guest, restore};
+pub use read::{SavedDisks, read_guest, restore};
 pub use template::{CloneConfig, Template, save_template, save_template_into};
 pub use write::{SnapshotReport, save, save_into};
 

@@ -2,26 +2,51 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufReader, ErrorKind, Read, Write};
+use std::ops::RangeInclusive;
 use std::path::Path;
 
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use super::SnapshotError;
-use super::format::{END, MAGIC, SHAPE_BYTES_MAX, STATE_BYTES_MAX, VERSION};
+use super::format::{END, MAGIC, SHAPE_BYTES_MAX, STATE_BYTES_MAX, VERSIONS};
 use crate::error::Result;
 use crate::memory::{CHUNK_BYTES, PAGE_BYTES};
-use crate::{GuestRam, Vm, VmShape, VmState};
+use crate::virtio::block::DiskProof;
+use crate::{DeviceError, GuestRam, Vm, VmShape, VmState};
+
+/// The disks of a guest that is restored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SavedDisks {
+    /// They must be as they were when the guest was saved. [`Vm::resume`] finds out.
+    Unwritten,
+    /// They are taken as they are: the user vouches for them.
+    Vouched,
+}
+
+impl SavedDisks {
+    fn prepare(self, shape: &mut VmShape) -> Result<(), DeviceError> {
+        for disk in shape.disks_mut() {
+            match self {
+                Self::Unwritten => disk.expect_seal()?,
+                Self::Vouched => *disk = disk.clone().with_proof(DiskProof::Absent),
+            }
+        }
+        Ok(())
+    }
+}
 
 /// Creates a paused VM from a file that [`super::save`] has written. Its serial output goes to
 /// `console`, as in [`Vm::create`].
 ///
 /// # Errors
-/// [`SnapshotError`] when it is no regular file or not intact to its end; what [`Vm::create`] and
+/// [`SnapshotError`] when it is no regular file or not intact to its end; [`DeviceError::DiskUnsealed`]; what [`Vm::create`] and
 /// [`Vm::load_state`] find.
-pub fn restore(path: &Path, console: Box<dyn Write + Send>) -> Result<Vm> {
+pub fn restore(path: &Path, disks: SavedDisks, console: Box<dyn Write + Send>) -> Result<Vm> {
     let mut input = Input::open(path)?;
-    let (shape, state) = input.header(MAGIC, VERSION)?;
-    let vm = Vm::create(&VmShape::from_bytes(&shape)?, console)?;
+    let (shape, state) = input.header(MAGIC, VERSIONS)?;
+    let mut shape = VmShape::from_bytes(&shape)?;
+    disks.prepare(&mut shape)?;
+    let vm = Vm::create(&shape, console)?;
     input.memory(vm.ram())?;
     vm.load_state(&VmState::from_bytes(&state)?)?;
     Ok(vm)
@@ -32,7 +57,7 @@ pub fn restore(path: &Path, console: Box<dyn Write + Send>) -> Result<Vm> {
 /// # Errors
 /// [`SnapshotError`], [`crate::ShapeError`], [`crate::state::StateError`].
 pub fn read_guest(path: &Path) -> Result<(VmShape, VmState)> {
-    let (shape, state) = Input::open(path)?.header(MAGIC, VERSION)?;
+    let (shape, state) = Input::open(path)?.header(MAGIC, VERSIONS)?;
     Ok((VmShape::from_bytes(&shape)?, VmState::from_bytes(&state)?))
 }
 
@@ -46,7 +71,7 @@ pub fn read_into_new(file: &[u8], memory_bytes: u64) -> Result<(VmShape, VmState
     use crate::memory::{MemoryConfig, RamLayout};
     let ram = GuestRam::new(RamLayout::new(memory_bytes)?, &MemoryConfig::default(), None)?;
     let mut input = Input { file: BufReader::new(file), path: Path::new("fuzzed"), position: 0 };
-    let (shape, state) = input.header(MAGIC, VERSION)?;
+    let (shape, state) = input.header(MAGIC, VERSIONS)?;
     let shape = VmShape::from_bytes(&shape)?;
     input.memory(&ram)?;
     Ok((shape, VmState::from_bytes(&state)?))
@@ -98,11 +123,11 @@ impl<R: Read> Input<'_, R> {
         SnapshotError::Damaged { path: self.path.to_path_buf(), what: what.into() }
     }
 
-    /// The encoded shape and state of a file that begins with this magic and version.
+    /// The encoded shape and state of a file that begins with this magic and one of the versions.
     pub(super) fn header(
         &mut self,
         magic: [u8; 8],
-        known: u32,
+        known: RangeInclusive<u32>,
     ) -> Result<(Vec<u8>, Vec<u8>), SnapshotError> {
         let mut start = [0; 12];
         let foreign = || SnapshotError::Foreign { path: self.path.to_path_buf() };
@@ -115,7 +140,8 @@ impl<R: Read> Input<'_, R> {
             return Err(foreign());
         }
         let found = version.try_into().map_or(0, u32::from_le_bytes);
-        if found != known {
+        if !known.contains(&found) {
+            let known = *known.end();
             return Err(SnapshotError::Version { path: self.path.to_path_buf(), found, known });
         }
         let mut all = start.to_vec();

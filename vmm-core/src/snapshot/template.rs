@@ -41,7 +41,7 @@ const ALIGNMENT_BYTES: u64 = 2 << 20;
 /// As [`super::save`]; [`SnapshotError::TemplateNetwork`].
 pub fn save_template(vm: &Vm, path: &Path) -> Result<SnapshotReport> {
     expect_no_network(vm.shape())?;
-    let header = header(vm, TEMPLATE_MAGIC, TEMPLATE_VERSION)?;
+    let header = header((TEMPLATE_MAGIC, TEMPLATE_VERSION), vm.shape(), &vm.save_state()?)?;
     let write = |cause| SnapshotError::Write { path: path.to_path_buf(), cause };
     let partial = PartialFile::create(path).map_err(write)?;
     let report = fill(partial.file(), vm, &header)
@@ -56,7 +56,7 @@ pub fn save_template(vm: &Vm, path: &Path) -> Result<SnapshotReport> {
 /// As [`save_template`].
 pub fn save_template_into(vm: &Vm, file: &File, path: &Path) -> Result<SnapshotReport> {
     expect_no_network(vm.shape())?;
-    let header = header(vm, TEMPLATE_MAGIC, TEMPLATE_VERSION)?;
+    let header = header((TEMPLATE_MAGIC, TEMPLATE_VERSION), vm.shape(), &vm.save_state()?)?;
     let report =
         fill(file, vm, &header).map_err(|(cause, written)| failure(path, cause, written, vm))?;
     let write = |cause| SnapshotError::Write { path: path.to_path_buf(), cause };
@@ -128,7 +128,7 @@ impl Template {
     /// [`SnapshotError`], [`crate::ShapeError`], [`crate::state::StateError`].
     pub fn open(path: &Path) -> Result<Self> {
         let mut input = Input::open(path)?;
-        let (shape, state) = input.header(TEMPLATE_MAGIC, TEMPLATE_VERSION)?;
+        let (shape, state) = input.header(TEMPLATE_MAGIC, TEMPLATE_VERSION..=TEMPLATE_VERSION)?;
         let (shape, state) = (VmShape::from_bytes(&shape)?, VmState::from_bytes(&state)?);
         let offset = image_offset(input.position());
         let file = input.into_file();

@@ -28,7 +28,7 @@ fn saved_file(folder: &Path) -> Vec<u8> {
 fn failure(folder: &Path, bytes: &[u8]) -> SnapshotError {
     let path = folder.join("broken");
     fs::write(&path, bytes).unwrap();
-    match restore(&path, Box::new(sink())) {
+    match restore(&path, SavedDisks::Unwritten, Box::new(sink())) {
         Err(Error::Snapshot(error)) => error,
         other => panic!("{other:?}"),
     }
@@ -46,7 +46,7 @@ fn a_restored_guest_has_the_same_memory_and_goes_on() {
     assert!(report.pages < 50, "zero pages are left out: {report:?}");
 
     assert_eq!(read_guest(&path).unwrap().0, *vm.shape());
-    let restored = restore(&path, Box::new(sink())).unwrap();
+    let restored = restore(&path, SavedDisks::Unwritten, Box::new(sink())).unwrap();
     let (mut left, mut right) = (vec![0; 16 << 20], vec![0; 16 << 20]);
     vm.ram().read(0, &mut left).unwrap();
     restored.ram().read(0, &mut right).unwrap();
@@ -100,12 +100,13 @@ fn files_of_others_are_refused() {
     for foreign in [&b""[..], b"LIGHTER", b"#!/bin/sh\nexit 1\n", &[0; 4096]] {
         assert!(matches!(failure(folder.path(), foreign), SnapshotError::Foreign { .. }));
     }
-    let missing = restore(Path::new("/nowhere/guest"), Box::new(sink())).unwrap_err();
+    let missing =
+        restore(Path::new("/nowhere/guest"), SavedDisks::Unwritten, Box::new(sink())).unwrap_err();
     assert!(missing.to_string().starts_with("cannot read /nowhere/guest: No such file"));
     let mut newer = saved_file(folder.path());
-    newer[8] = 2;
+    newer[8] = 3;
     let error = failure(folder.path(), &newer).to_string();
-    assert!(error.contains("has snapshot format 2, this program knows 1"), "{error}");
+    assert!(error.contains("has snapshot format 3, this program knows 2"), "{error}");
 }
 
 #[test]
@@ -141,7 +142,8 @@ fn a_pipe_or_a_folder_is_refused_at_once() {
     let pipe = folder.path().join("pipe");
     assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     for (path, what) in [(pipe.as_path(), "it is a pipe"), (folder.path(), "it is a folder")] {
-        let refused = restore(path, Box::new(sink())).unwrap_err().to_string();
+        let refused =
+            restore(path, SavedDisks::Unwritten, Box::new(sink())).unwrap_err().to_string();
         assert!(refused.contains(what) && refused.contains("not a file"), "{refused}");
         assert!(read_guest(path).is_err());
     }

@@ -11,7 +11,7 @@ use super::format::{END, MAGIC, VERSION};
 use super::partial::PartialFile;
 use crate::error::Result;
 use crate::memory::{CHUNK_BYTES, PAGE_BYTES};
-use crate::{RunState, Vm};
+use crate::{DeviceConfig, RunState, Vm, VmShape, VmState};
 
 /// What a save has done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,7 +31,7 @@ pub struct SnapshotReport {
 /// [`crate::Error::WrongState`] unless paused; [`SnapshotError`]. After an error nothing is left
 /// behind, and a file that was there before is untouched.
 pub fn save(vm: &Vm, path: &Path) -> Result<SnapshotReport> {
-    let header = header(vm, MAGIC, VERSION)?;
+    let header = guest_header(vm)?;
     let write = |cause| SnapshotError::Write { path: path.to_path_buf(), cause };
     let partial = PartialFile::create(path).map_err(write)?;
     let report = fill(partial.file(), path, vm, &header)?;
@@ -46,16 +46,32 @@ pub fn save(vm: &Vm, path: &Path) -> Result<SnapshotReport> {
 /// As [`save`].
 pub fn save_into(vm: &Vm, file: &File, path: &Path) -> Result<SnapshotReport> {
     let write = |cause| SnapshotError::Write { path: path.to_path_buf(), cause };
-    let report = fill(file, path, vm, &header(vm, MAGIC, VERSION)?)?;
+    let report = fill(file, path, vm, &guest_header(vm)?)?;
     file.sync_all().and_then(|()| expect_paused(vm)).map_err(write)?;
     Ok(report)
 }
 
+/// Everything before the memory of a guest, with what its disks look like now.
+fn guest_header(vm: &Vm) -> Result<Vec<u8>> {
+    let state = vm.save_state()?;
+    let mut shape = vm.shape().clone();
+    for (index, device) in shape.devices.iter_mut().enumerate() {
+        if let (DeviceConfig::Block(disk), Some(content)) = (device, vm.disk(index)) {
+            *disk = disk.clone().with_proof(content.seal()?);
+        }
+    }
+    header((MAGIC, VERSION), &shape, &state)
+}
+
 /// Everything before the memory.
-pub(super) fn header(vm: &Vm, magic: [u8; 8], version: u32) -> Result<Vec<u8>> {
+pub(super) fn header(
+    (magic, version): ([u8; 8], u32),
+    shape: &VmShape,
+    state: &VmState,
+) -> Result<Vec<u8>> {
     let mut bytes = magic.to_vec();
     bytes.extend(version.to_le_bytes());
-    for section in [vm.shape().to_bytes()?, vm.save_state()?.to_bytes()?] {
+    for section in [shape.to_bytes()?, state.to_bytes()?] {
         bytes.extend((section.len() as u32).to_le_bytes());
         bytes.extend(section);
     }
@@ -180,7 +196,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("guest");
         let vm = empty_vm(16, 1);
-        let header = header(&vm, MAGIC, VERSION).unwrap();
+        let header = guest_header(&vm).unwrap();
         let partial = PartialFile::create(&path).unwrap();
         fill(partial.file(), &path, &vm, &header).unwrap();
         vm.stop();

@@ -91,6 +91,25 @@ pub enum DeviceError {
         /// The file or block device.
         path: PathBuf,
     },
+    /// The disk was written since the guest was saved.
+    #[error(
+        "disk {} was written since the guest was saved, whose memory does not fit it any more: boot the guest from it with \
+         `lighter run`, put the disk of that time back, or give --unsafe if its content is the same",
+        path.display()
+    )]
+    DiskWritten {
+        /// The file or block device.
+        path: PathBuf,
+    },
+    /// Nobody can tell whether the disk was written since the guest was saved.
+    #[error(
+        "cannot tell whether disk {} was written since the guest was saved: give --unsafe if you are sure that it was not",
+        path.display()
+    )]
+    DiskUnsealed {
+        /// The file or block device.
+        path: PathBuf,
+    },
     /// The socket by which programs reach a guest could not be made.
     #[error("cannot listen at {} for those who look for the guest: {cause}", path.display())]
     Vsock {

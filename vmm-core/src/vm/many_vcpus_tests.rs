@@ -47,7 +47,8 @@ fn as_many_vcpus_as_this_host_has_are_saved_to_a_file_and_restored() {
     let path = folder.path().join("guest");
     snapshot::save(&vm, &path).unwrap();
 
-    let restored = snapshot::restore(&path, Box::new(sink())).unwrap();
+    let restored =
+        snapshot::restore(&path, snapshot::SavedDisks::Unwritten, Box::new(sink())).unwrap();
 
     let state = restored.save_state().unwrap();
     assert_eq!(state.vcpus.len(), usize::from(count));

@@ -61,7 +61,9 @@ fn a_clone_is_saved_and_restored_as_any_guest() {
     let clone = clone_of(&Template::open(&path).unwrap());
     let file = folder.path().join("clone");
     super::super::save(&clone, &file).unwrap();
-    let restored = super::super::restore(&file, Box::new(sink())).unwrap();
+    let restored =
+        super::super::restore(&file, super::super::SavedDisks::Unwritten, Box::new(sink()))
+            .unwrap();
     assert_eq!(word(&restored, DATA), counted);
     assert!(!restored.ram().is_from_template(), "ordinary memory");
     let again = folder.path().join("again");
@@ -116,7 +118,10 @@ fn damaged_and_foreign_files_are_refused() {
     let saved = folder.path().join("saved");
     super::super::save(&empty_vm(16, 1), &saved).unwrap();
     assert!(Template::open(&saved).unwrap_err().to_string().contains("not a saved guest"));
-    assert!(super::super::restore(&path, Box::new(sink())).is_err());
+    assert!(
+        super::super::restore(&path, super::super::SavedDisks::Unwritten, Box::new(sink()))
+            .is_err()
+    );
     let mut huge = good[..12].to_vec();
     huge.extend(u32::MAX.to_le_bytes());
     assert!(refusal(&huge).contains("section of"));

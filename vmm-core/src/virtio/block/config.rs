@@ -132,6 +132,17 @@ impl BlockConfig {
         &self.proof
     }
 
+    /// Checks that it is known what the disk looked like when its guest was saved.
+    ///
+    /// # Errors
+    /// [`DeviceError::DiskUnsealed`].
+    pub(crate) fn expect_seal(&self) -> Result<(), DeviceError> {
+        match self.proof {
+            DiskProof::Sealed(_) => Ok(()),
+            _ => Err(DeviceError::DiskUnsealed { path: self.path.clone() }),
+        }
+    }
+
     /// With the evidence that this host has: it is not taken over from the host that the guest came from.
     #[must_use]
     pub(crate) fn identified(self) -> Self {
@@ -250,6 +261,7 @@ fn no_sectors(path: &Path, bytes: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::seal::Seal;
     use super::*;
 
     fn file(bytes: u64) -> tempfile::NamedTempFile {
@@ -282,6 +294,14 @@ mod tests {
         let file = file(512);
         assert!(refusal(file.path(), "a serial").contains("serial number"));
         assert!(refusal(file.path(), &"x".repeat(21)).contains("serial number"));
+    }
+
+    #[test]
+    fn what_is_known_of_a_saved_guests_disk_must_be_a_seal() {
+        let file = file(512);
+        let config = BlockConfig::new(file.path(), Access::ReadOnly, "").unwrap();
+        assert!(matches!(config.expect_seal(), Err(DeviceError::DiskUnsealed { .. })));
+        config.with_proof(DiskProof::Sealed(Seal::File(1, 2))).expect_seal().unwrap();
     }
 
     #[test]

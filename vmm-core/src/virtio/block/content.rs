@@ -12,7 +12,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::config::{BlockConfig, Origin};
 use super::departed;
 use super::log::{WriteLog, each_word};
-use super::proof::Mark;
+use super::proof::{DiskProof, Mark};
+use super::seal::{self, Seal};
 use super::staged::{self, Nameless};
 use crate::memory::{CHUNK_BYTES, CHUNK_PAGES, PAGE_BYTES};
 use crate::raw_io::{self, Clearing, Extent};
@@ -203,6 +204,22 @@ impl DiskContent {
     pub fn sync(&self) -> Result<(), DeviceError> {
         let flush = |cause| DeviceError::Flush { path: self.path.clone(), cause };
         self.file.sync_data().map_err(flush)
+    }
+
+    /// Makes all that was written durable, and says what the disk looks like, of a guest that stands still: see [`Seal`].
+    ///
+    /// # Errors
+    /// The system's answer.
+    pub fn seal(&self) -> Result<DiskProof, DeviceError> {
+        Seal::of(&self.file).map(DiskProof::Sealed).map_err(|error| self.failed(error))
+    }
+
+    /// Breaks the seals of a disk that is about to be written.
+    ///
+    /// # Errors
+    /// The system's answer.
+    pub fn break_seals(&self) -> Result<(), DeviceError> {
+        seal::break_all(&self.file).map_err(|error| self.failed(error))
     }
 
     /// Checks that [`DiskContent::adopt`] would succeed now.

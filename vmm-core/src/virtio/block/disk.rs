@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use super::config::{Access, BlockConfig, Origin};
+use super::proof::DiskProof;
+use super::seal::{self, Seal};
 use super::{departed, staged};
 use crate::raw_io::{self, Lock};
 use crate::virtio::DeviceError;
@@ -19,6 +21,28 @@ use crate::virtio::DeviceError;
 const LOCK_PATIENCE: Duration = Duration::from_secs(3);
 /// How often the lock is tried meanwhile.
 const LOCK_INTERVAL: Duration = Duration::from_millis(2);
+
+/// What is done with a disk when its guest first has it here.
+#[derive(Debug, Default)]
+enum First {
+    /// Nothing: the guest has it already, on the host that it comes from.
+    #[default]
+    Nothing,
+    /// The guest begins on it: what was saved before does not fit it any more.
+    Begin,
+    /// The same, unless somebody has written it since the guest was saved.
+    BeginWhereSaved(Seal),
+}
+
+impl First {
+    fn of(config: &BlockConfig) -> Self {
+        match config.proof() {
+            DiskProof::Absent | DiskProof::Device(_) => Self::Begin,
+            DiskProof::Sealed(seal) => Self::BeginWhereSaved(seal.clone()),
+            DiskProof::AccessTime(..) | DiskProof::Vouched => Self::Nothing,
+        }
+    }
+}
 
 /// See the module.
 #[derive(Debug)]
@@ -30,6 +54,8 @@ pub(crate) struct Disk {
     locked: bool,
     /// It has been the guest's, who may have written what is not durable yet.
     may_be_written: bool,
+    /// What is still to be done.
+    first: First,
 }
 
 impl Disk {
@@ -40,7 +66,9 @@ impl Disk {
     pub(crate) fn open(config: &BlockConfig) -> Result<Self, DeviceError> {
         let (path, access, bytes) = (config.path(), config.access(), config.bytes());
         match config.origin() {
-            Origin::Present => Self::open_present(path, access),
+            Origin::Present => {
+                Ok(Self { first: First::of(config), ..Self::open_present(path, access)? })
+            }
             Origin::Arriving(_) => {
                 let file = Arc::new(staged::create(path, bytes)?);
                 Ok(Self::of(path, file, access, bytes))
@@ -79,7 +107,8 @@ impl Disk {
 
     fn of(path: &Path, file: Arc<File>, access: Access, bytes: u64) -> Self {
         let path = path.to_path_buf();
-        Self { path, file, access, bytes, locked: false, may_be_written: false }
+        let first = First::default();
+        Self { path, file, access, bytes, locked: false, may_be_written: false, first }
     }
 
     /// The open file, for whoever needs it for longer.
@@ -117,11 +146,23 @@ impl Disk {
     /// Locks it, and from then on trusts its content.
     ///
     /// # Errors
-    /// [`DeviceError::DiskInUse`]; what the system answers.
+    /// [`DeviceError::DiskInUse`]; [`DeviceError::DiskWritten`], [`DeviceError::DiskUnsealed`] for a guest that was saved; what the
+    /// system answers.
     pub(crate) fn take_over(&mut self) -> Result<(), DeviceError> {
         if self.locked {
             return Ok(());
         }
+        self.lock()?;
+        if let Err(error) = self.begin() {
+            self.release();
+            return Err(error);
+        }
+        self.may_be_written = true;
+        raw_io::forget_cached(&self.file);
+        Ok(())
+    }
+
+    fn lock(&mut self) -> Result<(), DeviceError> {
         let lock = match self.access {
             Access::ReadWrite => Lock::Exclusive,
             Access::ReadOnly => Lock::Shared,
@@ -137,8 +178,29 @@ impl Disk {
             }
             std::thread::sleep(LOCK_INTERVAL);
         }
-        (self.locked, self.may_be_written) = (true, true);
-        raw_io::forget_cached(&self.file);
+        self.locked = true;
+        Ok(())
+    }
+
+    /// Does what is to be done when the guest first has it.
+    fn begin(&mut self) -> Result<(), DeviceError> {
+        let failed = |cause| DeviceError::Disk { path: self.path.clone(), cause };
+        match &self.first {
+            First::Nothing => return Ok(()),
+            First::Begin => {}
+            First::BeginWhereSaved(seal) => match seal.holds_for(&self.file).map_err(failed)? {
+                Some(true) => {}
+                Some(false) => return Err(DeviceError::DiskWritten { path: self.path.clone() }),
+                None => return Err(DeviceError::DiskUnsealed { path: self.path.clone() }),
+            },
+        }
+        if self.access == Access::ReadWrite
+            && let Err(error) = seal::break_all(&self.file)
+        {
+            let path = self.path.display();
+            tracing::warn!(%error, "a guest that was saved on {path} may be restored by mistake");
+        }
+        self.first = First::Nothing;
         Ok(())
     }
 
@@ -193,6 +255,26 @@ mod tests {
         departed::forget(disk.file()).unwrap();
         departed::forget(disk.file()).unwrap();
         Disk::open_present(file.path(), Access::ReadWrite).unwrap();
+    }
+
+    #[test]
+    fn a_saved_guest_has_its_disk_when_nobody_has_written_it_and_once() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(4096).unwrap();
+        let fresh = BlockConfig::new(file.path(), Access::ReadWrite, "").unwrap();
+        let sealed = |seal| fresh.clone().with_proof(DiskProof::Sealed(seal));
+        let take = |config: &BlockConfig| Disk::open(config).unwrap().take_over();
+        let saved = sealed(Seal::of(file.as_file()).unwrap());
+        take(&saved.clone().with_proof(DiskProof::Vouched)).unwrap();
+        take(&saved).unwrap();
+        // The guest has begun, if it has not written.
+        assert!(matches!(take(&saved), Err(DeviceError::DiskWritten { .. })));
+        let saved = sealed(Seal::of(file.as_file()).unwrap());
+        take(&fresh).unwrap();
+        assert!(matches!(take(&saved), Err(DeviceError::DiskWritten { .. })));
+        let strange = sealed(Seal::Device("a".to_owned(), 1));
+        assert!(matches!(take(&strange), Err(DeviceError::DiskWritten { .. })));
+        take(&fresh).unwrap();
     }
 
     #[test]

@@ -3,7 +3,8 @@
 //! `request` understands what the driver asks and knows no file; `engine` carries it out; `disk`
 //! is the open disk with its lock, `content` the same for whoever copies it, `log` what was written
 //! meanwhile, `staged` a disk that is being copied to here. `proof` checks that two hosts share a
-//! disk, `departed` is a note on one whose content has moved away; `device.rs` ties them together.
+//! disk, `seal` that nobody has written one since its guest was saved, `departed` is a note on one whose content has moved
+//! away; `device.rs` ties them together.
 //! Start with [`BlockConfig`], which is what a guest's description says of a disk.
 
 mod config;
@@ -15,6 +16,7 @@ mod engine;
 mod log;
 mod proof;
 mod request;
+mod seal;
 mod staged;
 
 pub use config::{Access, BlockConfig, EngineChoice, Occupied};
@@ -22,6 +24,7 @@ pub use content::DiskContent;
 pub(crate) use departed::ATTRIBUTE as DEPARTED_ATTRIBUTE;
 pub(crate) use device::BlockDevice;
 pub use proof::{DiskProof, Mark};
+pub use seal::{Seal, statistics_of};
 
 /// Bytes of a sector, the unit of all positions, whatever the disk's own is.
 pub(crate) const SECTOR_BYTES: u64 = 512;

@@ -16,6 +16,7 @@ use nix::sys::time::TimeSpec;
 use serde::{Deserialize, Serialize};
 
 use super::disk::Disk;
+use super::seal::Seal;
 use crate::raw_io;
 
 /// Maximum number of names of a device.
@@ -49,6 +50,8 @@ pub enum DiskProof {
     AccessTime(i64, i64),
     /// The user said so (`--unsafe`).
     Vouched,
+    /// In a saved guest: what the disk looked like when it was saved.
+    Sealed(Seal),
 }
 
 impl DiskProof {
@@ -69,6 +72,7 @@ impl DiskProof {
             Self::Device(names) => {
                 names.len() <= NAMES_MAX && names.iter().all(|name| name.len() <= NAME_BYTES_MAX)
             }
+            Self::Sealed(seal) => seal.is_bounded(),
             Self::Absent | Self::AccessTime(..) | Self::Vouched => true,
         }
     }
@@ -80,7 +84,7 @@ impl DiskProof {
     pub(super) fn holds_for(&self, disk: &Disk) -> io::Result<Option<bool>> {
         let found = disk.file().metadata()?;
         Ok(match self {
-            Self::Absent => None,
+            Self::Absent | Self::Sealed(_) => None,
             Self::Vouched => Some(true),
             Self::Device(known) => match Self::of(disk.file()) {
                 Self::Device(names) => is_same_device(known, &names),

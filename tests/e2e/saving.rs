@@ -1,0 +1,196 @@
+//! `lighter save`, `restore` and `template`: what becomes of the guest, of the file, and of the disks between the two.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+use crate::host::checks::{await_life, guest_is_gone, memory_is_intact, nothing_left_behind};
+use crate::host::kernel::sleeper;
+use crate::host::{Exit, Guest, GuestPlan, Pair, Running, lighter, wait};
+
+#[test]
+fn a_saved_guest_has_ended_and_is_restored_where_it_was() {
+    let pair = Pair::without_nodes();
+    let guest = Guest::start(&pair.a, &GuestPlan::default());
+    await_life(&guest);
+    let file = pair.folder().join("web-1.lighter").display().to_string();
+    let said = pair.a.run(&["save", "web-1", &file]).ok().stdout;
+    assert!(said.contains("the guest has ended"), "{said}");
+    guest_is_gone(&[&pair.a], "web-1");
+    let shown = pair.a.run(&["show", "web-1"]).ok().stdout;
+    assert!(shown.contains(&format!("was saved to {file}")), "{shown}");
+
+    pair.b.run(&["restore", &file, "--name", "web-2", "--detach"]).ok();
+    let restored = pair.b.guest("web-2");
+    await_life(&restored);
+    memory_is_intact(&restored);
+    nothing_left_behind(&pair.hosts());
+}
+
+#[test]
+fn a_guest_without_disks_may_go_on_when_it_is_saved() {
+    let pair = Pair::without_nodes();
+    let guest = Guest::start(&pair.a, &GuestPlan::default());
+    let file = pair.folder().join("web-1.lighter").display().to_string();
+    pair.a.run(&["save", "web-1", &file, "--keep-running"]).ok();
+    await_life(&guest);
+    for name in ["web-2", "web-3"] {
+        pair.b.run(&["restore", &file, "--name", name, "--detach"]).ok();
+        memory_is_intact(&pair.b.guest(name));
+    }
+    memory_is_intact(&guest);
+}
+
+/// A guest that sleeps, with a disk.
+fn guest_with_a_disk(pair: &Pair) -> PathBuf {
+    let disk = pair.folder().join("disk.raw");
+    fs::write(&disk, [7; 1 << 20]).expect("a disk");
+    let (kernel, path) = (sleeper(pair.folder()).display().to_string(), disk.display().to_string());
+    let made_of = ["--memory", "64M", "--kernel", &kernel, "--disk", &path];
+    pair.a.run(&[&["run", "--detach", "--name", "db"][..], &made_of].concat()).ok();
+    disk
+}
+
+#[test]
+fn a_guest_is_restored_on_the_disk_that_it_left_and_on_no_other() {
+    let pair = Pair::without_nodes();
+    let disk = guest_with_a_disk(&pair);
+    let file = pair.folder().join("db.lighter").display().to_string();
+    let restore = |more: &[&str]| pair.a.run(&[&["restore", &file, "--detach"], more].concat());
+    pair.a
+        .run(&["save", "db", &file, "--keep-running"])
+        .complains(Exit::Failed, &["db writes its disk", "disk.raw", "--keep-running"]);
+    pair.a.guest("db").await_state("running");
+    assert!(!Path::new(&file).exists());
+
+    pair.a.run(&["save", "db", &file]).ok();
+    restore(&[]).ok();
+    pair.a.guest("db").await_state("running");
+    pair.a.run(&["destroy", "db"]).ok();
+    let words = ["disk.raw was written since the guest was saved", "lighter run", "--unsafe"];
+    restore(&[]).complains(Exit::Failed, &words);
+    guest_is_gone(&[&pair.a], "db");
+
+    restore(&["--unsafe"]).ok();
+    pair.a.run(&["save", "db", &file]).ok();
+    let written = File::options().write(true).open(&disk).expect("the disk");
+    written.write_all_at(&[8; 512], 0).expect("a sector");
+    restore(&[]).complains(Exit::Failed, &words);
+    nothing_left_behind(&pair.hosts());
+}
+
+#[test]
+fn a_template_of_a_guest_that_writes_disks_is_made_while_it_stands_still() {
+    let pair = Pair::without_nodes();
+    guest_with_a_disk(&pair);
+    let file = pair.folder().join("db.template").display().to_string();
+    let refused = pair.a.run(&["template", "db", &file]);
+    refused.complains(Exit::Failed, &["db writes its disk", "lighter pause db", "copy the disk"]);
+    pair.a.run(&["pause", "db"]).ok();
+    pair.a.run(&["template", "db", &file]).ok();
+    pair.a.guest("db").await_state("paused");
+}
+
+/// Asks a guest whose process may open files to save itself.
+fn save_by_api(guest: &Guest, file: &Path) {
+    let request = json!({ "file": file });
+    guest.request("POST", "/v1/guest/save", Some(&request)).success().expect("it is saved");
+}
+
+#[test]
+fn a_guest_that_was_saved_stands_still_until_it_is_ended_or_resumed() {
+    let pair = Pair::without_nodes();
+    let plan = GuestPlan {
+        options: ["--landlock", "off"].map(str::to_owned).to_vec(),
+        ..GuestPlan::default()
+    };
+    let guest = Guest::start(&pair.a, &plan);
+    let finish = || guest.request("PUT", "/v1/guest/save/finish", None);
+    assert_eq!(finish().status, 409, "a guest that runs is not ended by it");
+    let file = pair.folder().join("web-1.lighter");
+    save_by_api(&guest, &file);
+    guest.await_state("paused");
+    let other = file.with_extension("other").display().to_string();
+    for verb in [&["pause", "web-1"][..], &["save", "web-1", &other], &["stop", "web-1"]] {
+        pair.a.run(verb).complains(Exit::Failed, &["web-1 is being saved"]);
+    }
+    pair.a.run(&["resume", "web-1"]).ok();
+    await_life(&guest);
+    assert_eq!(finish().status, 409);
+
+    save_by_api(&guest, &file);
+    assert_eq!(finish().status, 202);
+    guest_is_gone(&[&pair.a], "web-1");
+    nothing_left_behind(&[&pair.a]);
+}
+
+#[test]
+fn a_guest_goes_on_when_nobody_waits_for_its_file() {
+    let pair = Pair::without_nodes();
+    let plan = GuestPlan { memory: "512M".to_owned(), ..GuestPlan::default() };
+    let guest = Guest::start(&pair.a, &plan);
+    let file = pair.folder().join("web-1.lighter");
+    let name = file.display().to_string();
+    let save = Running::start(lighter(pair.a.state_dir(), &["save", "web-1", &name]));
+    guest.await_state("paused");
+    save.pid().kill();
+    save.finish();
+    await_life(&guest);
+    memory_is_intact(&guest);
+    assert!(!file.exists());
+}
+
+#[test]
+fn a_save_whose_process_is_told_to_end_leaves_a_whole_file_or_none() {
+    let pair = Pair::without_nodes();
+    let plan = GuestPlan { memory: "512M".to_owned(), ..GuestPlan::default() };
+    let guest = Guest::start(&pair.a, &plan);
+    let folder = pair.folder().join("saved");
+    std::fs::create_dir(&folder).expect("a folder");
+    let file = folder.join("web-1.lighter").display().to_string();
+    let pid = guest.pid();
+    let save = Running::start(lighter(pair.a.state_dir(), &["save", "web-1", &file]));
+    wait::until("it is saved, or has been", || {
+        let state = guest.state();
+        let is_on_its_way = state.as_deref() == Some("paused") || Path::new(&file).exists();
+        wait::holds(is_on_its_way, state)
+    });
+    pid.signal(Signal::SIGTERM);
+
+    let done = save.finish();
+    guest_is_gone(&[&pair.a], "web-1");
+
+    let left = std::fs::read_dir(&folder).expect("a folder").count();
+    assert_eq!(left, usize::from(done.exit == Exit::Done), "{done:#?}");
+    if done.exit != Exit::Done {
+        done.complains(Exit::Failed, &["cannot save web-1", "the guest ended"]);
+    }
+}
+
+#[test]
+fn a_damaged_saved_guest_is_refused_and_leaves_nothing() {
+    let pair = Pair::without_nodes();
+    Guest::start(&pair.a, &GuestPlan::default());
+    let file = pair.folder().join("web-1.lighter");
+    let name = file.display().to_string();
+    pair.a.run(&["save", "web-1", &name]).ok();
+    let whole = std::fs::read(&file).expect("the saved guest");
+
+    let mut flipped = whole.clone();
+    let middle = flipped.len() / 2;
+    flipped[middle] ^= 1;
+    for (damaged, what) in [
+        (flipped, "a flipped bit"),
+        (whole[..middle].to_vec(), "half a file"),
+        (Vec::new(), "nothing"),
+    ] {
+        std::fs::write(&file, damaged).expect("a file");
+        let refused = pair.b.run(&["restore", &name, "--detach"]);
+        assert_eq!(refused.exit, Exit::Failed, "{what}: {refused:#?}");
+        refused.complains(Exit::Failed, &["lighter: ", "web-1.lighter"]);
+        nothing_left_behind(&[&pair.b]);
+    }
+}

@@ -1,0 +1,153 @@
+//! Whether a disk was written since its guest was saved: a guest that is restored on a disk of later would destroy it.
+//!
+//! Of a file its modification time tells. What a guest writes becomes durable before that time does, so a guest that starts on a
+//! file sets it, durably, before its first write. A block device has none; its kernel counts what is written to it, for as long
+//! as the host is up.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::sys::stat::{futimens, major, minor};
+use nix::sys::time::TimeSpec;
+use serde::{Deserialize, Serialize};
+
+/// Longest name of a host's life, in bytes: a UUID.
+const BOOT_BYTES_MAX: usize = 64;
+/// File systems store times to two seconds, or better.
+const BREAK_PATIENCE: Duration = Duration::from_secs(3);
+/// Most store them to the tick of the kernel's clock.
+const BREAK_INTERVAL: Duration = Duration::from_millis(4);
+/// Where the sectors written stand in a device's `stat` (Documentation/block/stat.rst).
+const SECTORS_WRITTEN: usize = 6;
+
+/// What a disk looked like when its guest was saved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Seal {
+    /// A file, by its modification time: seconds since 1970, and nanoseconds.
+    File(i64, i64),
+    /// A block device, by the host's life and the sectors that were written to it in that.
+    Device(String, u64),
+}
+
+impl Seal {
+    /// Makes what was written to `file` durable, and says what it looks like now.
+    ///
+    /// # Errors
+    /// The system's answer.
+    pub(super) fn of(file: &File) -> io::Result<Self> {
+        file.sync_all()?;
+        let found = file.metadata()?;
+        if !found.file_type().is_block_device() {
+            return Ok(Self::File(found.mtime(), found.mtime_nsec()));
+        }
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+        Ok(Self::Device(boot.trim().to_owned(), sectors_written(found.rdev())?))
+    }
+
+    /// Whether its bounds are kept.
+    pub(super) fn is_bounded(&self) -> bool {
+        match self {
+            Self::File(..) => true,
+            Self::Device(boot, _) => boot.len() <= BOOT_BYTES_MAX,
+        }
+    }
+
+    /// Whether `file` is as it was; `None` when there is no telling.
+    ///
+    /// # Errors
+    /// The system's answer.
+    pub(super) fn holds_for(&self, file: &File) -> io::Result<Option<bool>> {
+        let now = Self::of(file)?;
+        Ok(match (self, &now) {
+            (Self::Device(then, _), Self::Device(now, _)) if then != now => None,
+            (then, now) => Some(then == now),
+        })
+    }
+}
+
+/// Breaks all seals of a regular file, durably, before it is written.
+///
+/// # Errors
+/// The system's answer.
+pub(super) fn break_all(file: &File) -> io::Result<()> {
+    let before = file.metadata()?;
+    if !before.is_file() {
+        return Ok(());
+    }
+    let start = Instant::now();
+    loop {
+        // Both times: whoever may write the file may do that, and nothing less.
+        futimens(file, &TimeSpec::UTIME_NOW, &TimeSpec::UTIME_NOW)?;
+        if file.metadata()?.modified()? != before.modified()? {
+            return file.sync_all();
+        }
+        if start.elapsed() > BREAK_PATIENCE {
+            return Err(io::Error::other("its modification time does not change"));
+        }
+        std::thread::sleep(BREAK_INTERVAL);
+    }
+}
+
+fn sectors_written(device: u64) -> io::Result<u64> {
+    let stat = fs::read_to_string(stat_path(device))?;
+    let field = stat.split_whitespace().nth(SECTORS_WRITTEN);
+    let strange = || io::Error::other("its statistics have an unknown form");
+    field.and_then(|field| field.parse().ok()).ok_or_else(strange)
+}
+
+/// The file in which the kernel counts what is written to the block device at `path`; none for anything else. A [`Seal`] is made and
+/// checked by whoever may read it.
+pub fn statistics_of(path: &Path) -> Option<PathBuf> {
+    let found = fs::metadata(path).ok()?;
+    found.file_type().is_block_device().then(|| stat_path(found.rdev()))
+}
+
+fn stat_path(device: u64) -> PathBuf {
+    PathBuf::from(format!("/sys/dev/block/{}:{}/stat", major(device), minor(device)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+
+    #[test]
+    fn a_file_that_was_written_is_told_from_one_that_was_read() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let file = file.as_file();
+        file.write_all_at(&[7; 4096], 0).unwrap();
+        let seal = Seal::of(file).unwrap();
+        file.read_exact_at(&mut [0; 512], 0).unwrap();
+        assert_eq!(seal.holds_for(file).unwrap(), Some(true));
+        std::thread::sleep(Duration::from_millis(20));
+        file.write_all_at(&[8; 512], 0).unwrap();
+        assert_eq!(seal.holds_for(file).unwrap(), Some(false));
+    }
+
+    #[test]
+    fn a_seal_is_broken_before_anything_is_written() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let seal = Seal::of(file.as_file()).unwrap();
+        break_all(file.as_file()).unwrap();
+        assert_eq!(seal.holds_for(file.as_file()).unwrap(), Some(false));
+    }
+
+    #[test]
+    fn a_device_is_counted_in_one_life_of_its_host() {
+        let here = Seal::Device("a".to_owned(), 7);
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert_eq!(here.holds_for(file.as_file()).unwrap(), Some(false), "a file is no device");
+        assert!(!Seal::Device("x".repeat(BOOT_BYTES_MAX + 1), 0).is_bounded());
+        // Any block device of this host; there need not be one.
+        let devices = fs::read_dir("/sys/dev/block").into_iter().flatten().flatten();
+        for device in devices {
+            let name = device.file_name().into_string().unwrap();
+            let numbers: Vec<u64> = name.split(':').map(|number| number.parse().unwrap()).collect();
+            sectors_written(nix::sys::stat::makedev(numbers[0], numbers[1])).unwrap();
+        }
+    }
+}
