@@ -74,6 +74,11 @@ pub(crate) trait GuestControl: Send + Sync + 'static {
         handed: Option<File>,
         asker: &Weak<()>,
     ) -> Result<Saved, ApiError>;
+    /// Lets the guest that stands still since it was saved do so for longer.
+    ///
+    /// # Errors
+    /// None does.
+    fn hold_save(&self) -> Result<StateAnswer, ApiError>;
     /// Ends the guest that stands still since it was saved.
     ///
     /// # Errors
@@ -207,6 +212,7 @@ fn routes() -> Vec<Route> {
         ask(Method::PUT, "/v1/guest/reset", done, |guest| guest.reset()),
         ask(Method::PUT, "/v1/guest/stop", begun, |guest| guest.stop()),
         Route { method: Method::POST, path: "/v1/guest/save", handler: post(save) },
+        ask(Method::PUT, "/v1/guest/save/hold", done, |guest| guest.hold_save()),
         ask(Method::PUT, "/v1/guest/save/finish", begun, |guest| guest.finish_save()),
         ask(Method::GET, "/v1/guest/migration", done, |guest| guest.migration()),
         tell(Method::POST, "/v1/guest/migration", begun, |guest, request: MigrationRequest| {
@@ -384,6 +390,9 @@ mod tests {
             migrating()
         }
         fn save(&self, _: &SaveRequest, _: Option<File>, _: &Weak<()>) -> Result<Saved, ApiError> {
+            migrating()
+        }
+        fn hold_save(&self) -> Result<StateAnswer, ApiError> {
             migrating()
         }
         fn finish_save(&self) -> Result<StateAnswer, ApiError> {

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 use vmm_core::memory::HugePages;
 use vmm_core::virtio::balloon::Statistics;
+use vmm_core::virtio::block::{Access, BlockConfig};
 use vmm_core::virtio::net::NetStatus;
 
 use crate::names::GuestName;
@@ -81,6 +82,9 @@ pub(crate) struct GuestInfo {
     pub(crate) memory_bytes: u64,
     /// Virtual CPUs.
     pub(crate) vcpus: u8,
+    /// Its disks.
+    #[serde(default)]
+    pub(crate) disks: Vec<DiskInfo>,
     /// Its network devices.
     #[serde(default)]
     pub(crate) nets: Vec<NetInfo>,
@@ -125,6 +129,7 @@ impl GuestInfo {
             kind: GuestKind::Workload,
             memory_bytes: 512 << 20,
             vcpus: 2,
+            disks: Vec::new(),
             nets: Vec::new(),
             cpu_model: None,
             backing: BackingInfo::default(),
@@ -185,6 +190,27 @@ pub(crate) struct VsockInfo {
     pub(crate) cid: u32,
     /// Where programs of this host reach it; where it reaches them is the same with `_PORT`.
     pub(crate) socket: PathBuf,
+}
+
+/// A disk of a guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct DiskInfo {
+    /// The file or block device on this host.
+    pub(crate) path: PathBuf,
+    /// Its size, bytes.
+    pub(crate) bytes: u64,
+    /// The guest cannot write it.
+    pub(crate) read_only: bool,
+}
+
+impl From<&BlockConfig> for DiskInfo {
+    fn from(disk: &BlockConfig) -> Self {
+        Self {
+            path: disk.path().to_owned(),
+            bytes: disk.bytes(),
+            read_only: disk.access() == Access::ReadOnly,
+        }
+    }
 }
 
 /// A network device of a guest.
@@ -396,6 +422,19 @@ pub(crate) struct SaveRequest {
     /// Whether the guest goes on when it is written; else it stands still until it is ended, for a minute at most.
     #[serde(default)]
     pub(crate) keep_running: bool,
+    /// Copies that will be made of its disks, while it stands still, for the guest to be restored on.
+    #[serde(default)]
+    pub(crate) copies: Option<SavedCopies>,
+}
+
+/// Copies of a guest's disks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SavedCopies {
+    /// Where the copy of each disk will be.
+    pub(crate) paths: BTreeMap<PathBuf, PathBuf>,
+    /// The modification time that they will have, in seconds since 1970.
+    pub(crate) modified_unix_s: i64,
 }
 
 /// What a guest is written to a file for.

@@ -97,11 +97,14 @@ pub(crate) struct RestoreArgs {
 #[command(after_help = "\
 Examples:
   lighter save web-1 web-1.lighter
-  lighter save web-1 web-1.lighter --keep-running
+  lighter save web-1 web-1.lighter --disks --keep-running
 
-The guest is paused while it is written, and then ends; `lighter restore` lets it go on. If it cannot be written, it
-goes on. With --keep-running it goes on in any case, which a guest that writes disks cannot: the file would be of
-before, and its disks of after.")]
+The guest is paused while it is written, and then ends; `lighter restore` lets it go on. If it cannot be written, or
+this is interrupted, it goes on. With --keep-running it goes on in any case, which a guest that writes disks cannot
+unless they are saved as well: the file would be of before, and its disks of after.
+
+With --disks the disks that it writes are copied to FILE.NAME while it stands still, at once on a file system that
+shares blocks (btrfs, xfs), and `lighter restore` runs the guest on the copies.")]
 pub(crate) struct SaveArgs {
     /// The guest.
     pub(crate) name: GuestName,
@@ -109,9 +112,13 @@ pub(crate) struct SaveArgs {
     /// The file to write; an existing one is only replaced when all is written.
     pub(crate) file: PathBuf,
 
-    /// Let the guest go on when it is written. Not for guests that write disks.
+    /// Let the guest go on when it is written. A guest that writes disks needs --disks for it.
     #[arg(long)]
     pub(crate) keep_running: bool,
+
+    /// Copy the disks that the guest writes, too, for it to be restored on.
+    #[arg(long)]
+    pub(crate) disks: bool,
 }
 
 /// `lighter template`.

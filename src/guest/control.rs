@@ -20,9 +20,9 @@ use crate::api::guest::GuestControl;
 use crate::api::memory::{GuestMemory, TreatedMemory, TreatmentRequest};
 use crate::api::survey::{SurveyDomain, SurveyRequest, SurveyStatus, SurveyedMemory};
 use crate::api::types::{
-    BackingInfo, BalloonInfo, BalloonRequest, ConsoleInput, ConsoleTaken, GuestInfo, GuestKind,
-    GuestState, LandlockState, MigrationRequest, MigrationStarted, MigrationStatus, NetInfo,
-    OnReboot, RebootRequest, Resolution, SaveRequest, Saved, StateAnswer, VsockInfo,
+    BackingInfo, BalloonInfo, BalloonRequest, ConsoleInput, ConsoleTaken, DiskInfo, GuestInfo,
+    GuestKind, GuestState, LandlockState, MigrationRequest, MigrationStarted, MigrationStatus,
+    NetInfo, OnReboot, RebootRequest, Resolution, SaveRequest, Saved, StateAnswer, VsockInfo,
     WorkloadControl, WorkloadControlled, WorkloadInfo,
 };
 use crate::api::{ApiError, Reason};
@@ -60,6 +60,21 @@ impl ProcessControl {
         action(self.machine()?).map_err(ApiError::failed)?;
         drop(occupation);
         Ok(self.state())
+    }
+
+    /// Does `action` with a guest that stands still since it was saved.
+    fn on_saved_guest(&self, action: impl FnOnce(&StandsStill)) -> Result<(), ApiError> {
+        match &*self.process().occupation() {
+            Occupation::Saved(guest) => {
+                action(guest);
+                Ok(())
+            }
+            _ => {
+                let name = self.process().name();
+                let text = format!("{name} does not stand still after it was saved");
+                Err(ApiError::new(Reason::WrongState, text))
+            }
+        }
     }
 
     fn refuse_when_busy(&self, occupation: &Occupation) -> Result<(), ApiError> {
@@ -157,6 +172,10 @@ impl ProcessControl {
     }
 }
 
+fn disks(machine: &SharedMachine) -> Vec<DiskInfo> {
+    machine.shape().disks().map(DiskInfo::from).collect()
+}
+
 fn nets(machine: &SharedMachine) -> Vec<NetInfo> {
     machine.vm().nets().into_iter().map(NetInfo::from).collect()
 }
@@ -179,6 +198,7 @@ impl GuestControl for ProcessControl {
             kind: machine.map_or(GuestKind::Linux, |machine| machine.kind()),
             memory_bytes: machine.map_or(0, |machine| machine.shape().memory_bytes),
             vcpus: machine.map_or(0, |machine| machine.shape().vcpus),
+            disks: machine.map(disks).unwrap_or_default(),
             nets: machine.map(nets).unwrap_or_default(),
             cpu_model: machine.map(|machine| machine.shape().cpu_model.clone()),
             backing: machine.map(|machine| self.backing(machine)).unwrap_or_default(),
@@ -270,11 +290,12 @@ impl GuestControl for ProcessControl {
         if request.keep_running {
             saved::expect_no_written_disks(machine, self.process().name(), request.format)?;
         }
+        saved::expect_disks(machine, request)?;
         let saving = Saving::begin(self.process(), &mut occupation);
         self.process().surveys().call_off(machine);
         drop(occupation);
         let began = Instant::now();
-        let saved = saved::save(machine, &request.file, request.format, handed);
+        let saved = saved::save(machine, request, handed);
         let (file_bytes, guest) = saved.map_err(ApiError::failed)?;
         if !request.keep_running && asker.strong_count() > 0 {
             let guest = Arc::new(guest);
@@ -287,14 +308,15 @@ impl GuestControl for ProcessControl {
         })
     }
 
+    fn hold_save(&self) -> Result<StateAnswer, ApiError> {
+        self.on_saved_guest(|guest| guest.hold())?;
+        Ok(self.state())
+    }
+
     fn finish_save(&self) -> Result<StateAnswer, ApiError> {
-        let occupation = self.process().occupation();
-        let Occupation::Saved(guest) = &*occupation else {
-            let text = format!("{} does not stand still after it was saved", self.process().name());
-            return Err(ApiError::new(Reason::WrongState, text));
-        };
-        self.process().end(Ending::Saved { file: guest.file().to_owned() });
-        drop(occupation);
+        self.on_saved_guest(|guest| {
+            self.process().end(Ending::Saved { file: guest.file().to_owned() });
+        })?;
         Ok(StateAnswer { state: GuestState::Ended })
     }
 

@@ -2,19 +2,20 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use tokio::time::Instant;
 use uuid::Uuid;
-use vmm_core::snapshot::{CloneConfig, SavedDisks, Template};
+use vmm_core::snapshot::{CloneConfig, DiskCopies, SavedDisks, Template};
 use vmm_core::virtio::block::{Access, BlockConfig};
 use vmm_core::{RunState, Vm, VmOptions, VmShape, VmState, snapshot};
 
 use super::console::Console;
 use super::machine::{Machine, SharedMachine};
 use super::process::GuestProcess;
-use crate::api::types::SaveFormat;
+use crate::api::types::{SaveFormat, SaveRequest, SavedCopies};
 use crate::api::{ApiError, Reason};
 use crate::cli::spec::GuestSpec;
 use crate::names::GuestName;
@@ -109,8 +110,8 @@ pub(crate) fn expect_no_written_disks(
     let disk = disk.path().display();
     let text = match format {
         SaveFormat::Guest => format!(
-            "{name} writes its disk {disk}: should it go on, its file would be of before, and its disk of after; leave \
-             --keep-running away"
+            "{name} writes its disk {disk}: should it go on, its file would be of before, and its disk of after; save the \
+             disk as well (--disks), or leave --keep-running away"
         ),
         // Whoever has paused it can copy the disk meanwhile.
         SaveFormat::Template if machine.vm().run_state() == RunState::Paused => return Ok(()),
@@ -122,23 +123,50 @@ pub(crate) fn expect_no_written_disks(
     Err(ApiError::new(Reason::BadRequest, text))
 }
 
-/// Writes a guest to `file` in `format`. Returns the file's size in bytes, and the guest, which stands still.
+/// Checks that what is said of the guest's disks makes sense.
+///
+/// # Errors
+/// It does not.
+pub(crate) fn expect_disks(machine: &Machine, request: &SaveRequest) -> Result<(), ApiError> {
+    let Some(copies) = &request.copies else { return Ok(()) };
+    let bad = |text: String| Err(ApiError::new(Reason::BadRequest, text));
+    if request.format == SaveFormat::Template || request.keep_running {
+        return bad("copies of disks go with a guest that stands still to be restored".to_owned());
+    }
+    for (disk, copy) in &copies.paths {
+        if !machine.shape().disks().any(|known| known.path() == disk) {
+            return bad(format!("the guest has no disk {}", disk.display()));
+        }
+        if !copy.is_absolute() {
+            return bad(format!("{} is no absolute path for a disk", copy.display()));
+        }
+    }
+    Ok(())
+}
+
+/// Writes a guest as `request` says. Returns the file's size in bytes, and the guest, which stands still.
 ///
 /// # Errors
 /// The guest has ended, or the file cannot be written; the guest goes on all the same.
 pub(crate) fn save(
     machine: &SharedMachine,
-    file: &Path,
-    format: SaveFormat,
+    request: &SaveRequest,
     handed: Option<File>,
 ) -> Result<(u64, StandsStill)> {
+    let file = request.file.as_path();
     let vm = machine.vm();
     let ran = vm.run_state() == RunState::Running;
     vm.pause()?;
-    let guest = StandsStill { machine: Arc::clone(machine), ran, file: file.to_owned() };
-    let report = match (format, handed) {
-        (SaveFormat::Guest, None) => snapshot::save(vm, file)?,
-        (SaveFormat::Guest, Some(handed)) => snapshot::save_into(vm, &handed, file)?,
+    let guest = StandsStill {
+        machine: Arc::clone(machine),
+        ran,
+        file: file.to_owned(),
+        until: Mutex::new(Instant::now() + STANDS_STILL_MAX),
+    };
+    let copies = request.copies.clone().map(DiskCopies::from).unwrap_or_default();
+    let report = match (request.format, handed) {
+        (SaveFormat::Guest, None) => snapshot::save(vm, file, &copies)?,
+        (SaveFormat::Guest, Some(handed)) => snapshot::save_into(vm, &handed, file, &copies)?,
         (SaveFormat::Template, None) => snapshot::save_template(vm, file)?,
         (SaveFormat::Template, Some(handed)) => snapshot::save_template_into(vm, &handed, file)?,
     };
@@ -151,20 +179,42 @@ pub(crate) struct StandsStill {
     machine: SharedMachine,
     ran: bool,
     file: PathBuf,
+    /// When it goes on unless somebody holds it.
+    until: Mutex<Instant>,
+}
+
+impl From<SavedCopies> for DiskCopies {
+    fn from(copies: SavedCopies) -> Self {
+        Self { paths: copies.paths, modified_unix_s: copies.modified_unix_s }
+    }
 }
 
 impl StandsStill {
+    /// For another minute.
+    pub(super) fn hold(&self) {
+        *self.until.lock().unwrap_or_else(PoisonError::into_inner) =
+            Instant::now() + STANDS_STILL_MAX;
+    }
+
+    fn until(&self) -> Instant {
+        *self.until.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Where it was saved.
     pub(super) fn file(&self) -> &Path {
         &self.file
     }
 
-    /// Lets `guest`, of `process`, go on when nobody ends it within a minute: whoever has asked for the file is gone.
+    /// Lets `guest`, of `process`, go on when nobody holds or ends it for a minute: whoever has asked for the file is gone.
     pub(super) fn limit(guest: &Arc<Self>, process: &Arc<GuestProcess>) {
         let runtime = process.runtime().clone();
         let (guest, process) = (Arc::downgrade(guest), Arc::downgrade(process));
         runtime.spawn(async move {
-            tokio::time::sleep(STANDS_STILL_MAX).await;
+            while let Some(until) = guest.upgrade().map(|guest| guest.until())
+                && Instant::now() < until
+            {
+                tokio::time::sleep_until(until).await;
+            }
             let (Some(guest), Some(process)) = (guest.upgrade(), process.upgrade()) else { return };
             if process.goes_on_after_save(&guest) {
                 let (name, file) = (process.name(), guest.file.display());
@@ -216,7 +266,13 @@ mod tests {
         machine.vm().ram().copy_in(5, 0, &[9; 4096]).unwrap();
 
         let file = folder.path().join("web.lighter");
-        assert!(save(&machine, &file, SaveFormat::Guest, None).unwrap().0 > 4096);
+        let request = SaveRequest {
+            file: file.clone(),
+            format: SaveFormat::Guest,
+            keep_running: false,
+            copies: None,
+        };
+        assert!(save(&machine, &request, None).unwrap().0 > 4096);
 
         let trust = (SavedDisks::Unwritten, &[][..]);
         let restored = restore(&file, "web-2".parse().unwrap(), trust, &console).unwrap();

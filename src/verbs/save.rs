@@ -1,4 +1,6 @@
-//! `lighter save` and `lighter template`: a guest's memory and state into a file.
+//! `lighter save` and `lighter template`: a guest's memory and state into a file, and its disks beside it.
+
+mod disks;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -6,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use vmm_core::snapshot::PartialFile;
 
+use self::disks::Copies;
 use super::session::{block_on, is_gone_within};
 use crate::api::ApiClient;
 use crate::api::types::{SaveFormat, SaveRequest, Saved, StateAnswer};
@@ -13,6 +16,7 @@ use crate::cli::guest::{SaveArgs, TemplateArgs};
 use crate::exit::Exit;
 use crate::names::GuestName;
 use crate::output;
+use crate::signals::EndSignals;
 use crate::state_dir::{GuestDir, StateDir};
 use crate::units::{format_duration, format_size};
 
@@ -25,11 +29,16 @@ const END_PATIENCE: Duration = Duration::from_secs(30);
 /// Saves a guest.
 ///
 /// # Errors
-/// There is no such guest, it is being migrated, it shall go on and writes disks, or the file cannot be written.
+/// There is no such guest, it is being migrated, it shall go on and writes disks, or a file cannot be written.
 pub(crate) fn run(state: &StateDir, args: &SaveArgs) -> Result<Exit> {
-    let file = absolute(&args.file)?;
-    let (format, keep_running) = (SaveFormat::Guest, args.keep_running);
-    write(state, &args.name, &SaveRequest { file, format, keep_running })
+    let asked = Asked::new(state, &args.name, &args.file)?;
+    let goes_on = args.keep_running;
+    block_on(asked.or_called_off(async {
+        match (args.disks, goes_on) {
+            (false, true) => asked.write(SaveFormat::Guest).await,
+            (with_disks, goes_on) => asked.write_standing(with_disks, goes_on).await,
+        }
+    }))
 }
 
 /// Makes a template of a guest.
@@ -37,62 +46,119 @@ pub(crate) fn run(state: &StateDir, args: &SaveArgs) -> Result<Exit> {
 /// # Errors
 /// As [`run`].
 pub(crate) fn template(state: &StateDir, args: &TemplateArgs) -> Result<Exit> {
-    let file = absolute(&args.file)?;
-    let format = SaveFormat::Template;
-    write(state, &args.name, &SaveRequest { file, format, keep_running: true })
+    let asked = Asked::new(state, &args.name, &args.file)?;
+    block_on(asked.write(SaveFormat::Template))
 }
 
-fn absolute(file: &Path) -> Result<PathBuf> {
-    std::path::absolute(file).with_context(|| format!("cannot find {}", file.display()))
+/// A guest that is to be written to a file.
+#[derive(Debug)]
+struct Asked {
+    name: GuestName,
+    guest: GuestDir,
+    client: ApiClient,
+    file: PathBuf,
 }
 
-fn write(state: &StateDir, name: &GuestName, request: &SaveRequest) -> Result<Exit> {
-    let guest = state.live_guest(name)?;
-    let client = ApiClient::new(&guest.socket()).with_patience(PATIENCE);
-    let saved = block_on(save(&client, &guest, request));
-    let saved = saved.with_context(|| format!("cannot save {name}"))?;
-    let (size, file) = (format_size(saved.file_bytes), request.file.display());
-    if request.keep_running {
-        let stood = format_duration(Duration::from_millis(saved.paused_ms));
-        output::print_line(format_args!(
-            "{name}: {size} in {file}, the guest stood still for {stood}"
-        ))?;
-    } else {
-        output::print_line(format_args!("{name}: {size} in {file}, the guest has ended"))?;
+impl Asked {
+    fn new(state: &StateDir, name: &GuestName, file: &Path) -> Result<Self> {
+        let guest = state.live_guest(name)?;
+        let client = ApiClient::new(&guest.socket()).with_patience(PATIENCE);
+        let file =
+            std::path::absolute(file).with_context(|| format!("cannot find {}", file.display()))?;
+        Ok(Self { name: name.clone(), guest, client, file })
     }
-    Ok(Exit::Done)
-}
 
-/// Has the guest written to a file without a name, which gets its name when all is there, and ended then unless it is to go on. The
-/// file is opened here: the guest's process may not, and it becomes this user's.
-async fn save(client: &ApiClient, guest: &GuestDir, request: &SaveRequest) -> Result<Saved> {
-    let failed = || format!("cannot save the guest to {}", request.file.display());
-    let partial = PartialFile::create(&request.file).with_context(failed)?;
-    let saved = client.post_with_file("/v1/guest/save", request, partial.file()).await?;
-    let published = partial.publish(|| Ok(())).with_context(failed);
-    if request.keep_running {
-        return published.map(|()| saved);
+    /// Does what `work` does, unless somebody calls it off before its end: then the guest goes on.
+    async fn or_called_off(&self, work: impl Future<Output = Result<Exit>>) -> Result<Exit> {
+        let mut signals = EndSignals::listen()?;
+        let signal = tokio::select! {
+            done = work => return done.with_context(|| format!("cannot save {}", self.name)),
+            signal = signals.next() => signal,
+        };
+        // While it is being written it goes on by itself: nobody waits for the answer any more.
+        let _too_early = self.put("resume").await;
+        bail!("{}: not saved, on {signal}", self.name)
     }
-    if let Err(error) = published {
-        client
-            .put::<StateAnswer>("/v1/guest/resume")
-            .await
-            .with_context(|| format!("{error:#}"))?;
-        return Err(error);
-    }
-    end(client, guest).await.with_context(|| {
-        format!("{} is complete, and may be of before by now", request.file.display())
-    })?;
-    Ok(saved)
-}
 
-/// Ends a guest whose file is complete.
-async fn end(client: &ApiClient, guest: &GuestDir) -> Result<()> {
-    let answer = client.put::<StateAnswer>("/v1/guest/save/finish").await;
-    if is_gone_within(guest, END_PATIENCE).await {
-        // Whatever it has answered.
-        return Ok(());
+    async fn put(&self, what: &str) -> Result<StateAnswer> {
+        Ok(self.client.put(&format!("/v1/guest/{what}")).await?)
     }
-    answer?;
-    bail!("the guest's process does not end")
+
+    /// A file without a name, which gets its name when all is there. It is opened here: the guest's process may not, and it becomes
+    /// this user's.
+    fn open(&self) -> Result<PartialFile> {
+        PartialFile::create(&self.file)
+            .with_context(|| format!("cannot save the guest to {}", self.file.display()))
+    }
+
+    fn publish(&self, file: PartialFile) -> Result<()> {
+        file.publish(|| Ok(()))
+            .with_context(|| format!("cannot save the guest to {}", self.file.display()))
+    }
+
+    async fn fill(&self, file: &PartialFile, request: &SaveRequest) -> Result<Saved> {
+        Ok(self.client.post_with_file("/v1/guest/save", request, file.file()).await?)
+    }
+
+    /// Writes a guest that goes on when it is written.
+    async fn write(&self, format: SaveFormat) -> Result<Exit> {
+        let partial = self.open()?;
+        let file = self.file.clone();
+        let request = SaveRequest { file, format, keep_running: true, copies: None };
+        let saved = self.fill(&partial, &request).await?;
+        self.publish(partial)?;
+        self.tell(&saved, Some(saved.paused_ms))
+    }
+
+    /// Writes a guest that stands still until the file has its name, and so do copies of its disks.
+    async fn write_standing(&self, with_disks: bool, goes_on: bool) -> Result<Exit> {
+        let copies = match with_disks {
+            true => Copies::create(&self.client.get("/v1/guest").await?, &self.file)?,
+            false => Copies::default(),
+        };
+        let partial = self.open()?;
+        let (file, format) = (self.file.clone(), SaveFormat::Guest);
+        let request = SaveRequest { file, format, keep_running: false, copies: copies.plan() };
+        let began = std::time::Instant::now();
+        let saved = self.fill(&partial, &request).await?;
+        let published = async {
+            copies.fill(|| self.put("save/hold")).await?;
+            self.publish(partial)
+        };
+        if let Err(error) = published.await {
+            self.put("resume").await.with_context(|| format!("{error:#}"))?;
+            return Err(error);
+        }
+        if goes_on {
+            self.put("resume").await?;
+            let stood = u64::try_from(began.elapsed().as_millis()).ok();
+            return self.tell(&saved, stood);
+        }
+        self.end().await.with_context(|| {
+            format!("{} is complete, and may be of before by now", self.file.display())
+        })?;
+        self.tell(&saved, None)
+    }
+
+    /// Ends a guest whose file is complete.
+    async fn end(&self) -> Result<()> {
+        let answer = self.put("save/finish").await;
+        if is_gone_within(&self.guest, END_PATIENCE).await {
+            // Whatever it has answered.
+            return Ok(());
+        }
+        answer?;
+        bail!("the guest's process does not end")
+    }
+
+    /// The last word, on a guest that stood still for some milliseconds, or has ended.
+    fn tell(&self, saved: &Saved, stood_ms: Option<u64>) -> Result<Exit> {
+        let (name, size, file) = (&self.name, format_size(saved.file_bytes), self.file.display());
+        let became = match stood_ms {
+            Some(ms) => format!("stood still for {}", format_duration(Duration::from_millis(ms))),
+            None => "has ended".to_owned(),
+        };
+        output::print_line(format_args!("{name}: {size} in {file}, the guest {became}"))?;
+        Ok(Exit::Done)
+    }
 }

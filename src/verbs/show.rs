@@ -14,8 +14,8 @@ use super::session::block_on;
 use super::summary::seconds;
 use crate::api::ApiClient;
 use crate::api::types::{
-    BackingInfo, Confinement, FlowInfo, GuestKind, LandlockState, MigrationStatus, NetInfo,
-    OnReboot, SeccompState, VsockInfo, WorkloadInfo,
+    BackingInfo, Confinement, DiskInfo, FlowInfo, GuestKind, LandlockState, MigrationStatus,
+    NetInfo, OnReboot, SeccompState, VsockInfo, WorkloadInfo,
 };
 use crate::cli::Output;
 use crate::cli::guest::ShowArgs;
@@ -136,6 +136,7 @@ fn text(shown: &Shown) -> String {
         lines.push(("Memory", format_size(info.memory_bytes)));
         lines.extend(backing_lines(&info.backing));
         lines.push(("Process", info.pid.to_string()));
+        lines.extend(info.disks.iter().map(|disk| ("Disk", disk_line(disk))));
         lines.extend(info.nets.iter().map(|net| ("Network", net_line(net))));
         lines.extend(labels_line(&info.labels));
         if let Some(VsockInfo { cid, socket }) = &info.vsock {
@@ -185,6 +186,11 @@ fn confinement_line(confinement: Confinement) -> String {
         LandlockState::Off => "any file (landlock is off)",
     };
     format!("{calls}, {files}")
+}
+
+fn disk_line(disk: &DiskInfo) -> String {
+    let access = if disk.read_only { ", read-only" } else { "" };
+    format!("{}, {}{access}", disk.path.display(), format_size(disk.bytes))
 }
 
 fn net_line(net: &NetInfo) -> String {

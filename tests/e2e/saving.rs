@@ -83,6 +83,29 @@ fn a_guest_is_restored_on_the_disk_that_it_left_and_on_no_other() {
 }
 
 #[test]
+fn disks_are_saved_with_a_guest_that_goes_on() {
+    let pair = Pair::without_nodes();
+    let disk = guest_with_a_disk(&pair);
+    let file = pair.folder().join("db.lighter").display().to_string();
+    let done = pair.a.run(&["save", "db", &file, "--disks", "--keep-running"]).ok();
+    let copy = format!("{file}.disk.raw");
+    assert!(done.stdout.contains("the guest stood still for"), "{}", done.stdout);
+    assert!(done.stderr.contains(&format!("{} is in {copy}", disk.display())), "{}", done.stderr);
+    assert_eq!(fs::read(&disk).expect("the disk"), fs::read(&copy).expect("its copy"));
+    pair.a.guest("db").await_state("running");
+
+    // The guest goes on with its disk, and what was saved with the copy.
+    let written = File::options().write(true).open(&disk).expect("the disk");
+    written.write_all_at(&[8; 512], 0).expect("a sector");
+    pair.a.run(&["restore", &file, "--name", "past", "--detach"]).ok();
+    let shown = pair.a.run(&["show", "past"]).ok().stdout;
+    assert!(shown.contains(&copy), "{shown}");
+    pair.a.run(&["destroy", "past"]).ok();
+    let again = pair.a.run(&["restore", &file, "--name", "past", "--detach"]);
+    again.complains(Exit::Failed, &[&copy, "was written since the guest was saved"]);
+}
+
+#[test]
 fn a_template_of_a_guest_that_writes_disks_is_made_while_it_stands_still() {
     let pair = Pair::without_nodes();
     guest_with_a_disk(&pair);

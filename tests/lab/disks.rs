@@ -7,6 +7,9 @@ use crate::kernel::sleeper;
 
 const DISK: &str = "/var/lib/disks/db.raw";
 
+const SAVE: &str = "save db /var/lib/disks/db.lighter";
+const RESTORE: &str = "restore /var/lib/disks/db.lighter --name db --detach";
+
 /// Two hosts, and a guest on the first with the disk `disk`; [`DISK`] is the first host's own.
 fn set_up<'a>(lab: &'a Lab, disk: &str) -> [Host<'a>; 2] {
     let hosts = lab.nodes();
@@ -64,4 +67,32 @@ fn a_device_that_both_hosts_have_is_known_by_its_name_wherever_the_guest_came_fr
     here.lighter("restore /var/tmp/db.lighter --name db --detach").ok();
     here.lighter(&format!("migrate db {}", there.address())).ok();
     assert_eq!(there.state_of("db").as_deref(), Some("running"));
+}
+
+#[test]
+fn a_guest_goes_on_from_its_file_once_though_the_power_goes() {
+    let lab = Lab::of(2);
+    let [here, _] = set_up(&lab, DISK);
+    here.lighter(SAVE).ok();
+    here.lighter(RESTORE).ok();
+    lab.cut_power(1);
+    lab.restore_power(1);
+    here.lighter(RESTORE).complains(&[DISK, "was written since the guest was saved", "--unsafe"]);
+    assert!(here.guests().is_empty());
+    here.lighter(&format!("{RESTORE} --unsafe")).ok();
+    assert_eq!(here.state_of("db").as_deref(), Some("running"));
+}
+
+#[test]
+fn of_a_device_nobody_can_tell_after_a_reboot_whether_it_was_written() {
+    let lab = Lab::of(2);
+    let [here, _] = set_up(&lab, "/dev/vdb");
+    here.lighter(SAVE).ok();
+    here.sh("dd if=/dev/zero of=/dev/vdb bs=512 count=1 conv=fsync").ok();
+    here.lighter(RESTORE).complains(&["/dev/vdb", "was written since the guest was saved"]);
+    lab.cut_power(1);
+    lab.restore_power(1);
+    here.lighter(RESTORE).complains(&["cannot tell whether disk /dev/vdb was written", "--unsafe"]);
+    here.lighter(&format!("{RESTORE} --unsafe")).ok();
+    assert_eq!(here.state_of("db").as_deref(), Some("running"));
 }

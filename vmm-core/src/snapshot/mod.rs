@@ -32,7 +32,7 @@ pub use partial::PartialFile;
 pub use read::read_into_new;
 pub use read::{SavedDisks, read_guest, restore};
 pub use template::{CloneConfig, Template, save_template, save_template_into};
-pub use write::{SnapshotReport, save, save_into};
+pub use write::{DiskCopies, SnapshotReport, save, save_into};
 
 /// Failure to save a guest to a file or to restore it.
 #[derive(Debug, thiserror::Error)]

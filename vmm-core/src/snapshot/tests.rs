@@ -1,5 +1,6 @@
 //! Saving to files and restoring, intact and otherwise.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::sink;
 use std::path::Path;
@@ -7,6 +8,8 @@ use std::path::Path;
 use super::*;
 use crate::testing::*;
 use crate::{Error, RunState, Vm};
+
+const NO_COPIES: DiskCopies = DiskCopies { paths: BTreeMap::new(), modified_unix_s: 0 };
 
 /// A guest of 16 MiB that counts, paused, with something above its program.
 fn counting_guest() -> Vm {
@@ -20,7 +23,7 @@ fn counting_guest() -> Vm {
 
 fn saved_file(folder: &Path) -> Vec<u8> {
     let path = folder.join("guest");
-    save(&counting_guest(), &path).unwrap();
+    save(&counting_guest(), &path, &NO_COPIES).unwrap();
     fs::read(path).unwrap()
 }
 
@@ -39,7 +42,7 @@ fn a_restored_guest_has_the_same_memory_and_goes_on() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("guest");
     let vm = counting_guest();
-    let report = save(&vm, &path).unwrap();
+    let report = save(&vm, &path, &NO_COPIES).unwrap();
     assert_eq!(vm.run_state(), RunState::Paused, "the guest that was saved can go on too");
     assert_eq!(report.file_bytes, fs::metadata(&path).unwrap().len());
     assert_eq!(report.pages + report.zero_pages, 4096);
@@ -61,7 +64,7 @@ fn a_running_guest_is_not_saved_and_leaves_no_file() {
     let folder = tempfile::tempdir().unwrap();
     let vm = counting_guest();
     vm.resume().unwrap();
-    let error = save(&vm, &folder.path().join("guest")).unwrap_err();
+    let error = save(&vm, &folder.path().join("guest"), &NO_COPIES).unwrap_err();
     assert_eq!(error.to_string(), "cannot save: the guest is running");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
 }
@@ -70,12 +73,16 @@ fn a_running_guest_is_not_saved_and_leaves_no_file() {
 fn a_failed_save_leaves_the_old_file_and_nothing_else() {
     let folder = tempfile::tempdir().unwrap();
     let vm = counting_guest();
-    let error = save(&vm, &folder.path().join("missing/guest")).unwrap_err().to_string();
+    let error =
+        save(&vm, &folder.path().join("missing/guest"), &NO_COPIES).unwrap_err().to_string();
     assert!(error.contains("missing/guest: No such file or directory"), "{error}");
     // Only a file is replaced by a file.
     let occupied = folder.path().join("occupied");
     fs::create_dir(&occupied).unwrap();
-    assert!(matches!(save(&vm, &occupied), Err(Error::Snapshot(SnapshotError::Write { .. }))));
+    assert!(matches!(
+        save(&vm, &occupied, &NO_COPIES),
+        Err(Error::Snapshot(SnapshotError::Write { .. }))
+    ));
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
 }
 
@@ -87,7 +94,7 @@ fn a_device_or_a_socket_is_not_replaced_by_a_file() {
     let link = folder.path().join("link");
     std::os::unix::fs::symlink("/dev/null", &link).unwrap();
     for path in [&socket, &link] {
-        let error = save(&counting_guest(), path).unwrap_err().to_string();
+        let error = save(&counting_guest(), path, &NO_COPIES).unwrap_err().to_string();
         assert!(error.ends_with("something that is no file has this name"), "{error}");
         assert!(!fs::metadata(path).unwrap().is_file());
     }

@@ -1,8 +1,9 @@
 //! Saving.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufWriter, ErrorKind, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
@@ -11,6 +12,7 @@ use super::format::{END, MAGIC, VERSION};
 use super::partial::PartialFile;
 use crate::error::Result;
 use crate::memory::{CHUNK_BYTES, PAGE_BYTES};
+use crate::virtio::block::{DiskProof, Seal};
 use crate::{DeviceConfig, RunState, Vm, VmShape, VmState};
 
 /// What a save has done.
@@ -24,14 +26,29 @@ pub struct SnapshotReport {
     pub zero_pages: u64,
 }
 
+/// Copies that somebody makes of a guest's disks when it has been saved, on which it is to be restored.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DiskCopies {
+    /// Where each disk's copy will be.
+    pub paths: BTreeMap<PathBuf, PathBuf>,
+    /// The modification time that they will have, in seconds since 1970.
+    pub modified_unix_s: i64,
+}
+
+impl DiskCopies {
+    fn seal(&self) -> DiskProof {
+        DiskProof::Sealed(Seal::File(self.modified_unix_s, 0))
+    }
+}
+
 /// Saves a paused guest to `path`, replacing what is there. The file appears complete or not at all.
-/// The guest stays paused.
+/// The guest stays paused. It is restored on `copies` of its disks where there are any.
 ///
 /// # Errors
 /// [`crate::Error::WrongState`] unless paused; [`SnapshotError`]. After an error nothing is left
 /// behind, and a file that was there before is untouched.
-pub fn save(vm: &Vm, path: &Path) -> Result<SnapshotReport> {
-    let header = guest_header(vm)?;
+pub fn save(vm: &Vm, path: &Path, copies: &DiskCopies) -> Result<SnapshotReport> {
+    let header = guest_header(vm, copies)?;
     let write = |cause| SnapshotError::Write { path: path.to_path_buf(), cause };
     let partial = PartialFile::create(path).map_err(write)?;
     let report = fill(partial.file(), path, vm, &header)?;
@@ -44,20 +61,23 @@ pub fn save(vm: &Vm, path: &Path) -> Result<SnapshotReport> {
 ///
 /// # Errors
 /// As [`save`].
-pub fn save_into(vm: &Vm, file: &File, path: &Path) -> Result<SnapshotReport> {
+pub fn save_into(vm: &Vm, file: &File, path: &Path, copies: &DiskCopies) -> Result<SnapshotReport> {
     let write = |cause| SnapshotError::Write { path: path.to_path_buf(), cause };
-    let report = fill(file, path, vm, &guest_header(vm)?)?;
+    let report = fill(file, path, vm, &guest_header(vm, copies)?)?;
     file.sync_all().and_then(|()| expect_paused(vm)).map_err(write)?;
     Ok(report)
 }
 
 /// Everything before the memory of a guest, with what its disks look like now.
-fn guest_header(vm: &Vm) -> Result<Vec<u8>> {
+fn guest_header(vm: &Vm, copies: &DiskCopies) -> Result<Vec<u8>> {
     let state = vm.save_state()?;
     let mut shape = vm.shape().clone();
     for (index, device) in shape.devices.iter_mut().enumerate() {
         if let (DeviceConfig::Block(disk), Some(content)) = (device, vm.disk(index)) {
-            *disk = disk.clone().with_proof(content.seal()?);
+            *disk = match copies.paths.get(disk.path()) {
+                Some(copy) => disk.at(copy).with_proof(copies.seal()),
+                None => disk.clone().with_proof(content.seal()?),
+            };
         }
     }
     header((MAGIC, VERSION), &shape, &state)
@@ -196,7 +216,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("guest");
         let vm = empty_vm(16, 1);
-        let header = guest_header(&vm).unwrap();
+        let header = guest_header(&vm, &DiskCopies::default()).unwrap();
         let partial = PartialFile::create(&path).unwrap();
         fill(partial.file(), &path, &vm, &header).unwrap();
         vm.stop();
@@ -216,7 +236,9 @@ mod tests {
         let vm = empty_vm(16, 1);
         vm.ram().write(0, &vec![1; 4 << 20]).unwrap();
         let file = File::options().write(true).open("/dev/full").unwrap();
-        let error = save_into(&vm, &file, Path::new("/dev/full")).unwrap_err().to_string();
+        let error = save_into(&vm, &file, Path::new("/dev/full"), &DiskCopies::default())
+            .unwrap_err()
+            .to_string();
         assert_eq!(
             error,
             "cannot save the guest to /dev/full: no space left after 0 bytes; up to 17 MiB may be needed"

@@ -45,7 +45,7 @@ fn as_many_vcpus_as_this_host_has_are_saved_to_a_file_and_restored() {
     let vm = empty_vm(16, count);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("guest");
-    snapshot::save(&vm, &path).unwrap();
+    snapshot::save(&vm, &path, &snapshot::DiskCopies::default()).unwrap();
 
     let restored =
         snapshot::restore(&path, snapshot::SavedDisks::Unwritten, Box::new(sink())).unwrap();

@@ -4,6 +4,7 @@ use std::fs::{self, Permissions};
 use std::io::sink;
 use std::os::unix::fs::PermissionsExt;
 
+use super::super::DiskCopies;
 use super::*;
 use crate::Error;
 use crate::memory::{HugePages, Prealloc};
@@ -60,7 +61,7 @@ fn a_clone_is_saved_and_restored_as_any_guest() {
     let (folder, path, counted) = counting();
     let clone = clone_of(&Template::open(&path).unwrap());
     let file = folder.path().join("clone");
-    super::super::save(&clone, &file).unwrap();
+    super::super::save(&clone, &file, &DiskCopies::default()).unwrap();
     let restored =
         super::super::restore(&file, super::super::SavedDisks::Unwritten, Box::new(sink()))
             .unwrap();
@@ -116,7 +117,7 @@ fn damaged_and_foreign_files_are_refused() {
     newer[8] = 9;
     assert!(refusal(&newer).contains("format 9"));
     let saved = folder.path().join("saved");
-    super::super::save(&empty_vm(16, 1), &saved).unwrap();
+    super::super::save(&empty_vm(16, 1), &saved, &DiskCopies::default()).unwrap();
     assert!(Template::open(&saved).unwrap_err().to_string().contains("not a saved guest"));
     assert!(
         super::super::restore(&path, super::super::SavedDisks::Unwritten, Box::new(sink()))

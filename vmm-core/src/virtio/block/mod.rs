@@ -3,12 +3,13 @@
 //! `request` understands what the driver asks and knows no file; `engine` carries it out; `disk`
 //! is the open disk with its lock, `content` the same for whoever copies it, `log` what was written
 //! meanwhile, `staged` a disk that is being copied to here. `proof` checks that two hosts share a
-//! disk, `seal` that nobody has written one since its guest was saved, `departed` is a note on one whose content has moved
+//! disk, `copy` makes another of one that stands still, `seal` checks that nobody has written one since its guest was saved, `departed` is a note on one whose content has moved
 //! away; `device.rs` ties them together.
 //! Start with [`BlockConfig`], which is what a guest's description says of a disk.
 
 mod config;
 mod content;
+mod copy;
 mod departed;
 mod device;
 mod disk;
@@ -21,6 +22,7 @@ mod staged;
 
 pub use config::{Access, BlockConfig, EngineChoice, Occupied};
 pub use content::DiskContent;
+pub use copy::{copy_content, date};
 pub(crate) use departed::ATTRIBUTE as DEPARTED_ATTRIBUTE;
 pub(crate) use device::BlockDevice;
 pub use proof::{DiskProof, Mark};
