@@ -84,7 +84,7 @@ impl EndedGuests {
     /// # Errors
     /// The file system refuses.
     pub(crate) fn write(&self, ended: &Ended) -> Result<()> {
-        durable::write_json_unflushed(&self.file(&ended.name), ended)?;
+        durable::write_json(&self.file(&ended.name), ended)?;
         self.forget_oldest();
         Ok(())
     }

@@ -33,6 +33,7 @@ mod table;
 mod terminal;
 mod units;
 mod verbs;
+mod whereabouts;
 
 use std::process::ExitCode;
 

@@ -1,7 +1,7 @@
 //! Settling a migration whose process is dead: pure functions for the node that finds its record.
 
 use crate::error::Reason;
-use crate::protocol::{Complaint, DestinationMessage, Takeover};
+use crate::protocol::{Complaint, Decision, DestinationMessage, Takeover};
 use crate::record::{DestinationState, SourceState};
 
 /// What the node of a dead destination process must do when a source asks about its migration.
@@ -19,9 +19,17 @@ pub struct DeadAnswer {
 /// A copy that was loading or ready died with its process and had not run: once that is on disk,
 /// the source may have the guest back. One that was running has run: it is gone, as after any crash.
 /// Of one that was about to run nobody knows whether it did: the source, which still holds the guest
-/// paused, asks its operator.
-pub fn answer_for_dead(state: Option<DestinationState>) -> DeadAnswer {
+/// paused, asks its operator. When it says that it has taken the guest back, that is settled, too.
+pub fn answer_for_dead(state: Option<DestinationState>, decision: Decision) -> DeadAnswer {
     match state {
+        Some(DestinationState::Taking | DestinationState::Failed)
+            if decision == Decision::Aborted =>
+        {
+            DeadAnswer {
+                record: Some(DestinationState::Discarded),
+                answer: DestinationMessage::Discarded,
+            }
+        }
         None => DeadAnswer { record: None, answer: DestinationMessage::Unknown },
         Some(DestinationState::Loading | DestinationState::Ready) => DeadAnswer {
             record: Some(DestinationState::Discarded),
@@ -87,7 +95,7 @@ mod tests {
     #[test]
     fn a_copy_that_died_before_it_ran_is_given_back_durably() {
         for state in [DestinationState::Loading, DestinationState::Ready] {
-            let DeadAnswer { record, answer } = answer_for_dead(Some(state));
+            let DeadAnswer { record, answer } = answer_for_dead(Some(state), Decision::Commit);
             assert_eq!(record, Some(DestinationState::Discarded));
             assert_eq!(answer, DestinationMessage::Discarded);
         }
@@ -95,19 +103,22 @@ mod tests {
 
     #[test]
     fn a_copy_that_ran_is_never_given_back() {
-        let DeadAnswer { record, answer } = answer_for_dead(Some(DestinationState::Running));
+        let DeadAnswer { record, answer } =
+            answer_for_dead(Some(DestinationState::Running), Decision::Aborted);
         assert_eq!(record, None);
         assert!(matches!(answer, DestinationMessage::Running(_)));
         for state in [DestinationState::Taking, DestinationState::Failed] {
-            let DeadAnswer { record, answer } = answer_for_dead(Some(state));
+            let DeadAnswer { record, answer } = answer_for_dead(Some(state), Decision::Commit);
             assert_eq!(record, None);
             assert!(matches!(answer, DestinationMessage::Abort(_)));
+            let DeadAnswer { record, .. } = answer_for_dead(Some(state), Decision::Aborted);
+            assert_eq!(record, Some(DestinationState::Discarded), "the source has it again");
         }
     }
 
     #[test]
     fn only_a_commit_that_nobody_remembers_is_in_doubt() {
-        let unknown = answer_for_dead(None).answer;
+        let unknown = answer_for_dead(None, Decision::Commit).answer;
         assert_eq!(judge_for_dead(SourceState::Committed, &unknown), DeadSource::InDoubt);
         assert_eq!(
             judge_for_dead(SourceState::Undecided, &unknown),

@@ -37,14 +37,30 @@ pub(crate) struct DefineArgs {
     pub(crate) file: PathBuf,
 }
 
-/// `lighter start` and `lighter undefine`.
+/// `lighter start`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   lighter start web-1
-  lighter undefine web-1
+  lighter start web-1 --force
 
-A guest that is started runs in the background, as with `lighter run --detach`.")]
+It runs in the background, as with `lighter run --detach`. A guest that has moved to another host, is in a file
+(`lighter save`), or whose last migration is not settled is refused: it may run there, and two copies would destroy its
+disks. --force starts it here all the same.")]
+pub(crate) struct StartArgs {
+    /// The guest, which has been defined.
+    pub(crate) name: GuestName,
+
+    /// Start it although it may be elsewhere: you know that it runs nowhere.
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+/// `lighter undefine`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  lighter undefine web-1")]
 pub(crate) struct DefinedArgs {
     /// The guest, which has been defined.
     pub(crate) name: GuestName,
@@ -58,7 +74,8 @@ Examples:
   lighter autostart web-1 --disable
 
 The node starts such guests when it is first started after the host has booted, one after the other, and tells in
-its log which did not start. A guest that has moved to another host is not started: it may be running there.")]
+its log which did not start. A guest that has moved to another host is not started: it may be running there. One whose
+last migration is not settled waits until the other host has answered.")]
 pub(crate) struct AutostartArgs {
     /// The guest, which has been defined.
     pub(crate) name: GuestName,

@@ -140,7 +140,7 @@ pub(crate) enum Verb {
     /// Forget a guest's file; a guest that runs goes on.
     Undefine(definition::DefinedArgs),
     /// Start a guest that is defined.
-    Start(definition::DefinedArgs),
+    Start(definition::StartArgs),
     /// Have the node start a guest that is defined when the host has booted.
     Autostart(definition::AutostartArgs),
     /// Receive migrations, and serve metrics of this host's guests.

@@ -19,7 +19,7 @@ use super::{addresses, background};
 use crate::api::guest::{readonly_router, router};
 use crate::api::server::{Audience, Server};
 use crate::api::types::{Confinement, GuestKind, LandlockState, SeccompState};
-use crate::cli::definition::DefinedArgs;
+use crate::cli::definition::StartArgs;
 use crate::cli::guest::{BackgroundArgs, RestoreArgs, RunArgs};
 use crate::cli::host::IncomingArgs;
 use crate::cli::isolation::{IsolationArgs, SeccompMode};
@@ -31,6 +31,7 @@ use crate::names::GuestName;
 use crate::output;
 use crate::state_dir::{GuestClaim, GuestDir, StateDir};
 use crate::terminal::{RawTerminal, pump_input};
+use crate::whereabouts::Whereabouts;
 
 /// Threads for the API and a migration's network side; vCPUs and page work have their own.
 const WORKERS_MAX: usize = 4;
@@ -51,9 +52,12 @@ pub(crate) fn run(state: &StateDir, args: &RunArgs) -> Result<Exit> {
 /// `lighter start`.
 ///
 /// # Errors
-/// The guest is not defined, cannot be started, or crashed.
-pub(crate) fn start_defined(state: &StateDir, args: &DefinedArgs) -> Result<Exit> {
+/// The guest is not defined, may run on another host, cannot be started, or crashed.
+pub(crate) fn start_defined(state: &StateDir, args: &StartArgs) -> Result<Exit> {
     let spec = state.definitions().expect(&args.name)?.spec?;
+    if !args.force && !state.guest(&args.name).is_live() {
+        Whereabouts::of(state, &args.name)?.expect_here(&args.name)?;
+    }
     launch(state, &spec, &BackgroundArgs { detach: true }, IsolationArgs::from_environment()?)
 }
 

@@ -154,12 +154,18 @@ impl Node {
         token: &Token,
         decision: Decision,
     ) -> FrontReply {
-        let reply = tokio::task::block_in_place(|| self.settle_destination(migration, token));
+        let reply =
+            tokio::task::block_in_place(|| self.settle_destination(migration, token, decision));
         tracing::info!(%migration, %peer, ?decision, ?reply, "was asked to settle a migration");
         reply
     }
 
-    fn settle_destination(&self, migration: MigrationId, token: &Token) -> FrontReply {
+    fn settle_destination(
+        &self,
+        migration: MigrationId,
+        token: &Token,
+        decision: Decision,
+    ) -> FrontReply {
         let _only_writer = self.ledger();
         let record = match self.records().read(migration, Role::Destination) {
             Ok(record) => record,
@@ -172,10 +178,10 @@ impl Node {
             }
         };
         let Some(record) = record else {
-            return FrontReply::Resolved(answer_for_dead(None).answer);
+            return FrontReply::Resolved(answer_for_dead(None, decision).answer);
         };
         let Side::Destination { port, token: expected, .. } = &record.side else {
-            return FrontReply::Resolved(answer_for_dead(None).answer);
+            return FrontReply::Resolved(answer_for_dead(None, decision).answer);
         };
         if !expected.matches(token) {
             return FrontReply::Refused(WireRefusal::new(
@@ -194,7 +200,7 @@ impl Node {
         let Side::Destination { state, .. } = &record.side else {
             return FrontReply::AskProcess { port: *port };
         };
-        let dead = answer_for_dead(Some(*state));
+        let dead = answer_for_dead(Some(*state), decision);
         if let Some(state) = dead.record
             && let Err(error) = self.write_destination(&record, state)
         {

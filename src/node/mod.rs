@@ -15,7 +15,7 @@ mod exposition;
 mod front;
 mod inventory;
 mod launch;
-mod liveness;
+pub(crate) mod liveness;
 mod outcomes;
 mod promises;
 mod quic;

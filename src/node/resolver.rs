@@ -85,7 +85,7 @@ pub(crate) fn dead_copies(
     is_dead: impl Fn(&Record) -> bool,
 ) -> Vec<(&Record, DestinationState)> {
     let become_of = |record: &Record| match &record.side {
-        Side::Destination { state, .. } => answer_for_dead(Some(*state)).record,
+        Side::Destination { state, .. } => answer_for_dead(Some(*state), Decision::Commit).record,
         Side::Source { .. } => None,
     };
     records

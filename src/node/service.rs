@@ -207,7 +207,12 @@ impl Node {
             faults.insert(format!("cannot save which migrations have been counted: {error:#}"));
         }
         let is_gone = |record: &Record| liveness::is_dead(&self.state, record);
-        for record in retention::outdated(&records, unix_ms(), is_gone) {
+        let definitions = self.state.definitions();
+        // In doubt it is: a record more does no harm.
+        let is_defined = |guest: &str| {
+            guest.parse().is_ok_and(|name| !matches!(definitions.find(&name), Ok(None)))
+        };
+        for record in retention::outdated(&records, unix_ms(), is_defined, is_gone) {
             if let Err(error) = self.records.remove(record.migration, record.role()) {
                 faults.insert(format!("cannot remove an old record of a migration: {error}"));
             }

@@ -142,8 +142,8 @@ async fn knock(
 pub(super) enum Reached {
     /// A control stream stands.
     Process(Connection, (SendStream, RecvStream)),
-    /// The process is gone; its node answers for it.
-    Node(DestinationMessage),
+    /// The process is gone; its node answers for it, to this decision.
+    Node(Decision, DestinationMessage),
 }
 
 /// Reaches the process again; its node is asked at the same time, and answers if the process is dead.
@@ -164,7 +164,7 @@ pub(super) async fn reach_again(
         let request = FrontRequest::Resolve { migration, token, decision };
         loop {
             match front::ask(&endpoint, &found.node, &request).await {
-                Ok(FrontReply::Resolved(answer)) => return Some(Reached::Node(answer)),
+                Ok(FrontReply::Resolved(answer)) => return Some(Reached::Node(decision, answer)),
                 // It may be dying.
                 Ok(FrontReply::AskProcess { .. }) => sleep(ASK_NODE_EVERY).await,
                 _ => return None,

@@ -200,9 +200,9 @@ impl Source {
                     State::Asking { decision, .. } => Some(*decision),
                     _ => None,
                 };
-                let tell = asked.is_some();
-                self.state = State::Reclaiming { error, tell, asked };
-                self.record(if tell { SourceState::Undecided } else { SourceState::Aborted });
+                // The destination is told, whatever it has answered before: it may wait to hear whose the guest is.
+                self.state = State::Reclaiming { error, tell: true, asked };
+                self.record(SourceState::Undecided);
             }
             OperatorChoice::Discard => {
                 self.state = State::Closing { outcome: Outcome::Lost, error: Some(error) };

@@ -107,9 +107,9 @@ impl World {
         conn: u64,
         said: &Result<SourceMessage, CodecError>,
     ) {
-        let Ok(SourceMessage::Resolve { migration: asked, .. }) = said else { return };
+        let Ok(SourceMessage::Resolve { migration: asked, decision }) = said else { return };
         assert_eq!(*asked, migration());
-        let answer = answer_for_dead(self.destination_disk);
+        let answer = answer_for_dead(self.destination_disk, *decision);
         if let Some(state) = answer.record {
             if self.destination.as_ref().is_some_and(|side| !side.settled) {
                 self.violation("a node answered for a process that lives and waits");

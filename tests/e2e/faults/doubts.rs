@@ -97,3 +97,34 @@ fn a_guest_in_doubt_is_neither_resumed_nor_migrated() {
     scene.pair.a.run(&["cancel", GUEST]).complains(Exit::Failed, &[GUEST, "too late"]);
     no_copy_runs(&scene.pair.hosts(), GUEST, &witness(&scene));
 }
+
+#[test]
+fn a_guest_that_was_about_to_run_is_not_started_anew_while_its_source_waits() {
+    let mut scene = Scene::held_in(&phase::taking());
+    let (listen, destination) = (scene.pair.b.last_address().to_owned(), scene.destination());
+    let file = scene.pair.folder().join("defined.toml");
+    std::fs::write(&file, format!("name = \"{GUEST}\"\nmemory = \"64M\"")).expect("a file");
+    scene.pair.b.run(&["define", &file.display().to_string()]).ok();
+    scene.pair.b.run(&["autostart", GUEST]).ok();
+    scene.pair.b.kill_node();
+    destination.kill();
+    scene.take_migration().finish().in_doubt();
+
+    // As if the host had booted again.
+    std::fs::write(scene.pair.b.state_dir().join("autostarted.json"), "{}").expect("a file");
+    scene.pair.b.start_node(&NodePlan { listen: Some(listen), ..NodePlan::default() });
+    let logs = |words: &str| {
+        wait::until(words, || {
+            let logs = scene.pair.b.logs();
+            wait::holds(logs.contains(words), logs)
+        });
+    };
+    logs("not started with the host yet: web-1 was on its way here");
+    let words = ["was on its way here", "the host that it came from may have it", "--force"];
+    scene.pair.b.run(&["start", GUEST]).complains(Exit::Failed, &words);
+
+    scene.pair.a.run(&["migrate", GUEST, "--resolve", "run"]).ok();
+    scene.runs_only_on(&scene.pair.a);
+    logs("web-1 was last on its way here from another host");
+    assert!(scene.pair.b.list().is_empty());
+}

@@ -63,6 +63,11 @@ pub(super) fn commit() -> Phase {
     Phase { name: "commit", side: Side::Source, point, cut: point, owner: Owner::Destination }
 }
 
+pub(super) fn taking() -> Phase {
+    let point = "destination.act.adoptguest";
+    Phase { name: "commit", side: Side::Destination, point, cut: point, owner: Owner::Destination }
+}
+
 pub(super) fn resume() -> Phase {
     let point = "destination.send.running";
     Phase { name: "resume", side: Side::Destination, point, cut: point, owner: Owner::Destination }

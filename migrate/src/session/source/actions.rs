@@ -81,6 +81,11 @@ impl Driver {
         });
     }
 
+    /// What a destination that is reached again is to hear.
+    pub(super) fn decision(&self) -> Decision {
+        self.stated.now().decision().unwrap_or(Decision::Aborted)
+    }
+
     pub(super) fn reconnect(&mut self) {
         let Some(found) = self.found.clone() else { return };
         // In doubt this happens again and again.
@@ -91,7 +96,7 @@ impl Driver {
             .cloned()
             .map_or_else(|| endpoint::dialer(found.node.address, &self.tls), Ok);
         let (tell, generation) = (self.tell.clone(), self.line.generation());
-        let decision = self.stated.now().decision().unwrap_or(Decision::Aborted);
+        let decision = self.decision();
         let migration = self.session.migration;
         self.tasks.spawn(async move {
             let reached = match endpoint {

@@ -226,7 +226,10 @@ impl Driver {
                     Ok(Reached::Process(connection, control)) => {
                         self.connected(vec![connection], control)
                     }
-                    Ok(Reached::Node(answer)) => self.answered(answer),
+                    Ok(Reached::Node(told, answer)) if told == self.decision() => {
+                        self.answered(answer)
+                    }
+                    Ok(Reached::Node(..)) => self.lost("it was told what is decided no more"),
                     Err(detail) => self.lost(&detail),
                 }
             }

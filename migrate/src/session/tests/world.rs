@@ -316,7 +316,7 @@ impl FrontHandler for Node {
     async fn answer(&self, request: FrontRequest, peer: SocketAddr) -> FrontReply {
         match request {
             FrontRequest::Admit { migration, guest, .. } => self.admit(migration, &guest, peer),
-            FrontRequest::Resolve { migration, .. } => {
+            FrontRequest::Resolve { migration, decision, .. } => {
                 let record = self.records.read(migration, Role::Destination).unwrap();
                 let state = record.and_then(|record| match record.side {
                     Side::Destination { state, .. } => Some(state),
@@ -326,7 +326,7 @@ impl FrontHandler for Node {
                     Some(handle) if !handle.is_over() => {
                         FrontReply::AskProcess { port: handle.port() }
                     }
-                    _ => FrontReply::Resolved(answer_for_dead(state).answer),
+                    _ => FrontReply::Resolved(answer_for_dead(state, decision).answer),
                 }
             }
         }

@@ -1,0 +1,193 @@
+//! Where a guest may be, as far as this host can know: a second copy on the same disks destroys them.
+
+use anyhow::{Context, Result, bail};
+use migrate::record::{DestinationState, Record, RecordStore, Side, SourceState};
+
+use crate::ended::{Ended, How};
+use crate::names::GuestName;
+use crate::state_dir::StateDir;
+
+/// Where a guest that does not run here may be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Whereabouts {
+    /// Here, or nowhere.
+    Here,
+    /// Here or on another host: its last migration is not settled. As the end of the sentence "web-1 ...".
+    Unsettled(String),
+    /// On another host, or in a file.
+    Elsewhere(String),
+}
+
+impl Whereabouts {
+    /// Those of the guest `name`, by what is written in `state`.
+    ///
+    /// # Errors
+    /// The records of migrations cannot be read.
+    pub(crate) fn of(state: &StateDir, name: &GuestName) -> Result<Self> {
+        let what = || format!("cannot tell whether {name} runs on another host");
+        let store = RecordStore::open(&state.migrations()).with_context(what)?;
+        let (records, _damaged) = store.list().with_context(what)?;
+        Ok(Self::by(last_of(&records, name.as_str()), state.ended().read(name)))
+    }
+
+    /// By the record of its last migration, and how it last ended here.
+    fn by(last: Option<&Record>, ended: Option<Ended>) -> Self {
+        let has_left =
+            |ended: &Ended| matches!(ended.how, How::Moved | How::Saved | How::Discarded);
+        let Some(last) = last else {
+            let left = ended.filter(has_left);
+            return left.map_or(Self::Here, |ended| Self::Elsewhere(ended.reason));
+        };
+        match ended.filter(|ended| ended.ended_unix_ms > last.updated_unix_ms) {
+            Some(ended) if ended.how == How::Saved => return Self::Elsewhere(ended.reason),
+            // One that was started here since by hand, and ended here, is here.
+            Some(ended) if !has_left(&ended) => return Self::Here,
+            Some(_) | None => {}
+        }
+        match &last.side {
+            Side::Source { state, destination, .. } => after_leaving(*state, destination),
+            Side::Destination { state, .. } => after_arriving(*state),
+        }
+    }
+
+    /// Refuses a guest that may run elsewhere.
+    ///
+    /// # Errors
+    /// Why, and the way out.
+    pub(crate) fn expect_here(self, name: &GuestName) -> Result<()> {
+        match self {
+            Self::Here => Ok(()),
+            Self::Elsewhere(why) => {
+                bail!(
+                    "{name} {why}; if it runs nowhere, `lighter start {name} --force` starts it here"
+                )
+            }
+            Self::Unsettled(why) => bail!(
+                "{name} {why}: the node of this host goes on asking (`lighter migrate {name} --resolve` where it waits); if it runs \
+                 nowhere, `lighter start {name} --force` starts it here"
+            ),
+        }
+    }
+}
+
+fn after_leaving(state: SourceState, destination: &str) -> Whereabouts {
+    match state {
+        SourceState::Aborted => Whereabouts::Here,
+        SourceState::Done => Whereabouts::Elsewhere(format!("has moved to {destination}")),
+        SourceState::Undecided => Whereabouts::Unsettled(format!(
+            "was on its way to {destination}, which has yet to say that its copy is gone"
+        )),
+        SourceState::Committed => Whereabouts::Unsettled(format!(
+            "was handed over to {destination}, which has yet to say that it runs there"
+        )),
+    }
+}
+
+fn after_arriving(state: DestinationState) -> Whereabouts {
+    match state {
+        DestinationState::Running => Whereabouts::Here,
+        DestinationState::Discarded => Whereabouts::Elsewhere(
+            "was last on its way here from another host, and may still be there".to_owned(),
+        ),
+        DestinationState::Loading
+        | DestinationState::Ready
+        | DestinationState::Taking
+        | DestinationState::Failed => Whereabouts::Unsettled(
+            "was on its way here, and the host that it came from may have it or wait for a decision"
+                .to_owned(),
+        ),
+    }
+}
+
+/// The record of the last migration of `guest`.
+pub(crate) fn last_of<'a>(
+    records: impl IntoIterator<Item = &'a Record>,
+    guest: &str,
+) -> Option<&'a Record> {
+    let its = records.into_iter().filter(|record| record.guest == guest);
+    its.max_by_key(|record| record.started_unix_ms)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node::liveness::tests::{destination_record, source_record};
+
+    fn ended(how: How, ended_unix_ms: u64) -> Ended {
+        let (name, uuid) = ("web".parse().unwrap(), uuid::Uuid::nil());
+        Ended { name, uuid, ended_unix_ms, how, reason: "was".to_owned() }
+    }
+
+    fn kind(whereabouts: &Whereabouts) -> char {
+        match whereabouts {
+            Whereabouts::Here => 'h',
+            Whereabouts::Unsettled(_) => 'u',
+            Whereabouts::Elsewhere(_) => 'e',
+        }
+    }
+
+    #[test]
+    fn only_a_settled_record_tells_where_a_guest_is() {
+        let by = |record| kind(&Whereabouts::by(Some(&record), None));
+        let of_source = [
+            (SourceState::Undecided, 'u'),
+            (SourceState::Committed, 'u'),
+            (SourceState::Done, 'e'),
+            (SourceState::Aborted, 'h'),
+        ];
+        for (state, expected) in of_source {
+            assert_eq!(by(source_record(state, 1)), expected, "{state:?}");
+        }
+        let of_destination = [
+            (DestinationState::Loading, 'u'),
+            (DestinationState::Ready, 'u'),
+            (DestinationState::Taking, 'u'),
+            (DestinationState::Failed, 'u'),
+            (DestinationState::Running, 'h'),
+            (DestinationState::Discarded, 'e'),
+        ];
+        for (state, expected) in of_destination {
+            assert_eq!(by(destination_record(state, 1)), expected, "{state:?}");
+        }
+    }
+
+    #[test]
+    fn the_last_record_counts() {
+        let mut back = destination_record(DestinationState::Running, 1);
+        back.started_unix_ms += 1;
+        let records = [back.clone(), source_record(SourceState::Done, 1)];
+        assert_eq!(last_of(&records, "web"), Some(&back));
+        assert_eq!(last_of(&records, "db"), None);
+    }
+
+    #[test]
+    fn what_has_ended_here_since_is_here_or_in_its_file() {
+        let left = source_record(SourceState::Done, 1);
+        for (how, after_ms, expected) in [
+            (How::PoweredOff, 0, 'e'),
+            (How::PoweredOff, 1, 'h'),
+            (How::Moved, 1, 'e'),
+            (How::Saved, 1, 'e'),
+        ] {
+            let ended = ended(how, left.updated_unix_ms + after_ms);
+            assert_eq!(kind(&Whereabouts::by(Some(&left), Some(ended))), expected, "{how:?}");
+        }
+        for (how, expected) in [(How::PoweredOff, 'h'), (How::Moved, 'e'), (How::Saved, 'e')] {
+            assert_eq!(kind(&Whereabouts::by(None, Some(ended(how, 0)))), expected, "{how:?}");
+        }
+        assert_eq!(Whereabouts::by(None, None), Whereabouts::Here);
+    }
+
+    #[test]
+    fn a_refusal_has_the_way_out() {
+        let name = "web".parse().unwrap();
+        Whereabouts::Here.expect_here(&name).unwrap();
+        let moved = after_leaving(SourceState::Done, "host-b").expect_here(&name).unwrap_err();
+        assert_eq!(
+            moved.to_string(),
+            "web has moved to host-b; if it runs nowhere, `lighter start web --force` starts it here"
+        );
+        let open = after_leaving(SourceState::Committed, "host-b").expect_here(&name).unwrap_err();
+        assert!(open.to_string().contains("goes on asking"), "{open}");
+    }
+}
