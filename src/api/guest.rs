@@ -17,12 +17,12 @@ use serde::de::DeserializeOwned;
 use super::descriptor::Handed;
 use super::error::{ApiError, Reason};
 use super::memory::{GuestMemory, TreatedMemory, TreatmentRequest};
+use super::saving::{SaveRequest, Saved};
 use super::survey::{DOMAIN_BYTES_MAX, SurveyDomain, SurveyRequest, SurveyStatus, SurveyedMemory};
 use super::types::{
     BalloonInfo, BalloonRequest, CONSOLE_FROM, CONSOLE_NEXT, ConsoleInput, ConsoleRead,
     ConsoleTaken, GuestInfo, MigrationRequest, MigrationStarted, MigrationStatus, RebootRequest,
-    Resolution, ResolveRequest, SaveRequest, Saved, StateAnswer, WorkloadControl,
-    WorkloadControlled, WorkloadInfo,
+    Resolution, ResolveRequest, StateAnswer, WorkloadControl, WorkloadControlled, WorkloadInfo,
 };
 
 use crate::scrollback::Scrollback;

@@ -18,12 +18,13 @@ use super::session::MigrationSession;
 use super::{balloon, saved, treatment, workload};
 use crate::api::guest::GuestControl;
 use crate::api::memory::{GuestMemory, TreatedMemory, TreatmentRequest};
+use crate::api::saving::{SaveRequest, Saved};
 use crate::api::survey::{SurveyDomain, SurveyRequest, SurveyStatus, SurveyedMemory};
 use crate::api::types::{
     BackingInfo, BalloonInfo, BalloonRequest, ConsoleInput, ConsoleTaken, DiskInfo, GuestInfo,
     GuestKind, GuestState, LandlockState, MigrationRequest, MigrationStarted, MigrationStatus,
-    NetInfo, OnReboot, RebootRequest, Resolution, SaveRequest, Saved, StateAnswer, VsockInfo,
-    WorkloadControl, WorkloadControlled, WorkloadInfo,
+    NetInfo, OnReboot, RebootRequest, Resolution, StateAnswer, VsockInfo, WorkloadControl,
+    WorkloadControlled, WorkloadInfo,
 };
 use crate::api::{ApiError, Reason};
 use crate::scrollback::Scrollback;

@@ -15,7 +15,7 @@ use vmm_core::{RunState, Vm, VmOptions, VmShape, VmState, snapshot};
 use super::console::Console;
 use super::machine::{Machine, SharedMachine};
 use super::process::GuestProcess;
-use crate::api::types::{SaveFormat, SaveRequest, SavedCopies};
+use crate::api::saving::{SaveFormat, SaveRequest, SavedCopies};
 use crate::api::{ApiError, Reason};
 use crate::cli::spec::GuestSpec;
 use crate::names::GuestName;

@@ -19,6 +19,7 @@ use crate::record::SourceState;
 use crate::report::{Outcome, Report};
 
 mod disks;
+mod doubts;
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -285,69 +286,6 @@ fn stays_paused_and_asks_again_when_the_answer_to_a_commit_is_lost() {
 }
 
 #[test]
-fn an_unknown_migration_after_the_commit_is_left_to_the_operator() {
-    let mut bench = Bench::committed();
-    let actions = bench.hear(DestinationMessage::Unknown);
-    assert_eq!(report(&actions).outcome, Outcome::InDoubt);
-    assert!(report(&actions).way_out.as_ref().unwrap().contains("--resolve run web-1"));
-    assert!(!actions.contains(&Action::ResumeGuest));
-    assert_eq!(bench.source.deadline(), None);
-
-    assert_eq!(
-        bench.tell(Event::Resolve(OperatorChoice::Run)),
-        [Action::Record(SourceState::Undecided)]
-    );
-    assert!(bench.tell(Event::Recorded).contains(&Action::ResumeGuest));
-    let actions = bench.tell(Event::Resumed);
-    assert_eq!(report(&actions).outcome, Outcome::StayedAtSource);
-
-    // Should it have remembered by now, it waits to hear whose the guest is.
-    let at = bench.source.deadline().unwrap();
-    assert_eq!(bench.source.handle(Event::Tick, at), [Action::Reconnect]);
-    bench.tell(Event::Connected);
-    bench.hear(DestinationMessage::Unknown);
-    assert_eq!(bench.tell(Event::Recorded).last(), Some(&Action::Settled));
-}
-
-#[test]
-fn an_operator_can_give_up_a_guest_in_doubt() {
-    let mut bench = Bench::in_doubt();
-    assert_eq!(
-        bench.tell(Event::Resolve(OperatorChoice::Discard)),
-        [Action::Record(SourceState::Done)]
-    );
-    let actions = bench.tell(Event::Recorded);
-    assert_eq!(actions[0], Action::DropGuest);
-    assert_eq!(report(&actions).outcome, Outcome::Lost);
-}
-
-#[test]
-fn an_operator_who_runs_it_here_has_a_destination_that_is_out_of_reach_told_so() {
-    let mut bench = Bench::committed();
-    assert_eq!(bench.source.can_resolve(OperatorChoice::Run), Err(ResolveRefused::Connected));
-    bench.tell(lost());
-    assert_eq!(
-        bench.tell(Event::Resolve(OperatorChoice::Run)),
-        [Action::Record(SourceState::Undecided)]
-    );
-    bench.tell(Event::Recorded);
-    let actions = bench.tell(Event::Resumed);
-    assert_eq!(report(&actions).outcome, Outcome::StayedAtSource);
-
-    let at = bench.source.deadline().unwrap();
-    assert_eq!(bench.source.handle(Event::Tick, at), [Action::Reconnect]);
-    let actions = bench.tell(Event::Connected);
-    assert!(matches!(
-        actions[..],
-        [Action::Send(SourceMessage::Resolve { decision: Decision::Aborted, .. })]
-    ));
-    // The destination has been running it: the operator was wrong, and must hear of it.
-    bench.hear(DestinationMessage::Running(Takeover::default()));
-    let actions = bench.tell(Event::Recorded);
-    assert_eq!(report(&actions).error.as_ref().unwrap().reason, Reason::InDoubt);
-}
-
-#[test]
 fn a_commit_that_cannot_be_recorded_is_undone_before_the_guest_goes_on() {
     let mut bench = Bench::awaiting_ready();
     bench.hear(DestinationMessage::Ready { load_us: 1 });
@@ -568,36 +506,4 @@ fn after_an_answer_the_next_loss_is_not_waited_out_for_long() {
     bench.tell(lost());
     pauses.push(bench.source.deadline().unwrap() - bench.now);
     assert_eq!(pauses, [100 * MS, 200 * MS, 400 * MS, 100 * MS]);
-}
-
-#[test]
-fn an_order_to_run_that_cannot_be_recorded_has_no_effect_and_says_why() {
-    let full = || Event::RecordFailed { detail: "no space left".into() };
-    let mut asking = Bench::committed();
-    asking.tell(lost());
-    for mut bench in [Bench::in_doubt(), asking] {
-        for _ in 0..2 {
-            let actions = bench.tell(Event::Resolve(OperatorChoice::Run));
-            assert_eq!(actions, [Action::Record(SourceState::Undecided)]);
-            assert_eq!(bench.tell(full()), []);
-            let in_doubt = bench.source.progress(bench.now).in_doubt.unwrap();
-            assert!(in_doubt.contains("could not be taken back: no space left"), "{in_doubt}");
-        }
-        bench.tell(Event::Resolve(OperatorChoice::Run));
-        assert!(bench.tell(Event::Recorded).contains(&Action::ResumeGuest));
-    }
-}
-
-#[test]
-fn a_destination_that_is_reached_and_does_not_answer_is_a_doubt() {
-    let mut bench = Bench::committed();
-    assert_eq!(bench.source.progress(bench.now).in_doubt, None);
-    bench.tell(lost());
-    bench.now = bench.source.deadline().unwrap();
-    bench.tell(Event::Tick);
-    bench.tell(Event::Connected);
-    assert!(bench.source.progress(bench.now).in_doubt.is_some());
-    assert_eq!(bench.source.can_resolve(OperatorChoice::Run), Ok(()));
-    bench.hear(DestinationMessage::Ready { load_us: 1 });
-    assert_eq!(bench.source.progress(bench.now).in_doubt, None);
 }

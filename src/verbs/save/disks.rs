@@ -12,7 +12,8 @@ use anyhow::{Context, Result};
 use vmm_core::snapshot::PartialFile;
 use vmm_core::virtio::block::{copy_content, date};
 
-use crate::api::types::{DiskInfo, GuestInfo, SavedCopies, StateAnswer};
+use crate::api::saving::SavedCopies;
+use crate::api::types::{DiskInfo, GuestInfo, StateAnswer};
 use crate::clock::unix_ms;
 use crate::output;
 use crate::units::format_size;

@@ -3,8 +3,9 @@
 //! `request` understands what the driver asks and knows no file; `engine` carries it out; `disk`
 //! is the open disk with its lock, `content` the same for whoever copies it, `log` what was written
 //! meanwhile, `staged` a disk that is being copied to here. `proof` checks that two hosts share a
-//! disk, `copy` makes another of one that stands still, `seal` checks that nobody has written one since its guest was saved, `departed` is a note on one whose content has moved
-//! away; `device.rs` ties them together.
+//! disk, `copy` makes another of one that stands still, `seal` checks that nobody has written one
+//! since its guest was saved, `departed` is a note on one whose content has moved away; `device.rs`
+//! ties them together.
 //! Start with [`BlockConfig`], which is what a guest's description says of a disk.
 
 mod config;
