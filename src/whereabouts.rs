@@ -39,15 +39,40 @@ impl Whereabouts {
             return left.map_or(Self::Here, |ended| Self::Elsewhere(ended.reason));
         };
         match ended.filter(|ended| ended.ended_unix_ms > last.updated_unix_ms) {
-            Some(ended) if ended.how == How::Saved => return Self::Elsewhere(ended.reason),
-            // One that was started here since by hand, and ended here, is here.
-            Some(ended) if !has_left(&ended) => return Self::Here,
+            Some(ended) if has_left(&ended) => return Self::Elsewhere(ended.reason),
+            // One that was started here since, and ended here, is here: it has another identity. Of the copy that was on its way the
+            // record tells.
+            Some(ended) if ended.uuid != last.guest_uuid => return Self::Here,
             Some(_) | None => {}
         }
         match &last.side {
             Side::Source { state, destination, .. } => after_leaving(*state, destination),
             Side::Destination { state, .. } => after_arriving(*state),
         }
+    }
+
+    /// Notes durably that the guest is this host's, whatever became of its last migration: if that is not settled, neither host goes
+    /// on with it.
+    ///
+    /// # Errors
+    /// The record cannot be read or written: the guest must not be started.
+    pub(crate) fn claim(state: &StateDir, name: &GuestName) -> Result<()> {
+        let store = RecordStore::open(&state.migrations())?;
+        let (records, _damaged) = store.list()?;
+        let Some(last) = last_of(&records, name.as_str()) else { return Ok(()) };
+        let mut claimed = last.clone();
+        match &mut claimed.side {
+            Side::Source { state, .. } if *state == SourceState::Committed => {
+                *state = SourceState::Undecided;
+            }
+            Side::Destination { state, .. }
+                if !matches!(state, DestinationState::Running | DestinationState::Discarded) =>
+            {
+                *state = DestinationState::Discarded;
+            }
+            Side::Source { .. } | Side::Destination { .. } => return Ok(()),
+        }
+        Ok(store.reopen(last.migration, last.role())?.write(&claimed)?)
     }
 
     /// Refuses a guest that may run elsewhere.
@@ -113,8 +138,9 @@ mod tests {
     use super::*;
     use crate::node::liveness::tests::{destination_record, source_record};
 
+    /// How a guest ended that was never migrated.
     fn ended(how: How, ended_unix_ms: u64) -> Ended {
-        let (name, uuid) = ("web".parse().unwrap(), uuid::Uuid::nil());
+        let (name, uuid) = ("web".parse().unwrap(), uuid::Uuid::from_u128(77));
         Ended { name, uuid, ended_unix_ms, how, reason: "was".to_owned() }
     }
 
@@ -172,10 +198,44 @@ mod tests {
             let ended = ended(how, left.updated_unix_ms + after_ms);
             assert_eq!(kind(&Whereabouts::by(Some(&left), Some(ended))), expected, "{how:?}");
         }
+        let arrived = destination_record(DestinationState::Running, 1);
+        let moved = ended(How::Moved, arrived.updated_unix_ms + 1);
+        assert_eq!(kind(&Whereabouts::by(Some(&arrived), Some(moved))), 'e');
         for (how, expected) in [(How::PoweredOff, 'h'), (How::Moved, 'e'), (How::Saved, 'e')] {
             assert_eq!(kind(&Whereabouts::by(None, Some(ended(how, 0)))), expected, "{how:?}");
         }
         assert_eq!(Whereabouts::by(None, None), Whereabouts::Here);
+    }
+
+    #[test]
+    fn the_end_of_a_copy_that_was_handed_over_says_nothing() {
+        for (record, expected) in [
+            (source_record(SourceState::Committed, 1), 'u'),
+            (source_record(SourceState::Done, 1), 'e'),
+            (destination_record(DestinationState::Ready, 1), 'u'),
+        ] {
+            let uuid = record.guest_uuid;
+            let ended = Ended { uuid, ..ended(How::Destroyed, record.updated_unix_ms + 1) };
+            assert_eq!(kind(&Whereabouts::by(Some(&record), Some(ended))), expected, "{record:?}");
+        }
+    }
+
+    #[test]
+    fn a_guest_that_is_claimed_is_handed_over_by_nobody() {
+        for (record, expected) in [
+            (source_record(SourceState::Committed, 1), "Undecided"),
+            (source_record(SourceState::Done, 1), "Done"),
+            (destination_record(DestinationState::Taking, 1), "Discarded"),
+            (destination_record(DestinationState::Running, 1), "Running"),
+        ] {
+            let (_folder, state) = StateDir::temporary();
+            state.create().unwrap();
+            let store = RecordStore::open(&state.migrations()).unwrap();
+            store.create(&record).unwrap();
+            Whereabouts::claim(&state, &"web".parse().unwrap()).unwrap();
+            let now = store.read(record.migration, record.role()).unwrap().unwrap();
+            assert!(format!("{:?}", now.side).contains(&format!("state: {expected}")), "{now:?}");
+        }
     }
 
     #[test]

@@ -17,7 +17,7 @@ use serde::de::DeserializeOwned;
 use super::descriptor::Handed;
 use super::error::{ApiError, Reason};
 use super::memory::{GuestMemory, TreatedMemory, TreatmentRequest};
-use super::saving::{SaveRequest, Saved};
+use super::saving::{SaveId, SaveRequest, Saved};
 use super::survey::{DOMAIN_BYTES_MAX, SurveyDomain, SurveyRequest, SurveyStatus, SurveyedMemory};
 use super::types::{
     BalloonInfo, BalloonRequest, CONSOLE_FROM, CONSOLE_NEXT, ConsoleInput, ConsoleRead,
@@ -74,16 +74,15 @@ pub(crate) trait GuestControl: Send + Sync + 'static {
         handed: Option<File>,
         asker: &Weak<()>,
     ) -> Result<Saved, ApiError>;
-    /// Lets the guest that stands still since it was saved do so for longer.
+    /// Lets the guest stand still for another minute.
     ///
     /// # Errors
-    /// None does.
-    fn hold_save(&self) -> Result<StateAnswer, ApiError>;
-    /// Ends the guest that stands still since it was saved.
-    ///
-    /// # Errors
-    /// None does.
-    fn finish_save(&self) -> Result<StateAnswer, ApiError>;
+    /// It does not stand still since this save; the same for `release_save` and `finish_save`.
+    fn hold_save(&self, save: SaveId) -> Result<StateAnswer, ApiError>;
+    /// Lets the guest go on as it was before it was saved.
+    fn release_save(&self, save: SaveId) -> Result<StateAnswer, ApiError>;
+    /// Ends the guest: its file has its name.
+    fn finish_save(&self, save: SaveId) -> Result<StateAnswer, ApiError>;
     /// Starts a migration.
     ///
     /// # Errors
@@ -212,8 +211,13 @@ fn routes() -> Vec<Route> {
         ask(Method::PUT, "/v1/guest/reset", done, |guest| guest.reset()),
         ask(Method::PUT, "/v1/guest/stop", begun, |guest| guest.stop()),
         Route { method: Method::POST, path: "/v1/guest/save", handler: post(save) },
-        ask(Method::PUT, "/v1/guest/save/hold", done, |guest| guest.hold_save()),
-        ask(Method::PUT, "/v1/guest/save/finish", begun, |guest| guest.finish_save()),
+        tell(Method::PUT, "/v1/guest/save/hold", done, |guest, save: SaveId| guest.hold_save(save)),
+        tell(Method::PUT, "/v1/guest/save/release", done, |guest, save: SaveId| {
+            guest.release_save(save)
+        }),
+        tell(Method::PUT, "/v1/guest/save/finish", begun, |guest, save: SaveId| {
+            guest.finish_save(save)
+        }),
         ask(Method::GET, "/v1/guest/migration", done, |guest| guest.migration()),
         tell(Method::POST, "/v1/guest/migration", begun, |guest, request: MigrationRequest| {
             guest.migrate(&request)
@@ -392,10 +396,13 @@ mod tests {
         fn save(&self, _: &SaveRequest, _: Option<File>, _: &Weak<()>) -> Result<Saved, ApiError> {
             migrating()
         }
-        fn hold_save(&self) -> Result<StateAnswer, ApiError> {
+        fn hold_save(&self, _: SaveId) -> Result<StateAnswer, ApiError> {
             migrating()
         }
-        fn finish_save(&self) -> Result<StateAnswer, ApiError> {
+        fn release_save(&self, _: SaveId) -> Result<StateAnswer, ApiError> {
+            migrating()
+        }
+        fn finish_save(&self, _: SaveId) -> Result<StateAnswer, ApiError> {
             migrating()
         }
         fn migrate(&self, _: &MigrationRequest) -> Result<MigrationStarted, ApiError> {

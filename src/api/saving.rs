@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 /// `POST /v1/guest/save`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -14,7 +15,7 @@ pub(crate) struct SaveRequest {
     /// What the file is for.
     #[serde(default)]
     pub(crate) format: SaveFormat,
-    /// Whether the guest goes on when it is written; else it stands still until it is ended, for a minute at most.
+    /// Whether the guest goes on when it is written; else it stands still until it is told to end or to go on, or for a minute.
     #[serde(default)]
     pub(crate) keep_running: bool,
     /// Copies that will be made of its disks, while it stands still, for the guest to be restored on.
@@ -46,8 +47,18 @@ pub(crate) enum SaveFormat {
 /// The answer to `POST /v1/guest/save`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Saved {
+    /// Names this save in what is said about it.
+    pub(crate) id: Uuid,
     /// The file's size, bytes.
     pub(crate) file_bytes: u64,
-    /// How long the guest stood still, in milliseconds.
+    /// How long the guest has stood still until now, in milliseconds.
     pub(crate) paused_ms: u64,
+}
+
+/// `PUT /v1/guest/save/...`: about the guest that stands still since a save.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SaveId {
+    /// [`Saved::id`].
+    pub(crate) id: Uuid,
 }

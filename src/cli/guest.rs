@@ -71,7 +71,7 @@ Examples:
 
 The guest goes on where `lighter save` stopped it, on the same disks. It is refused when one of them was written
 since, by the guest itself, by another program or by a repair: what it keeps of them in memory would destroy them. A
-guest with disks is therefore restored once. Without disks a file can be restored again, but only once at a time: two
+guest that writes disks is therefore restored once. Without such disks a file can be restored again, but only once at a time: two
 guests from one file believe that they are the same machine.")]
 pub(crate) struct RestoreArgs {
     /// The file that `lighter save` wrote.
@@ -81,7 +81,7 @@ pub(crate) struct RestoreArgs {
     #[arg(long)]
     pub(crate) name: Option<GuestName>,
 
-    /// Restore also when a disk was written since the guest was saved, or nobody can tell: its content is the same.
+    /// Take all disks as they are, also those that were written since the guest was saved: you know that they match.
     #[arg(long = "unsafe")]
     pub(crate) unsafe_disks: bool,
 
@@ -101,7 +101,7 @@ Examples:
 
 The guest is paused while it is written, and then ends; `lighter restore` lets it go on. If it cannot be written, or
 this is interrupted, it goes on. With --keep-running it goes on in any case, which a guest that writes disks cannot
-unless they are saved as well: the file would be of before, and its disks of after.
+unless they are saved as well: the saved memory would not match them.
 
 With --disks the disks that it writes are copied to FILE.NAME while it stands still, at once on a file system that
 shares blocks (btrfs, xfs), and `lighter restore` runs the guest on the copies.")]

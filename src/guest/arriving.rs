@@ -139,6 +139,7 @@ impl GuestFactory for Factory {
         let process = self.process()?;
         let mut shape = self.shape_of(guest)?;
         shape.identify_disks();
+        shape.disks_mut().for_each(|disk| *disk = disk.going_on());
         let other = |error: anyhow::Error| match error.downcast::<Error>() {
             Ok(error) => refused(error),
             Err(error) => Refusal::new(RefusalKind::Other, format!("{error:#}")),

@@ -18,7 +18,7 @@ use super::session::MigrationSession;
 use super::{balloon, saved, treatment, workload};
 use crate::api::guest::GuestControl;
 use crate::api::memory::{GuestMemory, TreatedMemory, TreatmentRequest};
-use crate::api::saving::{SaveRequest, Saved};
+use crate::api::saving::{SaveId, SaveRequest, Saved};
 use crate::api::survey::{SurveyDomain, SurveyRequest, SurveyStatus, SurveyedMemory};
 use crate::api::types::{
     BackingInfo, BalloonInfo, BalloonRequest, ConsoleInput, ConsoleTaken, DiskInfo, GuestInfo,
@@ -63,16 +63,15 @@ impl ProcessControl {
         Ok(self.state())
     }
 
-    /// Does `action` with a guest that stands still since it was saved.
-    fn on_saved_guest(&self, action: impl FnOnce(&StandsStill)) -> Result<(), ApiError> {
+    /// The guest, which stands still since it was saved: since `save`, if that is given.
+    fn standing(&self, save: Option<SaveId>) -> Result<Arc<StandsStill>, ApiError> {
         match &*self.process().occupation() {
-            Occupation::Saved(guest) => {
-                action(guest);
-                Ok(())
+            Occupation::Saved(guest) if save.is_none_or(|save| save == guest.id()) => {
+                Ok(Arc::clone(guest))
             }
             _ => {
                 let name = self.process().name();
-                let text = format!("{name} does not stand still after it was saved");
+                let text = format!("{name} does not stand still since this save any more");
                 Err(ApiError::new(Reason::WrongState, text))
             }
         }
@@ -226,12 +225,9 @@ impl GuestControl for ProcessControl {
     }
 
     fn resume(&self) -> Result<StateAnswer, ApiError> {
-        let stands = match &*self.process().occupation() {
-            Occupation::Saved(guest) => Some(Arc::clone(guest)),
-            _ => None,
-        };
-        // It goes on when the last one lets go of it.
-        drop(stands.filter(|guest| self.process().goes_on_after_save(guest)));
+        if let Ok(guest) = self.standing(None) {
+            self.process().goes_on_after_save(&guest);
+        }
         self.on_own_guest(|machine| machine.vm().resume())
     }
 
@@ -298,26 +294,35 @@ impl GuestControl for ProcessControl {
         let began = Instant::now();
         let saved = saved::save(machine, request, handed);
         let (file_bytes, guest) = saved.map_err(ApiError::failed)?;
+        let id = guest.id().id;
         if !request.keep_running && asker.strong_count() > 0 {
             let guest = Arc::new(guest);
             StandsStill::limit(&guest, &self.0);
             saving.leave_standing(guest);
         }
         Ok(Saved {
+            id,
             file_bytes,
             paused_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
         })
     }
 
-    fn hold_save(&self) -> Result<StateAnswer, ApiError> {
-        self.on_saved_guest(|guest| guest.hold())?;
+    fn hold_save(&self, save: SaveId) -> Result<StateAnswer, ApiError> {
+        self.standing(Some(save))?.hold();
         Ok(self.state())
     }
 
-    fn finish_save(&self) -> Result<StateAnswer, ApiError> {
-        self.on_saved_guest(|guest| {
-            self.process().end(Ending::Saved { file: guest.file().to_owned() });
-        })?;
+    fn release_save(&self, save: SaveId) -> Result<StateAnswer, ApiError> {
+        let guest = self.standing(Some(save))?;
+        self.process().goes_on_after_save(&guest);
+        // It goes on when the last one lets go of it.
+        drop(guest);
+        Ok(self.state())
+    }
+
+    fn finish_save(&self, save: SaveId) -> Result<StateAnswer, ApiError> {
+        let guest = self.standing(Some(save))?;
+        self.process().end(Ending::Saved { file: guest.file().to_owned() });
         Ok(StateAnswer { state: GuestState::Ended })
     }
 

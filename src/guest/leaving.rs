@@ -92,8 +92,10 @@ impl Departure {
     async fn outcome(&self) -> Option<Report> {
         let mut reports = self.session.handle().report();
         let stays = async {
-            let stayed = |report: &Report| report.outcome == Outcome::StayedAtSource;
-            let report = reports.wait_for(|report| report.as_ref().is_some_and(stayed)).await;
+            // Neither has anything left to do here but to tell the destination.
+            let is_over =
+                |report: &Report| matches!(report.outcome, Outcome::StayedAtSource | Outcome::Lost);
+            let report = reports.wait_for(|report| report.as_ref().is_some_and(is_over)).await;
             let report = report.ok().and_then(|report| report.clone());
             tokio::time::sleep(TELL_PATIENCE).await;
             report

@@ -289,24 +289,34 @@ impl GuestProcess {
         }
     }
 
-    /// Lets a guest go on that stands still since it was saved, if that is `guest`; false if it does not stand any more.
+    /// Lets a guest go on that stands still since it was saved, if that is `guest`; false if it does not stand any more, or is
+    /// about to end.
     pub(crate) fn goes_on_after_save(&self, guest: &Arc<StandsStill>) -> bool {
         let mut occupation = self.occupation();
         let stands = matches!(&*occupation, Occupation::Saved(it) if Arc::ptr_eq(it, guest));
-        if stands && !self.is_ending() {
+        let goes_on = stands && !self.is_ending();
+        if goes_on {
             *occupation = Occupation::None;
         }
-        stands
+        goes_on
     }
 
-    /// Ends the process, for the first reason that is given.
+    /// Ends the process, for the first reason that is given. That it has gone elsewhere meanwhile says more than that it was to end.
     pub(crate) fn end(&self, ending: Ending) {
+        let has_left = matches!(
+            ending,
+            Ending::Moved { .. } | Ending::Saved { .. } | Ending::Discarded { .. }
+        );
         self.ending.send_if_modified(|current| {
-            let first = current.is_none();
-            if first {
+            let holds = match current {
+                None => true,
+                Some(Ending::Asked) => has_left,
+                Some(_) => false,
+            };
+            if holds {
                 *current = Some(ending);
             }
-            first
+            holds
         });
     }
 
@@ -349,14 +359,19 @@ impl GuestProcess {
     ///
     /// # Errors
     /// The system gives no signals.
-    pub(crate) async fn wait(&self) -> Result<Ending> {
+    pub(crate) async fn wait(&self) -> Result<()> {
         let mut signals = EndSignals::listen()?;
         let mut ending = self.ending.subscribe();
         tokio::select! {
             _ = signals.next() => self.end(Ending::Asked),
             _ = ending.wait_for(Option::is_some) => {}
         }
-        Ok(self.ending.borrow().clone().unwrap_or(Ending::Asked))
+        Ok(())
+    }
+
+    /// Why the process ends, once it does.
+    pub(crate) fn ending(&self) -> Ending {
+        self.ending.borrow().clone().unwrap_or(Ending::Asked)
     }
 
     /// Ends what is going on: a migration is called off as far as possible, the machine stopped.

@@ -15,7 +15,7 @@ use vmm_core::{RunState, Vm, VmOptions, VmShape, VmState, snapshot};
 use super::console::Console;
 use super::machine::{Machine, SharedMachine};
 use super::process::GuestProcess;
-use crate::api::saving::{SaveFormat, SaveRequest, SavedCopies};
+use crate::api::saving::{SaveFormat, SaveId, SaveRequest, SavedCopies};
 use crate::api::{ApiError, Reason};
 use crate::cli::spec::GuestSpec;
 use crate::names::GuestName;
@@ -110,8 +110,8 @@ pub(crate) fn expect_no_written_disks(
     let disk = disk.path().display();
     let text = match format {
         SaveFormat::Guest => format!(
-            "{name} writes its disk {disk}: should it go on, its file would be of before, and its disk of after; save the \
-             disk as well (--disks), or leave --keep-running away"
+            "{name} writes its disk {disk}: should it go on, the saved memory would not match the disk; save the disk as \
+             well (--disks), or omit --keep-running"
         ),
         // Whoever has paused it can copy the disk meanwhile.
         SaveFormat::Template if machine.vm().run_state() == RunState::Paused => return Ok(()),
@@ -158,6 +158,7 @@ pub(crate) fn save(
     let ran = vm.run_state() == RunState::Running;
     vm.pause()?;
     let guest = StandsStill {
+        id: SaveId { id: Uuid::new_v4() },
         machine: Arc::clone(machine),
         ran,
         file: file.to_owned(),
@@ -176,6 +177,7 @@ pub(crate) fn save(
 /// A guest that stands still for its file's sake: when dropped it goes on, if it ran before.
 #[derive(Debug)]
 pub(crate) struct StandsStill {
+    id: SaveId,
     machine: SharedMachine,
     ran: bool,
     file: PathBuf,
@@ -198,6 +200,11 @@ impl StandsStill {
 
     fn until(&self) -> Instant {
         *self.until.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Which save it stands still for.
+    pub(super) fn id(&self) -> SaveId {
+        self.id
     }
 
     /// Where it was saved.
@@ -223,12 +230,6 @@ impl StandsStill {
             }
         });
     }
-
-    fn go_on(&self) -> Result<()> {
-        // The file may have its name already.
-        self.machine.disks().try_for_each(|(_, disk)| disk.break_seals())?;
-        Ok(self.machine.vm().resume()?)
-    }
 }
 
 impl Drop for StandsStill {
@@ -237,7 +238,7 @@ impl Drop for StandsStill {
         let stands = self.machine.vm().run_state() == RunState::Paused;
         if self.ran
             && stands
-            && let Err(error) = self.go_on()
+            && let Err(error) = self.machine.vm().resume()
         {
             tracing::error!(%error, "the guest does not go on after it was saved");
         }

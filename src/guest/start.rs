@@ -55,8 +55,11 @@ pub(crate) fn run(state: &StateDir, args: &RunArgs) -> Result<Exit> {
 /// The guest is not defined, may run on another host, cannot be started, or crashed.
 pub(crate) fn start_defined(state: &StateDir, args: &StartArgs) -> Result<Exit> {
     let spec = state.definitions().expect(&args.name)?.spec?;
-    if !args.force && !state.guest(&args.name).is_live() {
-        Whereabouts::of(state, &args.name)?.expect_here(&args.name)?;
+    if !state.guest(&args.name).is_live() {
+        match args.force {
+            true => Whereabouts::claim(state, &args.name)?,
+            false => Whereabouts::of(state, &args.name)?.expect_here(&args.name)?,
+        }
     }
     launch(state, &spec, &BackgroundArgs { detach: true }, IsolationArgs::from_environment()?)
 }
@@ -290,7 +293,7 @@ impl Life {
 
     fn live(self, process: &Arc<GuestProcess>, servers: [Server; 2]) -> Result<Exit> {
         let ending = self.runtime.block_on(async {
-            let ending = process.wait().await;
+            process.wait().await?;
             process.shut_down().await;
             if let Some(machine) = process.machine() {
                 machine.scrollback().close();
@@ -298,7 +301,7 @@ impl Life {
             for server in servers {
                 server.close().await;
             }
-            ending
+            Ok::<_, anyhow::Error>(process.ending())
         })?;
         // Whoever sees the folder gone may count on the guest being gone too; so it goes last.
         self.runtime.shutdown_timeout(std::time::Duration::from_secs(1));

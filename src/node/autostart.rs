@@ -23,7 +23,7 @@ use crate::whereabouts::Whereabouts;
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// The longest file of these that is read, in bytes.
-const FILE_BYTES_MAX: u64 = 4096;
+const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// How long a guest may take to start, before the next has its turn.
 const START_PATIENCE: Duration = Duration::from_secs(120);
@@ -67,7 +67,9 @@ async fn start_all(node: &Node) -> Result<()> {
         }
         if waiting != round.waiting {
             round.waiting = waiting;
-            durable::write_json(&node.state().autostarted_file(), &round)?;
+            if let Err(error) = durable::write_json(&node.state().autostarted_file(), &round) {
+                tracing::warn!("cannot keep which guests wait to be started: {error:#}");
+            }
         }
         tokio::time::sleep(LOOK_PAUSE).await;
     }
@@ -101,10 +103,13 @@ fn begin(state: &StateDir) -> Result<Autostarted> {
 
 /// Starts a guest, if it is here. Returns why not yet.
 async fn try_start(node: &Node, name: &GuestName) -> Option<String> {
-    if node.state().guest(name).is_live() {
+    let state = node.state();
+    let definition = state.definitions().find(name).ok().flatten();
+    if state.guest(name).is_live() || !definition.is_some_and(|it| it.autostart) {
         return None;
     }
-    if let Ok(Whereabouts::Unsettled(why)) = Whereabouts::of(node.state(), name) {
+    let whereabouts = tokio::task::block_in_place(|| Whereabouts::of(state, name));
+    if let Ok(Whereabouts::Unsettled(why)) = whereabouts {
         return Some(why);
     }
     match start(node, name).await {

@@ -2,6 +2,7 @@
 
 mod disks;
 
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use vmm_core::snapshot::PartialFile;
 use self::disks::Copies;
 use super::session::{block_on, is_gone_within};
 use crate::api::ApiClient;
-use crate::api::saving::{SaveFormat, SaveRequest, Saved};
+use crate::api::saving::{SaveFormat, SaveId, SaveRequest, Saved};
 use crate::api::types::StateAnswer;
 use crate::cli::guest::{SaveArgs, TemplateArgs};
 use crate::exit::Exit;
@@ -58,6 +59,8 @@ struct Asked {
     guest: GuestDir,
     client: ApiClient,
     file: PathBuf,
+    /// Since when it stands still, once it does.
+    standing: Cell<Option<SaveId>>,
 }
 
 impl Asked {
@@ -66,7 +69,7 @@ impl Asked {
         let client = ApiClient::new(&guest.socket()).with_patience(PATIENCE);
         let file =
             std::path::absolute(file).with_context(|| format!("cannot find {}", file.display()))?;
-        Ok(Self { name: name.clone(), guest, client, file })
+        Ok(Self { name: name.clone(), guest, client, file, standing: Cell::default() })
     }
 
     /// Does what `work` does, unless somebody calls it off before its end: then the guest goes on.
@@ -77,12 +80,14 @@ impl Asked {
             signal = signals.next() => signal,
         };
         // While it is being written it goes on by itself: nobody waits for the answer any more.
-        let _too_early = self.put("resume").await;
+        if let Some(save) = self.standing.get() {
+            self.tell_guest("release", save).await?;
+        }
         bail!("{}: not saved, on {signal}", self.name)
     }
 
-    async fn put(&self, what: &str) -> Result<StateAnswer> {
-        Ok(self.client.put(&format!("/v1/guest/{what}")).await?)
+    async fn tell_guest(&self, what: &str, save: SaveId) -> Result<StateAnswer> {
+        Ok(self.client.put_json(&format!("/v1/guest/save/{what}"), &save).await?)
     }
 
     /// A file without a name, which gets its name when all is there. It is opened here: the guest's process may not, and it becomes
@@ -122,28 +127,30 @@ impl Asked {
         let request = SaveRequest { file, format, keep_running: false, copies: copies.plan() };
         let began = std::time::Instant::now();
         let saved = self.fill(&partial, &request).await?;
+        let save = SaveId { id: saved.id };
+        self.standing.set(Some(save));
         let published = async {
-            copies.fill(|| self.put("save/hold")).await?;
+            copies.fill(|| self.tell_guest("hold", save)).await?;
             self.publish(partial)
         };
         if let Err(error) = published.await {
-            self.put("resume").await.with_context(|| format!("{error:#}"))?;
+            self.tell_guest("release", save).await.with_context(|| format!("{error:#}"))?;
             return Err(error);
         }
         if goes_on {
-            self.put("resume").await?;
+            self.tell_guest("release", save).await?;
             let stood = u64::try_from(began.elapsed().as_millis()).ok();
             return self.tell(&saved, stood);
         }
-        self.end().await.with_context(|| {
-            format!("{} is complete, and may be of before by now", self.file.display())
+        self.end(save).await.with_context(|| {
+            format!("{} is complete, and may be out of date", self.file.display())
         })?;
         self.tell(&saved, None)
     }
 
     /// Ends a guest whose file is complete.
-    async fn end(&self) -> Result<()> {
-        let answer = self.put("save/finish").await;
+    async fn end(&self, save: SaveId) -> Result<()> {
+        let answer = self.tell_guest("finish", save).await;
         if is_gone_within(&self.guest, END_PATIENCE).await {
             // Whatever it has answered.
             return Ok(());

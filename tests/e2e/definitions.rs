@@ -208,7 +208,7 @@ fn a_guest_that_has_moved_away_is_not_started_with_the_host() {
     pair.a.kill_node();
     std::fs::write(pair.a.state_dir().join("autostarted.json"), "{}").expect("a file");
     pair.a.start_node(&NodePlan::default());
-    let words = ["web-1 has moved to 127.0.0.1", "`lighter start web-1 --force` starts it here"];
+    let words = ["web-1 moved to 127.0.0.1", "`lighter start web-1 --force` starts it here"];
     await_log(&pair.a, &words);
     pair.a.run(&["start", "web-1"]).complains(Exit::Failed, &words);
     assert_eq!(pair.a.list(), Vec::<Value>::new());

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use vmm_core::snapshot::PartialFile;
 use vmm_core::virtio::block::{copy_content, date};
 
@@ -46,11 +46,15 @@ impl Copies {
         for (disk, path) in places(&guest.disks, file) {
             let from = File::open(&disk.path)
                 .with_context(|| format!("cannot read disk {}", disk.path.display()))?;
+            // Another saved guest may need it, or run on it.
+            if path.symlink_metadata().is_ok() {
+                bail!("{}: {} is there already", cannot_copy(disk, &path), path.display());
+            }
             let to = PartialFile::create(&path).with_context(|| cannot_copy(disk, &path))?;
             disks.push(Copy { disk: disk.clone(), from: Arc::new(from), path, to });
         }
-        // Whole seconds: all file systems can store them.
-        let modified_unix_s = i64::try_from(unix_ms() / 1000)?;
+        // An even second: all file systems can store it.
+        let modified_unix_s = i64::try_from(unix_ms() / 2000 * 2)?;
         Ok(Self { disks, modified_unix_s })
     }
 
@@ -112,7 +116,12 @@ impl Copy {
                 false => Ok(()),
             }
         };
-        let mut work = tokio::task::spawn_blocking(move || copy_content(&from, &to, bytes, step));
+        let copy = move || {
+            copy_content(&from, &to, bytes, step)?;
+            // Here it may take its time.
+            to.sync_all()
+        };
+        let mut work = tokio::task::spawn_blocking(copy);
         loop {
             match tokio::time::timeout(PACE, &mut work).await {
                 Ok(done) => return Ok(done??),

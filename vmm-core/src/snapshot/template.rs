@@ -28,7 +28,7 @@ use super::read::Input;
 use super::write::{SnapshotReport, expect_paused, failure, header, used_pages};
 use crate::error::Result;
 use crate::memory::{CHUNK_BYTES, MemoryConfig, PAGE_BYTES, TemplateImage};
-use crate::virtio::block::{Access, BlockConfig};
+use crate::virtio::block::{Access, BlockConfig, DiskProof};
 use crate::{Vm, VmOptions, VmShape, VmState};
 
 /// Guest memory begins at a multiple of this, so that huge pages of the page cache fit.
@@ -40,8 +40,7 @@ const ALIGNMENT_BYTES: u64 = 2 << 20;
 /// # Errors
 /// As [`super::save`]; [`SnapshotError::TemplateNetwork`].
 pub fn save_template(vm: &Vm, path: &Path) -> Result<SnapshotReport> {
-    expect_no_network(vm.shape())?;
-    let header = header((TEMPLATE_MAGIC, TEMPLATE_VERSION), vm.shape(), &vm.save_state()?)?;
+    let header = template_header(vm)?;
     let write = |cause| SnapshotError::Write { path: path.to_path_buf(), cause };
     let partial = PartialFile::create(path).map_err(write)?;
     let report = fill(partial.file(), vm, &header)
@@ -55,13 +54,20 @@ pub fn save_template(vm: &Vm, path: &Path) -> Result<SnapshotReport> {
 /// # Errors
 /// As [`save_template`].
 pub fn save_template_into(vm: &Vm, file: &File, path: &Path) -> Result<SnapshotReport> {
-    expect_no_network(vm.shape())?;
-    let header = header((TEMPLATE_MAGIC, TEMPLATE_VERSION), vm.shape(), &vm.save_state()?)?;
+    let header = template_header(vm)?;
     let report =
         fill(file, vm, &header).map_err(|(cause, written)| failure(path, cause, written, vm))?;
     let write = |cause| SnapshotError::Write { path: path.to_path_buf(), cause };
     file.sync_all().and_then(|()| expect_paused(vm)).map_err(write)?;
     Ok(report)
+}
+
+/// Everything before the memory. A guest that was itself restored knows what its disks looked like then, which is nothing to clones.
+fn template_header(vm: &Vm) -> Result<Vec<u8>> {
+    expect_no_network(vm.shape())?;
+    let mut shape = vm.shape().clone();
+    shape.disks_mut().for_each(|disk| *disk = disk.clone().with_proof(DiskProof::Absent));
+    header((TEMPLATE_MAGIC, TEMPLATE_VERSION), &shape, &vm.save_state()?)
 }
 
 /// Writes everything; an error comes with the bytes that had been written.

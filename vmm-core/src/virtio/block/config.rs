@@ -75,6 +75,9 @@ pub struct BlockConfig {
     /// This host's affair.
     #[serde(skip)]
     origin: Origin,
+    /// The guest has it already, on the host that it comes from.
+    #[serde(skip)]
+    goes_on: bool,
 }
 
 impl BlockConfig {
@@ -104,6 +107,7 @@ impl BlockConfig {
             engine: EngineChoice::Auto,
             proof: DiskProof::of(disk.file()),
             origin: Origin::Present,
+            goes_on: false,
         };
         config.check()?;
         Ok(config)
@@ -162,6 +166,17 @@ impl BlockConfig {
     #[must_use]
     pub fn arriving(&self, occupied: Occupied) -> Self {
         Self { origin: Origin::Arriving(occupied), ..self.clone() }
+    }
+
+    /// The same disk for a guest that goes on here with it, and does not begin on it.
+    #[must_use]
+    pub fn going_on(&self) -> Self {
+        Self { goes_on: true, ..self.clone() }
+    }
+
+    /// Whether the guest begins on it here: what was saved on it before does not fit it any more.
+    pub(super) fn begins_here(&self) -> bool {
+        self.origin == Origin::Present && !self.goes_on
     }
 
     /// Whether it is on this host already.

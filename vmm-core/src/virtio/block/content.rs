@@ -7,13 +7,14 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::config::{BlockConfig, Origin};
 use super::departed;
 use super::log::{WriteLog, each_word};
 use super::proof::{DiskProof, Mark};
-use super::seal::{self, Seal};
+use super::seal::Seal;
 use super::staged::{self, Nameless};
 use crate::memory::{CHUNK_BYTES, CHUNK_PAGES, PAGE_BYTES};
 use crate::raw_io::{self, Clearing, Extent};
@@ -31,6 +32,8 @@ pub struct DiskContent {
     log: WriteLog,
     /// What remains to be done for the file to have its name.
     unnamed: Mutex<Option<Origin>>,
+    /// A guest may be saved on it as it is now, which the next write ends.
+    may_be_sealed: AtomicBool,
 }
 
 impl DiskContent {
@@ -43,6 +46,7 @@ impl DiskContent {
             bytes: config.bytes(),
             log: WriteLog::default(),
             unnamed: Mutex::new(unnamed),
+            may_be_sealed: AtomicBool::new(config.begins_here()),
         }
     }
 
@@ -211,15 +215,13 @@ impl DiskContent {
     /// # Errors
     /// The system's answer.
     pub fn seal(&self) -> Result<DiskProof, DeviceError> {
+        self.may_be_sealed.store(true, Ordering::Release);
         Seal::of(&self.file).map(DiskProof::Sealed).map_err(|error| self.failed(error))
     }
 
-    /// Breaks the seals of a disk that is about to be written.
-    ///
-    /// # Errors
-    /// The system's answer.
-    pub fn break_seals(&self) -> Result<(), DeviceError> {
-        seal::break_all(&self.file).map_err(|error| self.failed(error))
+    /// Whether seals are to be broken before the guest writes; says so once.
+    pub(super) fn take_seals(&self) -> bool {
+        self.may_be_sealed.swap(false, Ordering::AcqRel)
     }
 
     /// Checks that [`DiskContent::adopt`] would succeed now.

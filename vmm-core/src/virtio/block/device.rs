@@ -343,6 +343,12 @@ impl Device for BlockDevice {
         self.disk.take_over()
     }
 
+    fn resumed(&mut self, _rings: &mut Rings<'_>) {
+        if self.content.take_seals() {
+            self.disk.break_seals();
+        }
+    }
+
     fn release(&mut self) {
         self.disk.release();
     }

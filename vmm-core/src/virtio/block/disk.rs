@@ -22,28 +22,6 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(3);
 /// How often the lock is tried meanwhile.
 const LOCK_INTERVAL: Duration = Duration::from_millis(2);
 
-/// What is done with a disk when its guest first has it here.
-#[derive(Debug, Default)]
-enum First {
-    /// Nothing: the guest has it already, on the host that it comes from.
-    #[default]
-    Nothing,
-    /// The guest begins on it: what was saved before does not fit it any more.
-    Begin,
-    /// The same, unless somebody has written it since the guest was saved.
-    BeginWhereSaved(Seal),
-}
-
-impl First {
-    fn of(config: &BlockConfig) -> Self {
-        match config.proof() {
-            DiskProof::Absent | DiskProof::Device(_) => Self::Begin,
-            DiskProof::Sealed(seal) => Self::BeginWhereSaved(seal.clone()),
-            DiskProof::AccessTime(..) | DiskProof::Vouched => Self::Nothing,
-        }
-    }
-}
-
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Disk {
@@ -54,8 +32,8 @@ pub(crate) struct Disk {
     locked: bool,
     /// It has been the guest's, who may have written what is not durable yet.
     may_be_written: bool,
-    /// What is still to be done.
-    first: First,
+    /// What it must look like when it is taken over: the guest was saved.
+    seal: Option<Seal>,
 }
 
 impl Disk {
@@ -67,7 +45,11 @@ impl Disk {
         let (path, access, bytes) = (config.path(), config.access(), config.bytes());
         match config.origin() {
             Origin::Present => {
-                Ok(Self { first: First::of(config), ..Self::open_present(path, access)? })
+                let seal = match config.proof() {
+                    DiskProof::Sealed(seal) => Some(seal.clone()),
+                    _ => None,
+                };
+                Ok(Self { seal, ..Self::open_present(path, access)? })
             }
             Origin::Arriving(_) => {
                 let file = Arc::new(staged::create(path, bytes)?);
@@ -107,8 +89,7 @@ impl Disk {
 
     fn of(path: &Path, file: Arc<File>, access: Access, bytes: u64) -> Self {
         let path = path.to_path_buf();
-        let first = First::default();
-        Self { path, file, access, bytes, locked: false, may_be_written: false, first }
+        Self { path, file, access, bytes, locked: false, may_be_written: false, seal: None }
     }
 
     /// The open file, for whoever needs it for longer.
@@ -153,7 +134,7 @@ impl Disk {
             return Ok(());
         }
         self.lock()?;
-        if let Err(error) = self.begin() {
+        if let Err(error) = self.expect_seal() {
             self.release();
             return Err(error);
         }
@@ -182,26 +163,26 @@ impl Disk {
         Ok(())
     }
 
-    /// Does what is to be done when the guest first has it.
-    fn begin(&mut self) -> Result<(), DeviceError> {
-        let failed = |cause| DeviceError::Disk { path: self.path.clone(), cause };
-        match &self.first {
-            First::Nothing => return Ok(()),
-            First::Begin => {}
-            First::BeginWhereSaved(seal) => match seal.holds_for(&self.file).map_err(failed)? {
-                Some(true) => {}
-                Some(false) => return Err(DeviceError::DiskWritten { path: self.path.clone() }),
-                None => return Err(DeviceError::DiskUnsealed { path: self.path.clone() }),
-            },
+    fn expect_seal(&self) -> Result<(), DeviceError> {
+        let Some(seal) = &self.seal else { return Ok(()) };
+        let path = || self.path.clone();
+        match seal.holds_for(&self.file) {
+            Ok(Some(true)) => Ok(()),
+            Ok(Some(false)) => Err(DeviceError::DiskWritten { path: path() }),
+            Ok(None) => Err(DeviceError::DiskUnsealed { path: path() }),
+            Err(cause) => Err(DeviceError::Disk { path: path(), cause }),
         }
+    }
+
+    /// Breaks all seals of a disk that its guest is about to write, durably.
+    pub(crate) fn break_seals(&mut self) {
+        self.seal = None;
         if self.access == Access::ReadWrite
             && let Err(error) = seal::break_all(&self.file)
         {
             let path = self.path.display();
             tracing::warn!(%error, "a guest that was saved on {path} may be restored by mistake");
         }
-        self.first = First::Nothing;
-        Ok(())
     }
 
     /// Unlocks it.
@@ -263,18 +244,28 @@ mod tests {
         file.as_file().set_len(4096).unwrap();
         let fresh = BlockConfig::new(file.path(), Access::ReadWrite, "").unwrap();
         let sealed = |seal| fresh.clone().with_proof(DiskProof::Sealed(seal));
-        let take = |config: &BlockConfig| Disk::open(config).unwrap().take_over();
+        let take = |config: &BlockConfig| {
+            let mut disk = Disk::open(config).unwrap();
+            disk.take_over().map(|()| disk)
+        };
         let saved = sealed(Seal::of(file.as_file()).unwrap());
-        take(&saved.clone().with_proof(DiskProof::Vouched)).unwrap();
-        take(&saved).unwrap();
+        // A start that fails after this may be tried again.
+        drop(take(&saved).unwrap());
+        take(&saved).unwrap().break_seals();
         // The guest has begun, if it has not written.
-        assert!(matches!(take(&saved), Err(DeviceError::DiskWritten { .. })));
-        let saved = sealed(Seal::of(file.as_file()).unwrap());
-        take(&fresh).unwrap();
         assert!(matches!(take(&saved), Err(DeviceError::DiskWritten { .. })));
         let strange = sealed(Seal::Device("a".to_owned(), 1));
         assert!(matches!(take(&strange), Err(DeviceError::DiskWritten { .. })));
         take(&fresh).unwrap();
+    }
+
+    #[test]
+    fn the_seals_of_a_disk_that_is_only_read_stay() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let seal = Seal::of(file.as_file()).unwrap();
+        let mut disk = Disk::open_present(file.path(), Access::ReadOnly).unwrap();
+        disk.break_seals();
+        assert_eq!(seal.holds_for(file.as_file()).unwrap(), Some(true));
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! Whether a disk was written since its guest was saved: a guest that is restored on a disk of later would destroy it.
 //!
 //! Of a file its modification time tells. What a guest writes becomes durable before that time does, so a guest that starts on a
-//! file sets it, durably, before its first write. A block device has none; its kernel counts what is written to it, for as long
-//! as the host is up.
+//! file sets it, durably, before its first write. A block device has none; its kernel counts what is written to it and discarded,
+//! for as long as the host is up, unless it was told not to count (`queue/iostats`).
 
 use std::fs::{self, File};
 use std::io;
@@ -20,8 +20,9 @@ const BOOT_BYTES_MAX: usize = 64;
 const BREAK_PATIENCE: Duration = Duration::from_secs(3);
 /// Most store them to the tick of the kernel's clock.
 const BREAK_INTERVAL: Duration = Duration::from_millis(4);
-/// Where the sectors written stand in a device's `stat` (Documentation/block/stat.rst).
-const SECTORS_WRITTEN: usize = 6;
+/// Where the sectors written and discarded stand in a device's `stat` (Documentation/block/stat.rst); before Linux 4.18 there are
+/// no latter ones.
+const SECTORS_CHANGED: [usize; 2] = [6, 13];
 
 /// What a disk looked like when its guest was saved.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,10 +62,17 @@ impl Seal {
     /// The system's answer.
     pub(super) fn holds_for(&self, file: &File) -> io::Result<Option<bool>> {
         let now = Self::of(file)?;
-        Ok(match (self, &now) {
+        Ok(self.is_unbroken(&now))
+    }
+
+    /// Whether a disk that looks like `now` was not written; `None` when there is no telling.
+    fn is_unbroken(&self, now: &Self) -> Option<bool> {
+        match (self, now) {
             (Self::Device(then, _), Self::Device(now, _)) if then != now => None,
+            // Nothing was ever written, or it is not counted.
+            (Self::Device(_, 0), Self::Device(_, 0)) => None,
             (then, now) => Some(then == now),
-        })
+        }
     }
 }
 
@@ -93,9 +101,14 @@ pub(super) fn break_all(file: &File) -> io::Result<()> {
 
 fn sectors_written(device: u64) -> io::Result<u64> {
     let stat = fs::read_to_string(stat_path(device))?;
-    let field = stat.split_whitespace().nth(SECTORS_WRITTEN);
-    let strange = || io::Error::other("its statistics have an unknown form");
-    field.and_then(|field| field.parse().ok()).ok_or_else(strange)
+    sectors_changed(&stat).ok_or_else(|| io::Error::other("its statistics have an unknown form"))
+}
+
+fn sectors_changed(stat: &str) -> Option<u64> {
+    let fields: Vec<&str> = stat.split_whitespace().collect();
+    let [written, discarded] = SECTORS_CHANGED.map(|index| fields.get(index));
+    let discarded = discarded.map_or(Ok(0), |field| field.parse());
+    Some(written?.parse::<u64>().ok()?.wrapping_add(discarded.ok()?))
 }
 
 /// The file in which the kernel counts what is written to the block device at `path`; none for anything else. A [`Seal`] is made and
@@ -142,6 +155,15 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         assert_eq!(here.holds_for(file.as_file()).unwrap(), Some(false), "a file is no device");
         assert!(!Seal::Device("x".repeat(BOOT_BYTES_MAX + 1), 0).is_bounded());
+        let seal = |boot: &str, sectors| Seal::Device(boot.to_owned(), sectors);
+        assert_eq!(here.is_unbroken(&seal("a", 7)), Some(true));
+        assert_eq!(here.is_unbroken(&seal("a", 8)), Some(false));
+        assert_eq!(here.is_unbroken(&seal("b", 7)), None, "after a reboot");
+        assert_eq!(seal("a", 0).is_unbroken(&seal("a", 0)), None, "it may not be counted");
+        let stat = "4 0 32 1 9 2 800 3 0 4 4 5 0 64 0 0 0";
+        assert_eq!(sectors_changed(stat), Some(864));
+        assert_eq!(sectors_changed("4 0 32 1 9 2 800 3 0 4 4"), Some(800));
+        assert_eq!(sectors_changed("4 0"), None);
         // Any block device of this host; there need not be one.
         let devices = fs::read_dir("/sys/dev/block").into_iter().flatten().flatten();
         for device in devices {
