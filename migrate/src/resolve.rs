@@ -21,38 +21,28 @@ pub struct DeadAnswer {
 /// Of one that was about to run nobody knows whether it did: the source, which still holds the guest
 /// paused, asks its operator. When it says that it has taken the guest back, that is settled, too.
 pub fn answer_for_dead(state: Option<DestinationState>, decision: Decision) -> DeadAnswer {
-    match state {
-        Some(DestinationState::Taking | DestinationState::Failed)
-            if decision == Decision::Aborted =>
-        {
-            DeadAnswer {
-                record: Some(DestinationState::Discarded),
-                answer: DestinationMessage::Discarded,
-            }
+    use DestinationState::{Discarded, Failed, Loading, Ready, Running, Taking};
+    match (state, decision) {
+        (None, _) => DeadAnswer { record: None, answer: DestinationMessage::Unknown },
+        (Some(Loading | Ready), _) | (Some(Taking | Failed), Decision::Aborted) => {
+            DeadAnswer { record: Some(Discarded), answer: DestinationMessage::Discarded }
         }
-        None => DeadAnswer { record: None, answer: DestinationMessage::Unknown },
-        Some(DestinationState::Loading | DestinationState::Ready) => DeadAnswer {
-            record: Some(DestinationState::Discarded),
-            answer: DestinationMessage::Discarded,
-        },
-        Some(DestinationState::Discarded) => {
-            DeadAnswer { record: None, answer: DestinationMessage::Discarded }
-        }
-        Some(DestinationState::Taking) => DeadAnswer {
+        (Some(Discarded), _) => DeadAnswer { record: None, answer: DestinationMessage::Discarded },
+        (Some(Taking), Decision::Commit) => DeadAnswer {
             record: None,
             answer: DestinationMessage::Abort(Complaint::new(
                 Reason::InDoubt,
                 "the destination's process died when it was about to let the guest run",
             )),
         },
-        Some(DestinationState::Failed) => DeadAnswer {
+        (Some(Failed), Decision::Commit) => DeadAnswer {
             record: None,
             answer: DestinationMessage::Abort(Complaint::new(
                 Reason::Guest,
                 "the guest was taken over and could not be started",
             )),
         },
-        Some(DestinationState::Running) => {
+        (Some(Running), _) => {
             DeadAnswer { record: None, answer: DestinationMessage::Running(Takeover::default()) }
         }
     }

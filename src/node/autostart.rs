@@ -91,9 +91,8 @@ fn begin(state: &StateDir) -> Result<Autostarted> {
     }
     let (mut waiting, mut due) = (Vec::new(), Vec::new());
     for definition in state.definitions().list()?.into_iter().filter(|it| it.autostart) {
-        match Whereabouts::of(state, &definition.name)? {
-            Whereabouts::Unsettled(_) => waiting.push(definition.name.clone()),
-            Whereabouts::Here | Whereabouts::Elsewhere(_) => {}
+        if matches!(Whereabouts::of(state, &definition.name)?, Whereabouts::Unsettled(_)) {
+            waiting.push(definition.name.clone());
         }
         due.push(definition.name);
     }

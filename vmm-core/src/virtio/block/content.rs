@@ -11,13 +11,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::config::{BlockConfig, Origin};
+use super::copy::next_data;
 use super::departed;
 use super::log::{WriteLog, each_word};
 use super::proof::{DiskProof, Mark};
 use super::seal::Seal;
 use super::staged::{self, Nameless};
 use crate::memory::{CHUNK_BYTES, CHUNK_PAGES, PAGE_BYTES};
-use crate::raw_io::{self, Clearing, Extent};
+use crate::raw_io::{self, Clearing};
 use crate::virtio::DeviceError;
 
 /// Bytes of a sector as `stat` counts them, whatever the file system's are.
@@ -140,21 +141,8 @@ impl DiskContent {
             });
         };
         let mut at = 0;
-        while at < self.bytes {
-            let seek = |from, what| raw_io::seek_extent(&self.file, from, what);
-            let data = match seek(at, Extent::Data) {
-                Ok(Some(data)) if data < self.bytes => data,
-                Ok(_) => return Ok(()),
-                // A block device, or a file system that does not tell.
-                Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
-                    set(at, self.bytes);
-                    return Ok(());
-                }
-                Err(error) => return Err(self.failed(error)),
-            };
-            let end = seek(data, Extent::Hole).map_err(|error| self.failed(error))?;
-            // A file that is being cut down meanwhile might lead nowhere.
-            let end = end.unwrap_or(self.bytes).max(data + 1);
+        let next = |at| next_data(&self.file, at, self.bytes).map_err(|error| self.failed(error));
+        while let Some((data, end)) = next(at)? {
             set(data, end);
             at = end;
         }

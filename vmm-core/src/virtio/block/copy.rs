@@ -46,18 +46,23 @@ pub fn copy_content(
     step(bytes)
 }
 
-/// Where `file` holds something next, from `at` on, and up to where.
-fn next_data(file: &File, at: u64, bytes: u64) -> io::Result<Option<(u64, u64)>> {
+/// The next range of `file`'s first `bytes`, from `at` on, that may hold something else than zeros; `None` when there is none.
+///
+/// # Errors
+/// The system's answer.
+pub(super) fn next_data(file: &File, at: u64, bytes: u64) -> io::Result<Option<(u64, u64)>> {
     if at >= bytes {
         return Ok(None);
     }
     let data = match raw_io::seek_extent(file, at, Extent::Data) {
         Ok(Some(data)) if data < bytes => data,
         Ok(_) => return Ok(None),
+        // A block device, or a file system that does not tell.
         Err(error) if error.kind() == ErrorKind::InvalidInput => return Ok(Some((at, bytes))),
         Err(error) => return Err(error),
     };
     let hole = raw_io::seek_extent(file, data, Extent::Hole)?;
+    // A file that is being truncated meanwhile might lead nowhere.
     Ok(Some((data, hole.unwrap_or(bytes).clamp(data + 1, bytes))))
 }
 

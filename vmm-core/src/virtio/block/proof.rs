@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use nix::sys::stat::futimens;
+use nix::sys::stat::{futimens, major, minor};
 use nix::sys::time::TimeSpec;
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +19,8 @@ use super::disk::Disk;
 use super::seal::Seal;
 use crate::raw_io;
 
+/// The file that identifies this boot of the host (proc(5)).
+pub(super) const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// Maximum number of names of a device.
 const NAMES_MAX: usize = 8;
 /// Longest name of a device, in bytes.
@@ -190,9 +192,7 @@ fn random_time() -> io::Result<TimeSpec> {
 
 /// The names of a block device, from sysfs; those of a partition include its first sector.
 fn names(device: u64) -> Vec<String> {
-    let (major, minor) = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
-    let place = PathBuf::from(format!("/sys/dev/block/{major}:{minor}"));
-    let Ok(place) = place.canonicalize() else { return Vec::new() };
+    let Ok(place) = place_in_sysfs(device).canonicalize() else { return Vec::new() };
     let mut names = match read(&place.join("partition")).and_then(|_| read(&place.join("start"))) {
         Some(start) => {
             let disk = place.parent().map(names_at).unwrap_or_default();
@@ -201,10 +201,15 @@ fn names(device: u64) -> Vec<String> {
         None => names_at(&place),
     };
     // The same kernel: two nodes on one host.
-    if let Some(boot) = read(Path::new("/proc/sys/kernel/random/boot_id")) {
-        names.push(format!("boot {boot} {major}:{minor}"));
+    if let Some(boot) = read(Path::new(BOOT_ID)) {
+        names.push(format!("boot {boot} {}:{}", major(device), minor(device)));
     }
     names
+}
+
+/// The folder of a block device in sysfs.
+pub(super) fn place_in_sysfs(device: u64) -> PathBuf {
+    PathBuf::from(format!("/sys/dev/block/{}:{}", major(device), minor(device)))
 }
 
 fn names_at(place: &Path) -> Vec<String> {

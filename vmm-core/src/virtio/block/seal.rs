@@ -10,9 +10,11 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use nix::sys::stat::{futimens, major, minor};
+use nix::sys::stat::futimens;
 use nix::sys::time::TimeSpec;
 use serde::{Deserialize, Serialize};
+
+use super::proof::{BOOT_ID, place_in_sysfs};
 
 /// Longest name of a host's life, in bytes: a UUID.
 const BOOT_BYTES_MAX: usize = 64;
@@ -44,7 +46,7 @@ impl Seal {
         if !found.file_type().is_block_device() {
             return Ok(Self::File(found.mtime(), found.mtime_nsec()));
         }
-        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+        let boot = fs::read_to_string(BOOT_ID)?;
         Ok(Self::Device(boot.trim().to_owned(), sectors_written(found.rdev())?))
     }
 
@@ -119,7 +121,7 @@ pub fn statistics_of(path: &Path) -> Option<PathBuf> {
 }
 
 fn stat_path(device: u64) -> PathBuf {
-    PathBuf::from(format!("/sys/dev/block/{}:{}/stat", major(device), minor(device)))
+    place_in_sysfs(device).join("stat")
 }
 
 #[cfg(test)]
