@@ -350,7 +350,7 @@ pub trait DestinationGuest: Send + Sync {
     /// up in this moment, so wait for them a little.
     ///
     /// # Errors
-    /// When another process has one of them, or the guest cannot be kept.
+    /// When another process has one of them, or the guest cannot be kept; it then has none of them, and may be adopted later.
     fn adopt(&self) -> Result<(), GuestError>;
 
     /// Lets the guest run, which has been adopted.

@@ -20,6 +20,8 @@ const LAST_WORD: Duration = Duration::from_secs(10);
 /// Longest wait for the source's first word. It was here a moment ago to be admitted, and holds the guest's name while it is
 /// waited for.
 const FIRST_WORD: Duration = Duration::from_secs(5);
+/// Until a record that could not be written is tried again.
+pub(super) const RECORD_PAUSE: Duration = Duration::from_secs(10);
 
 /// What a destination must know before it starts.
 #[derive(Debug, Clone)]
@@ -28,8 +30,8 @@ pub struct DestinationConfig {
     pub migration: MigrationId,
     /// What this side speaks: [`Offer::ours`].
     pub offer: Offer,
-    /// Time for the source to appear, and after the guest was taken over, to say that it has heard.
-    /// Whoever asks later is answered by the node, from the record.
+    /// Time for the source to say that it has heard, from the record of the taken guest on.
+    /// Whoever asks later is answered by the node, from that record.
     pub linger: Duration,
 }
 
@@ -51,6 +53,8 @@ pub struct Destination {
     pub(super) forced: bool,
     /// Why the last attempt to take the guest over came to nothing.
     pub(super) not_taken: Option<PeerText>,
+    /// What could not be recorded of the guest's fate, and must be before this side may leave answers to its node.
+    pub(super) unrecorded: Option<DestinationState>,
     pub(super) wait_until: Option<Duration>,
     pub(super) now: Duration,
     actions: Vec<Action>,
@@ -74,6 +78,7 @@ impl Destination {
             run_state: RunState::Running,
             forced: false,
             not_taken: None,
+            unrecorded: None,
             now,
             actions: Vec::new(),
         }
@@ -140,7 +145,7 @@ impl Destination {
     /// Why not: the destination is not waiting for a source that is gone.
     pub fn can_resolve(&self, _choice: OperatorChoice) -> Result<(), ResolveRefused> {
         match self.state {
-            State::Ready if !self.connected || self.not_taken.is_some() => Ok(()),
+            State::Ready if !self.connected => Ok(()),
             State::Ready | State::Vouching { .. } => Err(ResolveRefused::Connected),
             ref state if state.is_before_ready() => Err(ResolveRefused::NotInDoubt),
             _ => Err(ResolveRefused::Over),
@@ -198,7 +203,10 @@ impl Destination {
             (Some(DestinationState::Ready), answer) => self.on_vouched(answer),
             (Some(DestinationState::Taking), answer) => self.on_takeover_recorded(answer),
             (Some(DestinationState::Discarded), _) => self.on_discard_recorded(),
-            (Some(DestinationState::Running | DestinationState::Failed) | None, _) => {}
+            (Some(fate @ (DestinationState::Running | DestinationState::Failed)), answer) => {
+                self.on_fate_recorded(fate, answer.is_ok());
+            }
+            (None, _) => {}
         }
     }
 
@@ -250,6 +258,10 @@ impl Destination {
     fn on_tick(&mut self) {
         if self.wait_until.is_none_or(|until| until > self.now) {
             return;
+        }
+        if let Some(fate) = self.unrecorded.take() {
+            self.wait_until = None;
+            return self.record(fate);
         }
         match self.state {
             State::Waiting => {

@@ -1,5 +1,6 @@
 //! From being ready to a guest that runs here; or to one that is gone.
 
+use super::machine::RECORD_PAUSE;
 use super::state::{Discard, State};
 use super::{Action, Destination};
 use crate::error::{Failure, OperatorChoice, ProtocolError};
@@ -98,11 +99,7 @@ impl Destination {
     pub(super) fn on_takeover_recorded(&mut self, answer: Result<(), PeerText>) {
         let State::TakingOver { asked } = self.state else { return };
         if let Err(detail) = answer {
-            // Not started, so nothing is lost: the source or the operator asks again, and it is tried again.
-            self.state = State::Ready;
-            self.forced = false;
-            self.not_taken = Some(detail);
-            return;
+            return self.stay_ready(Failure::Record { detail });
         }
         self.notes.enter(Phase::Resume, self.now);
         self.state = State::Adopting { asked };
@@ -119,15 +116,19 @@ impl Destination {
                     RunState::Paused => self.on_resumed(Ok(())),
                 }
             }
-            // None of it has run. When an operator ordered it to run, there may be no other copy: keep it.
-            Err(error) if self.forced => {
-                self.state = State::Ready;
-                self.forced = false;
-                self.not_taken = Some(PeerText::new(&error.0));
-                self.record(DestinationState::Ready);
-            }
-            Err(error) => self.discard(Failure::Guest(error), DestinationMessage::Discarded),
+            Err(error) => self.stay_ready(Failure::Guest(error)),
         }
+    }
+
+    /// The guest could not be taken over, and nothing of it has run. The copy is kept, since it may be the only one by now: until
+    /// the source says again whose the guest is, or an operator does.
+    fn stay_ready(&mut self, failure: Failure) {
+        let complaint = self.error(failure).complaint();
+        self.state = State::Ready;
+        self.forced = false;
+        self.not_taken = Some(complaint.text.clone());
+        self.record(DestinationState::Ready);
+        self.say(DestinationMessage::NotTaken(complaint));
     }
 
     pub(super) fn on_resumed(&mut self, answer: Result<(), GuestError>) {
@@ -139,7 +140,6 @@ impl Destination {
                 let resume = self.now.saturating_sub(asked);
                 self.notes.runs(self.now);
                 self.state = State::Running { resume };
-                self.wait_until = Some(self.now.saturating_add(self.config.linger));
                 let resume_us = resume.as_micros().try_into().unwrap_or(u64::MAX);
                 self.say(DestinationMessage::Running(Takeover { resume_us }));
                 self.record(DestinationState::Running);
@@ -149,7 +149,6 @@ impl Destination {
                 // Some of it may have run, so the source must not go on by itself; but none of it
                 // will run from here on, and its operator may let it.
                 self.push(Action::Discard);
-                self.wait_until = Some(self.now.saturating_add(self.config.linger));
                 let error = self.error(Failure::Guest(error));
                 let answer = DestinationMessage::Abort(error.complaint());
                 self.state = State::Failed { answer: answer.clone() };
@@ -158,6 +157,17 @@ impl Destination {
                 self.finish(Outcome::Lost, Some(&error));
             }
         }
+    }
+
+    /// What has become of the guest is on disk, from where its node tells it when this side no longer listens; or it is not,
+    /// and is tried again, since the record there says that nobody knows.
+    pub(super) fn on_fate_recorded(&mut self, fate: DestinationState, is_written: bool) {
+        if !matches!(self.state, State::Running { .. } | State::Failed { .. }) {
+            return;
+        }
+        self.unrecorded = (!is_written).then_some(fate);
+        let wait = if is_written { self.config.linger } else { RECORD_PAUSE };
+        self.wait_until = Some(self.now.saturating_add(wait));
     }
 
     /// This side fails: the copy goes, then the source is told why.

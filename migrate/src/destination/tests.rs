@@ -282,6 +282,25 @@ fn is_the_guests_own_only_when_that_is_on_disk() {
 }
 
 #[test]
+fn says_that_it_runs_until_a_record_does() {
+    let mut bench = Bench::ready();
+    bench.hear(SourceMessage::Commit);
+    bench.tell(Event::Recorded);
+    bench.tell(Event::Adopted(Ok(())));
+    bench.tell(Event::Resumed(Ok(())));
+    bench.lose_connection();
+    for _ in 0..1000 {
+        assert_eq!(bench.tell(Event::RecordFailed { detail: "full".into() }), []);
+        bench.now = bench.destination.deadline().unwrap();
+        assert_eq!(bench.tell(Event::Tick), [Action::Record(DestinationState::Running)]);
+        assert_eq!(bench.destination.deadline(), None);
+    }
+    assert_eq!(bench.tell(Event::Recorded), []);
+    bench.now = bench.destination.deadline().unwrap();
+    assert_eq!(bench.tell(Event::Tick), [Action::Settled]);
+}
+
+#[test]
 fn a_guest_that_was_paused_stays_so() {
     let mut bench = Bench::receiving(1);
     bench.commit_paused();
@@ -291,7 +310,7 @@ fn a_guest_that_was_paused_stays_so() {
 }
 
 #[test]
-fn a_guest_whose_disk_is_in_use_is_given_back_since_none_of_it_has_run() {
+fn a_guest_whose_disk_is_in_use_is_kept_until_the_source_says_whose_it_is() {
     let running = || {
         let mut bench = Bench::ready();
         bench.hear(SourceMessage::Commit);
@@ -304,14 +323,44 @@ fn a_guest_whose_disk_is_in_use_is_given_back_since_none_of_it_has_run() {
         bench
     };
     for mut bench in [running(), paused()] {
-        let actions = bench.tell(Event::Adopted(Err(GuestError::new("the disk is in use"))));
-        assert_eq!(actions, [Action::Discard, Action::Record(DestinationState::Discarded)]);
+        let in_use = Complaint::new(Reason::Guest, "guest error: the disk is in use");
+        assert_eq!(
+            bench.tell(Event::Adopted(Err(GuestError::new("the disk is in use")))),
+            [
+                Action::Record(DestinationState::Ready),
+                Action::Send(DestinationMessage::NotTaken(in_use.clone()))
+            ]
+        );
+        assert_eq!(bench.tell(Event::Recorded), []);
+        assert_eq!(
+            bench.destination.can_resolve(OperatorChoice::Run),
+            Err(ResolveRefused::Connected),
+            "the source may be taking it back"
+        );
+        assert_eq!(
+            bench.hear(SourceMessage::Abort(in_use)),
+            [Action::Discard, Action::Record(DestinationState::Discarded)]
+        );
         let actions = bench.tell(Event::Recorded);
         assert_eq!(actions[0], Action::Send(DestinationMessage::Discarded));
         let report = report(&actions);
         assert_eq!(report.outcome, Outcome::StayedAtSource);
         assert_eq!(report.error.as_ref().unwrap().reason, Reason::Guest);
     }
+}
+
+#[test]
+fn a_guest_whose_source_died_before_it_took_the_guest_back_is_taken_over_when_its_disk_is_free() {
+    let mut bench = Bench::ready();
+    bench.hear(SourceMessage::Commit);
+    bench.tell(Event::Recorded);
+    bench.tell(Event::Adopted(Err(GuestError::new("the disk is in use"))));
+    bench.tell(Event::Recorded);
+    bench.lose_connection();
+    bench.tell(Event::Connected);
+    assert_eq!(bench.hear(resolve(Decision::Commit)), [Action::Record(DestinationState::Taking)]);
+    assert_eq!(bench.tell(Event::Recorded), [Action::AdoptGuest]);
+    assert_eq!(bench.tell(Event::Adopted(Ok(()))), [Action::ResumeGuest]);
 }
 
 #[test]
@@ -324,7 +373,7 @@ fn an_operator_keeps_a_guest_whose_disk_is_in_use() {
     assert_eq!(actions, [Action::Record(DestinationState::Ready)]);
     assert_eq!(bench.tell(Event::Recorded), []);
     let in_doubt = bench.destination.progress(bench.now).in_doubt.unwrap();
-    assert!(in_doubt.contains("could not be run: the disk is in use"), "{in_doubt}");
+    assert!(in_doubt.contains("could not be run: guest error: the disk is in use"), "{in_doubt}");
     assert_eq!(
         bench.tell(Event::Resolve(OperatorChoice::Run)),
         [Action::Record(DestinationState::Taking)]
@@ -358,7 +407,14 @@ fn nonsense_from_the_source_costs_a_ready_copy_only_the_connection() {
 fn a_takeover_that_cannot_be_recorded_is_tried_again_when_asked_again() {
     let mut bench = Bench::ready();
     bench.hear(SourceMessage::Commit);
-    assert_eq!(bench.tell(Event::RecordFailed { detail: "full".into() }), []);
+    let actions = bench.tell(Event::RecordFailed { detail: "full".into() });
+    assert_eq!(
+        actions[0],
+        Action::Record(DestinationState::Ready),
+        "the failed one may be on disk"
+    );
+    assert!(matches!(actions[1], Action::Send(DestinationMessage::NotTaken(_))));
+    bench.tell(Event::Recorded);
     assert_eq!(bench.hear(resolve(Decision::Commit)), [Action::Record(DestinationState::Taking)]);
 }
 
@@ -368,8 +424,10 @@ fn an_operator_whose_order_cannot_be_recorded_is_told() {
     bench.lose_connection();
     bench.tell(Event::Resolve(OperatorChoice::Run));
     bench.tell(Event::RecordFailed { detail: "no space left".into() });
+    bench.tell(Event::Recorded);
     let in_doubt = bench.destination.progress(bench.now).in_doubt.unwrap();
-    assert!(in_doubt.contains("could not be run: no space left"), "{in_doubt}");
+    assert!(in_doubt.contains("could not be run: "), "{in_doubt}");
+    assert!(in_doubt.contains("no space left"), "{in_doubt}");
     assert_eq!(
         bench.tell(Event::Resolve(OperatorChoice::Run)),
         [Action::Record(DestinationState::Taking)]

@@ -111,11 +111,12 @@ impl Message for DestinationMessage {
             Self::Abort(_) => 38,
             Self::Discarded => 39,
             Self::Unknown => 40,
+            Self::NotTaken(_) => 41,
         }
     }
 
     fn limit(kind: u8) -> Option<usize> {
-        matches!(kind, 33..=40).then_some(SMALL_LIMIT)
+        matches!(kind, 33..=41).then_some(SMALL_LIMIT)
     }
 }
 

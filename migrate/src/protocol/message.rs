@@ -72,6 +72,9 @@ pub enum DestinationMessage {
     Discarded,
     /// Answer to `Resolve`: nothing is known here of such a migration.
     Unknown,
+    /// Answer to `Commit`, or to `Resolve` of a commit: the guest could not be taken over, and nothing of it has run. The copy stays
+    /// until the source has said again whose the guest is; told that it is the destination's, the destination tries again.
+    NotTaken(Complaint),
 }
 
 /// Description of the guest and of how it will be sent.
@@ -160,6 +163,7 @@ impl DestinationMessage {
             Self::Abort(_) => "Abort",
             Self::Discarded => "Discarded",
             Self::Unknown => "Unknown",
+            Self::NotTaken(_) => "NotTaken",
         }
     }
 }

@@ -5,7 +5,9 @@ use super::{Action, FinalSent, Source};
 use crate::error::{Failure, MigrationError, OperatorChoice, ProtocolError, Reason};
 use crate::guest::RunState;
 use crate::phase::Phase;
-use crate::protocol::{Blob, Decision, DestinationMessage, PeerText, SavedState, SourceMessage};
+use crate::protocol::{
+    Blob, Complaint, Decision, DestinationMessage, PeerText, SavedState, SourceMessage,
+};
 use crate::record::SourceState;
 use crate::report::Outcome;
 
@@ -135,6 +137,10 @@ impl Source {
             (_, DestinationMessage::Abort(complaint)) => {
                 self.stay_in_doubt(Failure::from(complaint));
             }
+            (Decision::Commit, DestinationMessage::NotTaken(complaint)) => {
+                self.on_not_taken(complaint);
+            }
+            (Decision::Aborted, DestinationMessage::NotTaken(_)) => self.tell_decision(),
             (_, DestinationMessage::Ready { .. }) => {}
             (_, message) => {
                 let (message, waiting) = (message.name(), self.state.name());
@@ -176,6 +182,14 @@ impl Source {
         self.link.up();
         self.state = State::Reclaiming { error, tell: false, asked: None };
         self.record(SourceState::Aborted);
+    }
+
+    /// The destination waits with its copy to hear whose the guest is: it is this side's again, once a record says so.
+    fn on_not_taken(&mut self, complaint: &Complaint) {
+        let error = self.error(Failure::from(complaint));
+        self.link.up();
+        self.state = State::Reclaiming { error, tell: true, asked: None };
+        self.record(SourceState::Undecided);
     }
 
     /// Nobody but an operator can tell any more where the guest is.

@@ -200,6 +200,7 @@ impl Source {
                 self.link.up();
                 self.go_on_unwinding();
             }
+            DestinationMessage::NotTaken(_) => self.tell_decision(),
             DestinationMessage::Running(_) => {
                 unwind.telling = Telling::Told;
                 unwind.reported = false;

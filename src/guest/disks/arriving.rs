@@ -9,7 +9,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use migrate::guest::RefusalKind;
-use migrate::{DestinationGuest, DiskCopy, ExistingFile, GuestDescription, GuestError, Refusal};
+use migrate::{
+    DestinationGuest, DiskCopy, ExistingFile, GuestDescription, GuestError, Refusal, SourceGuest,
+};
 use nix::sys::statvfs::statvfs;
 use vmm_core::virtio::block::{BlockConfig, Occupied};
 use vmm_core::{DeviceConfig, DiskContent, VmShape};
@@ -162,7 +164,12 @@ impl DestinationGuest for Arriving {
         // Locks first: without them the guest goes on at its source, and no copy of its disks may be
         // left behind here.
         DestinationGuest::adopt(&*self.machine)?;
-        self.name_disks()
+        let named = self.name_disks();
+        if named.is_err() {
+            // The source may take them again.
+            SourceGuest::release(&*self.machine)?;
+        }
+        named
     }
 
     fn resume(&self) -> Result<(), GuestError> {

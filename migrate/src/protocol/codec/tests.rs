@@ -73,6 +73,7 @@ fn destination_messages() -> Vec<DestinationMessage> {
         DestinationMessage::Abort(Complaint::new(Reason::Data, "bad")),
         DestinationMessage::Discarded,
         DestinationMessage::Unknown,
+        DestinationMessage::NotTaken(Complaint::new(Reason::Guest, "disk in use")),
     ]
 }
 

@@ -1,6 +1,7 @@
 //! When only an operator can tell where the guest is.
 
 use super::*;
+use crate::protocol::Complaint;
 
 #[test]
 fn an_unknown_migration_after_the_commit_is_left_to_the_operator() {
@@ -95,4 +96,26 @@ fn a_destination_that_is_reached_and_does_not_answer_is_a_doubt() {
     assert_eq!(bench.source.can_resolve(OperatorChoice::Run), Ok(()));
     bench.hear(DestinationMessage::Ready { load_us: 1 });
     assert_eq!(bench.source.progress(bench.now).in_doubt, None);
+}
+
+#[test]
+fn a_guest_that_could_not_be_taken_goes_on_here_and_the_copy_is_told_so() {
+    let mut bench = Bench::committed();
+    let in_use = Complaint::new(Reason::Guest, "the disk is in use");
+    let not_taken = DestinationMessage::NotTaken(in_use);
+    assert_eq!(bench.hear(not_taken.clone()), [Action::Record(SourceState::Undecided)]);
+    let actions = bench.tell(Event::Recorded);
+    assert!(actions.contains(&Action::ResumeGuest));
+    assert!(matches!(actions.last(), Some(Action::Send(SourceMessage::Abort(_)))));
+    bench.tell(Event::Resumed);
+    // Said twice, it is answered twice: the copy waits for a word.
+    assert!(matches!(
+        bench.hear(not_taken)[..],
+        [Action::Send(SourceMessage::Resolve { decision: Decision::Aborted, .. })]
+    ));
+    assert_eq!(bench.hear(DestinationMessage::Discarded), [Action::Record(SourceState::Aborted)]);
+    let actions = bench.tell(Event::Recorded);
+    let report = report(&actions);
+    assert_eq!(report.outcome, Outcome::StayedAtSource);
+    assert_eq!(report.error.as_ref().unwrap().reason, Reason::Guest);
 }
