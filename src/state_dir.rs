@@ -18,7 +18,6 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
 use crate::definitions::Definitions;
@@ -27,6 +26,10 @@ use crate::ended::EndedGuests;
 use crate::file_lock::FileLock;
 use crate::names::GuestName;
 use crate::units::format_uptime;
+
+mod process;
+
+pub(crate) use self::process::GuestProcess;
 
 /// The longest path of a Unix socket, in bytes (`sun_path` of unix(7), less its terminating zero).
 const SOCKET_PATH_BYTES_MAX: usize = 107;
@@ -385,23 +388,6 @@ impl GuestDir {
         let text = regular_file::read(&path, GUEST_FILE_BYTES_MAX)
             .with_context(|| format!("cannot read {}", path.display()))?;
         serde_json::from_slice(&text).with_context(|| format!("{} is damaged", path.display()))
-    }
-
-    /// SIGKILL for the process that owns the name; returns its id.
-    ///
-    /// # Errors
-    /// It has not said who it is, is gone, or is another user's.
-    pub(crate) fn kill_process(&self) -> Result<u32> {
-        let pid = self.read_identity()?.pid;
-        let cannot = || format!("cannot kill the process of {}, {pid}", self.name);
-        let id = i32::try_from(pid).ok().and_then(Pid::from_raw).with_context(cannot)?;
-        // From here on it is this process and no other, whoever gets its id.
-        let process = pidfd_open(id, PidfdFlags::empty()).with_context(cannot)?;
-        if !FileLock::is_held_by(&self.lock_file(), pid).with_context(cannot)? {
-            bail!("process {pid} is not the one that holds {}", self.lock_file().display());
-        }
-        pidfd_send_signal(&process, Signal::KILL).with_context(cannot)?;
-        Ok(pid)
     }
 
     /// Tells others who holds the name; for the process that does.

@@ -161,7 +161,7 @@ impl Follower {
 
     /// Whether the process ends soon.
     async fn ends(&self) -> bool {
-        is_gone_within(&self.state.guest(&self.name), END_PATIENCE).await
+        is_gone_within(&self.state.guest(&self.name), None, END_PATIENCE).await
     }
 
     /// The process is there and does not answer as it should: the migration is its business, whoever watches.

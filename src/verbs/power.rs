@@ -4,17 +4,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use super::session::{block_on, guest_client, is_gone_within};
+use super::session::{END_PATIENCE, block_on, guest_client, is_gone_within};
 use crate::api::types::{GuestInfo, RebootRequest, StateAnswer};
 use crate::api::{ApiClient, AskError};
 use crate::cli::guest::{ButtonArgs, NameArgs};
 use crate::exit::Exit;
 use crate::output;
-use crate::state_dir::{GuestDir, StateDir};
+use crate::state_dir::{GuestDir, GuestProcess, StateDir};
 use crate::units::format_duration;
-
-/// How long a guest's process may take to end.
-const END_PATIENCE: Duration = Duration::from_secs(30);
 
 /// How long a guest's process may take to answer that it ends.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
@@ -54,18 +51,23 @@ pub(crate) fn destroy(state: &StateDir, args: &NameArgs) -> Result<Exit> {
     let name = &args.name;
     let client = guest_client(state, name)?.with_patience(ANSWER_PATIENCE);
     let guest = state.guest(name);
+    let process = GuestProcess::of(&guest);
     block_on(async {
+        let known = process.as_ref().ok();
         let fault = match ask_to_end(&client, &guest).await {
-            Ok(()) if is_gone_within(&guest, END_PATIENCE).await => return Ok(Exit::Done),
+            Ok(()) if is_gone_within(&guest, known, END_PATIENCE).await => return Ok(Exit::Done),
             Ok(()) => {
                 format!("its process is still there {END_PATIENCE:?} after it was told to end")
             }
             Err(error) if error.is_silence() => error.to_string(),
             Err(error) => return Err(error).with_context(|| format!("cannot end {name}")),
         };
-        let pid = guest.kill_process().with_context(|| format!("cannot end {name}: {fault}"))?;
+        let cannot = || format!("cannot end {name}: {fault}");
+        let process = process.with_context(cannot)?;
+        process.kill().with_context(cannot)?;
+        let pid = process.id();
         output::note(format_args!("{name} does not end by itself ({fault}): killed process {pid}"));
-        if !is_gone_within(&guest, END_PATIENCE).await {
+        if !is_gone_within(&guest, Some(&process), END_PATIENCE).await {
             bail!("process {pid} of {name} was killed, and is still there after {END_PATIENCE:?}");
         }
         Ok(Exit::Done)
@@ -93,9 +95,10 @@ async fn ask_to_end(client: &ApiClient, guest: &GuestDir) -> Result<(), AskError
 pub(crate) fn shutdown(state: &StateDir, args: &ButtonArgs) -> Result<Exit> {
     let (name, client) = (&args.name, guest_client(state, &args.name)?);
     let guest = state.guest(name);
+    let process = GuestProcess::of(&guest).ok();
     let is_gone = block_on(async {
         put(&client, "shutdown").await.with_context(|| format!("cannot shut {name} down"))?;
-        Ok(is_gone_within(&guest, args.timeout).await)
+        Ok(is_gone_within(&guest, process.as_ref(), args.timeout).await)
     })?;
     if !is_gone {
         bail!(

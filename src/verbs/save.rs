@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use vmm_core::snapshot::PartialFile;
 
 use self::disks::Copies;
-use super::session::{block_on, is_gone_within};
+use super::session::{END_PATIENCE, block_on, is_gone_within};
 use crate::api::ApiClient;
 use crate::api::saving::{SaveFormat, SaveId, SaveRequest, Saved};
 use crate::api::types::StateAnswer;
@@ -19,14 +19,11 @@ use crate::exit::Exit;
 use crate::names::GuestName;
 use crate::output;
 use crate::signals::EndSignals;
-use crate::state_dir::{GuestDir, StateDir};
+use crate::state_dir::{GuestDir, GuestProcess, StateDir};
 use crate::units::{format_duration, format_size};
 
 /// Memory goes to a disk: that may take its time.
 const PATIENCE: Duration = Duration::from_secs(3600);
-
-/// How long a guest's process may take to end.
-const END_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Saves a guest.
 ///
@@ -150,8 +147,9 @@ impl Asked {
 
     /// Ends a guest whose file is complete.
     async fn end(&self, save: SaveId) -> Result<()> {
+        let process = GuestProcess::of(&self.guest).ok();
         let answer = self.tell_guest("finish", save).await;
-        if is_gone_within(&self.guest, END_PATIENCE).await {
+        if is_gone_within(&self.guest, process.as_ref(), END_PATIENCE).await {
             // Whatever it has answered.
             return Ok(());
         }

@@ -8,7 +8,10 @@ use anyhow::{Context, Result};
 use crate::api::types::GuestInfo;
 use crate::api::{ApiClient, AskError};
 use crate::names::GuestName;
-use crate::state_dir::{GuestDir, StateDir};
+use crate::state_dir::{GuestDir, GuestProcess, StateDir};
+
+/// How long a guest's process that was told to end may take.
+pub(crate) const END_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Between two looks at whether a process has ended.
 const LOOK_PAUSE: Duration = Duration::from_millis(10);
@@ -56,10 +59,15 @@ pub(crate) async fn guest_info(name: &GuestName, client: &ApiClient) -> Result<O
     }
 }
 
-/// Waits for the process of `guest` to end; false when it is there after `patience`.
-pub(crate) async fn is_gone_within(guest: &GuestDir, patience: Duration) -> bool {
+/// Waits until nothing is left of `guest`; false when something is after `patience`. Its name is free a moment before its process has
+/// ended, which is waited for where it was known before it was told to end.
+pub(crate) async fn is_gone_within(
+    guest: &GuestDir,
+    process: Option<&GuestProcess>,
+    patience: Duration,
+) -> bool {
     let gone = async {
-        while guest.is_live() {
+        while guest.is_live() || process.is_some_and(|process| !process.has_ended()) {
             tokio::time::sleep(LOOK_PAUSE).await;
         }
     };

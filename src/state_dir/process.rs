@@ -1,0 +1,54 @@
+//! The process that owns a guest's name: known from before it is told to end until it has.
+
+use std::os::fd::OwnedFd;
+
+use anyhow::{Context, Result, bail};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use super::GuestDir;
+use crate::file_lock::FileLock;
+
+/// A guest's process: this one and no other, whoever gets its id.
+#[derive(Debug)]
+pub(crate) struct GuestProcess {
+    pid: u32,
+    handle: OwnedFd,
+}
+
+impl GuestProcess {
+    /// The process that owns the name of `guest`.
+    ///
+    /// # Errors
+    /// It has not said who it is, is gone, or is another user's.
+    pub(crate) fn of(guest: &GuestDir) -> Result<Self> {
+        let pid = guest.read_identity()?.pid;
+        let cannot = || format!("cannot find the process of {}, {pid}", guest.name);
+        let id = i32::try_from(pid).ok().and_then(Pid::from_raw).with_context(cannot)?;
+        let handle = pidfd_open(id, PidfdFlags::empty()).with_context(cannot)?;
+        if !FileLock::is_held_by(&guest.lock_file(), pid).with_context(cannot)? {
+            bail!("process {pid} is not the one that holds {}", guest.lock_file().display());
+        }
+        Ok(Self { pid, handle })
+    }
+
+    /// Its id.
+    pub(crate) fn id(&self) -> u32 {
+        self.pid
+    }
+
+    /// SIGKILL.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub(crate) fn kill(&self) -> Result<()> {
+        pidfd_send_signal(&self.handle, Signal::KILL)
+            .with_context(|| format!("cannot kill process {}", self.pid))
+    }
+
+    /// Whether it has ended, with all its memory, be its parent told or not.
+    pub(crate) fn has_ended(&self) -> bool {
+        let mut handle = [PollFd::new(&self.handle, PollFlags::IN)];
+        poll(&mut handle, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|ready| ready > 0)
+    }
+}
