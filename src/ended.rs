@@ -46,6 +46,9 @@ pub(crate) struct Ended {
     pub(crate) name: GuestName,
     /// Its identity.
     pub(crate) uuid: uuid::Uuid,
+    /// When its process began here, in milliseconds since 1970; 0 when that is not known.
+    #[serde(default)]
+    pub(crate) began_unix_ms: u64,
     /// When it ended, in milliseconds since 1970.
     pub(crate) ended_unix_ms: u64,
     /// In what way.
@@ -146,6 +149,7 @@ mod tests {
         Ended {
             name: name.parse().unwrap(),
             uuid: uuid::Uuid::nil(),
+            began_unix_ms: 0,
             ended_unix_ms: 0,
             how: How::PoweredOff,
             reason: "powered off".to_owned(),

@@ -24,6 +24,7 @@ mod guest;
 mod logging;
 mod names;
 mod node;
+mod other_host;
 mod output;
 mod scrollback;
 mod signals;

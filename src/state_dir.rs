@@ -29,7 +29,7 @@ use crate::units::format_uptime;
 
 mod process;
 
-pub(crate) use self::process::GuestProcess;
+pub(crate) use self::process::ProcessHandle;
 
 /// The longest path of a Unix socket, in bytes (`sun_path` of unix(7), less its terminating zero).
 const SOCKET_PATH_BYTES_MAX: usize = 107;

@@ -40,9 +40,10 @@ impl Whereabouts {
         };
         match ended.filter(|ended| ended.ended_unix_ms > last.updated_unix_ms) {
             Some(ended) if has_left(&ended) => return Self::Elsewhere(ended.reason),
-            // One that was started here since, and ended here, is here: it has another identity. Of the copy that was on its way the
-            // record tells.
-            Some(ended) if ended.uuid != last.guest_uuid => return Self::Here,
+            // One that was started here since, and ended here, is here; but that settles nothing.
+            Some(ended) if began_since(&ended, last) && is_settled(&last.side) => {
+                return Self::Here;
+            }
             Some(_) | None => {}
         }
         match &last.side {
@@ -75,22 +76,38 @@ impl Whereabouts {
         Ok(store.reopen(last.migration, last.role())?.write(&claimed)?)
     }
 
-    /// Refuses a guest that may run elsewhere.
+    /// Refuses a guest that may run elsewhere, with what the other host says now.
     ///
     /// # Errors
     /// Why, and the way out.
-    pub(crate) fn expect_here(self, name: &GuestName) -> Result<()> {
+    pub(crate) fn expect_here(self, name: &GuestName, other: Option<&str>) -> Result<()> {
+        let other = other.map(|other| format!(", {other}")).unwrap_or_default();
         match self {
             Self::Here => Ok(()),
             Self::Elsewhere(why) => {
                 bail!(
-                    "{name} {why}; if it runs nowhere, `lighter start {name} --force` starts it here"
+                    "{name} {why}{other}; if it runs nowhere, `lighter start {name} --force` starts it here"
                 )
             }
             Self::Unsettled(why) => bail!(
-                "{name} {why}: the node of this host goes on asking (`lighter migrate {name} --resolve` where it waits); if it runs \
+                "{name} {why}{other}: the node of this host goes on asking (`lighter migrate {name} --resolve` where it waits); if it runs \
                  nowhere, `lighter start {name} --force` starts it here"
             ),
+        }
+    }
+}
+
+/// Whether what has ended is no part of the migration `last`, but was started later.
+fn began_since(ended: &Ended, last: &Record) -> bool {
+    ended.began_unix_ms > last.updated_unix_ms || ended.uuid != last.guest_uuid
+}
+
+/// Whether no copy of the migration runs, or may yet be let run, but as the record says.
+fn is_settled(side: &Side) -> bool {
+    match side {
+        Side::Source { state, .. } => *state != SourceState::Committed,
+        Side::Destination { state, .. } => {
+            matches!(state, DestinationState::Running | DestinationState::Discarded)
         }
     }
 }
@@ -141,7 +158,7 @@ mod tests {
     /// How a guest ended that was never migrated.
     fn ended(how: How, ended_unix_ms: u64) -> Ended {
         let (name, uuid) = ("web".parse().unwrap(), uuid::Uuid::from_u128(77));
-        Ended { name, uuid, ended_unix_ms, how, reason: "was".to_owned() }
+        Ended { name, uuid, began_unix_ms: 0, ended_unix_ms, how, reason: "was".to_owned() }
     }
 
     fn kind(whereabouts: &Whereabouts) -> char {
@@ -209,14 +226,25 @@ mod tests {
 
     #[test]
     fn the_end_of_a_copy_that_was_handed_over_says_nothing() {
-        for (record, expected) in [
-            (source_record(SourceState::Committed, 1), 'u'),
-            (source_record(SourceState::Done, 1), 'e'),
-            (destination_record(DestinationState::Ready, 1), 'u'),
+        for (record, expected, of_another) in [
+            (source_record(SourceState::Committed, 1), 'u', 'u'),
+            (source_record(SourceState::Done, 1), 'e', 'h'),
+            (destination_record(DestinationState::Ready, 1), 'u', 'u'),
+            (destination_record(DestinationState::Discarded, 1), 'e', 'h'),
         ] {
             let uuid = record.guest_uuid;
             let ended = Ended { uuid, ..ended(How::Destroyed, record.updated_unix_ms + 1) };
-            assert_eq!(kind(&Whereabouts::by(Some(&record), Some(ended))), expected, "{record:?}");
+            assert_eq!(
+                kind(&Whereabouts::by(Some(&record), Some(ended.clone()))),
+                expected,
+                "{record:?}"
+            );
+            let later = Ended { began_unix_ms: record.updated_unix_ms + 1, ..ended };
+            assert_eq!(
+                kind(&Whereabouts::by(Some(&record), Some(later))),
+                of_another,
+                "{record:?}"
+            );
         }
     }
 
@@ -241,13 +269,15 @@ mod tests {
     #[test]
     fn a_refusal_has_the_way_out() {
         let name = "web".parse().unwrap();
-        Whereabouts::Here.expect_here(&name).unwrap();
-        let moved = after_leaving(SourceState::Done, "host-b").expect_here(&name).unwrap_err();
+        Whereabouts::Here.expect_here(&name, None).unwrap();
+        let moved = after_leaving(SourceState::Done, "host-b");
+        let moved = moved.expect_here(&name, Some("which has it")).unwrap_err();
         assert_eq!(
             moved.to_string(),
-            "web has moved to host-b; if it runs nowhere, `lighter start web --force` starts it here"
+            "web has moved to host-b, which has it; if it runs nowhere, `lighter start web --force` starts it here"
         );
-        let open = after_leaving(SourceState::Committed, "host-b").expect_here(&name).unwrap_err();
+        let open = after_leaving(SourceState::Committed, "host-b");
+        let open = open.expect_here(&name, None).unwrap_err();
         assert!(open.to_string().contains("goes on asking"), "{open}");
     }
 }

@@ -14,6 +14,7 @@ use std::str::FromStr;
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Deserializer};
+use uuid::Uuid;
 use vmm_core::memory::{HugePages, MemoryConfig, MergeDomain, NumaPolicy, Prealloc, RamLayout};
 use vmm_core::{DirtyLog, GUEST_CIDS, VCPUS_MAX, workload};
 
@@ -39,6 +40,10 @@ pub(crate) struct GuestSpec {
     /// The guest's name on this host [default: one is made up].
     #[arg(long)]
     pub(crate) name: Option<GuestName>,
+
+    /// The guest's identity, which it keeps wherever it goes [default: one is chosen; a guest that is defined keeps its own].
+    #[arg(long, value_name = "UUID")]
+    pub(crate) uuid: Option<Uuid>,
 
     /// Guest memory, binary units: 512M, 1G [default: 512M].
     #[arg(long, short, value_name = "SIZE")]
@@ -391,6 +396,11 @@ impl Fault {
 }
 
 impl GuestSpec {
+    /// The guest's identity: the one that it was given, or a new one.
+    pub(crate) fn identity(&self) -> Uuid {
+        self.uuid.unwrap_or_else(Uuid::new_v4)
+    }
+
     /// Whether the values make sense together, and are possible on any host.
     ///
     /// # Errors

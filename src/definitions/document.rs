@@ -3,9 +3,10 @@
 use std::ops::Range;
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
+use uuid::Uuid;
 use vmm_core::virtio::net::MacAddress;
 
 use crate::cli::spec::{GuestSpec, Place};
@@ -37,15 +38,53 @@ impl Document {
         }
     }
 
-    /// The text with an address for each network device that has none, the one that it has in `before` if it has one there:
-    /// a guest that is defined keeps its addresses.
+    /// The text with what a guest that is defined keeps: an identity, and an address for each network device, those of `before` where
+    /// it has them.
     ///
     /// # Errors
-    /// This host has no entropy to choose one with.
-    pub(crate) fn text_with_addresses(&self, before: Option<&GuestSpec>) -> Result<String> {
-        let mut text = self.text.clone();
+    /// It is another guest than `before`; this host has no entropy to choose an address with.
+    pub(crate) fn text_to_keep(&self, before: Option<&GuestSpec>) -> Result<String> {
+        let root = DeTable::parse(&self.text).map_err(|error| anyhow!("{error}"))?;
+        let mut missing = Vec::from_iter(self.missing_identity(root.get_ref(), before)?);
+        missing.extend(self.missing_addresses(root.get_ref(), before)?);
         // From the end, so that what is put in moves nothing that is still to be found.
-        for (index, net) in self.spec.net.iter().enumerate().rev() {
+        missing.sort_by_key(|(place, _)| std::cmp::Reverse(*place));
+        let mut text = self.text.clone();
+        for (place, key) in missing {
+            let is_inline = self.text[..place].trim_end().ends_with(['{', ',']);
+            let end = if is_inline { ", " } else { "\n" };
+            text.insert_str(place, &format!("{key}{end}"));
+        }
+        Ok(text)
+    }
+
+    fn missing_identity(
+        &self,
+        root: &DeTable<'_>,
+        before: Option<&GuestSpec>,
+    ) -> Result<Option<(usize, String)>> {
+        let before = before.and_then(|spec| spec.uuid);
+        match (self.spec.uuid, before) {
+            (Some(new), Some(old)) if new != old => {
+                bail!("it is defined with the UUID {old}, not {new}: that is another guest")
+            }
+            (Some(_), _) => Ok(None),
+            (None, _) => {
+                let uuid = before.unwrap_or_else(Uuid::new_v4);
+                let place = root.iter().find(|(key, _)| key.get_ref() == "name");
+                let place = place.map_or(0, |(key, _)| key.span().start);
+                Ok(Some((place, format!("uuid = \"{uuid}\""))))
+            }
+        }
+    }
+
+    fn missing_addresses(
+        &self,
+        root: &DeTable<'_>,
+        before: Option<&GuestSpec>,
+    ) -> Result<Vec<(usize, String)>> {
+        let mut missing = Vec::new();
+        for (index, net) in self.spec.net.iter().enumerate() {
             if net.mac.is_some() {
                 continue;
             }
@@ -54,14 +93,11 @@ impl Document {
                 Some(mac) => mac,
                 None => MacAddress::random().context("cannot choose an address")?,
             };
-            let root = DeTable::parse(&self.text).map_err(|error| anyhow!("{error}"))?;
-            if let Some(place) = first_key_of(root.get_ref(), index) {
-                let is_inline = self.text[..place].trim_end().ends_with(['{', ',']);
-                let end = if is_inline { ", " } else { "\n" };
-                text.insert_str(place, &format!("mac = \"{mac}\"{end}"));
+            if let Some(place) = first_key_of(root, index) {
+                missing.push((place, format!("mac = \"{mac}\"")));
             }
         }
-        Ok(text)
+        Ok(missing)
     }
 
     /// The name in the file.
@@ -158,6 +194,7 @@ mod tests {
 
     const FULL: &str = r#"
 name = "db"
+uuid = "8f0c5a52-0f7b-4a37-9b0c-5c1d2e3f4a5b"
 memory = "1G"
 cpus = 2
 kernel = "/boot/vmlinuz"
@@ -203,7 +240,7 @@ tap = "tap-db"
 
     #[test]
     fn a_file_says_what_the_options_of_the_same_names_say() {
-        let arguments = "--name db --memory 1G --cpus 2 --kernel /boot/vmlinuz --initrd /boot/initrd --acpi off \
+        let arguments = "--name db --uuid 8f0c5a52-0f7b-4a37-9b0c-5c1d2e3f4a5b --memory 1G --cpus 2 --kernel /boot/vmlinuz --initrd /boot/initrd --acpi off \
                          --on-reboot stop --rng --balloon off --vsock 3 --cpu x86-64-v2 --nested on --hugepages 2M \
                          --prealloc --numa-policy interleave:0-1 --dirty-log ring:2048 \
                          --label team=shop --label x/y= --disk /d/a.raw,serial=db-1 \
@@ -350,16 +387,27 @@ tap = "tap-db"
         let document = |text: String| Document { spec: parse(&text).unwrap(), text };
         let given = |spec: &GuestSpec| spec.net.iter().map(|net| net.mac).collect::<Vec<_>>();
         for text in [tables, inline] {
-            let text = format!("{kernel}{text}");
-            let defined = document(document(text.clone()).text_with_addresses(None).unwrap());
+            let text = format!("{kernel}name = \"db\"\n{text}");
+            let defined = document(document(text.clone()).text_to_keep(None).unwrap());
             let macs = given(&defined.spec);
             assert!(macs.iter().all(Option::is_some) && macs[0] != macs[2], "{}", defined.text);
             assert_eq!(macs[1].unwrap().to_string(), "52:54:00:00:00:01");
             assert!(defined.text.starts_with(kernel), "what was written stays");
-            assert_eq!(defined.text_with_addresses(None).unwrap(), defined.text);
-            let again = document(text).text_with_addresses(Some(&defined.spec)).unwrap();
+            assert_eq!(defined.text_to_keep(None).unwrap(), defined.text);
+            let again = document(text).text_to_keep(Some(&defined.spec)).unwrap();
             assert_eq!(given(&parse(&again).unwrap()), macs, "defined again, it keeps them");
+            assert_eq!(parse(&again).unwrap().uuid, defined.spec.uuid, "and is the same guest");
         }
+    }
+
+    #[test]
+    fn another_guest_does_not_take_the_place_of_one_that_is_defined() {
+        let spec =
+            |uuid: u128| GuestSpec { uuid: Some(Uuid::from_u128(uuid)), ..parse("").unwrap() };
+        let document = Document { text: String::new(), spec: spec(1) };
+        assert_eq!(document.text_to_keep(Some(&spec(1))).unwrap(), "");
+        let refused = document.text_to_keep(Some(&spec(2))).unwrap_err().to_string();
+        assert!(refused.contains("another guest"), "{refused}");
     }
 
     #[test]

@@ -37,7 +37,8 @@ impl Definitions {
         Self { folder }
     }
 
-    /// Keeps the guest's file at `path`, in the place of one that has the same name, with addresses for its network devices.
+    /// Keeps the guest's file at `path`, in the place of one that has the same name, with its identity and addresses for its network
+    /// devices.
     /// Returns the name.
     ///
     /// # Errors
@@ -46,7 +47,9 @@ impl Definitions {
         let document = Document::read(path)?;
         let name = document.name(path)?;
         let before = self.find(name)?.and_then(|definition| definition.spec.ok());
-        let text = document.text_with_addresses(before.as_ref())?;
+        let text = document.text_to_keep(before.as_ref()).with_context(|| {
+            format!("cannot define {name} (`lighter undefine {name}` forgets it)")
+        })?;
         durable::replace(&self.file(name), text.as_bytes())?;
         Ok(name.clone())
     }

@@ -58,8 +58,8 @@ pub(crate) enum Ending {
 }
 
 impl Ending {
-    /// What is remembered of it, of the guest `name`.
-    pub(crate) fn record(&self, name: GuestName, uuid: Uuid) -> Ended {
+    /// What is remembered of it, of the guest `uuid` in the process of this identity.
+    pub(crate) fn record(&self, process: &GuestIdentity, uuid: Uuid) -> Ended {
         let (how, reason) = match self {
             Self::Asked => (How::Destroyed, "was ended on request".to_owned()),
             Self::Guest(StopReason::PowerOff) => (How::PoweredOff, "powered off".to_owned()),
@@ -70,7 +70,8 @@ impl Ending {
             Self::Saved { file } => (How::Saved, format!("was saved to {}", file.display())),
             Self::Discarded { message } => (How::Discarded, format!("was given up ({message})")),
         };
-        Ended { name, uuid, ended_unix_ms: unix_ms(), how, reason }
+        let (name, began_unix_ms) = (process.name.clone(), process.started_unix_ms);
+        Ended { name, uuid, began_unix_ms, ended_unix_ms: unix_ms(), how, reason }
     }
 }
 

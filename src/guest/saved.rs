@@ -41,7 +41,7 @@ pub(crate) fn read(file: &Path, name: &GuestName) -> Result<(VmShape, VmState)> 
     snapshot::read_guest(file).with_context(|| format!("cannot restore {name}"))
 }
 
-/// Creates the machine that `file` holds, ready to go on where it was saved, under a new identity. `disks` are its disks with
+/// Creates the machine that `file` holds, ready to go on where it was saved, as the guest `uuid`. `disks` are its disks with
 /// this host's evidence, to be trusted or not.
 ///
 /// # Errors
@@ -49,6 +49,7 @@ pub(crate) fn read(file: &Path, name: &GuestName) -> Result<(VmShape, VmState)> 
 pub(crate) fn restore(
     file: &Path,
     name: GuestName,
+    uuid: Uuid,
     (trust, disks): (SavedDisks, &[BlockConfig]),
     console: &Console,
 ) -> Result<Machine> {
@@ -56,7 +57,7 @@ pub(crate) fn restore(
         .with_context(|| format!("cannot restore {name}"))?;
     let mut shape = vm.shape().clone();
     shape.take_evidence(disks);
-    Machine::adopt(name, Uuid::new_v4(), shape, vm, console)
+    Machine::adopt(name, uuid, shape, vm, console)
 }
 
 /// The template in `file`, of which a clone is to be called `name`.
@@ -67,7 +68,7 @@ pub(crate) fn open_template(file: &Path, name: &GuestName) -> Result<Template> {
     Template::open(file).with_context(|| format!("cannot run {name}"))
 }
 
-/// Creates a machine from the template that `spec` names, ready to go on where that guest was saved, under a new identity.
+/// Creates a machine from the template that `spec` names, ready to go on where that guest was saved, under an identity of its own.
 /// `disks` are its own, `known` those and the template's, with this host's evidence.
 ///
 /// # Errors
@@ -92,7 +93,7 @@ pub(crate) fn start_clone(
     let vm = start().with_context(|| format!("cannot start {name} from {from}"))?;
     let mut shape = vm.shape().clone();
     shape.take_evidence(known);
-    Machine::adopt(name, Uuid::new_v4(), shape, vm, console)
+    Machine::adopt(name, spec.identity(), shape, vm, console)
 }
 
 /// Refuses to let a guest go on that is written in `format`, when the file would not fit its disks any more.
@@ -276,7 +277,8 @@ mod tests {
         assert!(save(&machine, &request, None).unwrap().0 > 4096);
 
         let trust = (SavedDisks::Unwritten, &[][..]);
-        let restored = restore(&file, "web-2".parse().unwrap(), trust, &console).unwrap();
+        let restored =
+            restore(&file, "web-2".parse().unwrap(), Uuid::new_v4(), trust, &console).unwrap();
         let mut page = [0; 4096];
         restored.vm().ram().copy_out(5, 0, &mut page).unwrap();
         assert_eq!(page, [9; 4096]);

@@ -28,6 +28,7 @@ use crate::confinement::{self, Files, Means};
 use crate::definitions::Document;
 use crate::exit::Exit;
 use crate::names::GuestName;
+use crate::other_host::OtherHost;
 use crate::output;
 use crate::state_dir::{GuestClaim, GuestDir, StateDir};
 use crate::terminal::{RawTerminal, pump_input};
@@ -56,12 +57,26 @@ pub(crate) fn run(state: &StateDir, args: &RunArgs) -> Result<Exit> {
 pub(crate) fn start_defined(state: &StateDir, args: &StartArgs) -> Result<Exit> {
     let spec = state.definitions().expect(&args.name)?.spec?;
     if !state.guest(&args.name).is_live() {
-        match args.force {
-            true => Whereabouts::claim(state, &args.name)?,
-            false => Whereabouts::of(state, &args.name)?.expect_here(&args.name)?,
-        }
+        expect_here(state, &args.name, args.force)?;
     }
     launch(state, &spec, &BackgroundArgs { detach: true }, IsolationArgs::from_environment()?)
+}
+
+/// Refuses a guest that may run elsewhere, unless its operator knows better; one that another host says it has even then.
+fn expect_here(state: &StateDir, name: &GuestName, force: bool) -> Result<()> {
+    let whereabouts = Whereabouts::of(state, name)?;
+    let other = match whereabouts {
+        Whereabouts::Here => None,
+        Whereabouts::Unsettled(_) | Whereabouts::Elsewhere(_) => {
+            let runtime = Builder::new_current_thread().enable_all().build();
+            runtime.context("cannot start")?.block_on(OtherHost::ask(state, name))?
+        }
+    };
+    if force {
+        other.map_or(Ok(()), |other| other.expect_absent())?;
+        return Whereabouts::claim(state, name);
+    }
+    whereabouts.expect_here(name, other.map(|other| other.says()).as_deref())
 }
 
 fn launch(
@@ -100,8 +115,8 @@ fn launch(
     })?;
     let console = life.console();
     let options = VmOptions { dirty_log: spec.dirty_log.unwrap_or_default() };
-    let (name, uuid) = (plan.name.clone(), Uuid::new_v4());
-    let machine = Machine::create(name, uuid, plan.shape, &options, &console)?;
+    let name = plan.name.clone();
+    let machine = Machine::create(name, spec.identity(), plan.shape, &options, &console)?;
     machine.vm().boot(&plan.boot).with_context(|| format!("cannot boot {}", plan.name))?;
     machine.vm().set_on_reboot(plan.on_reboot);
     life.lead(Arc::new(machine), &console, spec.labels())
@@ -119,6 +134,9 @@ pub(crate) fn restore(state: &StateDir, args: &RestoreArgs) -> Result<Exit> {
     if let Some(exit) = detach(state, &args.background, &name)? {
         return Ok(exit);
     }
+    // One that is defined is the same guest however it comes back.
+    let defined = state.definitions().find(&name)?.and_then(|it| it.spec.ok()?.uuid);
+    let uuid = defined.unwrap_or_else(Uuid::new_v4);
     let (mut shape, saved) = saved::read(&args.file, &name)?;
     let trust = match args.unsafe_disks {
         true => SavedDisks::Vouched,
@@ -132,7 +150,7 @@ pub(crate) fn restore(state: &StateDir, args: &RestoreArgs) -> Result<Exit> {
         Ok(files.and_file(&args.file))
     })?;
     let console = life.console();
-    let machine = saved::restore(&args.file, name, (trust, &disks), &console)?;
+    let machine = saved::restore(&args.file, name, uuid, (trust, &disks), &console)?;
     life.lead(Arc::new(machine), &console, Labels::new())
 }
 
@@ -245,9 +263,12 @@ impl Life {
             true => attach(&process, &machine)?,
             false => None,
         };
+        // Whoever asks as soon as there is a socket is answered when the guest runs.
+        let starting = process.occupation();
         let servers = self.open(&process)?;
         self.confine(&process)?;
         machine.vm().resume().context("cannot start the guest")?;
+        drop(starting);
         self.state.ended().forget(self.dir().name());
         if background::name().is_some() {
             background::log_to_folder(self.dir())?;
@@ -307,7 +328,7 @@ impl Life {
         self.runtime.shutdown_timeout(std::time::Duration::from_secs(1));
         let name = self.claim.dir().name().clone();
         let uuid = process.machine().map_or(process.identity().uuid, |machine| machine.uuid());
-        if let Err(error) = self.state.ended().write(&ending.record(name.clone(), uuid)) {
+        if let Err(error) = self.state.ended().write(&ending.record(process.identity(), uuid)) {
             tracing::warn!(guest = %name, "how it ended is not remembered: {error:#}");
         }
         drop(self.claim);

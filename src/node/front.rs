@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use migrate::guest::RefusalKind;
-use migrate::protocol::front::FrontReply;
-use migrate::protocol::{Decision, Offer};
+use migrate::protocol::front::{FoundGuest, FrontReply};
+use migrate::protocol::{Decision, Offer, PeerText};
 use migrate::record::{DestinationState, Record, Side};
 use migrate::report::Role;
 use migrate::resolve::answer_for_dead;
@@ -18,11 +18,14 @@ use uuid::Uuid;
 use vmm_core::{VCPUS_MAX, VcpuLimits, VmShape};
 
 use super::admission::{GuestRequest, HostView, Occupant, Refusal, Takes};
+use super::inventory::{self, GuestView, Sighting};
 use super::launch::{Launch, Launched, launch};
 use super::liveness;
 use super::service::Node;
+use crate::api::types::GuestState;
 use crate::clock::unix_ms;
 use crate::names::GuestName;
+use crate::state_dir::StateDir;
 
 /// Guests on their way here at once.
 const ARRIVING_MAX: usize = 16;
@@ -146,6 +149,17 @@ impl Node {
         }
     }
 
+    /// The guest `uuid`, or else the one that is called `name`, for a host that is about to run a copy of it.
+    pub(crate) async fn find(&self, uuid: Uuid, name: &PeerText) -> FrontReply {
+        match inventory::look(self.state()).await {
+            Ok(guests) => FrontReply::Found(find_among(self.state(), &guests, uuid, name.as_str())),
+            Err(error) => FrontReply::Refused(WireRefusal::new(
+                RefusalKind::Other,
+                format!("cannot tell which guests are here: {error:#}"),
+            )),
+        }
+    }
+
     /// What became of a migration to this host, for a source that has lost the process it was talking to.
     pub(crate) fn resolve(
         &self,
@@ -223,6 +237,36 @@ impl Node {
         record.updated_unix_ms = unix_ms();
         self.records().reopen(record.migration, Role::Destination)?.write(&record)
     }
+}
+
+/// One that does not answer may run.
+fn find_among(state: &StateDir, guests: &[Sighting], uuid: Uuid, name: &str) -> Option<FoundGuest> {
+    let mut found: Vec<FoundGuest> = guests
+        .iter()
+        .filter_map(|guest| {
+            let name = PeerText::new(guest.name.as_str());
+            Some(match &guest.answer {
+                Ok(GuestView { info, .. }) => FoundGuest {
+                    uuid: info.uuid,
+                    name,
+                    state: info.state.as_str().into(),
+                    is_owned: matches!(
+                        info.state,
+                        GuestState::Running | GuestState::Paused | GuestState::Migrating
+                    ),
+                },
+                Err(_) => FoundGuest {
+                    uuid: state.guest(&guest.name).read_identity().ok()?.uuid,
+                    name,
+                    state: "silent".into(),
+                    is_owned: true,
+                },
+            })
+        })
+        .collect();
+    let named = |guest: &FoundGuest| guest.name.as_str() == name;
+    let place = found.iter().position(|guest| guest.uuid == uuid);
+    place.or_else(|| found.iter().position(named)).map(|place| found.swap_remove(place))
 }
 
 /// What a description asks for; a hostile one is refused here.

@@ -31,6 +31,7 @@ impl FrontHandler for FrontDesk {
                 FrontRequest::Resolve { migration, token, decision } => {
                     node.resolve(peer, migration, &token, decision)
                 }
+                FrontRequest::Find { uuid, name } => node.find(uuid, &name).await,
             }
         });
         answer.await.unwrap_or_else(|error| {

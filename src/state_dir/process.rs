@@ -11,12 +11,12 @@ use crate::file_lock::FileLock;
 
 /// A guest's process: this one and no other, whoever gets its id.
 #[derive(Debug)]
-pub(crate) struct GuestProcess {
+pub(crate) struct ProcessHandle {
     pid: u32,
     handle: OwnedFd,
 }
 
-impl GuestProcess {
+impl ProcessHandle {
     /// The process that owns the name of `guest`.
     ///
     /// # Errors

@@ -410,6 +410,7 @@ mod tests {
         let mut ended = Ended {
             name: gone.info.name.clone(),
             uuid: Uuid::from_u128(7),
+            began_unix_ms: 0,
             ended_unix_ms: 0,
             how: How::PoweredOff,
             reason: "powered off".to_owned(),

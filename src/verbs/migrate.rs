@@ -19,6 +19,7 @@ use crate::cli::Output;
 use crate::cli::migration::{CompressArg, MigrateArgs, ResolveArg};
 use crate::exit::{Exit, ExitWith};
 use crate::names::GuestName;
+use crate::other_host::OtherHost;
 use crate::output;
 use crate::state_dir::StateDir;
 
@@ -136,14 +137,17 @@ fn request(args: &MigrateArgs, destination: &str) -> MigrationRequest {
 fn resolve(state: &StateDir, args: &MigrateArgs, decision: ResolveArg) -> Result<Exit> {
     let client = guest_client(state, &args.name)?;
     let (decision, done) = match decision {
-        ResolveArg::Run => {
-            (Resolution::Run, "runs here now: make sure that the other host does not run it too")
-        }
+        ResolveArg::Run => (Resolution::Run, "runs here now"),
         ResolveArg::Discard => {
             (Resolution::Discard, "is discarded here: the other host's copy is the only one")
         }
     };
     let resolved: Result<()> = block_on(async {
+        if decision == Resolution::Run
+            && let Some(other) = OtherHost::ask(state, &args.name).await?
+        {
+            other.expect_absent()?;
+        }
         let request = ResolveRequest { decision };
         let _: StateAnswer = client.put_json("/v1/guest/migration/resolve", &request).await?;
         await_resolution(&client, decision).await

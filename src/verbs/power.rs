@@ -10,7 +10,7 @@ use crate::api::{ApiClient, AskError};
 use crate::cli::guest::{ButtonArgs, NameArgs};
 use crate::exit::Exit;
 use crate::output;
-use crate::state_dir::{GuestDir, GuestProcess, StateDir};
+use crate::state_dir::{GuestDir, ProcessHandle, StateDir};
 use crate::units::format_duration;
 
 /// How long a guest's process may take to answer that it ends.
@@ -51,7 +51,7 @@ pub(crate) fn destroy(state: &StateDir, args: &NameArgs) -> Result<Exit> {
     let name = &args.name;
     let client = guest_client(state, name)?.with_patience(ANSWER_PATIENCE);
     let guest = state.guest(name);
-    let process = GuestProcess::of(&guest);
+    let process = ProcessHandle::of(&guest);
     block_on(async {
         let known = process.as_ref().ok();
         let fault = match ask_to_end(&client, &guest).await {
@@ -95,7 +95,7 @@ async fn ask_to_end(client: &ApiClient, guest: &GuestDir) -> Result<(), AskError
 pub(crate) fn shutdown(state: &StateDir, args: &ButtonArgs) -> Result<Exit> {
     let (name, client) = (&args.name, guest_client(state, &args.name)?);
     let guest = state.guest(name);
-    let process = GuestProcess::of(&guest).ok();
+    let process = ProcessHandle::of(&guest).ok();
     let is_gone = block_on(async {
         put(&client, "shutdown").await.with_context(|| format!("cannot shut {name} down"))?;
         Ok(is_gone_within(&guest, process.as_ref(), args.timeout).await)

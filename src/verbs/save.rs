@@ -19,7 +19,7 @@ use crate::exit::Exit;
 use crate::names::GuestName;
 use crate::output;
 use crate::signals::EndSignals;
-use crate::state_dir::{GuestDir, GuestProcess, StateDir};
+use crate::state_dir::{GuestDir, ProcessHandle, StateDir};
 use crate::units::{format_duration, format_size};
 
 /// Memory goes to a disk: that may take its time.
@@ -147,7 +147,7 @@ impl Asked {
 
     /// Ends a guest whose file is complete.
     async fn end(&self, save: SaveId) -> Result<()> {
-        let process = GuestProcess::of(&self.guest).ok();
+        let process = ProcessHandle::of(&self.guest).ok();
         let answer = self.tell_guest("finish", save).await;
         if is_gone_within(&self.guest, process.as_ref(), END_PATIENCE).await {
             // Whatever it has answered.

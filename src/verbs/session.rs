@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use crate::api::types::GuestInfo;
 use crate::api::{ApiClient, AskError};
 use crate::names::GuestName;
-use crate::state_dir::{GuestDir, GuestProcess, StateDir};
+use crate::state_dir::{GuestDir, ProcessHandle, StateDir};
 
 /// How long a guest's process that was told to end may take.
 pub(crate) const END_PATIENCE: Duration = Duration::from_secs(30);
@@ -63,7 +63,7 @@ pub(crate) async fn guest_info(name: &GuestName, client: &ApiClient) -> Result<O
 /// ended, which is waited for where it was known before it was told to end.
 pub(crate) async fn is_gone_within(
     guest: &GuestDir,
-    process: Option<&GuestProcess>,
+    process: Option<&ProcessHandle>,
     patience: Duration,
 ) -> bool {
     let gone = async {

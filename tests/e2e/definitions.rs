@@ -210,13 +210,21 @@ fn a_guest_that_has_moved_away_is_not_started_with_the_host() {
     pair.a.start_node(&NodePlan::default());
     let words = ["web-1 moved to 127.0.0.1", "`lighter start web-1 --force` starts it here"];
     await_log(&pair.a, &words);
-    pair.a.run(&["start", "web-1"]).complains(Exit::Failed, &words);
+    let uuid = |host: &Host| works(host).get("/v1/guest").expect("an answer")["uuid"].clone();
+    let moved = uuid(&pair.b);
+    let is_there = ["which has it as web-1 (running)"];
+    pair.a
+        .run(&["start", "web-1"])
+        .complains(Exit::Failed, &words)
+        .complains(Exit::Failed, &is_there);
+    let words = ["has web-1, as web-1 (running)", "End it there first"];
+    pair.a.run(&["start", "web-1", "--force"]).complains(Exit::Failed, &words);
     assert_eq!(pair.a.list(), Vec::<Value>::new());
-    works(&pair.b);
 
     pair.b.run(&["destroy", "web-1"]).ok();
+    pair.a.run(&["start", "web-1"]).complains(Exit::Failed, &["which does not have it now"]);
     pair.a.run(&["start", "web-1", "--force"]).ok();
-    works(&pair.a);
+    assert_eq!(uuid(&pair.a), moved, "a guest that is defined keeps its identity");
     pair.a.run(&["destroy", "web-1"]).ok();
     pair.a.run(&["start", "web-1"]).ok();
 }

@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use quinn::Endpoint;
 use tokio::time::timeout;
+use uuid::Uuid;
 
 use crate::framing::{self, ReadFailure};
 use crate::guest::{GuestDescription, Refusal};
-use crate::protocol::front::{FrontReply, FrontRequest};
+use crate::protocol::front::{FoundGuest, FrontReply, FrontRequest};
 use crate::protocol::{
-    CodecError, Decision, DestinationMessage, MigrationId, Offer, SourceMessage, Token,
+    CodecError, Decision, DestinationMessage, MigrationId, Offer, PeerText, SourceMessage, Token,
 };
 use crate::quic::endpoint::{self, Peer};
 use crate::quic::{LinkError, Tls};
@@ -103,6 +104,24 @@ pub async fn ask(
     reply
 }
 
+/// Asks the node `peer` whether its host has the guest `uuid`, or else one that is called `name`.
+///
+/// # Errors
+/// Why there is no answer.
+pub async fn find(
+    tls: &Tls,
+    peer: &Peer,
+    uuid: Uuid,
+    name: &str,
+) -> Result<Option<FoundGuest>, FrontError> {
+    let dialer = endpoint::dialer(peer.address, tls)?;
+    let request = FrontRequest::Find { uuid, name: PeerText::new(name) };
+    match ask(&dialer, peer, &request).await? {
+        FrontReply::Found(guest) => Ok(guest),
+        reply => Err(unfit(peer, reply)),
+    }
+}
+
 /// A migration whose source process died, as its record names it.
 #[derive(Debug, Clone)]
 pub struct ResolveTarget {
@@ -191,6 +210,7 @@ fn unfit(peer: &Peer, reply: FrontReply) -> FrontError {
         FrontReply::Admitted { .. } => "admitted",
         FrontReply::Resolved(_) => "resolved",
         FrontReply::AskProcess { .. } => "ask the process",
+        FrontReply::Found(_) => "found",
     };
     FrontError::Protocol { peer: peer.address, detail: detail.into() }
 }

@@ -8,5 +8,5 @@
 mod dial;
 mod serve;
 
-pub use dial::{Admission, FrontError, ResolveTarget, admit, ask, resolve};
+pub use dial::{Admission, FrontError, ResolveTarget, admit, ask, find, resolve};
 pub use serve::{FrontHandler, serve};

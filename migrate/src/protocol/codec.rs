@@ -125,13 +125,14 @@ impl Message for FrontRequest {
         match self {
             Self::Admit { .. } => 65,
             Self::Resolve { .. } => 66,
+            Self::Find { .. } => 67,
         }
     }
 
     fn limit(kind: u8) -> Option<usize> {
         match kind {
             65 => Some(DESCRIPTION_LIMIT),
-            66 => Some(SMALL_LIMIT),
+            66..=67 => Some(SMALL_LIMIT),
             _ => None,
         }
     }
@@ -144,11 +145,12 @@ impl Message for FrontReply {
             Self::Refused(_) => 98,
             Self::Resolved(_) => 99,
             Self::AskProcess { .. } => 100,
+            Self::Found(_) => 101,
         }
     }
 
     fn limit(kind: u8) -> Option<usize> {
-        matches!(kind, 97..=100).then_some(SMALL_LIMIT)
+        matches!(kind, 97..=101).then_some(SMALL_LIMIT)
     }
 }
 

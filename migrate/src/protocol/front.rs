@@ -2,8 +2,9 @@
 //! and when it has lost that process.
 
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
-use super::{Decision, DestinationMessage, MigrationId, Offer, Token};
+use super::{Decision, DestinationMessage, MigrationId, Offer, PeerText, Token};
 use crate::guest::{GuestDescription, Refusal};
 
 /// A question to a node.
@@ -27,6 +28,26 @@ pub enum FrontRequest {
         /// What the source's record says.
         decision: Decision,
     },
+    /// Asks whether that host has a guest: one of this identity, or else one of this name.
+    Find {
+        /// The guest's identity.
+        uuid: Uuid,
+        /// Its name on the host that asks.
+        name: PeerText,
+    },
+}
+
+/// A guest that a host has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FoundGuest {
+    /// Its identity.
+    pub uuid: Uuid,
+    /// Its name there.
+    pub name: PeerText,
+    /// How it stands, in a word.
+    pub state: PeerText,
+    /// Whether it is that host's: it runs there, or would if its user let it. Otherwise it waits to be told whose it is.
+    pub is_owned: bool,
 }
 
 /// The node's answer.
@@ -48,4 +69,6 @@ pub enum FrontReply {
         /// UDP port of that process.
         port: u16,
     },
+    /// Answer to `Find`.
+    Found(Option<FoundGuest>),
 }

@@ -123,6 +123,14 @@ fn a_guest_that_was_about_to_run_is_not_started_anew_while_its_source_waits() {
     let words = ["was on its way here", "the host that it came from may have it", "--force"];
     scene.pair.b.run(&["start", GUEST]).complains(Exit::Failed, &words);
 
+    // Started there all the same, by other means, it is seen from the source.
+    let anew = GuestPlan { name: GUEST.to_owned(), ..GuestPlan::default() };
+    let anew = Guest::start(&scene.pair.b, &anew);
+    let words = ["127.0.0.1", "has web-1, as web-1 (running)", "End it there first"];
+    scene.pair.a.run(&["migrate", GUEST, "--resolve", "run"]).complains(Exit::Failed, &words);
+    assert!(anew.ticks().is_some());
+    scene.pair.b.run(&["destroy", GUEST]).ok();
+
     scene.pair.a.run(&["migrate", GUEST, "--resolve", "run"]).ok();
     scene.runs_only_on(&scene.pair.a);
     logs("web-1 was last on its way here from another host");

@@ -7,6 +7,7 @@ use super::*;
 use crate::error::Reason;
 use crate::guest::{DiskCopy, ExistingFile, GuestDescription, Refusal, RefusalKind, RunState};
 use crate::memory::{CHUNK_BYTES, MemoryLayout, Region};
+use crate::protocol::front::FoundGuest;
 use crate::protocol::{
     Blob, Complaint, Decision, Features, MAX_TEXT_BYTES, MigrationId, Offer, Prepare, SavedState,
     Takeover, Token, Version,
@@ -82,6 +83,7 @@ fn front_requests() -> Vec<FrontRequest> {
     vec![
         FrontRequest::Admit { migration, offer: offer(), guest: guest() },
         FrontRequest::Resolve { migration, token, decision: Decision::Aborted },
+        FrontRequest::Find { uuid: migration.0, name: "web-1".into() },
     ]
 }
 
@@ -91,6 +93,13 @@ fn front_replies() -> Vec<FrontReply> {
         FrontReply::Refused(Refusal::new(RefusalKind::Taken, "web-1 is here")),
         FrontReply::Resolved(DestinationMessage::Discarded),
         FrontReply::AskProcess { port: 4951 },
+        FrontReply::Found(None),
+        FrontReply::Found(Some(FoundGuest {
+            uuid: id().0,
+            name: "web-1".into(),
+            state: "running".into(),
+            is_owned: true,
+        })),
     ]
 }
 

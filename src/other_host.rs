@@ -1,0 +1,103 @@
+//! What the other host of a guest's last migration says, before a copy of the guest is let run here.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use migrate::front;
+use migrate::protocol::front::FoundGuest;
+use migrate::quic::Tls;
+use migrate::quic::endpoint::Peer;
+use migrate::record::{Record, RecordStore, Side};
+
+use crate::names::GuestName;
+use crate::output;
+use crate::state_dir::StateDir;
+use crate::whereabouts::last_of;
+
+/// How long a host may take to answer; one that has lost its power never does.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The other host of a guest's last migration.
+#[derive(Debug)]
+pub(crate) struct OtherHost {
+    /// As people call it.
+    name: String,
+    guest: GuestName,
+    answer: Answer,
+}
+
+#[derive(Debug)]
+enum Answer {
+    /// It has the guest, or another of that name: one that was started anew from its definition, on the same disks.
+    Has(FoundGuest),
+    /// It does not have the guest.
+    HasNot,
+    /// It says nothing, and why.
+    Silent(String),
+}
+
+impl OtherHost {
+    /// Asks the other host of the last migration of `guest`; none when it was never migrated.
+    ///
+    /// # Errors
+    /// The records of migrations cannot be read.
+    pub(crate) async fn ask(state: &StateDir, guest: &GuestName) -> Result<Option<Self>> {
+        let what = || format!("cannot tell where {guest} was migrated");
+        let store = RecordStore::open(&state.migrations()).with_context(what)?;
+        let (records, _damaged) = store.list().with_context(what)?;
+        let Some(record) = last_of(&records, guest.as_str()) else { return Ok(None) };
+        let name = match &record.side {
+            Side::Source { destination, .. } => destination.clone(),
+            Side::Destination { source_address, .. } => source_address.ip().to_string(),
+        };
+        let asked = tokio::time::timeout(PATIENCE, ask(state, record)).await;
+        let no_answer = || Answer::Silent(format!("no answer within {PATIENCE:?}"));
+        let answer = asked.unwrap_or_else(|_| no_answer());
+        Ok(Some(Self { name, guest: guest.clone(), answer }))
+    }
+
+    /// Refuses to let a copy run here of a guest that is the other host's. One that cannot be asked is warned of.
+    ///
+    /// # Errors
+    /// It has the guest, and how it stands there.
+    pub(crate) fn expect_absent(&self) -> Result<()> {
+        let Self { name, guest, answer } = self;
+        match answer {
+            Answer::Has(found) if found.is_owned => bail!(
+                "{name} has {guest}, as {} ({}): two copies would destroy its disks. End it there first, if it shall run here",
+                found.name,
+                found.state
+            ),
+            Answer::Silent(why) => output::note(format_args!(
+                "warning: {name} cannot be asked whether it runs {guest} ({why}); if it does, two copies destroy its disks"
+            )),
+            Answer::Has(_) | Answer::HasNot => {}
+        }
+        Ok(())
+    }
+
+    /// What it says, as the end of the sentence "web-1 has moved to host-b, ...".
+    pub(crate) fn says(&self) -> String {
+        match &self.answer {
+            Answer::Has(found) => format!("which has it as {} ({})", found.name, found.state),
+            Answer::HasNot => "which does not have it now".to_owned(),
+            Answer::Silent(why) => format!("which cannot be asked ({why})"),
+        }
+    }
+}
+
+async fn ask(state: &StateDir, record: &Record) -> Answer {
+    let Side::Source { server_name, node_address, .. } = &record.side else {
+        return Answer::Silent("where its node listens is not known here".to_owned());
+    };
+    let node = Peer { address: *node_address, name: server_name.clone() };
+    let tls = match Tls::load(&state.certs()) {
+        Ok(tls) => tls,
+        Err(error) => return Answer::Silent(error.to_string()),
+    };
+    match front::find(&tls, &node, record.guest_uuid, &record.guest).await {
+        Ok(Some(found)) => Answer::Has(found),
+        Ok(None) => Answer::HasNot,
+        Err(error) => Answer::Silent(error.to_string()),
+    }
+}
