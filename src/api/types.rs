@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 use vmm_core::memory::HugePages;
 use vmm_core::virtio::balloon::Statistics;
-use vmm_core::virtio::block::{Access, BlockConfig};
+use vmm_core::virtio::block::LockReach;
 use vmm_core::virtio::net::NetStatus;
 
 use crate::names::GuestName;
@@ -201,16 +201,8 @@ pub(crate) struct DiskInfo {
     pub(crate) bytes: u64,
     /// The guest cannot write it.
     pub(crate) read_only: bool,
-}
-
-impl From<&BlockConfig> for DiskInfo {
-    fn from(disk: &BlockConfig) -> Self {
-        Self {
-            path: disk.path().to_owned(),
-            bytes: disk.bytes(),
-            read_only: disk.access() == Access::ReadOnly,
-        }
-    }
+    /// Whom the lock on it keeps away.
+    pub(crate) lock_reach: LockReach,
 }
 
 /// A network device of a guest.

@@ -5,9 +5,10 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use migrate::error::OperatorChoice;
-use vmm_core::RunState;
 use vmm_core::devices::ButtonPress;
 use vmm_core::memory::Prealloc;
+use vmm_core::virtio::block::{Access, BlockConfig};
+use vmm_core::{DiskContent, RunState};
 
 use super::leaving::Departure;
 use super::machine::SharedMachine;
@@ -173,7 +174,14 @@ impl ProcessControl {
 }
 
 fn disks(machine: &SharedMachine) -> Vec<DiskInfo> {
-    machine.shape().disks().map(DiskInfo::from).collect()
+    let disks = machine.shape().disks().zip(machine.disks());
+    let info = |(config, (_, content)): (&BlockConfig, (_, &Arc<DiskContent>))| DiskInfo {
+        path: config.path().to_owned(),
+        bytes: config.bytes(),
+        read_only: config.access() == Access::ReadOnly,
+        lock_reach: content.lock_reach(),
+    };
+    disks.map(info).collect()
 }
 
 fn nets(machine: &SharedMachine) -> Vec<NetInfo> {

@@ -7,6 +7,7 @@ use memopt::observe::ProcessCost;
 use migrate::report::{Outcome, Role};
 use migrate::{Progress, Report};
 use serde::Serialize;
+use vmm_core::virtio::block::LockReach;
 
 use super::list::{Listed, PastGuest, look_at};
 use super::off::{OffGuest, autostart_line, definition_line, labels_line};
@@ -190,7 +191,11 @@ fn confinement_line(confinement: Confinement) -> String {
 
 fn disk_line(disk: &DiskInfo) -> String {
     let access = if disk.read_only { ", read-only" } else { "" };
-    format!("{}, {}{access}", disk.path.display(), format_size(disk.bytes))
+    let locked = match disk.lock_reach {
+        LockReach::Host => "locked on this host alone",
+        LockReach::FileSystem => "locked on all hosts",
+    };
+    format!("{}, {}{access}, {locked}", disk.path.display(), format_size(disk.bytes))
 }
 
 fn net_line(net: &NetInfo) -> String {

@@ -159,11 +159,18 @@ fn places<'a>(disks: &'a [DiskInfo], file: &Path) -> Vec<(&'a DiskInfo, PathBuf)
 
 #[cfg(test)]
 mod tests {
+    use vmm_core::virtio::block::LockReach;
+
     use super::*;
 
     #[test]
     fn copies_are_beside_the_file_each_in_a_place_of_its_own() {
-        let disk = |path: &str, read_only| DiskInfo { path: path.into(), bytes: 512, read_only };
+        let disk = |path: &str, read_only| DiskInfo {
+            path: path.into(),
+            bytes: 512,
+            read_only,
+            lock_reach: LockReach::Host,
+        };
         let disks = [
             disk("/a/root.raw", false),
             disk("/b/root.raw", false),

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::config::{BlockConfig, Origin};
 use super::copy::next_data;
 use super::departed;
+use super::lock_reach::LockReach;
 use super::log::{WriteLog, each_word};
 use super::proof::{DiskProof, Mark};
 use super::seal::Seal;
@@ -30,6 +31,7 @@ pub struct DiskContent {
     path: PathBuf,
     file: Arc<File>,
     bytes: u64,
+    lock_reach: LockReach,
     log: WriteLog,
     /// What remains to be done for the file to have its name.
     unnamed: Mutex<Option<Origin>>,
@@ -45,6 +47,7 @@ impl DiskContent {
             path: config.path().to_path_buf(),
             file: Arc::clone(file),
             bytes: config.bytes(),
+            lock_reach: LockReach::of(file),
             log: WriteLog::default(),
             unnamed: Mutex::new(unnamed),
             may_be_sealed: AtomicBool::new(config.begins_here()),
@@ -59,6 +62,11 @@ impl DiskContent {
     /// Its size in bytes, which need not be whole pages.
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// Whom the lock on it keeps away.
+    pub fn lock_reach(&self) -> LockReach {
+        self.lock_reach
     }
 
     /// Chunks of its content; the last one may be cut short by the disk's end.

@@ -1,7 +1,7 @@
 //! A disk (virtio 1.2, 5.2), raw: a regular file or a block device of the host.
 //!
 //! `request` understands what the driver asks and knows no file; `engine` carries it out; `disk`
-//! is the open disk with its lock, `content` the same for whoever copies it, `log` what was written
+//! is the open disk with its lock, `lock_reach` whom that keeps away, `content` the same for whoever copies it, `log` what was written
 //! meanwhile, `staged` a disk that is being copied to here. `proof` checks that two hosts share a
 //! disk, `copy` makes another of one that stands still, `seal` checks that nobody has written one
 //! since its guest was saved, `departed` is a note on one whose content has moved away; `device.rs`
@@ -15,6 +15,7 @@ mod departed;
 mod device;
 mod disk;
 mod engine;
+mod lock_reach;
 mod log;
 mod proof;
 mod request;
@@ -26,6 +27,7 @@ pub use content::DiskContent;
 pub use copy::{copy_content, date};
 pub(crate) use departed::ATTRIBUTE as DEPARTED_ATTRIBUTE;
 pub(crate) use device::BlockDevice;
+pub use lock_reach::LockReach;
 pub use proof::{DiskProof, Mark};
 pub use seal::{Seal, statistics_of};
 

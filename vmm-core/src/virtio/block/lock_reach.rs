@@ -1,0 +1,50 @@
+//! Whom the lock on a disk keeps away.
+
+use std::fs::File;
+
+use nix::sys::statfs::{self, FsType, fstatfs};
+use serde::{Deserialize, Serialize};
+
+/// File systems that pass locks on to other hosts (statfs(2) has their numbers; nix does not have all of them).
+const NETWORK_FILE_SYSTEMS: [FsType; 7] = [
+    statfs::NFS_SUPER_MAGIC,
+    statfs::OCFS2_SUPER_MAGIC,
+    FsType(0x0116_1970), // GFS2
+    FsType(0x00c3_6400), // Ceph
+    FsType(0xff53_4d42), // CIFS
+    FsType(0xfe53_4d42), // SMB2
+    FsType(0x0bd0_0bd0), // Lustre
+];
+
+/// Whom the lock on a disk keeps away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LockReach {
+    /// Programs of this host. Nothing keeps another host from a block device that it sees, too.
+    Host,
+    /// Programs of all hosts that mount the file system, as far as it is mounted to pass locks on.
+    FileSystem,
+}
+
+impl LockReach {
+    /// That of a lock on `file`; the nearer one where the system does not tell.
+    pub(super) fn of(file: &File) -> Self {
+        let is_file = file.metadata().is_ok_and(|found| found.is_file());
+        let kind = fstatfs(file).map(|found| found.filesystem_type());
+        match kind {
+            Ok(kind) if is_file && NETWORK_FILE_SYSTEMS.contains(&kind) => Self::FileSystem,
+            Ok(_) | Err(_) => Self::Host,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_local_file_is_locked_on_its_host() {
+        assert_eq!(LockReach::of(&tempfile::tempfile().unwrap()), LockReach::Host);
+        assert_eq!(LockReach::of(&File::open("/dev/null").unwrap()), LockReach::Host);
+    }
+}
