@@ -224,6 +224,7 @@ mod tests {
                 "numa-policy" => "bind:0",
                 "dirty-log" => "ring",
                 "cpu" => "host",
+                "uuid" => "8f0c5a52-0f7b-4a37-9b0c-5c1d2e3f4a5b",
                 "label" => "a=b",
                 "net" => "tap=t0",
                 "rng" | "detach" | "prealloc" | "readonly" => "",

@@ -93,7 +93,6 @@ fn front_replies() -> Vec<FrontReply> {
         FrontReply::Refused(Refusal::new(RefusalKind::Taken, "web-1 is here")),
         FrontReply::Resolved(DestinationMessage::Discarded),
         FrontReply::AskProcess { port: 4951 },
-        FrontReply::Found(None),
         FrontReply::Found(Some(FoundGuest {
             uuid: id().0,
             name: "web-1".into(),
