@@ -51,11 +51,14 @@ impl Document {
         missing.sort_by_key(|(place, _)| std::cmp::Reverse(*place));
         let mut text = self.text.clone();
         for (place, key) in missing {
-            let is_inline = self.text[..place].trim_end().ends_with(['{', ',']);
-            let end = if is_inline { ", " } else { "\n" };
-            text.insert_str(place, &format!("{key}{end}"));
+            text.insert_str(place, &key);
         }
-        Ok(text)
+        match parse(&text) {
+            Ok(_) => Ok(text),
+            Err(complaint) => {
+                bail!("with its identity and addresses it cannot be read: {complaint}")
+            }
+        }
     }
 
     fn missing_identity(
@@ -73,7 +76,7 @@ impl Document {
                 let uuid = before.unwrap_or_else(Uuid::new_v4);
                 let place = root.iter().find(|(key, _)| key.get_ref() == "name");
                 let place = place.map_or(0, |(key, _)| key.span().start);
-                Ok(Some((place, format!("uuid = \"{uuid}\""))))
+                Ok(Some((place, format!("uuid = \"{uuid}\"\n"))))
             }
         }
     }
@@ -94,7 +97,9 @@ impl Document {
                 None => MacAddress::random().context("cannot choose an address")?,
             };
             if let Some(place) = first_key_of(root, index) {
-                missing.push((place, format!("mac = \"{mac}\"")));
+                let is_inline = self.text[..place].trim_end().ends_with(['{', ',']);
+                let end = if is_inline { ", " } else { "\n" };
+                missing.push((place, format!("mac = \"{mac}\"{end}")));
             }
         }
         Ok(missing)
@@ -388,7 +393,7 @@ tap = "tap-db"
         let document = |text: String| Document { spec: parse(&text).unwrap(), text };
         let given = |spec: &GuestSpec| spec.net.iter().map(|net| net.mac).collect::<Vec<_>>();
         for text in [tables, inline] {
-            let text = format!("{kernel}name = \"db\"\n{text}");
+            let text = format!("{kernel}# The database,\nname = \"db\"\n{text}");
             let defined = document(document(text.clone()).text_to_keep(None).unwrap());
             let macs = given(&defined.spec);
             assert!(macs.iter().all(Option::is_some) && macs[0] != macs[2], "{}", defined.text);

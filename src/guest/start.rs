@@ -56,7 +56,8 @@ pub(crate) fn run(state: &StateDir, args: &RunArgs) -> Result<Exit> {
 /// The guest is not defined, may run on another host, cannot be started, or crashed.
 pub(crate) fn start_defined(state: &StateDir, args: &StartArgs) -> Result<Exit> {
     let spec = state.definitions().expect(&args.name)?.spec?;
-    if !state.guest(&args.name).is_live() {
+    // In the background, it has been asked already.
+    if background::name().is_none() && !state.guest(&args.name).is_live() {
         expect_here(state, &args.name, args.force)?;
     }
     launch(state, &spec, &BackgroundArgs { detach: true }, IsolationArgs::from_environment()?)

@@ -243,9 +243,9 @@ impl Node {
 fn find_among(state: &StateDir, guests: &[Sighting], uuid: Uuid, name: &str) -> Option<FoundGuest> {
     let mut found: Vec<FoundGuest> = guests
         .iter()
-        .filter_map(|guest| {
+        .map(|guest| {
             let name = PeerText::new(guest.name.as_str());
-            Some(match &guest.answer {
+            match &guest.answer {
                 Ok(GuestView { info, .. }) => FoundGuest {
                     uuid: info.uuid,
                     name,
@@ -256,17 +256,22 @@ fn find_among(state: &StateDir, guests: &[Sighting], uuid: Uuid, name: &str) -> 
                     ),
                 },
                 Err(_) => FoundGuest {
-                    uuid: state.guest(&guest.name).read_identity().ok()?.uuid,
+                    uuid: identity(state, &guest.name).unwrap_or_default(),
                     name,
                     state: "silent".into(),
                     is_owned: true,
                 },
-            })
+            }
         })
         .collect();
     let named = |guest: &FoundGuest| guest.name.as_str() == name;
     let place = found.iter().position(|guest| guest.uuid == uuid);
     place.or_else(|| found.iter().position(named)).map(|place| found.swap_remove(place))
+}
+
+/// Of a guest that does not answer; one that is being started has not said yet.
+fn identity(state: &StateDir, guest: &GuestName) -> Option<Uuid> {
+    Some(state.guest(guest).read_identity().ok()?.uuid)
 }
 
 /// What a description asks for; a hostile one is refused here.

@@ -41,6 +41,8 @@ pub struct Destination {
     pub(super) config: DestinationConfig,
     pub(super) state: State,
     pub(super) connected: bool,
+    /// The source has said on this connection that the guest is this side's, and waits for what becomes of that.
+    pub(super) is_asked: bool,
     pub(super) notes: Telemetry,
     pub(super) records: RecordSlot<DestinationState>,
     pub(super) guest: Option<Box<GuestDescription>>,
@@ -70,6 +72,7 @@ impl Destination {
             config,
             state: State::Waiting,
             connected: false,
+            is_asked: false,
             records: RecordSlot::new(),
             guest: None,
             disks: Vec::new(),
@@ -211,6 +214,7 @@ impl Destination {
     }
 
     fn on_connected(&mut self) {
+        self.is_asked = false;
         if std::mem::replace(&mut self.connected, true) {
             self.connected = false;
             self.on_connection_lost("replaced by a new connection of the source".into());
@@ -220,6 +224,7 @@ impl Destination {
 
     pub(super) fn on_connection_lost(&mut self, detail: PeerText) {
         self.connected = false;
+        self.is_asked = false;
         match &self.state {
             state if state.is_before_ready() => {
                 let farewell = DestinationMessage::Discarded;

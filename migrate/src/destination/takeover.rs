@@ -60,6 +60,7 @@ impl Destination {
     }
 
     fn on_decision(&mut self, decision: Decision, message: &SourceMessage) {
+        self.is_asked = decision == Decision::Commit;
         match (&self.state, decision) {
             (State::Ready, Decision::Commit) => self.take_over(),
             (State::Ready | State::Vouching { .. }, Decision::Aborted) => {
@@ -128,7 +129,11 @@ impl Destination {
         self.forced = false;
         self.not_taken = Some(complaint.text.clone());
         self.record(DestinationState::Ready);
-        self.say(DestinationMessage::NotTaken(complaint));
+        // A source that has reconnected meanwhile is about to ask: were it told now, it would take the guest back and have this side
+        // try again, too.
+        if self.is_asked {
+            self.say(DestinationMessage::NotTaken(complaint));
+        }
     }
 
     pub(super) fn on_resumed(&mut self, answer: Result<(), GuestError>) {

@@ -364,6 +364,21 @@ fn a_guest_whose_source_died_before_it_took_the_guest_back_is_taken_over_when_it
 }
 
 #[test]
+fn a_source_that_has_reconnected_and_not_asked_yet_is_not_told_that_its_guest_was_not_taken() {
+    let mut bench = Bench::ready();
+    bench.hear(SourceMessage::Commit);
+    bench.tell(Event::Recorded);
+    bench.tell(Event::Connected);
+    let not_taken = Event::Adopted(Err(GuestError::new("the disk is in use")));
+    assert_eq!(bench.tell(not_taken), [Action::Record(DestinationState::Ready)]);
+    bench.tell(Event::Recorded);
+    assert_eq!(bench.hear(resolve(Decision::Commit)), [Action::Record(DestinationState::Taking)]);
+    bench.tell(Event::Recorded);
+    let not_taken = Event::Adopted(Err(GuestError::new("the disk is in use")));
+    assert!(matches!(bench.tell(not_taken)[1], Action::Send(DestinationMessage::NotTaken(_))));
+}
+
+#[test]
 fn an_operator_keeps_a_guest_whose_disk_is_in_use() {
     let mut bench = Bench::ready();
     bench.lose_connection();
