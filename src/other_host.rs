@@ -7,12 +7,12 @@ use migrate::front;
 use migrate::protocol::front::FoundGuest;
 use migrate::quic::Tls;
 use migrate::quic::endpoint::Peer;
-use migrate::record::{Record, RecordStore, Side};
+use migrate::record::{Record, Side};
 
 use crate::names::GuestName;
 use crate::output;
 use crate::state_dir::StateDir;
-use crate::whereabouts::last_of;
+use crate::whereabouts::last_migration;
 
 /// How long a host may take to answer; one that has lost its power never does.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -28,7 +28,7 @@ pub(crate) struct OtherHost {
 
 #[derive(Debug)]
 enum Answer {
-    /// It has the guest, or another of that name: one that was started anew from its definition, on the same disks.
+    /// It has the guest, or another of that name: one that its definition started again, on the same disks.
     Has(FoundGuest),
     /// It does not have the guest.
     HasNot,
@@ -42,15 +42,14 @@ impl OtherHost {
     /// # Errors
     /// The records of migrations cannot be read.
     pub(crate) async fn ask(state: &StateDir, guest: &GuestName) -> Result<Option<Self>> {
-        let what = || format!("cannot tell where {guest} was migrated");
-        let store = RecordStore::open(&state.migrations()).with_context(what)?;
-        let (records, _damaged) = store.list().with_context(what)?;
-        let Some(record) = last_of(&records, guest.as_str()) else { return Ok(None) };
+        let last = last_migration(state, guest)
+            .with_context(|| format!("cannot tell where {guest} was migrated"))?;
+        let Some(record) = last else { return Ok(None) };
         let name = match &record.side {
             Side::Source { destination, .. } => destination.clone(),
             Side::Destination { source_address, .. } => source_address.ip().to_string(),
         };
-        let asked = tokio::time::timeout(PATIENCE, ask(state, record)).await;
+        let asked = tokio::time::timeout(PATIENCE, ask(state, &record)).await;
         let no_answer = || Answer::Silent(format!("no answer within {PATIENCE:?}"));
         let answer = asked.unwrap_or_else(|_| no_answer());
         Ok(Some(Self { name, guest: guest.clone(), answer }))

@@ -24,10 +24,9 @@ impl Whereabouts {
     /// # Errors
     /// The records of migrations cannot be read.
     pub(crate) fn of(state: &StateDir, name: &GuestName) -> Result<Self> {
-        let what = || format!("cannot tell whether {name} runs on another host");
-        let store = RecordStore::open(&state.migrations()).with_context(what)?;
-        let (records, _damaged) = store.list().with_context(what)?;
-        Ok(Self::by(last_of(&records, name.as_str()), state.ended().read(name)))
+        let last = last_migration(state, name)
+            .with_context(|| format!("cannot tell whether {name} runs on another host"))?;
+        Ok(Self::by(last.as_ref(), state.ended().read(name)))
     }
 
     /// By the record of its last migration, and how it last ended here.
@@ -58,11 +57,8 @@ impl Whereabouts {
     /// # Errors
     /// The record cannot be read or written: the guest must not be started.
     pub(crate) fn claim(state: &StateDir, name: &GuestName) -> Result<()> {
-        let store = RecordStore::open(&state.migrations())?;
-        let (records, _damaged) = store.list()?;
-        let Some(last) = last_of(&records, name.as_str()) else { return Ok(()) };
-        let mut claimed = last.clone();
-        match &mut claimed.side {
+        let Some(mut last) = last_migration(state, name)? else { return Ok(()) };
+        match &mut last.side {
             Side::Source { state, .. } if *state == SourceState::Committed => {
                 *state = SourceState::Undecided;
             }
@@ -73,7 +69,8 @@ impl Whereabouts {
             }
             Side::Source { .. } | Side::Destination { .. } => return Ok(()),
         }
-        Ok(store.reopen(last.migration, last.role())?.write(&claimed)?)
+        let store = RecordStore::open(&state.migrations())?;
+        Ok(store.reopen(last.migration, last.role())?.write(&last)?)
     }
 
     /// Refuses a guest that may run elsewhere, with what the other host says now.
@@ -141,7 +138,16 @@ fn after_arriving(state: DestinationState) -> Whereabouts {
     }
 }
 
-/// The record of the last migration of `guest`.
+/// This host's record of the last migration of `guest`.
+///
+/// # Errors
+/// The records cannot be read.
+pub(crate) fn last_migration(state: &StateDir, guest: &GuestName) -> Result<Option<Record>> {
+    let (records, _damaged) = RecordStore::open(&state.migrations())?.list()?;
+    Ok(last_of(&records, guest.as_str()).cloned())
+}
+
+/// The record of the last migration of `guest` among `records`.
 pub(crate) fn last_of<'a>(
     records: impl IntoIterator<Item = &'a Record>,
     guest: &str,

@@ -4,13 +4,14 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use vmm_core::VmShape;
 
 use crate::api::ApiClient;
 use crate::api::types::GuestInfo;
 use crate::names::GuestName;
 use crate::state_dir::StateDir;
+use crate::verbs::session::block_on;
 
 /// How long a guest may take to tell its addresses; one that hangs is passed over.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -24,8 +25,7 @@ pub(super) fn expect_free(state: &StateDir, name: &GuestName, shape: &VmShape) -
     if own.is_empty() {
         return Ok(());
     }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.context("cannot start")?.block_on(async {
+    block_on(async {
         for guest in state.live_guests()?.iter().filter(|guest| guest.name() != name) {
             let client = ApiClient::new(&guest.client_socket()).with_patience(PATIENCE);
             let Ok(info) = client.get::<GuestInfo>("/v1/guest").await else { continue };

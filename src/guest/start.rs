@@ -32,6 +32,7 @@ use crate::other_host::OtherHost;
 use crate::output;
 use crate::state_dir::{GuestClaim, GuestDir, StateDir};
 use crate::terminal::{RawTerminal, pump_input};
+use crate::verbs::session::block_on;
 use crate::whereabouts::Whereabouts;
 
 /// Threads for the API and a migration's network side; vCPUs and page work have their own.
@@ -69,8 +70,7 @@ fn expect_here(state: &StateDir, name: &GuestName, force: bool) -> Result<()> {
     let other = match whereabouts {
         Whereabouts::Here => None,
         Whereabouts::Unsettled(_) | Whereabouts::Elsewhere(_) => {
-            let runtime = Builder::new_current_thread().enable_all().build();
-            runtime.context("cannot start")?.block_on(OtherHost::ask(state, name))?
+            block_on(OtherHost::ask(state, name))?
         }
     };
     if force {
@@ -264,7 +264,7 @@ impl Life {
             true => attach(&process, &machine)?,
             false => None,
         };
-        // Whoever asks as soon as there is a socket is answered when the guest runs.
+        // A client that connects as soon as there is a socket is answered when the guest runs.
         let starting = process.occupation();
         let servers = self.open(&process)?;
         self.confine(&process)?;

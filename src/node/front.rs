@@ -25,7 +25,7 @@ use super::service::Node;
 use crate::api::types::GuestState;
 use crate::clock::unix_ms;
 use crate::names::GuestName;
-use crate::state_dir::StateDir;
+use crate::state_dir::GuestDir;
 
 /// Guests on their way here at once.
 const ARRIVING_MAX: usize = 16;
@@ -134,10 +134,9 @@ impl Node {
     /// What the host has, as far as it can be read: what cannot be read counts as not there.
     fn host_view(&self) -> HostView {
         let guests = self.state().live_guests().unwrap_or_default();
-        let occupants = guests.iter().map(|guest| Occupant {
-            name: guest.name().clone(),
-            uuid: guest.read_identity().ok().map(|identity| identity.uuid),
-        });
+        let occupants = guests
+            .iter()
+            .map(|guest| Occupant { name: guest.name().clone(), uuid: uuid_of(guest) });
         HostView {
             occupants: occupants.collect(),
             available_bytes: memopt::observe::host_memory()
@@ -151,13 +150,18 @@ impl Node {
 
     /// The guest `uuid`, or else the one that is called `name`, for a host that is about to run a copy of it.
     pub(crate) async fn find(&self, uuid: Uuid, name: &PeerText) -> FrontReply {
-        match inventory::look(self.state()).await {
-            Ok(guests) => FrontReply::Found(find_among(self.state(), &guests, uuid, name.as_str())),
-            Err(error) => FrontReply::Refused(WireRefusal::new(
-                RefusalKind::Other,
-                format!("cannot tell which guests are here: {error:#}"),
-            )),
-        }
+        let guests = match self.state().live_guests() {
+            Ok(guests) => guests,
+            Err(error) => {
+                let what = format!("cannot tell which guests are here: {error:#}");
+                return FrontReply::Refused(WireRefusal::new(RefusalKind::Other, what));
+            }
+        };
+        let same = guests.iter().find(|guest| uuid_of(guest) == Some(uuid));
+        let named = || guests.iter().find(|guest| guest.name().as_str() == name.as_str());
+        let Some(guest) = same.or_else(named) else { return FrontReply::Found(None) };
+        let uuid = uuid_of(guest).unwrap_or_default();
+        FrontReply::Found(Some(found(uuid, &inventory::look_at(guest.clone()).await)))
     }
 
     /// What became of a migration to this host, for a source that has lost the process it was talking to.
@@ -239,39 +243,22 @@ impl Node {
     }
 }
 
-/// One that does not answer may run.
-fn find_among(state: &StateDir, guests: &[Sighting], uuid: Uuid, name: &str) -> Option<FoundGuest> {
-    let mut found: Vec<FoundGuest> = guests
-        .iter()
-        .map(|guest| {
-            let name = PeerText::new(guest.name.as_str());
-            match &guest.answer {
-                Ok(GuestView { info, .. }) => FoundGuest {
-                    uuid: info.uuid,
-                    name,
-                    state: info.state.as_str().into(),
-                    is_owned: matches!(
-                        info.state,
-                        GuestState::Running | GuestState::Paused | GuestState::Migrating
-                    ),
-                },
-                Err(_) => FoundGuest {
-                    uuid: identity(state, &guest.name).unwrap_or_default(),
-                    name,
-                    state: "silent".into(),
-                    is_owned: true,
-                },
-            }
-        })
-        .collect();
-    let named = |guest: &FoundGuest| guest.name.as_str() == name;
-    let place = found.iter().position(|guest| guest.uuid == uuid);
-    place.or_else(|| found.iter().position(named)).map(|place| found.swap_remove(place))
+/// How a guest stands that another host asks about. One that does not answer may run.
+fn found(uuid: Uuid, sighting: &Sighting) -> FoundGuest {
+    let (state, is_owned) = match &sighting.answer {
+        Ok(GuestView { info, .. }) => (info.state.as_str(), is_owned(info.state)),
+        Err(_) => ("silent", true),
+    };
+    FoundGuest { uuid, name: PeerText::new(sighting.name.as_str()), state: state.into(), is_owned }
 }
 
-/// Of a guest that does not answer; one that is being started has not said yet.
-fn identity(state: &StateDir, guest: &GuestName) -> Option<Uuid> {
-    Some(state.guest(guest).read_identity().ok()?.uuid)
+fn is_owned(state: GuestState) -> bool {
+    matches!(state, GuestState::Running | GuestState::Paused | GuestState::Migrating)
+}
+
+/// The identity of a live guest; one that is being started has not said it yet.
+fn uuid_of(guest: &GuestDir) -> Option<Uuid> {
+    Some(guest.read_identity().ok()?.uuid)
 }
 
 /// What a description asks for; a hostile one is refused here.

@@ -53,7 +53,8 @@ pub(crate) async fn look(state: &StateDir) -> anyhow::Result<Vec<Sighting>> {
     Ok(sightings)
 }
 
-async fn look_at(dir: GuestDir) -> Sighting {
+/// Looks at one live guest.
+pub(crate) async fn look_at(dir: GuestDir) -> Sighting {
     let name = dir.name().clone();
     let answer = match tokio::time::timeout(GUEST_PATIENCE, ask(&dir)).await {
         Ok(answer) => answer,

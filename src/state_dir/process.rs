@@ -9,7 +9,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use super::GuestDir;
 use crate::file_lock::FileLock;
 
-/// A guest's process: this one and no other, whoever gets its id.
+/// A guest's process, and no other that gets its id later.
 #[derive(Debug)]
 pub(crate) struct ProcessHandle {
     pid: u32,
@@ -37,7 +37,7 @@ impl ProcessHandle {
         self.pid
     }
 
-    /// SIGKILL.
+    /// Kills it (SIGKILL).
     ///
     /// # Errors
     /// It is gone.

@@ -20,8 +20,6 @@ const LAST_WORD: Duration = Duration::from_secs(10);
 /// Longest wait for the source's first word. It was here a moment ago to be admitted, and holds the guest's name while it is
 /// waited for.
 const FIRST_WORD: Duration = Duration::from_secs(5);
-/// Until a record that could not be written is tried again.
-pub(super) const RECORD_PAUSE: Duration = Duration::from_secs(10);
 
 /// What a destination must know before it starts.
 #[derive(Debug, Clone)]
@@ -31,7 +29,7 @@ pub struct DestinationConfig {
     /// What this side speaks: [`Offer::ours`].
     pub offer: Offer,
     /// Time for the source to say that it has heard, from the record of the taken guest on.
-    /// Whoever asks later is answered by the node, from that record.
+    /// A source that asks later is answered by the node, from that record.
     pub linger: Duration,
 }
 
@@ -214,7 +212,6 @@ impl Destination {
     }
 
     fn on_connected(&mut self) {
-        self.is_asked = false;
         if std::mem::replace(&mut self.connected, true) {
             self.connected = false;
             self.on_connection_lost("replaced by a new connection of the source".into());

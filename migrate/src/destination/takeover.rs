@@ -1,6 +1,7 @@
 //! From being ready to a guest that runs here; or to one that is gone.
 
-use super::machine::RECORD_PAUSE;
+use std::time::Duration;
+
 use super::state::{Discard, State};
 use super::{Action, Destination};
 use crate::error::{Failure, OperatorChoice, ProtocolError};
@@ -9,6 +10,9 @@ use crate::phase::Phase;
 use crate::protocol::{Decision, DestinationMessage, PeerText, SourceMessage, Takeover};
 use crate::record::DestinationState;
 use crate::report::Outcome;
+
+/// Until a record that could not be written is tried again.
+const RECORD_PAUSE: Duration = Duration::from_secs(10);
 
 impl Destination {
     /// The record that all is here is written, and the source may be told. If it is gone, it will
@@ -165,7 +169,7 @@ impl Destination {
     }
 
     /// What has become of the guest is on disk, from where its node tells it when this side no longer listens; or it is not,
-    /// and is tried again, since the record there says that nobody knows.
+    /// and is tried again, since the record there still says that the outcome is unknown.
     pub(super) fn on_fate_recorded(&mut self, fate: DestinationState, is_written: bool) {
         if !matches!(self.state, State::Running { .. } | State::Failed { .. }) {
             return;

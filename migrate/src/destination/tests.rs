@@ -80,6 +80,14 @@ impl Bench {
         bench
     }
 
+    /// The source has committed, and that is on disk here.
+    fn adopting() -> Self {
+        let mut bench = Self::ready();
+        assert_eq!(bench.hear(SourceMessage::Commit), [Action::Record(DestinationState::Taking)]);
+        assert_eq!(bench.tell(Event::Recorded), [Action::AdoptGuest]);
+        bench
+    }
+
     /// From the last page of a guest that is paused to the decision that it is this host's.
     fn commit_paused(&mut self) {
         self.hear(SourceMessage::Switchover);
@@ -283,9 +291,7 @@ fn is_the_guests_own_only_when_that_is_on_disk() {
 
 #[test]
 fn says_that_it_runs_until_a_record_does() {
-    let mut bench = Bench::ready();
-    bench.hear(SourceMessage::Commit);
-    bench.tell(Event::Recorded);
+    let mut bench = Bench::adopting();
     bench.tell(Event::Adopted(Ok(())));
     bench.tell(Event::Resumed(Ok(())));
     bench.lose_connection();
@@ -311,18 +317,12 @@ fn a_guest_that_was_paused_stays_so() {
 
 #[test]
 fn a_guest_whose_disk_is_in_use_is_kept_until_the_source_says_whose_it_is() {
-    let running = || {
-        let mut bench = Bench::ready();
-        bench.hear(SourceMessage::Commit);
-        bench.tell(Event::Recorded);
-        bench
-    };
     let paused = || {
         let mut bench = Bench::receiving(1);
         bench.commit_paused();
         bench
     };
-    for mut bench in [running(), paused()] {
+    for mut bench in [Bench::adopting(), paused()] {
         let in_use = Complaint::new(Reason::Guest, "guest error: the disk is in use");
         assert_eq!(
             bench.tell(Event::Adopted(Err(GuestError::new("the disk is in use")))),
@@ -351,9 +351,7 @@ fn a_guest_whose_disk_is_in_use_is_kept_until_the_source_says_whose_it_is() {
 
 #[test]
 fn a_guest_whose_source_died_before_it_took_the_guest_back_is_taken_over_when_its_disk_is_free() {
-    let mut bench = Bench::ready();
-    bench.hear(SourceMessage::Commit);
-    bench.tell(Event::Recorded);
+    let mut bench = Bench::adopting();
     bench.tell(Event::Adopted(Err(GuestError::new("the disk is in use"))));
     bench.tell(Event::Recorded);
     bench.lose_connection();
@@ -365,9 +363,7 @@ fn a_guest_whose_source_died_before_it_took_the_guest_back_is_taken_over_when_it
 
 #[test]
 fn a_source_that_has_reconnected_and_not_asked_yet_is_not_told_that_its_guest_was_not_taken() {
-    let mut bench = Bench::ready();
-    bench.hear(SourceMessage::Commit);
-    bench.tell(Event::Recorded);
+    let mut bench = Bench::adopting();
     bench.tell(Event::Connected);
     let not_taken = Event::Adopted(Err(GuestError::new("the disk is in use")));
     assert_eq!(bench.tell(not_taken), [Action::Record(DestinationState::Ready)]);
@@ -451,9 +447,7 @@ fn an_operator_whose_order_cannot_be_recorded_is_told() {
 
 #[test]
 fn a_guest_that_does_not_start_is_told_of_and_destroyed() {
-    let mut bench = Bench::ready();
-    bench.hear(SourceMessage::Commit);
-    bench.tell(Event::Recorded);
+    let mut bench = Bench::adopting();
     bench.tell(Event::Adopted(Ok(())));
     let actions = bench.tell(Event::Resumed(Err(GuestError::new("no thread"))));
     assert_eq!(actions[0], Action::Discard);

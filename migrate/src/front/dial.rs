@@ -116,7 +116,9 @@ pub async fn find(
 ) -> Result<Option<FoundGuest>, FrontError> {
     let dialer = endpoint::dialer(peer.address, tls)?;
     let request = FrontRequest::Find { uuid, name: PeerText::new(name) };
-    match ask(&dialer, peer, &request).await? {
+    let reply = ask(&dialer, peer, &request).await;
+    hang_up(&dialer).await;
+    match reply? {
         FrontReply::Found(guest) => Ok(guest),
         reply => Err(unfit(peer, reply)),
     }
@@ -147,9 +149,14 @@ pub struct ResolveTarget {
 pub async fn resolve(tls: &Tls, target: &ResolveTarget) -> Result<DestinationMessage, FrontError> {
     let dialer = endpoint::dialer(target.node.address, tls)?;
     let outcome = resolve_by(&dialer, target).await;
+    hang_up(&dialer).await;
+    outcome
+}
+
+/// Closes all connections, and gives the peers a second to hear it.
+async fn hang_up(dialer: &Endpoint) {
     dialer.close(0_u32.into(), b"");
     let _ = timeout(Duration::from_secs(1), dialer.wait_idle()).await;
-    outcome
 }
 
 async fn resolve_by(
