@@ -75,12 +75,13 @@ impl OtherHost {
         Ok(())
     }
 
-    /// What it says, as the end of the sentence "web-1 has moved to host-b, ...".
+    /// What it says, as in "web-1 has moved to host-b; ...".
     pub(crate) fn says(&self) -> String {
-        match &self.answer {
-            Answer::Has(found) => format!("which has it as {} ({})", found.name, found.state),
-            Answer::HasNot => "which does not have it now".to_owned(),
-            Answer::Silent(why) => format!("which cannot be asked ({why})"),
+        let Self { name, answer, .. } = self;
+        match answer {
+            Answer::Has(found) => format!("{name} has it as {} ({})", found.name, found.state),
+            Answer::HasNot => format!("{name} does not have it now"),
+            Answer::Silent(why) => format!("{name} cannot be asked ({why})"),
         }
     }
 }

@@ -78,7 +78,7 @@ impl Whereabouts {
     /// # Errors
     /// Why, and the way out.
     pub(crate) fn expect_here(self, name: &GuestName, other: Option<&str>) -> Result<()> {
-        let other = other.map(|other| format!(", {other}")).unwrap_or_default();
+        let other = other.map(|other| format!("; {other}")).unwrap_or_default();
         match self {
             Self::Here => Ok(()),
             Self::Elsewhere(why) => {
@@ -277,10 +277,10 @@ mod tests {
         let name = "web".parse().unwrap();
         Whereabouts::Here.expect_here(&name, None).unwrap();
         let moved = after_leaving(SourceState::Done, "host-b");
-        let moved = moved.expect_here(&name, Some("which has it")).unwrap_err();
+        let moved = moved.expect_here(&name, Some("host-b has it")).unwrap_err();
         assert_eq!(
             moved.to_string(),
-            "web has moved to host-b, which has it; if it runs nowhere, `lighter start web --force` starts it here"
+            "web has moved to host-b; host-b has it; if it runs nowhere, `lighter start web --force` starts it here"
         );
         let open = after_leaving(SourceState::Committed, "host-b");
         let open = open.expect_here(&name, None).unwrap_err();

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::{MigrationError, Reason};
+use crate::guest::GuestError;
 use crate::phase::Phase;
 use crate::progress::{Progress, Transfer};
 use crate::protocol::MigrationId;
@@ -36,7 +37,7 @@ impl Role {
 pub enum Outcome {
     /// At the destination: the migration succeeded.
     Migrated,
-    /// At the source, as if nothing had happened.
+    /// At the source, as if nothing had happened; or paused there, with a [`Report::way_out`], when it could not go on.
     StayedAtSource,
     /// Paused at the source, and nobody can tell whether the destination runs it: see
     /// [`Report::way_out`].
@@ -59,7 +60,7 @@ pub struct Report {
     pub outcome: Outcome,
     /// What went wrong, if anything.
     pub error: Option<ReportedError>,
-    /// What an operator can do about an outcome in doubt.
+    /// What an operator can do when the guest stands still: in doubt, or because it could not go on.
     pub way_out: Option<String>,
     /// From beginning to end.
     pub total_seconds: f64,
@@ -92,8 +93,12 @@ pub struct Report {
 
 impl Report {
     /// The report of a source whose session broke down before its decision: the guest named `guest`
-    /// goes on there.
-    pub fn of_a_breakdown(guest: &str, progress: &Progress) -> Self {
+    /// goes on there, or does not, as `resumed` says.
+    pub fn of_a_breakdown(
+        guest: &str,
+        progress: &Progress,
+        resumed: Result<(), GuestError>,
+    ) -> Self {
         let message = "the migration broke down by a fault in lighter; its log tells more";
         Self {
             migration: progress.migration,
@@ -105,7 +110,7 @@ impl Report {
                 reason: Reason::Other,
                 message: message.to_owned(),
             }),
-            way_out: None,
+            way_out: resumed.err().map(|error| resume_again(guest, &error)),
             total_seconds: progress.elapsed_seconds,
             downtime_seconds: None,
             expected_downtime_seconds: None,
@@ -119,6 +124,13 @@ impl Report {
             rounds: Vec::new(),
         }
     }
+}
+
+/// What an operator can do for the guest `name`, which is still here and could not go on.
+pub(crate) fn resume_again(name: &str, error: &GuestError) -> String {
+    format!(
+        "{name} stays paused here, since it could not go on: {error}; `lighter resume {name}` tries again"
+    )
 }
 
 /// One phase of a migration.

@@ -176,11 +176,11 @@ impl Departure {
     /// The guest goes on as it did, whatever its migration has left undone.
     fn take_back(&self, process: &GuestProcess) {
         let resumed = if self.ran { self.guest.resume() } else { Ok(()) };
-        for error in [resumed, self.guest.stop_dirty_log()].into_iter().filter_map(Result::err) {
-            tracing::error!(%error, "after a migration that broke down");
+        if let Err(error) = self.guest.stop_dirty_log() {
+            tracing::warn!(%error, "the dirty log goes on");
         }
         let progress = self.session.progress();
-        let report = Report::of_a_breakdown(process.name().as_str(), &progress);
+        let report = Report::of_a_breakdown(process.name().as_str(), &progress, resumed);
         let status = MigrationStatus { progress: Some(progress), report: Some(report) };
         process.conclude(self.session.id(), status);
     }

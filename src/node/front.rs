@@ -18,7 +18,7 @@ use uuid::Uuid;
 use vmm_core::{VCPUS_MAX, VcpuLimits, VmShape};
 
 use super::admission::{GuestRequest, HostView, Occupant, Refusal, Takes};
-use super::inventory::{self, GuestView, Sighting};
+use super::inventory::{self, GuestView};
 use super::launch::{Launch, Launched, launch};
 use super::liveness;
 use super::service::Node;
@@ -26,6 +26,7 @@ use crate::api::types::GuestState;
 use crate::clock::unix_ms;
 use crate::names::GuestName;
 use crate::state_dir::GuestDir;
+use crate::whereabouts::last_migration;
 
 /// Guests on their way here at once.
 const ARRIVING_MAX: usize = 16;
@@ -157,11 +158,38 @@ impl Node {
                 return FrontReply::Refused(WireRefusal::new(RefusalKind::Other, what));
             }
         };
-        let same = guests.iter().find(|guest| uuid_of(guest) == Some(uuid));
-        let named = || guests.iter().find(|guest| guest.name().as_str() == name.as_str());
-        let Some(guest) = same.or_else(named) else { return FrontReply::Found(None) };
+        let is_same = |guest: &GuestDir| uuid_of(guest) == Some(uuid);
+        let is_sought =
+            |guest: &&GuestDir| is_same(guest) || guest.name().as_str() == name.as_str();
+        let mut sought = Vec::new();
+        for guest in guests.iter().filter(is_sought) {
+            sought.push((self.found(guest).await, is_same(guest)));
+        }
+        // One that may run counts before one that waits.
+        let best = sought.into_iter().max_by_key(|(found, is_same)| (found.is_owned, *is_same));
+        FrontReply::Found(best.map(|(found, _)| found))
+    }
+
+    /// How a guest stands that another host asks about. One that does not answer may run.
+    async fn found(&self, guest: &GuestDir) -> FoundGuest {
+        let (state, is_owned) = match inventory::look_at(guest.clone()).await.answer {
+            Ok(GuestView { info, .. }) => {
+                let is_owned = is_owned(info.state) || self.is_taking_over(guest.name());
+                (info.state.as_str(), is_owned)
+            }
+            Err(_) => ("silent", true),
+        };
+        let name = PeerText::new(guest.name().as_str());
         let uuid = uuid_of(guest).unwrap_or_default();
-        FrontReply::Found(Some(found(uuid, &inventory::look_at(guest.clone()).await)))
+        FoundGuest { uuid, name, state: state.into(), is_owned }
+    }
+
+    /// Whether a guest that is on its way here has been handed over and is about to run, as far as that can be read.
+    fn is_taking_over(&self, guest: &GuestName) -> bool {
+        let taking = DestinationState::Taking;
+        let is_taking = |record: Record| matches!(record.side, Side::Destination { state, .. } if state == taking);
+        tokio::task::block_in_place(|| last_migration(self.state(), guest))
+            .map_or(true, |last| last.is_some_and(is_taking))
     }
 
     /// What became of a migration to this host, for a source that has lost the process it was talking to.
@@ -241,15 +269,6 @@ impl Node {
         record.updated_unix_ms = unix_ms();
         self.records().reopen(record.migration, Role::Destination)?.write(&record)
     }
-}
-
-/// How a guest stands that another host asks about. One that does not answer may run.
-fn found(uuid: Uuid, sighting: &Sighting) -> FoundGuest {
-    let (state, is_owned) = match &sighting.answer {
-        Ok(GuestView { info, .. }) => (info.state.as_str(), is_owned(info.state)),
-        Err(_) => ("silent", true),
-    };
-    FoundGuest { uuid, name: PeerText::new(sighting.name.as_str()), state: state.into(), is_owned }
 }
 
 fn is_owned(state: GuestState) -> bool {

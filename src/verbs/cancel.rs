@@ -8,6 +8,7 @@ use migrate::{MigrationId, Reason, Report};
 
 use super::follow::Follower;
 use super::session::{block_on, guest_client};
+use super::summary::stays;
 use crate::api::types::{GuestInfo, GuestState, StateAnswer};
 use crate::api::{ApiClient, AskError};
 use crate::cli::migration::CancelArgs;
@@ -65,9 +66,7 @@ fn result(report: &Report) -> Result<String> {
     };
     let way_out = report.way_out.as_ref().map(|text| format!("\n{text}")).unwrap_or_default();
     match (report.outcome, report.role) {
-        (Outcome::StayedAtSource, Role::Source) => {
-            Ok(format!("{name}: {what}; the guest goes on here"))
-        }
+        (Outcome::StayedAtSource, Role::Source) => Ok(format!("{name}: {what}; {}", stays(report))),
         (Outcome::StayedAtSource, Role::Destination) => Ok(format!(
             "{name}: {what}; the guest stays where it was, and nothing of it is left here"
         )),

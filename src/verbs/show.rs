@@ -193,7 +193,7 @@ fn disk_line(disk: &DiskInfo) -> String {
     let access = if disk.read_only { ", read-only" } else { "" };
     let locked = match disk.lock_reach {
         LockReach::Host => "locked on this host alone",
-        LockReach::FileSystem => "locked on all hosts",
+        LockReach::FileSystem => "locked on all hosts (unless mounted with local locks)",
     };
     format!("{}, {}{access}, {locked}", disk.path.display(), format_size(disk.bytes))
 }

@@ -67,13 +67,11 @@ pub(crate) fn failure(report: &Report, destination: &str) -> Option<ExitWith> {
         Outcome::Migrated => return None,
         Outcome::StayedAtSource if cancelled => (
             Exit::Cancelled,
-            format!(
-                "the migration of {guest} to {destination} was called off; the guest goes on here"
-            ),
+            format!("the migration of {guest} to {destination} was called off; {}", stays(report)),
         ),
         Outcome::StayedAtSource => (
             Exit::Failed,
-            format!("cannot migrate {guest} to {destination}: {cause}; the guest goes on here"),
+            format!("cannot migrate {guest} to {destination}: {cause}; {}", stays(report)),
         ),
         Outcome::InDoubt => (
             Exit::InDoubt,
@@ -93,6 +91,11 @@ pub(crate) fn failure(report: &Report, destination: &str) -> Option<ExitWith> {
         ),
     };
     Some(ExitWith { exit, message })
+}
+
+/// How a guest that has stayed at the source is.
+pub(super) fn stays(report: &Report) -> &str {
+    report.way_out.as_deref().unwrap_or("the guest goes on here")
 }
 
 /// A time of a report; what is no time (a negative one) is shown as none.
@@ -119,7 +122,8 @@ pub(super) mod tests {
                 reason,
                 message: "cable cut".to_owned(),
             }),
-            way_out: Some("lighter migrate web --resolve run".to_owned()),
+            way_out: (outcome == Outcome::InDoubt)
+                .then(|| "lighter migrate web --resolve run".to_owned()),
             total_seconds: 2.0,
             downtime_seconds: Some(0.0324),
             expected_downtime_seconds: Some(0.030),
@@ -164,6 +168,10 @@ pub(super) mod tests {
                 && message.contains("cable cut")
                 && message.contains("goes on here")
         );
+        let way_out = Some("web stays paused here".to_owned());
+        let stuck = Report { way_out, ..report(Outcome::StayedAtSource, Some(Reason::Cancelled)) };
+        let message = failure(&stuck, "b").unwrap().message;
+        assert!(message.ends_with("was called off; web stays paused here"), "{message}");
         let (code, message) = exit(Outcome::InDoubt, Some(Reason::InDoubt)).unwrap();
         assert!(code == Exit::InDoubt && message.contains("--resolve run"));
         assert!(exit(Outcome::Lost, Some(Reason::Guest)).unwrap().1.contains("neither"));

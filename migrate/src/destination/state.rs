@@ -31,8 +31,8 @@ pub(super) enum State {
     Adopting { asked: Duration },
     /// For the guest to run.
     Resuming { asked: Duration },
-    /// For the source to have heard.
-    Running { resume: Duration },
+    /// For the source to have heard, and a record that says so.
+    Running { resume: Duration, is_recorded: bool },
     /// For the guest to be gone, and the record of that.
     Discarding(Discard),
     /// For the source to have heard that the copy is gone.

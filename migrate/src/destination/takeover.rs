@@ -40,7 +40,7 @@ impl Destination {
                 *decision
             }
             SourceMessage::Finish if matches!(self.state, State::Running { .. }) => {
-                return self.settle();
+                return self.on_goodbye();
             }
             SourceMessage::Disks(_)
             | SourceMessage::Prepare(_)
@@ -78,7 +78,7 @@ impl Destination {
                 let error = ProtocolError::Invalid("a commit before all was ready".to_owned());
                 self.give_up(Failure::Protocol(error));
             }
-            (State::Running { resume }, _) => {
+            (State::Running { resume, .. }, _) => {
                 let resume_us = resume.as_micros().try_into().unwrap_or(u64::MAX);
                 self.say(DestinationMessage::Running(Takeover { resume_us }));
             }
@@ -148,7 +148,7 @@ impl Destination {
             Ok(()) => {
                 let resume = self.now.saturating_sub(asked);
                 self.notes.runs(self.now);
-                self.state = State::Running { resume };
+                self.state = State::Running { resume, is_recorded: false };
                 let resume_us = resume.as_micros().try_into().unwrap_or(u64::MAX);
                 self.say(DestinationMessage::Running(Takeover { resume_us }));
                 self.record(DestinationState::Running);
@@ -174,9 +174,20 @@ impl Destination {
         if !matches!(self.state, State::Running { .. } | State::Failed { .. }) {
             return;
         }
+        if let State::Running { is_recorded, .. } = &mut self.state {
+            *is_recorded = is_written;
+        }
         self.unrecorded = (!is_written).then_some(fate);
         let wait = if is_written { self.config.linger } else { RECORD_PAUSE };
         self.wait_until = Some(self.now.saturating_add(wait));
+    }
+
+    /// The source knows that the guest runs here. Others learn it from the record, so this side does not go before that is written.
+    fn on_goodbye(&mut self) {
+        self.config.linger = Duration::ZERO;
+        if matches!(self.state, State::Running { is_recorded: true, .. }) {
+            self.settle();
+        }
     }
 
     /// This side fails: the copy goes, then the source is told why.

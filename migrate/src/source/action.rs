@@ -45,7 +45,7 @@ pub enum Action {
     /// The guest is about to go on at the destination: give up what only one copy may have. Not
     /// answered: the destination waits for it.
     ReleaseGuest,
-    /// Let the guest go on: [`super::Event::Resumed`] or [`super::Event::GuestFailed`].
+    /// Let the guest go on: [`super::Event::Resumed`].
     ResumeGuest,
     /// Stop the dirty log. Not answered: a failure costs speed, nothing else.
     StopDirtyLog,

@@ -61,8 +61,8 @@ pub enum Event {
     /// handed over to the transport.
     RemainderSent(FinalSent),
     /// Answer to [`super::Action::ResumeGuest`].
-    Resumed,
-    /// An action on the guest failed: start, probe, round, save, resume.
+    Resumed(Result<(), GuestError>),
+    /// An action on the guest failed: start, probe, round, save.
     GuestFailed(GuestError),
     /// The guest ended by itself (it shut down, or crashed).
     GuestStopped {

@@ -123,7 +123,7 @@ impl Source {
             Event::PauseFailed { was, error } => self.on_pause_failed(was, error),
             Event::StateSaved { state } => self.on_state_saved(state),
             Event::RemainderSent(sent) => self.on_remainder_sent(sent),
-            Event::Resumed => self.on_resumed(),
+            Event::Resumed(answer) => self.on_resumed(answer),
             Event::GuestFailed(error) => self.on_guest_failed(error),
             Event::GuestStopped { detail } => self.on_guest_stopped(detail),
             Event::Cancel { by } => self.on_cancel(by),
@@ -235,9 +235,10 @@ impl Source {
     pub(super) fn finish(&mut self, outcome: Outcome, error: Option<&MigrationError>) {
         self.notes.expected_downtime = self.expected.map(|expected| expected.total());
         let mut report = self.notes.report(outcome, error, self.now);
-        if outcome == Outcome::InDoubt {
-            report.way_out = Some(self.way_out());
-        }
+        report.way_out = match &self.state {
+            State::Unwinding(unwind) => unwind.way_out(&self.config.guest.name),
+            _ => (outcome == Outcome::InDoubt).then(|| self.way_out()),
+        };
         self.push(Action::Finished(Box::new(report)));
     }
 

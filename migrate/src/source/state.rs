@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::error::MigrationError;
+use crate::guest::GuestError;
 use crate::protocol::Decision;
 use crate::report::Outcome;
 
@@ -106,8 +107,16 @@ pub(super) struct Unwind {
     pub(super) recording: bool,
 }
 
+impl Unwind {
+    /// What an operator can do for the guest `name` when it did not go on.
+    pub(super) fn way_out(&self, name: &str) -> Option<String> {
+        let GuestBack::Stuck(error) = &self.guest else { return None };
+        Some(crate::report::resume_again(name, error))
+    }
+}
+
 /// How far the guest is on its way back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum GuestBack {
     /// It has been asked to pause; only then is known whether it is to go on.
     Pausing,
@@ -115,7 +124,9 @@ pub(super) enum GuestBack {
     Resuming,
     /// It is as it was before the migration.
     Back,
-    /// It has ended, or does not go on.
+    /// It could not go on and stands still.
+    Stuck(GuestError),
+    /// It has ended.
     Gone,
 }
 

@@ -219,7 +219,7 @@ fn a_guest_is_let_go_on_before_anything_else_that_can_wait() {
     let actions = bench.tell(Event::Cancel { by: "ops".into() });
     assert!(matches!(actions[0], Action::Send(SourceMessage::Abort(_))));
     assert_eq!(actions[1..], [Action::StopSending, Action::ResumeGuest, Action::StopDirtyLog]);
-    assert_eq!(bench.tell(Event::Resumed), []);
+    assert_eq!(bench.tell(Event::Resumed(Ok(()))), []);
     assert_eq!(bench.hear(DestinationMessage::Discarded), [Action::Record(SourceState::Aborted)]);
     let actions = bench.tell(Event::Recorded);
     assert_eq!(report(&actions).outcome, Outcome::StayedAtSource);
@@ -299,21 +299,25 @@ fn a_commit_that_cannot_be_recorded_is_undone_before_the_guest_goes_on() {
     ));
     assert_eq!(bench.hear(DestinationMessage::Discarded), [Action::Record(SourceState::Aborted)]);
     assert!(bench.tell(Event::Recorded).contains(&Action::ResumeGuest));
-    let actions = bench.tell(Event::Resumed);
+    let actions = bench.tell(Event::Resumed(Ok(())));
     assert_eq!(report(&actions).error.as_ref().unwrap().reason, Reason::Record);
 }
 
 #[test]
-fn a_guest_that_does_not_resume_is_reported_with_both_causes() {
+fn a_guest_that_does_not_resume_stays_paused_and_is_reported_with_both_causes() {
     let mut bench = Bench::awaiting_ready();
     bench.tell(Event::Cancel { by: "ops".into() });
     bench.hear(DestinationMessage::Discarded);
-    bench.tell(Event::GuestFailed(GuestError::new("vCPU 0 does not start")));
+    bench.tell(Event::Resumed(Err(GuestError::new("another host has its disk"))));
     let actions = bench.tell(Event::Recorded);
     let report = report(&actions);
-    assert_eq!(report.outcome, Outcome::Lost);
-    let message = &report.error.as_ref().unwrap().message;
-    assert!(message.contains("vCPU 0 does not start") && message.contains("ops"), "{message}");
+    assert_eq!(report.outcome, Outcome::StayedAtSource);
+    assert!(report.error.as_ref().unwrap().message.contains("ops"));
+    let way_out = report.way_out.as_ref().unwrap();
+    for part in ["stays paused here", "another host has its disk", "lighter resume web-1"] {
+        assert!(way_out.contains(part), "{way_out}");
+    }
+    assert_eq!(report.downtime_seconds, None);
 }
 
 #[test]
@@ -453,7 +457,7 @@ fn a_guest_of_zero_pages_alone_switches_over() {
 fn a_destination_that_was_made_to_run_the_guest_meanwhile_raises_the_alarm() {
     let mut bench = Bench::awaiting_ready();
     bench.tell(Event::Cancel { by: "a test".into() });
-    bench.tell(Event::Resumed);
+    bench.tell(Event::Resumed(Ok(())));
     let stayed = bench.tell(lost());
     assert_eq!(report(&stayed).outcome, Outcome::StayedAtSource);
 

@@ -113,12 +113,18 @@ impl Source {
         }
     }
 
-    pub(super) fn on_resumed(&mut self) {
+    /// A guest that cannot go on, since another host has its disk for instance, is kept as it is: its memory may be the only copy.
+    pub(super) fn on_resumed(&mut self, answer: Result<(), GuestError>) {
         if let State::Unwinding(unwind) = &mut self.state
             && unwind.guest == GuestBack::Resuming
         {
-            unwind.guest = GuestBack::Back;
-            self.notes.runs(self.now);
+            unwind.guest = match answer {
+                Ok(()) => GuestBack::Back,
+                Err(error) => GuestBack::Stuck(error),
+            };
+            if unwind.guest == GuestBack::Back {
+                self.notes.runs(self.now);
+            }
             self.go_on_unwinding();
         }
     }
@@ -138,14 +144,7 @@ impl Source {
     }
 
     pub(super) fn on_guest_failed(&mut self, error: GuestError) {
-        match &mut self.state {
-            State::Unwinding(unwind) if unwind.guest == GuestBack::Resuming => {
-                unwind.guest = GuestBack::Gone;
-                let was = &unwind.error.failure;
-                let text = format!("{error}; the migration had been called off because: {was}");
-                unwind.error.failure = Failure::Guest(GuestError(text));
-                self.go_on_unwinding();
-            }
+        match &self.state {
             state if state.is_uncommitted() => self.abort(Failure::Guest(error)),
             _ => {}
         }

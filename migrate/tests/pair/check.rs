@@ -213,6 +213,7 @@ impl World {
             || facts.died_taking_over
             || facts.takeover_failed
             || (facts.source_killed && (facts.destination_killed || facts.operator_discarded));
+        let may_stand = self.scenario.paused_by_user || facts.resume_failed;
         let holders = [Side::Source, Side::Destination].map(|side| self.holds(side));
         let runners = [self.source_runs(), self.destination_runs()];
         let doubt_has_cause =
@@ -232,7 +233,7 @@ impl World {
             _ => {}
         }
         let held = holders.contains(&true);
-        if held && !self.scenario.paused_by_user && !runners.contains(&true) && !may_be_gone {
+        if held && !may_stand && !runners.contains(&true) && !may_be_gone {
             self.violation("the only copy does not run");
         }
         if self.scenario.paused_by_user && runners.contains(&true) {
@@ -284,6 +285,9 @@ impl World {
         }
         if self.destination.as_ref().is_some_and(|side| !side.settled) {
             wrong.push("the destination has not settled");
+        }
+        if self.destination_runs() && self.destination_disk != Some(DestinationState::Running) {
+            wrong.push("the guest runs at the destination, and no record says so");
         }
         let open = self.source_disk.and_then(|state| state.decision()).is_some();
         if open && !self.in_doubt() && !self.facts.source_record_failed {

@@ -12,6 +12,8 @@ use crate::guest::SimGuest;
 use crate::world::{Happening, World};
 
 const MS: Duration = Duration::from_millis(1);
+/// For so long a disk that somebody else has is tried again.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 
 impl World {
     pub(crate) fn tell_source(&mut self, event: source::Event) {
@@ -123,10 +125,14 @@ impl World {
                 source.generation += 1;
                 return;
             }
+            Action::ResumeGuest if self.fail_guest.remove(&Side::Source).is_some() => {
+                self.facts.resume_failed = true;
+                source::Event::Resumed(Err(GuestError::new("made to fail")))
+            }
             Action::ResumeGuest => {
                 guest.running = true;
                 self.check_given_back();
-                source::Event::Resumed
+                source::Event::Resumed(Ok(()))
             }
             Action::StopDirtyLog => return guest.stop_log(),
             Action::DropGuest => {
@@ -286,7 +292,8 @@ impl World {
                 return;
             }
             ToDo::AdoptGuest if fails => {
-                destination::Event::Adopted(Err(GuestError::new("made to fail")))
+                let answer = destination::Event::Adopted(Err(GuestError::new("made to fail")));
+                return self.after(LOCK_PATIENCE, Happening::ToDestination(answer));
             }
             ToDo::AdoptGuest => {
                 if self.scenario.paused_by_user {

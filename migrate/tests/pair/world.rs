@@ -93,6 +93,8 @@ pub(crate) struct Facts {
     pub(crate) cancelled_in_time: bool,
     /// A copy that had been given the guest could not let it run.
     pub(crate) takeover_failed: bool,
+    /// The source could not let its guest go on, and keeps it paused.
+    pub(crate) resume_failed: bool,
     pub(crate) node_in_doubt: bool,
     /// The destination died between its record that the guest is its own and the guest's start.
     pub(crate) died_taking_over: bool,

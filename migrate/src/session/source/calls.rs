@@ -71,10 +71,7 @@ impl Driver {
     }
 
     pub(super) fn resume(&self) {
-        self.with_guest(|guest| match guest.resume() {
-            Ok(()) => Event::Resumed,
-            Err(error) => Event::GuestFailed(error),
-        });
+        self.with_guest(|guest| Event::Resumed(guest.resume()));
     }
 
     pub(super) fn stop_dirty_log(&self) {

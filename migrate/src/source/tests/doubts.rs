@@ -17,7 +17,7 @@ fn an_unknown_migration_after_the_commit_is_left_to_the_operator() {
         [Action::Record(SourceState::Undecided)]
     );
     assert!(bench.tell(Event::Recorded).contains(&Action::ResumeGuest));
-    let actions = bench.tell(Event::Resumed);
+    let actions = bench.tell(Event::Resumed(Ok(())));
     assert_eq!(report(&actions).outcome, Outcome::StayedAtSource);
 
     // Should it have remembered by now, it waits to hear whose the guest is.
@@ -50,7 +50,7 @@ fn an_operator_who_runs_it_here_has_a_destination_that_is_out_of_reach_told_so()
         [Action::Record(SourceState::Undecided)]
     );
     bench.tell(Event::Recorded);
-    let actions = bench.tell(Event::Resumed);
+    let actions = bench.tell(Event::Resumed(Ok(())));
     assert_eq!(report(&actions).outcome, Outcome::StayedAtSource);
 
     let at = bench.source.deadline().unwrap();
@@ -107,7 +107,7 @@ fn a_guest_that_could_not_be_taken_goes_on_here_and_the_copy_is_told_so() {
     let actions = bench.tell(Event::Recorded);
     assert!(actions.contains(&Action::ResumeGuest));
     assert!(matches!(actions.last(), Some(Action::Send(SourceMessage::Abort(_)))));
-    bench.tell(Event::Resumed);
+    bench.tell(Event::Resumed(Ok(())));
     // Said twice, it is answered twice: the copy waits for a word.
     assert!(matches!(
         bench.hear(not_taken)[..],
