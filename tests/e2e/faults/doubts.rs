@@ -1,9 +1,10 @@
 //! In doubt: the guest runs nowhere, the way out is printed, and the operator takes it, or the hosts find each other again.
 
-use super::phase;
-use super::scene::{GUEST, Scene};
+use super::phase::{self, Side};
+use super::scene::{GUEST, Scene, Stall};
 use crate::host::checks::{exactly_one_copy_runs, guest_is_gone, memory_is_intact, no_copy_runs};
-use crate::host::{Exit, Guest, GuestPlan, NodePlan, wait};
+use crate::host::kernel::sleeper;
+use crate::host::{Exit, Guest, GuestPlan, Migration, NodePlan, Pair, wait};
 
 /// Destination ready, source host gone for good: its guest, its node, all.
 fn source_host_gone() -> Scene {
@@ -135,4 +136,35 @@ fn a_guest_that_was_about_to_run_is_not_started_anew_while_its_source_waits() {
     scene.runs_only_on(&scene.pair.a);
     logs("web-1 was last on its way here from another host");
     assert!(scene.pair.b.list().is_empty());
+}
+
+#[test]
+fn a_guest_whose_disk_somebody_takes_while_it_is_handed_over_stays_paused_at_its_source() {
+    let mut pair = Pair::without_nodes();
+    let stall = Stall::new(&pair);
+    let environment = stall.environment(&phase::taking(), Side::Destination);
+    pair.a.start_node(&NodePlan::default());
+    pair.b.start_node(&NodePlan { environment, ..NodePlan::default() });
+    let (kernel, disk) = (sleeper(pair.folder()), pair.folder().join("disk.raw"));
+    std::fs::write(&disk, [0; 1 << 16]).expect("a disk");
+    let (kernel, disk) = (kernel.display().to_string(), disk.display().to_string());
+    let run = |name| {
+        let start = ["run", "--detach", "--name", name, "--memory", "64M"];
+        pair.a.run(&[&start[..], &["--kernel", &kernel, "--disk", &disk]].concat()).ok();
+    };
+    run(GUEST);
+    let migration = Migration::start(&pair.a, GUEST, &pair.b, &[]);
+    stall.await_reached();
+    run("thief");
+    stall.release();
+    let words = ["cannot migrate web-1", "web-1 stays paused here", "lighter resume web-1"];
+    migration.finish().done.complains(Exit::Failed, &words);
+    pair.a.guest(GUEST).await_state("paused");
+    pair.a.run(&["resume", GUEST]).complains(Exit::Failed, &["disk.raw", "in use"]);
+
+    pair.a.run(&["destroy", "thief"]).ok();
+    guest_is_gone(&[&pair.a], "thief");
+    pair.a.run(&["resume", GUEST]).ok();
+    pair.a.guest(GUEST).await_state("running");
+    guest_is_gone(&[&pair.b], GUEST);
 }

@@ -10,7 +10,7 @@ const FOLDER: &str = "/sys/kernel/mm/ksm";
 const KNOBS: [(&str, &str); 3] =
     [("pages_to_scan", "5000"), ("sleep_millisecs", "1"), ("run", "1")];
 
-/// What must be as before when somebody has driven ksmd.
+/// What must be as before when somebody has driven ksmd; older kernels do not have all of them.
 const ALL_KNOBS: [&str; 8] = [
     "advisor_mode",
     "max_page_sharing",
@@ -25,7 +25,7 @@ const ALL_KNOBS: [&str; 8] = [
 /// No other test's ksmd: for tests in which the program drives it.
 #[derive(Debug)]
 pub(crate) struct KsmTurn {
-    before: [String; 8],
+    before: [Option<String>; 8],
     _turn: File,
 }
 
@@ -54,8 +54,8 @@ impl KsmTurn {
     }
 }
 
-fn all_knobs() -> [String; 8] {
-    ALL_KNOBS.map(|knob| read(&format!("{FOLDER}/{knob}")))
+fn all_knobs() -> [Option<String>; 8] {
+    ALL_KNOBS.map(|knob| fs::read_to_string(format!("{FOLDER}/{knob}")).ok())
 }
 
 /// A ksmd that scans fast, for one test at a time; as it was before when dropped.
