@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::host::checks::{await_life, cost, guest_is_gone, memory_is_intact, one_intact_copy};
-use crate::host::ksm::{KsmTurn, merged_pages};
+use crate::host::ksm::{KsmTurn, merged_frames, merged_pages};
 use crate::host::{Exit, Guest, GuestPlan, Host, Migration, Pair, Pool, wait};
 
 fn plan(name: &str, options: &[&str]) -> GuestPlan {
@@ -165,6 +165,9 @@ fn the_kernel_merges_what_guests_of_a_domain_have_in_common_and_nothing_else() {
         wait::holds(after + (32 << 20) < before, (before, after))
     });
     assert_eq!([&other, &plain].map(|guest| merged_pages(guest.pid())), [0, 0]);
+    let frames = [&one, &two, &other, &plain].map(|guest| merged_frames(guest.pid()));
+    assert!(frames[0].intersection(&frames[1]).count() > 8 << 10, "the shop's are the same frames");
+    assert!(frames[2].is_empty() && frames[3].is_empty(), "nobody else's are merged");
 
     // They write while ksmd looks on, and one leaves.
     for guest in [&one, &two] {

@@ -1,6 +1,8 @@
 //! The kernel's samepage merging, for tests that need it to run. It belongs to the whole machine, so they take turns.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
 
 use super::process::Pid;
 
@@ -104,6 +106,30 @@ pub(crate) fn marked_and_huge(pid: Pid) -> (u64, u64) {
 pub(crate) fn merged_pages(pid: Pid) -> u64 {
     let text = read(&format!("/proc/{}/ksm_merging_pages", pid.0));
     text.parse().expect("a number")
+}
+
+/// Frames of memory that a process maps and the kernel has merged (KPF_KSM of `/proc/kpageflags`).
+pub(crate) fn merged_frames(pid: Pid) -> BTreeSet<u64> {
+    const KPF_KSM: u64 = 1 << 21;
+    const PRESENT: u64 = 1 << 63;
+    const FRAME: u64 = (1 << 55) - 1;
+    let table = File::open(format!("/proc/{}/pagemap", pid.0)).expect("a process");
+    let flags = File::open("/proc/kpageflags").expect("root may read it");
+    let word = |file: &File, index: u64| {
+        let mut bytes = [0; 8];
+        let read = file.read_exact_at(&mut bytes, index * 8);
+        read.map(|()| u64::from_le_bytes(bytes)).unwrap_or_default()
+    };
+    let maps = read(&format!("/proc/{}/maps", pid.0));
+    let pages = maps.lines().flat_map(|line| {
+        let (begin, rest) = line.split_once('-').expect("a range");
+        let end = rest.split(' ').next().expect("its end");
+        let page = |text| u64::from_str_radix(text, 16).expect("an address") / 4096;
+        page(begin)..page(end)
+    });
+    let entries = pages.map(|page| word(&table, page)).filter(|entry| entry & PRESENT != 0);
+    let frames = entries.map(|entry| entry & FRAME);
+    frames.filter(|frame| word(&flags, *frame) & KPF_KSM != 0).collect()
 }
 
 fn read(path: &str) -> String {
