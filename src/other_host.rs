@@ -49,9 +49,7 @@ impl OtherHost {
             Side::Source { destination, .. } => destination.clone(),
             Side::Destination { source_address, .. } => source_address.ip().to_string(),
         };
-        let asked = tokio::time::timeout(PATIENCE, ask(state, &record)).await;
-        let no_answer = || Answer::Silent(format!("no answer within {PATIENCE:?}"));
-        let answer = asked.unwrap_or_else(|_| no_answer());
+        let answer = ask(state, &record).await;
         Ok(Some(Self { name, guest: guest.clone(), answer }))
     }
 
@@ -95,7 +93,7 @@ async fn ask(state: &StateDir, record: &Record) -> Answer {
         Ok(tls) => tls,
         Err(error) => return Answer::Silent(error.to_string()),
     };
-    match front::find(&tls, &node, record.guest_uuid, &record.guest).await {
+    match front::find(&tls, &node, record.guest_uuid, &record.guest, PATIENCE).await {
         Ok(Some(found)) => Answer::Has(found),
         Ok(None) => Answer::HasNot,
         Err(error) => Answer::Silent(error.to_string()),

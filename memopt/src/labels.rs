@@ -1,5 +1,9 @@
 //! Tests of guests' labels, as rules of a policy and schedules have them.
 
+mod selector;
+
+pub use selector::Selector;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
@@ -11,30 +15,33 @@ use crate::units::shortened;
 /// The longest key or value, in bytes.
 const PART_BYTES_MAX: usize = 256;
 
-/// A test of a label.
+/// A test of a label: `tier=batch`, `tier!=prod` or `tier`, or with a `!` before it the contrary, which guests without the label pass.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub enum LabelTest {
-    /// `tier=batch`
-    Is(String, String),
-    /// `tier!=prod`: also where there is no such label.
-    IsNot(String, String),
-    /// `tier`: whatever it says.
-    Has(String),
-    /// `!tier`: there is none.
-    HasNot(String),
+pub struct LabelTest {
+    negated: bool,
+    key: String,
+    wanted: Wanted,
+}
+
+/// What a label that is there must say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Wanted {
+    Anything,
+    This(String),
+    Another(String),
 }
 
 impl LabelTest {
     /// Whether it holds for a guest with these labels.
     #[must_use]
     pub fn holds(&self, labels: &BTreeMap<String, String>) -> bool {
-        match self {
-            Self::Is(key, value) => labels.get(key) == Some(value),
-            Self::IsNot(key, value) => labels.get(key) != Some(value),
-            Self::Has(key) => labels.contains_key(key),
-            Self::HasNot(key) => !labels.contains_key(key),
-        }
+        let is_so = labels.get(&self.key).is_some_and(|value| match &self.wanted {
+            Wanted::Anything => true,
+            Wanted::This(wanted) => value == wanted,
+            Wanted::Another(unwanted) => value != unwanted,
+        });
+        is_so != self.negated
     }
 }
 
@@ -44,7 +51,9 @@ impl FromStr for LabelTest {
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong = || {
             let shown = shortened(text);
-            format!("`{shown}` is no test of a label: write tier=batch, tier!=prod, tier or !tier")
+            format!(
+                "`{shown}` is no test of a label: write tier=batch, tier!=prod, tier, or !tier=prod"
+            )
         };
         let key = |key: &str| {
             let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./".contains(&byte);
@@ -56,27 +65,30 @@ impl FromStr for LabelTest {
             let fits = value.len() <= PART_BYTES_MAX;
             fits.then(|| value.trim().to_owned()).ok_or_else(wrong)
         };
-        if let Some(absent) = text.trim().strip_prefix('!') {
-            return Ok(Self::HasNot(key(absent)?));
-        }
+        let (negated, text) = match text.trim().strip_prefix('!') {
+            Some(text) => (true, text),
+            None => (false, text),
+        };
         // A value may be any text, `=` and `!=` included.
-        match text.split_once('=') {
+        let (name, wanted) = match text.split_once('=') {
             Some((left, right)) => match left.strip_suffix('!') {
-                Some(name) => Ok(Self::IsNot(key(name)?, value(right)?)),
-                None => Ok(Self::Is(key(left)?, value(right)?)),
+                Some(name) => (name, Wanted::Another(value(right)?)),
+                None => (left, Wanted::This(value(right)?)),
             },
-            None => Ok(Self::Has(key(text)?)),
-        }
+            None => (text, Wanted::Anything),
+        };
+        Ok(Self { negated, key: key(name)?, wanted })
     }
 }
 
 impl fmt::Display for LabelTest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Is(key, value) => write!(f, "{key}={value}"),
-            Self::IsNot(key, value) => write!(f, "{key}!={value}"),
-            Self::Has(key) => f.write_str(key),
-            Self::HasNot(key) => write!(f, "!{key}"),
+        let sign = if self.negated { "!" } else { "" };
+        let key = &self.key;
+        match &self.wanted {
+            Wanted::Anything => write!(f, "{sign}{key}"),
+            Wanted::This(value) => write!(f, "{sign}{key}={value}"),
+            Wanted::Another(value) => write!(f, "{sign}{key}!={value}"),
         }
     }
 }
@@ -101,7 +113,7 @@ mod tests {
 
     #[test]
     fn what_is_no_test_is_refused_with_what_one_looks_like() {
-        for text in ["", "=x", "!", "!=", "a b", "a b=c", "!a=b", &"k".repeat(100_000)] {
+        for text in ["", "=x", "!", "!=", "a b", "a b=c", "!!a", &"k".repeat(100_000)] {
             let error = text.parse::<LabelTest>().unwrap_err();
             assert!(error.contains("tier=batch") && error.len() < 250, "{error}");
         }

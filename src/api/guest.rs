@@ -4,12 +4,13 @@ use std::fs::File;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use axum::body::Bytes;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, Query, State};
 use axum::handler::Handler;
 use axum::http::{Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{MethodFilter, MethodRouter, get, post};
+use axum::routing::{MethodFilter, MethodRouter, get, post, put};
 use axum::{Extension, Json, Router};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -22,7 +23,8 @@ use super::survey::{DOMAIN_BYTES_MAX, SurveyDomain, SurveyRequest, SurveyStatus,
 use super::types::{
     BalloonInfo, BalloonRequest, CONSOLE_FROM, CONSOLE_NEXT, ConsoleInput, ConsoleRead,
     ConsoleTaken, GuestInfo, MigrationRequest, MigrationStarted, MigrationStatus, RebootRequest,
-    Resolution, ResolveRequest, StateAnswer, WorkloadControl, WorkloadControlled, WorkloadInfo,
+    Resolution, ResolveRequest, ResumeRequest, StateAnswer, WorkloadControl, WorkloadControlled,
+    WorkloadInfo,
 };
 
 use crate::scrollback::Scrollback;
@@ -46,7 +48,7 @@ pub(crate) trait GuestControl: Send + Sync + 'static {
     /// A migration is running, or the guest is not one that can be paused; the same for `resume`, `stop` and `save`.
     fn pause(&self) -> Result<StateAnswer, ApiError>;
     /// Lets the vCPUs run; done already is fine.
-    fn resume(&self) -> Result<StateAnswer, ApiError>;
+    fn resume(&self, request: &ResumeRequest) -> Result<StateAnswer, ApiError>;
     /// Presses the power button.
     ///
     /// # Errors
@@ -203,7 +205,7 @@ fn routes() -> Vec<Route> {
     vec![
         ask(Method::GET, "/v1/guest", done, |guest| Ok(guest.info())),
         ask(Method::PUT, "/v1/guest/pause", done, |guest| guest.pause()),
-        ask(Method::PUT, "/v1/guest/resume", done, |guest| guest.resume()),
+        Route { method: Method::PUT, path: "/v1/guest/resume", handler: put(resume) },
         ask(Method::PUT, "/v1/guest/shutdown", begun, |guest| guest.shut_down()),
         tell(Method::PUT, "/v1/guest/reboot", begun, |guest, request: RebootRequest| {
             guest.reboot(&request)
@@ -349,6 +351,15 @@ async fn read_console(
     (headers, excerpt.bytes).into_response()
 }
 
+/// A body may be left out.
+async fn resume(State(control): State<Control>, body: Bytes) -> Response {
+    let request = if body.is_empty() { Ok(Json::default()) } else { Json::from_bytes(&body) };
+    match request {
+        Ok(Json(request)) => answer(StatusCode::OK, move || control.resume(&request)).await,
+        Err(rejection) => ApiError::from(rejection).into_response(),
+    }
+}
+
 async fn openapi() -> Response {
     ([(header::CONTENT_TYPE, "application/json")], OPENAPI).into_response()
 }
@@ -378,7 +389,7 @@ mod tests {
         fn pause(&self) -> Result<StateAnswer, ApiError> {
             Ok(PAUSED)
         }
-        fn resume(&self) -> Result<StateAnswer, ApiError> {
+        fn resume(&self, _: &ResumeRequest) -> Result<StateAnswer, ApiError> {
             Ok(PAUSED)
         }
         fn shut_down(&self) -> Result<StateAnswer, ApiError> {

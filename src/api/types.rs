@@ -288,6 +288,14 @@ pub(crate) struct RebootRequest {
     pub(crate) timeout_ms: u64,
 }
 
+/// `PUT /v1/guest/resume`, which needs none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ResumeRequest {
+    /// Takes disks as they are, also those that were written since the guest last had them.
+    pub(crate) unsafe_disks: bool,
+}
+
 /// `POST /v1/guest/migration`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

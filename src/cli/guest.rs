@@ -147,7 +147,6 @@ pub(crate) struct TemplateArgs {
 #[command(after_help = "\
 Examples:
   lighter pause web-1
-  lighter resume web-1
   lighter reset web-1
   lighter destroy web-1
 
@@ -159,6 +158,23 @@ reset: the migration goes on, and moves the guest as it boots.")]
 pub(crate) struct NameArgs {
     /// The guest.
     pub(crate) name: GuestName,
+}
+
+/// `lighter resume`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  lighter resume web-1
+
+A guest that had given a disk up, in a migration that came to nothing, goes on only when nobody has written that disk since:
+what it keeps of it in memory would destroy it.")]
+pub(crate) struct ResumeArgs {
+    /// The guest.
+    pub(crate) name: GuestName,
+
+    /// Take all disks as they are, also those that were written since the guest last had them: you know that they match.
+    #[arg(long = "unsafe")]
+    pub(crate) unsafe_disks: bool,
 }
 
 /// `lighter events`.

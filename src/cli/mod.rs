@@ -163,7 +163,7 @@ pub(crate) enum Verb {
     /// Stop a guest's vCPUs; its memory stays.
     Pause(guest::NameArgs),
     /// Let a paused guest go on.
-    Resume(guest::NameArgs),
+    Resume(guest::ResumeArgs),
     /// Ask a guest to shut down, as its power button does, and wait until it has.
     Shutdown(guest::ButtonArgs),
     /// Ask a guest to shut down, and boot it again when it has.

@@ -96,13 +96,20 @@ impl Document {
                 Some(mac) => mac,
                 None => MacAddress::random().context("cannot choose an address")?,
             };
-            if let Some(place) = first_key_of(root, index) {
-                let is_inline = self.text[..place].trim_end().ends_with(['{', ',']);
+            if let Some((place, is_inline)) = self.beginning_of(root, index) {
                 let end = if is_inline { ", " } else { "\n" };
                 missing.push((place, format!("mac = \"{mac}\"{end}")));
             }
         }
         Ok(missing)
+    }
+
+    /// Where the keys of a network begin, and whether it stands in braces.
+    fn beginning_of(&self, root: &DeTable<'_>, index: usize) -> Option<(usize, bool)> {
+        let table = item(root, "net", index)?;
+        let keys = table.get_ref().as_table()?.iter();
+        let place = keys.map(|(key, _)| key.span().start).min()?;
+        Some((place, self.text[table.span()].starts_with('{')))
     }
 
     /// The name in the file.
@@ -172,12 +179,6 @@ fn span_of(root: &DeTable<'_>, place: Place) -> Option<Range<usize>> {
     };
     let key = table.iter().map(|(key, _)| key).find(|key| key.get_ref() == place.key)?;
     Some(key.span())
-}
-
-/// Where the first key of network device number `index` is written.
-fn first_key_of(root: &DeTable<'_>, index: usize) -> Option<usize> {
-    let table = item(root, "net", index)?.get_ref().as_table()?;
-    table.iter().map(|(key, _)| key.span().start).min()
 }
 
 /// Table number `index` of those of this name.
@@ -388,7 +389,7 @@ tap = "tap-db"
     #[test]
     fn addresses_are_chosen_once_however_the_devices_are_written() {
         let kernel = "kernel = \"/k\" # mine\n";
-        let tables = "[[net]]\n  bridge = \"br0\"\n[[net]]\nmac = \"52:54:00:00:00:01\"\ntap = \"t0\"\n[[net]]\ntap = \"t1\"";
+        let tables = "[[net]]\n# A comment,\n  bridge = \"br0\"\n[[net]]\nmac = \"52:54:00:00:00:01\"\ntap = \"t0\"\n[[net]]\ntap = \"t1\"";
         let inline = "net = [{ bridge = \"br0\" }, { mac = \"52:54:00:00:00:01\", tap = \"t0\" }, { tap = \"t1\" }]";
         let document = |text: String| Document { spec: parse(&text).unwrap(), text };
         let given = |spec: &GuestSpec| spec.net.iter().map(|net| net.mac).collect::<Vec<_>>();

@@ -24,8 +24,8 @@ use crate::api::survey::{SurveyDomain, SurveyRequest, SurveyStatus, SurveyedMemo
 use crate::api::types::{
     BackingInfo, BalloonInfo, BalloonRequest, ConsoleInput, ConsoleTaken, DiskInfo, GuestInfo,
     GuestKind, GuestState, LandlockState, MigrationRequest, MigrationStarted, MigrationStatus,
-    NetInfo, OnReboot, RebootRequest, Resolution, StateAnswer, VsockInfo, WorkloadControl,
-    WorkloadControlled, WorkloadInfo,
+    NetInfo, OnReboot, RebootRequest, Resolution, ResumeRequest, StateAnswer, VsockInfo,
+    WorkloadControl, WorkloadControlled, WorkloadInfo,
 };
 use crate::api::{ApiError, Reason};
 use crate::scrollback::Scrollback;
@@ -232,11 +232,16 @@ impl GuestControl for ProcessControl {
         self.on_own_guest(|machine| machine.vm().pause())
     }
 
-    fn resume(&self) -> Result<StateAnswer, ApiError> {
+    fn resume(&self, request: &ResumeRequest) -> Result<StateAnswer, ApiError> {
         if let Ok(guest) = self.standing(None) {
             self.process().goes_on_after_save(&guest);
         }
-        self.on_own_guest(|machine| machine.vm().resume())
+        self.on_own_guest(|machine| {
+            if request.unsafe_disks {
+                machine.vm().trust_disks()?;
+            }
+            machine.vm().resume()
+        })
     }
 
     fn shut_down(&self) -> Result<StateAnswer, ApiError> {

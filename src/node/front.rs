@@ -186,8 +186,10 @@ impl Node {
 
     /// Whether a guest that is on its way here has been handed over and is about to run, as far as that can be read.
     fn is_taking_over(&self, guest: &GuestName) -> bool {
-        let taking = DestinationState::Taking;
-        let is_taking = |record: Record| matches!(record.side, Side::Destination { state, .. } if state == taking);
+        let is_taking = |record: Record| {
+            let Side::Destination { state, .. } = record.side else { return false };
+            matches!(state, DestinationState::Taking | DestinationState::Running)
+        };
         tokio::task::block_in_place(|| last_migration(self.state(), guest))
             .map_or(true, |last| last.is_some_and(is_taking))
     }

@@ -11,8 +11,8 @@ use super::progress::ProgressView;
 use super::session::{block_on, guest_client};
 use super::summary;
 use crate::api::types::{
-    Compression, CopyDisks, GuestInfo, GuestState, MigrationRequest, MigrationStarted, Resolution,
-    ResolveRequest, StateAnswer, WorkloadInfo,
+    Compression, CopyDisks, GuestInfo, GuestState, MigrationRequest, MigrationStarted,
+    MigrationStatus, Resolution, ResolveRequest, StateAnswer, WorkloadInfo,
 };
 use crate::api::{ApiClient, AskError};
 use crate::cli::Output;
@@ -157,6 +157,15 @@ fn resolve(state: &StateDir, args: &MigrateArgs, decision: ResolveArg) -> Result
     Ok(Exit::Done)
 }
 
+/// A guest that is its own again stays paused because its user had paused it; or because it could not go on, and then there is a way out.
+async fn expect_no_way_out(client: &ApiClient) -> Result<()> {
+    let status: MigrationStatus = client.get("/v1/guest/migration").await?;
+    match status.report.and_then(|report| report.way_out) {
+        None => Ok(()),
+        Some(way_out) => bail!(way_out),
+    }
+}
+
 /// Waits until the guest is as was ordered: its own again, or gone with its process.
 async fn await_resolution(client: &ApiClient, decision: Resolution) -> Result<()> {
     let began = Instant::now();
@@ -170,8 +179,10 @@ async fn await_resolution(client: &ApiClient, decision: Resolution) -> Result<()
             Err(error) if error.is_passing() => continue,
             Err(error) => return Err(error.into()),
         };
-        if matches!(info.state, GuestState::Running | GuestState::Paused) {
-            return Ok(());
+        match info.state {
+            GuestState::Running => return Ok(()),
+            GuestState::Paused => return expect_no_way_out(client).await,
+            _ => {}
         }
         last = info.detail;
     }

@@ -264,12 +264,23 @@ impl Vm {
         Ok(self.machine.bus.release()?)
     }
 
+    /// Has the next [`Vm::resume`] or [`Vm::take_over`] take the disks as they are, also those that somebody has written since the
+    /// guest had them: what it keeps of them in memory must fit all the same.
+    ///
+    /// # Errors
+    /// A device's thread is gone.
+    pub fn trust_disks(&self) -> Result<()> {
+        let _control = self.control();
+        Ok(self.machine.bus.trust_disks()?)
+    }
+
     /// Lets the guest run on. Returns at once when it runs. From now on, disks that it writes are
     /// locked against everybody else, those that it reads against writers, and its taps carry its frames.
     ///
     /// # Errors
     /// [`Error::WrongState`] when the guest has ended; [`crate::DeviceError::Network`]; [`crate::DeviceError::DiskInUse`] when somebody
-    /// else has one of its disks, and goes on to have it for some seconds. The guest then stays paused.
+    /// else has one of its disks, and goes on to have it for some seconds; [`crate::DeviceError::DiskWritten`] when somebody has written
+    /// one since the guest gave it up. The guest then stays paused.
     pub fn resume(&self) -> Result<()> {
         let _control = self.control();
         if self.told_to_run.load(Ordering::Acquire) {

@@ -13,6 +13,7 @@ use super::sections::{
     BalloonPolicy, HostPolicy, HugePolicy, MergePolicy, PainPolicy, Policy, PoolPolicy,
     VerifyPolicy,
 };
+use crate::labels::Selector;
 use crate::units::{MIB, one_of};
 
 /// What a policy begins from.
@@ -70,6 +71,7 @@ impl Preset {
             },
             pools: PoolPolicy { free_min_bytes: 0, free_max_bytes: 0 },
             verify: VerifyPolicy { enough: 0.5, tries: 2, bench: minutes(60) },
+            scope: Selector::default(),
             guests: Vec::new(),
         }
     }

@@ -97,7 +97,7 @@ impl Policy {
                 Some(DomainRule::Own) => None,
                 Some(DomainRule::Named(name)) => Some(name),
             },
-            take: said.take.unwrap_or(true),
+            take: said.take.unwrap_or(true) && self.scope.matches(&guest.labels),
             optimize: said.optimize.unwrap_or(true),
             actuators,
         }

@@ -9,6 +9,7 @@ use super::actuator::Actuators;
 use super::goal::Goal;
 use super::preset::Preset;
 use super::rule::GuestRule;
+use crate::labels::Selector;
 
 /// What the operator wants.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -33,6 +34,9 @@ pub struct Policy {
     pub pools: PoolPolicy,
     /// When an actuator is benched.
     pub verify: VerifyPolicy,
+    /// Whom it is for, a schedule's `guests`: nothing is taken from others, and their pages stay as they are. Its file has no such key.
+    #[serde(default, skip_serializing_if = "Selector::is_everyone")]
+    pub scope: Selector,
     /// Limits of single guests. Of two that match a guest, the later says what both say.
     pub guests: Vec<GuestRule>,
 }

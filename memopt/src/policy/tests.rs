@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::labels::Selector;
 use crate::plan::fixture::guest;
 use crate::settings::FILE_BYTES_MAX;
 use crate::units::{GIB, MIB, part};
@@ -126,6 +127,21 @@ fn every_key_of_the_file_is_known() {
 }
 
 #[test]
+fn who_is_not_meant_keeps_what_it_has_whatever_it_is_called() {
+    let labelled = |name: &str, tier: &str| crate::situation::Guest {
+        labels: [("tier".to_owned(), tier.to_owned())].into(),
+        ..guest(name, GIB)
+    };
+    let scope = Selector::new(vec!["tier=batch".parse().expect("a test")]);
+    let policy = Policy { scope, ..Policy::default() };
+    assert!(policy.limits(&labelled("a*b*c", "batch")).take);
+    assert!(!policy.limits(&labelled("a*b*c", "prod")).take);
+    let spared = Policy::parse("[[guest]]\nname = \"db-*\"\ntake = false", "f").expect("a policy");
+    let policy = Policy { scope: policy.scope, ..spared };
+    assert!(!policy.limits(&labelled("db-1", "batch")).take);
+}
+
+#[test]
 fn nothing_said_is_the_balanced_preset() {
     assert_eq!(Policy::parse("", "f").expect("nothing"), Preset::Balanced.policy());
     let schedules = "[[schedule]]\nname = \"night\"\n";
@@ -207,6 +223,7 @@ fn later_rules_speak_last_and_only_of_what_they_say() {
 
     let mut batch = guest("job", GIB);
     batch.labels.insert("tier".to_owned(), "batch".to_owned());
+    batch.labels.insert("team".to_owned(), "bank".to_owned());
     let limits = policy.limits(&batch);
     assert_eq!(limits.merge_domain.as_deref(), Some("batch"));
     assert_eq!(limits.actuators, [Actuator::Balloon].into());

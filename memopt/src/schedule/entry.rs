@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::cron::Cron;
-use super::selector::Selector;
+use crate::labels::Selector;
 
 /// One `[[schedule]]` table.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -18,8 +18,8 @@ use std::time::Duration;
 
 use super::cron::Cron;
 use super::entry::{Budget, GoalText, Missing, Overlap, Schedule};
-use super::selector::Selector;
 use super::zone::Zone;
+use crate::labels::Selector;
 use crate::settings::{self, Fault, Fields, SettingsError};
 use crate::units::{Span, one_of, parse_duration, parse_share, shortened};
 

@@ -10,7 +10,6 @@ mod entry;
 mod file;
 mod notice;
 mod scheduler;
-mod selector;
 mod ticks;
 mod zone;
 
@@ -19,5 +18,4 @@ pub use entry::{Budget, GoalText, Missing, Overlap, Schedule};
 pub use file::{SCHEDULES_MAX, read};
 pub use notice::{Due, Lost, Missed, Notice, Punctuality, Trigger};
 pub use scheduler::{Event, Moment, NEXT_MAX, Scheduler, Tally, Upcoming};
-pub use selector::Selector;
 pub use zone::{Zone, ZoneError};

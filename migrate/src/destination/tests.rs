@@ -286,7 +286,19 @@ fn is_the_guests_own_only_when_that_is_on_disk() {
     for message in [SourceMessage::Commit, resolve(Decision::Commit)] {
         assert!(matches!(bench.hear(message)[..], [Action::Send(DestinationMessage::Running(_))]));
     }
+    assert_eq!(bench.tell(Event::Recorded), []);
     assert_eq!(bench.hear(SourceMessage::Finish), [Action::Disconnect, Action::Settled]);
+}
+
+#[test]
+fn goes_when_the_source_knows_and_a_record_says_that_it_runs() {
+    let mut bench = Bench::adopting();
+    bench.tell(Event::Adopted(Ok(())));
+    bench.tell(Event::Resumed(Ok(())));
+    assert_eq!(bench.hear(SourceMessage::Finish), []);
+    assert_eq!(bench.tell(Event::Recorded), []);
+    let at = bench.destination.deadline().unwrap();
+    assert_eq!(bench.destination.handle(Event::Tick, at), [Action::Disconnect, Action::Settled]);
 }
 
 #[test]

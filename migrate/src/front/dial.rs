@@ -30,10 +30,12 @@ pub enum FrontError {
     #[error(transparent)]
     Link(#[from] LinkError),
     /// The node did not answer in time.
-    #[error("{peer} took the request and did not answer within {} s", ANSWER_TIME.as_secs())]
+    #[error("{peer} did not answer within {} s", limit.as_secs())]
     NoAnswer {
         /// The node's address.
         peer: SocketAddr,
+        /// How long it was waited for.
+        limit: Duration,
     },
     /// The answer makes no sense.
     #[error("{peer} answered with something else than was asked: {detail}")]
@@ -90,7 +92,7 @@ pub async fn ask(
     };
     let answer = timeout(ANSWER_TIME, dialogue).await;
     let reply = match answer {
-        Err(_) => Err(FrontError::NoAnswer { peer: peer.address }),
+        Err(_) => Err(FrontError::NoAnswer { peer: peer.address, limit: ANSWER_TIME }),
         Ok(Ok(reply)) => Ok(reply),
         Ok(Err(ReadFailure::Malformed(error) | ReadFailure::OutOfStep(error))) => {
             Err(malformed(peer, &error))
@@ -104,7 +106,7 @@ pub async fn ask(
     reply
 }
 
-/// Asks the node `peer` whether its host has the guest `uuid`, or else one that is called `name`.
+/// Asks the node `peer` whether its host has the guest `uuid`, or else one that is called `name`; for no longer than `patience`.
 ///
 /// # Errors
 /// Why there is no answer.
@@ -113,12 +115,13 @@ pub async fn find(
     peer: &Peer,
     uuid: Uuid,
     name: &str,
+    patience: Duration,
 ) -> Result<Option<FoundGuest>, FrontError> {
     let dialer = endpoint::dialer(peer.address, tls)?;
     let request = FrontRequest::Find { uuid, name: PeerText::new(name) };
-    let reply = ask(&dialer, peer, &request).await;
+    let reply = timeout(patience, ask(&dialer, peer, &request)).await;
     hang_up(&dialer).await;
-    match reply? {
+    match reply.map_err(|_| FrontError::NoAnswer { peer: peer.address, limit: patience })?? {
         FrontReply::Found(guest) => Ok(guest),
         reply => Err(unfit(peer, reply)),
     }
@@ -174,7 +177,7 @@ async fn resolve_by(
     let peer = Peer { address, name: node.name.clone() };
     timeout(ANSWER_TIME, resolve_with_process(dialer, &peer, target))
         .await
-        .map_err(|_| FrontError::NoAnswer { peer: address })?
+        .map_err(|_| FrontError::NoAnswer { peer: address, limit: ANSWER_TIME })?
 }
 
 async fn resolve_with_process(

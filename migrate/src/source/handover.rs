@@ -119,6 +119,10 @@ impl Source {
         match &self.state {
             State::Unwinding(_) => self.on_message_while_unwinding(message),
             State::Asking { decision, .. } => self.on_answer(*decision, message),
+            // The answer to a question of before the operator's order, which comes too late.
+            State::Reclaiming { .. } if matches!(message, DestinationMessage::Running(_)) => {
+                self.on_running();
+            }
             _ => {}
         }
     }

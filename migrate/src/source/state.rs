@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::error::MigrationError;
+use crate::error::{Failure, MigrationError};
 use crate::guest::GuestError;
 use crate::protocol::Decision;
 use crate::report::Outcome;
@@ -108,10 +108,13 @@ pub(super) struct Unwind {
 }
 
 impl Unwind {
-    /// What an operator can do for the guest `name` when it did not go on.
+    /// What an operator can do for the guest `name` when it did not go on, and runs nowhere else.
     pub(super) fn way_out(&self, name: &str) -> Option<String> {
-        let GuestBack::Stuck(error) = &self.guest else { return None };
-        Some(crate::report::resume_again(name, error))
+        match (&self.guest, &self.error.failure) {
+            (GuestBack::Stuck(_), Failure::Forced) => None,
+            (GuestBack::Stuck(error), _) => Some(crate::report::resume_again(name, error)),
+            _ => None,
+        }
     }
 }
 

@@ -7,11 +7,10 @@ use std::time::Duration;
 use anyhow::Result;
 use memopt::history::RunId;
 use memopt::plan::Plan;
-use memopt::policy::{Goal, GuestRule, Policy};
+use memopt::policy::{Goal, Policy};
 use memopt::schedule::{Due, Event, Notice, Schedule, Trigger};
 use tokio::task::JoinHandle;
 
-use super::look::NOBODY;
 use super::run::{Runner, Task};
 use super::service::Density;
 use crate::api::{ApiError, Reason};
@@ -154,42 +153,22 @@ fn begin_due(density: &Arc<Density>, due: Due) {
     let deadline = due.window.map(|window| uptime() + window);
     let density = Arc::clone(density);
     tokio::spawn(async move {
-        let begun = match task(&density, &schedule, due.trigger.clone(), deadline).await {
-            Ok(task) => begin(&density, task).await,
-            Err(error) => Err(error),
+        let begun = async {
+            let policy = within(density.policy(), &schedule);
+            let goal = schedule.goal.as_str().parse()?;
+            let trigger = due.trigger.clone();
+            begin(&density, Task { trigger, goal, policy, only: None, deadline }).await
         };
-        if let Err(error) = begun {
+        if let Err(error) = begun.await {
             tracing::error!(schedule = name, "a run cannot begin: {error:#}");
             not_begun(&density, &due.trigger);
         }
     });
 }
 
-/// What a schedule's run is to do: its goal, within its budget, to its guests alone.
-async fn task(
-    density: &Arc<Density>,
-    schedule: &Schedule,
-    trigger: Trigger,
-    deadline: Option<Duration>,
-) -> Result<Task> {
-    let mut policy = density.policy();
-    let goal: Goal = schedule.goal.as_str().parse()?;
-    let situation = density.look(&policy, &NOBODY).await?;
-    let others = situation.guests.iter().filter(|guest| !schedule.guests.matches(&guest.labels));
-    for guest in others {
-        // The last rule has the last word.
-        policy.guests.push(GuestRule {
-            name: Some(guest.name.clone().try_into().map_err(anyhow::Error::msg)?),
-            take: Some(false),
-            ..GuestRule::default()
-        });
-    }
-    limit(&mut policy, schedule);
-    Ok(Task { trigger, goal, policy, only: None, deadline })
-}
-
-/// A budget can only take away from what the policy allows.
-fn limit(policy: &mut Policy, schedule: &Schedule) {
+/// The policy of a schedule's run: for its guests alone, and within its budget, which can only take away from what the policy allows.
+fn within(mut policy: Policy, schedule: &Schedule) -> Policy {
+    policy.scope = schedule.guests.clone();
     let merge = &mut policy.merge;
     if let Some(percent) = schedule.budget.cpu_percent {
         merge.cpu = merge.cpu.min(f64::from(percent) / 100.0);
@@ -200,6 +179,7 @@ fn limit(policy: &mut Policy, schedule: &Schedule) {
     if let Some(seconds) = schedule.budget.cpu_seconds {
         merge.cpu_time = merge.cpu_time.min(Duration::from_secs(u64::from(seconds)));
     }
+    policy
 }
 
 /// Looks at the guests, those of these names or all, and gives those that need more than their balloons leave them all they may have.

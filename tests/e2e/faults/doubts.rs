@@ -139,7 +139,7 @@ fn a_guest_that_was_about_to_run_is_not_started_anew_while_its_source_waits() {
 }
 
 #[test]
-fn a_guest_whose_disk_somebody_takes_while_it_is_handed_over_stays_paused_at_its_source() {
+fn a_guest_whose_disk_another_has_locked_at_the_hand_over_stays_paused_at_its_source() {
     let mut pair = Pair::without_nodes();
     let stall = Stall::new(&pair);
     let environment = stall.environment(&phase::taking(), Side::Destination);
@@ -164,7 +164,9 @@ fn a_guest_whose_disk_somebody_takes_while_it_is_handed_over_stays_paused_at_its
 
     pair.a.run(&["destroy", "thief"]).ok();
     guest_is_gone(&[&pair.a], "thief");
-    pair.a.run(&["resume", GUEST]).ok();
+    let words = ["disk.raw was written since the guest last had it", "--unsafe"];
+    pair.a.run(&["resume", GUEST]).complains(Exit::Failed, &words);
+    pair.a.run(&["resume", GUEST, "--unsafe"]).ok();
     pair.a.guest(GUEST).await_state("running");
     guest_is_gone(&[&pair.b], GUEST);
 }

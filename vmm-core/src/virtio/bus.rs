@@ -126,6 +126,14 @@ impl Bus {
         self.devices.iter().try_for_each(MmioDevice::release)
     }
 
+    /// Takes disks as they are in the next [`Bus::take_over`].
+    ///
+    /// # Errors
+    /// A device's thread is gone.
+    pub(crate) fn trust_disks(&self) -> Result<(), DeviceError> {
+        self.devices.iter().try_for_each(MmioDevice::trust_disk)
+    }
+
     /// Lets all devices go on.
     ///
     /// # Errors

@@ -149,6 +149,9 @@ pub(crate) trait Device: Send + Debug {
     /// when it was not taken.
     fn release(&mut self) {}
 
+    /// Takes a disk as it is in [`Device::take_over`], also when somebody has written it since the guest had it.
+    fn trust_disk(&mut self) {}
+
     /// Makes durable what the paused device holds back for the guest, which may go on elsewhere.
     ///
     /// # Errors

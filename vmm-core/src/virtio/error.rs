@@ -91,9 +91,9 @@ pub enum DeviceError {
         /// The file or block device.
         path: PathBuf,
     },
-    /// The disk was written since the guest was saved.
+    /// The disk was written since the guest was saved, or gave it up.
     #[error(
-        "disk {} was written since the guest was saved, whose memory does not fit it any more: boot the guest from it with \
+        "disk {} was written since the guest last had it, whose memory does not fit it any more: boot the guest from it with \
          `lighter run`, put the disk of that time back, or give --unsafe if its content is the same",
         path.display()
     )]

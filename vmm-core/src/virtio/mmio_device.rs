@@ -131,6 +131,11 @@ impl MmioDevice {
         self.worker.call(|backend| backend.device().release())
     }
 
+    /// See [`Device::trust_disk`].
+    pub(crate) fn trust_disk(&self) -> Result<(), DeviceError> {
+        self.worker.call(|backend| backend.device().trust_disk())
+    }
+
     /// See [`Device::listen_at`].
     pub(crate) fn listen_at(&self, path: PathBuf) -> Result<(), DeviceError> {
         self.worker.call(move |backend| backend.device().listen_at(&path))

@@ -232,6 +232,9 @@ fn one_running_guest_has_a_disk() {
     assert!(first.resume().is_err());
     assert!(matches!(second.release(), Err(Error::WrongState { .. })));
     drop(second);
+    let refused = first.resume().unwrap_err();
+    assert!(matches!(refused, Error::Device(DeviceError::DiskWritten { .. })), "{refused}");
+    first.trust_disks().unwrap();
     first.resume().unwrap();
 }
 

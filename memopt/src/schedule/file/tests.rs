@@ -68,7 +68,7 @@ fn what_is_not_written_is_as_usual() {
     assert_eq!(weekly.window, Duration::from_secs(3600));
     assert_eq!((weekly.budget, weekly.enabled), (Budget::default(), true));
     assert_eq!((weekly.overlap, weekly.missed), (Overlap::Queue, Missing::Skip));
-    assert!(weekly.guests.matches(&BTreeMap::new()));
+    assert!(!weekly.guests.matches(&BTreeMap::new()));
     assert_eq!(weekly.cron, Cron::parse("@weekly", Zone::local()).unwrap());
     assert_eq!(parse("[policy]\n"), Ok(Vec::new()));
 }

@@ -3,7 +3,8 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::schedule::{Budget, Cron, GoalText, Missed, Missing, Selector, Zone};
+use crate::labels::Selector;
+use crate::schedule::{Budget, Cron, GoalText, Missed, Missing, Zone};
 
 /// 2026-11-20 00:00 UTC, and when the host booted.
 const MIDNIGHT: u64 = 1_795_132_800;

@@ -119,3 +119,37 @@ fn a_guest_that_could_not_be_taken_goes_on_here_and_the_copy_is_told_so() {
     assert_eq!(report.outcome, Outcome::StayedAtSource);
     assert_eq!(report.error.as_ref().unwrap().reason, Reason::Guest);
 }
+
+#[test]
+fn a_destination_that_says_it_runs_is_heard_while_the_operators_order_is_recorded() {
+    let mut bench = Bench::committed();
+    bench.tell(lost());
+    let at = bench.source.deadline().unwrap();
+    bench.source.handle(Event::Tick, at);
+    bench.tell(Event::Connected);
+    bench.tell(Event::Resolve(OperatorChoice::Run));
+    assert_eq!(bench.hear(DestinationMessage::Running(Takeover { resume_us: 1 })), []);
+    // The record of the order, then that of the end.
+    assert_eq!(bench.tell(Event::Recorded), [Action::Record(SourceState::Done)]);
+    let actions = bench.tell(Event::Recorded);
+    assert!(actions.contains(&Action::DropGuest) && !actions.contains(&Action::ResumeGuest));
+    assert_eq!(report(&actions).outcome, Outcome::Migrated);
+}
+
+#[test]
+fn a_guest_that_could_not_go_on_and_runs_elsewhere_is_not_to_be_resumed() {
+    let mut bench = Bench::committed();
+    bench.tell(lost());
+    bench.tell(Event::Resolve(OperatorChoice::Run));
+    bench.tell(Event::Recorded);
+    let error = GuestError::new("its disk was written since");
+    let actions = bench.tell(Event::Resumed(Err(error)));
+    assert!(report(&actions).way_out.as_ref().unwrap().contains("lighter resume web-1"));
+    let at = bench.source.deadline().unwrap();
+    bench.source.handle(Event::Tick, at);
+    bench.tell(Event::Connected);
+    bench.hear(DestinationMessage::Running(Takeover { resume_us: 1 }));
+    let actions = bench.tell(Event::Recorded);
+    assert_eq!(report(&actions).way_out, None);
+    assert_eq!(report(&actions).error.as_ref().unwrap().reason, Reason::InDoubt);
+}

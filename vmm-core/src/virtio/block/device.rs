@@ -353,6 +353,10 @@ impl Device for BlockDevice {
         self.disk.release();
     }
 
+    fn trust_disk(&mut self) {
+        self.disk.trust();
+    }
+
     /// The disk's content must have reached the disk: another host does not see what is in this one's cache.
     fn settle(&mut self) -> Result<(), DeviceError> {
         self.disk.flush()

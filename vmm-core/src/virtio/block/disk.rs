@@ -32,8 +32,19 @@ pub(crate) struct Disk {
     locked: bool,
     /// It has been the guest's, who may have written what is not durable yet.
     may_be_written: bool,
-    /// What it must look like when it is taken over: the guest was saved.
-    seal: Option<Seal>,
+    /// What it must look like when it is taken over.
+    expected: Expected,
+}
+
+/// What a disk must look like when its guest takes it over, whose memory would not fit it otherwise.
+#[derive(Debug)]
+enum Expected {
+    /// Its content is what the guest finds there.
+    Anything,
+    /// As it was when the guest was saved.
+    AsSaved(Seal),
+    /// As it was when the guest gave it up, in the life of this process; where that can be told.
+    AsLeft(Seal),
 }
 
 impl Disk {
@@ -45,11 +56,11 @@ impl Disk {
         let (path, access, bytes) = (config.path(), config.access(), config.bytes());
         match config.origin() {
             Origin::Present => {
-                let seal = match config.proof() {
-                    DiskProof::Sealed(seal) => Some(seal.clone()),
-                    _ => None,
+                let expected = match config.proof() {
+                    DiskProof::Sealed(seal) => Expected::AsSaved(seal.clone()),
+                    _ => Expected::Anything,
                 };
-                Ok(Self { seal, ..Self::open_present(path, access)? })
+                Ok(Self { expected, ..Self::open_present(path, access)? })
             }
             Origin::Arriving(_) => {
                 let file = Arc::new(staged::create(path, bytes)?);
@@ -89,7 +100,8 @@ impl Disk {
 
     fn of(path: &Path, file: Arc<File>, access: Access, bytes: u64) -> Self {
         let path = path.to_path_buf();
-        Self { path, file, access, bytes, locked: false, may_be_written: false, seal: None }
+        let expected = Expected::Anything;
+        Self { path, file, access, bytes, locked: false, may_be_written: false, expected }
     }
 
     /// The open file, for whoever needs it for longer.
@@ -127,15 +139,15 @@ impl Disk {
     /// Locks it, and from then on trusts its content.
     ///
     /// # Errors
-    /// [`DeviceError::DiskInUse`]; [`DeviceError::DiskWritten`], [`DeviceError::DiskUnsealed`] for a guest that was saved; what the
+    /// [`DeviceError::DiskInUse`]; [`DeviceError::DiskWritten`]; [`DeviceError::DiskUnsealed`] for a guest that was saved; what the
     /// system answers.
     pub(crate) fn take_over(&mut self) -> Result<(), DeviceError> {
         if self.locked {
             return Ok(());
         }
         self.lock()?;
-        if let Err(error) = self.expect_seal() {
-            self.release();
+        if let Err(error) = self.expect_unchanged() {
+            self.unlock();
             return Err(error);
         }
         self.may_be_written = true;
@@ -163,20 +175,30 @@ impl Disk {
         Ok(())
     }
 
-    fn expect_seal(&self) -> Result<(), DeviceError> {
-        let Some(seal) = &self.seal else { return Ok(()) };
+    fn expect_unchanged(&self) -> Result<(), DeviceError> {
+        let (seal, must_be_told) = match &self.expected {
+            Expected::Anything => return Ok(()),
+            Expected::AsSaved(seal) => (seal, true),
+            Expected::AsLeft(seal) => (seal, false),
+        };
         let path = || self.path.clone();
         match seal.holds_for(&self.file) {
             Ok(Some(true)) => Ok(()),
             Ok(Some(false)) => Err(DeviceError::DiskWritten { path: path() }),
-            Ok(None) => Err(DeviceError::DiskUnsealed { path: path() }),
+            Ok(None) if must_be_told => Err(DeviceError::DiskUnsealed { path: path() }),
+            Ok(None) => Ok(()),
             Err(cause) => Err(DeviceError::Disk { path: path(), cause }),
         }
     }
 
+    /// Takes the disk as it is, when it is taken over next.
+    pub(crate) fn trust(&mut self) {
+        self.expected = Expected::Anything;
+    }
+
     /// Breaks all seals of a disk that its guest is about to write, durably.
     pub(crate) fn break_seals(&mut self) {
-        self.seal = None;
+        self.trust();
         if self.access == Access::ReadWrite
             && let Err(error) = seal::break_all(&self.file)
         {
@@ -185,11 +207,20 @@ impl Disk {
         }
     }
 
-    /// Unlocks it.
+    /// Unlocks it; the guest takes it again as it is now, or not at all.
     pub(crate) fn release(&mut self) {
-        if !std::mem::replace(&mut self.locked, false) {
+        if !self.locked {
             return;
         }
+        if self.access == Access::ReadWrite {
+            self.expected =
+                Seal::at_a_glance(&self.file).map_or(Expected::Anything, Expected::AsLeft);
+        }
+        self.unlock();
+    }
+
+    fn unlock(&mut self) {
+        self.locked = false;
         if let Err(error) = raw_io::lock(&self.file, Lock::None) {
             // The lock then lasts as long as this process, which is about to end.
             tracing::error!(path = %self.path.display(), %error, "cannot unlock a disk");
@@ -257,6 +288,27 @@ mod tests {
         let strange = sealed(Seal::Device("a".to_owned(), 1));
         assert!(matches!(take(&strange), Err(DeviceError::DiskWritten { .. })));
         take(&fresh).unwrap();
+    }
+
+    #[test]
+    fn a_guest_has_its_disk_again_unless_somebody_has_written_it() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(4096).unwrap();
+        let mut disk = Disk::open_present(file.path(), Access::ReadWrite).unwrap();
+        disk.take_over().unwrap();
+        disk.release();
+        disk.take_over().unwrap();
+        disk.release();
+        let mut another = Disk::open_present(file.path(), Access::ReadWrite).unwrap();
+        another.take_over().unwrap();
+        another.break_seals();
+        drop(another);
+        for _ in 0..2 {
+            assert!(matches!(disk.take_over(), Err(DeviceError::DiskWritten { .. })));
+            disk.release();
+        }
+        disk.trust();
+        disk.take_over().unwrap();
     }
 
     #[test]

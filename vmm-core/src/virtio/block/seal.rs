@@ -1,4 +1,4 @@
-//! Whether a disk was written since its guest was saved: a guest that is restored on a disk of later would destroy it.
+//! Whether a disk was written since its guest was saved, or gave it up: on a disk of later it would destroy that.
 //!
 //! Of a file its modification time tells. What a guest writes becomes durable before that time does, so a guest that starts on a
 //! file sets it, durably, before its first write. A block device has none; its kernel counts what is written to it and discarded,
@@ -26,7 +26,7 @@ const BREAK_INTERVAL: Duration = Duration::from_millis(4);
 /// no latter ones.
 const SECTORS_CHANGED: [usize; 2] = [6, 13];
 
-/// What a disk looked like when its guest was saved.
+/// What a disk looked like when its guest last had it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Seal {
     /// A file, by its modification time: seconds since 1970, and nanoseconds.
@@ -42,6 +42,14 @@ impl Seal {
     /// The system's answer.
     pub(super) fn of(file: &File) -> io::Result<Self> {
         file.sync_all()?;
+        Self::at_a_glance(file)
+    }
+
+    /// What `file` looks like now, when all that was written to it is durable already.
+    ///
+    /// # Errors
+    /// The system's answer.
+    pub(super) fn at_a_glance(file: &File) -> io::Result<Self> {
         let found = file.metadata()?;
         if !found.file_type().is_block_device() {
             return Ok(Self::File(found.mtime(), found.mtime_nsec()));

@@ -1,12 +1,15 @@
-//! Which guests a schedule is for, by their labels.
+//! Which guests are meant, by their labels.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
-use crate::labels::LabelTest;
+use serde::{Deserialize, Serialize};
+
+use super::LabelTest;
 
 /// Conditions on labels, all of which a guest must meet. None at all: every guest.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct Selector(Vec<LabelTest>);
 
 impl Selector {
@@ -14,6 +17,12 @@ impl Selector {
     #[must_use]
     pub const fn new(conditions: Vec<LabelTest>) -> Self {
         Self(conditions)
+    }
+
+    /// Whether there is no condition.
+    #[must_use]
+    pub const fn is_everyone(&self) -> bool {
+        self.0.is_empty()
     }
 
     /// Whether a guest with these labels is meant.
@@ -55,7 +64,9 @@ mod tests {
         for (conditions, expected) in [
             (vec![], [true, true, true]),
             (vec!["tier=batch"], [true, false, false]),
-            (vec!["tier!=prod"], [true, false, true]),
+            (vec!["tier!=prod"], [true, false, false]),
+            (vec!["!tier=prod"], [true, false, true]),
+            (vec!["!tier!=prod"], [false, true, true]),
             (vec!["tier"], [true, true, false]),
             (vec!["!team"], [false, true, true]),
             (vec!["tier != prod", "tier"], [true, false, false]),
@@ -75,7 +86,7 @@ mod tests {
 
     #[test]
     fn is_shown_as_it_is_read() {
-        let text = ["a=1", "b!=2", "c", "!d"];
+        let text = ["a=1", "b!=2", "c", "!d", "!e=3", "!f!=4"];
         assert_eq!(selector(&text).to_string(), text.join(","));
     }
 }
