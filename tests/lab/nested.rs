@@ -27,6 +27,6 @@ fn a_guest_moves_unless_it_runs_guests() {
     assert!(there.guests().is_empty());
 
     guest.sh(here, "systemctl stop vm && modprobe -r kvm_amd").ok();
-    here.lighter(&format!("migrate debian {}", there.address())).ok();
+    here.lighter(&format!("migrate debian {} --downtime 10s", there.address())).ok();
     guest.shut_down(there);
 }

@@ -22,7 +22,7 @@ fn a_host_that_lacks_features_is_refused_by_name_and_a_model_goes_through() {
     for feature in ["avx", "avx2", "bmi1", "bmi2", "movbe", "fma", "xsave", "svm"] {
         assert!(!before.split_whitespace().any(|flag| flag == feature), "{feature}: {before}");
     }
-    here.lighter(&format!("migrate debian {}", there.address())).ok();
+    here.lighter(&format!("migrate debian {} --downtime 10s", there.address())).ok();
     assert_eq!(flags(there), before);
     guest.shut_down(there);
 }

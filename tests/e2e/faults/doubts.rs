@@ -4,7 +4,7 @@ use super::phase::{self, Side};
 use super::scene::{GUEST, Scene, Stall};
 use crate::host::checks::{exactly_one_copy_runs, guest_is_gone, memory_is_intact, no_copy_runs};
 use crate::host::kernel::sleeper;
-use crate::host::{Exit, Guest, GuestPlan, Migration, NodePlan, Pair, wait};
+use crate::host::{Exit, Guest, GuestPlan, Host, Migration, NodePlan, Pair, wait};
 
 /// Destination ready, source host gone for good: its guest, its node, all.
 fn source_host_gone() -> Scene {
@@ -99,6 +99,20 @@ fn a_guest_in_doubt_is_neither_resumed_nor_migrated() {
     no_copy_runs(&scene.pair.hosts(), GUEST, &witness(&scene));
 }
 
+/// Starts the node as if its host had booted again.
+fn boots(host: &mut Host, listen: &str) {
+    std::fs::write(host.state_dir().join("autostarted.json"), "{}").expect("a file");
+    host.start_node(&NodePlan { listen: Some(listen.to_owned()), ..NodePlan::default() });
+}
+
+#[track_caller]
+fn logs(host: &Host, words: &str) {
+    wait::until(words, || {
+        let logs = host.logs();
+        wait::holds(logs.contains(words), logs)
+    });
+}
+
 #[test]
 fn a_guest_that_was_about_to_run_is_not_started_anew_while_its_source_waits() {
     let mut scene = Scene::held_in(&phase::taking());
@@ -111,16 +125,8 @@ fn a_guest_that_was_about_to_run_is_not_started_anew_while_its_source_waits() {
     destination.kill();
     scene.take_migration().finish().in_doubt();
 
-    // As if the host had booted again.
-    std::fs::write(scene.pair.b.state_dir().join("autostarted.json"), "{}").expect("a file");
-    scene.pair.b.start_node(&NodePlan { listen: Some(listen), ..NodePlan::default() });
-    let logs = |words: &str| {
-        wait::until(words, || {
-            let logs = scene.pair.b.logs();
-            wait::holds(logs.contains(words), logs)
-        });
-    };
-    logs("not started with the host yet: web-1 was on its way here");
+    boots(&mut scene.pair.b, &listen);
+    logs(&scene.pair.b, "not started with the host yet: web-1 was on its way here");
     let words = ["was on its way here", "the host that it came from may have it", "--force"];
     scene.pair.b.run(&["start", GUEST]).complains(Exit::Failed, &words);
 
@@ -134,7 +140,10 @@ fn a_guest_that_was_about_to_run_is_not_started_anew_while_its_source_waits() {
 
     scene.pair.a.run(&["migrate", GUEST, "--resolve", "run"]).ok();
     scene.runs_only_on(&scene.pair.a);
-    logs("web-1 was last on its way here from another host");
+    // The node has seen it run meanwhile, or not.
+    scene.pair.b.kill_node();
+    boots(&mut scene.pair.b, &listen);
+    logs(&scene.pair.b, "web-1 was last on its way here from another host");
     assert!(scene.pair.b.list().is_empty());
 }
 

@@ -30,7 +30,12 @@ impl Migration {
 
     /// As [`Self::start`], to an address.
     pub(crate) fn to_address(from: &Host, name: &str, address: &str, more: &[&str]) -> Self {
-        let arguments = [&["migrate", name, address, "--json"], more].concat();
+        let mut arguments = [&["migrate", name, address, "--json"], more].concat();
+        // Where all of the host is emulated, no guest stands for less than the default.
+        let downtime = std::env::var("LIGHTER_TEST_DOWNTIME").ok();
+        if let Some(downtime) = downtime.as_deref().filter(|_| !more.contains(&"--downtime")) {
+            arguments.extend(["--downtime", downtime]);
+        }
         let command = lighter(from.state_dir(), &arguments);
         Self { verb: Running::start(command), guest: from.guest(name) }
     }

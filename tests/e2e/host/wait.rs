@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 /// How long a condition may take to hold before the test fails. Generous: it is reached only when something is broken, and
 /// the machine may be busy with other tests.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(600);
 
 /// How often a condition is asked for.
 const INTERVAL: Duration = Duration::from_millis(15);

@@ -82,21 +82,27 @@ fn set_registers(vcpu: &Vcpu, cr3: u64, entry: UserEntry) -> Result<kvm_bindings
 
 /// Switches on in XCR0 whatever vector state this processor has, which user mode cannot do itself.
 fn enable_xsave(vcpu: &Vcpu) -> Result<Xsave> {
-    /// x87, SSE, AVX, and the three parts of AVX-512: the states that need nothing but to be enabled.
-    const VECTOR_STATES: u64 = 0b1110_0111;
-    const X87: u64 = 1;
     let (fd, index) = (vcpu.fd(), vcpu.index());
     let cpuid =
         fd.get_cpuid2(kvm_bindings::KVM_MAX_CPUID_ENTRIES).vcpu_call(index, "KVM_GET_CPUID2")?;
-    let leaf = cpuid.as_slice().iter().find(|entry| entry.function == 0xd && entry.index == 0);
-    let supported = leaf.map_or(0, |leaf| u64::from(leaf.edx) << 32 | u64::from(leaf.eax));
-    if supported & X87 == 0 {
-        return Ok(Xsave::Absent);
-    }
+    let Some(states) = vector_states(cpuid.as_slice()) else { return Ok(Xsave::Absent) };
     let mut xcrs = kvm_bindings::kvm_xcrs { nr_xcrs: 1, ..Default::default() };
-    xcrs.xcrs[0].value = supported & VECTOR_STATES;
+    xcrs.xcrs[0].value = states;
     fd.set_xcrs(&xcrs).vcpu_call(index, "KVM_SET_XCRS")?;
     Ok(Xsave::Enabled)
+}
+
+/// What may be switched on in XCR0 on a processor that says `cpuid`; none without XSAVE: the leaf of its states is there all the same.
+fn vector_states(cpuid: &[kvm_bindings::kvm_cpuid_entry2]) -> Option<u64> {
+    /// x87, SSE, AVX, and the three parts of AVX-512: the states that need nothing but to be enabled.
+    const VECTOR_STATES: u64 = 0b1110_0111;
+    const X87: u64 = 1;
+    const XSAVE: u32 = 1 << 26;
+    let leaf =
+        |function| cpuid.iter().find(move |entry| entry.function == function && entry.index == 0);
+    leaf(1).filter(|leaf| leaf.ecx & XSAVE != 0)?;
+    let states = leaf(0xd).map_or(0, |leaf| u64::from(leaf.edx) << 32 | u64::from(leaf.eax));
+    (states & X87 != 0).then_some(states & VECTOR_STATES)
 }
 
 /// Starts vCPU 0 at `rip` in 64-bit kernel mode with interrupts off.
@@ -114,4 +120,22 @@ pub(crate) fn start_kernel_mode(vm: &Vm, rip: u64) -> Result<()> {
         Ok::<_, crate::Error>(sregs)
     })?;
     Ok(write_descriptors(vm.ram(), &sregs?).map_err(BootError::Memory)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use kvm_bindings::kvm_cpuid_entry2;
+
+    use super::vector_states;
+
+    #[test]
+    fn no_state_is_switched_on_without_xsave() {
+        let leaf =
+            |function, eax, ecx| kvm_cpuid_entry2 { function, eax, ecx, ..Default::default() };
+        let states = leaf(0xd, 0x6_02e7, 0);
+        assert_eq!(vector_states(&[leaf(1, 0, 1 << 26), states]), Some(0xe7));
+        assert_eq!(vector_states(&[leaf(1, 0, !(1 << 26)), states]), None, "x86-64-v2");
+        assert_eq!(vector_states(&[leaf(1, 0, 1 << 26)]), None);
+        assert_eq!(vector_states(&[states]), None);
+    }
 }
