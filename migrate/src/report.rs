@@ -60,7 +60,7 @@ pub struct Report {
     pub outcome: Outcome,
     /// What went wrong, if anything.
     pub error: Option<ReportedError>,
-    /// What an operator can do when the guest stands still: in doubt, or because it could not go on.
+    /// What an operator can do when the guest stays paused: in doubt, or because it could not go on.
     pub way_out: Option<String>,
     /// From beginning to end.
     pub total_seconds: f64,

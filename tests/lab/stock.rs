@@ -85,7 +85,7 @@ fn it_reboots_at_its_power_button() {
     let lab = Lab::of(1);
     let host = lab.host(1);
     let guest = StockGuest::boot(&lab, host, 2, "");
-    host.lighter("reboot debian --timeout 10m").ok();
+    host.lighter("reboot debian --timeout 1h").ok();
     await_restarts(host, 1);
     guest.await_booted(host);
     guest.sh(host, "reboot");

@@ -127,7 +127,7 @@ pub(super) enum GuestBack {
     Resuming,
     /// It is as it was before the migration.
     Back,
-    /// It could not go on and stands still.
+    /// It could not go on and stays paused.
     Stuck(GuestError),
     /// It has ended.
     Gone,
