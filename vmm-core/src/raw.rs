@@ -116,6 +116,12 @@ pub(crate) fn set_xsave(vcpu: &VcpuFd, area: &[u8], bytes: usize) -> Result<(), 
     check(unsafe { ioctl_with_ptr(vcpu, KVM_SET_XSAVE(), padded.as_ptr()) })
 }
 
+/// The host's TSC, in ticks.
+pub(crate) fn host_tsc() -> u64 {
+    // SAFETY: the instruction reads a register, and every x86-64 processor has it.
+    unsafe { std::arch::x86_64::_rdtsc() }
+}
+
 /// What the guest's TSC is ahead of the host's, in ticks (wrapping). An error means that this KVM
 /// does not tell (`KVM_VCPU_TSC_OFFSET`, Documentation/virt/kvm/devices/vcpu.rst).
 pub(crate) fn tsc_offset(vcpu: &VcpuFd) -> Result<u64, Error> {

@@ -10,6 +10,7 @@ use kvm_ioctls::{Cap, VmFd};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{KvmContext, Result};
+use crate::raw;
 
 /// Two readings of the wall clock this far from each other are as good as one, in nanoseconds.
 const CLOSE_NS: u64 = 50_000;
@@ -67,7 +68,7 @@ pub(crate) fn load_irqchip(vm: &VmFd, state: &IrqchipState) -> Result<()> {
     vm.set_pit2(&state.pit).call("KVM_SET_PIT2")
 }
 
-/// Reads the guest's clock with the host's wall clock of that moment, and with its TSC where KVM has a master clock.
+/// Reads the guest's clock with the host's wall clock and TSC of that moment.
 pub(crate) fn save_clock(vm: &VmFd) -> Result<kvm_clock_data> {
     let mut best = read_clock(vm)?;
     for _ in 1..READINGS_MAX {
@@ -82,22 +83,25 @@ pub(crate) fn save_clock(vm: &VmFd) -> Result<kvm_clock_data> {
     Ok(best.clock)
 }
 
-/// The guest's clock, with a wall clock that was the host's at most so long before or after.
+/// The guest's clock, with a wall clock and a TSC that were the host's at most so long before or after.
 struct Reading {
     clock: kvm_clock_data,
     within_ns: u64,
 }
 
-/// KVM tells the wall clock while it has a master clock; else it is what it was around the call.
+/// KVM tells the wall clock and the TSC while it has a master clock; else they are what they were around the call. A guest's TSC must
+/// go on by what its clock does: one that is its clock source is given up for unstable otherwise.
 fn read_clock(vm: &VmFd) -> Result<Reading> {
-    let before = wall_clock_ns();
+    let (before, tsc_before) = (wall_clock_ns(), raw::host_tsc());
     let mut clock = vm.get_clock().call("KVM_GET_CLOCK")?;
-    if clock.flags & KVM_CLOCK_REALTIME != 0 {
+    if has_host_time(&clock) {
         return Ok(Reading { clock, within_ns: 0 });
     }
-    let within_ns = wall_clock_ns().saturating_sub(before) / 2;
+    let (after, tsc_after) = (wall_clock_ns(), raw::host_tsc());
+    let within_ns = after.saturating_sub(before) / 2;
     clock.realtime = before + within_ns;
-    clock.flags |= KVM_CLOCK_REALTIME;
+    clock.host_tsc = tsc_before.wrapping_add(tsc_after.wrapping_sub(tsc_before) / 2);
+    clock.flags |= KVM_CLOCK_REALTIME | KVM_CLOCK_HOST_TSC;
     Ok(Reading { clock, within_ns })
 }
 
@@ -144,11 +148,12 @@ mod tests {
     const SECOND_NS: u64 = 1_000_000_000;
 
     #[test]
-    fn a_clock_is_saved_with_the_wall_clock_whatever_kvm_tells() {
+    fn a_clock_is_saved_with_wall_clock_and_tsc_whatever_kvm_tells() {
         let vm = Kvm::new().unwrap().create_vm().unwrap();
-        let before = wall_clock_ns();
+        let (before, before_tsc) = (wall_clock_ns(), raw::host_tsc());
         let saved = save_clock(&vm).unwrap();
-        assert_ne!(saved.flags & KVM_CLOCK_REALTIME, 0, "{saved:?}");
+        assert!(has_host_time(&saved), "{saved:?}");
+        assert!((before_tsc..=raw::host_tsc()).contains(&saved.host_tsc), "{saved:?}");
         assert!((before..=wall_clock_ns()).contains(&saved.realtime), "{saved:?} after {before}");
     }
 
