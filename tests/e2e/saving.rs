@@ -70,7 +70,7 @@ fn a_guest_is_restored_on_the_disk_that_it_left_and_on_no_other() {
     restore(&[]).ok();
     pair.a.guest("db").await_state("running");
     pair.a.run(&["destroy", "db"]).ok();
-    let words = ["disk.raw was written since the guest was saved", "lighter run", "--unsafe"];
+    let words = ["disk.raw was written since the guest last had it", "lighter run", "--unsafe"];
     restore(&[]).complains(Exit::Failed, &words);
     guest_is_gone(&[&pair.a], "db");
 
@@ -97,7 +97,7 @@ fn a_file_of_a_guest_that_went_on_is_refused_with_its_disk() {
     pair.a.run(&["destroy", "db"]).ok();
     let file = file.display().to_string();
     let refused = pair.a.run(&["restore", &file, "--detach"]);
-    refused.complains(Exit::Failed, &["was written since the guest was saved"]);
+    refused.complains(Exit::Failed, &["was written since the guest last had it"]);
 }
 
 #[test]
@@ -123,7 +123,7 @@ fn disks_are_saved_with_a_guest_that_goes_on() {
     twice.complains(Exit::Failed, &[&copy, "is there already"]);
     pair.a.guest("db").await_state("running");
     let again = pair.a.run(&["restore", &file, "--name", "past", "--detach"]);
-    again.complains(Exit::Failed, &[&copy, "was written since the guest was saved"]);
+    again.complains(Exit::Failed, &[&copy, "was written since the guest last had it"]);
 }
 
 #[test]

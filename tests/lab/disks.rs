@@ -77,7 +77,7 @@ fn a_guest_goes_on_from_its_file_once_though_the_power_goes() {
     here.lighter(RESTORE).ok();
     lab.cut_power(1);
     lab.restore_power(1);
-    here.lighter(RESTORE).complains(&[DISK, "was written since the guest was saved", "--unsafe"]);
+    here.lighter(RESTORE).complains(&[DISK, "was written since the guest last had it", "--unsafe"]);
     assert!(here.guests().is_empty());
     here.lighter(&format!("{RESTORE} --unsafe")).ok();
     assert_eq!(here.state_of("db").as_deref(), Some("running"));

@@ -31,9 +31,10 @@ impl Migration {
     /// As [`Self::start`], to an address.
     pub(crate) fn to_address(from: &Host, name: &str, address: &str, more: &[&str]) -> Self {
         let mut arguments = [&["migrate", name, address, "--json"], more].concat();
-        // Where all of the host is emulated, no guest stands for less than the default.
+        // Where all of the host is emulated, no guest stands for less than the default. One that crawls is not to arrive.
         let downtime = std::env::var("LIGHTER_TEST_DOWNTIME").ok();
-        if let Some(downtime) = downtime.as_deref().filter(|_| !more.contains(&"--downtime")) {
+        let is_said = |option: &&str| ["--downtime", "--bandwidth"].contains(option);
+        if let Some(downtime) = downtime.as_deref().filter(|_| !more.iter().any(is_said)) {
             arguments.extend(["--downtime", downtime]);
         }
         let command = lighter(from.state_dir(), &arguments);
