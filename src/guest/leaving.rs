@@ -176,6 +176,9 @@ impl Departure {
     /// The guest goes on as it did, whatever its migration has left undone.
     fn take_back(&self, process: &GuestProcess) {
         let resumed = if self.ran { self.guest.resume() } else { Ok(()) };
+        if let Err(error) = &resumed {
+            tracing::error!(%error, "after a migration that broke down");
+        }
         if let Err(error) = self.guest.stop_dirty_log() {
             tracing::warn!(%error, "the dirty log goes on");
         }

@@ -158,16 +158,15 @@ impl Node {
                 return FrontReply::Refused(WireRefusal::new(RefusalKind::Other, what));
             }
         };
-        let is_same = |guest: &GuestDir| uuid_of(guest) == Some(uuid);
-        let is_sought =
-            |guest: &&GuestDir| is_same(guest) || guest.name().as_str() == name.as_str();
+        let is_sought = |guest: &&GuestDir| {
+            guest.name().as_str() == name.as_str() || uuid_of(guest) == Some(uuid)
+        };
         let mut sought = Vec::new();
         for guest in guests.iter().filter(is_sought) {
-            sought.push((self.found(guest).await, is_same(guest)));
+            sought.push(self.found(guest).await);
         }
         // One that may run counts before one that waits.
-        let best = sought.into_iter().max_by_key(|(found, is_same)| (found.is_owned, *is_same));
-        FrontReply::Found(best.map(|(found, _)| found))
+        FrontReply::Found(sought.into_iter().max_by_key(|it| (it.is_owned, it.uuid == uuid)))
     }
 
     /// How a guest stands that another host asks about. One that does not answer may run.
@@ -184,7 +183,8 @@ impl Node {
         FoundGuest { uuid, name, state: state.into(), is_owned }
     }
 
-    /// Whether a guest that is on its way here has been handed over and is about to run, as far as that can be read.
+    /// Whether a guest on its way here has been handed over and is about to run. When its record
+    /// cannot be read, it may be.
     fn is_taking_over(&self, guest: &GuestName) -> bool {
         let is_taking = |record: Record| {
             let Side::Destination { state, .. } = record.side else { return false };

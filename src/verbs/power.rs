@@ -33,15 +33,9 @@ pub(crate) fn pause(state: &StateDir, args: &NameArgs) -> Result<Exit> {
 /// As [`pause`].
 pub(crate) fn resume(state: &StateDir, args: &ResumeArgs) -> Result<Exit> {
     let client = guest_client(state, &args.name)?;
-    let path = "/v1/guest/resume";
-    let asked = block_on(async {
-        // A process of before this release knows no request.
-        let answer: StateAnswer = match args.unsafe_disks {
-            false => client.put(path).await?,
-            true => client.put_json(path, &ResumeRequest { unsafe_disks: true }).await?,
-        };
-        Ok(answer)
-    });
+    let request = ResumeRequest { unsafe_disks: args.unsafe_disks };
+    let asked =
+        block_on(async { Ok(client.put_json::<StateAnswer>("/v1/guest/resume", &request).await?) });
     asked.with_context(|| format!("cannot resume {}", args.name))?;
     Ok(Exit::Done)
 }

@@ -113,18 +113,19 @@ impl Source {
         }
     }
 
-    /// A guest that cannot go on, since another host has its disk for instance, is kept as it is: its memory may be the only copy.
+    /// Keeps a guest that cannot go on as it is (another guest may have locked its disk): its
+    /// memory may be the only copy.
     pub(super) fn on_resumed(&mut self, answer: Result<(), GuestError>) {
         if let State::Unwinding(unwind) = &mut self.state
             && unwind.guest == GuestBack::Resuming
         {
             unwind.guest = match answer {
-                Ok(()) => GuestBack::Back,
+                Ok(()) => {
+                    self.notes.runs(self.now);
+                    GuestBack::Back
+                }
                 Err(error) => GuestBack::Stuck(error),
             };
-            if unwind.guest == GuestBack::Back {
-                self.notes.runs(self.now);
-            }
             self.go_on_unwinding();
         }
     }
@@ -144,9 +145,8 @@ impl Source {
     }
 
     pub(super) fn on_guest_failed(&mut self, error: GuestError) {
-        match &self.state {
-            state if state.is_uncommitted() => self.abort(Failure::Guest(error)),
-            _ => {}
+        if self.state.is_uncommitted() {
+            self.abort(Failure::Guest(error));
         }
     }
 
