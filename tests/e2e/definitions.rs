@@ -145,16 +145,6 @@ fn what_is_wrong_in_a_file_is_told_with_its_place_and_nothing_is_kept() {
     assert!(shown.contains("damaged file: ") && !shown.contains("shut off"), "{shown}");
 }
 
-/// Waits until the host's node has logged `words`.
-#[track_caller]
-fn await_log(host: &Host, words: &[&str]) {
-    wait::until(&format!("the node logs {words:?}"), || {
-        let logs = host.logs();
-        let all_there = words.iter().all(|word| logs.contains(word));
-        wait::holds(all_there, logs)
-    });
-}
-
 #[test]
 fn the_node_starts_guests_once_in_each_life_of_the_host() {
     let mut pair = Pair::without_nodes();
@@ -168,26 +158,24 @@ fn the_node_starts_guests_once_in_each_life_of_the_host() {
 
     pair.a.start_node(&NodePlan::default());
     let failure = ["not started with the host", "/nowhere/vmlinuz", "guest=broken"];
-    await_log(&pair.a, &failure);
+    pair.a.await_log(&failure);
     wait::until("web-1 is started", || {
         let state = pair.a.guest("web-1").state();
         wait::holds(state.as_deref() == Some("running"), state)
     });
     works(&pair.a);
-    await_log(&pair.a, &["started with the host guest=web-1"]);
+    pair.a.await_log(&["started with the host guest=web-1"]);
     assert_eq!(pair.a.list().len(), 1, "no guest that was not to start");
 
     pair.a.run(&["destroy", "web-1"]).ok();
     pair.a.kill_node();
     // Another node in the same life of the host.
     pair.a.start_node(&NodePlan::default());
-    await_log(&pair.a, &["guests have been started with the host before"]);
+    pair.a.await_log(&["guests have been started with the host before"]);
     pair.a.kill_node();
     assert_eq!(pair.a.list(), Vec::<Value>::new());
 
-    // As if the host had booted again.
-    std::fs::write(pair.a.state_dir().join("autostarted.json"), "{\"boot_id\": \"x\"}")
-        .expect("a file");
+    pair.a.boots_again();
     pair.a.run(&["autostart", "broken", "--disable"]).ok();
     pair.a.start_node(&NodePlan::default());
     pair.a.guest("web-1").await_state("running");
@@ -206,10 +194,10 @@ fn a_guest_that_has_moved_away_is_not_started_with_the_host() {
     works(&pair.a);
     Migration::run(&pair.a, "web-1", &pair.b).ok();
     pair.a.kill_node();
-    std::fs::write(pair.a.state_dir().join("autostarted.json"), "{}").expect("a file");
+    pair.a.boots_again();
     pair.a.start_node(&NodePlan::default());
     let words = ["web-1 moved to 127.0.0.1", "`lighter start web-1 --force` starts it here"];
-    await_log(&pair.a, &words);
+    pair.a.await_log(&words);
     let uuid = |host: &Host| works(host).get("/v1/guest").expect("an answer")["uuid"].clone();
     let moved = uuid(&pair.b);
     let is_there = ["has it as web-1 (running)"];

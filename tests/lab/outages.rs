@@ -105,7 +105,7 @@ impl Scenario {
     /// Starts a guest and its migration, and waits until that is held in `phase`.
     fn hold(&mut self, phase: &Phase, outcome: Outcome) {
         self.start(phase, outcome);
-        self.await_held(phase);
+        self.await_held(phase, "true");
     }
 
     /// Starts a guest and its migration, which will be held in `phase`.
@@ -136,18 +136,24 @@ impl Scenario {
         self.expected.push((name, outcome));
     }
 
-    /// Waits until a migration is held, and the records say that it is in `phase`.
-    fn await_held(&self, phase: &Phase) {
-        let hosts = self.hosts();
-        until("the migration is held, and the records say where", || {
-            let log = Host::log_of("--unit lighter-node --unit 'lab-guest-*'");
-            let log = format!("{log}; cat /var/lib/lighter/guests/*/lighter.log 2> /dev/null");
-            let count =
-                format!("({log}) | grep --count --fixed-strings 'point=\"{}\"'", phase.point);
-            let held = hosts.map(|host| host.sh(&count).stdout);
-            let seen = hosts.map(|host| states(host).remove(phase.name).unwrap_or_default());
-            let is_held = held.iter().any(|count| !count.starts_with('0'));
-            holds(is_held && seen == phase.records, (held, seen))
+    /// Waits until a migration is held, and the records say that it is in `phase`. The host that
+    /// holds it does `then` at once: what is held after the decision is asked about 10 s later.
+    fn await_held(&self, phase: &Phase, then: &str) {
+        let [here, there] = self.hosts();
+        let name = phase.name;
+        let (host, log) = match phase.point.starts_with("destination") {
+            true => (there, format!("cat /var/lib/lighter/guests/{name}/lighter.log")),
+            false => (here, Host::log_of(&format!("--unit lab-guest-{name}"))),
+        };
+        host.sh(&format!(
+            "until {log} 2> /dev/null | grep --fixed-strings 'point=\"{}\"'; \
+             do [ $SECONDS -lt 900 ] || exit 1; sleep 0.1; done; {then}",
+            phase.point
+        ))
+        .ok();
+        until("the records say where it is held", || {
+            let seen = [here, there].map(|host| states(host).remove(name).unwrap_or_default());
+            holds(seen == phase.records, (seen, phase.records))
         });
     }
 
@@ -291,14 +297,7 @@ fn cable_is_out_for(time: Duration) {
                 "add rule inet lab {chain} socket cgroupv2 level 2 \"{unit}\" ip protocol udp drop;"
             )
         });
-        // The host itself waits: what is held after the decision is asked about 10 seconds later.
-        let wait = format!(
-            "until {} | grep --fixed-strings 'point=\"{}\"'; do [ $SECONDS -lt 900 ] || exit 1; sleep 0.1; done",
-            Host::log_of(&format!("--unit lab-guest-{}", phase.name)),
-            phase.point
-        );
-        scenario.hosts()[0].sh(&format!("{wait}; nft '{}'", rules.concat())).ok();
-        scenario.await_held(phase);
+        scenario.await_held(phase, &format!("nft '{}'", rules.concat()));
     }
     scenario.hosts()[1].cut_cable();
     scenario.hosts()[0].sh("nft delete table inet lab").ok();

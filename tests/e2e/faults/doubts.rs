@@ -101,16 +101,8 @@ fn a_guest_in_doubt_is_neither_resumed_nor_migrated() {
 
 /// Starts the node as if its host had booted again.
 fn boots(host: &mut Host, listen: &str) {
-    std::fs::write(host.state_dir().join("autostarted.json"), "{}").expect("a file");
+    host.boots_again();
     host.start_node(&NodePlan { listen: Some(listen.to_owned()), ..NodePlan::default() });
-}
-
-#[track_caller]
-fn logs(host: &Host, words: &str) {
-    wait::until(words, || {
-        let logs = host.logs();
-        wait::holds(logs.contains(words), logs)
-    });
 }
 
 #[test]
@@ -126,7 +118,7 @@ fn a_guest_that_was_about_to_run_is_not_started_anew_while_its_source_waits() {
     scene.take_migration().finish().in_doubt();
 
     boots(&mut scene.pair.b, &listen);
-    logs(&scene.pair.b, "not started with the host yet: web-1 was on its way here");
+    scene.pair.b.await_log(&["not started with the host yet: web-1 was on its way here"]);
     let words = ["was on its way here", "the host that it came from may have it", "--force"];
     scene.pair.b.run(&["start", GUEST]).complains(Exit::Failed, &words);
 
@@ -143,7 +135,7 @@ fn a_guest_that_was_about_to_run_is_not_started_anew_while_its_source_waits() {
     // The node has seen it run meanwhile, or not.
     scene.pair.b.kill_node();
     boots(&mut scene.pair.b, &listen);
-    logs(&scene.pair.b, "web-1 was last on its way here from another host");
+    scene.pair.b.await_log(&["web-1 was last on its way here from another host"]);
     assert!(scene.pair.b.list().is_empty());
 }
 

@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use super::process::processes_of;
 use super::program::{Done, lighter, read, run};
-use super::{Guest, Node, NodePlan};
+use super::{Guest, Node, NodePlan, wait};
 
 /// A host: a state folder, and its node while there is one.
 #[derive(Debug)]
@@ -76,6 +76,22 @@ impl Host {
         let guests =
             std::fs::read_dir(self.state_dir.join("guests")).into_iter().flatten().flatten();
         guests.fold(read(&self.log), |logs, guest| logs + &read(&guest.path().join("lighter.log")))
+    }
+
+    /// Waits until its nodes and live guests have logged `words`.
+    #[track_caller]
+    pub(crate) fn await_log(&self, words: &[&str]) {
+        wait::until(&format!("{words:?} in a log"), || {
+            let logs = self.logs();
+            let all_there = words.iter().all(|word| logs.contains(word));
+            wait::holds(all_there, logs)
+        });
+    }
+
+    /// As if the host had booted since its last node: the next one starts its guests again.
+    pub(crate) fn boots_again(&self) {
+        let file = self.state_dir.join("autostarted.json");
+        std::fs::write(file, "{\"boot_id\": \"of the life before\"}").expect("a file");
     }
 
     /// The guests on this host, as `lighter ls --json` lists them.
