@@ -3,7 +3,8 @@
 //! `LIGHTER_FAILPOINT=POINT:ACTION[,POINT:ACTION...]`, each of which strikes once. A point is a side, a
 //! moment and a name in lower case: `source.send.commit`, `destination.recv.state`,
 //! `source.act.sendround`, `source.data.pages`. Names are those of messages and actions. Actions: `hold`
-//! (what was to happen here does not), `stall=PATH` (it makes that file and blocks its thread until the
+//! (what was to happen here does not), `freeze` (the same, and this side's deadlines do not pass until it
+//! loses its connection), `stall=PATH` (it makes that file and blocks its thread until the
 //! file is gone), `exit` (the process is killed), `panic` (the session's thread panics), `cut` (the
 //! connections are closed), `flip` (a byte of the frame is damaged).
 //!
@@ -42,6 +43,12 @@ mod enabled {
         pub(crate) fn reach(&self, _moment: &str, _name: &str) -> Passage {
             Passage::Go
         }
+
+        pub(crate) fn is_frozen(&self) -> bool {
+            false
+        }
+
+        pub(crate) fn thaw(&self) {}
     }
 
     /// Nothing else is to be spoken.
@@ -69,7 +76,10 @@ mod enabled {
 
     /// The points that are set.
     #[derive(Debug, Clone, Default)]
-    pub(crate) struct Failpoints(Arc<Vec<Point>>);
+    pub(crate) struct Failpoints {
+        points: Arc<Vec<Point>>,
+        frozen: Arc<AtomicBool>,
+    }
 
     #[derive(Debug)]
     struct Point {
@@ -81,6 +91,7 @@ mod enabled {
     #[derive(Debug, Clone)]
     enum Action {
         Pass(Passage),
+        Freeze,
         Stall(PathBuf),
         Exit,
         Panic,
@@ -96,12 +107,22 @@ mod enabled {
         /// As [`Failpoints::from_environment`], from a text.
         pub(crate) fn parse(text: &str) -> Self {
             let points = text.split(',').filter(|item| !item.is_empty());
-            Self(Arc::new(points.filter_map(Point::parse).collect()))
+            Self { points: Arc::new(points.filter_map(Point::parse).collect()), ..Self::default() }
+        }
+
+        /// Whether time stands still for this side.
+        pub(crate) fn is_frozen(&self) -> bool {
+            self.frozen.load(Ordering::Relaxed)
+        }
+
+        /// Time goes on.
+        pub(crate) fn thaw(&self) {
+            self.frozen.store(false, Ordering::Relaxed);
         }
 
         /// Says what is to happen at the point `moment.name`; does not return from `exit` and `panic`.
         pub(crate) fn reach(&self, moment: &str, name: &str) -> Passage {
-            let Some(point) = self.0.iter().find(|point| point.is(moment, name)) else {
+            let Some(point) = self.points.iter().find(|point| point.is(moment, name)) else {
                 return Passage::Go;
             };
             if point.struck.swap(true, Ordering::Relaxed) {
@@ -110,6 +131,10 @@ mod enabled {
             tracing::warn!(point = point.at, "failpoint");
             match &point.action {
                 Action::Pass(passage) => *passage,
+                Action::Freeze => {
+                    self.frozen.store(true, Ordering::Relaxed);
+                    Passage::Hold
+                }
                 Action::Stall(path) => {
                     stall(path);
                     Passage::Go
@@ -124,6 +149,7 @@ mod enabled {
         fn parse(item: &str) -> Option<Self> {
             let action = match item.rsplit_once(':')?.1 {
                 "hold" => Action::Pass(Passage::Hold),
+                "freeze" => Action::Freeze,
                 "cut" => Action::Pass(Passage::Cut),
                 "flip" => Action::Pass(Passage::Flip),
                 "exit" => Action::Exit,

@@ -498,7 +498,8 @@ mod tests {
         let (_folder, client, _server) = serve();
         assert_eq!(client.get::<GuestInfo>("/v1/guest").await.unwrap(), Fake.info());
         assert_eq!(client.put::<StateAnswer>("/v1/guest/pause").await.unwrap(), PAUSED);
-        let request = serde_json::json!({ "destination": "host-b" });
+        let identity = serde_json::json!({ "ca_pem": "", "cert_pem": "", "key_pem": "" });
+        let request = serde_json::json!({ "destination": "host-b", "identity": identity });
         let refusal =
             refused(client.post::<MigrationStarted>("/v1/guest/migration", &request).await);
         assert_eq!(refusal.reason, Reason::Migrating);

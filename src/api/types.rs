@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use migrate::quic::Identity;
 use migrate::{Progress, Report};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -302,6 +303,8 @@ pub(crate) struct ResumeRequest {
 pub(crate) struct MigrationRequest {
     /// HOST or HOST:PORT of the destination's node.
     pub(crate) destination: String,
+    /// Key and certificate for this guest's process, which the host has issued.
+    pub(crate) identity: Identity,
     /// Name in the destination's certificate, when it is not HOST.
     #[serde(default)]
     pub(crate) tls_name: Option<String>,
@@ -340,9 +343,10 @@ pub(crate) struct CopyDisks {
 
 impl MigrationRequest {
     /// A migration to `destination` with the usual limits.
-    pub(crate) fn to(destination: String) -> Self {
+    pub(crate) fn to(destination: String, identity: Identity) -> Self {
         Self {
             destination,
+            identity,
             tls_name: None,
             downtime_ms_max: default_downtime_ms(),
             bandwidth_bytes_per_s_max: None,

@@ -180,6 +180,12 @@ pub(crate) enum CertsAction {
         #[arg(long, value_name = "DIR")]
         out: std::path::PathBuf,
     },
+    /// Print key and certificate for the process of a guest, as a migration by the HTTP API takes them (`identity`).
+    #[command(after_help = "Example:\n  lighter certs guest web-1")]
+    Guest {
+        /// The guest.
+        name: GuestName,
+    },
     /// Show this host's certificates.
     #[command(after_help = "Examples:\n  lighter certs show\n  lighter certs show --json")]
     Show {

@@ -91,7 +91,6 @@ impl Files {
             (state.guests(), Use::RemoveFolders),
             (state.migrations(), Use::Keep),
             (state.ended().folder().to_owned(), Use::Keep),
-            (state.certs(), Use::Read),
             (state.merge_domain_file(), Use::Write),
         ];
         wanted.extend(folders);

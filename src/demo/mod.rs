@@ -25,6 +25,7 @@ use crate::cli::host::DemoArgs;
 use crate::exit::{Exit, ExitWith};
 use crate::output;
 use crate::signals::EndSignals;
+use crate::verbs::certs::identity_of;
 use crate::verbs::follow::{Follower, interrupts};
 use crate::verbs::progress::ProgressView;
 use crate::verbs::session::block_on;
@@ -122,7 +123,8 @@ fn fill_patience(args: &DemoArgs) -> Duration {
 async fn move_guest(from: &Host, to: &Host, args: &DemoArgs) -> Result<Leg> {
     let before = Actor::meet(from, Instant::now() + Duration::from_secs(10)).await?;
     before.forget_stalls().await?;
-    let request = MigrationRequest::to(to.address().to_string());
+    let identity = identity_of(from.state(), &stage::guest_name()?)?;
+    let request = MigrationRequest::to(to.address().to_string(), identity);
     let started: MigrationStarted = from
         .guest_client()
         .post("/v1/guest/migration", &request)

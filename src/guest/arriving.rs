@@ -5,10 +5,11 @@ use std::sync::{Arc, Weak};
 
 use anyhow::{Context, Result};
 use migrate::guest::RefusalKind;
+use migrate::quic::Tls;
 use migrate::record::{DestinationState, RecordError, RecordStore, Side};
 use migrate::report::{Outcome, Role};
 use migrate::session::{DestinationSession, start_destination};
-use migrate::{DestinationGuest, GuestDescription, GuestFactory, MigrationId, Refusal, Token};
+use migrate::{DestinationGuest, GuestDescription, GuestFactory, MigrationId, Refusal};
 use vmm_core::{DeviceError, Error, RunState, ShapeError, VmOptions, VmShape};
 
 use super::console::Console;
@@ -19,10 +20,10 @@ use super::session::MigrationSession;
 use crate::api::types::MigrationStatus;
 use crate::cli::host::IncomingArgs;
 use crate::cli::net::NetRename;
-use crate::node::{IncomingLine, LINGER};
+use crate::node::{IncomingGreeting, IncomingLine, LINGER};
 
-/// The longest line that the node writes: 64 digits and the line's end, with room for a mistake.
-const TOKEN_LINE_BYTES_MAX: u64 = 256;
+/// The longest line that the node writes, bytes: its certificates' files are each a megabyte at most.
+const GREETING_BYTES_MAX: u64 = 8 << 20;
 
 /// A migration to here, from its start until nothing of it is left.
 #[derive(Debug, Clone)]
@@ -34,18 +35,18 @@ impl Arrival {
     /// Starts to wait for the guest; returns the UDP port.
     ///
     /// # Errors
-    /// This host has no certificates, no place for records, or no port.
+    /// This host has no place for records, or no port.
     pub(crate) fn start(
         process: &Arc<GuestProcess>,
         args: &IncomingArgs,
-        token: Token,
+        greeting: &IncomingGreeting,
         console: Console,
     ) -> Result<u16> {
-        let tls = migrate::quic::Tls::load(&process.state().certs())?;
+        let tls = Tls::new(&greeting.identity)?;
         let records = RecordStore::open(&process.state().migrations())?;
         let session = DestinationSession {
             migration: MigrationId(args.migration_id),
-            token,
+            token: greeting.token,
             listen: args.bind,
             ports: 0..=0,
             source: None,
@@ -189,20 +190,20 @@ fn refused(error: Error) -> Refusal {
     Refusal::new(kind, error.to_string())
 }
 
-/// Reads the secret that the source must show: the node writes it, and nobody else can see it.
+/// Reads what the node writes, and nobody else can see.
 ///
 /// # Errors
-/// There is none, as when a user starts this by hand.
-pub(crate) fn read_token() -> Result<Token> {
+/// There is nothing, as when a user starts this by hand.
+pub(crate) fn read_greeting() -> Result<IncomingGreeting> {
     let mut line = String::new();
     let stdin = std::io::stdin().lock();
     stdin
-        .take(TOKEN_LINE_BYTES_MAX)
+        .take(GREETING_BYTES_MAX)
         .read_line(&mut line)
-        .context("cannot read the migration's token from stdin")?;
-    let hex = serde_json::Value::String(line.trim_end().to_owned());
-    serde_json::from_value(hex)
-        .context("`lighter incoming` is started by the node, which writes a token to its stdin")
+        .context("cannot read the migration's secrets from stdin")?;
+    serde_json::from_str(&line).context(
+        "`lighter incoming` is started by the node, which writes the migration's secrets to its stdin",
+    )
 }
 
 /// Tells the node where the source will find this process; from then on, stdout goes nowhere.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use migrate::pages;
+use migrate::quic::Tls;
 use migrate::record::{Record, RecordStore, Side, SourceState};
 use migrate::report::{Outcome, Role};
 use migrate::session::{SourceSession, start_source};
@@ -38,7 +39,7 @@ impl Departure {
     /// Starts to migrate the guest of `process`.
     ///
     /// # Errors
-    /// The request makes no sense, or this host has no certificates or no place for records.
+    /// The request makes no sense, or this host has no place for records.
     pub(crate) fn start(
         process: &Arc<GuestProcess>,
         request: &MigrationRequest,
@@ -49,7 +50,8 @@ impl Departure {
             .ok_or_else(|| ApiError::new(Reason::WrongState, "the guest has not arrived yet"))?;
         let guest = Departing::new(Arc::clone(machine), &request.destination, disks_of(request))
             .map_err(|error| ApiError::new(Reason::BadRequest, error))?;
-        let tls = migrate::quic::Tls::load(&process.state().certs()).map_err(ApiError::failed)?;
+        let tls = Tls::new(&request.identity)
+            .map_err(|error| ApiError::new(Reason::BadRequest, error.to_string()))?;
         let records = RecordStore::open(&process.state().migrations()).map_err(ApiError::failed)?;
         // Starting the log anew sets right what cannot be stopped.
         process.surveys().call_off(machine);
@@ -240,11 +242,19 @@ fn session(request: &MigrationRequest) -> Result<SourceSession, ApiError> {
 
 #[cfg(test)]
 mod tests {
+    use migrate::quic::Identity;
+
     use super::*;
+
+    fn request_to(destination: &str) -> MigrationRequest {
+        let nothing = String::new;
+        let identity = Identity { ca_pem: nothing(), cert_pem: nothing(), key_pem: nothing() };
+        MigrationRequest::to(destination.to_owned(), identity)
+    }
 
     #[test]
     fn a_request_becomes_a_session_with_its_limits() {
-        let mut request = MigrationRequest::to("host-b:77".to_owned());
+        let mut request = request_to("host-b:77");
         request.downtime_ms_max = 50;
         request.connections = Some(4);
         let session = session(&request).unwrap();
@@ -255,9 +265,9 @@ mod tests {
 
     #[test]
     fn requests_without_sense_are_refused_as_such() {
-        let request = MigrationRequest::to("host-b".to_owned());
+        let request = request_to("host-b");
         for wrong in [
-            MigrationRequest::to(String::new()),
+            request_to(""),
             MigrationRequest { timeout_ms: 0, ..request.clone() },
             MigrationRequest { bandwidth_bytes_per_s_max: Some(0), ..request.clone() },
             MigrationRequest { connections: Some(0), ..request },

@@ -285,7 +285,7 @@ impl Life {
 
     /// Receives a guest and runs it, until its end.
     fn receive(self, args: &IncomingArgs) -> Result<Exit> {
-        let token = arriving::read_token()?;
+        let greeting = arriving::read_greeting()?;
         let process = GuestProcess::new(
             &self.state,
             self.dir().name().clone(),
@@ -294,7 +294,7 @@ impl Life {
             self.runtime.handle().clone(),
         );
         let console = Console::log(self.dir().console_log());
-        let port = Arrival::start(&process, args, token, console)?;
+        let port = Arrival::start(&process, args, &greeting, console)?;
         let servers = self.open(&process)?;
         self.confine(&process)?;
         arriving::tell_node_port(port)?;

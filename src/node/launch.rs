@@ -1,6 +1,6 @@
 //! Starts the process for an incoming guest and hears from it where it listens.
 //!
-//! The node says only one thing to it, the secret that the source must show, and hears one line back; then they go separate
+//! The node tells it two secrets, its own key and what the source must show, and hears one line back; then they go separate
 //! ways. The process leads a session of its own, so neither a signal to the node's terminal nor the node's end reaches it.
 
 use std::net::IpAddr;
@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
+use migrate::quic::{Identity, TlsError};
 use migrate::{MigrationId, Token};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -62,6 +63,15 @@ pub(crate) struct Launched {
     pub(crate) child: Child,
 }
 
+/// The one line that the process of an incoming guest reads from its standard input.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct IncomingGreeting {
+    /// The secret that the source must show.
+    pub(crate) token: Token,
+    /// With what the process proves itself.
+    pub(crate) identity: Identity,
+}
+
 /// The one line that the process of an incoming guest writes to its standard output.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -78,6 +88,9 @@ pub(crate) enum LaunchError {
     /// It could not be started at all.
     #[error("it cannot be started: {0}")]
     Start(std::io::Error),
+    /// There is nothing with which it could prove itself.
+    #[error(transparent)]
+    Identity(#[from] TlsError),
     /// It said what went wrong.
     #[error("{0}")]
     Said(String),
@@ -97,6 +110,8 @@ pub(crate) enum LaunchError {
 /// # Errors
 /// [`LaunchError`]; the process has been ended then.
 pub(crate) async fn launch(what: &Launch<'_>) -> Result<Launched, LaunchError> {
+    let identity = Identity::of_guest(&what.state.certs(), what.uuid)?;
+    let greeting = IncomingGreeting { token: *what.token, identity };
     let program = std::env::current_exe().map_err(LaunchError::Start)?;
     let mut command = Command::new(program);
     command
@@ -123,17 +138,18 @@ pub(crate) async fn launch(what: &Launch<'_>) -> Result<Launched, LaunchError> {
         .kill_on_drop(false)
         .spawn()
         .map_err(LaunchError::Start)?;
-    match tokio::time::timeout(LAUNCH_PATIENCE, greet(&mut child, what.token)).await {
+    match tokio::time::timeout(LAUNCH_PATIENCE, greet(&mut child, &greeting)).await {
         Ok(Ok(port)) => Ok(Launched { port, child }),
         Ok(Err(error)) => Err(give_up(child, error).await),
         Err(_) => Err(give_up(child, LaunchError::Slow).await),
     }
 }
 
-/// Tells the secret and reads the line.
-async fn greet(child: &mut Child, token: &Token) -> Result<u16, LaunchError> {
+/// Tells its secrets and reads the line.
+async fn greet(child: &mut Child, greeting: &IncomingGreeting) -> Result<u16, LaunchError> {
     if let Some(mut input) = child.stdin.take() {
-        let line = format!("{}\n", hex(&token.0));
+        let line = serde_json::to_string(greeting).map_err(std::io::Error::from);
+        let line = line.map_err(LaunchError::Start)? + "\n";
         // A process that ended already tells more by how it ended.
         let _ended_early = input.write_all(line.as_bytes()).await;
     }
@@ -158,8 +174,4 @@ async fn give_up(mut child: Child, error: LaunchError) -> LaunchError {
         tracing::warn!(%failure, "cannot end the process of a guest that will not arrive");
     }
     error
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

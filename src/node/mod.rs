@@ -27,6 +27,6 @@ mod service;
 mod types;
 
 pub(crate) use density::{check_settings, types as density_types};
-pub(crate) use launch::{IncomingLine, LINGER};
+pub(crate) use launch::{IncomingGreeting, IncomingLine, LINGER};
 pub(crate) use run::run;
 pub(crate) use types::NodeFile;

@@ -1,15 +1,17 @@
 //! The node's ends of QUIC: what sources ask is handed to the node, and decisions are carried to other nodes.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use migrate::front::{self, FrontHandler, ResolveTarget};
 use migrate::guest::RefusalKind;
 use migrate::protocol::front::{FrontReply, FrontRequest};
 use migrate::protocol::{Decision, DestinationMessage};
-use migrate::quic::Tls;
 use migrate::quic::endpoint::Peer;
+use migrate::quic::{Identity, Tls, TlsError};
 use migrate::record::{Record, Side};
+use uuid::Uuid;
 
 use super::front::Arrival;
 use super::resolver::Courier;
@@ -47,13 +49,18 @@ impl FrontHandler for FrontDesk {
 /// Carries decisions to other nodes.
 #[derive(Debug)]
 pub(crate) struct NodeCourier {
-    tls: Tls,
+    certs: PathBuf,
 }
 
 impl NodeCourier {
-    /// A courier that proves itself with the host's certificate.
-    pub(crate) fn new(tls: Tls) -> Self {
-        Self { tls }
+    /// A courier of the host whose certificates are in the folder `certs`.
+    pub(crate) fn new(certs: PathBuf) -> Self {
+        Self { certs }
+    }
+
+    /// It speaks for the guest's process that has ended.
+    fn tls(&self, guest: Uuid) -> Result<Tls, TlsError> {
+        Tls::new(&Identity::of_guest(&self.certs, guest)?)
     }
 }
 
@@ -74,6 +81,7 @@ impl Courier for NodeCourier {
             node: Peer { address: *node_address, name: server_name.clone() },
             process: *process_address,
         };
-        front::resolve(&self.tls, &target).await.map_err(|error| error.to_string())
+        let tls = self.tls(record.guest_uuid).map_err(|error| error.to_string())?;
+        front::resolve(&tls, &target).await.map_err(|error| error.to_string())
     }
 }

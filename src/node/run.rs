@@ -98,7 +98,7 @@ async fn serve(state: &StateDir, args: &NodeArgs, log: &LogArgs, tls: Tls) -> Re
             Arc::new(FrontDesk(Arc::clone(&node))),
         )),
         exposition::serve(listener, Arc::clone(&node), Arc::clone(&density)),
-        look_after_records(Arc::clone(&node), NodeCourier::new(tls)),
+        look_after_records(Arc::clone(&node), NodeCourier::new(state.certs())),
         tokio::spawn(autostart::start_guests(Arc::clone(&node))),
         density::start(Arc::clone(&density)),
     ];

@@ -217,6 +217,9 @@ impl Node {
                 faults.insert(format!("cannot remove an old record of a migration: {error}"));
             }
         }
+        if let Err(error) = self.records.remove_unfinished(SystemTime::now()) {
+            faults.insert(format!("cannot remove what a crash has left: {error}"));
+        }
         self.complain_once(faults);
         Ok(orphans)
     }

@@ -3,17 +3,18 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use migrate::quic::{Authority, HostCertificate, Tls, calendar_time};
+use migrate::quic::{Authority, HostCertificate, Identity, Tls, calendar_time};
 use serde::Serialize;
 
 use crate::cli::Output;
 use crate::cli::host::{CertsAction, CertsArgs};
 use crate::exit::Exit;
+use crate::names::GuestName;
 use crate::output;
 use crate::state_dir::StateDir;
 use crate::table::facts;
 
-/// Does one of `init`, `host` and `show`.
+/// Does one of `init`, `host`, `guest` and `show`.
 ///
 /// # Errors
 /// A file is there already (keys are never overwritten), is missing, or cannot be used.
@@ -21,8 +22,21 @@ pub(crate) fn run(state: &StateDir, args: &CertsArgs) -> Result<Exit> {
     match &args.action {
         CertsAction::Init { names } => init(state, names),
         CertsAction::Host { names, out } => host(state, names, out),
+        CertsAction::Guest { name } => {
+            output::print_json(&identity_of(state, name)?)?;
+            Ok(Exit::Done)
+        }
         CertsAction::Show { json } => show(state, json.output()),
     }
+}
+
+/// With what the process of the guest proves itself to other hosts: it has no other key.
+///
+/// # Errors
+/// This host's certificates cannot be used, or there is no such guest.
+pub(crate) fn identity_of(state: &StateDir, guest: &GuestName) -> Result<Identity> {
+    let uuid = state.guest(guest).read_identity()?.uuid;
+    Ok(Identity::of_guest(&state.certs(), uuid)?)
 }
 
 fn init(state: &StateDir, names: &[String]) -> Result<Exit> {

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail};
 use migrate::report::Role;
 use migrate::{MigrationId, Report};
 
+use super::certs::identity_of;
 use super::follow::{Follower, interrupts};
 use super::progress::ProgressView;
 use super::session::{block_on, guest_client};
@@ -44,7 +45,7 @@ pub(crate) fn run(state: &StateDir, args: &MigrateArgs) -> Result<Exit> {
 
 fn migrate(state: &StateDir, args: &MigrateArgs, destination: &str) -> Result<Exit> {
     let client = guest_client(state, &args.name)?;
-    let request = request(args, destination);
+    let request = request(state, args, destination)?;
     let mut view = ProgressView::new(args.json.output());
     let mut is_workload = false;
     let report = block_on(async {
@@ -112,10 +113,13 @@ fn not_known(args: &MigrateArgs, error: &AskError) -> anyhow::Error {
     ExitWith { exit: Exit::Unwatched, message }.into()
 }
 
-fn request(args: &MigrateArgs, destination: &str) -> MigrationRequest {
+fn request(state: &StateDir, args: &MigrateArgs, destination: &str) -> Result<MigrationRequest> {
     let millis = |time: std::time::Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-    MigrationRequest {
+    let identity = identity_of(state, &args.name)
+        .with_context(|| format!("cannot migrate {} to {destination}", args.name))?;
+    Ok(MigrationRequest {
         destination: destination.to_owned(),
+        identity,
         tls_name: args.tls_name.clone(),
         downtime_ms_max: millis(args.downtime),
         bandwidth_bytes_per_s_max: args.bandwidth,
@@ -131,7 +135,7 @@ fn request(args: &MigrateArgs, destination: &str) -> MigrationRequest {
             replace: args.replace_disks,
         }),
         unproven_disks: args.unproven_disks,
-    }
+    })
 }
 
 fn resolve(state: &StateDir, args: &MigrateArgs, decision: ResolveArg) -> Result<Exit> {

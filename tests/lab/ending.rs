@@ -45,17 +45,20 @@ impl Second {
         found.concat().lines().map(str::to_owned).collect()
     }
 
-    /// No process and no folder is left of it.
-    fn leaves_nothing(mut self) {
+    /// No process is left of it.
+    fn runs_no_more(&self) {
         until("the lab is gone", || {
             let left = self.processes();
             let listed = lab_command(&self.name, &["ls"]).output().expect("scripts/lab");
             let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
             holds(left.is_empty() && !listed.contains(&self.name), (left, listed))
         });
-        // What was killed leaves files until another lab is started, or ended.
-        lab_command(&self.name, &["down"]).status().expect("scripts/lab");
-        assert!(!self.folder().exists(), "{:?}", self.folder());
+    }
+}
+
+impl Drop for Second {
+    fn drop(&mut self) {
+        // The lab ends with it, whatever has become of the test.
         let _ = self.owner.kill();
         let _ = self.owner.wait();
     }
@@ -65,12 +68,16 @@ impl Second {
 fn a_lab_ends_with_its_owner() {
     let mut lab = Second::up("owned");
     lab.owner.kill().and_then(|()| lab.owner.wait()).expect("a child");
-    lab.leaves_nothing();
+    lab.runs_no_more();
+    until("its folder is gone", || holds(!lab.folder().exists(), lab.folder()));
 }
 
 #[test]
 fn a_lab_whose_supervisor_is_killed_leaves_no_process() {
     let lab = Second::up("kept");
     Command::new("kill").args(["-KILL", &lab.supervisor.to_string()]).status().expect("kill");
-    lab.leaves_nothing();
+    lab.runs_no_more();
+    // What was killed leaves files until another lab is started, or ended.
+    lab_command(&lab.name, &["down"]).status().expect("scripts/lab");
+    assert!(!lab.folder().exists(), "{:?}", lab.folder());
 }

@@ -5,7 +5,7 @@
 //! the short ones, `scripts/check --full` all of them; each can be run alone by its name:
 //!
 //! ```text
-//! cargo test --features failpoints --test lab -- stock::two_vcpus
+//! cargo test --workspace --features failpoints --test lab -- --exact stock::two_vcpus_move_twice
 //! ```
 
 #[cfg(feature = "failpoints")]
@@ -18,4 +18,6 @@ mod fixtures;
 mod kernel;
 mod nested;
 mod processors;
+#[path = "../e2e/host/state_folder.rs"]
+mod state_folder;
 mod stock;

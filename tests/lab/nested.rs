@@ -1,6 +1,6 @@
 //! A guest that can run guests of its own: whether it does decides whether it can move.
 
-use crate::fixtures::{Lab, StockGuest};
+use crate::fixtures::{Lab, StockGuest, holds, until};
 
 /// Creates a virtual machine, and keeps it.
 const HOLD_A_VM: &str = "import fcntl, os, signal; vm = fcntl.ioctl(os.open('/dev/kvm', os.O_RDWR), 0xae01, 0); signal.pause()";
@@ -13,12 +13,10 @@ fn a_guest_moves_unless_it_runs_guests() {
     guest.sh(here, "modprobe kvm_amd").ok();
     let hold = format!("systemd-run --quiet --unit vm python3 -c \"{HOLD_A_VM}\"");
     guest.sh(here, &hold).ok();
-    guest
-        .sh(
-            here,
-            "until ls -l /proc/$(systemctl show -P MainPID vm)/fd | grep kvm-vm; do sleep 1; done",
-        )
-        .ok();
+    until("the guest runs a guest", || {
+        let open = guest.sh(here, "ls -l /proc/$(systemctl show -P MainPID vm)/fd").stdout;
+        holds(open.contains("kvm-vm"), open)
+    });
 
     let words = ["the guest runs guests of its own", "EFER.SVME", "unload"];
     here.lighter(&format!("migrate debian {}", there.address())).complains(&words);

@@ -40,6 +40,7 @@ fn moves(cpus: u16, moves: usize) {
     let before = guest.health(hosts[0]);
     for turn in 1..=moves {
         let [from, to] = hosts;
+        let streamed = stream.bytes();
         let done =
             from.lighter(&format!("migrate debian {} --json --downtime {DOWNTIME}", to.address()));
         let report = done.json();
@@ -47,9 +48,13 @@ fn moves(cpus: u16, moves: usize) {
             "move {turn}: downtime {} s, total {} s",
             report["downtime_seconds"], report["total_seconds"]
         );
+        assert!(stream.bytes() > streamed, "the guest did not run while it was migrated");
         assert_eq!(from.state_of("debian"), None);
         stream.await_more();
         hosts.reverse();
+        if turn == 1 {
+            guest.health(hosts[0]).is_as_good_as(&before);
+        }
     }
     let seen = stream.finish();
     println!("{cpus} vCPUs: {seen}");
@@ -71,12 +76,10 @@ fn sixteen_vcpus_move_and_are_restored() {
     there.lighter("save debian /var/tmp/debian.lighter").ok();
     there.lighter("restore /var/tmp/debian.lighter --name debian --detach").ok();
     guest.await_booted(there);
-    let complaints =
-        guest.sh(there, "dmesg | grep -iE 'x2apic|apic id mismatch|firmware bug'").stdout;
-    assert!(
-        complaints.contains("x2apic enabled") && !complaints.contains("ismatch"),
-        "{complaints}"
-    );
+    let log = guest.sh(there, "dmesg").ok();
+    assert!(log.contains("x2apic enabled"), "{log}");
+    let complaints = guest.sh(there, "dmesg | grep -iE 'apic id mismatch|firmware bug'").stdout;
+    assert_eq!(complaints, "");
     guest.shut_down(there);
 }
 

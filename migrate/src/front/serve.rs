@@ -8,10 +8,13 @@ use quinn::{Connection, Endpoint, Incoming};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
+use uuid::Uuid;
 
 use crate::framing::{self, ReadFailure};
+use crate::guest::{Refusal, RefusalKind};
 use crate::protocol::front::{FrontReply, FrontRequest};
 use crate::quic::endpoint::{seat, turn_away};
+use crate::quic::peers;
 
 /// Requests answered at once; a peer beyond is turned away and tries again.
 const CONCURRENT_MAX: usize = 32;
@@ -22,7 +25,8 @@ const ANSWER_TIME: Duration = Duration::from_secs(5);
 
 /// Answers requests; implemented by the node.
 pub trait FrontHandler: Send + Sync + 'static {
-    /// Answers `request`, which came from `peer`, a host with a certificate of the fleet.
+    /// Answers `request`, which came from `peer`: a host with a certificate of the fleet, or a
+    /// process of such a host that asks for its own guest.
     fn answer(
         &self,
         request: FrontRequest,
@@ -80,9 +84,14 @@ async fn answer_one<H: FrontHandler>(
         .await
         .map_err(|_| "no request came in time")?
         .map_err(|failure| failure.to_string())?;
-    let reply = tokio::select! {
-        reply = handler.answer(request, peer) => reply,
-        gone = connection.closed() => return Err(gone.to_string()),
+    let reply = if may_ask(peers::guest_at(connection), &request) {
+        tokio::select! {
+            reply = handler.answer(request, peer) => reply,
+            gone = connection.closed() => return Err(gone.to_string()),
+        }
+    } else {
+        let what = "the process of a guest may ask for that guest only";
+        FrontReply::Refused(Refusal::new(RefusalKind::Other, what))
     };
     timeout(ANSWER_TIME, async {
         framing::write(&mut send, &reply).await?;
@@ -94,15 +103,30 @@ async fn answer_one<H: FrontHandler>(
     .map_err(|_| "the answer was not taken in time")?
 }
 
+/// Whether a host (none), or the process of a guest, may ask that.
+fn may_ask(guest: Option<Uuid>, request: &FrontRequest) -> bool {
+    let Some(own) = guest else { return true };
+    match request {
+        FrontRequest::Admit { guest, .. } => guest.uuid == own,
+        // The token says whose it is.
+        FrontRequest::Resolve { .. } => true,
+        FrontRequest::Find { .. } => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::Ipv4Addr;
 
     use super::*;
     use crate::front::{FrontError, ask};
-    use crate::protocol::{Decision, DestinationMessage, MigrationId, Token};
+    use crate::guest::GuestDescription;
+    use crate::memory::{MemoryLayout, Region};
+    use crate::protocol::{
+        Blob, Decision, DestinationMessage, MigrationId, Offer, PeerText, Token,
+    };
     use crate::quic::endpoint::{Peer, connect, dialer, listen};
-    use crate::quic::{Authority, Tls};
+    use crate::quic::{Authority, Identity, Tls};
 
     /// Answers that it knows of nothing.
     struct Ignorant;
@@ -157,6 +181,43 @@ mod tests {
             assert!(closed.contains(reason), "{closed}");
         }
         ask(&dialer, &peer, &question()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_process_of_a_guest_asks_for_that_guest_only() {
+        let (own, other) = (Uuid::new_v4(), Uuid::new_v4());
+        let folder = tempfile::tempdir().unwrap();
+        let host = Authority::create().unwrap().issue(&["127.0.0.1".into()]).unwrap();
+        host.save(folder.path()).unwrap();
+        let listener = listen((Ipv4Addr::LOCALHOST, 0).into(), &Tls::new(&host).unwrap()).unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(serve(listener.clone(), Arc::new(Ignorant)));
+        let peer = Peer { address, name: "127.0.0.1".into() };
+        let of_process = Tls::new(&Identity::of_guest(folder.path(), own).unwrap()).unwrap();
+        let dialer = dialer(address, &of_process).unwrap();
+
+        let layout = MemoryLayout::new(vec![Region { base: 0, bytes: 2 << 20 }]).unwrap();
+        let admit = |uuid| FrontRequest::Admit {
+            migration: MigrationId::random(),
+            offer: Offer::ours(),
+            guest: GuestDescription {
+                name: "web-1".to_owned(),
+                uuid,
+                layout: layout.clone(),
+                vcpus: 1,
+                config: Blob(Vec::new()),
+                disks: Vec::new(),
+            },
+        };
+        for allowed in [admit(own), question()] {
+            let reply = ask(&dialer, &peer, &allowed).await.unwrap();
+            assert_eq!(reply, FrontReply::Resolved(DestinationMessage::Unknown));
+        }
+        let find = |uuid| FrontRequest::Find { uuid, name: PeerText::new("web-1") };
+        for forbidden in [admit(other), find(other), find(own)] {
+            let reply = ask(&dialer, &peer, &forbidden).await.unwrap();
+            assert!(matches!(reply, FrontReply::Refused(_)), "{reply:?}");
+        }
     }
 
     #[tokio::test]

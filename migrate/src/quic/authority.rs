@@ -10,9 +10,9 @@ use rcgen::{
 
 use super::certificate::is_host_name;
 use super::files::{
-    CA_CERT, CA_KEY, CertError, HOST_CERT, HOST_KEY, Mode, create_dir, holds_certificate, read,
-    refuse_existing, write_new,
+    CA_CERT, CA_KEY, CertError, Mode, create_dir, read, refuse_existing, write_new,
 };
+use super::identity::Identity;
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// How long an authority is valid.
@@ -25,23 +25,6 @@ const HOST_DAYS: u32 = 825;
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     cert_pem: String,
-}
-
-/// A host's certificate and private key, in PEM.
-#[derive(Clone)]
-pub struct HostIdentity {
-    /// The certificate of the authority.
-    pub ca_pem: String,
-    /// The host's certificate.
-    pub cert_pem: String,
-    /// The host's private key.
-    pub key_pem: String,
-}
-
-impl std::fmt::Debug for HostIdentity {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("HostIdentity").field("cert_pem", &self.cert_pem).finish_non_exhaustive()
-    }
 }
 
 impl Authority {
@@ -92,44 +75,32 @@ impl Authority {
     ///
     /// # Errors
     /// [`CertError::Name`] for anything else, [`CertError::Make`] when the system gives no randomness.
-    pub fn issue(&self, names: &[String]) -> Result<HostIdentity, CertError> {
+    pub fn issue(&self, names: &[String]) -> Result<Identity, CertError> {
         if let Some(name) = names.iter().find(|name| !is_host_name(name)) {
             return Err(CertError::Name { name: name.clone() });
         }
         let subject = names.first().map_or("lighter host", String::as_str);
         let make = |cause| CertError::Make { subject: names.join(", "), cause };
-        let mut params = params(subject, HOST_DAYS, names).map_err(make)?;
+        let mut params = params_of_peer(subject, HOST_DAYS, names).map_err(make)?;
         params.use_authority_key_identifier_extension = true;
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let key = KeyPair::generate().map_err(make)?;
         let cert_pem = params.signed_by(&key, &self.issuer).map_err(make)?.pem();
         let key_pem = key.serialize_pem();
-        Ok(HostIdentity { ca_pem: self.cert_pem.clone(), cert_pem, key_pem })
+        Ok(Identity { ca_pem: self.cert_pem.clone(), cert_pem, key_pem })
     }
 }
 
-impl HostIdentity {
-    /// Writes `host.pem` and `host.key` to `dir`, and `ca.pem` if it is not there. One that is there may hold further
-    /// authorities.
-    ///
-    /// # Errors
-    /// [`CertError::Exists`] when the host has a certificate already, [`CertError::OtherAuthority`] when `ca.pem` is there and
-    /// holds others only, [`CertError::File`] for others. Nothing has been written when an authority is the reason.
-    pub fn save(&self, dir: &Path) -> Result<(), CertError> {
-        create_dir(dir)?;
-        let ca = dir.join(CA_CERT);
-        let is_there = match read(&ca) {
-            Ok(pem) if holds_certificate(&pem, &self.ca_pem) => true,
-            Ok(_) => return Err(CertError::OtherAuthority { path: ca }),
-            Err(error) if error.is_missing() => false,
-            Err(error) => return Err(error),
-        };
-        write_new(&dir.join(HOST_KEY), &self.key_pem, Mode::Secret)?;
-        write_new(&dir.join(HOST_CERT), &self.cert_pem, Mode::Public)?;
-        if is_there { Ok(()) } else { write_new(&ca, &self.ca_pem, Mode::Public) }
-    }
+/// What the certificate says of one that connects and is connected to.
+pub(super) fn params_of_peer(
+    subject: &str,
+    days: u32,
+    names: &[String],
+) -> Result<CertificateParams, rcgen::Error> {
+    let mut params = params(subject, days, names)?;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages =
+        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    Ok(params)
 }
 
 fn params(subject: &str, days: u32, names: &[String]) -> Result<CertificateParams, rcgen::Error> {
@@ -147,6 +118,7 @@ fn params(subject: &str, days: u32, names: &[String]) -> Result<CertificateParam
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
+    use super::super::files::HOST_KEY;
     use super::*;
 
     #[test]

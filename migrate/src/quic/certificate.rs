@@ -7,6 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use rustls::server::VerifierBuilderError;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName, pem};
+use uuid::Uuid;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::parse_x509_certificate;
@@ -64,6 +65,14 @@ pub enum TlsError {
     /// Certificate and key do not fit together, or the authority is not one.
     #[error("the host certificate and its authority cannot be used: {0}")]
     Config(rustls::Error),
+    /// No certificate can be made for the process of a guest.
+    #[error("cannot make a certificate for the process of guest {guest}: {cause}")]
+    Guest {
+        /// Which one.
+        guest: Uuid,
+        /// What the library said.
+        cause: rcgen::Error,
+    },
     /// The authority cannot verify peers.
     #[error("the authority's certificate cannot verify peers: {0}")]
     Verifier(VerifierBuilderError),
@@ -154,6 +163,21 @@ fn name(name: &GeneralName<'_>) -> Option<String> {
 fn address(bytes: &[u8]) -> Option<IpAddr> {
     let v4 = || Some(Ipv4Addr::from(<[u8; 4]>::try_from(bytes).ok()?).into());
     v4().or_else(|| Some(Ipv6Addr::from(<[u8; 16]>::try_from(bytes).ok()?).into()))
+}
+
+/// The name of the guest `guest` in its process's certificate (RFC 9562 §4).
+pub(super) fn guest_uri(guest: Uuid) -> String {
+    guest.urn().to_string()
+}
+
+/// The guest whose process shows the certificate `der`; none for a host's.
+pub(super) fn guest_of(der: &CertificateDer<'_>) -> Option<Uuid> {
+    let (_, certificate) = parse_x509_certificate(der).ok()?;
+    let names = certificate.subject_alternative_name().ok()??;
+    names.value.general_names.iter().find_map(|name| match name {
+        GeneralName::URI(uri) => uri.strip_prefix("urn:uuid:")?.parse().ok(),
+        _ => None,
+    })
 }
 
 /// Whether `name` can stand in a certificate: a DNS name or an IP address.

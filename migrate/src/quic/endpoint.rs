@@ -181,7 +181,10 @@ mod tests {
 
     use quinn::ConnectionError;
 
+    use uuid::Uuid;
+
     use super::super::authority::Authority;
+    use super::super::identity::Identity;
     use super::super::tls::{provider, roots};
     use super::*;
 
@@ -245,6 +248,80 @@ mod tests {
         let authority = Authority::create().unwrap();
         let (seen, _) = meet(&tls(&authority), &tls(&authority), "127.0.0.1").await;
         assert!(matches!(&seen, LinkError::Closed { reason, .. } if reason == "fine"), "{seen:?}");
+    }
+
+    fn host(authority: &Authority) -> Identity {
+        authority.issue(&["127.0.0.1".into()]).unwrap()
+    }
+
+    fn process_of(guest: Uuid, host: &Identity) -> Tls {
+        Tls::new(&host.vouch_for(guest).unwrap()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_guests_process_meets_that_guests_and_nodes() {
+        let authority = Authority::create().unwrap();
+        let (here, there, guest) = (host(&authority), host(&authority), Uuid::new_v4());
+        for (listening, dialing) in [
+            (process_of(guest, &there), process_of(guest, &here)),
+            (Tls::new(&there).unwrap(), process_of(guest, &here)),
+        ] {
+            let (seen, _) = meet(&listening, &dialing, "127.0.0.1").await;
+            assert!(
+                matches!(&seen, LinkError::Closed { reason, .. } if reason == "fine"),
+                "{seen:?}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn a_guests_process_is_taken_for_no_host_and_for_no_other_guests() {
+        let authority = Authority::create().unwrap();
+        let (here, there, guest) = (host(&authority), host(&authority), Uuid::new_v4());
+        let stranger = process_of(Uuid::new_v4(), &there);
+        let own = process_of(guest, &here);
+        for (listening, dialing) in [
+            // It listens where a node did.
+            (&stranger, &Tls::new(&here).unwrap()),
+            // It listens where a guest's process did.
+            (&stranger, &own),
+            (&own, &stranger),
+        ] {
+            let (seen, told) = meet(listening, dialing, "127.0.0.1").await;
+            let (seen, told) = (seen.to_string(), told.to_string());
+            assert!(seen.contains("may not speak for others"), "{seen} / {told}");
+        }
+    }
+
+    #[tokio::test]
+    async fn who_vouches_for_a_guests_process_is_a_host_of_the_authority() {
+        let (ours, theirs) = (Authority::create().unwrap(), Authority::create().unwrap());
+        let guest = Uuid::new_v4();
+        let there = process_of(guest, &host(&ours));
+        let mut other = host(&theirs).vouch_for(guest).unwrap();
+        other.ca_pem = host(&ours).ca_pem;
+        // A process may not pass on what it was given, and a host's certificate is no proof of its key.
+        let process = host(&ours).vouch_for(guest).unwrap();
+        let passed_on = process.vouch_for(guest).unwrap();
+        let mut forged = other.clone();
+        let own = other.cert_pem.find("-----END CERTIFICATE-----").unwrap() + 26;
+        forged.cert_pem = other.cert_pem[..own].to_owned() + &host(&ours).cert_pem;
+        for dialing in [other, passed_on, forged] {
+            let dialing = Tls::new(&dialing).unwrap();
+            let (seen, told) = meet(&there, &dialing, "127.0.0.1").await;
+            let told = told.to_string();
+            let is_refused =
+                ["authority", "invalid peer certificate"].iter().any(|word| told.contains(word));
+            assert!(is_refused, "{seen:?} / {told}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_name_of_a_guests_process_is_its_hosts() {
+        let (authority, guest) = (Authority::create().unwrap(), Uuid::new_v4());
+        let [here, there] = [(); 2].map(|()| process_of(guest, &host(&authority)));
+        let (seen, _) = meet(&here, &there, "host-b").await;
+        assert!(matches!(seen, LinkError::WrongName { .. }), "{seen:?}");
     }
 
     #[tokio::test]

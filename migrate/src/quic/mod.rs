@@ -11,14 +11,17 @@ mod congestion;
 pub mod endpoint;
 mod error;
 mod files;
+mod identity;
 #[cfg(test)]
 pub(crate) mod pair;
+pub(crate) mod peers;
 pub(crate) mod silence;
 mod tls;
 pub mod transport;
 
-pub use authority::{Authority, HostIdentity};
+pub use authority::Authority;
 pub use certificate::{HostCertificate, TlsError, calendar_time};
 pub use error::LinkError;
 pub use files::CertError;
+pub use identity::Identity;
 pub use tls::{ALPN, Tls};

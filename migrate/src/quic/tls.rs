@@ -1,8 +1,7 @@
-//! Mutual TLS 1.3 from a folder of certificates.
+//! Mutual TLS 1.3.
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rustls::client::Resumption;
@@ -15,14 +14,14 @@ use rustls::{CertificateError, ClientConfig, RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem};
 
-use super::authority::HostIdentity;
-use super::certificate::{HostCertificate, TlsError};
-use super::files::{CA_CERT, HOST_CERT, HOST_KEY, read};
+use super::certificate::{TlsError, guest_of};
+use super::identity::Identity;
+use super::peers::Peers;
 
 /// The protocol's name in the TLS handshake.
 pub const ALPN: &[u8] = b"lighter/1";
 
-/// A host's identity, ready for connections in both directions.
+/// An [`Identity`], ready for connections in both directions.
 #[derive(Clone)]
 pub struct Tls {
     pub(super) client: Arc<QuicClientConfig>,
@@ -36,50 +35,44 @@ impl std::fmt::Debug for Tls {
 }
 
 impl Tls {
-    /// Reads `ca.pem`, `host.pem` and `host.key` from `dir`.
+    /// Of the host whose [`Identity`] is in `dir`.
     ///
     /// # Errors
-    /// [`TlsError`], naming the file or the certificate that is wrong: other hosts would refuse one that is not valid now with
-    /// words that help less, and one that another authority has issued.
+    /// As [`Identity::load`] and [`Tls::new`].
     pub fn load(dir: &Path) -> Result<Self, TlsError> {
-        let read = |name| read(&dir.join(name)).map_err(TlsError::Read);
-        let (ca_pem, cert_pem, key_pem) = (read(CA_CERT)?, read(HOST_CERT)?, read(HOST_KEY)?);
-        HostCertificate::from_pem(&cert_pem)?.check(SystemTime::now())?;
-        let identity = HostIdentity { ca_pem, cert_pem, key_pem };
-        let tls = Self::new(&identity)?;
-        check_chain(&identity)?;
-        Ok(tls)
+        Self::new(&Identity::load(dir)?)
     }
 
     /// Uses certificates that are in memory.
     ///
     /// # Errors
     /// [`TlsError`], naming the certificate that is wrong.
-    pub fn new(identity: &HostIdentity) -> Result<Self, TlsError> {
+    pub fn new(identity: &Identity) -> Result<Self, TlsError> {
         Self::with_alpn(identity, ALPN)
     }
 
     /// As [`Tls::new`], speaking another protocol.
-    pub(crate) fn with_alpn(identity: &HostIdentity, alpn: &[u8]) -> Result<Self, TlsError> {
+    pub(crate) fn with_alpn(identity: &Identity, alpn: &[u8]) -> Result<Self, TlsError> {
         let provider = provider();
-        let roots = Arc::new(roots(&identity.ca_pem)?);
         let chain = certificates(&identity.cert_pem, "the host certificate")?;
         let key = PrivateKeyDer::from_pem_slice(identity.key_pem.as_bytes())
             .map_err(|cause| TlsError::Pem { what: "the host's private key", cause })?;
+        let own_guest = chain.first().and_then(guest_of);
+        let peers = Arc::new(Peers::new(roots(&identity.ca_pem)?, own_guest, &provider)?);
 
+        // Dangerous is what rustls calls any verifier that is not its own; this one is a shell around that.
         let mut client = ClientConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(&[&TLS13])?
-            .with_root_certificates(roots.clone())
+            .dangerous()
+            .with_custom_certificate_verifier(peers.clone())
             .with_client_auth_cert(chain.clone(), key.clone_key())?;
         client.alpn_protocols = vec![alpn.to_vec()];
         // No tickets: every connection proves its certificate anew.
         client.resumption = Resumption::disabled();
 
-        let verifier =
-            WebPkiClientVerifier::builder_with_provider(roots, provider.clone()).build()?;
         let mut server = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&TLS13])?
-            .with_client_cert_verifier(verifier)
+            .with_client_cert_verifier(peers)
             .with_single_cert(chain, key)?;
         server.alpn_protocols = vec![alpn.to_vec()];
         server.session_storage = Arc::new(NoServerSessionStorage {});
@@ -112,7 +105,7 @@ pub(crate) fn roots(ca_pem: &str) -> Result<RootCertStore, TlsError> {
 }
 
 /// Looks at the host's certificate as its peers will, which trust the same authority: as a server's, and as a client's.
-fn check_chain(identity: &HostIdentity) -> Result<(), TlsError> {
+pub(super) fn check_chain(identity: &Identity) -> Result<(), TlsError> {
     let (provider, roots) = (provider(), Arc::new(roots(&identity.ca_pem)?));
     let chain = certificates(&identity.cert_pem, "the host certificate")?;
     let Some((host, intermediates)) = chain.split_first() else { return Ok(()) };
@@ -145,6 +138,7 @@ fn certificates(pem: &str, what: &'static str) -> Result<Vec<CertificateDer<'sta
 #[cfg(test)]
 mod tests {
     use super::super::authority::Authority;
+    use super::super::files::CA_CERT;
     use super::*;
 
     #[test]

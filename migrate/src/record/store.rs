@@ -11,6 +11,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -20,6 +21,10 @@ use crate::report::Role;
 
 /// Length of a file of records, unless one record alone needs more.
 const FILE_BYTES: usize = 16 << 10;
+/// What the file of a record ends in until it is whole.
+const UNFINISHED: &str = "new";
+/// At this age, nobody writes it any more.
+const UNFINISHED_AGE: Duration = Duration::from_secs(60);
 /// Longest file that is read.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 /// Hex digits of a line's checksum, and the space after it.
@@ -143,6 +148,31 @@ impl RecordStore {
             _ => flush_folder(&self.folder),
         }
     }
+
+    /// Removes files of records whose writing a crash or a power cut has ended at `now`, if not
+    /// within the last minute: it may be under way.
+    ///
+    /// # Errors
+    /// When the folder cannot be listed, or one is there and cannot be removed.
+    pub fn remove_unfinished(&self, now: SystemTime) -> Result<(), RecordError> {
+        let entries =
+            fs::read_dir(&self.folder).map_err(|cause| io("list", &self.folder, cause))?;
+        for entry in entries {
+            let entry = entry.map_err(|cause| io("list", &self.folder, cause))?;
+            let path = entry.path();
+            if path.extension().is_none_or(|extension| extension != UNFINISHED) {
+                continue;
+            }
+            let written = entry.metadata().and_then(|file| file.modified());
+            let age = written.map(|written| now.duration_since(written).unwrap_or_default());
+            match age {
+                Ok(age) if age < UNFINISHED_AGE => {}
+                Err(cause) if cause.kind() == ErrorKind::NotFound => {}
+                _ => fs::remove_file(&path).map_err(|cause| io("remove", &path, cause))?,
+            }
+        }
+        Ok(())
+    }
 }
 
 impl RecordFile {
@@ -193,7 +223,7 @@ fn write_whole(folder: &Path, path: &Path, record: &Record) -> Result<RecordFile
     let mut bytes = to_line(record, path)?;
     let next = bytes.len();
     bytes.resize(next.max(FILE_BYTES), b' ');
-    let beside = path.with_extension("new");
+    let beside = path.with_extension(UNFINISHED);
     let mut options = OpenOptions::new();
     options.create(true).truncate(true).read(true).write(true).mode(0o600);
     let file =
@@ -277,6 +307,21 @@ mod tests {
             },
             report: None,
         }
+    }
+
+    #[test]
+    fn what_a_crash_left_unfinished_goes_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = RecordStore::open(folder.path()).unwrap();
+        drop(store.create(&source_record(SourceState::Undecided)).unwrap());
+        let unfinished = folder.path().join("x.source.new");
+        fs::write(&unfinished, "half a re").unwrap();
+        let now = SystemTime::now();
+        store.remove_unfinished(now).unwrap();
+        assert!(unfinished.exists(), "it may be under way");
+        store.remove_unfinished(now + UNFINISHED_AGE * 2).unwrap();
+        assert!(!unfinished.exists());
+        assert_eq!(store.list().unwrap().0.len(), 1);
     }
 
     fn state_of(record: &Record) -> SourceState {

@@ -70,6 +70,7 @@ impl Line {
 
     /// Gives the control stream up: what was given to it is still sent, what comes from it is not heard any more.
     pub(super) fn close(&mut self) {
+        self.failpoints.thaw();
         self.generation += 1;
         self.control = None;
     }

@@ -7,6 +7,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::process::{Pid, processes_of};
+use super::state_folder::belongs;
 use super::{Exit, Guest, Host, wait};
 
 /// Loop turns that prove that a guest runs. It makes far more than this in a millisecond.
@@ -138,23 +139,6 @@ fn stray_processes(host: &Host, listed: &[Value]) -> Vec<String> {
     known.extend(host.node_pid());
     let strays = processes_of(host.state_dir()).into_iter().filter(|pid| !known.contains(pid));
     strays.map(|pid| format!("process {}: {}", pid.0, pid.command_line())).collect()
-}
-
-/// Whether a file has its place in the state folder.
-fn belongs(file: &str, guests: &BTreeSet<&str>) -> bool {
-    let parts: Vec<&str> = file.split('/').collect();
-    match parts.as_slice() {
-        ["node.sock" | "node-ro.sock" | "node.json" | "node.lock"]
-        | ["counted.json" | "autostarted.json" | "merge-domain"]
-        | ["density.json" | "density.redb" | "ksm.json.lock" | "lighter.toml"]
-        | ["certs", _] => true,
-        ["definitions", file] => file.ends_with(".toml") || file.ends_with(".autostart"),
-        ["migrations" | "ended", record] => record.ends_with(".json"),
-        ["guests", name, "lock" | "guest.json" | "api.sock" | "api-ro.sock"]
-        | ["guests", name, "console.log" | "lighter.log"] => guests.contains(name),
-        ["vsock", socket] => socket.strip_suffix(".sock").is_some_and(|name| guests.contains(name)),
-        _ => false,
-    }
 }
 
 /// Every file below `folder`, and every empty folder of a guest, relative to `root`.

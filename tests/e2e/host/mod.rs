@@ -15,6 +15,7 @@ mod pair;
 mod pool;
 mod process;
 mod program;
+mod state_folder;
 pub(crate) mod wait;
 
 pub(crate) use api::ask;

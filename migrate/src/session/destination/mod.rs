@@ -215,11 +215,12 @@ impl Driver {
         let mut look = pace::looks();
         loop {
             let deadline = self.machine.deadline();
+            let is_frozen = self.line.failpoints().is_frozen();
             let next = tokio::select! {
                 Some(input) = self.told.recv() => self.take(input),
                 Some(input) = self.heard.recv() => self.take(input),
                 Some(command) = self.board.commands.recv() => self.obey(command),
-                () = self.clock.reach(deadline) => self.handle(Event::Tick),
+                () = self.clock.reach(deadline), if !is_frozen => self.handle(Event::Tick),
                 _ = look.tick(), if self.memory.is_some() => {
                     self.handle(Event::Transferred(self.totals.read()))
                 }

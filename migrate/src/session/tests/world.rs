@@ -22,7 +22,7 @@ use crate::pages::Compression;
 use crate::phase::Phase;
 use crate::protocol::front::{FrontReply, FrontRequest};
 use crate::protocol::{Blob, Decision, MigrationId, Token};
-use crate::quic::{Authority, HostIdentity, Tls, endpoint};
+use crate::quic::{Authority, Identity, Tls, endpoint};
 use crate::record::{DestinationState, RecordStore, Side};
 use crate::report::{Outcome, Report, Role};
 use crate::resolve::answer_for_dead;
@@ -369,7 +369,7 @@ impl Node {
 
 /// Both hosts.
 pub(super) struct World {
-    pub(super) identity: HostIdentity,
+    pub(super) identity: Identity,
     pub(super) tls: Tls,
     pub(super) node: Arc<Node>,
     pub(super) address: SocketAddr,

@@ -11,6 +11,7 @@ use std::os::unix::net::UnixDatagram;
 
 use super::HEADER_BYTES;
 use super::config::{NetConfig, NetLink};
+use super::mac::MacAddress;
 use super::port::Port;
 use crate::raw_net::{self, Carrier};
 use crate::virtio::DeviceError;
@@ -24,6 +25,9 @@ const NAME_PATTERN: &str = "lighter%d";
 /// First byte of the address of a tap that was made: above all others, since a bridge takes the lowest
 /// of its ports' for its own.
 const ADDRESS_START: u8 = 0xfe;
+/// The same when the guest's address begins so: with one address for both, the bridge keeps the guest's
+/// frames for itself.
+const ADDRESS_START_OF_THOSE: u8 = 0xfa;
 
 /// Whose the interface is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,10 +64,7 @@ impl Tap {
         match config.link() {
             NetLink::Tap(name) => Self::take(name, mtu),
             NetLink::Bridge { bridge, tap } => {
-                let [_, address @ ..] = config.mac().bytes();
-                let mut own = [ADDRESS_START; 6];
-                own[1..].copy_from_slice(&address);
-                Self::make(bridge, tap.as_deref(), mtu, own)
+                Self::make(bridge, tap.as_deref(), mtu, own_address(config.mac()))
             }
         }
     }
@@ -204,6 +205,13 @@ fn explained(cause: io::Error) -> io::Error {
         _ => return cause,
     };
     io::Error::new(cause.kind(), what)
+}
+
+/// The address of the tap of a guest that has the address `guest`: alike to people, and another.
+fn own_address(guest: MacAddress) -> [u8; 6] {
+    let mut own = guest.bytes();
+    own[0] = if own[0] == ADDRESS_START { ADDRESS_START_OF_THOSE } else { ADDRESS_START };
+    own
 }
 
 #[cfg(test)]

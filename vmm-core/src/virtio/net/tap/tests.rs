@@ -19,3 +19,15 @@ fn what_is_no_tap_is_refused_by_name() {
     let missing = mtu(NetLink::Tap("none-such".to_owned()));
     assert!(missing.contains("`ip tuntap add none-such mode tap`"), "{missing}");
 }
+
+#[test]
+fn no_tap_has_the_address_of_its_guest() {
+    for (guest, tap) in [
+        ("52:54:00:12:34:56", "fe:54:00:12:34:56"),
+        ("fe:54:00:12:34:56", "fa:54:00:12:34:56"),
+        ("fa:54:00:12:34:56", "fe:54:00:12:34:56"),
+    ] {
+        let tap: MacAddress = tap.parse().unwrap();
+        assert_eq!(own_address(guest.parse().unwrap()), tap.bytes(), "{guest}");
+    }
+}

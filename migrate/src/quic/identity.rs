@@ -1,0 +1,93 @@
+//! Who a host is to others, and how it vouches for the processes of its guests.
+
+use std::path::Path;
+use std::time::SystemTime;
+
+use rcgen::{Issuer, KeyPair, SanType};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::authority::params_of_peer;
+use super::certificate::{HostCertificate, TlsError, guest_uri};
+use super::files::{
+    CA_CERT, CertError, HOST_CERT, HOST_KEY, Mode, create_dir, holds_certificate, read, write_new,
+};
+use super::tls::check_chain;
+
+/// How long the process of a guest can prove itself. What it waits for may be an answer of a host
+/// that is out of reach for days.
+const GUEST_DAYS: u32 = 30;
+
+/// Who one is to other hosts: a host, or the process of one guest on it. All in PEM.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Identity {
+    /// The certificate of the authority.
+    pub ca_pem: String,
+    /// Its certificate; of a guest's process, with its host's behind it.
+    pub cert_pem: String,
+    /// Its private key.
+    pub key_pem: String,
+}
+
+impl std::fmt::Debug for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Identity").field("cert_pem", &self.cert_pem).finish_non_exhaustive()
+    }
+}
+
+impl Identity {
+    /// Reads `ca.pem`, `host.pem` and `host.key` from `dir`.
+    ///
+    /// # Errors
+    /// [`TlsError`], naming the file or the certificate that is wrong: other hosts would refuse one that is not valid now with
+    /// words that help less, and one that another authority has issued.
+    pub fn load(dir: &Path) -> Result<Self, TlsError> {
+        let read = |name| read(&dir.join(name)).map_err(TlsError::Read);
+        let (ca_pem, cert_pem, key_pem) = (read(CA_CERT)?, read(HOST_CERT)?, read(HOST_KEY)?);
+        HostCertificate::from_pem(&cert_pem)?.check(SystemTime::now())?;
+        let identity = Self { ca_pem, cert_pem, key_pem };
+        check_chain(&identity)?;
+        Ok(identity)
+    }
+
+    /// Makes a key and a certificate for the process of the guest `guest` on the host whose
+    /// identity is in `dir`: with it, that process migrates this guest and does nothing else.
+    ///
+    /// # Errors
+    /// As [`Self::load`], and [`TlsError::Guest`] when the system gives no randomness.
+    pub fn of_guest(dir: &Path, guest: Uuid) -> Result<Self, TlsError> {
+        Self::load(dir)?.vouch_for(guest)
+    }
+
+    pub(super) fn vouch_for(&self, guest: Uuid) -> Result<Self, TlsError> {
+        let make = |cause| TlsError::Guest { guest, cause };
+        let host_key = KeyPair::from_pem(&self.key_pem).map_err(make)?;
+        let host = Issuer::from_ca_cert_pem(&self.cert_pem, host_key).map_err(make)?;
+        let mut params = params_of_peer("lighter guest", GUEST_DAYS, &[]).map_err(make)?;
+        params.subject_alt_names = vec![SanType::URI(guest_uri(guest).try_into().map_err(make)?)];
+        let key = KeyPair::generate().map_err(make)?;
+        let cert_pem = params.signed_by(&key, &host).map_err(make)?.pem() + &self.cert_pem;
+        Ok(Self { ca_pem: self.ca_pem.clone(), cert_pem, key_pem: key.serialize_pem() })
+    }
+
+    /// Writes `host.pem` and `host.key` to `dir`, and `ca.pem` if it is not there. One that is there may hold further
+    /// authorities.
+    ///
+    /// # Errors
+    /// [`CertError::Exists`] when the host has a certificate already, [`CertError::OtherAuthority`] when `ca.pem` is there and
+    /// holds others only, [`CertError::File`] for others. Nothing has been written when an authority is the reason.
+    pub fn save(&self, dir: &Path) -> Result<(), CertError> {
+        create_dir(dir)?;
+        let ca = dir.join(CA_CERT);
+        let is_there = match read(&ca) {
+            Ok(pem) if holds_certificate(&pem, &self.ca_pem) => true,
+            Ok(_) => return Err(CertError::OtherAuthority { path: ca }),
+            Err(error) if error.is_missing() => false,
+            Err(error) => return Err(error),
+        };
+        write_new(&dir.join(HOST_KEY), &self.key_pem, Mode::Secret)?;
+        write_new(&dir.join(HOST_CERT), &self.cert_pem, Mode::Public)?;
+        if is_there { Ok(()) } else { write_new(&ca, &self.ca_pem, Mode::Public) }
+    }
+}

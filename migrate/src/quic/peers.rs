@@ -1,0 +1,190 @@
+//! Who is let in: hosts with a certificate of the authority, and processes of guests that such a host vouches for.
+//!
+//! The process of a guest shows a certificate of its own, which names the guest and was issued by its
+//! host, and that host's behind it. The host's is verified as if it had been shown by itself (issuer,
+//! time, and the name that was dialled), then the guest's with the host's as its only issuer.
+
+use std::fmt;
+use std::sync::Arc;
+
+use quinn::Connection;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{WebPkiServerVerifier, verify_server_cert_signed_by_trust_anchor};
+use rustls::crypto::CryptoProvider;
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, RootCertStore,
+    SignatureScheme,
+};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use uuid::Uuid;
+
+use super::certificate::{TlsError, guest_of};
+
+/// A guest's process was met that has nothing to say here.
+#[derive(thiserror::Error)]
+#[error("it is of the process of guest {shown}, which may not speak for others")]
+struct OtherGuest {
+    shown: Uuid,
+}
+
+/// What rustls prints of it.
+impl fmt::Debug for OtherGuest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+/// Verifies what peers show.
+#[derive(Debug)]
+pub(super) struct Peers {
+    servers: Arc<WebPkiServerVerifier>,
+    clients: Arc<dyn ClientCertVerifier>,
+    provider: Arc<CryptoProvider>,
+    /// Whose process this is; none for a host.
+    own_guest: Option<Uuid>,
+}
+
+/// A chain of certificates, taken apart.
+enum Shown<'a> {
+    Host,
+    Guest { guest: Uuid, host: &'a CertificateDer<'a>, issuers: &'a [CertificateDer<'a>] },
+}
+
+impl<'a> Shown<'a> {
+    fn new(shown: &CertificateDer<'_>, behind: &'a [CertificateDer<'a>]) -> Result<Self, Error> {
+        let Some(guest) = guest_of(shown) else { return Ok(Self::Host) };
+        let (host, issuers) = behind.split_first().ok_or(CertificateError::UnknownIssuer)?;
+        Ok(Self::Guest { guest, host, issuers })
+    }
+}
+
+impl Peers {
+    pub(super) fn new(
+        roots: RootCertStore,
+        own_guest: Option<Uuid>,
+        provider: &Arc<CryptoProvider>,
+    ) -> Result<Self, TlsError> {
+        let (roots, provider) = (Arc::new(roots), Arc::clone(provider));
+        let servers = WebPkiServerVerifier::builder_with_provider(roots.clone(), provider.clone());
+        let clients = WebPkiClientVerifier::builder_with_provider(roots, provider.clone());
+        Ok(Self { servers: servers.build()?, clients: clients.build()?, provider, own_guest })
+    }
+
+    /// Checks the certificate of a guest's process, whose host's has been checked.
+    fn check_guest(
+        &self,
+        shown: &CertificateDer<'_>,
+        host: &CertificateDer<'_>,
+        now: UnixTime,
+    ) -> Result<(), Error> {
+        let mut issuer = RootCertStore::empty();
+        issuer.add(host.clone().into_owned())?;
+        let algorithms = self.provider.signature_verification_algorithms.all;
+        let shown = ParsedCertificate::try_from(shown)?;
+        verify_server_cert_signed_by_trust_anchor(&shown, &issuer, &[], now, algorithms)
+    }
+}
+
+fn other_guest(shown: Uuid) -> Error {
+    CertificateError::Other(OtherError(Arc::new(OtherGuest { shown }))).into()
+}
+
+impl ServerCertVerifier for Peers {
+    fn verify_server_cert(
+        &self,
+        shown: &CertificateDer<'_>,
+        behind: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        match Shown::new(shown, behind)? {
+            Shown::Host => self.servers.verify_server_cert(shown, behind, name, ocsp, now),
+            Shown::Guest { guest, host, issuers } => {
+                let verified = self.servers.verify_server_cert(host, issuers, name, &[], now)?;
+                // Another's process may listen where a node, or this guest's process, did before.
+                if self.own_guest != Some(guest) {
+                    return Err(other_guest(guest));
+                }
+                self.check_guest(shown, host, now).map(|()| verified)
+            }
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        shown: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.servers.verify_tls12_signature(message, shown, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        shown: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.servers.verify_tls13_signature(message, shown, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.servers.supported_verify_schemes()
+    }
+}
+
+impl ClientCertVerifier for Peers {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        // A client that was sent the authority's name would have to be sent its host's, too.
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        shown: &CertificateDer<'_>,
+        behind: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        match Shown::new(shown, behind)? {
+            Shown::Host => self.clients.verify_client_cert(shown, behind, now),
+            Shown::Guest { guest, host, issuers } => {
+                let verified = self.clients.verify_client_cert(host, issuers, now)?;
+                if self.own_guest.is_some_and(|own| own != guest) {
+                    return Err(other_guest(guest));
+                }
+                self.check_guest(shown, host, now).map(|()| verified)
+            }
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        shown: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.clients.verify_tls12_signature(message, shown, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        shown: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.clients.verify_tls13_signature(message, shown, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.clients.supported_verify_schemes()
+    }
+}
+
+/// The guest whose process is at the other end; none for a host.
+pub(crate) fn guest_at(connection: &Connection) -> Option<Uuid> {
+    let shown = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
+    shown.first().and_then(guest_of)
+}

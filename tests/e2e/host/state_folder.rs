@@ -1,0 +1,20 @@
+//! What may lie in a state folder when all is quiet.
+
+use std::collections::BTreeSet;
+
+/// Whether a file has its place in the state folder of a host that has these guests.
+pub(crate) fn belongs(file: &str, guests: &BTreeSet<&str>) -> bool {
+    let parts: Vec<&str> = file.split('/').collect();
+    match parts.as_slice() {
+        ["node.sock" | "node-ro.sock" | "node.json" | "node.lock"]
+        | ["counted.json" | "autostarted.json" | "merge-domain"]
+        | ["density.json" | "density.redb" | "ksm.json.lock" | "lighter.toml"]
+        | ["certs", _] => true,
+        ["definitions", file] => file.ends_with(".toml") || file.ends_with(".autostart"),
+        ["migrations" | "ended", record] => record.ends_with(".json"),
+        ["guests", name, "lock" | "guest.json" | "api.sock" | "api-ro.sock"]
+        | ["guests", name, "console.log" | "lighter.log"] => guests.contains(name),
+        ["vsock", socket] => socket.strip_suffix(".sock").is_some_and(|name| guests.contains(name)),
+        _ => false,
+    }
+}
