@@ -194,11 +194,14 @@ fn what_a_guests_process_may_not_have_is_refused_in_every_thread() {
     let door = outside.path().join("sock");
     let _listener = UnixListener::bind(&door).unwrap();
     let others_vsock = pair.a.state_dir().join("vsock/other.sock");
+    let key = pair.a.state_dir().join("certs/host.key");
+    assert!(key.exists(), "{key:?}");
     let denied = "Permission denied";
     let forbidden = "Operation not permitted";
     for (what, answer) in [
         (format!("read:{secret}"), denied),
         (format!("write:{secret}"), denied),
+        (format!("read:{}", key.display()), denied),
         (format!("create:{}", new.display()), denied),
         (format!("create:{}", others_vsock.display()), denied),
         (format!("connect:{}", door.display()), forbidden),
