@@ -5,6 +5,7 @@
 //! guests/NAME/  lock guest.json api.sock api-ro.sock console.log lighter.log
 //! migrations/   ID.source.json ID.destination.json
 //! ended/        NAME.json
+//! identities/   NAME.json, which no guest's process may write once its guest runs
 //! definitions/  NAME.toml NAME.autostart
 //! vsock/        NAME.sock NAME.sock_PORT
 //! node.sock node-ro.sock node.json node.lock counted.json autostarted.json merge-domain
@@ -19,6 +20,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use crate::definitions::Definitions;
 use crate::durable;
@@ -125,6 +127,44 @@ impl StateDir {
         EndedGuests::in_folder(self.root.join("ended"))
     }
 
+    fn identities(&self) -> PathBuf {
+        self.root.join("identities")
+    }
+
+    fn uuid_file(&self, name: &GuestName) -> PathBuf {
+        self.identities().join(format!("{name}.json"))
+    }
+
+    /// Writes down which guest has the name, before its process is confined: from then on it is taken for no other. Removes those
+    /// of guests that are gone.
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub(crate) fn write_uuid(&self, name: &GuestName, uuid: Uuid) -> Result<()> {
+        let folder = self.identities();
+        let entries =
+            fs::read_dir(&folder).with_context(|| format!("cannot list {}", folder.display()))?;
+        for entry in entries.flatten() {
+            let path = entry.path();
+            let owner = path.file_stem().and_then(|stem| stem.to_str()?.parse::<GuestName>().ok());
+            if owner.is_none_or(|owner| !self.guest(&owner).is_live()) {
+                durable::remove_if_there(&path)?;
+            }
+        }
+        durable::write_json_unflushed(&self.uuid_file(name), &uuid)
+    }
+
+    /// Which guest has the name, by the word of who started it. Says nothing about whether it lives.
+    ///
+    /// # Errors
+    /// There is none of that name, or the file is damaged.
+    pub(crate) fn read_uuid(&self, name: &GuestName) -> Result<Uuid> {
+        let path = self.uuid_file(name);
+        let text = regular_file::read(&path, GUEST_FILE_BYTES_MAX)
+            .with_context(|| format!("cannot read {}", path.display()))?;
+        serde_json::from_slice(&text).with_context(|| format!("{} is damaged", path.display()))
+    }
+
     /// Guests that are defined on this host.
     pub(crate) fn definitions(&self) -> Definitions {
         Definitions::in_folder(self.definitions_folder())
@@ -223,6 +263,7 @@ impl StateDir {
             self.migrations(),
             self.certs(),
             self.root.join("ended"),
+            self.identities(),
             self.definitions_folder(),
             self.vsock_folder(),
         ];

@@ -221,6 +221,8 @@ fixed_label! {
         Version = "version",
         /// The description of the guest makes no sense or exceeds a limit.
         Description = "description",
+        /// It has a disk that guests from elsewhere may not have.
+        Disk = "disk",
         /// The guest's process did not come up.
         Process = "process",
         /// The node takes no guests now: it is shutting down, or too many are on their way.

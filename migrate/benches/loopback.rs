@@ -240,7 +240,12 @@ struct Node {
 }
 
 impl FrontHandler for Node {
-    async fn answer(&self, request: FrontRequest, peer: SocketAddr) -> FrontReply {
+    async fn answer(
+        &self,
+        request: FrontRequest,
+        peer: SocketAddr,
+        _: Option<uuid::Uuid>,
+    ) -> FrontReply {
         let FrontRequest::Admit { migration, guest, .. } = request else { unreachable!() };
         let token = Token::random();
         let session = DestinationSession {

@@ -162,6 +162,9 @@ pub(crate) trait GuestControl: Send + Sync + 'static {
     fn scrollback(&self) -> Result<Arc<Scrollback>, ApiError>;
 }
 
+/// Longest request for a migration, bytes: each file of certificates may have a megabyte.
+const IDENTITY_BYTES_MAX: usize = 4 << 20;
+
 /// A guest process behind its API.
 type Control = Arc<dyn GuestControl>;
 
@@ -223,7 +226,8 @@ fn routes() -> Vec<Route> {
         ask(Method::GET, "/v1/guest/migration", done, |guest| guest.migration()),
         tell(Method::POST, "/v1/guest/migration", begun, |guest, request: MigrationRequest| {
             guest.migrate(&request)
-        }),
+        })
+        .with_bodies_of(IDENTITY_BYTES_MAX),
         ask(Method::DELETE, "/v1/guest/migration", begun, |guest| guest.cancel()),
         tell(
             Method::PUT,

@@ -58,6 +58,7 @@ Examples:
   lighter node --listen 192.0.2.7:4950 --metrics 127.0.0.1:9450
   lighter node --net-map br0=lan            guests that were on br0 elsewhere are on lan here
   lighter node --disk-dir /srv/disks
+  lighter node --disk-device /dev/vg0/web-1
 
 Needs this host's certificates: see `lighter certs`. Guests do not depend on the node: it can be restarted
 at any time, also while guests arrive and leave.")]
@@ -78,10 +79,14 @@ pub(crate) struct NodeArgs {
     #[arg(long, value_name = "FROM=TO")]
     pub(crate) net_map: Vec<NetRename>,
 
-    /// Folder in which, and below which, disks may be made that other hosts send with their guests (`lighter migrate
-    /// --copy-disks`); may be given several times [default: none, such guests are refused].
+    /// Folder in which, and below which, guests from other hosts may have disks: those that both hosts share, and those that are
+    /// made here (`lighter migrate --copy-disks`); may be given several times [default: none, guests with disks are refused].
     #[arg(long, value_name = "DIR")]
     pub(crate) disk_dir: Vec<PathBuf>,
+
+    /// Block device that guests from other hosts may have as a disk; may be given several times [default: none].
+    #[arg(long, value_name = "DEVICE")]
+    pub(crate) disk_device: Vec<PathBuf>,
 
     /// See to the memory of guests that QEMU and Cloud Hypervisor run on this host too (`lighter density`); one node of a host does.
     #[arg(long, value_enum, default_value_t = SwitchArg::On, value_name = "SWITCH")]

@@ -1,5 +1,6 @@
 //! The files of a guest's process: the one list.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use vmm_core::boot::BootRecord;
@@ -73,6 +74,22 @@ impl Means {
     pub(super) const ALL: Self = Self { template: true, ..Self::OF_UNKNOWN };
 }
 
+/// All that is there, but for what is in `folder`, an absolute path without links.
+fn all_but(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut others = Vec::new();
+    for on_the_way in folder.ancestors().skip(1) {
+        for entry in std::fs::read_dir(on_the_way)? {
+            let entry = entry?;
+            // A link leads to what is listed elsewhere, or to the folder.
+            let is_link = entry.file_type()?.is_symlink();
+            if !is_link && !folder.starts_with(entry.path()) {
+                others.push(entry.path());
+            }
+        }
+    }
+    Ok(others)
+}
+
 /// The files of one guest, and what else its process needs.
 #[derive(Debug, Clone)]
 pub(crate) struct Files {
@@ -141,12 +158,17 @@ impl Files {
         self
     }
 
-    /// And any file to be read, and most means, for a guest that is not known yet.
-    pub(crate) fn of_unknown_guest(mut self) -> Self {
+    /// And any file to be read but the host's own in the state folder, and most means, for a guest
+    /// that is not known yet: what it boots from again comes with its state.
+    ///
+    /// # Errors
+    /// A folder on the way to the state folder cannot be listed.
+    pub(crate) fn of_unknown_guest(mut self, state: &StateDir) -> io::Result<Self> {
         self.add_vsock();
         self.means = Means::OF_UNKNOWN;
-        self.wanted.push((PathBuf::from("/"), Use::Read));
-        self
+        let others = all_but(&state.root().canonicalize()?)?;
+        self.wanted.extend(others.into_iter().map(|path| (path, Use::Read)));
+        Ok(self)
     }
 
     /// And the template at this path.
@@ -169,5 +191,28 @@ impl Files {
     /// All of them.
     pub(super) fn wanted(&self) -> &[(PathBuf, Use)] {
         &self.wanted
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_that_is_not_known_reads_what_is_beside_the_state_folder_and_nothing_in_it() {
+        let (folder, state) = StateDir::temporary();
+        let beside = folder.path().with_extension("beside");
+        std::fs::write(&beside, "").unwrap();
+        let link = folder.path().with_extension("link");
+        std::os::unix::fs::symlink("/", &link).unwrap();
+        let root = state.root().canonicalize().unwrap();
+        let others = all_but(&root).unwrap();
+        for file in [&beside, &link] {
+            std::fs::remove_file(file).unwrap();
+        }
+        assert!(others.contains(&beside) && others.contains(&PathBuf::from("/etc")), "{others:?}");
+        assert!(!others.contains(&link), "it leads to the folder");
+        let above: Vec<_> = others.iter().filter(|other| root.starts_with(other)).collect();
+        assert!(above.is_empty(), "{above:?}");
     }
 }

@@ -13,13 +13,14 @@ use migrate::{DestinationGuest, GuestDescription, GuestFactory, MigrationId, Ref
 use vmm_core::{DeviceError, Error, RunState, ShapeError, VmOptions, VmShape};
 
 use super::console::Console;
-use super::disks::{self, Arriving, DiskFolders};
+use super::disks::{self, Arriving};
 use super::machine::{Machine, SharedMachine, shape_of};
 use super::process::{Ending, GuestProcess, Occupation};
 use super::session::MigrationSession;
 use crate::api::types::MigrationStatus;
 use crate::cli::host::IncomingArgs;
 use crate::cli::net::NetRename;
+use crate::disk_places::DiskPlaces;
 use crate::node::{IncomingGreeting, IncomingLine, LINGER};
 
 /// The longest line that the node writes, bytes: its certificates' files are each a megabyte at most.
@@ -53,7 +54,8 @@ impl Arrival {
             guest: process.name().to_string(),
             linger: LINGER,
         };
-        let (folders, net_map) = (DiskFolders::new(&args.disk_dir), args.net_map.clone());
+        let (folders, net_map) =
+            (DiskPlaces::new(args.disk_dir.clone(), Vec::new()), args.net_map.clone());
         let factory = Factory { process: Arc::downgrade(process), console, folders, net_map };
         let handle = start_destination(session, Arc::new(factory), &tls, records)?;
         let port = handle.port();
@@ -117,7 +119,7 @@ struct Factory {
     console: Console,
     /// What bridges and taps are called here.
     net_map: Vec<NetRename>,
-    folders: DiskFolders,
+    folders: DiskPlaces,
 }
 
 impl GuestFactory for Factory {

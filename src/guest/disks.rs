@@ -5,7 +5,6 @@
 //! this host's; [`expect`] decides which disks may come.
 
 mod arriving;
-mod places;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -17,7 +16,6 @@ use vmm_core::virtio::block::{DiskProof, Mark};
 use vmm_core::{DeviceConfig, DiskContent, VmShape};
 
 pub(crate) use arriving::{Arriving, expect};
-pub(crate) use places::DiskFolders;
 
 use super::machine::SharedMachine;
 use crate::api::types::CopyDisks;

@@ -76,7 +76,7 @@ pub(crate) fn open_template(file: &Path, name: &GuestName) -> Result<Template> {
 pub(crate) fn start_clone(
     spec: &GuestSpec,
     template: &Template,
-    name: GuestName,
+    (name, uuid): (GuestName, Uuid),
     (disks, known): (Vec<BlockConfig>, &[BlockConfig]),
     console: &Console,
 ) -> Result<Machine> {
@@ -93,7 +93,7 @@ pub(crate) fn start_clone(
     let vm = start().with_context(|| format!("cannot start {name} from {from}"))?;
     let mut shape = vm.shape().clone();
     shape.take_evidence(known);
-    Machine::adopt(name, spec.identity(), shape, vm, console)
+    Machine::adopt(name, uuid, shape, vm, console)
 }
 
 /// Refuses to let a guest go on that is written in `format`, when the file would not fit its disks any more.

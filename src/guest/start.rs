@@ -98,7 +98,8 @@ fn launch(
         let mut of_template = template.shape().clone();
         of_template.identify_disks();
         let known: Vec<_> = disks.iter().chain(of_template.disks()).cloned().collect();
-        let life = Life::begin(state, &name, isolation, |mut files| {
+        let uuid = spec.identity();
+        let life = Life::begin(state, (&name, uuid), isolation, |mut files| {
             let disks = spec.disk.iter().filter_map(|disk| disk.path.canonicalize().ok());
             disks.for_each(|disk| files.add_disk(&disk));
             // The template's own disks and kernel are named in it.
@@ -106,18 +107,19 @@ fn launch(
             Ok(files.and_devices(template.shape()).and_boot_record(boot).and_template(file))
         })?;
         let console = life.console();
-        let machine = saved::start_clone(spec, &template, name, (disks, &known), &console)?;
+        let machine = saved::start_clone(spec, &template, (name, uuid), (disks, &known), &console)?;
         return life.lead(Arc::new(machine), &console, spec.labels());
     }
     let plan = Plan::new(spec, name)?;
     addresses::expect_free(state, &plan.name, &plan.shape)?;
-    let life = Life::begin(state, &plan.name, isolation, |files| {
+    let uuid = spec.identity();
+    let life = Life::begin(state, (&plan.name, uuid), isolation, |files| {
         Ok(files.and_devices(&plan.shape).and_boot(&plan.boot))
     })?;
     let console = life.console();
     let options = VmOptions { dirty_log: spec.dirty_log.unwrap_or_default() };
     let name = plan.name.clone();
-    let machine = Machine::create(name, spec.identity(), plan.shape, &options, &console)?;
+    let machine = Machine::create(name, uuid, plan.shape, &options, &console)?;
     machine.vm().boot(&plan.boot).with_context(|| format!("cannot boot {}", plan.name))?;
     machine.vm().set_on_reboot(plan.on_reboot);
     life.lead(Arc::new(machine), &console, spec.labels())
@@ -146,7 +148,7 @@ pub(crate) fn restore(state: &StateDir, args: &RestoreArgs) -> Result<Exit> {
     shape.identify_disks();
     let disks: Vec<_> = shape.disks().cloned().collect();
     addresses::expect_free(state, &name, &shape)?;
-    let life = Life::begin(state, &name, args.isolation, |files| {
+    let life = Life::begin(state, (&name, uuid), args.isolation, |files| {
         let files = files.and_devices(&shape).and_boot_record(saved.boot.as_ref());
         Ok(files.and_file(&args.file))
     })?;
@@ -173,11 +175,10 @@ fn detach(state: &StateDir, args: &BackgroundArgs, name: &GuestName) -> Result<O
 /// The guest did not arrive, or crashed later.
 pub(crate) fn incoming(state: &StateDir, args: &IncomingArgs) -> Result<Exit> {
     background::leave_terminal()?;
-    let life = Life::begin(state, &args.name, args.isolation, |mut files| {
+    let life = Life::begin(state, (&args.name, args.uuid), args.isolation, |mut files| {
         args.disks.iter().for_each(|disk| files.add_disk(disk));
         args.disk_dir.iter().for_each(|folder| files.add_disk_folder(folder));
-        // What it boots from again is not known before its state is here.
-        Ok(files.of_unknown_guest())
+        files.of_unknown_guest(state).context("cannot tell which files the guest may read")
     });
     let outcome = life.and_then(|life| life.receive(args));
     if let Err(error) = &outcome {
@@ -200,12 +201,13 @@ impl Life {
     /// Takes the name, and leaves this process the files that `files` adds to those of every guest.
     fn begin(
         state: &StateDir,
-        name: &GuestName,
+        (name, uuid): (&GuestName, Uuid),
         isolation: IsolationArgs,
         files: impl FnOnce(Files) -> Result<Files>,
     ) -> Result<Self> {
         state.create()?;
         let claim = state.guest(name).claim()?;
+        state.write_uuid(name, uuid)?;
         let files = files(Files::of_guest(state, claim.dir()))?;
         // Before there are threads: all of them inherit it.
         let means = files.means();

@@ -157,6 +157,14 @@ pub(crate) enum Refusal {
         /// What is wrong.
         what: String,
     },
+    /// A disk that guests from elsewhere may not have.
+    #[error("{name}: {what}")]
+    Disk {
+        /// The guest.
+        name: GuestName,
+        /// Which disk, and the way out.
+        what: String,
+    },
     /// The process for the guest did not come up.
     #[error("the process for {name} did not come up: {what}; the node's log on that host has more")]
     Process {
@@ -189,6 +197,7 @@ impl Refusal {
             Self::Vcpus { .. } => metrics::RefusalReason::Cpu,
             Self::Version { .. } => metrics::RefusalReason::Version,
             Self::Description { .. } => metrics::RefusalReason::Description,
+            Self::Disk { .. } => metrics::RefusalReason::Disk,
             Self::Process { .. } => metrics::RefusalReason::Process,
             Self::ShuttingDown | Self::TooMany { .. } => metrics::RefusalReason::Busy,
         }

@@ -82,9 +82,13 @@ impl Node {
             return Err(Refusal::TooMany { count: ARRIVING_MAX });
         }
         let migration = arrival.migration;
+        let disks = disks(&arrival.guest);
+        let forbidden = disks.iter().find_map(|disk| self.disk_places().permit(disk).err());
+        if let Some(what) = forbidden {
+            return Err(Refusal::Disk { name: request.name, what });
+        }
         self.promises().admit(&request, migration, || self.host_view())?;
         let token = Token::random();
-        let disks = disks(&arrival.guest);
         let launched = self.launch(&request, migration, &token, &disks).await;
         let Launched { port, child } =
             launched.inspect_err(|_| self.promises().release(&request.name, migration))?;
@@ -124,7 +128,7 @@ impl Node {
             net_map: self.net_map(),
             log: self.log(),
             // Who has no disk makes none. Which of them come along, only the process hears.
-            disk_folders: if disks.is_empty() { &[] } else { self.disk_folders() },
+            disk_folders: if disks.is_empty() { &[] } else { self.disk_places().folders() },
         };
         launch(&what).await.map_err(|error| {
             tracing::error!(%migration, guest = %name, "the process for the guest did not come up: {error}");
@@ -137,7 +141,7 @@ impl Node {
         let guests = self.state().live_guests().unwrap_or_default();
         let occupants = guests
             .iter()
-            .map(|guest| Occupant { name: guest.name().clone(), uuid: uuid_of(guest) });
+            .map(|guest| Occupant { name: guest.name().clone(), uuid: self.uuid_of(guest) });
         HostView {
             occupants: occupants.collect(),
             available_bytes: memopt::observe::host_memory()
@@ -159,7 +163,7 @@ impl Node {
             }
         };
         let is_sought = |guest: &&GuestDir| {
-            guest.name().as_str() == name.as_str() || uuid_of(guest) == Some(uuid)
+            guest.name().as_str() == name.as_str() || self.uuid_of(guest) == Some(uuid)
         };
         let mut sought = Vec::new();
         for guest in guests.iter().filter(is_sought) {
@@ -179,7 +183,7 @@ impl Node {
             Err(_) => ("silent", true),
         };
         let name = PeerText::new(guest.name().as_str());
-        let uuid = uuid_of(guest).unwrap_or_default();
+        let uuid = self.uuid_of(guest).unwrap_or_default();
         FoundGuest { uuid, name, state: state.into(), is_owned }
     }
 
@@ -197,19 +201,22 @@ impl Node {
     /// What became of a migration to this host, for a source that has lost the process it was talking to.
     pub(crate) fn resolve(
         &self,
-        peer: SocketAddr,
+        (peer, guest): (SocketAddr, Option<Uuid>),
         migration: MigrationId,
         token: &Token,
         decision: Decision,
     ) -> FrontReply {
-        let reply =
-            tokio::task::block_in_place(|| self.settle_destination(migration, token, decision));
+        let reply = tokio::task::block_in_place(|| {
+            self.settle_destination(guest, migration, token, decision)
+        });
         tracing::info!(%migration, %peer, ?decision, ?reply, "was asked to settle a migration");
         reply
     }
 
+    /// For the process of `guest`, or for a host when there is none.
     fn settle_destination(
         &self,
+        guest: Option<Uuid>,
         migration: MigrationId,
         token: &Token,
         decision: Decision,
@@ -228,6 +235,10 @@ impl Node {
         let Some(record) = record else {
             return FrontReply::Resolved(answer_for_dead(None, decision).answer);
         };
+        if guest.is_some_and(|guest| guest != record.guest_uuid) {
+            let what = "the process of a guest may settle migrations of that guest only";
+            return FrontReply::Refused(WireRefusal::new(RefusalKind::Other, what));
+        }
         let Side::Destination { port, token: expected, .. } = &record.side else {
             return FrontReply::Resolved(answer_for_dead(None, decision).answer);
         };
@@ -258,6 +269,11 @@ impl Node {
         FrontReply::Resolved(dead.answer)
     }
 
+    /// The identity of a live guest; none when it cannot be read.
+    fn uuid_of(&self, guest: &GuestDir) -> Option<Uuid> {
+        self.state().read_uuid(guest.name()).ok()
+    }
+
     /// Makes a new state of a dead destination durable.
     pub(crate) fn write_destination(
         &self,
@@ -275,11 +291,6 @@ impl Node {
 
 fn is_owned(state: GuestState) -> bool {
     matches!(state, GuestState::Running | GuestState::Paused | GuestState::Migrating)
-}
-
-/// The identity of a live guest; one that is being started has not said it yet.
-fn uuid_of(guest: &GuestDir) -> Option<Uuid> {
-    Some(guest.read_identity().ok()?.uuid)
 }
 
 /// What a description asks for; a hostile one is refused here.
@@ -333,7 +344,7 @@ fn for_the_wire(refusal: &Refusal) -> WireRefusal {
         Refusal::Vcpus { .. } => RefusalKind::Cpu,
         Refusal::Version { .. } => RefusalKind::Version,
         Refusal::Description { .. } => RefusalKind::Guest,
-        Refusal::Process { .. } => RefusalKind::Other,
+        Refusal::Disk { .. } | Refusal::Process { .. } => RefusalKind::Other,
         Refusal::ShuttingDown | Refusal::TooMany { .. } => RefusalKind::Busy,
     };
     WireRefusal::new(kind, refusal.to_string())

@@ -9,6 +9,7 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use migrate::quic::{Identity, TlsError};
+use migrate::report::Role;
 use migrate::{MigrationId, Token};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -110,7 +111,7 @@ pub(crate) enum LaunchError {
 /// # Errors
 /// [`LaunchError`]; the process has been ended then.
 pub(crate) async fn launch(what: &Launch<'_>) -> Result<Launched, LaunchError> {
-    let identity = Identity::of_guest(&what.state.certs(), what.uuid)?;
+    let identity = Identity::of_guest(&what.state.certs(), what.uuid, Role::Destination)?;
     let greeting = IncomingGreeting { token: *what.token, identity };
     let program = std::env::current_exe().map_err(LaunchError::Start)?;
     let mut command = Command::new(program);

@@ -11,6 +11,7 @@ use migrate::protocol::{Decision, DestinationMessage};
 use migrate::quic::endpoint::Peer;
 use migrate::quic::{Identity, Tls, TlsError};
 use migrate::record::{Record, Side};
+use migrate::report::Role;
 use uuid::Uuid;
 
 use super::front::Arrival;
@@ -22,7 +23,12 @@ use super::service::Node;
 pub(crate) struct FrontDesk(pub(crate) Arc<Node>);
 
 impl FrontHandler for FrontDesk {
-    async fn answer(&self, request: FrontRequest, peer: SocketAddr) -> FrontReply {
+    async fn answer(
+        &self,
+        request: FrontRequest,
+        peer: SocketAddr,
+        guest: Option<Uuid>,
+    ) -> FrontReply {
         let node = Arc::clone(&self.0);
         // A task of its own: a source that hangs up in the middle must not leave a process that nobody waits for.
         let answer = tokio::spawn(async move {
@@ -31,7 +37,7 @@ impl FrontHandler for FrontDesk {
                     node.admit(Arrival { peer, migration, offer, guest }).await
                 }
                 FrontRequest::Resolve { migration, token, decision } => {
-                    node.resolve(peer, migration, &token, decision)
+                    node.resolve((peer, guest), migration, &token, decision)
                 }
                 FrontRequest::Find { uuid, name } => node.find(uuid, &name).await,
             }
@@ -60,7 +66,7 @@ impl NodeCourier {
 
     /// It speaks for the guest's process that has ended.
     fn tls(&self, guest: Uuid) -> Result<Tls, TlsError> {
-        Tls::new(&Identity::of_guest(&self.certs, guest)?)
+        Tls::new(&Identity::of_guest(&self.certs, guest, Role::Source)?)
     }
 }
 

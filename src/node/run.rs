@@ -18,6 +18,7 @@ use crate::api::server::{Audience, Server};
 use crate::cli::LogArgs;
 use crate::cli::host::NodeArgs;
 use crate::clock::unix_ms;
+use crate::disk_places::DiskPlaces;
 use crate::durable;
 use crate::exit::Exit;
 use crate::file_lock::FileLock;
@@ -81,9 +82,10 @@ async fn serve(state: &StateDir, args: &NodeArgs, log: &LogArgs, tls: Tls) -> Re
     let folder = |dir: &PathBuf| {
         dir.canonicalize().with_context(|| format!("cannot use --disk-dir {}", dir.display()))
     };
-    let disk_folders = args.disk_dir.iter().map(folder).collect::<Result<_>>()?;
+    let folders = args.disk_dir.iter().map(folder).collect::<Result<_>>()?;
+    let disk_places = DiskPlaces::new(folders, args.disk_device.clone());
     let node = Node::new(state.clone(), file.clone(), args.reserve_memory)?;
-    let node = node.with_net_map(args.net_map.clone()).with_disk_folders(disk_folders);
+    let node = node.with_net_map(args.net_map.clone()).with_disk_places(disk_places);
     let node = Arc::new(node.with_log(log.clone()));
     let density = Arc::new(density::Density::open(
         state,

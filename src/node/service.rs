@@ -4,7 +4,6 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime};
@@ -27,6 +26,7 @@ use crate::api::types::GuestState;
 use crate::cli::LogArgs;
 use crate::cli::net::NetRename;
 use crate::clock::unix_ms;
+use crate::disk_places::DiskPlaces;
 use crate::names::GuestName;
 use crate::state_dir::StateDir;
 
@@ -46,7 +46,7 @@ pub(crate) struct Node {
     /// What bridges and taps of arriving guests are called here.
     net_map: Vec<NetRename>,
     /// Where disks may be made that come with arriving guests.
-    disk_folders: Vec<PathBuf>,
+    disk_places: DiskPlaces,
     log: LogArgs,
     exporter: Exporter,
     records: RecordStore,
@@ -74,7 +74,7 @@ impl Node {
             file,
             reserved_bytes,
             net_map: Vec::new(),
-            disk_folders: Vec::new(),
+            disk_places: DiskPlaces::default(),
             log: LogArgs::default(),
             exporter,
             records,
@@ -116,9 +116,9 @@ impl Node {
         Self { net_map, ..self }
     }
 
-    /// Arriving guests may bring disks that are made in, or below, these folders.
-    pub(crate) fn with_disk_folders(self, disk_folders: Vec<PathBuf>) -> Self {
-        Self { disk_folders, ..self }
+    /// Arriving guests may have disks there.
+    pub(crate) fn with_disk_places(self, disk_places: DiskPlaces) -> Self {
+        Self { disk_places, ..self }
     }
 
     /// Processes that this node starts log as it does.
@@ -141,9 +141,9 @@ impl Node {
         self.reserved_bytes
     }
 
-    /// Where disks may be made that come with guests.
-    pub(crate) fn disk_folders(&self) -> &[PathBuf] {
-        &self.disk_folders
+    /// Where guests that arrive may have disks.
+    pub(crate) fn disk_places(&self) -> &DiskPlaces {
+        &self.disk_places
     }
 
     /// Where migrations arrive.

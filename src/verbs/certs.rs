@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use migrate::quic::{Authority, HostCertificate, Identity, Tls, calendar_time};
+use migrate::report::Role;
 use serde::Serialize;
 
 use crate::cli::Output;
@@ -35,8 +36,9 @@ pub(crate) fn run(state: &StateDir, args: &CertsArgs) -> Result<Exit> {
 /// # Errors
 /// This host's certificates cannot be used, or there is no such guest.
 pub(crate) fn identity_of(state: &StateDir, guest: &GuestName) -> Result<Identity> {
-    let uuid = state.guest(guest).read_identity()?.uuid;
-    Ok(Identity::of_guest(&state.certs(), uuid)?)
+    state.guest(guest).read_identity()?;
+    // Not what its process says of itself.
+    Ok(Identity::of_guest(&state.certs(), state.read_uuid(guest)?, Role::Source)?)
 }
 
 fn init(state: &StateDir, names: &[String]) -> Result<Exit> {

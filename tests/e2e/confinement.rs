@@ -7,7 +7,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::os::unix::net::UnixStream;
 
-use crate::host::{Exit, Guest, GuestPlan, Host, Migration, Pair, as_stranger, ask, lighter, run};
+use crate::host::{
+    Exit, Guest, GuestPlan, Host, Migration, NodePlan, Pair, as_stranger, ask, lighter, run,
+};
 #[cfg(feature = "failpoints")]
 use crate::host::{Running, wait};
 
@@ -180,6 +182,30 @@ fn what_a_guests_process_may_not_call_ends_it_by_name() {
         let done = attempt(&pair, what, &[]).finish();
         assert_eq!(done.exit, Exit::Other, "{done:?}");
         assert!(done.stderr.contains(&format!("may not: {call} (")), "{}", done.stderr);
+    }
+}
+
+#[cfg(feature = "failpoints")]
+#[test]
+fn a_guest_that_has_arrived_reads_nothing_of_its_hosts() {
+    let mut pair = Pair::without_nodes();
+    pair.a.start_node(&NodePlan::default());
+    let _guest = Guest::start(&pair.a, &GuestPlan::default());
+    for (file, answer) in
+        [("certs/host.key", "Permission denied"), ("merge-domain", "done"), ("node.json", "denied")]
+    {
+        let path = pair.b.state_dir().join(file);
+        let attempt = format!("read:{}", path.display());
+        let environment = [("LIGHTER_ATTEMPT", attempt.as_str()), ("TMPDIR", "/nowhere")];
+        let environment = environment.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        pair.b.start_node(&NodePlan { environment: environment.to_vec(), ..NodePlan::default() });
+        Migration::run(&pair.a, "web-1", &pair.b).ok();
+        pair.b.await_log(&[&format!("attempt in the new thread: {attempt}: ")]);
+        let logs = pair.b.logs();
+        let told: Vec<_> = logs.lines().filter(|line| line.contains(&attempt)).collect();
+        assert!(told.len() == 3 && told.iter().all(|line| line.contains(answer)), "{told:?}");
+        Migration::run(&pair.b, "web-1", &pair.a).ok();
+        pair.b.kill_node();
     }
 }
 

@@ -96,6 +96,19 @@ fn a_node_takes_no_disks_unless_it_was_told_where() {
 }
 
 #[test]
+fn a_disk_that_both_hosts_have_is_taken_only_where_the_node_may_have_disks() {
+    let mut place = Place::new();
+    let go = |place: &Place| Migration::start(&place.pair.a, GUEST, &place.pair.b, &[]).finish();
+    go(&place).stayed(&["takes disks in", "not", "disk.raw", "--disk-device"]);
+    place.runs_only_on(&place.pair.a);
+    place.pair.b.kill_node();
+    let arguments = vec!["--disk-dir".to_owned(), place.folder("a").display().to_string()];
+    place.pair.b.start_node(&crate::host::NodePlan { arguments, ..Default::default() });
+    go(&place).done.ok();
+    place.runs_only_on(&place.pair.b);
+}
+
+#[test]
 fn a_copy_that_is_called_off_leaves_nothing() {
     let place = Place::new();
     let migration = place.start(&["--bandwidth", "50KB/s"]);

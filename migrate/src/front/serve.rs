@@ -25,12 +25,13 @@ const ANSWER_TIME: Duration = Duration::from_secs(5);
 
 /// Answers requests; implemented by the node.
 pub trait FrontHandler: Send + Sync + 'static {
-    /// Answers `request`, which came from `peer`: a host with a certificate of the fleet, or a
-    /// process of such a host that asks for its own guest.
+    /// Answers `request`, which came from `peer`: a host with a certificate of the fleet, or the
+    /// process of `guest` on such a host, which may ask for that guest only.
     fn answer(
         &self,
         request: FrontRequest,
         peer: SocketAddr,
+        guest: Option<Uuid>,
     ) -> impl Future<Output = FrontReply> + Send;
 }
 
@@ -84,9 +85,10 @@ async fn answer_one<H: FrontHandler>(
         .await
         .map_err(|_| "no request came in time")?
         .map_err(|failure| failure.to_string())?;
-    let reply = if may_ask(peers::guest_at(connection), &request) {
+    let guest = peers::guest_at(connection);
+    let reply = if may_ask(guest, &request) {
         tokio::select! {
-            reply = handler.answer(request, peer) => reply,
+            reply = handler.answer(request, peer, guest) => reply,
             gone = connection.closed() => return Err(gone.to_string()),
         }
     } else {
@@ -108,7 +110,7 @@ fn may_ask(guest: Option<Uuid>, request: &FrontRequest) -> bool {
     let Some(own) = guest else { return true };
     match request {
         FrontRequest::Admit { guest, .. } => guest.uuid == own,
-        // The token says whose it is.
+        // The record says whose it is.
         FrontRequest::Resolve { .. } => true,
         FrontRequest::Find { .. } => false,
     }
@@ -127,12 +129,13 @@ mod tests {
     };
     use crate::quic::endpoint::{Peer, connect, dialer, listen};
     use crate::quic::{Authority, Identity, Tls};
+    use crate::report::Role;
 
     /// Answers that it knows of nothing.
     struct Ignorant;
 
     impl FrontHandler for Ignorant {
-        async fn answer(&self, _: FrontRequest, _: SocketAddr) -> FrontReply {
+        async fn answer(&self, _: FrontRequest, _: SocketAddr, _: Option<Uuid>) -> FrontReply {
             FrontReply::Resolved(DestinationMessage::Unknown)
         }
     }
@@ -193,7 +196,8 @@ mod tests {
         let address = listener.local_addr().unwrap();
         tokio::spawn(serve(listener.clone(), Arc::new(Ignorant)));
         let peer = Peer { address, name: "127.0.0.1".into() };
-        let of_process = Tls::new(&Identity::of_guest(folder.path(), own).unwrap()).unwrap();
+        let of_process =
+            Tls::new(&Identity::of_guest(folder.path(), own, Role::Source).unwrap()).unwrap();
         let dialer = dialer(address, &of_process).unwrap();
 
         let layout = MemoryLayout::new(vec![Region { base: 0, bytes: 2 << 20 }]).unwrap();

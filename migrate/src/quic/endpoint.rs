@@ -187,6 +187,7 @@ mod tests {
     use super::super::identity::Identity;
     use super::super::tls::{provider, roots};
     use super::*;
+    use crate::report::Role;
 
     const ANY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
@@ -254,38 +255,53 @@ mod tests {
         authority.issue(&["127.0.0.1".into()]).unwrap()
     }
 
-    fn process_of(guest: Uuid, host: &Identity) -> Tls {
-        Tls::new(&host.vouch_for(guest).unwrap()).unwrap()
+    /// The identities of a guest's process when it leaves the host, and when it arrives there.
+    fn processes_of(guest: Uuid, host: &Identity) -> [Tls; 2] {
+        [Role::Source, Role::Destination]
+            .map(|role| Tls::new(&host.vouch_for(guest, role).unwrap()).unwrap())
+    }
+
+    fn is_fine(seen: &LinkError) -> bool {
+        matches!(seen, LinkError::Closed { reason, .. } if reason == "fine")
     }
 
     #[tokio::test]
     async fn a_guests_process_meets_that_guests_and_nodes() {
         let authority = Authority::create().unwrap();
         let (here, there, guest) = (host(&authority), host(&authority), Uuid::new_v4());
-        for (listening, dialing) in [
-            (process_of(guest, &there), process_of(guest, &here)),
-            (Tls::new(&there).unwrap(), process_of(guest, &here)),
-        ] {
-            let (seen, _) = meet(&listening, &dialing, "127.0.0.1").await;
-            assert!(
-                matches!(&seen, LinkError::Closed { reason, .. } if reason == "fine"),
-                "{seen:?}"
-            );
+        let [leaving, _] = processes_of(guest, &here);
+        let [_, arriving] = processes_of(guest, &there);
+        for listening in [arriving, Tls::new(&there).unwrap()] {
+            let (seen, _) = meet(&listening, &leaving, "127.0.0.1").await;
+            assert!(is_fine(&seen), "{seen:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn who_has_arrived_does_not_connect_and_who_leaves_does_not_listen() {
+        let authority = Authority::create().unwrap();
+        let [leaving, arriving] = processes_of(Uuid::new_v4(), &host(&authority));
+        let node = Tls::new(&host(&authority)).unwrap();
+        for (listening, dialing) in
+            [(&arriving, &arriving), (&leaving, &leaving), (&node, &arriving)]
+        {
+            let (seen, told) = meet(listening, dialing, "127.0.0.1").await;
+            assert!(!is_fine(&seen), "{seen:?} / {told:?}");
         }
     }
 
     #[tokio::test]
     async fn a_guests_process_is_taken_for_no_host_and_for_no_other_guests() {
         let authority = Authority::create().unwrap();
-        let (here, there, guest) = (host(&authority), host(&authority), Uuid::new_v4());
-        let stranger = process_of(Uuid::new_v4(), &there);
-        let own = process_of(guest, &here);
+        let (here, there) = (host(&authority), host(&authority));
+        let [stranger_leaving, stranger_arrived] = processes_of(Uuid::new_v4(), &there);
+        let [leaving, arriving] = processes_of(Uuid::new_v4(), &here);
         for (listening, dialing) in [
             // It listens where a node did.
-            (&stranger, &Tls::new(&here).unwrap()),
+            (&stranger_arrived, &Tls::new(&here).unwrap()),
             // It listens where a guest's process did.
-            (&stranger, &own),
-            (&own, &stranger),
+            (&stranger_arrived, &leaving),
+            (&arriving, &stranger_leaving),
         ] {
             let (seen, told) = meet(listening, dialing, "127.0.0.1").await;
             let (seen, told) = (seen.to_string(), told.to_string());
@@ -296,19 +312,27 @@ mod tests {
     #[tokio::test]
     async fn who_vouches_for_a_guests_process_is_a_host_of_the_authority() {
         let (ours, theirs) = (Authority::create().unwrap(), Authority::create().unwrap());
-        let guest = Uuid::new_v4();
-        let there = process_of(guest, &host(&ours));
-        let mut other = host(&theirs).vouch_for(guest).unwrap();
-        other.ca_pem = host(&ours).ca_pem;
-        // A process may not pass on what it was given, and a host's certificate is no proof of its key.
-        let process = host(&ours).vouch_for(guest).unwrap();
-        let passed_on = process.vouch_for(guest).unwrap();
+        let (guest, there) = (Uuid::new_v4(), host(&ours));
+        let [_, arriving] = processes_of(guest, &there);
+        let mut other = host(&theirs).vouch_for(guest, Role::Source).unwrap();
+        other.ca_pem.clone_from(&there.ca_pem);
+        // A process may not pass on what it was given, also where its host is trusted as an authority is.
+        let process = there.vouch_for(guest, Role::Source).unwrap();
+        let passed_on = process.vouch_for(guest, Role::Source).unwrap();
+        let mut trusting = there.vouch_for(guest, Role::Destination).unwrap();
+        trusting.ca_pem += &there.cert_pem;
+        // A host's certificate is no proof of its key.
         let mut forged = other.clone();
         let own = other.cert_pem.find("-----END CERTIFICATE-----").unwrap() + 26;
-        forged.cert_pem = other.cert_pem[..own].to_owned() + &host(&ours).cert_pem;
-        for dialing in [other, passed_on, forged] {
+        forged.cert_pem = other.cert_pem[..own].to_owned() + &there.cert_pem;
+        for (dialing, listening) in [
+            (other, &arriving),
+            (passed_on.clone(), &arriving),
+            (passed_on, &Tls::new(&trusting).unwrap()),
+            (forged, &arriving),
+        ] {
             let dialing = Tls::new(&dialing).unwrap();
-            let (seen, told) = meet(&there, &dialing, "127.0.0.1").await;
+            let (seen, told) = meet(listening, &dialing, "127.0.0.1").await;
             let told = told.to_string();
             let is_refused =
                 ["authority", "invalid peer certificate"].iter().any(|word| told.contains(word));
@@ -319,8 +343,9 @@ mod tests {
     #[tokio::test]
     async fn the_name_of_a_guests_process_is_its_hosts() {
         let (authority, guest) = (Authority::create().unwrap(), Uuid::new_v4());
-        let [here, there] = [(); 2].map(|()| process_of(guest, &host(&authority)));
-        let (seen, _) = meet(&here, &there, "host-b").await;
+        let [leaving, _] = processes_of(guest, &host(&authority));
+        let [_, arriving] = processes_of(guest, &host(&authority));
+        let (seen, _) = meet(&arriving, &leaving, "host-b").await;
         assert!(matches!(seen, LinkError::WrongName { .. }), "{seen:?}");
     }
 

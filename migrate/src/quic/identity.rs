@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::SystemTime;
 
-use rcgen::{Issuer, KeyPair, SanType};
+use rcgen::{ExtendedKeyUsagePurpose, Issuer, KeyPair, SanType};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -12,7 +12,8 @@ use super::certificate::{HostCertificate, TlsError, guest_uri};
 use super::files::{
     CA_CERT, CertError, HOST_CERT, HOST_KEY, Mode, create_dir, holds_certificate, read, write_new,
 };
-use super::tls::check_chain;
+use super::tls::{Tls, check_chain};
+use crate::report::Role;
 
 /// How long the process of a guest can prove itself. What it waits for may be an answer of a host
 /// that is out of reach for days.
@@ -46,26 +47,38 @@ impl Identity {
         let read = |name| read(&dir.join(name)).map_err(TlsError::Read);
         let (ca_pem, cert_pem, key_pem) = (read(CA_CERT)?, read(HOST_CERT)?, read(HOST_KEY)?);
         HostCertificate::from_pem(&cert_pem)?.check(SystemTime::now())?;
+        // What is in there, others are shown.
+        if cert_pem.contains("PRIVATE KEY") {
+            let cause = "host.pem holds a private key, which belongs in host.key".to_owned();
+            return Err(TlsError::Malformed { cause });
+        }
         let identity = Self { ca_pem, cert_pem, key_pem };
         check_chain(&identity)?;
         Ok(identity)
     }
 
     /// Makes a key and a certificate for the process of the guest `guest` on the host whose
-    /// identity is in `dir`: with it, that process migrates this guest and does nothing else.
+    /// identity is in `dir`: with it, that process does its part in migrations of this guest, and
+    /// nothing else.
     ///
     /// # Errors
     /// As [`Self::load`], and [`TlsError::Guest`] when the system gives no randomness.
-    pub fn of_guest(dir: &Path, guest: Uuid) -> Result<Self, TlsError> {
-        Self::load(dir)?.vouch_for(guest)
+    pub fn of_guest(dir: &Path, guest: Uuid, role: Role) -> Result<Self, TlsError> {
+        Self::load(dir)?.vouch_for(guest, role)
     }
 
-    pub(super) fn vouch_for(&self, guest: Uuid) -> Result<Self, TlsError> {
+    pub(super) fn vouch_for(&self, guest: Uuid, role: Role) -> Result<Self, TlsError> {
+        // Its key fits its certificate: peers would complain about what it has issued.
+        Tls::new(self)?;
         let make = |cause| TlsError::Guest { guest, cause };
         let host_key = KeyPair::from_pem(&self.key_pem).map_err(make)?;
         let host = Issuer::from_ca_cert_pem(&self.cert_pem, host_key).map_err(make)?;
         let mut params = params_of_peer("lighter guest", GUEST_DAYS, &[]).map_err(make)?;
         params.subject_alt_names = vec![SanType::URI(guest_uri(guest).try_into().map_err(make)?)];
+        params.extended_key_usages = vec![match role {
+            Role::Source => ExtendedKeyUsagePurpose::ClientAuth,
+            Role::Destination => ExtendedKeyUsagePurpose::ServerAuth,
+        }];
         let key = KeyPair::generate().map_err(make)?;
         let cert_pem = params.signed_by(&key, &host).map_err(make)?.pem() + &self.cert_pem;
         Ok(Self { ca_pem: self.ca_pem.clone(), cert_pem, key_pem: key.serialize_pem() })

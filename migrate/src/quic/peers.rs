@@ -56,6 +56,10 @@ impl<'a> Shown<'a> {
     fn new(shown: &CertificateDer<'_>, behind: &'a [CertificateDer<'a>]) -> Result<Self, Error> {
         let Some(guest) = guest_of(shown) else { return Ok(Self::Host) };
         let (host, issuers) = behind.split_first().ok_or(CertificateError::UnknownIssuer)?;
+        // Whatever stands among the authorities, a process vouches for nobody.
+        if guest_of(host).is_some() {
+            return Err(CertificateError::UnknownIssuer.into());
+        }
         Ok(Self::Guest { guest, host, issuers })
     }
 }
@@ -71,20 +75,13 @@ impl Peers {
         let clients = WebPkiClientVerifier::builder_with_provider(roots, provider.clone());
         Ok(Self { servers: servers.build()?, clients: clients.build()?, provider, own_guest })
     }
+}
 
-    /// Checks the certificate of a guest's process, whose host's has been checked.
-    fn check_guest(
-        &self,
-        shown: &CertificateDer<'_>,
-        host: &CertificateDer<'_>,
-        now: UnixTime,
-    ) -> Result<(), Error> {
-        let mut issuer = RootCertStore::empty();
-        issuer.add(host.clone().into_owned())?;
-        let algorithms = self.provider.signature_verification_algorithms.all;
-        let shown = ParsedCertificate::try_from(shown)?;
-        verify_server_cert_signed_by_trust_anchor(&shown, &issuer, &[], now, algorithms)
-    }
+/// The host, which has been checked, as the only issuer.
+fn only(host: &CertificateDer<'_>) -> Result<RootCertStore, Error> {
+    let mut issuers = RootCertStore::empty();
+    issuers.add(host.clone().into_owned())?;
+    Ok(issuers)
 }
 
 fn other_guest(shown: Uuid) -> Error {
@@ -108,7 +105,16 @@ impl ServerCertVerifier for Peers {
                 if self.own_guest != Some(guest) {
                     return Err(other_guest(guest));
                 }
-                self.check_guest(shown, host, now).map(|()| verified)
+                let algorithms = self.provider.signature_verification_algorithms.all;
+                let shown = ParsedCertificate::try_from(shown)?;
+                verify_server_cert_signed_by_trust_anchor(
+                    &shown,
+                    &only(host)?,
+                    &[],
+                    now,
+                    algorithms,
+                )?;
+                Ok(verified)
             }
         }
     }
@@ -151,11 +157,16 @@ impl ClientCertVerifier for Peers {
         match Shown::new(shown, behind)? {
             Shown::Host => self.clients.verify_client_cert(shown, behind, now),
             Shown::Guest { guest, host, issuers } => {
-                let verified = self.clients.verify_client_cert(host, issuers, now)?;
+                self.clients.verify_client_cert(host, issuers, now)?;
                 if self.own_guest.is_some_and(|own| own != guest) {
                     return Err(other_guest(guest));
                 }
-                self.check_guest(shown, host, now).map(|()| verified)
+                let issuers = Arc::new(only(host)?);
+                let verifier =
+                    WebPkiClientVerifier::builder_with_provider(issuers, self.provider.clone())
+                        .build()
+                        .map_err(|error| Error::General(error.to_string()))?;
+                verifier.verify_client_cert(shown, &[], now)
             }
         }
     }

@@ -16,7 +16,8 @@ use nix::sys::statvfs::statvfs;
 use vmm_core::virtio::block::{BlockConfig, Occupied};
 use vmm_core::{DeviceConfig, DiskContent, VmShape};
 
-use super::{DiskFolders, Part, lay_out, part_of};
+use super::{Part, lay_out, part_of};
+use crate::disk_places::DiskPlaces;
 use crate::guest::machine::SharedMachine;
 use crate::units::format_size;
 
@@ -33,7 +34,7 @@ const AHEAD_MAX: usize = 2;
 pub(crate) fn expect(
     guest: &GuestDescription,
     shape: &mut VmShape,
-    folders: &DiskFolders,
+    folders: &DiskPlaces,
 ) -> Result<(), Refusal> {
     let refuse = |kind, text: &str| Refusal::new(kind, format!("{}: {text}", guest.name));
     let mut needed: BTreeMap<u64, (u64, &Path)> = BTreeMap::new();

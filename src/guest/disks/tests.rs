@@ -10,6 +10,7 @@ use vmm_core::virtio::block::{Access, BlockConfig};
 use vmm_core::{DeviceConfig, VmOptions};
 
 use super::*;
+use crate::disk_places::DiskPlaces;
 use crate::guest::console::Console;
 use crate::guest::machine::{Machine, shape_of};
 
@@ -59,7 +60,7 @@ fn departing(from: &Path, to: &Path) -> Departing {
 fn expected(guest: &GuestDescription, folders: &[&Path]) -> Result<VmShape, Refusal> {
     let folders: Vec<_> = folders.iter().map(|folder| folder.to_path_buf()).collect();
     let mut shape = shape_of(guest)?;
-    expect(guest, &mut shape, &DiskFolders::new(&folders)).map(|()| shape)
+    expect(guest, &mut shape, &DiskPlaces::new(folders, Vec::new())).map(|()| shape)
 }
 
 #[test]

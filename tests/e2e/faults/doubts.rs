@@ -145,7 +145,8 @@ fn a_guest_whose_disk_another_has_locked_at_the_hand_over_stays_paused_at_its_so
     let stall = Stall::new(&pair);
     let environment = stall.environment(&phase::taking(), Side::Destination);
     pair.a.start_node(&NodePlan::default());
-    pair.b.start_node(&NodePlan { environment, ..NodePlan::default() });
+    let arguments = vec!["--disk-dir".to_owned(), pair.folder().display().to_string()];
+    pair.b.start_node(&NodePlan { environment, arguments, ..NodePlan::default() });
     let (kernel, disk) = (sleeper(pair.folder()), pair.folder().join("disk.raw"));
     std::fs::write(&disk, [0; 1 << 16]).expect("a disk");
     let (kernel, disk) = (kernel.display().to_string(), disk.display().to_string());

@@ -11,7 +11,8 @@ pub(crate) fn belongs(file: &str, guests: &BTreeSet<&str>) -> bool {
         | ["density.json" | "density.redb" | "ksm.json.lock" | "lighter.toml"]
         | ["certs", _] => true,
         ["definitions", file] => file.ends_with(".toml") || file.ends_with(".autostart"),
-        ["migrations" | "ended", record] => record.ends_with(".json"),
+        // Of guests that are gone, until another starts.
+        ["migrations" | "ended" | "identities", record] => record.ends_with(".json"),
         ["guests", name, "lock" | "guest.json" | "api.sock" | "api-ro.sock"]
         | ["guests", name, "console.log" | "lighter.log"] => guests.contains(name),
         ["vsock", socket] => socket.strip_suffix(".sock").is_some_and(|name| guests.contains(name)),

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use super::image::{BOOT_PATIENCE, cmdline, script};
 use super::witness::{Line, Witness};
 use crate::host::checks::nothing_left_behind;
-use crate::host::{Exit, Host, Migration, Pair, wait};
+use crate::host::{Exit, Host, Migration, NodePlan, Pair, wait};
 
 /// Lines, and so records, awaited on each host.
 const LINES: usize = 3;
@@ -84,7 +84,11 @@ fn linux_with_a_disk_goes_on_writing_at_the_destination() {
         host.run(&thief).complains(Exit::Failed, &words);
     };
 
-    let pair = Pair::new();
+    let mut pair = Pair::without_nodes();
+    let places = vec!["--disk-dir".to_owned(), folder.path().display().to_string()];
+    for host in [&mut pair.a, &mut pair.b] {
+        host.start_node(&NodePlan { arguments: places.clone(), ..NodePlan::default() });
+    }
     pair.a.run(&arguments("db", &disk)).ok();
     let witness = Witness::of(&pair.a, "db", MIB * 256);
     wait::within(BOOT_PATIENCE, "linux boots and writes to its disk", || {

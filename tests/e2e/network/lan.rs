@@ -65,7 +65,9 @@ impl Lan {
     /// How the node of host a (0) or b (1) is started: it knows what the other one calls the bridge.
     pub(super) fn node_plan(&self, host: usize) -> NodePlan {
         let (here, there) = (BRIDGES[host], BRIDGES[1 - host]);
-        let arguments = vec!["--net-map".to_owned(), format!("{there}={here}")];
+        let net_map = ["--net-map".to_owned(), format!("{there}={here}")];
+        let disks = ["--disk-dir".to_owned(), std::env::temp_dir().display().to_string()];
+        let arguments = [net_map, disks].concat();
         NodePlan { arguments, ..self.cable.node_plan(host) }
     }
 

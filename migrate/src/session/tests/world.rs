@@ -10,6 +10,8 @@ use tokio::sync::watch;
 
 use super::memory::{Content, FakeMemory, fill_page};
 use super::relay::Relay;
+use uuid::Uuid;
+
 use crate::failpoint::Failpoints;
 use crate::front::{FrontHandler, serve};
 use crate::guest::{
@@ -313,7 +315,12 @@ pub(super) struct Node {
 }
 
 impl FrontHandler for Node {
-    async fn answer(&self, request: FrontRequest, peer: SocketAddr) -> FrontReply {
+    async fn answer(
+        &self,
+        request: FrontRequest,
+        peer: SocketAddr,
+        _guest: Option<Uuid>,
+    ) -> FrontReply {
         match request {
             FrontRequest::Admit { migration, guest, .. } => self.admit(migration, &guest, peer),
             FrontRequest::Resolve { migration, decision, .. } => {

@@ -1,0 +1,121 @@
+//! Where on this host guests that arrive may have disks: nowhere, unless the node's operator has said so.
+
+use std::path::{Path, PathBuf};
+
+/// What `--disk-dir` and `--disk-device` say.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct DiskPlaces {
+    folders: Vec<PathBuf>,
+    devices: Vec<PathBuf>,
+}
+
+impl DiskPlaces {
+    /// These folders and everything below them, where disks may be made, too, and these block devices.
+    pub(crate) fn new(folders: Vec<PathBuf>, devices: Vec<PathBuf>) -> Self {
+        Self { folders, devices }
+    }
+
+    /// The folders.
+    pub(crate) fn folders(&self) -> &[PathBuf] {
+        &self.folders
+    }
+
+    /// Whether a guest may have the disk `path`, which a peer has named.
+    ///
+    /// # Errors
+    /// It may not, with the way out.
+    pub(crate) fn permit(&self, path: &Path) -> Result<(), String> {
+        let is_device = self.devices.iter().any(|device| {
+            device == path
+                || path
+                    .canonicalize()
+                    .is_ok_and(|it| device.canonicalize().is_ok_and(|device| it == device))
+        });
+        if is_device { Ok(()) } else { self.place(path).map(drop) }
+    }
+
+    /// Where a disk that a peer wants at `path` goes: the same place, without links.
+    ///
+    /// # Errors
+    /// It may not be made there, with the way out.
+    pub(crate) fn place(&self, path: &Path) -> Result<PathBuf, String> {
+        let shown = path.display();
+        if self.folders.is_empty() && self.devices.is_empty() {
+            return Err(format!(
+                "this host takes no disks: start its node with --disk-dir and the folder for {shown}, or with --disk-device {shown} if \
+                 that is a block device"
+            ));
+        }
+        let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
+            return Err(format!("{shown} is no place for a disk"));
+        };
+        let found = folder.canonicalize().map_err(|error| {
+            format!(
+                "there is no folder for disk {shown} here: {}: {error}; choose another place with --disk-path",
+                folder.display()
+            )
+        })?;
+        // Links in a permitted folder do not lead out of it.
+        let permitted = |dir: &PathBuf| dir.canonicalize().is_ok_and(|dir| found.starts_with(dir));
+        if !path.is_absolute() || !self.folders.iter().any(permitted) {
+            let places = self.folders.iter().chain(&self.devices);
+            let places: Vec<_> = places.map(|place| place.display().to_string()).collect();
+            return Err(format!(
+                "this host takes disks in {} alone, not {shown}: choose another place with --disk-path, or start its node with \
+                 another --disk-dir or --disk-device",
+                places.join(", ")
+            ));
+        }
+        Ok(found.join(name))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn disks_are_made_in_permitted_folders_alone() {
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path().canonicalize().unwrap();
+        for folder in ["in/below", "out"] {
+            std::fs::create_dir_all(root.join(folder)).unwrap();
+        }
+        std::os::unix::fs::symlink(root.join("out"), root.join("in/link")).unwrap();
+        std::os::unix::fs::symlink(root.join("in"), root.join("alias")).unwrap();
+        let folders = DiskPlaces::new(vec![root.join("alias")], Vec::new());
+        let place = |path: &str| folders.place(&root.join(path));
+        assert_eq!(place("in/a.raw"), Ok(root.join("in/a.raw")));
+        assert_eq!(place("alias/below/a.raw"), Ok(root.join("in/below/a.raw")));
+        for outside in ["out/a.raw", "in/link/a.raw", "in/../out/a.raw"] {
+            assert!(place(outside).unwrap_err().contains("--disk-dir"), "{outside}");
+        }
+        assert!(place("in/nowhere/a.raw").unwrap_err().contains("no folder"));
+        assert!(place("in/..").is_err());
+        assert!(folders.place(Path::new("/")).is_err());
+        assert!(folders.place(Path::new("a.raw")).is_err());
+        let none = DiskPlaces::default().place(&root.join("in/a.raw")).unwrap_err();
+        assert!(none.contains("takes no disks"), "{none}");
+    }
+
+    #[test]
+    fn a_device_is_permitted_by_any_of_its_names_and_takes_no_files_along() {
+        let root = tempfile::tempdir().unwrap();
+        let (device, other, link) =
+            (root.path().join("sdb"), root.path().join("sda"), root.path().join("by-id"));
+        for file in [&device, &other] {
+            std::fs::write(file, "").unwrap();
+        }
+        std::os::unix::fs::symlink(&device, &link).unwrap();
+        for (listed, named) in [(&device, &device), (&device, &link), (&link, &device)] {
+            DiskPlaces::new(Vec::new(), vec![listed.clone()]).permit(named).unwrap();
+        }
+        let places = DiskPlaces::new(Vec::new(), vec![device.clone()]);
+        let refused = places.permit(&other).unwrap_err();
+        assert!(
+            refused.contains("sdb alone, not") && refused.contains("--disk-device"),
+            "{refused}"
+        );
+        assert!(places.place(&device).is_err(), "it is not made anew");
+    }
+}
