@@ -552,11 +552,9 @@ mod tests {
             refused(client.post::<MigrationStarted>("/v1/guest/migration", &unknown).await).reason,
             Reason::BadRequest
         );
-        let huge = serde_json::json!({ "destination": "b".repeat(1 << 20) });
-        assert_eq!(
-            refused(client.post::<MigrationStarted>("/v1/guest/migration", &huge).await).reason,
-            Reason::TooLarge
-        );
+        let huge = serde_json::json!({ "decision": "b".repeat(1 << 20) });
+        let resolved = client.put_json::<()>("/v1/guest/migration/resolve", &huge).await;
+        assert_eq!(refused(resolved).reason, Reason::TooLarge);
         assert_eq!(refused(client.get::<()>("/v1/nothing").await).reason, Reason::NotFound);
         assert_eq!(
             refused(client.delete::<()>("/v1/guest").await).reason,
