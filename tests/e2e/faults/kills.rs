@@ -2,8 +2,8 @@
 
 use super::phase::{Owner, Phase};
 use super::scene::{GUEST, Scene};
-use crate::host::Exit;
 use crate::host::checks::guest_is_gone;
+use crate::host::{Exit, wait};
 
 in_each_phase!(destination_killed: connect prepare precopy switchover ready commit resume);
 in_each_phase!(source_killed: connect prepare precopy switchover ready commit resume);
@@ -13,6 +13,13 @@ in_each_phase!(command_line_killed: connect prepare precopy switchover ready com
 /// destination's node vouches that the copy is gone. A copy that has run is gone as after any crash, and not doubled.
 fn destination_killed(phase: &Phase) {
     let mut scene = Scene::held_in(phase);
+    if phase.name == "resume" {
+        // It is told before it is recorded; until then, nobody could tell whether it has run.
+        wait::until("the destination has recorded that the guest runs", || {
+            let records = scene.pair.b.records();
+            wait::holds(records.iter().any(|it| it["side"]["state"] == "running"), records)
+        });
+    }
     scene.destination().kill();
     let outcome = scene.take_migration().finish();
     if phase.name == "resume" {
