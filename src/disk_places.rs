@@ -51,7 +51,8 @@ impl DiskPlaces {
         };
         let found = folder.canonicalize().map_err(|error| {
             format!(
-                "there is no folder for disk {shown} here: {}: {error}; choose another place with --disk-path",
+                "there is no folder for disk {shown} here: {}: {error}; make it, or choose another place for a disk that is \
+                 copied (--copy-disks, --disk-path)",
                 folder.display()
             )
         })?;
@@ -61,8 +62,8 @@ impl DiskPlaces {
             let places = self.folders.iter().chain(&self.devices);
             let places: Vec<_> = places.map(|place| place.display().to_string()).collect();
             return Err(format!(
-                "this host takes disks in {} alone, not {shown}: choose another place with --disk-path, or start its node with \
-                 another --disk-dir or --disk-device",
+                "this host takes disks in {} alone, not {shown}: start its node with another --disk-dir or --disk-device, or choose \
+                 another place for a disk that is copied (--copy-disks, --disk-path)",
                 places.join(", ")
             ));
         }

@@ -185,7 +185,8 @@ pub(crate) enum CertsAction {
         #[arg(long, value_name = "DIR")]
         out: std::path::PathBuf,
     },
-    /// Print key and certificate for the process of a guest, as a migration by the HTTP API takes them (`identity`).
+    /// Print key and certificate for the process of a guest, which a migration by the HTTP API takes (`identity`). Valid for
+    /// 30 days, for this guest alone; whoever has it can act as its process. `lighter migrate` needs none.
     #[command(after_help = "Example:\n  lighter certs guest web-1")]
     Guest {
         /// The guest.

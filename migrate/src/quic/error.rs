@@ -29,7 +29,9 @@ pub enum LinkError {
         peer: String,
     },
     /// The peer's certificate is for other names.
-    #[error("the certificate of {peer} is not valid for the name {name}: issue one that lists it")]
+    #[error(
+        "the certificate of {peer} is not valid for the name {name}: issue one that lists it, or give one of its names with --tls-name"
+    )]
     WrongName {
         /// Address of the peer.
         peer: String,
