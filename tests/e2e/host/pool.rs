@@ -2,12 +2,16 @@
 
 use std::fs::{self, File};
 
+use super::wait;
+
 const POOL: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
 
-/// A pool of 2 MiB pages; as it was before when dropped.
+/// A pool of 2 MiB pages; as it was before when dropped, which is when the test's guests have ended.
 #[derive(Debug)]
 pub(crate) struct Pool {
     before: u64,
+    /// Pages that others had before.
+    taken: u64,
     /// Shared with the tests of `vmm-core`, which may run at the same time.
     _turn: File,
 }
@@ -19,14 +23,14 @@ impl Pool {
         let turn = File::create(lock).expect("a lock file");
         turn.lock().expect("a lock");
         let before = count("nr_hugepages");
-        let taken = before - Self::free() + count("resv_hugepages");
+        let taken = taken();
         set(taken + pages);
         assert_eq!(
             count("nr_hugepages"),
             taken + pages,
             "this machine has no memory for huge pages"
         );
-        Self { before, _turn: turn }
+        Self { before, taken, _turn: turn }
     }
 
     /// All its pages.
@@ -42,8 +46,19 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
+        // A process that was killed gives its pages back in its own time: what the next test counted would not be there any more.
+        if !std::thread::panicking() {
+            wait::until("the test's guests give their huge pages back", || {
+                wait::holds(taken() <= self.taken, taken())
+            });
+        }
         set(self.before);
     }
+}
+
+/// Pages that processes have, or were promised.
+fn taken() -> u64 {
+    count("nr_hugepages") - count("free_hugepages") + count("resv_hugepages")
 }
 
 fn count(file: &str) -> u64 {
