@@ -1,10 +1,11 @@
 //! A file that has no name before it is complete, so that nothing is left of it whatever happens to the process that writes it.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use super::format::{MAGIC, TEMPLATE_MAGIC};
 use crate::unnamed_file::{self, TakenName};
 
 /// Mode of the file: a guest's memory holds its secrets.
@@ -24,13 +25,10 @@ impl PartialFile {
     /// A file that is to be at `path`.
     ///
     /// # Errors
-    /// The file system refuses, or something that is no file has the name.
+    /// The file system refuses, or something else than a saved guest or a template has the name.
     pub fn create(path: &Path) -> io::Result<Self> {
         path.file_name().ok_or(ErrorKind::InvalidFilename)?;
-        // Moving the file into place would replace a device or a pipe, not write to it.
-        if fs::metadata(path).is_ok_and(|there| !there.is_file()) {
-            return Err(io::Error::other("something that is no file has this name"));
-        }
+        may_be_replaced(path)?;
         match unnamed(path) {
             Ok(file) => Ok(Self { file, path: path.to_path_buf(), beside: None }),
             Err(_) => Self::named(path),
@@ -68,12 +66,35 @@ impl PartialFile {
                 outcome => return outcome.map(TakenName::keep),
             }
         }
+        may_be_replaced(&self.path)?;
         let mut beside = match self.beside.take() {
             Some(beside) => beside,
             None => TakenName::link(&self.file, unnamed_file::beside(&self.path)?)?,
         };
         beside.replace(&self.path)
     }
+}
+
+/// Refuses what is no file of ours: it may be the disk of a guest. An empty file is nobody's.
+fn may_be_replaced(path: &Path) -> io::Result<()> {
+    // Moving a file into place would replace a device or a pipe, not write to it.
+    match fs::metadata(path) {
+        Ok(there) if !there.is_file() => {
+            return Err(io::Error::other("something that is no file has this name"));
+        }
+        Ok(there) if there.len() == 0 => return Ok(()),
+        Ok(_) => {}
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    }
+    let mut magic = [0; MAGIC.len()];
+    let read = File::open(path).and_then(|mut file| file.read_exact(&mut magic));
+    if read.is_ok() && [MAGIC, TEMPLATE_MAGIC].contains(&magic) {
+        return Ok(());
+    }
+    let error =
+        "a file that is neither a saved guest nor a template has this name, and is not replaced";
+    Err(io::Error::other(error))
 }
 
 /// A file in the folder of `path` that goes with its last descriptor.
@@ -117,13 +138,14 @@ mod tests {
     fn an_old_file_is_replaced_whole_or_not_at_all() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("guest");
-        fs::write(&path, "old").unwrap();
+        let old = b"LIGHTER\nold";
+        fs::write(&path, old).unwrap();
         for create in KINDS {
             let partial = create(&path);
             partial.file().write_all(b"new").unwrap();
             let refused = partial.publish(|| Err(io::Error::other("changed its mind")));
             assert_eq!(refused.unwrap_err().to_string(), "changed its mind");
-            assert_eq!(fs::read(&path).unwrap(), b"old");
+            assert_eq!(fs::read(&path).unwrap(), old);
             assert_eq!(names(folder.path()), ["guest"]);
 
             let partial = create(&path);
@@ -131,7 +153,29 @@ mod tests {
             partial.publish(|| Ok(())).unwrap();
             assert_eq!(fs::read(&path).unwrap(), b"new");
             assert_eq!(names(folder.path()), ["guest"]);
-            fs::write(&path, "old").unwrap();
+            fs::write(&path, old).unwrap();
         }
+    }
+
+    #[test]
+    fn a_file_of_somebody_elses_is_not_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, disk) = (folder.path().join("guest"), vec![0; 4096]);
+        for content in [disk.as_slice(), b"short", b"LIGHTER"] {
+            let partial = PartialFile::create(&path).unwrap();
+            // It comes while the guest is written, and is there the next time.
+            fs::write(&path, content).unwrap();
+            for error in [partial.publish(|| Ok(())), PartialFile::create(&path).map(drop)] {
+                let error = error.unwrap_err().to_string();
+                assert!(error.contains("neither a saved guest nor a template"), "{error}");
+            }
+            assert_eq!(fs::read(&path).unwrap(), content);
+            assert_eq!(names(folder.path()), ["guest"]);
+            fs::remove_file(&path).unwrap();
+        }
+        fs::write(&path, b"LIGHTPL\n and more").unwrap();
+        PartialFile::create(&path).unwrap().publish(|| Ok(())).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"", "what is empty is replaced, too");
+        PartialFile::create(&path).unwrap().publish(|| Ok(())).unwrap();
     }
 }
