@@ -19,9 +19,11 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
+use migrate::record::RecordStore;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::clock::unix_ms;
 use crate::definitions::Definitions;
 use crate::durable;
 use crate::ended::EndedGuests;
@@ -122,6 +124,12 @@ impl StateDir {
         self.root.join("migrations")
     }
 
+    /// Now, in milliseconds since 1970; but later than all that is recorded of migrations, also when
+    /// the clock was set back.
+    pub(crate) fn moment(&self) -> u64 {
+        RecordStore::open(&self.migrations()).map_or_else(|_| unix_ms(), |store| store.moment())
+    }
+
     /// How guests of this host ended.
     pub(crate) fn ended(&self) -> EndedGuests {
         EndedGuests::in_folder(self.root.join("ended"))
@@ -135,20 +143,28 @@ impl StateDir {
         self.identities().join(format!("{name}.json"))
     }
 
-    /// Writes down which guest has the name, before its process is confined: from then on it is taken for no other. Removes those
-    /// of guests that are gone.
+    /// Writes down which guest has the name, before its process is confined: from then on it is
+    /// taken for no other. Removes those of guests that are gone.
     ///
     /// # Errors
     /// The file system refuses.
     pub(crate) fn write_uuid(&self, name: &GuestName, uuid: Uuid) -> Result<()> {
         let folder = self.identities();
+        // A name may be taken anew while another's start looks whether it is free.
+        let turn = fs::File::open(&folder).and_then(|turn| turn.lock().map(|()| turn));
+        let _turn = turn.with_context(|| format!("cannot lock {}", folder.display()))?;
         let entries =
             fs::read_dir(&folder).with_context(|| format!("cannot list {}", folder.display()))?;
         for entry in entries.flatten() {
             let path = entry.path();
+            // One that another guest's start is just writing has another ending.
+            if path.extension().is_none_or(|ending| ending != "json") {
+                continue;
+            }
             let owner = path.file_stem().and_then(|stem| stem.to_str()?.parse::<GuestName>().ok());
             if owner.is_none_or(|owner| !self.guest(&owner).is_live()) {
-                durable::remove_if_there(&path)?;
+                // What is in the way of this name, its own writing says.
+                let _removed = fs::remove_file(&path);
             }
         }
         durable::write_json_unflushed(&self.uuid_file(name), &uuid)

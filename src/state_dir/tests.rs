@@ -22,6 +22,21 @@ fn a_name_is_taken_until_its_claim_is_dropped() {
 }
 
 #[test]
+fn who_had_a_name_is_forgotten_with_the_guest_and_what_another_start_is_writing_stays() {
+    let (_folder, state) = StateDir::temporary();
+    let (gone, here) = (name("gone"), name("here"));
+    let _claim = state.guest(&here).claim().unwrap();
+    state.write_uuid(&gone, Uuid::nil()).unwrap();
+    let being_written = state.identities().join("next.json.new");
+    fs::write(&being_written, "").unwrap();
+    state.write_uuid(&here, Uuid::max()).unwrap();
+    assert!(state.read_uuid(&gone).is_err());
+    assert!(being_written.exists());
+    state.write_uuid(&name("other"), Uuid::nil()).unwrap();
+    assert_eq!(state.read_uuid(&here).unwrap(), Uuid::max());
+}
+
+#[test]
 fn a_pipe_in_the_folder_is_told_of_and_not_waited_for() {
     let (_folder, state) = StateDir::temporary();
     let path = state.merge_domain_file();

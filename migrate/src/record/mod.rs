@@ -25,6 +25,7 @@ use crate::protocol::{Decision, MigrationId, Token};
 use crate::report::{Report, Role};
 
 pub(crate) use slot::RecordSlot;
+pub(crate) use store::unix_ms;
 pub use store::{RecordError, RecordFile, RecordStore};
 
 /// What the source has decided.

@@ -137,6 +137,14 @@ impl RecordStore {
         Ok((records, errors))
     }
 
+    /// Now, in milliseconds since 1970; but later than every record, for the order of records is that
+    /// of their times, and a clock can be set back.
+    pub fn moment(&self) -> u64 {
+        let records = self.list().map(|(records, _damaged)| records).unwrap_or_default();
+        let times = records.iter().map(|record| record.updated_unix_ms.max(record.started_unix_ms));
+        unix_ms().max(times.max().map_or(0, |last| last.saturating_add(1)))
+    }
+
     /// Removes a record; harmless when there is none.
     ///
     /// # Errors
@@ -255,6 +263,12 @@ fn read_bounded(file: &mut File, path: &Path) -> Result<Vec<u8>, RecordError> {
     regular_file::read_opened(file, MAX_FILE_BYTES).map_err(|cause| io("read", path, cause))
 }
 
+/// Milliseconds since 1970.
+pub(crate) fn unix_ms() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0, |now| u64::try_from(now.as_millis()).unwrap_or(u64::MAX))
+}
+
 /// The last intact record, and where the next line goes: behind everything that is not padding.
 fn last_intact(bytes: &[u8]) -> Result<(Record, usize), String> {
     let used = bytes.iter().rposition(|&byte| byte != b' ').map_or(0, |last| last + 1);
@@ -322,6 +336,18 @@ mod tests {
         store.remove_unfinished(now + UNFINISHED_AGE * 2).unwrap();
         assert!(!unfinished.exists());
         assert_eq!(store.list().unwrap().0.len(), 1);
+    }
+
+    #[test]
+    fn what_is_recorded_after_a_clock_was_set_back_is_later_all_the_same() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = RecordStore::open(folder.path()).unwrap();
+        let now = store.moment();
+        assert!(now.abs_diff(unix_ms()) < 60_000);
+        let ahead = now + 8 * 3_600_000;
+        let record = Record { updated_unix_ms: ahead, ..source_record(SourceState::Done) };
+        drop(store.create(&record).unwrap());
+        assert_eq!(store.moment(), ahead + 1);
     }
 
     fn state_of(record: &Record) -> SourceState {

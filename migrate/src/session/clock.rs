@@ -25,9 +25,3 @@ impl Clock {
         }
     }
 }
-
-/// Milliseconds since 1970, for records.
-pub(super) fn unix_ms() -> u64 {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    now.map_or(0, |now| u64::try_from(now.as_millis()).unwrap_or(u64::MAX))
-}

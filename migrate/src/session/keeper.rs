@@ -6,9 +6,8 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinSet, spawn_blocking};
 use tracing::Instrument;
 
-use super::clock::unix_ms;
 use crate::protocol::PeerText;
-use crate::record::{Record, RecordError, RecordFile, RecordStore};
+use crate::record::{Record, RecordError, RecordFile, RecordStore, unix_ms};
 
 /// How far a side is: by its own account, and by what is on the disk.
 #[derive(Debug)]
@@ -69,7 +68,8 @@ impl Keeper {
         mut record: Record,
         done: impl FnOnce(Result<(), RecordError>) + Send + 'static,
     ) {
-        record.updated_unix_ms = unix_ms();
+        // Also when the clock has been set back meanwhile.
+        record.updated_unix_ms = unix_ms().max(record.started_unix_ms);
         let _ = self.orders.send(Order { record, done: Box::new(done) });
     }
 

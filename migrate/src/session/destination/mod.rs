@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use tracing::Instrument;
 
 use super::accept::{Arrival, Gate, accept};
-use super::clock::{Clock, unix_ms};
+use super::clock::Clock;
 use super::control::{Control, Heard};
 use super::handle::{Board, Command, Handle, Ordered, handle};
 use super::keeper::{Keeper, Stated};
@@ -187,6 +187,7 @@ impl Driver {
             heard,
             hear,
             worker: Worker::start(&mut tasks),
+            started_unix_ms: records.moment(),
             keeper: Keeper::start(records, &mut tasks),
             tasks,
             totals: Arc::default(),
@@ -200,7 +201,6 @@ impl Driver {
             seen: 0,
             readers: JoinSet::new(),
             stated: Stated::new(DestinationState::Loading),
-            started_unix_ms: unix_ms(),
         }
     }
 

@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::Instrument;
 
-use super::clock::{Clock, unix_ms};
+use super::clock::Clock;
 use super::connect::{Contact, Found, NoContact, Reached};
 use super::control::{Control, Heard};
 use super::handle::{Board, Command, Handle, Ordered, handle};
@@ -164,6 +164,7 @@ impl Driver {
             heard,
             hear,
             worker: Worker::start(&mut tasks),
+            started_unix_ms: records.moment(),
             keeper: Keeper::start(records, &mut tasks),
             tasks,
             limiter: Arc::new(Limiter::new(session.bandwidth)),
@@ -173,7 +174,6 @@ impl Driver {
             sender: None,
             flushing: Arc::default(),
             stated: Stated::new(SourceState::Undecided),
-            started_unix_ms: unix_ms(),
             session,
         }
     }

@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 use tokio::sync::watch;
+use uuid::Uuid;
 
 use super::memory::{Content, FakeMemory, fill_page};
 use super::relay::Relay;
-use uuid::Uuid;
 
 use crate::failpoint::Failpoints;
 use crate::front::{FrontHandler, serve};
