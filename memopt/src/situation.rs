@@ -291,4 +291,6 @@ pub enum Hindrance {
     Saving,
     /// Its process does not answer.
     Unreachable,
+    /// It is another program's, and the operator wants such guests to be looked at only.
+    Watched,
 }

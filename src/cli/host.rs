@@ -3,12 +3,12 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 
 use super::JsonFlag;
 use super::isolation::IsolationArgs;
 use super::net::NetRename;
-use super::spec::{PatternArg, SwitchArg};
+use super::spec::PatternArg;
 use crate::names::GuestName;
 use crate::units::parse_size;
 
@@ -88,13 +88,27 @@ pub(crate) struct NodeArgs {
     #[arg(long, value_name = "DEVICE")]
     pub(crate) disk_device: Vec<PathBuf>,
 
-    /// See to the memory of guests that QEMU and Cloud Hypervisor run on this host too (`lighter density`); one node of a host does.
-    #[arg(long, value_enum, default_value_t = SwitchArg::On, value_name = "SWITCH")]
-    pub(crate) foreign_guests: SwitchArg,
+    /// What to do about guests that QEMU and Cloud Hypervisor run on this host (`lighter density`);
+    /// one node of a host does.
+    #[arg(long, value_enum, default_value_t, value_name = "WHAT")]
+    pub(crate) foreign_guests: ForeignGuestsArg,
 }
 
-/// `lighter incoming`: the process of a guest that is on its way here. Started by the node, which writes the migration's
-/// 32-byte token in hexadecimal and a newline on its stdin; answers with one line of JSON on stdout.
+/// What a node does about guests that other programs run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ForeignGuestsArg {
+    /// See to their memory, as to that of guests of lighter's.
+    Act,
+    /// Show what they cost and have, and change nothing of theirs.
+    #[default]
+    Watch,
+    /// Leave them out.
+    Off,
+}
+
+/// `lighter incoming`: the process of a guest that is on its way here. Started by the node, which
+/// writes one line of JSON on its stdin, with the migration's token and with the identity by which
+/// the process proves itself; answers with one line of JSON on stdout.
 #[derive(Debug, Args)]
 pub(crate) struct IncomingArgs {
     /// The guest's name on this host.

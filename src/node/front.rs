@@ -284,7 +284,7 @@ impl Node {
         if let Side::Destination { state, .. } = &mut record.side {
             *state = next;
         }
-        record.updated_unix_ms = unix_ms();
+        record.updated_unix_ms = unix_ms().max(record.updated_unix_ms);
         self.records().reopen(record.migration, Role::Destination)?.write(&record)
     }
 }

@@ -193,7 +193,7 @@ fn close(
     if let Side::Source { state, .. } = &mut closed.side {
         *state = next;
     }
-    closed.updated_unix_ms = unix_ms();
+    closed.updated_unix_ms = unix_ms().max(record.updated_unix_ms);
     let written = records.reopen(migration, Role::Source).and_then(|mut file| file.write(&closed));
     if let Err(error) = written {
         tracing::error!(%migration, guest, "the migration is settled, but its record cannot be written: {error}");

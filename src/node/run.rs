@@ -91,7 +91,7 @@ async fn serve(state: &StateDir, args: &NodeArgs, log: &LogArgs, tls: Tls) -> Re
         state,
         args.foreign_guests,
         Arc::clone(node.density_counted()),
-    )?);
+    ));
     // Before anybody can ask for a place.
     node.renew_promises().await?;
     let parts = [

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::host::checks::{await_life, guest_is_gone, nothing_left_behind};
 use crate::host::ksm::{KsmTurn, merged_pages};
-use crate::host::{Exit, Guest, GuestPlan, Host, NodePlan, Pair, Pool, ask, wait};
+use crate::host::{Exit, Guest, GuestPlan, Host, Migration, NodePlan, Pair, Pool, ask, wait};
 use crate::linux::image::Image;
 use crate::linux::witness::Witness;
 
@@ -290,11 +290,31 @@ fn settings_that_are_wrong_are_told_with_their_place_and_change_nothing() {
     fs::write(&trial, format!("# {}\n", "\"".repeat((256 << 10) - 3))).expect("a file");
     pair.a.run(&plan).ok();
     pair.a.kill_node();
-    let words = ["lighter.toml:2:", "balloon"];
-    let node = ["node", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"];
-    pair.a.run(&node).complains(Exit::Failed, &words);
     let words = ["no node serves this host", "lighter node"];
     pair.a.run(&["density", "status"]).complains(Exit::Failed, &words);
+}
+
+#[test]
+fn a_node_that_begins_with_wrong_settings_serves_and_takes_nothing_until_they_are_right() {
+    let mut pair = Pair::without_nodes();
+    fs::write(pair.a.state_dir().join("lighter.toml"), "[ballon]\n").expect("a file");
+    pair.a.start_node(&NodePlan::default());
+    pair.b.start_node(&NodePlan::default());
+    let guest = Guest::start(&pair.a, &GuestPlan::default());
+    let words = ["lighter.toml:1:", "balloon", "until it is right"];
+    for verb in ["plan", "apply"] {
+        pair.a.run(&["density", verb]).complains(Exit::Failed, &words);
+    }
+    pair.a.await_log(&words);
+    let status = pair.a.run(&["density", "status", "--json"]).ok().json();
+    assert!(status["file_error"].as_str().is_some_and(|it| it.contains(words[0])), "{status:#}");
+    Migration::run(&pair.a, guest.name(), &pair.b).ok();
+    write_settings(&pair.a, "preset = \"safe\"\n");
+    wait::until("the settings are right", || {
+        let done = pair.a.run(&["density", "apply"]);
+        wait::holds(done.exit == Exit::Done, done)
+    });
+    nothing_left_behind(&[&pair.a]);
 }
 
 #[test]

@@ -42,6 +42,9 @@ pub struct GuestLedger {
     /// What a step asked it to keep last, in bytes: a target of another size is somebody else's.
     #[serde(default)]
     pub asked_bytes: Option<u64>,
+    /// What a step was about to ask it to keep, in bytes; nobody knows yet whether it did.
+    #[serde(default)]
+    pub intended_bytes: Option<u64>,
     counters: Option<Counters>,
     /// What it was asked for, what it had, and since when neither changed.
     still: Option<(u64, u64, Duration)>,
@@ -60,6 +63,7 @@ impl GuestLedger {
             turns: Turns::default(),
             standings: BTreeMap::new(),
             asked_bytes: None,
+            intended_bytes: None,
             counters: None,
             still: None,
             excused: now,

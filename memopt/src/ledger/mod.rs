@@ -81,6 +81,17 @@ impl Ledger {
         self.guests.retain(|_, record| now.saturating_sub(record.seen) < FORGET_AFTER);
     }
 
+    /// Takes in that `step` is about to be done: a balloon that it has set is known for ours also by
+    /// a node that follows on one which ended before it could say so.
+    pub fn intends(&mut self, step: &Step) {
+        let Action::SetBalloon { guest, from_bytes, to_bytes } = &step.action else { return };
+        let is_ours = self.has_asked(guest, *from_bytes);
+        if let Some(record) = self.guests.get_mut(guest) {
+            record.asked_bytes = is_ours.then_some(*from_bytes);
+            record.intended_bytes = Some(*to_bytes);
+        }
+    }
+
     /// Takes in that `step` was done.
     pub fn acted(&mut self, step: &Step) {
         match &step.action {
@@ -92,7 +103,7 @@ impl Ledger {
             Action::Merge { .. } => self.ksm.promise(step.expected_bytes),
             Action::SetBalloon { guest, to_bytes, .. } => {
                 if let Some(record) = self.guests.get_mut(guest) {
-                    record.asked_bytes = Some(*to_bytes);
+                    (record.asked_bytes, record.intended_bytes) = (Some(*to_bytes), None);
                 }
             }
             Action::Unmerge { .. }
@@ -106,9 +117,10 @@ impl Ledger {
     /// Whether the guest of this name was asked to keep `target_bytes` by a step, and not by somebody else since.
     #[must_use]
     pub fn has_asked(&self, guest: &str, target_bytes: u64) -> bool {
-        let asked = self.guests.get(guest).and_then(|record| record.asked_bytes);
+        let Some(record) = self.guests.get(guest) else { return false };
         // What a guest has stands for what it was asked for where its monitor does not tell.
-        asked.is_some_and(|asked| asked.abs_diff(target_bytes) <= MIB)
+        let is_it = |asked: u64| asked.abs_diff(target_bytes) <= MIB;
+        record.asked_bytes.is_some_and(is_it) || record.intended_bytes.is_some_and(is_it)
     }
 
     /// Takes in what came of a step; an actuator that has failed often enough is benched.

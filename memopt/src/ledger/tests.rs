@@ -363,3 +363,29 @@ fn a_balloon_that_somebody_else_has_set_is_not_ours() {
     let read: Ledger = serde_json::from_str(&text).expect("a ledger");
     assert!(read.has_asked("a", 4 * GIB), "the next node knows");
 }
+
+#[test]
+fn a_balloon_is_ours_also_when_the_node_ends_before_it_can_say_so() {
+    let mut ledger = told(&[using(0, GIB)]);
+    let step = |from_bytes, to_bytes| Step {
+        action: Action::SetBalloon { guest: "a".to_owned(), from_bytes, to_bytes },
+        expected_bytes: 0,
+        cpu: Duration::ZERO,
+        reason: String::new(),
+    };
+    let next_node = |ledger: &Ledger| -> Ledger {
+        let text = serde_json::to_string(ledger).expect("a text");
+        serde_json::from_str(&text).expect("a ledger")
+    };
+    ledger.intends(&step(8 * GIB, 4 * GIB));
+    let mut ledger = next_node(&ledger);
+    assert!(ledger.has_asked("a", 4 * GIB), "it was set");
+    assert!(!ledger.has_asked("a", 8 * GIB), "it was not, and is as an operator wants it");
+    ledger.intends(&step(4 * GIB, 2 * GIB));
+    let mut ledger = next_node(&ledger);
+    assert!(ledger.has_asked("a", 2 * GIB) && ledger.has_asked("a", 4 * GIB), "one of them holds");
+    ledger.acted(&step(4 * GIB, 2 * GIB));
+    assert!(ledger.has_asked("a", 2 * GIB) && !ledger.has_asked("a", 4 * GIB));
+    ledger.intends(&step(6 * GIB, 5 * GIB));
+    assert!(!ledger.has_asked("a", 2 * GIB), "an operator has set it meanwhile");
+}

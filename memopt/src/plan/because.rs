@@ -110,6 +110,9 @@ impl fmt::Display for Because {
             Self::Hindered { by: Hindrance::Paused } => "it is paused",
             Self::Hindered { by: Hindrance::Saving } => "it is being saved",
             Self::Hindered { by: Hindrance::Unreachable } => "its process does not answer",
+            Self::Hindered { by: Hindrance::Watched } => {
+                "it is only watched (`lighter node --foreign-guests act`)"
+            }
             Self::OptedOut => "the policy leaves it alone",
             Self::NotTaken => {
                 "it is to be left as it is (`take = false`, or not among the schedule's guests)"

@@ -21,6 +21,7 @@ mod ksm;
 mod merge;
 mod need;
 mod pool;
+mod reviewed;
 mod share;
 mod sheet;
 mod squeeze;

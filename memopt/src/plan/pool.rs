@@ -10,6 +10,10 @@ use crate::policy::Actuator;
 use crate::situation::Pool;
 use crate::units::{Size, signed};
 
+/// Pages of this size are not given back: once memory is in pieces, they cannot be made again until
+/// the host boots.
+const GIGANTIC_BYTES: u64 = 1 << 30;
+
 impl Context<'_> {
     /// Resizes pools, as the policy's `[pools]` says.
     pub(super) fn pools(&self, need: &mut Need, draft: &mut Draft) {
@@ -33,7 +37,7 @@ impl Context<'_> {
             let most = of(self.policy.pools.free_max_bytes).max(least);
             if free < least {
                 self.grow_pool(pool, least - free, need, draft);
-            } else if free > most && !need.is_met() {
+            } else if free > most && pool.page_bytes < GIGANTIC_BYTES && !need.is_met() {
                 // No more than is asked for, to the next page.
                 let asked = need.at_most((free - most).saturating_mul(pool.page_bytes));
                 let pages = of(asked).min(free - most);

@@ -171,5 +171,7 @@ fixed_label! {
         Saving = "saving",
         /// Its process does not answer.
         Unreachable = "unreachable",
+        /// It is another program's, and the node only looks at those.
+        Watched = "watched",
     }
 }

@@ -168,7 +168,7 @@ mod tests {
     use super::*;
     use crate::api::server::{Audience, Server};
     use crate::api::{ApiClient, AskError};
-    use crate::cli::spec::SwitchArg;
+    use crate::cli::host::ForeignGuestsArg;
     use crate::state_dir::StateDir;
 
     #[tokio::test(flavor = "multi_thread")]
@@ -176,7 +176,7 @@ mod tests {
         let (folder, state) = StateDir::temporary();
         let exporter = Exporter::new("1", "x", SystemTime::now()).unwrap();
         let counted = Arc::clone(exporter.density());
-        let density = Arc::new(Density::open(&state, SwitchArg::Off, counted).unwrap());
+        let density = Arc::new(Density::open(&state, ForeignGuestsArg::Off, counted));
         let socket = folder.path().join("socket");
         let _server = Server::start(&socket, router(density), Audience::Owner).unwrap();
         let client = ApiClient::new(&socket);

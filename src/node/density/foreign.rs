@@ -1,9 +1,10 @@
 //! Guests of this host that other programs run: found among its processes, asked through their monitors.
 
 use std::collections::BTreeMap;
+use std::fs::DirBuilder;
 use std::os::fd::AsFd;
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixListener};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -16,7 +17,9 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::task::JoinSet;
 use vmm_core::memory::make_huge;
 
+use crate::cli::host::ForeignGuestsArg;
 use crate::clock::{unix_ms, uptime};
+use crate::file_lock::FileLock;
 use crate::survey::CHUNK_BYTES;
 
 /// How long a monitor may take to answer.
@@ -31,15 +34,17 @@ const STATISTICS_EVERY: Duration = Duration::from_secs(5);
 /// How long what was found among the host's processes holds.
 const DISCOVERY_AGE_MAX: Duration = Duration::from_secs(10);
 
-/// The name that the one node of a host has that looks after foreign guests (in the abstract namespace of Unix sockets).
-const LOCK_NAME: &[u8] = b"lighter/foreign-guests";
+/// Held by the one node that looks after foreign guests, in a folder where other users cannot
+/// make it first.
+const LOCK_FILE: &str = "foreign-guests.lock";
 
 /// Guests that other programs run.
 #[derive(Debug)]
 pub(super) struct ForeignGuests {
+    doing: ForeignGuestsArg,
     sources: Sources,
     /// Held for as long as this node is the one that looks after them.
-    _lock: UnixListener,
+    _lock: FileLock,
     register: Mutex<Register>,
 }
 
@@ -61,33 +66,37 @@ struct Known {
 }
 
 impl ForeignGuests {
-    /// Looks after the guests that other programs run on this host; `None` when another node does.
+    /// Looks after the guests that other programs run on this host; `None` when another node of
+    /// this user does.
     ///
     /// # Errors
-    /// The system refuses a socket.
-    pub(super) fn claim() -> Result<Option<Self>> {
-        let address = SocketAddr::from_abstract_name(LOCK_NAME).context("no such name")?;
-        match UnixListener::bind_addr(&address) {
-            Ok(lock) => Ok(Some(Self {
-                sources: Sources::system(),
-                _lock: lock,
-                register: Mutex::default(),
-            })),
-            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => Ok(None),
-            Err(error) => {
-                Err(error).context("cannot tell whether another node looks after foreign guests")
-            }
-        }
+    /// The user has no folder for the time that the system runs, or the lock cannot be made there.
+    pub(super) fn claim(doing: ForeignGuestsArg) -> Result<Option<Self>> {
+        let root = nix::unistd::geteuid().is_root().then(|| PathBuf::from("/run"));
+        let folder = root.or_else(|| std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from));
+        Self::claim_in(&folder.context("XDG_RUNTIME_DIR is not set")?.join("lighter"), doing)
+    }
+
+    fn claim_in(folder: &Path, doing: ForeignGuestsArg) -> Result<Option<Self>> {
+        let path = folder.join(LOCK_FILE);
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+        let lock = made
+            .and_then(|()| FileLock::try_acquire(&path))
+            .with_context(|| format!("cannot make {}", path.display()))?;
+        let sources = Sources::system();
+        Ok(lock.map(|lock| Self { doing, sources, _lock: lock, register: Mutex::default() }))
     }
 
     /// All of them, and what cannot be told of some.
     pub(super) async fn look(&self) -> (Vec<Guest>, Vec<String>) {
         let found = tokio::task::block_in_place(|| self.found());
+        let acts = self.doing == ForeignGuestsArg::Act;
         let mut looks: JoinSet<(Found, Result<Look, foreign::ForeignError>)> = found
             .into_iter()
             .map(|found| async move {
                 let unix_seconds = unix_ms() / 1000;
-                let statistics_every = Some(STATISTICS_EVERY);
+                // To have them sent is a change, too.
+                let statistics_every = acts.then_some(STATISTICS_EVERY);
                 let asking = Asking { patience: PATIENCE, statistics_every, unix_seconds };
                 let look = foreign::look(&found, &asking).await;
                 (found, look)
@@ -105,6 +114,9 @@ impl ForeignGuests {
                 if let (Some(balloon), Some(asked)) = (&mut guest.balloon, known.asked_bytes) {
                     balloon.target_bytes = asked;
                 }
+            }
+            if !acts {
+                guest.hindrance = Some(Hindrance::Watched);
             }
             guests.push(guest);
         }
@@ -198,4 +210,25 @@ fn guest(found: &Found, look: Option<Look>) -> Guest {
         guest.hindrance = look.hindrance;
     }
     guest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_node_looks_after_them_until_it_ends() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path().join("lighter");
+        let first = ForeignGuests::claim_in(&folder, ForeignGuestsArg::Watch).unwrap();
+        assert!(
+            first.is_some()
+                && ForeignGuests::claim_in(&folder, ForeignGuestsArg::Watch).unwrap().is_none()
+        );
+        drop(first);
+        assert!(ForeignGuests::claim_in(&folder, ForeignGuestsArg::Watch).unwrap().is_some());
+        let error =
+            ForeignGuests::claim_in(&folder.join(LOCK_FILE), ForeignGuestsArg::Act).unwrap_err();
+        assert!(format!("{error:#}").contains("cannot make"), "{error:#}");
+    }
 }

@@ -99,7 +99,7 @@ impl Runner {
     /// The host cannot be looked at.
     pub(super) async fn begin(density: Arc<Density>, task: Task) -> Result<(Self, Plan)> {
         let plan = density.think(&task.policy, &task.goal).await?;
-        let plan = only(plan, task.only.as_ref());
+        let (plan, _) = within(plan, task.only.as_ref());
         let id = density.records.begin(task.trigger.clone(), &plan);
         density.tally.run_began(&task.trigger);
         let cancelled = density.set_running(id);
@@ -127,11 +127,15 @@ impl Runner {
     }
 
     async fn rounds(&mut self, mut plan: Plan) -> Result<RunEnd> {
-        if self.look_at_pages().await? {
-            let anew = self.density.think(&self.task.policy, &self.task.goal).await?;
-            plan = only(anew, self.task.only.as_ref());
+        let has_looked = self.look_at_pages().await?;
+        if has_looked {
+            plan = self.density.think(&self.task.policy, &self.task.goal).await?;
+        }
+        let (mut plan, left_out) = within(plan, self.task.only.as_ref());
+        if has_looked {
             self.density.records.put_down_plan(self.id, &plan);
         }
+        self.tell_left_out(&left_out);
         let (mut rounds, mut waits) = (0, Waits::begin());
         while rounds < ROUNDS_MAX {
             if let Some(end) = self.must_end() {
@@ -157,6 +161,15 @@ impl Runner {
             plan = self.density.think(&self.task.policy, &goal).await?;
         }
         Ok(RunEnd::Exhausted)
+    }
+
+    /// Tells what was agreed to and makes no sense any more.
+    fn tell_left_out(&self, steps: &[Step]) {
+        for step in steps {
+            let error = format!("{}: left out, since nothing of it would be done now", step.action);
+            tracing::warn!(run = %self.id, "{error}");
+            self.density.records.put_down_error(self.id, &error);
+        }
     }
 
     /// Has guests' pages looked at where that is not known, or not any more, within the time that the policy gives to ksmd.
@@ -219,13 +232,12 @@ impl Runner {
                 pending = rest;
             }
             let expectation = Expectation::of(step, &before, policy);
-            let done = self.density.actor.perform(&step.action).await;
+            let done = self.density.perform(step).await;
             self.density.note_step(&step.action, &done).await;
             match done {
                 Ok(()) => {
                     tracing::info!(run = %self.id, step = %step.action, expected_bytes = step.expected_bytes, "{}", step.reason);
                     self.density.tally.step_done(&step.action);
-                    self.density.remember(|ledger| ledger.acted(step)).await;
                     pending.push(Pending { index, expectation });
                 }
                 Err(error) => self.failed(index, step, format!("{error:#}")).await,
@@ -348,23 +360,10 @@ fn is_of_chunks(step: &Step) -> bool {
     )
 }
 
-/// What of `plan` is in `only` too: a plan that is applied later is done as far as it would still be made. Balloons shrink no further than
-/// either says.
-fn only(mut plan: Plan, only: Option<&Plan>) -> Plan {
-    let Some(only) = only else { return plan };
-    plan.steps.retain_mut(|step| {
-        let same = |other: &&Step| {
-            other.action.guest() == step.action.guest()
-                && std::mem::discriminant(&other.action) == std::mem::discriminant(&step.action)
-        };
-        let Some(wanted) = only.steps.iter().find(same) else { return false };
-        if let (Action::SetBalloon { to_bytes, .. }, Action::SetBalloon { to_bytes: wanted, .. }) =
-            (&mut step.action, &wanted.action)
-        {
-            *to_bytes = (*to_bytes).max(*wanted);
-        }
-        true
-    });
-    plan.expected_bytes = plan.steps.iter().map(|step| step.expected_bytes).sum();
-    plan
+/// What of `plan` is done by a run that does nothing but `only`, and what of that is left out.
+fn within(plan: Plan, only: Option<&Plan>) -> (Plan, Vec<Step>) {
+    match only {
+        Some(only) => plan.within(only),
+        None => (plan, Vec::new()),
+    }
 }

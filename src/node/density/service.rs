@@ -24,7 +24,7 @@ use super::survey::{self, Surveys, Wanted};
 use super::tally::Tally;
 use super::types::{Agenda, DensityStatus, NextRun, Remembered};
 use crate::api::{ApiError, Reason};
-use crate::cli::spec::SwitchArg;
+use crate::cli::host::ForeignGuestsArg;
 use crate::clock::{unix_ms, uptime};
 use crate::durable;
 use crate::state_dir::StateDir;
@@ -74,19 +74,16 @@ struct Mind {
 
 impl Density {
     /// Memory optimization of this host, as lighter.toml says.
-    ///
-    /// # Errors
-    /// The file is wrong.
     pub(crate) fn open(
         state: &StateDir,
-        foreign: SwitchArg,
+        foreign: ForeignGuestsArg,
         counted: Arc<DensityCounted>,
-    ) -> Result<Self> {
-        let settings = SettingsFile::open(&state.settings_file()).map_err(anyhow::Error::msg)?;
-        let foreign = match foreign {
-            SwitchArg::On => claim_foreign_guests()?,
-            SwitchArg::Off => None,
-        };
+    ) -> Self {
+        let settings = SettingsFile::open(&state.settings_file());
+        if let Err(error) = settings.policy() {
+            tracing::error!("{error}");
+        }
+        let foreign = claim_foreign_guests(foreign);
         let actor = Actor::new(state.clone(), foreign.clone(), Arc::clone(&counted));
         if let Err(error) = actor.recover() {
             tracing::warn!("ksmd cannot be put back to how it was set: {error}");
@@ -96,7 +93,7 @@ impl Density {
         let last_ticks = records.last_ticks(&schedules);
         let scheduler = Scheduler::new(schedules, &last_ticks, moment());
         let tally = Tally::new(counted, records.last_success());
-        Ok(Self {
+        Self {
             state: state.clone(),
             settings: Mutex::new(settings),
             mind: tokio::sync::Mutex::new(Mind {
@@ -110,7 +107,7 @@ impl Density {
             running: Mutex::default(),
             actor,
             tally,
-        })
+        }
     }
 
     /// How the host and its guests stand.
@@ -155,14 +152,14 @@ impl Density {
     /// What would be done now.
     ///
     /// # Errors
-    /// The host cannot be looked at.
+    /// The host cannot be looked at, or there is no policy.
     pub(super) async fn plan(
         &self,
         goal: Option<Goal>,
         policy: Option<Policy>,
         pages: Pages,
     ) -> Result<Plan> {
-        let policy = policy.unwrap_or_else(|| self.policy());
+        let policy = policy.map_or_else(|| self.policy_of_runs(), Ok)?;
         let goal = goal.unwrap_or(policy.goal);
         if pages == Pages::LookedAtFirst {
             // Whose pages are not looked at in time is told in the plan.
@@ -246,6 +243,20 @@ impl Density {
         Ok(!domains.is_empty())
     }
 
+    /// Does a step, and remembers it. What is asked of a balloon is put down before: a node that is
+    /// killed in between leaves one that the next node gives back.
+    ///
+    /// # Errors
+    /// It could not be done.
+    pub(super) async fn perform(&self, step: &Step) -> Result<()> {
+        if matches!(step.action, Action::SetBalloon { .. }) {
+            self.remember(|ledger| ledger.intends(step)).await;
+        }
+        self.actor.perform(&step.action).await?;
+        self.remember(|ledger| ledger.acted(step)).await;
+        Ok(())
+    }
+
     /// A step was done, or went wrong half-way: what is known of the guest's pages changes with it.
     pub(super) async fn note_step(&self, action: &Action, result: &Result<()>) {
         let surveys = &mut self.mind.lock().await.surveys;
@@ -267,9 +278,17 @@ impl Density {
         }
     }
 
-    /// What may be done.
+    /// How guests are looked at, and given back what they need.
     pub(super) fn policy(&self) -> Policy {
         self.settings().settings.policy.clone()
+    }
+
+    /// What may be done.
+    ///
+    /// # Errors
+    /// lighter.toml has been wrong since it was first read.
+    pub(super) fn policy_of_runs(&self) -> Result<Policy> {
+        self.settings().policy().map_err(anyhow::Error::msg)
     }
 
     /// The schedule of this name.
@@ -363,8 +382,14 @@ impl Density {
                 self.schedule_anew();
             }
             Change::Wrong => {
-                let error = self.settings().error.clone().unwrap_or_default();
-                tracing::error!("{error}; what the file said before holds on");
+                let settings = self.settings();
+                match settings.policy() {
+                    Ok(_) => {
+                        let error = settings.error.as_deref().unwrap_or_default();
+                        tracing::error!("{error}; what the file said before holds on");
+                    }
+                    Err(error) => tracing::error!("{error}"),
+                }
             }
         }
     }
@@ -405,12 +430,17 @@ impl Mind {
     }
 }
 
-fn claim_foreign_guests() -> Result<Option<Arc<ForeignGuests>>> {
-    let claimed = ForeignGuests::claim()?;
-    if claimed.is_none() {
-        tracing::warn!("another node looks after this host's guests of QEMU and Cloud Hypervisor");
+fn claim_foreign_guests(doing: ForeignGuestsArg) -> Option<Arc<ForeignGuests>> {
+    if doing == ForeignGuestsArg::Off {
+        return None;
     }
-    Ok(claimed.map(Arc::new))
+    let why_not = match ForeignGuests::claim(doing) {
+        Ok(Some(claimed)) => return Some(Arc::new(claimed)),
+        Ok(None) => "another node does".to_owned(),
+        Err(error) => format!("{error:#}"),
+    };
+    tracing::warn!("guests of QEMU and Cloud Hypervisor are not looked after: {why_not}");
+    None
 }
 
 /// What the ledger has of the guests that are there.

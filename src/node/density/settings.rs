@@ -1,4 +1,5 @@
-//! `lighter.toml`: the policy and the schedules of this host. A file that is wrong changes nothing: what it said before holds on.
+//! `lighter.toml`: the policy and the schedules of this host. A file that is wrong changes nothing:
+//! what it said before holds on, and if it was never right, nothing is taken from guests.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -10,7 +11,7 @@ use memopt::schedule::{self, Schedule};
 use memopt::settings::{FILE_BYTES_MAX, SettingsError};
 
 /// What the file says.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Settings {
     /// What may be done.
     pub(super) policy: Policy,
@@ -52,7 +53,9 @@ pub(super) struct SettingsFile {
     stamp: Stamp,
     /// What holds.
     pub(super) settings: Settings,
-    /// Why the file as it is does not.
+    /// The file was right once, or is not there: `settings` are what the operator wants.
+    is_known: bool,
+    /// Why the file as it is does not hold.
     pub(super) error: Option<String>,
 }
 
@@ -69,13 +72,25 @@ pub(super) enum Change {
 
 impl SettingsFile {
     /// The file at `path`; where there is none, the usual policy holds and nothing is scheduled.
+    pub(super) fn open(path: &Path) -> Self {
+        let stamp = stamp(path);
+        let (settings, error) = match read(path) {
+            Ok(settings) => (settings, None),
+            Err(error) => (Settings::default(), Some(error)),
+        };
+        Self { path: path.to_owned(), stamp, settings, is_known: error.is_none(), error }
+    }
+
+    /// By what policy memory may be taken.
     ///
     /// # Errors
-    /// It is wrong: nothing holds yet.
-    pub(super) fn open(path: &Path) -> Result<Self, String> {
-        let stamp = stamp(path);
-        let settings = read(path)?;
-        Ok(Self { path: path.to_owned(), stamp, settings, error: None })
+    /// The file has been wrong since it was first read.
+    pub(super) fn policy(&self) -> Result<Policy, String> {
+        if self.is_known {
+            return Ok(self.settings.policy.clone());
+        }
+        let error = self.error.clone().unwrap_or_default();
+        Err(format!("{error}; until it is right, nothing is taken from guests"))
     }
 
     /// Reads the file again if it has changed.
@@ -87,7 +102,7 @@ impl SettingsFile {
         self.stamp = now;
         match read(&self.path) {
             Ok(settings) => {
-                self.error = None;
+                (self.error, self.is_known) = (None, true);
                 self.settings = settings;
                 Change::New
             }
@@ -162,7 +177,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("lighter.toml");
         fs::write(&path, SCHEDULE).unwrap();
-        let mut file = SettingsFile::open(&path).unwrap();
+        let mut file = SettingsFile::open(&path);
         assert_eq!(file.refresh(), Change::None);
         let before = file.settings.clone();
         fs::write(&path, "preset = \"densest\"").unwrap();
@@ -183,5 +198,22 @@ mod tests {
         assert_eq!(file.refresh(), Change::New);
         assert!(file.settings.schedules.is_empty() && file.error.is_none());
         assert!(file.path().is_none());
+    }
+
+    #[test]
+    fn a_file_that_was_never_right_takes_nothing_until_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lighter.toml");
+        fs::write(&path, SCHEDULE.replace("max density", "all of it")).unwrap();
+        let mut file = SettingsFile::open(&path);
+        let refused = file.policy().unwrap_err();
+        assert!(refused.contains("lighter.toml:4:") && refused.contains("until"), "{refused}");
+        assert!(file.settings.schedules.is_empty());
+        fs::write(&path, SCHEDULE.replace("night", "late")).unwrap();
+        assert_eq!(file.refresh(), Change::New);
+        assert_eq!(file.policy(), Ok(Policy::default()));
+        fs::write(&path, "[ballon]").unwrap();
+        assert_eq!(file.refresh(), Change::Wrong);
+        assert_eq!(file.policy(), Ok(Policy::default()), "what it said before holds on");
     }
 }

@@ -97,6 +97,7 @@ fn guest(guest: &Guest, ledger: &Ledger, policy: &Policy, now: Duration) -> Dens
             Hindrance::Paused => metrics::Hindrance::Paused,
             Hindrance::Saving => metrics::Hindrance::Saving,
             Hindrance::Unreachable => metrics::Hindrance::Unreachable,
+            Hindrance::Watched => metrics::Hindrance::Watched,
         }),
         benched: benched(ledger, Some(&guest.name)),
         survey: guest.survey.as_ref().map(survey),

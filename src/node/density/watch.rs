@@ -60,6 +60,7 @@ pub(crate) async fn begin_now(
     goal: Option<Goal>,
     only: Option<Plan>,
 ) -> Result<RunId, ApiError> {
+    let policy = density.policy_of_runs().map_err(ApiError::failed)?;
     let notices = density.handle(Event::ManualWanted);
     let refusal = refusal(&notices);
     // A schedule may have come due at the same moment.
@@ -68,7 +69,6 @@ pub(crate) async fn begin_now(
     if let Some(text) = refusal {
         return Err(ApiError::new(Reason::WrongState, text));
     }
-    let policy = density.policy();
     let goal = only.as_ref().map(|plan| plan.goal).or(goal).unwrap_or(policy.goal);
     let task = Task { trigger: Trigger::Manual, goal, policy, only, deadline: None };
     begin(density, task).await.map_err(|error| {
@@ -154,7 +154,7 @@ fn begin_due(density: &Arc<Density>, due: Due) {
     let density = Arc::clone(density);
     tokio::spawn(async move {
         let begun = async {
-            let policy = within(density.policy(), &schedule);
+            let policy = within(density.policy_of_runs()?, &schedule);
             let goal = schedule.goal.as_str().parse()?;
             let trigger = due.trigger.clone();
             begin(&density, Task { trigger, goal, policy, only: None, deadline }).await
@@ -191,10 +191,9 @@ async fn relieve(
     let policy = density.policy();
     let (situation, steps) = density.consider(&policy, names).await?;
     for step in &steps {
-        match density.actor.perform(&step.action).await {
+        match density.perform(step).await {
             Ok(()) => {
                 density.tally.relieved();
-                density.remember(|ledger| ledger.acted(step)).await;
                 tracing::info!(step = %step.action, "{}", step.reason);
             }
             Err(error) => {

@@ -111,6 +111,7 @@ fn note(guest: &Guest, spared: Option<&Spared>) -> String {
         Hindrance::Paused => "paused",
         Hindrance::Saving => "being saved",
         Hindrance::Unreachable => "does not answer",
+        Hindrance::Watched => "watched only",
     });
     let vmm = match guest.vmm {
         Vmm::Lighter => None,

@@ -89,10 +89,11 @@ fn checks(folder: &Path) -> usize {
 fn a_guest_of_qemus_gives_memory_by_the_same_commands() {
     let mut pair = Pair::without_nodes();
     write_settings(&pair.a, POLICY);
-    let arguments: Vec<String> = ["--foreign-guests", "on"].map(str::to_owned).into();
-    pair.a.start_node(&NodePlan { arguments: arguments.clone(), ..NodePlan::default() });
-    // By mistake: two that would tug at one balloon.
-    pair.b.start_node(&NodePlan { arguments, ..NodePlan::default() });
+    let node = |doing: &str| {
+        let arguments = ["--foreign-guests", doing].map(str::to_owned).into();
+        NodePlan { arguments, ..NodePlan::default() }
+    };
+    pair.a.start_node(&node("watch"));
     let folder = pair.folder().to_owned();
     let qemu = Qemu::boot(&folder);
     wait::within(BOOT_PATIENCE, "linux boots and checks itself", || {
@@ -105,6 +106,15 @@ fn a_guest_of_qemus_gives_memory_by_the_same_commands() {
             |value: &&Value| value["action"]["guest"] == *qemu.name || value["name"] == *qemu.name;
         all.filter(is_it).cloned().collect()
     };
+    let status = pair.a.run(&["density", "status", "--json"]).ok().json();
+    let [guest] = &of_ours(&status["situation"]["guests"])[..] else { panic!("{status:#}") };
+    assert_eq!(guest["hindrance"], "watched", "{status:#}");
+    let plan = pair.a.run(&["density", "plan"]).ok().stdout;
+    assert!(plan.contains("it is only watched"), "{plan}");
+    pair.a.kill_node();
+    pair.a.start_node(&node("act"));
+    // By mistake: two that would tug at one balloon.
+    pair.b.start_node(&node("act"));
     let status = pair.a.run(&["density", "status", "--json"]).ok().json();
     let [guest] = &of_ours(&status["situation"]["guests"])[..] else { panic!("{status:#}") };
     assert_eq!((&guest["vmm"], &guest["memory_bytes"]), (&"qemu".into(), &ALL_BYTES.into()));

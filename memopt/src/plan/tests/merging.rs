@@ -407,6 +407,11 @@ fn pools_give_back_what_nobody_has() {
     let (plan, _) = settled(&host, &policy, MAX);
     assert_eq!(told(&plan), ["pool of 2 MiB pages: from 1000 to 600"]);
     assert_eq!(plan.expected_bytes, 800 << 20);
+    let gigantic = Pool { page_bytes: GIB, pages: 4, free_pages: 4, reserved_pages: 0 };
+    host.host.pools.push(gigantic);
+    let (plan, _) = settled(&host, &policy, MAX);
+    assert_eq!(told(&plan), ["pool of 2 MiB pages: from 1000 to 600"], "those of 1 GiB stay");
+    host.host.pools.pop();
     let policy = Policy::parse("preset = \"dense\"\n[pools]\nfree-min = \"2GiB\"", "f").unwrap();
     let (plan, _) = settled(&host, &policy, MAX);
     assert_eq!(told(&plan), ["pool of 2 MiB pages: from 1000 to 1524"]);

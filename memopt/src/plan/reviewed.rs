@@ -1,0 +1,218 @@
+//! A plan that somebody has read and agreed to, held against what would be done now.
+
+use super::action::{Action, ChunkRange, ranges};
+use super::sheet::{Plan, Step};
+
+impl Plan {
+    /// As much of this plan, which was made just now, as `agreed` has, too; and the steps of `agreed`
+    /// of which nothing is left, because nobody would take them any more.
+    #[must_use]
+    pub fn within(mut self, agreed: &Self) -> (Self, Vec<Step>) {
+        let steps = std::mem::take(&mut self.steps).into_iter();
+        self.steps = steps.filter_map(|step| step.within(agreed)).collect();
+        self.expected_bytes = self.steps.iter().map(|step| step.expected_bytes).sum();
+        let is_left_out = |old: &&Step| {
+            let is_of_it = |step: &Step| step.action.within(&old.action).is_some();
+            !self.steps.iter().any(is_of_it)
+        };
+        let left_out = agreed.steps.iter().filter(is_left_out).cloned().collect();
+        (self, left_out)
+    }
+}
+
+impl Step {
+    fn within(self, agreed: &Plan) -> Option<Self> {
+        let action = agreed.steps.iter().find_map(|step| self.action.within(&step.action))?;
+        let (kept, all) = (action.amount(), self.action.amount());
+        let expected = i128::from(self.expected_bytes) * i128::from(kept) / i128::from(all.max(1));
+        let expected_bytes = i64::try_from(expected).unwrap_or(self.expected_bytes);
+        Some(Self { action, expected_bytes, ..self })
+    }
+}
+
+impl Action {
+    /// As much of it as `agreed` allows: no further than that would go, to no other chunks. None
+    /// when that is about something else.
+    fn within(&self, agreed: &Self) -> Option<Self> {
+        if self.guest() != agreed.guest() {
+            return None;
+        }
+        let mut action = self.clone();
+        match (&mut action, agreed) {
+            (
+                Self::SetBalloon { from_bytes: from, to_bytes: to, .. },
+                Self::SetBalloon { to_bytes: bound, .. },
+            ) => *to = toward(*from, *to, *bound)?,
+            (
+                Self::ResizePool { page_bytes, from_pages: from, to_pages: to },
+                Self::ResizePool { page_bytes: of, to_pages: bound, .. },
+            ) if page_bytes == of => *to = toward(*from, *to, *bound)?,
+            (Self::Merge { chunks, .. }, Self::Merge { chunks: bound, .. })
+            | (Self::MakeHuge { chunks, .. }, Self::MakeHuge { chunks: bound, .. })
+            | (Self::RemergeTemplate { chunks, .. }, Self::RemergeTemplate { chunks: bound, .. })
+            | (Self::DropZeros { chunks, .. }, Self::DropZeros { chunks: bound, .. }) => {
+                *chunks = common(chunks, bound)?;
+            }
+            (Self::Unmerge { chunks, .. }, Self::Unmerge { chunks: bound, .. }) => {
+                *chunks = match (chunks.as_ref(), bound) {
+                    (Some(chunks), Some(bound)) => Some(common(chunks, bound)?),
+                    (chunks, bound) => chunks.or(bound.as_ref()).cloned(),
+                };
+            }
+            (
+                Self::DriveKsm { domain, pages_per_s, cpu, cpu_time, window, .. },
+                Self::DriveKsm {
+                    domain: of,
+                    pages_per_s: pages_bound,
+                    cpu: cpu_bound,
+                    cpu_time: time_bound,
+                    window: window_bound,
+                    ..
+                },
+            ) if domain == of => {
+                *pages_per_s = (*pages_per_s).min(*pages_bound);
+                *cpu = cpu.min(*cpu_bound);
+                *cpu_time = (*cpu_time).min(*time_bound);
+                *window = (*window).min(*window_bound);
+            }
+            (Self::StopKsm { domain }, Self::StopKsm { domain: of }) if domain == of => {}
+            _ => return None,
+        }
+        Some(action)
+    }
+
+    /// How much of something is done, to be held against as much of the same.
+    fn amount(&self) -> u64 {
+        match self {
+            Self::SetBalloon { from_bytes: from, to_bytes: to, .. }
+            | Self::ResizePool { from_pages: from, to_pages: to, .. } => from.abs_diff(*to),
+            Self::Merge { chunks, .. }
+            | Self::MakeHuge { chunks, .. }
+            | Self::RemergeTemplate { chunks, .. }
+            | Self::DropZeros { chunks, .. } => chunks.iter().map(|it| u64::from(it.count)).sum(),
+            Self::Unmerge { .. } | Self::DriveKsm { .. } | Self::StopKsm { .. } => 1,
+        }
+    }
+}
+
+/// From `from` toward `to`, not beyond `bound`; none when that leads nowhere.
+fn toward(from: u64, to: u64, bound: u64) -> Option<u64> {
+    if to < from {
+        Some(to.max(bound)).filter(|to| *to < from)
+    } else {
+        Some(to.min(bound)).filter(|to| *to > from)
+    }
+}
+
+/// What of `ours` is in `agreed`, a list that anybody may have written; none when it is nothing.
+fn common(ours: &[ChunkRange], agreed: &[ChunkRange]) -> Option<Vec<ChunkRange>> {
+    let mut agreed = agreed.to_vec();
+    agreed.sort();
+    // Up to where the ranges that begin no later reach.
+    let ends: Vec<u32> = agreed
+        .iter()
+        .scan(0, |end: &mut u32, range| {
+            *end = range.first.saturating_add(range.count).max(*end);
+            Some(*end)
+        })
+        .collect();
+    let has = |index: &u32| {
+        let before = agreed.partition_point(|range| range.first <= *index);
+        before.checked_sub(1).is_some_and(|last| *index < ends[last])
+    };
+    let indices = ours.iter().flat_map(|range| (range.first..).take(range.count as usize));
+    Some(ranges(indices.filter(has))).filter(|chunks| !chunks.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::ledger::Level;
+    use crate::policy::Goal;
+
+    fn plan(steps: Vec<(Action, i64)>) -> Plan {
+        let step = |(action, expected_bytes)| Step {
+            action,
+            expected_bytes,
+            cpu: Duration::ZERO,
+            reason: String::new(),
+        };
+        Plan {
+            unix_seconds: 0,
+            uptime: Duration::ZERO,
+            goal: Goal::MaxDensity,
+            level: Level::Green,
+            wanted_bytes: None,
+            expected_bytes: 0,
+            later_bytes: 0,
+            domain: None,
+            steps: steps.into_iter().map(step).collect(),
+            skipped: Vec::new(),
+            advice: Vec::new(),
+        }
+    }
+
+    fn balloon(from_bytes: u64, to_bytes: u64) -> Action {
+        Action::SetBalloon { guest: "a".to_owned(), from_bytes, to_bytes }
+    }
+
+    fn pool(page_bytes: u64, from_pages: u64, to_pages: u64) -> Action {
+        Action::ResizePool { page_bytes, from_pages, to_pages }
+    }
+
+    fn merge(chunks: &[(u32, u32)]) -> Action {
+        let chunks = chunks.iter().map(|&(first, count)| ChunkRange { first, count }).collect();
+        Action::Merge { guest: "a".to_owned(), chunks }
+    }
+
+    /// What is left of the step `now`, which brings 100 bytes, and what that brings.
+    fn left(now: Action, agreed: Action) -> Option<(Action, i64)> {
+        let (plan, left_out) = plan(vec![(now, 100)]).within(&plan(vec![(agreed, 0)]));
+        assert_eq!(left_out.len(), usize::from(plan.steps.is_empty()));
+        assert_eq!(plan.expected_bytes, plan.steps.first().map_or(0, |it| it.expected_bytes));
+        plan.steps.into_iter().next().map(|step| (step.action, step.expected_bytes))
+    }
+
+    #[test]
+    fn balloons_and_pools_go_no_further_than_either_says() {
+        assert_eq!(left(balloon(100, 60), balloon(100, 80)), Some((balloon(100, 80), 50)));
+        assert_eq!(left(balloon(100, 60), balloon(100, 50)), Some((balloon(100, 60), 100)));
+        assert_eq!(left(balloon(70, 60), balloon(100, 80)), None, "it has gone further");
+        assert_eq!(left(balloon(60, 100), balloon(60, 80)), Some((balloon(60, 80), 50)));
+        assert_eq!(left(balloon(90, 100), balloon(100, 80)), None, "it needs it back");
+        assert_eq!(left(pool(2, 10, 0), pool(2, 10, 5)), Some((pool(2, 10, 5), 50)));
+        assert_eq!(left(pool(2, 10, 0), pool(4, 10, 0)), None, "another pool");
+    }
+
+    #[test]
+    fn chunks_are_those_alone_that_were_agreed_to() {
+        let agreed = merge(&[(8, 4), (0, 3), (1, 1), (u32::MAX, u32::MAX)]);
+        let now = merge(&[(2, 2), (10, 6)]);
+        assert_eq!(left(now, agreed), Some((merge(&[(2, 1), (10, 2)]), 37)));
+        assert_eq!(left(merge(&[(0, 1)]), merge(&[(1, 1)])), None);
+        let zeros = Action::DropZeros { guest: "a".to_owned(), chunks: Vec::new() };
+        assert_eq!(left(merge(&[(0, 1)]), zeros), None, "something else");
+        let all =
+            |chunks: Option<Vec<ChunkRange>>| Action::Unmerge { guest: "a".to_owned(), chunks };
+        let some = all(Some(vec![ChunkRange { first: 3, count: 1 }]));
+        assert_eq!(left(all(None), some.clone()), Some((some.clone(), 100)));
+        assert_eq!(left(some.clone(), all(None)), Some((some, 100)));
+    }
+
+    #[test]
+    fn ksmd_has_no_more_time_and_no_other_domain_than_was_agreed_to() {
+        let drive = |domain: &str, pages_per_s, seconds| Action::DriveKsm {
+            domain: domain.to_owned(),
+            pages_per_s,
+            cpu: 0.5,
+            cpu_time: Duration::from_secs(seconds),
+            window: Duration::from_secs(100),
+            window_bytes: 7,
+        };
+        let kept = left(drive("shop", 20, 3), drive("shop", 10, 9));
+        assert_eq!(kept, Some((drive("shop", 10, 3), 100)));
+        assert_eq!(left(drive("shop", 20, 3), drive("other", 20, 3)), None);
+    }
+}
