@@ -25,13 +25,11 @@ impl DiskPlaces {
     /// # Errors
     /// It may not, with the way out.
     pub(crate) fn permit(&self, path: &Path) -> Result<(), String> {
-        let is_device = self.devices.iter().any(|device| {
-            device == path
-                || path
-                    .canonicalize()
-                    .is_ok_and(|it| device.canonicalize().is_ok_and(|device| it == device))
-        });
-        if is_device { Ok(()) } else { self.place(path).map(drop) }
+        let found = path.canonicalize().ok();
+        let is_it = |device: &PathBuf| {
+            device == path || found.is_some() && device.canonicalize().ok() == found
+        };
+        if self.devices.iter().any(is_it) { Ok(()) } else { self.place(path).map(drop) }
     }
 
     /// Where a disk that a peer wants at `path` goes: the same place, without links.
@@ -39,7 +37,8 @@ impl DiskPlaces {
     /// # Errors
     /// It may not be made there, with the way out.
     pub(crate) fn place(&self, path: &Path) -> Result<PathBuf, String> {
-        let shown = path.display();
+        // A peer's words, which go to the log.
+        let shown = path.to_string_lossy().escape_debug().to_string();
         if self.folders.is_empty() && self.devices.is_empty() {
             return Err(format!(
                 "this host takes no disks: start its node with --disk-dir and the folder for {shown}, or with --disk-device {shown} if \
@@ -53,7 +52,7 @@ impl DiskPlaces {
             format!(
                 "there is no folder for disk {shown} here: {}: {error}; make it, or choose another place for a disk that is \
                  copied (--copy-disks, --disk-path)",
-                folder.display()
+                folder.to_string_lossy().escape_debug()
             )
         })?;
         // Links in a permitted folder do not lead out of it.

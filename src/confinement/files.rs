@@ -74,20 +74,17 @@ impl Means {
     pub(super) const ALL: Self = Self { template: true, ..Self::OF_UNKNOWN };
 }
 
-/// All that is there, but for what is in `folder`, an absolute path without links.
-fn all_but(folder: &Path) -> io::Result<Vec<PathBuf>> {
-    let mut others = Vec::new();
-    for on_the_way in folder.ancestors().skip(1) {
-        for entry in std::fs::read_dir(on_the_way)? {
-            let entry = entry?;
-            // A link leads to what is listed elsewhere, or to the folder.
-            let is_link = entry.file_type()?.is_symlink();
-            if !is_link && !folder.starts_with(entry.path()) {
-                others.push(entry.path());
-            }
-        }
-    }
-    Ok(others)
+/// All that is there and that this user can list, but for what is in `folder`, an absolute path
+/// without links.
+fn all_but(folder: &Path) -> Vec<PathBuf> {
+    let on_the_way = folder.ancestors().skip(1);
+    let entries = on_the_way.flat_map(|above| std::fs::read_dir(above).into_iter().flatten());
+    let others = entries.flatten().filter(|entry| {
+        // A link leads to what is listed elsewhere, or to the folder.
+        let is_link = entry.file_type().is_ok_and(|it| it.is_symlink());
+        !is_link && !folder.starts_with(entry.path())
+    });
+    others.map(|entry| entry.path()).collect()
 }
 
 /// The files of one guest, and what else its process needs.
@@ -158,16 +155,18 @@ impl Files {
         self
     }
 
-    /// And any file to be read but the host's own in the state folder, and most means, for a guest
-    /// that is not known yet: what it boots from again comes with its state.
+    /// And any file to be read but devices and the host's own in the state folder, and most means,
+    /// for a guest that is not known yet: what it boots from again comes with its state.
     ///
     /// # Errors
-    /// A folder on the way to the state folder cannot be listed.
+    /// The state folder is not there.
     pub(crate) fn of_unknown_guest(mut self, state: &StateDir) -> io::Result<Self> {
         self.add_vsock();
         self.means = Means::OF_UNKNOWN;
-        let others = all_but(&state.root().canonicalize()?)?;
-        self.wanted.extend(others.into_iter().map(|path| (path, Use::Read)));
+        let others = all_but(&state.root().canonicalize()?).into_iter();
+        // Whoever may read the host's disks may read everything.
+        let others = others.filter(|path| path != Path::new("/dev"));
+        self.wanted.extend(others.map(|path| (path, Use::Read)));
         Ok(self)
     }
 
@@ -206,7 +205,7 @@ mod tests {
         let link = folder.path().with_extension("link");
         std::os::unix::fs::symlink("/", &link).unwrap();
         let root = state.root().canonicalize().unwrap();
-        let others = all_but(&root).unwrap();
+        let others = all_but(&root);
         for file in [&beside, &link] {
             std::fs::remove_file(file).unwrap();
         }
@@ -214,5 +213,29 @@ mod tests {
         assert!(!others.contains(&link), "it leads to the folder");
         let above: Vec<_> = others.iter().filter(|other| root.starts_with(other)).collect();
         assert!(above.is_empty(), "{above:?}");
+    }
+
+    #[test]
+    fn a_guest_that_is_not_known_reads_no_device_but_those_of_every_guest() {
+        let (_folder, state) = StateDir::temporary();
+        let guest = state.guest(&"g".parse().unwrap());
+        let files = Files::of_guest(&state, &guest).of_unknown_guest(&state).unwrap();
+        let wanted = files.wanted().iter().map(|(path, _)| path);
+        let devices: Vec<_> = wanted.filter(|path| path.starts_with("/dev")).collect();
+        assert_eq!(
+            devices,
+            ["/dev/kvm", "/dev/net/tun", "/dev/null", "/dev/urandom"].map(Path::new)
+        );
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_listed_hides_what_is_in_it_and_nothing_else() {
+        let (folder, state) = StateDir::temporary();
+        let root = state.root().canonicalize().unwrap();
+        let gone = root.join("hidden/state");
+        assert!(!gone.exists(), "its folder cannot be listed, as one of another user's");
+        let others = all_but(&gone);
+        assert!(others.contains(&root.join("certs")), "{others:?}");
+        drop(folder);
     }
 }

@@ -1,6 +1,7 @@
 //! A guest on its way here: builds its machine when it has been described, and makes it this process's own when it runs.
 
 use std::io::{BufRead, Read, Write};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 
 use anyhow::{Context, Result};
@@ -56,7 +57,8 @@ impl Arrival {
         };
         let (folders, net_map) =
             (DiskPlaces::new(args.disk_dir.clone(), Vec::new()), args.net_map.clone());
-        let factory = Factory { process: Arc::downgrade(process), console, folders, net_map };
+        let (process_of_guest, disks) = (Arc::downgrade(process), args.disks.clone());
+        let factory = Factory { process: process_of_guest, console, disks, folders, net_map };
         let handle = start_destination(session, Arc::new(factory), &tls, records)?;
         let port = handle.port();
         let arrival = Self { session: MigrationSession::new(handle) };
@@ -84,6 +86,7 @@ impl Arrival {
     async fn conclude(self, process: Arc<GuestProcess>) {
         let outcome = self.session.handle().settled().await;
         if self.has_arrived() {
+            process.state().ended().forget(process.name());
             return process.conclude(self.session.id(), self.status());
         }
         let runs = |machine: &SharedMachine| machine.vm().run_state() == RunState::Running;
@@ -119,6 +122,8 @@ struct Factory {
     console: Console,
     /// What bridges and taps are called here.
     net_map: Vec<NetRename>,
+    /// The disks that the node was told of, and permits.
+    disks: Vec<PathBuf>,
     folders: DiskPlaces,
 }
 
@@ -161,6 +166,7 @@ impl Factory {
     /// What the machine is made of, as it is here and with the disks that come along.
     fn shape_of(&self, guest: &GuestDescription) -> Result<VmShape, Refusal> {
         let mut shape = shape_of(guest)?;
+        announced(shape.disks().map(|disk| disk.path()), &self.disks)?;
         disks::expect(guest, &mut shape, &self.folders)?;
         NetRename::apply(&self.net_map, &mut shape);
         Ok(shape)
@@ -170,6 +176,18 @@ impl Factory {
         let ending = || Refusal::new(RefusalKind::Busy, "the process for the guest is ending");
         self.process.upgrade().filter(|process| !process.is_ending()).ok_or_else(ending)
     }
+}
+
+/// Refuses disks that the node has not been asked for: it has permitted the others alone.
+fn announced<'a>(
+    mut disks: impl Iterator<Item = &'a Path>,
+    permitted: &[PathBuf],
+) -> Result<(), Refusal> {
+    let other = disks.find(|disk| !permitted.iter().any(|known| known == disk));
+    other.map_or(Ok(()), |disk| {
+        let text = format!("disk {disk:?} is none of those that the node was asked for");
+        Err(Refusal::new(RefusalKind::Guest, text))
+    })
 }
 
 /// What this host lacks, with its kind.
@@ -238,6 +256,15 @@ fn tell_node(line: &IncomingLine) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_disk_that_the_node_was_not_asked_for_is_refused() {
+        let permitted = [PathBuf::from("/srv/a.raw"), PathBuf::from("/srv/b.raw")];
+        let ask = |disks: &[&str]| announced(disks.iter().map(Path::new), &permitted);
+        ask(&["/srv/b.raw"]).unwrap();
+        let refused = ask(&["/srv/a.raw", "/dev/sda"]).unwrap_err();
+        assert!(refused.to_string().contains("/dev/sda"), "{refused}");
+    }
 
     #[test]
     fn what_a_host_lacks_is_told_by_its_kind() {

@@ -21,7 +21,6 @@ use super::session::MigrationSession;
 use super::survey::Surveys;
 use super::workload::BadNews;
 use crate::api::types::{Confinement, GuestState, MigrationStatus};
-use crate::clock::unix_ms;
 use crate::ended::{Ended, How};
 use crate::names::GuestName;
 use crate::signals::EndSignals;
@@ -58,8 +57,9 @@ pub(crate) enum Ending {
 }
 
 impl Ending {
-    /// What is remembered of it, of the guest `uuid` in the process of this identity.
-    pub(crate) fn record(&self, process: &GuestIdentity, uuid: Uuid) -> Ended {
+    /// What is remembered of it, of the guest `uuid` in the process of this identity, which ends at
+    /// `ended_unix_ms`.
+    pub(crate) fn record(&self, process: &GuestIdentity, uuid: Uuid, ended_unix_ms: u64) -> Ended {
         let (how, reason) = match self {
             Self::Asked => (How::Destroyed, "was ended on request".to_owned()),
             Self::Guest(StopReason::PowerOff) => (How::PoweredOff, "powered off".to_owned()),
@@ -71,7 +71,7 @@ impl Ending {
             Self::Discarded { message } => (How::Discarded, format!("was given up ({message})")),
         };
         let (name, began_unix_ms) = (process.name.clone(), process.started_unix_ms);
-        Ended { name, uuid, began_unix_ms, ended_unix_ms: unix_ms(), how, reason }
+        Ended { name, uuid, began_unix_ms, ended_unix_ms, how, reason }
     }
 }
 
@@ -166,7 +166,7 @@ impl GuestProcess {
         labels: Labels,
         runtime: Handle,
     ) -> Arc<Self> {
-        let started_unix_ms = unix_ms();
+        let started_unix_ms = state.moment();
         Arc::new(Self {
             identity: GuestIdentity { name, uuid, pid: std::process::id(), started_unix_ms },
             labels,

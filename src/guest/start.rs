@@ -331,7 +331,8 @@ impl Life {
         self.runtime.shutdown_timeout(std::time::Duration::from_secs(1));
         let name = self.claim.dir().name().clone();
         let uuid = process.machine().map_or(process.identity().uuid, |machine| machine.uuid());
-        if let Err(error) = self.state.ended().write(&ending.record(process.identity(), uuid)) {
+        let ended = ending.record(process.identity(), uuid, self.state.moment());
+        if let Err(error) = self.state.ended().write(&ended) {
             tracing::warn!(guest = %name, "how it ended is not remembered: {error:#}");
         }
         drop(self.claim);

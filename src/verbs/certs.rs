@@ -36,7 +36,7 @@ pub(crate) fn run(state: &StateDir, args: &CertsArgs) -> Result<Exit> {
 /// # Errors
 /// This host's certificates cannot be used, or there is no such guest.
 pub(crate) fn identity_of(state: &StateDir, guest: &GuestName) -> Result<Identity> {
-    state.guest(guest).read_identity()?;
+    state.live_guest(guest)?;
     // Not what its process says of itself.
     Ok(Identity::of_guest(&state.certs(), state.read_uuid(guest)?, Role::Source)?)
 }
@@ -196,6 +196,17 @@ mod tests {
         let error = format!("{:#}", run(&state, &wrong).unwrap_err());
         assert!(error.contains("`bad name` is neither a DNS name nor an IP address"), "{error}");
         assert_eq!(std::fs::read_dir(state.certs()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_guest_that_does_not_live_here_is_vouched_for_by_nobody() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::new(folder.path()).unwrap();
+        run(&state, &args(CertsAction::Init { names: vec!["host-a".to_owned()] })).unwrap();
+        let name: GuestName = "gone".parse().unwrap();
+        state.write_uuid(&name, uuid::Uuid::nil()).unwrap();
+        let error = format!("{:#}", identity_of(&state, &name).unwrap_err());
+        assert!(error.contains("no guest gone"), "{error}");
     }
 
     #[test]
