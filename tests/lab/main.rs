@@ -1,4 +1,5 @@
-//! What only whole hosts with a real KVM can show: stock guests, power cuts, cables, unlike processors.
+//! What only whole hosts with a real KVM can show: stock guests, power cuts, cables, unlike
+//! processors, systemd.
 //!
 //! The hosts are those of `scripts/lab`, Debian machines under emulation. They are started for the first test and serve all
 //! tests of this process, one after the other; [`fixtures`] gives each test hosts as after installation. `scripts/check` runs
@@ -18,6 +19,7 @@ mod fixtures;
 mod kernel;
 mod nested;
 mod processors;
+mod service;
 #[path = "../e2e/host/state_folder.rs"]
 mod state_folder;
 mod stock;

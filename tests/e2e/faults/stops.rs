@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::scene::Scene;
+use super::scene::{GUEST, Scene};
 use crate::host::{CRAWL, wait};
 use crate::network::NOTICED_WITHIN;
 
@@ -50,6 +50,12 @@ fn a_destination_that_stands_still_in_precopy_is_given_up_and_ends_when_it_goes_
     assert!(noticed < NOTICED_WITHIN, "noticed after {noticed:?}");
 
     arriving.thaw();
+    // What has come for it meanwhile is still written into its memory, the counter included.
+    wait::until("the copy ends", || {
+        let state = scene.pair.b.guest(GUEST).state();
+        assert_ne!(state.as_deref(), Some("running"), "a second copy runs");
+        wait::holds(!arriving.is_alive(), state)
+    });
     scene.runs_only_on(&scene.pair.a);
     scene.another_migration_succeeds();
 }
