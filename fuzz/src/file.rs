@@ -202,6 +202,9 @@ fn shape(devices: Vec<DeviceConfig>) -> Vec<u8> {
     let memory_bytes = MEMORY_BYTES;
     let (cpuid, tsc_khz, xsave_bytes) = (vec![entry; 2], 1_000_000, 4096);
     let (cpu_model, memory) = ("host".to_owned(), MemoryConfig::default());
+    // Of those with devices alone: without labels, a shape is of another version.
+    let label = || ("team".to_owned(), "shop".to_owned());
+    let labels = devices.first().map(|_| label()).into_iter().collect();
     // IA32_ARCH_CAPABILITIES.
     let feature_msrs = vec![MsrValue { index: 0x10a, value: 1 }];
     let shape = VmShape {
@@ -214,6 +217,7 @@ fn shape(devices: Vec<DeviceConfig>) -> Vec<u8> {
         xsave_bytes,
         memory,
         devices,
+        labels,
     };
     shape.to_bytes().unwrap_or_else(|error| panic!("no shape: {error}"))
 }

@@ -112,6 +112,7 @@ fn guest(index: u64, chunks: u64, round: u64) -> Guest {
             has_driver: true,
             target_bytes: 4 * GIB,
             actual_bytes: 4 * GIB,
+            is_set_by_steps: None,
             reports_free_pages: index.is_multiple_of(2),
             reported_bytes_total: 0,
             statistics: Some(Statistics {

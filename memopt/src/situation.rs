@@ -201,6 +201,10 @@ pub struct Balloon {
     pub has_driver: bool,
     /// What the guest is asked to keep.
     pub target_bytes: u64,
+    /// Whether steps have set that, and not an operator; absent where the guest's monitor does not remember it, and only
+    /// [`crate::ledger::Ledger`] may know.
+    #[serde(default)]
+    pub is_set_by_steps: Option<bool>,
     /// What it keeps: its RAM less what is in the balloon.
     pub actual_bytes: u64,
     /// Whether the guest reports pages that it frees, so that they come back without being asked for.

@@ -67,7 +67,7 @@ mod enabled {
     use super::Passage;
 
     /// Longest stall, lest a test that died leaves processes that stand for ever.
-    const STALL_LONGEST: Duration = Duration::from_secs(120);
+    const STALL_LONGEST: Duration = Duration::from_secs(900);
     /// How often a stalled thread looks whether it may go on.
     const STALL_INTERVAL: Duration = Duration::from_millis(5);
 

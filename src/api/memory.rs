@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use vmm_core::virtio::balloon::SetBy;
 
 use super::types::{BackingInfo, BalloonStatistics, GuestState};
 use crate::names::GuestName;
@@ -38,6 +39,9 @@ pub(crate) struct BalloonLevel {
     pub(crate) reporting: bool,
     /// What the guest shall keep, bytes.
     pub(crate) target_bytes: u64,
+    /// Who has set that.
+    #[serde(default)]
+    pub(crate) set_by: SetBy,
     /// What it keeps, bytes.
     pub(crate) actual_bytes: u64,
     /// Given back through free page reports since the process started, bytes.

@@ -8,7 +8,7 @@ use migrate::{Progress, Report};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 use vmm_core::memory::HugePages;
-use vmm_core::virtio::balloon::Statistics;
+use vmm_core::virtio::balloon::{SetBy, Statistics};
 use vmm_core::virtio::block::LockReach;
 use vmm_core::virtio::net::NetStatus;
 
@@ -95,7 +95,7 @@ pub(crate) struct GuestInfo {
     /// How its memory is backed.
     #[serde(default)]
     pub(crate) backing: BackingInfo,
-    /// Labels that it was started with; they stay behind when it migrates.
+    /// Labels that it was started with; they go wherever it goes.
     #[serde(default)]
     pub(crate) labels: BTreeMap<String, String>,
     /// How it and programs of this host reach each other, if they do.
@@ -484,6 +484,9 @@ pub(crate) struct WorkloadControl {
 pub(crate) struct BalloonRequest {
     /// Memory that the guest shall keep, bytes; all of its memory to take nothing away.
     pub(crate) target_bytes: u64,
+    /// Who sets it: the optimizer takes its own back, and leaves an operator's.
+    #[serde(default)]
+    pub(crate) set_by: SetBy,
 }
 
 /// `GET /v1/guest/balloon`: what the guest keeps of its memory, and what the host spends on it.
@@ -500,6 +503,9 @@ pub(crate) struct BalloonInfo {
     pub(crate) memory_bytes: u64,
     /// Memory that the guest shall keep, bytes.
     pub(crate) target_bytes: u64,
+    /// Who has set that.
+    #[serde(default)]
+    pub(crate) set_by: SetBy,
     /// Memory that it says to have kept, bytes.
     pub(crate) actual_bytes: u64,
     /// Memory given back through the balloon since this process started, bytes; the guest may have it again.

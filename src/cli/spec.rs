@@ -16,22 +16,13 @@ use clap::{Args, ValueEnum};
 use serde::{Deserialize, Deserializer};
 use uuid::Uuid;
 use vmm_core::memory::{HugePages, MemoryConfig, MergeDomain, NumaPolicy, Prealloc, RamLayout};
-use vmm_core::{DirtyLog, GUEST_CIDS, VCPUS_MAX, workload};
+use vmm_core::{DirtyLog, GUEST_CIDS, Labels, VCPUS_MAX, labels, workload};
 
 use super::cpu::CpuArg;
 use super::disk::DiskArg;
 use super::net::NetArg;
 use crate::names::GuestName;
 use crate::units::{MIB, PAGE_BYTES, Size};
-
-/// Most labels of one guest.
-const LABELS_MAX: usize = 64;
-
-/// Longest key of a label, in bytes.
-const LABEL_KEY_BYTES_MAX: usize = 63;
-
-/// Longest value of a label, in bytes.
-const LABEL_VALUE_BYTES_MAX: usize = 255;
 
 /// What a guest is made of.
 #[derive(Debug, Clone, PartialEq, Eq, Args, Deserialize)]
@@ -160,7 +151,7 @@ pub(crate) struct GuestSpec {
     pub(crate) dirty_log: Option<DirtyLog>,
 
     /// A label for people and programs, by which policies and schedules choose guests; shown by `ls --json` and `show`. Give it more
-    /// than once for more labels. Labels stay behind when the guest migrates.
+    /// than once for more labels. They go wherever the guest goes.
     #[arg(long = "label", value_name = "KEY=VALUE")]
     #[serde(default, deserialize_with = "labels")]
     pub(crate) labels: Vec<Label>,
@@ -282,17 +273,7 @@ pub(crate) struct Label {
 
 impl Label {
     fn new(key: &str, value: &str) -> Result<Self> {
-        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./".contains(&byte);
-        if key.is_empty() || key.len() > LABEL_KEY_BYTES_MAX || !key.bytes().all(is_plain) {
-            bail!(
-                "a label's key is 1 to {LABEL_KEY_BYTES_MAX} letters, digits, `-`, `_`, `.` or `/`"
-            );
-        }
-        if value.len() > LABEL_VALUE_BYTES_MAX || value.chars().any(char::is_control) {
-            bail!(
-                "the value of a label is one line of at most {LABEL_VALUE_BYTES_MAX} bytes, that of {key} is not"
-            );
-        }
+        labels::check_label(key, value)?;
         Ok(Self { key: key.to_owned(), value: value.to_owned() })
     }
 }
@@ -452,9 +433,7 @@ impl GuestSpec {
                 "the kernel's command line has no control characters",
             ));
         }
-        if self.labels.len() > LABELS_MAX {
-            return Err(Fault::of("labels", format!("a guest has at most {LABELS_MAX} labels")));
-        }
+        labels::check(&self.labels()).map_err(|error| Fault::of("labels", error.to_string()))?;
         let mut disks = self.disk.iter().enumerate();
         disks.try_for_each(|(index, disk)| disk.check(index))?;
         let mut nets = self.net.iter().enumerate();
@@ -572,7 +551,7 @@ impl GuestSpec {
     }
 
     /// The labels by their keys; of a key that was given twice, the last.
-    pub(crate) fn labels(&self) -> BTreeMap<String, String> {
+    pub(crate) fn labels(&self) -> Labels {
         let pair = |label: &Label| (label.key.clone(), label.value.clone());
         self.labels.iter().map(pair).collect()
     }
@@ -592,7 +571,7 @@ mod tests {
         let label: Label = "team/owner=a=b c".parse().unwrap();
         assert_eq!((label.key.as_str(), label.value.as_str()), ("team/owner", "a=b c"));
         assert_eq!("x=".parse::<Label>().unwrap().value, "");
-        let long = format!("x={}", "v".repeat(LABEL_VALUE_BYTES_MAX + 1));
+        let long = format!("x={}", "v".repeat(256));
         for text in ["", "x", "=v", "a b=v", "x=\n", &long] {
             assert!(text.parse::<Label>().is_err(), "{text:?}");
         }

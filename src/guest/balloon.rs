@@ -6,7 +6,7 @@ use vmm_core::{BalloonStatus, DeviceError, RunState, Vm};
 
 use super::machine::SharedMachine;
 use crate::api::memory::BalloonLevel;
-use crate::api::types::{BalloonInfo, BalloonStatistics};
+use crate::api::types::{BalloonInfo, BalloonRequest, BalloonStatistics};
 use crate::api::{ApiError, Reason};
 use crate::names::GuestName;
 
@@ -34,6 +34,7 @@ pub(super) fn look_at(machine: &SharedMachine, name: &GuestName) -> Result<Ballo
         gives_hints: status.gives_hints,
         memory_bytes: status.memory_bytes,
         target_bytes: status.target_bytes,
+        set_by: status.set_by,
         actual_bytes: status.actual_bytes,
         inflated_bytes_total: status.discarded.inflated_bytes,
         reported_bytes_total: status.discarded.reported_bytes,
@@ -55,6 +56,7 @@ pub(super) fn level(vm: &Vm) -> Option<BalloonLevel> {
         has_driver: status.has_driver,
         reporting: status.reporting,
         target_bytes: status.target_bytes,
+        set_by: status.set_by,
         actual_bytes: status.actual_bytes,
         reported_bytes_total: status.discarded.reported_bytes,
         statistics: last_statistics(&status),
@@ -75,9 +77,10 @@ fn last_statistics(status: &BalloonStatus) -> Option<BalloonStatistics> {
 pub(super) fn set_target(
     machine: &SharedMachine,
     name: &GuestName,
-    bytes: u64,
+    request: &BalloonRequest,
 ) -> Result<(), ApiError> {
-    machine.vm().set_balloon_target(bytes).map_err(|error| refusal(error, name))
+    let BalloonRequest { target_bytes, set_by } = *request;
+    machine.vm().set_balloon_target(target_bytes, set_by).map_err(|error| refusal(error, name))
 }
 
 fn with_new_statistics(vm: &Vm) -> vmm_core::Result<BalloonStatus> {

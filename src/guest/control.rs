@@ -210,7 +210,7 @@ impl GuestControl for ProcessControl {
             nets: machine.map(nets).unwrap_or_default(),
             cpu_model: machine.map(|machine| machine.shape().cpu_model.clone()),
             backing: machine.map(|machine| self.backing(machine)).unwrap_or_default(),
-            labels: self.process().labels().clone(),
+            labels: self.process().labels(),
             vsock: machine.and_then(|machine| machine.shape().cid()).map(|cid| VsockInfo {
                 cid,
                 socket: self.process().state().guest(&identity.name).vsock_socket().to_owned(),
@@ -411,7 +411,7 @@ impl GuestControl for ProcessControl {
             is_being_saved,
             memory_bytes: machine.shape().memory_bytes,
             backing: self.backing(machine),
-            labels: process.labels().clone(),
+            labels: process.labels(),
             balloon: balloon::level(machine.vm()),
         })
     }
@@ -445,7 +445,7 @@ impl GuestControl for ProcessControl {
 
     fn set_balloon(&self, request: &BalloonRequest) -> Result<BalloonInfo, ApiError> {
         self.refuse_when_incomplete(&self.process().occupation())?;
-        balloon::set_target(self.machine()?, self.process().name(), request.target_bytes)?;
+        balloon::set_target(self.machine()?, self.process().name(), request)?;
         // Handed over meanwhile: whether the target went along is not known here.
         self.refuse_when_incomplete(&self.process().occupation())?;
         self.balloon()

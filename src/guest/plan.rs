@@ -68,6 +68,7 @@ fn shape(spec: &GuestSpec) -> Result<VmShape> {
     };
     let mut shape = VmShape::with_cpu(bytes, vcpus, &model.with_nested(nested))?;
     shape.memory = spec.memory_config();
+    shape.labels = spec.labels();
     Ok(shape)
 }
 

@@ -1,6 +1,5 @@
 //! The life of a guest process: what it is occupied with, why it ends, and how it ends in order.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -10,7 +9,7 @@ use migrate::MigrationId;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use uuid::Uuid;
-use vmm_core::{StopReason, VcpuLimits, VmEvent};
+use vmm_core::{Labels, StopReason, VcpuLimits, VmEvent};
 
 use super::arriving::Arrival;
 use super::leaving::Departure;
@@ -134,14 +133,10 @@ impl Drop for Saving<'_> {
     }
 }
 
-/// Labels of a guest, by key.
-pub(crate) type Labels = BTreeMap<String, String>;
-
 /// A guest's process.
 #[derive(Debug)]
 pub(crate) struct GuestProcess {
     identity: GuestIdentity,
-    labels: Labels,
     state: StateDir,
     runtime: Handle,
     /// Absent while the guest has not been described yet by the host that it comes from.
@@ -159,17 +154,10 @@ pub(crate) struct GuestProcess {
 
 impl GuestProcess {
     /// A process for a guest of this name.
-    pub(crate) fn new(
-        state: &StateDir,
-        name: GuestName,
-        uuid: Uuid,
-        labels: Labels,
-        runtime: Handle,
-    ) -> Arc<Self> {
+    pub(crate) fn new(state: &StateDir, name: GuestName, uuid: Uuid, runtime: Handle) -> Arc<Self> {
         let started_unix_ms = state.moment();
         Arc::new(Self {
             identity: GuestIdentity { name, uuid, pid: std::process::id(), started_unix_ms },
-            labels,
             state: state.clone(),
             runtime,
             machine: OnceLock::new(),
@@ -199,8 +187,8 @@ impl GuestProcess {
     }
 
     /// The guest's labels.
-    pub(crate) fn labels(&self) -> &Labels {
-        &self.labels
+    pub(crate) fn labels(&self) -> Labels {
+        self.machine().map(|machine| machine.shape().labels.clone()).unwrap_or_default()
     }
 
     /// The guest's name.
@@ -435,8 +423,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let state = StateDir::new(folder.path()).unwrap();
         let name = "web".parse().unwrap();
-        let process =
-            GuestProcess::new(&state, name, Uuid::nil(), Labels::new(), Handle::current());
+        let process = GuestProcess::new(&state, name, Uuid::nil(), Handle::current());
         let theirs = Arc::clone(&process);
         let broken = tokio::task::spawn_blocking(move || {
             let saving = Saving::begin(&theirs, &mut theirs.occupation());

@@ -85,6 +85,7 @@ pub(crate) fn start_clone(
         let own = CloneConfig {
             memory: spec.memory_config(),
             disks,
+            labels: spec.labels(),
             options: VmOptions { dirty_log: spec.dirty_log.unwrap_or_default() },
         };
         Ok(template.start(&own, console.output()?)?)

@@ -13,7 +13,7 @@ use super::console::Console;
 use super::control::ProcessControl;
 use super::machine::{Machine, SharedMachine};
 use super::plan::{self, Plan};
-use super::process::{Ending, GuestProcess, Labels};
+use super::process::{Ending, GuestProcess};
 use super::saved;
 use super::{addresses, background};
 use crate::api::guest::{readonly_router, router};
@@ -108,7 +108,7 @@ fn launch(
         })?;
         let console = life.console();
         let machine = saved::start_clone(spec, &template, (name, uuid), (disks, &known), &console)?;
-        return life.lead(Arc::new(machine), &console, spec.labels());
+        return life.lead(Arc::new(machine), &console);
     }
     let plan = Plan::new(spec, name)?;
     addresses::expect_free(state, &plan.name, &plan.shape)?;
@@ -122,7 +122,7 @@ fn launch(
     let machine = Machine::create(name, uuid, plan.shape, &options, &console)?;
     machine.vm().boot(&plan.boot).with_context(|| format!("cannot boot {}", plan.name))?;
     machine.vm().set_on_reboot(plan.on_reboot);
-    life.lead(Arc::new(machine), &console, spec.labels())
+    life.lead(Arc::new(machine), &console)
 }
 
 /// `lighter restore`.
@@ -154,7 +154,7 @@ pub(crate) fn restore(state: &StateDir, args: &RestoreArgs) -> Result<Exit> {
     })?;
     let console = life.console();
     let machine = saved::restore(&args.file, name, uuid, (trust, &disks), &console)?;
-    life.lead(Arc::new(machine), &console, Labels::new())
+    life.lead(Arc::new(machine), &console)
 }
 
 /// Starts the background process when one was asked for and this is not it.
@@ -252,12 +252,11 @@ impl Life {
     }
 
     /// Runs a machine that is ready to run, until its end.
-    fn lead(self, machine: SharedMachine, console: &Console, labels: Labels) -> Result<Exit> {
+    fn lead(self, machine: SharedMachine, console: &Console) -> Result<Exit> {
         let process = GuestProcess::new(
             &self.state,
             self.dir().name().clone(),
             machine.uuid(),
-            labels,
             self.runtime.handle().clone(),
         );
         let is_linux = machine.kind() == GuestKind::Linux;
@@ -292,7 +291,6 @@ impl Life {
             &self.state,
             self.dir().name().clone(),
             args.uuid,
-            Labels::new(),
             self.runtime.handle().clone(),
         );
         let console = Console::log(self.dir().console_log());

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use vmm_core::virtio::balloon::Statistics;
+use vmm_core::virtio::balloon::{SetBy, Statistics};
 
 use super::session::{block_on, guest_client};
 use crate::api::types::{BalloonInfo, BalloonRequest};
@@ -24,7 +24,7 @@ pub(crate) fn run(state: &StateDir, args: &BalloonArgs) -> Result<Exit> {
     let info: BalloonInfo = block_on(async {
         let answer = match args.size {
             Some(target_bytes) => {
-                client.put_json("/v1/guest/balloon", &BalloonRequest { target_bytes }).await
+                client.put_json("/v1/guest/balloon", &request(target_bytes)).await
             }
             None => client.get("/v1/guest/balloon").await,
         };
@@ -37,10 +37,14 @@ pub(crate) fn run(state: &StateDir, args: &BalloonArgs) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
+fn request(target_bytes: u64) -> BalloonRequest {
+    BalloonRequest { target_bytes, set_by: SetBy::Operator }
+}
+
 fn text(info: &BalloonInfo) -> String {
     let mut lines = vec![
         ("Memory", format_size(info.memory_bytes)),
-        ("Target", format_size(info.target_bytes)),
+        ("Target", target(info)),
         ("Actual", actual(info)),
         ("Says when migrated what is free", if info.gives_hints { "yes" } else { "no" }.to_owned()),
         ("Reports free pages", if info.reporting { "yes" } else { "no" }.to_owned()),
@@ -61,6 +65,14 @@ fn text(info: &BalloonInfo) -> String {
         lines.extend(statistics_lines(&statistics.values));
     }
     facts(&lines)
+}
+
+fn target(info: &BalloonInfo) -> String {
+    let size = format_size(info.target_bytes);
+    match info.set_by {
+        SetBy::Operator => size,
+        SetBy::Optimizer => format!("{size}, set by density"),
+    }
 }
 
 fn actual(info: &BalloonInfo) -> String {
@@ -102,6 +114,7 @@ mod tests {
             gives_hints: false,
             memory_bytes: 1 << 30,
             target_bytes: 512 << 20,
+            set_by: SetBy::Operator,
             actual_bytes: 600 << 20,
             inflated_bytes_total: 424 << 20,
             reported_bytes_total: 0,
@@ -127,5 +140,12 @@ mod tests {
     fn a_guest_without_a_driver_is_told_of() {
         let text = text(&BalloonInfo { has_driver: false, statistics: None, ..info() });
         assert!(text.contains("the guest has no driver yet"), "{text}");
+    }
+
+    #[test]
+    fn what_the_optimizer_has_set_is_told_apart() {
+        assert!(!text(&info()).contains("density"));
+        let text = text(&BalloonInfo { set_by: SetBy::Optimizer, ..info() });
+        assert!(text.contains("512 MiB, set by density"), "{text}");
     }
 }

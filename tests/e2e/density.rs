@@ -154,17 +154,50 @@ fn what_a_run_takes_from_linux_for_its_own_goal_stays_taken() {
     pair.a.run(&["density", "apply", "--goal", "max density"]).ok();
     let target = balloon_target(&pair.a, "linux");
     assert!(target < ALL_BYTES, "{target}");
+    await_looks(&pair.a);
+    assert_eq!(balloon_target(&pair.a, "linux"), target);
+}
+
+/// Two more looks that the node makes by itself.
+fn await_looks(host: &Host) {
     let looks = || {
-        let page = crate::metrics::scrape(&pair.a);
+        let page = crate::metrics::scrape(host);
         crate::metrics::value(&page, "lighter_density_looks_total", &[]).expect("a counter")
     };
-    // Two more looks that the node makes by itself.
     let before = looks();
     wait::until("the node has looked again", || {
         let now = looks();
         wait::holds(now >= before + 2.0, now)
     });
-    assert_eq!(balloon_target(&pair.a, "linux"), target);
+}
+
+#[test]
+fn what_a_run_takes_from_linux_is_given_back_where_it_moves_to() {
+    let pair = dense();
+    let image = Image::halting();
+    let _witness = restore_linux(&pair.a, &image);
+    await_plan(&pair.a);
+    pair.a.run(&["density", "apply"]).ok();
+    let target = balloon_target(&pair.a, "linux");
+    assert!(target < ALL_BYTES, "{target}");
+    Migration::run(&pair.a, "linux", &pair.b).ok();
+    let balloon = pair.b.run(&["balloon", "linux", "--json"]).ok().json();
+    assert_eq!(
+        (&balloon["target_bytes"], &balloon["set_by"]),
+        (&target.into(), &"optimizer".into())
+    );
+
+    // It needs more by this.
+    write_settings(&pair.b, &POLICY.replace("8MiB", "1GiB"));
+    wait::within(RUN_PATIENCE, "the node there gives it back", || {
+        let target = balloon_target(&pair.b, "linux");
+        wait::holds(target == ALL_BYTES, target)
+    });
+    // What an operator sets is the operator's.
+    let balloon = pair.b.run(&["balloon", "linux", "116M", "--json"]).ok().json();
+    assert_eq!(balloon["set_by"], "operator");
+    await_looks(&pair.b);
+    assert_eq!(balloon_target(&pair.b, "linux"), 116 << 20);
 }
 
 #[test]

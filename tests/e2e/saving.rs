@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::host::checks::{await_life, guest_is_gone, memory_is_intact, nothing_left_behind};
 use crate::host::kernel::sleeper;
-use crate::host::{Exit, Guest, GuestPlan, Pair, Running, lighter, wait};
+use crate::host::{Exit, Guest, GuestPlan, Host, Migration, Pair, Running, lighter, wait};
 
 #[test]
 fn a_saved_guest_has_ended_and_is_restored_where_it_was() {
@@ -257,4 +257,21 @@ fn a_damaged_saved_guest_is_refused_and_leaves_nothing() {
         refused.complains(Exit::Failed, &["lighter: ", "web-1.lighter"]);
         nothing_left_behind(&[&pair.b]);
     }
+}
+
+#[test]
+fn labels_go_wherever_the_guest_goes() {
+    let pair = Pair::new();
+    let options = ["--label", "team=shop", "--label", "tier=batch"].map(str::to_owned).into();
+    let plan = GuestPlan { name: "web".to_owned(), options, ..GuestPlan::default() };
+    Guest::start(&pair.a, &plan);
+    let labels = |host: &Host| host.run(&["show", "web", "--json"]).ok().json()["labels"].clone();
+    let wanted = json!({"team": "shop", "tier": "batch"});
+    assert_eq!(labels(&pair.a), wanted);
+    Migration::run(&pair.a, "web", &pair.b).ok();
+    assert_eq!(labels(&pair.b), wanted);
+    let file = pair.folder().join("web.lighter").display().to_string();
+    pair.b.run(&["save", "web", &file]).ok();
+    pair.b.run(&["restore", &file, "--detach"]).ok();
+    assert_eq!(labels(&pair.b), wanted);
 }

@@ -84,10 +84,28 @@ fn sixteen_vcpus_move_and_are_restored() {
 }
 
 #[test]
-fn it_reboots_at_its_power_button() {
+fn one_vcpu_uses_its_devices_and_reboots() {
+    uses_its_devices_and_reboots(1);
+}
+
+#[test]
+fn two_vcpus_use_their_devices_and_reboot() {
+    uses_its_devices_and_reboots(2);
+}
+
+#[test]
+fn four_vcpus_use_their_devices_and_reboot() {
+    uses_its_devices_and_reboots(4);
+}
+
+fn uses_its_devices_and_reboots(cpus: u16) {
     let lab = Lab::of(1);
     let host = lab.host(1);
-    let guest = StockGuest::boot(&lab, host, 2, "");
+    let guest = StockGuest::boot(&lab, host, cpus, "");
+    follows_its_balloon(host);
+    reports_free_pages(&guest, host);
+    draws_entropy(&guest, host);
+    answers_by_vsock(host);
     host.lighter("reboot debian --timeout 1h").ok();
     await_restarts(host, 1);
     guest.await_booted(host);
@@ -102,21 +120,6 @@ fn await_restarts(host: Host<'_>, count: u64) {
         let shown = host.ask("debian", "/v1/guest")?;
         if shown["restarts"] == count { Ok(()) } else { Err(shown.to_string()) }
     });
-}
-
-#[test]
-fn it_uses_its_devices() {
-    let lab = Lab::of(1);
-    let host = lab.host(1);
-    let guest = StockGuest::boot(&lab, host, 2, "");
-    follows_its_balloon(host);
-    reports_free_pages(&guest, host);
-    let entropy = "cat /sys/class/misc/hw_random/rng_current; head -c 64 /dev/hwrng | wc -c";
-    assert_eq!(guest.sh(host, entropy).ok(), "virtio_rng.0\n64\n");
-    let hello = "printf 'CONNECT 7\\nhello\\n' | socat -t 20 - UNIX-CONNECT:/var/lib/lighter/vsock/debian.sock";
-    let heard = host.sh(hello).ok();
-    assert!(heard.starts_with("OK ") && heard.ends_with("hello\n"), "{heard}");
-    guest.shut_down(host);
 }
 
 fn follows_its_balloon(host: Host<'_>) {
@@ -142,4 +145,15 @@ fn reports_free_pages(guest: &StockGuest, host: Host<'_>) {
             (before.to_string(), now),
         )
     });
+}
+
+fn draws_entropy(guest: &StockGuest, host: Host<'_>) {
+    let entropy = "cat /sys/class/misc/hw_random/rng_current; head -c 64 /dev/hwrng | wc -c";
+    assert_eq!(guest.sh(host, entropy).ok(), "virtio_rng.0\n64\n");
+}
+
+fn answers_by_vsock(host: Host<'_>) {
+    let hello = "printf 'CONNECT 7\\nhello\\n' | socat -t 20 - UNIX-CONNECT:/var/lib/lighter/vsock/debian.sock";
+    let heard = host.sh(hello).ok();
+    assert!(heard.starts_with("OK ") && heard.ends_with("hello\n"), "{heard}");
 }

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cpuid::{self, CpuModel, CpuidEntry, msr};
 use crate::error::{Error, KvmContext, Result};
+use crate::labels::{self, Labels};
 use crate::memory::{MemoryConfig, RamLayout};
 use crate::state::{MsrValue, TscScale};
 use crate::virtio::block::{BlockConfig, DiskProof};
@@ -23,8 +24,10 @@ pub use vcpus::{VCPUS_MAX, VcpuLimits};
 /// How far apart two hosts' TSC frequencies may be when the hardware cannot scale, in parts per
 /// million: the kernel's own tolerance (`tsc_tolerance_ppm` of arch/x86/kvm).
 pub const TSC_TOLERANCE_PPM: u64 = 250;
-/// Version of [`VmShape`]'s encoding.
+/// Version of the encoding of a [`VmShape`] without labels.
 const SHAPE_VERSION: u16 = 6;
+/// The same with labels behind.
+const SHAPE_VERSION_WITH_LABELS: u16 = 7;
 
 /// A description from which the same virtual machine can be created on any fitting host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +51,9 @@ pub struct VmShape {
     pub memory: MemoryConfig,
     /// Name of the model that `cpuid` and `feature_msrs` were made with, for people.
     pub cpu_model: String,
+    /// What the guest's owner has written beside it.
+    #[serde(skip)]
+    pub labels: Labels,
 }
 
 /// Why a shape is not possible, or not possible on this host.
@@ -115,11 +121,16 @@ pub enum ShapeError {
         /// The host's TSC frequency in kHz.
         host: u32,
     },
+    /// A label, or their number, is out of bounds.
+    #[error("{0}")]
+    Label(String),
     /// The bytes are no shape.
     #[error("cannot read the description of the guest: {0}")]
     Malformed(String),
     /// The shape was written by a version of this program that this one does not know.
-    #[error("the description of the guest has version {0}, this program knows {SHAPE_VERSION}")]
+    #[error(
+        "the description of the guest has version {0}, this program knows {SHAPE_VERSION_WITH_LABELS}"
+    )]
     Version(u16),
 }
 
@@ -150,6 +161,7 @@ impl VmShape {
             devices: Vec::new(),
             memory: MemoryConfig::default(),
             cpu_model: model.name().to_owned(),
+            labels: Labels::new(),
         };
         shape.check()?;
         Ok(shape)
@@ -262,7 +274,10 @@ impl VmShape {
     /// # Errors
     /// [`ShapeError::Malformed`] when it has absurdly many CPUID entries.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
-        let bytes = codec::encode(&(SHAPE_VERSION, self));
+        let bytes = match self.labels.is_empty() {
+            true => codec::encode(&(SHAPE_VERSION, self)),
+            false => codec::encode(&(SHAPE_VERSION_WITH_LABELS, self, &self.labels)),
+        };
         Ok(bytes.map_err(|error| ShapeError::Malformed(error.to_string()))?)
     }
 
@@ -276,11 +291,13 @@ impl VmShape {
             .first_chunk()
             .map(|bytes| u16::from_le_bytes(*bytes))
             .ok_or_else(|| ShapeError::Malformed("it is empty".into()))?;
-        if version != SHAPE_VERSION {
-            return Err(ShapeError::Version(version).into());
-        }
-        let (_, shape): (u16, Self) =
-            codec::decode(bytes).map_err(|error| ShapeError::Malformed(error.to_string()))?;
+        let shape = match version {
+            SHAPE_VERSION => codec::decode(bytes).map(|(_, shape): (u16, Self)| shape),
+            SHAPE_VERSION_WITH_LABELS => codec::decode(bytes)
+                .map(|(_, shape, labels): (u16, Self, Labels)| Self { labels, ..shape }),
+            version => return Err(ShapeError::Version(version).into()),
+        };
+        let shape = shape.map_err(|error| ShapeError::Malformed(error.to_string()))?;
         shape.check()?;
         Ok(shape)
     }
@@ -299,6 +316,7 @@ impl VmShape {
         cpuid::check_name(&self.cpu_model)?;
         check_devices(&self.devices)?;
         self.memory.check(self.memory_bytes)?;
+        labels::check(&self.labels)?;
         self.layout().map(drop)
     }
 }
@@ -412,6 +430,23 @@ mod tests {
         let shape = shape();
         shape.check_host().unwrap();
         assert_eq!(VmShape::from_bytes(&shape.to_bytes().unwrap()).unwrap(), shape);
+    }
+
+    #[test]
+    fn labels_go_along_and_hostile_ones_do_not() {
+        let labelled = |key: &str, value: &str| {
+            let labels = [(key.to_owned(), value.to_owned())].into();
+            VmShape { labels, ..shape() }.to_bytes().unwrap()
+        };
+        let labels = VmShape::from_bytes(&labelled("team", "shop")).unwrap().labels;
+        assert_eq!(labels.get("team").map(String::as_str), Some("shop"));
+        for (key, value) in [("", "x"), ("a b", "x"), ("a", "\u{1b}[2J"), ("a", &"x".repeat(256))] {
+            let error = VmShape::from_bytes(&labelled(key, value)).unwrap_err();
+            assert!(matches!(error, Error::Shape(ShapeError::Label(_))), "{error}");
+        }
+        let many = (0..65).map(|n| (format!("k{n}"), String::new())).collect();
+        let bytes = VmShape { labels: many, ..shape() }.to_bytes().unwrap();
+        assert!(VmShape::from_bytes(&bytes).is_err());
     }
 
     #[test]

@@ -32,7 +32,7 @@ pub use turns::Turns;
 
 use crate::plan::{Action, Step};
 use crate::policy::{Actuator, Policy};
-use crate::situation::Situation;
+use crate::situation::{Guest, Situation};
 use crate::units::MIB;
 use crate::verify::Outcome;
 
@@ -85,7 +85,7 @@ impl Ledger {
     /// a node that follows on one which ended before it could say so.
     pub fn intends(&mut self, step: &Step) {
         let Action::SetBalloon { guest, from_bytes, to_bytes } = &step.action else { return };
-        let is_ours = self.has_asked(guest, *from_bytes);
+        let is_ours = self.remembers(guest, *from_bytes);
         if let Some(record) = self.guests.get_mut(guest) {
             record.asked_bytes = is_ours.then_some(*from_bytes);
             record.intended_bytes = Some(*to_bytes);
@@ -114,9 +114,18 @@ impl Ledger {
         }
     }
 
-    /// Whether the guest of this name was asked to keep `target_bytes` by a step, and not by somebody else since.
+    /// Whether what `guest` is asked to keep was set by a step, and not by somebody else since: as its monitor tells, which is true
+    /// also of a step on the host that it came from, or as remembered here.
     #[must_use]
-    pub fn has_asked(&self, guest: &str, target_bytes: u64) -> bool {
+    pub fn has_asked(&self, guest: &Guest) -> bool {
+        guest.balloon.as_ref().is_some_and(|balloon| {
+            balloon
+                .is_set_by_steps
+                .unwrap_or_else(|| self.remembers(&guest.name, balloon.target_bytes))
+        })
+    }
+
+    fn remembers(&self, guest: &str, target_bytes: u64) -> bool {
         let Some(record) = self.guests.get(guest) else { return false };
         // What a guest has stands for what it was asked for where its monitor does not tell.
         let is_it = |asked: u64| asked.abs_diff(target_bytes) <= MIB;

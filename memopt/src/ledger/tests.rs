@@ -349,19 +349,26 @@ proptest! {
     }
 }
 
+/// Whether `ledger` takes a guest's balloon for one that a step has set, when its monitor does not tell.
+fn asked(ledger: &Ledger, name: &str, target_bytes: u64) -> bool {
+    let mut guest = guest(name, 8 * GIB);
+    balloon(&mut guest).target_bytes = target_bytes;
+    ledger.has_asked(&guest)
+}
+
 #[test]
 fn a_balloon_that_somebody_else_has_set_is_not_ours() {
     let mut ledger = told(&[using(0, GIB)]);
-    assert!(!ledger.has_asked("a", 8 * GIB), "nobody has asked");
+    assert!(!asked(&ledger, "a", 8 * GIB), "nobody has asked");
     let action =
         Action::SetBalloon { guest: "a".to_owned(), from_bytes: 8 * GIB, to_bytes: 4 * GIB };
     let step = Step { action, expected_bytes: 0, cpu: Duration::ZERO, reason: String::new() };
     ledger.acted(&step);
-    assert!(ledger.has_asked("a", 4 * GIB) && ledger.has_asked("a", 4 * GIB + MIB));
-    assert!(!ledger.has_asked("a", 2 * GIB) && !ledger.has_asked("b", 4 * GIB));
+    assert!(asked(&ledger, "a", 4 * GIB) && asked(&ledger, "a", 4 * GIB + MIB));
+    assert!(!asked(&ledger, "a", 2 * GIB) && !asked(&ledger, "b", 4 * GIB));
     let text = serde_json::to_string(&ledger).expect("a text");
     let read: Ledger = serde_json::from_str(&text).expect("a ledger");
-    assert!(read.has_asked("a", 4 * GIB), "the next node knows");
+    assert!(asked(&read, "a", 4 * GIB), "the next node knows");
 }
 
 #[test]
@@ -379,13 +386,24 @@ fn a_balloon_is_ours_also_when_the_node_ends_before_it_can_say_so() {
     };
     ledger.intends(&step(8 * GIB, 4 * GIB));
     let mut ledger = next_node(&ledger);
-    assert!(ledger.has_asked("a", 4 * GIB), "it was set");
-    assert!(!ledger.has_asked("a", 8 * GIB), "it was not, and is as an operator wants it");
+    assert!(asked(&ledger, "a", 4 * GIB), "it was set");
+    assert!(!asked(&ledger, "a", 8 * GIB), "it was not, and is as an operator wants it");
     ledger.intends(&step(4 * GIB, 2 * GIB));
     let mut ledger = next_node(&ledger);
-    assert!(ledger.has_asked("a", 2 * GIB) && ledger.has_asked("a", 4 * GIB), "one of them holds");
+    assert!(asked(&ledger, "a", 2 * GIB) && asked(&ledger, "a", 4 * GIB), "one of them holds");
     ledger.acted(&step(4 * GIB, 2 * GIB));
-    assert!(ledger.has_asked("a", 2 * GIB) && !ledger.has_asked("a", 4 * GIB));
+    assert!(asked(&ledger, "a", 2 * GIB) && !asked(&ledger, "a", 4 * GIB));
     ledger.intends(&step(6 * GIB, 5 * GIB));
-    assert!(!ledger.has_asked("a", 2 * GIB), "an operator has set it meanwhile");
+    assert!(!asked(&ledger, "a", 2 * GIB), "an operator has set it meanwhile");
+}
+
+#[test]
+fn what_a_guests_monitor_tells_of_its_balloon_holds_on_every_host() {
+    let ledger = told(&[using(0, GIB)]);
+    let mut guest = guest("a", 8 * GIB);
+    balloon(&mut guest).target_bytes = 4 * GIB;
+    for is_set_by_steps in [true, false] {
+        balloon(&mut guest).is_set_by_steps = Some(is_set_by_steps);
+        assert_eq!(ledger.has_asked(&guest), is_set_by_steps, "it came so from another host");
+    }
 }

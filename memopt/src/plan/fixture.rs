@@ -22,6 +22,7 @@ pub(crate) fn guest(name: &str, memory_bytes: u64) -> Guest {
             has_driver: true,
             target_bytes: memory_bytes,
             actual_bytes: memory_bytes,
+            is_set_by_steps: None,
             reports_free_pages: true,
             reported_bytes_total: 0,
             statistics: Some(statistics(memory_bytes, memory_bytes / 4)),

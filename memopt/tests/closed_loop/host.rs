@@ -110,6 +110,7 @@ impl SimGuest {
                 has_driver: true,
                 target_bytes: self.target,
                 actual_bytes: self.actual,
+                is_set_by_steps: None,
                 reports_free_pages: true,
                 reported_bytes_total: 0,
                 statistics: Some(statistics),

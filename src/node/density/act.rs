@@ -12,6 +12,7 @@ use memopt::ksm::{Budget, Control, Driver, KsmError, Options, Outcome, Window};
 use memopt::observe::Sources;
 use memopt::plan::{Action, ChunkRange};
 use metrics::DensityCounted;
+use vmm_core::virtio::balloon::SetBy;
 
 use super::foreign::ForeignGuests;
 use super::tally::of_window_end;
@@ -138,7 +139,7 @@ impl Actor {
         if let Some(foreign) = self.foreign.as_ref().filter(|foreign| foreign.has(guest)) {
             return foreign.set_balloon(guest, target_bytes).await;
         }
-        let request = BalloonRequest { target_bytes };
+        let request = BalloonRequest { target_bytes, set_by: SetBy::Optimizer };
         let client = self.guest(guest)?;
         let _level: BalloonInfo = client.put_json("/v1/guest/balloon", &request).await?;
         Ok(())

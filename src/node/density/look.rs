@@ -9,6 +9,7 @@ use memopt::observe::{self, Meter, Metered, ObserveError, Sources};
 use memopt::situation::{Backing, Balloon, Guest, Hindrance, Situation, Statistics, Vmm};
 use tokio::task::JoinSet;
 use vmm_core::memory::check_write_protection;
+use vmm_core::virtio::balloon::SetBy;
 
 use super::foreign::ForeignGuests;
 use crate::api::memory::{BalloonLevel, GuestMemory};
@@ -214,6 +215,7 @@ fn balloon(level: BalloonLevel) -> Balloon {
     Balloon {
         has_driver: level.has_driver,
         target_bytes: level.target_bytes,
+        is_set_by_steps: Some(level.set_by == SetBy::Optimizer),
         actual_bytes: level.actual_bytes,
         reports_free_pages: level.reporting,
         reported_bytes_total: level.reported_bytes_total,

@@ -206,7 +206,8 @@ impl Density {
         let plan = plan(&view.situation, policy, &mind.ledger, &Goal::MaxDensity);
         let is_relief = |step: &Step| match &step.action {
             Action::SetBalloon { guest, from_bytes, to_bytes } => {
-                to_bytes > from_bytes && mind.ledger.has_asked(guest, *from_bytes)
+                let of_it = view.situation.guests.iter().find(|it| it.name == *guest);
+                to_bytes > from_bytes && of_it.is_some_and(|it| mind.ledger.has_asked(it))
             }
             _ => false,
         };

@@ -170,6 +170,7 @@ mod tests {
             has_driver: true,
             target_bytes: 256 << 20,
             actual_bytes: 512 << 20,
+            is_set_by_steps: None,
             reports_free_pages: false,
             reported_bytes_total: 0,
             statistics: Some(statistics),

@@ -27,6 +27,7 @@ use super::partial::PartialFile;
 use super::read::Input;
 use super::write::{SnapshotReport, expect_paused, failure, header, used_pages};
 use crate::error::Result;
+use crate::labels::Labels;
 use crate::memory::{CHUNK_BYTES, MemoryConfig, PAGE_BYTES, TemplateImage};
 use crate::virtio::block::{Access, BlockConfig, DiskProof};
 use crate::{Vm, VmOptions, VmShape, VmState};
@@ -113,6 +114,8 @@ pub struct CloneConfig {
     /// Its disks instead of the template's, one for each in the same order; none to share the template's,
     /// which must be read-only then.
     pub disks: Vec<BlockConfig>,
+    /// What its owner has written beside it.
+    pub labels: Labels,
     /// What else does not come from the template.
     pub options: VmOptions,
 }
@@ -177,7 +180,8 @@ impl Template {
     /// [`SnapshotError::TemplateDisk`], [`SnapshotError::TemplateDisks`], [`SnapshotError::TemplateNetwork`].
     fn clone_shape(&self, own: &CloneConfig) -> Result<VmShape, SnapshotError> {
         expect_no_network(&self.shape)?;
-        let mut shape = VmShape { memory: own.memory.clone(), ..self.shape.clone() };
+        let (memory, labels) = (own.memory.clone(), own.labels.clone());
+        let mut shape = VmShape { memory, labels, ..self.shape.clone() };
         let mut disks: Vec<&mut BlockConfig> = shape.disks_mut().collect();
         if own.disks.is_empty() {
             return match disks.iter().find(|disk| disk.access() == Access::ReadWrite) {

@@ -13,6 +13,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::Signals;
 use super::backend::Backend;
+use super::balloon::SetBy;
 use super::block::DiskContent;
 use super::config::DeviceConfig;
 use super::device::Device;
@@ -156,7 +157,7 @@ impl Bench {
     pub fn set_balloon(&mut self, pages: u32) {
         self.backend.on_balloon(|balloon, rings| {
             balloon.ask();
-            balloon.set_target(pages, rings);
+            balloon.set_target(pages, SetBy::Operator, rings);
             balloon.end_hints(rings);
             balloon.begin_hints(rings);
         });

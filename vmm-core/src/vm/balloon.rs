@@ -7,7 +7,7 @@ use super::{RunState, Vm};
 use crate::error::{Error, Result};
 use crate::memory::MEMORY_BYTES_MIN;
 use crate::virtio::DeviceError;
-use crate::virtio::balloon::{Discarded, HintProgress, PAGE_BYTES, Statistics};
+use crate::virtio::balloon::{Discarded, HintProgress, PAGE_BYTES, SetBy, Statistics};
 
 /// How a guest's balloon stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +24,8 @@ pub struct BalloonStatus {
     pub memory_bytes: u64,
     /// Memory that it shall keep, in bytes.
     pub target_bytes: u64,
+    /// Who has set that.
+    pub set_by: SetBy,
     /// Memory that it says to have kept, in bytes: more than the target while it is on its way there, when
     /// it has none to give, or when it took some back because it ran out of it.
     pub actual_bytes: u64,
@@ -51,6 +53,7 @@ impl Vm {
             gives_hints: report.gives_hints,
             memory_bytes,
             target_bytes: kept(report.target_pages),
+            set_by: report.set_by,
             actual_bytes: kept(report.actual_pages),
             discarded: report.discarded,
             statistics: report.statistics.map(|given| (given.values, given.age())),
@@ -103,7 +106,7 @@ impl Vm {
     /// # Errors
     /// [`DeviceError::NoBalloon`]; [`DeviceError::BalloonTarget`] for more memory than the guest has, or
     /// less than a guest can have; [`Error::WrongState`] when the guest has ended.
-    pub fn set_balloon_target(&self, bytes: u64) -> Result<()> {
+    pub fn set_balloon_target(&self, bytes: u64, by: SetBy) -> Result<()> {
         let _control = self.control();
         if self.run_state() == RunState::Stopped {
             let (action, state) = ("set the balloon", RunState::Stopped);
@@ -114,8 +117,10 @@ impl Vm {
             return Err(DeviceError::BalloonTarget { bytes, min: MEMORY_BYTES_MIN, max }.into());
         }
         let pages = u32::try_from((max - bytes).div_ceil(PAGE_BYTES)).unwrap_or(u32::MAX);
-        let set =
-            self.machine.bus.on_balloon(move |balloon, rings| balloon.set_target(pages, rings))?;
+        let set = self
+            .machine
+            .bus
+            .on_balloon(move |balloon, rings| balloon.set_target(pages, by, rings))?;
         Ok(set.ok_or(DeviceError::NoBalloon)?)
     }
 }

@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::event::StopReason;
 use crate::state::{ClockPair, TscCarry};
 use crate::vcpu::OnReboot;
+use crate::virtio::balloon::BalloonReport;
 
 /// How often a guest has started over in this VM.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -124,10 +125,12 @@ impl Vm {
         let clock = ClockPair::of(&pristine.clock);
         let carry = clock.map(|clock| TscCarry { saved_ns: clock.guest_ns, now: clock });
         // What the operator wants of the balloon outlives the guest's system.
-        let target = self.machine.bus.on_balloon(|balloon, _| balloon.report().target_pages)?;
+        let before = self.machine.bus.on_balloon(|balloon, _| balloon.report())?;
         self.load_hardware(pristine, carry)?;
-        if let Some(pages) = target {
-            self.machine.bus.on_balloon(move |balloon, rings| balloon.set_target(pages, rings))?;
+        if let Some(BalloonReport { target_pages, set_by, .. }) = before {
+            self.machine.bus.on_balloon(move |balloon, rings| {
+                balloon.set_target(target_pages, set_by, rings);
+            })?;
         }
         // After the vCPUs: their old state may have had KVM write to memory.
         self.ram().clear()?;

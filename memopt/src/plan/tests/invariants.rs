@@ -74,6 +74,7 @@ fn some_balloon(memory: u64) -> impl Strategy<Value = Option<Balloon>> {
             has_driver,
             target_bytes: if is_settled { actual.min(memory) } else { target },
             actual_bytes: actual,
+            is_set_by_steps: None,
             reports_free_pages: reports,
             reported_bytes_total: 0,
             statistics,

@@ -77,6 +77,8 @@ pub(crate) struct BalloonReport {
     pub(crate) gives_hints: bool,
     /// Pages that the driver shall give up.
     pub(crate) target_pages: u32,
+    /// Who has set that.
+    pub(crate) set_by: SetBy,
     /// Pages that it says to have given up: anything, from a hostile one.
     pub(crate) actual_pages: u32,
     /// What was dropped here.
@@ -95,11 +97,24 @@ pub enum FreePages {
     Hinted,
 }
 
+/// Who has set a balloon's target. It goes wherever the guest goes: an optimizer that takes memory gives it back, but leaves
+/// what an operator has set.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SetBy {
+    /// An operator, or nobody yet.
+    #[default]
+    Operator,
+    /// The optimizer of a host's memory.
+    Optimizer,
+}
+
 /// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct BalloonDevice {
     free_pages: FreePages,
     config: Values,
+    set_by: SetBy,
     /// Those that the driver has accepted; `None` until it is ready.
     features: Option<u64>,
     /// The buffer that the driver has put its last statistics into, by its head.
@@ -127,6 +142,7 @@ impl BalloonDevice {
             sends_statistics: self.has(feature::STATISTICS),
             gives_hints: self.gives_hints(),
             target_pages: self.config.target_pages,
+            set_by: self.set_by,
             actual_pages: self.config.actual_pages,
             discarded: self.discarded,
             statistics: self.statistics,
@@ -134,8 +150,9 @@ impl BalloonDevice {
     }
 
     /// Sets how many pages the driver shall give up, and tells it.
-    pub(crate) fn set_target(&mut self, pages: u32, rings: &Rings<'_>) {
+    pub(crate) fn set_target(&mut self, pages: u32, by: SetBy, rings: &Rings<'_>) {
         self.config.target_pages = pages;
+        self.set_by = by;
         rings.change_config(|bytes| {
             if let Some(place) = bytes.first_chunk_mut() {
                 *place = pages.to_le_bytes();
@@ -352,13 +369,13 @@ impl Device for BalloonDevice {
 
     fn save(&mut self) -> Result<Vec<u8>, DeviceError> {
         let Values { target_pages, actual_pages, poison, .. } = self.config;
-        let (held, hint_id) = (self.held, self.hints.id());
-        let saved = SavedBalloon { target_pages, actual_pages, poison, held, hint_id };
+        let (held, hint_id, set_by) = (self.held, self.hints.id(), self.set_by);
+        let saved = SavedBalloon { target_pages, actual_pages, poison, held, hint_id, set_by };
         saved.to_bytes().map_err(DeviceError::Config)
     }
 
     fn load(&mut self, state: &[u8]) -> Result<(), String> {
-        let SavedBalloon { target_pages, actual_pages, poison, held, hint_id } =
+        let SavedBalloon { target_pages, actual_pages, poison, held, hint_id, set_by } =
             SavedBalloon::from_bytes(state)?;
         if held.is_some_and(|head| head >= QUEUE_SIZE) {
             return Err("it keeps a buffer that its queue has no place for".to_owned());
@@ -366,7 +383,7 @@ impl Device for BalloonDevice {
         self.hints = Hints::after(hint_id)?;
         let hint_command = self.hints.command();
         self.config = Values { target_pages, actual_pages, hint_command, poison };
-        self.held = held;
+        (self.held, self.set_by) = (held, set_by);
         Ok(())
     }
 

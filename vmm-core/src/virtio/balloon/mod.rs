@@ -27,8 +27,8 @@ mod queues;
 mod state;
 mod statistics;
 
-pub(crate) use device::BalloonDevice;
-pub use device::{Discarded, FreePages};
+pub(crate) use device::{BalloonDevice, BalloonReport};
+pub use device::{Discarded, FreePages, SetBy};
 pub use hints::HintProgress;
 pub use statistics::Statistics;
 

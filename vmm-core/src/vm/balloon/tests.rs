@@ -11,7 +11,7 @@ use vm_memory::{GuestMemoryRegion, MemoryRegionAddress};
 use super::*;
 use crate::boot::{Acpi, KernelSource, start_protected_mode};
 use crate::testing::*;
-use crate::virtio::balloon::FreePages;
+use crate::virtio::balloon::{FreePages, SetBy};
 use crate::virtio::testing::{Driver, WRITABLE};
 use crate::vm::device_tests::{drive, handshake_for, register, stores};
 use crate::{BootSource, DeviceConfig, DirtyLog, VmEvent, VmOptions, VmShape, VmState};
@@ -274,7 +274,7 @@ fn the_target_is_told_in_what_the_guest_keeps_and_goes_along() {
     let all = vm.ram().bytes();
     let before = vm.balloon().unwrap();
     assert_eq!((before.target_bytes, before.actual_bytes, before.has_driver), (all, all, false));
-    vm.set_balloon_target(all - 8192 - 1).unwrap();
+    vm.set_balloon_target(all - 8192 - 1, SetBy::Optimizer).unwrap();
     assert_eq!(vm.balloon().unwrap().target_bytes, all - 3 * 4096);
 
     drive(&vm, 0, &handshake_for(&vm, FEATURES, QUEUES));
@@ -305,10 +305,11 @@ fn the_target_outlives_the_guests_system() {
     vm.resume().unwrap();
     drive(&vm, 0, &handshake_for(&vm, FEATURES, QUEUES));
     drive(&vm, 0, &[(register::CONFIG + 4, 9)]);
-    vm.set_balloon_target(12 << 20).unwrap();
+    vm.set_balloon_target(12 << 20, SetBy::Optimizer).unwrap();
     vm.reset().unwrap();
     let balloon = vm.balloon().unwrap();
     assert_eq!((balloon.target_bytes, balloon.actual_bytes), (12 << 20, 16 << 20));
+    assert_eq!(balloon.set_by, SetBy::Optimizer);
     assert!(!balloon.has_driver);
 }
 
@@ -316,17 +317,20 @@ fn the_target_outlives_the_guests_system() {
 fn impossible_targets_and_guests_without_a_balloon_are_told_so() {
     let vm = guest();
     for bytes in [0, MEMORY_BYTES_MIN - 1, (16 << 20) + 1, u64::MAX] {
-        let error = vm.set_balloon_target(bytes).unwrap_err();
+        let error = vm.set_balloon_target(bytes, SetBy::Operator).unwrap_err();
         assert!(matches!(error, Error::Device(DeviceError::BalloonTarget { .. })), "{error}");
     }
     assert_eq!(
-        vm.set_balloon_target(0).unwrap_err().to_string(),
+        vm.set_balloon_target(0, SetBy::Operator).unwrap_err().to_string(),
         "a balloon leaves the guest between 4 MiB and its 16 MiB, not 0 bytes"
     );
     let without = empty_vm(16, 1);
     assert_eq!(without.balloon().unwrap_err().to_string(), "this guest has no balloon");
-    assert!(without.set_balloon_target(8 << 20).is_err());
+    assert!(without.set_balloon_target(8 << 20, SetBy::Operator).is_err());
     assert!(without.ask_balloon_statistics().is_err());
     vm.stop();
-    assert!(matches!(vm.set_balloon_target(8 << 20), Err(Error::WrongState { .. })));
+    assert!(matches!(
+        vm.set_balloon_target(8 << 20, SetBy::Operator),
+        Err(Error::WrongState { .. })
+    ));
 }

@@ -49,7 +49,10 @@ fn report(bench: &mut Bench) -> BalloonReport {
 }
 
 fn set_target(bench: &mut Bench, pages: u32) {
-    bench.backend.on_balloon(|balloon, rings| balloon.set_target(pages, rings)).unwrap();
+    bench
+        .backend
+        .on_balloon(|balloon, rings| balloon.set_target(pages, SetBy::Operator, rings))
+        .unwrap();
 }
 
 fn ask(bench: &mut Bench) {
