@@ -38,6 +38,10 @@ pub struct Host {
     pub pools: Vec<Pool>,
     /// The merge domain whose guests the kernel may merge at the moment.
     pub merged_domain: Option<String>,
+    /// Processes of no guest here whose pages the kernel could merge with those of a domain, for people; looked for only where somebody
+    /// is to be merged.
+    #[serde(default)]
+    pub strangers: Vec<String>,
 }
 
 /// How much of the time work waited for memory (`/proc/pressure/memory`), each from 0 to 1.

@@ -394,6 +394,7 @@ fn who_may_only_look_begins_nothing() {
 
 #[test]
 fn memory_is_merged_taken_apart_and_made_huge_on_demand() {
+    let turn = KsmTurn::take();
     let pair = Pair::without_nodes();
     let start = |name: &str| {
         let options = ["--merge-domain", "shop"].map(str::to_owned).into();
@@ -406,7 +407,7 @@ fn memory_is_merged_taken_apart_and_made_huge_on_demand() {
         assert_eq!(treated["chunks"], 32, "{treated:#}");
         assert_eq!(treated["error"], Value::Null, "{treated:#}");
     };
-    let _ksm = KsmTurn::take().scanning();
+    let _ksm = turn.scanning();
     wait::until("pages are merged", || {
         let merged = [0, 1].map(|index| merged_pages(guests[index].pid()));
         wait::holds(merged.iter().all(|pages| *pages > 4 << 10), merged)

@@ -112,8 +112,9 @@ fn merging_is_seen(host: &Host, pages: &mut Vec<String>) {
         let options = ["--merge-domain", "shop"].map(str::to_owned).into();
         Guest::start(host, &GuestPlan { name: name.to_owned(), options, ..GuestPlan::default() })
     };
+    let turn = KsmTurn::take();
     let guests = ["one", "two"].map(start);
-    let _ksm = KsmTurn::take().scanning();
+    let _ksm = turn.scanning();
     await_page(host, "merging is seen", pages, |page| {
         let one = [("guest", "one")];
         value(page, "lighter_density_guest_merged_bytes", &one) > Some(f64::from(1 << 20))

@@ -124,6 +124,7 @@ fn clones_share_their_templates_memory_and_are_guests_of_their_own() {
 
 #[test]
 fn one_merge_domain_of_a_host_is_merged_at_a_time() {
+    let _turn = KsmTurn::take();
     let pair = Pair::without_nodes();
     let start =
         |name: &str, domain: &str| Guest::start(&pair.a, &plan(name, &["--merge-domain", domain]));
@@ -146,13 +147,13 @@ fn one_merge_domain_of_a_host_is_merged_at_a_time() {
 
 #[test]
 fn the_kernel_merges_what_guests_of_a_domain_have_in_common_and_nothing_else() {
+    let turn = KsmTurn::take();
     let pair = Pair::new();
     // The same content in all three, but for the 8 MiB that each goes on writing to.
     let start = |name: &str, options: &[&str]| Guest::start(&pair.a, &plan(name, options));
     let (one, two) =
         (start("one", &["--merge-domain", "shop"]), start("two", &["--merge-domain", "shop"]));
     let (other, plain) = (start("other", &["--merge-domain", "bank"]), start("plain", &[]));
-    let turn = KsmTurn::take();
     let before: u64 = ["one", "two"].map(|name| cost(&pair.a, name)).iter().sum();
     let _ksm = turn.scanning();
     // Half of 64 MiB at least, on either side.

@@ -144,6 +144,7 @@ fn kvms_log_tells_of_the_few_pages_that_samples_miss() {
 /// What it does not write while it stands still would count as still.
 #[test]
 fn a_look_is_called_off_by_a_save_that_is_over_before_it_looks_again() {
+    let _turn = KsmTurn::take();
     let pair = Pair::without_nodes();
     let guest = start(&pair.a, "one", "shop", 500);
     let file = pair.folder().join("one.save").display().to_string();
@@ -166,6 +167,7 @@ fn a_look_is_called_off_by_a_save_that_is_over_before_it_looks_again() {
 
 #[test]
 fn a_guest_leaves_while_its_writes_are_logged_for_a_look() {
+    let _turn = KsmTurn::take();
     let pair = Pair::new();
     let guest = start(&pair.a, "one", "shop", 500);
     wait::until("it leaves before the look is over", || {
@@ -187,6 +189,7 @@ fn a_guest_leaves_while_its_writes_are_logged_for_a_look() {
 
 #[test]
 fn one_looks_at_a_time_and_what_makes_no_sense_is_refused() {
+    let _turn = KsmTurn::take();
     let pair = Pair::without_nodes();
     let guest = start(&pair.a, "one", "shop", 0);
     assert_eq!(guest.get("/v1/guest/survey").expect("an answer")["state"], "none");
@@ -215,6 +218,7 @@ fn one_looks_at_a_time_and_what_makes_no_sense_is_refused() {
 
 #[test]
 fn a_look_is_called_off_when_the_guest_leaves_and_begins_again_when_it_stays() {
+    let _turn = KsmTurn::take();
     let pair = Pair::new();
     let guest = start(&pair.a, "one", "shop", 500);
     begin(&guest, 0.01).expect("it begins");
@@ -258,6 +262,7 @@ fn what_is_alike_and_still_is_merged_and_what_is_written_stays_huge() {
     assert!(plan.contains("was not looked at lately"), "nobody has looked yet: {plan}");
     let plan = pair.a.run(&["density", "plan", "--survey"]).ok().stdout;
     assert!(!plan.contains("was not looked at lately"), "{plan}");
+    nobody_is_merged_with_a_stranger(&pair.a);
     let run = pair.a.run(&["density", "apply", "--json"]).ok().json();
     let deeds = run["deeds"].as_array().expect("a list");
     let of_kind = |kind: &str| -> Vec<&Value> {
@@ -290,6 +295,19 @@ fn what_is_alike_and_still_is_merged_and_what_is_written_stays_huge() {
     }
     assert!(turn.is_as_before(), "ksmd is as it was");
     nothing_left_behind(&pair.hosts());
+}
+
+/// A guest of which the node of `host` does not know, whose pages the kernel would merge with anybody's.
+fn nobody_is_merged_with_a_stranger(host: &Host) {
+    let elsewhere = Pair::without_nodes();
+    let stranger = start(&elsewhere.a, "stranger", "shop", 0);
+    let run = host.run(&["density", "apply", "--json"]).ok().json();
+    let deeds = run["deeds"].as_array().expect("a list");
+    let is_merging = |kind: &Value| kind == "merge" || kind == "drive-ksm";
+    assert!(!deeds.iter().any(|deed| is_merging(&deed["action"]["action"]["kind"])), "{run:#}");
+    let plan = host.run(&["density", "plan"]).ok().stdout;
+    let named = format!("process {} (", stranger.pid().0);
+    assert!(plan.contains(&named) && plan.contains("could share its pages"), "{plan}");
 }
 
 /// Chunks of a guest to which a plan would do this.

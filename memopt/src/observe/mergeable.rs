@@ -1,14 +1,17 @@
-//! Which memory of a process the kernel may merge.
+//! Which processes let the kernel merge pages, and which of their memory.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::ops::Range;
 
+use super::process::merged;
 use super::sources::named;
 use super::{ObserveError, Sources};
 
 /// Longest file that is read: a mapping takes a kilobyte, and a process has 65,530 of them (`vm.max_map_count`).
 const FILE_BYTES_MAX: u64 = 80 << 20;
+/// So many processes are named; that there are more changes nothing.
+const NAMED_MAX: usize = 8;
 
 /// The addresses at which process `pid` lets the kernel merge pages (`madvise(MADV_MERGEABLE)`; `mg` among the `VmFlags` of
 /// `/proc/PID/smaps`), in order. The kernel walks all its page tables for it.
@@ -16,6 +19,48 @@ const FILE_BYTES_MAX: u64 = 80 << 20;
 /// # Errors
 /// [`ObserveError::Gone`] when it ends meanwhile, [`ObserveError::Forbidden`] for another user's process, [`ObserveError::Read`].
 pub fn mergeable_areas(sources: &Sources, pid: u32) -> Result<Vec<Range<u64>>, ObserveError> {
+    areas(sources, pid, usize::MAX)
+}
+
+/// The processes that let the kernel merge pages of theirs, but for those with a number in `known`; 8 at most. Kernels older than
+/// Linux 6.15 have no answer for a process as a whole: there, all page tables of those that let nothing be merged are walked.
+///
+/// # Errors
+/// The list of processes cannot be read.
+pub fn mergeable_processes(sources: &Sources, known: &[u32]) -> Result<Vec<u32>, ObserveError> {
+    let others = sources.processes()?.into_iter().filter(|pid| !known.contains(pid));
+    let mergeable = others.filter(|pid| mergeable_process(sources, *pid).is_some());
+    Ok(mergeable.take(NAMED_MAX).collect())
+}
+
+/// A process that lets the kernel merge pages of its, as `process 7 (program)`. One that cannot be looked at may be such a process, and
+/// is told as that.
+#[must_use]
+pub fn mergeable_process(sources: &Sources, pid: u32) -> Option<String> {
+    match lets_merge(sources, pid) {
+        Ok(true) => Some(named_process(sources, pid)),
+        Ok(false) | Err(ObserveError::Gone { .. }) => None,
+        Err(_) => Some(format!("{}, which cannot be looked at,", named_process(sources, pid))),
+    }
+}
+
+fn lets_merge(sources: &Sources, pid: u32) -> Result<bool, ObserveError> {
+    let merged = merged(sources, pid)?;
+    match merged.and_then(|merged| merged.is_mergeable) {
+        Some(is_mergeable) => Ok(is_mergeable),
+        None => Ok(!areas(sources, pid, 1)?.is_empty()),
+    }
+}
+
+/// What a process calls itself may be anything.
+fn named_process(sources: &Sources, pid: u32) -> String {
+    let name = sources.read_lossy_of(pid, "comm").unwrap_or_default();
+    let name: String = name.chars().filter(|c| !c.is_control()).collect();
+    format!("process {pid} ({name})")
+}
+
+/// The first `count` areas.
+fn areas(sources: &Sources, pid: u32, count: usize) -> Result<Vec<Range<u64>>, ObserveError> {
     let path = sources.path(format!("proc/{pid}/smaps"));
     let failed = |error| named(&path, Some(pid), error);
     let file = File::open(&path).map_err(failed)?;
@@ -23,6 +68,9 @@ pub fn mergeable_areas(sources: &Sources, pid: u32) -> Result<Vec<Range<u64>>, O
     let mut areas: Vec<Range<u64>> = Vec::new();
     let mut mapping = None;
     for line in lines {
+        if areas.len() == count {
+            break;
+        }
         let line = line.map_err(failed)?;
         // The name of a mapped file may be anything; what counts here is ASCII.
         let line = String::from_utf8_lossy(&line);
@@ -78,6 +126,33 @@ VmFlags: rd mg\n";
         {
             assert_eq!(areas(text), [], "{text:?}");
         }
+    }
+
+    #[test]
+    fn whoever_lets_pages_be_merged_is_named_on_any_kernel() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let process = |pid: u32, name: &str, files: &[(&str, &str)]| {
+            let path = folder.path().join(format!("proc/{pid}"));
+            std::fs::create_dir_all(&path).expect("a folder");
+            std::fs::write(path.join("comm"), format!("{name}\n")).expect("a file");
+            files.iter().for_each(|(file, text)| {
+                std::fs::write(path.join(file), text).expect("a file");
+            });
+        };
+        let marked = "1-2 rw-p 0 0:0 0\nVmFlags: rd mg\n";
+        let stat = |answer: &str| format!("ksm_rmap_items 0\nksm_mergeable: {answer}\n");
+        process(5, "new", &[("ksm_stat", &stat("yes")), ("smaps", "")]);
+        process(6, "calm", &[("ksm_stat", &stat("no")), ("smaps", marked)]);
+        process(7, "old\u{1b}[2J", &[("ksm_stat", "ksm_rmap_items 0\n"), ("smaps", marked)]);
+        process(8, "oldest", &[("smaps", "1-2 rw-p 0 0:0 0\nVmFlags: rd\n")]);
+        process(9, "guest", &[("ksm_stat", &stat("yes"))]);
+        process(10, "odd", &[("ksm_stat", "nonsense")]);
+        let sources = Sources::at(folder.path());
+        let seen = mergeable_processes(&sources, &[9]).expect("processes");
+        let seen: Vec<_> =
+            seen.iter().filter_map(|pid| mergeable_process(&sources, *pid)).collect();
+        let odd = "process 10 (odd), which cannot be looked at,";
+        assert_eq!(seen, ["process 5 (new)", "process 7 (old[2J)", odd]);
     }
 
     #[test]

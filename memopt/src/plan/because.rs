@@ -74,10 +74,10 @@ pub enum Because {
         /// Which.
         domain: String,
     },
-    /// Somebody of another domain could share pages with it.
+    /// Somebody who is not of its domain could share pages with it.
     Exposed {
-        /// Who.
-        guest: String,
+        /// Who, as a subject.
+        other: String,
     },
     /// Its memory was not looked at, or too long ago.
     NotSurveyed,
@@ -143,9 +143,7 @@ impl fmt::Display for Because {
             Self::HostShort => "it needs more, and the host has no more",
             Self::NoDomain => "it belongs to no merge domain",
             Self::OtherDomain { domain } => return write!(f, "the kernel merges domain {domain}"),
-            Self::Exposed { guest } => {
-                return write!(f, "guest {guest} of another domain could share its pages");
-            }
+            Self::Exposed { other } => return write!(f, "{other} could share its pages"),
             Self::NotSurveyed => "its memory was not looked at lately",
             Self::NoProfit => "merging would cost more than it brings",
             Self::Marked => "what of it is worth merging is marked already",

@@ -9,15 +9,32 @@ use std::collections::BTreeMap;
 use super::chunks;
 use super::sheet::DomainChoice;
 use super::view::{Context, View};
-use crate::policy::Actuator;
-use crate::situation::Backing;
+use crate::policy::{Actuator, Policy};
+use crate::situation::{Backing, Guest, Situation};
 use crate::units::{Size, signed};
 
 /// The domain that is merged, and who stands against it.
 pub(super) struct Domain {
     pub(super) choice: DomainChoice,
-    /// Guests of other domains, or of none, whose pages the kernel could merge with it.
+    /// Whose pages the kernel could merge with it, for people: guests of other domains, or of none, and processes of nobody here.
     pub(super) exposed: Vec<String>,
+}
+
+/// Whose pages the kernel could merge with those of `domain`, for people. As long as there is somebody, it is not merged.
+#[must_use]
+pub fn exposed(situation: &Situation, policy: &Policy, domain: &str) -> Vec<String> {
+    let is_other = |guest: &&Guest| policy.limits(guest).merge_domain.as_deref() != Some(domain);
+    let guests = situation.guests.iter().filter(|guest| guest.is_mergeable).filter(is_other);
+    let guests = guests.map(|guest| format!("guest {} of another domain", guest.name));
+    guests.chain(situation.host.strangers.iter().cloned()).collect()
+}
+
+/// Whether anybody is to be merged, if it pays.
+#[must_use]
+pub fn wants_merging(situation: &Situation, policy: &Policy) -> bool {
+    policy.actuators.contains(&Actuator::Merge)
+        && situation.host.ksm.is_some()
+        && situation.guests.iter().any(|guest| policy.limits(guest).merge_domain.is_some())
 }
 
 impl Context<'_> {
@@ -88,9 +105,7 @@ impl Context<'_> {
             reason,
             others: others.map(|(other, bytes)| ((*other).to_owned(), *bytes)).collect(),
         };
-        let is_other = |view: &&View<'_>| view.limits.merge_domain.as_deref() != Some(name);
-        let exposed = all.iter().filter(|view| view.guest.is_mergeable).filter(is_other);
-        let exposed = exposed.map(|view| view.name().to_owned()).collect();
+        let exposed = exposed(self.situation, self.policy, name);
         Some(Domain { choice, exposed })
     }
 

@@ -83,6 +83,7 @@ pub(crate) fn situation(available: u64, guests: Vec<Guest>) -> Situation {
             ksm: Some(ksm()),
             pools: Vec::new(),
             merged_domain: None,
+            strangers: Vec::new(),
         },
         guests,
     }

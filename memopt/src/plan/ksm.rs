@@ -82,8 +82,7 @@ impl Context<'_> {
             (None, Some(domain)) if Some(domain.choice.domain.as_str()) != of_last => {
                 Some(format!("domain {} is to be merged now", domain.choice.domain))
             }
-            (None, Some(_)) => exposed
-                .map(|guest| format!("guest {guest} of another domain could share pages with it")),
+            (None, Some(_)) => exposed.map(|other| format!("{other} could share pages with it")),
         }
     }
 }

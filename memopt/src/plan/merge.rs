@@ -175,8 +175,8 @@ impl Context<'_> {
         if is_of_other(view, Some(domain)) {
             return Err(Because::OtherDomain { domain: domain.choice.domain.clone() });
         }
-        if let Some(guest) = domain.exposed.first() {
-            return Err(Because::Exposed { guest: guest.clone() });
+        if let Some(other) = domain.exposed.first() {
+            return Err(Because::Exposed { other: other.clone() });
         }
         Ok(())
     }

@@ -34,6 +34,7 @@ mod zeros;
 
 pub use action::{Action, ChunkRange};
 pub use because::{Advice, Because};
+pub use domain::{exposed, wants_merging};
 pub use sheet::{DomainChoice, Plan, Skipped, Step};
 
 use self::need::Need;

@@ -165,6 +165,7 @@ impl SimHost {
             ksm: None,
             pools: Vec::new(),
             merged_domain: None,
+            strangers: Vec::new(),
         };
         Situation {
             unix_seconds: 1_800_000_000 + self.second,

@@ -214,6 +214,7 @@ impl MergingHost {
                 }),
                 pools: Vec::new(),
                 merged_domain: None,
+                strangers: Vec::new(),
             },
             guests: guests.collect(),
         }

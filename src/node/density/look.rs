@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use memopt::observe::{self, Meter, Metered, ObserveError, Sources};
+use memopt::observe::{
+    self, Meter, Metered, ObserveError, Sources, mergeable_process, mergeable_processes,
+};
 use memopt::situation::{Backing, Balloon, Guest, Hindrance, Situation, Statistics, Vmm};
 use tokio::task::JoinSet;
 use vmm_core::memory::check_write_protection;
@@ -22,6 +24,9 @@ use crate::state_dir::{GuestDir, StateDir};
 /// How long a guest's process may take to answer.
 const GUEST_PATIENCE: Duration = Duration::from_secs(1);
 
+/// How long it is taken for true which processes could be merged. Before ksmd is driven they are found anew.
+const STRANGERS_KEPT: Duration = Duration::from_secs(300);
+
 /// What exact measurements may take in one look. At least one process is measured.
 const METER_BUDGET: Duration = Duration::from_millis(10);
 
@@ -32,6 +37,8 @@ pub(super) struct Lookout {
     sources: Sources,
     meter: Meter,
     foreign: Option<Arc<ForeignGuests>>,
+    /// Processes of no guest here that the kernel could merge, and since when that is known.
+    strangers: Option<(Duration, Vec<u32>)>,
     /// What guests' processes cannot have here, as far as this one can tell.
     withheld: Option<String>,
 }
@@ -56,7 +63,7 @@ impl Lookout {
     pub(super) fn new(state: StateDir, foreign: Option<Arc<ForeignGuests>>) -> Self {
         let (sources, meter) = (Sources::system(), Meter::new(METER_BUDGET));
         let withheld = check_write_protection().err().map(|error| error.to_string());
-        Self { state, sources, meter, foreign, withheld }
+        Self { state, sources, meter, foreign, strangers: None, withheld }
     }
 
     /// The host and all guests now. What guests cost is reckoned from their counters, but for those that are meant by `exactly`,
@@ -99,6 +106,34 @@ impl Lookout {
             let costs = self.meter.estimates(&self.sources, &pids(&guests), uptime());
             self.view(guests, costs)
         })
+    }
+
+    /// The processes that could be merged and that no mergeable guest in `situation` is, for people. Which these are was found in the last
+    /// minutes: finding it may take walking page tables.
+    ///
+    /// # Errors
+    /// The list of processes cannot be read.
+    pub(super) fn strangers(&mut self, situation: &Situation) -> Result<Vec<String>> {
+        let now = situation.uptime;
+        let is_known = |at: &Duration| now.saturating_sub(*at) < STRANGERS_KEPT;
+        let found = match self.strangers.take().filter(|(at, _)| is_known(at)) {
+            Some(known) => known,
+            None => {
+                let mergeable = situation.guests.iter().filter(|guest| guest.is_mergeable);
+                let known: Vec<u32> = mergeable.map(|guest| guest.pid).collect();
+                let find = || mergeable_processes(&self.sources, &known);
+                (now, tokio::task::block_in_place(find)?)
+            }
+        };
+        let told =
+            found.1.iter().filter_map(|pid| mergeable_process(&self.sources, *pid)).collect();
+        self.strangers = Some(found);
+        Ok(told)
+    }
+
+    /// Has them found anew.
+    pub(super) fn forget_strangers(&mut self) {
+        self.strangers = None;
     }
 
     /// What the guests cost, some of them exactly.

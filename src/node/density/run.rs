@@ -98,6 +98,7 @@ impl Runner {
     /// # Errors
     /// The host cannot be looked at.
     pub(super) async fn begin(density: Arc<Density>, task: Task) -> Result<(Self, Plan)> {
+        density.forget_strangers().await;
         let plan = density.think(&task.policy, &task.goal).await?;
         let (plan, _) = within(plan, task.only.as_ref());
         let id = density.records.begin(task.trigger.clone(), &plan);
@@ -232,7 +233,7 @@ impl Runner {
                 pending = rest;
             }
             let expectation = Expectation::of(step, &before, policy);
-            let done = self.density.perform(step).await;
+            let done = self.density.perform(step, policy).await;
             self.density.note_step(&step.action, &done).await;
             match done {
                 Ok(()) => {

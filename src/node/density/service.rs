@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use memopt::history::RunId;
 use memopt::ledger::Ledger;
-use memopt::plan::{Action, Plan, Step, plan};
+use memopt::plan::{Action, Plan, Step, exposed, plan, wants_merging};
 use memopt::policy::{Goal, Policy};
 use memopt::schedule::{Event, Moment, Notice, Schedule, Scheduler};
 use memopt::situation::Situation;
@@ -249,13 +249,31 @@ impl Density {
     ///
     /// # Errors
     /// It could not be done.
-    pub(super) async fn perform(&self, step: &Step) -> Result<()> {
-        if matches!(step.action, Action::SetBalloon { .. }) {
-            self.remember(|ledger| ledger.intends(step)).await;
+    pub(super) async fn perform(&self, step: &Step, policy: &Policy) -> Result<()> {
+        match &step.action {
+            Action::SetBalloon { .. } => self.remember(|ledger| ledger.intends(step)).await,
+            Action::DriveKsm { domain, .. } => self.expect_no_others(domain, policy).await?,
+            _ => {}
         }
         self.actor.perform(&step.action).await?;
         self.remember(|ledger| ledger.acted(step)).await;
         Ok(())
+    }
+
+    /// Has the next look find anew whom the kernel could merge guests with.
+    pub(super) async fn forget_strangers(&self) {
+        self.mind.lock().await.lookout.forget_strangers();
+    }
+
+    /// Refuses to have `domain` merged as long as anybody else lets the kernel merge pages.
+    async fn expect_no_others(&self, domain: &str, policy: &Policy) -> Result<()> {
+        let mut mind = self.mind.lock().await;
+        mind.lookout.forget_strangers();
+        let situation = mind.look(policy, &NOBODY, &self.tally).await?.situation;
+        match exposed(&situation, policy, domain).first() {
+            Some(other) => bail!("{other} could share pages with domain {domain}"),
+            None => Ok(()),
+        }
     }
 
     /// A step was done, or went wrong half-way: what is known of the guest's pages changes with it.
@@ -423,6 +441,9 @@ impl Mind {
     /// A look at all guests, which is remembered and shown.
     async fn look(&mut self, policy: &Policy, exactly: &Which<'_>, tally: &Tally) -> Result<View> {
         let mut view = self.lookout.look(exactly).await.inspect_err(|_| tally.look_failed())?;
+        if wants_merging(&view.situation, policy) {
+            view.situation.host.strangers = self.lookout.strangers(&view.situation)?;
+        }
         self.surveys.retain(&view.situation.guests);
         self.surveys.fill(&mut view.situation.guests);
         self.ledger.observe(&view.situation, policy);

@@ -190,6 +190,7 @@ mod tests {
             ksm: None,
             pools: vec![pool(64 << 10), pool(2 << 20)],
             merged_domain: None,
+            strangers: Vec::new(),
         };
         let uptime = Duration::from_secs(seconds);
         Situation { unix_seconds: seconds, uptime, host, guests: vec![guest] }

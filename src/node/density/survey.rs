@@ -350,6 +350,7 @@ mod tests {
             ksm: None,
             pools: Vec::new(),
             merged_domain: None,
+            strangers: Vec::new(),
         };
         Situation { unix_seconds: 0, uptime: Duration::ZERO, host, guests }
     }

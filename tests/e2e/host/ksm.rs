@@ -24,7 +24,8 @@ const ALL_KNOBS: [&str; 8] = [
     "use_zero_pages",
 ];
 
-/// No other test's ksmd: for tests in which the program drives it.
+/// No other test's ksmd, nor guests that may be merged: for tests with such guests, whose program may drive it, and drives it for nobody
+/// as long as there are strangers. To be taken before the guests start, and left when they have ended.
 #[derive(Debug)]
 pub(crate) struct KsmTurn {
     before: [Option<String>; 8],

@@ -140,13 +140,23 @@ fn a_foreign_guest_that_anyone_could_share_with_stops_all_merging() {
     let host = situation(50, guests);
     let (plan, _) = settled(&host, &Policy::default(), MAX);
     assert_eq!(told(&plan), Vec::<String>::new());
-    let exposed = Because::Exposed { guest: "vm".to_owned() };
+    let exposed = Because::Exposed { other: "guest vm of another domain".to_owned() };
     assert_eq!(why(&plan, "blue-1", Actuator::Merge), exposed);
     assert!(plan.advice[0].to_string().contains("mem-merge=off"), "{}", plan.advice[0]);
     // With a domain it is one of them, and ksmd is driven for it.
     let policy = Policy::parse("[[guest]]\nname = \"vm\"\nmerge-domain = \"blue\"", "f").unwrap();
     let (plan, _) = settled(&host, &policy, MAX);
     assert_eq!(told(&plan).len(), 4);
+}
+
+#[test]
+fn a_process_that_anyone_could_share_with_stops_all_merging_with_its_name() {
+    let mut host = situation(50, two_domains());
+    host.host.strangers = vec!["process 7 (bank)".to_owned()];
+    let (plan, _) = settled(&host, &Policy::default(), MAX);
+    assert_eq!(told(&plan), Vec::<String>::new());
+    let why = why(&plan, "blue-1", Actuator::Merge).to_string();
+    assert_eq!(why, "process 7 (bank) could share its pages");
 }
 
 /// 171,000 pages a second of CPU time, each 2.5 times: 68,400 pages, which are 66 chunks in both guests.
