@@ -137,6 +137,7 @@ fn guest(index: u64, chunks: u64, round: u64) -> Guest {
         }),
         hindrance: None,
         labels: BTreeMap::from([("tier".to_owned(), "batch".to_owned())]),
+        user: None,
     }
 }
 

@@ -125,6 +125,26 @@ pub struct Guest {
     pub hindrance: Option<Hindrance>,
     /// What its operator has written beside it.
     pub labels: BTreeMap<String, String>,
+    /// Whose process it is; absent where that cannot be told.
+    #[serde(default)]
+    pub user: Option<User>,
+}
+
+/// A user of the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct User {
+    /// His number.
+    pub uid: u32,
+    /// His name, if the host has one for him.
+    pub name: Option<String>,
+}
+
+impl User {
+    /// Whether `text` is his name or his number.
+    #[must_use]
+    pub fn is_called(&self, text: &str) -> bool {
+        self.name.as_deref() == Some(text) || self.uid.to_string() == text
+    }
 }
 
 impl Guest {
@@ -151,6 +171,7 @@ impl Guest {
             survey: None,
             hindrance: None,
             labels: BTreeMap::new(),
+            user: None,
         }
     }
 }

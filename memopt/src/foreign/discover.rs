@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::{Door, Found, hypervisor_line, qemu_line};
+use crate::observe::sources::{unsigned, value_of};
 use crate::observe::{ObserveError, Sources};
 use crate::situation::{Backing, Vmm};
 
@@ -99,10 +100,11 @@ fn found(
         pid,
         name: name.unwrap_or_else(|| format!("{kind}-{pid}")),
         vmm,
+        uid: uid(sources, pid)?,
         memory_bytes: line.memory_bytes,
         backing: line.backing,
         is_mergeable: line.is_mergeable,
-        has_passthrough: line.has_passthrough,
+        has_passthrough: line.has_passthrough || has_device(sources, pid),
         is_incoming: line.is_incoming,
         door: line.door,
     };
@@ -110,6 +112,28 @@ fn found(
         *path = absolute(sources, pid, path);
     }
     Ok(Some(found))
+}
+
+/// The user of a process. Its folder in `/proc` may be root's all the same.
+fn uid(sources: &Sources, pid: u32) -> Result<Option<u32>, ObserveError> {
+    let status = sources.read_lossy_of(pid, "status")?;
+    let uids = value_of(&status, "Uid").unwrap_or_default();
+    let mut uids = uids.split_ascii_whitespace().map(unsigned);
+    let first = uids.next().flatten();
+    Ok(first.filter(|_| uids.all(|uid| uid == first)).and_then(|uid| u32::try_from(uid).ok()))
+}
+
+/// Whether a process has a device open that pins its memory: also one that was plugged in later. What is not to be seen (another user's
+/// process) is not there.
+fn has_device(sources: &Sources, pid: u32) -> bool {
+    let folder = format!("proc/{pid}/fd");
+    let files = sources.entries(&folder).unwrap_or_default();
+    let links =
+        files.iter().filter_map(|file| fs::read_link(sources.path(&folder).join(file)).ok());
+    let pins = ["/dev/vfio/", "/dev/iommu", "/dev/vhost-vdpa", "anon_inode:[vfio-device]"];
+    links
+        .filter_map(|link| link.to_str().map(str::to_owned))
+        .any(|link| pins.iter().any(|device| link.starts_with(device)))
 }
 
 /// A name that can be shown: no control characters, not too long, not empty.
@@ -166,6 +190,23 @@ mod tests {
         symlink(program, folder.join("exe")).unwrap();
         symlink("/run/guests", folder.join("cwd")).unwrap();
         fs::write(folder.join("cmdline"), line.replace(' ', "\0") + "\0").unwrap();
+        fs::write(folder.join("status"), "Name:\tx\nUid:\t107\t107\t107\t107\n").unwrap();
+        fs::create_dir(folder.join("fd")).unwrap();
+    }
+
+    #[test]
+    fn whose_process_it_is_and_what_device_it_has_is_what_the_kernel_says() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        for pid in [7, 8] {
+            process(root, pid, "/usr/bin/qemu-system-x86_64", "qemu -m 1G");
+        }
+        symlink("/dev/vfio/12", root.join("proc/7/fd/31")).unwrap();
+        symlink("/home/x/vfio", root.join("proc/8/fd/31")).unwrap();
+        fs::write(root.join("proc/8/status"), "Uid:\t1000\t0\t0\t0\n").unwrap();
+        let found = discover(&Sources::at(root)).unwrap().guests;
+        let seen: Vec<_> = found.iter().map(|guest| (guest.uid, guest.has_passthrough)).collect();
+        assert_eq!(seen, [(Some(107), true), (None, false)]);
     }
 
     #[test]

@@ -74,7 +74,9 @@ pub async fn set_balloon(
             Door::Qmp(socket) => {
                 let mut qmp = Qmp::connect(socket, found.pid, each).await?;
                 qmp.balloon_actual().await?.ok_or_else(no_balloon)?;
-                qmp.set_balloon(keep_bytes.min(memory_bytes)).await
+                let outside_bytes = qmp.virtio_mem_bytes().await?;
+                let keep_bytes = keep_bytes.min(memory_bytes);
+                qmp.set_balloon(keep_bytes.saturating_sub(outside_bytes)).await
             }
             Door::CloudHypervisor(socket) => {
                 let hypervisor = Hypervisor::new(socket, found.pid, each);
@@ -115,6 +117,7 @@ async fn look_at_qemu(found: &Found, qmp: &mut Qmp, asking: &Asking) -> Result<L
     let memory_bytes = qmp.memory_bytes().await?;
     let balloon = match qmp.balloon_actual().await? {
         Some(actual) if !found.has_passthrough => {
+            let actual = actual.saturating_add(qmp.virtio_mem_bytes().await?);
             Some(qemu_balloon(qmp, actual, memory_bytes, asking).await?)
         }
         _ => None,

@@ -38,13 +38,16 @@ pub struct Found {
     pub name: String,
     /// Who runs it.
     pub vmm: Vmm,
+    /// Whose process it is, as the kernel has it; absent when it has the rights of several users.
+    pub uid: Option<u32>,
     /// Its RAM; 0 when the command line does not tell.
     pub memory_bytes: u64,
     /// What its RAM is made of.
     pub backing: Backing,
     /// Whether it lets the kernel merge its pages.
     pub is_mergeable: bool,
-    /// Whether it has a device of the host (VFIO): then all its memory is pinned, and a balloon gives the host nothing.
+    /// Whether it has a device of the host (VFIO, vDPA), by its command line or the files that it has open: then all its memory is pinned,
+    /// and a balloon gives the host nothing.
     pub has_passthrough: bool,
     /// Whether it was started to receive a migration.
     pub is_incoming: bool,

@@ -34,6 +34,24 @@ struct JsonObject {
     path: Option<PathBuf>,
 }
 
+/// What matters here of a device, or of a node of NUMA; libvirt writes devices as JSON.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Device {
+    driver: String,
+    memdev: Option<String>,
+}
+
+impl Device {
+    fn parse(value: &str, options: &Options) -> Self {
+        if value.starts_with('{') {
+            return serde_json::from_str(value).unwrap_or_default();
+        }
+        let driver = options.get_or_first("driver").unwrap_or_default().to_owned();
+        Self { driver, memdev: options.get("memdev").map(str::to_owned) }
+    }
+}
+
 /// Reads the arguments of a QEMU process, the program's name not among them.
 pub(super) fn parse(arguments: &[String], mounts: &Mounts) -> Line {
     let mut line = Line::new(
@@ -58,9 +76,9 @@ pub(super) fn parse(arguments: &[String], mounts: &Mounts) -> Line {
                 used.extend(options.get("memory-backend").map(str::to_owned));
             }
             "numa" | "device" => {
-                used.extend(options.get("memdev").map(str::to_owned));
-                let device = options.get_or_first("driver").unwrap_or_default();
-                line.has_passthrough |= option == "device" && device.starts_with("vfio-");
+                let device = Device::parse(value, &options);
+                used.extend(device.memdev);
+                line.has_passthrough |= option == "device" && device.driver.starts_with("vfio-");
             }
             "mem-path" => path_backing = Some(mounts.backing_of_file(Path::new(value), false)),
             "incoming" => line.is_incoming = true,
@@ -265,6 +283,13 @@ mod tests {
         let own = "-chardev socket,id=c,path=/run/c,server=on -mon chardev=c,mode=control";
         assert_eq!(line(own).door, Door::Qmp("/run/c".into()));
         assert!(line("-device vfio-pci,host=01:00.0 -incoming defer").has_passthrough);
+        assert!(line(r#"-device {"driver":"vfio-pci","host":"01:00.0","id":"h"}"#).has_passthrough);
+        assert!(
+            !line(r#"-device {"driver":"virtio-net-pci"} -device {"driver":7}"#).has_passthrough
+        );
+        let in_json =
+            r#"-object memory-backend-memfd,id=m -device {"driver":"pc-dimm","memdev":"m"}"#;
+        assert_eq!(line(in_json).backing, Backing::Shared);
         assert!(line("-incoming defer").is_incoming);
     }
 

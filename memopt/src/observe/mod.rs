@@ -15,7 +15,7 @@ mod meter;
 mod pools;
 mod pressure;
 mod process;
-mod sources;
+pub(crate) mod sources;
 
 pub use cost::{ProcessCost, parse_process_cost, process_cost, resident_bytes};
 pub use error::ObserveError;

@@ -69,6 +69,8 @@ pub enum Because {
     HostShort,
     /// It belongs to no merge domain.
     NoDomain,
+    /// It would have a merge domain by its name, which whoever started it has chosen.
+    DomainByNameAlone,
     /// The kernel merges another domain.
     OtherDomain {
         /// Which.
@@ -142,6 +144,9 @@ impl fmt::Display for Because {
             Self::HostHasEnough => "the goal is reached without it",
             Self::HostShort => "it needs more, and the host has no more",
             Self::NoDomain => "it belongs to no merge domain",
+            Self::DomainByNameAlone => {
+                "its merge domain is given by its name, which anybody could choose: add `user` to its [[guest]] table"
+            }
             Self::OtherDomain { domain } => return write!(f, "the kernel merges domain {domain}"),
             Self::Exposed { other } => return write!(f, "{other} could share its pages"),
             Self::NotSurveyed => "its memory was not looked at lately",

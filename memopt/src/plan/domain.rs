@@ -10,7 +10,7 @@ use super::chunks;
 use super::sheet::DomainChoice;
 use super::view::{Context, View};
 use crate::policy::{Actuator, Policy};
-use crate::situation::{Backing, Guest, Situation};
+use crate::situation::{Backing, Hindrance, Situation, Vmm};
 use crate::units::{Size, signed};
 
 /// The domain that is merged, and who stands against it.
@@ -20,13 +20,25 @@ pub(super) struct Domain {
     pub(super) exposed: Vec<String>,
 }
 
-/// Whose pages the kernel could merge with those of `domain`, for people. As long as there is somebody, it is not merged.
+/// Whose pages the kernel could merge with those of `domain`, though they are not to be, for people. As long as there is somebody, it is
+/// not merged.
 #[must_use]
 pub fn exposed(situation: &Situation, policy: &Policy, domain: &str) -> Vec<String> {
-    let is_other = |guest: &&Guest| policy.limits(guest).merge_domain.as_deref() != Some(domain);
-    let guests = situation.guests.iter().filter(|guest| guest.is_mergeable).filter(is_other);
-    let guests = guests.map(|guest| format!("guest {} of another domain", guest.name));
-    guests.chain(situation.host.strangers.iter().cloned()).collect()
+    let mergeable = situation.guests.iter().filter(|guest| guest.is_mergeable);
+    let guests = mergeable.filter_map(|guest| {
+        let is_of_it = policy.limits(guest).merge_domain.as_deref() == Some(domain);
+        let what = match guest.hindrance {
+            _ if !is_of_it => "of another domain",
+            Some(Hindrance::Watched) => "that is watched only",
+            Some(Hindrance::Unreachable) if guest.vmm != Vmm::Lighter => "with a silent monitor",
+            _ => return None,
+        };
+        Some(format!("guest {} {what}", guest.name))
+    });
+    let mut guests: Vec<String> = guests.collect();
+    guests.sort();
+    guests.extend(situation.host.strangers.iter().cloned());
+    guests
 }
 
 /// Whether anybody is to be merged, if it pays.

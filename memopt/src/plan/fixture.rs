@@ -33,6 +33,7 @@ pub(crate) fn guest(name: &str, memory_bytes: u64) -> Guest {
         survey: None,
         hindrance: None,
         labels: BTreeMap::new(),
+        user: None,
     }
 }
 

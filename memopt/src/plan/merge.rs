@@ -142,7 +142,11 @@ impl Context<'_> {
     ) -> Result<Option<Sorted>, Because> {
         // For the tenants' sake, whatever else holds for it.
         if view.guest.is_mergeable && is_of_other(view, domain) {
-            return if view.is_ours() { Ok(None) } else { Err(Because::ForeignVmm) };
+            return match view.is_ours() {
+                true => Ok(None),
+                false if view.limits.lacks_user => Err(Because::DomainByNameAlone),
+                false => Err(Because::ForeignVmm),
+            };
         }
         self.may_be_merged(view, domain)?;
         Ok(Some(chunks::sort(view.survey()?, self.policy)))
@@ -160,6 +164,9 @@ impl Context<'_> {
         self.may_take(view, Actuator::Merge)?;
         if !matches!(view.guest.backing, Backing::Anonymous | Backing::Template) {
             return Err(Because::WrongBacking { backing: view.guest.backing });
+        }
+        if view.limits.lacks_user {
+            return Err(Because::DomainByNameAlone);
         }
         if view.limits.merge_domain.is_none() {
             return Err(Because::NoDomain);

@@ -182,6 +182,7 @@ fn read_rule(mut it: Fields<'_, '_>) -> Result<GuestRule, Fault> {
     let rule = GuestRule {
         name: it.text("name", str::parse)?,
         labels: it.texts("label", str::parse)?.unwrap_or_default(),
+        user: it.text("user", user)?,
         min_bytes: it.text("min", parse_size)?,
         max_bytes: it.text("max", limit)?,
         priority: it.whole("priority", 1..=10_000)?,
@@ -195,6 +196,16 @@ fn read_rule(mut it: Fields<'_, '_>) -> Result<GuestRule, Fault> {
     }
     it.finish()?;
     Ok(rule)
+}
+
+/// The name or number of a user.
+fn user(text: &str) -> Result<String, String> {
+    match text.is_empty() || text.len() > 256 {
+        true => {
+            Err("the name or the number of a user, as in \"libvirt-qemu\" or \"64055\"".to_owned())
+        }
+        false => Ok(text.to_owned()),
+    }
 }
 
 /// The most that a guest may have. With less than this no kernel runs, and a unit is likely to be missing.

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::actuator::Actuators;
 use super::sections::Policy;
 use crate::labels::LabelTest;
-use crate::situation::Guest;
+use crate::situation::{Guest, Vmm};
 use crate::units::{part, shortened};
 
 /// The priority of a guest of which nothing is said.
@@ -21,6 +21,9 @@ pub struct GuestRule {
     pub name: Option<NamePattern>,
     /// `label`: and by their labels, all of which must hold.
     pub labels: Vec<LabelTest>,
+    /// `user`: and by whose processes they are, by name or number. The name of a guest of another program is chosen by whoever
+    /// started it.
+    pub user: Option<String>,
     /// `min`: it keeps at least so much.
     pub min_bytes: Option<u64>,
     /// `max`: it gets at most so much.
@@ -56,6 +59,8 @@ pub struct GuestLimits {
     pub max_bytes: u64,
     /// Its weight.
     pub priority: u32,
+    /// Whether a rule would give it a merge domain, and does not for want of `user`: anybody could start a guest of that name.
+    pub lacks_user: bool,
     /// The guests that it may share pages with.
     pub merge_domain: Option<String>,
     /// Whether anything may be taken from it.
@@ -79,9 +84,14 @@ impl Policy {
     #[must_use]
     pub fn limits(&self, guest: &Guest) -> GuestLimits {
         let mut said = GuestRule::default();
+        let mut lacks_user = false;
         for rule in self.guests.iter().filter(|rule| rule.matches(guest)) {
             said.overrule(rule);
+            if rule.merge_domain.is_some() {
+                lacks_user = guest.vmm != Vmm::Lighter && rule.user.is_none();
+            }
         }
+        lacks_user &= matches!(said.merge_domain, Some(DomainRule::Named(_)));
         let max_bytes = said.max_bytes.unwrap_or(u64::MAX).min(guest.memory_bytes);
         let floor_bytes = part(max_bytes, self.balloon.floor).max(said.min_bytes.unwrap_or(0));
         let actuators = match said.actuators {
@@ -92,7 +102,8 @@ impl Policy {
             floor_bytes: floor_bytes.min(max_bytes),
             max_bytes,
             priority: said.priority.unwrap_or(PRIORITY).max(1),
-            merge_domain: match said.merge_domain {
+            lacks_user,
+            merge_domain: match said.merge_domain.filter(|_| !lacks_user) {
                 None => guest.merge_domain.clone(),
                 Some(DomainRule::Own) => None,
                 Some(DomainRule::Named(name)) => Some(name),
@@ -110,6 +121,9 @@ impl GuestRule {
     pub fn matches(&self, guest: &Guest) -> bool {
         self.name.as_ref().is_none_or(|name| name.matches(&guest.name))
             && self.labels.iter().all(|test| test.holds(&guest.labels))
+            && self.user.as_ref().is_none_or(|user| {
+                guest.user.as_ref().is_some_and(|of_guest| of_guest.is_called(user))
+            })
     }
 
     fn overrule(&mut self, later: &Self) {

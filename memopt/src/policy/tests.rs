@@ -187,6 +187,7 @@ fn faults_name_line_and_field() {
         "more than `max`, 1 GiB",
     );
     refused("[[guest]]\nname = \"a**\"", "2: guest[0].name", "single `*`");
+    refused("[[guest]]\nuser = \"\"", "2: guest[0].user", "libvirt-qemu");
     refused("[[guest]]\nlabel = \"=tier\"", "2: guest[0].label", "tier=batch");
     refused("[[guest]]\nactuators = [1]", "2: guest[0].actuators", "list of texts");
     refused("[[guest]]\nactuators = \"magic\"", "2: guest[0].actuators", "balloon, merge");

@@ -121,6 +121,7 @@ impl SimGuest {
             survey: None,
             hindrance: self.hindrance,
             labels: BTreeMap::new(),
+            user: None,
         }
     }
 }

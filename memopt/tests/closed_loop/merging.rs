@@ -104,6 +104,7 @@ impl SimClone {
             survey: Some(survey.clone()),
             hindrance: None,
             labels: BTreeMap::new(),
+            user: None,
         }
     }
 

@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use memopt::foreign::{self, Asking, Found, Look};
 use memopt::observe::Sources;
 use memopt::plan::ChunkRange;
-use memopt::situation::{Guest, Hindrance};
+use memopt::situation::{Guest, Hindrance, User};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::task::JoinSet;
 use vmm_core::memory::make_huge;
@@ -193,13 +193,24 @@ impl Register {
     }
 }
 
+fn user(uid: u32) -> User {
+    let known = nix::unistd::User::from_uid(uid.into()).ok().flatten();
+    User { uid, name: known.map(|user| user.name) }
+}
+
 /// What is known of a guest, with what its monitor told, if it did.
 fn guest(found: &Found, look: Option<Look>) -> Guest {
     let mut guest = Guest {
         memory_bytes: found.memory_bytes,
         backing: found.backing,
         is_mergeable: found.is_mergeable,
-        hindrance: found.is_incoming.then_some(Hindrance::Migrating),
+        // Who does not answer may be doing anything.
+        hindrance: Some(if found.is_incoming {
+            Hindrance::Migrating
+        } else {
+            Hindrance::Unreachable
+        }),
+        user: found.uid.map(user),
         ..Guest::unknown(found.name.clone(), found.vmm, found.pid)
     };
     if let Some(look) = look {

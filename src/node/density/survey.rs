@@ -338,6 +338,7 @@ mod tests {
             survey: None,
             hindrance: None,
             labels: BTreeMap::new(),
+            user: None,
         }
     }
 

@@ -156,6 +156,13 @@ impl Pair {
         pair
     }
 
+    /// Two hosts with nodes that take disks in `folder`.
+    pub(crate) fn taking_disks_in(folder: &Path) -> Self {
+        let arguments = vec!["--disk-dir".to_owned(), folder.display().to_string()];
+        let plan = NodePlan { arguments, ..NodePlan::default() };
+        Self::with_nodes(&plan, &plan)
+    }
+
     /// Two hosts with certificates and no node yet.
     pub(crate) fn without_nodes() -> Self {
         Self::with_names(["host-a", "127.0.0.1"], ["host-b", "127.0.0.1"])

@@ -10,9 +10,10 @@ use crate::host::{Host, Migration, Pair, Pool, wait};
 fn linux_on_huge_pages_of_the_pool_moves_to_such_pages() {
     // Two guests of 128 MiB: one leaves while the other arrives.
     let _pool = Pool::of_2m(128);
-    let pair = Pair::new();
+    let folder = tempfile::tempdir().expect("a folder");
+    let pair = Pair::taking_disks_in(folder.path());
     let free = Pool::free();
-    let disk = make_disk(pair.folder());
+    let disk = make_disk(folder.path());
     let mut arguments = boot_with("db", &disk, "check.disk=1");
     arguments.extend(["--hugepages", "2M", "--prealloc"].map(str::to_owned));
     pair.a.run(&arguments).ok();

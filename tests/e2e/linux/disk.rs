@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use super::image::{BOOT_PATIENCE, cmdline, script};
 use super::witness::{Line, Witness};
 use crate::host::checks::nothing_left_behind;
-use crate::host::{Exit, Host, Migration, NodePlan, Pair, wait};
+use crate::host::{Exit, Host, Migration, Pair, wait};
 
 /// Lines, and so records, awaited on each host.
 const LINES: usize = 3;
@@ -84,11 +84,7 @@ fn linux_with_a_disk_goes_on_writing_at_the_destination() {
         host.run(&thief).complains(Exit::Failed, &words);
     };
 
-    let mut pair = Pair::without_nodes();
-    let places = vec!["--disk-dir".to_owned(), folder.path().display().to_string()];
-    for host in [&mut pair.a, &mut pair.b] {
-        host.start_node(&NodePlan { arguments: places.clone(), ..NodePlan::default() });
-    }
+    let pair = Pair::taking_disks_in(folder.path());
     pair.a.run(&arguments("db", &disk)).ok();
     let witness = Witness::of(&pair.a, "db", MIB * 256);
     wait::within(BOOT_PATIENCE, "linux boots and writes to its disk", || {
@@ -117,7 +113,7 @@ fn linux_with_a_disk_goes_on_writing_at_the_destination() {
 fn a_destination_without_the_disk_says_so_and_the_guest_stays() {
     let folder = tempfile::tempdir().expect("a folder");
     let disk = make_disk(folder.path());
-    let pair = Pair::new();
+    let pair = Pair::taking_disks_in(folder.path());
     pair.a.run(&arguments("db", &disk)).ok();
     // Both hosts of the test are this one: taking the name away is what tells them apart.
     fs::rename(&disk, folder.path().join("elsewhere.raw")).expect("another name");

@@ -21,6 +21,7 @@ actuators = ["merge"]
 gain-min = "1MiB"
 [[guest]]
 name = "foreign-*"
+user = "root"
 merge-domain = "shop"
 "#;
 
@@ -35,6 +36,7 @@ hot-written = "1%"
 present = "20%"
 [[guest]]
 name = "foreign-*"
+user = "root"
 merge-domain = "shop"
 "#;
 

@@ -78,6 +78,17 @@ async fn a_real_qemu_is_found_asked_and_set() {
 }
 
 #[tokio::test]
+async fn memory_of_virtio_mem_devices_is_asked_for() {
+    let backend = "memory-backend-ram,id=more,size=128M";
+    let device = "virtio-mem-pci,memdev=more,requested-size=64M";
+    let plugged = ["-m", "64,maxmem=256M", "-object", backend, "-device", device];
+    let qemu = Qemu::start(&[&plugged[..], &["-device", "virtio-balloon-pci"]].concat());
+    let seen = look(&qemu.find(), &asking()).await.unwrap();
+    // Its guest, which has no driver yet, has plugged none.
+    assert_eq!((seen.memory_bytes, seen.balloon.unwrap().actual_bytes), (64 << 20, 64 << 20));
+}
+
+#[tokio::test]
 async fn a_monitor_that_somebody_else_has_is_said_to_be_taken() {
     let qemu = Qemu::start(&[]);
     let found = qemu.find();
@@ -123,6 +134,7 @@ fn hypervisor(socket: &Path) -> Found {
         pid: std::process::id(),
         name: "ch".to_owned(),
         vmm: Vmm::CloudHypervisor,
+        uid: None,
         memory_bytes: 0,
         backing: Backing::Anonymous,
         is_mergeable: false,

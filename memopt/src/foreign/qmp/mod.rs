@@ -184,7 +184,25 @@ impl Qmp {
         Ok(summary.base_memory.saturating_add(summary.plugged_memory))
     }
 
-    /// RAM less what is in the balloon; `None` without a balloon.
+    /// What the guest has of virtio-mem devices: memory that no balloon knows of.
+    pub(super) async fn virtio_mem_bytes(&mut self) -> Result<u64, ForeignError> {
+        #[derive(Deserialize)]
+        struct Device {
+            #[serde(rename = "type")]
+            kind: String,
+            data: Data,
+        }
+        #[derive(Deserialize)]
+        struct Data {
+            #[serde(default)]
+            size: u64,
+        }
+        let devices: Vec<Device> = self.ask("query-memory-devices", NOTHING).await?;
+        let of_virtio = devices.iter().filter(|device| device.kind == "virtio-mem");
+        Ok(of_virtio.fold(0, |sum: u64, device| sum.saturating_add(device.data.size)))
+    }
+
+    /// RAM less what is in the balloon, and less what virtio-mem devices give; `None` without a balloon.
     pub(super) async fn balloon_actual(&mut self) -> Result<Option<u64>, ForeignError> {
         #[derive(Deserialize)]
         struct Balloon {

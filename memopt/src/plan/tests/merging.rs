@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::ksm::End;
-use crate::situation::{Backing, Guest, Hindrance, Pool, Vmm};
+use crate::situation::{Backing, Guest, Hindrance, Pool, User, Vmm};
 
 const MAX: Goal = Goal::MaxDensity;
 
@@ -134,7 +134,7 @@ fn another_domain_is_merged_only_after_the_first_has_been_taken_apart() {
 fn a_foreign_guest_that_anyone_could_share_with_stops_all_merging() {
     let mut guests = two_domains();
     let mut foreign = idle_guest("vm", GIB, GIB);
-    foreign.vmm = Vmm::Qemu;
+    (foreign.vmm, foreign.user) = (Vmm::Qemu, Some(qemus_user()));
     foreign.is_mergeable = true;
     guests.push(foreign);
     let host = situation(50, guests);
@@ -144,9 +144,32 @@ fn a_foreign_guest_that_anyone_could_share_with_stops_all_merging() {
     assert_eq!(why(&plan, "blue-1", Actuator::Merge), exposed);
     assert!(plan.advice[0].to_string().contains("mem-merge=off"), "{}", plan.advice[0]);
     // With a domain it is one of them, and ksmd is driven for it.
-    let policy = Policy::parse("[[guest]]\nname = \"vm\"\nmerge-domain = \"blue\"", "f").unwrap();
+    let policy =
+        Policy::parse("[[guest]]\nname = \"vm\"\nuser = \"qemu\"\nmerge-domain = \"blue\"", "f")
+            .unwrap();
     let (plan, _) = settled(&host, &policy, MAX);
     assert_eq!(told(&plan).len(), 4);
+    // Not by its name alone, which anybody may have chosen; not while nobody knows what it does; and not where it is not acted upon.
+    let by_name = Policy::parse("[[guest]]\nname = \"vm\"\nmerge-domain = \"blue\"", "f").unwrap();
+    let (plan, _) = settled(&host, &by_name, MAX);
+    assert_eq!(told(&plan), Vec::<String>::new());
+    assert_eq!(why(&plan, "vm", Actuator::Merge), Because::DomainByNameAlone);
+    for (hindrance, words) in [
+        (Hindrance::Unreachable, "guest vm with a silent monitor could share its pages"),
+        (Hindrance::Watched, "guest vm that is watched only could share its pages"),
+    ] {
+        let mut host = host.clone();
+        host.guests.iter_mut().filter(|guest| guest.name == "vm").for_each(|guest| {
+            guest.hindrance = Some(hindrance);
+        });
+        let (plan, _) = settled(&host, &policy, MAX);
+        assert_eq!(told(&plan), Vec::<String>::new());
+        assert_eq!(why(&plan, "blue-1", Actuator::Merge).to_string(), words);
+    }
+}
+
+fn qemus_user() -> User {
+    User { uid: 107, name: Some("qemu".to_owned()) }
 }
 
 #[test]
@@ -207,11 +230,12 @@ fn guests_of_other_programs_alone_are_worth_a_window() {
     let foreign = |name: &str| {
         let mut guest = clone_of(name, "blue");
         (guest.vmm, guest.balloon, guest.merge_domain) = (Vmm::Qemu, None, None);
+        guest.user = Some(qemus_user());
         mark(&mut guest, true);
         guest
     };
     let host = situation(50, vec![foreign("vm-1"), foreign("vm-2")]);
-    let policy = "[[guest]]\nname = \"vm-*\"\nmerge-domain = \"blue\"";
+    let policy = "[[guest]]\nname = \"vm-*\"\nuser = \"107\"\nmerge-domain = \"blue\"";
     let policy = Policy::parse(policy, "f").unwrap();
     let (plan, _) = settled(&host, &policy, MAX);
     assert_eq!(
@@ -228,6 +252,7 @@ fn guests_of_other_programs_alone_are_worth_a_window() {
 fn what_is_hot_of_guests_of_other_programs_becomes_huge_where_it_may_be_looked_at() {
     let mut guest = clone_of("vm", "blue");
     (guest.vmm, guest.balloon, guest.merge_domain) = (Vmm::Qemu, None, None);
+    guest.user = Some(qemus_user());
     mark(&mut guest, true);
     for chunk in &mut guest.survey.as_mut().unwrap().chunks[..3] {
         (chunk.is_huge, chunk.written_pages) = (false, 300);
@@ -239,7 +264,9 @@ fn what_is_hot_of_guests_of_other_programs_becomes_huge_where_it_may_be_looked_a
         Because::ForeignVmm,
         "nobody has named its domain"
     );
-    let policy = Policy::parse("[[guest]]\nname = \"vm\"\nmerge-domain = \"blue\"", "f").unwrap();
+    let policy =
+        Policy::parse("[[guest]]\nname = \"vm\"\nuser = \"qemu\"\nmerge-domain = \"blue\"", "f")
+            .unwrap();
     let (plan, _) = settled(&host, &policy, MAX);
     assert!(told(&plan).contains(&"vm: huge pages for 3 chunks".to_owned()), "{plan:#?}");
 }
