@@ -206,6 +206,14 @@ pub(crate) enum CertsAction {
         /// The guest.
         name: GuestName,
     },
+    /// Revoke certificates, on the host where the authority was made: hosts that have its list, crl.pem, let nobody in with them.
+    #[command(
+        after_help = "Examples:\n  lighter certs revoke host-b\n  lighter certs revoke ./host.pem"
+    )]
+    Revoke {
+        /// A name or an address of the host, or its certificate's file.
+        host: String,
+    },
     /// Show this host's certificates.
     #[command(after_help = "Examples:\n  lighter certs show\n  lighter certs show --json")]
     Show {

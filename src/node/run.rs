@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use migrate::quic::Tls;
+use migrate::quic::{Identity, Tls};
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
@@ -13,7 +13,7 @@ use super::quic::{FrontDesk, NodeCourier};
 use super::resolver::Resolver;
 use super::service::Node;
 use super::types::NodeFile;
-use super::{api, autostart, density, exposition};
+use super::{api, autostart, certificates, density, exposition};
 use crate::api::server::{Audience, Server};
 use crate::cli::LogArgs;
 use crate::cli::host::NodeArgs;
@@ -41,9 +41,9 @@ const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
 pub(crate) fn run(state: &StateDir, args: &NodeArgs, log: &LogArgs) -> Result<Exit> {
     state.create()?;
     let _lock = lock(&state.node_lock())?;
-    let tls = Tls::load(&state.certs())?;
+    let identity = Identity::load(&state.certs())?;
     let runtime = tokio::runtime::Runtime::new().context("cannot start")?;
-    let ended = runtime.block_on(serve(state, args, log, tls));
+    let ended = runtime.block_on(serve(state, args, log, identity));
     // Reads of /proc of a process that hangs may never return: they end with us.
     runtime.shutdown_background();
     ended
@@ -62,9 +62,14 @@ fn lock(path: &Path) -> Result<FileLock> {
     }
 }
 
-async fn serve(state: &StateDir, args: &NodeArgs, log: &LogArgs, tls: Tls) -> Result<Exit> {
+async fn serve(
+    state: &StateDir,
+    args: &NodeArgs,
+    log: &LogArgs,
+    identity: Identity,
+) -> Result<Exit> {
     let mut end = EndSignals::listen()?;
-    let endpoint = migrate::quic::endpoint::listen(args.listen, &tls)?;
+    let endpoint = migrate::quic::endpoint::listen(args.listen, &Tls::new(&identity)?)?;
     let listener = exposition::bind(args.metrics).await?;
     let sockets =
         [(state.node_socket(), Audience::Owner), (state.node_readonly_socket(), Audience::Anybody)];
@@ -100,6 +105,7 @@ async fn serve(state: &StateDir, args: &NodeArgs, log: &LogArgs, tls: Tls) -> Re
             Arc::new(FrontDesk(Arc::clone(&node))),
         )),
         exposition::serve(listener, Arc::clone(&node), Arc::clone(&density)),
+        certificates::keep(endpoint.clone(), state.certs(), identity),
         look_after_records(Arc::clone(&node), NodeCourier::new(state.certs())),
         tokio::spawn(autostart::start_guests(Arc::clone(&node))),
         density::start(Arc::clone(&density)),

@@ -9,13 +9,18 @@ use serde::Serialize;
 
 use crate::cli::Output;
 use crate::cli::host::{CertsAction, CertsArgs};
+use crate::durable;
 use crate::exit::Exit;
 use crate::names::GuestName;
 use crate::output;
 use crate::state_dir::StateDir;
 use crate::table::facts;
 
-/// Does one of `init`, `host`, `guest` and `show`.
+/// Longest files that are read, in bytes.
+const PEM_BYTES_MAX: u64 = 1 << 20;
+const CRL_BYTES_MAX: u64 = 1 << 20;
+
+/// Does one of `init`, `host`, `guest`, `revoke` and `show`.
 ///
 /// # Errors
 /// A file is there already (keys are never overwritten), is missing, or cannot be used.
@@ -27,6 +32,7 @@ pub(crate) fn run(state: &StateDir, args: &CertsArgs) -> Result<Exit> {
             output::print_json(&identity_of(state, name)?)?;
             Ok(Exit::Done)
         }
+        CertsAction::Revoke { host } => revoke(state, host),
         CertsAction::Show { json } => show(state, json.output()),
     }
 }
@@ -49,6 +55,7 @@ fn init(state: &StateDir, names: &[String]) -> Result<Exit> {
     // First, so that a wrong name leaves nothing behind.
     let identity = authority.issue(&names).context("cannot make this host's certificate")?;
     authority.save(&certs).context("cannot save the certificate authority")?;
+    authority.record(&certs, &identity)?;
     identity.save(&certs).context("cannot save this host's certificate")?;
     output::print_line(format_args!(
         "Made a certificate authority and this host's certificate ({}) in {}.\n\
@@ -63,6 +70,7 @@ fn host(state: &StateDir, names: &[String], out: &Path) -> Result<Exit> {
     let authority = Authority::load(&state.certs())
         .context("this host cannot issue certificates: do it where the authority was made, or make one with `lighter certs init`")?;
     let identity = authority.issue(names)?;
+    authority.record(&state.certs(), &identity)?;
     identity
         .save(out)
         .with_context(|| format!("cannot save the certificate of {}", names.join(", ")))?;
@@ -71,6 +79,36 @@ fn host(state: &StateDir, names: &[String], out: &Path) -> Result<Exit> {
          Copy ca.pem, host.pem and host.key to the folder `certs` of that host's state folder, by a safe way.",
         names.join(", "),
         out.display()
+    ))?;
+    Ok(Exit::Done)
+}
+
+fn revoke(state: &StateDir, host: &str) -> Result<Exit> {
+    let certs = state.certs();
+    let authority = Authority::load(&certs)
+        .context("this host cannot revoke certificates: do it where the authority was made")?;
+    let file = Path::new(host);
+    let revoked = match file.is_file() {
+        true => vec![regular_file::read_text(file, PEM_BYTES_MAX).context("cannot read it")?],
+        false => Authority::issued_to(&certs, host)?,
+    };
+    if revoked.is_empty() {
+        bail!(
+            "this authority has put down no certificate for {host}: give the file of one, host.pem"
+        );
+    }
+    let list = certs.join("crl.pem");
+    let before = match regular_file::read_text(&list, CRL_BYTES_MAX) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+        read => read.with_context(|| format!("cannot read {}", list.display()))?,
+    };
+    let after = authority.revoke(&before, &revoked)?;
+    durable::replace(&list, after.as_bytes())?;
+    output::print_line(format_args!(
+        "Certificates of {host} that are revoked now: {}.\n\
+         Copy {} to the folder `certs` of every other host: its node heeds it within a minute. What is under way goes on.",
+        revoked.len(),
+        list.display()
     ))?;
     Ok(Exit::Done)
 }
@@ -94,6 +132,8 @@ struct Shown {
 /// What this host's certificate says.
 #[derive(Debug, Serialize)]
 struct ShownCertificate {
+    /// Its number.
+    serial: String,
     /// Names and addresses under which the host is reached.
     names: Vec<String>,
     /// From when on it is valid, in seconds since 1970.
@@ -104,8 +144,8 @@ struct ShownCertificate {
 
 impl From<HostCertificate> for ShownCertificate {
     fn from(certificate: HostCertificate) -> Self {
-        let HostCertificate { names, valid_from_unix_s, valid_until_unix_s } = certificate;
-        Self { names, valid_from_unix_s, valid_until_unix_s }
+        let HostCertificate { serial, names, valid_from_unix_s, valid_until_unix_s } = certificate;
+        Self { serial, names, valid_from_unix_s, valid_until_unix_s }
     }
 }
 

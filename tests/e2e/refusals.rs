@@ -6,7 +6,7 @@ use rcgen::{CertificateParams, Issuer, KeyPair, date_time_ymd};
 use crate::host::checks::{
     await_life, guest_is_gone, memory_is_intact, nothing_left_behind, one_intact_copy,
 };
-use crate::host::{CRAWL, Exit, Guest, GuestPlan, Migration, NodePlan, Pair};
+use crate::host::{CRAWL, Exit, Guest, GuestPlan, Migration, NodePlan, Pair, wait};
 
 /// The guest stays, unharmed, and the destination has nothing of it.
 fn stays(pair: &Pair, name: &str) {
@@ -50,6 +50,35 @@ fn a_host_with_a_certificate_of_another_authority_cannot_send_a_guest() {
     .expect("a file");
     Migration::run(&pair.a, guest.name(), &pair.b).stayed(&["certificate"]);
     stays(&pair, guest.name());
+}
+
+/// Both nodes serve on; the list is put where the operator would.
+#[test]
+fn a_host_whose_certificate_is_revoked_gets_and_sends_no_guest_any_more() {
+    let pair = Pair::new();
+    let guest = Guest::start(&pair.a, &GuestPlan::default());
+    Migration::run(&pair.a, guest.name(), &pair.b).ok();
+    Migration::run(&pair.b, guest.name(), &pair.a).ok();
+    let done = pair.a.run(&["certs", "revoke", "nobody"]);
+    done.complains(Exit::Failed, &["no certificate for nobody"]);
+    assert!(pair.a.run(&["certs", "revoke", "host-b"]).ok().stdout.contains("crl.pem"));
+    let file = pair.b.certs().join("host.pem").display().to_string();
+    pair.a.run(&["certs", "revoke", &file]).ok();
+    // The source learns it by itself: each migration reads its certificates.
+    let words = ["has been revoked by its authority"];
+    Migration::run(&pair.a, guest.name(), &pair.b).stayed(&words);
+    stays(&pair, guest.name());
+
+    // And the node of the other, within a minute, though it was started before.
+    let from_b = GuestPlan { name: "from-b".to_owned(), ..GuestPlan::default() };
+    Guest::start(&pair.b, &from_b);
+    wait::until("the node of the other host has heard", || {
+        let log = pair.a.logs();
+        wait::holds(log.contains("what is revoked"), log)
+    });
+    let words = ["its authority has revoked it"];
+    Migration::run(&pair.b, "from-b", &pair.a).stayed(&words);
+    one_intact_copy(&pair.hosts(), "from-b", &pair.b);
 }
 
 #[test]

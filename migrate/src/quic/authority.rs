@@ -7,16 +7,20 @@ use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, date_time_ymd,
 };
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+use x509_parser::certificate::X509Certificate;
+use x509_parser::parse_x509_certificate;
 
-use super::certificate::is_host_name;
+use super::certificate::{HostCertificate, is_host_name};
 use super::files::{
-    CA_CERT, CA_KEY, CertError, Mode, create_dir, read, refuse_existing, write_new,
+    CA_CERT, CA_KEY, CertError, ISSUED, Mode, create_dir, file, read, refuse_existing, write_new,
 };
 use super::identity::Identity;
 
-const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+pub(super) const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// How long an authority is valid.
-const CA_DAYS: u32 = 3650;
+pub(super) const CA_DAYS: u32 = 3650;
 /// How long a host certificate is valid; a little over two years.
 const HOST_DAYS: u32 = 825;
 
@@ -54,8 +58,16 @@ impl Authority {
         let key_pem = read(&dir.join(CA_KEY))?;
         let make = |cause| CertError::Make { subject: dir.display().to_string(), cause };
         let key = KeyPair::from_pem(&key_pem).map_err(make)?;
+        let of_key = key.public_key_raw().to_vec();
         let issuer = Issuer::from_ca_cert_pem(&cert_pem, key).map_err(make)?;
-        Ok(Self { issuer, cert_pem })
+        let authority = Self { issuer, cert_pem };
+        let is_its_key = authority.read(|certificate| {
+            certificate.public_key().subject_public_key.data == of_key.as_slice()
+        });
+        match is_its_key {
+            Ok(true) => Ok(authority),
+            _ => Err(CertError::OtherKey { path: dir.join(CA_KEY) }),
+        }
     }
 
     /// Writes `ca.pem` and `ca.key` to `dir`, which is made if it is not there.
@@ -86,7 +98,56 @@ impl Authority {
         let key = KeyPair::generate().map_err(make)?;
         let cert_pem = params.signed_by(&key, &self.issuer).map_err(make)?.pem();
         let key_pem = key.serialize_pem();
-        Ok(Identity { ca_pem: self.cert_pem.clone(), cert_pem, key_pem })
+        Ok(Identity { ca_pem: self.cert_pem.clone(), cert_pem, key_pem, crl_pem: String::new() })
+    }
+
+    pub(super) fn issuer(&self) -> &Issuer<'static, KeyPair> {
+        &self.issuer
+    }
+
+    /// Puts down in `dir`, where the authority is, that it has issued this certificate: without it none can be revoked whose host is lost.
+    ///
+    /// # Errors
+    /// [`CertError::File`].
+    pub fn record(&self, dir: &Path, issued: &Identity) -> Result<(), CertError> {
+        let folder = dir.join(ISSUED);
+        create_dir(&folder)?;
+        let serial = HostCertificate::from_pem(&issued.cert_pem).map(|it| it.serial);
+        let file = folder.join(format!("{}.pem", serial.unwrap_or_default()));
+        write_new(&file, &issued.cert_pem, Mode::Public)
+    }
+
+    /// The certificates that [`Authority::record`] put down in `dir` and that are valid for the name or address `host`, in PEM.
+    ///
+    /// # Errors
+    /// [`CertError::File`].
+    pub fn issued_to(dir: &Path, host: &str) -> Result<Vec<String>, CertError> {
+        let folder = dir.join(ISSUED);
+        let entries = match std::fs::read_dir(&folder) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(|cause| file("read", &folder, cause))?,
+        };
+        let mut found = Vec::new();
+        for entry in entries {
+            let pem = read(&entry.map_err(|cause| file("read", &folder, cause))?.path())?;
+            let is_hosts = |it: HostCertificate| it.names.iter().any(|name| name == host);
+            if HostCertificate::from_pem(&pem).is_ok_and(is_hosts) {
+                found.push(pem);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Its name as it stands in what it has issued.
+    pub(super) fn subject(&self) -> Result<Vec<u8>, String> {
+        self.read(|certificate| certificate.subject().as_raw().to_vec())
+    }
+
+    fn read<T>(&self, read: impl FnOnce(&X509Certificate<'_>) -> T) -> Result<T, String> {
+        let der = CertificateDer::from_pem_slice(self.cert_pem.as_bytes())
+            .map_err(|error| error.to_string())?;
+        let (_, certificate) = parse_x509_certificate(&der).map_err(|error| error.to_string())?;
+        Ok(read(&certificate))
     }
 }
 
@@ -174,6 +235,33 @@ mod tests {
         std::fs::write(&ca, format!("{}{}", theirs.cert_pem, ours.cert_pem)).unwrap();
         identity.save(dir.path()).unwrap();
         crate::quic::Tls::load(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn a_key_of_another_authority_issues_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let (ours, theirs) = (Authority::create().unwrap(), Authority::create().unwrap());
+        ours.save(dir.path()).unwrap();
+        std::fs::write(dir.path().join(CA_CERT), &theirs.cert_pem).unwrap();
+        let refused = Authority::load(dir.path()).unwrap_err();
+        assert!(matches!(refused, CertError::OtherKey { .. }), "{refused}");
+    }
+
+    #[test]
+    fn what_was_issued_is_found_by_any_of_its_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = Authority::create().unwrap();
+        assert!(Authority::issued_to(dir.path(), "a").unwrap().is_empty());
+        let issue = |names: &[&str]| {
+            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            let issued = authority.issue(&names).unwrap();
+            authority.record(dir.path(), &issued).unwrap();
+            issued.cert_pem
+        };
+        let (first, second) = (issue(&["a", "192.0.2.5"]), issue(&["b"]));
+        assert_eq!(Authority::issued_to(dir.path(), "192.0.2.5").unwrap(), [first]);
+        assert_eq!(Authority::issued_to(dir.path(), "b").unwrap(), [second]);
+        assert!(Authority::issued_to(dir.path(), "c").unwrap().is_empty());
     }
 
     #[test]

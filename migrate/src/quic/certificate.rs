@@ -93,6 +93,8 @@ impl From<VerifierBuilderError> for TlsError {
 /// A host's certificate, as far as people ask about it. Nothing is verified: TLS does that.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostCertificate {
+    /// Its number: one certificate's only, of its authority. In hexadecimal digits.
+    pub serial: String,
     /// DNS names and IP addresses under which the host may be reached.
     pub names: Vec<String>,
     /// From when on it is valid, in seconds since 1970.
@@ -122,6 +124,7 @@ impl HostCertificate {
             parse_x509_certificate(&der).map_err(|error| malformed(error.to_string()))?;
         let validity = certificate.validity();
         Ok(Self {
+            serial: certificate.raw_serial().iter().map(|byte| format!("{byte:02x}")).collect(),
             names: names(&certificate).map_err(malformed)?,
             valid_from_unix_s: validity.not_before.timestamp(),
             valid_until_unix_s: validity.not_after.timestamp(),

@@ -4,9 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
-use quinn::{
-    ClientConfig, Connection, Endpoint, EndpointConfig, Incoming, ServerConfig, TokioRuntime,
-};
+pub use quinn::Endpoint;
+use quinn::{ClientConfig, Connection, EndpointConfig, Incoming, ServerConfig, TokioRuntime};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::error::LinkError;
@@ -67,6 +66,11 @@ pub fn listen(address: SocketAddr, tls: &Tls) -> Result<Endpoint, LinkError> {
 /// quinn sets 128 MiB of address space aside.
 pub(crate) fn listen_for_memory(address: SocketAddr, tls: &Tls) -> Result<Endpoint, LinkError> {
     open(address, Some(server(tls)), MTU_LOOPBACK)
+}
+
+/// Has `endpoint`, which [`listen`] opened, take new connections with other certificates.
+pub fn renew(endpoint: &Endpoint, tls: &Tls) {
+    endpoint.set_server_config(Some(server(tls)));
 }
 
 fn server(tls: &Tls) -> ServerConfig {

@@ -38,6 +38,12 @@ pub enum LinkError {
         /// Name that the peer was called by.
         name: String,
     },
+    /// The peer's certificate is no longer good.
+    #[error("the certificate of {peer} has been revoked by its authority (crl.pem)")]
+    Revoked {
+        /// Address of the peer.
+        peer: String,
+    },
     /// The peer's certificate is refused for another reason.
     #[error("the certificate of {peer} is refused: {reason}")]
     BadCertificate {
@@ -47,9 +53,7 @@ pub enum LinkError {
         reason: String,
     },
     /// The peer refuses this host's certificate.
-    #[error(
-        "{peer} refuses this host's certificate ({reason}): both hosts need one of the same authority"
-    )]
+    #[error("{peer} refuses this host's certificate: {reason}")]
     Refused {
         /// Address of the peer.
         peer: String,
@@ -118,6 +122,7 @@ fn because(reason: &str) -> String {
 const CRYPTO: u64 = 0x100;
 /// TLS alerts (RFC 8446 §6.2).
 mod alert {
+    pub(super) const CERTIFICATE_REVOKED: u64 = 44;
     pub(super) const UNKNOWN_CA: u64 = 48;
     pub(super) const CERTIFICATE_REQUIRED: u64 = 116;
     pub(super) const NO_APPLICATION_PROTOCOL: u64 = 120;
@@ -173,6 +178,8 @@ fn noticed_here(code: u64, reason: &str, peer: String, name: &str) -> LinkError 
     };
     if reason.contains("UnknownIssuer") || alert == alert::UNKNOWN_CA {
         LinkError::UnknownIssuer { peer }
+    } else if alert == alert::CERTIFICATE_REVOKED {
+        LinkError::Revoked { peer }
     } else if reason.contains("not valid for") {
         LinkError::WrongName { peer, name: name.into() }
     } else if alert == alert::CERTIFICATE_REQUIRED || reason.contains("sent no certificates") {
@@ -189,8 +196,12 @@ fn noticed_here(code: u64, reason: &str, peer: String, name: &str) -> LinkError 
 fn told_by_peer(code: u64, reason: &str, peer: String) -> LinkError {
     let reason = || reason.to_owned();
     match code.checked_sub(CRYPTO) {
-        Some(alert::UNKNOWN_CA) => {
-            LinkError::Refused { peer, reason: "issued by an authority it does not know".into() }
+        Some(alert::UNKNOWN_CA) => LinkError::Refused {
+            peer,
+            reason: "it does not know the authority, and both hosts need one of the same".into(),
+        },
+        Some(alert::CERTIFICATE_REVOKED) => {
+            LinkError::Refused { peer, reason: "its authority has revoked it".into() }
         }
         Some(alert::CERTIFICATE_REQUIRED) => LinkError::NoCertificate { peer },
         Some(alert::NO_APPLICATION_PROTOCOL) => LinkError::Protocol { peer },

@@ -17,6 +17,11 @@ pub(super) const HOST_CERT: &str = "host.pem";
 /// The host's key.
 pub(super) const HOST_KEY: &str = "host.key";
 
+/// The folder of what the authority has issued.
+pub(super) const ISSUED: &str = "issued";
+/// What authorities have revoked.
+pub(super) const CRL: &str = "crl.pem";
+
 /// Longest certificate or key that is read, in bytes: authorities of others may come with long chains.
 const PEM_BYTES_MAX: u64 = 1 << 20;
 
@@ -53,6 +58,12 @@ pub enum CertError {
     Name {
         /// The name.
         name: String,
+    },
+    /// The authority's key and certificate are of two authorities.
+    #[error("{} is not the key of the authority in ca.pem: what it issues, nobody would take", path.display())]
+    OtherKey {
+        /// The key.
+        path: PathBuf,
     },
     /// A key or certificate cannot be made or parsed.
     #[error("cannot make a certificate for {subject}: {cause}")]
@@ -112,15 +123,20 @@ pub(super) fn write_new(path: &Path, content: &str, mode: Mode) -> Result<(), Ce
         Mode::Public => 0o644,
     };
     let opened = OpenOptions::new().write(true).create_new(true).mode(mode).open(path);
-    match opened.and_then(|mut file| file.write_all(content.as_bytes())) {
-        Ok(()) => Ok(()),
+    let mut opened = match opened {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            Err(CertError::Exists { path: path.into() })
+            return Err(CertError::Exists { path: path.into() });
         }
-        Err(cause) => Err(file("write", path, cause)),
-    }
+        opened => opened.map_err(|cause| file("write", path, cause))?,
+    };
+    let written = opened.write_all(content.as_bytes()).and_then(|()| opened.sync_all());
+    written.map_err(|cause| {
+        // On a full disk: a part of it would be in the way the next time.
+        let _ = std::fs::remove_file(path);
+        file("write", path, cause)
+    })
 }
 
-fn file(action: &'static str, path: &Path, cause: io::Error) -> CertError {
+pub(super) fn file(action: &'static str, path: &Path, cause: io::Error) -> CertError {
     CertError::File { action, path: path.into(), cause }
 }

@@ -10,7 +10,8 @@ use uuid::Uuid;
 use super::authority::params_of_peer;
 use super::certificate::{HostCertificate, TlsError, guest_uri};
 use super::files::{
-    CA_CERT, CertError, HOST_CERT, HOST_KEY, Mode, create_dir, holds_certificate, read, write_new,
+    CA_CERT, CRL, CertError, HOST_CERT, HOST_KEY, Mode, create_dir, holds_certificate, read,
+    write_new,
 };
 use super::tls::{Tls, check_chain};
 use crate::report::Role;
@@ -29,6 +30,9 @@ pub struct Identity {
     pub cert_pem: String,
     /// Its private key.
     pub key_pem: String,
+    /// What the authority has revoked, as far as the host has heard; may be empty.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub crl_pem: String,
 }
 
 impl std::fmt::Debug for Identity {
@@ -38,7 +42,7 @@ impl std::fmt::Debug for Identity {
 }
 
 impl Identity {
-    /// Reads `ca.pem`, `host.pem` and `host.key` from `dir`.
+    /// Reads `ca.pem`, `host.pem`, `host.key` and, if it is there, `crl.pem` from `dir`.
     ///
     /// # Errors
     /// [`TlsError`], naming the file or the certificate that is wrong: other hosts would refuse one that is not valid now with
@@ -52,7 +56,11 @@ impl Identity {
             let cause = "host.pem holds a private key, which belongs in host.key".to_owned();
             return Err(TlsError::Malformed { cause });
         }
-        let identity = Self { ca_pem, cert_pem, key_pem };
+        let crl_pem = match super::files::read(&dir.join(CRL)) {
+            Err(error) if error.is_missing() => String::new(),
+            read => read.map_err(TlsError::Read)?,
+        };
+        let identity = Self { ca_pem, cert_pem, key_pem, crl_pem };
         check_chain(&identity)?;
         Ok(identity)
     }
@@ -81,7 +89,8 @@ impl Identity {
         }];
         let key = KeyPair::generate().map_err(make)?;
         let cert_pem = params.signed_by(&key, &host).map_err(make)?.pem() + &self.cert_pem;
-        Ok(Self { ca_pem: self.ca_pem.clone(), cert_pem, key_pem: key.serialize_pem() })
+        let (ca_pem, crl_pem) = (self.ca_pem.clone(), self.crl_pem.clone());
+        Ok(Self { ca_pem, cert_pem, key_pem: key.serialize_pem(), crl_pem })
     }
 
     /// Writes `host.pem` and `host.key` to `dir`, and `ca.pem` if it is not there. One that is there may hold further

@@ -15,6 +15,7 @@ mod identity;
 #[cfg(test)]
 pub(crate) mod pair;
 pub(crate) mod peers;
+mod revocation;
 pub(crate) mod silence;
 mod tls;
 pub mod transport;
@@ -24,4 +25,5 @@ pub use certificate::{HostCertificate, TlsError, calendar_time};
 pub use error::LinkError;
 pub use files::CertError;
 pub use identity::Identity;
+pub use revocation::RevokeError;
 pub use tls::{ALPN, Tls};

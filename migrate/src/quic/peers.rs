@@ -17,7 +17,7 @@ use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, RootCertStore,
     SignatureScheme,
 };
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, ServerName, UnixTime};
 use uuid::Uuid;
 
 use super::certificate::{TlsError, guest_of};
@@ -66,13 +66,25 @@ impl<'a> Shown<'a> {
 
 impl Peers {
     pub(super) fn new(
-        roots: RootCertStore,
+        (roots, revoked): (RootCertStore, Vec<CertificateRevocationListDer<'static>>),
         own_guest: Option<Uuid>,
         provider: &Arc<CryptoProvider>,
     ) -> Result<Self, TlsError> {
         let (roots, provider) = (Arc::new(roots), Arc::clone(provider));
-        let servers = WebPkiServerVerifier::builder_with_provider(roots.clone(), provider.clone());
-        let clients = WebPkiClientVerifier::builder_with_provider(roots, provider.clone());
+        let mut servers =
+            WebPkiServerVerifier::builder_with_provider(roots.clone(), provider.clone());
+        let mut clients = WebPkiClientVerifier::builder_with_provider(roots, provider.clone());
+        if !revoked.is_empty() {
+            // Of hosts' certificates, and as far as there is a list of their authority.
+            servers = servers
+                .with_crls(revoked.clone())
+                .only_check_end_entity_revocation()
+                .allow_unknown_revocation_status();
+            clients = clients
+                .with_crls(revoked)
+                .only_check_end_entity_revocation()
+                .allow_unknown_revocation_status();
+        }
         Ok(Self { servers: servers.build()?, clients: clients.build()?, provider, own_guest })
     }
 }

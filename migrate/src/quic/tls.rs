@@ -17,6 +17,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem};
 use super::certificate::{TlsError, guest_of};
 use super::identity::Identity;
 use super::peers::Peers;
+use super::revocation::lists;
 
 /// The protocol's name in the TLS handshake.
 pub const ALPN: &[u8] = b"lighter/1";
@@ -58,7 +59,8 @@ impl Tls {
         let key = PrivateKeyDer::from_pem_slice(identity.key_pem.as_bytes())
             .map_err(|cause| TlsError::Pem { what: "the host's private key", cause })?;
         let own_guest = chain.first().and_then(guest_of);
-        let peers = Arc::new(Peers::new(roots(&identity.ca_pem)?, own_guest, &provider)?);
+        let trust = (roots(&identity.ca_pem)?, lists(&identity.crl_pem)?);
+        let peers = Arc::new(Peers::new(trust, own_guest, &provider)?);
 
         // Dangerous is what rustls calls any verifier that is not its own; this one is a shell around that.
         let mut client = ClientConfig::builder_with_provider(provider.clone())

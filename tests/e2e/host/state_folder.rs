@@ -9,7 +9,8 @@ pub(crate) fn belongs(file: &str, guests: &BTreeSet<&str>) -> bool {
         ["node.sock" | "node-ro.sock" | "node.json" | "node.lock"]
         | ["counted.json" | "autostarted.json" | "merge-domain"]
         | ["density.json" | "density.redb" | "ksm.json.lock" | "lighter.toml"]
-        | ["certs", _] => true,
+        | ["certs", _]
+        | ["certs", "issued", _] => true,
         ["definitions", file] => file.ends_with(".toml") || file.ends_with(".autostart"),
         // Of guests that are gone, until another starts.
         ["migrations" | "ended" | "identities", record] => record.ends_with(".json"),
