@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::{Connection, Endpoint, Incoming};
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use uuid::Uuid;
@@ -13,8 +12,9 @@ use uuid::Uuid;
 use crate::framing::{self, ReadFailure};
 use crate::guest::{Refusal, RefusalKind};
 use crate::protocol::front::{FrontReply, FrontRequest};
-use crate::quic::endpoint::{seat, turn_away};
+use crate::quic::endpoint::{seat, shake_hands, turn_away};
 use crate::quic::peers;
+use crate::quic::places::{Place, Places};
 
 /// Requests answered at once; a peer beyond is turned away and tries again.
 const CONCURRENT_MAX: usize = 32;
@@ -37,18 +37,17 @@ pub trait FrontHandler: Send + Sync + 'static {
 
 /// Answers the requests that come to `endpoint`, until it is closed; what is under way is finished.
 pub async fn serve<H: FrontHandler>(endpoint: Endpoint, handler: Arc<H>) {
-    let places = Arc::new(Semaphore::new(CONCURRENT_MAX));
+    let places = Places::new(CONCURRENT_MAX);
     let mut dialogues = JoinSet::new();
     while let Some(incoming) = endpoint.accept().await {
         while dialogues.try_join_next().is_some() {}
-        let Some((incoming, place)) = seat(incoming, &places, CONCURRENT_MAX) else { continue };
+        let Some((incoming, mut place)) = seat(incoming, &places) else { continue };
         let handler = handler.clone();
         dialogues.spawn(async move {
             let peer = incoming.remote_address();
-            if let Err(reason) = dialogue(incoming, peer, &*handler).await {
+            if let Err(reason) = dialogue(incoming, &mut place, &*handler).await {
                 tracing::debug!(%peer, reason, "a request came to nothing");
             }
-            drop(place);
         });
     }
     while dialogues.join_next().await.is_some() {}
@@ -56,13 +55,11 @@ pub async fn serve<H: FrontHandler>(endpoint: Endpoint, handler: Arc<H>) {
 
 async fn dialogue<H: FrontHandler>(
     incoming: Incoming,
-    peer: SocketAddr,
+    place: &mut Place,
     handler: &H,
 ) -> Result<(), String> {
-    let connection = timeout(REQUEST_TIME, incoming)
-        .await
-        .map_err(|_| "the handshake took too long")?
-        .map_err(|error| crate::quic::LinkError::explain(&error, peer, "").to_string())?;
+    let peer = incoming.remote_address();
+    let connection = shake_hands(incoming, place, REQUEST_TIME).await?;
     let outcome = answer_one(&connection, peer, handler).await;
     match &outcome {
         Ok(()) => connection.close(0_u32.into(), b""),

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 pub use quinn::Endpoint;
 use quinn::{ClientConfig, Connection, EndpointConfig, Incoming, ServerConfig, TokioRuntime};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::error::LinkError;
+use super::places::{Place, Places};
 use super::tls::Tls;
 use super::transport::{self, MTU_LOOPBACK, MTU_MAX, Path, SOCKET_BUFFER};
 
@@ -111,24 +111,39 @@ fn dial_over(path: Path, towards: SocketAddr, tls: &Tls) -> Result<Endpoint, Lin
 
 /// Gives `incoming` a place, if there is one. When half of `places` are taken, only to a peer that has proved to
 /// receive at the address it claims: others are asked to (RFC 9000 §8.1.2), and come again.
-pub(crate) fn seat(
-    incoming: Incoming,
-    places: &Arc<Semaphore>,
-    all: usize,
-) -> Option<(Incoming, OwnedSemaphorePermit)> {
-    let scarce = places.available_permits() < all / 2;
-    if scarce && !incoming.remote_address_validated() {
+pub(crate) fn seat(incoming: Incoming, places: &Arc<Places>) -> Option<(Incoming, Place)> {
+    if places.are_scarce() && !incoming.remote_address_validated() {
         // Fails only for a peer that has been asked already.
         let _ = incoming.retry();
         return None;
     }
-    match places.clone().try_acquire_owned() {
-        Ok(place) => Some((incoming, place)),
-        Err(_) => {
+    match places.take(incoming.remote_address().ip()) {
+        Some(place) => Some((incoming, place)),
+        None => {
             incoming.refuse();
             None
         }
     }
+}
+
+/// Lets a peer prove who it is, within `patience`; its `place` is its own then.
+///
+/// # Errors
+/// It did not, in words.
+pub(crate) async fn shake_hands(
+    incoming: Incoming,
+    place: &mut Place,
+    patience: Duration,
+) -> Result<Connection, String> {
+    let from = incoming.remote_address();
+    let connection = tokio::select! {
+        done = tokio::time::timeout(patience, incoming) => done,
+        () = place.lost() => return Err("others came meanwhile".to_owned()),
+    };
+    place.keep();
+    connection
+        .map_err(|_| "the handshake took too long")?
+        .map_err(|error| LinkError::explain(&error, from, "").to_string())
 }
 
 /// Connects to `peer` and checks who it is.
@@ -206,14 +221,14 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let dialer = dialer(address, &tls).unwrap();
         let peer = Peer { address, name: "127.0.0.1".into() };
-        let places = Arc::new(Semaphore::new(4));
-        let _taken = places.clone().try_acquire_many_owned(3).unwrap();
+        let places = Places::new(4);
+        let _taken = [(); 3].map(|()| places.take(address.ip()).unwrap());
 
         let accepting = async {
             let first = listener.accept().await.unwrap();
-            assert!(seat(first, &places, 4).is_none(), "a stranger got a scarce place");
+            assert!(seat(first, &places).is_none(), "a stranger got a scarce place");
             let again = listener.accept().await.unwrap();
-            let (incoming, _place) = seat(again, &places, 4).expect("a place for a proven peer");
+            let (incoming, _place) = seat(again, &places).expect("a place for a proven peer");
             incoming.await.unwrap()
         };
         let (connected, _accepted) = tokio::join!(connect(&dialer, &peer), accepting);

@@ -15,6 +15,7 @@ mod identity;
 #[cfg(test)]
 pub(crate) mod pair;
 pub(crate) mod peers;
+pub(crate) mod places;
 mod revocation;
 pub(crate) mod silence;
 mod tls;

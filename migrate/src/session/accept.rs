@@ -4,15 +4,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::Instrument;
 
 use super::preamble::{PREAMBLE_BYTES, Preamble, StreamRole};
 use crate::protocol::{MigrationId, Token};
-use crate::quic::LinkError;
-use crate::quic::endpoint::{seat, turn_away};
+use crate::quic::endpoint::{seat, shake_hands, turn_away};
+use crate::quic::places::{Place, Places};
 
 /// Connections at once: the most that a source has, and as many for one that comes back.
 const CONNECTIONS_MAX: usize = 32;
@@ -39,18 +39,17 @@ pub(super) struct Gate<T> {
 /// Accepts connections until the endpoint is closed.
 pub(super) async fn accept<T: Send + 'static>(endpoint: Endpoint, gate: Gate<T>) {
     let gate = Arc::new(gate);
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let places = Places::new(CONNECTIONS_MAX);
     let mut connections = JoinSet::new();
     while let Some(incoming) = endpoint.accept().await {
         while connections.try_join_next().is_some() {}
-        let Some((incoming, place)) = seat(incoming, &places, CONNECTIONS_MAX) else { continue };
+        let Some((incoming, mut place)) = seat(incoming, &places) else { continue };
         let gate = gate.clone();
         let hosting = async move {
             let from = incoming.remote_address();
-            if let Err(reason) = gate.host(incoming).await {
+            if let Err(reason) = gate.host(incoming, &mut place).await {
                 tracing::debug!(%from, reason, "a connection was not let in");
             }
-            drop(place);
         };
         connections.spawn(hosting.in_current_span());
     }
@@ -58,12 +57,8 @@ pub(super) async fn accept<T: Send + 'static>(endpoint: Endpoint, gate: Gate<T>)
 
 impl<T> Gate<T> {
     /// Takes the streams of one connection, until it is gone.
-    async fn host(&self, incoming: Incoming) -> Result<(), String> {
-        let from = incoming.remote_address();
-        let connection = timeout(ADMISSION_TIME, incoming)
-            .await
-            .map_err(|_| "the handshake took too long")?
-            .map_err(|error| LinkError::explain(&error, from, "").to_string())?;
+    async fn host(&self, incoming: Incoming, place: &mut Place) -> Result<(), String> {
+        let connection = shake_hands(incoming, place, ADMISSION_TIME).await?;
         let outcome = self.take_streams(&connection).await;
         if let Err(reason) = &outcome {
             turn_away(&connection, NOT_ADMITTED, reason).await;
