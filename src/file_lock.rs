@@ -47,7 +47,8 @@ impl FileLock {
     /// Whether a live process holds the lock at `path`; only looks. When that cannot be told, as without a free file descriptor,
     /// the answer is yes: taking a live process for dead does harm, looking again later does not.
     pub(crate) fn is_held(path: &Path) -> bool {
-        let file = match OpenOptions::new().read(true).write(true).open(path) {
+        // To look takes no right to write, which there is none of on a file system that has become read-only.
+        let file = match File::open(path) {
             Ok(file) => file,
             Err(error) => {
                 return !matches!(

@@ -118,7 +118,7 @@ impl HostCertificate {
     /// [`TlsError::Pem`] or [`TlsError::Malformed`].
     pub fn from_pem(pem: &str) -> Result<Self, TlsError> {
         let der = CertificateDer::from_pem_slice(pem.as_bytes())
-            .map_err(|cause| TlsError::Pem { what: "the host certificate", cause })?;
+            .map_err(|cause| TlsError::Pem { what: "the host certificate, host.pem,", cause })?;
         let malformed = |cause: String| TlsError::Malformed { cause };
         let (_, certificate) =
             parse_x509_certificate(&der).map_err(|error| malformed(error.to_string()))?;

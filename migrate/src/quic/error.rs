@@ -186,6 +186,9 @@ fn noticed_here(code: u64, reason: &str, peer: String, name: &str) -> LinkError 
         LinkError::BadCertificate { peer, reason: "it showed none".into() }
     } else if alert == alert::NO_APPLICATION_PROTOCOL {
         LinkError::Protocol { peer }
+    } else if reason.contains("not valid yet") || reason.contains("expired") {
+        let reason = format!("{reason} (this host's clock decides: is it right?)");
+        LinkError::BadCertificate { peer, reason }
     } else if alert::CERTIFICATE.contains(&alert) {
         LinkError::BadCertificate { peer, reason: reason.into() }
     } else {

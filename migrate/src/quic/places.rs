@@ -95,7 +95,7 @@ impl Place {
     pub(crate) async fn lost(&mut self) {
         if (&mut self.lost).await.is_err() {
             // It is kept.
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 }

@@ -181,7 +181,7 @@ mod tests {
         let (authority, other) = (Authority::create().unwrap(), Authority::create().unwrap());
         let issue = || authority.issue(&["a".into()]).unwrap().cert_pem;
         let [first, second] = [issue(), issue()];
-        let list = authority.revoke("", &[first.clone()]).unwrap();
+        let list = authority.revoke("", std::slice::from_ref(&first)).unwrap();
         let list = authority.revoke(&list, &[second, first]).unwrap();
         let (number, revoked) = known(&list, &authority.subject().unwrap()).unwrap();
         assert_eq!((number, revoked.len()), (2, 2));

@@ -55,9 +55,9 @@ impl Tls {
     /// As [`Tls::new`], speaking another protocol.
     pub(crate) fn with_alpn(identity: &Identity, alpn: &[u8]) -> Result<Self, TlsError> {
         let provider = provider();
-        let chain = certificates(&identity.cert_pem, "the host certificate")?;
+        let chain = certificates(&identity.cert_pem, "the host certificate, host.pem,")?;
         let key = PrivateKeyDer::from_pem_slice(identity.key_pem.as_bytes())
-            .map_err(|cause| TlsError::Pem { what: "the host's private key", cause })?;
+            .map_err(|cause| TlsError::Pem { what: "the host's private key, host.key,", cause })?;
         let own_guest = chain.first().and_then(guest_of);
         let trust = (roots(&identity.ca_pem)?, lists(&identity.crl_pem)?);
         let peers = Arc::new(Peers::new(trust, own_guest, &provider)?);
@@ -100,7 +100,7 @@ pub(crate) fn provider() -> Arc<CryptoProvider> {
 
 pub(crate) fn roots(ca_pem: &str) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
-    for certificate in certificates(ca_pem, "the authority's certificate")? {
+    for certificate in certificates(ca_pem, "the authority's certificate, ca.pem,")? {
         roots.add(certificate)?;
     }
     Ok(roots)
@@ -109,7 +109,7 @@ pub(crate) fn roots(ca_pem: &str) -> Result<RootCertStore, TlsError> {
 /// Looks at the host's certificate as its peers will, which trust the same authority: as a server's, and as a client's.
 pub(super) fn check_chain(identity: &Identity) -> Result<(), TlsError> {
     let (provider, roots) = (provider(), Arc::new(roots(&identity.ca_pem)?));
-    let chain = certificates(&identity.cert_pem, "the host certificate")?;
+    let chain = certificates(&identity.cert_pem, "the host certificate, host.pem,")?;
     let Some((host, intermediates)) = chain.split_first() else { return Ok(()) };
     let now = UnixTime::now();
     let refused = |error| match error {
