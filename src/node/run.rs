@@ -73,9 +73,7 @@ async fn serve(
     let listener = exposition::bind(args.metrics).await?;
     let sockets =
         [(state.node_socket(), Audience::Owner), (state.node_readonly_socket(), Audience::Anybody)];
-    for (path, _) in &sockets {
-        durable::remove_if_there(path)?;
-    }
+    sockets.iter().try_for_each(|(path, _)| durable::remove_if_there(path))?;
     let file = NodeFile {
         pid: std::process::id(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -128,9 +126,7 @@ async fn serve(
         "the node ends; guests go on without it"
     );
     durable::remove_if_there(&state.node_file())?;
-    for (path, _) in &sockets {
-        durable::remove_if_there(path)?;
-    }
+    sockets.iter().try_for_each(|(path, _)| durable::remove_if_there(path))?;
     endpoint.close(0_u32.into(), b"the node ends");
     let _all_told = tokio::time::timeout(CLOSE_PATIENCE, endpoint.wait_idle()).await;
     for server in servers {
