@@ -71,6 +71,15 @@ pub(crate) struct NodeArgs {
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9450")]
     pub(crate) metrics: SocketAddr,
 
+    /// Serve metrics by HTTPS, with this host's certificate: Prometheus trusts it by the authority's `ca.pem`.
+    #[arg(long)]
+    pub(crate) metrics_tls: bool,
+
+    /// File with USER:PASSWORD, readable by its owner alone: whoever reads metrics has to know them (`basic_auth` of Prometheus)
+    /// [default: everybody may].
+    #[arg(long, value_name = "FILE")]
+    pub(crate) metrics_auth: Option<PathBuf>,
+
     /// Memory that is left to the host whatever guests arrive.
     #[arg(long, value_parser = parse_size, default_value = "256M", value_name = "SIZE")]
     pub(crate) reserve_memory: u64,

@@ -1,7 +1,8 @@
-//! `/metrics` and `/healthz` on TCP: plain HTTP for Prometheus and for whatever restarts services, on an address that the
-//! operator keeps local or behind a proxy. Nothing can be changed here.
+//! `/metrics` and `/healthz` on TCP, for Prometheus and for whatever restarts services: plain HTTP on an address that the operator
+//! keeps local, or with TLS and a password ([`super::access`]). Nothing can be changed here.
 
 use std::collections::VecDeque;
+use std::error::Error;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,6 +12,7 @@ use anyhow::{Context, Result};
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
+use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use hyper::server::conn::http1;
@@ -21,6 +23,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::{AbortHandle, JoinHandle};
 
+use super::access::{self, Access};
 use super::density::Density;
 use super::service::Node;
 
@@ -62,21 +65,24 @@ pub(crate) fn serve(
     listener: TcpListener,
     node: Arc<Node>,
     density: Arc<Density>,
+    access: Access,
 ) -> JoinHandle<()> {
     let shared = Arc::new(Shared { node, density, scrapes: Semaphore::new(SCRAPES_MAX) });
     let router = Router::new()
         .route("/metrics", get(metrics_page))
         .route("/healthz", get(health))
         .with_state(shared);
-    tokio::spawn(accept(listener, router))
+    tokio::spawn(accept(listener, router, access))
 }
 
-async fn accept(listener: TcpListener, router: Router) {
+async fn accept(listener: TcpListener, router: Router, access: Access) {
+    let wanted = access.authorization.clone();
+    let router = router.layer(from_fn_with_state(wanted, access::check));
     let mut connections = Connections::default();
     loop {
         match listener.accept().await {
             Ok((stream, peer)) if connections.make_room() => {
-                connections.add(stream, peer, &router);
+                connections.add(stream, peer, &router, access.clone());
             }
             Ok((_, peer)) => {
                 tracing::debug!(%peer, "a connection for metrics is closed: too many are being answered");
@@ -112,19 +118,24 @@ impl Connections {
         oldest.inspect(|connection| connection.task.abort()).is_some()
     }
 
-    fn add(&mut self, stream: TcpStream, peer: SocketAddr, router: &Router) {
+    fn add(&mut self, stream: TcpStream, peer: SocketAddr, router: &Router, access: Access) {
         let has_asked = Arc::new(AtomicBool::new(false));
         let (service, asked) = (TowerToHyperService::new(router.clone()), Arc::clone(&has_asked));
         let service = service_fn(move |request| {
             asked.store(true, Ordering::Relaxed);
             service.call(request)
         });
-        // One connection, one request.
-        let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEADER_PATIENCE)
-            .keep_alive(false)
-            .serve_connection(TokioIo::new(stream), service);
+        let connection = async move {
+            let stream = tokio::time::timeout(HEADER_PATIENCE, access.accept(stream)).await;
+            let stream = TokioIo::new(stream.map_err(|_| "it does not speak TLS".to_owned())??);
+            // One connection, one request.
+            let served = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEADER_PATIENCE)
+                .keep_alive(false)
+                .serve_connection(stream, service);
+            Ok::<(), Box<dyn Error + Send + Sync>>(served.await?)
+        };
         let task = tokio::spawn(async move {
             match tokio::time::timeout(CONNECTION_PATIENCE, connection).await {
                 Ok(Ok(())) => {}
@@ -195,7 +206,7 @@ mod tests {
             "slow"
         };
         let router = Router::new().route("/slow", get(slow)).route("/", get(async || "fine"));
-        let server = tokio::spawn(accept(listener, router));
+        let server = tokio::spawn(accept(listener, router, Access::default()));
 
         let asked = peer(address, "GET /slow HTTP/1.1\r\nhost: a\r\n\r\n").await;
         entered.notified().await;

@@ -6,9 +6,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use migrate::quic::{Identity, Tls};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
+use tokio_rustls::TlsAcceptor;
 
+use super::access::{Access, Authorization};
 use super::quic::{FrontDesk, NodeCourier};
 use super::resolver::Resolver;
 use super::service::Node;
@@ -71,6 +74,7 @@ async fn serve(
     let mut end = EndSignals::listen()?;
     let endpoint = migrate::quic::endpoint::listen(args.listen, &Tls::new(&identity)?)?;
     let listener = exposition::bind(args.metrics).await?;
+    let (web, access) = access_to_metrics(args, &identity)?;
     let sockets =
         [(state.node_socket(), Audience::Owner), (state.node_readonly_socket(), Audience::Anybody)];
     sockets.iter().try_for_each(|(path, _)| durable::remove_if_there(path))?;
@@ -102,8 +106,8 @@ async fn serve(
             endpoint.clone(),
             Arc::new(FrontDesk(Arc::clone(&node))),
         )),
-        exposition::serve(listener, Arc::clone(&node), Arc::clone(&density)),
-        certificates::keep(endpoint.clone(), state.certs(), identity),
+        exposition::serve(listener, Arc::clone(&node), Arc::clone(&density), access),
+        certificates::keep(endpoint.clone(), web, state.certs(), identity),
         look_after_records(Arc::clone(&node), NodeCourier::new(state.certs())),
         tokio::spawn(autostart::start_guests(Arc::clone(&node))),
         density::start(Arc::clone(&density)),
@@ -137,6 +141,16 @@ async fn serve(
     }
     density.shut_down().await;
     Ok(Exit::Done)
+}
+
+/// What a peer has to show for metrics, and what it is shown, which changes with the certificates.
+fn access_to_metrics(
+    args: &NodeArgs,
+    identity: &Identity,
+) -> Result<(watch::Sender<TlsAcceptor>, Access)> {
+    let (web, tls) = watch::channel(certificates::acceptor(identity)?);
+    let authorization = args.metrics_auth.as_deref().map(Authorization::read).transpose()?;
+    Ok((web, Access { tls: args.metrics_tls.then_some(tls), authorization }))
 }
 
 /// Looks through the records again and again, and settles the orphans among them.

@@ -4,6 +4,7 @@
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::Duration;
@@ -13,7 +14,7 @@ use tempfile::TempDir;
 
 use crate::density::{POLICY, RUN_PATIENCE, await_plan, dense, restore_linux, write_settings};
 use crate::host::checks::{guest_is_gone, nothing_left_behind};
-use crate::host::{Guest, GuestPlan, Host, Migration, Pair, wait};
+use crate::host::{Guest, GuestPlan, Host, Migration, NodePlan, Pair, wait};
 use crate::linux::image::Image;
 use crate::metrics::{DISK, HINTS, NETWORK};
 
@@ -37,13 +38,20 @@ struct Prometheus {
 impl Prometheus {
     /// Starts one for the nodes of `hosts`, with the alert rules.
     fn start(hosts: &[&Host]) -> Self {
+        let targets: Vec<_> = hosts.iter().map(|host| metrics_address(host)).collect();
+        Self::scraping(&format!(
+            "{{ job_name: lighter, static_configs: [{{ targets: {targets:?} }}] }}"
+        ))
+    }
+
+    /// Starts one with these jobs, in YAML.
+    fn scraping(jobs: &str) -> Self {
         let folder = TempDir::with_prefix("lighter-").expect("a temporary folder");
         let rules = Path::new(env!("CARGO_MANIFEST_DIR")).join("dashboards/alerts.yml");
-        let targets: Vec<_> = hosts.iter().map(|host| metrics_address(host)).collect();
         let config = format!(
             "global: {{ scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s }}\n\
              rule_files: [{rules:?}]\n\
-             scrape_configs: [{{ job_name: lighter, static_configs: [{{ targets: {targets:?} }}] }}]\n"
+             scrape_configs: [{jobs}]\n"
         );
         let file = folder.path().join("prometheus.yml");
         fs::write(&file, config).expect("a configuration");
@@ -190,6 +198,45 @@ fn every_expression_of_dashboard_and_alerts_evaluates_on_live_nodes() {
     pair.b.run(&["cancel", &GuestPlan::default().name]).ok();
     under_way.finish().cancelled();
     nothing_left_behind(&pair.hosts());
+}
+
+#[test]
+fn metrics_are_read_by_https_with_the_password_and_not_without() {
+    if std::env::var_os("LIGHTER_SKIP_PROMTOOL").is_some() {
+        eprintln!("left out: LIGHTER_SKIP_PROMTOOL is set");
+        return;
+    }
+    let mut pair = Pair::without_nodes();
+    let password = pair.folder().join("metrics.auth");
+    fs::write(&password, "prometheus:s3cret\n").expect("a file");
+    fs::set_permissions(&password, PermissionsExt::from_mode(0o600)).expect("a file of ours");
+    let options = ["--metrics-tls", "--metrics-auth", &password.display().to_string()];
+    let arguments = options.map(str::to_owned).to_vec();
+    pair.a.start_node(&NodePlan { arguments, ..NodePlan::default() });
+    let target = metrics_address(&pair.a);
+    let authority = pair.a.certs().join("ca.pem");
+    let job = |name: &str, how: &str| {
+        format!("{{ job_name: {name}, {how} static_configs: [{{ targets: [{target:?}] }}] }}")
+    };
+    let tls = format!("scheme: https, tls_config: {{ ca_file: {authority:?} }},");
+    let auth = |password: &str| {
+        format!("{tls} basic_auth: {{ username: prometheus, password: {password} }},")
+    };
+    let jobs = [
+        job("right", &auth("s3cret")),
+        job("wrong", &auth("secret")),
+        job("without", &tls),
+        job("plain", ""),
+        job("untrusting", "scheme: https,"),
+    ];
+    let prometheus = Prometheus::scraping(&jobs.join(", "));
+    let up = |is_up: u8| prometheus.series(&format!("up{{job!=\"prometheus\"}} == {is_up}"));
+    wait::until("all have been tried", || {
+        let seen = (up(1), up(0));
+        wait::holds(seen == (1, 4), seen)
+    });
+    assert_eq!(prometheus.series("up{job=\"right\"} == 1"), 1);
+    assert_eq!(prometheus.series("lighter_build_info{job=\"right\"}"), 1);
 }
 
 /// Whether an expression gives no series where all is well, or on a guest whose kernel is older than Linux 6.12 and counts no events

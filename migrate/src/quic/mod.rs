@@ -27,4 +27,4 @@ pub use error::LinkError;
 pub use files::CertError;
 pub use identity::Identity;
 pub use revocation::RevokeError;
-pub use tls::{ALPN, Tls};
+pub use tls::{ALPN, Tls, web_server};

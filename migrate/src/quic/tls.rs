@@ -56,8 +56,7 @@ impl Tls {
     pub(crate) fn with_alpn(identity: &Identity, alpn: &[u8]) -> Result<Self, TlsError> {
         let provider = provider();
         let chain = certificates(&identity.cert_pem, "the host certificate, host.pem,")?;
-        let key = PrivateKeyDer::from_pem_slice(identity.key_pem.as_bytes())
-            .map_err(|cause| TlsError::Pem { what: "the host's private key, host.key,", cause })?;
+        let key = private_key(identity)?;
         let own_guest = chain.first().and_then(guest_of);
         let trust = (roots(&identity.ca_pem)?, lists(&identity.crl_pem)?);
         let peers = Arc::new(Peers::new(trust, own_guest, &provider)?);
@@ -85,6 +84,25 @@ impl Tls {
             server: Arc::new(QuicServerConfig::try_from(server).map_err(unfit)?),
         })
     }
+}
+
+/// How a web server speaks TLS 1.3 with the certificate of a host; whoever trusts the authority can tell who it is.
+///
+/// # Errors
+/// As [`Tls::new`].
+pub fn web_server(identity: &Identity) -> Result<ServerConfig, TlsError> {
+    let chain = certificates(&identity.cert_pem, "the host certificate, host.pem,")?;
+    let mut server = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13])?
+        .with_no_client_auth()
+        .with_single_cert(chain, private_key(identity)?)?;
+    server.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(server)
+}
+
+fn private_key(identity: &Identity) -> Result<PrivateKeyDer<'static>, TlsError> {
+    PrivateKeyDer::from_pem_slice(identity.key_pem.as_bytes())
+        .map_err(|cause| TlsError::Pem { what: "the host's private key, host.key,", cause })
 }
 
 /// ring with AES-128 first: it is the cheapest cipher per byte, and the others stay for CPUs without AES.
