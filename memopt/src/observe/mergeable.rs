@@ -146,6 +146,7 @@ VmFlags: rd mg\n";
         process(7, "old\u{1b}[2J", &[("ksm_stat", "ksm_rmap_items 0\n"), ("smaps", marked)]);
         process(8, "oldest", &[("smaps", "1-2 rw-p 0 0:0 0\nVmFlags: rd\n")]);
         process(9, "guest", &[("ksm_stat", &stat("yes"))]);
+        process(2, "kthreadd", &[("ksm_stat", ""), ("smaps", "")]);
         process(10, "odd", &[("ksm_stat", "nonsense")]);
         let sources = Sources::at(folder.path());
         let seen = mergeable_processes(&sources, &[9]).expect("processes");

@@ -47,6 +47,11 @@ pub fn merged(sources: &Sources, pid: u32) -> Result<Option<Merged>, ObserveErro
     let Some(text) = if_there(sources.read(&format!("proc/{pid}/ksm_stat")))? else {
         return Ok(None);
     };
+    // A thread of the kernel, or a zombie: it has no memory of its own.
+    if text.is_empty() {
+        let nothing = Some(false);
+        return Ok(Some(Merged { merge_any: nothing, is_mergeable: nothing, ..Merged::default() }));
+    }
     let parsed = parse_ksm_stat(&text);
     parsed.map(Some).ok_or_else(|| sources.unexpected(&format!("proc/{pid}/ksm_stat"), &text))
 }

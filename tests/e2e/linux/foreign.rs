@@ -89,6 +89,8 @@ fn checks(folder: &Path) -> usize {
 
 #[test]
 fn a_guest_of_qemus_gives_memory_by_the_same_commands() {
+    // QEMU lets the kernel merge its guest.
+    let ksm = KsmTurn::take();
     let mut pair = Pair::without_nodes();
     write_settings(&pair.a, POLICY);
     let node = |doing: &str| {
@@ -138,8 +140,6 @@ fn a_guest_of_qemus_gives_memory_by_the_same_commands() {
     let [guest] = &of_ours(&status["situation"]["guests"])[..] else { panic!("{status:#}") };
     assert!(guest["balloon"]["actual_bytes"].as_u64() < Some(ALL_BYTES), "{status:#}");
     goes_on(&folder, before);
-    // Whoever drives ksmd meanwhile would have it take this guest's huge pages apart.
-    let ksm = KsmTurn::take();
     its_equal_pages_are_merged(&pair, &qemu, &ksm);
     goes_on(&folder, checks(&folder));
     what_it_writes_becomes_huge(&pair, &qemu);
