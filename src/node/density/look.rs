@@ -115,18 +115,19 @@ impl Lookout {
     /// The list of processes cannot be read.
     pub(super) fn strangers(&mut self, situation: &Situation) -> Result<Vec<String>> {
         let now = situation.uptime;
-        let is_known = |at: &Duration| now.saturating_sub(*at) < STRANGERS_KEPT;
-        let found = match self.strangers.take().filter(|(at, _)| is_known(at)) {
-            Some(known) => known,
+        let mergeable = situation.guests.iter().filter(|guest| guest.is_mergeable);
+        let known: Vec<u32> = mergeable.map(|guest| guest.pid).collect();
+        let is_fresh = |at: &Duration| now.saturating_sub(*at) < STRANGERS_KEPT;
+        let found = match self.strangers.take().filter(|(at, _)| is_fresh(at)) {
+            Some(found) => found,
             None => {
-                let mergeable = situation.guests.iter().filter(|guest| guest.is_mergeable);
-                let known: Vec<u32> = mergeable.map(|guest| guest.pid).collect();
                 let find = || mergeable_processes(&self.sources, &known);
                 (now, tokio::task::block_in_place(find)?)
             }
         };
-        let told =
-            found.1.iter().filter_map(|pid| mergeable_process(&self.sources, *pid)).collect();
+        // One may have been a guest that did not answer then.
+        let strange = found.1.iter().filter(|pid| !known.contains(pid));
+        let told = strange.filter_map(|pid| mergeable_process(&self.sources, *pid)).collect();
         self.strangers = Some(found);
         Ok(told)
     }
