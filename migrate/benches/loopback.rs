@@ -255,6 +255,7 @@ impl FrontHandler for Node {
             ports: 0..=0,
             source: Some(peer),
             guest: guest.name,
+            guest_uuid: guest.uuid,
             linger: Duration::from_secs(10),
         };
         let (factory, records) = (self.factory.clone(), self.records.clone());

@@ -53,6 +53,7 @@ impl Arrival {
             ports: 0..=0,
             source: None,
             guest: process.name().to_string(),
+            guest_uuid: process.identity().uuid,
             linger: LINGER,
         };
         let (folders, net_map) =

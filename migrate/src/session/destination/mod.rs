@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::Instrument;
+use uuid::Uuid;
 
 use super::accept::{Arrival, Gate, accept};
 use super::clock::Clock;
@@ -47,8 +48,10 @@ pub struct DestinationSession {
     pub ports: RangeInclusive<u16>,
     /// Where the source is said to be; for the record.
     pub source: Option<SocketAddr>,
-    /// The guest's name and identity as admitted; for the record.
+    /// The guest's name as admitted; for the record.
     pub guest: String,
+    /// The guest's identity as admitted: who settles the migration is its process, also when it was never described.
+    pub guest_uuid: Uuid,
     /// Time for the source to appear, and to say that it has heard the last word.
     pub linger: Duration,
 }

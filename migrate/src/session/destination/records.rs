@@ -40,7 +40,7 @@ impl Driver {
         Record {
             migration: self.session.migration,
             guest: described.map_or_else(|| self.session.guest.clone(), |it| it.name.clone()),
-            guest_uuid: described.map_or(uuid::Uuid::nil(), |it| it.uuid),
+            guest_uuid: described.map_or(self.session.guest_uuid, |it| it.uuid),
             pid: std::process::id(),
             started_unix_ms: self.started_unix_ms,
             updated_unix_ms: 0,

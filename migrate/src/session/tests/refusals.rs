@@ -3,9 +3,10 @@
 use super::cancel::slow;
 use super::memory::Content;
 use super::world::{FakeSource, LOOPBACK, World, in_time};
+use crate::guest::SourceGuest;
 use crate::protocol::Token;
 use crate::quic::{Authority, Tls, endpoint};
-use crate::report::Report;
+use crate::report::{Report, Role};
 use crate::session::SourceSession;
 use crate::session::preamble::{Preamble, StreamRole};
 
@@ -77,6 +78,9 @@ async fn for_the_wrong_token() {
     assert_says(&report.error.unwrap().message, "wrong token for this migration");
     there.cancel("the test").await.unwrap();
     in_time(there.settled()).await.unwrap();
+    // Its source may ask only later, as one that lost its power does: whose it was is known though it was never described.
+    let record = world.node.records.read(there.migration(), Role::Destination).unwrap().unwrap();
+    assert_eq!(record.guest_uuid, guest.describe().uuid);
 }
 
 #[tokio::test(flavor = "multi_thread")]

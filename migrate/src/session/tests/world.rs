@@ -359,6 +359,7 @@ impl Node {
             ports: 0..=0,
             source: Some(peer),
             guest: guest.name.clone(),
+            guest_uuid: guest.uuid,
             linger: Duration::from_secs(5),
         };
         let (factory, records) = (self.factory.clone(), self.records.clone());
