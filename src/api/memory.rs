@@ -39,9 +39,9 @@ pub(crate) struct BalloonLevel {
     pub(crate) reporting: bool,
     /// What the guest shall keep, bytes.
     pub(crate) target_bytes: u64,
-    /// Who has set that.
+    /// Who has set that; absent from processes of guests that do not keep it.
     #[serde(default)]
-    pub(crate) set_by: SetBy,
+    pub(crate) set_by: Option<SetBy>,
     /// What it keeps, bytes.
     pub(crate) actual_bytes: u64,
     /// Given back through free page reports since the process started, bytes.

@@ -484,9 +484,10 @@ pub(crate) struct WorkloadControl {
 pub(crate) struct BalloonRequest {
     /// Memory that the guest shall keep, bytes; all of its memory to take nothing away.
     pub(crate) target_bytes: u64,
-    /// Who sets it: the optimizer takes its own back, and leaves an operator's.
-    #[serde(default)]
-    pub(crate) set_by: SetBy,
+    /// Who sets it: the optimizer takes its own back, and leaves an operator's. Absent, it is an operator; processes of guests from before
+    /// it was told know no other, and refuse what they do not know.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) set_by: Option<SetBy>,
 }
 
 /// `GET /v1/guest/balloon`: what the guest keeps of its memory, and what the host spends on it.
@@ -503,9 +504,9 @@ pub(crate) struct BalloonInfo {
     pub(crate) memory_bytes: u64,
     /// Memory that the guest shall keep, bytes.
     pub(crate) target_bytes: u64,
-    /// Who has set that.
+    /// Who has set that; absent from processes of guests that do not keep it.
     #[serde(default)]
-    pub(crate) set_by: SetBy,
+    pub(crate) set_by: Option<SetBy>,
     /// Memory that it says to have kept, bytes.
     pub(crate) actual_bytes: u64,
     /// Memory given back through the balloon since this process started, bytes; the guest may have it again.

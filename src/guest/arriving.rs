@@ -201,9 +201,12 @@ fn refused(error: Error) -> Refusal {
         | Error::Kvm { .. }
         | Error::Vcpu { .. } => RefusalKind::Kvm,
         Error::Memory(_) => RefusalKind::Memory,
-        Error::Shape(ShapeError::Malformed(_) | ShapeError::Version(_) | ShapeError::Vcpus(_)) => {
-            RefusalKind::Guest
-        }
+        Error::Shape(
+            ShapeError::Malformed(_)
+            | ShapeError::Version(_)
+            | ShapeError::Vcpus(_)
+            | ShapeError::Label(_),
+        ) => RefusalKind::Guest,
         Error::Device(DeviceError::Config(_)) => RefusalKind::Guest,
         Error::Shape(_) => RefusalKind::Cpu,
         _ => RefusalKind::Other,
@@ -273,6 +276,8 @@ mod tests {
         assert_eq!(refused(lacks_features).kind, RefusalKind::Cpu);
         let nonsense = Error::Shape(ShapeError::Malformed("short".to_owned()));
         assert_eq!(refused(nonsense).kind, RefusalKind::Guest);
+        let label = Error::Shape(ShapeError::Label("a=".to_owned()));
+        assert_eq!(refused(label).kind, RefusalKind::Guest);
         let kvm = Error::MissingCapability { capability: "KVM_CAP_X", purpose: "run" };
         assert_eq!(refused(kvm).kind, RefusalKind::Kvm);
     }

@@ -34,7 +34,7 @@ pub(super) fn look_at(machine: &SharedMachine, name: &GuestName) -> Result<Ballo
         gives_hints: status.gives_hints,
         memory_bytes: status.memory_bytes,
         target_bytes: status.target_bytes,
-        set_by: status.set_by,
+        set_by: Some(status.set_by),
         actual_bytes: status.actual_bytes,
         inflated_bytes_total: status.discarded.inflated_bytes,
         reported_bytes_total: status.discarded.reported_bytes,
@@ -56,7 +56,7 @@ pub(super) fn level(vm: &Vm) -> Option<BalloonLevel> {
         has_driver: status.has_driver,
         reporting: status.reporting,
         target_bytes: status.target_bytes,
-        set_by: status.set_by,
+        set_by: Some(status.set_by),
         actual_bytes: status.actual_bytes,
         reported_bytes_total: status.discarded.reported_bytes,
         statistics: last_statistics(&status),
@@ -80,7 +80,10 @@ pub(super) fn set_target(
     request: &BalloonRequest,
 ) -> Result<(), ApiError> {
     let BalloonRequest { target_bytes, set_by } = *request;
-    machine.vm().set_balloon_target(target_bytes, set_by).map_err(|error| refusal(error, name))
+    machine
+        .vm()
+        .set_balloon_target(target_bytes, set_by.unwrap_or_default())
+        .map_err(|error| refusal(error, name))
 }
 
 fn with_new_statistics(vm: &Vm) -> vmm_core::Result<BalloonStatus> {

@@ -38,7 +38,7 @@ pub(crate) fn run(state: &StateDir, args: &BalloonArgs) -> Result<Exit> {
 }
 
 fn request(target_bytes: u64) -> BalloonRequest {
-    BalloonRequest { target_bytes, set_by: SetBy::Operator }
+    BalloonRequest { target_bytes, set_by: None }
 }
 
 fn text(info: &BalloonInfo) -> String {
@@ -70,8 +70,8 @@ fn text(info: &BalloonInfo) -> String {
 fn target(info: &BalloonInfo) -> String {
     let size = format_size(info.target_bytes);
     match info.set_by {
-        SetBy::Operator => size,
-        SetBy::Optimizer => format!("{size}, set by density"),
+        Some(SetBy::Optimizer) => format!("{size}, set by density"),
+        Some(SetBy::Operator) | None => size,
     }
 }
 
@@ -114,7 +114,7 @@ mod tests {
             gives_hints: false,
             memory_bytes: 1 << 30,
             target_bytes: 512 << 20,
-            set_by: SetBy::Operator,
+            set_by: Some(SetBy::Operator),
             actual_bytes: 600 << 20,
             inflated_bytes_total: 424 << 20,
             reported_bytes_total: 0,
@@ -145,7 +145,7 @@ mod tests {
     #[test]
     fn what_the_optimizer_has_set_is_told_apart() {
         assert!(!text(&info()).contains("density"));
-        let text = text(&BalloonInfo { set_by: SetBy::Optimizer, ..info() });
+        let text = text(&BalloonInfo { set_by: Some(SetBy::Optimizer), ..info() });
         assert!(text.contains("512 MiB, set by density"), "{text}");
     }
 }

@@ -75,8 +75,7 @@ pub async fn set_balloon(
                 let mut qmp = Qmp::connect(socket, found.pid, each).await?;
                 qmp.balloon_actual().await?.ok_or_else(no_balloon)?;
                 let outside_bytes = qmp.virtio_mem_bytes().await?;
-                let keep_bytes = keep_bytes.min(memory_bytes);
-                qmp.set_balloon(keep_bytes.saturating_sub(outside_bytes)).await
+                qmp.set_balloon(qemu_target(keep_bytes, memory_bytes, outside_bytes)).await
             }
             Door::CloudHypervisor(socket) => {
                 let hypervisor = Hypervisor::new(socket, found.pid, each);
@@ -87,6 +86,19 @@ pub async fn set_balloon(
         }
     };
     patiently(found, patience, setting).await
+}
+
+/// What QEMU's `balloon` is to be told for a guest that keeps `keep_bytes` of `memory_bytes`, of which `outside_bytes` are of virtio-mem
+/// devices: the balloon takes RAM of the others only, and a quarter of that stays, in which the guest's kernel has to live.
+fn qemu_target(keep_bytes: u64, memory_bytes: u64, outside_bytes: u64) -> u64 {
+    let keep_bytes = keep_bytes.min(memory_bytes);
+    match outside_bytes {
+        0 => keep_bytes,
+        _ => {
+            let balloonable = memory_bytes.saturating_sub(outside_bytes);
+            keep_bytes.saturating_sub(outside_bytes).max(balloonable / 4)
+        }
+    }
 }
 
 /// A peer that takes its time for each of many answers is given up too.

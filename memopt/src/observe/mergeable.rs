@@ -4,8 +4,8 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::ops::Range;
 
-use super::process::merged;
-use super::sources::named;
+use super::process::{Merged, merged_of_thread};
+use super::sources::{if_there, named};
 use super::{ObserveError, Sources};
 
 /// Longest file that is read: a mapping takes a kilobyte, and a process has 65,530 of them (`vm.max_map_count`).
@@ -19,59 +19,91 @@ const NAMED_MAX: usize = 8;
 /// # Errors
 /// [`ObserveError::Gone`] when it ends meanwhile, [`ObserveError::Forbidden`] for another user's process, [`ObserveError::Read`].
 pub fn mergeable_areas(sources: &Sources, pid: u32) -> Result<Vec<Range<u64>>, ObserveError> {
-    areas(sources, pid, usize::MAX)
+    Ok(areas(sources, pid, &format!("proc/{pid}"), usize::MAX)?.unwrap_or_default())
 }
 
-/// The processes that let the kernel merge pages of theirs, but for those with a number in `known`; 8 at most. Kernels older than
-/// Linux 6.15 have no answer for a process as a whole: there, all page tables of those that let nothing be merged are walked.
+/// The processes that let the kernel merge pages of theirs, each as its number and [`named_process`], but for those with a number in
+/// `known`; 8 at most. One that cannot be inspected may be such a process, and is among them. Kernels older than Linux 6.15 have no answer
+/// for a process as a whole: there, all page tables of those that let nothing be merged are walked. `now_at` hears of each process before
+/// it is inspected, which takes as long as that process holds its memory map.
 ///
 /// # Errors
 /// The list of processes cannot be read.
-pub fn mergeable_processes(sources: &Sources, known: &[u32]) -> Result<Vec<u32>, ObserveError> {
+pub fn mergeable_processes(
+    sources: &Sources,
+    known: &[u32],
+    now_at: impl Fn(u32),
+) -> Result<Vec<(u32, String)>, ObserveError> {
     let others = sources.processes()?.into_iter().filter(|pid| !known.contains(pid));
-    let mergeable = others.filter(|pid| mergeable_process(sources, *pid).is_some());
-    Ok(mergeable.take(NAMED_MAX).collect())
+    let inspected = others.filter_map(|pid| {
+        now_at(pid);
+        let named = || named_process(sources, pid);
+        match lets_merge(sources, pid) {
+            Ok(true) => Some((pid, named())),
+            Ok(false) => None,
+            Err(_) => Some((pid, format!("{}, whose memory cannot be inspected,", named()))),
+        }
+    });
+    Ok(inspected.take(NAMED_MAX).collect())
 }
 
-/// A process that lets the kernel merge pages of its, as `process 7 (program)`. One that cannot be looked at may be such a process, and
-/// is told as that.
+/// A process as `process 7 (program)`.
 #[must_use]
-pub fn mergeable_process(sources: &Sources, pid: u32) -> Option<String> {
-    match lets_merge(sources, pid) {
-        Ok(true) => Some(named_process(sources, pid)),
-        Ok(false) | Err(ObserveError::Gone { .. }) => None,
-        Err(_) => Some(format!("{}, which cannot be looked at,", named_process(sources, pid))),
-    }
-}
-
-fn lets_merge(sources: &Sources, pid: u32) -> Result<bool, ObserveError> {
-    let merged = merged(sources, pid)?;
-    match merged.and_then(|merged| merged.is_mergeable) {
-        Some(is_mergeable) => Ok(is_mergeable),
-        None => Ok(!areas(sources, pid, 1)?.is_empty()),
-    }
-}
-
-/// What a process calls itself may be anything.
-fn named_process(sources: &Sources, pid: u32) -> String {
+pub fn named_process(sources: &Sources, pid: u32) -> String {
+    // What a process calls itself may be anything.
     let name = sources.read_lossy_of(pid, "comm").unwrap_or_default();
     let name: String = name.chars().filter(|c| !c.is_control()).collect();
     format!("process {pid} ({name})")
 }
 
-/// The first `count` areas.
-fn areas(sources: &Sources, pid: u32, count: usize) -> Result<Vec<Range<u64>>, ObserveError> {
-    let path = sources.path(format!("proc/{pid}/smaps"));
+fn lets_merge(sources: &Sources, pid: u32) -> Result<bool, ObserveError> {
+    let of_process = format!("proc/{pid}");
+    if let Some(answer) = thread_lets_merge(sources, pid, &of_process)? {
+        return Ok(answer);
+    }
+    // Its first thread may have ended before the others, which have the memory that it had.
+    for thread in if_there(sources.entries(&format!("{of_process}/task")))?.unwrap_or_default() {
+        let folder = format!("{of_process}/task/{thread}");
+        if let Some(answer) = thread_lets_merge(sources, pid, &folder)? {
+            return Ok(answer);
+        }
+    }
+    Ok(false)
+}
+
+/// `None` for a thread that has no memory, or has ended.
+fn thread_lets_merge(
+    sources: &Sources,
+    pid: u32,
+    folder: &str,
+) -> Result<Option<bool>, ObserveError> {
+    if let Some(Merged { is_mergeable: Some(is_mergeable), .. }) =
+        merged_of_thread(sources, folder)?
+    {
+        return Ok(Some(is_mergeable));
+    }
+    match areas(sources, pid, folder, 1) {
+        Err(ObserveError::Gone { .. }) => Ok(None),
+        areas => Ok(areas?.map(|areas| !areas.is_empty())),
+    }
+}
+
+/// The first `count` areas of the memory of the thread of process `pid` whose folder is `folder`; `None` when it has none.
+fn areas(
+    sources: &Sources,
+    pid: u32,
+    folder: &str,
+    count: usize,
+) -> Result<Option<Vec<Range<u64>>>, ObserveError> {
+    let path = sources.path(format!("{folder}/smaps"));
     let failed = |error| named(&path, Some(pid), error);
     let file = File::open(&path).map_err(failed)?;
     let lines = BufReader::new(file.take(FILE_BYTES_MAX)).split(b'\n');
-    let mut areas: Vec<Range<u64>> = Vec::new();
+    let mut areas: Option<Vec<Range<u64>>> = None;
     let mut mapping = None;
     for line in lines {
-        if areas.len() == count {
-            break;
-        }
         let line = line.map_err(failed)?;
+        let areas = areas.get_or_insert_default();
         // The name of a mapped file may be anything; what counts here is ASCII.
         let line = String::from_utf8_lossy(&line);
         if let Some(flags) = line.strip_prefix("VmFlags:") {
@@ -79,6 +111,9 @@ fn areas(sources: &Sources, pid: u32, count: usize) -> Result<Vec<Range<u64>>, O
             areas.extend(mapping.take().filter(|_| is_mergeable));
         } else if let Some(range) = addresses(&line) {
             mapping = Some(range);
+        }
+        if areas.len() == count {
+            break;
         }
     }
     Ok(areas)
@@ -133,7 +168,7 @@ VmFlags: rd mg\n";
         let folder = tempfile::tempdir().expect("a folder");
         let process = |pid: u32, name: &str, files: &[(&str, &str)]| {
             let path = folder.path().join(format!("proc/{pid}"));
-            std::fs::create_dir_all(&path).expect("a folder");
+            std::fs::create_dir_all(path.join("task")).expect("a folder");
             std::fs::write(path.join("comm"), format!("{name}\n")).expect("a file");
             files.iter().for_each(|(file, text)| {
                 std::fs::write(path.join(file), text).expect("a file");
@@ -148,12 +183,33 @@ VmFlags: rd mg\n";
         process(9, "guest", &[("ksm_stat", &stat("yes"))]);
         process(2, "kthreadd", &[("ksm_stat", ""), ("smaps", "")]);
         process(10, "odd", &[("ksm_stat", "nonsense")]);
+        // Two whose first thread has ended, on a kernel of today and on an old one.
+        process(11, "headless", &[("ksm_stat", ""), ("smaps", "")]);
+        process(12, "headless", &[("smaps", "")]);
+        for (thread, file, text) in [
+            ("11/task/11", "ksm_stat", ""),
+            ("11/task/13", "ksm_stat", &stat("yes")),
+            ("12/task/14", "smaps", marked),
+        ] {
+            let path = folder.path().join("proc").join(thread);
+            std::fs::create_dir_all(&path).expect("a folder");
+            std::fs::write(path.join("smaps"), "").expect("a file");
+            std::fs::write(path.join(file), text).expect("a file");
+        }
         let sources = Sources::at(folder.path());
-        let seen = mergeable_processes(&sources, &[9]).expect("processes");
-        let seen: Vec<_> =
-            seen.iter().filter_map(|pid| mergeable_process(&sources, *pid)).collect();
-        let odd = "process 10 (odd), which cannot be looked at,";
-        assert_eq!(seen, ["process 5 (new)", "process 7 (old[2J)", odd]);
+        let inspected = std::cell::RefCell::new(Vec::new());
+        let now_at = |pid| inspected.borrow_mut().push(pid);
+        let seen = mergeable_processes(&sources, &[9], now_at).expect("processes");
+        assert_eq!(*inspected.borrow(), [2, 5, 6, 7, 8, 10, 11, 12]);
+        let seen: Vec<(u32, &str)> = seen.iter().map(|(pid, name)| (*pid, name.as_str())).collect();
+        let expected = [
+            (5, "process 5 (new)"),
+            (7, "process 7 (old[2J)"),
+            (10, "process 10 (odd), whose memory cannot be inspected,"),
+            (11, "process 11 (headless)"),
+            (12, "process 12 (headless)"),
+        ];
+        assert_eq!(seen, expected);
     }
 
     #[test]

@@ -22,7 +22,7 @@ pub use error::ObserveError;
 pub use host::{HostMemory, Missing, Part, host, host_memory, parse_meminfo};
 pub use huge::{Activity, HugePagePolicy, HugePages, activity, huge_pages, parse_vmstat};
 pub use ksm::{Advisor, KsmKnobs, KsmState, ksm, ksm_knobs, ksmd_time};
-pub use mergeable::{mergeable_areas, mergeable_process, mergeable_processes};
+pub use mergeable::{mergeable_areas, mergeable_processes, named_process};
 pub use meter::{Meter, Metered};
 pub use pools::pools;
 pub use pressure::{parse_pressure, pressure};

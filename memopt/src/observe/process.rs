@@ -34,7 +34,8 @@ impl Merged {
     }
 }
 
-/// Reads what is merged of process `pid`; `None` on a kernel that does not tell.
+/// Reads what is merged of process `pid`; `None` on a kernel that does not tell, and for a process whose first thread has no memory: a
+/// thread of the kernel, a zombie, or one whose first thread has ended before the others.
 ///
 /// # Errors
 /// [`ObserveError::Gone`] when it ends meanwhile, [`ObserveError::Forbidden`] for another user's process,
@@ -44,16 +45,21 @@ pub fn merged(sources: &Sources, pid: u32) -> Result<Option<Merged>, ObserveErro
     if !sources.path(format!("proc/{pid}")).exists() {
         return Err(ObserveError::Gone { pid });
     }
-    let Some(text) = if_there(sources.read(&format!("proc/{pid}/ksm_stat")))? else {
-        return Ok(None);
-    };
-    // A thread of the kernel, or a zombie: it has no memory of its own.
-    if text.is_empty() {
-        let nothing = Some(false);
-        return Ok(Some(Merged { merge_any: nothing, is_mergeable: nothing, ..Merged::default() }));
+    merged_of_thread(sources, &format!("proc/{pid}"))
+}
+
+/// As [`merged`], of the thread whose folder is `folder`.
+pub(super) fn merged_of_thread(
+    sources: &Sources,
+    folder: &str,
+) -> Result<Option<Merged>, ObserveError> {
+    let file = format!("{folder}/ksm_stat");
+    match if_there(sources.read(&file))? {
+        Some(text) if !text.is_empty() => {
+            parse_ksm_stat(&text).map(Some).ok_or_else(|| sources.unexpected(&file, &text))
+        }
+        _ => Ok(None),
     }
-    let parsed = parse_ksm_stat(&text);
-    parsed.map(Some).ok_or_else(|| sources.unexpected(&format!("proc/{pid}/ksm_stat"), &text))
 }
 
 /// The numbers in the text of `ksm_stat`; `None` for text that no kernel writes.

@@ -17,7 +17,7 @@ use vmm_core::virtio::balloon::SetBy;
 use super::foreign::ForeignGuests;
 use super::tally::of_window_end;
 use crate::api::ApiClient;
-use crate::api::memory::{MemoryTreatment, TreatedMemory, TreatmentRequest};
+use crate::api::memory::{GuestMemory, MemoryTreatment, TreatedMemory, TreatmentRequest};
 use crate::api::types::{BalloonInfo, BalloonRequest};
 use crate::names::GuestName;
 use crate::state_dir::StateDir;
@@ -139,8 +139,11 @@ impl Actor {
         if let Some(foreign) = self.foreign.as_ref().filter(|foreign| foreign.has(guest)) {
             return foreign.set_balloon(guest, target_bytes).await;
         }
-        let request = BalloonRequest { target_bytes, set_by: SetBy::Optimizer };
         let client = self.guest(guest)?;
+        let before: GuestMemory = client.get("/v1/guest/memory").await?;
+        // To a process that does not keep who has set it, nobody can be named.
+        let set_by = before.balloon.and_then(|level| level.set_by).map(|_| SetBy::Optimizer);
+        let request = BalloonRequest { target_bytes, set_by };
         let _level: BalloonInfo = client.put_json("/v1/guest/balloon", &request).await?;
         Ok(())
     }

@@ -59,6 +59,8 @@ struct Register {
 #[derive(Debug, Clone)]
 struct Known {
     found: Found,
+    /// Who runs it: looking up the name may take as long as a directory service does.
+    user: Option<User>,
     /// The RAM that the monitor told last.
     memory_bytes: u64,
     /// What this node asked it to keep: QEMU tells what a guest has, not what it was asked for.
@@ -91,24 +93,24 @@ impl ForeignGuests {
     pub(super) async fn look(&self) -> (Vec<Guest>, Vec<String>) {
         let found = tokio::task::block_in_place(|| self.found());
         let acts = self.doing == ForeignGuestsArg::Act;
-        let mut looks: JoinSet<(Found, Result<Look, foreign::ForeignError>)> = found
+        let mut looks: JoinSet<(Known, Result<Look, foreign::ForeignError>)> = found
             .into_iter()
-            .map(|found| async move {
+            .map(|known| async move {
                 let unix_seconds = unix_ms() / 1000;
                 // To have them sent is a change, too.
                 let statistics_every = acts.then_some(STATISTICS_EVERY);
                 let asking = Asking { patience: PATIENCE, statistics_every, unix_seconds };
-                let look = foreign::look(&found, &asking).await;
-                (found, look)
+                let look = foreign::look(&known.found, &asking).await;
+                (known, look)
             })
             .collect();
         let (mut guests, mut complaints) = (Vec::new(), Vec::new());
         while let Some(done) = looks.join_next().await {
-            let Ok((found, look)) = done else { continue };
+            let Ok((Known { found, user, .. }, look)) = done else { continue };
             if let Err(error) = &look {
                 complaints.push(format!("{}: {error}", found.name));
             }
-            let mut guest = guest(&found, look.ok());
+            let mut guest = Guest { user, ..guest(&found, look.ok()) };
             if let Some(known) = self.register().guests.get_mut(&found.name) {
                 known.memory_bytes = guest.memory_bytes;
                 if let (Some(balloon), Some(asked)) = (&mut guest.balloon, known.asked_bytes) {
@@ -157,7 +159,7 @@ impl ForeignGuests {
     }
 
     /// What is among the host's processes, looked for now and then.
-    fn found(&self) -> Vec<Found> {
+    fn found(&self) -> Vec<Known> {
         let now = uptime();
         let mut register = self.register();
         let is_old = register.at.is_none_or(|at| now.saturating_sub(at) >= DISCOVERY_AGE_MAX);
@@ -170,7 +172,7 @@ impl ForeignGuests {
                 Err(error) => tracing::warn!(%error, "cannot look for guests among the processes"),
             }
         }
-        register.guests.values().map(|known| known.found.clone()).collect()
+        register.guests.values().cloned().collect()
     }
 
     fn register(&self) -> MutexGuard<'_, Register> {
@@ -183,13 +185,19 @@ impl Register {
     fn renew(&mut self, found: Vec<Found>) {
         let mut before = std::mem::take(&mut self.guests);
         for found in found {
-            let known = before.remove(&found.name).filter(|known| known.found.pid == found.pid);
-            let (memory_bytes, asked_bytes) = match known {
-                Some(known) => (known.memory_bytes, known.asked_bytes),
-                None => (found.memory_bytes, None),
-            };
-            self.guests.insert(found.name.clone(), Known { found, memory_bytes, asked_bytes });
+            let is_it =
+                |known: &Known| (known.found.pid, known.found.uid) == (found.pid, found.uid);
+            let known = before.remove(&found.name).filter(is_it);
+            let known = known.unwrap_or_else(|| Known::new(found.clone()));
+            self.guests.insert(found.name.clone(), Known { found, ..known });
         }
+    }
+}
+
+impl Known {
+    fn new(found: Found) -> Self {
+        let (user, memory_bytes) = (found.uid.map(user), found.memory_bytes);
+        Self { found, user, memory_bytes, asked_bytes: None }
     }
 }
 
@@ -210,7 +218,6 @@ fn guest(found: &Found, look: Option<Look>) -> Guest {
         } else {
             Hindrance::Unreachable
         }),
-        user: found.uid.map(user),
         ..Guest::unknown(found.name.clone(), found.vmm, found.pid)
     };
     if let Some(look) = look {

@@ -5,9 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use memopt::observe::{
-    self, Meter, Metered, ObserveError, Sources, mergeable_process, mergeable_processes,
-};
+use memopt::observe::{self, Meter, Metered, ObserveError, Sources};
 use memopt::situation::{Backing, Balloon, Guest, Hindrance, Situation, Statistics, Vmm};
 use tokio::task::JoinSet;
 use vmm_core::memory::check_write_protection;
@@ -24,9 +22,6 @@ use crate::state_dir::{GuestDir, StateDir};
 /// How long a guest's process may take to answer.
 const GUEST_PATIENCE: Duration = Duration::from_secs(1);
 
-/// How long it is taken for true which processes could be merged. Before ksmd is driven they are found anew.
-const STRANGERS_KEPT: Duration = Duration::from_secs(300);
-
 /// What exact measurements may take in one look. At least one process is measured.
 const METER_BUDGET: Duration = Duration::from_millis(10);
 
@@ -37,8 +32,6 @@ pub(super) struct Lookout {
     sources: Sources,
     meter: Meter,
     foreign: Option<Arc<ForeignGuests>>,
-    /// Processes of no guest here that the kernel could merge, and since when that is known.
-    strangers: Option<(Duration, Vec<u32>)>,
     /// What guests' processes cannot have here, as far as this one can tell.
     withheld: Option<String>,
 }
@@ -63,7 +56,7 @@ impl Lookout {
     pub(super) fn new(state: StateDir, foreign: Option<Arc<ForeignGuests>>) -> Self {
         let (sources, meter) = (Sources::system(), Meter::new(METER_BUDGET));
         let withheld = check_write_protection().err().map(|error| error.to_string());
-        Self { state, sources, meter, foreign, strangers: None, withheld }
+        Self { state, sources, meter, foreign, withheld }
     }
 
     /// The host and all guests now. What guests cost is reckoned from their counters, but for those that are meant by `exactly`,
@@ -106,35 +99,6 @@ impl Lookout {
             let costs = self.meter.estimates(&self.sources, &pids(&guests), uptime());
             self.view(guests, costs)
         })
-    }
-
-    /// The processes that could be merged and that no mergeable guest in `situation` is, for people. Which these are was found in the last
-    /// minutes: finding it may take walking page tables.
-    ///
-    /// # Errors
-    /// The list of processes cannot be read.
-    pub(super) fn strangers(&mut self, situation: &Situation) -> Result<Vec<String>> {
-        let now = situation.uptime;
-        let mergeable = situation.guests.iter().filter(|guest| guest.is_mergeable);
-        let known: Vec<u32> = mergeable.map(|guest| guest.pid).collect();
-        let is_fresh = |at: &Duration| now.saturating_sub(*at) < STRANGERS_KEPT;
-        let found = match self.strangers.take().filter(|(at, _)| is_fresh(at)) {
-            Some(found) => found,
-            None => {
-                let find = || mergeable_processes(&self.sources, &known);
-                (now, tokio::task::block_in_place(find)?)
-            }
-        };
-        // One may have been a guest that did not answer then.
-        let strange = found.1.iter().filter(|pid| !known.contains(pid));
-        let told = strange.filter_map(|pid| mergeable_process(&self.sources, *pid)).collect();
-        self.strangers = Some(found);
-        Ok(told)
-    }
-
-    /// Has them found anew.
-    pub(super) fn forget_strangers(&mut self) {
-        self.strangers = None;
     }
 
     /// What the guests cost, some of them exactly.
@@ -251,7 +215,7 @@ fn balloon(level: BalloonLevel) -> Balloon {
     Balloon {
         has_driver: level.has_driver,
         target_bytes: level.target_bytes,
-        is_set_by_steps: Some(level.set_by == SetBy::Optimizer),
+        is_set_by_steps: level.set_by.map(|by| by == SetBy::Optimizer),
         actual_bytes: level.actual_bytes,
         reports_free_pages: level.reporting,
         reported_bytes_total: level.reported_bytes_total,

@@ -98,7 +98,7 @@ impl Runner {
     /// # Errors
     /// The host cannot be looked at.
     pub(super) async fn begin(density: Arc<Density>, task: Task) -> Result<(Self, Plan)> {
-        density.forget_strangers().await;
+        density.strangers.forget();
         let plan = density.think(&task.policy, &task.goal).await?;
         let (plan, _) = within(plan, task.only.as_ref());
         let id = density.records.begin(task.trigger.clone(), &plan);
@@ -232,8 +232,15 @@ impl Runner {
                 self.check_all(given, &before).await;
                 pending = rest;
             }
+            if let Some(other) = self.density.who_is_exposed(step, policy).await? {
+                // What was marked for this window is not merged now.
+                let (marked, rest) = pending.into_iter().partition(is_of_window);
+                self.refused(index, marked, &other);
+                pending = rest;
+                continue;
+            }
             let expectation = Expectation::of(step, &before, policy);
-            let done = self.density.perform(step, policy).await;
+            let done = self.density.perform(step).await;
             self.density.note_step(&step.action, &done).await;
             match done {
                 Ok(()) => {
@@ -245,6 +252,16 @@ impl Runner {
             }
         }
         self.settle(pending, &names).await
+    }
+
+    /// A window that may not be opened while somebody else lets the kernel merge pages, and what was `marked` for it. That says nothing of
+    /// merging: it is not judged.
+    fn refused(&self, window: u32, marked: Vec<Pending>, other: &str) {
+        let error = format!("{other} could share pages with the merge domain");
+        tracing::warn!(run = %self.id, "no window of ksmd is opened: {error}");
+        let steps = marked.iter().map(|step| step.index).chain([window]);
+        let refused = |index| Found { index, verified_bytes: None, error: Some(error.clone()) };
+        self.density.records.put_down_found(self.id, &steps.map(refused).collect::<Vec<_>>());
     }
 
     /// A step that could not be done counts against what it was done with.

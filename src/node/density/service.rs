@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use memopt::history::RunId;
 use memopt::ledger::Ledger;
 use memopt::plan::{Action, Plan, Step, exposed, plan, wants_merging};
@@ -20,6 +20,7 @@ use super::foreign::ForeignGuests;
 use super::look::{Lookout, NOBODY, View, Which};
 use super::records::Records;
 use super::settings::{Change, SettingsFile};
+use super::strangers::Strangers;
 use super::survey::{self, Surveys, Wanted};
 use super::tally::Tally;
 use super::types::{Agenda, DensityStatus, NextRun, Remembered};
@@ -45,6 +46,8 @@ pub(crate) struct Density {
     surveying: tokio::sync::Mutex<()>,
     /// One look at a time, and with it what is made of it.
     mind: tokio::sync::Mutex<Mind>,
+    /// Whom else the kernel could merge guests with.
+    pub(super) strangers: Strangers,
     /// What is put down of runs.
     pub(super) records: Records,
     scheduler: Mutex<Scheduler>,
@@ -101,6 +104,7 @@ impl Density {
                 ledger: read_ledger(state),
                 surveys: Surveys::default(),
             }),
+            strangers: Strangers::new(),
             surveying: tokio::sync::Mutex::default(),
             scheduler: Mutex::new(scheduler),
             records,
@@ -120,7 +124,7 @@ impl Density {
             let file = settings.path().map(|path| path.display().to_string());
             (settings.settings.policy.clone(), file, settings.error.clone())
         };
-        let (view, remembered, level) = {
+        let (mut view, remembered, level) = {
             let mut mind = self.mind.lock().await;
             let mut view = mind.look(&policy, &NOBODY, &self.tally).await?;
             // Thousands for each guest, which nobody reads.
@@ -129,6 +133,7 @@ impl Density {
             let remembered = remembered(&view.situation, &mind.ledger);
             (view, remembered, mind.ledger.level)
         };
+        view.situation.host.strangers = self.strangers.last(&view.situation);
         Ok(DensityStatus {
             situation: view.situation,
             remembered,
@@ -177,10 +182,13 @@ impl Density {
     /// # Errors
     /// The host cannot be looked at.
     pub(super) async fn think(&self, policy: &Policy, goal: &Goal) -> Result<Plan> {
-        let mut mind = self.mind.lock().await;
-        let situation = mind.look(policy, &NOBODY, &self.tally).await?.situation;
+        let mut situation = self.look(policy, &NOBODY).await?;
+        // Not while the mind is taken: guests in pain would wait.
+        if wants_merging(&situation, policy) {
+            situation.host.strangers = self.strangers.lately(&situation).await?;
+        }
         self.tally.planned();
-        Ok(plan(&situation, policy, &mind.ledger, goal))
+        Ok(plan(&situation, policy, &self.mind.lock().await.ledger, goal))
     }
 
     /// A look at the guests of these names, or all, and what is to be given back to those that need it. Whatever the policy's goal:
@@ -249,31 +257,28 @@ impl Density {
     ///
     /// # Errors
     /// It could not be done.
-    pub(super) async fn perform(&self, step: &Step, policy: &Policy) -> Result<()> {
-        match &step.action {
-            Action::SetBalloon { .. } => self.remember(|ledger| ledger.intends(step)).await,
-            Action::DriveKsm { domain, .. } => self.expect_no_others(domain, policy).await?,
-            _ => {}
+    pub(super) async fn perform(&self, step: &Step) -> Result<()> {
+        if let Action::SetBalloon { .. } = &step.action {
+            self.remember(|ledger| ledger.intends(step)).await;
         }
         self.actor.perform(&step.action).await?;
         self.remember(|ledger| ledger.acted(step)).await;
         Ok(())
     }
 
-    /// Has the next look find anew whom the kernel could merge guests with.
-    pub(super) async fn forget_strangers(&self) {
-        self.mind.lock().await.lookout.forget_strangers();
-    }
-
-    /// Refuses to have `domain` merged as long as anybody else lets the kernel merge pages.
-    async fn expect_no_others(&self, domain: &str, policy: &Policy) -> Result<()> {
-        let mut mind = self.mind.lock().await;
-        mind.lookout.forget_strangers();
-        let situation = mind.look(policy, &NOBODY, &self.tally).await?.situation;
-        match exposed(&situation, policy, domain).first() {
-            Some(other) => bail!("{other} could share pages with domain {domain}"),
-            None => Ok(()),
-        }
+    /// Who else lets the kernel merge pages at this moment, so that `step` must not have a domain merged.
+    ///
+    /// # Errors
+    /// The host cannot be looked at.
+    pub(super) async fn who_is_exposed(
+        &self,
+        step: &Step,
+        policy: &Policy,
+    ) -> Result<Option<String>> {
+        let Action::DriveKsm { domain, .. } = &step.action else { return Ok(None) };
+        let mut situation = self.look(policy, &NOBODY).await?;
+        situation.host.strangers = self.strangers.now(&situation).await?;
+        Ok(exposed(&situation, policy, domain).into_iter().next())
     }
 
     /// A step was done, or went wrong half-way: what is known of the guest's pages changes with it.
@@ -441,9 +446,6 @@ impl Mind {
     /// A look at all guests, which is remembered and shown.
     async fn look(&mut self, policy: &Policy, exactly: &Which<'_>, tally: &Tally) -> Result<View> {
         let mut view = self.lookout.look(exactly).await.inspect_err(|_| tally.look_failed())?;
-        if wants_merging(&view.situation, policy) {
-            view.situation.host.strangers = self.lookout.strangers(&view.situation)?;
-        }
         self.surveys.retain(&view.situation.guests);
         self.surveys.fill(&mut view.situation.guests);
         self.ledger.observe(&view.situation, policy);

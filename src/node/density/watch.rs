@@ -191,7 +191,7 @@ async fn relieve(
     let policy = density.policy();
     let (situation, steps) = density.consider(&policy, names).await?;
     for step in &steps {
-        match density.perform(step, &policy).await {
+        match density.perform(step).await {
             Ok(()) => {
                 density.tally.relieved();
                 tracing::info!(step = %step.action, "{}", step.reason);

@@ -88,6 +88,23 @@ async fn memory_of_virtio_mem_devices_is_asked_for() {
     assert_eq!((seen.memory_bytes, seen.balloon.unwrap().actual_bytes), (64 << 20, 64 << 20));
 }
 
+#[test]
+fn memory_of_virtio_mem_devices_is_out_of_the_balloons_reach() {
+    const MIB: u64 = 1 << 20;
+    // To keep, all memory, that of virtio-mem devices, and what the balloon is told.
+    for [keep, memory, outside, told] in [
+        [48, 64, 0, 48],
+        [100, 192, 128, 16],
+        [150, 192, 128, 22],
+        [200, 192, 128, 64],
+        [0, 64, 0, 0],
+        [100, 192, 200, 0],
+    ] {
+        let target = qemu_target(keep * MIB, memory * MIB, outside * MIB);
+        assert_eq!(target, told * MIB, "{keep} of {memory}, {outside} outside");
+    }
+}
+
 #[tokio::test]
 async fn a_monitor_that_somebody_else_has_is_said_to_be_taken() {
     let qemu = Qemu::start(&[]);

@@ -71,6 +71,22 @@ async fn a_guest_without_a_balloon_has_none() {
     assert!(error.to_string().contains("refused query-balloon: No balloon"), "{error}");
 }
 
+/// As QEMU 10.0 answers.
+#[tokio::test]
+async fn what_virtio_mem_devices_have_plugged_is_added_up() {
+    let device = |kind: &str, size: u64| {
+        format!(
+            "{{\"type\": \"{kind}\", \"data\": {{\"id\": \"vm\", \"memaddr\": 4294967296, \"node\": 0, \"size\": {size}}}}}"
+        )
+    };
+    let devices =
+        [device("virtio-mem", 3 << 20), device("dimm", 9 << 20), device("virtio-mem", 4096)];
+    let says = answers(&format!("{{\"return\": [{}], \"id\": 2}}\r\n", devices.join(", ")));
+    let monitor = Scripted::start(says, Afterwards::Stays);
+    let mut qmp = monitor.connect().await.unwrap();
+    assert_eq!(qmp.virtio_mem_bytes().await.unwrap(), (3 << 20) + 4096);
+}
+
 #[tokio::test]
 async fn what_is_no_qmp_is_said_so() {
     for says in ["HTTP/1.1 400 Bad Request\r\n\r\n", "{}\n", "\n", "[[[[\n"] {

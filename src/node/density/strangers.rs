@@ -1,0 +1,202 @@
+//! Processes of nobody here whose memory the kernel could merge with guests'.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use memopt::observe::{ObserveError, Sources, mergeable_processes, named_process};
+use memopt::situation::{Guest, Situation};
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+/// How long it is taken for true which processes could be merged.
+const KEPT: Duration = Duration::from_secs(300);
+
+/// How long inspecting all processes may take. One that waits for a device that does not answer can hold its memory map for good.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Inspects the host's processes now and then, and keeps what it found.
+#[derive(Debug)]
+pub(super) struct Strangers {
+    sources: Sources,
+    patience: Duration,
+    found: Mutex<Option<Found>>,
+    /// The search under way, which may have begun for somebody else.
+    search: tokio::sync::Mutex<Option<Search>>,
+}
+
+/// What a search found, and when.
+#[derive(Debug, Clone)]
+struct Found {
+    at: Duration,
+    /// Each process with its name.
+    processes: Vec<(u32, String)>,
+}
+
+/// A search in a thread of its own: while a process cannot be inspected, it waits in the kernel.
+#[derive(Debug)]
+struct Search {
+    /// The process that it inspects.
+    now_at: Arc<AtomicU32>,
+    answer: oneshot::Receiver<Result<Vec<(u32, String)>, ObserveError>>,
+}
+
+impl Strangers {
+    /// Of this host.
+    pub(super) fn new() -> Self {
+        let (found, search) = (Mutex::default(), tokio::sync::Mutex::default());
+        Self { sources: Sources::system(), patience: PATIENCE, found, search }
+    }
+
+    /// The processes that no mergeable guest in `situation` is, each as text. They are inspected unless that was done in the last five
+    /// minutes.
+    ///
+    /// # Errors
+    /// The list of processes cannot be read.
+    pub(super) async fn lately(&self, situation: &Situation) -> Result<Vec<String>> {
+        let is_fresh = |found: &Found| situation.uptime.saturating_sub(found.at) < KEPT;
+        match self.found().filter(is_fresh) {
+            Some(found) => Ok(named(&found.processes, &situation.guests)),
+            None => self.now(situation).await,
+        }
+    }
+
+    /// As [`Self::lately`], inspected now.
+    ///
+    /// # Errors
+    /// As [`Self::lately`].
+    pub(super) async fn now(&self, situation: &Situation) -> Result<Vec<String>> {
+        let processes = self.inspect(&situation.guests).await?;
+        let text = named(&processes, &situation.guests);
+        self.keep(Some(Found { at: situation.uptime, processes }));
+        Ok(text)
+    }
+
+    /// As [`Self::lately`], however long ago they were inspected, and nobody if they never were.
+    pub(super) fn last(&self, situation: &Situation) -> Vec<String> {
+        self.found().map_or_else(Vec::new, |found| named(&found.processes, &situation.guests))
+    }
+
+    /// Has them inspected the next time that somebody asks.
+    pub(super) fn forget(&self) {
+        self.keep(None);
+    }
+
+    async fn inspect(&self, guests: &[Guest]) -> Result<Vec<(u32, String)>> {
+        let mut search = self.search.lock().await;
+        // What one finds that began before is not of now.
+        if let Some(before) = &mut *search
+            && timeout(self.patience, &mut before.answer).await.is_err()
+        {
+            return Ok(self.stuck(before));
+        }
+        let running = search.insert(self.begin(guests)?);
+        match timeout(self.patience, &mut running.answer).await {
+            Ok(found) => {
+                *search = None;
+                Ok(found.context("inspecting the host's processes broke down")??)
+            }
+            Err(_) => Ok(self.stuck(running)),
+        }
+    }
+
+    /// The process that `search` waits for may be mergeable.
+    fn stuck(&self, search: &Search) -> Vec<(u32, String)> {
+        let pid = search.now_at.load(Ordering::Relaxed);
+        let process = named_process(&self.sources, pid);
+        vec![(pid, format!("{process}, whose memory cannot be inspected in time,"))]
+    }
+
+    fn begin(&self, guests: &[Guest]) -> Result<Search> {
+        let known: Vec<u32> = mergeable(guests).collect();
+        let (tell, answer) = oneshot::channel();
+        let now_at = Arc::new(AtomicU32::new(0));
+        let (sources, at) = (self.sources.clone(), Arc::clone(&now_at));
+        let inspect = move || {
+            let now_at = |pid| at.store(pid, Ordering::Relaxed);
+            // Nobody may wait for it any more.
+            let _ = tell.send(mergeable_processes(&sources, &known, now_at));
+        };
+        let thread = std::thread::Builder::new().name("inspect".to_owned()).spawn(inspect);
+        thread.context("cannot start a thread")?;
+        Ok(Search { now_at, answer })
+    }
+
+    fn found(&self) -> Option<Found> {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn keep(&self, found: Option<Found>) {
+        *self.found.lock().unwrap_or_else(PoisonError::into_inner) = found;
+    }
+}
+
+/// The numbers of the processes of guests that are known to be mergeable: plans heed these by themselves.
+fn mergeable(guests: &[Guest]) -> impl Iterator<Item = u32> {
+    guests.iter().filter(|guest| guest.is_mergeable).map(|guest| guest.pid)
+}
+
+/// Those of `processes` that are not known to be mergeable. A guest is among them when it has not told that it is.
+fn named(processes: &[(u32, String)], guests: &[Guest]) -> Vec<String> {
+    let is_known = |pid: u32| mergeable(guests).any(|known| known == pid);
+    let strange = processes.iter().filter(|(pid, _)| !is_known(*pid));
+    let text = strange.map(|(pid, process)| match guests.iter().find(|it| it.pid == *pid) {
+        Some(guest) => format!("guest {}, which does not tell its merge domain,", guest.name),
+        None => process.clone(),
+    });
+    text.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use memopt::situation::Vmm;
+
+    use super::*;
+
+    fn guest(name: &str, pid: u32, is_mergeable: bool) -> Guest {
+        Guest { is_mergeable, ..Guest::unknown(name.to_owned(), Vmm::Lighter, pid) }
+    }
+
+    fn process(folder: &Path, pid: u32) -> std::path::PathBuf {
+        let path = folder.join(format!("proc/{pid}"));
+        std::fs::create_dir_all(&path).unwrap();
+        std::fs::write(path.join("comm"), "bank\n").unwrap();
+        path
+    }
+
+    #[test]
+    fn a_guest_that_does_not_tell_is_named_as_one() {
+        let processes = [7, 8, 9].map(|pid| (pid, format!("process {pid} (it)")));
+        let guests = [guest("told", 8, true), guest("silent", 9, false)];
+        let silent = "guest silent, which does not tell its merge domain,";
+        assert_eq!(named(&processes, &guests), ["process 7 (it)", silent]);
+    }
+
+    #[tokio::test]
+    async fn a_process_that_cannot_be_inspected_in_time_is_named_and_waited_for_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = process(folder.path(), 7);
+        // Who opens a pipe to read waits until somebody writes.
+        let pipe = path.join("ksm_stat");
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status().unwrap();
+        assert!(made.success());
+        let (sources, patience) = (Sources::at(folder.path()), Duration::from_millis(500));
+        let strangers = Strangers { sources, patience, ..Strangers::new() };
+        let stuck = "process 7 (bank), whose memory cannot be inspected in time,".to_owned();
+        for _ in 0..2 {
+            assert_eq!(strangers.inspect(&[]).await.unwrap(), [(7, stuck.clone())]);
+        }
+        let mut waiting = std::fs::OpenOptions::new().write(true).open(&pipe).unwrap();
+        let text = "ksm_rmap_items 0\nksm_mergeable: no\n";
+        std::fs::remove_file(&pipe).unwrap();
+        std::fs::write(&pipe, text).unwrap();
+        std::io::Write::write_all(&mut waiting, text.as_bytes()).unwrap();
+        drop(waiting);
+        // The search that waited has ended, and is not what is told.
+        let strangers = Strangers { patience: PATIENCE, ..strangers };
+        assert_eq!(strangers.inspect(&[]).await.unwrap(), []);
+    }
+}
