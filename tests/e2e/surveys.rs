@@ -8,7 +8,7 @@ use crate::host::checks::{
     await_life, cost, memory_is_intact, nothing_left_behind, one_intact_copy,
 };
 use crate::host::ksm::{KsmTurn, marked_and_huge, merged_pages};
-use crate::host::{CRAWL, Guest, GuestPlan, Host, Migration, Pair, wait};
+use crate::host::{CRAWL, Guest, GuestPlan, Host, Migration, Pair, ask, wait};
 use crate::metrics::{scrape, value};
 
 /// Pages of the guests here, and the least of them that belong to the workload.
@@ -308,6 +308,43 @@ fn nobody_is_merged_with_a_stranger(host: &Host) {
     let plan = host.run(&["density", "plan"]).ok().stdout;
     let named = format!("process {} (", stranger.pid().0);
     assert!(plan.contains(&named) && plan.contains("could share its pages"), "{plan}");
+}
+
+#[test]
+fn a_stranger_who_comes_between_plan_and_window_stops_this_window_and_no_other() {
+    let _turn = KsmTurn::take();
+    let pair = following(POLICY);
+    let guests = ["one", "two"].map(|name| start(&pair.a, name, "shop", 0));
+    let elsewhere = Pair::without_nodes();
+    let stranger = start(&elsewhere.a, "stranger", "shop", 0);
+    let lets_be_merged = |treatment: &str| {
+        let body = json!({ "treatment": treatment });
+        stranger.request("PUT", "/v1/guest/memory", Some(&body)).success().expect("it is done");
+    };
+    lets_be_merged("unmerge");
+    // Nobody has looked at the guests' pages: the run does so after its first plan.
+    let socket = pair.a.state_dir().join("node.sock");
+    let begun = ask(&socket, "POST", "/v1/density/runs", Some(&json!({})));
+    let begun = begun.expect("an answer").success().expect("a run")["run"].to_string();
+    lets_be_merged("merge");
+    let run = wait::within(RUN_PATIENCE, "the run is over", || {
+        let run = pair.a.run(&["density", "history", &begun, "--json"]).ok().json();
+        if run["state"] == "done" { Ok(run) } else { Err(run) }
+    });
+    let deeds = run["deeds"].as_array().expect("a list");
+    let window = deeds.iter().find(|deed| deed["action"]["action"]["kind"] == "drive-ksm");
+    let window = window.unwrap_or_else(|| panic!("no window was planned: {run:#}"));
+    let named = format!("process {} (", stranger.pid().0);
+    let error = window["error"].as_str().expect("a reason");
+    assert!(error.contains(&named) && error.contains("could share pages"), "{run:#}");
+    assert_eq!(guests.each_ref().map(|guest| merged_pages(guest.pid())), [0, 0]);
+
+    lets_be_merged("unmerge");
+    let run = pair.a.run(&["density", "apply", "--json"]).ok().json();
+    let deeds = run["deeds"].as_array().expect("a list");
+    let window = deeds.iter().find(|deed| deed["action"]["action"]["kind"] == "drive-ksm");
+    let verified = window.and_then(|window| window["verified_bytes"].as_i64());
+    assert!(verified > Some(30 << 20), "{run:#}");
 }
 
 /// Chunks of a guest to which a plan would do this.

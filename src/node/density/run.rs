@@ -234,8 +234,8 @@ impl Runner {
             }
             if let Some(other) = self.density.who_is_exposed(step, policy).await? {
                 // What was marked for this window is not merged now.
-                let (marked, rest) = pending.into_iter().partition(is_of_window);
-                self.refused(index, marked, &other);
+                let (marked, rest): (Vec<_>, Vec<_>) = pending.into_iter().partition(is_of_window);
+                self.refused(index, &marked, &other);
                 pending = rest;
                 continue;
             }
@@ -256,7 +256,7 @@ impl Runner {
 
     /// A window that may not be opened while somebody else lets the kernel merge pages, and what was `marked` for it. That says nothing of
     /// merging: it is not judged.
-    fn refused(&self, window: u32, marked: Vec<Pending>, other: &str) {
+    fn refused(&self, window: u32, marked: &[Pending], other: &str) {
         let error = format!("{other} could share pages with the merge domain");
         tracing::warn!(run = %self.id, "no window of ksmd is opened: {error}");
         let steps = marked.iter().map(|step| step.index).chain([window]);

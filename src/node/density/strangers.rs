@@ -14,7 +14,7 @@ use tokio::time::timeout;
 const KEPT: Duration = Duration::from_secs(300);
 
 /// How long inspecting all processes may take. One that waits for a device that does not answer can hold its memory map for good.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Inspects the host's processes now and then, and keeps what it found.
 #[derive(Debug)]
