@@ -1,8 +1,10 @@
-//! Room for peers that come, so that those who do not prove themselves keep nobody else out.
+//! Places for connections: peers that do not finish their handshake keep no peer from another address out.
 //!
-//! Who comes takes a place, and keeps it until it is dropped. When all are taken, the network (an address of IPv4, the first 64 bits of one
-//! of IPv6) with the most peers that have not proved who they are loses the one that came first, but not to a peer of its own.
+//! A peer takes a place and keeps it until the place is dropped. When all are taken, a new peer takes one from the network (an IPv4
+//! address, the first 64 bits of an IPv6 address) with the most unproven peers, if those are more than its own network has; else, within
+//! its own network, from the address with the most, if those are more than its own address has. The peer that came first loses its place.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -25,8 +27,8 @@ struct Taken {
 
 #[derive(Debug)]
 struct Peer {
-    network: IpAddr,
-    /// Tells that the place is lost, as long as it can be.
+    address: IpAddr,
+    /// Tells that the place is lost, as long as it can be: the peer has not proved who it is.
     unproven: Option<oneshot::Sender<()>>,
 }
 
@@ -51,10 +53,10 @@ impl Places {
 
     /// Gives a peer at `address` a place, if there is one, or one can be made.
     pub(crate) fn take(self: &Arc<Self>, address: IpAddr) -> Option<Place> {
-        let network = network(address);
+        let address = address.to_canonical();
         let mut taken = self.taken();
         if taken.peers.len() >= self.all {
-            let victim = taken.first_of_the_most(network)?;
+            let victim = taken.first_to_go(address)?;
             let peer = taken.peers.remove(&victim)?;
             // Whose task has ended does not hear it.
             peer.unproven.map(|lost| lost.send(()));
@@ -62,7 +64,7 @@ impl Places {
         let (unproven, lost) = oneshot::channel();
         let number = taken.next;
         taken.next += 1;
-        taken.peers.insert(number, Peer { network, unproven: Some(unproven) });
+        taken.peers.insert(number, Peer { address, unproven: Some(unproven) });
         Some(Place { places: Arc::clone(self), number, lost })
     }
 
@@ -72,14 +74,28 @@ impl Places {
 }
 
 impl Taken {
-    /// The first unproven peer of the network with the most, if that is not `own`.
-    fn first_of_the_most(&self, own: IpAddr) -> Option<u64> {
-        let mut networks: BTreeMap<IpAddr, (usize, u64)> = BTreeMap::new();
-        for (number, peer) in self.peers.iter().filter(|(_, peer)| peer.unproven.is_some()) {
-            networks.entry(peer.network).or_insert((0, *number)).0 += 1;
+    /// The unproven peer that a new one from `address` replaces.
+    fn first_to_go(&self, address: IpAddr) -> Option<u64> {
+        let own = network(address);
+        self.first_of_the_most(network, own, |_| true)
+            .or_else(|| self.first_of_the_most(|it| it, address, |it| network(it) == own))
+    }
+
+    /// Of the unproven peers in `scope`, by `group`: the first of those groups that have the most, if that is more than `own` has.
+    fn first_of_the_most(
+        &self,
+        group: impl Fn(IpAddr) -> IpAddr,
+        own: IpAddr,
+        scope: impl Fn(IpAddr) -> bool,
+    ) -> Option<u64> {
+        let mut groups: BTreeMap<IpAddr, (usize, u64)> = BTreeMap::new();
+        let unproven = self.peers.iter().filter(|(_, peer)| peer.unproven.is_some());
+        for (number, peer) in unproven.filter(|(_, peer)| scope(peer.address)) {
+            groups.entry(group(peer.address)).or_insert((0, *number)).0 += 1;
         }
-        let (network, (_, first)) = networks.iter().max_by_key(|(_, (count, _))| *count)?;
-        (*network != own).then_some(*first)
+        let own = groups.get(&own).map_or(0, |(count, _)| *count);
+        let more = groups.values().filter(|(count, _)| *count > own);
+        more.max_by_key(|(count, first)| (*count, Reverse(*first))).map(|(_, first)| *first)
     }
 }
 
@@ -106,9 +122,9 @@ impl Drop for Place {
     }
 }
 
-/// What one who attacks has at least the whole of.
+/// What an attacker has at least the whole of: an address of IPv4, a /64 of IPv6.
 fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
+    match address {
         IpAddr::V6(address) => {
             Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into()
         }
@@ -133,7 +149,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_holds_most_without_proof_loses_the_first_to_others_alone() {
+    async fn the_address_with_most_unproven_peers_loses_the_first_to_others_alone() {
         let places = Places::new(4);
         let mut flood: Vec<Place> =
             (0..3).map(|_| places.take(at("192.0.2.66")).unwrap()).collect();
@@ -163,10 +179,50 @@ mod tests {
     #[test]
     fn a_network_of_ipv6_is_one() {
         assert_eq!(network(at("2001:db8:1:2:3:4:5:6")), at("2001:db8:1:2::"));
-        assert_eq!(network(at("::ffff:192.0.2.1")), at("192.0.2.1"));
+        let places = Places::new(3);
+        let _flood = [":1", ":2"].map(|it| places.take(at(&format!("2001:db8:{it}"))).unwrap());
+        let early = places.take(at("2001:db8:0:1::1")).unwrap();
+        let _late = places.take(at("2001:db8:0:2::1")).expect("a place of the larger network");
+        assert!(places.are_scarce() && places.taken().peers.contains_key(&early.number));
+    }
+
+    #[test]
+    fn an_address_of_ipv4_is_one_however_it_is_written() {
         let places = Places::new(2);
-        let _flood = ["2001:db8::1", "2001:db8::2"].map(|it| places.take(at(it)).unwrap());
-        assert!(places.take(at("2001:db8::3")).is_none());
-        assert!(places.are_scarce() && places.take(at("2001:db8:0:1::1")).is_some());
+        let _flood = ["192.0.2.1", "::ffff:192.0.2.1"].map(|it| places.take(at(it)).unwrap());
+        assert!(places.take(at("192.0.2.1")).is_none());
+        assert!(places.take(at("::ffff:192.0.2.2")).is_some());
+    }
+
+    #[tokio::test]
+    async fn one_address_keeps_no_other_of_its_network_out() {
+        for all in 1..=32 {
+            let places = Places::new(all);
+            let mut flood: Vec<Place> =
+                (0..all).map(|_| places.take(at("2001:db8::66")).unwrap()).collect();
+            let mut host = places.take(at("2001:db8::1")).expect("a place for another address");
+            assert!(is_lost(&mut flood[0]).await, "the first of the flood, of {all}");
+            // With one place for all, the next that comes has it.
+            if all > 1 {
+                assert!(places.take(at("2001:db8::66")).is_none(), "it has the most, of {all}");
+                assert!(!is_lost(&mut host).await, "of {all}");
+            }
+        }
+    }
+
+    /// What is left to an attacker with many addresses of the hosts' own network.
+    #[tokio::test]
+    async fn among_many_addresses_with_one_place_each_the_first_goes() {
+        let places = Places::new(4);
+        let mut flood: Vec<Place> =
+            (1..=4).map(|it| places.take(at(&format!("2001:db8::{it}"))).unwrap()).collect();
+        let mut host = places.take(at("2001:db8::aaaa")).unwrap();
+        assert!(is_lost(&mut flood[0]).await);
+        for it in 5..=7 {
+            flood.push(places.take(at(&format!("2001:db8::{it}"))).unwrap());
+            assert!(!is_lost(&mut host).await, "{it}");
+        }
+        let _next = places.take(at("2001:db8::8")).unwrap();
+        assert!(is_lost(&mut host).await);
     }
 }
