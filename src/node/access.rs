@@ -1,4 +1,4 @@
-//! Who may read metrics: those who know a password, over TLS. Without either, who reaches the address.
+//! Who may read metrics: clients that send the password, over TLS. Without either, every client that reaches the address.
 
 use std::path::Path;
 
@@ -18,16 +18,16 @@ use tokio_rustls::TlsAcceptor;
 /// Longest file with a password, in bytes.
 const AUTH_BYTES_MAX: u64 = 4096;
 
-/// What a peer has to show, and how it is spoken to.
+/// What a client has to send, and whether by HTTPS.
 #[derive(Clone, Default)]
 pub(super) struct Access {
     /// For HTTPS; with other certificates when those change.
     pub(super) tls: Option<watch::Receiver<TlsAcceptor>>,
-    /// What the header `Authorization` has to say.
+    /// What the header `Authorization` has to be.
     pub(super) authorization: Option<Authorization>,
 }
 
-/// The header of a peer that knows user and password.
+/// The header with the right user and password.
 #[derive(Clone)]
 pub(super) struct Authorization(Vec<u8>);
 
@@ -37,10 +37,10 @@ pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
 impl Access {
-    /// Agrees with the peer on TLS, if that is wanted.
+    /// Does the TLS handshake, if metrics are served by HTTPS.
     ///
     /// # Errors
-    /// It does not speak it.
+    /// The handshake failed.
     pub(super) async fn accept(&self, stream: TcpStream) -> std::io::Result<Box<dyn Stream>> {
         let acceptor = self.tls.as_ref().map(|tls| tls.borrow().clone());
         Ok(match acceptor {
@@ -51,7 +51,7 @@ impl Access {
 }
 
 impl Authorization {
-    /// From a file that holds `USER:PASSWORD` and that nobody but its owner may read.
+    /// Reads a file that holds `USER:PASSWORD` and is readable by its owner only.
     ///
     /// # Errors
     /// It cannot be read, others may read it, or it holds something else.
@@ -79,7 +79,7 @@ impl Authorization {
     }
 }
 
-/// Answers those alone who know the password (RFC 7617).
+/// Answers requests with the right password only (RFC 7617).
 pub(super) async fn check(
     State(wanted): State<Option<Authorization>>,
     request: Request,
@@ -90,7 +90,7 @@ pub(super) async fn check(
         return next.run(request).await;
     }
     let challenge = [(header::WWW_AUTHENTICATE, "Basic realm=\"lighter\", charset=\"UTF-8\"")];
-    (StatusCode::UNAUTHORIZED, challenge, "user and password are wanted\n").into_response()
+    (StatusCode::UNAUTHORIZED, challenge, "user name and password required\n").into_response()
 }
 
 #[cfg(test)]

@@ -127,7 +127,7 @@ impl Connections {
         });
         let connection = async move {
             let stream = tokio::time::timeout(HEADER_PATIENCE, access.accept(stream)).await;
-            let stream = TokioIo::new(stream.map_err(|_| "it does not speak TLS".to_owned())??);
+            let stream = TokioIo::new(stream.map_err(|_| "TLS handshake timed out".to_owned())??);
             // One connection, one request.
             let served = http1::Builder::new()
                 .timer(TokioTimer::new())

@@ -138,11 +138,11 @@ pub(crate) async fn shake_hands(
     let from = incoming.remote_address();
     let connection = tokio::select! {
         done = tokio::time::timeout(patience, incoming) => done,
-        () = place.lost() => return Err("others came meanwhile".to_owned()),
+        () = place.lost() => return Err("dropped to make room for another peer".to_owned()),
     };
     place.keep();
     connection
-        .map_err(|_| "the handshake took too long")?
+        .map_err(|_| "TLS handshake timed out")?
         .map_err(|error| LinkError::explain(&error, from, "").to_string())
 }
 
