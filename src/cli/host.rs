@@ -75,8 +75,7 @@ pub(crate) struct NodeArgs {
     #[arg(long)]
     pub(crate) metrics_tls: bool,
 
-    /// File with USER:PASSWORD, readable by its owner alone: whoever reads metrics has to know them (`basic_auth` of Prometheus)
-    /// [default: everybody may].
+    /// File with USER:PASSWORD, readable by its owner only: clients must send them (`basic_auth` of Prometheus) [default: no password].
     #[arg(long, value_name = "FILE")]
     pub(crate) metrics_auth: Option<PathBuf>,
 
@@ -177,6 +176,7 @@ pub(crate) struct CpuModelsArgs {
 Examples:
   lighter certs init
   lighter certs host host-b host-b.example.net 192.0.2.7 --out ./host-b
+  lighter certs revoke host-b
   lighter certs show
 
 `init` makes a certificate authority and this host's own certificate. `host` makes one for another host,
@@ -215,13 +215,18 @@ pub(crate) enum CertsAction {
         /// The guest.
         name: GuestName,
     },
-    /// Revoke certificates, on the host where the authority was made: hosts that have its list, crl.pem, let nobody in with them.
-    #[command(
-        after_help = "Examples:\n  lighter certs revoke host-b\n  lighter certs revoke ./host.pem"
-    )]
+    /// Revoke certificates of a host, on the host where the authority was made: other hosts reject them once they have the list, crl.pem.
+    #[command(after_help = "\
+Examples:
+  lighter certs revoke host-b
+  lighter certs revoke ./host.pem
+
+A name or an address revokes every certificate that was issued for it until now: revoke first, then issue
+the replacement. Certificates that a version without this command issued are not recorded: give their file.")]
     Revoke {
-        /// A name or an address of the host, or its certificate's file.
-        host: String,
+        /// A name or an address of the host, the serial of a certificate, or the file of one (host.pem).
+        #[arg(value_name = "HOST|SERIAL|FILE")]
+        which: String,
     },
     /// Show this host's certificates.
     #[command(after_help = "Examples:\n  lighter certs show\n  lighter certs show --json")]

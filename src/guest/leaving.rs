@@ -248,12 +248,8 @@ mod tests {
 
     fn request_to(destination: &str) -> MigrationRequest {
         let nothing = String::new;
-        let identity = Identity {
-            ca_pem: nothing(),
-            cert_pem: nothing(),
-            key_pem: nothing(),
-            crl_pem: nothing(),
-        };
+        let identity =
+            Identity { ca_pem: nothing(), cert_pem: nothing(), key_pem: nothing(), crl_pem: None };
         MigrationRequest::to(destination.to_owned(), identity)
     }
 

@@ -1,4 +1,4 @@
-//! The node's certificates, which may be renewed, and others' revoked, while it serves.
+//! The node's certificates and the list of revoked ones, which are read again while the node serves.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,11 +11,11 @@ use tokio::task::JoinHandle;
 use tokio::time::sleep;
 use tokio_rustls::TlsAcceptor;
 
-/// How often the files are looked at.
+/// How often the files are read.
 const ROUND: Duration = Duration::from_secs(20);
 
-/// Has `endpoint` and who listens to `web` serve with what is in the folder `certs`, where it found `identity` before. What cannot be
-/// used is told once, and changes nothing. Connections that there are go on.
+/// Has `endpoint` and the receivers of `web` serve with what is in the folder `certs`, where the caller has read `identity`. Files that
+/// cannot be used are logged once and change nothing. Open connections go on.
 pub(super) fn keep(
     endpoint: Endpoint,
     web: watch::Sender<TlsAcceptor>,
@@ -31,15 +31,20 @@ pub(super) fn keep(
                 Ok(Some((new, tls, acceptor))) => {
                     endpoint::renew(&endpoint, &tls);
                     web.send_replace(acceptor);
-                    tracing::info!(
-                        "the certificates, or what is revoked, have changed and hold from now on"
-                    );
+                    tracing::info!("new certificates or revocation lists are in force");
+                    if identity.crl_pem.is_some() && new.crl_pem.is_none() {
+                        tracing::warn!(
+                            "crl.pem is gone: no certificate counts as revoked any more"
+                        );
+                    }
                     (identity, told) = (new, None);
                 }
                 Err(error) => {
                     let error = error.to_string();
                     if told.as_ref() != Some(&error) {
-                        tracing::error!("the certificates that were read before hold on: {error}");
+                        tracing::error!(
+                            "the certificates and lists read before stay in force: {error}"
+                        );
                     }
                     told = Some(error);
                 }
@@ -48,7 +53,7 @@ pub(super) fn keep(
     })
 }
 
-/// How to speak HTTPS as this host.
+/// Returns what accepts HTTPS connections as this host.
 ///
 /// # Errors
 /// Its certificates cannot be used.
@@ -65,4 +70,37 @@ fn changed(certs: &Path, before: &Identity) -> Result<Option<Changed>, TlsError>
     }
     let (tls, acceptor) = (Tls::new(&identity)?, acceptor(&identity)?);
     Ok(Some((identity, tls, acceptor)))
+}
+
+#[cfg(test)]
+mod tests {
+    use migrate::quic::Authority;
+
+    use super::*;
+
+    /// [`keep`] applies a change, and keeps what it has when there is none or an error.
+    #[test]
+    fn a_list_that_cannot_be_used_changes_nothing() {
+        let certs = tempfile::tempdir().unwrap();
+        let (certs, list) = (certs.path(), certs.path().join("crl.pem"));
+        let authority = Authority::create().unwrap();
+        authority.issue(&["host-a".into()]).unwrap().save(certs).unwrap();
+        let before = Identity::load(certs).unwrap();
+        assert!(changed(certs, &before).unwrap().is_none());
+
+        authority.revoke(certs, &[]).unwrap();
+        let (with_list, ..) = changed(certs, &before).unwrap().expect("a list");
+        assert!(with_list.crl_pem.is_some());
+        let good = std::fs::read(&list).unwrap();
+        for half in [0, good.len() / 2] {
+            std::fs::write(&list, &good[..half]).unwrap();
+            let error = changed(certs, &with_list).map(drop).unwrap_err();
+            assert!(error.to_string().contains("crl.pem"), "{error}");
+        }
+        std::fs::write(&list, &good).unwrap();
+        assert!(changed(certs, &with_list).unwrap().is_none());
+        std::fs::remove_file(&list).unwrap();
+        let (without, ..) = changed(certs, &with_list).unwrap().expect("no list");
+        assert!(without.crl_pem.is_none());
+    }
 }

@@ -1,24 +1,27 @@
-//! `lighter certs`: the authority and the certificates with which hosts know each other.
+//! `lighter certs`: the authority, and the certificates by which hosts know each other.
 
+use std::fmt::Write;
 use std::path::Path;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use migrate::quic::{Authority, HostCertificate, Identity, Tls, calendar_time};
+use migrate::quic::{Authority, HostCertificate, Identity, Issued, Revocation, Tls, calendar_time};
 use migrate::report::Role;
 use serde::Serialize;
 
 use crate::cli::Output;
 use crate::cli::host::{CertsAction, CertsArgs};
-use crate::durable;
 use crate::exit::Exit;
+use crate::file_lock::FileLock;
 use crate::names::GuestName;
 use crate::output;
 use crate::state_dir::StateDir;
 use crate::table::facts;
 
-/// Longest files that are read, in bytes.
-const PEM_BYTES_MAX: u64 = 1 << 20;
-const CRL_BYTES_MAX: u64 = 1 << 20;
+/// How long one `lighter certs revoke` waits for another to end, and how often it tries.
+const LOCK_PATIENCE: Duration = Duration::from_secs(30);
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
 /// Does one of `init`, `host`, `guest`, `revoke` and `show`.
 ///
@@ -32,7 +35,7 @@ pub(crate) fn run(state: &StateDir, args: &CertsArgs) -> Result<Exit> {
             output::print_json(&identity_of(state, name)?)?;
             Ok(Exit::Done)
         }
-        CertsAction::Revoke { host } => revoke(state, host),
+        CertsAction::Revoke { which } => revoke(state, which),
         CertsAction::Show { json } => show(state, json.output()),
     }
 }
@@ -83,37 +86,71 @@ fn host(state: &StateDir, names: &[String], out: &Path) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-fn revoke(state: &StateDir, host: &str) -> Result<Exit> {
+fn revoke(state: &StateDir, which: &str) -> Result<Exit> {
     let certs = state.certs();
     let authority = Authority::load(&certs)
         .context("this host cannot revoke certificates: do it where the authority was made")?;
-    let file = Path::new(host);
-    let revoked = match file.is_file() {
-        true => vec![regular_file::read_text(file, PEM_BYTES_MAX).context("cannot read it")?],
-        false => Authority::issued_to(&certs, host)?,
+    let _lock = lock(&certs.join("revoke.lock"))?;
+    let found = match Path::new(which).is_file() {
+        true => vec![Issued::read(Path::new(which))?],
+        false => Authority::issued_to(&certs, which)?,
     };
-    if revoked.is_empty() {
-        bail!(
-            "this authority has put down no certificate for {host}: give the file of one, host.pem"
-        );
+    if found.is_empty() {
+        bail!("no certificate recorded for {which}; give its host.pem");
     }
-    let list = certs.join("crl.pem");
-    let before = match regular_file::read_text(&list, CRL_BYTES_MAX) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
-        read => read.with_context(|| format!("cannot read {}", list.display()))?,
-    };
-    let after = authority.revoke(&before, &revoked)?;
-    durable::replace(&list, after.as_bytes())?;
-    output::print_line(format_args!(
-        "Certificates of {host} that are revoked now: {}.\n\
-         Copy {} to the folder `certs` of every other host: its node heeds it within a minute. What is under way goes on.",
-        revoked.len(),
-        list.display()
-    ))?;
+    output::print(revoked(which, &authority.revoke(&certs, &found)?))?;
     Ok(Exit::Done)
 }
 
-/// What `show` tells.
+/// Waits until no other process revokes certificates: each adds to the list that the one before has written.
+fn lock(path: &Path) -> Result<FileLock> {
+    let begin = Instant::now();
+    loop {
+        let lock = FileLock::try_acquire(path);
+        if let Some(lock) = lock.with_context(|| format!("cannot lock {}", path.display()))? {
+            return Ok(lock);
+        }
+        if begin.elapsed() > LOCK_PATIENCE {
+            bail!(
+                "another `lighter certs revoke` is running ({} is locked): try again",
+                path.display()
+            );
+        }
+        sleep(LOCK_PAUSE);
+    }
+}
+
+fn revoked(which: &str, revocation: &Revocation) -> String {
+    let Revocation { done, before, list } = revocation;
+    let plural = if done.len() == 1 { "" } else { "s" };
+    let mut text = format!(
+        "Revoked {} certificate{plural} of {which}{}\n",
+        done.len(),
+        if done.is_empty() { "." } else { ":" }
+    );
+    text.extend(done.iter().map(line));
+    if !before.is_empty() {
+        text.push_str("Revoked before:\n");
+        text.extend(before.iter().map(line));
+    }
+    if done.len() > 1 {
+        text.push_str("A replacement that had been issued already is revoked, too: issue it again with `lighter certs host`.\n");
+    }
+    let list = list.display();
+    let _ = writeln!(
+        text,
+        "Copy {list} to the folder `certs` of every other host. Its node reads the list within a minute; migrations under way go on."
+    );
+    text
+}
+
+fn line(certificate: &HostCertificate) -> String {
+    let HostCertificate { serial, names, valid_from_unix_s, valid_until_unix_s } = certificate;
+    let [from, until] = [valid_from_unix_s, valid_until_unix_s].map(|time| calendar_time(*time));
+    format!("  {serial}  {}  valid from {from} until {until}\n", names.join(", "))
+}
+
+/// What `show` prints.
 #[derive(Debug, Serialize)]
 struct Shown {
     /// Where the certificates are.
@@ -132,7 +169,7 @@ struct Shown {
 /// What this host's certificate says.
 #[derive(Debug, Serialize)]
 struct ShownCertificate {
-    /// Its number.
+    /// Its serial, in hexadecimal digits.
     serial: String,
     /// Names and addresses under which the host is reached.
     names: Vec<String>,
@@ -176,6 +213,7 @@ fn text(shown: &Shown) -> String {
         ("This host", host),
     ];
     if let Some(certificate) = &shown.certificate {
+        lines.push(("Serial", certificate.serial.clone()));
         lines.push(("Names", certificate.names.join(", ")));
         lines.push(("Valid from", calendar_time(certificate.valid_from_unix_s)));
         lines.push(("Valid until", calendar_time(certificate.valid_until_unix_s)));
@@ -236,6 +274,86 @@ mod tests {
         let error = format!("{:#}", run(&state, &wrong).unwrap_err());
         assert!(error.contains("`bad name` is neither a DNS name nor an IP address"), "{error}");
         assert_eq!(std::fs::read_dir(state.certs()).unwrap().count(), 0);
+    }
+
+    /// A state folder with an authority, and the list of serials that it has revoked.
+    fn initialised() -> (tempfile::TempDir, StateDir) {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::new(folder.path()).unwrap();
+        run(&state, &args(CertsAction::Init { names: vec!["host-a".to_owned()] })).unwrap();
+        (folder, state)
+    }
+
+    fn issue(state: &StateDir, name: &str, out: &Path) -> Issued {
+        let host = CertsAction::Host { names: vec![name.to_owned()], out: out.to_owned() };
+        run(state, &args(host)).unwrap();
+        Issued::read(&out.join("host.pem")).unwrap()
+    }
+
+    #[test]
+    fn every_certificate_that_is_revoked_is_shown() {
+        let (folder, state) = initialised();
+        let [old, new] =
+            ["old", "new"].map(|out| issue(&state, "host-b", &folder.path().join(out)));
+        let authority = Authority::load(&state.certs()).unwrap();
+        let first = authority.revoke(&state.certs(), std::slice::from_ref(&old)).unwrap();
+        let text = revoked("host-b", &first);
+        let serial = |issued: &Issued| issued.certificate.serial.clone();
+        assert!(text.starts_with("Revoked 1 certificate of host-b:\n"), "{text}");
+        assert!(text.contains(&serial(&old)) && text.contains(" host-b  valid from 2"), "{text}");
+        assert!(!text.contains("replacement") && text.contains("crl.pem"), "{text}");
+
+        let again = authority.revoke(&state.certs(), &[old.clone(), new.clone()]).unwrap();
+        let text = revoked("host-b", &again);
+        let (done, before) = text.split_once("Revoked before:").unwrap();
+        assert!(done.contains(&serial(&new)) && before.contains(&serial(&old)), "{text}");
+        let none = revoked("host-b", &authority.revoke(&state.certs(), &[old]).unwrap());
+        assert!(none.starts_with("Revoked 0 certificates of host-b.\n"), "{none}");
+    }
+
+    #[test]
+    fn a_certificate_is_revoked_by_name_serial_or_file() {
+        let (folder, state) = initialised();
+        let outs = ["b", "c", "d"].map(|name| folder.path().join(name));
+        let hosts = outs.each_ref().map(|out| issue(&state, "host-x", out));
+        let revoke =
+            |which: &str| run(&state, &args(CertsAction::Revoke { which: which.to_owned() }));
+        let count = || {
+            let entries = std::fs::read_dir(state.certs().join("issued")).unwrap();
+            let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+            names.filter(|name| name.ends_with(".revoked")).count()
+        };
+        revoke(&hosts[0].certificate.serial.to_uppercase()).unwrap();
+        assert_eq!(count(), 1);
+        revoke(outs[1].join("host.pem").to_str().unwrap()).unwrap();
+        assert_eq!(count(), 2);
+        revoke("HOST-X").unwrap();
+        assert_eq!(count(), 3, "all of that name, and none of another");
+        let error = format!("{:#}", revoke("host-y").unwrap_err());
+        assert_eq!(error, "no certificate recorded for host-y; give its host.pem");
+        let error =
+            format!("{:#}", revoke(outs[1].join("host.key").to_str().unwrap()).unwrap_err());
+        assert!(error.contains("host.key does not hold a certificate"), "{error}");
+        // A folder is none of its files: its name may be a host's.
+        assert!(revoke(outs[1].to_str().unwrap()).is_err());
+    }
+
+    #[test]
+    fn certificates_that_are_revoked_at_once_are_all_in_the_list() {
+        let (folder, state) = initialised();
+        let hosts: Vec<Issued> =
+            (0..8).map(|at| issue(&state, "host-b", &folder.path().join(at.to_string()))).collect();
+        std::thread::scope(|scope| {
+            for issued in &hosts {
+                let which = issued.certificate.serial.clone();
+                scope.spawn(|| run(&state, &args(CertsAction::Revoke { which })).unwrap());
+            }
+        });
+        // The records would bring back what a list lacks.
+        std::fs::remove_dir_all(state.certs().join("issued")).unwrap();
+        let authority = Authority::load(&state.certs()).unwrap();
+        let revocation = authority.revoke(&state.certs(), &hosts).unwrap();
+        assert_eq!((revocation.done.len(), revocation.before.len()), (0, 8));
     }
 
     #[test]

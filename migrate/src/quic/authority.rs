@@ -12,9 +12,9 @@ use rustls_pki_types::pem::PemObject;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::parse_x509_certificate;
 
-use super::certificate::{HostCertificate, is_host_name};
+use super::certificate::is_host_name;
 use super::files::{
-    CA_CERT, CA_KEY, CertError, ISSUED, Mode, create_dir, file, read, refuse_existing, write_new,
+    CA_CERT, CA_KEY, CertError, Mode, create_dir, read, refuse_existing, write_new,
 };
 use super::identity::Identity;
 
@@ -98,44 +98,16 @@ impl Authority {
         let key = KeyPair::generate().map_err(make)?;
         let cert_pem = params.signed_by(&key, &self.issuer).map_err(make)?.pem();
         let key_pem = key.serialize_pem();
-        Ok(Identity { ca_pem: self.cert_pem.clone(), cert_pem, key_pem, crl_pem: String::new() })
+        Ok(Identity { ca_pem: self.cert_pem.clone(), cert_pem, key_pem, crl_pem: None })
     }
 
     pub(super) fn issuer(&self) -> &Issuer<'static, KeyPair> {
         &self.issuer
     }
 
-    /// Puts down in `dir`, where the authority is, that it has issued this certificate: without it none can be revoked whose host is lost.
-    ///
-    /// # Errors
-    /// [`CertError::File`].
-    pub fn record(&self, dir: &Path, issued: &Identity) -> Result<(), CertError> {
-        let folder = dir.join(ISSUED);
-        create_dir(&folder)?;
-        let serial = HostCertificate::from_pem(&issued.cert_pem).map(|it| it.serial);
-        let file = folder.join(format!("{}.pem", serial.unwrap_or_default()));
-        write_new(&file, &issued.cert_pem, Mode::Public)
-    }
-
-    /// The certificates that [`Authority::record`] put down in `dir` and that are valid for the name or address `host`, in PEM.
-    ///
-    /// # Errors
-    /// [`CertError::File`].
-    pub fn issued_to(dir: &Path, host: &str) -> Result<Vec<String>, CertError> {
-        let folder = dir.join(ISSUED);
-        let entries = match std::fs::read_dir(&folder) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-            entries => entries.map_err(|cause| file("read", &folder, cause))?,
-        };
-        let mut found = Vec::new();
-        for entry in entries {
-            let pem = read(&entry.map_err(|cause| file("read", &folder, cause))?.path())?;
-            let is_hosts = |it: HostCertificate| it.names.iter().any(|name| name == host);
-            if HostCertificate::from_pem(&pem).is_ok_and(is_hosts) {
-                found.push(pem);
-            }
-        }
-        Ok(found)
+    /// Its certificate, in PEM.
+    pub(super) fn cert_pem(&self) -> &str {
+        &self.cert_pem
     }
 
     /// Its name as it stands in what it has issued.
@@ -245,23 +217,6 @@ mod tests {
         std::fs::write(dir.path().join(CA_CERT), &theirs.cert_pem).unwrap();
         let refused = Authority::load(dir.path()).unwrap_err();
         assert!(matches!(refused, CertError::OtherKey { .. }), "{refused}");
-    }
-
-    #[test]
-    fn what_was_issued_is_found_by_any_of_its_names() {
-        let dir = tempfile::tempdir().unwrap();
-        let authority = Authority::create().unwrap();
-        assert!(Authority::issued_to(dir.path(), "a").unwrap().is_empty());
-        let issue = |names: &[&str]| {
-            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-            let issued = authority.issue(&names).unwrap();
-            authority.record(dir.path(), &issued).unwrap();
-            issued.cert_pem
-        };
-        let (first, second) = (issue(&["a", "192.0.2.5"]), issue(&["b"]));
-        assert_eq!(Authority::issued_to(dir.path(), "192.0.2.5").unwrap(), [first]);
-        assert_eq!(Authority::issued_to(dir.path(), "b").unwrap(), [second]);
-        assert!(Authority::issued_to(dir.path(), "c").unwrap().is_empty());
     }
 
     #[test]

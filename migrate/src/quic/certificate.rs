@@ -14,6 +14,7 @@ use x509_parser::parse_x509_certificate;
 use x509_parser::time::ASN1Time;
 
 use super::files::{CertError, HOST_CERT, read};
+use super::revocation::ListError;
 
 /// Why a host's certificates cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +66,9 @@ pub enum TlsError {
     /// Certificate and key do not fit together, or the authority is not one.
     #[error("the host certificate and its authority cannot be used: {0}")]
     Config(rustls::Error),
+    /// The list of revoked certificates cannot be used.
+    #[error("the list of revoked certificates, crl.pem, cannot be used: {0}")]
+    Revocation(ListError),
     /// No certificate can be made for the process of a guest.
     #[error("cannot make a certificate for the process of guest {guest}: {cause}")]
     Guest {
@@ -148,6 +152,19 @@ impl HostCertificate {
     }
 }
 
+impl HostCertificate {
+    /// Whether it is valid for `host`, a DNS name or an IP address.
+    #[must_use]
+    pub fn is_for(&self, host: &str) -> bool {
+        let address = |name: &str| name.parse::<IpAddr>().map(|address| address.to_canonical());
+        let host = host.trim_start_matches('[').trim_end_matches([']', '.']);
+        self.names.iter().any(|name| match (address(name), address(host)) {
+            (Ok(name), Ok(host)) => name == host,
+            _ => name.eq_ignore_ascii_case(host),
+        })
+    }
+}
+
 /// The names in the certificate's subjectAltName (RFC 5280 §4.2.1.6).
 fn names(certificate: &X509Certificate<'_>) -> Result<Vec<String>, String> {
     let listed = certificate.subject_alternative_name().map_err(|error| error.to_string())?;
@@ -188,7 +205,7 @@ pub(super) fn is_host_name(name: &str) -> bool {
     ServerName::try_from(name).is_ok()
 }
 
-/// A time in seconds since 1970, for people: `2029-02-22 12:30:00 UTC`.
+/// A time in seconds since 1970, as text: `2029-02-22 12:30:00 UTC`.
 pub fn calendar_time(unix_s: i64) -> String {
     match ASN1Time::from_timestamp(unix_s) {
         Ok(time) => {
@@ -218,6 +235,26 @@ mod tests {
         let seconds = certificate.valid_until_unix_s - certificate.valid_from_unix_s;
         assert_eq!(seconds, 826 * DAY.as_secs() as i64);
         assert_eq!(calendar_time(1_867_494_600), "2029-03-06 12:30:00 UTC");
+    }
+
+    #[test]
+    fn names_match_whatever_their_case_and_addresses_whatever_their_spelling() {
+        let names = ["Host-A.example", "192.0.2.5", "2001:db8::5"].map(str::to_owned);
+        let identity = Authority::create().unwrap().issue(&names).unwrap();
+        let certificate = HostCertificate::from_pem(&identity.cert_pem).unwrap();
+        for own in [
+            "host-a.EXAMPLE",
+            "host-a.example.",
+            "192.0.2.5",
+            "::ffff:192.0.2.5",
+            "2001:DB8:0:0::5",
+            "[2001:db8::5]",
+        ] {
+            assert!(certificate.is_for(own), "{own}");
+        }
+        for other in ["host-a", "192.0.2.50", "2001:db8::50", "", "."] {
+            assert!(!certificate.is_for(other), "{other}");
+        }
     }
 
     #[test]

@@ -19,11 +19,11 @@ pub(super) const HOST_KEY: &str = "host.key";
 
 /// The folder of what the authority has issued.
 pub(super) const ISSUED: &str = "issued";
-/// What authorities have revoked.
+/// The list of revoked certificates, or those of several authorities.
 pub(super) const CRL: &str = "crl.pem";
 
-/// Longest certificate or key that is read, in bytes: authorities of others may come with long chains.
-const PEM_BYTES_MAX: u64 = 1 << 20;
+/// Longest certificate, key or list that is read, in bytes: authorities of others may come with long chains.
+pub(super) const PEM_BYTES_MAX: u64 = 1 << 20;
 
 /// Why certificates could not be made, read or written.
 #[derive(Debug, thiserror::Error)]
@@ -60,10 +60,21 @@ pub enum CertError {
         name: String,
     },
     /// The authority's key and certificate are of two authorities.
-    #[error("{} is not the key of the authority in ca.pem: what it issues, nobody would take", path.display())]
+    #[error(
+        "{} is not the key of the authority in ca.pem: hosts would reject certificates signed with it",
+        path.display()
+    )]
     OtherKey {
         /// The key.
         path: PathBuf,
+    },
+    /// A file that should hold a certificate does not.
+    #[error("{} does not hold a certificate that can be read: {cause}", path.display())]
+    NotACertificate {
+        /// The file.
+        path: PathBuf,
+        /// What the parser said.
+        cause: String,
     },
     /// A key or certificate cannot be made or parsed.
     #[error("cannot make a certificate for {subject}: {cause}")]
@@ -95,6 +106,30 @@ pub(super) fn read(path: &Path) -> Result<String, CertError> {
     regular_file::read_text(path, PEM_BYTES_MAX).map_err(|cause| file("read", path, cause))
 }
 
+/// The content of the file at `path`; none when nothing has that name. A symbolic link to a missing file is an error.
+pub(super) fn read_if_there(path: &Path) -> Result<Option<String>, CertError> {
+    match read(path) {
+        Err(error) if error.is_missing() && !is_there(path) => Ok(None),
+        read => read.map(Some),
+    }
+}
+
+/// Whether anything has the name `path`, be it a symbolic link to a missing file.
+fn is_there(path: &Path) -> bool {
+    path.symlink_metadata().is_ok()
+}
+
+/// Replaces the file at `path`, or the one that a symbolic link at `path` leads to.
+pub(super) fn replace(path: &Path, content: &str) -> Result<(), CertError> {
+    let written = match is_there(path) {
+        true => path
+            .canonicalize()
+            .and_then(|target| regular_file::replace(&target, content.as_bytes())),
+        false => regular_file::replace(path, content.as_bytes()),
+    };
+    written.map_err(|cause| file("write", path, cause))
+}
+
 /// Whether the first certificate in `wanted` is among those in `pem`.
 pub(super) fn holds_certificate(pem: &str, wanted: &str) -> bool {
     let Ok(wanted) = CertificateDer::from_pem_slice(wanted.as_bytes()) else { return false };
@@ -111,10 +146,7 @@ pub(super) fn create_dir(dir: &Path) -> Result<(), CertError> {
 
 /// Refuses when there is anything at `path`.
 pub(super) fn refuse_existing(path: &Path) -> Result<(), CertError> {
-    match path.symlink_metadata() {
-        Ok(_) => Err(CertError::Exists { path: path.into() }),
-        Err(_) => Ok(()),
-    }
+    if is_there(path) { Err(CertError::Exists { path: path.into() }) } else { Ok(()) }
 }
 
 pub(super) fn write_new(path: &Path, content: &str, mode: Mode) -> Result<(), CertError> {
@@ -130,6 +162,8 @@ pub(super) fn write_new(path: &Path, content: &str, mode: Mode) -> Result<(), Ce
         opened => opened.map_err(|cause| file("write", path, cause))?,
     };
     let written = opened.write_all(content.as_bytes()).and_then(|()| opened.sync_all());
+    // Its name, too, has to be on disk: `issued/` records what can be revoked.
+    let written = written.and_then(|()| regular_file::sync_folder_of(path));
     written.map_err(|cause| {
         // On a full disk: a part of it would be in the way the next time.
         let _ = std::fs::remove_file(path);

@@ -11,8 +11,9 @@ use super::authority::params_of_peer;
 use super::certificate::{HostCertificate, TlsError, guest_uri};
 use super::files::{
     CA_CERT, CRL, CertError, HOST_CERT, HOST_KEY, Mode, create_dir, holds_certificate, read,
-    write_new,
+    read_if_there, write_new,
 };
+use super::revocation;
 use super::tls::{Tls, check_chain};
 use crate::report::Role;
 
@@ -30,9 +31,10 @@ pub struct Identity {
     pub cert_pem: String,
     /// Its private key.
     pub key_pem: String,
-    /// What the authority has revoked, as far as the host has heard; may be empty.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub crl_pem: String,
+    /// The lists of revoked certificates that the host has; none when it has no `crl.pem`. Left out of JSON then: the process of a
+    /// guest that was started by a version without this field refuses an identity that has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub crl_pem: Option<String>,
 }
 
 impl std::fmt::Debug for Identity {
@@ -45,8 +47,9 @@ impl Identity {
     /// Reads `ca.pem`, `host.pem`, `host.key` and, if it is there, `crl.pem` from `dir`.
     ///
     /// # Errors
-    /// [`TlsError`], naming the file or the certificate that is wrong: other hosts would refuse one that is not valid now with
-    /// words that help less, and one that another authority has issued.
+    /// [`TlsError`], naming the file or the certificate that is wrong: other hosts would refuse a certificate that is not valid now
+    /// with a message that helps less, and one that another authority has issued. A `crl.pem` is an error when it holds no list, two
+    /// of one authority, one of an authority that is not in `ca.pem`, or one with a wrong signature.
     pub fn load(dir: &Path) -> Result<Self, TlsError> {
         let read = |name| read(&dir.join(name)).map_err(TlsError::Read);
         let (ca_pem, cert_pem, key_pem) = (read(CA_CERT)?, read(HOST_CERT)?, read(HOST_KEY)?);
@@ -56,12 +59,10 @@ impl Identity {
             let cause = "host.pem holds a private key, which belongs in host.key".to_owned();
             return Err(TlsError::Malformed { cause });
         }
-        let crl_pem = match super::files::read(&dir.join(CRL)) {
-            Err(error) if error.is_missing() => String::new(),
-            read => read.map_err(TlsError::Read)?,
-        };
+        let crl_pem = read_if_there(&dir.join(CRL)).map_err(TlsError::Read)?;
         let identity = Self { ca_pem, cert_pem, key_pem, crl_pem };
         check_chain(&identity)?;
+        revocation::lists(&identity)?;
         Ok(identity)
     }
 

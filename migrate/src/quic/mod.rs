@@ -12,6 +12,7 @@ pub mod endpoint;
 mod error;
 mod files;
 mod identity;
+mod issued;
 #[cfg(test)]
 pub(crate) mod pair;
 pub(crate) mod peers;
@@ -26,5 +27,6 @@ pub use certificate::{HostCertificate, TlsError, calendar_time};
 pub use error::LinkError;
 pub use files::CertError;
 pub use identity::Identity;
-pub use revocation::RevokeError;
+pub use issued::Issued;
+pub use revocation::{ListError, Revocation, RevokeError};
 pub use tls::{ALPN, Tls, web_server};

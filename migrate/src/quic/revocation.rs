@@ -1,205 +1,296 @@
-//! Certificates that are no longer good though their time is not over: the authority's list of them (RFC 5280 §5).
+//! Lists of certificates that are revoked before their time is over (RFC 5280 §5): checked when they are read, and made by an authority.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rcgen::{
     CertificateRevocationListParams, KeyIdMethod, RevokedCertParams, SerialNumber, date_time_ymd,
 };
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, CertificateRevocationListDer};
-use x509_parser::parse_x509_certificate;
-use x509_parser::parse_x509_crl;
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, pem};
+use x509_parser::revocation_list::CertificateRevocationList;
+use x509_parser::{parse_x509_certificate, parse_x509_crl};
 
 use super::authority::{Authority, CA_DAYS, DAY};
-use super::certificate::TlsError;
+use super::certificate::{HostCertificate, TlsError};
+use super::files::{CRL, CertError, PEM_BYTES_MAX, read_if_there, replace};
+use super::identity::Identity;
+use super::issued::{Issued, record_revoked, revoked};
+
+#[cfg(test)]
+mod tests;
 
 /// Most certificates that an authority can have revoked. Each takes some 40 bytes of the file that all hosts read.
 const REVOKED_MAX: usize = 10_000;
 
+/// Why the lists in a `crl.pem` cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ListError {
+    /// There is none.
+    #[error("it holds no list: copy it again, or remove it if nothing is revoked")]
+    Empty,
+    /// It is not PEM.
+    #[error("{0}; copy it again")]
+    Pem(pem::Error),
+    /// A list, or an authority that may have made it, cannot be parsed.
+    #[error("{0}; copy it again")]
+    Malformed(String),
+    /// Only one of two lists would be used.
+    #[error("it holds two lists of the authority {authority}: keep the one that was made last")]
+    Twice {
+        /// Name of the authority.
+        authority: String,
+    },
+    /// A list has no effect on any host that is trusted here.
+    #[error(
+        "it holds a list of the authority {authority}, which is not in ca.pem: remove that list, or add the authority to ca.pem"
+    )]
+    OtherAuthority {
+        /// Name of the authority.
+        authority: String,
+    },
+    /// Another key has signed a list, or it was changed since.
+    #[error(
+        "the list of the authority {authority} is not signed with that authority's key: copy it again"
+    )]
+    Signature {
+        /// Name of the authority.
+        authority: String,
+    },
+}
+
 /// Why certificates cannot be revoked.
 #[derive(Debug, thiserror::Error)]
 pub enum RevokeError {
-    /// A certificate, or the list, is not one.
-    #[error("{what} is not usable: {cause}")]
-    Malformed {
-        /// Which one.
-        what: &'static str,
-        /// What the parser said.
-        cause: String,
+    /// A file cannot be read or written.
+    #[error("{0}")]
+    File(CertError),
+    /// A certificate cannot be parsed.
+    #[error("the certificate is not usable: {0}")]
+    Malformed(String),
+    /// The list that is there cannot be used.
+    #[error("cannot add to {}: {cause}", path.display())]
+    List {
+        /// The list.
+        path: PathBuf,
+        /// What is wrong with it.
+        cause: ListError,
     },
-    /// Another authority has issued it.
+    /// Another authority has issued the certificate.
     #[error("the certificate was not issued by this authority, which cannot revoke it")]
     OtherAuthority,
+    /// The certificate is the authority's own.
+    #[error("this is the authority's own certificate: remove it from ca.pem on all hosts instead")]
+    OwnCertificate,
     /// The list is full.
     #[error(
         "{REVOKED_MAX} certificates have been revoked, and no more can be: make a new authority"
     )]
     Full,
+    /// No host would read the file.
+    #[error("crl.pem would be larger than {PEM_BYTES_MAX} bytes: remove other authorities' lists")]
+    TooLarge,
     /// The list cannot be signed.
     #[error("cannot sign the list of revoked certificates: {0}")]
     Sign(rcgen::Error),
 }
 
-/// The lists in `pem`, of one authority or several.
-pub(super) fn lists(pem: &str) -> Result<Vec<CertificateRevocationListDer<'static>>, TlsError> {
-    CertificateRevocationListDer::pem_slice_iter(pem.as_bytes()).collect::<Result<_, _>>().map_err(
-        |cause| TlsError::Pem { what: "the list of revoked certificates, crl.pem,", cause },
-    )
+/// What [`Authority::revoke`] has done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Revocation {
+    /// What it has revoked.
+    pub done: Vec<HostCertificate>,
+    /// What had been revoked before.
+    pub before: Vec<HostCertificate>,
+    /// The list, for all other hosts.
+    pub list: PathBuf,
 }
 
-/// The number of a certificate that `authority` has issued.
-fn serial(pem: &str, authority: &[u8]) -> Result<Vec<u8>, RevokeError> {
-    let malformed = |cause: String| RevokeError::Malformed { what: "the certificate", cause };
+/// The lists of `identity`, each of which counts: it is signed by an authority that is trusted, and the only one of that authority.
+pub(super) fn lists(
+    identity: &Identity,
+) -> Result<Vec<CertificateRevocationListDer<'static>>, TlsError> {
+    let Some(lists) = &identity.crl_pem else { return Ok(Vec::new()) };
+    checked(lists, &identity.ca_pem).map_err(TlsError::Revocation)
+}
+
+fn checked(
+    lists: &str,
+    authorities: &str,
+) -> Result<Vec<CertificateRevocationListDer<'static>>, ListError> {
+    let lists = sections(lists)?;
+    let mut issuers = Vec::new();
+    for der in &lists {
+        let list = parse(der)?;
+        let issuer = list.issuer().as_raw().to_vec();
+        if issuers.contains(&issuer) {
+            return Err(ListError::Twice { authority: list.issuer().to_string() });
+        }
+        verify(&list, authorities)?;
+        issuers.push(issuer);
+    }
+    Ok(lists)
+}
+
+/// The lists in `pem`: one at least.
+fn sections(pem: &str) -> Result<Vec<CertificateRevocationListDer<'static>>, ListError> {
+    let found: Vec<_> = CertificateRevocationListDer::pem_slice_iter(pem.as_bytes())
+        .collect::<Result<_, _>>()
+        .map_err(ListError::Pem)?;
+    if found.is_empty() { Err(ListError::Empty) } else { Ok(found) }
+}
+
+/// The text of each list in `pem`, which [`sections`] has accepted.
+fn texts(pem: &str) -> impl Iterator<Item = &str> {
+    const END: &str = "-----END X509 CRL-----";
+    pem.split_inclusive(END)
+        .filter_map(|text| Some(&text[text.rfind("-----BEGIN X509 CRL-----")?..]))
+}
+
+fn parse(der: &[u8]) -> Result<CertificateRevocationList<'_>, ListError> {
+    let parsed = parse_x509_crl(der).map_err(|error| ListError::Malformed(error.to_string()))?;
+    Ok(parsed.1)
+}
+
+/// Checks that `list` is signed by the authority among `authorities`, in PEM, whose name it has. Of several with that name all must have
+/// signed it: rustls takes a list for that of each.
+fn verify(list: &CertificateRevocationList<'_>, authorities: &str) -> Result<(), ListError> {
+    let name = || list.issuer().to_string();
+    let mut is_known = false;
+    for der in CertificateDer::pem_slice_iter(authorities.as_bytes()) {
+        let der = der.map_err(ListError::Pem)?;
+        let parsed = parse_x509_certificate(&der);
+        let (_, authority) = parsed.map_err(|error| ListError::Malformed(error.to_string()))?;
+        if authority.subject().as_raw() == list.issuer().as_raw() {
+            is_known = true;
+            list.verify_signature(authority.public_key())
+                .map_err(|_| ListError::Signature { authority: name() })?;
+        }
+    }
+    if is_known { Ok(()) } else { Err(ListError::OtherAuthority { authority: name() }) }
+}
+
+/// The serial of a certificate that the authority with the name `own` has issued.
+fn serial(pem: &str, own: &[u8]) -> Result<Vec<u8>, RevokeError> {
     let der = CertificateDer::from_pem_slice(pem.as_bytes())
-        .map_err(|error| malformed(error.to_string()))?;
+        .map_err(|error| RevokeError::Malformed(error.to_string()))?;
     let (_, certificate) =
-        parse_x509_certificate(&der).map_err(|error| malformed(error.to_string()))?;
-    if certificate.issuer().as_raw() != authority {
+        parse_x509_certificate(&der).map_err(|error| RevokeError::Malformed(error.to_string()))?;
+    if certificate.issuer().as_raw() != own {
         return Err(RevokeError::OtherAuthority);
+    }
+    if certificate.subject().as_raw() == own {
+        return Err(RevokeError::OwnCertificate);
     }
     Ok(certificate.raw_serial().to_vec())
 }
 
-/// What a list of `authority` among `lists` says: its number, and what it has revoked when.
-type Known = (u64, Vec<(Vec<u8>, i64)>);
+/// What is revoked, as an authority knows it.
+#[derive(Debug, Default)]
+struct Known {
+    /// Number of its last list.
+    number: u64,
+    /// Serials, and when each was revoked, in seconds since 1970.
+    revoked: Vec<(Vec<u8>, i64)>,
+    /// Lists of other authorities, in PEM.
+    others: Vec<String>,
+}
 
-fn known(lists: &str, authority: &[u8]) -> Result<Known, RevokeError> {
-    let malformed = |cause: String| RevokeError::Malformed { what: "crl.pem", cause };
-    let mut known = (0, Vec::new());
-    for list in CertificateRevocationListDer::pem_slice_iter(lists.as_bytes()) {
-        let list = list.map_err(|error| malformed(error.to_string()))?;
-        let (_, list) = parse_x509_crl(&list).map_err(|error| malformed(error.to_string()))?;
-        if list.issuer().as_raw() != authority {
-            let cause =
-                "it holds a list of another authority: keep that one in a crl.pem of its own";
-            return Err(malformed(cause.to_owned()));
+impl Known {
+    /// What the lists in `pem` say to the authority `own`, in PEM, with the name `subject`.
+    fn read(pem: &str, own: &str, subject: &[u8]) -> Result<Self, ListError> {
+        let mut known = Self::default();
+        for (der, text) in sections(pem)?.iter().zip(texts(pem)) {
+            let list = parse(der)?;
+            if list.issuer().as_raw() != subject {
+                known.others.push(format!("{text}\n"));
+                continue;
+            }
+            verify(&list, own)?;
+            let number = list.crl_number().and_then(|number| u64::try_from(number).ok());
+            known.number = number.unwrap_or(0).max(known.number);
+            for revoked in list.iter_revoked_certificates() {
+                known.add(revoked.raw_serial(), revoked.revocation_date.timestamp());
+            }
         }
-        let number = list.crl_number().and_then(|number| u64::try_from(number).ok());
-        known.0 = number.unwrap_or(0).max(known.0);
-        known.1.extend(
-            list.iter_revoked_certificates().map(|revoked| {
-                (revoked.raw_serial().to_vec(), revoked.revocation_date.timestamp())
-            }),
-        );
+        Ok(known)
     }
-    Ok(known)
+
+    /// Returns whether it was not revoked before.
+    fn add(&mut self, serial: &[u8], at_s: i64) -> bool {
+        let is_new = self.revoked.iter().all(|(known, _)| known != serial);
+        if is_new {
+            self.revoked.push((serial.to_vec(), at_s));
+        }
+        is_new
+    }
 }
 
 impl Authority {
-    /// Adds `certificates`, each in PEM, to what is revoked by `lists`, which is the text of `crl.pem` or nothing. Returns its new text.
+    /// Revokes `certificates`: adds them to the list in `dir`, where this authority is, and to its records. The list is made again from the
+    /// records if it is lost; lists of other authorities beside it stay. The caller keeps others from doing so at the same time.
     ///
     /// # Errors
-    /// [`RevokeError`].
-    pub fn revoke(&self, lists: &str, certificates: &[String]) -> Result<String, RevokeError> {
-        let own =
-            self.subject().map_err(|cause| RevokeError::Malformed { what: "ca.pem", cause })?;
-        let (number, mut revoked) = known(lists, &own)?;
+    /// [`RevokeError`]; but for [`RevokeError::File`] nothing has been written then.
+    pub fn revoke(&self, dir: &Path, certificates: &[Issued]) -> Result<Revocation, RevokeError> {
+        let own = self.subject().map_err(RevokeError::Malformed)?;
+        let path = dir.join(CRL);
+        let mut known = match read_if_there(&path).map_err(RevokeError::File)? {
+            None => Known::default(),
+            Some(lists) => Known::read(&lists, self.cert_pem(), &own)
+                .map_err(|cause| RevokeError::List { path: path.clone(), cause })?,
+        };
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let now_s = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
-        for certificate in certificates {
-            let serial = serial(certificate, &own)?;
-            if !revoked.iter().any(|(known, _)| *known == serial) {
-                revoked.push((serial, now_s));
+        let recorded = revoked(dir).map_err(RevokeError::File)?;
+        for (serial, at_s) in &recorded {
+            known.add(serial, at_s.unwrap_or(now_s));
+        }
+        let (mut done, mut before) = (Vec::new(), Vec::new());
+        for issued in certificates {
+            let is_new = known.add(&serial(&issued.pem, &own)?, now_s);
+            if is_new { &mut done } else { &mut before }.push(issued.certificate.clone());
+        }
+        let list = self.list(&known, now)?;
+        // The records first: without the list, the next one is made from them.
+        for (serial, at_s) in &known.revoked {
+            if recorded.iter().all(|(known, _)| known != serial) {
+                record_revoked(dir, serial, *at_s).map_err(RevokeError::File)?;
             }
         }
-        if revoked.len() > REVOKED_MAX {
+        replace(&path, &list).map_err(RevokeError::File)?;
+        Ok(Revocation { done, before, list: path })
+    }
+
+    /// The text of `crl.pem` for what is revoked.
+    fn list(&self, known: &Known, now: Duration) -> Result<String, RevokeError> {
+        if known.revoked.len() > REVOKED_MAX {
             return Err(RevokeError::Full);
         }
         let epoch = date_time_ymd(1970, 1, 1);
-        let revoked_certs = revoked.into_iter().map(|(serial, at_s)| RevokedCertParams {
-            serial_number: SerialNumber::from(serial),
-            revocation_time: epoch + std::time::Duration::from_secs(at_s.max(0).cast_unsigned()),
+        let revoked_certs = known.revoked.iter().map(|(serial, at_s)| RevokedCertParams {
+            serial_number: SerialNumber::from(serial.clone()),
+            revocation_time: epoch + Duration::from_secs((*at_s).max(0).cast_unsigned()),
             reason_code: None,
             invalidity_date: None,
         });
         let list = CertificateRevocationListParams {
             this_update: epoch + now,
-            // Its hosts take a list for good as long as there is no other.
+            // Hosts use a list as long as there is no other; other programs may want a new one at that time.
             next_update: epoch + now + DAY * CA_DAYS,
-            crl_number: SerialNumber::from(number + 1),
+            crl_number: SerialNumber::from(known.number.saturating_add(1)),
             issuing_distribution_point: None,
             revoked_certs: revoked_certs.collect(),
             key_identifier_method: KeyIdMethod::Sha256,
         };
         let signed = list.signed_by(self.issuer()).map_err(RevokeError::Sign)?;
-        signed.pem().map_err(RevokeError::Sign)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::quic::{Identity, LinkError, Tls};
-
-    fn with_list(identity: &Identity, crl_pem: &str) -> Identity {
-        Identity { crl_pem: crl_pem.to_owned(), ..identity.clone() }
-    }
-
-    /// Whether a host that listens and one that connects let each other in.
-    async fn meet(listening: &Identity, connecting: &Identity) -> Result<(), LinkError> {
-        use super::super::endpoint::{Peer, connect, dialer, listen};
-        let listener =
-            listen("127.0.0.1:0".parse().unwrap(), &Tls::new(listening).unwrap()).unwrap();
-        let address = listener.local_addr().unwrap();
-        let dialer = dialer(address, &Tls::new(connecting).unwrap()).unwrap();
-        let peer = Peer { address, name: "127.0.0.1".into() };
-        let accept = async { listener.accept().await.unwrap().await };
-        let (near, far) = tokio::join!(connect(&dialer, &peer), accept);
-        let near = near?;
-        far.map_err(|error| LinkError::explain(&error, address, &peer.name))?;
-        drop(near);
-        Ok(())
-    }
-
-    #[tokio::test]
-    async fn a_host_whose_certificate_is_revoked_is_met_by_nobody_who_has_heard() {
-        let authority = Authority::create().unwrap();
-        let [a, b] = [(); 2].map(|()| authority.issue(&["127.0.0.1".into()]).unwrap());
-        let list = authority.revoke("", std::slice::from_ref(&b.cert_pem)).unwrap();
-        let a = with_list(&a, &list);
-        meet(&a, &a).await.unwrap();
-        let error = meet(&a, &b).await.unwrap_err().to_string();
-        assert!(error.contains("revoked"), "{error}");
-        let error = meet(&b, &a).await.unwrap_err().to_string();
-        assert!(error.contains("revoked"), "{error}");
-        meet(&b, &b).await.unwrap();
-    }
-
-    #[tokio::test]
-    async fn the_process_of_a_guest_falls_with_its_host() {
-        use crate::report::Role;
-        let authority = Authority::create().unwrap();
-        let [a, b] = [(); 2].map(|()| authority.issue(&["127.0.0.1".into()]).unwrap());
-        let of_guest = b.vouch_for(uuid::Uuid::new_v4(), Role::Source).unwrap();
-        meet(&a, &of_guest).await.unwrap();
-        let list = authority.revoke("", &[b.cert_pem]).unwrap();
-        meet(&with_list(&a, &list), &of_guest).await.unwrap_err();
-    }
-
-    #[test]
-    fn what_was_revoked_stays_so_and_other_authorities_certificates_are_refused() {
-        let (authority, other) = (Authority::create().unwrap(), Authority::create().unwrap());
-        let issue = || authority.issue(&["a".into()]).unwrap().cert_pem;
-        let [first, second] = [issue(), issue()];
-        let list = authority.revoke("", std::slice::from_ref(&first)).unwrap();
-        let list = authority.revoke(&list, &[second, first]).unwrap();
-        let (number, revoked) = known(&list, &authority.subject().unwrap()).unwrap();
-        assert_eq!((number, revoked.len()), (2, 2));
-        let foreign = other.issue(&["a".into()]).unwrap().cert_pem;
-        assert!(matches!(authority.revoke("", &[foreign]), Err(RevokeError::OtherAuthority)));
-        assert!(other.revoke(&list, &[]).is_err(), "another's list is not replaced");
-        for bad in ["", "nothing"] {
-            let refused = authority.revoke("", &[bad.to_owned()]);
-            assert!(matches!(refused, Err(RevokeError::Malformed { .. })), "{refused:?}");
+        let mut text = signed.pem().map_err(RevokeError::Sign)?;
+        for other in &known.others {
+            text.push_str(other);
         }
-    }
-
-    #[test]
-    fn a_list_that_is_damaged_is_not_passed_over() {
-        let identity = Authority::create().unwrap().issue(&["a".into()]).unwrap();
-        let damaged = "-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n";
-        for crl_pem in [damaged, "-----BEGIN X509 CRL-----\n!"] {
-            assert!(Tls::new(&with_list(&identity, crl_pem)).is_err(), "{crl_pem}");
+        if text.len() as u64 > PEM_BYTES_MAX {
+            return Err(RevokeError::TooLarge);
         }
+        Ok(text)
     }
 }

@@ -58,7 +58,7 @@ impl Tls {
         let chain = certificates(&identity.cert_pem, "the host certificate, host.pem,")?;
         let key = private_key(identity)?;
         let own_guest = chain.first().and_then(guest_of);
-        let trust = (roots(&identity.ca_pem)?, lists(&identity.crl_pem)?);
+        let trust = (roots(&identity.ca_pem)?, lists(identity)?);
         let peers = Arc::new(Peers::new(trust, own_guest, &provider)?);
 
         // Dangerous is what rustls calls any verifier that is not its own; this one is a shell around that.
@@ -68,7 +68,7 @@ impl Tls {
             .with_custom_certificate_verifier(peers.clone())
             .with_client_auth_cert(chain.clone(), key.clone_key())?;
         client.alpn_protocols = vec![alpn.to_vec()];
-        // No tickets: every connection proves its certificate anew.
+        // No tickets: every connection proves its certificate again.
         client.resumption = Resumption::disabled();
 
         let mut server = ServerConfig::builder_with_provider(provider)
