@@ -66,6 +66,9 @@ pub enum TlsError {
     /// Certificate and key do not fit together, or the authority is not one.
     #[error("the host certificate and its authority cannot be used: {0}")]
     Config(rustls::Error),
+    /// The list of revoked certificates cannot be read.
+    #[error("{0}; no migration begins until it can be read or is removed")]
+    ReadList(CertError),
     /// The list of revoked certificates cannot be used.
     #[error("the list of revoked certificates, crl.pem, cannot be used: {0}")]
     Revocation(ListError),
@@ -90,7 +93,12 @@ impl From<rustls::Error> for TlsError {
 
 impl From<VerifierBuilderError> for TlsError {
     fn from(error: VerifierBuilderError) -> Self {
-        Self::Verifier(error)
+        match error {
+            VerifierBuilderError::InvalidCrl(cause) => {
+                Self::Revocation(ListError::Unsupported(format!("{cause:?}")))
+            }
+            error => Self::Verifier(error),
+        }
     }
 }
 
@@ -255,6 +263,13 @@ mod tests {
         for other in ["host-a", "192.0.2.50", "2001:db8::50", "", "."] {
             assert!(!certificate.is_for(other), "{other}");
         }
+    }
+
+    #[test]
+    fn a_list_that_rustls_does_not_take_is_named() {
+        let cause = rustls::CertRevocationListError::UnsupportedDeltaCrl;
+        let error = TlsError::from(VerifierBuilderError::InvalidCrl(cause)).to_string();
+        assert!(error.contains("crl.pem") && error.contains("UnsupportedDeltaCrl"), "{error}");
     }
 
     #[test]

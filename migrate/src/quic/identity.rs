@@ -1,4 +1,4 @@
-//! Who a host is to others, and how it vouches for the processes of its guests.
+//! The certificates and the key of a host, and those that it issues to the processes of its guests.
 
 use std::path::Path;
 use std::time::SystemTime;
@@ -17,11 +17,11 @@ use super::revocation;
 use super::tls::{Tls, check_chain};
 use crate::report::Role;
 
-/// How long the process of a guest can prove itself. What it waits for may be an answer of a host
+/// How long the certificate of a guest's process is valid. The process may wait for an answer of a host
 /// that is out of reach for days.
 const GUEST_DAYS: u32 = 30;
 
-/// Who one is to other hosts: a host, or the process of one guest on it. All in PEM.
+/// The certificates and the key of a host, or of the process of one guest on it, in PEM.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Identity {
@@ -54,12 +54,12 @@ impl Identity {
         let read = |name| read(&dir.join(name)).map_err(TlsError::Read);
         let (ca_pem, cert_pem, key_pem) = (read(CA_CERT)?, read(HOST_CERT)?, read(HOST_KEY)?);
         HostCertificate::from_pem(&cert_pem)?.check(SystemTime::now())?;
-        // What is in there, others are shown.
+        // All peers are shown this file.
         if cert_pem.contains("PRIVATE KEY") {
             let cause = "host.pem holds a private key, which belongs in host.key".to_owned();
             return Err(TlsError::Malformed { cause });
         }
-        let crl_pem = read_if_there(&dir.join(CRL)).map_err(TlsError::Read)?;
+        let crl_pem = read_if_there(&dir.join(CRL)).map_err(TlsError::ReadList)?;
         let identity = Self { ca_pem, cert_pem, key_pem, crl_pem };
         check_chain(&identity)?;
         revocation::lists(&identity)?;

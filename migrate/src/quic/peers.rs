@@ -1,4 +1,4 @@
-//! Who is let in: hosts with a certificate of the authority, and processes of guests that such a host vouches for.
+//! Which peers are accepted: hosts with a certificate of the authority, and processes of guests with a certificate of such a host.
 //!
 //! The process of a guest shows a certificate of its own, which names the guest and was issued by its
 //! host, and that host's behind it. The host's is verified as if it had been shown by itself (issuer,
@@ -22,7 +22,7 @@ use uuid::Uuid;
 
 use super::certificate::{TlsError, guest_of};
 
-/// A guest's process was met that has nothing to say here.
+/// The peer is the process of a guest that this connection is not for.
 #[derive(thiserror::Error)]
 #[error("it is of the process of guest {shown}, which may not speak for others")]
 struct OtherGuest {
@@ -46,7 +46,7 @@ pub(super) struct Peers {
     own_guest: Option<Uuid>,
 }
 
-/// A chain of certificates, taken apart.
+/// A chain of certificates, split.
 enum Shown<'a> {
     Host,
     Guest { guest: Uuid, host: &'a CertificateDer<'a>, issuers: &'a [CertificateDer<'a>] },

@@ -8,6 +8,7 @@ use rcgen::{
 };
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, pem};
+use x509_parser::oid_registry::OID_X509_EXT_ISSUER_DISTRIBUTION_POINT;
 use x509_parser::revocation_list::CertificateRevocationList;
 use x509_parser::{parse_x509_certificate, parse_x509_crl};
 
@@ -35,6 +36,17 @@ pub enum ListError {
     /// A list, or an authority that may have made it, cannot be parsed.
     #[error("{0}; copy it again")]
     Malformed(String),
+    /// It says nothing of some certificates, without an error.
+    #[error(
+        "the list of the authority {authority} is for some of its certificates only (issuingDistributionPoint): put a list of all here"
+    )]
+    Partial {
+        /// Name of the authority.
+        authority: String,
+    },
+    /// rustls does not take such a list.
+    #[error("{0}: put a complete list of version 2 here, with a time for the next update")]
+    Unsupported(String),
     /// Only one of two lists would be used.
     #[error("it holds two lists of the authority {authority}: keep the one that was made last")]
     Twice {
@@ -69,7 +81,10 @@ pub enum RevokeError {
     #[error("the certificate is not usable: {0}")]
     Malformed(String),
     /// The list that is there cannot be used.
-    #[error("cannot add to {}: {cause}", path.display())]
+    #[error(
+        "cannot add to {}: {cause}. If it is removed, a new list is made from the records in issued/",
+        path.display()
+    )]
     List {
         /// The list.
         path: PathBuf,
@@ -127,6 +142,9 @@ fn checked(
             return Err(ListError::Twice { authority: list.issuer().to_string() });
         }
         verify(&list, authorities)?;
+        if list.extensions().iter().any(|it| it.oid == OID_X509_EXT_ISSUER_DISTRIBUTION_POINT) {
+            return Err(ListError::Partial { authority: list.issuer().to_string() });
+        }
         issuers.push(issuer);
     }
     Ok(lists)

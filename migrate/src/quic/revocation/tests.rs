@@ -2,7 +2,10 @@
 
 use std::net::SocketAddr;
 
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use rcgen::{
+    BasicConstraints, CertificateParams, CrlDistributionPoint, CrlIssuingDistributionPoint,
+    CrlScope, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+};
 
 use super::super::endpoint::{Peer, connect, dialer, listen};
 use super::super::files::{CA_CERT, ISSUED};
@@ -126,25 +129,28 @@ async fn of_two_authorities_each_has_its_list() {
     meet(&Identity::load(dir.path()).unwrap(), &b).await.unwrap();
 }
 
-#[tokio::test]
-async fn a_list_does_not_expire() {
-    let fleet = Fleet::new();
-    let (a, b) = (fleet.host(), fleet.host());
-    let list = CertificateRevocationListParams {
+/// A list of long ago that revokes the certificate with this serial.
+fn list_of(serial: Vec<u8>) -> CertificateRevocationListParams {
+    CertificateRevocationListParams {
         this_update: date_time_ymd(2001, 1, 1),
         next_update: date_time_ymd(2002, 1, 1),
         crl_number: SerialNumber::from(1),
         issuing_distribution_point: None,
         revoked_certs: vec![RevokedCertParams {
-            serial_number: SerialNumber::from(
-                serial(&b.cert_pem, &fleet.authority.subject().unwrap()).unwrap(),
-            ),
+            serial_number: SerialNumber::from(serial),
             revocation_time: date_time_ymd(2001, 1, 1),
             reason_code: None,
             invalidity_date: None,
         }],
         key_identifier_method: KeyIdMethod::Sha256,
-    };
+    }
+}
+
+#[tokio::test]
+async fn a_list_does_not_expire() {
+    let fleet = Fleet::new();
+    let (a, b) = (fleet.host(), fleet.host());
+    let list = list_of(serial(&b.cert_pem, &fleet.authority.subject().unwrap()).unwrap());
     let list = list.signed_by(fleet.authority.issuer()).unwrap().pem().unwrap();
     let a = with_list(&a, &list);
     meet(&a, &a).await.unwrap();
@@ -178,20 +184,7 @@ async fn a_host_falls_with_its_intermediate_authority() {
     let list = |pem: &str| {
         let der = CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
         let serial = parse_x509_certificate(&der).unwrap().1.raw_serial().to_vec();
-        let list = CertificateRevocationListParams {
-            this_update: date_time_ymd(2026, 1, 1),
-            next_update: date_time_ymd(2036, 1, 1),
-            crl_number: SerialNumber::from(1),
-            issuing_distribution_point: None,
-            revoked_certs: vec![RevokedCertParams {
-                serial_number: SerialNumber::from(serial),
-                revocation_time: date_time_ymd(2026, 1, 1),
-                reason_code: None,
-                invalidity_date: None,
-            }],
-            key_identifier_method: KeyIdMethod::Sha256,
-        };
-        list.signed_by(&root).unwrap().pem().unwrap()
+        list_of(serial).signed_by(&root).unwrap().pem().unwrap()
     };
     // No list of the intermediate authority: what it has issued is as good as without.
     let knowing = with_list(&host, &list(&host.ca_pem));
@@ -248,21 +241,31 @@ fn a_list_that_another_key_signed_is_refused() {
     let name = parse_x509_certificate(&der).unwrap().1.subject().to_string();
     let forger = authority(name.strip_prefix("CN=").unwrap());
     let forger = Issuer::new(forger, KeyPair::generate().unwrap());
-    let list = CertificateRevocationListParams {
-        this_update: date_time_ymd(2026, 1, 1),
-        next_update: date_time_ymd(2036, 1, 1),
-        crl_number: SerialNumber::from(1),
-        issuing_distribution_point: None,
-        revoked_certs: Vec::new(),
-        key_identifier_method: KeyIdMethod::Sha256,
-    };
-    let list = list.signed_by(&forger).unwrap().pem().unwrap();
+    let list = list_of(vec![1]).signed_by(&forger).unwrap().pem().unwrap();
     let error = fleet.refuses(|path| std::fs::write(path, &list).unwrap());
     assert!(error.contains(&name) && error.contains("is not signed with"), "{error}");
 
     std::fs::write(fleet.path(), list).unwrap();
     let refused = fleet.authority.revoke(fleet.dir.path(), &[]);
     assert!(matches!(refused, Err(RevokeError::List { .. })), "{refused:?}");
+}
+
+/// Such a list has no effect on hosts' certificates, and rustls says nothing.
+#[test]
+fn a_list_of_some_certificates_only_is_refused() {
+    let fleet = Fleet::new();
+    for scope in [None, Some(CrlScope::CaCertsOnly), Some(CrlScope::UserCertsOnly)] {
+        let uris = vec!["http://crl.example.net/1".to_owned()];
+        let distribution_point = CrlDistributionPoint { uris };
+        let point = CrlIssuingDistributionPoint { distribution_point, scope };
+        let list = CertificateRevocationListParams {
+            issuing_distribution_point: Some(point),
+            ..list_of(vec![1])
+        };
+        let list = list.signed_by(fleet.authority.issuer()).unwrap().pem().unwrap();
+        let error = fleet.refuses(|path| std::fs::write(path, &list).unwrap());
+        assert!(error.contains("issuingDistributionPoint"), "{error}");
+    }
 }
 
 #[test]
