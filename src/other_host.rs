@@ -1,5 +1,6 @@
 //! What the other host of a guest's last migration says, before a copy of the guest is let run here.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -9,6 +10,7 @@ use migrate::quic::Tls;
 use migrate::quic::endpoint::Peer;
 use migrate::record::{Record, Side};
 
+use crate::cli::host::NODE_PORT;
 use crate::names::GuestName;
 use crate::output;
 use crate::state_dir::StateDir;
@@ -85,10 +87,9 @@ impl OtherHost {
 }
 
 async fn ask(state: &StateDir, record: &Record) -> Answer {
-    let Side::Source { server_name, node_address, .. } = &record.side else {
+    let Some(node) = node_of(&record.side) else {
         return Answer::Silent("where its node listens is not known here".to_owned());
     };
-    let node = Peer { address: *node_address, name: server_name.clone() };
     let tls = match Tls::load(&state.certs()) {
         Ok(tls) => tls,
         Err(error) => return Answer::Silent(error.to_string()),
@@ -97,5 +98,18 @@ async fn ask(state: &StateDir, record: &Record) -> Answer {
         Ok(Some(found)) => Answer::Has(found),
         Ok(None) => Answer::HasNot,
         Err(error) => Answer::Silent(error.to_string()),
+    }
+}
+
+/// The node of the other host. That of a source may listen elsewhere than nodes do unless they are told.
+fn node_of(side: &Side) -> Option<Peer> {
+    match side {
+        Side::Source { server_name, node_address, .. } => {
+            Some(Peer { address: *node_address, name: server_name.clone() })
+        }
+        Side::Destination { source_address, source_name, .. } => {
+            let address = SocketAddr::new(source_address.ip(), NODE_PORT);
+            Some(Peer { address, name: source_name.clone()? })
+        }
     }
 }

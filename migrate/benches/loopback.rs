@@ -243,7 +243,7 @@ impl FrontHandler for Node {
     async fn answer(
         &self,
         request: FrontRequest,
-        peer: SocketAddr,
+        _: SocketAddr,
         _: Option<uuid::Uuid>,
     ) -> FrontReply {
         let FrontRequest::Admit { migration, guest, .. } = request else { unreachable!() };
@@ -253,7 +253,6 @@ impl FrontHandler for Node {
             token,
             listen: LOOPBACK.into(),
             ports: 0..=0,
-            source: Some(peer),
             guest: guest.name,
             guest_uuid: guest.uuid,
             linger: Duration::from_secs(10),

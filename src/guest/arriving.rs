@@ -51,7 +51,6 @@ impl Arrival {
             token: greeting.token,
             listen: args.bind,
             ports: 0..=0,
-            source: None,
             guest: process.name().to_string(),
             guest_uuid: process.identity().uuid,
             linger: LINGER,

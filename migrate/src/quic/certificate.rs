@@ -131,9 +131,13 @@ impl HostCertificate {
     pub fn from_pem(pem: &str) -> Result<Self, TlsError> {
         let der = CertificateDer::from_pem_slice(pem.as_bytes())
             .map_err(|cause| TlsError::Pem { what: "the host certificate, host.pem,", cause })?;
+        Self::from_der(&der)
+    }
+
+    pub(super) fn from_der(der: &CertificateDer<'_>) -> Result<Self, TlsError> {
         let malformed = |cause: String| TlsError::Malformed { cause };
         let (_, certificate) =
-            parse_x509_certificate(&der).map_err(|error| malformed(error.to_string()))?;
+            parse_x509_certificate(der).map_err(|error| malformed(error.to_string()))?;
         let validity = certificate.validity();
         Ok(Self {
             serial: certificate.raw_serial().iter().map(|byte| format!("{byte:02x}")).collect(),

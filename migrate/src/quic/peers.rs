@@ -20,7 +20,7 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, ServerName, UnixTime};
 use uuid::Uuid;
 
-use super::certificate::{TlsError, guest_of};
+use super::certificate::{HostCertificate, TlsError, guest_of};
 
 /// The peer is the process of a guest that this connection is not for.
 #[derive(thiserror::Error)]
@@ -203,6 +203,16 @@ impl ClientCertVerifier for Peers {
 
 /// The guest whose process is at the other end; none for a host.
 pub(crate) fn guest_at(connection: &Connection) -> Option<Uuid> {
-    let shown = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
-    shown.first().and_then(guest_of)
+    shown_by(connection)?.first().and_then(guest_of)
+}
+
+/// A name that the certificate of the host at the other end is valid for.
+pub(crate) fn host_name_at(connection: &Connection) -> Option<String> {
+    let shown = shown_by(connection)?;
+    let host = shown.iter().find(|certificate| guest_of(certificate).is_none())?;
+    HostCertificate::from_der(host).ok()?.names.into_iter().next()
+}
+
+fn shown_by(connection: &Connection) -> Option<Box<Vec<CertificateDer<'static>>>> {
+    connection.peer_identity()?.downcast().ok()
 }

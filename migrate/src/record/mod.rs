@@ -128,6 +128,9 @@ pub enum Side {
         state: DestinationState,
         /// Address from which the source came.
         source_address: SocketAddr,
+        /// A name in its host's certificate; absent before it came, and in records of a lighter that did not keep it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        source_name: Option<String>,
         /// Port on which this process waits for the source.
         port: u16,
         /// Secret that the source must show.

@@ -417,6 +417,7 @@ mod tests {
             side: Side::Destination {
                 state: DestinationState::Ready,
                 source_address: ([127, 0, 0, 1], 9).into(),
+                source_name: Some("host-a".to_owned()),
                 port: 5000,
                 token: Token([7; 32]),
             },

@@ -52,6 +52,21 @@ fn a_ready_destination_never_starts_on_its_own_and_runs_when_it_is_told_to() {
 }
 
 #[test]
+fn a_ready_destination_asks_the_host_that_the_guest_came_from_before_it_runs() {
+    let mut scene = source_host_gone();
+    scene.pair.b.kill_node();
+    boots(&mut scene.pair.a, "127.0.0.1:4950");
+    let anew = GuestPlan { name: GUEST.to_owned(), ..GuestPlan::default() };
+    let anew = Guest::start(&scene.pair.a, &anew);
+    let words = ["127.0.0.1 has web-1, as web-1 (running)", "End it there first"];
+    scene.pair.b.run(&["migrate", GUEST, "--resolve", "run"]).complains(Exit::Failed, &words);
+    assert!(anew.ticks().is_some());
+    scene.pair.b.guest(GUEST).await_state("in-doubt");
+
+    scene.pair.b.run(&["migrate", GUEST, "--resolve", "discard"]).ok();
+}
+
+#[test]
 fn a_ready_destination_is_discarded_when_it_is_told_to() {
     let scene = source_host_gone();
     scene.pair.b.run(&["migrate", GUEST, "--resolve", "discard"]).ok();

@@ -31,7 +31,7 @@ use crate::destination::{Destination, DestinationConfig, Event};
 use crate::failpoint::Failpoints;
 use crate::guest::{DestinationGuest, GuestDescription, GuestFactory, Refusal};
 use crate::protocol::{MAX_STREAMS, MigrationId, Offer, PeerText, SourceMessage, Token};
-use crate::quic::{LinkError, Tls, endpoint};
+use crate::quic::{LinkError, Tls, endpoint, peers};
 use crate::record::{DestinationState, RecordStore};
 use crate::report::Role;
 
@@ -46,8 +46,6 @@ pub struct DestinationSession {
     pub listen: IpAddr,
     /// UDP ports to choose from; `0..=0` leaves it to the system.
     pub ports: RangeInclusive<u16>,
-    /// Where the source is said to be; for the record.
-    pub source: Option<SocketAddr>,
     /// The guest's name as admitted; for the record.
     pub guest: String,
     /// The guest's identity as admitted: who settles the migration is its process, also when it was never described.
@@ -157,6 +155,8 @@ struct Driver {
     readers: JoinSet<()>,
     stated: Stated<DestinationState>,
     started_unix_ms: u64,
+    /// Where the source is, and a name of its host; for the record.
+    source: Option<(SocketAddr, Option<String>)>,
 }
 
 impl Driver {
@@ -196,6 +196,7 @@ impl Driver {
             totals: Arc::default(),
             endpoint,
             port,
+            source: None,
             description: None,
             guest: None,
             discarded: false,
@@ -295,8 +296,9 @@ impl Driver {
     fn connected(&mut self, connection: Connection, stream: (SendStream, RecvStream)) -> Next {
         self.line.cut("replaced by a new connection of the source");
         while self.tasks.try_join_next().is_some() {}
-        if self.session.source.is_none() {
-            self.session.source = Some(connection.remote_address());
+        if self.source.is_none() {
+            let name = peers::host_name_at(&connection);
+            self.source = Some((connection.remote_address(), name));
         }
         let ear = self.line.next_ear(self.hear.clone(), Input::Heard);
         self.line.open(Control::start(vec![connection], "", stream, &mut self.tasks, &ear));

@@ -37,6 +37,8 @@ impl Driver {
 
     pub(super) fn make_record(&self, report: Option<Report>) -> Record {
         let described = self.description.as_ref();
+        let nowhere = || (SocketAddr::new(self.session.listen, 0), None);
+        let (source_address, source_name) = self.source.clone().unwrap_or_else(nowhere);
         Record {
             migration: self.session.migration,
             guest: described.map_or_else(|| self.session.guest.clone(), |it| it.name.clone()),
@@ -46,10 +48,8 @@ impl Driver {
             updated_unix_ms: 0,
             side: Side::Destination {
                 state: self.stated.now(),
-                source_address: self
-                    .session
-                    .source
-                    .unwrap_or(SocketAddr::new(self.session.listen, 0)),
+                source_address,
+                source_name,
                 port: self.port,
                 token: self.session.token,
             },

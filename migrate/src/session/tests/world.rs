@@ -318,11 +318,11 @@ impl FrontHandler for Node {
     async fn answer(
         &self,
         request: FrontRequest,
-        peer: SocketAddr,
+        _peer: SocketAddr,
         _guest: Option<Uuid>,
     ) -> FrontReply {
         match request {
-            FrontRequest::Admit { migration, guest, .. } => self.admit(migration, &guest, peer),
+            FrontRequest::Admit { migration, guest, .. } => self.admit(migration, &guest),
             FrontRequest::Resolve { migration, decision, .. } => {
                 let record = self.records.read(migration, Role::Destination).unwrap();
                 let state = record.and_then(|record| match record.side {
@@ -342,12 +342,7 @@ impl FrontHandler for Node {
 }
 
 impl Node {
-    fn admit(
-        &self,
-        migration: MigrationId,
-        guest: &GuestDescription,
-        peer: SocketAddr,
-    ) -> FrontReply {
+    fn admit(&self, migration: MigrationId, guest: &GuestDescription) -> FrontReply {
         if let Some(text) = self.refuse {
             return FrontReply::Refused(Refusal::new(RefusalKind::Memory, text));
         }
@@ -357,7 +352,6 @@ impl Node {
             token,
             listen: LOOPBACK,
             ports: 0..=0,
-            source: Some(peer),
             guest: guest.name.clone(),
             guest_uuid: guest.uuid,
             linger: Duration::from_secs(5),
