@@ -48,15 +48,11 @@ impl DiskPlaces {
         let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
             return Err(format!("{shown} is no place for a disk"));
         };
-        let found = folder.canonicalize().map_err(|error| {
-            format!(
-                "there is no folder for disk {shown} here: {}: {error}; make it, or choose another place for a disk that is \
-                 copied (--copy-disks, --disk-path)",
-                folder.to_string_lossy().escape_debug()
-            )
-        })?;
-        // Links in a permitted folder do not lead out of it.
-        let permitted = |dir: &PathBuf| dir.canonicalize().is_ok_and(|dir| found.starts_with(dir));
+        // Links in a permitted folder do not lead out of it. Of what lies elsewhere a peer is not told whether it is there.
+        let mut above = folder.ancestors().filter_map(|folder| folder.canonicalize().ok());
+        let nearest = above.next().unwrap_or_default();
+        let permitted =
+            |dir: &PathBuf| dir.canonicalize().is_ok_and(|dir| nearest.starts_with(dir));
         if !path.is_absolute() || !self.folders.iter().any(permitted) {
             let places = self.folders.iter().chain(&self.devices);
             let places: Vec<_> = places.map(|place| place.display().to_string()).collect();
@@ -66,6 +62,13 @@ impl DiskPlaces {
                 places.join(", ")
             ));
         }
+        let found = folder.canonicalize().map_err(|error| {
+            format!(
+                "there is no folder for disk {shown} here: {}: {error}; make it, or choose another place for a disk that is \
+                 copied (--copy-disks, --disk-path)",
+                folder.to_string_lossy().escape_debug()
+            )
+        })?;
         Ok(found.join(name))
     }
 }
@@ -91,6 +94,8 @@ mod tests {
             assert!(place(outside).unwrap_err().contains("--disk-dir"), "{outside}");
         }
         assert!(place("in/nowhere/a.raw").unwrap_err().contains("no folder"));
+        let words = |path: &str| place(path).unwrap_err().replace(path, "PATH");
+        assert_eq!(words("out/nowhere/a.raw"), words("out/a.raw"), "nobody is told what is there");
         assert!(place("in/..").is_err());
         assert!(folders.place(Path::new("/")).is_err());
         assert!(folders.place(Path::new("a.raw")).is_err());

@@ -4,7 +4,7 @@
 //! it is inside [`guarded`], and what has panicked is not used again.
 
 use std::any::Any;
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -81,22 +81,39 @@ pub(super) fn open(path: &Path, limits: &Limits) -> Result<(Database, bool), His
     let io = |cause| HistoryError::Io { path: path.to_owned(), cause };
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).mode(0o600);
-    let file = regular_file::open(path, &mut options).map_err(io)?;
-    let length = file.metadata().map_err(io)?.len();
+    let mut length =
+        regular_file::open(path, &mut options).and_then(|file| file.metadata()).map_err(io)?.len();
+    if length == 0 {
+        make(path)?;
+        length = path.metadata().map_err(io)?.len();
+    }
     if length > limits.file_bytes_max() {
         let cause = format!("it has {length} bytes, more than any history");
         return Err(HistoryError::Damaged { path: path.to_owned(), cause });
     }
-    if length == 0 {
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-        let folder = File::open(folder.unwrap_or(Path::new("."))).map_err(io)?;
-        folder.sync_all().map_err(io)?;
-    }
+    let file = regular_file::open(path, &mut options).map_err(io)?;
     guarded(path, || {
         let mut database = Database::builder().set_cache_size(CACHE_BYTES).create_file(file)?;
-        let is_whole = length == 0 || database.check_integrity()?;
+        let is_whole = database.check_integrity()?;
         Ok((database, !is_whole))
     })
+}
+
+/// Puts a history without runs at `path`: at once, so that a full disk or the end of the power leaves none that is damaged.
+fn make(path: &Path) -> Result<(), HistoryError> {
+    let new = path.with_added_extension("new");
+    let made = guarded(path, || {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(true).mode(0o600);
+        drop(Database::builder().create_file(regular_file::open(&new, &mut options)?)?);
+        std::fs::rename(&new, path)?;
+        Ok(regular_file::sync_folder_of(path)?)
+    });
+    if made.is_err() {
+        // It would take room on a full disk.
+        let _ = std::fs::remove_file(&new);
+    }
+    made
 }
 
 /// Makes the tables where there are none, and refuses those of another format.

@@ -43,6 +43,24 @@ fn fresh<P: Payloads>(limits: Limits) -> (tempfile::TempDir, PathBuf, History<P>
     (folder, path, history)
 }
 
+#[test]
+fn a_first_start_that_was_cut_short_leaves_no_damaged_history() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("history");
+    let new = folder.path().join("history.new");
+    let is_there = || fs::metadata(&path).is_ok_and(|found| found.len() > 0);
+    // As on a full disk: there is no room for it.
+    fs::create_dir(&new).unwrap();
+    History::<Json>::open(&path, Limits::default()).unwrap_err();
+    assert!(!is_there());
+    fs::remove_dir(&new).unwrap();
+    // The power went while it was made.
+    fs::write(&new, [0x5a; 5000]).unwrap();
+    let mut history = open(&path, Limits::default()).history;
+    whole_run(&mut history, 1000, &json!([]));
+    assert!(is_there() && !new.exists());
+}
+
 fn small() -> Limits {
     Limits {
         run_bytes_max: 3000,
