@@ -17,7 +17,7 @@ use migrate::report::Outcome;
 use proptest::prelude::*;
 
 use faults::{Fault, HOUR_MS, RecordLoss, Scenario, Side, What, When};
-use world::World;
+use world::{DOWNTIME_LIMIT, World};
 
 /// Runs a scenario to its end and checks everything that must hold.
 fn run(scenario: Scenario) -> World {
@@ -102,6 +102,46 @@ fn a_guest_that_never_converges_stays_when_the_time_is_over() {
     assert!(report.rounds_total > 64);
     let message = &report.error.as_ref().unwrap().message;
     assert!(message.contains("pages/s, too fast to be paused for less than"), "{message}");
+}
+
+/// Guests that write at any rate, over links of any speed. A simulated step of a millisecond or two that no dry run measures, and what the
+/// guest writes between the verdict and the pause, may come on top of the limit, and nothing else.
+#[test]
+fn a_guest_is_moved_within_the_downtime_limit_or_not_at_all() {
+    const BEYOND_SECONDS: f64 = 0.005;
+    let (writes, sets) = ([0, 300, 2_000, 8_000, 20_000, 60_000], [1, 30, 100, 250, 384]);
+    let (speeds, latencies) = ([1_000, 2_000, 5_000, 20_000, 100_000], [1, 10, 19]);
+    let guests = writes.iter().flat_map(|writes| sets.map(|set| (*writes, set)));
+    let links: Vec<_> = speeds.iter().flat_map(|speed| latencies.map(|ms| (*speed, ms))).collect();
+    let (mut moved, mut stayed) = (0, 0);
+    for ((writes_per_second, working_set), (pages_per_second, ms)) in
+        guests.flat_map(|guest| links.iter().map(move |link| (guest, *link)))
+    {
+        let scenario = Scenario {
+            latency: Duration::from_millis(ms),
+            writes_per_second,
+            working_set,
+            pages_per_second,
+            // The simulated second stream is slower than the round trip that is measured.
+            streams: 1,
+            ..Scenario::default()
+        };
+        let text = format!("{scenario:?}");
+        let world = run_well(scenario);
+        let report = &world.facts.source_reports[0];
+        if let Some(error) = &report.error {
+            assert_eq!(error.reason, migrate::Reason::Timeout, "{text}");
+            assert_eq!(report.downtime_seconds, None, "it was not paused: {text}");
+            stayed += 1;
+        } else {
+            let limit = DOWNTIME_LIMIT.as_secs_f64();
+            assert!(report.expected_downtime_seconds.unwrap() <= limit, "{report:?}\n{text}");
+            let downtime = report.downtime_seconds.unwrap();
+            assert!(downtime <= limit + BEYOND_SECONDS, "{report:?}\n{text}");
+            moved += 1;
+        }
+    }
+    assert!(moved > 300 && stayed > 30, "{moved} moved and {stayed} stayed");
 }
 
 #[test]

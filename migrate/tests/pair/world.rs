@@ -15,6 +15,9 @@ use uuid::Uuid;
 use crate::faults::{RecordLoss, Scenario, Side, What, When};
 use crate::guest::{CHUNKS, Content, SimGuest, description};
 
+/// How long a guest may be paused.
+pub(crate) const DOWNTIME_LIMIT: Duration = Duration::from_millis(100);
+
 /// After so much virtual time nothing may be left to happen.
 pub(crate) const END: Duration = Duration::from_secs(30 * 24 * 3600);
 
@@ -141,7 +144,7 @@ impl World {
             offer: Offer::ours(),
             streams: scenario.streams,
             limits: Limits {
-                downtime: Duration::from_millis(100),
+                downtime: DOWNTIME_LIMIT,
                 total: Some(Duration::from_secs(120)),
                 ..Limits::default()
             },
