@@ -407,7 +407,7 @@ fn memory_is_merged_taken_apart_and_made_huge_on_demand() {
         assert_eq!(treated["chunks"], 32, "{treated:#}");
         assert_eq!(treated["error"], Value::Null, "{treated:#}");
     };
-    let _ksm = turn.scanning();
+    let _scan = turn.scanning();
     wait::until("pages are merged", || {
         let merged = [0, 1].map(|index| merged_pages(guests[index].pid()));
         wait::holds(merged.iter().all(|pages| *pages > 4 << 10), merged)

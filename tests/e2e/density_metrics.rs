@@ -70,13 +70,15 @@ fn await_page(host: &Host, what: &str, pages: &mut Vec<String>, holds: impl Fn(&
 
 #[test]
 fn every_metric_of_memory_optimization_moves_on_a_node_with_linux() {
-    let pair = dense();
+    // Built, if need be, before other tests wait for their turn.
     let image = Image::halting();
+    let turn = KsmTurn::take();
+    let pair = dense();
     let _witness = restore_linux(&pair.a, &image);
     let mut pages = Vec::new();
     await_plan(&pair.a);
     a_run_is_seen(&pair.a, &mut pages);
-    merging_is_seen(&pair.a, &mut pages);
+    merging_is_seen(&pair.a, &turn, &mut pages);
     what_is_scheduled_is_seen(&pair, &mut pages);
     what_goes_wrong_is_seen(&pair.a, &mut pages);
 
@@ -107,14 +109,13 @@ fn a_run_is_seen(host: &Host, pages: &mut Vec<String>) {
 }
 
 /// Two guests with equal memory, which the kernel merges; then one is paused.
-fn merging_is_seen(host: &Host, pages: &mut Vec<String>) {
+fn merging_is_seen(host: &Host, turn: &KsmTurn, pages: &mut Vec<String>) {
     let start = |name: &str| {
         let options = ["--merge-domain", "shop"].map(str::to_owned).into();
         Guest::start(host, &GuestPlan { name: name.to_owned(), options, ..GuestPlan::default() })
     };
-    let turn = KsmTurn::take();
     let guests = ["one", "two"].map(start);
-    let _ksm = turn.scanning();
+    let _scan = turn.scanning();
     await_page(host, "merging is seen", pages, |page| {
         let one = [("guest", "one")];
         value(page, "lighter_density_guest_merged_bytes", &one) > Some(f64::from(1 << 20))

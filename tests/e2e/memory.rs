@@ -155,7 +155,7 @@ fn the_kernel_merges_what_guests_of_a_domain_have_in_common_and_nothing_else() {
         (start("one", &["--merge-domain", "shop"]), start("two", &["--merge-domain", "shop"]));
     let (other, plain) = (start("other", &["--merge-domain", "bank"]), start("plain", &[]));
     let before: u64 = ["one", "two"].map(|name| cost(&pair.a, name)).iter().sum();
-    let _ksm = turn.scanning();
+    let _scan = turn.scanning();
     // Half of 64 MiB at least, on either side.
     wait::until("the shop's pages are merged", || {
         let merged = [&one, &two].map(|guest| merged_pages(guest.pid()));

@@ -25,7 +25,8 @@ const ALL_KNOBS: [&str; 8] = [
 ];
 
 /// No other test's ksmd, nor guests that may be merged: for tests with such guests, whose program may drive it, and drives it for nobody
-/// as long as there are strangers. To be taken before the guests start, and left when they have ended.
+/// as long as there are strangers. A test's first variable,
+/// so that it is dropped last: its guests have ended by then, also when the test fails.
 #[derive(Debug)]
 pub(crate) struct KsmTurn {
     before: [Option<String>; 8],
@@ -46,9 +47,10 @@ impl KsmTurn {
         Self { before, _turn }
     }
 
-    /// Has ksmd scan.
-    pub(crate) fn scanning(self) -> Ksm {
-        Ksm { _scan: Scan::begin(), _turn: self }
+    /// Makes ksmd scan fast until the returned value is dropped. The turn lasts until the guests have ended.
+    #[must_use]
+    pub(crate) fn scanning(&self) -> Scan<'_> {
+        Scan::begin(self)
     }
 
     /// Whether each knob is as it was then.
@@ -61,28 +63,24 @@ fn all_knobs() -> [Option<String>; 8] {
     ALL_KNOBS.map(|knob| fs::read_to_string(format!("{FOLDER}/{knob}")).ok())
 }
 
-/// A ksmd that scans fast, for one test at a time; as it was before when dropped.
+/// A ksmd that scans fast. Dropping it restores the knobs.
 #[derive(Debug)]
-pub(crate) struct Ksm {
-    _scan: Scan,
-    _turn: KsmTurn,
+pub(crate) struct Scan<'a> {
+    before: [(&'static str, String); KNOBS.len()],
+    _turn: &'a KsmTurn,
 }
 
-/// What the knobs were before ksmd was made to scan; they are again when it is dropped.
-#[derive(Debug)]
-struct Scan([(&'static str, String); KNOBS.len()]);
-
-impl Scan {
-    fn begin() -> Self {
+impl<'a> Scan<'a> {
+    fn begin(turn: &'a KsmTurn) -> Self {
         let before = KNOBS.map(|(knob, _)| (knob, read(&format!("{FOLDER}/{knob}"))));
         KNOBS.iter().for_each(|(knob, value)| set(knob, value));
-        Self(before)
+        Self { before, _turn: turn }
     }
 }
 
-impl Drop for Scan {
+impl Drop for Scan<'_> {
     fn drop(&mut self) {
-        self.0.iter().for_each(|(knob, value)| set(knob, value));
+        self.before.iter().for_each(|(knob, value)| set(knob, value));
     }
 }
 

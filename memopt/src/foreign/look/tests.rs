@@ -20,7 +20,8 @@ fn asking() -> Asking {
     Asking { patience: PATIENCE, statistics_every, unix_seconds: 1_800_000_000 }
 }
 
-/// A QEMU with 64 MiB and a monitor on a socket. It ends when this is dropped.
+/// A QEMU with 64 MiB and a monitor on a socket. It ends when this is dropped. The kernel may not merge its guest unless `more`
+/// says so: tests that drive ksmd may run meanwhile.
 struct Qemu {
     process: Child,
     folder: tempfile::TempDir,
@@ -32,7 +33,16 @@ impl Qemu {
         let monitor = format!("unix:{},server=on,wait=off", folder.path().join("qmp").display());
         let mut qemu = Command::new("qemu-system-x86_64");
         qemu.args(["-name", "guest=looked-at,debug-threads=on", "-m", "64", "-S", "-nodefaults"]);
-        qemu.args(["-display", "none", "-machine", "q35", "-accel", "tcg", "-qmp", &monitor]);
+        qemu.args([
+            "-display",
+            "none",
+            "-machine",
+            "q35,mem-merge=off",
+            "-accel",
+            "tcg",
+            "-qmp",
+            &monitor,
+        ]);
         qemu.args(["-qmp", "stdio"]).args(more).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut process = qemu.spawn().expect("QEMU; scripts/setup installs it");
         // When one monitor greets, the others listen.
@@ -56,7 +66,9 @@ impl Drop for Qemu {
 
 #[tokio::test]
 async fn a_real_qemu_is_found_asked_and_set() {
-    let qemu = Qemu::start(&["-device", "virtio-balloon-pci,free-page-reporting=on"]);
+    let merging = ["-machine", "mem-merge=on"];
+    let balloon = ["-device", "virtio-balloon-pci,free-page-reporting=on"];
+    let qemu = Qemu::start(&[merging, balloon].concat());
     let found = qemu.find();
     // Other tests may run guests of that name.
     assert!(found.name.starts_with("looked-at"), "{}", found.name);
