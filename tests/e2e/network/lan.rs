@@ -12,6 +12,10 @@ pub(super) const BRIDGES: [&str; 2] = ["br0", "lan"];
 const SWITCH: &str = "sw0";
 /// Its ports, by host.
 const PORTS: [&str; 2] = ["port-a", "port-b"];
+/// The switch's interface for frames that a filter drops, and its other end.
+const DROPPED: [&str; 2] = ["dropped", "dropped-end"];
+/// Reverse ARP's type in a frame: what announces a guest that has moved.
+const REVERSE_ARP: &str = "0x8035";
 /// The interface of each host towards the switch.
 const UPLINK: &str = "up0";
 /// The client's address, and the guest's (TEST-NET-2, RFC 5737).
@@ -24,6 +28,20 @@ pub(super) const GUEST: &str = "198.51.100.2";
 pub(super) struct Lan {
     cable: Cable,
     switch: Namespace,
+}
+
+/// A filter at a port of the switch; removed when dropped.
+#[derive(Debug)]
+pub(super) struct PortFilter<'a> {
+    switch: &'a str,
+    port: &'static str,
+}
+
+impl Drop for PortFilter<'_> {
+    fn drop(&mut self) {
+        let remove = ["-n", self.switch, "qdisc", "del", "dev", self.port, "clsact"];
+        let _ = std::process::Command::new("tc").args(remove).status();
+    }
 }
 
 #[derive(Debug)]
@@ -46,6 +64,9 @@ impl Lan {
         ip(&["-n", switch, "link", "add", SWITCH, "type", "bridge"]);
         ip(&["-n", switch, "address", "add", CLIENT, "dev", SWITCH]);
         ip(&["-n", switch, "link", "set", SWITCH, "up"]);
+        let [dropped, end] = DROPPED;
+        ip(&["-n", switch, "link", "add", dropped, "type", "veth", "peer", "name", end]);
+        ip(&["-n", switch, "link", "set", dropped, "up"]);
         lan.plug_in(0);
         Some(lan)
     }
@@ -79,6 +100,21 @@ impl Lan {
     /// The namespace of the switch and the client.
     pub(super) fn switch(&self) -> &str {
         &self.switch.0
+    }
+
+    /// From now on the switch receives nothing from host a (0) or b (1) but announcements (reverse ARP).
+    pub(super) fn admit_only_announcements(&self, host: usize) -> PortFilter<'_> {
+        let (switch, port) = (self.switch(), PORTS[host]);
+        tool("tc", &["-n", switch, "qdisc", "add", "dev", port, "clsact"]);
+        let filter = PortFilter { switch, port };
+        let add = ["-n", switch, "filter", "add", "dev", port, "ingress"];
+        let any = ["u32", "match", "u32", "0", "0"];
+        let admit = ["pref", "1", "protocol", REVERSE_ARP];
+        tool("tc", &[&add[..], &admit, &any, &["flowid", ":1"]].concat());
+        let rest = ["pref", "2", "protocol", "all"];
+        let drop = ["action", "mirred", "egress", "redirect", "dev", DROPPED[0]];
+        tool("tc", &[&add[..], &rest, &any, &drop].concat());
+        filter
     }
 
     /// Behind which host the switch believes the device of address `mac` to be: 0, 1, or none.
