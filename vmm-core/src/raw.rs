@@ -15,6 +15,8 @@ ioctl_iowr_nr!(KVM_CLEAR_DIRTY_LOG, KVMIO, 0xc0, kvm_clear_dirty_log);
 ioctl_ior_nr!(KVM_GET_XSAVE, KVMIO, 0xa4, kvm_xsave);
 ioctl_iow_nr!(KVM_SET_XSAVE, KVMIO, 0xa5, kvm_xsave);
 ioctl_ior_nr!(KVM_GET_XSAVE2, KVMIO, 0xcf, kvm_xsave);
+#[cfg(test)]
+ioctl_iowr_nr!(KVM_GET_REG_LIST, KVMIO, 0xb0, u64);
 ioctl_iow_nr!(KVM_SET_DEVICE_ATTR, KVMIO, 0xe1, kvm_device_attr);
 ioctl_iow_nr!(KVM_GET_DEVICE_ATTR, KVMIO, 0xe2, kvm_device_attr);
 
@@ -165,6 +167,19 @@ pub(crate) fn internal_error(vcpu: &mut VcpuFd) -> (u32, Vec<u8>) {
         (instruction.insn_size, instruction.insn_bytes)
     };
     (failure.suberror, bytes.iter().copied().take(usize::from(size)).collect())
+}
+
+/// The number of registers that `KVM_GET_REG_LIST` has for `vcpu`. Since Linux 6.18 these are registers that are in no other structure
+/// and no MSRs, such as the shadow stack's pointer; earlier kernels have no such list.
+#[cfg(test)]
+pub(crate) fn listed_registers(vcpu: &VcpuFd) -> Result<u64, Error> {
+    let mut count = 0_u64;
+    // SAFETY: a `kvm_reg_list` with room for no register is its length alone, and the kernel writes no more.
+    match check(unsafe { ioctl_with_mut_ref(vcpu, KVM_GET_REG_LIST(), &mut count) }) {
+        Err(error) if [libc::EINVAL, libc::ENOTTY].contains(&error.errno()) => Ok(0),
+        Err(error) if error.errno() != libc::E2BIG => Err(error),
+        _ => Ok(count),
+    }
 }
 
 fn check(result: i32) -> Result<(), Error> {

@@ -246,6 +246,41 @@ fn an_msr_that_kvm_does_not_take_is_named() {
     assert_eq!(error, "this host's kvm does not take 0x5 for msr 0x12345678 of vcpu 1");
 }
 
+/// Registers that CPUID may hide from a guest: IA32_ARCH_CAPABILITIES and IA32_PERF_CAPABILITIES.
+const HIDEABLE_MSRS: [u32; 2] = [0x10a, 0x345];
+
+/// Those of the registers `listed` that are neither `saved` nor hidden from the guest.
+fn lost_msrs(listed: &[u32], saved: &[u32], is_hidden: impl Fn(u32) -> bool) -> Vec<String> {
+    let is_lost = |index: &&u32| {
+        !saved.contains(index) && !(HIDEABLE_MSRS.contains(index) && is_hidden(**index))
+    };
+    listed.iter().filter(is_lost).map(|index| format!("{index:#x}")).collect()
+}
+
+#[test]
+fn every_register_that_kvm_lists_is_saved_or_hidden() {
+    let vm = empty_vm(16, 1);
+    let state = vm.save_state().unwrap();
+    let saved: Vec<u32> = state.vcpus[0].msrs.iter().map(|msr| msr.index).collect();
+    let listed = kvm_ioctls::Kvm::new().unwrap().get_msr_index_list().unwrap();
+    assert!(listed.as_slice().len() > 20);
+    let cpuid = shape(16, 1).cpuid;
+    let lost =
+        lost_msrs(listed.as_slice(), &saved, |index| !crate::cpuid::knows_msr(&cpuid, index));
+    assert!(lost.is_empty(), "neither saved nor hidden from the guest: msr {}", lost.join(", "));
+    let others = vm.on_vcpu(0, |vcpu| crate::raw::listed_registers(vcpu.fd())).unwrap().unwrap();
+    assert_eq!(others, 0, "no register of KVM_GET_REG_LIST is saved");
+}
+
+#[test]
+fn a_register_that_is_neither_saved_nor_hidden_is_named() {
+    let listed = [0x10, 0x174, 0x10a, 0x345, 0x4b56_4dff];
+    let lost = lost_msrs(&listed, &[0x10, 0x174, 0x345], |_| true);
+    assert_eq!(lost, ["0x4b564dff"]);
+    let lost = lost_msrs(&listed, &[0x10, 0x345, 0x4b56_4dff], |_| false);
+    assert_eq!(lost, ["0x174", "0x10a"]);
+}
+
 /// A state of `count` vCPUs, each as large as a host has them.
 fn large_state(count: usize) -> VmState {
     /// `KVM_CAP_XSAVE2` of a host with AMX.
