@@ -154,7 +154,7 @@ fn statistics(given: &Statistics) -> StatisticsSample {
 #[cfg(test)]
 mod tests {
     use memopt::plan::{Action, Step};
-    use memopt::situation::Cost;
+    use memopt::situation::{Cost, Pressure};
     use memopt::verify::Outcome;
 
     use super::*;
@@ -223,5 +223,69 @@ mod tests {
         assert_eq!(seen.host.level, metrics::Level::Amber);
         assert_eq!(seen.host.pools.len(), 1, "no others are named");
         assert_eq!(seen.host.pools[0].bytes, 6 << 20);
+    }
+
+    /// A host that swaps, waits for memory and has merged zeros, with a guest that swaps, reports free memory and tells everything.
+    fn strained() -> Situation {
+        let mut strained = situation(200, 2);
+        let host = &mut strained.host;
+        host.swap_used_bytes = 1;
+        host.pressure =
+            Some(Pressure { some_10s: 0.25, full_10s: 0.125, some_60s: 0.0, full_60s: 0.0 });
+        host.ksm = Some(Ksm { zero_pages: 2, ..Ksm::default() });
+        let guest = &mut strained.guests[0];
+        guest.cost.swapped_bytes = 3;
+        let balloon = guest.balloon.as_mut().unwrap();
+        balloon.reported_bytes_total = 4;
+        let told = balloon.statistics.as_mut().unwrap();
+        told.age = Duration::from_secs(5);
+        told.swap_in_bytes = Some(6);
+        told.swap_out_bytes = Some(7);
+        told.major_faults = Some(8);
+        told.allocation_stalls = Some(9);
+        told.direct_reclaim_bytes = Some(10);
+        strained
+    }
+
+    #[test]
+    fn what_hosts_and_guests_rarely_show_is_on_the_page() {
+        let (mut ledger, policy) = (Ledger::default(), Policy::default());
+        ledger.observe(&situation(1, 0), &policy);
+        ledger.observe(&strained(), &policy);
+        let action = Action::ResizePool { page_bytes: 2 << 20, from_pages: 3, to_pages: 1 };
+        let (cpu, reason) = (Duration::ZERO, String::new());
+        let failed =
+            Outcome::failed(&Step { action, expected_bytes: 1, cpu, reason }, String::new());
+        (0..policy.verify.tries).for_each(|_| ledger.verified(&failed, &policy));
+        let density = metrics::DensitySample {
+            look: Some(look(&strained(), &ledger, &policy)),
+            ..Default::default()
+        };
+        let exporter = metrics::Exporter::new("1", "x", std::time::UNIX_EPOCH).unwrap();
+        let page = exporter.render(&metrics::Snapshot { density, ..Default::default() }).unwrap();
+        for line in [
+            "lighter_balloon_reported_bytes_total{guest=\"web\"} 4",
+            "lighter_balloon_stuck{guest=\"web\"} 1",
+            "lighter_density_guest_benched{actuator=\"balloon\",guest=\"web\"} 1",
+            "lighter_density_guest_spared{guest=\"web\"} 1",
+            "lighter_density_guest_swapped_bytes{guest=\"web\"} 3",
+            "lighter_density_host_benched{actuator=\"pool\"} 1",
+            "lighter_guest_stats_age_seconds{guest=\"web\"} 5",
+            "lighter_guest_stats_allocation_stalls_total{guest=\"web\"} 9",
+            "lighter_guest_stats_direct_reclaim_bytes_total{guest=\"web\"} 10",
+            "lighter_guest_stats_major_faults_total{guest=\"web\"} 8",
+            "lighter_guest_stats_oom_kills_total{guest=\"web\"} 2",
+            "lighter_guest_stats_swap_in_bytes_total{guest=\"web\"} 6",
+            "lighter_guest_stats_swap_out_bytes_total{guest=\"web\"} 7",
+            "lighter_host_hugetlb_bytes{page_size=\"2M\"} 6291456",
+            "lighter_host_hugetlb_free_bytes{page_size=\"2M\"} 4194304",
+            "lighter_host_hugetlb_reserved_bytes{page_size=\"2M\"} 2097152",
+            "lighter_host_memory_pressure_ratio{stall=\"some\"} 0.25",
+            "lighter_host_memory_pressure_ratio{stall=\"full\"} 0.125",
+            "lighter_host_memory_swapped_bytes 1",
+            "lighter_ksm_zero_pages 2",
+        ] {
+            assert!(page.lines().any(|other| other == line), "no {line} in {page}");
+        }
     }
 }

@@ -333,4 +333,14 @@ mod tests {
         let seen = page(&exporter, &tally, &scheduler(text));
         has(&seen, &format!("{name}\"absent\",schedule=\"night\"}} 0"));
     }
+
+    #[test]
+    fn what_comes_to_nothing_is_counted() {
+        let (exporter, tally) = tally();
+        tally.surveys_failed(2);
+        tally.relief_failed();
+        let page = page(&exporter, &tally, &scheduler(""));
+        has(&page, "lighter_density_surveys_failed_total 2");
+        has(&page, "lighter_density_reliefs_failed_total 1");
+    }
 }
