@@ -251,10 +251,9 @@ const HIDEABLE_MSRS: [u32; 2] = [0x10a, 0x345];
 
 /// Those of the registers `listed` that are neither `saved` nor hidden from the guest.
 fn lost_msrs(listed: &[u32], saved: &[u32], is_hidden: impl Fn(u32) -> bool) -> Vec<String> {
-    let is_lost = |index: &&u32| {
-        !saved.contains(index) && !(HIDEABLE_MSRS.contains(index) && is_hidden(**index))
-    };
-    listed.iter().filter(is_lost).map(|index| format!("{index:#x}")).collect()
+    let is_hidden = |index: u32| HIDEABLE_MSRS.contains(&index) && is_hidden(index);
+    let unsaved = listed.iter().filter(|index| !saved.contains(index));
+    unsaved.filter(|index| !is_hidden(**index)).map(|index| format!("{index:#x}")).collect()
 }
 
 #[test]
