@@ -3,7 +3,7 @@
 #[path = "../benches/density/laws.rs"]
 mod laws;
 
-use laws::{KSMTUNED, MOM, Order, Seen, Tuner, sleep_ms};
+use laws::{KSMTUNED, MOM, Order, Seen, Tuner};
 
 const FULL: Seen = Seen { committed: 1.0, free: 0.05 };
 const EASED: Seen = Seen { committed: 1.0, free: 0.30 };
@@ -44,6 +44,8 @@ fn mom_begins_with_what_the_kernel_has_and_averages_what_is_free() {
 }
 
 #[test]
-fn larger_hosts_sleep_less() {
-    assert_eq!((sleep_ms(16.0), sleep_ms(24.0), sleep_ms(64.0)), (10, 6, 2));
+fn larger_hosts_sleep_less_but_ksmtuned_never_less_than_10_ms() {
+    let sleep_ms = |law: laws::Law| [4.0, 16.0, 24.0, 64.0].map(|gib| law.sleep_ms(gib));
+    assert_eq!(sleep_ms(MOM), [40, 10, 6, 2]);
+    assert_eq!(sleep_ms(KSMTUNED), [40, 10, 10, 10]);
 }

@@ -1,4 +1,4 @@
-//! The turns: everybody gets guests of the same kind, and the CPU time that lighter used.
+//! The turns: each contender gets guests of the same kind, and the CPU time that lighter used.
 
 use std::path::Path;
 use std::thread;
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use super::contender::Contender;
+use super::contender::{Contender, Lot};
 use super::drive::{self, Allowance, Spent};
 use super::figures::Figures;
 use super::fleet::Fleet;
@@ -14,9 +14,10 @@ use super::interruption;
 use super::knobs::Knobs;
 use super::lighter;
 use super::linux::SavedGuests;
-use super::settings::{Layout, Settings};
+use super::reads::{paces, part};
+use super::settings::{Case, Settings};
 
-/// Between the last clone's filling its memory and the first look; and between ksmd's end and the last look, while the hot guests
+/// Between the last clone's filling its memory and the first figures; and between ksmd's end and the last figures, while the hot guests
 /// write on.
 const SETTLE: Duration = Duration::from_secs(5);
 
@@ -31,6 +32,10 @@ pub(crate) struct Turn {
     pub(crate) before: Figures,
     /// What they cost afterwards.
     pub(crate) after: Figures,
+    /// Pages that read-hot guests read for each CPU second while the contender was at work, of what they read before.
+    pub(crate) reads_during: f64,
+    /// The same afterwards.
+    pub(crate) reads_after: f64,
 }
 
 impl Turn {
@@ -50,21 +55,20 @@ impl Turn {
     }
 }
 
-/// Has everybody take their turns. What comes back is by layout.
+/// Has the contenders take their turns. What comes back is by case.
 ///
 /// # Errors
 /// Something does not run here, a guest's memory is damaged, or the user calls it off.
-pub(crate) fn run(settings: &Settings, folder: &Path) -> Result<Vec<(Layout, Vec<Turn>)>> {
-    let saved = SavedGuests::boot(settings.linux, folder)?;
+pub(crate) fn run(settings: &Settings, folder: &Path) -> Result<Vec<(Case, Vec<Turn>)>> {
+    let saved = SavedGuests::boot(settings, folder)?;
+    let mut lot = Lot::new(settings.seed);
+    eprintln!("the order of turns is drawn by lot: --seed {}", settings.seed);
     let mut outcome = Vec::new();
-    for layout in &settings.layouts {
-        let mut turns = Vec::new();
-        for round in 1..=settings.runs {
-            let name = format!("{}-{round}", layout.name());
-            let scene = Scene { settings, saved: &saved, layout: *layout };
-            turns.extend(scene.round(&folder.join(name))?);
-        }
-        outcome.push((*layout, turns));
+    for case in settings.cases() {
+        eprintln!("{}", case.name());
+        let mut scene = Scene { settings, saved: &saved, case, used: Vec::new() };
+        let turns = scene.rounds(&mut lot, &folder.join(case.name()))?;
+        outcome.push((case, turns));
     }
     Ok(outcome)
 }
@@ -72,53 +76,75 @@ pub(crate) fn run(settings: &Settings, folder: &Path) -> Result<Vec<(Layout, Vec
 struct Scene<'a> {
     settings: &'a Settings,
     saved: &'a SavedGuests,
-    layout: Layout,
+    case: Case,
+    /// What lighter has used so far.
+    used: Vec<Allowance>,
 }
 
 impl Scene<'_> {
-    /// Everybody's turn once, lighter's first: it says what the others may use.
-    fn round(&self, folder: &Path) -> Result<Vec<Turn>> {
-        let (cpu_share, pages_per_second) = lighter::usual_pace();
-        let given = self.settings.cpu_seconds;
-        let mut allowance =
-            given.map(|cpu_seconds| Allowance { cpu_seconds, cpu_share, pages_per_second });
+    /// All rounds. Before them lighter takes a turn that does not count: it says what the others may use.
+    fn rounds(&mut self, lot: &mut Lot, folder: &Path) -> Result<Vec<Turn>> {
+        if self.settings.cpu_seconds.is_none() {
+            report(&self.turn(Contender::Lighter, &folder.join("first"))?);
+        }
         let mut turns = Vec::new();
-        for contender in &self.settings.contenders {
-            let state = folder.join(contender.option());
-            std::fs::create_dir_all(&state)?;
-            let turn = self.turn(*contender, &state, &mut allowance)?;
-            report(&turn);
-            turns.push(turn);
+        for round in 1..=self.settings.runs {
+            let order = lot.order(&self.settings.contenders);
+            let names: Vec<_> = order.iter().map(|contender| contender.option()).collect();
+            eprintln!("round {round} of {}: {}", self.settings.runs, names.join(", "));
+            for contender in order {
+                let name = format!("{round}-{}", contender.option());
+                let turn = self.turn(contender, &folder.join(name))?;
+                report(&turn);
+                turns.push(turn);
+            }
         }
         Ok(turns)
     }
 
-    fn turn(
-        &self,
-        contender: Contender,
-        state: &Path,
-        allowance: &mut Option<Allowance>,
-    ) -> Result<Turn> {
+    fn turn(&mut self, contender: Contender, state: &Path) -> Result<Turn> {
+        std::fs::create_dir_all(state)?;
         let knobs = Knobs::take()?;
         knobs.forget()?;
-        let mut fleet = Fleet::start(state, self.layout, self.settings, self.saved)?;
+        let mut fleet = Fleet::start(state, self.case, self.settings, self.saved)?;
+        let first = fleet.reads()?;
         settle()?;
         let before = fleet.figures()?;
+        let begun = fleet.reads()?;
         let spent = match contender {
             Contender::Lighter => {
                 let (spent, used) = lighter::optimize(&fleet, self.settings.ksmd_seconds)?;
-                allowance.get_or_insert(used);
+                self.used.push(used);
                 spent
             }
-            _ => {
-                let allowance = allowance.as_ref().context("lighter did not go first")?;
-                drive::drive(contender, &fleet, &knobs, allowance, state)?
-            }
+            _ => drive::drive(contender, &fleet, &knobs, &self.allowance()?, state)?,
         };
+        let ended = fleet.reads()?;
         settle()?;
         let after = fleet.figures()?;
+        let last = fleet.reads()?;
         fleet.check()?;
-        Ok(Turn { contender, spent, before, after })
+        let undisturbed = paces(&first, &begun);
+        Ok(Turn {
+            contender,
+            spent,
+            before,
+            after,
+            reads_during: part(&undisturbed, &paces(&begun, &ended)),
+            reads_after: part(&undisturbed, &paces(&ended, &last)),
+        })
+    }
+
+    /// The median of what lighter has used so far, or what the user says.
+    fn allowance(&self) -> Result<Allowance> {
+        if let Some(cpu_seconds) = self.settings.cpu_seconds {
+            let (cpu_share, pages_per_second) = lighter::usual_pace();
+            return Ok(Allowance { cpu_seconds, cpu_share, pages_per_second });
+        }
+        let mut used = self.used.clone();
+        used.sort_by(|one, other| one.cpu_seconds.total_cmp(&other.cpu_seconds));
+        let middle = used.get(used.len() / 2).copied();
+        middle.context("lighter has not taken a turn")
     }
 }
 
@@ -136,7 +162,8 @@ fn report(turn: &Turn) {
     let Turn { spent, before, after, .. } = turn;
     eprintln!(
         "{:<28} {:>5.0} s, CPU {:.2} + {:.2} + {:.2} s, {:>6.0} MiB gross, {:>6.0} net, {:>6.0} available, \
-         profit {:.0}, {:>5.0} each CPU s, huge {:.0} of {:.0}, hot {:.0} of {:.0}",
+         profit {:.0}, {:>5.0} each CPU s, huge {:.0} of {:.0}, hot {:.0} of {:.0}, read-hot {:.0} of {:.0}, \
+         reads {:.2} and {:.2}",
         turn.contender.name(),
         spent.elapsed.as_secs_f64(),
         spent.ksmd,
@@ -151,5 +178,9 @@ fn report(turn: &Turn) {
         mib(before.huge as f64),
         mib(after.hot_huge as f64),
         mib(before.hot_huge as f64),
+        mib(after.reader_huge as f64),
+        mib(before.reader_huge as f64),
+        turn.reads_during,
+        turn.reads_after,
     );
 }

@@ -116,6 +116,11 @@ pub(crate) fn drive(
             meter.wait(PATIENCE)?;
             knobs.expect(DEFAULT_PAGES, DEFAULT_SLEEP_MS)?;
         }
+        Contender::Advisor => {
+            knobs.run_advised(DEFAULT_SLEEP_MS)?;
+            meter.wait(PATIENCE)?;
+            knobs.expect_advised(DEFAULT_SLEEP_MS)?;
+        }
         Contender::Ksmtuned => by_law(laws::KSMTUNED, fleet, knobs, &meter)?,
         Contender::Mom => by_law(laws::MOM, fleet, knobs, &meter)?,
         Contender::Fast => as_lighter(allowance, &meter, folder)?,
@@ -129,7 +134,7 @@ pub(crate) fn drive(
 /// On a host whose memory is what its guests were given: there these laws have ksmd work hardest.
 fn by_law(law: Law, fleet: &Fleet, knobs: &Knobs, meter: &Meter) -> Result<()> {
     let host_gib = host_memory()?.total_bytes as f64 / f64::from(1 << 30);
-    let sleep_ms = laws::sleep_ms(host_gib);
+    let sleep_ms = law.sleep_ms(host_gib);
     let host_bytes = fleet.figures()?.resident as f64;
     let mut tuner = Tuner::new(law);
     loop {

@@ -19,6 +19,8 @@ pub(crate) struct Figures {
     pub(crate) huge: u64,
     /// Those of the hot ones.
     pub(crate) hot_huge: u64,
+    /// Those of the read-hot ones.
+    pub(crate) reader_huge: u64,
     /// What the host says is available.
     pub(crate) available: u64,
     /// What the kernel says that merging brings on the whole; signed.
@@ -26,11 +28,11 @@ pub(crate) struct Figures {
 }
 
 impl Figures {
-    /// Of the guests in these processes, of which the first `hot` are hot.
+    /// Of the guests in these processes, of which those at `hot` are hot, and those at `readers` read-hot.
     ///
     /// # Errors
     /// One of them is gone.
-    pub(crate) fn take(pids: &[u32], hot: usize) -> Result<Self> {
+    pub(crate) fn take(pids: &[u32], hot: &[usize], readers: &[usize]) -> Result<Self> {
         let sources = Sources::system();
         let mut figures = Self {
             available: host_memory()?.available_bytes,
@@ -44,7 +46,8 @@ impl Figures {
             figures.resident += cost.resident_bytes;
             figures.records += merged.rmap_items * ITEM_BYTES;
             figures.huge += cost.huge_bytes;
-            figures.hot_huge += if index < hot { cost.huge_bytes } else { 0 };
+            figures.hot_huge += if hot.contains(&index) { cost.huge_bytes } else { 0 };
+            figures.reader_huge += if readers.contains(&index) { cost.huge_bytes } else { 0 };
         }
         Ok(figures)
     }

@@ -10,7 +10,8 @@ use serde_json::Value;
 use super::figures::Figures;
 use super::linux::{LinuxGuest, SavedGuests};
 use super::program::{Run, lighter};
-use super::settings::{Layout, Settings};
+use super::reads::{Sample, vcpu_seconds};
+use super::settings::{Case, Settings};
 use super::usage;
 use super::workload::{Clone, Heat};
 
@@ -26,7 +27,9 @@ pub(crate) struct Fleet {
     clones: Vec<Clone>,
     linux: Vec<LinuxGuest>,
     pids: Vec<u32>,
-    hot: usize,
+    /// By their places among `pids`: clones first, then Linux.
+    hot: Vec<usize>,
+    readers: Vec<usize>,
 }
 
 impl Fleet {
@@ -36,7 +39,7 @@ impl Fleet {
     /// They do not start.
     pub(crate) fn start(
         state: &Path,
-        layout: Layout,
+        case: Case,
         settings: &Settings,
         saved: &SavedGuests,
     ) -> Result<Self> {
@@ -46,21 +49,31 @@ impl Fleet {
             clones: Vec::new(),
             linux: Vec::new(),
             pids: Vec::new(),
-            hot: settings.hot(),
+            hot: (0..settings.hot()).collect(),
+            readers: settings.readers(),
         };
         for number in 0..settings.guests {
-            let heat = if number < fleet.hot { Heat::Hot } else { Heat::Idle };
+            let heat = match number {
+                _ if fleet.hot.contains(&number) => Heat::Hot,
+                _ if fleet.readers.contains(&number) => Heat::ReadHot,
+                _ => Heat::Idle,
+            };
             let name = format!("clone-{}", number + 1);
-            fleet.clones.push(Clone::start(state, &name, heat, layout, settings)?);
+            fleet.clones.push(Clone::start(state, &name, heat, case, settings)?);
             fleet.names.push(name);
         }
-        for name in saved.restore(state)? {
-            fleet.linux.push(LinuxGuest::attach(state, &name)?);
+        for (name, guest) in saved.restore(state)? {
+            fleet.linux.push(guest);
             fleet.names.push(name);
         }
         fleet.clones.iter().try_for_each(Clone::await_work)?;
         fleet.pids = fleet.names.iter().map(|name| pid(state, name)).collect::<Result<_>>()?;
         fleet.pids.iter().take(settings.guests).try_for_each(|pid| yield_to_others(*pid))?;
+        for place in &fleet.readers {
+            if let Some(guest) = place.checked_sub(settings.guests) {
+                fleet.linux[guest].read_for_ever()?;
+            }
+        }
         Ok(fleet)
     }
 
@@ -74,7 +87,24 @@ impl Fleet {
     /// # Errors
     /// One of them is gone.
     pub(crate) fn figures(&self) -> Result<Figures> {
-        Figures::take(&self.pids, self.hot)
+        Figures::take(&self.pids, &self.hot, &self.readers)
+    }
+
+    /// What those that are read-hot have read so far.
+    ///
+    /// # Errors
+    /// One of them does not answer.
+    pub(crate) fn reads(&mut self) -> Result<Vec<Sample>> {
+        let mut samples = Vec::new();
+        for place in &self.readers {
+            let pages = match place.checked_sub(self.clones.len()) {
+                None => self.clones[*place].pages_read()?,
+                Some(guest) => self.linux[guest].pages_read()?,
+            };
+            let vcpu_seconds = vcpu_seconds(self.pids[*place], VCPU_MARK)?;
+            samples.push(Sample { pages, vcpu_seconds });
+        }
+        Ok(samples)
     }
 
     /// CPU seconds of their processes so far, without their vCPUs.

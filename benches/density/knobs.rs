@@ -1,6 +1,7 @@
 //! ksmd's settings: as before after each turn, however it ends, and nobody's tests meanwhile.
 
 use std::fs::{self, File, TryLockError};
+use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
@@ -15,9 +16,13 @@ const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 const FOLDER: &str = "/sys/kernel/mm/ksm";
 
-/// What somebody here changes. The last is put back first: ksmd stops before anything else changes.
+/// What is changed here; older kernels do not have all of them. The last is put back first: ksmd stops before anything else changes, and
+/// the batch can only be set without an advisor.
 const ALL: [&str; 6] =
-    ["advisor_mode", "smart_scan", "use_zero_pages", "sleep_millisecs", "pages_to_scan", "run"];
+    ["smart_scan", "use_zero_pages", "sleep_millisecs", "pages_to_scan", "advisor_mode", "run"];
+/// Linux 6.8.
+const ADVISOR: &str = "advisor_mode";
+const ADVISED: &str = "scan-time";
 
 /// ksmd's settings as they were, and are again when this is dropped.
 pub(crate) struct Knobs {
@@ -33,8 +38,8 @@ impl Knobs {
     /// This kernel does not merge pages, ksmd is at work, or the user calls it off.
     pub(crate) fn take() -> Result<Self> {
         let turn = take_turn()?;
-        let read = |knob| Ok((knob, read(knob)?));
-        let before = ALL.into_iter().map(read).collect::<Result<Vec<_>>>()?;
+        let known = ALL.into_iter().filter(|knob| Path::new(FOLDER).join(knob).exists());
+        let before = known.map(|knob| Ok((knob, read(knob)?))).collect::<Result<Vec<_>>>()?;
         ensure!(before.contains(&("run", "0".to_owned())), "ksmd is at work for somebody else");
         Ok(Self { before, _turn: turn })
     }
@@ -57,6 +62,27 @@ impl Knobs {
         let wanted = ["1".to_owned(), pages.to_string(), sleep_ms.to_string()];
         let found = [read("run")?, read("pages_to_scan")?, read("sleep_millisecs")?];
         ensure!(found == wanted, "somebody else drives ksmd: {found:?} instead of {wanted:?}");
+        Ok(())
+    }
+
+    /// Has ksmd scan with `sleep_ms` between two batches, whose size the kernel's advisor sets.
+    ///
+    /// # Errors
+    /// It takes root, and a kernel that has an advisor.
+    pub(crate) fn run_advised(&self, sleep_ms: u64) -> Result<()> {
+        write("sleep_millisecs", &sleep_ms.to_string())?;
+        write(ADVISOR, ADVISED)?;
+        write("run", "1")
+    }
+
+    /// Whether ksmd is still set as [`Self::run_advised`] did.
+    ///
+    /// # Errors
+    /// Somebody else drives it.
+    pub(crate) fn expect_advised(&self, sleep_ms: u64) -> Result<()> {
+        let wanted = ["1".to_owned(), ADVISED.to_owned(), sleep_ms.to_string()];
+        let found = [read("run")?, read(ADVISOR)?, read("sleep_millisecs")?];
+        ensure!(found == wanted, "another process drives ksmd: {found:?} instead of {wanted:?}");
         Ok(())
     }
 
@@ -101,6 +127,11 @@ impl Drop for Knobs {
             eprintln!("ksmd is not set as before: {error:#}");
         }
     }
+}
+
+/// Whether this kernel has an advisor for ksmd.
+pub(crate) fn has_advisor() -> bool {
+    Path::new(FOLDER).join(ADVISOR).exists()
 }
 
 fn take_turn() -> Result<File> {

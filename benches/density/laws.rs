@@ -2,7 +2,7 @@
 //!
 //! Both run ksmd when guests have nearly all of the memory, or little is free, and let it look at more pages each time they find
 //! too little free, at fewer when there is enough. They differ in how often they look, and in where they begin. Constants are
-//! those that both ship with (`ksmtuned.conf`; `ksm.rules` of MoM); the laws are written anew from what these say.
+//! those that both ship with (`ksmtuned` and `ksmtuned.conf`; `ksm.rules` of MoM); the laws are written anew from what these say.
 
 use std::time::Duration;
 
@@ -29,15 +29,24 @@ pub(crate) struct Law {
     pub(crate) averaged: usize,
     /// The batch before the first look.
     pub(crate) pages_at_first: u64,
+    /// The least sleep between two batches, in ms.
+    pub(crate) sleep_ms_min: u64,
 }
 
-/// Looks each minute, and begins with nothing.
+/// Looks each minute, begins with nothing, and never sleeps less than 10 ms (`[ $sleep -le 10 ] && sleep=10`).
 pub(crate) const KSMTUNED: Law =
-    Law { interval: Duration::from_secs(60), averaged: 1, pages_at_first: 0 };
+    Law { interval: Duration::from_secs(60), averaged: 1, pages_at_first: 0, sleep_ms_min: 10 };
 
 /// Looks every 10 s, averages over 50 s, and begins with what the kernel has.
 pub(crate) const MOM: Law =
-    Law { interval: Duration::from_secs(10), averaged: 5, pages_at_first: 100 };
+    Law { interval: Duration::from_secs(10), averaged: 5, pages_at_first: 100, sleep_ms_min: 0 };
+
+impl Law {
+    /// The sleep between two batches on a host with this much memory, in ms, rounded down as both do.
+    pub(crate) fn sleep_ms(&self, host_gib: f64) -> u64 {
+        ((SLEEP_MS * BASELINE_GIB / host_gib) as u64).max(self.sleep_ms_min)
+    }
+}
 
 /// What is seen of a host, as shares of its memory.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -91,9 +100,4 @@ impl Tuner {
         self.pages = pages.clamp(PAGES_MIN, PAGES_MAX);
         Order::Run { pages: self.pages }
     }
-}
-
-/// The sleep between two batches on a host with this much memory, in ms, rounded down as both do.
-pub(crate) fn sleep_ms(host_gib: f64) -> u64 {
-    (SLEEP_MS * BASELINE_GIB / host_gib) as u64
 }

@@ -2,8 +2,8 @@
 
 use super::contender::Contender;
 use super::contest::Turn;
-use super::settings::{Layout, Settings};
-use super::workload::{IMAGE_PERCENT, ZERO_PERCENT};
+use super::settings::{Case, Settings};
+use super::workload::IMAGE_PERCENT;
 
 const MIB: f64 = (1 << 20) as f64;
 
@@ -14,60 +14,92 @@ const HEAD: [&str; 10] = [
     "CPU s: all",
     "MiB saved",
     "net",
-    "net MiB each CPU s",
+    "net MiB each CPU s (range)",
     "lighter / it",
-    "hot guests' huge pages, MiB",
-    "kept",
+    "huge pages kept: write-hot, read-hot",
+    "reads during, after",
 ];
 
 /// A table of medians over the turns of each contender.
-pub(crate) fn markdown(settings: &Settings, layout: Layout, turns: &[Turn]) -> String {
+pub(crate) fn markdown(settings: &Settings, case: Case, turns: &[Turn]) -> String {
     let mut lines = vec![
-        format!(
-            "{} clones of {} MiB ({} hot), {} guests of Linux; {ZERO_PERCENT} % zeros, {IMAGE_PERCENT} % of the image, \
-             {}; medians of {}; all guests found their memory intact:",
-            settings.guests,
-            settings.memory_mib,
-            settings.hot(),
-            settings.linux,
-            layout.name(),
-            settings.runs,
-        ),
+        title(settings, case),
         String::new(),
         format!("| {} |", HEAD.join(" | ")),
         format!("|{}", " --- |".repeat(HEAD.len())),
     ];
-    let rate = |contender| median(turns, contender, Turn::bytes_per_cpu_second);
+    let lighter = median(turns, Contender::Lighter, Turn::bytes_per_cpu_second);
     for contender in &settings.contenders {
-        let of = |figure: fn(&Turn) -> f64| median(turns, *contender, figure);
-        let (hot_before, hot_after) =
-            (of(|it| it.before.hot_huge as f64), of(|it| it.after.hot_huge as f64));
-        let cells = [
-            contender.name().to_owned(),
-            format!("{:.0}", of(|it| it.spent.elapsed.as_secs_f64())),
-            format!("{:.2}", of(|it| it.spent.ksmd)),
-            format!("{:.2}", of(|it| it.spent.cpu_seconds())),
-            format!("{:.0}", of(Turn::gross_bytes) / MIB),
-            format!("{:.0}", of(Turn::net_bytes) / MIB),
-            format!("{:.0}", rate(*contender) / MIB),
-            format!("**{:.2}**", rate(Contender::Lighter) / rate(*contender)),
-            format!("{:.0} to {:.0}", hot_before / MIB, hot_after / MIB),
-            format!("{:.0} %", 100.0 * hot_after / hot_before),
-        ];
-        lines.push(format!("| {} |", cells.join(" | ")));
+        lines.push(row(turns, *contender, lighter));
+    }
+    for contender in &settings.skipped {
+        let cells = vec!["skipped: this kernel has none"; HEAD.len() - 1];
+        lines.push(format!("| {} | {} |", contender.name(), cells.join(" | ")));
     }
     lines.join("\n")
 }
 
+fn title(settings: &Settings, case: Case) -> String {
+    let linux =
+        format!("{} guests of Linux ({} read-hot)", settings.linux, settings.linux_readers());
+    let guests = match settings.guests {
+        0 => linux,
+        clones => format!(
+            "{clones} clones of {} MiB ({} write-hot, {} read-hot), {} % zeros, {IMAGE_PERCENT} % of the image, {}; {linux}",
+            settings.memory_mib,
+            settings.hot(),
+            settings.read_hot(),
+            case.zero_percent,
+            case.layout.name(),
+        ),
+    };
+    format!(
+        "{guests}; medians of {}, order of turns by lot (--seed {}); all guests found their memory intact:",
+        settings.runs, settings.seed,
+    )
+}
+
+fn row(turns: &[Turn], contender: Contender, lighter: f64) -> String {
+    let of = |figure: fn(&Turn) -> f64| median(turns, contender, figure);
+    let rates = sorted(turns, contender, |turn| turn.bytes_per_cpu_second() / MIB);
+    let range =
+        (rates.first().copied().unwrap_or(f64::NAN), rates.last().copied().unwrap_or(f64::NAN));
+    let rate = of(Turn::bytes_per_cpu_second);
+    let kept =
+        |part: f64| if part.is_nan() { "-".to_owned() } else { format!("{:.0} %", 100.0 * part) };
+    let cells = [
+        contender.name().to_owned(),
+        format!("{:.0}", of(|it| it.spent.elapsed.as_secs_f64())),
+        format!("{:.2}", of(|it| it.spent.ksmd)),
+        format!("{:.2}", of(|it| it.spent.cpu_seconds())),
+        format!("{:.0}", of(Turn::gross_bytes) / MIB),
+        format!("{:.0}", of(Turn::net_bytes) / MIB),
+        format!("{:.0} ({:.0}-{:.0})", rate / MIB, range.0, range.1),
+        format!("**{:.2}**", lighter / rate),
+        format!(
+            "{}, {}",
+            kept(of(|it| it.after.hot_huge as f64 / it.before.hot_huge as f64)),
+            kept(of(|it| it.after.reader_huge as f64 / it.before.reader_huge as f64)),
+        ),
+        format!("{}, {}", kept(of(|it| it.reads_during)), kept(of(|it| it.reads_after))),
+    ];
+    format!("| {} |", cells.join(" | "))
+}
+
 /// The middle one of a contender's turns by a figure; of an even number the mean of the middle two.
 fn median(turns: &[Turn], contender: Contender, figure: impl Fn(&Turn) -> f64) -> f64 {
-    let turns = turns.iter().filter(|turn| turn.contender == contender);
-    let mut values: Vec<f64> = turns.map(figure).collect();
-    values.sort_by(f64::total_cmp);
+    let values = sorted(turns, contender, figure);
     let middle = values.len() / 2;
     match (values.get(middle), values.len() % 2) {
         (Some(value), 1) => *value,
         (Some(value), _) => f64::midpoint(values[middle - 1], *value),
         (None, _) => f64::NAN,
     }
+}
+
+fn sorted(turns: &[Turn], contender: Contender, figure: impl Fn(&Turn) -> f64) -> Vec<f64> {
+    let turns = turns.iter().filter(|turn| turn.contender == contender);
+    let mut values: Vec<f64> = turns.map(figure).collect();
+    values.sort_by(f64::total_cmp);
+    values
 }

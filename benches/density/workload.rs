@@ -10,26 +10,28 @@ use serde_json::{Value, json};
 use super::api;
 use super::interruption;
 use super::program::{Run, lighter};
-use super::settings::{Layout, Settings};
+use super::settings::{Case, Settings};
 
-/// Share of each clone's pages that are zeros, percent.
-pub(crate) const ZERO_PERCENT: u64 = 25;
-/// Share that is the image's, percent; what is left is the guest's own.
+/// Share of each clone's pages that is the image's, percent; what is neither that nor zeros is the guest's own.
 pub(crate) const IMAGE_PERCENT: u64 = 35;
 /// Hot guests write to one page in so many each second, anywhere in their memory.
 pub(crate) const HOT_PAGES_PER_WRITE: u64 = 5;
+/// Read-hot guests read as many pages each second as they can: more than any CPU does.
+const READ_RATE: u64 = 1_000_000_000;
 
 /// How long a guest may take to fill its memory, or to check it.
 const PATIENCE: Duration = Duration::from_secs(120);
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 const PAGES_PER_MIB: u64 = 256;
 
-/// Whether a clone writes.
+/// What a clone does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Heat {
-    /// All over its memory.
+    /// Writes all over its memory.
     Hot,
-    /// Not at all.
+    /// Reads all over its memory, and writes nothing.
+    ReadHot,
+    /// Writes nothing, and reads 10,000 pages a second.
     Idle,
 }
 
@@ -49,20 +51,23 @@ impl Clone {
         state: &Path,
         name: &str,
         heat: Heat,
-        layout: Layout,
+        case: Case,
         settings: &Settings,
     ) -> Result<Self> {
         let pages_per_second = match heat {
             Heat::Hot => settings.memory_mib * PAGES_PER_MIB / HOT_PAGES_PER_WRITE,
-            Heat::Idle => 0,
+            Heat::ReadHot | Heat::Idle => 0,
         };
+        let reads = if heat == Heat::ReadHot { READ_RATE } else { 0 };
         let memory = format!("{}M", settings.memory_mib);
         lighter(state)
             .args(["run", "--detach", "--name", name, "--merge-domain", "clones"])
-            .args(["--memory", &memory, "--hugepages", "thp", "--run-length", layout.run_length()])
-            .args(["--zero-share", &ZERO_PERCENT.to_string()])
+            .args(["--memory", &memory, "--hugepages", "thp"])
+            .args(case.layout.options())
+            .args(["--zero-share", &case.zero_percent.to_string()])
             .args(["--image-share", &IMAGE_PERCENT.to_string()])
             .args(["--dirty-rate", &pages_per_second.to_string()])
+            .args(["--read-rate", &reads.to_string()])
             .args(["--working-set", &memory, "--write-order", "random"])
             .run()?;
         let socket = state.join("guests").join(name).join("api.sock");
@@ -75,6 +80,16 @@ impl Clone {
     /// It is not in time.
     pub(crate) fn await_work(&self) -> Result<()> {
         self.wait_for("it fills its memory", |report| report["phase"] == "working").map(drop)
+    }
+
+    /// Pages that it has read at random.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub(crate) fn pages_read(&self) -> Result<u64> {
+        self.ask("GET", None)?["pages_read"]
+            .as_u64()
+            .context("the workload does not say what it reads")
     }
 
     /// Begins to check all its memory; what [`Self::await_check`] waits for.

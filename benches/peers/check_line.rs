@@ -17,6 +17,10 @@ pub(crate) struct CheckLine {
     pub(crate) gap_us: u64,
     /// Longest time that its own output took, microseconds.
     pub(crate) output_us: u64,
+    /// Pages of its disk read through a mapping; 0 where it has none.
+    pub(crate) read: u64,
+    /// Sum over what is mapped, when it was checked last; 0 where it has none.
+    pub(crate) sum: u64,
     /// Expiries of its 100 ms timer.
     pub(crate) timers: u64,
     /// Expiries that its clock makes it expect.
@@ -38,6 +42,8 @@ impl CheckLine {
             verified: value("verified")?,
             epoch: value("epoch")?,
             gap_us: value("gap_us")?,
+            read: value("read").unwrap_or(0),
+            sum: value("sum").unwrap_or(0),
             // The last field: a line that has it is whole.
             output_us: value("output_us")?,
             timers: value("timers")?,

@@ -1,4 +1,4 @@
-//! What observing many guests takes: all counters, PSS of all, one round of the meter, and the host.
+//! What observing many guests takes: all counters, PSS of all, one round of the meter, which processes let pages be merged, and the host.
 //!
 //! `cargo bench -p memopt --bench observe -- [PROCESSES] [MIB] [ROUNDS]` (100 processes of 16 MiB and 20 rounds by default).
 //! The processes are real and their memory is touched; it is on huge pages only where the host gives them to everybody.
@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use memopt::observe::{Meter, Sources, cost, host};
+use memopt::observe::{Meter, Sources, cost, host, mergeable_areas, mergeable_processes};
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
@@ -44,10 +44,19 @@ fn main() -> Outcome<()> {
         (0..rounds).map(|_| time(|| counters.round(&sources, &pids, began.elapsed()))).collect();
     let hosts: Vec<_> = (0..rounds).map(|_| time(|| host(&sources))).collect();
 
+    let all = processes_of_the_host()?;
+    let asked: Vec<_> = (0..rounds).map(|_| time(|| mergeable_processes(&sources, &[]))).collect();
+    // Those processes let nothing be merged, so that all their page tables are walked.
+    let walk =
+        |pids: &[u32]| pids.iter().map(|pid| mergeable_areas(&sources, *pid)).collect::<Vec<_>>();
+    let walked: Vec<_> = (0..rounds).map(|_| time(|| walk(&all))).collect();
+
     println!("{processes} processes of {mib} MiB, {rounds} rounds; median and worst in ms");
     row("PSS of all", exact);
     row("counters of all, PSS of one", counted);
     row(&format!("a round of the meter ({} ms for PSS)", BUDGET.as_millis()), metered);
+    row(&format!("who lets pages be merged, of {}", all.len()), asked);
+    row("the same before Linux 6.15: smaps of all", walked);
     row("the host", hosts);
     println!("oldest PSS after the meter's rounds: {oldest:.1?}");
     for mut guest in guests {
@@ -55,6 +64,12 @@ fn main() -> Outcome<()> {
         guest.wait()?;
     }
     Ok(())
+}
+
+fn processes_of_the_host() -> Outcome<Vec<u32>> {
+    let names =
+        std::fs::read_dir("/proc")?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    Ok(names.filter_map(|name| name.parse().ok()).collect())
 }
 
 fn time<T>(work: impl FnOnce() -> T) -> Duration {

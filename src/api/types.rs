@@ -448,6 +448,9 @@ pub(crate) struct WorkloadInfo {
     pub(crate) pages_written: u64,
     /// Pages checked.
     pub(crate) pages_checked: u64,
+    /// Pages read at random.
+    #[serde(default)]
+    pub(crate) pages_read: u64,
     /// Longest time in which a vCPU did not run since the last reset, microseconds of the guest's own clock.
     pub(crate) longest_stall_us: u64,
     /// The reset that `longest_stall_us` counts from.

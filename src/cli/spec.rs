@@ -59,7 +59,7 @@ pub(crate) struct GuestSpec {
         long, value_name = "FILE", group = "system",
         conflicts_with_all = [
             "memory", "cpus", "acpi", "on_reboot", "cpu", "nested", "prealloc", "dirty_rate", "working_set", "write_order", "pattern",
-            "zero_share", "image_share", "run_length",
+            "zero_share", "image_share", "run_length", "shuffle", "read_rate",
         ]
     )]
     pub(crate) template: Option<PathBuf>,
@@ -192,6 +192,15 @@ pub(crate) struct GuestSpec {
     /// How much memory of one kind lies together: zeros, the image's, or the guest's own [default: 4K].
     #[arg(long, value_name = "SIZE", conflicts_with = "kernel", help_heading = WORKLOAD)]
     pub(crate) run_length: Option<Size>,
+
+    /// Put pieces of this size in an order of the guest's own, so that clones of an image have equal pages at different addresses
+    /// [default: all at the same].
+    #[arg(long, value_name = "SIZE", conflicts_with = "kernel", help_heading = WORKLOAD)]
+    pub(crate) shuffle: Option<Size>,
+
+    /// Pages of 4 KiB that the workload reads each second, anywhere in its memory, all vCPUs together [default: 0].
+    #[arg(long, value_name = "PAGES", conflicts_with = "kernel", help_heading = WORKLOAD)]
+    pub(crate) read_rate: Option<u32>,
 }
 
 /// The heading of the workload's options.
@@ -415,6 +424,8 @@ impl GuestSpec {
             ("zero-share", self.zero_share.is_some()),
             ("image-share", self.image_share.is_some()),
             ("run-length", self.run_length.is_some()),
+            ("shuffle", self.shuffle.is_some()),
+            ("read-rate", self.read_rate.is_some()),
         ];
         let (stray, what) = match self.kernel {
             None => (&of_kernels[..], "the built-in workload has none: this is for a `kernel`"),
@@ -464,12 +475,16 @@ impl GuestSpec {
         if self.pattern == Some(PatternArg::Zero) && self.zero_share.is_some() {
             return Err(Fault::of("zero-share", "the pattern `zero` has nothing but zeros"));
         }
-        match self.run_length {
-            Some(Size(bytes)) if bytes == 0 || bytes % PAGE_BYTES != 0 => {
-                Err(Fault::of("run-length", "runs are of whole pages of 4 KiB"))
-            }
-            _ => Ok(()),
+        let is_whole = |size: Option<Size>| {
+            size.is_none_or(|Size(bytes)| bytes > 0 && bytes % PAGE_BYTES == 0)
+        };
+        if !is_whole(self.run_length) {
+            return Err(Fault::of("run-length", "runs are of whole pages of 4 KiB"));
         }
+        if !is_whole(self.shuffle) {
+            return Err(Fault::of("shuffle", "pieces are of whole pages of 4 KiB"));
+        }
+        Ok(())
     }
 
     /// Whether nothing is said of a guest from a template that its template says already.
@@ -492,6 +507,8 @@ impl GuestSpec {
             ("zero-share", self.zero_share.is_some()),
             ("image-share", self.image_share.is_some()),
             ("run-length", self.run_length.is_some()),
+            ("shuffle", self.shuffle.is_some()),
+            ("read-rate", self.read_rate.is_some()),
         ];
         let stray = of_templates.iter().find(|(_, is_there)| *is_there && self.template.is_some());
         stray.map_or(Ok(()), |(key, _)| Err(Fault::of(key, "the `template` says that already")))

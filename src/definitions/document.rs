@@ -257,9 +257,10 @@ tap = "tap-db"
         assert_eq!(parse(FULL).unwrap(), typed(&arguments));
 
         let workload = "dirty-rate = 7\nworking-set = \"8M\"\nwrite-order = \"hot\"\npattern = \"text\"\n\
-                        zero-share = 20\nimage-share = 40\nrun-length = \"4M\"";
+                        zero-share = 20\nimage-share = 40\nrun-length = \"4M\"\n\
+                        shuffle = \"64K\"\nread-rate = 9";
         let arguments = "--dirty-rate 7 --working-set 8M --write-order hot --pattern text --zero-share 20 \
-                         --image-share 40 --run-length 4M";
+                         --image-share 40 --run-length 4M --shuffle 64K --read-rate 9";
         let arguments: Vec<&str> = arguments.split_whitespace().collect();
         assert_eq!(parse(workload).unwrap(), typed(&arguments));
         let clone = "template = \"/t\"\nmerge-domain = \"shop\"\nhugepages = \"off\"\ndisk = [{ path = \"/d\" }]";
@@ -339,6 +340,7 @@ tap = "tap-db"
         refused("zero-share = 40\nimage-share = 61", "2: image-share: ", "100 percent");
         refused("pattern = \"zero\"\nzero-share = 1", "2: zero-share: ", "nothing but zeros");
         refused("run-length = \"5000\"", "1: run-length: ", "whole pages");
+        refused("shuffle = \"5000\"", "1: shuffle: ", "whole pages");
         for line in [
             "dirty-rate = 1",
             "working-set = \"8M\"",
@@ -347,6 +349,8 @@ tap = "tap-db"
             "zero-share = 1",
             "image-share = 1",
             "run-length = \"4K\"",
+            "shuffle = \"4K\"",
+            "read-rate = 1",
         ] {
             let key = line.split(' ').next().unwrap();
             refused(&format!("kernel = \"/k\"\n{line}"), &format!("2: {key}: "), "workload");

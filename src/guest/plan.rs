@@ -160,6 +160,8 @@ fn workload(spec: &GuestSpec) -> WorkloadParams {
         },
         image_percent: spec.image_share.unwrap_or(defaults.image_percent),
         run_pages: spec.run_length.map_or(defaults.run_pages, |length| length.0 / PAGE_BYTES),
+        piece_pages: spec.shuffle.map_or(defaults.piece_pages, |size| size.0 / PAGE_BYTES),
+        read_pages_per_second: spec.read_rate.map_or(0, u64::from),
         own_seed: Uuid::new_v4().as_u64_pair().1,
         ..defaults
     }

@@ -18,6 +18,7 @@ pub(crate) fn report(machine: &Machine) -> Result<WorkloadInfo, ApiError> {
         ticks: report.ticks(),
         pages_written: report.pages_written(),
         pages_checked: report.pages_checked(),
+        pages_read: report.pages_read(),
         longest_stall_us: u64::try_from(report.longest_stall().as_micros()).unwrap_or(u64::MAX),
         stall_epoch: report.stall_epoch(),
         clock_backwards: report.vcpus.iter().map(|vcpu| vcpu.tsc_backwards).sum(),

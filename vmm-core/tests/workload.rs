@@ -122,6 +122,21 @@ fn clones_of_an_image_have_its_pages_in_runs_and_find_their_own_intact() {
 }
 
 #[test]
+fn a_shuffled_guest_that_reads_is_intact() {
+    let params = WorkloadParams {
+        run_pages: 64,
+        piece_pages: 16,
+        read_pages_per_second: 1_000_000,
+        ..Default::default()
+    };
+    let vm = working(2, params);
+    wait_until(&vm, |report| report.pages_read() > 100_000 && report.pages_written() > 100);
+    assert!(verified(&vm).is_intact());
+    vm.pause().unwrap();
+    assert_eq!(verify_image(vm.ram().memory()).unwrap().faults, 0);
+}
+
+#[test]
 fn vcpus_share_the_work() {
     let vm = working(2, WorkloadParams::default());
     let report = verified(&vm);

@@ -2,7 +2,7 @@
 
 use crate::abi::{LEDGER_GPA, PAGE_BYTES, ParamsPage, REPORT_WRITING_WORD, share};
 use crate::machine;
-use crate::stamp::{Content, Fault};
+use crate::stamp::{Content, Fault, Shuffle};
 
 /// The pages that one vCPU writes and checks.
 pub struct Part {
@@ -25,6 +25,11 @@ impl Part {
             image_percent: params.image_percent,
             run_pages: params.run_pages,
             zeroing_percent: params.zeroing_percent,
+            shuffle: Shuffle {
+                piece_pages: params.piece_pages,
+                pieces: params.pieces,
+                stride: params.stride,
+            },
         };
         let writing_gpa = report_gpa + REPORT_WRITING_WORD * 8;
         Self { params: *params, content, first, pages, writing_gpa }
@@ -46,6 +51,11 @@ impl Part {
         // SAFETY: `&mut self` makes this the only reference, and parts do not overlap.
         let words = unsafe { machine::page(self.gpa(page)) };
         self.content.check(page, machine::read_u32(ledger_gpa(page)), words)
+    }
+
+    /// Reads a word of page `index`.
+    pub fn read(&self, index: u64) {
+        core::hint::black_box(machine::read_u32(self.gpa(self.first + index)));
     }
 
     /// Checks page `index`, then writes its next version.

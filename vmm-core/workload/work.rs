@@ -1,6 +1,6 @@
 //! What a vCPU does all day: rewrite what is due, check the rest, watch the clock, report.
 //!
-//! Each turn of the loop handles at most two pages, a few microseconds, so that a longer time
+//! Each turn of the loop handles at most two pages and reads a word of some more, a few microseconds, so that a longer time
 //! between two turns is a time in which the vCPU did not run.
 
 use crate::abi::{
@@ -15,6 +15,8 @@ use crate::stamp::mix;
 
 /// Reports are published, and the control page is read, so often per second.
 const REPORTS_PER_SECOND: u64 = 1000;
+/// Pages of which a word is read in a turn in which reads are due.
+const READS_PER_TURN: u64 = 64;
 const PHASE_FILLING: u64 = 1;
 const PHASE_WORKING: u64 = 2;
 const PHASE_STOPPED: u64 = 3;
@@ -31,8 +33,10 @@ pub fn run(vcpu: u64, params: &ParamsPage) -> ! {
         reporter: Reporter::new(vcpu, report_gpa),
         control: ControlPage::default(),
         sweep_rate: part_of(params.sweep_rate, vcpu, params.vcpus),
+        read_rate: part_of(params.read_rate, vcpu, params.vcpus),
         dirty_pace: Pace::new(params.tsc_hz),
         sweep_pace: Pace::new(params.tsc_hz),
+        read_pace: Pace::new(params.tsc_hz),
         dirty_turn: 0,
         sweep_next: 0,
         verification: None,
@@ -56,8 +60,10 @@ struct Worker {
     reporter: Reporter,
     control: ControlPage,
     sweep_rate: u64,
+    read_rate: u64,
     dirty_pace: Pace,
     sweep_pace: Pace,
+    read_pace: Pace,
     dirty_turn: u64,
     sweep_next: u64,
     verification: Option<Verification>,
@@ -100,6 +106,9 @@ impl Worker {
         let rate = part_of(self.control.dirty_rate, self.vcpu, self.vcpus);
         if self.dirty_pace.take(elapsed, rate) {
             self.dirty();
+        }
+        if self.read_pace.take(elapsed, self.read_rate.div_ceil(READS_PER_TURN)) {
+            self.read();
         }
         if self.verification.is_some() {
             self.verify();
@@ -158,6 +167,15 @@ impl Worker {
         let outcome = self.part.rewrite(index);
         self.reporter.page.pages_written += 1;
         self.reporter.note(outcome);
+    }
+
+    fn read(&mut self) {
+        let pages = self.part.pages().max(1);
+        let done = self.reporter.page.pages_read;
+        for number in done..done + READS_PER_TURN {
+            self.part.read(mix(number) % pages);
+        }
+        self.reporter.page.pages_read = done + READS_PER_TURN;
     }
 
     fn sweep(&mut self) {

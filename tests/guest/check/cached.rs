@@ -7,6 +7,7 @@ use core::hint::black_box;
 use crate::line::Line;
 use crate::linux::{self, File, tsc};
 use crate::random::Random;
+use crate::stamp::Shuffle;
 
 const DISK: &CStr = c"/dev/vda";
 /// Bytes of the disk that it reads, over and over.
@@ -18,6 +19,77 @@ const SECONDS: u64 = 10;
 const LINES_PER_S: u64 = 10;
 /// Pages between two looks at the clock.
 const STRIDE: u64 = 8;
+/// Pages that [`Cached::turn`] reads.
+const TURN: u64 = 256;
+
+/// A part of the disk that the cache holds all of, mapped.
+pub struct Cached {
+    bytes: &'static [u8],
+    random: Random,
+    is_reading: bool,
+    read: u64,
+    sum: u64,
+}
+
+impl Cached {
+    /// Reads the first `bytes` of the disk, in pieces whose order follows from `seed`: guests that read the same disk have its pages at
+    /// different addresses.
+    ///
+    /// # Errors
+    /// The number of the kernel's error.
+    pub fn fill(bytes: u64, seed: u64) -> Result<Self, u64> {
+        let (file, buffer) = (File::open(DISK)?, linux::allocate(PIECE_BYTES)?);
+        let pieces = bytes / PIECE_BYTES;
+        let order = Shuffle::new(1, pieces, seed);
+        for piece in 0..pieces {
+            file.read_at(order.source(piece) * PIECE_BYTES, buffer);
+        }
+        let mut cached = Self {
+            bytes: linux::map_to_read(DISK, bytes)?,
+            random: Random::new(),
+            is_reading: false,
+            read: 0,
+            sum: 0,
+        };
+        cached.check();
+        Ok(cached)
+    }
+
+    /// Reads some pages at random if it is to; returns whether it is.
+    pub fn turn(&mut self) -> bool {
+        if self.is_reading {
+            let pages = self.bytes.len() as u64 / PAGE_BYTES;
+            for _ in 0..TURN {
+                let page = self.random.below(pages);
+                let _ = black_box(self.bytes[(page * PAGE_BYTES) as usize]);
+            }
+            self.read += TURN;
+        }
+        self.is_reading
+    }
+
+    /// Begins to read pages, or ends.
+    pub fn toggle(&mut self) {
+        self.is_reading = !self.is_reading;
+    }
+
+    /// Sums up all that is mapped.
+    pub fn check(&mut self) {
+        const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
+        let words = self.bytes.as_chunks().0.iter().map(|word| u64::from_le_bytes(*word));
+        self.sum = words.fold(0, |sum: u64, word| (sum.rotate_left(29) ^ word).wrapping_mul(FACTOR));
+    }
+
+    /// Pages read.
+    pub fn read(&self) -> u64 {
+        self.read
+    }
+
+    /// The last sum.
+    pub fn sum(&self) -> u64 {
+        self.sum
+    }
+}
 
 /// Reads for some seconds, after it has had every page read into the cache if it shall be `warm`; prints a line each tenth of a second.
 pub fn read(is_warm: bool, hz: u64) {

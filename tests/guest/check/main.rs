@@ -31,6 +31,7 @@ mod throughput;
 mod vsock;
 
 use button::Button;
+use cached::Cached;
 use disk::Disk;
 use line::Line;
 use linux::{Clock, tsc};
@@ -65,11 +66,15 @@ extern "C" fn main() -> ! {
     {
         linux::fail("check: cannot litter memory, error ", error);
     }
+    let cached = (options.cache > 0).then(|| {
+        Cached::fill(options.cache, options.cache_order)
+            .unwrap_or_else(|error| linux::fail("check: cannot map /dev/vda, error ", error))
+    });
     let disk = options.disk.then(|| {
         Disk::open()
             .unwrap_or_else(|error| linux::fail("check: cannot open /dev/vda, error ", error))
     });
-    Check::start(options, memory, disk).run()
+    Check::start(options, memory, cached, disk).run()
 }
 
 #[panic_handler]
@@ -80,6 +85,7 @@ fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
 struct Check {
     options: Options,
     memory: Memory,
+    cached: Option<Cached>,
     button: Option<Button>,
     disk: Option<Disk>,
     echo: Option<Echo>,
@@ -101,7 +107,12 @@ struct Check {
 }
 
 impl Check {
-    fn start(options: Options, mut memory: Memory, disk: Option<Disk>) -> Self {
+    fn start(
+        options: Options,
+        mut memory: Memory,
+        cached: Option<Cached>,
+        disk: Option<Disk>,
+    ) -> Self {
         let hz = measure_tsc();
         memory.fill();
         let mut bytes = [0; 64];
@@ -118,6 +129,7 @@ impl Check {
             echo: listen(options.vsock),
             options,
             memory,
+            cached,
             disk,
             entropy: entropy as u64,
             hz,
@@ -154,7 +166,8 @@ impl Check {
                     echo.turn();
                 }
             }
-            if self.options.halt {
+            let is_reading = self.cached.as_mut().is_some_and(Cached::turn);
+            if self.options.halt && !is_reading {
                 linux::sleep(10 * NS_PER_MS);
             }
         }
@@ -204,6 +217,10 @@ impl Check {
         line.field("verified", self.verified);
         line.field("epoch", self.gap_epoch);
         line.field("gap_us", linux::microseconds(self.gap, self.hz));
+        if let Some(cached) = &self.cached {
+            line.field("read", cached.read());
+            line.field("sum", cached.sum());
+        }
         if let Some(disk) = &self.disk {
             line.field("disk_written", disk.written());
             line.field("disk_errors", disk.errors());
@@ -225,13 +242,14 @@ impl Check {
     /// | letter | does |
     /// |---|---|
     /// | `r` | forget the longest gap and print a line |
-    /// | `v` | check all memory and print a line |
+    /// | `v` | check all memory, sum up what is mapped of the disk, and print a line |
     /// | `i` | print a line |
     /// | `s` | print no line unless asked (it takes tens of milliseconds); again: do |
     /// | `0` to `9` | rewrite so many thousand pages per second |
     /// | `h` | rewrite 20,000 pages per second |
     /// | `R`, `W`, `S`, `T` | measure the disk: see [`throughput`] |
     /// | `M`, `m` | read mapped pages of the disk for 10 s, after filling the cache with them, or not: see [`cached`] |
+    /// | `L` | read mapped pages of the disk at random (`check.cache`); again: do not |
     /// | `q` | reset the machine |
     fn command(&mut self) {
         match linux::typed() {
@@ -243,6 +261,7 @@ impl Check {
             }
             Some(b'v') => {
                 self.memory.check_all();
+                self.cached.iter_mut().for_each(Cached::check);
                 self.verified += 1;
                 self.last = tsc();
                 self.print();
@@ -253,6 +272,7 @@ impl Check {
             Some(b'h') => self.rate = 20_000,
             Some(letter @ (b'R' | b'W' | b'S' | b'T')) => throughput::measure(letter, self.hz),
             Some(letter @ (b'M' | b'm')) => cached::read(letter == b'M', self.hz),
+            Some(b'L') => self.cached.iter_mut().for_each(Cached::toggle),
             Some(b'q') => linux::reset(),
             _ => {}
         }

@@ -2,7 +2,7 @@
 
 use crate::linux;
 use crate::options::Options;
-use crate::stamp::{Content, Fault, PageWords};
+use crate::stamp::{Content, Fault, PageWords, Shuffle};
 
 /// The pages and the sequence that each should have.
 pub struct Memory {
@@ -30,12 +30,13 @@ impl Memory {
             ledger,
             content: Content {
                 seed: 1,
-                own_seed: 1,
+                own_seed: options.own_seed,
                 random_percent: options.random,
                 text_percent: options.text,
-                image_percent: 100,
+                image_percent: 0,
                 run_pages: 1,
                 zeroing_percent: options.zeroing,
+                shuffle: Shuffle::NONE,
             },
             working_set: options.working_set_pages as usize,
             next_rewrite: 0,

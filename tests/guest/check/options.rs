@@ -10,6 +10,9 @@
 //! | `check.random=N` | 100 | share of incompressible pages, percent |
 //! | `check.text=N` | 0 | share of compressible pages, percent; the rest are zero |
 //! | `check.zeroing=N` | 0 | share of rewrites that clear the page, percent |
+//! | `check.own=N` | 1 | seed of the pages: guests with the same seed have the same pages |
+//! | `check.cache=N` | 0 | part of `/dev/vda` that is read into the cache and mapped first, MiB |
+//! | `check.order=N` | 1 | seed of the order in which it is read |
 //! | `check.litter=N` | 0 | memory that is filled with noise and given back to the kernel first, MiB |
 //! | `check.button=1` | 0 | switch off when the power button is pressed |
 //! | `check.halt=1` | 0 | sleep between turns (so that the vCPU halts) instead of spinning |
@@ -35,6 +38,12 @@ pub struct Options {
     pub text: u64,
     /// Share of rewrites that clear the page, percent.
     pub zeroing: u64,
+    /// Seed of the pages.
+    pub own_seed: u64,
+    /// Part of the disk that is read into the cache, bytes.
+    pub cache: u64,
+    /// Seed of the order in which it is read.
+    pub cache_order: u64,
     /// Memory that is filled and given back at first, bytes.
     pub litter: u64,
     /// Switch off when the power button is pressed.
@@ -67,6 +76,9 @@ impl Options {
             random: value(b"check.random").unwrap_or(100),
             text: value(b"check.text").unwrap_or(0),
             zeroing: value(b"check.zeroing").unwrap_or(0),
+            own_seed: value(b"check.own").unwrap_or(1),
+            cache: value(b"check.cache").unwrap_or(0) << 20,
+            cache_order: value(b"check.order").unwrap_or(1),
             litter: value(b"check.litter").unwrap_or(0) << 20,
             button: value(b"check.button").unwrap_or(0) != 0,
             halt: value(b"check.halt").unwrap_or(0) != 0,

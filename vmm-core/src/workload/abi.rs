@@ -113,6 +113,14 @@ words! {
         zeroing_percent,
         /// Background check, pages per second, all vCPUs together.
         sweep_rate,
+        /// Pages read at random, pages per second, all vCPUs together. This and what follows are 0 in guests of older versions.
+        read_rate,
+        /// A [`super::stamp::Shuffle`]: pages of a piece.
+        piece_pages,
+        /// A [`super::stamp::Shuffle`]: how many pieces.
+        pieces,
+        /// A [`super::stamp::Shuffle`]: its stride.
+        stride,
     }
 }
 
@@ -171,6 +179,8 @@ words! {
         fault_found,
         /// First bad page: page number found in it.
         fault_found_page,
+        /// Pages read at random; 0 in guests of older versions.
+        pages_read,
     }
 }
 

@@ -8,6 +8,7 @@ use super::abi::{
 };
 use super::memory::{write_bytes, write_words};
 use super::params::check;
+use super::stamp::Shuffle;
 use super::{WorkloadError, WorkloadParams};
 
 /// The program, a flat binary for [`IMAGE_GPA`], built by this crate's build script.
@@ -67,6 +68,7 @@ fn params_page(
     working: &WorkingMemory,
 ) -> ParamsPage {
     let (random_percent, text_percent) = params.pattern.shares();
+    let shuffle = Shuffle::new(params.piece_pages, working.pages, params.own_seed);
     ParamsPage {
         magic: MAGIC,
         version: ABI_VERSION,
@@ -84,6 +86,10 @@ fn params_page(
         run_pages: params.run_pages,
         zeroing_percent: params.zeroing_percent.into(),
         sweep_rate: params.sweep_pages_per_second,
+        read_rate: params.read_pages_per_second,
+        piece_pages: shuffle.piece_pages,
+        pieces: shuffle.pieces,
+        stride: shuffle.stride,
     }
 }
 

@@ -8,6 +8,7 @@ use super::WorkloadError;
 use super::abi::PAGE_BYTES;
 
 const RATE_MAX: u64 = 10_000_000;
+const READ_RATE_MAX: u64 = 1_000_000_000;
 
 /// What memory is filled with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,11 +89,15 @@ pub struct WorkloadParams {
     pub zeroing_percent: u8,
     /// Pages per second that are checked in the background, all vCPUs together.
     pub sweep_pages_per_second: u64,
+    /// Pages per second of which a word is read, anywhere in memory, all vCPUs together.
+    pub read_pages_per_second: u64,
     /// Share of pages that are filled with what all guests of the same `seed` have there, percent: as clones of one image. Pages of
     /// zeros are not among them; what is neither is the guest's own, and so is whatever is rewritten.
     pub image_percent: u8,
     /// Pages of one kind (zero, the image's, own) that lie together, at least 1.
     pub run_pages: u64,
+    /// Pages of a piece, where pieces lie in an order of the guest's own ([`super::stamp::Shuffle`]); 0 for none.
+    pub piece_pages: u64,
     /// Seed of the image.
     pub seed: u64,
     /// Seed of what is the guest's own.
@@ -109,8 +114,10 @@ impl Default for WorkloadParams {
             order: Order::default(),
             zeroing_percent: 1,
             sweep_pages_per_second: 10_000,
+            read_pages_per_second: 0,
             image_percent: 100,
             run_pages: 1,
+            piece_pages: 0,
             seed: 1,
             own_seed: 1,
         }
@@ -134,6 +141,9 @@ impl WorkloadParams {
         check("run_pages", self.run_pages, 1..=u64::MAX, "at least one page")?;
         check("zeroing_percent", self.zeroing_percent.into(), 0..=100, percent)?;
         check("dirty_rate_pages_per_second", rate, 0..=RATE_MAX, per_second)?;
+        let read = self.read_pages_per_second;
+        let reads = "at most 1000000000 pages per second";
+        check("read_pages_per_second", read, 0..=READ_RATE_MAX, reads)?;
         check("sweep_pages_per_second", sweep, 0..=RATE_MAX, per_second)?;
         check("memory_bytes", memory, PAGE_BYTES..=u64::MAX, "at least one page of 4096 bytes")
     }

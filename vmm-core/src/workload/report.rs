@@ -39,6 +39,8 @@ pub struct VcpuReport {
     pub pages_written: u64,
     /// Pages checked, for whatever reason.
     pub pages_checked: u64,
+    /// Pages read at random.
+    pub pages_read: u64,
     /// Background sweeps finished.
     pub sweeps: u64,
     /// Longest time in which the vCPU did not run, since the last reset.
@@ -104,6 +106,12 @@ impl Report {
     #[must_use]
     pub fn pages_checked(&self) -> u64 {
         self.sum(|vcpu| vcpu.pages_checked)
+    }
+
+    /// Pages read at random by all vCPUs.
+    #[must_use]
+    pub fn pages_read(&self) -> u64 {
+        self.sum(|vcpu| vcpu.pages_read)
     }
 
     /// Background sweeps that every vCPU has finished.
@@ -174,6 +182,7 @@ impl VcpuReport {
             ticks: page.tick,
             pages_written: page.pages_written,
             pages_checked: page.pages_checked,
+            pages_read: page.pages_read,
             sweeps: page.sweeps,
             longest_stall: Duration::from_nanos(stall_ns),
             stall_epoch: page.stall_epoch,
@@ -243,6 +252,7 @@ mod tests {
         fault_expected: 0,
         fault_found: 0,
         fault_found_page: 0,
+        pages_read: 64,
     };
 
     fn with_reports(reports: &[ReportPage]) -> GuestMemoryMmap {
@@ -262,6 +272,7 @@ mod tests {
         let report = Report::read(&with_reports(&[PAGE, slower])).unwrap();
         assert_eq!(report.phase(), Phase::Filling);
         assert_eq!((report.ticks(), report.pages_written(), report.sweeps()), (20, 10, 0));
+        assert_eq!(report.pages_read(), 128);
         assert_eq!(report.longest_stall(), Duration::from_millis(2));
         assert_eq!((report.stall_epoch(), report.verified_epoch()), (3, 4));
         assert!(report.is_intact());

@@ -8,7 +8,7 @@
 //!
 //! In its first version (sequence 0) a page comes from the seed of an image that several guests may have in common, or from the
 //! guest's own; later versions always come from its own. Which pages are zero, of the image or its own is the same in all guests
-//! of an image, and alternates in runs.
+//! of an image, and alternates in runs; with a [`Shuffle`], pieces of that order lie elsewhere in each guest.
 
 /// A page as words.
 pub type PageWords = [u64; 512];
@@ -115,6 +115,53 @@ pub struct Content {
     pub run_pages: u64,
     /// Share of rewrites (sequence above 0) that clear the page, percent.
     pub zeroing_percent: u64,
+    /// Where the pieces of the first version lie.
+    pub shuffle: Shuffle,
+}
+
+/// Puts the pieces of the first version in an order of the guest's own, so that pages that guests of an image have in common lie at
+/// different addresses in each: as the files in the page caches of Linux guests do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shuffle {
+    /// Pages of a piece; 0 leaves all where it is.
+    pub piece_pages: u64,
+    /// How many pieces there are; pages beyond them stay where they are.
+    pub pieces: u64,
+    /// Piece `n` holds what would be in piece `n * stride % pieces`; without a common divisor with `pieces`.
+    pub stride: u64,
+}
+
+impl Shuffle {
+    /// Leaves all where it is.
+    pub const NONE: Self = Self { piece_pages: 0, pieces: 0, stride: 0 };
+
+    /// An order of `pages` pages that follows from `seed`.
+    #[must_use]
+    pub fn new(piece_pages: u64, pages: u64, seed: u64) -> Self {
+        let pieces = pages.checked_div(piece_pages).unwrap_or(0);
+        if pieces < 2 {
+            return Self::NONE;
+        }
+        let mut stride = mix(seed) % pieces;
+        while greatest_common_divisor(stride, pieces) != 1 {
+            stride = (stride + 1) % pieces;
+        }
+        Self { piece_pages, pieces, stride }
+    }
+
+    /// The page whose first version lies in `page`.
+    #[must_use]
+    pub fn source(&self, page: u64) -> u64 {
+        let Some(piece) = page.checked_div(self.piece_pages) else { return page };
+        if piece >= self.pieces {
+            return page;
+        }
+        piece * self.stride % self.pieces * self.piece_pages + page % self.piece_pages
+    }
+}
+
+fn greatest_common_divisor(a: u64, b: u64) -> u64 {
+    if b == 0 { a } else { greatest_common_divisor(b, a % b) }
 }
 
 impl Content {
@@ -128,6 +175,7 @@ impl Content {
         if filled_percent == 0 {
             return if sequence % 2 == 1 { Class::Random } else { Class::Zero };
         }
+        let page = self.source(page, sequence);
         let draw = mix(self.seed ^ mix(page ^ MIX_B) ^ (u64::from(sequence) << 32));
         if sequence > 0 && (draw >> 32) % 100 < self.zeroing_percent {
             return Class::Zero;
@@ -148,7 +196,12 @@ impl Content {
     /// Whether version `sequence` of `page`, unless it is zero, is the same in all guests of the image.
     #[must_use]
     pub fn is_of_image(&self, page: u64, sequence: u32) -> bool {
-        sequence == 0 && self.place(page) < self.image_percent
+        sequence == 0 && self.place(self.source(page, sequence)) < self.image_percent
+    }
+
+    /// The page number that `page` is made from in its version `sequence`.
+    fn source(&self, page: u64, sequence: u32) -> u64 {
+        if sequence == 0 { self.shuffle.source(page) } else { page }
     }
 
     /// Where the run of `page` lies among all, from 0 to 99: the image's come first, then own ones, then zero ones.
@@ -160,7 +213,7 @@ impl Content {
 
     fn stream(&self, page: u64, sequence: u32, class: Class) -> Stream {
         let seed = if self.is_of_image(page, sequence) { self.seed } else { self.own_seed };
-        Stream::new(seed, page, sequence, class)
+        Stream::new(seed, self.source(page, sequence), sequence, class)
     }
 
     /// Writes version `sequence` of `page` into `words`.
@@ -171,6 +224,7 @@ impl Content {
             return;
         }
         let mut stream = self.stream(page, sequence, class);
+        let page = self.source(page, sequence);
         let mut sum = Checksum::new();
         let (stamp, body) = words.split_at_mut(STAMP_WORDS);
         for group in body.chunks_exact_mut(4) {
@@ -203,6 +257,7 @@ impl Content {
     fn holds(&self, page: u64, sequence: u32, class: Class, words: &PageWords) -> bool {
         let (stamp, body) = words.split_at(STAMP_WORDS);
         let mut stream = self.stream(page, sequence, class);
+        let page = self.source(page, sequence);
         let mut sum = Checksum::new();
         let mut difference = 0;
         for group in body.chunks_exact(4) {
@@ -220,9 +275,10 @@ impl Content {
     fn diagnose(&self, page: u64, sequence: u32, class: Class, words: &PageWords) -> Fault {
         let stamped = words[0] == STAMP_MAGIC && words[3] == checksum(words);
         let (found_page, found_sequence) = if stamped { (words[1], words[2]) } else { (0, 0) };
+        let stamped_page = self.source(page, found_sequence as u32);
         let kind = if is_zero(words) {
             FaultKind::Lost
-        } else if stamped && found_page != page {
+        } else if stamped && found_page != stamped_page {
             FaultKind::Misplaced
         } else if stamped && found_sequence != u64::from(sequence) {
             FaultKind::Stale
@@ -312,6 +368,7 @@ mod tests {
         image_percent: 50,
         run_pages: 1,
         zeroing_percent: 0,
+        shuffle: Shuffle::NONE,
     };
 
     fn page(content: &Content, number: u64, sequence: u32) -> PageWords {
@@ -403,6 +460,41 @@ mod tests {
         );
         assert!((780..820).contains(&of(&first, true)), "40 % zero: {}", of(&first, true));
         assert!(later.iter().all(|page| one.class(*page, 1) == Class::Zero), "{later:?}");
+    }
+
+    #[test]
+    fn a_shuffled_guest_has_the_same_pages_elsewhere() {
+        const PAGES: u64 = 1_003;
+        let of = |own_seed, piece_pages| Content {
+            random_percent: 60,
+            image_percent: 40,
+            run_pages: 64,
+            own_seed,
+            shuffle: Shuffle::new(piece_pages, PAGES, own_seed),
+            ..RANDOM
+        };
+        for piece_pages in [1, 16, 64] {
+            let (one, other) = (of(8, piece_pages), of(9, piece_pages));
+            let image = |content: &Content| {
+                let pages = (0..PAGES).filter(|number| content.is_of_image(*number, 0));
+                let mut pages: Vec<_> = pages.map(|number| page(content, number, 0)).collect();
+                pages.sort_unstable();
+                pages
+            };
+            assert_eq!(image(&one), image(&other), "{piece_pages}");
+            let is_alike = |number: &u64| page(&one, *number, 0) == page(&other, *number, 0);
+            let alike = (0..PAGES).filter(|number| one.is_of_image(*number, 0) && is_alike(number));
+            assert!(alike.count() < 150, "the first piece, the rest, and what is there by chance");
+            (0..PAGES).for_each(|number| one.check(number, 0, &page(&one, number, 0)).unwrap());
+        }
+    }
+
+    #[test]
+    fn a_shuffled_page_that_is_too_old_is_stale_and_not_misplaced() {
+        let content = Content { shuffle: Shuffle::new(1, 1_000, 8), ..RANDOM };
+        assert_eq!(fault_of(&content, 5, 1, &page(&content, 5, 0)), FaultKind::Stale);
+        assert_eq!(fault_of(&content, 5, 0, &page(&content, 5, 1)), FaultKind::Stale);
+        assert_eq!(fault_of(&content, 5, 0, &page(&content, 6, 0)), FaultKind::Misplaced);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use vm_memory::GuestMemoryBackend;
 
 use super::abi::{LEDGER_GPA, PAGE_BYTES, ParamsPage, REPORT_WRITING_WORD, REPORTS_GPA};
 use super::memory::{load_word, read_bytes, read_params};
-use super::stamp::{Content, PageWords};
+use super::stamp::{Content, PageWords, Shuffle};
 use super::{Fault, WorkloadError};
 
 /// What [`verify_image`] found.
@@ -38,6 +38,11 @@ pub fn verify_image(ram: &impl GuestMemoryBackend) -> Result<ImageVerdict, Workl
         image_percent: params.image_percent,
         run_pages: params.run_pages,
         zeroing_percent: params.zeroing_percent,
+        shuffle: Shuffle {
+            piece_pages: params.piece_pages,
+            pieces: params.pieces,
+            stride: params.stride,
+        },
     };
     let writing = (0..params.vcpus)
         .map(|vcpu| load_word(ram, REPORTS_GPA + vcpu * PAGE_BYTES + REPORT_WRITING_WORD * 8))
@@ -109,6 +114,7 @@ mod tests {
             image_percent: params.image_percent,
             run_pages: params.run_pages,
             zeroing_percent: params.zeroing_percent,
+            shuffle: Shuffle::NONE,
         };
         let mut words = [0; 512];
         content.fill(page, sequence, &mut words);
