@@ -55,22 +55,20 @@ impl Turn {
     }
 }
 
-/// Has the contenders take their turns. What comes back is by case.
+/// Has the contenders take their turns, and `show` what came of each case when it is over.
 ///
 /// # Errors
 /// Something does not run here, a guest's memory is damaged, or the user calls it off.
-pub(crate) fn run(settings: &Settings, folder: &Path) -> Result<Vec<(Case, Vec<Turn>)>> {
+pub(crate) fn run(settings: &Settings, folder: &Path, show: impl Fn(Case, &[Turn])) -> Result<()> {
     let saved = SavedGuests::boot(settings, folder)?;
     let mut lot = Lot::new(settings.seed);
     eprintln!("the order of turns is drawn by lot: --seed {}", settings.seed);
-    let mut outcome = Vec::new();
-    for case in settings.cases() {
+    for case in settings.cases.iter().copied() {
         eprintln!("{}", case.name());
         let mut scene = Scene { settings, saved: &saved, case, used: Vec::new() };
-        let turns = scene.rounds(&mut lot, &folder.join(case.name()))?;
-        outcome.push((case, turns));
+        show(case, &scene.rounds(&mut lot, &folder.join(case.name()))?);
     }
-    Ok(outcome)
+    Ok(())
 }
 
 struct Scene<'a> {

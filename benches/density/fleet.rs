@@ -49,10 +49,11 @@ impl Fleet {
             clones: Vec::new(),
             linux: Vec::new(),
             pids: Vec::new(),
-            hot: (0..settings.hot()).collect(),
-            readers: settings.readers(),
+            hot: (0..settings.hot(case)).collect(),
+            readers: settings.readers(case),
         };
-        for number in 0..settings.guests {
+        let clones = settings.clones(case);
+        for number in 0..clones {
             let heat = match number {
                 _ if fleet.hot.contains(&number) => Heat::Hot,
                 _ if fleet.readers.contains(&number) => Heat::ReadHot,
@@ -68,9 +69,9 @@ impl Fleet {
         }
         fleet.clones.iter().try_for_each(Clone::await_work)?;
         fleet.pids = fleet.names.iter().map(|name| pid(state, name)).collect::<Result<_>>()?;
-        fleet.pids.iter().take(settings.guests).try_for_each(|pid| yield_to_others(*pid))?;
+        fleet.pids.iter().take(clones).try_for_each(|pid| yield_to_others(*pid))?;
         for place in &fleet.readers {
-            if let Some(guest) = place.checked_sub(settings.guests) {
+            if let Some(guest) = place.checked_sub(clones) {
                 fleet.linux[guest].read_for_ever()?;
             }
         }

@@ -13,12 +13,12 @@ use super::settings::Settings;
 
 /// Longest time for a boot to the check program, with its memory filled.
 const BOOT_PATIENCE: Duration = Duration::from_secs(600);
-/// Memory of a guest. The kernel has 120 MiB of it, of which its cache takes [`CACHED_MIB`]; the check program fills 16 MiB with content
+/// Memory of a guest. The kernel has 80 MiB of it, of which its cache takes [`CACHED_MIB`]; the check program fills 12 MiB with content
 /// of the guest's own.
-const MEMORY: &str = "144M";
-const FILLED: &str = "mem=120M check.mib=16 check.random=80 check.rate=0 check.halt=1";
+const MEMORY: &str = "96M";
+const FILLED: &str = "mem=80M check.mib=12 check.random=80 check.rate=0 check.halt=1";
 /// The part of the disk that is read into the cache: the same disk in all, but in an order of each guest's own.
-const CACHED_MIB: usize = 64;
+const CACHED_MIB: usize = 24;
 
 /// Files that guests are restored from.
 #[derive(Debug)]

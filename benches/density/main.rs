@@ -1,8 +1,10 @@
 //! Memory saved by lighter and by others who drive ksmd, with the same CPU time, on a host of clones.
 //!
 //!     cargo bench --bench density [-- --guests 8] [--linux 2] [--memory-mib 256] [--runs 5]
-//!         [--layout clustered,scattered,shuffled] [--zeros 0,5,25] [--only lighter,default,ksmtuned,mom,advisor,fast]
-//!         [--seed 7] [--cpu-seconds 2.5]
+//!         [--cases clustered-25,scattered-25,shuffled-25,shuffled-5,shuffled-0,linux]
+//!         [--only lighter,default,ksmtuned,mom,advisor,fast] [--seed 7] [--cpu-seconds 2.5]
+//!
+//! A case is how the clones' pages lie and the share of zeros among them, in percent; `linux` has no clones.
 //!
 //! For each contender guests of the same kind are started anew: clones of one image (the built-in workload: pages of zeros,
 //! of the image, and of the guest itself), a quarter of them writing all the time and another quarter reading, and guests of Linux that
@@ -55,8 +57,7 @@ fn main() -> Result<()> {
     let settings = settings::Settings::from_arguments(std::env::args().skip(1))?;
     interruption::watch()?;
     let folder = tempfile::tempdir()?;
-    for (case, turns) in contest::run(&settings, folder.path())? {
-        println!("{}", table::markdown(&settings, case, &turns));
-    }
-    Ok(())
+    contest::run(&settings, folder.path(), |case, turns| {
+        println!("{}\n", table::markdown(&settings, case, turns));
+    })
 }

@@ -5,7 +5,7 @@ use anyhow::{Context, Result, bail, ensure};
 use super::contender::{Contender, Lot};
 use super::knobs;
 
-/// How the pages of a clone lie.
+/// How the pages of a clone lie, or that there are none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Layout {
     /// Zeros, the image's pages and the guest's own in runs of 4 MiB, which begin anywhere in a chunk of 2 MiB, at the same addresses in
@@ -15,11 +15,12 @@ pub(crate) enum Layout {
     Scattered,
     /// Mixed in pieces of 64 KiB, at different addresses in each clone, as files in the page caches of Linux guests.
     Shuffled,
+    /// No clones: guests of Linux only.
+    Linux,
 }
 
 impl Layout {
-    /// All of them.
-    pub(crate) const ALL: [Self; 3] = [Self::Clustered, Self::Scattered, Self::Shuffled];
+    const ALL: [Self; 4] = [Self::Clustered, Self::Scattered, Self::Shuffled, Self::Linux];
 
     /// As it is chosen, and as it stands above its table.
     pub(crate) const fn name(self) -> &'static str {
@@ -27,6 +28,7 @@ impl Layout {
             Self::Clustered => "clustered",
             Self::Scattered => "scattered",
             Self::Shuffled => "shuffled",
+            Self::Linux => "linux",
         }
     }
 
@@ -36,11 +38,12 @@ impl Layout {
             Self::Clustered => &["--run-length", "4M"],
             Self::Scattered => &["--run-length", "4K"],
             Self::Shuffled => &["--run-length", "4M", "--shuffle", "64K"],
+            Self::Linux => &[],
         }
     }
 }
 
-/// The content of the clones.
+/// Guests, and the content of the clones among them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Case {
     /// How pages lie.
@@ -50,9 +53,21 @@ pub(crate) struct Case {
 }
 
 impl Case {
-    /// In a few words, which also name its folder.
+    /// As it is chosen, and how its folder is called: `clustered-25`, `linux`.
     pub(crate) fn name(self) -> String {
-        format!("{}-{}", self.layout.name(), self.zero_percent)
+        match self.layout {
+            Layout::Linux => self.layout.name().to_owned(),
+            layout => format!("{}-{}", layout.name(), self.zero_percent),
+        }
+    }
+
+    fn parse(text: &str) -> Result<Self> {
+        let (name, percent) = text.split_once('-').unwrap_or((text, "0"));
+        let layout = chosen(name, &Layout::ALL, |it| it.name())?[0];
+        let zero_percent =
+            percent.parse().with_context(|| format!("{percent:?} is no percentage"))?;
+        ensure!(zero_percent <= 65, "zeros are at most 65 percent: 35 percent are the image's");
+        Ok(Self { layout, zero_percent })
     }
 }
 
@@ -67,10 +82,8 @@ pub(crate) struct Settings {
     pub(crate) memory_mib: u64,
     /// Turns of each contender.
     pub(crate) runs: usize,
-    /// How the clones' pages lie.
-    pub(crate) layouts: Vec<Layout>,
-    /// Shares of zeros in the clones' memory, percent.
-    pub(crate) zero_percents: Vec<u64>,
+    /// What guests there are.
+    pub(crate) cases: Vec<Case>,
     /// Who takes part.
     pub(crate) contenders: Vec<Contender>,
     /// Who was chosen, but cannot take part on this kernel.
@@ -83,7 +96,8 @@ pub(crate) struct Settings {
     pub(crate) ksmd_seconds: Option<u32>,
 }
 
-const OPTIONS: &str = "--guests, --linux, --memory-mib, --runs, --layout, --zeros, --only, --seed, --cpu-seconds and --ksmd-seconds";
+const OPTIONS: &str = "--guests, --linux, --memory-mib, --runs, --cases, --only, --seed, --cpu-seconds and --ksmd-seconds";
+const CASES: &str = "clustered-25,scattered-25,shuffled-25,shuffled-5,shuffled-0,linux";
 
 impl Settings {
     /// Reads the command line; `--bench`, which cargo adds, is ignored.
@@ -96,8 +110,7 @@ impl Settings {
             linux: 2,
             memory_mib: 256,
             runs: 1,
-            layouts: Layout::ALL.to_vec(),
-            zero_percents: vec![25],
+            cases: CASES.split(',').map(Case::parse).collect::<Result<_>>()?,
             contenders: Contender::ALL.to_vec(),
             skipped: Vec::new(),
             seed: Lot::any_seed(),
@@ -109,14 +122,14 @@ impl Settings {
             let value = arguments.next().with_context(|| format!("{option} needs a value"))?;
             settings.set(&option, &value).with_context(|| format!("{option} {value}"))?;
         }
-        ensure!(settings.guests != 1, "one clone has no equal: --guests must be 0, or at least 2");
-        ensure!(settings.guests + settings.linux > 1, "there must be at least 2 guests");
+        ensure!(settings.guests > 1, "one clone has no equal: --guests must be at least 2");
         ensure!(settings.memory_mib >= 64, "--memory-mib must be at least 64");
-        ensure!(settings.runs > 0, "--runs must be at least 1");
+        let is_linux = |case: &Case| case.layout == Layout::Linux;
         ensure!(
-            settings.zero_percents.iter().all(|percent| *percent <= 65),
-            "--zeros must be at most 65 percent: 35 percent are the image's"
+            settings.linux > 1 || !settings.cases.iter().any(is_linux),
+            "without clones, --linux must be at least 2"
         );
+        ensure!(settings.runs > 0, "--runs must be at least 1");
         let has_lighter = settings.contenders.contains(&Contender::Lighter);
         ensure!(
             has_lighter || settings.cpu_seconds.is_some(),
@@ -139,10 +152,8 @@ impl Settings {
             "--seed" => self.seed = value.parse()?,
             "--cpu-seconds" => self.cpu_seconds = Some(value.parse()?),
             "--ksmd-seconds" => self.ksmd_seconds = Some(value.parse()?),
-            "--layout" => self.layouts = chosen(value, &Layout::ALL, |it| it.name())?,
-            "--zeros" => {
-                let percents = value.split(',').map(str::parse);
-                self.zero_percents = percents.collect::<Result<_, _>>()?;
+            "--cases" => {
+                self.cases = value.split(',').map(Case::parse).collect::<Result<_>>()?;
             }
             "--only" => self.contenders = chosen(value, &Contender::ALL, |it| it.option())?,
             _ => bail!("unknown; the options are {OPTIONS}"),
@@ -150,35 +161,25 @@ impl Settings {
         Ok(())
     }
 
-    /// Each layout with each share of zeros; without clones, which alone have them, the first.
-    pub(crate) fn cases(&self) -> Vec<Case> {
-        let of = |layout: &Layout| {
-            let layout = *layout;
-            self.zero_percents.iter().map(move |percent| Case { layout, zero_percent: *percent })
-        };
-        let cases = self.layouts.iter().flat_map(of);
-        cases.take(if self.guests == 0 { 1 } else { usize::MAX }).collect()
+    /// How many clones there are.
+    pub(crate) fn clones(&self, case: Case) -> usize {
+        if case.layout == Layout::Linux { 0 } else { self.guests }
     }
 
-    /// Clones that write all over their memory: the first.
-    pub(crate) fn hot(&self) -> usize {
-        quarter(self.guests)
+    /// Clones that write all over their memory: the first. As many others, after them, read all over theirs.
+    pub(crate) fn hot(&self, case: Case) -> usize {
+        quarter(self.clones(case))
     }
 
-    /// Clones that read all over their memory, and write nothing: those after the hot ones.
-    pub(crate) fn read_hot(&self) -> usize {
-        quarter(self.guests)
-    }
-
-    /// All guests that read, by their places among all, clones first.
-    pub(crate) fn readers(&self) -> Vec<usize> {
-        let clones = self.hot()..self.hot() + self.read_hot();
-        clones.chain(self.guests..self.guests + self.linux_readers()).collect()
-    }
-
-    /// Guests of Linux that read their page cache: the first.
-    pub(crate) fn linux_readers(&self) -> usize {
-        quarter(self.linux)
+    /// All guests that read, by their places among all, clones first: as many clones as are hot, after those; without clones, guests of
+    /// Linux.
+    pub(crate) fn readers(&self, case: Case) -> Vec<usize> {
+        let hot = self.hot(case);
+        if self.clones(case) > 0 {
+            (hot..2 * hot).collect()
+        } else {
+            (0..quarter(self.linux)).collect()
+        }
     }
 }
 

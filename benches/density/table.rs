@@ -40,15 +40,12 @@ pub(crate) fn markdown(settings: &Settings, case: Case, turns: &[Turn]) -> Strin
 }
 
 fn title(settings: &Settings, case: Case) -> String {
-    let linux =
-        format!("{} guests of Linux ({} read-hot)", settings.linux, settings.linux_readers());
-    let guests = match settings.guests {
-        0 => linux,
+    let (hot, linux) = (settings.hot(case), settings.linux);
+    let guests = match settings.clones(case) {
+        0 => format!("{linux} guests of Linux ({} read-hot)", settings.readers(case).len()),
         clones => format!(
-            "{clones} clones of {} MiB ({} write-hot, {} read-hot), {} % zeros, {IMAGE_PERCENT} % of the image, {}; {linux}",
+            "{clones} clones of {} MiB ({hot} write-hot, {hot} read-hot), {} % zeros, {IMAGE_PERCENT} % of the image, {}; {linux} guests of Linux",
             settings.memory_mib,
-            settings.hot(),
-            settings.read_hot(),
             case.zero_percent,
             case.layout.name(),
         ),
