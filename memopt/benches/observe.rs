@@ -45,7 +45,8 @@ fn main() -> Outcome<()> {
     let hosts: Vec<_> = (0..rounds).map(|_| time(|| host(&sources))).collect();
 
     let all = processes_of_the_host()?;
-    let asked: Vec<_> = (0..rounds).map(|_| time(|| mergeable_processes(&sources, &[]))).collect();
+    let asked: Vec<_> =
+        (0..rounds).map(|_| time(|| mergeable_processes(&sources, &[], |_| ()))).collect();
     // Those processes let nothing be merged, so that all their page tables are walked.
     let walk =
         |pids: &[u32]| pids.iter().map(|pid| mergeable_areas(&sources, *pid)).collect::<Vec<_>>();

@@ -213,6 +213,7 @@ pub(crate) fn host_name_at(connection: &Connection) -> Option<String> {
     HostCertificate::from_der(host).ok()?.names.into_iter().next()
 }
 
-fn shown_by(connection: &Connection) -> Option<Box<Vec<CertificateDer<'static>>>> {
-    connection.peer_identity()?.downcast().ok()
+fn shown_by(connection: &Connection) -> Option<Vec<CertificateDer<'static>>> {
+    let shown = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
+    Some(*shown)
 }
