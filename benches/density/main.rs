@@ -17,8 +17,8 @@
 //! each CPU second of their vCPU. Then each guest checks all its memory, and one that is damaged ends the benchmark. ksmd's settings are
 //! as before at the end, also after Ctrl-C. Takes root.
 //!
-//! The kernel's advisor is skipped where the kernel has none (before Linux 6.8). `--cpu-seconds` stands in for lighter's figure where lighter is
-//! left out. Start reading at [`contest`].
+//! The kernel's advisor is skipped where the kernel has none (before Linux 6.8). `--cpu-seconds` stands in for lighter's figure where
+//! lighter is left out. Start reading at [`contest`].
 
 mod contender;
 mod contest;

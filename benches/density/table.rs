@@ -44,7 +44,8 @@ fn title(settings: &Settings, case: Case) -> String {
     let guests = match settings.clones(case) {
         0 => format!("{linux} guests of Linux ({} read-hot)", settings.readers(case).len()),
         clones => format!(
-            "{clones} clones of {} MiB ({hot} write-hot, {hot} read-hot), {} % zeros, {IMAGE_PERCENT} % of the image, {}; {linux} guests of Linux",
+            "{clones} clones of {} MiB ({hot} write-hot, {hot} read-hot), {} % zeros, {IMAGE_PERCENT} % of the image, {}; \
+             {linux} guests of Linux",
             settings.memory_mib,
             case.zero_percent,
             case.layout.name(),

@@ -213,8 +213,8 @@ mod tests {
         let run = Cli::command().find_subcommand("run").unwrap().clone();
         for option in run.get_arguments().filter_map(|option| option.get_long()) {
             let value = match option {
-                "memory" | "working-set" | "run-length" => "64M",
-                "cpus" | "dirty-rate" | "zero-share" | "image-share" => "2",
+                "memory" | "working-set" | "run-length" | "shuffle" => "64M",
+                "cpus" | "dirty-rate" | "read-rate" | "zero-share" | "image-share" => "2",
                 "write-order" => "random",
                 "vsock" => "3",
                 "acpi" | "balloon" | "nested" | "seccomp" | "landlock" => "on",
