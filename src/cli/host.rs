@@ -149,6 +149,10 @@ pub(crate) struct IncomingArgs {
     /// Folders in which disks may be made that come with the guest.
     #[arg(long, value_name = "DIR")]
     pub(crate) disk_dir: Vec<PathBuf>,
+
+    /// The guest has vsock: programs of the host call it, and it calls them.
+    #[arg(long)]
+    pub(crate) vsock: bool,
 }
 
 /// `lighter cpu-models`.

@@ -1,6 +1,5 @@
 //! The files of a guest's process: the one list.
 
-use std::io;
 use std::path::{Path, PathBuf};
 
 use vmm_core::boot::BootRecord;
@@ -66,25 +65,12 @@ pub(crate) struct Means {
 }
 
 impl Means {
-    /// Of a guest that arrives and is not known yet. None arrives with a template.
+    /// At most, of a guest that arrives and is not known yet. None arrives with a template.
     pub(super) const OF_UNKNOWN: Self =
         Self { unix_sockets: true, taps: true, rings: true, template: false };
     /// All of them.
     #[cfg(test)]
     pub(super) const ALL: Self = Self { template: true, ..Self::OF_UNKNOWN };
-}
-
-/// All that is there and that this user can list, but for what is in `folder`, an absolute path
-/// without links.
-fn all_but(folder: &Path) -> Vec<PathBuf> {
-    let on_the_way = folder.ancestors().skip(1);
-    let entries = on_the_way.flat_map(|above| std::fs::read_dir(above).into_iter().flatten());
-    let others = entries.flatten().filter(|entry| {
-        // A link leads to what is listed elsewhere, or to the folder.
-        let is_link = entry.file_type().is_ok_and(|it| it.is_symlink());
-        !is_link && !folder.starts_with(entry.path())
-    });
-    others.map(|entry| entry.path()).collect()
 }
 
 /// The files of one guest, and what else its process needs.
@@ -93,6 +79,7 @@ pub(crate) struct Files {
     wanted: Vec<(PathBuf, Use)>,
     means: Means,
     vsock_folder: PathBuf,
+    is_unknown_guests: bool,
 }
 
 impl Files {
@@ -111,7 +98,8 @@ impl Files {
         if cfg!(feature = "failpoints") {
             wanted.push((std::env::temp_dir(), Use::Keep));
         }
-        Self { wanted, means: Means::default(), vsock_folder: state.vsock_folder() }
+        let (means, vsock_folder) = (Means::default(), state.vsock_folder());
+        Self { wanted, means, vsock_folder, is_unknown_guests: false }
     }
 
     /// And the disks, taps and sockets of a guest of this shape.
@@ -124,7 +112,8 @@ impl Files {
         self
     }
 
-    fn add_vsock(&mut self) {
+    /// And the sockets of a guest with vsock.
+    pub(crate) fn add_vsock(&mut self) {
         self.means.unix_sockets = true;
         self.wanted.push((self.vsock_folder.clone(), Use::Keep));
     }
@@ -155,19 +144,16 @@ impl Files {
         self
     }
 
-    /// And any file to be read but devices and the host's own in the state folder, and most means,
-    /// for a guest that is not known yet: what it boots from again comes with its state.
-    ///
-    /// # Errors
-    /// The state folder is not there.
-    pub(crate) fn of_unknown_guest(mut self, state: &StateDir) -> io::Result<Self> {
-        self.add_vsock();
-        self.means = Means::OF_UNKNOWN;
-        let others = all_but(&state.root().canonicalize()?).into_iter();
-        // Whoever may read the host's disks may read everything.
-        let others = others.filter(|path| path != Path::new("/dev"));
-        self.wanted.extend(others.map(|path| (path, Use::Read)));
-        Ok(self)
+    /// And what else the process of a guest does that is not known yet, but for calling programs of the host.
+    pub(crate) fn of_unknown_guest(mut self) -> Self {
+        self.means = Means { unix_sockets: self.means.unix_sockets, ..Means::OF_UNKNOWN };
+        self.is_unknown_guests = true;
+        self
+    }
+
+    /// Whether what the guest boots from comes to be known only when its process is confined.
+    pub(crate) fn is_unknown_guests(&self) -> bool {
+        self.is_unknown_guests
     }
 
     /// And the template at this path.
@@ -190,52 +176,5 @@ impl Files {
     /// All of them.
     pub(super) fn wanted(&self) -> &[(PathBuf, Use)] {
         &self.wanted
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_guest_that_is_not_known_reads_what_is_beside_the_state_folder_and_nothing_in_it() {
-        let (folder, state) = StateDir::temporary();
-        let beside = folder.path().with_extension("beside");
-        std::fs::write(&beside, "").unwrap();
-        let link = folder.path().with_extension("link");
-        std::os::unix::fs::symlink("/", &link).unwrap();
-        let root = state.root().canonicalize().unwrap();
-        let others = all_but(&root);
-        for file in [&beside, &link] {
-            std::fs::remove_file(file).unwrap();
-        }
-        assert!(others.contains(&beside) && others.contains(&PathBuf::from("/etc")), "{others:?}");
-        assert!(!others.contains(&link), "it leads to the folder");
-        let above: Vec<_> = others.iter().filter(|other| root.starts_with(other)).collect();
-        assert!(above.is_empty(), "{above:?}");
-    }
-
-    #[test]
-    fn a_guest_that_is_not_known_reads_no_device_but_those_of_every_guest() {
-        let (_folder, state) = StateDir::temporary();
-        let guest = state.guest(&"g".parse().unwrap());
-        let files = Files::of_guest(&state, &guest).of_unknown_guest(&state).unwrap();
-        let wanted = files.wanted().iter().map(|(path, _)| path);
-        let devices: Vec<_> = wanted.filter(|path| path.starts_with("/dev")).collect();
-        assert_eq!(
-            devices,
-            ["/dev/kvm", "/dev/net/tun", "/dev/null", "/dev/urandom"].map(Path::new)
-        );
-    }
-
-    #[test]
-    fn a_folder_that_cannot_be_listed_hides_what_is_in_it_and_nothing_else() {
-        let (folder, state) = StateDir::temporary();
-        let root = state.root().canonicalize().unwrap();
-        let gone = root.join("hidden/state");
-        assert!(!gone.exists(), "its folder cannot be listed, as one of another user's");
-        let others = all_but(&gone);
-        assert!(others.contains(&root.join("certs")), "{others:?}");
-        drop(folder);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use anyhow::{Context, Result};
 use migrate::guest::RefusalKind;
@@ -16,6 +16,7 @@ use vmm_core::{DeviceError, Error, RunState, ShapeError, VmOptions, VmShape};
 use super::console::Console;
 use super::disks::{self, Arriving};
 use super::machine::{Machine, SharedMachine, shape_of};
+use super::opener::Opener;
 use super::process::{Ending, GuestProcess, Occupation};
 use super::session::MigrationSession;
 use crate::api::types::MigrationStatus;
@@ -42,7 +43,7 @@ impl Arrival {
         process: &Arc<GuestProcess>,
         args: &IncomingArgs,
         greeting: &IncomingGreeting,
-        console: Console,
+        (console, opener): (Console, Option<Opener>),
     ) -> Result<u16> {
         let tls = Tls::new(&greeting.identity)?;
         let records = RecordStore::open(&process.state().migrations())?;
@@ -57,8 +58,14 @@ impl Arrival {
         };
         let (folders, net_map) =
             (DiskPlaces::new(args.disk_dir.clone(), Vec::new()), args.net_map.clone());
-        let (process_of_guest, disks) = (Arc::downgrade(process), args.disks.clone());
-        let factory = Factory { process: process_of_guest, console, disks, folders, net_map };
+        let factory = Factory {
+            process: Arc::downgrade(process),
+            console,
+            opener: Mutex::new(opener),
+            net_map,
+            disks: args.disks.clone(),
+            folders,
+        };
         let handle = start_destination(session, Arc::new(factory), &tls, records)?;
         let port = handle.port();
         let arrival = Self { session: MigrationSession::new(handle) };
@@ -120,6 +127,8 @@ impl Arrival {
 struct Factory {
     process: Weak<GuestProcess>,
     console: Console,
+    /// Goes to the guest.
+    opener: Mutex<Option<Opener>>,
     /// What bridges and taps are called here.
     net_map: Vec<NetRename>,
     /// The disks that the node was told of, and permits.
@@ -157,7 +166,9 @@ impl GuestFactory for Factory {
             Machine::create(name, guest.uuid, shape, &options, &self.console).map_err(other)?;
         let machine = Arc::new(machine);
         process.set_machine(Arc::clone(&machine)).map_err(other)?;
-        let arriving = Arriving::new(machine, guest).map_err(|error| other(error.into()))?;
+        let opener = self.opener.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let arriving = Arriving::new(machine, guest, opener);
+        let arriving = arriving.map_err(|error| other(error.into()))?;
         Ok(Arc::new(arriving))
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! [`plan`] is what a command line means; [`start`] builds the machine by it and lives until the guest ends ([`process`], which
 //! [`control`] opens to the API). [`machine`] makes a virtual machine fit for a migration, [`leaving`] and [`arriving`] are its two
-//! directions, [`session`] what they share, [`disks`] what goes along. [`console`] is the serial line, [`background`] is `--detach`,
+//! directions, [`session`] what they share, [`disks`] the disks that are copied, [`opener`] who opens what an arrived guest boots from. [`console`] is the serial line, [`background`] is `--detach`,
 //! [`workload`] the built-in guest, [`merging`] whether its pages may be merged, [`survey`] whether that is worth it, [`treatment`]
 //! has it done, [`addresses`] whether they are its own. Start at [`start`].
 
@@ -16,6 +16,7 @@ mod disks;
 mod leaving;
 mod machine;
 mod merging;
+mod opener;
 mod plan;
 mod process;
 mod saved;

@@ -12,6 +12,7 @@ use super::arriving::{self, Arrival};
 use super::console::Console;
 use super::control::ProcessControl;
 use super::machine::{Machine, SharedMachine};
+use super::opener::Opener;
 use super::plan::{self, Plan};
 use super::process::{Ending, GuestProcess};
 use super::saved;
@@ -178,7 +179,10 @@ pub(crate) fn incoming(state: &StateDir, args: &IncomingArgs) -> Result<Exit> {
     let life = Life::begin(state, (&args.name, args.uuid), args.isolation, |mut files| {
         args.disks.iter().for_each(|disk| files.add_disk(disk));
         args.disk_dir.iter().for_each(|folder| files.add_disk_folder(folder));
-        files.of_unknown_guest(state).context("cannot tell which files the guest may read")
+        if args.vsock {
+            files.add_vsock();
+        }
+        Ok(files.of_unknown_guest())
     });
     let outcome = life.and_then(|life| life.receive(args));
     if let Err(error) = &outcome {
@@ -195,6 +199,8 @@ struct Life {
     seccomp: SeccompMode,
     landlock: LandlockState,
     means: Means,
+    /// Of a guest that is not known yet.
+    opener: Option<Opener>,
 }
 
 impl Life {
@@ -209,9 +215,10 @@ impl Life {
         let claim = state.guest(name).claim()?;
         state.write_uuid(name, uuid)?;
         let files = files(Files::of_guest(state, claim.dir()))?;
-        // Before there are threads: all of them inherit it.
+        // Before there are threads: all of them inherit it, but for the opener, which keeps its right to read files.
         let means = files.means();
         confinement::drop_capabilities(isolation.seccomp, means)?;
+        let opener = files.is_unknown_guests().then(Opener::start).transpose()?;
         let landlock = confinement::restrict_files(isolation.landlock, &files)?;
         let threads =
             std::thread::available_parallelism().map_or(1, usize::from).clamp(1, WORKERS_MAX);
@@ -221,7 +228,7 @@ impl Life {
             .build()
             .context("cannot start")?;
         let (state, seccomp) = (state.clone(), isolation.seccomp);
-        Ok(Self { claim, state, runtime, seccomp, landlock, means })
+        Ok(Self { claim, state, runtime, seccomp, landlock, means, opener })
     }
 
     /// Leaves this process the system calls that it needs from now on. Everything that needs others has been done.
@@ -285,7 +292,7 @@ impl Life {
     }
 
     /// Receives a guest and runs it, until its end.
-    fn receive(self, args: &IncomingArgs) -> Result<Exit> {
+    fn receive(mut self, args: &IncomingArgs) -> Result<Exit> {
         let greeting = arriving::read_greeting()?;
         let process = GuestProcess::new(
             &self.state,
@@ -294,7 +301,7 @@ impl Life {
             self.runtime.handle().clone(),
         );
         let console = Console::log(self.dir().console_log());
-        let port = Arrival::start(&process, args, &greeting, console)?;
+        let port = Arrival::start(&process, args, &greeting, (console, self.opener.take()))?;
         let servers = self.open(&process)?;
         self.confine(&process)?;
         arriving::tell_node_port(port)?;

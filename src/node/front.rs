@@ -82,14 +82,16 @@ impl Node {
             return Err(Refusal::TooMany { count: ARRIVING_MAX });
         }
         let migration = arrival.migration;
-        let disks = disks(&arrival.guest);
+        let shape = VmShape::from_bytes(&arrival.guest.config.0).ok();
+        let disks = disks(shape.as_ref());
         let forbidden = disks.iter().find_map(|disk| self.disk_places().permit(disk).err());
         if let Some(what) = forbidden {
             return Err(Refusal::Disk { name: request.name, what });
         }
         self.promises().admit(&request, migration, || self.host_view())?;
         let token = Token::random();
-        let launched = self.launch(&request, migration, &token, &disks).await;
+        let has_vsock = shape.is_some_and(|shape| shape.cid().is_some());
+        let launched = self.launch(&request, (migration, &token), &disks, has_vsock).await;
         let Launched { port, child } =
             launched.inspect_err(|_| self.promises().release(&request.name, migration))?;
         if let Some(pid) = child.id() {
@@ -111,9 +113,9 @@ impl Node {
     async fn launch(
         &self,
         guest: &GuestRequest,
-        migration: MigrationId,
-        token: &Token,
+        (migration, token): (MigrationId, &Token),
         disks: &[PathBuf],
+        vsock: bool,
     ) -> Result<Launched, Refusal> {
         let bind = self.listen_address().ip();
         let GuestRequest { name, uuid, .. } = guest;
@@ -126,6 +128,7 @@ impl Node {
             bind,
             disks,
             net_map: self.net_map(),
+            vsock,
             log: self.log(),
             // Who has no disk makes none. Which of them come along, only the process hears.
             disk_folders: if disks.is_empty() { &[] } else { self.disk_places().folders() },
@@ -310,9 +313,8 @@ fn read_request(guest: &GuestDescription) -> Result<GuestRequest, Refusal> {
 }
 
 /// The disks that a guest will use. A description without sense has none, and is refused by the process.
-fn disks(guest: &GuestDescription) -> Vec<PathBuf> {
-    let shape = VmShape::from_bytes(&guest.config.0);
-    let disks = shape.iter().flat_map(VmShape::disks);
+fn disks(shape: Option<&VmShape>) -> Vec<PathBuf> {
+    let disks = shape.into_iter().flat_map(VmShape::disks);
     disks.map(|disk| disk.path().to_owned()).collect()
 }
 

@@ -51,6 +51,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) net_map: &'a [NetRename],
     /// Where disks may be made that come along; none for a guest without disks.
     pub(crate) disk_folders: &'a [PathBuf],
+    /// Whether the guest has vsock.
+    pub(crate) vsock: bool,
     /// How it logs.
     pub(crate) log: &'a LogArgs,
 }
@@ -131,6 +133,9 @@ pub(crate) async fn launch(what: &Launch<'_>) -> Result<Launched, LaunchError> {
     }
     for folder in what.disk_folders {
         command.arg("--disk-dir").arg(folder);
+    }
+    if what.vsock {
+        command.arg("--vsock");
     }
     let mut child = command
         .stdin(Stdio::piped())

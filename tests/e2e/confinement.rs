@@ -191,9 +191,16 @@ fn a_guest_that_has_arrived_reads_nothing_of_its_hosts() {
     let mut pair = Pair::without_nodes();
     pair.a.start_node(&NodePlan::default());
     let _guest = Guest::start(&pair.a, &GuestPlan::default());
-    for (file, answer) in
-        [("certs/host.key", "Permission denied"), ("merge-domain", "done"), ("node.json", "denied")]
-    {
+    let outside = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let secret = outside.path().join("secret");
+    fs::write(&secret, "hidden").unwrap();
+    for (file, answer) in [
+        ("certs/host.key", "Permission denied"),
+        ("merge-domain", "done"),
+        ("node.json", "denied"),
+        (&secret.display().to_string(), "Permission denied"),
+        ("/etc/passwd", "Permission denied"),
+    ] {
         let path = pair.b.state_dir().join(file);
         let attempt = format!("read:{}", path.display());
         let environment = [("LIGHTER_ATTEMPT", attempt.as_str()), ("TMPDIR", "/nowhere")];

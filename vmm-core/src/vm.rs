@@ -10,7 +10,7 @@ use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, Msrs, kvm_pit_config};
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use serde::{Deserialize, Serialize};
 
-use crate::boot::{self, BootSource, Origin};
+use crate::boot::{self, BootSource, Origin, WantedFile};
 use crate::cpuid;
 use crate::devices::mmio::{self, Slot};
 use crate::devices::{IrqLine, Ports, PowerHardware, SERIAL_IRQ, SerialPort};
@@ -371,6 +371,13 @@ impl Vm {
         *self.origin() = state.boot.as_ref().map(Origin::from_record);
         self.machine.resets.set_policy(state.on_reboot);
         Ok(())
+    }
+
+    /// The files that the guest boots from when it boots again, which this process has not opened: from now on it waits for who has
+    /// these.
+    pub fn wanted_boot_files(&self) -> Vec<WantedFile> {
+        let bytes_max = self.ram().bytes();
+        self.origin().as_ref().map_or_else(Vec::new, |origin| origin.wanted_files(bytes_max))
     }
 
     /// Loads the state of vCPUs, devices and interrupt controllers.

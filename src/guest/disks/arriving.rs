@@ -19,6 +19,7 @@ use vmm_core::{DeviceConfig, DiskContent, VmShape};
 use super::{Part, lay_out, part_of};
 use crate::disk_places::DiskPlaces;
 use crate::guest::machine::SharedMachine;
+use crate::guest::opener::Opener;
 use crate::units::format_size;
 
 /// Content that waits in the host's cache at most before the disk is asked to take it, in bytes. What is left at the end is written
@@ -98,6 +99,8 @@ pub(crate) struct Arriving {
     machine: SharedMachine,
     parts: Vec<Part>,
     writers: Vec<Writer>,
+    /// Opens what the guest boots from again, when that is known.
+    opener: Mutex<Option<Opener>>,
 }
 
 impl Arriving {
@@ -105,7 +108,11 @@ impl Arriving {
     ///
     /// # Errors
     /// A thread cannot be had.
-    pub(crate) fn new(machine: SharedMachine, guest: &GuestDescription) -> std::io::Result<Self> {
+    pub(crate) fn new(
+        machine: SharedMachine,
+        guest: &GuestDescription,
+        opener: Option<Opener>,
+    ) -> std::io::Result<Self> {
         let disks = guest
             .disks
             .iter()
@@ -113,7 +120,7 @@ impl Arriving {
         let parts = lay_out(guest.layout.chunks(), disks);
         let writers = parts.iter().map(|part| Writer::start(&part.disk));
         let writers = writers.collect::<std::io::Result<_>>()?;
-        Ok(Self { machine, parts, writers })
+        Ok(Self { machine, parts, writers, opener: Mutex::new(opener) })
     }
 
     fn each_disk(
@@ -158,7 +165,10 @@ impl DestinationGuest for Arriving {
         self.each_disk(DiskContent::sync)?;
         // Now is the time to hear of it: from here on, the source counts on this host.
         self.each_disk(DiskContent::check_adoption)?;
-        self.machine.load_state(state)
+        self.machine.load_state(state)?;
+        let opener = self.opener.lock().unwrap_or_else(PoisonError::into_inner).take();
+        opener.into_iter().for_each(|opener| opener.open(self.machine.vm().wanted_boot_files()));
+        Ok(())
     }
 
     fn adopt(&self) -> Result<(), GuestError> {

@@ -71,7 +71,7 @@ fn content_goes_along_behind_memory() {
     assert_eq!(description.chunks(), MEMORY_CHUNKS + 3);
     let shape = expected(&description, &[to.parent().unwrap()]).unwrap();
     shape.check_host().unwrap();
-    let target = Arriving::new(create(shape), &description).unwrap();
+    let target = Arriving::new(create(shape), &description, None).unwrap();
 
     source.start_dirty_log().unwrap();
     let mut words = vec![u64::MAX; description.chunks()];
@@ -109,14 +109,14 @@ fn a_guest_that_arrives_paused_has_its_disks_locked() {
     let source = departing(&from, &to);
     let description = source.describe();
     let shape = expected(&description, &[to.parent().unwrap()]).unwrap();
-    let copied = Arriving::new(create(shape), &description).unwrap();
+    let copied = Arriving::new(create(shape), &description, None).unwrap();
     copied.adopt().unwrap();
     assert!(machine(&[&to]).vm().take_over().unwrap_err().to_string().contains("in use"));
 
     // One on storage that both hosts share.
     let description =
         Departing::new(machine(&[&from]), "host-b", Disks::Shared).unwrap().describe();
-    let shared = Arriving::new(machine(&[&from]), &description).unwrap();
+    let shared = Arriving::new(machine(&[&from]), &description, None).unwrap();
     shared.adopt().unwrap();
     assert!(machine(&[&from]).vm().take_over().unwrap_err().to_string().contains("in use"));
     drop(shared);

@@ -24,7 +24,7 @@ pub(crate) use linux::start_protected_mode;
 pub(crate) use long_mode::start_kernel_mode;
 pub use long_mode::{UserEntry, start_user_mode};
 pub(crate) use source::Origin;
-pub use source::{Acpi, BootRecord, FileRecord, KernelSource};
+pub use source::{Acpi, BootRecord, FileRecord, KernelSource, WantedFile};
 
 use crate::Vm;
 use crate::error::Result;

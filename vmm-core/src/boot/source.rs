@@ -2,21 +2,28 @@
 //!
 //! The first boot opens the files and remembers them with a digest of their content. The process that
 //! did so reads the open files again, whatever has become of their names. Saved state carries names and
-//! digests: a process that has the guest from there opens the file of that name and takes it only with
-//! that content. So a guest never wakes up with another kernel, and a peer that sends a state cannot
-//! have a file of this host loaded that it does not know already.
+//! digests: a process that has the guest from there opens the file of that name, or has it opened by
+//! somebody who may ([`WantedFile`]), and takes it only with that content. So a guest never wakes up with
+//! another kernel, and a peer that sends a state cannot have a file of this host loaded that it does not
+//! know already.
 
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{ErrorKind, Read, Seek};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::{BootError, BootSource};
 use crate::workload::WorkloadParams;
+
+/// How long a guest that boots waits for a file that somebody else opens.
+const OPENED_WITHIN: Duration = Duration::from_secs(30);
 
 /// A Linux kernel and what it is given.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -143,6 +150,13 @@ impl Origin {
         }
     }
 
+    /// The files that are not open, from now on to be opened by who has these.
+    pub(crate) fn wanted_files(&self, bytes_max: u64) -> Vec<WantedFile> {
+        let Self::Kernel(files) = self else { return Vec::new() };
+        let files = [Some(&files.kernel), files.initrd.as_ref()].into_iter().flatten();
+        files.filter_map(|file| file.wanted(bytes_max)).collect()
+    }
+
     /// From a saved state. Nothing is opened before the guest boots again.
     pub(crate) fn from_record(record: &BootRecord) -> Self {
         match record {
@@ -163,15 +177,45 @@ pub(super) struct BootFile {
     what: &'static str,
     path: PathBuf,
     digest: u128,
-    /// Absent when it is known from a saved state only.
-    open: Option<File>,
+    content: Mutex<Content>,
+}
+
+/// How a file is come by.
+#[derive(Debug)]
+enum Content {
+    /// It is open.
+    Open(File),
+    /// By its name, which is all that a saved state has.
+    ByName,
+    /// From somebody else, who may open it where this process may not.
+    Wanted(Receiver<Result<File, BootError>>),
+}
+
+/// A file that a guest boots from when it boots again, to be opened by a thread that may.
+#[derive(Debug)]
+pub struct WantedFile {
+    what: &'static str,
+    path: PathBuf,
+    digest: u128,
+    bytes_max: u64,
+    opened: SyncSender<Result<File, BootError>>,
+}
+
+impl WantedFile {
+    /// Opens it and hands it to the guest, if it has the content that the guest was started with.
+    pub fn open(self) {
+        let Self { what, path, digest, bytes_max, opened } = self;
+        // The guest may be gone.
+        let _ = opened.send(open_known(what, &path, digest, bytes_max));
+    }
 }
 
 impl BootFile {
     fn open(what: &'static str, path: &Path, bytes_max: u64) -> Result<Self, BootError> {
         let file = open(what, path, bytes_max)?;
         let digest = digest(&file).map_err(unreadable(what, path))?;
-        Ok(Self { what, path: path.to_path_buf(), digest, open: Some(file) })
+        let content = Mutex::new(Content::Open(file));
+        Ok(Self { what, path: path.to_path_buf(), digest, content })
     }
 
     fn record(&self) -> FileRecord {
@@ -181,7 +225,18 @@ impl BootFile {
 
     fn from_record(what: &'static str, record: &FileRecord) -> Self {
         let path = PathBuf::from(OsStr::from_bytes(&record.path));
-        Self { what, path, digest: record.digest, open: None }
+        Self { what, path, digest: record.digest, content: Mutex::new(Content::ByName) }
+    }
+
+    fn wanted(&self, bytes_max: u64) -> Option<WantedFile> {
+        let mut content = self.content.lock().unwrap_or_else(PoisonError::into_inner);
+        if !matches!(*content, Content::ByName) {
+            return None;
+        }
+        let (opened, wanted) = sync_channel(1);
+        *content = Content::Wanted(wanted);
+        let (what, path, digest) = (self.what, self.path.clone(), self.digest);
+        Some(WantedFile { what, path, digest, bytes_max, opened })
     }
 
     /// Where it was found.
@@ -195,16 +250,42 @@ impl BootFile {
     /// [`BootError::Read`], [`BootError::FileTooLarge`], [`BootError::Changed`].
     pub(super) fn read(&self, bytes_max: u64) -> Result<File, BootError> {
         let unreadable = unreadable(self.what, &self.path);
-        let mut file = match &self.open {
-            Some(file) => file.try_clone().map_err(&unreadable)?,
-            None => open(self.what, &self.path, bytes_max)?,
-        };
-        if digest(&file).map_err(&unreadable)? != self.digest {
-            return Err(BootError::Changed { what: self.what, path: self.path.clone() });
+        let mut content = self.content.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Content::Wanted(wanted) = &*content {
+            let late =
+                |_| unreadable(std::io::Error::other("nobody has opened it for this process"));
+            let opened = wanted.recv_timeout(OPENED_WITHIN).map_err(late)?;
+            *content = Content::Open(opened?);
         }
-        file.rewind().map_err(&unreadable)?;
-        Ok(file)
+        let Content::Open(file) = &*content else {
+            return open_known(self.what, &self.path, self.digest, bytes_max);
+        };
+        let file = file.try_clone().map_err(&unreadable)?;
+        expect_content(file, self.what, &self.path, self.digest)
     }
+}
+
+fn open_known(
+    what: &'static str,
+    path: &Path,
+    digest: u128,
+    bytes_max: u64,
+) -> Result<File, BootError> {
+    expect_content(open(what, path, bytes_max)?, what, path, digest)
+}
+
+/// The file, at its beginning, if it has this digest.
+fn expect_content(
+    mut file: File,
+    what: &'static str,
+    path: &Path,
+    known: u128,
+) -> Result<File, BootError> {
+    if digest(&file).map_err(unreadable(what, path))? != known {
+        return Err(BootError::Changed { what, path: path.to_path_buf() });
+    }
+    file.rewind().map_err(unreadable(what, path))?;
+    Ok(file)
 }
 
 fn unreadable(what: &'static str, path: &Path) -> impl Fn(std::io::Error) -> BootError {
@@ -288,6 +369,33 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
         let missing = content(&elsewhere).unwrap_err().to_string();
         assert!(missing.starts_with("cannot read kernel"), "{missing}");
+    }
+
+    #[test]
+    fn a_file_that_somebody_else_opens_is_taken_with_the_same_content_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("kernel");
+        std::fs::write(&path, "same").unwrap();
+        let record = Origin::open(&kernel_at(&path), BYTES_MAX).unwrap().record();
+        let elsewhere = || {
+            let origin = Origin::from_record(&record);
+            let wanted = origin.wanted_files(BYTES_MAX);
+            assert!(wanted.len() == 1 && origin.wanted_files(BYTES_MAX).is_empty());
+            (origin, wanted)
+        };
+        let (arrived, wanted) = elsewhere();
+        wanted.into_iter().for_each(WantedFile::open);
+        std::fs::write(folder.path().join("new"), "diff").unwrap();
+        std::fs::rename(folder.path().join("new"), &path).unwrap();
+        assert_eq!(content(&arrived).unwrap(), "same");
+        assert_eq!(content(&arrived).unwrap(), "same", "as often as needed");
+        let (changed, wanted) = elsewhere();
+        wanted.into_iter().for_each(WantedFile::open);
+        assert!(matches!(content(&changed), Err(BootError::Changed { .. })));
+        let (unopened, wanted) = elsewhere();
+        drop(wanted);
+        let error = content(&unopened).unwrap_err();
+        assert!(error.to_string().contains("cannot read kernel"), "{error}");
     }
 
     #[test]
