@@ -1,6 +1,5 @@
 //! What the other host of a guest's last migration says, before a copy of the guest is let run here.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -9,6 +8,7 @@ use migrate::protocol::front::FoundGuest;
 use migrate::quic::Tls;
 use migrate::quic::endpoint::Peer;
 use migrate::record::{Record, Side};
+use uuid::Uuid;
 
 use crate::cli::host::NODE_PORT;
 use crate::names::GuestName;
@@ -25,6 +25,9 @@ pub(crate) struct OtherHost {
     /// As people call it.
     name: String,
     guest: GuestName,
+    guest_uuid: Uuid,
+    /// Whether the node that was asked is the one that had to do with the guest, as far as its address goes.
+    is_its_node: bool,
     answer: Answer,
 }
 
@@ -52,7 +55,9 @@ impl OtherHost {
             Side::Destination { source_address, .. } => source_address.ip().to_string(),
         };
         let answer = ask(state, &record).await;
-        Ok(Some(Self { name, guest: guest.clone(), answer }))
+        let (guest, guest_uuid) = (guest.clone(), record.guest_uuid);
+        let is_its_node = matches!(record.side, Side::Source { .. });
+        Ok(Some(Self { name, guest, guest_uuid, is_its_node, answer }))
     }
 
     /// Refuses to let a copy run here of a guest that is the other host's. One that cannot be asked is warned of.
@@ -60,8 +65,14 @@ impl OtherHost {
     /// # Errors
     /// It has the guest, and how it stands there.
     pub(crate) fn expect_absent(&self) -> Result<()> {
-        let Self { name, guest, answer } = self;
+        let Self { name, guest, guest_uuid, is_its_node, answer } = self;
         match answer {
+            Answer::Has(found) if found.is_owned && found.uuid != *guest_uuid && !is_its_node => {
+                output::note(format_args!(
+                    "warning: {name} has another guest {} ({}); if it uses the disks of {guest}, two copies destroy them",
+                    found.name, found.state
+                ));
+            }
             Answer::Has(found) if found.is_owned => bail!(
                 "{name} has {guest}, as {} ({}): two copies would destroy its disks. End it there first, if it shall run here",
                 found.name,
@@ -69,6 +80,10 @@ impl OtherHost {
             ),
             Answer::Silent(why) => output::note(format_args!(
                 "warning: {name} cannot be asked whether it runs {guest} ({why}); if it does, two copies destroy its disks"
+            )),
+            Answer::HasNot if !is_its_node => output::note(format_args!(
+                "warning: the node at {name}:{NODE_PORT} does not have {guest}, which came from there; if another node of that host has it, \
+                 two copies destroy its disks"
             )),
             Answer::Has(_) | Answer::HasNot => {}
         }
@@ -101,15 +116,25 @@ async fn ask(state: &StateDir, record: &Record) -> Answer {
     }
 }
 
-/// The node of the other host. That of a source may listen elsewhere than nodes do unless they are told.
+/// The node of the other host. A source's node is taken to listen on the default port.
 fn node_of(side: &Side) -> Option<Peer> {
     match side {
         Side::Source { server_name, node_address, .. } => {
             Some(Peer { address: *node_address, name: server_name.clone() })
         }
         Side::Destination { source_address, source_name, .. } => {
-            let address = SocketAddr::new(source_address.ip(), NODE_PORT);
+            let mut address = *source_address;
+            address.set_port(node_port());
             Some(Peer { address, name: source_name.clone()? })
         }
     }
+}
+
+/// Where nodes listen unless they are told otherwise; tests tell.
+fn node_port() -> u16 {
+    #[cfg(feature = "failpoints")]
+    if let Some(port) = std::env::var("LIGHTER_NODE_PORT").ok().and_then(|port| port.parse().ok()) {
+        return port;
+    }
+    NODE_PORT
 }

@@ -39,8 +39,8 @@ pub(crate) struct BalloonLevel {
     pub(crate) reporting: bool,
     /// What the guest shall keep, bytes.
     pub(crate) target_bytes: u64,
-    /// Who has set that; absent from processes of guests that do not keep it.
-    #[serde(default)]
+    /// Who has set that; absent from older guests' processes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) set_by: Option<SetBy>,
     /// What it keeps, bytes.
     pub(crate) actual_bytes: u64,

@@ -487,8 +487,8 @@ pub(crate) struct WorkloadControl {
 pub(crate) struct BalloonRequest {
     /// Memory that the guest shall keep, bytes; all of its memory to take nothing away.
     pub(crate) target_bytes: u64,
-    /// Who sets it: the optimizer takes its own back, and leaves an operator's. Absent, it is an operator; processes of guests from before
-    /// it was told know no other, and refuse what they do not know.
+    /// Who sets it: the optimizer takes its own back, and leaves an operator's. Absent, it is an operator; older guests' processes
+    /// reject the field.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) set_by: Option<SetBy>,
 }
@@ -507,8 +507,8 @@ pub(crate) struct BalloonInfo {
     pub(crate) memory_bytes: u64,
     /// Memory that the guest shall keep, bytes.
     pub(crate) target_bytes: u64,
-    /// Who has set that; absent from processes of guests that do not keep it.
-    #[serde(default)]
+    /// Who has set that; absent from older guests' processes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) set_by: Option<SetBy>,
     /// Memory that it says to have kept, bytes.
     pub(crate) actual_bytes: u64,

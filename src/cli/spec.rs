@@ -198,7 +198,8 @@ pub(crate) struct GuestSpec {
     #[arg(long, value_name = "SIZE", conflicts_with = "kernel", help_heading = WORKLOAD)]
     pub(crate) shuffle: Option<Size>,
 
-    /// Pages of 4 KiB that the workload reads each second, anywhere in its memory, all vCPUs together [default: 0].
+    /// Pages of 4 KiB that the workload reads each second, anywhere in its memory, all vCPUs together, and 64 for each at least
+    /// [default: 0].
     #[arg(long, value_name = "PAGES", conflicts_with = "kernel", help_heading = WORKLOAD)]
     pub(crate) read_rate: Option<u32>,
 }

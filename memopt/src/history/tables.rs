@@ -99,7 +99,7 @@ pub(super) fn open(path: &Path, limits: &Limits) -> Result<(Database, bool), His
     })
 }
 
-/// Puts a history without runs at `path`: at once, so that a full disk or the end of the power leaves none that is damaged.
+/// Puts a history without runs at `path`: at once, so that a full disk or a power cut leaves none that is damaged.
 fn make(path: &Path) -> Result<(), HistoryError> {
     let new = path.with_added_extension("new");
     let made = guarded(path, || {

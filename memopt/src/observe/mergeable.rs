@@ -41,6 +41,7 @@ pub fn mergeable_processes(
         match lets_merge(sources, pid) {
             Ok(true) => Some((pid, named())),
             Ok(false) => None,
+            Err(_) if !sources.path(format!("proc/{pid}")).exists() => None,
             Err(_) => Some((pid, format!("{}, whose memory cannot be inspected,", named()))),
         }
     });

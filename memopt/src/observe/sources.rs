@@ -15,7 +15,7 @@ const FILE_BYTES_MAX: usize = 1 << 20;
 const ENTRIES_MAX: usize = 1 << 18;
 
 /// `ESRCH`: what reading `smaps_rollup` of a process without memory (a zombie) gives.
-const NO_SUCH_PROCESS: i32 = 3;
+pub(super) const NO_SUCH_PROCESS: i32 = 3;
 /// `EOPNOTSUPP`: what opening `pressure/memory` gives on a kernel booted with `psi=0`.
 const NOT_SUPPORTED: i32 = 95;
 

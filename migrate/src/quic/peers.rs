@@ -20,7 +20,7 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, ServerName, UnixTime};
 use uuid::Uuid;
 
-use super::certificate::{HostCertificate, TlsError, guest_of};
+use super::certificate::{HostCertificate, TlsError, guest_of, is_host_name};
 
 /// The peer is the process of a guest that this connection is not for.
 #[derive(thiserror::Error)]
@@ -210,7 +210,8 @@ pub(crate) fn guest_at(connection: &Connection) -> Option<Uuid> {
 pub(crate) fn host_name_at(connection: &Connection) -> Option<String> {
     let shown = shown_by(connection)?;
     let host = shown.iter().find(|certificate| guest_of(certificate).is_none())?;
-    HostCertificate::from_der(host).ok()?.names.into_iter().next()
+    let names = HostCertificate::from_der(host).ok()?.names;
+    names.into_iter().find(|name| is_host_name(name))
 }
 
 fn shown_by(connection: &Connection) -> Option<Vec<CertificateDer<'static>>> {

@@ -140,9 +140,10 @@ impl Actor {
             return foreign.set_balloon(guest, target_bytes).await;
         }
         let client = self.guest(guest)?;
-        let before: GuestMemory = client.get("/v1/guest/memory").await?;
-        // To a process that does not keep who has set it, nobody can be named.
-        let set_by = before.balloon.and_then(|level| level.set_by).map(|_| SetBy::Optimizer);
+        let before = client.get::<GuestMemory>("/v1/guest/memory").await;
+        let keeps_it = |before: GuestMemory| before.balloon.is_none_or(|it| it.set_by.is_some());
+        // Older processes reject `set_by`, so it is omitted.
+        let set_by = before.map_or(true, keeps_it).then_some(SetBy::Optimizer);
         let request = BalloonRequest { target_bytes, set_by };
         let _level: BalloonInfo = client.put_json("/v1/guest/balloon", &request).await?;
         Ok(())

@@ -232,7 +232,8 @@ impl Runner {
                 self.check_all(given, &before).await;
                 pending = rest;
             }
-            if let Some(other) = self.density.who_is_exposed(step, policy).await? {
+            let exposed = self.density.who_is_exposed(step, policy).await;
+            if let Some(other) = exposed.unwrap_or_else(|error| Some(format!("who knows who ({error:#})"))) {
                 // What was marked for this window is not merged now.
                 let (marked, rest): (Vec<_>, Vec<_>) = pending.into_iter().partition(is_of_window);
                 self.refused(index, &marked, &other);

@@ -183,7 +183,7 @@ impl Density {
     /// The host cannot be looked at.
     pub(super) async fn think(&self, policy: &Policy, goal: &Goal) -> Result<Plan> {
         let mut situation = self.look(policy, &NOBODY).await?;
-        // Not while the mind is taken: guests in pain would wait.
+        // Without the lock, so that relief does not wait.
         if wants_merging(&situation, policy) {
             situation.host.strangers = self.strangers.lately(&situation).await?;
         }

@@ -1,8 +1,8 @@
-//! Processes of nobody here whose memory the kernel could merge with guests'.
+//! Processes that are not guests of this host, and whose memory the kernel may merge with guests'.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use memopt::observe::{ObserveError, Sources, mergeable_processes, named_process};
@@ -10,11 +10,14 @@ use memopt::situation::{Guest, Situation};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-/// How long it is taken for true which processes could be merged.
+/// How long the result of a scan is used.
 const KEPT: Duration = Duration::from_secs(300);
 
-/// How long inspecting all processes may take. One that waits for a device that does not answer can hold its memory map for good.
+/// How long inspecting one process may take. One that waits for a device that does not answer can hold its memory map for good.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long inspecting all of them may take: before Linux 6.15, their page tables are walked.
+pub(crate) const ALL_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Inspects the host's processes now and then, and keeps what it found.
 #[derive(Debug)]
@@ -73,31 +76,48 @@ impl Strangers {
         Ok(text)
     }
 
-    /// As [`Self::lately`], however long ago they were inspected, and nobody if they never were.
+    /// As [`Self::lately`], however long ago they were inspected; empty if they never were.
     pub(super) fn last(&self, situation: &Situation) -> Vec<String> {
         self.found().map_or_else(Vec::new, |found| named(&found.processes, &situation.guests))
     }
 
-    /// Has them inspected the next time that somebody asks.
+    /// Discards the result: the next call scans again.
     pub(super) fn forget(&self) {
         self.keep(None);
     }
 
     async fn inspect(&self, guests: &[Guest]) -> Result<Vec<(u32, String)>> {
         let mut search = self.search.lock().await;
-        // What one finds that began before is not of now.
+        // A scan that began earlier may have missed a process.
         if let Some(before) = &mut *search
-            && timeout(self.patience, &mut before.answer).await.is_err()
+            && self.ended(before).await.is_none()
         {
             return Ok(self.stuck(before));
         }
+        *search = None;
         let running = search.insert(self.begin(guests)?);
-        match timeout(self.patience, &mut running.answer).await {
-            Ok(found) => {
+        match self.ended(running).await {
+            None => Ok(self.stuck(running)),
+            Some(found) => {
                 *search = None;
-                Ok(found.context("inspecting the host's processes broke down")??)
+                found
             }
-            Err(_) => Ok(self.stuck(running)),
+        }
+    }
+
+    /// What a scan has found, unless one process, or all of them together, take too long.
+    async fn ended(&self, search: &mut Search) -> Option<Result<Vec<(u32, String)>>> {
+        let begun = Instant::now();
+        loop {
+            let at = search.now_at.load(Ordering::Relaxed);
+            if let Ok(found) = timeout(self.patience, &mut search.answer).await {
+                let found = found.context("inspecting the host's processes broke down");
+                return Some(found.and_then(|found| Ok(found?)));
+            }
+            let is_stuck = at == search.now_at.load(Ordering::Relaxed);
+            if is_stuck || begun.elapsed() > ALL_PATIENCE {
+                return None;
+            }
         }
     }
 
@@ -186,6 +206,8 @@ mod tests {
         let (sources, patience) = (Sources::at(folder.path()), Duration::from_millis(500));
         let strangers = Strangers { sources, patience, ..Strangers::new() };
         let stuck = "process 7 (bank), whose memory cannot be inspected in time,".to_owned();
+        // The thread may begin late on a busy machine.
+        while strangers.inspect(&[]).await.unwrap()[0].0 != 7 {}
         for _ in 0..2 {
             assert_eq!(strangers.inspect(&[]).await.unwrap(), [(7, stuck.clone())]);
         }

@@ -4,7 +4,7 @@ use super::phase::{self, Side};
 use super::scene::{GUEST, Scene, Stall};
 use crate::host::checks::{exactly_one_copy_runs, guest_is_gone, memory_is_intact, no_copy_runs};
 use crate::host::kernel::sleeper;
-use crate::host::{Exit, Guest, GuestPlan, Host, Migration, NodePlan, Pair, wait};
+use crate::host::{Exit, Guest, GuestPlan, Host, Migration, NodePlan, Pair, lighter, run, wait};
 
 /// Destination ready, source host gone for good: its guest, its node, all.
 fn source_host_gone() -> Scene {
@@ -55,15 +55,25 @@ fn a_ready_destination_never_starts_on_its_own_and_runs_when_it_is_told_to() {
 fn a_ready_destination_asks_the_host_that_the_guest_came_from_before_it_runs() {
     let mut scene = source_host_gone();
     scene.pair.b.kill_node();
-    boots(&mut scene.pair.a, "127.0.0.1:4950");
+    // Its host was set up again: it knows nothing of the migration, and starts the guest from its disks.
+    std::fs::remove_dir_all(scene.pair.a.state_dir().join("migrations")).expect("records");
+    boots(&mut scene.pair.a, "127.0.0.1:0");
     let anew = GuestPlan { name: GUEST.to_owned(), ..GuestPlan::default() };
     let anew = Guest::start(&scene.pair.a, &anew);
     let words = ["127.0.0.1 has web-1, as web-1 (running)", "End it there first"];
-    scene.pair.b.run(&["migrate", GUEST, "--resolve", "run"]).complains(Exit::Failed, &words);
+    let port = scene.pair.a.last_address().rsplit(':').next().expect("a port").to_owned();
+    let resolve = || {
+        let mut command = lighter(scene.pair.b.state_dir(), &["migrate", GUEST, "--resolve", "run"]);
+        command.env("LIGHTER_NODE_PORT", &port);
+        run(command)
+    };
+    resolve().complains(Exit::Failed, &words);
     assert!(anew.ticks().is_some());
     scene.pair.b.guest(GUEST).await_state("in-doubt");
-
-    scene.pair.b.run(&["migrate", GUEST, "--resolve", "discard"]).ok();
+    scene.pair.a.run(&["destroy", GUEST]).ok();
+    let done = resolve().ok();
+    assert!(done.stderr.contains("does not have web-1, which came from there"), "{}", done.stderr);
+    memory_is_intact(&scene.pair.b.guest(GUEST));
 }
 
 #[test]
