@@ -73,7 +73,7 @@ fn row(turns: &[Turn], contender: Contender, lighter: f64) -> String {
         format!("{:.0}", of(Turn::gross_bytes) / MIB),
         format!("{:.0}", of(Turn::net_bytes) / MIB),
         format!("{:.0} ({:.0}-{:.0})", rate / MIB, range.0, range.1),
-        format!("**{:.2}**", lighter / rate),
+        format!("**{:.2}**{}", lighter / rate, if lighter < rate { ", missed" } else { "" }),
         format!(
             "{}, {}",
             kept(of(|it| it.after.hot_huge as f64 / it.before.hot_huge as f64)),
