@@ -72,7 +72,7 @@ fn row(turns: &[Turn], contender: Contender, lighter: f64) -> String {
         format!("{:.2}", of(|it| it.spent.cpu_seconds())),
         format!("{:.0}", of(Turn::gross_bytes) / MIB),
         format!("{:.0}", of(Turn::net_bytes) / MIB),
-        format!("{:.0} ({:.0}-{:.0})", rate / MIB, range.0, range.1),
+        format!("{:.0} ({:.0} to {:.0})", rate / MIB, range.0, range.1),
         format!("**{:.2}**{}", lighter / rate, if lighter < rate { ", missed" } else { "" }),
         format!(
             "{}, {}",
