@@ -70,7 +70,11 @@ impl DiskPlaces {
             )
         })?;
         // It may be a link by now.
-        if !self.folders.iter().any(|dir| dir.canonicalize().is_ok_and(|dir| found.starts_with(dir))) {
+        if !self
+            .folders
+            .iter()
+            .any(|dir| dir.canonicalize().is_ok_and(|dir| found.starts_with(dir)))
+        {
             return Err(format!("the folder of disk {shown} has changed: try again"));
         }
         Ok(found.join(name))

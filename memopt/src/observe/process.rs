@@ -56,7 +56,9 @@ pub(super) fn merged_of_thread(
     let file = format!("{folder}/ksm_stat");
     let read = match sources.read(&file) {
         // It ended between the two.
-        Err(ObserveError::Read { cause, .. }) if cause.raw_os_error() == Some(NO_SUCH_PROCESS) => None,
+        Err(ObserveError::Read { cause, .. }) if cause.raw_os_error() == Some(NO_SUCH_PROCESS) => {
+            None
+        }
         read => if_there(read)?,
     };
     match read {

@@ -233,7 +233,9 @@ impl Runner {
                 pending = rest;
             }
             let exposed = self.density.who_is_exposed(step, policy).await;
-            if let Some(other) = exposed.unwrap_or_else(|error| Some(format!("who knows who ({error:#})"))) {
+            if let Some(other) = exposed
+                .unwrap_or_else(|error| Some(format!("a process that was not found ({error:#})")))
+            {
                 // What was marked for this window is not merged now.
                 let (marked, rest): (Vec<_>, Vec<_>) = pending.into_iter().partition(is_of_window);
                 self.refused(index, &marked, &other);

@@ -17,7 +17,7 @@ const KEPT: Duration = Duration::from_secs(300);
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long inspecting all of them may take: before Linux 6.15, their page tables are walked.
-pub(crate) const ALL_PATIENCE: Duration = Duration::from_secs(60);
+const ALL_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Inspects the host's processes now and then, and keeps what it found.
 #[derive(Debug)]

@@ -8,7 +8,7 @@ use memopt::plan::Plan;
 use serde_json::Value;
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use super::plan::SURVEY_PATIENCE;
+use super::plan::{INSPECTION_PATIENCE, SURVEY_PATIENCE};
 use super::{heard, history, node, signed_size};
 use crate::api::ApiClient;
 use crate::cli::Output;
@@ -86,7 +86,8 @@ async fn one(
     output: Output,
     interrupts: &mut UnboundedReceiver<()>,
 ) -> Result<Exit> {
-    let RunStarted { run: id } = heard(client.post("/v1/density/runs", request).await)?;
+    let patient = client.clone().with_patience(INSPECTION_PATIENCE);
+    let RunStarted { run: id } = heard(patient.post("/v1/density/runs", request).await)?;
     if id == RunId::UNRECORDED {
         return unrecorded(client, interrupts).await;
     }

@@ -19,6 +19,9 @@ use crate::table::{Table, facts};
 use crate::units::{format_duration, format_size};
 use crate::verbs::session::block_on;
 
+/// How long the node may take to inspect the host's processes before it merges anything.
+pub(super) const INSPECTION_PATIENCE: Duration = Duration::from_secs(90);
+
 /// How long looks at guests' pages may take: as long as a policy can give them.
 pub(super) const SURVEY_PATIENCE: Duration = Duration::from_secs(24 * 3600);
 
@@ -30,11 +33,11 @@ pub(super) fn run(state: &StateDir, args: &PlanArgs) -> Result<Exit> {
     let policy = args.policy.as_deref().map(policy).transpose()?;
     let (goal, survey) = (args.options.goal, args.survey);
     let request = PlanRequest { goal, policy, survey };
-    let mut client = node(state);
     if survey {
         output::note("the guests' pages are looked at first");
-        client = client.with_patience(SURVEY_PATIENCE);
     }
+    let patience = if survey { SURVEY_PATIENCE } else { INSPECTION_PATIENCE };
+    let client = node(state).with_patience(patience);
     let plan: Plan = block_on(async { heard(client.post("/v1/density/plan", &request).await) })?;
     match args.json.output() {
         Output::Json => output::print_json(&plan)?,

@@ -63,7 +63,8 @@ fn a_ready_destination_asks_the_host_that_the_guest_came_from_before_it_runs() {
     let words = ["127.0.0.1 has web-1, as web-1 (running)", "End it there first"];
     let port = scene.pair.a.last_address().rsplit(':').next().expect("a port").to_owned();
     let resolve = || {
-        let mut command = lighter(scene.pair.b.state_dir(), &["migrate", GUEST, "--resolve", "run"]);
+        let mut command =
+            lighter(scene.pair.b.state_dir(), &["migrate", GUEST, "--resolve", "run"]);
         command.env("LIGHTER_NODE_PORT", &port);
         run(command)
     };
