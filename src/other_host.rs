@@ -60,13 +60,34 @@ impl OtherHost {
         Ok(Some(Self { name, guest, guest_uuid, is_its_node, answer }))
     }
 
-    /// Refuses to let a copy run here of a guest that is the other host's. One that cannot be asked is warned of.
+    /// Refuses to let the copy of its last migration run here when the guest is the other host's, or has run there since: then it is out of
+    /// date. One that cannot be asked is warned of.
+    ///
+    /// # Errors
+    /// It has the guest, or had it, and how that stands there.
+    pub(crate) fn expect_no_later(&self) -> Result<()> {
+        let Self { name, guest, answer, .. } = self;
+        match answer {
+            Answer::Has(found) if found.is_past() => bail!(
+                "{name} had {guest} after this migration began, and it has {}: the copy here is out of date. `lighter migrate {guest} \
+                 --resolve discard` throws it away",
+                found.state
+            ),
+            _ => self.expect_absent(),
+        }
+    }
+
+    /// Refuses to let a guest boot here that is the other host's. One that cannot be asked is warned of, and one that has moved on from there.
     ///
     /// # Errors
     /// It has the guest, and how it stands there.
     pub(crate) fn expect_absent(&self) -> Result<()> {
         let Self { name, guest, guest_uuid, is_its_node, answer } = self;
         match answer {
+            Answer::Has(found) if found.is_past() && found.is_owned => output::note(format_args!(
+                "warning: {guest} has {} from {name}; if it runs there, two copies destroy its disks",
+                found.state
+            )),
             Answer::Has(found) if found.is_owned && found.uuid != *guest_uuid && !is_its_node => {
                 output::note(format_args!(
                     "warning: {name} has another guest {} ({}); if it uses the disks of {guest}, two copies destroy them",
@@ -94,6 +115,9 @@ impl OtherHost {
     pub(crate) fn says(&self) -> String {
         let Self { name, answer, .. } = self;
         match answer {
+            Answer::Has(found) if found.is_past() => {
+                format!("{name} had it, and it has {}", found.state)
+            }
             Answer::Has(found) => format!("{name} has it as {} ({})", found.name, found.state),
             Answer::HasNot => format!("{name} does not have it now"),
             Answer::Silent(why) => format!("{name} cannot be asked ({why})"),

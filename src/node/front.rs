@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use migrate::guest::RefusalKind;
 use migrate::protocol::front::{FoundGuest, FrontReply};
 use migrate::protocol::{Decision, Offer, PeerText};
-use migrate::record::{DestinationState, Record, Side};
+use migrate::record::{DestinationState, Record, Side, SourceState};
 use migrate::report::Role;
 use migrate::resolve::answer_for_dead;
 use migrate::{GuestDescription, MigrationId, Refusal as WireRefusal, Token};
@@ -172,8 +172,14 @@ impl Node {
         for guest in guests.iter().filter(is_sought) {
             sought.push(self.found(guest).await);
         }
-        // One that may run counts before one that waits.
-        FrontReply::Found(sought.into_iter().max_by_key(|it| (it.is_owned, it.uuid == uuid)))
+        // One that may run counts before one that waits, and before one that is past.
+        let found = sought.into_iter().max_by_key(|it| (it.is_owned, it.uuid == uuid));
+        if found.as_ref().is_some_and(|it| it.is_owned) {
+            return FrontReply::Found(found);
+        }
+        let records = tokio::task::block_in_place(|| self.records().list());
+        let (records, _damaged) = records.unwrap_or_default();
+        FrontReply::Found(past(&records, uuid).or(found))
     }
 
     /// How a guest stands that another host asks about. One that does not answer may run.
@@ -312,6 +318,24 @@ fn read_request(guest: &GuestDescription) -> Result<GuestRequest, Refusal> {
     })
 }
 
+/// How the guest `uuid` was last on this host, where it is not any more, by the records of its migrations.
+fn past(records: &[Record], uuid: Uuid) -> Option<FoundGuest> {
+    let its = records.iter().filter(|record| record.guest_uuid == uuid);
+    let last = its.max_by_key(|record| record.started_unix_ms)?;
+    let (state, is_owned) = match &last.side {
+        Side::Source { state: SourceState::Done, destination, .. } => {
+            (format!("{}{destination}", FoundGuest::MOVED), true)
+        }
+        Side::Source { state: SourceState::Aborted, .. }
+        | Side::Destination { state: DestinationState::Running, .. } => {
+            (FoundGuest::ENDED.to_owned(), false)
+        }
+        Side::Source { .. } | Side::Destination { .. } => return None,
+    };
+    let (name, state) = (PeerText::new(&last.guest), PeerText::new(&state));
+    Some(FoundGuest { uuid, name, state, is_owned })
+}
+
 /// The disks that a guest will use. A description without sense has none, and is refused by the process.
 fn disks(shape: Option<&VmShape>) -> Vec<PathBuf> {
     let disks = shape.into_iter().flat_map(VmShape::disks);
@@ -350,4 +374,33 @@ fn for_the_wire(refusal: &Refusal) -> WireRefusal {
         Refusal::ShuttingDown | Refusal::TooMany { .. } => RefusalKind::Busy,
     };
     WireRefusal::new(kind, refusal.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::liveness::tests::{destination_record, source_record};
+    use super::*;
+
+    #[test]
+    fn where_a_guest_has_gone_is_told_from_its_last_migration() {
+        let at = |record: Record, started_unix_ms| Record { started_unix_ms, ..record };
+        let arrived = at(destination_record(DestinationState::Running, 1), 1000);
+        let uuid = arrived.guest_uuid;
+        let past =
+            |records: &[Record]| past(records, uuid).map(|it| (it.state.to_string(), it.is_owned));
+        assert_eq!(past(&[]), None);
+        assert_eq!(past(std::slice::from_ref(&arrived)), Some(("ended there".to_owned(), false)));
+        let moved_on = at(source_record(SourceState::Done, 1), 2000);
+        let to_b = ("moved to host-b:4950".to_owned(), true);
+        assert_eq!(past(&[moved_on.clone(), arrived.clone()]), Some(to_b.clone()));
+        for open in [SourceState::Undecided, SourceState::Committed] {
+            let open = at(source_record(open, 1), 3000);
+            assert_eq!(past(&[moved_on.clone(), open]), None, "it may be here, or not");
+        }
+        let back = at(destination_record(DestinationState::Ready, 1), 3000);
+        assert_eq!(past(&[moved_on.clone(), back]), None, "it waits to be told");
+        let mut other = at(source_record(SourceState::Aborted, 1), 4000);
+        other.guest_uuid = Uuid::from_u128(5);
+        assert_eq!(past(&[moved_on, other]), Some(to_b), "another guest tells nothing");
+    }
 }

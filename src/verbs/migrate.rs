@@ -150,7 +150,7 @@ fn resolve(state: &StateDir, args: &MigrateArgs, decision: ResolveArg) -> Result
         if decision == Resolution::Run
             && let Some(other) = OtherHost::ask(state, &args.name).await?
         {
-            other.expect_absent()?;
+            other.expect_no_later()?;
         }
         let request = ResolveRequest { decision };
         let _: StateAnswer = client.put_json("/v1/guest/migration/resolve", &request).await?;

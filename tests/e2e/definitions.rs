@@ -210,7 +210,7 @@ fn a_guest_that_has_moved_away_is_not_started_with_the_host() {
     assert_eq!(pair.a.list(), Vec::<Value>::new());
 
     pair.b.run(&["destroy", "web-1"]).ok();
-    pair.a.run(&["start", "web-1"]).complains(Exit::Failed, &["does not have it now"]);
+    pair.a.run(&["start", "web-1"]).complains(Exit::Failed, &["had it, and it has ended there"]);
     pair.a.run(&["start", "web-1", "--force"]).ok();
     assert_eq!(uuid(&pair.a), moved, "a guest that is defined keeps its identity");
     pair.a.run(&["destroy", "web-1"]).ok();

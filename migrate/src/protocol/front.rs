@@ -50,6 +50,18 @@ pub struct FoundGuest {
     pub is_owned: bool,
 }
 
+impl FoundGuest {
+    /// The state of a guest that is not there any more: it ran there, and has ended.
+    pub const ENDED: &str = "ended there";
+    /// What the state of a guest begins with that ran there and has moved on; where to follows.
+    pub const MOVED: &str = "moved to ";
+
+    /// Whether the guest is not there any more. A copy from before that is out of date.
+    pub fn is_past(&self) -> bool {
+        self.state.as_str() == Self::ENDED || self.state.as_str().starts_with(Self::MOVED)
+    }
+}
+
 /// The node's answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FrontReply {
