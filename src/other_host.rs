@@ -77,7 +77,8 @@ impl OtherHost {
         }
     }
 
-    /// Refuses to let a guest boot here that is the other host's. One that cannot be asked is warned of, and one that has moved on from there.
+    /// Refuses to let a guest boot here that is the other host's. One that cannot be asked is warned of, and one that has moved on from
+    /// there.
     ///
     /// # Errors
     /// It has the guest, and how it stands there.
@@ -103,8 +104,8 @@ impl OtherHost {
                 "warning: {name} cannot be asked whether it runs {guest} ({why}); if it does, two copies destroy its disks"
             )),
             Answer::HasNot if !is_its_node => output::note(format_args!(
-                "warning: the node at {name}:{NODE_PORT} does not have {guest}, which came from there; if another node of that host has it, \
-                 two copies destroy its disks"
+                "warning: the node at {name}:{NODE_PORT} does not have {guest}, which came from there; if another node of that host has \
+                 it, two copies destroy its disks"
             )),
             Answer::Has(_) | Answer::HasNot => {}
         }

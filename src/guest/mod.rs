@@ -2,9 +2,10 @@
 //!
 //! [`plan`] is what a command line means; [`start`] builds the machine by it and lives until the guest ends ([`process`], which
 //! [`control`] opens to the API). [`machine`] makes a virtual machine fit for a migration, [`leaving`] and [`arriving`] are its two
-//! directions, [`session`] what they share, [`disks`] the disks that are copied, [`opener`] who opens what an arrived guest boots from. [`console`] is the serial line, [`background`] is `--detach`,
-//! [`workload`] the built-in guest, [`merging`] whether its pages may be merged, [`survey`] whether that is worth it, [`treatment`]
-//! has it done, [`addresses`] whether they are its own. Start at [`start`].
+//! directions, [`session`] what they share, [`disks`] the disks that are copied, [`opener`] who opens what an arrived guest boots
+//! from. [`console`] is the serial line, [`background`] is `--detach`, [`workload`] the built-in guest, [`merging`] whether its pages
+//! may be merged, [`survey`] whether that is worth it, [`treatment`] has it done, [`addresses`] whether they are its own. Start at
+//! [`start`].
 
 mod addresses;
 mod arriving;

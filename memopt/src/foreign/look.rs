@@ -88,8 +88,8 @@ pub async fn set_balloon(
     patiently(found, patience, setting).await
 }
 
-/// The argument of QEMU's `balloon` command for a guest that keeps `keep_bytes` of `memory_bytes`, of which `outside_bytes` are of virtio-mem
-/// devices: the balloon takes RAM of the others only, and a quarter of that stays, in which the guest's kernel has to live.
+/// The argument of QEMU's `balloon` command for a guest that keeps `keep_bytes` of `memory_bytes`, of which `outside_bytes` are of
+/// virtio-mem devices: the balloon takes RAM of the others only, and a quarter of that stays, in which the guest's kernel has to live.
 fn qemu_target(keep_bytes: u64, memory_bytes: u64, outside_bytes: u64) -> u64 {
     let keep_bytes = keep_bytes.min(memory_bytes);
     match outside_bytes {
