@@ -117,7 +117,7 @@ pub(crate) fn seat(incoming: Incoming, places: &Arc<Places>) -> Option<(Incoming
         let _ = incoming.retry();
         return None;
     }
-    match places.take(incoming.remote_address().ip()) {
+    match places.take(incoming.remote_address().ip(), incoming.remote_address_validated()) {
         Some(place) => Some((incoming, place)),
         None => {
             incoming.refuse();
@@ -222,7 +222,7 @@ mod tests {
         let dialer = dialer(address, &tls).unwrap();
         let peer = Peer { address, name: "127.0.0.1".into() };
         let places = Places::new(4);
-        let _taken = [(); 3].map(|()| places.take(address.ip()).unwrap());
+        let _taken = [(); 3].map(|()| places.take(address.ip(), false).unwrap());
 
         let accepting = async {
             let first = listener.accept().await.unwrap();

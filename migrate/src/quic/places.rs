@@ -1,8 +1,10 @@
 //! Places for connections: peers that do not finish their handshake keep no peer from another address out.
 //!
-//! A peer takes a place and keeps it until the place is dropped. When all are taken, a new peer takes one from the network (an IPv4
+//! A peer takes a place and keeps it until the place is dropped. When all are taken, a new peer takes the place of the first one that has
+//! not proved that it receives at its address: such a peer may be anybody. If there is none, it takes one from the network (an IPv4
 //! address, the first 64 bits of an IPv6 address) with the most unproven peers, if those are more than its own network has; else, within
-//! its own network, from the address with the most, if those are more than its own address has. The peer that came first loses its place.
+//! its own network, from the address with the most, if those are more than its own address has; else from its own address. The peer that
+//! came first loses its place.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -28,6 +30,8 @@ struct Taken {
 #[derive(Debug)]
 struct Peer {
     address: IpAddr,
+    /// Whether it has proved that it receives there (RFC 9000 §8.1).
+    is_validated: bool,
     /// Tells that the place is lost, as long as it can be: the peer has not proved who it is.
     unproven: Option<oneshot::Sender<()>>,
 }
@@ -51,8 +55,9 @@ impl Places {
         self.taken().peers.len() * 2 > self.all
     }
 
-    /// Gives a peer at `address` a place, if there is one, or one can be made.
-    pub(crate) fn take(self: &Arc<Self>, address: IpAddr) -> Option<Place> {
+    /// Gives a peer at `address`, which it may have proved to receive at, a place; none when all are of peers that have proved who they
+    /// are.
+    pub(crate) fn take(self: &Arc<Self>, address: IpAddr, is_validated: bool) -> Option<Place> {
         let address = address.to_canonical();
         let mut taken = self.taken();
         if taken.peers.len() >= self.all {
@@ -64,7 +69,7 @@ impl Places {
         let (unproven, lost) = oneshot::channel();
         let number = taken.next;
         taken.next += 1;
-        taken.peers.insert(number, Peer { address, unproven: Some(unproven) });
+        taken.peers.insert(number, Peer { address, is_validated, unproven: Some(unproven) });
         Some(Place { places: Arc::clone(self), number, lost })
     }
 
@@ -77,8 +82,18 @@ impl Taken {
     /// The unproven peer that a new one from `address` replaces.
     fn first_to_go(&self, address: IpAddr) -> Option<u64> {
         let own = network(address);
-        self.first_of_the_most(network, own, |_| true)
+        let first = |is_meant: &dyn Fn(&Peer) -> bool| {
+            self.unproven().find(|(_, peer)| is_meant(peer)).map(|(number, _)| number)
+        };
+        first(&|peer| !peer.is_validated)
+            .or_else(|| self.first_of_the_most(network, own, |_| true))
             .or_else(|| self.first_of_the_most(|it| it, address, |it| network(it) == own))
+            .or_else(|| first(&|peer| peer.address == address))
+    }
+
+    fn unproven(&self) -> impl Iterator<Item = (u64, &Peer)> {
+        let peers = self.peers.iter().map(|(number, peer)| (*number, peer));
+        peers.filter(|(_, peer)| peer.unproven.is_some())
     }
 
     /// Of the unproven peers in `scope`, by `group`: the first of those groups that have the most, if that is more than `own` has.
@@ -89,9 +104,8 @@ impl Taken {
         scope: impl Fn(IpAddr) -> bool,
     ) -> Option<u64> {
         let mut groups: BTreeMap<IpAddr, (usize, u64)> = BTreeMap::new();
-        let unproven = self.peers.iter().filter(|(_, peer)| peer.unproven.is_some());
-        for (number, peer) in unproven.filter(|(_, peer)| scope(peer.address)) {
-            groups.entry(group(peer.address)).or_insert((0, *number)).0 += 1;
+        for (number, peer) in self.unproven().filter(|(_, peer)| scope(peer.address)) {
+            groups.entry(group(peer.address)).or_insert((0, number)).0 += 1;
         }
         let own = groups.get(&own).map_or(0, |(count, _)| *count);
         let more = groups.values().filter(|(count, _)| *count > own);
@@ -144,6 +158,13 @@ mod tests {
         address.parse().unwrap()
     }
 
+    impl Places {
+        /// For a peer that receives at `address`.
+        fn of(self: &Arc<Self>, address: &str) -> Option<Place> {
+            self.take(at(address), true)
+        }
+    }
+
     async fn is_lost(place: &mut Place) -> bool {
         timeout(Duration::from_millis(1), place.lost()).await.is_ok()
     }
@@ -151,26 +172,25 @@ mod tests {
     #[tokio::test]
     async fn the_address_with_most_unproven_peers_loses_the_first_to_others_alone() {
         let places = Places::new(4);
-        let mut flood: Vec<Place> =
-            (0..3).map(|_| places.take(at("192.0.2.66")).unwrap()).collect();
-        let mut early = places.take(at("192.0.2.1")).unwrap();
-        assert!(places.take(at("192.0.2.66")).is_none(), "it has enough");
-        let mut late = places.take(at("192.0.2.2")).unwrap();
-        assert!(is_lost(&mut flood[0]).await && !is_lost(&mut flood[1]).await);
+        let mut flood: Vec<Place> = (0..3).map(|_| places.of("192.0.2.66").unwrap()).collect();
+        let mut early = places.of("192.0.2.1").unwrap();
+        flood.push(places.of("192.0.2.66").unwrap());
+        assert!(is_lost(&mut flood[0]).await && !is_lost(&mut early).await, "one of its own");
+        let mut late = places.of("192.0.2.2").unwrap();
+        assert!(is_lost(&mut flood[1]).await && !is_lost(&mut flood[2]).await);
         assert!(!is_lost(&mut early).await && !is_lost(&mut late).await);
         // What is lost frees nothing when it goes.
         flood.remove(0);
-        assert!(places.take(at("192.0.2.66")).is_none());
-        drop(early);
-        flood.push(places.take(at("192.0.2.66")).unwrap());
+        let _more = places.of("192.0.2.66").unwrap();
+        assert!(is_lost(&mut flood[1]).await, "all are taken still");
     }
 
     #[tokio::test]
     async fn who_has_proved_himself_keeps_his_place() {
         let places = Places::new(2);
-        let mut both = [(); 2].map(|()| places.take(at("192.0.2.1")).unwrap());
+        let mut both = [(); 2].map(|()| places.of("192.0.2.1").unwrap());
         both.iter_mut().for_each(Place::keep);
-        assert!(places.take(at("192.0.2.2")).is_none());
+        assert!(places.of("192.0.2.2").is_none());
         for place in &mut both {
             assert!(!is_lost(place).await);
         }
@@ -180,18 +200,41 @@ mod tests {
     fn a_network_of_ipv6_is_one() {
         assert_eq!(network(at("2001:db8:1:2:3:4:5:6")), at("2001:db8:1:2::"));
         let places = Places::new(3);
-        let _flood = [":1", ":2"].map(|it| places.take(at(&format!("2001:db8:{it}"))).unwrap());
-        let early = places.take(at("2001:db8:0:1::1")).unwrap();
-        let _late = places.take(at("2001:db8:0:2::1")).expect("a place of the larger network");
+        let _flood = [":1", ":2"].map(|it| places.of(&format!("2001:db8:{it}")).unwrap());
+        let early = places.of("2001:db8:0:1::1").unwrap();
+        let _late = places.of("2001:db8:0:2::1").expect("a place of the larger network");
         assert!(places.are_scarce() && places.taken().peers.contains_key(&early.number));
     }
 
     #[test]
     fn an_address_of_ipv4_is_one_however_it_is_written() {
         let places = Places::new(2);
-        let _flood = ["192.0.2.1", "::ffff:192.0.2.1"].map(|it| places.take(at(it)).unwrap());
-        assert!(places.take(at("192.0.2.1")).is_none());
-        assert!(places.take(at("::ffff:192.0.2.2")).is_some());
+        let _flood = ["192.0.2.1", "::ffff:192.0.2.1"].map(|it| places.of(it).unwrap());
+        let own = places.taken().first_to_go(at("192.0.2.1"));
+        assert_eq!(own, Some(0));
+        assert!(places.of("::ffff:192.0.2.2").is_some());
+    }
+
+    /// Forty handshakes with a host's address as theirs, and as many from an address of the attacker's own.
+    #[tokio::test]
+    async fn whoever_uses_an_address_of_another_does_not_keep_that_one_out() {
+        let places = Places::new(64);
+        let mut forged: Vec<Place> =
+            (0..33).map(|_| places.take(at("192.0.2.1"), false).unwrap()).collect();
+        let _own: Vec<Place> = (0..31).map(|_| places.of("192.0.2.66").unwrap()).collect();
+        let mut host = places.of("192.0.2.1").expect("a place for the host");
+        assert!(is_lost(&mut forged[0]).await && !is_lost(&mut host).await);
+        let _more: Vec<Place> = (0..32).map(|_| places.of("192.0.2.66").unwrap()).collect();
+        assert!(!is_lost(&mut host).await);
+    }
+
+    #[tokio::test]
+    async fn an_address_that_floods_leaves_its_own_host_time_for_its_handshake() {
+        let places = Places::new(8);
+        let _flood: Vec<Place> = (0..8).map(|_| places.of("192.0.2.1").unwrap()).collect();
+        let mut host = places.of("192.0.2.1").expect("a place");
+        let _more: Vec<Place> = (0..7).map(|_| places.of("192.0.2.1").unwrap()).collect();
+        assert!(!is_lost(&mut host).await, "seven came before it");
     }
 
     #[tokio::test]
@@ -199,12 +242,12 @@ mod tests {
         for all in 1..=32 {
             let places = Places::new(all);
             let mut flood: Vec<Place> =
-                (0..all).map(|_| places.take(at("2001:db8::66")).unwrap()).collect();
-            let mut host = places.take(at("2001:db8::1")).expect("a place for another address");
+                (0..all).map(|_| places.of("2001:db8::66").unwrap()).collect();
+            let mut host = places.of("2001:db8::1").expect("a place for another address");
             assert!(is_lost(&mut flood[0]).await, "the first of the flood, of {all}");
             // With one place for all, the next that comes has it.
             if all > 1 {
-                assert!(places.take(at("2001:db8::66")).is_none(), "it has the most, of {all}");
+                let _more = places.of("2001:db8::66").expect("one of its own");
                 assert!(!is_lost(&mut host).await, "of {all}");
             }
         }
@@ -215,14 +258,14 @@ mod tests {
     async fn among_many_addresses_with_one_place_each_the_first_goes() {
         let places = Places::new(4);
         let mut flood: Vec<Place> =
-            (1..=4).map(|it| places.take(at(&format!("2001:db8::{it}"))).unwrap()).collect();
-        let mut host = places.take(at("2001:db8::aaaa")).unwrap();
+            (1..=4).map(|it| places.of(&format!("2001:db8::{it}")).unwrap()).collect();
+        let mut host = places.of("2001:db8::aaaa").unwrap();
         assert!(is_lost(&mut flood[0]).await);
         for it in 5..=7 {
-            flood.push(places.take(at(&format!("2001:db8::{it}"))).unwrap());
+            flood.push(places.of(&format!("2001:db8::{it}")).unwrap());
             assert!(!is_lost(&mut host).await, "{it}");
         }
-        let _next = places.take(at("2001:db8::8")).unwrap();
+        let _next = places.of("2001:db8::8").unwrap();
         assert!(is_lost(&mut host).await);
     }
 }

@@ -14,7 +14,7 @@ use x509_parser::{parse_x509_certificate, parse_x509_crl};
 
 use super::authority::{Authority, CA_DAYS, DAY};
 use super::certificate::{HostCertificate, TlsError};
-use super::files::{CRL, CertError, PEM_BYTES_MAX, read_if_there, replace};
+use super::files::{CA_CERT, CRL, CertError, PEM_BYTES_MAX, read_if_there, replace};
 use super::identity::Identity;
 use super::issued::{Issued, record_revoked, revoked};
 
@@ -275,6 +275,11 @@ impl Authority {
             if recorded.iter().all(|(known, _)| known != serial) {
                 record_revoked(dir, serial, *at_s).map_err(RevokeError::File)?;
             }
+        }
+        // What no host can use does not replace what they have.
+        if let Some(authorities) = read_if_there(&dir.join(CA_CERT)).map_err(RevokeError::File)? {
+            checked(&list, &authorities)
+                .map_err(|cause| RevokeError::List { path: path.clone(), cause })?;
         }
         replace(&path, &list).map_err(RevokeError::File)?;
         Ok(Revocation { done, before, list: path })

@@ -368,6 +368,21 @@ fn lists_of_other_authorities_are_kept_as_they_are() {
 }
 
 #[test]
+fn a_list_that_no_host_could_use_does_not_replace_the_one_that_is_there() {
+    let (fleet, other) = (Fleet::new(), Fleet::new());
+    other.revoke(&[]);
+    std::fs::write(fleet.dir.path().join(CA_CERT), fleet.authority.cert_pem()).unwrap();
+    std::fs::write(fleet.path(), other.list()).unwrap();
+    let refused = fleet.authority.revoke(fleet.dir.path(), &[]);
+    let is_it = |cause: &ListError| matches!(cause, ListError::OtherAuthority { .. });
+    assert!(
+        matches!(&refused, Err(RevokeError::List { cause, .. }) if is_it(cause)),
+        "{refused:?}"
+    );
+    assert_eq!(fleet.list(), other.list());
+}
+
+#[test]
 fn a_file_that_no_host_would_read_is_not_written() {
     let fleet = Fleet::new();
     fleet.revoke(&[]);
