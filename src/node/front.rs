@@ -400,7 +400,7 @@ mod tests {
         let back = at(destination_record(DestinationState::Ready, 1), 3000);
         assert_eq!(past(&[moved_on.clone(), back]), None, "it waits to be told");
         let mut other = at(source_record(SourceState::Aborted, 1), 4000);
-        other.guest_uuid = Uuid::from_u128(5);
+        other.guest_uuid = Uuid::from_u128(u128::MAX);
         assert_eq!(past(&[moved_on, other]), Some(to_b), "another guest tells nothing");
     }
 }
