@@ -8,7 +8,6 @@ use migrate::protocol::front::FoundGuest;
 use migrate::quic::Tls;
 use migrate::quic::endpoint::Peer;
 use migrate::record::{Record, Side};
-use uuid::Uuid;
 
 use crate::cli::host::NODE_PORT;
 use crate::names::GuestName;
@@ -25,7 +24,6 @@ pub(crate) struct OtherHost {
     /// As people call it.
     name: String,
     guest: GuestName,
-    guest_uuid: Uuid,
     /// Whether the node that was asked is the one that had to do with the guest, as far as its address goes.
     is_its_node: bool,
     answer: Answer,
@@ -55,9 +53,8 @@ impl OtherHost {
             Side::Destination { source_address, .. } => source_address.ip().to_string(),
         };
         let answer = ask(state, &record).await;
-        let (guest, guest_uuid) = (guest.clone(), record.guest_uuid);
         let is_its_node = matches!(record.side, Side::Source { .. });
-        Ok(Some(Self { name, guest, guest_uuid, is_its_node, answer }))
+        Ok(Some(Self { name, guest: guest.clone(), is_its_node, answer }))
     }
 
     /// Refuses to let the copy of its last migration run here when the guest is the other host's, or has run there since: then it is out of
@@ -83,20 +80,15 @@ impl OtherHost {
     /// # Errors
     /// It has the guest, and how it stands there.
     pub(crate) fn expect_absent(&self) -> Result<()> {
-        let Self { name, guest, guest_uuid, is_its_node, answer } = self;
+        let Self { name, guest, is_its_node, answer } = self;
         match answer {
             Answer::Has(found) if found.is_past() && found.is_owned => output::note(format_args!(
                 "warning: {guest} has {} from {name}; if it runs there, two copies destroy its disks",
                 found.state
             )),
-            Answer::Has(found) if found.is_owned && found.uuid != *guest_uuid && !is_its_node => {
-                output::note(format_args!(
-                    "warning: {name} has another guest {} ({}); if it uses the disks of {guest}, two copies destroy them",
-                    found.name, found.state
-                ));
-            }
             Answer::Has(found) if found.is_owned => bail!(
-                "{name} has {guest}, as {} ({}): two copies would destroy its disks. End it there first, if it shall run here",
+                "{name} has {guest}, as {} ({}): two copies would destroy its disks. End it there first, if it shall run here (or stop \
+                 that host's node, if it is another guest of that name)",
                 found.name,
                 found.state
             ),

@@ -4,7 +4,9 @@ use super::phase::{self, Side};
 use super::scene::{GUEST, Scene, Stall};
 use crate::host::checks::{exactly_one_copy_runs, guest_is_gone, memory_is_intact, no_copy_runs};
 use crate::host::kernel::sleeper;
-use crate::host::{Exit, Guest, GuestPlan, Host, Migration, NodePlan, Pair, lighter, run, wait};
+use crate::host::{
+    Done, Exit, Guest, GuestPlan, Host, Migration, NodePlan, Pair, lighter, run, wait,
+};
 
 /// Destination ready, source host gone for good: its guest, its node, all.
 fn source_host_gone() -> Scene {
@@ -61,20 +63,47 @@ fn a_ready_destination_asks_the_host_that_the_guest_came_from_before_it_runs() {
     let anew = GuestPlan { name: GUEST.to_owned(), ..GuestPlan::default() };
     let anew = Guest::start(&scene.pair.a, &anew);
     let words = ["127.0.0.1 has web-1, as web-1 (running)", "End it there first"];
-    let port = scene.pair.a.last_address().rsplit(':').next().expect("a port").to_owned();
-    let resolve = || {
-        let mut command =
-            lighter(scene.pair.b.state_dir(), &["migrate", GUEST, "--resolve", "run"]);
-        command.env("LIGHTER_NODE_PORT", &port);
-        run(command)
-    };
-    resolve().complains(Exit::Failed, &words);
+    resolve_run(&scene).complains(Exit::Failed, &words);
     assert!(anew.ticks().is_some());
     scene.pair.b.guest(GUEST).await_state("in-doubt");
     scene.pair.a.run(&["destroy", GUEST]).ok();
-    let done = resolve().ok();
+    let done = resolve_run(&scene).ok();
     assert!(done.stderr.contains("does not have web-1, which came from there"), "{}", done.stderr);
     memory_is_intact(&scene.pair.b.guest(GUEST));
+}
+
+#[test]
+fn a_ready_destination_does_not_run_a_guest_that_has_moved_on_from_its_source() {
+    let mut scene = source_host_gone();
+    let uuid = scene.pair.b.records()[0]["guest_uuid"].as_str().expect("a UUID").to_owned();
+    scene.pair.b.kill_node();
+    // The source has kept the guest, and moves it to a third host.
+    std::fs::remove_dir_all(scene.pair.a.state_dir().join("migrations")).expect("records");
+    boots(&mut scene.pair.a, "127.0.0.1:0");
+    let options = vec!["--uuid".to_owned(), uuid];
+    let kept = GuestPlan { name: GUEST.to_owned(), options, ..GuestPlan::default() };
+    let _kept = Guest::start(&scene.pair.a, &kept);
+    let mut elsewhere = Pair::without_nodes();
+    for file in ["ca.pem", "host.pem", "host.key"] {
+        let copied = std::fs::copy(scene.pair.b.certs().join(file), elsewhere.b.certs().join(file));
+        copied.expect("a certificate");
+    }
+    elsewhere.b.start_node(&NodePlan::default());
+    Migration::run(&scene.pair.a, GUEST, &elsewhere.b).ok();
+
+    let words = ["127.0.0.1 had web-1", "moved to 127.0.0.1", "out of date", "--resolve discard"];
+    resolve_run(&scene).complains(Exit::Failed, &words);
+    scene.pair.b.guest(GUEST).await_state("in-doubt");
+    scene.pair.b.run(&["migrate", GUEST, "--resolve", "discard"]).ok();
+    memory_is_intact(&elsewhere.b.guest(GUEST));
+}
+
+/// `--resolve run` at the destination, which asks the source's node where that really listens.
+fn resolve_run(scene: &Scene) -> Done {
+    let port = scene.pair.a.last_address().rsplit(':').next().expect("a port").to_owned();
+    let mut command = lighter(scene.pair.b.state_dir(), &["migrate", GUEST, "--resolve", "run"]);
+    command.env("LIGHTER_NODE_PORT", port);
+    run(command)
 }
 
 #[test]
