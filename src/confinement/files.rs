@@ -121,7 +121,7 @@ impl Files {
     /// And this disk.
     pub(crate) fn add_disk(&mut self, path: &Path) {
         self.wanted.push((path.to_owned(), Use::Disk));
-        self.wanted.extend(block::statistics_of(path).map(|file| (file, Use::Read)));
+        self.wanted.extend(block::facts_of(path).into_iter().map(|folder| (folder, Use::Read)));
     }
 
     /// And this folder, in which disks may be made.

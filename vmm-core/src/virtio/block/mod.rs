@@ -29,7 +29,7 @@ pub(crate) use departed::ATTRIBUTE as DEPARTED_ATTRIBUTE;
 pub(crate) use device::BlockDevice;
 pub use lock_reach::LockReach;
 pub use proof::{DiskProof, Mark};
-pub use seal::{Seal, statistics_of};
+pub use seal::{Seal, facts_of};
 
 /// Bytes of a sector, the unit of all positions, whatever the disk's own is.
 pub(crate) const SECTOR_BYTES: u64 = 512;

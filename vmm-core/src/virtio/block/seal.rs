@@ -121,11 +121,23 @@ fn sectors_changed(stat: &str) -> Option<u64> {
     Some(written?.parse::<u64>().ok()?.wrapping_add(discarded.ok()?))
 }
 
-/// The file in which the kernel counts what is written to the block device at `path`; none for anything else. A [`Seal`] is made and
-/// checked by whoever may read it.
-pub fn statistics_of(path: &Path) -> Option<PathBuf> {
-    let found = fs::metadata(path).ok()?;
-    found.file_type().is_block_device().then(|| stat_path(found.rdev()))
+/// The folders in which the kernel names the block device at `path` and counts what is written to it; none for anything else. A [`Seal`]
+/// and a proof that two hosts share the device are made and checked by whoever may read them.
+pub fn facts_of(path: &Path) -> Vec<PathBuf> {
+    let Ok(found) = fs::metadata(path) else { return Vec::new() };
+    let place = place_in_sysfs(found.rdev());
+    let Some(place) =
+        found.file_type().is_block_device().then(|| place.canonicalize().ok()).flatten()
+    else {
+        return Vec::new();
+    };
+    // A partition is named by its disk.
+    let disk = match place.join("partition").exists() {
+        true => place.parent().map_or(place.clone(), Path::to_path_buf),
+        false => place,
+    };
+    let device = disk.join("device").canonicalize().ok();
+    [Some(disk), device].into_iter().flatten().collect()
 }
 
 fn stat_path(device: u64) -> PathBuf {
