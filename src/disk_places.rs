@@ -51,9 +51,7 @@ impl DiskPlaces {
         // Links in a permitted folder do not lead out of it. Of what lies elsewhere a peer is not told whether it is there.
         let mut above = folder.ancestors().filter_map(|folder| folder.canonicalize().ok());
         let nearest = above.next().unwrap_or_default();
-        let permitted =
-            |dir: &PathBuf| dir.canonicalize().is_ok_and(|dir| nearest.starts_with(dir));
-        if !path.is_absolute() || !self.folders.iter().any(permitted) {
+        if !path.is_absolute() || !self.is_permitted(&nearest) {
             let places = self.folders.iter().chain(&self.devices);
             let places: Vec<_> = places.map(|place| place.display().to_string()).collect();
             return Err(format!(
@@ -70,14 +68,16 @@ impl DiskPlaces {
             )
         })?;
         // It may be a link by now.
-        if !self
-            .folders
-            .iter()
-            .any(|dir| dir.canonicalize().is_ok_and(|dir| found.starts_with(dir)))
-        {
+        if !self.is_permitted(&found) {
             return Err(format!("the folder of disk {shown} has changed: try again"));
         }
         Ok(found.join(name))
+    }
+
+    /// Whether `folder`, a path without links, is one of the folders or below one.
+    fn is_permitted(&self, folder: &Path) -> bool {
+        let holds = |own: &PathBuf| own.canonicalize().is_ok_and(|own| folder.starts_with(own));
+        self.folders.iter().any(holds)
     }
 }
 
@@ -103,7 +103,11 @@ mod tests {
         }
         assert!(place("in/nowhere/a.raw").unwrap_err().contains("no folder"));
         let words = |path: &str| place(path).unwrap_err().replace(path, "PATH");
-        assert_eq!(words("out/nowhere/a.raw"), words("out/a.raw"), "nobody is told what is there");
+        assert_eq!(
+            words("out/nowhere/a.raw"),
+            words("out/a.raw"),
+            "a peer is not told what is there"
+        );
         assert!(place("in/..").is_err());
         assert!(folders.place(Path::new("/")).is_err());
         assert!(folders.place(Path::new("a.raw")).is_err());
@@ -129,6 +133,6 @@ mod tests {
             refused.contains("sdb alone, not") && refused.contains("--disk-device"),
             "{refused}"
         );
-        assert!(places.place(&device).is_err(), "it is not made anew");
+        assert!(places.place(&device).is_err(), "it is not made");
     }
 }

@@ -60,7 +60,7 @@ impl Lot {
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).max(1))
     }
 
-    /// A seed that nobody has chosen.
+    /// A seed at random.
     pub(crate) fn any_seed() -> u64 {
         RandomState::new().build_hasher().finish() % 1_000_000
     }

@@ -2,7 +2,7 @@
 //!
 //! Both run ksmd when guests have nearly all of the memory, or little is free, and let it look at more pages each time they find
 //! too little free, at fewer when there is enough. They differ in how often they look, and in where they begin. Constants are
-//! those that both ship with (`ksmtuned` and `ksmtuned.conf`; `ksm.rules` of MoM); the laws are written anew from what these say.
+//! those that both ship with (`ksmtuned` and `ksmtuned.conf`; `ksm.rules` of MoM); the laws here follow what these say.
 
 use std::time::Duration;
 

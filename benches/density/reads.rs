@@ -1,4 +1,4 @@
-//! How fast guests read that do nothing but read: whoever breaks their huge pages up costs them time.
+//! How fast guests read that do nothing but read: breaking up their huge pages costs them time.
 //!
 //! The vCPUs of all guests share few CPUs, so that pages are counted for each second of CPU time of the vCPU and not of the clock.
 

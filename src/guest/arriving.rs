@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
 use anyhow::{Context, Result};
 use migrate::guest::RefusalKind;
@@ -43,7 +43,7 @@ impl Arrival {
         process: &Arc<GuestProcess>,
         args: &IncomingArgs,
         greeting: &IncomingGreeting,
-        (console, opener): (Console, Option<Opener>),
+        (console, opener): (Console, Option<Arc<Opener>>),
     ) -> Result<u16> {
         let tls = Tls::new(&greeting.identity)?;
         let records = RecordStore::open(&process.state().migrations())?;
@@ -61,7 +61,7 @@ impl Arrival {
         let factory = Factory {
             process: Arc::downgrade(process),
             console,
-            opener: Mutex::new(opener),
+            opener,
             net_map,
             disks: args.disks.clone(),
             folders,
@@ -127,8 +127,8 @@ impl Arrival {
 struct Factory {
     process: Weak<GuestProcess>,
     console: Console,
-    /// Goes to the guest.
-    opener: Mutex<Option<Opener>>,
+    /// Opens what the guest boots from again.
+    opener: Option<Arc<Opener>>,
     /// What bridges and taps are called here.
     net_map: Vec<NetRename>,
     /// The disks that the node was told of, and permits.
@@ -166,8 +166,7 @@ impl GuestFactory for Factory {
             Machine::create(name, guest.uuid, shape, &options, &self.console).map_err(other)?;
         let machine = Arc::new(machine);
         process.set_machine(Arc::clone(&machine)).map_err(other)?;
-        let opener = self.opener.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let arriving = Arriving::new(machine, guest, opener);
+        let arriving = Arriving::new(machine, guest, self.opener.clone());
         let arriving = arriving.map_err(|error| other(error.into()))?;
         Ok(Arc::new(arriving))
     }

@@ -4,13 +4,14 @@
 //! the right to read any file: it opens those files alone, hands them over if their content is what the guest was started with, and ends.
 
 use std::sync::mpsc::{Sender, channel};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result};
 use vmm_core::boot::WantedFile;
 
-/// The thread; it ends when this is dropped.
-#[derive(Debug, Clone)]
-pub(crate) struct Opener(Sender<WantedFile>);
+/// The thread; it ends when it has been used, or when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Opener(Mutex<Option<Sender<WantedFile>>>);
 
 impl Opener {
     /// Starts it, in a process that is not confined yet.
@@ -22,14 +23,17 @@ impl Opener {
         let open = move || asked.into_iter().for_each(WantedFile::open);
         let thread = std::thread::Builder::new().name("opener".to_owned()).spawn(open);
         thread.context("cannot start a thread")?;
-        Ok(Self(ask))
+        Ok(Self(Mutex::new(Some(ask))))
     }
 
-    /// Has these opened. Nobody waits for it but a guest that boots again.
-    pub(super) fn open(self, files: Vec<WantedFile>) {
+    /// Has these opened, once. Only a guest that boots again waits for it.
+    pub(super) fn open(&self, files: Vec<WantedFile>) {
+        let Some(ask) = self.0.lock().unwrap_or_else(PoisonError::into_inner).take() else {
+            return;
+        };
         for file in files {
-            // It is there as long as this is.
-            let _ = self.0.send(file);
+            // The thread is there as long as it can be asked.
+            let _ = ask.send(file);
         }
     }
 }

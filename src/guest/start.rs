@@ -200,7 +200,7 @@ struct Life {
     landlock: LandlockState,
     means: Means,
     /// Of a guest that is not known yet.
-    opener: Option<Opener>,
+    opener: Option<Arc<Opener>>,
 }
 
 impl Life {
@@ -218,7 +218,7 @@ impl Life {
         // Before there are threads: all of them inherit it, but for the opener, which keeps its right to read files.
         let means = files.means();
         confinement::drop_capabilities(isolation.seccomp, means)?;
-        let opener = files.is_unknown_guests().then(Opener::start).transpose()?;
+        let opener = files.is_unknown_guests().then(Opener::start).transpose()?.map(Arc::new);
         let landlock = confinement::restrict_files(isolation.landlock, &files)?;
         let threads =
             std::thread::available_parallelism().map_or(1, usize::from).clamp(1, WORKERS_MAX);

@@ -322,7 +322,7 @@ fn a_stranger_who_comes_between_plan_and_window_stops_this_window_and_no_other()
         stranger.request("PUT", "/v1/guest/memory", Some(&body)).success().expect("it is done");
     };
     lets_be_merged("unmerge");
-    // Nobody has looked at the guests' pages: the run does so after its first plan.
+    // The guests' pages have not been inspected: the run does so after its first plan.
     let socket = pair.a.state_dir().join("node.sock");
     let begun = ask(&socket, "POST", "/v1/density/runs", Some(&json!({})));
     let begun = begun.expect("an answer").success().expect("a run")["run"].to_string();

@@ -81,17 +81,20 @@ pub(super) fn open(path: &Path, limits: &Limits) -> Result<(Database, bool), His
     let io = |cause| HistoryError::Io { path: path.to_owned(), cause };
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).mode(0o600);
-    let mut length =
-        regular_file::open(path, &mut options).and_then(|file| file.metadata()).map_err(io)?.len();
+    let mut open = || {
+        let file = regular_file::open(path, &mut options).map_err(io)?;
+        let length = file.metadata().map_err(io)?.len();
+        Ok((file, length))
+    };
+    let (mut file, mut length) = open()?;
     if length == 0 {
         make(path)?;
-        length = path.metadata().map_err(io)?.len();
+        (file, length) = open()?;
     }
     if length > limits.file_bytes_max() {
         let cause = format!("it has {length} bytes, more than any history");
         return Err(HistoryError::Damaged { path: path.to_owned(), cause });
     }
-    let file = regular_file::open(path, &mut options).map_err(io)?;
     guarded(path, || {
         let mut database = Database::builder().set_cache_size(CACHE_BYTES).create_file(file)?;
         let is_whole = database.check_integrity()?;

@@ -2,7 +2,7 @@
 
 use super::cost::{ProcessCost, process_cost_in};
 use super::fields::Fields;
-use super::sources::{NO_SUCH_PROCESS, Sources, if_there, unsigned, value_of};
+use super::sources::{Sources, if_there, unsigned, value_of};
 use super::{ObserveError, sources};
 use crate::situation::Cost;
 
@@ -54,14 +54,7 @@ pub(super) fn merged_of_thread(
     folder: &str,
 ) -> Result<Option<Merged>, ObserveError> {
     let file = format!("{folder}/ksm_stat");
-    let read = match sources.read(&file) {
-        // It ended between the two.
-        Err(ObserveError::Read { cause, .. }) if cause.raw_os_error() == Some(NO_SUCH_PROCESS) => {
-            None
-        }
-        read => if_there(read)?,
-    };
-    match read {
+    match if_there(sources.read(&file))? {
         Some(text) if !text.is_empty() => {
             parse_ksm_stat(&text).map(Some).ok_or_else(|| sources.unexpected(&file, &text))
         }

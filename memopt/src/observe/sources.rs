@@ -15,7 +15,7 @@ const FILE_BYTES_MAX: usize = 1 << 20;
 const ENTRIES_MAX: usize = 1 << 18;
 
 /// `ESRCH`: what reading `smaps_rollup` of a process without memory (a zombie) gives.
-pub(super) const NO_SUCH_PROCESS: i32 = 3;
+const NO_SUCH_PROCESS: i32 = 3;
 /// `EOPNOTSUPP`: what opening `pressure/memory` gives on a kernel booted with `psi=0`.
 const NOT_SUPPORTED: i32 = 95;
 
@@ -173,7 +173,7 @@ pub(super) fn named(path: &Path, pid: Option<u32>, cause: io::Error) -> ObserveE
         (io::ErrorKind::NotFound, _, Some(pid)) | (_, Some(NO_SUCH_PROCESS), Some(pid)) => {
             ObserveError::Gone { pid }
         }
-        (io::ErrorKind::NotFound, ..) | (_, Some(NOT_SUPPORTED), _) => {
+        (io::ErrorKind::NotFound, ..) | (_, Some(NO_SUCH_PROCESS | NOT_SUPPORTED), _) => {
             ObserveError::Absent { file }
         }
         (io::ErrorKind::PermissionDenied, ..) => ObserveError::Forbidden { file },

@@ -162,9 +162,7 @@ impl HostCertificate {
         }
         Ok(())
     }
-}
 
-impl HostCertificate {
     /// Whether it is valid for `host`, a DNS name or an IP address.
     #[must_use]
     pub fn is_for(&self, host: &str) -> bool {

@@ -3,6 +3,7 @@
 //! `SERIAL.pem` is a certificate, `SERIAL.revoked` says that it is revoked. `crl.pem` is made from these files as well: no revoked
 //! certificate comes back when that list is lost.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::DirEntry;
 use std::io::ErrorKind;
@@ -16,7 +17,7 @@ use super::identity::Identity;
 /// A host's certificate that an authority has issued.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Issued {
-    /// It, in PEM.
+    /// The certificate in PEM.
     pub(super) pem: String,
     /// What it says.
     pub certificate: HostCertificate,
@@ -84,19 +85,17 @@ impl Authority {
     }
 }
 
-/// The serial of a certificate that is recorded as revoked, and when it was, in seconds since 1970, if that can be read.
-type RevokedRecord = (Vec<u8>, Option<i64>);
-
-/// What is recorded in `dir` as revoked.
-pub(super) fn revoked(dir: &Path) -> Result<Vec<RevokedRecord>, CertError> {
-    let mut found = Vec::new();
+/// The serials that are recorded in `dir` as revoked, and when each was, in seconds since 1970, if
+/// that can be read.
+pub(super) fn revoked(dir: &Path) -> Result<BTreeMap<Vec<u8>, Option<i64>>, CertError> {
+    let mut found = BTreeMap::new();
     for path in with_suffix(&dir.join(ISSUED), "revoked")? {
         let Some(serial) = path.file_stem().and_then(OsStr::to_str).and_then(serial_bytes) else {
             let cause = "its name is not a serial".to_owned();
             return Err(CertError::NotACertificate { path, cause });
         };
         // That it is there is what counts: a full disk may have left it empty.
-        found.push((serial, read(&path).ok().and_then(|text| text.trim().parse().ok())));
+        found.insert(serial, read(&path).ok().and_then(|text| text.trim().parse().ok()));
     }
     Ok(found)
 }

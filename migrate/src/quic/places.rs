@@ -217,7 +217,7 @@ mod tests {
 
     /// Forty handshakes with a host's address as theirs, and as many from an address of the attacker's own.
     #[tokio::test]
-    async fn whoever_uses_an_address_of_another_does_not_keep_that_one_out() {
+    async fn one_that_uses_an_address_of_another_does_not_keep_that_one_out() {
         let places = Places::new(64);
         let mut forged: Vec<Place> =
             (0..33).map(|_| places.take(at("192.0.2.1"), false).unwrap()).collect();

@@ -1,5 +1,7 @@
 //! Lists of certificates that are revoked before their time is over (RFC 5280 §5): checked when they are read, and made by an authority.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -208,8 +210,8 @@ fn serial(pem: &str, own: &[u8]) -> Result<Vec<u8>, RevokeError> {
 struct Known {
     /// Number of its last list.
     number: u64,
-    /// Serials, and when each was revoked, in seconds since 1970.
-    revoked: Vec<(Vec<u8>, i64)>,
+    /// When each serial was revoked, in seconds since 1970.
+    revoked: BTreeMap<Vec<u8>, i64>,
     /// Lists of other authorities, in PEM.
     others: Vec<String>,
 }
@@ -236,11 +238,13 @@ impl Known {
 
     /// Returns whether it was not revoked before.
     fn add(&mut self, serial: &[u8], at_s: i64) -> bool {
-        let is_new = self.revoked.iter().all(|(known, _)| known != serial);
-        if is_new {
-            self.revoked.push((serial.to_vec(), at_s));
+        match self.revoked.entry(serial.to_vec()) {
+            Entry::Occupied(_) => false,
+            Entry::Vacant(place) => {
+                place.insert(at_s);
+                true
+            }
         }
-        is_new
     }
 }
 
@@ -270,16 +274,14 @@ impl Authority {
             if is_new { &mut done } else { &mut before }.push(issued.certificate.clone());
         }
         let list = self.list(&known, now)?;
-        // The records first: without the list, the next one is made from them.
-        for (serial, at_s) in &known.revoked {
-            if recorded.iter().all(|(known, _)| known != serial) {
-                record_revoked(dir, serial, *at_s).map_err(RevokeError::File)?;
-            }
-        }
         // What no host can use does not replace what they have.
         if let Some(authorities) = read_if_there(&dir.join(CA_CERT)).map_err(RevokeError::File)? {
             checked(&list, &authorities)
                 .map_err(|cause| RevokeError::List { path: path.clone(), cause })?;
+        }
+        // The records first: without the list, the next one is made from them.
+        for (serial, at_s) in known.revoked.iter().filter(|it| !recorded.contains_key(it.0)) {
+            record_revoked(dir, serial, *at_s).map_err(RevokeError::File)?;
         }
         replace(&path, &list).map_err(RevokeError::File)?;
         Ok(Revocation { done, before, list: path })

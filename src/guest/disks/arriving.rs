@@ -100,7 +100,7 @@ pub(crate) struct Arriving {
     parts: Vec<Part>,
     writers: Vec<Writer>,
     /// Opens what the guest boots from again, when that is known.
-    opener: Mutex<Option<Opener>>,
+    opener: Option<Arc<Opener>>,
 }
 
 impl Arriving {
@@ -111,7 +111,7 @@ impl Arriving {
     pub(crate) fn new(
         machine: SharedMachine,
         guest: &GuestDescription,
-        opener: Option<Opener>,
+        opener: Option<Arc<Opener>>,
     ) -> std::io::Result<Self> {
         let disks = guest
             .disks
@@ -120,7 +120,7 @@ impl Arriving {
         let parts = lay_out(guest.layout.chunks(), disks);
         let writers = parts.iter().map(|part| Writer::start(&part.disk));
         let writers = writers.collect::<std::io::Result<_>>()?;
-        Ok(Self { machine, parts, writers, opener: Mutex::new(opener) })
+        Ok(Self { machine, parts, writers, opener })
     }
 
     fn each_disk(
@@ -166,8 +166,9 @@ impl DestinationGuest for Arriving {
         // Now is the time to hear of it: from here on, the source counts on this host.
         self.each_disk(DiskContent::check_adoption)?;
         self.machine.load_state(state)?;
-        let opener = self.opener.lock().unwrap_or_else(PoisonError::into_inner).take();
-        opener.into_iter().for_each(|opener| opener.open(self.machine.vm().wanted_boot_files()));
+        if let Some(opener) = &self.opener {
+            opener.open(self.machine.vm().wanted_boot_files());
+        }
         Ok(())
     }
 

@@ -2,7 +2,7 @@
 //!
 //! All decisions are made in `memopt`; here is what they need of the world. [`service`] holds it together, [`look`] makes the
 //! situation, [`foreign`] finds guests that other programs run, [`strangers`] other processes that could be merged, [`survey`] has
-//! guests' pages looked at, [`act`] does the steps, [`run`] is one run from its first plan to its end, [`watch`] begins those that
+//! guests' pages inspected, [`act`] does the steps, [`run`] is one run from its first plan to its end, [`watch`] begins those that
 //! are due and gives guests in pain their memory back, [`records`] keeps the history, [`tally`] counts for Prometheus, [`settings`]
 //! reads lighter.toml, [`api`] are the routes. The node may be killed at any time: what balloons hold is asked of the guests again,
 //! ksmd's settings are put back by the next node, and the history says what was interrupted.

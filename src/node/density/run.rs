@@ -233,12 +233,16 @@ impl Runner {
                 pending = rest;
             }
             let exposed = self.density.who_is_exposed(step, policy).await;
-            if let Some(other) = exposed
-                .unwrap_or_else(|error| Some(format!("a process that was not found ({error:#})")))
-            {
+            let reason = match exposed {
+                Ok(other) => {
+                    other.map(|it| format!("{it} could share pages with the merge domain"))
+                }
+                Err(error) => Some(format!("cannot tell who could share pages with it: {error:#}")),
+            };
+            if let Some(reason) = reason {
                 // What was marked for this window is not merged now.
                 let (marked, rest): (Vec<_>, Vec<_>) = pending.into_iter().partition(is_of_window);
-                self.refused(index, &marked, &other);
+                self.refused(index, &marked, &reason);
                 pending = rest;
                 continue;
             }
@@ -257,13 +261,12 @@ impl Runner {
         self.settle(pending, &names).await
     }
 
-    /// A window that may not be opened while somebody else lets the kernel merge pages, and what was `marked` for it. That says nothing of
-    /// merging: it is not judged.
-    fn refused(&self, window: u32, marked: &[Pending], other: &str) {
-        let error = format!("{other} could share pages with the merge domain");
-        tracing::warn!(run = %self.id, "no window of ksmd is opened: {error}");
+    /// Tells of a window that may not be opened while another process lets the kernel merge pages, and
+    /// of what was `marked` for it. This does not count against merging.
+    fn refused(&self, window: u32, marked: &[Pending], reason: &str) {
+        tracing::warn!(run = %self.id, "no window of ksmd is opened: {reason}");
         let steps = marked.iter().map(|step| step.index).chain([window]);
-        let refused = |index| Found { index, verified_bytes: None, error: Some(error.clone()) };
+        let refused = |index| Found { index, verified_bytes: None, error: Some(reason.to_owned()) };
         self.density.records.put_down_found(self.id, &steps.map(refused).collect::<Vec<_>>());
     }
 

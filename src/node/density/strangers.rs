@@ -25,7 +25,7 @@ pub(super) struct Strangers {
     sources: Sources,
     patience: Duration,
     found: Mutex<Option<Found>>,
-    /// The search under way, which may have begun for somebody else.
+    /// The search under way, which may have begun for another run.
     search: tokio::sync::Mutex<Option<Search>>,
 }
 
@@ -199,7 +199,7 @@ mod tests {
     async fn a_process_that_cannot_be_inspected_in_time_is_named_and_waited_for_once() {
         let folder = tempfile::tempdir().unwrap();
         let path = process(folder.path(), 7);
-        // Who opens a pipe to read waits until somebody writes.
+        // Opening a pipe to read waits until another process opens it to write.
         let pipe = path.join("ksm_stat");
         let made = std::process::Command::new("mkfifo").arg(&pipe).status().unwrap();
         assert!(made.success());

@@ -60,11 +60,11 @@ fn a_ready_destination_asks_the_host_that_the_guest_came_from_before_it_runs() {
     // Its host was set up again: it knows nothing of the migration, and starts the guest from its disks.
     std::fs::remove_dir_all(scene.pair.a.state_dir().join("migrations")).expect("records");
     boots(&mut scene.pair.a, "127.0.0.1:0");
-    let anew = GuestPlan { name: GUEST.to_owned(), ..GuestPlan::default() };
-    let anew = Guest::start(&scene.pair.a, &anew);
+    let again = GuestPlan { name: GUEST.to_owned(), ..GuestPlan::default() };
+    let again = Guest::start(&scene.pair.a, &again);
     let words = ["127.0.0.1 has web-1, as web-1 (running)", "End it there first"];
     resolve_run(&scene).complains(Exit::Failed, &words);
-    assert!(anew.ticks().is_some());
+    assert!(again.ticks().is_some());
     scene.pair.b.guest(GUEST).await_state("in-doubt");
     scene.pair.a.run(&["destroy", GUEST]).ok();
     let done = resolve_run(&scene).ok();
@@ -178,11 +178,11 @@ fn a_guest_that_was_about_to_run_is_not_started_anew_while_its_source_waits() {
     scene.pair.b.run(&["start", GUEST]).complains(Exit::Failed, &words);
 
     // Started there all the same, by other means, it is seen from the source.
-    let anew = GuestPlan { name: GUEST.to_owned(), ..GuestPlan::default() };
-    let anew = Guest::start(&scene.pair.b, &anew);
+    let again = GuestPlan { name: GUEST.to_owned(), ..GuestPlan::default() };
+    let again = Guest::start(&scene.pair.b, &again);
     let words = ["127.0.0.1", "has web-1, as web-1 (running)", "End it there first"];
     scene.pair.a.run(&["migrate", GUEST, "--resolve", "run"]).complains(Exit::Failed, &words);
-    assert!(anew.ticks().is_some());
+    assert!(again.ticks().is_some());
     scene.pair.b.run(&["destroy", GUEST]).ok();
 
     scene.pair.a.run(&["migrate", GUEST, "--resolve", "run"]).ok();

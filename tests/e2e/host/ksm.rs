@@ -12,7 +12,7 @@ const FOLDER: &str = "/sys/kernel/mm/ksm";
 const KNOBS: [(&str, &str); 3] =
     [("pages_to_scan", "5000"), ("sleep_millisecs", "1"), ("run", "1")];
 
-/// What must be as before when somebody has driven ksmd; older kernels do not have all of them.
+/// What must be as before when a program has driven ksmd; older kernels do not have all of them.
 const ALL_KNOBS: [&str; 8] = [
     "advisor_mode",
     "max_page_sharing",
@@ -24,9 +24,9 @@ const ALL_KNOBS: [&str; 8] = [
     "use_zero_pages",
 ];
 
-/// No other test's ksmd, nor guests that may be merged: for tests with such guests, whose program may drive it, and drives it for nobody
-/// as long as there are strangers. A test's first variable,
-/// so that it is dropped last: its guests have ended by then, also when the test fails.
+/// Keeps other tests' ksmd and mergeable guests away, for tests with such guests of their own: the
+/// program drives ksmd for no domain as long as there are strangers. A test's first variable, so that
+/// it is dropped last: its guests have ended by then, also when the test fails.
 #[derive(Debug)]
 pub(crate) struct KsmTurn {
     before: [Option<String>; 8],

@@ -3,7 +3,7 @@
 //! The first boot opens the files and remembers them with a digest of their content. The process that
 //! did so reads the open files again, whatever has become of their names. Saved state carries names and
 //! digests: a process that has the guest from there opens the file of that name, or has it opened by
-//! somebody who may ([`WantedFile`]), and takes it only with that content. So a guest never wakes up with
+//! another who may ([`WantedFile`]), and takes it only with that content. So a guest never wakes up with
 //! another kernel, and a peer that sends a state cannot have a file of this host loaded that it does not
 //! know already.
 
@@ -22,7 +22,7 @@ use xxhash_rust::xxh3::Xxh3;
 use super::{BootError, BootSource};
 use crate::workload::WorkloadParams;
 
-/// How long a guest that boots waits for a file that somebody else opens.
+/// How long a guest that boots waits for a file that another opens.
 const OPENED_WITHIN: Duration = Duration::from_secs(30);
 
 /// A Linux kernel and what it is given.
@@ -187,7 +187,7 @@ enum Content {
     Open(File),
     /// By its name, which is all that a saved state has.
     ByName,
-    /// From somebody else, who may open it where this process may not.
+    /// From another, who may open it where this process may not.
     Wanted(Receiver<Result<File, BootError>>),
 }
 
@@ -252,8 +252,7 @@ impl BootFile {
         let unreadable = unreadable(self.what, &self.path);
         let mut content = self.content.lock().unwrap_or_else(PoisonError::into_inner);
         if let Content::Wanted(wanted) = &*content {
-            let late =
-                |_| unreadable(std::io::Error::other("nobody has opened it for this process"));
+            let late = |_| unreadable(std::io::Error::other("this process may not open it"));
             let opened = wanted.recv_timeout(OPENED_WITHIN).map_err(late)?;
             *content = Content::Open(opened?);
         }
@@ -372,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_somebody_else_opens_is_taken_with_the_same_content_only() {
+    fn a_file_that_another_opens_is_taken_with_the_same_content_only() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("kernel");
         std::fs::write(&path, "same").unwrap();

@@ -193,13 +193,15 @@ fn random_time() -> io::Result<TimeSpec> {
 /// The names of a block device, from sysfs; those of a partition include its first sector.
 fn names(device: u64) -> Vec<String> {
     let Ok(place) = place_in_sysfs(device).canonicalize() else { return Vec::new() };
-    let mut names = match read(&place.join("partition")).and_then(|_| read(&place.join("start"))) {
-        Some(start) => {
-            let disk = place.parent().map(names_at).unwrap_or_default();
-            disk.into_iter().map(|name| format!("{name} from sector {start}")).collect()
-        }
-        None => names_at(&place),
-    };
+    let disk = disk_at(&place);
+    let mut names = names_at(disk);
+    if disk != place {
+        // One whose start is not known is not known itself.
+        let start = read(&place.join("start"));
+        names = start.map_or_else(Vec::new, |start| {
+            names.iter().map(|name| format!("{name} from sector {start}")).collect()
+        });
+    }
     // The same kernel: two nodes on one host.
     if let Some(boot) = read(Path::new(BOOT_ID)) {
         names.push(format!("boot {boot} {}:{}", major(device), minor(device)));
@@ -210,6 +212,14 @@ fn names(device: u64) -> Vec<String> {
 /// The folder of a block device in sysfs.
 pub(super) fn place_in_sysfs(device: u64) -> PathBuf {
     PathBuf::from(format!("/sys/dev/block/{}:{}", major(device), minor(device)))
+}
+
+/// The folder of the disk whose folder, or that of a partition of it, is `place`.
+pub(super) fn disk_at(place: &Path) -> &Path {
+    match place.join("partition").exists() {
+        true => place.parent().unwrap_or(place),
+        false => place,
+    }
 }
 
 fn names_at(place: &Path) -> Vec<String> {
