@@ -1,13 +1,15 @@
 //! How guests ended: a small file for each of the last ones, for people who ask afterwards.
 //!
-//! The files are `ended/NAME.json` in the state folder, written by a guest's process as its last act. A process that is killed writes
-//! none. The next guest of the same name removes the file when it starts.
+//! The files are `ended/NAME/ended.json` in the state folder, written by a guest's process as its last
+//! act; it writes in no other guest's folder. A process that is killed writes none. The next guest of
+//! the same name removes the file when it runs. Earlier versions wrote `ended/NAME.json`.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::durable;
@@ -65,6 +67,15 @@ impl Ended {
     }
 }
 
+/// What tells of a guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Its folder.
+    Folder,
+    /// A file of an earlier version.
+    File,
+}
+
 /// The folder of these files.
 #[derive(Debug, Clone)]
 pub(crate) struct EndedGuests {
@@ -77,9 +88,35 @@ impl EndedGuests {
         Self { folder }
     }
 
-    /// Where they are.
-    pub(crate) fn folder(&self) -> &Path {
-        &self.folder
+    /// Where the process of the guest `name` writes how it ended.
+    pub(crate) fn place(&self, name: &GuestName) -> PathBuf {
+        self.folder.join(name.as_str())
+    }
+
+    /// Makes that place.
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub(crate) fn create_place(&self, name: &GuestName) -> Result<()> {
+        let place = self.place(name);
+        let made = fs::create_dir_all(&place).and_then(|()| regular_file::sync_folder_of(&place));
+        made.with_context(|| format!("cannot create the folder {}", place.display()))
+    }
+
+    /// Forgets the oldest if there are too many, and puts what earlier versions have written in its place.
+    pub(crate) fn tidy(&self) {
+        for name in self.names(Kind::File) {
+            let path = self.earlier_file(&name);
+            let moved = self.create_place(&name).and_then(|()| {
+                let file = self.file(&name);
+                fs::rename(&path, &file)?;
+                Ok(regular_file::sync_folder_of(&file)?)
+            });
+            if let Err(error) = moved {
+                tracing::warn!(file = %path.display(), "cannot put it in its place: {error:#}");
+            }
+        }
+        self.forget_oldest();
     }
 
     /// Remembers how a guest ended.
@@ -87,9 +124,7 @@ impl EndedGuests {
     /// # Errors
     /// The file system refuses.
     pub(crate) fn write(&self, ended: &Ended) -> Result<()> {
-        durable::write_json(&self.file(&ended.name), ended)?;
-        self.forget_oldest();
-        Ok(())
+        durable::write_json(&self.file(&ended.name), ended)
     }
 
     /// Forgets how the last guest of this name ended: it is about another one from now on.
@@ -100,28 +135,45 @@ impl EndedGuests {
 
     /// How the last guest of this name ended, if that is known.
     pub(crate) fn read(&self, name: &GuestName) -> Option<Ended> {
-        read(&self.file(name))
+        let ended = read(&self.earlier_file(name)).or_else(|| read(&self.file(name)));
+        ended.filter(|ended| ended.name == *name)
     }
 
     /// All that are known, by name.
     pub(crate) fn list(&self) -> Vec<Ended> {
-        let mut all: Vec<Ended> = self.files().iter().filter_map(|path| read(path)).collect();
-        all.sort_by(|a, b| a.name.cmp(&b.name));
-        all
+        let names: BTreeSet<_> = self.names(Kind::Folder).chain(self.names(Kind::File)).collect();
+        names.iter().filter_map(|name| self.read(name)).collect()
     }
 
     fn file(&self, name: &GuestName) -> PathBuf {
+        self.place(name).join("ended.json")
+    }
+
+    /// Where earlier versions write it, some of whose guests may still be live.
+    fn earlier_file(&self, name: &GuestName) -> PathBuf {
         self.folder.join(format!("{name}.json"))
     }
 
-    fn files(&self) -> Vec<PathBuf> {
+    /// The guests that have a folder, or a file of an earlier version.
+    fn names(&self, kind: Kind) -> impl Iterator<Item = GuestName> {
         let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten();
-        let paths = entries.map(|entry| entry.path());
-        paths.filter(|path| path.extension().is_some_and(|extension| extension == "json")).collect()
+        entries.filter_map(move |entry| {
+            let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
+            let name = entry.file_name().into_string().ok()?;
+            match kind {
+                Kind::Folder if is_folder => name.parse().ok(),
+                Kind::File if !is_folder => name.strip_suffix(".json")?.parse().ok(),
+                Kind::Folder | Kind::File => None,
+            }
+        })
     }
 
     fn forget_oldest(&self) {
-        let mut files = self.files();
+        let mut files: Vec<_> = self
+            .names(Kind::Folder)
+            .map(|name| self.file(&name))
+            .filter(|it| it.exists())
+            .collect();
         if files.len() <= FILES_MAX {
             return;
         }
@@ -160,11 +212,13 @@ mod tests {
     fn the_last_end_of_a_name_is_remembered() {
         let folder = tempfile::tempdir().unwrap();
         let guests = EndedGuests::in_folder(folder.path().to_owned());
-        assert_eq!(guests.read(&"web".parse().unwrap()), None);
+        let web = "web".parse().unwrap();
+        guests.create_place(&web).unwrap();
+        assert_eq!(guests.read(&web), None);
         guests.write(&ended("web")).unwrap();
         let crashed = Ended { how: How::Crashed, ..ended("web") };
         guests.write(&crashed).unwrap();
-        assert_eq!(guests.read(&"web".parse().unwrap()), Some(crashed.clone()));
+        assert_eq!(guests.read(&web), Some(crashed.clone()));
         assert_eq!(guests.list(), [crashed]);
     }
 
@@ -180,12 +234,42 @@ mod tests {
     }
 
     #[test]
+    fn a_guest_tells_of_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let guests = EndedGuests::in_folder(folder.path().to_owned());
+        let [web, db] = ["web", "db"].map(|name| name.parse().unwrap());
+        guests.create_place(&web).unwrap();
+        durable::write_json(&guests.file(&web), &ended("db")).unwrap();
+        assert_eq!((guests.read(&web), guests.read(&db)), (None, None));
+        assert_eq!(guests.list(), []);
+    }
+
+    #[test]
+    fn what_earlier_versions_have_written_counts_and_is_put_in_its_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let guests = EndedGuests::in_folder(folder.path().to_owned());
+        let [web, other]: [GuestName; 2] = ["web", "web.json"].map(|name| name.parse().unwrap());
+        durable::write_json(&guests.earlier_file(&web), &ended("web")).unwrap();
+        assert_eq!(guests.list(), [ended("web")]);
+        guests.tidy();
+        assert_eq!(guests.list(), [ended("web")]);
+        assert!(guests.file(&web).exists() && !guests.earlier_file(&web).exists());
+        // A name may end as such a file did.
+        guests.create_place(&other).unwrap();
+        guests.write(&ended("web.json")).unwrap();
+        assert_eq!(guests.list(), [ended("web"), ended("web.json")]);
+    }
+
+    #[test]
     fn only_so_many_are_kept() {
         let folder = tempfile::tempdir().unwrap();
         let guests = EndedGuests::in_folder(folder.path().to_owned());
         for number in 0..FILES_MAX + 5 {
-            guests.write(&ended(&format!("g{number}"))).unwrap();
+            let ended = ended(&format!("g{number}"));
+            guests.create_place(&ended.name).unwrap();
+            guests.write(&ended).unwrap();
         }
+        guests.tidy();
         assert_eq!(guests.list().len(), FILES_MAX);
     }
 }

@@ -3,8 +3,8 @@
 //! ```text
 //! certs/        ca.pem ca.key host.pem host.key
 //! guests/NAME/  lock guest.json api.sock api-ro.sock console.log lighter.log
-//! migrations/   ID.source.json ID.destination.json
-//! ended/        NAME.json
+//! migrations/   NAME/UUID/ID.source.json NAME/UUID/ID.destination.json
+//! ended/        NAME/ended.json
 //! identities/   NAME.json, which no guest's process may write once its guest runs
 //! definitions/  NAME.toml NAME.autostart
 //! vsock/        NAME.sock NAME.sock_PORT
@@ -19,11 +19,8 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
-use migrate::record::RecordStore;
 use serde::{Deserialize, Serialize};
-use uuid::Uuid;
 
-use crate::clock::unix_ms;
 use crate::definitions::Definitions;
 use crate::durable;
 use crate::ended::EndedGuests;
@@ -32,6 +29,7 @@ use crate::names::GuestName;
 use crate::units::format_uptime;
 
 mod process;
+mod settling;
 
 pub(crate) use self::process::ProcessHandle;
 
@@ -124,61 +122,13 @@ impl StateDir {
         self.root.join("migrations")
     }
 
-    /// Now, in milliseconds since 1970; but later than all that is recorded of migrations, also when
-    /// the clock was set back.
-    pub(crate) fn moment(&self) -> u64 {
-        RecordStore::open(&self.migrations()).map_or_else(|_| unix_ms(), |store| store.moment())
-    }
-
     /// How guests of this host ended.
     pub(crate) fn ended(&self) -> EndedGuests {
-        EndedGuests::in_folder(self.root.join("ended"))
+        EndedGuests::in_folder(self.ended_folder())
     }
 
-    fn identities(&self) -> PathBuf {
-        self.root.join("identities")
-    }
-
-    fn uuid_file(&self, name: &GuestName) -> PathBuf {
-        self.identities().join(format!("{name}.json"))
-    }
-
-    /// Writes down which guest has the name, before its process is confined: from then on it is
-    /// taken for no other. Removes those of guests that are gone.
-    ///
-    /// # Errors
-    /// The file system refuses.
-    pub(crate) fn write_uuid(&self, name: &GuestName, uuid: Uuid) -> Result<()> {
-        let folder = self.identities();
-        // A name may be taken anew while another's start looks whether it is free.
-        let turn = fs::File::open(&folder).and_then(|turn| turn.lock().map(|()| turn));
-        let _turn = turn.with_context(|| format!("cannot lock {}", folder.display()))?;
-        let entries =
-            fs::read_dir(&folder).with_context(|| format!("cannot list {}", folder.display()))?;
-        for entry in entries.flatten() {
-            let path = entry.path();
-            // One that another guest's start is just writing has another ending.
-            if path.extension().is_none_or(|ending| ending != "json") {
-                continue;
-            }
-            let owner = path.file_stem().and_then(|stem| stem.to_str()?.parse::<GuestName>().ok());
-            if owner.is_none_or(|owner| !self.guest(&owner).is_live()) {
-                // What is in the way of this name, its own writing says.
-                let _removed = fs::remove_file(&path);
-            }
-        }
-        durable::write_json_unflushed(&self.uuid_file(name), &uuid)
-    }
-
-    /// Which guest has the name, by the word of who started it. Says nothing about whether it lives.
-    ///
-    /// # Errors
-    /// There is none of that name, or the file is damaged.
-    pub(crate) fn read_uuid(&self, name: &GuestName) -> Result<Uuid> {
-        let path = self.uuid_file(name);
-        let text = regular_file::read(&path, GUEST_FILE_BYTES_MAX)
-            .with_context(|| format!("cannot read {}", path.display()))?;
-        serde_json::from_slice(&text).with_context(|| format!("{} is damaged", path.display()))
+    fn ended_folder(&self) -> PathBuf {
+        self.root.join("ended")
     }
 
     /// Guests that are defined on this host.
@@ -278,7 +228,7 @@ impl StateDir {
         let inside = [
             self.migrations(),
             self.certs(),
-            self.root.join("ended"),
+            self.ended_folder(),
             self.identities(),
             self.definitions_folder(),
             self.vsock_folder(),

@@ -1,7 +1,7 @@
 //! Where a guest may be, as far as this host can know: a second copy on the same disks destroys them.
 
 use anyhow::{Context, Result, bail};
-use migrate::record::{DestinationState, Record, RecordStore, Side, SourceState};
+use migrate::record::{DestinationState, Record, Side, SourceState};
 
 use crate::ended::{Ended, How};
 use crate::names::GuestName;
@@ -69,8 +69,7 @@ impl Whereabouts {
             }
             Side::Source { .. } | Side::Destination { .. } => return Ok(()),
         }
-        let store = RecordStore::open(&state.migrations())?;
-        Ok(store.reopen(last.migration, last.role())?.write(&last)?)
+        Ok(state.records()?.reopen(&last)?.write(&last)?)
     }
 
     /// Refuses a guest that may run elsewhere, with what the other host says now.
@@ -143,7 +142,7 @@ fn after_arriving(state: DestinationState) -> Whereabouts {
 /// # Errors
 /// The records cannot be read.
 pub(crate) fn last_migration(state: &StateDir, guest: &GuestName) -> Result<Option<Record>> {
-    let (records, _damaged) = RecordStore::open(&state.migrations())?.list()?;
+    let (records, _damaged) = state.records()?.list()?;
     Ok(last_of(&records, guest.as_str()).cloned())
 }
 
@@ -264,7 +263,7 @@ mod tests {
         ] {
             let (_folder, state) = StateDir::temporary();
             state.create().unwrap();
-            let store = RecordStore::open(&state.migrations()).unwrap();
+            let store = state.records().unwrap();
             store.create(&record).unwrap();
             Whereabouts::claim(&state, &"web".parse().unwrap()).unwrap();
             let now = store.read(record.migration, record.role()).unwrap().unwrap();

@@ -284,7 +284,7 @@ pub fn record(lines: &[Line]) -> bool {
     let store = RecordStore::open(folder.path()).unwrap_or_else(|error| panic!("{error}"));
     let bytes: Vec<u8> = lines.iter().flat_map(Line::bytes).collect();
     let migration = MigrationId(Default::default());
-    let file = store.path(migration, Role::Source);
+    let file = folder.path().join(format!("{migration}.source.json"));
     std::fs::write(&file, bytes).unwrap_or_else(|error| panic!("{error}"));
     // A file that is no record is told apart from one that is not there.
     let read = store.read(migration, Role::Source);

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use uuid::Uuid;
 use vmm_core::boot::BootRecord;
 use vmm_core::virtio::block;
 use vmm_core::{BootSource, VmShape};
@@ -84,14 +85,16 @@ pub(crate) struct Files {
 
 impl Files {
     /// What every guest's process keeps, and what it finds out about its host.
-    pub(crate) fn of_guest(state: &StateDir, guest: &GuestDir) -> Self {
+    pub(crate) fn of_guest(state: &StateDir, guest: &GuestDir, uuid: Uuid) -> Self {
         let mut wanted: Vec<_> =
             ANY_GUESTS.iter().map(|(path, what)| (PathBuf::from(path), *what)).collect();
         let folders = [
             (guest.path().to_owned(), Use::Keep),
             (state.guests(), Use::RemoveFolders),
-            (state.migrations(), Use::Keep),
-            (state.ended().folder().to_owned(), Use::Keep),
+            (state.place_of_records(guest.name(), uuid), Use::Keep),
+            // Those of an earlier guest of its name; see `StateDir::moment`.
+            (state.migrations().join(guest.name().as_str()), Use::Read),
+            (state.ended().place(guest.name()), Use::Keep),
             (state.merge_domain_file(), Use::Write),
         ];
         wanted.extend(folders);

@@ -7,7 +7,7 @@ use std::sync::{Arc, Weak};
 use anyhow::{Context, Result};
 use migrate::guest::RefusalKind;
 use migrate::quic::Tls;
-use migrate::record::{DestinationState, RecordError, RecordStore, Side};
+use migrate::record::{DestinationState, RecordError, Side};
 use migrate::report::{Outcome, Role};
 use migrate::session::{DestinationSession, start_destination};
 use migrate::{DestinationGuest, GuestDescription, GuestFactory, MigrationId, Refusal};
@@ -46,7 +46,7 @@ impl Arrival {
         (console, opener): (Console, Option<Arc<Opener>>),
     ) -> Result<u16> {
         let tls = Tls::new(&greeting.identity)?;
-        let records = RecordStore::open(&process.state().migrations())?;
+        let records = process.records();
         let session = DestinationSession {
             migration: MigrationId(args.migration_id),
             token: greeting.token,
@@ -113,13 +113,13 @@ impl Arrival {
 
     /// From the record, the node tells the source.
     fn record_that_it_runs(&self, process: &GuestProcess) -> Result<(), RecordError> {
-        let Some(mut record) = self.session.record(process.state(), Role::Destination)? else {
+        let Some(mut record) = self.session.record(process, Role::Destination)? else {
             return Ok(());
         };
         if let Side::Destination { state, .. } = &mut record.side {
             *state = DestinationState::Running;
         }
-        MigrationSession::disown(process.state(), record)
+        MigrationSession::disown(process, record)
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use migrate::pages;
 use migrate::quic::Tls;
-use migrate::record::{Record, RecordStore, Side, SourceState};
+use migrate::record::{Record, Side, SourceState};
 use migrate::report::{Outcome, Role};
 use migrate::session::{SourceSession, start_source};
 use migrate::{Limits, MigrationId, Report, SourceGuest};
@@ -52,7 +52,7 @@ impl Departure {
             .map_err(|error| ApiError::new(Reason::BadRequest, error))?;
         let tls = Tls::new(&request.identity)
             .map_err(|error| ApiError::new(Reason::BadRequest, error.to_string()))?;
-        let records = RecordStore::open(&process.state().migrations()).map_err(ApiError::failed)?;
+        let records = process.records();
         // Starting the log anew sets right what cannot be stopped.
         process.surveys().call_off(machine);
         workload::begin_migration(machine);
@@ -158,10 +158,10 @@ impl Departure {
     /// certain, the copy here must not run again. The node goes on with the record.
     fn broke_down(&self, process: &GuestProcess) {
         let name = process.name();
-        match self.session.record(process.state(), Role::Source) {
+        match self.session.record(process, Role::Source) {
             Ok(None) => {}
             Ok(Some(record)) if is_ours(&record) => {
-                if let Err(error) = MigrationSession::disown(process.state(), record) {
+                if let Err(error) = MigrationSession::disown(process, record) {
                     tracing::error!(%error, "the destination of {name} is not told that it stays");
                 }
             }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use migrate::MigrationId;
+use migrate::record::RecordStore;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use uuid::Uuid;
@@ -155,7 +156,7 @@ pub(crate) struct GuestProcess {
 impl GuestProcess {
     /// A process for a guest of this name.
     pub(crate) fn new(state: &StateDir, name: GuestName, uuid: Uuid, runtime: Handle) -> Arc<Self> {
-        let started_unix_ms = state.moment();
+        let started_unix_ms = state.moment(&name);
         Arc::new(Self {
             identity: GuestIdentity { name, uuid, pid: std::process::id(), started_unix_ms },
             state: state.clone(),
@@ -194,6 +195,11 @@ impl GuestProcess {
     /// The guest's name.
     pub(crate) fn name(&self) -> &GuestName {
         &self.identity.name
+    }
+
+    /// The records of its guest's migrations.
+    pub(super) fn records(&self) -> RecordStore {
+        self.state.records_of(self.name())
     }
 
     /// This host's state folder.

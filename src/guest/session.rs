@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use migrate::error::{CancelRefused, OperatorChoice, ResolveRefused};
-use migrate::record::{Record, RecordError, RecordStore};
+use migrate::record::{Record, RecordError};
 use migrate::report::Role;
 use migrate::session::Handle;
 use migrate::{MigrationId, Progress, Report};
 
+use super::process::GuestProcess;
 use crate::api::{ApiError, Reason};
-use crate::state_dir::StateDir;
 
 /// No process has this id.
 const NO_PROCESS: u32 = 0;
@@ -50,10 +50,10 @@ impl MigrationSession {
     /// It cannot be read.
     pub(super) fn record(
         &self,
-        state: &StateDir,
+        process: &GuestProcess,
         role: Role,
     ) -> Result<Option<Record>, RecordError> {
-        RecordStore::open(&state.migrations())?.read(self.id(), role)
+        process.records().read(self.id(), role)
     }
 
     /// Why nobody can tell at the moment which host has the guest, and the way out; none when it is not in doubt.
@@ -65,10 +65,8 @@ impl MigrationSession {
     ///
     /// # Errors
     /// It cannot be written.
-    pub(super) fn disown(state: &StateDir, record: Record) -> Result<(), RecordError> {
-        let mut file =
-            RecordStore::open(&state.migrations())?.reopen(record.migration, record.role())?;
-        file.write(&Record { pid: NO_PROCESS, ..record })
+    pub(super) fn disown(process: &GuestProcess, record: Record) -> Result<(), RecordError> {
+        process.records().reopen(&record)?.write(&Record { pid: NO_PROCESS, ..record })
     }
 
     /// Calls it off in the name of `by`.

@@ -213,8 +213,8 @@ impl Life {
     ) -> Result<Self> {
         state.create()?;
         let claim = state.guest(name).claim()?;
-        state.write_uuid(name, uuid)?;
-        let files = files(Files::of_guest(state, claim.dir()))?;
+        state.settle(name, uuid)?;
+        let files = files(Files::of_guest(state, claim.dir(), uuid))?;
         // Before there are threads: all of them inherit it, but for the opener, which keeps its right to read files.
         let means = files.means();
         confinement::drop_capabilities(isolation.seccomp, means)?;
@@ -336,7 +336,7 @@ impl Life {
         self.runtime.shutdown_timeout(std::time::Duration::from_secs(1));
         let name = self.claim.dir().name().clone();
         let uuid = process.machine().map_or(process.identity().uuid, |machine| machine.uuid());
-        let ended = ending.record(process.identity(), uuid, self.state.moment());
+        let ended = ending.record(process.identity(), uuid, self.state.moment(&name));
         if let Err(error) = self.state.ended().write(&ended) {
             tracing::warn!(guest = %name, "how it ended is not remembered: {error:#}");
         }

@@ -139,7 +139,7 @@ async fn start(node: &Node, name: &GuestName) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use migrate::record::{RecordStore, SourceState};
+    use migrate::record::SourceState;
 
     use super::super::liveness::tests::source_record;
     use super::*;
@@ -176,7 +176,7 @@ mod tests {
         define(&state, "db");
         define(&state, "web");
         let open = source_record(SourceState::Undecided, 1);
-        RecordStore::open(&state.migrations()).unwrap().create(&open).unwrap();
+        state.records().unwrap().create(&open).unwrap();
         assert_eq!(names(&begin(&state).unwrap()), ["db", "web"]);
         assert_eq!(names(&begin(&state).unwrap()), ["web"]);
     }

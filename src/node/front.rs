@@ -294,7 +294,7 @@ impl Node {
             *state = next;
         }
         record.updated_unix_ms = unix_ms().max(record.updated_unix_ms);
-        self.records().reopen(record.migration, Role::Destination)?.write(&record)
+        self.records().reopen(&record)?.write(&record)
     }
 }
 

@@ -12,7 +12,6 @@ use std::time::Duration;
 use migrate::MigrationId;
 use migrate::protocol::{Decision, DestinationMessage};
 use migrate::record::{DestinationState, Record, RecordStore, Side, SourceState};
-use migrate::report::Role;
 use migrate::resolve::{DeadSource, answer_for_dead, judge_for_dead};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
@@ -194,7 +193,7 @@ fn close(
         *state = next;
     }
     closed.updated_unix_ms = unix_ms().max(record.updated_unix_ms);
-    let written = records.reopen(migration, Role::Source).and_then(|mut file| file.write(&closed));
+    let written = records.reopen(record).and_then(|mut file| file.write(&closed));
     if let Err(error) = written {
         tracing::error!(%migration, guest, "the migration is settled, but its record cannot be written: {error}");
         return Settlement::Waiting;
@@ -213,6 +212,7 @@ fn close(
 #[cfg(test)]
 mod tests {
     use migrate::protocol::Takeover;
+    use migrate::report::Role;
     use tokio::sync::mpsc;
 
     use super::super::liveness::tests::{destination_record, source_record};

@@ -67,7 +67,7 @@ impl Node {
         let revision = option_env!("LIGHTER_REVISION").unwrap_or("unknown");
         let exporter = Exporter::new(&file.version, revision, SystemTime::now())
             .context("cannot set up metrics")?;
-        let records = RecordStore::open(&state.migrations())?;
+        let records = state.records()?;
         let ledger = Ledger::open(&state.root().join("counted.json"))?;
         Ok(Self {
             state,
@@ -213,7 +213,7 @@ impl Node {
             guest.parse().is_ok_and(|name| !matches!(definitions.find(&name), Ok(None)))
         };
         for record in retention::outdated(&records, unix_ms(), is_defined, is_gone) {
-            if let Err(error) = self.records.remove(record.migration, record.role()) {
+            if let Err(error) = self.records.remove(record) {
                 faults.insert(format!("cannot remove an old record of a migration: {error}"));
             }
         }

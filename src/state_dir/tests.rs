@@ -1,7 +1,11 @@
 //! The folder as guests, nodes and commands use it side by side.
 
-use super::*;
 use std::os::unix::fs::PermissionsExt;
+
+use uuid::Uuid;
+
+use super::*;
+use crate::ended::{Ended, How};
 
 fn name(text: &str) -> GuestName {
     text.parse().unwrap()
@@ -26,14 +30,43 @@ fn who_had_a_name_is_forgotten_with_the_guest_and_what_another_start_is_writing_
     let (_folder, state) = StateDir::temporary();
     let (gone, here) = (name("gone"), name("here"));
     let _claim = state.guest(&here).claim().unwrap();
-    state.write_uuid(&gone, Uuid::nil()).unwrap();
+    state.settle(&gone, Uuid::nil()).unwrap();
     let being_written = state.identities().join("next.json.new");
     fs::write(&being_written, "").unwrap();
-    state.write_uuid(&here, Uuid::max()).unwrap();
+    state.settle(&here, Uuid::max()).unwrap();
     assert!(state.read_uuid(&gone).is_err());
     assert!(being_written.exists());
-    state.write_uuid(&name("other"), Uuid::nil()).unwrap();
+    state.settle(&name("other"), Uuid::nil()).unwrap();
     assert_eq!(state.read_uuid(&here).unwrap(), Uuid::max());
+}
+
+#[test]
+fn a_guests_places_are_there_as_long_as_it_lives_or_something_is_in_them() {
+    let (_folder, state) = StateDir::temporary();
+    let (web, next, uuid) = (name("web"), name("next"), Uuid::from_u128(5));
+    let claim = state.guest(&web).claim().unwrap();
+    state.settle(&web, uuid).unwrap();
+    let (records, ended) = (state.place_of_records(&web, uuid), state.ended().place(&web));
+    let settle_another = || state.settle(&next, Uuid::nil()).unwrap();
+    settle_another();
+    assert!(records.is_dir() && ended.is_dir());
+
+    let (how, reason) = (How::Moved, "has moved".to_owned());
+    let word = Ended { name: web.clone(), uuid, began_unix_ms: 0, ended_unix_ms: 0, how, reason };
+    state.ended().write(&word).unwrap();
+    drop(claim);
+    settle_another();
+    assert!(!records.exists() && !records.parent().unwrap().exists());
+    assert_eq!(state.ended().read(&web), Some(word));
+    state.ended().forget(&web);
+    settle_another();
+    assert!(!ended.exists());
+
+    // Another guest of its name has other records.
+    let _claim = state.guest(&web).claim().unwrap();
+    state.settle(&web, uuid).unwrap();
+    state.settle(&web, Uuid::max()).unwrap();
+    assert!(!records.exists() && state.place_of_records(&web, Uuid::max()).is_dir());
 }
 
 #[test]

@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use migrate::quic::calendar_time;
-use migrate::record::RecordStore;
 use migrate::report::{Outcome, Role};
 use migrate::{MigrationId, Report};
 use serde::Serialize;
@@ -326,7 +325,7 @@ fn end_of(state: &StateDir, old: &Sight) -> Vec<What> {
 
 /// The last migration of a guest's process that is over.
 fn last_migration(state: &StateDir, old: &Sight) -> Option<(MigrationId, Report)> {
-    let (records, _damaged) = RecordStore::open(&state.migrations()).ok()?.list().ok()?;
+    let (records, _damaged) = state.records().ok()?.list().ok()?;
     let its = records
         .into_iter()
         .filter(|record| record.pid == old.info.pid && record.guest == old.info.name.as_str());
@@ -415,6 +414,7 @@ mod tests {
             how: How::PoweredOff,
             reason: "powered off".to_owned(),
         };
+        state.ended().create_place(&ended.name).unwrap();
         state.ended().write(&ended).unwrap();
         let stopped = |reason: &str| [What::Stopped { reason: reason.to_owned() }];
         assert_eq!(end_of(&state, &gone), stopped("ended without a word"));

@@ -6,7 +6,6 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
-use migrate::record::RecordStore;
 use migrate::report::{Outcome, Role};
 use migrate::{MigrationId, Progress, Report};
 use tokio::signal::unix::{SignalKind, signal};
@@ -192,8 +191,7 @@ impl Follower {
 
     /// The report that the process left behind, when it has ended or has other things to tell.
     fn read_record(&self) -> Result<Report> {
-        let store = RecordStore::open(&self.state.migrations())?;
-        match store.read(self.id, self.role)?.and_then(|record| record.report) {
+        match self.state.records()?.read(self.id, self.role)?.and_then(|record| record.report) {
             Some(report) => Ok(report),
             None if self.state.guest(&self.name).is_live() => Err(self.broke_down()),
             None => bail!(
@@ -337,7 +335,7 @@ mod tests {
         };
         let scene = scene(get(async || Json(later)));
         let record = record(scene.follower.id);
-        let records = RecordStore::open(&scene.follower.state.migrations()).unwrap();
+        let records = scene.follower.state.records().unwrap();
         records.create(&record).unwrap();
 
         let followed = scene.follower.to_the_end(interrupts().unwrap(), |_| panic!("shown"));

@@ -13,6 +13,7 @@
 //! | done | running | it is over |
 //! | aborted | discarded | it is over |
 
+mod file;
 mod slot;
 mod store;
 
@@ -24,9 +25,10 @@ use uuid::Uuid;
 use crate::protocol::{Decision, MigrationId, Token};
 use crate::report::{Report, Role};
 
+pub use file::{RecordError, RecordFile};
 pub(crate) use slot::RecordSlot;
+pub use store::RecordStore;
 pub(crate) use store::unix_ms;
-pub use store::{RecordError, RecordFile, RecordStore};
 
 /// What the source has decided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]

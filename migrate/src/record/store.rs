@@ -1,88 +1,67 @@
-//! The files behind the records.
+//! The files behind the records: `GUEST/UUID/ID.source.json` and `GUEST/UUID/ID.destination.json`.
 //!
-//! A record is a file of JSON lines, padded with spaces to [`FILE_BYTES`]: each line is a whole
-//! [`Record`] behind its checksum, and the last line that is intact counts. A new file is written
-//! beside its place, flushed, moved into place and its folder flushed. After that, a change is one
-//! line written over padding and one flush of data, with no change of length or folder: this is on
-//! the way of a paused guest. A crash while a line is written leaves a line that is not intact, and
-//! the one before counts.
+//! What is in a guest's folder is of this guest alone: its process writes there, and nowhere else.
+//! Earlier versions wrote all records into the one folder above; they are still read there.
 
-use std::fs::{self, File, OpenOptions};
+use std::ffi::OsStr;
+use std::fs::{self, FileType};
 use std::io::ErrorKind;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use xxhash_rust::xxh3::xxh3_64;
+use uuid::Uuid;
 
 use super::Record;
+use super::file::{
+    RecordError, RecordFile, UNFINISHED, damaged, flush_folder, flush_folder_of, io, read,
+};
 use crate::protocol::MigrationId;
 use crate::report::Role;
 
-/// Length of a file of records, unless one record alone needs more.
-const FILE_BYTES: usize = 16 << 10;
-/// What the file of a record ends in until it is whole.
-const UNFINISHED: &str = "new";
 /// At this age, nobody writes it any more.
 const UNFINISHED_AGE: Duration = Duration::from_secs(60);
-/// Longest file that is read.
-const MAX_FILE_BYTES: u64 = 1 << 20;
-/// Hex digits of a line's checksum, and the space after it.
-const SUM_BYTES: usize = 17;
 
-/// A record that could not be written or read.
-#[derive(Debug, thiserror::Error)]
-pub enum RecordError {
-    /// The file system said no.
-    #[error("cannot {operation} migration record {}: {cause}", path.display())]
-    Io {
-        /// What was tried.
-        operation: &'static str,
-        /// On what file.
-        path: PathBuf,
-        /// What the file system said.
-        cause: std::io::Error,
-    },
-    /// The file is no record.
-    #[error("{} is no migration record: {detail}", path.display())]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        detail: String,
-    },
-}
-
-/// The folder of records.
+/// The records of a host's guests, or of one of them.
 #[derive(Debug, Clone)]
 pub struct RecordStore {
     folder: PathBuf,
-}
-
-/// An open record of one side of one migration.
-#[derive(Debug)]
-pub struct RecordFile {
-    folder: PathBuf,
-    path: PathBuf,
-    file: File,
-    /// Where the next line goes, and where the padding ends.
-    next: usize,
-    length: usize,
+    /// Whose they are; all when there is none.
+    guest: Option<String>,
 }
 
 impl RecordStore {
-    /// Opens the folder (`STATE/migrations`), creating it when it is not there.
+    /// Opens the folder of all guests' records (`STATE/migrations`), creating it when it is not there.
     ///
     /// # Errors
     /// When it cannot be created.
     pub fn open(folder: &Path) -> Result<Self, RecordError> {
         fs::create_dir_all(folder).map_err(|cause| io("create the folder of", folder, cause))?;
-        Ok(Self { folder: folder.to_owned() })
+        Ok(Self { folder: folder.to_owned(), guest: None })
     }
 
-    /// Where the record of one side of a migration is: source and destination may share a folder.
-    pub fn path(&self, migration: MigrationId, role: Role) -> PathBuf {
-        self.folder.join(format!("{migration}.{}.json", role.name()))
+    /// The records in the folder of all guests that are those of `guest`, a guest's name.
+    pub fn of_guest(folder: &Path, guest: &str) -> Self {
+        Self { folder: folder.to_owned(), guest: Some(guest.to_owned()) }
+    }
+
+    /// Where in the folder of all guests' records those of one are.
+    pub fn place(folder: &Path, guest: &str, uuid: Uuid) -> PathBuf {
+        folder.join(guest).join(uuid.to_string())
+    }
+
+    /// Makes that place; it is durable when this returns.
+    ///
+    /// # Errors
+    /// When it cannot be created.
+    pub fn create_place(folder: &Path, guest: &str, uuid: Uuid) -> Result<PathBuf, RecordError> {
+        let place = Self::place(folder, guest, uuid);
+        if !place.is_dir() {
+            fs::create_dir_all(&place)
+                .map_err(|cause| io("create the folder of", &place, cause))?;
+            flush_folder(&folder.join(guest))?;
+            flush_folder(folder)?;
+        }
+        Ok(place)
     }
 
     /// Writes a record for the first time; it is durable when this returns.
@@ -90,21 +69,16 @@ impl RecordStore {
     /// # Errors
     /// When it cannot be written.
     pub fn create(&self, record: &Record) -> Result<RecordFile, RecordError> {
-        write_whole(&self.folder, &self.path(record.migration, record.role()), record)
+        let place = Self::create_place(&self.folder, &record.guest, record.guest_uuid)?;
+        RecordFile::create(&place.join(file_name(record.migration, record.role())), record)
     }
 
-    /// Opens a record of a process that is gone, to go on with it.
+    /// Opens this record, of a process that is gone, to go on with it.
     ///
     /// # Errors
     /// When there is none, or it cannot be read.
-    pub fn reopen(&self, migration: MigrationId, role: Role) -> Result<RecordFile, RecordError> {
-        let path = self.path(migration, role);
-        let open = regular_file::open(&path, OpenOptions::new().read(true).write(true));
-        let mut file = open.map_err(|cause| io("open", &path, cause))?;
-        let bytes = read_bounded(&mut file, &path)?;
-        let (_, next) = last_intact(&bytes).map_err(|detail| damaged(&path, detail))?;
-        let length = bytes.len();
-        Ok(RecordFile { folder: self.folder.clone(), path, file, next, length })
+    pub fn reopen(&self, record: &Record) -> Result<RecordFile, RecordError> {
+        RecordFile::open(&self.path_of(record))
     }
 
     /// Reads a record; none when there is none.
@@ -112,25 +86,30 @@ impl RecordStore {
     /// # Errors
     /// When it is there and cannot be read.
     pub fn read(&self, migration: MigrationId, role: Role) -> Result<Option<Record>, RecordError> {
-        read(&self.path(migration, role))
+        let (name, mut fault) = (file_name(migration, role), None);
+        for folder in self.folders()? {
+            match folder.read(&name) {
+                Ok(None) => {}
+                Ok(found) => return Ok(found),
+                // It may be in another folder.
+                Err(error) => fault = Some(error),
+            }
+        }
+        fault.map_or(Ok(None), Err)
     }
 
     /// All records that can be read, newest first, and what is wrong with the others.
     ///
     /// # Errors
-    /// When the folder cannot be listed.
+    /// When a folder cannot be listed.
     pub fn list(&self) -> Result<(Vec<Record>, Vec<RecordError>), RecordError> {
         let (mut records, mut errors) = (Vec::new(), Vec::new());
-        let entries =
-            fs::read_dir(&self.folder).map_err(|cause| io("list", &self.folder, cause))?;
-        for entry in entries {
-            let path = entry.map_err(|cause| io("list", &self.folder, cause))?.path();
-            if path.extension().is_none_or(|extension| extension != "json") {
-                continue;
-            }
-            match read(&path) {
-                Ok(record) => records.extend(record),
-                Err(error) => errors.push(error),
+        for folder in self.folders()? {
+            for name in folder.files("json")? {
+                match folder.read(&name) {
+                    Ok(record) => records.extend(record),
+                    Err(error) => errors.push(error),
+                }
             }
         }
         records.sort_by_key(|record| std::cmp::Reverse(record.started_unix_ms));
@@ -145,15 +124,16 @@ impl RecordStore {
         unix_ms().max(times.max().map_or(0, |last| last.saturating_add(1)))
     }
 
-    /// Removes a record; harmless when there is none.
+    /// Removes this record; harmless when there is none.
     ///
     /// # Errors
     /// When it is there and cannot be removed.
-    pub fn remove(&self, migration: MigrationId, role: Role) -> Result<(), RecordError> {
-        let path = self.path(migration, role);
+    pub fn remove(&self, record: &Record) -> Result<(), RecordError> {
+        let path = self.path_of(record);
         match fs::remove_file(&path) {
-            Err(cause) if cause.kind() != ErrorKind::NotFound => Err(io("remove", &path, cause)),
-            _ => flush_folder(&self.folder),
+            Err(cause) if cause.kind() == ErrorKind::NotFound => Ok(()),
+            Err(cause) => Err(io("remove", &path, cause)),
+            Ok(()) => flush_folder_of(&path),
         }
     }
 
@@ -163,104 +143,106 @@ impl RecordStore {
     /// # Errors
     /// When the folder cannot be listed, or one is there and cannot be removed.
     pub fn remove_unfinished(&self, now: SystemTime) -> Result<(), RecordError> {
-        let entries =
-            fs::read_dir(&self.folder).map_err(|cause| io("list", &self.folder, cause))?;
-        for entry in entries {
-            let entry = entry.map_err(|cause| io("list", &self.folder, cause))?;
-            let path = entry.path();
-            if path.extension().is_none_or(|extension| extension != UNFINISHED) {
-                continue;
-            }
-            let written = entry.metadata().and_then(|file| file.modified());
-            let age = written.map(|written| now.duration_since(written).unwrap_or_default());
-            match age {
-                Ok(age) if age < UNFINISHED_AGE => {}
-                Err(cause) if cause.kind() == ErrorKind::NotFound => {}
-                _ => fs::remove_file(&path).map_err(|cause| io("remove", &path, cause))?,
+        for folder in self.folders()? {
+            for name in folder.files(UNFINISHED)? {
+                let path = folder.path.join(name);
+                let written = fs::symlink_metadata(&path).and_then(|file| file.modified());
+                let age = written.map(|written| now.duration_since(written).unwrap_or_default());
+                match age {
+                    Ok(age) if age < UNFINISHED_AGE => {}
+                    Err(cause) if cause.kind() == ErrorKind::NotFound => {}
+                    _ => fs::remove_file(&path).map_err(|cause| io("remove", &path, cause))?,
+                }
             }
         }
         Ok(())
     }
-}
 
-impl RecordFile {
-    /// Writes the record anew; it is durable when this returns. Cheap: one write and one flush of
-    /// data, no change of the folder, unless the record has outgrown its file.
-    ///
-    /// # Errors
-    /// When it cannot be written; whether the old or the new one will be read then is not known.
-    pub fn write(&mut self, record: &Record) -> Result<(), RecordError> {
-        // A line that a crash has torn may lack its end: begin with one.
-        let mut line = vec![b'\n'];
-        line.extend(to_line(record, &self.path)?);
-        if self.next + line.len() > self.length {
-            // If that fails half-way, `file` may be in its place no more: never write to it again.
-            self.length = 0;
-            *self = write_whole(&self.folder, &self.path, record)?;
-            return Ok(());
+    /// Where this record is, or would be.
+    fn path_of(&self, record: &Record) -> PathBuf {
+        let name = file_name(record.migration, record.role());
+        let of_all = self.folder.join(&name);
+        match of_all.exists() {
+            true => of_all,
+            false => Self::place(&self.folder, &record.guest, record.guest_uuid).join(name),
         }
-        let path = &self.path;
-        self.file
-            .write_all_at(&line, self.next as u64)
-            .map_err(|cause| io("write", path, cause))?;
-        // Whatever becomes of the flush, the line may be there: never write over it.
-        self.next += line.len();
-        self.file.sync_data().map_err(|cause| io("flush", path, cause))
+    }
+
+    /// The folders that records are in.
+    fn folders(&self) -> Result<Vec<Folder>, RecordError> {
+        let (mut found, guests) = match &self.guest {
+            Some(guest) => (Vec::new(), vec![guest.clone()]),
+            None => (
+                vec![Folder { path: self.folder.clone(), owner: None }],
+                names_in(&self.folder, FileType::is_dir)?,
+            ),
+        };
+        for guest in guests {
+            let of_guest = self.folder.join(&guest);
+            for uuid in names_in(&of_guest, FileType::is_dir)? {
+                let path = of_guest.join(&uuid);
+                found.push(Folder { path, owner: Some((guest.clone(), uuid)) });
+            }
+        }
+        Ok(found)
     }
 }
 
-fn io(operation: &'static str, path: &Path, cause: std::io::Error) -> RecordError {
-    RecordError::Io { operation, path: path.to_owned(), cause }
+/// A folder with records.
+struct Folder {
+    path: PathBuf,
+    /// Name and UUID of the guest whose process writes there; none for that of all guests.
+    owner: Option<(String, String)>,
 }
 
-fn damaged(path: &Path, detail: String) -> RecordError {
-    RecordError::Damaged { path: path.to_owned(), detail }
+impl Folder {
+    /// The names of its files that end in `.extension`.
+    fn files(&self, extension: &str) -> Result<Vec<String>, RecordError> {
+        // Whatever is there under such a name, but for the folder of a guest.
+        let is_file = |kind: &FileType| self.owner.is_some() || !kind.is_dir();
+        let mut names = names_in(&self.path, is_file)?;
+        let extension = Some(OsStr::new(extension));
+        names.retain(|name| Path::new(name).extension() == extension);
+        Ok(names)
+    }
+
+    /// The record in the file `name`; none when there is no such file.
+    fn read(&self, name: &str) -> Result<Option<Record>, RecordError> {
+        let path = self.path.join(name);
+        let record = read(&path)?;
+        match (&record, &self.owner) {
+            (Some(record), Some((guest, uuid)))
+                if record.guest != *guest || record.guest_uuid.to_string() != *uuid =>
+            {
+                Err(damaged(&path, format!("it is about {}, another guest", record.guest)))
+            }
+            _ => Ok(record),
+        }
+    }
 }
 
-/// Checksum, record, end of line.
-fn to_line(record: &Record, path: &Path) -> Result<Vec<u8>, RecordError> {
-    let json = serde_json::to_vec(record).map_err(|error| damaged(path, error.to_string()))?;
-    let mut line = format!("{:016x} ", xxh3_64(&json)).into_bytes();
-    line.extend_from_slice(&json);
-    line.push(b'\n');
-    Ok(line)
+/// The name of the file with the record of one side of a migration: source and destination may share
+/// a folder.
+fn file_name(migration: MigrationId, role: Role) -> String {
+    format!("{migration}.{}.json", role.name())
 }
 
-/// Writes a file beside `path`, readable by its owner alone (it holds a token), and moves it there.
-fn write_whole(folder: &Path, path: &Path, record: &Record) -> Result<RecordFile, RecordError> {
-    let mut bytes = to_line(record, path)?;
-    let next = bytes.len();
-    bytes.resize(next.max(FILE_BYTES), b' ');
-    let beside = path.with_extension(UNFINISHED);
-    let mut options = OpenOptions::new();
-    options.create(true).truncate(true).read(true).write(true).mode(0o600);
-    let file =
-        regular_file::open(&beside, &mut options).map_err(|cause| io("create", &beside, cause))?;
-    file.write_all_at(&bytes, 0).map_err(|cause| io("write", &beside, cause))?;
-    file.sync_all().map_err(|cause| io("flush", &beside, cause))?;
-    fs::rename(&beside, path).map_err(|cause| io("move into place", path, cause))?;
-    flush_folder(folder)?;
-    let (folder, path, length) = (folder.to_owned(), path.to_owned(), bytes.len());
-    Ok(RecordFile { folder, path, file, next, length })
-}
-
-fn flush_folder(folder: &Path) -> Result<(), RecordError> {
-    File::open(folder)
-        .and_then(|folder| folder.sync_all())
-        .map_err(|cause| io("flush the folder of", folder, cause))
-}
-
-fn read(path: &Path) -> Result<Option<Record>, RecordError> {
-    let mut file = match regular_file::open(path, OpenOptions::new().read(true)) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        opened => opened.map_err(|cause| io("open", path, cause))?,
+/// What is in `folder` and of a `kind`, by name; nothing when it is gone. Names that are no text are
+/// none of ours.
+fn names_in(folder: &Path, kind: impl Fn(&FileType) -> bool) -> Result<Vec<String>, RecordError> {
+    let cannot = |cause| io("list", folder, cause);
+    let entries = match fs::read_dir(folder) {
+        Err(cause) if cause.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(cannot)?,
     };
-    let bytes = read_bounded(&mut file, path)?;
-    last_intact(&bytes).map(|(record, _)| Some(record)).map_err(|detail| damaged(path, detail))
-}
-
-fn read_bounded(file: &mut File, path: &Path) -> Result<Vec<u8>, RecordError> {
-    regular_file::read_opened(file, MAX_FILE_BYTES).map_err(|cause| io("read", path, cause))
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(cannot)?;
+        if kind(&entry.file_type().map_err(cannot)?) {
+            names.extend(entry.file_name().into_string());
+        }
+    }
+    Ok(names)
 }
 
 /// Milliseconds since 1970.
@@ -269,35 +251,13 @@ pub(crate) fn unix_ms() -> u64 {
     now.map_or(0, |now| u64::try_from(now.as_millis()).unwrap_or(u64::MAX))
 }
 
-/// The last intact record, and where the next line goes: behind everything that is not padding.
-fn last_intact(bytes: &[u8]) -> Result<(Record, usize), String> {
-    let used = bytes.iter().rposition(|&byte| byte != b' ').map_or(0, |last| last + 1);
-    let lines = bytes[..used].split_inclusive(|&byte| byte == b'\n');
-    let mut error = "it holds no record".to_owned();
-    for line in lines.rev() {
-        match from_line(line) {
-            Ok(record) => return Ok((record, used)),
-            Err(detail) => error = detail,
-        }
-    }
-    Err(error)
-}
-
-fn from_line(line: &[u8]) -> Result<Record, String> {
-    let line = line.strip_suffix(b"\n").ok_or("a line without end")?;
-    let (sum, json) = line.split_at_checked(SUM_BYTES).ok_or("a line too short")?;
-    if sum != format!("{:016x} ", xxh3_64(json)).as_bytes() {
-        return Err("a line with a wrong checksum".to_owned());
-    }
-    serde_json::from_slice(json).map_err(|error| error.to_string())
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use uuid::Uuid;
 
+    use super::super::file::MAX_FILE_BYTES;
     use super::*;
     use crate::protocol::Token;
     use crate::record::{DestinationState, Side, SourceState};
@@ -328,7 +288,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = RecordStore::open(folder.path()).unwrap();
         drop(store.create(&source_record(SourceState::Undecided)).unwrap());
-        let unfinished = folder.path().join("x.source.new");
+        let unfinished = path(&store).with_file_name("x.source.new");
         fs::write(&unfinished, "half a re").unwrap();
         let now = SystemTime::now();
         store.remove_unfinished(now).unwrap();
@@ -357,6 +317,11 @@ mod tests {
         }
     }
 
+    /// Where the record of a source is.
+    fn path(store: &RecordStore) -> PathBuf {
+        store.path_of(&source_record(SourceState::Undecided))
+    }
+
     fn id() -> MigrationId {
         source_record(SourceState::Undecided).migration
     }
@@ -375,7 +340,7 @@ mod tests {
         }
 
         drop(file);
-        let mut again = store.reopen(id(), Role::Source).unwrap();
+        let mut again = store.reopen(&source_record(SourceState::Done)).unwrap();
         again.write(&source_record(SourceState::Done)).unwrap();
         let read = store.read(id(), Role::Source).unwrap().unwrap();
         assert_eq!(state_of(&read), SourceState::Done);
@@ -387,7 +352,7 @@ mod tests {
         let store = RecordStore::open(folder.path()).unwrap();
         let mut file = store.create(&source_record(SourceState::Undecided)).unwrap();
         file.write(&source_record(SourceState::Committed)).unwrap();
-        let path = store.path(id(), Role::Source);
+        let path = path(&store);
         let whole = fs::read(&path).unwrap();
         let used = whole.iter().rposition(|&byte| byte == b'\n').unwrap() + 1;
         let first = whole.iter().position(|&byte| byte == b'\n').unwrap() + 1;
@@ -402,7 +367,7 @@ mod tests {
                 assert_eq!(state_of(&read) == SourceState::Committed, intact, "{torn:?}");
             }
         }
-        let mut again = store.reopen(id(), Role::Source).unwrap();
+        let mut again = store.reopen(&source_record(SourceState::Done)).unwrap();
         again.write(&source_record(SourceState::Aborted)).unwrap();
         let read = store.read(id(), Role::Source).unwrap().unwrap();
         assert_eq!(state_of(&read), SourceState::Aborted);
@@ -426,13 +391,13 @@ mod tests {
         };
         store.create(&source).unwrap();
         store.create(&destination).unwrap();
-        fs::write(folder.path().join("rubbish.json"), "{}").unwrap();
+        fs::write(path(&store).with_file_name("rubbish.json"), "{}").unwrap();
 
         let (records, errors) = store.list().unwrap();
 
         assert_eq!(records, [destination, source]);
         assert_eq!(errors.len(), 1);
-        let mode = fs::metadata(store.path(id(), Role::Source)).unwrap().permissions().mode();
+        let mode = fs::metadata(path(&store)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
     }
 
@@ -440,14 +405,15 @@ mod tests {
     fn what_is_no_file_is_a_fault_and_hangs_nobody() {
         let folder = tempfile::tempdir().unwrap();
         let store = RecordStore::open(folder.path()).unwrap();
-        let path = store.path(id(), Role::Source);
+        let path = path(&store);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
         let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
         assert!(made.success());
-        fs::create_dir(folder.path().join("folder.json")).unwrap();
+        fs::create_dir(path.with_file_name("folder.json")).unwrap();
 
         let errors = [
             store.read(id(), Role::Source).unwrap_err().to_string(),
-            store.reopen(id(), Role::Source).unwrap_err().to_string(),
+            store.reopen(&source_record(SourceState::Done)).unwrap_err().to_string(),
         ];
         let (records, faults) = store.list().unwrap();
 
@@ -462,14 +428,59 @@ mod tests {
     }
 
     #[test]
+    fn a_guests_records_are_in_its_folder_and_tell_of_no_other_guest() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = RecordStore::open(folder.path()).unwrap();
+        let own = source_record(SourceState::Done);
+        store.create(&own).unwrap();
+        // A name may end as a file of a record does.
+        let (guest, migration) = ("db.json".to_owned(), MigrationId(Uuid::from_u128(8)));
+        let other = Record { guest, migration, started_unix_ms: 5, ..own.clone() };
+        store.create(&other).unwrap();
+        assert_eq!(store.list().unwrap().0, [other.clone(), own.clone()]);
+        let of_guest = RecordStore::of_guest(folder.path(), "web-1");
+        assert_eq!(of_guest.list().unwrap().0, std::slice::from_ref(&own));
+        assert_eq!(of_guest.read(other.migration, Role::Source).unwrap(), None);
+
+        let uuid = Uuid::from_u128(2);
+        for place in [("db.json", own.guest_uuid), ("web-1", uuid)] {
+            let foreign = RecordStore::create_place(folder.path(), place.0, place.1).unwrap();
+            let foreign = foreign.join(file_name(own.migration, Role::Source));
+            fs::copy(path(&store), &foreign).unwrap();
+            let (records, faults) = store.list().unwrap();
+            assert_eq!(records, [other.clone(), own.clone()], "{place:?}");
+            assert!(faults[0].to_string().contains("another guest"), "{faults:?}");
+            assert_eq!(store.read(own.migration, Role::Source).unwrap(), Some(own.clone()));
+            fs::remove_file(foreign).unwrap();
+        }
+    }
+
+    #[test]
+    fn records_of_earlier_versions_are_read_and_written_where_they_are() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = RecordStore::open(folder.path()).unwrap();
+        let record = source_record(SourceState::Committed);
+        store.create(&record).unwrap();
+        let flat = folder.path().join(file_name(record.migration, Role::Source));
+        fs::rename(path(&store), &flat).unwrap();
+
+        assert_eq!(store.list().unwrap().0, std::slice::from_ref(&record));
+        let done = source_record(SourceState::Done);
+        store.reopen(&record).unwrap().write(&done).unwrap();
+        assert_eq!(store.read(record.migration, Role::Source).unwrap(), Some(done.clone()));
+        store.remove(&done).unwrap();
+        assert!(!flat.exists());
+    }
+
+    #[test]
     fn what_is_not_there_is_none_and_removing_it_is_harmless() {
         let folder = tempfile::tempdir().unwrap();
         let store = RecordStore::open(folder.path()).unwrap();
         assert_eq!(store.read(id(), Role::Source).unwrap(), None);
-        store.remove(id(), Role::Source).unwrap();
+        store.remove(&source_record(SourceState::Done)).unwrap();
         store.create(&source_record(SourceState::Done)).unwrap();
-        store.remove(id(), Role::Source).unwrap();
+        store.remove(&source_record(SourceState::Done)).unwrap();
         assert_eq!(store.read(id(), Role::Source).unwrap(), None);
-        assert!(store.reopen(id(), Role::Source).is_err());
+        assert!(store.reopen(&source_record(SourceState::Done)).is_err());
     }
 }

@@ -61,9 +61,15 @@ impl Host {
 
     /// The records of its migrations, each as it was written last.
     pub(crate) fn records(&self) -> Vec<Value> {
-        let entries =
-            std::fs::read_dir(self.state_dir.join("migrations")).into_iter().flatten().flatten();
-        entries.map(|entry| newest(&read(&entry.path()))).collect()
+        self.record_files().iter().map(|path| newest(&read(path))).collect()
+    }
+
+    fn record_files(&self) -> Vec<PathBuf> {
+        let inside = |folder: PathBuf| {
+            let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+            entries.map(|entry| entry.path())
+        };
+        inside(self.state_dir.join("migrations")).flat_map(inside).flat_map(inside).collect()
     }
 
     /// SIGKILL for its node.
@@ -116,10 +122,8 @@ impl Host {
                 text += &format!("--- {}\n{}\n", path.display(), read(&path));
             }
         }
-        for record in
-            std::fs::read_dir(self.state_dir.join("migrations")).into_iter().flatten().flatten()
-        {
-            text += &format!("--- {}\n{}\n", record.path().display(), read(&record.path()));
+        for record in self.record_files() {
+            text += &format!("--- {}\n{}\n", record.display(), read(&record));
         }
         text
     }

@@ -13,7 +13,9 @@ pub(crate) fn belongs(file: &str, guests: &BTreeSet<&str>) -> bool {
         | ["certs", "issued", _] => true,
         ["definitions", file] => file.ends_with(".toml") || file.ends_with(".autostart"),
         // Of guests that are gone, until another starts.
-        ["migrations" | "ended" | "identities", record] => record.ends_with(".json"),
+        ["migrations", _, _, record] => record.ends_with(".json"),
+        ["ended", _, "ended.json"] => true,
+        ["identities", uuid] => uuid.ends_with(".json"),
         ["guests", name, "lock" | "guest.json" | "api.sock" | "api-ro.sock"]
         | ["guests", name, "console.log" | "lighter.log"] => guests.contains(name),
         ["vsock", socket] => socket.strip_suffix(".sock").is_some_and(|name| guests.contains(name)),

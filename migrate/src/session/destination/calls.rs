@@ -2,13 +2,19 @@
 
 use super::{Driver, Input};
 use crate::destination::Event;
-use crate::guest::{DestinationGuest, GuestDescription, GuestError};
+use crate::guest::{DestinationGuest, GuestDescription, GuestError, Refusal, RefusalKind};
 
 impl Driver {
     pub(super) fn check(&self, guest: GuestDescription) {
         let (factory, tell) = (self.factory.clone(), self.tell.clone());
+        let is_admitted = guest.name == self.session.guest && guest.uuid == self.session.guest_uuid;
         self.worker.run(move || {
-            let _ = tell.send(Input::Event(Event::Checked(factory.check(&guest))));
+            let other = "it is not the guest that this host was asked for";
+            let checked = match is_admitted {
+                true => factory.check(&guest),
+                false => Err(Refusal::new(RefusalKind::Guest, other)),
+            };
+            let _ = tell.send(Input::Event(Event::Checked(checked)));
         });
     }
 

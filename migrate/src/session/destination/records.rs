@@ -36,13 +36,12 @@ impl Driver {
     }
 
     pub(super) fn make_record(&self, report: Option<Report>) -> Record {
-        let described = self.description.as_ref();
         let nowhere = || (SocketAddr::new(self.session.listen, 0), None);
         let (source_address, source_name) = self.source.clone().unwrap_or_else(nowhere);
         Record {
             migration: self.session.migration,
-            guest: described.map_or_else(|| self.session.guest.clone(), |it| it.name.clone()),
-            guest_uuid: described.map_or(self.session.guest_uuid, |it| it.uuid),
+            guest: self.session.guest.clone(),
+            guest_uuid: self.session.guest_uuid,
             pid: std::process::id(),
             started_unix_ms: self.started_unix_ms,
             updated_unix_ms: 0,

@@ -36,6 +36,15 @@ async fn by_the_process() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn for_another_guest_than_was_admitted() {
+    let admitted = uuid::Uuid::from_u128(77);
+    let world = World::with(|node| node.expects = Some(admitted));
+    assert_says(&refused(&world, world.session()).await, "not the guest that this host was asked");
+    let (records, _damaged) = world.node.records.list().unwrap();
+    assert!(records.iter().all(|record| record.guest_uuid == admitted), "{records:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn for_another_authority() {
     let other = Authority::create().unwrap().issue(&["127.0.0.1".into()]).unwrap();
     let world = World::with(|node| node.tls = Tls::new(&other).unwrap());

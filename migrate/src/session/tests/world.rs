@@ -309,6 +309,8 @@ pub(super) struct Node {
     pub(super) failpoints: Mutex<Failpoints>,
     /// Token that the source is told; the right one when none.
     pub(super) token_told: Option<Token>,
+    /// The guest that it takes the source's for; that one when none.
+    pub(super) expects: Option<Uuid>,
     /// Stands between the source and the process.
     pub(super) relay: Option<Relay>,
     pub(super) arrived: watch::Sender<Option<Handle>>,
@@ -353,7 +355,7 @@ impl Node {
             listen: LOOPBACK,
             ports: 0..=0,
             guest: guest.name.clone(),
-            guest_uuid: guest.uuid,
+            guest_uuid: self.expects.unwrap_or(guest.uuid),
             linger: Duration::from_secs(5),
         };
         let (factory, records) = (self.factory.clone(), self.records.clone());
@@ -399,6 +401,7 @@ impl World {
             refuse: None,
             failpoints: Mutex::default(),
             token_told: None,
+            expects: None,
             relay: None,
             arrived,
         };

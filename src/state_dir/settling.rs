@@ -1,0 +1,121 @@
+//! What a guest's process is given before it is confined: the word which guest it is, and the folders
+//! outside of `guests/NAME` in which it alone may write. What is there outlives it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use migrate::record::{RecordError, RecordStore};
+use uuid::Uuid;
+
+use super::{GUEST_FILE_BYTES_MAX, StateDir};
+use crate::durable;
+use crate::names::GuestName;
+
+impl StateDir {
+    /// The records of all guests' migrations.
+    ///
+    /// # Errors
+    /// There is no folder for them.
+    pub(crate) fn records(&self) -> Result<RecordStore, RecordError> {
+        RecordStore::open(&self.migrations())
+    }
+
+    /// Those of one guest's, for its process.
+    pub(crate) fn records_of(&self, name: &GuestName) -> RecordStore {
+        RecordStore::of_guest(&self.migrations(), name.as_str())
+    }
+
+    /// Where the process of the guest `uuid` writes them, which has this name here.
+    pub(crate) fn place_of_records(&self, name: &GuestName, uuid: Uuid) -> PathBuf {
+        RecordStore::place(&self.migrations(), name.as_str(), uuid)
+    }
+
+    /// Now, in milliseconds since 1970; but later than all that is recorded of migrations of guests of
+    /// this name, also when the clock was set back.
+    pub(crate) fn moment(&self, name: &GuestName) -> u64 {
+        self.records_of(name).moment()
+    }
+
+    /// Gives the process that holds `name` what is its guest's: from then on it is taken for no other,
+    /// and writes records of migrations and how it ended in folders of its own. Removes what guests
+    /// that are gone have left of the same.
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub(crate) fn settle(&self, name: &GuestName, uuid: Uuid) -> Result<()> {
+        let folder = self.identities();
+        // A name may be taken again while another's start sees whether it is free.
+        let turn = fs::File::open(&folder).and_then(|turn| turn.lock().map(|()| turn));
+        let _turn = turn.with_context(|| format!("cannot lock {}", folder.display()))?;
+        self.forget_uuids_of_the_gone()?;
+        self.ended().tidy();
+        self.remove_empty_folders(name);
+        self.ended().create_place(name)?;
+        RecordStore::create_place(&self.migrations(), name.as_str(), uuid)?;
+        durable::write_json_unflushed(&self.uuid_file(name), &uuid)
+    }
+
+    /// Which guest has the name, by the word of who started it. Says nothing about whether it lives.
+    ///
+    /// # Errors
+    /// There is none of that name, or the file is damaged.
+    pub(crate) fn read_uuid(&self, name: &GuestName) -> Result<Uuid> {
+        let path = self.uuid_file(name);
+        let text = regular_file::read(&path, GUEST_FILE_BYTES_MAX)
+            .with_context(|| format!("cannot read {}", path.display()))?;
+        serde_json::from_slice(&text).with_context(|| format!("{} is damaged", path.display()))
+    }
+
+    pub(super) fn identities(&self) -> PathBuf {
+        self.root.join("identities")
+    }
+
+    fn uuid_file(&self, name: &GuestName) -> PathBuf {
+        self.identities().join(format!("{name}.json"))
+    }
+
+    fn forget_uuids_of_the_gone(&self) -> Result<()> {
+        let folder = self.identities();
+        let entries =
+            fs::read_dir(&folder).with_context(|| format!("cannot list {}", folder.display()))?;
+        for entry in entries.flatten() {
+            let path = entry.path();
+            // One that another guest's start is just writing has another ending.
+            if path.extension().is_none_or(|ending| ending != "json") {
+                continue;
+            }
+            let owner = path.file_stem().and_then(|stem| stem.to_str()?.parse::<GuestName>().ok());
+            if owner.is_none_or(|owner| !self.guest(&owner).is_live()) {
+                // What is in the way of this name, its own writing says.
+                let _removed = fs::remove_file(&path);
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes folders that [`Self::settle`] has made, if nothing is in them and no process may need
+    /// them: that of `own` has not been given its own yet.
+    fn remove_empty_folders(&self, own: &GuestName) {
+        for folder in [self.migrations(), self.ended_folder()] {
+            for (name, path) in folders_in(&folder) {
+                let Ok(owner) = name.parse::<GuestName>() else { continue };
+                if owner != *own && self.guest(&owner).is_live() {
+                    continue;
+                }
+                // Those in which there is something stay.
+                for (_, of_uuid) in folders_in(&path) {
+                    let _stays = fs::remove_dir(of_uuid);
+                }
+                let _stays = fs::remove_dir(path);
+            }
+        }
+    }
+}
+
+/// The folders in `folder`, with their names.
+fn folders_in(folder: &Path) -> Vec<(String, PathBuf)> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let folders = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    folders.filter_map(|it| Some((it.file_name().into_string().ok()?, it.path()))).collect()
+}
