@@ -76,6 +76,14 @@ pub enum CertError {
         /// What the parser said.
         cause: String,
     },
+    /// A file among those that say what is revoked says nothing.
+    #[error(
+        "{} is named by no certificate's serial: remove it, or give it its name again", path.display()
+    )]
+    NoSerial {
+        /// The file.
+        path: PathBuf,
+    },
     /// A key or certificate cannot be made or parsed.
     #[error("cannot make a certificate for {subject}: {cause}")]
     Make {

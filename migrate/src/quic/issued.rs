@@ -91,8 +91,7 @@ pub(super) fn revoked(dir: &Path) -> Result<BTreeMap<Vec<u8>, Option<i64>>, Cert
     let mut found = BTreeMap::new();
     for path in with_suffix(&dir.join(ISSUED), "revoked")? {
         let Some(serial) = path.file_stem().and_then(OsStr::to_str).and_then(serial_bytes) else {
-            let cause = "its name is not a serial".to_owned();
-            return Err(CertError::NotACertificate { path, cause });
+            return Err(CertError::NoSerial { path });
         };
         // That it is there is what counts: a full disk may have left it empty.
         found.insert(serial, read(&path).ok().and_then(|text| text.trim().parse().ok()));

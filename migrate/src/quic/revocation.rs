@@ -63,6 +63,14 @@ pub enum ListError {
         /// Name of the authority.
         authority: String,
     },
+    /// TLS would refuse every certificate of an authority whose list it may not believe (RFC 5280 §4.2.1.3).
+    #[error(
+        "the authority {authority} may not sign lists (no cRLSign in its keyUsage): remove its list, and what it has issued cannot be revoked"
+    )]
+    NoSigner {
+        /// Name of the authority.
+        authority: String,
+    },
     /// Another key has signed a list, or it was changed since.
     #[error(
         "the list of the authority {authority} is not signed with that authority's key: copy it again"
@@ -183,6 +191,11 @@ fn verify(list: &CertificateRevocationList<'_>, authorities: &str) -> Result<(),
         let (_, authority) = parsed.map_err(|error| ListError::Malformed(error.to_string()))?;
         if authority.subject().as_raw() == list.issuer().as_raw() {
             is_known = true;
+            let usage = authority.key_usage();
+            let usage = usage.map_err(|error| ListError::Malformed(error.to_string()))?;
+            if usage.is_some_and(|usage| !usage.value.crl_sign()) {
+                return Err(ListError::NoSigner { authority: name() });
+            }
             list.verify_signature(authority.public_key())
                 .map_err(|_| ListError::Signature { authority: name() })?;
         }

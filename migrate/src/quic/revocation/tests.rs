@@ -282,6 +282,18 @@ fn a_list_of_an_authority_that_is_not_trusted_is_refused() {
 }
 
 #[test]
+fn a_list_of_an_authority_that_may_sign_none_is_refused() {
+    let key = KeyPair::generate().unwrap();
+    let mut params = authority("root");
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    let ca_pem = params.self_signed(&key).unwrap().pem();
+    // What makes the list thinks that it may.
+    let list = list_of(vec![7]).signed_by(&Issuer::new(authority("root"), key)).unwrap();
+    let error = checked(&list.pem().unwrap(), &ca_pem).unwrap_err();
+    assert!(matches!(error, ListError::NoSigner { .. }), "{error}");
+}
+
+#[test]
 fn what_is_no_file_or_too_large_is_refused_and_a_link_is_followed() {
     use std::os::unix::fs::symlink;
     let fleet = Fleet::new();
@@ -345,7 +357,7 @@ fn a_list_that_is_lost_brings_nothing_back() {
     assert_eq!(fleet.known().1, 2);
     std::fs::write(fleet.dir.path().join(ISSUED).join("odd.revoked"), "").unwrap();
     let refused = fleet.authority.revoke(fleet.dir.path(), &[]).unwrap_err().to_string();
-    assert!(refused.contains("odd.revoked"), "{refused}");
+    assert!(refused.contains("odd.revoked is named by no certificate's serial"), "{refused}");
 }
 
 #[test]
@@ -380,6 +392,9 @@ fn a_list_that_no_host_could_use_does_not_replace_the_one_that_is_there() {
         "{refused:?}"
     );
     assert_eq!(fleet.list(), other.list());
+    let host = issued(&fleet.host().cert_pem);
+    assert!(fleet.authority.revoke(fleet.dir.path(), &[host]).is_err());
+    assert!(!fleet.dir.path().join(ISSUED).exists(), "nothing is recorded as revoked");
 }
 
 #[test]
