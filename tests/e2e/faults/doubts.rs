@@ -2,7 +2,9 @@
 
 use super::phase::{self, Side};
 use super::scene::{GUEST, Scene, Stall};
-use crate::host::checks::{exactly_one_copy_runs, guest_is_gone, memory_is_intact, no_copy_runs};
+use crate::host::checks::{
+    exactly_one_copy_runs, guest_is_gone, memory_is_intact, no_copy_runs, one_intact_copy,
+};
 use crate::host::kernel::sleeper;
 use crate::host::{
     Done, Exit, Guest, GuestPlan, Host, Migration, NodePlan, Pair, lighter, run, wait,
@@ -83,12 +85,7 @@ fn a_ready_destination_does_not_run_a_guest_that_has_moved_on_from_its_source() 
     let options = vec!["--uuid".to_owned(), uuid];
     let kept = GuestPlan { name: GUEST.to_owned(), options, ..GuestPlan::default() };
     let _kept = Guest::start(&scene.pair.a, &kept);
-    let mut elsewhere = Pair::without_nodes();
-    for file in ["ca.pem", "host.pem", "host.key"] {
-        let copied = std::fs::copy(scene.pair.b.certs().join(file), elsewhere.b.certs().join(file));
-        copied.expect("a certificate");
-    }
-    elsewhere.b.start_node(&NodePlan::default());
+    let elsewhere = third_host(&scene.pair);
     Migration::run(&scene.pair.a, GUEST, &elsewhere.b).ok();
 
     let words = ["127.0.0.1 had web-1", "moved to 127.0.0.1", "out of date", "--resolve discard"];
@@ -96,6 +93,42 @@ fn a_ready_destination_does_not_run_a_guest_that_has_moved_on_from_its_source() 
     scene.pair.b.guest(GUEST).await_state("in-doubt");
     scene.pair.b.run(&["migrate", GUEST, "--resolve", "discard"]).ok();
     memory_is_intact(&elsewhere.b.guest(GUEST));
+}
+
+#[test]
+fn a_source_in_doubt_does_not_run_a_guest_that_has_moved_on_from_its_destination() {
+    // The source never hears that the guest runs at its destination, and does not dial it again either.
+    let deaf = "source.recv.running:freeze,source.act.reconnect:hold";
+    let mut scene = Scene::with_failpoint(Side::Source, deaf);
+    scene.migrate();
+    scene.pair.b.guest(GUEST).await_state("running");
+    let elsewhere = third_host(&scene.pair);
+    Migration::run(&scene.pair.b, GUEST, &elsewhere.b).ok();
+    guest_is_gone(&[&scene.pair.b], GUEST);
+    let (source, third) = (scene.pair.a.guest(GUEST), elsewhere.b.last_address());
+    source.await_state("in-doubt");
+    assert_eq!(scene.pair.a.records()[0]["side"]["state"], "committed");
+
+    let moved = format!("moved to {third}");
+    let words = [scene.pair.b.last_address(), "had web-1", &moved, "out of date", "discard"];
+    scene.pair.a.run(&["migrate", GUEST, "--resolve", "run"]).complains(Exit::Failed, &words);
+    source.await_state("in-doubt");
+    let hosts = [&scene.pair.a, &scene.pair.b, &elsewhere.b];
+    exactly_one_copy_runs(&hosts, GUEST, &elsewhere.b);
+    scene.pair.a.run(&["migrate", GUEST, "--resolve", "discard"]).ok();
+    one_intact_copy(&hosts, GUEST, &elsewhere.b);
+    drop(scene.take_migration());
+}
+
+/// A third host with a node, as host b of a pair, whose certificate is that of the scene's host b.
+fn third_host(pair: &Pair) -> Pair {
+    let mut elsewhere = Pair::without_nodes();
+    for file in ["ca.pem", "host.pem", "host.key"] {
+        let copied = std::fs::copy(pair.b.certs().join(file), elsewhere.b.certs().join(file));
+        copied.expect("a certificate");
+    }
+    elsewhere.b.start_node(&NodePlan::default());
+    elsewhere
 }
 
 /// `--resolve run` at the destination, which asks the source's node where that really listens.
