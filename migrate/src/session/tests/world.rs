@@ -421,6 +421,7 @@ impl World {
             bandwidth: None,
             compression: Compression::Auto,
             connections: Some(1),
+            node_port: None,
         }
     }
 
