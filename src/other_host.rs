@@ -1,5 +1,6 @@
 //! What the other host of a guest's last migration says, before a copy of the guest is let run here.
 
+use std::num::NonZeroU16;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -24,7 +25,7 @@ pub(crate) struct OtherHost {
     /// As people call it.
     name: String,
     guest: GuestName,
-    /// Whether the node that was asked is the one that had to do with the guest, as far as its address goes.
+    /// Whether the node that was asked is the one that took part in the migration, as far as its address goes.
     is_its_node: bool,
     answer: Answer,
 }
@@ -53,7 +54,7 @@ impl OtherHost {
             Side::Destination { source_address, .. } => source_address.ip().to_string(),
         };
         let answer = ask(state, &record).await;
-        let is_its_node = matches!(record.side, Side::Source { .. });
+        let is_its_node = knows_node(&record.side);
         Ok(Some(Self { name, guest: guest.clone(), is_its_node, answer }))
     }
 
@@ -133,25 +134,48 @@ async fn ask(state: &StateDir, record: &Record) -> Answer {
     }
 }
 
-/// The node of the other host. A source's node is taken to listen on the default port.
+/// Returns the node of the other host: one on the default port, when the source's is not known.
 fn node_of(side: &Side) -> Option<Peer> {
     match side {
         Side::Source { server_name, node_address, .. } => {
             Some(Peer { address: *node_address, name: server_name.clone() })
         }
-        Side::Destination { source_address, source_name, .. } => {
+        Side::Destination { source_address, source_name, source_node_port, .. } => {
             let mut address = *source_address;
-            address.set_port(node_port());
+            address.set_port(source_node_port.map_or(NODE_PORT, NonZeroU16::get));
             Some(Peer { address, name: source_name.clone()? })
         }
     }
 }
 
-/// Where nodes listen unless they are told otherwise; tests tell.
-fn node_port() -> u16 {
-    #[cfg(feature = "failpoints")]
-    if let Some(port) = std::env::var("LIGHTER_NODE_PORT").ok().and_then(|port| port.parse().ok()) {
-        return port;
+/// Whether [`node_of`] is the node that took part in the migration, and not one on the default port.
+fn knows_node(side: &Side) -> bool {
+    match side {
+        Side::Source { .. } => true,
+        Side::Destination { source_node_port, .. } => source_node_port.is_some(),
     }
-    NODE_PORT
+}
+
+#[cfg(test)]
+mod tests {
+    use migrate::record::DestinationState;
+
+    use super::*;
+    use crate::node::liveness::tests::destination_record;
+
+    #[test]
+    fn the_node_of_a_source_is_asked_where_it_listens_or_else_on_the_default_port() {
+        let mut side = destination_record(DestinationState::Ready, 1).side;
+        assert_eq!(node_of(&side), None, "no name to expect in its certificate");
+        for (said, asked) in [(NonZeroU16::new(7000), 7000), (None, NODE_PORT)] {
+            let Side::Destination { source_name, source_node_port, .. } = &mut side else {
+                panic!("{side:?}")
+            };
+            *source_name = Some("host-a".to_owned());
+            *source_node_port = said;
+            let (address, name) = (([127, 0, 0, 1], asked).into(), "host-a".to_owned());
+            assert_eq!(node_of(&side), Some(Peer { address, name }));
+            assert_eq!(knows_node(&side), said.is_some());
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! A guest that arrives from a peer which says what it likes, when it likes; the host's own answers are as they must be.
 
 use std::collections::VecDeque;
+use std::num::NonZeroU16;
 use std::time::Duration;
 
 use arbitrary::Arbitrary;
@@ -59,6 +60,7 @@ enum Words {
     Commit,
     Abort,
     Finish,
+    Node { port: u16 },
 }
 
 impl Words {
@@ -98,6 +100,9 @@ impl Words {
             Self::Commit => SourceMessage::Commit,
             Self::Abort => SourceMessage::Abort(Complaint::new(Reason::Other, "enough")),
             Self::Finish => SourceMessage::Finish,
+            Self::Node { port } => {
+                SourceMessage::Node { port: NonZeroU16::new(*port).unwrap_or(NonZeroU16::MIN) }
+            }
         }
     }
 }
@@ -126,10 +131,11 @@ fn guest(name: &str, vcpus: u16) -> GuestDescription {
 }
 
 /// A guest that arrives, from the greeting to running.
-fn by_the_rules() -> [Step; 13] {
+fn by_the_rules() -> [Step; 14] {
     let answer = || Step::Answer { well: true };
     [
         Step::Hear(Words::Hello { other: 0, features: u64::MAX }),
+        Step::Hear(Words::Node { port: 4950 }),
         Step::Hear(Words::Disks(vec![(0, 1 << 20, 4096, false)])),
         Step::Hear(Words::Prepare { name: None, vcpus: 1, streams: 1 }),
         answer(),

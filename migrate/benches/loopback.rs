@@ -98,6 +98,7 @@ fn measure(
         bandwidth: None,
         compression,
         connections: Some(connections),
+        node_port: None,
     };
     let records = RecordStore::open(&folder.path().join("source"))?;
     let (cpu, began) = (cpu_seconds(), Instant::now());

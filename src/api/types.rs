@@ -1,6 +1,7 @@
 //! What travels over a guest's API. Times are milliseconds since 1970 or durations with their unit in the name.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU16;
 use std::path::PathBuf;
 
 use migrate::quic::Identity;
@@ -329,6 +330,9 @@ pub(crate) struct MigrationRequest {
     /// The hosts need not prove to each other that they share the disks.
     #[serde(default)]
     pub(crate) unproven_disks: bool,
+    /// UDP port of this host's node, by which the destination asks this host again; absent when no node runs here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) node_port: Option<NonZeroU16>,
 }
 
 /// How disks go along with a guest.
@@ -355,6 +359,7 @@ impl MigrationRequest {
             connections: None,
             copy_disks: None,
             unproven_disks: false,
+            node_port: None,
         }
     }
 }

@@ -237,6 +237,7 @@ fn session(request: &MigrationRequest) -> Result<SourceSession, ApiError> {
             Compression::Lz4 => pages::Compression::Lz4,
         },
         connections: request.connections.map(u16::from),
+        node_port: request.node_port,
     })
 }
 

@@ -62,11 +62,15 @@ pub(crate) mod tests {
     /// A destination's record for the guest `web`, owned by `pid`.
     pub(crate) fn destination_record(state: DestinationState, pid: u32) -> Record {
         let source_address = ([127, 0, 0, 1], 4952).into();
-        let token = Token([7; 32]);
-        record(
-            Side::Destination { state, source_address, source_name: None, port: 4951, token },
-            pid,
-        )
+        let side = Side::Destination {
+            state,
+            source_address,
+            source_name: None,
+            source_node_port: None,
+            port: 4951,
+            token: Token([7; 32]),
+        };
+        record(side, pid)
     }
 
     fn record(side: Side, pid: u32) -> Record {

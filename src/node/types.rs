@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::api::types::GuestInfo;
+use crate::file_lock::FileLock;
 use crate::names::GuestName;
+use crate::state_dir::StateDir;
 
 /// `node.json`: where the node of this host can be found. Written when it serves, removed when it ends.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +24,20 @@ pub(crate) struct NodeFile {
     pub(crate) metrics: SocketAddr,
     /// When it started, in milliseconds since 1970.
     pub(crate) started_unix_ms: u64,
+}
+
+/// The longest `node.json` that is read, in bytes.
+const NODE_FILE_BYTES_MAX: u64 = 64 << 10;
+
+impl NodeFile {
+    /// Returns what the node of `state` says of itself; none when no node runs there, or it is not serving yet.
+    pub(crate) fn of_live(state: &StateDir) -> Option<Self> {
+        if !FileLock::is_held(&state.node_lock()) {
+            return None;
+        }
+        let text = regular_file::read(&state.node_file(), NODE_FILE_BYTES_MAX).ok()?;
+        serde_json::from_slice(&text).ok()
+    }
 }
 
 /// `GET /v1/node`.
@@ -114,4 +130,30 @@ pub(crate) struct MigrationEntry {
     pub(crate) updated_unix_ms: u64,
     /// The final report, when there is one.
     pub(crate) report: Option<migrate::Report>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::durable;
+
+    #[test]
+    fn only_a_live_node_is_said_to_listen() {
+        let (_folder, state) = StateDir::temporary();
+        state.create().unwrap();
+        assert_eq!(NodeFile::of_live(&state), None);
+        let file = NodeFile {
+            pid: 1,
+            version: "1".to_owned(),
+            listen: ([127, 0, 0, 1], 4950).into(),
+            metrics: ([127, 0, 0, 1], 9450).into(),
+            started_unix_ms: 1,
+        };
+        let lock = FileLock::try_acquire(&state.node_lock()).unwrap();
+        assert_eq!(NodeFile::of_live(&state), None, "it does not serve yet");
+        durable::write_json(&state.node_file(), &file).unwrap();
+        assert_eq!(NodeFile::of_live(&state), Some(file));
+        drop(lock);
+        assert_eq!(NodeFile::of_live(&state), None, "it was killed");
+    }
 }

@@ -1,5 +1,6 @@
 //! `lighter migrate`: starts a migration, shows it, and says how it ended.
 
+use std::num::NonZeroU16;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -20,6 +21,7 @@ use crate::cli::Output;
 use crate::cli::migration::{CompressArg, MigrateArgs, ResolveArg};
 use crate::exit::{Exit, ExitWith};
 use crate::names::GuestName;
+use crate::node::NodeFile;
 use crate::other_host::OtherHost;
 use crate::output;
 use crate::state_dir::StateDir;
@@ -135,6 +137,7 @@ fn request(state: &StateDir, args: &MigrateArgs, destination: &str) -> Result<Mi
             replace: args.replace_disks,
         }),
         unproven_disks: args.unproven_disks,
+        node_port: NodeFile::of_live(state).and_then(|node| NonZeroU16::new(node.listen.port())),
     })
 }
 

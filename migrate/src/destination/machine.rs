@@ -1,5 +1,6 @@
 //! The machine itself: its data, its public face, and who handles which event.
 
+use std::num::NonZeroU16;
 use std::time::Duration;
 
 use super::state::State;
@@ -46,6 +47,8 @@ pub struct Destination {
     pub(super) guest: Option<Box<GuestDescription>>,
     /// What was announced of disks, until the guest is described.
     pub(super) disks: Vec<DiskCopy>,
+    /// Where the node of the source's host listens, once the source has said so.
+    pub(super) source_node_port: Option<NonZeroU16>,
     pub(super) streams: u16,
     pub(super) features: Features,
     pub(super) run_state: RunState,
@@ -74,6 +77,7 @@ impl Destination {
             records: RecordSlot::new(),
             guest: None,
             disks: Vec::new(),
+            source_node_port: None,
             streams: 0,
             features: Features::default(),
             run_state: RunState::Running,
@@ -115,6 +119,11 @@ impl Destination {
     /// When [`Event::Tick`] must be told, unless something else happens before.
     pub fn deadline(&self) -> Option<Duration> {
         self.wait_until
+    }
+
+    /// UDP port of the node of the source's host, for the record; none when the source has not said it.
+    pub fn source_node_port(&self) -> Option<NonZeroU16> {
+        self.source_node_port
     }
 
     /// Where the migration is.

@@ -6,8 +6,8 @@ use crate::error::{Failure, ProtocolError};
 use crate::guest::{GuestError, Refusal, RefusalKind};
 use crate::phase::Phase;
 use crate::protocol::{
-    Decision, DestinationMessage, FEATURE_DISKS, MAX_STREAMS, MAX_VERSIONS, MigrationId, Offer,
-    PeerText, Prepare, SavedState, SourceMessage,
+    Decision, DestinationMessage, FEATURE_DISKS, FEATURE_NODE, MAX_STREAMS, MAX_VERSIONS,
+    MigrationId, Offer, PeerText, Prepare, SavedState, SourceMessage,
 };
 use crate::record::DestinationState;
 
@@ -21,6 +21,11 @@ impl Destination {
                 if self.features.has(FEATURE_DISKS) && self.disks.is_empty() =>
             {
                 self.disks = disks;
+            }
+            (State::Greeted, SourceMessage::Node { port })
+                if self.features.has(FEATURE_NODE) && self.source_node_port.is_none() =>
+            {
+                self.source_node_port = Some(port);
             }
             (State::Greeted, SourceMessage::Prepare(prepare)) => self.on_prepare(prepare),
             (State::Receiving(received), SourceMessage::Switchover) if !received.switching_over => {

@@ -43,6 +43,7 @@ impl Destination {
                 return self.on_goodbye();
             }
             SourceMessage::Disks(_)
+            | SourceMessage::Node { .. }
             | SourceMessage::Prepare(_)
             | SourceMessage::Switchover
             | SourceMessage::State(_)

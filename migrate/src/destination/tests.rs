@@ -16,6 +16,7 @@ use crate::record::DestinationState;
 use crate::report::{Outcome, Report};
 
 mod disks;
+mod node;
 
 const MS: Duration = Duration::from_millis(1);
 

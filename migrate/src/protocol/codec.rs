@@ -87,6 +87,7 @@ impl Message for SourceMessage {
             Self::Abort(_) => 7,
             Self::Finish => 8,
             Self::Disks(_) => 9,
+            Self::Node { .. } => 10,
         }
     }
 
@@ -94,7 +95,7 @@ impl Message for SourceMessage {
         match kind {
             3 => Some(DESCRIPTION_LIMIT),
             5 => Some(STATE_LIMIT),
-            1..=9 => Some(SMALL_LIMIT),
+            1..=10 => Some(SMALL_LIMIT),
             _ => None,
         }
     }

@@ -1,5 +1,7 @@
 //! The messages of the control stream.
 
+use std::num::NonZeroU16;
+
 use serde::{Deserialize, Serialize};
 
 use super::{Blob, Features, MigrationId, Offer, PeerText, Version};
@@ -41,6 +43,12 @@ pub enum SourceMessage {
     /// The disks that come along with the guest; said before `Prepare`, and only if there are any and both
     /// sides have [`super::FEATURE_DISKS`].
     Disks(Vec<DiskCopy>),
+    /// Where the node of the source's host listens; said before `Prepare`, and only if there is one and
+    /// both sides have [`super::FEATURE_NODE`].
+    Node {
+        /// Its UDP port.
+        port: NonZeroU16,
+    },
 }
 
 /// What the destination says.
@@ -142,6 +150,7 @@ impl SourceMessage {
             Self::Resolve { .. } => "Resolve",
             Self::Prepare(_) => "Prepare",
             Self::Disks(_) => "Disks",
+            Self::Node { .. } => "Node",
             Self::Switchover => "Switchover",
             Self::State(_) => "State",
             Self::Commit => "Commit",

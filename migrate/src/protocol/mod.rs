@@ -24,6 +24,6 @@ pub use message::{
 };
 pub use text::{Blob, MAX_TEXT_BYTES, PeerText};
 pub use version::{
-    FEATURE_DISKS, FEATURE_LZ4, Features, MAX_VERSIONS, Offer, SUPPORTED_VERSIONS, Version,
-    VersionMismatch,
+    FEATURE_DISKS, FEATURE_LZ4, FEATURE_NODE, Features, MAX_VERSIONS, Offer, SUPPORTED_VERSIONS,
+    Version, VersionMismatch,
 };

@@ -29,6 +29,9 @@ pub const FEATURE_LZ4: Features = Features(1);
 /// The content of disks may come along with a guest.
 pub const FEATURE_DISKS: Features = Features(2);
 
+/// The source may say where the node of its host listens.
+pub const FEATURE_NODE: Features = Features(4);
+
 /// Abilities that may be used when both sides have them: a set of bits. Unknown bits are ignored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -36,7 +39,7 @@ pub struct Features(pub u64);
 
 impl Features {
     /// All that this build can do.
-    pub const SUPPORTED: Self = Self(FEATURE_LZ4.0 | FEATURE_DISKS.0);
+    pub const SUPPORTED: Self = Self(FEATURE_LZ4.0 | FEATURE_DISKS.0 | FEATURE_NODE.0);
 
     /// Those of both.
     #[must_use]

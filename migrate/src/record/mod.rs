@@ -18,6 +18,7 @@ mod slot;
 mod store;
 
 use std::net::SocketAddr;
+use std::num::NonZeroU16;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -133,6 +134,10 @@ pub enum Side {
         /// A name in its host's certificate; absent before it came, and in records of a lighter that did not keep it.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         source_name: Option<String>,
+        /// UDP port of the node of its host; absent when no node ran there, before the source said it, and when either lighter
+        /// did not know of this field.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        source_node_port: Option<NonZeroU16>,
         /// Port on which this process waits for the source.
         port: u16,
         /// Secret that the source must show.

@@ -383,6 +383,7 @@ mod tests {
                 state: DestinationState::Ready,
                 source_address: ([127, 0, 0, 1], 9).into(),
                 source_name: Some("host-a".to_owned()),
+                source_node_port: std::num::NonZeroU16::new(4950),
                 port: 5000,
                 token: Token([7; 32]),
             },
@@ -399,6 +400,25 @@ mod tests {
         assert_eq!(errors.len(), 1);
         let mode = fs::metadata(path(&store)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_record_is_read_of_a_lighter_that_kept_less_of_the_source() {
+        let side = Side::Destination {
+            state: DestinationState::Ready,
+            source_address: ([127, 0, 0, 1], 9).into(),
+            source_name: None,
+            source_node_port: None,
+            port: 5000,
+            token: Token([7; 32]),
+        };
+        let text = format!(
+            r#"{{"role": "destination", "state": "ready", "source_address": "127.0.0.1:9", "port": 5000, "token": {}}}"#,
+            serde_json::to_string(&Token([7; 32])).unwrap()
+        );
+        assert_eq!(serde_json::from_str::<Side>(&text).unwrap(), side);
+        let written = serde_json::to_string(&side).unwrap();
+        assert!(!written.contains("source_n"), "{written}");
     }
 
     #[test]

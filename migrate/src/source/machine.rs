@@ -1,5 +1,6 @@
 //! The machine itself: its data, its public face, and who handles which event.
 
+use std::num::NonZeroU16;
 use std::time::Duration;
 
 use super::state::{Link, LinkStatus, State};
@@ -30,6 +31,8 @@ pub struct SourceConfig {
     pub streams: u16,
     /// What the operator allows.
     pub limits: Limits,
+    /// UDP port of this host's node, which the destination records; none when no node runs here.
+    pub node_port: Option<NonZeroU16>,
 }
 
 /// The source's side of one migration.

@@ -10,7 +10,8 @@ use crate::guest::{Refusal, RefusalKind};
 use crate::memory::PAGE_BYTES;
 use crate::phase::Phase;
 use crate::protocol::{
-    DestinationMessage, FEATURE_DISKS, Features, PeerText, Prepare, SourceMessage, Version,
+    DestinationMessage, FEATURE_DISKS, FEATURE_NODE, Features, PeerText, Prepare, SourceMessage,
+    Version,
 };
 use crate::record::SourceState;
 use crate::report::Round;
@@ -92,6 +93,11 @@ impl Source {
         self.features = features;
         self.notes.enter(Phase::Prepare, self.now);
         let (guest, streams) = (self.config.guest.clone(), self.config.streams);
+        if let Some(port) = self.config.node_port
+            && features.has(FEATURE_NODE)
+        {
+            self.say(SourceMessage::Node { port });
+        }
         if !guest.disks.is_empty() {
             if !features.has(FEATURE_DISKS) {
                 let text = "the destination's release takes no disks along: upgrade it, or share the disks";

@@ -20,6 +20,7 @@ use crate::report::{Outcome, Report};
 
 mod disks;
 mod doubts;
+mod node;
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -46,6 +47,7 @@ impl Bench {
             offer: Offer::ours(),
             streams: 2,
             limits: Limits::default(),
+            node_port: None,
         };
         Self { source: Source::new(config, Duration::ZERO), now: Duration::ZERO }
     }

@@ -1,6 +1,7 @@
 //! Two hosts, their disks and the network between them, in virtual time.
 
 use std::collections::{BTreeMap, HashMap};
+use std::num::NonZeroU16;
 use std::time::Duration;
 
 use migrate::destination::{self, Destination, DestinationConfig};
@@ -148,6 +149,7 @@ impl World {
                 total: Some(Duration::from_secs(120)),
                 ..Limits::default()
             },
+            node_port: NonZeroU16::new(4950),
         };
         let waiting = DestinationConfig {
             migration: migration(),

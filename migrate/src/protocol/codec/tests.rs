@@ -1,5 +1,7 @@
 //! Golden bytes, and bytes that are none.
 
+use std::num::NonZeroU16;
+
 use proptest::prelude::*;
 use uuid::Uuid;
 
@@ -61,6 +63,7 @@ fn source_messages() -> Vec<SourceMessage> {
             allocated_bytes: 4096,
             existing: ExistingFile::Replace,
         }]),
+        SourceMessage::Node { port: NonZeroU16::new(4950).unwrap() },
     ]
 }
 
@@ -153,6 +156,7 @@ fn bytes_of_the_source_stay_as_they_are() {
         "6c430800 04000000 07000000".to_owned(),
         "6c430900 22000000 08000000 0100000000000000 0100 0020000000000000 0010000000000000 01000000"
             .to_owned(),
+        "6c430a00 06000000 09000000 5613".to_owned(),
     ];
     for (message, golden) in source_messages().iter().zip(golden) {
         let golden: String = golden.split_whitespace().collect();
@@ -220,6 +224,14 @@ fn a_body_of_another_kind_or_with_a_tail_is_refused() {
     frame[4] += 1;
     frame.push(0);
     assert!(decode_frame::<SourceMessage>(&frame).is_err(), "a byte too many");
+}
+
+#[test]
+fn port_0_is_no_port_of_a_node() {
+    let mut frame = encode(&SourceMessage::Node { port: NonZeroU16::MIN }).unwrap();
+    assert!(decode_frame::<SourceMessage>(&frame).is_ok());
+    frame[HEAD_BYTES + 4] = 0;
+    assert!(decode_frame::<SourceMessage>(&frame).is_err());
 }
 
 #[test]

@@ -49,6 +49,7 @@ impl Driver {
                 state: self.stated.now(),
                 source_address,
                 source_name,
+                source_node_port: self.machine.source_node_port(),
                 port: self.port,
                 token: self.session.token,
             },

@@ -4,6 +4,7 @@ mod actions;
 mod calls;
 mod records;
 
+use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -55,6 +56,8 @@ pub struct SourceSession {
     pub compression: Compression,
     /// Number of connections, 1 to 16; none: what pays on this host.
     pub connections: Option<u16>,
+    /// UDP port of this host's node, which the destination records; none when no node runs here.
+    pub node_port: Option<NonZeroU16>,
 }
 
 /// Starts to migrate `guest` away, on a thread of its own.
@@ -147,6 +150,7 @@ impl Driver {
             offer: Offer::ours(),
             streams: session.connections.unwrap_or(1),
             limits: session.limits,
+            node_port: session.node_port,
         };
         let (tell, told) = mpsc::unbounded_channel();
         let (hear, heard) = mpsc::channel(INPUTS_MAX);

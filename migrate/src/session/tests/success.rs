@@ -1,5 +1,6 @@
 //! Migrations that succeed.
 
+use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
@@ -9,7 +10,8 @@ use super::relay::Relay;
 use super::world::{FakeSource, World, decision, in_time};
 use crate::guest::SourceGuest;
 use crate::pages::Compression;
-use crate::report::Outcome;
+use crate::record::Side;
+use crate::report::{Outcome, Role};
 use crate::session::SourceSession;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -21,6 +23,21 @@ async fn an_idle_guest_arrives_with_its_memory() {
     assert_eq!(report.error, None);
     assert!(report.transfer.zero_pages >= 64 * 64 / 3);
     assert_eq!(decision(&world, &handle), None, "the record is not closed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_destination_records_where_the_node_of_the_source_listens() {
+    for node_port in [NonZeroU16::new(4950), None] {
+        let world = World::new();
+        let guest = FakeSource::new(1, Content::Mixed);
+        let handle = world.start(SourceSession { node_port, ..world.session() }, &guest);
+        world.assert_migrated(&guest, &handle).await;
+        let record = world.node.records.read(handle.migration(), Role::Destination).unwrap();
+        let Side::Destination { source_node_port, .. } = record.unwrap().side else {
+            panic!("the source's record")
+        };
+        assert_eq!(source_node_port, node_port);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

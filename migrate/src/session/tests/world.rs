@@ -424,6 +424,7 @@ impl World {
             bandwidth: None,
             compression: Compression::Auto,
             connections: Some(1),
+            node_port: None,
         }
     }
 

@@ -1,0 +1,39 @@
+//! The node of the source's host.
+
+use std::num::NonZeroU16;
+
+use super::*;
+use crate::protocol::FEATURE_NODE;
+
+/// What a source says of its host's node, when the destination has all features but those.
+fn said_without(node_port: Option<NonZeroU16>, missing: Features) -> Vec<NonZeroU16> {
+    let mut bench = Bench::new();
+    bench.source.config.node_port = node_port;
+    bench.tell(Event::Connected);
+    bench.tell(Event::Recorded);
+    let features = Features(Features::SUPPORTED.0 & !missing.0);
+    let actions = bench.hear(DestinationMessage::Welcome { version: Version(1), features });
+    let is_prepare = |action: &Action| matches!(action, Action::Send(SourceMessage::Prepare(_)));
+    assert!(actions.last().is_some_and(is_prepare), "{actions:?}");
+    let port = |action: &Action| match action {
+        Action::Send(SourceMessage::Node { port }) => Some(*port),
+        _ => None,
+    };
+    actions.iter().filter_map(port).collect()
+}
+
+#[test]
+fn where_it_listens_is_said_before_the_guest() {
+    let port = NonZeroU16::new(4950).unwrap();
+    assert_eq!(said_without(Some(port), Features::default()), [port]);
+}
+
+#[test]
+fn nothing_is_said_of_a_node_that_does_not_run() {
+    assert_eq!(said_without(None, Features::default()), []);
+}
+
+#[test]
+fn an_older_destination_does_not_hear_of_it() {
+    assert_eq!(said_without(NonZeroU16::new(4950), FEATURE_NODE), []);
+}
