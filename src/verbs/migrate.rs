@@ -16,7 +16,7 @@ use crate::api::types::{
     Compression, CopyDisks, GuestInfo, GuestState, MigrationRequest, MigrationStarted,
     MigrationStatus, Resolution, ResolveRequest, StateAnswer, WorkloadInfo,
 };
-use crate::api::{ApiClient, AskError};
+use crate::api::{ApiClient, AskError, Reason};
 use crate::cli::Output;
 use crate::cli::migration::{CompressArg, MigrateArgs, ResolveArg};
 use crate::exit::{Exit, ExitWith};
@@ -53,9 +53,7 @@ fn migrate(state: &StateDir, args: &MigrateArgs, destination: &str) -> Result<Ex
     let report = block_on(async {
         let interrupts = interrupts()?;
         is_workload = client.get::<WorkloadInfo>("/v1/guest/workload").await.is_ok();
-        let started: Result<MigrationStarted, AskError> =
-            client.post("/v1/guest/migration", &request).await;
-        let started = match started {
+        let started = match begin(&client, request).await {
             Err(error @ AskError::Slow { .. }) => return Err(not_known(args, &error)),
             other => {
                 other.with_context(|| format!("cannot migrate {} to {destination}", args.name))?
@@ -103,6 +101,22 @@ fn print_success(
         ))?;
     }
     Ok(())
+}
+
+/// Asks the guest's process to begin. One of an earlier version refuses to hear where the node listens.
+async fn begin(
+    client: &ApiClient,
+    mut request: MigrationRequest,
+) -> Result<MigrationStarted, AskError> {
+    let path = "/v1/guest/migration";
+    match client.post(path, &request).await {
+        Err(AskError::Refused(refusal))
+            if refusal.reason == Reason::BadRequest && request.node_port.take().is_some() =>
+        {
+            client.post(path, &request).await
+        }
+        started => started,
+    }
 }
 
 /// The process has the request and may still take it.
@@ -195,4 +209,37 @@ async fn await_resolution(client: &ApiClient, decision: Resolution) -> Result<()
     }
     let detail = last.map_or_else(String::new, |detail| format!(": {detail}"));
     bail!("it has not happened within {} s{detail}", RESOLVE_PATIENCE.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::routing::post;
+    use axum::{Json, Router};
+    use migrate::quic::Identity;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::api::ApiError;
+    use crate::api::server::{Audience, Server};
+
+    #[tokio::test]
+    async fn a_process_of_an_earlier_version_is_not_told_where_the_node_listens() {
+        let folder = tempfile::tempdir().unwrap();
+        let earlier = async |Json(request): Json<MigrationRequest>| match request.node_port {
+            Some(_) => Err(ApiError::new(Reason::BadRequest, "unknown field `node_port`")),
+            None => Ok(Json(MigrationStarted { id: Uuid::max() })),
+        };
+        let router = Router::new().route("/v1/guest/migration", post(earlier));
+        let socket = folder.path().join("api.sock");
+        let _server = Server::start(&socket, router, Audience::Owner).unwrap();
+        let nothing = String::new;
+        let identity =
+            Identity { ca_pem: nothing(), cert_pem: nothing(), key_pem: nothing(), crl_pem: None };
+        let request = MigrationRequest {
+            node_port: NonZeroU16::new(4950),
+            ..MigrationRequest::to("host-b".to_owned(), identity)
+        };
+        let started = begin(&ApiClient::new(&socket), request).await.unwrap();
+        assert_eq!(started.id, Uuid::max());
+    }
 }
