@@ -65,7 +65,8 @@ pub enum ListError {
     },
     /// TLS would refuse every certificate of an authority whose list it may not believe (RFC 5280 §4.2.1.3).
     #[error(
-        "the authority {authority} may not sign lists (no cRLSign in its keyUsage): remove its list, and what it has issued cannot be revoked"
+        "the authority {authority} may not sign lists (its keyUsage has no cRLSign): remove its list; nothing that it has \
+         issued can be revoked"
     )]
     NoSigner {
         /// Name of the authority.
