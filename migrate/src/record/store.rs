@@ -162,7 +162,8 @@ impl RecordStore {
     fn path_of(&self, record: &Record) -> PathBuf {
         let name = file_name(record.migration, record.role());
         let of_all = self.folder.join(&name);
-        match of_all.exists() {
+        // A guest's folder may have the name of such a file.
+        match of_all.is_file() {
             true => of_all,
             false => Self::place(&self.folder, &record.guest, record.guest_uuid).join(name),
         }
