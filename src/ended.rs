@@ -1,7 +1,7 @@
 //! How guests ended: a small file for each of the last ones, for people who ask afterwards.
 //!
-//! The files are `ended/NAME/ended.json` in the state folder, written by a guest's process as its last
-//! act; it writes in no other guest's folder. A process that is killed writes none. The next guest of
+//! The files are `ended/guests/NAME/ended.json` in the state folder, written by a guest's process as its
+//! last act; it writes in no other guest's folder. A process that is killed writes none. The next guest of
 //! the same name removes the file when it runs. Earlier versions wrote `ended/NAME.json`.
 
 use std::collections::BTreeSet;
@@ -67,15 +67,6 @@ impl Ended {
     }
 }
 
-/// What tells of a guest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    /// Its folder.
-    Folder,
-    /// A file of an earlier version.
-    File,
-}
-
 /// The folder of these files.
 #[derive(Debug, Clone)]
 pub(crate) struct EndedGuests {
@@ -88,9 +79,14 @@ impl EndedGuests {
         Self { folder }
     }
 
+    /// Where the guests have their places, by name.
+    pub(crate) fn places(&self) -> PathBuf {
+        self.folder.join("guests")
+    }
+
     /// Where the process of the guest `name` writes how it ended.
     pub(crate) fn place(&self, name: &GuestName) -> PathBuf {
-        self.folder.join(name.as_str())
+        self.places().join(name.as_str())
     }
 
     /// Makes that place.
@@ -98,14 +94,16 @@ impl EndedGuests {
     /// # Errors
     /// The file system refuses.
     pub(crate) fn create_place(&self, name: &GuestName) -> Result<()> {
-        let place = self.place(name);
-        let made = fs::create_dir_all(&place).and_then(|()| regular_file::sync_folder_of(&place));
-        made.with_context(|| format!("cannot create the folder {}", place.display()))
+        for folder in [self.places(), self.place(name)] {
+            regular_file::create_folder(&folder)
+                .with_context(|| format!("cannot create the folder {}", folder.display()))?;
+        }
+        Ok(())
     }
 
     /// Forgets the oldest if there are too many, and puts what earlier versions have written in its place.
     pub(crate) fn tidy(&self) {
-        for name in self.names(Kind::File) {
+        for name in self.in_earlier_files() {
             let path = self.earlier_file(&name);
             let moved = self.create_place(&name).and_then(|()| {
                 let file = self.file(&name);
@@ -141,7 +139,7 @@ impl EndedGuests {
 
     /// All that are known, by name.
     pub(crate) fn list(&self) -> Vec<Ended> {
-        let names: BTreeSet<_> = self.names(Kind::Folder).chain(self.names(Kind::File)).collect();
+        let names: BTreeSet<_> = self.in_places().chain(self.in_earlier_files()).collect();
         names.iter().filter_map(|name| self.read(name)).collect()
     }
 
@@ -154,26 +152,19 @@ impl EndedGuests {
         self.folder.join(format!("{name}.json"))
     }
 
-    /// The guests that have a folder, or a file of an earlier version.
-    fn names(&self, kind: Kind) -> impl Iterator<Item = GuestName> {
-        let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten();
-        entries.filter_map(move |entry| {
-            let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
-            let name = entry.file_name().into_string().ok()?;
-            match kind {
-                Kind::Folder if is_folder => name.parse().ok(),
-                Kind::File if !is_folder => name.strip_suffix(".json")?.parse().ok(),
-                Kind::Folder | Kind::File => None,
-            }
-        })
+    /// The guests that have a place.
+    fn in_places(&self) -> impl Iterator<Item = GuestName> {
+        file_names(&self.places()).filter_map(|name| name.parse().ok())
+    }
+
+    /// The guests that have a file of an earlier version.
+    fn in_earlier_files(&self) -> impl Iterator<Item = GuestName> {
+        file_names(&self.folder).filter_map(|name| name.strip_suffix(".json")?.parse().ok())
     }
 
     fn forget_oldest(&self) {
-        let mut files: Vec<_> = self
-            .names(Kind::Folder)
-            .map(|name| self.file(&name))
-            .filter(|it| it.exists())
-            .collect();
+        let files = self.in_places().map(|name| self.file(&name));
+        let mut files: Vec<_> = files.filter(|it| it.exists()).collect();
         if files.len() <= FILES_MAX {
             return;
         }
@@ -186,6 +177,12 @@ impl EndedGuests {
             }
         }
     }
+}
+
+/// The names of what is in `folder`; none when it cannot be listed.
+fn file_names(folder: &Path) -> impl Iterator<Item = String> + use<> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().into_string().ok())
 }
 
 /// A file that cannot be read is none: it is there to help, not to be in the way.

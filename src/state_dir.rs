@@ -3,8 +3,8 @@
 //! ```text
 //! certs/        ca.pem ca.key host.pem host.key
 //! guests/NAME/  lock guest.json api.sock api-ro.sock console.log lighter.log
-//! migrations/   NAME/UUID/ID.source.json NAME/UUID/ID.destination.json
-//! ended/        NAME/ended.json
+//! migrations/   guests/NAME/UUID/ID.source.json guests/NAME/UUID/ID.destination.json
+//! ended/        guests/NAME/ended.json
 //! identities/   NAME.json, which no guest's process may write once its guest runs
 //! definitions/  NAME.toml NAME.autostart
 //! vsock/        NAME.sock NAME.sock_PORT

@@ -266,7 +266,7 @@ mod tests {
             let store = state.records().unwrap();
             store.create(&record).unwrap();
             Whereabouts::claim(&state, &"web".parse().unwrap()).unwrap();
-            let now = store.read(record.migration, record.role()).unwrap().unwrap();
+            let now = store.read(record.migration, record.role(), |_| true).unwrap().unwrap();
             assert!(format!("{:?}", now.side).contains(&format!("state: {expected}")), "{now:?}");
         }
     }

@@ -83,6 +83,24 @@ pub fn sync_folder_of(path: &Path) -> io::Result<()> {
     File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
 }
 
+/// Makes the folder at `path`, whose parent is there, unless there is one. It is on disk when this returns.
+///
+/// # Errors
+/// The system's, and [`ErrorKind::NotADirectory`] of anything else at this place, also a link to a folder: who comes by listing the
+/// parent does not see one there.
+pub fn create_folder(path: &Path) -> io::Result<()> {
+    match path.symlink_metadata() {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            fs::create_dir(path)?;
+            sync_folder_of(path)
+        }
+        there if there.as_ref().is_ok_and(|it| !it.is_dir()) => {
+            Err(io::Error::new(ErrorKind::NotADirectory, "it is a file or a link, not a folder"))
+        }
+        there => there.map(|_folder| ()),
+    }
+}
+
 /// Writes `bytes` where they do not count yet, and moves them into place when `flush` has been successful.
 fn replace_after(
     path: &Path,
@@ -182,5 +200,24 @@ mod tests {
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "nothing half done is left");
         pipe(&folder.path().join("other.new"));
         assert!(replace(&folder.path().join("other"), b"").is_err(), "not into a pipe");
+    }
+
+    #[test]
+    fn a_folder_is_made_once_and_never_through_a_link() {
+        let parent = tempfile::tempdir().unwrap();
+        let [folder, link, file] = ["folder", "link", "file"].map(|name| parent.path().join(name));
+        create_folder(&folder).unwrap();
+        fs::write(folder.join("kept"), "").unwrap();
+        create_folder(&folder).unwrap();
+        assert!(folder.join("kept").exists());
+        std::os::unix::fs::symlink(&folder, &link).unwrap();
+        fs::write(&file, "").unwrap();
+        for other in [link, file] {
+            assert_eq!(create_folder(&other).unwrap_err().kind(), ErrorKind::NotADirectory);
+        }
+        assert_eq!(
+            create_folder(&parent.path().join("no/folder")).unwrap_err().kind(),
+            ErrorKind::NotFound
+        );
     }
 }

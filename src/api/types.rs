@@ -388,7 +388,7 @@ pub(crate) enum Compression {
 /// The answer to `POST /v1/guest/migration`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct MigrationStarted {
-    /// The migration's id; its report is in `migrations/NAME/UUID/ID.source.json` when the guest's process is gone.
+    /// The migration's id; its report is in `migrations/guests/NAME/UUID/ID.source.json` when the guest's process is gone.
     pub(crate) id: Uuid,
 }
 

@@ -93,7 +93,7 @@ impl Files {
             (state.guests(), Use::RemoveFolders),
             (state.place_of_records(guest.name(), uuid), Use::Keep),
             // Those of an earlier guest of its name; see `StateDir::moment`.
-            (state.migrations().join(guest.name().as_str()), Use::Read),
+            (state.places_of_records().join(guest.name().as_str()), Use::Read),
             (state.ended().place(guest.name()), Use::Keep),
             (state.merge_domain_file(), Use::Write),
         ];

@@ -53,7 +53,7 @@ impl MigrationSession {
         process: &GuestProcess,
         role: Role,
     ) -> Result<Option<Record>, RecordError> {
-        process.records().read(self.id(), role)
+        process.records().read(self.id(), role, |_| true)
     }
 
     /// Why nobody can tell at the moment which host has the guest, and the way out; none when it is not in doubt.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use migrate::guest::RefusalKind;
 use migrate::protocol::front::{FoundGuest, FrontReply};
 use migrate::protocol::{Decision, Offer, PeerText};
-use migrate::record::{DestinationState, Record, Side, SourceState};
+use migrate::record::{DestinationState, Record, RecordError, Side, SourceState};
 use migrate::report::Role;
 use migrate::resolve::answer_for_dead;
 use migrate::{GuestDescription, MigrationId, Refusal as WireRefusal, Token};
@@ -231,7 +231,7 @@ impl Node {
         decision: Decision,
     ) -> FrontReply {
         let _only_writer = self.ledger();
-        let record = match self.records().read(migration, Role::Destination) {
+        let record = match self.destination_record(migration, token) {
             Ok(record) => record,
             Err(error) => {
                 tracing::error!(%migration, "cannot read the record of a migration that a source asks about: {error}");
@@ -262,7 +262,7 @@ impl Node {
             return FrontReply::AskProcess { port: *port };
         }
         // What was read before it was seen to be dead or silent may not be its last word.
-        let Ok(Some(record)) = self.records().read(migration, Role::Destination) else {
+        let Ok(Some(record)) = self.destination_record(migration, token) else {
             return FrontReply::AskProcess { port: *port };
         };
         let Side::Destination { state, .. } = &record.side else {
@@ -278,6 +278,19 @@ impl Node {
         FrontReply::Resolved(dead.answer)
     }
 
+    /// The record of a migration to this host: the one with this token, or if there is none, any.
+    fn destination_record(
+        &self,
+        migration: MigrationId,
+        token: &Token,
+    ) -> Result<Option<Record>, RecordError> {
+        let is_it = |record: &Record| match &record.side {
+            Side::Destination { token: expected, .. } => expected.matches(token),
+            Side::Source { .. } => false,
+        };
+        self.records().read(migration, Role::Destination, is_it)
+    }
+
     /// The identity of a live guest; none when it cannot be read.
     fn uuid_of(&self, guest: &GuestDir) -> Option<Uuid> {
         self.state().read_uuid(guest.name()).ok()
@@ -288,7 +301,7 @@ impl Node {
         &self,
         record: &Record,
         next: DestinationState,
-    ) -> Result<(), migrate::record::RecordError> {
+    ) -> Result<(), RecordError> {
         let mut record = record.clone();
         if let Side::Destination { state, .. } = &mut record.side {
             *state = next;

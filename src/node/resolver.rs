@@ -236,7 +236,7 @@ mod tests {
     }
 
     fn state_on_disk(store: &RecordStore, record: &Record) -> SourceState {
-        match store.read(record.migration, Role::Source).unwrap().unwrap().side {
+        match store.read(record.migration, Role::Source, |_| true).unwrap().unwrap().side {
             Side::Source { state, .. } => state,
             Side::Destination { .. } => panic!("the other side's record"),
         }

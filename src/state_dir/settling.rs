@@ -31,6 +31,11 @@ impl StateDir {
         RecordStore::place(&self.migrations(), name.as_str(), uuid)
     }
 
+    /// Where the guests have them, by name.
+    pub(crate) fn places_of_records(&self) -> PathBuf {
+        RecordStore::places(&self.migrations())
+    }
+
     /// Now, in milliseconds since 1970; but later than all that is recorded of migrations of guests of
     /// this name, also when the clock was set back.
     pub(crate) fn moment(&self, name: &GuestName) -> u64 {
@@ -97,7 +102,7 @@ impl StateDir {
     /// Removes folders that [`Self::settle`] has made, if nothing is in them and no process may need
     /// them: that of `own` has not been given its own yet.
     fn remove_empty_folders(&self, own: &GuestName) {
-        for folder in [self.migrations(), self.ended_folder()] {
+        for folder in [self.places_of_records(), self.ended().places()] {
             for (name, path) in folders_in(&folder) {
                 let Ok(owner) = name.parse::<GuestName>() else { continue };
                 if owner != *own && self.guest(&owner).is_live() {

@@ -6,6 +6,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
+use migrate::record::Record;
 use migrate::report::{Outcome, Role};
 use migrate::{MigrationId, Progress, Report};
 use tokio::signal::unix::{SignalKind, signal};
@@ -191,7 +192,9 @@ impl Follower {
 
     /// The report that the process left behind, when it has ended or has other things to tell.
     fn read_record(&self) -> Result<Report> {
-        match self.state.records()?.read(self.id, self.role)?.and_then(|record| record.report) {
+        let is_its = |record: &Record| record.guest == self.name.as_str();
+        let record = self.state.records()?.read(self.id, self.role, is_its)?;
+        match record.and_then(|record| record.report) {
             Some(report) => Ok(report),
             None if self.state.guest(&self.name).is_live() => Err(self.broke_down()),
             None => bail!(
@@ -249,7 +252,7 @@ mod tests {
     use axum::{Json, Router};
 
     use migrate::Token;
-    use migrate::record::{Record, Side, SourceState};
+    use migrate::record::{Side, SourceState};
 
     use super::super::summary::tests::report;
     use super::*;

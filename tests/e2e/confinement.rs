@@ -227,8 +227,10 @@ fn what_a_guests_process_may_not_have_is_refused_in_every_thread() {
     let door = outside.path().join("sock");
     let _listener = UnixListener::bind(&door).unwrap();
     let others_vsock = pair.a.state_dir().join("vsock/other.sock");
-    let others =
-        ["migrations/other/00000000-0000-0000-0000-000000000005/a.json", "ended/other/ended.json"];
+    let others = [
+        "migrations/guests/other/00000000-0000-0000-0000-000000000005/a.json",
+        "ended/guests/other/ended.json",
+    ];
     let others = others.map(|file| pair.a.state_dir().join(file));
     for file in &others {
         fs::create_dir_all(file.parent().unwrap()).unwrap();
@@ -250,8 +252,9 @@ fn what_a_guests_process_may_not_have_is_refused_in_every_thread() {
         (format!("read:{}", others[1].display()), denied),
         (format!("create:{}", others[1].with_file_name("b.json").display()), denied),
         (format!("create:{}", beside_others("migrations/a.json")), denied),
-        (format!("create:{}", beside_others("migrations/web-1/a.json")), denied),
+        (format!("create:{}", beside_others("migrations/guests/web-1/a.json")), denied),
         (format!("create:{}", beside_others("ended/other.json")), denied),
+        (format!("create:{}", beside_others("ended/guests/other.json")), denied),
         (format!("connect:{}", door.display()), forbidden),
         ("netlink".to_owned(), forbidden),
         ("tcp".to_owned(), denied),

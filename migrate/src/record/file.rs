@@ -90,7 +90,7 @@ impl RecordFile {
         Ok(Self { path: path.to_owned(), file, next, length: bytes.len() })
     }
 
-    /// Writes the record anew; it is durable when this returns. Cheap: one write and one flush of
+    /// Replaces the record; it is durable when this returns. Cheap: one write and one flush of
     /// data, no change of the folder, unless the record has outgrown its file.
     ///
     /// # Errors
@@ -134,12 +134,6 @@ fn to_line(record: &Record, path: &Path) -> Result<Vec<u8>, RecordError> {
 
 pub(super) fn flush_folder_of(path: &Path) -> Result<(), RecordError> {
     regular_file::sync_folder_of(path).map_err(|cause| io("flush the folder of", path, cause))
-}
-
-pub(super) fn flush_folder(folder: &Path) -> Result<(), RecordError> {
-    File::open(folder)
-        .and_then(|folder| folder.sync_all())
-        .map_err(|cause| io("flush the folder of", folder, cause))
 }
 
 /// The record in the file at `path`; none when there is no such file.

@@ -1,7 +1,7 @@
-//! The files behind the records: `GUEST/UUID/ID.source.json` and `GUEST/UUID/ID.destination.json`.
+//! The files behind the records: `guests/GUEST/UUID/ID.source.json` and `ID.destination.json`.
 //!
 //! What is in a guest's folder is of this guest alone: its process writes there, and nowhere else.
-//! Earlier versions wrote all records into the one folder above; they are still read there.
+//! Earlier versions wrote all records into the folder that `guests` is in; they are still read there.
 
 use std::ffi::OsStr;
 use std::fs::{self, FileType};
@@ -12,13 +12,11 @@ use std::time::{Duration, SystemTime};
 use uuid::Uuid;
 
 use super::Record;
-use super::file::{
-    RecordError, RecordFile, UNFINISHED, damaged, flush_folder, flush_folder_of, io, read,
-};
+use super::file::{RecordError, RecordFile, UNFINISHED, damaged, flush_folder_of, io, read};
 use crate::protocol::MigrationId;
 use crate::report::Role;
 
-/// At this age, nobody writes it any more.
+/// A file that is not finished at this age is not being written any more.
 const UNFINISHED_AGE: Duration = Duration::from_secs(60);
 
 /// The records of a host's guests, or of one of them.
@@ -44,22 +42,26 @@ impl RecordStore {
         Self { folder: folder.to_owned(), guest: Some(guest.to_owned()) }
     }
 
+    /// Where in the folder of all guests' records the guests have theirs, by name.
+    pub fn places(folder: &Path) -> PathBuf {
+        folder.join("guests")
+    }
+
     /// Where in the folder of all guests' records those of one are.
     pub fn place(folder: &Path, guest: &str, uuid: Uuid) -> PathBuf {
-        folder.join(guest).join(uuid.to_string())
+        Self::places(folder).join(guest).join(uuid.to_string())
     }
 
     /// Makes that place; it is durable when this returns.
     ///
     /// # Errors
-    /// When it cannot be created.
+    /// When it cannot be created, or is a link: what is behind one is not read.
     pub fn create_place(folder: &Path, guest: &str, uuid: Uuid) -> Result<PathBuf, RecordError> {
+        let places = Self::places(folder);
         let place = Self::place(folder, guest, uuid);
-        if !place.is_dir() {
-            fs::create_dir_all(&place)
-                .map_err(|cause| io("create the folder of", &place, cause))?;
-            flush_folder(&folder.join(guest))?;
-            flush_folder(folder)?;
+        for folder in [&places, &places.join(guest), &place] {
+            regular_file::create_folder(folder)
+                .map_err(|cause| io("create the folder of", folder, cause))?;
         }
         Ok(place)
     }
@@ -81,21 +83,29 @@ impl RecordStore {
         RecordFile::open(&self.path_of(record))
     }
 
-    /// Reads a record; none when there is none.
+    /// Reads a record; none when there is none. A guest's process may write any migration's id: of
+    /// records with the same, this is one that `is_it`, or if none is, any.
     ///
     /// # Errors
     /// When it is there and cannot be read.
-    pub fn read(&self, migration: MigrationId, role: Role) -> Result<Option<Record>, RecordError> {
-        let (name, mut fault) = (file_name(migration, role), None);
+    pub fn read(
+        &self,
+        migration: MigrationId,
+        role: Role,
+        is_it: impl Fn(&Record) -> bool,
+    ) -> Result<Option<Record>, RecordError> {
+        let (name, mut other) = (file_name(migration, role), Ok(None));
         for folder in self.folders()? {
             match folder.read(&name) {
                 Ok(None) => {}
-                Ok(found) => return Ok(found),
+                Ok(Some(record)) if is_it(&record) => return Ok(Some(record)),
+                Ok(found) => other = Ok(found),
                 // It may be in another folder.
-                Err(error) => fault = Some(error),
+                Err(error) if matches!(other, Ok(None)) => other = Err(error),
+                Err(_) => {}
             }
         }
-        fault.map_or(Ok(None), Err)
+        other
     }
 
     /// All records that can be read, newest first, and what is wrong with the others.
@@ -162,8 +172,7 @@ impl RecordStore {
     fn path_of(&self, record: &Record) -> PathBuf {
         let name = file_name(record.migration, record.role());
         let of_all = self.folder.join(&name);
-        // A guest's folder may have the name of such a file.
-        match of_all.is_file() {
+        match of_all.exists() {
             true => of_all,
             false => Self::place(&self.folder, &record.guest, record.guest_uuid).join(name),
         }
@@ -171,15 +180,16 @@ impl RecordStore {
 
     /// The folders that records are in.
     fn folders(&self) -> Result<Vec<Folder>, RecordError> {
+        let places = Self::places(&self.folder);
         let (mut found, guests) = match &self.guest {
             Some(guest) => (Vec::new(), vec![guest.clone()]),
             None => (
                 vec![Folder { path: self.folder.clone(), owner: None }],
-                names_in(&self.folder, FileType::is_dir)?,
+                names_in(&places, FileType::is_dir)?,
             ),
         };
         for guest in guests {
-            let of_guest = self.folder.join(&guest);
+            let of_guest = places.join(&guest);
             for uuid in names_in(&of_guest, FileType::is_dir)? {
                 let path = of_guest.join(&uuid);
                 found.push(Folder { path, owner: Some((guest.clone(), uuid)) });
@@ -199,9 +209,7 @@ struct Folder {
 impl Folder {
     /// The names of its files that end in `.extension`.
     fn files(&self, extension: &str) -> Result<Vec<String>, RecordError> {
-        // Whatever is there under such a name, but for the folder of a guest.
-        let is_file = |kind: &FileType| self.owner.is_some() || !kind.is_dir();
-        let mut names = names_in(&self.path, is_file)?;
+        let mut names = names_in(&self.path, |_| true)?;
         let extension = Some(OsStr::new(extension));
         names.retain(|name| Path::new(name).extension() == extension);
         Ok(names)
@@ -284,10 +292,22 @@ mod tests {
         }
     }
 
-    #[test]
-    fn what_a_crash_left_unfinished_goes_and_nothing_else() {
+    fn empty_store() -> (tempfile::TempDir, RecordStore) {
         let folder = tempfile::tempdir().unwrap();
         let store = RecordStore::open(folder.path()).unwrap();
+        (folder, store)
+    }
+
+    fn read_source(
+        store: &RecordStore,
+        migration: MigrationId,
+    ) -> Result<Option<Record>, RecordError> {
+        store.read(migration, Role::Source, |_| true)
+    }
+
+    #[test]
+    fn what_a_crash_left_unfinished_goes_and_nothing_else() {
+        let (_folder, store) = empty_store();
         drop(store.create(&source_record(SourceState::Undecided)).unwrap());
         let unfinished = path(&store).with_file_name("x.source.new");
         fs::write(&unfinished, "half a re").unwrap();
@@ -301,8 +321,7 @@ mod tests {
 
     #[test]
     fn what_is_recorded_after_a_clock_was_set_back_is_later_all_the_same() {
-        let folder = tempfile::tempdir().unwrap();
-        let store = RecordStore::open(folder.path()).unwrap();
+        let (_folder, store) = empty_store();
         let now = store.moment();
         assert!(now.abs_diff(unix_ms()) < 60_000);
         let ahead = now + 8 * 3_600_000;
@@ -337,20 +356,19 @@ mod tests {
             let mut record = source_record(SourceState::Committed);
             record.updated_unix_ms = turn;
             file.write(&record).unwrap();
-            assert_eq!(store.read(id(), Role::Source).unwrap(), Some(record));
+            assert_eq!(read_source(&store, id()).unwrap(), Some(record));
         }
 
         drop(file);
         let mut again = store.reopen(&source_record(SourceState::Done)).unwrap();
         again.write(&source_record(SourceState::Done)).unwrap();
-        let read = store.read(id(), Role::Source).unwrap().unwrap();
+        let read = read_source(&store, id()).unwrap().unwrap();
         assert_eq!(state_of(&read), SourceState::Done);
     }
 
     #[test]
     fn a_line_torn_by_a_crash_leaves_the_one_before() {
-        let folder = tempfile::tempdir().unwrap();
-        let store = RecordStore::open(folder.path()).unwrap();
+        let (_folder, store) = empty_store();
         let mut file = store.create(&source_record(SourceState::Undecided)).unwrap();
         file.write(&source_record(SourceState::Committed)).unwrap();
         let path = path(&store);
@@ -363,21 +381,20 @@ mod tests {
                 let mut bytes = whole.clone();
                 bytes[torn.clone()].fill(b' ');
                 fs::write(&path, &bytes).unwrap();
-                let read = store.read(id(), Role::Source).unwrap().unwrap();
+                let read = read_source(&store, id()).unwrap().unwrap();
                 let intact = torn.is_empty();
                 assert_eq!(state_of(&read) == SourceState::Committed, intact, "{torn:?}");
             }
         }
         let mut again = store.reopen(&source_record(SourceState::Done)).unwrap();
         again.write(&source_record(SourceState::Aborted)).unwrap();
-        let read = store.read(id(), Role::Source).unwrap().unwrap();
+        let read = read_source(&store, id()).unwrap().unwrap();
         assert_eq!(state_of(&read), SourceState::Aborted);
     }
 
     #[test]
     fn both_sides_share_a_folder_and_strangers_cannot_read_it() {
-        let folder = tempfile::tempdir().unwrap();
-        let store = RecordStore::open(folder.path()).unwrap();
+        let (_folder, store) = empty_store();
         let source = source_record(SourceState::Undecided);
         let destination = Record {
             side: Side::Destination {
@@ -424,8 +441,7 @@ mod tests {
 
     #[test]
     fn what_is_no_file_is_a_fault_and_hangs_nobody() {
-        let folder = tempfile::tempdir().unwrap();
-        let store = RecordStore::open(folder.path()).unwrap();
+        let (_folder, store) = empty_store();
         let path = path(&store);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
@@ -433,7 +449,7 @@ mod tests {
         fs::create_dir(path.with_file_name("folder.json")).unwrap();
 
         let errors = [
-            store.read(id(), Role::Source).unwrap_err().to_string(),
+            read_source(&store, id()).unwrap_err().to_string(),
             store.reopen(&source_record(SourceState::Done)).unwrap_err().to_string(),
         ];
         let (records, faults) = store.list().unwrap();
@@ -444,42 +460,69 @@ mod tests {
         assert_eq!((records.len(), faults.len()), (0, 2));
         fs::remove_file(&path).unwrap();
         fs::write(&path, vec![b' '; MAX_FILE_BYTES as usize + 1]).unwrap();
-        let large = store.read(id(), Role::Source).unwrap_err().to_string();
+        let large = read_source(&store, id()).unwrap_err().to_string();
         assert!(large.contains("it is too large"), "{large}");
     }
 
     #[test]
     fn a_guests_records_are_in_its_folder_and_tell_of_no_other_guest() {
-        let folder = tempfile::tempdir().unwrap();
-        let store = RecordStore::open(folder.path()).unwrap();
+        let (folder, store) = empty_store();
         let own = source_record(SourceState::Done);
         store.create(&own).unwrap();
-        // A name may end as a file of a record does.
-        let (guest, migration) = ("db.json".to_owned(), MigrationId(Uuid::from_u128(8)));
+        let (guest, migration) = ("db".to_owned(), MigrationId(Uuid::from_u128(8)));
         let other = Record { guest, migration, started_unix_ms: 5, ..own.clone() };
         store.create(&other).unwrap();
         assert_eq!(store.list().unwrap().0, [other.clone(), own.clone()]);
         let of_guest = RecordStore::of_guest(folder.path(), "web-1");
         assert_eq!(of_guest.list().unwrap().0, std::slice::from_ref(&own));
-        assert_eq!(of_guest.read(other.migration, Role::Source).unwrap(), None);
+        assert_eq!(read_source(&of_guest, other.migration).unwrap(), None);
 
         let uuid = Uuid::from_u128(2);
-        for place in [("db.json", own.guest_uuid), ("web-1", uuid)] {
+        for place in [("db", own.guest_uuid), ("web-1", uuid)] {
             let foreign = RecordStore::create_place(folder.path(), place.0, place.1).unwrap();
             let foreign = foreign.join(file_name(own.migration, Role::Source));
             fs::copy(path(&store), &foreign).unwrap();
             let (records, faults) = store.list().unwrap();
             assert_eq!(records, [other.clone(), own.clone()], "{place:?}");
             assert!(faults[0].to_string().contains("another guest"), "{faults:?}");
-            assert_eq!(store.read(own.migration, Role::Source).unwrap(), Some(own.clone()));
+            assert_eq!(read_source(&store, own.migration).unwrap(), Some(own.clone()));
             fs::remove_file(foreign).unwrap();
         }
     }
 
     #[test]
+    fn another_guest_with_the_id_of_a_migration_does_not_hide_its_record() {
+        let (_folder, store) = empty_store();
+        let own = source_record(SourceState::Committed);
+        store.create(&own).unwrap();
+        for guest in ["a", "z"] {
+            store.create(&Record { guest: guest.to_owned(), ..own.clone() }).unwrap();
+        }
+        for guest in ["a", "web-1", "z"] {
+            let read = store.read(id(), Role::Source, |it| it.guest == guest).unwrap().unwrap();
+            assert_eq!(read.guest, guest);
+        }
+        assert!(store.read(id(), Role::Source, |_| false).unwrap().is_some(), "any is told of");
+        let place = RecordStore::place(store.folder.as_path(), "web-1", own.guest_uuid);
+        fs::write(place.join(file_name(id(), Role::Source)), "rubbish").unwrap();
+        assert!(store.read(id(), Role::Source, |it| it.guest == "z").unwrap().is_some());
+    }
+
+    #[test]
+    fn a_place_behind_a_link_is_refused_for_it_is_not_read() {
+        let (folder, store) = empty_store();
+        let own = source_record(SourceState::Done);
+        store.create(&own).unwrap();
+        let place = RecordStore::places(folder.path()).join(&own.guest);
+        fs::rename(&place, folder.path().join("elsewhere")).unwrap();
+        std::os::unix::fs::symlink("../elsewhere", &place).unwrap();
+        let refused = store.create(&own).unwrap_err().to_string();
+        assert!(refused.ends_with("not a folder"), "{refused}");
+    }
+
+    #[test]
     fn records_of_earlier_versions_are_read_and_written_where_they_are() {
-        let folder = tempfile::tempdir().unwrap();
-        let store = RecordStore::open(folder.path()).unwrap();
+        let (folder, store) = empty_store();
         let record = source_record(SourceState::Committed);
         store.create(&record).unwrap();
         let flat = folder.path().join(file_name(record.migration, Role::Source));
@@ -488,20 +531,19 @@ mod tests {
         assert_eq!(store.list().unwrap().0, std::slice::from_ref(&record));
         let done = source_record(SourceState::Done);
         store.reopen(&record).unwrap().write(&done).unwrap();
-        assert_eq!(store.read(record.migration, Role::Source).unwrap(), Some(done.clone()));
+        assert_eq!(read_source(&store, record.migration).unwrap(), Some(done.clone()));
         store.remove(&done).unwrap();
         assert!(!flat.exists());
     }
 
     #[test]
     fn what_is_not_there_is_none_and_removing_it_is_harmless() {
-        let folder = tempfile::tempdir().unwrap();
-        let store = RecordStore::open(folder.path()).unwrap();
-        assert_eq!(store.read(id(), Role::Source).unwrap(), None);
+        let (_folder, store) = empty_store();
+        assert_eq!(read_source(&store, id()).unwrap(), None);
         store.remove(&source_record(SourceState::Done)).unwrap();
         store.create(&source_record(SourceState::Done)).unwrap();
         store.remove(&source_record(SourceState::Done)).unwrap();
-        assert_eq!(store.read(id(), Role::Source).unwrap(), None);
+        assert_eq!(read_source(&store, id()).unwrap(), None);
         assert!(store.reopen(&source_record(SourceState::Done)).is_err());
     }
 }

@@ -69,7 +69,7 @@ impl Host {
             let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
             entries.map(|entry| entry.path())
         };
-        inside(self.state_dir.join("migrations")).flat_map(inside).flat_map(inside).collect()
+        inside(self.state_dir.join("migrations/guests")).flat_map(inside).flat_map(inside).collect()
     }
 
     /// SIGKILL for its node.

@@ -13,8 +13,8 @@ pub(crate) fn belongs(file: &str, guests: &BTreeSet<&str>) -> bool {
         | ["certs", "issued", _] => true,
         ["definitions", file] => file.ends_with(".toml") || file.ends_with(".autostart"),
         // Of guests that are gone, until another starts.
-        ["migrations", _, _, record] => record.ends_with(".json"),
-        ["ended", _, "ended.json"] => true,
+        ["migrations", "guests", _, _, record] => record.ends_with(".json"),
+        ["ended", "guests", _, "ended.json"] => true,
         ["identities", uuid] => uuid.ends_with(".json"),
         ["guests", name, "lock" | "guest.json" | "api.sock" | "api-ro.sock"]
         | ["guests", name, "console.log" | "lighter.log"] => guests.contains(name),

@@ -32,7 +32,8 @@ async fn the_destination_records_where_the_node_of_the_source_listens() {
         let guest = FakeSource::new(1, Content::Mixed);
         let handle = world.start(SourceSession { node_port, ..world.session() }, &guest);
         world.assert_migrated(&guest, &handle).await;
-        let record = world.node.records.read(handle.migration(), Role::Destination).unwrap();
+        let record =
+            world.node.records.read(handle.migration(), Role::Destination, |_| true).unwrap();
         let Side::Destination { source_node_port, .. } = record.unwrap().side else {
             panic!("the source's record")
         };

@@ -326,7 +326,7 @@ impl FrontHandler for Node {
         match request {
             FrontRequest::Admit { migration, guest, .. } => self.admit(migration, &guest),
             FrontRequest::Resolve { migration, decision, .. } => {
-                let record = self.records.read(migration, Role::Destination).unwrap();
+                let record = self.records.read(migration, Role::Destination, |_| true).unwrap();
                 let state = record.and_then(|record| match record.side {
                     Side::Destination { state, .. } => Some(state),
                     Side::Source { .. } => None,
@@ -462,7 +462,8 @@ impl World {
         assert_eq!(there.outcome, Outcome::Migrated, "{there:?}");
         assert!(!source.is_running());
         assert!(self.target().runs.load(SeqCst));
-        let there = self.node.records.read(handle.migration(), Role::Destination).unwrap();
+        let there =
+            self.node.records.read(handle.migration(), Role::Destination, |_| true).unwrap();
         let side = there.unwrap().side;
         let runs = matches!(side, Side::Destination { state: DestinationState::Running, .. });
         assert!(runs, "the destination's record: {side:?}");
@@ -508,7 +509,7 @@ pub(super) async fn reach(handle: &Handle, phase: Phase) {
 
 /// What the records of a migration say.
 pub(super) fn decision(world: &World, handle: &Handle) -> Option<Decision> {
-    let record = world.records.read(handle.migration(), Role::Source).unwrap()?;
+    let record = world.records.read(handle.migration(), Role::Source, |_| true).unwrap()?;
     match record.side {
         Side::Source { state, .. } => state.decision(),
         Side::Destination { .. } => None,
