@@ -17,3 +17,44 @@ pub(crate) mod types;
 
 pub(crate) use client::{ApiClient, AskError};
 pub(crate) use error::{ApiError, Reason};
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use serde_json::Value;
+
+    use super::types::{CopyDisks, MigrationRequest};
+
+    const DOCUMENT: &str = include_str!("openapi.json");
+
+    fn fields(object: &Value) -> BTreeSet<&String> {
+        object.as_object().unwrap().keys().collect()
+    }
+
+    #[test]
+    fn the_served_document_holds_every_field_of_a_migrations_request() {
+        let document: Value = serde_json::from_str(DOCUMENT).unwrap();
+        let schemas = &document["components"]["schemas"];
+        let identity = migrate::quic::Identity {
+            ca_pem: String::new(),
+            cert_pem: String::new(),
+            key_pem: String::new(),
+            crl_pem: Some(String::new()),
+        };
+        let request = MigrationRequest {
+            copy_disks: Some(CopyDisks::default()),
+            node_port: "4950".parse().ok(),
+            ..MigrationRequest::to("host-b".to_owned(), identity)
+        };
+        let request = serde_json::to_value(request).unwrap();
+        let sent = [
+            ("MigrationRequest", &request),
+            ("Identity", &request["identity"]),
+            ("CopyDisks", &request["copy_disks"]),
+        ];
+        for (schema, sent) in sent {
+            assert_eq!(fields(&schemas[schema]["properties"]), fields(sent), "{schema}");
+        }
+    }
+}
