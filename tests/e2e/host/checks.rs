@@ -141,14 +141,14 @@ fn stray_processes(host: &Host, listed: &[Value]) -> Vec<String> {
     strays.map(|pid| format!("process {}: {}", pid.0, pid.command_line())).collect()
 }
 
-/// Every file below `folder`, and every empty folder of a guest, relative to `root`.
+/// Every file below `folder`, and every empty folder of a live guest, relative to `root`.
 fn walk(root: &Path, folder: &Path, into: &mut Vec<String>) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         let path = entry.path();
         let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
         if is_folder && fs::read_dir(&path).is_ok_and(|mut inside| inside.next().is_some()) {
             walk(root, &path, into);
-        } else if !is_folder || folder.ends_with("guests") {
+        } else if !is_folder || folder == root.join("guests") {
             let relative = path.strip_prefix(root).expect("below the root");
             into.push(relative.display().to_string());
         }
