@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used)] // all of it is test
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -13,13 +13,18 @@ use std::time::{Duration, Instant};
 use memopt::ksm::{Budget, Control, Driver, End, Knob, KsmError, Options, Set, Window};
 use memopt::observe::{KsmKnobs, Sources, ksm_knobs, merged};
 
+#[path = "../../../tests/e2e/host/ksm_turn.rs"]
+mod ksm_turn;
+
+use ksm_turn::{FOLDER, KsmLock, set};
+
 /// Pages of the process that is merged: 64 MiB.
 const PAGES: u64 = 16_384;
 
 /// One test at a time on this host, also of other checkouts; checks at the end that all settings are as they were.
 struct Turn {
     before: KsmKnobs,
-    _lock: File,
+    lock: KsmLock,
 }
 
 impl Turn {
@@ -29,15 +34,15 @@ impl Turn {
             eprintln!("left out: LIGHTER_SKIP_KSM=1");
             return None;
         }
-        let lock = File::create(std::env::temp_dir().join("lighter-tests-ksm.lock")).unwrap();
-        lock.lock().unwrap();
+        let lock = KsmLock::take();
         let before = ksm_knobs(&Sources::system()).expect("KSM; LIGHTER_SKIP_KSM=1 leaves it out");
         assert_eq!(before.run, 0, "ksmd is in use on this host; LIGHTER_SKIP_KSM=1 leaves it out");
-        Some(Self { before, _lock: lock })
+        Some(Self { before, lock })
     }
 
     fn assert_all_is_as_it_was(&self) {
         assert_eq!(ksm_knobs(&Sources::system()).unwrap(), self.before);
+        assert!(self.lock.is_as_before());
     }
 }
 
@@ -150,14 +155,13 @@ fn a_setting_that_somebody_else_makes_is_theirs() {
     // Waiting closes it otherwise, which ends the driver.
     let _stdin = driver.stdin.take();
     // As ksmtuned does.
-    fs::write("/sys/kernel/mm/ksm/pages_to_scan", "1250").unwrap();
+    set("pages_to_scan", "1250");
     let began = Instant::now();
     assert!(driver.wait().unwrap().success());
     assert!(began.elapsed() < Duration::from_secs(60), "it noticed by itself");
     let left = ksm_knobs(&Sources::system()).unwrap();
     let expected = KsmKnobs { pages_to_scan: 1250, ..turn.before };
-    let before = turn.before.pages_to_scan.to_string();
-    fs::write("/sys/kernel/mm/ksm/pages_to_scan", before).unwrap();
+    set("pages_to_scan", &turn.before.pages_to_scan.to_string());
     assert_eq!(left, expected);
 }
 
@@ -168,16 +172,16 @@ fn the_kernels_advisor_decides_again_afterwards() {
         eprintln!("left out: this kernel has no advisor (Linux 6.8)");
         return;
     }
-    let advisor = "/sys/kernel/mm/ksm/advisor_mode";
-    fs::write(advisor, "scan-time").unwrap();
+    let advisor = format!("{FOLDER}/advisor_mode");
+    set("advisor_mode", "scan-time");
     let folder = tempfile::tempdir().unwrap();
     let mut driver = start_driver(&folder.path().join("ksm.json"));
-    let during = fs::read_to_string(advisor).unwrap();
+    let during = fs::read_to_string(&advisor).unwrap();
     drop(driver.stdin.take());
     let ended = driver.wait().unwrap();
-    let after = fs::read_to_string(advisor).unwrap();
-    fs::write(advisor, "none").unwrap();
-    fs::write("/sys/kernel/mm/ksm/pages_to_scan", turn.before.pages_to_scan.to_string()).unwrap();
+    let after = fs::read_to_string(&advisor).unwrap();
+    set("advisor_mode", "none");
+    set("pages_to_scan", &turn.before.pages_to_scan.to_string());
     assert!(ended.success());
     assert_eq!((during.trim(), after.trim()), ("[none] scan-time", "none [scan-time]"));
     turn.assert_all_is_as_it_was();

@@ -4,47 +4,28 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 
+use super::ksm_turn::{FOLDER, KsmLock, set};
 use super::process::Pid;
-
-const FOLDER: &str = "/sys/kernel/mm/ksm";
 
 /// Pages that are looked at in a row, with a millisecond between: some hundred MiB a second.
 const KNOBS: [(&str, &str); 3] =
     [("pages_to_scan", "5000"), ("sleep_millisecs", "1"), ("run", "1")];
 
-/// What must be as before when a program has driven ksmd; older kernels do not have all of them.
-const ALL_KNOBS: [&str; 8] = [
-    "advisor_mode",
-    "max_page_sharing",
-    "merge_across_nodes",
-    "pages_to_scan",
-    "run",
-    "sleep_millisecs",
-    "smart_scan",
-    "use_zero_pages",
-];
-
 /// Keeps other tests' ksmd and mergeable guests away, for tests with such guests of their own: the
 /// program drives ksmd for no domain as long as there are strangers. A test's first variable, so that
 /// it is dropped last: its guests have ended by then, also when the test fails.
 #[derive(Debug)]
-pub(crate) struct KsmTurn {
-    before: [Option<String>; 8],
-    _turn: File,
-}
+pub(crate) struct KsmTurn(KsmLock);
 
 impl KsmTurn {
     /// Waits for it. What is merged is taken apart (`2`) and forgotten, also what processes had merged that are gone: guests of tests
     /// whose turn it was before, and of tests that only wait for theirs, are as if nobody had driven ksmd.
     pub(crate) fn take() -> Self {
-        let lock = std::env::temp_dir().join("lighter-tests-ksm.lock");
-        let _turn = File::create(lock).expect("a lock file");
-        _turn.lock().expect("a lock");
-        let before = all_knobs();
+        let lock = KsmLock::take();
         let run = read(&format!("{FOLDER}/run"));
         set("run", "2");
         set("run", &run);
-        Self { before, _turn }
+        Self(lock)
     }
 
     /// Makes ksmd scan fast until the returned value is dropped. The turn lasts until the guests have ended.
@@ -55,12 +36,8 @@ impl KsmTurn {
 
     /// Whether each knob is as it was then.
     pub(crate) fn is_as_before(&self) -> bool {
-        all_knobs() == self.before
+        self.0.is_as_before()
     }
-}
-
-fn all_knobs() -> [Option<String>; 8] {
-    ALL_KNOBS.map(|knob| fs::read_to_string(format!("{FOLDER}/{knob}")).ok())
 }
 
 /// A ksmd that scans fast. Dropping it restores the knobs.
@@ -134,8 +111,4 @@ pub(crate) fn merged_frames(pid: Pid) -> BTreeSet<u64> {
 fn read(path: &str) -> String {
     let text = fs::read_to_string(path).unwrap_or_else(|error| panic!("{path}: {error}"));
     text.trim().to_owned()
-}
-
-fn set(knob: &str, value: &str) {
-    fs::write(format!("{FOLDER}/{knob}"), value).expect("this test drives ksmd, which takes root");
 }

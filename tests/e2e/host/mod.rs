@@ -9,6 +9,7 @@ pub(crate) mod checks;
 mod guest;
 pub(crate) mod kernel;
 pub(crate) mod ksm;
+mod ksm_turn;
 mod migration;
 mod node;
 mod pair;
