@@ -104,17 +104,24 @@ impl EndedGuests {
     /// Forgets the oldest if there are too many, and puts what earlier versions have written in its place.
     pub(crate) fn tidy(&self) {
         for name in self.in_earlier_files() {
-            let path = self.earlier_file(&name);
-            let moved = self.create_place(&name).and_then(|()| {
-                let file = self.file(&name);
-                fs::rename(&path, &file)?;
-                Ok(regular_file::sync_folder_of(&file)?)
-            });
-            if let Err(error) = moved {
-                tracing::warn!(file = %path.display(), "cannot put it in its place: {error:#}");
+            if let Err(error) = self.put_in_place(&name) {
+                let file = self.earlier_file(&name);
+                tracing::warn!(file = %file.display(), "cannot put it in its place: {error:#}");
             }
         }
         self.forget_oldest();
+    }
+
+    /// Puts what an earlier version has written in its place, if nothing later is there.
+    fn put_in_place(&self, name: &GuestName) -> Result<()> {
+        let (from, to) = (self.earlier_file(name), self.file(name));
+        let at = |path| read(path).map(|ended| ended.ended_unix_ms);
+        if at(&to) > at(&from) {
+            return Ok(fs::remove_file(from)?);
+        }
+        self.create_place(name)?;
+        fs::rename(&from, &to)?;
+        Ok(regular_file::sync_folder_of(&to)?)
     }
 
     /// Remembers how a guest ended.
@@ -125,6 +132,12 @@ impl EndedGuests {
         durable::write_json(&self.file(&ended.name), ended)
     }
 
+    /// Removes what a crash has left of a file for the guest `name`, which is gone.
+    pub(crate) fn remove_unfinished(&self, name: &GuestName) {
+        // There may be none, and it is in nobody's way.
+        let _removed = fs::remove_file(self.place(name).join("ended.json.new"));
+    }
+
     /// Forgets how the last guest of this name ended: it is about another one from now on.
     pub(crate) fn forget(&self, name: &GuestName) {
         // There may be none, and one that cannot be removed misleads nobody but people who ask after a guest that was killed.
@@ -133,8 +146,10 @@ impl EndedGuests {
 
     /// How the last guest of this name ended, if that is known.
     pub(crate) fn read(&self, name: &GuestName) -> Option<Ended> {
-        let ended = read(&self.earlier_file(name)).or_else(|| read(&self.file(name)));
-        ended.filter(|ended| ended.name == *name)
+        let ended =
+            [self.earlier_file(name), self.file(name)].into_iter().filter_map(|it| read(&it));
+        let its = ended.filter(|ended| ended.name == *name);
+        its.max_by_key(|ended| ended.ended_unix_ms)
     }
 
     /// All that are known, by name.
@@ -251,10 +266,20 @@ mod tests {
         guests.tidy();
         assert_eq!(guests.list(), [ended("web")]);
         assert!(guests.file(&web).exists() && !guests.earlier_file(&web).exists());
+        for (earlier_unix_ms, expected_unix_ms) in [(7, 7), (3, 7)] {
+            let earlier = Ended { ended_unix_ms: earlier_unix_ms, ..ended("web") };
+            durable::write_json(&guests.earlier_file(&web), &earlier).unwrap();
+            let latest = |guests: &EndedGuests| guests.read(&web).unwrap().ended_unix_ms;
+            assert_eq!(latest(&guests), expected_unix_ms);
+            guests.tidy();
+            assert_eq!(latest(&guests), expected_unix_ms);
+            assert!(!guests.earlier_file(&web).exists());
+        }
         // A name may end as such a file did.
         guests.create_place(&other).unwrap();
         guests.write(&ended("web.json")).unwrap();
-        assert_eq!(guests.list(), [ended("web"), ended("web.json")]);
+        let names: Vec<_> = guests.list().into_iter().map(|ended| ended.name).collect();
+        assert_eq!(names, [web, other]);
     }
 
     #[test]
@@ -265,8 +290,13 @@ mod tests {
             let ended = ended(&format!("g{number}"));
             guests.create_place(&ended.name).unwrap();
             guests.write(&ended).unwrap();
+            // Writing is faster than some file systems' clocks.
+            let written = UNIX_EPOCH + Duration::from_secs(number as u64);
+            fs::File::open(guests.file(&ended.name)).unwrap().set_modified(written).unwrap();
         }
         guests.tidy();
         assert_eq!(guests.list().len(), FILES_MAX);
+        let is_known = |number| guests.read(&format!("g{number}").parse().unwrap()).is_some();
+        assert!((0..5).all(|number| !is_known(number)) && is_known(5));
     }
 }

@@ -140,9 +140,13 @@ fn after_arriving(state: DestinationState) -> Whereabouts {
 /// This host's record of the last migration of `guest`.
 ///
 /// # Errors
-/// The records cannot be read.
+/// The records cannot be read, or one of this guest's: it may be the last.
 pub(crate) fn last_migration(state: &StateDir, guest: &GuestName) -> Result<Option<Record>> {
-    let (records, _damaged) = state.records()?.list()?;
+    let (records, damaged) = state.records()?.list()?;
+    let own = state.places_of_records().join(guest.as_str());
+    if let Some(error) = damaged.into_iter().find(|error| error.path().starts_with(&own)) {
+        return Err(error.into());
+    }
     Ok(last_of(&records, guest.as_str()).cloned())
 }
 
@@ -269,6 +273,24 @@ mod tests {
             let now = store.read(record.migration, record.role(), |_| true).unwrap().unwrap();
             assert!(format!("{:?}", now.side).contains(&format!("state: {expected}")), "{now:?}");
         }
+    }
+
+    #[test]
+    fn nobody_knows_where_a_guest_is_one_of_whose_records_is_damaged() {
+        let (_folder, state) = StateDir::temporary();
+        state.create().unwrap();
+        let record = source_record(SourceState::Done, 1);
+        state.records().unwrap().create(&record).unwrap();
+        let [web, db] = ["web", "db"].map(|name| name.parse().unwrap());
+        let place = state.place_of_records(&web, record.guest_uuid);
+        std::fs::write(place.join("later.source.json"), "rubbish").unwrap();
+        let error = format!("{:#}", Whereabouts::of(&state, &web).unwrap_err());
+        assert!(
+            error.contains("cannot tell whether web runs") && error.contains("later"),
+            "{error}"
+        );
+        Whereabouts::claim(&state, &web).unwrap_err();
+        assert_eq!(Whereabouts::of(&state, &db).unwrap(), Whereabouts::Here);
     }
 
     #[test]

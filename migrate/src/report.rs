@@ -12,7 +12,7 @@ use crate::protocol::MigrationId;
 pub const MAX_ROUNDS_LISTED: usize = 64;
 
 /// Which side tells.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     /// The side that the guest leaves.

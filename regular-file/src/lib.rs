@@ -86,19 +86,19 @@ pub fn sync_folder_of(path: &Path) -> io::Result<()> {
 /// Makes the folder at `path`, whose parent is there, unless there is one. It is on disk when this returns.
 ///
 /// # Errors
-/// The system's, and [`ErrorKind::NotADirectory`] of anything else at this place, also a link to a folder: who comes by listing the
-/// parent does not see one there.
+/// The system's, and [`ErrorKind::NotADirectory`] of anything else at this place, also a link to a folder: whoever lists the parent
+/// takes one for no folder.
 pub fn create_folder(path: &Path) -> io::Result<()> {
-    match path.symlink_metadata() {
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            fs::create_dir(path)?;
-            sync_folder_of(path)
+    match fs::create_dir(path) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
+        Err(_) if !path.symlink_metadata()?.is_dir() => {
+            let what = "it is a file or a link, not a folder";
+            return Err(io::Error::new(ErrorKind::NotADirectory, what));
         }
-        there if there.as_ref().is_ok_and(|it| !it.is_dir()) => {
-            Err(io::Error::new(ErrorKind::NotADirectory, "it is a file or a link, not a folder"))
-        }
-        there => there.map(|_folder| ()),
+        // Who has made it may have ended before it was on disk.
+        Ok(()) | Err(_) => {}
     }
+    sync_folder_of(path)
 }
 
 /// Writes `bytes` where they do not count yet, and moves them into place when `flush` has been successful.

@@ -156,7 +156,7 @@ pub(crate) struct GuestProcess {
 impl GuestProcess {
     /// A process for a guest of this name.
     pub(crate) fn new(state: &StateDir, name: GuestName, uuid: Uuid, runtime: Handle) -> Arc<Self> {
-        let started_unix_ms = state.moment(&name);
+        let started_unix_ms = state.timestamp_after_records(&name);
         Arc::new(Self {
             identity: GuestIdentity { name, uuid, pid: std::process::id(), started_unix_ms },
             state: state.clone(),

@@ -213,7 +213,7 @@ impl Life {
     ) -> Result<Self> {
         state.create()?;
         let claim = state.guest(name).claim()?;
-        state.settle(name, uuid)?;
+        state.prepare_guest(name, uuid)?;
         let files = files(Files::of_guest(state, claim.dir(), uuid))?;
         // Before there are threads: all of them inherit it, but for the opener, which keeps its right to read files.
         let means = files.means();
@@ -336,7 +336,8 @@ impl Life {
         self.runtime.shutdown_timeout(std::time::Duration::from_secs(1));
         let name = self.claim.dir().name().clone();
         let uuid = process.machine().map_or(process.identity().uuid, |machine| machine.uuid());
-        let ended = ending.record(process.identity(), uuid, self.state.moment(&name));
+        let ended =
+            ending.record(process.identity(), uuid, self.state.timestamp_after_records(&name));
         if let Err(error) = self.state.ended().write(&ended) {
             tracing::warn!(guest = %name, "how it ended is not remembered: {error:#}");
         }

@@ -177,9 +177,32 @@ impl Node {
         if found.as_ref().is_some_and(|it| it.is_owned) {
             return FrontReply::Found(found);
         }
-        let records = tokio::task::block_in_place(|| self.records().list());
-        let (records, _damaged) = records.unwrap_or_default();
-        FrontReply::Found(past(&records, uuid).or(found))
+        let past = tokio::task::block_in_place(|| self.past(uuid, name.as_str()));
+        match past {
+            Ok(past) => FrontReply::Found(past.or(found)),
+            Err(error) => {
+                let what = format!("cannot tell whether the guest was here: {error}");
+                FrontReply::Refused(WireRefusal::new(RefusalKind::Other, what))
+            }
+        }
+    }
+
+    /// How the guest `uuid` was last on this host, where it is not any more, by the records of its migrations.
+    ///
+    /// # Errors
+    /// They cannot be read, or one that may be its: it was called `name`.
+    fn past(&self, uuid: Uuid, name: &str) -> Result<Option<FoundGuest>, RecordError> {
+        let (records, damaged) = self.records().list()?;
+        let of_name = self.state().places_of_records().join(name);
+        let of_uuid = uuid.to_string();
+        let may_be_its = |error: &RecordError| {
+            let path = error.path();
+            path.starts_with(&of_name) || path.parent().is_some_and(|it| it.ends_with(&of_uuid))
+        };
+        match damaged.into_iter().find(may_be_its) {
+            Some(error) => Err(error),
+            None => Ok(past(&records, uuid)),
+        }
     }
 
     /// How a guest stands that another host asks about. One that does not answer may run.
@@ -331,7 +354,7 @@ fn read_request(guest: &GuestDescription) -> Result<GuestRequest, Refusal> {
     })
 }
 
-/// How the guest `uuid` was last on this host, where it is not any more, by the records of its migrations.
+/// How the guest `uuid` was last on this host, by the `records` of its migrations.
 fn past(records: &[Record], uuid: Uuid) -> Option<FoundGuest> {
     let its = records.iter().filter(|record| record.guest_uuid == uuid);
     let last = its.max_by_key(|record| record.started_unix_ms)?;
@@ -392,7 +415,32 @@ fn for_the_wire(refusal: &Refusal) -> WireRefusal {
 #[cfg(test)]
 mod tests {
     use super::super::liveness::tests::{destination_record, source_record};
+    use super::super::service::tests::node;
     use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn where_records_cannot_be_read_no_guest_is_said_not_to_be_here() {
+        let (_folder, node) = node();
+        let record = source_record(SourceState::Done, 1);
+        node.records().create(&record).unwrap();
+        let (web, other) = ((record.guest_uuid, "web"), (Uuid::from_u128(77), "other"));
+        let find = |(uuid, name): (Uuid, &'static str)| {
+            let (node, name) = (&node, PeerText::new(name));
+            async move { node.find(uuid, &name).await }
+        };
+        assert!(matches!(find(web).await, FrontReply::Found(Some(it)) if it.is_owned));
+
+        let place = node.state().place_of_records(&"web".parse().unwrap(), record.guest_uuid);
+        std::fs::write(place.join("later.source.json"), "rubbish").unwrap();
+        assert!(matches!(find(web).await, FrontReply::Refused(_)));
+        assert!(matches!(find((web.0, "other")).await, FrontReply::Refused(_)));
+        assert_eq!(find(other).await, FrontReply::Found(None));
+
+        let places = node.state().places_of_records();
+        std::fs::remove_dir_all(&places).unwrap();
+        std::fs::write(&places, "").unwrap();
+        assert!(matches!(find(other).await, FrontReply::Refused(_)));
+    }
 
     #[test]
     fn where_a_guest_has_gone_is_told_from_its_last_migration() {

@@ -75,8 +75,10 @@ impl Ledger {
     ) -> Result<()> {
         let mut marks = BTreeMap::new();
         for record in records {
-            let key = format!("{}.{}", record.migration, record.role().name());
-            let before = self.marks.get(&key).copied();
+            let earlier_key = format!("{}.{}", record.migration, record.role().name());
+            let key = format!("{earlier_key}.{}.{}", record.guest, record.guest_uuid);
+            // Earlier versions told records by their migration alone.
+            let before = self.marks.get(&key).or_else(|| self.marks.get(&earlier_key)).copied();
             if before.is_none() {
                 counted.migrations_started.inc(&(direction(record.role()),));
             }

@@ -5,13 +5,12 @@
 //! and the copy there must go. What an answer means is decided by `migrate::resolve`. Records of destinations whose process died
 //! need nobody: their copy had not run, or died after it had; they are closed here, so that a source that asks hears it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use migrate::MigrationId;
 use migrate::protocol::{Decision, DestinationMessage};
-use migrate::record::{DestinationState, Record, RecordStore, Side, SourceState};
+use migrate::record::{DestinationState, Record, RecordKey, RecordStore, Side, SourceState};
 use migrate::resolve::{DeadSource, answer_for_dead, judge_for_dead};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
@@ -51,13 +50,13 @@ enum Settlement {
 /// When each orphan is due again.
 #[derive(Debug, Default)]
 struct Schedule {
-    due: BTreeMap<MigrationId, (Instant, Duration)>,
+    due: BTreeMap<RecordKey, (Instant, Duration)>,
 }
 
 impl Schedule {
     /// Whether it is time for this one; its next time is put off.
-    fn take(&mut self, migration: MigrationId, now: Instant) -> bool {
-        let (at, wait) = self.due.entry(migration).or_insert((now, RETRY_FIRST));
+    fn take(&mut self, orphan: RecordKey, now: Instant) -> bool {
+        let (at, wait) = self.due.entry(orphan).or_insert((now, RETRY_FIRST));
         if now < *at {
             return false;
         }
@@ -68,7 +67,8 @@ impl Schedule {
 
     /// Forgets those that are settled.
     fn keep(&mut self, open: &[Record]) {
-        self.due.retain(|migration, _| open.iter().any(|record| record.migration == *migration));
+        let open: BTreeSet<RecordKey> = open.iter().map(Record::key).collect();
+        self.due.retain(|orphan, _| open.contains(orphan));
     }
 }
 
@@ -110,7 +110,7 @@ pub(crate) struct Resolver<C> {
     schedule: Schedule,
     tries: JoinSet<()>,
     /// The tries that may not be over.
-    under_way: BTreeMap<MigrationId, AbortHandle>,
+    under_way: BTreeMap<RecordKey, AbortHandle>,
 }
 
 impl<C: Courier + Send + Sync + 'static> Resolver<C> {
@@ -131,8 +131,8 @@ impl<C: Courier + Send + Sync + 'static> Resolver<C> {
         self.schedule.keep(orphans);
         let now = Instant::now();
         for record in orphans {
-            let migration = record.migration;
-            if self.under_way.contains_key(&migration) || !self.schedule.take(migration, now) {
+            let orphan = record.key();
+            if self.under_way.contains_key(&orphan) || !self.schedule.take(orphan.clone(), now) {
                 continue;
             }
             let (records, record, courier) =
@@ -140,7 +140,7 @@ impl<C: Courier + Send + Sync + 'static> Resolver<C> {
             let task = async move {
                 settle_one(&records, &record, &*courier).await;
             };
-            self.under_way.insert(migration, self.tries.spawn(task));
+            self.under_way.insert(orphan, self.tries.spawn(task));
         }
     }
 }
@@ -211,6 +211,7 @@ fn close(
 
 #[cfg(test)]
 mod tests {
+    use migrate::MigrationId;
     use migrate::protocol::Takeover;
     use migrate::report::Role;
     use tokio::sync::mpsc;
@@ -358,14 +359,34 @@ mod tests {
         assert_eq!((heard.recv().await, heard.recv().await), (Some(new.migration), None));
     }
 
+    #[tokio::test]
+    async fn another_guests_record_with_the_same_id_takes_no_turn_away() {
+        let web = source_record(SourceState::Undecided, 1);
+        let forged = Record { guest: "h".to_owned(), started_unix_ms: u64::MAX, ..web.clone() };
+        let (_folder, store) = store(&web);
+        store.create(&forged).unwrap();
+        let (asked, _heard) = mpsc::unbounded_channel();
+        let hung = MigrationId::random();
+        let mut resolver = Resolver::new(store.clone(), Half { hung, asked });
+        resolver.tend(&[forged.clone(), web.clone()]);
+        while let Some(tried) = resolver.tries.join_next().await {
+            tried.unwrap();
+        }
+        for record in [forged, web] {
+            let read = store.read(record.migration, Role::Source, |it| it.guest == record.guest);
+            let Side::Source { state, .. } = read.unwrap().unwrap().side else { panic!() };
+            assert_eq!(state, SourceState::Aborted, "{}", record.guest);
+        }
+    }
+
     #[test]
     fn tries_become_rarer_up_to_once_a_minute() {
         let mut schedule = Schedule::default();
-        let migration = MigrationId::random();
+        let orphan = source_record(SourceState::Committed, 1).key();
         let begin = Instant::now();
         let mut tries = Vec::new();
         for second in 0..300 {
-            if schedule.take(migration, begin + Duration::from_secs(second)) {
+            if schedule.take(orphan.clone(), begin + Duration::from_secs(second)) {
                 tries.push(second);
             }
         }

@@ -11,7 +11,7 @@ use std::time::{Instant, SystemTime};
 use anyhow::{Context, Result};
 use metrics::{Counted, DensityCounted, DensitySample, Exporter, HostMemory, Snapshot};
 use migrate::MigrationId;
-use migrate::record::{Record, RecordStore};
+use migrate::record::{Record, RecordKey, RecordStore};
 use migrate::report::Role;
 use tokio::process::Child;
 
@@ -29,13 +29,6 @@ use crate::clock::unix_ms;
 use crate::disk_places::DiskPlaces;
 use crate::names::GuestName;
 use crate::state_dir::StateDir;
-
-/// What tells one record from another.
-type RecordKey = (MigrationId, &'static str);
-
-fn key(record: &Record) -> RecordKey {
-    (record.migration, record.role().name())
-}
 
 /// The node of this host.
 #[derive(Debug)]
@@ -197,7 +190,7 @@ impl Node {
     pub(crate) fn look_through_records(&self) -> Result<Vec<Record>> {
         let mut ledger = self.ledger();
         let (records, dead, mut faults) = self.read_records()?;
-        let is_dead = |record: &Record| dead.contains(&key(record));
+        let is_dead = |record: &Record| dead.contains(&record.key());
         self.discard_dead_copies(&records, is_dead);
         self.keep_promises(&records);
         let orphans: Vec<Record> =
@@ -232,7 +225,7 @@ impl Node {
         let is_final = |record: &Record| retention::is_settled(record) && record.report.is_some();
         let open = records.iter().filter(|record| !is_final(record));
         let dead = open.filter(|record| liveness::is_dead(&self.state, record));
-        let dead: BTreeSet<RecordKey> = dead.map(key).collect();
+        let dead: BTreeSet<RecordKey> = dead.map(Record::key).collect();
         if dead.is_empty() {
             return Ok((records, dead, faults));
         }
@@ -285,7 +278,9 @@ impl Node {
     fn keep_promises(&self, records: &[Record]) {
         for Expected { name, migration, .. } in self.promises.expected() {
             let is_its = |record: &&Record| {
-                record.migration == migration && record.role() == Role::Destination
+                record.migration == migration
+                    && record.role() == Role::Destination
+                    && record.guest == name.as_str()
             };
             let has_settled = records.iter().find(is_its).is_some_and(retention::is_settled);
             if has_settled {
@@ -375,14 +370,14 @@ impl Node {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use migrate::record::SourceState;
 
     use super::super::liveness::tests::source_record;
     use super::*;
 
     /// A node of a folder of its own.
-    fn node() -> (tempfile::TempDir, Node) {
+    pub(crate) fn node() -> (tempfile::TempDir, Node) {
         let folder = tempfile::tempdir().unwrap();
         let state = StateDir::new(folder.path()).unwrap();
         state.create().unwrap();
@@ -395,6 +390,27 @@ mod tests {
             started_unix_ms: 0,
         };
         (folder, Node::new(state, file, 0).unwrap())
+    }
+
+    #[test]
+    fn a_record_with_the_id_of_another_guests_migration_changes_nothing_of_it() {
+        let (_folder, node) = node();
+        // Of a live process, and of one that is dead.
+        let web = source_record(SourceState::Committed, 1);
+        let _live = node.state().guest(&web.guest.parse().unwrap()).claim().unwrap();
+        let forged = Record {
+            guest: "h".to_owned(),
+            guest_uuid: uuid::Uuid::from_u128(6),
+            started_unix_ms: u64::MAX,
+            ..web.clone()
+        };
+        node.records().create(&web).unwrap();
+        node.records().create(&forged).unwrap();
+        assert_eq!(node.look_through_records().unwrap(), std::slice::from_ref(&forged));
+        let started = &node.counted().migrations_started;
+        assert!((started.get(&(metrics::Direction::Outgoing,)) - 2.0).abs() < f64::EPSILON);
+        let web_is = node.records().read(web.migration, Role::Source, |it| it.guest == "web");
+        assert_eq!(web_is.unwrap(), Some(web));
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! What a guest's process is given before it is confined: the word which guest it is, and the folders
-//! outside of `guests/NAME` in which it alone may write. What is there outlives it.
+//! What the process of a guest has outside of `guests/NAME`: the file which says which guest it is, and
+//! the folders in which it alone may write. They outlive it, and are made before it is confined.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -38,17 +38,16 @@ impl StateDir {
 
     /// Now, in milliseconds since 1970; but later than all that is recorded of migrations of guests of
     /// this name, also when the clock was set back.
-    pub(crate) fn moment(&self, name: &GuestName) -> u64 {
-        self.records_of(name).moment()
+    pub(crate) fn timestamp_after_records(&self, name: &GuestName) -> u64 {
+        self.records_of(name).timestamp()
     }
 
-    /// Gives the process that holds `name` what is its guest's: from then on it is taken for no other,
-    /// and writes records of migrations and how it ended in folders of its own. Removes what guests
-    /// that are gone have left of the same.
+    /// Makes folders for the guest `uuid`, in which its process writes records of migrations and how it
+    /// ended, and notes that it has `name`. Removes what guests that are gone have left of the same.
     ///
     /// # Errors
     /// The file system refuses.
-    pub(crate) fn settle(&self, name: &GuestName, uuid: Uuid) -> Result<()> {
+    pub(crate) fn prepare_guest(&self, name: &GuestName, uuid: Uuid) -> Result<()> {
         let folder = self.identities();
         // A name may be taken again while another's start sees whether it is free.
         let turn = fs::File::open(&folder).and_then(|turn| turn.lock().map(|()| turn));
@@ -99,7 +98,7 @@ impl StateDir {
         Ok(())
     }
 
-    /// Removes folders that [`Self::settle`] has made, if nothing is in them and no process may need
+    /// Removes folders that [`Self::prepare_guest`] has made, if nothing is in them and no process may need
     /// them: that of `own` has not been given its own yet.
     fn remove_empty_folders(&self, own: &GuestName) {
         for folder in [self.places_of_records(), self.ended().places()] {
@@ -108,6 +107,7 @@ impl StateDir {
                 if owner != *own && self.guest(&owner).is_live() {
                     continue;
                 }
+                self.ended().remove_unfinished(&owner);
                 // Those in which there is something stay.
                 for (_, of_uuid) in folders_in(&path) {
                     let _stays = fs::remove_dir(of_uuid);

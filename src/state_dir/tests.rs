@@ -30,13 +30,13 @@ fn who_had_a_name_is_forgotten_with_the_guest_and_what_another_start_is_writing_
     let (_folder, state) = StateDir::temporary();
     let (gone, here) = (name("gone"), name("here"));
     let _claim = state.guest(&here).claim().unwrap();
-    state.settle(&gone, Uuid::nil()).unwrap();
+    state.prepare_guest(&gone, Uuid::nil()).unwrap();
     let being_written = state.identities().join("next.json.new");
     fs::write(&being_written, "").unwrap();
-    state.settle(&here, Uuid::max()).unwrap();
+    state.prepare_guest(&here, Uuid::max()).unwrap();
     assert!(state.read_uuid(&gone).is_err());
     assert!(being_written.exists());
-    state.settle(&name("other"), Uuid::nil()).unwrap();
+    state.prepare_guest(&name("other"), Uuid::nil()).unwrap();
     assert_eq!(state.read_uuid(&here).unwrap(), Uuid::max());
 }
 
@@ -45,27 +45,27 @@ fn a_guests_places_are_there_as_long_as_it_lives_or_something_is_in_them() {
     let (_folder, state) = StateDir::temporary();
     let (web, next, uuid) = (name("web"), name("next"), Uuid::from_u128(5));
     let claim = state.guest(&web).claim().unwrap();
-    state.settle(&web, uuid).unwrap();
+    state.prepare_guest(&web, uuid).unwrap();
     let (records, ended) = (state.place_of_records(&web, uuid), state.ended().place(&web));
-    let settle_another = || state.settle(&next, Uuid::nil()).unwrap();
-    settle_another();
+    let prepare_another = || state.prepare_guest(&next, Uuid::nil()).unwrap();
+    prepare_another();
     assert!(records.is_dir() && ended.is_dir());
 
     let (how, reason) = (How::Moved, "has moved".to_owned());
     let word = Ended { name: web.clone(), uuid, began_unix_ms: 0, ended_unix_ms: 0, how, reason };
     state.ended().write(&word).unwrap();
     drop(claim);
-    settle_another();
+    prepare_another();
     assert!(!records.exists() && !records.parent().unwrap().exists());
     assert_eq!(state.ended().read(&web), Some(word));
     state.ended().forget(&web);
-    settle_another();
+    prepare_another();
     assert!(!ended.exists());
 
     // Another guest of its name has other records.
     let _claim = state.guest(&web).claim().unwrap();
-    state.settle(&web, uuid).unwrap();
-    state.settle(&web, Uuid::max()).unwrap();
+    state.prepare_guest(&web, uuid).unwrap();
+    state.prepare_guest(&web, Uuid::max()).unwrap();
     assert!(!records.exists() && state.place_of_records(&web, Uuid::max()).is_dir());
 }
 

@@ -362,7 +362,7 @@ mod tests {
         let state = StateDir::new(folder.path()).unwrap();
         run(&state, &args(CertsAction::Init { names: vec!["host-a".to_owned()] })).unwrap();
         let name: GuestName = "gone".parse().unwrap();
-        state.settle(&name, uuid::Uuid::nil()).unwrap();
+        state.prepare_guest(&name, uuid::Uuid::nil()).unwrap();
         let error = format!("{:#}", identity_of(&state, &name).unwrap_err());
         assert!(error.contains("no guest gone"), "{error}");
     }

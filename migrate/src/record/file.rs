@@ -47,6 +47,15 @@ pub enum RecordError {
     },
 }
 
+impl RecordError {
+    /// The file or folder that it is about.
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Io { path, .. } | Self::Damaged { path, .. } => path,
+        }
+    }
+}
+
 /// An open record of one side of one migration.
 #[derive(Debug)]
 pub struct RecordFile {

@@ -96,7 +96,27 @@ pub struct Record {
     pub report: Option<Report>,
 }
 
+/// What tells a record from all others of a host. The id of its migration alone does not: a guest's
+/// process writes what it likes into a record of its guest.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RecordKey {
+    /// The migration.
+    pub migration: MigrationId,
+    /// Which side of it this host is.
+    pub role: Role,
+    /// The guest's name.
+    pub guest: String,
+    /// The guest's identity.
+    pub guest_uuid: Uuid,
+}
+
 impl Record {
+    /// What tells it from all others of this host.
+    pub fn key(&self) -> RecordKey {
+        let (guest, guest_uuid) = (self.guest.clone(), self.guest_uuid);
+        RecordKey { migration: self.migration, role: self.role(), guest, guest_uuid }
+    }
+
     /// Which side this is.
     pub const fn role(&self) -> Role {
         match self.side {

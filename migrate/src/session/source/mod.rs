@@ -168,7 +168,7 @@ impl Driver {
             heard,
             hear,
             worker: Worker::start(&mut tasks),
-            started_unix_ms: records.moment(),
+            started_unix_ms: records.timestamp(),
             keeper: Keeper::start(records, &mut tasks),
             tasks,
             limiter: Arc::new(Limiter::new(session.bandwidth)),
