@@ -60,14 +60,18 @@ impl RecordStore {
     ///
     /// # Errors
     /// When it cannot be created, or is a link: what is behind one is not read.
-    pub fn create_place(folder: &Path, guest: &str, uuid: Uuid) -> Result<PathBuf, RecordError> {
-        let places = Self::places(folder);
-        let place = Self::place(folder, guest, uuid);
-        for folder in [&places, &places.join(guest), &place] {
+    pub fn create_place(folder: &Path, guest: &str, uuid: Uuid) -> Result<(), RecordError> {
+        Self::way_to_place(folder, guest, uuid).iter().try_for_each(|folder| {
             regular_file::create_folder(folder)
-                .map_err(|cause| io("create the folder of", folder, cause))?;
-        }
-        Ok(place)
+                .map_err(|cause| io("create the folder of", folder, cause))
+        })
+    }
+
+    /// The folders that a place is in, and itself.
+    fn way_to_place(folder: &Path, guest: &str, uuid: Uuid) -> [PathBuf; 3] {
+        let places = Self::places(folder);
+        let of_guest = places.join(guest);
+        [places, of_guest, Self::place(folder, guest, uuid)]
     }
 
     /// Writes a record for the first time; it is durable when this returns.
@@ -75,8 +79,14 @@ impl RecordStore {
     /// # Errors
     /// When it cannot be written.
     pub fn create(&self, record: &Record) -> Result<RecordFile, RecordError> {
-        let place = Self::create_place(&self.folder, &record.guest, record.guest_uuid)?;
-        RecordFile::create(&place.join(file_name(record.migration, record.role())), record)
+        let (folder, guest, uuid) = (&self.folder, &record.guest, record.guest_uuid);
+        let is_folder = |path: &PathBuf| path.symlink_metadata().is_ok_and(|it| it.is_dir());
+        // A guest's process has been given its place, and can make none.
+        if !Self::way_to_place(folder, guest, uuid).iter().all(is_folder) {
+            Self::create_place(folder, guest, uuid)?;
+        }
+        let name = file_name(record.migration, record.role());
+        RecordFile::create(&Self::place(folder, guest, uuid).join(name), record)
     }
 
     /// Opens this record, of a process that is gone, to go on with it.

@@ -214,7 +214,8 @@ fn a_guests_records_are_in_its_folder_and_tell_of_no_other_guest() {
 
     let uuid = Uuid::from_u128(2);
     for place in [("db", own.guest_uuid), ("web-1", uuid)] {
-        let foreign = RecordStore::create_place(folder.path(), place.0, place.1).unwrap();
+        RecordStore::create_place(folder.path(), place.0, place.1).unwrap();
+        let foreign = RecordStore::place(folder.path(), place.0, place.1);
         let foreign = foreign.join(file_name(own.migration, Role::Source));
         fs::copy(path(&store), &foreign).unwrap();
         let (records, faults) = store.list().unwrap();
