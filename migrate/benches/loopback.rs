@@ -1,6 +1,6 @@
 //! Whole migrations of memory between two processes over loopback: throughput, CPU time and downtime.
 //!
-//! `cargo bench -p migrate --bench loopback -- [MIB] [RUNS] [ROWS]` (1024 MiB, 3 runs and all rows by default). The source is
+//! `cargo bench -p migrate --bench loopback -- [MIB] [RUNS] [ROWS]` (1024 MiB, 5 runs and all rows by default). The source is
 //! this process and the destination a child of it, so that neither gains from the other's caches, and
 //! memory is touched beforehand, so that the transport is measured and not the first touch of memory.
 
@@ -40,7 +40,7 @@ fn main() -> Outcome<()> {
         return destination(Path::new(&arguments[2]), arguments[3].parse()?);
     }
     let number = |at: usize, default| arguments.get(at).map_or(Ok(default), |it| it.parse());
-    let (mib, runs, rows) = (number(1, 1024)?, number(2, 3)?, number(3, usize::MAX)?);
+    let (mib, runs, rows) = (number(1, 1024)?, number(2, 5)?, number(3, usize::MAX)?);
     println!(
         "{:8} {:5} conn   GB/s  CPU s/GiB source + destination  downtime ms  wire MB",
         "content", "lz4"

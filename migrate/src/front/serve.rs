@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use quinn::{Connection, Endpoint, Incoming};
 use tokio::task::JoinSet;
@@ -13,7 +13,7 @@ use crate::framing::{self, ReadFailure};
 use crate::guest::{Refusal, RefusalKind};
 use crate::protocol::front::{FrontReply, FrontRequest};
 use crate::quic::endpoint::{seat, shake_hands, turn_away};
-use crate::quic::peers;
+use crate::quic::peers::{self, GuestProcess};
 use crate::quic::places::{Place, Places};
 
 /// Requests answered at once; a peer beyond is turned away and tries again.
@@ -22,6 +22,9 @@ const CONCURRENT_MAX: usize = 32;
 const REQUEST_TIME: Duration = Duration::from_secs(10);
 /// Time for a peer to take the answer.
 const ANSWER_TIME: Duration = Duration::from_secs(5);
+/// How old the certificate of a guest's process may be when a migration begins. `lighter migrate` has it made right before; what is
+/// left is for hosts whose clocks differ.
+const ADMISSION_AGE_MAX: Duration = Duration::from_mins(15);
 
 /// Answers requests; implemented by the node.
 pub trait FrontHandler: Send + Sync + 'static {
@@ -82,15 +85,13 @@ async fn answer_one<H: FrontHandler>(
         .await
         .map_err(|_| "no request came in time")?
         .map_err(|failure| failure.to_string())?;
-    let guest = peers::guest_at(connection);
-    let reply = if may_ask(guest, &request) {
-        tokio::select! {
-            reply = handler.answer(request, peer, guest) => reply,
+    let process = peers::process_at(connection);
+    let reply = match may_ask(process, &request, SystemTime::now()) {
+        Ok(()) => tokio::select! {
+            reply = handler.answer(request, peer, process.map(|it| it.guest)) => reply,
             gone = connection.closed() => return Err(gone.to_string()),
-        }
-    } else {
-        let what = "the process of a guest may ask for that guest only";
-        FrontReply::Refused(Refusal::new(RefusalKind::Other, what))
+        },
+        Err(why_not) => FrontReply::Refused(Refusal::new(RefusalKind::Other, why_not)),
     };
     timeout(ANSWER_TIME, async {
         framing::write(&mut send, &reply).await?;
@@ -102,14 +103,35 @@ async fn answer_one<H: FrontHandler>(
     .map_err(|_| "the answer was not taken in time")?
 }
 
-/// Whether a host (none), or the process of a guest, may ask that.
-fn may_ask(guest: Option<Uuid>, request: &FrontRequest) -> bool {
-    let Some(own) = guest else { return true };
+/// Whether a host (none), or the process of a guest, may ask that at `now`.
+///
+/// # Errors
+/// Why it may not.
+fn may_ask(
+    process: Option<GuestProcess>,
+    request: &FrontRequest,
+    now: SystemTime,
+) -> Result<(), String> {
+    let Some(GuestProcess { guest: own, issued }) = process else { return Ok(()) };
     match request {
-        FrontRequest::Admit { guest, .. } => guest.uuid == own,
+        FrontRequest::Admit { guest, .. } if guest.uuid == own => {
+            // Without this, one `lighter migrate` would let a process that is taken over send guests for as long as its
+            // certificate is valid.
+            let age = now.duration_since(issued).unwrap_or_default();
+            if age <= ADMISSION_AGE_MAX {
+                return Ok(());
+            }
+            let (minutes, most) = (age.as_secs() / 60, ADMISSION_AGE_MAX.as_secs() / 60);
+            Err(format!(
+                "the certificate of the guest's process is {minutes} minutes old, and a migration must begin within {most} minutes \
+                 of `lighter migrate`: check the clocks of both hosts"
+            ))
+        }
         // The record says whose it is.
-        FrontRequest::Resolve { .. } => true,
-        FrontRequest::Find { .. } => false,
+        FrontRequest::Resolve { .. } => Ok(()),
+        FrontRequest::Admit { .. } | FrontRequest::Find { .. } => {
+            Err("the process of a guest may ask for that guest only".to_owned())
+        }
     }
 }
 
@@ -140,6 +162,21 @@ mod tests {
     fn question() -> FrontRequest {
         let (migration, token) = (MigrationId::random(), Token::random());
         FrontRequest::Resolve { migration, token, decision: Decision::Aborted }
+    }
+
+    fn admit(uuid: Uuid) -> FrontRequest {
+        FrontRequest::Admit {
+            migration: MigrationId::random(),
+            offer: Offer::ours(),
+            guest: GuestDescription {
+                name: "web-1".to_owned(),
+                uuid,
+                layout: MemoryLayout::new(vec![Region { base: 0, bytes: 2 << 20 }]).unwrap(),
+                vcpus: 1,
+                config: Blob(Vec::new()),
+                disks: Vec::new(),
+            },
+        }
     }
 
     fn node() -> (Endpoint, Endpoint, Peer) {
@@ -197,19 +234,6 @@ mod tests {
             Tls::new(&Identity::of_guest(folder.path(), own, Role::Source).unwrap()).unwrap();
         let dialer = dialer(address, &of_process).unwrap();
 
-        let layout = MemoryLayout::new(vec![Region { base: 0, bytes: 2 << 20 }]).unwrap();
-        let admit = |uuid| FrontRequest::Admit {
-            migration: MigrationId::random(),
-            offer: Offer::ours(),
-            guest: GuestDescription {
-                name: "web-1".to_owned(),
-                uuid,
-                layout: layout.clone(),
-                vcpus: 1,
-                config: Blob(Vec::new()),
-                disks: Vec::new(),
-            },
-        };
         for allowed in [admit(own), question()] {
             let reply = ask(&dialer, &peer, &allowed).await.unwrap();
             assert_eq!(reply, FrontReply::Resolved(DestinationMessage::Unknown));
@@ -219,6 +243,23 @@ mod tests {
             let reply = ask(&dialer, &peer, &forbidden).await.unwrap();
             assert!(matches!(reply, FrontReply::Refused(_)), "{reply:?}");
         }
+    }
+
+    #[test]
+    fn a_migration_begins_soon_after_its_process_was_given_its_certificate() {
+        let issued = SystemTime::UNIX_EPOCH + Duration::from_hours(1000);
+        let own = Uuid::new_v4();
+        let may = |request: &FrontRequest, now| {
+            may_ask(Some(GuestProcess { guest: own, issued }), request, now)
+        };
+        let late = issued + ADMISSION_AGE_MAX + Duration::from_secs(1);
+        may(&admit(own), issued + ADMISSION_AGE_MAX).unwrap();
+        // This host's clock is behind.
+        may(&admit(own), issued - Duration::from_hours(1)).unwrap();
+        let refused = may(&admit(own), late).unwrap_err();
+        assert!(refused.contains("15 minutes old") && refused.contains("clocks"), "{refused}");
+        // A migration in doubt is settled however late.
+        may(&question(), issued + Duration::from_hours(24 * 29)).unwrap();
     }
 
     #[tokio::test]

@@ -12,7 +12,7 @@ use rustls_pki_types::pem::PemObject;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::parse_x509_certificate;
 
-use super::certificate::is_host_name;
+use super::certificate::{CLOCK_GRACE, is_host_name};
 use super::files::{
     CA_CERT, CA_KEY, CertError, Mode, create_dir, read, refuse_existing, write_new,
 };
@@ -139,10 +139,9 @@ pub(super) fn params_of_peer(
 fn params(subject: &str, days: u32, names: &[String]) -> Result<CertificateParams, rcgen::Error> {
     let mut params = CertificateParams::new(names)?;
     params.distinguished_name.push(DnType::CommonName, subject);
-    // A day of grace for hosts whose clocks differ.
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let today = date_time_ymd(1970, 1, 1) + now;
-    params.not_before = today - DAY;
+    params.not_before = today - CLOCK_GRACE;
     params.not_after = today + DAY * days;
     Ok(params)
 }

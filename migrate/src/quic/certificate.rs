@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustls::server::VerifierBuilderError;
 use rustls_pki_types::pem::PemObject;
@@ -15,6 +15,9 @@ use x509_parser::time::ASN1Time;
 
 use super::files::{CertError, HOST_CERT, read};
 use super::revocation::ListError;
+
+/// Certificates are valid from so long before they are made, for hosts whose clocks differ.
+pub(super) const CLOCK_GRACE: Duration = Duration::from_hours(24);
 
 /// Why a host's certificates cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -210,6 +213,13 @@ pub(super) fn guest_of(der: &CertificateDer<'_>) -> Option<Uuid> {
     })
 }
 
+/// When the certificate `der` was made, by its issuer's clock: it is valid from [`CLOCK_GRACE`] before.
+pub(super) fn issued_at(der: &CertificateDer<'_>) -> Option<SystemTime> {
+    let (_, certificate) = parse_x509_certificate(der).ok()?;
+    let valid_from = u64::try_from(certificate.validity().not_before.timestamp()).ok()?;
+    UNIX_EPOCH.checked_add(Duration::from_secs(valid_from) + CLOCK_GRACE)
+}
+
 /// Whether `name` can stand in a certificate: a DNS name or an IP address.
 pub(super) fn is_host_name(name: &str) -> bool {
     ServerName::try_from(name).is_ok()
@@ -229,8 +239,6 @@ pub fn calendar_time(unix_s: i64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::super::authority::Authority;
     use super::*;
 
@@ -245,6 +253,15 @@ mod tests {
         let seconds = certificate.valid_until_unix_s - certificate.valid_from_unix_s;
         assert_eq!(seconds, 826 * DAY.as_secs() as i64);
         assert_eq!(calendar_time(1_867_494_600), "2029-03-06 12:30:00 UTC");
+    }
+
+    #[test]
+    fn tells_when_a_certificate_was_made() {
+        let before = SystemTime::now() - Duration::from_secs(1);
+        let identity = Authority::create().unwrap().issue(&["host-a".to_owned()]).unwrap();
+        let der = CertificateDer::from_pem_slice(identity.cert_pem.as_bytes()).unwrap();
+        let issued = issued_at(&der).unwrap();
+        assert!((before..=SystemTime::now()).contains(&issued), "{issued:?}");
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use quinn::Connection;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -20,7 +21,7 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, ServerName, UnixTime};
 use uuid::Uuid;
 
-use super::certificate::{HostCertificate, TlsError, guest_of, is_host_name};
+use super::certificate::{HostCertificate, TlsError, guest_of, is_host_name, issued_at};
 
 /// The peer is the process of a guest that this connection is not for.
 #[derive(thiserror::Error)]
@@ -201,9 +202,22 @@ impl ClientCertVerifier for Peers {
     }
 }
 
-/// The guest whose process is at the other end; none for a host.
-pub(crate) fn guest_at(connection: &Connection) -> Option<Uuid> {
-    shown_by(connection)?.first().and_then(guest_of)
+/// The process of a guest, as its certificate names it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct GuestProcess {
+    /// Whose process it is.
+    pub(crate) guest: Uuid,
+    /// When its host made its certificate, by that host's clock.
+    pub(crate) issued: SystemTime,
+}
+
+/// The process at the other end; none for a host.
+pub(crate) fn process_at(connection: &Connection) -> Option<GuestProcess> {
+    let shown = shown_by(connection)?;
+    let guest = guest_of(shown.first()?)?;
+    // A certificate without a time is as old as can be.
+    let issued = issued_at(shown.first()?).unwrap_or(SystemTime::UNIX_EPOCH);
+    Some(GuestProcess { guest, issued })
 }
 
 /// A name that the certificate of the host at the other end is valid for.
