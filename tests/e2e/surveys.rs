@@ -426,12 +426,13 @@ fn zeros_come_back_without_merging_while_the_guest_writes() {
     let options = ["--zero-share", "50", "--prealloc"].map(str::to_owned).into();
     let plan = GuestPlan { name: "eager".to_owned(), options, ..GuestPlan::default() };
     let eager = Guest::start(&pair.a, &plan);
-    let before = cost(&pair.a, "eager");
+    let before = eager.pid().anonymous_bytes();
     let order = json!({ "treatment": "drop-zeros" });
     let treated = eager.request("PUT", "/v1/guest/memory", Some(&order)).success();
     let error = treated.expect("an answer")["error"].to_string();
     assert!(error.contains("taken in advance"), "{error}");
-    assert!(cost(&pair.a, "eager") >= before, "it keeps all");
+    // Its zeros are 32 MiB. What its process allocates besides may change by a little.
+    assert!(eager.pid().anonymous_bytes() + (1 << 20) > before, "it keeps all");
     nothing_left_behind(&pair.hosts());
 }
 

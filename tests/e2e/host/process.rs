@@ -59,10 +59,21 @@ impl Pid {
         all().filter(|pid| pid.parent() == Some(self) && pid.is_alive()).collect()
     }
 
+    /// Its anonymous memory that is present, in bytes. PSS changes with every process that maps the same program; this does not.
+    pub(crate) fn anonymous_bytes(self) -> u64 {
+        let told = self.status("RssAnon:").expect("a process");
+        told.trim_end_matches(" kB").parse::<u64>().expect("a size") << 10
+    }
+
     fn parent(self) -> Option<Self> {
+        self.status("PPid:")?.parse().ok().map(Self)
+    }
+
+    /// What its status says in the line that begins with `name`.
+    fn status(self, name: &str) -> Option<String> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.0)).ok()?;
-        let line = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
-        line.trim().parse().ok().map(Self)
+        let told = status.lines().find_map(|line| line.strip_prefix(name))?;
+        Some(told.trim().to_owned())
     }
 
     fn mentions(self, text: &[u8]) -> bool {
