@@ -52,7 +52,8 @@ fn title(settings: &Settings, case: Case) -> String {
         ),
     };
     format!(
-        "{guests}; medians of {}, order of turns by lot (--seed {}); all guests found their memory intact:",
+        "{guests}; medians of {}, order of turns by lot (--seed {}); † better than lighter's; all guests \
+         found their memory intact:",
         settings.runs, settings.seed,
     )
 }
@@ -65,23 +66,47 @@ fn row(turns: &[Turn], contender: Contender, lighter: f64) -> String {
     let rate = of(Turn::bytes_per_cpu_second);
     let kept =
         |part: f64| if part.is_nan() { "-".to_owned() } else { format!("{:.0} %", 100.0 * part) };
+    let better = |text: String, figure: fn(&Turn) -> f64, goal: Goal| {
+        let (its, ours) = (of(figure), median(turns, Contender::Lighter, figure));
+        if goal.is_better(its, ours) { format!("{text} †") } else { text }
+    };
+    let write_hot = |it: &Turn| it.after.hot_huge as f64 / it.before.hot_huge as f64;
+    let read_hot = |it: &Turn| it.after.reader_huge as f64 / it.before.reader_huge as f64;
+    let seconds = |it: &Turn| it.spent.elapsed.as_secs_f64();
+    let bytes = |figure| better(format!("{:.0}", of(figure) / MIB), figure, Goal::More);
+    let share = |figure| better(kept(of(figure)), figure, Goal::More);
     let cells = [
         contender.name().to_owned(),
-        format!("{:.0}", of(|it| it.spent.elapsed.as_secs_f64())),
+        better(format!("{:.0}", of(seconds)), seconds, Goal::Less),
         format!("{:.2}", of(|it| it.spent.ksmd)),
         format!("{:.2}", of(|it| it.spent.cpu_seconds())),
-        format!("{:.0}", of(Turn::gross_bytes) / MIB),
-        format!("{:.0}", of(Turn::net_bytes) / MIB),
+        bytes(Turn::gross_bytes),
+        bytes(Turn::net_bytes),
         format!("{:.0} ({:.0} to {:.0})", rate / MIB, range.0, range.1),
         format!("**{:.2}**{}", lighter / rate, if lighter < rate { ", missed" } else { "" }),
-        format!(
-            "{}, {}",
-            kept(of(|it| it.after.hot_huge as f64 / it.before.hot_huge as f64)),
-            kept(of(|it| it.after.reader_huge as f64 / it.before.reader_huge as f64)),
-        ),
-        format!("{}, {}", kept(of(|it| it.reads_during)), kept(of(|it| it.reads_after))),
+        format!("{}, {}", share(write_hot), share(read_hot)),
+        format!("{}, {}", share(|it| it.reads_during), share(|it| it.reads_after)),
     ];
     format!("| {} |", cells.join(" | "))
+}
+
+/// Which of two figures is the better one.
+#[derive(Clone, Copy)]
+enum Goal {
+    /// The larger one.
+    More,
+    /// The smaller one.
+    Less,
+}
+
+impl Goal {
+    /// Whether `its` is better than `ours`. No figure is better than one that is not a number.
+    fn is_better(self, its: f64, ours: f64) -> bool {
+        match self {
+            Self::More => its > ours,
+            Self::Less => its < ours,
+        }
+    }
 }
 
 /// The middle one of a contender's turns by a figure; of an even number the mean of the middle two.
