@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use migrate::protocol::Blob;
 use migrate::{DiskCopy, ExistingFile, GuestDescription, GuestError, HintProgress, SourceGuest};
-use vmm_core::virtio::block::{DiskProof, Mark};
+use vmm_core::virtio::block::{Access, DiskProof, Mark};
 use vmm_core::{DeviceConfig, DiskContent, VmShape};
 
 pub(crate) use arriving::{Arriving, expect};
@@ -113,6 +113,12 @@ impl Departing {
     fn memory_chunks(&self) -> usize {
         self.description.layout.chunks()
     }
+
+    /// The copied disks that the guest writes. One that it only reads stays up to date here, and other guests may read it.
+    fn written(&self) -> impl Iterator<Item = &DiskContent> {
+        let disks = self.parts.iter().map(|part| &*part.disk);
+        disks.filter(|disk| disk.access() == Access::ReadWrite)
+    }
 }
 
 /// The disks of `machine`, to be copied.
@@ -205,11 +211,11 @@ impl SourceGuest for Departing {
     }
 
     fn stop_dirty_log(&self) -> Result<(), GuestError> {
-        for part in &self.parts {
-            part.disk.stop_log();
+        self.parts.iter().for_each(|part| part.disk.stop_log());
+        for disk in self.written() {
             // The guest stays.
-            if let Err(error) = part.disk.forget_departure() {
-                let path = part.disk.path().display();
+            if let Err(error) = disk.forget_departure() {
+                let path = disk.path().display();
                 tracing::error!(%error, "{path} is still marked as moved away");
             }
         }
@@ -267,9 +273,9 @@ impl SourceGuest for Departing {
     }
 
     fn release(&self) -> Result<(), GuestError> {
-        for part in &self.parts {
-            if let Err(error) = part.disk.note_departure(&self.destination) {
-                let path = part.disk.path().display();
+        for disk in self.written() {
+            if let Err(error) = disk.note_departure(&self.destination) {
+                let path = disk.path().display();
                 tracing::warn!(%error, "cannot mark {path} as moved away: do not use it any more");
             }
         }
