@@ -3,7 +3,7 @@
 //! `request` understands what the driver asks and knows no file; `engine` carries it out; `disk`
 //! is the open disk with its lock, `lock_reach` whom that keeps away, `content` the same for whoever copies it, `log` what was written
 //! meanwhile, `staged` a disk that is being copied to here. `proof` checks that two hosts share a
-//! disk, `copy` makes another of one that stands still, `seal` checks that nobody has written one
+//! disk, by the `names` of a device, `copy` makes another of one that stands still, `seal` checks that nobody has written one
 //! since its guest was saved, `departed` is a note on one whose content has moved away; `device.rs`
 //! ties them together.
 //! Start with [`BlockConfig`], which is what a guest's description says of a disk.
@@ -17,6 +17,7 @@ mod disk;
 mod engine;
 mod lock_reach;
 mod log;
+mod names;
 mod proof;
 mod request;
 mod seal;
@@ -28,8 +29,9 @@ pub use copy::{copy_content, date};
 pub(crate) use departed::ATTRIBUTE as DEPARTED_ATTRIBUTE;
 pub(crate) use device::BlockDevice;
 pub use lock_reach::LockReach;
+pub use names::facts_of;
 pub use proof::{DiskProof, Mark};
-pub use seal::{Seal, facts_of};
+pub use seal::Seal;
 
 /// Bytes of a sector, the unit of all positions, whatever the disk's own is.
 pub(crate) const SECTOR_BYTES: u64 = 512;

@@ -14,7 +14,7 @@ use nix::sys::stat::futimens;
 use nix::sys::time::TimeSpec;
 use serde::{Deserialize, Serialize};
 
-use super::proof::{BOOT_ID, disk_at, place_in_sysfs};
+use super::names::{BOOT_ID, place_in_sysfs};
 
 /// Longest name of a host's life, in bytes: a UUID.
 const BOOT_BYTES_MAX: usize = 64;
@@ -119,18 +119,6 @@ fn sectors_changed(stat: &str) -> Option<u64> {
     let [written, discarded] = SECTORS_CHANGED.map(|index| fields.get(index));
     let discarded = discarded.map_or(Ok(0), |field| field.parse());
     Some(written?.parse::<u64>().ok()?.wrapping_add(discarded.ok()?))
-}
-
-/// The folders in which the kernel names the block device at `path` and counts what is written to it; none for anything else. A [`Seal`]
-/// and a proof that two hosts share the device are made and checked by processes that may read them.
-pub fn facts_of(path: &Path) -> Vec<PathBuf> {
-    let device = fs::metadata(path).ok().filter(|found| found.file_type().is_block_device());
-    let Some(place) = device.and_then(|device| place_in_sysfs(device.rdev()).canonicalize().ok())
-    else {
-        return Vec::new();
-    };
-    let disk = disk_at(&place);
-    [Some(disk.to_owned()), disk.join("device").canonicalize().ok()].into_iter().flatten().collect()
 }
 
 fn stat_path(device: u64) -> PathBuf {
