@@ -304,10 +304,9 @@ impl GuestControl for ProcessControl {
         let saving = Saving::begin(self.process(), &mut occupation);
         self.process().surveys().call_off(machine);
         drop(occupation);
-        let began = Instant::now();
         let saved = saved::save(machine, request, handed);
         let (file_bytes, guest) = saved.map_err(ApiError::failed)?;
-        let id = guest.id().id;
+        let (id, since) = (guest.id().id, guest.since());
         if !request.keep_running && asker.strong_count() > 0 {
             let guest = Arc::new(guest);
             StandsStill::limit(&guest, &self.0);
@@ -316,7 +315,7 @@ impl GuestControl for ProcessControl {
         Ok(Saved {
             id,
             file_bytes,
-            paused_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
+            paused_ms: u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX),
         })
     }
 
