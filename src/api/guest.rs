@@ -104,7 +104,7 @@ pub(crate) trait GuestControl: Send + Sync + 'static {
     ///
     /// # Errors
     /// The guest is not in doubt.
-    fn resolve(&self, decision: Resolution) -> Result<StateAnswer, ApiError>;
+    fn resolve(&self, request: &ResolveRequest) -> Result<StateAnswer, ApiError>;
     /// What the built-in workload says about itself.
     ///
     /// # Errors
@@ -233,7 +233,7 @@ fn routes() -> Vec<Route> {
             Method::PUT,
             "/v1/guest/migration/resolve",
             begun,
-            |guest, request: ResolveRequest| guest.resolve(request.decision),
+            |guest, request: ResolveRequest| guest.resolve(&request),
         ),
         ask(Method::GET, "/v1/guest/workload", done, |guest| guest.workload()),
         tell(Method::PUT, "/v1/guest/workload", done, |guest, request: WorkloadControl| {
@@ -429,7 +429,7 @@ mod tests {
         fn cancel(&self) -> Result<StateAnswer, ApiError> {
             Ok(PAUSED)
         }
-        fn resolve(&self, _: Resolution) -> Result<StateAnswer, ApiError> {
+        fn resolve(&self, _: &ResolveRequest) -> Result<StateAnswer, ApiError> {
             Err(ApiError::new(Reason::NotMigrating, "web is not in doubt"))
         }
         fn workload(&self) -> Result<WorkloadInfo, ApiError> {

@@ -24,8 +24,8 @@ use crate::api::survey::{SurveyDomain, SurveyRequest, SurveyStatus, SurveyedMemo
 use crate::api::types::{
     BackingInfo, BalloonInfo, BalloonRequest, ConsoleInput, ConsoleTaken, DiskInfo, GuestInfo,
     GuestKind, GuestState, LandlockState, MigrationRequest, MigrationStarted, MigrationStatus,
-    NetInfo, OnReboot, RebootRequest, Resolution, ResumeRequest, StateAnswer, VsockInfo,
-    WorkloadControl, WorkloadControlled, WorkloadInfo,
+    NetInfo, OnReboot, RebootRequest, Resolution, ResolveRequest, ResumeRequest, StateAnswer,
+    VsockInfo, WorkloadControl, WorkloadControlled, WorkloadInfo,
 };
 use crate::api::{ApiError, Reason};
 use crate::scrollback::Scrollback;
@@ -372,8 +372,8 @@ impl GuestControl for ProcessControl {
         Ok(self.state())
     }
 
-    fn resolve(&self, decision: Resolution) -> Result<StateAnswer, ApiError> {
-        let choice = match decision {
+    fn resolve(&self, request: &ResolveRequest) -> Result<StateAnswer, ApiError> {
+        let choice = match request.decision {
             Resolution::Run => OperatorChoice::Run,
             Resolution::Discard => OperatorChoice::Discard,
         };
@@ -382,6 +382,12 @@ impl GuestControl for ProcessControl {
             let text = format!("{} is not in doubt: there is no migration", self.process().name());
             return Err(ApiError::new(Reason::NotMigrating, text));
         };
+        if let Occupation::Leaving(departure) = &occupation
+            && choice == OperatorChoice::Run
+            && !request.unproven_disks
+        {
+            departure.expect_unwritten_disks(self.process())?;
+        }
         self.process().runtime().block_on(session.resolve(choice))?;
         Ok(self.state())
     }

@@ -114,6 +114,13 @@ impl Departing {
         self.description.layout.chunks()
     }
 
+    /// The block devices that the guest writes and the destination has as well.
+    pub(super) fn written_devices(&self) -> impl Iterator<Item = &DiskContent> {
+        let are_shared = self.parts.is_empty();
+        let disks = self.machine.disks().map(|(_, disk)| &**disk).filter(move |_| are_shared);
+        disks.filter(|disk| disk.access() == Access::ReadWrite && disk.is_device())
+    }
+
     /// The copied disks that the guest writes. One that it only reads stays up to date here, and other guests may read it.
     fn written(&self) -> impl Iterator<Item = &DiskContent> {
         let disks = self.parts.iter().map(|part| &*part.disk);

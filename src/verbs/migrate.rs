@@ -169,13 +169,26 @@ fn resolve(state: &StateDir, args: &MigrateArgs, decision: ResolveArg) -> Result
         {
             other.expect_no_later()?;
         }
-        let request = ResolveRequest { decision };
-        let _: StateAnswer = client.put_json("/v1/guest/migration/resolve", &request).await?;
+        decide(&client, ResolveRequest { decision, unproven_disks: args.unproven_disks }).await?;
         await_resolution(&client, decision).await
     });
     resolved.with_context(|| format!("cannot resolve the migration of {}", args.name))?;
     output::print_line(format_args!("{} {done}", args.name))?;
     Ok(Exit::Done)
+}
+
+/// Tells the guest's process. One of an earlier version refuses to hear that its disks need no proof, and asks for none.
+async fn decide(client: &ApiClient, mut request: ResolveRequest) -> Result<StateAnswer, AskError> {
+    let path = "/v1/guest/migration/resolve";
+    match client.put_json(path, &request).await {
+        Err(AskError::Refused(refusal))
+            if refusal.reason == Reason::BadRequest
+                && std::mem::take(&mut request.unproven_disks) =>
+        {
+            client.put_json(path, &request).await
+        }
+        decided => decided,
+    }
 }
 
 /// A guest that is its own again stays paused because its user had paused it; or because it could not go on, and then there is a way out.

@@ -72,6 +72,26 @@ fn a_device_that_both_hosts_have_is_known_by_its_name_wherever_the_guest_came_fr
 }
 
 #[test]
+fn a_device_that_another_host_has_written_is_not_the_saved_guests_any_more() {
+    let lab = Lab::of(2);
+    let [here, there] = set_up(&lab, "/dev/vdb");
+    // A device that this host has never written to since it booted may not be counted.
+    here.sh("dd if=/dev/vdb of=/dev/vdb bs=512 count=1 conv=fsync,notrunc").ok();
+    here.lighter(SAVE).ok();
+    // What this host has cached of the device is kept for as long as the device is open.
+    here.sh(
+        "setsid -f sleep 3600 </dev/vdb >/dev/null 2>&1; dd if=/dev/vdb of=/dev/null bs=1M count=2",
+    )
+    .ok();
+    there.sh("echo mounted | dd of=/dev/vdb bs=512 seek=2 conv=fsync,notrunc").ok();
+    let words = ["/dev/vdb", "was written since the guest last had it", "--unsafe"];
+    here.lighter(RESTORE).complains(&words);
+    assert!(here.guests().is_empty());
+    here.lighter(&format!("{RESTORE} --unsafe")).ok();
+    assert_eq!(here.state_of("db").as_deref(), Some("running"));
+}
+
+#[test]
 fn a_guest_goes_on_from_its_file_once_though_the_power_goes() {
     let lab = Lab::of(2);
     let [here, _] = set_up(&lab, DISK);

@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -69,6 +69,11 @@ impl DiskContent {
     /// What the guest may do with it.
     pub fn access(&self) -> Access {
         self.access
+    }
+
+    /// Whether it is a block device.
+    pub fn is_device(&self) -> bool {
+        self.file.metadata().is_ok_and(|found| found.file_type().is_block_device())
     }
 
     /// Whom the lock on it keeps away.

@@ -13,6 +13,7 @@ mod content;
 mod copy;
 mod departed;
 mod device;
+mod digest;
 mod disk;
 mod engine;
 mod lock_reach;
