@@ -136,6 +136,10 @@ impl StateDir {
         Definitions::in_folder(self.definitions_folder())
     }
 
+    pub(crate) fn departures_folder(&self) -> PathBuf {
+        self.root.join("departed")
+    }
+
     fn definitions_folder(&self) -> PathBuf {
         self.root.join("definitions")
     }
@@ -229,6 +233,7 @@ impl StateDir {
             self.migrations(),
             self.certs(),
             self.ended_folder(),
+            self.departures_folder(),
             self.identities(),
             self.definitions_folder(),
             self.vsock_folder(),

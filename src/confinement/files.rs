@@ -95,6 +95,7 @@ impl Files {
             // Those of an earlier guest of its name; see `StateDir::moment`.
             (state.places_of_records().join(guest.name().as_str()), Use::Read),
             (state.ended().place(guest.name()), Use::Keep),
+            (state.departures().place(guest.name(), uuid), Use::Keep),
             (state.merge_domain_file(), Use::Write),
         ];
         wanted.extend(folders);
@@ -125,6 +126,12 @@ impl Files {
     pub(crate) fn add_disk(&mut self, path: &Path) {
         self.wanted.push((path.to_owned(), Use::Disk));
         self.wanted.extend(block::facts_of(path).into_iter().map(|folder| (folder, Use::Read)));
+    }
+
+    /// The disks that were added.
+    pub(crate) fn disks(&self) -> impl Iterator<Item = &Path> {
+        let disks = self.wanted.iter().filter(|(_, what)| *what == Use::Disk);
+        disks.map(|(path, _)| path.as_path())
     }
 
     /// And this folder, in which disks may be made.

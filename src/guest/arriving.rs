@@ -11,7 +11,7 @@ use migrate::record::{DestinationState, RecordError, Side};
 use migrate::report::{Outcome, Role};
 use migrate::session::{DestinationSession, start_destination};
 use migrate::{DestinationGuest, GuestDescription, GuestFactory, MigrationId, Refusal};
-use vmm_core::{DeviceError, Error, RunState, ShapeError, VmOptions, VmShape};
+use vmm_core::{DeviceConfig, DeviceError, Error, RunState, ShapeError, VmOptions, VmShape};
 
 use super::console::Console;
 use super::disks::{self, Arriving};
@@ -22,6 +22,7 @@ use super::session::MigrationSession;
 use crate::api::types::MigrationStatus;
 use crate::cli::host::IncomingArgs;
 use crate::cli::net::NetRename;
+use crate::departures::DepartedDisks;
 use crate::disk_places::DiskPlaces;
 use crate::node::{IncomingGreeting, IncomingLine, LINGER};
 
@@ -43,7 +44,7 @@ impl Arrival {
         process: &Arc<GuestProcess>,
         args: &IncomingArgs,
         greeting: &IncomingGreeting,
-        (console, opener): (Console, Option<Arc<Opener>>),
+        (console, opener, departed): (Console, Option<Arc<Opener>>, DepartedDisks),
     ) -> Result<u16> {
         let tls = Tls::new(&greeting.identity)?;
         let records = process.records();
@@ -65,6 +66,7 @@ impl Arrival {
             net_map,
             disks: args.disks.clone(),
             folders,
+            departed,
         };
         let handle = start_destination(session, Arc::new(factory), &tls, records)?;
         let port = handle.port();
@@ -134,6 +136,8 @@ struct Factory {
     /// The disks that the node was told of, and permits.
     disks: Vec<PathBuf>,
     folders: DiskPlaces,
+    /// Those that are old here.
+    departed: DepartedDisks,
 }
 
 impl GuestFactory for Factory {
@@ -148,6 +152,7 @@ impl GuestFactory for Factory {
             return Err(Refusal::new(RefusalKind::Guest, text));
         }
         let shape = self.shape_of(guest)?;
+        self.expect_here(guest, &shape)?;
         shape.check_host().map_err(refused)?;
         shape.check_shared_disks().map_err(refused)
     }
@@ -180,6 +185,21 @@ impl Factory {
         disks::expect(guest, &mut shape, &self.folders)?;
         NetRename::apply(&self.net_map, &mut shape);
         Ok(shape)
+    }
+
+    /// Refuses disks that both hosts are to share and whose content has gone from here: those that come along replace what is here.
+    fn expect_here(&self, guest: &GuestDescription, shape: &VmShape) -> Result<(), Refusal> {
+        let comes = |index| guest.disks.iter().any(|copy| usize::from(copy.device) == index);
+        let shared = shape.devices.iter().enumerate().filter(|(index, _)| !comes(*index));
+        let disks = shared.filter_map(|(_, device)| match device {
+            DeviceConfig::Block(disk) => Some(disk.path()),
+            _ => None,
+        });
+        let refused = |error: anyhow::Error| Refusal::new(RefusalKind::Other, error.to_string());
+        disks
+            .map(|disk| self.departed.expect_here(disk))
+            .collect::<Result<(), _>>()
+            .map_err(refused)
     }
 
     fn process(&self) -> Result<Arc<GuestProcess>, Refusal> {

@@ -11,14 +11,17 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use migrate::protocol::Blob;
-use migrate::{DiskCopy, ExistingFile, GuestDescription, GuestError, HintProgress, SourceGuest};
-use vmm_core::virtio::block::{Access, DiskProof, Mark};
+use migrate::{
+    DiskCopy, ExistingFile, GuestDescription, GuestError, HintProgress, MigrationId, SourceGuest,
+};
+use vmm_core::virtio::block::{Access, DiskIdentity, DiskProof, Mark};
 use vmm_core::{DeviceConfig, DiskContent, VmShape};
 
 pub(crate) use arriving::{Arriving, expect};
 
 use super::machine::SharedMachine;
 use crate::api::types::CopyDisks;
+use crate::departures::{DepartedDisk, Departure};
 
 /// A disk that is copied.
 #[derive(Debug, Clone)]
@@ -119,6 +122,21 @@ impl Departing {
         let are_shared = self.parts.is_empty();
         let disks = self.machine.disks().map(|(_, disk)| &**disk).filter(move |_| are_shared);
         disks.filter(|disk| disk.access() == Access::ReadWrite && disk.is_device())
+    }
+
+    /// What is to be known of the copied disks that the guest writes when they have left with the migration.
+    pub(super) fn departure(&self, migration: MigrationId) -> Option<Departure> {
+        let recognized = |disk: &DiskContent| {
+            let path = disk.path().to_owned();
+            Some(DepartedDisk { identity: DiskIdentity::at(&path)?, path })
+        };
+        let disks: Vec<_> = self.written().filter_map(recognized).collect();
+        // A guest's name is one on this host as well.
+        let guest = self.description.name.parse().ok()?;
+        let (uuid, destination) = (self.description.uuid, self.destination.clone());
+        let is_settled = false;
+        let departure = Departure { guest, uuid, migration, destination, disks, is_settled };
+        (!departure.disks.is_empty()).then_some(departure)
     }
 
     /// The copied disks that the guest writes. One that it only reads stays up to date here, and other guests may read it.

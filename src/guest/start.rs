@@ -27,6 +27,7 @@ use crate::cli::isolation::{IsolationArgs, SeccompMode};
 use crate::cli::spec::GuestSpec;
 use crate::confinement::{self, Files, Means};
 use crate::definitions::Document;
+use crate::departures::DepartedDisks;
 use crate::exit::Exit;
 use crate::names::GuestName;
 use crate::other_host::OtherHost;
@@ -201,6 +202,8 @@ struct Life {
     means: Means,
     /// Of a guest that is not known yet.
     opener: Option<Arc<Opener>>,
+    /// Disks that are old: of a guest that is not known yet, its disks are checked when it is.
+    departed: DepartedDisks,
 }
 
 impl Life {
@@ -215,6 +218,10 @@ impl Life {
         let claim = state.guest(name).claim()?;
         state.prepare_guest(name, uuid)?;
         let files = files(Files::of_guest(state, claim.dir(), uuid))?;
+        let departed = state.departures().past();
+        if !files.is_unknown_guests() {
+            files.disks().try_for_each(|disk| departed.expect_here(disk))?;
+        }
         // Before there are threads: all of them inherit it, but for the opener, which keeps its right to read files.
         let means = files.means();
         confinement::drop_capabilities(isolation.seccomp, means)?;
@@ -228,7 +235,7 @@ impl Life {
             .build()
             .context("cannot start")?;
         let (state, seccomp) = (state.clone(), isolation.seccomp);
-        Ok(Self { claim, state, runtime, seccomp, landlock, means, opener })
+        Ok(Self { claim, state, runtime, seccomp, landlock, means, opener, departed })
     }
 
     /// Leaves this process the system calls that it needs from now on. Everything that needs others has been done.
@@ -301,7 +308,9 @@ impl Life {
             self.runtime.handle().clone(),
         );
         let console = Console::log(self.dir().console_log());
-        let port = Arrival::start(&process, args, &greeting, (console, self.opener.take()))?;
+        let departed = std::mem::take(&mut self.departed);
+        let port =
+            Arrival::start(&process, args, &greeting, (console, self.opener.take(), departed))?;
         let servers = self.open(&process)?;
         self.confine(&process)?;
         arriving::tell_node_port(port)?;

@@ -205,6 +205,7 @@ impl Node {
         let is_defined = |guest: &str| {
             guest.parse().is_ok_and(|name| !matches!(definitions.find(&name), Ok(None)))
         };
+        self.state.departures().settle_by(&records);
         for record in retention::outdated(&records, unix_ms(), is_defined, is_gone) {
             if let Err(error) = self.records.remove(record) {
                 faults.insert(format!("cannot remove an old record of a migration: {error}"));

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use migrate::report::Role;
 use migrate::{MigrationId, Report};
+use vmm_core::virtio::block::departed_to;
 
 use super::certs::identity_of;
 use super::follow::{Follower, interrupts};
@@ -77,6 +78,7 @@ fn migrate(state: &StateDir, args: &MigrateArgs, destination: &str) -> Result<Ex
     }
     if args.json.output() == Output::Text {
         print_success(&args.name, destination, &report, is_workload)
+            .and_then(|()| print_unmarked(state, &report))
             .with_context(|| format!("{} has moved to {destination}", args.name))?;
     }
     Ok(Exit::Done)
@@ -101,6 +103,25 @@ fn print_success(
         ))?;
     }
     Ok(())
+}
+
+/// Names the disks that are left without a note on them.
+fn print_unmarked(state: &StateDir, report: &Report) -> Result<()> {
+    if report.disk_bytes == 0 {
+        return Ok(());
+    }
+    let disks = state.departures().disks_of(report.migration);
+    let unmarked = disks.iter().filter(|disk| departed_to(disk).is_none());
+    let unmarked: Vec<_> = unmarked.map(|disk| disk.display().to_string()).collect();
+    if unmarked.is_empty() {
+        return Ok(());
+    }
+    output::print_line(format_args!(
+        "No note that its content has moved can be on {}: lighter refuses it with this state folder ({}) and with no other. Do not use \
+         it any more.",
+        unmarked.join(", "),
+        state.root().display()
+    ))
 }
 
 /// Asks the guest's process to begin. One of an earlier version refuses to hear where the node listens.

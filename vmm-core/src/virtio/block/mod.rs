@@ -4,7 +4,8 @@
 //! is the open disk with its lock, `lock_reach` whom that keeps away, `content` the same for whoever copies it, `log` what was written
 //! meanwhile, `staged` a disk that is being copied to here. `proof` checks that two hosts share a
 //! disk, by the `names` of a device, `copy` makes another of one that stands still, `seal` checks that nobody has written one
-//! since its guest was saved, `departed` is a note on one whose content has moved away; `device.rs`
+//! since its guest was saved, `departed` is a note on one whose content has moved away,
+//! `identity` what it is recognized by where such a note cannot be; `device.rs`
 //! ties them together.
 //! Start with [`BlockConfig`], which is what a guest's description says of a disk.
 
@@ -16,6 +17,7 @@ mod device;
 mod digest;
 mod disk;
 mod engine;
+mod identity;
 mod lock_reach;
 mod log;
 mod names;
@@ -28,7 +30,9 @@ pub use config::{Access, BlockConfig, EngineChoice, Occupied};
 pub use content::DiskContent;
 pub use copy::{copy_content, date};
 pub(crate) use departed::ATTRIBUTE as DEPARTED_ATTRIBUTE;
+pub use departed::departed_to;
 pub(crate) use device::BlockDevice;
+pub use identity::DiskIdentity;
 pub use lock_reach::LockReach;
 pub use names::facts_of;
 pub use proof::{DiskProof, Mark};

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use nix::sys::stat::{major, minor};
 use xxhash_rust::xxh3::xxh3_128;
 
+use super::SECTOR_BYTES;
 use super::proof::NAME_BYTES_MAX;
 
 /// The file that identifies this boot of the host (proc(5)).
@@ -48,6 +49,11 @@ pub(super) fn is_same_device(known: &[String], here: &[String]) -> Option<bool> 
     })
 }
 
+/// As [`is_same_device`], for names from one host: what they lie on says nothing more.
+pub(super) fn is_same_here(known: &[String], now: &[String]) -> Option<bool> {
+    KINDS.iter().find_map(|kind| Some(of_kind(known, kind)? == of_kind(now, kind)?))
+}
+
 fn of_kind<'a>(names: &'a [String], kind: &str) -> Option<&'a str> {
     names.iter().find_map(|name| name.strip_prefix(kind)?.strip_prefix(' '))
 }
@@ -72,6 +78,17 @@ pub(super) fn names_of(device: u64) -> Vec<String> {
         names.push(format!("boot {boot} {}:{}", major(device), minor(device)));
     }
     names
+}
+
+/// Those that outlive a boot of the host.
+pub(super) fn lasting_names_of(device: u64) -> Vec<String> {
+    place_in_sysfs(device).canonicalize().map_or_else(|_| Vec::new(), |place| names_at(&place))
+}
+
+/// The size of a block device in bytes; 0 when it cannot be told.
+pub(super) fn bytes_of(device: u64) -> u64 {
+    let sectors = read(&place_in_sysfs(device).join("size")).and_then(|text| text.parse().ok());
+    sectors.map_or(0, |sectors: u64| sectors.saturating_mul(SECTOR_BYTES))
 }
 
 /// The folder of a block device in sysfs.
