@@ -1,9 +1,11 @@
-//! Disks whose content has gone to another host with their guest, by the word of that guest's process: what is left here is old.
+//! Disks whose content has gone to another host with their guest, by the word of that guest's
+//! process: what is left here is old.
 //!
-//! A file has a note of its own (`user.lighter.moved-to`), which stays with it wherever it is moved. A block device cannot have one, not
-//! every file system keeps it, and a power cut may come before it. So the process writes `departed/guests/NAME/UUID/ID.json` in the state
-//! folder when the migration begins. That counts once the migration's record says that the guest is the destination's; the node notes
-//! in the file that it does, since records are removed some day.
+//! A file has a note of its own (`user.lighter.moved-to`), which stays with it wherever it is
+//! moved. A block device cannot have one, not every file system keeps it, and a power cut may come
+//! before it. So the process writes `departed/guests/NAME/UUID/ID.json` in the state folder when
+//! the migration begins. That counts once the migration's record says that the guest is the
+//! destination's; the node notes in the file that it does, since records are removed some day.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -97,7 +99,8 @@ impl Departures {
         durable::write_json(&self.file(departure), departure)
     }
 
-    /// Notes for good that the disks of `departure` have left, as far as they have no note of their own.
+    /// Notes for good that the disks of `departure` have left, as far as they have no note of their
+    /// own.
     ///
     /// # Errors
     /// The file system refuses.
@@ -120,7 +123,8 @@ impl Departures {
         place.join(format!("{}.json", departure.migration))
     }
 
-    /// What guests have noted in their places, be it settled or not. What cannot be read, or is of another guest, is left out.
+    /// What guests have noted in their places, be it settled or not. What cannot be read, or is of
+    /// another guest, is left out.
     fn list(&self) -> Vec<Departure> {
         let mut all = Vec::new();
         for (name, of_name) in entries(&self.places()) {
@@ -157,7 +161,8 @@ impl Departures {
         record.map_or(true, |record| record.is_some_and(|record| has_left(&record) == Some(true)))
     }
 
-    /// Notes what `records` say of migrations that are over, before they are removed. What cannot be written is tried again.
+    /// Notes what `records` say of migrations that are over, before they are removed. What cannot
+    /// be written is tried again.
     pub(crate) fn settle_by(&self, records: &[Record]) {
         for departure in self.list().into_iter().filter(|it| !it.is_settled) {
             let is_its = |record: &&Record| {
@@ -220,7 +225,8 @@ impl DepartedDisks {
         let Some((file, departure)) = departed else { return Ok(()) };
         let host: String = departure.destination.chars().filter(|c| !c.is_control()).collect();
         bail!(
-            "disk {} is old: its content has moved to {host} with the guest {}; to use it all the same, `rm {}`",
+            "disk {} is old: its content has moved to {host} with the guest {}; to use it all the \
+             same, `rm {}`",
             path.display(),
             departure.guest,
             file.display()

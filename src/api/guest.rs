@@ -23,8 +23,7 @@ use super::survey::{DOMAIN_BYTES_MAX, SurveyDomain, SurveyRequest, SurveyStatus,
 use super::types::{
     BalloonInfo, BalloonRequest, CONSOLE_FROM, CONSOLE_NEXT, ConsoleInput, ConsoleRead,
     ConsoleTaken, GuestInfo, MigrationRequest, MigrationStarted, MigrationStatus, RebootRequest,
-    Resolution, ResolveRequest, ResumeRequest, StateAnswer, WorkloadControl, WorkloadControlled,
-    WorkloadInfo,
+    ResolveRequest, ResumeRequest, StateAnswer, WorkloadControl, WorkloadControlled, WorkloadInfo,
 };
 
 use crate::scrollback::Scrollback;

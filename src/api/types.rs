@@ -407,7 +407,8 @@ pub(crate) struct MigrationStatus {
 pub(crate) struct ResolveRequest {
     /// What becomes of the copy of the guest that is here.
     pub(crate) decision: Resolution,
-    /// Run it although the destination may have written its block devices. A process of an earlier version does not know this field.
+    /// Run it although the destination may have written its block devices. A process of an earlier
+    /// version does not know this field.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) unproven_disks: bool,
 }

@@ -80,8 +80,9 @@ pub(crate) struct MigrateArgs {
     #[arg(long, requires = "copy_disks")]
     pub(crate) replace_disks: bool,
 
-    /// Skip the check that both hosts have the same disks. If they differ, the guest's data is lost. With `--resolve run`: run the
-    /// guest here although the other host may have written its block devices. If it did, their data is lost.
+    /// Skip the check that both hosts have the same disks. If they differ, the guest's data is
+    /// lost. With `--resolve run`: run the guest here although the other host may have written its
+    /// block devices. If it did, their data is lost.
     #[arg(long = "unsafe", conflicts_with = "copy_disks")]
     pub(crate) unproven_disks: bool,
 

@@ -80,7 +80,16 @@ pub(crate) struct Files {
     wanted: Vec<(PathBuf, Use)>,
     means: Means,
     vsock_folder: PathBuf,
-    is_unknown_guests: bool,
+    arriving: Option<ArrivingDisks>,
+}
+
+/// The disks of a guest that arrives.
+#[derive(Debug, Clone)]
+pub(crate) struct ArrivingDisks {
+    /// Their paths, as the node has admitted them.
+    pub(crate) paths: Vec<PathBuf>,
+    /// In which folders those may be made that come along.
+    pub(crate) folders: Vec<PathBuf>,
 }
 
 impl Files {
@@ -103,7 +112,7 @@ impl Files {
             wanted.push((std::env::temp_dir(), Use::Keep));
         }
         let (means, vsock_folder) = (Means::default(), state.vsock_folder());
-        Self { wanted, means, vsock_folder, is_unknown_guests: false }
+        Self { wanted, means, vsock_folder, arriving: None }
     }
 
     /// And the disks, taps and sockets of a guest of this shape.
@@ -134,11 +143,6 @@ impl Files {
         disks.map(|(path, _)| path.as_path())
     }
 
-    /// And this folder, in which disks may be made.
-    pub(crate) fn add_disk_folder(&mut self, path: &Path) {
-        self.wanted.push((path.to_owned(), Use::Keep));
-    }
-
     /// And what the guest boots from, now and again.
     pub(crate) fn and_boot(mut self, boot: &BootSource) -> Self {
         if let BootSource::Kernel(kernel) = boot {
@@ -154,16 +158,20 @@ impl Files {
         self
     }
 
-    /// And what else the process of a guest does that is not known yet, but for calling programs of the host.
-    pub(crate) fn of_unknown_guest(mut self) -> Self {
+    /// And the disks and what else the process of a guest does that is not known yet, but for
+    /// calling programs of the host. What comes along is made by a thread that is not confined: the
+    /// folders for disks are not among the files.
+    pub(crate) fn of_unknown_guest(mut self, disks: ArrivingDisks) -> Self {
+        disks.paths.iter().for_each(|disk| self.add_disk(disk));
         self.means = Means { unix_sockets: self.means.unix_sockets, ..Means::OF_UNKNOWN };
-        self.is_unknown_guests = true;
+        self.arriving = Some(disks);
         self
     }
 
-    /// Whether what the guest boots from comes to be known only when its process is confined.
-    pub(crate) fn is_unknown_guests(&self) -> bool {
-        self.is_unknown_guests
+    /// The disks of a guest that arrives: what it boots from comes to be known only when its
+    /// process is confined.
+    pub(crate) fn arriving(&self) -> Option<&ArrivingDisks> {
+        self.arriving.as_ref()
     }
 
     /// And the template at this path.

@@ -16,9 +16,9 @@ use vmm_core::{DeviceConfig, DeviceError, Error, RunState, ShapeError, VmOptions
 use super::console::Console;
 use super::disks::{self, Arriving};
 use super::machine::{Machine, SharedMachine, shape_of};
-use super::opener::Opener;
 use super::process::{Ending, GuestProcess, Occupation};
 use super::session::MigrationSession;
+use super::unconfined::Unconfined;
 use crate::api::types::MigrationStatus;
 use crate::cli::host::IncomingArgs;
 use crate::cli::net::NetRename;
@@ -44,7 +44,7 @@ impl Arrival {
         process: &Arc<GuestProcess>,
         args: &IncomingArgs,
         greeting: &IncomingGreeting,
-        (console, opener, departed): (Console, Option<Arc<Opener>>, DepartedDisks),
+        (console, unconfined, departed): (Console, Option<Unconfined>, DepartedDisks),
     ) -> Result<u16> {
         let tls = Tls::new(&greeting.identity)?;
         let records = process.records();
@@ -62,7 +62,7 @@ impl Arrival {
         let factory = Factory {
             process: Arc::downgrade(process),
             console,
-            opener,
+            unconfined,
             net_map,
             disks: args.disks.clone(),
             folders,
@@ -129,8 +129,8 @@ impl Arrival {
 struct Factory {
     process: Weak<GuestProcess>,
     console: Console,
-    /// Opens what the guest boots from again.
-    opener: Option<Arc<Opener>>,
+    /// Make its disks, and open what it boots from again.
+    unconfined: Option<Unconfined>,
     /// What bridges and taps are called here.
     net_map: Vec<NetRename>,
     /// The disks that the node was told of, and permits.
@@ -162,6 +162,7 @@ impl GuestFactory for Factory {
         let mut shape = self.shape_of(guest)?;
         shape.identify_disks();
         shape.disks_mut().for_each(|disk| *disk = disk.going_on());
+        self.make_disks(guest, &mut shape)?;
         let other = |error: anyhow::Error| match error.downcast::<Error>() {
             Ok(error) => refused(error),
             Err(error) => Refusal::new(RefusalKind::Other, format!("{error:#}")),
@@ -171,7 +172,7 @@ impl GuestFactory for Factory {
             Machine::create(name, guest.uuid, shape, &options, &self.console).map_err(other)?;
         let machine = Arc::new(machine);
         process.set_machine(Arc::clone(&machine)).map_err(other)?;
-        let arriving = Arriving::new(machine, guest, self.opener.clone());
+        let arriving = Arriving::new(machine, guest, self.unconfined.clone());
         let arriving = arriving.map_err(|error| other(error.into()))?;
         Ok(Arc::new(arriving))
     }
@@ -187,19 +188,33 @@ impl Factory {
         Ok(shape)
     }
 
-    /// Refuses disks that both hosts are to share and whose content has gone from here: those that come along replace what is here.
+    /// Makes the files of the disks that come along.
+    fn make_disks(&self, guest: &GuestDescription, shape: &mut VmShape) -> Result<(), Refusal> {
+        let Some(Unconfined { maker, .. }) = &self.unconfined else { return Ok(()) };
+        if guest.disks.is_empty() {
+            maker.end();
+        }
+        for copy in &guest.disks {
+            if let Some(DeviceConfig::Block(disk)) = shape.devices.get_mut(usize::from(copy.device))
+            {
+                let made = maker.make(disk);
+                *disk = made.map_err(|error| Refusal::new(RefusalKind::Other, error))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses disks that both hosts are to share and whose content has gone from here: those that
+    /// come along replace what is here.
     fn expect_here(&self, guest: &GuestDescription, shape: &VmShape) -> Result<(), Refusal> {
         let comes = |index| guest.disks.iter().any(|copy| usize::from(copy.device) == index);
         let shared = shape.devices.iter().enumerate().filter(|(index, _)| !comes(*index));
-        let disks = shared.filter_map(|(_, device)| match device {
+        let mut disks = shared.filter_map(|(_, device)| match device {
             DeviceConfig::Block(disk) => Some(disk.path()),
             _ => None,
         });
         let refused = |error: anyhow::Error| Refusal::new(RefusalKind::Other, error.to_string());
-        disks
-            .map(|disk| self.departed.expect_here(disk))
-            .collect::<Result<(), _>>()
-            .map_err(refused)
+        disks.try_for_each(|disk| self.departed.expect_here(disk)).map_err(refused)
     }
 
     fn process(&self) -> Result<Arc<GuestProcess>, Refusal> {

@@ -124,7 +124,8 @@ impl Departing {
         disks.filter(|disk| disk.access() == Access::ReadWrite && disk.is_device())
     }
 
-    /// What is to be known of the copied disks that the guest writes when they have left with the migration.
+    /// What is to be known of the copied disks that the guest writes when they have left with the
+    /// migration.
     pub(super) fn departure(&self, migration: MigrationId) -> Option<Departure> {
         let recognized = |disk: &DiskContent| {
             let path = disk.path().to_owned();
@@ -139,7 +140,8 @@ impl Departing {
         (!departure.disks.is_empty()).then_some(departure)
     }
 
-    /// The copied disks that the guest writes. One that it only reads stays up to date here, and other guests may read it.
+    /// The copied disks that the guest writes. One that it only reads stays up to date here, and
+    /// other guests may read it.
     fn written(&self) -> impl Iterator<Item = &DiskContent> {
         let disks = self.parts.iter().map(|part| &*part.disk);
         disks.filter(|disk| disk.access() == Access::ReadWrite)

@@ -105,11 +105,12 @@ impl Departure {
         self.session.handle().guest_stopped(how);
     }
 
-    /// Refuses to run a guest in doubt again that the destination may have run on a block device: nothing tells this host whether
-    /// another one wrote it.
+    /// Refuses to run a guest in doubt again that the destination may have run on a block device:
+    /// nothing tells this host whether another one wrote it.
     ///
     /// # Errors
-    /// There is such a device, and the migration is committed, or its record does not say that it is not.
+    /// There is such a device, and the migration is committed, or its record does not say that it
+    /// is not.
     pub(crate) fn expect_unwritten_disks(&self, process: &GuestProcess) -> Result<(), ApiError> {
         let Some(device) = self.guest.written_devices().next() else { return Ok(()) };
         let record = self.session.record(process, Role::Source);
@@ -119,10 +120,11 @@ impl Departure {
         }
         let (name, device) = (process.name(), device.path().display());
         let text = format!(
-            "{name} may have run at the destination and written its block device {device}, and this host cannot tell: the memory of \
-             the copy here would not match it, and data would be lost. If you are sure that it did not run there: `lighter migrate \
-             {name} --resolve run --unsafe`; otherwise make sure that the destination is off, discard this copy (`--resolve discard`), and boot \
-             the guest from its disk"
+            "{name} may have run at the destination and written its block device {device}, and this \
+             host cannot tell: the memory of the copy here would not match it, and data would be \
+             lost. If you are sure that it did not run there: `lighter migrate {name} --resolve run \
+             --unsafe`; otherwise make sure that the destination is off, discard this copy \
+             (`--resolve discard`), and boot the guest from its disk"
         );
         Err(ApiError::new(Reason::WrongState, text))
     }

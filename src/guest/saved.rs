@@ -177,8 +177,8 @@ pub(crate) fn save(
     Ok((report.file_bytes, guest))
 }
 
-/// Pauses the guest when `flush` has made durable what it has written to its disks until then: little is left to be flushed
-/// while it stands. Returns whether it ran.
+/// Pauses the guest when `flush` has made durable what it has written to its disks until then:
+/// little is left to be flushed while it stands. Returns whether it ran.
 fn flush_and_pause(vm: &Vm, flush: impl FnOnce() -> Result<()>) -> Result<bool> {
     let ran = vm.run_state() == RunState::Running;
     if ran {

@@ -12,10 +12,10 @@ use super::arriving::{self, Arrival};
 use super::console::Console;
 use super::control::ProcessControl;
 use super::machine::{Machine, SharedMachine};
-use super::opener::Opener;
 use super::plan::{self, Plan};
 use super::process::{Ending, GuestProcess};
 use super::saved;
+use super::unconfined::Unconfined;
 use super::{addresses, background};
 use crate::api::guest::{readonly_router, router};
 use crate::api::server::{Audience, Server};
@@ -25,7 +25,7 @@ use crate::cli::guest::{BackgroundArgs, RestoreArgs, RunArgs};
 use crate::cli::host::IncomingArgs;
 use crate::cli::isolation::{IsolationArgs, SeccompMode};
 use crate::cli::spec::GuestSpec;
-use crate::confinement::{self, Files, Means};
+use crate::confinement::{self, ArrivingDisks, Files, Means};
 use crate::definitions::Document;
 use crate::departures::DepartedDisks;
 use crate::exit::Exit;
@@ -178,12 +178,11 @@ fn detach(state: &StateDir, args: &BackgroundArgs, name: &GuestName) -> Result<O
 pub(crate) fn incoming(state: &StateDir, args: &IncomingArgs) -> Result<Exit> {
     background::leave_terminal()?;
     let life = Life::begin(state, (&args.name, args.uuid), args.isolation, |mut files| {
-        args.disks.iter().for_each(|disk| files.add_disk(disk));
-        args.disk_dir.iter().for_each(|folder| files.add_disk_folder(folder));
         if args.vsock {
             files.add_vsock();
         }
-        Ok(files.of_unknown_guest())
+        let (paths, folders) = (args.disks.clone(), args.disk_dir.clone());
+        Ok(files.of_unknown_guest(ArrivingDisks { paths, folders }))
     });
     let outcome = life.and_then(|life| life.receive(args));
     if let Err(error) = &outcome {
@@ -201,7 +200,7 @@ struct Life {
     landlock: LandlockState,
     means: Means,
     /// Of a guest that is not known yet.
-    opener: Option<Arc<Opener>>,
+    unconfined: Option<Unconfined>,
     /// Disks that are old: of a guest that is not known yet, its disks are checked when it is.
     departed: DepartedDisks,
 }
@@ -219,13 +218,14 @@ impl Life {
         state.prepare_guest(name, uuid)?;
         let files = files(Files::of_guest(state, claim.dir(), uuid))?;
         let departed = state.departures().past();
-        if !files.is_unknown_guests() {
+        if files.arriving().is_none() {
             files.disks().try_for_each(|disk| departed.expect_here(disk))?;
         }
-        // Before there are threads: all of them inherit it, but for the opener, which keeps its right to read files.
+        // Before there are threads: all of them inherit it, but for the two of a guest that
+        // arrives, which keep their rights to files.
         let means = files.means();
         confinement::drop_capabilities(isolation.seccomp, means)?;
-        let opener = files.is_unknown_guests().then(Opener::start).transpose()?.map(Arc::new);
+        let unconfined = files.arriving().map(Unconfined::start).transpose()?;
         let landlock = confinement::restrict_files(isolation.landlock, &files)?;
         let threads =
             std::thread::available_parallelism().map_or(1, usize::from).clamp(1, WORKERS_MAX);
@@ -235,7 +235,7 @@ impl Life {
             .build()
             .context("cannot start")?;
         let (state, seccomp) = (state.clone(), isolation.seccomp);
-        Ok(Self { claim, state, runtime, seccomp, landlock, means, opener, departed })
+        Ok(Self { claim, state, runtime, seccomp, landlock, means, unconfined, departed })
     }
 
     /// Leaves this process the system calls that it needs from now on. Everything that needs others has been done.
@@ -310,7 +310,7 @@ impl Life {
         let console = Console::log(self.dir().console_log());
         let departed = std::mem::take(&mut self.departed);
         let port =
-            Arrival::start(&process, args, &greeting, (console, self.opener.take(), departed))?;
+            Arrival::start(&process, args, &greeting, (console, self.unconfined.take(), departed))?;
         let servers = self.open(&process)?;
         self.confine(&process)?;
         arriving::tell_node_port(port)?;

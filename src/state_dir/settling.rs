@@ -42,8 +42,9 @@ impl StateDir {
         self.records_of(name).timestamp()
     }
 
-    /// Makes folders for the guest `uuid`, in which its process writes records of migrations, which disks left with it and how it
-    /// ended, and notes that it has `name`. Removes what guests that are gone have left of the same.
+    /// Makes folders for the guest `uuid`, in which its process writes records of migrations, which
+    /// disks left with it and how it ended, and notes that it has `name`. Removes what guests that
+    /// are gone have left of the same.
     ///
     /// # Errors
     /// The file system refuses.

@@ -117,8 +117,8 @@ fn print_unmarked(state: &StateDir, report: &Report) -> Result<()> {
         return Ok(());
     }
     output::print_line(format_args!(
-        "No note that its content has moved can be on {}: lighter refuses it with this state folder ({}) and with no other. Do not use \
-         it any more.",
+        "No note that its content has moved can be on {}: lighter refuses it with this state folder \
+         ({}) and with no other. Do not use it any more.",
         unmarked.join(", "),
         state.root().display()
     ))
@@ -198,7 +198,8 @@ fn resolve(state: &StateDir, args: &MigrateArgs, decision: ResolveArg) -> Result
     Ok(Exit::Done)
 }
 
-/// Tells the guest's process. One of an earlier version refuses to hear that its disks need no proof, and asks for none.
+/// Tells the guest's process. One of an earlier version refuses to hear that its disks need no
+/// proof, and asks for none.
 async fn decide(client: &ApiClient, mut request: ResolveRequest) -> Result<StateAnswer, AskError> {
     let path = "/v1/guest/migration/resolve";
     match client.put_json(path, &request).await {

@@ -7,6 +7,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::os::unix::net::UnixStream;
 
+#[cfg(feature = "failpoints")]
+use crate::host::kernel::sleeper;
 use crate::host::{
     Exit, Guest, GuestPlan, Host, Migration, NodePlan, Pair, as_stranger, ask, lighter, run,
 };
@@ -218,6 +220,54 @@ fn a_guest_that_has_arrived_reads_nothing_of_its_hosts() {
 
 #[cfg(feature = "failpoints")]
 #[test]
+fn a_guest_that_has_arrived_with_a_disk_reaches_no_other_in_the_same_folder() {
+    let mut pair = Pair::without_nodes();
+    let folder = pair.folder().join("disks");
+    fs::create_dir(&folder).unwrap();
+    let [own, copy, neighbour] =
+        ["own", "copy", "other"].map(|name| folder.join(format!("{name}.raw")));
+    for disk in [&own, &neighbour] {
+        fs::write(disk, [7; 8192]).unwrap();
+    }
+    let node = |environment: &[(&str, &str)]| NodePlan {
+        arguments: vec!["--disk-dir".to_owned(), folder.display().to_string()],
+        environment: environment.iter().map(|(name, it)| ((*name).into(), (*it).into())).collect(),
+        ..NodePlan::default()
+    };
+    pair.a.start_node(&node(&[]));
+    let kernel = sleeper(pair.folder()).display().to_string();
+    let (disk, there) = (own.display().to_string(), copy.display().to_string());
+    let start = ["run", "--detach", "--name", "web-1", "--memory", "64M", "--kernel", &kernel];
+    pair.a.run(&[&start[..], &["--disk", &disk]].concat()).ok();
+    let copied = ["--copy-disks", "--disk-path", &format!("{disk}={there}")];
+    let (neighbour, new) = (neighbour.display(), folder.join("new.raw"));
+    for (attempt, answer, how) in [
+        (format!("read:{disk}"), "done", &[][..]),
+        (format!("read:{neighbour}"), "Permission denied", &[]),
+        (format!("write:{neighbour}"), "Permission denied", &[]),
+        (format!("create:{}", new.display()), "Permission denied", &[]),
+        (format!("read:{neighbour}"), "Permission denied", &copied),
+        (format!("write:{neighbour}"), "Permission denied", &copied),
+        (format!("create:{}", new.display()), "Permission denied", &copied),
+    ] {
+        let environment = [("LIGHTER_ATTEMPT", &*attempt), ("TMPDIR", "/nowhere")];
+        pair.b.start_node(&node(&environment));
+        Migration::start(&pair.a, "web-1", &pair.b, how).finish().ok();
+        pair.b.await_log(&[&format!("attempt in the new thread: {attempt}: ")]);
+        let logs = pair.b.logs();
+        let told: Vec<_> = logs.lines().filter(|line| line.contains(&attempt)).collect();
+        assert!(told.iter().all(|line| line.contains(answer)), "{told:?}");
+        let back = ["--copy-disks", "--replace-disks", "--disk-path", &format!("{there}={disk}")];
+        let back = if how.is_empty() { &[][..] } else { &back };
+        Migration::start(&pair.b, "web-1", &pair.a, back).finish().ok();
+        pair.b.kill_node();
+        // What was left there is old.
+        let _there_after_a_copy = fs::remove_file(&copy);
+    }
+}
+
+#[cfg(feature = "failpoints")]
+#[test]
 fn what_a_guests_process_may_not_have_is_refused_in_every_thread() {
     let pair = Pair::without_nodes();
     let outside = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
@@ -230,6 +280,7 @@ fn what_a_guests_process_may_not_have_is_refused_in_every_thread() {
     let others = [
         "migrations/guests/other/00000000-0000-0000-0000-000000000005/a.json",
         "ended/guests/other/ended.json",
+        "departed/guests/other/00000000-0000-0000-0000-000000000005/a.json",
     ];
     let others = others.map(|file| pair.a.state_dir().join(file));
     for file in &others {
@@ -250,6 +301,7 @@ fn what_a_guests_process_may_not_have_is_refused_in_every_thread() {
         (format!("read:{}", others[0].display()), denied),
         (format!("write:{}", others[0].display()), denied),
         (format!("read:{}", others[1].display()), denied),
+        (format!("write:{}", others[2].display()), denied),
         (format!("create:{}", others[1].with_file_name("b.json").display()), denied),
         (format!("create:{}", beside_others("migrations/a.json")), denied),
         (format!("create:{}", beside_others("migrations/guests/web-1/a.json")), denied),

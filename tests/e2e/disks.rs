@@ -3,6 +3,7 @@
 //! The guest is a kernel of three bytes that sleeps for ever, so that it has a disk and starts at once; a Linux guest that
 //! writes while its disk is copied is in [`crate::linux`].
 
+mod devices;
 #[cfg(feature = "failpoints")]
 mod faults;
 mod place;

@@ -37,7 +37,8 @@ pub(super) fn forget(file: &File) -> io::Result<()> {
     }
 }
 
-/// The host that the content of the file at `path` has gone to, by the note on it; `None` when it has none, or cannot have one.
+/// The host that the content of the file at `path` has gone to, by the note on it; `None` when it
+/// has none, or cannot have one.
 pub fn departed_to(path: &Path) -> Option<String> {
     host(&regular_file::open(path, OpenOptions::new().read(true)).ok()?)
 }

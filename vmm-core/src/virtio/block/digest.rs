@@ -1,8 +1,9 @@
-//! A digest of the places of a block device that change when it is mounted or its volumes are used: whichever host does that,
-//! while a count of written sectors is one host's own.
+//! A digest of the places of a block device that change when it is mounted or its volumes are used:
+//! whichever host does that, while a count of written sectors is one host's own.
 //!
-//! It covers the device's first and last MiB and the head of each partition: boot sectors, partition tables, LVM's metadata, the
-//! superblocks of ext4, XFS, btrfs and of md. It proves that a device was written, and never that it was not.
+//! It covers the device's first and last MiB and the head of each partition: boot sectors,
+//! partition tables, LVM's metadata, the superblocks of ext4, XFS, btrfs and of md. It proves that
+//! a device was written, and never that it was not.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
@@ -15,17 +16,19 @@ use crate::raw_io;
 
 /// Read at both ends of the device, in bytes.
 const END_BYTES: usize = 1 << 20;
-/// Read at the head of a partition, in bytes. LVM puts the first volume of a partition at 1 MiB, and the superblock of a file system is in its
-/// first 128 KiB.
+/// Read at the head of a partition, in bytes. LVM puts the first volume of a partition at 1 MiB,
+/// and the superblock of a file system is in its first 128 KiB.
 const HEAD_BYTES: usize = (1 << 20) + (128 << 10);
 /// Most partitions that are read.
 const PARTITIONS_MAX: usize = 32;
-/// Where direct reads may begin: a multiple of all devices' sectors. The buffer begins at one as well.
+/// Where direct reads may begin: a multiple of all devices' sectors. The buffer begins at one as
+/// well.
 const ALIGNMENT: usize = 4096;
 /// Bytes of a sector of a partition table, on most devices and on those with large sectors.
 const SECTORS: [usize; 2] = [512, 4096];
 
-/// The digest of `device`, which has so many `bytes`, as the device holds it now: what this host has cached is not read.
+/// The digest of `device`, which has so many `bytes`, as the device holds it now: what this host
+/// has cached is not read.
 ///
 /// # Errors
 /// The device cannot be read.
@@ -94,7 +97,8 @@ impl Buffer {
     }
 }
 
-/// Where the partitions begin, in bytes, by the tables in the first bytes of a device, which are its guest's and may say anything.
+/// Where the partitions begin, in bytes, by the tables in the first bytes of a device, which are
+/// its guest's and may say anything.
 fn partitions(first: &[u8]) -> Vec<u64> {
     let mut heads: Vec<u64> = SECTORS.into_iter().flat_map(|sector| gpt(first, sector)).collect();
     if heads.is_empty() {

@@ -13,7 +13,8 @@ use super::names::{bytes_of, is_same_here, lasting_names_of};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DiskIdentity {
-    /// A regular file: its inode, and when it was made in nanoseconds since 1970, where the file system tells.
+    /// A regular file: its inode, and when it was made in nanoseconds since 1970, where the file
+    /// system tells.
     File {
         /// The inode's number.
         inode: u64,
@@ -45,8 +46,9 @@ impl DiskIdentity {
         })
     }
 
-    /// Whether a disk that is now `other` is this one; `same_path` says whether its path is the same, which decides where a device has
-    /// no names. A file is recognized under its own path alone.
+    /// Whether a disk that is now `other` is this one; `same_path` says whether its path is the
+    /// same, which decides where a device has no names. A file is recognized under its own path
+    /// alone.
     pub fn is_same(&self, other: &Self, same_path: bool) -> bool {
         match (self, other) {
             (Self::File { .. }, Self::File { .. }) => same_path && self == other,

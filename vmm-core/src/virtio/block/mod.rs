@@ -1,13 +1,13 @@
 //! A disk (virtio 1.2, 5.2), raw: a regular file or a block device of the host.
 //!
-//! `request` understands what the driver asks and knows no file; `engine` carries it out; `disk`
-//! is the open disk with its lock, `lock_reach` whom that keeps away, `content` the same for whoever copies it, `log` what was written
-//! meanwhile, `staged` a disk that is being copied to here. `proof` checks that two hosts share a
-//! disk, by the `names` of a device, `copy` makes another of one that stands still, `seal` checks that nobody has written one
-//! since its guest was saved, `departed` is a note on one whose content has moved away,
-//! `identity` what it is recognized by where such a note cannot be; `device.rs`
-//! ties them together.
-//! Start with [`BlockConfig`], which is what a guest's description says of a disk.
+//! `request` understands what the driver asks and knows no file; `engine` carries it out; `disk` is
+//! the open disk with its lock, `lock_reach` whom that keeps away, `content` the same for whoever
+//! copies it, `log` what was written meanwhile, `staged` a disk that is being copied to here.
+//! `proof` checks that two hosts share a disk, by the `names` of a device, `copy` makes another of
+//! one that stands still, `seal` checks that nobody has written one since its guest was saved,
+//! `departed` is a note on one whose content has moved away, `identity` what it is recognized by
+//! where such a note cannot be; `device.rs` ties them together. Start with [`BlockConfig`], which
+//! is what a guest's description says of a disk.
 
 mod config;
 mod content;

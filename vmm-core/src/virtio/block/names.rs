@@ -1,8 +1,9 @@
 //! The names by which two hosts know the same block device, from sysfs.
 //!
-//! A device of the device mapper has a UUID that LVM keeps on the disk itself, so two hosts that were made from one image have the
-//! same on different disks. It counts together with the names of the physical disks below the device. A multipath device's UUID is
-//! the disk's WWID and needs no others.
+//! A device of the device mapper has a UUID that LVM keeps on the disk itself, so two hosts that
+//! were made from one image have the same on different disks. It counts together with the names of
+//! the physical disks below the device. A multipath device's UUID is the disk's WWID and needs no
+//! others.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -18,19 +19,21 @@ use super::proof::NAME_BYTES_MAX;
 /// The file that identifies this boot of the host (proc(5)).
 pub(super) const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
-/// Kinds of names, the most exact one first: where two hosts know several, the first that both know decides. A serial number
-/// may be a controller's, or whatever its user typed.
+/// Kinds of names, the most exact one first: where two hosts know several, the first that both know
+/// decides. A serial number may be a controller's, or whatever its user typed.
 const KINDS: [&str; 6] = ["boot", "wwid", "device/wwid", DM_UUID, "device/serial", "serial"];
 const DM_UUID: &str = "dm/uuid";
 
-/// Kinds of names of the physical disks below a device, the most exact one first, and where each disk has its own.
+/// Kinds of names of the physical disks below a device, the most exact one first, and where each
+/// disk has its own.
 const BELOW: [(&str, [&str; 2]); 2] =
     [("below/wwid", ["wwid", "device/wwid"]), ("below/serial", ["device/serial", "serial"])];
 
 /// Most devices that a device may lie on, with those between.
 const STACK_MAX: usize = 256;
 
-/// Whether a device is the same by the names that two hosts know it by; `None` when they have no kind of name in common.
+/// Whether a device is the same by the names that two hosts know it by; `None` when they have no
+/// kind of name in common.
 pub(super) fn is_same_device(known: &[String], here: &[String]) -> Option<bool> {
     let both = |kind: &str| Some((of_kind(known, kind)?, of_kind(here, kind)?));
     KINDS.iter().find_map(|kind| {
@@ -58,7 +61,8 @@ fn of_kind<'a>(names: &'a [String], kind: &str) -> Option<&'a str> {
     names.iter().find_map(|name| name.strip_prefix(kind)?.strip_prefix(' '))
 }
 
-/// Whether a UUID of the device mapper is that of a multipath device, or of a partition of one (kpartx).
+/// Whether a UUID of the device mapper is that of a multipath device, or of a partition of one
+/// (kpartx).
 fn is_of_multipath(uuid: &str) -> bool {
     let is_part =
         |head: &str| head.strip_prefix("part").is_some_and(|number| number.parse::<u16>().is_ok());
@@ -104,8 +108,9 @@ fn disk_at(place: &Path) -> &Path {
     }
 }
 
-/// The folders in which the kernel names the block device at `path`, and those below it, and counts what is written to it; none for
-/// anything else. A [`super::Seal`] and a proof that two hosts share the device are made and checked by processes that may read them.
+/// The folders in which the kernel names the block device at `path`, and those below it, and counts
+/// what is written to it; none for anything else. A [`super::Seal`] and a proof that two hosts
+/// share the device are made and checked by processes that may read them.
 pub fn facts_of(path: &Path) -> Vec<PathBuf> {
     let device = fs::metadata(path).ok().filter(|found| found.file_type().is_block_device());
     let place = device.and_then(|device| place_in_sysfs(device.rdev()).canonicalize().ok());
@@ -128,7 +133,8 @@ fn names_at(place: &Path) -> Vec<String> {
     names
 }
 
-/// One name of a disk or, with its first sector, of a partition. A partition without a known start has no name.
+/// One name of a disk or, with its first sector, of a partition. A partition without a known start
+/// has no name.
 fn name_at(place: &Path, kind: &str) -> Option<String> {
     let disk = disk_at(place);
     let name = read(&disk.join(kind))?;
@@ -151,7 +157,8 @@ struct Stack {
 }
 
 impl Stack {
-    /// A name for all physical disks together, by the first of the kinds `own` that each has; `None` when one has none.
+    /// A name for all physical disks together, by the first of the kinds `own` that each has;
+    /// `None` when one has none.
     fn name(&self, own: &[&str]) -> Option<String> {
         if self.is_incomplete || self.physical.is_empty() {
             return None;
@@ -248,7 +255,8 @@ mod tests {
         }
     }
 
-    /// A folder with a device of the device mapper, `dm-0`, on another that lies on a partition and a whole disk, of these names.
+    /// A folder with a device of the device mapper, `dm-0`, on another that lies on a partition and
+    /// a whole disk, of these names.
     fn sysfs(names: [Option<&str>; 2]) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
         let write = |file: &str, text: &str| {

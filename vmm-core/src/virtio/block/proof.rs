@@ -1,8 +1,9 @@
 //! Evidence that two hosts have the same disk, and not two disks with one path.
 //!
-//! A block device has names that are the same on every host ([`super::names`]): its WWID, its UUID in the device mapper, its serial
-//! number. A file has none, so the source sets its access time to a random time in the future, and the destination must find that time on its
-//! own file. This works on every file system that stores access times; the old time is restored soon.
+//! A block device has names that are the same on every host ([`super::names`]): its WWID, its UUID
+//! in the device mapper, its serial number. A file has none, so the source sets its access time to
+//! a random time in the future, and the destination must find that time on its own file. This works
+//! on every file system that stores access times; the old time is restored soon.
 
 use std::fs::File;
 use std::io;

@@ -1,8 +1,9 @@
 //! Whether a disk was written since its guest was saved, or gave it up: on a disk of later it would destroy that.
 //!
-//! Of a file its modification time tells. What a guest writes becomes durable before that time does, so a guest that starts on a
-//! file sets it, durably, before its first write. A block device has none; its kernel counts what is written to it and discarded,
-//! for as long as the host is up, unless it was told not to count (`queue/iostats`). That misses what other hosts write, of which
+//! Of a file its modification time tells. What a guest writes becomes durable before that time
+//! does, so a guest that starts on a file sets it, durably, before its first write. A block device
+//! has none; its kernel counts what is written to it and discarded, for as long as the host is up,
+//! unless it was told not to count (`queue/iostats`). That misses what other hosts write, of which
 //! the [`super::digest`] of the device's ends and superblocks tells the most likely.
 
 use std::fs::{self, File};
@@ -33,7 +34,8 @@ const SECTORS_CHANGED: [usize; 2] = [6, 13];
 pub enum Seal {
     /// A file, by its modification time: seconds since 1970, and nanoseconds.
     File(i64, i64),
-    /// A block device, by the host's boot and the sectors that were written to it since that. Earlier versions sealed with these alone.
+    /// A block device, by the host's boot and the sectors that were written to it since that.
+    /// Earlier versions sealed with these alone.
     Device(String, u64),
     /// The same, and the digest of some of its content.
     DeviceContent(String, u64, [u8; 16]),
@@ -56,8 +58,8 @@ impl Seal {
         })
     }
 
-    /// What `file` looks like now, when all that was written to it is durable already. Of a device, this counts only what this
-    /// host writes.
+    /// What `file` looks like now, when all that was written to it is durable already. Of a device,
+    /// this counts only what this host writes.
     ///
     /// # Errors
     /// The system's answer.
