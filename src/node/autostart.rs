@@ -91,7 +91,8 @@ fn begin(state: &StateDir) -> Result<Autostarted> {
     }
     let (mut waiting, mut due) = (Vec::new(), Vec::new());
     for definition in state.definitions().list()?.into_iter().filter(|it| it.autostart) {
-        if matches!(Whereabouts::of(state, &definition.name)?, Whereabouts::Unsettled(_)) {
+        // What cannot be told of one guest hinders no other: its own start is refused, with the reason.
+        if matches!(Whereabouts::of(state, &definition.name), Ok(Whereabouts::Unsettled(_))) {
             waiting.push(definition.name.clone());
         }
         due.push(definition.name);
@@ -167,6 +168,21 @@ mod tests {
             assert_eq!(names(&begin(&state).unwrap()), ["web"]);
             assert_eq!(names(&begin(&state).unwrap()), [""; 0]);
         }
+    }
+
+    #[test]
+    fn a_guest_with_a_damaged_record_keeps_no_other_from_starting() {
+        let (_folder, state) = StateDir::temporary();
+        state.create().unwrap();
+        define(&state, "db");
+        define(&state, "web");
+        let record = source_record(SourceState::Done, 1);
+        state.records().unwrap().create(&record).unwrap();
+        let place = state.place_of_records(&"web".parse().unwrap(), record.guest_uuid);
+        std::fs::write(place.join("later.source.json"), "rubbish").unwrap();
+        Whereabouts::of(&state, &"web".parse().unwrap()).unwrap_err();
+        assert_eq!(names(&begin(&state).unwrap()), ["db", "web"]);
+        assert_eq!(names(&begin(&state).unwrap()), [""; 0]);
     }
 
     #[test]
