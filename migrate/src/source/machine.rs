@@ -261,14 +261,20 @@ impl Source {
             self.push(Action::Record(next));
         }
         match (answered, answer) {
-            (Some(SourceState::Undecided), answer) => match self.state {
+            (Some(SourceState::Undecided), answer) => match &self.state {
                 State::Reclaiming { .. } => self.on_reclaimed(&answer),
+                State::Unwinding(unwind) if unwind.end() == SourceState::Undecided => {
+                    self.on_end_recorded(&answer);
+                }
                 State::Weighing => self.on_weighed(answer),
                 _ => self.on_opened(answer),
             },
             (Some(SourceState::Committed), answer) => self.on_commit_recorded(answer),
+            (Some(SourceState::Done), answer) if matches!(self.state, State::Unwinding(_)) => {
+                self.on_end_recorded(&answer);
+            }
             (Some(SourceState::Done), _) => self.on_closed(),
-            (Some(SourceState::Aborted), answer) => self.on_abort_recorded(&answer),
+            (Some(SourceState::Aborted), answer) => self.on_end_recorded(&answer),
             (None, _) => {}
         }
     }

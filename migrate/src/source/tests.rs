@@ -466,11 +466,42 @@ fn a_destination_that_was_made_to_run_the_guest_meanwhile_raises_the_alarm() {
     bench.now = bench.source.deadline().unwrap();
     assert_eq!(bench.tell(Event::Tick), [Action::Reconnect]);
     bench.tell(Event::Connected);
-    bench.hear(DestinationMessage::Running(Takeover { resume_us: 1 }));
-    let settled = bench.tell(Event::Recorded);
+    let settled = bench.hear(DestinationMessage::Running(Takeover { resume_us: 1 }));
     let error = report(&settled).error.clone().unwrap();
     assert_eq!(error.reason, Reason::InDoubt);
     assert!(error.message.contains("stop one of them"), "{}", error.message);
+    assert!(!settled.iter().any(|it| matches!(it, Action::Record(_))), "{settled:?}");
+    let last = bench.source.records.last_asked();
+    assert_eq!(last, Some(SourceState::Undecided), "not that it is here alone");
+    assert_eq!(settled.last(), Some(&Action::Settled));
+}
+
+#[test]
+fn a_guest_that_has_ended_here_while_the_destination_was_made_to_run_it_is_the_destinations() {
+    let mut bench = Bench::awaiting_ready();
+    bench.tell(Event::Cancel { by: "a test".into() });
+    bench.tell(Event::GuestStopped { detail: "it was ended".into() });
+    bench.tell(lost());
+    bench.now = bench.source.deadline().unwrap();
+    bench.tell(Event::Tick);
+    bench.tell(Event::Connected);
+    let heard = bench.hear(DestinationMessage::Running(Takeover { resume_us: 1 }));
+    assert!(heard.contains(&Action::Record(SourceState::Done)), "{heard:?}");
+    let settled = bench.tell(Event::Recorded);
+    assert_eq!(report(&settled).outcome, Outcome::Lost);
+}
+
+#[test]
+fn a_second_copy_that_is_heard_of_while_the_end_is_written_is_recorded_as_well() {
+    let mut bench = Bench::copying();
+    bench.tell(Event::Cancel { by: "a test".into() });
+    bench.tell(Event::Resumed(Ok(())));
+    let told = bench.hear(DestinationMessage::Discarded);
+    assert!(told.contains(&Action::Record(SourceState::Aborted)), "{told:?}");
+    bench.hear(DestinationMessage::Running(Takeover { resume_us: 1 }));
+    let undone = bench.tell(Event::Recorded);
+    assert_eq!(undone, [Action::Record(SourceState::Undecided)]);
+    assert_eq!(bench.tell(Event::Recorded).last(), Some(&Action::Settled));
 }
 
 #[test]
