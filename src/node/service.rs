@@ -11,7 +11,7 @@ use std::time::{Instant, SystemTime};
 use anyhow::{Context, Result};
 use metrics::{Counted, DensityCounted, DensitySample, Exporter, HostMemory, Snapshot};
 use migrate::MigrationId;
-use migrate::record::{Record, RecordKey, RecordStore};
+use migrate::record::{DestinationState, Record, RecordKey, RecordStore, Side};
 use migrate::report::Role;
 use tokio::process::Child;
 
@@ -19,7 +19,7 @@ use super::admission::{GuestRequest, Takes};
 use super::inventory::GuestView;
 use super::outcomes::Ledger;
 use super::promises::{Expected, Promises};
-use super::retention;
+use super::retention::{self, Fate};
 use super::types::{MemoryInfo, NodeFile, NodeInfo};
 use super::{inventory, liveness, resolver, scrape};
 use crate::api::types::GuestState;
@@ -205,8 +205,12 @@ impl Node {
         let is_defined = |guest: &str| {
             guest.parse().is_ok_and(|name| !matches!(definitions.find(&name), Ok(None)))
         };
-        for record in retention::outdated(&records, unix_ms(), is_defined, is_gone) {
-            if let Err(error) = self.records.remove(record) {
+        for (record, fate) in retention::outdated(&records, unix_ms(), is_defined, is_gone) {
+            let gone = match fate {
+                Fate::Removed => self.records.remove(record),
+                Fate::Retired => self.records.retire(record),
+            };
+            if let Err(error) = gone {
                 faults.insert(format!("cannot remove an old record of a migration: {error}"));
             }
         }
@@ -222,7 +226,7 @@ impl Node {
         let (records, faults) = self.records.list()?;
         let damage = |fault| format!("a migration's record cannot be read: {fault}");
         let faults = faults.iter().map(damage).collect();
-        let is_final = |record: &Record| retention::is_settled(record) && record.report.is_some();
+        let is_final = |record: &Record| record.is_settled() && record.report.is_some();
         let open = records.iter().filter(|record| !is_final(record));
         let dead = open.filter(|record| liveness::is_dead(&self.state, record));
         let dead: BTreeSet<RecordKey> = dead.map(Record::key).collect();
@@ -282,8 +286,13 @@ impl Node {
                     && record.role() == Role::Destination
                     && record.guest == name.as_str()
             };
-            let has_settled = records.iter().find(is_its).is_some_and(retention::is_settled);
-            if has_settled {
+            let is_expected = |record: &Record| match &record.side {
+                Side::Destination { state, .. } => {
+                    matches!(state, DestinationState::Loading | DestinationState::Ready)
+                }
+                Side::Source { .. } => false,
+            };
+            if records.iter().find(is_its).is_some_and(|record| !is_expected(record)) {
                 self.promises.release(&name, migration);
             }
         }
@@ -371,6 +380,8 @@ impl Node {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use migrate::protocol::PeerText;
+    use migrate::protocol::front::FrontReply;
     use migrate::record::SourceState;
 
     use super::super::liveness::tests::source_record;
@@ -411,6 +422,23 @@ pub(super) mod tests {
         assert!((started.get(&(metrics::Direction::Outgoing,)) - 2.0).abs() < f64::EPSILON);
         let web_is = node.records().read(web.migration, Role::Source, |it| it.guest == "web");
         assert_eq!(web_is.unwrap(), Some(web));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_guest_that_moved_on_long_ago_is_still_said_to_have_been_here() {
+        let (_folder, node) = node();
+        let moved_on = source_record(SourceState::Done, 1);
+        node.records().create(&moved_on).unwrap();
+        node.look_through_records().unwrap();
+        assert_eq!(node.records().list().unwrap().0, []);
+        let (uuid, name) = (moved_on.guest_uuid, PeerText::new("web"));
+        let FrontReply::Traced { guest, onward } =
+            node.trace(uuid, &name, MigrationId::random()).await
+        else {
+            panic!("it is refused")
+        };
+        assert_eq!(guest.unwrap().destination(), Some("host-b:4950"));
+        assert_eq!(onward.unwrap().migration, moved_on.migration);
     }
 
     #[test]
