@@ -53,7 +53,9 @@ impl StateDir {
         let turn = fs::File::open(&folder).and_then(|turn| turn.lock().map(|()| turn));
         let _turn = turn.with_context(|| format!("cannot lock {}", folder.display()))?;
         self.forget_uuids_of_the_gone()?;
-        self.ended().tidy();
+        let definitions = self.definitions();
+        // In doubt it is: a file more does no harm.
+        self.ended().tidy(|guest| !matches!(definitions.find(guest), Ok(None)));
         self.remove_empty_folders(name);
         self.ended().create_place(name)?;
         RecordStore::create_place(&self.migrations(), name.as_str(), uuid)?;
