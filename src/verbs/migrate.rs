@@ -22,7 +22,7 @@ use crate::cli::migration::{CompressArg, MigrateArgs, ResolveArg};
 use crate::exit::{Exit, ExitWith};
 use crate::names::GuestName;
 use crate::node::NodeFile;
-use crate::other_host::OtherHost;
+use crate::other_host::{Occasion, OtherHost};
 use crate::output;
 use crate::state_dir::StateDir;
 
@@ -165,17 +165,33 @@ fn resolve(state: &StateDir, args: &MigrateArgs, decision: ResolveArg) -> Result
     };
     let resolved: Result<()> = block_on(async {
         if decision == Resolution::Run
-            && let Some(other) = OtherHost::ask(state, &args.name).await?
+            && let Some(other) = OtherHost::ask(state, &args.name, Occasion::Resolve).await?
         {
             other.expect_no_later()?;
         }
-        let request = ResolveRequest { decision };
-        let _: StateAnswer = client.put_json("/v1/guest/migration/resolve", &request).await?;
+        order(&client, decision).await?;
         await_resolution(&client, decision).await
     });
     resolved.with_context(|| format!("cannot resolve the migration of {}", args.name))?;
     output::print_line(format_args!("{} {done}", args.name))?;
     Ok(Exit::Done)
+}
+
+/// Tells the guest's process what was decided, once the other host has been asked. One of an earlier version does not want
+/// to hear of that.
+async fn order(client: &ApiClient, decision: Resolution) -> Result<StateAnswer, AskError> {
+    let path = "/v1/guest/migration/resolve";
+    let other_host_has_none = decision == Resolution::Run;
+    let mut request = ResolveRequest { decision, other_host_has_none };
+    match client.put_json(path, &request).await {
+        Err(AskError::Refused(refusal))
+            if refusal.reason == Reason::BadRequest
+                && std::mem::take(&mut request.other_host_has_none) =>
+        {
+            client.put_json(path, &request).await
+        }
+        answer => answer,
+    }
 }
 
 /// A guest that is its own again stays paused because its user had paused it; or because it could not go on, and then there is a way out.
@@ -213,7 +229,7 @@ async fn await_resolution(client: &ApiClient, decision: Resolution) -> Result<()
 
 #[cfg(test)]
 mod tests {
-    use axum::routing::post;
+    use axum::routing::{post, put};
     use axum::{Json, Router};
     use migrate::quic::Identity;
     use uuid::Uuid;
@@ -241,5 +257,20 @@ mod tests {
         };
         let started = begin(&ApiClient::new(&socket), request).await.unwrap();
         assert_eq!(started.id, Uuid::max());
+    }
+
+    #[tokio::test]
+    async fn a_process_of_an_earlier_version_is_told_to_run_its_copy_without_more() {
+        let folder = tempfile::tempdir().unwrap();
+        let earlier = async |Json(request): Json<ResolveRequest>| match request.other_host_has_none
+        {
+            true => Err(ApiError::new(Reason::BadRequest, "unknown field `other_host_has_none`")),
+            false => Ok(Json(StateAnswer { state: GuestState::Running })),
+        };
+        let router = Router::new().route("/v1/guest/migration/resolve", put(earlier));
+        let socket = folder.path().join("api.sock");
+        let _server = Server::start(&socket, router, Audience::Owner).unwrap();
+        let told = order(&ApiClient::new(&socket), Resolution::Run).await.unwrap();
+        assert_eq!(told.state, GuestState::Running);
     }
 }
