@@ -29,7 +29,7 @@ use crate::confinement::{self, Files, Means};
 use crate::definitions::Document;
 use crate::exit::Exit;
 use crate::names::GuestName;
-use crate::other_host::OtherHost;
+use crate::other_host::{Occasion, OtherHost};
 use crate::output;
 use crate::state_dir::{GuestClaim, GuestDir, StateDir};
 use crate::terminal::{RawTerminal, pump_input};
@@ -44,12 +44,17 @@ const WORKERS_MAX: usize = 4;
 /// # Errors
 /// The guest cannot be started, or it crashed.
 pub(crate) fn run(state: &StateDir, args: &RunArgs) -> Result<Exit> {
-    let Some(file) = &args.file else {
-        return launch(state, &args.spec, &args.background, args.isolation);
+    let spec = match &args.file {
+        None => args.spec.clone(),
+        Some(file) => {
+            let spec = Document::read(file)?.spec;
+            GuestSpec { name: args.spec.name.clone().or(spec.name), ..spec }
+        }
     };
-    let spec = Document::read(file)?.spec;
-    let name = args.spec.name.clone().or(spec.name);
-    launch(state, &GuestSpec { name, ..spec }, &args.background, args.isolation)
+    if let Some(name) = &spec.name {
+        warn_of_namesake(state, name);
+    }
+    launch(state, &spec, &args.background, args.isolation)
 }
 
 /// `lighter start`.
@@ -58,27 +63,56 @@ pub(crate) fn run(state: &StateDir, args: &RunArgs) -> Result<Exit> {
 /// The guest is not defined, may run on another host, cannot be started, or crashed.
 pub(crate) fn start_defined(state: &StateDir, args: &StartArgs) -> Result<Exit> {
     let spec = state.definitions().expect(&args.name)?.spec?;
-    // In the background, it has been asked already.
-    if background::name().is_none() && !state.guest(&args.name).is_live() {
-        expect_here(state, &args.name, args.force)?;
+    if is_to_be_asked_for(state, &args.name) {
+        let whereabouts = Whereabouts::of(state, &args.name)?;
+        let start = format!("start {}", args.name);
+        expect_here(state, &args.name, whereabouts, (args.force, &start))?;
     }
     launch(state, &spec, &BackgroundArgs { detach: true }, IsolationArgs::from_environment()?)
 }
 
-/// Refuses a guest that may run elsewhere, unless its operator knows better; one that another host says it has even then.
-fn expect_here(state: &StateDir, name: &GuestName, force: bool) -> Result<()> {
-    let whereabouts = Whereabouts::of(state, name)?;
-    let other = match whereabouts {
-        Whereabouts::Here => None,
-        Whereabouts::Unsettled(_) | Whereabouts::Elsewhere(_) => {
-            block_on(OtherHost::ask(state, name))?
-        }
-    };
+/// Refuses a guest that may be elsewhere, unless its operator knows better; one that another host says it has even then.
+/// `start` is the order that starts it here all the same.
+fn expect_here(
+    state: &StateDir,
+    name: &GuestName,
+    whereabouts: Whereabouts,
+    (force, start): (bool, &str),
+) -> Result<()> {
+    let way_out = format!("`lighter {start} --force` starts it here");
     if force {
-        other.map_or(Ok(()), |other| other.expect_absent())?;
+        if let Some(other) = block_on(OtherHost::ask(state, name, Occasion::Elsewhere))? {
+            other.expect_absent()?;
+        }
         return Whereabouts::claim(state, name);
     }
-    whereabouts.expect_here(name, other.map(|other| other.says()).as_deref())
+    if whereabouts == Whereabouts::Here {
+        let other = block_on(OtherHost::ask(state, name, Occasion::Start))?;
+        return other.map_or(Ok(()), |other| other.expect_none_since(&way_out));
+    }
+    let other = block_on(OtherHost::ask(state, name, Occasion::Elsewhere))?;
+    whereabouts.expect_here(name, other.map(|other| other.says()).as_deref(), &way_out)
+}
+
+/// Whether to ask where a guest is before it is started: in the background, that has been done, and the name of one that is
+/// live is taken.
+fn is_to_be_asked_for(state: &StateDir, name: &GuestName) -> bool {
+    background::name().is_none() && !state.guest(name).is_live()
+}
+
+/// Warns of a guest of the same name that is elsewhere. It may be another, and then that is in order.
+fn warn_of_namesake(state: &StateDir, name: &GuestName) {
+    if !is_to_be_asked_for(state, name) {
+        return;
+    }
+    let why = match Whereabouts::of(state, name) {
+        Ok(Whereabouts::Here | Whereabouts::Saved(_)) => return,
+        Ok(Whereabouts::Unsettled(why) | Whereabouts::Elsewhere(why)) => format!("{name} {why}"),
+        Err(error) => format!("{error:#}"),
+    };
+    output::note(format_args!(
+        "warning: {why}. If this is that guest and it runs there, two copies destroy its disks"
+    ));
 }
 
 fn launch(
@@ -135,6 +169,15 @@ pub(crate) fn restore(state: &StateDir, args: &RestoreArgs) -> Result<Exit> {
         Some(name) => name.clone(),
         None => saved::name_of(&args.file)?,
     };
+    if is_to_be_asked_for(state, &name) {
+        let whereabouts = match Whereabouts::of(state, &name)? {
+            // As it should be: but another host may have it since.
+            Whereabouts::Saved(_) => Whereabouts::Here,
+            whereabouts => whereabouts,
+        };
+        let start = format!("restore {} --name {name}", args.file.display());
+        expect_here(state, &name, whereabouts, (args.force, &start))?;
+    }
     if let Some(exit) = detach(state, &args.background, &name)? {
         return Ok(exit);
     }

@@ -130,9 +130,12 @@ async fn start(node: &Node, name: &GuestName) -> Result<()> {
         Ok(done) => done.context("cannot wait for its start")?,
         Err(_) => bail!("it is not done after {START_PATIENCE:?}; it is not waited for"),
     };
-    if !done.status.success() {
-        let said = String::from_utf8_lossy(&done.stderr);
-        let said = said.trim();
+    let said = String::from_utf8_lossy(&done.stderr);
+    let said = said.trim();
+    if done.status.success() {
+        // Such as that the other host cannot be asked whether it runs there.
+        said.lines().for_each(|line| tracing::warn!(guest = %name, "{line}"));
+    } else {
         bail!("{}", said.strip_prefix("lighter: ").unwrap_or(said));
     }
     Ok(())

@@ -109,7 +109,7 @@ fn may_ask(guest: Option<Uuid>, request: &FrontRequest) -> bool {
         FrontRequest::Admit { guest, .. } => guest.uuid == own,
         // The record says whose it is.
         FrontRequest::Resolve { .. } => true,
-        FrontRequest::Find { .. } => false,
+        FrontRequest::Find { .. } | FrontRequest::Trace { .. } => false,
     }
 }
 
@@ -215,7 +215,12 @@ mod tests {
             assert_eq!(reply, FrontReply::Resolved(DestinationMessage::Unknown));
         }
         let find = |uuid| FrontRequest::Find { uuid, name: PeerText::new("web-1") };
-        for forbidden in [admit(other), find(other), find(own)] {
+        let trace = FrontRequest::Trace {
+            uuid: own,
+            name: PeerText::new("web-1"),
+            migration: MigrationId::random(),
+        };
+        for forbidden in [admit(other), find(other), find(own), trace] {
             let reply = ask(&dialer, &peer, &forbidden).await.unwrap();
             assert!(matches!(reply, FrontReply::Refused(_)), "{reply:?}");
         }

@@ -56,6 +56,25 @@ impl Scene {
         Self::prepare(|_, of| environment(side, of, failpoint))
     }
 
+    /// Two hosts and the guest, with a failpoint in its process on each; no migration yet.
+    pub(super) fn with_failpoint_on_both(failpoint: &str) -> Self {
+        Self::prepare(|_, of| environment(of, of, failpoint))
+    }
+
+    /// Two hosts and the guest, with a failpoint on each side, one of which stalls until [`Self::release`]; no migration yet.
+    pub(super) fn with_stall(source: &str, destination: &str) -> Self {
+        Self::prepare(|stall, of| match of {
+            Side::Source => environment(of, of, &format!("{source}:stall={}", stall.0.display())),
+            Side::Destination => environment(of, of, destination),
+        })
+    }
+
+    /// Waits until the process stands that [`Self::with_stall`] stalls.
+    #[track_caller]
+    pub(super) fn await_stalled(&self) {
+        self.stall.await_reached();
+    }
+
     /// Two hosts and the guest; no migration yet.
     pub(super) fn without_failpoint() -> Self {
         Self::prepare(|_, _| Vec::new())

@@ -338,7 +338,7 @@ impl FrontHandler for Node {
                     _ => FrontReply::Resolved(answer_for_dead(state, decision).answer),
                 }
             }
-            FrontRequest::Find { .. } => FrontReply::Found(None),
+            FrontRequest::Find { .. } | FrontRequest::Trace { .. } => FrontReply::Found(None),
         }
     }
 }
