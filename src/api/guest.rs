@@ -233,7 +233,7 @@ fn routes() -> Vec<Route> {
             Method::PUT,
             "/v1/guest/migration/resolve",
             begun,
-            |guest, request: ResolveRequest| guest.resolve(decided(&request)?),
+            |guest, request: ResolveRequest| guest.resolve(request.decided()?),
         ),
         ask(Method::GET, "/v1/guest/workload", done, |guest| guest.workload()),
         tell(Method::PUT, "/v1/guest/workload", done, |guest, request: WorkloadControl| {
@@ -362,16 +362,6 @@ async fn resume(State(control): State<Control>, body: Bytes) -> Response {
         Ok(Json(request)) => answer(StatusCode::OK, move || control.resume(&request)).await,
         Err(rejection) => ApiError::from(rejection).into_response(),
     }
-}
-
-/// What an operator has decided. The guest's process cannot ask the other host, and whoever lets a copy run must have.
-fn decided(request: &ResolveRequest) -> Result<Resolution, ApiError> {
-    if request.decision == Resolution::Run && !request.other_host_has_none {
-        let text = "ask the other host first whether it runs the guest, as `lighter migrate --resolve run` does; who knows that it does \
-                    not says so by \"other_host_has_none\": true";
-        return Err(ApiError::new(Reason::BadRequest, text));
-    }
-    Ok(request.decision)
 }
 
 async fn openapi() -> Response {
@@ -565,19 +555,9 @@ mod tests {
         let huge = serde_json::json!({ "decision": "b".repeat(1 << 20) });
         let resolved = client.put_json::<()>("/v1/guest/migration/resolve", &huge).await;
         assert_eq!(refused(resolved).reason, Reason::TooLarge);
-        for (decision, said, reason) in [
-            ("run", None, Reason::BadRequest),
-            ("run", Some(false), Reason::BadRequest),
-            ("run", Some(true), Reason::NotMigrating),
-            ("discard", None, Reason::NotMigrating),
-        ] {
-            let mut request = serde_json::json!({ "decision": decision });
-            if let Some(said) = said {
-                request["other_host_has_none"] = said.into();
-            }
-            let resolved = client.put_json::<()>("/v1/guest/migration/resolve", &request).await;
-            assert_eq!(refused(resolved).reason, reason, "{request}");
-        }
+        let unasked = serde_json::json!({ "decision": "run" });
+        let resolved = client.put_json::<()>("/v1/guest/migration/resolve", &unasked).await;
+        assert_eq!(refused(resolved).reason, Reason::BadRequest);
         assert_eq!(refused(client.get::<()>("/v1/nothing").await).reason, Reason::NotFound);
         assert_eq!(
             refused(client.delete::<()>("/v1/guest").await).reason,

@@ -10,6 +10,7 @@ mod descriptor;
 pub(crate) mod error;
 pub(crate) mod guest;
 pub(crate) mod memory;
+mod resolving;
 pub(crate) mod saving;
 pub(crate) mod server;
 pub(crate) mod survey;
