@@ -3,7 +3,8 @@
 //! [`host`] is what the tests stand on. Without a fault: [`moving`] guests, the [`commands`] beside it, the [`confinement`] of its
 //! process, the [`console`], [`dashboards`], [`definitions`] of guests, their [`density`] on a host and [its
 //! metrics](density_metrics), [`disks`] that go along, [`events`], the [`demo`], a [`linux`] guest, how [`memory`] is backed,
-//! [`power`] buttons and resets, [`saving`] to files, and the [`metrics`] of it all. With one: [`refusals`] before anything has
+//! [`power`] buttons and resets, [`saving`] to files, and the [`metrics`] of it all, with what one test leaves out
+//! and another moves ([`moved_elsewhere`]). With one: [`refusals`] before anything has
 //! begun, [`network`] cuts between two network namespaces, and, built with the feature `failpoints`, the matrix of [`faults`] in
 //! each phase. One binary, so that all of them share the machine's time.
 //!
@@ -29,6 +30,7 @@ mod host;
 mod linux;
 mod memory;
 mod metrics;
+mod moved_elsewhere;
 mod moving;
 mod network;
 mod power;
