@@ -280,10 +280,6 @@ impl SourceGuest for Departing {
         self.machine.flush()
     }
 
-    fn rehearse_save(&self) -> Result<(), GuestError> {
-        self.machine.rehearse_save()
-    }
-
     fn save_state(&self) -> Result<Vec<u8>, GuestError> {
         self.machine.save_state()
     }

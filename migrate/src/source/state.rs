@@ -36,8 +36,8 @@ pub(super) enum State {
     Weighing,
     /// For the guest to stand.
     Pausing,
-    /// For the last round and the state.
-    Finishing { round_sent: bool, saved: bool },
+    /// For the last round, the flush of the disks, and the state.
+    Finishing { round_sent: bool, flushed: bool, saved: bool },
     /// For the remainder; the destination may be faster.
     Ending { ready: bool },
     /// For `Ready`.

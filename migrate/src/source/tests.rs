@@ -21,6 +21,7 @@ use crate::report::{Outcome, Report};
 mod disks;
 mod doubts;
 mod node;
+mod standstill;
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -95,6 +96,7 @@ impl Bench {
     fn awaiting_ready() -> Self {
         let mut bench = Self::paused(RunState::Running);
         bench.tell(Event::RoundSent(RoundSent::default()));
+        bench.tell(Event::Flushed);
         bench.tell(Event::StateSaved { state: vec![1] });
         bench.tell(Event::RemainderSent(FinalSent::default()));
         bench
@@ -184,7 +186,7 @@ fn a_version_that_was_not_offered_is_a_protocol_error() {
 }
 
 #[test]
-fn pauses_then_saves_beside_the_last_round_then_looks_once_more() {
+fn pauses_then_flushes_and_saves_beside_the_last_round_then_collects_once_more() {
     let mut bench = Bench::copying();
     assert_eq!(
         bench.tell(Event::RoundSent(RoundSent::default())),
@@ -192,21 +194,20 @@ fn pauses_then_saves_beside_the_last_round_then_looks_once_more() {
     );
     assert_eq!(
         bench.tell(Event::Paused { was: RunState::Running }),
-        [Action::SendFinalRound { round: 2 }, Action::SaveState]
+        [Action::FlushDisks, Action::SendFinalRound { round: 2 }, Action::SaveState]
     );
     let state = bench.tell(Event::StateSaved { state: vec![7] });
     assert!(matches!(&state[..], [Action::Send(SourceMessage::State(state))]
         if state.state.0 == [7] && state.run_state == RunState::Running));
-    assert_eq!(
-        bench.tell(Event::RoundSent(RoundSent::default())),
-        [Action::SendRemainder { round: 2 }]
-    );
+    assert_eq!(bench.tell(Event::RoundSent(RoundSent::default())), []);
+    assert_eq!(bench.tell(Event::Flushed), [Action::SendRemainder { round: 2 }]);
 }
 
 #[test]
 fn a_ready_that_overtakes_the_last_pages_waits_for_them() {
     let mut bench = Bench::paused(RunState::Running);
     bench.tell(Event::RoundSent(RoundSent::default()));
+    bench.tell(Event::Flushed);
     bench.tell(Event::StateSaved { state: vec![] });
     assert_eq!(bench.hear(DestinationMessage::Ready { load_us: 1 }), []);
     assert_eq!(

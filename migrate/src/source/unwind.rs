@@ -44,6 +44,7 @@ impl Source {
         };
         let error = self.error(failure);
         self.awaited = None;
+        self.end_standstill();
         if self.notes.phase() >= crate::phase::Phase::Precopy {
             self.push(Action::StopSending);
             if guest == GuestBack::Resuming {
@@ -136,7 +137,7 @@ impl Source {
         match self.state {
             State::Probing | State::Pausing => {
                 self.run_state = was;
-                self.state = State::Finishing { round_sent: false, saved: false };
+                self.state = State::Finishing { round_sent: false, flushed: false, saved: false };
                 self.abort(Failure::Guest(error));
             }
             State::Unwinding(_) => self.on_paused_too_late(was),

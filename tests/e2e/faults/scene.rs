@@ -71,10 +71,21 @@ impl Scene {
 
     /// A migration that stands in `phase` until [`Self::release`].
     pub(super) fn stalled_in(phase: &Phase) -> Self {
-        let mut scene = Self::prepare(|stall, of| stall.environment(phase, of));
+        let mut scene = Self::stalling_in(phase);
         scene.migrate();
-        scene.stall.await_reached();
+        scene.await_stalled();
         scene
+    }
+
+    /// Two hosts and the guest, whose first migration will stand in `phase`; it has not begun.
+    pub(super) fn stalling_in(phase: &Phase) -> Self {
+        Self::prepare(|stall, of| stall.environment(phase, of))
+    }
+
+    /// Waits until the migration stands.
+    #[track_caller]
+    pub(super) fn await_stalled(&self) {
+        self.stall.await_reached();
     }
 
     /// Lets a stalled migration go on.
