@@ -234,7 +234,7 @@ impl StateDir {
             self.vsock_folder(),
         ];
         inside.iter().try_for_each(|folder| create_private(folder))?;
-        // A guest's process may open it, and not make it.
+        // Guests of a merge domain open it.
         let path = self.merge_domain_file();
         let mut options = fs::OpenOptions::new();
         let file = regular_file::open(&path, options.create(true).append(true).mode(0o600));

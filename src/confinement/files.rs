@@ -95,7 +95,6 @@ impl Files {
             // Those of an earlier guest of its name; see `StateDir::moment`.
             (state.places_of_records().join(guest.name().as_str()), Use::Read),
             (state.ended().place(guest.name()), Use::Keep),
-            (state.merge_domain_file(), Use::Write),
         ];
         wanted.extend(folders);
         if cfg!(feature = "failpoints") {

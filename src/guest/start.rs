@@ -6,12 +6,14 @@ use anyhow::{Context, Result, bail};
 use tokio::runtime::{Builder, Runtime};
 use uuid::Uuid;
 use vmm_core::VmOptions;
+use vmm_core::memory::MergeDomain;
 use vmm_core::snapshot::SavedDisks;
 
 use super::arriving::{self, Arrival};
 use super::console::Console;
 use super::control::ProcessControl;
 use super::machine::{Machine, SharedMachine};
+use super::merging::Merging;
 use super::opener::Opener;
 use super::plan::{self, Plan};
 use super::process::{Ending, GuestProcess};
@@ -100,7 +102,8 @@ fn launch(
         of_template.identify_disks();
         let known: Vec<_> = disks.iter().chain(of_template.disks()).cloned().collect();
         let uuid = spec.identity();
-        let life = Life::begin(state, (&name, uuid), isolation, |mut files| {
+        let domain = spec.memory_config().merge_domain;
+        let life = Life::begin(state, (&name, uuid), isolation, domain.as_ref(), |mut files| {
             let disks = spec.disk.iter().filter_map(|disk| disk.path.canonicalize().ok());
             disks.for_each(|disk| files.add_disk(&disk));
             // The template's own disks and kernel are named in it.
@@ -114,7 +117,8 @@ fn launch(
     let plan = Plan::new(spec, name)?;
     addresses::expect_free(state, &plan.name, &plan.shape)?;
     let uuid = spec.identity();
-    let life = Life::begin(state, (&plan.name, uuid), isolation, |files| {
+    let domain = plan.shape.memory.merge_domain.as_ref();
+    let life = Life::begin(state, (&plan.name, uuid), isolation, domain, |files| {
         Ok(files.and_devices(&plan.shape).and_boot(&plan.boot))
     })?;
     let console = life.console();
@@ -149,7 +153,8 @@ pub(crate) fn restore(state: &StateDir, args: &RestoreArgs) -> Result<Exit> {
     shape.identify_disks();
     let disks: Vec<_> = shape.disks().cloned().collect();
     addresses::expect_free(state, &name, &shape)?;
-    let life = Life::begin(state, (&name, uuid), args.isolation, |files| {
+    let domain = shape.memory.merge_domain.as_ref();
+    let life = Life::begin(state, (&name, uuid), args.isolation, domain, |files| {
         let files = files.and_devices(&shape).and_boot_record(saved.boot.as_ref());
         Ok(files.and_file(&args.file))
     })?;
@@ -176,7 +181,7 @@ fn detach(state: &StateDir, args: &BackgroundArgs, name: &GuestName) -> Result<O
 /// The guest did not arrive, or crashed later.
 pub(crate) fn incoming(state: &StateDir, args: &IncomingArgs) -> Result<Exit> {
     background::leave_terminal()?;
-    let life = Life::begin(state, (&args.name, args.uuid), args.isolation, |mut files| {
+    let life = Life::begin(state, (&args.name, args.uuid), args.isolation, None, |mut files| {
         args.disks.iter().for_each(|disk| files.add_disk(disk));
         args.disk_dir.iter().for_each(|folder| files.add_disk_folder(folder));
         if args.vsock {
@@ -201,14 +206,17 @@ struct Life {
     means: Means,
     /// Of a guest that is not known yet.
     opener: Option<Arc<Opener>>,
+    /// The merge domain of one that is.
+    merging: Merging,
 }
 
 impl Life {
-    /// Takes the name, and leaves this process the files that `files` adds to those of every guest.
+    /// Takes the name, joins `domain`, and leaves this process the files that `files` adds to those of every guest.
     fn begin(
         state: &StateDir,
         (name, uuid): (&GuestName, Uuid),
         isolation: IsolationArgs,
+        domain: Option<&MergeDomain>,
         files: impl FnOnce(Files) -> Result<Files>,
     ) -> Result<Self> {
         state.create()?;
@@ -218,6 +226,7 @@ impl Life {
         // Before there are threads: all of them inherit it, but for the opener, which keeps its right to read files.
         let means = files.means();
         confinement::drop_capabilities(isolation.seccomp, means)?;
+        let merging = Merging::join(domain, &state.merge_domain_file())?;
         let opener = files.is_unknown_guests().then(Opener::start).transpose()?.map(Arc::new);
         let landlock = confinement::restrict_files(isolation.landlock, &files)?;
         let threads =
@@ -228,7 +237,7 @@ impl Life {
             .build()
             .context("cannot start")?;
         let (state, seccomp) = (state.clone(), isolation.seccomp);
-        Ok(Self { claim, state, runtime, seccomp, landlock, means, opener })
+        Ok(Self { claim, state, runtime, seccomp, landlock, means, opener, merging })
     }
 
     /// Leaves this process the system calls that it needs from now on. Everything that needs others has been done.
@@ -259,7 +268,7 @@ impl Life {
     }
 
     /// Runs a machine that is ready to run, until its end.
-    fn lead(self, machine: SharedMachine, console: &Console) -> Result<Exit> {
+    fn lead(mut self, machine: SharedMachine, console: &Console) -> Result<Exit> {
         let process = GuestProcess::new(
             &self.state,
             self.dir().name().clone(),
@@ -267,7 +276,8 @@ impl Life {
             self.runtime.handle().clone(),
         );
         let is_linux = machine.kind() == GuestKind::Linux;
-        process.set_machine(Arc::clone(&machine))?;
+        let merging = std::mem::replace(&mut self.merging, Merging::Off);
+        process.set_machine(Arc::clone(&machine), merging)?;
         let _raw = match console.is_terminal() && is_linux {
             true => attach(&process, &machine)?,
             false => None,

@@ -7,6 +7,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::os::unix::net::UnixStream;
 
+#[cfg(feature = "failpoints")]
+use crate::host::ksm::KsmTurn;
 use crate::host::{
     Exit, Guest, GuestPlan, Host, Migration, NodePlan, Pair, as_stranger, ask, lighter, run,
 };
@@ -196,7 +198,7 @@ fn a_guest_that_has_arrived_reads_nothing_of_its_hosts() {
     fs::write(&secret, "hidden").unwrap();
     for (file, answer) in [
         ("certs/host.key", "Permission denied"),
-        ("merge-domain", "done"),
+        ("merge-domain", "Permission denied"),
         ("node.json", "denied"),
         (&secret.display().to_string(), "Permission denied"),
         ("/etc/passwd", "Permission denied"),
@@ -254,6 +256,7 @@ fn what_a_guests_process_may_not_have_is_refused_in_every_thread() {
         (format!("create:{}", beside_others("migrations/a.json")), denied),
         (format!("create:{}", beside_others("migrations/guests/web-1/a.json")), denied),
         (format!("create:{}", beside_others("ended/other.json")), denied),
+        (format!("read:{}", beside_others("merge-domain")), denied),
         (format!("create:{}", beside_others("ended/guests/other.json")), denied),
         (format!("connect:{}", door.display()), forbidden),
         ("netlink".to_owned(), forbidden),
@@ -278,6 +281,25 @@ fn what_a_guests_process_may_not_have_is_refused_in_every_thread() {
         let (_, stderr) = run.said();
         if stderr.matches(": done").count() == 3 { Ok(()) } else { Err(stderr) }
     });
+    pair.a.run(&["destroy", "web-1"]).ok();
+    run.finish();
+}
+
+#[cfg(feature = "failpoints")]
+#[test]
+fn a_guest_that_is_merged_cannot_say_that_another_domain_is() {
+    let _turn = KsmTurn::take();
+    let pair = Pair::without_nodes();
+    let file = pair.a.state_dir().join("merge-domain");
+    let of_domain = ["--merge-domain", "shop"];
+    let run = attempt(&pair, &format!("write:{}", file.display()), &of_domain);
+    wait::until("it is refused where nothing else is", || {
+        let (_, stderr) = run.said();
+        if stderr.matches("Permission denied").count() == 3 { Ok(()) } else { Err(stderr) }
+    });
+    assert_eq!(fs::read_to_string(&file).unwrap(), "shop");
+    let shown = pair.a.run(&["show", "web-1", "--json"]).ok().json();
+    assert_eq!(shown["backing"]["mergeable"], true, "{shown:#}");
     pair.a.run(&["destroy", "web-1"]).ok();
     run.finish();
 }
