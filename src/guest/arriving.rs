@@ -11,17 +11,19 @@ use migrate::record::{DestinationState, RecordError, Side};
 use migrate::report::{Outcome, Role};
 use migrate::session::{DestinationSession, start_destination};
 use migrate::{DestinationGuest, GuestDescription, GuestFactory, MigrationId, Refusal};
+use vmm_core::memory::MergeDomain;
 use vmm_core::{DeviceError, Error, RunState, ShapeError, VmOptions, VmShape};
 
 use super::console::Console;
 use super::disks::{self, Arriving};
 use super::machine::{Machine, SharedMachine, shape_of};
+use super::merging::Merging;
 use super::opener::Opener;
 use super::process::{Ending, GuestProcess, Occupation};
 use super::session::MigrationSession;
 use crate::api::types::MigrationStatus;
 use crate::cli::host::IncomingArgs;
-use crate::cli::net::NetRename;
+use crate::cli::net::{NetAllowed, NetRename};
 use crate::disk_places::DiskPlaces;
 use crate::node::{IncomingGreeting, IncomingLine, LINGER};
 
@@ -63,6 +65,7 @@ impl Arrival {
             console,
             opener,
             net_map,
+            net_allowed: NetAllowed::new(args.net_allow.clone()),
             disks: args.disks.clone(),
             folders,
         };
@@ -131,6 +134,8 @@ struct Factory {
     opener: Option<Arc<Opener>>,
     /// What bridges and taps are called here.
     net_map: Vec<NetRename>,
+    /// Those of them that it may use.
+    net_allowed: NetAllowed,
     /// The disks that the node was told of, and permits.
     disks: Vec<PathBuf>,
     folders: DiskPlaces,
@@ -165,7 +170,9 @@ impl GuestFactory for Factory {
         let machine =
             Machine::create(name, guest.uuid, shape, &options, &self.console).map_err(other)?;
         let machine = Arc::new(machine);
-        process.set_machine(Arc::clone(&machine)).map_err(other)?;
+        let domain = machine.shape().memory.merge_domain.as_ref();
+        let merging = self.join(&process, domain).map_err(other)?;
+        process.set_machine(Arc::clone(&machine), merging).map_err(other)?;
         let arriving = Arriving::new(machine, guest, self.opener.clone());
         let arriving = arriving.map_err(|error| other(error.into()))?;
         Ok(Arc::new(arriving))
@@ -179,7 +186,18 @@ impl Factory {
         announced(shape.disks().map(|disk| disk.path()), &self.disks)?;
         disks::expect(guest, &mut shape, &self.folders)?;
         NetRename::apply(&self.net_map, &mut shape);
+        let refused = |text| Refusal::new(RefusalKind::Guest, text);
+        self.net_allowed.permit(shape.nets().map(|net| net.link())).map_err(refused)?;
         Ok(shape)
+    }
+
+    /// Joins the guest's merge domain: the opener may open the lock's file, and this thread may not.
+    fn join(&self, process: &GuestProcess, domain: Option<&MergeDomain>) -> Result<Merging> {
+        let path = process.state().merge_domain_file();
+        match (&self.opener, domain) {
+            (Some(opener), Some(domain)) => opener.join(domain, &path),
+            _ => Merging::join(domain, &path),
+        }
     }
 
     fn process(&self) -> Result<Arc<GuestProcess>, Refusal> {

@@ -128,6 +128,7 @@ impl Node {
             bind,
             disks,
             net_map: self.net_map(),
+            net_allowed: self.net_allowed(),
             vsock,
             log: self.log(),
             // Who has no disk makes none. Which of them come along, only the process hears.

@@ -24,7 +24,7 @@ use super::types::{MemoryInfo, NodeFile, NodeInfo};
 use super::{inventory, liveness, resolver, scrape};
 use crate::api::types::GuestState;
 use crate::cli::LogArgs;
-use crate::cli::net::NetRename;
+use crate::cli::net::{NetAllowed, NetRename};
 use crate::clock::unix_ms;
 use crate::disk_places::DiskPlaces;
 use crate::names::GuestName;
@@ -38,6 +38,8 @@ pub(crate) struct Node {
     reserved_bytes: u64,
     /// What bridges and taps of arriving guests are called here.
     net_map: Vec<NetRename>,
+    /// Those of them that arriving guests may use.
+    net_allowed: NetAllowed,
     /// Where disks may be made that come with arriving guests.
     disk_places: DiskPlaces,
     log: LogArgs,
@@ -67,6 +69,7 @@ impl Node {
             file,
             reserved_bytes,
             net_map: Vec::new(),
+            net_allowed: NetAllowed::default(),
             disk_places: DiskPlaces::default(),
             log: LogArgs::default(),
             exporter,
@@ -104,9 +107,9 @@ impl Node {
         &self.promises
     }
 
-    /// The same node, with other names for bridges and taps of arriving guests.
-    pub(crate) fn with_net_map(self, net_map: Vec<NetRename>) -> Self {
-        Self { net_map, ..self }
+    /// The same node, with other names for bridges and taps of arriving guests, and those that they may use.
+    pub(crate) fn with_networks(self, net_map: Vec<NetRename>, net_allowed: NetAllowed) -> Self {
+        Self { net_map, net_allowed, ..self }
     }
 
     /// Arriving guests may have disks there.
@@ -127,6 +130,11 @@ impl Node {
     /// What bridges and taps of arriving guests are called here.
     pub(crate) fn net_map(&self) -> &[NetRename] {
         &self.net_map
+    }
+
+    /// Which bridges and taps of this host arriving guests may use.
+    pub(crate) fn net_allowed(&self) -> &NetAllowed {
+        &self.net_allowed
     }
 
     /// Memory that is left to the host, in bytes.
