@@ -1,4 +1,5 @@
-//! How guests ended: a small file for each of the last ones, for people who ask afterwards.
+//! How guests ended: a small file for each of the last ones, for people who ask afterwards, and for the start of a guest
+//! that may be elsewhere: that one is in a file stands nowhere else.
 //!
 //! The files are `ended/guests/NAME/ended.json` in the state folder, written by a guest's process as its
 //! last act; it writes in no other guest's folder. A process that is killed writes none. The next guest of
@@ -15,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::durable;
 use crate::names::GuestName;
 
-/// Files that are kept; beyond, the oldest goes.
+/// Files that are kept of guests that may be forgotten; beyond, the oldest goes.
 const FILES_MAX: usize = 100;
 
 /// The longest file that is read, in bytes.
@@ -101,15 +102,16 @@ impl EndedGuests {
         Ok(())
     }
 
-    /// Forgets the oldest if there are too many, and puts what earlier versions have written in its place.
-    pub(crate) fn tidy(&self) {
+    /// Forgets the oldest if there are too many, but for guests that are defined here or in a file; and puts what earlier
+    /// versions have written in its place.
+    pub(crate) fn tidy(&self, is_defined: impl Fn(&GuestName) -> bool) {
         for name in self.in_earlier_files() {
             if let Err(error) = self.put_in_place(&name) {
                 let file = self.earlier_file(&name);
                 tracing::warn!(file = %file.display(), "cannot put it in its place: {error:#}");
             }
         }
-        self.forget_oldest();
+        self.forget_oldest(is_defined);
     }
 
     /// Puts what an earlier version has written in its place, if nothing later is there.
@@ -144,12 +146,38 @@ impl EndedGuests {
         let _removed = fs::remove_file(self.file(name));
     }
 
-    /// How the last guest of this name ended, if that is known.
+    /// How the last guest of this name ended, if that is known: for people.
     pub(crate) fn read(&self, name: &GuestName) -> Option<Ended> {
         let ended =
             [self.earlier_file(name), self.file(name)].into_iter().filter_map(|it| read(&it));
         let its = ended.filter(|ended| ended.name == *name);
         its.max_by_key(|ended| ended.ended_unix_ms)
+    }
+
+    /// How the last guest of this name ended, where a second copy of it would do harm; none when no file says so.
+    ///
+    /// # Errors
+    /// A file is there and cannot be read, or is about another guest: it may have said that this one is elsewhere.
+    pub(crate) fn expect(&self, name: &GuestName) -> Result<Option<Ended>> {
+        let mut last: Option<Ended> = None;
+        for path in [self.earlier_file(name), self.file(name)] {
+            let way_out = || {
+                format!(
+                    "cannot read how {name} ended: {} is damaged; if {name} is neither saved in a file nor on another host, \
+                     remove that file",
+                    path.display()
+                )
+            };
+            let Some(ended) = read_if_there(&path).with_context(way_out)? else { continue };
+            if ended.name != *name {
+                let error = anyhow::anyhow!("it is about {}", ended.name);
+                return Err(error).with_context(way_out);
+            }
+            if last.as_ref().is_none_or(|last| last.ended_unix_ms <= ended.ended_unix_ms) {
+                last = Some(ended);
+            }
+        }
+        Ok(last)
     }
 
     /// All that are known, by name.
@@ -177,16 +205,21 @@ impl EndedGuests {
         file_names(&self.folder).filter_map(|name| name.strip_suffix(".json")?.parse().ok())
     }
 
-    fn forget_oldest(&self) {
-        let files = self.in_places().map(|name| self.file(&name));
-        let mut files: Vec<_> = files.filter(|it| it.exists()).collect();
+    fn forget_oldest(&self, is_defined: impl Fn(&GuestName) -> bool) {
+        let files = self.in_places().map(|name| (self.file(&name), name));
+        let files: Vec<_> = files.filter(|(path, _)| path.exists()).collect();
         if files.len() <= FILES_MAX {
             return;
         }
+        // What cannot be read may say so, too.
+        let is_saved = |path: &Path| read(path).is_none_or(|ended| ended.how == How::Saved);
+        let forgettable =
+            files.into_iter().filter(|(path, name)| !is_defined(name) && !is_saved(path));
+        let mut files: Vec<PathBuf> = forgettable.map(|(path, _)| path).collect();
         files.sort_by_key(|path| {
             fs::metadata(path).and_then(|metadata| metadata.modified()).unwrap_or(UNIX_EPOCH)
         });
-        for path in &files[..files.len() - FILES_MAX] {
+        for path in &files[..files.len().saturating_sub(FILES_MAX)] {
             if let Err(error) = fs::remove_file(path) {
                 tracing::warn!(file = %path.display(), %error, "cannot remove how an old guest ended");
             }
@@ -202,7 +235,14 @@ fn file_names(folder: &Path) -> impl Iterator<Item = String> + use<> {
 
 /// A file that cannot be read is none: it is there to help, not to be in the way.
 fn read(path: &Path) -> Option<Ended> {
-    serde_json::from_slice(&regular_file::read(path, FILE_BYTES_MAX).ok()?).ok()
+    read_if_there(path).ok()?
+}
+
+fn read_if_there(path: &Path) -> Result<Option<Ended>> {
+    match regular_file::read(path, FILE_BYTES_MAX) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        text => Ok(Some(serde_json::from_slice(&text?)?)),
+    }
 }
 
 #[cfg(test)]
@@ -243,6 +283,12 @@ mod tests {
         nix::unistd::mkfifo(&folder.path().join("pipe.json"), nix::sys::stat::Mode::S_IRWXU)
             .unwrap();
         assert_eq!(guests.list(), []);
+        for name in ["web", "big", "pipe"] {
+            let error = guests.expect(&name.parse().unwrap()).unwrap_err().to_string();
+            assert!(error.contains(&format!("{name}.json is damaged")), "{error}");
+            assert!(error.contains("remove that file"), "{error}");
+        }
+        assert_eq!(guests.expect(&"db".parse().unwrap()).unwrap(), None);
     }
 
     #[test]
@@ -253,6 +299,8 @@ mod tests {
         guests.create_place(&web).unwrap();
         durable::write_json(&guests.file(&web), &ended("db")).unwrap();
         assert_eq!((guests.read(&web), guests.read(&db)), (None, None));
+        let error = format!("{:#}", guests.expect(&web).unwrap_err());
+        assert!(error.contains("it is about db"), "{error}");
         assert_eq!(guests.list(), []);
     }
 
@@ -263,7 +311,7 @@ mod tests {
         let [web, other]: [GuestName; 2] = ["web", "web.json"].map(|name| name.parse().unwrap());
         durable::write_json(&guests.earlier_file(&web), &ended("web")).unwrap();
         assert_eq!(guests.list(), [ended("web")]);
-        guests.tidy();
+        guests.tidy(|_| false);
         assert_eq!(guests.list(), [ended("web")]);
         assert!(guests.file(&web).exists() && !guests.earlier_file(&web).exists());
         for (earlier_unix_ms, expected_unix_ms) in [(7, 7), (3, 7)] {
@@ -271,7 +319,9 @@ mod tests {
             durable::write_json(&guests.earlier_file(&web), &earlier).unwrap();
             let latest = |guests: &EndedGuests| guests.read(&web).unwrap().ended_unix_ms;
             assert_eq!(latest(&guests), expected_unix_ms);
-            guests.tidy();
+            let expected = guests.expect(&web).unwrap().unwrap();
+            assert_eq!(expected.ended_unix_ms, expected_unix_ms);
+            guests.tidy(|_| false);
             assert_eq!(latest(&guests), expected_unix_ms);
             assert!(!guests.earlier_file(&web).exists());
         }
@@ -283,20 +333,27 @@ mod tests {
     }
 
     #[test]
-    fn only_so_many_are_kept() {
+    fn only_so_many_are_kept_but_for_guests_that_are_defined_or_in_a_file() {
         let folder = tempfile::tempdir().unwrap();
         let guests = EndedGuests::in_folder(folder.path().to_owned());
-        for number in 0..FILES_MAX + 5 {
-            let ended = ended(&format!("g{number}"));
+        for number in 0..FILES_MAX + 8 {
+            let mut ended = ended(&format!("g{number}"));
+            if number == 1 {
+                ended.how = How::Saved;
+            }
             guests.create_place(&ended.name).unwrap();
             guests.write(&ended).unwrap();
+            if number == 2 {
+                fs::write(guests.file(&ended.name), "{").unwrap();
+            }
             // Writing is faster than some file systems' clocks.
             let written = UNIX_EPOCH + Duration::from_secs(number as u64);
             fs::File::open(guests.file(&ended.name)).unwrap().set_modified(written).unwrap();
         }
-        guests.tidy();
-        assert_eq!(guests.list().len(), FILES_MAX);
-        let is_known = |number| guests.read(&format!("g{number}").parse().unwrap()).is_some();
-        assert!((0..5).all(|number| !is_known(number)) && is_known(5));
+        guests.tidy(|name| name.as_str() == "g0");
+        let left = |number| guests.file(&format!("g{number}").parse().unwrap()).exists();
+        assert!((0..3).all(left), "defined, in a file, and not to be told");
+        assert!(!(3..8).any(left));
+        assert!((8..FILES_MAX + 8).all(left));
     }
 }

@@ -16,6 +16,7 @@ mod clock;
 mod confinement;
 mod definitions;
 mod demo;
+mod departures;
 mod disk_places;
 mod durable;
 mod ended;

@@ -1,43 +1,77 @@
-//! What the other host of a guest's last migration says, before a copy of the guest is let run here.
+//! What the other host of a guest's last migration says, before a copy of the guest is let run here; and what the hosts say to which
+//! the guest has gone from there.
 
+use std::collections::BTreeSet;
 use std::num::NonZeroU16;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use migrate::front;
+use migrate::MigrationId;
+use migrate::front::{self, Sought, Traced};
 use migrate::protocol::front::FoundGuest;
 use migrate::quic::Tls;
 use migrate::quic::endpoint::Peer;
-use migrate::record::{Record, Side};
+use migrate::record::{Record, Side, SourceState};
+use migrate::report::Role;
 
+use crate::address::Destination;
 use crate::cli::host::NODE_PORT;
 use crate::names::GuestName;
 use crate::output;
 use crate::state_dir::StateDir;
-use crate::whereabouts::last_migration;
+use crate::whereabouts::migrations_of;
 
 /// How long a host may take to answer; one that has lost its power never does.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long it may take when nothing suggests that the guest is there: it keeps a start waiting.
+const START_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Hosts that are asked, one after the other, where the guest has gone from each.
+const HOSTS_MAX: usize = 8;
+
+/// Why the other host is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Occasion {
+    /// A guest is about to boot that is here by all that this host knows.
+    Start,
+    /// A guest may be elsewhere: its start is refused, or ordered all the same. The hosts are asked as well to which it
+    /// has moved on.
+    Elsewhere,
+    /// A copy that waits to be told is about to run.
+    Resolve,
+}
+
 /// The other host of a guest's last migration.
 #[derive(Debug)]
 pub(crate) struct OtherHost {
-    /// As people call it.
-    name: String,
     guest: GuestName,
     /// Whether the node that was asked is the one that took part in the migration, as far as its address goes.
     is_its_node: bool,
-    answer: Answer,
+    /// Whether it has the guest by this host's record: a guest that was started here since has been ordered to.
+    was_given: bool,
+    /// What it says.
+    first: Said,
+    /// What the hosts say to which the guest has moved on, in that order.
+    onward: Vec<Said>,
 }
 
+/// What a host says.
 #[derive(Debug)]
-enum Answer {
-    /// It has the guest, or another of that name: one that its definition started again, on the same disks.
-    Has(FoundGuest),
-    /// It does not have the guest.
-    HasNot,
-    /// It says nothing, and why.
-    Silent(String),
+struct Said {
+    /// The host, as people call it.
+    host: String,
+    /// Where the guest is, or why the host does not say.
+    answer: Result<Traced, String>,
+}
+
+/// Asks hosts about one guest.
+struct Inquiry<'a> {
+    state: &'a StateDir,
+    last: &'a Record,
+    patience: Duration,
+    /// The migrations by which the guest came here: whoever says that it has left for this host says nothing new.
+    came_here: BTreeSet<MigrationId>,
 }
 
 impl OtherHost {
@@ -45,93 +79,239 @@ impl OtherHost {
     ///
     /// # Errors
     /// The records of migrations cannot be read.
-    pub(crate) async fn ask(state: &StateDir, guest: &GuestName) -> Result<Option<Self>> {
-        let last = last_migration(state, guest)
+    pub(crate) async fn ask(
+        state: &StateDir,
+        guest: &GuestName,
+        occasion: Occasion,
+    ) -> Result<Option<Self>> {
+        let records = migrations_of(state, guest)
             .with_context(|| format!("cannot tell where {guest} was migrated"))?;
-        let Some(record) = last else { return Ok(None) };
-        let name = match &record.side {
+        let Some(last) = records.first() else { return Ok(None) };
+        let patience = if occasion == Occasion::Start { START_PATIENCE } else { PATIENCE };
+        let inquiry = Inquiry::about(state, last, &records, patience);
+        let host = match &last.side {
             Side::Source { destination, .. } => destination.clone(),
             Side::Destination { source_address, .. } => source_address.ip().to_string(),
         };
-        let answer = ask(state, &record).await;
-        let is_its_node = knows_node(&record.side);
-        Ok(Some(Self { name, guest: guest.clone(), is_its_node, answer }))
+        let answer = match node_of(&last.side) {
+            Some(node) => inquiry.ask(&node, Some(last.migration)).await,
+            None => Err("where its node listens is not known here".to_owned()),
+        };
+        let (guest, is_its_node) = (guest.clone(), knows_node(&last.side));
+        let first = Said { host, answer };
+        let onward = match occasion {
+            Occasion::Elsewhere => inquiry.follow(&first).await,
+            Occasion::Start | Occasion::Resolve => Vec::new(),
+        };
+        let was_given = matches!(last.side, Side::Source { state: SourceState::Done, .. });
+        Ok(Some(Self { guest, is_its_node, was_given, first, onward }))
     }
 
     /// Refuses to let the copy of its last migration run here when the guest is the other host's, or has run there since: then it is out of
-    /// date. One that cannot be asked is warned of.
+    /// date. A host that cannot be asked is warned of.
     ///
     /// # Errors
     /// It has the guest, or had it, and how that stands there.
     pub(crate) fn expect_no_later(&self) -> Result<()> {
-        let Self { name, guest, answer, .. } = self;
-        match answer {
-            Answer::Has(found) if found.is_past() => bail!(
-                "{name} had {guest} after this migration began, and it has {}: the copy here is out of date. `lighter migrate {guest} \
+        let (guest, host) = (&self.guest, &self.first.host);
+        match self.first.past() {
+            Some(past) => bail!(
+                "{host} had {guest} after this migration began, and it {}: the copy here is out of date. `lighter migrate {guest} \
                  --resolve discard` throws it away",
-                found.state
+                fate(past)
             ),
-            _ => self.expect_absent(),
+            None => self.expect_absent(),
         }
     }
 
-    /// Refuses to let a guest boot here that is the other host's. One that cannot be asked is warned of, and one that has moved on from
-    /// there.
+    /// Refuses to let a guest boot that is here by all that this host knows, when the other host has it, or has had it since its last
+    /// migration. A host that cannot be asked is warned of.
     ///
     /// # Errors
-    /// It has the guest, and how it stands there.
-    pub(crate) fn expect_absent(&self) -> Result<()> {
-        let Self { name, guest, is_its_node, answer } = self;
-        match answer {
-            Answer::Has(found) if found.is_past() && found.is_owned => output::note(format_args!(
-                "warning: {guest} has {} from {name}; if it runs there, two copies destroy its disks",
-                found.state
-            )),
-            Answer::Has(found) if found.is_owned => bail!(
-                "{name} has {guest}, as {} ({}): two copies would destroy its disks. End it there first, if it shall run here (or stop \
-                 that host's node, if it is another guest of that name)",
-                found.name,
-                found.state
+    /// It has the guest, or had it, and how that stands there; `way_out` is for when it runs nowhere.
+    pub(crate) fn expect_none_since(&self, way_out: &str) -> Result<()> {
+        let (guest, host) = (&self.guest, &self.first.host);
+        match (self.first.past(), &self.first.answer) {
+            // An earlier version says that of before the migration, too.
+            (Some(_), Ok(Traced { is_since: false, .. })) => Ok(()),
+            (Some(past), _) if self.was_given && past.state.as_str() == FoundGuest::ENDED => Ok(()),
+            (Some(past), _) => bail!(
+                "{host} has had {guest} since its last migration between the two hosts, and it {}: what is here is out of date. If it \
+                 runs nowhere, {way_out}",
+                fate(past)
             ),
-            Answer::Silent(why) => output::note(format_args!(
-                "warning: {name} cannot be asked whether it runs {guest} ({why}); if it does, two copies destroy its disks"
+            (None, _) => self.expect_absent(),
+        }
+    }
+
+    /// Refuses to let a guest boot here that is the other host's, or has moved on from there to a host that has it. Those that cannot be
+    /// asked are warned of.
+    ///
+    /// # Errors
+    /// A host has the guest, and how it stands there.
+    pub(crate) fn expect_absent(&self) -> Result<()> {
+        let Self { guest, is_its_node, first: Said { host, answer }, onward, .. } = self;
+        match answer {
+            Ok(traced) => match &traced.guest {
+                Some(past) if past.is_past() => {}
+                Some(found) if found.is_owned => bail!("{}", has_it(host, guest, found)),
+                None if !is_its_node => output::note(format_args!(
+                    "warning: the node at {host}:{NODE_PORT} does not have {guest}, which came from there; if another node of that host \
+                     has it, two copies destroy its disks"
+                )),
+                Some(_) | None => {}
+            },
+            Err(why) => output::note(format_args!(
+                "warning: {host} cannot be asked whether it runs {guest} ({why}); if it does, two copies destroy its disks"
             )),
-            Answer::HasNot if !is_its_node => output::note(format_args!(
-                "warning: the node at {name}:{NODE_PORT} does not have {guest}, which came from there; if another node of that host has \
-                 it, two copies destroy its disks"
-            )),
-            Answer::Has(_) | Answer::HasNot => {}
+        }
+        let mut from = &self.first;
+        for to in onward {
+            expect_not_at(guest, from, to)?;
+            from = to;
         }
         Ok(())
     }
 
-    /// What it says, as in "web-1 has moved to host-b; ...".
+    /// What they say, as in "web-1 has moved to host-b; ...".
     pub(crate) fn says(&self) -> String {
-        let Self { name, answer, .. } = self;
+        let all = std::iter::once(&self.first).chain(&self.onward);
+        all.map(Said::to_string).collect::<Vec<_>>().join("; ")
+    }
+}
+
+/// Refuses a guest that has moved on and is where it has moved to.
+fn expect_not_at(guest: &GuestName, from: &Said, to: &Said) -> Result<()> {
+    let Said { host, answer } = to;
+    let how = from.past().map(fate).unwrap_or_default();
+    match answer {
+        Ok(Traced { guest: Some(past), .. }) if past.is_past() => {}
+        Ok(Traced { guest: Some(found), .. }) if found.is_owned => {
+            bail!("{guest} {how} from {}, and {}", from.host, has_it(host, guest, found))
+        }
+        Ok(Traced { guest: Some(found), .. }) => bail!(
+            "{guest} {how} from {}, and {host} waits to be told whose it is ({}): decide there first (`lighter migrate {guest} --resolve`)",
+            from.host,
+            found.state
+        ),
+        Ok(Traced { guest: None, .. }) => output::note(format_args!(
+            "warning: {guest} {how} from {}, and {host} does not have it; if it runs elsewhere, two copies destroy its disks",
+            from.host
+        )),
+        Err(why) => output::note(format_args!(
+            "warning: {guest} {how} from {}, and {host} cannot be asked whether it runs there ({why}); if it does, two copies destroy \
+             its disks",
+            from.host
+        )),
+    }
+    Ok(())
+}
+
+fn has_it(host: &str, guest: &GuestName, found: &FoundGuest) -> String {
+    format!(
+        "{host} has {guest}, as {} ({}): two copies would destroy its disks. End it there first, if it shall run here (or stop \
+         that host's node, if it is another guest of that name)",
+        found.name, found.state
+    )
+}
+
+/// What has become of a guest that is past, as the end of the sentence "it ...".
+fn fate(past: &FoundGuest) -> String {
+    let verb = if past.is_on_its_way() { "is" } else { "has" };
+    format!("{verb} {}", past.state)
+}
+
+impl Said {
+    /// The guest, if it was there and is not any more.
+    fn past(&self) -> Option<&FoundGuest> {
+        self.answer.as_ref().ok()?.guest.as_ref().filter(|found| found.is_past())
+    }
+}
+
+impl std::fmt::Display for Said {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { host, answer } = self;
         match answer {
-            Answer::Has(found) if found.is_past() => {
-                format!("{name} had it, and it has {}", found.state)
+            Ok(Traced { guest: Some(past), .. }) if past.is_past() => {
+                write!(f, "{host} had it, and it {}", fate(past))
             }
-            Answer::Has(found) => format!("{name} has it as {} ({})", found.name, found.state),
-            Answer::HasNot => format!("{name} does not have it now"),
-            Answer::Silent(why) => format!("{name} cannot be asked ({why})"),
+            Ok(Traced { guest: Some(found), .. }) => {
+                write!(f, "{host} has it as {} ({})", found.name, found.state)
+            }
+            Ok(Traced { guest: None, .. }) => write!(f, "{host} does not have it now"),
+            Err(why) => write!(f, "{host} cannot be asked ({why})"),
         }
     }
 }
 
-async fn ask(state: &StateDir, record: &Record) -> Answer {
-    let Some(node) = node_of(&record.side) else {
-        return Answer::Silent("where its node listens is not known here".to_owned());
-    };
-    let tls = match Tls::load(&state.certs()) {
-        Ok(tls) => tls,
-        Err(error) => return Answer::Silent(error.to_string()),
-    };
-    match front::find(&tls, &node, record.guest_uuid, &record.guest, PATIENCE).await {
-        Ok(Some(found)) => Answer::Has(found),
-        Ok(None) => Answer::HasNot,
-        Err(error) => Answer::Silent(error.to_string()),
+impl<'a> Inquiry<'a> {
+    fn about(
+        state: &'a StateDir,
+        last: &'a Record,
+        records: &[Record],
+        patience: Duration,
+    ) -> Self {
+        let arrivals = records.iter().filter(|record| record.role() == Role::Destination);
+        let came_here = arrivals.map(|record| record.migration).collect();
+        Self { state, last, patience, came_here }
     }
+
+    async fn ask(&self, node: &Peer, migration: Option<MigrationId>) -> Result<Traced, String> {
+        let tls = Tls::load(&self.state.certs()).map_err(|error| error.to_string())?;
+        let (uuid, name) = (self.last.guest_uuid, self.last.guest.clone());
+        let sought = Sought { uuid, name, migration };
+        let traced = front::trace(&tls, node, &sought, self.patience).await;
+        Ok(self.without_arrival_here(traced.map_err(|error| error.to_string())?))
+    }
+
+    /// What is left of an answer that the guest has left for this host.
+    fn without_arrival_here(&self, traced: Traced) -> Traced {
+        match &traced.onward {
+            Some(onward) if self.came_here.contains(&onward.migration) => {
+                Traced { guest: None, onward: None, ..traced }
+            }
+            _ => traced,
+        }
+    }
+
+    /// Asks one host after the other where the guest has gone from `first`.
+    async fn follow(&self, first: &Said) -> Vec<Said> {
+        let mut all: Vec<Said> = Vec::new();
+        while let Some((host, node, migration)) = next(all.last().unwrap_or(first)) {
+            let answer = match node {
+                _ if all.len() + 1 >= HOSTS_MAX => {
+                    Err(format!("{HOSTS_MAX} hosts have been asked already"))
+                }
+                Some(node) => self.ask(&node, migration).await,
+                None => match find(&host).await {
+                    Ok(node) => self.ask(&node, migration).await,
+                    Err(why) => Err(why),
+                },
+            };
+            all.push(Said { host, answer });
+        }
+        all
+    }
+}
+
+/// Where to ask next: the host as people call it, its node unless it must be looked up, and the migration that took the guest
+/// there.
+fn next(said: &Said) -> Option<(String, Option<Peer>, Option<MigrationId>)> {
+    let past = said.past()?;
+    let traced = said.answer.as_ref().ok()?;
+    if let Some(onward) = &traced.onward {
+        let peer = Peer { address: onward.node_address, name: onward.server_name.to_string() };
+        return Some((onward.destination.to_string(), Some(peer), Some(onward.migration)));
+    }
+    Some((past.destination()?.to_owned(), None, None))
+}
+
+/// The node of a host that a host of an earlier version has named as its user did.
+async fn find(host: &str) -> Result<Peer, String> {
+    let Destination { host, port } =
+        Destination::parse(host).map_err(|error| format!("{error:#}"))?;
+    let peers = Peer::find(&host, port).await.map_err(|error| error.to_string())?;
+    peers.into_iter().next().ok_or_else(|| format!("{host} has no address"))
 }
 
 /// Returns the node of the other host: one on the default port, when the source's is not known.
@@ -158,10 +338,121 @@ fn knows_node(side: &Side) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use migrate::protocol::front::Onward;
     use migrate::record::DestinationState;
+    use uuid::Uuid;
 
     use super::*;
-    use crate::node::liveness::tests::destination_record;
+    use crate::node::liveness::tests::{destination_record, source_record};
+
+    fn said(host: &str, guest: Option<(&str, bool)>) -> Said {
+        let guest = guest.map(|(state, is_owned)| FoundGuest {
+            uuid: Uuid::from_u128(5),
+            name: "web".into(),
+            state: state.into(),
+            is_owned,
+        });
+        let answer = Ok(Traced { guest, onward: None, is_since: true });
+        Said { host: host.to_owned(), answer }
+    }
+
+    fn silent(host: &str) -> Said {
+        Said { host: host.to_owned(), answer: Err("no answer".to_owned()) }
+    }
+
+    fn other(first: Said, onward: Vec<Said>) -> OtherHost {
+        let guest = "web".parse().unwrap();
+        OtherHost { guest, is_its_node: true, was_given: false, first, onward }
+    }
+
+    #[test]
+    fn a_guest_that_runs_where_it_has_moved_on_to_is_refused_and_one_that_does_not_is_not() {
+        for (how, in_words) in [
+            ("moved to c:4950", "web has moved to c:4950 from b"),
+            ("on its way to c:4950", "web is on its way to c:4950 from b"),
+        ] {
+            let other = |last| other(said("b", Some((how, true))), vec![last]);
+            let runs = other(said("c:4950", Some(("running", true)))).expect_absent().unwrap_err();
+            assert!(runs.to_string().starts_with(in_words), "{runs}");
+            assert!(runs.to_string().contains("c:4950 has web, as web (running)"), "{runs}");
+            let waits = other(said("c:4950", Some(("in-doubt", false))));
+            let waits = waits.expect_absent().unwrap_err().to_string();
+            assert!(waits.contains("c:4950 waits to be told"), "{waits}");
+            for last in [said("c:4950", Some(("ended there", false))), silent("c:4950")] {
+                let other = other(last);
+                other.expect_absent().unwrap();
+                other.expect_none_since("--force").unwrap_err();
+                other.expect_no_later().unwrap_err();
+            }
+        }
+    }
+
+    #[test]
+    fn a_guest_is_not_here_that_the_other_host_has_had_since() {
+        let way_out = "`--force` starts it here";
+        for state in ["running", "moved to c", "on its way to c"] {
+            let refused = other(said("b", Some((state, true))), Vec::new());
+            let refused = refused.expect_none_since(way_out).unwrap_err().to_string();
+            assert!(refused.contains("b ha") && refused.contains(state), "{refused}");
+        }
+        let ended = other(said("b", Some(("ended there", false))), Vec::new());
+        let ended = ended.expect_none_since(way_out).unwrap_err().to_string();
+        assert!(ended.contains("it has ended there") && ended.contains(way_out), "{ended}");
+        for passes in [said("b", None), said("b", Some(("in-doubt", false))), silent("b")] {
+            other(passes, Vec::new()).expect_none_since(way_out).unwrap();
+        }
+        // That it had the guest is known, and that was started here by order since.
+        let known = other(said("b", Some(("ended there", false))), Vec::new());
+        OtherHost { was_given: true, ..known }.expect_none_since(way_out).unwrap();
+        // By a host of an earlier version, that may be of before the migration that brought the guest here.
+        let mut earlier = said("b", Some(("moved to here", true)));
+        earlier.answer.as_mut().unwrap().is_since = false;
+        other(earlier, Vec::new()).expect_none_since(way_out).unwrap();
+    }
+
+    #[test]
+    fn who_says_that_the_guest_has_left_for_this_host_says_nothing_new() {
+        let (_folder, state) = StateDir::temporary();
+        let records = [
+            source_record(SourceState::Aborted, 1),
+            destination_record(DestinationState::Running, 1),
+        ];
+        let inquiry = Inquiry::about(&state, &records[0], &records, PATIENCE);
+        let by = |migration| {
+            let mut said = said("b", Some(("moved to a", true)));
+            let traced = said.answer.as_mut().unwrap();
+            traced.onward = Some(Onward {
+                destination: "a".into(),
+                server_name: "a".into(),
+                node_address: ([127, 0, 0, 1], 4950).into(),
+                migration,
+            });
+            said.answer.unwrap()
+        };
+        let here = inquiry.without_arrival_here(by(records[1].migration));
+        assert_eq!((here.guest, here.onward), (None, None));
+        let elsewhere = by(MigrationId::random());
+        assert_eq!(inquiry.without_arrival_here(elsewhere.clone()), elsewhere);
+    }
+
+    #[test]
+    fn the_next_host_is_asked_where_the_last_one_says_or_by_the_name_that_its_user_gave() {
+        let mut moved = said("b", Some(("moved to c:77", true)));
+        assert_eq!(next(&moved), Some(("c:77".to_owned(), None, None)));
+        let migration = MigrationId::random();
+        let address = ([192, 0, 2, 7], 4950).into();
+        moved.answer.as_mut().unwrap().onward = Some(Onward {
+            destination: "c:77".into(),
+            server_name: "host-c".into(),
+            node_address: address,
+            migration,
+        });
+        let peer = Peer { address, name: "host-c".to_owned() };
+        assert_eq!(next(&moved), Some(("c:77".to_owned(), Some(peer), Some(migration))));
+        for last in [said("b", Some(("running", true))), said("b", None), silent("b")] {
+            assert_eq!(next(&last), None);
+        }
+    }
 
     #[test]
     fn the_node_of_a_source_is_asked_where_it_listens_or_else_on_the_default_port() {

@@ -136,6 +136,10 @@ impl StateDir {
         Definitions::in_folder(self.definitions_folder())
     }
 
+    pub(crate) fn departures_folder(&self) -> PathBuf {
+        self.root.join("departed")
+    }
+
     fn definitions_folder(&self) -> PathBuf {
         self.root.join("definitions")
     }
@@ -229,12 +233,13 @@ impl StateDir {
             self.migrations(),
             self.certs(),
             self.ended_folder(),
+            self.departures_folder(),
             self.identities(),
             self.definitions_folder(),
             self.vsock_folder(),
         ];
         inside.iter().try_for_each(|folder| create_private(folder))?;
-        // A guest's process may open it, and not make it.
+        // Guests of a merge domain open it.
         let path = self.merge_domain_file();
         let mut options = fs::OpenOptions::new();
         let file = regular_file::open(&path, options.create(true).append(true).mode(0o600));

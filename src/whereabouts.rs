@@ -1,7 +1,7 @@
 //! Where a guest may be, as far as this host can know: a second copy on the same disks destroys them.
 
 use anyhow::{Context, Result, bail};
-use migrate::record::{DestinationState, Record, Side, SourceState};
+use migrate::record::{DestinationState, Record, RecordError, Side, SourceState};
 
 use crate::ended::{Ended, How};
 use crate::names::GuestName;
@@ -14,40 +14,48 @@ pub(crate) enum Whereabouts {
     Here,
     /// Here or on another host: its last migration is not settled. As the end of the sentence "web-1 ...".
     Unsettled(String),
-    /// On another host, or in a file.
+    /// On another host, or given up.
     Elsewhere(String),
+    /// In a file.
+    Saved(String),
 }
 
 impl Whereabouts {
     /// Those of the guest `name`, by what is written in `state`.
     ///
     /// # Errors
-    /// The records of migrations cannot be read.
+    /// The records of its migrations cannot be read, or how it last ended here.
     pub(crate) fn of(state: &StateDir, name: &GuestName) -> Result<Self> {
-        let last = last_migration(state, name)
-            .with_context(|| format!("cannot tell whether {name} runs on another host"))?;
-        Ok(Self::by(last.as_ref(), state.ended().read(name)))
+        let unknown = || format!("cannot tell whether {name} runs on another host");
+        let last = last_migration(state, name).with_context(unknown)?;
+        let ended = state.ended().expect(name).with_context(unknown)?;
+        Ok(Self::by(last.as_ref(), ended))
     }
 
     /// By the record of its last migration, and how it last ended here.
     fn by(last: Option<&Record>, ended: Option<Ended>) -> Self {
-        let has_left =
-            |ended: &Ended| matches!(ended.how, How::Moved | How::Saved | How::Discarded);
-        let Some(last) = last else {
-            let left = ended.filter(has_left);
-            return left.map_or(Self::Here, |ended| Self::Elsewhere(ended.reason));
-        };
-        match ended.filter(|ended| ended.ended_unix_ms > last.updated_unix_ms) {
-            Some(ended) if has_left(&ended) => return Self::Elsewhere(ended.reason),
+        let Some(last) = last else { return ended.and_then(Self::by_end).unwrap_or(Self::Here) };
+        if let Some(ended) = ended.filter(|ended| ended.ended_unix_ms > last.updated_unix_ms) {
             // One that was started here since, and ended here, is here; but that settles nothing.
-            Some(ended) if began_since(&ended, last) && is_settled(&last.side) => {
-                return Self::Here;
+            let is_here = began_since(&ended, last) && !is_another_hosts(last);
+            match Self::by_end(ended) {
+                Some(elsewhere) => return elsewhere,
+                None if is_here => return Self::Here,
+                None => {}
             }
-            Some(_) | None => {}
         }
         match &last.side {
             Side::Source { state, destination, .. } => after_leaving(*state, destination),
             Side::Destination { state, .. } => after_arriving(*state),
+        }
+    }
+
+    /// By how it ended here, if that says that it is elsewhere.
+    fn by_end(ended: Ended) -> Option<Self> {
+        match ended.how {
+            How::Saved => Some(Self::Saved(ended.reason)),
+            How::Moved | How::Discarded => Some(Self::Elsewhere(ended.reason)),
+            How::PoweredOff | How::Reset | How::Destroyed | How::Crashed => None,
         }
     }
 
@@ -72,22 +80,25 @@ impl Whereabouts {
         Ok(state.records()?.reopen(&last)?.write(&last)?)
     }
 
-    /// Refuses a guest that may run elsewhere, with what the other host says now.
+    /// Refuses a guest that may run elsewhere, with what the other host says now, and the way out.
     ///
     /// # Errors
-    /// Why, and the way out.
-    pub(crate) fn expect_here(self, name: &GuestName, other: Option<&str>) -> Result<()> {
+    /// Why.
+    pub(crate) fn expect_here(
+        self,
+        name: &GuestName,
+        other: Option<&str>,
+        way_out: &str,
+    ) -> Result<()> {
         let other = other.map(|other| format!("; {other}")).unwrap_or_default();
         match self {
             Self::Here => Ok(()),
-            Self::Elsewhere(why) => {
-                bail!(
-                    "{name} {why}{other}; if it runs nowhere, `lighter start {name} --force` starts it here"
-                )
+            Self::Elsewhere(why) | Self::Saved(why) => {
+                bail!("{name} {why}{other}; if it runs nowhere, {way_out}")
             }
             Self::Unsettled(why) => bail!(
                 "{name} {why}{other}: the node of this host goes on asking (`lighter migrate {name} --resolve` where it waits); if it runs \
-                 nowhere, `lighter start {name} --force` starts it here"
+                 nowhere, {way_out}"
             ),
         }
     }
@@ -98,14 +109,11 @@ fn began_since(ended: &Ended, last: &Record) -> bool {
     ended.began_unix_ms > last.updated_unix_ms || ended.uuid != last.guest_uuid
 }
 
-/// Whether no copy of the migration runs, or may yet be let run, but as the record says.
-fn is_settled(side: &Side) -> bool {
-    match side {
-        Side::Source { state, .. } => *state != SourceState::Committed,
-        Side::Destination { state, .. } => {
-            matches!(state, DestinationState::Running | DestinationState::Discarded)
-        }
-    }
+/// Whether another host may have the guest whatever has become of it here since. Not while a source is undecided: its guest was
+/// not handed over, and a destination whose operator has run it all the same is asked before every start.
+fn is_another_hosts(last: &Record) -> bool {
+    let is_undecided = matches!(last.side, Side::Source { state: SourceState::Undecided, .. });
+    !last.is_settled() && !is_undecided
 }
 
 fn after_leaving(state: SourceState, destination: &str) -> Whereabouts {
@@ -140,14 +148,39 @@ fn after_arriving(state: DestinationState) -> Whereabouts {
 /// This host's record of the last migration of `guest`.
 ///
 /// # Errors
-/// The records cannot be read, or one of this guest's: it may be the last.
+/// As [`migrations_of`].
 pub(crate) fn last_migration(state: &StateDir, guest: &GuestName) -> Result<Option<Record>> {
-    let (records, damaged) = state.records()?.list()?;
+    Ok(migrations_of(state, guest)?.into_iter().next())
+}
+
+/// This host's records of the migrations of `guest`, and of any guest with the UUID for which that name is defined here; the
+/// last one first.
+///
+/// # Errors
+/// The records cannot be read, or one of this guest's: it may be the last.
+pub(crate) fn migrations_of(state: &StateDir, guest: &GuestName) -> Result<Vec<Record>> {
+    let definition = state.definitions().find(guest).ok().flatten();
+    let uuid = definition.and_then(|definition| definition.spec.ok()?.uuid);
+    if !state.migrations().try_exists()? {
+        return Ok(Vec::new());
+    }
+    let store = state.records()?;
+    let (mut records, damaged) = store.list()?;
     let own = state.places_of_records().join(guest.as_str());
-    if let Some(error) = damaged.into_iter().find(|error| error.path().starts_with(&own)) {
+    let of_uuid = uuid.map(|uuid| uuid.to_string());
+    let may_be_its = |error: &RecordError| {
+        let folder = error.path().parent().and_then(|folder| folder.file_name()?.to_str());
+        error.path().starts_with(&own) || (folder.is_some() && folder == of_uuid.as_deref())
+    };
+    if let Some(error) = damaged.into_iter().find(may_be_its) {
         return Err(error.into());
     }
-    Ok(last_of(&records, guest.as_str()).cloned())
+    if let Some(uuid) = uuid {
+        records.extend(store.retired(uuid)?);
+    }
+    records.retain(|it| it.guest == guest.as_str() || Some(it.guest_uuid) == uuid);
+    records.sort_by_key(|record| std::cmp::Reverse(record.started_unix_ms));
+    Ok(records)
 }
 
 /// The record of the last migration of `guest` among `records`.
@@ -175,6 +208,7 @@ mod tests {
             Whereabouts::Here => 'h',
             Whereabouts::Unsettled(_) => 'u',
             Whereabouts::Elsewhere(_) => 'e',
+            Whereabouts::Saved(_) => 's',
         }
     }
 
@@ -219,7 +253,7 @@ mod tests {
             (How::PoweredOff, 0, 'e'),
             (How::PoweredOff, 1, 'h'),
             (How::Moved, 1, 'e'),
-            (How::Saved, 1, 'e'),
+            (How::Saved, 1, 's'),
         ] {
             let ended = ended(how, left.updated_unix_ms + after_ms);
             assert_eq!(kind(&Whereabouts::by(Some(&left), Some(ended))), expected, "{how:?}");
@@ -227,7 +261,7 @@ mod tests {
         let arrived = destination_record(DestinationState::Running, 1);
         let moved = ended(How::Moved, arrived.updated_unix_ms + 1);
         assert_eq!(kind(&Whereabouts::by(Some(&arrived), Some(moved))), 'e');
-        for (how, expected) in [(How::PoweredOff, 'h'), (How::Moved, 'e'), (How::Saved, 'e')] {
+        for (how, expected) in [(How::PoweredOff, 'h'), (How::Moved, 'e'), (How::Saved, 's')] {
             assert_eq!(kind(&Whereabouts::by(None, Some(ended(how, 0)))), expected, "{how:?}");
         }
         assert_eq!(Whereabouts::by(None, None), Whereabouts::Here);
@@ -237,8 +271,11 @@ mod tests {
     fn the_end_of_a_copy_that_was_handed_over_says_nothing() {
         for (record, expected, of_another) in [
             (source_record(SourceState::Committed, 1), 'u', 'u'),
+            (source_record(SourceState::Undecided, 1), 'u', 'h'),
             (source_record(SourceState::Done, 1), 'e', 'h'),
             (destination_record(DestinationState::Ready, 1), 'u', 'u'),
+            (destination_record(DestinationState::Taking, 1), 'u', 'u'),
+            (destination_record(DestinationState::Failed, 1), 'u', 'u'),
             (destination_record(DestinationState::Discarded, 1), 'e', 'h'),
         ] {
             let uuid = record.guest_uuid;
@@ -294,17 +331,53 @@ mod tests {
     }
 
     #[test]
+    fn nobody_knows_where_a_guest_is_whose_end_cannot_be_read() {
+        let (_folder, state) = StateDir::temporary();
+        let [web, db] = ["web", "db"].map(|name| name.parse().unwrap());
+        state.ended().create_place(&web).unwrap();
+        std::fs::write(state.ended().place(&web).join("ended.json"), "{").unwrap();
+        let error = format!("{:#}", Whereabouts::of(&state, &web).unwrap_err());
+        assert!(error.contains("cannot tell whether web runs"), "{error}");
+        assert!(error.contains("remove that file"), "{error}");
+        assert_eq!(Whereabouts::of(&state, &db).unwrap(), Whereabouts::Here);
+    }
+
+    /// Defines a guest with the UUID of the records in these tests.
+    fn define(state: &StateDir, name: &str) -> GuestName {
+        let file = state.root().join("guest.toml");
+        let uuid = source_record(SourceState::Done, 1).guest_uuid;
+        std::fs::write(&file, format!("name = \"{name}\"\nuuid = \"{uuid}\"")).unwrap();
+        state.definitions().define(&file).unwrap()
+    }
+
+    #[test]
+    fn a_guest_is_known_by_its_uuid_also_by_another_name_and_long_after() {
+        let (_folder, state) = StateDir::temporary();
+        let store = state.records().unwrap();
+        let left = source_record(SourceState::Done, 1);
+        store.create(&left).unwrap();
+        let www = define(&state, "www");
+        assert_eq!(last_migration(&state, &www).unwrap(), Some(left.clone()));
+        store.retire(&left).unwrap();
+        assert_eq!(kind(&Whereabouts::of(&state, &www).unwrap()), 'e');
+        let place = state.place_of_records(&"web".parse().unwrap(), left.guest_uuid);
+        std::fs::write(place.join("later.source.json"), "rubbish").unwrap();
+        Whereabouts::of(&state, &www).unwrap_err();
+    }
+
+    #[test]
     fn a_refusal_has_the_way_out() {
         let name = "web".parse().unwrap();
-        Whereabouts::Here.expect_here(&name, None).unwrap();
+        let way_out = "`lighter start web --force` starts it here";
+        Whereabouts::Here.expect_here(&name, None, way_out).unwrap();
         let moved = after_leaving(SourceState::Done, "host-b");
-        let moved = moved.expect_here(&name, Some("host-b has it")).unwrap_err();
+        let moved = moved.expect_here(&name, Some("host-b has it"), way_out).unwrap_err();
         assert_eq!(
             moved.to_string(),
             "web has moved to host-b; host-b has it; if it runs nowhere, `lighter start web --force` starts it here"
         );
         let open = after_leaving(SourceState::Committed, "host-b");
-        let open = open.expect_here(&name, None).unwrap_err();
+        let open = open.expect_here(&name, None, way_out).unwrap_err();
         assert!(open.to_string().contains("goes on asking"), "{open}");
     }
 }

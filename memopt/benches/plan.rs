@@ -128,6 +128,7 @@ fn guest(index: u64, chunks: u64, round: u64) -> Guest {
         }),
         merge_domain: Some(format!("tenant-{}", index % 5)),
         is_mergeable: false,
+        merged_instead: None,
         is_preallocated: false,
         survey: Some(Survey {
             age: Duration::from_secs(60),

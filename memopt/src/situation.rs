@@ -98,7 +98,7 @@ pub struct Pool {
 /// One guest.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Guest {
-    /// Its name: one guest's only, on this host.
+    /// Its name: one guest's only, on this host ([`crate::foreign::name_apart`]).
     pub name: String,
     /// Who runs it.
     pub vmm: Vmm,
@@ -114,6 +114,10 @@ pub struct Guest {
     pub balloon: Option<Balloon>,
     /// The merge domain it belongs to; absent when its pages are its own.
     pub merge_domain: Option<String>,
+    /// The domain whose guests were merged on this host when it came, so that its process lets none of its pages be merged for as long
+    /// as it lives.
+    #[serde(default)]
+    pub merged_instead: Option<String>,
     /// Whether the kernel may merge its pages now.
     pub is_mergeable: bool,
     /// Whether it is to have all of its memory from its start.
@@ -148,6 +152,18 @@ impl User {
 }
 
 impl Guest {
+    /// The name that it was started with. That of a guest of another program is the choice of the user
+    /// who started it, and several guests of a host may have the same: [`Self::name`] is one guest's
+    /// only.
+    #[must_use]
+    pub fn claimed_name(&self) -> &str {
+        let apart = || self.name.strip_suffix(&format!("@{}", self.pid));
+        match self.vmm {
+            Vmm::Lighter => &self.name,
+            Vmm::Qemu | Vmm::CloudHypervisor => apart().unwrap_or(&self.name),
+        }
+    }
+
     /// What `balloon`, which is its own, leaves it, in bytes: whatever is told, never more than its memory.
     #[must_use]
     pub(crate) fn has_bytes(&self, balloon: &Balloon) -> u64 {
@@ -166,6 +182,7 @@ impl Guest {
             backing: Backing::Anonymous,
             balloon: None,
             merge_domain: None,
+            merged_instead: None,
             is_mergeable: false,
             is_preallocated: false,
             survey: None,

@@ -197,6 +197,8 @@ fixed_label! {
         InDoubt = "in_doubt",
         /// An operator decided it by hand.
         Operator = "operator",
+        /// The guest stood still for too long at the hand-over, and went on at its source.
+        Downtime = "downtime",
         /// The process that owned this end died.
         ProcessDied = "process_died",
         /// Anything else; the log line with the migration's id says what.

@@ -191,9 +191,6 @@ impl SourceGuest for Idle {
     fn flush(&self) -> Result<(), GuestError> {
         Ok(())
     }
-    fn rehearse_save(&self) -> Result<(), GuestError> {
-        Ok(())
-    }
     fn save_state(&self) -> Result<Vec<u8>, GuestError> {
         Ok(vec![5; 20_000])
     }

@@ -54,6 +54,21 @@ pub enum Failure {
         /// What it was waiting for, if it was the guest.
         why: PeerText,
     },
+    /// The guest stood still for too long before the decision to hand it over.
+    #[error(
+        "the hand-over took longer than {} s, the most for a downtime limit of {} s: {why}; try again, or \
+         allow more with --downtime",
+        allowed.as_secs_f64(),
+        limit.as_secs_f64()
+    )]
+    Downtime {
+        /// For how long it may stand still: [`crate::Limits::standstill`].
+        allowed: Duration,
+        /// The downtime limit.
+        limit: Duration,
+        /// What it was waiting for.
+        why: PeerText,
+    },
     /// The peer is connected and does not answer.
     #[error("no {expected} from the other side within {} s", limit.as_secs_f64())]
     NoAnswer {
@@ -129,6 +144,7 @@ impl Failure {
             Self::Refused(_) => Reason::Refused,
             Self::Cancelled { .. } => Reason::Cancelled,
             Self::Timeout { .. } => Reason::Timeout,
+            Self::Downtime { .. } => Reason::Downtime,
             Self::NoAnswer { .. } => Reason::NoAnswer,
             Self::ConnectionLost { .. } => Reason::ConnectionLost,
             Self::Protocol(_) => Reason::Protocol,
@@ -186,13 +202,15 @@ pub enum Reason {
     Record,
     InDoubt,
     Operator,
-    /// A reason that this release does not know.
+    Downtime,
+    /// A reason that this release does not know, on the wire or in a report.
+    #[serde(other)]
     Other,
 }
 
 impl Reason {
     /// All reasons; the position of a reason is its [`Reason::code`].
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Other,
         Self::Version,
         Self::Refused,
@@ -207,6 +225,7 @@ impl Reason {
         Self::Record,
         Self::InDoubt,
         Self::Operator,
+        Self::Downtime,
     ];
 
     /// The name of the reason: also its metric label.
@@ -225,6 +244,7 @@ impl Reason {
             Self::Record => "record",
             Self::InDoubt => "in_doubt",
             Self::Operator => "operator",
+            Self::Downtime => "downtime",
             Self::Other => "other",
         }
     }
@@ -307,5 +327,15 @@ mod tests {
             assert_eq!(Reason::from_code(reason.code()), reason);
         }
         assert_eq!(Reason::from_code(999), Reason::Other);
+    }
+
+    #[test]
+    fn every_reason_is_in_reports_by_its_name_and_one_of_a_later_release_is_read() {
+        let read = |text: &str| serde_json::from_str::<Reason>(text).unwrap();
+        for reason in Reason::ALL {
+            assert_eq!(serde_json::to_string(&reason).unwrap(), format!("\"{reason}\""));
+            assert_eq!(read(&format!("\"{reason}\"")), reason);
+        }
+        assert_eq!(read("\"of_tomorrow\""), Reason::Other);
     }
 }

@@ -279,7 +279,9 @@ pub trait SourceGuest: Send + Sync {
     /// When the range is outside of memory.
     fn copy_out(&self, chunk: usize, first_page: usize, buf: &mut [u8]) -> Result<(), GuestError>;
 
-    /// Makes durable what the guest has written to its disks, while it runs: little is then left to be when its state is saved.
+    /// Makes durable what the guest has written to its disks, whether it runs or is paused. May be called
+    /// beside any other call, and holds none of them up: [`SourceGuest::resume`] comes while a disk
+    /// hangs.
     ///
     /// # Errors
     /// When a disk cannot be flushed.
@@ -310,17 +312,12 @@ pub trait SourceGuest: Send + Sync {
         Ok(())
     }
 
-    /// The state of vCPUs and devices of the paused guest, whose disks are flushed. May dirty memory.
-    ///
-    /// # Errors
-    /// When a piece of state cannot be read, or a disk flushed.
-    fn save_state(&self) -> Result<Vec<u8>, GuestError>;
-
-    /// As [`SourceGuest::save_state`], but flushes no disk: to see how long it takes.
+    /// The state of vCPUs and devices of the paused guest. May dirty memory. Flushes no disk: see
+    /// [`SourceGuest::flush`].
     ///
     /// # Errors
     /// When a piece of state cannot be read.
-    fn rehearse_save(&self) -> Result<(), GuestError>;
+    fn save_state(&self) -> Result<Vec<u8>, GuestError>;
 }
 
 /// A guest that has been built to receive another one's memory and state.

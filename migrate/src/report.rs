@@ -70,6 +70,9 @@ pub struct Report {
     pub downtime_seconds: Option<f64>,
     /// What the source had expected of the downtime when it paused the guest.
     pub expected_downtime_seconds: Option<f64>,
+    /// What the guest stood still for at the source, when it was paused to be handed over.
+    #[serde(default)]
+    pub standstill: Option<Standstill>,
     /// How often the source paused the guest before, to measure what a pause costs.
     #[serde(default)]
     pub dry_runs: u32,
@@ -114,6 +117,7 @@ impl Report {
             total_seconds: progress.elapsed_seconds,
             downtime_seconds: None,
             expected_downtime_seconds: None,
+            standstill: None,
             dry_runs: 0,
             dry_run_seconds: 0.0,
             phases: Vec::new(),
@@ -131,6 +135,24 @@ pub(crate) fn resume_again(name: &str, error: &GuestError) -> String {
     format!(
         "{name} stays paused here, since it could not go on: {error}; `lighter resume {name}` tries again"
     )
+}
+
+/// What a guest stood still for before the decision to hand it over, as the source saw it: how long each
+/// step took. Disks are flushed and the state is saved beside the last pages. A step that was under way
+/// when the source let the guest go on counts up to then.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Standstill {
+    /// Stopping its vCPUs and devices, with the requests that were under way.
+    pub pause_seconds: f64,
+    /// Flushing its disks.
+    pub flush_seconds: f64,
+    /// Saving the state of its vCPUs and devices.
+    pub save_seconds: f64,
+    /// Handing the last pages over to the transport.
+    pub send_seconds: f64,
+    /// Waiting for the destination to be ready, with what was still on its way there.
+    pub ready_seconds: f64,
 }
 
 /// One phase of a migration.

@@ -107,6 +107,14 @@ mod tests {
     }
 
     #[test]
+    fn a_guest_that_its_destination_was_made_to_run_is_there() {
+        let running = DestinationMessage::Running(Takeover::default());
+        for state in [SourceState::Undecided, SourceState::Committed] {
+            assert_eq!(judge_for_dead(state, &running), DeadSource::Settled(SourceState::Done));
+        }
+    }
+
+    #[test]
     fn only_a_commit_that_nobody_remembers_is_in_doubt() {
         let unknown = answer_for_dead(None, Decision::Commit).answer;
         assert_eq!(judge_for_dead(SourceState::Committed, &unknown), DeadSource::InDoubt);

@@ -7,7 +7,9 @@ use crate::error::MigrationError;
 use crate::phase::Phase;
 use crate::progress::{Progress, Transfer};
 use crate::protocol::MigrationId;
-use crate::report::{MAX_ROUNDS_LISTED, Outcome, PhaseTime, Report, ReportedError, Role, Round};
+use crate::report::{
+    MAX_ROUNDS_LISTED, Outcome, PhaseTime, Report, ReportedError, Role, Round, Standstill,
+};
 
 /// First rounds that stay listed when there are too many.
 const FIRST_ROUNDS: usize = 8;
@@ -32,6 +34,7 @@ pub(crate) struct Telemetry {
     pub(crate) disk_bytes: u64,
     pub(crate) transfer: Transfer,
     pub(crate) expected_downtime: Option<Duration>,
+    pub(crate) standstill: Option<Standstill>,
     dirty_rate: DirtyRateMeter,
 }
 
@@ -55,6 +58,7 @@ impl Telemetry {
             disk_bytes: 0,
             transfer: Transfer::default(),
             expected_downtime: None,
+            standstill: None,
             dirty_rate: DirtyRateMeter::default(),
         }
     }
@@ -152,6 +156,7 @@ impl Telemetry {
             total_seconds: now.saturating_sub(self.began).as_secs_f64(),
             downtime_seconds: self.downtime.map(|time| time.as_secs_f64()),
             expected_downtime_seconds: self.expected_downtime.map(|time| time.as_secs_f64()),
+            standstill: self.standstill,
             dry_runs: self.dry_runs,
             dry_run_seconds: self.stood_in_dry_runs.as_secs_f64(),
             phases,

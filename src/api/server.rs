@@ -190,6 +190,7 @@ impl Server {
 mod tests {
     use axum::routing::get;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::time::{Instant, timeout};
 
     use super::*;
     use crate::api::descriptor::Handed;
@@ -240,6 +241,25 @@ mod tests {
             stream.read_to_string(&mut answer).await.unwrap();
             assert!(answer.ends_with(expected), "{audience:?}: {answer}");
             server.unwrap().close().await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn half_a_head_is_not_waited_for_any_longer_from_the_owner_either() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("sock");
+        for audience in [Audience::Owner, Audience::Anybody] {
+            let server = Server::start(&path, router(), audience).unwrap();
+            let mut stream = UnixStream::connect(&path).await.unwrap();
+            stream.write_all(b"GET /hello HTTP/1.1\r\nhost: ").await.unwrap();
+            let began = Instant::now();
+            let closed = timeout(2 * VISIT_MAX, stream.read_to_end(&mut Vec::new())).await;
+            let waited = began.elapsed();
+            closed.expect("the connection is closed").unwrap();
+            let limit = HEAD_PATIENCE + Duration::from_secs(1);
+            assert!((HEAD_PATIENCE..limit).contains(&waited), "{audience:?}: {waited:?}");
+            server.close().await;
+            std::fs::remove_file(&path).unwrap();
         }
     }
 

@@ -407,6 +407,14 @@ pub(crate) struct MigrationStatus {
 pub(crate) struct ResolveRequest {
     /// What becomes of the copy of the guest that is here.
     pub(crate) decision: Resolution,
+    /// Run it although the destination may have written its block devices. A process of an earlier
+    /// version does not know this field.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) unproven_disks: bool,
+    /// Who asks for it to run has asked the other host, or knows that it does not run the guest. Processes of an
+    /// earlier version do not know this field.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) other_host_has_none: bool,
 }
 
 /// An operator's decision about a guest in doubt.

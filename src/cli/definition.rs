@@ -46,7 +46,8 @@ Examples:
 
 It runs in the background, as with `lighter run --detach`. A guest that has moved to another host, is in a file
 (`lighter save`), or whose last migration is not settled is refused: it may run there, and two copies would destroy its
-disks. --force starts it here all the same.")]
+disks. So is one that the other host of its last migration has, or has had since; when that host does not answer within
+5 s, a warning says so. --force starts it here all the same, unless a host that it has moved to says that it has it.")]
 pub(crate) struct StartArgs {
     /// The guest, which has been defined.
     pub(crate) name: GuestName,
@@ -75,7 +76,7 @@ Examples:
 
 The node starts such guests when it is first started after the host has booted, one after the other, and tells in
 its log which did not start. A guest that has moved to another host is not started: it may be running there. One whose
-last migration is not settled waits until the other host has answered.")]
+last migration is not settled waits until the other host has answered. As `lighter start`, it asks the other host.")]
 pub(crate) struct AutostartArgs {
     /// The guest, which has been defined.
     pub(crate) name: GuestName,

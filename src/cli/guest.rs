@@ -73,7 +73,10 @@ Examples:
 The guest goes on where `lighter save` stopped it, on the same disks. It is refused when one of them was written
 since, by the guest itself, by another program or by a repair: what it keeps of them in memory would destroy them. A
 guest that writes disks is therefore restored once. Without such disks a file can be restored again, but only once at a time: two
-guests from one file believe that they are the same machine.")]
+guests from one file believe that they are the same machine.
+
+A guest whose name is that of one that has moved to another host, or whose last migration is not settled, is refused: it
+may run there. --force restores it all the same; --name gives it another name.")]
 pub(crate) struct RestoreArgs {
     /// The file that `lighter save` wrote.
     pub(crate) file: PathBuf,
@@ -85,6 +88,10 @@ pub(crate) struct RestoreArgs {
     /// Take all disks as they are, also those that were written since the guest was saved: you know that they match.
     #[arg(long = "unsafe")]
     pub(crate) unsafe_disks: bool,
+
+    /// Restore it although a guest of its name may be on another host: you know that it runs nowhere.
+    #[arg(long)]
+    pub(crate) force: bool,
 
     #[command(flatten)]
     pub(crate) background: BackgroundArgs,

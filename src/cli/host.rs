@@ -7,7 +7,7 @@ use clap::{Args, Subcommand, ValueEnum};
 
 use super::JsonFlag;
 use super::isolation::IsolationArgs;
-use super::net::NetRename;
+use super::net::{NetRename, interface_name};
 use super::spec::PatternArg;
 use crate::names::GuestName;
 use crate::units::parse_size;
@@ -57,6 +57,7 @@ Examples:
   lighter node
   lighter node --listen 192.0.2.7:4950 --metrics 127.0.0.1:9450
   lighter node --net-map br0=lan            guests that were on br0 elsewhere are on lan here
+  lighter node --net-allow lan,dmz          guests from other hosts get no other network
   lighter node --disk-dir /srv/disks
   lighter node --disk-device /dev/vg0/web-1
 
@@ -86,6 +87,11 @@ pub(crate) struct NodeArgs {
     /// Where an arriving guest wants bridge or tap FROM, give it TO. Give it more than once for more names.
     #[arg(long, value_name = "FROM=TO")]
     pub(crate) net_map: Vec<NetRename>,
+
+    /// Bridge or tap of this host at which guests from other hosts may have network devices, after --net-map; several with commas, or
+    /// given several times. Others are refused [default: every bridge and tap].
+    #[arg(long, value_name = "NAME[,...]", value_delimiter = ',', value_parser = interface_name)]
+    pub(crate) net_allow: Vec<String>,
 
     /// Folder in which, and below which, guests from other hosts may have disks: those that both hosts share, and those that are
     /// made here (`lighter migrate --copy-disks`); may be given several times [default: none, guests with disks are refused].
@@ -145,6 +151,10 @@ pub(crate) struct IncomingArgs {
     /// What bridges and taps are called here.
     #[arg(long)]
     pub(crate) net_map: Vec<NetRename>,
+
+    /// Those of them that the guest may use; all when there is none.
+    #[arg(long)]
+    pub(crate) net_allow: Vec<String>,
 
     /// Folders in which disks may be made that come with the guest.
     #[arg(long, value_name = "DIR")]

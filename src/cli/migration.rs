@@ -47,7 +47,8 @@ pub(crate) struct MigrateArgs {
     )]
     pub(crate) destination: Option<String>,
 
-    /// How long the guest may stand still at the hand-over.
+    /// How long the guest may stand still at the hand-over: it is paused when less is expected. If it then is not handed over
+    /// within twice this time and a second, it goes on here and the migration fails.
     #[arg(long, value_parser = time_limit, default_value = "300ms", value_name = "TIME")]
     pub(crate) downtime: Duration,
 
@@ -80,7 +81,9 @@ pub(crate) struct MigrateArgs {
     #[arg(long, requires = "copy_disks")]
     pub(crate) replace_disks: bool,
 
-    /// Skip the check that both hosts have the same disks. If they differ, the guest's data is lost.
+    /// Skip the check that both hosts have the same disks. If they differ, the guest's data is
+    /// lost. With `--resolve run`: run the guest here although the other host may have written its
+    /// block devices. If it did, their data is lost.
     #[arg(long = "unsafe", conflicts_with = "copy_disks")]
     pub(crate) unproven_disks: bool,
 

@@ -102,6 +102,53 @@ impl NetRename {
     }
 }
 
+/// Which bridges and taps of this host guests from other hosts may use.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct NetAllowed(Vec<String>);
+
+impl NetAllowed {
+    /// These alone; all of them when there is none.
+    pub(crate) fn new(names: Vec<String>) -> Self {
+        Self(names)
+    }
+
+    /// The names; none when all may be used.
+    pub(crate) fn names(&self) -> &[String] {
+        &self.0
+    }
+
+    /// Whether a guest with these networks, by the names of this host, may be here.
+    ///
+    /// # Errors
+    /// It may not, with the way out.
+    pub(crate) fn permit<'a>(
+        &self,
+        mut links: impl Iterator<Item = &'a NetLink>,
+    ) -> Result<(), String> {
+        let is_other = |link: &&NetLink| !self.0.iter().any(|name| name == link.interface());
+        match links.find(is_other).filter(|_| !self.0.is_empty()) {
+            None => Ok(()),
+            Some(link) => Err(format!(
+                "this host takes guests with network devices at {} alone, not at {}: start its node with another --net-allow, or \
+                 with --net-map {}=NAME",
+                self.0.join(", "),
+                link.interface(),
+                link.interface()
+            )),
+        }
+    }
+}
+
+/// The name of a bridge or tap.
+///
+/// # Errors
+/// No interface can have it.
+pub(crate) fn interface_name(text: &str) -> Result<String, String> {
+    let link = NetLink::Tap(text.to_owned());
+    link.check().map_err(|error| error.to_string())?;
+    Ok(text.to_owned())
+}
+
 impl fmt::Display for NetRename {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}={}", self.from, self.to)
@@ -113,11 +160,7 @@ impl FromStr for NetRename {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let (from, to) = text.split_once('=').ok_or("write it as FROM=TO")?;
-        for name in [from, to] {
-            let link = NetLink::Tap(name.to_owned());
-            link.check().map_err(|error| error.to_string())?;
-        }
-        Ok(Self { from: from.to_owned(), to: to.to_owned() })
+        Ok(Self { from: interface_name(from)?, to: interface_name(to)? })
     }
 }
 
@@ -146,6 +189,25 @@ mod tests {
         for text in ["br0", "=lan", "br0=", "br0=a/b"] {
             assert!(text.parse::<NetRename>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_guest_has_permitted_networks_alone() {
+        let links = |nets: &[&str]| nets.iter().map(|net| read(net).link().unwrap()).collect();
+        let permits = |names: &[&str], links: &Vec<NetLink>| {
+            NetAllowed::new(names.iter().map(|&it| it.into()).collect()).permit(links.iter())
+        };
+        let two = links(&["bridge=lan,tap=t1", "tap=t0"]);
+        for names in [&[][..], &["t0", "lan"]] {
+            permits(names, &two).unwrap();
+        }
+        permits(&["dmz"], &links(&[])).unwrap();
+        // The tap of a bridge is made, so its name says nothing of where it leads.
+        for names in [&["lan"][..], &["t0"], &["t0", "t1"], &["LAN", "t0"]] {
+            let refused = permits(names, &two).unwrap_err();
+            assert!(refused.contains("--net-allow") && refused.contains(names[0]), "{refused}");
+        }
+        assert!(interface_name("a/b").is_err());
     }
 
     #[test]

@@ -80,7 +80,16 @@ pub(crate) struct Files {
     wanted: Vec<(PathBuf, Use)>,
     means: Means,
     vsock_folder: PathBuf,
-    is_unknown_guests: bool,
+    arriving: Option<ArrivingDisks>,
+}
+
+/// The disks of a guest that arrives.
+#[derive(Debug, Clone)]
+pub(crate) struct ArrivingDisks {
+    /// Their paths, as the node has admitted them.
+    pub(crate) paths: Vec<PathBuf>,
+    /// In which folders those may be made that come along.
+    pub(crate) folders: Vec<PathBuf>,
 }
 
 impl Files {
@@ -95,14 +104,14 @@ impl Files {
             // Those of an earlier guest of its name; see `StateDir::moment`.
             (state.places_of_records().join(guest.name().as_str()), Use::Read),
             (state.ended().place(guest.name()), Use::Keep),
-            (state.merge_domain_file(), Use::Write),
+            (state.departures().place(guest.name(), uuid), Use::Keep),
         ];
         wanted.extend(folders);
         if cfg!(feature = "failpoints") {
             wanted.push((std::env::temp_dir(), Use::Keep));
         }
         let (means, vsock_folder) = (Means::default(), state.vsock_folder());
-        Self { wanted, means, vsock_folder, is_unknown_guests: false }
+        Self { wanted, means, vsock_folder, arriving: None }
     }
 
     /// And the disks, taps and sockets of a guest of this shape.
@@ -127,9 +136,10 @@ impl Files {
         self.wanted.extend(block::facts_of(path).into_iter().map(|folder| (folder, Use::Read)));
     }
 
-    /// And this folder, in which disks may be made.
-    pub(crate) fn add_disk_folder(&mut self, path: &Path) {
-        self.wanted.push((path.to_owned(), Use::Keep));
+    /// The disks that were added.
+    pub(crate) fn disks(&self) -> impl Iterator<Item = &Path> {
+        let disks = self.wanted.iter().filter(|(_, what)| *what == Use::Disk);
+        disks.map(|(path, _)| path.as_path())
     }
 
     /// And what the guest boots from, now and again.
@@ -147,16 +157,20 @@ impl Files {
         self
     }
 
-    /// And what else the process of a guest does that is not known yet, but for calling programs of the host.
-    pub(crate) fn of_unknown_guest(mut self) -> Self {
+    /// And the disks and what else the process of a guest does that is not known yet, but for
+    /// calling programs of the host. What comes along is made by a thread that is not confined: the
+    /// folders for disks are not among the files.
+    pub(crate) fn of_unknown_guest(mut self, disks: ArrivingDisks) -> Self {
+        disks.paths.iter().for_each(|disk| self.add_disk(disk));
         self.means = Means { unix_sockets: self.means.unix_sockets, ..Means::OF_UNKNOWN };
-        self.is_unknown_guests = true;
+        self.arriving = Some(disks);
         self
     }
 
-    /// Whether what the guest boots from comes to be known only when its process is confined.
-    pub(crate) fn is_unknown_guests(&self) -> bool {
-        self.is_unknown_guests
+    /// The disks of a guest that arrives: what it boots from comes to be known only when its
+    /// process is confined.
+    pub(crate) fn arriving(&self) -> Option<&ArrivingDisks> {
+        self.arriving.as_ref()
     }
 
     /// And the template at this path.

@@ -16,6 +16,6 @@ mod raw_trap;
 mod seccomp;
 
 pub(crate) use capabilities::drop_most as drop_capabilities;
-pub(crate) use files::{Files, Means};
+pub(crate) use files::{ArrivingDisks, Files, Means};
 pub(crate) use landlock::restrict as restrict_files;
 pub(crate) use seccomp::restrict as restrict_calls;

@@ -31,6 +31,10 @@ use crate::verbs::progress::ProgressView;
 use crate::verbs::session::block_on;
 use crate::verbs::summary;
 
+/// How long the guest may stand still, in milliseconds: it stands for some tens of them. The demo is to succeed on a host that
+/// stalls for a second, too.
+const DOWNTIME_MS_MAX: u64 = 3_000;
+
 /// Everything that happened, for `--json`.
 #[derive(Debug, Serialize)]
 struct Performance {
@@ -124,7 +128,10 @@ async fn move_guest(from: &Host, to: &Host, args: &DemoArgs) -> Result<Leg> {
     let before = Actor::meet(from, Instant::now() + Duration::from_secs(10)).await?;
     before.forget_stalls().await?;
     let identity = identity_of(from.state(), &stage::guest_name()?)?;
-    let request = MigrationRequest::to(to.address().to_string(), identity);
+    let request = MigrationRequest {
+        downtime_ms_max: DOWNTIME_MS_MAX,
+        ..MigrationRequest::to(to.address().to_string(), identity)
+    };
     let started: MigrationStarted = from
         .guest_client()
         .post("/v1/guest/migration", &request)

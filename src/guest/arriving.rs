@@ -11,17 +11,20 @@ use migrate::record::{DestinationState, RecordError, Side};
 use migrate::report::{Outcome, Role};
 use migrate::session::{DestinationSession, start_destination};
 use migrate::{DestinationGuest, GuestDescription, GuestFactory, MigrationId, Refusal};
-use vmm_core::{DeviceError, Error, RunState, ShapeError, VmOptions, VmShape};
+use vmm_core::memory::MergeDomain;
+use vmm_core::{DeviceConfig, DeviceError, Error, RunState, ShapeError, VmOptions, VmShape};
 
 use super::console::Console;
 use super::disks::{self, Arriving};
 use super::machine::{Machine, SharedMachine, shape_of};
-use super::opener::Opener;
+use super::merging::Merging;
 use super::process::{Ending, GuestProcess, Occupation};
 use super::session::MigrationSession;
+use super::unconfined::Unconfined;
 use crate::api::types::MigrationStatus;
 use crate::cli::host::IncomingArgs;
-use crate::cli::net::NetRename;
+use crate::cli::net::{NetAllowed, NetRename};
+use crate::departures::DepartedDisks;
 use crate::disk_places::DiskPlaces;
 use crate::node::{IncomingGreeting, IncomingLine, LINGER};
 
@@ -43,7 +46,7 @@ impl Arrival {
         process: &Arc<GuestProcess>,
         args: &IncomingArgs,
         greeting: &IncomingGreeting,
-        (console, opener): (Console, Option<Arc<Opener>>),
+        (console, unconfined, departed): (Console, Option<Unconfined>, DepartedDisks),
     ) -> Result<u16> {
         let tls = Tls::new(&greeting.identity)?;
         let records = process.records();
@@ -61,10 +64,12 @@ impl Arrival {
         let factory = Factory {
             process: Arc::downgrade(process),
             console,
-            opener,
+            unconfined,
             net_map,
+            net_allowed: NetAllowed::new(args.net_allow.clone()),
             disks: args.disks.clone(),
             folders,
+            departed,
         };
         let handle = start_destination(session, Arc::new(factory), &tls, records)?;
         let port = handle.port();
@@ -127,13 +132,17 @@ impl Arrival {
 struct Factory {
     process: Weak<GuestProcess>,
     console: Console,
-    /// Opens what the guest boots from again.
-    opener: Option<Arc<Opener>>,
+    /// Make its disks, and open what it boots from again.
+    unconfined: Option<Unconfined>,
     /// What bridges and taps are called here.
     net_map: Vec<NetRename>,
+    /// Those of them that it may use.
+    net_allowed: NetAllowed,
     /// The disks that the node was told of, and permits.
     disks: Vec<PathBuf>,
     folders: DiskPlaces,
+    /// Those that are old here.
+    departed: DepartedDisks,
 }
 
 impl GuestFactory for Factory {
@@ -148,6 +157,7 @@ impl GuestFactory for Factory {
             return Err(Refusal::new(RefusalKind::Guest, text));
         }
         let shape = self.shape_of(guest)?;
+        self.expect_here(guest, &shape)?;
         shape.check_host().map_err(refused)?;
         shape.check_shared_disks().map_err(refused)
     }
@@ -157,6 +167,7 @@ impl GuestFactory for Factory {
         let mut shape = self.shape_of(guest)?;
         shape.identify_disks();
         shape.disks_mut().for_each(|disk| *disk = disk.going_on());
+        self.make_disks(guest, &mut shape)?;
         let other = |error: anyhow::Error| match error.downcast::<Error>() {
             Ok(error) => refused(error),
             Err(error) => Refusal::new(RefusalKind::Other, format!("{error:#}")),
@@ -165,8 +176,10 @@ impl GuestFactory for Factory {
         let machine =
             Machine::create(name, guest.uuid, shape, &options, &self.console).map_err(other)?;
         let machine = Arc::new(machine);
-        process.set_machine(Arc::clone(&machine)).map_err(other)?;
-        let arriving = Arriving::new(machine, guest, self.opener.clone());
+        let domain = machine.shape().memory.merge_domain.as_ref();
+        let merging = self.join(&process, domain).map_err(other)?;
+        process.set_machine(Arc::clone(&machine), merging).map_err(other)?;
+        let arriving = Arriving::new(machine, guest, self.unconfined.clone());
         let arriving = arriving.map_err(|error| other(error.into()))?;
         Ok(Arc::new(arriving))
     }
@@ -179,7 +192,47 @@ impl Factory {
         announced(shape.disks().map(|disk| disk.path()), &self.disks)?;
         disks::expect(guest, &mut shape, &self.folders)?;
         NetRename::apply(&self.net_map, &mut shape);
+        let refused = |text| Refusal::new(RefusalKind::Guest, text);
+        self.net_allowed.permit(shape.nets().map(|net| net.link())).map_err(refused)?;
         Ok(shape)
+    }
+
+    /// Makes the files of the disks that come along.
+    fn make_disks(&self, guest: &GuestDescription, shape: &mut VmShape) -> Result<(), Refusal> {
+        let Some(Unconfined { maker, .. }) = &self.unconfined else { return Ok(()) };
+        if guest.disks.is_empty() {
+            maker.end();
+        }
+        for copy in &guest.disks {
+            if let Some(DeviceConfig::Block(disk)) = shape.devices.get_mut(usize::from(copy.device))
+            {
+                let made = maker.make(disk);
+                *disk = made.map_err(|error| Refusal::new(RefusalKind::Other, error))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses disks that both hosts are to share and whose content has gone from here: those that
+    /// come along replace what is here.
+    fn expect_here(&self, guest: &GuestDescription, shape: &VmShape) -> Result<(), Refusal> {
+        let comes = |index| guest.disks.iter().any(|copy| usize::from(copy.device) == index);
+        let shared = shape.devices.iter().enumerate().filter(|(index, _)| !comes(*index));
+        let mut disks = shared.filter_map(|(_, device)| match device {
+            DeviceConfig::Block(disk) => Some(disk.path()),
+            _ => None,
+        });
+        let refused = |error: anyhow::Error| Refusal::new(RefusalKind::Other, error.to_string());
+        disks.try_for_each(|disk| self.departed.expect_here(disk)).map_err(refused)
+    }
+
+    /// Joins the guest's merge domain: the opener may open the lock's file, and this thread may not.
+    fn join(&self, process: &GuestProcess, domain: Option<&MergeDomain>) -> Result<Merging> {
+        let path = process.state().merge_domain_file();
+        match (&self.unconfined, domain) {
+            (Some(unconfined), Some(domain)) => unconfined.opener.join(domain, &path),
+            _ => Merging::join(domain, &path),
+        }
     }
 
     fn process(&self) -> Result<Arc<GuestProcess>, Refusal> {

@@ -24,8 +24,8 @@ use crate::api::survey::{SurveyDomain, SurveyRequest, SurveyStatus, SurveyedMemo
 use crate::api::types::{
     BackingInfo, BalloonInfo, BalloonRequest, ConsoleInput, ConsoleTaken, DiskInfo, GuestInfo,
     GuestKind, GuestState, LandlockState, MigrationRequest, MigrationStarted, MigrationStatus,
-    NetInfo, OnReboot, RebootRequest, Resolution, ResumeRequest, StateAnswer, VsockInfo,
-    WorkloadControl, WorkloadControlled, WorkloadInfo,
+    NetInfo, OnReboot, RebootRequest, Resolution, ResolveRequest, ResumeRequest, StateAnswer,
+    VsockInfo, WorkloadControl, WorkloadControlled, WorkloadInfo,
 };
 use crate::api::{ApiError, Reason};
 use crate::scrollback::Scrollback;
@@ -304,10 +304,9 @@ impl GuestControl for ProcessControl {
         let saving = Saving::begin(self.process(), &mut occupation);
         self.process().surveys().call_off(machine);
         drop(occupation);
-        let began = Instant::now();
         let saved = saved::save(machine, request, handed);
         let (file_bytes, guest) = saved.map_err(ApiError::failed)?;
-        let id = guest.id().id;
+        let (id, since) = (guest.id().id, guest.since());
         if !request.keep_running && asker.strong_count() > 0 {
             let guest = Arc::new(guest);
             StandsStill::limit(&guest, &self.0);
@@ -316,7 +315,7 @@ impl GuestControl for ProcessControl {
         Ok(Saved {
             id,
             file_bytes,
-            paused_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
+            paused_ms: u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX),
         })
     }
 
@@ -373,8 +372,8 @@ impl GuestControl for ProcessControl {
         Ok(self.state())
     }
 
-    fn resolve(&self, decision: Resolution) -> Result<StateAnswer, ApiError> {
-        let choice = match decision {
+    fn resolve(&self, request: &ResolveRequest) -> Result<StateAnswer, ApiError> {
+        let choice = match request.decision {
             Resolution::Run => OperatorChoice::Run,
             Resolution::Discard => OperatorChoice::Discard,
         };
@@ -383,6 +382,12 @@ impl GuestControl for ProcessControl {
             let text = format!("{} is not in doubt: there is no migration", self.process().name());
             return Err(ApiError::new(Reason::NotMigrating, text));
         };
+        if let Occupation::Leaving(departure) = &occupation
+            && choice == OperatorChoice::Run
+            && !request.unproven_disks
+        {
+            departure.expect_unwritten_disks(self.process())?;
+        }
         self.process().runtime().block_on(session.resolve(choice))?;
         Ok(self.state())
     }

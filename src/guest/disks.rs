@@ -11,14 +11,17 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use migrate::protocol::Blob;
-use migrate::{DiskCopy, ExistingFile, GuestDescription, GuestError, HintProgress, SourceGuest};
-use vmm_core::virtio::block::{DiskProof, Mark};
+use migrate::{
+    DiskCopy, ExistingFile, GuestDescription, GuestError, HintProgress, MigrationId, SourceGuest,
+};
+use vmm_core::virtio::block::{Access, DiskIdentity, DiskProof, Mark};
 use vmm_core::{DeviceConfig, DiskContent, VmShape};
 
 pub(crate) use arriving::{Arriving, expect};
 
 use super::machine::SharedMachine;
 use crate::api::types::CopyDisks;
+use crate::departures::{DepartedDisk, Departure};
 
 /// A disk that is copied.
 #[derive(Debug, Clone)]
@@ -113,6 +116,36 @@ impl Departing {
     fn memory_chunks(&self) -> usize {
         self.description.layout.chunks()
     }
+
+    /// The block devices that the guest writes and the destination has as well.
+    pub(super) fn written_devices(&self) -> impl Iterator<Item = &DiskContent> {
+        let are_shared = self.parts.is_empty();
+        let disks = self.machine.disks().map(|(_, disk)| &**disk).filter(move |_| are_shared);
+        disks.filter(|disk| disk.access() == Access::ReadWrite && disk.is_device())
+    }
+
+    /// What is to be known of the copied disks that the guest writes when they have left with the
+    /// migration.
+    pub(super) fn departure(&self, migration: MigrationId) -> Option<Departure> {
+        let recognized = |disk: &DiskContent| {
+            let path = disk.path().to_owned();
+            Some(DepartedDisk { identity: DiskIdentity::at(&path)?, path })
+        };
+        let disks: Vec<_> = self.written().filter_map(recognized).collect();
+        // A guest's name is one on this host as well.
+        let guest = self.description.name.parse().ok()?;
+        let (uuid, destination) = (self.description.uuid, self.destination.clone());
+        let is_settled = false;
+        let departure = Departure { guest, uuid, migration, destination, disks, is_settled };
+        (!departure.disks.is_empty()).then_some(departure)
+    }
+
+    /// The copied disks that the guest writes. One that it only reads stays up to date here, and
+    /// other guests may read it.
+    fn written(&self) -> impl Iterator<Item = &DiskContent> {
+        let disks = self.parts.iter().map(|part| &*part.disk);
+        disks.filter(|disk| disk.access() == Access::ReadWrite)
+    }
 }
 
 /// The disks of `machine`, to be copied.
@@ -205,11 +238,11 @@ impl SourceGuest for Departing {
     }
 
     fn stop_dirty_log(&self) -> Result<(), GuestError> {
-        for part in &self.parts {
-            part.disk.stop_log();
+        self.parts.iter().for_each(|part| part.disk.stop_log());
+        for disk in self.written() {
             // The guest stays.
-            if let Err(error) = part.disk.forget_departure() {
-                let path = part.disk.path().display();
+            if let Err(error) = disk.forget_departure() {
+                let path = disk.path().display();
                 tracing::error!(%error, "{path} is still marked as moved away");
             }
         }
@@ -267,9 +300,9 @@ impl SourceGuest for Departing {
     }
 
     fn release(&self) -> Result<(), GuestError> {
-        for part in &self.parts {
-            if let Err(error) = part.disk.note_departure(&self.destination) {
-                let path = part.disk.path().display();
+        for disk in self.written() {
+            if let Err(error) = disk.note_departure(&self.destination) {
+                let path = disk.path().display();
                 tracing::warn!(%error, "cannot mark {path} as moved away: do not use it any more");
             }
         }
@@ -278,10 +311,6 @@ impl SourceGuest for Departing {
 
     fn flush(&self) -> Result<(), GuestError> {
         self.machine.flush()
-    }
-
-    fn rehearse_save(&self) -> Result<(), GuestError> {
-        self.machine.rehearse_save()
     }
 
     fn save_state(&self) -> Result<Vec<u8>, GuestError> {

@@ -17,6 +17,7 @@ use super::workload;
 use crate::address::Destination;
 use crate::api::types::{Compression, MigrationRequest, MigrationStatus};
 use crate::api::{ApiError, Reason};
+use crate::departures;
 
 /// Most connections side by side; beyond, they only cost.
 const CONNECTIONS_MAX: u8 = 16;
@@ -31,6 +32,8 @@ pub(crate) struct Departure {
     session: MigrationSession,
     destination: String,
     guest: Arc<Departing>,
+    /// What was noted of its disks.
+    disks: Option<departures::Departure>,
     /// Whether it ran when the migration began.
     ran: bool,
 }
@@ -56,12 +59,24 @@ impl Departure {
         // Starting the log anew sets right what cannot be stopped.
         process.surveys().call_off(machine);
         workload::begin_migration(machine);
+        // Before anything else: a power cut leaves no time for it.
+        let disks = guest.departure(plan.migration);
+        let notes = process.state().departures();
+        if let Some(disks) = &disks {
+            notes.write(disks).map_err(ApiError::failed)?;
+        }
         let guest = Arc::new(guest);
         let ran = guest.is_running();
         let leaving: Arc<dyn SourceGuest> = guest.clone();
-        let handle = start_source(plan, leaving, tls, records).map_err(ApiError::failed)?;
-        let session = MigrationSession::new(handle);
-        let departure = Self { session, destination: request.destination.clone(), guest, ran };
+        let started = start_source(plan, leaving, tls, records).inspect_err(|_| {
+            let forgotten = disks.as_ref().map_or(Ok(()), |disks| notes.forget(disks));
+            if let Err(error) = forgotten {
+                tracing::warn!("{error:#}");
+            }
+        });
+        let session = MigrationSession::new(started.map_err(ApiError::failed)?);
+        let destination = request.destination.clone();
+        let departure = Self { session, destination, guest, disks, ran };
         process.runtime().spawn(departure.clone().conclude(Arc::clone(process)));
         Ok(departure)
     }
@@ -88,6 +103,30 @@ impl Departure {
     /// The guest has ended, by itself or with its process; unless it has been handed over, that ends the migration.
     pub(crate) fn guest_stopped(&self, how: &str) {
         self.session.handle().guest_stopped(how);
+    }
+
+    /// Refuses to run a guest in doubt again that the destination may have run on a block device:
+    /// nothing tells this host whether another one wrote it.
+    ///
+    /// # Errors
+    /// There is such a device, and the migration is committed, or its record does not say that it
+    /// is not.
+    pub(crate) fn expect_unwritten_disks(&self, process: &GuestProcess) -> Result<(), ApiError> {
+        let Some(device) = self.guest.written_devices().next() else { return Ok(()) };
+        let record = self.session.record(process, Role::Source);
+        let is_committed = record.map_or(true, |record| !record.is_some_and(|it| is_ours(&it)));
+        if self.session.doubt().is_none() || !is_committed {
+            return Ok(());
+        }
+        let (name, device) = (process.name(), device.path().display());
+        let text = format!(
+            "{name} may have run at the destination and written its block device {device}, and this \
+             host cannot tell: the memory of the copy here would not match it, and data would be \
+             lost. If you are sure that it did not run there: `lighter migrate {name} --resolve run \
+             --unsafe`; otherwise make sure that the destination is off, discard this copy \
+             (`--resolve discard`), and boot the guest from its disk"
+        );
+        Err(ApiError::new(Reason::WrongState, text))
     }
 
     /// Waits for the last report.
@@ -118,6 +157,7 @@ impl Departure {
             progress: Some(self.session.progress()),
             report: Some(report.clone()),
         };
+        self.note_disks(&process, report.outcome);
         match report.outcome {
             Outcome::StayedAtSource => {
                 process.conclude(self.session.id(), status);
@@ -133,6 +173,20 @@ impl Departure {
                     message: format!("this copy of {} is given up: {cause}", process.name()),
                 });
             }
+        }
+    }
+
+    /// Notes for good whose the guest's disks are, once that is certain.
+    fn note_disks(&self, process: &GuestProcess, outcome: Outcome) {
+        let (Some(disks), notes) = (&self.disks, process.state().departures()) else { return };
+        let noted = match outcome {
+            Outcome::StayedAtSource => notes.forget(disks),
+            Outcome::Migrated | Outcome::Lost => notes.settle(disks),
+            // As the record will say.
+            Outcome::InDoubt => Ok(()),
+        };
+        if let Err(error) = noted {
+            tracing::warn!("which disks have moved away is not noted for good: {error:#}");
         }
     }
 
@@ -177,6 +231,7 @@ impl Departure {
 
     /// The guest goes on as it did, whatever its migration has left undone.
     fn take_back(&self, process: &GuestProcess) {
+        self.note_disks(process, Outcome::StayedAtSource);
         let resumed = if self.ran { self.guest.resume() } else { Ok(()) };
         if let Err(error) = &resumed {
             tracing::error!(%error, "after a migration that broke down");

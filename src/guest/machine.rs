@@ -220,12 +220,8 @@ impl SourceGuest for Machine {
         flushed.map_err(|error| self.failed("flush the disks", error))
     }
 
-    fn rehearse_save(&self) -> Result<(), GuestError> {
-        self.encode(self.vm.rehearse_save()).map(drop)
-    }
-
     fn save_state(&self) -> Result<Vec<u8>, GuestError> {
-        self.encode(self.vm.save_state())
+        self.encode(self.vm.save_without_flush())
     }
 }
 

@@ -3,11 +3,17 @@
 //! The kernel knows no domains: it merges equal pages of all processes that let it. So guests of one domain at
 //! most let it at a time. Those that do hold a lock together, with the domain's name in its file; a guest of another domain
 //! finds it held and keeps its pages to itself. The lock ends with its holders.
+//!
+//! A guest's process opens that file only if its guest has a domain, and before it is confined ([`super::opener`] does it for a guest
+//! that arrives). From then on it has a descriptor that only reads: a guest's process that has been taken over can change the lock,
+//! for which nobody waits long, and not the name.
 
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use vmm_core::Vm;
@@ -16,6 +22,12 @@ use vmm_core::memory::MergeDomain;
 /// The longest name that is read, in bytes; those of domains are shorter.
 const NAME_BYTES_MAX: u64 = 256;
 
+/// How long a guest waits for a lock that is held alone. Its owner is about to share it: that takes two calls.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Between two attempts to share the lock.
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
+
 /// Whether a guest's pages may be merged.
 #[derive(Debug)]
 pub(crate) enum Merging {
@@ -23,7 +35,7 @@ pub(crate) enum Merging {
     Off,
     /// With those of its domain, as long as this is held.
     On {
-        /// Held together with the other guests of the domain.
+        /// Held together with the other guests of the domain. It cannot be written.
         _lock: File,
     },
     /// Not now: guests of another domain are merged on this host.
@@ -34,60 +46,120 @@ pub(crate) enum Merging {
 }
 
 impl Merging {
-    /// Lets the kernel merge the pages of `vm` if it has a domain and no other one is merged on this host, whose lock is at
-    /// `path`.
+    /// Joins `domain`, if there is one and no other is merged on this host, whose lock is at `path`.
     ///
     /// # Errors
-    /// The lock cannot be taken, or the kernel does not merge pages.
-    pub(crate) fn begin(vm: &Vm, path: &Path) -> Result<Self> {
-        let Some(domain) = &vm.shape().memory.merge_domain else { return Ok(Self::Off) };
-        let merging = join(path, domain).with_context(|| {
+    /// The lock's file cannot be used.
+    pub(crate) fn join(domain: Option<&MergeDomain>, path: &Path) -> Result<Self> {
+        let Some(domain) = domain else { return Ok(Self::Off) };
+        let merging = join(path, domain, LOCK_PATIENCE).with_context(|| {
             format!("cannot join the merge domain {domain} ({})", path.display())
         })?;
-        match &merging {
-            Self::On { .. } => vm.ram().merge()?,
-            Self::Held { by } => tracing::warn!(
+        if let Self::Held { by } = &merging {
+            tracing::warn!(
                 "pages of this guest are not merged: it is of the domain {domain}, and guests of {by} are merged on this host"
-            ),
-            Self::Off => {}
+            );
         }
         Ok(merging)
     }
+
+    /// Lets the kernel merge the pages of `vm` if its domain has been joined.
+    ///
+    /// # Errors
+    /// The kernel does not merge pages.
+    pub(crate) fn begin(self, vm: &Vm) -> Result<Self> {
+        if let Self::On { .. } = &self {
+            vm.ram().merge()?;
+        }
+        Ok(self)
+    }
 }
 
-fn join(path: &Path, domain: &MergeDomain) -> Result<Merging> {
+fn join(path: &Path, domain: &MergeDomain, patience: Duration) -> Result<Merging> {
     let mut options = OpenOptions::new();
     options.create(true).truncate(false).read(true).write(true).mode(0o600);
-    let mut file = regular_file::open(path, &mut options)?;
-    match file.try_lock() {
+    let mut writer = regular_file::open(path, &mut options)?;
+    match writer.try_lock() {
         Ok(()) => {
-            file.set_len(0)?;
-            file.write_all(domain.as_str().as_bytes())?;
+            writer.set_len(0)?;
+            writer.write_all(domain.as_str().as_bytes())?;
+            // Changing a lock may let it go for a moment, in which another domain may come.
+            share(&writer, patience)?;
         }
         Err(TryLockError::WouldBlock) => {}
         Err(TryLockError::Error(error)) => return Err(error.into()),
     }
-    // Changing a lock may let it go for a moment; what counts is what is there while it is shared, since nobody
-    // writes then. Who has it alone is about to share it.
-    file.lock_shared()?;
+    let mut lock = regular_file::open(path, OpenOptions::new().read(true))?;
+    if let Err(error) = share(&lock, patience) {
+        // A process that holds it for so long does not follow these rules: it must not keep guests from running.
+        tracing::error!(
+            "the lock of this host's merge domains, {}, cannot be shared: {error}; a process holds it alone (`fuser` tells which)",
+            path.display()
+        );
+        return Ok(Merging::Held { by: "an unknown domain".to_owned() });
+    }
+    drop(writer);
+    // What counts is what is there while the lock is shared, since nobody writes then.
     let mut name = String::new();
-    file.seek(SeekFrom::Start(0))?;
-    (&file).take(NAME_BYTES_MAX).read_to_string(&mut name)?;
+    Read::by_ref(&mut lock).take(NAME_BYTES_MAX).read_to_string(&mut name)?;
     if name == domain.as_str() {
-        return Ok(Merging::On { _lock: file });
+        return Ok(Merging::On { _lock: lock });
     }
     Ok(Merging::Held { by: name.chars().filter(|c| !c.is_control()).collect() })
+}
+
+/// Takes the lock together with others, unless it is held alone for longer than `patience`.
+fn share(lock: &File, patience: Duration) -> io::Result<()> {
+    let begun = Instant::now();
+    loop {
+        match lock.try_lock_shared() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::Error(error)) => return Err(error),
+            Err(TryLockError::WouldBlock) if begun.elapsed() >= patience => {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            Err(TryLockError::WouldBlock) => thread::sleep(LOCK_PAUSE),
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn a_guest_of_a_domain_cannot_say_that_another_one_is_merged() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("merge-domain");
+        let merging = join(&path, &"shop".parse().unwrap(), PATIENCE).unwrap();
+        let Merging::On { mut _lock } = merging else { panic!("{merging:?}") };
+        let error = _lock.write_all(b"bank").unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EBADF), "{error}");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "shop");
+    }
+
+    #[test]
+    fn a_lock_that_is_held_alone_for_long_keeps_no_guest_from_running() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("merge-domain");
+        let alone = File::create(&path).unwrap();
+        alone.lock().unwrap();
+        let merging = join(&path, &"shop".parse().unwrap(), LOCK_PAUSE).unwrap();
+        assert!(
+            matches!(&merging, Merging::Held { by } if by == "an unknown domain"),
+            "{merging:?}"
+        );
+        drop(alone);
+        assert!(matches!(join(&path, &"shop".parse().unwrap(), PATIENCE), Ok(Merging::On { .. })));
+    }
+
     #[test]
     fn one_domain_at_a_time_until_its_last_guest_is_gone() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("merge-domain");
-        let join = |domain: &str| join(&path, &domain.parse().unwrap()).unwrap();
+        let join = |domain: &str| join(&path, &domain.parse().unwrap(), PATIENCE).unwrap();
         let (one, two) = (join("shop"), join("shop"));
         assert!(matches!((&one, &two), (Merging::On { .. }, Merging::On { .. })));
         assert!(matches!(join("bank"), Merging::Held { by } if by == "shop"));
@@ -108,7 +180,10 @@ mod tests {
                 let joiners: Vec<_> = ["a", "b", "a", "b"]
                     .map(|domain| {
                         let path = &path;
-                        scope.spawn(move || (domain, join(path, &domain.parse().unwrap()).unwrap()))
+                        scope.spawn(move || {
+                            let joined = join(path, &domain.parse().unwrap(), PATIENCE);
+                            (domain, joined.unwrap())
+                        })
                     })
                     .into();
                 joiners.into_iter().map(|joiner| joiner.join().unwrap()).collect::<Vec<_>>()

@@ -1,11 +1,13 @@
 //! The process of one guest: it owns the machine, the guest's end of a migration, and the guest's API.
 //!
-//! [`plan`] is what a command line means; [`start`] builds the machine by it and lives until the guest ends ([`process`], which
-//! [`control`] opens to the API). [`machine`] makes a virtual machine fit for a migration, [`leaving`] and [`arriving`] are its two
-//! directions, [`session`] what they share, [`disks`] the disks that are copied, [`opener`] who opens what an arrived guest boots
-//! from. [`console`] is the serial line, [`background`] is `--detach`, [`workload`] the built-in guest, [`merging`] whether its pages
-//! may be merged, [`survey`] whether that is worth it, [`treatment`] has it done, [`addresses`] whether they are its own. Start at
-//! [`start`].
+//! [`plan`] is what a command line means; [`start`] builds the machine by it and lives until the
+//! guest ends ([`process`], which [`control`] opens to the API). [`machine`] makes a virtual
+//! machine fit for a migration, [`leaving`] and [`arriving`] are its two directions, [`session`]
+//! what they share, [`disks`] the disks that are copied, [`unconfined`] the threads that make and
+//! open files for a guest that arrives. [`console`] is the serial line, [`background`] is
+//! `--detach`, [`workload`] the built-in guest, [`merging`] whether its pages may be merged,
+//! [`survey`] whether that is worth it, [`treatment`] has it done, [`addresses`] whether they are
+//! its own. Start at [`start`].
 
 mod addresses;
 mod arriving;
@@ -16,6 +18,7 @@ mod control;
 mod disks;
 mod leaving;
 mod machine;
+mod maker;
 mod merging;
 mod opener;
 mod plan;
@@ -25,6 +28,7 @@ mod session;
 mod start;
 mod survey;
 mod treatment;
+mod unconfined;
 mod workload;
 
 pub(crate) use start::{incoming, restore, run, start_defined};

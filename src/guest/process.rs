@@ -227,17 +227,21 @@ impl GuestProcess {
         self.machine.get()
     }
 
-    /// Gives the process its machine, once, and listens to it from then on.
+    /// Gives the process its machine, whose merge domain has been joined, once, and listens to it from then on.
     ///
     /// # Errors
     /// The system gives no thread, one of the machine's is gone, or the system does not merge pages that shall be.
-    pub(crate) fn set_machine(self: &Arc<Self>, machine: SharedMachine) -> Result<()> {
+    pub(crate) fn set_machine(
+        self: &Arc<Self>,
+        machine: SharedMachine,
+        merging: Merging,
+    ) -> Result<()> {
         if self.machine.set(Arc::clone(&machine)).is_err() {
             return Ok(());
         }
         warn_of_vcpus(&machine);
         machine.vm().listen_at(self.state.guest(self.name()).vsock_socket())?;
-        let merging = Merging::begin(machine.vm(), &self.state.merge_domain_file())?;
+        let merging = merging.begin(machine.vm())?;
         let _first = self.merging.set(merging);
         let process = Arc::downgrade(self);
         let mut bad_news = BadNews::default();

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use migrate::SourceGuest;
 use tokio::time::Instant;
 use uuid::Uuid;
 use vmm_core::snapshot::{CloneConfig, DiskCopies, SavedDisks, Template};
@@ -157,12 +158,12 @@ pub(crate) fn save(
 ) -> Result<(u64, StandsStill)> {
     let file = request.file.as_path();
     let vm = machine.vm();
-    let ran = vm.run_state() == RunState::Running;
-    vm.pause()?;
+    let ran = flush_and_pause(vm, || Ok(machine.flush()?))?;
     let guest = StandsStill {
         id: SaveId { id: Uuid::new_v4() },
         machine: Arc::clone(machine),
         ran,
+        since: Instant::now(),
         file: file.to_owned(),
         until: Mutex::new(Instant::now() + STANDS_STILL_MAX),
     };
@@ -176,12 +177,24 @@ pub(crate) fn save(
     Ok((report.file_bytes, guest))
 }
 
+/// Pauses the guest when `flush` has made durable what it has written to its disks until then:
+/// little is left to be flushed while it stands. Returns whether it ran.
+fn flush_and_pause(vm: &Vm, flush: impl FnOnce() -> Result<()>) -> Result<bool> {
+    let ran = vm.run_state() == RunState::Running;
+    if ran {
+        flush()?;
+    }
+    vm.pause()?;
+    Ok(ran)
+}
+
 /// A guest that stands still for its file's sake: when dropped it goes on, if it ran before.
 #[derive(Debug)]
 pub(crate) struct StandsStill {
     id: SaveId,
     machine: SharedMachine,
     ran: bool,
+    since: Instant,
     file: PathBuf,
     /// When it goes on unless somebody holds it.
     until: Mutex<Instant>,
@@ -202,6 +215,11 @@ impl StandsStill {
 
     fn until(&self) -> Instant {
         *self.until.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Since when.
+    pub(super) fn since(&self) -> Instant {
+        self.since
     }
 
     /// Which save it stands still for.
@@ -255,6 +273,38 @@ mod tests {
     fn a_guest_is_named_after_its_file() {
         assert_eq!(name_of(Path::new("/x/web-1.lighter")).unwrap().as_str(), "web-1");
         assert!(name_of(Path::new("/x/-.lighter")).unwrap_err().to_string().contains("--name"));
+    }
+
+    #[test]
+    fn what_a_guest_has_written_is_flushed_while_it_runs_and_not_twice() {
+        let folder = tempfile::tempdir().unwrap();
+        let console = Console::log(folder.path().join("console.log"));
+        let shape = VmShape::for_host(64 << 20, 1).unwrap();
+        let options = VmOptions::default();
+        let machine =
+            Machine::create("web".parse().unwrap(), Uuid::new_v4(), shape, &options, &console);
+        let machine = machine.unwrap();
+        let vm = machine.vm();
+        // It halts at once.
+        vm.ram().copy_in(0, 1, &[0xf4; 4096]).unwrap();
+        let mut state = vm.save_state().unwrap();
+        let vcpu = &mut state.vcpus[0];
+        (vcpu.sregs.cs.base, vcpu.sregs.cs.selector, vcpu.regs.rip) = (0, 0, 4096);
+        vm.load_state(&state).unwrap();
+        vm.resume().unwrap();
+
+        let refused = flush_and_pause(vm, || anyhow::bail!("the disk does not answer"));
+        refused.unwrap_err();
+        let state_at_flush = std::cell::Cell::new(None);
+        let flush = || {
+            state_at_flush.set(Some(vm.run_state()));
+            Ok(())
+        };
+        assert!(flush_and_pause(vm, flush).unwrap());
+        assert_eq!(state_at_flush.take(), Some(RunState::Running));
+        assert_eq!(vm.run_state(), RunState::Paused);
+        assert!(!flush_and_pause(vm, flush).unwrap());
+        assert_eq!(state_at_flush.take(), None, "a paused guest writes nothing more");
     }
 
     #[test]

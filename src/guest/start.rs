@@ -6,16 +6,18 @@ use anyhow::{Context, Result, bail};
 use tokio::runtime::{Builder, Runtime};
 use uuid::Uuid;
 use vmm_core::VmOptions;
+use vmm_core::memory::MergeDomain;
 use vmm_core::snapshot::SavedDisks;
 
 use super::arriving::{self, Arrival};
 use super::console::Console;
 use super::control::ProcessControl;
 use super::machine::{Machine, SharedMachine};
-use super::opener::Opener;
+use super::merging::Merging;
 use super::plan::{self, Plan};
 use super::process::{Ending, GuestProcess};
 use super::saved;
+use super::unconfined::Unconfined;
 use super::{addresses, background};
 use crate::api::guest::{readonly_router, router};
 use crate::api::server::{Audience, Server};
@@ -25,11 +27,12 @@ use crate::cli::guest::{BackgroundArgs, RestoreArgs, RunArgs};
 use crate::cli::host::IncomingArgs;
 use crate::cli::isolation::{IsolationArgs, SeccompMode};
 use crate::cli::spec::GuestSpec;
-use crate::confinement::{self, Files, Means};
+use crate::confinement::{self, ArrivingDisks, Files, Means};
 use crate::definitions::Document;
+use crate::departures::DepartedDisks;
 use crate::exit::Exit;
 use crate::names::GuestName;
-use crate::other_host::OtherHost;
+use crate::other_host::{Occasion, OtherHost};
 use crate::output;
 use crate::state_dir::{GuestClaim, GuestDir, StateDir};
 use crate::terminal::{RawTerminal, pump_input};
@@ -44,12 +47,17 @@ const WORKERS_MAX: usize = 4;
 /// # Errors
 /// The guest cannot be started, or it crashed.
 pub(crate) fn run(state: &StateDir, args: &RunArgs) -> Result<Exit> {
-    let Some(file) = &args.file else {
-        return launch(state, &args.spec, &args.background, args.isolation);
+    let spec = match &args.file {
+        None => args.spec.clone(),
+        Some(file) => {
+            let spec = Document::read(file)?.spec;
+            GuestSpec { name: args.spec.name.clone().or(spec.name), ..spec }
+        }
     };
-    let spec = Document::read(file)?.spec;
-    let name = args.spec.name.clone().or(spec.name);
-    launch(state, &GuestSpec { name, ..spec }, &args.background, args.isolation)
+    if let Some(name) = &spec.name {
+        warn_of_namesake(state, name);
+    }
+    launch(state, &spec, &args.background, args.isolation)
 }
 
 /// `lighter start`.
@@ -58,27 +66,56 @@ pub(crate) fn run(state: &StateDir, args: &RunArgs) -> Result<Exit> {
 /// The guest is not defined, may run on another host, cannot be started, or crashed.
 pub(crate) fn start_defined(state: &StateDir, args: &StartArgs) -> Result<Exit> {
     let spec = state.definitions().expect(&args.name)?.spec?;
-    // In the background, it has been asked already.
-    if background::name().is_none() && !state.guest(&args.name).is_live() {
-        expect_here(state, &args.name, args.force)?;
+    if is_to_be_asked_for(state, &args.name) {
+        let whereabouts = Whereabouts::of(state, &args.name)?;
+        let start = format!("start {}", args.name);
+        expect_here(state, &args.name, whereabouts, (args.force, &start))?;
     }
     launch(state, &spec, &BackgroundArgs { detach: true }, IsolationArgs::from_environment()?)
 }
 
-/// Refuses a guest that may run elsewhere, unless its operator knows better; one that another host says it has even then.
-fn expect_here(state: &StateDir, name: &GuestName, force: bool) -> Result<()> {
-    let whereabouts = Whereabouts::of(state, name)?;
-    let other = match whereabouts {
-        Whereabouts::Here => None,
-        Whereabouts::Unsettled(_) | Whereabouts::Elsewhere(_) => {
-            block_on(OtherHost::ask(state, name))?
-        }
-    };
+/// Refuses a guest that may be elsewhere, unless its operator knows better; one that another host says it has even then.
+/// `start` is the order that starts it here all the same.
+fn expect_here(
+    state: &StateDir,
+    name: &GuestName,
+    whereabouts: Whereabouts,
+    (force, start): (bool, &str),
+) -> Result<()> {
+    let way_out = format!("`lighter {start} --force` starts it here");
     if force {
-        other.map_or(Ok(()), |other| other.expect_absent())?;
+        if let Some(other) = block_on(OtherHost::ask(state, name, Occasion::Elsewhere))? {
+            other.expect_absent()?;
+        }
         return Whereabouts::claim(state, name);
     }
-    whereabouts.expect_here(name, other.map(|other| other.says()).as_deref())
+    if whereabouts == Whereabouts::Here {
+        let other = block_on(OtherHost::ask(state, name, Occasion::Start))?;
+        return other.map_or(Ok(()), |other| other.expect_none_since(&way_out));
+    }
+    let other = block_on(OtherHost::ask(state, name, Occasion::Elsewhere))?;
+    whereabouts.expect_here(name, other.map(|other| other.says()).as_deref(), &way_out)
+}
+
+/// Whether to ask where a guest is before it is started: in the background, that has been done, and the name of one that is
+/// live is taken.
+fn is_to_be_asked_for(state: &StateDir, name: &GuestName) -> bool {
+    background::name().is_none() && !state.guest(name).is_live()
+}
+
+/// Warns of a guest of the same name that is elsewhere. It may be another, and then that is in order.
+fn warn_of_namesake(state: &StateDir, name: &GuestName) {
+    if !is_to_be_asked_for(state, name) {
+        return;
+    }
+    let why = match Whereabouts::of(state, name) {
+        Ok(Whereabouts::Here | Whereabouts::Saved(_)) => return,
+        Ok(Whereabouts::Unsettled(why) | Whereabouts::Elsewhere(why)) => format!("{name} {why}"),
+        Err(error) => format!("{error:#}"),
+    };
+    output::note(format_args!(
+        "warning: {why}. If this is that guest and it runs there, two copies destroy its disks"
+    ));
 }
 
 fn launch(
@@ -100,7 +137,8 @@ fn launch(
         of_template.identify_disks();
         let known: Vec<_> = disks.iter().chain(of_template.disks()).cloned().collect();
         let uuid = spec.identity();
-        let life = Life::begin(state, (&name, uuid), isolation, |mut files| {
+        let domain = spec.memory_config().merge_domain;
+        let life = Life::begin(state, (&name, uuid), isolation, domain.as_ref(), |mut files| {
             let disks = spec.disk.iter().filter_map(|disk| disk.path.canonicalize().ok());
             disks.for_each(|disk| files.add_disk(&disk));
             // The template's own disks and kernel are named in it.
@@ -114,7 +152,8 @@ fn launch(
     let plan = Plan::new(spec, name)?;
     addresses::expect_free(state, &plan.name, &plan.shape)?;
     let uuid = spec.identity();
-    let life = Life::begin(state, (&plan.name, uuid), isolation, |files| {
+    let domain = plan.shape.memory.merge_domain.as_ref();
+    let life = Life::begin(state, (&plan.name, uuid), isolation, domain, |files| {
         Ok(files.and_devices(&plan.shape).and_boot(&plan.boot))
     })?;
     let console = life.console();
@@ -135,6 +174,15 @@ pub(crate) fn restore(state: &StateDir, args: &RestoreArgs) -> Result<Exit> {
         Some(name) => name.clone(),
         None => saved::name_of(&args.file)?,
     };
+    if is_to_be_asked_for(state, &name) {
+        let whereabouts = match Whereabouts::of(state, &name)? {
+            // As it should be: but another host may have it since.
+            Whereabouts::Saved(_) => Whereabouts::Here,
+            whereabouts => whereabouts,
+        };
+        let start = format!("restore {} --name {name}", args.file.display());
+        expect_here(state, &name, whereabouts, (args.force, &start))?;
+    }
     if let Some(exit) = detach(state, &args.background, &name)? {
         return Ok(exit);
     }
@@ -149,7 +197,8 @@ pub(crate) fn restore(state: &StateDir, args: &RestoreArgs) -> Result<Exit> {
     shape.identify_disks();
     let disks: Vec<_> = shape.disks().cloned().collect();
     addresses::expect_free(state, &name, &shape)?;
-    let life = Life::begin(state, (&name, uuid), args.isolation, |files| {
+    let domain = shape.memory.merge_domain.as_ref();
+    let life = Life::begin(state, (&name, uuid), args.isolation, domain, |files| {
         let files = files.and_devices(&shape).and_boot_record(saved.boot.as_ref());
         Ok(files.and_file(&args.file))
     })?;
@@ -176,13 +225,12 @@ fn detach(state: &StateDir, args: &BackgroundArgs, name: &GuestName) -> Result<O
 /// The guest did not arrive, or crashed later.
 pub(crate) fn incoming(state: &StateDir, args: &IncomingArgs) -> Result<Exit> {
     background::leave_terminal()?;
-    let life = Life::begin(state, (&args.name, args.uuid), args.isolation, |mut files| {
-        args.disks.iter().for_each(|disk| files.add_disk(disk));
-        args.disk_dir.iter().for_each(|folder| files.add_disk_folder(folder));
+    let life = Life::begin(state, (&args.name, args.uuid), args.isolation, None, |mut files| {
         if args.vsock {
             files.add_vsock();
         }
-        Ok(files.of_unknown_guest())
+        let (paths, folders) = (args.disks.clone(), args.disk_dir.clone());
+        Ok(files.of_unknown_guest(ArrivingDisks { paths, folders }))
     });
     let outcome = life.and_then(|life| life.receive(args));
     if let Err(error) = &outcome {
@@ -200,25 +248,36 @@ struct Life {
     landlock: LandlockState,
     means: Means,
     /// Of a guest that is not known yet.
-    opener: Option<Arc<Opener>>,
+    unconfined: Option<Unconfined>,
+    /// Disks that are old: of a guest that is not known yet, its disks are checked when it is.
+    departed: DepartedDisks,
+    /// The merge domain of one that is.
+    merging: Merging,
 }
 
 impl Life {
-    /// Takes the name, and leaves this process the files that `files` adds to those of every guest.
+    /// Takes the name, joins `domain`, and leaves this process the files that `files` adds to those of every guest.
     fn begin(
         state: &StateDir,
         (name, uuid): (&GuestName, Uuid),
         isolation: IsolationArgs,
+        domain: Option<&MergeDomain>,
         files: impl FnOnce(Files) -> Result<Files>,
     ) -> Result<Self> {
         state.create()?;
         let claim = state.guest(name).claim()?;
         state.prepare_guest(name, uuid)?;
         let files = files(Files::of_guest(state, claim.dir(), uuid))?;
-        // Before there are threads: all of them inherit it, but for the opener, which keeps its right to read files.
+        let departed = state.departures().past();
+        if files.arriving().is_none() {
+            files.disks().try_for_each(|disk| departed.expect_here(disk))?;
+        }
+        // Before there are threads: all of them inherit it, but for the two of a guest that
+        // arrives, which keep their rights to files.
         let means = files.means();
         confinement::drop_capabilities(isolation.seccomp, means)?;
-        let opener = files.is_unknown_guests().then(Opener::start).transpose()?.map(Arc::new);
+        let merging = Merging::join(domain, &state.merge_domain_file())?;
+        let unconfined = files.arriving().map(Unconfined::start).transpose()?;
         let landlock = confinement::restrict_files(isolation.landlock, &files)?;
         let threads =
             std::thread::available_parallelism().map_or(1, usize::from).clamp(1, WORKERS_MAX);
@@ -228,7 +287,7 @@ impl Life {
             .build()
             .context("cannot start")?;
         let (state, seccomp) = (state.clone(), isolation.seccomp);
-        Ok(Self { claim, state, runtime, seccomp, landlock, means, opener })
+        Ok(Self { claim, state, runtime, seccomp, landlock, means, unconfined, departed, merging })
     }
 
     /// Leaves this process the system calls that it needs from now on. Everything that needs others has been done.
@@ -259,7 +318,7 @@ impl Life {
     }
 
     /// Runs a machine that is ready to run, until its end.
-    fn lead(self, machine: SharedMachine, console: &Console) -> Result<Exit> {
+    fn lead(mut self, machine: SharedMachine, console: &Console) -> Result<Exit> {
         let process = GuestProcess::new(
             &self.state,
             self.dir().name().clone(),
@@ -267,7 +326,8 @@ impl Life {
             self.runtime.handle().clone(),
         );
         let is_linux = machine.kind() == GuestKind::Linux;
-        process.set_machine(Arc::clone(&machine))?;
+        let merging = std::mem::replace(&mut self.merging, Merging::Off);
+        process.set_machine(Arc::clone(&machine), merging)?;
         let _raw = match console.is_terminal() && is_linux {
             true => attach(&process, &machine)?,
             false => None,
@@ -301,7 +361,9 @@ impl Life {
             self.runtime.handle().clone(),
         );
         let console = Console::log(self.dir().console_log());
-        let port = Arrival::start(&process, args, &greeting, (console, self.opener.take()))?;
+        let departed = std::mem::take(&mut self.departed);
+        let port =
+            Arrival::start(&process, args, &greeting, (console, self.unconfined.take(), departed))?;
         let servers = self.open(&process)?;
         self.confine(&process)?;
         arriving::tell_node_port(port)?;

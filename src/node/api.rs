@@ -12,7 +12,7 @@ use migrate::record::{DestinationState, Record, Side, SourceState};
 use super::density::Density;
 use super::service::Node;
 use super::types::{CostInfo, GuestEntry, MigrationEntry, NodeInfo};
-use super::{density, inventory, retention};
+use super::{density, inventory};
 use crate::api::ApiError;
 use crate::api::server::Audience;
 
@@ -81,7 +81,7 @@ fn entry(record: Record) -> MigrationEntry {
         id: record.migration.0,
         role: record.role().name().to_owned(),
         state: state.to_owned(),
-        is_settled: retention::is_settled(&record),
+        is_settled: record.is_settled(),
         peer,
         started_unix_ms: record.started_unix_ms,
         updated_unix_ms: record.updated_unix_ms,

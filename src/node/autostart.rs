@@ -91,7 +91,8 @@ fn begin(state: &StateDir) -> Result<Autostarted> {
     }
     let (mut waiting, mut due) = (Vec::new(), Vec::new());
     for definition in state.definitions().list()?.into_iter().filter(|it| it.autostart) {
-        if matches!(Whereabouts::of(state, &definition.name)?, Whereabouts::Unsettled(_)) {
+        // What cannot be told of one guest hinders no other: its own start is refused, with the reason.
+        if matches!(Whereabouts::of(state, &definition.name), Ok(Whereabouts::Unsettled(_))) {
             waiting.push(definition.name.clone());
         }
         due.push(definition.name);
@@ -129,9 +130,12 @@ async fn start(node: &Node, name: &GuestName) -> Result<()> {
         Ok(done) => done.context("cannot wait for its start")?,
         Err(_) => bail!("it is not done after {START_PATIENCE:?}; it is not waited for"),
     };
-    if !done.status.success() {
-        let said = String::from_utf8_lossy(&done.stderr);
-        let said = said.trim();
+    let said = String::from_utf8_lossy(&done.stderr);
+    let said = said.trim();
+    if done.status.success() {
+        // Such as that the other host cannot be asked whether it runs there.
+        said.lines().for_each(|line| tracing::warn!(guest = %name, "{line}"));
+    } else {
         bail!("{}", said.strip_prefix("lighter: ").unwrap_or(said));
     }
     Ok(())
@@ -167,6 +171,21 @@ mod tests {
             assert_eq!(names(&begin(&state).unwrap()), ["web"]);
             assert_eq!(names(&begin(&state).unwrap()), [""; 0]);
         }
+    }
+
+    #[test]
+    fn a_guest_with_a_damaged_record_keeps_no_other_from_starting() {
+        let (_folder, state) = StateDir::temporary();
+        state.create().unwrap();
+        define(&state, "db");
+        define(&state, "web");
+        let record = source_record(SourceState::Done, 1);
+        state.records().unwrap().create(&record).unwrap();
+        let place = state.place_of_records(&"web".parse().unwrap(), record.guest_uuid);
+        std::fs::write(place.join("later.source.json"), "rubbish").unwrap();
+        Whereabouts::of(&state, &"web".parse().unwrap()).unwrap_err();
+        assert_eq!(names(&begin(&state).unwrap()), ["db", "web"]);
+        assert_eq!(names(&begin(&state).unwrap()), [""; 0]);
     }
 
     #[test]

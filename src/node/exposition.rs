@@ -177,6 +177,7 @@ async fn health(State(shared): State<Arc<Shared>>) -> Response {
 mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::sync::Notify;
+    use tokio::time::{Instant, timeout};
 
     use super::*;
 
@@ -192,6 +193,22 @@ mod tests {
         let read = stream.read_to_string(&mut answer);
         tokio::time::timeout(HEADER_PATIENCE / 2, read).await.expect("no wait for others").unwrap();
         answer
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn half_a_head_is_not_waited_for_any_longer() {
+        let listener = bind(([127, 0, 0, 1], 0).into()).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let router = Router::new().route("/", get(async || "fine"));
+        let server = tokio::spawn(accept(listener, router, Access::default()));
+        let mut silent = peer(address, "GET / HTTP/1.1\r\nhost: ").await;
+        let began = Instant::now();
+        let closed = timeout(2 * CONNECTION_PATIENCE, silent.read_to_end(&mut Vec::new())).await;
+        let waited = began.elapsed();
+        closed.expect("the connection is closed").unwrap();
+        let limit = HEADER_PATIENCE + Duration::from_secs(1);
+        assert!((HEADER_PATIENCE..limit).contains(&waited), "{waited:?}");
+        server.abort();
     }
 
     #[tokio::test]

@@ -8,9 +8,9 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use migrate::guest::RefusalKind;
-use migrate::protocol::front::{FoundGuest, FrontReply};
+use migrate::protocol::front::{FoundGuest, FrontReply, Onward};
 use migrate::protocol::{Decision, Offer, PeerText};
-use migrate::record::{DestinationState, Record, RecordError, Side, SourceState};
+use migrate::record::{DestinationState, Record, RecordError, Side};
 use migrate::report::Role;
 use migrate::resolve::answer_for_dead;
 use migrate::{GuestDescription, MigrationId, Refusal as WireRefusal, Token};
@@ -21,6 +21,7 @@ use super::admission::{GuestRequest, HostView, Occupant, Refusal, Takes};
 use super::inventory::{self, GuestView};
 use super::launch::{Launch, Launched, launch};
 use super::liveness;
+use super::past::{Past, Since, past};
 use super::service::Node;
 use crate::api::types::GuestState;
 use crate::clock::unix_ms;
@@ -128,6 +129,7 @@ impl Node {
             bind,
             disks,
             net_map: self.net_map(),
+            net_allowed: self.net_allowed(),
             vsock,
             log: self.log(),
             // Who has no disk makes none. Which of them come along, only the process hears.
@@ -156,15 +158,37 @@ impl Node {
         }
     }
 
-    /// The guest `uuid`, or else the one that is called `name`, for a host that is about to run a copy of it.
-    pub(crate) async fn find(&self, uuid: Uuid, name: &PeerText) -> FrontReply {
-        let guests = match self.state().live_guests() {
-            Ok(guests) => guests,
-            Err(error) => {
-                let what = format!("cannot tell which guests are here: {error:#}");
-                return FrontReply::Refused(WireRefusal::new(RefusalKind::Other, what));
-            }
-        };
+    /// The guest `uuid`, or else the one that is called `name`, for a host of an earlier version at `asker` that is about
+    /// to run a copy of it.
+    pub(crate) async fn find(&self, uuid: Uuid, name: &PeerText, asker: SocketAddr) -> FrontReply {
+        match self.sought(uuid, name, Since::Unsaid(asker.ip())).await {
+            Ok((guest, _)) => FrontReply::Found(guest),
+            Err(what) => FrontReply::Refused(WireRefusal::new(RefusalKind::Other, what)),
+        }
+    }
+
+    /// The same for a host that took part in `migration`, and where the guest has gone since.
+    pub(crate) async fn trace(
+        &self,
+        uuid: Uuid,
+        name: &PeerText,
+        migration: MigrationId,
+    ) -> FrontReply {
+        match self.sought(uuid, name, Since::Migration(migration)).await {
+            Ok((guest, onward)) => FrontReply::Traced { guest, onward },
+            Err(what) => FrontReply::Refused(WireRefusal::new(RefusalKind::Other, what)),
+        }
+    }
+
+    async fn sought(
+        &self,
+        uuid: Uuid,
+        name: &PeerText,
+        since: Since,
+    ) -> Result<(Option<FoundGuest>, Option<Onward>), String> {
+        let guests = self.state().live_guests();
+        let guests =
+            guests.map_err(|error| format!("cannot tell which guests are here: {error:#}"))?;
         let is_sought = |guest: &&GuestDir| {
             guest.name().as_str() == name.as_str() || self.uuid_of(guest) == Some(uuid)
         };
@@ -175,23 +199,18 @@ impl Node {
         // One that may run counts before one that waits, and before one that is past.
         let found = sought.into_iter().max_by_key(|it| (it.is_owned, it.uuid == uuid));
         if found.as_ref().is_some_and(|it| it.is_owned) {
-            return FrontReply::Found(found);
+            return Ok((found, None));
         }
-        let past = tokio::task::block_in_place(|| self.past(uuid, name.as_str()));
-        match past {
-            Ok(past) => FrontReply::Found(past.or(found)),
-            Err(error) => {
-                let what = format!("cannot tell whether the guest was here: {error}");
-                FrontReply::Refused(WireRefusal::new(RefusalKind::Other, what))
-            }
-        }
+        let past = tokio::task::block_in_place(|| self.past(uuid, name.as_str(), since))
+            .map_err(|error| format!("cannot tell whether the guest was here: {error}"))?;
+        Ok(past.map_or((found, None), |past| (Some(past.guest), past.onward)))
     }
 
     /// How the guest `uuid` was last on this host, where it is not any more, by the records of its migrations.
     ///
     /// # Errors
     /// They cannot be read, or one that may be its: it was called `name`.
-    fn past(&self, uuid: Uuid, name: &str) -> Result<Option<FoundGuest>, RecordError> {
+    fn past(&self, uuid: Uuid, name: &str, since: Since) -> Result<Option<Past>, RecordError> {
         let (records, damaged) = self.records().list()?;
         let of_name = self.state().places_of_records().join(name);
         let of_uuid = uuid.to_string();
@@ -199,10 +218,11 @@ impl Node {
             let path = error.path();
             path.starts_with(&of_name) || path.parent().is_some_and(|it| it.ends_with(&of_uuid))
         };
-        match damaged.into_iter().find(may_be_its) {
-            Some(error) => Err(error),
-            None => Ok(past(&records, uuid)),
+        if let Some(error) = damaged.into_iter().find(may_be_its) {
+            return Err(error);
         }
+        let retired = self.records().retired(uuid)?;
+        Ok(past(records.iter().chain(&retired), uuid, since))
     }
 
     /// How a guest stands that another host asks about. One that does not answer may run.
@@ -354,24 +374,6 @@ fn read_request(guest: &GuestDescription) -> Result<GuestRequest, Refusal> {
     })
 }
 
-/// How the guest `uuid` was last on this host, by the `records` of its migrations.
-fn past(records: &[Record], uuid: Uuid) -> Option<FoundGuest> {
-    let its = records.iter().filter(|record| record.guest_uuid == uuid);
-    let last = its.max_by_key(|record| record.started_unix_ms)?;
-    let (state, is_owned) = match &last.side {
-        Side::Source { state: SourceState::Done, destination, .. } => {
-            (format!("{}{destination}", FoundGuest::MOVED), true)
-        }
-        Side::Source { state: SourceState::Aborted, .. }
-        | Side::Destination { state: DestinationState::Running, .. } => {
-            (FoundGuest::ENDED.to_owned(), false)
-        }
-        Side::Source { .. } | Side::Destination { .. } => return None,
-    };
-    let (name, state) = (PeerText::new(&last.guest), PeerText::new(&state));
-    Some(FoundGuest { uuid, name, state, is_owned })
-}
-
 /// The disks that a guest will use. A description without sense has none, and is refused by the process.
 fn disks(shape: Option<&VmShape>) -> Vec<PathBuf> {
     let disks = shape.into_iter().flat_map(VmShape::disks);
@@ -414,7 +416,9 @@ fn for_the_wire(refusal: &Refusal) -> WireRefusal {
 
 #[cfg(test)]
 mod tests {
-    use super::super::liveness::tests::{destination_record, source_record};
+    use migrate::record::SourceState;
+
+    use super::super::liveness::tests::source_record;
     use super::super::service::tests::node;
     use super::*;
 
@@ -426,7 +430,7 @@ mod tests {
         let (web, other) = ((record.guest_uuid, "web"), (Uuid::from_u128(77), "other"));
         let find = |(uuid, name): (Uuid, &'static str)| {
             let (node, name) = (&node, PeerText::new(name));
-            async move { node.find(uuid, &name).await }
+            async move { node.find(uuid, &name, ([127, 0, 0, 1], 4950).into()).await }
         };
         assert!(matches!(find(web).await, FrontReply::Found(Some(it)) if it.is_owned));
 
@@ -440,28 +444,5 @@ mod tests {
         std::fs::remove_dir_all(&places).unwrap();
         std::fs::write(&places, "").unwrap();
         assert!(matches!(find(other).await, FrontReply::Refused(_)));
-    }
-
-    #[test]
-    fn where_a_guest_has_gone_is_told_from_its_last_migration() {
-        let at = |record: Record, started_unix_ms| Record { started_unix_ms, ..record };
-        let arrived = at(destination_record(DestinationState::Running, 1), 1000);
-        let uuid = arrived.guest_uuid;
-        let past =
-            |records: &[Record]| past(records, uuid).map(|it| (it.state.to_string(), it.is_owned));
-        assert_eq!(past(&[]), None);
-        assert_eq!(past(std::slice::from_ref(&arrived)), Some(("ended there".to_owned(), false)));
-        let moved_on = at(source_record(SourceState::Done, 1), 2000);
-        let to_b = ("moved to host-b:4950".to_owned(), true);
-        assert_eq!(past(&[moved_on.clone(), arrived.clone()]), Some(to_b.clone()));
-        for open in [SourceState::Undecided, SourceState::Committed] {
-            let open = at(source_record(open, 1), 3000);
-            assert_eq!(past(&[moved_on.clone(), open]), None, "it may be here, or not");
-        }
-        let back = at(destination_record(DestinationState::Ready, 1), 3000);
-        assert_eq!(past(&[moved_on.clone(), back]), None, "it waits to be told");
-        let mut other = at(source_record(SourceState::Aborted, 1), 4000);
-        other.guest_uuid = Uuid::from_u128(u128::MAX);
-        assert_eq!(past(&[moved_on, other]), Some(to_b), "another guest tells nothing");
     }
 }

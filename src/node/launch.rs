@@ -17,7 +17,7 @@ use tokio::process::{Child, Command};
 use uuid::Uuid;
 
 use crate::cli::LogArgs;
-use crate::cli::net::NetRename;
+use crate::cli::net::{NetAllowed, NetRename};
 use crate::names::GuestName;
 use crate::state_dir::StateDir;
 
@@ -49,6 +49,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) disks: &'a [PathBuf],
     /// What bridges and taps are called here.
     pub(crate) net_map: &'a [NetRename],
+    /// Those of them that the guest may use.
+    pub(crate) net_allowed: &'a NetAllowed,
     /// Where disks may be made that come along; none for a guest without disks.
     pub(crate) disk_folders: &'a [PathBuf],
     /// Whether the guest has vsock.
@@ -130,6 +132,9 @@ pub(crate) async fn launch(what: &Launch<'_>) -> Result<Launched, LaunchError> {
     }
     for rename in what.net_map {
         command.args(["--net-map", &rename.to_string()]);
+    }
+    for name in what.net_allowed.names() {
+        command.args(["--net-allow", name]);
     }
     for folder in what.disk_folders {
         command.arg("--disk-dir").arg(folder);

@@ -3,7 +3,8 @@
 //!
 //! [`service`] is the node as a whole. A guest that wants to come goes through [`front`] (the dialogue), [`admission`] and
 //! [`promises`] (may it?), [`launch`] (its process). [`inventory`] finds guests, [`scrape`], [`exposition`] and [`access`] show them to
-//! Prometheus, [`outcomes`] counts how migrations ended, [`retention`] and [`resolver`] look after their records, [`api`] is the
+//! Prometheus, [`outcomes`] counts how migrations ended, [`past`] tells other hosts
+//! where a guest has gone, [`retention`] and [`resolver`] look after their records, [`api`] is the
 //! node's socket, [`certificates`] sees when those change, [`autostart`] starts guests with the host, [`density`] optimizes their
 //! memory. The node may be killed at any time: what it holds is on disk or in guests' processes, and what it has promised is found
 //! there again. Start at [`run()`].
@@ -20,6 +21,7 @@ mod inventory;
 mod launch;
 pub(crate) mod liveness;
 mod outcomes;
+mod past;
 mod promises;
 mod quic;
 mod resolver;

@@ -212,6 +212,7 @@ fn reason(reason: Reason) -> Option<FailureReason> {
         Reason::Record => FailureReason::Record,
         Reason::InDoubt => FailureReason::InDoubt,
         Reason::Operator => FailureReason::Operator,
+        Reason::Downtime => FailureReason::Downtime,
         Reason::Other => FailureReason::Other,
     })
 }
@@ -243,6 +244,7 @@ pub(crate) mod tests {
             total_seconds: 1.5,
             downtime_seconds: Some(0.012),
             expected_downtime_seconds: None,
+            standstill: None,
             dry_runs: 0,
             dry_run_seconds: 0.0,
             phases: Vec::new(),

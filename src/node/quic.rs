@@ -39,7 +39,10 @@ impl FrontHandler for FrontDesk {
                 FrontRequest::Resolve { migration, token, decision } => {
                     node.resolve((peer, guest), migration, &token, decision)
                 }
-                FrontRequest::Find { uuid, name } => node.find(uuid, &name).await,
+                FrontRequest::Find { uuid, name } => node.find(uuid, &name, peer).await,
+                FrontRequest::Trace { uuid, name, migration } => {
+                    node.trace(uuid, &name, migration).await
+                }
             }
         });
         answer.await.unwrap_or_else(|error| {

@@ -1,8 +1,11 @@
-//! Which settled records may be removed, so that the folder of migrations stays small.
+//! Which settled records may go from those that are read again and again, so that these stay few. What they say of where a
+//! guest has gone is kept.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use migrate::record::{DestinationState, Record, Side, SourceState};
+use migrate::record::Record;
+use uuid::Uuid;
 
 use crate::whereabouts::last_of;
 
@@ -16,25 +19,24 @@ const AGE_MIN: Duration = Duration::from_secs(24 * 3600);
 /// Every settled record goes at this age.
 const AGE_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// Whether nothing more can follow: the record is history.
-pub(crate) fn is_settled(record: &Record) -> bool {
-    match &record.side {
-        Side::Source { state, .. } => matches!(state, SourceState::Done | SourceState::Aborted),
-        Side::Destination { state, .. } => {
-            !matches!(state, DestinationState::Loading | DestinationState::Ready)
-        }
-    }
+/// What becomes of an outdated record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// It goes: a later one of the guest says where that is.
+    Removed,
+    /// It is kept beside the others: without it, this host would say that it never had the guest.
+    Retired,
 }
 
-/// The records to remove at `now_unix_ms`. One that is not settled is never among them, nor one whose process lives, nor the last
-/// one of a guest that is defined here: that says where it is.
+/// The records that are no longer read with all others at `now_unix_ms`, the oldest first. One that is not settled is never among them, nor
+/// one whose process lives, nor the last one of a guest that is defined here: that says where it is.
 pub(crate) fn outdated(
     records: &[Record],
     now_unix_ms: u64,
     is_defined: impl Fn(&str) -> bool,
     is_dead: impl Fn(&Record) -> bool,
-) -> Vec<&Record> {
-    let mut settled: Vec<&Record> = records.iter().filter(|record| is_settled(record)).collect();
+) -> Vec<(&Record, Fate)> {
+    let mut settled: Vec<&Record> = records.iter().filter(|record| record.is_settled()).collect();
     settled.sort_by_key(|record| std::cmp::Reverse(record.updated_unix_ms));
     let age =
         |record: &Record| Duration::from_millis(now_unix_ms.saturating_sub(record.updated_unix_ms));
@@ -46,11 +48,39 @@ pub(crate) fn outdated(
         is_defined(&record.guest)
             && last_of(records, &record.guest).is_some_and(|last| std::ptr::eq(last, record))
     };
-    old.map(|(_, record)| record).filter(|record| is_dead(record) && !is_needed(record)).collect()
+    let old = old.map(|(_, record)| record);
+    let old = old.filter(|record| is_dead(record) && !is_needed(record));
+    let fate_of = fates(records);
+    let mut old: Vec<_> = old.map(|record| (record, fate_of(record))).collect();
+    old.reverse();
+    old
+}
+
+/// The fate of records, should they be outdated: the last of each guest stays known, and the last of this host having it.
+fn fates(records: &[Record]) -> impl Fn(&Record) -> Fate {
+    let mut last: BTreeMap<Uuid, [u64; 2]> = BTreeMap::new();
+    for record in records {
+        let [of_all, of_having] = last.entry(record.guest_uuid).or_default();
+        *of_all = record.started_unix_ms.max(*of_all);
+        if record.had_guest() {
+            *of_having = record.started_unix_ms.max(*of_having);
+        }
+    }
+    move |record| {
+        let [of_all, of_having] = last.get(&record.guest_uuid).copied().unwrap_or_default();
+        let at = record.started_unix_ms;
+        if at == of_all || (record.had_guest() && at == of_having) {
+            Fate::Retired
+        } else {
+            Fate::Removed
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use migrate::record::{DestinationState, SourceState};
+
     use super::super::liveness::tests::{destination_record, source_record};
     use super::*;
 
@@ -68,6 +98,8 @@ mod tests {
             aged(source_record(SourceState::Committed, 1), 0),
             aged(destination_record(DestinationState::Ready, 1), 0),
             aged(destination_record(DestinationState::Loading, 1), 0),
+            aged(destination_record(DestinationState::Taking, 1), 0),
+            aged(destination_record(DestinationState::Failed, 1), 0),
         ];
         assert!(outdated(&records, 1000 * DAY_MS, |_| false, |_| true).is_empty());
     }
@@ -81,7 +113,7 @@ mod tests {
         ];
         let old = outdated(&records, 41 * DAY_MS, |_| false, |record| record.pid != 2);
         assert_eq!(old.len(), 1);
-        assert_eq!(old[0].migration, records[0].migration);
+        assert_eq!(old[0].0.migration, records[0].migration);
     }
 
     #[test]
@@ -109,9 +141,36 @@ mod tests {
         let outdated = |is_defined: bool| {
             let old =
                 outdated(&records, 1000 * DAY_MS, |guest| guest == "web" && is_defined, |_| true);
-            old.into_iter().cloned().collect::<Vec<_>>()
+            old.into_iter().map(|(record, fate)| (record.clone(), fate)).collect::<Vec<_>>()
         };
-        assert_eq!(outdated(true), [earlier]);
-        assert_eq!(outdated(false).len(), 2);
+        assert_eq!(outdated(true), [(earlier.clone(), Fate::Removed)]);
+        let both = [(earlier, Fate::Removed), (left, Fate::Retired)];
+        assert_eq!(sorted(outdated(false)), both);
+    }
+
+    fn sorted(mut old: Vec<(Record, Fate)>) -> Vec<(Record, Fate)> {
+        old.sort_by_key(|(record, _)| record.started_unix_ms);
+        old
+    }
+
+    #[test]
+    fn where_a_guest_has_gone_that_is_not_defined_here_stays_known() {
+        let at = |record: Record, started_unix_ms| Record {
+            started_unix_ms,
+            updated_unix_ms: started_unix_ms,
+            ..record
+        };
+        let records = [
+            at(destination_record(DestinationState::Running, 1), 1),
+            at(source_record(SourceState::Done, 1), 2),
+            at(destination_record(DestinationState::Discarded, 1), 3),
+            at(destination_record(DestinationState::Discarded, 1), 4),
+        ];
+        let old = outdated(&records, 1000 * DAY_MS, |_| false, |_| true);
+        let fates: Vec<_> =
+            old.iter().map(|(record, fate)| (record.started_unix_ms, *fate)).collect();
+        let expected =
+            [(1, Fate::Removed), (2, Fate::Retired), (3, Fate::Removed), (4, Fate::Retired)];
+        assert_eq!(fates, expected);
     }
 }

@@ -20,6 +20,7 @@ use super::{api, autostart, certificates, density, exposition};
 use crate::api::server::{Audience, Server};
 use crate::cli::LogArgs;
 use crate::cli::host::NodeArgs;
+use crate::cli::net::NetAllowed;
 use crate::clock::unix_ms;
 use crate::disk_places::DiskPlaces;
 use crate::durable;
@@ -92,7 +93,9 @@ async fn serve(
     let folders = args.disk_dir.iter().map(folder).collect::<Result<_>>()?;
     let disk_places = DiskPlaces::new(folders, args.disk_device.clone());
     let node = Node::new(state.clone(), file.clone(), args.reserve_memory)?;
-    let node = node.with_net_map(args.net_map.clone()).with_disk_places(disk_places);
+    let node = node
+        .with_networks(args.net_map.clone(), NetAllowed::new(args.net_allow.clone()))
+        .with_disk_places(disk_places);
     let node = Arc::new(node.with_log(log.clone()));
     let density = Arc::new(density::Density::open(
         state,

@@ -168,7 +168,7 @@ fn seconds(value: f64) -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use metrics::Direction;
+    use metrics::{Direction, Exporter, Snapshot};
     use migrate::MigrationId;
 
     use migrate::record::SourceState;
@@ -230,6 +230,32 @@ mod tests {
         assert_eq!(shown.len(), 1);
         assert_eq!(shown[0].migration.direction, Direction::Outgoing);
         assert!(departed(&[record], 6000 + 600_000).is_empty());
+    }
+
+    #[test]
+    fn frames_that_were_lost_are_on_the_page() {
+        let flow = |drops| FlowInfo { bytes: 1000, packets: 10, drops };
+        let net = NetInfo {
+            mac: "52:54:00:00:00:01".to_owned(),
+            mtu: 1500,
+            tap: "tap7".to_owned(),
+            bridge: None,
+            received: flow(3),
+            transmitted: flow(4),
+        };
+        let mut view = view(GuestState::Running, None);
+        view.info.nets = vec![net];
+        let snapshot = Snapshot { guests: vec![sample(&view)], ..Snapshot::default() };
+        let exporter = Exporter::new("1.0.0", "abc", UNIX_EPOCH).unwrap();
+        let page = exporter.render(&snapshot).unwrap();
+        let labels = "{device=\"tap7\",guest=\"web\"}";
+        for (name, drops) in [
+            ("lighter_guest_network_receive_drops_total", 3),
+            ("lighter_guest_network_transmit_drops_total", 4),
+        ] {
+            let line = format!("{name}{labels} {drops}");
+            assert!(page.lines().any(|one| one == line), "{line} in\n{page}");
+        }
     }
 
     #[test]

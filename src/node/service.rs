@@ -11,7 +11,7 @@ use std::time::{Instant, SystemTime};
 use anyhow::{Context, Result};
 use metrics::{Counted, DensityCounted, DensitySample, Exporter, HostMemory, Snapshot};
 use migrate::MigrationId;
-use migrate::record::{Record, RecordKey, RecordStore};
+use migrate::record::{DestinationState, Record, RecordKey, RecordStore, Side};
 use migrate::report::Role;
 use tokio::process::Child;
 
@@ -19,12 +19,12 @@ use super::admission::{GuestRequest, Takes};
 use super::inventory::GuestView;
 use super::outcomes::Ledger;
 use super::promises::{Expected, Promises};
-use super::retention;
+use super::retention::{self, Fate};
 use super::types::{MemoryInfo, NodeFile, NodeInfo};
 use super::{inventory, liveness, resolver, scrape};
 use crate::api::types::GuestState;
 use crate::cli::LogArgs;
-use crate::cli::net::NetRename;
+use crate::cli::net::{NetAllowed, NetRename};
 use crate::clock::unix_ms;
 use crate::disk_places::DiskPlaces;
 use crate::names::GuestName;
@@ -38,6 +38,8 @@ pub(crate) struct Node {
     reserved_bytes: u64,
     /// What bridges and taps of arriving guests are called here.
     net_map: Vec<NetRename>,
+    /// Those of them that arriving guests may use.
+    net_allowed: NetAllowed,
     /// Where disks may be made that come with arriving guests.
     disk_places: DiskPlaces,
     log: LogArgs,
@@ -67,6 +69,7 @@ impl Node {
             file,
             reserved_bytes,
             net_map: Vec::new(),
+            net_allowed: NetAllowed::default(),
             disk_places: DiskPlaces::default(),
             log: LogArgs::default(),
             exporter,
@@ -104,9 +107,9 @@ impl Node {
         &self.promises
     }
 
-    /// The same node, with other names for bridges and taps of arriving guests.
-    pub(crate) fn with_net_map(self, net_map: Vec<NetRename>) -> Self {
-        Self { net_map, ..self }
+    /// The same node, with other names for bridges and taps of arriving guests, and those that they may use.
+    pub(crate) fn with_networks(self, net_map: Vec<NetRename>, net_allowed: NetAllowed) -> Self {
+        Self { net_map, net_allowed, ..self }
     }
 
     /// Arriving guests may have disks there.
@@ -127,6 +130,11 @@ impl Node {
     /// What bridges and taps of arriving guests are called here.
     pub(crate) fn net_map(&self) -> &[NetRename] {
         &self.net_map
+    }
+
+    /// Which bridges and taps of this host arriving guests may use.
+    pub(crate) fn net_allowed(&self) -> &NetAllowed {
+        &self.net_allowed
     }
 
     /// Memory that is left to the host, in bytes.
@@ -205,8 +213,13 @@ impl Node {
         let is_defined = |guest: &str| {
             guest.parse().is_ok_and(|name| !matches!(definitions.find(&name), Ok(None)))
         };
-        for record in retention::outdated(&records, unix_ms(), is_defined, is_gone) {
-            if let Err(error) = self.records.remove(record) {
+        self.state.departures().settle_by(&records);
+        for (record, fate) in retention::outdated(&records, unix_ms(), is_defined, is_gone) {
+            let gone = match fate {
+                Fate::Removed => self.records.remove(record),
+                Fate::Retired => self.records.retire(record),
+            };
+            if let Err(error) = gone {
                 faults.insert(format!("cannot remove an old record of a migration: {error}"));
             }
         }
@@ -222,7 +235,7 @@ impl Node {
         let (records, faults) = self.records.list()?;
         let damage = |fault| format!("a migration's record cannot be read: {fault}");
         let faults = faults.iter().map(damage).collect();
-        let is_final = |record: &Record| retention::is_settled(record) && record.report.is_some();
+        let is_final = |record: &Record| record.is_settled() && record.report.is_some();
         let open = records.iter().filter(|record| !is_final(record));
         let dead = open.filter(|record| liveness::is_dead(&self.state, record));
         let dead: BTreeSet<RecordKey> = dead.map(Record::key).collect();
@@ -282,8 +295,13 @@ impl Node {
                     && record.role() == Role::Destination
                     && record.guest == name.as_str()
             };
-            let has_settled = records.iter().find(is_its).is_some_and(retention::is_settled);
-            if has_settled {
+            let is_expected = |record: &Record| match &record.side {
+                Side::Destination { state, .. } => {
+                    matches!(state, DestinationState::Loading | DestinationState::Ready)
+                }
+                Side::Source { .. } => false,
+            };
+            if records.iter().find(is_its).is_some_and(|record| !is_expected(record)) {
                 self.promises.release(&name, migration);
             }
         }
@@ -371,6 +389,8 @@ impl Node {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use migrate::protocol::PeerText;
+    use migrate::protocol::front::FrontReply;
     use migrate::record::SourceState;
 
     use super::super::liveness::tests::source_record;
@@ -411,6 +431,23 @@ pub(super) mod tests {
         assert!((started.get(&(metrics::Direction::Outgoing,)) - 2.0).abs() < f64::EPSILON);
         let web_is = node.records().read(web.migration, Role::Source, |it| it.guest == "web");
         assert_eq!(web_is.unwrap(), Some(web));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_guest_that_moved_on_long_ago_is_still_said_to_have_been_here() {
+        let (_folder, node) = node();
+        let moved_on = source_record(SourceState::Done, 1);
+        node.records().create(&moved_on).unwrap();
+        node.look_through_records().unwrap();
+        assert_eq!(node.records().list().unwrap().0, []);
+        let (uuid, name) = (moved_on.guest_uuid, PeerText::new("web"));
+        let FrontReply::Traced { guest, onward } =
+            node.trace(uuid, &name, MigrationId::random()).await
+        else {
+            panic!("it is refused")
+        };
+        assert_eq!(guest.unwrap().destination(), Some("host-b:4950"));
+        assert_eq!(onward.unwrap().migration, moved_on.migration);
     }
 
     #[test]

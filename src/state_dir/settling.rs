@@ -42,8 +42,9 @@ impl StateDir {
         self.records_of(name).timestamp()
     }
 
-    /// Makes folders for the guest `uuid`, in which its process writes records of migrations and how it
-    /// ended, and notes that it has `name`. Removes what guests that are gone have left of the same.
+    /// Makes folders for the guest `uuid`, in which its process writes records of migrations, which
+    /// disks left with it and how it ended, and notes that it has `name`. Removes what guests that
+    /// are gone have left of the same.
     ///
     /// # Errors
     /// The file system refuses.
@@ -53,10 +54,13 @@ impl StateDir {
         let turn = fs::File::open(&folder).and_then(|turn| turn.lock().map(|()| turn));
         let _turn = turn.with_context(|| format!("cannot lock {}", folder.display()))?;
         self.forget_uuids_of_the_gone()?;
-        self.ended().tidy();
+        let definitions = self.definitions();
+        // In doubt it is: a file more does no harm.
+        self.ended().tidy(|guest| !matches!(definitions.find(guest), Ok(None)));
         self.remove_empty_folders(name);
         self.ended().create_place(name)?;
         RecordStore::create_place(&self.migrations(), name.as_str(), uuid)?;
+        self.departures().create_place(name, uuid)?;
         durable::write_json_unflushed(&self.uuid_file(name), &uuid)
     }
 
@@ -101,7 +105,8 @@ impl StateDir {
     /// Removes folders that [`Self::prepare_guest`] has made, if nothing is in them and no process may need
     /// them: that of `own` has not been given its own yet.
     fn remove_empty_folders(&self, own: &GuestName) {
-        for folder in [self.places_of_records(), self.ended().places()] {
+        for folder in [self.places_of_records(), self.ended().places(), self.departures().places()]
+        {
             for (name, path) in folders_in(&folder) {
                 let Ok(owner) = name.parse::<GuestName>() else { continue };
                 if owner != *own && self.guest(&owner).is_live() {

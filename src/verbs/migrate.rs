@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use migrate::report::Role;
 use migrate::{MigrationId, Report};
+use vmm_core::virtio::block::departed_to;
 
 use super::certs::identity_of;
 use super::follow::{Follower, interrupts};
@@ -22,7 +23,7 @@ use crate::cli::migration::{CompressArg, MigrateArgs, ResolveArg};
 use crate::exit::{Exit, ExitWith};
 use crate::names::GuestName;
 use crate::node::NodeFile;
-use crate::other_host::OtherHost;
+use crate::other_host::{Occasion, OtherHost};
 use crate::output;
 use crate::state_dir::StateDir;
 
@@ -77,6 +78,7 @@ fn migrate(state: &StateDir, args: &MigrateArgs, destination: &str) -> Result<Ex
     }
     if args.json.output() == Output::Text {
         print_success(&args.name, destination, &report, is_workload)
+            .and_then(|()| print_unmarked(state, &report))
             .with_context(|| format!("{} has moved to {destination}", args.name))?;
     }
     Ok(Exit::Done)
@@ -101,6 +103,25 @@ fn print_success(
         ))?;
     }
     Ok(())
+}
+
+/// Names the disks that are left without a note on them.
+fn print_unmarked(state: &StateDir, report: &Report) -> Result<()> {
+    if report.disk_bytes == 0 {
+        return Ok(());
+    }
+    let disks = state.departures().disks_of(report.migration);
+    let unmarked = disks.iter().filter(|disk| departed_to(disk).is_none());
+    let unmarked: Vec<_> = unmarked.map(|disk| disk.display().to_string()).collect();
+    if unmarked.is_empty() {
+        return Ok(());
+    }
+    output::print_line(format_args!(
+        "No note that its content has moved can be on {}: lighter refuses it with this state folder \
+         ({}) and with no other. Do not use it any more.",
+        unmarked.join(", "),
+        state.root().display()
+    ))
 }
 
 /// Asks the guest's process to begin. One of an earlier version refuses to hear where the node listens.
@@ -165,17 +186,39 @@ fn resolve(state: &StateDir, args: &MigrateArgs, decision: ResolveArg) -> Result
     };
     let resolved: Result<()> = block_on(async {
         if decision == Resolution::Run
-            && let Some(other) = OtherHost::ask(state, &args.name).await?
+            && let Some(other) = OtherHost::ask(state, &args.name, Occasion::Resolve).await?
         {
             other.expect_no_later()?;
         }
-        let request = ResolveRequest { decision };
-        let _: StateAnswer = client.put_json("/v1/guest/migration/resolve", &request).await?;
+        order(&client, decision, args.unproven_disks).await?;
         await_resolution(&client, decision).await
     });
     resolved.with_context(|| format!("cannot resolve the migration of {}", args.name))?;
     output::print_line(format_args!("{} {done}", args.name))?;
     Ok(Exit::Done)
+}
+
+/// Tells the guest's process what was decided, once the other host has been asked. One of an earlier version refuses to hear of
+/// that, and of disks that need no proof, for which it does not ask.
+async fn order(
+    client: &ApiClient,
+    decision: Resolution,
+    unproven_disks: bool,
+) -> Result<StateAnswer, AskError> {
+    let path = "/v1/guest/migration/resolve";
+    let other_host_has_none = decision == Resolution::Run;
+    let request = ResolveRequest { decision, unproven_disks, other_host_has_none };
+    match client.put_json(path, &request).await {
+        Err(AskError::Refused(refusal))
+            if refusal.reason == Reason::BadRequest && (unproven_disks || other_host_has_none) =>
+        {
+            let (unproven_disks, other_host_has_none) = (false, false);
+            client
+                .put_json(path, &ResolveRequest { decision, unproven_disks, other_host_has_none })
+                .await
+        }
+        answer => answer,
+    }
 }
 
 /// A guest that is its own again stays paused because its user had paused it; or because it could not go on, and then there is a way out.
@@ -213,7 +256,7 @@ async fn await_resolution(client: &ApiClient, decision: Resolution) -> Result<()
 
 #[cfg(test)]
 mod tests {
-    use axum::routing::post;
+    use axum::routing::{post, put};
     use axum::{Json, Router};
     use migrate::quic::Identity;
     use uuid::Uuid;
@@ -241,5 +284,21 @@ mod tests {
         };
         let started = begin(&ApiClient::new(&socket), request).await.unwrap();
         assert_eq!(started.id, Uuid::max());
+    }
+
+    #[tokio::test]
+    async fn a_process_of_an_earlier_version_is_told_to_run_its_copy_without_more() {
+        let folder = tempfile::tempdir().unwrap();
+        let earlier = async |Json(request): Json<ResolveRequest>| match request.other_host_has_none
+            || request.unproven_disks
+        {
+            true => Err(ApiError::new(Reason::BadRequest, "unknown field `other_host_has_none`")),
+            false => Ok(Json(StateAnswer { state: GuestState::Running })),
+        };
+        let router = Router::new().route("/v1/guest/migration/resolve", put(earlier));
+        let socket = folder.path().join("api.sock");
+        let _server = Server::start(&socket, router, Audience::Owner).unwrap();
+        let told = order(&ApiClient::new(&socket), Resolution::Run, true).await.unwrap();
+        assert_eq!(told.state, GuestState::Running);
     }
 }

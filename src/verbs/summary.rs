@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use migrate::report::Outcome;
+use migrate::report::{Outcome, Standstill};
 use migrate::{Reason, Report};
 
 use super::progress::average_rate;
@@ -18,6 +18,9 @@ pub(crate) fn figures(report: &Report) -> String {
         let expected =
             report.expected_downtime_seconds.map(|s| format!(" (expected {})", seconds(s)));
         lines.push(("Downtime", format!("{}{}", seconds(downtime), expected.unwrap_or_default())));
+    }
+    if let Some(parts) = &report.standstill {
+        lines.push(("Spent on", standstill(parts)));
     }
     if report.dry_run_seconds > 0.0 {
         let stood = seconds(report.dry_run_seconds);
@@ -71,7 +74,11 @@ pub(crate) fn failure(report: &Report, destination: &str) -> Option<ExitWith> {
         ),
         Outcome::StayedAtSource => (
             Exit::Failed,
-            format!("cannot migrate {guest} to {destination}: {cause}; {}", stays(report)),
+            format!(
+                "cannot migrate {guest} to {destination}: {cause}; {}{}",
+                stays(report),
+                stood(report)
+            ),
         ),
         Outcome::InDoubt => (
             Exit::InDoubt,
@@ -91,6 +98,27 @@ pub(crate) fn failure(report: &Report, destination: &str) -> Option<ExitWith> {
         ),
     };
     Some(ExitWith { exit, message })
+}
+
+/// What a guest stood still for before it was handed over, or went on.
+fn standstill(parts: &Standstill) -> String {
+    format!(
+        "{} to pause it, {} to flush its disks, {} to save its state, {} to send the last pages, {} for the destination to be \
+         ready",
+        seconds(parts.pause_seconds),
+        seconds(parts.flush_seconds),
+        seconds(parts.save_seconds),
+        seconds(parts.send_seconds),
+        seconds(parts.ready_seconds)
+    )
+}
+
+/// For how long a guest that stays has stood still for its hand-over, and what for.
+fn stood(report: &Report) -> String {
+    let Some((downtime, parts)) = report.downtime_seconds.zip(report.standstill.as_ref()) else {
+        return String::new();
+    };
+    format!(", having stood still for {}: {}", seconds(downtime), standstill(parts))
 }
 
 /// How a guest that has stayed at the source is.
@@ -127,6 +155,7 @@ pub(super) mod tests {
             total_seconds: 2.0,
             downtime_seconds: Some(0.0324),
             expected_downtime_seconds: Some(0.030),
+            standstill: None,
             dry_runs: 1,
             dry_run_seconds: 0.004,
             phases: Vec::new(),
@@ -152,6 +181,20 @@ pub(super) mod tests {
         ] {
             assert!(text.contains(part), "{part} in\n{text}");
         }
+    }
+
+    #[test]
+    fn a_guest_that_stood_still_for_too_long_is_told_of_with_what_took_the_time() {
+        let report = Report {
+            downtime_seconds: Some(1.604),
+            standstill: Some(Standstill { flush_seconds: 1.598, ..Standstill::default() }),
+            ..report(Outcome::StayedAtSource, Some(Reason::Downtime))
+        };
+        let message = failure(&report, "b").unwrap().message;
+        for part in ["the guest goes on here, having stood still for 1.60 s", "1.60 s to flush"] {
+            assert!(message.contains(part), "{message}");
+        }
+        assert!(figures(&report).contains("1.60 s to flush its disks"));
     }
 
     #[test]

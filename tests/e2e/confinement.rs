@@ -7,6 +7,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::os::unix::net::UnixStream;
 
+#[cfg(feature = "failpoints")]
+use crate::host::kernel::sleeper;
+#[cfg(feature = "failpoints")]
+use crate::host::ksm::KsmTurn;
 use crate::host::{
     Exit, Guest, GuestPlan, Host, Migration, NodePlan, Pair, as_stranger, ask, lighter, run,
 };
@@ -196,7 +200,7 @@ fn a_guest_that_has_arrived_reads_nothing_of_its_hosts() {
     fs::write(&secret, "hidden").unwrap();
     for (file, answer) in [
         ("certs/host.key", "Permission denied"),
-        ("merge-domain", "done"),
+        ("merge-domain", "Permission denied"),
         ("node.json", "denied"),
         (&secret.display().to_string(), "Permission denied"),
         ("/etc/passwd", "Permission denied"),
@@ -218,6 +222,54 @@ fn a_guest_that_has_arrived_reads_nothing_of_its_hosts() {
 
 #[cfg(feature = "failpoints")]
 #[test]
+fn a_guest_that_has_arrived_with_a_disk_reaches_no_other_in_the_same_folder() {
+    let mut pair = Pair::without_nodes();
+    let folder = pair.folder().join("disks");
+    fs::create_dir(&folder).unwrap();
+    let [own, copy, neighbour] =
+        ["own", "copy", "other"].map(|name| folder.join(format!("{name}.raw")));
+    for disk in [&own, &neighbour] {
+        fs::write(disk, [7; 8192]).unwrap();
+    }
+    let node = |environment: &[(&str, &str)]| NodePlan {
+        arguments: vec!["--disk-dir".to_owned(), folder.display().to_string()],
+        environment: environment.iter().map(|(name, it)| ((*name).into(), (*it).into())).collect(),
+        ..NodePlan::default()
+    };
+    pair.a.start_node(&node(&[]));
+    let kernel = sleeper(pair.folder()).display().to_string();
+    let (disk, there) = (own.display().to_string(), copy.display().to_string());
+    let start = ["run", "--detach", "--name", "web-1", "--memory", "64M", "--kernel", &kernel];
+    pair.a.run(&[&start[..], &["--disk", &disk]].concat()).ok();
+    let copied = ["--copy-disks", "--disk-path", &format!("{disk}={there}")];
+    let (neighbour, new) = (neighbour.display(), folder.join("new.raw"));
+    for (attempt, answer, how) in [
+        (format!("read:{disk}"), "done", &[][..]),
+        (format!("read:{neighbour}"), "Permission denied", &[]),
+        (format!("write:{neighbour}"), "Permission denied", &[]),
+        (format!("create:{}", new.display()), "Permission denied", &[]),
+        (format!("read:{neighbour}"), "Permission denied", &copied),
+        (format!("write:{neighbour}"), "Permission denied", &copied),
+        (format!("create:{}", new.display()), "Permission denied", &copied),
+    ] {
+        let environment = [("LIGHTER_ATTEMPT", &*attempt), ("TMPDIR", "/nowhere")];
+        pair.b.start_node(&node(&environment));
+        Migration::start(&pair.a, "web-1", &pair.b, how).finish().ok();
+        pair.b.await_log(&[&format!("attempt in the new thread: {attempt}: ")]);
+        let logs = pair.b.logs();
+        let told: Vec<_> = logs.lines().filter(|line| line.contains(&attempt)).collect();
+        assert!(told.iter().all(|line| line.contains(answer)), "{told:?}");
+        let back = ["--copy-disks", "--replace-disks", "--disk-path", &format!("{there}={disk}")];
+        let back = if how.is_empty() { &[][..] } else { &back };
+        Migration::start(&pair.b, "web-1", &pair.a, back).finish().ok();
+        pair.b.kill_node();
+        // What was left there is old.
+        let _there_after_a_copy = fs::remove_file(&copy);
+    }
+}
+
+#[cfg(feature = "failpoints")]
+#[test]
 fn what_a_guests_process_may_not_have_is_refused_in_every_thread() {
     let pair = Pair::without_nodes();
     let outside = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
@@ -230,6 +282,7 @@ fn what_a_guests_process_may_not_have_is_refused_in_every_thread() {
     let others = [
         "migrations/guests/other/00000000-0000-0000-0000-000000000005/a.json",
         "ended/guests/other/ended.json",
+        "departed/guests/other/00000000-0000-0000-0000-000000000005/a.json",
     ];
     let others = others.map(|file| pair.a.state_dir().join(file));
     for file in &others {
@@ -250,10 +303,12 @@ fn what_a_guests_process_may_not_have_is_refused_in_every_thread() {
         (format!("read:{}", others[0].display()), denied),
         (format!("write:{}", others[0].display()), denied),
         (format!("read:{}", others[1].display()), denied),
+        (format!("write:{}", others[2].display()), denied),
         (format!("create:{}", others[1].with_file_name("b.json").display()), denied),
         (format!("create:{}", beside_others("migrations/a.json")), denied),
         (format!("create:{}", beside_others("migrations/guests/web-1/a.json")), denied),
         (format!("create:{}", beside_others("ended/other.json")), denied),
+        (format!("read:{}", beside_others("merge-domain")), denied),
         (format!("create:{}", beside_others("ended/guests/other.json")), denied),
         (format!("connect:{}", door.display()), forbidden),
         ("netlink".to_owned(), forbidden),
@@ -278,6 +333,25 @@ fn what_a_guests_process_may_not_have_is_refused_in_every_thread() {
         let (_, stderr) = run.said();
         if stderr.matches(": done").count() == 3 { Ok(()) } else { Err(stderr) }
     });
+    pair.a.run(&["destroy", "web-1"]).ok();
+    run.finish();
+}
+
+#[cfg(feature = "failpoints")]
+#[test]
+fn a_guest_that_is_merged_cannot_say_that_another_domain_is() {
+    let _turn = KsmTurn::take();
+    let pair = Pair::without_nodes();
+    let file = pair.a.state_dir().join("merge-domain");
+    let of_domain = ["--merge-domain", "shop"];
+    let run = attempt(&pair, &format!("write:{}", file.display()), &of_domain);
+    wait::until("it is refused where nothing else is", || {
+        let (_, stderr) = run.said();
+        if stderr.matches("Permission denied").count() == 3 { Ok(()) } else { Err(stderr) }
+    });
+    assert_eq!(fs::read_to_string(&file).unwrap(), "shop");
+    let shown = pair.a.run(&["show", "web-1", "--json"]).ok().json();
+    assert_eq!(shown["backing"]["mergeable"], true, "{shown:#}");
     pair.a.run(&["destroy", "web-1"]).ok();
     run.finish();
 }

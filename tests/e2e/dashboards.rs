@@ -16,7 +16,8 @@ use crate::density::{POLICY, RUN_PATIENCE, await_plan, dense, restore_linux, wri
 use crate::host::checks::{guest_is_gone, nothing_left_behind};
 use crate::host::{Guest, GuestPlan, Host, Migration, NodePlan, Pair, wait};
 use crate::linux::image::Image;
-use crate::metrics::{DISK, HINTS, NETWORK};
+use crate::metrics::MOVED_ELSEWHERE;
+use crate::moved_elsewhere;
 
 /// What Grafana puts in the place of its variables.
 const VARIABLES: [(&str, &str); 5] = [
@@ -176,7 +177,8 @@ fn every_expression_of_dashboard_and_alerts_evaluates_on_live_nodes() {
     let expressions = expressions("lighter-migrations.json");
     assert!(expressions.len() > 40, "{expressions:#?}");
     // The workload has no network, no disks and no balloon: those give no series, and no error.
-    let is_elsewhere = |text: &str| [NETWORK, DISK, HINTS].iter().any(|name| text.contains(name));
+    let elsewhere = moved_elsewhere::names(&MOVED_ELSEWHERE);
+    let is_elsewhere = |text: &str| elsewhere.iter().any(|name| text.contains(name));
     wait::until("every panel shows something", || {
         let empty = |text: &&String| prometheus.series(text) == 0 && !is_elsewhere(text);
         let empty: Vec<_> = expressions.iter().filter(empty).collect();

@@ -2,6 +2,8 @@
 //! left sane.
 
 use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -198,6 +200,95 @@ fn what_a_run_takes_from_linux_is_given_back_where_it_moves_to() {
     assert_eq!(balloon["set_by"], "operator");
     await_looks(&pair.b);
     assert_eq!(balloon_target(&pair.b, "linux"), 116 << 20);
+}
+
+/// Nothing is taken that the next node could not give back, and what is needed is given all the same.
+#[test]
+fn nothing_is_taken_from_linux_that_cannot_be_put_down() {
+    let pair = dense();
+    let image = Image::halting();
+    let _witness = restore_linux(&pair.a, &image);
+    await_plan(&pair.a);
+    let file = pair.a.state_dir().join("density.json");
+    // What cannot be replaced by a file: root writes wherever there is space.
+    let keep_from_writing = || {
+        let _ = fs::remove_file(&file);
+        fs::create_dir_all(file.join("taken")).expect("a folder");
+    };
+    keep_from_writing();
+    let run = pair.a.run(&["density", "apply", "--json"]);
+    let id = run.json()["id"].to_string();
+    let run = pair.a.run(&["density", "history", &id, "--json"]).ok().json();
+    assert_eq!((&run["state"], &run["outcome"]), (&json!("done"), &json!("failed")), "{run:#}");
+    assert_eq!(run["deeds"].as_array().map(Vec::len), Some(1), "it ends at once: {run:#}");
+    let error = run["deeds"][0]["error"].as_str().unwrap_or_default().to_owned();
+    assert!(error.contains("nothing is taken") && error.contains("density.json"), "{run:#}");
+    assert_eq!(balloon_target(&pair.a, "linux"), ALL_BYTES);
+
+    fs::remove_dir_all(&file).expect("a folder");
+    pair.a.run(&["density", "apply"]).ok();
+    let target = balloon_target(&pair.a, "linux");
+    assert!(target < ALL_BYTES, "no balloon is benched: {target}");
+    keep_from_writing();
+    // It needs more by this.
+    write_settings(&pair.a, &POLICY.replace("8MiB", "1GiB"));
+    wait::within(RUN_PATIENCE, "the node gives it back", || {
+        let target = balloon_target(&pair.a, "linux");
+        wait::holds(target == ALL_BYTES, target)
+    });
+}
+
+/// A process that claims to be QEMU's, with a guest called `name`: what any user of a host can start.
+struct Impostor(Child);
+
+impl Impostor {
+    fn start(folder: &Path, name: &str) -> Self {
+        let program = folder.join("qemu-system-x86_64");
+        fs::copy("/bin/sh", &program).expect("a program");
+        let mut command = Command::new(program);
+        command.args(["-c", "read line", "-name", name]).stdin(Stdio::piped());
+        Self(command.spawn().expect("a process"))
+    }
+}
+
+impl Drop for Impostor {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn what_a_run_takes_from_linux_is_given_back_whoever_claims_its_name() {
+    // One node of a host sees guests of other programs: the tests in which one does take turns.
+    let _turn = KsmTurn::take();
+    let mut pair = Pair::without_nodes();
+    let arguments = ["--foreign-guests", "watch"].map(str::to_owned).into();
+    write_settings(&pair.a, POLICY);
+    pair.a.start_node(&NodePlan { arguments, ..NodePlan::default() });
+    let image = Image::halting();
+    let _witness = restore_linux(&pair.a, &image);
+    await_plan(&pair.a);
+    pair.a.run(&["density", "apply"]).ok();
+    let target = balloon_target(&pair.a, "linux");
+    assert!(target < ALL_BYTES, "{target}");
+
+    let impostor = Impostor::start(pair.folder(), "linux");
+    let called = format!("linux@{}", impostor.0.id());
+    wait::until("the other process is seen", || {
+        let status = pair.a.run(&["density", "status", "--json"]).ok().json();
+        let guests = status["situation"]["guests"].as_array().expect("a list");
+        let seen: Vec<_> = guests.iter().map(|it| (&it["name"], &it["hindrance"])).collect();
+        let is_there = seen.contains(&(&json!(called), &json!("watched")))
+            && seen.contains(&(&json!("linux"), &Value::Null));
+        wait::holds(is_there, status)
+    });
+    // It needs more by this.
+    write_settings(&pair.a, &POLICY.replace("8MiB", "1GiB"));
+    wait::within(RUN_PATIENCE, "the node gives it back", || {
+        let target = balloon_target(&pair.a, "linux");
+        wait::holds(target == ALL_BYTES, target)
+    });
 }
 
 #[test]

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
 
 use ::metrics::{density_definitions, never_moved};
 use serde_json::Value;
@@ -12,11 +11,12 @@ use crate::host::ksm::KsmTurn;
 use crate::host::{Exit, Guest, GuestPlan, Host, Pair, wait};
 use crate::linux::image::Image;
 use crate::metrics::{scrape, value};
+use crate::moved_elsewhere::{self, MovedElsewhere};
 
 /// Metrics that may stay at zero here: for each file and test that moves them, their names. This machine has no swap, may wait for no
 /// memory and have no pools; the guest's kernel is older than Linux 6.12, has no disk, frees nothing and holds next to nothing beyond
 /// its need, so that little is expected and either sign may come back; and nothing here fails.
-const MOVED_ELSEWHERE: [(&str, &str, &[&str]); 4] = [
+const MOVED_ELSEWHERE: [MovedElsewhere; 4] = [
     (
         "src/node/density/shown.rs",
         "what_hosts_and_guests_rarely_show_is_on_the_page",
@@ -64,28 +64,12 @@ const MOVED_ELSEWHERE: [(&str, &str, &[&str]); 4] = [
     ),
 ];
 
-/// The text of test `name` in `file`; none when there is no such test.
-fn test_text<'a>(file: &'a str, name: &str) -> Option<&'a str> {
-    let (before, text) = file.split_once(&format!("fn {name}() {{\n"))?;
-    let (attribute, indent) = before.rsplit_once('\n')?;
-    let end = text.find(&format!("\n{indent}}}\n"))?;
-    attribute.trim_end().ends_with("#[test]").then_some(&text[..end])
-}
-
 #[test]
 fn metrics_that_stay_at_zero_in_one_test_are_moved_by_the_one_that_is_named() {
-    for (path, name, metrics) in MOVED_ELSEWHERE {
-        let file = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path));
-        let file = file.unwrap_or_else(|error| panic!("{path}: {error}"));
-        let text = test_text(&file, name).unwrap_or_else(|| panic!("{path} has no test {name}"));
-        for metric in metrics {
-            let is_named =
-                ['"', '{', ' '].iter().any(|end| text.contains(&format!("\"{metric}{end}")));
-            assert!(is_named, "{name} in {path} says nothing of {metric}");
-            let is_known = density_definitions().any(|one| one.name == *metric);
-            assert!(is_known, "{metric} is not in the catalogue");
-        }
-    }
+    MOVED_ELSEWHERE.iter().for_each(moved_elsewhere::check);
+    let names: Vec<_> = density_definitions().map(|one| one.name).collect();
+    let elsewhere = moved_elsewhere::names(&MOVED_ELSEWHERE);
+    assert!(elsewhere.into_iter().all(|name| names.contains(&name)), "one of another catalogue");
 }
 
 /// Two schedules that are due at the same time, of which one does not wait for the other.
@@ -129,7 +113,8 @@ fn every_metric_of_memory_optimization_moves_on_a_node_with_linux() {
     let names: BTreeSet<&str> = density_definitions().map(|one| one.name).collect();
     let mut still = never_moved(pages.iter().map(String::as_str)).expect("metrics pages");
     still.retain(|name| names.contains(name));
-    still.retain(|name| !MOVED_ELSEWHERE.iter().any(|(.., others)| others.contains(name)));
+    let elsewhere = moved_elsewhere::names(&MOVED_ELSEWHERE);
+    still.retain(|name| !elsewhere.contains(name));
     assert!(still.is_empty(), "nothing moves {}", still.join(", "));
 }
 

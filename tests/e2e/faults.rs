@@ -30,5 +30,6 @@ mod nodes;
 mod phase;
 mod resets;
 mod scene;
+mod standstill;
 mod stops;
 mod versions;

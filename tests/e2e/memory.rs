@@ -1,5 +1,6 @@
 //! How guest memory is backed, as a user sees it: huge pages, templates, merge domains, dirty rings, CPU models.
 
+use std::fs::File;
 use std::path::Path;
 
 use serde_json::Value;
@@ -143,6 +144,43 @@ fn one_merge_domain_of_a_host_is_merged_at_a_time() {
         guest_is_gone(&[&pair.a], name);
     }
     assert_eq!(backing(&start("other", "bank"))["mergeable"], true, "the shop is gone");
+}
+
+/// As a process of a guest could, or one of an earlier version, that has been taken over.
+#[test]
+fn who_keeps_the_lock_of_merge_domains_keeps_no_guest_from_running_or_arriving() {
+    let _turn = KsmTurn::take();
+    let pair = Pair::new();
+    let keep = |host: &Host| {
+        let file = File::open(host.state_dir().join("merge-domain")).expect("a node has made it");
+        file.lock().expect("a lock");
+        file
+    };
+    let _kept = [&pair.a, &pair.b].map(keep);
+    let guest = Guest::start(&pair.a, &plan("one", &["--merge-domain", "shop"]));
+    let is_told = |host: &Host| {
+        let text = host.run(&["show", "one"]).ok().stdout;
+        assert!(text.contains("shop (NOT merged: guests of an unknown domain"), "{text}");
+    };
+    is_told(&pair.a);
+    assert!(!is_marked(&guest));
+    Migration::run(&pair.a, "one", &pair.b).ok();
+    is_told(&pair.b);
+    let arrived = one_intact_copy(&pair.hosts(), "one", &pair.b);
+    assert!(!is_marked(&arrived));
+    pair.b.await_log(&["the lock of this host's merge domains", "holds it alone"]);
+}
+
+#[test]
+fn an_arrived_guest_is_merged_with_its_domain() {
+    let _turn = KsmTurn::take();
+    let pair = Pair::new();
+    let guest = Guest::start(&pair.a, &plan("one", &["--merge-domain", "shop"]));
+    assert!(is_marked(&guest));
+    let _other = Guest::start(&pair.b, &plan("two", &["--merge-domain", "shop"]));
+    Migration::run(&pair.a, "one", &pair.b).ok();
+    let arrived = one_intact_copy(&pair.hosts(), "one", &pair.b);
+    assert!(is_marked(&arrived) && backing(&arrived)["mergeable"] == true);
 }
 
 #[test]

@@ -150,8 +150,14 @@ fn a_bandwidth_limit_is_kept() {
     let pair = Pair::new();
     let plan = GuestPlan { dirty_rate: 100, ..GuestPlan::default() };
     Guest::start(&pair.a, &plan);
-    let report =
-        Migration::start(&pair.a, &plan.name, &pair.b, &["--bandwidth", "20MB/s"]).finish().ok();
+    let report = Migration::start(
+        &pair.a,
+        &plan.name,
+        &pair.b,
+        &["--bandwidth", "20MB/s", "--downtime", "10s"],
+    )
+    .finish()
+    .ok();
     let sent = report["transfer"]["wire_bytes"].as_f64().expect("bytes");
     let rate = sent / report["total_seconds"].as_f64().expect("seconds");
     assert!(rate < 22e6, "sent {rate} bytes/s: {report:#}");

@@ -15,8 +15,14 @@ use cable::Cable;
 use crate::host::checks::{exactly_one_copy_runs, one_intact_copy};
 use crate::host::{CRAWL, Guest, GuestPlan, Migration, wait};
 
-/// A dead peer is noticed within 10 s, and not by what takes a minute: the machine may be busy.
+/// A dead peer is noticed within this time (docs/protocol.md).
+const PROMISED: Duration = Duration::from_secs(10);
+
+/// The same on a machine that may be busy, and far from what takes a minute.
 pub(crate) const NOTICED_WITHIN: Duration = Duration::from_secs(3 * 10);
+
+/// Pulls of the cable of which the fastest is noticed as promised.
+const PULLS: usize = 3;
 
 #[test]
 fn a_cable_pulled_in_precopy_is_noticed_and_the_guest_goes_on() {
@@ -26,20 +32,30 @@ fn a_cable_pulled_in_precopy_is_noticed_and_the_guest_goes_on() {
     pair.b.start_node(&cable.node_plan(1));
     let guest =
         Guest::start(&pair.a, &GuestPlan { namespace: cable.end_a(), ..GuestPlan::default() });
-    let migration = Migration::start(&pair.a, guest.name(), &pair.b, &CRAWL);
-    migration.await_phase("precopy");
-    let arriving = pair.b.guest(guest.name()).pid();
+    let mut noticed_after = Vec::new();
+    for _ in 0..PULLS {
+        let migration = Migration::start(&pair.a, guest.name(), &pair.b, &CRAWL);
+        migration.await_phase("precopy");
+        let arriving = pair.b.guest(guest.name()).pid();
 
-    cable.pull();
-    let pulled = Instant::now();
-    migration.finish().stayed(&["connection"]);
-    let noticed = pulled.elapsed();
-    assert!(noticed < NOTICED_WITHIN, "noticed after {noticed:?}");
+        cable.pull();
+        let pulled = Instant::now();
+        migration.finish().stayed(&["connection"]);
+        let noticed = pulled.elapsed();
+        assert!(noticed < NOTICED_WITHIN, "noticed after {noticed:?}");
+        noticed_after.push(noticed);
 
-    one_intact_copy(&pair.hosts(), guest.name(), &pair.a);
-    wait::until("the destination has noticed too", || wait::holds(!arriving.is_alive(), arriving));
+        one_intact_copy(&pair.hosts(), guest.name(), &pair.a);
+        wait::until("the destination has noticed too", || {
+            wait::holds(!arriving.is_alive(), arriving)
+        });
+        cable.put_back();
+        if noticed < PROMISED {
+            break;
+        }
+    }
+    assert!(noticed_after.iter().any(|noticed| *noticed < PROMISED), "{noticed_after:?}");
 
-    cable.put_back();
     Migration::run(&pair.a, guest.name(), &pair.b).ok();
     one_intact_copy(&pair.hosts(), guest.name(), &pair.b);
     assert!(exactly_one_copy_runs(&pair.hosts(), guest.name(), &pair.b).pid().is_alive());

@@ -38,7 +38,7 @@ fn another_file_of_the_same_size_is_not_the_guests_disk() {
     here.lighter(&format!("migrate db {}", there.address())).complains(&OTHER);
     assert_eq!(here.state_of("db").as_deref(), Some("running"));
     assert!(there.guests().is_empty());
-    here.lighter(&format!("migrate db {} --unsafe", there.address())).ok();
+    here.lighter(&format!("migrate db {} --unsafe --downtime 10s", there.address())).ok();
     assert_eq!(there.state_of("db").as_deref(), Some("running"));
 }
 
@@ -46,13 +46,14 @@ fn another_file_of_the_same_size_is_not_the_guests_disk() {
 fn a_disk_that_was_left_behind_is_not_taken_for_the_guests() {
     let lab = Lab::of(2);
     let [here, there] = set_up(&lab, DISK);
-    here.lighter(&format!("migrate db {} --copy-disks", there.address())).ok();
+    here.lighter(&format!("migrate db {} --copy-disks --downtime 10s", there.address())).ok();
     let again = "run --detach --name db2 --memory 64M --kernel /tmp/lab/sleeper --disk";
     let words = [DISK, "has moved to", "setfattr -x"];
     here.lighter(&format!("{again} {DISK}")).complains(&words);
     there.lighter(&format!("migrate db {}", here.address())).complains(&[DISK, "has moved to"]);
     assert_eq!(there.state_of("db").as_deref(), Some("running"));
-    let replace = format!("migrate db {} --copy-disks --replace-disks", here.address());
+    let replace =
+        format!("migrate db {} --copy-disks --replace-disks --downtime 10s", here.address());
     there.lighter(&replace).ok();
     assert_eq!(here.state_of("db").as_deref(), Some("running"));
 }
@@ -63,12 +64,32 @@ fn a_device_that_both_hosts_have_is_known_by_its_name_wherever_the_guest_came_fr
     let [here, there] = set_up(&lab, "/dev/vdb");
     // Of a device that this life of the host has never written to, nobody can tell whether writes are counted.
     here.sh("dd if=/dev/vdb of=/dev/vdb bs=512 count=1 conv=fsync,notrunc").ok();
-    here.lighter(&format!("migrate db {}", there.address())).ok();
-    there.lighter(&format!("migrate db {}", here.address())).ok();
+    here.lighter(&format!("migrate db {} --downtime 10s", there.address())).ok();
+    there.lighter(&format!("migrate db {} --downtime 10s", here.address())).ok();
     here.lighter("save db /var/tmp/db.lighter").ok();
     here.lighter("restore /var/tmp/db.lighter --name db --detach").ok();
-    here.lighter(&format!("migrate db {}", there.address())).ok();
+    here.lighter(&format!("migrate db {} --downtime 10s", there.address())).ok();
     assert_eq!(there.state_of("db").as_deref(), Some("running"));
+}
+
+#[test]
+fn a_device_that_another_host_has_written_is_not_the_saved_guests_any_more() {
+    let lab = Lab::of(2);
+    let [here, there] = set_up(&lab, "/dev/vdb");
+    // A device that this host has never written to since it booted may not be counted.
+    here.sh("dd if=/dev/vdb of=/dev/vdb bs=512 count=1 conv=fsync,notrunc").ok();
+    here.lighter(SAVE).ok();
+    // What this host has cached of the device is kept for as long as the device is open.
+    here.sh(
+        "setsid -f sleep 3600 </dev/vdb >/dev/null 2>&1; dd if=/dev/vdb of=/dev/null bs=1M count=2",
+    )
+    .ok();
+    there.sh("echo mounted | dd of=/dev/vdb bs=512 seek=2 conv=fsync,notrunc").ok();
+    let words = ["/dev/vdb", "was written since the guest last had it", "--unsafe"];
+    here.lighter(RESTORE).complains(&words);
+    assert!(here.guests().is_empty());
+    here.lighter(&format!("{RESTORE} --unsafe")).ok();
+    assert_eq!(here.state_of("db").as_deref(), Some("running"));
 }
 
 #[test]

@@ -133,7 +133,7 @@ impl Scenario {
         ))
         .ok();
         here.sh(&format!(
-            "systemd-run --quiet --unit lab-migrate-{name} lighter migrate {name} {}",
+            "systemd-run --quiet --unit lab-migrate-{name} lighter migrate {name} {} --downtime 10s",
             there.address()
         ))
         .ok();

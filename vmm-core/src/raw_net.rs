@@ -3,9 +3,9 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
-use std::os::unix::net::UnixDatagram;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use vm_memory::bitmap::Bitmap;
 
 use crate::virtio::RamSlice;
@@ -85,11 +85,17 @@ pub(crate) fn set_carrier(tun: &File, carrier: Carrier) -> io::Result<()> {
     check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETCARRIER, &raw const on) })
 }
 
+/// A socket on which the system is asked about interfaces. The family does not matter to the system; a guest's process that is confined may
+/// have Unix sockets only for vsock.
+pub(crate) fn control() -> io::Result<OwnedFd> {
+    Ok(socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?)
+}
+
 /// The index of an interface.
 ///
 /// # Errors
 /// `ENODEV` when there is none; `InvalidInput` for a name that no interface can have.
-pub(crate) fn index(control: &UnixDatagram, name: &str) -> io::Result<libc::c_int> {
+pub(crate) fn index(control: &OwnedFd, name: &str) -> io::Result<libc::c_int> {
     let answer = ask(control, libc::SIOCGIFINDEX, request(name)?)?;
     // SAFETY: SIOCGIFINDEX fills in this field, and any bytes are a valid number.
     Ok(unsafe { answer.ifr_ifru.ifru_ifindex })
@@ -99,7 +105,7 @@ pub(crate) fn index(control: &UnixDatagram, name: &str) -> io::Result<libc::c_in
 ///
 /// # Errors
 /// As [`index`].
-pub(crate) fn mtu(control: &UnixDatagram, name: &str) -> io::Result<u32> {
+pub(crate) fn mtu(control: &OwnedFd, name: &str) -> io::Result<u32> {
     let answer = ask(control, libc::SIOCGIFMTU, request(name)?)?;
     // SAFETY: SIOCGIFMTU fills in this field, and any bytes are a valid number.
     Ok(u32::try_from(unsafe { answer.ifr_ifru.ifru_mtu }).unwrap_or(0))
@@ -109,7 +115,7 @@ pub(crate) fn mtu(control: &UnixDatagram, name: &str) -> io::Result<u32> {
 ///
 /// # Errors
 /// The system's answer.
-pub(crate) fn set_mtu(control: &UnixDatagram, name: &str, mtu: u32) -> io::Result<()> {
+pub(crate) fn set_mtu(control: &OwnedFd, name: &str, mtu: u32) -> io::Result<()> {
     let mut request = request(name)?;
     request.ifr_ifru.ifru_mtu = mtu as libc::c_int;
     ask(control, libc::SIOCSIFMTU, request).map(drop)
@@ -120,7 +126,7 @@ pub(crate) fn set_mtu(control: &UnixDatagram, name: &str, mtu: u32) -> io::Resul
 /// # Errors
 /// The system's answer.
 pub(crate) fn set_hardware_address(
-    control: &UnixDatagram,
+    control: &OwnedFd,
     name: &str,
     address: [u8; 6],
 ) -> io::Result<()> {
@@ -137,7 +143,7 @@ pub(crate) fn set_hardware_address(
 ///
 /// # Errors
 /// As [`index`].
-pub(crate) fn is_up(control: &UnixDatagram, name: &str) -> io::Result<bool> {
+pub(crate) fn is_up(control: &OwnedFd, name: &str) -> io::Result<bool> {
     Ok(libc::c_int::from(flags(control, name)?) & libc::IFF_UP != 0)
 }
 
@@ -145,7 +151,7 @@ pub(crate) fn is_up(control: &UnixDatagram, name: &str) -> io::Result<bool> {
 ///
 /// # Errors
 /// The system's answer.
-pub(crate) fn set_up(control: &UnixDatagram, name: &str, up: Carrier) -> io::Result<()> {
+pub(crate) fn set_up(control: &OwnedFd, name: &str, up: Carrier) -> io::Result<()> {
     let before = libc::c_int::from(flags(control, name)?);
     let after = match up {
         Carrier::On => before | libc::IFF_UP,
@@ -156,7 +162,7 @@ pub(crate) fn set_up(control: &UnixDatagram, name: &str, up: Carrier) -> io::Res
     ask(control, libc::SIOCSIFFLAGS, request).map(drop)
 }
 
-fn flags(control: &UnixDatagram, name: &str) -> io::Result<libc::c_short> {
+fn flags(control: &OwnedFd, name: &str) -> io::Result<libc::c_short> {
     let answer = ask(control, libc::SIOCGIFFLAGS, request(name)?)?;
     // SAFETY: SIOCGIFFLAGS fills in this field, and any bytes are a valid number.
     Ok(unsafe { answer.ifr_ifru.ifru_flags })
@@ -166,11 +172,7 @@ fn flags(control: &UnixDatagram, name: &str) -> io::Result<libc::c_short> {
 ///
 /// # Errors
 /// The system's answer.
-pub(crate) fn add_to_bridge(
-    control: &UnixDatagram,
-    bridge: &str,
-    index: libc::c_int,
-) -> io::Result<()> {
+pub(crate) fn add_to_bridge(control: &OwnedFd, bridge: &str, index: libc::c_int) -> io::Result<()> {
     let mut request = request(bridge)?;
     request.ifr_ifru.ifru_ifindex = index;
     ask(control, ADD_TO_BRIDGE, request).map(drop)
@@ -180,7 +182,7 @@ pub(crate) fn add_to_bridge(
 ///
 /// # Errors
 /// As [`index`]; `EOPNOTSUPP` when the driver does not say.
-pub(crate) fn driver(control: &UnixDatagram, name: &str) -> io::Result<String> {
+pub(crate) fn driver(control: &OwnedFd, name: &str) -> io::Result<String> {
     let mut info = [0u8; DRIVER_INFO_BYTES];
     info[..4].copy_from_slice(&GET_DRIVER.to_ne_bytes());
     let mut request = request(name)?;
@@ -207,7 +209,7 @@ fn request(name: &str) -> io::Result<libc::ifreq> {
 
 /// For requests that hold no pointer.
 fn ask(
-    control: &UnixDatagram,
+    control: &OwnedFd,
     what: libc::c_ulong,
     mut request: libc::ifreq,
 ) -> io::Result<libc::ifreq> {

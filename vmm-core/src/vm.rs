@@ -321,11 +321,12 @@ impl Vm {
         self.state()
     }
 
-    /// As [`Vm::save_state`], but makes nothing durable: the state is of no use but to be measured.
+    /// As [`Vm::save_state`], but makes nothing durable. For a caller that measures, or that flushes the
+    /// disks beside this ([`DiskContent::sync`]) before it uses the state.
     ///
     /// # Errors
     /// As [`Vm::save_state`].
-    pub fn rehearse_save(&self) -> Result<VmState> {
+    pub fn save_without_flush(&self) -> Result<VmState> {
         let _control = self.control();
         self.expect(RunState::Paused, "save")?;
         self.state()

@@ -1,6 +1,5 @@
 //! Finds the guests of other monitors among the processes of the host.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -17,7 +16,7 @@ const NAME_CHARS_MAX: usize = 128;
 /// What was found on a host.
 #[derive(Debug, Default)]
 pub struct Discovery {
-    /// The guests, in order of their processes, each name once.
+    /// The guests, in order of their processes, with the names that they claim.
     pub guests: Vec<Found>,
     /// Processes that look like a guest's and could not be read, and why.
     pub unreadable: Vec<(u32, ObserveError)>,
@@ -33,17 +32,10 @@ pub struct Discovery {
 pub fn discover(sources: &Sources) -> Result<Discovery, ObserveError> {
     let mounts = Mounts::of(&sources.read("proc/mounts").unwrap_or_default());
     let mut discovery = Discovery::default();
-    let mut names = BTreeSet::new();
     for pid in sources.processes()? {
         let Some(vmm) = program(sources, pid).and_then(|name| vmm(&name)) else { continue };
         match found(sources, pid, vmm, &mounts) {
-            Ok(Some(mut guest)) => {
-                if !names.insert(guest.name.clone()) {
-                    guest.name = format!("{}@{pid}", guest.name);
-                    names.insert(guest.name.clone());
-                }
-                discovery.guests.push(guest);
-            }
+            Ok(Some(guest)) => discovery.guests.push(guest),
             Ok(None) | Err(ObserveError::Gone { .. }) => {}
             Err(error) => discovery.unreadable.push((pid, error)),
         }
@@ -125,7 +117,7 @@ fn uid(sources: &Sources, pid: u32) -> Result<Option<u32>, ObserveError> {
 
 /// Whether a process has a device open that pins its memory: also one that was plugged in later. What is not to be seen (another user's
 /// process) is not there.
-fn has_device(sources: &Sources, pid: u32) -> bool {
+pub(super) fn has_device(sources: &Sources, pid: u32) -> bool {
     let folder = format!("proc/{pid}/fd");
     let files = sources.entries(&folder).unwrap_or_default();
     let links =
@@ -229,7 +221,7 @@ mod tests {
         let found = discover(&Sources::at(root)).unwrap();
         let names: Vec<_> =
             found.guests.iter().map(|guest| (guest.pid, guest.name.as_str())).collect();
-        assert_eq!(names, [(7, "web"), (8, "web@8"), (9, "a"), (10, "qemu-10"), (11, "[2Jx")]);
+        assert_eq!(names, [(7, "web"), (8, "web"), (9, "a"), (10, "qemu-10"), (11, "[2Jx")]);
         assert_eq!(found.guests[0].door, Door::Qmp("/run/guests/q.sock".into()));
         assert_eq!(found.guests[2].vmm, Vmm::CloudHypervisor);
         assert!(found.unreadable.is_empty());

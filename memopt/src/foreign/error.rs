@@ -81,6 +81,14 @@ pub enum ForeignError {
         /// Its words, cut to 200 characters.
         reason: String,
     },
+    /// It has a device of the host, so that all its memory is pinned.
+    #[error(
+        "{guest} has a device of the host (VFIO, vDPA), which pins all its memory: its balloon would give the host nothing"
+    )]
+    Pinned {
+        /// The guest.
+        guest: String,
+    },
     /// It has no balloon.
     #[error(
         "{guest} has no balloon; start it with one (QEMU: -device virtio-balloon-pci, Cloud Hypervisor: --balloon size=0)"

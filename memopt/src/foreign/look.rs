@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use super::discover::has_device;
 use super::error::ForeignError;
 use super::hypervisor::Hypervisor;
 use super::qmp::{Qmp, RunState};
 use super::{Door, Found};
+use crate::observe::Sources;
 use crate::situation::{Backing, Balloon, Hindrance, Statistics};
 
 /// How a guest is to be asked.
@@ -57,11 +59,13 @@ pub async fn look(found: &Found, asking: &Asking) -> Result<Look, ForeignError> 
     patiently(found, asking.patience, looking).await
 }
 
-/// Asks a guest to keep `keep_bytes` of its RAM of `memory_bytes`, within `patience` for all of it.
+/// Asks a guest to keep `keep_bytes` of its RAM of `memory_bytes`, within `patience` for all of it. Nothing is taken from one that has a
+/// device of the host by now: [`super::discover()`] may have been before that was plugged in.
 ///
 /// # Errors
-/// [`ForeignError::NoDoor`], [`ForeignError::NoBalloon`], and what the others say.
+/// [`ForeignError::NoDoor`], [`ForeignError::NoBalloon`], [`ForeignError::Pinned`], and what the others say.
 pub async fn set_balloon(
+    sources: &Sources,
     found: &Found,
     memory_bytes: u64,
     keep_bytes: u64,
@@ -69,17 +73,28 @@ pub async fn set_balloon(
 ) -> Result<(), ForeignError> {
     let each = patience / 2;
     let no_balloon = || ForeignError::NoBalloon { guest: found.name.clone() };
+    let is_pinned = || found.has_passthrough || has_device(sources, found.pid);
+    let pinned = || ForeignError::Pinned { guest: found.name.clone() };
     let setting = async {
         match &found.door {
             Door::Qmp(socket) => {
                 let mut qmp = Qmp::connect(socket, found.pid, each).await?;
-                qmp.balloon_actual().await?.ok_or_else(no_balloon)?;
+                let actual_bytes = qmp.balloon_actual().await?.ok_or_else(no_balloon)?;
                 let outside_bytes = qmp.virtio_mem_bytes().await?;
+                if keep_bytes < actual_bytes.saturating_add(outside_bytes) && is_pinned() {
+                    return Err(pinned());
+                }
                 qmp.set_balloon(qemu_target(keep_bytes, memory_bytes, outside_bytes)).await
             }
             Door::CloudHypervisor(socket) => {
                 let hypervisor = Hypervisor::new(socket, found.pid, each);
-                hypervisor.info().await?.config.balloon.ok_or_else(no_balloon)?;
+                let config = hypervisor.info().await?.config;
+                let balloon = config.balloon.ok_or_else(no_balloon)?;
+                let has_devices = config.devices.is_some_and(|devices| !devices.is_empty());
+                let has_bytes = memory_bytes.saturating_sub(balloon.size);
+                if keep_bytes < has_bytes && (has_devices || is_pinned()) {
+                    return Err(pinned());
+                }
                 hypervisor.resize_balloon(memory_bytes.saturating_sub(keep_bytes)).await
             }
             Door::Libvirt | Door::None(_) => Err(no_door(found)),

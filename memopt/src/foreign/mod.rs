@@ -12,6 +12,7 @@ mod error;
 mod hypervisor;
 mod hypervisor_line;
 mod look;
+mod names;
 mod options;
 mod qemu_line;
 mod qmp;
@@ -24,6 +25,7 @@ pub use discover::{Discovery, discover};
 pub use error::ForeignError;
 pub use hypervisor::{Counters, Hypervisor};
 pub use look::{Asking, Look, look, set_balloon};
+pub use names::name_apart;
 pub use qmp::Qmp;
 
 use crate::situation::{Backing, Vmm};
@@ -34,7 +36,8 @@ use discover::Mounts;
 pub struct Found {
     /// The process that holds its memory.
     pub pid: u32,
-    /// Its name, or one that is made of its process's number. One guest's only: a second one gets `@PID` behind it.
+    /// The name that its command line claims, or one that is made of its process's number: not one
+    /// guest's only before [`name_apart`].
     pub name: String,
     /// Who runs it.
     pub vmm: Vmm,

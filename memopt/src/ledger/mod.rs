@@ -32,13 +32,14 @@ pub use turns::Turns;
 
 use crate::plan::{Action, Step};
 use crate::policy::{Actuator, Policy};
-use crate::situation::{Guest, Situation};
+use crate::situation::{Guest, Situation, Vmm};
 use crate::units::MIB;
 use crate::verify::Outcome;
 
 /// A guest that has not been seen for so long is forgotten.
 const FORGET_AFTER: Duration = Duration::from_secs(3600);
-/// More guests than any host has; beyond it those of the last names are not remembered.
+/// More guests of other programs than any host has; beyond it those of the last names are not
+/// remembered. Any user of the host can start processes that pass for some.
 const GUESTS_MAX: usize = 4096;
 
 /// What is remembered of a host and its guests.
@@ -66,10 +67,12 @@ impl Ledger {
         self.uptime = now;
         self.level = self.level.next(&situation.host, &policy.host);
         self.ksm.observe(&situation.host, now, &policy.merge);
+        // All of them before anything new is remembered: one's new name may have been another's.
+        situation.guests.iter().for_each(|guest| self.follow(guest));
         for guest in &situation.guests {
-            let is_known = self.guests.get(&guest.name).is_some_and(|it| it.pid == guest.pid);
-            if !is_known {
-                if self.guests.len() >= GUESTS_MAX && !self.guests.contains_key(&guest.name) {
+            if !self.knows(&guest.name, guest.pid) {
+                let is_full = self.guests.len() >= GUESTS_MAX && guest.vmm != Vmm::Lighter;
+                if is_full && !self.guests.contains_key(&guest.name) {
                     continue;
                 }
                 self.guests.insert(guest.name.clone(), GuestLedger::new(guest.pid, now));
@@ -81,6 +84,25 @@ impl Ledger {
         self.guests.retain(|_, record| now.saturating_sub(record.seen) < FORGET_AFTER);
     }
 
+    fn knows(&self, name: &str, pid: u32) -> bool {
+        self.guests.get(name).is_some_and(|record| record.pid == pid)
+    }
+
+    /// What is remembered of a guest of another program goes with its process when it is called
+    /// otherwise, because another one has come or gone that claims the same name
+    /// ([`crate::foreign::name_apart`]).
+    fn follow(&mut self, guest: &Guest) {
+        if guest.vmm == Vmm::Lighter || self.knows(&guest.name, guest.pid) {
+            return;
+        }
+        let claimed = guest.claimed_name();
+        let names = [claimed.to_owned(), format!("{claimed}@{}", guest.pid)];
+        let before = names.iter().find(|name| self.knows(name, guest.pid));
+        if let Some(record) = before.and_then(|name| self.guests.remove(name)) {
+            self.guests.insert(guest.name.clone(), record);
+        }
+    }
+
     /// Takes in that `step` is about to be done: a balloon that it has set is known for ours also by
     /// a node that follows on one which ended before it could say so.
     pub fn intends(&mut self, step: &Step) {
@@ -89,6 +111,14 @@ impl Ledger {
         if let Some(record) = self.guests.get_mut(guest) {
             record.asked_bytes = is_ours.then_some(*from_bytes);
             record.intended_bytes = Some(*to_bytes);
+        }
+    }
+
+    /// Takes in that `step` is not done after all.
+    pub fn desists(&mut self, step: &Step) {
+        let record = step.action.guest().and_then(|guest| self.guests.get_mut(guest));
+        if let (Some(record), Action::SetBalloon { .. }) = (record, &step.action) {
+            record.intended_bytes = None;
         }
     }
 

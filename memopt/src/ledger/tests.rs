@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::plan::fixture::*;
 use crate::policy::Policy;
-use crate::situation::{Hindrance, Pressure};
+use crate::situation::{Guest, Hindrance, Pressure, Vmm};
 use crate::units::{GIB, MIB};
 use crate::verify::Verdict;
 
@@ -282,9 +282,49 @@ fn guests_come_and_go() {
     assert!(ledger.guests.contains_key("a"), "it may come back");
     ledger.observe(&later(&situation(50, Vec::new()), 3700), &policy);
     assert!(ledger.guests.is_empty());
-    let crowd = (0..GUESTS_MAX + 10).map(|index| idle_guest(&format!("{index}"), GIB, 0)).collect();
+    let others = |index: usize| Guest { vmm: Vmm::Qemu, ..idle_guest(&format!("{index}"), GIB, 0) };
+    let mut crowd: Vec<_> = (0..GUESTS_MAX + 10).map(others).collect();
+    crowd.push(idle_guest("own", GIB, 0));
     ledger.observe(&later(&situation(50, crowd), 3800), &policy);
-    assert_eq!(ledger.guests.len(), GUESTS_MAX);
+    assert_eq!(ledger.guests.len(), GUESTS_MAX + 1);
+    assert!(ledger.guests.contains_key("own"), "no crowd of others keeps it out");
+}
+
+/// A guest of QEMU's that is called `name` now.
+fn foreign(name: &str, pid: u32) -> Guest {
+    Guest { vmm: Vmm::Qemu, pid, ..idle_guest(name, 8 * GIB, GIB) }
+}
+
+#[test]
+fn what_is_remembered_stays_with_the_process_when_another_claims_its_name() {
+    let looks = [
+        vec![foreign("db", 8)],
+        // A process of a lower number claims the name, then goes; and a guest of ours takes it.
+        vec![foreign("db@7", 7), foreign("db@8", 8)],
+        vec![foreign("db", 8)],
+        vec![Guest { pid: 9, ..idle_guest("db", 8 * GIB, GIB) }, foreign("db@8", 8)],
+    ];
+    let mut looks = (0..).zip(looks).map(|(at, guests)| later(&situation(50, guests), 10 * at));
+    let mut ledger = told(&[looks.next().expect("the first")]);
+    ledger.guests.get_mut("db").expect("a record").asked_bytes = Some(4 * GIB);
+    for look in looks {
+        ledger.observe(&look, &Policy::default());
+        for guest in &look.guests {
+            let asked = ledger.guests[&guest.name].asked_bytes;
+            assert_eq!(asked, (guest.pid == 8).then_some(4 * GIB), "{}", guest.name);
+        }
+    }
+}
+
+#[test]
+fn what_is_remembered_of_a_guest_is_not_taken_for_another_ones_of_the_same_number() {
+    let mut ledger = told(&[situation(50, vec![foreign("db", 8)])]);
+    for guest in [foreign("web", 8), Guest { pid: 8, ..idle_guest("own", GIB, 0) }] {
+        ledger.guests.get_mut("db").expect("a record").asked_bytes = Some(4 * GIB);
+        let name = guest.name.clone();
+        ledger.observe(&later(&situation(50, vec![guest]), 10), &Policy::default());
+        assert_eq!(ledger.guests[&name].asked_bytes, None);
+    }
 }
 
 #[test]
@@ -362,7 +402,8 @@ fn a_balloon_that_somebody_else_has_set_is_not_ours() {
     assert!(!asked(&ledger, "a", 8 * GIB), "nobody has asked");
     let action =
         Action::SetBalloon { guest: "a".to_owned(), from_bytes: 8 * GIB, to_bytes: 4 * GIB };
-    let step = Step { action, expected_bytes: 0, cpu: Duration::ZERO, reason: String::new() };
+    let (cpu, reason) = (Duration::ZERO, String::new());
+    let step = Step { action, expected_bytes: 0, cpu, reason, pid: None };
     ledger.acted(&step);
     assert!(asked(&ledger, "a", 4 * GIB) && asked(&ledger, "a", 4 * GIB + MIB));
     assert!(!asked(&ledger, "a", 2 * GIB) && !asked(&ledger, "b", 4 * GIB));
@@ -379,6 +420,7 @@ fn a_balloon_is_ours_also_when_the_node_ends_before_it_can_say_so() {
         expected_bytes: 0,
         cpu: Duration::ZERO,
         reason: String::new(),
+        pid: None,
     };
     let next_node = |ledger: &Ledger| -> Ledger {
         let text = serde_json::to_string(ledger).expect("a text");
@@ -393,6 +435,9 @@ fn a_balloon_is_ours_also_when_the_node_ends_before_it_can_say_so() {
     assert!(asked(&ledger, "a", 2 * GIB) && asked(&ledger, "a", 4 * GIB), "one of them holds");
     ledger.acted(&step(4 * GIB, 2 * GIB));
     assert!(asked(&ledger, "a", 2 * GIB) && !asked(&ledger, "a", 4 * GIB));
+    ledger.intends(&step(2 * GIB, GIB));
+    ledger.desists(&step(2 * GIB, GIB));
+    assert!(asked(&ledger, "a", 2 * GIB) && !asked(&ledger, "a", GIB), "it is as it was");
     ledger.intends(&step(6 * GIB, 5 * GIB));
     assert!(!asked(&ledger, "a", 2 * GIB), "an operator has set it meanwhile");
 }

@@ -112,6 +112,12 @@ impl Action {
         }
     }
 
+    /// Whether it takes memory from a guest by its balloon: what a node that is killed may not forget.
+    #[must_use]
+    pub fn inflates_a_balloon(&self) -> bool {
+        matches!(self, Self::SetBalloon { from_bytes, to_bytes, .. } if to_bytes < from_bytes)
+    }
+
     /// The means by which it is done.
     #[must_use]
     pub fn actuator(&self) -> Actuator {

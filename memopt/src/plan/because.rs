@@ -180,6 +180,11 @@ pub enum Advice {
         /// The guest.
         guest: String,
     },
+    /// A rule of the policy would give this guest something by its name, which is its owner's choice.
+    NameUser {
+        /// The guest.
+        guest: String,
+    },
 }
 
 impl fmt::Display for Advice {
@@ -196,6 +201,11 @@ impl fmt::Display for Advice {
                 f,
                 "{guest}: the kernel may merge it, and nobody says with whom: give it a merge-domain in the policy, \
                  or start it without (QEMU: -machine mem-merge=off)"
+            ),
+            Self::NameUser { guest } => write!(
+                f,
+                "{guest}: its owner has chosen its name, so no [[guest]] table gives it `min` or `priority` by that \
+                 alone: if it is the guest that is meant, add `user`"
             ),
         }
     }

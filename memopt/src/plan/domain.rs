@@ -81,6 +81,7 @@ impl Context<'_> {
     pub(super) fn can_merge(&self, view: &View<'_>) -> bool {
         matches!(view.guest.backing, Backing::Anonymous | Backing::Template)
             && (view.is_ours() || view.guest.is_mergeable)
+            && view.guest.merged_instead.is_none()
             && self.may_take(view, Actuator::Merge).is_ok()
     }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::foreign::{Door, Found};
 use crate::situation::{
     Backing, Balloon, Chunk, Cost, Guest, Host, Ksm, Situation, Statistics, Survey, Vmm,
 };
@@ -28,6 +29,7 @@ pub(crate) fn guest(name: &str, memory_bytes: u64) -> Guest {
             statistics: Some(statistics(memory_bytes, memory_bytes / 4)),
         }),
         merge_domain: None,
+        merged_instead: None,
         is_mergeable: false,
         is_preallocated: false,
         survey: None,
@@ -118,6 +120,22 @@ pub(crate) fn clone_of(name: &str, domain: &str) -> Guest {
     guest.merge_domain = Some(domain.to_owned());
     guest.survey = Some(survey(512, 256, 0));
     guest
+}
+
+/// A guest that process `pid` claims to be.
+pub(crate) fn found(pid: u32, name: &str) -> Found {
+    Found {
+        pid,
+        name: name.to_owned(),
+        vmm: Vmm::Qemu,
+        uid: None,
+        memory_bytes: 0,
+        backing: Backing::Anonymous,
+        is_mergeable: false,
+        has_passthrough: false,
+        is_incoming: false,
+        door: Door::None("a test"),
+    }
 }
 
 /// The look after it, `seconds` later.

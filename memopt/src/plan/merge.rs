@@ -171,6 +171,9 @@ impl Context<'_> {
         if view.limits.merge_domain.is_none() {
             return Err(Because::NoDomain);
         }
+        if let Some(domain) = &view.guest.merged_instead {
+            return Err(Because::OtherDomain { domain: domain.clone() });
+        }
         if self.situation.host.ksm.is_none() {
             return Err(Because::NoKsm);
         }

@@ -37,6 +37,8 @@ pub use because::{Advice, Because};
 pub use domain::{exposed, wants_merging};
 pub use sheet::{DomainChoice, Plan, Skipped, Step};
 
+use std::collections::BTreeMap;
+
 use self::need::Need;
 use self::sheet::Draft;
 use self::view::Context;
@@ -57,6 +59,8 @@ pub fn plan(situation: &Situation, policy: &Policy, ledger: &Ledger, goal: &Goal
     let context = Context { situation, policy, ledger, goal: *goal };
     let mut draft = Draft::default();
     let (all, free) = context.views(&mut draft);
+    let denied = free.iter().filter(|view| view.limits.is_denied);
+    draft.advice.extend(denied.map(|view| Advice::NameUser { guest: view.name().to_owned() }));
     let wanted = Need::of(*goal, ledger.level, &situation.host, policy);
     let mut need = wanted;
     need.met_by(signed(ledger.ksm.under_way_bytes()));
@@ -97,6 +101,11 @@ fn finish(
         let key = |step: &Step| (step.action.rank(), std::cmp::Reverse(step.expected_bytes));
         key(a).cmp(&key(b)).then_with(|| a.action.guest().cmp(&b.action.guest()))
     });
+    let pids: BTreeMap<_, _> =
+        context.situation.guests.iter().map(|guest| (guest.name.as_str(), guest.pid)).collect();
+    for step in &mut draft.steps {
+        step.pid = step.action.guest().and_then(|guest| pids.get(guest).copied());
+    }
     draft.skipped.sort_by(|a, b| (&a.guest, a.actuator).cmp(&(&b.guest, b.actuator)));
     draft.advice.sort_by_key(ToString::to_string);
     let expected = draft.steps.iter().map(|step| step.expected_bytes);

@@ -138,6 +138,7 @@ mod tests {
             expected_bytes,
             cpu: Duration::ZERO,
             reason: String::new(),
+            pid: None,
         };
         Plan {
             unix_seconds: 0,

@@ -65,6 +65,10 @@ pub struct Step {
     pub cpu: Duration,
     /// Why, in one sentence.
     pub reason: String,
+    /// The process of the guest that it is done to, whatever other guest has the name by then; absent for
+    /// what is done to the host, and in plans of versions that did not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
 }
 
 /// Why nothing is done, to a guest or by one of the actuators.
@@ -124,7 +128,7 @@ impl Draft {
         cpu: Duration,
         reason: String,
     ) {
-        self.steps.push(Step { action, expected_bytes, cpu, reason });
+        self.steps.push(Step { action, expected_bytes, cpu, reason, pid: None });
     }
 
     pub(super) fn skip(&mut self, guest: &str, actuator: Actuator, because: Because) {

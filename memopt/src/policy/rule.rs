@@ -1,4 +1,8 @@
 //! Limits of single guests: `[[guest]]` of a policy.
+//!
+//! A user of the host chooses the name of a guest that another program runs when he starts it. So for such a guest
+//! a rule that does not say `user` only restricts: what it forbids holds for each guest that claims the name, and
+//! what it would give it does not.
 
 use std::fmt;
 use std::str::FromStr;
@@ -21,8 +25,8 @@ pub struct GuestRule {
     pub name: Option<NamePattern>,
     /// `label`: and by their labels, all of which must hold.
     pub labels: Vec<LabelTest>,
-    /// `user`: and by whose processes they are, by name or number. The name of a guest of another program is chosen by whoever
-    /// started it.
+    /// `user`: and by whose processes they are, by name or number. Without it nothing is given to guests of other programs, which
+    /// choose their names themselves.
     pub user: Option<String>,
     /// `min`: it keeps at least so much.
     pub min_bytes: Option<u64>,
@@ -61,6 +65,8 @@ pub struct GuestLimits {
     pub priority: u32,
     /// Whether a rule would give it a merge domain, and does not for want of `user`: anybody could start a guest of that name.
     pub lacks_user: bool,
+    /// Whether a rule would give it anything else, and does not for want of `user`.
+    pub is_denied: bool,
     /// The guests that it may share pages with.
     pub merge_domain: Option<String>,
     /// Whether anything may be taken from it.
@@ -84,14 +90,18 @@ impl Policy {
     #[must_use]
     pub fn limits(&self, guest: &Guest) -> GuestLimits {
         let mut said = GuestRule::default();
-        let mut lacks_user = false;
+        let (mut lacks_user, mut is_denied) = (false, false);
         for rule in self.guests.iter().filter(|rule| rule.matches(guest)) {
-            said.overrule(rule);
+            let may_give = guest.vmm == Vmm::Lighter || rule.user.is_some();
             if rule.merge_domain.is_some() {
-                lacks_user = guest.vmm != Vmm::Lighter && rule.user.is_none();
+                lacks_user = !may_give && matches!(rule.merge_domain, Some(DomainRule::Named(_)));
+            }
+            if may_give {
+                said.overrule(rule);
+            } else {
+                is_denied |= said.restrict(rule);
             }
         }
-        lacks_user &= matches!(said.merge_domain, Some(DomainRule::Named(_)));
         let max_bytes = said.max_bytes.unwrap_or(u64::MAX).min(guest.memory_bytes);
         let floor_bytes = part(max_bytes, self.balloon.floor).max(said.min_bytes.unwrap_or(0));
         let actuators = match said.actuators {
@@ -103,7 +113,8 @@ impl Policy {
             max_bytes,
             priority: said.priority.unwrap_or(PRIORITY).max(1),
             lacks_user,
-            merge_domain: match said.merge_domain.filter(|_| !lacks_user) {
+            is_denied,
+            merge_domain: match said.merge_domain {
                 None => guest.merge_domain.clone(),
                 Some(DomainRule::Own) => None,
                 Some(DomainRule::Named(name)) => Some(name),
@@ -116,10 +127,10 @@ impl Policy {
 }
 
 impl GuestRule {
-    /// Whether it speaks of `guest`.
+    /// Whether it speaks of `guest`: by the name that it claims, whatever it is called to tell it from others.
     #[must_use]
     pub fn matches(&self, guest: &Guest) -> bool {
-        self.name.as_ref().is_none_or(|name| name.matches(&guest.name))
+        self.name.as_ref().is_none_or(|name| name.matches(guest.claimed_name()))
             && self.labels.iter().all(|test| test.holds(&guest.labels))
             && self.user.as_ref().is_none_or(|user| {
                 guest.user.as_ref().is_some_and(|of_guest| of_guest.is_called(user))
@@ -138,6 +149,29 @@ impl GuestRule {
         if later.actuators.is_some() {
             self.actuators.clone_from(&later.actuators);
         }
+    }
+
+    /// Takes in what of `later` forbids, and takes away. Whether there is more in it, which would give.
+    fn restrict(&mut self, later: &Self) -> bool {
+        if later.optimize == Some(false) {
+            self.optimize = later.optimize;
+        }
+        if later.take == Some(false) {
+            self.take = later.take;
+        }
+        if let Some(fewer) = &later.actuators {
+            let all = self.actuators.as_ref().unwrap_or(fewer);
+            self.actuators = Some(all.intersection(fewer).copied().collect());
+        }
+        if later.merge_domain.is_some() {
+            // A domain of that name is not given, and one that was given before is not meant any more.
+            self.merge_domain = later.merge_domain.clone().filter(|it| *it == DomainRule::Own);
+        }
+        let least = |own: Option<u64>, other: u64| own.map_or(other, |own| own.min(other));
+        self.max_bytes = later.max_bytes.map(|max| least(self.max_bytes, max)).or(self.max_bytes);
+        let own = self.priority.unwrap_or(PRIORITY);
+        self.priority = later.priority.filter(|it| *it < own).or(self.priority);
+        later.min_bytes.is_some() || later.priority.is_some_and(|it| it > own)
     }
 }
 

@@ -6,6 +6,7 @@ use super::*;
 use crate::labels::Selector;
 use crate::plan::fixture::guest;
 use crate::settings::FILE_BYTES_MAX;
+use crate::situation::{Guest, User, Vmm};
 use crate::units::{GIB, MIB, part};
 
 const FULL: &str = r#"
@@ -235,6 +236,95 @@ fn later_rules_speak_last_and_only_of_what_they_say() {
     assert_eq!(policy.limits(&pinned).merge_domain, None);
     batch.labels.insert("team".to_owned(), "shop".to_owned());
     assert_eq!(policy.limits(&batch).merge_domain, None);
+}
+
+/// A guest that a process of user 1000 says is called `name`, as it is called beside others that do.
+fn claims(name: &str, pid: u32) -> Guest {
+    let user = Some(User { uid: 1000, name: Some("bob".to_owned()) });
+    Guest { vmm: Vmm::Qemu, pid, user, ..guest(name, 16 * GIB) }
+}
+
+#[test]
+fn what_forbids_holds_for_every_guest_that_claims_the_name() {
+    let text = r#"
+        [[guest]]
+        name = "untouchable"
+        optimize = false
+        [[guest]]
+        name = "db-*"
+        take = false
+        max = "8GiB"
+        priority = 10
+        actuators = ["balloon", "huge"]
+    "#;
+    let policy = Policy::parse(text, "f").expect("a policy");
+    for name in ["untouchable", "untouchable@1234"] {
+        assert!(!policy.limits(&claims(name, 1234)).optimize, "{name}");
+    }
+    for name in ["db-1", "db-1@1234"] {
+        let limits = policy.limits(&claims(name, 1234));
+        assert_eq!((limits.take, limits.max_bytes, limits.priority), (false, 8 * GIB, 10));
+        assert_eq!(limits.actuators, [Actuator::Balloon, Actuator::Huge].into());
+        assert!(!limits.is_denied, "nothing would have been given");
+    }
+    // What is not the mark that tells guests apart is part of the name.
+    assert!(policy.limits(&claims("untouchable@1234", 5)).optimize);
+}
+
+#[test]
+fn a_name_alone_gives_a_guest_of_another_program_nothing() {
+    let rule = r#"
+        [[guest]]
+        optimize = false
+        take = false
+        max = "1GiB"
+        priority = 50
+        actuators = "balloon"
+        merge-domain = false
+        [[guest]]
+        name = "db-*"
+        optimize = true
+        take = true
+        min = "1GiB"
+        max = "4GiB"
+        priority = 10000
+        actuators = ["balloon", "merge"]
+        merge-domain = "bank"
+    "#;
+    let policy = |user: &str| Policy::parse(&format!("{rule}{user}"), "f").expect("a policy");
+    let given = policy("user = \"bob\"").limits(&claims("db-1@7", 7));
+    assert!(given.optimize && given.take && !given.is_denied && !given.lacks_user);
+    assert_eq!((given.floor_bytes, given.max_bytes), (GIB, 4 * GIB));
+    assert_eq!((given.priority, given.merge_domain.as_deref()), (10_000, Some("bank")));
+    assert_eq!(given.actuators, [Actuator::Balloon, Actuator::Merge].into());
+
+    let denied = policy("").limits(&claims("db-1", 7));
+    assert!(!denied.optimize && !denied.take && denied.is_denied && denied.lacks_user);
+    assert_eq!((denied.floor_bytes, denied.max_bytes), (part(GIB, 0.25), GIB));
+    assert_eq!((denied.priority, denied.merge_domain), (50, None));
+    assert_eq!(denied.actuators, [Actuator::Balloon].into());
+    // Another user's is not meant, and a guest of ours is told by its name.
+    let other = policy("user = \"libvirt-qemu\"").limits(&claims("db-1", 7));
+    assert_eq!((other.priority, other.is_denied, other.lacks_user), (50, false, false));
+    let ours = policy("").limits(&guest("db-1", 16 * GIB));
+    assert_eq!((ours.priority, ours.merge_domain.as_deref()), (10_000, Some("bank")));
+}
+
+#[test]
+fn a_domain_that_is_not_given_by_a_name_leaves_no_other_one() {
+    let text = r#"
+        [[guest]]
+        user = "bob"
+        merge-domain = "shop"
+        [[guest]]
+        name = "db-*"
+        merge-domain = "bank"
+    "#;
+    let policy = Policy::parse(text, "f").expect("a policy");
+    let limits = policy.limits(&claims("db-1", 7));
+    assert_eq!((limits.merge_domain, limits.lacks_user), (None, true));
+    let limits = policy.limits(&claims("web", 8));
+    assert_eq!((limits.merge_domain.as_deref(), limits.lacks_user), (Some("shop"), false));
 }
 
 #[test]

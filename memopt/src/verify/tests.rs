@@ -12,7 +12,8 @@ use crate::units::{GIB, MIB};
 const STEP: i64 = 256 << 20;
 
 fn step(action: Action, expected_bytes: i64) -> Step {
-    Step { action, expected_bytes, cpu: Duration::ZERO, reason: "a test".to_owned() }
+    let (cpu, reason) = (Duration::ZERO, "a test".to_owned());
+    Step { action, expected_bytes, cpu, reason, pid: None }
 }
 
 fn shrink() -> Step {

@@ -117,6 +117,7 @@ impl SimGuest {
             }),
             merge_domain: None,
             is_mergeable: false,
+            merged_instead: None,
             is_preallocated: false,
             survey: None,
             hindrance: self.hindrance,

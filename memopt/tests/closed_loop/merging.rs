@@ -100,6 +100,7 @@ impl SimClone {
             balloon: None,
             merge_domain: Some(self.domain.to_owned()),
             is_mergeable: self.chunks.iter().any(|chunk| chunk.is_mergeable),
+            merged_instead: None,
             is_preallocated: false,
             survey: Some(survey.clone()),
             hindrance: None,

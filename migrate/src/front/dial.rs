@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::framing::{self, ReadFailure};
 use crate::guest::{GuestDescription, Refusal};
-use crate::protocol::front::{FoundGuest, FrontReply, FrontRequest};
+use crate::protocol::front::{FoundGuest, FrontReply, FrontRequest, Onward};
 use crate::protocol::{
     CodecError, Decision, DestinationMessage, MigrationId, Offer, PeerText, SourceMessage, Token,
 };
@@ -106,23 +106,61 @@ pub async fn ask(
     reply
 }
 
-/// Asks the node `peer` whether its host has the guest `uuid`, or else one that is called `name`; for no longer than `patience`.
+/// A guest that a host is asked about.
+#[derive(Debug, Clone)]
+pub struct Sought {
+    /// Its identity.
+    pub uuid: Uuid,
+    /// Its name on the host that asks.
+    pub name: String,
+    /// The last migration that the asking host knows of; none when what it knows has no such thing.
+    pub migration: Option<MigrationId>,
+}
+
+/// What a host says of a guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Traced {
+    /// The guest, or how it was last there.
+    pub guest: Option<FoundGuest>,
+    /// Where to go on asking when it has moved on, or may have.
+    pub onward: Option<Onward>,
+    /// Whether all of that is of after the migration that was named. An earlier version cannot tell.
+    pub is_since: bool,
+}
+
+/// Asks the node `peer` whether its host has the guest that is `sought`, or else one of its name, and where that has
+/// gone since; for no longer than `patience`. A node of an earlier version is asked what it understands.
 ///
 /// # Errors
 /// Why there is no answer.
-pub async fn find(
+pub async fn trace(
     tls: &Tls,
     peer: &Peer,
-    uuid: Uuid,
-    name: &str,
+    sought: &Sought,
     patience: Duration,
-) -> Result<Option<FoundGuest>, FrontError> {
+) -> Result<Traced, FrontError> {
     let dialer = endpoint::dialer(peer.address, tls)?;
-    let request = FrontRequest::Find { uuid, name: PeerText::new(name) };
-    let reply = timeout(patience, ask(&dialer, peer, &request)).await;
+    let traced = timeout(patience, trace_by(&dialer, peer, sought)).await;
     hang_up(&dialer).await;
-    match reply.map_err(|_| FrontError::NoAnswer { peer: peer.address, limit: patience })?? {
-        FrontReply::Found(guest) => Ok(guest),
+    traced.map_err(|_| FrontError::NoAnswer { peer: peer.address, limit: patience })?
+}
+
+async fn trace_by(dialer: &Endpoint, peer: &Peer, sought: &Sought) -> Result<Traced, FrontError> {
+    let (uuid, name) = (sought.uuid, PeerText::new(&sought.name));
+    if let Some(migration) = sought.migration {
+        let request = FrontRequest::Trace { uuid, name: name.clone(), migration };
+        match ask(dialer, peer, &request).await {
+            Ok(FrontReply::Traced { guest, onward }) => {
+                return Ok(Traced { guest, onward, is_since: true });
+            }
+            // An earlier version hangs up on a question that it does not know.
+            Err(FrontError::Link(_) | FrontError::Protocol { .. }) => {}
+            Ok(reply) => return Err(unfit(peer, reply)),
+            Err(error) => return Err(error),
+        }
+    }
+    match ask(dialer, peer, &FrontRequest::Find { uuid, name }).await? {
+        FrontReply::Found(guest) => Ok(Traced { guest, onward: None, is_since: false }),
         reply => Err(unfit(peer, reply)),
     }
 }
@@ -221,10 +259,54 @@ fn unfit(peer: &Peer, reply: FrontReply) -> FrontError {
         FrontReply::Resolved(_) => "resolved",
         FrontReply::AskProcess { .. } => "ask the process",
         FrontReply::Found(_) => "found",
+        FrontReply::Traced { .. } => "traced",
     };
     FrontError::Protocol { peer: peer.address, detail: detail.into() }
 }
 
 fn malformed(peer: &Peer, error: &CodecError) -> FrontError {
     FrontError::Protocol { peer: peer.address, detail: error.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+    use crate::quic::Authority;
+
+    /// A node that knows `Find` and no later question.
+    async fn serve_as_earlier(listener: Endpoint, found: FoundGuest) {
+        while let Some(incoming) = listener.accept().await {
+            let connection = incoming.await.unwrap();
+            let (mut send, mut receive) = connection.accept_bi().await.unwrap();
+            match framing::read::<FrontRequest>(&mut receive).await.unwrap() {
+                FrontRequest::Find { .. } => {
+                    let reply = FrontReply::Found(Some(found.clone()));
+                    framing::write(&mut send, &reply).await.unwrap();
+                    send.finish().unwrap();
+                    connection.closed().await;
+                }
+                _ => connection.close(0_u32.into(), b"unknown kind of control message"),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_node_of_an_earlier_version_is_asked_what_it_understands() {
+        let identity = Authority::create().unwrap().issue(&["127.0.0.1".into()]).unwrap();
+        let tls = Tls::new(&identity).unwrap();
+        let listener = endpoint::listen((Ipv4Addr::LOCALHOST, 0).into(), &tls).unwrap();
+        let peer = Peer { address: listener.local_addr().unwrap(), name: "127.0.0.1".into() };
+        let uuid = Uuid::from_u128(7);
+        let (name, state) = ("web-1".into(), "running".into());
+        let found = FoundGuest { uuid, name, state, is_owned: true };
+        tokio::spawn(serve_as_earlier(listener, found.clone()));
+
+        let migration = Some(MigrationId::random());
+        let sought = Sought { uuid, name: "web-1".to_owned(), migration };
+        let traced = trace(&tls, &peer, &sought, ANSWER_TIME).await.unwrap();
+
+        assert_eq!(traced, Traced { guest: Some(found), onward: None, is_since: false });
+    }
 }

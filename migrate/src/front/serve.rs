@@ -129,7 +129,7 @@ fn may_ask(
         }
         // The record says whose it is.
         FrontRequest::Resolve { .. } => Ok(()),
-        FrontRequest::Admit { .. } | FrontRequest::Find { .. } => {
+        FrontRequest::Admit { .. } | FrontRequest::Find { .. } | FrontRequest::Trace { .. } => {
             Err("the process of a guest may ask for that guest only".to_owned())
         }
     }
@@ -239,7 +239,12 @@ mod tests {
             assert_eq!(reply, FrontReply::Resolved(DestinationMessage::Unknown));
         }
         let find = |uuid| FrontRequest::Find { uuid, name: PeerText::new("web-1") };
-        for forbidden in [admit(other), find(other), find(own)] {
+        let trace = FrontRequest::Trace {
+            uuid: own,
+            name: PeerText::new("web-1"),
+            migration: MigrationId::random(),
+        };
+        for forbidden in [admit(other), find(other), find(own), trace] {
             let reply = ask(&dialer, &peer, &forbidden).await.unwrap();
             assert!(matches!(reply, FrontReply::Refused(_)), "{reply:?}");
         }

@@ -127,13 +127,14 @@ impl Message for FrontRequest {
             Self::Admit { .. } => 65,
             Self::Resolve { .. } => 66,
             Self::Find { .. } => 67,
+            Self::Trace { .. } => 68,
         }
     }
 
     fn limit(kind: u8) -> Option<usize> {
         match kind {
             65 => Some(DESCRIPTION_LIMIT),
-            66..=67 => Some(SMALL_LIMIT),
+            66..=68 => Some(SMALL_LIMIT),
             _ => None,
         }
     }
@@ -147,11 +148,12 @@ impl Message for FrontReply {
             Self::Resolved(_) => 99,
             Self::AskProcess { .. } => 100,
             Self::Found(_) => 101,
+            Self::Traced { .. } => 102,
         }
     }
 
     fn limit(kind: u8) -> Option<usize> {
-        matches!(kind, 97..=101).then_some(SMALL_LIMIT)
+        matches!(kind, 97..=102).then_some(SMALL_LIMIT)
     }
 }
 

@@ -1,6 +1,9 @@
 //! What a source says to the node of the destination before the guest's own process takes over,
 //! and when it has lost that process.
 
+// An address; nothing here opens a socket.
+use core::net::SocketAddr;
+
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -35,6 +38,16 @@ pub enum FrontRequest {
         /// Its name on the host that asks.
         name: PeerText,
     },
+    /// Asks as `Find` does, and where the guest has gone since a migration in which both hosts took
+    /// part. An earlier version does not know this question: it is asked `Find`.
+    Trace {
+        /// The guest's identity.
+        uuid: Uuid,
+        /// Its name on the host that asks.
+        name: PeerText,
+        /// The last migration that the asking host knows of. What came before it does not count.
+        migration: MigrationId,
+    },
 }
 
 /// A guest that a host has.
@@ -55,11 +68,37 @@ impl FoundGuest {
     pub const ENDED: &str = "ended there";
     /// What the state of a guest begins with that ran there and has moved on; where to follows.
     pub const MOVED: &str = "moved to ";
+    /// What the state of a guest begins with that ran there and was being moved on, and of which that
+    /// host cannot tell whether it has arrived; where to follows.
+    pub const ON_ITS_WAY: &str = "on its way to ";
 
     /// Whether the guest is not there any more. A copy from before that is out of date.
     pub fn is_past(&self) -> bool {
-        self.state.as_str() == Self::ENDED || self.state.as_str().starts_with(Self::MOVED)
+        self.state.as_str() == Self::ENDED || self.destination().is_some() || self.is_on_its_way()
     }
+
+    /// Whether that host cannot tell if the guest has arrived where it was being moved to.
+    pub fn is_on_its_way(&self) -> bool {
+        self.state.as_str().starts_with(Self::ON_ITS_WAY)
+    }
+
+    /// Where it has moved on to, as the user there named it (`HOST:PORT`).
+    pub fn destination(&self) -> Option<&str> {
+        self.state.as_str().strip_prefix(Self::MOVED)
+    }
+}
+
+/// Where a guest went from a host that it has left, or is leaving.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Onward {
+    /// The node there, as the user named it (`HOST:PORT`).
+    pub destination: PeerText,
+    /// Name that its certificate must carry.
+    pub server_name: PeerText,
+    /// The node's address.
+    pub node_address: SocketAddr,
+    /// The migration that took the guest there.
+    pub migration: MigrationId,
 }
 
 /// The node's answer.
@@ -83,4 +122,11 @@ pub enum FrontReply {
     },
     /// Answer to `Find`.
     Found(Option<FoundGuest>),
+    /// Answer to `Trace`.
+    Traced {
+        /// The guest, or how it was last there.
+        guest: Option<FoundGuest>,
+        /// Where to go on asking when it has moved on, or may have.
+        onward: Option<Onward>,
+    },
 }

@@ -88,6 +88,15 @@ impl Authority {
     /// # Errors
     /// [`CertError::Name`] for anything else, [`CertError::Make`] when the system gives no randomness.
     pub fn issue(&self, names: &[String]) -> Result<Identity, CertError> {
+        self.issue_with(names, |_| {})
+    }
+
+    /// As [`Self::issue`]; `change` has the last word on what the certificate says.
+    pub(super) fn issue_with(
+        &self,
+        names: &[String],
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> Result<Identity, CertError> {
         if let Some(name) = names.iter().find(|name| !is_host_name(name)) {
             return Err(CertError::Name { name: name.clone() });
         }
@@ -95,6 +104,7 @@ impl Authority {
         let make = |cause| CertError::Make { subject: names.join(", "), cause };
         let mut params = params_of_peer(subject, HOST_DAYS, names).map_err(make)?;
         params.use_authority_key_identifier_extension = true;
+        change(&mut params);
         let key = KeyPair::generate().map_err(make)?;
         let cert_pem = params.signed_by(&key, &self.issuer).map_err(make)?.pem();
         let key_pem = key.serialize_pem();

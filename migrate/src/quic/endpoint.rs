@@ -274,6 +274,16 @@ mod tests {
         authority.issue(&["127.0.0.1".into()]).unwrap()
     }
 
+    /// A host whose certificate was valid until yesterday.
+    fn expired_host(authority: &Authority) -> Identity {
+        let expire = |params: &mut rcgen::CertificateParams| {
+            let day = std::time::Duration::from_secs(24 * 3600);
+            params.not_after = params.not_before;
+            params.not_before -= 10 * day;
+        };
+        authority.issue_with(&["127.0.0.1".into()], expire).unwrap()
+    }
+
     /// The identities of a guest's process when it leaves the host, and when it arrives there.
     fn processes_of(guest: Uuid, host: &Identity) -> [Tls; 2] {
         [Role::Source, Role::Destination]
@@ -356,6 +366,41 @@ mod tests {
             let is_refused =
                 ["authority", "invalid peer certificate"].iter().any(|word| told.contains(word));
             assert!(is_refused, "{seen:?} / {told}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_host_whose_certificate_has_expired_is_refused_in_either_direction() {
+        let authority = Authority::create().unwrap();
+        let (good, expired) = (tls(&authority), Tls::new(&expired_host(&authority)).unwrap());
+
+        let (seen, _) = meet(&expired, &good, "127.0.0.1").await;
+        assert!(matches!(seen, LinkError::BadCertificate { .. }), "{seen:?}");
+        assert!(seen.to_string().contains("expired"), "{seen}");
+
+        let (seen, told) = meet(&good, &expired, "127.0.0.1").await;
+        assert!(matches!(told, LinkError::BadCertificate { .. }), "{told:?}");
+        assert!(told.to_string().contains("expired"), "{told}");
+        assert!(matches!(seen, LinkError::Refused { .. }), "{seen:?}");
+    }
+
+    /// The process's own certificate is valid for weeks.
+    #[tokio::test]
+    async fn a_guests_process_is_refused_when_its_hosts_certificate_has_expired() {
+        let authority = Authority::create().unwrap();
+        let guest = Uuid::new_v4();
+        let [good_leaving, good_arriving] = processes_of(guest, &host(&authority));
+        let [leaving, arriving] = processes_of(guest, &expired_host(&authority));
+
+        let (seen, _) = meet(&arriving, &good_leaving, "127.0.0.1").await;
+        assert!(matches!(seen, LinkError::BadCertificate { .. }), "{seen:?}");
+        assert!(seen.to_string().contains("expired"), "{seen}");
+
+        for listening in [&good_arriving, &tls(&authority)] {
+            let (seen, told) = meet(listening, &leaving, "127.0.0.1").await;
+            assert!(matches!(told, LinkError::BadCertificate { .. }), "{told:?}");
+            assert!(told.to_string().contains("expired"), "{told}");
+            assert!(matches!(seen, LinkError::Refused { .. }), "{seen:?}");
         }
     }
 

@@ -10,10 +10,16 @@ use quinn::Connection;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::LinkError;
-use super::transport::IDLE_TIMEOUT;
+use super::transport::{IDLE_TIMEOUT, NOTICED_WITHIN};
 
 /// Time between two looks.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// The limit is a look longer than the time-out, and the last sign of life may have come right after a look.
+const _: () = assert!(
+    IDLE_TIMEOUT.as_millis() + 2 * LOOK_EVERY.as_millis() < NOTICED_WITHIN.as_millis(),
+    "a dead peer is noticed later than is promised"
+);
 
 /// Waits until no datagram has come on `connection` for [`IDLE_TIMEOUT`] and a second, and says so. The peer
 /// sends a sign of life far more often.
@@ -42,11 +48,18 @@ async fn unchanged(limit: Duration, count: impl Fn() -> u64) {
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
+    use std::net::SocketAddr;
+    use std::sync::mpsc;
 
+    use quinn::Endpoint;
+    use tokio::runtime;
+    use tokio::sync::oneshot;
     use tokio::time::{Instant, timeout};
 
     use super::*;
+    use crate::quic::endpoint::{Peer, connect, dialer, listen};
     use crate::quic::pair::Pair;
+    use crate::quic::{Authority, Tls};
 
     #[tokio::test(start_paused = true)]
     async fn silence_is_noticed_in_time_and_any_sign_of_life_starts_it_anew() {
@@ -70,6 +83,58 @@ mod tests {
         assert!(timeout(LOOK_EVERY, &mut told).await.is_err());
         tokio::time::advance(Duration::from_secs(60)).await;
         assert!(timeout(5 * LOOK_EVERY, &mut told).await.is_err(), "{}", looks.get());
+    }
+
+    /// A connection whose far side has fallen silent without closing it: its sockets are there, and nothing runs that would use them,
+    /// until the sender is dropped.
+    async fn fallen_silent() -> (Endpoint, Connection, mpsc::Sender<()>) {
+        let identity = Authority::create().unwrap().issue(&["127.0.0.1".into()]).unwrap();
+        let tls = Tls::new(&identity).unwrap();
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let (listening, heard) = oneshot::channel();
+        let (met, has_met) = oneshot::channel::<()>();
+        let (stopped, has_stopped) = oneshot::channel::<()>();
+        let (over, is_over) = mpsc::channel::<()>();
+        let far_tls = tls.clone();
+        std::thread::spawn(move || {
+            let runtime = runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let _kept = runtime.block_on(async {
+                let endpoint = listen(any, &far_tls).unwrap();
+                listening.send(endpoint.local_addr().unwrap()).unwrap();
+                let far = endpoint.accept().await.unwrap().await.unwrap();
+                has_met.await.unwrap();
+                (endpoint, far)
+            });
+            stopped.send(()).unwrap();
+            let _ = is_over.recv();
+        });
+        let peer = Peer { address: heard.await.unwrap(), name: "127.0.0.1".into() };
+        let dialer = dialer(peer.address, &tls).unwrap();
+        let near = connect(&dialer, &peer).await.unwrap();
+        met.send(()).unwrap();
+        has_stopped.await.unwrap();
+        (dialer, near, over)
+    }
+
+    #[tokio::test]
+    async fn a_dead_peer_is_noticed_as_soon_as_is_promised() {
+        let (_dialer, near, _over) = fallen_silent().await;
+        tokio::time::pause();
+        let began = Instant::now();
+        silence(&near).await;
+        let noticed = began.elapsed();
+        assert!((IDLE_TIMEOUT..NOTICED_WITHIN).contains(&noticed), "{noticed:?}");
+    }
+
+    #[tokio::test]
+    async fn quic_itself_notices_a_dead_peer_as_soon_as_is_promised() {
+        let (_dialer, near, _over) = fallen_silent().await;
+        tokio::time::pause();
+        let began = Instant::now();
+        let closed = near.closed().await;
+        let noticed = began.elapsed();
+        assert_eq!(closed, quinn::ConnectionError::TimedOut);
+        assert!((IDLE_TIMEOUT..NOTICED_WITHIN).contains(&noticed), "{noticed:?}");
     }
 
     #[tokio::test(flavor = "multi_thread")]

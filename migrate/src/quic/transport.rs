@@ -13,6 +13,13 @@ use super::congestion::FastPathCubic;
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(7);
 /// Silence after which a sign of life is sent, so that only a dead peer is silent for the time-out.
 pub const KEEP_ALIVE: Duration = Duration::from_secs(2);
+/// Within this time a dead peer is noticed (docs/protocol.md): by QUIC's idle time-out, or by
+/// `silence`.
+pub const NOTICED_WITHIN: Duration = Duration::from_secs(10);
+const _: () = assert!(
+    IDLE_TIMEOUT.as_millis() + KEEP_ALIVE.as_millis() < NOTICED_WITHIN.as_millis(),
+    "QUIC notices a dead peer later than is promised"
+);
 
 /// Largest UDP payload: ten of them fill the kernel's 64 KiB segmentation-offload buffer, which quinn
 /// limits to ten segments. Larger ones make it fall back to sending them singly.

@@ -72,9 +72,21 @@ impl RecordFile {
     /// # Errors
     /// When it cannot be written.
     pub(super) fn create(path: &Path, record: &Record) -> Result<Self, RecordError> {
+        Self::create_padded(path, record, FILE_BYTES)
+    }
+
+    /// As [`Self::create`], without room for further lines.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub(super) fn create_compact(path: &Path, record: &Record) -> Result<(), RecordError> {
+        Self::create_padded(path, record, 0).map(drop)
+    }
+
+    fn create_padded(path: &Path, record: &Record, padded: usize) -> Result<Self, RecordError> {
         let mut bytes = to_line(record, path)?;
         let next = bytes.len();
-        bytes.resize(next.max(FILE_BYTES), b' ');
+        bytes.resize(next.max(padded), b' ');
         let beside = path.with_extension(UNFINISHED);
         let mut options = OpenOptions::new();
         options.create(true).truncate(true).read(true).write(true).mode(0o600);

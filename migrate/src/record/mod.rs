@@ -117,6 +117,28 @@ impl Record {
         RecordKey { migration: self.migration, role: self.role(), guest, guest_uuid }
     }
 
+    /// Whether this side of the migration is over: no copy of it runs, or may yet be let run, but as
+    /// the record says.
+    pub const fn is_settled(&self) -> bool {
+        match self.side {
+            Side::Source { state, .. } => matches!(state, SourceState::Done | SourceState::Aborted),
+            Side::Destination { state, .. } => {
+                matches!(state, DestinationState::Running | DestinationState::Discarded)
+            }
+        }
+    }
+
+    /// Whether this host had the guest in the course of this migration, as far as it knows.
+    pub const fn had_guest(&self) -> bool {
+        match self.side {
+            Side::Source { .. } => true,
+            Side::Destination { state, .. } => !matches!(
+                state,
+                DestinationState::Loading | DestinationState::Ready | DestinationState::Discarded
+            ),
+        }
+    }
+
     /// Which side this is.
     pub const fn role(&self) -> Role {
         match self.side {

@@ -2,6 +2,8 @@
 //!
 //! What is in a guest's folder is of this guest alone: its process writes there, and nowhere else.
 //! Earlier versions wrote all records into the folder that `guests` is in; they are still read there.
+//! `past/UUID.json`, which only the node writes, is a guest's last record of its having been here, once
+//! that is too old to be read with all others; `UUID.offered.json` the last later one of its not being taken.
 
 use std::ffi::OsStr;
 use std::fs::{self, FileType};
@@ -11,9 +13,9 @@ use std::time::{Duration, SystemTime};
 
 use uuid::Uuid;
 
-use super::Record;
 use super::file::{RecordError, RecordFile, UNFINISHED, damaged, flush_folder_of, io, read};
-use crate::protocol::MigrationId;
+use super::{Record, Side};
+use crate::protocol::{MigrationId, Token};
 use crate::report::Role;
 
 /// A file that is not finished at this age is not being written any more.
@@ -174,6 +176,56 @@ impl RecordStore {
         }
     }
 
+    /// Removes this record from those that [`Self::list`] gives, and keeps it for [`Self::retired`], without its
+    /// report and the secret of its migration; unless it says nothing of where its guest went.
+    ///
+    /// # Errors
+    /// When it cannot be kept, and then it stays; or cannot be removed.
+    pub fn retire(&self, record: &Record) -> Result<(), RecordError> {
+        let (uuid, had_guest) = (record.guest_uuid, record.had_guest());
+        let path = self.past_of(uuid, had_guest);
+        let is_latest =
+            read(&path)?.is_none_or(|kept| kept.started_unix_ms <= record.started_unix_ms);
+        // Who never had the guest needs not know that it was not given.
+        let tells = had_guest || self.past_of(uuid, true).exists();
+        if is_latest && tells {
+            let past = self.past();
+            regular_file::create_folder(&past)
+                .map_err(|cause| io("create the folder of", &past, cause))?;
+            RecordFile::create_compact(&path, &compact(record))?;
+        }
+        self.remove(record)
+    }
+
+    /// What [`Self::retire`] has kept of the guest `uuid`: its last record of this host having it, and the last of its
+    /// not being taken.
+    ///
+    /// # Errors
+    /// When one is there and cannot be read, or is another guest's.
+    pub fn retired(&self, uuid: Uuid) -> Result<Vec<Record>, RecordError> {
+        let mut kept = Vec::new();
+        for had_guest in [true, false] {
+            let path = self.past_of(uuid, had_guest);
+            match read(&path)? {
+                Some(record) if record.guest_uuid != uuid => {
+                    let what = format!("it is about {}, another guest", record.guest_uuid);
+                    return Err(damaged(&path, what));
+                }
+                record => kept.extend(record),
+            }
+        }
+        Ok(kept)
+    }
+
+    fn past(&self) -> PathBuf {
+        self.folder.join("past")
+    }
+
+    fn past_of(&self, uuid: Uuid, had_guest: bool) -> PathBuf {
+        let ending = if had_guest { "json" } else { "offered.json" };
+        self.past().join(format!("{uuid}.{ending}"))
+    }
+
     /// Removes files of records whose writing a crash or a power cut has ended at `now`, if not
     /// within the last minute: it may be under way.
     ///
@@ -280,6 +332,14 @@ impl Folder {
         }
         Ok(())
     }
+}
+
+/// What is kept of a record that is over.
+fn compact(record: &Record) -> Record {
+    let mut kept = Record { report: None, ..record.clone() };
+    let (Side::Source { token, .. } | Side::Destination { token, .. }) = &mut kept.side;
+    *token = Token([0; 32]);
+    kept
 }
 
 /// The name of the file with the record of one side of a migration: source and destination may share

@@ -52,6 +52,8 @@ pub enum Event {
         /// What went wrong.
         error: GuestError,
     },
+    /// Answer to [`super::Action::FlushDisks`].
+    Flushed,
     /// Answer to [`super::Action::SaveState`].
     StateSaved {
         /// The state.
@@ -62,7 +64,7 @@ pub enum Event {
     RemainderSent(FinalSent),
     /// Answer to [`super::Action::ResumeGuest`].
     Resumed(Result<(), GuestError>),
-    /// An action on the guest failed: start, probe, round, save.
+    /// An action on the guest failed: start, probe, round, flush, save.
     GuestFailed(GuestError),
     /// The guest ended by itself (it shut down, or crashed).
     GuestStopped {

@@ -1,5 +1,6 @@
 //! From the pause to the end: last pages and state, the decision, and hearing of it.
 
+use super::standstill::Step;
 use super::state::State;
 use super::{Action, FinalSent, Source};
 use crate::error::{Failure, MigrationError, OperatorChoice, ProtocolError, Reason};
@@ -14,8 +15,8 @@ use crate::report::Outcome;
 impl Source {
     pub(super) fn switch_over(&mut self) {
         self.notes.enter(Phase::Switchover, self.now);
-        let limit = self.config.limits.switchover;
-        self.awaited = Some(("Ready", self.now.saturating_add(limit), limit));
+        self.stands_until = Some(self.now.saturating_add(self.config.limits.standstill()));
+        self.standstill.begin(Step::Pause, self.now);
         self.notes.stands(self.now);
         self.state = State::Pausing;
         self.say(SourceMessage::Switchover);
@@ -26,8 +27,16 @@ impl Source {
         match self.state {
             State::Pausing => {
                 self.run_state = was;
+                self.standstill.end(Step::Pause, self.now);
+                if was == RunState::Paused {
+                    self.wait_without_standstill();
+                }
                 self.begin_round();
-                self.state = State::Finishing { round_sent: false, saved: false };
+                self.state = State::Finishing { round_sent: false, flushed: false, saved: false };
+                for step in [Step::Flush, Step::Save, Step::Send] {
+                    self.standstill.begin(step, self.now);
+                }
+                self.push(Action::FlushDisks);
                 self.push(Action::SendFinalRound { round: self.round });
                 self.push(Action::SaveState);
             }
@@ -36,20 +45,45 @@ impl Source {
         }
     }
 
+    /// The guest stands for nothing more that this side could call off, or it goes on here.
+    pub(super) fn end_standstill(&mut self) {
+        if self.stands_until.take().is_some() {
+            self.notes.standstill = Some(self.standstill.report(self.now));
+        }
+    }
+
+    /// Its user has paused the guest: it loses no time by standing still.
+    fn wait_without_standstill(&mut self) {
+        let limit = self.config.limits.switchover;
+        self.awaited = Some(("Ready", self.now.saturating_add(limit), limit));
+        self.stands_until = None;
+    }
+
+    pub(super) fn on_flushed(&mut self) {
+        if let State::Finishing { flushed, .. } = &mut self.state {
+            *flushed = true;
+            self.standstill.end(Step::Flush, self.now);
+            self.end_streams();
+        }
+    }
+
     pub(super) fn on_state_saved(&mut self, state: Vec<u8>) {
         if let State::Finishing { saved, .. } = &mut self.state
             && !*saved
         {
             *saved = true;
+            self.standstill.end(Step::Save, self.now);
             let run_state = self.run_state;
             self.say(SourceMessage::State(SavedState { run_state, state: Blob(state) }));
             self.end_streams();
         }
     }
 
-    /// With the last round sent and the state saved, one more look at dirty memory ends it.
+    /// With the last round sent, the disks flushed and the state saved, dirty memory is collected a last
+    /// time. So the destination is not ready before this host holds nothing of the disks back.
     pub(super) fn end_streams(&mut self) {
-        if matches!(self.state, State::Finishing { round_sent: true, saved: true }) {
+        if matches!(self.state, State::Finishing { round_sent: true, flushed: true, saved: true }) {
+            self.standstill.begin(Step::Send, self.now);
             self.state = State::Ending { ready: false };
             self.push(Action::SendRemainder { round: self.round });
         }
@@ -62,6 +96,8 @@ impl Source {
             round.zero_pages = round.zero_pages.saturating_add(sent.zero_pages);
             round.wire_bytes = round.wire_bytes.saturating_add(sent.wire_bytes);
         }
+        self.standstill.end(Step::Send, self.now);
+        self.standstill.begin(Step::Ready, self.now);
         self.notes.enter(Phase::Ready, self.now);
         self.state = State::AwaitingReady;
         if ready {
@@ -69,9 +105,14 @@ impl Source {
         }
     }
 
-    /// The destination is ready. From here on the guest is its, unless the record fails.
+    /// The destination is ready. From here on the guest is its, unless the record fails; or unless the
+    /// guest has stood still for too long by now, and goes on here.
     pub(super) fn decide(&mut self) {
+        if self.stands_until.is_some_and(|until| until <= self.now) {
+            return self.abort(self.stood_too_long());
+        }
         self.awaited = None;
+        self.end_standstill();
         self.notes.enter(Phase::Commit, self.now);
         self.state = State::Deciding;
         self.record(SourceState::Committed);

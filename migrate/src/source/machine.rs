@@ -3,6 +3,7 @@
 use std::num::NonZeroU16;
 use std::time::Duration;
 
+use super::standstill::Standstill;
 use super::state::{Link, LinkStatus, State};
 use super::{Action, Event};
 use crate::convergence::{BandwidthMeter, ExpectedDowntime, Verdict};
@@ -48,6 +49,9 @@ pub struct Source {
     pub(super) features: Features,
     /// An answer that must come: its name, until when, and how long that is.
     pub(super) awaited: Option<(&'static str, Duration, Duration)>,
+    /// When a guest that ran has stood still for too long to be handed over.
+    pub(super) stands_until: Option<Duration>,
+    pub(super) standstill: Standstill,
     pub(super) meter: BandwidthMeter,
     pub(super) fixed: Duration,
     /// The wait before that is measured again.
@@ -92,6 +96,8 @@ impl Source {
             record_time: Duration::ZERO,
             features: Features::default(),
             awaited: None,
+            stands_until: None,
+            standstill: Standstill::default(),
             meter: BandwidthMeter::default(),
             fixed: Duration::ZERO,
             rest: Duration::ZERO,
@@ -124,6 +130,7 @@ impl Source {
             Event::RoundSent(round) => self.on_round_sent(round),
             Event::Paused { was } => self.on_paused(was),
             Event::PauseFailed { was, error } => self.on_pause_failed(was, error),
+            Event::Flushed => self.on_flushed(),
             Event::StateSaved { state } => self.on_state_saved(state),
             Event::RemainderSent(sent) => self.on_remainder_sent(sent),
             Event::Resumed(answer) => self.on_resumed(answer),
@@ -261,14 +268,20 @@ impl Source {
             self.push(Action::Record(next));
         }
         match (answered, answer) {
-            (Some(SourceState::Undecided), answer) => match self.state {
+            (Some(SourceState::Undecided), answer) => match &self.state {
                 State::Reclaiming { .. } => self.on_reclaimed(&answer),
+                State::Unwinding(unwind) if unwind.end() == SourceState::Undecided => {
+                    self.on_end_recorded(&answer);
+                }
                 State::Weighing => self.on_weighed(answer),
                 _ => self.on_opened(answer),
             },
             (Some(SourceState::Committed), answer) => self.on_commit_recorded(answer),
+            (Some(SourceState::Done), answer) if matches!(self.state, State::Unwinding(_)) => {
+                self.on_end_recorded(&answer);
+            }
             (Some(SourceState::Done), _) => self.on_closed(),
-            (Some(SourceState::Aborted), answer) => self.on_abort_recorded(&answer),
+            (Some(SourceState::Aborted), answer) => self.on_end_recorded(&answer),
             (None, _) => {}
         }
     }
@@ -302,9 +315,9 @@ impl Source {
         }
     }
 
-    fn own_deadlines(&self) -> [Option<(Duration, Failure)>; 2] {
+    fn own_deadlines(&self) -> [Option<(Duration, Failure)>; 3] {
         if !self.state.is_uncommitted() {
-            return [None, None];
+            return [None, None, None];
         }
         let limits = &self.config.limits;
         let total = limits.total.map(|limit| {
@@ -313,7 +326,15 @@ impl Source {
         });
         let answer =
             self.awaited.map(|(expected, by, limit)| (by, Failure::NoAnswer { expected, limit }));
-        [total, answer]
+        let standstill = self.stands_until.map(|until| (until, self.stood_too_long()));
+        [standstill, total, answer]
+    }
+
+    /// Why a guest that stands still is not handed over any more.
+    pub(super) fn stood_too_long(&self) -> Failure {
+        let limits = &self.config.limits;
+        let why = PeerText::new(&self.standstill.why());
+        Failure::Downtime { allowed: limits.standstill(), limit: limits.downtime, why }
     }
 
     /// Why rounds have not ended.

@@ -5,13 +5,15 @@
 //! when the guest goes on here, and, after the commit, that it never does on its own.
 //!
 //! Reading order: `state` (what it waits for), `machine` (who handles which event), `rounds` (up to
-//! the pause), `handover` (from the pause to the end), `unwind` (back to a guest that runs here).
+//! the pause), `handover` (from the pause to the end),
+//! `standstill` (what the guest waits for meanwhile), `unwind` (back to a guest that runs here).
 
 mod action;
 mod event;
 mod handover;
 mod machine;
 mod rounds;
+mod standstill;
 mod state;
 #[cfg(test)]
 mod tests;

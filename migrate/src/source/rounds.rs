@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::standstill::Step;
 use super::state::State;
 use super::{Action, DataPath, Probe, RoundSent, Source};
 use crate::convergence::{Observation, Verdict, expected_downtime, judge};
@@ -182,6 +183,7 @@ impl Source {
             }
             State::Finishing { round_sent, .. } if !*round_sent => {
                 *round_sent = true;
+                self.standstill.end(Step::Send, self.now);
                 self.note_round(RoundSent { dirty_pages: 0, dirty_disk_pages: 0, ..sent });
                 self.end_streams();
             }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::error::{Failure, MigrationError};
 use crate::guest::GuestError;
 use crate::protocol::Decision;
+use crate::record::SourceState;
 use crate::report::Outcome;
 
 /// Longest wait for the answer to a commit before the connection is made anew.
@@ -36,8 +37,8 @@ pub(super) enum State {
     Weighing,
     /// For the guest to stand.
     Pausing,
-    /// For the last round and the state.
-    Finishing { round_sent: bool, saved: bool },
+    /// For the last round, the flush of the disks, and the state.
+    Finishing { round_sent: bool, flushed: bool, saved: bool },
     /// For the remainder; the destination may be faster.
     Ending { ready: bool },
     /// For `Ready`.
@@ -105,9 +106,21 @@ pub(super) struct Unwind {
     pub(super) reported: bool,
     /// The last record is being written.
     pub(super) recording: bool,
+    /// The destination runs its copy: its operator has ordered that meanwhile.
+    pub(super) runs_there: bool,
 }
 
 impl Unwind {
+    /// What is to be on disk in the end. While both copies may run, the guest is nobody's for certain: the node asks
+    /// the destination again when this process has ended, and has it from there.
+    pub(super) fn end(&self) -> SourceState {
+        match (self.runs_there, &self.guest) {
+            (false, _) => SourceState::Aborted,
+            (true, GuestBack::Gone) => SourceState::Done,
+            (true, _) => SourceState::Undecided,
+        }
+    }
+
     /// What an operator can do for the guest `name` when it did not go on, and runs nowhere else.
     pub(super) fn way_out(&self, name: &str) -> Option<String> {
         match (&self.guest, &self.error.failure) {

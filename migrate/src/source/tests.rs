@@ -21,6 +21,7 @@ use crate::report::{Outcome, Report};
 mod disks;
 mod doubts;
 mod node;
+mod standstill;
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -95,6 +96,7 @@ impl Bench {
     fn awaiting_ready() -> Self {
         let mut bench = Self::paused(RunState::Running);
         bench.tell(Event::RoundSent(RoundSent::default()));
+        bench.tell(Event::Flushed);
         bench.tell(Event::StateSaved { state: vec![1] });
         bench.tell(Event::RemainderSent(FinalSent::default()));
         bench
@@ -184,7 +186,7 @@ fn a_version_that_was_not_offered_is_a_protocol_error() {
 }
 
 #[test]
-fn pauses_then_saves_beside_the_last_round_then_looks_once_more() {
+fn pauses_then_flushes_and_saves_beside_the_last_round_then_collects_once_more() {
     let mut bench = Bench::copying();
     assert_eq!(
         bench.tell(Event::RoundSent(RoundSent::default())),
@@ -192,21 +194,20 @@ fn pauses_then_saves_beside_the_last_round_then_looks_once_more() {
     );
     assert_eq!(
         bench.tell(Event::Paused { was: RunState::Running }),
-        [Action::SendFinalRound { round: 2 }, Action::SaveState]
+        [Action::FlushDisks, Action::SendFinalRound { round: 2 }, Action::SaveState]
     );
     let state = bench.tell(Event::StateSaved { state: vec![7] });
     assert!(matches!(&state[..], [Action::Send(SourceMessage::State(state))]
         if state.state.0 == [7] && state.run_state == RunState::Running));
-    assert_eq!(
-        bench.tell(Event::RoundSent(RoundSent::default())),
-        [Action::SendRemainder { round: 2 }]
-    );
+    assert_eq!(bench.tell(Event::RoundSent(RoundSent::default())), []);
+    assert_eq!(bench.tell(Event::Flushed), [Action::SendRemainder { round: 2 }]);
 }
 
 #[test]
 fn a_ready_that_overtakes_the_last_pages_waits_for_them() {
     let mut bench = Bench::paused(RunState::Running);
     bench.tell(Event::RoundSent(RoundSent::default()));
+    bench.tell(Event::Flushed);
     bench.tell(Event::StateSaved { state: vec![] });
     assert_eq!(bench.hear(DestinationMessage::Ready { load_us: 1 }), []);
     assert_eq!(
@@ -466,11 +467,42 @@ fn a_destination_that_was_made_to_run_the_guest_meanwhile_raises_the_alarm() {
     bench.now = bench.source.deadline().unwrap();
     assert_eq!(bench.tell(Event::Tick), [Action::Reconnect]);
     bench.tell(Event::Connected);
-    bench.hear(DestinationMessage::Running(Takeover { resume_us: 1 }));
-    let settled = bench.tell(Event::Recorded);
+    let settled = bench.hear(DestinationMessage::Running(Takeover { resume_us: 1 }));
     let error = report(&settled).error.clone().unwrap();
     assert_eq!(error.reason, Reason::InDoubt);
     assert!(error.message.contains("stop one of them"), "{}", error.message);
+    assert!(!settled.iter().any(|it| matches!(it, Action::Record(_))), "{settled:?}");
+    let last = bench.source.records.last_asked();
+    assert_eq!(last, Some(SourceState::Undecided), "not that it is here alone");
+    assert_eq!(settled.last(), Some(&Action::Settled));
+}
+
+#[test]
+fn a_guest_that_has_ended_here_while_the_destination_was_made_to_run_it_is_the_destinations() {
+    let mut bench = Bench::awaiting_ready();
+    bench.tell(Event::Cancel { by: "a test".into() });
+    bench.tell(Event::GuestStopped { detail: "it was ended".into() });
+    bench.tell(lost());
+    bench.now = bench.source.deadline().unwrap();
+    bench.tell(Event::Tick);
+    bench.tell(Event::Connected);
+    let heard = bench.hear(DestinationMessage::Running(Takeover { resume_us: 1 }));
+    assert!(heard.contains(&Action::Record(SourceState::Done)), "{heard:?}");
+    let settled = bench.tell(Event::Recorded);
+    assert_eq!(report(&settled).outcome, Outcome::Lost);
+}
+
+#[test]
+fn a_second_copy_that_is_heard_of_while_the_end_is_written_is_recorded_as_well() {
+    let mut bench = Bench::copying();
+    bench.tell(Event::Cancel { by: "a test".into() });
+    bench.tell(Event::Resumed(Ok(())));
+    let told = bench.hear(DestinationMessage::Discarded);
+    assert!(told.contains(&Action::Record(SourceState::Aborted)), "{told:?}");
+    bench.hear(DestinationMessage::Running(Takeover { resume_us: 1 }));
+    let undone = bench.tell(Event::Recorded);
+    assert_eq!(undone, [Action::Record(SourceState::Undecided)]);
+    assert_eq!(bench.tell(Event::Recorded).last(), Some(&Action::Settled));
 }
 
 #[test]

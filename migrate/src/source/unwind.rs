@@ -3,10 +3,9 @@
 
 use super::state::{GuestBack, LinkStatus, State, Telling, Unwind};
 use super::{Action, Source};
-use crate::error::Failure;
+use crate::error::{Failure, MigrationError};
 use crate::guest::{GuestError, RunState};
 use crate::protocol::{Decision, DestinationMessage, PeerText, SourceMessage};
-use crate::record::SourceState;
 use crate::report::Outcome;
 
 impl Source {
@@ -44,6 +43,7 @@ impl Source {
         };
         let error = self.error(failure);
         self.awaited = None;
+        self.end_standstill();
         if self.notes.phase() >= crate::phase::Phase::Precopy {
             self.push(Action::StopSending);
             if guest == GuestBack::Resuming {
@@ -51,12 +51,13 @@ impl Source {
             }
             self.push(Action::StopDirtyLog);
         }
-        self.begin_unwinding(Unwind { error, guest, telling, reported: false, recording: false });
+        self.begin_unwinding(error, guest, telling);
     }
 
-    fn begin_unwinding(&mut self, unwind: Unwind) {
-        let telling = unwind.telling;
-        self.state = State::Unwinding(unwind);
+    fn begin_unwinding(&mut self, error: MigrationError, guest: GuestBack, telling: Telling) {
+        let (reported, recording, runs_there) = Default::default();
+        self.state =
+            State::Unwinding(Unwind { error, guest, telling, reported, recording, runs_there });
         match (telling, self.link.is_up()) {
             (Telling::Told, _) => {}
             (_, true) => self.link.expect_answer(self.now),
@@ -73,10 +74,11 @@ impl Source {
             return;
         }
         let told = unwind.telling == Telling::Told;
-        let recorded = matches!(self.records.last_asked(), None | Some(SourceState::Aborted));
+        let end = unwind.end();
+        let recorded = self.records.last_asked().is_none_or(|last| last == end);
         if told && !recorded {
             unwind.recording = true;
-            return self.record(SourceState::Aborted);
+            return self.record(end);
         }
         if told || !self.link.is_up() {
             self.report_unwound();
@@ -136,7 +138,7 @@ impl Source {
         match self.state {
             State::Probing | State::Pausing => {
                 self.run_state = was;
-                self.state = State::Finishing { round_sent: false, saved: false };
+                self.state = State::Finishing { round_sent: false, flushed: false, saved: false };
                 self.abort(Failure::Guest(error));
             }
             State::Unwinding(_) => self.on_paused_too_late(was),
@@ -203,7 +205,10 @@ impl Source {
             DestinationMessage::Running(_) => {
                 unwind.telling = Telling::Told;
                 unwind.reported = false;
-                unwind.error.failure = Failure::Forced;
+                unwind.runs_there = true;
+                if unwind.guest != GuestBack::Gone {
+                    unwind.error.failure = Failure::Forced;
+                }
                 self.link.up();
                 self.go_on_unwinding();
             }
@@ -214,7 +219,8 @@ impl Source {
         }
     }
 
-    pub(super) fn on_abort_recorded(&mut self, answer: &Result<(), PeerText>) {
+    /// The last record of the way back is written, or cannot be.
+    pub(super) fn on_end_recorded(&mut self, answer: &Result<(), PeerText>) {
         match &mut self.state {
             State::Reclaiming { .. } => self.on_reclaimed(answer),
             State::Unwinding(unwind) => {
@@ -272,6 +278,6 @@ impl Source {
             let complaint = error.complaint();
             self.say(SourceMessage::Abort(complaint));
         }
-        self.begin_unwinding(Unwind { error, guest, telling, reported: false, recording: false });
+        self.begin_unwinding(error, guest, telling);
     }
 }

@@ -10,7 +10,10 @@ use migrate::report::Outcome;
 use migrate::source;
 
 use crate::faults::{Side, What};
-use crate::world::{Happening, World};
+use crate::world::{Happening, World, limits};
+
+/// What simulated steps add to the time for which a guest may stand still.
+const STEPS: Duration = Duration::from_millis(5);
 
 impl World {
     pub(crate) fn inflict(&mut self, what: What) {
@@ -150,6 +153,11 @@ impl World {
         if self.source_runs() && self.destination_runs() {
             self.violation("two copies run");
         }
+        let until = self.stands_since.map(|since| since + limits().standstill() + STEPS);
+        if self.source.is_some() && until.is_some_and(|until| until < self.now) {
+            self.stands_since = None;
+            self.violation("the guest stands for too long and is not handed over");
+        }
     }
 
     /// Holds when the source lets the guest go on.
@@ -173,6 +181,9 @@ impl World {
         let committed = self.source_disk == Some(SourceState::Committed);
         if !committed && !self.facts.forced {
             self.violation("the destination takes over without a commit record");
+        }
+        if self.flushed_at.is_none_or(|at| at > self.now) {
+            self.violation("the destination takes over disks that the source has not flushed");
         }
         let own = [Some(DestinationState::Taking), Some(DestinationState::Running)];
         if !own.contains(&self.destination_disk) {

@@ -78,6 +78,10 @@ pub(crate) struct Scenario {
     pub(crate) paused_by_user: bool,
     /// The state is saved when the last round is under way, not before it.
     pub(crate) saves_late: bool,
+    /// What each page costs the link from the pause on, in times of what it cost before.
+    pub(crate) slower_after_pause: u32,
+    /// How long the flush of the disks takes that follows the pause.
+    pub(crate) flush: Duration,
     pub(crate) faults: Vec<Fault>,
 }
 
@@ -91,6 +95,8 @@ impl Default for Scenario {
             streams: 2,
             paused_by_user: false,
             saves_late: false,
+            slower_after_pause: 1,
+            flush: Duration::from_millis(1),
             faults: Vec::new(),
         }
     }
@@ -137,8 +143,10 @@ pub(crate) fn fault() -> impl Strategy<Value = Fault> {
 pub(crate) fn scenario() -> impl Strategy<Value = Scenario> {
     let guest = (0..20_000_u32, 1..384_u64, any::<bool>(), any::<bool>());
     let link = (1..20_u64, 2_000..100_000_u32, 1..4_u16);
+    let turns =
+        (prop_oneof![3 => Just(1), 1 => 1..50_u32], prop_oneof![3 => 1..5_u64, 1 => 5..9000_u64]);
     let faults = proptest::collection::vec(fault(), 0..4);
-    (guest, link, faults).prop_map(|(guest, link, faults)| {
+    (guest, link, turns, faults).prop_map(|(guest, link, turns, faults)| {
         let (writes_per_second, working_set, paused, saves_late) = guest;
         let (latency_ms, pages_per_second, streams) = link;
         Scenario {
@@ -149,6 +157,8 @@ pub(crate) fn scenario() -> impl Strategy<Value = Scenario> {
             streams,
             paused_by_user: paused && saves_late,
             saves_late,
+            slower_after_pause: turns.0,
+            flush: Duration::from_millis(turns.1),
             faults,
         }
     })

@@ -9,6 +9,7 @@ mod faults;
 mod guest;
 mod network;
 mod shells;
+mod standstill;
 mod world;
 
 use std::time::Duration;

@@ -5,6 +5,7 @@ use std::time::Duration;
 use migrate::destination::{self, Action as ToDo};
 use migrate::guest::{GuestError, RunState};
 use migrate::memory::PAGES_PER_CHUNK;
+use migrate::record::SourceState;
 use migrate::source::{self, Action, FinalSent, Probe, RoundSent};
 
 use crate::faults::{RecordLoss, Side, When};
@@ -62,6 +63,9 @@ impl World {
         match action {
             Action::Send(message) => self.send_from_source(&message),
             Action::Record(state) => {
+                if state == SourceState::Committed {
+                    self.stands_since = None;
+                }
                 let failed = self.fail_record.remove(&Side::Source);
                 if failed != Some(RecordLoss::Gone) {
                     self.source_disk = Some(state);
@@ -87,12 +91,13 @@ impl World {
     }
 
     fn act_on_source_guest(&mut self, action: &Action) {
-        let asks = matches!(action, Action::SaveState | Action::SendRound { .. });
+        let asks =
+            matches!(action, Action::FlushDisks | Action::SaveState | Action::SendRound { .. });
         if asks && self.fail_guest.remove(&Side::Source).is_some() {
             let failed = source::Event::GuestFailed(GuestError::new("made to fail"));
             return self.after(MS, Happening::ToSource(failed));
         }
-        let saves_late = self.scenario.saves_late;
+        let (saves_late, flush) = (self.scenario.saves_late, self.scenario.flush);
         let Some(source) = &mut self.source else { return };
         let Some(guest) = &mut source.guest else {
             return self.violation("an action on a guest that was dropped");
@@ -109,12 +114,20 @@ impl World {
                 round_trip: 2 * self.scenario.latency,
             }),
             Action::SendRound { .. } => return self.send_round(),
+            Action::FlushDisks => {
+                self.flushed_at = Some(self.now + flush);
+                return self.after(flush, Happening::ToSource(source::Event::Flushed));
+            }
             Action::SendFinalRound { .. } => {
+                source.slower = self.scenario.slower_after_pause;
                 guest.collect(&mut source.pending);
                 return self.send_round();
             }
             Action::SendRemainder { .. } => return self.send_remainder(),
-            Action::Pause => return self.after(MS, Happening::PauseDone),
+            Action::Pause => {
+                self.stands_since = guest.running.then_some(self.now);
+                return self.after(MS, Happening::PauseDone);
+            }
             Action::SaveState => {
                 // Beside the last round, and dirtying memory while or after it is sent.
                 let delay = if saves_late { 20 * MS } else { MS };
@@ -122,15 +135,18 @@ impl World {
                 return self.after(delay, Happening::Save { generation });
             }
             Action::StopSending => {
+                source.slower = 1;
                 source.generation += 1;
                 return;
             }
             Action::ResumeGuest if self.fail_guest.remove(&Side::Source).is_some() => {
+                self.stands_since = None;
                 self.facts.resume_failed = true;
                 source::Event::Resumed(Err(GuestError::new("made to fail")))
             }
             Action::ResumeGuest => {
                 guest.running = true;
+                self.stands_since = None;
                 self.check_given_back();
                 source::Event::Resumed(Ok(()))
             }
@@ -171,10 +187,11 @@ impl World {
         let Some(source) = &mut self.source else { return };
         let set = source.pending.take();
         let generation = source.generation;
+        let page = Duration::from_secs(1) * source.slower / self.scenario.pages_per_second;
         let mut delay = Duration::ZERO;
         for (chunk, mask) in set.iter() {
             self.after(delay, Happening::Copy { generation, chunk, mask });
-            delay += Duration::from_secs(1) * mask.count_ones() / self.scenario.pages_per_second;
+            delay += page * mask.count_ones();
         }
         let pages = set.count();
         self.after(delay + MS / 10, Happening::RoundDone { generation, pages });

@@ -30,6 +30,8 @@ pub(crate) struct SourceProcess {
     pub(crate) pending: PageSet,
     /// Rounds of before the last `StopSending` are void.
     pub(crate) generation: u32,
+    /// What a page costs the link, in times of what it cost before the pause.
+    pub(crate) slower: u32,
     pub(crate) frames: Vec<u64>,
     pub(crate) stream_clock: Vec<Duration>,
 }
@@ -125,10 +127,20 @@ pub(crate) struct World {
     pub(crate) lose_frame: bool,
     pub(crate) fail_record: HashMap<Side, RecordLoss>,
     pub(crate) fail_guest: HashMap<Side, bool>,
+    /// When the source asked a running guest to pause, until it has decided to hand it over or lets it go on.
+    pub(crate) stands_since: Option<Duration>,
+    /// When the disks are flushed that the guest has written.
+    pub(crate) flushed_at: Option<Duration>,
     /// What whoever runs the guest next must hold.
     pub(crate) truth: Option<Content>,
     pub(crate) facts: Facts,
     pub(crate) trace: Vec<String>,
+}
+
+/// What the operator allows.
+pub(crate) fn limits() -> Limits {
+    let total = Some(Duration::from_secs(120));
+    Limits { downtime: DOWNTIME_LIMIT, total, ..Limits::default() }
 }
 
 pub(crate) fn migration() -> MigrationId {
@@ -144,11 +156,7 @@ impl World {
             guest: description(),
             offer: Offer::ours(),
             streams: scenario.streams,
-            limits: Limits {
-                downtime: DOWNTIME_LIMIT,
-                total: Some(Duration::from_secs(120)),
-                ..Limits::default()
-            },
+            limits: limits(),
             node_port: NonZeroU16::new(4950),
         };
         let waiting = DestinationConfig {
@@ -165,6 +173,7 @@ impl World {
                 settled: false,
                 pending: PageSet::full(CHUNKS),
                 generation: 0,
+                slower: 1,
                 frames: vec![0; streams],
                 stream_clock: vec![Duration::ZERO; streams],
             }),
@@ -192,6 +201,8 @@ impl World {
             lose_frame: false,
             fail_record: HashMap::new(),
             fail_guest: HashMap::new(),
+            stands_since: None,
+            flushed_at: None,
             truth: None,
             facts: Facts::default(),
             trace: Vec::new(),

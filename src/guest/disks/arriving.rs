@@ -19,7 +19,7 @@ use vmm_core::{DeviceConfig, DiskContent, VmShape};
 use super::{Part, lay_out, part_of};
 use crate::disk_places::DiskPlaces;
 use crate::guest::machine::SharedMachine;
-use crate::guest::opener::Opener;
+use crate::guest::unconfined::Unconfined;
 use crate::units::format_size;
 
 /// Content that waits in the host's cache at most before the disk is asked to take it, in bytes. What is left at the end is written
@@ -99,8 +99,8 @@ pub(crate) struct Arriving {
     machine: SharedMachine,
     parts: Vec<Part>,
     writers: Vec<Writer>,
-    /// Opens what the guest boots from again, when that is known.
-    opener: Option<Arc<Opener>>,
+    /// Name its disks, and open what it boots from again when that is known.
+    unconfined: Option<Unconfined>,
 }
 
 impl Arriving {
@@ -111,7 +111,7 @@ impl Arriving {
     pub(crate) fn new(
         machine: SharedMachine,
         guest: &GuestDescription,
-        opener: Option<Arc<Opener>>,
+        unconfined: Option<Unconfined>,
     ) -> std::io::Result<Self> {
         let disks = guest
             .disks
@@ -120,7 +120,7 @@ impl Arriving {
         let parts = lay_out(guest.layout.chunks(), disks);
         let writers = parts.iter().map(|part| Writer::start(&part.disk));
         let writers = writers.collect::<std::io::Result<_>>()?;
-        Ok(Self { machine, parts, writers, opener })
+        Ok(Self { machine, parts, writers, unconfined })
     }
 
     fn each_disk(
@@ -134,8 +134,17 @@ impl Arriving {
 
 impl Arriving {
     fn name_disks(&self) -> Result<(), GuestError> {
-        let disks: Vec<_> = self.parts.iter().map(|part| &*part.disk).collect();
-        DiskContent::adopt(&disks).map_err(|error| GuestError::new(error.to_string()))
+        let disks: Vec<_> = self.parts.iter().map(|part| Arc::clone(&part.disk)).collect();
+        let Some(Unconfined { maker, .. }) = &self.unconfined else {
+            let disks: Vec<_> = disks.iter().map(|disk| &**disk).collect();
+            return DiskContent::adopt(&disks).map_err(|error| GuestError::new(error.to_string()));
+        };
+        // Adopted again, it has nothing left to do: its thread has ended.
+        if !disks.is_empty() && !maker.has_ended() {
+            maker.name(disks).map_err(GuestError::new)?;
+            maker.end();
+        }
+        Ok(())
     }
 }
 
@@ -166,7 +175,7 @@ impl DestinationGuest for Arriving {
         // Now is the time to hear of it: from here on, the source counts on this host.
         self.each_disk(DiskContent::check_adoption)?;
         self.machine.load_state(state)?;
-        if let Some(opener) = &self.opener {
+        if let Some(Unconfined { opener, .. }) = &self.unconfined {
             opener.open(self.machine.vm().wanted_boot_files());
         }
         Ok(())

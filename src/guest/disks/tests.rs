@@ -104,6 +104,27 @@ fn a_copied_disk_is_noted_as_gone_while_its_guest_is_released() {
 }
 
 #[test]
+fn a_copied_disk_that_is_only_read_stays_usable_here() {
+    let (_folder, from, to) = scene();
+    let base = from.with_file_name("base.img");
+    std::fs::copy(&from, &base).unwrap();
+    let read_only = || BlockConfig::new(&base, Access::ReadOnly, "");
+    let written = BlockConfig::new(&from, Access::ReadWrite, "").unwrap();
+    let mut shape = VmShape::for_host(64 * MIB, 1).unwrap();
+    let disks = [read_only().unwrap(), written];
+    shape.devices.extend(disks.into_iter().map(DeviceConfig::Block));
+    let paths = [(from.clone(), to)].into();
+    let wanted = CopyDisks { paths, replace: false };
+    let source = Departing::new(create(shape), "host-b", Disks::Copied(&wanted)).unwrap();
+    assert_eq!(source.describe().disks.len(), 2, "both are copied");
+    source.release().unwrap();
+    read_only().unwrap();
+    BlockConfig::new(&from, Access::ReadWrite, "").unwrap_err();
+    source.stop_dirty_log().unwrap();
+    BlockConfig::new(&from, Access::ReadWrite, "").unwrap();
+}
+
+#[test]
 fn a_guest_that_arrives_paused_has_its_disks_locked() {
     let (_folder, from, to) = scene();
     let source = departing(&from, &to);

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use memopt::ksm::{Budget, Control, Driver, KsmError, Options, Outcome, Window};
 use memopt::observe::Sources;
-use memopt::plan::{Action, ChunkRange};
+use memopt::plan::{Action, ChunkRange, Step};
 use metrics::DensityCounted;
 use vmm_core::virtio::balloon::SetBy;
 
@@ -76,21 +76,21 @@ impl Actor {
     ///
     /// # Errors
     /// Why it could not be done, for people.
-    pub(super) async fn perform(&self, action: &Action) -> Result<()> {
-        match action {
-            Action::SetBalloon { guest, to_bytes, .. } => self.set_balloon(guest, *to_bytes).await,
-            Action::Merge { guest, chunks } => {
-                self.treat(guest, MemoryTreatment::Merge, Some(chunks)).await
+    pub(super) async fn perform(&self, step: &Step) -> Result<()> {
+        match &step.action {
+            Action::SetBalloon { to_bytes, .. } => self.set_balloon(step, *to_bytes).await,
+            Action::Merge { chunks, .. } => {
+                self.treat(step, MemoryTreatment::Merge, Some(chunks)).await
             }
-            Action::Unmerge { guest, chunks } => {
-                self.treat(guest, MemoryTreatment::Unmerge, chunks.as_deref()).await
+            Action::Unmerge { chunks, .. } => {
+                self.treat(step, MemoryTreatment::Unmerge, chunks.as_deref()).await
             }
-            Action::MakeHuge { guest, chunks } => self.make_huge(guest, chunks).await,
-            Action::RemergeTemplate { guest, chunks } => {
-                self.treat(guest, MemoryTreatment::Share, Some(chunks)).await
+            Action::MakeHuge { chunks, .. } => self.make_huge(step, chunks).await,
+            Action::RemergeTemplate { chunks, .. } => {
+                self.treat(step, MemoryTreatment::Share, Some(chunks)).await
             }
-            Action::DropZeros { guest, chunks } => {
-                self.treat(guest, MemoryTreatment::DropZeros, Some(chunks)).await
+            Action::DropZeros { chunks, .. } => {
+                self.treat(step, MemoryTreatment::DropZeros, Some(chunks)).await
             }
             Action::DriveKsm { pages_per_s, cpu, cpu_time, window, .. } => {
                 let budget = Budget {
@@ -135,11 +135,11 @@ impl Actor {
         }
     }
 
-    async fn set_balloon(&self, guest: &str, target_bytes: u64) -> Result<()> {
-        if let Some(foreign) = self.foreign.as_ref().filter(|foreign| foreign.has(guest)) {
-            return foreign.set_balloon(guest, target_bytes).await;
+    async fn set_balloon(&self, step: &Step, target_bytes: u64) -> Result<()> {
+        if let Some((foreign, pid)) = self.foreign(step) {
+            return foreign.set_balloon(pid, target_bytes).await;
         }
-        let client = self.guest(guest)?;
+        let client = self.guest(step)?;
         let before = client.get::<GuestMemory>("/v1/guest/memory").await;
         let keeps_it = |before: GuestMemory| before.balloon.is_none_or(|it| it.set_by.is_some());
         // Older processes reject `set_by`, so it is omitted.
@@ -149,22 +149,22 @@ impl Actor {
         Ok(())
     }
 
-    async fn make_huge(&self, guest: &str, chunks: &[ChunkRange]) -> Result<()> {
-        match self.foreign.as_ref().filter(|foreign| foreign.has(guest)) {
-            Some(foreign) => tokio::task::block_in_place(|| foreign.make_huge(guest, chunks)),
-            None => self.treat(guest, MemoryTreatment::Collapse, Some(chunks)).await,
+    async fn make_huge(&self, step: &Step, chunks: &[ChunkRange]) -> Result<()> {
+        match self.foreign(step) {
+            Some((foreign, pid)) => tokio::task::block_in_place(|| foreign.make_huge(pid, chunks)),
+            None => self.treat(step, MemoryTreatment::Collapse, Some(chunks)).await,
         }
     }
 
     async fn treat(
         &self,
-        guest: &str,
+        step: &Step,
         treatment: MemoryTreatment,
         chunks: Option<&[ChunkRange]>,
     ) -> Result<()> {
         let chunks = chunks.map(|chunks| chunks.iter().map(|it| (it.first, it.count)).collect());
         let request = TreatmentRequest { treatment, chunks };
-        let client = self.guest(guest)?;
+        let client = self.guest(step)?;
         let treated: TreatedMemory = client.put_json("/v1/guest/memory", &request).await?;
         match treated.error {
             Some(error) => bail!("{} of the chunks: {error}", treated.chunks),
@@ -172,9 +172,21 @@ impl Actor {
         }
     }
 
-    fn guest(&self, name: &str) -> Result<ApiClient> {
-        let name: GuestName = name.parse().context("no name of a guest")?;
+    /// The process that `step` is done to, if another program runs that guest.
+    fn foreign(&self, step: &Step) -> Option<(&ForeignGuests, u32)> {
+        let (foreign, pid) = (self.foreign.as_deref()?, step.pid?);
+        foreign.has(pid).then_some((foreign, pid))
+    }
+
+    /// The guest of ours that `step` is done to: not another one that has its name by now.
+    fn guest(&self, step: &Step) -> Result<ApiClient> {
+        let name: GuestName =
+            step.action.guest().unwrap_or_default().parse().context("no name of a guest")?;
         let dir = self.state.live_guest(&name)?;
+        let pid = dir.read_identity()?.pid;
+        if step.pid.is_some_and(|planned| planned != pid) {
+            bail!("it was planned for another guest of that name, whose process has ended");
+        }
         Ok(ApiClient::new(&dir.socket()).with_patience(GUEST_PATIENCE))
     }
 

@@ -1,6 +1,6 @@
 //! Guests of this host that other programs run: found among its processes, asked through their monitors.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::DirBuilder;
 use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt;
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use memopt::foreign::{self, Asking, Found, Look};
 use memopt::observe::Sources;
 use memopt::plan::ChunkRange;
@@ -48,10 +48,10 @@ pub(super) struct ForeignGuests {
     register: Mutex<Register>,
 }
 
-/// What is known of them, by name.
+/// What is known of them, by process: their names are theirs to choose.
 #[derive(Debug, Default)]
 struct Register {
-    guests: BTreeMap<String, Known>,
+    guests: BTreeMap<u32, Known>,
     at: Option<Duration>,
 }
 
@@ -89,9 +89,9 @@ impl ForeignGuests {
         Ok(lock.map(|lock| Self { doing, sources, _lock: lock, register: Mutex::default() }))
     }
 
-    /// All of them, and what cannot be told of some.
-    pub(super) async fn look(&self) -> (Vec<Guest>, Vec<String>) {
-        let found = tokio::task::block_in_place(|| self.found());
+    /// All of them, named apart from the guests called `own`, and what cannot be told of some.
+    pub(super) async fn look(&self, own: &BTreeSet<String>) -> (Vec<Guest>, Vec<String>) {
+        let found = tokio::task::block_in_place(|| self.found(own));
         let acts = self.doing == ForeignGuestsArg::Act;
         let mut looks: JoinSet<(Known, Result<Look, foreign::ForeignError>)> = found
             .into_iter()
@@ -111,7 +111,7 @@ impl ForeignGuests {
                 complaints.push(format!("{}: {error}", found.name));
             }
             let mut guest = Guest { user, ..guest(&found, look.ok()) };
-            if let Some(known) = self.register().guests.get_mut(&found.name) {
+            if let Some(known) = self.register().guests.get_mut(&found.pid) {
                 known.memory_bytes = guest.memory_bytes;
                 if let (Some(balloon), Some(asked)) = (&mut guest.balloon, known.asked_bytes) {
                     balloon.target_bytes = asked;
@@ -126,19 +126,21 @@ impl ForeignGuests {
         (guests, complaints)
     }
 
-    /// Whether a guest of this name is one of them.
-    pub(super) fn has(&self, name: &str) -> bool {
-        self.register().guests.contains_key(name)
+    /// Whether the guest of this process is one of them.
+    pub(super) fn has(&self, pid: u32) -> bool {
+        self.register().guests.contains_key(&pid)
     }
 
     /// Asks a guest to keep so much of its memory.
     ///
     /// # Errors
-    /// It is gone, cannot be asked, or has no balloon.
-    pub(super) async fn set_balloon(&self, name: &str, keep_bytes: u64) -> Result<()> {
-        let known = self.register().guests.get(name).cloned().context("it is gone")?;
-        foreign::set_balloon(&known.found, known.memory_bytes, keep_bytes, SET_PATIENCE).await?;
-        if let Some(known) = self.register().guests.get_mut(name) {
+    /// It is only watched, is gone, cannot be asked, or has no balloon.
+    pub(super) async fn set_balloon(&self, pid: u32, keep_bytes: u64) -> Result<()> {
+        let known = self.known(pid)?;
+        let memory_bytes = known.memory_bytes;
+        foreign::set_balloon(&self.sources, &known.found, memory_bytes, keep_bytes, SET_PATIENCE)
+            .await?;
+        if let Some(known) = self.register().guests.get_mut(&pid) {
             known.asked_bytes = Some(keep_bytes);
         }
         Ok(())
@@ -147,9 +149,9 @@ impl ForeignGuests {
     /// Makes huge pages of chunks of a guest, as a look at its pages numbers them.
     ///
     /// # Errors
-    /// It is gone, or none becomes one.
-    pub(super) fn make_huge(&self, name: &str, chunks: &[ChunkRange]) -> Result<()> {
-        let pid = self.register().guests.get(name).context("it is gone")?.found.pid;
+    /// It is only watched, is gone, or none becomes one.
+    pub(super) fn make_huge(&self, pid: u32, chunks: &[ChunkRange]) -> Result<()> {
+        let pid = self.known(pid)?.found.pid;
         let pid =
             i32::try_from(pid).ok().and_then(Pid::from_raw).context("no number of a process")?;
         let process = pidfd_open(pid, PidfdFlags::empty()).context("its process is gone")?;
@@ -158,8 +160,20 @@ impl ForeignGuests {
         Ok(make_huge(process.as_fd(), starts)?)
     }
 
-    /// What is among the host's processes, looked for now and then.
-    fn found(&self) -> Vec<Known> {
+    /// A guest that something is to be done to.
+    ///
+    /// # Errors
+    /// It is only watched, or gone.
+    fn known(&self, pid: u32) -> Result<Known> {
+        ensure!(
+            self.doing == ForeignGuestsArg::Act,
+            "it is only watched (`lighter node --foreign-guests act`)"
+        );
+        self.register().guests.get(&pid).cloned().context("it is gone")
+    }
+
+    /// What is among the host's processes, looked for now and then, named apart from `own`.
+    fn found(&self, own: &BTreeSet<String>) -> Vec<Known> {
         let now = uptime();
         let mut register = self.register();
         let is_old = register.at.is_none_or(|at| now.saturating_sub(at) >= DISCOVERY_AGE_MAX);
@@ -172,7 +186,12 @@ impl ForeignGuests {
                 Err(error) => tracing::warn!(%error, "cannot look for guests among the processes"),
             }
         }
-        register.guests.values().cloned().collect()
+        let mut all: Vec<Known> = register.guests.values().cloned().collect();
+        drop(register);
+        let mut found: Vec<Found> = all.iter().map(|known| known.found.clone()).collect();
+        foreign::name_apart(own, &mut found);
+        all.iter_mut().zip(found).for_each(|(known, found)| known.found = found);
+        all
     }
 
     fn register(&self) -> MutexGuard<'_, Register> {
@@ -186,10 +205,10 @@ impl Register {
         let mut before = std::mem::take(&mut self.guests);
         for found in found {
             let is_it =
-                |known: &Known| (known.found.pid, known.found.uid) == (found.pid, found.uid);
-            let known = before.remove(&found.name).filter(is_it);
+                |known: &Known| (&known.found.name, known.found.uid) == (&found.name, found.uid);
+            let known = before.remove(&found.pid).filter(is_it);
             let known = known.unwrap_or_else(|| Known::new(found.clone()));
-            self.guests.insert(found.name.clone(), Known { found, ..known });
+            self.guests.insert(found.pid, Known { found, ..known });
         }
     }
 }
@@ -232,7 +251,49 @@ fn guest(found: &Found, look: Option<Look>) -> Guest {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use memopt::foreign::Door;
+    use memopt::situation::{Backing, Vmm};
+
     use super::*;
+
+    /// A guest of QEMU's that this process claims to be, with a monitor at `socket`.
+    fn found(socket: PathBuf) -> Found {
+        Found {
+            pid: std::process::id(),
+            name: "web-1".to_owned(),
+            vmm: Vmm::Qemu,
+            uid: None,
+            memory_bytes: 1 << 30,
+            backing: Backing::Anonymous,
+            is_mergeable: false,
+            has_passthrough: false,
+            is_incoming: false,
+            door: Door::Qmp(socket),
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_is_only_watched_is_never_acted_upon() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("qmp");
+        let monitor = UnixListener::bind(&socket).unwrap();
+        monitor.set_nonblocking(true).unwrap();
+        let found = found(socket);
+        let pid = found.pid;
+        let guests = ForeignGuests::claim_in(folder.path(), ForeignGuestsArg::Watch).unwrap();
+        let guests = guests.unwrap();
+        guests.register().renew(vec![found]);
+        assert!(guests.has(pid) && !guests.has(pid + 1));
+        let chunks = [ChunkRange { first: 0, count: 1 }];
+        let refused = [guests.set_balloon(pid, 1 << 29).await, guests.make_huge(pid, &chunks)];
+        for refused in refused {
+            let error = format!("{:#}", refused.unwrap_err());
+            assert!(error.contains("only watched"), "{error}");
+        }
+        assert!(monitor.accept().is_err(), "its monitor is not asked");
+    }
 
     #[test]
     fn one_node_looks_after_them_until_it_ends() {

@@ -65,9 +65,11 @@ impl Lookout {
     /// # Errors
     /// The folder of guests or the host's memory cannot be read.
     pub(super) async fn look(&mut self, exactly: &Which<'_>) -> Result<View> {
-        let own = ask_all(self.state.live_guests()?).await?;
+        let own = self.state.live_guests()?;
+        let names = names(&own);
+        let own = ask_all(own).await?;
         let (foreign, complaints) = match &self.foreign {
-            Some(foreign) => foreign.look().await,
+            Some(foreign) => foreign.look(&names).await,
             None => (Vec::new(), Vec::new()),
         };
         let guests = by_name(own, foreign);
@@ -85,13 +87,14 @@ impl Lookout {
     /// As [`Self::look`].
     pub(super) async fn look_at_some(&self, names: &BTreeSet<String>) -> Result<View> {
         let mut own = self.state.live_guests()?;
+        let of_ours = self::names(&own);
         own.retain(|guest| names.contains(guest.name().as_str()));
         let own = ask_all(own).await?;
         let mut others = Vec::new();
         if let Some(foreign) = &self.foreign
-            && names.iter().any(|name| foreign.has(name))
+            && names.iter().any(|name| !of_ours.contains(name))
         {
-            others = foreign.look().await.0;
+            others = foreign.look(&of_ours).await.0;
             others.retain(|guest| names.contains(&guest.name));
         }
         let guests = by_name(own, others);
@@ -136,6 +139,11 @@ type Costs = Result<Metered, ObserveError>;
 
 fn pids(guests: &[Guest]) -> Vec<u32> {
     guests.iter().map(|guest| guest.pid).collect()
+}
+
+/// What guests of ours are called.
+fn names(own: &[GuestDir]) -> BTreeSet<String> {
+    own.iter().map(|guest| guest.name().to_string()).collect()
 }
 
 /// Ours and others', by name.
@@ -186,6 +194,7 @@ fn guest(memory: GuestMemory) -> Guest {
         is_preallocated: memory.backing.prealloc,
         hindrance: hindrance(&memory),
         merge_domain: memory.backing.merge_domain,
+        merged_instead: memory.backing.merged_instead,
         labels: memory.labels,
         ..unknown(&memory.name, memory.pid)
     }

@@ -15,7 +15,7 @@ use memopt::verify::{self, Expectation, Outcome, Verdict};
 use tokio::sync::watch;
 
 use super::look::NOBODY;
-use super::service::Density;
+use super::service::{Density, Unremembered};
 use super::survey::Wanted;
 use super::types::RunEnd;
 use crate::clock::uptime;
@@ -219,6 +219,7 @@ impl Runner {
         let names: BTreeSet<String> = concerned.map(|guest| guest.name.clone()).collect();
         let first = self.density.records.put_down(self.id, steps);
         let (mut pending, mut has_given) = (Vec::<Pending>::new(), false);
+        let mut outcome = Ok(());
         for (index, step) in (first..).zip(steps) {
             if self.must_end().is_some() {
                 break;
@@ -255,10 +256,22 @@ impl Runner {
                     self.density.tally.step_done(&step.action);
                     pending.push(Pending { index, expectation });
                 }
+                Err(error) if error.is::<Unremembered>() => {
+                    let error = error.context(step.action.to_string());
+                    self.record_error(index, &format!("{error:#}"));
+                    outcome = Err(error);
+                    break;
+                }
                 Err(error) => self.failed(index, step, format!("{error:#}")).await,
             }
         }
-        self.settle(pending, &names).await
+        self.settle(pending, &names).await.and(outcome)
+    }
+
+    /// Tells why a step was not done that does not count against what it would be done with.
+    fn record_error(&self, index: u32, error: &str) {
+        let found = Found { index, verified_bytes: None, error: Some(error.to_owned()) };
+        self.density.records.put_down_found(self.id, &[found]);
     }
 
     /// Tells of a window that may not be opened while another process lets the kernel merge pages, and

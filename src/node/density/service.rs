@@ -1,6 +1,7 @@
 //! Memory optimization of this host: what is known, what is planned, what runs.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -56,6 +57,18 @@ pub(crate) struct Density {
     pub(super) actor: Actor,
     /// What Prometheus sees.
     pub(super) tally: Tally,
+}
+
+/// Why nothing is taken from a guest.
+#[derive(Debug)]
+pub(super) struct Unremembered;
+
+impl fmt::Display for Unremembered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(
+            "nothing is taken by balloons that the next node could not know for its own to give back",
+        )
+    }
 }
 
 /// What a plan knows of guests' pages.
@@ -253,15 +266,24 @@ impl Density {
     }
 
     /// Does a step, and remembers it. What is asked of a balloon is put down before: a node that is
-    /// killed in between leaves one that the next node gives back.
+    /// killed in between leaves one that the next node gives back. So nothing is taken as long as it
+    /// cannot be put down; memory is given back all the same.
     ///
     /// # Errors
-    /// It could not be done.
+    /// It could not be done; [`Unremembered`] where the node is the cause, and not the guest.
     pub(super) async fn perform(&self, step: &Step) -> Result<()> {
         if let Action::SetBalloon { .. } = &step.action {
-            self.remember(|ledger| ledger.intends(step)).await;
+            let put_down = self.put_down(|ledger| ledger.intends(step)).await;
+            match put_down.context(Unremembered) {
+                Err(error) if step.action.inflates_a_balloon() => {
+                    self.mind.lock().await.ledger.desists(step);
+                    return Err(error);
+                }
+                Err(error) => tracing::warn!(step = %step.action, "{error:#}"),
+                Ok(()) => {}
+            }
         }
-        self.actor.perform(&step.action).await?;
+        self.actor.perform(step).await?;
         self.remember(|ledger| ledger.acted(step)).await;
         Ok(())
     }
@@ -293,13 +315,16 @@ impl Density {
 
     /// Changes what is remembered, and puts it down for the next node.
     pub(super) async fn remember(&self, change: impl FnOnce(&mut Ledger)) {
+        if let Err(error) = self.put_down(change).await {
+            tracing::warn!("cannot put down what is remembered of balloons and merging: {error:#}");
+        }
+    }
+
+    async fn put_down(&self, change: impl FnOnce(&mut Ledger)) -> Result<()> {
         let mut mind = self.mind.lock().await;
         change(&mut mind.ledger);
         let path = self.state.density_ledger();
-        if let Err(error) = tokio::task::block_in_place(|| durable::write_json(&path, &mind.ledger))
-        {
-            tracing::warn!("cannot put down what is remembered of balloons and merging: {error:#}");
-        }
+        tokio::task::block_in_place(|| durable::write_json(&path, &mind.ledger))
     }
 
     /// How guests are looked at, and given back what they need.

@@ -208,6 +208,7 @@ mod tests {
             expected_bytes: 4 << 20,
             cpu: Duration::ZERO,
             reason: String::new(),
+            pid: None,
         };
         let failed = Outcome::failed(&resize, String::new());
         (0..policy.verify.tries).for_each(|_| ledger.verified(&failed, &policy));
@@ -254,8 +255,8 @@ mod tests {
         ledger.observe(&strained(), &policy);
         let action = Action::ResizePool { page_bytes: 2 << 20, from_pages: 3, to_pages: 1 };
         let (cpu, reason) = (Duration::ZERO, String::new());
-        let failed =
-            Outcome::failed(&Step { action, expected_bytes: 1, cpu, reason }, String::new());
+        let step = Step { action, expected_bytes: 1, cpu, reason, pid: None };
+        let failed = Outcome::failed(&step, String::new());
         (0..policy.verify.tries).for_each(|_| ledger.verified(&failed, &policy));
         let density = metrics::DensitySample {
             look: Some(look(&strained(), &ledger, &policy)),

@@ -334,6 +334,7 @@ mod tests {
             balloon: None,
             merge_domain: domain.map(str::to_owned),
             is_mergeable: domain.is_some(),
+            merged_instead: None,
             is_preallocated: false,
             survey: None,
             hindrance: None,

@@ -4,7 +4,8 @@
 use std::fs;
 
 use super::place::{GUEST, Place};
-use crate::host::{Pid, wait};
+use crate::host::kernel::sleeper;
+use crate::host::{Exit, Pid, wait};
 
 /// A place where one side does `what` at `point`.
 fn place(point: &str, what: &str) -> Place {
@@ -113,6 +114,22 @@ fn source_killed_after_the_decision() {
     place.pair.a.guest(GUEST).pid().kill();
     drop(migration);
     arrived(&place);
+}
+
+#[test]
+fn source_killed_before_there_is_a_note_on_its_disk() {
+    let place = place("source.act.releaseguest", "exit");
+    let migration = place.start(&[]);
+    arrived(&place);
+    drop(migration);
+    let kernel = sleeper(place.pair.folder()).display().to_string();
+    let disk = place.disk_a().display().to_string();
+    let again = [
+        "run", "--detach", "--name", "again", "--memory", "64M", "--kernel", &kernel, "--disk",
+        &disk,
+    ];
+    let words = [&*disk, "has moved to 127.0.0.1", "with the guest db", "departed/guests/db/"];
+    place.pair.a.run(&again).complains(Exit::Failed, &words);
 }
 
 /// The disk has its name by then: it is whole, and nothing else lies about; who has the guest is the operator's to say.

@@ -123,6 +123,132 @@ fn a_source_in_doubt_does_not_run_a_guest_that_has_moved_on_from_its_destination
     drop(scene.take_migration());
 }
 
+#[test]
+fn a_source_in_doubt_does_not_run_a_guest_that_is_on_its_way_from_its_destination() {
+    // No source ever hears that the guest runs at its destination, nor dials that again.
+    let deaf = "source.recv.running:freeze,source.act.reconnect:hold";
+    let mut scene = Scene::with_failpoint_on_both(deaf);
+    scene.migrate();
+    scene.pair.b.guest(GUEST).await_state("running");
+    let elsewhere = third_host(&scene.pair);
+    let onward = Migration::start(&scene.pair.b, GUEST, &elsewhere.b, &[]);
+    elsewhere.b.guest(GUEST).await_state("running");
+    scene.pair.b.guest(GUEST).await_state("in-doubt");
+    scene.pair.a.guest(GUEST).await_state("in-doubt");
+
+    let on_its_way = format!("on its way to {}", elsewhere.b.last_address());
+    let words = [scene.pair.b.last_address(), "had web-1", &on_its_way, "out of date", "discard"];
+    scene.pair.a.run(&RESOLVE_RUN).complains(Exit::Failed, &words);
+    scene.pair.a.guest(GUEST).await_state("in-doubt");
+    let hosts = [&scene.pair.a, &scene.pair.b, &elsewhere.b];
+    exactly_one_copy_runs(&hosts, GUEST, &elsewhere.b);
+    drop((scene.take_migration(), onward));
+}
+
+/// Has `host` start [`GUEST`] with it: the guest `uuid`, with less memory than it has.
+fn define_with_autostart(scene: &Scene, host: &Host, uuid: &str) {
+    let file = scene.pair.folder().join("defined.toml");
+    let text = format!("name = \"{GUEST}\"\nuuid = \"{uuid}\"\nmemory = \"64M\"");
+    std::fs::write(&file, text).expect("a file");
+    host.run(&["define", &file.display().to_string()]).ok();
+    host.run(&["autostart", GUEST]).ok();
+}
+
+/// The UUID of the guest, by the first record of a host.
+fn uuid_of(host: &Host) -> String {
+    host.records()[0]["guest_uuid"].as_str().expect("a UUID").to_owned()
+}
+
+#[test]
+fn a_source_that_kept_its_guest_does_not_start_it_again_after_the_destination_was_told_to_run_it() {
+    // The destination is ready and cut off; the source goes on with its guest, and cannot tell the destination.
+    let mut scene = Scene::with_stall("source.act.reconnect", "destination.send.ready:cut");
+    scene.migrate();
+    scene.await_stalled();
+    scene.pair.b.guest(GUEST).await_state("in-doubt");
+    let (listen, uuid) = (scene.pair.a.last_address().to_owned(), uuid_of(&scene.pair.a));
+    scene.pair.a.kill_node();
+    let warned = scene.pair.b.run(&RESOLVE_RUN).ok();
+    assert!(warned.stderr.contains("cannot be asked whether it runs web-1"), "{}", warned.stderr);
+    scene.pair.b.guest(GUEST).await_state("running");
+    scene.release();
+    // Two copies run, and both operators are told to end one.
+    scene.pair.a.await_log(&["stop one of them"]);
+    scene.pair.a.run(&["destroy", GUEST]).ok();
+    assert_eq!(scene.pair.a.records()[0]["side"]["state"], "undecided");
+
+    define_with_autostart(&scene, &scene.pair.a, &uuid);
+    boots(&mut scene.pair.a, &listen);
+    scene.pair.a.await_log(&["not started with the host: web-1 has moved to"]);
+    assert_eq!(scene.pair.a.records()[0]["side"]["state"], "done");
+    exactly_one_copy_runs(&scene.pair.hosts(), GUEST, &scene.pair.b);
+    drop(scene.take_migration());
+}
+
+#[test]
+fn a_destination_that_was_off_does_not_start_a_guest_that_its_source_has_started_meanwhile() {
+    let mut scene = Scene::without_failpoint();
+    scene.migrate();
+    scene.take_migration().finish().ok();
+    let (listen, uuid) = (scene.pair.b.last_address().to_owned(), uuid_of(&scene.pair.b));
+    for host in scene.pair.hosts() {
+        define_with_autostart(&scene, host, &uuid);
+    }
+    // Its host loses power.
+    scene.pair.b.kill_node();
+    scene.pair.b.guest(GUEST).pid().kill();
+    let warned = scene.pair.a.run(&["start", GUEST, "--force"]).ok();
+    assert!(warned.stderr.contains("cannot be asked whether it runs web-1"), "{}", warned.stderr);
+
+    boots(&mut scene.pair.b, &listen);
+    scene
+        .pair
+        .b
+        .await_log(&["not started with the host", "127.0.0.1 has web-1, as web-1 (running)"]);
+    assert!(scene.pair.b.list().is_empty());
+    let words = ["127.0.0.1 has web-1", "End it there first"];
+    scene.pair.b.run(&["start", GUEST]).complains(Exit::Failed, &words);
+    exactly_one_copy_runs(&scene.pair.hosts(), GUEST, &scene.pair.a);
+
+    // Where the other host is silent, the one that has the guest by its records starts it.
+    scene.pair.a.kill_node();
+    scene.pair.a.guest(GUEST).pid().kill();
+    scene.pair.b.kill_node();
+    boots(&mut scene.pair.b, &listen);
+    scene
+        .pair
+        .b
+        .await_log(&["cannot be asked whether it runs web-1", "started with the host guest=web-1"]);
+    exactly_one_copy_runs(&scene.pair.hosts(), GUEST, &scene.pair.b);
+}
+
+#[test]
+fn a_guest_that_has_moved_on_is_neither_started_nor_restored_where_it_first_was() {
+    let mut scene = Scene::without_failpoint();
+    scene.migrate();
+    scene.take_migration().finish().ok();
+    let uuid = uuid_of(&scene.pair.a);
+    define_with_autostart(&scene, &scene.pair.a, &uuid);
+    let elsewhere = third_host(&scene.pair);
+    Migration::run(&scene.pair.b, GUEST, &elsewhere.b).ok();
+
+    let (second, third) = (scene.pair.b.last_address(), elsewhere.b.last_address());
+    let moved = format!("web-1 has moved to {third} from {second}");
+    let words = [&moved, third, "has web-1, as web-1 (running)", "End it there first"];
+    scene.pair.a.run(&["start", GUEST, "--force"]).complains(Exit::Failed, &words);
+    let restore = ["restore", "/nowhere.lighter", "--name", GUEST];
+    let moved = format!("web-1 moved to {second}");
+    scene.pair.a.run(&restore).complains(Exit::Failed, &[&moved, "--force"]);
+    let forced = [&restore[..], &["--force"]].concat();
+    scene.pair.a.run(&forced).complains(Exit::Failed, &words);
+    let hosts = [&scene.pair.a, &scene.pair.b, &elsewhere.b];
+    exactly_one_copy_runs(&hosts, GUEST, &elsewhere.b);
+
+    // Another guest may have the name.
+    let run = scene.pair.a.run(&["run", "--detach", "--name", GUEST, "--memory", "64M"]).ok();
+    assert!(run.stderr.contains(&format!("warning: {moved}")), "{}", run.stderr);
+}
+
 /// A third host with a node, as host b of a pair, whose certificate is that of the scene's host b.
 fn third_host(pair: &Pair) -> Pair {
     let mut elsewhere = Pair::without_nodes();

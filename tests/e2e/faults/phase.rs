@@ -53,6 +53,12 @@ pub(super) fn switchover() -> Phase {
     Phase { name: "switchover", side: Side::Source, point, cut: point, owner: Owner::Source }
 }
 
+/// The flush of the disks of the guest that stands. It is on a thread of its own.
+pub(super) fn flush() -> Phase {
+    let point = "source.guest.flush";
+    Phase { name: "switchover", side: Side::Source, point, cut: point, owner: Owner::Source }
+}
+
 pub(super) fn ready() -> Phase {
     let point = "destination.send.ready";
     Phase { name: "ready", side: Side::Destination, point, cut: point, owner: Owner::Source }

@@ -56,6 +56,19 @@ impl Scene {
         Self::prepare(|_, of| environment(side, of, failpoint))
     }
 
+    /// Two hosts and the guest, with a failpoint in its process on each; no migration yet.
+    pub(super) fn with_failpoint_on_both(failpoint: &str) -> Self {
+        Self::prepare(|_, of| environment(of, of, failpoint))
+    }
+
+    /// Two hosts and the guest, with a failpoint on each side, one of which stalls until [`Self::release`]; no migration yet.
+    pub(super) fn with_stall(source: &str, destination: &str) -> Self {
+        Self::prepare(|stall, of| match of {
+            Side::Source => environment(of, of, &format!("{source}:stall={}", stall.0.display())),
+            Side::Destination => environment(of, of, destination),
+        })
+    }
+
     /// Two hosts and the guest; no migration yet.
     pub(super) fn without_failpoint() -> Self {
         Self::prepare(|_, _| Vec::new())
@@ -71,10 +84,21 @@ impl Scene {
 
     /// A migration that stands in `phase` until [`Self::release`].
     pub(super) fn stalled_in(phase: &Phase) -> Self {
-        let mut scene = Self::prepare(|stall, of| stall.environment(phase, of));
+        let mut scene = Self::stalling_in(phase);
         scene.migrate();
-        scene.stall.await_reached();
+        scene.await_stalled();
         scene
+    }
+
+    /// Two hosts and the guest, whose first migration will stand in `phase`; it has not begun.
+    pub(super) fn stalling_in(phase: &Phase) -> Self {
+        Self::prepare(|stall, of| stall.environment(phase, of))
+    }
+
+    /// Waits until the migration stands.
+    #[track_caller]
+    pub(super) fn await_stalled(&self) {
+        self.stall.await_reached();
     }
 
     /// Lets a stalled migration go on.

@@ -8,6 +8,10 @@ use super::{Exit, Guest, Host, Pid, wait};
 /// Slower than a guest of [`GuestPlan::default`](super::GuestPlan) writes: it is on its way for as long as a test needs.
 pub(crate) const CRAWL: [&str; 2] = ["--bandwidth", "500KB/s"];
 
+/// More than any host of the tests needs: where all of it is emulated, or much else runs, no guest stands for less than the default,
+/// and one that stands for much longer goes on at its source.
+pub(crate) const DOWNTIME: [&str; 2] = ["--downtime", "10s"];
+
 /// A running `lighter migrate --json`; killed when dropped (the migration itself goes on then).
 #[derive(Debug)]
 pub(crate) struct Migration {
@@ -31,11 +35,10 @@ impl Migration {
     /// As [`Self::start`], to an address.
     pub(crate) fn to_address(from: &Host, name: &str, address: &str, more: &[&str]) -> Self {
         let mut arguments = [&["migrate", name, address, "--json"], more].concat();
-        // Where all of the host is emulated, no guest stands for less than the default. One that crawls is not to arrive.
-        let downtime = std::env::var("LIGHTER_TEST_DOWNTIME").ok();
+        // One that crawls is not to arrive.
         let is_said = |option: &&str| ["--downtime", "--bandwidth"].contains(option);
-        if let Some(downtime) = downtime.as_deref().filter(|_| !more.iter().any(is_said)) {
-            arguments.extend(["--downtime", downtime]);
+        if !more.iter().any(is_said) {
+            arguments.extend(DOWNTIME);
         }
         let command = lighter(from.state_dir(), &arguments);
         Self { verb: Running::start(command), guest: from.guest(name) }

@@ -13,7 +13,9 @@ pub(crate) fn belongs(file: &str, guests: &BTreeSet<&str>) -> bool {
         | ["certs", "issued", _] => true,
         ["definitions", file] => file.ends_with(".toml") || file.ends_with(".autostart"),
         // Of guests that are gone, until another starts.
-        ["migrations", "guests", _, _, record] => record.ends_with(".json"),
+        ["migrations", "guests", _, _, record] | ["migrations", "past", record] => {
+            record.ends_with(".json")
+        }
         ["ended", "guests", _, "ended.json"] => true,
         ["identities", uuid] => uuid.ends_with(".json"),
         ["guests", name, "lock" | "guest.json" | "api.sock" | "api-ro.sock"]

@@ -145,7 +145,8 @@ fn linux_says_which_pages_are_free_and_has_them_back_wherever_it_is() {
         say_figures("hints", &report);
         let hinted = report["transfer"]["hinted_pages"].as_u64().expect("a count");
         if hinted > 0 {
-            crate::metrics::counts_hints(hosts[1], "linux");
+            let name = "lighter_migration_hinted_pages_total";
+            crate::metrics::is_counted(hosts[1], name, "linux", "outgoing");
         }
         let now = Witness::of(hosts[0], "linux", MIB * PAGES_PER_MIB).line();
         now.follows(&last);

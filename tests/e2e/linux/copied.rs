@@ -77,7 +77,7 @@ fn linux_takes_its_ext4_along_while_it_writes_to_it() {
     let before = written(&pair.a);
 
     let path = format!("{}={}", here.display(), there.display());
-    let copy = ["--copy-disks", "--disk-path", &path, "--bandwidth", "20MB/s"];
+    let copy = ["--copy-disks", "--disk-path", &path, "--bandwidth", "20MB/s", "--downtime", "3s"];
     let report = Migration::start(&pair.a, "db", &pair.b, &copy).finish().ok();
     assert!(report["transfer"]["disk_pages"].as_u64() > Some(0), "{report:#}");
     await_files(&pair.b, before + FILES);

@@ -3,7 +3,7 @@
 use super::cable::{ip, tool};
 use super::lan::Lan;
 use crate::host::kernel::sleeper;
-use crate::host::{Exit, Pair, in_namespace, lighter, run, wait};
+use crate::host::{Exit, Migration, Pair, in_namespace, lighter, run, wait};
 
 /// Starts a guest that sleeps, with this network, in the namespace of host a.
 fn start(lan: &Lan, pair: &Pair, name: &str, net: &str) -> crate::host::Done {
@@ -45,6 +45,28 @@ fn a_tap_that_was_made_is_on_its_bridge_and_goes_with_the_guest() {
         let left = link(&lan, "tap-web") + &link(&lan, "lighter0");
         wait::holds(left.is_empty(), left)
     });
+}
+
+#[test]
+fn a_guest_from_another_host_is_put_on_a_permitted_network_alone() {
+    let Some(lan) = Lan::lay() else { return };
+    lan.plug_in(1);
+    let mut pair = lan.cable().hosts();
+    pair.a.start_node(&lan.node_plan(0));
+    let allowing = |names: &str| {
+        let mut plan = lan.node_plan(1);
+        plan.arguments.extend(["--net-allow", names].map(str::to_owned));
+        plan
+    };
+    start(&lan, &pair, "web", "bridge=br0").ok();
+    // It is there, and for the host's own guests.
+    pair.b.start_node(&allowing("dmz,br0"));
+    let words = ["network devices at dmz, br0 alone, not at lan", "--net-allow"];
+    Migration::run(&pair.a, "web", &pair.b).stayed(&words);
+    pair.b.kill_node();
+    pair.b.start_node(&allowing("dmz,lan"));
+    Migration::run(&pair.a, "web", &pair.b).ok();
+    assert_eq!(pair.b.list()[0]["nets"][0]["bridge"], "lan", "{:#?}", pair.b.list());
 }
 
 #[test]

@@ -84,9 +84,37 @@ async fn a_real_qemu_is_found_asked_and_set() {
         assert_eq!((balloon.actual_bytes, balloon.has_driver), (64 << 20, false));
         assert_eq!(balloon.statistics, None);
     }
-    set_balloon(&found, 64 << 20, 32 << 20, PATIENCE).await.unwrap();
-    let error = set_balloon(&found, 64 << 20, 0, PATIENCE).await.unwrap_err();
+    set_balloon(&Sources::system(), &found, 64 << 20, 32 << 20, PATIENCE).await.unwrap();
+    let error = set_balloon(&Sources::system(), &found, 64 << 20, 0, PATIENCE).await.unwrap_err();
     assert!(matches!(error, ForeignError::Refused { .. }), "{error}");
+}
+
+/// A process that has a device of the host open, as the kernel tells.
+fn with_device(pid: u32) -> (tempfile::TempDir, Sources) {
+    let folder = tempfile::tempdir().unwrap();
+    let files = folder.path().join(format!("proc/{pid}/fd"));
+    std::fs::create_dir_all(&files).unwrap();
+    std::os::unix::fs::symlink("/dev/vfio/12", files.join("31")).unwrap();
+    let sources = Sources::at(folder.path());
+    (folder, sources)
+}
+
+#[tokio::test]
+async fn nothing_is_taken_from_a_real_qemu_whose_memory_a_device_pins() {
+    let qemu = Qemu::start(&["-device", "virtio-balloon-pci"]);
+    let found = qemu.find();
+    assert!(look(&found, &asking()).await.unwrap().balloon.is_some());
+    let pinned = Found { has_passthrough: true, ..found.clone() };
+    assert_eq!(look(&pinned, &asking()).await.unwrap().balloon, None);
+
+    // It was plugged in after the guest was found.
+    let (_folder, later) = with_device(found.pid);
+    for (sources, found) in [(&later, &found), (&Sources::system(), &pinned)] {
+        let error = set_balloon(sources, found, 64 << 20, 32 << 20, PATIENCE).await.unwrap_err();
+        assert!(matches!(error, ForeignError::Pinned { .. }), "{error}");
+        set_balloon(sources, found, 64 << 20, 64 << 20, PATIENCE).await.expect("it may have more");
+    }
+    set_balloon(&Sources::system(), &found, 64 << 20, 32 << 20, PATIENCE).await.unwrap();
 }
 
 #[tokio::test]
@@ -129,7 +157,8 @@ async fn a_monitor_that_somebody_else_has_is_said_to_be_taken() {
     drop(libvirt);
     let seen = look(&found, &asking()).await.unwrap();
     assert_eq!(seen.balloon, None, "there is none");
-    let error = set_balloon(&found, 64 << 20, 32 << 20, PATIENCE).await.unwrap_err();
+    let error =
+        set_balloon(&Sources::system(), &found, 64 << 20, 32 << 20, PATIENCE).await.unwrap_err();
     assert!(matches!(error, ForeignError::NoBalloon { .. }), "{error}");
 }
 
@@ -154,7 +183,9 @@ async fn a_guest_without_a_door_is_told_with_the_way_out() {
     let found = |door| Found { door, ..hypervisor(Path::new("/")) };
     let error = look(&found(Door::Libvirt), &asking()).await.unwrap_err();
     assert!(error.to_string().contains("libvirt's"), "{error}");
-    let error = set_balloon(&found(Door::None("no socket")), 1, 1, PATIENCE).await.unwrap_err();
+    let error = set_balloon(&Sources::system(), &found(Door::None("no socket")), 1, 1, PATIENCE)
+        .await
+        .unwrap_err();
     assert_eq!(error.to_string(), "ch cannot be asked: no socket");
 }
 
@@ -249,7 +280,10 @@ async fn cloud_hypervisor_is_asked_and_set() {
     let told = balloon.statistics.unwrap();
     assert_eq!((told.age, told.available_bytes), (Duration::ZERO, Some(4096)));
 
-    set_balloon(&found, 1 << 30, 512 << 20, PATIENCE).await.unwrap();
+    let (_folder, with_device) = with_device(found.pid);
+    let error = set_balloon(&with_device, &found, 1 << 30, 512 << 20, PATIENCE).await.unwrap_err();
+    assert!(matches!(error, ForeignError::Pinned { .. }), "{error}");
+    set_balloon(&Sources::system(), &found, 1 << 30, 512 << 20, PATIENCE).await.unwrap();
     let asked = server.asked.lock().unwrap().last().unwrap().clone();
     assert!(asked.starts_with("PUT /api/v1/vm.resize"), "{asked}");
     assert!(asked.ends_with(r#"{"desired_balloon":536870912}"#), "{asked}");
@@ -268,7 +302,7 @@ async fn an_older_cloud_hypervisor_has_no_statistics_and_a_guest_may_have_no_bal
     let seen = look(&found, &asking()).await.unwrap();
     assert_eq!((seen.balloon, seen.hindrance), (None, Some(Hindrance::Paused)));
     assert_eq!((seen.backing, seen.is_mergeable), (Backing::Shared, false));
-    let error = set_balloon(&found, 1 << 30, 1, PATIENCE).await.unwrap_err();
+    let error = set_balloon(&Sources::system(), &found, 1 << 30, 1, PATIENCE).await.unwrap_err();
     assert!(matches!(error, ForeignError::NoBalloon { .. }), "{error}");
 }
 

@@ -168,6 +168,29 @@ fn a_foreign_guest_that_anyone_could_share_with_stops_all_merging() {
     }
 }
 
+/// It came while the others were merged: no domain is taken apart for one that cannot take its place.
+#[test]
+fn a_domain_whose_guests_processes_do_not_let_be_merged_takes_no_place() {
+    let mut guests = vec![clone_of("red-1", "red"), clone_of("red-2", "red")];
+    guests.iter_mut().for_each(|guest| mark(guest, true));
+    for name in ["blue-1", "blue-2", "blue-3"] {
+        let merged_instead = Some("red".to_owned());
+        guests.push(Guest { merged_instead, ..clone_of(name, "blue") });
+    }
+    let policy = "[merge]\nswitch-gain = 1\ndomain-stay = \"0s\"";
+    let policy = Policy::parse(policy, "f").unwrap();
+    let mut host = situation(50, guests);
+    host.host.merged_domain = Some("red".to_owned());
+    let (plan, _) = settled(&host, &policy, MAX);
+    assert_eq!(plan.domain.as_ref().map(|choice| choice.domain.as_str()), Some("red"), "{plan:#?}");
+    let other = Because::OtherDomain { domain: "red".to_owned() };
+    assert_eq!(why(&plan, "blue-1", Actuator::Merge), other);
+    // In another process they may.
+    host.guests.iter_mut().for_each(|guest| guest.merged_instead = None);
+    let (plan, _) = settled(&host, &policy, MAX);
+    assert_eq!(plan.domain.map(|choice| choice.domain).as_deref(), Some("blue"));
+}
+
 fn qemus_user() -> User {
     User { uid: 107, name: Some("qemu".to_owned()) }
 }

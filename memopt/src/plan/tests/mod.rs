@@ -3,6 +3,7 @@
 mod balloons;
 mod invariants;
 mod merging;
+mod names;
 
 use super::*;
 use crate::plan::fixture::*;

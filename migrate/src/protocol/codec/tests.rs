@@ -9,7 +9,7 @@ use super::*;
 use crate::error::Reason;
 use crate::guest::{DiskCopy, ExistingFile, GuestDescription, Refusal, RefusalKind, RunState};
 use crate::memory::{CHUNK_BYTES, MemoryLayout, Region};
-use crate::protocol::front::FoundGuest;
+use crate::protocol::front::{FoundGuest, Onward};
 use crate::protocol::{
     Blob, Complaint, Decision, Features, MAX_TEXT_BYTES, MigrationId, Offer, Prepare, SavedState,
     Takeover, Token, Version,
@@ -87,6 +87,7 @@ fn front_requests() -> Vec<FrontRequest> {
         FrontRequest::Admit { migration, offer: offer(), guest: guest() },
         FrontRequest::Resolve { migration, token, decision: Decision::Aborted },
         FrontRequest::Find { uuid: migration.0, name: "web-1".into() },
+        FrontRequest::Trace { uuid: migration.0, name: "web-1".into(), migration },
     ]
 }
 
@@ -102,6 +103,15 @@ fn front_replies() -> Vec<FrontReply> {
             state: "running".into(),
             is_owned: true,
         })),
+        FrontReply::Traced {
+            guest: None,
+            onward: Some(Onward {
+                destination: "host-c".into(),
+                server_name: "host-c".into(),
+                node_address: ([192, 0, 2, 7], 4950).into(),
+                migration: id(),
+            }),
+        },
     ]
 }
 
@@ -295,7 +305,7 @@ proptest! {
 
     #[test]
     fn any_body_behind_a_good_head_decodes_or_is_refused(
-        kind in prop_oneof![1..=8_u8, 33..=40_u8, 65..=66_u8, 97..=100_u8],
+        kind in prop_oneof![1..=10_u8, 33..=41_u8, 65..=68_u8, 97..=102_u8],
         body in proptest::collection::vec(any::<u8>(), 0..300),
     ) {
         let mut frame = vec![b'l', b'C', kind, 0];

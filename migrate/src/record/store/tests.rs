@@ -343,3 +343,45 @@ fn what_is_not_there_is_none_and_removing_it_is_harmless() {
     assert_eq!(read_source(&store, id()).unwrap(), None);
     assert!(store.reopen(&source_record(SourceState::Done)).is_err());
 }
+
+#[test]
+fn what_is_retired_is_found_by_its_guest_and_read_with_no_other() {
+    let (_folder, store) = empty_store();
+    let at = |record: Record, id, started_unix_ms| {
+        let migration = MigrationId(Uuid::from_u128(id));
+        let record = Record { migration, started_unix_ms, ..record };
+        store.create(&record).unwrap();
+        store.retire(&record).unwrap();
+        record
+    };
+    let uuid = source_record(SourceState::Done).guest_uuid;
+    let kept = || -> Vec<MigrationId> {
+        store.retired(uuid).unwrap().iter().map(|record| record.migration).collect()
+    };
+    let mut offered = source_record(SourceState::Done);
+    offered.side = Side::Destination {
+        state: DestinationState::Discarded,
+        source_address: ([127, 0, 0, 1], 4950).into(),
+        source_name: None,
+        source_node_port: None,
+        port: 4951,
+        token: Token([7; 32]),
+    };
+    at(offered.clone(), 1, 1);
+    assert_eq!(kept(), [], "it never was here");
+    let left = at(source_record(SourceState::Done), 2, 3);
+    at(source_record(SourceState::Aborted), 3, 2);
+    assert_eq!(kept(), [left.migration], "the later one stays");
+    let not_taken = at(offered, 4, 4);
+    assert_eq!(kept(), [left.migration, not_taken.migration]);
+    assert_eq!(store.list().unwrap().0, []);
+
+    let Side::Source { token, .. } = store.retired(uuid).unwrap().remove(0).side else { panic!() };
+    assert_eq!(token, Token([0; 32]));
+    let path = store.past_of(uuid, true);
+    assert!(fs::metadata(&path).unwrap().len() < 1024);
+    fs::copy(&path, store.past_of(Uuid::from_u128(9), true)).unwrap();
+    assert!(store.retired(Uuid::from_u128(9)).is_err(), "another guest's");
+    fs::write(&path, "rubbish").unwrap();
+    assert!(store.retired(uuid).is_err());
+}

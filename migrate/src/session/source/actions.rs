@@ -33,6 +33,7 @@ impl Driver {
                 self.order(Order::Round(round));
             }
             Action::Pause => self.pause(),
+            Action::FlushDisks => self.flush_disks(),
             Action::SendFinalRound { round } => self.order(Order::FinalRound(round)),
             Action::SaveState => self.save_state(),
             Action::SendRemainder { round } => self.order(Order::Remainder(round)),
@@ -176,6 +177,7 @@ fn name(action: &Action) -> &'static str {
         Action::Probe => "Probe",
         Action::SendRound { .. } => "SendRound",
         Action::Pause => "Pause",
+        Action::FlushDisks => "FlushDisks",
         Action::SendFinalRound { .. } => "SendFinalRound",
         Action::SaveState => "SaveState",
         Action::SendRemainder { .. } => "SendRemainder",

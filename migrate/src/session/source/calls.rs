@@ -1,10 +1,13 @@
-//! Calls to the guest that leaves, on the worker's thread.
+//! Calls to the guest that leaves: on the worker's thread, but for the flushes of its disks.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use tokio::task::spawn_blocking;
+
 use super::super::control::Control;
 use super::{Driver, Input};
+use crate::failpoint::Passage;
 use crate::guest::{GuestError, RunState, SourceGuest};
 use crate::source::{Event, Probe};
 
@@ -35,11 +38,37 @@ impl Driver {
         if flushing.swap(true, Ordering::AcqRel) {
             return;
         }
-        self.tasks.spawn_blocking(move || {
+        self.beside(move || {
             if let Err(error) = guest.flush() {
                 tracing::warn!(%error, "the disks are not flushed before the guest stands");
             }
             flushing.store(false, Ordering::Release);
+        });
+    }
+
+    /// Flushes the disks of the guest that stands. The worker's thread is left to the call that lets the
+    /// guest go on, which must not wait for a disk.
+    pub(super) fn flush_disks(&mut self) {
+        let (guest, tell) = (self.guest.clone(), self.tell.clone());
+        let failpoints = self.line.failpoints().clone();
+        self.beside(move || {
+            if failpoints.reach("source.guest", "flush") == Passage::Hold {
+                return;
+            }
+            let event = match guest.flush() {
+                Ok(()) => Event::Flushed,
+                Err(error) => Event::GuestFailed(error),
+            };
+            let _ = tell.send(Input::Event(event));
+        });
+    }
+
+    /// Runs `call` on a thread of its own. The end of the session waits for it, but not for ever.
+    fn beside(&mut self, call: impl FnOnce() + Send + 'static) {
+        let thread = spawn_blocking(call);
+        self.tasks.spawn(async move {
+            // A panic there has been reported by the panic handler already.
+            let _ = thread.await;
         });
     }
 
@@ -96,11 +125,11 @@ fn dry_run(guest: &dyn SourceGuest, was: RunState) -> Result<Probe, GuestError> 
     guest.flush()?;
     let flush = began.elapsed();
     let began = Instant::now();
-    let saved = guest.pause().and_then(|()| guest.rehearse_save());
+    let saved = guest.pause().and_then(|()| guest.save_state());
     let pause_and_save = began.elapsed();
     let stood = match was {
         RunState::Running => guest.resume().map(|()| began.elapsed())?,
         RunState::Paused => Duration::ZERO,
     };
-    saved.map(|()| Probe { pause_and_save, stood, flush, ..Probe::default() })
+    saved.map(|_| Probe { pause_and_save, stood, flush, ..Probe::default() })
 }

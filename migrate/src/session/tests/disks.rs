@@ -57,9 +57,6 @@ impl SourceGuest for Slow {
     fn flush(&self) -> Result<(), GuestError> {
         self.0.flush()
     }
-    fn rehearse_save(&self) -> Result<(), GuestError> {
-        self.0.rehearse_save()
-    }
     fn save_state(&self) -> Result<Vec<u8>, GuestError> {
         self.0.save_state()
     }

@@ -8,5 +8,6 @@ mod hints;
 mod memory;
 mod refusals;
 mod relay;
+mod standstill;
 mod success;
 mod world;

@@ -49,11 +49,15 @@ async fn disks_are_flushed_while_the_guest_runs_and_once_more_with_its_last_stat
     let report = world.assert_migrated(&guest, &handle).await;
     assert!(report.dry_runs == 1 && report.dry_run_seconds > 0.0, "{report:?}");
     let steps = guest.steps.lock().unwrap();
-    assert_eq!(steps[..4], ["flush", "flush", "pause", "rehearse"], "{steps:?}");
+    assert_eq!(steps[..4], ["flush", "flush", "pause", "save"], "{steps:?}");
     // Beside each round, whatever else the guest does.
     assert!(steps[4..].contains(&"flush"), "{steps:?}");
     let others: Vec<_> = steps[4..].iter().filter(|step| **step != "flush").collect();
     assert_eq!(others, [&"pause", &"save"], "{steps:?}");
+    let paused = steps.iter().rposition(|step| *step == "pause").unwrap();
+    assert!(steps[paused..].contains(&"flush"), "{steps:?}");
+    let standstill = report.standstill.unwrap();
+    assert!(standstill.flush_seconds > 0.0 && standstill.send_seconds > 0.0, "{report:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

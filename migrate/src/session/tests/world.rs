@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -42,6 +42,9 @@ pub(super) struct FakeSource {
     running: AtomicBool,
     gate: RwLock<()>,
     pub(super) fail_save: AtomicBool,
+    /// Whether its disks hang while it is paused.
+    stuck: (Mutex<bool>, Condvar),
+    hanging: AtomicBool,
     /// Flushes, pauses and saves, in their order.
     pub(super) steps: Mutex<Vec<&'static str>>,
     pub(super) hints: FakeHints,
@@ -80,6 +83,8 @@ impl FakeSource {
             running: AtomicBool::new(true),
             gate: RwLock::new(()),
             fail_save: AtomicBool::new(false),
+            stuck: Default::default(),
+            hanging: AtomicBool::new(false),
             steps: Mutex::default(),
             hints,
         })
@@ -90,6 +95,17 @@ impl FakeSource {
             true => Err(GuestError::new("cannot read the registers of vCPU 0")),
             false => Ok(()),
         }
+    }
+
+    /// Whether a flush hangs, or has.
+    pub(super) fn is_hanging(&self) -> bool {
+        self.hanging.load(SeqCst)
+    }
+
+    /// Has flushes hang, or those that hang return. One that begins while the guest runs does not hang.
+    pub(super) fn set_stuck(&self, stuck: bool) {
+        *self.stuck.0.lock().unwrap_or_else(PoisonError::into_inner) = stuck;
+        self.stuck.1.notify_all();
     }
 
     fn note(&self, step: &'static str) {
@@ -190,6 +206,11 @@ impl SourceGuest for FakeSource {
 
     fn flush(&self) -> Result<(), GuestError> {
         self.note("flush");
+        let mut stuck = self.stuck.0.lock().unwrap_or_else(PoisonError::into_inner);
+        while *stuck && !self.running.load(SeqCst) {
+            self.hanging.store(true, SeqCst);
+            stuck = self.stuck.1.wait(stuck).unwrap_or_else(PoisonError::into_inner);
+        }
         Ok(())
     }
 
@@ -198,11 +219,6 @@ impl SourceGuest for FakeSource {
         let _closed = self.gate.write().unwrap_or_else(PoisonError::into_inner);
         self.running.store(false, SeqCst);
         Ok(())
-    }
-
-    fn rehearse_save(&self) -> Result<(), GuestError> {
-        self.note("rehearse");
-        self.refuse_to_save()
     }
 
     fn resume(&self) -> Result<(), GuestError> {
@@ -338,7 +354,7 @@ impl FrontHandler for Node {
                     _ => FrontReply::Resolved(answer_for_dead(state, decision).answer),
                 }
             }
-            FrontRequest::Find { .. } => FrontReply::Found(None),
+            FrontRequest::Find { .. } | FrontRequest::Trace { .. } => FrontReply::Found(None),
         }
     }
 }

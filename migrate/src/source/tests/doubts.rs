@@ -61,8 +61,7 @@ fn an_operator_who_runs_it_here_has_a_destination_that_is_out_of_reach_told_so()
         [Action::Send(SourceMessage::Resolve { decision: Decision::Aborted, .. })]
     ));
     // The destination has been running it: the operator was wrong, and must hear of it.
-    bench.hear(DestinationMessage::Running(Takeover::default()));
-    let actions = bench.tell(Event::Recorded);
+    let actions = bench.hear(DestinationMessage::Running(Takeover::default()));
     assert_eq!(report(&actions).error.as_ref().unwrap().reason, Reason::InDoubt);
 }
 
@@ -148,8 +147,7 @@ fn a_guest_that_could_not_go_on_and_runs_elsewhere_is_not_to_be_resumed() {
     let at = bench.source.deadline().unwrap();
     bench.source.handle(Event::Tick, at);
     bench.tell(Event::Connected);
-    bench.hear(DestinationMessage::Running(Takeover { resume_us: 1 }));
-    let actions = bench.tell(Event::Recorded);
+    let actions = bench.hear(DestinationMessage::Running(Takeover { resume_us: 1 }));
     assert_eq!(report(&actions).way_out, None);
     assert_eq!(report(&actions).error.as_ref().unwrap().reason, Reason::InDoubt);
 }

@@ -1,6 +1,8 @@
 //! What a guest's description says of a disk.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_blk::VIRTIO_BLK_ID_BYTES;
@@ -59,6 +61,18 @@ pub(super) enum Origin {
 /// Most queues of a disk. vCPUs of a guest that has more of them share queues.
 pub(super) const QUEUES_MAX: u16 = 8;
 
+/// A file that was made for an arriving disk: equal to itself alone.
+#[derive(Debug, Clone)]
+struct Made(Arc<File>);
+
+impl PartialEq for Made {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Made {}
+
 /// A disk of a guest. A migration expects the same disk under the same path at the destination.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlockConfig {
@@ -75,6 +89,9 @@ pub struct BlockConfig {
     /// This host's affair.
     #[serde(skip)]
     origin: Origin,
+    /// The file that was made for it, where it is to arrive.
+    #[serde(skip)]
+    made: Option<Made>,
     /// The guest has it already, on the host that it comes from.
     #[serde(skip)]
     goes_on: bool,
@@ -107,6 +124,7 @@ impl BlockConfig {
             engine: EngineChoice::Auto,
             proof: DiskProof::of(disk.file()),
             origin: Origin::Present,
+            made: None,
             goes_on: false,
         };
         config.check()?;
@@ -166,6 +184,24 @@ impl BlockConfig {
     #[must_use]
     pub fn arriving(&self, occupied: Occupied) -> Self {
         Self { origin: Origin::Arriving(occupied), ..self.clone() }
+    }
+
+    /// The same disk with the file that it arrives in, which is made without a name: for a process
+    /// whose confined threads may make none. A disk that is here already stays as it is.
+    ///
+    /// # Errors
+    /// The file system cannot have files without names, or has no room.
+    pub fn made(&self) -> Result<Self, DeviceError> {
+        let made = match self.origin {
+            Origin::Present => None,
+            Origin::Arriving(_) => Some(Made(Arc::new(staged::create(&self.path, self.bytes)?))),
+        };
+        Ok(Self { made, ..self.clone() })
+    }
+
+    /// The file that was made for it, if one was.
+    pub(super) fn made_file(&self) -> Option<&Arc<File>> {
+        self.made.as_ref().map(|made| &made.0)
     }
 
     /// The same disk for a guest that goes on here with it, and does not begin on it.

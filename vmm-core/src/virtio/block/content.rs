@@ -5,12 +5,12 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::config::{BlockConfig, Origin};
+use super::config::{Access, BlockConfig, Origin};
 use super::copy::next_data;
 use super::departed;
 use super::lock_reach::LockReach;
@@ -31,6 +31,7 @@ pub struct DiskContent {
     path: PathBuf,
     file: Arc<File>,
     bytes: u64,
+    access: Access,
     lock_reach: LockReach,
     log: WriteLog,
     /// What remains to be done for the file to have its name.
@@ -47,6 +48,7 @@ impl DiskContent {
             path: config.path().to_path_buf(),
             file: Arc::clone(file),
             bytes: config.bytes(),
+            access: config.access(),
             lock_reach: LockReach::of(file),
             log: WriteLog::default(),
             unnamed: Mutex::new(unnamed),
@@ -62,6 +64,16 @@ impl DiskContent {
     /// Its size in bytes, which need not be whole pages.
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// What the guest may do with it.
+    pub fn access(&self) -> Access {
+        self.access
+    }
+
+    /// Whether it is a block device.
+    pub fn is_device(&self) -> bool {
+        self.file.metadata().is_ok_and(|found| found.file_type().is_block_device())
     }
 
     /// Whom the lock on it keeps away.
@@ -277,7 +289,7 @@ impl DiskContent {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Access, Occupied};
+    use super::super::Occupied;
     use super::*;
     use crate::virtio::block::disk::Disk;
 

@@ -3,8 +3,9 @@
 //! The note is an extended attribute, so it stays with the file wherever that is moved. A file system without such attributes
 //! keeps none.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io;
+use std::path::Path;
 
 use rustix::fs::{XattrFlags, fgetxattr, fremovexattr, fsetxattr};
 use rustix::io::Errno;
@@ -34,6 +35,12 @@ pub(super) fn forget(file: &File) -> io::Result<()> {
         Err(Errno::NODATA | Errno::NOTSUP) => Ok(()),
         Err(error) => Err(error.into()),
     }
+}
+
+/// The host that the content of the file at `path` has gone to, by the note on it; `None` when it
+/// has none, or cannot have one.
+pub fn departed_to(path: &Path) -> Option<String> {
+    host(&regular_file::open(path, OpenOptions::new().read(true)).ok()?)
 }
 
 /// The host that the content of `file` has gone to; `None` when it is here, or cannot be told.

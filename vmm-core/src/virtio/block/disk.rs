@@ -63,7 +63,10 @@ impl Disk {
                 Ok(Self { expected, ..Self::open_present(path, access)? })
             }
             Origin::Arriving(_) => {
-                let file = Arc::new(staged::create(path, bytes)?);
+                let file = match config.made_file() {
+                    Some(file) => Arc::clone(file),
+                    None => Arc::new(staged::create(path, bytes)?),
+                };
                 Ok(Self::of(path, file, access, bytes))
             }
         }

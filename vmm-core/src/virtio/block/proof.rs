@@ -1,30 +1,29 @@
 //! Evidence that two hosts have the same disk, and not two disks with one path.
 //!
-//! A block device has names that are the same on every host: its WWID, its UUID in the device mapper, its serial number. A file
-//! has none, so the source sets its access time to a random time in the future, and the destination must find that time on its
-//! own file. This works on every file system that stores access times; the old time is restored soon.
+//! A block device has names that are the same on every host ([`super::names`]): its WWID, its UUID
+//! in the device mapper, its serial number. A file has none, so the source sets its access time to
+//! a random time in the future, and the destination must find that time on its own file. This works
+//! on every file system that stores access times; the old time is restored soon.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use nix::sys::stat::{futimens, major, minor};
+use nix::sys::stat::futimens;
 use nix::sys::time::TimeSpec;
 use serde::{Deserialize, Serialize};
 
 use super::disk::Disk;
+use super::names::{is_same_device, names_of};
 use super::seal::Seal;
 use crate::raw_io;
 
-/// The file that identifies this boot of the host (proc(5)).
-pub(super) const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// Maximum number of names of a device.
-const NAMES_MAX: usize = 8;
+pub(super) const NAMES_MAX: usize = 8;
 /// Longest name of a device, in bytes.
-const NAME_BYTES_MAX: usize = 256;
+pub(super) const NAME_BYTES_MAX: usize = 256;
 /// How far ahead of now an access time must be so that no read updates it (`relatime_need_update` in fs/inode.c), with room.
 const AHEAD: Duration = Duration::from_secs(48 * 3600);
 /// An access time that is further ahead than this is a mark.
@@ -35,10 +34,6 @@ const MARK_PATIENCE: Duration = Duration::from_secs(10);
 const MARK_INTERVAL: Duration = Duration::from_millis(50);
 /// The last second that every file system can store.
 const LAST_SECOND: u64 = i32::MAX as u64;
-
-/// Kinds of names, the most exact one first: where two hosts know several, the first that both know decides. A serial number
-/// may be a controller's, or whatever its user typed.
-const KINDS: [&str; 6] = ["boot", "wwid", "device/wwid", "dm/uuid", "device/serial", "serial"];
 
 /// Evidence that both hosts have the same disk.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,7 +56,7 @@ impl DiskProof {
     pub(super) fn of(file: &File) -> Self {
         match file.metadata() {
             Ok(found) if found.file_type().is_block_device() => {
-                let names = names(found.rdev());
+                let names = names_of(found.rdev());
                 if names.is_empty() { Self::Absent } else { Self::Device(names) }
             }
             _ => Self::Absent,
@@ -97,21 +92,6 @@ impl DiskProof {
             }
         })
     }
-}
-
-/// Whether a device is the same by the names that two hosts know it by; `None` when they have no kind of name in common.
-fn is_same_device(known: &[String], here: &[String]) -> Option<bool> {
-    let of_kind = |names: &[String], kind: &str| {
-        let name = |name: &String| Some(name.strip_prefix(kind)?.strip_prefix(' ')?.to_owned());
-        names.iter().find_map(name)
-    };
-    KINDS.iter().find_map(|kind| {
-        let (known, here) = (of_kind(known, kind)?, of_kind(here, kind)?);
-        // The number of a device means nothing to another kernel, nor after a reboot.
-        let is_of_another_boot =
-            *kind == "boot" && known.split(' ').next() != here.split(' ').next();
-        (!is_of_another_boot).then(|| known == here)
-    })
 }
 
 /// A file whose access time is evidence until this is dropped.
@@ -190,53 +170,10 @@ fn random_time() -> io::Result<TimeSpec> {
     Ok(TimeSpec::new((first + seconds % span) as i64, (nanoseconds % 1_000_000_000) as i64))
 }
 
-/// The names of a block device, from sysfs; those of a partition include its first sector.
-fn names(device: u64) -> Vec<String> {
-    let Ok(place) = place_in_sysfs(device).canonicalize() else { return Vec::new() };
-    let disk = disk_at(&place);
-    let mut names = names_at(disk);
-    if disk != place {
-        // One whose start is not known is not known itself.
-        let start = read(&place.join("start"));
-        names = start.map_or_else(Vec::new, |start| {
-            names.iter().map(|name| format!("{name} from sector {start}")).collect()
-        });
-    }
-    // The same kernel: two nodes on one host.
-    if let Some(boot) = read(Path::new(BOOT_ID)) {
-        names.push(format!("boot {boot} {}:{}", major(device), minor(device)));
-    }
-    names
-}
-
-/// The folder of a block device in sysfs.
-pub(super) fn place_in_sysfs(device: u64) -> PathBuf {
-    PathBuf::from(format!("/sys/dev/block/{}:{}", major(device), minor(device)))
-}
-
-/// The folder of the disk whose folder, or that of a partition of it, is `place`.
-pub(super) fn disk_at(place: &Path) -> &Path {
-    match place.join("partition").exists() {
-        true => place.parent().unwrap_or(place),
-        false => place,
-    }
-}
-
-fn names_at(place: &Path) -> Vec<String> {
-    let named = |file: &&str| Some(format!("{file} {}", read(&place.join(file))?));
-    KINDS.iter().filter_map(named).collect()
-}
-
-/// The line in a file of sysfs, if there is one that says something.
-fn read(path: &Path) -> Option<String> {
-    let text = fs::read_to_string(path).ok()?;
-    let line = text.trim();
-    (!line.is_empty() && line.len() <= NAME_BYTES_MAX / 2).then(|| line.to_owned())
-}
-
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
+    use std::fs;
+    use std::path::{Path, PathBuf};
 
     use super::super::config::Access;
     use super::*;
@@ -291,23 +228,6 @@ mod tests {
     }
 
     #[test]
-    fn the_most_exact_name_that_both_hosts_know_decides() {
-        let same = |known: &[&str], here: &[&str]| {
-            let [known, here] = [known, here]
-                .map(|names| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>());
-            is_same_device(&known, &here)
-        };
-        assert_eq!(same(&["wwid a", "serial s"], &["serial s", "wwid b"]), Some(false));
-        assert_eq!(same(&["wwid a", "serial s"], &["serial t", "wwid a"]), Some(true));
-        assert_eq!(same(&["serial s"], &["wwid a", "serial s"]), Some(true));
-        assert_eq!(same(&["serial s"], &["wwid a"]), None);
-        assert_eq!(same(&["boot 1 7:0"], &["boot 1 7:0"]), Some(true), "two nodes on one host");
-        assert_eq!(same(&["boot 1 7:0", "wwid a"], &["boot 1 7:1", "wwid a"]), Some(false));
-        assert_eq!(same(&["boot 1 7:0"], &["boot 2 7:0"]), None, "after a reboot");
-        assert_eq!(same(&["boot 1 7:0", "wwid a"], &["boot 2 7:1", "wwid a"]), Some(true));
-    }
-
-    #[test]
     fn a_second_mark_waits_for_the_first_and_one_that_stays_is_taken_over() {
         let (_folder, one, _) = twins();
         let disk = open(&one);
@@ -324,19 +244,6 @@ mod tests {
         assert_eq!(third.proof().holds_for(&disk).unwrap(), Some(true));
         drop(third);
         assert!(fs::metadata(&one).unwrap().accessed().unwrap() <= SystemTime::now());
-    }
-
-    #[test]
-    fn a_device_has_one_of_the_names() {
-        // Any block device of this host; there need not be one.
-        let devices = fs::read_dir("/sys/dev/block").into_iter().flatten().flatten();
-        for device in devices {
-            let name = device.file_name().into_string().unwrap();
-            let numbers: Vec<u64> = name.split(':').map(|number| number.parse().unwrap()).collect();
-            let names = names(nix::sys::stat::makedev(numbers[0], numbers[1]));
-            assert!(names.iter().any(|name| name.starts_with("boot ")), "{names:?}");
-            assert!(DiskProof::Device(names).is_bounded());
-        }
     }
 
     #[test]

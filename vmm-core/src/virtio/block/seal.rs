@@ -1,20 +1,23 @@
 //! Whether a disk was written since its guest was saved, or gave it up: on a disk of later it would destroy that.
 //!
-//! Of a file its modification time tells. What a guest writes becomes durable before that time does, so a guest that starts on a
-//! file sets it, durably, before its first write. A block device has none; its kernel counts what is written to it and discarded,
-//! for as long as the host is up, unless it was told not to count (`queue/iostats`).
+//! Of a file its modification time tells. What a guest writes becomes durable before that time
+//! does, so a guest that starts on a file sets it, durably, before its first write. A block device
+//! has none; its kernel counts what is written to it and discarded, for as long as the host is up,
+//! unless it was told not to count (`queue/iostats`). That misses what other hosts write, of which
+//! the [`super::digest`] of the device's ends and superblocks tells the most likely.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use nix::sys::stat::futimens;
 use nix::sys::time::TimeSpec;
 use serde::{Deserialize, Serialize};
 
-use super::proof::{BOOT_ID, disk_at, place_in_sysfs};
+use super::digest::digest;
+use super::names::{BOOT_ID, place_in_sysfs};
 
 /// Longest name of a host's life, in bytes: a UUID.
 const BOOT_BYTES_MAX: usize = 64;
@@ -31,8 +34,11 @@ const SECTORS_CHANGED: [usize; 2] = [6, 13];
 pub enum Seal {
     /// A file, by its modification time: seconds since 1970, and nanoseconds.
     File(i64, i64),
-    /// A block device, by the host's life and the sectors that were written to it in that.
+    /// A block device, by the host's boot and the sectors that were written to it since that.
+    /// Earlier versions sealed with these alone.
     Device(String, u64),
+    /// The same, and the digest of some of its content.
+    DeviceContent(String, u64, [u8; 16]),
 }
 
 impl Seal {
@@ -42,10 +48,18 @@ impl Seal {
     /// The system's answer.
     pub(super) fn of(file: &File) -> io::Result<Self> {
         file.sync_all()?;
-        Self::at_a_glance(file)
+        Ok(match Self::at_a_glance(file)? {
+            Self::Device(boot, sectors) => {
+                let mut at = file;
+                let digest = digest(file, at.seek(SeekFrom::End(0))?)?;
+                Self::DeviceContent(boot, sectors, digest.to_le_bytes())
+            }
+            seal => seal,
+        })
     }
 
-    /// What `file` looks like now, when all that was written to it is durable already.
+    /// What `file` looks like now, when all that was written to it is durable already. Of a device,
+    /// this counts only what this host writes.
     ///
     /// # Errors
     /// The system's answer.
@@ -62,7 +76,7 @@ impl Seal {
     pub(super) fn is_bounded(&self) -> bool {
         match self {
             Self::File(..) => true,
-            Self::Device(boot, _) => boot.len() <= BOOT_BYTES_MAX,
+            Self::Device(boot, _) | Self::DeviceContent(boot, ..) => boot.len() <= BOOT_BYTES_MAX,
         }
     }
 
@@ -71,17 +85,39 @@ impl Seal {
     /// # Errors
     /// The system's answer.
     pub(super) fn holds_for(&self, file: &File) -> io::Result<Option<bool>> {
-        let now = Self::of(file)?;
+        let now = match self {
+            Self::DeviceContent(..) => Self::of(file)?,
+            Self::File(..) | Self::Device(..) => {
+                file.sync_all()?;
+                Self::at_a_glance(file)?
+            }
+        };
         Ok(self.is_unbroken(&now))
     }
 
     /// Whether a disk that looks like `now` was not written; `None` when there is no telling.
     fn is_unbroken(&self, now: &Self) -> Option<bool> {
-        match (self, now) {
-            (Self::Device(then, _), Self::Device(now, _)) if then != now => None,
+        if let (Self::DeviceContent(_, _, then), Self::DeviceContent(_, _, now)) = (self, now)
+            && then != now
+        {
+            return Some(false);
+        }
+        match (self.count(), now.count()) {
+            (Some((then, _)), Some((now, _))) if then != now => None,
             // Nothing was ever written, or it is not counted.
-            (Self::Device(_, 0), Self::Device(_, 0)) => None,
-            (then, now) => Some(then == now),
+            (Some((_, 0)), Some((_, 0))) => None,
+            (Some(then), Some(now)) => Some(then == now),
+            _ => Some(self == now),
+        }
+    }
+
+    /// Of a device: the host's boot, and the sectors written since.
+    fn count(&self) -> Option<(&str, u64)> {
+        match self {
+            Self::File(..) => None,
+            Self::Device(boot, sectors) | Self::DeviceContent(boot, sectors, _) => {
+                Some((boot, *sectors))
+            }
         }
     }
 }
@@ -119,18 +155,6 @@ fn sectors_changed(stat: &str) -> Option<u64> {
     let [written, discarded] = SECTORS_CHANGED.map(|index| fields.get(index));
     let discarded = discarded.map_or(Ok(0), |field| field.parse());
     Some(written?.parse::<u64>().ok()?.wrapping_add(discarded.ok()?))
-}
-
-/// The folders in which the kernel names the block device at `path` and counts what is written to it; none for anything else. A [`Seal`]
-/// and a proof that two hosts share the device are made and checked by processes that may read them.
-pub fn facts_of(path: &Path) -> Vec<PathBuf> {
-    let device = fs::metadata(path).ok().filter(|found| found.file_type().is_block_device());
-    let Some(place) = device.and_then(|device| place_in_sysfs(device.rdev()).canonicalize().ok())
-    else {
-        return Vec::new();
-    };
-    let disk = disk_at(&place);
-    [Some(disk.to_owned()), disk.join("device").canonicalize().ok()].into_iter().flatten().collect()
 }
 
 fn stat_path(device: u64) -> PathBuf {
@@ -175,6 +199,22 @@ mod tests {
         assert_eq!(here.is_unbroken(&seal("a", 8)), Some(false));
         assert_eq!(here.is_unbroken(&seal("b", 7)), None, "after a reboot");
         assert_eq!(seal("a", 0).is_unbroken(&seal("a", 0)), None, "it may not be counted");
+        let content = |boot: &str, sectors, digest| {
+            Seal::DeviceContent(boot.to_owned(), sectors, [digest; 16])
+        };
+        assert!(!content(&"x".repeat(BOOT_BYTES_MAX + 1), 0, 0).is_bounded());
+        assert_eq!(content("a", 7, 1).is_unbroken(&content("a", 7, 1)), Some(true));
+        assert_eq!(
+            content("a", 7, 1).is_unbroken(&content("a", 7, 2)),
+            Some(false),
+            "by another host"
+        );
+        assert_eq!(content("a", 0, 1).is_unbroken(&content("a", 0, 2)), Some(false));
+        assert_eq!(content("a", 7, 1).is_unbroken(&content("a", 8, 1)), Some(false));
+        assert_eq!(content("a", 7, 1).is_unbroken(&content("b", 7, 1)), None, "after a reboot");
+        assert_eq!(content("a", 7, 1).is_unbroken(&content("b", 7, 2)), Some(false));
+        assert_eq!(here.is_unbroken(&content("a", 7, 1)), Some(true), "by an earlier version");
+        assert_eq!(here.is_unbroken(&Seal::File(1, 2)), Some(false));
         let stat = "4 0 32 1 9 2 800 3 0 4 4 5 0 64 0 0 0";
         assert_eq!(sectors_changed(stat), Some(864));
         assert_eq!(sectors_changed("4 0 32 1 9 2 800 3 0 4 4"), Some(800));

@@ -5,9 +5,8 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::os::unix::net::UnixDatagram;
 
 use super::HEADER_BYTES;
 use super::config::{NetConfig, NetLink};
@@ -43,7 +42,7 @@ enum Origin {
 pub(super) struct Tap {
     file: File,
     /// For questions about interfaces; any socket will do.
-    control: UnixDatagram,
+    control: OwnedFd,
     name: String,
     mtu: u32,
     origin: Origin,
@@ -71,7 +70,7 @@ impl Tap {
 
     fn take(name: &str, mtu: u32) -> Result<Self, DeviceError> {
         let failed = |cause| unusable(name, cause);
-        let control = UnixDatagram::unbound().map_err(failed)?;
+        let control = raw_net::control().map_err(failed)?;
         if !raw_net::is_up(&control, name).map_err(failed)? {
             let what = format!("it is down; `ip link set {name} up` sets it up");
             return Err(failed(io::Error::other(what)));
@@ -92,7 +91,7 @@ impl Tap {
         address: [u8; 6],
     ) -> Result<Self, DeviceError> {
         let failed = |cause| unusable(name.unwrap_or(bridge), cause);
-        let control = UnixDatagram::unbound().map_err(failed)?;
+        let control = raw_net::control().map_err(failed)?;
         if let Some(name) = name
             && raw_net::index(&control, name).is_ok()
         {
@@ -169,7 +168,7 @@ impl Port for Tap {
 pub(super) fn mtu_of(link: &NetLink) -> Result<u32, DeviceError> {
     let name = link.interface();
     let failed = |cause| unusable(name, cause);
-    let control = UnixDatagram::unbound().map_err(failed)?;
+    let control = raw_net::control().map_err(failed)?;
     let (driver, kind, command) = match link {
         NetLink::Tap(_) => ("tun", "tap", format!("ip tuntap add {name} mode tap")),
         NetLink::Bridge { .. } => ("bridge", "bridge", format!("ip link add {name} type bridge")),

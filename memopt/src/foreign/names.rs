@@ -1,0 +1,91 @@
+//! Names of guests that other programs run: each one guest's only, whatever their command lines claim.
+//!
+//! A user of the host who starts a process under the name of another guest must not be taken for that
+//! guest. So a claimed name is a guest's name only while no other guest of the host has or claims it;
+//! otherwise the number of its process, which the kernel gives, is put behind it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::Found;
+
+/// Names `found` apart, from each other and from the guests that are called `own`: a name that is taken
+/// or claimed twice gets `@PID` behind it, for each of those that claim it, and so does one that looks
+/// as if it had that already.
+pub fn name_apart(own: &BTreeSet<String>, found: &mut [Found]) {
+    let mut claims = BTreeMap::<String, usize>::new();
+    for guest in &*found {
+        *claims.entry(guest.name.clone()).or_default() += 1;
+    }
+    for guest in found {
+        let is_shared = claims.get(&guest.name).is_some_and(|count| *count > 1);
+        if is_shared || own.contains(&guest.name) || is_numbered(&guest.name) {
+            guest.name = format!("{}@{}", guest.name, guest.pid);
+        }
+    }
+}
+
+fn is_numbered(name: &str) -> bool {
+    name.rsplit_once('@').is_some_and(|(_, number)| number.bytes().all(|it| it.is_ascii_digit()))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::plan::fixture::found;
+    use crate::situation::{Guest, Vmm};
+
+    fn named(own: &[&str], claims: &[(u32, &str)]) -> Vec<String> {
+        let own = own.iter().map(|name| (*name).to_owned()).collect();
+        let mut guests: Vec<_> = claims.iter().map(|(pid, name)| found(*pid, name)).collect();
+        name_apart(&own, &mut guests);
+        guests.into_iter().map(|guest| guest.name).collect()
+    }
+
+    #[test]
+    fn a_name_is_kept_while_no_other_guest_has_or_claims_it() {
+        assert_eq!(named(&["db"], &[(7, "web"), (8, "qemu-8")]), ["web", "qemu-8"]);
+        assert_eq!(named(&["web"], &[(7, "web")]), ["web@7"]);
+        let two = [(7, "web"), (8, "db"), (9, "web")];
+        assert_eq!(named(&[], &two), ["web@7", "db", "web@9"], "none of them is the first");
+    }
+
+    #[test]
+    fn what_a_guest_is_called_apart_from_another_cannot_be_claimed() {
+        let claims = [(5, "web@8"), (7, "web"), (8, "web"), (9, "vm@prod"), (10, "x@")];
+        let names = ["web@8@5", "web@7", "web@8", "vm@prod", "x@@10"];
+        assert_eq!(named(&[], &claims), names);
+    }
+
+    #[test]
+    fn the_claim_is_told_from_what_was_put_behind_it() {
+        let claimed = |name: &str, vmm, pid| {
+            Guest::unknown(name.to_owned(), vmm, pid).claimed_name().to_owned()
+        };
+        assert_eq!(claimed("web@7", Vmm::Qemu, 7), "web");
+        assert_eq!(claimed("web@7", Vmm::Qemu, 8), "web@7");
+        assert_eq!(claimed("web", Vmm::CloudHypervisor, 7), "web");
+        assert_eq!(claimed("web-7", Vmm::Lighter, 7), "web-7");
+    }
+
+    proptest! {
+        #[test]
+        fn no_two_guests_have_one_name(
+            own in proptest::collection::btree_set("[ab]{1,2}", 0..4),
+            claims in proptest::collection::vec("[ab]{1,2}(@[0-9]{0,2}){0,2}", 0..12),
+        ) {
+            let mut guests: Vec<_> =
+                (1..).zip(&claims).map(|(pid, name)| found(pid, name)).collect();
+            name_apart(&own, &mut guests);
+            let names: BTreeSet<&str> = guests.iter().map(|guest| guest.name.as_str()).collect();
+            prop_assert_eq!(names.len(), guests.len());
+            prop_assert!(!names.iter().any(|name| own.contains(*name)));
+            for (guest, claim) in guests.iter().zip(&claims) {
+                let guest = Guest::unknown(guest.name.clone(), Vmm::Qemu, guest.pid);
+                // A name without the mark may end as if it had it.
+                prop_assert!(guest.claimed_name() == claim);
+            }
+        }
+    }
+}

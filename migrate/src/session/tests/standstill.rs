@@ -1,0 +1,57 @@
+//! Hand-overs that take longer than they were expected to: the guest goes on at the source in time.
+
+use std::time::{Duration, Instant};
+
+use super::memory::Content;
+use super::world::{FakeSource, World, in_time};
+use crate::Reason;
+use crate::guest::SourceGuest;
+use crate::limits::Limits;
+use crate::report::Report;
+use crate::session::{Handle, SourceSession};
+
+/// Twice this and a second is what a guest may stand still for.
+const DOWNTIME: Duration = Duration::from_millis(500);
+/// What the machine that runs the tests may add to it.
+const BUSY: Duration = Duration::from_secs(6);
+
+fn session(world: &World) -> SourceSession {
+    let limits = Limits { downtime: DOWNTIME, ..Limits::default() };
+    SourceSession { limits, ..world.session() }
+}
+
+/// Waits until the guest, which stands for a disk that hangs, goes on: also the first report is out by then.
+async fn goes_on(guest: &FakeSource, handle: &Handle) -> (Duration, Report) {
+    let mut progress = handle.progress();
+    let began = loop {
+        in_time(progress.changed()).await.unwrap();
+        if !guest.is_running() && guest.is_hanging() {
+            break Instant::now();
+        }
+    };
+    let report = in_time(handle.reported()).await.unwrap();
+    assert!(guest.is_running() && guest.is_hanging(), "it waits for its disk: {report:?}");
+    (began.elapsed(), report)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flush_that_hangs_keeps_no_guest_standing() {
+    let world = World::new();
+    let guest = FakeSource::new(4, Content::Mixed);
+    guest.set_stuck(true);
+
+    let handle = world.start(session(&world), &guest);
+    let (stood, report) = goes_on(&guest, &handle).await;
+
+    let allowed = Limits { downtime: DOWNTIME, ..Limits::default() }.standstill();
+    assert!(stood < allowed + BUSY, "{stood:?}");
+    assert_eq!(report.error.as_ref().unwrap().reason, Reason::Downtime, "{report:?}");
+    let (downtime, standstill) = (report.downtime_seconds.unwrap(), report.standstill.unwrap());
+    assert!(downtime >= allowed.as_secs_f64(), "{report:?}");
+    assert!(standstill.flush_seconds > downtime / 2.0, "{report:?}");
+
+    guest.set_stuck(false);
+    world.assert_stayed(&guest, &handle).await;
+    let again = world.start(session(&world), &guest);
+    world.assert_migrated(&guest, &again).await;
+}

@@ -1,0 +1,71 @@
+//! What the guest waits for while it stands: for the report, and for the words when it stood for too long.
+
+use std::time::Duration;
+
+use crate::report;
+
+/// A step between the request to pause the guest and the decision to hand it over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    Pause,
+    Flush,
+    Save,
+    Send,
+    Ready,
+}
+
+impl Step {
+    const ALL: [Self; 5] = [Self::Pause, Self::Flush, Self::Save, Self::Send, Self::Ready];
+
+    /// What is said of a step that has not ended.
+    const fn under_way(self) -> &'static str {
+        match self {
+            Self::Pause => "the guest was still being paused",
+            Self::Flush => "its disks were still being flushed",
+            Self::Save => "its state was still being saved",
+            Self::Send => "its last pages were still being sent",
+            Self::Ready => "the destination had not said that it is ready",
+        }
+    }
+}
+
+/// How long each step has taken, and since when it is under way.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Standstill {
+    steps: [(Duration, Option<Duration>); Step::ALL.len()],
+}
+
+impl Standstill {
+    pub(super) fn begin(&mut self, step: Step, now: Duration) {
+        self.steps[step as usize].1.get_or_insert(now);
+    }
+
+    /// Ends a step; one that is not under way stays as it is.
+    pub(super) fn end(&mut self, step: Step, now: Duration) {
+        let (took, since) = &mut self.steps[step as usize];
+        if let Some(since) = since.take() {
+            *took = took.saturating_add(now.saturating_sub(since));
+        }
+    }
+
+    /// What the guest waits for.
+    pub(super) fn why(&self) -> String {
+        let is_under_way = |step: &Step| self.steps[*step as usize].1.is_some();
+        let waits: Vec<_> =
+            Step::ALL.into_iter().filter(is_under_way).map(Step::under_way).collect();
+        waits.join(", and ")
+    }
+
+    /// How long each step took; one that is under way, up to now.
+    pub(super) fn report(mut self, now: Duration) -> report::Standstill {
+        Step::ALL.into_iter().for_each(|step| self.end(step, now));
+        let seconds = |step: Step| self.steps[step as usize].0.as_secs_f64();
+        report::Standstill {
+            pause_seconds: seconds(Step::Pause),
+            flush_seconds: seconds(Step::Flush),
+            save_seconds: seconds(Step::Save),
+            send_seconds: seconds(Step::Send),
+            ready_seconds: seconds(Step::Ready),
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! Links and disks that become slower after the pause than they were when the downtime was estimated.
+
+use std::time::Duration;
+
+use migrate::report::{Outcome, Report};
+use migrate::{Phase, Reason};
+use proptest::prelude::*;
+
+use crate::faults::Scenario;
+use crate::run_well;
+use crate::world::limits;
+
+/// The simulated answer of a guest that is to go on.
+const RESUME_SECONDS: f64 = 0.001;
+
+/// From the request to pause to the decision: every other part of the downtime comes after it.
+fn undecided_seconds(report: &Report) -> f64 {
+    let phases = report.phases.iter();
+    let undecided = phases.filter(|it| [Phase::Switchover, Phase::Ready].contains(&it.phase));
+    undecided.map(|it| it.seconds).sum()
+}
+
+/// Runs a migration in which nothing but speeds goes wrong, and asserts that the guest stood for no longer than it may. Returns why it
+/// stayed, if it did.
+fn run_in_time(scenario: Scenario) -> Option<Reason> {
+    let text = format!("{scenario:?}");
+    let world = run_well(scenario);
+    let report = &world.facts.source_reports[0];
+    let allowed = limits().standstill().as_secs_f64();
+    let story = || format!("{report:?}\n{text}\n{}", world.trace.join("\n"));
+    let Some(error) = &report.error else {
+        assert_eq!(report.outcome, Outcome::Migrated);
+        assert!(undecided_seconds(report) < allowed, "{}", story());
+        return None;
+    };
+    assert_eq!(report.outcome, Outcome::StayedAtSource, "{}", story());
+    match error.reason {
+        Reason::Timeout => assert_eq!(report.downtime_seconds, None, "{}", story()),
+        Reason::Downtime => {
+            let stood = report.downtime_seconds.unwrap();
+            assert!((stood - allowed - RESUME_SECONDS).abs() < 1e-6, "{}", story());
+            let parts = report.standstill.unwrap();
+            let longest = parts.flush_seconds.max(parts.send_seconds).max(parts.ready_seconds);
+            assert!(longest > allowed / 3.0, "{}", story());
+        }
+        reason => panic!("{reason:?} {}", story()),
+    }
+    Some(error.reason)
+}
+
+/// A guest that dirties about as much as fits the downtime limit.
+fn busy_guest() -> Scenario {
+    Scenario { writes_per_second: 20_000, working_set: 250, ..Scenario::default() }
+}
+
+#[test]
+fn a_guest_whose_link_becomes_slow_after_the_pause_is_moved_in_time_or_goes_on() {
+    let (mut moved, mut stayed) = (0, 0);
+    let (speeds, latencies) = ([5_000, 10_000, 20_000], [1, 5, 10]);
+    let links = speeds.iter().flat_map(|speed| latencies.map(|ms| (*speed, ms)));
+    for (pages_per_second, ms) in links {
+        for slower_after_pause in [1, 2, 5, 10, 20, 100, 1_000] {
+            let why = run_in_time(Scenario {
+                latency: Duration::from_millis(ms),
+                pages_per_second,
+                slower_after_pause,
+                ..busy_guest()
+            });
+            match why {
+                None => moved += 1,
+                Some(reason) => {
+                    assert_eq!(reason, Reason::Downtime, "{pages_per_second} {ms}");
+                    stayed += 1;
+                }
+            }
+        }
+    }
+    assert!(moved >= 10 && stayed >= 10, "{moved} moved and {stayed} stayed");
+}
+
+#[test]
+fn a_guest_whose_disk_hangs_after_the_pause_is_moved_in_time_or_goes_on() {
+    let allowed = limits().standstill();
+    let (near, far) = (allowed - Duration::from_millis(100), allowed + Duration::from_millis(1));
+    for (flush, is_moved) in [
+        (Duration::from_millis(1), true),
+        (Duration::from_millis(300), true),
+        (near, true),
+        (far, false),
+        (Duration::from_secs(8), false),
+        (Duration::from_secs(3600), false),
+    ] {
+        for saves_late in [true, false] {
+            let why = run_in_time(Scenario { flush, saves_late, ..Scenario::default() });
+            let expected = (!is_moved).then_some(Reason::Downtime);
+            assert_eq!(why, expected, "{flush:?} {saves_late}");
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 2000,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn no_guest_stands_for_longer_than_it_may(
+        guest in (0..20_000_u32, 1..384_u64, any::<bool>()),
+        link in (1..20_u64, 2_000..100_000_u32, 1..4_u16),
+        turns in (1..200_u32, prop_oneof![0..50_u64, 0..9_000_u64]),
+    ) {
+        run_in_time(Scenario {
+            latency: Duration::from_millis(link.0),
+            writes_per_second: guest.0,
+            working_set: guest.1,
+            saves_late: guest.2,
+            pages_per_second: link.1,
+            streams: link.2,
+            slower_after_pause: turns.0,
+            flush: Duration::from_millis(turns.1),
+            ..Scenario::default()
+        });
+    }
+}

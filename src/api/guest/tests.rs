@@ -1,0 +1,233 @@
+//! Each route of a guest's process, with a guest that answers by rote.
+
+use std::collections::BTreeSet;
+
+use super::*;
+use crate::api::client::{ApiClient, AskError};
+use crate::api::server::{Audience, Server};
+use crate::api::types::GuestState;
+
+/// A guest that is always paused and being migrated.
+struct Fake;
+
+fn migrating<T>() -> Result<T, ApiError> {
+    Err(ApiError::new(Reason::Migrating, "web is being migrated: `lighter cancel web` first"))
+}
+
+const PAUSED: StateAnswer = StateAnswer { state: GuestState::Paused };
+
+impl GuestControl for Fake {
+    fn info(&self) -> GuestInfo {
+        GuestInfo { state: GuestState::Migrating, ..GuestInfo::example("web") }
+    }
+    fn pause(&self) -> Result<StateAnswer, ApiError> {
+        Ok(PAUSED)
+    }
+    fn resume(&self, _: &ResumeRequest) -> Result<StateAnswer, ApiError> {
+        Ok(PAUSED)
+    }
+    fn shut_down(&self) -> Result<StateAnswer, ApiError> {
+        migrating()
+    }
+    fn reboot(&self, _: &RebootRequest) -> Result<StateAnswer, ApiError> {
+        migrating()
+    }
+    fn reset(&self) -> Result<StateAnswer, ApiError> {
+        Ok(PAUSED)
+    }
+    fn stop(&self) -> Result<StateAnswer, ApiError> {
+        migrating()
+    }
+    fn save(&self, _: &SaveRequest, _: Option<File>, _: &Weak<()>) -> Result<Saved, ApiError> {
+        migrating()
+    }
+    fn hold_save(&self, _: SaveId) -> Result<StateAnswer, ApiError> {
+        migrating()
+    }
+    fn release_save(&self, _: SaveId) -> Result<StateAnswer, ApiError> {
+        migrating()
+    }
+    fn finish_save(&self, _: SaveId) -> Result<StateAnswer, ApiError> {
+        migrating()
+    }
+    fn migrate(&self, _: &MigrationRequest) -> Result<MigrationStarted, ApiError> {
+        migrating()
+    }
+    fn migration(&self) -> Result<MigrationStatus, ApiError> {
+        Ok(MigrationStatus::default())
+    }
+    fn cancel(&self) -> Result<StateAnswer, ApiError> {
+        Ok(PAUSED)
+    }
+    fn resolve(&self, _: &ResolveRequest) -> Result<StateAnswer, ApiError> {
+        Err(ApiError::new(Reason::NotMigrating, "web is not in doubt"))
+    }
+    fn workload(&self) -> Result<WorkloadInfo, ApiError> {
+        Err(ApiError::new(Reason::NoWorkload, "web is not the workload"))
+    }
+    fn control_workload(&self, _: &WorkloadControl) -> Result<WorkloadControlled, ApiError> {
+        panic!("broken on purpose")
+    }
+    fn memory(&self) -> Result<GuestMemory, ApiError> {
+        migrating()
+    }
+    fn treat_memory(&self, _: &TreatmentRequest) -> Result<TreatedMemory, ApiError> {
+        migrating()
+    }
+    fn begin_survey(&self, _: &SurveyRequest) -> Result<SurveyStatus, ApiError> {
+        migrating()
+    }
+    fn survey(&self) -> Result<SurveyStatus, ApiError> {
+        migrating()
+    }
+    fn surveyed(&self, domain: &SurveyDomain) -> Result<SurveyedMemory, ApiError> {
+        Err(ApiError::new(Reason::WrongState, domain.domain.pages().to_string()))
+    }
+    fn balloon(&self) -> Result<BalloonInfo, ApiError> {
+        Err(ApiError::new(Reason::NotFound, "web has no balloon"))
+    }
+    fn set_balloon(&self, _: &BalloonRequest) -> Result<BalloonInfo, ApiError> {
+        self.balloon()
+    }
+    fn type_on_console(&self, input: &ConsoleInput) -> Result<ConsoleTaken, ApiError> {
+        Ok(ConsoleTaken { taken_bytes: input.input.len() })
+    }
+    fn scrollback(&self) -> Result<Arc<Scrollback>, ApiError> {
+        let scrollback = Scrollback::default();
+        scrollback.push(b"said \xff");
+        Ok(Arc::new(scrollback))
+    }
+}
+
+fn serve() -> (tempfile::TempDir, ApiClient, Server) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("api.sock");
+    let server = Server::start(&path, router(Arc::new(Fake)), Audience::Owner).unwrap();
+    (folder, ApiClient::new(&path), server)
+}
+
+fn refused<T: std::fmt::Debug>(answer: Result<T, AskError>) -> ApiError {
+    match answer.unwrap_err() {
+        AskError::Refused(refusal) => refusal,
+        other => panic!("{other}"),
+    }
+}
+
+#[test]
+fn the_served_document_holds_every_route_and_no_other() {
+    let document: serde_json::Value = serde_json::from_str(OPENAPI).unwrap();
+    let mut documented = BTreeSet::new();
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        for method in methods.as_object().unwrap().keys() {
+            documented.insert(format!("{} {path}", method.to_uppercase()));
+        }
+    }
+    let served: BTreeSet<String> =
+        routes().iter().map(|route| format!("{} {}", route.method, route.path)).collect();
+    assert_eq!(served, documented);
+}
+
+#[tokio::test]
+async fn answers_and_refusals_arrive_with_their_reason() {
+    let (_folder, client, _server) = serve();
+    assert_eq!(client.get::<GuestInfo>("/v1/guest").await.unwrap(), Fake.info());
+    assert_eq!(client.put::<StateAnswer>("/v1/guest/pause").await.unwrap(), PAUSED);
+    let identity = serde_json::json!({ "ca_pem": "", "cert_pem": "", "key_pem": "" });
+    let request = serde_json::json!({ "destination": "host-b", "identity": identity });
+    let refusal = refused(client.post::<MigrationStarted>("/v1/guest/migration", &request).await);
+    assert_eq!(refusal.reason, Reason::Migrating);
+    assert_eq!(refusal.reason.status(), StatusCode::CONFLICT);
+}
+
+#[tokio::test]
+async fn those_who_may_only_look_change_nothing_and_see_no_console() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("api-ro.sock");
+    let router = readonly_router(Arc::new(Fake));
+    let _server = Server::start(&path, router, Audience::Anybody).unwrap();
+    let client = ApiClient::new(&path);
+    assert_eq!(client.get::<GuestInfo>("/v1/guest").await.unwrap(), Fake.info());
+    for route in routes().iter().filter(|route| !LOOKS.contains(&route.path)) {
+        let asked = match route.method.as_str() {
+            "GET" => client.get::<()>(route.path).await,
+            "PUT" => client.put::<()>(route.path).await,
+            "POST" => client.post::<()>(route.path, &()).await,
+            _ => client.delete::<()>(route.path).await,
+        };
+        assert_eq!(refused(asked).reason, Reason::NotFound, "{}", route.path);
+    }
+    let pause = refused(client.post::<()>("/v1/guest/migration", &()).await);
+    assert_eq!(pause.reason, Reason::MethodNotAllowed);
+}
+
+#[tokio::test]
+async fn the_console_is_read_as_it_is_from_where_one_stopped() {
+    let (_folder, client, _server) = serve();
+    let read = |from| ConsoleRead { from, wait_ms: 10 };
+    let all = client.read_console(&read(0)).await.unwrap();
+    assert_eq!((all.from, all.bytes.as_slice()), (0, &b"said \xff"[..]));
+    assert_eq!(client.read_console(&read(5)).await.unwrap().bytes, b"\xff");
+    // Nothing comes, and that is said in time.
+    assert_eq!(client.read_console(&read(6)).await.unwrap().next(), 6);
+    let refusal = refused(client.get::<()>("/v1/guest/console?from=x").await);
+    assert_eq!(refusal.reason, Reason::BadRequest);
+}
+
+#[tokio::test]
+async fn strange_requests_get_ordinary_refusals() {
+    let (_folder, client, _server) = serve();
+    let unknown = serde_json::json!({ "destination": "b", "speed": "max" });
+    assert_eq!(
+        refused(client.post::<MigrationStarted>("/v1/guest/migration", &unknown).await).reason,
+        Reason::BadRequest
+    );
+    let huge = serde_json::json!({ "decision": "b".repeat(1 << 20) });
+    let resolved = client.put_json::<()>("/v1/guest/migration/resolve", &huge).await;
+    assert_eq!(refused(resolved).reason, Reason::TooLarge);
+    for (decision, said, reason) in [
+        ("run", None, Reason::BadRequest),
+        ("run", Some(false), Reason::BadRequest),
+        ("run", Some(true), Reason::NotMigrating),
+        ("discard", None, Reason::NotMigrating),
+    ] {
+        let mut request = serde_json::json!({ "decision": decision });
+        if let Some(said) = said {
+            request["other_host_has_none"] = said.into();
+        }
+        let resolved = client.put_json::<()>("/v1/guest/migration/resolve", &request).await;
+        assert_eq!(refused(resolved).reason, reason, "{request}");
+    }
+    assert_eq!(refused(client.get::<()>("/v1/nothing").await).reason, Reason::NotFound);
+    assert_eq!(refused(client.delete::<()>("/v1/guest").await).reason, Reason::MethodNotAllowed);
+}
+
+#[tokio::test]
+async fn a_table_of_contents_may_be_larger_than_other_requests() {
+    let (_folder, client, _server) = serve();
+    let entries: Vec<(u64, u32)> =
+        (0..1 << 16).map(|index| (u64::MAX - (1 << 17) + index, 1)).collect();
+    let table = serde_json::json!({
+        "tag": u64::MAX, "bits": 0, "pages": 1 << 16, "zero_pages": 0, "entries": entries,
+    });
+    let body = serde_json::json!({ "domain": table });
+    let refusal = refused(client.put_json::<SurveyedMemory>(SURVEY, &body).await);
+    assert_eq!((refusal.reason, refusal.error.as_str()), (Reason::WrongState, "65536"));
+}
+
+#[tokio::test]
+async fn a_call_that_breaks_down_is_a_refusal_too() {
+    let (_folder, client, _server) = serve();
+    let answer = client
+        .put_json::<WorkloadControlled>("/v1/guest/workload", &WorkloadControl::default())
+        .await;
+    assert_eq!(refused(answer).reason, Reason::Failed);
+}
+
+#[tokio::test]
+async fn a_socket_without_a_process_is_unreachable() {
+    let (folder, client, server) = serve();
+    let nobody = ApiClient::new(&folder.path().join("nobody.sock"));
+    assert!(nobody.get::<GuestInfo>("/v1/guest").await.unwrap_err().is_gone());
+    server.close().await;
+    assert!(client.get::<GuestInfo>("/v1/guest").await.unwrap_err().is_gone());
+}

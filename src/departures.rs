@@ -1,0 +1,318 @@
+//! Disks whose content has gone to another host with their guest, by the word of that guest's
+//! process: what is left here is old.
+//!
+//! A file has a note of its own (`user.lighter.moved-to`), which stays with it wherever it is
+//! moved. A block device cannot have one, not every file system keeps it, and a power cut may come
+//! before it. So the process writes `departed/guests/NAME/UUID/ID.json` in the state folder when
+//! the migration begins. That counts once the migration's record says that the guest is the
+//! destination's; the node notes in the file that it does, since records are removed some day.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use migrate::MigrationId;
+use migrate::record::{Record, RecordStore, Side, SourceState};
+use migrate::report::Role;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+use vmm_core::virtio::block::{DiskIdentity, departed_to};
+
+use crate::durable;
+use crate::names::GuestName;
+use crate::state_dir::StateDir;
+
+/// The longest file that is read, in bytes.
+const FILE_BYTES_MAX: u64 = 256 << 10;
+/// Most files of one guest that are read.
+const FILES_MAX: usize = 256;
+
+/// The disks of one migration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Departure {
+    /// The guest's name here.
+    pub(crate) guest: GuestName,
+    /// Its identity.
+    pub(crate) uuid: Uuid,
+    /// The migration.
+    pub(crate) migration: MigrationId,
+    /// Where to, as its user wrote it.
+    pub(crate) destination: String,
+    /// Its disks that were copied.
+    pub(crate) disks: Vec<DepartedDisk>,
+    /// The guest is the destination's, whatever becomes of the migration's record.
+    pub(crate) is_settled: bool,
+}
+
+/// A disk that was copied.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct DepartedDisk {
+    /// Its path when it was.
+    pub(crate) path: PathBuf,
+    /// What it is recognized by.
+    pub(crate) identity: DiskIdentity,
+}
+
+/// The files of all guests.
+#[derive(Debug, Clone)]
+pub(crate) struct Departures {
+    folder: PathBuf,
+    migrations: PathBuf,
+}
+
+impl StateDir {
+    /// Disks whose content has gone to another host.
+    pub(crate) fn departures(&self) -> Departures {
+        Departures { folder: self.departures_folder(), migrations: self.migrations() }
+    }
+}
+
+impl Departures {
+    /// Where the guests have their places, by name.
+    pub(crate) fn places(&self) -> PathBuf {
+        self.folder.join("guests")
+    }
+
+    /// Where the process of the guest `uuid` writes, which has this name here.
+    pub(crate) fn place(&self, name: &GuestName, uuid: Uuid) -> PathBuf {
+        self.places().join(name.as_str()).join(uuid.to_string())
+    }
+
+    /// Makes that place.
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub(crate) fn create_place(&self, name: &GuestName, uuid: Uuid) -> Result<()> {
+        let of_name = self.places().join(name.as_str());
+        for folder in [self.places(), of_name, self.place(name, uuid)] {
+            regular_file::create_folder(&folder)
+                .with_context(|| format!("cannot create the folder {}", folder.display()))?;
+        }
+        Ok(())
+    }
+
+    /// Notes `departure`, durably. It counts when it is settled, or the migration's record says so.
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub(crate) fn write(&self, departure: &Departure) -> Result<()> {
+        durable::write_json(&self.file(departure), departure)
+    }
+
+    /// Notes for good that the disks of `departure` have left, as far as they have no note of their
+    /// own.
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub(crate) fn settle(&self, departure: &Departure) -> Result<()> {
+        let mut settled = Departure { is_settled: true, ..departure.clone() };
+        settled.disks.retain(|disk| departed_to(&disk.path).is_none());
+        if settled.disks.is_empty() { self.forget(&settled) } else { self.write(&settled) }
+    }
+
+    /// Forgets it: the guest stays.
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub(crate) fn forget(&self, departure: &Departure) -> Result<()> {
+        durable::remove_if_there(&self.file(departure))
+    }
+
+    fn file(&self, departure: &Departure) -> PathBuf {
+        let place = self.place(&departure.guest, departure.uuid);
+        place.join(format!("{}.json", departure.migration))
+    }
+
+    /// What guests have noted in their places, be it settled or not. What cannot be read, or is of
+    /// another guest, is left out.
+    fn list(&self) -> Vec<Departure> {
+        let mut all = Vec::new();
+        for (name, of_name) in entries(&self.places()) {
+            for (uuid, place) in entries(&of_name) {
+                let files = entries(&place).into_iter().filter(|(file, _)| file.ends_with(".json"));
+                let read = files.take(FILES_MAX).filter_map(|(_, path)| read(&path));
+                let is_its = |departure: &Departure| {
+                    departure.guest.as_str() == name && departure.uuid.to_string() == uuid
+                };
+                all.extend(read.filter(is_its));
+            }
+        }
+        all
+    }
+
+    /// The paths of the disks that leave with `migration`.
+    pub(crate) fn disks_of(&self, migration: MigrationId) -> Vec<PathBuf> {
+        let its = self.list().into_iter().filter(|departure| departure.migration == migration);
+        its.flat_map(|departure| departure.disks).map(|disk| disk.path).collect()
+    }
+
+    /// Those that count now.
+    pub(crate) fn past(&self) -> DepartedDisks {
+        let past = self.list().into_iter().filter(|it| it.is_settled || self.is_past(it));
+        let disks = past.map(|departure| (self.file(&departure), departure));
+        DepartedDisks(disks.collect())
+    }
+
+    /// Whether the migration's record says that the guest is the destination's, or cannot be read.
+    fn is_past(&self, departure: &Departure) -> bool {
+        let records = RecordStore::of_guest(&self.migrations, departure.guest.as_str());
+        let is_its = |record: &Record| record.guest_uuid == departure.uuid;
+        let record = records.read(departure.migration, Role::Source, is_its);
+        record.map_or(true, |record| record.is_some_and(|record| has_left(&record) == Some(true)))
+    }
+
+    /// Notes what `records` say of migrations that are over, before they are removed. What cannot
+    /// be written is tried again.
+    pub(crate) fn settle_by(&self, records: &[Record]) {
+        for departure in self.list().into_iter().filter(|it| !it.is_settled) {
+            let is_its = |record: &&Record| {
+                record.migration == departure.migration && record.guest_uuid == departure.uuid
+            };
+            let is_over = |record: &Record| match &record.side {
+                Side::Source { state: SourceState::Done, .. } => Some(true),
+                Side::Source { state: SourceState::Aborted, .. } => Some(false),
+                _ => None,
+            };
+            let settled = match records.iter().filter(is_its).find_map(is_over) {
+                Some(true) => self.settle(&departure),
+                Some(false) => self.forget(&departure),
+                None => Ok(()),
+            };
+            if let Err(error) = settled {
+                tracing::warn!("which disks have moved away is not noted for good: {error:#}");
+            }
+        }
+    }
+}
+
+/// Whether a source's record says that the guest is the destination's; `None` for a destination's.
+fn has_left(record: &Record) -> Option<bool> {
+    match &record.side {
+        Side::Source { state, .. } => {
+            Some(matches!(state, SourceState::Committed | SourceState::Done))
+        }
+        Side::Destination { .. } => None,
+    }
+}
+
+fn read(path: &Path) -> Option<Departure> {
+    let text = regular_file::read(path, FILE_BYTES_MAX).ok()?;
+    serde_json::from_slice(&text).ok()
+}
+
+fn entries(folder: &Path) -> Vec<(String, PathBuf)> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.filter_map(|it| Some((it.file_name().into_string().ok()?, it.path()))).collect()
+}
+
+/// Disks that are old, with the files that say so.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct DepartedDisks(Vec<(PathBuf, Departure)>);
+
+impl DepartedDisks {
+    /// Refuses the disk at `path` if its content has gone to another host.
+    ///
+    /// # Errors
+    /// It has; with the way out.
+    pub(crate) fn expect_here(&self, path: &Path) -> Result<()> {
+        if self.0.is_empty() {
+            return Ok(());
+        }
+        let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        let Some(now) = DiskIdentity::at(&path) else { return Ok(()) };
+        let is_it = |disk: &DepartedDisk| disk.identity.is_same(&now, disk.path == path);
+        let departed = self.0.iter().find(|(_, departure)| departure.disks.iter().any(is_it));
+        let Some((file, departure)) = departed else { return Ok(()) };
+        let host: String = departure.destination.chars().filter(|c| !c.is_control()).collect();
+        bail!(
+            "disk {} is old: its content has moved to {host} with the guest {}; to use it all the \
+             same, `rm {}`",
+            path.display(),
+            departure.guest,
+            file.display()
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn departure(disk: &Path) -> Departure {
+        let identity = DiskIdentity::at(disk).unwrap();
+        Departure {
+            guest: "db".parse().unwrap(),
+            uuid: Uuid::from_u128(5),
+            migration: MigrationId::random(),
+            destination: "host-b\u{1b}".to_owned(),
+            disks: vec![DepartedDisk { path: disk.canonicalize().unwrap(), identity }],
+            is_settled: false,
+        }
+    }
+
+    fn record(departure: &Departure, state: SourceState) -> Record {
+        let record = crate::node::liveness::tests::source_record(state, 1);
+        let (migration, guest_uuid) = (departure.migration, departure.uuid);
+        Record { migration, guest: departure.guest.to_string(), guest_uuid, ..record }
+    }
+
+    /// A state folder, a disk, and what its guest has noted.
+    fn scene() -> (tempfile::TempDir, StateDir, PathBuf, Departure) {
+        let (folder, state) = StateDir::temporary();
+        let disk = folder.path().join("disk.raw");
+        fs::write(&disk, "content").unwrap();
+        let departure = departure(&disk);
+        state.create().unwrap();
+        state.prepare_guest(&departure.guest, departure.uuid).unwrap();
+        state.departures().write(&departure).unwrap();
+        (folder, state, disk, departure)
+    }
+
+    #[test]
+    fn a_disk_has_left_when_its_guests_record_says_so_and_stays_so_without_the_record() {
+        let (_folder, state, disk, departure) = scene();
+        let expect = || state.departures().past().expect_here(&disk);
+        expect().unwrap();
+        for (recorded, has_left) in [
+            (SourceState::Undecided, false),
+            (SourceState::Committed, true),
+            (SourceState::Done, true),
+        ] {
+            let record = record(&departure, recorded);
+            let _ = state.records().unwrap().remove(&record);
+            state.records().unwrap().create(&record).unwrap();
+            assert_eq!(expect().is_err(), has_left, "{recorded:?}");
+        }
+        let error = expect().unwrap_err().to_string();
+        assert!(error.contains("moved to host-b with the guest db; to use it"), "{error}");
+
+        let record = record(&departure, SourceState::Done);
+        state.departures().settle_by(std::slice::from_ref(&record));
+        state.records().unwrap().remove(&record).unwrap();
+        expect().unwrap_err();
+        let new = disk.with_extension("new");
+        fs::write(&new, "came back").unwrap();
+        fs::rename(new, &disk).unwrap();
+        expect().unwrap();
+    }
+
+    #[test]
+    fn a_disk_of_a_guest_that_stays_is_free() {
+        let (_folder, state, disk, departure) = scene();
+        state.departures().settle_by(&[record(&departure, SourceState::Aborted)]);
+        assert!(state.departures().list().is_empty());
+        state.departures().write(&Departure { is_settled: true, ..departure.clone() }).unwrap();
+        state.departures().past().expect_here(&disk).unwrap_err();
+        state.departures().forget(&departure).unwrap();
+        state.departures().past().expect_here(&disk).unwrap();
+    }
+
+    #[test]
+    fn what_a_guest_notes_in_the_name_of_another_does_not_count() {
+        let (_folder, state, disk, departure) = scene();
+        let forged =
+            Departure { guest: "web".parse().unwrap(), is_settled: true, ..departure.clone() };
+        durable::write_json(&state.departures().file(&departure), &forged).unwrap();
+        state.departures().past().expect_here(&disk).unwrap();
+    }
+}

@@ -1,0 +1,144 @@
+//! Makes the disks that come with a guest, and gives them their names.
+//!
+//! That takes the right to make, link and remove files in the folders of the node's `--disk-dir`,
+//! in which other guests have their disks. The guest's process never has it: one thread is started
+//! before the process is confined, makes the disks that the node has admitted and no other file,
+//! and ends before the guest runs.
+
+use std::path::PathBuf;
+use std::sync::mpsc::{Sender, SyncSender, channel, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::{Context, Result};
+use vmm_core::virtio::block::BlockConfig;
+use vmm_core::{DeviceError, DiskContent};
+
+use crate::disk_places::DiskPlaces;
+
+/// The thread; it ends when it is told to, or when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Maker(Mutex<Option<Sender<Order>>>);
+
+/// What the thread does, and where to its answer goes.
+#[derive(Debug)]
+enum Order {
+    /// Makes the file without a name for a disk that is to arrive.
+    Make(BlockConfig, SyncSender<Result<BlockConfig, String>>),
+    /// Gives the files of all these disks their names.
+    Name(Vec<Arc<DiskContent>>, SyncSender<Result<(), String>>),
+}
+
+/// The paths at which disks may be made.
+#[derive(Debug)]
+struct Admitted(Vec<PathBuf>);
+
+impl Maker {
+    /// Starts it in a process that is not confined yet, for `disks`, those that the node has
+    /// admitted, in `places`.
+    ///
+    /// # Errors
+    /// The thread cannot be started.
+    pub(super) fn start(disks: &[PathBuf], places: &DiskPlaces) -> Result<Self> {
+        let admitted = disks.iter().filter_map(|disk| places.place(disk).ok());
+        let admitted = Admitted(admitted.collect());
+        let (ask, asked) = channel();
+        let carry_out = move || asked.into_iter().for_each(|order| admitted.carry_out(order));
+        let thread = std::thread::Builder::new().name("disk-maker".to_owned()).spawn(carry_out);
+        thread.context("cannot start a thread")?;
+        Ok(Self(Mutex::new(Some(ask))))
+    }
+
+    /// Makes the file for `disk`, which is to arrive.
+    ///
+    /// # Errors
+    /// The node has not admitted it, or the file system refuses.
+    pub(super) fn make(&self, disk: &BlockConfig) -> Result<BlockConfig, String> {
+        self.ask(|answer| Order::Make(disk.clone(), answer))
+    }
+
+    /// Gives all `disks` that have arrived their names, as [`DiskContent::adopt`] does.
+    ///
+    /// # Errors
+    /// The node has not admitted one; as [`DiskContent::adopt`].
+    pub(super) fn name(&self, disks: Vec<Arc<DiskContent>>) -> Result<(), String> {
+        self.ask(|answer| Order::Name(disks, answer))
+    }
+
+    fn ask<T>(
+        &self,
+        order: impl FnOnce(SyncSender<Result<T, String>>) -> Order,
+    ) -> Result<T, String> {
+        let (answer, answered) = sync_channel(1);
+        let gone = || "no disk can be made any more".to_owned();
+        let asked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        asked.as_ref().ok_or_else(gone)?.send(order(answer)).map_err(|_| gone())?;
+        answered.recv().map_err(|_| gone())?
+    }
+
+    /// Whether the thread was told to end.
+    pub(super) fn has_ended(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_none()
+    }
+
+    /// Ends the thread: the guest has its disks, or brings none.
+    pub(super) fn end(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+}
+
+impl Admitted {
+    fn carry_out(&self, order: Order) {
+        let said = |error: DeviceError| error.to_string();
+        // Whoever has asked may be gone.
+        match order {
+            Order::Make(disk, answer) => {
+                let admitted = self.expect([disk.path()]);
+                let _ = answer.send(admitted.and_then(|()| disk.made().map_err(said)));
+            }
+            Order::Name(disks, answer) => {
+                let disks: Vec<&DiskContent> = disks.iter().map(|disk| &**disk).collect();
+                let admitted = self.expect(disks.iter().map(|disk| disk.path()));
+                let _ =
+                    answer.send(admitted.and_then(|()| DiskContent::adopt(&disks).map_err(said)));
+            }
+        }
+    }
+
+    fn expect<'a>(
+        &self,
+        paths: impl IntoIterator<Item = &'a std::path::Path>,
+    ) -> Result<(), String> {
+        match paths.into_iter().find(|path| !self.0.iter().any(|known| known == path)) {
+            None => Ok(()),
+            Some(other) => Err(format!("disk {} was not admitted by the node", other.display())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vmm_core::virtio::block::{Access, Occupied};
+
+    use super::*;
+
+    #[test]
+    fn it_makes_the_disks_that_were_admitted_and_no_others_until_it_is_ended() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().canonicalize().unwrap();
+        let [own, other] = ["own.raw", "other.raw"].map(|name| root.join(name));
+        std::fs::write(&own, [0; 4096]).unwrap();
+        let disk = BlockConfig::new(&own, Access::ReadWrite, "").unwrap();
+        std::fs::remove_file(&own).unwrap();
+        let disk = disk.arriving(Occupied::Refuse);
+        let places = DiskPlaces::new(vec![root.clone()], Vec::new());
+        let maker = Maker::start(&[own, PathBuf::from("/etc/passwd")], &places).unwrap();
+        maker.make(&disk).unwrap();
+        for other in [&other, std::path::Path::new("/etc/passwd")] {
+            let refused = maker.make(&disk.at(other)).unwrap_err();
+            assert!(refused.contains("not admitted"), "{refused}");
+        }
+        maker.end();
+        assert!(maker.make(&disk).unwrap_err().contains("any more"));
+        assert_eq!(std::fs::read_dir(root).unwrap().count(), 0);
+    }
+}

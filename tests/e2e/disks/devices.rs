@@ -1,0 +1,170 @@
+//! Guests with block devices: loop devices of this host, on files.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::host::kernel::sleeper;
+use crate::host::{Exit, Host, Migration, NodePlan, Pair, lighter, run, wait};
+
+const GUEST: &str = "db";
+const BYTES: u64 = 16 << 20;
+
+/// A loop device on a file, detached when dropped.
+struct Loop {
+    device: PathBuf,
+    /// What is written here is written to the device without this host's kernel counting it, as by
+    /// another host.
+    behind: fs::File,
+}
+
+impl Loop {
+    fn on(file: &Path) -> Self {
+        let behind = fs::File::options().read(true).write(true).create_new(true).open(file);
+        let behind = behind.expect("a file");
+        behind.set_len(BYTES).expect("its size");
+        let made = Command::new("losetup").args(["--find", "--show"]).arg(file).output();
+        let made = made.expect("losetup");
+        assert!(made.status.success(), "these tests make loop devices, as root: {made:?}");
+        let device = PathBuf::from(String::from_utf8_lossy(&made.stdout).trim());
+        let loop_device = Self { device, behind };
+        // A device that was never written may not be counted.
+        let device = fs::File::options().write(true).open(&loop_device.device).expect("a device");
+        device.write_all_at(&[7; 4096], 0).expect("a write");
+        device.sync_all().expect("a flush");
+        loop_device
+    }
+
+    fn path(&self) -> String {
+        self.device.display().to_string()
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").arg("--detach").arg(&self.device).status();
+    }
+}
+
+fn start(pair: &Pair, name: &str, disk: &str, environment: &[(&str, &str)]) -> crate::host::Done {
+    let kernel = sleeper(pair.folder()).display().to_string();
+    let arguments = ["run", "--detach", "--name", name, "--memory", "64M", "--kernel", &kernel];
+    let mut command = lighter(pair.a.state_dir(), &[&arguments[..], &["--disk", disk]].concat());
+    command.envs(environment.iter().copied());
+    run(command)
+}
+
+fn runs(host: &Host) {
+    host.guest(GUEST).await_state("running");
+}
+
+#[test]
+fn a_device_that_was_written_behind_the_hosts_back_is_not_the_saved_guests_any_more() {
+    let pair = Pair::without_nodes();
+    let device = Loop::on(&pair.folder().join("lun"));
+    start(&pair, GUEST, &device.path(), &[]).ok();
+    let file = pair.folder().join("db.lighter").display().to_string();
+    let restore = ["restore", &file, "--name", GUEST, "--detach"];
+    pair.a.run(&["save", GUEST, &file]).ok();
+    pair.a.run(&restore).ok();
+    runs(&pair.a);
+    pair.a.run(&["destroy", GUEST]).ok();
+
+    // Held open, so that what this host has cached stays cached.
+    let held = fs::File::open(&device.device).expect("the device");
+    held.read_exact_at(&mut [0; 8192], 0).expect("its content");
+    device.behind.write_all_at(b"mounted", 1024).expect("a write by another host");
+    device.behind.sync_all().expect("a flush");
+    let words = [&*device.path(), "was written since the guest last had it", "--unsafe"];
+    pair.a.run(&restore).complains(Exit::Failed, &words);
+    pair.a.run(&[&restore[..], &["--unsafe"]].concat()).ok();
+    runs(&pair.a);
+}
+
+#[test]
+fn a_device_whose_content_has_left_with_its_guest_is_not_used() {
+    let mut pair = Pair::without_nodes();
+    let folder = pair.folder().join("disks");
+    fs::create_dir(&folder).expect("a folder");
+    let arguments = vec!["--disk-dir".to_owned(), folder.display().to_string()];
+    pair.a.start_node(&NodePlan::default());
+    pair.b.start_node(&NodePlan { arguments, ..NodePlan::default() });
+    let device = Loop::on(&pair.folder().join("lv"));
+    start(&pair, GUEST, &device.path(), &[]).ok();
+    let path = format!("{}={}", device.path(), folder.join("db.raw").display());
+    let go = ["migrate", GUEST, pair.b.node().address(), "--copy-disks", "--disk-path", &path];
+    let moved = pair.a.run(&go).ok().stdout;
+    assert!(moved.contains(&format!("can be on {}", device.path())), "{moved}");
+
+    let refused = start(&pair, "other", &device.path(), &[]);
+    let list = pair.a.state_dir().join("departed/guests/db");
+    let words = [&*device.path(), "has moved to", "with the guest db", &list.display().to_string()];
+    refused.complains(Exit::Failed, &words);
+    fs::remove_dir_all(list).expect("the list");
+    start(&pair, "other", &device.path(), &[]).ok();
+    pair.a.run(&["destroy", "other"]).ok();
+}
+
+#[cfg(feature = "failpoints")]
+#[test]
+fn a_copy_in_doubt_does_not_run_over_a_device_that_the_other_host_may_have_written() {
+    let mut pair = Pair::without_nodes();
+    let device = Loop::on(&pair.folder().join("lun"));
+    pair.a.start_node(&NodePlan::default());
+    let hold = ("LIGHTER_FAILPOINT".to_owned(), "destination.send.running:hold".to_owned());
+    let arguments = vec!["--disk-device".to_owned(), device.path()];
+    let plan = NodePlan { arguments, environment: vec![hold], ..NodePlan::default() };
+    pair.b.start_node(&plan);
+    start(&pair, GUEST, &device.path(), &[]).ok();
+    let migration = Migration::start(&pair.a, GUEST, &pair.b, &[]);
+    wait::until("the guest runs there", || {
+        let logs = pair.b.logs();
+        wait::holds(logs.contains("destination.send.running"), logs)
+    });
+    let children = pair.b.node().pid().children();
+    pair.b.kill_node();
+    children.into_iter().for_each(|child| child.kill());
+    migration.finish().in_doubt();
+
+    let resolve = ["migrate", GUEST, "--resolve", "run"];
+    let words = ["may have run at the destination", &*device.path(), "--resolve run --unsafe"];
+    pair.a.run(&resolve).complains(Exit::Failed, &words);
+    pair.a.guest(GUEST).await_state("in-doubt");
+    pair.a.run(&[&resolve[..], &["--unsafe"]].concat()).ok();
+    runs(&pair.a);
+}
+
+#[test]
+fn a_file_that_many_guests_read_is_still_theirs_when_one_of_them_has_left() {
+    let mut pair = Pair::without_nodes();
+    let [here, there] = ["here", "there"].map(|name| pair.folder().join(name));
+    for folder in [&here, &there] {
+        fs::create_dir(folder).expect("a folder");
+    }
+    let [own, base] = ["own.raw", "base.img"].map(|name| here.join(name));
+    for disk in [&own, &base] {
+        fs::write(disk, [7; 8192]).expect("a disk");
+    }
+    let arguments = vec!["--disk-dir".to_owned(), there.display().to_string()];
+    pair.a.start_node(&NodePlan::default());
+    pair.b.start_node(&NodePlan { arguments, ..NodePlan::default() });
+    let kernel = sleeper(pair.folder()).display().to_string();
+    let read_only = format!("{},ro", base.display());
+    let start = |name: &str, more: &[&str]| {
+        let start = ["run", "--detach", "--name", name, "--memory", "64M", "--kernel", &kernel];
+        pair.a.run(&[&start[..], &["--disk", &read_only], more].concat())
+    };
+    start(GUEST, &["--disk", &own.display().to_string()]).ok();
+    start("stays", &[]).ok();
+    let places = [&own, &base].map(|disk| {
+        let name = disk.file_name().expect("a name");
+        format!("{}={}", disk.display(), there.join(name).display())
+    });
+    let go = ["--copy-disks", "--disk-path", &places[0], "--disk-path", &places[1]];
+    Migration::start(&pair.a, GUEST, &pair.b, &go).finish().ok();
+    runs(&pair.b);
+    start("another", &[]).ok();
+    let moved = ["has moved to"];
+    start("third", &["--disk", &own.display().to_string()]).complains(Exit::Failed, &moved);
+}

@@ -1,0 +1,18 @@
+//! A hand-over that takes longer than it was expected to: the guest does not wait for it.
+
+use super::phase;
+use super::scene::Scene;
+
+#[test]
+fn a_guest_whose_disk_hangs_at_the_hand_over_goes_on_while_it_hangs() {
+    let mut scene = Scene::stalling_in(&phase::flush());
+    scene.migrate_with(&["--downtime", "1s"]);
+    scene.await_stalled();
+
+    let words = ["its disks were still being flushed", "--downtime", "stood still for"];
+    scene.take_migration().finish().stayed(&words);
+    scene.runs_only_on(&scene.pair.a);
+
+    scene.release();
+    scene.another_migration_succeeds();
+}

@@ -1,0 +1,223 @@
+//! A digest of the places of a block device that change when it is mounted or its volumes are used:
+//! whichever host does that, while a count of written sectors is one host's own.
+//!
+//! It covers the device's first and last MiB and the head of each partition: boot sectors,
+//! partition tables, LVM's metadata, the superblocks of ext4, XFS, btrfs and of md. It proves that
+//! a device was written, and never that it was not.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, ErrorKind};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+
+use xxhash_rust::xxh3::Xxh3;
+
+use crate::raw_io;
+
+/// Read at both ends of the device, in bytes.
+const END_BYTES: usize = 1 << 20;
+/// Read at the head of a partition, in bytes. LVM puts the first volume of a partition at 1 MiB,
+/// and the superblock of a file system is in its first 128 KiB.
+const HEAD_BYTES: usize = (1 << 20) + (128 << 10);
+/// Most partitions that are read.
+const PARTITIONS_MAX: usize = 32;
+/// Where direct reads may begin: a multiple of all devices' sectors. The buffer begins at one as
+/// well.
+const ALIGNMENT: usize = 4096;
+/// Bytes of a sector of a partition table, on most devices and on those with large sectors.
+const SECTORS: [usize; 2] = [512, 4096];
+
+/// The digest of `device`, which has so many `bytes`, as the device holds it now: what this host
+/// has cached is not read.
+///
+/// # Errors
+/// The device cannot be read.
+pub(super) fn digest(device: &File, bytes: u64) -> io::Result<u128> {
+    // Not on the guest's open file: the flag would be the guest's as well.
+    let path = format!("/proc/self/fd/{}", device.as_raw_fd());
+    let flags = libc::O_DIRECT | libc::O_CLOEXEC;
+    let direct = OpenOptions::new().read(true).custom_flags(flags).open(path);
+    match direct.and_then(|direct| digest_of(&direct, bytes)) {
+        Err(error) if error.kind() == ErrorKind::InvalidInput => {
+            raw_io::forget_cached(device);
+            digest_of(device, bytes)
+        }
+        digest => digest,
+    }
+}
+
+fn digest_of(device: &File, bytes: u64) -> io::Result<u128> {
+    let mut buffer = Buffer::new(HEAD_BYTES);
+    let mut hash = Xxh3::new();
+    let mut take = |at: u64, length: usize| {
+        let piece = buffer.read(device, at, length, bytes)?;
+        hash.update(&at.to_le_bytes());
+        hash.update(piece);
+        io::Result::Ok(partitions(piece))
+    };
+    let heads = take(0, END_BYTES)?;
+    take(align(bytes.saturating_sub(END_BYTES as u64)), END_BYTES + ALIGNMENT)?;
+    for head in heads.into_iter().filter(|head| *head < bytes) {
+        take(align(head), HEAD_BYTES)?;
+    }
+    Ok(hash.digest128())
+}
+
+fn align(at: u64) -> u64 {
+    at - at % ALIGNMENT as u64
+}
+
+/// Bytes that a device may be told to write to directly.
+struct Buffer {
+    bytes: Vec<u8>,
+    start: usize,
+}
+
+impl Buffer {
+    fn new(length: usize) -> Self {
+        let bytes = vec![0; length + ALIGNMENT];
+        let start = bytes.as_ptr().align_offset(ALIGNMENT);
+        Self { bytes, start }
+    }
+
+    /// Up to `length` bytes of the device from `at` on, which is aligned; fewer at its end.
+    fn read(&mut self, device: &File, at: u64, length: usize, end: u64) -> io::Result<&[u8]> {
+        let left = usize::try_from(end.saturating_sub(at)).unwrap_or(usize::MAX).min(length);
+        let whole = &mut self.bytes[self.start..][..length];
+        let mut filled = 0;
+        while filled < left {
+            match device.read_at(&mut whole[filled..], at + filled as u64) {
+                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+                Ok(count) => filled += count,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(&whole[..left])
+    }
+}
+
+/// Where the partitions begin, in bytes, by the tables in the first bytes of a device, which are
+/// its guest's and may say anything.
+fn partitions(first: &[u8]) -> Vec<u64> {
+    let mut heads: Vec<u64> = SECTORS.into_iter().flat_map(|sector| gpt(first, sector)).collect();
+    if heads.is_empty() {
+        heads = mbr(first);
+    }
+    heads.truncate(PARTITIONS_MAX);
+    heads
+}
+
+/// By a GUID partition table (UEFI 2.10, 5.3), if there is one in sectors of this size.
+fn gpt(first: &[u8], sector: usize) -> Vec<u64> {
+    let Some(header) = first.get(sector..).filter(|header| header.starts_with(b"EFI PART")) else {
+        return Vec::new();
+    };
+    let number = |at: usize, length: usize| little_endian(header, at, length);
+    let (table, count, size) = (number(72, 8), number(80, 4), number(84, 4));
+    let table = usize::try_from(table).ok().and_then(|block| block.checked_mul(sector));
+    let entries = table.and_then(|at| first.get(at..)).unwrap_or_default();
+    let size = usize::try_from(size).unwrap_or(0).max(128);
+    let count = usize::try_from(count).unwrap_or(0);
+    let used = |entry: &&[u8]| entry.len() >= 128 && entry[..16] != [0; 16];
+    let head = |entry: &[u8]| little_endian(entry, 32, 8).saturating_mul(sector as u64);
+    entries.chunks(size).take(count).filter(used).map(head).collect()
+}
+
+/// By the four entries of an MBR.
+fn mbr(first: &[u8]) -> Vec<u64> {
+    if first.get(510..512) != Some(&[0x55, 0xaa]) {
+        return Vec::new();
+    }
+    let entries = first[446..510].chunks(16).filter(|entry| entry[4] != 0);
+    entries.map(|entry| little_endian(entry, 8, 4) * SECTORS[0] as u64).collect()
+}
+
+fn little_endian(bytes: &[u8], at: usize, length: usize) -> u64 {
+    let bytes = bytes.get(at..at + length).unwrap_or_default();
+    bytes.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BYTES: u64 = (64 << 20) + 512;
+
+    fn device() -> File {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(BYTES).unwrap();
+        file
+    }
+
+    fn changes(device: &File, at: u64) -> bool {
+        let before = digest(device, BYTES).unwrap();
+        device.write_all_at(&[0x5a], at).unwrap();
+        device.sync_all().unwrap();
+        let after = digest(device, BYTES).unwrap();
+        device.write_all_at(&[0], at).unwrap();
+        device.sync_all().unwrap();
+        assert_eq!(digest(device, BYTES).unwrap(), before);
+        before != after
+    }
+
+    #[test]
+    fn both_ends_count() {
+        let device = device();
+        for at in [0, END_BYTES as u64 - 1, BYTES - 1, BYTES - END_BYTES as u64] {
+            assert!(changes(&device, at), "{at}");
+        }
+        assert!(!changes(&device, 32 << 20), "it proves no absence of writes");
+    }
+
+    #[test]
+    fn the_head_of_each_partition_counts() {
+        let head = 16_u64 << 20;
+        let mbr = device();
+        mbr.write_all_at(&[0x83, 0, 0, 0, 0, 0x80, 0, 0], 446 + 4).unwrap();
+        mbr.write_all_at(&[0x55, 0xaa], 510).unwrap();
+        let gpt = |sector: u64| {
+            let device = device();
+            device.write_all_at(b"EFI PART", sector).unwrap();
+            let numbers = [&2_u64.to_le_bytes()[..], &[128, 0, 0, 0], &[128, 0, 0, 0]].concat();
+            device.write_all_at(&numbers, sector + 72).unwrap();
+            device.write_all_at(&[1; 16], 2 * sector + 128).unwrap();
+            device.write_all_at(&(head / sector).to_le_bytes(), 2 * sector + 128 + 32).unwrap();
+            device
+        };
+        for device in [mbr, gpt(512), gpt(4096)] {
+            device.sync_all().unwrap();
+            assert!(changes(&device, head + 1024), "a superblock of ext4");
+            assert!(changes(&device, head + (64 << 10)), "one of btrfs");
+            assert!(!changes(&device, head - 1));
+        }
+    }
+
+    #[test]
+    fn a_table_may_say_anything() {
+        let device = device();
+        let mut hostile = vec![0xff; END_BYTES];
+        hostile[512..520].copy_from_slice(b"EFI PART");
+        for table in [u64::MAX, 2, 0, 1 << 20] {
+            hostile[512 + 72..][..8].copy_from_slice(&table.to_le_bytes());
+            for size in [0, 1, 128, u32::MAX] {
+                hostile[512 + 84..][..4].copy_from_slice(&size.to_le_bytes());
+                assert!(partitions(&hostile).len() <= PARTITIONS_MAX);
+            }
+        }
+        device.write_all_at(&hostile, 0).unwrap();
+        digest(&device, BYTES).unwrap();
+        for length in 0..600 {
+            partitions(&hostile[..length]);
+        }
+    }
+
+    #[test]
+    fn a_small_device_has_a_digest_too() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(512).unwrap();
+        let before = digest(&file, 512).unwrap();
+        file.write_all_at(&[1], 511).unwrap();
+        assert_ne!(digest(&file, 512).unwrap(), before);
+    }
+}

@@ -1,0 +1,99 @@
+//! What a disk is recognized by on this host, also after a reboot and under another path.
+
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
+use std::time::UNIX_EPOCH;
+
+use serde::{Deserialize, Serialize};
+
+use super::names::{bytes_of, is_same_here, lasting_names_of};
+
+/// See the module.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskIdentity {
+    /// A regular file: its inode, and when it was made in nanoseconds since 1970, where the file
+    /// system tells.
+    File {
+        /// The inode's number.
+        inode: u64,
+        /// When the file was made.
+        born_unix_ns: Option<u64>,
+    },
+    /// A block device.
+    Device {
+        /// Its names, each after its kind and a space; none where the kernel knows none.
+        names: Vec<String>,
+        /// Its size.
+        bytes: u64,
+    },
+}
+
+impl DiskIdentity {
+    /// That of the disk at `path`; `None` when there is none.
+    pub fn at(path: &Path) -> Option<Self> {
+        let found = fs::metadata(path).ok()?;
+        if found.is_file() {
+            let born = found.created().ok().and_then(|born| born.duration_since(UNIX_EPOCH).ok());
+            let born_unix_ns = born.and_then(|born| u64::try_from(born.as_nanos()).ok());
+            return Some(Self::File { inode: found.ino(), born_unix_ns });
+        }
+        let is_device = found.file_type().is_block_device();
+        is_device.then(|| {
+            let (names, bytes) = (lasting_names_of(found.rdev()), bytes_of(found.rdev()));
+            Self::Device { names, bytes }
+        })
+    }
+
+    /// Whether a disk that is now `other` is this one; `same_path` says whether its path is the
+    /// same, which decides where a device has no names. A file is recognized under its own path
+    /// alone.
+    pub fn is_same(&self, other: &Self, same_path: bool) -> bool {
+        match (self, other) {
+            (Self::File { .. }, Self::File { .. }) => same_path && self == other,
+            (Self::Device { names, bytes }, Self::Device { names: others, bytes: its }) => {
+                is_same_here(names, others).unwrap_or(same_path && bytes == its)
+            }
+            _ => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_takes_the_place_of_another_is_another() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk.raw");
+        assert_eq!(DiskIdentity::at(&path), None);
+        fs::write(&path, "old").unwrap();
+        let old = DiskIdentity::at(&path).unwrap();
+        fs::write(&path, "written").unwrap();
+        assert!(old.is_same(&DiskIdentity::at(&path).unwrap(), true));
+        assert!(!old.is_same(&old, false));
+        let new = folder.path().join("new.raw");
+        fs::write(&new, "new").unwrap();
+        fs::rename(&new, &path).unwrap();
+        assert!(!old.is_same(&DiskIdentity::at(&path).unwrap(), true));
+        assert_eq!(DiskIdentity::at(folder.path()), None);
+        assert_eq!(DiskIdentity::at(Path::new("/dev/null")), None);
+    }
+
+    #[test]
+    fn a_device_is_recognized_by_its_name_or_else_by_path_and_size() {
+        let device = |names: &[&str], bytes| DiskIdentity::Device {
+            names: names.iter().map(|name| (*name).to_owned()).collect(),
+            bytes,
+        };
+        let volume = device(&["dm/uuid LVM-x"], 7);
+        assert!(volume.is_same(&device(&["dm/uuid LVM-x", "below/wwid 1"], 9), false));
+        assert!(!volume.is_same(&device(&["dm/uuid LVM-y"], 7), true));
+        let nameless = device(&[], 7);
+        assert!(nameless.is_same(&nameless, true) && !nameless.is_same(&nameless, false));
+        assert!(!nameless.is_same(&device(&[], 8), true));
+        assert!(!volume.is_same(&DiskIdentity::File { inode: 1, born_unix_ns: None }, true));
+    }
+}

@@ -1,0 +1,326 @@
+//! The names by which two hosts know the same block device, from sysfs.
+//!
+//! A device of the device mapper has a UUID that LVM keeps on the disk itself, so two hosts that
+//! were made from one image have the same on different disks. It counts together with the names of
+//! the physical disks below the device. A multipath device's UUID is the disk's WWID and needs no
+//! others.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use nix::sys::stat::{major, minor};
+use xxhash_rust::xxh3::xxh3_128;
+
+use super::SECTOR_BYTES;
+use super::proof::NAME_BYTES_MAX;
+
+/// The file that identifies this boot of the host (proc(5)).
+pub(super) const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// Kinds of names, the most exact one first: where two hosts know several, the first that both know
+/// decides. A serial number may be a controller's, or whatever its user typed.
+const KINDS: [&str; 6] = ["boot", "wwid", "device/wwid", DM_UUID, "device/serial", "serial"];
+const DM_UUID: &str = "dm/uuid";
+
+/// Kinds of names of the physical disks below a device, the most exact one first, and where each
+/// disk has its own.
+const BELOW: [(&str, [&str; 2]); 2] =
+    [("below/wwid", ["wwid", "device/wwid"]), ("below/serial", ["device/serial", "serial"])];
+
+/// Most devices that a device may lie on, with those between.
+const STACK_MAX: usize = 256;
+
+/// Whether a device is the same by the names that two hosts know it by; `None` when they have no
+/// kind of name in common.
+pub(super) fn is_same_device(known: &[String], here: &[String]) -> Option<bool> {
+    let both = |kind: &str| Some((of_kind(known, kind)?, of_kind(here, kind)?));
+    KINDS.iter().find_map(|kind| {
+        let (known, here) = both(kind)?;
+        // The number of a device means nothing to another kernel, nor after a reboot.
+        let is_of_another_boot =
+            *kind == "boot" && known.split(' ').next() != here.split(' ').next();
+        if is_of_another_boot {
+            return None;
+        }
+        if *kind == DM_UUID && known == here && !is_of_multipath(known) {
+            let below = BELOW.iter().find_map(|(kind, _)| both(kind));
+            return below.map(|(known, here)| known == here);
+        }
+        Some(known == here)
+    })
+}
+
+/// As [`is_same_device`], for names from one host: what they lie on says nothing more.
+pub(super) fn is_same_here(known: &[String], now: &[String]) -> Option<bool> {
+    KINDS.iter().find_map(|kind| Some(of_kind(known, kind)? == of_kind(now, kind)?))
+}
+
+fn of_kind<'a>(names: &'a [String], kind: &str) -> Option<&'a str> {
+    names.iter().find_map(|name| name.strip_prefix(kind)?.strip_prefix(' '))
+}
+
+/// Whether a UUID of the device mapper is that of a multipath device, or of a partition of one
+/// (kpartx).
+fn is_of_multipath(uuid: &str) -> bool {
+    let is_part =
+        |head: &str| head.strip_prefix("part").is_some_and(|number| number.parse::<u16>().is_ok());
+    match uuid.split_once("mpath-") {
+        Some(("", _)) => true,
+        Some((head, _)) => head.strip_suffix('-').is_some_and(is_part),
+        None => false,
+    }
+}
+
+/// The names of a block device; those of a partition include its first sector.
+pub(super) fn names_of(device: u64) -> Vec<String> {
+    let Ok(place) = place_in_sysfs(device).canonicalize() else { return Vec::new() };
+    let mut names = names_at(&place);
+    // The same kernel: two nodes on one host.
+    if let Some(boot) = read(Path::new(BOOT_ID)) {
+        names.push(format!("boot {boot} {}:{}", major(device), minor(device)));
+    }
+    names
+}
+
+/// Those that outlive a boot of the host.
+pub(super) fn lasting_names_of(device: u64) -> Vec<String> {
+    place_in_sysfs(device).canonicalize().map_or_else(|_| Vec::new(), |place| names_at(&place))
+}
+
+/// The size of a block device in bytes; 0 when it cannot be told.
+pub(super) fn bytes_of(device: u64) -> u64 {
+    let sectors = read(&place_in_sysfs(device).join("size")).and_then(|text| text.parse().ok());
+    sectors.map_or(0, |sectors: u64| sectors.saturating_mul(SECTOR_BYTES))
+}
+
+/// The folder of a block device in sysfs.
+pub(super) fn place_in_sysfs(device: u64) -> PathBuf {
+    PathBuf::from(format!("/sys/dev/block/{}:{}", major(device), minor(device)))
+}
+
+/// The folder of the disk whose folder, or that of a partition of it, is `place`.
+fn disk_at(place: &Path) -> &Path {
+    match place.join("partition").exists() {
+        true => place.parent().unwrap_or(place),
+        false => place,
+    }
+}
+
+/// The folders in which the kernel names the block device at `path`, and those below it, and counts
+/// what is written to it; none for anything else. A [`super::Seal`] and a proof that two hosts
+/// share the device are made and checked by processes that may read them.
+pub fn facts_of(path: &Path) -> Vec<PathBuf> {
+    let device = fs::metadata(path).ok().filter(|found| found.file_type().is_block_device());
+    let place = device.and_then(|device| place_in_sysfs(device.rdev()).canonicalize().ok());
+    place.map_or_else(Vec::new, |place| {
+        let stack = stack_at(&place);
+        let disks: BTreeSet<&Path> = stack.all.iter().map(|place| disk_at(place)).collect();
+        let facts = |disk: &Path| [Some(disk.to_owned()), disk.join("device").canonicalize().ok()];
+        disks.into_iter().flat_map(facts).flatten().collect()
+    })
+}
+
+fn names_at(place: &Path) -> Vec<String> {
+    let named = |kind: &&str| Some(format!("{kind} {}", name_at(place, kind)?));
+    let mut names: Vec<String> = KINDS.iter().filter_map(named).collect();
+    if of_kind(&names, DM_UUID).is_some() {
+        let stack = stack_at(place);
+        let below = |(kind, own): &(&str, [&str; 2])| Some(format!("{kind} {}", stack.name(own)?));
+        names.extend(BELOW.iter().filter_map(below));
+    }
+    names
+}
+
+/// One name of a disk or, with its first sector, of a partition. A partition without a known start
+/// has no name.
+fn name_at(place: &Path, kind: &str) -> Option<String> {
+    let disk = disk_at(place);
+    let name = read(&disk.join(kind))?;
+    if disk == place {
+        return Some(name);
+    }
+    let start = read(&place.join("start"))?;
+    Some(format!("{name} from sector {start}"))
+}
+
+/// A device and what it lies on.
+#[derive(Debug, Default)]
+struct Stack {
+    /// The folders of all of them.
+    all: BTreeSet<PathBuf>,
+    /// Those that lie on no other.
+    physical: BTreeSet<PathBuf>,
+    /// There are more than [`STACK_MAX`], or one cannot be read.
+    is_incomplete: bool,
+}
+
+impl Stack {
+    /// A name for all physical disks together, by the first of the kinds `own` that each has;
+    /// `None` when one has none.
+    fn name(&self, own: &[&str]) -> Option<String> {
+        if self.is_incomplete || self.physical.is_empty() {
+            return None;
+        }
+        // Paths to one disk have one name.
+        let name = |place: &PathBuf| own.iter().find_map(|kind| name_at(place, kind));
+        let names: BTreeSet<String> = self.physical.iter().map(name).collect::<Option<_>>()?;
+        let text = names.into_iter().collect::<Vec<_>>().join("\n");
+        Some(format!("{:032x}", xxh3_128(text.as_bytes())))
+    }
+}
+
+/// The device at `place` and what it lies on.
+fn stack_at(place: &Path) -> Stack {
+    let mut stack = Stack::default();
+    let mut left = vec![place.to_owned()];
+    while let Some(place) = left.pop() {
+        if stack.all.len() >= STACK_MAX {
+            stack.is_incomplete = true;
+            break;
+        }
+        if !stack.all.insert(place.clone()) {
+            continue;
+        }
+        match slaves_of(disk_at(&place)) {
+            Some(below) if below.is_empty() => {
+                stack.physical.insert(place);
+            }
+            Some(below) => left.extend(below),
+            None => stack.is_incomplete = true,
+        }
+    }
+    stack
+}
+
+/// The folders of the devices that a disk lies on; `None` when they cannot be told.
+fn slaves_of(disk: &Path) -> Option<Vec<PathBuf>> {
+    let entries = match fs::read_dir(disk.join("slaves")) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Some(Vec::new()),
+        Err(_) => return None,
+    };
+    entries.map(|entry| entry.ok()?.path().canonicalize().ok()).collect()
+}
+
+/// The line in a file of sysfs, if there is one that says something.
+fn read(path: &Path) -> Option<String> {
+    let text = fs::read_to_string(path).ok()?;
+    let line = text.trim();
+    (!line.is_empty() && line.len() <= NAME_BYTES_MAX / 2).then(|| line.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::super::proof::DiskProof;
+    use super::*;
+
+    fn same(known: &[&str], here: &[&str]) -> Option<bool> {
+        let [known, here] = [known, here]
+            .map(|names| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>());
+        is_same_device(&known, &here)
+    }
+
+    #[test]
+    fn the_most_exact_name_that_both_hosts_know_decides() {
+        assert_eq!(same(&["wwid a", "serial s"], &["serial s", "wwid b"]), Some(false));
+        assert_eq!(same(&["wwid a", "serial s"], &["serial t", "wwid a"]), Some(true));
+        assert_eq!(same(&["serial s"], &["wwid a", "serial s"]), Some(true));
+        assert_eq!(same(&["serial s"], &["wwid a"]), None);
+        assert_eq!(same(&["boot 1 7:0"], &["boot 1 7:0"]), Some(true), "two nodes on one host");
+        assert_eq!(same(&["boot 1 7:0", "wwid a"], &["boot 1 7:1", "wwid a"]), Some(false));
+        assert_eq!(same(&["boot 1 7:0"], &["boot 2 7:0"]), None, "after a reboot");
+        assert_eq!(same(&["boot 1 7:0", "wwid a"], &["boot 2 7:1", "wwid a"]), Some(true));
+    }
+
+    #[test]
+    fn a_uuid_of_lvm_counts_with_the_disks_below_alone() {
+        let lvm = |more: &'static [&str]| [&["dm/uuid LVM-x"][..], more].concat();
+        let (one, other) = (lvm(&["below/wwid 1"]), lvm(&["below/wwid 2"]));
+        assert_eq!(same(&one, &one), Some(true));
+        assert_eq!(same(&one, &other), Some(false), "hosts from one image");
+        assert_eq!(same(&lvm(&["below/serial 1"]), &one), None);
+        assert_eq!(same(&lvm(&[]), &lvm(&[])), None, "an earlier version names no disks below");
+        let both = lvm(&["below/wwid 1", "below/serial 7"]);
+        assert_eq!(same(&both, &lvm(&["below/serial 7"])), Some(true));
+        assert_eq!(same(&["dm/uuid LVM-y"], &one), Some(false));
+        for multipath in ["dm/uuid mpath-3600", "dm/uuid part2-mpath-3600"] {
+            assert_eq!(same(&[multipath], &[multipath]), Some(true));
+        }
+        for other in ["dm/uuid CRYPT-mpath-3600", "dm/uuid partx-mpath-3600"] {
+            assert_eq!(same(&[other], &[other]), None);
+        }
+    }
+
+    /// A folder with a device of the device mapper, `dm-0`, on another that lies on a partition and
+    /// a whole disk, of these names.
+    fn sysfs(names: [Option<&str>; 2]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |file: &str, text: &str| {
+            let path = folder.path().join(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        let lies_on = |disk: &str, below: &str, name: &str| {
+            let slaves = folder.path().join(disk).join("slaves");
+            fs::create_dir_all(&slaves).unwrap();
+            symlink(folder.path().join(below), slaves.join(name)).unwrap();
+        };
+        write("dm-0/dm/uuid", "LVM-x\n");
+        write("dm-1/dm/uuid", "CRYPT-LUKS2-y\n");
+        write("sda/sda3/partition", "3\n");
+        write("sda/sda3/start", "2048\n");
+        write("sdb/size", "1\n");
+        for (disk, name) in ["sda", "sdb"].into_iter().zip(names) {
+            if let Some(name) = name {
+                write(&format!("{disk}/device/wwid"), name);
+            }
+        }
+        lies_on("dm-0", "dm-1", "dm-1");
+        lies_on("dm-1", "sda/sda3", "sda3");
+        lies_on("dm-1", "sdb", "sdb");
+        folder
+    }
+
+    fn names_in(folder: &tempfile::TempDir) -> Vec<String> {
+        names_at(&folder.path().join("dm-0").canonicalize().unwrap())
+    }
+
+    #[test]
+    fn a_volume_is_named_with_all_physical_disks_below_it() {
+        let names = names_in(&sysfs([Some("naa.1"), Some("naa.2")]));
+        assert_eq!(names, names_in(&sysfs([Some("naa.1\n"), Some("naa.2")])));
+        assert!(names.len() == 2 && names[1].starts_with("below/wwid "), "{names:?}");
+        let other = names_in(&sysfs([Some("naa.1"), Some("naa.3")]));
+        assert_eq!(is_same_device(&names, &other), Some(false));
+        let unnamed = names_in(&sysfs([Some("naa.1"), None]));
+        assert_eq!(unnamed, ["dm/uuid LVM-x"]);
+        assert_eq!(is_same_device(&unnamed, &unnamed), None);
+    }
+
+    #[test]
+    fn a_partition_elsewhere_on_the_same_disk_is_another_place_for_a_volume() {
+        let (one, other) =
+            (sysfs([Some("naa.1"), Some("naa.2")]), sysfs([Some("naa.1"), Some("naa.2")]));
+        fs::write(other.path().join("sda/sda3/start"), "4096\n").unwrap();
+        assert_eq!(is_same_device(&names_in(&one), &names_in(&other)), Some(false));
+        fs::remove_file(other.path().join("sda/sda3/start")).unwrap();
+        assert_eq!(is_same_device(&names_in(&one), &names_in(&other)), None);
+    }
+
+    #[test]
+    fn a_device_has_one_of_the_names() {
+        // Any block device of this host; there need not be one.
+        let devices = fs::read_dir("/sys/dev/block").into_iter().flatten().flatten();
+        for device in devices {
+            let name = device.file_name().into_string().unwrap();
+            let numbers: Vec<u64> = name.split(':').map(|number| number.parse().unwrap()).collect();
+            let names = names_of(nix::sys::stat::makedev(numbers[0], numbers[1]));
+            assert!(names.iter().any(|name| name.starts_with("boot ")), "{names:?}");
+            assert!(DiskProof::Device(names).is_bounded());
+        }
+    }
+}
