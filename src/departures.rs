@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use migrate::MigrationId;
-use migrate::record::{Record, RecordStore, Side, SourceState};
+use migrate::record::{Record, RecordStore};
 use migrate::report::Role;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -119,31 +119,34 @@ impl Departures {
     }
 
     fn file(&self, departure: &Departure) -> PathBuf {
-        let place = self.place(&departure.guest, departure.uuid);
-        place.join(format!("{}.json", departure.migration))
+        self.place(&departure.guest, departure.uuid).join(file_name(departure.migration))
     }
 
-    /// What guests have noted in their places, be it settled or not. What cannot be read, or is of
-    /// another guest, is left out.
+    /// What guests have noted in their places, be it settled or not.
     fn list(&self) -> Vec<Departure> {
         let mut all = Vec::new();
         for (name, of_name) in entries(&self.places()) {
             for (uuid, place) in entries(&of_name) {
                 let files = entries(&place).into_iter().filter(|(file, _)| file.ends_with(".json"));
-                let read = files.take(FILES_MAX).filter_map(|(_, path)| read(&path));
-                let is_its = |departure: &Departure| {
-                    departure.guest.as_str() == name && departure.uuid.to_string() == uuid
-                };
-                all.extend(read.filter(is_its));
+                all.extend(
+                    files.take(FILES_MAX).filter_map(|(_, path)| read(&path, (&name, &uuid))),
+                );
             }
         }
         all
     }
 
-    /// The paths of the disks that leave with `migration`.
-    pub(crate) fn disks_of(&self, migration: MigrationId) -> Vec<PathBuf> {
-        let its = self.list().into_iter().filter(|departure| departure.migration == migration);
-        its.flat_map(|departure| departure.disks).map(|disk| disk.path).collect()
+    /// The paths of the disks of the guest `uuid` that leave with `migration`.
+    pub(crate) fn disks_of(
+        &self,
+        name: &GuestName,
+        uuid: Uuid,
+        migration: MigrationId,
+    ) -> Vec<PathBuf> {
+        let file = self.place(name, uuid).join(file_name(migration));
+        let departure = read(&file, (name.as_str(), &uuid.to_string()));
+        let disks = departure.into_iter().flat_map(|departure| departure.disks);
+        disks.map(|disk| disk.path).collect()
     }
 
     /// Those that count now.
@@ -158,7 +161,7 @@ impl Departures {
         let records = RecordStore::of_guest(&self.migrations, departure.guest.as_str());
         let is_its = |record: &Record| record.guest_uuid == departure.uuid;
         let record = records.read(departure.migration, Role::Source, is_its);
-        record.map_or(true, |record| record.is_some_and(|record| has_left(&record) == Some(true)))
+        record.map_or(true, |record| record.is_some_and(|record| record.has_left()))
     }
 
     /// Notes what `records` say of migrations that are over, before they are removed. What cannot
@@ -166,16 +169,14 @@ impl Departures {
     pub(crate) fn settle_by(&self, records: &[Record]) {
         for departure in self.list().into_iter().filter(|it| !it.is_settled) {
             let is_its = |record: &&Record| {
-                record.migration == departure.migration && record.guest_uuid == departure.uuid
+                record.migration == departure.migration
+                    && record.guest_uuid == departure.uuid
+                    && record.role() == Role::Source
+                    && record.is_settled()
             };
-            let is_over = |record: &Record| match &record.side {
-                Side::Source { state: SourceState::Done, .. } => Some(true),
-                Side::Source { state: SourceState::Aborted, .. } => Some(false),
-                _ => None,
-            };
-            let settled = match records.iter().filter(is_its).find_map(is_over) {
-                Some(true) => self.settle(&departure),
-                Some(false) => self.forget(&departure),
+            let settled = match records.iter().find(is_its) {
+                Some(record) if record.has_left() => self.settle(&departure),
+                Some(_) => self.forget(&departure),
                 None => Ok(()),
             };
             if let Err(error) = settled {
@@ -185,19 +186,16 @@ impl Departures {
     }
 }
 
-/// Whether a source's record says that the guest is the destination's; `None` for a destination's.
-fn has_left(record: &Record) -> Option<bool> {
-    match &record.side {
-        Side::Source { state, .. } => {
-            Some(matches!(state, SourceState::Committed | SourceState::Done))
-        }
-        Side::Destination { .. } => None,
-    }
+fn file_name(migration: MigrationId) -> String {
+    format!("{migration}.json")
 }
 
-fn read(path: &Path) -> Option<Departure> {
+/// `None` where nothing can be read, or it is of another guest than the one in whose place it is.
+fn read(path: &Path, (name, uuid): (&str, &str)) -> Option<Departure> {
     let text = regular_file::read(path, FILE_BYTES_MAX).ok()?;
-    serde_json::from_slice(&text).ok()
+    let departure: Departure = serde_json::from_slice(&text).ok()?;
+    let is_its = departure.guest.as_str() == name && departure.uuid.to_string() == uuid;
+    is_its.then_some(departure)
 }
 
 fn entries(folder: &Path) -> Vec<(String, PathBuf)> {
@@ -236,6 +234,8 @@ impl DepartedDisks {
 
 #[cfg(test)]
 mod tests {
+    use migrate::record::SourceState;
+
     use super::*;
 
     fn departure(disk: &Path) -> Departure {

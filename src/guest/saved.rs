@@ -269,6 +269,16 @@ impl Drop for StandsStill {
 mod tests {
     use super::*;
 
+    /// A guest of 64 MiB with its console in a folder.
+    fn scene() -> (tempfile::TempDir, Console, SharedMachine) {
+        let folder = tempfile::tempdir().unwrap();
+        let console = Console::log(folder.path().join("console.log"));
+        let (name, uuid) = ("web".parse().unwrap(), Uuid::new_v4());
+        let shape = VmShape::for_host(64 << 20, 1).unwrap();
+        let machine = Machine::create(name, uuid, shape, &VmOptions::default(), &console).unwrap();
+        (folder, console, Arc::new(machine))
+    }
+
     #[test]
     fn a_guest_is_named_after_its_file() {
         assert_eq!(name_of(Path::new("/x/web-1.lighter")).unwrap().as_str(), "web-1");
@@ -277,13 +287,7 @@ mod tests {
 
     #[test]
     fn what_a_guest_has_written_is_flushed_while_it_runs_and_not_twice() {
-        let folder = tempfile::tempdir().unwrap();
-        let console = Console::log(folder.path().join("console.log"));
-        let shape = VmShape::for_host(64 << 20, 1).unwrap();
-        let options = VmOptions::default();
-        let machine =
-            Machine::create("web".parse().unwrap(), Uuid::new_v4(), shape, &options, &console);
-        let machine = machine.unwrap();
+        let (_folder, _console, machine) = scene();
         let vm = machine.vm();
         // It halts at once.
         vm.ram().copy_in(0, 1, &[0xf4; 4096]).unwrap();
@@ -309,13 +313,7 @@ mod tests {
 
     #[test]
     fn a_saved_machine_is_restored_with_its_memory() {
-        let folder = tempfile::tempdir().unwrap();
-        let console = Console::log(folder.path().join("console.log"));
-        let shape = VmShape::for_host(64 << 20, 1).unwrap();
-        let options = VmOptions::default();
-        let machine =
-            Machine::create("web".parse().unwrap(), Uuid::new_v4(), shape, &options, &console);
-        let machine = Arc::new(machine.unwrap());
+        let (folder, console, machine) = scene();
         machine.vm().ram().copy_in(5, 0, &[9; 4096]).unwrap();
 
         let file = folder.path().join("web.lighter");

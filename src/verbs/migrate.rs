@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use migrate::report::Role;
 use migrate::{MigrationId, Report};
+use uuid::Uuid;
 use vmm_core::virtio::block::departed_to;
 
 use super::certs::identity_of;
@@ -49,6 +50,7 @@ pub(crate) fn run(state: &StateDir, args: &MigrateArgs) -> Result<Exit> {
 fn migrate(state: &StateDir, args: &MigrateArgs, destination: &str) -> Result<Exit> {
     let client = guest_client(state, &args.name)?;
     let request = request(state, args, destination)?;
+    let uuid = state.read_uuid(&args.name)?;
     let mut view = ProgressView::new(args.json.output());
     let mut is_workload = false;
     let report = block_on(async {
@@ -78,7 +80,7 @@ fn migrate(state: &StateDir, args: &MigrateArgs, destination: &str) -> Result<Ex
     }
     if args.json.output() == Output::Text {
         print_success(&args.name, destination, &report, is_workload)
-            .and_then(|()| print_unmarked(state, &report))
+            .and_then(|()| print_unmarked(state, (&args.name, uuid), &report))
             .with_context(|| format!("{} has moved to {destination}", args.name))?;
     }
     Ok(Exit::Done)
@@ -106,11 +108,15 @@ fn print_success(
 }
 
 /// Names the disks that are left without a note on them.
-fn print_unmarked(state: &StateDir, report: &Report) -> Result<()> {
+fn print_unmarked(
+    state: &StateDir,
+    (name, uuid): (&GuestName, Uuid),
+    report: &Report,
+) -> Result<()> {
     if report.disk_bytes == 0 {
         return Ok(());
     }
-    let disks = state.departures().disks_of(report.migration);
+    let disks = state.departures().disks_of(name, uuid, report.migration);
     let unmarked = disks.iter().filter(|disk| departed_to(disk).is_none());
     let unmarked: Vec<_> = unmarked.map(|disk| disk.display().to_string()).collect();
     if unmarked.is_empty() {
@@ -124,19 +130,29 @@ fn print_unmarked(state: &StateDir, report: &Report) -> Result<()> {
     ))
 }
 
-/// Asks the guest's process to begin. One of an earlier version refuses to hear where the node listens.
+/// Asks the guest's process to begin. One of an earlier version does not know where the node listens.
 async fn begin(
     client: &ApiClient,
-    mut request: MigrationRequest,
+    request: MigrationRequest,
 ) -> Result<MigrationStarted, AskError> {
-    let path = "/v1/guest/migration";
-    match client.post(path, &request).await {
-        Err(AskError::Refused(refusal))
-            if refusal.reason == Reason::BadRequest && request.node_port.take().is_some() =>
-        {
-            client.post(path, &request).await
+    let older = MigrationRequest { node_port: None, ..request.clone() };
+    let ask = async |request| client.post("/v1/guest/migration", &request).await;
+    ask_or_older(ask, request, older).await
+}
+
+/// Asks with `request`, and with `older` where the process refuses that: one of an earlier version
+/// refuses the fields that it does not know.
+async fn ask_or_older<R: PartialEq, T>(
+    ask: impl AsyncFn(R) -> Result<T, AskError>,
+    request: R,
+    older: R,
+) -> Result<T, AskError> {
+    let is_newer = request != older;
+    match ask(request).await {
+        Err(AskError::Refused(refusal)) if is_newer && refusal.reason == Reason::BadRequest => {
+            ask(older).await
         }
-        started => started,
+        answer => answer,
     }
 }
 
@@ -198,27 +214,18 @@ fn resolve(state: &StateDir, args: &MigrateArgs, decision: ResolveArg) -> Result
     Ok(Exit::Done)
 }
 
-/// Tells the guest's process what was decided, once the other host has been asked. One of an earlier version refuses to hear of
-/// that, and of disks that need no proof, for which it does not ask.
+/// Tells the guest's process what was decided, once the other host has been asked. One of an earlier
+/// version does not know that it was, nor that disks may be unproven, for which it does not ask.
 async fn order(
     client: &ApiClient,
     decision: Resolution,
     unproven_disks: bool,
 ) -> Result<StateAnswer, AskError> {
-    let path = "/v1/guest/migration/resolve";
     let other_host_has_none = decision == Resolution::Run;
     let request = ResolveRequest { decision, unproven_disks, other_host_has_none };
-    match client.put_json(path, &request).await {
-        Err(AskError::Refused(refusal))
-            if refusal.reason == Reason::BadRequest && (unproven_disks || other_host_has_none) =>
-        {
-            let (unproven_disks, other_host_has_none) = (false, false);
-            client
-                .put_json(path, &ResolveRequest { decision, unproven_disks, other_host_has_none })
-                .await
-        }
-        answer => answer,
-    }
+    let older = ResolveRequest { decision, unproven_disks: false, other_host_has_none: false };
+    let ask = async |request| client.put_json("/v1/guest/migration/resolve", &request).await;
+    ask_or_older(ask, request, older).await
 }
 
 /// A guest that is its own again stays paused because its user had paused it; or because it could not go on, and then there is a way out.
@@ -256,14 +263,12 @@ async fn await_resolution(client: &ApiClient, decision: Resolution) -> Result<()
 
 #[cfg(test)]
 mod tests {
-    use axum::routing::{post, put};
-    use axum::{Json, Router};
-    use migrate::quic::Identity;
-    use uuid::Uuid;
-
     use super::*;
     use crate::api::ApiError;
     use crate::api::server::{Audience, Server};
+    use axum::routing::{post, put};
+    use axum::{Json, Router};
+    use migrate::quic::Identity;
 
     #[tokio::test]
     async fn a_process_of_an_earlier_version_is_not_told_where_the_node_listens() {

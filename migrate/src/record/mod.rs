@@ -139,6 +139,16 @@ impl Record {
         }
     }
 
+    /// Whether the guest is the destination's, by the decision of this host, which was its source.
+    pub const fn has_left(&self) -> bool {
+        match self.side {
+            Side::Source { state, .. } => {
+                matches!(state, SourceState::Committed | SourceState::Done)
+            }
+            Side::Destination { .. } => false,
+        }
+    }
+
     /// Which side this is.
     pub const fn role(&self) -> Role {
         match self.side {
