@@ -8,6 +8,7 @@
 //! destination's; the node notes in the file that it does, since records are removed some day.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -24,8 +25,8 @@ use crate::state_dir::StateDir;
 
 /// The longest file that is read, in bytes.
 const FILE_BYTES_MAX: u64 = 256 << 10;
-/// Most files of one guest that are read.
-const FILES_MAX: usize = 256;
+/// Most files of one guest that are read: one for each migration that took its disks along.
+const FILES_MAX: usize = 4096;
 
 /// The disks of one migration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +52,18 @@ pub(crate) struct DepartedDisk {
     pub(crate) path: PathBuf,
     /// What it is recognized by.
     pub(crate) identity: DiskIdentity,
+}
+
+/// A file cannot be read, is none of these, or is about another guest.
+#[derive(Debug)]
+struct Damaged;
+
+/// What is in the files.
+#[derive(Debug, Default)]
+struct Notes {
+    departures: Vec<Departure>,
+    /// What cannot be read, with the name of the guest in whose place it is.
+    damaged: Vec<(String, PathBuf)>,
 }
 
 /// The files of all guests.
@@ -123,17 +136,24 @@ impl Departures {
     }
 
     /// What guests have noted in their places, be it settled or not.
-    fn list(&self) -> Vec<Departure> {
-        let mut all = Vec::new();
+    fn list(&self) -> Notes {
+        let mut notes = Notes::default();
         for (name, of_name) in entries(&self.places()) {
             for (uuid, place) in entries(&of_name) {
                 let files = entries(&place).into_iter().filter(|(file, _)| file.ends_with(".json"));
-                all.extend(
-                    files.take(FILES_MAX).filter_map(|(_, path)| read(&path, (&name, &uuid))),
-                );
+                for (number, (_, path)) in files.enumerate() {
+                    match read(&path, (&name, &uuid)) {
+                        _ if number == FILES_MAX => {
+                            notes.damaged.push((name.clone(), place));
+                            break;
+                        }
+                        Ok(departure) => notes.departures.extend(departure),
+                        Err(Damaged) => notes.damaged.push((name.clone(), path)),
+                    }
+                }
             }
         }
-        all
+        notes
     }
 
     /// The paths of the disks of the guest `uuid` that leave with `migration`.
@@ -144,16 +164,24 @@ impl Departures {
         migration: MigrationId,
     ) -> Vec<PathBuf> {
         let file = self.place(name, uuid).join(file_name(migration));
-        let departure = read(&file, (name.as_str(), &uuid.to_string()));
+        let departure = read(&file, (name.as_str(), &uuid.to_string())).ok().flatten();
         let disks = departure.into_iter().flat_map(|departure| departure.disks);
         disks.map(|disk| disk.path).collect()
     }
 
-    /// Those that count now.
+    /// Those that count now. Tells of notes of which that cannot be said.
     pub(crate) fn past(&self) -> DepartedDisks {
-        let past = self.list().into_iter().filter(|it| it.is_settled || self.is_past(it));
+        let Notes { departures, damaged } = self.list();
+        if let Some((_, file)) = damaged.first() {
+            tracing::warn!(
+                file = %file.display(),
+                files = damaged.len(),
+                "what guests have noted of disks that have moved away cannot be read: lighter may not refuse them"
+            );
+        }
+        let past = departures.into_iter().filter(|it| it.is_settled || self.is_past(it));
         let disks = past.map(|departure| (self.file(&departure), departure));
-        DepartedDisks(disks.collect())
+        DepartedDisks { disks: disks.collect(), damaged }
     }
 
     /// Whether the migration's record says that the guest is the destination's, or cannot be read.
@@ -167,7 +195,7 @@ impl Departures {
     /// Notes what `records` say of migrations that are over, before they are removed. What cannot
     /// be written is tried again.
     pub(crate) fn settle_by(&self, records: &[Record]) {
-        for departure in self.list().into_iter().filter(|it| !it.is_settled) {
+        for departure in self.list().departures.into_iter().filter(|it| !it.is_settled) {
             let is_its = |record: &&Record| {
                 record.migration == departure.migration
                     && record.guest_uuid == departure.uuid
@@ -180,7 +208,10 @@ impl Departures {
                 None => Ok(()),
             };
             if let Err(error) = settled {
-                tracing::warn!("which disks have moved away is not noted for good: {error:#}");
+                tracing::warn!(
+                    "cannot record whether the disks of {} have moved (the node tries again): {error:#}",
+                    departure.guest
+                );
             }
         }
     }
@@ -190,12 +221,16 @@ fn file_name(migration: MigrationId) -> String {
     format!("{migration}.json")
 }
 
-/// `None` where nothing can be read, or it is of another guest than the one in whose place it is.
-fn read(path: &Path, (name, uuid): (&str, &str)) -> Option<Departure> {
-    let text = regular_file::read(path, FILE_BYTES_MAX).ok()?;
-    let departure: Departure = serde_json::from_slice(&text).ok()?;
+/// What the guest `uuid` called `name` has noted in the file at `path`; `None` when there is no such
+/// file.
+fn read(path: &Path, (name, uuid): (&str, &str)) -> Result<Option<Departure>, Damaged> {
+    let text = match regular_file::read(path, FILE_BYTES_MAX) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        text => text.map_err(|_| Damaged)?,
+    };
+    let departure: Departure = serde_json::from_slice(&text).map_err(|_| Damaged)?;
     let is_its = departure.guest.as_str() == name && departure.uuid.to_string() == uuid;
-    is_its.then_some(departure)
+    if is_its { Ok(Some(departure)) } else { Err(Damaged) }
 }
 
 fn entries(folder: &Path) -> Vec<(String, PathBuf)> {
@@ -205,21 +240,34 @@ fn entries(folder: &Path) -> Vec<(String, PathBuf)> {
 
 /// Disks that are old, with the files that say so.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct DepartedDisks(Vec<(PathBuf, Departure)>);
+pub(crate) struct DepartedDisks {
+    disks: Vec<(PathBuf, Departure)>,
+    damaged: Vec<(String, PathBuf)>,
+}
 
 impl DepartedDisks {
-    /// Refuses the disk at `path` if its content has gone to another host.
+    /// Refuses the disk at `path` for the guest `own` if its content has gone to another host, or a
+    /// file of this guest's that may say so cannot be read. What cannot be read of other guests keeps
+    /// this one from nothing: its process may have spoiled it.
     ///
     /// # Errors
     /// It has; with the way out.
-    pub(crate) fn expect_here(&self, path: &Path) -> Result<()> {
-        if self.0.is_empty() {
+    pub(crate) fn expect_here(&self, own: &GuestName, path: &Path) -> Result<()> {
+        if let Some((_, file)) = self.damaged.iter().find(|(name, _)| name == own.as_str()) {
+            bail!(
+                "{} cannot be read: it may say that the content of {} has moved to another host with \
+                 the guest {own}; if it has not, `rm -r {0}`",
+                file.display(),
+                path.display()
+            );
+        }
+        if self.disks.is_empty() {
             return Ok(());
         }
         let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
         let Some(now) = DiskIdentity::at(&path) else { return Ok(()) };
         let is_it = |disk: &DepartedDisk| disk.identity.is_same(&now, disk.path == path);
-        let departed = self.0.iter().find(|(_, departure)| departure.disks.iter().any(is_it));
+        let departed = self.disks.iter().find(|(_, departure)| departure.disks.iter().any(is_it));
         let Some((file, departure)) = departed else { return Ok(()) };
         let host: String = departure.destination.chars().filter(|c| !c.is_control()).collect();
         bail!(
@@ -271,7 +319,7 @@ mod tests {
     #[test]
     fn a_disk_has_left_when_its_guests_record_says_so_and_stays_so_without_the_record() {
         let (_folder, state, disk, departure) = scene();
-        let expect = || state.departures().past().expect_here(&disk);
+        let expect = || state.departures().past().expect_here(&departure.guest, &disk);
         expect().unwrap();
         for (recorded, has_left) in [
             (SourceState::Undecided, false),
@@ -300,19 +348,43 @@ mod tests {
     fn a_disk_of_a_guest_that_stays_is_free() {
         let (_folder, state, disk, departure) = scene();
         state.departures().settle_by(&[record(&departure, SourceState::Aborted)]);
-        assert!(state.departures().list().is_empty());
+        assert!(state.departures().list().departures.is_empty());
         state.departures().write(&Departure { is_settled: true, ..departure.clone() }).unwrap();
-        state.departures().past().expect_here(&disk).unwrap_err();
+        state.departures().past().expect_here(&departure.guest, &disk).unwrap_err();
         state.departures().forget(&departure).unwrap();
-        state.departures().past().expect_here(&disk).unwrap();
+        state.departures().past().expect_here(&departure.guest, &disk).unwrap();
     }
 
     #[test]
-    fn what_a_guest_notes_in_the_name_of_another_does_not_count() {
+    fn what_a_guest_notes_in_the_name_of_another_counts_as_damage_and_keeps_itself_from_starting() {
         let (_folder, state, disk, departure) = scene();
-        let forged =
-            Departure { guest: "web".parse().unwrap(), is_settled: true, ..departure.clone() };
-        durable::write_json(&state.departures().file(&departure), &forged).unwrap();
-        state.departures().past().expect_here(&disk).unwrap();
+        let own = departure.guest.clone();
+        let other: GuestName = "web".parse().unwrap();
+        let forged = Departure { guest: other.clone(), is_settled: true, ..departure.clone() };
+        let file = state.departures().file(&departure);
+        durable::write_json(&file, &forged).unwrap();
+        let expect = |guest: &GuestName| state.departures().past().expect_here(guest, &disk);
+        for spoil in [false, true] {
+            if spoil {
+                fs::write(&file, "garbage").unwrap();
+            }
+            expect(&other).unwrap();
+            let error = expect(&own).unwrap_err().to_string();
+            assert!(error.contains(&file.display().to_string()), "{error}");
+        }
+        fs::remove_file(&file).unwrap();
+        expect(&own).unwrap();
+    }
+
+    #[test]
+    fn more_notes_than_are_read_keep_their_guest_from_starting() {
+        let (_folder, state, disk, departure) = scene();
+        let place = state.departures().place(&departure.guest, departure.uuid);
+        for number in 0..FILES_MAX {
+            fs::write(place.join(format!("{number}.json")), "").unwrap();
+        }
+        let past = state.departures().past();
+        assert!(past.damaged.iter().any(|(_, it)| *it == place));
+        past.expect_here(&departure.guest, &disk).unwrap_err();
     }
 }

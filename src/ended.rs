@@ -1,5 +1,5 @@
-//! How guests ended: a small file for each of the last ones, for people who ask afterwards, and for the start of a guest
-//! that may be elsewhere: that one is in a file stands nowhere else.
+//! How the last guests ended, one small file each. `lighter ls` shows it; a start consults it, since only this file
+//! says that a guest was saved.
 //!
 //! The files are `ended/guests/NAME/ended.json` in the state folder, written by a guest's process as its
 //! last act; it writes in no other guest's folder. A process that is killed writes none. The next guest of

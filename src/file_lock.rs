@@ -1,4 +1,7 @@
 //! Locks that end with their process: open-file-description locks, so that a crash frees them and a look does not take them.
+//!
+//! A process that owns what a lock stands for locks all bytes of its file. One that only removes what a dead process
+//! has left locks the first byte: it excludes the others, and they can tell that the lock is about to be free.
 
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
@@ -22,6 +25,19 @@ impl FileLock {
     /// # Errors
     /// The file cannot be opened or the file system has no locks.
     pub(crate) fn try_acquire(path: &Path) -> io::Result<Option<Self>> {
+        Self::try_lock(path, &all_bytes())
+    }
+
+    /// Takes the lock at `path` for as long as it takes to remove what a dead process has left; `None` when another
+    /// process holds it. [`Self::is_held`] says no meanwhile.
+    ///
+    /// # Errors
+    /// As [`Self::try_acquire`].
+    pub(crate) fn try_acquire_to_remove(path: &Path) -> io::Result<Option<Self>> {
+        Self::try_lock(path, &first_byte())
+    }
+
+    fn try_lock(path: &Path, lock: &libc::flock) -> io::Result<Option<Self>> {
         let file = OpenOptions::new()
             .create(true)
             .truncate(false)
@@ -29,7 +45,7 @@ impl FileLock {
             .write(true)
             .mode(0o600)
             .open(path)?;
-        match fcntl(&file, FcntlArg::F_OFD_SETLK(&whole_file())) {
+        match fcntl(&file, FcntlArg::F_OFD_SETLK(lock)) {
             Ok(_) => Ok(Some(Self { file })),
             Err(Errno::EAGAIN | Errno::EACCES) => Ok(None),
             Err(error) => Err(error.into()),
@@ -57,9 +73,9 @@ impl FileLock {
                 );
             }
         };
-        let mut lock = whole_file();
+        let mut lock = all_bytes();
         match fcntl(&file, FcntlArg::F_OFD_GETLK(&mut lock)) {
-            Ok(_) => i32::from(lock.l_type) != libc::F_UNLCK,
+            Ok(_) => i32::from(lock.l_type) != libc::F_UNLCK && lock.l_len != first_byte().l_len,
             Err(_) => true,
         }
     }
@@ -92,8 +108,13 @@ fn is_same(one: &Metadata, other: &Metadata) -> bool {
     one.ino() == other.ino() && one.dev() == other.dev()
 }
 
+/// An exclusive lock on the first byte.
+fn first_byte() -> libc::flock {
+    libc::flock { l_len: 1, ..all_bytes() }
+}
+
 /// An exclusive lock on every byte.
-fn whole_file() -> libc::flock {
+fn all_bytes() -> libc::flock {
     libc::flock {
         l_type: libc::F_WRLCK as i16,
         l_whence: libc::SEEK_SET as i16,
@@ -120,6 +141,19 @@ mod tests {
         drop(lock);
         assert!(!FileLock::is_held(&path));
         assert!(FileLock::try_acquire(&path).unwrap().is_some());
+    }
+
+    #[test]
+    fn one_that_removes_what_a_dead_process_has_left_holds_it_alone_and_does_not_own_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lock");
+        let removing = FileLock::try_acquire_to_remove(&path).unwrap().unwrap();
+        assert!(FileLock::try_acquire_to_remove(&path).unwrap().is_none());
+        assert!(FileLock::try_acquire(&path).unwrap().is_none());
+        assert!(!FileLock::is_held(&path));
+        drop(removing);
+        let _owning = FileLock::try_acquire(&path).unwrap().unwrap();
+        assert!(FileLock::try_acquire_to_remove(&path).unwrap().is_none());
     }
 
     #[test]

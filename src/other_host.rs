@@ -1,5 +1,5 @@
-//! What the other host of a guest's last migration says, before a copy of the guest is let run here; and what the hosts say to which
-//! the guest has gone from there.
+//! Asks the other host of a guest's last migration whether it has the guest, before it starts here; then each host to which the guest
+//! has moved on.
 
 use std::collections::BTreeSet;
 use std::num::NonZeroU16;
@@ -59,7 +59,7 @@ pub(crate) struct OtherHost {
 /// What a host says.
 #[derive(Debug)]
 struct Said {
-    /// The host, as people call it.
+    /// The host's name.
     host: String,
     /// Where the guest is, or why the host does not say.
     answer: Result<Traced, String>,
@@ -70,7 +70,7 @@ struct Inquiry<'a> {
     state: &'a StateDir,
     last: &'a Record,
     patience: Duration,
-    /// The migrations by which the guest came here: whoever says that it has left for this host says nothing new.
+    /// The migrations by which the guest came here: an answer that names one of them is ignored.
     came_here: BTreeSet<MigrationId>,
 }
 
@@ -95,7 +95,7 @@ impl OtherHost {
         };
         let answer = match node_of(&last.side) {
             Some(node) => inquiry.ask(&node, Some(last.migration)).await,
-            None => Err("where its node listens is not known here".to_owned()),
+            None => Err("the address of its node is unknown here".to_owned()),
         };
         let (guest, is_its_node) = (guest.clone(), knows_node(&last.side));
         let first = Said { host, answer };
@@ -124,8 +124,8 @@ impl OtherHost {
         }
     }
 
-    /// Refuses to let a guest boot that is here by all that this host knows, when the other host has it, or has had it since its last
-    /// migration. A host that cannot be asked is warned of.
+    /// Refuses the start of a guest that this host's records place here, when the other host has it, or has had it since its last
+    /// migration. A host that cannot be asked gives a warning.
     ///
     /// # Errors
     /// It has the guest, or had it, and how that stands there; `way_out` is for when it runs nowhere.
@@ -133,11 +133,18 @@ impl OtherHost {
         let (guest, host) = (&self.guest, &self.first.host);
         match (self.first.past(), &self.first.answer) {
             // An earlier version says that of before the migration, too.
-            (Some(_), Ok(Traced { is_since: false, .. })) => Ok(()),
+            (Some(past), Ok(Traced { is_since: false, .. })) => {
+                output::note(format_args!(
+                    "warning: {host} (an earlier version of lighter) had {guest}, and it {}; if that was after its last migration \
+                     between the two hosts, two copies destroy its disks",
+                    fate(past)
+                ));
+                Ok(())
+            }
             (Some(past), _) if self.was_given && past.state.as_str() == FoundGuest::ENDED => Ok(()),
             (Some(past), _) => bail!(
-                "{host} has had {guest} since its last migration between the two hosts, and it {}: what is here is out of date. If it \
-                 runs nowhere, {way_out}",
+                "{host} has had {guest} since it last moved between the two hosts, and it {}: the copy here is out of date. If it runs \
+                 nowhere, {way_out}",
                 fate(past)
             ),
             (None, _) => self.expect_absent(),
@@ -190,7 +197,7 @@ fn expect_not_at(guest: &GuestName, from: &Said, to: &Said) -> Result<()> {
             bail!("{guest} {how} from {}, and {}", from.host, has_it(host, guest, found))
         }
         Ok(Traced { guest: Some(found), .. }) => bail!(
-            "{guest} {how} from {}, and {host} waits to be told whose it is ({}): decide there first (`lighter migrate {guest} --resolve`)",
+            "{guest} {how} from {}, and {host} is in doubt about it ({}): resolve that first, there (`lighter migrate {guest} --resolve`)",
             from.host,
             found.state
         ),
@@ -209,13 +216,13 @@ fn expect_not_at(guest: &GuestName, from: &Said, to: &Said) -> Result<()> {
 
 fn has_it(host: &str, guest: &GuestName, found: &FoundGuest) -> String {
     format!(
-        "{host} has {guest}, as {} ({}): two copies would destroy its disks. End it there first, if it shall run here (or stop \
-         that host's node, if it is another guest of that name)",
+        "{host} has {guest}, as {} ({}): two copies would destroy its disks. To run it here, end it there first (or stop \
+         that host's node, if that is another guest of this name)",
         found.name, found.state
     )
 }
 
-/// What has become of a guest that is past, as the end of the sentence "it ...".
+/// What became of a guest that is no longer there, as the end of the sentence "it ...".
 fn fate(past: &FoundGuest) -> String {
     let verb = if past.is_on_its_way() { "is" } else { "has" };
     format!("{verb} {}", past.state)
@@ -310,7 +317,9 @@ fn next(said: &Said) -> Option<(String, Option<Peer>, Option<MigrationId>)> {
 async fn find(host: &str) -> Result<Peer, String> {
     let Destination { host, port } =
         Destination::parse(host).map_err(|error| format!("{error:#}"))?;
-    let peers = Peer::find(&host, port).await.map_err(|error| error.to_string())?;
+    let found = tokio::time::timeout(PATIENCE, Peer::find(&host, port)).await;
+    let found = found.map_err(|_| format!("{host}: no address within {} s", PATIENCE.as_secs()))?;
+    let peers = found.map_err(|error| error.to_string())?;
     peers.into_iter().next().ok_or_else(|| format!("{host} has no address"))
 }
 
@@ -377,7 +386,7 @@ mod tests {
             assert!(runs.to_string().contains("c:4950 has web, as web (running)"), "{runs}");
             let waits = other(said("c:4950", Some(("in-doubt", false))));
             let waits = waits.expect_absent().unwrap_err().to_string();
-            assert!(waits.contains("c:4950 waits to be told"), "{waits}");
+            assert!(waits.contains("c:4950 is in doubt about it"), "{waits}");
             for last in [said("c:4950", Some(("ended there", false))), silent("c:4950")] {
                 let other = other(last);
                 other.expect_absent().unwrap();

@@ -17,6 +17,8 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
@@ -38,6 +40,12 @@ const SOCKET_PATH_BYTES_MAX: usize = 107;
 
 /// The longest `guest.json` that is read, in bytes.
 const GUEST_FILE_BYTES_MAX: u64 = 64 << 10;
+
+/// How long a start waits for others to remove what a dead process has left: some files.
+const REMOVAL_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Between two looks whether they have.
+const REMOVAL_PAUSE: Duration = Duration::from_millis(1);
 
 /// One host's state folder.
 #[derive(Debug, Clone)]
@@ -384,8 +392,10 @@ impl GuestDir {
         if is_link || !self.lock_file().exists() {
             return false;
         }
-        if let Ok(claim) = self.claim() {
-            drop(claim);
+        if let Ok(Some(lock)) = FileLock::try_acquire_to_remove(&self.lock_file())
+            && lock.is_at(&self.lock_file())
+        {
+            drop(GuestClaim { dir: self.clone(), _lock: lock });
             tracing::info!(guest = %self.name, "removed the folder of a guest whose process is gone");
         }
         false
@@ -423,13 +433,19 @@ impl GuestDir {
                 socket.display()
             );
         }
-        // Somebody may be removing the folder of a dead process just now: begin again then, and only a few times.
-        for _ in 0..16 {
+        // Another process may be removing the folder of a dead one just now, or this one, whose lock it has seen before
+        // it was locked: begin again then, for a while.
+        let begun = Instant::now();
+        while begun.elapsed() < REMOVAL_PATIENCE {
             create(&self.path, PASSAGE)?;
             let lock = match FileLock::try_acquire(&self.lock_file()) {
                 Ok(Some(lock)) => lock,
-                Ok(None) => {
+                Ok(None) if self.is_live() => {
                     bail!("the name {} is taken by a guest that is live on this host", self.name)
+                }
+                Ok(None) => {
+                    thread::sleep(REMOVAL_PAUSE);
+                    continue;
                 }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 Err(error) => {

@@ -1,7 +1,7 @@
 //! Where a guest may be, as far as this host can know: a second copy on the same disks destroys them.
 
 use anyhow::{Context, Result, bail};
-use migrate::record::{DestinationState, Record, RecordError, Side, SourceState};
+use migrate::record::{DestinationState, Record, Side, SourceState};
 
 use crate::ended::{Ended, How};
 use crate::names::GuestName;
@@ -164,23 +164,7 @@ pub(crate) fn migrations_of(state: &StateDir, guest: &GuestName) -> Result<Vec<R
     if !state.migrations().try_exists()? {
         return Ok(Vec::new());
     }
-    let store = state.records()?;
-    let (mut records, damaged) = store.list()?;
-    let own = state.places_of_records().join(guest.as_str());
-    let of_uuid = uuid.map(|uuid| uuid.to_string());
-    let may_be_its = |error: &RecordError| {
-        let folder = error.path().parent().and_then(|folder| folder.file_name()?.to_str());
-        error.path().starts_with(&own) || (folder.is_some() && folder == of_uuid.as_deref())
-    };
-    if let Some(error) = damaged.into_iter().find(may_be_its) {
-        return Err(error.into());
-    }
-    if let Some(uuid) = uuid {
-        records.extend(store.retired(uuid)?);
-    }
-    records.retain(|it| it.guest == guest.as_str() || Some(it.guest_uuid) == uuid);
-    records.sort_by_key(|record| std::cmp::Reverse(record.started_unix_ms));
-    Ok(records)
+    Ok(state.records()?.of(guest.as_str(), uuid)?)
 }
 
 /// The record of the last migration of `guest` among `records`.

@@ -56,8 +56,8 @@ pub enum Failure {
     },
     /// The guest stood still for too long before the decision to hand it over.
     #[error(
-        "the hand-over took longer than {} s, the most for a downtime limit of {} s: {why}; try again, or \
-         allow more with --downtime",
+        "the hand-over took longer than {} s (the bound for --downtime {}s): {why}; try again, or allow \
+         more with --downtime",
         allowed.as_secs_f64(),
         limit.as_secs_f64()
     )]

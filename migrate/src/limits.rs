@@ -6,8 +6,8 @@ use std::time::Duration;
 /// machine sees it as measured bandwidth.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// The guest is paused for the last round only when this is expected to last no longer. What it
-    /// may stand still for when it then does last longer: [`Limits::standstill`].
+    /// The guest is paused for the last round only when this is expected to last no longer.
+    /// [`Limits::standstill`] bounds the actual pause.
     pub downtime: Duration,
     /// The migration is cancelled when it has not committed after this time; none: never.
     pub total: Option<Duration>,
@@ -22,9 +22,8 @@ pub struct Limits {
 const STANDSTILL_SLACK: Duration = Duration::from_secs(1);
 
 impl Limits {
-    /// For how long a guest that ran may stand still before the source decides to hand it over: twice
-    /// the downtime limit and a second. At most [`Limits::switchover`], or the downtime limit and a
-    /// second where that is longer.
+    /// Longest pause of a running guest before the decision to hand it over: twice the downtime limit and
+    /// a second. At most [`Limits::switchover`], or the downtime limit and a second where that is longer.
     ///
     /// The downtime limit is compared with an estimate before the pause; this one holds after it, when
     /// the link or a disk has become slower than it was. The slack keeps a hand-over that was a little

@@ -73,7 +73,7 @@ Examples:
 The guest goes on where `lighter save` stopped it, on the same disks. It is refused when one of them was written
 since, by the guest itself, by another program or by a repair: what it keeps of them in memory would destroy them. A
 guest that writes disks is therefore restored once. Without such disks a file can be restored again, but only once at a time: two
-guests from one file believe that they are the same machine.
+guests from one file share one identity.
 
 A guest whose name is that of one that has moved to another host, or whose last migration is not settled, is refused: it
 may run there. --force restores it all the same; --name gives it another name.")]
@@ -89,7 +89,7 @@ pub(crate) struct RestoreArgs {
     #[arg(long = "unsafe")]
     pub(crate) unsafe_disks: bool,
 
-    /// Restore it although a guest of its name may be on another host: you know that it runs nowhere.
+    /// Restore it although a guest of its name may run on another host: use it only when you know that it does not.
     #[arg(long)]
     pub(crate) force: bool,
 

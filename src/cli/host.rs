@@ -88,7 +88,7 @@ pub(crate) struct NodeArgs {
     #[arg(long, value_name = "FROM=TO")]
     pub(crate) net_map: Vec<NetRename>,
 
-    /// Bridge or tap of this host at which guests from other hosts may have network devices, after --net-map; several with commas, or
+    /// Bridge or tap of this host that guests from other hosts may use (its name after --net-map); several with commas, or
     /// given several times. Others are refused [default: every bridge and tap].
     #[arg(long, value_name = "NAME[,...]", value_delimiter = ',', value_parser = interface_name)]
     pub(crate) net_allow: Vec<String>,

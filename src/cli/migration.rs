@@ -48,7 +48,8 @@ pub(crate) struct MigrateArgs {
     pub(crate) destination: Option<String>,
 
     /// How long the guest may stand still at the hand-over: it is paused when less is expected. If it then is not handed over
-    /// within twice this time and a second, it goes on here and the migration fails.
+    /// within twice this time and a second (30 s at most, or this time and a second if that is longer), it goes on here and the
+    /// migration fails.
     #[arg(long, value_parser = time_limit, default_value = "300ms", value_name = "TIME")]
     pub(crate) downtime: Duration,
 

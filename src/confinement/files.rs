@@ -101,7 +101,7 @@ impl Files {
             (guest.path().to_owned(), Use::Keep),
             (state.guests(), Use::RemoveFolders),
             (state.place_of_records(guest.name(), uuid), Use::Keep),
-            // Those of an earlier guest of its name; see `StateDir::moment`.
+            // Those of an earlier guest of its name; see `StateDir::timestamp_after_records`.
             (state.places_of_records().join(guest.name().as_str()), Use::Read),
             (state.ended().place(guest.name()), Use::Keep),
             (state.departures().place(guest.name(), uuid), Use::Keep),

@@ -223,7 +223,9 @@ impl Factory {
             _ => None,
         });
         let refused = |error: anyhow::Error| Refusal::new(RefusalKind::Other, error.to_string());
-        disks.try_for_each(|disk| self.departed.expect_here(disk)).map_err(refused)
+        let process = self.process()?;
+        let is_here = |disk| self.departed.expect_here(process.name(), disk);
+        disks.try_for_each(is_here).map_err(refused)
     }
 
     /// Joins the guest's merge domain: the opener may open the lock's file, and this thread may not.

@@ -334,7 +334,10 @@ impl GuestControl for ProcessControl {
 
     fn finish_save(&self, save: SaveId) -> Result<StateAnswer, ApiError> {
         let guest = self.standing(Some(save))?;
-        self.process().end(Ending::Saved { file: guest.file().to_owned() });
+        let ending = Ending::Saved { file: guest.file().to_owned() };
+        // Nothing else says where the guest is: without it a start would boot it.
+        self.process().remember(&ending).map_err(ApiError::failed)?;
+        self.process().end(ending);
         Ok(StateAnswer { state: GuestState::Ended })
     }
 

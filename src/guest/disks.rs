@@ -14,7 +14,7 @@ use migrate::protocol::Blob;
 use migrate::{
     DiskCopy, ExistingFile, GuestDescription, GuestError, HintProgress, MigrationId, SourceGuest,
 };
-use vmm_core::virtio::block::{Access, DiskIdentity, DiskProof, Mark};
+use vmm_core::virtio::block::{Access, DiskProof, Mark};
 use vmm_core::{DeviceConfig, DiskContent, VmShape};
 
 pub(crate) use arriving::{Arriving, expect};
@@ -22,6 +22,7 @@ pub(crate) use arriving::{Arriving, expect};
 use super::machine::SharedMachine;
 use crate::api::types::CopyDisks;
 use crate::departures::{DepartedDisk, Departure};
+use crate::names::GuestName;
 
 /// A disk that is copied.
 #[derive(Debug, Clone)]
@@ -126,14 +127,12 @@ impl Departing {
 
     /// What is to be known of the copied disks that the guest writes when they have left with the
     /// migration.
-    pub(super) fn departure(&self, migration: MigrationId) -> Option<Departure> {
+    pub(super) fn departure(&self, guest: &GuestName, migration: MigrationId) -> Option<Departure> {
         let recognized = |disk: &DiskContent| {
-            let path = disk.path().to_owned();
-            Some(DepartedDisk { identity: DiskIdentity::at(&path)?, path })
+            Some(DepartedDisk { identity: disk.identity()?, path: disk.path().to_owned() })
         };
         let disks: Vec<_> = self.written().filter_map(recognized).collect();
-        // A guest's name is one on this host as well.
-        let guest = self.description.name.parse().ok()?;
+        let guest = guest.clone();
         let (uuid, destination) = (self.description.uuid, self.destination.clone());
         let is_settled = false;
         let departure = Departure { guest, uuid, migration, destination, disks, is_settled };

@@ -60,7 +60,7 @@ impl Departure {
         process.surveys().call_off(machine);
         workload::begin_migration(machine);
         // Before anything else: a power cut leaves no time for it.
-        let disks = guest.departure(plan.migration);
+        let disks = guest.departure(process.name(), plan.migration);
         let notes = process.state().departures();
         if let Some(disks) = &disks {
             notes.write(disks).map_err(ApiError::failed)?;
@@ -181,12 +181,16 @@ impl Departure {
         let (Some(disks), notes) = (&self.disks, process.state().departures()) else { return };
         let noted = match outcome {
             Outcome::StayedAtSource => notes.forget(disks),
-            Outcome::Migrated | Outcome::Lost => notes.settle(disks),
-            // As the record will say.
-            Outcome::InDoubt => Ok(()),
+            Outcome::Migrated => notes.settle(disks),
+            // The record says whose they are: a guest that is lost may have ended here before it was
+            // handed over.
+            Outcome::Lost | Outcome::InDoubt => Ok(()),
         };
         if let Err(error) = noted {
-            tracing::warn!("which disks have moved away is not noted for good: {error:#}");
+            tracing::warn!(
+                "cannot record whether the disks of {} have moved: {error:#}",
+                process.name()
+            );
         }
     }
 

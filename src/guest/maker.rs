@@ -69,9 +69,10 @@ impl Maker {
         order: impl FnOnce(SyncSender<Result<T, String>>) -> Order,
     ) -> Result<T, String> {
         let (answer, answered) = sync_channel(1);
-        let gone = || "no disk can be made any more".to_owned();
-        let asked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        asked.as_ref().ok_or_else(gone)?.send(order(answer)).map_err(|_| gone())?;
+        let gone = || "the thread that makes disks has ended".to_owned();
+        // The lock is not held while the disk is waited for.
+        let ask = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        ask.ok_or_else(gone)?.send(order(answer)).map_err(|_| gone())?;
         answered.recv().map_err(|_| gone())?
     }
 
@@ -138,7 +139,7 @@ mod tests {
             assert!(refused.contains("not admitted"), "{refused}");
         }
         maker.end();
-        assert!(maker.make(&disk).unwrap_err().contains("any more"));
+        assert!(maker.make(&disk).unwrap_err().contains("has ended"));
         assert_eq!(std::fs::read_dir(root).unwrap().count(), 0);
     }
 }

@@ -5,8 +5,8 @@
 //! finds it held and keeps its pages to itself. The lock ends with its holders.
 //!
 //! A guest's process opens that file only if its guest has a domain, and before it is confined ([`super::opener`] does it for a guest
-//! that arrives). From then on it has a descriptor that only reads: a guest's process that has been taken over can change the lock,
-//! for which nobody waits long, and not the name.
+//! that arrives). From then on it has a descriptor that only reads: a guest's process that has been taken over can hold the lock
+//! (others wait for 5 s at most) and cannot write the name.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
@@ -83,20 +83,17 @@ fn join(path: &Path, domain: &MergeDomain, patience: Duration) -> Result<Merging
         Ok(()) => {
             writer.set_len(0)?;
             writer.write_all(domain.as_str().as_bytes())?;
-            // Changing a lock may let it go for a moment, in which another domain may come.
-            share(&writer, patience)?;
+            // Converting a flock is not atomic: another domain may take it in between.
+            if let Err(error) = share(&writer, patience) {
+                return Ok(held_alone(path, &error));
+            }
         }
         Err(TryLockError::WouldBlock) => {}
         Err(TryLockError::Error(error)) => return Err(error.into()),
     }
     let mut lock = regular_file::open(path, OpenOptions::new().read(true))?;
     if let Err(error) = share(&lock, patience) {
-        // A process that holds it for so long does not follow these rules: it must not keep guests from running.
-        tracing::error!(
-            "the lock of this host's merge domains, {}, cannot be shared: {error}; a process holds it alone (`fuser` tells which)",
-            path.display()
-        );
-        return Ok(Merging::Held { by: "an unknown domain".to_owned() });
+        return Ok(held_alone(path, &error));
     }
     drop(writer);
     // What counts is what is there while the lock is shared, since nobody writes then.
@@ -106,6 +103,17 @@ fn join(path: &Path, domain: &MergeDomain, patience: Duration) -> Result<Merging
         return Ok(Merging::On { _lock: lock });
     }
     Ok(Merging::Held { by: name.chars().filter(|c| !c.is_control()).collect() })
+}
+
+/// A process that holds the lock for so long does not follow these rules: it must not keep guests from
+/// running.
+fn held_alone(path: &Path, error: &io::Error) -> Merging {
+    let path = path.display();
+    tracing::error!(
+        "another process holds the lock of this host's merge domains, {path}, exclusively ({error}): \
+         pages of this guest are not merged; `fuser {path}` names the process"
+    );
+    Merging::Held { by: "an unknown domain".to_owned() }
 }
 
 /// Takes the lock together with others, unless it is held alone for longer than `patience`.

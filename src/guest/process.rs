@@ -300,6 +300,17 @@ impl GuestProcess {
         goes_on
     }
 
+    /// Notes durably that the guest ends so.
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub(crate) fn remember(&self, ending: &Ending) -> Result<()> {
+        let uuid = self.machine().map_or(self.identity().uuid, |machine| machine.uuid());
+        let now = self.state.timestamp_after_records(self.name());
+        let noted = self.state.ended().write(&ending.record(self.identity(), uuid, now));
+        noted.with_context(|| format!("cannot note how {} ended", self.name()))
+    }
+
     /// Ends the process, for the first reason that is given. That it has gone elsewhere meanwhile says more than that it was to end.
     pub(crate) fn end(&self, ending: Ending) {
         let has_left = matches!(

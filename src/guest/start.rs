@@ -270,7 +270,7 @@ impl Life {
         let files = files(Files::of_guest(state, claim.dir(), uuid))?;
         let departed = state.departures().past();
         if files.arriving().is_none() {
-            files.disks().try_for_each(|disk| departed.expect_here(disk))?;
+            files.disks().try_for_each(|disk| departed.expect_here(name, disk))?;
         }
         // Before there are threads: all of them inherit it, but for the two of a guest that
         // arrives, which keep their rights to files.
@@ -397,11 +397,8 @@ impl Life {
         // Whoever sees the folder gone may count on the guest being gone too; so it goes last.
         self.runtime.shutdown_timeout(std::time::Duration::from_secs(1));
         let name = self.claim.dir().name().clone();
-        let uuid = process.machine().map_or(process.identity().uuid, |machine| machine.uuid());
-        let ended =
-            ending.record(process.identity(), uuid, self.state.timestamp_after_records(&name));
-        if let Err(error) = self.state.ended().write(&ended) {
-            tracing::warn!(guest = %name, "how it ended is not remembered: {error:#}");
+        if let Err(error) = process.remember(&ending) {
+            tracing::warn!("{error:#}");
         }
         drop(self.claim);
         farewell(&name, ending)

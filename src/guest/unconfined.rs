@@ -1,5 +1,6 @@
 //! The threads of a guest's process that are started before it is confined and do what a guest that
-//! arrives needs once: they end before the guest runs.
+//! arrives needs once. The maker ends before the guest runs; the opener when it has read the guest's
+//! boot files, for which the hand-over does not wait.
 
 use std::sync::Arc;
 
@@ -10,7 +11,7 @@ use super::opener::Opener;
 use crate::confinement::ArrivingDisks;
 use crate::disk_places::DiskPlaces;
 
-/// See the module.
+/// The threads of a guest that arrives.
 #[derive(Debug, Clone)]
 pub(super) struct Unconfined {
     /// Makes the disks that come along.

@@ -91,7 +91,7 @@ fn begin(state: &StateDir) -> Result<Autostarted> {
     }
     let (mut waiting, mut due) = (Vec::new(), Vec::new());
     for definition in state.definitions().list()?.into_iter().filter(|it| it.autostart) {
-        // What cannot be told of one guest hinders no other: its own start is refused, with the reason.
+        // A damaged record stops only its own guest, whose start reports it.
         if matches!(Whereabouts::of(state, &definition.name), Ok(Whereabouts::Unsettled(_))) {
             waiting.push(definition.name.clone());
         }
@@ -128,7 +128,9 @@ async fn start(node: &Node, name: &GuestName) -> Result<()> {
     let run = command.spawn().context("cannot start a process for it")?.wait_with_output();
     let done = match tokio::time::timeout(START_PATIENCE, run).await {
         Ok(done) => done.context("cannot wait for its start")?,
-        Err(_) => bail!("it is not done after {START_PATIENCE:?}; it is not waited for"),
+        Err(_) => {
+            bail!("it has not started after {} s; it is not waited for", START_PATIENCE.as_secs())
+        }
     };
     let said = String::from_utf8_lossy(&done.stderr);
     let said = said.trim();

@@ -211,18 +211,7 @@ impl Node {
     /// # Errors
     /// They cannot be read, or one that may be its: it was called `name`.
     fn past(&self, uuid: Uuid, name: &str, since: Since) -> Result<Option<Past>, RecordError> {
-        let (records, damaged) = self.records().list()?;
-        let of_name = self.state().places_of_records().join(name);
-        let of_uuid = uuid.to_string();
-        let may_be_its = |error: &RecordError| {
-            let path = error.path();
-            path.starts_with(&of_name) || path.parent().is_some_and(|it| it.ends_with(&of_uuid))
-        };
-        if let Some(error) = damaged.into_iter().find(may_be_its) {
-            return Err(error);
-        }
-        let retired = self.records().retired(uuid)?;
-        Ok(past(records.iter().chain(&retired), uuid, since))
+        Ok(past(&self.records().of(name, Some(uuid))?, uuid, since))
     }
 
     /// How a guest stands that another host asks about. One that does not answer may run.

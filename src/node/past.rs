@@ -1,5 +1,5 @@
-//! How a guest was last on this host that is here no more, by the records of its migrations: what another host hears
-//! before a copy of the guest is let run there.
+//! What this host answers about a guest that it no longer has, by the records of its migrations: another host asks before
+//! the guest starts there.
 
 use std::net::IpAddr;
 
@@ -15,7 +15,7 @@ pub(super) enum Since {
     /// From this migration, in which the asking host took part: its own record counts as far as it says that the
     /// guest was here because of it.
     Migration(MigrationId),
-    /// Which migration is asked about was not said, by an earlier version at this address.
+    /// The asking host, at this address, named no migration: it is of an earlier version.
     Unsaid(IpAddr),
 }
 
@@ -62,7 +62,7 @@ fn by_record(record: &Record) -> Option<Past> {
     }
 }
 
-/// What the record of the migration says that is asked about: of its copies, one waits at the asking host.
+/// What the record of the named migration itself says: one of its copies waits at the asking host.
 fn by_itself(record: &Record) -> Option<Past> {
     match record.side {
         Side::Source { state: SourceState::Aborted, .. }

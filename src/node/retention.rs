@@ -1,5 +1,5 @@
-//! Which settled records may go from those that are read again and again, so that these stay few. What they say of where a
-//! guest has gone is kept.
+//! Decides which settled records to remove and which to archive, so that every pass reads few. Where a guest has gone
+//! stays known.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -56,7 +56,7 @@ pub(crate) fn outdated(
     old
 }
 
-/// The fate of records, should they be outdated: the last of each guest stays known, and the last of this host having it.
+/// What to do with an outdated record: the last of each guest stays known, and the last of this host having it.
 fn fates(records: &[Record]) -> impl Fn(&Record) -> Fate {
     let mut last: BTreeMap<Uuid, [u64; 2]> = BTreeMap::new();
     for record in records {

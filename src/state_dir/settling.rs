@@ -55,7 +55,7 @@ impl StateDir {
         let _turn = turn.with_context(|| format!("cannot lock {}", folder.display()))?;
         self.forget_uuids_of_the_gone()?;
         let definitions = self.definitions();
-        // In doubt it is: a file more does no harm.
+        // One that cannot be read counts as defined.
         self.ended().tidy(|guest| !matches!(definitions.find(guest), Ok(None)));
         self.remove_empty_folders(name);
         self.ended().create_place(name)?;

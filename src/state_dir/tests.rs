@@ -26,6 +26,23 @@ fn a_name_is_taken_until_its_claim_is_dropped() {
 }
 
 #[test]
+fn a_start_waits_for_one_that_removes_what_a_dead_process_has_left() {
+    let (_folder, state) = StateDir::temporary();
+    let guest = &state.guest(&name("web"));
+    create(guest.path(), PASSAGE).unwrap();
+    let removing = FileLock::try_acquire_to_remove(&guest.lock_file()).unwrap().unwrap();
+    std::thread::scope(|scope| {
+        let (tell, told) = std::sync::mpsc::channel();
+        scope.spawn(move || tell.send(guest.claim().map(drop)).unwrap());
+        let early = told.recv_timeout(10 * REMOVAL_PAUSE);
+        assert!(early.is_err(), "{early:?}");
+        assert!(!guest.is_live());
+        drop(GuestClaim { dir: guest.clone(), _lock: removing });
+        told.recv().unwrap().unwrap();
+    });
+}
+
+#[test]
 fn who_had_a_name_is_forgotten_with_the_guest_and_what_another_start_is_writing_stays() {
     let (_folder, state) = StateDir::temporary();
     let (gone, here) = (name("gone"), name("here"));

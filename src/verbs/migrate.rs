@@ -80,9 +80,9 @@ fn migrate(state: &StateDir, args: &MigrateArgs, destination: &str) -> Result<Ex
     }
     if args.json.output() == Output::Text {
         print_success(&args.name, destination, &report, is_workload)
-            .and_then(|()| print_unmarked(state, (&args.name, uuid), &report))
             .with_context(|| format!("{} has moved to {destination}", args.name))?;
     }
+    warn_of_unmarked(state, (&args.name, uuid), &report);
     Ok(Exit::Done)
 }
 
@@ -108,26 +108,22 @@ fn print_success(
 }
 
 /// Names the disks that are left without a note on them.
-fn print_unmarked(
-    state: &StateDir,
-    (name, uuid): (&GuestName, Uuid),
-    report: &Report,
-) -> Result<()> {
+fn warn_of_unmarked(state: &StateDir, (name, uuid): (&GuestName, Uuid), report: &Report) {
     if report.disk_bytes == 0 {
-        return Ok(());
+        return;
     }
     let disks = state.departures().disks_of(name, uuid, report.migration);
     let unmarked = disks.iter().filter(|disk| departed_to(disk).is_none());
     let unmarked: Vec<_> = unmarked.map(|disk| disk.display().to_string()).collect();
     if unmarked.is_empty() {
-        return Ok(());
+        return;
     }
-    output::print_line(format_args!(
-        "No note that its content has moved can be on {}: lighter refuses it with this state folder \
-         ({}) and with no other. Do not use it any more.",
+    output::note(format_args!(
+        "warning: {} cannot be marked as moved: only lighter with the state folder {} refuses to use \
+         it; its content is out of date",
         unmarked.join(", "),
         state.root().display()
-    ))
+    ));
 }
 
 /// Asks the guest's process to begin. One of an earlier version does not know where the node listens.

@@ -11,9 +11,9 @@ use vmm_core::snapshot::PartialFile;
 
 use self::disks::Copies;
 use super::session::{END_PATIENCE, block_on, is_gone_within};
-use crate::api::ApiClient;
 use crate::api::saving::{SaveFormat, SaveId, SaveRequest, Saved};
 use crate::api::types::StateAnswer;
+use crate::api::{ApiClient, AskError};
 use crate::cli::guest::{SaveArgs, TemplateArgs};
 use crate::exit::Exit;
 use crate::names::GuestName;
@@ -149,7 +149,11 @@ impl Asked {
     async fn end(&self, save: SaveId) -> Result<()> {
         let process = ProcessHandle::of(&self.guest).ok();
         let answer = self.tell_guest("finish", save).await;
-        if is_gone_within(&self.guest, process.as_ref(), END_PATIENCE).await {
+        if let Err(error) = &answer
+            && matches!(error.downcast_ref(), Some(AskError::Refused(_)))
+        {
+            self.tell_guest("release", save).await.with_context(|| format!("{error:#}"))?;
+        } else if is_gone_within(&self.guest, process.as_ref(), END_PATIENCE).await {
             // Whatever it has answered.
             return Ok(());
         }

@@ -205,7 +205,7 @@ fn a_guest_that_has_moved_away_is_not_started_with_the_host() {
         .run(&["start", "web-1"])
         .complains(Exit::Failed, &words)
         .complains(Exit::Failed, &is_there);
-    let words = ["has web-1, as web-1 (running)", "End it there first"];
+    let words = ["has web-1, as web-1 (running)", "end it there first"];
     pair.a.run(&["start", "web-1", "--force"]).complains(Exit::Failed, &words);
     assert_eq!(pair.a.list(), Vec::<Value>::new());
 

@@ -12,6 +12,7 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::process::Command;
 
+use nix::sys::signal::Signal;
 use place::{DISK_BYTES, GUEST, Place};
 
 use crate::host::checks::nothing_left_behind;
@@ -131,6 +132,20 @@ fn a_copy_that_is_called_off_leaves_nothing() {
     place.pair.a.run(&["cancel", GUEST]).ok();
     migration.finish().cancelled();
     assert_eq!(place.files_of("b"), [""; 0]);
+    place.runs_only_on(&place.pair.a);
+    place.migrate(&[]).ok();
+}
+
+#[test]
+fn disks_of_a_guest_that_ends_on_its_way_stay_usable() {
+    let place = Place::new();
+    let migration = place.start(&["--bandwidth", "50KB/s"]);
+    migration.await_phase("precopy");
+    let process = place.pair.a.guest(GUEST).pid();
+    process.signal(Signal::SIGTERM);
+    wait::until("the guest's process has ended", || wait::holds(!process.is_alive(), process));
+    drop(migration);
+    place.start_guest(&[]);
     place.runs_only_on(&place.pair.a);
     place.migrate(&[]).ok();
 }

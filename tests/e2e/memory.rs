@@ -168,7 +168,7 @@ fn who_keeps_the_lock_of_merge_domains_keeps_no_guest_from_running_or_arriving()
     is_told(&pair.b);
     let arrived = one_intact_copy(&pair.hosts(), "one", &pair.b);
     assert!(!is_marked(&arrived));
-    pair.b.await_log(&["the lock of this host's merge domains", "holds it alone"]);
+    pair.b.await_log(&["the lock of this host's merge domains", "exclusively"]);
 }
 
 #[test]

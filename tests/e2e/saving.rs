@@ -44,6 +44,20 @@ fn a_guest_without_disks_may_go_on_when_it_is_saved() {
     memory_is_intact(&guest);
 }
 
+#[test]
+fn a_guest_whose_save_cannot_be_noted_goes_on() {
+    let pair = Pair::without_nodes();
+    let guest = Guest::start(&pair.a, &GuestPlan::default());
+    await_life(&guest);
+    // Its process may not make it again.
+    fs::remove_dir(pair.a.state_dir().join("ended/guests/web-1")).expect("the place for its end");
+    let file = pair.folder().join("web-1.lighter").display().to_string();
+    let words = ["may be out of date", "cannot note how web-1 ended"];
+    pair.a.run(&["save", "web-1", &file]).complains(Exit::Failed, &words);
+    await_life(&guest);
+    memory_is_intact(&guest);
+}
+
 /// A guest that sleeps, with a disk.
 fn guest_with_a_disk(pair: &Pair) -> PathBuf {
     let disk = pair.folder().join("disk.raw");

@@ -17,6 +17,7 @@ use crate::state::{MsrValue, TscScale};
 use crate::virtio::block::{BlockConfig, DiskProof};
 use crate::virtio::net::NetConfig;
 use crate::virtio::{DeviceConfig, check_devices};
+use crate::vm::create_vm;
 use crate::{codec, raw};
 
 pub use vcpus::{VCPUS_MAX, VcpuLimits};
@@ -357,7 +358,7 @@ impl Host {
             kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).call("KVM_GET_SUPPORTED_CPUID")?;
         let entries = supported.as_slice().iter().map(CpuidEntry::from).collect();
         let cpuid = cpuid::for_new_guest(entries);
-        let vm = kvm.create_vm().call("KVM_CREATE_VM")?;
+        let vm = create_vm(&kvm)?;
         let vcpu = vm.create_vcpu(0).vcpu_call(0, "KVM_CREATE_VCPU")?;
         vcpu.set_cpuid2(&cpuid::table(&cpuid, 0, 1)?).vcpu_call(0, "KVM_SET_CPUID2")?;
         let xsave_bytes = u32::try_from(vm.check_extension_int(Cap::Xsave2)).unwrap_or(0);

@@ -492,6 +492,17 @@ impl Vm {
     }
 }
 
+/// A VM without anything. The kernel starts a thread for it, and gives up when a signal comes
+/// meanwhile: begins again then, as QEMU does.
+pub(crate) fn create_vm(kvm: &Kvm) -> Result<VmFd> {
+    loop {
+        match kvm.create_vm() {
+            Err(error) if error.errno() == libc::EINTR => {}
+            created => return created.call("KVM_CREATE_VM"),
+        }
+    }
+}
+
 /// A VM with interrupt controllers and a timer in the kernel.
 ///
 /// `KVM_CAP_X2APIC_API` stays off, as in QEMU for guests of up to 255 vCPUs: it is for APIC IDs of
@@ -500,7 +511,7 @@ impl Vm {
 /// it. Its other half, a broadcast quirk, concerns the destination 255 of interrupts that a device
 /// sends to x2APICs, which is nobody's ID either. Guests can use their x2APICs all the same.
 fn new_vm(kvm: &Kvm) -> Result<VmFd> {
-    let vm = kvm.create_vm().call("KVM_CREATE_VM")?;
+    let vm = create_vm(kvm)?;
     vm.set_identity_map_address(IDENTITY_MAP_ADDRESS).call("KVM_SET_IDENTITY_MAP_ADDR")?;
     vm.set_tss_address(TSS_ADDRESS).call("KVM_SET_TSS_ADDR")?;
     vm.create_irq_chip().call("KVM_CREATE_IRQCHIP")?;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::{Door, Found, hypervisor_line, qemu_line};
 use crate::observe::sources::{unsigned, value_of};
-use crate::observe::{ObserveError, Sources};
+use crate::observe::{ObserveError, Sources, started_of};
 use crate::situation::{Backing, Vmm};
 
 /// Most arguments of a process that are looked at.
@@ -90,6 +90,7 @@ fn found(
     let name = line.name.and_then(|name| speakable(&name));
     let mut found = Found {
         pid,
+        started: started_of(sources, pid)?,
         name: name.unwrap_or_else(|| format!("{kind}-{pid}")),
         vmm,
         uid: uid(sources, pid)?,
@@ -128,10 +129,14 @@ pub(super) fn has_device(sources: &Sources, pid: u32) -> bool {
         .any(|link| pins.iter().any(|device| link.starts_with(device)))
 }
 
-/// A name that can be shown: no control characters, not too long, not empty.
+/// A name that can be shown: no control characters, none that change the direction or width of what
+/// follows, not too long, not empty.
 fn speakable(name: &str) -> Option<String> {
-    let name: String =
-        name.trim().chars().filter(|c| !c.is_control()).take(NAME_CHARS_MAX).collect();
+    let is_shown = |c: &char| {
+        !c.is_control()
+            && !matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+    };
+    let name: String = name.trim().chars().filter(is_shown).take(NAME_CHARS_MAX).collect();
     (!name.is_empty()).then_some(name)
 }
 
@@ -183,6 +188,8 @@ mod tests {
         symlink("/run/guests", folder.join("cwd")).unwrap();
         fs::write(folder.join("cmdline"), line.replace(' ', "\0") + "\0").unwrap();
         fs::write(folder.join("status"), "Name:\tx\nUid:\t107\t107\t107\t107\n").unwrap();
+        let fields = [&["S"], &["0"; 18][..], &["4711"]].concat().join(" ");
+        fs::write(folder.join("stat"), format!("{pid} (a) b) {fields} 0\n")).unwrap();
         fs::create_dir(folder.join("fd")).unwrap();
     }
 
@@ -199,6 +206,9 @@ mod tests {
         let found = discover(&Sources::at(root)).unwrap().guests;
         let seen: Vec<_> = found.iter().map(|guest| (guest.uid, guest.has_passthrough)).collect();
         assert_eq!(seen, [(Some(107), true), (None, false)]);
+        assert_eq!(found[0].started, 4711);
+        assert!(found[0].is_there(&Sources::at(root)));
+        assert!(!Found { started: 4710, ..found[0].clone() }.is_there(&Sources::at(root)));
     }
 
     #[test]
@@ -215,7 +225,7 @@ mod tests {
         process(root, 8, "/usr/libexec/qemu-kvm", "qemu-kvm -name guest=web -m 2G");
         process(root, 9, "/opt/cloud-hypervisor-static", "ch --api-socket /run/a.sock");
         process(root, 10, "/usr/bin/qemu-system-aarch64", "");
-        process(root, 11, "/usr/bin/qemu-system-x86_64", "qemu -name \u{1b}[2Jx");
+        process(root, 11, "/usr/bin/qemu-system-x86_64", "qemu -name \u{1b}\u{202e}[2Jx");
         fs::create_dir_all(root.join("proc/12")).unwrap();
 
         let found = discover(&Sources::at(root)).unwrap();

@@ -59,8 +59,8 @@ pub async fn look(found: &Found, asking: &Asking) -> Result<Look, ForeignError> 
     patiently(found, asking.patience, looking).await
 }
 
-/// Asks a guest to keep `keep_bytes` of its RAM of `memory_bytes`, within `patience` for all of it. Nothing is taken from one that has a
-/// device of the host by now: [`super::discover()`] may have been before that was plugged in.
+/// Asks a guest to keep `keep_bytes` of its RAM of `memory_bytes`, within `patience` for all of it. Refuses to inflate when
+/// a device of the host pins the memory: it may have been plugged in since [`super::discover()`].
 ///
 /// # Errors
 /// [`ForeignError::NoDoor`], [`ForeignError::NoBalloon`], [`ForeignError::Pinned`], and what the others say.

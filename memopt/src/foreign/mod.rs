@@ -36,6 +36,8 @@ use discover::Mounts;
 pub struct Found {
     /// The process that holds its memory.
     pub pid: u32,
+    /// When that process began, in ticks since the host booted: its number may be another's by now.
+    pub started: u64,
     /// The name that its command line claims, or one that is made of its process's number: not one
     /// guest's only before [`name_apart`].
     pub name: String,

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Found;
+use crate::observe::{Sources, started_of};
 
 /// Names `found` apart, from each other and from the guests that are called `own`: a name that is taken
 /// or claimed twice gets `@PID` behind it, for each of those that claim it, and so does one that looks
@@ -19,8 +20,24 @@ pub fn name_apart(own: &BTreeSet<String>, found: &mut [Found]) {
     for guest in found {
         let is_shared = claims.get(&guest.name).is_some_and(|count| *count > 1);
         if is_shared || own.contains(&guest.name) || is_numbered(&guest.name) {
-            guest.name = format!("{}@{}", guest.name, guest.pid);
+            guest.name = guest.numbered();
         }
+    }
+}
+
+impl Found {
+    /// Whether [`name_apart`] may have called it `name`.
+    pub fn is_called(&self, name: &str) -> bool {
+        name == self.name || name == self.numbered()
+    }
+
+    /// Whether its process is still there.
+    pub fn is_there(&self, sources: &Sources) -> bool {
+        started_of(sources, self.pid).is_ok_and(|started| started == self.started)
+    }
+
+    fn numbered(&self) -> String {
+        format!("{}@{}", self.name, self.pid)
     }
 }
 

@@ -64,6 +64,13 @@ pub struct Found {
     pub error: Option<String>,
 }
 
+impl Found {
+    /// The action at `index` did not work.
+    pub fn failed(index: u32, error: &str) -> Self {
+        Self { index, verified_bytes: None, error: Some(error.to_owned()) }
+    }
+}
+
 impl<P> fmt::Debug for History<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("History").field("path", &self.path).finish_non_exhaustive()

@@ -120,9 +120,7 @@ pub(super) struct Cheap {
 
 impl Cheap {
     pub(super) fn read(sources: &Sources, pid: u32) -> Result<Self, ObserveError> {
-        let stat = sources.read_of(pid, "stat")?;
-        let started =
-            started(&stat).ok_or_else(|| sources.unexpected(&format!("proc/{pid}/stat"), &stat))?;
+        let started = started_of(sources, pid)?;
         let merged = merged(sources, pid)?;
         let status = sources.read_of(pid, "status")?;
         Self::parse(&status, merged, started)?.ok_or(ObserveError::Gone { pid })
@@ -145,6 +143,13 @@ impl Cheap {
     pub(super) const fn occupied_bytes(&self) -> u64 {
         self.resident_bytes.saturating_add(self.pool_bytes)
     }
+}
+
+/// When a process began, in ticks of the kernel's clock since it booted: with its number, that tells it
+/// from all others.
+pub(crate) fn started_of(sources: &Sources, pid: u32) -> Result<u64, ObserveError> {
+    let stat = sources.read_of(pid, "stat")?;
+    started(&stat).ok_or_else(|| sources.unexpected(&format!("proc/{pid}/stat"), &stat))
 }
 
 /// `starttime` in the text of `/proc/PID/stat` (proc(5): field 22).

@@ -204,8 +204,8 @@ impl fmt::Display for Advice {
             ),
             Self::NameUser { guest } => write!(
                 f,
-                "{guest}: its owner has chosen its name, so no [[guest]] table gives it `min` or `priority` by that \
-                 alone: if it is the guest that is meant, add `user`"
+                "{guest}: a [[guest]] table gives it `min` or `priority` by its name only, and its owner has chosen that: \
+                 if it is the guest that is meant, add `user`"
             ),
         }
     }

@@ -126,6 +126,7 @@ pub(crate) fn clone_of(name: &str, domain: &str) -> Guest {
 pub(crate) fn found(pid: u32, name: &str) -> Found {
     Found {
         pid,
+        started: 0,
         name: name.to_owned(),
         vmm: Vmm::Qemu,
         uid: None,

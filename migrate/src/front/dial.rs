@@ -124,7 +124,7 @@ pub struct Traced {
     pub guest: Option<FoundGuest>,
     /// Where to go on asking when it has moved on, or may have.
     pub onward: Option<Onward>,
-    /// Whether all of that is of after the migration that was named. An earlier version cannot tell.
+    /// Whether the answer covers only what happened after that migration; false from earlier versions.
     pub is_since: bool,
 }
 
@@ -154,7 +154,7 @@ async fn trace_by(dialer: &Endpoint, peer: &Peer, sought: &Sought) -> Result<Tra
                 return Ok(Traced { guest, onward, is_since: true });
             }
             // An earlier version hangs up on a question that it does not know.
-            Err(FrontError::Link(_) | FrontError::Protocol { .. }) => {}
+            Err(FrontError::Link(LinkError::Closed { .. }) | FrontError::Protocol { .. }) => {}
             Ok(reply) => return Err(unfit(peer, reply)),
             Err(error) => return Err(error),
         }

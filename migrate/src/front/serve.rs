@@ -117,13 +117,17 @@ fn may_ask(
         FrontRequest::Admit { guest, .. } if guest.uuid == own => {
             // Without this, one `lighter migrate` would let a process that is taken over send guests for as long as its
             // certificate is valid.
-            let age = now.duration_since(issued).unwrap_or_default();
+            let (age, is_ahead) = match now.duration_since(issued) {
+                Ok(age) => (age, false),
+                Err(ahead) => (ahead.duration(), true),
+            };
             if age <= ADMISSION_AGE_MAX {
                 return Ok(());
             }
             let (minutes, most) = (age.as_secs() / 60, ADMISSION_AGE_MAX.as_secs() / 60);
+            let how = if is_ahead { "from the future" } else { "old" };
             Err(format!(
-                "the certificate of the guest's process is {minutes} minutes old, and a migration must begin within {most} minutes \
+                "the certificate of the guest's process is {minutes} minutes {how}, and a migration must begin within {most} minutes \
                  of `lighter migrate`: check the clocks of both hosts"
             ))
         }
@@ -259,8 +263,10 @@ mod tests {
         };
         let late = issued + ADMISSION_AGE_MAX + Duration::from_secs(1);
         may(&admit(own), issued + ADMISSION_AGE_MAX).unwrap();
-        // This host's clock is behind.
-        may(&admit(own), issued - Duration::from_hours(1)).unwrap();
+        may(&admit(own), issued - Duration::from_mins(10)).unwrap();
+        // The source's clock is ahead: its process could begin migrations for an hour more.
+        let ahead = may(&admit(own), issued - Duration::from_hours(1)).unwrap_err();
+        assert!(ahead.contains("60 minutes from the future"), "{ahead}");
         let refused = may(&admit(own), late).unwrap_err();
         assert!(refused.contains("15 minutes old") && refused.contains("clocks"), "{refused}");
         // A migration in doubt is settled however late.

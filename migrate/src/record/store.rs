@@ -2,8 +2,8 @@
 //!
 //! What is in a guest's folder is of this guest alone: its process writes there, and nowhere else.
 //! Earlier versions wrote all records into the folder that `guests` is in; they are still read there.
-//! `past/UUID.json`, which only the node writes, is a guest's last record of its having been here, once
-//! that is too old to be read with all others; `UUID.offered.json` the last later one of its not being taken.
+//! `past/UUID.json`, which only the node writes, is the archived last record of a guest that was here;
+//! `UUID.offered.json` that of a later offer that was not taken.
 
 use std::ffi::OsStr;
 use std::fs::{self, FileType};
@@ -155,6 +155,30 @@ impl RecordStore {
         Ok((records, errors))
     }
 
+    /// All records of the guest `uuid` and of guests called `name`, also those that were retired,
+    /// newest first.
+    ///
+    /// # Errors
+    /// As [`Self::list`]; or one that may be theirs cannot be read: it may be the last.
+    pub fn of(&self, name: &str, uuid: Option<Uuid>) -> Result<Vec<Record>, RecordError> {
+        let (mut records, damaged) = self.list()?;
+        let of_name = Self::places(&self.folder).join(name);
+        let of_uuid = uuid.map(|uuid| uuid.to_string());
+        let may_be_its = |error: &RecordError| {
+            let folder = error.path().parent().and_then(|folder| folder.file_name()?.to_str());
+            error.path().starts_with(&of_name) || (folder.is_some() && folder == of_uuid.as_deref())
+        };
+        if let Some(error) = damaged.into_iter().find(may_be_its) {
+            return Err(error);
+        }
+        if let Some(uuid) = uuid {
+            records.extend(self.retired(uuid)?);
+        }
+        records.retain(|it| it.guest == name || Some(it.guest_uuid) == uuid);
+        records.sort_by_key(|record| std::cmp::Reverse(record.started_unix_ms));
+        Ok(records)
+    }
+
     /// Now, in milliseconds since 1970; but later than every record, for the order of records is that
     /// of their times, and a clock can be set back.
     pub fn timestamp(&self) -> u64 {
@@ -176,7 +200,7 @@ impl RecordStore {
         }
     }
 
-    /// Removes this record from those that [`Self::list`] gives, and keeps it for [`Self::retired`], without its
+    /// Removes this record from those that [`Self::list`] gives, and keeps it for [`Self::of`], without its
     /// report and the secret of its migration; unless it says nothing of where its guest went.
     ///
     /// # Errors
@@ -186,7 +210,7 @@ impl RecordStore {
         let path = self.past_of(uuid, had_guest);
         let is_latest =
             read(&path)?.is_none_or(|kept| kept.started_unix_ms <= record.started_unix_ms);
-        // Who never had the guest needs not know that it was not given.
+        // A host that never had the guest keeps no refused offers.
         let tells = had_guest || self.past_of(uuid, true).exists();
         if is_latest && tells {
             let past = self.past();
@@ -202,7 +226,7 @@ impl RecordStore {
     ///
     /// # Errors
     /// When one is there and cannot be read, or is another guest's.
-    pub fn retired(&self, uuid: Uuid) -> Result<Vec<Record>, RecordError> {
+    fn retired(&self, uuid: Uuid) -> Result<Vec<Record>, RecordError> {
         let mut kept = Vec::new();
         for had_guest in [true, false] {
             let path = self.past_of(uuid, had_guest);

@@ -45,7 +45,7 @@ impl Source {
         }
     }
 
-    /// The guest stands for nothing more that this side could call off, or it goes on here.
+    /// Stops the clock of the standstill: the decision is made, or the guest resumes.
     pub(super) fn end_standstill(&mut self) {
         if self.stands_until.take().is_some() {
             self.notes.standstill = Some(self.standstill.report(self.now));

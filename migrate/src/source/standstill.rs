@@ -1,4 +1,4 @@
-//! What the guest waits for while it stands: for the report, and for the words when it stood for too long.
+//! Times the steps of the hand-over, for the report and for the error when it takes too long.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ pub(super) enum Step {
 impl Step {
     const ALL: [Self; 5] = [Self::Pause, Self::Flush, Self::Save, Self::Send, Self::Ready];
 
-    /// What is said of a step that has not ended.
+    /// Describes an unfinished step, for the error.
     const fn under_way(self) -> &'static str {
         match self {
             Self::Pause => "the guest was still being paused",

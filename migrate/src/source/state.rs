@@ -111,8 +111,13 @@ pub(super) struct Unwind {
 }
 
 impl Unwind {
-    /// What is to be on disk in the end. While both copies may run, the guest is nobody's for certain: the node asks
-    /// the destination again when this process has ended, and has it from there.
+    /// One in which the guest is to be `guest`, and the destination is yet to be told.
+    pub(super) const fn new(error: MigrationError, guest: GuestBack, telling: Telling) -> Self {
+        Self { error, guest, telling, reported: false, recording: false, runs_there: false }
+    }
+
+    /// What is to be on disk in the end. While both copies may run, the record stays undecided: when this process
+    /// has ended, the node asks the destination.
     pub(super) fn end(&self) -> SourceState {
         match (self.runs_there, &self.guest) {
             (false, _) => SourceState::Aborted,

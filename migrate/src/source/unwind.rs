@@ -55,9 +55,7 @@ impl Source {
     }
 
     fn begin_unwinding(&mut self, error: MigrationError, guest: GuestBack, telling: Telling) {
-        let (reported, recording, runs_there) = Default::default();
-        self.state =
-            State::Unwinding(Unwind { error, guest, telling, reported, recording, runs_there });
+        self.state = State::Unwinding(Unwind::new(error, guest, telling));
         match (telling, self.link.is_up()) {
             (Telling::Told, _) => {}
             (_, true) => self.link.expect_answer(self.now),

@@ -139,7 +139,7 @@ impl Arriving {
             let disks: Vec<_> = disks.iter().map(|disk| &**disk).collect();
             return DiskContent::adopt(&disks).map_err(|error| GuestError::new(error.to_string()));
         };
-        // Adopted again, it has nothing left to do: its thread has ended.
+        // The disks have their names already: the thread has ended.
         if !disks.is_empty() && !maker.has_ended() {
             maker.name(disks).map_err(GuestError::new)?;
             maker.end();

@@ -175,7 +175,7 @@ impl Actor {
     /// The process that `step` is done to, if another program runs that guest.
     fn foreign(&self, step: &Step) -> Option<(&ForeignGuests, u32)> {
         let (foreign, pid) = (self.foreign.as_deref()?, step.pid?);
-        foreign.has(pid).then_some((foreign, pid))
+        foreign.has(pid, step.action.guest()?).then_some((foreign, pid))
     }
 
     /// The guest of ours that `step` is done to: not another one that has its name by now.
@@ -184,8 +184,8 @@ impl Actor {
             step.action.guest().unwrap_or_default().parse().context("no name of a guest")?;
         let dir = self.state.live_guest(&name)?;
         let pid = dir.read_identity()?.pid;
-        if step.pid.is_some_and(|planned| planned != pid) {
-            bail!("it was planned for another guest of that name, whose process has ended");
+        if let Some(planned) = step.pid.filter(|planned| *planned != pid) {
+            bail!("the guest was restarted since the plan was made (PID {planned}, now {pid})");
         }
         Ok(ApiClient::new(&dir.socket()).with_patience(GUEST_PATIENCE))
     }

@@ -48,7 +48,7 @@ pub(super) struct ForeignGuests {
     register: Mutex<Register>,
 }
 
-/// What is known of them, by process: their names are theirs to choose.
+/// Known guests by PID; their names are not trusted.
 #[derive(Debug, Default)]
 struct Register {
     guests: BTreeMap<u32, Known>,
@@ -126,9 +126,9 @@ impl ForeignGuests {
         (guests, complaints)
     }
 
-    /// Whether the guest of this process is one of them.
-    pub(super) fn has(&self, pid: u32) -> bool {
-        self.register().guests.contains_key(&pid)
+    /// Whether the process `pid` runs one of them, which is called `name`.
+    pub(super) fn has(&self, pid: u32, name: &str) -> bool {
+        self.register().guests.get(&pid).is_some_and(|known| known.found.is_called(name))
     }
 
     /// Asks a guest to keep so much of its memory.
@@ -151,10 +151,11 @@ impl ForeignGuests {
     /// # Errors
     /// It is only watched, is gone, or none becomes one.
     pub(super) fn make_huge(&self, pid: u32, chunks: &[ChunkRange]) -> Result<()> {
-        let pid = self.known(pid)?.found.pid;
-        let pid =
+        let number =
             i32::try_from(pid).ok().and_then(Pid::from_raw).context("no number of a process")?;
-        let process = pidfd_open(pid, PidfdFlags::empty()).context("its process is gone")?;
+        let process = pidfd_open(number, PidfdFlags::empty()).context("its process is gone")?;
+        // Not before: from here on the number stays that process's.
+        let _known = self.known(pid)?;
         let numbers = chunks.iter().flat_map(|range| range.first..range.first + range.count);
         let starts = numbers.map(|number| u64::from(number) * CHUNK_BYTES);
         Ok(make_huge(process.as_fd(), starts)?)
@@ -167,9 +168,10 @@ impl ForeignGuests {
     fn known(&self, pid: u32) -> Result<Known> {
         ensure!(
             self.doing == ForeignGuestsArg::Act,
-            "it is only watched (`lighter node --foreign-guests act`)"
+            "guests of other programs are only watched: start the node with --foreign-guests act"
         );
-        self.register().guests.get(&pid).cloned().context("it is gone")
+        let known = self.register().guests.get(&pid).cloned();
+        known.filter(|known| known.found.is_there(&self.sources)).context("it is gone")
     }
 
     /// What is among the host's processes, looked for now and then, named apart from `own`.
@@ -204,8 +206,10 @@ impl Register {
     fn renew(&mut self, found: Vec<Found>) {
         let mut before = std::mem::take(&mut self.guests);
         for found in found {
-            let is_it =
-                |known: &Known| (&known.found.name, known.found.uid) == (&found.name, found.uid);
+            let is_it = |known: &Known| {
+                let was = &known.found;
+                (&was.name, was.uid, was.started) == (&found.name, found.uid, found.started)
+            };
             let known = before.remove(&found.pid).filter(is_it);
             let known = known.unwrap_or_else(|| Known::new(found.clone()));
             self.guests.insert(found.pid, Known { found, ..known });
@@ -262,6 +266,7 @@ mod tests {
     fn found(socket: PathBuf) -> Found {
         Found {
             pid: std::process::id(),
+            started: 0,
             name: "web-1".to_owned(),
             vmm: Vmm::Qemu,
             uid: None,
@@ -285,7 +290,6 @@ mod tests {
         let guests = ForeignGuests::claim_in(folder.path(), ForeignGuestsArg::Watch).unwrap();
         let guests = guests.unwrap();
         guests.register().renew(vec![found]);
-        assert!(guests.has(pid) && !guests.has(pid + 1));
         let chunks = [ChunkRange { first: 0, count: 1 }];
         let refused = [guests.set_balloon(pid, 1 << 29).await, guests.make_huge(pid, &chunks)];
         for refused in refused {
@@ -293,6 +297,32 @@ mod tests {
             assert!(error.contains("only watched"), "{error}");
         }
         assert!(monitor.accept().is_err(), "its monitor is not asked");
+    }
+
+    #[tokio::test]
+    async fn a_guest_whose_process_number_is_another_ones_by_now_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("qmp");
+        let monitor = UnixListener::bind(&socket).unwrap();
+        monitor.set_nonblocking(true).unwrap();
+        // This process did not begin when the host booted.
+        let found = found(socket);
+        let pid = found.pid;
+        let guests = ForeignGuests::claim_in(folder.path(), ForeignGuestsArg::Act).unwrap();
+        let guests = guests.unwrap();
+        guests.register().renew(vec![found.clone()]);
+        guests.register().guests.get_mut(&pid).unwrap().asked_bytes = Some(1 << 29);
+        assert!(guests.has(pid, "web-1") && guests.has(pid, &format!("web-1@{pid}")));
+        assert!(!guests.has(pid, "web-2") && !guests.has(pid + 1, "web-1"));
+        let chunks = [ChunkRange { first: 0, count: 1 }];
+        for refused in [guests.set_balloon(pid, 1 << 29).await, guests.make_huge(pid, &chunks)] {
+            let error = format!("{:#}", refused.unwrap_err());
+            assert!(error.contains("gone"), "{error}");
+        }
+        assert!(monitor.accept().is_err(), "its monitor is not asked");
+
+        guests.register().renew(vec![Found { started: 7, ..found }]);
+        assert_eq!(guests.register().guests[&pid].asked_bytes, None, "that was another guest");
     }
 
     #[test]

@@ -268,10 +268,9 @@ impl Runner {
         self.settle(pending, &names).await.and(outcome)
     }
 
-    /// Tells why a step was not done that does not count against what it would be done with.
+    /// Records a failure that does not count against what the step would be done with.
     fn record_error(&self, index: u32, error: &str) {
-        let found = Found { index, verified_bytes: None, error: Some(error.to_owned()) };
-        self.density.records.put_down_found(self.id, &[found]);
+        self.density.records.put_down_found(self.id, &[Found::failed(index, error)]);
     }
 
     /// Tells of a window that may not be opened while another process lets the kernel merge pages, and
@@ -279,7 +278,7 @@ impl Runner {
     fn refused(&self, window: u32, marked: &[Pending], reason: &str) {
         tracing::warn!(run = %self.id, "no window of ksmd is opened: {reason}");
         let steps = marked.iter().map(|step| step.index).chain([window]);
-        let refused = |index| Found { index, verified_bytes: None, error: Some(reason.to_owned()) };
+        let refused = |index| Found::failed(index, reason);
         self.density.records.put_down_found(self.id, &steps.map(refused).collect::<Vec<_>>());
     }
 
@@ -287,7 +286,7 @@ impl Runner {
     async fn failed(&self, index: u32, step: &Step, error: String) {
         tracing::warn!(run = %self.id, step = %step.action, "it could not be done: {error}");
         self.density.tally.step_failed(&step.action);
-        let found = Found { index, verified_bytes: None, error: Some(error.clone()) };
+        let found = Found::failed(index, &error);
         self.conclude(found, &Outcome::failed(step, error)).await;
     }
 

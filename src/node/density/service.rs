@@ -65,9 +65,7 @@ pub(super) struct Unremembered;
 
 impl fmt::Display for Unremembered {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(
-            "nothing is taken by balloons that the next node could not know for its own to give back",
-        )
+        f.write_str("no balloon is inflated while what the node remembers cannot be written")
     }
 }
 
@@ -316,7 +314,9 @@ impl Density {
     /// Changes what is remembered, and puts it down for the next node.
     pub(super) async fn remember(&self, change: impl FnOnce(&mut Ledger)) {
         if let Err(error) = self.put_down(change).await {
-            tracing::warn!("cannot put down what is remembered of balloons and merging: {error:#}");
+            tracing::warn!(
+                "cannot write what the node remembers of balloons and merging: {error:#}"
+            );
         }
     }
 

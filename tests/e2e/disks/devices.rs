@@ -94,8 +94,8 @@ fn a_device_whose_content_has_left_with_its_guest_is_not_used() {
     start(&pair, GUEST, &device.path(), &[]).ok();
     let path = format!("{}={}", device.path(), folder.join("db.raw").display());
     let go = ["migrate", GUEST, pair.b.node().address(), "--copy-disks", "--disk-path", &path];
-    let moved = pair.a.run(&go).ok().stdout;
-    assert!(moved.contains(&format!("can be on {}", device.path())), "{moved}");
+    let moved = pair.a.run(&go).ok().stderr;
+    assert!(moved.contains(&format!("{} cannot be marked", device.path())), "{moved}");
 
     let refused = start(&pair, "other", &device.path(), &[]);
     let list = pair.a.state_dir().join("departed/guests/db");

@@ -16,7 +16,7 @@ const CONTENT_BYTES: usize = 3 << 20;
 /// Where it begins.
 const CONTENT_AT: u64 = 9 << 20;
 
-/// See the module.
+/// The hosts, and their folders.
 #[derive(Debug)]
 pub(super) struct Place {
     pub(super) pair: Pair,
@@ -53,7 +53,8 @@ impl Place {
         place
     }
 
-    fn start_guest(&self, environment: &[(String, String)]) {
+    /// Starts the guest on the first host, with this environment.
+    pub(super) fn start_guest(&self, environment: &[(String, String)]) {
         let kernel = sleeper(self.pair.folder());
         let (kernel, disk) = (kernel.display().to_string(), self.disk_a().display().to_string());
         let start = ["run", "--detach", "--name", GUEST, "--memory", "64M"];

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::phase::{self, Side};
 use super::scene::Stall;
-use crate::host::{Migration, Pair, lighter, run, wait};
+use crate::host::{HELD, Migration, Pair, lighter, run, wait};
 use crate::linux::image::Image;
 use crate::linux::witness::Witness;
 
@@ -23,7 +23,7 @@ fn linux_that_stands_for_seconds_at_the_hand_over_loses_neither_time_nor_timers(
     let witness = Witness::of(&pair.a, "linux", image.pages());
     let (before, clocks) = witness.testify();
 
-    let migration = Migration::start(&pair.a, "linux", &pair.b, &[]);
+    let migration = Migration::start(&pair.a, "linux", &pair.b, &HELD);
     stall.await_reached();
     let began = Instant::now();
     wait::until("the guest has stood for long", || wait::holds(began.elapsed() > STANDSTILL, ()));

@@ -6,7 +6,7 @@ use crate::host::checks::{
     exactly_one_copy_runs, guest_is_gone, memory_is_intact, no_copy_runs, one_intact_copy,
 };
 use crate::host::kernel::sleeper;
-use crate::host::{Exit, Guest, GuestPlan, Host, Migration, NodePlan, Pair, wait};
+use crate::host::{Exit, Guest, GuestPlan, HELD, Host, Migration, NodePlan, Pair, wait};
 
 /// Arguments of `lighter` that run the copy of a host.
 const RESOLVE_RUN: [&str; 4] = ["migrate", GUEST, "--resolve", "run"];
@@ -66,7 +66,7 @@ fn a_ready_destination_asks_the_host_that_the_guest_came_from_before_it_runs() {
     boots(&mut scene.pair.a, &listen);
     let again = GuestPlan { name: GUEST.to_owned(), ..GuestPlan::default() };
     let again = Guest::start(&scene.pair.a, &again);
-    let words = ["127.0.0.1 has web-1, as web-1 (running)", "End it there first"];
+    let words = ["127.0.0.1 has web-1, as web-1 (running)", "end it there first"];
     scene.pair.b.run(&RESOLVE_RUN).complains(Exit::Failed, &words);
     assert!(again.ticks().is_some());
     scene.pair.b.guest(GUEST).await_state("in-doubt");
@@ -131,7 +131,7 @@ fn a_source_in_doubt_does_not_run_a_guest_that_is_on_its_way_from_its_destinatio
     scene.migrate();
     scene.pair.b.guest(GUEST).await_state("running");
     let elsewhere = third_host(&scene.pair);
-    let onward = Migration::start(&scene.pair.b, GUEST, &elsewhere.b, &[]);
+    let onward = Migration::start(&scene.pair.b, GUEST, &elsewhere.b, &HELD);
     elsewhere.b.guest(GUEST).await_state("running");
     scene.pair.b.guest(GUEST).await_state("in-doubt");
     scene.pair.a.guest(GUEST).await_state("in-doubt");
@@ -206,7 +206,7 @@ fn a_destination_that_was_off_does_not_start_a_guest_that_its_source_has_started
         .b
         .await_log(&["not started with the host", "127.0.0.1 has web-1, as web-1 (running)"]);
     assert!(scene.pair.b.list().is_empty());
-    let words = ["127.0.0.1 has web-1", "End it there first"];
+    let words = ["127.0.0.1 has web-1", "end it there first"];
     scene.pair.b.run(&["start", GUEST]).complains(Exit::Failed, &words);
     exactly_one_copy_runs(&scene.pair.hosts(), GUEST, &scene.pair.a);
 
@@ -234,7 +234,7 @@ fn a_guest_that_has_moved_on_is_neither_started_nor_restored_where_it_first_was(
 
     let (second, third) = (scene.pair.b.last_address(), elsewhere.b.last_address());
     let moved = format!("web-1 has moved to {third} from {second}");
-    let words = [&moved, third, "has web-1, as web-1 (running)", "End it there first"];
+    let words = [&moved, third, "has web-1, as web-1 (running)", "end it there first"];
     scene.pair.a.run(&["start", GUEST, "--force"]).complains(Exit::Failed, &words);
     let restore = ["restore", "/nowhere.lighter", "--name", GUEST];
     let moved = format!("web-1 moved to {second}");
@@ -334,7 +334,7 @@ fn a_guest_that_was_about_to_run_is_not_started_anew_while_its_source_waits() {
     // Started there all the same, by other means, it is seen from the source.
     let again = GuestPlan { name: GUEST.to_owned(), ..GuestPlan::default() };
     let again = Guest::start(&scene.pair.b, &again);
-    let words = ["127.0.0.1", "has web-1, as web-1 (running)", "End it there first"];
+    let words = ["127.0.0.1", "has web-1, as web-1 (running)", "end it there first"];
     scene.pair.a.run(&RESOLVE_RUN).complains(Exit::Failed, &words);
     assert!(again.ticks().is_some());
     scene.pair.b.run(&["destroy", GUEST]).ok();
@@ -364,7 +364,7 @@ fn a_guest_whose_disk_another_has_locked_at_the_hand_over_stays_paused_at_its_so
         pair.a.run(&[&start[..], &["--kernel", &kernel, "--disk", &disk]].concat()).ok();
     };
     run(GUEST);
-    let migration = Migration::start(&pair.a, GUEST, &pair.b, &[]);
+    let migration = Migration::start(&pair.a, GUEST, &pair.b, &HELD);
     stall.await_reached();
     run("thief");
     stall.release();

@@ -3,7 +3,7 @@
 use super::phase::{self, Phase, Side};
 use super::scene::{GUEST, Stall};
 use crate::host::checks::{exactly_one_copy_runs, no_copy_runs, one_intact_copy};
-use crate::host::{Guest, GuestPlan, Migration, NodePlan, Pair};
+use crate::host::{Guest, GuestPlan, HELD, Migration, NodePlan, Pair};
 use crate::network::cable::Cable;
 
 /// A migration between two namespaces that stands in `phase`, with the cable pulled.
@@ -30,7 +30,7 @@ fn pulled_in(phase: &Phase) -> Option<Pulled> {
     };
     let witness = Guest::start(&pair.a, &plan("witness", Vec::new()));
     Guest::start(&pair.a, &plan(GUEST, environment(Side::Source)));
-    let migration = Migration::start(&pair.a, GUEST, &pair.b, &[]);
+    let migration = Migration::start(&pair.a, GUEST, &pair.b, &HELD);
     stall.await_reached();
     cable.pull();
     stall.release();

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::phase::{Phase, Side};
 use crate::host::checks::one_intact_copy;
-use crate::host::{Guest, GuestPlan, Host, Migration, NodePlan, Pair, Pid, wait};
+use crate::host::{Guest, GuestPlan, HELD, Host, Migration, NodePlan, Pair, Pid, wait};
 
 /// The guest's name.
 pub(super) const GUEST: &str = "web-1";
@@ -119,7 +119,7 @@ impl Scene {
 
     /// Starts the migration.
     pub(super) fn migrate(&mut self) {
-        self.migrate_with(&[]);
+        self.migrate_with(&HELD);
     }
 
     /// Starts the migration with more arguments.

@@ -8,9 +8,15 @@ use super::{Exit, Guest, Host, Pid, wait};
 /// Slower than a guest of [`GuestPlan::default`](super::GuestPlan) writes: it is on its way for as long as a test needs.
 pub(crate) const CRAWL: [&str; 2] = ["--bandwidth", "500KB/s"];
 
-/// More than any host of the tests needs: where all of it is emulated, or much else runs, no guest stands for less than the default,
-/// and one that stands for much longer goes on at its source.
-pub(crate) const DOWNTIME: [&str; 2] = ["--downtime", "10s"];
+/// For tests that hold a migration while the guest stands still: longer than they do.
+pub(crate) const HELD: [&str; 2] = ["--downtime", "10s"];
+
+/// Limit of the downtime for tests that are not about it: what a hand-over needs when other tests run beside it. Where all of the host
+/// is emulated it needs more, which the environment then says.
+fn downtime() -> [String; 2] {
+    let limit = std::env::var("LIGHTER_TEST_DOWNTIME").unwrap_or_else(|_| "3s".to_owned());
+    ["--downtime".to_owned(), limit]
+}
 
 /// A running `lighter migrate --json`; killed when dropped (the migration itself goes on then).
 #[derive(Debug)]
@@ -34,11 +40,12 @@ impl Migration {
 
     /// As [`Self::start`], to an address.
     pub(crate) fn to_address(from: &Host, name: &str, address: &str, more: &[&str]) -> Self {
-        let mut arguments = [&["migrate", name, address, "--json"], more].concat();
+        let (mut arguments, downtime) =
+            ([&["migrate", name, address, "--json"], more].concat(), downtime());
         // One that crawls is not to arrive.
         let is_said = |option: &&str| ["--downtime", "--bandwidth"].contains(option);
         if !more.iter().any(is_said) {
-            arguments.extend(DOWNTIME);
+            arguments.extend(downtime.iter().map(String::as_str));
         }
         let command = lighter(from.state_dir(), &arguments);
         Self { verb: Running::start(command), guest: from.guest(name) }

@@ -21,7 +21,7 @@ pub(crate) mod wait;
 
 pub(crate) use api::ask;
 pub(crate) use guest::{Guest, GuestPlan};
-pub(crate) use migration::{CRAWL, Migration, Outcome};
+pub(crate) use migration::{CRAWL, HELD, Migration, Outcome};
 use node::Node;
 pub(crate) use node::NodePlan;
 pub(crate) use pair::{Host, Pair};

@@ -144,12 +144,13 @@ mod tests {
     use kvm_ioctls::Kvm;
 
     use super::*;
+    use crate::vm::create_vm;
 
     const SECOND_NS: u64 = 1_000_000_000;
 
     #[test]
     fn a_clock_is_saved_with_wall_clock_and_tsc_whatever_kvm_tells() {
-        let vm = Kvm::new().unwrap().create_vm().unwrap();
+        let vm = create_vm(&Kvm::new().unwrap()).unwrap();
         let (before, before_tsc) = (wall_clock_ns(), raw::host_tsc());
         let saved = save_clock(&vm).unwrap();
         assert!(has_host_time(&saved), "{saved:?}");
@@ -159,7 +160,7 @@ mod tests {
 
     #[test]
     fn a_clock_goes_on_while_its_guest_is_nowhere() {
-        let vm = Kvm::new().unwrap().create_vm().unwrap();
+        let vm = create_vm(&Kvm::new().unwrap()).unwrap();
         let adds = vm.check_extension_int(Cap::AdjustClock).cast_unsigned() & KVM_CLOCK_REALTIME;
         let ways = if adds == 0 { vec![false] } else { vec![false, true] };
         for kernel_adds in ways {

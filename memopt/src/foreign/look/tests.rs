@@ -191,6 +191,7 @@ async fn a_guest_without_a_door_is_told_with_the_way_out() {
 
 fn hypervisor(socket: &Path) -> Found {
     Found {
+        started: 0,
         pid: std::process::id(),
         name: "ch".to_owned(),
         vmm: Vmm::CloudHypervisor,

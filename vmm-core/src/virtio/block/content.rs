@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::config::{Access, BlockConfig, Origin};
 use super::copy::next_data;
 use super::departed;
+use super::identity::DiskIdentity;
 use super::lock_reach::LockReach;
 use super::log::{WriteLog, each_word};
 use super::proof::{DiskProof, Mark};
@@ -74,6 +75,11 @@ impl DiskContent {
     /// Whether it is a block device.
     pub fn is_device(&self) -> bool {
         self.file.metadata().is_ok_and(|found| found.file_type().is_block_device())
+    }
+
+    /// What it is recognized by, whatever is at its path by now; `None` when the system does not tell.
+    pub fn identity(&self) -> Option<DiskIdentity> {
+        DiskIdentity::of(&self.file.metadata().ok()?)
     }
 
     /// Whom the lock on it keeps away.

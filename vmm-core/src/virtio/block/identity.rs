@@ -1,6 +1,6 @@
 //! What a disk is recognized by on this host, also after a reboot and under another path.
 
-use std::fs;
+use std::fs::{self, Metadata};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::time::UNIX_EPOCH;
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::names::{bytes_of, is_same_here, lasting_names_of};
 
-/// See the module.
+/// How a disk is recognized again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DiskIdentity {
@@ -33,7 +33,11 @@ pub enum DiskIdentity {
 impl DiskIdentity {
     /// That of the disk at `path`; `None` when there is none.
     pub fn at(path: &Path) -> Option<Self> {
-        let found = fs::metadata(path).ok()?;
+        Self::of(&fs::metadata(path).ok()?)
+    }
+
+    /// That of the disk with this metadata; `None` when it is neither a file nor a block device.
+    pub(super) fn of(found: &Metadata) -> Option<Self> {
         if found.is_file() {
             let born = found.created().ok().and_then(|born| born.duration_since(UNIX_EPOCH).ok());
             let born_unix_ns = born.and_then(|born| u64::try_from(born.as_nanos()).ok());
@@ -47,11 +51,13 @@ impl DiskIdentity {
     }
 
     /// Whether a disk that is now `other` is this one; `same_path` says whether its path is the
-    /// same, which decides where a device has no names. A file is recognized under its own path
-    /// alone.
+    /// same, which decides where a device has no names. Where the file system does not tell when a
+    /// file was made, the file is recognized under its own path alone: another may have its inode.
     pub fn is_same(&self, other: &Self, same_path: bool) -> bool {
         match (self, other) {
-            (Self::File { .. }, Self::File { .. }) => same_path && self == other,
+            (Self::File { born_unix_ns, .. }, Self::File { .. }) => {
+                self == other && (same_path || born_unix_ns.is_some())
+            }
             (Self::Device { names, bytes }, Self::Device { names: others, bytes: its }) => {
                 is_same_here(names, others).unwrap_or(same_path && bytes == its)
             }
@@ -73,7 +79,15 @@ mod tests {
         let old = DiskIdentity::at(&path).unwrap();
         fs::write(&path, "written").unwrap();
         assert!(old.is_same(&DiskIdentity::at(&path).unwrap(), true));
-        assert!(!old.is_same(&old, false));
+        let unborn = DiskIdentity::File { inode: 7, born_unix_ns: None };
+        assert!(unborn.is_same(&unborn, true) && !unborn.is_same(&unborn, false));
+        let (link, moved) = (folder.path().join("link.raw"), folder.path().join("moved.raw"));
+        fs::hard_link(&path, &link).unwrap();
+        fs::rename(&path, &moved).unwrap();
+        for other in [&link, &moved] {
+            assert!(old.is_same(&DiskIdentity::at(other).unwrap(), false), "{other:?}");
+        }
+        fs::rename(&moved, &path).unwrap();
         let new = folder.path().join("new.raw");
         fs::write(&new, "new").unwrap();
         fs::rename(&new, &path).unwrap();

@@ -23,6 +23,8 @@ pub(super) const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// decides. A serial number may be a controller's, or whatever its user typed.
 const KINDS: [&str; 6] = ["boot", "wwid", "device/wwid", DM_UUID, "device/serial", "serial"];
 const DM_UUID: &str = "dm/uuid";
+/// The name of a device of the device mapper: on its own host alone, and the last that counts there.
+const DM_NAME: &str = "dm/name";
 
 /// Kinds of names of the physical disks below a device, the most exact one first, and where each
 /// disk has its own.
@@ -54,7 +56,10 @@ pub(super) fn is_same_device(known: &[String], here: &[String]) -> Option<bool> 
 
 /// As [`is_same_device`], for names from one host: what they lie on says nothing more.
 pub(super) fn is_same_here(known: &[String], now: &[String]) -> Option<bool> {
-    KINDS.iter().find_map(|kind| Some(of_kind(known, kind)? == of_kind(now, kind)?))
+    KINDS
+        .iter()
+        .chain([&DM_NAME])
+        .find_map(|kind| Some(of_kind(known, kind)? == of_kind(now, kind)?))
 }
 
 fn of_kind<'a>(names: &'a [String], kind: &str) -> Option<&'a str> {
@@ -84,9 +89,12 @@ pub(super) fn names_of(device: u64) -> Vec<String> {
     names
 }
 
-/// Those that outlive a boot of the host.
+/// Those that outlive a boot of the host, on this host.
 pub(super) fn lasting_names_of(device: u64) -> Vec<String> {
-    place_in_sysfs(device).canonicalize().map_or_else(|_| Vec::new(), |place| names_at(&place))
+    let Ok(place) = place_in_sysfs(device).canonicalize() else { return Vec::new() };
+    let mut names = names_at(&place);
+    names.extend(name_at(&place, DM_NAME).map(|name| format!("{DM_NAME} {name}")));
+    names
 }
 
 /// The size of a block device in bytes; 0 when it cannot be told.

@@ -1,4 +1,4 @@
-//! Whether a disk was written since its guest was saved, or gave it up: on a disk of later it would destroy that.
+//! Whether a disk was written since its guest was saved or left it: the guest's memory must match its disk.
 //!
 //! Of a file its modification time tells. What a guest writes becomes durable before that time
 //! does, so a guest that starts on a file sets it, durably, before its first write. A block device
