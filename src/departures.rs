@@ -141,15 +141,15 @@ impl Departures {
         for (name, of_name) in entries(&self.places()) {
             for (uuid, place) in entries(&of_name) {
                 let files = entries(&place).into_iter().filter(|(file, _)| file.ends_with(".json"));
-                for (number, (_, path)) in files.enumerate() {
+                let mut files = files.map(|(_, path)| path);
+                for path in files.by_ref().take(FILES_MAX) {
                     match read(&path, (&name, &uuid)) {
-                        _ if number == FILES_MAX => {
-                            notes.damaged.push((name.clone(), place));
-                            break;
-                        }
                         Ok(departure) => notes.departures.extend(departure),
                         Err(Damaged) => notes.damaged.push((name.clone(), path)),
                     }
+                }
+                if files.next().is_some() {
+                    notes.damaged.push((name.clone(), place));
                 }
             }
         }

@@ -262,9 +262,15 @@ mod tests {
 
     use super::*;
 
-    /// A guest of QEMU's that this process claims to be, with a monitor at `socket`.
-    fn found(socket: PathBuf) -> Found {
-        Found {
+    /// A guest of QEMU's that this process claims to be, on a host whose node does `doing` with it; its
+    /// monitor, which nobody has asked yet; and their folder. The process began when the host booted,
+    /// by what was found, and this one did not.
+    fn scene(doing: ForeignGuestsArg) -> (tempfile::TempDir, UnixListener, ForeignGuests, Found) {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("qmp");
+        let monitor = UnixListener::bind(&socket).unwrap();
+        monitor.set_nonblocking(true).unwrap();
+        let found = Found {
             pid: std::process::id(),
             started: 0,
             name: "web-1".to_owned(),
@@ -276,50 +282,38 @@ mod tests {
             has_passthrough: false,
             is_incoming: false,
             door: Door::Qmp(socket),
+        };
+        let guests = ForeignGuests::claim_in(folder.path(), doing).unwrap().unwrap();
+        guests.register().renew(vec![found.clone()]);
+        (folder, monitor, guests, found)
+    }
+
+    /// Nothing is done to the guest, for the reason `why`, and its monitor is not asked.
+    async fn is_left_alone(guests: &ForeignGuests, pid: u32, monitor: &UnixListener, why: &str) {
+        let chunks = [ChunkRange { first: 0, count: 1 }];
+        for refused in [guests.set_balloon(pid, 1 << 29).await, guests.make_huge(pid, &chunks)] {
+            let error = format!("{:#}", refused.unwrap_err());
+            assert!(error.contains(why), "{error}");
         }
+        assert!(monitor.accept().is_err(), "its monitor is not asked");
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn what_is_only_watched_is_never_acted_upon() {
-        let folder = tempfile::tempdir().unwrap();
-        let socket = folder.path().join("qmp");
-        let monitor = UnixListener::bind(&socket).unwrap();
-        monitor.set_nonblocking(true).unwrap();
-        let found = found(socket);
+        let (_folder, monitor, guests, found) = scene(ForeignGuestsArg::Watch);
         let pid = found.pid;
-        let guests = ForeignGuests::claim_in(folder.path(), ForeignGuestsArg::Watch).unwrap();
-        let guests = guests.unwrap();
-        guests.register().renew(vec![found]);
-        let chunks = [ChunkRange { first: 0, count: 1 }];
-        let refused = [guests.set_balloon(pid, 1 << 29).await, guests.make_huge(pid, &chunks)];
-        for refused in refused {
-            let error = format!("{:#}", refused.unwrap_err());
-            assert!(error.contains("only watched"), "{error}");
-        }
-        assert!(monitor.accept().is_err(), "its monitor is not asked");
+        assert!(guests.has(pid, "web-1") && !guests.has(pid + 1, "web-1"));
+        is_left_alone(&guests, pid, &monitor, "only watched").await;
     }
 
     #[tokio::test]
     async fn a_guest_whose_process_number_is_another_ones_by_now_is_left_alone() {
-        let folder = tempfile::tempdir().unwrap();
-        let socket = folder.path().join("qmp");
-        let monitor = UnixListener::bind(&socket).unwrap();
-        monitor.set_nonblocking(true).unwrap();
-        // This process did not begin when the host booted.
-        let found = found(socket);
+        let (_folder, monitor, guests, found) = scene(ForeignGuestsArg::Act);
         let pid = found.pid;
-        let guests = ForeignGuests::claim_in(folder.path(), ForeignGuestsArg::Act).unwrap();
-        let guests = guests.unwrap();
-        guests.register().renew(vec![found.clone()]);
         guests.register().guests.get_mut(&pid).unwrap().asked_bytes = Some(1 << 29);
         assert!(guests.has(pid, "web-1") && guests.has(pid, &format!("web-1@{pid}")));
         assert!(!guests.has(pid, "web-2") && !guests.has(pid + 1, "web-1"));
-        let chunks = [ChunkRange { first: 0, count: 1 }];
-        for refused in [guests.set_balloon(pid, 1 << 29).await, guests.make_huge(pid, &chunks)] {
-            let error = format!("{:#}", refused.unwrap_err());
-            assert!(error.contains("gone"), "{error}");
-        }
-        assert!(monitor.accept().is_err(), "its monitor is not asked");
+        is_left_alone(&guests, pid, &monitor, "gone").await;
 
         guests.register().renew(vec![Found { started: 7, ..found }]);
         assert_eq!(guests.register().guests[&pid].asked_bytes, None, "that was another guest");

@@ -11,6 +11,7 @@ use tokio::net::UnixListener;
 use super::*;
 use crate::foreign::{Discovery, discover};
 use crate::observe::Sources;
+use crate::plan::fixture;
 use crate::situation::Vmm;
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -191,17 +192,9 @@ async fn a_guest_without_a_door_is_told_with_the_way_out() {
 
 fn hypervisor(socket: &Path) -> Found {
     Found {
-        started: 0,
-        pid: std::process::id(),
-        name: "ch".to_owned(),
         vmm: Vmm::CloudHypervisor,
-        uid: None,
-        memory_bytes: 0,
-        backing: Backing::Anonymous,
-        is_mergeable: false,
-        has_passthrough: false,
-        is_incoming: false,
         door: Door::CloudHypervisor(socket.to_owned()),
+        ..fixture::found(std::process::id(), "ch")
     }
 }
 
