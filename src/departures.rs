@@ -17,7 +17,7 @@ use migrate::record::{Record, RecordStore};
 use migrate::report::Role;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
-use vmm_core::virtio::block::{DiskIdentity, departed_to};
+use vmm_core::virtio::block::{DiskIdentity, departed_to, take_off_departure};
 
 use crate::durable;
 use crate::names::GuestName;
@@ -25,6 +25,8 @@ use crate::state_dir::StateDir;
 
 /// The longest file that is read, in bytes.
 const FILE_BYTES_MAX: u64 = 256 << 10;
+/// Longest name of a host in a note, in characters: a note has 255 bytes.
+const HOST_CHARACTERS_MAX: usize = 50;
 /// Most files of one guest that are read: one for each migration that took its disks along.
 const FILES_MAX: usize = 4096;
 
@@ -43,6 +45,13 @@ pub(crate) struct Departure {
     pub(crate) disks: Vec<DepartedDisk>,
     /// The guest is the destination's, whatever becomes of the migration's record.
     pub(crate) is_settled: bool,
+}
+
+/// The note on a disk that has left for `destination` with `migration`, which it names so that it is
+/// taken for no other's.
+pub(crate) fn note(destination: &str, migration: MigrationId) -> String {
+    let host: String = destination.chars().take(HOST_CHARACTERS_MAX).collect();
+    format!("{host} (migration {migration})")
 }
 
 /// A disk that was copied.
@@ -123,7 +132,21 @@ impl Departures {
         if settled.disks.is_empty() { self.forget(&settled) } else { self.write(&settled) }
     }
 
-    /// Forgets it: the guest stays.
+    /// Forgets it, with the notes on the disks: the guest stays. They are there when the power went
+    /// between the decision and the word that the guest has not moved.
+    ///
+    /// # Errors
+    /// The file system refuses.
+    fn give_back(&self, departure: &Departure) -> Result<()> {
+        let note = note(&departure.destination, departure.migration);
+        for DepartedDisk { path, .. } in &departure.disks {
+            take_off_departure(path, &note)
+                .with_context(|| format!("cannot take the note off {}", path.display()))?;
+        }
+        self.forget(departure)
+    }
+
+    /// Forgets it.
     ///
     /// # Errors
     /// The file system refuses.
@@ -204,7 +227,7 @@ impl Departures {
             };
             let settled = match records.iter().find(is_its) {
                 Some(record) if record.has_left() => self.settle(&departure),
-                Some(_) => self.forget(&departure),
+                Some(_) => self.give_back(&departure),
                 None => Ok(()),
             };
             if let Err(error) = settled {
@@ -283,6 +306,7 @@ impl DepartedDisks {
 #[cfg(test)]
 mod tests {
     use migrate::record::SourceState;
+    use rustix::fs::XattrFlags;
 
     use super::*;
 
@@ -347,7 +371,21 @@ mod tests {
     #[test]
     fn a_disk_of_a_guest_that_stays_is_free() {
         let (_folder, state, disk, departure) = scene();
+        let noted = fs::File::open(&disk).unwrap();
+        let attribute = "user.lighter.moved-to";
+        let write = |note: &str| {
+            rustix::fs::fsetxattr(&noted, attribute, note.as_bytes(), XattrFlags::empty()).unwrap();
+        };
+        write(&note(&departure.destination, MigrationId::random()));
         state.departures().settle_by(&[record(&departure, SourceState::Aborted)]);
+        assert!(departed_to(&disk).is_some(), "another migration's note stays");
+        assert!(state.departures().list().departures.is_empty());
+        state.departures().write(&departure).unwrap();
+        write(&note(&departure.destination, departure.migration));
+        state.departures().settle_by(&[record(&departure, SourceState::Undecided)]);
+        assert!(departed_to(&disk).is_some());
+        state.departures().settle_by(&[record(&departure, SourceState::Aborted)]);
+        assert_eq!(departed_to(&disk), None);
         assert!(state.departures().list().departures.is_empty());
         state.departures().write(&Departure { is_settled: true, ..departure.clone() }).unwrap();
         state.departures().past().expect_here(&departure.guest, &disk).unwrap_err();

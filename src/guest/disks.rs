@@ -21,7 +21,7 @@ pub(crate) use arriving::{Arriving, expect};
 
 use super::machine::SharedMachine;
 use crate::api::types::CopyDisks;
-use crate::departures::{DepartedDisk, Departure};
+use crate::departures::{self, DepartedDisk, Departure};
 use crate::names::GuestName;
 
 /// A disk that is copied.
@@ -61,6 +61,7 @@ pub(crate) struct Departing {
     description: GuestDescription,
     /// Where the guest goes, as the user wrote it.
     destination: String,
+    migration: MigrationId,
     parts: Vec<Part>,
     /// Marks for the destination, until it has seen them.
     marks: Mutex<Vec<Mark>>,
@@ -78,13 +79,15 @@ pub(crate) enum Disks<'a> {
 }
 
 impl Departing {
-    /// The guest of `machine` on its way to `destination`, with its disks if they are to be copied.
+    /// The guest of `machine` on its way to `destination` with `migration`, with its disks if they are
+    /// to be copied.
     ///
     /// # Errors
     /// What is wanted makes no sense for this guest.
     pub(crate) fn new(
         machine: SharedMachine,
         destination: &str,
+        migration: MigrationId,
         disks: Disks<'_>,
     ) -> Result<Self, String> {
         let mut description = SourceGuest::describe(&*machine);
@@ -106,8 +109,8 @@ impl Departing {
         }
         description.config = Blob(shape.to_bytes().map_err(|error| error.to_string())?);
         description.check_bounds().map_err(|refusal| refusal.to_string())?;
-        let destination = destination.to_owned();
-        Ok(Self { machine, description, destination, parts, marks: Mutex::new(marks) })
+        let (destination, marks) = (destination.to_owned(), Mutex::new(marks));
+        Ok(Self { machine, description, destination, migration, parts, marks })
     }
 
     fn failed(&self, what: &str, error: impl std::fmt::Display) -> GuestError {
@@ -125,15 +128,15 @@ impl Departing {
         disks.filter(|disk| disk.access() == Access::ReadWrite && disk.is_device())
     }
 
-    /// What is to be known of the copied disks that the guest writes when they have left with the
-    /// migration.
-    pub(super) fn departure(&self, guest: &GuestName, migration: MigrationId) -> Option<Departure> {
+    /// What is to be known of the copied disks that the guest writes when they have left.
+    pub(super) fn departure(&self, guest: &GuestName) -> Option<Departure> {
         let recognized = |disk: &DiskContent| {
             Some(DepartedDisk { identity: disk.identity()?, path: disk.path().to_owned() })
         };
         let disks: Vec<_> = self.written().filter_map(recognized).collect();
         let guest = guest.clone();
-        let (uuid, destination) = (self.description.uuid, self.destination.clone());
+        let (uuid, migration) = (self.description.uuid, self.migration);
+        let destination = self.destination.clone();
         let is_settled = false;
         let departure = Departure { guest, uuid, migration, destination, disks, is_settled };
         (!departure.disks.is_empty()).then_some(departure)
@@ -299,8 +302,9 @@ impl SourceGuest for Departing {
     }
 
     fn release(&self) -> Result<(), GuestError> {
+        let note = departures::note(&self.destination, self.migration);
         for disk in self.written() {
-            if let Err(error) = disk.note_departure(&self.destination) {
+            if let Err(error) = disk.note_departure(&note) {
                 let path = disk.path().display();
                 tracing::warn!(%error, "cannot mark {path} as moved away: do not use it any more");
             }

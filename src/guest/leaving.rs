@@ -51,7 +51,8 @@ impl Departure {
         let machine = process
             .machine()
             .ok_or_else(|| ApiError::new(Reason::WrongState, "the guest has not arrived yet"))?;
-        let guest = Departing::new(Arc::clone(machine), &request.destination, disks_of(request))
+        let to = &request.destination;
+        let guest = Departing::new(Arc::clone(machine), to, plan.migration, disks_of(request))
             .map_err(|error| ApiError::new(Reason::BadRequest, error))?;
         let tls = Tls::new(&request.identity)
             .map_err(|error| ApiError::new(Reason::BadRequest, error.to_string()))?;
@@ -60,7 +61,7 @@ impl Departure {
         process.surveys().call_off(machine);
         workload::begin_migration(machine);
         // Before anything else: a power cut leaves no time for it.
-        let disks = guest.departure(process.name(), plan.migration);
+        let disks = guest.departure(process.name());
         let notes = process.state().departures();
         if let Some(disks) = &disks {
             notes.write(disks).map_err(ApiError::failed)?;

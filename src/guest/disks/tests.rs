@@ -51,10 +51,13 @@ fn scene() -> (tempfile::TempDir, PathBuf, PathBuf) {
     (folder, here.join("disk.raw"), there.join("disk.raw"))
 }
 
+/// Any migration.
+const MIGRATION: MigrationId = MigrationId(Uuid::from_u128(7));
+
 fn departing(from: &Path, to: &Path) -> Departing {
     let paths = [(from.to_owned(), to.to_owned())].into();
     let wanted = CopyDisks { paths, replace: false };
-    Departing::new(machine(&[from]), "host-b", Disks::Copied(&wanted)).unwrap()
+    Departing::new(machine(&[from]), "host-b", MIGRATION, Disks::Copied(&wanted)).unwrap()
 }
 
 fn expected(guest: &GuestDescription, folders: &[&Path]) -> Result<VmShape, Refusal> {
@@ -115,7 +118,8 @@ fn a_copied_disk_that_is_only_read_stays_usable_here() {
     shape.devices.extend(disks.into_iter().map(DeviceConfig::Block));
     let paths = [(from.clone(), to)].into();
     let wanted = CopyDisks { paths, replace: false };
-    let source = Departing::new(create(shape), "host-b", Disks::Copied(&wanted)).unwrap();
+    let source =
+        Departing::new(create(shape), "host-b", MIGRATION, Disks::Copied(&wanted)).unwrap();
     assert_eq!(source.describe().disks.len(), 2, "both are copied");
     source.release().unwrap();
     read_only().unwrap();
@@ -136,7 +140,7 @@ fn a_guest_that_arrives_paused_has_its_disks_locked() {
 
     // One on storage that both hosts share.
     let description =
-        Departing::new(machine(&[&from]), "host-b", Disks::Shared).unwrap().describe();
+        Departing::new(machine(&[&from]), "host-b", MIGRATION, Disks::Shared).unwrap().describe();
     let shared = Arriving::new(machine(&[&from]), &description, None).unwrap();
     shared.adopt().unwrap();
     assert!(machine(&[&from]).vm().take_over().unwrap_err().to_string().contains("in use"));
@@ -264,7 +268,7 @@ fn what_is_asked_of_disks_that_are_not_there_is_refused() {
     let ask = |from: &Path, to: &Path, disks: &[&Path]| {
         let paths = [(from.to_owned(), to.to_owned())].into();
         let wanted = CopyDisks { paths, replace: false };
-        Departing::new(machine(disks), "host-b", Disks::Copied(&wanted)).unwrap_err()
+        Departing::new(machine(disks), "host-b", MIGRATION, Disks::Copied(&wanted)).unwrap_err()
     };
     assert!(ask(&to, &from, &[&from]).contains("has no disk"));
     assert!(ask(&from, Path::new("disk.raw"), &[&from]).contains("absolute"));

@@ -4,8 +4,7 @@
 use std::fs;
 
 use super::place::{GUEST, Place};
-use crate::host::kernel::sleeper;
-use crate::host::{Exit, Pid, wait};
+use crate::host::{Exit, NodePlan, Pid, wait};
 
 /// A place where one side does `what` at `point`.
 fn place(point: &str, what: &str) -> Place {
@@ -26,7 +25,7 @@ fn stays_and_leaves_nothing(mut place: Place) {
     });
     let folder = place.folder("b").display().to_string();
     place.pair.b.kill_node();
-    place.pair.b.start_node(&crate::host::NodePlan {
+    place.pair.b.start_node(&NodePlan {
         arguments: vec!["--disk-dir".to_owned(), folder],
         ..Default::default()
     });
@@ -122,14 +121,30 @@ fn source_killed_before_there_is_a_note_on_its_disk() {
     let migration = place.start(&[]);
     arrived(&place);
     drop(migration);
-    let kernel = sleeper(place.pair.folder()).display().to_string();
-    let disk = place.disk_a().display().to_string();
-    let again = [
-        "run", "--detach", "--name", "again", "--memory", "64M", "--kernel", &kernel, "--disk",
-        &disk,
-    ];
-    let words = [&*disk, "has moved to 127.0.0.1", "with the guest db", "departed/guests/db/"];
-    place.pair.a.run(&again).complains(Exit::Failed, &words);
+    let disk = place.disk_a();
+    let words = ["has moved to 127.0.0.1", "with the guest db", "departed/guests/db/"];
+    let words = [&[disk.to_str().expect("UTF-8")], &words[..]].concat();
+    place.run_on("again", &disk).complains(Exit::Failed, &words);
+}
+
+/// The guest died with its two processes; its disk here is the one that it had.
+#[test]
+fn both_sides_killed_between_the_decision_and_its_arrival() {
+    let mut place = place("source.send.commit", "hold");
+    let migration = place.start(&[]);
+    await_failpoint(&place, "source.send.commit");
+    place.pair.a.kill_node();
+    place.pair.a.guest(GUEST).pid().kill();
+    destination(&place).kill();
+    drop(migration);
+    let moved = ["old: its content has moved to 127.0.0.1", " (migration "];
+    place.run_on("again", &place.disk_a()).complains(Exit::Failed, &moved);
+    place.pair.a.start_node(&NodePlan::default());
+    wait::until("the disk is this host's again", || {
+        let done = place.run_on("again", &place.disk_a());
+        wait::holds(done.exit == Exit::Done, done)
+    });
+    assert_eq!(place.files_of("b"), [""; 0]);
 }
 
 /// The disk has its name by then: it is whole, and nothing else lies about; who has the guest is the operator's to say.

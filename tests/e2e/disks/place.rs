@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use crate::host::kernel::sleeper;
-use crate::host::{Host, Migration, NodePlan, Pair, lighter, run, wait};
+use crate::host::{Done, Host, Migration, NodePlan, Pair, lighter, run, wait};
 
 /// The guest's name.
 pub(super) const GUEST: &str = "db";
@@ -55,13 +55,22 @@ impl Place {
 
     /// Starts the guest on the first host, with this environment.
     pub(super) fn start_guest(&self, environment: &[(String, String)]) {
+        self.run_with(GUEST, &self.disk_a(), environment).ok();
+    }
+
+    /// Starts a guest called `name` on the first host, with `disk`.
+    pub(super) fn run_on(&self, name: &str, disk: &Path) -> Done {
+        self.run_with(name, disk, &[])
+    }
+
+    fn run_with(&self, name: &str, disk: &Path, environment: &[(String, String)]) -> Done {
         let kernel = sleeper(self.pair.folder());
-        let (kernel, disk) = (kernel.display().to_string(), self.disk_a().display().to_string());
-        let start = ["run", "--detach", "--name", GUEST, "--memory", "64M"];
+        let (kernel, disk) = (kernel.display().to_string(), disk.display().to_string());
+        let start = ["run", "--detach", "--name", name, "--memory", "64M"];
         let made_of = ["--kernel", &kernel, "--disk", &disk];
         let mut command = lighter(self.pair.a.state_dir(), &[&start[..], &made_of].concat());
         command.envs(environment.iter().cloned());
-        run(command).ok();
+        run(command)
     }
 
     /// A host's folder for disks, by the host's name; nobody may make disks in `c`.

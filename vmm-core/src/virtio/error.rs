@@ -62,15 +62,15 @@ pub enum DeviceError {
     },
     /// The disk's content has moved to another host with its guest.
     #[error(
-        "disk {} is old: its content has moved to {host} with its guest; remove the file, or, to use it all the same, \
+        "disk {} is old: its content has moved to {where_to} with its guest; remove the file, or, to use it all the same, \
          `setfattr -x {attribute} {}`",
         path.display(), path.display(), attribute = super::block::DEPARTED_ATTRIBUTE
     )]
     DiskDeparted {
         /// The file.
         path: PathBuf,
-        /// The host.
-        host: String,
+        /// The host, as its user wrote it, and the migration.
+        where_to: String,
     },
     /// The disk at the guest's path is not the guest's.
     #[error(

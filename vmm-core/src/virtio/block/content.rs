@@ -102,12 +102,12 @@ impl DiskContent {
         }
     }
 
-    /// Notes on the disk, durably, that its content has gone to `host`: from now on it is refused as a guest's disk here.
+    /// Notes on the disk, durably, that its content has gone, and `where_to`: from now on it is refused as a guest's disk here.
     ///
     /// # Errors
     /// The system's answer: not all file systems can keep the note.
-    pub fn note_departure(&self, host: &str) -> io::Result<()> {
-        departed::note(&self.file, host)
+    pub fn note_departure(&self, where_to: &str) -> io::Result<()> {
+        departed::note(&self.file, where_to)
     }
 
     /// Takes that back.

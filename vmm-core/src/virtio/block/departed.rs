@@ -4,25 +4,28 @@
 //! keeps none.
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, ErrorKind};
 use std::path::Path;
 
 use rustix::fs::{XattrFlags, fgetxattr, fremovexattr, fsetxattr};
 use rustix::io::Errno;
 
-/// The attribute's name; its value is the other host's.
+/// The attribute's name; its value says where to.
 pub(crate) const ATTRIBUTE: &str = "user.lighter.moved-to";
 /// Longest value that is read, in bytes.
 const VALUE_BYTES_MAX: usize = 255;
 
-/// Notes on `file`, durably, that its content has gone to `host`.
+/// Notes on `file`, durably, that its content has gone, and `where_to`.
 ///
 /// # Errors
 /// The system's answer: the file system may have no such attributes.
-pub(super) fn note(file: &File, host: &str) -> io::Result<()> {
-    let value = &host.as_bytes()[..host.len().min(VALUE_BYTES_MAX)];
-    fsetxattr(file, ATTRIBUTE, value, XattrFlags::empty())?;
+pub(super) fn note(file: &File, where_to: &str) -> io::Result<()> {
+    fsetxattr(file, ATTRIBUTE, value(where_to), XattrFlags::empty())?;
     file.sync_all()
+}
+
+fn value(where_to: &str) -> &[u8] {
+    &where_to.as_bytes()[..where_to.len().min(VALUE_BYTES_MAX)]
 }
 
 /// Takes the note away, if there is one.
@@ -37,16 +40,36 @@ pub(super) fn forget(file: &File) -> io::Result<()> {
     }
 }
 
-/// The host that the content of the file at `path` has gone to, by the note on it; `None` when it
-/// has none, or cannot have one.
+/// Where the content of the file at `path` has gone, by the note on it; `None` when it has none, or
+/// cannot have one.
 pub fn departed_to(path: &Path) -> Option<String> {
-    host(&regular_file::open(path, OpenOptions::new().read(true)).ok()?)
+    where_to(&regular_file::open(path, OpenOptions::new().read(true)).ok()?)
 }
 
-/// The host that the content of `file` has gone to; `None` when it is here, or cannot be told.
-pub(super) fn host(file: &File) -> Option<String> {
-    let mut value = [0; VALUE_BYTES_MAX];
-    let length = fgetxattr(file, ATTRIBUTE, &mut value).ok()?;
-    let text = String::from_utf8_lossy(&value[..length.min(VALUE_BYTES_MAX)]).into_owned();
+/// Takes the note `where_to` off the file at `path`, and no other.
+///
+/// # Errors
+/// The system's answer. What is no regular file, or not there, has no note.
+pub fn take_off_departure(path: &Path, where_to: &str) -> io::Result<()> {
+    let file = match regular_file::open(path, OpenOptions::new().read(true)) {
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::InvalidInput) => {
+            return Ok(());
+        }
+        file => file?,
+    };
+    let is_it = read(&file).is_some_and(|found| found == value(where_to));
+    if is_it { forget(&file) } else { Ok(()) }
+}
+
+/// Where the content of `file` has gone; `None` when it is here, or that cannot be told.
+pub(super) fn where_to(file: &File) -> Option<String> {
+    let text = String::from_utf8_lossy(&read(file)?).into_owned();
     Some(text.chars().filter(|c| !c.is_control()).collect())
+}
+
+fn read(file: &File) -> Option<Vec<u8>> {
+    let mut value = vec![0; VALUE_BYTES_MAX];
+    let length = fgetxattr(file, ATTRIBUTE, &mut value).ok()?;
+    value.truncate(length);
+    Some(value)
 }

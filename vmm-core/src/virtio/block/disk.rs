@@ -91,8 +91,8 @@ impl Disk {
                 "it is neither a regular file nor a block device",
             )));
         }
-        if let Some(host) = departed::host(&file) {
-            return Err(DeviceError::DiskDeparted { path: path.to_path_buf(), host });
+        if let Some(where_to) = departed::where_to(&file) {
+            return Err(DeviceError::DiskDeparted { path: path.to_path_buf(), where_to });
         }
         // Up to Linux 5.14 io_uring answers reads of such a file that would wait with "again", for ever.
         fcntl(&file, FcntlArg::F_SETFL(OFlag::empty())).map_err(|error| failed(error.into()))?;
@@ -267,9 +267,13 @@ mod tests {
             refused.contains("moved to host-b") && refused.contains("setfattr -x"),
             "{refused}"
         );
-        departed::forget(disk.file()).unwrap();
+        departed::take_off_departure(file.path(), "host").unwrap();
+        assert_eq!(departed::departed_to(file.path()).as_deref(), Some("host-b"));
+        departed::take_off_departure(file.path(), "host-b").unwrap();
         departed::forget(disk.file()).unwrap();
         Disk::open_present(file.path(), Access::ReadWrite).unwrap();
+        departed::take_off_departure(Path::new("/nothing"), "host-b").unwrap();
+        departed::take_off_departure(Path::new("/dev/null"), "host-b").unwrap();
     }
 
     #[test]

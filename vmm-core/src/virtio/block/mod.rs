@@ -30,7 +30,7 @@ pub use config::{Access, BlockConfig, EngineChoice, Occupied};
 pub use content::DiskContent;
 pub use copy::{copy_content, date};
 pub(crate) use departed::ATTRIBUTE as DEPARTED_ATTRIBUTE;
-pub use departed::departed_to;
+pub use departed::{departed_to, take_off_departure};
 pub(crate) use device::BlockDevice;
 pub use identity::DiskIdentity;
 pub use lock_reach::LockReach;
