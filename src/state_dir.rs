@@ -251,7 +251,9 @@ impl StateDir {
         let path = self.merge_domain_file();
         let mut options = fs::OpenOptions::new();
         let file = regular_file::open(&path, options.create(true).append(true).mode(0o600));
-        file.map(drop).with_context(|| format!("cannot create {}", path.display()))
+        file.map(drop)
+            .with_context(|| format!("cannot create {}", path.display()))
+            .with_context(|| format!("cannot write to the state folder {}", self.root.display()))
     }
 
     /// The guests with a live process, by name; removes what dead ones left.

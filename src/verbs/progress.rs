@@ -1,7 +1,7 @@
-//! How a running migration looks: a bar on a terminal, a line for each step elsewhere or beside JSON, nothing for programs.
+//! How a running migration looks: a bar on a terminal, lines elsewhere or beside JSON, nothing for programs.
 
 use std::io::IsTerminal;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use migrate::progress::Transfer;
@@ -15,15 +15,18 @@ use crate::units::{PAGE_BYTES, format_count, format_duration, format_rate, forma
 const NOT_CONVERGING: &str =
     "not converging: raise --downtime or --bandwidth, or have the guest write less";
 
+/// How often there is a line within a long step.
+const LINES_EVERY: Duration = Duration::from_secs(10);
+
 /// Shows progress on stderr.
 #[derive(Debug)]
 pub(crate) enum ProgressView {
     /// One line that changes.
     Bar(ProgressBar),
-    /// A line for each phase and round.
+    /// A line for each phase and round, and some within a long one.
     Lines {
-        /// What was said last.
-        last: Option<(Phase, u32)>,
+        /// What was said last, and when.
+        last: Option<(Phase, u32, Instant)>,
     },
     /// Nothing.
     Silent,
@@ -63,8 +66,12 @@ impl ProgressView {
                 bar.set_message(figures(progress));
             }
             Self::Lines { last } => {
-                let now = (progress.phase, progress.round);
-                if last.replace(now) != Some(now) {
+                let (phase, round, now) = (progress.phase, round(progress), Instant::now());
+                let is_told = last.is_some_and(|(told_phase, told_round, at)| {
+                    (told_phase, told_round) == (phase, round) && now < at + LINES_EVERY
+                });
+                if !is_told {
+                    *last = Some((phase, round, now));
                     output::note(format_args!("{:>20}  {}", step(progress), figures(progress)));
                 }
             }
@@ -80,9 +87,14 @@ impl ProgressView {
     }
 }
 
+/// The number of the round that is under way or comes next.
+fn round(progress: &Progress) -> u32 {
+    progress.round.max(1)
+}
+
 fn step(progress: &Progress) -> String {
     match progress.phase {
-        Phase::Precopy => format!("precopy, round {}", progress.round.max(1)),
+        Phase::Precopy => format!("precopy, round {}", round(progress)),
         phase => phase.name().to_owned(),
     }
 }

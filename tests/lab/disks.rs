@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::fixtures::{Host, Lab};
+use crate::fixtures::{Host, Lab, holds, until};
 use crate::kernel::sleeper;
 
 const DISK: &str = "/var/lib/disks/db.raw";
@@ -118,4 +118,87 @@ fn of_a_device_nobody_can_tell_after_a_reboot_whether_it_was_written() {
     here.lighter(RESTORE).complains(&["cannot tell whether disk /dev/vdb was written", "--unsafe"]);
     here.lighter(&format!("{RESTORE} --unsafe")).ok();
     assert_eq!(here.state_of("db").as_deref(), Some("running"));
+}
+
+#[test]
+fn a_file_whose_note_the_power_cut_prevented_is_old_under_another_name_too() {
+    let lab = Lab::of(2);
+    let [here, there] = set_up(&lab, DISK);
+    here.lighter("destroy db").ok();
+    let again = "run --detach --memory 64M --kernel /tmp/lab/sleeper --name";
+    here.sh(&format!(
+        "LIGHTER_FAILPOINT=source.act.releaseguest:freeze lighter {again} db --disk {DISK} && sync"
+    ))
+    .ok();
+    let migrate = format!("lighter migrate db {} --copy-disks --downtime 10s", there.address());
+    here.sh(&format!("systemd-run --quiet --unit lab-migrate-db {migrate}")).ok();
+    until("it is decided", || {
+        let records = here.records();
+        let is_committed = records.iter().any(|(_, it)| it["side"]["state"] == "committed");
+        holds(is_committed, records)
+    });
+    lab.cut_power(1);
+    lab.restore_power(1);
+    until("it has arrived", || holds(there.state_of("db").as_deref() == Some("running"), ()));
+    let moved = ["is old", "departed/guests/db/"];
+    for (made, name) in [("ln", "linked"), ("mv", "renamed")] {
+        let other = format!("/var/lib/disks/{name}.raw");
+        here.sh(&format!("{made} {DISK} {other}")).ok();
+        here.lighter(&format!("{again} {name} --disk {other}")).complains(&moved);
+    }
+    here.sh(&format!("truncate -s 16M {DISK}")).ok();
+    here.lighter(&format!("{again} new --disk {DISK}")).ok();
+}
+
+#[test]
+fn a_mapped_device_without_a_uuid_is_old_by_its_name() {
+    let lab = Lab::of(2);
+    let [here, there] = set_up(&lab, DISK);
+    here.lighter("destroy db").ok();
+    // The first to be made is dm-0.
+    let make = |name: &str| {
+        let file = format!("/var/lib/disks/{name}.raw");
+        here.sh(&format!(
+            "set -e; test -e {file} || truncate -s 16M {file}; loop=$(losetup --find --show {file}); \
+             dmsetup create {name} --table \"0 $((16 << 11)) linear $loop 0\"; test -z \"$(dmsetup info -c --noheadings -o uuid {name})\"; \
+             basename $(realpath /dev/mapper/{name})"
+        ))
+        .ok()
+    };
+    let first = make("old");
+    let run = "run --detach --memory 64M --kernel /tmp/lab/sleeper --name";
+    here.lighter(&format!("{run} db --disk /dev/mapper/old")).ok();
+    let path = format!("--disk-path /dev/mapper/old={DISK}");
+    here.lighter(&format!("migrate db {} --copy-disks {path} --downtime 10s", there.address()))
+        .ok();
+    here.sh("until dmsetup remove old; do sleep 0.2; done; losetup --detach-all").ok();
+    assert_eq!(make("new"), first);
+    assert_ne!(make("old"), first);
+    here.lighter(&format!("{run} a --disk /dev/mapper/old")).complains(&[
+        "/dev/dm-",
+        "is old",
+        "departed/guests/db/",
+    ]);
+    here.lighter(&format!("{run} b --disk /dev/mapper/new")).ok();
+}
+
+#[test]
+fn a_save_that_cannot_be_noted_fails_and_the_guest_goes_on() {
+    let lab = Lab::of(2);
+    let [here, _] = set_up(&lab, DISK);
+    here.lighter("destroy db").ok();
+    let script = format!(
+        "set -e; export LIGHTER_STATE_DIR=/tmp/lab/state; mkdir $LIGHTER_STATE_DIR; \
+         mount -t tmpfs -o size=2M lab $LIGHTER_STATE_DIR; cd /tmp/lab; \
+         lighter run --detach --name full --memory 64M --kernel sleeper --disk {DISK}; \
+         dd if=/dev/zero of=state/filler status=none || true; \
+         if lighter save full /var/tmp/full.lighter; then exit 9; fi; test ! -e /var/tmp/full.lighter; \
+         lighter show full --json | grep running; rm state/filler; lighter save full /var/tmp/full.lighter; \
+         lighter ls --all; ! lighter show full; lighter restore /var/tmp/full.lighter --name full --detach; \
+         lighter show full --json | grep running"
+    );
+    // A mount of its own, which goes with the guest.
+    let done = here.sh(&format!("unshare --mount sh -c '{script}'"));
+    assert!(done.stderr.contains("No space left on device"), "{done:?}");
+    done.ok();
 }
