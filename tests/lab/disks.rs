@@ -125,9 +125,10 @@ fn a_file_whose_note_the_power_cut_prevented_is_old_under_another_name_too() {
     let lab = Lab::of(2);
     let [here, there] = set_up(&lab, DISK);
     here.lighter("destroy db").ok();
-    let again = "run --detach --memory 64M --kernel /tmp/lab/sleeper --name";
+    let again = "run --detach --memory 64M --kernel /var/lib/disks/sleeper --name";
     here.sh(&format!(
-        "LIGHTER_FAILPOINT=source.act.releaseguest:freeze lighter {again} db --disk {DISK} && sync"
+        "cp /tmp/lab/sleeper /var/lib/disks && \\
+         LIGHTER_FAILPOINT=source.act.releaseguest:hold,source.send.commit:freeze lighter {again} db --disk {DISK} && sync"
     ))
     .ok();
     let migrate = format!("lighter migrate db {} --copy-disks --downtime 10s", there.address());
@@ -192,9 +193,9 @@ fn a_save_that_cannot_be_noted_fails_and_the_guest_goes_on() {
          mount -t tmpfs -o size=2M lab $LIGHTER_STATE_DIR; cd /tmp/lab; \
          lighter run --detach --name full --memory 64M --kernel sleeper --disk {DISK}; \
          dd if=/dev/zero of=state/filler status=none || true; \
-         if lighter save full /var/tmp/full.lighter; then exit 9; fi; test ! -e /var/tmp/full.lighter; \
-         lighter show full --json | grep running; rm state/filler; lighter save full /var/tmp/full.lighter; \
-         lighter ls --all; ! lighter show full; lighter restore /var/tmp/full.lighter --name full --detach; \
+         if lighter save full /var/tmp/full.lighter; then exit 9; fi; \
+         lighter show full --json | grep running; rm state/filler; lighter save full /var/tmp/again.lighter; \
+         lighter ls --all; ! lighter show full; lighter restore /var/tmp/again.lighter --name full --detach; \
          lighter show full --json | grep running"
     );
     // A mount of its own, which goes with the guest.
