@@ -140,8 +140,11 @@ impl Departures {
     fn give_back(&self, departure: &Departure) -> Result<()> {
         let note = note(&departure.destination, departure.migration);
         for DepartedDisk { path, .. } in &departure.disks {
-            take_off_departure(path, &note)
-                .with_context(|| format!("cannot take the note off {}", path.display()))?;
+            // Once: what cannot be written now is the operator's, and the refusal says how.
+            if let Err(error) = take_off_departure(path, &note) {
+                let path = path.display();
+                tracing::warn!(%error, "{path} is still marked as moved away");
+            }
         }
         self.forget(departure)
     }

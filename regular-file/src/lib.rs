@@ -7,6 +7,7 @@
 
 use std::fs::{self, File, FileType, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -23,6 +24,21 @@ pub fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     })?;
     let kind = file.metadata()?.file_type();
     if kind.is_file() { Ok(file) } else { Err(refusal(name(kind))) }
+}
+
+/// Opens the regular file at `path` to read it, where a program that is not trusted has named the path:
+/// what is no file is not opened for a moment, since a device may do something then (a watchdog begins
+/// to count).
+///
+/// # Errors
+/// As [`open`].
+pub fn open_untrusted(path: &Path) -> io::Result<File> {
+    let found = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path)?;
+    let kind = found.metadata()?.file_type();
+    if !kind.is_file() {
+        return Err(refusal(name(kind)));
+    }
+    File::open(format!("/proc/self/fd/{}", found.as_raw_fd()))
 }
 
 /// The whole content of the regular file at `path`, which may have `bytes_max` bytes at most.
@@ -166,6 +182,13 @@ mod tests {
         ] {
             assert_eq!(read(path, 10).unwrap_err().to_string(), what, "{}", path.display());
         }
+        // Opening either fails with another error, so neither was.
+        for (path, what) in [
+            (&*socket, "it is a socket, not a file"),
+            (Path::new("/dev/tty"), "it is a device, not a file"),
+        ] {
+            assert_eq!(open_untrusted(path).unwrap_err().to_string(), what);
+        }
         let both = open(&fifo, OpenOptions::new().read(true).write(true)).unwrap_err();
         assert_eq!(both.kind(), ErrorKind::InvalidInput);
         let missing = read(&folder.path().join("missing"), 10).unwrap_err();
@@ -179,6 +202,7 @@ mod tests {
         std::fs::write(&path, "0123456789").unwrap();
         assert_eq!(read(&path, 10).unwrap(), b"0123456789");
         assert_eq!(read_text(&path, 10).unwrap(), "0123456789");
+        assert_eq!(read_opened(&mut open_untrusted(&path).unwrap(), 10).unwrap(), b"0123456789");
         assert_eq!(read(&path, 9).unwrap_err().kind(), ErrorKind::FileTooLarge);
         std::fs::write(&path, [0xff]).unwrap();
         assert_eq!(read_text(&path, 10).unwrap_err().kind(), ErrorKind::InvalidData);

@@ -3,7 +3,7 @@
 //! The note is an extended attribute, so it stays with the file wherever that is moved. A file system without such attributes
 //! keeps none.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::path::Path;
 
@@ -43,7 +43,7 @@ pub(super) fn forget(file: &File) -> io::Result<()> {
 /// Where the content of the file at `path` has gone, by the note on it; `None` when it has none, or
 /// cannot have one.
 pub fn departed_to(path: &Path) -> Option<String> {
-    where_to(&regular_file::open(path, OpenOptions::new().read(true)).ok()?)
+    where_to(&regular_file::open_untrusted(path).ok()?)
 }
 
 /// Takes the note `where_to` off the file at `path`, and no other.
@@ -51,7 +51,7 @@ pub fn departed_to(path: &Path) -> Option<String> {
 /// # Errors
 /// The system's answer. What is no regular file, or not there, has no note.
 pub fn take_off_departure(path: &Path, where_to: &str) -> io::Result<()> {
-    let file = match regular_file::open(path, OpenOptions::new().read(true)) {
+    let file = match regular_file::open_untrusted(path) {
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::InvalidInput) => {
             return Ok(());
         }
