@@ -7,6 +7,7 @@
 //! the migration begins. That counts once the migration's record says that the guest is the
 //! destination's; the node notes in the file that it does, since records are removed some day.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -26,7 +27,9 @@ use crate::state_dir::StateDir;
 /// The longest file that is read, in bytes.
 const FILE_BYTES_MAX: u64 = 256 << 10;
 /// Longest name of a host in a note, in characters: a note has 255 bytes.
-const HOST_CHARACTERS_MAX: usize = 50;
+const HOST_CHARACTERS_MAX: usize = 40;
+/// Most disks of a guest.
+const DISKS_MAX: usize = 64;
 /// Most files of one guest that are read: one for each migration that took its disks along.
 const FILES_MAX: usize = 4096;
 
@@ -47,11 +50,11 @@ pub(crate) struct Departure {
     pub(crate) is_settled: bool,
 }
 
-/// The note on a disk that has left for `destination` with `migration`, which it names so that it is
-/// taken for no other's.
-pub(crate) fn note(destination: &str, migration: MigrationId) -> String {
-    let host: String = destination.chars().take(HOST_CHARACTERS_MAX).collect();
-    format!("{host} (migration {migration})")
+/// The text of the note on a disk that leaves for `destination` with the guest `uuid`. It names the guest
+/// and the migration: no other guest's process can have it taken off.
+pub(crate) fn note_text(destination: &str, uuid: Uuid, migration: MigrationId) -> String {
+    let host = destination.chars().filter(|c| !c.is_control()).take(HOST_CHARACTERS_MAX);
+    format!("{} (guest {uuid}, migration {migration})", host.collect::<String>())
 }
 
 /// A disk that was copied.
@@ -63,7 +66,7 @@ pub(crate) struct DepartedDisk {
     pub(crate) identity: DiskIdentity,
 }
 
-/// A file cannot be read, is none of these, or is about another guest.
+/// A file cannot be read, is none of these, is about another guest, or names too many disks.
 #[derive(Debug)]
 struct Damaged;
 
@@ -128,33 +131,51 @@ impl Departures {
     /// The file system refuses.
     pub(crate) fn settle(&self, departure: &Departure) -> Result<()> {
         let mut settled = Departure { is_settled: true, ..departure.clone() };
-        settled.disks.retain(|disk| departed_to(&disk.path).is_none());
+        let note = departure.note_text();
+        settled.disks.retain(|disk| departed_to(&disk.path).as_ref() != Some(&note));
         if settled.disks.is_empty() { self.forget(&settled) } else { self.write(&settled) }
     }
 
-    /// Forgets it, with the notes on the disks: the guest stays. They are there when the power went
-    /// between the decision and the word that the guest has not moved.
+    /// The guest stays, or is back: takes the notes off its disks, which a power cut after the
+    /// decision has left there, and removes the file. While a disk is not there (its file system may
+    /// not be mounted yet), the file stays for another try.
     ///
     /// # Errors
     /// The file system refuses.
-    fn give_back(&self, departure: &Departure) -> Result<()> {
-        let note = note(&departure.destination, departure.migration);
-        for DepartedDisk { path, .. } in &departure.disks {
-            // Once: what cannot be written now is the operator's, and the refusal says how.
-            if let Err(error) = take_off_departure(path, &note) {
-                let path = path.display();
-                tracing::warn!(%error, "{path} is still marked as moved away");
-            }
-        }
-        self.forget(departure)
+    pub(crate) fn give_back(&self, departure: &Departure) -> Result<()> {
+        if take_notes_off(departure)? { self.forget(departure) } else { Ok(()) }
     }
 
-    /// Forgets it.
+    /// The guest of `record`, which left with its disks, is to run here again: takes the notes off
+    /// them. The file stays, in case that its destination turns out to have it.
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub(crate) fn claim(&self, record: &Record) -> Result<()> {
+        let Ok(name) = record.guest.parse() else { return Ok(()) };
+        match self.read(&name, record.guest_uuid, record.migration) {
+            Ok(Some(departure)) => take_notes_off(&departure).map(drop),
+            // A damaged one refuses the guest by itself.
+            Ok(None) | Err(Damaged) => Ok(()),
+        }
+    }
+
+    /// Removes the file of `departure`: its disks are not taken along, or have notes of their own.
     ///
     /// # Errors
     /// The file system refuses.
     pub(crate) fn forget(&self, departure: &Departure) -> Result<()> {
         durable::remove_if_there(&self.file(departure))
+    }
+
+    fn read(
+        &self,
+        name: &GuestName,
+        uuid: Uuid,
+        migration: MigrationId,
+    ) -> Result<Option<Departure>, Damaged> {
+        let file = self.place(name, uuid).join(file_name(migration));
+        read(&file, (name.as_str(), &uuid.to_string()))
     }
 
     fn file(&self, departure: &Departure) -> PathBuf {
@@ -189,8 +210,7 @@ impl Departures {
         uuid: Uuid,
         migration: MigrationId,
     ) -> Vec<PathBuf> {
-        let file = self.place(name, uuid).join(file_name(migration));
-        let departure = read(&file, (name.as_str(), &uuid.to_string())).ok().flatten();
+        let departure = self.read(name, uuid, migration).ok().flatten();
         let disks = departure.into_iter().flat_map(|departure| departure.disks);
         disks.map(|disk| disk.path).collect()
     }
@@ -218,9 +238,14 @@ impl Departures {
         record.map_or(true, |record| record.is_some_and(|record| record.has_left()))
     }
 
-    /// Notes what `records` say of migrations that are over, before they are removed. What cannot
-    /// be written is tried again.
-    pub(crate) fn settle_by(&self, records: &[Record]) {
+    /// Notes what `records` say of migrations that are over, before they are removed. Gives those whose
+    /// records have to stay, and adds what is wrong to `faults`: the next look tries again.
+    pub(crate) fn settle_by(
+        &self,
+        records: &[Record],
+        faults: &mut BTreeSet<String>,
+    ) -> BTreeSet<MigrationId> {
+        let mut open = BTreeSet::new();
         for departure in self.list().departures.into_iter().filter(|it| !it.is_settled) {
             let is_its = |record: &&Record| {
                 record.migration == departure.migration
@@ -229,18 +254,43 @@ impl Departures {
                     && record.is_settled()
             };
             let settled = match records.iter().find(is_its) {
-                Some(record) if record.has_left() => self.settle(&departure),
+                Some(record) if record.has_left() => self.settle(&departure).inspect_err(|_| {
+                    open.insert(departure.migration);
+                }),
                 Some(_) => self.give_back(&departure),
                 None => Ok(()),
             };
             if let Err(error) = settled {
-                tracing::warn!(
-                    "cannot record whether the disks of {} have moved (the node tries again): {error:#}",
-                    departure.guest
-                );
+                let guest = &departure.guest;
+                faults.insert(format!(
+                    "cannot record whether the disks of {guest} have moved: {error:#}"
+                ));
+            }
+        }
+        open
+    }
+}
+
+impl Departure {
+    /// The text of the note on each of its disks.
+    fn note_text(&self) -> String {
+        note_text(&self.destination, self.uuid, self.migration)
+    }
+}
+
+/// Takes the notes of `departure` off its disks; whether all of them are there.
+fn take_notes_off(departure: &Departure) -> Result<bool> {
+    let note = departure.note_text();
+    let mut are_there = true;
+    for DepartedDisk { path, .. } in &departure.disks {
+        match take_off_departure(path, &note) {
+            Err(error) if error.kind() == ErrorKind::NotFound => are_there = false,
+            taken => {
+                taken.with_context(|| format!("{} is marked as moved away", path.display()))?;
             }
         }
     }
+    Ok(are_there)
 }
 
 fn file_name(migration: MigrationId) -> String {
@@ -256,7 +306,7 @@ fn read(path: &Path, (name, uuid): (&str, &str)) -> Result<Option<Departure>, Da
     };
     let departure: Departure = serde_json::from_slice(&text).map_err(|_| Damaged)?;
     let is_its = departure.guest.as_str() == name && departure.uuid.to_string() == uuid;
-    if is_its { Ok(Some(departure)) } else { Err(Damaged) }
+    if is_its && departure.disks.len() <= DISKS_MAX { Ok(Some(departure)) } else { Err(Damaged) }
 }
 
 fn entries(folder: &Path) -> Vec<(String, PathBuf)> {
@@ -343,6 +393,11 @@ mod tests {
         (folder, state, disk, departure)
     }
 
+    fn write_note(disk: &fs::File, note: &str) {
+        let (name, none) = ("user.lighter.moved-to", XattrFlags::empty());
+        rustix::fs::fsetxattr(disk, name, note.as_bytes(), none).unwrap();
+    }
+
     #[test]
     fn a_disk_has_left_when_its_guests_record_says_so_and_stays_so_without_the_record() {
         let (_folder, state, disk, departure) = scene();
@@ -362,7 +417,9 @@ mod tests {
         assert!(error.contains("moved to host-b with the guest db; to use it"), "{error}");
 
         let record = record(&departure, SourceState::Done);
-        state.departures().settle_by(std::slice::from_ref(&record));
+        let mut faults = BTreeSet::new();
+        let open = state.departures().settle_by(std::slice::from_ref(&record), &mut faults);
+        assert!(open.is_empty() && faults.is_empty(), "{faults:?}");
         state.records().unwrap().remove(&record).unwrap();
         expect().unwrap_err();
         let new = disk.with_extension("new");
@@ -375,25 +432,58 @@ mod tests {
     fn a_disk_of_a_guest_that_stays_is_free() {
         let (_folder, state, disk, departure) = scene();
         let noted = fs::File::open(&disk).unwrap();
-        let attribute = "user.lighter.moved-to";
-        let write = |note: &str| {
-            rustix::fs::fsetxattr(&noted, attribute, note.as_bytes(), XattrFlags::empty()).unwrap();
+        let write = |note: &str| write_note(&noted, note);
+        let settle = |state_of_record| {
+            let records = [record(&departure, state_of_record)];
+            state.departures().settle_by(&records, &mut BTreeSet::new())
         };
-        write(&note(&departure.destination, MigrationId::random()));
-        state.departures().settle_by(&[record(&departure, SourceState::Aborted)]);
-        assert!(departed_to(&disk).is_some(), "another migration's note stays");
-        assert!(state.departures().list().departures.is_empty());
-        state.departures().write(&departure).unwrap();
-        write(&note(&departure.destination, departure.migration));
-        state.departures().settle_by(&[record(&departure, SourceState::Undecided)]);
+        let is_listed = || !state.departures().list().departures.is_empty();
+        let (host, uuid) = (departure.destination.as_str(), departure.uuid);
+        for other in [
+            note_text(host, uuid, MigrationId::random()),
+            note_text(host, Uuid::from_u128(6), departure.migration),
+        ] {
+            write(&other);
+            settle(SourceState::Aborted);
+            assert!(departed_to(&disk).is_some(), "a note that is not its own stays");
+            assert!(!is_listed());
+            state.departures().write(&departure).unwrap();
+        }
+        write(&departure.note_text());
+        settle(SourceState::Undecided);
         assert!(departed_to(&disk).is_some());
-        state.departures().settle_by(&[record(&departure, SourceState::Aborted)]);
+        let unmounted = disk.with_extension("unmounted");
+        fs::rename(&disk, &unmounted).unwrap();
+        settle(SourceState::Aborted);
+        fs::rename(&unmounted, &disk).unwrap();
+        assert!(is_listed(), "it is tried again");
+        settle(SourceState::Aborted);
         assert_eq!(departed_to(&disk), None);
-        assert!(state.departures().list().departures.is_empty());
+        assert!(!is_listed());
         state.departures().write(&Departure { is_settled: true, ..departure.clone() }).unwrap();
         state.departures().past().expect_here(&departure.guest, &disk).unwrap_err();
         state.departures().forget(&departure).unwrap();
         state.departures().past().expect_here(&departure.guest, &disk).unwrap();
+    }
+
+    #[test]
+    fn a_disk_of_a_guest_in_doubt_is_free_when_the_guest_is_to_run_here_all_the_same() {
+        let (_folder, state, disk, departure) = scene();
+        state.records().unwrap().create(&record(&departure, SourceState::Committed)).unwrap();
+        let attribute = (std::fs::File::open(&disk).unwrap(), departure.note_text());
+        let write = || write_note(&attribute.0, &attribute.1);
+        let expect = || state.departures().past().expect_here(&departure.guest, &disk);
+        // Twice, as after a power cut between the record and the disk.
+        for _ in 0..2 {
+            write();
+            crate::whereabouts::Whereabouts::claim(&state, &departure.guest).unwrap();
+            assert_eq!(departed_to(&disk), None);
+            expect().unwrap();
+        }
+        // The other host runs it after all.
+        let mut faults = BTreeSet::new();
+        state.departures().settle_by(&[record(&departure, SourceState::Done)], &mut faults);
+        expect().unwrap_err();
     }
 
     #[test]

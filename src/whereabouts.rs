@@ -67,9 +67,10 @@ impl Whereabouts {
     pub(crate) fn claim(state: &StateDir, name: &GuestName) -> Result<()> {
         let Some(mut last) = last_migration(state, name)? else { return Ok(()) };
         match &mut last.side {
-            Side::Source { state, .. } if *state == SourceState::Committed => {
-                *state = SourceState::Undecided;
+            Side::Source { state: decided, .. } if *decided == SourceState::Committed => {
+                *decided = SourceState::Undecided;
             }
+            Side::Source { state: SourceState::Undecided, .. } => {}
             Side::Destination { state, .. }
                 if !matches!(state, DestinationState::Running | DestinationState::Discarded) =>
             {
@@ -77,7 +78,8 @@ impl Whereabouts {
             }
             Side::Source { .. } | Side::Destination { .. } => return Ok(()),
         }
-        Ok(state.records()?.reopen(&last)?.write(&last)?)
+        state.records()?.reopen(&last)?.write(&last)?;
+        state.departures().claim(&last)
     }
 
     /// Refuses a guest that may run elsewhere, with what the other host says now, and the way out.

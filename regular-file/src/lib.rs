@@ -26,9 +26,9 @@ pub fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     if kind.is_file() { Ok(file) } else { Err(refusal(name(kind))) }
 }
 
-/// Opens the regular file at `path` to read it, where a program that is not trusted has named the path:
-/// what is no file is not opened for a moment, since a device may do something then (a watchdog begins
-/// to count).
+/// Opens the regular file at `path` to read it, where a program that is not trusted has named the path.
+/// Nothing but a regular file is ever opened: some devices act on that (a watchdog begins to count). A
+/// lease that the other program has on the file is not waited for.
 ///
 /// # Errors
 /// As [`open`].
@@ -38,7 +38,8 @@ pub fn open_untrusted(path: &Path) -> io::Result<File> {
     if !kind.is_file() {
         return Err(refusal(name(kind)));
     }
-    File::open(format!("/proc/self/fd/{}", found.as_raw_fd()))
+    let again = format!("/proc/self/fd/{}", found.as_raw_fd());
+    OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(again)
 }
 
 /// The whole content of the regular file at `path`, which may have `bytes_max` bytes at most.

@@ -302,7 +302,7 @@ impl SourceGuest for Departing {
     }
 
     fn release(&self) -> Result<(), GuestError> {
-        let note = departures::note(&self.destination, self.migration);
+        let note = departures::note_text(&self.destination, self.description.uuid, self.migration);
         for disk in self.written() {
             if let Err(error) = disk.note_departure(&note) {
                 let path = disk.path().display();

@@ -181,7 +181,7 @@ impl Departure {
     fn note_disks(&self, process: &GuestProcess, outcome: Outcome) {
         let (Some(disks), notes) = (&self.disks, process.state().departures()) else { return };
         let noted = match outcome {
-            Outcome::StayedAtSource => notes.forget(disks),
+            Outcome::StayedAtSource => notes.give_back(disks),
             Outcome::Migrated => notes.settle(disks),
             // The record says whose they are: a guest that is lost may have ended here before it was
             // handed over.
@@ -236,7 +236,6 @@ impl Departure {
 
     /// The guest goes on as it did, whatever its migration has left undone.
     fn take_back(&self, process: &GuestProcess) {
-        self.note_disks(process, Outcome::StayedAtSource);
         let resumed = if self.ran { self.guest.resume() } else { Ok(()) };
         if let Err(error) = &resumed {
             tracing::error!(%error, "after a migration that broke down");
@@ -244,6 +243,7 @@ impl Departure {
         if let Err(error) = self.guest.stop_dirty_log() {
             tracing::warn!(%error, "the dirty log goes on");
         }
+        self.note_disks(process, Outcome::StayedAtSource);
         let progress = self.session.progress();
         let report = Report::of_a_breakdown(process.name().as_str(), &progress, resumed);
         let status = MigrationStatus { progress: Some(progress), report: Some(report) };

@@ -213,8 +213,9 @@ impl Node {
         let is_defined = |guest: &str| {
             guest.parse().is_ok_and(|name| !matches!(definitions.find(&name), Ok(None)))
         };
-        self.state.departures().settle_by(&records);
-        for (record, fate) in retention::outdated(&records, unix_ms(), is_defined, is_gone) {
+        let open = self.state.departures().settle_by(&records, &mut faults);
+        let outdated = retention::outdated(&records, unix_ms(), is_defined, is_gone);
+        for (record, fate) in outdated.into_iter().filter(|(it, _)| !open.contains(&it.migration)) {
             let gone = match fate {
                 Fate::Removed => self.records.remove(record),
                 Fate::Retired => self.records.retire(record),

@@ -172,7 +172,7 @@ fn a_mapped_device_without_a_uuid_is_old_by_its_name() {
     let path = format!("--disk-path /dev/mapper/old={DISK}");
     here.lighter(&format!("migrate db {} --copy-disks {path} --downtime 10s", there.address()))
         .ok();
-    here.sh("until dmsetup remove old; do sleep 0.2; done; losetup --detach-all").ok();
+    here.sh("timeout 300 sh -c \"until dmsetup remove old; do sleep 0.2; done\" && losetup --detach-all").ok();
     assert_eq!(make("new"), first);
     assert_ne!(make("old"), first);
     here.lighter(&format!("{run} a --disk /dev/mapper/old")).complains(&[
@@ -195,7 +195,7 @@ fn a_save_that_cannot_be_noted_fails_and_the_guest_goes_on() {
          dd if=/dev/zero of=state/filler status=none || true; \
          if lighter save full /var/tmp/full.lighter; then exit 9; fi; \
          lighter show full --json | grep running; rm state/filler; lighter save full /var/tmp/again.lighter; \
-         lighter ls --all; ! lighter show full; lighter restore /var/tmp/again.lighter --name full --detach; \
+         lighter ls --all; if lighter show full; then exit 8; fi; lighter restore /var/tmp/again.lighter --name full --detach; \
          lighter show full --json | grep running"
     );
     // A mount of its own, which goes with the guest.

@@ -62,8 +62,8 @@ pub enum DeviceError {
     },
     /// The disk's content has moved to another host with its guest.
     #[error(
-        "disk {} is old: its content has moved to {where_to} with its guest; remove the file, or, to use it all the same, \
-         `setfattr -x {attribute} {}` (Debian's package attr)",
+        "disk {} is old: its content has moved to {where_to} with its guest; when the guest is there, remove the file; to use it \
+         all the same, `setfattr -x {attribute} {}` (Debian's package attr)",
         path.display(), path.display(), attribute = super::block::DEPARTED_ATTRIBUTE
     )]
     DiskDeparted {

@@ -46,30 +46,35 @@ pub fn departed_to(path: &Path) -> Option<String> {
     where_to(&regular_file::open_untrusted(path).ok()?)
 }
 
-/// Takes the note `where_to` off the file at `path`, and no other.
+/// Takes the note off the file at `path` if it says `where_to`.
 ///
 /// # Errors
-/// The system's answer. What is no regular file, or not there, has no note.
+/// The system's answer; [`ErrorKind::NotFound`] when there is no file.
 pub fn take_off_departure(path: &Path, where_to: &str) -> io::Result<()> {
     let file = match regular_file::open_untrusted(path) {
-        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::InvalidInput) => {
-            return Ok(());
-        }
+        // A device has no note.
+        Err(error) if error.kind() == ErrorKind::InvalidInput => return Ok(()),
         file => file?,
     };
-    let is_it = read(&file).is_some_and(|found| found == value(where_to));
+    let is_it = read(&file)?.is_some_and(|found| found == value(where_to));
     if is_it { forget(&file) } else { Ok(()) }
 }
 
 /// Where the content of `file` has gone; `None` when it is here, or that cannot be told.
 pub(super) fn where_to(file: &File) -> Option<String> {
-    let text = String::from_utf8_lossy(&read(file)?).into_owned();
+    let text = String::from_utf8_lossy(&read(file).ok()??).into_owned();
     Some(text.chars().filter(|c| !c.is_control()).collect())
 }
 
-fn read(file: &File) -> Option<Vec<u8>> {
+/// The note on `file`.
+fn read(file: &File) -> io::Result<Option<Vec<u8>>> {
     let mut value = vec![0; VALUE_BYTES_MAX];
-    let length = fgetxattr(file, ATTRIBUTE, &mut value).ok()?;
-    value.truncate(length);
-    Some(value)
+    match fgetxattr(file, ATTRIBUTE, &mut value) {
+        Ok(length) => {
+            value.truncate(length);
+            Ok(Some(value))
+        }
+        Err(Errno::NODATA | Errno::NOTSUP) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }

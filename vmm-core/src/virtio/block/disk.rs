@@ -272,7 +272,7 @@ mod tests {
         departed::take_off_departure(file.path(), "host-b").unwrap();
         departed::forget(disk.file()).unwrap();
         Disk::open_present(file.path(), Access::ReadWrite).unwrap();
-        departed::take_off_departure(Path::new("/nothing"), "host-b").unwrap();
+        departed::take_off_departure(Path::new("/nothing"), "host-b").unwrap_err();
         departed::take_off_departure(Path::new("/dev/null"), "host-b").unwrap();
     }
 
