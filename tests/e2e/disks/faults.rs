@@ -3,6 +3,8 @@
 
 use std::fs;
 
+use vmm_core::virtio::block::departed_to;
+
 use super::place::{GUEST, Place};
 use crate::host::{Exit, NodePlan, Pid, wait};
 
@@ -133,11 +135,12 @@ fn both_sides_killed_between_the_decision_and_its_arrival() {
     let mut place = place("source.send.commit", "hold");
     let migration = place.start(&[]);
     await_failpoint(&place, "source.send.commit");
+    wait::until("there is a note", || wait::holds(departed_to(&place.disk_a()).is_some(), ()));
     place.pair.a.kill_node();
     place.pair.a.guest(GUEST).pid().kill();
     destination(&place).kill();
     drop(migration);
-    let moved = ["old: its content has moved to 127.0.0.1", " (migration "];
+    let moved = ["old: its content has moved to 127.0.0.1", ", migration "];
     place.run_on("again", &place.disk_a()).complains(Exit::Failed, &moved);
     place.pair.a.start_node(&NodePlan::default());
     wait::until("the disk is this host's again", || {
