@@ -72,8 +72,8 @@ Examples:
 
 The guest goes on where `lighter save` stopped it, on the same disks. It is refused when one of them was written
 since, by the guest itself, by another program or by a repair: what it keeps of them in memory would destroy them. A
-guest that writes disks is therefore restored once. Without such disks a file can be restored again, but only once at a time: two
-guests from one file share one identity.
+guest that writes disks is therefore restored once. Without such disks a file can be restored again: each guest gets a UUID
+of its own, and what is in its memory (host name, addresses, keys) is the same in all of them.
 
 A guest whose name is that of one that has moved to another host, or whose last migration is not settled, is refused: it
 may run there. --force restores it all the same; --name gives it another name.")]
