@@ -4,6 +4,8 @@
 //! counters and nowhere else; labels bounded by a fixed list or by the guests on the host; no label
 //! called `type`; help is a sentence.
 
+use migrate::Phase;
+use migrate::report::Role;
 use prometheus::Registry;
 
 use crate::definition::{CatalogueError, Definition, Unit};
@@ -11,16 +13,16 @@ use crate::density::{DensityCounted, DensityScraped};
 use crate::entries::{catalogue, definition};
 use crate::family::{Counter, DowntimeBuckets, DurationBuckets, Family, Gauge, Histogram};
 use crate::labels::{
-    BuildRevision, BuildVersion, Direction, Encoding, FailureReason, GuestName, GuestState,
-    GuestUuid, NetDevice, Phase, RefusalReason,
+    BuildRevision, BuildVersion, Encoding, FailureReason, GuestName, GuestState, GuestUuid,
+    NetDevice, RefusalReason,
 };
 
 catalogue! {
     /// What a node counts as long as it runs.
     struct Counted {
-        migrations_started: Counter<(Direction,)> = "lighter_migrations_started_total", Count,
+        migrations_started: Counter<(Role,)> = "lighter_migrations_started_total", Count,
             "Migrations that began on this host.";
-        migrations_completed: Counter<(Direction,)> = "lighter_migrations_completed_total", Count,
+        migrations_completed: Counter<(Role,)> = "lighter_migrations_completed_total", Count,
             "Migrations that ended with the guest on its destination.";
         migrations_cancelled: Counter<(Phase,)> = "lighter_migrations_cancelled_total", Count,
             "Migrations that were called off, by the phase they were in.";
@@ -31,10 +33,10 @@ catalogue! {
             "Incoming guests that this node admitted.";
         admissions_refused: Counter<(RefusalReason,)> = "lighter_admissions_refused_total", Count,
             "Incoming guests that this node refused, by reason.";
-        completed_downtime: Histogram<(Direction,), DowntimeBuckets> =
+        completed_downtime: Histogram<(Role,), DowntimeBuckets> =
             "lighter_migrations_completed_downtime_seconds", Seconds,
             "Downtime of completed migrations as this host saw it; the source's view is `outgoing`.";
-        completed_duration: Histogram<(Direction,), DurationBuckets> =
+        completed_duration: Histogram<(Role,), DurationBuckets> =
             "lighter_migrations_completed_duration_seconds", Seconds,
             "Total duration of completed migrations, from connecting to running.";
     }
@@ -98,50 +100,50 @@ catalogue! {
             "lighter_guest_network_transmit_drops_total", Count,
             "Frames that a guest wanted to send by a network device and that were lost here.";
 
-        migration_phase: Gauge<(GuestName, Direction, Phase)> = "lighter_migration_phase", State,
+        migration_phase: Gauge<(GuestName, Role, Phase)> = "lighter_migration_phase", State,
             "1 for the phase that the migration of a guest is in, 0 for the others.";
-        migration_phase_duration: Gauge<(GuestName, Direction, Phase)> =
+        migration_phase_duration: Gauge<(GuestName, Role, Phase)> =
             "lighter_migration_phase_duration_seconds", Seconds,
             "How long the migration of a guest has spent in a phase.";
-        migration_duration: Gauge<(GuestName, Direction)> =
+        migration_duration: Gauge<(GuestName, Role)> =
             "lighter_migration_duration_seconds", Seconds,
             "How long the migration of a guest has taken so far, or took in all.";
-        migration_rounds: Gauge<(GuestName, Direction)> = "lighter_migration_rounds", Count,
+        migration_rounds: Gauge<(GuestName, Role)> = "lighter_migration_rounds", Count,
             "Rounds over the memory of a guest, and its disks if they go along, the one under way included.";
-        migration_transferred: Counter<(GuestName, Direction, Encoding)> =
+        migration_transferred: Counter<(GuestName, Role, Encoding)> =
             "lighter_migration_transferred_bytes_total", Bytes,
             "Page data on the wire in the migration of a guest, by encoding; \
              zero pages have no data.";
-        migration_pages: Counter<(GuestName, Direction, Encoding)> =
+        migration_pages: Counter<(GuestName, Role, Encoding)> =
             "lighter_migration_transferred_pages_total", Pages,
             "Pages carried in the migration of a guest, by encoding.";
-        migration_hinted: Counter<(GuestName, Direction)> =
+        migration_hinted: Counter<(GuestName, Role)> =
             "lighter_migration_hinted_pages_total", Pages,
             "Pages left out of the migration of a guest because it said that they are free.";
-        migration_remaining: Gauge<(GuestName, Direction)> =
+        migration_remaining: Gauge<(GuestName, Role)> =
             "lighter_migration_remaining_bytes", Bytes,
             "Guest memory that must still be sent in this round.";
-        migration_disk_remaining: Gauge<(GuestName, Direction)> =
+        migration_disk_remaining: Gauge<(GuestName, Role)> =
             "lighter_migration_disk_remaining_bytes", Bytes,
             "Content of disks that go along with a guest which must still be sent in this round.";
-        migration_disk_transferred: Counter<(GuestName, Direction)> =
+        migration_disk_transferred: Counter<(GuestName, Role)> =
             "lighter_migration_disk_transferred_bytes_total", Bytes,
             "Bytes on the wire for disks that go along with a guest.";
-        migration_transfer_rate: Gauge<(GuestName, Direction)> =
+        migration_transfer_rate: Gauge<(GuestName, Role)> =
             "lighter_migration_transfer_bytes_per_second", BytesPerSecond,
             "Memory and disks that the migration of a guest sends per second, before compression; \
              zero pages do not count.";
-        migration_dirty_rate: Gauge<(GuestName, Direction)> =
+        migration_dirty_rate: Gauge<(GuestName, Role)> =
             "lighter_migration_dirty_bytes_per_second", BytesPerSecond,
             "Measured rate at which a migrating guest writes its memory, and its disks if they go along.";
-        migration_expected_downtime: Gauge<(GuestName, Direction)> =
+        migration_expected_downtime: Gauge<(GuestName, Role)> =
             "lighter_migration_expected_downtime_seconds", Seconds,
             "How long a guest would stand still if it were switched over now.";
-        migration_downtime: Gauge<(GuestName, Direction)> =
+        migration_downtime: Gauge<(GuestName, Role)> =
             "lighter_migration_downtime_seconds", Seconds,
             "How long the migration of a guest stopped it as this host saw it; \
              the source's view is `outgoing`.";
-        migration_guest_downtime: Gauge<(GuestName, Direction)> =
+        migration_guest_downtime: Gauge<(GuestName, Role)> =
             "lighter_migration_guest_downtime_seconds", Seconds,
             "The longest stall that a guest has measured since its migration began; \
              only guests that report it.";

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use migrate::Phase;
+use migrate::report::Role;
 use prometheus::{Registry, TextEncoder};
 
 use crate::catalogue::{Counted, Scraped};
@@ -10,7 +12,7 @@ use crate::definition::CatalogueError;
 use crate::density::{self, DensityCounted, DensityScraped};
 use crate::fill;
 use crate::labels::{
-    BuildRevision, BuildVersion, Direction, FailureReason, GuestName, Phase, RefusalReason,
+    BuildRevision, BuildVersion, FailureReason, FixedLabel, GuestName, RefusalReason,
 };
 use crate::snapshot::Snapshot;
 
@@ -92,20 +94,20 @@ impl Exporter {
 /// Makes every series exist from the start: a counter that appears with its first failure hides
 /// that failure from `increase()`.
 fn show_zeros(counted: &Counted) {
-    for direction in Direction::ALL {
+    for direction in Role::EVERY {
         counted.migrations_started.add(&(*direction,), 0.0);
         counted.migrations_completed.add(&(*direction,), 0.0);
         counted.completed_downtime.touch(&(*direction,));
         counted.completed_duration.touch(&(*direction,));
     }
-    for phase in Phase::ALL {
+    for phase in Phase::EVERY {
         counted.migrations_cancelled.add(&(*phase,), 0.0);
-        for reason in FailureReason::ALL {
+        for reason in FailureReason::EVERY {
             counted.migrations_failed.add(&(*phase, *reason), 0.0);
         }
     }
     counted.admissions.add(&(), 0.0);
-    for reason in RefusalReason::ALL {
+    for reason in RefusalReason::EVERY {
         counted.admissions_refused.add(&(*reason,), 0.0);
     }
 }

@@ -2,10 +2,12 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use migrate::Phase;
+use migrate::report::Role;
+
 use crate::catalogue::Scraped;
 use crate::labels::{
-    BuildRevision, BuildVersion, Direction, Encoding, GuestName, GuestState, GuestUuid, NetDevice,
-    Phase,
+    BuildRevision, BuildVersion, Encoding, FixedLabel, GuestName, GuestState, GuestUuid, NetDevice,
 };
 use crate::snapshot::{GuestSample, MigrationSample, NetworkSample, Snapshot};
 
@@ -32,7 +34,7 @@ pub(crate) fn node(
     families.scrape_duration.set(&(), snapshot.scrape_duration.as_secs_f64());
     families.guests_unreachable.set(&(), number(snapshot.guests_unreachable));
     families.records_in_doubt.set(&(), number(snapshot.migrations_in_doubt));
-    for state in GuestState::ALL {
+    for state in GuestState::EVERY {
         let count = snapshot.guests.iter().filter(|guest| guest.state == *state).count();
         families.guests.set(&(*state,), number(count as u64));
     }
@@ -47,7 +49,7 @@ pub(crate) fn node(
 pub(crate) fn guest(families: &Scraped, sample: &GuestSample) {
     let name = || GuestName(sample.name.clone());
     families.guest_info.set(&(name(), GuestUuid(sample.uuid.clone())), 1.0);
-    for state in GuestState::ALL {
+    for state in GuestState::EVERY {
         let holds = f64::from(u8::from(*state == sample.state));
         families.guest_state.set(&(name(), *state), holds);
     }
@@ -91,7 +93,7 @@ pub(crate) fn migration(families: &Scraped, name: &GuestName, sample: &Migration
 /// Where a migration stands and how long it has taken.
 fn progress(families: &Scraped, name: &GuestName, sample: &MigrationSample) {
     let direction = sample.direction;
-    for phase in Phase::ALL {
+    for phase in Phase::EVERY {
         let holds = f64::from(u8::from(sample.phase == Some(*phase)));
         families.migration_phase.set(&(name.clone(), direction, *phase), holds);
     }
@@ -108,7 +110,7 @@ fn progress(families: &Scraped, name: &GuestName, sample: &MigrationSample) {
 
 /// What a migration has carried.
 fn traffic(families: &Scraped, name: &GuestName, sample: &MigrationSample) {
-    let labels = |encoding: Encoding| -> (GuestName, Direction, Encoding) {
+    let labels = |encoding: Encoding| -> (GuestName, Role, Encoding) {
         (name.clone(), sample.direction, encoding)
     };
     families.migration_transferred.add(&labels(Encoding::Raw), number(sample.raw.bytes));

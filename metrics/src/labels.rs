@@ -1,5 +1,8 @@
 //! The labels and their values, as types: a call site cannot misspell one or invent another.
 
+use migrate::Phase;
+use migrate::report::Role;
+
 use crate::definition::{LabelDefinition, LabelValues};
 
 /// A value of one label.
@@ -8,6 +11,12 @@ pub trait Label {
     const DEFINITION: LabelDefinition;
     /// This value as the exposition prints it.
     fn as_str(&self) -> &str;
+}
+
+/// A label whose values are all known.
+pub trait FixedLabel: Label + Copy + PartialEq + 'static {
+    /// Every value, in order.
+    const EVERY: &'static [Self];
 }
 
 /// The labels of one family: a tuple of [`Label`]s, `()` for a family without labels.
@@ -46,17 +55,11 @@ impl<A: Label, B: Label, C: Label> Labels for (A, B, C) {
     }
 }
 
-macro_rules! fixed_label {
-    ($(#[$doc:meta])* $name:ident as $label:literal {
-        $( $(#[$variant_doc:meta])* $variant:ident = $value:literal, )+
-    }) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-        pub enum $name { $( $(#[$variant_doc])* $variant, )+ }
-
-        impl $name {
-            /// Every value, in order.
-            pub const ALL: &'static [Self] = &[ $( Self::$variant, )+ ];
+/// Makes a type that is decided by elsewhere a label.
+macro_rules! label_values {
+    ($name:ty as $label:literal { $( $variant:ident = $value:literal, )+ }) => {
+        impl FixedLabel for $name {
+            const EVERY: &'static [Self] = &[ $( Self::$variant, )+ ];
         }
 
         impl Label for $name {
@@ -68,6 +71,19 @@ macro_rules! fixed_label {
                 match self { $( Self::$variant => $value, )+ }
             }
         }
+    };
+}
+
+/// Makes a type that is a label only.
+macro_rules! fixed_label {
+    ($(#[$doc:meta])* $name:ident as $label:literal {
+        $( $(#[$variant_doc:meta])* $variant:ident = $value:literal, )+
+    }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum $name { $( $(#[$variant_doc])* $variant, )+ }
+
+        label_values! { $name as $label { $( $variant = $value, )+ } }
     };
 }
 
@@ -87,7 +103,7 @@ macro_rules! open_label {
     };
 }
 
-pub(crate) use {fixed_label, open_label};
+pub(crate) use {fixed_label, label_values, open_label};
 
 open_label! {
     /// The name of a guest on this host.
@@ -128,32 +144,22 @@ fixed_label! {
     }
 }
 
-fixed_label! {
-    /// Whether a migration takes a guest away or brings it.
-    Direction as "direction" {
-        /// The guest leaves this host.
-        Outgoing = "outgoing",
-        /// The guest comes to this host.
-        Incoming = "incoming",
+// Whether a migration takes a guest away or brings it.
+label_values! {
+    Role as "direction" {
+        Source = "outgoing",
+        Destination = "incoming",
     }
 }
 
-fixed_label! {
-    /// The phases of a migration.
+label_values! {
     Phase as "phase" {
-        /// QUIC, mutual TLS, and the choice of a version.
         Connect = "connect",
-        /// The destination checks the description and builds the guest.
         Prepare = "prepare",
-        /// Rounds of dirty pages while the guest runs.
         Precopy = "precopy",
-        /// The guest is paused; the last pages and its state are sent.
         Switchover = "switchover",
-        /// The destination has loaded everything and says so.
         Ready = "ready",
-        /// The source has recorded that the guest moves.
         Commit = "commit",
-        /// The destination runs the guest.
         Resume = "resume",
     }
 }
@@ -238,8 +244,8 @@ mod tests {
 
     #[test]
     fn tuples_give_names_and_values_in_the_same_order() {
-        let labels = (GuestName("web-1".into()), Direction::Outgoing, Phase::Precopy);
-        let names: Vec<_> = <(GuestName, Direction, Phase) as Labels>::DEFINITIONS
+        let labels = (GuestName("web-1".into()), Role::Source, Phase::Precopy);
+        let names: Vec<_> = <(GuestName, Role, Phase) as Labels>::DEFINITIONS
             .iter()
             .map(|label| label.name)
             .collect();
@@ -249,7 +255,7 @@ mod tests {
 
     #[test]
     fn fixed_labels_list_the_values_that_they_print() {
-        let printed: Vec<_> = Phase::ALL.iter().map(Label::as_str).collect();
+        let printed: Vec<_> = Phase::EVERY.iter().map(Label::as_str).collect();
         assert_eq!(
             Phase::DEFINITION.values,
             LabelValues::Fixed(&[
@@ -262,7 +268,7 @@ mod tests {
                 "resume"
             ])
         );
-        assert_eq!(printed.len(), Phase::ALL.len());
+        assert_eq!(printed.len(), Phase::EVERY.len());
         assert_eq!(printed[2], "precopy");
     }
 }

@@ -8,8 +8,8 @@
 //! [`Scraped`] is filled afresh from one [`Snapshot`] at every scrape, so the series of a guest
 //! that has left go with it. [`Exporter`] holds both and renders text exposition 0.0.4.
 //!
-//! This crate depends on nothing else of the workspace, and is the only user of the `prometheus`
-//! crate. Start reading at `catalogue.rs`.
+//! Where `migrate` or `memopt` has a type for what a label or a sample says, it is that type. This crate is
+//! the only user of the `prometheus` crate. Start reading at `catalogue.rs`.
 
 mod audit;
 mod catalogue;
@@ -27,16 +27,14 @@ pub use audit::{ExpositionError, Sample, never_moved, parse_samples};
 pub use catalogue::{Counted, Scraped, definitions, density_definitions};
 pub use definition::{CatalogueError, Definition, Kind, LabelDefinition, LabelValues, Unit};
 pub use density::{
-    Actuator, BalloonSample, DensityCounted, DensityGuest, DensityHost, DensitySample,
-    DensityScraped, Finding, Hindrance, KsmSample, Level, LookSample, MissedReason, PageSize,
-    PoolSample, PressureSample, RunOutcome, RunTrigger, ScheduleName, ScheduleSample, Stall,
-    StatisticsSample, SurveySample, Verdict, Vmm, WindowEnd,
+    DensityCounted, DensityGuest, DensitySample, DensityScraped, Finding, LookSample, MissedReason,
+    PageSize, RunOutcome, RunTrigger, ScheduleName, ScheduleSample, Stall, SurveySample, WindowEnd,
 };
 pub use exporter::{CONTENT_TYPE, Exporter, RenderError};
 pub use family::{Buckets, Counter, DowntimeBuckets, DurationBuckets, Gauge, Histogram};
 pub use labels::{
-    BuildRevision, BuildVersion, Direction, Encoding, FailureReason, GuestName, GuestState,
-    GuestUuid, Label, Labels, NetDevice, Phase, RefusalReason,
+    BuildRevision, BuildVersion, Encoding, FailureReason, FixedLabel, GuestName, GuestState,
+    GuestUuid, Label, Labels, NetDevice, RefusalReason,
 };
 pub use reference::markdown;
 pub use snapshot::{

@@ -2,8 +2,11 @@
 
 use std::time::{Duration, SystemTime};
 
+use migrate::Phase;
+use migrate::report::Role;
+
 use crate::density::DensitySample;
-use crate::labels::{Direction, GuestState, Phase};
+use crate::labels::GuestState;
 
 /// Everything on the page except what [`Counted`](crate::Counted) has accumulated.
 #[derive(Debug, Clone, Default)]
@@ -97,7 +100,7 @@ pub struct DepartedSample {
 #[derive(Debug, Clone)]
 pub struct MigrationSample {
     /// Away from this host, or to it.
-    pub direction: Direction,
+    pub direction: Role,
     /// The phase that it is in; absent when it is over.
     pub phase: Option<Phase>,
     /// Time spent in each phase that it has been in.

@@ -4,18 +4,24 @@ use std::io::Write as _;
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
-use metrics::{
-    Actuator, BalloonSample, DensityCounted, DensityGuest, DensityHost, DensitySample,
-    DepartedSample, Direction, Exporter, FailureReason, Finding, GuestSample, GuestState,
-    Hindrance, HostMemory, KsmSample, Level, LookSample, MigrationSample, MissedReason,
-    NetworkFlow, NetworkSample, PageSize, Phase, PoolSample, PressureSample, RefusalReason,
-    RunOutcome, RunTrigger, ScheduleSample, Snapshot, StatisticsSample, SurveySample, Traffic,
-    Verdict, Vmm, WindowEnd,
+use memopt::ledger::Level;
+use memopt::policy::Actuator;
+use memopt::situation::{
+    Balloon, Cost, Guest, Hindrance, Host, Ksm, Pool, Pressure, Statistics, Vmm,
 };
+use memopt::verify::Verdict;
+use metrics::{
+    DensityCounted, DensityGuest, DensitySample, DepartedSample, Exporter, FailureReason, Finding,
+    GuestSample, GuestState, HostMemory, LookSample, MigrationSample, MissedReason, NetworkFlow,
+    NetworkSample, RefusalReason, RunOutcome, RunTrigger, ScheduleSample, Snapshot, SurveySample,
+    Traffic, WindowEnd,
+};
+use migrate::Phase;
+use migrate::report::Role;
 
 fn migration() -> MigrationSample {
     MigrationSample {
-        direction: Direction::Outgoing,
+        direction: Role::Source,
         phase: Some(Phase::Precopy),
         phase_durations: vec![(Phase::Connect, Duration::from_millis(3))],
         duration: Duration::from_secs(1),
@@ -68,12 +74,12 @@ fn busy_snapshot() -> Snapshot {
 
 /// Everything that memory optimization can say of a guest.
 fn guest_in_need() -> DensityGuest {
-    let statistics = StatisticsSample {
+    let statistics = Statistics {
         age: Duration::from_secs(1),
         total_bytes: Some(500),
         free_bytes: Some(100),
         available_bytes: Some(200),
-        cache_bytes: Some(50),
+        caches_bytes: Some(50),
         swap_in_bytes: Some(1),
         swap_out_bytes: Some(2),
         major_faults: Some(3),
@@ -81,59 +87,68 @@ fn guest_in_need() -> DensityGuest {
         allocation_stalls: Some(5),
         direct_reclaim_bytes: Some(6),
     };
-    let balloon = BalloonSample {
+    let balloon = Balloon {
         has_driver: true,
         target_bytes: 400,
+        is_set_by_steps: None,
         actual_bytes: 450,
-        is_stuck: true,
+        reports_free_pages: true,
         reported_bytes_total: 7,
         statistics: Some(statistics),
     };
-    DensityGuest {
-        name: "web-1".into(),
-        vmm: Vmm::Qemu,
-        memory_bytes: 512 << 20,
+    let cost = Cost {
         resident_bytes: 500 << 20,
-        cost_bytes: 400 << 20,
+        proportional_bytes: 400 << 20,
         huge_bytes: 100 << 20,
         merged_bytes: Some(4096),
         merge_profit_bytes: Some(-64),
         swapped_bytes: 4096,
+    };
+    DensityGuest {
+        guest: Guest {
+            memory_bytes: 512 << 20,
+            cost,
+            hindrance: Some(Hindrance::Paused),
+            balloon: Some(balloon),
+            ..Guest::unknown("web-1".into(), Vmm::Qemu, 1)
+        },
         demand_bytes: Some(300 << 20),
         is_spared: true,
-        hindrance: Some(Hindrance::Paused),
+        is_balloon_stuck: true,
         benched: vec![Actuator::Balloon],
         survey: Some(SurveySample {
             age: Duration::from_secs(60),
             found: vec![(Finding::Present, 300 << 20), (Finding::Zero, 80 << 20)],
         }),
-        balloon: Some(balloon),
     }
 }
 
-fn density() -> DensitySample {
-    let ksm = KsmSample {
-        is_running: true,
-        shared_pages: 1,
-        sharing_pages: 2,
-        unshared_pages: 3,
-        volatile_pages: 4,
+fn host() -> Host {
+    let ksm = Ksm {
+        run: 1,
+        pages_shared: 1,
+        pages_sharing: 2,
+        pages_unshared: 3,
+        pages_volatile: 4,
         zero_pages: 5,
-        scanned_pages: 6,
+        pages_scanned: 6,
         full_scans: 7,
         profit_bytes: -4096,
         cpu: Some(Duration::from_secs(1)),
     };
-    let pool = PoolSample { page_size: PageSize::Mib2, bytes: 3, free_bytes: 2, reserved_bytes: 1 };
-    let host = DensityHost {
-        level: Level::Amber,
+    Host {
         total_bytes: 1 << 34,
+        available_bytes: 1 << 33,
         swap_used_bytes: 1,
-        pressure: Some(PressureSample { some: 0.25, full: 0.125 }),
+        pressure: Some(Pressure { some_10s: 0.25, full_10s: 0.125, some_60s: 0.0, full_60s: 0.0 }),
         ksm: Some(ksm),
-        pools: vec![pool],
-        benched: vec![Actuator::Merge],
-    };
+        pools: vec![Pool { page_bytes: 2 << 20, pages: 3, free_pages: 2, reserved_pages: 1 }],
+        merged_domain: None,
+        strangers: Vec::new(),
+    }
+}
+
+fn density() -> DensitySample {
     let schedule = ScheduleSample {
         name: "nightly".into(),
         next: Some(SystemTime::now()),
@@ -142,7 +157,12 @@ fn density() -> DensitySample {
         missed: vec![(MissedReason::Absent, 2)],
     };
     DensitySample {
-        look: Some(LookSample { host, guests: vec![guest_in_need()] }),
+        look: Some(LookSample {
+            host: host(),
+            level: Level::Amber,
+            benched: vec![Actuator::Merge],
+            guests: vec![guest_in_need()],
+        }),
         looked: Some(SystemTime::now()),
         is_running: true,
         last_success: Some(SystemTime::now()),
@@ -180,14 +200,14 @@ fn count_density(counted: &DensityCounted) {
 fn busy_page() -> String {
     let exporter = Exporter::new("1.0.0", "abc", SystemTime::now()).expect("a sound catalogue");
     let counted = exporter.counted();
-    counted.migrations_started.inc(&(Direction::Outgoing,));
-    counted.migrations_completed.inc(&(Direction::Outgoing,));
+    counted.migrations_started.inc(&(Role::Source,));
+    counted.migrations_completed.inc(&(Role::Source,));
     counted.migrations_cancelled.inc(&(Phase::Precopy,));
     counted.migrations_failed.inc(&(Phase::Connect, FailureReason::ConnectionLost));
     counted.admissions.inc(&());
     counted.admissions_refused.inc(&(RefusalReason::Memory,));
-    counted.completed_downtime.observe(&(Direction::Outgoing,), 0.012);
-    counted.completed_duration.observe(&(Direction::Outgoing,), 1.4);
+    counted.completed_downtime.observe(&(Role::Source,), 0.012);
+    counted.completed_duration.observe(&(Role::Source,), 1.4);
     count_density(exporter.density());
     exporter.render(&busy_snapshot()).expect("a page")
 }

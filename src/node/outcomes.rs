@@ -10,7 +10,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use metrics::{Counted, Direction, FailureReason};
+use metrics::{Counted, FailureReason};
 use migrate::record::{DestinationState, Record, Side, SourceState};
 use migrate::report::{Outcome, Report, Role};
 use migrate::{Phase, Reason};
@@ -80,7 +80,7 @@ impl Ledger {
             // Earlier versions told records by their migration alone.
             let before = self.marks.get(&key).or_else(|| self.marks.get(&earlier_key)).copied();
             if before.is_none() {
-                counted.migrations_started.inc(&(direction(record.role()),));
+                counted.migrations_started.inc(&(record.role(),));
             }
             let mut mark = before.unwrap_or(Mark::Started);
             if mark == Mark::Started
@@ -106,9 +106,9 @@ impl Ledger {
 /// How a migration ended, as counted.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Ending {
-    Completed { direction: Direction, downtime_seconds: Option<f64>, total_seconds: Option<f64> },
-    Cancelled { phase: metrics::Phase },
-    Failed { phase: metrics::Phase, reason: FailureReason },
+    Completed { direction: Role, downtime_seconds: Option<f64>, total_seconds: Option<f64> },
+    Cancelled { phase: Phase },
+    Failed { phase: Phase, reason: FailureReason },
 }
 
 impl Ending {
@@ -132,7 +132,7 @@ impl Ending {
 /// How the migration of a record ended; none while it has not. A report tells; without one, the state in which a dead process
 /// left the record does.
 fn ending(record: &Record, is_dead: impl Fn(&Record) -> bool) -> Option<Ending> {
-    let direction = direction(record.role());
+    let direction = record.role();
     if let Some(report) = &record.report {
         return reported(report, direction);
     }
@@ -142,20 +142,20 @@ fn ending(record: &Record, is_dead: impl Fn(&Record) -> bool) -> Option<Ending> 
         Side::Source { state, .. } => match state {
             SourceState::Undecided | SourceState::Committed => return None,
             SourceState::Done => moved,
-            SourceState::Aborted => died(metrics::Phase::Precopy),
+            SourceState::Aborted => died(Phase::Precopy),
         },
         Side::Destination { state, .. } => match state {
             DestinationState::Loading | DestinationState::Ready => return None,
             DestinationState::Running => moved,
-            DestinationState::Taking | DestinationState::Failed => died(metrics::Phase::Resume),
-            DestinationState::Discarded => died(metrics::Phase::Precopy),
+            DestinationState::Taking | DestinationState::Failed => died(Phase::Resume),
+            DestinationState::Discarded => died(Phase::Precopy),
         },
     };
     // A live process is about to add its report.
     is_dead(record).then_some(ending)
 }
 
-fn reported(report: &Report, direction: Direction) -> Option<Ending> {
+fn reported(report: &Report, direction: Role) -> Option<Ending> {
     if report.outcome == Outcome::InDoubt {
         return None;
     }
@@ -164,36 +164,14 @@ fn reported(report: &Report, direction: Direction) -> Option<Ending> {
             (report.downtime_seconds, Some(report.total_seconds));
         return Some(Ending::Completed { direction, downtime_seconds, total_seconds });
     }
-    let (at, why) = report
+    let (phase, why) = report
         .error
         .as_ref()
         .map_or((Phase::Connect, Reason::Other), |error| (error.phase, error.reason));
-    let phase = phase(at);
     Some(match reason(why) {
         None => Ending::Cancelled { phase },
         Some(reason) => Ending::Failed { phase, reason },
     })
-}
-
-/// The direction in which the side of this role moves the guest.
-pub(crate) fn direction(role: Role) -> Direction {
-    match role {
-        Role::Source => Direction::Outgoing,
-        Role::Destination => Direction::Incoming,
-    }
-}
-
-/// A phase as a label.
-pub(crate) fn phase(phase: Phase) -> metrics::Phase {
-    match phase {
-        Phase::Connect => metrics::Phase::Connect,
-        Phase::Prepare => metrics::Phase::Prepare,
-        Phase::Precopy => metrics::Phase::Precopy,
-        Phase::Switchover => metrics::Phase::Switchover,
-        Phase::Ready => metrics::Phase::Ready,
-        Phase::Commit => metrics::Phase::Commit,
-        Phase::Resume => metrics::Phase::Resume,
-    }
 }
 
 /// A reason as a label; none for a migration that was called off, which is no failure.
@@ -290,12 +268,12 @@ pub(crate) mod tests {
         let mut ledger = Ledger::open(&bench.path).unwrap();
         ledger.count(&records, counted, |_| true).unwrap();
         ledger.count(&records, counted, |_| true).unwrap();
-        assert!(is_one(counted.migrations_started.get(&(Direction::Outgoing,))));
-        assert!(is_one(counted.migrations_completed.get(&(Direction::Outgoing,))));
+        assert!(is_one(counted.migrations_started.get(&(Role::Source,))));
+        assert!(is_one(counted.migrations_completed.get(&(Role::Source,))));
 
         let next = Exporter::new("1", "x", SystemTime::now()).unwrap();
         Ledger::open(&bench.path).unwrap().count(&records, next.counted(), |_| true).unwrap();
-        assert!(next.counted().migrations_completed.get(&(Direction::Outgoing,)) < 0.5);
+        assert!(next.counted().migrations_completed.get(&(Role::Source,)) < 0.5);
     }
 
     #[test]
@@ -312,7 +290,7 @@ pub(crate) mod tests {
         ledger.count(&records, counted, |_| true).unwrap();
 
         assert_eq!(Ledger::open(&path).unwrap().marks, ledger.marks);
-        assert!(is_one(counted.migrations_completed.get(&(Direction::Outgoing,))));
+        assert!(is_one(counted.migrations_completed.get(&(Role::Source,))));
     }
 
     #[test]
@@ -324,30 +302,29 @@ pub(crate) mod tests {
         let mut ledger = Ledger::open(&bench.path).unwrap();
         ledger.count(std::slice::from_ref(&record), counted, |_| false).unwrap();
         assert!(
-            counted.migrations_failed.get(&(metrics::Phase::Commit, FailureReason::ConnectionLost))
-                < 0.5
+            counted.migrations_failed.get(&(Phase::Commit, FailureReason::ConnectionLost)) < 0.5
         );
 
         record.report = Some(report(Outcome::Migrated, None));
         ledger.count(&[record], counted, |_| false).unwrap();
-        assert!(is_one(counted.migrations_completed.get(&(Direction::Outgoing,))));
-        assert!(is_one(counted.migrations_started.get(&(Direction::Outgoing,))));
+        assert!(is_one(counted.migrations_completed.get(&(Role::Source,))));
+        assert!(is_one(counted.migrations_started.get(&(Role::Source,))));
     }
 
     #[test]
     fn calling_off_is_no_failure() {
         let cancelled = reported(
             &report(Outcome::StayedAtSource, Some((Phase::Precopy, Reason::Cancelled))),
-            Direction::Outgoing,
+            Role::Source,
         );
-        assert_eq!(cancelled, Some(Ending::Cancelled { phase: metrics::Phase::Precopy }));
+        assert_eq!(cancelled, Some(Ending::Cancelled { phase: Phase::Precopy }));
         let failed = reported(
             &report(Outcome::StayedAtSource, Some((Phase::Ready, Reason::Data))),
-            Direction::Outgoing,
+            Role::Source,
         );
         assert_eq!(
             failed,
-            Some(Ending::Failed { phase: metrics::Phase::Ready, reason: FailureReason::Data })
+            Some(Ending::Failed { phase: Phase::Ready, reason: FailureReason::Data })
         );
     }
 
@@ -357,7 +334,7 @@ pub(crate) mod tests {
         assert_eq!(ending(&arrived, |_| false), None, "its report is still to come");
         assert!(matches!(
             ending(&arrived, |_| true),
-            Some(Ending::Completed { direction: Direction::Incoming, .. })
+            Some(Ending::Completed { direction: Role::Destination, .. })
         ));
         let lost = destination_record(DestinationState::Discarded, 1);
         assert!(matches!(
@@ -375,7 +352,7 @@ pub(crate) mod tests {
         ledger
             .count(&[reported_record(Outcome::Migrated, None)], bench.exporter.counted(), |_| true)
             .unwrap();
-        assert!(is_one(bench.exporter.counted().migrations_completed.get(&(Direction::Outgoing,))));
+        assert!(is_one(bench.exporter.counted().migrations_completed.get(&(Role::Source,))));
     }
 
     #[test]

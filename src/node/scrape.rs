@@ -9,7 +9,6 @@ use migrate::report::{Outcome, Role};
 use migrate::{Progress, Report};
 
 use super::inventory::{GuestView, Sighting};
-use super::outcomes;
 use crate::api::types::{FlowInfo, GuestState, NetInfo};
 use crate::units::PAGE_BYTES;
 
@@ -87,8 +86,8 @@ fn running(progress: &Progress) -> MigrationSample {
     let transfer = &progress.transfer;
     let is_source = progress.role == Role::Source;
     MigrationSample {
-        direction: outcomes::direction(progress.role),
-        phase: Some(outcomes::phase(progress.phase)),
+        direction: progress.role,
+        phase: Some(progress.phase),
         phase_durations: Vec::new(),
         duration: seconds(progress.elapsed_seconds),
         rounds: is_source.then(|| u64::from(progress.round)),
@@ -134,12 +133,12 @@ pub(crate) fn departed(records: &[Record], now_unix_ms: u64) -> Vec<DepartedSamp
 fn finished(report: &Report) -> MigrationSample {
     let transfer = &report.transfer;
     MigrationSample {
-        direction: outcomes::direction(report.role),
+        direction: report.role,
         phase: None,
         phase_durations: report
             .phases
             .iter()
-            .map(|time| (outcomes::phase(time.phase), seconds(time.seconds)))
+            .map(|time| (time.phase, seconds(time.seconds)))
             .collect(),
         duration: seconds(report.total_seconds),
         rounds: (report.role == Role::Source).then(|| u64::from(report.rounds_total)),
@@ -168,8 +167,9 @@ fn seconds(value: f64) -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use metrics::{Direction, Exporter, Snapshot};
+    use metrics::{Exporter, Snapshot};
     use migrate::MigrationId;
+    use migrate::Phase;
 
     use migrate::record::SourceState;
 
@@ -195,8 +195,8 @@ mod tests {
     fn a_leaving_guest_shows_its_progress() {
         let sample = sample(&view(GuestState::Migrating, under_way(Role::Source)));
         let migration = sample.migration.unwrap();
-        assert_eq!(migration.direction, Direction::Outgoing);
-        assert_eq!(migration.phase, Some(metrics::Phase::Precopy));
+        assert_eq!(migration.direction, Role::Source);
+        assert_eq!(migration.phase, Some(Phase::Precopy));
         assert_eq!(migration.dirty_rate, Some(2000.0 * 4096.0));
         assert_eq!(migration.raw, Traffic { pages: 3, bytes: 3 * 4096 });
     }
@@ -209,7 +209,7 @@ mod tests {
             [(GuestState::Incoming, under_way(Role::Destination)), (GuestState::InDoubt, doubtful)]
         {
             let migration = sample(&view(state, status)).migration.unwrap();
-            assert_eq!(migration.direction, Direction::Incoming);
+            assert_eq!(migration.direction, Role::Destination);
             assert_eq!((migration.dirty_rate, migration.rounds), (None, None));
         }
     }
@@ -228,7 +228,7 @@ mod tests {
         };
         let shown = departed(&[earlier, record.clone()], 6000);
         assert_eq!(shown.len(), 1);
-        assert_eq!(shown[0].migration.direction, Direction::Outgoing);
+        assert_eq!(shown[0].migration.direction, Role::Source);
         assert!(departed(&[record], 6000 + 600_000).is_empty());
     }
 

@@ -429,7 +429,7 @@ pub(super) mod tests {
         node.records().create(&forged).unwrap();
         assert_eq!(node.look_through_records().unwrap(), std::slice::from_ref(&forged));
         let started = &node.counted().migrations_started;
-        assert!((started.get(&(metrics::Direction::Outgoing,)) - 2.0).abs() < f64::EPSILON);
+        assert!((started.get(&(Role::Source,)) - 2.0).abs() < f64::EPSILON);
         let web_is = node.records().read(web.migration, Role::Source, |it| it.guest == "web");
         assert_eq!(web_is.unwrap(), Some(web));
     }

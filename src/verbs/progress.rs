@@ -67,10 +67,10 @@ impl ProgressView {
             }
             Self::Lines { last } => {
                 let (phase, round, now) = (progress.phase, round(progress), Instant::now());
-                let is_told = last.is_some_and(|(told_phase, told_round, at)| {
+                let is_shown = last.is_some_and(|(told_phase, told_round, at)| {
                     (told_phase, told_round) == (phase, round) && now < at + LINES_EVERY
                 });
-                if !is_told {
+                if !is_shown {
                     *last = Some((phase, round, now));
                     output::note(format_args!("{:>20}  {}", step(progress), figures(progress)));
                 }
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_writes_too_fast_is_told_with_the_way_out() {
+    fn a_guest_that_writes_too_fast_is_shown_with_the_way_out() {
         let mut progress = Progress::new(MigrationId::random(), Role::Source);
         progress.phase = Phase::Precopy;
         assert!(!figures(&progress).contains("converging"), "{}", figures(&progress));

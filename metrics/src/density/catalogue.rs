@@ -1,8 +1,12 @@
 //! The entries of memory optimization. The rules of the other catalogue hold here too, and its tests see to it.
 
+use memopt::ledger::Level;
+use memopt::policy::Actuator;
+use memopt::situation::{Hindrance, Vmm};
+use memopt::verify::Verdict;
+
 use super::labels::{
-    Actuator, Finding, Hindrance, Level, MissedReason, PageSize, RunOutcome, RunTrigger,
-    ScheduleName, Stall, Verdict, Vmm, WindowEnd,
+    Finding, MissedReason, PageSize, RunOutcome, RunTrigger, ScheduleName, Stall, WindowEnd,
 };
 use crate::definition::{CatalogueError, Definition, Unit};
 use crate::entries::{catalogue, definition};

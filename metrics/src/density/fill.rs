@@ -1,16 +1,17 @@
 //! Puts a [`DensitySample`] into the families.
 
 use super::catalogue::{DensityCounted, DensityScraped};
+use memopt::ledger::Level;
+use memopt::policy::Actuator;
+use memopt::situation::{Balloon, Hindrance, Host, Ksm, Pool, Statistics};
+use memopt::verify::Verdict;
+
 use super::labels::{
-    Actuator, Hindrance, Level, MissedReason, RunOutcome, RunTrigger, ScheduleName, Stall, Verdict,
-    WindowEnd,
+    MissedReason, PageSize, RunOutcome, RunTrigger, ScheduleName, Stall, WindowEnd,
 };
-use super::sample::{
-    BalloonSample, DensityGuest, DensityHost, DensitySample, KsmSample, ScheduleSample,
-    StatisticsSample,
-};
+use super::sample::{DensityGuest, DensitySample, LookSample, ScheduleSample};
 use crate::fill::{number, unix_seconds};
-use crate::labels::GuestName;
+use crate::labels::{FixedLabel, GuestName};
 
 /// Makes every series exist from the start, as for the other counters.
 pub(crate) fn show_zeros(counted: &DensityCounted) {
@@ -25,18 +26,18 @@ pub(crate) fn show_zeros(counted: &DensityCounted) {
     ] {
         counter.add(&(), 0.0);
     }
-    for trigger in RunTrigger::ALL {
+    for trigger in RunTrigger::EVERY {
         counted.runs_started.add(&(*trigger,), 0.0);
         counted.runs_not_begun.add(&(*trigger,), 0.0);
         counted.run_duration.touch(&(*trigger,));
-        for outcome in RunOutcome::ALL {
+        for outcome in RunOutcome::EVERY {
             counted.runs_ended.add(&(*trigger, *outcome), 0.0);
         }
     }
-    for end in WindowEnd::ALL {
+    for end in WindowEnd::EVERY {
         counted.windows.add(&(*end,), 0.0);
     }
-    for actuator in Actuator::ALL {
+    for actuator in Actuator::EVERY {
         for counter in [
             &counted.steps,
             &counted.steps_failed,
@@ -46,7 +47,7 @@ pub(crate) fn show_zeros(counted: &DensityCounted) {
         ] {
             counter.add(&(*actuator,), 0.0);
         }
-        for verdict in Verdict::ALL {
+        for verdict in Verdict::EVERY {
             counted.verifications.add(&(*actuator, *verdict), 0.0);
         }
     }
@@ -64,6 +65,7 @@ pub(crate) fn fill(families: &DensityScraped, sample: &DensitySample) {
     }
     sample.schedules.iter().for_each(|it| schedule(families, it));
     if let Some(look) = &sample.look {
+        remembered(families, look);
         host(families, &look.host);
         look.guests.iter().for_each(|it| guest(families, it));
     }
@@ -78,7 +80,7 @@ fn schedule(families: &DensityScraped, sample: &ScheduleSample) {
         families.schedule_lag.set(&(name(),), lag.as_secs_f64());
     }
     families.schedule_runs.add(&(name(),), number(sample.runs));
-    for reason in MissedReason::ALL {
+    for reason in MissedReason::EVERY {
         families.schedule_missed.add(&(name(), *reason), 0.0);
     }
     for (reason, count) in &sample.missed {
@@ -86,37 +88,50 @@ fn schedule(families: &DensityScraped, sample: &ScheduleSample) {
     }
 }
 
-fn host(families: &DensityScraped, sample: &DensityHost) {
-    for level in Level::ALL {
+/// What is remembered of the host.
+fn remembered(families: &DensityScraped, sample: &LookSample) {
+    for level in Level::EVERY {
         families.level.set(&(*level,), flag(*level == sample.level));
     }
+    for actuator in Actuator::EVERY {
+        families.host_benched.set(&(*actuator,), flag(sample.benched.contains(actuator)));
+    }
+}
+
+fn host(families: &DensityScraped, sample: &Host) {
     families.total.set(&(), number(sample.total_bytes));
     families.swapped.set(&(), number(sample.swap_used_bytes));
     if let Some(pressure) = sample.pressure {
-        families.pressure.set(&(Stall::Some,), pressure.some);
-        families.pressure.set(&(Stall::Full,), pressure.full);
+        families.pressure.set(&(Stall::Some,), pressure.some_10s);
+        families.pressure.set(&(Stall::Full,), pressure.full_10s);
     }
-    for pool in &sample.pools {
-        families.pool.set(&(pool.page_size,), number(pool.bytes));
-        families.pool_free.set(&(pool.page_size,), number(pool.free_bytes));
-        families.pool_reserved.set(&(pool.page_size,), number(pool.reserved_bytes));
-    }
-    for actuator in Actuator::ALL {
-        families.host_benched.set(&(*actuator,), flag(sample.benched.contains(actuator)));
-    }
+    sample.pools.iter().for_each(|it| pool(families, it));
     if let Some(ksm) = &sample.ksm {
         merging(families, ksm);
     }
 }
 
-fn merging(families: &DensityScraped, sample: &KsmSample) {
-    families.ksm_running.set(&(), flag(sample.is_running));
-    families.ksm_shared.set(&(), number(sample.shared_pages));
-    families.ksm_sharing.set(&(), number(sample.sharing_pages));
-    families.ksm_unshared.set(&(), number(sample.unshared_pages));
-    families.ksm_volatile.set(&(), number(sample.volatile_pages));
+/// A pool of pages of a size that x86 has.
+fn pool(families: &DensityScraped, pool: &Pool) {
+    let size = match pool.page_bytes {
+        0x20_0000 => PageSize::Mib2,
+        0x4000_0000 => PageSize::Gib1,
+        _ => return,
+    };
+    let bytes = |pages: u64| number(pages.saturating_mul(pool.page_bytes));
+    families.pool.set(&(size,), bytes(pool.pages));
+    families.pool_free.set(&(size,), bytes(pool.free_pages));
+    families.pool_reserved.set(&(size,), bytes(pool.reserved_pages));
+}
+
+fn merging(families: &DensityScraped, sample: &Ksm) {
+    families.ksm_running.set(&(), flag(sample.run == 1));
+    families.ksm_shared.set(&(), number(sample.pages_shared));
+    families.ksm_sharing.set(&(), number(sample.pages_sharing));
+    families.ksm_unshared.set(&(), number(sample.pages_unshared));
+    families.ksm_volatile.set(&(), number(sample.pages_volatile));
     families.ksm_zero.set(&(), number(sample.zero_pages));
-    families.ksm_scanned.add(&(), number(sample.scanned_pages));
+    families.ksm_scanned.add(&(), number(sample.pages_scanned));
     families.ksm_full_scans.add(&(), number(sample.full_scans));
     families.ksm_profit.set(&(), signed(sample.profit_bytes));
     if let Some(cpu) = sample.cpu {
@@ -125,32 +140,33 @@ fn merging(families: &DensityScraped, sample: &KsmSample) {
 }
 
 fn guest(families: &DensityScraped, sample: &DensityGuest) {
-    let name = || GuestName(sample.name.clone());
-    families.guest_vmm.set(&(name(), sample.vmm), 1.0);
+    let seen = &sample.guest;
+    let name = || GuestName(seen.name.clone());
+    families.guest_vmm.set(&(name(), seen.vmm), 1.0);
     for (gauge, value) in [
-        (&families.guest_memory, sample.memory_bytes),
-        (&families.guest_cost, sample.cost_bytes),
-        (&families.guest_resident, sample.resident_bytes),
-        (&families.guest_huge, sample.huge_bytes),
-        (&families.guest_swapped, sample.swapped_bytes),
+        (&families.guest_memory, seen.memory_bytes),
+        (&families.guest_cost, seen.cost.proportional_bytes),
+        (&families.guest_resident, seen.cost.resident_bytes),
+        (&families.guest_huge, seen.cost.huge_bytes),
+        (&families.guest_swapped, seen.cost.swapped_bytes),
     ] {
         gauge.set(&(name(),), number(value));
     }
-    if let Some(bytes) = sample.merged_bytes {
+    if let Some(bytes) = seen.cost.merged_bytes {
         families.guest_merged.set(&(name(),), number(bytes));
     }
-    if let Some(bytes) = sample.merge_profit_bytes {
+    if let Some(bytes) = seen.cost.merge_profit_bytes {
         families.guest_profit.set(&(name(),), signed(bytes));
     }
     if let Some(bytes) = sample.demand_bytes {
         families.guest_demand.set(&(name(),), number(bytes));
     }
     families.guest_pain.set(&(name(),), flag(sample.is_spared));
-    for hindrance in Hindrance::ALL {
-        let holds = sample.hindrance == Some(*hindrance);
+    for hindrance in Hindrance::EVERY {
+        let holds = seen.hindrance == Some(*hindrance);
         families.guest_hindered.set(&(name(), *hindrance), flag(holds));
     }
-    for actuator in Actuator::ALL {
+    for actuator in Actuator::EVERY {
         let holds = sample.benched.contains(actuator);
         families.guest_benched.set(&(name(), *actuator), flag(holds));
     }
@@ -160,29 +176,29 @@ fn guest(families: &DensityScraped, sample: &DensityGuest) {
             families.guest_surveyed.set(&(name(), *finding), number(*bytes));
         }
     }
-    if let Some(sample) = &sample.balloon {
-        balloon(families, &(name(),), sample);
+    if let Some(seen) = &seen.balloon {
+        families.balloon_stuck.set(&(name(),), flag(sample.is_balloon_stuck));
+        balloon(families, &(name(),), seen);
     }
 }
 
-fn balloon(families: &DensityScraped, name: &(GuestName,), sample: &BalloonSample) {
+fn balloon(families: &DensityScraped, name: &(GuestName,), sample: &Balloon) {
     families.balloon_driver.set(name, flag(sample.has_driver));
     families.balloon_target.set(name, number(sample.target_bytes));
     families.balloon_actual.set(name, number(sample.actual_bytes));
-    families.balloon_stuck.set(name, flag(sample.is_stuck));
     families.balloon_reported.add(name, number(sample.reported_bytes_total));
     if let Some(sample) = &sample.statistics {
         statistics(families, name, sample);
     }
 }
 
-fn statistics(families: &DensityScraped, name: &(GuestName,), sample: &StatisticsSample) {
+fn statistics(families: &DensityScraped, name: &(GuestName,), sample: &Statistics) {
     families.stats_age.set(name, sample.age.as_secs_f64());
     for (gauge, value) in [
         (&families.stats_total, sample.total_bytes),
         (&families.stats_free, sample.free_bytes),
         (&families.stats_available, sample.available_bytes),
-        (&families.stats_caches, sample.cache_bytes),
+        (&families.stats_caches, sample.caches_bytes),
     ] {
         if let Some(value) = value {
             gauge.set(name, number(value));

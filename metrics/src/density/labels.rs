@@ -1,41 +1,34 @@
 //! What the labels of memory optimization's metrics can say.
 
+use memopt::ledger::Level;
+use memopt::policy::Actuator;
+use memopt::situation::{Hindrance, Vmm};
+use memopt::verify::Verdict;
+
 use crate::definition::{LabelDefinition, LabelValues};
-use crate::labels::{Label, fixed_label, open_label};
+use crate::labels::{FixedLabel, Label, fixed_label, label_values, open_label};
 
 open_label! {
     /// The name of a schedule of lighter.toml.
     ScheduleName as "schedule", PerSchedule
 }
 
-fixed_label! {
-    /// The means by which memory is moved.
+label_values! {
     Actuator as "actuator" {
-        /// A guest's balloon.
         Balloon = "balloon",
-        /// The kernel's samepage merging.
         Merge = "merge",
-        /// Huge pages.
         Huge = "huge",
-        /// Sharing with the template of a guest.
         Template = "template",
-        /// Giving pages of zeros back.
         Zeros = "zeros",
-        /// The host's hugetlb pools.
         Pool = "pool",
     }
 }
 
-fixed_label! {
-    /// What came of a step.
+label_values! {
     Verdict as "verdict" {
-        /// What was expected: four fifths of it or more.
         Delivered = "delivered",
-        /// Some of it.
         Partly = "partly",
-        /// Less than a tenth of it.
         Nothing = "nothing",
-        /// It cannot be told.
         Unclear = "unclear",
     }
 }
@@ -116,14 +109,10 @@ fixed_label! {
     }
 }
 
-fixed_label! {
-    /// How short of memory the host is.
+label_values! {
     Level as "level" {
-        /// It has enough.
         Green = "green",
-        /// It gets short.
         Amber = "amber",
-        /// It is about to swap or kill.
         Red = "red",
     }
 }
@@ -148,30 +137,20 @@ fixed_label! {
     }
 }
 
-fixed_label! {
-    /// The program that runs a guest.
+label_values! {
     Vmm as "vmm" {
-        /// This one.
         Lighter = "lighter",
-        /// QEMU, with or without libvirt.
         Qemu = "qemu",
-        /// Cloud Hypervisor.
         CloudHypervisor = "cloud_hypervisor",
     }
 }
 
-fixed_label! {
-    /// Why a guest is left alone.
+label_values! {
     Hindrance as "hindrance" {
-        /// It is on its way to another host, or arriving.
         Migrating = "migrating",
-        /// Its vCPUs are stopped.
         Paused = "paused",
-        /// It is being written to a file.
         Saving = "saving",
-        /// Its process does not answer.
         Unreachable = "unreachable",
-        /// It is another program's, and the node only looks at those.
         Watched = "watched",
     }
 }

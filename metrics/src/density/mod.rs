@@ -2,7 +2,7 @@
 //! what really came back.
 //!
 //! `catalogue` is the list, `labels` what its labels can say, `sample` the plain values that the program hands over, `fill`
-//! puts them into the families. As everywhere in this crate, nothing here knows the crate that plans.
+//! puts them into the families. What is looked at and decided by is shown as the types of `memopt`.
 
 mod catalogue;
 mod fill;
@@ -12,10 +12,6 @@ mod sample;
 pub use catalogue::{DensityCounted, DensityScraped};
 pub(crate) use fill::{fill, show_zeros};
 pub use labels::{
-    Actuator, Finding, Hindrance, Level, MissedReason, PageSize, RunOutcome, RunTrigger,
-    ScheduleName, Stall, Verdict, Vmm, WindowEnd,
+    Finding, MissedReason, PageSize, RunOutcome, RunTrigger, ScheduleName, Stall, WindowEnd,
 };
-pub use sample::{
-    BalloonSample, DensityGuest, DensityHost, DensitySample, KsmSample, LookSample, PoolSample,
-    PressureSample, ScheduleSample, StatisticsSample, SurveySample,
-};
+pub use sample::{DensityGuest, DensitySample, LookSample, ScheduleSample, SurveySample};

@@ -15,7 +15,6 @@ mod records;
 mod run;
 mod service;
 mod settings;
-mod shown;
 mod strangers;
 mod survey;
 mod tally;

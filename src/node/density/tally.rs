@@ -7,16 +7,15 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use memopt::ksm::End;
 use memopt::ledger::Ledger;
 use memopt::plan::Action;
-use memopt::policy;
+use memopt::policy::Policy;
 use memopt::schedule::{Lost, Missed, Scheduler, Trigger};
 use memopt::situation::Situation;
-use memopt::verify::{self, Outcome};
+use memopt::verify::Outcome;
 use metrics::{
-    Actuator, DensityCounted, DensitySample, LookSample, MissedReason, RunOutcome, RunTrigger,
-    ScheduleSample, Verdict, WindowEnd,
+    DensityCounted, DensitySample, LookSample, MissedReason, RunOutcome, RunTrigger,
+    ScheduleSample, WindowEnd,
 };
 
-use super::shown;
 use super::types::RunEnd;
 use crate::clock::{unix_ms, uptime};
 
@@ -54,9 +53,9 @@ impl Tally {
     }
 
     /// The host and all guests were looked at.
-    pub(super) fn looked(&self, situation: &Situation, ledger: &Ledger, policy: &policy::Policy) {
+    pub(super) fn looked(&self, situation: &Situation, ledger: &Ledger, policy: &Policy) {
         self.counted.looks.inc(&());
-        let sample = shown::look(situation, ledger, policy);
+        let sample = LookSample::new(situation, ledger, policy);
         let at = unix_time(situation.unix_seconds);
         self.shown().look = Some(Look { sample, at, uptime: situation.uptime });
     }
@@ -93,18 +92,18 @@ impl Tally {
 
     /// A step was done.
     pub(super) fn step_done(&self, action: &Action) {
-        self.counted.steps.inc(&(of_actuator(action.actuator()),));
+        self.counted.steps.inc(&(action.actuator(),));
     }
 
     /// A step could not be done.
     pub(super) fn step_failed(&self, action: &Action) {
-        self.counted.steps_failed.inc(&(of_actuator(action.actuator()),));
+        self.counted.steps_failed.inc(&(action.actuator(),));
     }
 
     /// A step was checked.
     pub(super) fn verified(&self, outcome: &Outcome) {
-        let labels = (of_actuator(outcome.actuator),);
-        self.counted.verifications.inc(&(labels.0, of_verdict(outcome.verdict)));
+        let labels = (outcome.actuator,);
+        self.counted.verifications.inc(&(labels.0, outcome.verdict));
         // What is not a counter's to count is left out by it.
         self.counted.expected.add(&labels, outcome.expected_bytes as f64);
         self.counted.verified.add(&labels, outcome.returned_bytes as f64);
@@ -194,15 +193,6 @@ fn of_end(end: RunEnd) -> RunOutcome {
     }
 }
 
-fn of_verdict(verdict: verify::Verdict) -> Verdict {
-    match verdict {
-        verify::Verdict::Delivered => Verdict::Delivered,
-        verify::Verdict::Partly => Verdict::Partly,
-        verify::Verdict::Nothing => Verdict::Nothing,
-        verify::Verdict::Unclear => Verdict::Unclear,
-    }
-}
-
 fn of_lost(why: &Lost) -> MissedReason {
     match why {
         Lost::Absent => MissedReason::Absent,
@@ -225,21 +215,10 @@ pub(super) fn of_window_end(end: Option<End>) -> WindowEnd {
     }
 }
 
-/// The label of an actuator.
-pub(super) fn of_actuator(actuator: policy::Actuator) -> Actuator {
-    match actuator {
-        policy::Actuator::Balloon => Actuator::Balloon,
-        policy::Actuator::Merge => Actuator::Merge,
-        policy::Actuator::Huge => Actuator::Huge,
-        policy::Actuator::Template => Actuator::Template,
-        policy::Actuator::Zeros => Actuator::Zeros,
-        policy::Actuator::Pool => Actuator::Pool,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use memopt::schedule::{self, Moment};
+    use memopt::verify::Verdict;
     use metrics::{Exporter, Snapshot};
 
     use super::*;
@@ -281,8 +260,8 @@ mod tests {
             reason: String::new(),
         };
         tally.step_done(&action);
-        tally.verified(&outcome(200, 150, verify::Verdict::Partly));
-        tally.verified(&outcome(-30, -20, verify::Verdict::Delivered));
+        tally.verified(&outcome(200, 150, Verdict::Partly));
+        tally.verified(&outcome(-30, -20, Verdict::Delivered));
         tally.step_failed(&action);
         let page = page(&exporter, &tally, &scheduler(""));
         for line in [
