@@ -222,7 +222,7 @@ fn nothing_is_taken_from_linux_that_cannot_be_put_down() {
     assert_eq!((&run["state"], &run["outcome"]), (&json!("done"), &json!("failed")), "{run:#}");
     assert_eq!(run["deeds"].as_array().map(Vec::len), Some(1), "it ends at once: {run:#}");
     let error = run["deeds"][0]["error"].as_str().unwrap_or_default().to_owned();
-    assert!(error.contains("nothing is taken") && error.contains("density.json"), "{run:#}");
+    assert!(error.contains("no balloon is inflated") && error.contains("density.json"), "{run:#}");
     assert_eq!(balloon_target(&pair.a, "linux"), ALL_BYTES);
 
     fs::remove_dir_all(&file).expect("a folder");
