@@ -18,6 +18,7 @@ use migrate::record::{Record, RecordStore};
 use migrate::report::Role;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
+use vmm_core::devices::mmio::SLOTS_MAX;
 use vmm_core::virtio::block::{DiskIdentity, departed_to, take_off_departure};
 
 use crate::durable;
@@ -28,8 +29,6 @@ use crate::state_dir::StateDir;
 const FILE_BYTES_MAX: u64 = 256 << 10;
 /// Longest name of a host in a note, in characters: a note has 255 bytes.
 const HOST_CHARACTERS_MAX: usize = 40;
-/// Most disks of a guest.
-const DISKS_MAX: usize = 64;
 /// Most files of one guest that are read: one for each migration that took its disks along.
 const FILES_MAX: usize = 4096;
 
@@ -50,8 +49,8 @@ pub(crate) struct Departure {
     pub(crate) is_settled: bool,
 }
 
-/// The text of the note on a disk that leaves for `destination` with the guest `uuid`. It names the guest
-/// and the migration: no other guest's process can have it taken off.
+/// The text of the note on a disk that leaves for `destination` with the guest `uuid`. It names the
+/// guest and the migration, so that no other guest's process can have it removed.
 pub(crate) fn note_text(destination: &str, uuid: Uuid, migration: MigrationId) -> String {
     let host = destination.chars().filter(|c| !c.is_control()).take(HOST_CHARACTERS_MAX);
     format!("{} (guest {uuid}, migration {migration})", host.collect::<String>())
@@ -238,8 +237,8 @@ impl Departures {
         record.map_or(true, |record| record.is_some_and(|record| record.has_left()))
     }
 
-    /// Notes what `records` say of migrations that are over, before they are removed. Gives those whose
-    /// records have to stay, and adds what is wrong to `faults`: the next look tries again.
+    /// Records what `records` say of migrations that are over, before they are removed. Returns the
+    /// migrations whose records have to stay, and adds errors to `faults`: the next pass tries again.
     pub(crate) fn settle_by(
         &self,
         records: &[Record],
@@ -306,7 +305,7 @@ fn read(path: &Path, (name, uuid): (&str, &str)) -> Result<Option<Departure>, Da
     };
     let departure: Departure = serde_json::from_slice(&text).map_err(|_| Damaged)?;
     let is_its = departure.guest.as_str() == name && departure.uuid.to_string() == uuid;
-    if is_its && departure.disks.len() <= DISKS_MAX { Ok(Some(departure)) } else { Err(Damaged) }
+    if is_its && departure.disks.len() <= SLOTS_MAX { Ok(Some(departure)) } else { Err(Damaged) }
 }
 
 fn entries(folder: &Path) -> Vec<(String, PathBuf)> {

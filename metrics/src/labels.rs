@@ -55,7 +55,34 @@ impl<A: Label, B: Label, C: Label> Labels for (A, B, C) {
     }
 }
 
-/// Makes a type that is decided by elsewhere a label.
+/// Makes a type that names its own values a label.
+macro_rules! named_label {
+    ($name:ty as $label:literal) => {
+        impl FixedLabel for $name {
+            const EVERY: &'static [Self] = &Self::ALL;
+        }
+
+        impl Label for $name {
+            const DEFINITION: LabelDefinition = LabelDefinition {
+                name: $label,
+                values: LabelValues::Fixed(&{
+                    let mut names = [""; <$name>::ALL.len()];
+                    let mut index = 0;
+                    while index < names.len() {
+                        names[index] = <$name>::ALL[index].name();
+                        index += 1;
+                    }
+                    names
+                }),
+            };
+            fn as_str(&self) -> &str {
+                self.name()
+            }
+        }
+    };
+}
+
+/// Makes a type without such names a label.
 macro_rules! label_values {
     ($name:ty as $label:literal { $( $variant:ident = $value:literal, )+ }) => {
         impl FixedLabel for $name {
@@ -103,7 +130,7 @@ macro_rules! open_label {
     };
 }
 
-pub(crate) use {fixed_label, label_values, open_label};
+pub(crate) use {fixed_label, label_values, named_label, open_label};
 
 open_label! {
     /// The name of a guest on this host.
@@ -152,17 +179,7 @@ label_values! {
     }
 }
 
-label_values! {
-    Phase as "phase" {
-        Connect = "connect",
-        Prepare = "prepare",
-        Precopy = "precopy",
-        Switchover = "switchover",
-        Ready = "ready",
-        Commit = "commit",
-        Resume = "resume",
-    }
-}
+named_label!(Phase as "phase");
 
 fixed_label! {
     /// How pages travelled.

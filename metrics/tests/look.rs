@@ -112,7 +112,7 @@ fn what_hosts_and_guests_rarely_show_is_on_the_page() {
         look: Some(LookSample::new(&strained(), &ledger, &policy)),
         ..Default::default()
     };
-    let exporter = Exporter::new("1", "x", UNIX_EPOCH).expect("a page");
+    let exporter = Exporter::new("1", "x", UNIX_EPOCH).expect("a sound catalogue");
     let page = exporter.render(&Snapshot { density, ..Default::default() }).expect("a page");
     let pools = page.matches("lighter_host_hugetlb_bytes{").count();
     assert_eq!(pools, 1, "sizes that x86 has not are left out");

@@ -22,7 +22,7 @@ pub enum Role {
 }
 
 impl Role {
-    /// The name of the role: also its metric label.
+    /// The name of the role.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Source => "source",

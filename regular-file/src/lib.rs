@@ -26,9 +26,9 @@ pub fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     if kind.is_file() { Ok(file) } else { Err(refusal(name(kind))) }
 }
 
-/// Opens the regular file at `path` to read it, where a program that is not trusted has named the path.
-/// Nothing but a regular file is ever opened: some devices act on that (a watchdog begins to count). A
-/// lease that the other program has on the file is not waited for.
+/// Opens the regular file at `path` to read it, where an untrusted program has named the path. Nothing
+/// but a regular file is ever opened: opening some devices has effects (a watchdog is armed). Does not
+/// wait for a lease that the other program holds on the file.
 ///
 /// # Errors
 /// As [`open`].

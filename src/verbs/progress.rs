@@ -23,10 +23,10 @@ const LINES_EVERY: Duration = Duration::from_secs(10);
 pub(crate) enum ProgressView {
     /// One line that changes.
     Bar(ProgressBar),
-    /// A line for each phase and round, and some within a long one.
+    /// A line for each phase and round, and every [`LINES_EVERY`] within one.
     Lines {
         /// What was said last, and when.
-        last: Option<(Phase, u32, Instant)>,
+        last: Option<((Phase, u32), Instant)>,
     },
     /// Nothing.
     Silent,
@@ -66,12 +66,9 @@ impl ProgressView {
                 bar.set_message(figures(progress));
             }
             Self::Lines { last } => {
-                let (phase, round, now) = (progress.phase, round(progress), Instant::now());
-                let is_shown = last.is_some_and(|(told_phase, told_round, at)| {
-                    (told_phase, told_round) == (phase, round) && now < at + LINES_EVERY
-                });
-                if !is_shown {
-                    *last = Some((phase, round, now));
+                let (line, now) = ((progress.phase, round(progress)), Instant::now());
+                if last.is_none_or(|(shown, at)| shown != line || now >= at + LINES_EVERY) {
+                    *last = Some((line, now));
                     output::note(format_args!("{:>20}  {}", step(progress), figures(progress)));
                 }
             }

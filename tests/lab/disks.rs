@@ -10,21 +10,26 @@ const DISK: &str = "/var/lib/disks/db.raw";
 const SAVE: &str = "save db /var/lib/disks/db.lighter";
 const RESTORE: &str = "restore /var/lib/disks/db.lighter --name db --detach";
 
-/// Two hosts, and a guest on the first with the disk `disk`; [`DISK`] is the first host's own.
-fn set_up<'a>(lab: &'a Lab, disk: &str) -> [Host<'a>; 2] {
+/// Runs a guest whose name and disk follow.
+const RUN: &str = "run --detach --memory 64M --kernel /var/lib/disks/sleeper --name";
+
+/// Two hosts with the kernel of [`RUN`]; [`DISK`] is the first host's own.
+fn hosts(lab: &Lab) -> [Host<'_>; 2] {
     let hosts = lab.nodes();
     let folder = tempfile::tempdir().expect("a temporary folder");
     let kernel = sleeper(folder.path());
     for host in hosts {
-        host.push(&[Path::new(&kernel)], "/tmp/lab");
+        host.push(&[Path::new(&kernel)], "/var/lib/disks");
         host.sh(&format!("rm -f {DISK}")).ok();
     }
     hosts[0].sh(&format!("truncate -s 16M {DISK}")).ok();
-    hosts[0]
-        .lighter(&format!(
-            "run --detach --name db --memory 64M --kernel /tmp/lab/sleeper --disk {disk}"
-        ))
-        .ok();
+    hosts
+}
+
+/// The same, and a guest on the first with the disk `disk`.
+fn set_up<'a>(lab: &'a Lab, disk: &str) -> [Host<'a>; 2] {
+    let hosts = hosts(lab);
+    hosts[0].lighter(&format!("{RUN} db --disk {disk}")).ok();
     hosts
 }
 
@@ -47,9 +52,8 @@ fn a_disk_that_was_left_behind_is_not_taken_for_the_guests() {
     let lab = Lab::of(2);
     let [here, there] = set_up(&lab, DISK);
     here.lighter(&format!("migrate db {} --copy-disks --downtime 10s", there.address())).ok();
-    let again = "run --detach --name db2 --memory 64M --kernel /tmp/lab/sleeper --disk";
     let words = [DISK, "has moved to", "setfattr -x"];
-    here.lighter(&format!("{again} {DISK}")).complains(&words);
+    here.lighter(&format!("{RUN} db2 --disk {DISK}")).complains(&words);
     there.lighter(&format!("migrate db {}", here.address())).complains(&[DISK, "has moved to"]);
     assert_eq!(there.state_of("db").as_deref(), Some("running"));
     let replace =
@@ -123,14 +127,9 @@ fn of_a_device_nobody_can_tell_after_a_reboot_whether_it_was_written() {
 #[test]
 fn a_file_whose_note_the_power_cut_prevented_is_old_under_another_name_too() {
     let lab = Lab::of(2);
-    let [here, there] = set_up(&lab, DISK);
-    here.lighter("destroy db").ok();
-    let again = "run --detach --memory 64M --kernel /var/lib/disks/sleeper --name";
-    here.sh(&format!(
-        "cp /tmp/lab/sleeper /var/lib/disks && \\
-         LIGHTER_FAILPOINT=source.act.releaseguest:hold,source.send.commit:freeze lighter {again} db --disk {DISK} && sync"
-    ))
-    .ok();
+    let [here, there] = hosts(&lab);
+    let point = "source.act.releaseguest:hold,source.send.commit:freeze";
+    here.sh(&format!("LIGHTER_FAILPOINT={point} lighter {RUN} db --disk {DISK} && sync")).ok();
     let migrate = format!("lighter migrate db {} --copy-disks --downtime 10s", there.address());
     here.sh(&format!("systemd-run --quiet --unit lab-migrate-db {migrate}")).ok();
     until("it is decided", || {
@@ -145,17 +144,16 @@ fn a_file_whose_note_the_power_cut_prevented_is_old_under_another_name_too() {
     for (made, name) in [("ln", "linked"), ("mv", "renamed")] {
         let other = format!("/var/lib/disks/{name}.raw");
         here.sh(&format!("{made} {DISK} {other}")).ok();
-        here.lighter(&format!("{again} {name} --disk {other}")).complains(&moved);
+        here.lighter(&format!("{RUN} {name} --disk {other}")).complains(&moved);
     }
     here.sh(&format!("truncate -s 16M {DISK}")).ok();
-    here.lighter(&format!("{again} new --disk {DISK}")).ok();
+    here.lighter(&format!("{RUN} new --disk {DISK}")).ok();
 }
 
 #[test]
 fn a_mapped_device_without_a_uuid_is_old_by_its_name() {
     let lab = Lab::of(2);
-    let [here, there] = set_up(&lab, DISK);
-    here.lighter("destroy db").ok();
+    let [here, there] = hosts(&lab);
     // The first to be made is dm-0.
     let make = |name: &str| {
         let file = format!("/var/lib/disks/{name}.raw");
@@ -167,31 +165,29 @@ fn a_mapped_device_without_a_uuid_is_old_by_its_name() {
         .ok()
     };
     let first = make("old");
-    let run = "run --detach --memory 64M --kernel /tmp/lab/sleeper --name";
-    here.lighter(&format!("{run} db --disk /dev/mapper/old")).ok();
+    here.lighter(&format!("{RUN} db --disk /dev/mapper/old")).ok();
     let path = format!("--disk-path /dev/mapper/old={DISK}");
     here.lighter(&format!("migrate db {} --copy-disks {path} --downtime 10s", there.address()))
         .ok();
     here.sh("timeout 300 sh -c \"until dmsetup remove old; do sleep 0.2; done\" && losetup --detach-all").ok();
     assert_eq!(make("new"), first);
     assert_ne!(make("old"), first);
-    here.lighter(&format!("{run} a --disk /dev/mapper/old")).complains(&[
+    here.lighter(&format!("{RUN} a --disk /dev/mapper/old")).complains(&[
         "/dev/dm-",
         "is old",
         "departed/guests/db/",
     ]);
-    here.lighter(&format!("{run} b --disk /dev/mapper/new")).ok();
+    here.lighter(&format!("{RUN} b --disk /dev/mapper/new")).ok();
 }
 
 #[test]
 fn a_save_that_cannot_be_noted_fails_and_the_guest_goes_on() {
     let lab = Lab::of(2);
-    let [here, _] = set_up(&lab, DISK);
-    here.lighter("destroy db").ok();
+    let [here, _] = hosts(&lab);
     let script = format!(
         "set -e; export LIGHTER_STATE_DIR=/tmp/lab/state; mkdir $LIGHTER_STATE_DIR; \
          mount -t tmpfs -o size=2M lab $LIGHTER_STATE_DIR; cd /tmp/lab; \
-         lighter run --detach --name full --memory 64M --kernel sleeper --disk {DISK}; \
+         lighter {RUN} full --disk {DISK}; \
          dd if=/dev/zero of=state/filler status=none || true; \
          if lighter save full /var/tmp/full.lighter; then exit 9; fi; \
          lighter show full --json | grep running; rm state/filler; lighter save full /var/tmp/again.lighter; \

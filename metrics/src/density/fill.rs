@@ -1,11 +1,11 @@
 //! Puts a [`DensitySample`] into the families.
 
-use super::catalogue::{DensityCounted, DensityScraped};
 use memopt::ledger::Level;
 use memopt::policy::Actuator;
 use memopt::situation::{Balloon, Hindrance, Host, Ksm, Pool, Statistics};
 use memopt::verify::Verdict;
 
+use super::catalogue::{DensityCounted, DensityScraped};
 use super::labels::{
     MissedReason, PageSize, RunOutcome, RunTrigger, ScheduleName, Stall, WindowEnd,
 };

@@ -6,23 +6,14 @@ use memopt::situation::{Hindrance, Vmm};
 use memopt::verify::Verdict;
 
 use crate::definition::{LabelDefinition, LabelValues};
-use crate::labels::{FixedLabel, Label, fixed_label, label_values, open_label};
+use crate::labels::{FixedLabel, Label, fixed_label, label_values, named_label, open_label};
 
 open_label! {
     /// The name of a schedule of lighter.toml.
     ScheduleName as "schedule", PerSchedule
 }
 
-label_values! {
-    Actuator as "actuator" {
-        Balloon = "balloon",
-        Merge = "merge",
-        Huge = "huge",
-        Template = "template",
-        Zeros = "zeros",
-        Pool = "pool",
-    }
-}
+named_label!(Actuator as "actuator");
 
 label_values! {
     Verdict as "verdict" {
