@@ -1,8 +1,14 @@
 //! Where a guest is to go, as a user writes it.
 
-use anyhow::{Result, bail};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use migrate::quic::endpoint::Peer;
 
 use crate::cli::host::NODE_PORT;
+
+/// Longest wait for an address.
+const LOOKUP_TIME: Duration = Duration::from_secs(10);
 
 /// `HOST[:PORT]`, taken apart.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +44,16 @@ impl Destination {
             bail!("`{text}` names no host: write HOST or HOST:PORT");
         }
         Ok(Self { host: host.to_owned(), port })
+    }
+
+    /// Looks the host up; returns its node once for each address it has, at least one and at most four.
+    ///
+    /// # Errors
+    /// It has no address, or none was found within 10 s.
+    pub(crate) async fn find(&self) -> Result<Vec<Peer>> {
+        let found = tokio::time::timeout(LOOKUP_TIME, Peer::find(&self.host, self.port)).await;
+        let within = LOOKUP_TIME.as_secs();
+        Ok(found.with_context(|| format!("{}: no address within {within} s", self.host))??)
     }
 }
 

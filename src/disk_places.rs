@@ -1,6 +1,9 @@
 //! Where on this host guests that arrive may have disks: nowhere, unless the node's operator has said so.
 
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
 
 /// What `--disk-dir` and `--disk-device` say.
 #[derive(Debug, Clone, Default)]
@@ -13,6 +16,31 @@ impl DiskPlaces {
     /// These folders and everything below them, where disks may be made, too, and these block devices.
     pub(crate) fn new(folders: Vec<PathBuf>, devices: Vec<PathBuf>) -> Self {
         Self { folders, devices }
+    }
+
+    /// What a node was told, so that a mistake in it is heard of at its start. A device may still come.
+    ///
+    /// # Errors
+    /// One of `folders` is none, or what one of `devices` names is no block device.
+    pub(crate) fn open(folders: &[PathBuf], devices: &[PathBuf]) -> Result<Self> {
+        // Guests' processes may be started from elsewhere.
+        let folder = |path: &PathBuf| {
+            let refused = || format!("cannot use --disk-dir {}", path.display());
+            let found = path.canonicalize().with_context(refused)?;
+            if found.is_dir() { Ok(found) } else { bail!("{}: it is no folder", refused()) }
+        };
+        for device in devices {
+            match device.metadata() {
+                Err(error) => {
+                    tracing::warn!(device = %device.display(), %error, "--disk-device is not there yet");
+                }
+                Ok(found) if !found.file_type().is_block_device() => {
+                    bail!("cannot use --disk-device {}: it is no block device", device.display())
+                }
+                Ok(_) => {}
+            }
+        }
+        Ok(Self::new(folders.iter().map(folder).collect::<Result<_>>()?, devices.to_vec()))
     }
 
     /// The folders.
@@ -113,6 +141,24 @@ mod tests {
         assert!(folders.place(Path::new("a.raw")).is_err());
         let none = DiskPlaces::default().place(&root.join("in/a.raw")).unwrap_err();
         assert!(none.contains("takes no disks"), "{none}");
+    }
+
+    #[test]
+    fn a_node_is_not_told_a_file_for_a_folder_nor_a_folder_for_a_device() {
+        let root = tempfile::tempdir().unwrap();
+        let (folder, file) = (root.path().to_owned(), root.path().join("web.raw"));
+        std::fs::write(&file, "").unwrap();
+        let refused = |folders: &[_], devices: &[_]| {
+            format!("{:#}", DiskPlaces::open(folders, devices).unwrap_err())
+        };
+        let told = refused(std::slice::from_ref(&file), &[]);
+        assert!(told.contains("--disk-dir") && told.contains("no folder"), "{told}");
+        for none in [&folder, &file] {
+            let told = refused(&[], std::slice::from_ref(none));
+            assert!(told.contains("--disk-device") && told.contains("no block device"), "{told}");
+        }
+        let comes_later = [root.path().join("sdz")];
+        DiskPlaces::open(std::slice::from_ref(&folder), &comes_later).unwrap();
     }
 
     #[test]

@@ -315,11 +315,8 @@ fn next(said: &Said) -> Option<(String, Option<Peer>, Option<MigrationId>)> {
 
 /// The node of a host that a host of an earlier version has named as its user did.
 async fn find(host: &str) -> Result<Peer, String> {
-    let Destination { host, port } =
-        Destination::parse(host).map_err(|error| format!("{error:#}"))?;
-    let found = tokio::time::timeout(PATIENCE, Peer::find(&host, port)).await;
-    let found = found.map_err(|_| format!("{host}: no address within {} s", PATIENCE.as_secs()))?;
-    let peers = found.map_err(|error| error.to_string())?;
+    let found = async { Destination::parse(host)?.find().await }.await;
+    let peers = found.map_err(|error| format!("{error:#}"))?;
     peers.into_iter().next().ok_or_else(|| format!("{host} has no address"))
 }
 

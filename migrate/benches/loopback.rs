@@ -98,6 +98,7 @@ fn measure(
         bandwidth: None,
         compression,
         connections: Some(connections),
+        addresses: Vec::new(),
         node_port: None,
     };
     let records = RecordStore::open(&folder.path().join("source"))?;

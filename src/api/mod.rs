@@ -44,6 +44,7 @@ mod tests {
         };
         let request = MigrationRequest {
             copy_disks: Some(CopyDisks::default()),
+            addresses: vec![([192, 0, 2, 7], 4950).into()],
             node_port: "4950".parse().ok(),
             ..MigrationRequest::to("host-b".to_owned(), identity)
         };

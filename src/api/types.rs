@@ -1,6 +1,7 @@
 //! What travels over a guest's API. Times are milliseconds since 1970 or durations with their unit in the name.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::num::NonZeroU16;
 use std::path::PathBuf;
 
@@ -304,6 +305,9 @@ pub(crate) struct ResumeRequest {
 pub(crate) struct MigrationRequest {
     /// HOST or HOST:PORT of the destination's node.
     pub(crate) destination: String,
+    /// Where that node is, at most four, to be tried in turn; the guest's process looks the name up when absent.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) addresses: Vec<SocketAddr>,
     /// Key and certificate for this guest's process, which the host has issued.
     pub(crate) identity: Identity,
     /// Name in the destination's certificate, when it is not HOST.
@@ -350,6 +354,7 @@ impl MigrationRequest {
     pub(crate) fn to(destination: String, identity: Identity) -> Self {
         Self {
             destination,
+            addresses: Vec::new(),
             identity,
             tls_name: None,
             downtime_ms_max: default_downtime_ms(),

@@ -284,6 +284,7 @@ fn session(request: &MigrationRequest) -> Result<SourceSession, ApiError> {
         migration: MigrationId::random(),
         host: destination.host,
         port: destination.port,
+        addresses: request.addresses.clone(),
         server_name: request.tls_name.clone(),
         limits: Limits {
             downtime: Duration::from_millis(request.downtime_ms_max),

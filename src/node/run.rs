@@ -86,12 +86,7 @@ async fn serve(
         metrics: listener.local_addr().context("cannot tell where metrics are served")?,
         started_unix_ms: unix_ms(),
     };
-    // Guests' processes may be started from elsewhere, and a folder that is not there should be heard of now.
-    let folder = |dir: &PathBuf| {
-        dir.canonicalize().with_context(|| format!("cannot use --disk-dir {}", dir.display()))
-    };
-    let folders = args.disk_dir.iter().map(folder).collect::<Result<_>>()?;
-    let disk_places = DiskPlaces::new(folders, args.disk_device.clone());
+    let disk_places = DiskPlaces::open(&args.disk_dir, &args.disk_device)?;
     let node = Node::new(state.clone(), file.clone(), args.reserve_memory)?;
     let node = node
         .with_networks(args.net_map.clone(), NetAllowed::new(args.net_allow.clone()))

@@ -14,6 +14,7 @@ use super::follow::{Follower, interrupts};
 use super::progress::ProgressView;
 use super::session::{block_on, guest_client};
 use super::summary;
+use crate::address::Destination;
 use crate::api::types::{
     Compression, CopyDisks, GuestInfo, GuestState, MigrationRequest, MigrationStarted,
     MigrationStatus, Resolution, ResolveRequest, StateAnswer, WorkloadInfo,
@@ -49,7 +50,8 @@ pub(crate) fn run(state: &StateDir, args: &MigrateArgs) -> Result<Exit> {
 
 fn migrate(state: &StateDir, args: &MigrateArgs, destination: &str) -> Result<Exit> {
     let client = guest_client(state, &args.name)?;
-    let request = request(state, args, destination)?;
+    let request = block_on(request(state, args, destination))
+        .with_context(|| format!("cannot migrate {} to {destination}", args.name))?;
     let uuid = state.read_uuid(&args.name)?;
     let mut view = ProgressView::new(args.json.output());
     let mut is_workload = false;
@@ -126,12 +128,13 @@ fn warn_of_unmarked(state: &StateDir, (name, uuid): (&GuestName, Uuid), report: 
     ));
 }
 
-/// Asks the guest's process to begin. One of an earlier version does not know where the node listens.
+/// Asks the guest's process to begin. One of an earlier version looks the destination up itself, and does not know where the node
+/// listens.
 async fn begin(
     client: &ApiClient,
     request: MigrationRequest,
 ) -> Result<MigrationStarted, AskError> {
-    let older = MigrationRequest { node_port: None, ..request.clone() };
+    let older = MigrationRequest { addresses: Vec::new(), node_port: None, ..request.clone() };
     let ask = async |request| client.post("/v1/guest/migration", &request).await;
     ask_or_older(ask, request, older).await
 }
@@ -162,12 +165,18 @@ fn not_known(args: &MigrateArgs, error: &AskError) -> anyhow::Error {
     ExitWith { exit: Exit::Unwatched, message }.into()
 }
 
-fn request(state: &StateDir, args: &MigrateArgs, destination: &str) -> Result<MigrationRequest> {
+/// What is asked of the guest's process, which does not see the files that names are looked up in as they are now.
+async fn request(
+    state: &StateDir,
+    args: &MigrateArgs,
+    destination: &str,
+) -> Result<MigrationRequest> {
     let millis = |time: std::time::Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-    let identity = identity_of(state, &args.name)
-        .with_context(|| format!("cannot migrate {} to {destination}", args.name))?;
+    let identity = identity_of(state, &args.name)?;
+    let nodes = Destination::parse(destination)?.find().await?;
     Ok(MigrationRequest {
         destination: destination.to_owned(),
+        addresses: nodes.into_iter().map(|node| node.address).collect(),
         identity,
         tls_name: args.tls_name.clone(),
         downtime_ms_max: millis(args.downtime),
@@ -267,11 +276,11 @@ mod tests {
     use migrate::quic::Identity;
 
     #[tokio::test]
-    async fn a_process_of_an_earlier_version_is_not_told_where_the_node_listens() {
+    async fn a_process_of_an_earlier_version_is_not_told_where_the_nodes_listen() {
         let folder = tempfile::tempdir().unwrap();
         let earlier = async |Json(request): Json<MigrationRequest>| match request.node_port {
-            Some(_) => Err(ApiError::new(Reason::BadRequest, "unknown field `node_port`")),
-            None => Ok(Json(MigrationStarted { id: Uuid::max() })),
+            None if request.addresses.is_empty() => Ok(Json(MigrationStarted { id: Uuid::max() })),
+            _ => Err(ApiError::new(Reason::BadRequest, "unknown field `addresses`")),
         };
         let router = Router::new().route("/v1/guest/migration", post(earlier));
         let socket = folder.path().join("api.sock");
@@ -280,6 +289,7 @@ mod tests {
         let identity =
             Identity { ca_pem: nothing(), cert_pem: nothing(), key_pem: nothing(), crl_pem: None };
         let request = MigrationRequest {
+            addresses: vec![([192, 0, 2, 7], 4950).into()],
             node_port: NonZeroU16::new(4950),
             ..MigrationRequest::to("host-b".to_owned(), identity)
         };

@@ -39,10 +39,16 @@ impl Peer {
         let fail = |reason: String| LinkError::Resolve { host: host.into(), reason };
         let found =
             tokio::net::lookup_host((bare, port)).await.map_err(|error| fail(error.to_string()))?;
-        let peers = found.take(ADDRESSES_MAX).map(|address| Self { address, name: bare.into() });
-        Some(peers.collect::<Vec<_>>())
+        Some(Self::at(host, found))
             .filter(|peers| !peers.is_empty())
             .ok_or_else(|| fail("it has none".into()))
+    }
+
+    /// Returns `host` once for each of its `addresses`, at most four.
+    pub fn at(host: &str, addresses: impl IntoIterator<Item = SocketAddr>) -> Vec<Self> {
+        let bare = host.trim_start_matches('[').trim_end_matches(']');
+        let addresses = addresses.into_iter().take(ADDRESSES_MAX);
+        addresses.map(|address| Self { address, name: bare.into() }).collect()
     }
 
     /// The same host, another port.

@@ -84,6 +84,7 @@ pub(super) struct Approach {
     pub(super) tls: Tls,
     pub(super) host: String,
     pub(super) port: u16,
+    pub(super) addresses: Vec<SocketAddr>,
     pub(super) server_name: Option<String>,
     pub(super) migration: MigrationId,
     pub(super) guest: GuestDescription,
@@ -92,8 +93,12 @@ pub(super) struct Approach {
 
 /// Asks the node to take the guest in and connects to the process that will.
 pub(super) async fn approach(approach: Approach) -> Result<Contact, NoContact> {
-    let Approach { tls, host, port, server_name, migration, guest, connections } = approach;
-    let mut candidates = Peer::find(&host, port).await?;
+    let Approach { tls, host, port, addresses, server_name, migration, guest, connections } =
+        approach;
+    let mut candidates = match addresses.is_empty() {
+        true => Peer::find(&host, port).await?,
+        false => Peer::at(&host, addresses),
+    };
     if let Some(name) = server_name {
         candidates.iter_mut().for_each(|node| node.name.clone_from(&name));
     }

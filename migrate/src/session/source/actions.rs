@@ -56,6 +56,7 @@ impl Driver {
             tls: self.tls.clone(),
             host: self.session.host.clone(),
             port: self.session.port,
+            addresses: self.session.addresses.clone(),
             server_name: self.session.server_name.clone(),
             migration: self.session.migration,
             guest: self.description.clone(),

@@ -4,6 +4,7 @@ mod actions;
 mod calls;
 mod records;
 
+use std::net::SocketAddr;
 use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -46,6 +47,8 @@ pub struct SourceSession {
     pub host: String,
     /// UDP port of the destination's node.
     pub port: u16,
+    /// Where that is, to be tried in turn; looked up when none.
+    pub addresses: Vec<SocketAddr>,
     /// Name that the destination's certificate must carry; the host when none.
     pub server_name: Option<String>,
     /// What the migration may cost.

@@ -440,6 +440,7 @@ impl World {
             bandwidth: None,
             compression: Compression::Auto,
             connections: Some(1),
+            addresses: Vec::new(),
             node_port: None,
         }
     }
