@@ -12,6 +12,7 @@
 
 pub mod foreign;
 pub mod history;
+pub mod hypervisor;
 pub mod ksm;
 pub mod labels;
 pub mod ledger;
@@ -19,6 +20,7 @@ pub mod observe;
 pub mod plan;
 pub mod policy;
 pub mod schedule;
+pub mod service;
 pub mod settings;
 pub mod situation;
 pub mod survey;

@@ -158,9 +158,9 @@ impl Guest {
     #[must_use]
     pub fn claimed_name(&self) -> &str {
         let apart = || self.name.strip_suffix(&format!("@{}", self.pid));
-        match self.vmm {
-            Vmm::Lighter => &self.name,
-            Vmm::Qemu | Vmm::CloudHypervisor => apart().unwrap_or(&self.name),
+        match self.vmm.is_named_by_operator() {
+            true => &self.name,
+            false => apart().unwrap_or(&self.name),
         }
     }
 
@@ -203,6 +203,22 @@ pub enum Vmm {
     Qemu,
     /// Cloud Hypervisor; asked through its HTTP API.
     CloudHypervisor,
+}
+
+impl Vmm {
+    /// Whether it merges, takes apart, drops and shares single chunks of a guest's memory when it is told to. With others the kernel may
+    /// merge what they have marked at the start, and anybody may make huge pages.
+    #[must_use]
+    pub const fn takes_chunks(self) -> bool {
+        matches!(self, Self::Lighter)
+    }
+
+    /// Whether a guest's name and labels are its operator's. Otherwise they are the choice of whoever started its process, and what is
+    /// said of the name is not believed where that would give the guest something.
+    #[must_use]
+    pub const fn is_named_by_operator(self) -> bool {
+        matches!(self, Self::Lighter)
+    }
 }
 
 /// What a guest costs its host.

@@ -181,6 +181,7 @@ fn count_density(counted: &DensityCounted) {
         &counted.surveys_failed,
         &counted.reliefs,
         &counted.reliefs_failed,
+        &counted.restarts,
     ] {
         counter.inc(&());
     }

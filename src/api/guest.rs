@@ -12,6 +12,7 @@ use axum::http::{Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, MethodRouter, get, post, put};
 use axum::{Extension, Json, Router};
+use memopt::hypervisor::SurveyRequest;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -19,7 +20,7 @@ use super::descriptor::Handed;
 use super::error::{ApiError, Reason};
 use super::memory::{GuestMemory, TreatedMemory, TreatmentRequest};
 use super::saving::{SaveId, SaveRequest, Saved};
-use super::survey::{DOMAIN_BYTES_MAX, SurveyDomain, SurveyRequest, SurveyStatus, SurveyedMemory};
+use super::survey::{DOMAIN_BYTES_MAX, SurveyDomain, SurveyStatus, SurveyedMemory};
 use super::types::{
     BalloonInfo, BalloonRequest, CONSOLE_FROM, CONSOLE_NEXT, ConsoleInput, ConsoleRead,
     ConsoleTaken, GuestInfo, MigrationRequest, MigrationStarted, MigrationStatus, RebootRequest,
@@ -139,7 +140,7 @@ pub(crate) trait GuestControl: Send + Sync + 'static {
     ///
     /// # Errors
     /// It is not over, or `domain` is of others.
-    fn surveyed(&self, domain: &SurveyDomain) -> Result<SurveyedMemory, ApiError>;
+    fn surveyed(&self, domain: &SurveyDomain<'_>) -> Result<SurveyedMemory, ApiError>;
     /// How the balloon stands, with new statistics if the guest gives some.
     ///
     /// # Errors
@@ -250,7 +251,7 @@ fn routes() -> Vec<Route> {
             guest.begin_survey(&request)
         }),
         ask(Method::GET, SURVEY, done, |guest| guest.survey()),
-        tell(Method::PUT, SURVEY, done, |guest, domain: SurveyDomain| guest.surveyed(&domain))
+        tell(Method::PUT, SURVEY, done, |guest, domain: SurveyDomain<'_>| guest.surveyed(&domain))
             .with_bodies_of(DOMAIN_BYTES_MAX),
         ask(Method::GET, "/v1/guest/balloon", done, |guest| guest.balloon()),
         tell(Method::PUT, "/v1/guest/balloon", done, |guest, request: BalloonRequest| {

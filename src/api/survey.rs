@@ -1,48 +1,13 @@
 //! What travels over a guest's API about looks at its pages.
 
-use memopt::policy::Activity;
+use std::borrow::Cow;
+
 use memopt::situation::Chunk;
 use memopt::survey::Digests;
 use serde::{Deserialize, Serialize};
 
-/// Most contents that a guest keeps of itself: a table of them is less than 2 MB.
-pub(crate) const CAPACITY_MAX: u32 = 1 << 16;
-
 /// The largest body of a request with such a table, in bytes.
 pub(crate) const DOMAIN_BYTES_MAX: usize = 2 << 20;
-
-/// `POST /v1/guest/survey`.
-#[derive(Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct SurveyRequest {
-    /// What the digests depend on, random: the same for all guests of a merge domain, and a secret of theirs.
-    pub(crate) seed: u64,
-    /// Most contents that are kept, 1 to [`CAPACITY_MAX`].
-    pub(crate) capacity: u32,
-    /// One content in 2^this many is kept, fewer when they are more than `capacity`.
-    pub(crate) bits: u32,
-    /// Share of one CPU, 0.01 to 1.
-    pub(crate) cpu_share: f64,
-    /// How it is told which pages are written.
-    #[serde(default, skip_serializing_if = "is_usual")]
-    pub(crate) activity: Activity,
-}
-
-/// Processes of versions that knew no other take no field for it.
-fn is_usual(activity: &Activity) -> bool {
-    *activity == Activity::default()
-}
-
-/// Without the seed.
-impl std::fmt::Debug for SurveyRequest {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { seed: _, capacity, bits, cpu_share, activity } = self;
-        write!(
-            f,
-            "SurveyRequest {{ capacity: {capacity}, bits: {bits}, cpu_share: {cpu_share}, activity: {activity} }}"
-        )
-    }
-}
 
 /// How a look stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,9 +41,9 @@ pub(crate) struct SurveyStatus {
 /// `PUT /v1/guest/survey`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct SurveyDomain {
+pub(crate) struct SurveyDomain<'a> {
     /// The tables of all guests of the merge domain merged, this one's among them. Contents with one page may be left away.
-    pub(crate) domain: Digests,
+    pub(crate) domain: Cow<'a, Digests>,
 }
 
 /// The answer to `PUT /v1/guest/survey`.
@@ -161,17 +126,5 @@ mod tests {
         let text = serde_json::to_string(&ChunkRow::from(chunk)).unwrap();
         assert_eq!(text, "[7,512,1,2,3,4,2]");
         assert_eq!(Chunk::from(serde_json::from_str::<ChunkRow>(&text).unwrap()), chunk);
-    }
-
-    #[test]
-    fn a_seed_is_not_shown() {
-        let request = SurveyRequest {
-            seed: 12345,
-            capacity: 1,
-            bits: 3,
-            cpu_share: 0.5,
-            activity: Activity::DirtyLog,
-        };
-        assert!(!format!("{request:?}").contains("12345"));
     }
 }

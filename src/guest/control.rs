@@ -4,6 +4,7 @@ use std::fs::File;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use memopt::hypervisor::SurveyRequest;
 use migrate::error::OperatorChoice;
 use vmm_core::devices::ButtonPress;
 use vmm_core::memory::Prealloc;
@@ -20,7 +21,7 @@ use super::{balloon, saved, treatment, workload};
 use crate::api::guest::GuestControl;
 use crate::api::memory::{GuestMemory, TreatedMemory, TreatmentRequest};
 use crate::api::saving::{SaveId, SaveRequest, Saved};
-use crate::api::survey::{SurveyDomain, SurveyRequest, SurveyStatus, SurveyedMemory};
+use crate::api::survey::{SurveyDomain, SurveyStatus, SurveyedMemory};
 use crate::api::types::{
     BackingInfo, BalloonInfo, BalloonRequest, ConsoleInput, ConsoleTaken, DiskInfo, GuestInfo,
     GuestKind, GuestState, LandlockState, MigrationRequest, MigrationStarted, MigrationStatus,
@@ -443,7 +444,7 @@ impl GuestControl for ProcessControl {
         Ok(self.process().surveys().status())
     }
 
-    fn surveyed(&self, domain: &SurveyDomain) -> Result<SurveyedMemory, ApiError> {
+    fn surveyed(&self, domain: &SurveyDomain<'_>) -> Result<SurveyedMemory, ApiError> {
         self.process().surveys().chunks(self.machine()?.vm().ram(), &domain.domain)
     }
 

@@ -6,6 +6,7 @@ use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use memopt::hypervisor::{CAPACITY_MAX, SurveyRequest};
 use memopt::survey::{BITS_MAX, Digests, Scan, Seed, Watch};
 use vmm_core::memory::{GuestRam, PageMap};
 
@@ -13,9 +14,7 @@ use memory::OwnMemory;
 
 use super::machine::SharedMachine;
 use super::process::GuestProcess;
-use crate::api::survey::{
-    CAPACITY_MAX, ChunkRow, SurveyRequest, SurveyState, SurveyStatus, SurveyedMemory,
-};
+use crate::api::survey::{ChunkRow, SurveyState, SurveyStatus, SurveyedMemory};
 use crate::api::{ApiError, Reason};
 use crate::survey::{Ended, Found, Looker, Progress};
 

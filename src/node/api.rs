@@ -9,12 +9,12 @@ use axum::routing::get;
 use axum::{Json, Router};
 use migrate::record::{DestinationState, Record, Side, SourceState};
 
-use super::density::Density;
+use super::inventory;
 use super::service::Node;
 use super::types::{CostInfo, GuestEntry, MigrationEntry, NodeInfo};
-use super::{density, inventory};
 use crate::api::ApiError;
 use crate::api::server::Audience;
+use crate::density::{self, Density};
 
 /// The document at `/v1/openapi.json`; the test below holds it against [`router`].
 const OPENAPI: &str = include_str!("openapi.json");
@@ -25,8 +25,8 @@ const PATHS: [&str; 4] = ["/v1/node", "/v1/guests", "/v1/migrations", "/v1/opena
 /// The router of a node for this audience.
 pub(crate) fn router(node: Arc<Node>, density: Arc<Density>, audience: Audience) -> Router {
     let density = match audience {
-        Audience::Owner => density::router(density),
-        Audience::Anybody => density::readonly_router(density),
+        Audience::Owner => density::api::router(density),
+        Audience::Anybody => density::api::readonly_router(density),
     };
     let [info, guests, migrations, document] = PATHS;
     Router::new()
@@ -122,7 +122,7 @@ mod tests {
         let document: serde_json::Value = serde_json::from_str(OPENAPI).unwrap();
         let documented: BTreeSet<&str> =
             document["paths"].as_object().unwrap().keys().map(String::as_str).collect();
-        let served: BTreeSet<&str> = PATHS.into_iter().chain(density::PATHS).collect();
+        let served: BTreeSet<&str> = PATHS.into_iter().chain(density::api::PATHS).collect();
         assert_eq!(documented, served);
     }
 

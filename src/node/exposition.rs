@@ -24,8 +24,8 @@ use tokio::sync::Semaphore;
 use tokio::task::{AbortHandle, JoinHandle};
 
 use super::access::{self, Access};
-use super::density::Density;
 use super::service::Node;
+use crate::density::Density;
 
 /// Scrapes that may run at once; further ones are told to come again.
 const SCRAPES_MAX: usize = 4;

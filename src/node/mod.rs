@@ -5,8 +5,7 @@
 //! [`promises`] (may it?), [`launch`] (its process). [`inventory`] finds guests, [`scrape`], [`exposition`] and [`access`] show them to
 //! Prometheus, [`outcomes`] counts how migrations ended, [`past`] tells other hosts
 //! where a guest has gone, [`retention`] and [`resolver`] look after their records, [`api`] is the
-//! node's socket, [`certificates`] sees when those change, [`autostart`] starts guests with the host, [`density`] optimizes their
-//! memory. The node may be killed at any time: what it holds is on disk or in guests' processes, and what it has promised is found
+//! node's socket, [`certificates`] sees when those change, [`autostart`] starts guests with the host. The node may be killed at any time: what it holds is on disk or in guests' processes, and what it has promised is found
 //! there again. Start at [`run()`].
 
 mod access;
@@ -14,7 +13,6 @@ mod admission;
 mod api;
 mod autostart;
 mod certificates;
-mod density;
 mod exposition;
 mod front;
 mod inventory;
@@ -31,7 +29,6 @@ mod scrape;
 mod service;
 mod types;
 
-pub(crate) use density::{check_settings, types as density_types};
 pub(crate) use launch::{IncomingGreeting, IncomingLine, LINGER};
 pub(crate) use run::run;
 pub(crate) use types::NodeFile;

@@ -16,12 +16,13 @@ use super::quic::{FrontDesk, NodeCourier};
 use super::resolver::Resolver;
 use super::service::Node;
 use super::types::NodeFile;
-use super::{api, autostart, certificates, density, exposition};
+use super::{api, autostart, certificates, exposition};
 use crate::api::server::{Audience, Server};
 use crate::cli::LogArgs;
 use crate::cli::host::NodeArgs;
 use crate::cli::net::NetAllowed;
 use crate::clock::unix_ms;
+use crate::density::Density;
 use crate::disk_places::DiskPlaces;
 use crate::durable;
 use crate::exit::Exit;
@@ -92,11 +93,8 @@ async fn serve(
         .with_networks(args.net_map.clone(), NetAllowed::new(args.net_allow.clone()))
         .with_disk_places(disk_places);
     let node = Arc::new(node.with_log(log.clone()));
-    let density = Arc::new(density::Density::open(
-        state,
-        args.foreign_guests,
-        Arc::clone(node.density_counted()),
-    ));
+    let counted = Arc::clone(node.density_counted());
+    let density = Arc::new(Density::start(state, args.foreign_guests, counted)?);
     // Before anybody can ask for a place.
     node.renew_promises().await?;
     let parts = [
@@ -108,7 +106,6 @@ async fn serve(
         certificates::keep(endpoint.clone(), web, state.certs(), identity),
         look_after_records(Arc::clone(&node), NodeCourier::new(state.certs())),
         tokio::spawn(autostart::start_guests(Arc::clone(&node))),
-        density::start(Arc::clone(&density)),
     ];
     let serve = |(path, audience): &(PathBuf, Audience)| {
         let routes = api::router(Arc::clone(&node), Arc::clone(&density), *audience);

@@ -43,7 +43,7 @@ const MOVED_ELSEWHERE: [MovedElsewhere; 4] = [
         ],
     ),
     (
-        "src/node/density/tally.rs",
+        "src/density/tally.rs",
         "steps_are_counted_by_what_came_back_and_by_what_was_given",
         &[
             "lighter_density_expected_bytes_total",
@@ -53,9 +53,13 @@ const MOVED_ELSEWHERE: [MovedElsewhere; 4] = [
         ],
     ),
     (
-        "src/node/density/tally.rs",
+        "src/density/tally.rs",
         "what_comes_to_nothing_is_counted",
-        &["lighter_density_reliefs_failed_total", "lighter_density_surveys_failed_total"],
+        &[
+            "lighter_density_reliefs_failed_total",
+            "lighter_density_restarts_total",
+            "lighter_density_surveys_failed_total",
+        ],
     ),
     (
         "tests/e2e/surveys.rs",

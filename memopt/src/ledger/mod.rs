@@ -32,7 +32,7 @@ pub use turns::Turns;
 
 use crate::plan::{Action, Step};
 use crate::policy::{Actuator, Policy};
-use crate::situation::{Guest, Situation, Vmm};
+use crate::situation::{Guest, Situation};
 use crate::units::MIB;
 use crate::verify::Outcome;
 
@@ -71,7 +71,7 @@ impl Ledger {
         situation.guests.iter().for_each(|guest| self.follow(guest));
         for guest in &situation.guests {
             if !self.knows(&guest.name, guest.pid) {
-                let is_full = self.guests.len() >= GUESTS_MAX && guest.vmm != Vmm::Lighter;
+                let is_full = self.guests.len() >= GUESTS_MAX && !guest.vmm.is_named_by_operator();
                 if is_full && !self.guests.contains_key(&guest.name) {
                     continue;
                 }
@@ -92,7 +92,7 @@ impl Ledger {
     /// otherwise, because another one has come or gone that claims the same name
     /// ([`crate::foreign::name_apart`]).
     fn follow(&mut self, guest: &Guest) {
-        if guest.vmm == Vmm::Lighter || self.knows(&guest.name, guest.pid) {
+        if guest.vmm.is_named_by_operator() || self.knows(&guest.name, guest.pid) {
             return;
         }
         let claimed = guest.claimed_name();

@@ -10,7 +10,7 @@ use super::chunks;
 use super::sheet::DomainChoice;
 use super::view::{Context, View};
 use crate::policy::{Actuator, Policy};
-use crate::situation::{Backing, Hindrance, Situation, Vmm};
+use crate::situation::{Backing, Hindrance, Situation};
 use crate::units::{Size, signed};
 
 /// The domain that is merged, and who stands against it.
@@ -30,7 +30,7 @@ pub fn exposed(situation: &Situation, policy: &Policy, domain: &str) -> Vec<Stri
         let what = match guest.hindrance {
             _ if !is_of_it => "of another domain",
             Some(Hindrance::Watched) => "that is watched only",
-            Some(Hindrance::Unreachable) if guest.vmm != Vmm::Lighter => "with a silent monitor",
+            Some(Hindrance::Unreachable) if !guest.vmm.takes_chunks() => "with a silent monitor",
             _ => return None,
         };
         Some(format!("guest {} {what}", guest.name))
@@ -80,7 +80,7 @@ impl Context<'_> {
     /// Whether the kernel can merge pages of this guest, and may.
     pub(super) fn can_merge(&self, view: &View<'_>) -> bool {
         matches!(view.guest.backing, Backing::Anonymous | Backing::Template)
-            && (view.is_ours() || view.guest.is_mergeable)
+            && (view.takes_chunks() || view.guest.is_mergeable)
             && view.guest.merged_instead.is_none()
             && self.may_take(view, Actuator::Merge).is_ok()
     }

@@ -29,14 +29,14 @@ impl Context<'_> {
         self.may_take(view, Actuator::Huge)?;
         // Pages of others are looked at only where that is wished for.
         let may_be_seen = view.guest.is_mergeable && view.limits.merge_domain.is_some();
-        if !view.is_ours() && !may_be_seen {
+        if !view.takes_chunks() && !may_be_seen {
             return Err(Because::ForeignVmm);
         }
         if view.guest.backing != Backing::Anonymous {
             return Err(Because::WrongBacking { backing: view.guest.backing });
         }
         let survey = view.survey()?;
-        let marks = if view.is_ours() { Marks::Ours } else { Marks::Theirs };
+        let marks = if view.takes_chunks() { Marks::Ours } else { Marks::Theirs };
         let mut chosen = chunks::hot(survey, marks, self.policy);
         if chosen.is_empty() {
             return Err(Because::NothingHot);

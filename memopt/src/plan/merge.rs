@@ -30,13 +30,13 @@ struct Candidate<'v, 'a> {
 impl Candidate<'_, '_> {
     /// Whether something of it may be merged already. A kernel that does not tell is taken at its worst.
     fn is_merged(&self) -> bool {
-        !self.view.is_ours() || self.view.guest.cost.merged_bytes.is_none_or(|bytes| bytes > 0)
+        !self.view.takes_chunks() || self.view.guest.cost.merged_bytes.is_none_or(|bytes| bytes > 0)
     }
 
     /// Chunks that ksmd looks at only if the plan says so.
     fn open_chunks(&self) -> impl Iterator<Item = Worth> {
         let stay = if self.is_merged() { &[][..] } else { &self.sorted.stay.chunks };
-        let merge = if self.view.is_ours() { &self.sorted.merge.chunks[..] } else { &[] };
+        let merge = if self.view.takes_chunks() { &self.sorted.merge.chunks[..] } else { &[] };
         merge.iter().chain(stay).copied()
     }
 
@@ -48,7 +48,7 @@ impl Candidate<'_, '_> {
     /// Pages that are marked. Marks of other programs are for good.
     fn marked_pages(&self) -> u64 {
         let Sorted { merge, stay, unmerge } = &self.sorted;
-        match self.view.is_ours() {
+        match self.view.takes_chunks() {
             true => stay.pages(),
             false => merge.pages() + stay.pages() + unmerge.pages(),
         }
@@ -81,7 +81,8 @@ impl Context<'_> {
                 Ok(None) => unmerge_all(view, domain, draft),
                 Err(because) => draft.skip(view.name(), Actuator::Merge, because),
             }
-            if view.guest.is_mergeable && view.limits.merge_domain.is_none() && !view.is_ours() {
+            if view.guest.is_mergeable && view.limits.merge_domain.is_none() && !view.takes_chunks()
+            {
                 draft.advice.push(Advice::NameDomain { guest: view.name().to_owned() });
             }
         }
@@ -142,7 +143,7 @@ impl Context<'_> {
     ) -> Result<Option<Sorted>, Because> {
         // For the tenants' sake, whatever else holds for it.
         if view.guest.is_mergeable && is_of_other(view, domain) {
-            return match view.is_ours() {
+            return match view.takes_chunks() {
                 true => Ok(None),
                 false if view.limits.lacks_user => Err(Because::DomainByNameAlone),
                 false => Err(Because::ForeignVmm),
@@ -195,7 +196,7 @@ impl Context<'_> {
     fn take_apart(&self, candidates: &mut [Candidate<'_, '_>], need: &mut Need, draft: &mut Draft) {
         for Candidate { view, sorted, is_cut } in candidates {
             let chosen = std::mem::take(&mut sorted.unmerge);
-            if chosen.is_empty() || !view.is_ours() {
+            if chosen.is_empty() || !view.takes_chunks() {
                 continue;
             }
             if !need.spend(chosen.bytes.min(0).unsigned_abs()) {
@@ -228,7 +229,7 @@ impl Context<'_> {
             let Candidate { view, sorted, is_cut } = candidate;
             if view.guest.is_mergeable {
                 let merged = signed(view.guest.cost.merged_bytes.unwrap_or(0));
-                let worth = if view.is_ours() { sorted.stay.bytes } else { all_of(&sorted) };
+                let worth = if view.takes_chunks() { sorted.stay.bytes } else { all_of(&sorted) };
                 let waiting = worth.saturating_sub(merged).max(0);
                 marked.waiting_bytes = marked.waiting_bytes.saturating_add(waiting);
             }
@@ -263,7 +264,7 @@ impl Context<'_> {
             Some(otherwise)
         } else if need.is_met() {
             Some(Because::HostHasEnough)
-        } else if !view.is_ours() {
+        } else if !view.takes_chunks() {
             Some(Because::ForeignVmm)
         } else {
             None

@@ -39,7 +39,7 @@ impl Context<'_> {
 
     fn equal_chunks(&self, view: &View<'_>) -> Result<Chosen, Because> {
         self.may_take(view, Actuator::Template)?;
-        if !view.is_ours() {
+        if !view.takes_chunks() {
             return Err(Because::ForeignVmm);
         }
         let survey = view.survey()?;

@@ -7,7 +7,7 @@ use super::because::Because;
 use super::sheet::{Draft, Skipped};
 use crate::ledger::{GuestLedger, Ledger};
 use crate::policy::{Actuator, Goal, GuestLimits, Policy};
-use crate::situation::{Guest, Situation, Survey, Vmm};
+use crate::situation::{Guest, Situation, Survey};
 
 /// One guest that something may be done to.
 #[derive(Clone)]
@@ -109,8 +109,8 @@ impl View<'_> {
         }
     }
 
-    /// Whether its VMM takes calls that concern single chunks.
-    pub(super) fn is_ours(&self) -> bool {
-        self.guest.vmm == Vmm::Lighter
+    /// As [`Vmm::takes_chunks`](crate::situation::Vmm::takes_chunks).
+    pub(super) fn takes_chunks(&self) -> bool {
+        self.guest.vmm.takes_chunks()
     }
 }

@@ -46,7 +46,7 @@ impl Context<'_> {
         paid: Option<&BTreeSet<u32>>,
     ) -> Result<Chosen, Because> {
         self.may_take(view, Actuator::Zeros)?;
-        if !view.is_ours() {
+        if !view.takes_chunks() {
             return Err(Because::ForeignVmm);
         }
         if view.guest.backing != Backing::Anonymous {

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::actuator::Actuators;
 use super::sections::Policy;
 use crate::labels::LabelTest;
-use crate::situation::{Guest, Vmm};
+use crate::situation::Guest;
 use crate::units::{part, shortened};
 
 /// The priority of a guest of which nothing is said.
@@ -92,7 +92,7 @@ impl Policy {
         let mut said = GuestRule::default();
         let (mut lacks_user, mut is_denied) = (false, false);
         for rule in self.guests.iter().filter(|rule| rule.matches(guest)) {
-            let may_give = guest.vmm == Vmm::Lighter || rule.user.is_some();
+            let may_give = guest.vmm.is_named_by_operator() || rule.user.is_some();
             if rule.merge_domain.is_some() {
                 lacks_user = !may_give && matches!(rule.merge_domain, Some(DomainRule::Named(_)));
             }

@@ -30,18 +30,18 @@ pub(crate) enum Fault {
 pub(crate) struct SimGuest {
     pub(crate) name: String,
     pub(crate) memory: u64,
-    pub(crate) used: Box<dyn Fn(u64) -> u64>,
+    pub(crate) used: Box<dyn Fn(u64) -> u64 + Send>,
     pub(crate) fault: Fault,
     pub(crate) hindrance: Option<Hindrance>,
     pub(crate) target: u64,
     pub(crate) actual: u64,
     pub(crate) stalls: u64,
     cache: u64,
-    resident: u64,
+    pub(crate) resident: u64,
 }
 
 impl SimGuest {
-    pub(crate) fn new(name: &str, memory: u64, used: impl Fn(u64) -> u64 + 'static) -> Self {
+    pub(crate) fn new(name: &str, memory: u64, used: impl Fn(u64) -> u64 + Send + 'static) -> Self {
         let name = name.to_owned();
         Self {
             name,
@@ -58,7 +58,7 @@ impl SimGuest {
     }
 
     /// One round: the balloon moves, caches fill what is left, and what does not fit stalls.
-    fn live(&mut self, second: u64) {
+    pub(crate) fn live(&mut self, second: u64) {
         if self.hindrance.is_some() {
             return;
         }
@@ -81,7 +81,7 @@ impl SimGuest {
         self.resident = if is_pinned { self.resident.max(lives) } else { lives };
     }
 
-    fn look(&self, second: u64) -> Guest {
+    pub(crate) fn look(&self, second: u64) -> Guest {
         let used = (self.used)(second).min(self.actual);
         let is_liar = self.fault == Fault::Liar;
         let available = if is_liar { self.actual } else { self.actual - used };

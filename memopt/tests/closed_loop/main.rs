@@ -3,6 +3,7 @@
 
 mod host;
 mod merging;
+mod service;
 
 use std::time::Duration;
 

@@ -54,6 +54,8 @@ catalogue! {
             "Times that a guest got memory back outside of runs, since it needs more than it was left.";
         reliefs_failed: Counter<()> = "lighter_density_reliefs_failed_total", Count,
             "Times that a guest should have got memory back outside of runs, and it could not be given.";
+        restarts: Counter<()> = "lighter_density_restarts_total", Count,
+            "Times that memory optimization broke down and began anew.";
     }
 
     /// What memory optimization saw at its last look, and what it is about to do.

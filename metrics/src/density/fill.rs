@@ -23,6 +23,7 @@ pub(crate) fn show_zeros(counted: &DensityCounted) {
         &counted.surveys_failed,
         &counted.reliefs,
         &counted.reliefs_failed,
+        &counted.restarts,
     ] {
         counter.add(&(), 0.0);
     }

@@ -80,7 +80,7 @@ impl GuestControl for Fake {
     fn survey(&self) -> Result<SurveyStatus, ApiError> {
         migrating()
     }
-    fn surveyed(&self, domain: &SurveyDomain) -> Result<SurveyedMemory, ApiError> {
+    fn surveyed(&self, domain: &SurveyDomain<'_>) -> Result<SurveyedMemory, ApiError> {
         Err(ApiError::new(Reason::WrongState, domain.domain.pages().to_string()))
     }
     fn balloon(&self) -> Result<BalloonInfo, ApiError> {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use memopt::history::{Run, RunId};
 use memopt::plan::Plan;
+use memopt::service::{DensityStatus, Kept, RunEnd};
 use serde_json::Value;
 use tokio::sync::mpsc::UnboundedReceiver;
 
@@ -13,10 +14,8 @@ use super::{heard, history, node, signed_size};
 use crate::api::ApiClient;
 use crate::cli::Output;
 use crate::cli::density::ApplyArgs;
+use crate::density::types::{PLAN_BYTES_MAX, PlanRequest, RunRequest, RunStarted};
 use crate::exit::Exit;
-use crate::node::density_types::{
-    DensityStatus, Kept, PLAN_BYTES_MAX, PlanRequest, RunEnd, RunRequest, RunStarted,
-};
 use crate::output;
 use crate::state_dir::StateDir;
 use crate::verbs::follow::interrupts;

@@ -2,13 +2,13 @@
 
 use anyhow::Result;
 use memopt::history::{Deed, Listing, Run};
+use memopt::service::{Kept, RunEnd, RunSummary};
 use migrate::quic::calendar_time;
 
 use super::{heard, node, plan, signed_size};
 use crate::cli::Output;
 use crate::cli::density::HistoryArgs;
 use crate::exit::Exit;
-use crate::node::density_types::{Kept, RunEnd, RunSummary};
 use crate::output;
 use crate::state_dir::StateDir;
 use crate::table::{Table, facts};

@@ -9,14 +9,15 @@ mod status;
 
 use anyhow::{Context, Result};
 use memopt::history::RunId;
+use memopt::service::Agenda;
 use migrate::quic::calendar_time;
 
 use super::session::block_on;
 use crate::api::{ApiClient, AskError};
 use crate::cli::Output;
 use crate::cli::density::{CancelRunArgs, DensityArgs, DensityVerb, NextArgs};
+use crate::density::types::RunStarted;
 use crate::exit::Exit;
-use crate::node::density_types::{Agenda, RunStarted};
 use crate::output;
 use crate::state_dir::StateDir;
 use crate::table::Table;

@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use memopt::plan::Plan;
+use memopt::service::Settings;
 use memopt::settings::FILE_BYTES_MAX;
 
 use super::{heard, node, signed_size};
 use crate::cli::Output;
 use crate::cli::density::PlanArgs;
+use crate::density::types::PlanRequest;
 use crate::exit::Exit;
-use crate::node::check_settings;
-use crate::node::density_types::PlanRequest;
 use crate::output;
 use crate::state_dir::StateDir;
 use crate::table::{Table, facts};
@@ -51,7 +51,7 @@ fn policy(path: &Path) -> Result<String> {
     let name = path.display().to_string();
     let text = regular_file::read_text(path, FILE_BYTES_MAX as u64)
         .with_context(|| format!("cannot read {name}"))?;
-    check_settings(&text, &name)?;
+    Settings::parse(&text, &name)?;
     Ok(text)
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::Result;
+use memopt::service::{DensityStatus, Remembered, Spared};
 use memopt::situation::{Guest, Hindrance, Vmm};
 use memopt::units::Span;
 
@@ -11,7 +12,6 @@ use super::{heard, node};
 use crate::cli::Output;
 use crate::cli::density::StatusArgs;
 use crate::exit::Exit;
-use crate::node::density_types::{DensityStatus, Remembered, Spared};
 use crate::output;
 use crate::state_dir::StateDir;
 use crate::table::{Table, facts};

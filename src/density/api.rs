@@ -10,15 +10,12 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use memopt::history::{Listing, Run, RunId};
 use memopt::plan::Plan;
+use memopt::service::{Agenda, DensityStatus, Kept, RunEnd, ServiceError, Settings};
 use memopt::settings::FILE_BYTES_MAX;
 use serde::Deserialize;
 
-use super::service::{Density, Pages};
-use super::settings::Settings;
-use super::types::{
-    Agenda, DensityStatus, Kept, PLAN_BYTES_MAX, PlanRequest, RunEnd, RunRequest, RunStarted,
-};
-use super::watch;
+use super::Density;
+use super::types::{PLAN_BYTES_MAX, PlanRequest, RunRequest, RunStarted};
 use crate::api::{ApiError, Reason};
 use crate::units::format_size;
 
@@ -78,7 +75,7 @@ fn usual_count() -> usize {
 }
 
 async fn show(State(density): Shared) -> Result<Json<DensityStatus>, ApiError> {
-    density.status().await.map(Json).map_err(ApiError::failed)
+    Ok(Json(density.client.status().await?))
 }
 
 async fn make_plan(
@@ -88,8 +85,7 @@ async fn make_plan(
     let Json(request) = request?;
     let settings = request.policy.map(|text| Settings::parse(&text, "policy"));
     let policy = settings.transpose().map_err(bad_request)?.map(|settings| settings.policy);
-    let pages = if request.survey { Pages::LookedAtFirst } else { Pages::AsKnown };
-    density.plan(request.goal, policy, pages).await.map(Json).map_err(ApiError::failed)
+    Ok(Json(density.client.plan(request.goal, policy, request.survey).await?))
 }
 
 async fn begin(
@@ -97,7 +93,7 @@ async fn begin(
     request: Result<Json<RunRequest>, JsonRejection>,
 ) -> Result<(StatusCode, Json<RunStarted>), ApiError> {
     let Json(request) = request.map_err(not_begun)?;
-    let run = watch::begin_now(&density, request.goal, request.plan).await?;
+    let run = density.client.begin(request.goal, request.plan).await?;
     Ok((StatusCode::ACCEPTED, Json(RunStarted { run })))
 }
 
@@ -105,14 +101,14 @@ async fn list(
     State(density): Shared,
     count: Result<Query<Count>, QueryRejection>,
 ) -> Result<Json<Listing<RunEnd>>, ApiError> {
-    density.records.runs(count_of(count)?).map(Json)
+    Ok(Json(density.client.runs(count_of(count)?).await?))
 }
 
 async fn show_run(
     State(density): Shared,
     id: Result<Path<u64>, PathRejection>,
 ) -> Result<Json<Run<Kept>>, ApiError> {
-    density.records.run(id_of(id)?).map(Json)
+    Ok(Json(density.client.run(id_of(id)?).await?))
 }
 
 async fn cancel(
@@ -120,7 +116,7 @@ async fn cancel(
     id: Result<Path<u64>, PathRejection>,
 ) -> Result<(StatusCode, Json<RunStarted>), ApiError> {
     let run = id_of(id)?;
-    density.cancel(run)?;
+    density.client.cancel(run).await?;
     Ok((StatusCode::ACCEPTED, Json(RunStarted { run })))
 }
 
@@ -128,7 +124,7 @@ async fn show_next(
     State(density): Shared,
     count: Result<Query<Count>, QueryRejection>,
 ) -> Result<Json<Agenda>, ApiError> {
-    Ok(Json(density.agenda(count_of(count)?)))
+    Ok(Json(density.client.agenda(count_of(count)?).await?))
 }
 
 fn count_of(count: Result<Query<Count>, QueryRejection>) -> Result<usize, ApiError> {
@@ -155,6 +151,21 @@ fn not_begun(rejection: JsonRejection) -> ApiError {
     }
 }
 
+impl From<ServiceError> for ApiError {
+    fn from(error: ServiceError) -> Self {
+        let reason = match error {
+            ServiceError::Busy { .. } | ServiceError::NotNow | ServiceError::NotUnderWay(_) => {
+                Reason::WrongState
+            }
+            ServiceError::NoSuchRun(_) | ServiceError::NoHistory => Reason::NotFound,
+            ServiceError::Inspect(_) | ServiceError::Settings(_) | ServiceError::Silent => {
+                Reason::Failed
+            }
+        };
+        Self::new(reason, error.to_string())
+    }
+}
+
 fn bad_request(error: impl Display) -> ApiError {
     ApiError::new(Reason::BadRequest, error.to_string())
 }
@@ -176,7 +187,7 @@ mod tests {
         let (folder, state) = StateDir::temporary();
         let exporter = Exporter::new("1", "x", SystemTime::now()).unwrap();
         let counted = Arc::clone(exporter.density());
-        let density = Arc::new(Density::open(&state, ForeignGuestsArg::Off, counted));
+        let density = Arc::new(Density::start(&state, ForeignGuestsArg::Off, counted).unwrap());
         let socket = folder.path().join("socket");
         let _server = Server::start(&socket, router(density), Audience::Owner).unwrap();
         let client = ApiClient::new(&socket);

@@ -5,18 +5,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use memopt::ksm::End;
-use memopt::ledger::Ledger;
-use memopt::plan::Action;
-use memopt::policy::Policy;
-use memopt::schedule::{Lost, Missed, Scheduler, Trigger};
-use memopt::situation::Situation;
+use memopt::schedule::{Lost, Missed, Trigger};
+use memopt::service::{Event, Observer, Published, RunEnd};
 use memopt::verify::Outcome;
 use metrics::{
     DensityCounted, DensitySample, LookSample, MissedReason, RunOutcome, RunTrigger,
     ScheduleSample, WindowEnd,
 };
 
-use super::types::RunEnd;
 use crate::clock::{unix_ms, uptime};
 
 /// What was seen longer ago is not shown as if it were so now.
@@ -45,43 +41,44 @@ struct Look {
     uptime: Duration,
 }
 
+impl Observer for Tally {
+    fn notice(&self, event: &Event<'_>) {
+        let counted = &self.counted;
+        match event {
+            Event::LastSuccess(at) => self.shown().last_success = Some(unix_time(*at)),
+            Event::Inspected(situation, ledger, policy) => {
+                counted.looks.inc(&());
+                let sample = LookSample::new(situation, ledger, policy);
+                let at = unix_time(situation.unix_seconds);
+                self.shown().look = Some(Look { sample, at, uptime: situation.uptime });
+            }
+            Event::InspectionFailed => counted.looks_failed.inc(&()),
+            Event::Planned => counted.plans.inc(&()),
+            Event::RunBegan(trigger) => counted.runs_started.inc(&(of_trigger(trigger),)),
+            Event::RunNotBegun(trigger) => counted.runs_not_begun.inc(&(of_trigger(trigger),)),
+            Event::RunEnded(trigger, end, took) => self.run_ended(trigger, *end, *took),
+            Event::StepDone(action) => counted.steps.inc(&(action.actuator(),)),
+            Event::StepFailed(action) => counted.steps_failed.inc(&(action.actuator(),)),
+            Event::Verified(outcome) => self.verified(outcome),
+            Event::Surveyed(count) => counted.surveys.add(&(), *count as f64),
+            Event::SurveysFailed(count) => counted.surveys_failed.add(&(), *count as f64),
+            Event::Relieved => counted.reliefs.inc(&()),
+            Event::ReliefFailed => counted.reliefs_failed.inc(&()),
+            Event::ScheduledAnew => self.shown().missed.clear(),
+            Event::Missed(missed) => self.missed(missed),
+            Event::WindowEnded(end) => counted.windows.inc(&(of_window_end(*end),)),
+            Event::BrokeDown => counted.restarts.inc(&()),
+        }
+    }
+}
+
 impl Tally {
-    /// Counts with `counted`; `last_success` (in Unix seconds) is when the last run that is known of ended well.
-    pub(super) fn new(counted: Arc<DensityCounted>, last_success: Option<u64>) -> Self {
-        let last_success = last_success.map(unix_time);
-        Self { counted, shown: Mutex::new(Shown { last_success, ..Shown::default() }) }
+    /// Counts with `counted`.
+    pub(super) fn new(counted: Arc<DensityCounted>) -> Self {
+        Self { counted, shown: Mutex::default() }
     }
 
-    /// The host and all guests were looked at.
-    pub(super) fn looked(&self, situation: &Situation, ledger: &Ledger, policy: &Policy) {
-        self.counted.looks.inc(&());
-        let sample = LookSample::new(situation, ledger, policy);
-        let at = unix_time(situation.unix_seconds);
-        self.shown().look = Some(Look { sample, at, uptime: situation.uptime });
-    }
-
-    /// They could not be.
-    pub(super) fn look_failed(&self) {
-        self.counted.looks_failed.inc(&());
-    }
-
-    /// A plan was made.
-    pub(super) fn planned(&self) {
-        self.counted.plans.inc(&());
-    }
-
-    /// A run began.
-    pub(super) fn run_began(&self, trigger: &Trigger) {
-        self.counted.runs_started.inc(&(of_trigger(trigger),));
-    }
-
-    /// A run was wanted or due, and could not begin.
-    pub(super) fn run_not_begun(&self, trigger: &Trigger) {
-        self.counted.runs_not_begun.inc(&(of_trigger(trigger),));
-    }
-
-    /// A run ended.
-    pub(super) fn run_ended(&self, trigger: &Trigger, end: RunEnd, took: Duration) {
+    fn run_ended(&self, trigger: &Trigger, end: RunEnd, took: Duration) {
         let trigger = of_trigger(trigger);
         self.counted.runs_ended.inc(&(trigger, of_end(end)));
         self.counted.run_duration.observe(&(trigger,), took.as_secs_f64());
@@ -90,18 +87,7 @@ impl Tally {
         }
     }
 
-    /// A step was done.
-    pub(super) fn step_done(&self, action: &Action) {
-        self.counted.steps.inc(&(action.actuator(),));
-    }
-
-    /// A step could not be done.
-    pub(super) fn step_failed(&self, action: &Action) {
-        self.counted.steps_failed.inc(&(action.actuator(),));
-    }
-
-    /// A step was checked.
-    pub(super) fn verified(&self, outcome: &Outcome) {
+    fn verified(&self, outcome: &Outcome) {
         let labels = (outcome.actuator,);
         self.counted.verifications.inc(&(labels.0, outcome.verdict));
         // What is not a counter's to count is left out by it.
@@ -110,52 +96,27 @@ impl Tally {
         self.counted.given.add(&labels, -(outcome.returned_bytes as f64));
     }
 
-    /// The pages of so many guests were looked at.
-    pub(super) fn surveyed(&self, count: usize) {
-        self.counted.surveys.add(&(), count as f64);
-    }
-
-    /// Looks at the pages of so many guests came to nothing.
-    pub(super) fn surveys_failed(&self, count: usize) {
-        self.counted.surveys_failed.add(&(), count as f64);
-    }
-
-    /// A guest got memory back, outside of any run.
-    pub(super) fn relieved(&self) {
-        self.counted.reliefs.inc(&());
-    }
-
-    /// It should have, and could not.
-    pub(super) fn relief_failed(&self) {
-        self.counted.reliefs_failed.inc(&());
-    }
-
-    /// The schedules are others from now on.
-    pub(super) fn scheduled_anew(&self) {
-        self.shown().missed.clear();
-    }
-
-    /// A schedule did not run when it was due.
-    pub(super) fn missed(&self, missed: &Missed) {
+    fn missed(&self, missed: &Missed) {
         let mut shown = self.shown();
         let reasons = shown.missed.entry(missed.schedule.clone()).or_default();
         *reasons.entry(of_lost(&missed.why)).or_default() += missed.count;
     }
 
-    /// What a scrape shows.
-    pub(super) fn sample(&self, scheduler: &Scheduler) -> DensitySample {
+    /// What a scrape shows, with what the service has `published`.
+    pub(super) fn sample(&self, published: Published) -> DensitySample {
         let shown = self.shown();
         let is_fresh = |look: &&Look| uptime().saturating_sub(look.uptime) < SHOWN_FOR;
         let now = unix_ms() / 1000;
-        let schedules = scheduler.schedules().map(|(schedule, tally)| {
+        let schedules = published.schedules.into_iter().map(|(schedule, tally)| {
             let next = schedule.enabled.then(|| schedule.cron.after(now)).flatten();
             let missed = shown.missed.get(&schedule.name);
+            let missed = missed.into_iter().flatten().map(|(why, count)| (*why, *count)).collect();
             ScheduleSample {
-                name: schedule.name.clone(),
+                name: schedule.name,
                 next: next.map(unix_time),
                 lag: (tally.begun > 0).then_some(tally.lag_last),
                 runs: tally.begun,
-                missed: missed.into_iter().flatten().map(|(why, count)| (*why, *count)).collect(),
+                missed,
             }
         });
         DensitySample {
@@ -163,7 +124,8 @@ impl Tally {
             look: shown.look.as_ref().filter(is_fresh).map(|look| look.sample.clone()),
             last_success: shown.last_success,
             schedules: schedules.collect(),
-            ..DensitySample::default()
+            is_running: published.is_running,
+            are_settings_wrong: published.are_settings_wrong,
         }
     }
 
@@ -203,7 +165,7 @@ fn of_lost(why: &Lost) -> MissedReason {
 }
 
 /// The label of the end of a window; absent when ksmd could not be driven any more.
-pub(super) fn of_window_end(end: Option<End>) -> WindowEnd {
+fn of_window_end(end: Option<End>) -> WindowEnd {
     match end {
         Some(End::Flat) => WindowEnd::Flat,
         Some(End::TimeUsed) => WindowEnd::TimeUsed,
@@ -217,26 +179,29 @@ pub(super) fn of_window_end(end: Option<End>) -> WindowEnd {
 
 #[cfg(test)]
 mod tests {
-    use memopt::schedule::{self, Moment};
+    use memopt::plan::Action;
+    use memopt::schedule;
     use memopt::verify::Verdict;
     use metrics::{Exporter, Snapshot};
 
     use super::*;
 
-    fn scheduler(text: &str) -> Scheduler {
+    fn scheduled(text: &str) -> Published {
         let schedules = schedule::read(text, "lighter.toml", |_| Ok(())).unwrap();
-        let now = Moment { wall: Duration::from_millis(unix_ms()), uptime: uptime() };
-        Scheduler::new(schedules, &BTreeMap::new(), now)
+        let schedules =
+            schedules.into_iter().map(|schedule| (schedule, schedule::Tally::default()));
+        Published { schedules: schedules.collect(), ..Published::default() }
     }
 
     fn tally() -> (Exporter, Tally) {
         let exporter = Exporter::new("1", "x", SystemTime::now()).unwrap();
-        let tally = Tally::new(Arc::clone(exporter.density()), Some(5));
+        let tally = Tally::new(Arc::clone(exporter.density()));
+        tally.notice(&Event::LastSuccess(5));
         (exporter, tally)
     }
 
-    fn page(exporter: &Exporter, tally: &Tally, scheduler: &Scheduler) -> String {
-        let density = tally.sample(scheduler);
+    fn page(exporter: &Exporter, tally: &Tally, schedules: &str) -> String {
+        let density = tally.sample(scheduled(schedules));
         exporter.render(&Snapshot { density, ..Snapshot::default() }).unwrap()
     }
 
@@ -259,11 +224,11 @@ mod tests {
             verdict,
             reason: String::new(),
         };
-        tally.step_done(&action);
-        tally.verified(&outcome(200, 150, Verdict::Partly));
-        tally.verified(&outcome(-30, -20, Verdict::Delivered));
-        tally.step_failed(&action);
-        let page = page(&exporter, &tally, &scheduler(""));
+        tally.notice(&Event::StepDone(&action));
+        tally.notice(&Event::Verified(&outcome(200, 150, Verdict::Partly)));
+        tally.notice(&Event::Verified(&outcome(-30, -20, Verdict::Delivered)));
+        tally.notice(&Event::StepFailed(&action));
+        let page = page(&exporter, &tally, "");
         for line in [
             "lighter_density_steps_total{actuator=\"balloon\"} 1",
             "lighter_density_steps_failed_total{actuator=\"balloon\"} 1",
@@ -281,10 +246,11 @@ mod tests {
     fn the_last_success_is_that_of_a_run_that_did_its_work() {
         let (exporter, tally) = tally();
         let name = "lighter_density_last_success_timestamp_seconds";
-        tally.run_ended(&Trigger::Manual, RunEnd::Failed, Duration::from_secs(2));
-        has(&page(&exporter, &tally, &scheduler("")), &format!("{name} 5"));
-        tally.run_ended(&Trigger::Manual, RunEnd::Exhausted, Duration::from_secs(2));
-        let page = page(&exporter, &tally, &scheduler(""));
+        let took = Duration::from_secs(2);
+        tally.notice(&Event::RunEnded(&Trigger::Manual, RunEnd::Failed, took));
+        has(&page(&exporter, &tally, ""), &format!("{name} 5"));
+        tally.notice(&Event::RunEnded(&Trigger::Manual, RunEnd::Exhausted, took));
+        let page = page(&exporter, &tally, "");
         assert!(!page.contains(&format!("{name} 5")), "{page}");
         has(&page, "lighter_density_run_duration_seconds_count{trigger=\"manual\"} 2");
     }
@@ -300,26 +266,28 @@ mod tests {
             count: 2,
             why,
         };
-        tally.missed(&missed("night", Lost::Absent));
-        tally.missed(&missed("no such schedule any more", Lost::Absent));
-        let seen = page(&exporter, &tally, &scheduler(text));
+        tally.notice(&Event::Missed(&missed("night", Lost::Absent)));
+        tally.notice(&Event::Missed(&missed("no such schedule any more", Lost::Absent)));
+        let seen = page(&exporter, &tally, text);
         let name = "lighter_density_schedule_missed_total{reason=";
         has(&seen, &format!("{name}\"absent\",schedule=\"night\"}} 2"));
         has(&seen, &format!("{name}\"overlapped\",schedule=\"night\"}} 0"));
         assert!(!seen.contains("any more") && !seen.contains("schedule_lag"), "{seen}");
         assert!(seen.contains("next_run_timestamp_seconds{schedule=\"night\"}"), "{seen}");
-        tally.scheduled_anew();
-        let seen = page(&exporter, &tally, &scheduler(text));
+        tally.notice(&Event::ScheduledAnew);
+        let seen = page(&exporter, &tally, text);
         has(&seen, &format!("{name}\"absent\",schedule=\"night\"}} 0"));
     }
 
     #[test]
     fn what_comes_to_nothing_is_counted() {
         let (exporter, tally) = tally();
-        tally.surveys_failed(2);
-        tally.relief_failed();
-        let page = page(&exporter, &tally, &scheduler(""));
+        tally.notice(&Event::SurveysFailed(2));
+        tally.notice(&Event::ReliefFailed);
+        tally.notice(&Event::BrokeDown);
+        let page = page(&exporter, &tally, "");
         has(&page, "lighter_density_surveys_failed_total 2");
         has(&page, "lighter_density_reliefs_failed_total 1");
+        has(&page, "lighter_density_restarts_total 1");
     }
 }

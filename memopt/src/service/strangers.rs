@@ -4,11 +4,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
-use memopt::observe::{ObserveError, Sources, mergeable_processes, named_process};
-use memopt::situation::{Guest, Situation};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
+
+use super::error::ServiceError;
+use crate::observe::{ObserveError, Sources, mergeable_processes, named_process};
+use crate::situation::{Guest, Situation};
 
 /// How long the result of a scan is used.
 const KEPT: Duration = Duration::from_secs(300);
@@ -33,8 +34,14 @@ pub(super) struct Strangers {
 #[derive(Debug, Clone)]
 struct Found {
     at: Duration,
-    /// Each process with its name.
-    processes: Vec<(u32, String)>,
+    processes: Processes,
+}
+
+/// Each process with its name.
+type Processes = Vec<(u32, String)>;
+
+fn failed(error: impl Into<String>) -> ServiceError {
+    ServiceError::Inspect(error.into())
 }
 
 /// A search in a thread of its own: while a process cannot be inspected, it waits in the kernel.
@@ -42,14 +49,14 @@ struct Found {
 struct Search {
     /// The process that it inspects.
     now_at: Arc<AtomicU32>,
-    answer: oneshot::Receiver<Result<Vec<(u32, String)>, ObserveError>>,
+    answer: oneshot::Receiver<Result<Processes, ObserveError>>,
 }
 
 impl Strangers {
-    /// Of this host.
-    pub(super) fn new() -> Self {
+    /// Of the host whose files are below `sources`.
+    pub(super) fn new(sources: Sources) -> Self {
         let (found, search) = (Mutex::default(), tokio::sync::Mutex::default());
-        Self { sources: Sources::system(), patience: PATIENCE, found, search }
+        Self { sources, patience: PATIENCE, found, search }
     }
 
     /// The processes that no mergeable guest in `situation` is, each as text. They are inspected unless that was done in the last five
@@ -57,7 +64,7 @@ impl Strangers {
     ///
     /// # Errors
     /// The list of processes cannot be read.
-    pub(super) async fn lately(&self, situation: &Situation) -> Result<Vec<String>> {
+    pub(super) async fn lately(&self, situation: &Situation) -> Result<Vec<String>, ServiceError> {
         let is_fresh = |found: &Found| situation.uptime.saturating_sub(found.at) < KEPT;
         match self.found().filter(is_fresh) {
             Some(found) => Ok(named(&found.processes, &situation.guests)),
@@ -69,7 +76,7 @@ impl Strangers {
     ///
     /// # Errors
     /// As [`Self::lately`].
-    pub(super) async fn now(&self, situation: &Situation) -> Result<Vec<String>> {
+    pub(super) async fn now(&self, situation: &Situation) -> Result<Vec<String>, ServiceError> {
         let processes = self.inspect(&situation.guests).await?;
         let text = named(&processes, &situation.guests);
         self.keep(Some(Found { at: situation.uptime, processes }));
@@ -86,7 +93,7 @@ impl Strangers {
         self.keep(None);
     }
 
-    async fn inspect(&self, guests: &[Guest]) -> Result<Vec<(u32, String)>> {
+    async fn inspect(&self, guests: &[Guest]) -> Result<Processes, ServiceError> {
         let mut search = self.search.lock().await;
         // A scan that began earlier may have missed a process.
         if let Some(before) = &mut *search
@@ -106,13 +113,16 @@ impl Strangers {
     }
 
     /// What a scan has found, unless one process, or all of them together, take too long.
-    async fn ended(&self, search: &mut Search) -> Option<Result<Vec<(u32, String)>>> {
+    async fn ended(&self, search: &mut Search) -> Option<Result<Processes, ServiceError>> {
         let begun = Instant::now();
         loop {
             let at = search.now_at.load(Ordering::Relaxed);
             if let Ok(found) = timeout(self.patience, &mut search.answer).await {
-                let found = found.context("inspecting the host's processes broke down");
-                return Some(found.and_then(|found| Ok(found?)));
+                let broke_down = |_| failed("inspecting the host's processes broke down");
+                let found = found.map_err(broke_down);
+                return Some(
+                    found.and_then(|found| found.map_err(|error| failed(error.to_string()))),
+                );
             }
             let is_stuck = at == search.now_at.load(Ordering::Relaxed);
             if is_stuck || begun.elapsed() > ALL_PATIENCE {
@@ -122,13 +132,13 @@ impl Strangers {
     }
 
     /// The process that `search` waits for may be mergeable.
-    fn stuck(&self, search: &Search) -> Vec<(u32, String)> {
+    fn stuck(&self, search: &Search) -> Processes {
         let pid = search.now_at.load(Ordering::Relaxed);
         let process = named_process(&self.sources, pid);
         vec![(pid, format!("{process}, whose memory cannot be inspected in time,"))]
     }
 
-    fn begin(&self, guests: &[Guest]) -> Result<Search> {
+    fn begin(&self, guests: &[Guest]) -> Result<Search, ServiceError> {
         let known: Vec<u32> = mergeable(guests).collect();
         let (tell, answer) = oneshot::channel();
         let now_at = Arc::new(AtomicU32::new(0));
@@ -139,7 +149,7 @@ impl Strangers {
             let _ = tell.send(mergeable_processes(&sources, &known, now_at));
         };
         let thread = std::thread::Builder::new().name("inspect".to_owned()).spawn(inspect);
-        thread.context("cannot start a thread")?;
+        thread.map_err(|error| failed(format!("cannot start a thread: {error}")))?;
         Ok(Search { now_at, answer })
     }
 
@@ -172,9 +182,8 @@ fn named(processes: &[(u32, String)], guests: &[Guest]) -> Vec<String> {
 mod tests {
     use std::path::Path;
 
-    use memopt::situation::Vmm;
-
     use super::*;
+    use crate::situation::Vmm;
 
     fn guest(name: &str, pid: u32, is_mergeable: bool) -> Guest {
         Guest { is_mergeable, ..Guest::unknown(name.to_owned(), Vmm::Lighter, pid) }
@@ -204,7 +213,7 @@ mod tests {
         let made = std::process::Command::new("mkfifo").arg(&pipe).status().unwrap();
         assert!(made.success());
         let (sources, patience) = (Sources::at(folder.path()), Duration::from_millis(500));
-        let strangers = Strangers { sources, patience, ..Strangers::new() };
+        let strangers = Strangers { patience, ..Strangers::new(sources) };
         let stuck = "process 7 (bank), whose memory cannot be inspected in time,".to_owned();
         // The thread may begin late on a busy machine.
         while strangers.inspect(&[]).await.unwrap()[0].0 != 7 {}

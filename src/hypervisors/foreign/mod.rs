@@ -1,5 +1,7 @@
 //! Guests of this host that other programs run: found among its processes, asked through their monitors.
 
+mod survey;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::DirBuilder;
 use std::os::fd::AsFd;
@@ -8,13 +10,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use memopt::foreign::{self, Asking, Found, Look};
+use memopt::hypervisor::{Answer, GuestRef, Hypervisor, Inspected, SurveyRequest, Surveyed, Which};
 use memopt::observe::Sources;
-use memopt::plan::ChunkRange;
+use memopt::plan::{Action, ChunkRange};
 use memopt::situation::{Guest, Hindrance, User};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, spawn_blocking};
 use vmm_core::memory::make_huge;
 
 use crate::cli::host::ForeignGuestsArg;
@@ -40,7 +43,7 @@ const LOCK_FILE: &str = "foreign-guests.lock";
 
 /// Guests that other programs run.
 #[derive(Debug)]
-pub(super) struct ForeignGuests {
+pub(crate) struct ForeignGuests {
     doing: ForeignGuestsArg,
     sources: Sources,
     /// Held for as long as this node is the one that looks after them.
@@ -73,7 +76,7 @@ impl ForeignGuests {
     ///
     /// # Errors
     /// The user has no folder for the time that the system runs, or the lock cannot be made there.
-    pub(super) fn claim(doing: ForeignGuestsArg) -> Result<Option<Self>> {
+    pub(crate) fn claim(doing: ForeignGuestsArg) -> Result<Option<Self>> {
         let root = nix::unistd::geteuid().is_root().then(|| PathBuf::from("/run"));
         let folder = root.or_else(|| std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from));
         Self::claim_in(&folder.context("XDG_RUNTIME_DIR is not set")?.join("lighter"), doing)
@@ -90,8 +93,8 @@ impl ForeignGuests {
     }
 
     /// All of them, named apart from the guests called `own`, and what cannot be told of some.
-    pub(super) async fn look(&self, own: &BTreeSet<String>) -> (Vec<Guest>, Vec<String>) {
-        let found = tokio::task::block_in_place(|| self.found(own));
+    async fn look(&self, own: &BTreeSet<String>) -> (Vec<Guest>, Vec<String>) {
+        let found = self.found(own);
         let acts = self.doing == ForeignGuestsArg::Act;
         let mut looks: JoinSet<(Known, Result<Look, foreign::ForeignError>)> = found
             .into_iter()
@@ -126,16 +129,20 @@ impl ForeignGuests {
         (guests, complaints)
     }
 
-    /// Whether the process `pid` runs one of them, which is called `name`.
-    pub(super) fn has(&self, pid: u32, name: &str) -> bool {
-        self.register().guests.get(&pid).is_some_and(|known| known.found.is_called(name))
+    async fn act(&self, guest: &GuestRef, action: &Action) -> Result<()> {
+        let pid = guest.pid.context("the plan does not tell its process")?;
+        match action {
+            Action::SetBalloon { to_bytes, .. } => self.set_balloon(pid, *to_bytes).await,
+            Action::MakeHuge { chunks, .. } => self.make_huge(pid, chunks).await,
+            _ => bail!("another program runs {guest}, and alone can do that"),
+        }
     }
 
     /// Asks a guest to keep so much of its memory.
     ///
     /// # Errors
     /// It is only watched, is gone, cannot be asked, or has no balloon.
-    pub(super) async fn set_balloon(&self, pid: u32, keep_bytes: u64) -> Result<()> {
+    async fn set_balloon(&self, pid: u32, keep_bytes: u64) -> Result<()> {
         let known = self.known(pid)?;
         let memory_bytes = known.memory_bytes;
         foreign::set_balloon(&self.sources, &known.found, memory_bytes, keep_bytes, SET_PATIENCE)
@@ -150,15 +157,15 @@ impl ForeignGuests {
     ///
     /// # Errors
     /// It is only watched, is gone, or none becomes one.
-    pub(super) fn make_huge(&self, pid: u32, chunks: &[ChunkRange]) -> Result<()> {
+    async fn make_huge(&self, pid: u32, chunks: &[ChunkRange]) -> Result<()> {
         let number =
             i32::try_from(pid).ok().and_then(Pid::from_raw).context("no number of a process")?;
         let process = pidfd_open(number, PidfdFlags::empty()).context("its process is gone")?;
         // Not before: from here on the number stays that process's.
         let _known = self.known(pid)?;
         let numbers = chunks.iter().flat_map(|range| range.first..range.first + range.count);
-        let starts = numbers.map(|number| u64::from(number) * CHUNK_BYTES);
-        Ok(make_huge(process.as_fd(), starts)?)
+        let starts: Vec<u64> = numbers.map(|number| u64::from(number) * CHUNK_BYTES).collect();
+        Ok(spawn_blocking(move || make_huge(process.as_fd(), starts.into_iter())).await??)
     }
 
     /// A guest that something is to be done to.
@@ -198,6 +205,33 @@ impl ForeignGuests {
 
     fn register(&self) -> MutexGuard<'_, Register> {
         self.register.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Hypervisor for ForeignGuests {
+    fn inspect<'a>(&'a self, which: Which<'a>) -> Answer<'a, Inspected> {
+        Box::pin(async move {
+            let (mut guests, missing) = self.look(which.taken).await;
+            let names = guests.iter().map(|guest| guest.name.clone()).collect();
+            if let Some(wanted) = which.names {
+                guests.retain(|guest| wanted.contains(&guest.name));
+            }
+            Ok(Inspected { guests, names, missing })
+        })
+    }
+
+    fn has(&self, guest: &GuestRef) -> bool {
+        let register = self.register();
+        let known = guest.pid.and_then(|pid| register.guests.get(&pid));
+        known.is_some_and(|known| known.found.is_called(&guest.name))
+    }
+
+    fn act<'a>(&'a self, guest: &'a GuestRef, action: &'a Action) -> Answer<'a, ()> {
+        Box::pin(async move { Ok(self.act(guest, action).await?) })
+    }
+
+    fn survey<'a>(&'a self, guest: &'a Guest, request: SurveyRequest) -> Answer<'a, Surveyed> {
+        Box::pin(async move { Ok(survey::survey(guest.pid, request).await?) })
     }
 }
 
@@ -288,21 +322,27 @@ mod tests {
         (folder, monitor, guests, found)
     }
 
+    fn called(name: &str, pid: u32) -> GuestRef {
+        GuestRef { name: name.to_owned(), pid: Some(pid) }
+    }
+
     /// Nothing is done to the guest, for the reason `why`, and its monitor is not asked.
     async fn is_left_alone(guests: &ForeignGuests, pid: u32, monitor: &UnixListener, why: &str) {
         let chunks = [ChunkRange { first: 0, count: 1 }];
-        for refused in [guests.set_balloon(pid, 1 << 29).await, guests.make_huge(pid, &chunks)] {
+        let refusals =
+            [guests.set_balloon(pid, 1 << 29).await, guests.make_huge(pid, &chunks).await];
+        for refused in refusals {
             let error = format!("{:#}", refused.unwrap_err());
             assert!(error.contains(why), "{error}");
         }
         assert!(monitor.accept().is_err(), "its monitor is not asked");
     }
 
-    #[tokio::test(flavor = "multi_thread")]
+    #[tokio::test]
     async fn what_is_only_watched_is_never_acted_upon() {
         let (_folder, monitor, guests, found) = scene(ForeignGuestsArg::Watch);
         let pid = found.pid;
-        assert!(guests.has(pid, "web-1") && !guests.has(pid + 1, "web-1"));
+        assert!(guests.has(&called("web-1", pid)) && !guests.has(&called("web-1", pid + 1)));
         is_left_alone(&guests, pid, &monitor, "only watched").await;
     }
 
@@ -311,8 +351,14 @@ mod tests {
         let (_folder, monitor, guests, found) = scene(ForeignGuestsArg::Act);
         let pid = found.pid;
         guests.register().guests.get_mut(&pid).unwrap().asked_bytes = Some(1 << 29);
-        assert!(guests.has(pid, "web-1") && guests.has(pid, &format!("web-1@{pid}")));
-        assert!(!guests.has(pid, "web-2") && !guests.has(pid + 1, "web-1"));
+        for (name, pid, is_it) in [
+            ("web-1", pid, true),
+            (&format!("web-1@{pid}"), pid, true),
+            ("web-2", pid, false),
+            ("web-1", pid + 1, false),
+        ] {
+            assert_eq!(guests.has(&called(name, pid)), is_it, "{name} {pid}");
+        }
         is_left_alone(&guests, pid, &monitor, "gone").await;
 
         guests.register().renew(vec![Found { started: 7, ..found }]);

@@ -6,17 +6,17 @@ use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use memopt::policy::{Goal, Policy};
-use memopt::schedule::{self, Schedule};
-use memopt::settings::{FILE_BYTES_MAX, SettingsError};
+use crate::policy::{Goal, Policy};
+use crate::schedule::{self, Schedule};
+use crate::settings::{FILE_BYTES_MAX, SettingsError};
 
 /// What the file says.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(super) struct Settings {
+pub struct Settings {
     /// What may be done.
-    pub(super) policy: Policy,
+    pub policy: Policy,
     /// When it is done by itself.
-    pub(super) schedules: Vec<Schedule>,
+    pub schedules: Vec<Schedule>,
 }
 
 impl Settings {
@@ -24,21 +24,13 @@ impl Settings {
     ///
     /// # Errors
     /// What is wrong, with file, line and field.
-    pub(super) fn parse(text: &str, name: &str) -> Result<Self, SettingsError> {
+    pub fn parse(text: &str, name: &str) -> Result<Self, SettingsError> {
         let policy = Policy::parse(text, name)?;
         let check_goal =
             |goal: &str| goal.parse::<Goal>().map(drop).map_err(|error| error.to_string());
         let schedules = schedule::read(text, name, check_goal)?;
         Ok(Self { policy, schedules })
     }
-}
-
-/// Whether `text` is right, the content of the file called `name` in messages.
-///
-/// # Errors
-/// What is wrong, with file, line and field.
-pub(crate) fn check_settings(text: &str, name: &str) -> Result<(), SettingsError> {
-    Settings::parse(text, name).map(drop)
 }
 
 /// What tells one state of the file from another: which file it is, when it or its rights were changed, and its length; or why nobody
@@ -145,7 +137,7 @@ mod tests {
     fn policy_and_schedules_come_from_one_file() {
         let text = format!("preset = \"dense\"\n{SCHEDULE}");
         let settings = Settings::parse(&text, "lighter.toml").unwrap();
-        assert_eq!(settings.policy.preset, memopt::policy::Preset::Dense);
+        assert_eq!(settings.policy.preset, crate::policy::Preset::Dense);
         assert_eq!(settings.schedules[0].name, "night");
         let nothing = Settings::parse("", "lighter.toml").unwrap();
         assert_eq!(nothing.policy, Policy::default());

@@ -1,33 +1,29 @@
-//! Has guests' pages looked at, so that merging and huge pages are decided by what is there.
+//! Has guests' pages surveyed, so that merging and huge pages are decided by what is there.
 //!
-//! The guests of a merge domain are looked at with one seed, drawn anew each time, so that what they found can be put together;
-//! a guest without a domain is one by itself. The guests' processes do the work ([`own`]), or this one for guests that other programs
-//! run ([`foreign`]), a few at a time, which together take the share of a CPU that the policy gives to ksmd. One that is slow,
-//! dead or says nonsense goes without a survey, and the others with theirs.
-
-mod foreign;
-mod own;
+//! The guests of a merge domain are surveyed with one seed, drawn anew each time, so that what they found can be put together;
+//! a guest without a domain is one by itself. A few are surveyed at a time, which together take the share of a CPU that the policy
+//! gives to ksmd. One that is slow, dead or says nonsense goes without a survey, and the others with theirs.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
-use memopt::plan::Action;
-use memopt::policy::{Activity, Actuator, GuestLimits, Policy};
-use memopt::situation::{Backing, Chunk, Guest, Situation, Survey, Vmm};
-use memopt::survey::{Digests, Seed};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
-use crate::api::survey::{CAPACITY_MAX, SurveyDomain};
-use crate::clock::uptime;
-use crate::state_dir::StateDir;
+use super::error::ServiceError;
+use super::events::Event;
+use super::handle::{Handle, Shared};
+use super::view::nobody;
+use crate::hypervisor::{CAPACITY_MAX, Failure, Findings, GuestRef, SurveyRequest, Surveyed};
+use crate::plan::Action;
+use crate::policy::{Actuator, GuestLimits, Policy};
+use crate::situation::{Backing, Guest, Situation, Survey};
+use crate::survey::Digests;
 
-/// Guests that are looked at at a time.
-const LOOKERS_MAX: usize = 4;
+/// Guests that are surveyed at a time.
+const AT_ONCE_MAX: usize = 4;
 
 /// One content in 8 is kept, of large guests fewer: 64 samples of a chunk.
 const BITS: u32 = 3;
@@ -49,9 +45,9 @@ struct Kept {
     survey: Survey,
 }
 
-/// A guest that was looked at.
+/// What is known now of a guest's pages.
 #[derive(Debug)]
-pub(super) struct Surveyed {
+pub(super) struct Known {
     name: String,
     pid: u32,
     survey: Survey,
@@ -59,8 +55,7 @@ pub(super) struct Surveyed {
 
 impl Surveys {
     /// Gives the guests what is known of their pages, and forgets about processes that are gone.
-    pub(super) fn fill(&mut self, guests: &mut [Guest]) {
-        let now = uptime();
+    pub(super) fn fill(&mut self, guests: &mut [Guest], now: Duration) {
         for guest in guests {
             let Some(kept) = self.by_guest.get(&guest.name) else { continue };
             if kept.pid == guest.pid {
@@ -79,10 +74,9 @@ impl Surveys {
         self.changed.retain(|name, _| names.contains(name.as_str()));
     }
 
-    /// Keeps what was found by looks that began at `begun`, but for guests that a step has changed since.
-    pub(super) fn keep(&mut self, found: Vec<Surveyed>, begun: Duration) {
-        let taken = uptime();
-        for Surveyed { name, pid, survey } in found {
+    /// Keeps what was found between `begun` and `taken`, but for guests that a step has changed meanwhile.
+    pub(super) fn keep(&mut self, found: Vec<Known>, begun: Duration, taken: Duration) {
+        for Known { name, pid, survey } in found {
             if self.changed.get(&name).is_some_and(|changed| *changed >= begun) {
                 continue;
             }
@@ -91,10 +85,10 @@ impl Surveys {
     }
 
     /// A step has changed what was found.
-    pub(super) fn acted(&mut self, action: &Action) {
+    pub(super) fn acted(&mut self, action: &Action, now: Duration) {
         match action.guest() {
             Some(guest) if action.changes_pages() => {
-                self.changed.insert(guest.to_owned(), uptime());
+                self.changed.insert(guest.to_owned(), now);
                 let kept = self.by_guest.get_mut(guest).into_iter();
                 kept.for_each(|kept| action.note(&mut kept.survey));
             }
@@ -104,26 +98,16 @@ impl Surveys {
     }
 
     /// A step went wrong half-way: who knows what it has changed.
-    pub(super) fn forget(&mut self, guest: &str) {
-        self.changed.insert(guest.to_owned(), uptime());
+    pub(super) fn forget(&mut self, guest: &str, now: Duration) {
+        self.changed.insert(guest.to_owned(), now);
         self.by_guest.remove(guest);
     }
 }
 
-/// How the guests of a domain are looked at.
-#[derive(Clone, Copy)]
-struct Manner {
-    /// What the digests depend on: a secret of the domain.
-    seed: u64,
-    /// Share of one CPU for each.
-    cpu_share: f64,
-    activity: Activity,
-}
-
-/// Guests that are looked at with one seed.
+/// Guests that are surveyed with one seed.
 type Domain<'a> = Vec<&'a Guest>;
 
-/// Whose pages are to be looked at.
+/// Whose pages are to be surveyed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Wanted {
     /// Those of domains of which a guest has no survey that a plan would use.
@@ -132,12 +116,8 @@ pub(super) enum Wanted {
     All,
 }
 
-/// The domains that are looked at.
-pub(super) fn domains<'a>(
-    situation: &'a Situation,
-    policy: &Policy,
-    wanted: Wanted,
-) -> Vec<Domain<'a>> {
+/// The domains that are surveyed.
+fn domains<'a>(situation: &'a Situation, policy: &Policy, wanted: Wanted) -> Vec<Domain<'a>> {
     let mut domains: BTreeMap<(Option<String>, Option<&str>), Domain<'a>> = BTreeMap::new();
     for guest in situation.guests.iter().filter(|guest| is_worth_it(guest, policy)) {
         let domain = policy.limits(guest).merge_domain;
@@ -157,13 +137,13 @@ fn is_worth_it(guest: &Guest, policy: &Policy) -> bool {
     guest.hindrance.is_none()
         && matches!(guest.backing, Backing::Anonymous | Backing::Template)
         && limits.optimize
-        && match guest.vmm {
-            Vmm::Lighter => {
+        && match guest.vmm.takes_chunks() {
+            true => {
                 use Actuator::{Huge, Merge, Template, Zeros};
                 may_be_any(&limits, &[Merge, Huge, Template, Zeros])
             }
             // What its program has not marked, nobody else can.
-            Vmm::Qemu | Vmm::CloudHypervisor => {
+            false => {
                 guest.is_mergeable
                     && limits.merge_domain.is_some()
                     && may_be_any(&limits, &[Actuator::Merge, Actuator::Huge])
@@ -175,22 +155,46 @@ fn may_be_any(limits: &GuestLimits, actuators: &[Actuator]) -> bool {
     actuators.iter().any(|actuator| limits.actuators.contains(actuator))
 }
 
-/// Has the guests of these domains looked at. Who does not answer is left out, and told of. What is found comes domain by domain.
-pub(super) fn survey(
-    state: &StateDir,
-    domains: &[Domain<'_>],
-    policy: &Policy,
-) -> JoinSet<Vec<Surveyed>> {
-    let lookers = LOOKERS_MAX.min(domains.iter().map(Vec::len).sum());
-    let cpu_share = (policy.merge.cpu / lookers.max(1) as f64).clamp(0.01, 1.0);
-    let activity = policy.merge.activity;
-    let places = Arc::new(Semaphore::new(lookers));
-    let ask = |guests: &Domain<'_>| {
-        let guests = guests.iter().filter_map(|guest| Subject::new(state, guest)).collect();
-        let manner = Manner { seed: random(), cpu_share, activity };
-        survey_domain(guests, manner, Arc::clone(&places))
-    };
-    domains.iter().map(ask).collect()
+impl Handle {
+    /// Has guests' pages surveyed. Whether there were any to survey. When it is dropped, what was found so far is kept.
+    ///
+    /// # Errors
+    /// [`ServiceError::Inspect`].
+    pub(super) async fn survey(
+        &self,
+        policy: &Policy,
+        wanted: Wanted,
+    ) -> Result<bool, ServiceError> {
+        let _turn = self.shared.surveying.lock().await;
+        let begun = self.uptime();
+        let situation = self.inspect(policy, nobody()).await?.situation;
+        let domains = domains(&situation, policy, wanted);
+        let mut waiting: usize = domains.iter().map(Vec::len).sum();
+        let at_once = AT_ONCE_MAX.min(waiting).max(1);
+        let request = || SurveyRequest {
+            seed: random(),
+            capacity: CAPACITY_MAX,
+            bits: BITS,
+            cpu_share: (policy.merge.cpu / at_once as f64).clamp(0.01, 1.0),
+            activity: policy.merge.activity,
+        };
+        let places = Arc::new(Semaphore::new(at_once));
+        let survey = |guests: &Domain<'_>| {
+            let guests = guests.iter().map(|guest| (*guest).clone()).collect();
+            survey_domain(guests, request(), Arc::clone(&places), Arc::clone(&self.shared))
+        };
+        let mut surveyed: JoinSet<Vec<Known>> = domains.iter().map(survey).collect();
+        while let Some(found) = surveyed.join_next().await {
+            let broke_down = |_| ServiceError::Inspect("a survey broke down".to_owned());
+            let found = found.map_err(broke_down)?;
+            self.notice(&Event::Surveyed(found.len()));
+            waiting -= found.len();
+            let taken = self.uptime();
+            self.call(move |core| core.surveys.keep(found, begun, taken)).await;
+        }
+        self.notice(&Event::SurveysFailed(waiting));
+        Ok(!domains.is_empty())
+    }
 }
 
 /// 64 bits that nobody can guess, but for six that an UUID has always.
@@ -199,127 +203,73 @@ fn random() -> u64 {
     high ^ low.rotate_left(32)
 }
 
-/// A guest that is looked at.
-#[derive(Debug)]
-struct Subject {
-    name: String,
-    pid: u32,
-    way: Way,
-}
-
-/// By whom.
-#[derive(Debug)]
-enum Way {
-    /// Its own process, which is one of lighter's.
-    Own(own::Asked),
-    /// This one.
-    Foreign,
-}
-
-/// Where its findings are.
-#[derive(Debug)]
-enum Findings {
-    Own(own::Asked),
-    Here(Box<crate::survey::Found>),
-}
-
-impl Subject {
-    fn new(state: &StateDir, guest: &Guest) -> Option<Self> {
-        let way = match guest.vmm {
-            Vmm::Lighter => Way::Own(own::Asked::new(state, guest)?),
-            Vmm::Qemu | Vmm::CloudHypervisor => Way::Foreign,
-        };
-        Some(Self { name: guest.name.clone(), pid: guest.pid, way })
-    }
-
-    /// Looks at its pages.
-    async fn look(&self, manner: Manner) -> Result<(Digests, Findings)> {
-        match &self.way {
-            Way::Own(asked) => Ok((asked.look(manner).await?, Findings::Own(asked.clone()))),
-            Way::Foreign => {
-                let found = foreign::look(self.pid, manner).await?;
-                Ok((found.digests().clone(), Findings::Here(Box::new(found))))
-            }
-        }
-    }
-}
-
-impl Findings {
-    /// What was found, in the light of what its domain has.
-    async fn chunks(&self, domain: &SurveyDomain) -> Result<Vec<Chunk>> {
-        match self {
-            Self::Own(asked) => asked.chunks(domain).await,
-            // Only what is marked was looked at.
-            Self::Here(found) => Ok(found.chunks(&domain.domain, |_| true).collect()),
-        }
-    }
-}
-
-fn empty(seed: u64) -> Digests {
-    Digests::new(Seed::new(seed), capacity(), BITS)
-}
-
-/// Contents that are kept.
-fn capacity() -> NonZeroUsize {
-    NonZeroUsize::MIN.saturating_add(CAPACITY_MAX as usize - 1)
-}
-
+/// Surveys the guests of a domain. Who does not answer is left out, and told of.
 async fn survey_domain(
-    guests: Vec<Subject>,
-    manner: Manner,
+    guests: Vec<Guest>,
+    request: SurveyRequest,
     places: Arc<Semaphore>,
-) -> Vec<Surveyed> {
-    let mut looks = JoinSet::new();
+    shared: Arc<Shared>,
+) -> Vec<Known> {
+    let mut asked = JoinSet::new();
     for guest in guests {
-        let places = Arc::clone(&places);
-        looks.spawn(async move {
+        let (places, shared) = (Arc::clone(&places), Arc::clone(&shared));
+        asked.spawn(async move {
             let _place = places.acquire().await.ok()?;
-            match guest.look(manner).await {
-                Ok((digests, findings)) => Some((guest, digests, findings)),
+            match survey_guest(&guest, request, &shared).await {
+                Ok(surveyed) => Some((guest, surveyed)),
                 Err(error) => {
-                    tracing::warn!(guest = guest.name, "its pages cannot be looked at: {error:#}");
+                    tracing::warn!(guest = guest.name, "its pages cannot be surveyed: {error:#}");
                     None
                 }
             }
         });
     }
-    let mut domain = empty(manner.seed);
+    let mut domain = request.empty();
     let mut found = Vec::new();
-    for (guest, digests, findings) in looks.join_all().await.into_iter().flatten() {
+    for (guest, Surveyed { digests, findings }) in asked.join_all().await.into_iter().flatten() {
         // All of one seed, which was checked.
         if domain.merge(&digests).is_ok() {
             found.push((guest, findings));
         }
     }
     let copies = domain.copies();
-    let request = Arc::new(SurveyDomain { domain: domain.into_shared() });
-    let mut asked = JoinSet::new();
+    let domain = Arc::new(domain.into_shared());
+    let mut told = JoinSet::new();
     for (guest, findings) in found {
-        let request = Arc::clone(&request);
-        asked.spawn(async move {
-            let told = findings.chunks(&request).await.context("what was found cannot be had");
-            told.map(|chunks| (guest, chunks))
-        });
+        let domain = Arc::clone(&domain);
+        told.spawn(async move { known(guest, findings.as_ref(), &domain, copies).await });
     }
-    let mut surveyed = Vec::new();
-    for told in asked.join_all().await {
-        match told {
-            Ok((Subject { name, pid, .. }, chunks)) => {
-                let survey = Survey { age: Duration::ZERO, sampled: 1.0, copies, chunks };
-                surveyed.push(Surveyed { name, pid, survey });
-            }
-            Err(error) => tracing::warn!("{error:#}"),
-        }
-    }
-    surveyed
+    let told = told.join_all().await.into_iter();
+    let complain = |error: &Failure| tracing::warn!("what was found cannot be had: {error:#}");
+    told.filter_map(|known| known.inspect_err(complain).ok()).collect()
+}
+
+async fn survey_guest(
+    guest: &Guest,
+    request: SurveyRequest,
+    shared: &Shared,
+) -> Result<Surveyed, Failure> {
+    let it = GuestRef { name: guest.name.clone(), pid: Some(guest.pid) };
+    shared.hypervisor_of(&it)?.survey(guest, request).await
+}
+
+async fn known(
+    guest: Guest,
+    findings: &dyn Findings,
+    domain: &Digests,
+    copies: f64,
+) -> Result<Known, Failure> {
+    let chunks = findings.chunks(domain).await?;
+    let survey = Survey { age: Duration::ZERO, sampled: 1.0, copies, chunks };
+    Ok(Known { name: guest.name, pid: guest.pid, survey })
 }
 
 #[cfg(test)]
 mod tests {
-    use memopt::policy::Preset;
-    use memopt::situation::{Cost, Host};
+    use crate::policy::Preset;
+    use crate::situation::{Chunk, Cost, Host, Vmm};
 
-    use memopt::plan::ChunkRange;
+    use crate::plan::ChunkRange;
 
     use super::*;
 
@@ -379,7 +329,7 @@ mod tests {
             guest("d", None),
             guest("e", None),
             Guest { backing: Backing::HugePool, ..guest("f", None) },
-            Guest { hindrance: Some(memopt::situation::Hindrance::Paused), ..guest("g", None) },
+            Guest { hindrance: Some(crate::situation::Hindrance::Paused), ..guest("g", None) },
             Guest { vmm: Vmm::Qemu, ..guest("h", None) },
             Guest { vmm: Vmm::Qemu, is_mergeable: true, ..guest("i", None) },
             Guest { vmm: Vmm::Qemu, is_mergeable: false, ..guest("j", Some("mill")) },
@@ -394,36 +344,37 @@ mod tests {
     #[test]
     fn what_is_known_goes_with_the_process_that_was_asked() {
         let mut surveys = Surveys::default();
-        let found = |name: &str| Surveyed {
+        let found = |name: &str| Known {
             name: name.to_owned(),
             pid: 7,
             survey: survey_of(Duration::ZERO, 2),
         };
-        surveys.keep(vec![found("a"), found("b"), found("c")], Duration::ZERO);
+        surveys.keep(vec![found("a"), found("b"), found("c")], Duration::ZERO, Duration::ZERO);
         let mut guests = [guest("a", None), Guest { pid: 8, ..guest("b", None) }];
-        surveys.fill(&mut guests);
+        surveys.fill(&mut guests, Duration::ZERO);
         assert_eq!(guests[0].survey.as_ref().unwrap().chunks.len(), 2);
         assert!(guests[1].survey.is_none(), "another process");
         surveys.retain(&guests);
-        surveys.forget("nobody");
+        surveys.forget("nobody", Duration::ZERO);
         assert_eq!(surveys.by_guest.keys().collect::<Vec<_>>(), ["a"]);
     }
 
     #[test]
     fn a_look_that_began_before_a_step_tells_nothing_of_its_guest() {
         let mut surveys = Surveys::default();
+        let (begun, now) = (Duration::ZERO, Duration::from_secs(5));
         let survey = survey_of(Duration::ZERO, 1);
-        let found = || vec![Surveyed { name: "a".to_owned(), pid: 7, survey: survey.clone() }];
+        let found = || vec![Known { name: "a".to_owned(), pid: 7, survey: survey.clone() }];
         let marked = |surveys: &Surveys| surveys.by_guest["a"].survey.chunks[0].is_mergeable;
-        surveys.keep(found(), Duration::ZERO);
+        surveys.keep(found(), begun, now);
         let chunks = vec![ChunkRange { first: 0, count: 1 }];
-        surveys.acted(&Action::Merge { guest: "a".to_owned(), chunks });
-        surveys.keep(found(), Duration::ZERO);
+        surveys.acted(&Action::Merge { guest: "a".to_owned(), chunks }, now);
+        surveys.keep(found(), begun, now);
         assert!(marked(&surveys), "what the step has changed");
-        surveys.keep(found(), uptime() + Duration::from_secs(1));
+        surveys.keep(found(), now + Duration::from_secs(1), now + Duration::from_secs(2));
         assert!(!marked(&surveys), "what was found since");
-        surveys.forget("a");
-        surveys.keep(found(), Duration::ZERO);
+        surveys.forget("a", now + Duration::from_secs(3));
+        surveys.keep(found(), begun, now);
         assert!(surveys.by_guest.is_empty());
     }
 }

@@ -1,47 +1,63 @@
-//! Looks at guests that other programs run, by this process: at that part of their memory that the kernel may merge, which is read
+//! Surveys guests that other programs run, by this process: at that part of their memory that the kernel may merge, which is read
 //! through `/proc` and not changed.
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
+use memopt::hypervisor::{Answer, Findings, SurveyRequest, Surveyed};
 use memopt::observe::{Sources, mergeable_areas};
 use memopt::policy::Activity;
-use memopt::survey::{Scan, Seed, Watch};
+use memopt::situation::Chunk;
+use memopt::survey::{Digests, Scan, Seed, Watch};
 use tokio::sync::oneshot;
+use tokio::task::spawn_blocking;
 use vmm_core::memory::{HugeView, MemoryError, OwnPages, ProcessMemory};
 
-use super::{BITS, Manner, capacity};
 use crate::survey::{Ended, Found, Looker, Memory};
 
 /// Whoever waits for what is found.
 type Waiting = oneshot::Sender<Result<Found, Ended>>;
 
-/// Looks at process `pid`, in a thread of its own. Given up by whoever dropped this.
+/// Surveys process `pid`, in a thread of its own. Given up by whoever drops this.
 ///
 /// # Errors
 /// It is gone, may not be looked at, or lets the kernel merge nothing.
-pub(super) async fn look(pid: u32, manner: Manner) -> Result<Found> {
-    // KVM's log is for who runs the guest.
-    let Manner { seed, cpu_share, activity: _ } = manner;
-    let areas = tokio::task::block_in_place(|| mergeable_areas(&Sources::system(), pid))?;
+pub(super) async fn survey(pid: u32, request: SurveyRequest) -> Result<Surveyed> {
+    let areas = spawn_blocking(move || mergeable_areas(&Sources::system(), pid)).await??;
     ensure!(!areas.is_empty(), "it lets the kernel merge none of its memory");
     let memory = ProcessMemory::open(pid)?;
     let (waiting, told) = oneshot::channel();
     let work = move || {
         let memory = ForeignMemory { memory, areas, waiting: &waiting };
-        let looker = Looker::new(memory, Arc::default(), cpu_share);
-        let scan = Scan::new(Seed::new(seed), capacity(), BITS);
-        let found = looker.look(scan, Watch::new(Seed::new(seed)), Activity::PageSampling);
+        let looker = Looker::new(memory, Arc::default(), request.cpu_share);
+        let scan = Scan::new(Seed::new(request.seed), request.capacity(), request.bits);
+        // KVM's log is for who runs the guest.
+        let activity = Activity::PageSampling;
+        let found = looker.look(scan, Watch::new(Seed::new(request.seed)), activity);
         // Nobody waits any more.
         let _unwanted = waiting.send(found);
     };
     let thread = std::thread::Builder::new().name("survey".to_owned()).spawn(work);
     thread.context("there is no thread for it")?;
-    match told.await.context("the look broke down")? {
-        Ok(found) => Ok(found),
+    match told.await.context("the survey broke down")? {
+        Ok(found) => {
+            let digests = found.digests().clone();
+            Ok(Surveyed { digests, findings: Box::new(Here(found)) })
+        }
         Err(Ended::CalledOff) => bail!("called off"),
         Err(Ended::Failed(error)) => Err(error),
+    }
+}
+
+/// What was found, which is in this process.
+#[derive(Debug)]
+struct Here(Found);
+
+impl Findings for Here {
+    fn chunks<'a>(&'a self, domain: &'a Digests) -> Answer<'a, Vec<Chunk>> {
+        // Only what is marked was looked at.
+        Box::pin(async move { Ok(self.0.chunks(domain, |_| true).collect()) })
     }
 }
 

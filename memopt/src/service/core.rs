@@ -1,0 +1,472 @@
+//! What is known and what runs: the state of the loop, which nobody else touches.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use tokio::sync::{oneshot, watch};
+use tokio::task::{self, JoinSet};
+
+use super::Setup;
+use super::client::Published;
+use super::error::ServiceError;
+use super::events::Event;
+use super::handle::{Handle, Inbox, Inspect, Message};
+use super::records::Records;
+use super::runner::{Order, Runner};
+use super::settings::{Change, SettingsFile};
+use super::surveys::Surveys;
+use super::types::{Agenda, NextRun, Remembered};
+use super::view::{Exactly, Exactness, Host, View, guests};
+use crate::history::RunId;
+use crate::ledger::Ledger;
+use crate::plan::{Plan, plan};
+use crate::policy::{Goal, Policy};
+use crate::schedule::{self, Due, Moment, Notice, Schedule, Scheduler, Trigger};
+use crate::situation::Situation;
+
+/// The largest file of what is remembered that is read, in bytes.
+const LEDGER_BYTES_MAX: u64 = 16 << 20;
+
+/// What is known and what runs.
+pub(super) struct Core<'a> {
+    pub(super) host: &'a mut dyn Host,
+    setup: &'a Setup,
+    pub(super) handle: Handle,
+    pub(super) settings: SettingsFile,
+    pub(super) ledger: Ledger,
+    pub(super) surveys: Surveys,
+    pub(super) records: Records,
+    scheduler: Scheduler,
+    pub(super) run: Option<Running>,
+    pub(super) tasks: JoinSet<()>,
+    /// Guests that get memory back just now, by the tasks that see to it.
+    pub(super) relieved: BTreeMap<task::Id, String>,
+    publish: watch::Sender<Published>,
+    /// It is being shut down.
+    is_winding_up: bool,
+    pub(super) is_over: bool,
+}
+
+/// The run under way.
+#[derive(Debug)]
+pub(super) struct Running {
+    task: task::Id,
+    /// Its number, once it has one, and how it is called off.
+    begun: Option<(RunId, watch::Sender<bool>)>,
+}
+
+/// Who is told the number of a run that he wants.
+type Asker = oneshot::Sender<Result<RunId, ServiceError>>;
+
+impl<'a> Core<'a> {
+    /// What was known when this was last asked, and what `lighter.toml` says.
+    pub(super) fn open(
+        host: &'a mut dyn Host,
+        setup: &'a Setup,
+        handle: Handle,
+        publish: watch::Sender<Published>,
+    ) -> Self {
+        let settings = SettingsFile::open(&setup.files.settings);
+        if let Err(error) = settings.policy() {
+            tracing::error!("{error}");
+        }
+        let mut records = Records::open(setup.files.history.clone(), handle.shared.clock.clone());
+        if let Some(at) = records.last_success() {
+            handle.notice(&Event::LastSuccess(at));
+        }
+        let schedules = settings.settings.schedules.clone();
+        let last_ticks = records.last_ticks(&schedules);
+        let scheduler = Scheduler::new(schedules, &last_ticks, handle.shared.clock.now());
+        Self {
+            host,
+            setup,
+            handle,
+            settings,
+            ledger: read_ledger(setup),
+            surveys: Surveys::default(),
+            records,
+            scheduler,
+            run: None,
+            tasks: JoinSet::new(),
+            relieved: BTreeMap::new(),
+            publish,
+            is_winding_up: false,
+            is_over: false,
+        }
+    }
+
+    /// Does what it is told, what is due, and what guests in pain need, until it is shut down.
+    pub(super) async fn serve(&mut self, inbox: &mut Inbox) {
+        let mut watch = super::watch::Watch::default();
+        while !self.is_over {
+            self.publish();
+            let pause = watch.pause(self.scheduler.wait(self.now()));
+            tokio::select! {
+                biased;
+                () = tokio::time::sleep_until(pause) => watch.tick(self).await,
+                Some(ended) = self.tasks.join_next_with_id() => self.task_ended(&ended),
+                Some(message) = inbox.messages.recv() => self.take(message).await,
+            }
+        }
+        self.publish();
+    }
+
+    async fn take(&mut self, message: Message) {
+        match message {
+            Message::Call(call) => call(self),
+            Message::Inspect(inspect) => {
+                let Inspect { policy, exactly, reply } = *inspect;
+                if !reply.is_closed() {
+                    let view = self.inspect(&policy, &exactly).await;
+                    // Who has asked may be gone.
+                    let _unwanted = reply.send(view);
+                }
+            }
+        }
+    }
+
+    /// Inspects the host and all guests, and remembers what that tells.
+    pub(super) async fn inspect(
+        &mut self,
+        policy: &Policy,
+        exactly: &Exactly,
+    ) -> Result<View, ServiceError> {
+        let viewed = self.view(None, &Exactness::But(&**exactly)).await;
+        let mut view = viewed.inspect_err(|_| self.handle.notice(&Event::InspectionFailed))?;
+        let situation = &mut view.situation;
+        self.surveys.retain(&situation.guests);
+        self.surveys.fill(&mut situation.guests, situation.uptime);
+        self.ledger.observe(situation, policy);
+        self.handle.notice(&Event::Inspected(situation, &self.ledger, policy));
+        Ok(view)
+    }
+
+    /// Inspects the guests of these names alone, without a walk of anybody's page tables.
+    pub(super) async fn inspect_some(
+        &mut self,
+        policy: &Policy,
+        names: &BTreeSet<String>,
+    ) -> Result<View, ServiceError> {
+        let view = self.view(Some(names), &Exactness::Reckoned).await?;
+        self.ledger.observe(&view.situation, policy);
+        Ok(view)
+    }
+
+    async fn view(
+        &mut self,
+        names: Option<&BTreeSet<String>>,
+        exactness: &Exactness<'_>,
+    ) -> Result<View, ServiceError> {
+        let found = guests(&self.setup.hypervisors, names).await;
+        let (mut guests, complaints) =
+            found.map_err(|error| ServiceError::Inspect(format!("{error:#}")))?;
+        let now = self.now();
+        let observed = self.host.observe(&mut guests, exactness, now.uptime);
+        let observed = observed.map_err(|error| ServiceError::Inspect(error.to_string()))?;
+        Ok(View::new(observed, guests, complaints, now))
+    }
+
+    /// What is to be done about `situation`.
+    pub(super) fn plan(&mut self, situation: &Situation, policy: &Policy, goal: &Goal) -> Plan {
+        self.handle.notice(&Event::Planned);
+        plan(situation, policy, &self.ledger, goal)
+    }
+
+    /// Puts down what is remembered once `change` is made, for who comes after this process.
+    ///
+    /// # Errors
+    /// It cannot be put down; it is changed all the same.
+    pub(super) fn put_down(&mut self, change: impl FnOnce(&mut Ledger)) -> Result<(), String> {
+        change(&mut self.ledger);
+        let path = &self.setup.files.ledger;
+        let text = serde_json::to_vec_pretty(&self.ledger).map_err(|error| error.to_string());
+        let written = text.and_then(|mut text| {
+            text.push(b'\n');
+            regular_file::replace(path, &text).map_err(|error| error.to_string())
+        });
+        written.map_err(|error| format!("cannot write {}: {error}", path.display()))
+    }
+
+    /// As [`Self::put_down`], where nothing hangs on it.
+    pub(super) fn remember(&mut self, change: impl FnOnce(&mut Ledger)) {
+        if let Err(error) = self.put_down(change) {
+            tracing::warn!("cannot write what the node remembers of balloons and merging: {error}");
+        }
+    }
+
+    /// What is remembered of the guests that are there.
+    pub(super) fn remembered(&self, situation: &Situation) -> BTreeMap<String, Remembered> {
+        let known = situation
+            .guests
+            .iter()
+            .filter_map(|guest| self.ledger.guests.get_key_value(&guest.name));
+        known
+            .map(|(name, known)| (name.clone(), Remembered::of(known, self.ledger.uptime)))
+            .collect()
+    }
+
+    /// Begins a run that somebody wants now; he is told its number.
+    pub(super) fn begin_now(&mut self, goal: Option<Goal>, only: Option<Plan>, asker: Asker) {
+        let policy = match self.policy_of_runs() {
+            Ok(policy) => policy,
+            Err(error) => return refuse(asker, error),
+        };
+        let notices = self.handle_event(schedule::Event::ManualWanted);
+        let busy = notices.iter().find_map(|notice| match notice {
+            Notice::Busy { running } => Some(ServiceError::Busy { running: running.clone() }),
+            _ => None,
+        });
+        let is_due = notices.iter().any(is_manual);
+        // A schedule may have come due at the same moment.
+        self.dispatch(notices.into_iter().filter(|notice| !is_manual(notice)).collect());
+        match busy {
+            Some(busy) => refuse(asker, busy),
+            None if !is_due => refuse(asker, ServiceError::NotNow),
+            None => {
+                let goal = only.as_ref().map(|plan| plan.goal).or(goal).unwrap_or(policy.goal);
+                let trigger = Trigger::Manual;
+                self.begin(Order { trigger, goal, policy, only, deadline: None }, Some(asker));
+            }
+        }
+    }
+
+    /// Begins a run, which goes on by itself.
+    fn begin(&mut self, order: Order, asker: Option<Asker>) {
+        let runner = Runner::new(self.handle.clone(), order);
+        let task = self.tasks.spawn(runner.run(asker)).id();
+        self.run = Some(Running { task, begun: None });
+    }
+
+    fn begin_due(&mut self, due: Due) {
+        let name = due.trigger.to_string();
+        let Some(schedule) = self.schedule(&name).cloned() else {
+            // lighter.toml has changed between the scheduler's word and now.
+            tracing::warn!(schedule = name, "there is no such schedule any more");
+            return self.run_ended();
+        };
+        tracing::info!(schedule = name, lag_seconds = due.lag.as_secs(), "a run is due");
+        let deadline = due.window.map(|window| self.now().uptime + window);
+        let goal = schedule.goal.as_str().parse::<Goal>();
+        let goal = goal.map_err(|error| ServiceError::Settings(error.to_string()));
+        match self.policy_of_runs().and_then(|policy| Ok((policy, goal?))) {
+            Ok((policy, goal)) => {
+                let policy = within(policy, &schedule);
+                let trigger = due.trigger;
+                self.begin(Order { trigger, goal, policy, only: None, deadline }, None);
+            }
+            Err(error) => {
+                tracing::error!(schedule = name, "a run cannot begin: {error}");
+                self.handle.notice(&Event::RunNotBegun(&due.trigger));
+                self.run_ended();
+            }
+        }
+    }
+
+    /// Makes `id` the number of the run under way; what is returned hears when it is called off.
+    pub(super) fn run_begun(&mut self, id: RunId) -> watch::Receiver<bool> {
+        let (cancel, cancelled) = watch::channel(self.is_winding_up);
+        if let Some(run) = &mut self.run {
+            run.begun = Some((id, cancel));
+        }
+        cancelled
+    }
+
+    /// Calls a run off; it ends after the step under way.
+    ///
+    /// # Errors
+    /// It is not under way.
+    pub(super) fn cancel(&self, id: RunId) -> Result<(), ServiceError> {
+        match self.running() {
+            Some((run, cancel)) if *run == id => {
+                cancel.send_replace(true);
+                Ok(())
+            }
+            _ => Err(ServiceError::NotUnderWay(id)),
+        }
+    }
+
+    /// Calls the run under way off, and puts ksmd's settings back. What balloons hold stays. Whether that was all.
+    pub(super) fn wind_up(&mut self) -> bool {
+        self.is_winding_up = true;
+        if let Some((_, cancel)) = self.running() {
+            cancel.send_replace(true);
+        }
+        self.host.end_window();
+        self.run.is_none()
+    }
+
+    fn task_ended(&mut self, ended: &Result<(task::Id, ()), task::JoinError>) {
+        let id = match ended {
+            Ok((id, ())) => *id,
+            Err(error) => {
+                tracing::error!("a task of memory optimization broke down: {error}");
+                error.id()
+            }
+        };
+        self.relieved.remove(&id);
+        if self.run.as_ref().is_some_and(|run| run.task == id) {
+            self.run_ended();
+        }
+    }
+
+    /// What waited for the end of a run is begun.
+    fn run_ended(&mut self) {
+        self.run = None;
+        let notices = self.handle_event(schedule::Event::Ended);
+        self.dispatch(notices);
+    }
+
+    /// What is due by now.
+    pub(super) fn elapse(&mut self) {
+        let notices = self.handle_event(schedule::Event::Elapsed);
+        self.dispatch(notices);
+    }
+
+    fn handle_event(&mut self, event: schedule::Event) -> Vec<Notice> {
+        let now = self.now();
+        self.scheduler.handle(now, event)
+    }
+
+    /// Does what the scheduler says, and tells of the rest.
+    fn dispatch(&mut self, notices: Vec<Notice>) {
+        for notice in notices {
+            match notice {
+                Notice::Due(due) => self.begin_due(due),
+                Notice::End(trigger) => {
+                    tracing::info!(%trigger, "the window of a run is over");
+                }
+                Notice::Missed(missed) => {
+                    self.handle.notice(&Event::Missed(&missed));
+                    self.records.put_down_decided(&missed.schedule, missed.last);
+                    tracing::warn!("{missed}");
+                }
+                Notice::Queued { schedule, running, .. } => {
+                    tracing::info!(schedule, "waits for the end of the run under way ({running})");
+                }
+                Notice::Busy { running } => tracing::debug!(%running, "a run is under way"),
+                Notice::ClockSet { by_seconds, again } => {
+                    tracing::warn!(by_seconds, ?again, "the host's clock was set");
+                }
+                Notice::Asleep(time) => tracing::warn!(seconds = time.as_secs(), "the host slept"),
+            }
+        }
+    }
+
+    /// Whether `lighter.toml` says something else now.
+    pub(super) fn refresh_settings(&mut self) {
+        match self.settings.refresh() {
+            Change::None => {}
+            Change::New => {
+                match self.settings.path() {
+                    Some(_) => tracing::info!("lighter.toml has changed and holds from now on"),
+                    None => tracing::info!(
+                        "lighter.toml is gone: the preset `balanced` holds, and nothing is scheduled"
+                    ),
+                }
+                self.schedule_anew();
+            }
+            Change::Wrong => match self.settings.policy() {
+                Ok(_) => {
+                    let error = self.settings.error.as_deref().unwrap_or_default();
+                    tracing::error!("{error}; what the file said before holds on");
+                }
+                Err(error) => tracing::error!("{error}"),
+            },
+        }
+    }
+
+    fn schedule_anew(&mut self) {
+        let schedules = self.settings.settings.schedules.clone();
+        let last_ticks = self.records.last_ticks(&schedules);
+        let now = self.now();
+        self.scheduler.replace(schedules, &last_ticks, now);
+        self.handle.notice(&Event::ScheduledAnew);
+    }
+
+    /// What runs, and the first `count` runs that are due then.
+    pub(super) fn agenda(&self, count: usize) -> Agenda {
+        let goal = |name: &str| {
+            self.schedule(name).map(|schedule| schedule.goal.to_string()).unwrap_or_default()
+        };
+        let next = self.scheduler.next(count).into_iter().map(|next| NextRun {
+            at_unix_seconds: next.tick,
+            goal: goal(&next.schedule),
+            schedule: next.schedule,
+        });
+        Agenda {
+            next: next.collect(),
+            running: self.running().map(|(id, _)| *id),
+            file_error: self.settings.error.clone(),
+        }
+    }
+
+    /// What may be done.
+    ///
+    /// # Errors
+    /// [`ServiceError::Settings`].
+    pub(super) fn policy_of_runs(&self) -> Result<Policy, ServiceError> {
+        self.settings.policy().map_err(ServiceError::Settings)
+    }
+
+    /// The run under way, if it has a number.
+    pub(super) fn running(&self) -> Option<&(RunId, watch::Sender<bool>)> {
+        self.run.as_ref().and_then(|run| run.begun.as_ref())
+    }
+
+    pub(super) fn now(&self) -> Moment {
+        self.handle.shared.clock.now()
+    }
+
+    fn schedule(&self, name: &str) -> Option<&Schedule> {
+        self.settings.settings.schedules.iter().find(|schedule| schedule.name == name)
+    }
+
+    fn publish(&self) {
+        let schedules = self.scheduler.schedules();
+        let published = Published {
+            schedules: schedules.map(|(schedule, tally)| (schedule.clone(), tally)).collect(),
+            is_running: self.running().is_some(),
+            are_settings_wrong: self.settings.error.is_some(),
+        };
+        self.publish.send_replace(published);
+    }
+}
+
+fn refuse(asker: Asker, error: ServiceError) {
+    // Who has asked may be gone.
+    let _unwanted = asker.send(Err(error));
+}
+
+fn is_manual(notice: &Notice) -> bool {
+    matches!(notice, Notice::Due(Due { trigger: Trigger::Manual, .. }))
+}
+
+/// The policy of a schedule's run: for its guests alone, and within its budget, which can only take away from what the policy allows.
+fn within(mut policy: Policy, schedule: &Schedule) -> Policy {
+    policy.scope = schedule.guests.clone();
+    let merge = &mut policy.merge;
+    if let Some(percent) = schedule.budget.cpu_percent {
+        merge.cpu = merge.cpu.min(f64::from(percent) / 100.0);
+    }
+    if let Some(pages) = schedule.budget.pages_per_second {
+        merge.pages_per_s = merge.pages_per_s.min(u64::from(pages));
+    }
+    if let Some(seconds) = schedule.budget.cpu_seconds {
+        merge.cpu_time = merge.cpu_time.min(Duration::from_secs(u64::from(seconds)));
+    }
+    policy
+}
+
+/// What the last process remembered, if that can be read.
+fn read_ledger(setup: &Setup) -> Ledger {
+    let path = &setup.files.ledger;
+    let read = || match regular_file::read_text(path, LEDGER_BYTES_MAX) {
+        Ok(text) => serde_json::from_str(&text).map_err(|error| format!("it is damaged: {error}")),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Ledger::default()),
+        Err(error) => Err(error.to_string()),
+    };
+    read().unwrap_or_else(|error| {
+        tracing::warn!("begins anew, since {} cannot be read: {error}", path.display());
+        Ledger::default()
+    })
+}

@@ -1,0 +1,509 @@
+//! One run: look, plan, act, wait until it shows, verify, and again until its goal is reached, nothing more can be done, its window is
+//! over, or somebody calls it off.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use tokio::sync::{oneshot, watch};
+
+use super::core::Core;
+use super::error::ServiceError;
+use super::events::Event;
+use super::handle::Handle;
+use super::steps::StepError;
+use super::surveys::Wanted;
+use super::types::RunEnd;
+use super::view::{Exactly, nobody};
+use crate::history::{Found, RunId};
+use crate::plan::{Action, Plan, Step, exposed, wants_merging};
+use crate::policy::{Goal, Policy};
+use crate::schedule::Trigger;
+use crate::situation::{Guest, Situation};
+use crate::verify::{self, Expectation, Outcome, Verdict};
+
+/// Between two looks at whether steps have settled.
+const SETTLE_PAUSE: Duration = Duration::from_secs(1);
+
+/// A run ends after so many rounds, however much there is still to do.
+const ROUNDS_MAX: usize = 1000;
+
+/// For so long a run waits for balloons alone. One that stands still is given up before, with the presets; one that creeps is waited for
+/// no longer.
+const BALLOON_PATIENCE: Duration = Duration::from_secs(300);
+
+/// So often in a row it looks again when guests do not answer: on a busy host they may do so the next time.
+const SILENT_LOOKS_MAX: u32 = 3;
+
+/// What a run waits for when there is nothing to do now.
+struct Waits {
+    since: Duration,
+    silent_looks: u32,
+}
+
+impl Waits {
+    /// Something has just been done.
+    const fn begin(now: Duration) -> Self {
+        Self { since: now, silent_looks: 0 }
+    }
+
+    /// Whether it waits on, for guests that are left alone in `plan`.
+    fn go_on(&mut self, plan: &Plan, now: Duration) -> bool {
+        if plan.waits_for_balloons() {
+            self.silent_looks = 0;
+            return now.saturating_sub(self.since) < BALLOON_PATIENCE;
+        }
+        self.silent_looks += 1;
+        plan.waits_for_answers() && self.silent_looks <= SILENT_LOOKS_MAX
+    }
+}
+
+/// What a run is to do.
+#[derive(Debug)]
+pub(super) struct Order {
+    /// What it was begun by.
+    pub(super) trigger: Trigger,
+    /// What for.
+    pub(super) goal: Goal,
+    /// What may be done.
+    pub(super) policy: Policy,
+    /// Nothing is done that is not in this plan, and only once.
+    pub(super) only: Option<Plan>,
+    /// When it ends in any case, as the host's uptime.
+    pub(super) deadline: Option<Duration>,
+}
+
+/// A run, before it has begun.
+pub(super) struct Runner {
+    handle: Handle,
+    order: Order,
+}
+
+/// A run under way.
+struct Run {
+    handle: Handle,
+    order: Order,
+    id: RunId,
+    cancelled: watch::Receiver<bool>,
+    /// What has come back so far.
+    returned_bytes: i64,
+    /// When it began, as the host's uptime.
+    begun: Duration,
+}
+
+/// A step that was done, and waits to be checked.
+#[derive(Debug)]
+struct Pending {
+    /// Its place in the run.
+    index: u32,
+    expectation: Expectation,
+}
+
+impl Handle {
+    /// Inspects the host; returns what is to be done about it.
+    ///
+    /// # Errors
+    /// [`ServiceError::Inspect`].
+    pub(super) async fn think(&self, policy: &Policy, goal: &Goal) -> Result<Plan, ServiceError> {
+        let mut situation = self.inspect(policy, nobody()).await?.situation;
+        if wants_merging(&situation, policy) {
+            situation.host.strangers = self.shared.strangers.lately(&situation).await?;
+        }
+        let (policy, goal) = (policy.clone(), *goal);
+        Ok(self.call(move |core| core.plan(&situation, &policy, &goal)).await)
+    }
+}
+
+impl Runner {
+    pub(super) const fn new(handle: Handle, order: Order) -> Self {
+        Self { handle, order }
+    }
+
+    /// Does it all. `asker` is told its number once it has begun, or why it cannot.
+    pub(super) async fn run(self, asker: Option<oneshot::Sender<Result<RunId, ServiceError>>>) {
+        let (handle, trigger) = (self.handle.clone(), self.order.trigger.clone());
+        let begun = self.begin().await;
+        let told = match &begun {
+            Ok((run, _)) => Ok(run.id),
+            Err(error) => {
+                handle.notice(&Event::RunNotBegun(&trigger));
+                tracing::error!(%trigger, "a run cannot begin: {error}");
+                Err(ServiceError::Inspect(error.to_string()))
+            }
+        };
+        if let Some(asker) = asker {
+            // Who has asked may be gone.
+            let _unwanted = asker.send(told);
+        }
+        if let Ok((run, plan)) = begun {
+            run.carry_out(plan).await;
+        }
+    }
+
+    /// Makes the first plan, and puts the run down.
+    async fn begin(self) -> Result<(Run, Plan), ServiceError> {
+        let Self { handle, order } = self;
+        handle.shared.strangers.forget();
+        let plan = handle.think(&order.policy, &order.goal).await?;
+        let (plan, _) = within(plan, order.only.as_ref());
+        let (trigger, put_down) = (order.trigger.clone(), plan.clone());
+        let (id, cancelled) = handle
+            .call(move |core| {
+                let id = core.records.begin(trigger, &put_down);
+                (id, core.run_begun(id))
+            })
+            .await;
+        handle.notice(&Event::RunBegan(&order.trigger));
+        let begun = handle.uptime();
+        Ok((Run { handle, order, id, cancelled, returned_bytes: 0, begun }, plan))
+    }
+}
+
+impl Run {
+    /// Does it all, from the first plan on.
+    async fn carry_out(mut self, plan: Plan) {
+        let end = match self.rounds(plan).await {
+            Ok(end) => end,
+            Err(error) => {
+                tracing::error!(run = %self.id, "a run ends early: {error}");
+                self.put_down_error(error).await;
+                RunEnd::Failed
+            }
+        };
+        let id = self.id;
+        self.handle.call(move |core| core.records.put_down_end(id, end)).await;
+        let took = self.handle.uptime().saturating_sub(self.begun);
+        self.handle.notice(&Event::RunEnded(&self.order.trigger, end, took));
+        tracing::info!(run = %self.id, trigger = %self.order.trigger, %end, returned_bytes = self.returned_bytes, "a run is over");
+    }
+
+    async fn inspect(&self, exactly: Exactly) -> Result<Situation, String> {
+        let view = self.handle.inspect(&self.order.policy, exactly).await;
+        Ok(view.map_err(|error| error.to_string())?.situation)
+    }
+
+    async fn think(&self, goal: &Goal) -> Result<Plan, String> {
+        let plan = self.handle.think(&self.order.policy, goal).await;
+        plan.map_err(|error| error.to_string())
+    }
+
+    async fn put_down_error(&self, error: String) {
+        let id = self.id;
+        self.handle.call(move |core| core.records.put_down_error(id, &error)).await;
+    }
+
+    async fn put_down_found(&self, found: Vec<Found>) {
+        let id = self.id;
+        self.handle.call(move |core| core.records.put_down_found(id, &found)).await;
+    }
+
+    async fn rounds(&mut self, mut plan: Plan) -> Result<RunEnd, String> {
+        let has_surveyed = self.survey().await?;
+        if has_surveyed {
+            plan = self.think(&self.order.goal).await?;
+        }
+        let (mut plan, left_out) = within(plan, self.order.only.as_ref());
+        if has_surveyed {
+            let (id, plan) = (self.id, plan.clone());
+            self.handle.call(move |core| core.records.put_down_plan(id, &plan)).await;
+        }
+        self.tell_left_out(&left_out).await;
+        let (mut rounds, mut waits) = (0, Waits::begin(self.handle.uptime()));
+        while rounds < ROUNDS_MAX {
+            if let Some(end) = self.must_end() {
+                return Ok(end);
+            }
+            if !plan.steps.is_empty() {
+                self.round(&plan.steps).await?;
+                (rounds, waits) = (rounds + 1, Waits::begin(self.handle.uptime()));
+            } else if plan.wanted_bytes == Some(0) {
+                return Ok(RunEnd::Reached);
+            } else if self.order.only.is_none() && waits.go_on(&plan, self.handle.uptime()) {
+                self.pause().await;
+            } else {
+                return Ok(RunEnd::Exhausted);
+            }
+            if self.order.only.is_some() {
+                return Ok(RunEnd::Reached);
+            }
+            let goal = self.order.goal.less(self.returned_bytes);
+            if matches!(goal, Goal::Free(0)) {
+                return Ok(RunEnd::Reached);
+            }
+            plan = self.think(&goal).await?;
+        }
+        Ok(RunEnd::Exhausted)
+    }
+
+    /// Tells what was agreed to and makes no sense any more.
+    async fn tell_left_out(&self, steps: &[Step]) {
+        for step in steps {
+            let error = format!("{}: left out, since nothing of it would be done now", step.action);
+            tracing::warn!(run = %self.id, "{error}");
+            self.put_down_error(error).await;
+        }
+    }
+
+    /// Has guests' pages surveyed where that was not done, or not lately, within the time that the policy gives to ksmd.
+    async fn survey(&mut self) -> Result<bool, String> {
+        if self.order.only.as_ref().is_some_and(|plan| !plan.steps.iter().any(is_of_chunks)) {
+            return Ok(false);
+        }
+        let now = self.handle.uptime();
+        let window = self.order.policy.merge.window;
+        let left = self.order.deadline.map_or(window, |end| end.saturating_sub(now).min(window));
+        tokio::select! {
+            surveyed = self.handle.survey(&self.order.policy, Wanted::Due) => {
+                surveyed.map_err(|error| error.to_string())
+            }
+            () = tokio::time::sleep(left) => {
+                tracing::warn!(run = %self.id, "not all guests' pages were surveyed in time");
+                Ok(true)
+            }
+            _ = self.cancelled.changed() => Ok(false),
+        }
+    }
+
+    /// Why it must not go on.
+    fn must_end(&self) -> Option<RunEnd> {
+        let is_over = self.order.deadline.is_some_and(|deadline| deadline <= self.handle.uptime());
+        match *self.cancelled.borrow() {
+            true => Some(RunEnd::Cancelled),
+            false if is_over => Some(RunEnd::WindowOver),
+            false => None,
+        }
+    }
+
+    async fn pause(&mut self) {
+        tokio::select! {
+            () = tokio::time::sleep(SETTLE_PAUSE) => {}
+            _ = self.cancelled.changed() => {}
+        }
+    }
+
+    /// Does the steps of one plan, waits until they have settled, and checks what came of them.
+    async fn round(&mut self, steps: &[Step]) -> Result<(), String> {
+        // What guests cost before is held against what they cost afterwards: both exactly.
+        let mut before = self.inspect(self.concerned(steps)).await?;
+        let is_concerned = self.concerned(steps);
+        let concerned = before.guests.iter().filter(|guest| is_concerned(guest));
+        let names: BTreeSet<String> = concerned.map(|guest| guest.name.clone()).collect();
+        let (id, put_down) = (self.id, steps.to_vec());
+        let first = self.handle.call(move |core| core.records.put_down(id, &put_down)).await;
+        let (mut pending, mut has_given) = (Vec::<Pending>::new(), false);
+        let mut outcome = Ok(());
+        for (index, step) in (first..).zip(steps) {
+            if self.must_end().is_some() {
+                break;
+            }
+            // What guests have given back by now is not what merging brings.
+            let gives = is_given_at_once(&step.action);
+            if std::mem::replace(&mut has_given, gives) && !gives {
+                before = self.inspect(self.concerned(steps)).await?;
+                let is_given = |it: &Pending| is_given_at_once(&it.expectation.step.action);
+                let (given, rest) = pending.into_iter().partition(is_given);
+                self.check_all(given, &before).await;
+                pending = rest;
+            }
+            if let Some(reason) = self.refusal(step).await {
+                // What was marked for this window is not merged now.
+                let (marked, rest): (Vec<_>, Vec<_>) = pending.into_iter().partition(is_of_window);
+                self.refused(index, &marked, &reason).await;
+                pending = rest;
+                continue;
+            }
+            let expectation = Expectation::of(step, &before, &self.order.policy);
+            match self.perform(step).await {
+                Ok(()) => pending.push(Pending { index, expectation }),
+                Err(error @ StepError::Unremembered(_)) => {
+                    let error = format!("{}: {error}", step.action);
+                    self.put_down_found(vec![Found::failed(index, &error)]).await;
+                    outcome = Err(error);
+                    break;
+                }
+                Err(StepError::Failed(error)) => {
+                    self.failed(index, step, format!("{error:#}")).await;
+                }
+            }
+        }
+        self.settle(pending, &names).await.and(outcome)
+    }
+
+    /// The guests that `steps` are about.
+    fn concerned(&self, steps: &[Step]) -> Exactly {
+        let (steps, policy) = (steps.to_vec(), self.order.policy.clone());
+        Box::new(move |guest| steps.iter().any(|step| verify::concerns(step, guest, &policy)))
+    }
+
+    /// Does a step; what is known of the guest's pages changes with it, also when it went wrong half-way.
+    async fn perform(&self, step: &Step) -> Result<(), StepError> {
+        let done = self.handle.perform(step).await;
+        let (action, is_done) = (step.action.clone(), done.is_ok());
+        let note = move |core: &mut Core<'_>| {
+            let uptime = core.now().uptime;
+            match (is_done, action.guest()) {
+                (true, _) => core.surveys.acted(&action, uptime),
+                (false, Some(guest)) => core.surveys.forget(guest, uptime),
+                (false, None) => {}
+            }
+        };
+        self.handle.call(note).await;
+        done?;
+        tracing::info!(run = %self.id, step = %step.action, expected_bytes = step.expected_bytes, "{}", step.reason);
+        self.handle.notice(&Event::StepDone(&step.action));
+        Ok(())
+    }
+
+    /// Why `step` must not have a domain merged: who else lets the kernel merge pages at this moment.
+    async fn refusal(&self, step: &Step) -> Option<String> {
+        let Action::DriveKsm { domain, .. } = &step.action else { return None };
+        match self.exposed(domain).await {
+            Ok(other) => other.map(|it| format!("{it} could share pages with the merge domain")),
+            Err(error) => Some(format!("cannot tell who could share pages with it: {error}")),
+        }
+    }
+
+    async fn exposed(&self, domain: &str) -> Result<Option<String>, String> {
+        let mut situation = self.inspect(nobody()).await?;
+        let strangers = self.handle.shared.strangers.now(&situation).await;
+        situation.host.strangers = strangers.map_err(|error| error.to_string())?;
+        Ok(exposed(&situation, &self.order.policy, domain).into_iter().next())
+    }
+
+    /// Tells of a window that may not be opened while another process lets the kernel merge pages, and
+    /// of what was `marked` for it. This does not count against merging.
+    async fn refused(&self, window: u32, marked: &[Pending], reason: &str) {
+        tracing::warn!(run = %self.id, "no window of ksmd is opened: {reason}");
+        let steps = marked.iter().map(|step| step.index).chain([window]);
+        let refused = |index| Found::failed(index, reason);
+        self.put_down_found(steps.map(refused).collect()).await;
+    }
+
+    /// A step that could not be done counts against what it was done with.
+    async fn failed(&self, index: u32, step: &Step, error: String) {
+        tracing::warn!(run = %self.id, step = %step.action, "it could not be done: {error}");
+        self.handle.notice(&Event::StepFailed(&step.action));
+        let found = Found::failed(index, &error);
+        self.conclude(found, &Outcome::failed(step, error)).await;
+    }
+
+    /// Looks again and again until each step has shown what it brings, and checks it then. When the run must end, it is checked as it is.
+    async fn settle(
+        &mut self,
+        mut pending: Vec<Pending>,
+        names: &BTreeSet<String>,
+    ) -> Result<(), String> {
+        while !pending.is_empty() {
+            self.pause().await;
+            let must_end = self.must_end().is_some();
+            if must_end {
+                self.handle.call(|core| core.host.end_window()).await;
+            }
+            let drives_ksm = self.handle.call(|core| core.host.drives_ksm()).await;
+            if !must_end && self.nothing_shows_yet(&pending, drives_ksm) {
+                continue;
+            }
+            self.note_window_end().await;
+            let mut now = self.inspect(nobody()).await?;
+            let drives_ksm = self.handle.call(|core| core.host.drives_ksm()).await;
+            // What ksmd was to do, and it has ended its window.
+            let window_is_over = |pending: &Pending| is_of_window(pending) && !drives_ksm;
+            let is_over = |pending: &Pending, now: &Situation| {
+                must_end || pending.expectation.is_settled(now) || window_is_over(pending)
+            };
+            if pending.iter().any(|pending| is_over(pending, &now)) {
+                let names = names.clone();
+                let is_concerned = move |guest: &Guest| names.contains(&guest.name);
+                now = self.inspect(Box::new(is_concerned)).await?;
+            }
+            let (over, rest): (Vec<_>, Vec<_>) =
+                pending.into_iter().partition(|pending| is_over(pending, &now));
+            pending = rest;
+            self.check_all(over, &now).await;
+        }
+        Ok(())
+    }
+
+    /// Whether a look would tell nothing of these steps: a window shows what it brings when it is over, and all others but those of
+    /// balloons are simply given their time. Looks at all guests, each second, would take a fifth as much CPU time as ksmd does. Guests
+    /// in pain are seen to all the same (`watch`).
+    fn nothing_shows_yet(&self, pending: &[Pending], drives_ksm: bool) -> bool {
+        let now = self.handle.uptime();
+        pending.iter().all(|pending| {
+            let is_of_balloon =
+                matches!(pending.expectation.step.action, Action::SetBalloon { .. });
+            let shows_by_itself = is_of_balloon || (is_of_window(pending) && !drives_ksm);
+            !shows_by_itself && pending.expectation.due > now
+        })
+    }
+
+    async fn note_window_end(&mut self) {
+        let Some(outcome) = self.handle.call(|core| core.host.take_outcome()).await else { return };
+        let merge = &mut self.order.policy.merge;
+        // What is left is for windows to come.
+        merge.cpu_time = merge.cpu_time.saturating_sub(outcome.cpu.unwrap_or_default());
+        let (end, merge) = (outcome.end.into(), *merge);
+        let note = move |core: &mut Core<'_>| {
+            let uptime = core.now().uptime;
+            core.remember(|ledger| ledger.ksm.ended(end, uptime, &merge));
+        };
+        self.handle.call(note).await;
+    }
+
+    async fn check_all(&mut self, steps: Vec<Pending>, now: &Situation) {
+        for step in steps {
+            self.check(&step, now).await;
+        }
+    }
+
+    async fn check(&mut self, pending: &Pending, now: &Situation) {
+        let outcome = pending.expectation.check(now);
+        tracing::info!(run = %self.id, expected_bytes = outcome.expected_bytes, verified_bytes = outcome.returned_bytes, "{outcome}");
+        self.handle.notice(&Event::Verified(&outcome));
+        self.returned_bytes = self.returned_bytes.saturating_add(outcome.returned_bytes);
+        let error = (outcome.verdict == Verdict::Nothing).then(|| outcome.reason.clone());
+        let found =
+            Found { index: pending.index, verified_bytes: Some(outcome.returned_bytes), error };
+        self.conclude(found, &outcome).await;
+    }
+
+    /// Puts down what came of a step, and has it remembered.
+    async fn conclude(&self, found: Found, outcome: &Outcome) {
+        self.put_down_found(vec![found]).await;
+        let (policy, outcome) = (self.order.policy.clone(), outcome.clone());
+        let note =
+            move |core: &mut Core<'_>| core.remember(|ledger| ledger.verified(&outcome, &policy));
+        self.handle.call(note).await;
+    }
+}
+
+/// Whether ksmd's window brings what a step promises.
+fn is_of_window(pending: &Pending) -> bool {
+    let action = &pending.expectation.step.action;
+    matches!(action, Action::DriveKsm { .. } | Action::Merge { .. })
+}
+
+/// Whether memory is back as soon as the step is done.
+fn is_given_at_once(action: &Action) -> bool {
+    matches!(action, Action::RemergeTemplate { .. } | Action::DropZeros { .. })
+}
+
+/// Whether guests' pages decide about a step.
+fn is_of_chunks(step: &Step) -> bool {
+    matches!(
+        step.action,
+        Action::Merge { .. }
+            | Action::Unmerge { .. }
+            | Action::MakeHuge { .. }
+            | Action::RemergeTemplate { .. }
+            | Action::DropZeros { .. }
+            | Action::DriveKsm { .. }
+    )
+}
+
+/// What of `plan` is done by a run that does nothing but `only`, and what of that is left out.
+fn within(plan: Plan, only: Option<&Plan>) -> (Plan, Vec<Step>) {
+    match only {
+        Some(only) => plan.within(only),
+        None => (plan, Vec::new()),
+    }
+}

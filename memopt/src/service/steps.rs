@@ -1,0 +1,85 @@
+//! Does the steps of a plan, and remembers them.
+
+use std::fmt;
+
+use super::handle::Handle;
+use crate::hypervisor::{Failure, GuestRef};
+use crate::ksm::Budget;
+use crate::plan::{Action, Step};
+
+/// Why a step was not done.
+#[derive(Debug)]
+pub(super) enum StepError {
+    /// It takes memory, and what is asked of the balloon cannot be put down: the node is the cause, and not the guest.
+    Unremembered(String),
+    /// It could not be done.
+    Failed(Failure),
+}
+
+impl fmt::Display for StepError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unremembered(error) => write!(
+                f,
+                "no balloon is inflated while what the node remembers cannot be written: {error}"
+            ),
+            Self::Failed(error) => write!(f, "{error:#}"),
+        }
+    }
+}
+
+impl Handle {
+    /// Does a step, and remembers it. What is asked of a balloon is put down before: a node that is
+    /// killed in between leaves one that the next node gives back. So nothing is taken as long as it
+    /// cannot be put down; memory is given back all the same.
+    ///
+    /// # Errors
+    /// [`StepError`].
+    pub(super) async fn perform(&self, step: &Step) -> Result<(), StepError> {
+        if let Action::SetBalloon { .. } = &step.action {
+            let step = step.clone();
+            self.call(move |core| {
+                match core.put_down(|ledger| ledger.intends(&step)) {
+                    Err(error) if step.action.inflates_a_balloon() => {
+                        core.ledger.desists(&step);
+                        return Err(StepError::Unremembered(error));
+                    }
+                    Err(error) => tracing::warn!(step = %step.action, "{error}"),
+                    Ok(()) => {}
+                }
+                Ok(())
+            })
+            .await?;
+        }
+        self.act(step).await.map_err(StepError::Failed)?;
+        let step = step.clone();
+        self.call(move |core| core.remember(|ledger| ledger.acted(&step))).await;
+        Ok(())
+    }
+
+    async fn act(&self, step: &Step) -> Result<(), Failure> {
+        match step.action {
+            Action::DriveKsm { pages_per_s, cpu, cpu_time, window, .. } => {
+                let budget = Budget {
+                    cpu_share: cpu,
+                    cpu_time,
+                    pages_per_second: pages_per_s,
+                    time: window,
+                };
+                self.call(move |core| core.host.drive_ksm(budget)).await
+            }
+            Action::StopKsm { .. } => {
+                self.call(|core| core.host.end_window()).await;
+                Ok(())
+            }
+            Action::ResizePool { page_bytes, to_pages, .. } => {
+                self.call(move |core| core.host.resize_pool(page_bytes, to_pages)).await
+            }
+            _ => {
+                let name = step.action.guest().unwrap_or_default().to_owned();
+                let guest = GuestRef { name, pid: step.pid };
+                self.shared.hypervisor_of(&guest)?.act(&guest, &step.action).await
+            }
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! What the loop does by itself: it gives guests in pain their memory back at once, and begins the runs that `lighter.toml` schedules.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::core::Core;
+use super::error::ServiceError;
+use super::events::Event;
+use super::view::nobody;
+use crate::plan::{Action, Step, plan};
+use crate::policy::{Goal, Policy};
+use crate::situation::{Guest, Situation};
+
+/// Between two inspections of all guests, for what is remembered of them.
+const INSPECT_PAUSE: Duration = Duration::from_secs(10);
+
+/// Between two of guests whose balloons hold memory: statistics come with the inspection after the one that asked for them, and a
+/// guest in pain shall have its memory back within a second.
+const ALERT_PAUSE: Duration = Duration::from_millis(400);
+
+/// Between two looks at the clock and at `lighter.toml`.
+const TICK: Duration = Duration::from_secs(1);
+
+/// When what was last done, and who has to be watched closely.
+#[derive(Debug, Default)]
+pub(super) struct Watch {
+    ticked: Option<Instant>,
+    /// When all guests were last inspected, as the host's uptime.
+    inspected: Duration,
+    /// Guests whose balloons hold memory.
+    inflated: BTreeSet<String>,
+}
+
+impl Watch {
+    /// When the next tick is, if nothing is due for as long as `idle`.
+    pub(super) fn pause(&self, idle: Duration) -> Instant {
+        let pause = if self.inflated.is_empty() { TICK } else { ALERT_PAUSE };
+        let pause = pause.min(idle.max(ALERT_PAUSE));
+        self.ticked.map_or_else(Instant::now, |ticked| ticked + pause)
+    }
+
+    /// Begins what is due, and looks after the guests.
+    pub(super) async fn tick(&mut self, core: &mut Core<'_>) {
+        core.refresh_settings();
+        core.elapse();
+        let uptime = core.now().uptime;
+        let is_time_for_all = uptime.saturating_sub(self.inspected) >= INSPECT_PAUSE;
+        if is_time_for_all {
+            self.inspected = uptime;
+        }
+        if is_time_for_all || !self.inflated.is_empty() {
+            match self.relieve(core, is_time_for_all).await {
+                Ok(now) => self.inflated = now,
+                // Those whose balloons held memory are inspected again.
+                Err(error) => tracing::warn!("cannot inspect the guests: {error}"),
+            }
+        }
+        self.ticked = Some(Instant::now());
+    }
+
+    /// Inspects all guests, or those that are watched, and gives those that need more than their balloons leave them all they may have.
+    /// Returns the names of those whose balloons hold memory.
+    async fn relieve(
+        &self,
+        core: &mut Core<'_>,
+        all: bool,
+    ) -> Result<BTreeSet<String>, ServiceError> {
+        let policy = core.settings.settings.policy.clone();
+        let view = match all {
+            true => core.inspect(&policy, &nobody()).await?,
+            false => core.inspect_some(&policy, &self.inflated).await?,
+        };
+        for step in reliefs(core, &view.situation, &policy) {
+            core.relieve(step);
+        }
+        let holds = |guest: &Guest| {
+            guest.balloon.as_ref().is_some_and(|it| it.target_bytes < guest.memory_bytes)
+        };
+        let inflated = view.situation.guests.into_iter().filter(holds);
+        Ok(inflated.map(|guest| guest.name).collect())
+    }
+}
+
+/// What is to be given back to guests that need it. Whatever the policy's goal: what the host merely has to spare is a run's to give, or
+/// the watch would undo what runs for other goals have taken. And only what runs have taken: a balloon that an operator has set is the
+/// operator's.
+fn reliefs(core: &Core<'_>, situation: &Situation, policy: &Policy) -> Vec<Step> {
+    let plan = plan(situation, policy, &core.ledger, &Goal::MaxDensity);
+    let is_relief = |step: &Step| match &step.action {
+        Action::SetBalloon { guest, from_bytes, to_bytes } => {
+            let of_it = situation.guests.iter().find(|it| it.name == *guest);
+            to_bytes > from_bytes && of_it.is_some_and(|it| core.ledger.has_asked(it))
+        }
+        _ => false,
+    };
+    plan.steps.into_iter().filter(is_relief).collect()
+}
+
+impl Core<'_> {
+    /// Has a step done that gives a guest memory back, unless that is under way.
+    fn relieve(&mut self, step: Step) {
+        let guest = step.action.guest().unwrap_or_default().to_owned();
+        if self.relieved.values().any(|other| *other == guest) {
+            return;
+        }
+        let handle = self.handle.clone();
+        let task = self.tasks.spawn(async move {
+            match handle.perform(&step).await {
+                Ok(()) => {
+                    handle.notice(&Event::Relieved);
+                    tracing::info!(step = %step.action, "{}", step.reason);
+                }
+                Err(error) => {
+                    handle.notice(&Event::ReliefFailed);
+                    tracing::warn!(step = %step.action, "it could not be done: {error}");
+                }
+            }
+        });
+        self.relieved.insert(task.id(), guest);
+    }
+}

@@ -1,0 +1,247 @@
+//! Guests of lighter's, asked over their API.
+
+mod survey;
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use memopt::hypervisor::{Answer, GuestRef, Hypervisor, Inspected, SurveyRequest, Surveyed, Which};
+use memopt::plan::{Action, ChunkRange};
+use memopt::situation::{Backing, Balloon, Guest, Hindrance, Statistics, Vmm};
+use tokio::task::JoinSet;
+use vmm_core::memory::check_write_protection;
+use vmm_core::virtio::balloon::SetBy;
+
+use crate::api::memory::{
+    BalloonLevel, GuestMemory, MemoryTreatment, TreatedMemory, TreatmentRequest,
+};
+use crate::api::types::{BackingInfo, BalloonInfo, BalloonRequest, BalloonStatistics, GuestState};
+use crate::api::{ApiClient, AskError};
+use crate::names::GuestName;
+use crate::state_dir::{GuestDir, StateDir};
+
+/// How long a guest's process may take to say how it stands.
+const INSPECT_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long it may take for a step: taking pages apart copies them.
+const ACT_PATIENCE: Duration = Duration::from_secs(30);
+
+/// The guests below a state folder.
+#[derive(Debug)]
+pub(crate) struct OwnGuests {
+    state: StateDir,
+    /// What guests' processes cannot have here, as far as this one can tell.
+    withheld: Option<String>,
+}
+
+impl OwnGuests {
+    /// The guests below `state`.
+    pub(crate) fn new(state: StateDir) -> Self {
+        let withheld = check_write_protection().err().map(|error| error.to_string());
+        Self { state, withheld }
+    }
+
+    async fn inspect(&self, names: Option<&BTreeSet<String>>) -> Result<Inspected> {
+        let mut live = self.state.live_guests()?;
+        let all = live.iter().map(|guest| guest.name().to_string()).collect();
+        if let Some(names) = names {
+            live.retain(|guest| names.contains(guest.name().as_str()));
+        }
+        let mut asked: JoinSet<Option<Guest>> = live.into_iter().map(ask).collect();
+        let mut guests = Vec::with_capacity(asked.len());
+        while let Some(answer) = asked.join_next().await {
+            guests.extend(answer.context("inspecting a guest broke down")?);
+        }
+        Ok(Inspected { guests, names: all, missing: self.withheld.iter().cloned().collect() })
+    }
+
+    /// Not another guest that has this one's name by now.
+    fn client(&self, guest: &GuestRef) -> Result<ApiClient> {
+        let name: GuestName = guest.name.parse().context("no name of a guest")?;
+        let dir = self.state.live_guest(&name)?;
+        let pid = dir.read_identity()?.pid;
+        if let Some(planned) = guest.pid.filter(|planned| *planned != pid) {
+            bail!("the guest was restarted since the plan was made (PID {planned}, now {pid})");
+        }
+        Ok(ApiClient::new(&dir.socket()).with_patience(ACT_PATIENCE))
+    }
+
+    async fn act(&self, guest: &GuestRef, action: &Action) -> Result<()> {
+        let client = self.client(guest)?;
+        let (treatment, chunks) = match action {
+            Action::SetBalloon { to_bytes, .. } => return set_balloon(&client, *to_bytes).await,
+            Action::Merge { chunks, .. } => (MemoryTreatment::Merge, Some(chunks)),
+            Action::Unmerge { chunks, .. } => (MemoryTreatment::Unmerge, chunks.as_ref()),
+            Action::MakeHuge { chunks, .. } => (MemoryTreatment::Collapse, Some(chunks)),
+            Action::RemergeTemplate { chunks, .. } => (MemoryTreatment::Share, Some(chunks)),
+            Action::DropZeros { chunks, .. } => (MemoryTreatment::DropZeros, Some(chunks)),
+            Action::DriveKsm { .. } | Action::StopKsm { .. } | Action::ResizePool { .. } => {
+                bail!("that is done to the host, not to a guest")
+            }
+        };
+        treat(&client, treatment, chunks.map(Vec::as_slice)).await
+    }
+}
+
+impl Hypervisor for OwnGuests {
+    fn inspect<'a>(&'a self, which: Which<'a>) -> Answer<'a, Inspected> {
+        Box::pin(async move { Ok(self.inspect(which.names).await?) })
+    }
+
+    fn has(&self, guest: &GuestRef) -> bool {
+        guest.name.parse().is_ok_and(|name| self.state.live_guest(&name).is_ok())
+    }
+
+    fn act<'a>(&'a self, guest: &'a GuestRef, action: &'a Action) -> Answer<'a, ()> {
+        Box::pin(async move { Ok(self.act(guest, action).await?) })
+    }
+
+    fn survey<'a>(&'a self, guest: &'a Guest, request: SurveyRequest) -> Answer<'a, Surveyed> {
+        Box::pin(async move { Ok(survey::survey(&self.state, guest, request).await?) })
+    }
+}
+
+async fn set_balloon(client: &ApiClient, target_bytes: u64) -> Result<()> {
+    let before = client.get::<GuestMemory>("/v1/guest/memory").await;
+    let keeps_it = |before: GuestMemory| before.balloon.is_none_or(|it| it.set_by.is_some());
+    // Older processes reject `set_by`, so it is omitted.
+    let set_by = before.map_or(true, keeps_it).then_some(SetBy::Optimizer);
+    let request = BalloonRequest { target_bytes, set_by };
+    let _level: BalloonInfo = client.put_json("/v1/guest/balloon", &request).await?;
+    Ok(())
+}
+
+async fn treat(
+    client: &ApiClient,
+    treatment: MemoryTreatment,
+    chunks: Option<&[ChunkRange]>,
+) -> Result<()> {
+    let chunks = chunks.map(|chunks| chunks.iter().map(|it| (it.first, it.count)).collect());
+    let request = TreatmentRequest { treatment, chunks };
+    let treated: TreatedMemory = client.put_json("/v1/guest/memory", &request).await?;
+    match treated.error {
+        Some(error) => bail!("{} of the chunks: {error}", treated.chunks),
+        None => Ok(()),
+    }
+}
+
+/// One guest; none when it ended meanwhile.
+async fn ask(dir: GuestDir) -> Option<Guest> {
+    let client = ApiClient::new(&dir.socket()).with_patience(INSPECT_PATIENCE);
+    let answer = client.get::<GuestMemory>("/v1/guest/memory").await;
+    match answer {
+        Ok(memory) => Some(guest(memory)),
+        Err(error) if error.is_gone() => None,
+        Err(error) => {
+            tracing::debug!(guest = %dir.name(), %error, "a guest does not answer");
+            // It has no memory of its own yet, or is not heard: either way it is left alone.
+            let refused = matches!(error, AskError::Refused(_));
+            let hindrance = if refused { Hindrance::Migrating } else { Hindrance::Unreachable };
+            let pid = dir.read_identity().ok()?.pid;
+            Some(Guest { hindrance: Some(hindrance), ..unknown(dir.name(), pid) })
+        }
+    }
+}
+
+fn unknown(name: &GuestName, pid: u32) -> Guest {
+    Guest::unknown(name.to_string(), Vmm::Lighter, pid)
+}
+
+fn guest(memory: GuestMemory) -> Guest {
+    Guest {
+        memory_bytes: memory.memory_bytes,
+        backing: backing(&memory.backing),
+        balloon: memory.balloon.map(balloon),
+        is_mergeable: memory.backing.mergeable,
+        is_preallocated: memory.backing.prealloc,
+        hindrance: hindrance(&memory),
+        merge_domain: memory.backing.merge_domain,
+        merged_instead: memory.backing.merged_instead,
+        labels: memory.labels,
+        ..unknown(&memory.name, memory.pid)
+    }
+}
+
+fn hindrance(memory: &GuestMemory) -> Option<Hindrance> {
+    match memory.state {
+        GuestState::Running if memory.is_being_saved => Some(Hindrance::Saving),
+        GuestState::Running => None,
+        GuestState::Paused => Some(Hindrance::Paused),
+        GuestState::Incoming | GuestState::Migrating | GuestState::InDoubt => {
+            Some(Hindrance::Migrating)
+        }
+        GuestState::Ended => Some(Hindrance::Unreachable),
+    }
+}
+
+fn backing(backing: &BackingInfo) -> Backing {
+    match backing.huge_pages().pool_page_bytes() {
+        Some(_) => Backing::HugePool,
+        None if backing.from_template => Backing::Template,
+        None => Backing::Anonymous,
+    }
+}
+
+fn balloon(level: BalloonLevel) -> Balloon {
+    Balloon {
+        has_driver: level.has_driver,
+        target_bytes: level.target_bytes,
+        is_set_by_steps: level.set_by.map(|by| by == SetBy::Optimizer),
+        actual_bytes: level.actual_bytes,
+        reports_free_pages: level.reporting,
+        reported_bytes_total: level.reported_bytes_total,
+        statistics: level.statistics.map(statistics),
+    }
+}
+
+fn statistics(given: BalloonStatistics) -> Statistics {
+    let values = given.values;
+    Statistics {
+        age: Duration::from_millis(given.age_ms),
+        total_bytes: values.total_bytes,
+        free_bytes: values.free_bytes,
+        available_bytes: values.available_bytes,
+        caches_bytes: values.cache_bytes,
+        swap_in_bytes: values.swap_in_bytes,
+        swap_out_bytes: values.swap_out_bytes,
+        major_faults: values.major_faults,
+        oom_kills: values.oom_kills,
+        allocation_stalls: values.allocation_stalls,
+        direct_reclaim_bytes: values.direct_reclaim_bytes,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
+
+    use super::*;
+
+    /// Has userfaultfd fail in this thread as where it is not permitted.
+    fn forbid_userfaultfd() {
+        let rules = [(libc::SYS_userfaultfd, Vec::new())].into();
+        let (refuse, arch) = (SeccompAction::Errno(libc::EPERM as u32), std::env::consts::ARCH);
+        let arch = arch.try_into().expect("an architecture");
+        let filter = SeccompFilter::new(rules, SeccompAction::Allow, refuse, arch);
+        let program: BpfProgram = filter.and_then(TryInto::try_into).expect("a filter");
+        seccompiler::apply_filter(&program).expect("filters");
+    }
+
+    #[test]
+    fn what_guests_processes_may_not_have_is_named() {
+        let missing = || {
+            let (_folder, state) = StateDir::temporary();
+            OwnGuests::new(state).withheld.unwrap_or_default()
+        };
+        let there = missing();
+        assert!(!there.contains("userfaultfd"), "this test needs Linux 6.7: {there}");
+        let refused = std::thread::spawn(move || {
+            forbid_userfaultfd();
+            missing()
+        });
+        let refused = refused.join().expect("an answer");
+        let named = "(userfaultfd, Linux 6.7) cannot be had: Operation not permitted";
+        assert!(refused.contains(named), "{refused}");
+    }
+}
