@@ -1,8 +1,8 @@
 //! The port to what runs guests on this host: lighter's own processes, QEMU, Cloud Hypervisor.
 //!
-//! A [`Hypervisor`] inspects its guests, does the steps of a plan to them and has their pages surveyed. In what the programs differ
-//! for a plan is told by [`Vmm`](crate::situation::Vmm). Another program is another adapter, and one line where the service is
-//! started.
+//! A [`Hypervisor`] inspects its guests, does the steps of a plan to them and has their pages
+//! surveyed. In what the programs differ for a plan is told by [`Vmm`](crate::situation::Vmm).
+//! Another program is another adapter, and one line where the service is started.
 
 use std::collections::BTreeSet;
 use std::error::Error;
@@ -28,8 +28,8 @@ pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, Failure>> + Send 
 
 /// What runs guests on this host.
 pub trait Hypervisor: fmt::Debug + Send + Sync {
-    /// Its guests as they are now, but for what they cost. Guests that do not answer in time are among them, with the hindrance that
-    /// keeps everybody's hands off them.
+    /// Its guests as they are now, but for what they cost. Guests that do not answer in time are
+    /// among them, with the hindrance that keeps everybody's hands off them.
     fn inspect<'a>(&'a self, which: Which<'a>) -> Answer<'a, Inspected>;
 
     /// Whether it runs this guest.
@@ -62,8 +62,8 @@ pub struct Inspected {
     pub missing: Vec<String>,
 }
 
-/// A guest that was inspected, and that something is done to: its process is named, too, since another guest may have its name by
-/// now.
+/// A guest that was inspected, and that something is done to: its process is named, too, since
+/// another guest may have its name by now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GuestRef {
     /// Its name.
@@ -85,7 +85,8 @@ impl fmt::Display for GuestRef {
 #[derive(Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SurveyRequest {
-    /// What the digests depend on, random: the same for all guests of a merge domain, and a secret of theirs.
+    /// What the digests depend on, random: the same for all guests of a merge domain, and a secret
+    /// of theirs.
     pub seed: u64,
     /// Most contents that are kept, 1 to [`CAPACITY_MAX`].
     pub capacity: u32,

@@ -7,6 +7,7 @@
 //! [`ksm`] drives the kernel's samepage merging in windows (ADR 17).
 //! [`settings`] is how a policy and schedules are read from their file, [`units`] how sizes, shares and times are written.
 //! [`schedule`] says when all that is done by itself, and [`history`] keeps what was planned, done and found (ADR 18).
+//! [`service`] is the shell around all of it: one loop, with guests behind the port [`hypervisor`] (ADR 25).
 //!
 //! It depends on nothing else of the workspace but `regular-file`. Start reading at [`situation::Situation`], then [`plan::plan`].
 

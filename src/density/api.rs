@@ -1,4 +1,5 @@
-//! The routes of memory optimization on the node's sockets. Those who may only look see the same, and begin nothing.
+//! The routes of memory optimization on the node's sockets. Those who may only look see the same,
+//! and begin nothing.
 
 use std::fmt::Display;
 use std::sync::Arc;
@@ -34,7 +35,8 @@ const COUNT_MAX: usize = 1000;
 /// The largest request for a run, in bytes: with such a plan, and what is around it.
 const RUN_BYTES_MAX: usize = PLAN_BYTES_MAX + 1024;
 
-/// The largest request for a plan, in bytes: with such a policy, each letter of which may be written as `\u0000`, and what is around it.
+/// The largest request for a plan, in bytes: with such a policy, each letter of which may be
+/// written as `\u0000`, and what is around it.
 const PLAN_REQUEST_BYTES_MAX: usize = 6 * FILE_BYTES_MAX + 1024;
 
 type Shared = State<Arc<Density>>;

@@ -1,8 +1,10 @@
 //! Memory optimization of this host: [`memopt::service`], with what it needs of this program.
 //!
-//! All decisions are made in `memopt`. Here is who runs guests on this host ([`crate::hypervisors`]), where things are kept, [`tally`],
-//! which counts for Prometheus, and [`api`], the routes. The node may be killed at any time: what balloons hold is asked of the guests
-//! again, ksmd's settings are put back by the next node, and the history says what was interrupted.
+//! All decisions are made in `memopt`. Here is who runs guests on this host
+//! ([`crate::hypervisors`]), where things are kept, [`tally`], which counts for Prometheus, and
+//! [`api`], the routes. The node may be killed at any time: what balloons hold is asked of the
+//! guests again, ksmd's settings are put back by the next node, and the history says what was
+//! interrupted.
 
 pub(crate) mod api;
 mod tally;

@@ -1,4 +1,5 @@
-//! What is asked over the node's API about memory optimization; what it answers are `memopt::service`'s types.
+//! What is asked over the node's API about memory optimization; what it answers are
+//! `memopt::service`'s types.
 
 use memopt::history::RunId;
 use memopt::plan::Plan;
@@ -13,7 +14,8 @@ pub(crate) struct PlanRequest {
     pub(crate) goal: Option<Goal>,
     /// The text of a policy; the node's when absent.
     pub(crate) policy: Option<String>,
-    /// Whether guests' pages are looked at first where that was not done lately, which takes its time.
+    /// Whether guests' pages are looked at first where that was not done lately, which takes its
+    /// time.
     pub(crate) survey: bool,
 }
 

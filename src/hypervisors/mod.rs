@@ -1,6 +1,8 @@
-//! What runs guests on this host, as memory optimization sees it: adapters of [`memopt::hypervisor::Hypervisor`].
+//! What runs guests on this host, as memory optimization sees it: adapters of
+//! [`memopt::hypervisor::Hypervisor`].
 //!
-//! [`own`] asks lighter's guests over their API, [`foreign`] those that QEMU and Cloud Hypervisor run, over their monitors.
+//! [`own`] asks lighter's guests over their API, [`foreign`] those that QEMU and Cloud Hypervisor
+//! run, over their monitors.
 
 mod foreign;
 mod own;

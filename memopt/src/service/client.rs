@@ -18,7 +18,8 @@ use crate::plan::Plan;
 use crate::policy::{Goal, Policy};
 use crate::schedule::{Schedule, Tally};
 
-/// How long the loop may take to hear a question: it inspects guests that take a second each, and not more than one of each kind.
+/// How long the loop may take to hear a question: it inspects guests that take a second each, and
+/// not more than one of each kind.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How long a run may take to end with the service, and between two questions whether it has.
@@ -76,8 +77,9 @@ impl Client {
         self.ask(|core, reply| core.answer(reply, status)).await
     }
 
-    /// What would be done now: for `goal`, or that of the policy; with `policy`, or that of `lighter.toml`. With `survey`, guests' pages
-    /// are surveyed first where that was not done lately, for as long as a window of ksmd at most.
+    /// What would be done now: for `goal`, or that of the policy; with `policy`, or that of
+    /// `lighter.toml`. With `survey`, guests' pages are surveyed first where that was not done
+    /// lately, for as long as a window of ksmd at most.
     ///
     /// # Errors
     /// [`ServiceError::Inspect`], [`ServiceError::Settings`], [`ServiceError::Silent`].
@@ -99,7 +101,8 @@ impl Client {
     /// Begins a run: for `goal`, or that of the policy; nothing is done that is not in `only`.
     ///
     /// # Errors
-    /// [`ServiceError::Busy`], [`ServiceError::Inspect`], [`ServiceError::Settings`], [`ServiceError::Silent`].
+    /// [`ServiceError::Busy`], [`ServiceError::Inspect`], [`ServiceError::Settings`],
+    /// [`ServiceError::Silent`].
     pub async fn begin(
         &self,
         goal: Option<Goal>,
@@ -140,7 +143,8 @@ impl Client {
         self.call(move |core| core.agenda(count)).await
     }
 
-    /// Calls the run under way off, puts ksmd's settings back, and ends the service. What balloons hold stays.
+    /// Calls the run under way off, puts ksmd's settings back, and ends the service. What balloons
+    /// hold stays.
     pub async fn shut_down(&self) {
         let is_over = async {
             while !self.call(|core| core.wind_up()).await.unwrap_or(true) {

@@ -285,7 +285,8 @@ impl<'a> Core<'a> {
         }
     }
 
-    /// Calls the run under way off, and puts ksmd's settings back. What balloons hold stays. Whether that was all.
+    /// Calls the run under way off, and puts ksmd's settings back. What balloons hold stays.
+    /// Whether that was all.
     pub(super) fn wind_up(&mut self) -> bool {
         self.is_winding_up = true;
         if let Some((_, cancel)) = self.running() {
@@ -441,7 +442,8 @@ fn is_manual(notice: &Notice) -> bool {
     matches!(notice, Notice::Due(Due { trigger: Trigger::Manual, .. }))
 }
 
-/// The policy of a schedule's run: for its guests alone, and within its budget, which can only take away from what the policy allows.
+/// The policy of a schedule's run: for its guests alone, and within its budget, which can only take
+/// away from what the policy allows.
 fn within(mut policy: Policy, schedule: &Schedule) -> Policy {
     policy.scope = schedule.guests.clone();
     let merge = &mut policy.merge;

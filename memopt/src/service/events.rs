@@ -21,7 +21,8 @@ pub trait Observer: Debug + Send + Sync {
 /// One thing that has happened.
 #[derive(Debug)]
 pub enum Event<'a> {
-    /// The service begins; its history tells of a run that did its work, at this time in Unix seconds.
+    /// The service begins; its history tells of a run that did its work, at this time in Unix
+    /// seconds.
     LastSuccess(u64),
     /// The host and all guests were inspected.
     Inspected(&'a Situation, &'a Ledger, &'a Policy),

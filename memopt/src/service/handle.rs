@@ -72,7 +72,8 @@ impl Shared {
     }
 }
 
-/// A task's way to the loop, which outlives it: when the loop is gone, what is asked is never answered, and the task ends with it.
+/// A task's way to the loop, which outlives it: when the loop is gone, what is asked is never
+/// answered, and the task ends with it.
 #[derive(Clone)]
 pub(super) struct Handle {
     pub(super) send: mpsc::Sender<Message>,
@@ -93,7 +94,8 @@ impl Handle {
         self.tell(Message::Call(call), told).await
     }
 
-    /// Inspects the host and all guests, those that are meant by `exactly` without any estimate of what they cost.
+    /// Inspects the host and all guests, those that are meant by `exactly` without any estimate of
+    /// what they cost.
     ///
     /// # Errors
     /// [`ServiceError::Inspect`].

@@ -41,7 +41,8 @@ struct KsmWindow {
 }
 
 impl Machine {
-    /// The host whose files are below `sources`; how ksmd was set is put down in `journal`, and `observer` hears of its windows.
+    /// The host whose files are below `sources`; how ksmd was set is put down in `journal`, and
+    /// `observer` hears of its windows.
     #[must_use]
     pub const fn new(sources: Sources, journal: PathBuf, observer: Arc<dyn Observer>) -> Self {
         Self { sources, meter: Meter::new(METER_BUDGET), journal, window: None, observer }

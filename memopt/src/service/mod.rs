@@ -1,14 +1,15 @@
-//! The shell of memory optimization: one loop that inspects the host, begins runs that are due, gives guests in pain their memory
-//! back, and answers whoever asks.
+//! The shell of memory optimization: one loop that inspects the host, begins runs that are due,
+//! gives guests in pain their memory back, and answers whoever asks.
 //!
-//! The loop ([`run`](fn@run)) owns all that is known: settings, ledger, surveys, history, scheduler ([`core`]). It holds no lock: it
-//! takes messages one at a time ([`handle`]). What takes long is a task of its own, which tells the loop what came of it: a run
-//! ([`runner`]), a survey ([`surveys`]), a step ([`steps`]), an answer to a client ([`client`]). The world is behind ports: guests
-//! behind [`Hypervisor`], the host behind [`Host`] ([`machine`] is the real one), time behind [`Clock`]; what happens is told to an
-//! [`Observer`].
+//! The loop ([`run`](fn@run)) owns all that is known: settings, ledger, surveys, history, scheduler
+//! ([`core`]). It holds no lock: it takes messages one at a time ([`handle`]). What takes long is a
+//! task of its own, which tells the loop what came of it: a run ([`runner`]), a survey
+//! ([`surveys`]), a step ([`steps`]), an answer to a client ([`client`]). The world is behind
+//! ports: guests behind [`Hypervisor`], the host behind [`Host`] ([`machine`] is the real one),
+//! time behind [`Clock`]; what happens is told to an [`Observer`].
 //!
-//! [`start`] runs the loop in a thread of its own. When it breaks down it begins anew, with ksmd as it was before; migrations, which
-//! other threads carry, do not notice.
+//! [`start`] runs the loop in a thread of its own. When it breaks down it begins anew, with ksmd as
+//! it was before; migrations, which other threads carry, do not notice.
 
 mod client;
 mod core;

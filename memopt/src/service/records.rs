@@ -1,4 +1,5 @@
-//! What is put down of runs for `lighter density history`. When its file cannot be used, runs go on without.
+//! What is put down of runs for `lighter density history`. When its file cannot be used, runs go on
+//! without.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -56,7 +57,8 @@ impl Records {
         }
     }
 
-    /// When each of `schedules` last ran or was due, in Unix seconds. New ones begin now, also for the next node.
+    /// When each of `schedules` last ran or was due, in Unix seconds. New ones begin now, also for
+    /// the next node.
     pub(super) fn last_ticks(&mut self, schedules: &[Schedule]) -> BTreeMap<String, u64> {
         let now = self.unix_seconds();
         let mut ticks = self.keep(History::last_ticks).unwrap_or_default();
@@ -110,7 +112,8 @@ impl Records {
         self.keep(|history| history.finish(run, now, &end));
     }
 
-    /// Puts down that it was decided over a schedule at this time (Unix seconds): that is where its next time counts from.
+    /// Puts down that it was decided over a schedule at this time (Unix seconds): that is where its
+    /// next time counts from.
     pub(super) fn put_down_decided(&mut self, schedule: &str, tick: u64) {
         self.keep(|history| history.note_decided(schedule, tick));
     }

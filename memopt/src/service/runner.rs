@@ -1,5 +1,5 @@
-//! One run: look, plan, act, wait until it shows, verify, and again until its goal is reached, nothing more can be done, its window is
-//! over, or somebody calls it off.
+//! One run: look, plan, act, wait until it shows, verify, and again until its goal is reached,
+//! nothing more can be done, its window is over, or somebody calls it off.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -27,11 +27,12 @@ const SETTLE_PAUSE: Duration = Duration::from_secs(1);
 /// A run ends after so many rounds, however much there is still to do.
 const ROUNDS_MAX: usize = 1000;
 
-/// For so long a run waits for balloons alone. One that stands still is given up before, with the presets; one that creeps is waited for
-/// no longer.
+/// For so long a run waits for balloons alone. One that stands still is given up before, with the
+/// presets; one that creeps is waited for no longer.
 const BALLOON_PATIENCE: Duration = Duration::from_secs(300);
 
-/// So often in a row it looks again when guests do not answer: on a busy host they may do so the next time.
+/// So often in a row it looks again when guests do not answer: on a busy host they may do so the
+/// next time.
 const SILENT_LOOKS_MAX: u32 = 3;
 
 /// What a run waits for when there is nothing to do now.
@@ -243,7 +244,8 @@ impl Run {
         }
     }
 
-    /// Has guests' pages surveyed where that was not done, or not lately, within the time that the policy gives to ksmd.
+    /// Has guests' pages surveyed where that was not done, or not lately, within the time that the
+    /// policy gives to ksmd.
     async fn survey(&mut self) -> Result<bool, String> {
         if self.order.only.as_ref().is_some_and(|plan| !plan.steps.iter().any(is_of_chunks)) {
             return Ok(false);
@@ -334,7 +336,8 @@ impl Run {
         Box::new(move |guest| steps.iter().any(|step| verify::concerns(step, guest, &policy)))
     }
 
-    /// Does a step; what is known of the guest's pages changes with it, also when it went wrong half-way.
+    /// Does a step; what is known of the guest's pages changes with it, also when it went wrong
+    /// half-way.
     async fn perform(&self, step: &Step) -> Result<(), StepError> {
         let done = self.handle.perform(step).await;
         let (action, is_done) = (step.action.clone(), done.is_ok());
@@ -353,7 +356,8 @@ impl Run {
         Ok(())
     }
 
-    /// Why `step` must not have a domain merged: who else lets the kernel merge pages at this moment.
+    /// Why `step` must not have a domain merged: who else lets the kernel merge pages at this
+    /// moment.
     async fn refusal(&self, step: &Step) -> Option<String> {
         let Action::DriveKsm { domain, .. } = &step.action else { return None };
         match self.exposed(domain).await {
@@ -369,8 +373,8 @@ impl Run {
         Ok(exposed(&situation, &self.order.policy, domain).into_iter().next())
     }
 
-    /// Tells of a window that may not be opened while another process lets the kernel merge pages, and
-    /// of what was `marked` for it. This does not count against merging.
+    /// Tells of a window that may not be opened while another process lets the kernel merge pages,
+    /// and of what was `marked` for it. This does not count against merging.
     async fn refused(&self, window: u32, marked: &[Pending], reason: &str) {
         tracing::warn!(run = %self.id, "no window of ksmd is opened: {reason}");
         let steps = marked.iter().map(|step| step.index).chain([window]);
@@ -386,7 +390,8 @@ impl Run {
         self.conclude(found, &Outcome::failed(step, error)).await;
     }
 
-    /// Looks again and again until each step has shown what it brings, and checks it then. When the run must end, it is checked as it is.
+    /// Looks again and again until each step has shown what it brings, and checks it then. When the
+    /// run must end, it is checked as it is.
     async fn settle(
         &mut self,
         mut pending: Vec<Pending>,
@@ -423,9 +428,10 @@ impl Run {
         Ok(())
     }
 
-    /// Whether a look would tell nothing of these steps: a window shows what it brings when it is over, and all others but those of
-    /// balloons are simply given their time. Looks at all guests, each second, would take a fifth as much CPU time as ksmd does. Guests
-    /// in pain are seen to all the same (`watch`).
+    /// Whether a look would tell nothing of these steps: a window shows what it brings when it is
+    /// over, and all others but those of balloons are simply given their time. Looks at all guests,
+    /// each second, would take a fifth as much CPU time as ksmd does. Guests in pain are seen to
+    /// all the same (`watch`).
     fn nothing_shows_yet(&self, pending: &[Pending], drives_ksm: bool) -> bool {
         let now = self.handle.uptime();
         pending.iter().all(|pending| {

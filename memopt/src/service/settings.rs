@@ -33,8 +33,8 @@ impl Settings {
     }
 }
 
-/// What tells one state of the file from another: which file it is, when it or its rights were changed, and its length; or why nobody
-/// can tell.
+/// What tells one state of the file from another: which file it is, when it or its rights were
+/// changed, and its length; or why nobody can tell.
 type Stamp = Result<(u64, (i64, i64), u64), ErrorKind>;
 
 /// The file, and what it said when it was last right.

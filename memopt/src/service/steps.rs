@@ -10,7 +10,8 @@ use crate::plan::{Action, Step};
 /// Why a step was not done.
 #[derive(Debug)]
 pub(super) enum StepError {
-    /// It takes memory, and what is asked of the balloon cannot be put down: the node is the cause, and not the guest.
+    /// It takes memory, and what is asked of the balloon cannot be put down: the node is the cause,
+    /// and not the guest.
     Unremembered(String),
     /// It could not be done.
     Failed(Failure),
@@ -30,8 +31,8 @@ impl fmt::Display for StepError {
 
 impl Handle {
     /// Does a step, and remembers it. What is asked of a balloon is put down before: a node that is
-    /// killed in between leaves one that the next node gives back. So nothing is taken as long as it
-    /// cannot be put down; memory is given back all the same.
+    /// killed in between leaves one that the next node gives back. So nothing is taken as long as
+    /// it cannot be put down; memory is given back all the same.
     ///
     /// # Errors
     /// [`StepError`].

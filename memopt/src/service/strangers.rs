@@ -14,7 +14,8 @@ use crate::situation::{Guest, Situation};
 /// How long the result of a scan is used.
 const KEPT: Duration = Duration::from_secs(300);
 
-/// How long inspecting one process may take. One that waits for a device that does not answer can hold its memory map for good.
+/// How long inspecting one process may take. One that waits for a device that does not answer can
+/// hold its memory map for good.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long inspecting all of them may take: before Linux 6.15, their page tables are walked.
@@ -59,8 +60,8 @@ impl Strangers {
         Self { sources, patience: PATIENCE, found, search }
     }
 
-    /// The processes that no mergeable guest in `situation` is, each as text. They are inspected unless that was done in the last five
-    /// minutes.
+    /// The processes that no mergeable guest in `situation` is, each as text. They are inspected
+    /// unless that was done in the last five minutes.
     ///
     /// # Errors
     /// The list of processes cannot be read.
@@ -162,12 +163,14 @@ impl Strangers {
     }
 }
 
-/// The numbers of the processes of guests that are known to be mergeable: plans heed these by themselves.
+/// The numbers of the processes of guests that are known to be mergeable: plans heed these by
+/// themselves.
 fn mergeable(guests: &[Guest]) -> impl Iterator<Item = u32> {
     guests.iter().filter(|guest| guest.is_mergeable).map(|guest| guest.pid)
 }
 
-/// Those of `processes` that are not known to be mergeable. A guest is among them when it has not told that it is.
+/// Those of `processes` that are not known to be mergeable. A guest is among them when it has not
+/// told that it is.
 fn named(processes: &[(u32, String)], guests: &[Guest]) -> Vec<String> {
     let is_known = |pid: u32| mergeable(guests).any(|known| known == pid);
     let strange = processes.iter().filter(|(pid, _)| !is_known(*pid));

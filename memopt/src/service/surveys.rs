@@ -1,8 +1,9 @@
 //! Has guests' pages surveyed, so that merging and huge pages are decided by what is there.
 //!
-//! The guests of a merge domain are surveyed with one seed, drawn anew each time, so that what they found can be put together;
-//! a guest without a domain is one by itself. A few are surveyed at a time, which together take the share of a CPU that the policy
-//! gives to ksmd. One that is slow, dead or says nonsense goes without a survey, and the others with theirs.
+//! The guests of a merge domain are surveyed with one seed, drawn anew each time, so that what they
+//! found can be put together; a guest without a domain is one by itself. A few are surveyed at a
+//! time, which together take the share of a CPU that the policy gives to ksmd. One that is slow,
+//! dead or says nonsense goes without a survey, and the others with theirs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -74,7 +75,8 @@ impl Surveys {
         self.changed.retain(|name, _| names.contains(name.as_str()));
     }
 
-    /// Keeps what was found between `begun` and `taken`, but for guests that a step has changed meanwhile.
+    /// Keeps what was found between `begun` and `taken`, but for guests that a step has changed
+    /// meanwhile.
     pub(super) fn keep(&mut self, found: Vec<Known>, begun: Duration, taken: Duration) {
         for Known { name, pid, survey } in found {
             if self.changed.get(&name).is_some_and(|changed| *changed >= begun) {
@@ -156,7 +158,8 @@ fn may_be_any(limits: &GuestLimits, actuators: &[Actuator]) -> bool {
 }
 
 impl Handle {
-    /// Has guests' pages surveyed. Whether there were any to survey. When it is dropped, what was found so far is kept.
+    /// Has guests' pages surveyed. Whether there were any to survey. When it is dropped, what was
+    /// found so far is kept.
     ///
     /// # Errors
     /// [`ServiceError::Inspect`].

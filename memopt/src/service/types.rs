@@ -1,4 +1,5 @@
-//! What the service tells of the host, its guests and its runs. All of it travels over the node's API.
+//! What the service tells of the host, its guests and its runs. All of it travels over the node's
+//! API.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -24,7 +25,8 @@ pub struct DensityStatus {
     pub level: Level,
     /// The policy's goal.
     pub goal: Goal,
-    /// Where policy and schedules come from; absent when there is no such file and the default policy holds.
+    /// Where policy and schedules come from; absent when there is no such file and the default
+    /// policy holds.
     pub file: Option<String>,
     /// Why the file is not used as it is now; what it said before still holds.
     pub file_error: Option<String>,

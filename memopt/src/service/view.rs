@@ -54,9 +54,11 @@ pub trait Host: Debug + Send {
 
 /// How it is told what guests cost.
 pub enum Exactness<'a> {
-    /// Reckoned from their counters, but for those that are meant, whose page tables are walked, and for some others in turn.
+    /// Reckoned from their counters, but for those that are meant, whose page tables are walked,
+    /// and for some others in turn.
     But(&'a dyn Fn(&Guest) -> bool),
-    /// Reckoned from their counters, without a walk of anybody's page tables: for inspections that are frequent.
+    /// Reckoned from their counters, without a walk of anybody's page tables: for inspections that
+    /// are frequent.
     Reckoned,
 }
 
@@ -95,7 +97,8 @@ pub(super) fn nobody() -> Exactly {
     Box::new(|_| false)
 }
 
-/// Asks hypervisors one after the other, for the guests of these names or all of them; returns them by name, and what cannot be told.
+/// Asks hypervisors one after the other, for the guests of these names or all of them; returns them
+/// by name, and what cannot be told.
 pub(super) async fn guests(
     hypervisors: &[Arc<dyn Hypervisor>],
     names: Option<&BTreeSet<String>>,

@@ -1,4 +1,5 @@
-//! What the loop does by itself: it gives guests in pain their memory back at once, and begins the runs that `lighter.toml` schedules.
+//! What the loop does by itself: it gives guests in pain their memory back at once, and begins the
+//! runs that `lighter.toml` schedules.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -16,8 +17,8 @@ use crate::situation::{Guest, Situation};
 /// Between two inspections of all guests, for what is remembered of them.
 const INSPECT_PAUSE: Duration = Duration::from_secs(10);
 
-/// Between two of guests whose balloons hold memory: statistics come with the inspection after the one that asked for them, and a
-/// guest in pain shall have its memory back within a second.
+/// Between two of guests whose balloons hold memory: statistics come with the inspection after the
+/// one that asked for them, and a guest in pain shall have its memory back within a second.
 const ALERT_PAUSE: Duration = Duration::from_millis(400);
 
 /// Between two looks at the clock and at `lighter.toml`.
@@ -60,8 +61,9 @@ impl Watch {
         self.ticked = Some(Instant::now());
     }
 
-    /// Inspects all guests, or those that are watched, and gives those that need more than their balloons leave them all they may have.
-    /// Returns the names of those whose balloons hold memory.
+    /// Inspects all guests, or those that are watched, and gives those that need more than their
+    /// balloons leave them all they may have. Returns the names of those whose balloons hold
+    /// memory.
     async fn relieve(
         &self,
         core: &mut Core<'_>,
@@ -83,9 +85,9 @@ impl Watch {
     }
 }
 
-/// What is to be given back to guests that need it. Whatever the policy's goal: what the host merely has to spare is a run's to give, or
-/// the watch would undo what runs for other goals have taken. And only what runs have taken: a balloon that an operator has set is the
-/// operator's.
+/// What is to be given back to guests that need it. Whatever the policy's goal: what the host
+/// merely has to spare is a run's to give, or the watch would undo what runs for other goals have
+/// taken. And only what runs have taken: a balloon that an operator has set is the operator's.
 fn reliefs(core: &Core<'_>, situation: &Situation, policy: &Policy) -> Vec<Step> {
     let plan = plan(situation, policy, &core.ledger, &Goal::MaxDensity);
     let is_relief = |step: &Step| match &step.action {

@@ -1,4 +1,5 @@
-//! Guests of this host that other programs run: found among its processes, asked through their monitors.
+//! Guests of this host that other programs run: found among its processes, asked through their
+//! monitors.
 
 mod survey;
 
@@ -296,9 +297,9 @@ mod tests {
 
     use super::*;
 
-    /// A guest of QEMU's that this process claims to be, on a host whose node does `doing` with it; its
-    /// monitor, which nobody has asked yet; and their folder. The process began when the host booted,
-    /// by what was found, and this one did not.
+    /// A guest of QEMU's that this process claims to be, on a host whose node does `doing` with it;
+    /// its monitor, which nobody has asked yet; and their folder. The process began when the host
+    /// booted, by what was found, and this one did not.
     fn scene(doing: ForeignGuestsArg) -> (tempfile::TempDir, UnixListener, ForeignGuests, Found) {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("qmp");

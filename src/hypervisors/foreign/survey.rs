@@ -1,5 +1,5 @@
-//! Surveys guests that other programs run, by this process: at that part of their memory that the kernel may merge, which is read
-//! through `/proc` and not changed.
+//! Surveys guests that other programs run, by this process: at that part of their memory that the
+//! kernel may merge, which is read through `/proc` and not changed.
 
 use std::ops::Range;
 use std::sync::Arc;

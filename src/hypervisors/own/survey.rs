@@ -23,7 +23,8 @@ const POLL_PAUSE: Duration = Duration::from_millis(500);
 /// How long a guest's process may take to answer.
 const GUEST_PATIENCE: Duration = Duration::from_secs(10);
 
-/// How much coarser than its size asks for a guest's table may be: a coarse table makes those of its domain coarse.
+/// How much coarser than its size asks for a guest's table may be: a coarse table makes those of
+/// its domain coarse.
 const BITS_SLACK: u32 = 2;
 
 /// A guest that is asked.
