@@ -46,7 +46,8 @@ impl Destination {
         Ok(Self { host: host.to_owned(), port })
     }
 
-    /// Looks the host up; returns its node once for each address it has, at least one and at most four.
+    /// Looks the host up; returns its node once for each address it has, at least one and at most
+    /// four.
     ///
     /// # Errors
     /// It has no address, or none was found within 10 s.

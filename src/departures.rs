@@ -136,8 +136,8 @@ impl Departures {
     }
 
     /// The guest stays, or is back: takes the notes off its disks, which a power cut after the
-    /// decision has left there, and removes the file. While a disk is not there (its file system may
-    /// not be mounted yet), the file stays for another try.
+    /// decision has left there, and removes the file. While a disk is not there (its file system
+    /// may not be mounted yet), the file stays for another try.
     ///
     /// # Errors
     /// The file system refuses.
@@ -238,7 +238,8 @@ impl Departures {
     }
 
     /// Records what `records` say of migrations that are over, before they are removed. Returns the
-    /// migrations whose records have to stay, and adds errors to `faults`: the next pass tries again.
+    /// migrations whose records have to stay, and adds errors to `faults`: the next pass tries
+    /// again.
     pub(crate) fn settle_by(
         &self,
         records: &[Record],
@@ -296,8 +297,8 @@ fn file_name(migration: MigrationId) -> String {
     format!("{migration}.json")
 }
 
-/// What the guest `uuid` called `name` has noted in the file at `path`; `None` when there is no such
-/// file.
+/// What the guest `uuid` called `name` has noted in the file at `path`; `None` when there is no
+/// such file.
 fn read(path: &Path, (name, uuid): (&str, &str)) -> Result<Option<Departure>, Damaged> {
     let text = match regular_file::read(path, FILE_BYTES_MAX) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
@@ -322,8 +323,8 @@ pub(crate) struct DepartedDisks {
 
 impl DepartedDisks {
     /// Refuses the disk at `path` for the guest `own` if its content has gone to another host, or a
-    /// file of this guest's that may say so cannot be read. What cannot be read of other guests keeps
-    /// this one from nothing: its process may have spoiled it.
+    /// file of this guest's that may say so cannot be read. What cannot be read of other guests
+    /// keeps this one from nothing: its process may have spoiled it.
     ///
     /// # Errors
     /// It has; with the way out.

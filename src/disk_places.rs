@@ -1,4 +1,5 @@
-//! Where on this host guests that arrive may have disks: nowhere, unless the node's operator has said so.
+//! Where on this host guests that arrive may have disks: nowhere, unless the node's operator has
+//! said so.
 
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
@@ -13,12 +14,14 @@ pub(crate) struct DiskPlaces {
 }
 
 impl DiskPlaces {
-    /// These folders and everything below them, where disks may be made, too, and these block devices.
+    /// These folders and everything below them, where disks may be made, too, and these block
+    /// devices.
     pub(crate) fn new(folders: Vec<PathBuf>, devices: Vec<PathBuf>) -> Self {
         Self { folders, devices }
     }
 
-    /// What a node was told, so that a mistake in it is heard of at its start. A device may still come.
+    /// What a node was told, so that a mistake in it is heard of at its start. A device may still
+    /// come.
     ///
     /// # Errors
     /// One of `folders` is none, or what one of `devices` names is no block device.
@@ -76,7 +79,8 @@ impl DiskPlaces {
         let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
             return Err(format!("{shown} is no place for a disk"));
         };
-        // Links in a permitted folder do not lead out of it. Of what lies elsewhere a peer is not told whether it is there.
+        // Links in a permitted folder do not lead out of it. Of what lies elsewhere a peer is not
+        // told whether it is there.
         let mut above = folder.ancestors().filter_map(|folder| folder.canonicalize().ok());
         let nearest = above.next().unwrap_or_default();
         if !path.is_absolute() || !self.is_permitted(&nearest) {

@@ -1,4 +1,5 @@
-//! Small files that are replaced whole: a reader finds the old one or the new one, also after a crash.
+//! Small files that are replaced whole: a reader finds the old one or the new one, also after a
+//! crash.
 
 use std::fs;
 use std::io;
@@ -15,7 +16,8 @@ pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     replace(path, &to_text(path, value)?)
 }
 
-/// As [`write_json`], without waiting for the disk: for what is of no use after a crash of the host.
+/// As [`write_json`], without waiting for the disk: for what is of no use after a crash of the
+/// host.
 ///
 /// # Errors
 /// The file system refuses.

@@ -1,9 +1,10 @@
-//! How the last guests ended, one small file each. `lighter ls` shows it; a start consults it, since only this file
-//! says that a guest was saved.
+//! How the last guests ended, one small file each. `lighter ls` shows it; a start consults it,
+//! since only this file says that a guest was saved.
 //!
-//! The files are `ended/guests/NAME/ended.json` in the state folder, written by a guest's process as its
-//! last act; it writes in no other guest's folder. A process that is killed writes none. The next guest of
-//! the same name removes the file when it runs. Earlier versions wrote `ended/NAME.json`.
+//! The files are `ended/guests/NAME/ended.json` in the state folder, written by a guest's process
+//! as its last act; it writes in no other guest's folder. A process that is killed writes none. The
+//! next guest of the same name removes the file when it runs. Earlier versions wrote
+//! `ended/NAME.json`.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -102,8 +103,8 @@ impl EndedGuests {
         Ok(())
     }
 
-    /// Forgets the oldest if there are too many, but for guests that are defined here or in a file; and puts what earlier
-    /// versions have written in its place.
+    /// Forgets the oldest if there are too many, but for guests that are defined here or in a file;
+    /// and puts what earlier versions have written in its place.
     pub(crate) fn tidy(&self, is_defined: impl Fn(&GuestName) -> bool) {
         for name in self.in_earlier_files() {
             if let Err(error) = self.put_in_place(&name) {
@@ -142,7 +143,8 @@ impl EndedGuests {
 
     /// Forgets how the last guest of this name ended: it is about another one from now on.
     pub(crate) fn forget(&self, name: &GuestName) {
-        // There may be none, and one that cannot be removed misleads nobody but people who ask after a guest that was killed.
+        // There may be none, and one that cannot be removed misleads nobody but people who ask
+        // after a guest that was killed.
         let _removed = fs::remove_file(self.file(name));
     }
 
@@ -154,10 +156,12 @@ impl EndedGuests {
         its.max_by_key(|ended| ended.ended_unix_ms)
     }
 
-    /// How the last guest of this name ended, where a second copy of it would do harm; none when no file says so.
+    /// How the last guest of this name ended, where a second copy of it would do harm; none when no
+    /// file says so.
     ///
     /// # Errors
-    /// A file is there and cannot be read, or is about another guest: it may have said that this one is elsewhere.
+    /// A file is there and cannot be read, or is about another guest: it may have said that this
+    /// one is elsewhere.
     pub(crate) fn expect(&self, name: &GuestName) -> Result<Option<Ended>> {
         let mut last: Option<Ended> = None;
         for path in [self.earlier_file(name), self.file(name)] {

@@ -1,7 +1,9 @@
-//! Locks that end with their process: open-file-description locks, so that a crash frees them and a look does not take them.
+//! Locks that end with their process: open-file-description locks, so that a crash frees them and a
+//! look does not take them.
 //!
-//! A process that owns what a lock stands for locks all bytes of its file. One that only removes what a dead process
-//! has left locks the first byte: it excludes the others, and they can tell that the lock is about to be free.
+//! A process that owns what a lock stands for locks all bytes of its file. One that only removes
+//! what a dead process has left locks the first byte: it excludes the others, and they can tell
+//! that the lock is about to be free.
 
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
@@ -15,7 +17,8 @@ use nix::libc;
 /// A lock that this process holds, until dropped or dead.
 #[derive(Debug)]
 pub(crate) struct FileLock {
-    /// Holds the lock: it belongs to the open file, and threads or children that did not inherit it do not matter.
+    /// Holds the lock: it belongs to the open file, and threads or children that did not inherit it
+    /// do not matter.
     file: File,
 }
 
@@ -28,8 +31,8 @@ impl FileLock {
         Self::try_lock(path, &all_bytes())
     }
 
-    /// Takes the lock at `path` for as long as it takes to remove what a dead process has left; `None` when another
-    /// process holds it. [`Self::is_held`] says no meanwhile.
+    /// Takes the lock at `path` for as long as it takes to remove what a dead process has left;
+    /// `None` when another process holds it. [`Self::is_held`] says no meanwhile.
     ///
     /// # Errors
     /// As [`Self::try_acquire`].
@@ -52,7 +55,8 @@ impl FileLock {
         }
     }
 
-    /// Whether `path` still names the file that is locked: false when somebody removed it in between.
+    /// Whether `path` still names the file that is locked: false when somebody removed it in
+    /// between.
     pub(crate) fn is_at(&self, path: &Path) -> bool {
         match (self.file.metadata(), fs::metadata(path)) {
             (Ok(held), Ok(there)) => is_same(&held, &there),
@@ -60,10 +64,12 @@ impl FileLock {
         }
     }
 
-    /// Whether a live process holds the lock at `path`; only looks. When that cannot be told, as without a free file descriptor,
-    /// the answer is yes: taking a live process for dead does harm, looking again later does not.
+    /// Whether a live process holds the lock at `path`; only looks. When that cannot be told, as
+    /// without a free file descriptor, the answer is yes: taking a live process for dead does harm,
+    /// looking again later does not.
     pub(crate) fn is_held(path: &Path) -> bool {
-        // To look takes no right to write, which there is none of on a file system that has become read-only.
+        // To look takes no right to write, which there is none of on a file system that has become
+        // read-only.
         let file = match File::open(path) {
             Ok(file) => file,
             Err(error) => {
@@ -80,8 +86,9 @@ impl FileLock {
         }
     }
 
-    /// Whether it is process `pid` that holds the lock at `path`. Such a lock knows files and not processes, so that its holder is
-    /// who has the file open with the lock on it (proc_pid_fdinfo(5)).
+    /// Whether it is process `pid` that holds the lock at `path`. Such a lock knows files and not
+    /// processes, so that its holder is who has the file open with the lock on it
+    /// (proc_pid_fdinfo(5)).
     ///
     /// # Errors
     /// There is no such lock or process, or it is another user's.

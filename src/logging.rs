@@ -24,7 +24,8 @@ pub(crate) fn start(cli: &Cli) -> Result<()> {
     };
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        // They would be told on stderr, which cannot be written then: a panic, in the middle of a migration.
+        // They would be told on stderr, which cannot be written then: a panic, in the middle of a
+        // migration.
         .log_internal_errors(false)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal());

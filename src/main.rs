@@ -1,10 +1,10 @@
 //! `lighter`: moves running KVM guests between hosts.
 //!
-//! The only place where the machine (`vmm-core`), the migration (`migrate`), the metrics and the memory observations meet.
-//! [`cli`] is the command line as typed; [`verbs`] does what it says by talking to guest processes through [`api`]; [`guest`]
-//! is the process of one guest, [`confinement`] what it may do, [`definitions`] are those that are written down; `node` receives guests;
-//! [`demo`] shows it all.
-//! Start reading at [`dispatch`].
+//! The only place where the machine (`vmm-core`), the migration (`migrate`), the metrics and the
+//! memory observations meet. [`cli`] is the command line as typed; [`verbs`] does what it says by
+//! talking to guest processes through [`api`]; [`guest`] is the process of one guest,
+//! [`confinement`] what it may do, [`definitions`] are those that are written down; `node` receives
+//! guests; [`demo`] shows it all. Start reading at [`dispatch`].
 
 // [`output`] is for that: these macros panic when nobody reads or the disk is full.
 #![warn(clippy::print_stdout, clippy::print_stderr)]

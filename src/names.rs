@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 /// The longest name, in bytes; leaves room for the folder in a Unix socket's 107-byte path.
 const NAME_BYTES_MAX: usize = 48;
 
-/// A guest's name: letters, digits, `-`, `_` and `.`, starting with a letter or a digit; unique on a host.
+/// A guest's name: letters, digits, `-`, `_` and `.`, starting with a letter or a digit; unique on
+/// a host.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub(crate) struct GuestName(String);

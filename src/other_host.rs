@@ -1,5 +1,5 @@
-//! Asks the other host of a guest's last migration whether it has the guest, before it starts here; then each host to which the guest
-//! has moved on.
+//! Asks the other host of a guest's last migration whether it has the guest, before it starts here;
+//! then each host to which the guest has moved on.
 
 use std::collections::BTreeSet;
 use std::num::NonZeroU16;
@@ -35,8 +35,8 @@ const HOSTS_MAX: usize = 8;
 pub(crate) enum Occasion {
     /// A guest is about to boot that is here by all that this host knows.
     Start,
-    /// A guest may be elsewhere: its start is refused, or ordered all the same. The hosts are asked as well to which it
-    /// has moved on.
+    /// A guest may be elsewhere: its start is refused, or ordered all the same. The hosts are asked
+    /// as well to which it has moved on.
     Elsewhere,
     /// A copy that waits to be told is about to run.
     Resolve,
@@ -46,9 +46,11 @@ pub(crate) enum Occasion {
 #[derive(Debug)]
 pub(crate) struct OtherHost {
     guest: GuestName,
-    /// Whether the node that was asked is the one that took part in the migration, as far as its address goes.
+    /// Whether the node that was asked is the one that took part in the migration, as far as its
+    /// address goes.
     is_its_node: bool,
-    /// Whether it has the guest by this host's record: a guest that was started here since has been ordered to.
+    /// Whether it has the guest by this host's record: a guest that was started here since has been
+    /// ordered to.
     was_given: bool,
     /// What it says.
     first: Said,
@@ -107,8 +109,8 @@ impl OtherHost {
         Ok(Some(Self { guest, is_its_node, was_given, first, onward }))
     }
 
-    /// Refuses to let the copy of its last migration run here when the guest is the other host's, or has run there since: then it is out of
-    /// date. A host that cannot be asked is warned of.
+    /// Refuses to let the copy of its last migration run here when the guest is the other host's,
+    /// or has run there since: then it is out of date. A host that cannot be asked is warned of.
     ///
     /// # Errors
     /// It has the guest, or had it, and how that stands there.
@@ -124,11 +126,12 @@ impl OtherHost {
         }
     }
 
-    /// Refuses the start of a guest that this host's records place here, when the other host has it, or has had it since its last
-    /// migration. A host that cannot be asked gives a warning.
+    /// Refuses the start of a guest that this host's records place here, when the other host has
+    /// it, or has had it since its last migration. A host that cannot be asked gives a warning.
     ///
     /// # Errors
-    /// It has the guest, or had it, and how that stands there; `way_out` is for when it runs nowhere.
+    /// It has the guest, or had it, and how that stands there; `way_out` is for when it runs
+    /// nowhere.
     pub(crate) fn expect_none_since(&self, way_out: &str) -> Result<()> {
         let (guest, host) = (&self.guest, &self.first.host);
         match (self.first.past(), &self.first.answer) {
@@ -151,8 +154,8 @@ impl OtherHost {
         }
     }
 
-    /// Refuses to let a guest boot here that is the other host's, or has moved on from there to a host that has it. Those that cannot be
-    /// asked are warned of.
+    /// Refuses to let a guest boot here that is the other host's, or has moved on from there to a
+    /// host that has it. Those that cannot be asked are warned of.
     ///
     /// # Errors
     /// A host has the guest, and how it stands there.
@@ -301,8 +304,8 @@ impl<'a> Inquiry<'a> {
     }
 }
 
-/// Where to ask next: the host as people call it, its node unless it must be looked up, and the migration that took the guest
-/// there.
+/// Where to ask next: the host as people call it, its node unless it must be looked up, and the
+/// migration that took the guest there.
 fn next(said: &Said) -> Option<(String, Option<Peer>, Option<MigrationId>)> {
     let past = said.past()?;
     let traced = said.answer.as_ref().ok()?;
@@ -334,7 +337,8 @@ fn node_of(side: &Side) -> Option<Peer> {
     }
 }
 
-/// Whether [`node_of`] is the node that took part in the migration, and not one on the default port.
+/// Whether [`node_of`] is the node that took part in the migration, and not one on the default
+/// port.
 fn knows_node(side: &Side) -> bool {
     match side {
         Side::Source { .. } => true,
@@ -410,7 +414,8 @@ mod tests {
         // That it had the guest is known, and that was started here by order since.
         let known = other(said("b", Some(("ended there", false))), Vec::new());
         OtherHost { was_given: true, ..known }.expect_none_since(way_out).unwrap();
-        // By a host of an earlier version, that may be of before the migration that brought the guest here.
+        // By a host of an earlier version, that may be of before the migration that brought the
+        // guest here.
         let mut earlier = said("b", Some(("moved to here", true)));
         earlier.answer.as_mut().unwrap().is_since = false;
         other(earlier, Vec::new()).expect_none_since(way_out).unwrap();

@@ -1,5 +1,6 @@
-//! What verbs print: results on stdout, notes on stderr. The only place that writes to either, so that a full disk is an error
-//! and a reader that has heard enough (`lighter ls | head -1`) is none.
+//! What verbs print: results on stdout, notes on stderr. The only place that writes to either, so
+//! that a full disk is an error and a reader that has heard enough (`lighter ls | head -1`) is
+//! none.
 
 use std::fmt::Display;
 use std::io::{self, ErrorKind, Write};
@@ -10,7 +11,8 @@ use serde::Serialize;
 /// Prints `text` on stdout, as it is.
 ///
 /// # Errors
-/// It cannot be written, as on a full disk. Nobody reading any more is no error: there is nothing left to say to them.
+/// It cannot be written, as on a full disk. Nobody reading any more is no error: there is nothing
+/// left to say to them.
 pub(crate) fn print(text: impl Display) -> Result<()> {
     write_all(&mut io::stdout().lock(), &text.to_string()).context("cannot print the result")
 }

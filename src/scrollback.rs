@@ -1,8 +1,8 @@
 //! The last of what a guest wrote on its serial console, for everybody who wants to read along.
 //!
-//! The guest writes and never waits: what is old goes, whether or not it was read. Readers have no place here, only the offset
-//! that each remembers for itself, counted in bytes since the guest's process began; so a thousand of them, or one that hangs,
-//! cost no memory.
+//! The guest writes and never waits: what is old goes, whether or not it was read. Readers have no
+//! place here, only the offset that each remembers for itself, counted in bytes since the guest's
+//! process began; so a thousand of them, or one that hangs, cost no memory.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -69,8 +69,8 @@ impl Scrollback {
         });
     }
 
-    /// What has been written from `from` on and is still here. An offset that has not been reached is that of another life of the
-    /// guest: everything is new to whoever comes with it.
+    /// What has been written from `from` on and is still here. An offset that has not been reached
+    /// is that of another life of the guest: everything is new to whoever comes with it.
     pub(crate) fn read(&self, from: u64) -> Excerpt {
         let kept = self.kept();
         let oldest = kept.end - kept.bytes.len() as u64;

@@ -46,7 +46,8 @@ impl EndSignals {
     }
 }
 
-/// Whether a process whose `/proc/PID/status` is `status` ignores SIGHUP (proc_pid_status(5), `SigIgn`).
+/// Whether a process whose `/proc/PID/status` is `status` ignores SIGHUP (proc_pid_status(5),
+/// `SigIgn`).
 fn ignores_hang_up(status: &str) -> bool {
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());

@@ -1,4 +1,5 @@
-//! The state folder of a host: where certificates, live guests and records of migrations are, and who owns a guest's name.
+//! The state folder of a host: where certificates, live guests and records of migrations are, and
+//! who owns a guest's name.
 //!
 //! ```text
 //! certs/        ca.pem ca.key host.pem host.key
@@ -11,7 +12,8 @@
 //! node.sock node-ro.sock node.json node.lock counted.json autostarted.json merge-domain
 //! ```
 //!
-//! A name is taken while a live process holds its `lock`; what a dead one left behind is removed by whoever finds it.
+//! A name is taken while a live process holds its `lock`; what a dead one left behind is removed by
+//! whoever finds it.
 
 use std::fs;
 use std::io;
@@ -230,7 +232,8 @@ impl StateDir {
         }
     }
 
-    /// Creates the state folder and those inside it, for this user only, but for the way to the sockets of all users.
+    /// Creates the state folder and those inside it, for this user only, but for the way to the
+    /// sockets of all users.
     ///
     /// # Errors
     /// The file system refuses.
@@ -435,8 +438,8 @@ impl GuestDir {
                 socket.display()
             );
         }
-        // Another process may be removing the folder of a dead one just now, or this one, whose lock it has seen before
-        // it was locked: begin again then, for a while.
+        // Another process may be removing the folder of a dead one just now, or this one, whose
+        // lock it has seen before it was locked: begin again then, for a while.
         let begun = Instant::now();
         while begun.elapsed() < REMOVAL_PATIENCE {
             create(&self.path, PASSAGE)?;
@@ -463,7 +466,8 @@ impl GuestDir {
         bail!("{} is being removed by another process again and again", self.path.display())
     }
 
-    /// Removes what a guest's process makes, but the lock. Whatever else is there is somebody's and stays.
+    /// Removes what a guest's process makes, but the lock. Whatever else is there is somebody's and
+    /// stays.
     fn remove_own_files(&self) {
         let inside = OWN_FILES.map(|name| self.path.join(name));
         for file in inside.iter().chain([&self.vsock]) {
@@ -494,7 +498,8 @@ impl GuestClaim {
 impl Drop for GuestClaim {
     fn drop(&mut self) {
         self.dir.remove_own_files();
-        // The lock goes last, while it is still held: whoever opened it before sees that it is gone and begins again.
+        // The lock goes last, while it is still held: whoever opened it before sees that it is gone
+        // and begins again.
         let removed =
             fs::remove_file(self.dir.lock_file()).and_then(|()| fs::remove_dir(&self.dir.path));
         if let Err(error) = removed {
@@ -525,7 +530,8 @@ fn create_private(folder: &Path) -> Result<()> {
     create(folder, 0o700)
 }
 
-/// Creates a folder with this mode, or one that the user's umask makes stricter. One that is there keeps its own.
+/// Creates a folder with this mode, or one that the user's umask makes stricter. One that is there
+/// keeps its own.
 fn create(folder: &Path, mode: u32) -> Result<()> {
     let made = fs::DirBuilder::new().recursive(true).mode(mode).create(folder);
     made.with_context(|| format!("cannot create the folder {}", folder.display()))

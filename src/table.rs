@@ -1,4 +1,5 @@
-//! Tables for terminals: columns as wide as what they hold, two spaces between them, as docker and virsh print.
+//! Tables for terminals: columns as wide as what they hold, two spaces between them, as docker and
+//! virsh print.
 
 /// A table under construction.
 #[derive(Debug)]

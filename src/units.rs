@@ -1,7 +1,8 @@
 //! Sizes, rates and times: read as a user writes them, and shown as a user reads them.
 //!
-//! Sizes are binary, as in QEMU and docker (`512M` is 512 MiB). Rates are what a network engineer writes: decimal with a
-//! unit (`100MB/s`, `1Gbit/s`), binary when it says so (`100MiB/s`). Nothing here knows what is being measured.
+//! Sizes are binary, as in QEMU and docker (`512M` is 512 MiB). Rates are what a network engineer
+//! writes: decimal with a unit (`100MB/s`, `1Gbit/s`), binary when it says so (`100MiB/s`). Nothing
+//! here knows what is being measured.
 
 use std::fmt;
 use std::str::FromStr;
@@ -68,7 +69,8 @@ fn scaled(number: f64, factor: u64, text: &str) -> Result<u64> {
     Ok(value.round() as u64)
 }
 
-/// Reads a size, as policies have it: bytes, or with K, M, G or T (each also as `KiB` or `KB`), always binary.
+/// Reads a size, as policies have it: bytes, or with K, M, G or T (each also as `KiB` or `KB`),
+/// always binary.
 ///
 /// # Errors
 /// A text that is no number, whose unit is none of these, or that is too large.

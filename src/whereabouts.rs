@@ -1,4 +1,5 @@
-//! Where a guest may be, as far as this host can know: a second copy on the same disks destroys them.
+//! Where a guest may be, as far as this host can know: a second copy on the same disks destroys
+//! them.
 
 use anyhow::{Context, Result, bail};
 use migrate::record::{DestinationState, Record, Side, SourceState};
@@ -12,7 +13,8 @@ use crate::state_dir::StateDir;
 pub(crate) enum Whereabouts {
     /// Here, or nowhere.
     Here,
-    /// Here or on another host: its last migration is not settled. As the end of the sentence "web-1 ...".
+    /// Here or on another host: its last migration is not settled. As the end of the sentence
+    /// "web-1 ...".
     Unsettled(String),
     /// On another host, or given up.
     Elsewhere(String),
@@ -59,8 +61,8 @@ impl Whereabouts {
         }
     }
 
-    /// Notes durably that the guest is this host's, whatever became of its last migration: if that is not settled, neither host goes
-    /// on with it.
+    /// Notes durably that the guest is this host's, whatever became of its last migration: if that
+    /// is not settled, neither host goes on with it.
     ///
     /// # Errors
     /// The record cannot be read or written: the guest must not be started.
@@ -111,8 +113,9 @@ fn began_since(ended: &Ended, last: &Record) -> bool {
     ended.began_unix_ms > last.updated_unix_ms || ended.uuid != last.guest_uuid
 }
 
-/// Whether another host may have the guest whatever has become of it here since. Not while a source is undecided: its guest was
-/// not handed over, and a destination whose operator has run it all the same is asked before every start.
+/// Whether another host may have the guest whatever has become of it here since. Not while a source
+/// is undecided: its guest was not handed over, and a destination whose operator has run it all the
+/// same is asked before every start.
 fn is_another_hosts(last: &Record) -> bool {
     let is_undecided = matches!(last.side, Side::Source { state: SourceState::Undecided, .. });
     !last.is_settled() && !is_undecided
@@ -155,8 +158,8 @@ pub(crate) fn last_migration(state: &StateDir, guest: &GuestName) -> Result<Opti
     Ok(migrations_of(state, guest)?.into_iter().next())
 }
 
-/// This host's records of the migrations of `guest`, and of any guest with the UUID for which that name is defined here; the
-/// last one first.
+/// This host's records of the migrations of `guest`, and of any guest with the UUID for which that
+/// name is defined here; the last one first.
 ///
 /// # Errors
 /// The records cannot be read, or one of this guest's: it may be the last.

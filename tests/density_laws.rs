@@ -1,4 +1,5 @@
-//! The laws of others by which the density benchmark drives ksmd, against what their documentation says that they do.
+//! The laws of others by which the density benchmark drives ksmd, against what their documentation
+//! says that they do.
 
 #[path = "../benches/density/laws.rs"]
 mod laws;

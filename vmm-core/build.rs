@@ -1,4 +1,5 @@
-//! Builds the freestanding `workload` guest (`workload/`) into `OUT_DIR/workload.bin`, a flat binary.
+//! Builds the freestanding `workload` guest (`workload/`) into `OUT_DIR/workload.bin`, a flat
+//! binary.
 //!
 //! It takes the same compiler and target as the crate itself, so a plain stable toolchain with its
 //! linker is enough: no extra target, no nightly, nothing downloaded.

@@ -17,8 +17,8 @@ use super::linux::SavedGuests;
 use super::reads::{paces, part};
 use super::settings::{Case, Settings};
 
-/// Between the last clone's filling its memory and the first figures; and between ksmd's end and the last figures, while the hot guests
-/// write on.
+/// Between the last clone's filling its memory and the first figures; and between ksmd's end and
+/// the last figures, while the hot guests write on.
 const SETTLE: Duration = Duration::from_secs(5);
 
 /// One turn.
@@ -32,7 +32,8 @@ pub(crate) struct Turn {
     pub(crate) before: Figures,
     /// What they cost afterwards.
     pub(crate) after: Figures,
-    /// Pages that read-hot guests read for each CPU second while the contender was at work, of what they read before.
+    /// Pages that read-hot guests read for each CPU second while the contender was at work, of what
+    /// they read before.
     pub(crate) reads_during: f64,
     /// The same afterwards.
     pub(crate) reads_after: f64,
@@ -84,7 +85,8 @@ struct Scene<'a> {
 }
 
 impl Scene<'_> {
-    /// All rounds. Before them lighter takes a turn that does not count: it says what the others may use.
+    /// All rounds. Before them lighter takes a turn that does not count: it says what the others
+    /// may use.
     fn rounds(&mut self, lot: &mut Lot, folder: &Path) -> Result<Vec<Turn>> {
         if self.settings.cpu_seconds.is_none() {
             report(&self.turn(Contender::Lighter, &folder.join("first"))?);

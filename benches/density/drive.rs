@@ -158,7 +158,8 @@ fn by_law(law: Law, fleet: &Fleet, knobs: &Knobs, meter: &Meter) -> Result<()> {
     }
 }
 
-/// By the window that lighter's node would open, which may end before all is used: when nothing is gained any more.
+/// By the window that lighter's node would open, which may end before all is used: when nothing is
+/// gained any more.
 fn as_lighter(allowance: &Allowance, meter: &Meter, folder: &Path) -> Result<()> {
     let sources = Sources::system();
     let (control, _) = Control::open(&sources, &folder.join("ksm.json"))?;

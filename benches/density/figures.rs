@@ -28,7 +28,8 @@ pub(crate) struct Figures {
 }
 
 impl Figures {
-    /// Of the guests in these processes, of which those at `hot` are hot, and those at `readers` read-hot.
+    /// Of the guests in these processes, of which those at `hot` are hot, and those at `readers`
+    /// read-hot.
     ///
     /// # Errors
     /// One of them is gone.

@@ -33,7 +33,8 @@ pub(crate) struct Fleet {
 }
 
 impl Fleet {
-    /// Starts them in the state folder `state`, the hot ones first, and waits until all memory is filled.
+    /// Starts them in the state folder `state`, the hot ones first, and waits until all memory is
+    /// filled.
     ///
     /// # Errors
     /// They do not start.
@@ -152,8 +153,8 @@ fn pid(state: &Path, name: &str) -> Result<u32> {
     u32::try_from(pid.context("`lighter show` tells no pid")?).context("pid")
 }
 
-/// The clones' workload never halts, as idle guests do: its vCPUs get what nobody else wants, within its process and on the host, where
-/// each session has its share of the CPUs.
+/// The clones' workload never halts, as idle guests do: its vCPUs get what nobody else wants,
+/// within its process and on the host, where each session has its share of the CPUs.
 fn yield_to_others(pid: u32) -> Result<()> {
     for task in fs::read_dir(format!("/proc/{pid}/task"))? {
         let task = task?;

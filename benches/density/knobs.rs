@@ -9,15 +9,15 @@ use anyhow::{Context, Result, ensure};
 
 use super::interruption;
 
-/// By this, in the folder for temporary files, the tests that drive ksmd take turns. They also remember how it is set, and would put
-/// back what somebody had set for the moment.
+/// By this, in the folder for temporary files, the tests that drive ksmd take turns. They also
+/// remember how it is set, and would put back what somebody had set for the moment.
 const TURN: &str = "lighter-tests-ksm.lock";
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 const FOLDER: &str = "/sys/kernel/mm/ksm";
 
-/// What is changed here; older kernels do not have all of them. The last is put back first: ksmd stops before anything else changes, and
-/// the batch can only be set without an advisor.
+/// What is changed here; older kernels do not have all of them. The last is put back first: ksmd
+/// stops before anything else changes, and the batch can only be set without an advisor.
 const ALL: [&str; 6] =
     ["smart_scan", "use_zero_pages", "sleep_millisecs", "pages_to_scan", "advisor_mode", "run"];
 /// Linux 6.8.

@@ -1,8 +1,10 @@
-//! The laws by which ksmtuned and oVirt's MoM drive ksmd, as pure functions of shares of the host's memory.
+//! The laws by which ksmtuned and oVirt's MoM drive ksmd, as pure functions of shares of the host's
+//! memory.
 //!
-//! Both run ksmd when guests have nearly all of the memory, or little is free, and let it look at more pages each time they find
-//! too little free, at fewer when there is enough. They differ in how often they look, and in where they begin. Constants are
-//! those that both ship with (`ksmtuned` and `ksmtuned.conf`; `ksm.rules` of MoM); the laws here follow what these say.
+//! Both run ksmd when guests have nearly all of the memory, or little is free, and let it look at
+//! more pages each time they find too little free, at fewer when there is enough. They differ in
+//! how often they look, and in where they begin. Constants are those that both ship with
+//! (`ksmtuned` and `ksmtuned.conf`; `ksm.rules` of MoM); the laws here follow what these say.
 
 use std::time::Duration;
 
@@ -33,7 +35,8 @@ pub(crate) struct Law {
     pub(crate) sleep_ms_min: u64,
 }
 
-/// Looks each minute, begins with nothing, and never sleeps less than 10 ms (`[ $sleep -le 10 ] && sleep=10`).
+/// Looks each minute, begins with nothing, and never sleeps less than 10 ms (`[ $sleep -le 10 ] &&
+/// sleep=10`).
 pub(crate) const KSMTUNED: Law =
     Law { interval: Duration::from_secs(60), averaged: 1, pages_at_first: 0, sleep_ms_min: 10 };
 
@@ -42,7 +45,8 @@ pub(crate) const MOM: Law =
     Law { interval: Duration::from_secs(10), averaged: 5, pages_at_first: 100, sleep_ms_min: 0 };
 
 impl Law {
-    /// The sleep between two batches on a host with this much memory, in ms, rounded down as both do.
+    /// The sleep between two batches on a host with this much memory, in ms, rounded down as both
+    /// do.
     pub(crate) fn sleep_ms(&self, host_gib: f64) -> u64 {
         ((SLEEP_MS * BASELINE_GIB / host_gib) as u64).max(self.sleep_ms_min)
     }

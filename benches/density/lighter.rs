@@ -20,8 +20,8 @@ const POLICY: &str = "goal = \"max density\"\nactuators = [\"merge\", \"huge\", 
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Has lighter's node optimize the guests once, with so much CPU time for ksmd, or as much as is usual. Also tells what it used, as an
-/// allowance for others.
+/// Has lighter's node optimize the guests once, with so much CPU time for ksmd, or as much as is
+/// usual. Also tells what it used, as an allowance for others.
 ///
 /// # Errors
 /// It cannot.

@@ -1,4 +1,5 @@
-//! The guests of Linux: booted once, which takes a minute where KVM emulates their kernel, and restored from files after that.
+//! The guests of Linux: booted once, which takes a minute where KVM emulates their kernel, and
+//! restored from files after that.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -13,11 +14,12 @@ use super::settings::Settings;
 
 /// Longest time for a boot to the check program, with its memory filled.
 const BOOT_PATIENCE: Duration = Duration::from_secs(600);
-/// Memory of a guest. The kernel has 80 MiB of it, of which its cache takes [`CACHED_MIB`]; the check program fills 12 MiB with content
-/// of the guest's own.
+/// Memory of a guest. The kernel has 80 MiB of it, of which its cache takes [`CACHED_MIB`]; the
+/// check program fills 12 MiB with content of the guest's own.
 const MEMORY: &str = "96M";
 const FILLED: &str = "mem=80M check.mib=12 check.random=80 check.rate=0 check.halt=1";
-/// The part of the disk that is read into the cache: the same disk in all, but in an order of each guest's own.
+/// The part of the disk that is read into the cache: the same disk in all, but in an order of each
+/// guest's own.
 const CACHED_MIB: usize = 24;
 
 /// Files that guests are restored from.

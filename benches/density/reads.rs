@@ -1,6 +1,7 @@
 //! How fast guests read that do nothing but read: breaking up their huge pages costs them time.
 //!
-//! The vCPUs of all guests share few CPUs, so that pages are counted for each second of CPU time of the vCPU and not of the clock.
+//! The vCPUs of all guests share few CPUs, so that pages are counted for each second of CPU time of
+//! the vCPU and not of the clock.
 
 use std::fs;
 
@@ -29,7 +30,8 @@ pub(crate) fn part(before: &[f64], now: &[f64]) -> f64 {
     parts.sum::<f64>() / before.len() as f64
 }
 
-/// CPU seconds so far of the threads of a process whose names hold `mark`: the first number of their `schedstat`, in ns.
+/// CPU seconds so far of the threads of a process whose names hold `mark`: the first number of
+/// their `schedstat`, in ns.
 ///
 /// # Errors
 /// There are none.

@@ -8,12 +8,13 @@ use super::knobs;
 /// How the pages of a clone lie, or that there are none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Layout {
-    /// Zeros, the image's pages and the guest's own in runs of 4 MiB, which begin anywhere in a chunk of 2 MiB, at the same addresses in
-    /// all clones.
+    /// Zeros, the image's pages and the guest's own in runs of 4 MiB, which begin anywhere in a
+    /// chunk of 2 MiB, at the same addresses in all clones.
     Clustered,
     /// Mixed page by page, at the same addresses in all clones.
     Scattered,
-    /// Mixed in pieces of 64 KiB, at different addresses in each clone, as files in the page caches of Linux guests.
+    /// Mixed in pieces of 64 KiB, at different addresses in each clone, as files in the page caches
+    /// of Linux guests.
     Shuffled,
     /// No clones: guests of Linux only.
     Linux,
@@ -166,13 +167,14 @@ impl Settings {
         if case.layout == Layout::Linux { 0 } else { self.guests }
     }
 
-    /// Clones that write all over their memory: the first. As many others, after them, read all over theirs.
+    /// Clones that write all over their memory: the first. As many others, after them, read all
+    /// over theirs.
     pub(crate) fn hot(&self, case: Case) -> usize {
         quarter(self.clones(case))
     }
 
-    /// All guests that read, by their places among all, clones first: as many clones as are hot, after those; without clones, guests of
-    /// Linux.
+    /// All guests that read, by their places among all, clones first: as many clones as are hot,
+    /// after those; without clones, guests of Linux.
     pub(crate) fn readers(&self, case: Case) -> Vec<usize> {
         let hot = self.hot(case);
         if self.clones(case) > 0 {

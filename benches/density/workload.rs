@@ -12,7 +12,8 @@ use super::interruption;
 use super::program::{Run, lighter};
 use super::settings::{Case, Settings};
 
-/// Share of each clone's pages that is the image's, percent; what is neither that nor zeros is the guest's own.
+/// Share of each clone's pages that is the image's, percent; what is neither that nor zeros is the
+/// guest's own.
 pub(crate) const IMAGE_PERCENT: u64 = 35;
 /// Hot guests write to one page in so many each second, anywhere in their memory.
 pub(crate) const HOT_PAGES_PER_WRITE: u64 = 5;

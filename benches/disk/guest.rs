@@ -1,4 +1,5 @@
-//! A guest with a disk, under one of the systems: its serial console is its process's standard input and output.
+//! A guest with a disk, under one of the systems: its serial console is its process's standard
+//! input and output.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};

@@ -1,11 +1,12 @@
-//! A guest's disk under lighter and under QEMU's virtio-mmio, in one run: the same Linux kernel, the same program in it, the same
-//! host, a file of the same content, which the host has cached.
+//! A guest's disk under lighter and under QEMU's virtio-mmio, in one run: the same Linux kernel,
+//! the same program in it, the same host, a file of the same content, which the host has cached.
 //!
 //!     cargo bench --bench disk [-- --runs 5]
 //!
-//! Four guests are booted, which takes some minutes where KVM emulates the guest's kernel; then each measures its disk in turn,
-//! while the others are stopped. The guest counts the time (`tests/guest/check/throughput.rs`); CPU is that of the process
-//! without its vCPU threads. Start reading at [`main`].
+//! Four guests are booted, which takes some minutes where KVM emulates the guest's kernel; then
+//! each measures its disk in turn, while the others are stopped. The guest counts the time
+//! (`tests/guest/check/throughput.rs`); CPU is that of the process without its vCPU threads. Start
+//! reading at [`main`].
 
 mod guest;
 #[path = "../peers/usage.rs"]

@@ -1,4 +1,5 @@
-//! A bridge in a network namespace, with a tap for each guest and the client's address; removed when dropped.
+//! A bridge in a network namespace, with a tap for each guest and the client's address; removed
+//! when dropped.
 
 use std::process::Command;
 

@@ -1,11 +1,12 @@
-//! lighter's network beside QEMU's, in one run: the same Linux kernel, the same program in it, taps of the same kind on the
-//! same bridge.
+//! lighter's network beside QEMU's, in one run: the same Linux kernel, the same program in it, taps
+//! of the same kind on the same bridge.
 //!
 //!     cargo bench --bench network [-- --runs 5] [--kib 512]
 //!
-//! One guest of each is booted (a minute or two where KVM emulates the guest's kernel). A client on the bridge sends so many KiB
-//! through each in turn and waits for all of it to come back, over one TCP connection for each guest; then it sends
-//! pings. Needs root, for a network namespace that is made for the purpose; busybox, iproute2 and QEMU.
+//! One guest of each is booted (a minute or two where KVM emulates the guest's kernel). A client on
+//! the bridge sends so many KiB through each in turn and waits for all of it to come back, over one
+//! TCP connection for each guest; then it sends pings. Needs root, for a network namespace that is
+//! made for the purpose; busybox, iproute2 and QEMU.
 //!
 //! Start reading at [`run`].
 

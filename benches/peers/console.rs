@@ -49,7 +49,8 @@ impl Console {
 
     /// Types `letter`, and waits for a line for which `done` holds.
     ///
-    /// The letter is typed once: typed again, it would be obeyed again by a guest that is only slow.
+    /// The letter is typed once: typed again, it would be obeyed again by a guest that is only
+    /// slow.
     ///
     /// # Errors
     /// The guest does not answer.

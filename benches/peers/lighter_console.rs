@@ -1,4 +1,5 @@
-//! The serial console of a guest of lighter's: its log is read, and keys go through the guest's API.
+//! The serial console of a guest of lighter's: its log is read, and keys go through the guest's
+//! API.
 
 use std::fs::File;
 use std::io::{self, Read, Write};

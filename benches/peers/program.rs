@@ -66,7 +66,8 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        // It may have ended by itself, which is as good. Asked to end, it leaves nothing changed on the host.
+        // It may have ended by itself, which is as good. Asked to end, it leaves nothing changed on
+        // the host.
         let _ = kill(Pid::from_raw(self.pid().cast_signed()), Signal::SIGTERM);
         let start = Instant::now();
         while !self.has_ended() && start.elapsed() < PATIENCE {

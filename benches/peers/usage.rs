@@ -17,7 +17,8 @@ pub(crate) fn cpu_seconds(pid: u32) -> Result<f64> {
     Ok(stat_ticks(&process(pid).join("stat"))? as f64 / TICKS_PER_SECOND)
 }
 
-/// CPU seconds of a guest's process so far, without its vCPU threads (whose names hold `vcpu_mark`).
+/// CPU seconds of a guest's process so far, without its vCPU threads (whose names hold
+/// `vcpu_mark`).
 ///
 /// # Errors
 /// There is no such process, or it has no such threads any more: then their time can no longer be

@@ -1,12 +1,13 @@
-//! How soon a guest in pain has its memory back: Linux lives from its page cache, its balloon holds what the cache needs, and a node
-//! watches.
+//! How soon a guest in pain has its memory back: Linux lives from its page cache, its balloon holds
+//! what the cache needs, and a node watches.
 //!
 //!     cargo bench --bench reaction [-- --runs 5]
 //!
-//! In each run the guest reads pages of its disk at random through a mapping (`tests/guest/check/cached.rs`), all of which its cache can
-//! hold. Then its balloon is inflated until the cache cannot, and the guest reads again: now it waits for its disk. Times count from
-//! when the guest says that it begins, which is before anybody can know. Builds a kernel that counts its page faults the first time
-//! (ten minutes). Takes root.
+//! In each run the guest reads pages of its disk at random through a mapping
+//! (`tests/guest/check/cached.rs`), all of which its cache can hold. Then its balloon is inflated
+//! until the cache cannot, and the guest reads again: now it waits for its disk. Times count from
+//! when the guest says that it begins, which is before anybody can know. Builds a kernel that
+//! counts its page faults the first time (ten minutes). Takes root.
 
 mod linux;
 mod round;

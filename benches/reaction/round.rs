@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 use super::host::{Host, NodePlan, wait};
 use super::linux::{ALL_BYTES, Linux};
 
-/// Leaves the guest half of what its cache needs. A fault that waits for the disk takes 20 ms and more where KVM emulates the guest's
-/// kernel: there cannot be a hundred each second, at which the usual policy calls it pain.
+/// Leaves the guest half of what its cache needs. A fault that waits for the disk takes 20 ms and
+/// more where KVM emulates the guest's kernel: there cannot be a hundred each second, at which the
+/// usual policy calls it pain.
 const POLICY: &str = r#"
 goal = "max density"
 actuators = ["balloon"]
@@ -44,7 +45,8 @@ pub(crate) struct Round {
     pub(crate) empty: Duration,
 }
 
-/// What the guest said about a tenth of a second: by its clock from when it began, and how many pages it has read since.
+/// What the guest said about a tenth of a second: by its clock from when it began, and how many
+/// pages it has read since.
 #[derive(Debug, Clone, Copy)]
 struct Sample {
     time: Duration,

@@ -15,7 +15,8 @@ const LAST_LINES: usize = 60;
 
 /// ksmd is the machine's, and one node drives it: that of host a.
 const ACTUATORS: [&str; 2] = [r#"["balloon", "merge", "huge"]"#, r#"["balloon", "huge"]"#];
-/// Takes what guests of this size do not need, which is less than the usual policy looks at, and merges what little there is.
+/// Takes what guests of this size do not need, which is less than the usual policy looks at, and
+/// merges what little there is.
 const POLICY: &str = r#"
 preset = "dense"
 goal = "max density"

@@ -1,4 +1,5 @@
-//! Registers of a device of each type: single reads and writes, with no driver by the rules in between.
+//! Registers of a device of each type: single reads and writes, with no driver by the rules in
+//! between.
 
 #![no_main]
 

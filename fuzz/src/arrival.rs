@@ -1,4 +1,5 @@
-//! A guest that arrives from a peer which says what it likes, when it likes; the host's own answers are as they must be.
+//! A guest that arrives from a peer which says what it likes, when it likes; the host's own answers
+//! are as they must be.
 
 use std::collections::VecDeque;
 use std::num::NonZeroU16;
@@ -151,7 +152,8 @@ fn by_the_rules() -> [Step; 14] {
     ]
 }
 
-/// The host of the destination, which does what it is asked for and watches that it may be asked for.
+/// The host of the destination, which does what it is asked for and watches that it may be asked
+/// for.
 struct Host {
     destination: Destination,
     now: Duration,

@@ -57,7 +57,8 @@ impl Encoded {
     }
 }
 
-/// A saved guest: parts as they come, with checksums that fit, since no damage by chance gets past those.
+/// A saved guest: parts as they come, with checksums that fit, since no damage by chance gets past
+/// those.
 #[derive(Debug, Arbitrary)]
 pub struct SavedGuest {
     shape: Encoded,
@@ -117,7 +118,8 @@ fn entry(file: &mut Vec<u8>, first: u64, second: u64, pages: &[u8]) {
     file.extend(sum.digest().to_le_bytes());
 }
 
-/// A file that guests may be started from: its head with a checksum that fits, and memory that may end anywhere.
+/// A file that guests may be started from: its head with a checksum that fits, and memory that may
+/// end anywhere.
 #[derive(Debug, Arbitrary)]
 pub struct TemplateFile {
     shape: Encoded,
@@ -175,7 +177,8 @@ pub fn template(template: &TemplateFile) -> bool {
     opened.is_ok()
 }
 
-/// Shapes and states that can be read: of a guest with a device of each type or none, and with a vCPU or none.
+/// Shapes and states that can be read: of a guest with a device of each type or none, and with a
+/// vCPU or none.
 struct Good {
     shapes: [Vec<u8>; 2],
     states: [Vec<u8>; 2],
@@ -222,7 +225,8 @@ fn shape(devices: Vec<DeviceConfig>) -> Vec<u8> {
     shape.to_bytes().unwrap_or_else(|error| panic!("no shape: {error}"))
 }
 
-/// A state in which everything is zero, found by trying: whatever its version and however long it is.
+/// A state in which everything is zero, found by trying: whatever its version and however long it
+/// is.
 fn state(vcpus: u64) -> Vec<u8> {
     let head = |version: u16| {
         let architecture = 0x8664_u16.to_le_bytes();

@@ -1,9 +1,10 @@
 //! What the fuzz targets do with their input: one module for each party that feeds this program.
 //!
-//! [`mod@driver`] is a guest's driver in front of a virtio device, by the rules and against them; [`peer`] is the other host of a
-//! migration, [`arrival`] a guest that comes from it; [`mod@file`] is what lies on a disk. Every entry returns how far its
-//! input came, so that `tests/reach.rs` can tell a target that drives its code from one that is turned away at the door.
-//! `scripts/fuzz` runs them.
+//! [`mod@driver`] is a guest's driver in front of a virtio device, by the rules and against them;
+//! [`peer`] is the other host of a migration, [`arrival`] a guest that comes from it; [`mod@file`]
+//! is what lies on a disk. Every entry returns how far its input came, so that `tests/reach.rs` can
+//! tell a target that drives its code from one that is turned away at the door. `scripts/fuzz` runs
+//! them.
 
 pub mod arrival;
 pub mod driver;

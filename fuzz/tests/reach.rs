@@ -87,7 +87,8 @@ fn devices_move() {
 fn what_a_peer_says_is_understood_at_times() {
     let frames = reached(|frames: PageStream| peer::pages(&frames));
     assert!(frames > INPUTS / 4, "{frames} page frames");
-    // Messages without content: a kind, and the number of a variant. Others are the fuzzer's to find.
+    // Messages without content: a kind, and the number of a variant. Others are the fuzzer's to
+    // find.
     let bodies = (0..=u8::MAX).flat_map(|kind| (0..8).map(move |variant| [kind, variant, 0, 0, 0]));
     let messages: u64 = bodies.filter_map(|body| peer::messages(&body).ok()).sum();
     assert!(messages >= 4, "{messages} messages");

@@ -1,7 +1,9 @@
-//! What observing many guests takes: all counters, PSS of all, one round of the meter, which processes let pages be merged, and the host.
+//! What observing many guests takes: all counters, PSS of all, one round of the meter, which
+//! processes let pages be merged, and the host.
 //!
-//! `cargo bench -p memopt --bench observe -- [PROCESSES] [MIB] [ROUNDS]` (100 processes of 16 MiB and 20 rounds by default).
-//! The processes are real and their memory is touched; it is on huge pages only where the host gives them to everybody.
+//! `cargo bench -p memopt --bench observe -- [PROCESSES] [MIB] [ROUNDS]` (100 processes of 16 MiB
+//! and 20 rounds by default). The processes are real and their memory is touched; it is on huge
+//! pages only where the host gives them to everybody.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Command, Stdio};

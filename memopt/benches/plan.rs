@@ -1,8 +1,9 @@
 //! How long it takes to plan for many guests.
 //!
-//! `cargo bench -p memopt --bench plan -- [GUESTS] [CHUNKS] [ROUNDS]` (100 guests, 512 surveyed chunks of each and
-//! 200 rounds by default). Each round is a look at which every guest says something new: taking it in and planning
-//! are timed apart. Two numbers say how long the median round and the slowest took.
+//! `cargo bench -p memopt --bench plan -- [GUESTS] [CHUNKS] [ROUNDS]` (100 guests, 512 surveyed
+//! chunks of each and 200 rounds by default). Each round is a look at which every guest says
+//! something new: taking it in and planning are timed apart. Two numbers say how long the median
+//! round and the slowest took.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

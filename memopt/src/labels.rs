@@ -15,7 +15,8 @@ use crate::units::shortened;
 /// The longest key or value, in bytes.
 const PART_BYTES_MAX: usize = 256;
 
-/// A test of a label: `tier=batch`, `tier!=prod` or `tier`, or with a `!` before it the contrary, which guests without the label pass.
+/// A test of a label: `tier=batch`, `tier!=prod` or `tier`, or with a `!` before it the contrary,
+/// which guests without the label pass.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct LabelTest {

@@ -1,7 +1,8 @@
 //! What a plan is made from: the host and its guests at one moment, as plain numbers.
 //!
-//! Nothing here reads a file, asks a guest or knows the time of day. [`crate::observe`] and the program fill these types in;
-//! [`crate::plan`] reads them. They are serializable, so that a plan can be kept beside what it was made from. All sizes are bytes.
+//! Nothing here reads a file, asks a guest or knows the time of day. [`crate::observe`] and the
+//! program fill these types in; [`crate::plan`] reads them. They are serializable, so that a plan
+//! can be kept beside what it was made from. All sizes are bytes.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,7 +12,8 @@ use serde::{Deserialize, Serialize};
 /// The host and all guests that are known on it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Situation {
-    /// Seconds since the Unix epoch, by the host's clock: for people. Laws reckon with [`Self::uptime`].
+    /// Seconds since the Unix epoch, by the host's clock: for people. Laws reckon with
+    /// [`Self::uptime`].
     pub unix_seconds: u64,
     /// Time since the host booted, which no one sets back.
     pub uptime: Duration,
@@ -38,8 +40,8 @@ pub struct Host {
     pub pools: Vec<Pool>,
     /// The merge domain whose guests the kernel may merge at the moment.
     pub merged_domain: Option<String>,
-    /// Processes of no guest here whose pages the kernel could merge with those of a domain, for people; looked for only where somebody
-    /// is to be merged.
+    /// Processes of no guest here whose pages the kernel could merge with those of a domain, for
+    /// people; looked for only where somebody is to be merged.
     #[serde(default)]
     pub strangers: Vec<String>,
 }
@@ -114,8 +116,8 @@ pub struct Guest {
     pub balloon: Option<Balloon>,
     /// The merge domain it belongs to; absent when its pages are its own.
     pub merge_domain: Option<String>,
-    /// The domain whose guests were merged on this host when it came, so that its process lets none of its pages be merged for as long
-    /// as it lives.
+    /// The domain whose guests were merged on this host when it came, so that its process lets none
+    /// of its pages be merged for as long as it lives.
     #[serde(default)]
     pub merged_instead: Option<String>,
     /// Whether the kernel may merge its pages now.
@@ -152,9 +154,9 @@ impl User {
 }
 
 impl Guest {
-    /// The name that it was started with. That of a guest of another program is the choice of the user
-    /// who started it, and several guests of a host may have the same: [`Self::name`] is one guest's
-    /// only.
+    /// The name that it was started with. That of a guest of another program is the choice of the
+    /// user who started it, and several guests of a host may have the same: [`Self::name`] is one
+    /// guest's only.
     #[must_use]
     pub fn claimed_name(&self) -> &str {
         let apart = || self.name.strip_suffix(&format!("@{}", self.pid));
@@ -164,7 +166,8 @@ impl Guest {
         }
     }
 
-    /// What `balloon`, which is its own, leaves it, in bytes: whatever is told, never more than its memory.
+    /// What `balloon`, which is its own, leaves it, in bytes: whatever is told, never more than its
+    /// memory.
     #[must_use]
     pub(crate) fn has_bytes(&self, balloon: &Balloon) -> u64 {
         balloon.actual_bytes.min(self.memory_bytes)
@@ -206,15 +209,17 @@ pub enum Vmm {
 }
 
 impl Vmm {
-    /// Whether it merges, takes apart, drops and shares single chunks of a guest's memory when it is told to. With others the kernel may
-    /// merge what they have marked at the start, and anybody may make huge pages.
+    /// Whether it merges, takes apart, drops and shares single chunks of a guest's memory when it
+    /// is told to. With others the kernel may merge what they have marked at the start, and anybody
+    /// may make huge pages.
     #[must_use]
     pub const fn takes_chunks(self) -> bool {
         matches!(self, Self::Lighter)
     }
 
-    /// Whether a guest's name and labels are its operator's. Otherwise they are the choice of whoever started its process, and what is
-    /// said of the name is not believed where that would give the guest something.
+    /// Whether a guest's name and labels are its operator's. Otherwise they are the choice of
+    /// whoever started its process, and what is said of the name is not believed where that would
+    /// give the guest something.
     #[must_use]
     pub const fn is_named_by_operator(self) -> bool {
         matches!(self, Self::Lighter)
@@ -232,7 +237,8 @@ pub struct Cost {
     pub huge_bytes: u64,
     /// Merged by the kernel; absent where it does not tell.
     pub merged_bytes: Option<u64>,
-    /// What merging this process saves less what the records of it take; signed, and over-counted between processes.
+    /// What merging this process saves less what the records of it take; signed, and over-counted
+    /// between processes.
     pub merge_profit_bytes: Option<i64>,
     /// Swapped out.
     pub swapped_bytes: u64,
@@ -259,21 +265,24 @@ pub struct Balloon {
     pub has_driver: bool,
     /// What the guest is asked to keep.
     pub target_bytes: u64,
-    /// Whether steps have set that, and not an operator; absent where the guest's monitor does not remember it, and only
-    /// [`crate::ledger::Ledger`] may know.
+    /// Whether steps have set that, and not an operator; absent where the guest's monitor does not
+    /// remember it, and only [`crate::ledger::Ledger`] may know.
     #[serde(default)]
     pub is_set_by_steps: Option<bool>,
     /// What it keeps: its RAM less what is in the balloon.
     pub actual_bytes: u64,
-    /// Whether the guest reports pages that it frees, so that they come back without being asked for.
+    /// Whether the guest reports pages that it frees, so that they come back without being asked
+    /// for.
     pub reports_free_pages: bool,
     /// Reported and given back to the host since it was started; zero where nobody counts it.
     pub reported_bytes_total: u64,
-    /// What the guest says of its memory. Not to be trusted: a guest that lies may only hurt itself.
+    /// What the guest says of its memory. Not to be trusted: a guest that lies may only hurt
+    /// itself.
     pub statistics: Option<Statistics>,
 }
 
-/// What a guest's balloon driver says. Every value may be missing. Counters count since the guest booted.
+/// What a guest's balloon driver says. Every value may be missing. Counters count since the guest
+/// booted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Statistics {
     /// How old these are.
@@ -307,8 +316,8 @@ pub struct Survey {
     pub age: Duration,
     /// Share of the RAM that was looked at, 0 to 1.
     pub sampled: f64,
-    /// How many pages share one content, on the average over the duplicates: 2 or more, or 0 when that is not known.
-    /// Of `n` equal pages, merging saves `n - 1`.
+    /// How many pages share one content, on the average over the duplicates: 2 or more, or 0 when
+    /// that is not known. Of `n` equal pages, merging saves `n - 1`.
     #[serde(default)]
     pub copies: f64,
     /// The chunks that were looked at, in order of their address.
@@ -335,8 +344,9 @@ pub struct Chunk {
     pub is_huge: bool,
     /// Whether the kernel may merge it.
     pub is_mergeable: bool,
-    /// Whether merging has put one page of the host at several places of it, which cannot be taken apart from outside: the kernel makes
-    /// no huge page of it (`MADV_COLLAPSE` ends with `EAGAIN`, however often it is asked).
+    /// Whether merging has put one page of the host at several places of it, which cannot be taken
+    /// apart from outside: the kernel makes no huge page of it (`MADV_COLLAPSE` ends with `EAGAIN`,
+    /// however often it is asked).
     #[serde(default)]
     pub has_twins: bool,
 }

@@ -1,4 +1,5 @@
-//! Sizes, shares and times, read as an operator writes them (`512MiB`, `20%`, `5m`), and shown as a reader wants them.
+//! Sizes, shares and times, read as an operator writes them (`512MiB`, `20%`, `5m`), and shown as a
+//! reader wants them.
 //!
 //! It depends on nothing.
 

@@ -1,4 +1,5 @@
-//! The reference of the policy says what the presets are: each of its rows, written into a policy, changes nothing.
+//! The reference of the policy says what the presets are: each of its rows, written into a policy,
+//! changes nothing.
 
 use std::collections::BTreeSet;
 

@@ -1,4 +1,5 @@
-//! The catalogue: every metric of lighter, once; those of memory optimization are in `density/catalogue.rs`.
+//! The catalogue: every metric of lighter, once; those of memory optimization are in
+//! `density/catalogue.rs`.
 //!
 //! Rules, each held by a test below: prefix `lighter_`; base units, last in the name; `_total` on
 //! counters and nowhere else; labels bounded by a fixed list or by the guests on the host; no label

@@ -87,7 +87,8 @@ pub struct NetworkFlow {
     pub drops: u64,
 }
 
-/// The migration that took a guest away. Its process has ended with it; without this, nobody would ever see how it went.
+/// The migration that took a guest away. Its process has ended with it; without this, nobody would
+/// ever see how it went.
 #[derive(Debug, Clone)]
 pub struct DepartedSample {
     /// The name that the guest had on this host.

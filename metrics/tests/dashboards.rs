@@ -1,4 +1,5 @@
-//! The dashboards and the alert rules in `dashboards/` speak of metrics that there are, of all of them, and fire when they should.
+//! The dashboards and the alert rules in `dashboards/` speak of metrics that there are, of all of
+//! them, and fire when they should.
 //!
 //! That each expression evaluates is tested with a live node and Prometheus, end to end.
 

@@ -76,7 +76,8 @@ fn pain_stuck_balloons_and_benches_are_shown() {
     assert_eq!(seen.level, Level::Amber);
 }
 
-/// A host that swaps, waits for memory and has merged zeros, with a guest that swaps, reports free memory and tells everything.
+/// A host that swaps, waits for memory and has merged zeros, with a guest that swaps, reports free
+/// memory and tells everything.
 fn strained() -> Situation {
     let mut strained = situation(200, 2);
     let host = &mut strained.host;

@@ -1,8 +1,10 @@
-//! Whole migrations of memory between two processes over loopback: throughput, CPU time and downtime.
+//! Whole migrations of memory between two processes over loopback: throughput, CPU time and
+//! downtime.
 //!
-//! `cargo bench -p migrate --bench loopback -- [MIB] [RUNS] [ROWS]` (1024 MiB, 5 runs and all rows by default). The source is
-//! this process and the destination a child of it, so that neither gains from the other's caches, and
-//! memory is touched beforehand, so that the transport is measured and not the first touch of memory.
+//! `cargo bench -p migrate --bench loopback -- [MIB] [RUNS] [ROWS]` (1024 MiB, 5 runs and all rows
+//! by default). The source is this process and the destination a child of it, so that neither gains
+//! from the other's caches, and memory is touched beforehand, so that the transport is measured and
+//! not the first touch of memory.
 
 #[path = "../src/session/tests/memory.rs"]
 #[expect(dead_code, reason = "the tests use the rest")]

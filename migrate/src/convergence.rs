@@ -68,8 +68,9 @@ pub fn expected_downtime(seen: &Observation) -> ExpectedDowntime {
 /// It is paused when two things hold. The expected downtime is within the limit; and another round
 /// would not pay, which is so when no page is dirty, when dirty memory already costs less than the
 /// fixed part, or when the last round has not left a quarter fewer pages dirty than it sent. So the
-/// limit is a limit and no target: where a few more rounds are cheap, the guest stands for much less.
-/// (Cloud Hypervisor's `is_precopy_converged` ignores the fixed part; QEMU pauses at the limit.)
+/// limit is a limit and no target: where a few more rounds are cheap, the guest stands for much
+/// less. (Cloud Hypervisor's `is_precopy_converged` ignores the fixed part; QEMU pauses at the
+/// limit.)
 ///
 /// A guest that writes faster than the link carries never meets the first condition: rounds go on
 /// until the migration's time is over or somebody cancels it, and say that they are in vain. So it
@@ -118,11 +119,13 @@ impl BandwidthMeter {
     }
 }
 
-/// The time over which pages are counted for a rate: a guest writes in bursts, and a late round is over in a millisecond.
+/// The time over which pages are counted for a rate: a guest writes in bursts, and a late round is
+/// over in a millisecond.
 const DIRTY_RATE_WINDOW: Duration = Duration::from_millis(200);
 
-/// Measures how many pages a second the guest writes, over the last 200 ms of looks at its dirty log, or over all
-/// of them while that is less. A look counts for the time since the one before, whatever happened in it.
+/// Measures how many pages a second the guest writes, over the last 200 ms of looks at its dirty
+/// log, or over all of them while that is less. A look counts for the time since the one before,
+/// whatever happened in it.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct DirtyRateMeter {
     looked: Option<Duration>,
@@ -198,7 +201,8 @@ mod tests {
         assert_eq!(judge(&unknown_speed), Verdict::SendRoundInVain);
     }
 
-    /// A guest that writes `burst` pages each 10 ms, looked at after each of `pauses`, in milliseconds; the rates seen.
+    /// A guest that writes `burst` pages each 10 ms, looked at after each of `pauses`, in
+    /// milliseconds; the rates seen.
     fn dirty_rates(burst: u64, pauses: &[u32]) -> Vec<f64> {
         let (mut meter, mut now) = (DirtyRateMeter::default(), 0);
         let mut look = |pause: u32| {
@@ -212,7 +216,8 @@ mod tests {
 
     #[test]
     fn short_rounds_do_not_disturb_the_dirty_rate() {
-        // 2,000 pages/s: a long round, then many of a millisecond, of which one in ten meets a burst.
+        // 2,000 pages/s: a long round, then many of a millisecond, of which one in ten meets a
+        // burst.
         let pauses = [&[1000][..], &[1; 300]].concat();
         for (round, rate) in dirty_rates(20, &pauses).into_iter().enumerate() {
             assert!((1800.0..=2200.0).contains(&rate), "round {round}: {rate}");

@@ -1,12 +1,13 @@
-//! Points at which a test can hold, kill, cut or corrupt a migration; gone without the `failpoints` feature.
+//! Points at which a test can hold, kill, cut or corrupt a migration; gone without the `failpoints`
+//! feature.
 //!
-//! `LIGHTER_FAILPOINT=POINT:ACTION[,POINT:ACTION...]`, each of which strikes once. A point is a side, a
-//! moment and a name in lower case: `source.send.commit`, `destination.recv.state`,
-//! `source.act.sendround`, `source.data.pages`. Names are those of messages and actions. Actions: `hold`
-//! (what was to happen here does not), `freeze` (the same, and this side's deadlines do not pass until it
-//! loses its connection), `stall=PATH` (it makes that file and blocks its thread until the
-//! file is gone), `exit` (the process is killed), `panic` (the session's thread panics), `cut` (the
-//! connections are closed), `flip` (a byte of the frame is damaged).
+//! `LIGHTER_FAILPOINT=POINT:ACTION[,POINT:ACTION...]`, each of which strikes once. A point is a
+//! side, a moment and a name in lower case: `source.send.commit`, `destination.recv.state`,
+//! `source.act.sendround`, `source.data.pages`. Names are those of messages and actions. Actions:
+//! `hold` (what was to happen here does not), `freeze` (the same, and this side's deadlines do not
+//! pass until it loses its connection), `stall=PATH` (it makes that file and blocks its thread
+//! until the file is gone), `exit` (the process is killed), `panic` (the session's thread panics),
+//! `cut` (the connections are closed), `flip` (a byte of the frame is damaged).
 //!
 //! `LIGHTER_PROTOCOL_VERSIONS=7,8` makes this process speak those versions and no others.
 
@@ -71,7 +72,8 @@ mod enabled {
     /// How often a stalled thread looks whether it may go on.
     const STALL_INTERVAL: Duration = Duration::from_millis(5);
 
-    /// The points of this process: each strikes once in its life, whatever number of migrations it has.
+    /// The points of this process: each strikes once in its life, whatever number of migrations it
+    /// has.
     static OF_PROCESS: OnceLock<Failpoints> = OnceLock::new();
 
     /// The points that are set.
@@ -120,7 +122,8 @@ mod enabled {
             self.frozen.store(false, Ordering::Relaxed);
         }
 
-        /// Says what is to happen at the point `moment.name`; does not return from `exit` and `panic`.
+        /// Says what is to happen at the point `moment.name`; does not return from `exit` and
+        /// `panic`.
         pub(crate) fn reach(&self, moment: &str, name: &str) -> Passage {
             let Some(point) = self.points.iter().find(|point| point.is(moment, name)) else {
                 return Passage::Go;

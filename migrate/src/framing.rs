@@ -1,7 +1,7 @@
 //! Messages on a QUIC stream: the frame of [`crate::protocol::codec`], then its checksum.
 //!
-//! The checksum is the xxh3-64 of the frame, little-endian. TLS already keeps others from changing a
-//! message; the checksum catches what is damaged at either end before or after encryption.
+//! The checksum is the xxh3-64 of the frame, little-endian. TLS already keeps others from changing
+//! a message; the checksum catches what is damaged at either end before or after encryption.
 
 use quinn::{ReadExactError, RecvStream, SendStream};
 use xxhash_rust::xxh3::xxh3_64;

@@ -211,9 +211,9 @@ pub trait SourceGuest: Send + Sync {
     /// When the log cannot be started; the guest runs on.
     fn start_dirty_log(&self) -> Result<(), GuestError>;
 
-    /// Takes those pages out of `words` (one word for each chunk, all bits set at first) that need not
-    /// be sent before they are written: the destination has zeros there, and so has the guest. Called
-    /// once, after the log was started.
+    /// Takes those pages out of `words` (one word for each chunk, all bits set at first) that need
+    /// not be sent before they are written: the destination has zeros there, and so has the guest.
+    /// Called once, after the log was started.
     ///
     /// # Errors
     /// When it cannot be told.
@@ -226,9 +226,9 @@ pub trait SourceGuest: Send + Sync {
         false
     }
 
-    /// Asks which pages are free; the guest takes them all, until [`SourceGuest::end_hints`]. It may take one
-    /// back and write it at any time, so every page of memory must have been re-armed before this call:
-    /// then a hint holds for as long as the log does not show its page.
+    /// Asks which pages are free; the guest takes them all, until [`SourceGuest::end_hints`]. It
+    /// may take one back and write it at any time, so every page of memory must have been re-armed
+    /// before this call: then a hint holds for as long as the log does not show its page.
     ///
     /// # Errors
     /// When it cannot be asked.
@@ -244,8 +244,8 @@ pub trait SourceGuest: Send + Sync {
         Ok(HintProgress { pages: 0, complete: true })
     }
 
-    /// Lets the guest have its pages back, and adds (by OR) those that it named to `words`, one word for
-    /// each chunk of memory. Harmless when it was not asked.
+    /// Lets the guest have its pages back, and adds (by OR) those that it named to `words`, one
+    /// word for each chunk of memory. Harmless when it was not asked.
     ///
     /// # Errors
     /// When it cannot be told.
@@ -279,9 +279,9 @@ pub trait SourceGuest: Send + Sync {
     /// When the range is outside of memory.
     fn copy_out(&self, chunk: usize, first_page: usize, buf: &mut [u8]) -> Result<(), GuestError>;
 
-    /// Makes durable what the guest has written to its disks, whether it runs or is paused. May be called
-    /// beside any other call, and holds none of them up: [`SourceGuest::resume`] comes while a disk
-    /// hangs.
+    /// Makes durable what the guest has written to its disks, whether it runs or is paused. May be
+    /// called beside any other call, and holds none of them up: [`SourceGuest::resume`] comes while
+    /// a disk hangs.
     ///
     /// # Errors
     /// When a disk cannot be flushed.
@@ -302,9 +302,9 @@ pub trait SourceGuest: Send + Sync {
     /// Whether it runs; false when paused by its user.
     fn is_running(&self) -> bool;
 
-    /// Gives up what only one copy of the guest may have, such as the locks on its disks: the decision
-    /// is recorded, and the destination is about to take it. [`SourceGuest::resume`] takes it back,
-    /// should the guest be given back.
+    /// Gives up what only one copy of the guest may have, such as the locks on its disks: the
+    /// decision is recorded, and the destination is about to take it. [`SourceGuest::resume`] takes
+    /// it back, should the guest be given back.
     ///
     /// # Errors
     /// When it cannot be given up; the destination then waits in vain, and says so.
@@ -335,19 +335,20 @@ pub trait DestinationGuest: Send + Sync {
     /// When the chunk is outside of memory.
     fn zero(&self, chunk: usize, mask: u64) -> Result<(), GuestError>;
 
-    /// Loads the state of vCPUs and devices. Memory and disks are complete by then, and what came for
-    /// the disks is durable when this returns.
+    /// Loads the state of vCPUs and devices. Memory and disks are complete by then, and what came
+    /// for the disks is durable when this returns.
     ///
     /// # Errors
     /// When the state is not understood or cannot be loaded.
     fn load_state(&self, state: &[u8]) -> Result<(), GuestError>;
 
-    /// Makes the guest this host's, with the locks and networks that only one copy of it may have; from
-    /// now on, what was built for it outlives this process. None of it runs yet. The source gives those
-    /// up in this moment, so wait for them a little.
+    /// Makes the guest this host's, with the locks and networks that only one copy of it may have;
+    /// from now on, what was built for it outlives this process. None of it runs yet. The source
+    /// gives those up in this moment, so wait for them a little.
     ///
     /// # Errors
-    /// When another process has one of them, or the guest cannot be kept; it then has none of them, and may be adopted later.
+    /// When another process has one of them, or the guest cannot be kept; it then has none of them,
+    /// and may be adopted later.
     fn adopt(&self) -> Result<(), GuestError>;
 
     /// Lets the guest run, which has been adopted.

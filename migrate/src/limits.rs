@@ -22,12 +22,14 @@ pub struct Limits {
 const STANDSTILL_SLACK: Duration = Duration::from_secs(1);
 
 impl Limits {
-    /// Longest pause of a running guest before the decision to hand it over: twice the downtime limit and
-    /// a second. At most [`Limits::switchover`], or the downtime limit and a second where that is longer.
+    /// Longest pause of a running guest before the decision to hand it over: twice the downtime
+    /// limit and a second. At most [`Limits::switchover`], or the downtime limit and a second where
+    /// that is longer.
     ///
-    /// The downtime limit is compared with an estimate before the pause; this one holds after it, when
-    /// the link or a disk has become slower than it was. The slack keeps a hand-over that was a little
-    /// slower than expected from being repeated, which would cost the guest a second standstill.
+    /// The downtime limit is compared with an estimate before the pause; this one holds after it,
+    /// when the link or a disk has become slower than it was. The slack keeps a hand-over that was
+    /// a little slower than expected from being repeated, which would cost the guest a second
+    /// standstill.
     pub fn standstill(&self) -> Duration {
         let once = self.downtime.saturating_add(STANDSTILL_SLACK);
         once.saturating_add(self.downtime).min(self.switchover.max(once))

@@ -121,7 +121,8 @@ pub struct Progress {
     pub transfer: Transfer,
     /// Memory and disk content sent per second, from the last rounds; zero pages do not count.
     pub bandwidth_bytes_per_second: f64,
-    /// Pages of memory and of copied disks that the guest dirties per second, over the last 200 ms of looks at its dirty log.
+    /// Pages of memory and of copied disks that the guest dirties per second, over the last 200 ms
+    /// of looks at its dirty log.
     pub dirty_pages_per_second: f64,
     /// How long the guest would stand if it were paused now; none before the first round.
     pub expected_downtime_seconds: Option<f64>,
@@ -130,7 +131,8 @@ pub struct Progress {
     /// False when rounds have stopped to bring the expected downtime nearer to its limit: it will
     /// not get there unless the guest writes less.
     pub converging: bool,
-    /// Set when this side cannot tell whether the other one runs the guest, or will: what the operator can do.
+    /// Set when this side cannot tell whether the other one runs the guest, or will: what the
+    /// operator can do.
     pub in_doubt: Option<String>,
 }
 

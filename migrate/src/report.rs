@@ -37,7 +37,8 @@ impl Role {
 pub enum Outcome {
     /// At the destination: the migration succeeded.
     Migrated,
-    /// At the source, as if nothing had happened; or paused there, with a [`Report::way_out`], when it could not go on.
+    /// At the source, as if nothing had happened; or paused there, with a [`Report::way_out`], when
+    /// it could not go on.
     StayedAtSource,
     /// Paused at the source, and nobody can tell whether the destination runs it: see
     /// [`Report::way_out`].
@@ -60,7 +61,8 @@ pub struct Report {
     pub outcome: Outcome,
     /// What went wrong, if anything.
     pub error: Option<ReportedError>,
-    /// What an operator can do when the guest stays paused: in doubt, or because it could not go on.
+    /// What an operator can do when the guest stays paused: in doubt, or because it could not go
+    /// on.
     pub way_out: Option<String>,
     /// From beginning to end.
     pub total_seconds: f64,
@@ -137,9 +139,9 @@ pub(crate) fn resume_again(name: &str, error: &GuestError) -> String {
     )
 }
 
-/// What a guest stood still for before the decision to hand it over, as the source saw it: how long each
-/// step took. Disks are flushed and the state is saved beside the last pages. A step that was under way
-/// when the source let the guest go on counts up to then.
+/// What a guest stood still for before the decision to hand it over, as the source saw it: how long
+/// each step took. Disks are flushed and the state is saved beside the last pages. A step that was
+/// under way when the source let the guest go on counts up to then.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Standstill {

@@ -17,9 +17,10 @@ pub struct DeadAnswer {
 /// is no record.
 ///
 /// A copy that was loading or ready died with its process and had not run: once that is on disk,
-/// the source may have the guest back. One that was running has run: it is gone, as after any crash.
-/// Of one that was about to run nobody knows whether it did: the source, which still holds the guest
-/// paused, asks its operator. When it says that it has taken the guest back, that is settled, too.
+/// the source may have the guest back. One that was running has run: it is gone, as after any
+/// crash. Of one that was about to run nobody knows whether it did: the source, which still holds
+/// the guest paused, asks its operator. When it says that it has taken the guest back, that is
+/// settled, too.
 pub fn answer_for_dead(state: Option<DestinationState>, decision: Decision) -> DeadAnswer {
     use DestinationState::{Discarded, Failed, Loading, Ready, Running, Taking};
     match (state, decision) {

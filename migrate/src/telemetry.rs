@@ -113,7 +113,8 @@ impl Telemetry {
         self.rounds.push(round);
     }
 
-    /// Notes a look at the dirty log, which began with this phase; returns pages each second as of now.
+    /// Notes a look at the dirty log, which began with this phase; returns pages each second as of
+    /// now.
     pub(crate) fn dirtied(&mut self, pages: u64, now: Duration) -> f64 {
         self.dirty_rate.add_look(pages, self.entered, now);
         self.dirty_rate.pages_per_second()

@@ -1,9 +1,11 @@
 //! Files that are files.
 //!
-//! Certificates, records and descriptions of guests are small files in folders that other programs write to as well. A named
-//! pipe in such a place makes whoever opens it wait for ever, a folder opens and fails later with a riddle, a huge file fills
-//! memory. [`open`] and [`read`] refuse all of them, at once and in words; [`replace`] writes such a file whole or not at all. This
-//! crate depends on the system alone; every crate that reads a file somebody else may have put there uses it.
+//! Certificates, records and descriptions of guests are small files in folders that other programs
+//! write to as well. A named pipe in such a place makes whoever opens it wait for ever, a folder
+//! opens and fails later with a riddle, a huge file fills memory. [`open`] and [`read`] refuse all
+//! of them, at once and in words; [`replace`] writes such a file whole or not at all. This crate
+//! depends on the system alone; every crate that reads a file somebody else may have put there uses
+//! it.
 
 use std::fs::{self, File, FileType, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
@@ -26,9 +28,9 @@ pub fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     if kind.is_file() { Ok(file) } else { Err(refusal(name(kind))) }
 }
 
-/// Opens the regular file at `path` to read it, where an untrusted program has named the path. Nothing
-/// but a regular file is ever opened: opening some devices has effects (a watchdog is armed). Does not
-/// wait for a lease that the other program holds on the file.
+/// Opens the regular file at `path` to read it, where an untrusted program has named the path.
+/// Nothing but a regular file is ever opened: opening some devices has effects (a watchdog is
+/// armed). Does not wait for a lease that the other program holds on the file.
 ///
 /// # Errors
 /// As [`open`].
@@ -73,8 +75,8 @@ pub fn read_opened(file: &mut File, bytes_max: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Replaces the file at `path`, which becomes this user's alone: a reader finds the old content or the new one, also after a crash
-/// of the host. It is on disk when this returns.
+/// Replaces the file at `path`, which becomes this user's alone: a reader finds the old content or
+/// the new one, also after a crash of the host. It is on disk when this returns.
 ///
 /// # Errors
 /// The system's; then the old content holds.
@@ -100,11 +102,12 @@ pub fn sync_folder_of(path: &Path) -> io::Result<()> {
     File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
 }
 
-/// Makes the folder at `path`, whose parent is there, unless there is one. It is on disk when this returns.
+/// Makes the folder at `path`, whose parent is there, unless there is one. It is on disk when this
+/// returns.
 ///
 /// # Errors
-/// The system's, and [`ErrorKind::NotADirectory`] of anything else at this place, also a link to a folder: whoever lists the parent
-/// takes one for no folder.
+/// The system's, and [`ErrorKind::NotADirectory`] of anything else at this place, also a link to a
+/// folder: whoever lists the parent takes one for no folder.
 pub fn create_folder(path: &Path) -> io::Result<()> {
     match fs::create_dir(path) {
         Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
@@ -118,7 +121,8 @@ pub fn create_folder(path: &Path) -> io::Result<()> {
     sync_folder_of(path)
 }
 
-/// Writes `bytes` where they do not count yet, and moves them into place when `flush` has been successful.
+/// Writes `bytes` where they do not count yet, and moves them into place when `flush` has been
+/// successful.
 fn replace_after(
     path: &Path,
     bytes: &[u8],
@@ -135,7 +139,8 @@ fn replace_after(
     })
 }
 
-/// The name under which a file is written before it replaces `path`: no suffix that anybody looks for.
+/// The name under which a file is written before it replaces `path`: no suffix that anybody looks
+/// for.
 fn beside(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".new");

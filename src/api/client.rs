@@ -77,8 +77,8 @@ pub(crate) enum AskError {
 }
 
 impl AskError {
-    /// Whether the process is gone (or going), rather than unwilling or short of something for the moment, as is a process with
-    /// too many who ask at once.
+    /// Whether the process is gone (or going), rather than unwilling or short of something for the
+    /// moment, as is a process with too many who ask at once.
     pub(crate) fn is_gone(&self) -> bool {
         let says_so = |kind| matches!(kind, ErrorKind::NotFound | ErrorKind::ConnectionRefused);
         matches!(self, Self::Unreachable { cause, .. } if says_so(cause.kind()))
@@ -125,7 +125,8 @@ impl ApiClient {
         Self { socket: path.to_owned(), patience: PATIENCE }
     }
 
-    /// The same with another patience, for requests that take their time (saving a guest) or must not (a list of guests).
+    /// The same with another patience, for requests that take their time (saving a guest) or must
+    /// not (a list of guests).
     pub(crate) fn with_patience(self, patience: Duration) -> Self {
         Self { patience, ..self }
     }

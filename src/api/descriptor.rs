@@ -1,6 +1,7 @@
 //! A Unix stream on which an open file can go along with a request (`SCM_RIGHTS` of unix(7)).
 //!
-//! A guest's process opens no file that others name; so who wants it to write one opens it, and hands it over.
+//! A guest's process opens no file that others name; so who wants it to write one opens it, and
+//! hands it over.
 
 use std::fs::File;
 use std::io;
@@ -29,8 +30,8 @@ impl Handed {
     }
 }
 
-/// A file that others have opened: to close it may take as long as they like (its file system can be theirs), so that happens on a
-/// thread for what blocks.
+/// A file that others have opened: to close it may take as long as they like (its file system can
+/// be theirs), so that happens on a thread for what blocks.
 #[derive(Debug)]
 struct Received(Option<File>);
 
@@ -44,7 +45,8 @@ impl Drop for Received {
     }
 }
 
-/// A stream that keeps the file that comes on it, and sends one with the first bytes that are written.
+/// A stream that keeps the file that comes on it, and sends one with the first bytes that are
+/// written.
 #[derive(Debug)]
 pub(crate) struct HandingStream {
     stream: UnixStream,

@@ -1,4 +1,5 @@
-//! The routes of a guest process, from one table, so that the served document can be held against them.
+//! The routes of a guest process, from one table, so that the served document can be held against
+//! them.
 
 use std::fs::File;
 use std::sync::{Arc, Weak};
@@ -19,13 +20,15 @@ use serde::de::DeserializeOwned;
 use super::descriptor::Handed;
 use super::error::{ApiError, Reason};
 use super::memory::{GuestMemory, TreatedMemory, TreatmentRequest};
+use super::migration::{
+    MigrationRequest, MigrationStarted, MigrationStatus, Resolution, ResolveRequest,
+};
 use super::saving::{SaveId, SaveRequest, Saved};
 use super::survey::{DOMAIN_BYTES_MAX, SurveyDomain, SurveyStatus, SurveyedMemory};
 use super::types::{
     BalloonInfo, BalloonRequest, CONSOLE_FROM, CONSOLE_NEXT, ConsoleInput, ConsoleRead,
-    ConsoleTaken, GuestInfo, MigrationRequest, MigrationStarted, MigrationStatus, RebootRequest,
-    Resolution, ResolveRequest, ResumeRequest, StateAnswer, WorkloadControl, WorkloadControlled,
-    WorkloadInfo,
+    ConsoleTaken, GuestInfo, RebootRequest, ResumeRequest, StateAnswer, WorkloadControl,
+    WorkloadControlled, WorkloadInfo,
 };
 
 use crate::scrollback::Scrollback;
@@ -39,14 +42,16 @@ const SURVEY: &str = "/v1/guest/survey";
 /// How long a reader of the console may wait for something to read.
 const CONSOLE_WAIT_MAX: Duration = Duration::from_secs(30);
 
-/// What a guest process can be asked. Calls may block, for as long as their work takes; they are made on threads for that.
+/// What a guest process can be asked. Calls may block, for as long as their work takes; they are
+/// made on threads for that.
 pub(crate) trait GuestControl: Send + Sync + 'static {
     /// How the guest stands.
     fn info(&self) -> GuestInfo;
     /// Stops the vCPUs; done already is fine.
     ///
     /// # Errors
-    /// A migration is running, or the guest is not one that can be paused; the same for `resume`, `stop` and `save`.
+    /// A migration is running, or the guest is not one that can be paused; the same for `resume`,
+    /// `stop` and `save`.
     fn pause(&self) -> Result<StateAnswer, ApiError>;
     /// Lets the vCPUs run; done already is fine.
     fn resume(&self, request: &ResumeRequest) -> Result<StateAnswer, ApiError>;
@@ -67,7 +72,8 @@ pub(crate) trait GuestControl: Send + Sync + 'static {
     fn reset(&self) -> Result<StateAnswer, ApiError>;
     /// Ends the guest, and with it the process, once the answer is on its way.
     fn stop(&self) -> Result<StateAnswer, ApiError>;
-    /// Writes memory and state to a file: `handed`, or else the one of that name. `asker` is gone when nobody waits for the answer.
+    /// Writes memory and state to a file: `handed`, or else the one of that name. `asker` is gone
+    /// when nobody waits for the answer.
     ///
     /// # Errors
     /// As [`Self::pause`]; the guest is to go on, and writes disks; the file cannot be written.
@@ -192,7 +198,8 @@ pub(crate) fn router(control: Control) -> Router {
     routes().into_iter().fold(Router::new(), add).with_state(control)
 }
 
-/// What those may ask who may only look. Not the console, which may show a secret, nor the balloon, which makes the guest work.
+/// What those may ask who may only look. Not the console, which may show a secret, nor the balloon,
+/// which makes the guest work.
 const LOOKS: [&str; 4] =
     ["/v1/guest", "/v1/guest/migration", "/v1/guest/workload", "/v1/openapi.json"];
 
@@ -335,7 +342,8 @@ async fn save(
     }
 }
 
-/// What the guest wrote on its serial console, as it is. Whoever asks to wait is no thread's business meanwhile.
+/// What the guest wrote on its serial console, as it is. Whoever asks to wait is no thread's
+/// business meanwhile.
 async fn read_console(
     State(control): State<Control>,
     query: Result<Query<ConsoleRead>, QueryRejection>,
@@ -368,7 +376,8 @@ async fn resume(State(control): State<Control>, body: Bytes) -> Response {
     }
 }
 
-/// Refuses to let a copy run unless the other host has been asked: the guest's process cannot ask it.
+/// Refuses to let a copy run unless the other host has been asked: the guest's process cannot ask
+/// it.
 fn expect_asked(request: &ResolveRequest) -> Result<(), ApiError> {
     if request.decision == Resolution::Run && !request.other_host_has_none {
         let text = "ask the other host first whether it runs the guest, as `lighter migrate --resolve run` does; if it does not, say so \

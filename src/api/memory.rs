@@ -8,8 +8,8 @@ use vmm_core::virtio::balloon::SetBy;
 use super::types::{BackingInfo, BalloonStatistics, GuestState};
 use crate::names::GuestName;
 
-/// `GET /v1/guest/memory`: what there is to know for whoever shares out the host's memory. Nobody waits for the guest:
-/// statistics are its last ones, and new ones are asked for meanwhile.
+/// `GET /v1/guest/memory`: what there is to know for whoever shares out the host's memory. Nobody
+/// waits for the guest: statistics are its last ones, and new ones are asked for meanwhile.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct GuestMemory {
     /// The guest's name.
@@ -56,8 +56,8 @@ pub(crate) struct BalloonLevel {
 pub(crate) struct TreatmentRequest {
     /// What becomes of the memory; the guest reads what it did before.
     pub(crate) treatment: MemoryTreatment,
-    /// Runs of chunks of 2 MiB, each as its first chunk (guest physical address over 2 MiB) and their number; all memory when
-    /// absent.
+    /// Runs of chunks of 2 MiB, each as its first chunk (guest physical address over 2 MiB) and
+    /// their number; all memory when absent.
     #[serde(default)]
     pub(crate) chunks: Option<Vec<(u32, u32)>>,
 }
@@ -72,9 +72,11 @@ pub(crate) enum MemoryTreatment {
     Unmerge,
     /// As `unmerge`, and what is there becomes huge pages.
     Collapse,
-    /// What is as in the guest's template is shared with it again. The guest stands still for moments.
+    /// What is as in the guest's template is shared with it again. The guest stands still for
+    /// moments.
     Share,
-    /// Pages of zeros are given back, and the huge pages up that they are in. The guest stands still for moments.
+    /// Pages of zeros are given back, and the huge pages up that they are in. The guest stands
+    /// still for moments.
     DropZeros,
 }
 

@@ -15,10 +15,12 @@ pub(crate) struct SaveRequest {
     /// What the file is for.
     #[serde(default)]
     pub(crate) format: SaveFormat,
-    /// Whether the guest goes on when it is written; else it stands still until it is told to end or to go on, or for a minute.
+    /// Whether the guest goes on when it is written; else it stands still until it is told to end
+    /// or to go on, or for a minute.
     #[serde(default)]
     pub(crate) keep_running: bool,
-    /// Copies that will be made of its disks, while it stands still, for the guest to be restored on.
+    /// Copies that will be made of its disks, while it stands still, for the guest to be restored
+    /// on.
     #[serde(default)]
     pub(crate) copies: Option<SavedCopies>,
 }

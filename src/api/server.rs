@@ -1,4 +1,5 @@
-//! A Unix socket that serves a router: bounded in what it reads, in whom it serves at once and for how long, removed by its owner.
+//! A Unix socket that serves a router: bounded in what it reads, in whom it serves at once and for
+//! how long, removed by its owner.
 
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
@@ -72,7 +73,8 @@ fn bind(path: &Path, audience: Audience) -> Result<UnixListener> {
     Ok(listener)
 }
 
-/// Listens on `path`, which never allows more than `mode`: Linux makes the socket's file with the mode that the socket has.
+/// Listens on `path`, which never allows more than `mode`: Linux makes the socket's file with the
+/// mode that the socket has.
 fn bind_with(path: &Path, mode: Mode) -> std::io::Result<UnixListener> {
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
     let socket = socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
@@ -82,8 +84,8 @@ fn bind_with(path: &Path, mode: Mode) -> std::io::Result<UnixListener> {
     UnixListener::from_std(socket.into())
 }
 
-/// Serves `router` until `end`, answering what has been asked by then; unknown routes and oversized bodies get the same kind of
-/// answer as all else.
+/// Serves `router` until `end`, answering what has been asked by then; unknown routes and oversized
+/// bodies get the same kind of answer as all else.
 async fn serve_until(
     listener: UnixListener,
     router: Router,

@@ -42,7 +42,8 @@ pub(crate) struct SurveyStatus {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct SurveyDomain<'a> {
-    /// The tables of all guests of the merge domain merged, this one's among them. Contents with one page may be left away.
+    /// The tables of all guests of the merge domain merged, this one's among them. Contents with
+    /// one page may be left away.
     pub(crate) domain: Cow<'a, Digests>,
 }
 
@@ -51,14 +52,16 @@ pub(crate) struct SurveyDomain<'a> {
 pub(crate) struct SurveyedMemory {
     /// How long ago the look ended, in milliseconds.
     pub(crate) age_ms: u64,
-    /// Whether the host's kernel tells huge pages (Linux 6.7); without it no chunk is said to be huge.
+    /// Whether the host's kernel tells huge pages (Linux 6.7); without it no chunk is said to be
+    /// huge.
     pub(crate) tells_huge_pages: bool,
     /// The chunks of which anything is there.
     pub(crate) chunks: Vec<ChunkRow>,
 }
 
-/// A chunk: its index, and of its pages those that are there, of zeros, with an equal elsewhere, as in the template, and written;
-/// then 1 if it is huge, and 2 if it is mergeable. Short, for there may be 131,072 of them.
+/// A chunk: its index, and of its pages those that are there, of zeros, with an equal elsewhere, as
+/// in the template, and written; then 1 if it is huge, and 2 if it is mergeable. Short, for there
+/// may be 131,072 of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ChunkRow(u32, u16, u16, u16, u16, u16, u8);
 

@@ -1,12 +1,9 @@
-//! What travels over a guest's API. Times are milliseconds since 1970 or durations with their unit in the name.
+//! What travels over a guest's API. Times are milliseconds since 1970 or durations with their unit
+//! in the name.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
-use std::num::NonZeroU16;
 use std::path::PathBuf;
 
-use migrate::quic::Identity;
-use migrate::{Progress, Report};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 use vmm_core::memory::HugePages;
@@ -28,7 +25,8 @@ pub(crate) enum GuestState {
     Paused,
     /// On its way to another host; it runs here until it is handed over.
     Migrating,
-    /// Handed over or complete, but the other host has not been heard: it does not run here until that is settled.
+    /// Handed over or complete, but the other host has not been heard: it does not run here until
+    /// that is settled.
     InDoubt,
     /// It has ended, and so will its process.
     Ended,
@@ -91,7 +89,8 @@ pub(crate) struct GuestInfo {
     /// Its network devices.
     #[serde(default)]
     pub(crate) nets: Vec<NetInfo>,
-    /// What it sees of its host's processor, by the name of the model; absent while it has not arrived.
+    /// What it sees of its host's processor, by the name of the model; absent while it has not
+    /// arrived.
     #[serde(default)]
     pub(crate) cpu_model: Option<String>,
     /// How its memory is backed.
@@ -277,7 +276,8 @@ pub(crate) struct BackingInfo {
 }
 
 impl BackingInfo {
-    /// The size of its pages. A process of another version may have a word for it that this one does not know.
+    /// The size of its pages. A process of another version may have a word for it that this one
+    /// does not know.
     pub(crate) fn huge_pages(&self) -> HugePages {
         self.hugepages.parse().unwrap_or_default()
     }
@@ -297,139 +297,6 @@ pub(crate) struct RebootRequest {
 pub(crate) struct ResumeRequest {
     /// Takes disks as they are, also those that were written since the guest last had them.
     pub(crate) unsafe_disks: bool,
-}
-
-/// `POST /v1/guest/migration`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct MigrationRequest {
-    /// HOST or HOST:PORT of the destination's node.
-    pub(crate) destination: String,
-    /// Where that node is, at most four, to be tried in turn; the guest's process looks the name up when absent.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub(crate) addresses: Vec<SocketAddr>,
-    /// Key and certificate for this guest's process, which the host has issued.
-    pub(crate) identity: Identity,
-    /// Name in the destination's certificate, when it is not HOST.
-    #[serde(default)]
-    pub(crate) tls_name: Option<String>,
-    /// How long the guest may stand still, in milliseconds.
-    #[serde(default = "default_downtime_ms")]
-    pub(crate) downtime_ms_max: u64,
-    /// Limit for the network, in bytes each second.
-    #[serde(default)]
-    pub(crate) bandwidth_bytes_per_s_max: Option<u64>,
-    /// Give up after this long, in milliseconds.
-    #[serde(default = "default_timeout_ms")]
-    pub(crate) timeout_ms: u64,
-    /// When pages are compressed.
-    #[serde(default)]
-    pub(crate) compression: Compression,
-    /// QUIC connections side by side; the source chooses when absent.
-    #[serde(default)]
-    pub(crate) connections: Option<u8>,
-    /// The disks' content goes along; both hosts share the disks when absent.
-    #[serde(default)]
-    pub(crate) copy_disks: Option<CopyDisks>,
-    /// The hosts need not prove to each other that they share the disks.
-    #[serde(default)]
-    pub(crate) unproven_disks: bool,
-    /// UDP port of this host's node, by which the destination asks this host again; absent when no node runs here.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) node_port: Option<NonZeroU16>,
-}
-
-/// How disks go along with a guest.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub(crate) struct CopyDisks {
-    /// Where the destination shall have a disk, by its path here: absolute, both; where it is here when absent.
-    pub(crate) paths: BTreeMap<PathBuf, PathBuf>,
-    /// Whether files that are in the disks' places there are replaced.
-    pub(crate) replace: bool,
-}
-
-impl MigrationRequest {
-    /// A migration to `destination` with the usual limits.
-    pub(crate) fn to(destination: String, identity: Identity) -> Self {
-        Self {
-            destination,
-            addresses: Vec::new(),
-            identity,
-            tls_name: None,
-            downtime_ms_max: default_downtime_ms(),
-            bandwidth_bytes_per_s_max: None,
-            timeout_ms: default_timeout_ms(),
-            compression: Compression::default(),
-            connections: None,
-            copy_disks: None,
-            unproven_disks: false,
-            node_port: None,
-        }
-    }
-}
-
-fn default_downtime_ms() -> u64 {
-    300
-}
-
-fn default_timeout_ms() -> u64 {
-    3_600_000
-}
-
-/// When pages are compressed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum Compression {
-    /// When it makes the migration faster.
-    #[default]
-    Auto,
-    /// Never.
-    Off,
-    /// Always.
-    Lz4,
-}
-
-/// The answer to `POST /v1/guest/migration`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct MigrationStarted {
-    /// The migration's id; its report is in `migrations/guests/NAME/UUID/ID.source.json` when the guest's process is gone.
-    pub(crate) id: Uuid,
-}
-
-/// `GET /v1/guest/migration`: the running migration, or the last one.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub(crate) struct MigrationStatus {
-    /// How it stands; the last state, when it is over.
-    pub(crate) progress: Option<Progress>,
-    /// How it ended. One in doubt is followed by another when the doubt is settled.
-    pub(crate) report: Option<Report>,
-}
-
-/// `PUT /v1/guest/migration/resolve`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct ResolveRequest {
-    /// What becomes of the copy of the guest that is here.
-    pub(crate) decision: Resolution,
-    /// Run it although the destination may have written its block devices. A process of an earlier
-    /// version does not know this field.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub(crate) unproven_disks: bool,
-    /// Who asks for it to run has asked the other host, or knows that it does not run the guest. Processes of an
-    /// earlier version do not know this field.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub(crate) other_host_has_none: bool,
-}
-
-/// An operator's decision about a guest in doubt.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum Resolution {
-    /// Run it.
-    Run,
-    /// Throw it away.
-    Discard,
 }
 
 /// The answer of a request that has nothing else to say: how the guest stands now.
@@ -469,7 +336,8 @@ pub(crate) struct WorkloadInfo {
     /// Pages read at random.
     #[serde(default)]
     pub(crate) pages_read: u64,
-    /// Longest time in which a vCPU did not run since the last reset, microseconds of the guest's own clock.
+    /// Longest time in which a vCPU did not run since the last reset, microseconds of the guest's
+    /// own clock.
     pub(crate) longest_stall_us: u64,
     /// The reset that `longest_stall_us` counts from.
     pub(crate) stall_epoch: u64,
@@ -505,8 +373,8 @@ pub(crate) struct WorkloadControl {
 pub(crate) struct BalloonRequest {
     /// Memory that the guest shall keep, bytes; all of its memory to take nothing away.
     pub(crate) target_bytes: u64,
-    /// Who sets it: the optimizer takes its own back, and leaves an operator's. Absent, it is an operator; older guests' processes
-    /// reject the field.
+    /// Who sets it: the optimizer takes its own back, and leaves an operator's. Absent, it is an
+    /// operator; older guests' processes reject the field.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) set_by: Option<SetBy>,
 }
@@ -530,7 +398,8 @@ pub(crate) struct BalloonInfo {
     pub(crate) set_by: Option<SetBy>,
     /// Memory that it says to have kept, bytes.
     pub(crate) actual_bytes: u64,
-    /// Memory given back through the balloon since this process started, bytes; the guest may have it again.
+    /// Memory given back through the balloon since this process started, bytes; the guest may have
+    /// it again.
     pub(crate) inflated_bytes_total: u64,
     /// Memory given back because the guest reported it as free, bytes; the guest may have it again.
     pub(crate) reported_bytes_total: u64,
@@ -575,7 +444,8 @@ pub(crate) struct ConsoleTaken {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct ConsoleRead {
-    /// The offset to read from, in bytes since the guest's process began: `console-next` of the last answer.
+    /// The offset to read from, in bytes since the guest's process began: `console-next` of the
+    /// last answer.
     pub(crate) from: u64,
     /// How long to wait when there is nothing to read yet, in milliseconds.
     pub(crate) wait_ms: u64,

@@ -43,7 +43,8 @@ pub(crate) enum DensityVerb {
 }
 
 impl DensityVerb {
-    /// Whether it can be done over the sockets that change nothing. A plan cannot: it takes time from guests.
+    /// Whether it can be done over the sockets that change nothing. A plan cannot: it takes time
+    /// from guests.
     pub(crate) fn only_looks(&self) -> bool {
         matches!(self, Self::Status(_) | Self::History(_) | Self::Next(_))
     }
@@ -63,7 +64,8 @@ pub(crate) struct StatusArgs {
 /// What a plan is made for.
 #[derive(Debug, Args)]
 pub(crate) struct PlanOptions {
-    /// How much is to be taken: `free 8GiB`, `keep 15% headroom` or `max density` [default: the policy's].
+    /// How much is to be taken: `free 8GiB`, `keep 15% headroom` or `max density` [default: the
+    /// policy's].
     #[arg(long, value_name = "GOAL")]
     pub(crate) goal: Option<Goal>,
 }
@@ -85,8 +87,8 @@ pub(crate) struct PlanArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) policy: Option<PathBuf>,
 
-    /// Have the guests' pages looked at first, all of them anew; a run does so where it was not done lately. What was not looked at
-    /// lately has nothing planned for its pages.
+    /// Have the guests' pages looked at first, all of them anew; a run does so where it was not
+    /// done lately. What was not looked at lately has nothing planned for its pages.
     #[arg(long)]
     pub(crate) survey: bool,
 

@@ -1,5 +1,5 @@
-//! Arguments of the verbs about one guest: run, restore, save, template, ls, show, console, events, pause, resume, shutdown, reboot, reset,
-//! destroy, balloon.
+//! Arguments of the verbs about one guest: run, restore, save, template, ls, show, console, events,
+//! pause, resume, shutdown, reboot, reset, destroy, balloon.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -32,7 +32,8 @@ the console is written to guests/NAME/console.log in the state folder.";
 #[derive(Debug, Args)]
 #[command(after_help = RUN_EXAMPLES)]
 pub(crate) struct RunArgs {
-    /// The guest's file, instead of the options below; see `lighter define`. A --name replaces the one in it.
+    /// The guest's file, instead of the options below; see `lighter define`. A --name replaces the
+    /// one in it.
     #[arg(
         value_name = "FILE.toml",
         conflicts_with_all = [
@@ -85,11 +86,13 @@ pub(crate) struct RestoreArgs {
     #[arg(long)]
     pub(crate) name: Option<GuestName>,
 
-    /// Take all disks as they are, also those that were written since the guest was saved: you know that they match.
+    /// Take all disks as they are, also those that were written since the guest was saved: you know
+    /// that they match.
     #[arg(long = "unsafe")]
     pub(crate) unsafe_disks: bool,
 
-    /// Restore it although a guest of its name may run on another host: use it only when you know that it does not.
+    /// Restore it although a guest of its name may run on another host: use it only when you know
+    /// that it does not.
     #[arg(long)]
     pub(crate) force: bool,
 
@@ -146,7 +149,8 @@ pub(crate) struct TemplateArgs {
     /// The guest.
     pub(crate) name: GuestName,
 
-    /// The file to write; an existing one is only replaced when all is written, and clones of it keep it.
+    /// The file to write; an existing one is only replaced when all is written, and clones of it
+    /// keep it.
     pub(crate) file: PathBuf,
 }
 
@@ -180,7 +184,8 @@ pub(crate) struct ResumeArgs {
     /// The guest.
     pub(crate) name: GuestName,
 
-    /// Take all disks as they are, also those that were written since the guest last had them: you know that they match.
+    /// Take all disks as they are, also those that were written since the guest last had them: you
+    /// know that they match.
     #[arg(long = "unsafe")]
     pub(crate) unsafe_disks: bool,
 }
@@ -272,7 +277,8 @@ Examples:
   lighter ls --all
   lighter ls --json")]
 pub(crate) struct ListArgs {
-    /// List the defined guests that do not run, too, and the last guests that have ended, and how they did.
+    /// List the defined guests that do not run, too, and the last guests that have ended, and how
+    /// they did.
     #[arg(long, short)]
     pub(crate) all: bool,
 

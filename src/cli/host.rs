@@ -72,11 +72,13 @@ pub(crate) struct NodeArgs {
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9450")]
     pub(crate) metrics: SocketAddr,
 
-    /// Serve metrics by HTTPS, with this host's certificate: Prometheus trusts it by the authority's `ca.pem`.
+    /// Serve metrics by HTTPS, with this host's certificate: Prometheus trusts it by the
+    /// authority's `ca.pem`.
     #[arg(long)]
     pub(crate) metrics_tls: bool,
 
-    /// File with USER:PASSWORD, readable by its owner only: clients must send them (`basic_auth` of Prometheus) [default: no password].
+    /// File with USER:PASSWORD, readable by its owner only: clients must send them (`basic_auth` of
+    /// Prometheus) [default: no password].
     #[arg(long, value_name = "FILE")]
     pub(crate) metrics_auth: Option<PathBuf>,
 
@@ -84,21 +86,25 @@ pub(crate) struct NodeArgs {
     #[arg(long, value_parser = parse_size, default_value = "256M", value_name = "SIZE")]
     pub(crate) reserve_memory: u64,
 
-    /// Where an arriving guest wants bridge or tap FROM, give it TO. Give it more than once for more names.
+    /// Where an arriving guest wants bridge or tap FROM, give it TO. Give it more than once for
+    /// more names.
     #[arg(long, value_name = "FROM=TO")]
     pub(crate) net_map: Vec<NetRename>,
 
-    /// Bridge or tap of this host that guests from other hosts may use (its name after --net-map); several with commas, or
-    /// given several times. Others are refused [default: every bridge and tap].
+    /// Bridge or tap of this host that guests from other hosts may use (its name after --net-map);
+    /// several with commas, or given several times. Others are refused [default: every bridge and
+    /// tap].
     #[arg(long, value_name = "NAME[,...]", value_delimiter = ',', value_parser = interface_name)]
     pub(crate) net_allow: Vec<String>,
 
-    /// Folder in which, and below which, guests from other hosts may have disks: those that both hosts share, and those that are
-    /// made here (`lighter migrate --copy-disks`); may be given several times [default: none, guests with disks are refused].
+    /// Folder in which, and below which, guests from other hosts may have disks: those that both
+    /// hosts share, and those that are made here (`lighter migrate --copy-disks`); may be given
+    /// several times [default: none, guests with disks are refused].
     #[arg(long, value_name = "DIR")]
     pub(crate) disk_dir: Vec<PathBuf>,
 
-    /// Block device that guests from other hosts may have as a disk; may be given several times [default: none].
+    /// Block device that guests from other hosts may have as a disk; may be given several times
+    /// [default: none].
     #[arg(long, value_name = "DEVICE")]
     pub(crate) disk_device: Vec<PathBuf>,
 
@@ -222,14 +228,16 @@ pub(crate) enum CertsAction {
         #[arg(long, value_name = "DIR")]
         out: std::path::PathBuf,
     },
-    /// Print key and certificate for the process of a guest, which a migration by the HTTP API takes (`identity`). Valid for
-    /// 30 days, for this guest alone; whoever has it can act as its process. `lighter migrate` needs none.
+    /// Print key and certificate for the process of a guest, which a migration by the HTTP API
+    /// takes (`identity`). Valid for 30 days, for this guest alone; whoever has it can act as its
+    /// process. `lighter migrate` needs none.
     #[command(after_help = "Example:\n  lighter certs guest web-1")]
     Guest {
         /// The guest.
         name: GuestName,
     },
-    /// Revoke certificates of a host, on the host where the authority was made: other hosts reject them once they have the list, crl.pem.
+    /// Revoke certificates of a host, on the host where the authority was made: other hosts reject
+    /// them once they have the list, crl.pem.
     #[command(after_help = "\
 Examples:
   lighter certs revoke host-b
@@ -238,7 +246,8 @@ Examples:
 A name or an address revokes every certificate that was issued for it until now: revoke first, then issue
 the replacement. Certificates that a version without this command issued are not recorded: give their file.")]
     Revoke {
-        /// A name or an address of the host, the serial of a certificate, or the file of one (host.pem).
+        /// A name or an address of the host, the serial of a certificate, or the file of one
+        /// (host.pem).
         #[arg(value_name = "HOST|SERIAL|FILE")]
         which: String,
     },

@@ -5,7 +5,8 @@ use clap::{Args, Parser, ValueEnum};
 
 use super::spec::SwitchArg;
 
-/// How a guest's process is confined. A node hands these variables of its environment on to the guests that it receives.
+/// How a guest's process is confined. A node hands these variables of its environment on to the
+/// guests that it receives.
 #[derive(Debug, Clone, Copy, Args)]
 pub(crate) struct IsolationArgs {
     /// Confine the guest's process to the system calls that it needs.

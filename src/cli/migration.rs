@@ -4,7 +4,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
+use migrate::pages::Compression;
 
 use super::JsonFlag;
 use crate::address::Destination;
@@ -47,9 +49,9 @@ pub(crate) struct MigrateArgs {
     )]
     pub(crate) destination: Option<String>,
 
-    /// How long the guest may stand still at the hand-over: it is paused when less is expected. If it then is not handed over
-    /// within twice this time and a second (30 s at most, or this time and a second if that is longer), it goes on here and the
-    /// migration fails.
+    /// How long the guest may stand still at the hand-over: it is paused when less is expected. If
+    /// it then is not handed over within twice this time and a second (30 s at most, or this time
+    /// and a second if that is longer), it goes on here and the migration fails.
     #[arg(long, value_parser = time_limit, default_value = "300ms", value_name = "TIME")]
     pub(crate) downtime: Duration,
 
@@ -62,23 +64,26 @@ pub(crate) struct MigrateArgs {
     pub(crate) timeout: Duration,
 
     /// Compress pages: when it helps, never, or always with LZ4.
-    #[arg(long, value_enum, default_value_t, value_name = "HOW")]
-    pub(crate) compress: CompressArg,
+    #[arg(long, value_parser = compression(), default_value = "auto", value_name = "HOW")]
+    pub(crate) compress: Compression,
 
     /// QUIC connections side by side [default: as many as help on this machine].
     #[arg(long, value_parser = clap::value_parser!(u8).range(1..=16), value_name = "N")]
     pub(crate) connections: Option<u8>,
 
-    /// Send the content of the guest's disks along: the hosts do not share them. The destination makes new files, in the folders
-    /// that its node was started for (`lighter node --disk-dir`); the files here are left as they are.
+    /// Send the content of the guest's disks along: the hosts do not share them. The destination
+    /// makes new files, in the folders that its node was started for (`lighter node --disk-dir`);
+    /// the files here are left as they are.
     #[arg(long)]
     pub(crate) copy_disks: bool,
 
-    /// Where the destination shall have a disk that is sent along; may be given several times [default: as here].
+    /// Where the destination shall have a disk that is sent along; may be given several times
+    /// [default: as here].
     #[arg(long, value_parser = disk_path, value_name = "HERE=THERE", requires = "copy_disks")]
     pub(crate) disk_path: Vec<(PathBuf, PathBuf)>,
 
-    /// Replace files that are in the disks' places at the destination, once the guest is handed over, unless they are in use.
+    /// Replace files that are in the disks' places at the destination, once the guest is handed
+    /// over, unless they are in use.
     #[arg(long, requires = "copy_disks")]
     pub(crate) replace_disks: bool,
 
@@ -92,7 +97,8 @@ pub(crate) struct MigrateArgs {
     #[arg(long, value_name = "NAME")]
     pub(crate) tls_name: Option<String>,
 
-    /// Decide about a guest whose migration is in doubt, when the other host will not answer any more.
+    /// Decide about a guest whose migration is in doubt, when the other host will not answer any
+    /// more.
     #[arg(
         long,
         value_enum,
@@ -124,24 +130,23 @@ fn disk_path(text: &str) -> Result<(PathBuf, PathBuf)> {
 }
 
 /// Reads a limit in time, which a guest's process is told in milliseconds.
+fn compression() -> impl TypedValueParser<Value = Compression> {
+    let help =
+        [("auto", "When it makes the migration faster"), ("off", "Never"), ("lz4", "Always")];
+    let values = help.map(|(name, help)| PossibleValue::new(name).help(help));
+    PossibleValuesParser::new(values).map(|name| match name.as_str() {
+        "off" => Compression::Off,
+        "lz4" => Compression::Lz4,
+        _ => Compression::Auto,
+    })
+}
+
 fn time_limit(text: &str) -> Result<Duration> {
     let limit = parse_duration(text)?;
     if limit < Duration::from_millis(1) {
         bail!("`{text}` is too short: give 1ms or more");
     }
     Ok(limit)
-}
-
-/// When pages are compressed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
-pub(crate) enum CompressArg {
-    /// When it makes the migration faster.
-    #[default]
-    Auto,
-    /// Never.
-    Off,
-    /// Always.
-    Lz4,
 }
 
 /// An operator's decision about a guest in doubt.

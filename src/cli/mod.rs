@@ -1,9 +1,11 @@
 //! The command line as typed.
 //!
-//! Only what a single argument can say is checked here (is `512M` a size?), so that the usage error names the argument. What
-//! arguments mean together is decided by the verb that receives them, on types of its own. Nothing here does anything.
-//! Start at [`Cli`]; [`guest`] holds the verbs about one guest, [`spec`] what it is made of, [`definition`] the verbs about guests
-//! that are written down, [`density`] those about the host's memory, [`migration`] those about moving a guest, [`host`] the rest.
+//! Only what a single argument can say is checked here (is `512M` a size?), so that the usage error
+//! names the argument. What arguments mean together is decided by the verb that receives them, on
+//! types of its own. Nothing here does anything. Start at [`Cli`]; [`guest`] holds the verbs about
+//! one guest, [`spec`] what it is made of, [`definition`] the verbs about guests that are written
+//! down, [`density`] those about the host's memory, [`migration`] those about moving a guest,
+//! [`host`] the rest.
 
 pub(crate) mod cpu;
 pub(crate) mod definition;
@@ -12,6 +14,7 @@ pub(crate) mod disk;
 pub(crate) mod guest;
 pub(crate) mod host;
 pub(crate) mod isolation;
+mod label;
 pub(crate) mod migration;
 pub(crate) mod net;
 pub(crate) mod spec;
@@ -49,7 +52,8 @@ pub(crate) struct Cli {
     )]
     pub(crate) state_dir: Option<PathBuf>,
 
-    /// Only look: over the sockets that are open to all users of this host. For ls, show, events, and density status, history and next.
+    /// Only look: over the sockets that are open to all users of this host. For ls, show, events,
+    /// and density status, history and next.
     #[arg(long, short = 'r', global = true, help_heading = "Global options")]
     pub(crate) readonly: bool,
 

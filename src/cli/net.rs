@@ -1,4 +1,5 @@
-//! `--net bridge=NAME[,tap=NAME][,mac=ADDRESS]`, `--net tap=NAME[,mac=ADDRESS]`, and `[[net]]` in a guest's file.
+//! `--net bridge=NAME[,tap=NAME][,mac=ADDRESS]`, `--net tap=NAME[,mac=ADDRESS]`, and `[[net]]` in a
+//! guest's file.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,7 +10,8 @@ use vmm_core::virtio::net::{MacAddress, NetLink};
 
 use super::spec::{Fault, Place};
 
-/// A network device as typed: a bridge that it is to be on, or a tap that exists, or both for a tap to be made.
+/// A network device as typed: a bridge that it is to be on, or a tap that exists, or both for a tap
+/// to be made.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct NetArg {

@@ -1,8 +1,9 @@
-//! What a guest is made of: the options of `lighter run` and the keys of a guest's file, in one type.
+//! What a guest is made of: the options of `lighter run` and the keys of a guest's file, in one
+//! type.
 //!
-//! clap reads it from a command line and serde from TOML, so that a key means what the option of its name means, and a guest is
-//! built in one way. What keys mean together is in [`GuestSpec::check`]; the command line refuses the same by its attributes,
-//! as a usage error.
+//! clap reads it from a command line and serde from TOML, so that a key means what the option of
+//! its name means, and a guest is built in one way. What keys mean together is in
+//! [`GuestSpec::check`]; the command line refuses the same by its attributes, as a usage error.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -20,6 +21,7 @@ use vmm_core::{DirtyLog, GUEST_CIDS, Labels, VCPUS_MAX, labels, workload};
 
 use super::cpu::CpuArg;
 use super::disk::DiskArg;
+use super::label::{self, Label};
 use super::net::NetArg;
 use crate::names::GuestName;
 use crate::units::{MIB, PAGE_BYTES, Size};
@@ -32,7 +34,8 @@ pub(crate) struct GuestSpec {
     #[arg(long)]
     pub(crate) name: Option<GuestName>,
 
-    /// The guest's identity, which it keeps wherever it goes [default: one is chosen; a guest that is defined keeps its own].
+    /// The guest's identity, which it keeps wherever it goes [default: one is chosen; a guest that
+    /// is defined keeps its own].
     #[arg(long, value_name = "UUID")]
     pub(crate) uuid: Option<Uuid>,
 
@@ -49,12 +52,14 @@ pub(crate) struct GuestSpec {
     #[serde(default, deserialize_with = "vcpus")]
     pub(crate) cpus: Option<u8>,
 
-    /// Linux kernel to boot instead of the built-in workload: a bzImage (vmlinuz) or an ELF vmlinux.
+    /// Linux kernel to boot instead of the built-in workload: a bzImage (vmlinuz) or an ELF
+    /// vmlinux.
     #[arg(long, value_name = "FILE", group = "system")]
     pub(crate) kernel: Option<PathBuf>,
 
-    /// Template that `lighter template` made: the guest goes on where that one was saved, under a name of its own. It is made of
-    /// what the other was made of, and shares its memory until it writes it.
+    /// Template that `lighter template` made: the guest goes on where that one was saved, under a
+    /// name of its own. It is made of what the other was made of, and shares its memory until it
+    /// writes it.
     #[arg(
         long, value_name = "FILE", group = "system",
         conflicts_with_all = [
@@ -72,8 +77,8 @@ pub(crate) struct GuestSpec {
     #[arg(long, value_name = "TEXT", requires = "kernel")]
     pub(crate) cmdline: Option<String>,
 
-    /// Whether the kernel gets ACPI tables: with them it finds its devices, has a power button and can switch itself off
-    /// [default: on].
+    /// Whether the kernel gets ACPI tables: with them it finds its devices, has a power button and
+    /// can switch itself off [default: on].
     #[arg(long, value_enum, requires = "kernel", value_name = "SWITCH")]
     pub(crate) acpi: Option<SwitchArg>,
 
@@ -84,15 +89,16 @@ pub(crate) struct GuestSpec {
     /// Disk for the guest, a raw file or a block device: /dev/vda first. Give it more than once for
     /// more disks. ro: the guest only reads it; serial=TEXT: what it sees as serial number;
     /// queues=N: request queues [default: one for each vCPU, 8 at most]; engine=auto|io_uring|sync.
-    /// It is locked while the guest runs; no lock keeps other hosts from a block device that they share.
-    /// To migrate, have the same disk under the same path on both hosts, or `--copy-disks`.
+    /// It is locked while the guest runs; no lock keeps other hosts from a block device that they
+    /// share. To migrate, have the same disk under the same path on both hosts, or `--copy-disks`.
     #[arg(long, value_name = "PATH[,OPTION...]", requires = "system")]
     #[serde(default)]
     pub(crate) disk: Vec<DiskArg>,
 
-    /// Network device for the guest. bridge: a tap is made, put on this bridge, and goes with the guest; tap alone: this tap,
-    /// which you have made. mac: the guest's address, which it keeps wherever it goes [default: one is chosen]. Give it
-    /// more than once for more devices. To migrate, have a bridge or tap of the same name on both hosts.
+    /// Network device for the guest. bridge: a tap is made, put on this bridge, and goes with the
+    /// guest; tap alone: this tap, which you have made. mac: the guest's address, which it keeps
+    /// wherever it goes [default: one is chosen]. Give it more than once for more devices. To
+    /// migrate, have a bridge or tap of the same name on both hosts.
     #[arg(long, value_name = "bridge=NAME[,tap=NAME]|tap=NAME[,mac=ADDRESS]", requires = "kernel")]
     #[serde(default)]
     pub(crate) net: Vec<NetArg>,
@@ -102,45 +108,49 @@ pub(crate) struct GuestSpec {
     #[serde(default)]
     pub(crate) rng: bool,
 
-    /// Whether the guest has a balloon: it then gives memory that it does not use back to this host, by itself and when
-    /// `lighter balloon` says so [default: on].
+    /// Whether the guest has a balloon: it then gives memory that it does not use back to this
+    /// host, by itself and when `lighter balloon` says so [default: on].
     #[arg(long, value_enum, requires = "kernel", value_name = "WHAT")]
     pub(crate) balloon: Option<BalloonArg>,
 
-    /// Give the guest a vsock device and this address, 3 or more. Programs of this host then reach it, and it them, by Unix
-    /// sockets in vsock/ in the state folder.
+    /// Give the guest a vsock device and this address, 3 or more. Programs of this host then reach
+    /// it, and it them, by Unix sockets in vsock/ in the state folder.
     #[arg(long, requires = "kernel", value_name = "CID", value_parser = clap::value_parser!(u32).range(guest_cids()))]
     #[serde(default, deserialize_with = "cid")]
     pub(crate) vsock: Option<u32>,
 
-    /// What the guest sees of this host's processor: `host` for all of it, a model of `lighter cpu-models`, or a file that changes
-    /// one, for guests that move between unlike hosts [default: host].
+    /// What the guest sees of this host's processor: `host` for all of it, a model of `lighter
+    /// cpu-models`, or a file that changes one, for guests that move between unlike hosts [default:
+    /// host].
     #[arg(long, value_name = "MODEL|FILE.toml")]
     #[serde(default, deserialize_with = "from_text")]
     pub(crate) cpu: Option<CpuArg>,
 
-    /// Let the guest run virtual machines (VMX, SVM). It cannot be migrated or saved while it does [default: off].
+    /// Let the guest run virtual machines (VMX, SVM). It cannot be migrated or saved while it does
+    /// [default: off].
     #[arg(long, value_enum, requires = "kernel", value_name = "SWITCH")]
     pub(crate) nested: Option<SwitchArg>,
 
-    /// Pages under guest memory: 4 KiB only (off), huge ones where the kernel finds some (thp), or huge pages of this host's pool,
-    /// reserved for the guest (2M, 1G) [default: thp].
+    /// Pages under guest memory: 4 KiB only (off), huge ones where the kernel finds some (thp), or
+    /// huge pages of this host's pool, reserved for the guest (2M, 1G) [default: thp].
     #[arg(long, value_name = "off|thp|2M|1G", help_heading = MEMORY)]
     #[serde(default, deserialize_with = "from_text")]
     pub(crate) hugepages: Option<HugePages>,
 
-    /// Take all of the guest's memory from this host at the start, instead of as the guest touches it.
+    /// Take all of the guest's memory from this host at the start, instead of as the guest touches
+    /// it.
     #[arg(long, help_heading = MEMORY)]
     #[serde(default)]
     pub(crate) prealloc: bool,
 
-    /// NUMA nodes that guest memory comes from: default, bind:NODES, interleave:NODES or preferred:NODE; NODES like 0-1,3.
+    /// NUMA nodes that guest memory comes from: default, bind:NODES, interleave:NODES or
+    /// preferred:NODE; NODES like 0-1,3.
     #[arg(long, value_name = "POLICY", help_heading = MEMORY)]
     #[serde(default, deserialize_with = "from_text")]
     pub(crate) numa_policy: Option<NumaPolicy>,
 
-    /// Let the kernel merge the guest's pages with equal ones of guests in the same domain, as those of one tenant. Guests
-    /// without a domain are never merged.
+    /// Let the kernel merge the guest's pages with equal ones of guests in the same domain, as
+    /// those of one tenant. Guests without a domain are never merged.
     #[arg(long, value_name = "NAME", help_heading = MEMORY)]
     #[serde(default, deserialize_with = "from_text")]
     pub(crate) merge_domain: Option<MergeDomain>,
@@ -150,10 +160,10 @@ pub(crate) struct GuestSpec {
     #[serde(default, deserialize_with = "from_text")]
     pub(crate) dirty_log: Option<DirtyLog>,
 
-    /// A label for people and programs, by which policies and schedules choose guests; shown by `ls --json` and `show`. Give it more
-    /// than once for more labels. They go wherever the guest goes.
+    /// A label for people and programs, by which policies and schedules choose guests; shown by `ls
+    /// --json` and `show`. Give it more than once for more labels. They go wherever the guest goes.
     #[arg(long = "label", value_name = "KEY=VALUE")]
-    #[serde(default, deserialize_with = "labels")]
+    #[serde(default, deserialize_with = "label::table")]
     pub(crate) labels: Vec<Label>,
 
     /// Pages of 4 KiB that the workload writes each second, all vCPUs together [default: 2000].
@@ -180,8 +190,9 @@ pub(crate) struct GuestSpec {
     #[serde(default, deserialize_with = "percent")]
     pub(crate) zero_share: Option<u8>,
 
-    /// Share of pages that are, until they are written to, the same in all guests with these options, as in clones of one image.
-    /// What is neither that nor zeros is the guest's own [default: all but the zeros].
+    /// Share of pages that are, until they are written to, the same in all guests with these
+    /// options, as in clones of one image. What is neither that nor zeros is the guest's own
+    /// [default: all but the zeros].
     #[arg(
         long, value_name = "PERCENT", conflicts_with = "kernel", help_heading = WORKLOAD,
         value_parser = clap::value_parser!(u8).range(0..=100)
@@ -189,17 +200,18 @@ pub(crate) struct GuestSpec {
     #[serde(default, deserialize_with = "percent")]
     pub(crate) image_share: Option<u8>,
 
-    /// How much memory of one kind lies together: zeros, the image's, or the guest's own [default: 4K].
+    /// How much memory of one kind lies together: zeros, the image's, or the guest's own [default:
+    /// 4K].
     #[arg(long, value_name = "SIZE", conflicts_with = "kernel", help_heading = WORKLOAD)]
     pub(crate) run_length: Option<Size>,
 
-    /// Put pieces of this size in an order of the guest's own, so that clones of an image have equal pages at different addresses
-    /// [default: all at the same].
+    /// Put pieces of this size in an order of the guest's own, so that clones of an image have
+    /// equal pages at different addresses [default: all at the same].
     #[arg(long, value_name = "SIZE", conflicts_with = "kernel", help_heading = WORKLOAD)]
     pub(crate) shuffle: Option<Size>,
 
-    /// Pages of 4 KiB that the workload reads each second, anywhere in its memory, all vCPUs together, and 64 for each at least
-    /// [default: 0].
+    /// Pages of 4 KiB that the workload reads each second, anywhere in its memory, all vCPUs
+    /// together, and 64 for each at least [default: 0].
     #[arg(long, value_name = "PAGES", conflicts_with = "kernel", help_heading = WORKLOAD)]
     pub(crate) read_rate: Option<u32>,
 }
@@ -228,7 +240,8 @@ pub(crate) enum BalloonArg {
     /// It gives back what is free by itself, and what it is told to give back.
     #[default]
     On,
-    /// It keeps what is free, and says when it is migrated what need not be sent; it gives back what it is told to give back.
+    /// It keeps what is free, and says when it is migrated what need not be sent; it gives back
+    /// what it is told to give back.
     Hints,
     /// It has no balloon.
     Off,
@@ -270,33 +283,6 @@ pub(crate) enum WriteOrderArg {
     Random,
     /// Nine of ten writes go to a tenth of the pages.
     Hot,
-}
-
-/// A label of a guest.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Label {
-    /// Letters, digits, `-`, `_`, `.` and `/`.
-    pub(crate) key: String,
-    /// Any text of one line.
-    pub(crate) value: String,
-}
-
-impl Label {
-    fn new(key: &str, value: &str) -> Result<Self> {
-        labels::check_label(key, value)?;
-        Ok(Self { key: key.to_owned(), value: value.to_owned() })
-    }
-}
-
-impl FromStr for Label {
-    type Err = anyhow::Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        match text.split_once('=') {
-            Some((key, value)) => Self::new(key, value),
-            None => bail!("`{text}` is no label: write it as KEY=VALUE"),
-        }
-    }
 }
 
 /// Memory of a guest when none was given.
@@ -347,18 +333,13 @@ where
     text.parse().map(Some).map_err(serde::de::Error::custom)
 }
 
-fn labels<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Label>, D::Error> {
-    let table = BTreeMap::<String, String>::deserialize(from)?;
-    let labels = table.iter().map(|(key, value)| Label::new(key, value));
-    labels.collect::<Result<_>>().map_err(serde::de::Error::custom)
-}
-
 /// Where in a guest's file something is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Place {
     /// The key.
     pub(crate) key: &'static str,
-    /// Which table it is a key of, by the tables' name and counted from 0, if it is in one of several.
+    /// Which table it is a key of, by the tables' name and counted from 0, if it is in one of
+    /// several.
     pub(crate) item: Option<(&'static str, usize)>,
 }
 

@@ -1,4 +1,5 @@
-//! Tries what a guest's process may not, for the tests that see it refused: `LIGHTER_ATTEMPT` names what.
+//! Tries what a guest's process may not, for the tests that see it refused: `LIGHTER_ATTEMPT` names
+//! what.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -12,7 +13,8 @@ use tokio::runtime::Runtime;
 
 use crate::output;
 
-/// Tries it in the main thread, in one of the runtime's, and in a new one, and tells how each ended.
+/// Tries it in the main thread, in one of the runtime's, and in a new one, and tells how each
+/// ended.
 ///
 /// # Errors
 /// A thread cannot be started.

@@ -1,11 +1,13 @@
 //! The system calls of a guest's process: the one list.
 //!
-//! One list holds for all threads: whoever controls one of them can make the others do their work, since they share their memory.
+//! One list holds for all threads: whoever controls one of them can make the others do their work,
+//! since they share their memory.
 
 use libc::{c_long, *};
 use vmm_core::memory::{PAGEMAP_SCAN_REQUEST, WRITE_PROTECTION_REQUESTS};
 
-/// `ioctl` requests of devices, by a mask and what it leaves of them: `_IOC_TYPE` is in the second byte, the number in the first.
+/// `ioctl` requests of devices, by a mask and what it leaves of them: `_IOC_TYPE` is in the second
+/// byte, the number in the first.
 pub(super) const IOCTLS_OF_DEVICES: [(u64, u64); 3] = [
     // KVM (`KVMIO` of linux/kvm.h).
     (0xff00, 0xae00),
@@ -45,11 +47,13 @@ pub(super) const IOCTLS_OF_INTERFACES: [u64; 8] = [
     ADD_TO_BRIDGE,
 ];
 
-/// `ioctl` requests of a userfaultfd, for a guest from a template. It is there by then: no other can be made.
+/// `ioctl` requests of a userfaultfd, for a guest from a template. It is there by then: no other
+/// can be made.
 pub(super) const IOCTLS_OF_TEMPLATES: [u64; 2] = WRITE_PROTECTION_REQUESTS;
 
-/// Families of sockets: those of migrations, and what the C library asks for an address. Netlink's is for questions about networks
-/// alone, and Unix's only for guests that call programs over vsock; see [`super::seccomp`].
+/// Families of sockets: those of migrations, and what the C library asks for an address. Netlink's
+/// is for questions about networks alone, and Unix's only for guests that call programs over vsock;
+/// see [`super::seccomp`].
 pub(super) const SOCKET_FAMILIES: [i32; 4] = [AF_UNIX, AF_INET, AF_INET6, AF_NETLINK];
 
 /// Calls that make a ring for disks. Who has its disks at the start has its rings by then.
@@ -202,7 +206,8 @@ const NETWORK: [c_long; 17] = [
     SYS_uname,
 ];
 
-/// Disks that are served by a ring. A guest that arrives makes its ring when it is confined already; others lack [`RINGS`].
+/// Disks that are served by a ring. A guest that arrives makes its ring when it is confined
+/// already; others lack [`RINGS`].
 const DISK_ENGINE: [c_long; 3] = [SYS_io_uring_setup, SYS_io_uring_enter, SYS_io_uring_register];
 
 /// Who this process is, and how much memory the host has.
@@ -218,7 +223,8 @@ const IDENTITY: [c_long; 9] = [
     SYS_getrusage,
 ];
 
-/// Names of calls that are tried by those who have broken out, for the message; others are told by their number.
+/// Names of calls that are tried by those who have broken out, for the message; others are told by
+/// their number.
 pub(super) const NOTORIOUS: [(c_long, &str); 26] = [
     (SYS_execve, "execve"),
     (SYS_execveat, "execveat"),

@@ -13,8 +13,8 @@ const KEPT: CapabilitySet = CapabilitySet::DAC_OVERRIDE
     .union(CapabilitySet::IPC_LOCK)
     .union(CapabilitySet::SYS_RESOURCE);
 
-/// Gives up the capabilities (capabilities(7)) that a guest of these means does not take, in this thread and those that it starts.
-/// Call it while there is no other thread.
+/// Gives up the capabilities (capabilities(7)) that a guest of these means does not take, in this
+/// thread and those that it starts. Call it while there is no other thread.
 ///
 /// # Errors
 /// The kernel refuses.

@@ -22,11 +22,13 @@ pub(super) enum Use {
     RemoveFolders,
     /// Read, write, and ask the device that it is.
     Device,
-    /// The same for a disk, which is a regular file or a block device: what else is there stays closed, since others name disks.
+    /// The same for a disk, which is a regular file or a block device: what else is there stays
+    /// closed, since others name disks.
     Disk,
 }
 
-/// What is there for every guest, where it exists: devices, what is known of the host, and what leads from a name to an address.
+/// What is there for every guest, where it exists: devices, what is known of the host, and what
+/// leads from a name to an address.
 const ANY_GUESTS: [(&str, Use); 22] = [
     ("/dev/kvm", Use::Device),
     ("/dev/net/tun", Use::Device),

@@ -19,8 +19,8 @@ const WANTED: ABI = ABI::V6;
 /// The port of name servers, which are asked over TCP when an answer is long.
 const DNS_PORT: u16 = 53;
 
-/// Leaves this thread, and those that it starts, `files`; TCP connections to name servers alone; and signals to nobody else.
-/// Call it while there is no other thread.
+/// Leaves this thread, and those that it starts, `files`; TCP connections to name servers alone;
+/// and signals to nobody else. Call it while there is no other thread.
 ///
 /// # Errors
 /// The kernel has Landlock and refuses.

@@ -1,4 +1,5 @@
-//! The handler of `SIGSYS`: says which system call was refused in which thread, and ends the process.
+//! The handler of `SIGSYS`: says which system call was refused in which thread, and ends the
+//! process.
 
 use std::io;
 
@@ -24,7 +25,8 @@ pub(super) fn listen() -> io::Result<()> {
 
 /// Nothing here allocates or takes a lock: any thread may be anywhere.
 extern "C" fn on_refused(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
-    // SAFETY: the kernel passes a `siginfo_t`, which has 128 bytes; of a SIGSYS this field is its system call.
+    // SAFETY: the kernel passes a `siginfo_t`, which has 128 bytes; of a SIGSYS this field is its
+    // system call.
     let call = unsafe { info.cast::<i32>().add(SYSCALL_AT).read() };
     let mut message = Message { bytes: [0; MESSAGE_BYTES_MAX], len: 0 };
     message.add(b"lighter: the guest's process tried a system call that it may not: ");

@@ -1,7 +1,8 @@
 //! The system calls that are left, in all threads.
 //!
-//! Filters of which the kernel follows the strictest: what is not in [`super::calls`] ends the process, with a message; what
-//! the C library may try by itself (a process, memory that can be executed, an odd socket) fails, and the process goes on.
+//! Filters of which the kernel follows the strictest: what is not in [`super::calls`] ends the
+//! process, with a message; what the C library may try by itself (a process, memory that can be
+//! executed, an odd socket) fails, and the process goes on.
 
 use std::collections::BTreeMap;
 

@@ -38,8 +38,8 @@ impl Document {
         }
     }
 
-    /// The text with what a guest that is defined keeps: an identity, and an address for each network device, those of `before` where
-    /// it has them.
+    /// The text with what a guest that is defined keeps: an identity, and an address for each
+    /// network device, those of `before` where it has them.
     ///
     /// # Errors
     /// It is another guest than `before`; this host has no entropy to choose an address with.
@@ -122,7 +122,8 @@ impl Document {
     }
 }
 
-/// Reads a guest's file; what is wrong with it begins with the line and, when there is one, the key.
+/// Reads a guest's file; what is wrong with it begins with the line and, when there is one, the
+/// key.
 fn parse(text: &str) -> Result<GuestSpec, String> {
     let root = DeTable::parse(text)
         .map_err(|error| complaint(text, error.span(), None, error.message()))?;

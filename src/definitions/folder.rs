@@ -37,9 +37,8 @@ impl Definitions {
         Self { folder }
     }
 
-    /// Keeps the guest's file at `path`, in the place of one that has the same name, with its identity and addresses for its network
-    /// devices.
-    /// Returns the name.
+    /// Keeps the guest's file at `path`, in the place of one that has the same name, with its
+    /// identity and addresses for its network devices. Returns the name.
     ///
     /// # Errors
     /// The file describes no guest or has no name for it, or the file system refuses.

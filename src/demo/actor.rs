@@ -1,4 +1,5 @@
-//! The demo's guest as its own witness: what it says about its memory and its clock, before and after it moved.
+//! The demo's guest as its own witness: what it says about its memory and its clock, before and
+//! after it moved.
 
 use std::time::{Duration, Instant};
 

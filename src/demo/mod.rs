@@ -1,8 +1,9 @@
 //! `lighter demo`: a live migration, and back, between two hosts that exist for the occasion.
 //!
-//! The hosts are two state folders on this machine with certificates of one throw-away authority; all else is real: two
-//! `lighter node`, a `lighter run`, QUIC on loopback. [`stage`] builds the hosts and takes them down, [`actor`] is the guest as its
-//! own witness, [`story`] is what the audience sees. Start at [`run`].
+//! The hosts are two state folders on this machine with certificates of one throw-away authority;
+//! all else is real: two `lighter node`, a `lighter run`, QUIC on loopback. [`stage`] builds the
+//! hosts and takes them down, [`actor`] is the guest as its own witness, [`story`] is what the
+//! audience sees. Start at [`run`].
 
 mod actor;
 mod stage;
@@ -19,7 +20,7 @@ use actor::{Actor, Verdict};
 use stage::{Host, Stage};
 use story::Story;
 
-use crate::api::types::{MigrationRequest, MigrationStarted};
+use crate::api::migration::{MigrationRequest, MigrationStarted};
 use crate::cli::Output;
 use crate::cli::host::DemoArgs;
 use crate::exit::{Exit, ExitWith};
@@ -31,8 +32,8 @@ use crate::verbs::progress::ProgressView;
 use crate::verbs::session::block_on;
 use crate::verbs::summary;
 
-/// How long the guest may stand still, in milliseconds: it stands for some tens of them. The demo is to succeed on a host that
-/// stalls for a second, too.
+/// How long the guest may stand still, in milliseconds: it stands for some tens of them. The demo
+/// is to succeed on a host that stalls for a second, too.
 const DOWNTIME_MS_MAX: u64 = 3_000;
 
 /// Everything that happened, for `--json`.
@@ -62,7 +63,8 @@ struct Leg {
 /// Plays the demo.
 ///
 /// # Errors
-/// Anything that is off: a migration that fails, a guest that found its memory damaged, a process that did not come up.
+/// Anything that is off: a migration that fails, a guest that found its memory damaged, a process
+/// that did not come up.
 pub(crate) fn run(args: &DemoArgs) -> Result<Exit> {
     let mut stage = Stage::new()?;
     let played = block_on(async {

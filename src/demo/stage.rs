@@ -1,4 +1,5 @@
-//! Two hosts for the time of a demo: folders, certificates, nodes, and a guest; all of it gone afterwards.
+//! Two hosts for the time of a demo: folders, certificates, nodes, and a guest; all of it gone
+//! afterwards.
 
 use std::fs::File;
 use std::net::SocketAddr;

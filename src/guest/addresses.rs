@@ -1,6 +1,8 @@
-//! No two guests of a host have the same address in a network: the one that answers would not be the one that was asked.
+//! No two guests of a host have the same address in a network: the one that answers would not be
+//! the one that was asked.
 //!
-//! Guests of other hosts are not known here. A guest that was saved keeps its address, so this is where a second copy of it shows.
+//! Guests of other hosts are not known here. A guest that was saved keeps its address, so this is
+//! where a second copy of it shows.
 
 use std::time::Duration;
 

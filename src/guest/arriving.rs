@@ -1,4 +1,5 @@
-//! A guest on its way here: builds its machine when it has been described, and makes it this process's own when it runs.
+//! A guest on its way here: builds its machine when it has been described, and makes it this
+//! process's own when it runs.
 
 use std::io::{BufRead, Read, Write};
 use std::path::{Path, PathBuf};
@@ -21,14 +22,15 @@ use super::merging::Merging;
 use super::process::{Ending, GuestProcess, Occupation};
 use super::session::MigrationSession;
 use super::unconfined::Unconfined;
-use crate::api::types::MigrationStatus;
+use crate::api::migration::MigrationStatus;
 use crate::cli::host::IncomingArgs;
 use crate::cli::net::{NetAllowed, NetRename};
 use crate::departures::DepartedDisks;
 use crate::disk_places::DiskPlaces;
 use crate::node::{IncomingGreeting, IncomingLine, LINGER};
 
-/// The longest line that the node writes, bytes: its certificates' files are each a megabyte at most.
+/// The longest line that the node writes, bytes: its certificates' files are each a megabyte at
+/// most.
 const GREETING_BYTES_MAX: u64 = 8 << 20;
 
 /// A migration to here, from its start until nothing of it is left.
@@ -228,7 +230,8 @@ impl Factory {
         disks.try_for_each(is_here).map_err(refused)
     }
 
-    /// Joins the guest's merge domain: the opener may open the lock's file, and this thread may not.
+    /// Joins the guest's merge domain: the opener may open the lock's file, and this thread may
+    /// not.
     fn join(&self, process: &GuestProcess, domain: Option<&MergeDomain>) -> Result<Merging> {
         let path = process.state().merge_domain_file();
         match (&self.unconfined, domain) {

@@ -1,7 +1,7 @@
 //! `--detach`: the same command line again, in a session of its own.
 //!
-//! The child gets a pipe as stderr. It keeps it until the guest runs, so that whatever goes wrong is read by the parent;
-//! then its stderr becomes a log, the pipe ends, and the parent returns.
+//! The child gets a pipe as stderr. It keeps it until the guest runs, so that whatever goes wrong
+//! is read by the parent; then its stderr becomes a log, the pipe ends, and the parent returns.
 
 use std::fs::OpenOptions;
 use std::io::Read;
@@ -47,7 +47,8 @@ pub(crate) fn start(state: &StateDir, name: &GuestName) -> Result<Exit> {
             .read_to_string(&mut messages)
             .context("cannot hear the guest's process")?;
     }
-    // The pipe has ended: either the guest runs and its process logs elsewhere, or the process is about to be gone.
+    // The pipe has ended: either the guest runs and its process logs elsewhere, or the process is
+    // about to be gone.
     let guest = state.guest(name);
     let is_its_own = guest.read_identity().is_ok_and(|identity| identity.pid == child.id());
     if is_its_own && guest.process_log().exists() {

@@ -44,8 +44,8 @@ pub(super) fn look_at(machine: &SharedMachine, name: &GuestName) -> Result<Ballo
     })
 }
 
-/// Where the balloon stands, with the last statistics; the guest is asked for new ones, and not waited for. `None` without
-/// a balloon, or when its thread is gone, which ends the guest anyway.
+/// Where the balloon stands, with the last statistics; the guest is asked for new ones, and not
+/// waited for. `None` without a balloon, or when its thread is gone, which ends the guest anyway.
 pub(super) fn level(vm: &Vm) -> Option<BalloonLevel> {
     let status = vm.balloon().ok()?;
     if status.sends_statistics && vm.run_state() == RunState::Running {

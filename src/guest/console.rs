@@ -1,4 +1,5 @@
-//! A guest's serial console: on this terminal, or in a log of bounded size. The guest never waits for either.
+//! A guest's serial console: on this terminal, or in a log of bounded size. The guest never waits
+//! for either.
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
@@ -21,7 +22,8 @@ const LOG_BYTES_MAX: u64 = 4 << 20;
 /// How long the end waits for a slow terminal.
 const FLUSH_PATIENCE: Duration = Duration::from_millis(200);
 
-/// Where a guest's console goes; on the way, its last output is kept for those who ask over the API.
+/// Where a guest's console goes; on the way, its last output is kept for those who ask over the
+/// API.
 #[derive(Debug, Clone)]
 pub(crate) struct Console {
     place: Place,

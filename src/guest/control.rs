@@ -1,4 +1,5 @@
-//! What a guest process does when its API is asked: each request against what the process is busy with.
+//! What a guest process does when its API is asked: each request against what the process is busy
+//! with.
 
 use std::fs::File;
 use std::sync::{Arc, Weak};
@@ -20,13 +21,15 @@ use super::session::MigrationSession;
 use super::{balloon, saved, treatment, workload};
 use crate::api::guest::GuestControl;
 use crate::api::memory::{GuestMemory, TreatedMemory, TreatmentRequest};
+use crate::api::migration::{
+    MigrationRequest, MigrationStarted, MigrationStatus, Resolution, ResolveRequest,
+};
 use crate::api::saving::{SaveId, SaveRequest, Saved};
 use crate::api::survey::{SurveyDomain, SurveyStatus, SurveyedMemory};
 use crate::api::types::{
     BackingInfo, BalloonInfo, BalloonRequest, ConsoleInput, ConsoleTaken, DiskInfo, GuestInfo,
-    GuestKind, GuestState, LandlockState, MigrationRequest, MigrationStarted, MigrationStatus,
-    NetInfo, OnReboot, RebootRequest, Resolution, ResolveRequest, ResumeRequest, StateAnswer,
-    VsockInfo, WorkloadControl, WorkloadControlled, WorkloadInfo,
+    GuestKind, GuestState, LandlockState, NetInfo, OnReboot, RebootRequest, ResumeRequest,
+    StateAnswer, VsockInfo, WorkloadControl, WorkloadControlled, WorkloadInfo,
 };
 use crate::api::{ApiError, Reason};
 use crate::scrollback::Scrollback;
@@ -34,7 +37,8 @@ use crate::scrollback::Scrollback;
 /// A guest that takes longer to shut down does not boot again by itself.
 const REBOOT_TIMEOUT_MAX: Duration = Duration::from_secs(24 * 3600);
 
-/// A guest process behind the API; a type of its own because starting a migration needs the process shared.
+/// A guest process behind the API; a type of its own because starting a migration needs the process
+/// shared.
 #[derive(Debug, Clone)]
 pub(crate) struct ProcessControl(pub(crate) Arc<GuestProcess>);
 
@@ -102,8 +106,8 @@ impl ProcessControl {
         }
     }
 
-    /// Refuses what would touch the memory or the devices of a guest whose pages are still arriving, or that is being handed over:
-    /// there, it would be lost.
+    /// Refuses what would touch the memory or the devices of a guest whose pages are still
+    /// arriving, or that is being handed over: there, it would be lost.
     fn refuse_when_incomplete(&self, occupation: &Occupation) -> Result<(), ApiError> {
         let handed_over = |machine: &SharedMachine| machine.vm().run_state() != RunState::Running;
         match occupation {
@@ -118,7 +122,8 @@ impl ProcessControl {
         }
     }
 
-    /// Presses the power button of a guest that shall boot again should it switch itself off until then.
+    /// Presses the power button of a guest that shall boot again should it switch itself off until
+    /// then.
     fn press_power_button(&self, boots_again: Option<Instant>) -> Result<StateAnswer, ApiError> {
         let occupation = self.process().occupation();
         self.refuse_when_busy(&occupation)?;
@@ -401,8 +406,8 @@ impl GuestControl for ProcessControl {
     }
 
     fn control_workload(&self, control: &WorkloadControl) -> Result<WorkloadControlled, ApiError> {
-        // It writes to the guest's memory, also while the guest stands still: nobody gives pages of it back meanwhile, and
-        // no migration begins.
+        // It writes to the guest's memory, also while the guest stands still: nobody gives pages of
+        // it back meanwhile, and no migration begins.
         let occupation = self.process().occupation();
         self.refuse_when_incomplete(&occupation)?;
         workload::control(self.machine()?, control)

@@ -1,8 +1,8 @@
 //! A guest and its disks that are copied with it: memory first, then one disk after the other, each
 //! from a new chunk on, so that a migration need not know one from the other.
 //!
-//! [`Departing`] is the source's view. [`Arriving`] is the destination's, where disks are files without names until the guest is
-//! this host's; [`expect`] decides which disks may come.
+//! [`Departing`] is the source's view. [`Arriving`] is the destination's, where disks are files
+//! without names until the guest is this host's; [`expect`] decides which disks may come.
 
 mod arriving;
 
@@ -20,7 +20,7 @@ use vmm_core::{DeviceConfig, DiskContent, VmShape};
 pub(crate) use arriving::{Arriving, expect};
 
 use super::machine::SharedMachine;
-use crate::api::types::CopyDisks;
+use crate::api::migration::CopyDisks;
 use crate::departures::{self, DepartedDisk, Departure};
 use crate::names::GuestName;
 
@@ -79,8 +79,8 @@ pub(crate) enum Disks<'a> {
 }
 
 impl Departing {
-    /// The guest of `machine` on its way to `destination` with `migration`, with its disks if they are
-    /// to be copied.
+    /// The guest of `machine` on its way to `destination` with `migration`, with its disks if they
+    /// are to be copied.
     ///
     /// # Errors
     /// What is wanted makes no sense for this guest.
@@ -163,7 +163,8 @@ fn copies(machine: &SharedMachine, replace: bool) -> Vec<DiskCopy> {
     machine.disks().map(copy).collect()
 }
 
-/// Marks the files among the disks, and says so in `shape`. What cannot be marked cannot be proven, which the destination says.
+/// Marks the files among the disks, and says so in `shape`. What cannot be marked cannot be proven,
+/// which the destination says.
 fn mark(machine: &SharedMachine, shape: &mut VmShape) -> Vec<Mark> {
     let mut marks = Vec::new();
     for (index, content) in machine.disks() {

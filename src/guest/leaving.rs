@@ -1,9 +1,9 @@
-//! A guest on its way to another host: starts the source's session, and draws the conclusions of its reports.
+//! A guest on its way to another host: starts the source's session, and draws the conclusions of
+//! its reports.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use migrate::pages;
 use migrate::quic::Tls;
 use migrate::record::{Record, Side, SourceState};
 use migrate::report::{Outcome, Role};
@@ -15,15 +15,16 @@ use super::process::{Ending, GuestProcess};
 use super::session::MigrationSession;
 use super::workload;
 use crate::address::Destination;
-use crate::api::types::{Compression, MigrationRequest, MigrationStatus};
+use crate::api::migration::{MigrationRequest, MigrationStatus};
 use crate::api::{ApiError, Reason};
 use crate::departures;
 
 /// Most connections side by side; beyond, they only cost.
 const CONNECTIONS_MAX: u8 = 16;
 
-/// How long a guest that stays waits for the destination to have been told, before it is free to migrate again. A destination
-/// out of reach is told later, by the session in the background or by the node.
+/// How long a guest that stays waits for the destination to have been told, before it is free to
+/// migrate again. A destination out of reach is told later, by the session in the background or by
+/// the node.
 const TELL_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A migration away from here, from its start until nothing of it is left.
@@ -101,7 +102,8 @@ impl Departure {
         }
     }
 
-    /// The guest has ended, by itself or with its process; unless it has been handed over, that ends the migration.
+    /// The guest has ended, by itself or with its process; unless it has been handed over, that
+    /// ends the migration.
     pub(crate) fn guest_stopped(&self, how: &str) {
         self.session.handle().guest_stopped(how);
     }
@@ -165,7 +167,8 @@ impl Departure {
                 self.watch_for_a_second_copy(&report, &process).await;
             }
             Outcome::Migrated => process.end(Ending::Moved { destination: self.destination }),
-            // In doubt and yet nothing left to do: the node goes on with the record, and this copy must not run.
+            // In doubt and yet nothing left to do: the node goes on with the record, and this copy
+            // must not run.
             Outcome::Lost | Outcome::InDoubt => {
                 let cause = report
                     .error
@@ -183,8 +186,8 @@ impl Departure {
         let noted = match outcome {
             Outcome::StayedAtSource => notes.give_back(disks),
             Outcome::Migrated => notes.settle(disks),
-            // The record says whose they are: a guest that is lost may have ended here before it was
-            // handed over.
+            // The record says whose they are: a guest that is lost may have ended here before it
+            // was handed over.
             Outcome::Lost | Outcome::InDoubt => Ok(()),
         };
         if let Err(error) = noted {
@@ -195,7 +198,8 @@ impl Departure {
         }
     }
 
-    /// A destination that could not be told may have been ordered to run its copy: that is heard of when it is reached.
+    /// A destination that could not be told may have been ordered to run its copy: that is heard of
+    /// when it is reached.
     async fn watch_for_a_second_copy(&self, known: &Report, process: &GuestProcess) {
         let Some(last) = self.session.handle().settled().await else { return };
         let is_last = |process: &GuestProcess| {
@@ -213,8 +217,9 @@ impl Departure {
         }
     }
 
-    /// The session is gone and has not said how it ended: the record says whose the guest is. Unless it is this process's own for
-    /// certain, the copy here must not run again. The node goes on with the record.
+    /// The session is gone and has not said how it ended: the record says whose the guest is.
+    /// Unless it is this process's own for certain, the copy here must not run again. The node goes
+    /// on with the record.
     fn broke_down(&self, process: &GuestProcess) {
         let name = process.name();
         match self.session.record(process, Role::Source) {
@@ -292,11 +297,7 @@ fn session(request: &MigrationRequest) -> Result<SourceSession, ApiError> {
             ..Limits::default()
         },
         bandwidth: request.bandwidth_bytes_per_s_max,
-        compression: match request.compression {
-            Compression::Auto => pages::Compression::Auto,
-            Compression::Off => pages::Compression::Off,
-            Compression::Lz4 => pages::Compression::Lz4,
-        },
+        compression: request.compression,
         connections: request.connections.map(u16::from),
         node_port: request.node_port,
     })

@@ -1,4 +1,5 @@
-//! A virtual machine as a migration wants to see it, on either side: thin adapters from `vmm-core` to `migrate`.
+//! A virtual machine as a migration wants to see it, on either side: thin adapters from `vmm-core`
+//! to `migrate`.
 
 use std::sync::Arc;
 
@@ -110,7 +111,8 @@ impl Machine {
     }
 }
 
-/// Memory as the two crates describe it: the same regions, but each depends on nothing of the other.
+/// Memory as the two crates describe it: the same regions, but each depends on nothing of the
+/// other.
 fn layout(ram: &RamLayout) -> Result<MemoryLayout> {
     let regions =
         ram.regions().iter().map(|region| Region { base: region.gpa, bytes: region.bytes });
@@ -121,7 +123,8 @@ fn layout(ram: &RamLayout) -> Result<MemoryLayout> {
 /// else is in that.
 const _: () = assert!(STATE_BYTES_MAX + (1 << 10) <= STATE_LIMIT);
 
-/// The shape in a description, with everything in the description that repeats it checked against it.
+/// The shape in a description, with everything in the description that repeats it checked against
+/// it.
 ///
 /// # Errors
 /// The description is damaged, contradicts itself, or is of another version.

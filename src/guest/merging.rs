@@ -1,12 +1,14 @@
 //! Merge domains of one host: whose pages the kernel may merge.
 //!
-//! The kernel knows no domains: it merges equal pages of all processes that let it. So guests of one domain at
-//! most let it at a time. Those that do hold a lock together, with the domain's name in its file; a guest of another domain
-//! finds it held and keeps its pages to itself. The lock ends with its holders.
+//! The kernel knows no domains: it merges equal pages of all processes that let it. So guests of
+//! one domain at most let it at a time. Those that do hold a lock together, with the domain's name
+//! in its file; a guest of another domain finds it held and keeps its pages to itself. The lock
+//! ends with its holders.
 //!
-//! A guest's process opens that file only if its guest has a domain, and before it is confined ([`super::opener`] does it for a guest
-//! that arrives). From then on it has a descriptor that only reads: a guest's process that has been taken over can hold the lock
-//! (others wait for 5 s at most) and cannot write the name.
+//! A guest's process opens that file only if its guest has a domain, and before it is confined
+//! ([`super::opener`] does it for a guest that arrives). From then on it has a descriptor that only
+//! reads: a guest's process that has been taken over can hold the lock (others wait for 5 s at
+//! most) and cannot write the name.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
@@ -22,7 +24,8 @@ use vmm_core::memory::MergeDomain;
 /// The longest name that is read, in bytes; those of domains are shorter.
 const NAME_BYTES_MAX: u64 = 256;
 
-/// How long a guest waits for a lock that is held alone. Its owner is about to share it: that takes two calls.
+/// How long a guest waits for a lock that is held alone. Its owner is about to share it: that takes
+/// two calls.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Between two attempts to share the lock.
@@ -46,7 +49,8 @@ pub(crate) enum Merging {
 }
 
 impl Merging {
-    /// Joins `domain`, if there is one and no other is merged on this host, whose lock is at `path`.
+    /// Joins `domain`, if there is one and no other is merged on this host, whose lock is at
+    /// `path`.
     ///
     /// # Errors
     /// The lock's file cannot be used.
@@ -105,8 +109,8 @@ fn join(path: &Path, domain: &MergeDomain, patience: Duration) -> Result<Merging
     Ok(Merging::Held { by: name.chars().filter(|c| !c.is_control()).collect() })
 }
 
-/// A process that holds the lock for so long does not follow these rules: it must not keep guests from
-/// running.
+/// A process that holds the lock for so long does not follow these rules: it must not keep guests
+/// from running.
 fn held_alone(path: &Path, error: &io::Error) -> Merging {
     let path = path.display();
     tracing::error!(

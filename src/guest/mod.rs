@@ -1,4 +1,5 @@
-//! The process of one guest: it owns the machine, the guest's end of a migration, and the guest's API.
+//! The process of one guest: it owns the machine, the guest's end of a migration, and the guest's
+//! API.
 //!
 //! [`plan`] is what a command line means; [`start`] builds the machine by it and lives until the
 //! guest ends ([`process`], which [`control`] opens to the API). [`machine`] makes a virtual

@@ -1,8 +1,10 @@
 //! Opens what only a guest's description, or its state, says that it needs.
 //!
-//! Which files a guest that has arrived boots from again comes with its state, long after its process was confined; and only with its
-//! description, whether it has a merge domain. So one thread is started before that and keeps the right to open any file: it joins the
-//! domain, opens those files alone, hands over what it has, the files only if their content is what the guest was started with, and ends.
+//! Which files a guest that has arrived boots from again comes with its state, long after its
+//! process was confined; and only with its description, whether it has a merge domain. So one
+//! thread is started before that and keeps the right to open any file: it joins the domain, opens
+//! those files alone, hands over what it has, the files only if their content is what the guest was
+//! started with, and ends.
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Sender, SyncSender, channel, sync_channel};

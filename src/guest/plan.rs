@@ -48,7 +48,8 @@ impl Plan {
         let on_reboot = match (spec.on_reboot, &boot) {
             (Some(OnRebootArg::Restart), _) => OnReboot::Restart,
             (Some(OnRebootArg::Stop), _) => OnReboot::Stop,
-            // The workload never resets itself: when it does, something is wrong and should be seen.
+            // The workload never resets itself: when it does, something is wrong and should be
+            // seen.
             (None, BootSource::Workload(_)) => OnReboot::Stop,
             (None, BootSource::Kernel(_)) => OnReboot::Restart,
         };
@@ -115,7 +116,8 @@ fn kernel_source(spec: &GuestSpec, kernel: &Path) -> Result<KernelSource> {
     })
 }
 
-/// The virtio devices, disks first: /dev/vda is the first disk. The built-in workload has no drivers.
+/// The virtio devices, disks first: /dev/vda is the first disk. The built-in workload has no
+/// drivers.
 fn devices(spec: &GuestSpec) -> Result<Vec<DeviceConfig>> {
     let disks = disks(spec)?.into_iter().map(|disk| Ok(DeviceConfig::Block(disk)));
     let nets = spec.net.iter().map(net);

@@ -20,16 +20,19 @@ use super::saved::StandsStill;
 use super::session::MigrationSession;
 use super::survey::Surveys;
 use super::workload::BadNews;
-use crate::api::types::{Confinement, GuestState, MigrationStatus};
+use crate::api::migration::MigrationStatus;
+use crate::api::types::{Confinement, GuestState};
 use crate::ended::{Ended, How};
 use crate::names::GuestName;
 use crate::signals::EndSignals;
 use crate::state_dir::{GuestIdentity, StateDir};
 
-/// How long a look at the machine's events lasts, before the thread asks whether anybody still wants it.
+/// How long a look at the machine's events lasts, before the thread asks whether anybody still
+/// wants it.
 const EVENT_PATIENCE: Duration = Duration::from_secs(1);
 
-/// How long the other host is given to hear that a migration is called off because this process ends.
+/// How long the other host is given to hear that a migration is called off because this process
+/// ends.
 const CALL_OFF_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why a guest process ends.
@@ -227,10 +230,12 @@ impl GuestProcess {
         self.machine.get()
     }
 
-    /// Gives the process its machine, whose merge domain has been joined, once, and listens to it from then on.
+    /// Gives the process its machine, whose merge domain has been joined, once, and listens to it
+    /// from then on.
     ///
     /// # Errors
-    /// The system gives no thread, one of the machine's is gone, or the system does not merge pages that shall be.
+    /// The system gives no thread, one of the machine's is gone, or the system does not merge pages
+    /// that shall be.
     pub(crate) fn set_machine(
         self: &Arc<Self>,
         machine: SharedMachine,
@@ -288,8 +293,8 @@ impl GuestProcess {
         }
     }
 
-    /// Lets a guest go on that stands still since it was saved, if that is `guest`; false if it does not stand any more, or is
-    /// about to end.
+    /// Lets a guest go on that stands still since it was saved, if that is `guest`; false if it
+    /// does not stand any more, or is about to end.
     pub(crate) fn goes_on_after_save(&self, guest: &Arc<StandsStill>) -> bool {
         let mut occupation = self.occupation();
         let stands = matches!(&*occupation, Occupation::Saved(it) if Arc::ptr_eq(it, guest));
@@ -311,7 +316,8 @@ impl GuestProcess {
         noted.with_context(|| format!("cannot note how {} ended", self.name()))
     }
 
-    /// Ends the process, for the first reason that is given. That it has gone elsewhere meanwhile says more than that it was to end.
+    /// Ends the process, for the first reason that is given. That it has gone elsewhere meanwhile
+    /// says more than that it was to end.
     pub(crate) fn end(&self, ending: Ending) {
         let has_left = matches!(
             ending,
@@ -390,7 +396,8 @@ impl GuestProcess {
         match occupation {
             Occupation::Leaving(departure) => {
                 departure.guest_stopped("its process was told to end");
-                // In doubt it would ask for as long as the other host is silent: its node goes on with that.
+                // In doubt it would ask for as long as the other host is silent: its node goes on
+                // with that.
                 if departure.session().doubt().is_none() {
                     departure.session().settled_within(CALL_OFF_PATIENCE).await;
                 }

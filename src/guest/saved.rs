@@ -1,4 +1,5 @@
-//! A guest in a file: `save`, `restore`, `template` and `run --template`, around `vmm_core::snapshot`.
+//! A guest in a file: `save`, `restore`, `template` and `run --template`, around
+//! `vmm_core::snapshot`.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -42,8 +43,8 @@ pub(crate) fn read(file: &Path, name: &GuestName) -> Result<(VmShape, VmState)> 
     snapshot::read_guest(file).with_context(|| format!("cannot restore {name}"))
 }
 
-/// Creates the machine that `file` holds, ready to go on where it was saved, as the guest `uuid`. `disks` are its disks with
-/// this host's evidence, to be trusted or not.
+/// Creates the machine that `file` holds, ready to go on where it was saved, as the guest `uuid`.
+/// `disks` are its disks with this host's evidence, to be trusted or not.
 ///
 /// # Errors
 /// The file is no saved guest, is damaged, or does not fit this host.
@@ -69,8 +70,9 @@ pub(crate) fn open_template(file: &Path, name: &GuestName) -> Result<Template> {
     Template::open(file).with_context(|| format!("cannot run {name}"))
 }
 
-/// Creates a machine from the template that `spec` names, ready to go on where that guest was saved, under an identity of its own.
-/// `disks` are its own, `known` those and the template's, with this host's evidence.
+/// Creates a machine from the template that `spec` names, ready to go on where that guest was
+/// saved, under an identity of its own. `disks` are its own, `known` those and the template's, with
+/// this host's evidence.
 ///
 /// # Errors
 /// What `spec` says does not fit the template or this host.
@@ -98,7 +100,8 @@ pub(crate) fn start_clone(
     Machine::adopt(name, uuid, shape, vm, console)
 }
 
-/// Refuses to let a guest go on that is written in `format`, when the file would not fit its disks any more.
+/// Refuses to let a guest go on that is written in `format`, when the file would not fit its disks
+/// any more.
 ///
 /// # Errors
 /// It writes disks.
@@ -147,7 +150,8 @@ pub(crate) fn expect_disks(machine: &Machine, request: &SaveRequest) -> Result<(
     Ok(())
 }
 
-/// Writes a guest as `request` says. Returns the file's size in bytes, and the guest, which stands still.
+/// Writes a guest as `request` says. Returns the file's size in bytes, and the guest, which stands
+/// still.
 ///
 /// # Errors
 /// The guest has ended, or the file cannot be written; the guest goes on all the same.
@@ -232,7 +236,8 @@ impl StandsStill {
         &self.file
     }
 
-    /// Lets `guest`, of `process`, go on when nobody holds or ends it for a minute: whoever has asked for the file is gone.
+    /// Lets `guest`, of `process`, go on when nobody holds or ends it for a minute: whoever has
+    /// asked for the file is gone.
     pub(super) fn limit(guest: &Arc<Self>, process: &Arc<GuestProcess>) {
         let runtime = process.runtime().clone();
         let (guest, process) = (Arc::downgrade(guest), Arc::downgrade(process));

@@ -56,12 +56,14 @@ impl MigrationSession {
         process.records().read(self.id(), role, |_| true)
     }
 
-    /// Why nobody can tell at the moment which host has the guest, and the way out; none when it is not in doubt.
+    /// Why nobody can tell at the moment which host has the guest, and the way out; none when it is
+    /// not in doubt.
     pub(crate) fn doubt(&self) -> Option<String> {
         self.progress().in_doubt
     }
 
-    /// Leaves `record` to the node, which goes on with it as if this process were dead: the session has broken down.
+    /// Leaves `record` to the node, which goes on with it as if this process were dead: the session
+    /// has broken down.
     ///
     /// # Errors
     /// It cannot be written.

@@ -74,8 +74,8 @@ pub(crate) fn start_defined(state: &StateDir, args: &StartArgs) -> Result<Exit> 
     launch(state, &spec, &BackgroundArgs { detach: true }, IsolationArgs::from_environment()?)
 }
 
-/// Refuses a guest that may be elsewhere, unless its operator knows better; one that another host says it has even then.
-/// `start` is the order that starts it here all the same.
+/// Refuses a guest that may be elsewhere, unless its operator knows better; one that another host
+/// says it has even then. `start` is the order that starts it here all the same.
 fn expect_here(
     state: &StateDir,
     name: &GuestName,
@@ -97,13 +97,14 @@ fn expect_here(
     whereabouts.expect_here(name, other.map(|other| other.says()).as_deref(), &way_out)
 }
 
-/// Whether to ask where a guest is before it is started: in the background, that has been done, and the name of one that is
-/// live is taken.
+/// Whether to ask where a guest is before it is started: in the background, that has been done, and
+/// the name of one that is live is taken.
 fn is_to_be_asked_for(state: &StateDir, name: &GuestName) -> bool {
     background::name().is_none() && !state.guest(name).is_live()
 }
 
-/// Warns of a guest of the same name that is elsewhere. It may be another, and then that is in order.
+/// Warns of a guest of the same name that is elsewhere. It may be another, and then that is in
+/// order.
 fn warn_of_namesake(state: &StateDir, name: &GuestName) {
     if !is_to_be_asked_for(state, name) {
         return;
@@ -129,7 +130,8 @@ fn launch(
         return Ok(exit);
     }
     if let Some(file) = &spec.template {
-        // Opened once: what its guest may touch is what it is started from, whatever becomes of the name.
+        // Opened once: what its guest may touch is what it is started from, whatever becomes of the
+        // name.
         let template = saved::open_template(file, &name)?;
         let disks = plan::disks(spec)
             .with_context(|| format!("cannot start {name} from {}", file.display()))?;
@@ -256,7 +258,8 @@ struct Life {
 }
 
 impl Life {
-    /// Takes the name, joins `domain`, and leaves this process the files that `files` adds to those of every guest.
+    /// Takes the name, joins `domain`, and leaves this process the files that `files` adds to those
+    /// of every guest.
     fn begin(
         state: &StateDir,
         (name, uuid): (&GuestName, Uuid),
@@ -290,7 +293,8 @@ impl Life {
         Ok(Self { claim, state, runtime, seccomp, landlock, means, unconfined, departed, merging })
     }
 
-    /// Leaves this process the system calls that it needs from now on. Everything that needs others has been done.
+    /// Leaves this process the system calls that it needs from now on. Everything that needs others
+    /// has been done.
     fn confine(&self, process: &GuestProcess) -> Result<()> {
         let seccomp = match self.seccomp {
             SeccompMode::On => SeccompState::On,

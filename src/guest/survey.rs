@@ -84,8 +84,8 @@ impl Surveys {
         Ok(())
     }
 
-    /// Ends the look that may be under way, for something else begins with `machine`, whose process is occupied with that by now. What is
-    /// written is logged no more.
+    /// Ends the look that may be under way, for something else begins with `machine`, whose process
+    /// is occupied with that by now. What is written is logged no more.
     pub(super) fn call_off(&self, machine: &SharedMachine) {
         self.is_called_off.store(true, Ordering::Release);
         if let Err(error) = machine.vm().stop_dirty_log() {

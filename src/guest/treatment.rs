@@ -1,4 +1,5 @@
-//! Has parts of a guest's memory merged, taken apart, made of huge pages, shared with its template again, or given back as zeros.
+//! Has parts of a guest's memory merged, taken apart, made of huge pages, shared with its template
+//! again, or given back as zeros.
 
 use std::ops::Range;
 use std::thread;
@@ -13,17 +14,21 @@ use crate::api::{ApiError, Reason};
 /// Bytes of a chunk: what a huge page holds.
 const CHUNK_BYTES: u64 = 2 << 20;
 
-/// Most runs of chunks in one request: each may be two mappings more, and a process has 65,530 (`vm.max_map_count`).
+/// Most runs of chunks in one request: each may be two mappings more, and a process has 65,530
+/// (`vm.max_map_count`).
 const RUNS_MAX: usize = 12_000;
 
-/// What is treated at once, bytes: for as long as that takes, whoever wants to migrate the guest, or to know how it is, has to wait, and
-/// it stands still while pages are dropped that are as in its template or zero.
+/// What is treated at once, bytes: for as long as that takes, whoever wants to migrate the guest,
+/// or to know how it is, has to wait, and it stands still while pages are dropped that are as in
+/// its template or zero.
 const PIECE_BYTES: u64 = 8 << 20;
 
-/// Between two pieces: who waits for what is held gets it, for std's mutex by itself is as good to the one who has just had it.
+/// Between two pieces: who waits for what is held gets it, for std's mutex by itself is as good to
+/// the one who has just had it.
 pub(super) const BREATH: Duration = Duration::from_micros(50);
 
-/// Treats what is asked for, until something goes wrong. What `hold` returns is held for a piece at a time: no migration begins meanwhile.
+/// Treats what is asked for, until something goes wrong. What `hold` returns is held for a piece at
+/// a time: no migration begins meanwhile.
 ///
 /// # Errors
 /// The request is no sensible one, or `hold` refuses from the first; then nothing is done.

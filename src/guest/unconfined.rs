@@ -1,6 +1,6 @@
 //! The threads of a guest's process that are started before it is confined and do what a guest that
-//! arrives needs once. The maker ends before the guest runs; the opener when it has read the guest's
-//! boot files, for which the hand-over does not wait.
+//! arrives needs once. The maker ends before the guest runs; the opener when it has read the
+//! guest's boot files, for which the hand-over does not wait.
 
 use std::sync::Arc;
 

@@ -1,4 +1,5 @@
-//! The built-in workload behind the API: its report and its controls, read and written in guest RAM.
+//! The built-in workload behind the API: its report and its controls, read and written in guest
+//! RAM.
 
 use vmm_core::workload::{Control, Doorbell, Fault, FaultKind, Phase, Report, WorkloadError};
 
@@ -53,8 +54,8 @@ pub(crate) fn control(
     steer().map_err(refusal)
 }
 
-/// Lets a workload forget its stalls, so that the longest one tells how it felt the migration that begins. Another guest has
-/// nothing to forget.
+/// Lets a workload forget its stalls, so that the longest one tells how it felt the migration that
+/// begins. Another guest has nothing to forget.
 pub(crate) fn begin_migration(machine: &Machine) {
     let order = WorkloadControl { reset_stall: true, ..WorkloadControl::default() };
     match control(machine, &order) {
@@ -66,8 +67,8 @@ pub(crate) fn begin_migration(machine: &Machine) {
     }
 }
 
-/// The bad news that a workload has rung for. Each kind is told once: the log's disk is the host's, and a guest may ring, and
-/// write into its report, what it likes.
+/// The bad news that a workload has rung for. Each kind is told once: the log's disk is the host's,
+/// and a guest may ring, and write into its report, what it likes.
 #[derive(Debug, Default)]
 pub(crate) struct BadNews {
     is_damaged: bool,

@@ -1,4 +1,5 @@
-//! Who may read metrics: clients that send the password, over TLS. Without either, every client that reaches the address.
+//! Who may read metrics: clients that send the password, over TLS. Without either, every client
+//! that reaches the address.
 
 use std::path::Path;
 

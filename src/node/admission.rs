@@ -1,6 +1,7 @@
 //! Whether an incoming guest may come: a pure decision over what it asks for and what the host has.
 //!
-//! Everything is checked here before anything is created, so that a refusal costs nothing and says what to do about it.
+//! Everything is checked here before anything is created, so that a refusal costs nothing and says
+//! what to do about it.
 
 use uuid::Uuid;
 use vmm_core::memory::HugePages;
@@ -28,8 +29,8 @@ pub(crate) struct GuestRequest {
 pub(crate) enum Takes {
     /// What the host has available.
     OrdinaryMemory,
-    /// The host's pool of huge pages: the kernel reserves them for the guest's process, or refuses, before anything of the guest
-    /// is sent. So nothing need be promised.
+    /// The host's pool of huge pages: the kernel reserves them for the guest's process, or refuses,
+    /// before anything of the guest is sent. So nothing need be promised.
     PoolPages,
 }
 
@@ -207,7 +208,8 @@ impl Refusal {
 /// Whether the guest may come.
 ///
 /// # Errors
-/// The first [`Refusal`] that applies; identity comes before resources, since no amount of memory helps against it.
+/// The first [`Refusal`] that applies; identity comes before resources, since no amount of memory
+/// helps against it.
 pub(crate) fn decide(request: &GuestRequest, host: &HostView) -> Result<(), Refusal> {
     if let Some(twin) = host.occupants.iter().find(|occupant| occupant.uuid == Some(request.uuid)) {
         return Err(Refusal::UuidTaken { uuid: request.uuid, occupant: twin.name.clone() });

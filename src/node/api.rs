@@ -1,4 +1,5 @@
-//! The routes of the node on its sockets: what there is on this host, and what is done about its memory. Guests have their own sockets.
+//! The routes of the node on its sockets: what there is on this host, and what is done about its
+//! memory. Guests have their own sockets.
 
 use std::sync::Arc;
 

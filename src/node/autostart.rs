@@ -1,7 +1,8 @@
 //! Starts the guests that start with the host, once in each life of the host.
 //!
-//! The node does it when it first serves after the host has booted; a node that is started again later leaves guests that were
-//! shut down meanwhile alone. Each is started as by `lighter start`, by that program, one after the other.
+//! The node does it when it first serves after the host has booted; a node that is started again
+//! later leaves guests that were shut down meanwhile alone. Each is started as by `lighter start`,
+//! by that program, one after the other.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -41,8 +42,8 @@ struct Autostarted {
     waiting: Vec<GuestName>,
 }
 
-/// Starts the guests that start with the host, unless that has been done since it booted. What fails is logged. One whose last
-/// migration is not settled waits until it is.
+/// Starts the guests that start with the host, unless that has been done since it booted. What
+/// fails is logged. One whose last migration is not settled waits until it is.
 pub(crate) async fn start_guests(node: Arc<Node>) {
     if let Err(error) = start_all(&node).await {
         tracing::error!("guests are not started with the host: {error:#}");
@@ -76,8 +77,9 @@ async fn start_all(node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// What is left to be started in this life of the host. The next look after the first one finds no more than waits, also when this
-/// node is killed just now: a guest must not start again that somebody has shut down since.
+/// What is left to be started in this life of the host. The next look after the first one finds no
+/// more than waits, also when this node is killed just now: a guest must not start again that
+/// somebody has shut down since.
 fn begin(state: &StateDir) -> Result<Autostarted> {
     let boot_id = regular_file::read_text(Path::new(BOOT_ID), FILE_BYTES_MAX)
         .with_context(|| format!("cannot read {BOOT_ID}"))?;

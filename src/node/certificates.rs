@@ -1,4 +1,5 @@
-//! The node's certificates and the list of revoked ones, which are read again while the node serves.
+//! The node's certificates and the list of revoked ones, which are read again while the node
+//! serves.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,8 +15,9 @@ use tokio_rustls::TlsAcceptor;
 /// How often the files are read.
 const ROUND: Duration = Duration::from_secs(20);
 
-/// Has `endpoint` and the receivers of `web` serve with what is in the folder `certs`, where the caller has read `identity`. Files that
-/// cannot be used are logged once and change nothing. Open connections go on.
+/// Has `endpoint` and the receivers of `web` serve with what is in the folder `certs`, where the
+/// caller has read `identity`. Files that cannot be used are logged once and change nothing. Open
+/// connections go on.
 pub(super) fn keep(
     endpoint: Endpoint,
     web: watch::Sender<TlsAcceptor>,

@@ -1,5 +1,6 @@
-//! `/metrics` and `/healthz` on TCP, for Prometheus and for whatever restarts services: plain HTTP on an address that the operator
-//! keeps local, or with TLS and a password ([`super::access`]). Nothing can be changed here.
+//! `/metrics` and `/healthz` on TCP, for Prometheus and for whatever restarts services: plain HTTP
+//! on an address that the operator keeps local, or with TLS and a password ([`super::access`]).
+//! Nothing can be changed here.
 
 use std::collections::VecDeque;
 use std::error::Error;
@@ -60,7 +61,8 @@ pub(crate) async fn bind(address: SocketAddr) -> Result<TcpListener> {
     TcpListener::bind(address).await.with_context(taken)
 }
 
-/// Serves until the task is aborted. Connections are few, short and timed: anybody may reach this address.
+/// Serves until the task is aborted. Connections are few, short and timed: anybody may reach this
+/// address.
 pub(crate) fn serve(
     listener: TcpListener,
     node: Arc<Node>,
@@ -107,7 +109,8 @@ struct Connection {
 }
 
 impl Connections {
-    /// Whether there is room for one more: however many peers connect and say nothing, one that asks is answered.
+    /// Whether there is room for one more: however many peers connect and say nothing, one that
+    /// asks is answered.
     fn make_room(&mut self) -> bool {
         self.0.retain(|connection| !connection.task.is_finished());
         if self.0.len() < CONNECTIONS_MAX {

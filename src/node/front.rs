@@ -1,7 +1,8 @@
-//! The node's side of the dialogue with a source: admits guests, and settles migrations whose process is gone.
+//! The node's side of the dialogue with a source: admits guests, and settles migrations whose
+//! process is gone.
 //!
-//! The decisions are made elsewhere ([`super::admission`], `migrate::resolve`); here they are carried out in the right order:
-//! promise, start, answer; record, then answer.
+//! The decisions are made elsewhere ([`super::admission`], `migrate::resolve`); here they are
+//! carried out in the right order: promise, start, answer; record, then answer.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -32,7 +33,8 @@ use crate::whereabouts::last_migration;
 /// Guests on their way here at once.
 const ARRIVING_MAX: usize = 16;
 
-/// How long the process of a guest's last try may take to end before the next is decided over, and how often it is asked for.
+/// How long the process of a guest's last try may take to end before the next is decided over, and
+/// how often it is asked for.
 const LAST_TRY_PATIENCE: Duration = Duration::from_secs(2);
 const LAST_TRY_PAUSE: Duration = Duration::from_millis(50);
 
@@ -102,7 +104,8 @@ impl Node {
         Ok((port, token))
     }
 
-    /// A source that tries again at once comes while the process of its last try still ends: it is let end.
+    /// A source that tries again at once comes while the process of its last try still ends: it is
+    /// let end.
     async fn await_end_of_last_try(&self, guest: Uuid) {
         let end = Instant::now() + LAST_TRY_PATIENCE;
         while self.promises().expects(guest) && Instant::now() < end {
@@ -158,8 +161,8 @@ impl Node {
         }
     }
 
-    /// The guest `uuid`, or else the one that is called `name`, for a host of an earlier version at `asker` that is about
-    /// to run a copy of it.
+    /// The guest `uuid`, or else the one that is called `name`, for a host of an earlier version at
+    /// `asker` that is about to run a copy of it.
     pub(crate) async fn find(&self, uuid: Uuid, name: &PeerText, asker: SocketAddr) -> FrontReply {
         match self.sought(uuid, name, Since::Unsaid(asker.ip())).await {
             Ok((guest, _)) => FrontReply::Found(guest),
@@ -206,7 +209,8 @@ impl Node {
         Ok(past.map_or((found, None), |past| (Some(past.guest), past.onward)))
     }
 
-    /// How the guest `uuid` was last on this host, where it is not any more, by the records of its migrations.
+    /// How the guest `uuid` was last on this host, where it is not any more, by the records of its
+    /// migrations.
     ///
     /// # Errors
     /// They cannot be read, or one that may be its: it was called `name`.
@@ -239,7 +243,8 @@ impl Node {
             .map_or(true, |last| last.is_some_and(is_taking))
     }
 
-    /// What became of a migration to this host, for a source that has lost the process it was talking to.
+    /// What became of a migration to this host, for a source that has lost the process it was
+    /// talking to.
     pub(crate) fn resolve(
         &self,
         (peer, guest): (SocketAddr, Option<Uuid>),
@@ -363,7 +368,8 @@ fn read_request(guest: &GuestDescription) -> Result<GuestRequest, Refusal> {
     })
 }
 
-/// The disks that a guest will use. A description without sense has none, and is refused by the process.
+/// The disks that a guest will use. A description without sense has none, and is refused by the
+/// process.
 fn disks(shape: Option<&VmShape>) -> Vec<PathBuf> {
     let disks = shape.into_iter().flat_map(VmShape::disks);
     disks.map(|disk| disk.path().to_owned()).collect()

@@ -1,5 +1,6 @@
-//! The guests on this host: found by their folders and locks, asked through their sockets. Nothing is remembered, so a node
-//! that was killed and started again knows as much as one that never stopped.
+//! The guests on this host: found by their folders and locks, asked through their sockets. Nothing
+//! is remembered, so a node that was killed and started again knows as much as one that never
+//! stopped.
 
 use std::time::Duration;
 
@@ -7,11 +8,13 @@ use memopt::observe::ProcessCost;
 use tokio::task::JoinSet;
 
 use crate::api::ApiClient;
-use crate::api::types::{GuestInfo, MigrationStatus, WorkloadInfo};
+use crate::api::migration::MigrationStatus;
+use crate::api::types::{GuestInfo, WorkloadInfo};
 use crate::names::GuestName;
 use crate::state_dir::{GuestDir, StateDir};
 
-/// How long one guest may take over all questions of one look. A guest that hangs costs a scrape this long, however many hang.
+/// How long one guest may take over all questions of one look. A guest that hangs costs a scrape
+/// this long, however many hang.
 const GUEST_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What a look at one guest found.

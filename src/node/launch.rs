@@ -1,7 +1,8 @@
 //! Starts the process for an incoming guest and hears from it where it listens.
 //!
-//! The node tells it two secrets, its own key and what the source must show, and hears one line back; then they go separate
-//! ways. The process leads a session of its own, so neither a signal to the node's terminal nor the node's end reaches it.
+//! The node tells it two secrets, its own key and what the source must show, and hears one line
+//! back; then they go separate ways. The process leads a session of its own, so neither a signal to
+//! the node's terminal nor the node's end reaches it.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -24,7 +25,8 @@ use crate::state_dir::StateDir;
 /// How long the process may take until it listens; it builds nothing before that.
 const LAUNCH_PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long the process, once its guest runs, waits for the source to have heard so. Whoever asks later is answered by the node.
+/// How long the process, once its guest runs, waits for the source to have heard so. Whoever asks
+/// later is answered by the node.
 pub(crate) const LINGER: Duration = Duration::from_secs(30);
 
 /// The longest line that is read from it, in bytes.

@@ -1,12 +1,14 @@
-//! The node of a host: receives migrations, knows the guests that are here, serves their metrics, and settles what dead processes
-//! left open.
+//! The node of a host: receives migrations, knows the guests that are here, serves their metrics,
+//! and settles what dead processes left open.
 //!
-//! [`service`] is the node as a whole. A guest that wants to come goes through [`front`] (the dialogue), [`admission`] and
-//! [`promises`] (may it?), [`launch`] (its process). [`inventory`] finds guests, [`scrape`], [`exposition`] and [`access`] show them to
-//! Prometheus, [`outcomes`] counts how migrations ended, [`past`] tells other hosts
-//! where a guest has gone, [`retention`] and [`resolver`] look after their records, [`api`] is the
-//! node's socket, [`certificates`] sees when those change, [`autostart`] starts guests with the host. The node may be killed at any time: what it holds is on disk or in guests' processes, and what it has promised is found
-//! there again. Start at [`run()`].
+//! [`service`] is the node as a whole. A guest that wants to come goes through [`front`] (the
+//! dialogue), [`admission`] and [`promises`] (may it?), [`launch`] (its process). [`inventory`]
+//! finds guests, [`scrape`], [`exposition`] and [`access`] show them to Prometheus, [`outcomes`]
+//! counts how migrations ended, [`past`] tells other hosts where a guest has gone, [`retention`]
+//! and [`resolver`] look after their records, [`api`] is the node's socket, [`certificates`] sees
+//! when those change, [`autostart`] starts guests with the host. The node may be killed at any
+//! time: what it holds is on disk or in guests' processes, and what it has promised is found there
+//! again. Start at [`run()`].
 
 mod access;
 mod admission;

@@ -1,8 +1,9 @@
 //! Counts how migrations began and ended, each once, from their records.
 //!
-//! A record outlives the process that wrote it, so the node counts from records and not from what it is told: what ended while
-//! no node ran is counted by the next one. Which records have been counted is itself on disk ([`Ledger`]), so that a restarted
-//! node does not count them again; counters start at zero with the node, as Prometheus expects.
+//! A record outlives the process that wrote it, so the node counts from records and not from what
+//! it is told: what ended while no node ran is counted by the next one. Which records have been
+//! counted is itself on disk ([`Ledger`]), so that a restarted node does not count them again;
+//! counters start at zero with the node, as Prometheus expects.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -44,8 +45,8 @@ impl Ledger {
     /// Reads the ledger at `path`; without one, nothing has been counted.
     ///
     /// # Errors
-    /// The file cannot be read. A damaged one, or what is no such file, is passed over with a warning: counting twice is better than
-    /// not starting.
+    /// The file cannot be read. A damaged one, or what is no such file, is passed over with a
+    /// warning: counting twice is better than not starting.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let anew = |error: &dyn Display| {
             tracing::warn!(file = %path.display(), %error, "the ledger of counted migrations is damaged: beginning anew");
@@ -62,11 +63,12 @@ impl Ledger {
         Ok(Self { path: path.to_owned(), marks, is_saved: true })
     }
 
-    /// Counts what is new in `records`, forgets what is no longer among them, and saves when something changed. `is_dead` says
-    /// whether the process that owns a record is gone.
+    /// Counts what is new in `records`, forgets what is no longer among them, and saves when
+    /// something changed. `is_dead` says whether the process that owns a record is gone.
     ///
     /// # Errors
-    /// The ledger cannot be written; what was counted stays counted in this process, and the next call tries again.
+    /// The ledger cannot be written; what was counted stays counted in this process, and the next
+    /// call tries again.
     pub(crate) fn count(
         &mut self,
         records: &[Record],
@@ -129,8 +131,8 @@ impl Ending {
     }
 }
 
-/// How the migration of a record ended; none while it has not. A report tells; without one, the state in which a dead process
-/// left the record does.
+/// How the migration of a record ended; none while it has not. A report tells; without one, the
+/// state in which a dead process left the record does.
 fn ending(record: &Record, is_dead: impl Fn(&Record) -> bool) -> Option<Ending> {
     let direction = record.role();
     if let Some(report) = &record.report {

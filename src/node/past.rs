@@ -1,5 +1,5 @@
-//! What this host answers about a guest that it no longer has, by the records of its migrations: another host asks before
-//! the guest starts there.
+//! What this host answers about a guest that it no longer has, by the records of its migrations:
+//! another host asks before the guest starts there.
 
 use std::net::IpAddr;
 
@@ -12,8 +12,8 @@ use uuid::Uuid;
 /// From when on records count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Since {
-    /// From this migration, in which the asking host took part: its own record counts as far as it says that the
-    /// guest was here because of it.
+    /// From this migration, in which the asking host took part: its own record counts as far as it
+    /// says that the guest was here because of it.
     Migration(MigrationId),
     /// The asking host, at this address, named no migration: it is of an earlier version.
     Unsaid(IpAddr),
@@ -27,7 +27,8 @@ pub(super) struct Past {
     pub(super) onward: Option<Onward>,
 }
 
-/// How the guest `uuid` was last here, by the `records` of its migrations, in any order; none if it was not, since then.
+/// How the guest `uuid` was last here, by the `records` of its migrations, in any order; none if it
+/// was not, since then.
 pub(super) fn past<'a>(
     records: impl IntoIterator<Item = &'a Record>,
     uuid: Uuid,

@@ -1,8 +1,8 @@
 //! Memory that has been promised to guests on their way here and is not theirs yet.
 //!
-//! `MemAvailable` shrinks only as pages arrive, so without this two guests admitted one after the other could both be told
-//! that there is room for them. Promises die with the node, and the next one makes them anew ([`Promises::restore`]) for the
-//! guests that it finds on their way.
+//! `MemAvailable` shrinks only as pages arrive, so without this two guests admitted one after the
+//! other could both be told that there is room for them. Promises die with the node, and the next
+//! one makes them anew ([`Promises::restore`]) for the guests that it finds on their way.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -41,8 +41,9 @@ pub(crate) struct Promises {
 }
 
 impl Promises {
-    /// Decides over `request` and, when it may come with `migration`, promises it its memory in the same breath. `host` gives the
-    /// view of the host without promises, and is asked while nobody else can promise.
+    /// Decides over `request` and, when it may come with `migration`, promises it its memory in the
+    /// same breath. `host` gives the view of the host without promises, and is asked while nobody
+    /// else can promise.
     ///
     /// # Errors
     /// The refusal.
@@ -66,7 +67,8 @@ impl Promises {
         Ok(())
     }
 
-    /// Promises anew what an earlier node has promised: to a guest that is on its way to process `pid`.
+    /// Promises anew what an earlier node has promised: to a guest that is on its way to process
+    /// `pid`.
     pub(crate) fn restore(&self, guest: &GuestRequest, migration: MigrationId, pid: u32) {
         let (uuid, memory_bytes) = (guest.uuid, guest.ordinary_bytes());
         let promise = Promise { migration, uuid, memory_bytes, pid: Some(pid) };
@@ -80,7 +82,8 @@ impl Promises {
         }
     }
 
-    /// The guest has arrived with `migration`, or will not. What another migration of that name was promised stands.
+    /// The guest has arrived with `migration`, or will not. What another migration of that name was
+    /// promised stands.
     pub(crate) fn release(&self, name: &GuestName, migration: MigrationId) {
         let mut standing = self.lock();
         if standing.get(name).is_some_and(|promise| promise.migration == migration) {

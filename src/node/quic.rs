@@ -1,4 +1,5 @@
-//! The node's ends of QUIC: what sources ask is handed to the node, and decisions are carried to other nodes.
+//! The node's ends of QUIC: what sources ask is handed to the node, and decisions are carried to
+//! other nodes.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -30,7 +31,8 @@ impl FrontHandler for FrontDesk {
         guest: Option<Uuid>,
     ) -> FrontReply {
         let node = Arc::clone(&self.0);
-        // A task of its own: a source that hangs up in the middle must not leave a process that nobody waits for.
+        // A task of its own: a source that hangs up in the middle must not leave a process that
+        // nobody waits for.
         let answer = tokio::spawn(async move {
             match request {
                 FrontRequest::Admit { migration, offer, guest } => {

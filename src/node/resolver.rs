@@ -1,9 +1,10 @@
-//! Settles migrations whose source process died: finds their records and tells the destination what was decided, until it is
-//! heard.
+//! Settles migrations whose source process died: finds their records and tells the destination what
+//! was decided, until it is heard.
 //!
-//! The record decides, not this code: a commit on disk is said again, no commit means that the guest died here with its process
-//! and the copy there must go. What an answer means is decided by `migrate::resolve`. Records of destinations whose process died
-//! need nobody: their copy had not run, or died after it had; they are closed here, so that a source that asks hears it.
+//! The record decides, not this code: a commit on disk is said again, no commit means that the
+//! guest died here with its process and the copy there must go. What an answer means is decided by
+//! `migrate::resolve`. Records of destinations whose process died need nobody: their copy had not
+//! run, or died after it had; they are closed here, so that a source that asks hears it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -25,7 +26,8 @@ const RETRY_LONGEST: Duration = Duration::from_secs(60);
 
 /// Brings a decision to a destination.
 pub(crate) trait Courier {
-    /// Says `decision` about the migration of `record` to its destination, and brings back the answer.
+    /// Says `decision` about the migration of `record` to its destination, and brings back the
+    /// answer.
     ///
     /// # Errors
     /// Why there is no answer; for the log.
@@ -78,7 +80,8 @@ pub(crate) fn orphans(records: &[Record], is_dead: impl Fn(&Record) -> bool) -> 
     records.iter().filter(open).collect()
 }
 
-/// The destination records among `records` whose process died before its guest ran, with what they become.
+/// The destination records among `records` whose process died before its guest ran, with what they
+/// become.
 pub(crate) fn dead_copies(
     records: &[Record],
     is_dead: impl Fn(&Record) -> bool,

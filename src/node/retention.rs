@@ -1,5 +1,5 @@
-//! Decides which settled records to remove and which to archive, so that every pass reads few. Where a guest has gone
-//! stays known.
+//! Decides which settled records to remove and which to archive, so that every pass reads few.
+//! Where a guest has gone stays known.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,8 +12,8 @@ use crate::whereabouts::last_of;
 /// Settled records beyond this many may go, the oldest first.
 const RECORDS_MAX: usize = 250;
 
-/// No settled record goes before this age: its report is what an operator reads the next day, and a source that was cut off
-/// may still ask about it.
+/// No settled record goes before this age: its report is what an operator reads the next day, and a
+/// source that was cut off may still ask about it.
 const AGE_MIN: Duration = Duration::from_secs(24 * 3600);
 
 /// Every settled record goes at this age.
@@ -28,8 +28,9 @@ pub(crate) enum Fate {
     Retired,
 }
 
-/// The records that are no longer read with all others at `now_unix_ms`, the oldest first. One that is not settled is never among them, nor
-/// one whose process lives, nor the last one of a guest that is defined here: that says where it is.
+/// The records that are no longer read with all others at `now_unix_ms`, the oldest first. One that
+/// is not settled is never among them, nor one whose process lives, nor the last one of a guest
+/// that is defined here: that says where it is.
 pub(crate) fn outdated(
     records: &[Record],
     now_unix_ms: u64,
@@ -56,7 +57,8 @@ pub(crate) fn outdated(
     old
 }
 
-/// What to do with an outdated record: the last of each guest stays known, and the last of this host having it.
+/// What to do with an outdated record: the last of each guest stays known, and the last of this
+/// host having it.
 fn fates(records: &[Record]) -> impl Fn(&Record) -> Fate {
     let mut last: BTreeMap<Uuid, [u64; 2]> = BTreeMap::new();
     for record in records {

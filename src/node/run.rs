@@ -1,4 +1,5 @@
-//! Starts the node's parts in the order in which they need each other, and ends them when the node is told to.
+//! Starts the node's parts in the order in which they need each other, and ends them when the node
+//! is told to.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -176,7 +176,8 @@ mod tests {
     use super::super::liveness::tests::source_record;
     use super::super::outcomes::tests::report;
     use super::*;
-    use crate::api::types::{GuestInfo, MigrationStatus};
+    use crate::api::migration::MigrationStatus;
+    use crate::api::types::GuestInfo;
 
     fn view(state: GuestState, migration: Option<MigrationStatus>) -> GuestView {
         let info = GuestInfo { state, ..GuestInfo::example("web") };

@@ -1,6 +1,8 @@
-//! The node as a whole: what it holds, how it starts, what it does again and again, and how it ends.
+//! The node as a whole: what it holds, how it starts, what it does again and again, and how it
+//! ends.
 //!
-//! It holds no guest. Killed at any moment, it leaves guests running and records on disk, and the next one finds both.
+//! It holds no guest. Killed at any moment, it leaves guests running and records on disk, and the
+//! next one finds both.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -107,7 +109,8 @@ impl Node {
         &self.promises
     }
 
-    /// The same node, with other names for bridges and taps of arriving guests, and those that they may use.
+    /// The same node, with other names for bridges and taps of arriving guests, and those that they
+    /// may use.
     pub(crate) fn with_networks(self, net_map: Vec<NetRename>, net_allowed: NetAllowed) -> Self {
         Self { net_map, net_allowed, ..self }
     }
@@ -173,8 +176,8 @@ impl Node {
         self.state.live_guests().map(drop).map_err(|error| format!("{error:#}"))
     }
 
-    /// Waits for the process of an arriving guest in the background, so that no zombie is left, and takes its promise back when
-    /// it ends.
+    /// Waits for the process of an arriving guest in the background, so that no zombie is left, and
+    /// takes its promise back when it ends.
     pub(crate) fn reap(&self, name: GuestName, migration: MigrationId, mut child: Child) {
         let promises = Arc::clone(&self.promises);
         tokio::spawn(async move {
@@ -190,8 +193,9 @@ impl Node {
         });
     }
 
-    /// One look through the records, by one thread at a time: counts, closes what is dead, removes what is old, and returns the
-    /// orphans, for the resolver. What cannot be written or removed is told in the log: a guest must not wait for it.
+    /// One look through the records, by one thread at a time: counts, closes what is dead, removes
+    /// what is old, and returns the orphans, for the resolver. What cannot be written or removed is
+    /// told in the log: a guest must not wait for it.
     ///
     /// # Errors
     /// The records cannot be listed.
@@ -231,7 +235,8 @@ impl Node {
         Ok(orphans)
     }
 
-    /// All records, which of those that their process may still write to have none any more, and what is wrong with others.
+    /// All records, which of those that their process may still write to have none any more, and
+    /// what is wrong with others.
     fn read_records(&self) -> Result<(Vec<Record>, BTreeSet<RecordKey>, BTreeSet<String>)> {
         let (records, faults) = self.records.list()?;
         let damage = |fault| format!("a migration's record cannot be read: {fault}");
@@ -243,8 +248,8 @@ impl Node {
         if dead.is_empty() {
             return Ok((records, dead, faults));
         }
-        // A process may write its record and die between the reading of it and the look whether it lives. What counts is what
-        // is read after its death.
+        // A process may write its record and die between the reading of it and the look whether it
+        // lives. What counts is what is read after its death.
         Ok((self.records.list()?.0, dead, faults))
     }
 
@@ -278,8 +283,8 @@ impl Node {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes promises back from guests whose process has ended. The node hears of that a little later than others can see it, and
-    /// whoever has seen it may bring the guest back at once.
+    /// Takes promises back from guests whose process has ended. The node hears of that a little
+    /// later than others can see it, and whoever has seen it may bring the guest back at once.
     pub(crate) fn forget_the_gone(&self) {
         for Expected { name, migration, pid } in self.promises.expected() {
             if pid.is_some_and(|pid| liveness::is_gone(&self.state, &name, pid)) {
@@ -309,7 +314,8 @@ impl Node {
         self.forget_the_gone();
     }
 
-    /// Promises memory anew to the guests that are on their way here: what an earlier node had promised ended with it.
+    /// Promises memory anew to the guests that are on their way here: what an earlier node had
+    /// promised ended with it.
     ///
     /// # Errors
     /// The guests' folder cannot be read.

@@ -11,7 +11,8 @@ use crate::file_lock::FileLock;
 use crate::names::GuestName;
 use crate::state_dir::StateDir;
 
-/// `node.json`: where the node of this host can be found. Written when it serves, removed when it ends.
+/// `node.json`: where the node of this host can be found. Written when it serves, removed when it
+/// ends.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct NodeFile {
     /// Its process.
@@ -30,7 +31,8 @@ pub(crate) struct NodeFile {
 const NODE_FILE_BYTES_MAX: u64 = 64 << 10;
 
 impl NodeFile {
-    /// Returns what the node of `state` says of itself; none when no node runs there, or it is not serving yet.
+    /// Returns what the node of `state` says of itself; none when no node runs there, or it is not
+    /// serving yet.
     pub(crate) fn of_live(state: &StateDir) -> Option<Self> {
         if !FileLock::is_held(&state.node_lock()) {
             return None;

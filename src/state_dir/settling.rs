@@ -1,5 +1,6 @@
-//! What the process of a guest has outside of `guests/NAME`: the file which says which guest it is, and
-//! the folders in which it alone may write. They outlive it, and are made before it is confined.
+//! What the process of a guest has outside of `guests/NAME`: the file which says which guest it is,
+//! and the folders in which it alone may write. They outlive it, and are made before it is
+//! confined.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -36,8 +37,8 @@ impl StateDir {
         RecordStore::places(&self.migrations())
     }
 
-    /// Now, in milliseconds since 1970; but later than all that is recorded of migrations of guests of
-    /// this name, also when the clock was set back.
+    /// Now, in milliseconds since 1970; but later than all that is recorded of migrations of guests
+    /// of this name, also when the clock was set back.
     pub(crate) fn timestamp_after_records(&self, name: &GuestName) -> u64 {
         self.records_of(name).timestamp()
     }
@@ -64,7 +65,8 @@ impl StateDir {
         durable::write_json_unflushed(&self.uuid_file(name), &uuid)
     }
 
-    /// Which guest has the name, by the word of who started it. Says nothing about whether it lives.
+    /// Which guest has the name, by the word of who started it. Says nothing about whether it
+    /// lives.
     ///
     /// # Errors
     /// There is none of that name, or the file is damaged.
@@ -102,8 +104,8 @@ impl StateDir {
         Ok(())
     }
 
-    /// Removes folders that [`Self::prepare_guest`] has made, if nothing is in them and no process may need
-    /// them: that of `own` has not been given its own yet.
+    /// Removes folders that [`Self::prepare_guest`] has made, if nothing is in them and no process
+    /// may need them: that of `own` has not been given its own yet.
     fn remove_empty_folders(&self, own: &GuestName) {
         for folder in [self.places_of_records(), self.ended().places(), self.departures().places()]
         {

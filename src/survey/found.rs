@@ -44,8 +44,9 @@ impl Found {
         u64::try_from(self.ended.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// The chunks of which anything is there, in order, in the light of what all guests of the `domain` have: a table of the same seed.
-    /// `is_marked` tells of an address whether it may be merged.
+    /// The chunks of which anything is there, in order, in the light of what all guests of the
+    /// `domain` have: a table of the same seed. `is_marked` tells of an address whether it may be
+    /// merged.
     pub(crate) fn chunks(
         &self,
         domain: &Digests,

@@ -86,7 +86,8 @@ impl<M: Memory> Looker<M> {
         Ok(Found { scanned: scan.finish(), written, mapped, view, ended: Instant::now() })
     }
 
-    /// Watches for a moment what is written: by the log if that is asked for and possible, otherwise by samples.
+    /// Watches for a moment what is written: by the log if that is asked for and possible,
+    /// otherwise by samples.
     fn written(&mut self, mut watch: Watch, activity: Activity) -> Result<Written, Ended> {
         if activity == Activity::DirtyLog
             && let Some(logged) = self.memory.log_writes(LOOKS_APART)?
@@ -100,8 +101,8 @@ impl<M: Memory> Looker<M> {
         Ok(Written::Sampled(watch))
     }
 
-    /// Does something with what is there of each chunk of 2 MiB that tells how many pages it took, and rests in between as its share
-    /// asks for.
+    /// Does something with what is there of each chunk of 2 MiB that tells how many pages it took,
+    /// and rests in between as its share asks for.
     fn each_chunk(
         &mut self,
         mut body: impl FnMut(&mut Self, u32, Vec<OwnPages>) -> Result<usize, MemoryError>,
@@ -158,7 +159,8 @@ impl<M: Memory> Looker<M> {
         Ok(read)
     }
 
-    /// Looks at the few pages of a chunk that tell whether it is written. Returns how many were read.
+    /// Looks at the few pages of a chunk that tell whether it is written. Returns how many were
+    /// read.
     fn samples(
         &self,
         found: &[OwnPages],

@@ -1,11 +1,14 @@
-//! Looks at the pages of a guest, whoever has them: what merging them would bring, and which are written.
+//! Looks at the pages of a guest, whoever has them: what merging them would bring, and which are
+//! written.
 //!
-//! Three passes over the chunks of 2 MiB: all pages once, for their contents; then a few of each chunk twice, a moment apart, for
-//! what is written ([`memopt::survey::Watch`]), or KVM's dirty log for that moment, which tells more and costs the guest more.
-//! Only pages that are there are read: reading another would map it.
+//! Three passes over the chunks of 2 MiB: all pages once, for their contents; then a few of each
+//! chunk twice, a moment apart, for what is written ([`memopt::survey::Watch`]), or KVM's dirty log
+//! for that moment, which tells more and costs the guest more. Only pages that are there are read:
+//! reading another would map it.
 //!
-//! A guest's process looks at its own memory (`guest`), the node at that of guests that other programs run (`node`): both
-//! by a [`Looker`], in a thread of its own that gives way to everybody else.
+//! A guest's process looks at its own memory (`guest`), the node at that of guests that other
+//! programs run (`node`): both by a [`Looker`], in a thread of its own that gives way to everybody
+//! else.
 
 mod found;
 mod looker;
@@ -31,15 +34,15 @@ pub(crate) trait Memory {
     /// It is not to be looked at now.
     fn areas(&self) -> Result<Vec<Range<u64>>, Ended>;
 
-    /// The pages in `range`, whole pages of an area within a chunk, that are there and its own. What this takes hold of is kept until
-    /// [`Self::let_go`].
+    /// The pages in `range`, whole pages of an area within a chunk, that are there and its own.
+    /// What this takes hold of is kept until [`Self::let_go`].
     ///
     /// # Errors
     /// It is not to be looked at any more, or the kernel does not tell.
     fn own_pages(&mut self, range: &Range<u64>) -> Result<Vec<OwnPages>, Ended>;
 
-    /// Whether merging has put one page of the host at several places of `own`, pages of a chunk, so that no huge page can be made of it
-    /// before they are taken apart: for who cannot do that.
+    /// Whether merging has put one page of the host at several places of `own`, pages of a chunk,
+    /// so that no huge page can be made of it before they are taken apart: for who cannot do that.
     ///
     /// # Errors
     /// The kernel does not tell.
@@ -61,7 +64,8 @@ pub(crate) trait Memory {
         Ok(false)
     }
 
-    /// Logs for so long which pages are written: how many of each chunk of 2 MiB, by its number. None where there is no log.
+    /// Logs for so long which pages are written: how many of each chunk of 2 MiB, by its number.
+    /// None where there is no log.
     ///
     /// # Errors
     /// As [`Self::own_pages`].
@@ -79,7 +83,8 @@ pub(crate) trait Memory {
 /// Why a look ends early.
 #[derive(Debug)]
 pub(crate) enum Ended {
-    /// Something else is to be done with the guest, or it is gone, or nobody waits for this any more.
+    /// Something else is to be done with the guest, or it is gone, or nobody waits for this any
+    /// more.
     CalledOff,
     /// It cannot go on.
     Failed(anyhow::Error),

@@ -1,4 +1,5 @@
-//! `lighter balloon`: how much memory a guest keeps, what it says of it, and what the host has of that.
+//! `lighter balloon`: how much memory a guest keeps, what it says of it, and what the host has of
+//! that.
 
 use std::time::Duration;
 

@@ -19,8 +19,8 @@ use crate::state_dir::StateDir;
 /// How long calling off may take: the other host is told, and may be slow to answer.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Calls the migration of a guest off, and waits until it is over: until the guest is its own again, or nothing of it is left on
-/// the host that it was on its way to.
+/// Calls the migration of a guest off, and waits until it is over: until the guest is its own
+/// again, or nothing of it is left on the host that it was on its way to.
 ///
 /// # Errors
 /// There is no such guest or no migration, or the guest has been handed over.

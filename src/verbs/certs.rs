@@ -102,7 +102,8 @@ fn revoke(state: &StateDir, which: &str) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// Waits until no other process revokes certificates: each adds to the list that the one before has written.
+/// Waits until no other process revokes certificates: each adds to the list that the one before has
+/// written.
 fn lock(path: &Path) -> Result<FileLock> {
     let begin = Instant::now();
     loop {

@@ -30,7 +30,8 @@ const TYPE_PAUSE: Duration = Duration::from_millis(20);
 /// How long the guest may take to read what was typed before the user left.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(1);
 
-/// How long a guest that is there may leave all questions unanswered, from the first on that failed.
+/// How long a guest that is there may leave all questions unanswered, from the first on that
+/// failed.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
 
 /// Before asking a process again that did not answer.
@@ -72,7 +73,8 @@ pub(crate) fn run(state: &StateDir, args: &ConsoleArgs) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// Prints what the guest writes. Returns when the guest is gone, with true, or nobody reads this any more.
+/// Prints what the guest writes. Returns when the guest is gone, with true, or nobody reads this
+/// any more.
 async fn watch(client: &ApiClient, guest: &GuestDir) -> Result<bool> {
     let mut from = 0;
     let mut is_first = true;
@@ -133,7 +135,8 @@ async fn type_along(client: &ApiClient, mut typed: Receiver<Vec<u8>>) -> Result<
     Ok(())
 }
 
-/// Types as much as the guest has room for, and returns the rest: all of it while the guest is being handed over.
+/// Types as much as the guest has room for, and returns the rest: all of it while the guest is
+/// being handed over.
 async fn type_some(client: &ApiClient, bytes: Vec<u8>) -> Result<Vec<u8>, AskError> {
     let body = ConsoleInput { input: String::new(), bytes };
     match client.put_json::<ConsoleTaken>("/v1/guest/console", &body).await {

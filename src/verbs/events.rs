@@ -1,8 +1,9 @@
 //! `lighter events`: what becomes of the guests of this host, as it happens.
 //!
-//! Guests are looked at again and again, and what is different is told. Nothing is asked of them that `lighter ls` would not ask, a
-//! guest that hangs holds nobody up, and who listens costs them nothing. Starts over and migrations are counted by the guests and so
-//! never missed; a pause that is shorter than the time between two looks is.
+//! Guests are looked at again and again, and what is different is told. Nothing is asked of them
+//! that `lighter ls` would not ask, a guest that hangs holds nobody up, and who listens costs them
+//! nothing. Starts over and migrations are counted by the guests and so never missed; a pause that
+//! is shorter than the time between two looks is.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,7 +19,8 @@ use uuid::Uuid;
 use super::follow::interrupts;
 use super::session::{block_on, guest_info};
 use crate::api::ApiClient;
-use crate::api::types::{GuestInfo, GuestState, MigrationStatus};
+use crate::api::migration::MigrationStatus;
+use crate::api::types::{GuestInfo, GuestState};
 use crate::cli::Output;
 use crate::cli::guest::EventsArgs;
 use crate::clock::unix_ms;
@@ -305,7 +307,8 @@ fn differences(old: Option<&Sight>, new: &Sight) -> Vec<What> {
     what
 }
 
-/// What happened to a guest whose process is gone: how its migration went is in the record, and how it ended in its file.
+/// What happened to a guest whose process is gone: how its migration went is in the record, and how
+/// it ended in its file.
 fn end_of(state: &StateDir, old: &Sight) -> Vec<What> {
     let mut what = Vec::new();
     if let Some((MigrationId(id), report)) = last_migration(state, old) {

@@ -1,7 +1,8 @@
-//! Follows a migration to its end: asks the guest's process while there is one, and reads the record once it is gone.
+//! Follows a migration to its end: asks the guest's process while there is one, and reads the
+//! record once it is gone.
 //!
-//! A process whose guest has moved away ends, and its socket with it; its report is in the record before that. So nothing is
-//! lost, whoever is faster.
+//! A process whose guest has moved away ends, and its socket with it; its report is in the record
+//! before that. So nothing is lost, whoever is faster.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::session::is_gone_within;
-use crate::api::types::{MigrationStatus, StateAnswer};
+use crate::api::migration::MigrationStatus;
+use crate::api::types::StateAnswer;
 use crate::api::{ApiClient, AskError, Reason};
 use crate::exit::{Exit, ExitWith};
 use crate::names::GuestName;
@@ -26,10 +28,12 @@ const INTERVAL: Duration = Duration::from_millis(50);
 /// How long a process that does not answer any more may take to be gone.
 const END_PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long a process that is there may leave its watcher without an answer: a busy host, a frozen process.
+/// How long a process that is there may leave its watcher without an answer: a busy host, a frozen
+/// process.
 const SILENCE_PATIENCE: Duration = Duration::from_secs(20);
 
-/// How long the other host may be silent after the hand-over before the user is told that the guest is in doubt.
+/// How long the other host may be silent after the hand-over before the user is told that the guest
+/// is in doubt.
 const DOUBT_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Hears Ctrl-C from now on, so that none is lost, whatever the verb is doing.
@@ -57,11 +61,12 @@ pub(crate) struct Follower {
 }
 
 impl Follower {
-    /// Shows progress until the migration has ended, and returns its report. The first of `interrupts` calls the migration
-    /// off, a second one does not wait for that.
+    /// Shows progress until the migration has ended, and returns its report. The first of
+    /// `interrupts` calls the migration off, a second one does not wait for that.
     ///
     /// # Errors
-    /// The guest's process died without a report or does not answer, the guest is in doubt, or the user left.
+    /// The guest's process died without a report or does not answer, the guest is in doubt, or the
+    /// user left.
     pub(crate) async fn to_the_end(
         &self,
         mut interrupts: UnboundedReceiver<()>,
@@ -144,7 +149,8 @@ impl Follower {
         })
     }
 
-    /// A process that has not got the guest is about to end; the guest's name is free here when that is gone.
+    /// A process that has not got the guest is about to end; the guest's name is free here when
+    /// that is gone.
     async fn conclude(&self, report: Report) -> Report {
         let goes_on = match self.role {
             Role::Source => report.outcome != Outcome::Migrated,
@@ -164,7 +170,8 @@ impl Follower {
         is_gone_within(&self.state.guest(&self.name), None, END_PATIENCE).await
     }
 
-    /// The process is there and does not answer as it should: the migration is its business, whoever watches.
+    /// The process is there and does not answer as it should: the migration is its business,
+    /// whoever watches.
     fn lost_sight(&self, error: &AskError) -> anyhow::Error {
         let message = format!(
             "cannot watch the migration of {0} any more: {error}; it goes on, `lighter show {0}` tells how it stands",

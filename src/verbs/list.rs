@@ -19,7 +19,8 @@ use crate::state_dir::{Access, GuestDir, StateDir};
 use crate::table::Table;
 use crate::units::{format_size, format_uptime};
 
-/// A guest that does not answer within this time is listed as such; the others should not have to wait.
+/// A guest that does not answer within this time is listed as such; the others should not have to
+/// wait.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// One guest of this host, as `ls` and `show` see it.
@@ -137,7 +138,8 @@ pub(crate) fn run(state: &StateDir, args: &ListArgs) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// The guests that have no process: those that are defined, and of the others those whose end is known.
+/// The guests that have no process: those that are defined, and of the others those whose end is
+/// known.
 fn resting(state: &StateDir, live: &[Listed]) -> Result<(Vec<OffGuest>, Vec<Ended>)> {
     let is_off = |name: &GuestName| live.iter().all(|guest| guest.name() != name);
     let mut past = state.ended().list();

@@ -15,13 +15,13 @@ use super::progress::ProgressView;
 use super::session::{block_on, guest_client};
 use super::summary;
 use crate::address::Destination;
-use crate::api::types::{
-    Compression, CopyDisks, GuestInfo, GuestState, MigrationRequest, MigrationStarted,
-    MigrationStatus, Resolution, ResolveRequest, StateAnswer, WorkloadInfo,
+use crate::api::migration::{
+    CopyDisks, MigrationRequest, MigrationStarted, MigrationStatus, Resolution, ResolveRequest,
 };
+use crate::api::types::{GuestInfo, GuestState, StateAnswer, WorkloadInfo};
 use crate::api::{ApiClient, AskError, Reason};
 use crate::cli::Output;
-use crate::cli::migration::{CompressArg, MigrateArgs, ResolveArg};
+use crate::cli::migration::{MigrateArgs, ResolveArg};
 use crate::exit::{Exit, ExitWith};
 use crate::names::GuestName;
 use crate::node::NodeFile;
@@ -38,8 +38,8 @@ const RESOLVE_INTERVAL: Duration = Duration::from_millis(50);
 /// Migrates a guest, or resolves one in doubt.
 ///
 /// # Errors
-/// There is no such guest, it is being migrated already, or the migration did not succeed; the message says where the guest
-/// is now.
+/// There is no such guest, it is being migrated already, or the migration did not succeed; the
+/// message says where the guest is now.
 pub(crate) fn run(state: &StateDir, args: &MigrateArgs) -> Result<Exit> {
     match args.resolve {
         Some(decision) => resolve(state, args, decision),
@@ -128,8 +128,8 @@ fn warn_of_unmarked(state: &StateDir, (name, uuid): (&GuestName, Uuid), report: 
     ));
 }
 
-/// Asks the guest's process to begin. One of an earlier version looks the destination up itself, and does not know where the node
-/// listens.
+/// Asks the guest's process to begin. One of an earlier version looks the destination up itself,
+/// and does not know where the node listens.
 async fn begin(
     client: &ApiClient,
     request: MigrationRequest,
@@ -165,7 +165,8 @@ fn not_known(args: &MigrateArgs, error: &AskError) -> anyhow::Error {
     ExitWith { exit: Exit::Unwatched, message }.into()
 }
 
-/// What is asked of the guest's process, which does not see the files that names are looked up in as they are now.
+/// What is asked of the guest's process, which does not see the files that names are looked up in
+/// as they are now.
 async fn request(
     state: &StateDir,
     args: &MigrateArgs,
@@ -182,11 +183,7 @@ async fn request(
         downtime_ms_max: millis(args.downtime),
         bandwidth_bytes_per_s_max: args.bandwidth,
         timeout_ms: millis(args.timeout),
-        compression: match args.compress {
-            CompressArg::Auto => Compression::Auto,
-            CompressArg::Off => Compression::Off,
-            CompressArg::Lz4 => Compression::Lz4,
-        },
+        compression: args.compress,
         connections: args.connections,
         copy_disks: args.copy_disks.then(|| CopyDisks {
             paths: args.disk_path.iter().cloned().collect(),
@@ -219,8 +216,9 @@ fn resolve(state: &StateDir, args: &MigrateArgs, decision: ResolveArg) -> Result
     Ok(Exit::Done)
 }
 
-/// Tells the guest's process what was decided, once the other host has been asked. One of an earlier
-/// version does not know that it was, nor that disks may be unproven, for which it does not ask.
+/// Tells the guest's process what was decided, once the other host has been asked. One of an
+/// earlier version does not know that it was, nor that disks may be unproven, for which it does not
+/// ask.
 async fn order(
     client: &ApiClient,
     decision: Resolution,
@@ -233,7 +231,8 @@ async fn order(
     ask_or_older(ask, request, older).await
 }
 
-/// A guest that is its own again stays paused because its user had paused it; or because it could not go on, and then there is a way out.
+/// A guest that is its own again stays paused because its user had paused it; or because it could
+/// not go on, and then there is a way out.
 async fn expect_no_way_out(client: &ApiClient) -> Result<()> {
     let status: MigrationStatus = client.get("/v1/guest/migration").await?;
     match status.report.and_then(|report| report.way_out) {

@@ -1,8 +1,9 @@
-//! What the command line's verbs do: they find a guest's process and talk to it. Nothing here owns a guest.
+//! What the command line's verbs do: they find a guest's process and talk to it. Nothing here owns
+//! a guest.
 //!
-//! A verb is a file with a `run`; [`session`] is how they reach guests, [`off`] how guests without a process are shown,
-//! [`follow`], [`progress`] and [`summary`] how a migration is watched. Start at [`list`] for the simplest, [`migrate`] for the
-//! one that matters.
+//! A verb is a file with a `run`; [`session`] is how they reach guests, [`off`] how guests without
+//! a process are shown, [`follow`], [`progress`] and [`summary`] how a migration is watched. Start
+//! at [`list`] for the simplest, [`migrate`] for the one that matters.
 
 pub(crate) mod balloon;
 pub(crate) mod cancel;

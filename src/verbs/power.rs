@@ -48,7 +48,8 @@ pub(crate) fn reset(state: &StateDir, args: &NameArgs) -> Result<Exit> {
     tell(state, args, "reset")
 }
 
-/// Ends a guest, and waits until nothing is left of it. A process that does not answer, or does not end, is killed.
+/// Ends a guest, and waits until nothing is left of it. A process that does not answer, or does not
+/// end, is killed.
 ///
 /// # Errors
 /// As [`pause`]; or its process cannot be killed.

@@ -1,4 +1,5 @@
-//! How a running migration looks: a bar on a terminal, lines elsewhere or beside JSON, nothing for programs.
+//! How a running migration looks: a bar on a terminal, lines elsewhere or beside JSON, nothing for
+//! programs.
 
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -134,7 +135,8 @@ fn figures(progress: &Progress) -> String {
     parts.join(", ")
 }
 
-/// Memory sent each second: as measured over the last rounds, or on average while the first one is under way.
+/// Memory sent each second: as measured over the last rounds, or on average while the first one is
+/// under way.
 fn rate(progress: &Progress) -> u64 {
     if progress.bandwidth_bytes_per_second >= 1.0 {
         return progress.bandwidth_bytes_per_second as u64;

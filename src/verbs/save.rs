@@ -1,4 +1,5 @@
-//! `lighter save` and `lighter template`: a guest's memory and state into a file, and its disks beside it.
+//! `lighter save` and `lighter template`: a guest's memory and state into a file, and its disks
+//! beside it.
 
 mod disks;
 
@@ -28,7 +29,8 @@ const PATIENCE: Duration = Duration::from_secs(3600);
 /// Saves a guest.
 ///
 /// # Errors
-/// There is no such guest, it is being migrated, it shall go on and writes disks, or a file cannot be written.
+/// There is no such guest, it is being migrated, it shall go on and writes disks, or a file cannot
+/// be written.
 pub(crate) fn run(state: &StateDir, args: &SaveArgs) -> Result<Exit> {
     let asked = Asked::new(state, &args.name, &args.file)?;
     let goes_on = args.keep_running;
@@ -87,8 +89,8 @@ impl Asked {
         Ok(self.client.put_json(&format!("/v1/guest/save/{what}"), &save).await?)
     }
 
-    /// A file without a name, which gets its name when all is there. It is opened here: the guest's process may not, and it becomes
-    /// this user's.
+    /// A file without a name, which gets its name when all is there. It is opened here: the guest's
+    /// process may not, and it becomes this user's.
     fn open(&self) -> Result<PartialFile> {
         PartialFile::create(&self.file)
             .with_context(|| format!("cannot save the guest to {}", self.file.display()))

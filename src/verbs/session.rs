@@ -1,4 +1,5 @@
-//! How a verb reaches a guest: a small runtime for the time of the verb, and a client of the guest's socket.
+//! How a verb reaches a guest: a small runtime for the time of the verb, and a client of the
+//! guest's socket.
 
 use std::future::Future;
 use std::time::Duration;
@@ -59,8 +60,9 @@ pub(crate) async fn guest_info(name: &GuestName, client: &ApiClient) -> Result<O
     }
 }
 
-/// Waits until nothing is left of `guest`; false when something is after `patience`. Its name is free a moment before its process has
-/// ended, which is waited for where it was known before it was told to end.
+/// Waits until nothing is left of `guest`; false when something is after `patience`. Its name is
+/// free a moment before its process has ended, which is waited for where it was known before it was
+/// told to end.
 pub(crate) async fn is_gone_within(
     guest: &GuestDir,
     process: Option<&ProcessHandle>,

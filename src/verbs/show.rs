@@ -14,9 +14,10 @@ use super::off::{OffGuest, autostart_line, definition_line, labels_line};
 use super::session::block_on;
 use super::summary::seconds;
 use crate::api::ApiClient;
+use crate::api::migration::MigrationStatus;
 use crate::api::types::{
-    BackingInfo, Confinement, DiskInfo, FlowInfo, GuestKind, LandlockState, MigrationStatus,
-    NetInfo, OnReboot, SeccompState, VsockInfo, WorkloadInfo,
+    BackingInfo, Confinement, DiskInfo, FlowInfo, GuestKind, LandlockState, NetInfo, OnReboot,
+    SeccompState, VsockInfo, WorkloadInfo,
 };
 use crate::cli::Output;
 use crate::cli::guest::ShowArgs;
@@ -282,7 +283,8 @@ fn last_migration(report: &Report) -> String {
     format!("{outcome}{}{}", stood.unwrap_or_default(), error.unwrap_or_default())
 }
 
-/// How a guest stands that is on its way here: what is left and how fast it comes is the source's to know.
+/// How a guest stands that is on its way here: what is left and how fast it comes is the source's
+/// to know.
 fn arrival_line(progress: &Progress) -> String {
     format!("{}, {} received", progress.phase, format_size(progress.transfer.wire_bytes))
 }

@@ -17,7 +17,8 @@ use crate::host::{
 #[cfg(feature = "failpoints")]
 use crate::host::{Running, wait};
 
-/// Seccomp's state of each thread of the guest's process, by the thread's name (proc_pid_status(5): 2 is a filter).
+/// Seccomp's state of each thread of the guest's process, by the thread's name (proc_pid_status(5):
+/// 2 is a filter).
 fn filters(guest: &Guest) -> Vec<(String, String)> {
     let tasks = fs::read_dir(format!("/proc/{}/task", guest.pid().0)).expect("a live process");
     let field = |status: &str, name: &str| {
@@ -32,7 +33,8 @@ fn filters(guest: &Guest) -> Vec<(String, String)> {
         .collect()
 }
 
-/// What a guest's process may have of root's rights, if root runs it (capabilities(7)): files of others, memory, networks.
+/// What a guest's process may have of root's rights, if root runs it (capabilities(7)): files of
+/// others, memory, networks.
 const CAPABILITIES_MAX: u64 = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 12 | 1 << 14 | 1 << 24;
 
 fn no_thread_has_other_capabilities(guest: &Guest) {
@@ -171,7 +173,8 @@ fn strangers_who_stay_do_not_keep_the_owner_away() {
 fn attempt(pair: &Pair, what: &str, more: &[&str]) -> Running {
     let arguments = [&["run", "--name", "web-1", "--memory", "64M"], more].concat();
     let mut command = lighter(pair.a.state_dir(), &arguments);
-    // Programs with failpoints may write in the folder for temporary files, where the host of this test is.
+    // Programs with failpoints may write in the folder for temporary files, where the host of this
+    // test is.
     command.env("LIGHTER_ATTEMPT", what).env("TMPDIR", "/nowhere");
     Running::start(command)
 }

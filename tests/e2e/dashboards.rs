@@ -1,5 +1,5 @@
-//! The dashboards and the alert rules in `dashboards/`, evaluated by a real Prometheus that scrapes two nodes while guests move
-//! between them, and while memory is taken from them.
+//! The dashboards and the alert rules in `dashboards/`, evaluated by a real Prometheus that scrapes
+//! two nodes while guests move between them, and while memory is taken from them.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -135,8 +135,8 @@ fn expressions(file: &str) -> Vec<String> {
 /// Slower than the guest writes, and fast enough that its first round is over soon.
 const SLOWLY: [&str; 2] = ["--bandwidth", "2MB/s"];
 
-/// Has everything happen that the dashboard shows: a guest that moves, one that is refused, one that is called off, and one
-/// that is on its way when this returns.
+/// Has everything happen that the dashboard shows: a guest that moves, one that is refused, one
+/// that is called off, and one that is on its way when this returns.
 fn busy(pair: &Pair, prometheus: &Prometheus) -> Migration {
     // A counter that moves before the first scrape has not moved for Prometheus.
     wait::until("both nodes are scraped", || {
@@ -241,8 +241,8 @@ fn metrics_are_read_by_https_with_the_password_and_not_without() {
     assert_eq!(prometheus.series("lighter_build_info{job=\"right\"}"), 1);
 }
 
-/// Whether an expression gives no series where all is well, or on a guest whose kernel is older than Linux 6.12 and counts no events
-/// of its memory.
+/// Whether an expression gives no series where all is well, or on a guest whose kernel is older
+/// than Linux 6.12 and counts no events of its memory.
 fn may_be_empty(expression: &str) -> bool {
     let filters = ["> 0", "== 0", "== 1"];
     let untold = ["allocation_stalls", "direct_reclaim", "oom_kills", "_swap_", "major_faults"];

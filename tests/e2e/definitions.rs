@@ -1,4 +1,5 @@
-//! Guests that are written down: defined, started, listed while they are off, started with the host.
+//! Guests that are written down: defined, started, listed while they are off, started with the
+//! host.
 
 use serde_json::Value;
 

@@ -1,5 +1,5 @@
-//! Memory optimization, as a user has it: what is planned is done, what came back is found out, and whatever dies, guests and ksmd are
-//! left sane.
+//! Memory optimization, as a user has it: what is planned is done, what came back is found out, and
+//! whatever dies, guests and ksmd are left sane.
 
 use std::fs;
 use std::path::Path;
@@ -14,7 +14,8 @@ use crate::host::{Exit, Guest, GuestPlan, Host, Migration, NodePlan, Pair, Pool,
 use crate::linux::image::Image;
 use crate::linux::witness::Witness;
 
-/// Takes what a guest of 128 MiB does not need, which is less than the usual policy looks at; with patience for its emulated kernel.
+/// Takes what a guest of 128 MiB does not need, which is less than the usual policy looks at; with
+/// patience for its emulated kernel.
 pub(crate) const POLICY: &str = r#"
 goal = "max density"
 [balloon]
@@ -27,8 +28,8 @@ stuck-after = "5m"
 stale-after = "5m"
 "#;
 
-/// How long a schedule's run may take: it begins within a minute, and takes another, in which balloons move and what came back is
-/// measured. The machine may be busy.
+/// How long a schedule's run may take: it begins within a minute, and takes another, in which
+/// balloons move and what came back is measured. The machine may be busy.
 pub(crate) const RUN_PATIENCE: Duration = Duration::from_secs(900);
 
 /// What the guest has.
@@ -140,7 +141,8 @@ fn a_run_waits_for_the_balloon_of_a_linux_and_goes_on_from_there() {
     assert!(balloon_target(&pair.a, "linux") < 116 << 20, "{run:#}");
 }
 
-/// The usual policy keeps a headroom that the host has anyway: what a run for another goal takes is not given back for that.
+/// The usual policy keeps a headroom that the host has anyway: what a run for another goal takes is
+/// not given back for that.
 #[test]
 fn what_a_run_takes_from_linux_for_its_own_goal_stays_taken() {
     let pair = dense();
@@ -202,7 +204,8 @@ fn what_a_run_takes_from_linux_is_given_back_where_it_moves_to() {
     assert_eq!(balloon_target(&pair.b, "linux"), 116 << 20);
 }
 
-/// Nothing is taken that the next node could not give back, and what is needed is given all the same.
+/// Nothing is taken that the next node could not give back, and what is needed is given all the
+/// same.
 #[test]
 fn nothing_is_taken_from_linux_that_cannot_be_put_down() {
     let pair = dense();
@@ -238,7 +241,8 @@ fn nothing_is_taken_from_linux_that_cannot_be_put_down() {
     });
 }
 
-/// A process that claims to be QEMU's, with a guest called `name`: what any user of a host can start.
+/// A process that claims to be QEMU's, with a guest called `name`: what any user of a host can
+/// start.
 struct Impostor(Child);
 
 impl Impostor {

@@ -1,4 +1,5 @@
-//! What Prometheus sees of memory optimization at work: each metric of its catalogue moves on a live node.
+//! What Prometheus sees of memory optimization at work: each metric of its catalogue moves on a
+//! live node.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,9 +14,10 @@ use crate::linux::image::Image;
 use crate::metrics::{scrape, value};
 use crate::moved_elsewhere::{self, MovedElsewhere};
 
-/// Metrics that may stay at zero here: for each file and test that moves them, their names. This machine has no swap, may wait for no
-/// memory and have no pools; the guest's kernel is older than Linux 6.12, has no disk, frees nothing and holds next to nothing beyond
-/// its need, so that little is expected and either sign may come back; and nothing here fails.
+/// Metrics that may stay at zero here: for each file and test that moves them, their names. This
+/// machine has no swap, may wait for no memory and have no pools; the guest's kernel is older than
+/// Linux 6.12, has no disk, frees nothing and holds next to nothing beyond its need, so that little
+/// is expected and either sign may come back; and nothing here fails.
 const MOVED_ELSEWHERE: [MovedElsewhere; 4] = [
     (
         "metrics/tests/look.rs",
@@ -122,7 +124,8 @@ fn every_metric_of_memory_optimization_moves_on_a_node_with_linux() {
     assert!(still.is_empty(), "nothing moves {}", still.join(", "));
 }
 
-/// A run begins and ends; then the guest is given its memory back, since the policy says that it needs more.
+/// A run begins and ends; then the guest is given its memory back, since the policy says that it
+/// needs more.
 fn a_run_is_seen(host: &Host, pages: &mut Vec<String>) {
     let socket = host.state_dir().join("node.sock");
     let body = serde_json::json!({});

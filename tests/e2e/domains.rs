@@ -1,4 +1,5 @@
-//! Guests of two merge domains on one host: whichever is merged, and whatever the other would gain, they share no page.
+//! Guests of two merge domains on one host: whichever is merged, and whatever the other would gain,
+//! they share no page.
 
 use std::collections::BTreeSet;
 
@@ -30,7 +31,8 @@ fn start(host: &Host, name: &str, domain: &str, memory: &str) -> Guest {
     Guest::start(host, &plan)
 }
 
-/// Frames that both have merged, at one and the same time: a frame that one gives up may be another's a moment later.
+/// Frames that both have merged, at one and the same time: a frame that one gives up may be
+/// another's a moment later.
 fn in_common(one: &Guest, other: &Guest) -> BTreeSet<u64> {
     let before = merged_frames(one.pid());
     let others = merged_frames(other.pid());
@@ -78,7 +80,8 @@ fn a_domain_and_the_one_that_takes_its_place_share_no_page() {
     assert!(driven_for(&first).contains(&"shop"), "{first:#}");
     assert!(in_common(&shop[0], &shop[1]).len() > 4 << 10, "the shop is merged: {first:#}");
 
-    // It would have more to gain than the shop, and its guests' processes let nothing be merged beside the shop's.
+    // It would have more to gain than the shop, and its guests' processes let nothing be merged
+    // beside the shop's.
     let start_bank = || ["three", "four"].map(|name| start(&pair.a, name, "bank", "128M"));
     let bank = start_bank();
     let second = run(&pair.a, || nothing_in_common(&shop, &bank));

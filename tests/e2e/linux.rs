@@ -1,7 +1,9 @@
-//! A real Linux, migrated while it runs: it goes on ticking with the right content and the right clocks, and loses no timer.
+//! A real Linux, migrated while it runs: it goes on ticking with the right content and the right
+//! clocks, and loses no timer.
 //!
-//! The guest is booted once and saved (see [`image`]); every test starts from that file, so restoring is tested each time.
-//! What it says about itself comes over its serial console (see [`witness`]).
+//! The guest is booted once and saved (see [`image`]); every test starts from that file, so
+//! restoring is tested each time. What it says about itself comes over its serial console (see
+//! [`witness`]).
 
 mod backings;
 mod balloon;

@@ -1,4 +1,5 @@
-//! How guest memory is backed, as a user sees it: huge pages, templates, merge domains, dirty rings, CPU models.
+//! How guest memory is backed, as a user sees it: huge pages, templates, merge domains, dirty
+//! rings, CPU models.
 
 use std::fs::File;
 use std::path::Path;

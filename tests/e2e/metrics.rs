@@ -1,5 +1,5 @@
-//! What Prometheus sees of a node whose guests come and go: every metric of the catalogue moves, a guest that hangs hangs
-//! nothing else, and a node that was killed counts nothing twice.
+//! What Prometheus sees of a node whose guests come and go: every metric of the catalogue moves, a
+//! guest that hangs hangs nothing else, and a node that was killed counts nothing twice.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -20,7 +20,8 @@ use crate::moved_elsewhere::{self, MovedElsewhere};
 /// A scrape takes at most this long, however many guests hang: a guest is given two seconds.
 const SCRAPE_WITHIN: Duration = Duration::from_secs(2 + 2);
 
-/// Metrics that may stay at zero here, for each file and test that moves them: the workload has no network, no disks and no balloon.
+/// Metrics that may stay at zero here, for each file and test that moves them: the workload has no
+/// network, no disks and no balloon.
 pub(crate) const MOVED_ELSEWHERE: [MovedElsewhere; 4] = [
     (
         "tests/e2e/network/relay.rs",
@@ -153,14 +154,16 @@ fn every_metric_of_the_catalogue_moves_on_a_live_node() {
     let mut still = never_moved(pages.iter().map(String::as_str)).expect("metrics pages");
     let elsewhere = moved_elsewhere::names(&MOVED_ELSEWHERE);
     still.retain(|name| !elsewhere.contains(name));
-    // It takes more than this for memory optimization to have something to do (see `density_metrics`).
+    // It takes more than this for memory optimization to have something to do (see
+    // `density_metrics`).
     still.retain(|name| !density_definitions().any(|one| one.name == *name));
     assert!(still.is_empty(), "nothing moves {}", still.join(", "));
     promtool_approves(pages.last().expect("a page"));
     nothing_left_behind(&pair.hosts());
 }
 
-/// The source's process dies in the middle while the other node is away: its node cannot settle that until it is back.
+/// The source's process dies in the middle while the other node is away: its node cannot settle
+/// that until it is back.
 fn in_doubt_until_the_other_node_is_back(pair: &mut Pair, pages: &mut Vec<String>) {
     let lost =
         Guest::start(&pair.a, &GuestPlan { name: "lost".to_owned(), ..GuestPlan::default() });

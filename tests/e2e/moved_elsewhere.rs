@@ -1,4 +1,5 @@
-//! Metrics that one test leaves out, since another moves them: the list names that test, and what it names is there.
+//! Metrics that one test leaves out, since another moves them: the list names that test, and what
+//! it names is there.
 
 use std::fs;
 use std::path::Path;

@@ -1,4 +1,5 @@
-//! Migrations that succeed: there and back, many in a row, of a paused guest; what the reports say about them.
+//! Migrations that succeed: there and back, many in a row, of a paused guest; what the reports say
+//! about them.
 
 use serde_json::Value;
 

@@ -1,7 +1,8 @@
-//! A real network that breaks: two hosts in two network namespaces, joined by a cable that is pulled and put back.
+//! A real network that breaks: two hosts in two network namespaces, joined by a cable that is
+//! pulled and put back.
 //!
-//! Needs root. Where namespaces cannot be made, set `LIGHTER_TEST_SKIP_NETWORK=1` to leave these tests out; without that they
-//! fail and say so.
+//! Needs root. Where namespaces cannot be made, set `LIGHTER_TEST_SKIP_NETWORK=1` to leave these
+//! tests out; without that they fail and say so.
 
 pub(crate) mod cable;
 mod lan;

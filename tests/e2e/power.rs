@@ -1,4 +1,5 @@
-//! Power buttons and resets: of the workload, which knows nothing of them, and of a Linux guest, which does.
+//! Power buttons and resets: of the workload, which knows nothing of them, and of a Linux guest,
+//! which does.
 
 use serde_json::json;
 

@@ -1,4 +1,5 @@
-//! What is refused before a guest has moved a byte: strangers, guests that do not fit, and what a guest on its way cannot do.
+//! What is refused before a guest has moved a byte: strangers, guests that do not fit, and what a
+//! guest on its way cannot do.
 
 use nix::sys::signal::Signal;
 use rcgen::{CertificateParams, Issuer, KeyPair, date_time_ymd};
@@ -79,7 +80,8 @@ fn a_host_whose_certificate_is_revoked_gets_and_sends_no_guest_any_more() {
     let words = ["its authority has revoked it"];
     Migration::run(&pair.b, "from-b", &pair.a).stayed(&words);
 
-    // Half of a copy: the node keeps the list that it has read, and a migration that begins here has none.
+    // Half of a copy: the node keeps the list that it has read, and a migration that begins here
+    // has none.
     std::fs::write(pair.a.certs().join("crl.pem"), "").expect("a file");
     wait::until("the node has read the empty file", || {
         let log = pair.a.logs();

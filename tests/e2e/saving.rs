@@ -1,4 +1,5 @@
-//! `lighter save`, `restore` and `template`: what becomes of the guest, of the file, and of the disks between the two.
+//! `lighter save`, `restore` and `template`: what becomes of the guest, of the file, and of the
+//! disks between the two.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;

@@ -118,8 +118,8 @@ fn kvms_log_tells_of_the_few_pages_that_samples_miss() {
     let plan = GuestPlan { options, dirty_rate: 40, ..GuestPlan::default() };
     let guest = Guest::start(&pair.a, &plan);
     await_life(&guest);
-    // One page in 50 of its working set of 8 MiB, in each of its chunks. Where KVM shadows the guest's page tables, what it reads beside
-    // them counts too, as do those tables.
+    // One page in 50 of its working set of 8 MiB, in each of its chunks. Where KVM shadows the
+    // guest's page tables, what it reads beside them counts too, as do those tables.
     wait::until("a look tells what it writes", || {
         begin_logged(&guest);
         let rows = chunks(&guest, &await_digests(&guest));
@@ -297,7 +297,8 @@ fn what_is_alike_and_still_is_merged_and_what_is_written_stays_huge() {
     nothing_left_behind(&pair.hosts());
 }
 
-/// A guest of which the node of `host` does not know, whose pages the kernel would merge with anybody's.
+/// A guest of which the node of `host` does not know, whose pages the kernel would merge with
+/// anybody's.
 fn nobody_is_merged_with_a_stranger(host: &Host) {
     let elsewhere = Pair::without_nodes();
     let stranger = start(&elsewhere.a, "stranger", "shop", 0);
@@ -400,7 +401,8 @@ fn what_was_merged_and_becomes_hot_is_taken_apart_and_made_huge() {
 fn zeros_come_back_without_merging_while_the_guest_writes() {
     let pair = following(&POLICY.replace("\"merge\", \"huge\"", "\"zeros\""));
     let options = ["--zero-share", "50", "--run-length", "64K"].map(str::to_owned).into();
-    // Each page of its working set is written several times in each look: no look takes any of it for still.
+    // Each page of its working set is written several times in each look: no look takes any of it
+    // for still.
     let plan = GuestPlan { options, dirty_rate: 8000, ..GuestPlan::default() };
     let guest = Guest::start(&pair.a, &plan);
     let before = cost(&pair.a, guest.name());
@@ -448,7 +450,8 @@ fn has_userfaultfd(guest: &Guest) -> bool {
 #[test]
 fn a_clone_shares_with_its_template_again_while_it_writes() {
     let pair = Pair::without_nodes();
-    // Where all is zero, pages are filled and cleared by turns: what is cleared is as in the template again.
+    // Where all is zero, pages are filled and cleared by turns: what is cleared is as in the
+    // template again.
     let options = ["--zero-share", "100"].map(str::to_owned).into();
     let plan =
         GuestPlan { name: "first".to_owned(), options, dirty_rate: 0, ..GuestPlan::default() };

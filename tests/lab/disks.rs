@@ -66,7 +66,8 @@ fn a_disk_that_was_left_behind_is_not_taken_for_the_guests() {
 fn a_device_that_both_hosts_have_is_known_by_its_name_wherever_the_guest_came_from() {
     let lab = Lab::of(2);
     let [here, there] = set_up(&lab, "/dev/vdb");
-    // Of a device that this life of the host has never written to, nobody can tell whether writes are counted.
+    // Of a device that this life of the host has never written to, nobody can tell whether writes
+    // are counted.
     here.sh("dd if=/dev/vdb of=/dev/vdb bs=512 count=1 conv=fsync,notrunc").ok();
     here.lighter(&format!("migrate db {} --downtime 10s", there.address())).ok();
     there.lighter(&format!("migrate db {} --downtime 10s", here.address())).ok();

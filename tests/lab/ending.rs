@@ -35,7 +35,8 @@ impl Second {
         lab_folder(&self.name)
     }
 
-    /// The command lines of its processes: those in the session that its supervisor has begun, and emulators, which have their own.
+    /// The command lines of its processes: those in the session that its supervisor has begun, and
+    /// emulators, which have their own.
     fn processes(&self) -> Vec<String> {
         let (session, folder) = (self.supervisor.to_string(), self.folder().display().to_string());
         let found = [["--session", &session], ["--full", &folder]].map(|which| {

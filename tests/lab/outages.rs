@@ -1,7 +1,8 @@
-//! Power cuts and cut cables in each phase of a migration: afterwards exactly one copy runs, or waits, as the protocol says.
+//! Power cuts and cut cables in each phase of a migration: afterwards exactly one copy runs, or
+//! waits, as the protocol says.
 //!
-//! A failpoint holds the migration at the end of a phase; the outage begins when the records of both hosts say that it stands
-//! there.
+//! A failpoint holds the migration at the end of a phase; the outage begins when the records of
+//! both hosts say that it stands there.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::thread::sleep;
@@ -203,7 +204,8 @@ impl Scenario {
         }
     }
 
-    /// A host has the processes and folders of its guests, its node, settled records (but of those in doubt), and nothing else.
+    /// A host has the processes and folders of its guests, its node, settled records (but of those
+    /// in doubt), and nothing else.
     #[track_caller]
     fn nothing_is_left(&self, host: Host<'_>, guests: &BTreeMap<String, String>) {
         let is_open = |(guest, state): &(String, String)| {
@@ -310,8 +312,8 @@ fn the_cable_is_out_while_the_destination_takes_the_guest() {
     scenario.ends_as_expected();
 }
 
-/// A guest in each phase: what its process sends and hears is dropped as soon as it stands there, and when all do, the cable
-/// is pulled, too.
+/// A guest in each phase: what its process sends and hears is dropped as soon as it stands there,
+/// and when all do, the cable is pulled, too.
 fn cable_is_out_for(time: Duration) {
     let mut scenario = Scenario::set("");
     let filter = "nft 'add table inet lab; add chain inet lab in { type filter hook input priority 0; }; \

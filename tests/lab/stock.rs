@@ -1,9 +1,10 @@
-//! A stock Debian guest, as its users have it: it boots, shuts down and reboots by ACPI, uses its devices, and moves while
-//! a client on a third host streams a file through it.
+//! A stock Debian guest, as its users have it: it boots, shuts down and reboots by ACPI, uses its
+//! devices, and moves while a client on a third host streams a file through it.
 
 use crate::fixtures::{Host, Lab, StockGuest, Stream, holds, until};
 
-/// How long a guest may stand still in a move: emulated hosts are slow, their link carries 1 MB/s, and nothing is timed here.
+/// How long a guest may stand still in a move: emulated hosts are slow, their link carries 1 MB/s,
+/// and nothing is timed here.
 const DOWNTIME: &str = "10s";
 
 /// The link between the hosts.

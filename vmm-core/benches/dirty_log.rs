@@ -1,8 +1,10 @@
-//! What it costs to learn which pages a guest wrote, by bitmap and by rings: for the one who asks, and for the guest.
+//! What it costs to learn which pages a guest wrote, by bitmap and by rings: for the one who asks,
+//! and for the guest.
 //!
-//! `cargo bench -p vmm-core --bench dirty_log -- [ROUNDS] [MILLISECONDS]` (10 rounds of 100 ms by default). The guest is the
-//! built-in workload with one vCPU, which rewrites a working set of 256 MiB at a set rate, or as fast as it can. Each
-//! round lets it run, and then collects and re-arms as a migration does. Figures are medians over the rounds.
+//! `cargo bench -p vmm-core --bench dirty_log -- [ROUNDS] [MILLISECONDS]` (10 rounds of 100 ms by
+//! default). The guest is the built-in workload with one vCPU, which rewrites a working set of 256
+//! MiB at a set rate, or as fast as it can. Each round lets it run, and then collects and re-arms
+//! as a migration does. Figures are medians over the rounds.
 
 use std::io::{Error, sink};
 use std::time::{Duration, Instant};

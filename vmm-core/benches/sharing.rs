@@ -1,9 +1,12 @@
-//! What it costs to have a clone share with its template again: for the host, and for the guest, which writes meanwhile.
+//! What it costs to have a clone share with its template again: for the host, and for the guest,
+//! which writes meanwhile.
 //!
-//! `cargo bench -p vmm-core --bench sharing -- [ROUNDS] [MIB]` (5 rounds of 1024 MiB by default). The guest is the built-in workload with
-//! one vCPU, which rewrites 64 MiB, at 2,000 pages a second or as fast as it can. Each round starts a clone of it, has every other
-//! run of its pages copied as they are, lets it run, and shares 8 MiB at a time, as `lighter` does. Figures are medians over the
-//! rounds; a stall is the longest time that the guest did not run while a piece was treated, by its own clock.
+//! `cargo bench -p vmm-core --bench sharing -- [ROUNDS] [MIB]` (5 rounds of 1024 MiB by default).
+//! The guest is the built-in workload with one vCPU, which rewrites 64 MiB, at 2,000 pages a second
+//! or as fast as it can. Each round starts a clone of it, has every other run of its pages copied
+//! as they are, lets it run, and shares 8 MiB at a time, as `lighter` does. Figures are medians
+//! over the rounds; a stall is the longest time that the guest did not run while a piece was
+//! treated, by its own clock.
 
 use std::io::{Error, sink};
 use std::path::Path;

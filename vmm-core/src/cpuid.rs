@@ -81,16 +81,17 @@ impl CpuidEntry {
     }
 }
 
-/// KVM's paravirtual features that guests are shown (Documentation/virt/kvm/x86/cpuid.rst): the clock
-/// in its old and new form, no delay on port access, and that the clock is stable. Left out are those
-/// whose state lives in guest memory that KVM writes behind the guest's back (steal time, EOI, async
-/// page faults), and hypercalls, which not every KVM completes.
+/// KVM's paravirtual features that guests are shown (Documentation/virt/kvm/x86/cpuid.rst): the
+/// clock in its old and new form, no delay on port access, and that the clock is stable. Left out
+/// are those whose state lives in guest memory that KVM writes behind the guest's back (steal time,
+/// EOI, async page faults), and hypercalls, which not every KVM completes.
 const PARAVIRTUAL_FEATURES: u32 = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 24;
 
-/// What a new guest is shown of what KVM supports. Adds what KVM leaves for the VMM to announce: the
-/// hypervisor bit, and what the in-kernel interrupt controller provides on any host, which are the
-/// LAPIC's deadline timer and the x2APIC (KVM reports that one, too). Hides what has state that is not saved: shadow
-/// stacks, whose pointer is no MSR (`KVM_REG_GUEST_SSP`, since Linux 6.18), and with them indirect-branch tracking.
+/// What a new guest is shown of what KVM supports. Adds what KVM leaves for the VMM to announce:
+/// the hypervisor bit, and what the in-kernel interrupt controller provides on any host, which are
+/// the LAPIC's deadline timer and the x2APIC (KVM reports that one, too). Hides what has state that
+/// is not saved: shadow stacks, whose pointer is no MSR (`KVM_REG_GUEST_SSP`, since Linux 6.18),
+/// and with them indirect-branch tracking.
 pub(crate) fn for_new_guest(mut entries: Vec<CpuidEntry>) -> Vec<CpuidEntry> {
     const X2APIC: u32 = 1 << 21;
     const TSC_DEADLINE_TIMER: u32 = 1 << 24;
@@ -166,8 +167,9 @@ fn has(entries: &[CpuidEntry], (leaf, subleaf, register, bit): Bit) -> bool {
     word(entries, leaf, subleaf, register) >> bit & 1 == 1
 }
 
-/// Whether a guest with this table knows of the model-specific register `msr`. What a processor can do beyond
-/// CPUID's words is read from some registers; a guest that is not told that they are there does not have them.
+/// Whether a guest with this table knows of the model-specific register `msr`. What a processor can
+/// do beyond CPUID's words is read from some registers; a guest that is not told that they are
+/// there does not have them.
 pub(crate) fn knows_msr(entries: &[CpuidEntry], msr: u32) -> bool {
     msr::is_told(entries, msr)
 }

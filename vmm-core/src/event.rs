@@ -1,8 +1,8 @@
 //! What a guest does that its owner wants to hear of: its end, a reset, and the doorbell.
 //!
-//! Events wait in an [`EventQueue`]. A guest can ring its doorbell as often as it likes, so only the
-//! last [`DOORBELLS_MAX`] rings wait; the one event that says that the guest has stopped is never lost,
-//! nor is a reset, of which there is one at a time.
+//! Events wait in an [`EventQueue`]. A guest can ring its doorbell as often as it likes, so only
+//! the last [`DOORBELLS_MAX`] rings wait; the one event that says that the guest has stopped is
+//! never lost, nor is a reset, of which there is one at a time.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -33,12 +33,13 @@ pub enum VmEvent {
 pub enum StopReason {
     /// The owner called [`crate::Vm::stop`].
     Asked,
-    /// The guest pulled the reset line (0xfe to the i8042's command port, 0x64), or wrote to the ACPI
-    /// reset register.
+    /// The guest pulled the reset line (0xfe to the i8042's command port, 0x64), or wrote to the
+    /// ACPI reset register.
     Reset,
     /// The owner called [`crate::Vm::reset`].
     ResetAsked,
-    /// The guest switched itself off, by ACPI's soft-off (S5) or [`crate::devices::POWER_OFF_PORT`].
+    /// The guest switched itself off, by ACPI's soft-off (S5) or
+    /// [`crate::devices::POWER_OFF_PORT`].
     PowerOff,
     /// The guest was to start over and could not.
     NoRestart {
@@ -125,8 +126,8 @@ struct Inner {
 }
 
 impl EventQueue {
-    /// Takes the oldest event, waiting for one up to `patience`. `None` when that time has passed, or
-    /// at once when the guest has stopped and all its events have been taken.
+    /// Takes the oldest event, waiting for one up to `patience`. `None` when that time has passed,
+    /// or at once when the guest has stopped and all its events have been taken.
     pub fn take(&self, patience: Duration) -> Option<VmEvent> {
         let deadline = Instant::now() + patience;
         let mut inner = self.lock();

@@ -1,10 +1,12 @@
-//! What a guest's owner has written beside it. Nothing of the machine depends on it; it goes wherever the guest goes.
+//! What a guest's owner has written beside it. Nothing of the machine depends on it; it goes
+//! wherever the guest goes.
 
 use std::collections::BTreeMap;
 
 use crate::shape::ShapeError;
 
-/// Labels of a guest, by key; at most 64. A key is 1 to 63 letters, digits, `-`, `_`, `.` or `/`, a value one line of at most 255 bytes.
+/// Labels of a guest, by key; at most 64. A key is 1 to 63 letters, digits, `-`, `_`, `.` or `/`, a
+/// value one line of at most 255 bytes.
 pub type Labels = BTreeMap<String, String>;
 
 /// Most labels of one guest.

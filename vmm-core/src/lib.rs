@@ -2,8 +2,8 @@
 //!
 //! Everything starts at [`Vm`]: create one from a [`VmShape`], give it something to run with
 //! [`Vm::boot`], then [`Vm::resume`] it. A paused VM can be saved with [`Vm::save_state`], and that
-//! state loaded into a VM of the same shape in another process or on another host; [`snapshot`] does
-//! the same through a file. While it runs, dirty tracking tells which pages changed.
+//! state loaded into a VM of the same shape in another process or on another host; [`snapshot`]
+//! does the same through a file. While it runs, dirty tracking tells which pages changed.
 //!
 //! This crate knows KVM and the rust-vmm crates, and nothing of migration, of networks or of the
 //! program that it is part of.

@@ -1,4 +1,5 @@
-//! The ioctls that kvm-ioctls lacks or leaves unsafe. The functions here are safe to call; each says why.
+//! The ioctls that kvm-ioctls lacks or leaves unsafe. The functions here are safe to call; each
+//! says why.
 
 use kvm_bindings::{
     KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO, kvm_clear_dirty_log, kvm_device_attr,
@@ -30,7 +31,8 @@ pub(crate) const XSAVE_BYTES_MIN: usize = 4096;
 
 /// Registers `region` as KVM memory slot `slot`, or changes its `flags`.
 ///
-/// The region must outlive the VM; [`crate::Vm`] sees to it by owning both and dropping the VM first.
+/// The region must outlive the VM; [`crate::Vm`] sees to it by owning both and dropping the VM
+/// first.
 pub(crate) fn set_memory_region(
     vm: &VmFd,
     slot: u32,
@@ -44,8 +46,8 @@ pub(crate) fn set_memory_region(
         memory_size: region.len(),
         userspace_addr: host_address(region) as u64,
     };
-    // SAFETY: the range is one whole mapping made by vm-memory, so it belongs to the guest alone, and
-    // `Vm` keeps it mapped for as long as the VM's file descriptor is open.
+    // SAFETY: the range is one whole mapping made by vm-memory, so it belongs to the guest alone,
+    // and `Vm` keeps it mapped for as long as the VM's file descriptor is open.
     unsafe { vm.set_user_memory_region(userspace) }
 }
 
@@ -86,8 +88,8 @@ pub(crate) fn clear_dirty_log(
     let mut clear =
         kvm_clear_dirty_log { slot, num_pages: pages, first_page, ..Default::default() };
     clear.__bindgen_anon_1.dirty_bitmap = words.as_ptr().cast_mut().cast();
-    // SAFETY: the kernel reads `num_pages` bits, which is the length of `words`, and checks the page
-    // numbers against the slot itself.
+    // SAFETY: the kernel reads `num_pages` bits, which is the length of `words`, and checks the
+    // page numbers against the slot itself.
     check(unsafe { ioctl_with_mut_ref(vm, KVM_CLEAR_DIRTY_LOG(), &mut clear) })
 }
 
@@ -149,12 +151,12 @@ fn tsc_offset_attr() -> kvm_device_attr {
     }
 }
 
-/// After an exit with `KVM_EXIT_INTERNAL_ERROR`: the suberror, and the bytes of the instruction that
-/// could not be emulated, as far as KVM tells them.
+/// After an exit with `KVM_EXIT_INTERNAL_ERROR`: the suberror, and the bytes of the instruction
+/// that could not be emulated, as far as KVM tells them.
 pub(crate) fn internal_error(vcpu: &mut VcpuFd) -> (u32, Vec<u8>) {
     let run = vcpu.get_kvm_run();
-    // SAFETY: any bytes are a valid value of these plain integers; the exit reason says which view of
-    // the union KVM filled in, and `suberror` is the first field of both.
+    // SAFETY: any bytes are a valid value of these plain integers; the exit reason says which view
+    // of the union KVM filled in, and `suberror` is the first field of both.
     let failure = unsafe { run.__bindgen_anon_1.emulation_failure };
     let has_bytes = failure.suberror == INTERNAL_ERROR_EMULATION
         && failure.flags & EMULATION_FLAG_INSTRUCTION_BYTES != 0;
@@ -169,12 +171,14 @@ pub(crate) fn internal_error(vcpu: &mut VcpuFd) -> (u32, Vec<u8>) {
     (failure.suberror, bytes.iter().copied().take(usize::from(size)).collect())
 }
 
-/// The number of registers that `KVM_GET_REG_LIST` has for `vcpu`. Since Linux 6.18 these are registers that are in no other structure
-/// and no MSRs, such as the shadow stack's pointer; earlier kernels have no such list.
+/// The number of registers that `KVM_GET_REG_LIST` has for `vcpu`. Since Linux 6.18 these are
+/// registers that are in no other structure and no MSRs, such as the shadow stack's pointer;
+/// earlier kernels have no such list.
 #[cfg(test)]
 pub(crate) fn listed_registers(vcpu: &VcpuFd) -> Result<u64, Error> {
     let mut count = 0_u64;
-    // SAFETY: a `kvm_reg_list` with room for no register is its length alone, and the kernel writes no more.
+    // SAFETY: a `kvm_reg_list` with room for no register is its length alone, and the kernel writes
+    // no more.
     match check(unsafe { ioctl_with_mut_ref(vcpu, KVM_GET_REG_LIST(), &mut count) }) {
         Err(error) if [libc::EINVAL, libc::ENOTTY].contains(&error.errno()) => Ok(0),
         Err(error) if error.errno() != libc::E2BIG => Err(error),

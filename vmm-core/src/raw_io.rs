@@ -1,5 +1,5 @@
-//! Raw system calls on files: positioned I/O straight into and out of guest memory, holes, locks; and
-//! the host's entropy. The functions here are safe to call; each says why.
+//! Raw system calls on files: positioned I/O straight into and out of guest memory, holes, locks;
+//! and the host's entropy. The functions here are safe to call; each says why.
 
 use std::fs::File;
 use std::io;
@@ -98,9 +98,10 @@ fn transfer_vectors(
     while !rest.is_empty() {
         let at = i64::try_from(*offset).map_err(|_| io::ErrorKind::InvalidInput)?;
         let (fd, count) = (file.as_raw_fd(), rest.len() as libc::c_int);
-        // SAFETY: each vector is a slice of guest memory whose guard the caller holds, so it is mapped
-        // and belongs to the guest alone; the kernel reads the vectors themselves and keeps neither.
-        // That the guest may write the same memory meanwhile is its own affair: no reference exists.
+        // SAFETY: each vector is a slice of guest memory whose guard the caller holds, so it is
+        // mapped and belongs to the guest alone; the kernel reads the vectors themselves and keeps
+        // neither. That the guest may write the same memory meanwhile is its own affair: no
+        // reference exists.
         let moved = unsafe {
             match direction {
                 Direction::In => libc::preadv(fd, rest.as_ptr(), count, at),
@@ -152,8 +153,8 @@ pub(crate) fn clear(file: &File, offset: u64, bytes: u64, how: Clearing) -> io::
     check(unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, bytes) })
 }
 
-/// Where the next extent begins, from `from` on; `None` when there is none before the file's end. Changes
-/// the file's position, which positioned I/O does not care for.
+/// Where the next extent begins, from `from` on; `None` when there is none before the file's end.
+/// Changes the file's position, which positioned I/O does not care for.
 ///
 /// # Errors
 /// `InvalidInput` where the file or its file system does not tell; otherwise the system's answer.
@@ -174,8 +175,8 @@ pub(crate) fn seek_extent(file: &File, from: u64, what: Extent) -> io::Result<Op
     }
 }
 
-/// Locks a whole file, or unlocks it, for this open file description (`F_OFD_SETLK`): the lock goes with
-/// the last copy of the descriptor, and holds between processes and within one.
+/// Locks a whole file, or unlocks it, for this open file description (`F_OFD_SETLK`): the lock goes
+/// with the last copy of the descriptor, and holds between processes and within one.
 ///
 /// # Errors
 /// `WouldBlock` when somebody else's lock is in the way; otherwise the system's answer.

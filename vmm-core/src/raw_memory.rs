@@ -1,5 +1,5 @@
-//! What the kernel is asked to do with guest memory: `madvise`, `mbind`, and a mapping over a mapping. The
-//! functions here are safe to call; each says why.
+//! What the kernel is asked to do with guest memory: `madvise`, `mbind`, and a mapping over a
+//! mapping. The functions here are safe to call; each says why.
 
 use std::io::{Error, ErrorKind, Result};
 
@@ -22,8 +22,8 @@ impl<'a> Part<'a> {
     /// `len` bytes of `region` from `offset` on.
     ///
     /// # Errors
-    /// `EINVAL` unless both are whole pages and lie in the region: the kernel would round a length up,
-    /// beyond what was asked for.
+    /// `EINVAL` unless both are whole pages and lie in the region: the kernel would round a length
+    /// up, beyond what was asked for.
     pub(crate) fn new(
         region: &'a GuestRegionMmap<AtomicBitmap>,
         offset: usize,
@@ -41,7 +41,8 @@ impl<'a> Part<'a> {
         Self { region, offset: 0, len: region.len() as usize }
     }
 
-    /// The same in parts that end where the guest's physical addresses are multiples of `bytes`, whole pages.
+    /// The same in parts that end where the guest's physical addresses are multiples of `bytes`,
+    /// whole pages.
     pub(crate) fn blocks(self, bytes: usize) -> impl Iterator<Item = Self> {
         let end = self.offset + self.len;
         let mut at = self.offset;
@@ -98,10 +99,11 @@ pub(crate) enum Advice {
     Unmergeable,
     /// What is there now becomes huge pages, at once (`MADV_COLLAPSE`, Linux 6.1).
     Collapse,
-    /// What is there is needed less than the rest (`MADV_COLD`, Linux 5.4). A huge page of which it is a part becomes small ones.
+    /// What is there is needed less than the rest (`MADV_COLD`, Linux 5.4). A huge page of which it
+    /// is a part becomes small ones.
     Cold,
-    /// Have every page ready to be written (`MADV_POPULATE_WRITE`, Linux 5.14). An error, where touching
-    /// the page would end the process.
+    /// Have every page ready to be written (`MADV_POPULATE_WRITE`, Linux 5.14). An error, where
+    /// touching the page would end the process.
     Populate,
 }
 
@@ -120,7 +122,8 @@ pub(crate) fn advise(part: Part<'_>, advice: Advice) -> Result<()> {
         Advice::Populate => libc::MADV_POPULATE_WRITE,
     };
     loop {
-        // SAFETY: none of these changes what is read, and the part lies within a mapping that we own.
+        // SAFETY: none of these changes what is read, and the part lies within a mapping that we
+        // own.
         let result = unsafe { libc::madvise(part.start(), part.len, advice) };
         match check(result.into()) {
             Err(error) if matches!(error.kind(), ErrorKind::Interrupted) => {}
@@ -132,27 +135,28 @@ pub(crate) fn advise(part: Part<'_>, advice: Advice) -> Result<()> {
     }
 }
 
-/// Gives the pages of a private part back to the host. Afterwards it reads as zeros where it is anonymous, and as the file where its
-/// pages are copies of a file's.
+/// Gives the pages of a private part back to the host. Afterwards it reads as zeros where it is
+/// anonymous, and as the file where its pages are copies of a file's.
 ///
 /// # Errors
 /// The kernel's answer.
 pub(crate) fn drop_pages(part: Part<'_>) -> Result<()> {
-    // SAFETY: the part lies within a mapping that we own. Guest memory is only ever accessed as volatile, so
-    // nobody minds that its content changes.
+    // SAFETY: the part lies within a mapping that we own. Guest memory is only ever accessed as
+    // volatile, so nobody minds that its content changes.
     check(unsafe { libc::madvise(part.start(), part.len, libc::MADV_DONTNEED) }.into())
 }
 
-/// Puts anonymous, private memory in the place of a part, whatever was mapped there; it reads as zeros.
+/// Puts anonymous, private memory in the place of a part, whatever was mapped there; it reads as
+/// zeros.
 ///
 /// # Errors
 /// The kernel's answer: `ENOMEM` when the process has as many mappings as it may have.
 pub(crate) fn map_anonymous_over(part: Part<'_>) -> Result<()> {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
     let access = libc::PROT_READ | libc::PROT_WRITE;
-    // SAFETY: the part lies within a mapping that we own, and stays mapped with the same access at every
-    // moment; vm-memory unmaps the whole range in the end, whatever it consists of. KVM follows such changes
-    // (MMU notifiers), and guest memory is only ever accessed as volatile.
+    // SAFETY: the part lies within a mapping that we own, and stays mapped with the same access at
+    // every moment; vm-memory unmaps the whole range in the end, whatever it consists of. KVM
+    // follows such changes (MMU notifiers), and guest memory is only ever accessed as volatile.
     let mapped = unsafe { libc::mmap(part.start(), part.len, access, flags, -1, 0) };
     if mapped == libc::MAP_FAILED { Err(Error::last_os_error()) } else { Ok(()) }
 }
@@ -171,8 +175,8 @@ pub(crate) fn bind(part: Part<'_>, policy: NumaPolicy) -> Result<()> {
     let nodes = policy.nodes().map_or(0, |nodes| nodes.bits());
     // The kernel reads one bit less than it is told (get_nodes of mm/mempolicy.c).
     let bits = libc::c_ulong::from(NODES_MAX + 1);
-    // SAFETY: mbind reads the 64 bits of `nodes`, and changes no content of the part, which lies within a
-    // mapping that we own.
+    // SAFETY: mbind reads the 64 bits of `nodes`, and changes no content of the part, which lies
+    // within a mapping that we own.
     let result = unsafe {
         libc::syscall(libc::SYS_mbind, part.start(), part.len, mode, &raw const nodes, bits, 0)
     };

@@ -1,5 +1,6 @@
-//! Raw system calls on taps and network interfaces: the ioctls of `linux/if_tun.h` and `linux/sockios.h`, and
-//! frames straight into and out of guest memory. The functions here are safe to call; each says why.
+//! Raw system calls on taps and network interfaces: the ioctls of `linux/if_tun.h` and
+//! `linux/sockios.h`, and frames straight into and out of guest memory. The functions here are safe
+//! to call; each says why.
 
 use std::fs::File;
 use std::io;
@@ -10,7 +11,8 @@ use vm_memory::bitmap::Bitmap;
 
 use crate::virtio::RamSlice;
 
-/// Most buffers of a frame (`UIO_MAXIOV` of `linux/uio.h`), without the one that catches what is too long.
+/// Most buffers of a frame (`UIO_MAXIOV` of `linux/uio.h`), without the one that catches what is
+/// too long.
 pub(crate) const SLICES_MAX: usize = 1023;
 /// Longest name of an interface, in bytes, without the zero behind it.
 pub(crate) const NAME_BYTES_MAX: usize = libc::IFNAMSIZ - 1;
@@ -41,8 +43,8 @@ pub(crate) enum Received {
     TooLong,
 }
 
-/// Attaches `tun`, an open `/dev/net/tun`, to the interface `name`, or makes it; a `%d` in the name becomes a
-/// number. Returns the name.
+/// Attaches `tun`, an open `/dev/net/tun`, to the interface `name`, or makes it; a `%d` in the name
+/// becomes a number. Returns the name.
 ///
 /// # Errors
 /// The system's answer; `InvalidInput` for a name that no interface can have.
@@ -85,8 +87,8 @@ pub(crate) fn set_carrier(tun: &File, carrier: Carrier) -> io::Result<()> {
     check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETCARRIER, &raw const on) })
 }
 
-/// A socket on which the system is asked about interfaces. The family does not matter to the system; a guest's process that is confined may
-/// have Unix sockets only for vsock.
+/// A socket on which the system is asked about interfaces. The family does not matter to the
+/// system; a guest's process that is confined may have Unix sockets only for vsock.
 pub(crate) fn control() -> io::Result<OwnedFd> {
     Ok(socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?)
 }
@@ -187,8 +189,8 @@ pub(crate) fn driver(control: &OwnedFd, name: &str) -> io::Result<String> {
     info[..4].copy_from_slice(&GET_DRIVER.to_ne_bytes());
     let mut request = request(name)?;
     request.ifr_ifru.ifru_data = info.as_mut_ptr().cast();
-    // SAFETY: the kernel reads one `ifreq`, and writes one `ethtool_drvinfo` to where it points, which is as
-    // many bytes as `info` has; both outlive the call.
+    // SAFETY: the kernel reads one `ifreq`, and writes one `ethtool_drvinfo` to where it points,
+    // which is as many bytes as `info` has; both outlive the call.
     check(unsafe { libc::ioctl(control.as_raw_fd(), libc::SIOCETHTOOL as _, &raw mut request) })?;
     let bytes = info[DRIVER_NAME].split(|byte| *byte == 0).next().unwrap_or_default();
     Ok(String::from_utf8_lossy(bytes).into_owned())
@@ -213,17 +215,18 @@ fn ask(
     what: libc::c_ulong,
     mut request: libc::ifreq,
 ) -> io::Result<libc::ifreq> {
-    // SAFETY: the kernel reads and writes one `ifreq`, which outlives the call; the requests that come here
-    // hold numbers and addresses in place, no pointer.
+    // SAFETY: the kernel reads and writes one `ifreq`, which outlives the call; the requests that
+    // come here hold numbers and addresses in place, no pointer.
     check(unsafe { libc::ioctl(control.as_raw_fd(), what as _, &raw mut request) })?;
     Ok(request)
 }
 
-/// Receives one frame into `slices`, at most [`SLICES_MAX`]. What is written is remembered as dirty, also when the
-/// call fails half-way.
+/// Receives one frame into `slices`, at most [`SLICES_MAX`]. What is written is remembered as
+/// dirty, also when the call fails half-way.
 ///
 /// # Errors
-/// `WouldBlock` when there is no frame, and then nothing was written; otherwise the system's answer.
+/// `WouldBlock` when there is no frame, and then nothing was written; otherwise the system's
+/// answer.
 pub(crate) fn receive(from: BorrowedFd<'_>, slices: &[RamSlice<'_>]) -> io::Result<Received> {
     // The guards keep the mappings in place for as long as the kernel may use the pointers.
     let guards: Vec<_> = slices.iter().map(RamSlice::ptr_guard_mut).collect();
@@ -238,9 +241,10 @@ pub(crate) fn receive(from: BorrowedFd<'_>, slices: &[RamSlice<'_>]) -> io::Resu
     let mut excess = 0u8;
     vectors.push(libc::iovec { iov_base: (&raw mut excess).cast(), iov_len: 1 });
     let count = vectors.len() as libc::c_int;
-    // SAFETY: each vector is a slice of guest memory whose guard is held here, so it is mapped and belongs to
-    // the guest alone, or the byte above; the kernel reads the vectors themselves and keeps neither. That the
-    // guest may use the same memory meanwhile is its own affair: no reference exists.
+    // SAFETY: each vector is a slice of guest memory whose guard is held here, so it is mapped and
+    // belongs to the guest alone, or the byte above; the kernel reads the vectors themselves and
+    // keeps neither. That the guest may use the same memory meanwhile is its own affair: no
+    // reference exists.
     let received = unsafe { libc::readv(from.as_raw_fd(), vectors.as_ptr(), count) };
     match usize::try_from(received) {
         Ok(bytes) => {

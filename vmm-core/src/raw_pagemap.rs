@@ -1,5 +1,6 @@
-//! What the kernel tells of the pages of a process: `PAGEMAP_SCAN` of `/proc/PID/pagemap` (Linux 6.7, `linux/fs.h`,
-//! Documentation/admin-guide/mm/pagemap.rst), which libc lacks. The functions here are safe to call; each says why.
+//! What the kernel tells of the pages of a process: `PAGEMAP_SCAN` of `/proc/PID/pagemap` (Linux
+//! 6.7, `linux/fs.h`, Documentation/admin-guide/mm/pagemap.rst), which libc lacks. The functions
+//! here are safe to call; each says why.
 
 use std::fs::File;
 use std::io::Result;
@@ -14,7 +15,8 @@ use crate::memory::PAGE_BYTES;
 
 ioctl_iowr_nr!(PAGEMAP_SCAN, b'f' as u32, 16, ScanArgument);
 
-/// `PAGE_IS_WPALLOWED`: in memory that can be write-protected asynchronously, see [`crate::raw_userfaultfd`].
+/// `PAGE_IS_WPALLOWED`: in memory that can be write-protected asynchronously, see
+/// [`crate::raw_userfaultfd`].
 const IS_PROTECTABLE: u64 = 1 << 0;
 /// `PAGE_IS_WRITTEN`: not write-protected, or not any more.
 const IS_WRITTEN: u64 = 1 << 1;
@@ -36,7 +38,8 @@ const OR_FAIL: u64 = 1 << 1;
 const ENTRY_PRESENT: u64 = 1 << 63;
 /// Bit 61: of a file, or of shared memory.
 const ENTRY_FILE: u64 = 1 << 61;
-/// Bits 0 to 54: the number of the host's page, for whoever may know it (`CAP_SYS_ADMIN`), and 0 for others.
+/// Bits 0 to 54: the number of the host's page, for whoever may know it (`CAP_SYS_ADMIN`), and 0
+/// for others.
 const ENTRY_FRAME: u64 = (1 << 55) - 1;
 
 /// `struct pm_scan_arg`.
@@ -91,18 +94,19 @@ pub(crate) fn scan(pagemap: &File, addresses: &Range<u64>) -> Result<Vec<Region>
     search(pagemap, addresses, Search { are: IS_PRESENT, told, ..Search::default() })
 }
 
-/// Write-protects those pages at `addresses` that are present and the process's own, and tells which they are, in order. From now on
-/// they count as written once anybody has written to them.
+/// Write-protects those pages at `addresses` that are present and the process's own, and tells
+/// which they are, in order. From now on they count as written once anybody has written to them.
 ///
 /// # Errors
-/// `EPERM` where the memory is not registered with a userfaultfd for it; otherwise the kernel's answer.
+/// `EPERM` where the memory is not registered with a userfaultfd for it; otherwise the kernel's
+/// answer.
 pub(crate) fn protect(pagemap: &File, addresses: &Range<u64>) -> Result<Vec<Region>> {
     let (are, are_not, flags) = (IS_PRESENT, IS_FILE | IS_ZERO, PROTECT | OR_FAIL);
     search(pagemap, addresses, Search { are, are_not, told: IS_PRESENT, flags })
 }
 
-/// Those that [`protect`] found and nobody has written to since: what is certainly protected, present and the process's own, and
-/// nothing else.
+/// Those that [`protect`] found and nobody has written to since: what is certainly protected,
+/// present and the process's own, and nothing else.
 ///
 /// # Errors
 /// The kernel's answer.
@@ -129,8 +133,9 @@ fn search(pagemap: &File, addresses: &Range<u64>, search: Search) -> Result<Vec<
             return_mask: search.told,
             ..ScanArgument::default()
         };
-        // SAFETY: the kernel reads and writes one `struct pm_scan_arg`, and writes at most `vec_len` of `struct page_region` at
-        // `vec`, which is `regions`. Pages keep their content, and who writes to one that is protected is not kept from it.
+        // SAFETY: the kernel reads and writes one `struct pm_scan_arg`, and writes at most
+        // `vec_len` of `struct page_region` at `vec`, which is `regions`. Pages keep their content,
+        // and who writes to one that is protected is not kept from it.
         let count = unsafe { ioctl_with_mut_ref(pagemap, PAGEMAP_SCAN(), &mut argument) };
         let Ok(count) = usize::try_from(count) else { return Err(std::io::Error::last_os_error()) };
         found.extend(regions.iter().take(count));
@@ -163,7 +168,8 @@ pub(crate) fn read(pagemap: &File, addresses: &Range<u64>) -> Result<Vec<Region>
     Ok(found)
 }
 
-/// The host's page at each page of `addresses`, and none where there is none, or where this process may not know it (`CAP_SYS_ADMIN`).
+/// The host's page at each page of `addresses`, and none where there is none, or where this process
+/// may not know it (`CAP_SYS_ADMIN`).
 ///
 /// # Errors
 /// The kernel's answer.

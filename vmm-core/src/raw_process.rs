@@ -1,5 +1,5 @@
-//! What the kernel is asked to do with the memory of another process: `process_madvise(2)`. The function here is safe to call; it
-//! says why.
+//! What the kernel is asked to do with the memory of another process: `process_madvise(2)`. The
+//! function here is safe to call; it says why.
 
 use std::io::{Error, Result};
 use std::ops::Range;
@@ -15,8 +15,8 @@ pub(crate) fn collapse(process: BorrowedFd<'_>, addresses: &Range<u64>) -> Resul
         iov_len: (addresses.end - addresses.start) as usize,
     };
     let (process, advice) = (process.as_raw_fd(), libc::MADV_COLLAPSE);
-    // SAFETY: the kernel reads the one iovec, whose address is of the other process and means nothing in this one; that process reads the
-    // same afterwards.
+    // SAFETY: the kernel reads the one iovec, whose address is of the other process and means
+    // nothing in this one; that process reads the same afterwards.
     let done = unsafe {
         libc::syscall(libc::SYS_process_madvise, process, &raw const part, 1_usize, advice, 0_u32)
     };

@@ -1,5 +1,5 @@
-//! KVM's dirty rings as mapped memory, and the ioctl that goes with them (`KVM_CAP_DIRTY_LOG_RING` in
-//! Documentation/virt/kvm/api.rst). The functions here are safe to call; each says why.
+//! KVM's dirty rings as mapped memory, and the ioctl that goes with them (`KVM_CAP_DIRTY_LOG_RING`
+//! in Documentation/virt/kvm/api.rst). The functions here are safe to call; each says why.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -35,12 +35,13 @@ pub(crate) struct DirtyRing {
     next: usize,
 }
 
-// SAFETY: the mapping belongs to this value alone, and may be used from any thread; it is only reached
-// through `&mut self`.
+// SAFETY: the mapping belongs to this value alone, and may be used from any thread; it is only
+// reached through `&mut self`.
 unsafe impl Send for DirtyRing {}
 
 impl DirtyRing {
-    /// Maps the ring of `vcpu`, which has `count` entries, as was said when the capability was enabled.
+    /// Maps the ring of `vcpu`, which has `count` entries, as was said when the capability was
+    /// enabled.
     ///
     /// # Errors
     /// The system's answer.
@@ -48,7 +49,8 @@ impl DirtyRing {
         let access = libc::PROT_READ | libc::PROT_WRITE;
         let offset = i64::from(KVM_DIRTY_LOG_PAGE_OFFSET) * PAGE_BYTES as i64;
         let (len, fd) = (count * ENTRY_BYTES, vcpu.as_raw_fd());
-        // SAFETY: a new mapping at an address of the kernel's choice; it keeps the vCPU's file open.
+        // SAFETY: a new mapping at an address of the kernel's choice; it keeps the vCPU's file
+        // open.
         let mapped =
             unsafe { libc::mmap(ptr::null_mut(), len, access, libc::MAP_SHARED, fd, offset) };
         if mapped == libc::MAP_FAILED {
@@ -57,13 +59,14 @@ impl DirtyRing {
         Ok(Self { entries: mapped.cast(), count, next: 0 })
     }
 
-    /// Takes everything that is in the ring: slot and page number within it. KVM watches these pages again,
-    /// and has room for others, after [`reset_dirty_rings`]. Returns how many there were.
+    /// Takes everything that is in the ring: slot and page number within it. KVM watches these
+    /// pages again, and has room for others, after [`reset_dirty_rings`]. Returns how many there
+    /// were.
     pub(crate) fn harvest(&mut self, mut take: impl FnMut(u32, u64)) -> usize {
         for taken in 0..self.count {
             let entry = self.entries.wrapping_add(self.next & (self.count - 1));
-            // SAFETY: the entry lies within the mapping; the kernel changes its flags at the same time, which is
-            // what atomics are for.
+            // SAFETY: the entry lies within the mapping; the kernel changes its flags at the same
+            // time, which is what atomics are for.
             let flags = unsafe { AtomicU32::from_ptr(&raw mut (*entry).flags) };
             if flags.load(Ordering::Acquire) & FLAG_DIRTY == 0 {
                 return taken;
@@ -83,15 +86,17 @@ impl DirtyRing {
 
 impl Drop for DirtyRing {
     fn drop(&mut self) {
-        // SAFETY: the mapping was made in `map` with this length, and nothing refers to it any more.
+        // SAFETY: the mapping was made in `map` with this length, and nothing refers to it any
+        // more.
         unsafe { libc::munmap(self.entries.cast(), self.count * ENTRY_BYTES) };
     }
 }
 
-/// Has KVM watch the pages again that have been taken from any ring of `vm`, and returns how many entries that were.
+/// Has KVM watch the pages again that have been taken from any ring of `vm`, and returns how many
+/// entries that were.
 ///
-/// Signals wait meanwhile: Linux 6.18 stops when one comes, and up to 64 pages in a row that it had taken note of were
-/// then not watched again, so that what the guest wrote to them was lost.
+/// Signals wait meanwhile: Linux 6.18 stops when one comes, and up to 64 pages in a row that it had
+/// taken note of were then not watched again, so that what the guest wrote to them was lost.
 ///
 /// # Errors
 /// The kernel's answer.

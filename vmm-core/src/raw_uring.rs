@@ -1,5 +1,6 @@
-//! Positioned I/O by io_uring, straight into and out of guest memory. The functions here are safe to call:
-//! what the kernel may still touch is kept until it has answered, also when the ring is dropped.
+//! Positioned I/O by io_uring, straight into and out of guest memory. The functions here are safe
+//! to call: what the kernel may still touch is kept until it has answered, also when the ring is
+//! dropped.
 
 use std::fs::File;
 use std::io;
@@ -18,8 +19,8 @@ use crate::virtio::Buffers;
 const SUBMISSIONS: u32 = 256;
 /// Attempts to hear from the kernel before what it may still touch is given up, never to be freed.
 const DROP_ATTEMPTS: u32 = 1000;
-/// Times that the kernel may say "again" to one order without moving a byte, before that is an error: some
-/// kernels say it for ever.
+/// Times that the kernel may say "again" to one order without moving a byte, before that is an
+/// error: some kernels say it for ever.
 const AGAIN_MAX: u32 = 100;
 
 /// Bytes to be moved between a file and guest memory.
@@ -91,7 +92,8 @@ impl<T> Uring<T> {
         let allowed = [opcode::Readv::CODE, opcode::Writev::CODE, opcode::Fsync::CODE];
         let submitter = ring.submitter();
         submitter.register_restrictions(&mut allowed.map(Restriction::sqe_op))?;
-        // Not only for what kernel threads do: a read that waits for the host's cache is done by this task's own work.
+        // Not only for what kernel threads do: a read that waits for the host's cache is done by
+        // this task's own work.
         submitter.register_eventfd(event.as_raw_fd())?;
         submitter.register_enable_rings()?;
         Ok(Self { ring, event, flights: Vec::new(), free: Vec::new(), in_flight: 0 })
@@ -151,7 +153,8 @@ impl<T> Uring<T> {
         retried(|| self.ring.submit())
     }
 
-    /// Whether there are orders that the kernel was not handed yet, also such that it had done half of.
+    /// Whether there are orders that the kernel was not handed yet, also such that it had done half
+    /// of.
     pub(crate) fn has_unsubmitted(&mut self) -> bool {
         !self.ring.submission().is_empty()
     }
@@ -164,8 +167,8 @@ impl<T> Uring<T> {
         retried(|| self.ring.submit_and_wait(1))
     }
 
-    /// The next order that is done, with how it went. Guest memory that was written is remembered as
-    /// dirty by then, also when it failed half-way. Ask [`Uring::has_unsubmitted`] afterwards.
+    /// The next order that is done, with how it went. Guest memory that was written is remembered
+    /// as dirty by then, also when it failed half-way. Ask [`Uring::has_unsubmitted`] afterwards.
     pub(crate) fn reap(&mut self) -> Option<(T, io::Result<()>)> {
         loop {
             let done = self.ring.completion().next()?;
@@ -192,8 +195,9 @@ impl<T> Uring<T> {
         let Some(Some(flight)) = self.flights.get(number) else { return Ok(()) };
         let entry = flight.entry().user_data(number as u64);
         for _ in 0..2 {
-            // SAFETY: file, memory and vectors stay in `flights` until the kernel has answered this entry
-            // or the process ends: see `land` and `drop`. The vector's items are not moved meanwhile.
+            // SAFETY: file, memory and vectors stay in `flights` until the kernel has answered this
+            // entry or the process ends: see `land` and `drop`. The vector's items are not moved
+            // meanwhile.
             if unsafe { self.ring.submission().push(&entry) }.is_ok() {
                 return Ok(());
             }

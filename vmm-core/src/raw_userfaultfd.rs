@@ -1,5 +1,6 @@
 //! Asynchronous write-protection of this process's memory: userfaultfd (`linux/userfaultfd.h`,
-//! Documentation/admin-guide/mm/userfaultfd.rst), which libc lacks. The functions here are safe to call; each says why.
+//! Documentation/admin-guide/mm/userfaultfd.rst), which libc lacks. The functions here are safe to
+//! call; each says why.
 
 use std::fs::File;
 use std::io::{Error, Result};
@@ -18,12 +19,13 @@ ioctl_ior_nr!(UFFDIO_UNREGISTER, TYPE, 0x01, Addresses);
 
 /// `UFFD_API`.
 const API: u64 = 0xaa;
-/// `UFFD_FEATURE_WP_ASYNC`: whoever writes to a protected page takes the protection away and goes on.
+/// `UFFD_FEATURE_WP_ASYNC`: whoever writes to a protected page takes the protection away and goes
+/// on.
 const WP_ASYNC: u64 = 1 << 15;
 /// `UFFDIO_REGISTER_MODE_WP`.
 const MODE_WP: u64 = 1 << 1;
-/// `UFFD_USER_MODE_ONLY`: faults of the kernel are never handed to this process, for which others need a right
-/// (`vm.unprivileged_userfaultfd`). With `WP_ASYNC` none is.
+/// `UFFD_USER_MODE_ONLY`: faults of the kernel are never handed to this process, for which others
+/// need a right (`vm.unprivileged_userfaultfd`). With `WP_ASYNC` none is.
 const USER_MODE_ONLY: libc::c_int = 1;
 
 /// `struct uffdio_api`.
@@ -58,8 +60,8 @@ struct Register {
     ioctls: u64,
 }
 
-/// Has memory of this process write-protected, of which whoever writes to it notices nothing. What is protected, and what was written
-/// since, is for [`crate::raw_pagemap`] to do and to tell.
+/// Has memory of this process write-protected, of which whoever writes to it notices nothing. What
+/// is protected, and what was written since, is for [`crate::raw_pagemap`] to do and to tell.
 #[derive(Debug)]
 pub(crate) struct Userfaultfd {
     file: File,
@@ -69,8 +71,8 @@ impl Userfaultfd {
     /// Opens one.
     ///
     /// # Errors
-    /// `EINVAL` of a kernel before 6.7, `ENOSYS` of one that was built without it, `EPERM` where this process may not; otherwise the
-    /// kernel's answer.
+    /// `EINVAL` of a kernel before 6.7, `ENOSYS` of one that was built without it, `EPERM` where
+    /// this process may not; otherwise the kernel's answer.
     pub(crate) fn open() -> Result<Self> {
         // SAFETY: the call takes flags alone and makes a descriptor.
         let made = unsafe {
@@ -92,16 +94,18 @@ impl Userfaultfd {
     /// Lets pages at `addresses`, whole ones, be protected.
     ///
     /// # Errors
-    /// `EBUSY` when another userfaultfd has them, `ENOMEM` when the process has as many mappings as it may have; otherwise the
-    /// kernel's answer.
+    /// `EBUSY` when another userfaultfd has them, `ENOMEM` when the process has as many mappings as
+    /// it may have; otherwise the kernel's answer.
     pub(crate) fn register(&self, addresses: &Range<u64>) -> Result<()> {
         let mut argument = Register { range: addresses.into(), mode: MODE_WP, ioctls: 0 };
-        // SAFETY: the kernel reads and writes one `struct uffdio_register`. Memory keeps its content, and no access to it ever waits
-        // for this process: in this mode the kernel itself takes protections away.
+        // SAFETY: the kernel reads and writes one `struct uffdio_register`. Memory keeps its
+        // content, and no access to it ever waits for this process: in this mode the kernel itself
+        // takes protections away.
         check(unsafe { ioctl_with_mut_ref(&self.file, UFFDIO_REGISTER(), &mut argument) })
     }
 
-    /// Takes all protections at `addresses` away; all of them must have been registered, or be anonymous.
+    /// Takes all protections at `addresses` away; all of them must have been registered, or be
+    /// anonymous.
     ///
     /// # Errors
     /// The kernel's answer.

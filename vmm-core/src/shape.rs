@@ -37,10 +37,12 @@ pub struct VmShape {
     pub memory_bytes: u64,
     /// Number of vCPUs, 1 to [`VCPUS_MAX`].
     pub vcpus: u8,
-    /// What CPUID shows to the guest, before the fields that differ from vCPU to vCPU are filled in.
+    /// What CPUID shows to the guest, before the fields that differ from vCPU to vCPU are filled
+    /// in.
     pub cpuid: Vec<CpuidEntry>,
-    /// What the guest is shown in the model-specific registers that tell of features, by their numbers in
-    /// ascending order. A guest that `cpuid` does not tell of one of them does not have it, whatever is in it.
+    /// What the guest is shown in the model-specific registers that tell of features, by their
+    /// numbers in ascending order. A guest that `cpuid` does not tell of one of them does not have
+    /// it, whatever is in it.
     pub feature_msrs: Vec<MsrValue>,
     /// The guest's TSC frequency, in kHz.
     pub tsc_khz: u32,
@@ -148,7 +150,8 @@ impl VmShape {
     /// The same with those of this host's CPU features that `model` shows.
     ///
     /// # Errors
-    /// As [`VmShape::for_host`]; [`ShapeError::CpuModelNeeds`] when the host lacks one that the model needs.
+    /// As [`VmShape::for_host`]; [`ShapeError::CpuModelNeeds`] when the host lacks one that the
+    /// model needs.
     pub fn with_cpu(memory_bytes: u64, vcpus: u8, model: &CpuModel) -> Result<Self> {
         let host = Host::get()?;
         let cpuid = model.apply(&host.cpuid)?;
@@ -246,11 +249,12 @@ impl VmShape {
         Ok(self.memory.check_host(self.memory_bytes)?)
     }
 
-    /// Checks that the disks at their paths are those that the guest has at the source of a migration, but for those that come
-    /// with it.
+    /// Checks that the disks at their paths are those that the guest has at the source of a
+    /// migration, but for those that come with it.
     ///
     /// # Errors
-    /// [`crate::DeviceError::OtherDisk`], [`crate::DeviceError::UnprovenDisk`], [`crate::DeviceError::Disk`].
+    /// [`crate::DeviceError::OtherDisk`], [`crate::DeviceError::UnprovenDisk`],
+    /// [`crate::DeviceError::Disk`].
     pub fn check_shared_disks(&self) -> Result<()> {
         Ok(self.disks().try_for_each(BlockConfig::check_shared)?)
     }
@@ -260,8 +264,8 @@ impl VmShape {
         self.disks_mut().for_each(|disk| *disk = disk.clone().identified());
     }
 
-    /// Gives each disk the evidence of the one in `known` with the same path, and no other: for a process that has been confined
-    /// and cannot read it any more.
+    /// Gives each disk the evidence of the one in `known` with the same path, and no other: for a
+    /// process that has been confined and cannot read it any more.
     pub fn take_evidence(&mut self, known: &[BlockConfig]) {
         for disk in self.disks_mut() {
             let same = known.iter().find(|known| known.path() == disk.path());

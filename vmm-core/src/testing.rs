@@ -153,8 +153,8 @@ pub(crate) fn elf(gpa: u64, code: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Pages of 2 MiB in the host's pool, `count` more than guests have; gone when dropped. The pool is the
-/// host's, so tests that need one take turns, of other processes too.
+/// Pages of 2 MiB in the host's pool, `count` more than guests have; gone when dropped. The pool is
+/// the host's, so tests that need one take turns, of other processes too.
 pub(crate) struct Pool {
     before: u64,
     _turn: std::fs::File,

@@ -1,6 +1,7 @@
-//! Files that have no name before they are complete (`O_TMPFILE` of open(2)): the kernel forgets such a file with its last
-//! descriptor, so nothing is left of it, whatever happens to the process that writes it. Then it gets its name at once, by `linkat`,
-//! or takes the place of another file, by `rename` from a name beside it.
+//! Files that have no name before they are complete (`O_TMPFILE` of open(2)): the kernel forgets
+//! such a file with its last descriptor, so nothing is left of it, whatever happens to the process
+//! that writes it. Then it gets its name at once, by `linkat`, or takes the place of another file,
+//! by `rename` from a name beside it.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -71,7 +72,8 @@ impl TakenName {
         Ok(Self::of(path))
     }
 
-    /// Moves the file to `path`, in the place of what is there, and keeps it there: this cannot be undone.
+    /// Moves the file to `path`, in the place of what is there, and keeps it there: this cannot be
+    /// undone.
     ///
     /// # Errors
     /// The system's answer; the file has its old name then.

@@ -109,8 +109,8 @@ impl Vm {
     /// The same with `options` of this process's.
     ///
     /// # Errors
-    /// As [`Vm::create`]; [`Error::MissingCapability`] and [`Error::DirtyRing`] for a log that this host
-    /// does not have.
+    /// As [`Vm::create`]; [`Error::MissingCapability`] and [`Error::DirtyRing`] for a log that this
+    /// host does not have.
     pub fn create_with(
         shape: &VmShape,
         options: &VmOptions,
@@ -214,9 +214,9 @@ impl Vm {
         Ok(())
     }
 
-    /// Stops the vCPUs, waits until none is in the guest and no instruction is half done, and then the
-    /// devices: afterwards nothing writes to the guest's memory. Returns at once when the guest is
-    /// paused. Disks stay locked: see [`Vm::release`].
+    /// Stops the vCPUs, waits until none is in the guest and no instruction is half done, and then
+    /// the devices: afterwards nothing writes to the guest's memory. Returns at once when the guest
+    /// is paused. Disks stay locked: see [`Vm::release`].
     ///
     /// # Errors
     /// [`Error::WrongState`] when the guest has ended, also while it was being paused.
@@ -231,8 +231,8 @@ impl Vm {
         self.expect(RunState::Paused, "pause")
     }
 
-    /// From now on, whenever the guest runs in this process, programs of the host find its vsock device at
-    /// `path`, a Unix socket: see the user guide. Without such a device, nothing happens.
+    /// From now on, whenever the guest runs in this process, programs of the host find its vsock
+    /// device at `path`, a Unix socket: see the user guide. Without such a device, nothing happens.
     ///
     /// # Errors
     /// A device's thread is gone.
@@ -240,8 +240,8 @@ impl Vm {
         Ok(self.machine.bus.listen_at(path)?)
     }
 
-    /// Takes what only one copy of a guest may have, as [`Vm::resume`] does, for a guest that stays paused. Does nothing when it
-    /// has been taken already.
+    /// Takes what only one copy of a guest may have, as [`Vm::resume`] does, for a guest that stays
+    /// paused. Does nothing when it has been taken already.
     ///
     /// # Errors
     /// [`Error::WrongState`] unless paused; as [`Vm::resume`].
@@ -251,8 +251,8 @@ impl Vm {
         Ok(self.machine.bus.take_over()?)
     }
 
-    /// Gives up what only one copy of a guest may have, which is the locks on its disks and its place in its networks, so that
-    /// another copy can be resumed. [`Vm::resume`] takes them again.
+    /// Gives up what only one copy of a guest may have, which is the locks on its disks and its
+    /// place in its networks, so that another copy can be resumed. [`Vm::resume`] takes them again.
     ///
     /// # Errors
     /// [`Error::WrongState`] unless paused or stopped.
@@ -264,8 +264,9 @@ impl Vm {
         Ok(self.machine.bus.release()?)
     }
 
-    /// Has the next [`Vm::resume`] or [`Vm::take_over`] take the disks as they are, also those that somebody has written since the
-    /// guest had them: what it keeps of them in memory must fit all the same.
+    /// Has the next [`Vm::resume`] or [`Vm::take_over`] take the disks as they are, also those that
+    /// somebody has written since the guest had them: what it keeps of them in memory must fit all
+    /// the same.
     ///
     /// # Errors
     /// A device's thread is gone.
@@ -275,12 +276,14 @@ impl Vm {
     }
 
     /// Lets the guest run on. Returns at once when it runs. From now on, disks that it writes are
-    /// locked against everybody else, those that it reads against writers, and its taps carry its frames.
+    /// locked against everybody else, those that it reads against writers, and its taps carry its
+    /// frames.
     ///
     /// # Errors
-    /// [`Error::WrongState`] when the guest has ended; [`crate::DeviceError::Network`]; [`crate::DeviceError::DiskInUse`] when somebody
-    /// else has one of its disks, and goes on to have it for some seconds; [`crate::DeviceError::DiskWritten`] when somebody has written
-    /// one since the guest gave it up. The guest then stays paused.
+    /// [`Error::WrongState`] when the guest has ended; [`crate::DeviceError::Network`];
+    /// [`crate::DeviceError::DiskInUse`] when somebody else has one of its disks, and goes on to
+    /// have it for some seconds; [`crate::DeviceError::DiskWritten`] when somebody has written one
+    /// since the guest gave it up. The guest then stays paused.
     pub fn resume(&self) -> Result<()> {
         let _control = self.control();
         if self.told_to_run.load(Ordering::Acquire) {
@@ -321,8 +324,8 @@ impl Vm {
         self.state()
     }
 
-    /// As [`Vm::save_state`], but makes nothing durable. For a caller that measures, or that flushes the
-    /// disks beside this ([`DiskContent::sync`]) before it uses the state.
+    /// As [`Vm::save_state`], but makes nothing durable. For a caller that measures, or that
+    /// flushes the disks beside this ([`DiskContent::sync`]) before it uses the state.
     ///
     /// # Errors
     /// As [`Vm::save_state`].
@@ -354,8 +357,8 @@ impl Vm {
     /// Replaces everything of the guest but its memory. It stays paused.
     ///
     /// # Errors
-    /// [`Error::WrongState`] unless paused; [`StateError`]; what KVM refuses. After an error the VM is
-    /// of no use any more: drop it.
+    /// [`Error::WrongState`] unless paused; [`StateError`]; what KVM refuses. After an error the VM
+    /// is of no use any more: drop it.
     pub fn load_state(&self, state: &VmState) -> Result<()> {
         let _control = self.control();
         self.expect(RunState::Paused, "load a state")?;
@@ -374,8 +377,8 @@ impl Vm {
         Ok(())
     }
 
-    /// The files that the guest boots from when it boots again, which this process has not opened: from now on it waits for who has
-    /// these.
+    /// The files that the guest boots from when it boots again, which this process has not opened:
+    /// from now on it waits for who has these.
     pub fn wanted_boot_files(&self) -> Vec<WantedFile> {
         let bytes_max = self.ram().bytes();
         self.origin().as_ref().map_or_else(Vec::new, |origin| origin.wanted_files(bytes_max))
@@ -408,7 +411,8 @@ impl Vm {
         self.dirty().start()
     }
 
-    /// Stops to track; the guest's memory goes back to huge pages. Does nothing when tracking does not run.
+    /// Stops to track; the guest's memory goes back to huge pages. Does nothing when tracking does
+    /// not run.
     ///
     /// # Errors
     /// What KVM refuses.
@@ -427,8 +431,8 @@ impl Vm {
     }
 
     /// Watches the pages whose bits are set in `words`, which start at chunk `first_chunk`, for the
-    /// next write. Call it before copying these pages. Each call stops the guest's vCPUs for a moment,
-    /// so re-arm many chunks at once.
+    /// next write. Call it before copying these pages. Each call stops the guest's vCPUs for a
+    /// moment, so re-arm many chunks at once.
     ///
     /// # Errors
     /// [`Error::DirtyTracking`], [`Error::DirtyRange`]; what KVM refuses.

@@ -1,5 +1,5 @@
-//! The four C functions that the compiler calls for copies and comparisons, for programs without a C
-//! library: this guest, and the check program of the Linux guest (`tests/guest/check/`).
+//! The four C functions that the compiler calls for copies and comparisons, for programs without a
+//! C library: this guest, and the check program of the Linux guest (`tests/guest/check/`).
 
 use core::arch::asm;
 

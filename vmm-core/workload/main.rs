@@ -1,5 +1,5 @@
-//! The freestanding `workload` guest. See `vmm-core/src/workload/` for what it does and how its host
-//! speaks with it, and `load.rs` there for the state in which a vCPU enters.
+//! The freestanding `workload` guest. See `vmm-core/src/workload/` for what it does and how its
+//! host speaks with it, and `load.rs` there for the state in which a vCPU enters.
 //!
 //! One thread per vCPU, each with its own part of the memory and its own report page; nothing is
 //! shared, so nothing is locked. It uses no interrupts, no HLT, and no privileged instruction.

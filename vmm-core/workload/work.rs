@@ -1,7 +1,7 @@
 //! What a vCPU does all day: rewrite what is due, check the rest, watch the clock, report.
 //!
-//! Each turn of the loop handles at most two pages and reads a word of some more, a few microseconds, so that a longer time
-//! between two turns is a time in which the vCPU did not run.
+//! Each turn of the loop handles at most two pages and reads a word of some more, a few
+//! microseconds, so that a longer time between two turns is a time in which the vCPU did not run.
 
 use crate::abi::{
     BELL_FILLED, BELL_STOPPED, BELL_VERIFIED, CONTROL_GPA, ControlPage, PAGE_BYTES, ParamsPage,

@@ -1,4 +1,5 @@
-//! A disk is copied while its driver writes to it: what the log says is enough for the copy to become the same.
+//! A disk is copied while its driver writes to it: what the log says is enough for the copy to
+//! become the same.
 
 use std::sync::Arc;
 

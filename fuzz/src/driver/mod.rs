@@ -1,7 +1,7 @@
 //! A guest's driver in front of a device: [`Script`] is what it does, `Driver` does it.
 //!
-//! The rings lie where the driver knows them, so that most of what it does is understood and gets deep; but it may also write
-//! any register and any byte of memory at any time.
+//! The rings lie where the driver knows them, so that most of what it does is understood and gets
+//! deep; but it may also write any register and any byte of memory at any time.
 
 mod copier;
 mod host;
@@ -46,7 +46,8 @@ const VERSION_1_HIGH: u32 = 1;
 /// Most queues that a driver here sets up.
 const QUEUES_MAX: u8 = 5;
 
-/// What a driver does, one after the other; requests are of type `R`, and `H` is what the host does meanwhile.
+/// What a driver does, one after the other; requests are of type `R`, and `H` is what the host does
+/// meanwhile.
 #[derive(Debug, Arbitrary)]
 pub struct Script<R, H = ()> {
     /// Features, of those that are offered, that a driver by the rules accepts.

@@ -9,7 +9,8 @@ use super::ring::{Buffer, WRITABLE, put};
 pub(super) const HEADER: u64 = 0x2_0000;
 pub(super) const STATUS: u64 = 0x2_1000;
 pub(super) const DATA: u64 = 0x10_0000;
-/// From this number on, a request goes to the queue that the input says, though it is not the right one.
+/// From this number on, a request goes to the queue that the input says, though it is not the right
+/// one.
 const ANY_QUEUE: u8 = 250;
 
 /// What a driver asks of its device.
@@ -54,7 +55,8 @@ pub enum BalloonRequest {
     Statistics(Vec<(u8, u64)>),
     /// Free memory, by page and bytes.
     Free(Vec<(u16, u32)>),
-    /// The word that begins the answer to one of the first commands for hints; the number 0 is the word that ends it.
+    /// The word that begins the answer to one of the first commands for hints; the number 0 is the
+    /// word that ends it.
     Command(u8),
 }
 

@@ -24,7 +24,8 @@ const CID: u32 = 3;
 const HEADER_BYTES: u32 = 44;
 /// Ports of the guest, and those of the host where programs listen.
 const PORTS: u8 = 2;
-/// What packets are for, by number (virtio 1.2, 5.10.6): 1 asks, 2 accepts, 5 carries data; nobody knows 0 and 8.
+/// What packets are for, by number (virtio 1.2, 5.10.6): 1 asks, 2 accepts, 5 carries data; nobody
+/// knows 0 and 8.
 const OPS: [u8; 16] = [1, 1, 1, 2, 2, 2, 5, 5, 5, 5, 3, 4, 6, 7, 0, 8];
 /// The first port that a program of the host gets.
 const FIRST_OWN_PORT: u32 = 1 << 30;
@@ -199,7 +200,8 @@ impl Programs {
     }
 }
 
-/// What a program does, or the host. Programs are known by numbers, of which the number of programs is taken away.
+/// What a program does, or the host. Programs are known by numbers, of which the number of programs
+/// is taken away.
 #[derive(Debug, Arbitrary)]
 #[allow(missing_docs)] // the names say it
 pub enum Program {
@@ -290,7 +292,8 @@ fn shut(side: &mut Programs, program: u8, sides: (bool, bool)) {
     let _ = side.stream(program).map(|stream| stream.shutdown(how));
 }
 
-/// A program that the guest connects to gets `bytes` bytes, and one that comes to the guest its welcome: by the rules alone.
+/// A program that the guest connects to gets `bytes` bytes, and one that comes to the guest its
+/// welcome: by the rules alone.
 pub fn conversation(bytes: u16) -> Script<VsockRequest, Program> {
     let ask = |request| Lawful::Ask { queue: 0, request, notify: true };
     let packet = |host, op: u8| {

@@ -24,8 +24,9 @@ pub struct Discovery {
 
 /// Looks through all processes for those of QEMU and Cloud Hypervisor.
 ///
-/// A process tells its name and arguments itself: what comes of them is a claim. [`super::look()`] and [`super::set_balloon`] check
-/// that it is this process that listens on the socket before they say a word.
+/// A process tells its name and arguments itself: what comes of them is a claim. [`super::look()`]
+/// and [`super::set_balloon`] check that it is this process that listens on the socket before they
+/// say a word.
 ///
 /// # Errors
 /// The list of processes cannot be read. Processes that end meanwhile are passed over.
@@ -43,7 +44,8 @@ pub fn discover(sources: &Sources) -> Result<Discovery, ObserveError> {
     Ok(discovery)
 }
 
-/// The name of the program that `pid` runs; what it calls itself where the program is not to be seen (another user's process).
+/// The name of the program that `pid` runs; what it calls itself where the program is not to be
+/// seen (another user's process).
 fn program(sources: &Sources, pid: u32) -> Option<String> {
     let name = match fs::read_link(sources.path(format!("proc/{pid}/exe"))) {
         Ok(path) => path.file_name()?.to_string_lossy().into_owned(),
@@ -116,8 +118,8 @@ fn uid(sources: &Sources, pid: u32) -> Result<Option<u32>, ObserveError> {
     Ok(first.filter(|_| uids.all(|uid| uid == first)).and_then(|uid| u32::try_from(uid).ok()))
 }
 
-/// Whether a process has a device open that pins its memory: also one that was plugged in later. What is not to be seen (another user's
-/// process) is not there.
+/// Whether a process has a device open that pins its memory: also one that was plugged in later.
+/// What is not to be seen (another user's process) is not there.
 pub(super) fn has_device(sources: &Sources, pid: u32) -> bool {
     let folder = format!("proc/{pid}/fd");
     let files = sources.entries(&folder).unwrap_or_default();

@@ -22,7 +22,8 @@ pub enum ForeignError {
         /// The system's answer.
         cause: io::Error,
     },
-    /// The connection stands and the monitor does not greet: it serves one at a time. A process that hangs looks the same.
+    /// The connection stands and the monitor does not greet: it serves one at a time. A process
+    /// that hangs looks the same.
     #[error(
         "{socket} is taken: a QMP monitor serves one client, and somebody (libvirt?) is connected; start the guest with a second \
          one: -qmp unix:PATH,server=on,wait=off"

@@ -20,7 +20,8 @@ const ANSWER_BYTES_MAX: usize = 4 << 20;
 /// Most devices whose counters are kept.
 const COUNTERS_MAX: usize = 4096;
 
-/// What a guest's devices have counted (`vm.counters`), by device and counter. Signed: nothing says that they are not.
+/// What a guest's devices have counted (`vm.counters`), by device and counter. Signed: nothing says
+/// that they are not.
 pub type Counters = BTreeMap<String, BTreeMap<String, i128>>;
 
 /// A client of one guest's process; each request is a connection of its own.
@@ -113,7 +114,8 @@ struct Resize {
 }
 
 impl Hypervisor {
-    /// A client of process `pid`, whose API is on the socket at `path`; each answer may take as long as `patience`.
+    /// A client of process `pid`, whose API is on the socket at `path`; each answer may take as
+    /// long as `patience`.
     #[must_use]
     pub fn new(path: &Path, pid: u32, patience: Duration) -> Self {
         Self { socket: path.to_owned(), pid, patience }
@@ -123,7 +125,8 @@ impl Hypervisor {
         self.get("vm.info").await
     }
 
-    /// The guest's statistics; `None` when this version, or this guest, has none, or the guest takes its time.
+    /// The guest's statistics; `None` when this version, or this guest, has none, or the guest
+    /// takes its time.
     pub(super) async fn statistics(&self) -> Result<Option<HypervisorStatistics>, ForeignError> {
         match self.get("vm.balloon-stats").await {
             Ok(statistics) => Ok(Some(statistics)),

@@ -1,5 +1,5 @@
-//! What the command line of a Cloud Hypervisor process tells. A guest that was made through the API has nothing on it but the
-//! API's socket; `vm.info` has the rest.
+//! What the command line of a Cloud Hypervisor process tells. A guest that was made through the API
+//! has nothing on it but the API's socket; `vm.info` has the rest.
 
 use std::path::Path;
 

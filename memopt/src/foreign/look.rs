@@ -15,7 +15,8 @@ use crate::situation::{Backing, Balloon, Hindrance, Statistics};
 pub struct Asking {
     /// How long all of it may take; one answer half of that.
     pub patience: Duration,
-    /// How often QEMU shall ask its guest for statistics if nobody has said so yet; absent to leave that alone.
+    /// How often QEMU shall ask its guest for statistics if nobody has said so yet; absent to leave
+    /// that alone.
     pub statistics_every: Option<Duration>,
     /// The time, in seconds since the epoch: statistics carry the time of the host's clock.
     pub unix_seconds: u64,
@@ -30,8 +31,9 @@ pub struct Look {
     pub backing: Backing,
     /// Whether it lets the kernel merge its pages.
     pub is_mergeable: bool,
-    /// Its balloon; absent when it has none, or one that gives the host nothing because all memory is pinned (VFIO). QEMU does
-    /// not tell what it was asked for: the target is what the guest has.
+    /// Its balloon; absent when it has none, or one that gives the host nothing because all memory
+    /// is pinned (VFIO). QEMU does not tell what it was asked for: the target is what the guest
+    /// has.
     pub balloon: Option<Balloon>,
     /// Why nothing may be done to it now.
     pub hindrance: Option<Hindrance>,
@@ -59,11 +61,13 @@ pub async fn look(found: &Found, asking: &Asking) -> Result<Look, ForeignError> 
     patiently(found, asking.patience, looking).await
 }
 
-/// Asks a guest to keep `keep_bytes` of its RAM of `memory_bytes`, within `patience` for all of it. Refuses to inflate when
-/// a device of the host pins the memory: it may have been plugged in since [`super::discover()`].
+/// Asks a guest to keep `keep_bytes` of its RAM of `memory_bytes`, within `patience` for all of it.
+/// Refuses to inflate when a device of the host pins the memory: it may have been plugged in since
+/// [`super::discover()`].
 ///
 /// # Errors
-/// [`ForeignError::NoDoor`], [`ForeignError::NoBalloon`], [`ForeignError::Pinned`], and what the others say.
+/// [`ForeignError::NoDoor`], [`ForeignError::NoBalloon`], [`ForeignError::Pinned`], and what the
+/// others say.
 pub async fn set_balloon(
     sources: &Sources,
     found: &Found,
@@ -103,8 +107,9 @@ pub async fn set_balloon(
     patiently(found, patience, setting).await
 }
 
-/// The argument of QEMU's `balloon` command for a guest that keeps `keep_bytes` of `memory_bytes`, of which `outside_bytes` are of
-/// virtio-mem devices: the balloon takes RAM of the others only, and a quarter of that stays, in which the guest's kernel has to live.
+/// The argument of QEMU's `balloon` command for a guest that keeps `keep_bytes` of `memory_bytes`,
+/// of which `outside_bytes` are of virtio-mem devices: the balloon takes RAM of the others only,
+/// and a quarter of that stays, in which the guest's kernel has to live.
 fn qemu_target(keep_bytes: u64, memory_bytes: u64, outside_bytes: u64) -> u64 {
     let keep_bytes = keep_bytes.min(memory_bytes);
     match outside_bytes {
@@ -173,7 +178,8 @@ async fn qemu_balloon(
         statistics = qmp.statistics(&path).await?.at(asking.unix_seconds);
         offers_reporting = qmp.offers_reporting(&path).await?;
     }
-    // QEMU does not say whether a driver serves it; statistics and a balloon that holds something come from a driver alone.
+    // QEMU does not say whether a driver serves it; statistics and a balloon that holds something
+    // come from a driver alone.
     let has_driver = statistics.is_some() || actual < memory_bytes;
     Ok(Balloon {
         has_driver,

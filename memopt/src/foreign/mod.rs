@@ -1,11 +1,13 @@
 //! Guests that somebody else runs: QEMU's, with or without libvirt, and Cloud Hypervisor's.
 //!
-//! [`discover()`] finds them among the processes of the host. [`look()`] asks one of them for its balloon, and [`set_balloon`] sets it:
-//! through QMP, or through Cloud Hypervisor's HTTP API. What they cost is read as for any process ([`crate::observe`]). They are
-//! never migrated, and nothing else of them is changed, but that QEMU is told to ask its guest for statistics if nobody has.
+//! [`discover()`] finds them among the processes of the host. [`look()`] asks one of them for its
+//! balloon, and [`set_balloon`] sets it: through QMP, or through Cloud Hypervisor's HTTP API. What
+//! they cost is read as for any process ([`crate::observe`]). They are never migrated, and nothing
+//! else of them is changed, but that QEMU is told to ask its guest for statistics if nobody has.
 //!
-//! Their processes may be anybody's: what they say is bounded and checked, and a socket is talked to only if the very process
-//! listens on it that named it. Cloud Hypervisor's side is tested against its API's description and a server of ours alone.
+//! Their processes may be anybody's: what they say is bounded and checked, and a socket is talked
+//! to only if the very process listens on it that named it. Cloud Hypervisor's side is tested
+//! against its API's description and a server of ours alone.
 
 mod discover;
 mod error;
@@ -51,8 +53,8 @@ pub struct Found {
     pub backing: Backing,
     /// Whether it lets the kernel merge its pages.
     pub is_mergeable: bool,
-    /// Whether it has a device of the host (VFIO, vDPA), by its command line or the files that it has open: then all its memory is pinned,
-    /// and a balloon gives the host nothing.
+    /// Whether it has a device of the host (VFIO, vDPA), by its command line or the files that it
+    /// has open: then all its memory is pinned, and a balloon gives the host nothing.
     pub has_passthrough: bool,
     /// Whether it was started to receive a migration.
     pub is_incoming: bool,

@@ -1,17 +1,18 @@
-//! Names of guests that other programs run: each one guest's only, whatever their command lines claim.
+//! Names of guests that other programs run: each one guest's only, whatever their command lines
+//! claim.
 //!
-//! A user of the host who starts a process under the name of another guest must not be taken for that
-//! guest. So a claimed name is a guest's name only while no other guest of the host has or claims it;
-//! otherwise the number of its process, which the kernel gives, is put behind it.
+//! A user of the host who starts a process under the name of another guest must not be taken for
+//! that guest. So a claimed name is a guest's name only while no other guest of the host has or
+//! claims it; otherwise the number of its process, which the kernel gives, is put behind it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Found;
 use crate::observe::{Sources, started_of};
 
-/// Names `found` apart, from each other and from the guests that are called `own`: a name that is taken
-/// or claimed twice gets `@PID` behind it, for each of those that claim it, and so does one that looks
-/// as if it had that already.
+/// Names `found` apart, from each other and from the guests that are called `own`: a name that is
+/// taken or claimed twice gets `@PID` behind it, for each of those that claim it, and so does one
+/// that looks as if it had that already.
 pub fn name_apart(own: &BTreeSet<String>, found: &mut [Found]) {
     let mut claims = BTreeMap::<String, usize>::new();
     for guest in &*found {

@@ -1,4 +1,5 @@
-//! The syntax of QEMU's and Cloud Hypervisor's options: `first,key=value,flag`, sizes, and yes or no.
+//! The syntax of QEMU's and Cloud Hypervisor's options: `first,key=value,flag`, sizes, and yes or
+//! no.
 
 /// Most parts of one option that are looked at.
 const PARTS_MAX: usize = 256;

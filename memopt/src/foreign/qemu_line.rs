@@ -1,6 +1,8 @@
-//! What the command line of a QEMU process tells: the guest's name, its RAM, what that is made of, and where to ask.
+//! What the command line of a QEMU process tells: the guest's name, its RAM, what that is made of,
+//! and where to ask.
 //!
-//! QEMU's invocation manual (docs/system/invocation) has the options; libvirt writes `-object` as JSON.
+//! QEMU's invocation manual (docs/system/invocation) has the options; libvirt writes `-object` as
+//! JSON.
 
 use std::path::{Path, PathBuf};
 
@@ -97,7 +99,8 @@ pub(super) fn parse(arguments: &[String], mounts: &Mounts) -> Line {
     line
 }
 
-/// Options with their values: `-m 2G` and `--m 2G` alike. What has no value (`-S`) is passed over, since it matters to nobody here.
+/// Options with their values: `-m 2G` and `--m 2G` alike. What has no value (`-S`) is passed over,
+/// since it matters to nobody here.
 fn pairs(arguments: &[String]) -> impl Iterator<Item = (&str, &str)> {
     arguments.windows(2).filter_map(|pair| {
         let option = pair[0].strip_prefix("--").or_else(|| pair[0].strip_prefix('-'))?;
@@ -105,7 +108,8 @@ fn pairs(arguments: &[String]) -> impl Iterator<Item = (&str, &str)> {
     })
 }
 
-/// A guest may have memory of several kinds: what can be done with all of it is what can be done with the most awkward.
+/// A guest may have memory of several kinds: what can be done with all of it is what can be done
+/// with the most awkward.
 const fn strictness(backing: &Backing) -> u8 {
     match backing {
         Backing::Anonymous => 0,
@@ -144,7 +148,8 @@ fn backend(value: &str, options: &Options, mounts: &Mounts) -> Option<Backend> {
     Some(Backend { id: object.id, backing: Some(backing), merges: object.merge != Some(false) })
 }
 
-/// Where a QMP client can connect: a monitor that nobody is known to hold, before one that libvirt has.
+/// Where a QMP client can connect: a monitor that nobody is known to hold, before one that libvirt
+/// has.
 fn door(arguments: &[String]) -> Option<Door> {
     let monitors = || {
         pairs(arguments).filter_map(|(option, value)| match option {

@@ -7,11 +7,12 @@ use tokio::net::UnixStream;
 
 use super::error::ForeignError;
 
-/// Connects to the socket at `path` if it is `pid` that listens on it. Any user can start a process that looks like a guest's
-/// and names a socket of somebody else; whoever runs this may be root.
+/// Connects to the socket at `path` if it is `pid` that listens on it. Any user can start a process
+/// that looks like a guest's and names a socket of somebody else; whoever runs this may be root.
 ///
 /// # Errors
-/// [`ForeignError::Unreachable`], [`ForeignError::Slow`], or [`ForeignError::Elsewhere`] when another process listens.
+/// [`ForeignError::Unreachable`], [`ForeignError::Slow`], or [`ForeignError::Elsewhere`] when
+/// another process listens.
 pub(super) async fn connect(
     path: &Path,
     pid: u32,

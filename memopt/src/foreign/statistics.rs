@@ -6,8 +6,8 @@ use serde::Deserialize;
 
 use crate::situation::Statistics;
 
-/// QEMU's `guest-stats` (docs/interop/virtio-balloon-stats.rst). What a guest does not tell is 2^64 - 1; older versions lack the
-/// later names.
+/// QEMU's `guest-stats` (docs/interop/virtio-balloon-stats.rst). What a guest does not tell is 2^64
+/// - 1; older versions lack the later names.
 #[derive(Debug, Clone, Default, Deserialize)]
 pub(super) struct QemuStatistics {
     pub(super) stats: QemuValues,
@@ -52,7 +52,8 @@ impl QemuStatistics {
     }
 }
 
-/// Cloud Hypervisor's answer to `vm.balloon-stats` (later than 53.0), for which it has just asked the guest.
+/// Cloud Hypervisor's answer to `vm.balloon-stats` (later than 53.0), for which it has just asked
+/// the guest.
 #[derive(Debug, Clone, Default, Deserialize)]
 pub(super) struct HypervisorStatistics {
     stats: HypervisorValues,

@@ -13,7 +13,8 @@ const RETRY: Duration = Duration::from_secs(60);
 /// Most news that wait for somebody to take them.
 const NEWS_MAX: usize = 100;
 
-/// A history for whoever must go on without it: what fails is said once, and the file is tried again every minute.
+/// A history for whoever must go on without it: what fails is said once, and the file is tried
+/// again every minute.
 #[derive(Debug)]
 pub struct Chronicle<P> {
     path: PathBuf,

@@ -81,7 +81,8 @@ pub(super) fn end_interrupted(write: &WriteTransaction) -> Result<Vec<RunId>, Fa
     Ok(interrupted.into_iter().map(|(id, _)| RunId(id)).collect())
 }
 
-/// Remembers the last time of a schedule; of too many schedules, whoever was decided on longest ago is forgotten.
+/// Remembers the last time of a schedule; of too many schedules, whoever was decided on longest ago
+/// is forgotten.
 pub(super) fn keep_tick(write: &WriteTransaction, schedule: &str, tick: u64) -> Result<(), Fault> {
     let mut ticks = write.open_table(TICKS)?;
     ticks.insert(schedule, tick)?;

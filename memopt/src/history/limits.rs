@@ -31,7 +31,8 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// The largest file that is taken for a history, in bytes. A file grows in powers of two and keeps room for what is replaced.
+    /// The largest file that is taken for a history, in bytes. A file grows in powers of two and
+    /// keeps room for what is replaced.
     pub(super) const fn file_bytes_max(&self) -> u64 {
         self.bytes_max.saturating_add(self.run_bytes_max).saturating_mul(8).saturating_add(64 << 20)
     }

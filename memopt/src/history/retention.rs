@@ -6,7 +6,8 @@ use super::error::Fault;
 use super::limits::Limits;
 use super::tables::{DEEDS, HEADS, Head, META, META_BYTES, PLANS};
 
-/// Most runs that one transaction throws away: whoever lowers a limit does not wait for all of it at once.
+/// Most runs that one transaction throws away: whoever lowers a limit does not wait for all of it
+/// at once.
 const PRUNED_MAX: usize = 64;
 
 /// Throws away the oldest runs while there are too many, or too large ones. Runs under way stay.

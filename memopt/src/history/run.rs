@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::schedule::Trigger;
 
-/// The types of what is kept. Those that are read must understand what those of older versions wrote; [`Json`] understands all.
+/// The types of what is kept. Those that are read must understand what those of older versions
+/// wrote; [`Json`] understands all.
 pub trait Payloads {
     /// What a run means to do.
     type Plan: Serialize + DeserializeOwned;

@@ -22,9 +22,10 @@ use crate::schedule::Trigger;
 
 /// Every run of a host, in one file.
 ///
-/// Each call is one transaction: when it returns it is on disk as a whole, and when it fails nothing of it is. After an error that
-/// speaks of the file ([`HistoryError::Full`], [`HistoryError::Damaged`], [`HistoryError::Io`]) it is closed, and has to be opened
-/// again. Calls wait for the disk.
+/// Each call is one transaction: when it returns it is on disk as a whole, and when it fails
+/// nothing of it is. After an error that speaks of the file ([`HistoryError::Full`],
+/// [`HistoryError::Damaged`], [`HistoryError::Io`]) it is closed, and has to be opened again. Calls
+/// wait for the disk.
 pub struct History<P> {
     path: PathBuf,
     limits: Limits,
@@ -40,7 +41,8 @@ pub struct Opened<P> {
     pub history: History<P>,
     /// Runs that somebody died over; they are [`State::Interrupted`] now.
     pub interrupted: Vec<RunId>,
-    /// Whether the disk did not keep the file as it was written. It is whole again; what was put down last may be missing.
+    /// Whether the disk did not keep the file as it was written. It is whole again; what was put
+    /// down last may be missing.
     pub was_repaired: bool,
 }
 
@@ -81,7 +83,8 @@ impl<P: Payloads> History<P> {
     /// Opens the history at `path`, or begins one where there is no file.
     ///
     /// # Errors
-    /// Another process has it, it is damaged or of another format, or the system refuses. The file stays then, to be looked at.
+    /// Another process has it, it is damaged or of another format, or the system refuses. The file
+    /// stays then, to be looked at.
     pub fn open(path: &Path, limits: Limits) -> Result<Opened<P>, HistoryError> {
         let (database, was_repaired) = tables::open(path, &limits)?;
         let path = path.to_owned();
@@ -146,10 +149,12 @@ impl<P: Payloads> History<P> {
         })
     }
 
-    /// Puts down actions that are about to be carried out, each with the bytes that are expected of it; returns the place of the first.
+    /// Puts down actions that are about to be carried out, each with the bytes that are expected of
+    /// it; returns the place of the first.
     ///
     /// # Errors
-    /// There is no such run, it has ended, it has too many actions, one is too large, or the file's.
+    /// There is no such run, it has ended, it has too many actions, one is too large, or the
+    /// file's.
     pub fn act(&mut self, run: RunId, actions: &[(P::Action, i64)]) -> Result<u32, HistoryError> {
         let part_bytes_max = self.limits.part_bytes_max;
         let deeds = actions.iter().map(|(action, expected_bytes)| {
@@ -205,7 +210,8 @@ impl<P: Payloads> History<P> {
         })
     }
 
-    /// Puts down what went wrong with a run. Of very many errors the last are left out, and so is what is too long of one.
+    /// Puts down what went wrong with a run. Of very many errors the last are left out, and so is
+    /// what is too long of one.
     ///
     /// # Errors
     /// There is no such run, it has ended, or the file's.
@@ -277,8 +283,8 @@ impl<P: Payloads> History<P> {
         })
     }
 
-    /// Puts down that a schedule was decided on up to a time (Unix seconds) at which it did not run, so that the next scheduler decides on
-    /// later ones alone.
+    /// Puts down that a schedule was decided on up to a time (Unix seconds) at which it did not
+    /// run, so that the next scheduler decides on later ones alone.
     ///
     /// # Errors
     /// The file's.
@@ -286,8 +292,8 @@ impl<P: Payloads> History<P> {
         self.write(|_, write, _| keep_tick(write, schedule, tick))
     }
 
-    /// The last time of each schedule at which it ran or is known not to have run, by its name, in Unix seconds: what a
-    /// [`crate::schedule::Scheduler`] begins with.
+    /// The last time of each schedule at which it ran or is known not to have run, by its name, in
+    /// Unix seconds: what a [`crate::schedule::Scheduler`] begins with.
     ///
     /// # Errors
     /// The file's.

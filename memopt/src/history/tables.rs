@@ -1,7 +1,8 @@
 //! The file: its tables, how it is opened, and a wall around the store that panics do not pass.
 //!
-//! redb checks what it reads and yet asserts here and there; a damaged file must cost the history and not the node. So every call of
-//! it is inside [`guarded`], and what has panicked is not used again.
+//! redb checks what it reads and yet asserts here and there; a damaged file must cost the history
+//! and not the node. So every call of it is inside [`guarded`], and what has panicked is not used
+//! again.
 
 use std::any::Any;
 use std::fs::OpenOptions;
@@ -76,7 +77,8 @@ fn panic_text(panic: &(dyn Any + Send)) -> String {
     format!("its store gave up ({})", text.unwrap_or("for no reason that it tells"))
 }
 
-/// Opens or makes the file at `path` and checks all of it, checksums too. Also tells whether something had to be repaired.
+/// Opens or makes the file at `path` and checks all of it, checksums too. Also tells whether
+/// something had to be repaired.
 pub(super) fn open(path: &Path, limits: &Limits) -> Result<(Database, bool), HistoryError> {
     let io = |cause| HistoryError::Io { path: path.to_owned(), cause };
     let mut options = OpenOptions::new();
@@ -102,7 +104,8 @@ pub(super) fn open(path: &Path, limits: &Limits) -> Result<(Database, bool), His
     })
 }
 
-/// Puts a history without runs at `path`: at once, so that a full disk or a power cut leaves none that is damaged.
+/// Puts a history without runs at `path`: at once, so that a full disk or a power cut leaves none
+/// that is damaged.
 fn make(path: &Path) -> Result<(), HistoryError> {
     let new = path.with_added_extension("new");
     let made = guarded(path, || {

@@ -12,11 +12,11 @@ use crate::observe::{KsmKnobs, ObserveError, Sources, ksm_knobs};
 
 const FOLDER: &str = "sys/kernel/mm/ksm";
 
-/// Changes the settings of ksmd, and puts them back: when it is told to, when it is dropped, and when it is opened after a
-/// process that held it was killed.
+/// Changes the settings of ksmd, and puts them back: when it is told to, when it is dropped, and
+/// when it is opened after a process that held it was killed.
 ///
-/// Before a setting is changed its value is in the journal, on disk. A setting that somebody else has changed since is theirs:
-/// it is reported, not written again and not put back.
+/// Before a setting is changed its value is in the journal, on disk. A setting that somebody else
+/// has changed since is theirs: it is reported, not written again and not put back.
 #[derive(Debug)]
 pub struct Control {
     sources: Sources,
@@ -37,13 +37,14 @@ pub struct Restored {
 }
 
 impl Control {
-    /// Takes hold of ksmd's settings, and puts back what a killed process left changed. The journal is at `journal`, in a folder
-    /// that outlives this process; beside it there will be a file to lock.
+    /// Takes hold of ksmd's settings, and puts back what a killed process left changed. The journal
+    /// is at `journal`, in a folder that outlives this process; beside it there will be a file to
+    /// lock.
     ///
     /// # Errors
-    /// [`KsmError::Driven`] when another process has hold of them, [`KsmError::Damaged`] when the journal is none,
-    /// [`KsmError::Observe`] on a kernel without KSM, [`KsmError::Write`] or [`KsmError::Journal`] when something cannot be put
-    /// back.
+    /// [`KsmError::Driven`] when another process has hold of them, [`KsmError::Damaged`] when the
+    /// journal is none, [`KsmError::Observe`] on a kernel without KSM, [`KsmError::Write`] or
+    /// [`KsmError::Journal`] when something cannot be put back.
     pub fn open(sources: &Sources, journal: &Path) -> Result<(Self, Restored), KsmError> {
         ksm_knobs(sources)?;
         let locks = [lock_beside(journal)?, lock_folder(sources)?];
@@ -55,12 +56,14 @@ impl Control {
         Ok((control, restored))
     }
 
-    /// Makes settings, in their order. Those that already are as wanted are not touched; those that somebody else changed since
-    /// they were made here, now or earlier, are left alone and reported once.
+    /// Makes settings, in their order. Those that already are as wanted are not touched; those that
+    /// somebody else changed since they were made here, now or earlier, are left alone and reported
+    /// once.
     ///
     /// # Errors
-    /// [`KsmError::Value`] for a value that no knob can have, [`KsmError::Unmerged`] when somebody forbade merging, and as
-    /// [`Self::open`]. What was made until then is put back when this is dropped.
+    /// [`KsmError::Value`] for a value that no knob can have, [`KsmError::Unmerged`] when somebody
+    /// forbade merging, and as [`Self::open`]. What was made until then is put back when this is
+    /// dropped.
     pub fn apply(&mut self, sets: &[Set]) -> Result<Vec<Foreign>, KsmError> {
         let mut foreign = Vec::new();
         for Set { knob, value } in sets.iter().copied() {
@@ -108,7 +111,8 @@ impl Control {
     /// Puts everything back, the last change first.
     ///
     /// # Errors
-    /// The first setting that cannot be put back; all others are, and the journal keeps it for the next try.
+    /// The first setting that cannot be put back; all others are, and the journal keeps it for the
+    /// next try.
     pub fn restore(&mut self) -> Result<Restored, KsmError> {
         let mut restored = Restored::default();
         let mut failed = None;
@@ -190,8 +194,9 @@ fn lock_beside(journal: &Path) -> Result<File, KsmError> {
     try_lock(opened, Path::new(&path))
 }
 
-/// Nobody else on this host, whatever their journals: the folder of the settings itself is locked, which harms nobody who does
-/// not look at the lock. Processes in another network namespace may have a /sys, and so a lock, of their own.
+/// Nobody else on this host, whatever their journals: the folder of the settings itself is locked,
+/// which harms nobody who does not look at the lock. Processes in another network namespace may
+/// have a /sys, and so a lock, of their own.
 fn lock_folder(sources: &Sources) -> Result<File, KsmError> {
     let folder = sources.path(FOLDER);
     let file = folder.display().to_string();

@@ -1,4 +1,5 @@
-//! The shell around a window: reads what ksmd does, and makes the settings that the window asks for.
+//! The shell around a window: reads what ksmd does, and makes the settings that the window asks
+//! for.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -24,8 +25,9 @@ impl Driver {
         Self { sources: sources.clone(), control, window, restored: Restored::default() }
     }
 
-    /// Looks at ksmd and sets what the window wants; to be called every second or so, with any clock that never goes back. With
-    /// the outcome the settings are as they were, but for those that somebody else changed meanwhile.
+    /// Looks at ksmd and sets what the window wants; to be called every second or so, with any
+    /// clock that never goes back. With the outcome the settings are as they were, but for those
+    /// that somebody else changed meanwhile.
     ///
     /// # Errors
     /// [`KsmError`]. The settings are put back when this is dropped.
@@ -48,7 +50,8 @@ impl Driver {
         self.finish()
     }
 
-    /// Steps every `tick` until the window ends, or until `cancel` says so or has nobody any more who could. Blocks.
+    /// Steps every `tick` until the window ends, or until `cancel` says so or has nobody any more
+    /// who could. Blocks.
     ///
     /// # Errors
     /// As [`Self::step`].

@@ -1,8 +1,9 @@
 //! What the settings were before they were changed, on disk before the first change.
 //!
-//! Each entry holds a knob's original value and the values that it may have been given here: the one that was written last and
-//! the one that is about to be. After a crash a knob that has one of them is put back; one that has another value was changed by
-//! somebody else meanwhile, and is left to them. A journal of an earlier boot says nothing: the kernel starts with its defaults.
+//! Each entry holds a knob's original value and the values that it may have been given here: the
+//! one that was written last and the one that is about to be. After a crash a knob that has one of
+//! them is put back; one that has another value was changed by somebody else meanwhile, and is left
+//! to them. A journal of an earlier boot says nothing: the kernel starts with its defaults.
 
 use std::fs;
 use std::io;
@@ -87,7 +88,8 @@ impl Journal {
         self.write()
     }
 
-    /// Notes that `knob` has been set. Not on disk: after a crash it may have the one value or the other, which does no harm.
+    /// Notes that `knob` has been set. Not on disk: after a crash it may have the one value or the
+    /// other, which does no harm.
     pub(super) fn settle(&mut self, knob: Knob) {
         if let Some(entry) = self.content.entries.iter_mut().find(|entry| entry.knob == knob) {
             entry.written = entry.next;

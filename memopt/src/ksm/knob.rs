@@ -10,9 +10,11 @@ use crate::observe::{Advisor, KsmKnobs};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Knob {
-    /// 0 stops ksmd and keeps what is merged, 1 has it run. 2 (unmerge everything) is never written.
+    /// 0 stops ksmd and keeps what is merged, 1 has it run. 2 (unmerge everything) is never
+    /// written.
     Run,
-    /// Pages that ksmd looks at before it sleeps, from 1. The kernel refuses it while its advisor decides.
+    /// Pages that ksmd looks at before it sleeps, from 1. The kernel refuses it while its advisor
+    /// decides.
     PagesToScan,
     /// How long ksmd sleeps then, in milliseconds.
     SleepMillisecs,
@@ -114,7 +116,8 @@ impl fmt::Display for Set {
     }
 }
 
-/// A setting that somebody else changed in between (ksmtuned, an operator): it is theirs from then on, and not put back.
+/// A setting that somebody else changed in between (ksmtuned, an operator): it is theirs from then
+/// on, and not put back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Foreign {
     /// Of what.

@@ -1,18 +1,23 @@
 //! One window in which ksmd runs: how fast, and for how long.
 //!
-//! ksmd looks at `pages_to_scan` pages, sleeps `sleep_millisecs`, and begins again. The window sets the sleep once and steers the
-//! pages by what ksmd was seen to use. With a batch of P pages that cost c each and a sleep of S, ksmd's share of a CPU is
-//! s = Pc / (S + Pc); so s / (1 - s) is proportional to P, and one measurement tells by which factor P has to change, whatever c
-//! is. c varies a lot: a first look at a page is a checksum (1 µs measured), later ones search two trees (4 to 6 µs).
+//! ksmd looks at `pages_to_scan` pages, sleeps `sleep_millisecs`, and begins again. The window sets
+//! the sleep once and steers the pages by what ksmd was seen to use. With a batch of P pages that
+//! cost c each and a sleep of S, ksmd's share of a CPU is s = Pc / (S + Pc); so s / (1 - s) is
+//! proportional to P, and one measurement tells by which factor P has to change, whatever c is. c
+//! varies a lot: a first look at a page is a checksum (1 µs measured), later ones search two trees
+//! (4 to 6 µs).
 //!
-//! It ends when all memory was looked at twice and going on brings hardly anything, when the time is over, when there is nothing
-//! to merge, or when somebody else changes a setting. Twice, since a page must be found unchanged by a second look before
-//! it can be merged with another one. After that the window goes on for as long as each eighth of the memory brings a tenth of what
-//! a page brought before on the average: pages that came late are merged then. A third look at what has no equal is the dearest of
-//! all, for both trees are searched, and the first eighth of it tells whether the rest is worth it.
+//! It ends when all memory was looked at twice and going on brings hardly anything, when the time
+//! is over, when there is nothing to merge, or when somebody else changes a setting. Twice, since a
+//! page must be found unchanged by a second look before it can be merged with another one. After
+//! that the window goes on for as long as each eighth of the memory brings a tenth of what a page
+//! brought before on the average: pages that came late are merged then. A third look at what has no
+//! equal is the dearest of all, for both trees are searched, and the first eighth of it tells
+//! whether the rest is worth it.
 //!
-//! ksmd begins where it stood, perhaps near the end of a scan of guests that are gone: their pages count as profit until it comes by. So
-//! a first scan that is the rest of one is none, and what merging brings is reckoned from the end of the first whole one.
+//! ksmd begins where it stood, perhaps near the end of a scan of guests that are gone: their pages
+//! count as profit until it comes by. So a first scan that is the rest of one is none, and what
+//! merging brings is reckoned from the end of the first whole one.
 
 use std::time::Duration;
 
@@ -22,10 +27,12 @@ use super::knob::{Foreign, Knob, Set};
 use crate::observe::KsmKnobs;
 use crate::situation::Ksm;
 
-/// What a page is taken to cost ksmd before anything was measured: 171,000 pages a second of CPU time were seen.
+/// What a page is taken to cost ksmd before anything was measured: 171,000 pages a second of CPU
+/// time were seen.
 const PAGE_COST: f64 = 5.8e-6;
-/// How long a batch and the sleep after it should take together, in seconds. Long against a tick of the kernel (4 ms), short
-/// against the time between two samples; writing `run` waits for the batch.
+/// How long a batch and the sleep after it should take together, in seconds. Long against a tick of
+/// the kernel (4 ms), short against the time between two samples; writing `run` waits for the
+/// batch.
 const PERIOD: f64 = 0.1;
 /// The shortest sleep, in seconds: a tick.
 const SLEEP_MIN: f64 = 0.004;
@@ -75,8 +82,9 @@ pub struct Options {
 }
 
 impl Options {
-    /// For windows over guests' memory: pages of zeros need no tree then. Without it most huge pages of zeros were seen to be as they
-    /// were after two looks (Linux 6.18); ADR 17 has figures.
+    /// For windows over guests' memory: pages of zeros need no tree then. Without it most huge
+    /// pages of zeros were seen to be as they were after two looks (Linux 6.18); ADR 17 has
+    /// figures.
     pub const GUESTS: Self = Self { smart_scan: None, use_zero_pages: Some(true) };
 }
 
@@ -171,8 +179,8 @@ impl Window {
         self.outcome.as_ref()
     }
 
-    /// Takes in what is seen at `now` (any clock that never goes back), and says what to set. When there is an
-    /// [`Self::outcome`] then, all settings are to be put back.
+    /// Takes in what is seen at `now` (any clock that never goes back), and says what to set. When
+    /// there is an [`Self::outcome`] then, all settings are to be put back.
     pub fn handle(&mut self, sample: &Sample, now: Duration) -> Vec<Set> {
         if self.outcome.is_some() {
             return Vec::new();
@@ -207,7 +215,8 @@ impl Window {
         let batch = (by_share.min(by_rate) * AIM).clamp(1.0, BATCH_MAX);
         let knobs = &sample.knobs;
         let mut sets = Vec::new();
-        // The advisor first: pages_to_scan cannot be written while it decides. ksmd last: it begins with everything set.
+        // The advisor first: pages_to_scan cannot be written while it decides. ksmd last: it begins
+        // with everything set.
         if knobs.advisor.is_some() {
             sets.push(Set::new(Knob::AdvisorMode, 0));
         }
@@ -271,7 +280,8 @@ impl Progress {
         if now.saturating_sub(self.begun) >= budget.time {
             return Some(End::TimeUsed);
         }
-        // At the sample that is nearest to the limit: half of what the last interval took may be too much, or too little.
+        // At the sample that is nearest to the limit: half of what the last interval took may be
+        // too much, or too little.
         let used = cpu_between(&self.first, &self.last) + cpu_between(before, &self.last) / 2;
         if used >= budget.cpu_time {
             return Some(End::CpuTimeUsed);
@@ -338,8 +348,8 @@ impl Progress {
     }
 }
 
-/// By which factor the batch has to change, from what ksmd used between two samples; `None` when it is within its limits and near
-/// one of them, or did nothing.
+/// By which factor the batch has to change, from what ksmd used between two samples; `None` when it
+/// is within its limits and near one of them, or did nothing.
 fn factor(budget: &Budget, before: &Ksm, now: &Ksm, elapsed: Duration) -> Option<f64> {
     if elapsed < STEER_AFTER {
         return None;
@@ -348,7 +358,8 @@ fn factor(budget: &Budget, before: &Ksm, now: &Ksm, elapsed: Duration) -> Option
     let scanned = now.pages_scanned.saturating_sub(before.pages_scanned) as f64 / seconds;
     let share = cpu_between(before, now).as_secs_f64() / seconds;
     let odds = |share: f64| share / (1.0 - share.min(0.99));
-    // How much of each limit is used, and the factor that brings it to the aim; what was not seen limits nothing.
+    // How much of each limit is used, and the factor that brings it to the aim; what was not seen
+    // limits nothing.
     let limits = [
         (share / budget.cpu_share, odds(budget.cpu_share * AIM) / odds(share)),
         (scanned / budget.pages_per_second as f64, budget.pages_per_second as f64 * AIM / scanned),
@@ -360,7 +371,8 @@ fn factor(budget: &Budget, before: &Ksm, now: &Ksm, elapsed: Duration) -> Option
     (is_over || is_slack).then_some(smallest)
 }
 
-/// CPU time that ksmd has used: where nobody counts it, what its pages were taken to cost at the beginning.
+/// CPU time that ksmd has used: where nobody counts it, what its pages were taken to cost at the
+/// beginning.
 fn cpu_between(before: &Ksm, now: &Ksm) -> Duration {
     let counted = now.cpu.zip(before.cpu).map(|(now, before)| now.saturating_sub(before));
     let pages = now.pages_scanned.saturating_sub(before.pages_scanned);

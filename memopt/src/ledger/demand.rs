@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use crate::policy::BalloonPolicy;
 use crate::situation::{Balloon, Guest, Statistics};
 
-/// What a guest uses of what it sees, in bytes: the largest of now and of two averages, as ESX estimates working sets
-/// (Waldspurger, OSDI 2002, 5.3).
+/// What a guest uses of what it sees, in bytes: the largest of now and of two averages, as ESX
+/// estimates working sets (Waldspurger, OSDI 2002, 5.3).
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Demand {
     /// By the last statistics.
@@ -27,7 +27,8 @@ impl Demand {
         Self { now_bytes: bytes, fast_bytes: bytes, slow_bytes: bytes, at }
     }
 
-    /// The one after `bytes` were needed at `at`. Statistics that are not newer change nothing but what is needed now.
+    /// The one after `bytes` were needed at `at`. Statistics that are not newer change nothing but
+    /// what is needed now.
     pub(super) fn next(self, bytes: u64, at: Duration, policy: &BalloonPolicy) -> Self {
         let passed = at.saturating_sub(self.at);
         Self {
@@ -45,8 +46,8 @@ impl Demand {
     }
 }
 
-/// An exponential average over real time, by the implicit Euler step: it is stable for any interval, and needs no
-/// `exp`, whose last digit differs between machines.
+/// An exponential average over real time, by the implicit Euler step: it is stable for any
+/// interval, and needs no `exp`, whose last digit differs between machines.
 fn towards(average: u64, value: u64, passed: Duration, remembers: Duration) -> u64 {
     let (passed, remembers) = (passed.as_secs_f64(), remembers.as_secs_f64());
     let share = passed / (passed + remembers).max(f64::MIN_POSITIVE);
@@ -54,12 +55,13 @@ fn towards(average: u64, value: u64, passed: Duration, remembers: Duration) -> u
     (average as f64 + change).max(0.0) as u64
 }
 
-/// What `guest` uses of what it sees and cannot do without, by its own words: never more than it has. Absent when it does
-/// not say.
+/// What `guest` uses of what it sees and cannot do without, by its own words: never more than it
+/// has. Absent when it does not say.
 ///
-/// All of the numbers come from the same statistics, so that a balloon that moves meanwhile makes no demand: what it
-/// sees less what is available, and what its kernel keeps for itself. A driver that leaves `MEMTOT` alone (with
-/// `DEFLATE_ON_OOM`) counts the balloon as used: what the guest has, less the `unseen` of it, bounds that.
+/// All of the numbers come from the same statistics, so that a balloon that moves meanwhile makes
+/// no demand: what it sees less what is available, and what its kernel keeps for itself. A driver
+/// that leaves `MEMTOT` alone (with `DEFLATE_ON_OOM`) counts the balloon as used: what the guest
+/// has, less the `unseen` of it, bounds that.
 pub(super) fn used_bytes(
     guest: &Guest,
     balloon: &Balloon,
@@ -77,8 +79,8 @@ pub(super) fn used_bytes(
     Some(sees.saturating_sub(available).saturating_add(kernel).min(has))
 }
 
-/// What `guest` has and its kernel says nothing of, beyond what that keeps for itself. Absent when it does not say what it
-/// sees.
+/// What `guest` has and its kernel says nothing of, beyond what that keeps for itself. Absent when
+/// it does not say what it sees.
 pub(super) fn untold_bytes(
     guest: &Guest,
     balloon: &Balloon,
@@ -88,7 +90,8 @@ pub(super) fn untold_bytes(
     Some(untold.saturating_sub(kernel_bytes_max(guest)))
 }
 
-/// The most that a kernel is taken to keep for itself: its code, and what it needs to manage the rest.
+/// The most that a kernel is taken to keep for itself: its code, and what it needs to manage the
+/// rest.
 fn kernel_bytes_max(guest: &Guest) -> u64 {
     guest.memory_bytes / 16
 }

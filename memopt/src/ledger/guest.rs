@@ -29,8 +29,8 @@ pub struct GuestLedger {
     pub seen: Duration,
     /// What it uses of what it sees, damped; absent while it has not said.
     pub demand: Option<Demand>,
-    /// What it has and never sees, in bytes: behind `mem=`, for `crashkernel=`, or its kernel's beyond a sixteenth. Its balloon cannot
-    /// take it, and it is taken to hold nothing of the host.
+    /// What it has and never sees, in bytes: behind `mem=`, for `crashkernel=`, or its kernel's
+    /// beyond a sixteenth. Its balloon cannot take it, and it is taken to hold nothing of the host.
     #[serde(default)]
     pub unseen_bytes: u64,
     /// Its last pain.
@@ -118,9 +118,10 @@ impl GuestLedger {
         }
     }
 
-    /// Learns what the guest never sees, from statistics of `at`. That is plain while its balloon is empty. While it holds memory and
-    /// stands still, it is at least what is not told: drivers that leave `MEMTOT` alone tell of the balloon, too. What a balloon has
-    /// moved by since the statistics were taken is not told either.
+    /// Learns what the guest never sees, from statistics of `at`. That is plain while its balloon
+    /// is empty. While it holds memory and stands still, it is at least what is not told: drivers
+    /// that leave `MEMTOT` alone tell of the balloon, too. What a balloon has moved by since the
+    /// statistics were taken is not told either.
     fn learn_unseen(
         &mut self,
         guest: &Guest,
@@ -187,8 +188,8 @@ impl GuestLedger {
         bench.is_none_or(|bench| bench.until <= now)
     }
 
-    /// Whether the balloon is asked to inflate and does not. A request to deflate is never given up: it takes nothing
-    /// from anybody.
+    /// Whether the balloon is asked to inflate and does not. A request to deflate is never given
+    /// up: it takes nothing from anybody.
     #[must_use]
     pub fn is_stuck(&self, balloon: &Balloon, now: Duration, policy: &BalloonPolicy) -> bool {
         let is_asked = balloon.target_bytes.saturating_add(STILL_BYTES) < balloon.actual_bytes;

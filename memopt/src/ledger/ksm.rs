@@ -1,4 +1,5 @@
-//! What is remembered of the kernel's merging: whose it is, and whether the open window still brings anything.
+//! What is remembered of the kernel's merging: whose it is, and whether the open window still
+//! brings anything.
 
 use std::time::Duration;
 
@@ -8,8 +9,8 @@ use crate::ksm::End;
 use crate::policy::MergePolicy;
 use crate::situation::{Host, Ksm};
 
-/// Pages that ksmd looks at in one second of CPU time as long as nothing was measured: 171,000 were when all
-/// differed, 290,000 when half were equal (EPYC, nested).
+/// Pages that ksmd looks at in one second of CPU time as long as nothing was measured: 171,000 were
+/// when all differed, 290,000 when half were equal (EPYC, nested).
 const PAGES_PER_CPU_SECOND: u64 = 171_000;
 
 /// What is remembered of the kernel's merging.
@@ -112,7 +113,8 @@ impl KsmLedger {
         }
     }
 
-    /// Who drives ksmd says why the open window has ended, which looks from outside could only guess.
+    /// Who drives ksmd says why the open window has ended, which looks from outside could only
+    /// guess.
     pub fn ended(&mut self, end: WindowEnd, now: Duration, policy: &MergePolicy) {
         if let Some(window) = &mut self.window {
             window.end = Some(end);

@@ -23,13 +23,15 @@ pub enum Level {
 }
 
 impl Level {
-    /// The level after a look at `host`: worse at once, better only when the bound is passed by the hysteresis.
+    /// The level after a look at `host`: worse at once, better only when the bound is passed by the
+    /// hysteresis.
     #[must_use]
     pub fn next(self, host: &Host, policy: &HostPolicy) -> Self {
         let free = host.available_bytes as f64 / host.total_bytes.max(1) as f64;
         let stall = host.pressure.map_or(0.0, |pressure| pressure.full_10s);
         let margin = |level| if self >= level { policy.hysteresis } else { 0.0 };
-        // Half of what made it red: pressure averages fall slowly, and then pass their bound many times.
+        // Half of what made it red: pressure averages fall slowly, and then pass their bound many
+        // times.
         let calm = if self == Self::Red { policy.red_stall / 2.0 } else { policy.red_stall };
         if free < policy.red_below + margin(Self::Red) || stall >= calm {
             Self::Red

@@ -1,10 +1,11 @@
-//! What has to be remembered between two looks at the host: damped demand, pain, stuck balloons, benched actuators,
-//! the merging window.
+//! What has to be remembered between two looks at the host: damped demand, pain, stuck balloons,
+//! benched actuators, the merging window.
 //!
-//! [`Ledger::observe`] is told of every look, [`Ledger::acted`] of what was then done, [`Ledger::verified`] of what
-//! came of it. The ledger decides nothing: [`crate::plan`] reads it. It is plain data, can be kept in a file, and
-//! grows with the number of guests alone. Times are the host's uptime, which no one sets back; after a reboot of the
-//! host nothing in it means anything, and it forgets all. Start reading at [`Ledger`].
+//! [`Ledger::observe`] is told of every look, [`Ledger::acted`] of what was then done,
+//! [`Ledger::verified`] of what came of it. The ledger decides nothing: [`crate::plan`] reads it.
+//! It is plain data, can be kept in a file, and grows with the number of guests alone. Times are
+//! the host's uptime, which no one sets back; after a reboot of the host nothing in it means
+//! anything, and it forgets all. Start reading at [`Ledger`].
 
 mod demand;
 mod guest;
@@ -103,8 +104,8 @@ impl Ledger {
         }
     }
 
-    /// Takes in that `step` is about to be done: a balloon that it has set is known for ours also by
-    /// a node that follows on one which ended before it could say so.
+    /// Takes in that `step` is about to be done: a balloon that it has set is known for ours also
+    /// by a node that follows on one which ended before it could say so.
     pub fn intends(&mut self, step: &Step) {
         let Action::SetBalloon { guest, from_bytes, to_bytes } = &step.action else { return };
         let is_ours = self.remembers(guest, *from_bytes);
@@ -144,8 +145,9 @@ impl Ledger {
         }
     }
 
-    /// Whether what `guest` is asked to keep was set by a step, and not by somebody else since: as its monitor tells, which is true
-    /// also of a step on the host that it came from, or as remembered here.
+    /// Whether what `guest` is asked to keep was set by a step, and not by somebody else since: as
+    /// its monitor tells, which is true also of a step on the host that it came from, or as
+    /// remembered here.
     #[must_use]
     pub fn has_asked(&self, guest: &Guest) -> bool {
         guest.balloon.as_ref().is_some_and(|balloon| {
@@ -176,7 +178,8 @@ impl Ledger {
         standing.judge(outcome, now, &policy.verify);
     }
 
-    /// Why `actuator` is benched for `guest`, or for the host itself when that is `None`; absent when it is not.
+    /// Why `actuator` is benched for `guest`, or for the host itself when that is `None`; absent
+    /// when it is not.
     #[must_use]
     pub fn bench(&self, guest: Option<&str>, actuator: Actuator) -> Option<&Bench> {
         let standings = match guest {
@@ -186,7 +189,8 @@ impl Ledger {
         standings.get(&actuator)?.bench.as_ref().filter(|bench| bench.until > self.uptime)
     }
 
-    /// Lets `actuator` try again at once, for `guest` or for the host itself: an operator has mended what was wrong.
+    /// Lets `actuator` try again at once, for `guest` or for the host itself: an operator has
+    /// mended what was wrong.
     pub fn pardon(&mut self, guest: Option<&str>, actuator: Actuator) {
         match guest {
             Some(name) => {

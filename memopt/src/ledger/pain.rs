@@ -56,8 +56,8 @@ impl fmt::Display for PainCause {
     }
 }
 
-/// Rates are of a second at least, however often somebody looks: a few faults between two looks are no storm, and a storm is not
-/// divided among them.
+/// Rates are of a second at least, however often somebody looks: a few faults between two looks are
+/// no storm, and a storm is not divided among them.
 const SPAN: Duration = Duration::from_secs(1);
 
 /// The counters of a guest from which its growth is told, and when they were taken.
@@ -85,8 +85,8 @@ impl Counters {
         went_back(&self.last, statistics)
     }
 
-    /// Takes in newer statistics; says what pain they show. A counter that went back means that the guest began anew:
-    /// nothing is told from it, nor from one that was missing before.
+    /// Takes in newer statistics; says what pain they show. A counter that went back means that the
+    /// guest began anew: nothing is told from it, nor from one that was missing before.
     pub(super) fn next(
         &mut self,
         statistics: &Statistics,

@@ -35,7 +35,8 @@ fn demand_rises_at_once_and_falls_slowly() {
     assert_eq!(demand(&told(&looks)), 4 * GIB);
     looks.extend((2..62).map(|round| using(round * 10, GIB)));
     let later = demand(&told(&looks));
-    // The slow average has seen 4 GiB for ten seconds of ten minutes only, the fast one for ten of one.
+    // The slow average has seen 4 GiB for ten seconds of ten minutes only, the fast one for ten of
+    // one.
     assert!(later > GIB && later < GIB + 100 * MIB, "{later}");
     let mut looks = vec![using(0, 4 * GIB), using(10, GIB)];
     assert!(demand(&told(&looks)) > 3 * GIB, "ten seconds later");
@@ -63,8 +64,9 @@ fn what_the_kernel_keeps_for_itself_is_demand() {
     assert_eq!(demand(&told(&[look])), GIB + 200 * MIB);
 }
 
-/// A guest of 8 GiB that uses 1 GiB of the 5 GiB that it sees (`mem=5G`); a sixteenth is its kernel's. It has `has`, and its driver takes
-/// what its balloon holds off its total where it `follows`.
+/// A guest of 8 GiB that uses 1 GiB of the 5 GiB that it sees (`mem=5G`); a sixteenth is its
+/// kernel's. It has `has`, and its driver takes what its balloon holds off its total where it
+/// `follows`.
 fn limited(seconds: u64, has: u64, said_with: u64, follows: bool) -> Situation {
     let mut look = using(seconds, GIB);
     let guest = &mut look.guests[0];
@@ -91,10 +93,12 @@ fn what_a_guest_never_sees_is_told_from_a_balloon_that_moves() {
         assert_eq!(needs(limited(0, 8 * GIB, 8 * GIB, follows)), all);
         assert_eq!(needs(limited(10, 6 * GIB, 6 * GIB, follows)), all, "{follows}");
         assert_eq!(needs(limited(20, 6 * GIB, 6 * GIB, follows)), all, "{follows}");
-        // It has given more, and its statistics are from before: for that moment it seems to need less.
+        // It has given more, and its statistics are from before: for that moment it seems to need
+        // less.
         let moving = needs(limited(30, 5 * GIB, 6 * GIB, follows));
         assert!(moving <= all && moving > all / 100 * 99, "{follows}: {moving}");
-        // It has all of it back, and its statistics are from before: it seems to need more, which falls slowly.
+        // It has all of it back, and its statistics are from before: it seems to need more, which
+        // falls slowly.
         needs(limited(40, 8 * GIB, 5 * GIB, follows));
         assert!(needs(limited(50, 8 * GIB, 8 * GIB, follows)) >= all, "{follows}");
     }
@@ -389,7 +393,8 @@ proptest! {
     }
 }
 
-/// Whether `ledger` takes a guest's balloon for one that a step has set, when its monitor does not tell.
+/// Whether `ledger` takes a guest's balloon for one that a step has set, when its monitor does not
+/// tell.
 fn asked(ledger: &Ledger, name: &str, target_bytes: u64) -> bool {
     let mut guest = guest(name, 8 * GIB);
     balloon(&mut guest).target_bytes = target_bytes;

@@ -1,4 +1,5 @@
-//! Changes of direction of a balloon: more than a few in a while are an oscillation, which is damped.
+//! Changes of direction of a balloon: more than a few in a while are an oscillation, which is
+//! damped.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -38,7 +39,8 @@ impl Turns {
         }
     }
 
-    /// How much wider the dead band and longer the pauses have to be: 1 as long as nothing oscillates, 8 at most.
+    /// How much wider the dead band and longer the pauses have to be: 1 as long as nothing
+    /// oscillates, 8 at most.
     #[must_use]
     pub fn damping(&self) -> u32 {
         1 << self.at.len().saturating_sub(TURNS_FREE).min(3)

@@ -3,7 +3,8 @@
 use super::fields::Fields;
 use super::{ObserveError, Sources};
 
-/// Host memory of one process, in bytes. Sizes are what the kernel's page tables say at that moment.
+/// Host memory of one process, in bytes. Sizes are what the kernel's page tables say at that
+/// moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ProcessCost {
     /// RSS: every page that is mapped, shared ones in full.
@@ -34,12 +35,12 @@ impl ProcessCost {
 
 /// Reads what process `pid` costs, from `/proc/PID/smaps_rollup` and `/proc/PID/status`.
 ///
-/// The kernel walks the page tables of the process for this: 5 ms for 512 MiB of 4 KiB pages (`cargo bench -p memopt --bench
-/// observe -- 8 512`), much less for huge pages.
+/// The kernel walks the page tables of the process for this: 5 ms for 512 MiB of 4 KiB pages
+/// (`cargo bench -p memopt --bench observe -- 8 512`), much less for huge pages.
 ///
 /// # Errors
-/// [`ObserveError::Gone`] when the process ends meanwhile, [`ObserveError::Forbidden`] for a process
-/// of another user.
+/// [`ObserveError::Gone`] when the process ends meanwhile, [`ObserveError::Forbidden`] for a
+/// process of another user.
 pub fn process_cost(pid: u32) -> Result<ProcessCost, ObserveError> {
     process_cost_in(&Sources::system(), pid)
 }
@@ -51,9 +52,9 @@ pub(super) fn process_cost_in(sources: &Sources, pid: u32) -> Result<ProcessCost
     parse_process_cost(&rollup, &status)
 }
 
-/// Reads only what process `pid` occupies, in bytes, from `/proc/PID/status`: its RSS and, which RSS leaves out,
-/// its huge pages from the pool. The kernel keeps these counters, so this costs microseconds however large the
-/// process is.
+/// Reads only what process `pid` occupies, in bytes, from `/proc/PID/status`: its RSS and, which
+/// RSS leaves out, its huge pages from the pool. The kernel keeps these counters, so this costs
+/// microseconds however large the process is.
 ///
 /// # Errors
 /// [`ObserveError::Gone`] when the process ends meanwhile, or has no memory any more.

@@ -57,11 +57,13 @@ impl fmt::Display for Part {
     }
 }
 
-/// Reads all that plans need to know of the host, and which parts of it this kernel does not tell or tells wrongly. A kernel
-/// that was built without one of them is no error. The merge domain is not the kernel's: it is left open.
+/// Reads all that plans need to know of the host, and which parts of it this kernel does not tell
+/// or tells wrongly. A kernel that was built without one of them is no error. The merge domain is
+/// not the kernel's: it is left open.
 ///
 /// # Errors
-/// [`ObserveError`] when the host's memory itself cannot be read: without it there is nothing to decide from.
+/// [`ObserveError`] when the host's memory itself cannot be read: without it there is nothing to
+/// decide from.
 pub fn host(sources: &Sources) -> Result<(situation::Host, Vec<Missing>), ObserveError> {
     let mut missing = Vec::new();
     let text = sources.read("proc/meminfo")?;

@@ -52,7 +52,8 @@ pub struct Activity {
     pub pswpout: Option<u64>,
 }
 
-/// Reads what transparent huge pages hold, from `/proc/meminfo` and `/sys/kernel/mm/transparent_hugepage`.
+/// Reads what transparent huge pages hold, from `/proc/meminfo` and
+/// `/sys/kernel/mm/transparent_hugepage`.
 ///
 /// # Errors
 /// [`ObserveError`] when `meminfo` cannot be read or is not what the kernel writes.

@@ -1,6 +1,7 @@
 //! The kernel's samepage merging: its counters, its knobs, and the CPU time of its thread.
 //!
-//! Documentation/admin-guide/mm/ksm.rst of the kernel names the files. Those that came later than Linux 4.14 may be missing.
+//! Documentation/admin-guide/mm/ksm.rst of the kernel names the files. Those that came later than
+//! Linux 4.14 may be missing.
 
 use std::time::Duration;
 
@@ -60,7 +61,8 @@ pub struct KsmKnobs {
 pub enum Advisor {
     /// Whoever writes `pages_to_scan`.
     Off,
-    /// The kernel, so that a scan takes `advisor_target_scan_time`; `pages_to_scan` cannot be written then.
+    /// The kernel, so that a scan takes `advisor_target_scan_time`; `pages_to_scan` cannot be
+    /// written then.
     ScanTime,
 }
 
@@ -139,11 +141,12 @@ pub fn ksm_knobs(sources: &Sources) -> Result<KsmKnobs, ObserveError> {
     })
 }
 
-/// The CPU time of ksmd since the host booted: in nanoseconds where the kernel counts them (`schedstat`), otherwise in
-/// hundredths of a second.
+/// The CPU time of ksmd since the host booted: in nanoseconds where the kernel counts them
+/// (`schedstat`), otherwise in hundredths of a second.
 ///
 /// # Errors
-/// [`ObserveError::NoThread`] when no kernel thread is called so (as in a container that sees its own processes alone).
+/// [`ObserveError::NoThread`] when no kernel thread is called so (as in a container that sees its
+/// own processes alone).
 pub fn ksmd_time(sources: &Sources) -> Result<Duration, ObserveError> {
     let pid = find_ksmd(sources)?;
     if let Ok(text) = sources.read_of(pid, "schedstat")
@@ -157,7 +160,8 @@ pub fn ksmd_time(sources: &Sources) -> Result<Duration, ObserveError> {
     Ok(Duration::from_millis(ticks.saturating_mul(1000 / TICKS_PER_SECOND)))
 }
 
-/// The process of ksmd: it has the name, and kthreadd (process 2) as its parent, which no program can have.
+/// The process of ksmd: it has the name, and kthreadd (process 2) as its parent, which no program
+/// can have.
 fn find_ksmd(sources: &Sources) -> Result<u32, ObserveError> {
     if let Some(pid) = sources.ksmd.get() {
         return Ok(*pid);
@@ -172,7 +176,8 @@ fn find_ksmd(sources: &Sources) -> Result<u32, ObserveError> {
     Ok(*sources.ksmd.get_or_init(|| pid))
 }
 
-/// `utime` and `stime` in the text of `/proc/PID/stat` (proc(5): fields 14 and 15; the name may hold spaces and brackets).
+/// `utime` and `stime` in the text of `/proc/PID/stat` (proc(5): fields 14 and 15; the name may
+/// hold spaces and brackets).
 fn ticks(stat: &str) -> Option<u64> {
     let (_, rest) = stat.rsplit_once(") ")?;
     let mut fields = rest.split(' ').skip(11);

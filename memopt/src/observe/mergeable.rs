@@ -8,24 +8,29 @@ use super::process::{Merged, merged_of_thread};
 use super::sources::{if_there, named};
 use super::{ObserveError, Sources};
 
-/// Longest file that is read: a mapping takes a kilobyte, and a process has 65,530 of them (`vm.max_map_count`).
+/// Longest file that is read: a mapping takes a kilobyte, and a process has 65,530 of them
+/// (`vm.max_map_count`).
 const FILE_BYTES_MAX: u64 = 80 << 20;
 /// So many processes are named; that there are more changes nothing.
 const NAMED_MAX: usize = 8;
 
-/// The addresses at which process `pid` lets the kernel merge pages (`madvise(MADV_MERGEABLE)`; `mg` among the `VmFlags` of
-/// `/proc/PID/smaps`), in order. The kernel walks all its page tables for it.
+/// The addresses at which process `pid` lets the kernel merge pages (`madvise(MADV_MERGEABLE)`;
+/// `mg` among the `VmFlags` of `/proc/PID/smaps`), in order. The kernel walks all its page tables
+/// for it.
 ///
 /// # Errors
-/// [`ObserveError::Gone`] when it ends meanwhile, [`ObserveError::Forbidden`] for another user's process, [`ObserveError::Read`].
+/// [`ObserveError::Gone`] when it ends meanwhile, [`ObserveError::Forbidden`] for another user's
+/// process, [`ObserveError::Read`].
 pub fn mergeable_areas(sources: &Sources, pid: u32) -> Result<Vec<Range<u64>>, ObserveError> {
     Ok(areas(sources, pid, &format!("proc/{pid}"), usize::MAX)?.unwrap_or_default())
 }
 
-/// The processes that let the kernel merge pages of theirs, each as its number and [`named_process`], but for those with a number in
-/// `known`; 8 at most. One that cannot be inspected may be such a process, and is among them. Kernels older than Linux 6.15 have no answer
-/// for a process as a whole: there, all page tables of those that let nothing be merged are walked. `now_at` hears of each process before
-/// it is inspected, which takes as long as that process holds its memory map.
+/// The processes that let the kernel merge pages of theirs, each as its number and
+/// [`named_process`], but for those with a number in `known`; 8 at most. One that cannot be
+/// inspected may be such a process, and is among them. Kernels older than Linux 6.15 have no answer
+/// for a process as a whole: there, all page tables of those that let nothing be merged are walked.
+/// `now_at` hears of each process before it is inspected, which takes as long as that process holds
+/// its memory map.
 ///
 /// # Errors
 /// The list of processes cannot be read.
@@ -89,7 +94,8 @@ fn thread_lets_merge(
     }
 }
 
-/// The first `count` areas of the memory of the thread of process `pid` whose folder is `folder`; `None` when it has none.
+/// The first `count` areas of the memory of the thread of process `pid` whose folder is `folder`;
+/// `None` when it has none.
 fn areas(
     sources: &Sources,
     pid: u32,

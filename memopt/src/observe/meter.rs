@@ -1,10 +1,12 @@
 //! What many processes cost, without walking the page tables of all of them in each round.
 //!
-//! PSS is what a guest really costs, and dear: the kernel walks every mapped page for it. RSS, pool pages, swap and merged pages
-//! are counters. So each round reads the counters of every process, and PSS of as many as fit a budget of time: first those that
-//! were never measured, then those whose counters have moved most, then the oldest. Between two measurements PSS is taken to have
-//! moved as RSS did, less half of what was merged since: a page merged with one other is charged by half. The error is gone with
-//! the next measurement, and whoever verifies what an action brought asks for [`Meter::exact`].
+//! PSS is what a guest really costs, and dear: the kernel walks every mapped page for it. RSS, pool
+//! pages, swap and merged pages are counters. So each round reads the counters of every process,
+//! and PSS of as many as fit a budget of time: first those that were never measured, then those
+//! whose counters have moved most, then the oldest. Between two measurements PSS is taken to have
+//! moved as RSS did, less half of what was merged since: a page merged with one other is charged by
+//! half. The error is gone with the next measurement, and whoever verifies what an action brought
+//! asks for [`Meter::exact`].
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -14,7 +16,8 @@ use super::process::{Cheap, exact_cost};
 use super::{ObserveError, Sources};
 use crate::situation::Cost;
 
-/// What walking a page table takes until it was measured, in nanoseconds per MiB: 4 KiB pages, a slow host.
+/// What walking a page table takes until it was measured, in nanoseconds per MiB: 4 KiB pages, a
+/// slow host.
 const NANOSECONDS_PER_MIB: u64 = 10_000;
 
 /// After this long a process is measured before any that only moved more.
@@ -41,9 +44,11 @@ struct Known {
 /// What a process costs, and how well that is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Metered {
-    /// What it costs. Before the first exact measurement PSS is as high as RSS, which it never exceeds.
+    /// What it costs. Before the first exact measurement PSS is as high as RSS, which it never
+    /// exceeds.
     pub cost: Cost,
-    /// Time since PSS was measured; absent when it never was. All else is of this moment, but for huge pages.
+    /// Time since PSS was measured; absent when it never was. All else is of this moment, but for
+    /// huge pages.
     pub exact_age: Option<Duration>,
 }
 
@@ -60,14 +65,15 @@ struct Candidate {
 }
 
 impl Meter {
-    /// A meter that spends about `budget` on exact measurements in each round; at least one is made.
+    /// A meter that spends about `budget` on exact measurements in each round; at least one is
+    /// made.
     #[must_use]
     pub const fn new(budget: Duration) -> Self {
         Self { budget, known: BTreeMap::new() }
     }
 
-    /// What each of `pids` costs, in their order; processes that are not among them are forgotten. `now` is any clock that never
-    /// goes back.
+    /// What each of `pids` costs, in their order; processes that are not among them are forgotten.
+    /// `now` is any clock that never goes back.
     pub fn round(
         &mut self,
         sources: &Sources,
@@ -101,7 +107,8 @@ impl Meter {
         told.map(|(pid, cheap)| cheap.map(|cheap| self.estimate(*pid, &cheap, now))).collect()
     }
 
-    /// What each of `pids` costs by their counters alone: nothing is measured, and nobody is forgotten.
+    /// What each of `pids` costs by their counters alone: nothing is measured, and nobody is
+    /// forgotten.
     ///
     /// For looks that are too frequent for page tables to be walked.
     pub fn estimates(
@@ -211,7 +218,8 @@ fn expected(known: Option<&Known>, now: &Cheap) -> Duration {
     known.took.mul_f64(growth.clamp(0.1, 100.0))
 }
 
-/// Orders by need: the unknown, then those that waited too long, then those that moved by more than 16 MiB, then the oldest.
+/// Orders by need: the unknown, then those that waited too long, then those that moved by more than
+/// 16 MiB, then the oldest.
 fn urgent_first(candidates: &mut [Candidate]) {
     // Small movements are noise: they are put on one step, on which age decides.
     let step = |candidate: &Candidate| candidate.drift_bytes.checked_ilog2().unwrap_or(0).max(24);

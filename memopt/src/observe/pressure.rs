@@ -1,4 +1,5 @@
-//! How much work waits for memory: pressure stall information (Documentation/accounting/psi.rst of the kernel).
+//! How much work waits for memory: pressure stall information (Documentation/accounting/psi.rst of
+//! the kernel).
 
 use super::ObserveError;
 use super::sources::Sources;
@@ -9,7 +10,8 @@ const FILE: &str = "proc/pressure/memory";
 /// Reads `/proc/pressure/memory`.
 ///
 /// # Errors
-/// [`ObserveError::Absent`] on a kernel without it (`CONFIG_PSI`, or booted with `psi=0`); [`ObserveError::Unexpected`].
+/// [`ObserveError::Absent`] on a kernel without it (`CONFIG_PSI`, or booted with `psi=0`);
+/// [`ObserveError::Unexpected`].
 pub fn pressure(sources: &Sources) -> Result<Pressure, ObserveError> {
     let text = sources.read(FILE)?;
     parse_pressure(&text).ok_or_else(|| sources.unexpected(FILE, &text))

@@ -1,4 +1,5 @@
-//! What one process costs, in the shape that plans are made from, and what the kernel has merged of it.
+//! What one process costs, in the shape that plans are made from, and what the kernel has merged of
+//! it.
 
 use super::cost::{ProcessCost, process_cost_in};
 use super::fields::Fields;
@@ -9,7 +10,8 @@ use crate::situation::Cost;
 /// Bytes of a page that the kernel merges.
 const PAGE_BYTES: u64 = 4096;
 
-/// What the kernel's samepage merging does for one process (`/proc/PID/ksm_stat`, Linux 6.1 and later).
+/// What the kernel's samepage merging does for one process (`/proc/PID/ksm_stat`, Linux 6.1 and
+/// later).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Merged {
     /// Pages that the kernel keeps a record of.
@@ -18,9 +20,11 @@ pub struct Merged {
     pub zero_pages: u64,
     /// Pages that are merged with others, of this process or of another.
     pub merging_pages: u64,
-    /// What merging them saves less what the records take. The sum over processes is more than what is saved. Signed.
+    /// What merging them saves less what the records take. The sum over processes is more than what
+    /// is saved. Signed.
     pub profit_bytes: i64,
-    /// Whether all memory of the process may be merged (`PR_SET_MEMORY_MERGE`); absent on older kernels.
+    /// Whether all memory of the process may be merged (`PR_SET_MEMORY_MERGE`); absent on older
+    /// kernels.
     pub merge_any: Option<bool>,
     /// Whether any memory of it may be merged; absent on older kernels.
     pub is_mergeable: Option<bool>,
@@ -34,14 +38,16 @@ impl Merged {
     }
 }
 
-/// Reads what is merged of process `pid`; `None` on a kernel that does not tell, and for a process whose first thread has no memory: a
-/// thread of the kernel, a zombie, or one whose first thread has ended before the others.
+/// Reads what is merged of process `pid`; `None` on a kernel that does not tell, and for a process
+/// whose first thread has no memory: a thread of the kernel, a zombie, or one whose first thread
+/// has ended before the others.
 ///
 /// # Errors
-/// [`ObserveError::Gone`] when it ends meanwhile, [`ObserveError::Forbidden`] for another user's process,
-/// [`ObserveError::Unexpected`].
+/// [`ObserveError::Gone`] when it ends meanwhile, [`ObserveError::Forbidden`] for another user's
+/// process, [`ObserveError::Unexpected`].
 pub fn merged(sources: &Sources, pid: u32) -> Result<Option<Merged>, ObserveError> {
-    // Without the folder the process is gone; without this file alone it is the kernel that does not tell.
+    // Without the folder the process is gone; without this file alone it is the kernel that does
+    // not tell.
     if !sources.path(format!("proc/{pid}")).exists() {
         return Err(ObserveError::Gone { pid });
     }
@@ -85,11 +91,12 @@ pub fn parse_ksm_stat(text: &str) -> Option<Merged> {
     })
 }
 
-/// Reads what process `pid` costs. The kernel walks all its page tables for it: [`super::Meter`] does that for many guests only
-/// now and then.
+/// Reads what process `pid` costs. The kernel walks all its page tables for it: [`super::Meter`]
+/// does that for many guests only now and then.
 ///
 /// # Errors
-/// [`ObserveError::Gone`] when it ends meanwhile, [`ObserveError::Forbidden`] for another user's process.
+/// [`ObserveError::Gone`] when it ends meanwhile, [`ObserveError::Forbidden`] for another user's
+/// process.
 pub fn cost(sources: &Sources, pid: u32) -> Result<Cost, ObserveError> {
     let merged = merged(sources, pid)?;
     let exact = process_cost_in(sources, pid)?;
@@ -145,8 +152,8 @@ impl Cheap {
     }
 }
 
-/// When a process began, in ticks of the kernel's clock since it booted: with its number, that tells it
-/// from all others.
+/// When a process began, in ticks of the kernel's clock since it booted: with its number, that
+/// tells it from all others.
 pub(crate) fn started_of(sources: &Sources, pid: u32) -> Result<u64, ObserveError> {
     let stat = sources.read_of(pid, "stat")?;
     started(&stat).ok_or_else(|| sources.unexpected(&format!("proc/{pid}/stat"), &stat))

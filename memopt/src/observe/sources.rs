@@ -7,8 +7,8 @@ use std::sync::OnceLock;
 
 use super::ObserveError;
 
-/// Longest file that is read: the kernel's are a few KiB (`vmstat`, and `status` of a process with very many supplementary
-/// groups, are the longest).
+/// Longest file that is read: the kernel's are a few KiB (`vmstat`, and `status` of a process with
+/// very many supplementary groups, are the longest).
 const FILE_BYTES_MAX: usize = 1 << 20;
 
 /// Most entries of a folder that are looked at: process ids end at 2^22, but nobody runs as many.
@@ -57,7 +57,8 @@ impl Sources {
     /// Reads a file of process `pid` whole, such as `status`.
     ///
     /// # Errors
-    /// [`ObserveError::Gone`], [`ObserveError::Forbidden`], [`ObserveError::TooLong`] or [`ObserveError::Read`].
+    /// [`ObserveError::Gone`], [`ObserveError::Forbidden`], [`ObserveError::TooLong`] or
+    /// [`ObserveError::Read`].
     pub(crate) fn read_of(&self, pid: u32, file: &str) -> Result<String, ObserveError> {
         read(&self.path(format!("proc/{pid}/{file}")), Some(pid))
     }
@@ -124,7 +125,8 @@ pub(crate) fn if_there<T>(read: Result<T, ObserveError>) -> Result<Option<T>, Ob
     }
 }
 
-/// Digits alone, with white space around them: the kernel writes no plus sign, which `parse` would take.
+/// Digits alone, with white space around them: the kernel writes no plus sign, which `parse` would
+/// take.
 pub(crate) fn unsigned(text: &str) -> Option<u64> {
     let digits = text.trim();
     if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {

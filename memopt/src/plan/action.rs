@@ -17,7 +17,8 @@ pub struct ChunkRange {
     pub count: u32,
 }
 
-/// What can be done. All of it names what is to be, not a change to what is: doing it twice does no harm.
+/// What can be done. All of it names what is to be, not a change to what is: doing it twice does no
+/// harm.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum Action {
@@ -64,7 +65,8 @@ pub enum Action {
         cpu_time: Duration,
         /// How long, at most.
         window: Duration,
-        /// What the window is expected to bring in all, with the steps that only mark memory for it.
+        /// What the window is expected to bring in all, with the steps that only mark memory for
+        /// it.
         window_bytes: i64,
     },
     /// Close the window, and give ksmd back the settings that it had.
@@ -112,7 +114,8 @@ impl Action {
         }
     }
 
-    /// Whether it takes memory from a guest by its balloon: what a node that is killed may not forget.
+    /// Whether it takes memory from a guest by its balloon: what a node that is killed may not
+    /// forget.
     #[must_use]
     pub fn inflates_a_balloon(&self) -> bool {
         matches!(self, Self::SetBalloon { from_bytes, to_bytes, .. } if to_bytes < from_bytes)
@@ -134,8 +137,8 @@ impl Action {
         }
     }
 
-    /// In which order things are done: what guests need comes first, then what makes the rest safe, then what brings
-    /// most for least.
+    /// In which order things are done: what guests need comes first, then what makes the rest safe,
+    /// then what brings most for least.
     pub(super) fn rank(&self) -> u8 {
         match self {
             Self::SetBalloon { from_bytes, to_bytes, .. } if to_bytes > from_bytes => 0,

@@ -1,8 +1,10 @@
 //! What ksmd's CPU time pays for.
 //!
-//! ksmd looks at all that is marked alike, and at each page twice before it merges it: with less CPU time than that takes it would merge
-//! next to nothing. So no more is marked than that time pays for, and first what brings most for a page that is looked at. Clones
-//! have equal pages at the same addresses, which are of use together only: a chunk is chosen in all guests of the domain, or in none.
+//! ksmd looks at all that is marked alike, and at each page twice before it merges it: with less
+//! CPU time than that takes it would merge next to nothing. So no more is marked than that time
+//! pays for, and first what brings most for a page that is looked at. Clones have equal pages at
+//! the same addresses, which are of use together only: a chunk is chosen in all guests of the
+//! domain, or in none.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,8 +13,8 @@ use std::time::Duration;
 use super::chunks::Worth;
 use super::view::Context;
 
-/// How often a window looks at each page: in two full scans, in the rest of the one amid which it begins, and in parts of one more until
-/// they bring nothing (`crate::ksm`). 2.57 were seen.
+/// How often a window looks at each page: in two full scans, in the rest of the one amid which it
+/// begins, and in parts of one more until they bring nothing (`crate::ksm`). 2.57 were seen.
 pub(super) const LOOKS: f64 = 2.5;
 
 impl Context<'_> {
@@ -32,7 +34,8 @@ impl Context<'_> {
     }
 }
 
-/// The numbers of those chunks that bring most, as many as fit `pages_max` pages in all guests together; none when all of them do.
+/// The numbers of those chunks that bring most, as many as fit `pages_max` pages in all guests
+/// together; none when all of them do.
 pub(super) fn best(worths: impl Iterator<Item = Worth>, pages_max: u64) -> Option<BTreeSet<u32>> {
     let mut places: BTreeMap<u32, (u64, i64)> = BTreeMap::new();
     for worth in worths {

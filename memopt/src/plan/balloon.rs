@@ -1,8 +1,9 @@
-//! The law of one balloon: what a guest needs, what it must get at once, and what could be taken from it.
+//! The law of one balloon: what a guest needs, what it must get at once, and what could be taken
+//! from it.
 //!
-//! `want = demand + reserve`, between the guest's floor and its maximum. Upwards all at once, downwards by steps;
-//! everything at once, and for a while, when the guest hurts. Targets are absolute, so that a step that is done
-//! twice, or not at all, does no harm.
+//! `want = demand + reserve`, between the guest's floor and its maximum. Upwards all at once,
+//! downwards by steps; everything at once, and for a while, when the guest hurts. Targets are
+//! absolute, so that a step that is done twice, or not at all, does no harm.
 
 use std::time::Duration;
 
@@ -111,8 +112,8 @@ impl Context<'_> {
         let keeps = |reserve: u64| {
             needs.saturating_add(reserve).clamp(limits.floor_bytes, limits.max_bytes)
         };
-        // What a short host has taken of the reserve, it gives back when it is short no more: or it would be short
-        // again at once.
+        // What a short host has taken of the reserve, it gives back when it is short no more: or it
+        // would be short again at once.
         let (owed, low) = match self.ledger.level {
             Level::Green => (reserve, keeps(reserve)),
             Level::Amber => (reserve / 2, keeps(reserve)),
@@ -196,7 +197,8 @@ impl Context<'_> {
     }
 }
 
-/// The CPU time that moving so much takes: a balloon of 4 KiB pages moves 0.95 GiB/s (hyperalloc-bench).
+/// The CPU time that moving so much takes: a balloon of 4 KiB pages moves 0.95 GiB/s
+/// (hyperalloc-bench).
 pub(super) fn cpu_of(bytes: u64) -> Duration {
     Duration::from_nanos(bytes)
 }

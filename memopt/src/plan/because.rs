@@ -175,12 +175,14 @@ pub enum Advice {
         /// What it says is free.
         free_bytes: u64,
     },
-    /// The kernel may merge this guest, and it belongs to no merge domain: nothing else may be merged beside it.
+    /// The kernel may merge this guest, and it belongs to no merge domain: nothing else may be
+    /// merged beside it.
     NameDomain {
         /// The guest.
         guest: String,
     },
-    /// A rule of the policy would give this guest something by its name, which is its owner's choice.
+    /// A rule of the policy would give this guest something by its name, which is its owner's
+    /// choice.
     NameUser {
         /// The guest.
         guest: String,

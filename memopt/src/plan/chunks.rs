@@ -1,10 +1,11 @@
 //! What each chunk of 2 MiB is worth: merged, huge, or left as it is.
 //!
-//! Merging and huge pages exclude each other in a chunk: one merged page costs a whole huge page. Measured on 1 GiB
-//! of huge pages with one common page in each 2 MiB: all huge pages gone, 2 MiB saved, and 14 MiB lost on balance,
-//! for the kernel's records take 64 bytes for each page that it looks at. With half of the pages equal, 491 MiB came
-//! back. So a chunk is merged when it is cold and rich in duplicates, made huge when it is hot, and left alone in
-//! between; what was decided is only turned when the chunk is clearly the other.
+//! Merging and huge pages exclude each other in a chunk: one merged page costs a whole huge page.
+//! Measured on 1 GiB of huge pages with one common page in each 2 MiB: all huge pages gone, 2 MiB
+//! saved, and 14 MiB lost on balance, for the kernel's records take 64 bytes for each page that it
+//! looks at. With half of the pages equal, 491 MiB came back. So a chunk is merged when it is cold
+//! and rich in duplicates, made huge when it is hot, and left alone in between; what was decided is
+//! only turned when the chunk is clearly the other.
 
 use std::collections::BTreeSet;
 
@@ -89,7 +90,8 @@ impl Chosen {
         self.chunks.is_empty()
     }
 
-    /// As few ranges as possible, and no more than a process can have: the ones that bring least are left out.
+    /// As few ranges as possible, and no more than a process can have: the ones that bring least
+    /// are left out.
     pub(super) fn into_ranges(mut self) -> (Vec<ChunkRange>, i64) {
         self.chunks.sort_unstable_by_key(|worth| worth.index);
         self.chunks.dedup_by_key(|worth| worth.index);
@@ -158,7 +160,8 @@ pub(super) fn fate(chunk: &Chunk, copies: f64, may_merge: MayMerge, policy: &Pol
     if chunk.is_mergeable {
         let is_poor = saved < merge.leave_share * PAGES;
         return match may_merge {
-            // Marked with all of its guest, and nothing of it is merged yet: a huge page is one piece.
+            // Marked with all of its guest, and nothing of it is merged yet: a huge page is one
+            // piece.
             MayMerge::Yes if chunk.is_huge && !is_worth_it => Fate::Unmerged(0),
             MayMerge::Yes if is_hot || is_poor => Fate::Unmerged(-bytes.max(0)),
             MayMerge::Yes => Fate::StaysMerged(bytes),
@@ -175,8 +178,8 @@ pub(super) fn fate(chunk: &Chunk, copies: f64, may_merge: MayMerge, policy: &Pol
     Fate::Same
 }
 
-/// The chunks that are hot and in small pages. Marks that cannot be taken away are no hindrance, for ksmd lets pages be that change, but
-/// merged pages are that stand twice in a chunk.
+/// The chunks that are hot and in small pages. Marks that cannot be taken away are no hindrance,
+/// for ksmd lets pages be that change, but merged pages are that stand twice in a chunk.
 pub(super) fn hot(survey: &Survey, marks: Marks, policy: &Policy) -> Chosen {
     let mut chosen = Chosen::default();
     let can_be_huge = |chunk: &&Chunk| marks == Marks::Ours || !chunk.has_twins;
@@ -199,7 +202,8 @@ pub(super) enum Marks {
     Theirs,
 }
 
-/// Pages that merging would save: of `n` equal pages all but one, and those that are written again soon not at all.
+/// Pages that merging would save: of `n` equal pages all but one, and those that are written again
+/// soon not at all.
 fn saved_pages(chunk: &Chunk, copies: f64) -> f64 {
     let present = f64::from(chunk.present_pages.min(512));
     if present == 0.0 {
@@ -213,8 +217,9 @@ fn saved_pages(chunk: &Chunk, copies: f64) -> f64 {
     (zero + duplicate * (1.0 - 1.0 / copies)) * stays
 }
 
-/// The chunks whose pages of zeros are worth a huge page, where they are in one; with what merging would save there too, for a
-/// huge page is given up once. What may be merged already and is in small pages has its zeros merged.
+/// The chunks whose pages of zeros are worth a huge page, where they are in one; with what merging
+/// would save there too, for a huge page is given up once. What may be merged already and is in
+/// small pages has its zeros merged.
 pub(super) fn of_zeros(
     survey: &Survey,
     may_merge: impl Fn(&Chunk) -> MayMerge,

@@ -1,8 +1,8 @@
 //! Which merge domain uses the kernel's merging.
 //!
-//! The kernel knows no domains: all that it may merge, it merges with each other, and what it has merged once it
-//! finds again. So the guests of one domain at most may be mergeable at a time. The others share with their
-//! templates.
+//! The kernel knows no domains: all that it may merge, it merges with each other, and what it has
+//! merged once it finds again. So the guests of one domain at most may be mergeable at a time. The
+//! others share with their templates.
 
 use std::collections::BTreeMap;
 
@@ -16,12 +16,13 @@ use crate::units::{Size, signed};
 /// The domain that is merged, and who stands against it.
 pub(super) struct Domain {
     pub(super) choice: DomainChoice,
-    /// Whose pages the kernel could merge with it, for people: guests of other domains, or of none, and processes of nobody here.
+    /// Whose pages the kernel could merge with it, for people: guests of other domains, or of none,
+    /// and processes of nobody here.
     pub(super) exposed: Vec<String>,
 }
 
-/// Whose pages the kernel could merge with those of `domain`, though they are not to be, for people. As long as there is somebody, it is
-/// not merged.
+/// Whose pages the kernel could merge with those of `domain`, though they are not to be, for
+/// people. As long as there is somebody, it is not merged.
 #[must_use]
 pub fn exposed(situation: &Situation, policy: &Policy, domain: &str) -> Vec<String> {
     let mergeable = situation.guests.iter().filter(|guest| guest.is_mergeable);
@@ -50,7 +51,8 @@ pub fn wants_merging(situation: &Situation, policy: &Policy) -> bool {
 }
 
 impl Context<'_> {
-    /// What each domain has, and could have. Guests that cannot be touched now count with what they have merged.
+    /// What each domain has, and could have. Guests that cannot be touched now count with what they
+    /// have merged.
     fn potentials<'v>(&self, all: &'v [View<'_>], free: &[View<'_>]) -> BTreeMap<&'v str, i64> {
         let mut found: BTreeMap<&str, i64> = BTreeMap::new();
         for view in all {
@@ -85,7 +87,8 @@ impl Context<'_> {
             && self.may_take(view, Actuator::Merge).is_ok()
     }
 
-    /// The domain to be merged: the one with the most to gain, but the present one as long as it is not far behind.
+    /// The domain to be merged: the one with the most to gain, but the present one as long as it is
+    /// not far behind.
     pub(super) fn choose_domain(&self, all: &[View<'_>], free: &[View<'_>]) -> Option<Domain> {
         self.situation.host.ksm?;
         let potentials = self.potentials(all, free);
@@ -107,7 +110,8 @@ impl Context<'_> {
                     ),
                 )
             }
-            // What is mergeable already has to belong to somebody, or nobody would be told that others share with it.
+            // What is mergeable already has to belong to somebody, or nobody would be told that
+            // others share with it.
             _ if most < enough && !all.iter().any(|view| view.guest.is_mergeable) => return None,
             _ => (best, format!("it has the most to gain: {}", Size(most))),
         };

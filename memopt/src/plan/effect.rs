@@ -1,4 +1,5 @@
-//! What a step changes of what is known of its guest's pages, so that nobody has to look again to know.
+//! What a step changes of what is known of its guest's pages, so that nobody has to look again to
+//! know.
 
 use super::action::{Action, ChunkRange};
 use crate::situation::{Chunk, Survey};
@@ -7,13 +8,15 @@ use crate::situation::{Chunk, Survey};
 type Change<'a> = (Option<&'a [ChunkRange]>, fn(&mut Chunk));
 
 impl Action {
-    /// Whether it changes what is known of pages: those of its guest, or of any for a window of ksmd.
+    /// Whether it changes what is known of pages: those of its guest, or of any for a window of
+    /// ksmd.
     #[must_use]
     pub fn changes_pages(&self) -> bool {
         self.change().is_some()
     }
 
-    /// Makes `survey`, which was made of its guest before, what it is afterwards; for a window of ksmd one of any guest.
+    /// Makes `survey`, which was made of its guest before, what it is afterwards; for a window of
+    /// ksmd one of any guest.
     pub fn note(&self, survey: &mut Survey) {
         let Some((ranges, change)) = self.change() else { return };
         let is_meant = |chunk: &&mut Chunk| ranges.is_none_or(|ranges| has(ranges, chunk.index));

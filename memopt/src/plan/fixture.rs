@@ -9,7 +9,8 @@ use crate::situation::{
 };
 use crate::units::{GIB, MIB};
 
-/// A guest of `memory_bytes` with a balloon, no survey, and everything in use that a guest of its size has after boot.
+/// A guest of `memory_bytes` with a balloon, no survey, and everything in use that a guest of its
+/// size has after boot.
 pub(crate) fn guest(name: &str, memory_bytes: u64) -> Guest {
     let resident = memory_bytes / 2;
     Guest {

@@ -22,7 +22,8 @@ pub(super) struct Giving {
 }
 
 impl Giving {
-    /// Has those of `views` give what `find` tells of them. `drafted` hears of each whose turn it is, and what it is to do.
+    /// Has those of `views` give what `find` tells of them. `drafted` hears of each whose turn it
+    /// is, and what it is to do.
     pub(super) fn draft<'a, V: Deref<Target = View<'a>>>(
         &self,
         views: impl Iterator<Item = V>,

@@ -28,7 +28,8 @@ struct Candidate<'v, 'a> {
 }
 
 impl Candidate<'_, '_> {
-    /// Whether something of it may be merged already. A kernel that does not tell is taken at its worst.
+    /// Whether something of it may be merged already. A kernel that does not tell is taken at its
+    /// worst.
     fn is_merged(&self) -> bool {
         !self.view.takes_chunks() || self.view.guest.cost.merged_bytes.is_none_or(|bytes| bytes > 0)
     }
@@ -91,7 +92,8 @@ impl Context<'_> {
         self.mark(candidates, need, draft)
     }
 
-    /// The numbers of the chunks of `views` that ksmd has the CPU time for; none when it has enough for all.
+    /// The numbers of the chunks of `views` that ksmd has the CPU time for; none when it has enough
+    /// for all.
     pub(super) fn paid_chunks(
         &self,
         views: &[View<'_>],
@@ -111,7 +113,8 @@ impl Context<'_> {
         afford::best(open(), self.affordable_pages().saturating_sub(stays))
     }
 
-    /// Pages of guests that cannot be touched now, or that nobody has looked at: what is marked of them ksmd looks at all the same.
+    /// Pages of guests that cannot be touched now, or that nobody has looked at: what is marked of
+    /// them ksmd looks at all the same.
     fn pages_of_others(&self, candidates: &[Candidate<'_, '_>]) -> u64 {
         let is_other = |guest: &&Guest| !candidates.iter().any(|it| ptr::eq(it.view.guest, *guest));
         let marked = self.situation.guests.iter().filter(|guest| guest.is_mergeable);

@@ -1,10 +1,12 @@
-//! What to do now, and why: a pure function of a look at the host, the policy, what is remembered, and the goal.
+//! What to do now, and why: a pure function of a look at the host, the policy, what is remembered,
+//! and the goal.
 //!
-//! [`round`] takes in a look and plans; [`plan`] is the planning alone. A plan made without being acted on is the dry
-//! run. The same inputs give the same plan, in whatever order the guests come. Each law has its file: `balloon.rs`
-//! one balloon, `squeeze.rs` and `share.rs` all balloons together, `chunks.rs` what a chunk is worth, `domain.rs` who
-//! is merged, `afford.rs` what ksmd has the CPU time for, `ksm.rs` the windows, `need.rs` how much. ADR 16 has the
-//! reasons. It depends on the policy, the ledger and the situation. Start reading at [`Plan`].
+//! [`round`] takes in a look and plans; [`plan`] is the planning alone. A plan made without being
+//! acted on is the dry run. The same inputs give the same plan, in whatever order the guests come.
+//! Each law has its file: `balloon.rs` one balloon, `squeeze.rs` and `share.rs` all balloons
+//! together, `chunks.rs` what a chunk is worth, `domain.rs` who is merged, `afford.rs` what ksmd
+//! has the CPU time for, `ksm.rs` the windows, `need.rs` how much. ADR 16 has the reasons. It
+//! depends on the policy, the ledger and the situation. Start reading at [`Plan`].
 
 mod action;
 mod afford;
@@ -47,7 +49,8 @@ use crate::policy::{Actuator, Goal, Policy};
 use crate::situation::Situation;
 use crate::units::signed;
 
-/// Takes in a look at the host and makes its plan: what a guest shows of pain in this very look is answered in it.
+/// Takes in a look at the host and makes its plan: what a guest shows of pain in this very look is
+/// answered in it.
 pub fn round(situation: &Situation, policy: &Policy, ledger: &mut Ledger, goal: &Goal) -> Plan {
     ledger.observe(situation, policy);
     plan(situation, policy, ledger, goal)

@@ -12,7 +12,8 @@ pub(super) struct Need {
     pub(super) bytes: Option<u64>,
     /// What guests that *need* memory may get: it stays above the red line.
     pub(super) growth_bytes: u64,
-    /// What guests that could use memory may get back, and what huge pages may cost: it leaves goal and level reached.
+    /// What guests that could use memory may get back, and what huge pages may cost: it leaves goal
+    /// and level reached.
     pub(super) spare_bytes: u64,
 }
 

@@ -4,8 +4,8 @@ use super::action::{Action, ChunkRange, ranges};
 use super::sheet::{Plan, Step};
 
 impl Plan {
-    /// As much of this plan, which was made just now, as `agreed` has, too; and the steps of `agreed`
-    /// of which nothing is left, because nobody would take them any more.
+    /// As much of this plan, which was made just now, as `agreed` has, too; and the steps of
+    /// `agreed` of which nothing is left, because nobody would take them any more.
     #[must_use]
     pub fn within(mut self, agreed: &Self) -> (Self, Vec<Step>) {
         let steps = std::mem::take(&mut self.steps).into_iter();

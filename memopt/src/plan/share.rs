@@ -14,9 +14,9 @@ pub(super) struct Holder {
 }
 
 impl Holder {
-    /// What it would keep where a byte costs `price` for each unit of priority: the smallest of what it holds, by the
-    /// law of ESX, shares-per-page with idle pages taxed (Waldspurger, OSDI 2002, 5.2): `price = (used + idle / (1 -
-    /// tax)) / weight`.
+    /// What it would keep where a byte costs `price` for each unit of priority: the smallest of
+    /// what it holds, by the law of ESX, shares-per-page with idle pages taxed (Waldspurger, OSDI
+    /// 2002, 5.2): `price = (used + idle / (1 - tax)) / weight`.
     fn keeps(&self, price: f64, tax: f64) -> f64 {
         let (held, weight) = (self.held_bytes as f64, f64::from(self.weight));
         let used = (self.used_bytes as f64).min(held);
@@ -32,9 +32,10 @@ impl Holder {
     }
 }
 
-/// What each gives so that together they give `wanted_bytes`, or all they can: those give first that hold most idle
-/// memory for their priority. Never more than `spare_bytes` of each. The more one holder could give, the less the
-/// others have to: leaving one out bounds what it can do to them.
+/// What each gives so that together they give `wanted_bytes`, or all they can: those give first
+/// that hold most idle memory for their priority. Never more than `spare_bytes` of each. The more
+/// one holder could give, the less the others have to: leaving one out bounds what it can do to
+/// them.
 pub(super) fn take(holders: &[Holder], wanted_bytes: u64, tax: f64) -> Vec<u64> {
     let all: u64 = holders.iter().map(|it| it.spare_bytes.min(it.held_bytes)).sum();
     if all <= wanted_bytes {
@@ -54,8 +55,8 @@ pub(super) fn take(holders: &[Holder], wanted_bytes: u64, tax: f64) -> Vec<u64> 
     holders.iter().map(|it| gives(it).min(it.spare_bytes)).collect()
 }
 
-/// The same shares with none smaller than `portion_bytes`: what is too little to move is collected, and falls to whom
-/// the portion is filled by.
+/// The same shares with none smaller than `portion_bytes`: what is too little to move is collected,
+/// and falls to whom the portion is filled by.
 pub(super) fn in_portions(mut shares: Vec<u64>, portion_bytes: u64) -> Vec<u64> {
     let mut collected = 0;
     for share in shares.iter_mut().filter(|share| (1..portion_bytes).contains(*share)) {
@@ -67,9 +68,9 @@ pub(super) fn in_portions(mut shares: Vec<u64>, portion_bytes: u64) -> Vec<u64> 
     shares
 }
 
-/// What each gets of `budget_bytes`: what it asks for, or a share by its priority when that is less. What one does
-/// not need goes to the others (max-min fairness), so that one who asks for too much takes nothing from those who ask
-/// for little.
+/// What each gets of `budget_bytes`: what it asks for, or a share by its priority when that is
+/// less. What one does not need goes to the others (max-min fairness), so that one who asks for too
+/// much takes nothing from those who ask for little.
 pub(super) fn give(asks: &[(u64, u32)], budget_bytes: u64) -> Vec<u64> {
     let mut order: Vec<usize> = (0..asks.len()).collect();
     // By what each asks for a unit of its priority; compared crosswise, for exactness.

@@ -25,7 +25,8 @@ pub struct Plan {
     pub level: Level,
     /// What the goal and the level ask for; absent when they take whatever there is.
     pub wanted_bytes: Option<u64>,
-    /// What the steps are expected to give back to the host, in all. Signed: guests may get more than others give.
+    /// What the steps are expected to give back to the host, in all. Signed: guests may get more
+    /// than others give.
     pub expected_bytes: i64,
     /// What could come in later rounds, when all goes as expected: balloons shrink by steps.
     pub later_bytes: u64,
@@ -40,13 +41,15 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Whether guests are left alone only until their balloons have got where they are going. One that does not move is given up.
+    /// Whether guests are left alone only until their balloons have got where they are going. One
+    /// that does not move is given up.
     #[must_use]
     pub fn waits_for_balloons(&self) -> bool {
         self.skipped.iter().any(|skipped| skipped.because == Because::Settling)
     }
 
-    /// Whether guests are left alone only because their processes did not answer in time: they may the next time.
+    /// Whether guests are left alone only because their processes did not answer in time: they may
+    /// the next time.
     #[must_use]
     pub fn waits_for_answers(&self) -> bool {
         let silent = Because::Hindered { by: Hindrance::Unreachable };
@@ -65,8 +68,8 @@ pub struct Step {
     pub cpu: Duration,
     /// Why, in one sentence.
     pub reason: String,
-    /// The process of the guest that it is done to, whatever other guest has the name by then; absent for
-    /// what is done to the host, and in plans of versions that did not say.
+    /// The process of the guest that it is done to, whatever other guest has the name by then;
+    /// absent for what is done to the host, and in plans of versions that did not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid: Option<u32>,
 }
@@ -82,8 +85,8 @@ pub struct Skipped {
     pub because: Because,
 }
 
-/// Which merge domain uses the kernel's merging, which knows no domains: all that it may merge, it merges with each
-/// other.
+/// Which merge domain uses the kernel's merging, which knows no domains: all that it may merge, it
+/// merges with each other.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DomainChoice {
     /// Its name.

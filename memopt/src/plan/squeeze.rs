@@ -1,4 +1,5 @@
-//! Balloons of all guests together: what each must get, who shares what the host has, and who gives what it wants.
+//! Balloons of all guests together: what each must get, who shares what the host has, and who gives
+//! what it wants.
 
 use super::action::Action;
 use super::balloon::{STEP_MIN_BYTES, Spare, Stance, cpu_of};
@@ -54,8 +55,8 @@ impl Context<'_> {
         }
     }
 
-    /// What a balloon that is still inflating will bring: as much as one step at most, whatever the guest says that
-    /// it has.
+    /// What a balloon that is still inflating will bring: as much as one step at most, whatever the
+    /// guest says that it has.
     fn under_way(&self, view: &View<'_>, because: &Because) -> u64 {
         match (&view.guest.balloon, because) {
             (Some(balloon), Because::Settling) => {
@@ -66,8 +67,8 @@ impl Context<'_> {
         }
     }
 
-    /// Whether what the host has to spare goes back to the guests: for a headroom that is kept, but not while memory
-    /// is being collected.
+    /// Whether what the host has to spare goes back to the guests: for a headroom that is kept, but
+    /// not while memory is being collected.
     fn may_return(&self, need: &Need) -> bool {
         matches!(self.goal, Goal::Keep(_))
             && self.ledger.level == Level::Green
@@ -75,8 +76,8 @@ impl Context<'_> {
             && need.spare_bytes >= STEP_MIN_BYTES
     }
 
-    /// Guests below their maximum get back what the host has to spare, by steps: their caches use it better than
-    /// nobody.
+    /// Guests below their maximum get back what the host has to spare, by steps: their caches use
+    /// it better than nobody.
     fn give_back(&self, queues: Queues<'_, '_>, spare_bytes: u64, draft: &mut Draft) {
         let spares = queues.spares.into_iter().map(|(view, _)| (view, Because::HostHasEnough));
         let mut asks = Vec::new();
@@ -209,7 +210,8 @@ fn asks_less(view: &View<'_>, to_bytes: u64) -> bool {
     view.guest.balloon.as_ref().is_some_and(|balloon| to_bytes < balloon.target_bytes)
 }
 
-/// Rounded up to whole MiB, as far as the guest has it: drivers move whole pages, and people read figures.
+/// Rounded up to whole MiB, as far as the guest has it: drivers move whole pages, and people read
+/// figures.
 fn whole_mib(bytes: u64, balloon: &Balloon) -> u64 {
     bytes.div_ceil(MIB).saturating_mul(MIB).min(balloon.actual_bytes)
 }

@@ -22,8 +22,8 @@ const SHARING: Giving = Giving {
 };
 
 impl Context<'_> {
-    /// Clones drop what equals their template, those with the most of it first, until the goal is met. What else
-    /// could merge the same pages waits: returns the clones' names.
+    /// Clones drop what equals their template, those with the most of it first, until the goal is
+    /// met. What else could merge the same pages waits: returns the clones' names.
     pub(super) fn templates(
         &self,
         views: &[View<'_>],

@@ -27,7 +27,8 @@ pub(super) struct Context<'a> {
 }
 
 impl<'a> Context<'a> {
-    /// The guests by name, and of them those that something may be done to. The others are left with their reason.
+    /// The guests by name, and of them those that something may be done to. The others are left
+    /// with their reason.
     pub(super) fn views(&self, draft: &mut Draft) -> (Vec<View<'a>>, Vec<View<'a>>) {
         let mut guests: Vec<&Guest> = self.situation.guests.iter().collect();
         guests.sort_by(|a, b| (&a.name, a.pid).cmp(&(&b.name, b.pid)));
@@ -74,7 +75,8 @@ impl<'a> Context<'a> {
         Some(Because::Benched { reason: bench.reason.clone(), left })
     }
 
-    /// Whether `actuator` may be used on a guest for the sake of others, or of what it does not need.
+    /// Whether `actuator` may be used on a guest for the sake of others, or of what it does not
+    /// need.
     ///
     /// # Errors
     /// Why not.
@@ -97,7 +99,8 @@ impl View<'_> {
         self.record.map_or(0, |record| record.unseen_bytes)
     }
 
-    /// What is known of its pages, when that is new enough, as they will be after the steps that are drafted.
+    /// What is known of its pages, when that is new enough, as they will be after the steps that
+    /// are drafted.
     pub(super) fn survey(&self) -> Result<&Survey, Because> {
         self.survey.as_deref().ok_or(Because::NotSurveyed)
     }

@@ -5,8 +5,9 @@ use crate::situation::Balloon;
 
 /// What comes back for what a balloon takes.
 ///
-/// A guest hands out free pages first, of which some (with free page reporting: nearly all) are holes already and
-/// bring nothing. Which of its free pages it takes is its own business: they are taken to be mixed.
+/// A guest hands out free pages first, of which some (with free page reporting: nearly all) are
+/// holes already and bring nothing. Which of its free pages it takes is its own business: they are
+/// taken to be mixed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Yield {
     /// What the guest holds of the host.
@@ -77,7 +78,8 @@ mod tests {
             let it = Yield { held_bytes: held, hole_bytes: hole, free_bytes: free.clamp(hole, hole + held) };
             let gain = (held as f64 * share) as u64;
             let back = it.gain(it.taken_for(gain));
-            // Rounded down twice; where nearly all that is free is a hole, a byte taken less is much less gained.
+            // Rounded down twice; where nearly all that is free is a hole, a byte taken less is
+            // much less gained.
             prop_assert!(back <= gain && gain - back <= 1 + gain / 1_000_000, "{gain} {back}");
         }
     }

@@ -18,14 +18,15 @@ use crate::units::signed;
 const DROPPING: Giving = Giving {
     actuator: Actuator::Zeros,
     reason: "their pages of zeros come back without merging",
-    // Splitting a huge page, and freeing what is zero of it: 430 us measured, with a quarter of it zeros (nested).
+    // Splitting a huge page, and freeing what is zero of it: 430 us measured, with a quarter of it
+    // zeros (nested).
     cpu_per_chunk: Duration::from_micros(450),
     action: |guest, chunks| Action::DropZeros { guest, chunks },
 };
 
 impl Context<'_> {
-    /// Guests give their zeros back, those with the most of them first, until the goal is met. What comes after sees them as they
-    /// will be then.
+    /// Guests give their zeros back, those with the most of them first, until the goal is met. What
+    /// comes after sees them as they will be then.
     pub(super) fn zeros(
         &self,
         views: &mut [View<'_>],

@@ -7,16 +7,18 @@ use serde::{Deserialize, Serialize};
 
 use crate::units::one_of;
 
-/// How it is told which of a guest's pages are written. QEMU's `calc-dirty-rate` has the same choice: `page-sampling`, and `dirty-bitmap`
-/// or `dirty-ring`, between which a guest chooses here at its start.
+/// How it is told which of a guest's pages are written. QEMU's `calc-dirty-rate` has the same
+/// choice: `page-sampling`, and `dirty-bitmap` or `dirty-ring`, between which a guest chooses here
+/// at its start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Activity {
-    /// A few pages of each 2 MiB are looked at twice: the guest notices nothing, and what it writes in few places may be missed.
+    /// A few pages of each 2 MiB are looked at twice: the guest notices nothing, and what it writes
+    /// in few places may be missed.
     #[default]
     PageSampling,
-    /// KVM logs each page that is written in between: exact, and each first write to a page costs the guest a fault meanwhile. Only of
-    /// guests that lighter runs.
+    /// KVM logs each page that is written in between: exact, and each first write to a page costs
+    /// the guest a fault meanwhile. Only of guests that lighter runs.
     DirtyLog,
 }
 

@@ -14,12 +14,13 @@ pub const RULES_MAX: usize = 1024;
 impl Policy {
     /// Reads `text`, the content of the file that is called `file_name` in messages.
     ///
-    /// All is optional: `preset`, `goal`, `actuators`, the tables `[host]`, `[balloon]`, `[pain]`, `[merge]`,
-    /// `[huge]`, `[pools]`, `[verify]`, and `[[guest]]`. `[[schedule]]` is left to who reads schedules.
+    /// All is optional: `preset`, `goal`, `actuators`, the tables `[host]`, `[balloon]`, `[pain]`,
+    /// `[merge]`, `[huge]`, `[pools]`, `[verify]`, and `[[guest]]`. `[[schedule]]` is left to who
+    /// reads schedules.
     ///
     /// # Errors
-    /// With file, line and field: what is no TOML, has unknown fields, values of another kind or out of range, or such that
-    /// contradict each other.
+    /// With file, line and field: what is no TOML, has unknown fields, values of another kind or
+    /// out of range, or such that contradict each other.
     pub fn parse(text: &str, file_name: &str) -> Result<Self, SettingsError> {
         settings::read(text, file_name, read)
     }
@@ -208,7 +209,8 @@ fn user(text: &str) -> Result<String, String> {
     }
 }
 
-/// The most that a guest may have. With less than this no kernel runs, and a unit is likely to be missing.
+/// The most that a guest may have. With less than this no kernel runs, and a unit is likely to be
+/// missing.
 fn limit(text: &str) -> Result<u64, String> {
     let least = 4 * MIB;
     match parse_size(text)? {

@@ -8,14 +8,16 @@ use serde::{Deserialize, Serialize};
 use crate::situation::Host;
 use crate::units::{Share, Size, parse_share, parse_size, shortened, signed};
 
-/// How much memory a run is to give back to the host. It bounds what is *taken*: guests in pain, and a host that is
-/// short, get what they need whatever the goal says.
+/// How much memory a run is to give back to the host. It bounds what is *taken*: guests in pain,
+/// and a host that is short, get what they need whatever the goal says.
 ///
-/// Written as `free 8GiB`, `keep 15% headroom` or `max density`, in policies, schedules and JSON alike.
+/// Written as `free 8GiB`, `keep 15% headroom` or `max density`, in policies, schedules and JSON
+/// alike.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Goal {
-    /// Give this many bytes back, however many are free already. What has been verified is taken off by [`Goal::less`].
+    /// Give this many bytes back, however many are free already. What has been verified is taken
+    /// off by [`Goal::less`].
     Free(u64),
     /// Have this share of the host's memory available, 0 to 1.
     Keep(f64),
@@ -62,8 +64,8 @@ impl Goal {
         }
     }
 
-    /// What is left of it once `returned_bytes` have been verified. Only a goal in bytes is used up; one that memory
-    /// was given for grows.
+    /// What is left of it once `returned_bytes` have been verified. Only a goal in bytes is used
+    /// up; one that memory was given for grows.
     #[must_use]
     pub fn less(self, returned_bytes: i64) -> Self {
         match self {

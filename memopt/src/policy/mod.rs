@@ -1,9 +1,10 @@
-//! What the operator wants: a preset (`safe`, `balanced`, `dense`), numbers that differ from it, and limits for
-//! single guests.
+//! What the operator wants: a preset (`safe`, `balanced`, `dense`), numbers that differ from it,
+//! and limits for single guests.
 //!
-//! [`Policy::parse`] reads TOML; every number of every preset is in `preset.rs`, with where it comes from in the
-//! documentation of the fields here. A policy is plain data: [`crate::plan`] does what it says. It depends on
-//! [`crate::situation`], [`crate::settings`], [`crate::units`] and [`crate::labels`] alone. Start reading at [`Policy`].
+//! [`Policy::parse`] reads TOML; every number of every preset is in `preset.rs`, with where it
+//! comes from in the documentation of the fields here. A policy is plain data: [`crate::plan`] does
+//! what it says. It depends on [`crate::situation`], [`crate::settings`], [`crate::units`] and
+//! [`crate::labels`] alone. Start reading at [`Policy`].
 
 mod activity;
 mod actuator;

@@ -1,8 +1,8 @@
 //! Limits of single guests: `[[guest]]` of a policy.
 //!
-//! A user of the host chooses the name of a guest that another program runs when he starts it. So for such a guest
-//! a rule that does not say `user` only restricts: what it forbids holds for each guest that claims the name, and
-//! what it would give it does not.
+//! A user of the host chooses the name of a guest that another program runs when he starts it. So
+//! for such a guest a rule that does not say `user` only restricts: what it forbids holds for each
+//! guest that claims the name, and what it would give it does not.
 
 use std::fmt;
 use std::str::FromStr;
@@ -25,8 +25,8 @@ pub struct GuestRule {
     pub name: Option<NamePattern>,
     /// `label`: and by their labels, all of which must hold.
     pub labels: Vec<LabelTest>,
-    /// `user`: and by whose processes they are, by name or number. Without it nothing is given to guests of other programs, which
-    /// choose their names themselves.
+    /// `user`: and by whose processes they are, by name or number. Without it nothing is given to
+    /// guests of other programs, which choose their names themselves.
     pub user: Option<String>,
     /// `min`: it keeps at least so much.
     pub min_bytes: Option<u64>,
@@ -36,7 +36,8 @@ pub struct GuestRule {
     pub priority: Option<u32>,
     /// `merge-domain`: instead of what it was started with.
     pub merge_domain: Option<DomainRule>,
-    /// `take`: `false` takes nothing from it and leaves its pages as they are; what it needs it gets.
+    /// `take`: `false` takes nothing from it and leaves its pages as they are; what it needs it
+    /// gets.
     pub take: Option<bool>,
     /// `optimize`: `false` leaves it alone.
     pub optimize: Option<bool>,
@@ -63,7 +64,8 @@ pub struct GuestLimits {
     pub max_bytes: u64,
     /// Its weight.
     pub priority: u32,
-    /// Whether a rule would give it a merge domain, and does not for want of `user`: anybody could start a guest of that name.
+    /// Whether a rule would give it a merge domain, and does not for want of `user`: anybody could
+    /// start a guest of that name.
     pub lacks_user: bool,
     /// Whether a rule would give it anything else, and does not for want of `user`.
     pub is_denied: bool,
@@ -127,7 +129,8 @@ impl Policy {
 }
 
 impl GuestRule {
-    /// Whether it speaks of `guest`: by the name that it claims, whatever it is called to tell it from others.
+    /// Whether it speaks of `guest`: by the name that it claims, whatever it is called to tell it
+    /// from others.
     #[must_use]
     pub fn matches(&self, guest: &Guest) -> bool {
         self.name.as_ref().is_none_or(|name| name.matches(guest.claimed_name()))
@@ -151,7 +154,8 @@ impl GuestRule {
         }
     }
 
-    /// Takes in what of `later` forbids, and takes away. Whether there is more in it, which would give.
+    /// Takes in what of `later` forbids, and takes away. Whether there is more in it, which would
+    /// give.
     fn restrict(&mut self, later: &Self) -> bool {
         if later.optimize == Some(false) {
             self.optimize = later.optimize;
@@ -164,7 +168,8 @@ impl GuestRule {
             self.actuators = Some(all.intersection(fewer).copied().collect());
         }
         if later.merge_domain.is_some() {
-            // A domain of that name is not given, and one that was given before is not meant any more.
+            // A domain of that name is not given, and one that was given before is not meant any
+            // more.
             self.merge_domain = later.merge_domain.clone().filter(|it| *it == DomainRule::Own);
         }
         let least = |own: Option<u64>, other: u64| own.map_or(other, |own| own.min(other));

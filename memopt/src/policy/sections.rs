@@ -1,4 +1,5 @@
-//! The numbers of a policy, what they mean and where they come from. Their values are in `preset.rs`.
+//! The numbers of a policy, what they mean and where they come from. Their values are in
+//! `preset.rs`.
 
 use std::time::Duration;
 
@@ -34,7 +35,8 @@ pub struct Policy {
     pub pools: PoolPolicy,
     /// When an actuator is benched.
     pub verify: VerifyPolicy,
-    /// Whom it is for, a schedule's `guests`: nothing is taken from others, and their pages stay as they are. Its file has no such key.
+    /// Whom it is for, a schedule's `guests`: nothing is taken from others, and their pages stay as
+    /// they are. Its file has no such key.
     #[serde(default, skip_serializing_if = "Selector::is_everyone")]
     pub scope: Selector,
     /// Limits of single guests. Of two that match a guest, the later says what both say.
@@ -44,55 +46,60 @@ pub struct Policy {
 /// `[host]`: when the host is short. Shares are of `MemTotal`, and of time for the pressure.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct HostPolicy {
-    /// `amber-below`: with less available than this, balloons shrink whatever the goal says. MoM and ksmtuned act
-    /// below 20 %.
+    /// `amber-below`: with less available than this, balloons shrink whatever the goal says. MoM
+    /// and ksmtuned act below 20 %.
     pub amber_below: f64,
-    /// `red-below`: with less than this, steps are longer and reserves are taken too. MoM calls 5 % critical.
+    /// `red-below`: with less than this, steps are longer and reserves are taken too. MoM calls 5 %
+    /// critical.
     pub red_below: f64,
-    /// `red-stall`: red too when *everything* waited for memory this much of the last 10 seconds (PSI full).
+    /// `red-stall`: red too when *everything* waited for memory this much of the last 10 seconds
+    /// (PSI full).
     pub red_stall: f64,
     /// `hysteresis`: how far beyond its bound the host has to be for a level to end.
     pub hysteresis: f64,
-    /// `cow-reserve`: this share of what merging saves stays available, since guests can write to merged pages at any
-    /// moment.
+    /// `cow-reserve`: this share of what merging saves stays available, since guests can write to
+    /// merged pages at any moment.
     pub cow_reserve: f64,
 }
 
 /// `[balloon]`: how balloons move.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct BalloonPolicy {
-    /// `reserve`: what a guest gets on top of its demand, as a share of it. Hyper-V's buffer is 20 %; peers have 15
-    /// to 25 %.
+    /// `reserve`: what a guest gets on top of its demand, as a share of it. Hyper-V's buffer is 20
+    /// %; peers have 15 to 25 %.
     pub reserve: f64,
     /// `reserve-min`: and no less than this.
     pub reserve_min_bytes: u64,
-    /// `floor`: no guest gets less than this share of its maximum. ESX takes 65 % at most; without a floor an idle
-    /// guest shrinks for ever.
+    /// `floor`: no guest gets less than this share of its maximum. ESX takes 65 % at most; without
+    /// a floor an idle guest shrinks for ever.
     pub floor: f64,
     /// `step`: shrink by at most this share of what the guest has in one round. MoM takes 5 %.
     pub step: f64,
-    /// `step-max`: and by no more than this. Proxmox takes 100 MiB in 10 s; a balloon of 4 KiB pages moves about 1
-    /// GiB/s.
+    /// `step-max`: and by no more than this. Proxmox takes 100 MiB in 10 s; a balloon of 4 KiB
+    /// pages moves about 1 GiB/s.
     pub step_max_bytes: u64,
     /// `red-factor`: by how much both steps are longer while the host is red.
     pub red_factor: u32,
     /// `dead-band`: smaller differences than this share of the guest's memory are left alone.
     pub dead_band: f64,
-    /// `dead-band-min`: and those smaller than this, or than the 1 MiB in which nobody sees a balloon move.
+    /// `dead-band-min`: and those smaller than this, or than the 1 MiB in which nobody sees a
+    /// balloon move.
     pub dead_band_min_bytes: u64,
-    /// `fast`: how long the fast average of the demand remembers. Demand is the largest of now, fast and slow, as in
-    /// ESX.
+    /// `fast`: how long the fast average of the demand remembers. Demand is the largest of now,
+    /// fast and slow, as in ESX.
     pub fast: Duration,
     /// `slow`: how long the slow average remembers.
     pub slow: Duration,
-    /// `cooldown`: how long a guest keeps everything after pain; doubled, up to 8 times, when it hurts again within
-    /// an hour.
+    /// `cooldown`: how long a guest keeps everything after pain; doubled, up to 8 times, when it
+    /// hurts again within an hour.
     pub cooldown: Duration,
     /// `stuck-after`: a balloon that should inflate and has not moved for so long is given up.
     pub stuck_after: Duration,
-    /// `idle-tax`: how much more an idle byte costs than a used one when the host is short (ESX: tau, 75 %).
+    /// `idle-tax`: how much more an idle byte costs than a used one when the host is short (ESX:
+    /// tau, 75 %).
     pub idle_tax: f64,
-    /// `turns-within`: more than two changes of direction in this time are an oscillation, and are damped.
+    /// `turns-within`: more than two changes of direction in this time are an oscillation, and are
+    /// damped.
     pub turns_within: Duration,
 }
 
@@ -107,22 +114,25 @@ pub struct PainPolicy {
     pub major_faults_per_s: f64,
     /// `swapping`: bytes each second that were swapped in or out.
     pub swapping_bytes_per_s: u64,
-    /// `stale-after`: a guest that has said nothing for so long may be unable to. Three intervals of 10 s.
+    /// `stale-after`: a guest that has said nothing for so long may be unable to. Three intervals
+    /// of 10 s.
     pub stale_after: Duration,
 }
 
 /// `[merge]`: what is merged. Shares of pages are of the 512 in a chunk of 2 MiB.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct MergePolicy {
-    /// `split-share`: a huge page is given up for at least this share of it. Measured: for one page of 512 all huge
-    /// pages go, and 14 MiB of each GiB are lost on top; for half of them 491 MiB of 1 GiB come back.
+    /// `split-share`: a huge page is given up for at least this share of it. Measured: for one page
+    /// of 512 all huge pages go, and 14 MiB of each GiB are lost on top; for half of them 491 MiB
+    /// of 1 GiB come back.
     pub split_share: f64,
-    /// `join-share`: a chunk without a huge page is merged from this share on. The kernel's records take 64 bytes a
-    /// page, 1.6 %.
+    /// `join-share`: a chunk without a huge page is merged from this share on. The kernel's records
+    /// take 64 bytes a page, 1.6 %.
     pub join_share: f64,
     /// `leave-share`: and is left alone again below this one.
     pub leave_share: f64,
-    /// `cold-written`: a chunk is cold when no more than this share of its pages was written between two looks.
+    /// `cold-written`: a chunk is cold when no more than this share of its pages was written
+    /// between two looks.
     pub cold_written: f64,
     /// `activity`: how it is told what was written.
     pub activity: Activity,
@@ -132,19 +142,20 @@ pub struct MergePolicy {
     pub cpu: f64,
     /// `cpu-time`: and its CPU time in a run, at most. No more is marked than it pays for.
     pub cpu_time: Duration,
-    /// `pages-per-second`: and what it looks at, at most. The kernel's default is 5,000; ksmtuned and MoM go up to
-    /// 125,000.
+    /// `pages-per-second`: and what it looks at, at most. The kernel's default is 5,000; ksmtuned
+    /// and MoM go up to 125,000.
     pub pages_per_s: u64,
     /// `window`: how long it may last.
     pub window: Duration,
-    /// `passes`: after so many full scans in which the profit stayed flat it ends. A page is merged in its second at
-    /// the earliest.
+    /// `passes`: after so many full scans in which the profit stayed flat it ends. A page is merged
+    /// in its second at the earliest.
     pub passes: u64,
     /// `flat`: a profit that grew by less than this share of itself is flat.
     pub flat: f64,
     /// `pause`: how long nothing is scanned after a window.
     pub pause: Duration,
-    /// `switch-gain`: another domain gets the kernel's merging when it brings so many times what the present one does.
+    /// `switch-gain`: another domain gets the kernel's merging when it brings so many times what
+    /// the present one does.
     pub switch_gain: f64,
     /// `domain-stay`: and the present one has had it for so long.
     pub domain_stay: Duration,
@@ -155,9 +166,11 @@ pub struct MergePolicy {
 /// `[huge]`: what is made huge.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct HugePolicy {
-    /// `hot-written`: a chunk is hot when at least this share of its 512 pages was written between two looks.
+    /// `hot-written`: a chunk is hot when at least this share of its 512 pages was written between
+    /// two looks.
     pub hot_written: f64,
-    /// `present`: a chunk with fewer of its pages present is not filled up. Ingens needs 90 %: below it memory bloats.
+    /// `present`: a chunk with fewer of its pages present is not filled up. Ingens needs 90 %:
+    /// below it memory bloats.
     pub present: f64,
     /// `chunks-max`: so many for each guest and round, for each is 2 MiB to copy.
     pub chunks_max: u32,

@@ -238,7 +238,8 @@ fn later_rules_speak_last_and_only_of_what_they_say() {
     assert_eq!(policy.limits(&batch).merge_domain, None);
 }
 
-/// A guest that a process of user 1000 says is called `name`, as it is called beside others that do.
+/// A guest that a process of user 1000 says is called `name`, as it is called beside others that
+/// do.
 fn claims(name: &str, pid: u32) -> Guest {
     let user = Some(User { uid: 1000, name: Some("bob".to_owned()) });
     Guest { vmm: Vmm::Qemu, pid, user, ..guest(name, 16 * GIB) }

@@ -14,9 +14,10 @@ const LEAP_YEAR: u64 = 1_704_067_200;
 
 /// A cron expression and the time zone in which it is meant.
 ///
-/// Its times are Unix times of whole minutes. Where the clock on the wall is put forward, a time of day that is left out
-/// (`30 2 * * *`) comes at the first instant after the gap, and those of an interval (`*/10 * * * *`) are left out. Where it is put
-/// back, a time of day comes once, the first time; an interval goes on through both hours.
+/// Its times are Unix times of whole minutes. Where the clock on the wall is put forward, a time of
+/// day that is left out (`30 2 * * *`) comes at the first instant after the gap, and those of an
+/// interval (`*/10 * * * *`) are left out. Where it is put back, a time of day comes once, the
+/// first time; an interval goes on through both hours.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cron {
     text: String,
@@ -67,7 +68,8 @@ impl Cron {
         }
     }
 
-    /// The first time after `unix_seconds`, in Unix seconds; absent when there is none that a calendar knows.
+    /// The first time after `unix_seconds`, in Unix seconds; absent when there is none that a
+    /// calendar knows.
     #[must_use]
     pub fn after(&self, unix_seconds: u64) -> Option<u64> {
         let begin = Timestamp::from_second(i64::try_from(unix_seconds).ok()?).ok()?;
@@ -114,8 +116,8 @@ impl Field {
         Self { name, range, words, mark }
     }
 
-    /// Refuses what means nothing in this field. The parser takes much of it for something else: `SUN5` for a Friday, a list with
-    /// nothing between two commas for one that is shorter.
+    /// Refuses what means nothing in this field. The parser takes much of it for something else:
+    /// `SUN5` for a Friday, a list with nothing between two commas for one that is shorter.
     fn check(&self, text: &str) -> Result<(), String> {
         let is_weekday = self.name == "weekday";
         let list = text.strip_prefix('+').filter(|_| is_weekday).unwrap_or(text);
@@ -365,7 +367,8 @@ mod tests {
             }
         }
 
-        /// Forwards and backwards agree, also on the days on which the clock on the wall is changed.
+        /// Forwards and backwards agree, also on the days on which the clock on the wall is
+        /// changed.
         #[test]
         fn the_last_time_is_the_one_with_no_other_behind_it(
             text in expressions(),

@@ -29,7 +29,8 @@ pub struct Schedule {
     pub missed: Missing,
 }
 
-/// How much of the host the kernel's merging thread (ksmd) may use in one run. What is absent is left to the policy.
+/// How much of the host the kernel's merging thread (ksmd) may use in one run. What is absent is
+/// left to the policy.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Budget {
     /// Share of one CPU, in percent (1 to 100).
@@ -40,7 +41,8 @@ pub struct Budget {
     pub cpu_seconds: Option<u32>,
 }
 
-/// A goal as it was written, such as `free 8GiB`, `max density` or `keep 15% headroom`. Whoever reads a file says what is a goal.
+/// A goal as it was written, such as `free 8GiB`, `max density` or `keep 15% headroom`. Whoever
+/// reads a file says what is a goal.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct GoalText(pub(crate) String);
 
@@ -58,7 +60,8 @@ impl fmt::Display for GoalText {
     }
 }
 
-/// What becomes of a schedule that is due while another run is under way: there is one run at a time on a host.
+/// What becomes of a schedule that is due while another run is under way: there is one run at a
+/// time on a host.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Overlap {
     /// It runs after that, as long as its own window lasts.
@@ -68,7 +71,8 @@ pub enum Overlap {
     Skip,
 }
 
-/// What becomes of a schedule that was due while nobody was there: the node was down, the host slept, or its clock was put forward.
+/// What becomes of a schedule that was due while nobody was there: the node was down, the host
+/// slept, or its clock was put forward.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Missing {
     /// It does not run this time.

@@ -34,12 +34,12 @@ const WINDOW: Duration = Duration::from_secs(3600);
 /// What it may be, in seconds.
 const WINDOW_SECONDS: std::ops::RangeInclusive<u64> = 60..=7 * 86_400;
 
-/// Reads the schedules in `text`, the content of a file called `file` in messages. Other tables are somebody else's to read;
-/// `check_goal` says what is wrong with a goal.
+/// Reads the schedules in `text`, the content of a file called `file` in messages. Other tables are
+/// somebody else's to read; `check_goal` says what is wrong with a goal.
 ///
 /// # Errors
-/// The first thing that is wrong, with file, line and field: with TOML itself, a field that nobody knows or that is missing, a value
-/// out of its range, a name that is taken, or too many schedules.
+/// The first thing that is wrong, with file, line and field: with TOML itself, a field that nobody
+/// knows or that is missing, a value out of its range, a name that is taken, or too many schedules.
 pub fn read(
     text: &str,
     file: &str,

@@ -36,7 +36,8 @@ impl fmt::Display for Trigger {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Notice {
-    /// A run has to begin, now. Whoever carries it out says when it has ended ([`super::Event::Ended`]), also when it could not begin.
+    /// A run has to begin, now. Whoever carries it out says when it has ended
+    /// ([`super::Event::Ended`]), also when it could not begin.
     Due(Due),
     /// A run has been refused to an operator: another one is under way.
     Busy {
@@ -60,7 +61,8 @@ pub enum Notice {
     ClockSet {
         /// By how many seconds: forwards, or backwards if negative.
         by_seconds: i64,
-        /// Schedules of which times that they have run at come again: the clock was wrong before, by hours.
+        /// Schedules of which times that they have run at come again: the clock was wrong before,
+        /// by hours.
         again: Vec<String>,
     },
     /// Nobody looked at the time for this long: the host slept, or had no time for this process.

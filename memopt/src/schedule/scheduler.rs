@@ -16,7 +16,8 @@ mod entry;
 const WAIT_MAX: Duration = Duration::from_secs(30);
 /// More than this between two looks is worth a word.
 const ASLEEP: Duration = Duration::from_secs(150);
-/// A clock that differs by more than this from what it should show was set; plus a thousandth, as clocks are slewed by half of that.
+/// A clock that differs by more than this from what it should show was set; plus a thousandth, as
+/// clocks are slewed by half of that.
 const SET_SECONDS: i64 = 2;
 /// How far back a clock may be set without anything coming again: what cron has (cron(8) of Vixie).
 const BACK_MAX_SECONDS: u64 = 3 * 3600;
@@ -56,14 +57,15 @@ pub struct Upcoming {
 
 /// Decides when runs begin and end: one at a time on a host.
 ///
-/// It is told what time it is ([`Self::handle`], at the latest every [`Self::wait`]) and holds no clock. Each time of a schedule is
-/// decided once: it runs, or it is said to be missed.
+/// It is told what time it is ([`Self::handle`], at the latest every [`Self::wait`]) and holds no
+/// clock. Each time of a schedule is decided once: it runs, or it is said to be missed.
 ///
-/// * A run is due at its time and ends when its window is over, reckoned from that time; a run that begins late has less. Once
-///   begun, its end is reckoned by the uptime, which nobody sets.
+/// * A run is due at its time and ends when its window is over, reckoned from that time; a run that
+///   begins late has less. Once begun, its end is reckoned by the uptime, which nobody sets.
 /// * When several times have gone by, the last one counts and the others are missed.
-/// * A clock that is put forward, and a host that slept, is like an absence. One that is set back by up to three hours makes nothing
-///   come again; one that is set back by more was wrong before, and begins afresh.
+/// * A clock that is put forward, and a host that slept, is like an absence. One that is set back
+///   by up to three hours makes nothing come again; one that is set back by more was wrong before,
+///   and begins afresh.
 #[derive(Debug)]
 pub struct Scheduler {
     entries: Vec<Entry>,
@@ -90,8 +92,9 @@ struct Candidate {
 }
 
 impl Scheduler {
-    /// A scheduler of `schedules`. Of those that were decided on before, `last_ticks` has the last time by name, in Unix seconds:
-    /// what was due between that and now was missed. The others begin now.
+    /// A scheduler of `schedules`. Of those that were decided on before, `last_ticks` has the last
+    /// time by name, in Unix seconds: what was due between that and now was missed. The others
+    /// begin now.
     #[must_use]
     pub fn new(schedules: Vec<Schedule>, last_ticks: &BTreeMap<String, u64>, now: Moment) -> Self {
         let wall = now.wall.as_secs();
@@ -104,8 +107,8 @@ impl Scheduler {
         Self { entries: schedules.into_iter().map(enter).collect(), running: None, seen: now }
     }
 
-    /// Takes up other `schedules`, as [`Self::new`] does. The run under way goes on, and is the only one until its end, whether or not
-    /// its schedule is still there.
+    /// Takes up other `schedules`, as [`Self::new`] does. The run under way goes on, and is the
+    /// only one until its end, whether or not its schedule is still there.
     pub fn replace(
         &mut self,
         schedules: Vec<Schedule>,
@@ -147,7 +150,8 @@ impl Scheduler {
         self.entries.iter().map(|entry| (&entry.schedule, entry.tally))
     }
 
-    /// How long nobody needs to look at the clock: at most half a minute, since it may be set meanwhile.
+    /// How long nobody needs to look at the clock: at most half a minute, since it may be set
+    /// meanwhile.
     #[must_use]
     pub fn wait(&self, now: Moment) -> Duration {
         let ticks = self.entries.iter().filter_map(|entry| entry.next);

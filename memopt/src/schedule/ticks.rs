@@ -2,7 +2,8 @@
 
 use super::cron::Cron;
 
-/// Most times that are counted one by one. After more than that, an absence of hours to years, the count is a lower bound.
+/// Most times that are counted one by one. After more than that, an absence of hours to years, the
+/// count is a lower bound.
 const COUNTED_MAX: u64 = 256;
 
 /// Times that have gone by: at least one.

@@ -8,7 +8,8 @@ pub struct SettingsError {
     pub file: String,
     /// The line, from 1.
     pub line: usize,
-    /// The field, with the tables that it is in (`balloon.reserve`, `guest[0].min`); empty where there is none.
+    /// The field, with the tables that it is in (`balloon.reserve`, `guest[0].min`); empty where
+    /// there is none.
     pub field: String,
     /// What is wrong, and what would be right.
     pub what: String,

@@ -117,7 +117,8 @@ impl<'a, 'i> Fields<'a, 'i> {
         Ok(())
     }
 
-    /// Reads a text that has to be there by `read`. What is written like its key is taken for it, misspelt.
+    /// Reads a text that has to be there by `read`. What is written like its key is taken for it,
+    /// misspelt.
     pub(crate) fn required<T, E: Display>(
         &mut self,
         key: &'static str,
@@ -239,7 +240,8 @@ impl<'a, 'i> Fields<'a, 'i> {
         self.text_into(key, into, |text| parse_size(text.strip_suffix("/s").unwrap_or(text)))
     }
 
-    /// Refuses values that do not go upwards in their order. Blamed is one that is written: others are a preset's.
+    /// Refuses values that do not go upwards in their order. Blamed is one that is written: others
+    /// are a preset's.
     pub(crate) fn upwards<T: PartialOrd + Copy, S: Display>(
         &self,
         values: &[(&str, T)],
@@ -285,7 +287,8 @@ impl<'a, 'i> Fields<'a, 'i> {
         keys.filter(|key| !self.known.contains(&key.get_ref().as_ref()))
     }
 
-    /// What is written so much like `key` that it is meant. Keys that are asked for later have to be unlike it.
+    /// What is written so much like `key` that it is meant. Keys that are asked for later have to
+    /// be unlike it.
     fn misspelt(&self, key: &str) -> Option<&'a Spanned<DeString<'i>>> {
         self.unasked().find(|name| likeness(key, name.get_ref()) > LIKE)
     }

@@ -1,5 +1,5 @@
-//! How `lighter.toml` is read, by whoever has fields in it: `read` hands out its `Fields`, and what is wrong with one comes back
-//! with its line.
+//! How `lighter.toml` is read, by whoever has fields in it: `read` hands out its `Fields`, and what
+//! is wrong with one comes back with its line.
 //!
 //! It knows no field of anybody. It depends on [`crate::units`] alone.
 

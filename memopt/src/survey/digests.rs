@@ -14,8 +14,8 @@ pub const BITS_MAX: u32 = 40;
 
 /// Contents whose digests have their low bits zero, with the number of their pages.
 ///
-/// It serializes as the tag of its seed, its bits, the pages that were looked at, and pairs of digest and number in ascending
-/// order. What is read back is checked to be such a table.
+/// It serializes as the tag of its seed, its bits, the pages that were looked at, and pairs of
+/// digest and number in ascending order. What is read back is checked to be such a table.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "Wire", try_from = "Wire")]
 pub struct Digests {
@@ -52,7 +52,8 @@ struct Wire {
 }
 
 impl Digests {
-    /// An empty table of `capacity` contents at most, which samples one content in 2^`bits` until it is full.
+    /// An empty table of `capacity` contents at most, which samples one content in 2^`bits` until
+    /// it is full.
     #[must_use]
     pub fn new(seed: Seed, capacity: NonZeroUsize, bits: u32) -> Self {
         Self {
@@ -71,7 +72,8 @@ impl Digests {
         self.bits
     }
 
-    /// Whether this table and the other one were made with one seed, and so say something about each other.
+    /// Whether this table and the other one were made with one seed, and so say something about
+    /// each other.
     #[must_use]
     pub const fn is_comparable(&self, other: &Self) -> bool {
         self.tag == other.tag
@@ -89,7 +91,8 @@ impl Digests {
         self.zero_pages
     }
 
-    /// How many pages share one content, on the average over contents that have more than one; 0 when none has.
+    /// How many pages share one content, on the average over contents that have more than one; 0
+    /// when none has.
     #[must_use]
     pub fn copies(&self) -> f64 {
         let shared = || self.counts().filter(|count| *count > 1);
@@ -98,7 +101,8 @@ impl Digests {
         if contents == 0 { 0.0 } else { pages as f64 / contents as f64 }
     }
 
-    /// The table without contents that have one page only: all that [`super::Scanned::chunks`] asks about, and a small part of it.
+    /// The table without contents that have one page only: all that [`super::Scanned::chunks`] asks
+    /// about, and a small part of it.
     #[must_use]
     pub fn into_shared(mut self) -> Self {
         self.entries.retain(|_, count| *count > 1);
@@ -137,7 +141,8 @@ impl Digests {
         self.entries.values().copied()
     }
 
-    /// Adds the pages of another guest. Afterwards this table has as few contents as the coarser one of both.
+    /// Adds the pages of another guest. Afterwards this table has as few contents as the coarser
+    /// one of both.
     ///
     /// # Errors
     /// [`DigestsError::OtherSeed`].

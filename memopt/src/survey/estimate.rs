@@ -37,7 +37,8 @@ pub fn estimate(guests: &[Digests]) -> Result<Sharing, DigestsError> {
     for guest in others {
         all.merge(guest)?;
     }
-    // For the difference everybody is looked at through the coarsest sample: both sides have the same contents then.
+    // For the difference everybody is looked at through the coarsest sample: both sides have the
+    // same contents then.
     let mut within = Sum::default();
     let mut across = Sum::default();
     for guest in guests {
@@ -151,8 +152,8 @@ mod tests {
         (one, two, within, across)
     }
 
-    /// The mean over many seeds is the truth, and the standard error is the spread: for a fixed sample, and for tables that
-    /// are too small and grow coarser as they fill.
+    /// The mean over many seeds is the truth, and the standard error is the spread: for a fixed
+    /// sample, and for tables that are too small and grow coarser as they fill.
     #[test]
     fn the_estimate_is_unbiased_and_knows_its_error() {
         let (one, two, within, across) = population();
@@ -176,7 +177,8 @@ mod tests {
                 let (mean, spread) = (sums[at] / runs, (spreads[at] / runs).sqrt());
                 let off = (mean - truth).abs() / (spread / runs.sqrt());
                 assert!(off < 3.5, "{capacity}: {mean} for {truth}, {off} standard errors off");
-                // Samples of two guests go by the same digests: their errors add up, to 1.4 times at most.
+                // Samples of two guests go by the same digests: their errors add up, to 1.4 times
+                // at most.
                 let ratio = spread / (told[at] / runs).sqrt();
                 assert!((0.7..1.5).contains(&ratio), "{capacity}: told {ratio} of the spread");
             }
@@ -190,7 +192,8 @@ mod tests {
         let coarse = guest(9, 300, 0, &contents);
         assert!(coarse.bits() > 0);
         let sharing = estimate(&[fine, coarse]).unwrap();
-        // Of the four pages of a content one goes in each guest, and one more of the two that are left.
+        // Of the four pages of a content one goes in each guest, and one more of the two that are
+        // left.
         let (within, across) = (4000.0 * 4096.0, 2000.0 * 4096.0);
         assert!((sharing.within.bytes - within).abs() < 4.0 * sharing.within.standard_error);
         assert!((sharing.across.bytes - across).abs() < 4.0 * sharing.across.standard_error);

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-/// How long a batch should take: short, so that nobody waits for the CPU long, and long against the cost of a sleep.
+/// How long a batch should take: short, so that nobody waits for the CPU long, and long against the
+/// cost of a sleep.
 const BATCH: Duration = Duration::from_millis(5);
 /// Pages of the first batch: 5 ms at 1.6 GiB/s.
 const FIRST_PAGES: usize = 2048;

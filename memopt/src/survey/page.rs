@@ -7,7 +7,8 @@ use xxhash_rust::xxh3::xxh3_128_with_seed;
 /// A page of guest memory.
 pub type Page = [u8; 4096];
 
-/// What digests depend on besides the page. One for a merge domain, drawn at random and kept within it.
+/// What digests depend on besides the page. One for a merge domain, drawn at random and kept within
+/// it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Seed(u64);
 
@@ -29,8 +30,8 @@ impl Seed {
         (digest ^ (digest >> 64)) as u64
     }
 
-    /// Tells tables of one seed from those of another without telling the seed: the digest of the page of zeros, which is in no
-    /// table.
+    /// Tells tables of one seed from those of another without telling the seed: the digest of the
+    /// page of zeros, which is in no table.
     pub(super) fn tag(self) -> u64 {
         self.digest(&[0; 4096])
     }

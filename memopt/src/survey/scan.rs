@@ -32,9 +32,9 @@ pub struct Scanned {
 }
 
 impl Scan {
-    /// A look that samples one content in 2^`bits`, fewer when they are more than `capacity`, or when their places are: twice as
-    /// many are kept. At 3 bits a chunk has 64 samples or so, and a guest of 4 GiB
-    /// needs a capacity of 131,072.
+    /// A look that samples one content in 2^`bits`, fewer when they are more than `capacity`, or
+    /// when their places are: twice as many are kept. At 3 bits a chunk has 64 samples or so, and a
+    /// guest of 4 GiB needs a capacity of 131,072.
     #[must_use]
     pub fn new(seed: Seed, capacity: NonZeroUsize, bits: u32) -> Self {
         let digests = Digests::new(seed, capacity, bits);
@@ -42,8 +42,8 @@ impl Scan {
         Self { seed, digests, chunks: BTreeMap::new(), samples: BTreeMap::new(), samples_max }
     }
 
-    /// Looks at pages with their guest physical addresses in pages, in any order, each once. Takes as many as there are: whoever
-    /// has a budget hands on [`super::Pace::pages`] at a time.
+    /// Looks at pages with their guest physical addresses in pages, in any order, each once. Takes
+    /// as many as there are: whoever has a budget hands on [`super::Pace::pages`] at a time.
     pub fn feed<'a>(&mut self, pages: impl IntoIterator<Item = (u64, &'a Page)>) {
         for (index, page) in pages {
             // Addresses of guests end at 2^52; beyond 2^53 there is no chunk of this number.
@@ -91,8 +91,9 @@ impl Scan {
 }
 
 impl Scanned {
-    /// The chunks in order, with the pages whose content is elsewhere too, in this guest or in another of `domain`: the tables
-    /// of all guests merged, this one's among them. What was written and how it is mapped is for others to fill in.
+    /// The chunks in order, with the pages whose content is elsewhere too, in this guest or in
+    /// another of `domain`: the tables of all guests merged, this one's among them. What was
+    /// written and how it is mapped is for others to fill in.
     #[must_use]
     pub fn chunks(&self, domain: &Digests) -> Vec<Chunk> {
         let bits = domain.bits().max(self.digests.bits());

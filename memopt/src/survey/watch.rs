@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use super::page::{Page, Seed};
 
-/// Pages of a chunk that are looked at. One that has changed stands for 16, half of what makes a chunk hot by the usual policy.
+/// Pages of a chunk that are looked at. One that has changed stands for 16, half of what makes a
+/// chunk hot by the usual policy.
 const SAMPLES: u64 = 32;
 /// Pages in a chunk.
 const CHUNK_PAGES: u64 = 512;
@@ -13,9 +14,10 @@ const STRATUM: u64 = CHUNK_PAGES / SAMPLES;
 
 /// Remembers some pages of each chunk, and sees which of them change.
 ///
-/// A page of each 16 is looked at. Which one depends on the seed, so that a guest cannot write beside them on purpose. It is an
-/// estimate: of a chunk in which w of 512 pages are written, w/16 of the samples change on the average, and a chunk with less than
-/// that may seem still. A page that was written with what it had before counts as not written: merging does not mind it.
+/// A page of each 16 is looked at. Which one depends on the seed, so that a guest cannot write
+/// beside them on purpose. It is an estimate: of a chunk in which w of 512 pages are written, w/16
+/// of the samples change on the average, and a chunk with less than that may seem still. A page
+/// that was written with what it had before counts as not written: merging does not mind it.
 #[derive(Debug)]
 pub struct Watch {
     seed: Seed,
@@ -56,8 +58,8 @@ impl Watch {
         *changed += u16::from(has_changed);
     }
 
-    /// Pages of a chunk that were written between the looks, as an estimate, when `present` of its pages are there. None when no
-    /// page of it was looked at twice.
+    /// Pages of a chunk that were written between the looks, as an estimate, when `present` of its
+    /// pages are there. None when no page of it was looked at twice.
     #[must_use]
     pub fn written_pages(&self, chunk: u32, present: u16) -> Option<u16> {
         let (looked_at, changed) = self.chunks.get(&chunk)?;

@@ -14,7 +14,8 @@ pub enum Written {
 }
 
 impl Written {
-    /// Pages of a chunk that were written, when `present` of its pages are there. None when nobody has looked at any twice.
+    /// Pages of a chunk that were written, when `present` of its pages are there. None when nobody
+    /// has looked at any twice.
     #[must_use]
     pub fn pages(&self, chunk: u32, present: u16) -> Option<u16> {
         match self {

@@ -41,7 +41,8 @@ struct Found {
 }
 
 impl Expectation {
-    /// Of `step`, which is about to be done; `before` is the look that its plan was made from, or a newer one.
+    /// Of `step`, which is about to be done; `before` is the look that its plan was made from, or a
+    /// newer one.
     #[must_use]
     pub fn of(step: &Step, before: &Situation, policy: &Policy) -> Self {
         let concerned = before.guests.iter().filter(|guest| concerns(step, guest, policy));
@@ -69,7 +70,8 @@ impl Expectation {
         now.uptime > self.since && after.is_none_or(arrived)
     }
 
-    /// Whether the window has been closed before its time. At first it may not have been opened yet.
+    /// Whether the window has been closed before its time. At first it may not have been opened
+    /// yet.
     fn window_is_over(&self, now: &Situation) -> bool {
         let runs = now.host.ksm.is_some_and(|ksm| ksm.run == 1);
         !runs && now.uptime >= self.since + WINDOW_OPENS
@@ -126,7 +128,8 @@ impl Expectation {
             Action::Unmerge { chunks: None, .. } => {
                 by_share(moved.process, i64::from(!now.is_mergeable), 1)
             }
-            // What else came back of the guest meanwhile is counted with the steps that it is due to.
+            // What else came back of the guest meanwhile is counted with the steps that it is due
+            // to.
             _ => unclear(0, "what was taken apart is not counted"),
         }
     }
@@ -145,7 +148,8 @@ impl Expectation {
             return unclear(moved.process, "its balloon was asked for something else meanwhile");
         }
         if to_bytes >= had {
-            // Memory that is given shows when it is used; that the balloon let go of it shows at once.
+            // Memory that is given shows when it is used; that the balloon let go of it shows at
+            // once.
             let given = signed(has).saturating_sub(signed(had));
             return by_share(moved.process, given, signed(to_bytes - had));
         }
@@ -181,7 +185,8 @@ impl Expectation {
         }
     }
 
-    /// By the memory of the domain's guests: ksmd's own profit still counts the pages of processes that are gone.
+    /// By the memory of the domain's guests: ksmd's own profit still counts the pages of processes
+    /// that are gone.
     fn check_window(&self, window_bytes: i64, after: &Situation) -> Found {
         let (mut low, mut high, mut are_any_left) = (0_i64, 0_i64, false);
         for (name, before) in &self.before {
@@ -208,8 +213,8 @@ impl Expectation {
     }
 }
 
-/// Whether the memory of `guest` shows what `step` brings: for a window of ksmd that of its domain's guests does, otherwise that of the
-/// guest that it is done to.
+/// Whether the memory of `guest` shows what `step` brings: for a window of ksmd that of its
+/// domain's guests does, otherwise that of the guest that it is done to.
 #[must_use]
 pub fn concerns(step: &Step, guest: &Guest, policy: &Policy) -> bool {
     match &step.action {

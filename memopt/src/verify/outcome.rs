@@ -24,8 +24,8 @@ pub struct Outcome {
     pub action: Action,
     /// What was expected to come back. Signed.
     pub expected_bytes: i64,
-    /// What came back, as far as it can be told from what moved otherwise: the least that agrees with all
-    /// measurements. Signed.
+    /// What came back, as far as it can be told from what moved otherwise: the least that agrees
+    /// with all measurements. Signed.
     pub returned_bytes: i64,
     /// The share of what was expected to happen that did; absent when that cannot be told.
     pub share: Option<f64>,

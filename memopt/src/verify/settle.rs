@@ -6,12 +6,12 @@ use crate::plan::{Action, ChunkRange, Step};
 use crate::policy::Policy;
 use crate::units::MIB;
 
-/// Bytes that a balloon moves in a second in a busy guest: a quarter of the 0.95 GiB/s that an idle one was measured
-/// at.
+/// Bytes that a balloon moves in a second in a busy guest: a quarter of the 0.95 GiB/s that an idle
+/// one was measured at.
 const BALLOON_BYTES_PER_S: u64 = 256 * MIB;
 
-/// How long `step` may take to show what it brings, counted from when it was done. Whoever looks later measures other
-/// things too.
+/// How long `step` may take to show what it brings, counted from when it was done. Whoever looks
+/// later measures other things too.
 #[must_use]
 pub fn settles_after(step: &Step, policy: &Policy) -> Duration {
     match &step.action {

@@ -85,8 +85,8 @@ impl GuestTraces {
 }
 
 impl Movement {
-    /// Two bounds of what came back when what moved by `others` is set against it: all of those were pages of the
-    /// process, or none were.
+    /// Two bounds of what came back when what moved by `others` is set against it: all of those
+    /// were pages of the process, or none were.
     pub(super) fn without(&self, others: &[i64]) -> (i64, i64) {
         let (mut low, mut high) = (self.process, self.process);
         for other in others {

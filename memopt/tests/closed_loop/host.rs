@@ -1,4 +1,5 @@
-//! A simulated host: guests with curves of demand, page caches and balloons, in rounds of ten seconds of virtual time.
+//! A simulated host: guests with curves of demand, page caches and balloons, in rounds of ten
+//! seconds of virtual time.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

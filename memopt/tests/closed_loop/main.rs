@@ -1,5 +1,5 @@
-//! Hours of virtual time with plan, act and verify in a closed loop: nothing oscillates, pain is short, goals are
-//! reached when they can be.
+//! Hours of virtual time with plan, act and verify in a closed loop: nothing oscillates, pain is
+//! short, goals are reached when they can be.
 
 mod host;
 mod merging;

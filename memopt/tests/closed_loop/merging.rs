@@ -1,5 +1,5 @@
-//! Merging and huge pages in a closed loop: a simulated ksmd that needs two passes, chunks that turn hot and cold,
-//! two merge domains.
+//! Merging and huge pages in a closed loop: a simulated ksmd that needs two passes, chunks that
+//! turn hot and cold, two merge domains.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -59,7 +59,8 @@ struct SimClone {
 }
 
 impl SimClone {
-    /// Three fifths of its chunks are rich in duplicates, a fifth is hot and in small pages, a fifth unique.
+    /// Three fifths of its chunks are rich in duplicates, a fifth is hot and in small pages, a
+    /// fifth unique.
     fn new(name: &str, domain: &'static str) -> Self {
         let chunk = |index: u32| {
             let nature = match index % 5 {
@@ -349,7 +350,8 @@ fn chunks_that_turn_are_turned_once() {
 fn the_domains_take_turns_only_when_it_pays() {
     let mut host = host();
     host.run(120);
-    // Half of the red guests' chunks become unique; blue has now more to gain, and some more is not enough.
+    // Half of the red guests' chunks become unique; blue has now more to gain, and some more is not
+    // enough.
     let make_unique = |host: &mut MergingHost, count: usize| {
         for clone in host.clones.iter_mut().filter(|clone| clone.domain == "red") {
             let rich = clone.chunks.iter_mut().filter(|it| it.nature == Nature::Rich).take(count);

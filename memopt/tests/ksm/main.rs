@@ -1,5 +1,6 @@
-//! Windows of the real ksmd. They need root and a kernel with KSM, take turns through a lock of the host, and leave its settings
-//! as they were. `LIGHTER_SKIP_KSM=1` leaves them out, for hosts that have no KSM or whose ksmd is not to be touched.
+//! Windows of the real ksmd. They need root and a kernel with KSM, take turns through a lock of the
+//! host, and leave its settings as they were. `LIGHTER_SKIP_KSM=1` leaves them out, for hosts that
+//! have no KSM or whose ksmd is not to be touched.
 
 #![allow(clippy::unwrap_used)] // all of it is test
 
@@ -21,7 +22,8 @@ use ksm_turn::{FOLDER, KsmLock, set};
 /// Pages of the process that is merged: 64 MiB.
 const PAGES: u64 = 16_384;
 
-/// One test at a time on this host, also of other checkouts; checks at the end that all settings are as they were.
+/// One test at a time on this host, also of other checkouts; checks at the end that all settings
+/// are as they were.
 struct Turn {
     before: KsmKnobs,
     lock: KsmLock,
@@ -46,8 +48,9 @@ impl Turn {
     }
 }
 
-/// A QEMU that never runs its guest, in whose memory the same page lies over and over. Pages of zeros would not do: since Linux
-/// 6.12 they are dropped when their huge page is split, before ksmd can merge them. It ends when this is dropped.
+/// A QEMU that never runs its guest, in whose memory the same page lies over and over. Pages of
+/// zeros would not do: since Linux 6.12 they are dropped when their huge page is split, before ksmd
+/// can merge them. It ends when this is dropped.
 struct Duplicates(Child);
 
 impl Duplicates {
@@ -110,7 +113,8 @@ fn duplicates_are_merged_in_a_window_and_the_settings_are_as_they_were() {
     assert!(merged.merging_pages + merged.zero_pages > PAGES * 9 / 10, "{merged:?}");
     assert!(outcome.gain_bytes > (PAGES * 4096 * 8 / 10) as i64, "{outcome:?}");
     let share = outcome.cpu.unwrap().as_secs_f64() / outcome.elapsed.as_secs_f64();
-    // In a window this short most of it is the first guess; a host that is slow or busy is given room.
+    // In a window this short most of it is the first guess; a host that is slow or busy is given
+    // room.
     assert!(share < 0.8, "ksmd used {share} of a CPU");
 }
 

@@ -1,4 +1,5 @@
-//! The entries of memory optimization. The rules of the other catalogue hold here too, and its tests see to it.
+//! The entries of memory optimization. The rules of the other catalogue hold here too, and its
+//! tests see to it.
 
 use memopt::ledger::Level;
 use memopt::policy::Actuator;

@@ -1,8 +1,9 @@
-//! The metrics of memory optimization: what the node saw of its host and guests at its last look, what it planned and did, and
-//! what really came back.
+//! The metrics of memory optimization: what the node saw of its host and guests at its last look,
+//! what it planned and did, and what really came back.
 //!
-//! `catalogue` is the list, `labels` what its labels can say, `sample` the plain values that the program hands over, `fill`
-//! puts them into the families. What is looked at and decided by is shown as the types of `memopt`.
+//! `catalogue` is the list, `labels` what its labels can say, `sample` the plain values that the
+//! program hands over, `fill` puts them into the families. What is looked at and decided by is
+//! shown as the types of `memopt`.
 
 mod catalogue;
 mod fill;

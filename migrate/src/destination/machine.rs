@@ -18,8 +18,8 @@ use crate::telemetry::Telemetry;
 
 /// For how long a destination that has said its last word waits for the source to have heard it.
 const LAST_WORD: Duration = Duration::from_secs(10);
-/// Longest wait for the source's first word. It was here a moment ago to be admitted, and holds the guest's name while it is
-/// waited for.
+/// Longest wait for the source's first word. It was here a moment ago to be admitted, and holds the
+/// guest's name while it is waited for.
 const FIRST_WORD: Duration = Duration::from_secs(5);
 
 /// What a destination must know before it starts.
@@ -40,7 +40,8 @@ pub struct Destination {
     pub(super) config: DestinationConfig,
     pub(super) state: State,
     pub(super) connected: bool,
-    /// The source has said on this connection that the guest is this side's, and waits for what becomes of that.
+    /// The source has said on this connection that the guest is this side's, and waits for what
+    /// becomes of that.
     pub(super) is_asked: bool,
     pub(super) notes: Telemetry,
     pub(super) records: RecordSlot<DestinationState>,
@@ -56,7 +57,8 @@ pub struct Destination {
     pub(super) forced: bool,
     /// Why the last attempt to take the guest over came to nothing.
     pub(super) not_taken: Option<PeerText>,
-    /// What could not be recorded of the guest's fate, and must be before this side may leave answers to its node.
+    /// What could not be recorded of the guest's fate, and must be before this side may leave
+    /// answers to its node.
     pub(super) unrecorded: Option<DestinationState>,
     pub(super) wait_until: Option<Duration>,
     pub(super) now: Duration,
@@ -121,7 +123,8 @@ impl Destination {
         self.wait_until
     }
 
-    /// UDP port of the node of the source's host, for the record; none when the source has not said it.
+    /// UDP port of the node of the source's host, for the record; none when the source has not said
+    /// it.
     pub fn source_node_port(&self) -> Option<NonZeroU16> {
         self.source_node_port
     }

@@ -4,8 +4,8 @@
 //! ([`Action`]), in that order. It never lets a guest run that was not committed to it, and forgets
 //! none that may have been.
 //!
-//! Reading order: `state` (what it waits for), `machine` (who handles which event), `receive` (up to
-//! being ready), `takeover` (from there to a guest that runs, or is gone).
+//! Reading order: `state` (what it waits for), `machine` (who handles which event), `receive` (up
+//! to being ready), `takeover` (from there to a guest that runs, or is gone).
 
 mod action;
 mod event;

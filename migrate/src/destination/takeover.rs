@@ -126,16 +126,16 @@ impl Destination {
         }
     }
 
-    /// The guest could not be taken over, and nothing of it has run. The copy is kept, since it may be the only one by now: until
-    /// the source says again whose the guest is, or an operator does.
+    /// The guest could not be taken over, and nothing of it has run. The copy is kept, since it may
+    /// be the only one by now: until the source says again whose the guest is, or an operator does.
     fn stay_ready(&mut self, failure: Failure) {
         let complaint = self.error(failure).complaint();
         self.state = State::Ready;
         self.forced = false;
         self.not_taken = Some(complaint.text.clone());
         self.record(DestinationState::Ready);
-        // A source that has reconnected meanwhile is about to ask: were it told now, it would take the guest back and have this side
-        // try again, too.
+        // A source that has reconnected meanwhile is about to ask: were it told now, it would take
+        // the guest back and have this side try again, too.
         if self.is_asked {
             self.say(DestinationMessage::NotTaken(complaint));
         }
@@ -169,8 +169,9 @@ impl Destination {
         }
     }
 
-    /// What has become of the guest is on disk, from where its node tells it when this side no longer listens; or it is not,
-    /// and is tried again, since the record there still says that the outcome is unknown.
+    /// What has become of the guest is on disk, from where its node tells it when this side no
+    /// longer listens; or it is not, and is tried again, since the record there still says that the
+    /// outcome is unknown.
     pub(super) fn on_fate_recorded(&mut self, fate: DestinationState, is_written: bool) {
         if !matches!(self.state, State::Running { .. } | State::Failed { .. }) {
             return;
@@ -183,7 +184,8 @@ impl Destination {
         self.wait_until = Some(self.now.saturating_add(wait));
     }
 
-    /// The source knows that the guest runs here. Others learn it from the record, so this side does not go before that is written.
+    /// The source knows that the guest runs here. Others learn it from the record, so this side
+    /// does not go before that is written.
     fn on_goodbye(&mut self) {
         self.config.linger = Duration::ZERO;
         if matches!(self.state, State::Running { is_recorded: true, .. }) {

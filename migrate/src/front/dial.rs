@@ -124,12 +124,14 @@ pub struct Traced {
     pub guest: Option<FoundGuest>,
     /// Where to go on asking when it has moved on, or may have.
     pub onward: Option<Onward>,
-    /// Whether the answer covers only what happened after that migration; false from earlier versions.
+    /// Whether the answer covers only what happened after that migration; false from earlier
+    /// versions.
     pub is_since: bool,
 }
 
-/// Asks the node `peer` whether its host has the guest that is `sought`, or else one of its name, and where that has
-/// gone since; for no longer than `patience`. A node of an earlier version is asked what it understands.
+/// Asks the node `peer` whether its host has the guest that is `sought`, or else one of its name,
+/// and where that has gone since; for no longer than `patience`. A node of an earlier version is
+/// asked what it understands.
 ///
 /// # Errors
 /// Why there is no answer.
@@ -180,10 +182,11 @@ pub struct ResolveTarget {
     pub process: SocketAddr,
 }
 
-/// Tells a destination what the source's record says, for a source process that is dead; returns the
-/// destination's answer: `Running`, `Discarded`, `Unknown`, or `Abort` when nobody can tell.
+/// Tells a destination what the source's record says, for a source process that is dead; returns
+/// the destination's answer: `Running`, `Discarded`, `Unknown`, or `Abort` when nobody can tell.
 ///
-/// Asks the node first, which knows whether the process lives; if the node is away, the process itself.
+/// Asks the node first, which knows whether the process lives; if the node is away, the process
+/// itself.
 ///
 /// # Errors
 /// Why there is no answer: ask again later.

@@ -22,8 +22,8 @@ const CONCURRENT_MAX: usize = 32;
 const REQUEST_TIME: Duration = Duration::from_secs(10);
 /// Time for a peer to take the answer.
 const ANSWER_TIME: Duration = Duration::from_secs(5);
-/// How old the certificate of a guest's process may be when a migration begins. `lighter migrate` has it made right before; what is
-/// left is for hosts whose clocks differ.
+/// How old the certificate of a guest's process may be when a migration begins. `lighter migrate`
+/// has it made right before; what is left is for hosts whose clocks differ.
 const ADMISSION_AGE_MAX: Duration = Duration::from_mins(15);
 
 /// Answers requests; implemented by the node.
@@ -115,8 +115,8 @@ fn may_ask(
     let Some(GuestProcess { guest: own, issued }) = process else { return Ok(()) };
     match request {
         FrontRequest::Admit { guest, .. } if guest.uuid == own => {
-            // Without this, one `lighter migrate` would let a process that is taken over send guests for as long as its
-            // certificate is valid.
+            // Without this, one `lighter migrate` would let a process that is taken over send
+            // guests for as long as its certificate is valid.
             let (age, is_ahead) = match now.duration_since(issued) {
                 Ok(age) => (age, false),
                 Err(ahead) => (ahead.duration(), true),

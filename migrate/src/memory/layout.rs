@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{CHUNK_BYTES, PAGE_BYTES};
 
-/// Most regions that a guest may have: far more than a PC needs, and few enough to check in no time.
+/// Most regions that a guest may have: far more than a PC needs, and few enough to check in no
+/// time.
 pub const MAX_REGIONS: usize = 16;
 /// Largest guest memory that is accepted, in bytes (16 TiB).
 pub const MAX_MEMORY_BYTES: u64 = 16 << 40;

@@ -1,14 +1,18 @@
 //! Deciding, chunk by chunk, whether lz4 is worth its time.
 //!
-//! Compression pays when the bytes it saves would take longer on the wire than it takes to save them.
-//! Both sides of that comparison are measured while the migration runs: [`WireRate`] tells what a byte
-//! costs on the wire, and every attempt tells what lz4 costs and saves on this guest's memory. When an
-//! attempt does not pay, a growing number of chunks goes raw before the next attempt.
+//! Compression pays when the bytes it saves would take longer on the wire than it takes to save
+//! them. Both sides of that comparison are measured while the migration runs: [`WireRate`] tells
+//! what a byte costs on the wire, and every attempt tells what lz4 costs and saves on this guest's
+//! memory. When an attempt does not pay, a growing number of chunks goes raw before the next
+//! attempt.
 
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 /// Which compression the operator wants.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Compression {
     /// lz4 where it makes the migration faster.
     #[default]
@@ -21,7 +25,8 @@ pub enum Compression {
 
 /// An attempt must save at least this share, or the data counts as incompressible.
 const SAVING_MIN: f64 = 0.10;
-/// Chunks sent raw after the first attempt in a row that did not pay; doubles with each further one.
+/// Chunks sent raw after the first attempt in a row that did not pay; doubles with each further
+/// one.
 const SKIP_FIRST: u32 = 4;
 /// Most chunks sent raw between two attempts: 64 MiB of memory.
 const SKIP_MAX: u32 = 256;
@@ -102,8 +107,8 @@ const SAMPLE_BYTES_MIN: u64 = 1 << 20;
 impl WireRate {
     /// Learns that `bytes` were handed to the transport, which made the sender wait for `waited`.
     ///
-    /// Between two moments at which the buffer was full, what went in is what the wire took. Returns the
-    /// bytes per second that the wire takes when they were measured anew.
+    /// Between two moments at which the buffer was full, what went in is what the wire took.
+    /// Returns the bytes per second that the wire takes when they were measured anew.
     pub fn wrote(&mut self, bytes: u64, waited: Duration, now: Instant) -> Option<f64> {
         self.bytes += bytes;
         if waited < WAITED_MIN {

@@ -25,12 +25,12 @@ impl Decoder {
 
     /// Returns the pages that `payload` holds, packed in the order of [`FrameHeader::carried`].
     ///
-    /// `bytes` is the header as it came, which the checksum covers too. Nothing is returned of a frame
-    /// that is not whole.
+    /// `bytes` is the header as it came, which the checksum covers too. Nothing is returned of a
+    /// frame that is not whole.
     ///
     /// # Errors
-    /// [`FrameError::Checksum`] for damaged bytes, [`FrameError::Decompress`] for an lz4 block that does
-    /// not hold exactly the pages announced.
+    /// [`FrameError::Checksum`] for damaged bytes, [`FrameError::Decompress`] for an lz4 block that
+    /// does not hold exactly the pages announced.
     pub fn decode<'a>(
         &'a mut self,
         header: &FrameHeader,

@@ -37,8 +37,9 @@ impl Encoder {
 
     /// Appends one frame with the pages `pages` of `chunk` to `batch`, which must have room.
     ///
-    /// `copy(first, out)` copies the pages from `first` on, as many as `out` holds, out of the guest. The
-    /// guest may write to them meanwhile: everything that follows looks at the copy alone.
+    /// `copy(first, out)` copies the pages from `first` on, as many as `out` holds, out of the
+    /// guest. The guest may write to them meanwhile: everything that follows looks at the copy
+    /// alone.
     ///
     /// Returns what the frame carries and takes.
     ///

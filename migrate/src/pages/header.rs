@@ -174,8 +174,9 @@ impl FrameHeader {
 
     /// Reads and checks a header from the peer for a guest of `chunks` chunks.
     ///
-    /// What it announces is bounded: a payload never exceeds [`crate::memory::CHUNK_BYTES`]. The checksum covers the
-    /// payload too, so it is checked by [`FrameHeader::verify`] once that has been read.
+    /// What it announces is bounded: a payload never exceeds [`crate::memory::CHUNK_BYTES`]. The
+    /// checksum covers the payload too, so it is checked by [`FrameHeader::verify`] once that has
+    /// been read.
     ///
     /// # Errors
     /// [`FrameError`], naming the field that is wrong.

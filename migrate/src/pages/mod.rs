@@ -1,10 +1,11 @@
 //! Guest memory on its way over the wire.
 //!
-//! Memory travels as *chunk frames*: a fixed header of 48 bytes ([`FrameHeader`]) that names one chunk
-//! of 64 pages and two masks, then the pages that are not zero, packed, raw or compressed with lz4. The
-//! source builds frames with an [`Encoder`] into reused buffers; the destination reads a header, then
-//! exactly the payload it announces, and gets the pages from [`Decoder::decode`] only when the frame's
-//! checksum holds. Everything here is synchronous and knows no socket; start with [`FrameHeader`].
+//! Memory travels as *chunk frames*: a fixed header of 48 bytes ([`FrameHeader`]) that names one
+//! chunk of 64 pages and two masks, then the pages that are not zero, packed, raw or compressed
+//! with lz4. The source builds frames with an [`Encoder`] into reused buffers; the destination
+//! reads a header, then exactly the payload it announces, and gets the pages from
+//! [`Decoder::decode`] only when the frame's checksum holds. Everything here is synchronous and
+//! knows no socket; start with [`FrameHeader`].
 
 mod buffer;
 mod compress;

@@ -59,7 +59,8 @@ pub struct FoundGuest {
     pub name: PeerText,
     /// How it stands, in a word.
     pub state: PeerText,
-    /// Whether it is that host's: it runs there, or would if its user let it. Otherwise it waits to be told whose it is.
+    /// Whether it is that host's: it runs there, or would if its user let it. Otherwise it waits to
+    /// be told whose it is.
     pub is_owned: bool,
 }
 
@@ -68,8 +69,8 @@ impl FoundGuest {
     pub const ENDED: &str = "ended there";
     /// What the state of a guest begins with that ran there and has moved on; where to follows.
     pub const MOVED: &str = "moved to ";
-    /// What the state of a guest begins with that ran there and was being moved on, and of which that
-    /// host cannot tell whether it has arrived; where to follows.
+    /// What the state of a guest begins with that ran there and was being moved on, and of which
+    /// that host cannot tell whether it has arrived; where to follows.
     pub const ON_ITS_WAY: &str = "on its way to ";
 
     /// Whether the guest is not there any more. A copy from before that is out of date.

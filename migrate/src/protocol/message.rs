@@ -40,11 +40,11 @@ pub enum SourceMessage {
     Abort(Complaint),
     /// The source has heard that the guest runs and has cleaned up.
     Finish,
-    /// The disks that come along with the guest; said before `Prepare`, and only if there are any and both
-    /// sides have [`super::FEATURE_DISKS`].
+    /// The disks that come along with the guest; said before `Prepare`, and only if there are any
+    /// and both sides have [`super::FEATURE_DISKS`].
     Disks(Vec<DiskCopy>),
-    /// Where the node of the source's host listens; said before `Prepare`, and only if there is one and
-    /// both sides have [`super::FEATURE_NODE`].
+    /// Where the node of the source's host listens; said before `Prepare`, and only if there is one
+    /// and both sides have [`super::FEATURE_NODE`].
     Node {
         /// Its UDP port.
         port: NonZeroU16,
@@ -80,8 +80,9 @@ pub enum DestinationMessage {
     Discarded,
     /// Answer to `Resolve`: nothing is known here of such a migration.
     Unknown,
-    /// Answer to `Commit`, or to `Resolve` of a commit: the guest could not be taken over, and nothing of it has run. The copy stays
-    /// until the source has said again whose the guest is; told that it is the destination's, the destination tries again.
+    /// Answer to `Commit`, or to `Resolve` of a commit: the guest could not be taken over, and
+    /// nothing of it has run. The copy stays until the source has said again whose the guest is;
+    /// told that it is the destination's, the destination tries again.
     NotTaken(Complaint),
 }
 

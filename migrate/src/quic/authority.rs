@@ -51,8 +51,8 @@ impl Authority {
     /// Reads the authority that [`Authority::save`] wrote to `dir`.
     ///
     /// # Errors
-    /// [`CertError::File`] when `ca.pem` or `ca.key` cannot be read, [`CertError::Make`] when they are
-    /// not what their names say.
+    /// [`CertError::File`] when `ca.pem` or `ca.key` cannot be read, [`CertError::Make`] when they
+    /// are not what their names say.
     pub fn load(dir: &Path) -> Result<Self, CertError> {
         let cert_pem = read(&dir.join(CA_CERT))?;
         let key_pem = read(&dir.join(CA_KEY))?;
@@ -77,7 +77,8 @@ impl Authority {
     pub fn save(&self, dir: &Path) -> Result<(), CertError> {
         create_dir(dir)?;
         let (key, certificate) = (dir.join(CA_KEY), dir.join(CA_CERT));
-        // Before anything is written: a key beside the certificate of another authority would look like that one's.
+        // Before anything is written: a key beside the certificate of another authority would look
+        // like that one's.
         refuse_existing(&certificate)?;
         write_new(&key, &self.issuer.key().serialize_pem(), Mode::Secret)?;
         write_new(&certificate, &self.cert_pem, Mode::Public)
@@ -86,7 +87,8 @@ impl Authority {
     /// Issues a certificate for a host that is reached by `names`: DNS names and IP addresses.
     ///
     /// # Errors
-    /// [`CertError::Name`] for anything else, [`CertError::Make`] when the system gives no randomness.
+    /// [`CertError::Name`] for anything else, [`CertError::Make`] when the system gives no
+    /// randomness.
     pub fn issue(&self, names: &[String]) -> Result<Identity, CertError> {
         self.issue_with(names, |_| {})
     }

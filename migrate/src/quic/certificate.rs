@@ -1,4 +1,5 @@
-//! What a host's certificate says: under which names the host is reached, and from when until when; and why it cannot be used.
+//! What a host's certificate says: under which names the host is reached, and from when until when;
+//! and why it cannot be used.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
@@ -213,7 +214,8 @@ pub(super) fn guest_of(der: &CertificateDer<'_>) -> Option<Uuid> {
     })
 }
 
-/// When the certificate `der` was made, by its issuer's clock: it is valid from [`CLOCK_GRACE`] before.
+/// When the certificate `der` was made, by its issuer's clock: it is valid from [`CLOCK_GRACE`]
+/// before.
 pub(super) fn issued_at(der: &CertificateDer<'_>) -> Option<SystemTime> {
     let (_, certificate) = parse_x509_certificate(der).ok()?;
     let valid_from = u64::try_from(certificate.validity().not_before.timestamp()).ok()?;

@@ -1,10 +1,11 @@
 //! CUBIC, without pacing where pacing only costs.
 //!
-//! CUBIC keeps a migration fair on shared links. On a LAN without loss, though, its window soon exceeds
-//! what the send window lets be under way, and all that is left of it is quinn's pacer, which wakes the
-//! connection for each burst and halves throughput on loopback. There the window is reported as unlimited,
-//! which is how quinn is told not to pace (`quinn-proto`, `connection/pacing.rs`); the send window still
-//! bounds the bytes under way. The first loss shrinks CUBIC's window and brings everything back.
+//! CUBIC keeps a migration fair on shared links. On a LAN without loss, though, its window soon
+//! exceeds what the send window lets be under way, and all that is left of it is quinn's pacer,
+//! which wakes the connection for each burst and halves throughput on loopback. There the window is
+//! reported as unlimited, which is how quinn is told not to pace (`quinn-proto`,
+//! `connection/pacing.rs`); the send window still bounds the bytes under way. The first loss
+//! shrinks CUBIC's window and brings everything back.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -28,7 +29,8 @@ pub(super) struct FastPathCubic {
 impl FastPathCubic {
     /// For connections that never have more than `send_window` bytes under way.
     pub(super) fn new(send_window: u64) -> Self {
-        // From here on CUBIC does not limit: slow start would double its window past the send window next.
+        // From here on CUBIC does not limit: slow start would double its window past the send
+        // window next.
         Self { cubic: Arc::default(), free: send_window / 2 }
     }
 

@@ -29,8 +29,8 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// Looks up `host`, a DNS name or an IP address; returns it once for each address it has, at most
-    /// four.
+    /// Looks up `host`, a DNS name or an IP address; returns it once for each address it has, at
+    /// most four.
     ///
     /// # Errors
     /// [`LinkError::Resolve`] when it has none.
@@ -68,8 +68,8 @@ pub fn listen(address: SocketAddr, tls: &Tls) -> Result<Endpoint, LinkError> {
     open(address, Some(server(tls)), MTU_MAX)
 }
 
-/// As [`listen`], for memory: takes the large datagrams that a source on the same host sends, for which
-/// quinn sets 128 MiB of address space aside.
+/// As [`listen`], for memory: takes the large datagrams that a source on the same host sends, for
+/// which quinn sets 128 MiB of address space aside.
 pub(crate) fn listen_for_memory(address: SocketAddr, tls: &Tls) -> Result<Endpoint, LinkError> {
     open(address, Some(server(tls)), MTU_LOOPBACK)
 }
@@ -115,8 +115,9 @@ fn dial_over(path: Path, towards: SocketAddr, tls: &Tls) -> Result<Endpoint, Lin
     Ok(endpoint)
 }
 
-/// Gives `incoming` a place, if there is one. When half of `places` are taken, only to a peer that has proved to
-/// receive at the address it claims: others are asked to (RFC 9000 §8.1.2), and come again.
+/// Gives `incoming` a place, if there is one. When half of `places` are taken, only to a peer that
+/// has proved to receive at the address it claims: others are asked to (RFC 9000 §8.1.2), and come
+/// again.
 pub(crate) fn seat(incoming: Incoming, places: &Arc<Places>) -> Option<(Incoming, Place)> {
     if places.are_scarce() && !incoming.remote_address_validated() {
         // Fails only for a peer that has been asked already.
@@ -154,7 +155,8 @@ pub(crate) async fn shake_hands(
 
 /// Connects to `peer` and checks who it is.
 ///
-/// A peer that refuses this host's certificate says so only after this returns: the first read fails then.
+/// A peer that refuses this host's certificate says so only after this returns: the first read
+/// fails then.
 ///
 /// # Errors
 /// [`LinkError`], telling what was wrong.
@@ -167,8 +169,9 @@ pub async fn connect(dialer: &Endpoint, peer: &Peer) -> Result<Connection, LinkE
 
 /// Closes a connection that is only just up and tells the peer why.
 ///
-/// quinn forgets a close that its pacer holds up behind the handshake's last packets: the close stops the
-/// timer that would send it (`quinn-proto` 0.11, `close_common`). So those packets go first.
+/// quinn forgets a close that its pacer holds up behind the handshake's last packets: the close
+/// stops the timer that would send it (`quinn-proto` 0.11, `close_common`). So those packets go
+/// first.
 pub(crate) async fn turn_away(connection: &Connection, code: u32, reason: &str) {
     tokio::time::sleep(Duration::from_millis(50)).await;
     connection.close(code.into(), reason.as_bytes());
@@ -189,7 +192,8 @@ fn open(
     Endpoint::new(config, server, socket, Arc::new(TokioRuntime)).map_err(fail)
 }
 
-/// Asks for larger socket buffers; with the system's own, bursts are lost. Less than asked is no error.
+/// Asks for larger socket buffers; with the system's own, bursts are lost. Less than asked is no
+/// error.
 fn enlarge_buffers(socket: &UdpSocket) {
     let Ok(state) = quinn::udp::UdpSocketState::new(socket.into()) else { return };
     let outcome = state
@@ -241,7 +245,8 @@ mod tests {
         connected.unwrap();
     }
 
-    /// What the two sides of a connection see: the dialer reads one stream, which the listener opens.
+    /// What the two sides of a connection see: the dialer reads one stream, which the listener
+    /// opens.
     async fn meet(listening: &Tls, dialing: &Tls, name: &str) -> (LinkError, LinkError) {
         let listener = listen(ANY, listening).unwrap();
         let address = listener.local_addr().unwrap();
@@ -351,7 +356,8 @@ mod tests {
         let [_, arriving] = processes_of(guest, &there);
         let mut other = host(&theirs).vouch_for(guest, Role::Source).unwrap();
         other.ca_pem.clone_from(&there.ca_pem);
-        // A process may not pass on what it was given, also where its host is trusted as an authority is.
+        // A process may not pass on what it was given, also where its host is trusted as an
+        // authority is.
         let process = there.vouch_for(guest, Role::Source).unwrap();
         let passed_on = process.vouch_for(guest, Role::Source).unwrap();
         let mut trusting = there.vouch_for(guest, Role::Destination).unwrap();

@@ -22,7 +22,8 @@ pub(super) const ISSUED: &str = "issued";
 /// The list of revoked certificates, or those of several authorities.
 pub(super) const CRL: &str = "crl.pem";
 
-/// Longest certificate, key or list that is read, in bytes: authorities of others may come with long chains.
+/// Longest certificate, key or list that is read, in bytes: authorities of others may come with
+/// long chains.
 pub(super) const PEM_BYTES_MAX: u64 = 1 << 20;
 
 /// Why certificates could not be made, read or written.
@@ -114,7 +115,8 @@ pub(super) fn read(path: &Path) -> Result<String, CertError> {
     regular_file::read_text(path, PEM_BYTES_MAX).map_err(|cause| file("read", path, cause))
 }
 
-/// The content of the file at `path`; none when nothing has that name. A symbolic link to a missing file is an error.
+/// The content of the file at `path`; none when nothing has that name. A symbolic link to a missing
+/// file is an error.
 pub(super) fn read_if_there(path: &Path) -> Result<Option<String>, CertError> {
     match read(path) {
         Err(error) if error.is_missing() && !is_there(path) => Ok(None),

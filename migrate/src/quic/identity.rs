@@ -17,8 +17,8 @@ use super::revocation;
 use super::tls::{Tls, check_chain};
 use crate::report::Role;
 
-/// How long the certificate of a guest's process is valid. The process may wait for an answer of a host
-/// that is out of reach for days.
+/// How long the certificate of a guest's process is valid. The process may wait for an answer of a
+/// host that is out of reach for days.
 const GUEST_DAYS: u32 = 30;
 
 /// The certificates and the key of a host, or of the process of one guest on it, in PEM.
@@ -31,8 +31,9 @@ pub struct Identity {
     pub cert_pem: String,
     /// Its private key.
     pub key_pem: String,
-    /// The lists of revoked certificates that the host has; none when it has no `crl.pem`. Left out of JSON then: the process of a
-    /// guest that was started by a version without this field refuses an identity that has it.
+    /// The lists of revoked certificates that the host has; none when it has no `crl.pem`. Left out
+    /// of JSON then: the process of a guest that was started by a version without this field
+    /// refuses an identity that has it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub crl_pem: Option<String>,
 }
@@ -47,9 +48,10 @@ impl Identity {
     /// Reads `ca.pem`, `host.pem`, `host.key` and, if it is there, `crl.pem` from `dir`.
     ///
     /// # Errors
-    /// [`TlsError`], naming the file or the certificate that is wrong: other hosts would refuse a certificate that is not valid now
-    /// with a message that helps less, and one that another authority has issued. A `crl.pem` is an error when it holds no list, two
-    /// of one authority, one of an authority that is not in `ca.pem`, or one with a wrong signature.
+    /// [`TlsError`], naming the file or the certificate that is wrong: other hosts would refuse a
+    /// certificate that is not valid now with a message that helps less, and one that another
+    /// authority has issued. A `crl.pem` is an error when it holds no list, two of one authority,
+    /// one of an authority that is not in `ca.pem`, or one with a wrong signature.
     pub fn load(dir: &Path) -> Result<Self, TlsError> {
         let read = |name| read(&dir.join(name)).map_err(TlsError::Read);
         let (ca_pem, cert_pem, key_pem) = (read(CA_CERT)?, read(HOST_CERT)?, read(HOST_KEY)?);
@@ -94,12 +96,13 @@ impl Identity {
         Ok(Self { ca_pem, cert_pem, key_pem: key.serialize_pem(), crl_pem })
     }
 
-    /// Writes `host.pem` and `host.key` to `dir`, and `ca.pem` if it is not there. One that is there may hold further
-    /// authorities.
+    /// Writes `host.pem` and `host.key` to `dir`, and `ca.pem` if it is not there. One that is
+    /// there may hold further authorities.
     ///
     /// # Errors
-    /// [`CertError::Exists`] when the host has a certificate already, [`CertError::OtherAuthority`] when `ca.pem` is there and
-    /// holds others only, [`CertError::File`] for others. Nothing has been written when an authority is the reason.
+    /// [`CertError::Exists`] when the host has a certificate already, [`CertError::OtherAuthority`]
+    /// when `ca.pem` is there and holds others only, [`CertError::File`] for others. Nothing has
+    /// been written when an authority is the reason.
     pub fn save(&self, dir: &Path) -> Result<(), CertError> {
         create_dir(dir)?;
         let ca = dir.join(CA_CERT);

@@ -1,7 +1,8 @@
-//! What an authority has issued, and which of that it has revoked: the folder `issued/` beside its key.
+//! What an authority has issued, and which of that it has revoked: the folder `issued/` beside its
+//! key.
 //!
-//! `SERIAL.pem` is a certificate, `SERIAL.revoked` says that it is revoked. `crl.pem` is made from these files as well: no revoked
-//! certificate comes back when that list is lost.
+//! `SERIAL.pem` is a certificate, `SERIAL.revoked` says that it is revoked. `crl.pem` is made from
+//! these files as well: no revoked certificate comes back when that list is lost.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -47,8 +48,8 @@ fn parse(pem: &str, path: &Path) -> Result<HostCertificate, CertError> {
 }
 
 impl Authority {
-    /// Records in `dir`, where the authority is, that it has issued this certificate: one that is not recorded can be revoked by its file
-    /// only, which may be lost with its host.
+    /// Records in `dir`, where the authority is, that it has issued this certificate: one that is
+    /// not recorded can be revoked by its file only, which may be lost with its host.
     ///
     /// # Errors
     /// [`CertError::NotACertificate`] or [`CertError::File`].
@@ -59,12 +60,12 @@ impl Authority {
         write_new(&folder.join(format!("{serial}.pem")), &issued.cert_pem, Mode::Public)
     }
 
-    /// The certificates that [`Authority::record`] recorded in `dir` and that `which` names: a name or an address that they are valid
-    /// for, or the serial of one.
+    /// The certificates that [`Authority::record`] recorded in `dir` and that `which` names: a name
+    /// or an address that they are valid for, or the serial of one.
     ///
     /// # Errors
-    /// [`CertError`], naming the file: one that cannot be read might be what is looked for. Only files whose names end in `.pem` are
-    /// read.
+    /// [`CertError`], naming the file: one that cannot be read might be what is looked for. Only
+    /// files whose names end in `.pem` are read.
     pub fn issued_to(dir: &Path, which: &str) -> Result<Vec<Issued>, CertError> {
         let folder = dir.join(ISSUED);
         // As `openssl x509 -serial` writes it, or with colons.
@@ -99,7 +100,8 @@ pub(super) fn revoked(dir: &Path) -> Result<BTreeMap<Vec<u8>, Option<i64>>, Cert
     Ok(found)
 }
 
-/// Records in `dir` that the certificate with `serial` was revoked at `at_s`, in seconds since 1970.
+/// Records in `dir` that the certificate with `serial` was revoked at `at_s`, in seconds since
+/// 1970.
 pub(super) fn record_revoked(dir: &Path, serial: &[u8], at_s: i64) -> Result<(), CertError> {
     let folder = dir.join(ISSUED);
     make(&folder)?;

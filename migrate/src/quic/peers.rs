@@ -1,8 +1,10 @@
-//! Which peers are accepted: hosts with a certificate of the authority, and processes of guests with a certificate of such a host.
+//! Which peers are accepted: hosts with a certificate of the authority, and processes of guests
+//! with a certificate of such a host.
 //!
-//! The process of a guest shows a certificate of its own, which names the guest and was issued by its
-//! host, and that host's behind it. The host's is verified as if it had been shown by itself (issuer,
-//! time, and the name that was dialled), then the guest's with the host's as its only issuer.
+//! The process of a guest shows a certificate of its own, which names the guest and was issued by
+//! its host, and that host's behind it. The host's is verified as if it had been shown by itself
+//! (issuer, time, and the name that was dialled), then the guest's with the host's as its only
+//! issuer.
 
 use std::fmt;
 use std::sync::Arc;
@@ -76,8 +78,9 @@ impl Peers {
             WebPkiServerVerifier::builder_with_provider(roots.clone(), provider.clone());
         let mut clients = WebPkiClientVerifier::builder_with_provider(roots, provider.clone());
         if !revoked.is_empty() {
-            // The host's certificate and those of intermediate authorities are looked up, each where there is a list of its issuer. When
-            // a list was to be replaced (nextUpdate) does not matter: operators carry lists by hand, and an old one is better than none.
+            // The host's certificate and those of intermediate authorities are looked up, each
+            // where there is a list of its issuer. When a list was to be replaced (nextUpdate) does
+            // not matter: operators carry lists by hand, and an old one is better than none.
             servers = servers.with_crls(revoked.clone()).allow_unknown_revocation_status();
             clients = clients.with_crls(revoked).allow_unknown_revocation_status();
         }

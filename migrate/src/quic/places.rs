@@ -1,10 +1,12 @@
-//! Places for connections: peers that do not finish their handshake keep no peer from another address out.
+//! Places for connections: peers that do not finish their handshake keep no peer from another
+//! address out.
 //!
-//! A peer takes a place and keeps it until the place is dropped. When all are taken, a new peer takes the place of the first one that has
-//! not proved that it receives at its address: such a peer may be anybody. If there is none, it takes one from the network (an IPv4
-//! address, the first 64 bits of an IPv6 address) with the most unproven peers, if those are more than its own network has; else, within
-//! its own network, from the address with the most, if those are more than its own address has; else from its own address. The peer that
-//! came first loses its place.
+//! A peer takes a place and keeps it until the place is dropped. When all are taken, a new peer
+//! takes the place of the first one that has not proved that it receives at its address: such a
+//! peer may be anybody. If there is none, it takes one from the network (an IPv4 address, the first
+//! 64 bits of an IPv6 address) with the most unproven peers, if those are more than its own network
+//! has; else, within its own network, from the address with the most, if those are more than its
+//! own address has; else from its own address. The peer that came first loses its place.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -55,8 +57,8 @@ impl Places {
         self.taken().peers.len() * 2 > self.all
     }
 
-    /// Gives a peer at `address`, which it may have proved to receive at, a place; none when all are of peers that have proved who they
-    /// are.
+    /// Gives a peer at `address`, which it may have proved to receive at, a place; none when all
+    /// are of peers that have proved who they are.
     pub(crate) fn take(self: &Arc<Self>, address: IpAddr, is_validated: bool) -> Option<Place> {
         let address = address.to_canonical();
         let mut taken = self.taken();
@@ -96,7 +98,8 @@ impl Taken {
         peers.filter(|(_, peer)| peer.unproven.is_some())
     }
 
-    /// Of the unproven peers in `scope`, by `group`: the first of those groups that have the most, if that is more than `own` has.
+    /// Of the unproven peers in `scope`, by `group`: the first of those groups that have the most,
+    /// if that is more than `own` has.
     fn first_of_the_most(
         &self,
         group: impl Fn(IpAddr) -> IpAddr,
@@ -215,7 +218,8 @@ mod tests {
         assert!(places.of("::ffff:192.0.2.2").is_some());
     }
 
-    /// Forty handshakes with a host's address as theirs, and as many from an address of the attacker's own.
+    /// Forty handshakes with a host's address as theirs, and as many from an address of the
+    /// attacker's own.
     #[tokio::test]
     async fn one_that_uses_an_address_of_another_does_not_keep_that_one_out() {
         let places = Places::new(64);

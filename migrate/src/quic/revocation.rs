@@ -1,4 +1,5 @@
-//! Lists of certificates that are revoked before their time is over (RFC 5280 §5): checked when they are read, and made by an authority.
+//! Lists of certificates that are revoked before their time is over (RFC 5280 §5): checked when
+//! they are read, and made by an authority.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -23,7 +24,8 @@ use super::issued::{Issued, record_revoked, revoked};
 #[cfg(test)]
 mod tests;
 
-/// Most certificates that an authority can have revoked. Each takes some 40 bytes of the file that all hosts read.
+/// Most certificates that an authority can have revoked. Each takes some 40 bytes of the file that
+/// all hosts read.
 const REVOKED_MAX: usize = 10_000;
 
 /// Why the lists in a `crl.pem` cannot be used.
@@ -63,7 +65,8 @@ pub enum ListError {
         /// Name of the authority.
         authority: String,
     },
-    /// TLS would refuse every certificate of an authority whose list it may not believe (RFC 5280 §4.2.1.3).
+    /// TLS would refuse every certificate of an authority whose list it may not believe (RFC 5280
+    /// §4.2.1.3).
     #[error(
         "the authority {authority} may not sign lists (its keyUsage has no cRLSign): remove its list; nothing that it has \
          issued can be revoked"
@@ -132,7 +135,8 @@ pub struct Revocation {
     pub list: PathBuf,
 }
 
-/// The lists of `identity`, each of which counts: it is signed by an authority that is trusted, and the only one of that authority.
+/// The lists of `identity`, each of which counts: it is signed by an authority that is trusted, and
+/// the only one of that authority.
 pub(super) fn lists(
     identity: &Identity,
 ) -> Result<Vec<CertificateRevocationListDer<'static>>, TlsError> {
@@ -181,8 +185,8 @@ fn parse(der: &[u8]) -> Result<CertificateRevocationList<'_>, ListError> {
     Ok(parsed.1)
 }
 
-/// Checks that `list` is signed by the authority among `authorities`, in PEM, whose name it has. Of several with that name all must have
-/// signed it: rustls takes a list for that of each.
+/// Checks that `list` is signed by the authority among `authorities`, in PEM, whose name it has. Of
+/// several with that name all must have signed it: rustls takes a list for that of each.
 fn verify(list: &CertificateRevocationList<'_>, authorities: &str) -> Result<(), ListError> {
     let name = || list.issuer().to_string();
     let mut is_known = false;
@@ -263,8 +267,9 @@ impl Known {
 }
 
 impl Authority {
-    /// Revokes `certificates`: adds them to the list in `dir`, where this authority is, and to its records. The list is made again from the
-    /// records if it is lost; lists of other authorities beside it stay. The caller keeps others from doing so at the same time.
+    /// Revokes `certificates`: adds them to the list in `dir`, where this authority is, and to its
+    /// records. The list is made again from the records if it is lost; lists of other authorities
+    /// beside it stay. The caller keeps others from doing so at the same time.
     ///
     /// # Errors
     /// [`RevokeError`]; but for [`RevokeError::File`] nothing has been written then.
@@ -315,7 +320,8 @@ impl Authority {
         });
         let list = CertificateRevocationListParams {
             this_update: epoch + now,
-            // Hosts use a list as long as there is no other; other programs may want a new one at that time.
+            // Hosts use a list as long as there is no other; other programs may want a new one at
+            // that time.
             next_update: epoch + now + DAY * CA_DAYS,
             crl_number: SerialNumber::from(known.number.saturating_add(1)),
             issuing_distribution_point: None,

@@ -61,7 +61,8 @@ impl Tls {
         let trust = (roots(&identity.ca_pem)?, lists(identity)?);
         let peers = Arc::new(Peers::new(trust, own_guest, &provider)?);
 
-        // Dangerous is what rustls calls any verifier that is not its own; this one is a shell around that.
+        // Dangerous is what rustls calls any verifier that is not its own; this one is a shell
+        // around that.
         let mut client = ClientConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(&[&TLS13])?
             .dangerous()
@@ -86,7 +87,8 @@ impl Tls {
     }
 }
 
-/// How a web server speaks TLS 1.3 with the certificate of a host; whoever trusts the authority can tell who it is.
+/// How a web server speaks TLS 1.3 with the certificate of a host; whoever trusts the authority can
+/// tell who it is.
 ///
 /// # Errors
 /// As [`Tls::new`].
@@ -105,7 +107,8 @@ fn private_key(identity: &Identity) -> Result<PrivateKeyDer<'static>, TlsError> 
         .map_err(|cause| TlsError::Pem { what: "the host's private key, host.key,", cause })
 }
 
-/// ring with AES-128 first: it is the cheapest cipher per byte, and the others stay for CPUs without AES.
+/// ring with AES-128 first: it is the cheapest cipher per byte, and the others stay for CPUs
+/// without AES.
 pub(crate) fn provider() -> Arc<CryptoProvider> {
     let mut provider = ring::default_provider();
     provider.cipher_suites = vec![
@@ -124,7 +127,8 @@ pub(crate) fn roots(ca_pem: &str) -> Result<RootCertStore, TlsError> {
     Ok(roots)
 }
 
-/// Looks at the host's certificate as its peers will, which trust the same authority: as a server's, and as a client's.
+/// Looks at the host's certificate as its peers will, which trust the same authority: as a
+/// server's, and as a client's.
 pub(super) fn check_chain(identity: &Identity) -> Result<(), TlsError> {
     let (provider, roots) = (provider(), Arc::new(roots(&identity.ca_pem)?));
     let chain = certificates(&identity.cert_pem, "the host certificate, host.pem,")?;

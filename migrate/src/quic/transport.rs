@@ -8,8 +8,8 @@ use quinn::{IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 
 use super::congestion::FastPathCubic;
 
-/// A peer that is silent for this long is taken for dead. A keep-alive sent into the silence starts the
-/// time anew (RFC 9000 §10.1), so that it takes 9 s at most.
+/// A peer that is silent for this long is taken for dead. A keep-alive sent into the silence starts
+/// the time anew (RFC 9000 §10.1), so that it takes 9 s at most.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(7);
 /// Silence after which a sign of life is sent, so that only a dead peer is silent for the time-out.
 pub const KEEP_ALIVE: Duration = Duration::from_secs(2);
@@ -21,30 +21,30 @@ const _: () = assert!(
     "QUIC notices a dead peer later than is promised"
 );
 
-/// Largest UDP payload: ten of them fill the kernel's 64 KiB segmentation-offload buffer, which quinn
-/// limits to ten segments. Larger ones make it fall back to sending them singly.
+/// Largest UDP payload: ten of them fill the kernel's 64 KiB segmentation-offload buffer, which
+/// quinn limits to ten segments. Larger ones make it fall back to sending them singly.
 pub const MTU_MAX: u16 = 6550;
-/// Largest UDP payload on loopback, whose own limit is 65,507 bytes. A datagram of this size costs one system
-/// call without segmentation offload, as ten small ones do with it, and a tenth of the packets: measured,
-/// a quarter less CPU time at the source.
+/// Largest UDP payload on loopback, whose own limit is 65,507 bytes. A datagram of this size costs
+/// one system call without segmentation offload, as ten small ones do with it, and a tenth of the
+/// packets: measured, a quarter less CPU time at the source.
 pub const MTU_LOOPBACK: u16 = 65_000;
-/// UDP payload that loopback is trusted to carry without a trial: the most that fits the length field of
-/// quinn's handshake packets, 2^14 bytes.
+/// UDP payload that loopback is trusted to carry without a trial: the most that fits the length
+/// field of quinn's handshake packets, 2^14 bytes.
 const MTU_LOOPBACK_SURE: u16 = 16_000;
 /// Link MTU of Linux' loopback device, unless somebody has changed it.
 const LOOPBACK_LINK_MTU: u32 = 65_536;
 /// Bytes that may be under way at the start on loopback: some of its datagrams.
 const LOOPBACK_INITIAL_WINDOW: u64 = 1 << 20;
-/// Time after which larger packets are tried again when they seem to be swallowed; they may have been
-/// lost to a burst.
+/// Time after which larger packets are tried again when they seem to be swallowed; they may have
+/// been lost to a burst.
 const BLACK_HOLE_TIME: Duration = Duration::from_secs(1);
 /// Smallest UDP payload, which QUIC demands of every path (RFC 9000 §14).
 const MTU_INITIAL: u16 = 1200;
 
 /// Bytes that may be under way unread on one connection; what the peer can make this host hold.
 const RECEIVE_WINDOW: u32 = 16 << 20;
-/// Bytes that may be written and not yet acknowledged, until the path is measured: small enough to stay in
-/// the CPU's cache, large enough for a LAN.
+/// Bytes that may be written and not yet acknowledged, until the path is measured: small enough to
+/// stay in the CPU's cache, large enough for a LAN.
 const SEND_WINDOW: u64 = 4 << 20;
 /// Least send window: two batches of frames.
 const SEND_WINDOW_MIN: u64 = 512 << 10;
@@ -52,8 +52,8 @@ const SEND_WINDOW_MIN: u64 = 512 << 10;
 const SEND_WINDOW_MAX: u64 = 64 << 20;
 /// Round-trip time up to which [`SEND_WINDOW`] is enough: 16 Gbit/s at 2 ms.
 const RTT_SHORT: Duration = Duration::from_millis(2);
-/// How much may wait in the send buffer, as time. The guest's last pages queue behind it while the guest
-/// stands, so it adds to the downtime.
+/// How much may wait in the send buffer, as time. The guest's last pages queue behind it while the
+/// guest stands, so it adds to the downtime.
 const QUEUE: Duration = Duration::from_millis(30);
 /// Bytes wanted for each socket's buffers; the system may give less.
 pub(super) const SOCKET_BUFFER: usize = 4 << 20;
@@ -107,8 +107,9 @@ fn over_network(config: &mut TransportConfig) {
         .congestion_controller_factory(Arc::new(FastPathCubic::new(SEND_WINDOW)));
 }
 
-/// On loopback nothing swallows large packets. A burst that overruns the receiver may look like it, and
-/// small packets without offload are ten times slower; so those that are sure are not small either.
+/// On loopback nothing swallows large packets. A burst that overruns the receiver may look like it,
+/// and small packets without offload are ten times slower; so those that are sure are not small
+/// either.
 fn over_loopback(config: &mut TransportConfig) {
     let mut mtu = MtuDiscoveryConfig::default();
     mtu.upper_bound(MTU_LOOPBACK).black_hole_cooldown(BLACK_HOLE_TIME);
@@ -121,8 +122,8 @@ fn over_loopback(config: &mut TransportConfig) {
         .congestion_controller_factory(Arc::new(cubic));
 }
 
-/// The send window for a path that takes `bytes_per_second` with `round_trip`: what is under way, twice,
-/// so that the rate can grow, and a short queue.
+/// The send window for a path that takes `bytes_per_second` with `round_trip`: what is under way,
+/// twice, so that the rate can grow, and a short queue.
 pub(crate) fn send_window(bytes_per_second: f64, round_trip: Duration) -> u64 {
     let wanted = bytes_per_second * (2 * round_trip + QUEUE).as_secs_f64();
     let limit = if round_trip < RTT_SHORT { SEND_WINDOW } else { SEND_WINDOW_MAX };

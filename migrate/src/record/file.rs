@@ -2,9 +2,9 @@
 //! [`Record`] behind its checksum, and the last line that is intact counts.
 //!
 //! A new file is written beside its place, flushed, moved into place and its folder flushed. After
-//! that, a change is one line written over padding and one flush of data, with no change of length or
-//! folder: this is on the way of a paused guest. A crash while a line is written leaves a line that is
-//! not intact, and the one before counts.
+//! that, a change is one line written over padding and one flush of data, with no change of length
+//! or folder: this is on the way of a paused guest. A crash while a line is written leaves a line
+//! that is not intact, and the one before counts.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind;
@@ -67,7 +67,8 @@ pub struct RecordFile {
 }
 
 impl RecordFile {
-    /// Writes a file beside `path`, readable by its owner alone (it holds a token), and moves it there.
+    /// Writes a file beside `path`, readable by its owner alone (it holds a token), and moves it
+    /// there.
     ///
     /// # Errors
     /// When it cannot be written.

@@ -117,8 +117,8 @@ impl Record {
         RecordKey { migration: self.migration, role: self.role(), guest, guest_uuid }
     }
 
-    /// Whether this side of the migration is over: no copy of it runs, or may yet be let run, but as
-    /// the record says.
+    /// Whether this side of the migration is over: no copy of it runs, or may yet be let run, but
+    /// as the record says.
     pub const fn is_settled(&self) -> bool {
         match self.side {
             Side::Source { state, .. } => matches!(state, SourceState::Done | SourceState::Aborted),
@@ -183,11 +183,12 @@ pub enum Side {
         state: DestinationState,
         /// Address from which the source came.
         source_address: SocketAddr,
-        /// A name in its host's certificate; absent before it came, and in records of a lighter that did not keep it.
+        /// A name in its host's certificate; absent before it came, and in records of a lighter
+        /// that did not keep it.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         source_name: Option<String>,
-        /// UDP port of the node of its host; absent when no node ran there, before the source said it, and when either lighter
-        /// did not know of this field.
+        /// UDP port of the node of its host; absent when no node ran there, before the source said
+        /// it, and when either lighter did not know of this field.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         source_node_port: Option<NonZeroU16>,
         /// Port on which this process waits for the source.

@@ -1,9 +1,9 @@
 //! The files behind the records: `guests/GUEST/UUID/ID.source.json` and `ID.destination.json`.
 //!
 //! What is in a guest's folder is of this guest alone: its process writes there, and nowhere else.
-//! Earlier versions wrote all records into the folder that `guests` is in; they are still read there.
-//! `past/UUID.json`, which only the node writes, is the archived last record of a guest that was here;
-//! `UUID.offered.json` that of a later offer that was not taken.
+//! Earlier versions wrote all records into the folder that `guests` is in; they are still read
+//! there. `past/UUID.json`, which only the node writes, is the archived last record of a guest that
+//! was here; `UUID.offered.json` that of a later offer that was not taken.
 
 use std::ffi::OsStr;
 use std::fs::{self, FileType};
@@ -21,7 +21,8 @@ use crate::report::Role;
 /// A file that is not finished at this age is not being written any more.
 const UNFINISHED_AGE: Duration = Duration::from_secs(60);
 
-/// The most that is read in a guest's folder, in files and in bytes: a day of a migration every ten seconds.
+/// The most that is read in a guest's folder, in files and in bytes: a day of a migration every ten
+/// seconds.
 const FILES_MAX: usize = 16 << 10;
 const BYTES_MAX: u64 = 256 << 20;
 
@@ -34,7 +35,8 @@ pub struct RecordStore {
 }
 
 impl RecordStore {
-    /// Opens the folder of all guests' records (`STATE/migrations`), creating it when it is not there.
+    /// Opens the folder of all guests' records (`STATE/migrations`), creating it when it is not
+    /// there.
     ///
     /// # Errors
     /// When it cannot be created.
@@ -128,8 +130,8 @@ impl RecordStore {
         other
     }
 
-    /// All records that can be read, newest first, and what is wrong with the others: a guest's process
-    /// may spoil what is in the folder of its guest.
+    /// All records that can be read, newest first, and what is wrong with the others: a guest's
+    /// process may spoil what is in the folder of its guest.
     ///
     /// # Errors
     /// When the folder of all guests' records cannot be listed.
@@ -179,8 +181,8 @@ impl RecordStore {
         Ok(records)
     }
 
-    /// Now, in milliseconds since 1970; but later than every record, for the order of records is that
-    /// of their times, and a clock can be set back.
+    /// Now, in milliseconds since 1970; but later than every record, for the order of records is
+    /// that of their times, and a clock can be set back.
     pub fn timestamp(&self) -> u64 {
         let records = self.list().map(|(records, _damaged)| records).unwrap_or_default();
         let times = records.iter().map(|record| record.updated_unix_ms.max(record.started_unix_ms));
@@ -200,8 +202,9 @@ impl RecordStore {
         }
     }
 
-    /// Removes this record from those that [`Self::list`] gives, and keeps it for [`Self::of`], without its
-    /// report and the secret of its migration; unless it says nothing of where its guest went.
+    /// Removes this record from those that [`Self::list`] gives, and keeps it for [`Self::of`],
+    /// without its report and the secret of its migration; unless it says nothing of where its
+    /// guest went.
     ///
     /// # Errors
     /// When it cannot be kept, and then it stays; or cannot be removed.
@@ -221,8 +224,8 @@ impl RecordStore {
         self.remove(record)
     }
 
-    /// What [`Self::retire`] has kept of the guest `uuid`: its last record of this host having it, and the last of its
-    /// not being taken.
+    /// What [`Self::retire`] has kept of the guest `uuid`: its last record of this host having it,
+    /// and the last of its not being taken.
     ///
     /// # Errors
     /// When one is there and cannot be read, or is another guest's.
@@ -254,7 +257,8 @@ impl RecordStore {
     /// within the last minute: it may be under way.
     ///
     /// # Errors
-    /// When a folder cannot be listed, or one is there and cannot be removed; those elsewhere are removed.
+    /// When a folder cannot be listed, or one is there and cannot be removed; those elsewhere are
+    /// removed.
     pub fn remove_unfinished(&self, now: SystemTime) -> Result<(), RecordError> {
         let (folders, faults) = self.folders()?;
         let removed = folders.iter().map(|folder| folder.remove_unfinished(now));
@@ -279,7 +283,8 @@ impl RecordStore {
         Folder { path: self.folder.clone(), owner: None }
     }
 
-    /// The folders that records are in, and what is wrong with those of guests that cannot be listed.
+    /// The folders that records are in, and what is wrong with those of guests that cannot be
+    /// listed.
     fn folders(&self) -> Result<(Vec<Folder>, Vec<RecordError>), RecordError> {
         let places = Self::places(&self.folder);
         let (mut found, guests) = match &self.guest {
@@ -366,14 +371,14 @@ fn compact(record: &Record) -> Record {
     kept
 }
 
-/// The name of the file with the record of one side of a migration: source and destination may share
-/// a folder.
+/// The name of the file with the record of one side of a migration: source and destination may
+/// share a folder.
 fn file_name(migration: MigrationId, role: Role) -> String {
     format!("{migration}.{}.json", role.name())
 }
 
-/// What is in `folder` and of a `kind`, by name; nothing when it is gone. Passes over names that are not
-/// UTF-8: no record has one.
+/// What is in `folder` and of a `kind`, by name; nothing when it is gone. Passes over names that
+/// are not UTF-8: no record has one.
 fn names_in(folder: &Path, kind: impl Fn(&FileType) -> bool) -> Result<Vec<String>, RecordError> {
     let cannot = |cause| io("list", folder, cause);
     let entries = match fs::read_dir(folder) {

@@ -66,8 +66,8 @@ impl<T> Gate<T> {
         outcome
     }
 
-    /// Passes on the streams of a connection until it is gone. The first one must come soon; each must show its
-    /// token soon after it came.
+    /// Passes on the streams of a connection until it is gone. The first one must come soon; each
+    /// must show its token soon after it came.
     async fn take_streams(&self, connection: &Connection) -> Result<(), String> {
         let late = |_| "no token was shown in time".to_owned();
         let mut next = timeout(ADMISSION_TIME, next_stream(connection)).await.map_err(late)?;

@@ -38,8 +38,8 @@ pub(super) struct Contact {
 }
 
 impl Contact {
-    /// Gives up before a word was said: the process there need not wait any longer, nor its node keep the
-    /// guest's name for it.
+    /// Gives up before a word was said: the process there need not wait any longer, nor its node
+    /// keep the guest's name for it.
     pub(super) async fn withdraw(self) {
         let Self { connections, control: (mut send, _receive), endpoints, .. } = self;
         // The process closes the connection when it has read that nothing will come.
@@ -115,8 +115,8 @@ pub(super) async fn approach(approach: Approach) -> Result<Contact, NoContact> {
     Ok(Contact { found, connections: standing, control, endpoints })
 }
 
-/// Asks the node at each of its addresses in turn, until one answers; its host may have addresses that it, or this
-/// network, does not listen on.
+/// Asks the node at each of its addresses in turn, until one answers; its host may have addresses
+/// that it, or this network, does not listen on.
 async fn knock(
     candidates: Vec<Peer>,
     tls: &Tls,
@@ -151,7 +151,8 @@ pub(super) enum Reached {
     Node(Decision, DestinationMessage),
 }
 
-/// Reaches the process again; its node is asked at the same time, and answers if the process is dead.
+/// Reaches the process again; its node is asked at the same time, and answers if the process is
+/// dead.
 pub(super) async fn reach_again(
     endpoint: Endpoint,
     found: Found,

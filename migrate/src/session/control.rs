@@ -19,8 +19,8 @@ use crate::quic::silence::silence;
 const FLUSH_TIME: Duration = Duration::from_secs(2);
 /// Longest wait for a peer whose control stream has ended to close the connection and say why.
 const REASON_TIME: Duration = Duration::from_millis(500);
-/// Messages that wait to be written: both sides wait for answers and have few under way, so a peer for which there
-/// are more asks without reading.
+/// Messages that wait to be written: both sides wait for answers and have few under way, so a peer
+/// for which there are more asks without reading.
 const OUTBOX_MAX: usize = 16;
 /// Data streams have 0: messages and state go ahead of pages that wait.
 const PRIORITY: i32 = 10;
@@ -37,7 +37,8 @@ pub(super) enum Heard<M> {
 /// Where what is heard on one control stream goes, wrapped into the driver's inputs.
 pub(super) struct Ear<M, T> {
     pub(super) inputs: mpsc::Sender<T>,
-    /// Number of the control stream, so that the last words of one that was replaced are told apart.
+    /// Number of the control stream, so that the last words of one that was replaced are told
+    /// apart.
     pub(super) generation: u64,
     pub(super) wrap: fn(u64, Heard<M>) -> T,
 }
@@ -54,8 +55,8 @@ impl<M, T> Ear<M, T> {
     }
 }
 
-/// A control stream on which messages can be sent. Dropping it sends what was given, then closes its
-/// connections.
+/// A control stream on which messages can be sent. Dropping it sends what was given, then closes
+/// its connections.
 #[derive(Debug)]
 pub(super) struct Control {
     outbox: mpsc::Sender<Vec<u8>>,
@@ -63,8 +64,9 @@ pub(super) struct Control {
 }
 
 impl Control {
-    /// Takes over a stream of the first of `connections`; what is heard goes to `ear`, which makes the
-    /// peer wait when it is full, until it is [`Heard::Lost`]. All connections end with the control stream.
+    /// Takes over a stream of the first of `connections`; what is heard goes to `ear`, which makes
+    /// the peer wait when it is full, until it is [`Heard::Lost`]. All connections end with the
+    /// control stream.
     pub(super) fn start<M: Message + Send + 'static, T: Send + 'static>(
         connections: Vec<Connection>,
         name: &str,

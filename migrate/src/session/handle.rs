@@ -24,7 +24,8 @@ pub(super) enum Ordered {
 }
 
 impl Command {
-    /// Asks the machine whether it may be; returns what is to be done, if anything, and the answer, to be given once it is.
+    /// Asks the machine whether it may be; returns what is to be done, if anything, and the answer,
+    /// to be given once it is.
     pub(super) fn ask(
         self,
         can_cancel: impl FnOnce() -> Result<(), CancelRefused>,
@@ -124,7 +125,8 @@ impl Handle {
         self.report.clone()
     }
 
-    /// Waits until nothing of the migration is left, no task, socket or thread; returns the last report.
+    /// Waits until nothing of the migration is left, no task, socket or thread; returns the last
+    /// report.
     pub async fn settled(&self) -> Option<Report> {
         let _ = self.over.clone().wait_for(|&over| over).await;
         self.report.borrow().clone()
@@ -139,7 +141,8 @@ pub(super) struct Board {
     pub(super) report: watch::Sender<Option<Report>>,
 }
 
-/// Makes a handle for this side of `migration` and the session's ends of it; the last one is set to true at the end.
+/// Makes a handle for this side of `migration` and the session's ends of it; the last one is set to
+/// true at the end.
 pub(super) fn handle(migration: MigrationId, role: Role) -> (Handle, Board, watch::Sender<bool>) {
     let (ask, commands) = mpsc::unbounded_channel();
     let (progress, progress_seen) = watch::channel(Progress::new(migration, role));

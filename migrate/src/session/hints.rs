@@ -1,10 +1,11 @@
 //! Asks a guest which of its pages are free, so that they need not be sent.
 //!
-//! A hint is about the moment in which the guest gave it: the guest may take the page back and write it
-//! before anybody has looked. So all of memory is re-armed *before* the guest is asked. From then on every
-//! page that is written is in the log, and stays there until it is re-armed, which is right before it is
-//! copied. A hinted page that is not in the log when the first round begins is left out of it; one that
-//! is written later is found by the collection after that round. See docs/adr/0015-free-page-hints.md.
+//! A hint is about the moment in which the guest gave it: the guest may take the page back and
+//! write it before anybody has looked. So all of memory is re-armed *before* the guest is asked.
+//! From then on every page that is written is in the log, and stays there until it is re-armed,
+//! which is right before it is copied. A hinted page that is not in the log when the first round
+//! begins is left out of it; one that is written later is found by the collection after that round.
+//! See docs/adr/0015-free-page-hints.md.
 
 use std::sync::{Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -36,10 +37,10 @@ impl Slot {
     }
 }
 
-/// Fills `slot` with the pages that `guest`, of `chunks` chunks, says are free: of memory, which are the
-/// first `memory_chunks`. Blocks for some seconds at most, until `slot` is not wanted any more. Call it
-/// after the log was started and before the first round. Without hints a migration is slower, no more:
-/// what goes wrong is logged.
+/// Fills `slot` with the pages that `guest`, of `chunks` chunks, says are free: of memory, which
+/// are the first `memory_chunks`. Blocks for some seconds at most, until `slot` is not wanted any
+/// more. Call it after the log was started and before the first round. Without hints a migration is
+/// slower, no more: what goes wrong is logged.
 pub(super) fn gather(
     guest: &dyn SourceGuest,
     chunks: usize,
@@ -57,7 +58,8 @@ pub(super) fn gather(
     }
 }
 
-/// Has every page of memory watched. All of them are still to be sent, so that nothing is forgotten.
+/// Has every page of memory watched. All of them are still to be sent, so that nothing is
+/// forgotten.
 fn arm(guest: &dyn SourceGuest, chunks: usize, memory_chunks: usize) -> Result<(), GuestError> {
     // The first reading of a log may tell of every page, whatever was re-armed before it.
     guest.collect_dirty(PageSet::empty(chunks).words_mut())?;

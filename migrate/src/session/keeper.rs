@@ -32,8 +32,8 @@ impl<S: Copy + PartialEq> Stated<S> {
         self.asked = state;
     }
 
-    /// The record of `state` was written, or not. What could not be written must not be written later, with a
-    /// report, when nobody counts on it any more.
+    /// The record of `state` was written, or not. What could not be written must not be written
+    /// later, with a report, when nobody counts on it any more.
     pub(super) fn answered<E>(&mut self, state: S, outcome: &Result<(), E>) {
         if outcome.is_ok() {
             self.durable = state;

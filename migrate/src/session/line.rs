@@ -1,4 +1,5 @@
-//! One side's line to the other: the control stream of the moment, and the failpoints on the way to it.
+//! One side's line to the other: the control stream of the moment, and the failpoints on the way to
+//! it.
 
 use tokio::sync::mpsc;
 
@@ -23,8 +24,8 @@ pub(super) const SOURCE: Moments =
 pub(super) const DESTINATION: Moments =
     Moments { act: "destination.act", send: "destination.send", receive: "destination.recv" };
 
-/// At most one control stream at a time, and the number of those there were: words of an earlier one are not
-/// taken for the current one's.
+/// At most one control stream at a time, and the number of those there were: words of an earlier
+/// one are not taken for the current one's.
 #[derive(Debug)]
 pub(super) struct Line {
     moments: Moments,
@@ -68,7 +69,8 @@ impl Line {
         self.control = Some(control);
     }
 
-    /// Gives the control stream up: what was given to it is still sent, what comes from it is not heard any more.
+    /// Gives the control stream up: what was given to it is still sent, what comes from it is not
+    /// heard any more.
     pub(super) fn close(&mut self) {
         self.failpoints.thaw();
         self.generation += 1;

@@ -1,9 +1,9 @@
 //! The first bytes of every stream to a process that takes a guest in.
 //!
-//! Layout, 64 bytes: magic `LTRS` (4), role (1: 1 control, 2 data), reserved zero (1), stream number,
-//! little-endian (2; zero for control), migration id (16), token (32), reserved zero (8). A stream that
-//! does not show the right migration and token is closed with its connection, so that no other host of
-//! the fleet can join in.
+//! Layout, 64 bytes: magic `LTRS` (4), role (1: 1 control, 2 data), reserved zero (1), stream
+//! number, little-endian (2; zero for control), migration id (16), token (32), reserved zero (8). A
+//! stream that does not show the right migration and token is closed with its connection, so that
+//! no other host of the fleet can join in.
 
 use crate::protocol::{MAX_STREAMS, MigrationId, Token};
 

@@ -122,8 +122,8 @@ impl Frame {
         Ok(memory.apply(header, content)?)
     }
 
-    /// As [`Frame::apply`], where a disk may take its time: the runtime has one thread, and a connection on which nothing is
-    /// said for some seconds is given up.
+    /// As [`Frame::apply`], where a disk may take its time: the runtime has one thread, and a
+    /// connection on which nothing is said for some seconds is given up.
     async fn apply_elsewhere(
         mut self,
         memory: &Arc<Memory>,

@@ -16,8 +16,8 @@ use crate::progress::Transfer;
 use crate::protocol::{MigrationId, Token};
 use crate::source::{Event, FinalSent, RoundSent};
 
-/// A peer that stops a data stream says why on the control stream, which may be a little slower: for so
-/// long its word goes before the bare loss of the stream. Hearing it ends the sender.
+/// A peer that stops a data stream says why on the control stream, which may be a little slower:
+/// for so long its word goes before the bare loss of the stream. Hearing it ends the sender.
 const LAST_WORD: Duration = Duration::from_secs(1);
 
 /// What the driver asks for.
@@ -47,8 +47,8 @@ pub(super) struct Sender {
 }
 
 impl Sender {
-    /// Starts to send pages of a guest of `chunks` chunks, all of them dirty but those that `hints` holds by
-    /// then and that were not written since; answers go to `tell`.
+    /// Starts to send pages of a guest of `chunks` chunks, all of them dirty but those that `hints`
+    /// holds by then and that were not written since; answers go to `tell`.
     pub(super) fn start(
         plant: Plant,
         route: Route,
@@ -149,8 +149,8 @@ impl Work {
         Ok(left_out)
     }
 
-    /// Leaves out what the guest has said to be free and has not written since the log watches it: the
-    /// destination has zeros there. What it writes later, the log shows like any other page.
+    /// Leaves out what the guest has said to be free and has not written since the log watches it:
+    /// the destination has zeros there. What it writes later, the log shows like any other page.
     fn leave_out_hinted(&mut self) -> Result<u64, PumpError> {
         let Some(hinted) = self.hints.take() else { return Ok(0) };
         let memory = self.plant.memory_chunks;

@@ -22,15 +22,15 @@ pub enum StartError {
     Link(#[from] crate::quic::LinkError),
 }
 
-/// Connections that pay on this host: one for four cores, at most four. A second one on two cores costs
-/// more in switching than it brings.
+/// Connections that pay on this host: one for four cores, at most four. A second one on two cores
+/// costs more in switching than it brings.
 pub(super) fn connections_useful() -> u16 {
     let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     u16::try_from(cores / 4).unwrap_or(u16::MAX).clamp(1, 4)
 }
 
-/// Runs `session` on a thread of its own with `workers` runtime threads, then sets `over`: also when it
-/// panics, and after calls to its guest have had [`LEFTOVER_TIME`] to return.
+/// Runs `session` on a thread of its own with `workers` runtime threads, then sets `over`: also
+/// when it panics, and after calls to its guest have had [`LEFTOVER_TIME`] to return.
 ///
 /// With one worker everything runs on the one thread: no hand-over between transport and pages.
 pub(super) fn run<F: Future<Output = ()>>(

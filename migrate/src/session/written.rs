@@ -1,10 +1,11 @@
-//! Which pages a guest that arrives has by now: a word for each chunk, which takes memory once it says something.
+//! Which pages a guest that arrives has by now: a word for each chunk, which takes memory once it
+//! says something.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// Words that come and go together: 4 KiB, no more than the page that makes them needed. A peer may announce
-/// disks of 16 TiB that hold nothing.
+/// Words that come and go together: 4 KiB, no more than the page that makes them needed. A peer may
+/// announce disks of 16 TiB that hold nothing.
 const BLOCK_WORDS: usize = 512;
 
 /// See the module.

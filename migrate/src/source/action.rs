@@ -26,9 +26,9 @@ pub enum Action {
     },
     /// Stop the guest: [`super::Event::Paused`] or [`super::Event::PauseFailed`].
     Pause,
-    /// The guest stands: make durable what it has written to its disks. Runs beside the last round and
-    /// [`Action::SaveState`], and must not hold up [`Action::ResumeGuest`], which may come before the
-    /// answer.
+    /// The guest stands: make durable what it has written to its disks. Runs beside the last round
+    /// and [`Action::SaveState`], and must not hold up [`Action::ResumeGuest`], which may come
+    /// before the answer.
     FlushDisks,
     /// The guest stands: collect once more and send all that is dirty. Runs beside
     /// [`Action::SaveState`], which is asked for with it.

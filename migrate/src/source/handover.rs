@@ -79,8 +79,8 @@ impl Source {
         }
     }
 
-    /// With the last round sent, the disks flushed and the state saved, dirty memory is collected a last
-    /// time. So the destination is not ready before this host holds nothing of the disks back.
+    /// With the last round sent, the disks flushed and the state saved, dirty memory is collected a
+    /// last time. So the destination is not ready before this host holds nothing of the disks back.
     pub(super) fn end_streams(&mut self) {
         if matches!(self.state, State::Finishing { round_sent: true, flushed: true, saved: true }) {
             self.standstill.begin(Step::Send, self.now);
@@ -105,8 +105,8 @@ impl Source {
         }
     }
 
-    /// The destination is ready. From here on the guest is its, unless the record fails; or unless the
-    /// guest has stood still for too long by now, and goes on here.
+    /// The destination is ready. From here on the guest is its, unless the record fails; or unless
+    /// the guest has stood still for too long by now, and goes on here.
     pub(super) fn decide(&mut self) {
         if self.stands_until.is_some_and(|until| until <= self.now) {
             return self.abort(self.stood_too_long());
@@ -229,7 +229,8 @@ impl Source {
         self.record(SourceState::Aborted);
     }
 
-    /// The destination waits with its copy to hear whose the guest is: it is this side's again, once a record says so.
+    /// The destination waits with its copy to hear whose the guest is: it is this side's again,
+    /// once a record says so.
     fn on_not_taken(&mut self, complaint: &Complaint) {
         let error = self.error(Failure::from(complaint));
         self.link.up();
@@ -259,7 +260,8 @@ impl Source {
                     State::Asking { decision, .. } => Some(*decision),
                     _ => None,
                 };
-                // The destination is told, whatever it has answered before: it may wait to hear whose the guest is.
+                // The destination is told, whatever it has answered before: it may wait to hear
+                // whose the guest is.
                 self.state = State::Reclaiming { error, tell: true, asked };
                 self.record(SourceState::Undecided);
             }

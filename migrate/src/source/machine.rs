@@ -181,7 +181,8 @@ impl Source {
         [memory.saturating_sub(sent), self.round_disk_pages.saturating_sub(sent_disk)]
     }
 
-    /// Memory sent each second: by the rounds so far, and before the first is through by what it has sent.
+    /// Memory sent each second: by the rounds so far, and before the first is through by what it
+    /// has sent.
     fn bandwidth(&self, now: Duration) -> f64 {
         let so_far = || {
             let transfer = &self.notes.transfer;
@@ -381,7 +382,8 @@ impl Source {
     fn is_in_doubt(&self) -> bool {
         match self.state {
             State::InDoubt => true,
-            // A destination that was reached again and has not answered is as good as one out of reach.
+            // A destination that was reached again and has not answered is as good as one out of
+            // reach.
             State::Asking { .. } => !self.link.is_up() || self.link.failures > 0,
             _ => false,
         }

@@ -130,8 +130,8 @@ impl Source {
         self.push(Action::Probe);
     }
 
-    /// The disk may have been busy when the record was created, or the host when the guest was paused:
-    /// what was beyond the limit then need not be now.
+    /// The disk may have been busy when the record was created, or the host when the guest was
+    /// paused: what was beyond the limit then need not be now.
     pub(super) fn measure_again(&mut self) {
         self.state = State::Weighing;
         self.record(SourceState::Undecided);
@@ -147,8 +147,9 @@ impl Source {
     }
 
     /// The fixed part of the downtime: state is saved here and loaded there; state to ready and
-    /// commit to running each cost a round trip; disks are flushed once more; and [`RECORDS_IN_DOWNTIME`] records are made durable,
-    /// which together flush about as often as the creation of the first one did.
+    /// commit to running each cost a round trip; disks are flushed once more; and
+    /// [`RECORDS_IN_DOWNTIME`] records are made durable, which together flush about as often as the
+    /// creation of the first one did.
     pub(super) fn on_probed(&mut self, probe: Probe) {
         if matches!(self.state, State::Probing) {
             self.notes.stood_in_dry_run(probe.stood);

@@ -47,8 +47,8 @@ pub(super) enum State {
     Deciding,
     /// For the destination's answer to what was decided; the guest stands.
     Asking { decision: Decision, trouble: Option<MigrationError> },
-    /// For the record that takes the guest back; whether the destination is then to be told, and what it was asked
-    /// until an operator ordered this.
+    /// For the record that takes the guest back; whether the destination is then to be told, and
+    /// what it was asked until an operator ordered this.
     Reclaiming { error: MigrationError, tell: bool, asked: Option<Decision> },
     /// For the guest to be back and the destination to be told.
     Unwinding(Unwind),
@@ -116,8 +116,8 @@ impl Unwind {
         Self { error, guest, telling, reported: false, recording: false, runs_there: false }
     }
 
-    /// What is to be on disk in the end. While both copies may run, the record stays undecided: when this process
-    /// has ended, the node asks the destination.
+    /// What is to be on disk in the end. While both copies may run, the record stays undecided:
+    /// when this process has ended, the node asks the destination.
     pub(super) fn end(&self) -> SourceState {
         match (self.runs_there, &self.guest) {
             (false, _) => SourceState::Aborted,

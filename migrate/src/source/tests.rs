@@ -62,7 +62,8 @@ impl Bench {
         self.tell(Event::Message(message))
     }
 
-    /// Up to the first round, with a record that takes `record` and a switchover that takes what `probe` says.
+    /// Up to the first round, with a record that takes `record` and a switchover that takes what
+    /// `probe` says.
     fn begin_with(&mut self, record: Duration, probe: Probe) {
         self.tell(Event::Connected);
         self.now += record;

@@ -64,8 +64,8 @@ impl Source {
         self.go_on_unwinding();
     }
 
-    /// Reports when the guest is back and the destination is told (or cannot be, for now); ends when
-    /// both are done and recorded.
+    /// Reports when the guest is back and the destination is told (or cannot be, for now); ends
+    /// when both are done and recorded.
     fn go_on_unwinding(&mut self) {
         let State::Unwinding(unwind) = &mut self.state else { return };
         if matches!(unwind.guest, GuestBack::Pausing | GuestBack::Resuming) || unwind.recording {
@@ -130,8 +130,8 @@ impl Source {
         }
     }
 
-    /// Pausing it for good, or for a look at how long that takes, has failed. Some of its vCPUs may stand: let all of
-    /// them go on, if they did before.
+    /// Pausing it for good, or for a look at how long that takes, has failed. Some of its vCPUs may
+    /// stand: let all of them go on, if they did before.
     pub(super) fn on_pause_failed(&mut self, was: RunState, error: GuestError) {
         match self.state {
             State::Probing | State::Pausing => {
@@ -229,8 +229,8 @@ impl Source {
         }
     }
 
-    /// The record still says that the guest is the destination's, and whoever reads it after a crash would act on that:
-    /// the operator's order has no effect, and they are told why.
+    /// The record still says that the guest is the destination's, and whoever reads it after a
+    /// crash would act on that: the operator's order has no effect, and they are told why.
     fn stay_given_away(&mut self, detail: PeerText, asked: Option<Decision>) {
         self.not_taken_back = Some(detail);
         let Some(decision) = asked else {

@@ -77,7 +77,8 @@ fn a_paused_guest_is_taken_over_though_nobody_hears_of_it_from_its_process() {
     assert_eq!(outcome(&world), Outcome::Migrated);
 }
 
-/// Nobody says for a day that the source has heard, and the record that the guest runs could not be written at first.
+/// Nobody says for a day that the source has heard, and the record that the guest runs could not be
+/// written at first.
 #[test]
 fn a_guest_that_could_not_be_recorded_as_running_is_no_doubt_an_hour_later() {
     let outage = What::Outage { ms: 24 * HOUR_MS };
@@ -105,8 +106,9 @@ fn a_guest_that_never_converges_stays_when_the_time_is_over() {
     assert!(message.contains("pages/s, too fast to be paused for less than"), "{message}");
 }
 
-/// Guests that write at any rate, over links of any speed. A simulated step of a millisecond or two that no dry run measures, and what the
-/// guest writes between the verdict and the pause, may come on top of the limit, and nothing else.
+/// Guests that write at any rate, over links of any speed. A simulated step of a millisecond or two
+/// that no dry run measures, and what the guest writes between the verdict and the pause, may come
+/// on top of the limit, and nothing else.
 #[test]
 fn a_guest_is_moved_within_the_downtime_limit_or_not_at_all() {
     const BEYOND_SECONDS: f64 = 0.005;
@@ -196,7 +198,8 @@ fn any_single_fault_at_any_boundary() {
     }
 }
 
-/// A word that is lost when the guest changes hands, and then a crash of either side at any boundary.
+/// A word that is lost when the guest changes hands, and then a crash of either side at any
+/// boundary.
 #[test]
 fn a_lost_word_and_then_a_crash() {
     let losses = [

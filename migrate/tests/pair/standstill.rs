@@ -1,4 +1,5 @@
-//! Links and disks that become slower after the pause than they were when the downtime was estimated.
+//! Links and disks that become slower after the pause than they were when the downtime was
+//! estimated.
 
 use std::time::Duration;
 
@@ -20,8 +21,8 @@ fn undecided_seconds(report: &Report) -> f64 {
     undecided.map(|it| it.seconds).sum()
 }
 
-/// Runs a migration in which nothing but speeds goes wrong, and asserts that the guest stood for no longer than it may. Returns why it
-/// stayed, if it did.
+/// Runs a migration in which nothing but speeds goes wrong, and asserts that the guest stood for no
+/// longer than it may. Returns why it stayed, if it did.
 fn run_in_time(scenario: Scenario) -> Option<Reason> {
     let text = format!("{scenario:?}");
     let world = run_well(scenario);

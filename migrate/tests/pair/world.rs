@@ -127,7 +127,8 @@ pub(crate) struct World {
     pub(crate) lose_frame: bool,
     pub(crate) fail_record: HashMap<Side, RecordLoss>,
     pub(crate) fail_guest: HashMap<Side, bool>,
-    /// When the source asked a running guest to pause, until it has decided to hand it over or lets it go on.
+    /// When the source asked a running guest to pause, until it has decided to hand it over or lets
+    /// it go on.
     pub(crate) stands_since: Option<Duration>,
     /// When the disks are flushed that the guest has written.
     pub(crate) flushed_at: Option<Duration>,

@@ -22,8 +22,8 @@ use crate::guest::machine::SharedMachine;
 use crate::guest::unconfined::Unconfined;
 use crate::units::format_size;
 
-/// Content that waits in the host's cache at most before the disk is asked to take it, in bytes. What is left at the end is written
-/// while the guest stands.
+/// Content that waits in the host's cache at most before the disk is asked to take it, in bytes.
+/// What is left at the end is written while the guest stands.
 const SYNC_EVERY: u64 = 8 << 20;
 /// Further portions of it that the source may be ahead of the disk.
 const AHEAD_MAX: usize = 2;
@@ -31,7 +31,8 @@ const AHEAD_MAX: usize = 2;
 /// Prepares `shape` for the disks that come with `guest`.
 ///
 /// # Errors
-/// The description contradicts itself, a disk may not be made where it shall be, or it has no room there.
+/// The description contradicts itself, a disk may not be made where it shall be, or it has no room
+/// there.
 pub(crate) fn expect(
     guest: &GuestDescription,
     shape: &mut VmShape,
@@ -182,8 +183,8 @@ impl DestinationGuest for Arriving {
     }
 
     fn adopt(&self) -> Result<(), GuestError> {
-        // Locks first: without them the guest goes on at its source, and no copy of its disks may be
-        // left behind here.
+        // Locks first: without them the guest goes on at its source, and no copy of its disks may
+        // be left behind here.
         DestinationGuest::adopt(&*self.machine)?;
         let named = self.name_disks();
         if named.is_err() {
@@ -198,8 +199,8 @@ impl DestinationGuest for Arriving {
     }
 }
 
-/// Has a disk's content written back while more of it comes, so that little is left for the end, and a source that is faster than
-/// the disk waits for it.
+/// Has a disk's content written back while more of it comes, so that little is left for the end,
+/// and a source that is faster than the disk waits for it.
 #[derive(Debug)]
 struct Writer {
     disk: Arc<DiskContent>,

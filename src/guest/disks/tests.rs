@@ -156,8 +156,8 @@ const REQUEST: u64 = 4;
 const DATA: u64 = 5;
 const CODE: u64 = 6;
 
-/// Sets the guest of `machine` up to halt, with a request in its queue that writes page `page` of the disk in slot 1. It is
-/// looked at when the guest goes on.
+/// Sets the guest of `machine` up to halt, with a request in its queue that writes page `page` of
+/// the disk in slot 1. It is looked at when the guest goes on.
 fn prepare_write(machine: &Machine, page: u64) {
     let descriptor = |address: u64, len: u32, flags: u16, next: u16| {
         let (flags, next) = (flags.to_le_bytes(), next.to_le_bytes());

@@ -50,7 +50,8 @@ impl OwnMemory {
         body(machine.ok_or(Ended::CalledOff)?).map_err(|error| Ended::Failed(error.into()))
     }
 
-    /// What is written while the log is on, which it is for `time`, and for what is watched first a little longer.
+    /// What is written while the log is on, which it is for `time`, and for what is watched first a
+    /// little longer.
     fn logged(&self, time: Duration) -> Result<BTreeMap<u32, u16>, Ended> {
         let all = self.while_free(|machine| {
             machine.vm().start_dirty_log()?;
@@ -69,7 +70,8 @@ impl OwnMemory {
         })
     }
 
-    /// Logs no more. Who has called the look off has stopped the log, and may have begun another one.
+    /// Logs no more. Who has called the look off has stopped the log, and may have begun another
+    /// one.
     fn stop_logging(&self) {
         if let Err(Ended::Failed(error)) = self.while_free(|machine| machine.vm().stop_dirty_log())
         {

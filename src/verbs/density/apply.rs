@@ -21,7 +21,8 @@ use crate::state_dir::StateDir;
 use crate::verbs::follow::interrupts;
 use crate::verbs::session::block_on;
 
-/// Between two looks at a run in which something has just happened. Each answer has the whole run, and most of the time it waits.
+/// Between two looks at a run in which something has just happened. Each answer has the whole run,
+/// and most of the time it waits.
 const LOOK_PAUSE: Duration = Duration::from_millis(250);
 
 /// Between two looks when nothing has happened for long.
@@ -70,7 +71,8 @@ fn plan(args: &ApplyArgs) -> Result<Option<Plan>> {
 }
 
 fn parse(text: &str) -> Result<Plan> {
-    // Of the plan itself: `null` would be none, and a run without one does whatever the policy allows.
+    // Of the plan itself: `null` would be none, and a run without one does whatever the policy
+    // allows.
     let value: Value = serde_json::from_str(text)?;
     if !value.is_object() {
         bail!("it is no object of JSON");

@@ -1,4 +1,5 @@
-//! `lighter density`: what memory optimization sees, plans, does and did. All of it is the node's work; here it is asked and shown.
+//! `lighter density`: what memory optimization sees, plans, does and did. All of it is the node's
+//! work; here it is asked and shown.
 //!
 //! A verb is a file; start at [`plan`].
 

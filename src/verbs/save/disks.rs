@@ -37,7 +37,8 @@ struct Copy {
 }
 
 impl Copies {
-    /// Files without names for copies of all disks that `guest` writes, beside the `file` that it is saved to.
+    /// Files without names for copies of all disks that `guest` writes, beside the `file` that it
+    /// is saved to.
     ///
     /// # Errors
     /// A disk cannot be read, or a file cannot be made.
@@ -66,7 +67,8 @@ impl Copies {
         (!paths.is_empty()).then_some(SavedCopies { paths, modified_unix_s })
     }
 
-    /// Copies the disks of a guest that stands still as long as it is told to by `hold`, and gives the copies their names.
+    /// Copies the disks of a guest that stands still as long as it is told to by `hold`, and gives
+    /// the copies their names.
     ///
     /// # Errors
     /// A disk cannot be copied, or the guest did not stand still all the time.
@@ -137,7 +139,8 @@ fn cannot_copy(disk: &DiskInfo, path: &Path) -> String {
     format!("cannot copy disk {} to {}", disk.path.display(), path.display())
 }
 
-/// The disks that a guest writes, and where each is copied to: `FILE.NAME`, and a number more where that is taken.
+/// The disks that a guest writes, and where each is copied to: `FILE.NAME`, and a number more where
+/// that is taken.
 fn places<'a>(disks: &'a [DiskInfo], file: &Path) -> Vec<(&'a DiskInfo, PathBuf)> {
     let mut places: Vec<(&DiskInfo, PathBuf)> = Vec::new();
     for disk in disks.iter().filter(|disk| !disk.read_only) {

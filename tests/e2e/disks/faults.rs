@@ -1,5 +1,5 @@
-//! What becomes of a disk that is being copied when something breaks in each phase: one guest runs, with its disk, and no file
-//! is left that is not somebody's.
+//! What becomes of a disk that is being copied when something breaks in each phase: one guest runs,
+//! with its disk, and no file is left that is not somebody's.
 
 use std::fs;
 
@@ -150,7 +150,8 @@ fn both_sides_killed_between_the_decision_and_its_arrival() {
     assert_eq!(place.files_of("b"), [""; 0]);
 }
 
-/// The disk has its name by then: it is whole, and nothing else lies about; who has the guest is the operator's to say.
+/// The disk has its name by then: it is whole, and nothing else lies about; who has the guest is
+/// the operator's to say.
 #[test]
 fn destination_host_lost_between_the_disks_name_and_the_word_that_the_guest_runs() {
     let mut place = place("destination.send.running", "hold");

@@ -1,5 +1,5 @@
-//! A guest that stands for seconds at the hand-over, because something is slow: its clocks know it afterwards, and no timer is
-//! lost.
+//! A guest that stands for seconds at the hand-over, because something is slow: its clocks know it
+//! afterwards, and no timer is lost.
 
 use std::time::{Duration, Instant};
 

@@ -5,7 +5,8 @@ use super::scene::Scene;
 
 in_each_phase!(connection_cut: connect prepare precopy switchover ready commit resume);
 
-/// Before the decision, the guest goes on at the source; afterwards the source comes back and the migration is completed.
+/// Before the decision, the guest goes on at the source; afterwards the source comes back and the
+/// migration is completed.
 fn connection_cut(phase: &Phase) {
     let mut scene = Scene::with_failpoint(phase.side, &format!("{}:cut", phase.cut));
     scene.migrate();

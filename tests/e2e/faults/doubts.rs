@@ -1,4 +1,5 @@
-//! In doubt: the guest runs nowhere, the way out is printed, and the operator takes it, or the hosts find each other again.
+//! In doubt: the guest runs nowhere, the way out is printed, and the operator takes it, or the
+//! hosts find each other again.
 
 use super::phase::{self, Side};
 use super::scene::{GUEST, Scene, Stall};
@@ -60,7 +61,8 @@ fn a_ready_destination_never_starts_on_its_own_and_runs_when_it_is_told_to() {
 fn a_ready_destination_asks_the_host_that_the_guest_came_from_before_it_runs() {
     let mut scene = source_host_gone();
     scene.pair.b.kill_node();
-    // Its host was set up again: it knows nothing of the migration, and starts the guest from its disks.
+    // Its host was set up again: it knows nothing of the migration, and starts the guest from its
+    // disks.
     std::fs::remove_dir_all(scene.pair.a.state_dir().join("migrations")).expect("records");
     let listen = scene.pair.a.last_address().to_owned();
     boots(&mut scene.pair.a, &listen);
@@ -100,7 +102,8 @@ fn a_ready_destination_does_not_run_a_guest_that_has_moved_on_from_its_source() 
 
 #[test]
 fn a_source_in_doubt_does_not_run_a_guest_that_has_moved_on_from_its_destination() {
-    // The source never hears that the guest runs at its destination, and does not dial it again either.
+    // The source never hears that the guest runs at its destination, and does not dial it again
+    // either.
     let deaf = "source.recv.running:freeze,source.act.reconnect:hold";
     let mut scene = Scene::with_failpoint(Side::Source, deaf);
     scene.migrate();
@@ -161,7 +164,8 @@ fn uuid_of(host: &Host) -> String {
 
 #[test]
 fn a_source_that_kept_its_guest_does_not_start_it_again_after_the_destination_was_told_to_run_it() {
-    // The destination is ready and cut off; the source goes on with its guest, and cannot tell the destination.
+    // The destination is ready and cut off; the source goes on with its guest, and cannot tell the
+    // destination.
     let mut scene = Scene::with_stall("source.act.reconnect", "destination.send.ready:cut");
     scene.migrate();
     scene.await_stalled();

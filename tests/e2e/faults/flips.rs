@@ -1,4 +1,5 @@
-//! A byte is flipped in each kind of frame, as bad memory at either end would do it: it is noticed, named, and harms nothing.
+//! A byte is flipped in each kind of frame, as bad memory at either end would do it: it is noticed,
+//! named, and harms nothing.
 
 use super::phase::Side;
 use super::scene::Scene;
@@ -54,7 +55,8 @@ fn damaged_pages(compression: &[&str]) {
     scene.another_migration_succeeds();
 }
 
-/// The guest goes on at the source, the message says what was wrong, and the next migration succeeds.
+/// The guest goes on at the source, the message says what was wrong, and the next migration
+/// succeeds.
 fn before_the_decision(side: Side, point: &str) {
     let mut scene = Scene::with_failpoint(side, &format!("{point}:flip"));
     scene.migrate();

@@ -1,4 +1,5 @@
-//! The cable is pulled at the very moment of the hand-over, and put back: two network namespaces, as in [`crate::network`].
+//! The cable is pulled at the very moment of the hand-over, and put back: two network namespaces,
+//! as in [`crate::network`].
 
 use super::phase::{self, Phase, Side};
 use super::scene::{GUEST, Stall};

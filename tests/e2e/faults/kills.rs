@@ -9,8 +9,9 @@ in_each_phase!(destination_killed: connect prepare precopy switchover ready comm
 in_each_phase!(source_killed: connect prepare precopy switchover ready commit resume);
 in_each_phase!(command_line_killed: connect prepare precopy switchover ready commit resume);
 
-/// As long as its copy has not run, the guest goes on at the source, even when that had decided to give it away: the
-/// destination's node vouches that the copy is gone. A copy that has run is gone as after any crash, and not doubled.
+/// As long as its copy has not run, the guest goes on at the source, even when that had decided to
+/// give it away: the destination's node vouches that the copy is gone. A copy that has run is gone
+/// as after any crash, and not doubled.
 fn destination_killed(phase: &Phase) {
     let mut scene = Scene::held_in(phase);
     if phase.name == "resume" {
@@ -31,8 +32,8 @@ fn destination_killed(phase: &Phase) {
     scene.another_migration_succeeds();
 }
 
-/// Before the decision is on disk the guest is gone with its only holder; afterwards the source's node tells the destination,
-/// which runs it.
+/// Before the decision is on disk the guest is gone with its only holder; afterwards the source's
+/// node tells the destination, which runs it.
 fn source_killed(phase: &Phase) {
     let mut scene = Scene::held_in(phase);
     scene.source().kill();

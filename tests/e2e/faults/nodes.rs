@@ -7,7 +7,8 @@ use crate::host::{Migration, NodePlan};
 
 in_each_phase!(both_nodes_killed_and_started_again: prepare precopy switchover ready commit resume);
 
-/// The nodes are out of the way of the data: the migration is completed without them, and new ones find what there is.
+/// The nodes are out of the way of the data: the migration is completed without them, and new ones
+/// find what there is.
 fn both_nodes_killed_and_started_again(phase: &Phase) {
     let mut scene = Scene::stalled_in(phase);
     scene.pair.a.kill_node();

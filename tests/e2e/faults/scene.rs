@@ -9,7 +9,8 @@ use crate::host::{Guest, GuestPlan, HELD, Host, Migration, NodePlan, Pair, Pid, 
 /// The guest's name.
 pub(super) const GUEST: &str = "web-1";
 
-/// A failpoint that holds a process until the test lets it go on: it makes a file, and waits until that is gone.
+/// A failpoint that holds a process until the test lets it go on: it makes a file, and waits until
+/// that is gone.
 #[derive(Debug)]
 pub(super) struct Stall(PathBuf);
 
@@ -61,7 +62,8 @@ impl Scene {
         Self::prepare(|_, of| environment(of, of, failpoint))
     }
 
-    /// Two hosts and the guest, with a failpoint on each side, one of which stalls until [`Self::release`]; no migration yet.
+    /// Two hosts and the guest, with a failpoint on each side, one of which stalls until
+    /// [`Self::release`]; no migration yet.
     pub(super) fn with_stall(source: &str, destination: &str) -> Self {
         Self::prepare(|stall, of| match of {
             Side::Source => environment(of, of, &format!("{source}:stall={}", stall.0.display())),
@@ -165,8 +167,8 @@ impl Scene {
         one_intact_copy(&self.pair.hosts(), GUEST, host);
     }
 
-    /// Nothing stands in the way of another migration to host b: it succeeds. The destination's node is started anew, since
-    /// its environment holds the failpoint.
+    /// Nothing stands in the way of another migration to host b: it succeeds. The destination's
+    /// node is started anew, since its environment holds the failpoint.
     #[track_caller]
     pub(super) fn another_migration_succeeds(mut self) {
         self.pair.b.kill_node();

@@ -1,4 +1,5 @@
-//! A process that the host does not let run for a while: SIGSTOP, as a frozen cgroup or a host out of memory does it.
+//! A process that the host does not let run for a while: SIGSTOP, as a frozen cgroup or a host out
+//! of memory does it.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,8 @@ use crate::network::NOTICED_WITHIN;
 /// Longer than either side waits for a sign of life.
 const STANDSTILL: Duration = Duration::from_secs(12);
 
-/// The destination has given up meanwhile, and said so to a process that did not hear: it finds out as soon as after any loss.
+/// The destination has given up meanwhile, and said so to a process that did not hear: it finds out
+/// as soon as after any loss.
 #[test]
 fn a_source_that_stood_still_in_precopy_notices_soon_that_the_destination_is_gone() {
     let mut scene = Scene::without_failpoint();
@@ -34,7 +36,8 @@ fn a_source_that_stood_still_in_precopy_notices_soon_that_the_destination_is_gon
     scene.another_migration_succeeds();
 }
 
-/// Its node lives and answers nothing for it; the source does not wait for longer than for a host that is gone.
+/// Its node lives and answers nothing for it; the source does not wait for longer than for a host
+/// that is gone.
 #[test]
 fn a_destination_that_stands_still_in_precopy_is_given_up_and_ends_when_it_goes_on() {
     let mut scene = Scene::without_failpoint();

@@ -1,4 +1,5 @@
-//! A guest's API as any HTTP client would use it: one request over the Unix socket, one JSON answer.
+//! A guest's API as any HTTP client would use it: one request over the Unix socket, one JSON
+//! answer.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;

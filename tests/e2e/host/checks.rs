@@ -1,4 +1,5 @@
-//! What must hold after every failure: one copy of the guest runs, its memory is intact, and nothing is left behind.
+//! What must hold after every failure: one copy of the guest runs, its memory is intact, and
+//! nothing is left behind.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -24,8 +25,8 @@ pub(crate) fn cost(host: &Host, name: &str) -> u64 {
     })
 }
 
-/// Exactly one copy of the guest runs on these hosts, and it is the one on `here`; its memory is intact, and no other copy is
-/// left, running or not. Returns it.
+/// Exactly one copy of the guest runs on these hosts, and it is the one on `here`; its memory is
+/// intact, and no other copy is left, running or not. Returns it.
 #[track_caller]
 pub(crate) fn one_intact_copy(hosts: &[&Host], name: &str, here: &Host) -> Guest {
     let guest = exactly_one_copy_runs(hosts, name, here);
@@ -38,7 +39,8 @@ pub(crate) fn one_intact_copy(hosts: &[&Host], name: &str, here: &Host) -> Guest
     guest
 }
 
-/// Exactly one copy of the guest runs, the one on `here`. Believes the guest's own loop counter, not what processes say.
+/// Exactly one copy of the guest runs, the one on `here`. Believes the guest's own loop counter,
+/// not what processes say.
 #[track_caller]
 pub(crate) fn exactly_one_copy_runs(hosts: &[&Host], name: &str, here: &Host) -> Guest {
     let guest = here.guest(name);
@@ -58,7 +60,8 @@ pub(crate) fn exactly_one_copy_runs(hosts: &[&Host], name: &str, here: &Host) ->
     guest
 }
 
-/// No copy of the guest runs. `witness` is a guest that does: while it lives on visibly, the copies must not.
+/// No copy of the guest runs. `witness` is a guest that does: while it lives on visibly, the copies
+/// must not.
 #[track_caller]
 pub(crate) fn no_copy_runs(hosts: &[&Host], name: &str, witness: &Guest) {
     let copies: Vec<Guest> = hosts.iter().map(|host| host.guest(name)).collect();
@@ -82,7 +85,8 @@ pub(crate) fn guest_is_gone(hosts: &[&Host], name: &str) {
     nothing_left_behind(hosts);
 }
 
-/// The guest's own verdict on all its memory, asked for now: every page as it wrote it, its clock never backwards.
+/// The guest's own verdict on all its memory, asked for now: every page as it wrote it, its clock
+/// never backwards.
 #[track_caller]
 pub(crate) fn memory_is_intact(guest: &Guest) {
     let workload = guest.verify();
@@ -106,8 +110,8 @@ fn others(hosts: &[&Host], name: &str, here: &Host) -> Vec<Guest> {
     elsewhere.map(|host| host.guest(name)).collect()
 }
 
-/// On these hosts there are the nodes, the guests that are listed, settled records, and nothing else: no process, no socket,
-/// no folder of a guest, no temporary file.
+/// On these hosts there are the nodes, the guests that are listed, settled records, and nothing
+/// else: no process, no socket, no folder of a guest, no temporary file.
 #[track_caller]
 pub(crate) fn nothing_left_behind(hosts: &[&Host]) {
     for host in hosts {

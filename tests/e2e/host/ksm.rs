@@ -1,4 +1,5 @@
-//! The kernel's samepage merging, for tests that need it to run. It belongs to the whole machine, so they take turns.
+//! The kernel's samepage merging, for tests that need it to run. It belongs to the whole machine,
+//! so they take turns.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -12,14 +13,15 @@ const KNOBS: [(&str, &str); 3] =
     [("pages_to_scan", "5000"), ("sleep_millisecs", "1"), ("run", "1")];
 
 /// Keeps other tests' ksmd and mergeable guests away, for tests with such guests of their own: the
-/// program drives ksmd for no domain as long as there are strangers. A test's first variable, so that
-/// it is dropped last: its guests have ended by then, also when the test fails.
+/// program drives ksmd for no domain as long as there are strangers. A test's first variable, so
+/// that it is dropped last: its guests have ended by then, also when the test fails.
 #[derive(Debug)]
 pub(crate) struct KsmTurn(KsmLock);
 
 impl KsmTurn {
-    /// Waits for it. What is merged is taken apart (`2`) and forgotten, also what processes had merged that are gone: guests of tests
-    /// whose turn it was before, and of tests that only wait for theirs, are as if nobody had driven ksmd.
+    /// Waits for it. What is merged is taken apart (`2`) and forgotten, also what processes had
+    /// merged that are gone: guests of tests whose turn it was before, and of tests that only wait
+    /// for theirs, are as if nobody had driven ksmd.
     pub(crate) fn take() -> Self {
         let lock = KsmLock::take();
         let run = read(&format!("{FOLDER}/run"));
@@ -28,7 +30,8 @@ impl KsmTurn {
         Self(lock)
     }
 
-    /// Makes ksmd scan fast until the returned value is dropped. The turn lasts until the guests have ended.
+    /// Makes ksmd scan fast until the returned value is dropped. The turn lasts until the guests
+    /// have ended.
     #[must_use]
     pub(crate) fn scanning(&self) -> Scan<'_> {
         Scan::begin(self)

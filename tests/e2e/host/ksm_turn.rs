@@ -1,5 +1,6 @@
-//! A test's turn with the host's ksmd: a lock of the host, also for other checkouts. The file of the lock
-//! holds the settings as they were, so that a test that was killed leaves nothing changed for the next.
+//! A test's turn with the host's ksmd: a lock of the host, also for other checkouts. The file of
+//! the lock holds the settings as they were, so that a test that was killed leaves nothing changed
+//! for the next.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, Write};

@@ -5,14 +5,15 @@ use serde_json::Value;
 use super::program::{Done, Running, lighter};
 use super::{Exit, Guest, Host, Pid, wait};
 
-/// Slower than a guest of [`GuestPlan::default`](super::GuestPlan) writes: it is on its way for as long as a test needs.
+/// Slower than a guest of [`GuestPlan::default`](super::GuestPlan) writes: it is on its way for as
+/// long as a test needs.
 pub(crate) const CRAWL: [&str; 2] = ["--bandwidth", "500KB/s"];
 
 /// For tests that hold a migration while the guest stands still: longer than they do.
 pub(crate) const HELD: [&str; 2] = ["--downtime", "10s"];
 
-/// Limit of the downtime for tests that are not about it: what a hand-over needs when other tests run beside it. Where all of the host
-/// is emulated it needs more, which the environment then says.
+/// Limit of the downtime for tests that are not about it: what a hand-over needs when other tests
+/// run beside it. Where all of the host is emulated it needs more, which the environment then says.
 fn downtime() -> [String; 2] {
     let limit = std::env::var("LIGHTER_TEST_DOWNTIME").unwrap_or_else(|_| "3s".to_owned());
     ["--downtime".to_owned(), limit]
@@ -89,8 +90,8 @@ impl Outcome {
         report
     }
 
-    /// It failed and the guest goes on where it was; the message says so, and has all of `words`. Returns the report, when
-    /// there is one.
+    /// It failed and the guest goes on where it was; the message says so, and has all of `words`.
+    /// Returns the report, when there is one.
     #[track_caller]
     pub(crate) fn stayed(self, words: &[&str]) -> Done {
         self.done

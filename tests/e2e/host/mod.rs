@@ -1,8 +1,9 @@
-//! Hosts, guests and migrations as a user has them, for the tests: real processes of the built program, real KVM, real QUIC
-//! on loopback, each pair of hosts in a temporary folder of its own.
+//! Hosts, guests and migrations as a user has them, for the tests: real processes of the built
+//! program, real KVM, real QUIC on loopback, each pair of hosts in a temporary folder of its own.
 //!
-//! Start at [`Pair`] (two hosts that trust each other), then [`Guest`] and [`Migration`]. What must hold after a failure is
-//! in [`checks`]. Nothing here sleeps to synchronise: [`wait`] asks for a condition until it holds or a deadline passes.
+//! Start at [`Pair`] (two hosts that trust each other), then [`Guest`] and [`Migration`]. What must
+//! hold after a failure is in [`checks`]. Nothing here sleeps to synchronise: [`wait`] asks for a
+//! condition until it holds or a deadline passes.
 
 mod api;
 pub(crate) mod checks;

@@ -31,7 +31,8 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    /// Starts a node on the host at `state_dir` and waits until it listens; its log is added to `log`.
+    /// Starts a node on the host at `state_dir` and waits until it listens; its log is added to
+    /// `log`.
     pub(crate) fn start(state_dir: &Path, log: &Path, plan: &NodePlan) -> Self {
         let listen = plan.listen.clone().unwrap_or_else(|| "127.0.0.1:0".to_owned());
         let mut arguments = vec!["node", "--listen", &listen, "--metrics", "127.0.0.1:0"];

@@ -1,5 +1,5 @@
-//! Two hosts that trust each other, each a state folder with certificates and a node; removed, with all their processes, at
-//! the end of a test.
+//! Two hosts that trust each other, each a state folder with certificates and a node; removed, with
+//! all their processes, at the end of a test.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -212,7 +212,8 @@ impl Drop for Pair {
         }
         self.a.kill_node();
         self.b.kill_node();
-        // Guests outlive nodes and verbs: end those that were given this pair's folder, by their ids.
+        // Guests outlive nodes and verbs: end those that were given this pair's folder, by their
+        // ids.
         for pid in processes_of(self.folder.path()) {
             pid.kill();
         }

@@ -1,4 +1,5 @@
-//! The host's pool of huge pages, for tests that need one. It belongs to the whole machine, so they take turns.
+//! The host's pool of huge pages, for tests that need one. It belongs to the whole machine, so they
+//! take turns.
 
 use std::fs::{self, File};
 
@@ -6,7 +7,8 @@ use super::wait;
 
 const POOL: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
 
-/// A pool of 2 MiB pages; as it was before when dropped, which is when the test's guests have ended.
+/// A pool of 2 MiB pages; as it was before when dropped, which is when the test's guests have
+/// ended.
 #[derive(Debug)]
 pub(crate) struct Pool {
     before: u64,
@@ -46,7 +48,8 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        // A process that was killed gives its pages back in its own time: what the next test counted would not be there any more.
+        // A process that was killed gives its pages back in its own time: what the next test
+        // counted would not be there any more.
         if !std::thread::panicking() {
             wait::until("the test's guests give their huge pages back", || {
                 wait::holds(taken() <= self.taken, taken())

@@ -1,4 +1,5 @@
-//! Processes as the kernel shows them: who belongs to a state folder, who is alive, and the end of one of them by its id.
+//! Processes as the kernel shows them: who belongs to a state folder, who is alive, and the end of
+//! one of them by its id.
 
 use std::fs;
 use std::path::Path;
@@ -12,7 +13,8 @@ use super::wait;
 pub(crate) struct Pid(pub(crate) u32);
 
 impl Pid {
-    /// Whether it executes, or could: a process that has ended and waits for its parent to notice does not count.
+    /// Whether it executes, or could: a process that has ended and waits for its parent to notice
+    /// does not count.
     pub(crate) fn is_alive(self) -> bool {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.0)).unwrap_or_default();
         state(&stat).is_some_and(|state| !['Z', 'X'].contains(&state))
@@ -59,7 +61,8 @@ impl Pid {
         all().filter(|pid| pid.parent() == Some(self) && pid.is_alive()).collect()
     }
 
-    /// Its anonymous memory that is present, in bytes. PSS changes with every process that maps the same program; this does not.
+    /// Its anonymous memory that is present, in bytes. PSS changes with every process that maps the
+    /// same program; this does not.
     pub(crate) fn anonymous_bytes(self) -> u64 {
         let told = self.status("RssAnon:").expect("a process");
         told.trim_end_matches(" kB").parse::<u64>().expect("a size") << 10

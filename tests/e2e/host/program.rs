@@ -11,8 +11,8 @@ use serde_json::Value;
 
 use super::wait;
 
-/// How long a verb may take to its end. A run of memory optimization waits for balloons, whose drivers take half a minute for a step
-/// where KVM emulates the guest's kernel.
+/// How long a verb may take to its end. A run of memory optimization waits for balloons, whose
+/// drivers take half a minute for a step where KVM emulates the guest's kernel.
 const END_PATIENCE: Duration = Duration::from_secs(900);
 
 /// The exit codes that `lighter --help` promises.
@@ -78,8 +78,8 @@ impl Done {
             .unwrap_or_else(|error| panic!("stdout is not one JSON document ({error}): {self:#?}"))
     }
 
-    /// It failed with `exit`, and the complaint holds every one of `words`, like a message should: one line that starts
-    /// with the program's name, no debug output.
+    /// It failed with `exit`, and the complaint holds every one of `words`, like a message should:
+    /// one line that starts with the program's name, no debug output.
     #[track_caller]
     pub(crate) fn complains(self, exit: Exit, words: &[&str]) -> Self {
         assert_eq!(self.exit, exit, "{self:#?}");
@@ -93,7 +93,8 @@ impl Done {
     }
 }
 
-/// A command of the built program, on the host whose state folder is `state_dir`; nothing of this environment leaks in.
+/// A command of the built program, on the host whose state folder is `state_dir`; nothing of this
+/// environment leaks in.
 pub(crate) fn lighter<S: AsRef<OsStr>>(state_dir: &Path, arguments: &[S]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lighter"));
     command.arg("--state-dir").arg(state_dir).args(arguments).stdin(Stdio::null());
@@ -113,7 +114,8 @@ fn without_leaks(mut command: Command) -> Command {
     command
 }
 
-/// The same command in a network namespace (`ip netns`), or in this one when none is named. Set its environment afterwards.
+/// The same command in a network namespace (`ip netns`), or in this one when none is named. Set its
+/// environment afterwards.
 pub(crate) fn in_namespace(command: Command, namespace: Option<&str>) -> Command {
     let Some(namespace) = namespace else { return command };
     let mut outer = Command::new("ip");
@@ -122,8 +124,8 @@ pub(crate) fn in_namespace(command: Command, namespace: Option<&str>) -> Command
     without_leaks(outer)
 }
 
-/// The same command for a user who owns nothing here. Others may not get to where the program was built: it is found by the working
-/// directory, which root chooses.
+/// The same command for a user who owns nothing here. Others may not get to where the program was
+/// built: it is found by the working directory, which root chooses.
 pub(crate) fn as_stranger(command: &Command) -> Command {
     let program = Path::new(command.get_program());
     let (folder, name) =
@@ -139,7 +141,8 @@ pub(crate) fn as_stranger(command: &Command) -> Command {
 #[derive(Debug)]
 pub(crate) struct Running {
     child: Child,
-    /// Files, not pipes: a program that says a lot must not stand still because the test does not read.
+    /// Files, not pipes: a program that says a lot must not stand still because the test does not
+    /// read.
     stdout: File,
     stderr: File,
     what: String,
@@ -167,7 +170,8 @@ impl Running {
         self.finish_watched(|| ())
     }
 
-    /// As [`Self::finish`]; what `watch` saw last is part of the message when the end does not come.
+    /// As [`Self::finish`]; what `watch` saw last is part of the message when the end does not
+    /// come.
     pub(crate) fn finish_watched<W: std::fmt::Debug>(mut self, watch: impl Fn() -> W) -> Done {
         let what = format!("{} ends", self.what);
         let status =

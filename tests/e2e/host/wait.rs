@@ -3,8 +3,8 @@
 use std::fmt::Debug;
 use std::time::{Duration, Instant};
 
-/// How long a condition may take to hold before the test fails. Generous: it is reached only when something is broken, and
-/// the machine may be busy with other tests.
+/// How long a condition may take to hold before the test fails. Generous: it is reached only when
+/// something is broken, and the machine may be busy with other tests.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(600);
 
 /// How often a condition is asked for.

@@ -18,8 +18,8 @@ const LEFT_BYTES: u64 = 12 << 20;
 /// How long Linux may take to fill or empty its balloon where its kernel is emulated.
 const BALLOON_PATIENCE: Duration = Duration::from_secs(300);
 
-/// What the guest fills with noise and frees before it begins, and how much of it is found free at least: Linux hands out free
-/// memory in blocks of 4 MiB.
+/// What the guest fills with noise and frees before it begins, and how much of it is found free at
+/// least: Linux hands out free memory in blocks of 4 MiB.
 const LITTER_MIB: u64 = 32;
 const FOUND_MIB: u64 = 16;
 const PAGES_PER_MIB: u64 = 256;

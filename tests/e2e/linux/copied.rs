@@ -1,4 +1,5 @@
-//! A Linux guest that writes files to an ext4 of its own while that is copied with it to another host, and on there.
+//! A Linux guest that writes files to an ext4 of its own while that is copied with it to another
+//! host, and on there.
 
 use std::fs;
 use std::path::Path;
@@ -39,8 +40,8 @@ fn await_files(host: &Host, count: u64) {
     });
 }
 
-/// After its journal was replayed, as at every mount, the file system has no fault, and all files are as they were written.
-/// Returns how many there are.
+/// After its journal was replayed, as at every mount, the file system has no fault, and all files
+/// are as they were written. Returns how many there are.
 #[track_caller]
 fn files_are_sound(disk: &Path, folder: &Path) -> u64 {
     let disk = disk.display().to_string();

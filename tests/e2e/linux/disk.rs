@@ -1,7 +1,8 @@
 //! A Linux guest with a disk and a source of entropy, migrated while it writes.
 //!
-//! It is booted anew: a disk belongs to one guest, so a saved one cannot be started twice. For each line that it says it writes
-//! a record, past every cache, and reads the one before back (`tests/guest/check/disk.rs`).
+//! It is booted anew: a disk belongs to one guest, so a saved one cannot be started twice. For each
+//! line that it says it writes a record, past every cache, and reads the one before back
+//! (`tests/guest/check/disk.rs`).
 
 use std::fs;
 use std::os::unix::fs::FileExt;

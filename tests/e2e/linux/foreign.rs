@@ -1,4 +1,5 @@
-//! A Linux guest that QEMU runs: seen, planned for, asked for memory, and merged by the same commands as ours.
+//! A Linux guest that QEMU runs: seen, planned for, asked for memory, and merged by the same
+//! commands as ours.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -13,7 +14,8 @@ use crate::host::{NodePlan, Pair, Pid, wait};
 
 const ALL_BYTES: u64 = 128 << 20;
 
-/// Of domain shop are those whose program lets the kernel merge them, as QEMU does unless it is told not to.
+/// Of domain shop are those whose program lets the kernel merge them, as QEMU does unless it is
+/// told not to.
 const MERGING: &str = r#"
 goal = "free 1GiB"
 actuators = ["merge"]
@@ -25,7 +27,8 @@ user = "root"
 merge-domain = "shop"
 "#;
 
-/// What it writes most of is to be huge: a page in a hundred each second is much for a guest that checks itself at leisure.
+/// What it writes most of is to be huge: a page in a hundred each second is much for a guest that
+/// checks itself at leisure.
 const HOT: &str = r#"
 goal = "max density"
 actuators = ["huge"]
@@ -161,7 +164,8 @@ fn its_equal_pages_are_merged(pair: &Pair, qemu: &Qemu, ksm: &KsmTurn) {
     let window = deeds.iter().find(|deed| deed["action"]["action"]["kind"] == "drive-ksm");
     let window = window.unwrap_or_else(|| panic!("{run:#}"));
     assert!(window["verified_bytes"].as_i64() > Some(4 << 20), "{run:#}");
-    // Of pages of zeros the kernel takes most when it takes huge pages apart, and counts them nowhere.
+    // Of pages of zeros the kernel takes most when it takes huge pages apart, and counts them
+    // nowhere.
     assert!(merged_pages(Pid(qemu.child.id())) > 1 << 8, "{run:#}");
     assert!(ksm.is_as_before(), "{run:#}");
 }

@@ -1,4 +1,5 @@
-//! A Linux guest that has booted, kept in a file: made once, and again only when something that goes into it has changed.
+//! A Linux guest that has booted, kept in a file: made once, and again only when something that
+//! goes into it has changed.
 
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -37,8 +38,9 @@ struct Recipe {
 }
 
 impl Image {
-    /// One vCPU, which halts between two turns of the check program, a hundred times a second. It was booted with ACPI tables,
-    /// and listens to its power button, and at port 1024 of its vsock device.
+    /// One vCPU, which halts between two turns of the check program, a hundred times a second. It
+    /// was booted with ACPI tables, and listens to its power button, and at port 1024 of its vsock
+    /// device.
     pub(crate) fn halting() -> Self {
         Self::of(&Recipe {
             name: "halting",
@@ -50,7 +52,8 @@ impl Image {
         })
     }
 
-    /// Two vCPUs, one of them never idle. It was booted from a bzImage, without ACPI tables, and ends when it resets.
+    /// Two vCPUs, one of them never idle. It was booted from a bzImage, without ACPI tables, and
+    /// ends when it resets.
     pub(crate) fn busy() -> Self {
         Self::of(&Recipe {
             name: "busy",
@@ -144,7 +147,8 @@ pub(crate) fn script(name: &str, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).expect("a path").trim().to_owned()
 }
 
-/// Everything that a saved guest depends on: what was booted, and the machine that booted and saved it.
+/// Everything that a saved guest depends on: what was booted, and the machine that booted and saved
+/// it.
 fn digest(recipe: &Recipe, cmdline: &str, files: &[&str]) -> u64 {
     let mut hasher = DefaultHasher::new();
     (recipe, cmdline).hash(&mut hasher);

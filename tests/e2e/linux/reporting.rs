@@ -1,4 +1,5 @@
-//! A Linux guest that frees memory, which the host then has again: without a balloon that is filled, and without being asked.
+//! A Linux guest that frees memory, which the host then has again: without a balloon that is
+//! filled, and without being asked.
 
 use std::fs;
 
@@ -7,12 +8,14 @@ use serde_json::{Value, json};
 use super::image::{BOOT_PATIENCE, cmdline, script};
 use crate::host::{Host, Pair, wait};
 
-/// What the guest frees (`tests/guest/lend`), and what the host has to get of it: the kernel reports whole blocks of
-/// 2 MiB only, so what lies between pages that are in use stays, and is more or less from boot to boot.
+/// What the guest frees (`tests/guest/lend`), and what the host has to get of it: the kernel
+/// reports whole blocks of 2 MiB only, so what lies between pages that are in use stays, and is
+/// more or less from boot to boot.
 const FREED_BYTES: u64 = 48 << 20;
 const BACK_BYTES: u64 = FREED_BYTES / 2;
 
-/// Linux reports free memory beyond 64 MiB of it only (`PAGE_REPORTING_CAPACITY` blocks), so the guest has plenty.
+/// Linux reports free memory beyond 64 MiB of it only (`PAGE_REPORTING_CAPACITY` blocks), so the
+/// guest has plenty.
 fn boot(host: &Host) {
     let [kernel, initrd] = [script("kernel.sh", &["vmlinux"]), script("initramfs.sh", &[])];
     let cmdline = cmdline("rdinit=/lend");

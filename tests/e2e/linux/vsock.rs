@@ -1,4 +1,5 @@
-//! Programs of both hosts talk to Linux by vsock while it moves: its connections end, and new ones are made.
+//! Programs of both hosts talk to Linux by vsock while it moves: its connections end, and new ones
+//! are made.
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -36,8 +37,9 @@ fn line(stream: &mut UnixStream) -> String {
     line
 }
 
-/// A connection on which the guest says back what is said. A guest that has just come resets all that its driver knows when it gets
-/// to it, and with it what was connected before: a program tries again.
+/// A connection on which the guest says back what is said. A guest that has just come resets all
+/// that its driver knows when it gets to it, and with it what was connected before: a program tries
+/// again.
 fn talk(host: &Host) -> UnixStream {
     wait::within(ANSWER_PATIENCE, "the guest says back what is said", || {
         let mut stream = connect(host, 1024);

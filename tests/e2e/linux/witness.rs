@@ -1,4 +1,5 @@
-//! What the check program in the Linux guest says about itself, a line each second on the serial console.
+//! What the check program in the Linux guest says about itself, a line each second on the serial
+//! console.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,11 +8,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::host::{Host, wait};
 
-/// How far the guest's clocks may seem to wander in a test: a line takes tens of milliseconds on its way through an emulated
-/// kernel and a serial port, and more when the machine is busy.
+/// How far the guest's clocks may seem to wander in a test: a line takes tens of milliseconds on
+/// its way through an emulated kernel and a serial port, and more when the machine is busy.
 const CLOCK_ERROR_MS: i64 = 400;
 
-/// Lines from which clocks are read. A delay only ever adds, so the least of them is nearest to the truth.
+/// Lines from which clocks are read. A delay only ever adds, so the least of them is nearest to the
+/// truth.
 const READINGS: usize = 4;
 
 /// A line each second, on a busy machine.
@@ -45,13 +47,15 @@ impl Line {
         *self.0.get(name).unwrap_or_else(|| panic!("no `{name}` in {self:?}"))
     }
 
-    /// The guest has booted since, by its own clocks. Restoring and migrating it is not booting: both clocks go on.
+    /// The guest has booted since, by its own clocks. Restoring and migrating it is not booting:
+    /// both clocks go on.
     pub(crate) fn is_of_a_later_boot_than(&self, earlier: &Self) -> bool {
         let booted_ms = |line: &Self| line.get("real_ms") - line.get("mono_ms");
         booted_ms(self) > booted_ms(earlier) + 10 * CLOCK_ERROR_MS
     }
 
-    /// It is the same guest, later: its loop and its clocks went on, no page is bad and no timer is lost.
+    /// It is the same guest, later: its loop and its clocks went on, no page is bad and no timer is
+    /// lost.
     #[track_caller]
     pub(crate) fn follows(&self, earlier: &Self) {
         for name in ["tick", "mono_ms", "real_ms", "timers", "written"] {
@@ -94,7 +98,8 @@ impl Clocks {
         }
     }
 
-    /// How much the time of day has lost since `before`, by the host's clock, and the monotonic clock beyond that, milliseconds.
+    /// How much the time of day has lost since `before`, by the host's clock, and the monotonic
+    /// clock beyond that, milliseconds.
     fn lost_since(self, before: Self) -> [i64; 2] {
         let lost_ms = self.host_ahead_ms - before.host_ahead_ms;
         [lost_ms, self.monotonic_start_ms - before.monotonic_start_ms]
@@ -131,7 +136,8 @@ impl Witness {
         line
     }
 
-    /// The last of some lines, and the clocks by all of them: it reads on until some lines in a row have brought nothing new.
+    /// The last of some lines, and the clocks by all of them: it reads on until some lines in a row
+    /// have brought nothing new.
     #[track_caller]
     pub(crate) fn testify(&self) -> (Line, Clocks) {
         let mut last = self.line();
@@ -145,8 +151,8 @@ impl Witness {
         (last, clocks)
     }
 
-    /// Neither clock has lost or gained time since `before`; returns the last line. A busy machine may delay more lines than those: it
-    /// reads on.
+    /// Neither clock has lost or gained time since `before`; returns the last line. A busy machine
+    /// may delay more lines than those: it reads on.
     #[track_caller]
     pub(crate) fn keeps_time_since(&self, before: Clocks) -> Line {
         let (mut last, mut clocks) = self.testify();
@@ -161,7 +167,8 @@ impl Witness {
         })
     }
 
-    /// Every page has been checked against its stamp and rewritten since `earlier`, and none was bad.
+    /// Every page has been checked against its stamp and rewritten since `earlier`, and none was
+    /// bad.
     #[track_caller]
     pub(crate) fn has_checked_all_since(&self, earlier: &Line) {
         let enough = earlier.get("written") + self.pages as i64;

@@ -1,7 +1,8 @@
-//! A network for guests: a bridge on each of two hosts, both plugged into a switch that somebody else looks after.
+//! A network for guests: a bridge on each of two hosts, both plugged into a switch that somebody
+//! else looks after.
 //!
-//! The switch is a bridge in a namespace of its own; the client's address is on it. So its table of addresses is what any switch
-//! between two hosts would have.
+//! The switch is a bridge in a namespace of its own; the client's address is on it. So its table of
+//! addresses is what any switch between two hosts would have.
 
 use super::cable::{Cable, ip, tool};
 use crate::host::NodePlan;
@@ -54,7 +55,8 @@ impl Drop for Namespace {
 }
 
 impl Lan {
-    /// The switch with its client and both hosts; host b has no bridge yet. None when such tests are to be skipped.
+    /// The switch with its client and both hosts; host b has no bridge yet. None when such tests
+    /// are to be skipped.
     pub(super) fn lay() -> Option<Self> {
         let cable = Cable::lay()?;
         let name = format!("{}-switch", cable.namespaces()[0]);
@@ -83,7 +85,8 @@ impl Lan {
         ip(&["-n", namespace, "link", "set", bridge, "up"]);
     }
 
-    /// How the node of host a (0) or b (1) is started: it knows what the other one calls the bridge.
+    /// How the node of host a (0) or b (1) is started: it knows what the other one calls the
+    /// bridge.
     pub(super) fn node_plan(&self, host: usize) -> NodePlan {
         let (here, there) = (BRIDGES[host], BRIDGES[1 - host]);
         let net_map = ["--net-map".to_owned(), format!("{there}={here}")];
@@ -102,7 +105,8 @@ impl Lan {
         &self.switch.0
     }
 
-    /// From now on the switch receives nothing from host a (0) or b (1) but announcements (reverse ARP).
+    /// From now on the switch receives nothing from host a (0) or b (1) but announcements (reverse
+    /// ARP).
     pub(super) fn admit_only_announcements(&self, host: usize) -> PortFilter<'_> {
         let (switch, port) = (self.switch(), PORTS[host]);
         tool("tc", &["-n", switch, "qdisc", "add", "dev", port, "clsact"]);

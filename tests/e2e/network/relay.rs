@@ -1,4 +1,5 @@
-//! A Linux guest with a disk and a network, which moves to and fro while a client outside sends a file through it.
+//! A Linux guest with a disk and a network, which moves to and fro while a client outside sends a
+//! file through it.
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -19,12 +20,12 @@ const MIGRATIONS: usize = 10;
 const PART_BYTES: usize = 2 << 10;
 /// How fast the hosts' link is.
 const LINK_RATE: &str = "400mbit";
-/// Slow enough for parts to go through the guest and come back meanwhile: what it has to send takes 2 s. The downtime is for hosts that
-/// are emulated themselves.
+/// Slow enough for parts to go through the guest and come back meanwhile: what it has to send takes
+/// 2 s. The downtime is for hosts that are emulated themselves.
 const SLOWLY: [&str; 4] = ["--bandwidth", "4MB/s", "--downtime", "10s"];
-/// How soon after the fastest migration the switch knows the guest's new port: by the first rounds of the announcement (at 0, 50
-/// and 200 ms; the last one is at 800 ms), and long before what a guest may send unasked: Linux asks for a neighbour's address
-/// 5 s after it has used it.
+/// How soon after the fastest migration the switch knows the guest's new port: by the first rounds
+/// of the announcement (at 0, 50 and 200 ms; the last one is at 800 ms), and long before what a
+/// guest may send unasked: Linux asks for a neighbour's address 5 s after it has used it.
 const LEARNT_WITHIN: Duration = Duration::from_millis(300);
 /// How long data may take through an emulated kernel and back, on a busy machine.
 const ECHO_PATIENCE: Duration = Duration::from_secs(120);
@@ -100,7 +101,8 @@ impl Client {
         self.sent.extend(part);
     }
 
-    /// Waits until all that was sent has come back, and nothing else. `seen` is told if it does not.
+    /// Waits until all that was sent has come back, and nothing else. `seen` is told if it does
+    /// not.
     #[track_caller]
     fn await_echo(&mut self, seen: impl Fn() -> String) {
         wait::within(ECHO_PATIENCE, "the guest sends all back", || {
@@ -111,8 +113,8 @@ impl Client {
         assert!(self.process.try_wait().expect("a child").is_none(), "the connection is lost");
     }
 
-    /// Migrates the guest while part after part goes through it. Returns how many bytes came back from the start of precopy to the
-    /// migration's end.
+    /// Migrates the guest while part after part goes through it. Returns how many bytes came back
+    /// from the start of precopy to the migration's end.
     #[track_caller]
     fn stream_during_migration(&mut self, from: &Host, to: &Host) -> usize {
         let echoed = Arc::clone(&self.echoed);
@@ -157,8 +159,8 @@ fn await_learnt(lan: &Lan, place: usize) -> Duration {
     since.elapsed()
 }
 
-/// Migrates the guest while nothing but announcements gets to the switch from where it goes: what the switch learns, it learns from
-/// them. Returns how long after the migration that was.
+/// Migrates the guest while nothing but announcements gets to the switch from where it goes: what
+/// the switch learns, it learns from them. Returns how long after the migration that was.
 #[track_caller]
 fn announced_migration(lan: &Lan, from: &Host, (place, to): (usize, &Host)) -> Duration {
     let _filter = lan.admit_only_announcements(place);

@@ -1,7 +1,9 @@
-//! The power button, as the kernel of the test guest has it: without a driver, since that needs the input layer.
+//! The power button, as the kernel of the test guest has it: without a driver, since that needs the
+//! input layer.
 //!
-//! The program enables the button in the PM1 enable register itself. When it is pressed, the SCI comes, and the kernel's ACPI core
-//! clears the event and disables it, because nobody has asked for it: that shows that the interrupt was delivered and understood.
+//! The program enables the button in the PM1 enable register itself. When it is pressed, the SCI
+//! comes, and the kernel's ACPI core clears the event and disables it, because nobody has asked for
+//! it: that shows that the interrupt was delivered and understood.
 
 use crate::linux::Port;
 

@@ -1,5 +1,6 @@
-//! A program that lives from the kernel's cache: it reads pages of `/dev/vda` at random through a mapping. What the cache holds is read
-//! at the speed of memory; for all else it waits for the disk, at a page fault each.
+//! A program that lives from the kernel's cache: it reads pages of `/dev/vda` at random through a
+//! mapping. What the cache holds is read at the speed of memory; for all else it waits for the
+//! disk, at a page fault each.
 
 use core::ffi::CStr;
 use core::hint::black_box;
@@ -32,8 +33,8 @@ pub struct Cached {
 }
 
 impl Cached {
-    /// Reads the first `bytes` of the disk, in pieces whose order follows from `seed`: guests that read the same disk have its pages at
-    /// different addresses.
+    /// Reads the first `bytes` of the disk, in pieces whose order follows from `seed`: guests that
+    /// read the same disk have its pages at different addresses.
     ///
     /// # Errors
     /// The number of the kernel's error.
@@ -91,7 +92,8 @@ impl Cached {
     }
 }
 
-/// Reads for some seconds, after it has had every page read into the cache if it shall be `warm`; prints a line each tenth of a second.
+/// Reads for some seconds, after it has had every page read into the cache if it shall be `warm`;
+/// prints a line each tenth of a second.
 pub fn read(is_warm: bool, hz: u64) {
     let Ok(pages) = linux::map_to_read(DISK, BYTES) else {
         return Line::new("cached nothing: the disk cannot be mapped").print();

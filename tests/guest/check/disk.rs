@@ -1,4 +1,5 @@
-//! A record after the other on `/dev/vda`, past every cache, and each read back before the next is written.
+//! A record after the other on `/dev/vda`, past every cache, and each read back before the next is
+//! written.
 //!
 //! Record `n` is sector `n` of the disk: its number, in every word.
 

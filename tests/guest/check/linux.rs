@@ -215,7 +215,8 @@ pub fn map_to_read(path: &CStr, bytes: u64) -> Result<&'static [u8], u64> {
     Ok(unsafe { core::slice::from_raw_parts(start as *const u8, bytes as usize) })
 }
 
-/// Fills so many bytes of memory with noise and gives them back to the kernel, so that its free memory is not of zeros.
+/// Fills so many bytes of memory with noise and gives them back to the kernel, so that its free
+/// memory is not of zeros.
 ///
 /// # Errors
 /// The number of the kernel's error.
@@ -223,7 +224,8 @@ pub fn litter(bytes: u64) -> Result<(), u64> {
     const PRIVATE_ANONYMOUS_POPULATED: u64 = 0x8022;
     let flags = PRIVATE_ANONYMOUS_POPULATED;
     let start = call(MMAP, [0, bytes, PROT_READ_WRITE, flags, u64::MAX, 0])?;
-    // SAFETY: the kernel has just mapped `bytes` at `start`, page-aligned, for nobody else; nobody keeps the slice.
+    // SAFETY: the kernel has just mapped `bytes` at `start`, page-aligned, for nobody else; nobody
+    // keeps the slice.
     let words = unsafe { core::slice::from_raw_parts_mut(start as *mut u64, bytes as usize / 8) };
     let mut noise = 0x9e37_79b9_7f4a_7c15_u64;
     for word in words {
@@ -298,7 +300,8 @@ impl File {
         open(path, O_RDWR | O_DIRECT | O_DSYNC).map(Self)
     }
 
-    /// Opens it so that reads and writes pass the guest's cache, and are answered when the disk's has them.
+    /// Opens it so that reads and writes pass the guest's cache, and are answered when the disk's
+    /// has them.
     ///
     /// # Errors
     /// The number of the kernel's error.

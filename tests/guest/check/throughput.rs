@@ -1,4 +1,5 @@
-//! How fast `/dev/vda` is, for the benchmark: a number of reads or writes, one after the other, past the guest's cache.
+//! How fast `/dev/vda` is, for the benchmark: a number of reads or writes, one after the other,
+//! past the guest's cache.
 
 use crate::line::Line;
 use crate::linux::{self, File, tsc};

@@ -1,8 +1,8 @@
 //! The ACPI tables, from which a stock kernel learns of processors, interrupts and devices
 //! (ACPI specification 6.5, chapter 5).
 //!
-//! They are one run of bytes: the root pointer first, then FACS, DSDT, FADT, MADT and XSDT. They are
-//! written once at boot and belong to the guest from then on, so they move with its memory. Why
+//! They are one run of bytes: the root pointer first, then FACS, DSDT, FADT, MADT and XSDT. They
+//! are written once at boot and belong to the guest from then on, so they move with its memory. Why
 //! fixed hardware and not the reduced kind: docs/adr/0008-acpi-and-power.md.
 
 use acpi_tables::aml::{
@@ -33,8 +33,8 @@ const HEADER_BYTES: u32 = 36;
 /// Where a table may start; the FACS wants the most.
 const ALIGNMENT: u64 = 64;
 
-/// The tables of a guest with `vcpus` processors and these devices, to be put at `gpa`, a multiple of
-/// 64 below 4 GiB. The root pointer is the first thing in them.
+/// The tables of a guest with `vcpus` processors and these devices, to be put at `gpa`, a multiple
+/// of 64 below 4 GiB. The root pointer is the first thing in them.
 pub(super) fn build(gpa: u64, vcpus: u8, devices: &[Slot]) -> Vec<u8> {
     let mut tables = Tables { gpa, bytes: vec![0; Rsdp::len()] };
     let facs = tables.add(&encode(&FACS::new()));
@@ -72,7 +72,8 @@ fn encode(table: &dyn Aml) -> Vec<u8> {
     bytes
 }
 
-/// Fixed hardware features: the power button is one, there is no sleep button and no clock that wakes.
+/// Fixed hardware features: the power button is one, there is no sleep button and no clock that
+/// wakes.
 fn fadt(facs: u64, dsdt: u64) -> FADT {
     /// Latencies that mean that there is no such idle state.
     const NO_C2: u16 = 101;

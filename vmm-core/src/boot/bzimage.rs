@@ -1,8 +1,9 @@
-//! A bzImage: the setup header, checked before anything is loaded, and the compressed kernel behind it.
+//! A bzImage: the setup header, checked before anything is loaded, and the compressed kernel behind
+//! it.
 //!
-//! By the 64-bit boot protocol (Documentation/arch/x86/boot.rst), so the real-mode part is not run. The
-//! file may be hostile: the header is read at fixed offsets and every number in it is checked against
-//! the guest's memory.
+//! By the 64-bit boot protocol (Documentation/arch/x86/boot.rst), so the real-mode part is not run.
+//! The file may be hostile: the header is read at fixed offsets and every number in it is checked
+//! against the guest's memory.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;

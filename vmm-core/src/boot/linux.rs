@@ -2,11 +2,11 @@
 //!
 //! * An ELF image with a PVH note, in 32-bit protected mode with EBX pointing to `hvm_start_info`
 //!   (Xen's `public/arch-x86/hvm/start_info.h`).
-//! * A bzImage, or an ELF image without a note, at its 64-bit entry with RSI pointing to `boot_params`
-//!   (Documentation/arch/x86/boot.rst, "64-bit Boot Protocol", and zero-page.rst).
+//! * A bzImage, or an ELF image without a note, at its 64-bit entry with RSI pointing to
+//!   `boot_params` (Documentation/arch/x86/boot.rst, "64-bit Boot Protocol", and zero-page.rst).
 //!
-//! Either way it finds its memory map, command line and initrd there, and the root of its ACPI tables.
-//! An MP table is there too, for a kernel that is told `acpi=off`.
+//! Either way it finds its memory map, command line and initrd there, and the root of its ACPI
+//! tables. An MP table is there too, for a kernel that is told `acpi=off`.
 
 use std::path::Path;
 
@@ -95,8 +95,8 @@ fn low_end(ram: &GuestRam) -> u64 {
     ram.layout().regions()[0].bytes
 }
 
-/// Writes the command line with its final zero; returns its length without it. A kernel may take less
-/// than there is room for.
+/// Writes the command line with its final zero; returns its length without it. A kernel may take
+/// less than there is room for.
 fn write_cmdline(ram: &GuestRam, cmdline: &str, kernel_max: usize) -> Result<u32, BootError> {
     let (bytes, max) = (cmdline.len(), kernel_max.min(CMDLINE_BYTES_MAX));
     if bytes > max {
@@ -164,8 +164,8 @@ fn write_start_info(ram: &GuestRam, initrd: Initrd, root: Option<u64>) -> Result
     write(ram, PVH_MEMORY_MAP, &map.flat_map(u64::to_le_bytes).collect::<Vec<u8>>())
 }
 
-/// Writes `boot_params` by the offsets of zero-page.rst and boot.rst: the kernel's own setup header, or
-/// the least of one, with what a boot loader fills in.
+/// Writes `boot_params` by the offsets of zero-page.rst and boot.rst: the kernel's own setup
+/// header, or the least of one, with what a boot loader fills in.
 fn write_boot_params(
     ram: &GuestRam,
     initrd: Initrd,

@@ -1,9 +1,9 @@
 //! Starting a freestanding program in 64-bit user mode, on all vCPUs at once.
 //!
 //! Each vCPU begins at CPL 3 with flat segments, I/O privilege level 3 (so that port instructions
-//! work), interrupts off, SSE on, XSAVE on with all that the processor has, and all of RAM mapped one
-//! to one, writable and executable, by 2 MiB pages. There is no interrupt table: a fault is a triple
-//! fault and ends the guest.
+//! work), interrupts off, SSE on, XSAVE on with all that the processor has, and all of RAM mapped
+//! one to one, writable and executable, by 2 MiB pages. There is no interrupt table: a fault is a
+//! triple fault and ends the guest.
 
 use super::BootError;
 use super::layout::{LOW_MEMORY_END, PAGE_TABLES};
@@ -92,9 +92,11 @@ fn enable_xsave(vcpu: &Vcpu) -> Result<Xsave> {
     Ok(Xsave::Enabled)
 }
 
-/// What may be switched on in XCR0 on a processor that says `cpuid`; none without XSAVE: the leaf of its states is there all the same.
+/// What may be switched on in XCR0 on a processor that says `cpuid`; none without XSAVE: the leaf
+/// of its states is there all the same.
 fn vector_states(cpuid: &[kvm_bindings::kvm_cpuid_entry2]) -> Option<u64> {
-    /// x87, SSE, AVX, and the three parts of AVX-512: the states that need nothing but to be enabled.
+    /// x87, SSE, AVX, and the three parts of AVX-512: the states that need nothing but to be
+    /// enabled.
     const VECTOR_STATES: u64 = 0b1110_0111;
     const X87: u64 = 1;
     const XSAVE: u32 = 1 << 26;

@@ -2,9 +2,9 @@
 //!
 //! Every guest starts in a state that the VMM sets up directly: no firmware runs. A Linux kernel is
 //! entered as its boot protocols say (`linux.rs`) and finds the machine described in ACPI tables
-//! (`acpi.rs`); a freestanding program, such as the embedded
-//! workload, starts in 64-bit user mode at once ([`long_mode`]), where code runs at full speed even on
-//! hosts whose KVM has to emulate the guest's kernel mode.
+//! (`acpi.rs`); a freestanding program, such as the embedded workload, starts in 64-bit user mode
+//! at once ([`long_mode`]), where code runs at full speed even on hosts whose KVM has to emulate
+//! the guest's kernel mode.
 
 mod acpi;
 mod bzimage;
@@ -45,8 +45,8 @@ pub enum BootSource {
 
 /// A command line for a kernel with ACPI tables.
 pub const DEFAULT_CMDLINE: &str = "console=ttyS0";
-/// A command line for a kernel without ACPI tables. It resets by the keyboard controller, the one way
-/// that is left.
+/// A command line for a kernel without ACPI tables. It resets by the keyboard controller, the one
+/// way that is left.
 pub const DEFAULT_CMDLINE_WITHOUT_ACPI: &str = "console=ttyS0 acpi=off reboot=k";
 
 /// Why a guest cannot be booted.

@@ -5,8 +5,9 @@ use super::layout::{IOAPIC_ADDRESS, IOAPIC_ID, LAPIC_ADDRESS};
 
 /// Revision 1.4 of the specification.
 const SPECIFICATION: u8 = 4;
-/// Interrupt lines, one for each pin of KVM's I/O APIC. All are said to be of the ISA bus, also those
-/// beyond its sixteen: its interrupts are edge-triggered and active high, as those of our devices are.
+/// Interrupt lines, one for each pin of KVM's I/O APIC. All are said to be of the ISA bus, also
+/// those beyond its sixteen: its interrupts are edge-triggered and active high, as those of our
+/// devices are.
 const ISA_LINES: u8 = 24;
 /// Bytes of the floating pointer structure.
 const POINTER_BYTES: usize = 16;

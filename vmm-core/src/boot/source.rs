@@ -1,11 +1,11 @@
 //! What a guest is booted from, kept so that it can be booted again.
 //!
-//! The first boot opens the files and remembers them with a digest of their content. The process that
-//! did so reads the open files again, whatever has become of their names. Saved state carries names and
-//! digests: a process that has the guest from there opens the file of that name, or has it opened by
-//! another who may ([`WantedFile`]), and takes it only with that content. So a guest never wakes up with
-//! another kernel, and a peer that sends a state cannot have a file of this host loaded that it does not
-//! know already.
+//! The first boot opens the files and remembers them with a digest of their content. The process
+//! that did so reads the open files again, whatever has become of their names. Saved state carries
+//! names and digests: a process that has the guest from there opens the file of that name, or has
+//! it opened by another who may ([`WantedFile`]), and takes it only with that content. So a guest
+//! never wakes up with another kernel, and a peer that sends a state cannot have a file of this
+//! host loaded that it does not know already.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -38,8 +38,8 @@ pub struct KernelSource {
     pub acpi: Acpi,
 }
 
-/// Whether a guest is given ACPI tables. Without them it finds its processors in an MP table, has no
-/// power button and cannot switch itself off.
+/// Whether a guest is given ACPI tables. Without them it finds its processors in an MP table, has
+/// no power button and cannot switch itself off.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Acpi {
     /// It is.

@@ -43,8 +43,8 @@ pub(crate) const fn identity_map_bytes(mapped_bytes: u64) -> u64 {
     (2 + mapped_bytes.div_ceil(GIB)) * PAGE_BYTES as u64
 }
 
-/// Writes page tables at [`PAGE_TABLES`] that map the first `mapped_bytes`, rounded up to GiB, one to
-/// one with 2 MiB pages. Returns the value for CR3.
+/// Writes page tables at [`PAGE_TABLES`] that map the first `mapped_bytes`, rounded up to GiB, one
+/// to one with 2 MiB pages. Returns the value for CR3.
 pub(crate) fn write_identity_map(
     ram: &GuestRam,
     mapped_bytes: u64,
@@ -190,9 +190,9 @@ fn set_segments(sregs: &mut kvm_sregs, code: Descriptor, data: Descriptor) {
 /// Bytes of the task segment: its fixed part, one bit for each port, and a final byte of ones.
 const TASK_SEGMENT_BYTES: u32 = 0x68 + 65536 / 8 + 1;
 
-/// Writes the descriptor table that the segments of `sregs` come from, and a task segment that allows
-/// all I/O ports. I/O privilege level 3 allows them too, but not every KVM keeps it
-/// (Intel SDM volume 1, 19.5).
+/// Writes the descriptor table that the segments of `sregs` come from, and a task segment that
+/// allows all I/O ports. I/O privilege level 3 allows them too, but not every KVM keeps it (Intel
+/// SDM volume 1, 19.5).
 pub(crate) fn write_descriptors(ram: &GuestRam, sregs: &kvm_sregs) -> Result<(), MemoryError> {
     let table = [0, 0, descriptor(&sregs.cs), descriptor(&sregs.ds), descriptor(&sregs.tr)];
     for (index, entry) in (0u64..).zip(table) {

@@ -68,7 +68,8 @@ pub(super) const FEATURE_WORDS: &[(u32, u32, Register, u32)] = &[
     (0x8000_0021, 0, Register::Eax, !0),
 ];
 
-/// Names of features that people know by name: leaf, subleaf, register, bit, name in /proc/cpuinfo as a rule.
+/// Names of features that people know by name: leaf, subleaf, register, bit, name in /proc/cpuinfo
+/// as a rule.
 const FEATURE_NAMES: &[(u32, u32, Register, u32, &str)] = &[
     (1, 0, Register::Ecx, 0, "sse3"),
     (1, 0, Register::Ecx, 1, "pclmulqdq"),

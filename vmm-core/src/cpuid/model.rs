@@ -1,9 +1,11 @@
-//! CPU models: what a guest is shown of its host's processor, so that unlike hosts can exchange guests.
+//! CPU models: what a guest is shown of its host's processor, so that unlike hosts can exchange
+//! guests.
 //!
-//! The levels are those of the x86-64 psABI (section "Micro-Architecture Levels"), by the names that GCC, Linux
-//! distributions and QEMU give them. A level *needs* the level's instructions, and *keeps* of everything else only
-//! what any processor of that level has and a kernel wants. All else is masked, on every leaf (see [`leaves`]): a
-//! guest that was started on the newer host of two then runs on the older too.
+//! The levels are those of the x86-64 psABI (section "Micro-Architecture Levels"), by the names
+//! that GCC, Linux distributions and QEMU give them. A level *needs* the level's instructions, and
+//! *keeps* of everything else only what any processor of that level has and a kernel wants. All
+//! else is masked, on every leaf (see [`leaves`]): a guest that was started on the newer host of
+//! two then runs on the older too.
 
 mod leaves;
 
@@ -127,8 +129,8 @@ pub struct CpuModel {
     nested: Nested,
 }
 
-/// Whether a guest is shown that it can run guests itself: VMX, or SVM. What it makes of that is no part of its saved state,
-/// so it is not shown unless asked for.
+/// Whether a guest is shown that it can run guests itself: VMX, or SVM. What it makes of that is no
+/// part of its saved state, so it is not shown unless asked for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Nested {
     /// It is not shown.
@@ -170,7 +172,8 @@ impl CpuModel {
     /// This model with some features more and others less, under a name of its own.
     ///
     /// # Errors
-    /// [`ShapeError::CpuModel`] for a feature that is not known by name, or a name that cannot be one.
+    /// [`ShapeError::CpuModel`] for a feature that is not known by name, or a name that cannot be
+    /// one.
     pub fn derive(
         &self,
         name: &str,
@@ -262,7 +265,8 @@ impl CpuModel {
         Ok(entries)
     }
 
-    /// What a guest that is shown `cpuid` is shown of the registers of `host` that tell of features.
+    /// What a guest that is shown `cpuid` is shown of the registers of `host` that tell of
+    /// features.
     ///
     /// # Errors
     /// [`ShapeError::CpuModelNeeds`].
@@ -319,7 +323,8 @@ fn clear(entries: &mut [CpuidEntry], (leaf, subleaf, register, bit): Bit) {
     places.for_each(|entry| *entry.register_mut(register) &= !(1 << bit));
 }
 
-/// Takes extended state away that is not there without its instructions, and describes what is left.
+/// Takes extended state away that is not there without its instructions, and describes what is
+/// left.
 fn fit_state(entries: &mut Vec<CpuidEntry>) {
     const LEGACY_BYTES: u32 = 576;
     let named = |name| feature::by_name(name).is_some_and(|bit| has(entries, bit));

@@ -1,8 +1,8 @@
-//! Model-specific registers that tell of features (`KVM_GET_MSR_FEATURE_INDEX_LIST`): what of them a guest is shown,
-//! and whether another host gives it too.
+//! Model-specific registers that tell of features (`KVM_GET_MSR_FEATURE_INDEX_LIST`): what of them
+//! a guest is shown, and whether another host gives it too.
 //!
-//! Left out are the revision of the microcode, which is no feature and which KVM makes up for guests, and what tells
-//! of nested virtualisation, which no level has.
+//! Left out are the revision of the microcode, which is no feature and which KVM makes up for
+//! guests, and what tells of nested virtualisation, which no level has.
 
 use kvm_ioctls::{Kvm, VcpuFd};
 
@@ -18,9 +18,9 @@ pub(super) struct FeatureMsr {
     told_by: Option<&'static str>,
     /// Bits that every host of each level has.
     everywhere: u64,
-    /// Bits that tell of a weakness: it is their absence that a guest counts on. Hosts for which a level is meant may
-    /// have the weakness, so guests of levels are told of it, as Intel recommends for RSBA ("Retpoline: A Branch
-    /// Target Injection Mitigation", on migration pools).
+    /// Bits that tell of a weakness: it is their absence that a guest counts on. Hosts for which a
+    /// level is meant may have the weakness, so guests of levels are told of it, as Intel
+    /// recommends for RSBA ("Retpoline: A Branch Target Injection Mitigation", on migration pools).
     warnings: u64,
     /// Bits that are numbers, 0 for none, and have to be equal.
     numbers: u64,
@@ -28,7 +28,8 @@ pub(super) struct FeatureMsr {
 
 const ARCH_CAPABILITIES: u32 = 0x10a;
 
-/// In ascending order of their numbers (Intel SDM volume 4; Linux, `arch/x86/include/asm/msr-index.h`).
+/// In ascending order of their numbers (Intel SDM volume 4; Linux,
+/// `arch/x86/include/asm/msr-index.h`).
 const FEATURE_MSRS: &[FeatureMsr] = &[
     // MSR_PLATFORM_INFO: faults on CPUID, which KVM emulates on any processor.
     FeatureMsr { index: 0xce, told_by: None, everywhere: 1 << 31, warnings: 0, numbers: 0 },
@@ -104,7 +105,8 @@ impl FeatureMsr {
         }
     }
 
-    /// What a guest that is shown `guest` counts on and does not have where KVM gives `host`, or no such register.
+    /// What a guest that is shown `guest` counts on and does not have where KVM gives `host`, or no
+    /// such register.
     fn missing(&self, guest: u64, host: Option<u64>) -> Vec<String> {
         let is_there = if host.is_some() { !0 } else { 0 };
         let host = host.unwrap_or_default();
@@ -121,13 +123,15 @@ impl FeatureMsr {
     }
 }
 
-/// Whether a guest with the table `cpuid` has register `index`, as far as that is told by a feature.
+/// Whether a guest with the table `cpuid` has register `index`, as far as that is told by a
+/// feature.
 pub(super) fn is_told(cpuid: &[CpuidEntry], index: u32) -> bool {
     FeatureMsr::of(index).is_none_or(|msr| msr.is_told(cpuid))
 }
 
-/// The registers that KVM gives guests on this host, with all that it has in them. KVM may tell of registers that it then
-/// keeps from guests, so `vcpu`, which has been told of all that KVM supports, is given them to find out.
+/// The registers that KVM gives guests on this host, with all that it has in them. KVM may tell of
+/// registers that it then keeps from guests, so `vcpu`, which has been told of all that KVM
+/// supports, is given them to find out.
 pub(crate) fn of_host(kvm: &Kvm, vcpu: &VcpuFd) -> Result<Vec<MsrValue>> {
     let listed = kvm.get_msr_feature_index_list().call("KVM_GET_MSR_FEATURE_INDEX_LIST")?;
     let there = FEATURE_MSRS.iter().filter(|msr| listed.as_slice().contains(&msr.index));
@@ -140,8 +144,8 @@ pub(crate) fn of_host(kvm: &Kvm, vcpu: &VcpuFd) -> Result<Vec<MsrValue>> {
     Ok(values.collect())
 }
 
-/// What a guest with the table `cpuid` is shown of the registers of `host`: all, or what every host of a level has;
-/// with and without the bits that are named.
+/// What a guest with the table `cpuid` is shown of the registers of `host`: all, or what every host
+/// of a level has; with and without the bits that are named.
 pub(super) fn shown(
     host: &[MsrValue],
     cpuid: &[CpuidEntry],
@@ -156,7 +160,8 @@ pub(super) fn shown(
             Extent::Level => (msr.everywhere | added, !0),
         };
         let told = value & kept & !msr.warnings | (warned | added) & msr.warnings;
-        // Also a register that the guest is not told of is set: KVM goes by it in what else it allows.
+        // Also a register that the guest is not told of is set: KVM goes by it in what else it
+        // allows.
         MsrValue { index, value: if msr.is_told(cpuid) { told & !removed } else { 0 } }
     });
     masked.collect()
@@ -183,7 +188,8 @@ pub(super) fn missing_names(names: &[String], host: &[MsrValue]) -> Vec<String> 
         .collect()
 }
 
-/// What a guest with the table `cpuid` and the registers `guest` counts on and `host` does not give, for people.
+/// What a guest with the table `cpuid` and the registers `guest` counts on and `host` does not
+/// give, for people.
 pub(crate) fn missing(guest: &[MsrValue], cpuid: &[CpuidEntry], host: &[MsrValue]) -> Vec<String> {
     let known = guest.iter().filter_map(|value| Some((FeatureMsr::of(value.index)?, value.value)));
     let told = known.filter(|(msr, _)| msr.is_told(cpuid));

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use kvm_ioctls::VmFd;
 use vm_superio::Trigger;
 
-/// An edge-triggered line into the kernel's interrupt controllers. Raised by ioctl rather than by an
-/// event: when the call returns the interrupt has arrived there, so a state saved right after it holds
-/// the interrupt. (`KVM_IRQFD` hands an I/O APIC's interrupts to a work queue, which may run later.)
+/// An edge-triggered line into the kernel's interrupt controllers. Raised by ioctl rather than by
+/// an event: when the call returns the interrupt has arrived there, so a state saved right after it
+/// holds the interrupt. (`KVM_IRQFD` hands an I/O APIC's interrupts to a work queue, which may run
+/// later.)
 #[derive(Clone)]
 pub(crate) struct IrqLine {
     /// Nobody listens in a test or in front of a fuzzer.

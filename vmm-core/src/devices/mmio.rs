@@ -1,8 +1,8 @@
 //! Where the virtio devices lie in the guest's address space, and which interrupt each of them has.
 //!
-//! Device `n` of a guest has a page of registers at [`WINDOW_START`]` + n * 4 KiB`, in the hole below
-//! 4 GiB, and an edge-triggered interrupt line of its own. Both depend on `n` alone, so that they are
-//! the same on every host. The rest of the hole reads as ones.
+//! Device `n` of a guest has a page of registers at [`WINDOW_START`]` + n * 4 KiB`, in the hole
+//! below 4 GiB, and an edge-triggered interrupt line of its own. Both depend on `n` alone, so that
+//! they are the same on every host. The rest of the hole reads as ones.
 
 use crate::memory::LOW_RAM_MAX;
 

@@ -1,5 +1,5 @@
-//! Where the devices of a guest are: behind I/O ports, some of which mean something to the VMM itself,
-//! and, for the virtio devices of [`crate::virtio`], in the window of [`mmio`].
+//! Where the devices of a guest are: behind I/O ports, some of which mean something to the VMM
+//! itself, and, for the virtio devices of [`crate::virtio`], in the window of [`mmio`].
 //!
 //! | port | what |
 //! |---|---|

@@ -1,8 +1,9 @@
 //! ACPI's fixed hardware: the power button, soft-off and the reset register.
 //!
-//! The registers are those of the ACPI specification 6.5, section 4.8.3: a PM1 event block (status and
-//! enable), a PM1 control register, and the reset register at the port that PC chipsets have it at. The
-//! tables that tell a kernel of them are in `boot/acpi.rs`; without those, nobody touches these ports.
+//! The registers are those of the ACPI specification 6.5, section 4.8.3: a PM1 event block (status
+//! and enable), a PM1 control register, and the reset register at the port that PC chipsets have it
+//! at. The tables that tell a kernel of them are in `boot/acpi.rs`; without those, nobody touches
+//! these ports.
 //!
 //! The button sets its status bit. While a bit is both set and enabled, the SCI is asserted, level
 //! triggered, until the guest clears one of the two.

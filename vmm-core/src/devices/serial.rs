@@ -118,7 +118,8 @@ impl SerialPort {
         }
     }
 
-    /// Replaces the state. This may raise the interrupt, so load the interrupt controllers after it.
+    /// Replaces the state. This may raise the interrupt, so load the interrupt controllers after
+    /// it.
     ///
     /// # Errors
     /// A sentence, when the state is not possible.

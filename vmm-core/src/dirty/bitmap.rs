@@ -2,8 +2,8 @@
 //!
 //! `KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2` separates reading the log from write-protecting pages again,
 //! and with `INITIALLY_SET` the start costs nothing: pages are protected chunk by chunk as they are
-//! first copied. Kernels without it protect everything at once on each reading, which is correct too,
-//! only slower for the guest; see `KVM_CLEAR_DIRTY_LOG` in Documentation/virt/kvm/api.rst.
+//! first copied. Kernels without it protect everything at once on each reading, which is correct
+//! too, only slower for the guest; see `KVM_CLEAR_DIRTY_LOG` in Documentation/virt/kvm/api.rst.
 
 use std::sync::Arc;
 
@@ -128,8 +128,8 @@ impl DirtyBackend for BitmapLog {
 }
 
 /// Cuts `words` into runs worth an ioctl each: without zero words at the ends, and no longer than
-/// [`REARMED_CHUNKS_MAX`]. Zero words in between are kept, since each call costs the guest a flush of its
-/// TLBs and the kernel skips zero words in no time.
+/// [`REARMED_CHUNKS_MAX`]. Zero words in between are kept, since each call costs the guest a flush
+/// of its TLBs and the kernel skips zero words in no time.
 fn runs(words: &[u64]) -> impl Iterator<Item = (usize, &[u64])> {
     words.chunks(REARMED_CHUNKS_MAX).enumerate().filter_map(|(index, run)| {
         let first = run.iter().position(|word| *word != 0)?;

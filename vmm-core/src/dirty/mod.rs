@@ -1,7 +1,8 @@
 //! Which pages of guest memory have changed.
 //!
-//! [`Tracker`] is the start: its backend asks KVM what the guest wrote; what the VMM itself wrote is in vm-memory's
-//! bitmap, since KVM does not see it, and is added to every answer. Bits are dense words over the guest's chunks.
+//! [`Tracker`] is the start: its backend asks KVM what the guest wrote; what the VMM itself wrote
+//! is in vm-memory's bitmap, since KVM does not see it, and is added to every answer. Bits are
+//! dense words over the guest's chunks.
 
 mod bitmap;
 mod ring;
@@ -27,8 +28,8 @@ const RING_ENTRIES_MAX: u32 = 65_536;
 /// Entries of a ring when no number was given.
 const RING_ENTRIES: u32 = 16_384;
 
-/// How KVM tells which pages the guest wrote. A matter of this host alone: wherever a guest arrives, it may
-/// be another.
+/// How KVM tells which pages the guest wrote. A matter of this host alone: wherever a guest
+/// arrives, it may be another.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum DirtyLog {
     /// What is best on this host: at present always the bitmap, see docs/adr/0010-dirty-ring.md.
@@ -94,9 +95,9 @@ impl DirtyLog {
 
 /// Which pages were written, whoever wrote them.
 ///
-/// After a start, every page counts as dirty once. A page is reported by every [`Tracker::collect`] until it is
-/// re-armed, and again once it is written after that; so a page must be re-armed *before* it is
-/// copied, or a write in between would be lost.
+/// After a start, every page counts as dirty once. A page is reported by every [`Tracker::collect`]
+/// until it is re-armed, and again once it is written after that; so a page must be re-armed
+/// *before* it is copied, or a write in between would be lost.
 #[derive(Debug)]
 pub(crate) struct Tracker {
     ram: Arc<GuestRam>,
@@ -105,7 +106,8 @@ pub(crate) struct Tracker {
 }
 
 impl Tracker {
-    /// A tracker for `ram`, whose regions are the slots of `vm`, with these rings, or with the bitmap.
+    /// A tracker for `ram`, whose regions are the slots of `vm`, with these rings, or with the
+    /// bitmap.
     pub(crate) fn new(rings: Option<Arc<Rings>>, vm: Arc<VmFd>, ram: Arc<GuestRam>) -> Self {
         match rings {
             Some(rings) => Self::by(Box::new(rings), ram),
@@ -135,7 +137,8 @@ impl Tracker {
     /// Stops to track, which gives the guest its huge pages back.
     ///
     /// # Errors
-    /// What KVM refuses. A slot may go on logging then, which costs speed only: the next start sets them all anew.
+    /// What KVM refuses. A slot may go on logging then, which costs speed only: the next start sets
+    /// them all anew.
     pub(crate) fn stop(&mut self) -> Result<()> {
         if std::mem::take(&mut self.running) { self.backend.stop(&self.ram) } else { Ok(()) }
     }
@@ -174,8 +177,8 @@ impl Tracker {
     }
 }
 
-/// A way to learn from KVM which pages the guest wrote, for [`Tracker`], which calls it in order and with ranges
-/// that are in `ram`.
+/// A way to learn from KVM which pages the guest wrote, for [`Tracker`], which calls it in order
+/// and with ranges that are in `ram`.
 pub(crate) trait DirtyBackend: Send + fmt::Debug {
     /// Has KVM log. Every page counts as written.
     fn start(&mut self, ram: &GuestRam) -> Result<()>;

@@ -1,10 +1,11 @@
 //! Dirty tracking by KVM's rings: each vCPU lists the pages that it writes.
 //!
-//! Taking entries from the rings costs as much as pages were written, whatever the size of the guest. A page
-//! is watched again once its entry has been taken and all rings have been reset. Three things keep a write
-//! from being lost: pages taken are kept in `pending` until they are re-armed; nothing is forgotten
-//! there before the rings are reset; and whoever takes, resets or forgets holds the same lock. A vCPU whose ring is
-//! full leaves the guest, and does it itself. See Documentation/virt/kvm/api.rst, `KVM_CAP_DIRTY_LOG_RING`.
+//! Taking entries from the rings costs as much as pages were written, whatever the size of the
+//! guest. A page is watched again once its entry has been taken and all rings have been reset.
+//! Three things keep a write from being lost: pages taken are kept in `pending` until they are
+//! re-armed; nothing is forgotten there before the rings are reset; and whoever takes, resets or
+//! forgets holds the same lock. A vCPU whose ring is full leaves the guest, and does it itself. See
+//! Documentation/virt/kvm/api.rst, `KVM_CAP_DIRTY_LOG_RING`.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

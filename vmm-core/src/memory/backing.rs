@@ -1,5 +1,5 @@
-//! Mapping guest memory, and giving parts of it back to the host: the right call differs with what is
-//! behind the memory, and the wrong one succeeds and does nothing, or brings back old content.
+//! Mapping guest memory, and giving parts of it back to the host: the right call differs with what
+//! is behind the memory, and the wrong one succeeds and does nothing, or brings back old content.
 
 mod blocks;
 mod equals;
@@ -25,8 +25,8 @@ use super::{
 use crate::raw_memory::{self, Advice, Part};
 use crate::raw_userfaultfd::Userfaultfd;
 
-/// Most blocks of a template that are replaced one by one. Each may be two mappings more, and a process
-/// has 65,530 by default (`vm.max_map_count`).
+/// Most blocks of a template that are replaced one by one. Each may be two mappings more, and a
+/// process has 65,530 by default (`vm.max_map_count`).
 const REPLACED_BLOCKS_MAX: usize = 12_000;
 /// What one thread takes at a time when all memory is touched, in bytes.
 const POPULATE_BYTES: usize = 64 << 20;
@@ -47,8 +47,9 @@ pub(crate) struct TemplateImage {
 enum Kind {
     /// Private anonymous memory: what is dropped is given back and reads as zeros.
     Anonymous,
-    /// Pages of a pool. A page that is dropped stays reserved for this guest: the host gains nothing, and on
-    /// older kernels (before 6.9) another process could take it, of which the guest would die.
+    /// Pages of a pool. A page that is dropped stays reserved for this guest: the host gains
+    /// nothing, and on older kernels (before 6.9) another process could take it, of which the guest
+    /// would die.
     Pool,
     /// Pages of a file, private once written. Dropping one brings the file's content back.
     Template(Replaced),
@@ -187,7 +188,8 @@ impl Backing {
     /// Has a part of the memory at `place` merged, or left alone, or made of huge pages.
     ///
     /// # Errors
-    /// [`MemoryError::CannotMerge`], [`MemoryError::NotMerged`], [`MemoryError::Merge`], [`MemoryError::Collapse`].
+    /// [`MemoryError::CannotMerge`], [`MemoryError::NotMerged`], [`MemoryError::Merge`],
+    /// [`MemoryError::Collapse`].
     pub(super) fn treat(
         &self,
         part: Part<'_>,
@@ -245,7 +247,8 @@ impl Backing {
         self.marks().has_any()
     }
 
-    /// Fills `buf` with what the template has from `offset` on, within one block; whether the memory there is of a template.
+    /// Fills `buf` with what the template has from `offset` on, within one block; whether the
+    /// memory there is of a template.
     ///
     /// # Errors
     /// The file cannot be read.
@@ -286,8 +289,8 @@ impl Backing {
         found
     }
 
-    /// Makes `len` bytes of `region` from `offset` on, whole pages, zeros, and gives them back to the host
-    /// where that is possible. Returns how many bytes the host got.
+    /// Makes `len` bytes of `region` from `offset` on, whole pages, zeros, and gives them back to
+    /// the host where that is possible. Returns how many bytes the host got.
     ///
     /// # Errors
     /// The system's answer.
@@ -312,8 +315,8 @@ impl Backing {
         }
     }
 
-    /// Block by block: what is anonymous by now is dropped; a whole block becomes anonymous; pages of a part
-    /// of a block are overwritten unless they are zero.
+    /// Block by block: what is anonymous by now is dropped; a whole block becomes anonymous; pages
+    /// of a part of a block are overwritten unless they are zero.
     fn discard_template(
         &self,
         replaced: &Replaced,

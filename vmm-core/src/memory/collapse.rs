@@ -5,8 +5,8 @@ use std::io::{ErrorKind, Result};
 /// How often the kernel is asked for a huge page whose pages are in use at the moment.
 const TRIES: usize = 8;
 
-/// Has `collapse` make a huge page of each block: the kernel leaves one whose pages are in somebody's hands at the moment as it is, and
-/// says so only when it is asked for nothing else.
+/// Has `collapse` make a huge page of each block: the kernel leaves one whose pages are in
+/// somebody's hands at the moment as it is, and says so only when it is asked for nothing else.
 ///
 /// # Errors
 /// No block became one; the kernel's answer for the last.

@@ -24,7 +24,8 @@ pub struct MemoryConfig {
     pub merge_domain: Option<MergeDomain>,
 }
 
-/// The size of the host's pages under guest memory. KVM's dirty log counts pages of 4 KiB with each.
+/// The size of the host's pages under guest memory. KVM's dirty log counts pages of 4 KiB with
+/// each.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum HugePages {
     /// Pages of 4 KiB only.

@@ -70,8 +70,8 @@ impl RamLayout {
         self.regions.iter().map(|region| region.bytes).sum()
     }
 
-    /// Pages whose bits are set in `words`, one for each chunk, by which 2 MiB of guest-physical addresses they are in; none where none
-    /// is set.
+    /// Pages whose bits are set in `words`, one for each chunk, by which 2 MiB of guest-physical
+    /// addresses they are in; none where none is set.
     pub fn pages_by_2m(&self, words: &[u64]) -> BTreeMap<u32, u16> {
         let mut found = BTreeMap::new();
         for region in &self.regions {

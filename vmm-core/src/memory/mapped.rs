@@ -8,7 +8,8 @@ use std::ops::Range;
 use super::{GuestRam, MemoryError, PAGE_BYTES};
 use crate::raw_pagemap::{self, IS_FILE, IS_HUGE, IS_ZERO, Region};
 
-/// The `ioctl` request that [`PageMap`] makes (`PAGEMAP_SCAN` of `linux/fs.h`), for whoever confines the process.
+/// The `ioctl` request that [`PageMap`] makes (`PAGEMAP_SCAN` of `linux/fs.h`), for whoever
+/// confines the process.
 pub const PAGEMAP_SCAN_REQUEST: u64 = 0xc060_6610;
 
 /// Whether the kernel tells which pages are part of huge ones.
@@ -20,8 +21,8 @@ pub enum HugeView {
     Untold,
 }
 
-/// Pages next to each other that are there and are the guest's own: not the template's, and not the page of zeros that memory is
-/// mapped to that was only read.
+/// Pages next to each other that are there and are the guest's own: not the template's, and not the
+/// page of zeros that memory is mapped to that was only read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OwnPages {
     /// Address of the first: the guest's physical one, or the process's that was asked for.
@@ -66,8 +67,9 @@ impl PageMap {
         self.view
     }
 
-    /// The guest's own pages in `range`, whole pages of guest-physical addresses within a region, in order. Nothing is mapped by
-    /// looking. On a kernel before 6.7, pages of zeros that were only read count among them.
+    /// The guest's own pages in `range`, whole pages of guest-physical addresses within a region,
+    /// in order. Nothing is mapped by looking. On a kernel before 6.7, pages of zeros that were
+    /// only read count among them.
     ///
     /// # Errors
     /// [`MemoryError::NoSuchAddress`], [`MemoryError::Pagemap`].
@@ -116,8 +118,9 @@ impl PageMap {
         Ok(regions.iter().filter(is_own).map(own).collect())
     }
 
-    /// Whether merging has put one page of the host at several places of `own`, in order, within a chunk of 2 MiB: the
-    /// kernel makes no huge page of those. Not known, and so false, without `CAP_SYS_ADMIN`.
+    /// Whether merging has put one page of the host at several places of `own`, in order, within a
+    /// chunk of 2 MiB: the kernel makes no huge page of those. Not known, and so false, without
+    /// `CAP_SYS_ADMIN`.
     ///
     /// # Errors
     /// [`MemoryError::Pagemap`].
@@ -137,7 +140,8 @@ impl PageMap {
         Ok(!small.iter().flat_map(of).all(|frame| seen.insert(frame)))
     }
 
-    /// Write-protects the process's own pages at `addresses`, which are registered for it, and tells where they are.
+    /// Write-protects the process's own pages at `addresses`, which are registered for it, and
+    /// tells where they are.
     ///
     /// # Errors
     /// The kernel's answer.

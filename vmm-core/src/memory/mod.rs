@@ -1,11 +1,12 @@
 //! Guest RAM: memory of this process in at most two regions, addressed by *chunk*.
 //!
-//! [`MemoryConfig`] says how it is backed: ordinary pages, huge pages from a pool, or a template that
-//! several guests share.
+//! [`MemoryConfig`] says how it is backed: ordinary pages, huge pages from a pool, or a template
+//! that several guests share.
 //!
-//! A chunk is 64 aligned pages of 4096 bytes, which is one word of a dirty bitmap; every region is a
-//! whole number of chunks. Chunk numbers run over the regions in order, without the hole between them,
-//! and are what dirty tracking, a migration and a saved file count in. Start reading at [`GuestRam`].
+//! A chunk is 64 aligned pages of 4096 bytes, which is one word of a dirty bitmap; every region is
+//! a whole number of chunks. Chunk numbers run over the regions in order, without the hole between
+//! them, and are what dirty tracking, a migration and a saved file count in. Start reading at
+//! [`GuestRam`].
 //!
 //! Memory of guests that other programs run is only looked at: [`ProcessMemory`].
 
@@ -229,7 +230,8 @@ pub enum MemoryError {
     /// The kernel makes no huge pages of the memory.
     #[error("cannot make huge pages of guest memory: {cause}")]
     Collapse {
-        /// The system's answer: `EINVAL` of a kernel before 6.1, `ENOMEM` or `EAGAIN` when no huge page is free.
+        /// The system's answer: `EINVAL` of a kernel before 6.1, `ENOMEM` or `EAGAIN` when no huge
+        /// page is free.
         cause: std::io::Error,
     },
     /// A chunk, or pages in it, that the guest does not have.

@@ -1,4 +1,5 @@
-//! From which of the host's NUMA nodes guest memory comes (Documentation/admin-guide/mm/numa_memory_policy.rst).
+//! From which of the host's NUMA nodes guest memory comes
+//! (Documentation/admin-guide/mm/numa_memory_policy.rst).
 
 use std::fmt;
 use std::str::FromStr;

@@ -1,4 +1,5 @@
-//! Memory of another process, which is looked at through `/proc` (proc(5), `mem` and `pagemap`), and whose content is never changed.
+//! Memory of another process, which is looked at through `/proc` (proc(5), `mem` and `pagemap`),
+//! and whose content is never changed.
 
 use std::fs::File;
 use std::ops::Range;
@@ -9,7 +10,8 @@ use super::mapped::{HugeView, OwnPages, PageMap};
 use super::{HUGE_PAGE_BYTES, MemoryError, PAGE_BYTES, collapse};
 use crate::raw_process;
 
-/// Memory of another process, by its virtual addresses. Should its number be given to a new process meanwhile, this stays with the old one.
+/// Memory of another process, by its virtual addresses. Should its number be given to a new process
+/// meanwhile, this stays with the old one.
 #[derive(Debug)]
 pub struct ProcessMemory {
     pid: u32,
@@ -35,8 +37,8 @@ impl ProcessMemory {
         self.map.view()
     }
 
-    /// The pages at `addresses`, whole pages, that are there and the process's own, as [`PageMap::own_pages`] tells them. None at
-    /// addresses where nothing is mapped.
+    /// The pages at `addresses`, whole pages, that are there and the process's own, as
+    /// [`PageMap::own_pages`] tells them. None at addresses where nothing is mapped.
     ///
     /// # Errors
     /// [`MemoryError::Process`] for addresses that no process has, [`MemoryError::Pagemap`].
@@ -49,8 +51,9 @@ impl ProcessMemory {
         self.map.own_pages_at(addresses)
     }
 
-    /// Whether merging has put one page of the host at several places of `own`, pages of a chunk of 2 MiB in the order in which
-    /// [`Self::own_pages`] has told of them: [`make_huge`] makes no huge page of those. Not known, and so false, without `CAP_SYS_ADMIN`.
+    /// Whether merging has put one page of the host at several places of `own`, pages of a chunk of
+    /// 2 MiB in the order in which [`Self::own_pages`] has told of them: [`make_huge`] makes no
+    /// huge page of those. Not known, and so false, without `CAP_SYS_ADMIN`.
     ///
     /// # Errors
     /// [`MemoryError::Pagemap`].
@@ -68,8 +71,9 @@ impl ProcessMemory {
     }
 }
 
-/// Makes huge pages of the chunks of 2 MiB at `starts` of the process that `process`, a pidfd, stands for. What it reads there stays as
-/// it was. Takes the rights to look at the process and to change its priority (`CAP_SYS_PTRACE` and `CAP_SYS_NICE`), and Linux 6.1.
+/// Makes huge pages of the chunks of 2 MiB at `starts` of the process that `process`, a pidfd,
+/// stands for. What it reads there stays as it was. Takes the rights to look at the process and to
+/// change its priority (`CAP_SYS_PTRACE` and `CAP_SYS_NICE`), and Linux 6.1.
 ///
 /// # Errors
 /// [`MemoryError::Collapse`]: no chunk became one; the system's answer for the last.

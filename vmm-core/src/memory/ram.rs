@@ -23,7 +23,8 @@ pub(crate) type RamMap = GuestMemoryMmap<AtomicBitmap>;
 pub enum Treatment {
     /// Pages that are equal to others of the merge domain may be merged.
     Merge,
-    /// They are not merged any more; those that are become the guest's own again, which takes memory.
+    /// They are not merged any more; those that are become the guest's own again, which takes
+    /// memory.
     Unmerge,
     /// As [`Self::Unmerge`], and what is there becomes huge pages.
     Collapse,
@@ -42,8 +43,8 @@ pub struct GuestRam {
 }
 
 impl GuestRam {
-    /// Maps `layout` as `config` says, after checking that the host can back it. With a `template`, its
-    /// content is that of the file, which must be as long as it says.
+    /// Maps `layout` as `config` says, after checking that the host can back it. With a `template`,
+    /// its content is that of the file, which must be as long as it says.
     ///
     /// # Errors
     /// What [`MemoryConfig::check_host`] finds; [`MemoryError::Map`], [`MemoryError::Policy`],
@@ -82,11 +83,13 @@ impl GuestRam {
         self.backing.merge(self.memory.iter(), self.layout.regions())
     }
 
-    /// Has `range`, whole pages of guest-physical addresses, treated in this way. The guest reads what it did before.
+    /// Has `range`, whole pages of guest-physical addresses, treated in this way. The guest reads
+    /// what it did before.
     ///
     /// # Errors
-    /// [`MemoryError::NoSuchAddress`] when the range is not RAM or not whole pages, [`MemoryError::CannotMerge`] for
-    /// huge pages of a pool, [`MemoryError::NotMerged`], [`MemoryError::Merge`], [`MemoryError::Collapse`].
+    /// [`MemoryError::NoSuchAddress`] when the range is not RAM or not whole pages,
+    /// [`MemoryError::CannotMerge`] for huge pages of a pool, [`MemoryError::NotMerged`],
+    /// [`MemoryError::Merge`], [`MemoryError::Collapse`].
     pub fn treat(&self, range: &Range<u64>, treatment: Treatment) -> Result<(), MemoryError> {
         let (part, place) = self.part(range)?;
         self.backing.treat(part, place, treatment)
@@ -117,8 +120,8 @@ impl GuestRam {
         self.backing.has_marks()
     }
 
-    /// Fills `buf`, whole pages within 2 MiB, with what the guest's template has at guest-physical address `gpa`. False where the
-    /// memory is not, or no longer, a template's.
+    /// Fills `buf`, whole pages within 2 MiB, with what the guest's template has at guest-physical
+    /// address `gpa`. False where the memory is not, or no longer, a template's.
     ///
     /// # Errors
     /// [`MemoryError::NoSuchAddress`], [`MemoryError::ReadTemplate`].
@@ -137,10 +140,12 @@ impl GuestRam {
             .map_err(|cause| MemoryError::ReadTemplate { cause })
     }
 
-    /// The runs of pages in `ranges` that are as in the guest's template, in order of their addresses.
+    /// The runs of pages in `ranges` that are as in the guest's template, in order of their
+    /// addresses.
     ///
     /// # Errors
-    /// [`MemoryError::NoSuchAddress`] when a range is not RAM or not whole pages, [`MemoryError::ReadTemplate`].
+    /// [`MemoryError::NoSuchAddress`] when a range is not RAM or not whole pages,
+    /// [`MemoryError::ReadTemplate`].
     pub(super) fn as_in_template(
         &self,
         ranges: &[Range<u64>],
@@ -156,10 +161,12 @@ impl GuestRam {
         Ok(found)
     }
 
-    /// Gives the pages in `range` back: they read as in the guest's template where they are that one's, and as zeros elsewhere.
+    /// Gives the pages in `range` back: they read as in the guest's template where they are that
+    /// one's, and as zeros elsewhere.
     ///
     /// # Errors
-    /// [`MemoryError::NoSuchAddress`] when the range is not RAM or not whole pages, [`MemoryError::Share`].
+    /// [`MemoryError::NoSuchAddress`] when the range is not RAM or not whole pages,
+    /// [`MemoryError::Share`].
     pub(super) fn drop_pages(&self, range: &Range<u64>) -> Result<(), MemoryError> {
         let (part, _) = self.part(range)?;
         raw_memory::drop_pages(part).map_err(|cause| MemoryError::Share { cause })
@@ -174,7 +181,8 @@ impl GuestRam {
         Ok(self.backing.of_template(part, place))
     }
 
-    /// What has memory of the guest write-protected: there where it is of a template, and this process may have one.
+    /// What has memory of the guest write-protected: there where it is of a template, and this
+    /// process may have one.
     pub(super) fn userfaultfd(&self) -> Option<&Userfaultfd> {
         self.backing.userfaultfd()
     }
@@ -199,10 +207,12 @@ impl GuestRam {
         self.backing.keeps_all()
     }
 
-    /// The runs of pages in `range` that are zero and take memory, as `map` tells, in order of their addresses.
+    /// The runs of pages in `range` that are zero and take memory, as `map` tells, in order of
+    /// their addresses.
     ///
     /// # Errors
-    /// [`MemoryError::NoSuchAddress`] when the range is not RAM or not whole pages, [`MemoryError::Pagemap`].
+    /// [`MemoryError::NoSuchAddress`] when the range is not RAM or not whole pages,
+    /// [`MemoryError::Pagemap`].
     pub(crate) fn zeros(
         &self,
         range: &Range<u64>,
@@ -226,17 +236,20 @@ impl GuestRam {
         Ok(found)
     }
 
-    /// Gives those pages of `range` back that are zero, as far as that brings memory back. The guest reads what it did before; nobody
-    /// may write to its memory meanwhile. Returns their bytes.
+    /// Gives those pages of `range` back that are zero, as far as that brings memory back. The
+    /// guest reads what it did before; nobody may write to its memory meanwhile. Returns their
+    /// bytes.
     ///
     /// # Errors
-    /// [`MemoryError::NoSuchAddress`] when the range is not RAM or not whole pages, [`MemoryError::Discard`].
+    /// [`MemoryError::NoSuchAddress`] when the range is not RAM or not whole pages,
+    /// [`MemoryError::Discard`].
     pub(crate) fn drop_zeros(&self, range: &Range<u64>) -> Result<u64, MemoryError> {
         let (part, place) = self.part(range)?;
         self.backing.drop_zeros(place, part).map_err(MemoryError::Discard)
     }
 
-    /// Whether parts of it may be marked for the kernel to merge: it has a merge domain, and this host merges that one.
+    /// Whether parts of it may be marked for the kernel to merge: it has a merge domain, and this
+    /// host merges that one.
     pub fn is_merged(&self) -> bool {
         self.backing.is_merged()
     }
@@ -338,13 +351,13 @@ impl GuestRam {
         self.find(range).is_some()
     }
 
-    /// Gives whole pages back to the host: they read as zeros, and count as written, so that a migration
-    /// that has sent what was there sends zeros after it. Returns how many bytes the host got, which is none
-    /// from a pool, and less than all from a template.
+    /// Gives whole pages back to the host: they read as zeros, and count as written, so that a
+    /// migration that has sent what was there sends zeros after it. Returns how many bytes the host
+    /// got, which is none from a pool, and less than all from a template.
     ///
     /// # Errors
-    /// [`MemoryError::NoSuchAddress`] when the range is not RAM or not whole pages; then nothing is done.
-    /// [`MemoryError::Discard`].
+    /// [`MemoryError::NoSuchAddress`] when the range is not RAM or not whole pages; then nothing is
+    /// done. [`MemoryError::Discard`].
     pub(crate) fn discard(&self, range: &Range<u64>) -> Result<u64, MemoryError> {
         let len = range.end.saturating_sub(range.start) as usize;
         let page = PAGE_BYTES as u64;
@@ -372,8 +385,8 @@ impl GuestRam {
             return Ok(0);
         };
         let discarded = self.backing.discard(region, place, offset, len);
-        // Afterwards: marked before, a page could be found dirty, sent as it was, and be zeroed unseen. Also
-        // when it failed half-way.
+        // Afterwards: marked before, a page could be found dirty, sent as it was, and be zeroed
+        // unseen. Also when it failed half-way.
         (**region).bitmap().mark_dirty(offset, len);
         discarded.map_err(MemoryError::Discard)
     }

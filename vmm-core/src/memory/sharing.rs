@@ -1,7 +1,9 @@
-//! Has a guest share pages with its template again: its own copies that are as in the template are given back, while it writes.
+//! Has a guest share pages with its template again: its own copies that are as in the template are
+//! given back, while it writes.
 //!
-//! The copies are write-protected and compared while the guest runs, and then, while it stands still, those are dropped that nobody has
-//! written to since. `docs/adr/0021-template-re-merge.md` has the reasons.
+//! The copies are write-protected and compared while the guest runs, and then, while it stands
+//! still, those are dropped that nobody has written to since. `docs/adr/0021-template-re-merge.md`
+//! has the reasons.
 
 use std::ops::Range;
 
@@ -10,11 +12,13 @@ use super::{GuestRam, MemoryError, OwnPages, PAGE_BYTES, runs};
 use crate::error::Result;
 use crate::raw_userfaultfd::Userfaultfd;
 
-/// The `ioctl` requests with which memory is write-protected (`UFFDIO_REGISTER` and `UFFDIO_UNREGISTER` of `linux/userfaultfd.h`), for
-/// whoever confines the process of a guest that has a template.
+/// The `ioctl` requests with which memory is write-protected (`UFFDIO_REGISTER` and
+/// `UFFDIO_UNREGISTER` of `linux/userfaultfd.h`), for whoever confines the process of a guest that
+/// has a template.
 pub const WRITE_PROTECTION_REQUESTS: [u64; 2] = [0xc020_aa00, 0x8010_aa01];
 
-/// Checks that this process can have memory write-protected in such a way that whoever writes to it notices nothing.
+/// Checks that this process can have memory write-protected in such a way that whoever writes to it
+/// notices nothing.
 ///
 /// # Errors
 /// [`MemoryError::NoWriteProtection`].
@@ -24,7 +28,8 @@ pub fn check_write_protection() -> Result<(), MemoryError> {
 
 /// All that writes to a guest's memory.
 pub(crate) trait Writers {
-    /// Does `work` while they stand still: what they had begun is done, and none of them holds on to a page to write to it later.
+    /// Does `work` while they stand still: what they had begun is done, and none of them holds on
+    /// to a page to write to it later.
     ///
     /// # Errors
     /// They cannot be stopped, or cannot go on; what `work` returns.
@@ -32,12 +37,13 @@ pub(crate) trait Writers {
 }
 
 impl GuestRam {
-    /// Gives the guest's own copies of its template's pages in `range`, whole pages, back where they are as in the template again;
-    /// `map` tells which pages are copies. What `writers` read stays as it was.
+    /// Gives the guest's own copies of its template's pages in `range`, whole pages, back where
+    /// they are as in the template again; `map` tells which pages are copies. What `writers` read
+    /// stays as it was.
     ///
     /// # Errors
-    /// [`MemoryError::NoSuchAddress`], [`MemoryError::Pagemap`], [`MemoryError::ReadTemplate`], [`MemoryError::Share`]; as
-    /// [`Writers::still`].
+    /// [`MemoryError::NoSuchAddress`], [`MemoryError::Pagemap`], [`MemoryError::ReadTemplate`],
+    /// [`MemoryError::Share`]; as [`Writers::still`].
     pub(crate) fn share(
         &self,
         range: &Range<u64>,
@@ -103,8 +109,8 @@ struct Watch<'a> {
 }
 
 impl Watch<'_> {
-    /// Write-protects all own pages, and returns their guest-physical addresses: each write from now on is told. Whoever holds on to
-    /// a page to write to it later would not be seen.
+    /// Write-protects all own pages, and returns their guest-physical addresses: each write from
+    /// now on is told. Whoever holds on to a page to write to it later would not be seen.
     fn protect(&self, map: &PageMap) -> std::io::Result<Vec<Range<u64>>> {
         self.each(|part| map.protect_at(part))
     }

@@ -1,8 +1,9 @@
-//! A guest in a file: [`save`] and [`restore`]; [`save_template`] and [`Template`] for files from which many
-//! guests are started.
+//! A guest in a file: [`save`] and [`restore`]; [`save_template`] and [`Template`] for files from
+//! which many guests are started.
 //!
-//! The file holds what a migration sends: the guest's [`crate::VmShape`], its [`crate::VmState`], and
-//! its memory by chunks, of which those that are zero are left out. All numbers are little-endian:
+//! The file holds what a migration sends: the guest's [`crate::VmShape`], its [`crate::VmState`],
+//! and its memory by chunks, of which those that are zero are left out. All numbers are
+//! little-endian:
 //!
 //! | what | bytes |
 //! |---|---|
@@ -13,8 +14,9 @@
 //! | for each chunk that is not zero: number, mask of its pages that are not zero, those pages, XXH3-64 of the three | 8, 8, n, 8 |
 //! | end: number 2^64 - 1, number of chunks written, XXH3-64 of the two | 8, 8, 8 |
 //!
-//! A file appears under its name only when it is complete and on disk; a guest is restored only from a
-//! file that is intact to its end, and on disks that nobody has written since ([`crate::virtio::block::Seal`]).
+//! A file appears under its name only when it is complete and on disk; a guest is restored only
+//! from a file that is intact to its end, and on disks that nobody has written since
+//! ([`crate::virtio::block::Seal`]).
 
 mod format;
 mod partial;

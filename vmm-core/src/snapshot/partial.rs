@@ -1,4 +1,5 @@
-//! A file that has no name before it is complete, so that nothing is left of it whatever happens to the process that writes it.
+//! A file that has no name before it is complete, so that nothing is left of it whatever happens to
+//! the process that writes it.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read};
@@ -16,8 +17,8 @@ const MODE: u32 = 0o600;
 pub struct PartialFile {
     file: File,
     path: PathBuf,
-    /// Its name beside `path`: for the moment in which an old file is replaced, or all the time where the file system knows
-    /// no files without a name.
+    /// Its name beside `path`: for the moment in which an old file is replaced, or all the time
+    /// where the file system knows no files without a name.
     beside: Option<TakenName>,
 }
 

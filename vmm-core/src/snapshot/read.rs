@@ -39,8 +39,8 @@ impl SavedDisks {
 /// `console`, as in [`Vm::create`].
 ///
 /// # Errors
-/// [`SnapshotError`] when it is no regular file or not intact to its end; [`DeviceError::DiskUnsealed`]; what [`Vm::create`] and
-/// [`Vm::load_state`] find.
+/// [`SnapshotError`] when it is no regular file or not intact to its end;
+/// [`DeviceError::DiskUnsealed`]; what [`Vm::create`] and [`Vm::load_state`] find.
 pub fn restore(path: &Path, disks: SavedDisks, console: Box<dyn Write + Send>) -> Result<Vm> {
     let mut input = Input::open(path)?;
     let (shape, state) = input.header(MAGIC, VERSIONS)?;

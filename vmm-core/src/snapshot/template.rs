@@ -1,7 +1,8 @@
-//! Templates: a guest in a file from which others are started, each with its memory mapped from the file.
+//! Templates: a guest in a file from which others are started, each with its memory mapped from the
+//! file.
 //!
-//! What a clone has not written is the file's, in the host's page cache, once for all clones; so a clone starts at
-//! once and costs what it writes. All numbers are little-endian:
+//! What a clone has not written is the file's, in the host's page cache, once for all clones; so a
+//! clone starts at once and costs what it writes. All numbers are little-endian:
 //!
 //! | what | bytes |
 //! |---|---|
@@ -12,8 +13,9 @@
 //! | nothing, up to a multiple of 2 MiB | n |
 //! | memory, whole; pages that are zero are holes | the shape's |
 //!
-//! The memory has no checksum: reading all of it would take longer than what a template spares. It is as trusted as
-//! a guest is, with which a file that another user can write is not: see [`Template::open`].
+//! The memory has no checksum: reading all of it would take longer than what a template spares. It
+//! is as trusted as a guest is, with which a file that another user can write is not: see
+//! [`Template::open`].
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Write};
@@ -35,8 +37,8 @@ use crate::{Vm, VmOptions, VmShape, VmState};
 /// Guest memory begins at a multiple of this, so that huge pages of the page cache fit.
 const ALIGNMENT_BYTES: u64 = 2 << 20;
 
-/// Writes a paused guest to `path` as a template, replacing what is there. The file appears complete or not at
-/// all, and clones of the file that was there keep it. The guest stays paused.
+/// Writes a paused guest to `path` as a template, replacing what is there. The file appears
+/// complete or not at all, and clones of the file that was there keep it. The guest stays paused.
 ///
 /// # Errors
 /// As [`super::save`]; [`SnapshotError::TemplateNetwork`].
@@ -50,7 +52,8 @@ pub fn save_template(vm: &Vm, path: &Path) -> Result<SnapshotReport> {
     Ok(report)
 }
 
-/// As [`save_template`], into an empty file that somebody else has opened: see [`super::save_into`].
+/// As [`save_template`], into an empty file that somebody else has opened: see
+/// [`super::save_into`].
 ///
 /// # Errors
 /// As [`save_template`].
@@ -63,7 +66,8 @@ pub fn save_template_into(vm: &Vm, file: &File, path: &Path) -> Result<SnapshotR
     Ok(report)
 }
 
-/// Everything before the memory. A guest that was itself restored knows what its disks looked like then, which is nothing to clones.
+/// Everything before the memory. A guest that was itself restored knows what its disks looked like
+/// then, which is nothing to clones.
 fn template_header(vm: &Vm) -> Result<Vec<u8>> {
     expect_no_network(vm.shape())?;
     let mut shape = vm.shape().clone();
@@ -111,8 +115,8 @@ fn image_offset(bytes: usize) -> u64 {
 pub struct CloneConfig {
     /// How its memory is backed where it has written.
     pub memory: MemoryConfig,
-    /// Its disks instead of the template's, one for each in the same order; none to share the template's,
-    /// which must be read-only then.
+    /// Its disks instead of the template's, one for each in the same order; none to share the
+    /// template's, which must be read-only then.
     pub disks: Vec<BlockConfig>,
     /// What its owner has written beside it.
     pub labels: Labels,
@@ -130,8 +134,9 @@ pub struct Template {
 }
 
 impl Template {
-    /// Opens the template at `path`. Its file must be regular, of this user or of root, and nobody else may be able to
-    /// write it: clones would see what is written, and die when it is made shorter.
+    /// Opens the template at `path`. Its file must be regular, of this user or of root, and nobody
+    /// else may be able to write it: clones would see what is written, and die when it is made
+    /// shorter.
     ///
     /// # Errors
     /// [`SnapshotError`], [`crate::ShapeError`], [`crate::state::StateError`].
@@ -177,7 +182,8 @@ impl Template {
     /// What a clone with this configuration is made of.
     ///
     /// # Errors
-    /// [`SnapshotError::TemplateDisk`], [`SnapshotError::TemplateDisks`], [`SnapshotError::TemplateNetwork`].
+    /// [`SnapshotError::TemplateDisk`], [`SnapshotError::TemplateDisks`],
+    /// [`SnapshotError::TemplateNetwork`].
     fn clone_shape(&self, own: &CloneConfig) -> Result<VmShape, SnapshotError> {
         expect_no_network(&self.shape)?;
         let (memory, labels) = (own.memory.clone(), own.labels.clone());
@@ -212,12 +218,12 @@ impl Template {
         Ok(shape)
     }
 
-    /// Creates a paused VM that goes on where the template's guest was saved. Its serial output goes to
-    /// `console`, as in [`Vm::create`].
+    /// Creates a paused VM that goes on where the template's guest was saved. Its serial output
+    /// goes to `console`, as in [`Vm::create`].
     ///
     /// # Errors
-    /// [`SnapshotError`] for disks; [`crate::memory::MemoryError::TemplateBacking`]; what [`Vm::create`]
-    /// and [`Vm::load_state`] find.
+    /// [`SnapshotError`] for disks; [`crate::memory::MemoryError::TemplateBacking`]; what
+    /// [`Vm::create`] and [`Vm::load_state`] find.
     pub fn start(&self, own: &CloneConfig, console: Box<dyn Write + Send>) -> Result<Vm> {
         let shape = self.clone_shape(own)?;
         let vm = Vm::create_from(&shape, &own.options, Some(&self.image), console)?;

@@ -26,7 +26,8 @@ pub struct SnapshotReport {
     pub zero_pages: u64,
 }
 
-/// Copies that somebody makes of a guest's disks when it has been saved, on which it is to be restored.
+/// Copies that somebody makes of a guest's disks when it has been saved, on which it is to be
+/// restored.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DiskCopies {
     /// Where each disk's copy will be.
@@ -41,8 +42,8 @@ impl DiskCopies {
     }
 }
 
-/// Saves a paused guest to `path`, replacing what is there. The file appears complete or not at all.
-/// The guest stays paused. It is restored on `copies` of its disks where there are any.
+/// Saves a paused guest to `path`, replacing what is there. The file appears complete or not at
+/// all. The guest stays paused. It is restored on `copies` of its disks where there are any.
 ///
 /// # Errors
 /// [`crate::Error::WrongState`] unless paused; [`SnapshotError`]. After an error nothing is left
@@ -57,7 +58,8 @@ pub fn save(vm: &Vm, path: &Path, copies: &DiskCopies) -> Result<SnapshotReport>
 }
 
 /// As [`save`], into an empty file that somebody else has opened; it is on disk when this returns.
-/// `path` is its name in messages, and it is for the one who has opened it to remove what an error leaves.
+/// `path` is its name in messages, and it is for the one who has opened it to remove what an error
+/// leaves.
 ///
 /// # Errors
 /// As [`save`].

@@ -83,14 +83,16 @@ pub(crate) fn save_clock(vm: &VmFd) -> Result<kvm_clock_data> {
     Ok(best.clock)
 }
 
-/// The guest's clock, with a wall clock and a TSC that were the host's at most so long before or after.
+/// The guest's clock, with a wall clock and a TSC that were the host's at most so long before or
+/// after.
 struct Reading {
     clock: kvm_clock_data,
     within_ns: u64,
 }
 
-/// KVM tells the wall clock and the TSC while it has a master clock; else they are what they were around the call. A guest's TSC must
-/// go on by what its clock does: one that is its clock source is given up for unstable otherwise.
+/// KVM tells the wall clock and the TSC while it has a master clock; else they are what they were
+/// around the call. A guest's TSC must go on by what its clock does: one that is its clock source
+/// is given up for unstable otherwise.
 fn read_clock(vm: &VmFd) -> Result<Reading> {
     let (before, tsc_before) = (wall_clock_ns(), raw::host_tsc());
     let mut clock = vm.get_clock().call("KVM_GET_CLOCK")?;
@@ -105,8 +107,8 @@ fn read_clock(vm: &VmFd) -> Result<Reading> {
     Ok(Reading { clock, within_ns })
 }
 
-/// Sets the guest's clock, before any vCPU runs, to what it would show had it gone on since it was saved: so the guest's time of day
-/// stays right.
+/// Sets the guest's clock, before any vCPU runs, to what it would show had it gone on since it was
+/// saved: so the guest's time of day stays right.
 pub(crate) fn load_clock(vm: &VmFd, saved: &kvm_clock_data) -> Result<()> {
     // KVM_CAP_ADJUST_CLOCK tells the flags that KVM_SET_CLOCK knows: this one since Linux 5.16.
     let known = vm.check_extension_int(Cap::AdjustClock).cast_unsigned();
@@ -123,7 +125,8 @@ fn set_clock(vm: &VmFd, saved: &kvm_clock_data, kernel_adds: bool) -> Result<()>
     vm.set_clock(&clock).call("KVM_SET_CLOCK")
 }
 
-/// What the guest's clock shows when the wall clock shows `wall_clock`, in nanoseconds; it never goes back.
+/// What the guest's clock shows when the wall clock shows `wall_clock`, in nanoseconds; it never
+/// goes back.
 fn clock_at(saved: &kvm_clock_data, wall_clock: u64) -> u64 {
     saved.clock.saturating_add(wall_clock.saturating_sub(saved.realtime))
 }

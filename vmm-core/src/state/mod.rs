@@ -1,10 +1,10 @@
 //! Saved state: everything of a guest but its memory, typed and versioned.
 //!
 //! [`VmState`] is what a migration sends and what a snapshot file holds; both go through
-//! [`crate::Vm::save_state`] and [`crate::Vm::load_state`]. The order in which a vCPU's state is read
-//! and written back matters and is that of `vcpu.rs`; `machine.rs` has the interrupt controllers,
-//! the PIT and the clock; `msrs.rs` says which model-specific registers are saved, and `tsc.rs` how
-//! the guest's TSC is carried from one host to another.
+//! [`crate::Vm::save_state`] and [`crate::Vm::load_state`]. The order in which a vCPU's state is
+//! read and written back matters and is that of `vcpu.rs`; `machine.rs` has the interrupt
+//! controllers, the PIT and the clock; `msrs.rs` says which model-specific registers are saved, and
+//! `tsc.rs` how the guest's TSC is carried from one host to another.
 
 mod machine;
 mod msrs;

@@ -20,10 +20,10 @@ const MTRRS: &[u32] = &[
     0x26f, 0x2ff,
 ];
 
-/// The registers to save for each vCPU: all that KVM lists, those that tell of features (of which a guest may write
-/// AMD's) and the memory type ranges, as far as they can be read from `vcpu` and a guest of this shape knows of them.
-/// Found once for a VM. The order is KVM's, in which older paravirtual clocks come before newer ones, with the TSC first and its
-/// deadline last.
+/// The registers to save for each vCPU: all that KVM lists, those that tell of features (of which a
+/// guest may write AMD's) and the memory type ranges, as far as they can be read from `vcpu` and a
+/// guest of this shape knows of them. Found once for a VM. The order is KVM's, in which older
+/// paravirtual clocks come before newer ones, with the TSC first and its deadline last.
 pub(crate) fn saved_msrs(kvm: &Kvm, vcpu: &VcpuFd, shape: &VmShape) -> Result<Vec<u32>> {
     let listed = kvm.get_msr_index_list().call("KVM_GET_MSR_INDEX_LIST")?;
     let mut indices: Vec<u32> = listed.as_slice().to_vec();

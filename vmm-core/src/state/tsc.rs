@@ -1,18 +1,19 @@
 //! Carrying the guest's TSC to another host.
 //!
-//! A guest that uses the TSC as its clock must find it advanced by exactly the time that its kvmclock
-//! has advanced, whatever the two hosts' own TSCs show. This is the algorithm of
-//! Documentation/virt/kvm/devices/vcpu.rst, section 4.1, with one reading of the clocks for all vCPUs:
-//! offsets that were equal stay equal, which the kernel needs to keep its fast clock.
+//! A guest that uses the TSC as its clock must find it advanced by exactly the time that its
+//! kvmclock has advanced, whatever the two hosts' own TSCs show. This is the algorithm of
+//! Documentation/virt/kvm/devices/vcpu.rst, section 4.1, with one reading of the clocks for all
+//! vCPUs: offsets that were equal stay equal, which the kernel needs to keep its fast clock.
 //!
-//! What is carried is the guest's own TSC at that reading. An offset means nothing elsewhere: KVM adds
-//! it to the host's TSC *scaled* to the guest's frequency, and hosts scale differently.
+//! What is carried is the guest's own TSC at that reading. An offset means nothing elsewhere: KVM
+//! adds it to the host's TSC *scaled* to the guest's frequency, and hosts scale differently.
 
 use kvm_bindings::kvm_clock_data;
 
 use super::machine::has_host_time;
 
-/// How KVM makes a guest's TSC of the host's: scaled, plus an offset (`kvm_scale_tsc` in arch/x86/kvm/x86.c).
+/// How KVM makes a guest's TSC of the host's: scaled, plus an offset (`kvm_scale_tsc` in
+/// arch/x86/kvm/x86.c).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct TscScale {
     /// What a tick of the host's is worth, in units of 2^-`fraction_bits`.
@@ -77,8 +78,8 @@ pub(crate) struct TscCarry {
 }
 
 impl TscCarry {
-    /// The offset to set on this host, which scales by `scale`, for a vCPU whose TSC was `guest_tsc` when the state was
-    /// saved and runs at `khz` ticks per millisecond.
+    /// The offset to set on this host, which scales by `scale`, for a vCPU whose TSC was
+    /// `guest_tsc` when the state was saved and runs at `khz` ticks per millisecond.
     pub(crate) fn offset(&self, guest_tsc: u64, khz: u32, scale: TscScale) -> u64 {
         let passed_ns = i128::from(self.now.guest_ns) - i128::from(self.saved_ns);
         let passed_ticks = passed_ns * i128::from(khz) / 1_000_000;

@@ -53,14 +53,15 @@ pub struct VcpuState {
     pub msrs: Vec<MsrValue>,
     /// The guest's TSC frequency, in kHz.
     pub tsc_khz: u32,
-    /// The guest's TSC when [`VmState::clock`](super::VmState::clock) was read; `None` when the host's KVM does not tell.
+    /// The guest's TSC when [`VmState::clock`](super::VmState::clock) was read; `None` when the
+    /// host's KVM does not tell.
     pub tsc: Option<u64>,
     /// Exceptions, interrupts and NMIs on their way.
     pub events: kvm_vcpu_events,
 }
 
-/// Reads the state of a parked vCPU, in the order that the module's table gives reasons for. `clock` was read while it was
-/// parked.
+/// Reads the state of a parked vCPU, in the order that the module's table gives reasons for.
+/// `clock` was read while it was parked.
 pub(crate) fn save_vcpu(vcpu: &mut Vcpu, clock: Option<ClockPair>) -> Result<VcpuState> {
     let (index, xsave_bytes) = (vcpu.index(), vcpu.xsave_bytes);
     let fd = vcpu.fd();
@@ -96,7 +97,8 @@ pub(crate) fn save_vcpu(vcpu: &mut Vcpu, clock: Option<ClockPair>) -> Result<Vcp
     })
 }
 
-/// The bit by which the guest has switched nested virtualization on (Intel SDM volume 3, 24.7; AMD APM volume 2, 15.4).
+/// The bit by which the guest has switched nested virtualization on (Intel SDM volume 3, 24.7; AMD
+/// APM volume 2, 15.4).
 fn nested_in_use(sregs: &kvm_sregs) -> Option<&'static str> {
     const VMXE: u64 = 1 << 13;
     const SVME: u64 = 1 << 12;
@@ -126,7 +128,8 @@ fn keep_lost_deadline(msrs: &mut [MsrValue], lapic: &kvm_lapic_state) {
     }
 }
 
-/// True when the local APIC's timer is unmasked and in TSC-deadline mode (Intel SDM volume 3, 11.5.4).
+/// True when the local APIC's timer is unmasked and in TSC-deadline mode (Intel SDM volume 3,
+/// 11.5.4).
 fn uses_deadline(lapic: &kvm_lapic_state) -> bool {
     const LVT_TIMER: usize = 0x320;
     const MASKED: u32 = 1 << 16;
@@ -172,8 +175,8 @@ fn load_tsc_khz(fd: &VcpuFd, index: u8, khz: u32) -> Result<()> {
     Ok(())
 }
 
-/// Writes registers in the order given. One that does not take its value is skipped when it has that
-/// value already (it is read-only), or when it is unknown here and was 0 (it was never used).
+/// Writes registers in the order given. One that does not take its value is skipped when it has
+/// that value already (it is read-only), or when it is unknown here and was 0 (it was never used).
 pub(crate) fn load_msrs(fd: &VcpuFd, index: u8, msrs: &[MsrValue]) -> Result<()> {
     let mut rest = msrs;
     while !rest.is_empty() {

@@ -1,9 +1,9 @@
 //! Getting a vCPU's thread out of `KVM_RUN`, without ever losing the request.
 //!
-//! A kick is a real-time signal to the thread. Its handler sets `immediate_exit` in the thread's own
-//! `kvm_run`, so it makes no difference whether the signal arrives while the thread is in the guest
-//! (`KVM_RUN` fails with `EINTR`), or just before it enters (`KVM_RUN` sees the flag and returns at
-//! once); see `immediate_exit` in Documentation/virt/kvm/api.rst.
+//! A kick is a real-time signal to the thread. Its handler sets `immediate_exit` in the thread's
+//! own `kvm_run`, so it makes no difference whether the signal arrives while the thread is in the
+//! guest (`KVM_RUN` fails with `EINTR`), or just before it enters (`KVM_RUN` sees the flag and
+//! returns at once); see `immediate_exit` in Documentation/virt/kvm/api.rst.
 
 use std::cell::Cell;
 use std::ptr;

@@ -62,14 +62,14 @@ impl Vcpu {
     /// # Errors
     /// The reason for which the guest cannot go on.
     pub(super) fn run(&mut self, mailbox: &Mailbox, machine: &Machine) -> Result<(), StopReason> {
-        // Tells a guest with kvmclock that it was stopped, so that its soft-lockup watchdog forgives
-        // the gap. The flag reaches guest memory on entry, hence now and not when pausing. EINVAL
-        // means that the guest has no kvmclock.
+        // Tells a guest with kvmclock that it was stopped, so that its soft-lockup watchdog
+        // forgives the gap. The flag reaches guest memory on entry, hence now and not when pausing.
+        // EINVAL means that the guest has no kvmclock.
         let _ = self.fd.kvmclock_ctrl();
         while !mailbox.must_leave() {
             if let Turn::Interrupted = self.turn(machine)? {
-                // The flag falls before `must_leave` is looked at again: a kick in between raises it
-                // once more and costs one empty turn.
+                // The flag falls before `must_leave` is looked at again: a kick in between raises
+                // it once more and costs one empty turn.
                 self.fd.set_kvm_immediate_exit(0);
             }
         }
@@ -88,8 +88,9 @@ impl Vcpu {
         Err(self.unexpected("an instruction that never ends".into()))
     }
 
-    /// Lets KVM forget an access that an exit has left half done. For a vCPU whose state is about to be
-    /// replaced: KVM would finish the access on the next entry, in the midst of the new state.
+    /// Lets KVM forget an access that an exit has left half done. For a vCPU whose state is about
+    /// to be replaced: KVM would finish the access on the next entry, in the midst of the new
+    /// state.
     pub(crate) fn abandon_instruction(&mut self) {
         for _ in 0..FINISHING_EXITS_MAX {
             self.fd.set_kvm_immediate_exit(1);

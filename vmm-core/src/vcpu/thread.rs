@@ -20,8 +20,8 @@ use crate::virtio::Bus;
 /// Stack of a vCPU's thread, in bytes.
 const STACK_BYTES: usize = 512 << 10;
 
-/// What all vCPUs of a guest share. The devices' threads go first, then the VM's descriptor, to be closed
-/// before its memory is unmapped.
+/// What all vCPUs of a guest share. The devices' threads go first, then the VM's descriptor, to be
+/// closed before its memory is unmapped.
 #[derive(Debug)]
 pub(crate) struct Machine {
     /// Its virtio devices.

@@ -1,8 +1,9 @@
-//! The device with its queues, as its thread sees them: what is to be done, and what must not be done.
+//! The device with its queues, as its thread sees them: what is to be done, and what must not be
+//! done.
 //!
-//! No thread and no file descriptor is here, so this is where pausing, resetting, saving and breaking
-//! are tested. Two rules hold: while paused, nothing reads or writes the guest's memory; and once a
-//! queue is broken, none is touched until the driver has reset the device.
+//! No thread and no file descriptor is here, so this is where pausing, resetting, saving and
+//! breaking are tested. Two rules hold: while paused, nothing reads or writes the guest's memory;
+//! and once a queue is broken, none is touched until the driver has reset the device.
 
 #[cfg(test)]
 mod tests;
@@ -238,8 +239,8 @@ impl Backend {
         Ok(BackendState { positions, device: self.device.save()? })
     }
 
-    /// Replaces the state of the paused device. `driver` holds the driver's features and queues when
-    /// it is ready.
+    /// Replaces the state of the paused device. `driver` holds the driver's features and queues
+    /// when it is ready.
     ///
     /// # Errors
     /// A sentence, when the state is not possible.

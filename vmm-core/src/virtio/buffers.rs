@@ -1,8 +1,9 @@
-//! The buffers of a request: runs of guest memory that the driver has described, checked to lie in RAM.
+//! The buffers of a request: runs of guest memory that the driver has described, checked to lie in
+//! RAM.
 //!
 //! How a request is cut into descriptors says nothing about its content (virtio 1.2, 2.7.4.3), so
-//! devices take bytes off the front or the back and never look at single descriptors, unless a request is
-//! about the memory that they describe.
+//! devices take bytes off the front or the back and never look at single descriptors, unless a
+//! request is about the memory that they describe.
 
 use vm_memory::bitmap::{AtomicBitmap, RefSlice};
 use vm_memory::volatile_memory::VolatileSlice;
@@ -46,7 +47,8 @@ impl Buffers {
         self.0.iter().map(|buffer| u64::from(buffer.len)).sum()
     }
 
-    /// The pieces themselves, address and length: for requests that are about memory, not about bytes.
+    /// The pieces themselves, address and length: for requests that are about memory, not about
+    /// bytes.
     pub(crate) fn pieces(&self) -> impl Iterator<Item = (u64, u64)> {
         self.0.iter().map(|buffer| (buffer.gpa, buffer.len.into()))
     }

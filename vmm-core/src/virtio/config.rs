@@ -1,5 +1,5 @@
-//! Which devices a guest has: a part of its [`crate::VmShape`], from which the same devices are created
-//! on any host.
+//! Which devices a guest has: a part of its [`crate::VmShape`], from which the same devices are
+//! created on any host.
 
 use serde::{Deserialize, Serialize};
 

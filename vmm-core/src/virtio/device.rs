@@ -1,8 +1,8 @@
 //! What a device is: everything that differs from one type to another.
 //!
-//! A device is owned by its thread ([`super::worker`]) and called from there alone, with its queues at
-//! hand ([`Rings`]). It never sees registers, interrupts' lines, or other devices; while it is paused
-//! it is not called at all.
+//! A device is owned by its thread ([`super::worker`]) and called from there alone, with its queues
+//! at hand ([`Rings`]). It never sees registers, interrupts' lines, or other devices; while it is
+//! paused it is not called at all.
 
 use std::fmt::Debug;
 use std::os::fd::RawFd;
@@ -83,8 +83,8 @@ pub(crate) trait Device: Send + Debug {
     /// Most entries of each queue: powers of two.
     fn queue_sizes(&self) -> Vec<u16>;
 
-    /// Its configuration space as a driver finds it that comes now: asked for at first, after a reset
-    /// and after a state was loaded. Changes in between go through [`Rings::change_config`].
+    /// Its configuration space as a driver finds it that comes now: asked for at first, after a
+    /// reset and after a state was loaded. Changes in between go through [`Rings::change_config`].
     fn config(&self) -> ConfigSpace;
 
     /// The driver is ready and has accepted `features`.
@@ -136,8 +136,8 @@ pub(crate) trait Device: Send + Debug {
         Ok(())
     }
 
-    /// Takes what only one copy of the guest may have, such as the lock on a disk. Called before the
-    /// guest runs; does nothing when it has been taken already.
+    /// Takes what only one copy of the guest may have, such as the lock on a disk. Called before
+    /// the guest runs; does nothing when it has been taken already.
     ///
     /// # Errors
     /// Somebody else has it.
@@ -149,7 +149,8 @@ pub(crate) trait Device: Send + Debug {
     /// when it was not taken.
     fn release(&mut self) {}
 
-    /// Takes a disk as it is in [`Device::take_over`], also when somebody has written it since the guest had it.
+    /// Takes a disk as it is in [`Device::take_over`], also when somebody has written it since the
+    /// guest had it.
     fn trust_disk(&mut self) {}
 
     /// Makes durable what the paused device holds back for the guest, which may go on elsewhere.
@@ -176,8 +177,8 @@ pub(crate) trait Device: Send + Debug {
         expect_no_state(state)
     }
 
-    /// From now on, whenever the guest runs here, programs of the host find the device at `path`: for
-    /// those that programs of the host look for.
+    /// From now on, whenever the guest runs here, programs of the host find the device at `path`:
+    /// for those that programs of the host look for.
     fn listen_at(&mut self, _path: &Path) {}
 
     /// The disk's content, if this is one, for whoever copies it while the guest runs.
@@ -190,7 +191,8 @@ pub(crate) trait Device: Send + Debug {
         None
     }
 
-    /// What is counted of it, if this is a network device, for whoever wants to know while it works.
+    /// What is counted of it, if this is a network device, for whoever wants to know while it
+    /// works.
     fn net_meter(&self) -> Option<Arc<NetMeter>> {
         None
     }
@@ -242,7 +244,8 @@ impl<'a> Rings<'a> {
         self.looks.0 |= 1 << index;
     }
 
-    /// Changes the configuration space's bytes, never their number, and tells the driver if there is one.
+    /// Changes the configuration space's bytes, never their number, and tells the driver if there
+    /// is one.
     pub(crate) fn change_config(&self, change: impl FnOnce(&mut [u8])) {
         self.interrupt.change_config(change);
         if self.queues.iter().any(Option::is_some) {
@@ -286,7 +289,8 @@ impl<'a> Rings<'a> {
         self.notify_driver(index)
     }
 
-    /// As [`Rings::give_back`], without telling the driver: [`Rings::notify_driver`] does, for all of them.
+    /// As [`Rings::give_back`], without telling the driver: [`Rings::notify_driver`] does, for all
+    /// of them.
     ///
     /// # Errors
     /// The queue is broken.
@@ -312,8 +316,8 @@ impl<'a> Rings<'a> {
         Ok(())
     }
 
-    /// Answers up to `requests_max` requests of queue `index`; `answer` returns how many bytes it has
-    /// written. A queue that the driver has not set up is empty.
+    /// Answers up to `requests_max` requests of queue `index`; `answer` returns how many bytes it
+    /// has written. A queue that the driver has not set up is empty.
     ///
     /// # Errors
     /// The queue is broken, or `answer` says so.
@@ -326,7 +330,8 @@ impl<'a> Rings<'a> {
         self.take_on(index, requests_max, |chain, memory| answer(chain, memory).map(Answer::Now))
     }
 
-    /// As [`Rings::serve`], for requests that may be answered later. A queue that the driver has not set up is empty.
+    /// As [`Rings::serve`], for requests that may be answered later. A queue that the driver has
+    /// not set up is empty.
     ///
     /// # Errors
     /// The queue is broken, or `answer` says so.

@@ -53,7 +53,8 @@ impl Bench {
         Self::of(config.create()?, memory_bytes)
     }
 
-    /// A network device, and the end of its wire where its network is: a datagram is a frame with its header.
+    /// A network device, and the end of its wire where its network is: a datagram is a frame with
+    /// its header.
     ///
     /// # Errors
     /// The system gives no sockets, or not so much memory.
@@ -152,8 +153,8 @@ impl Bench {
         self.work();
     }
 
-    /// The operator asks a balloon for the guest's statistics, and sets how large it shall be; a migration ends and another asks
-    /// which pages are free.
+    /// The operator asks a balloon for the guest's statistics, and sets how large it shall be; a
+    /// migration ends and another asks which pages are free.
     pub fn set_balloon(&mut self, pages: u32) {
         self.backend.on_balloon(|balloon, rings| {
             balloon.ask();
@@ -192,7 +193,8 @@ impl Bench {
         Ok(state)
     }
 
-    /// Looks at something while the device stands, and nothing is under way. What the driver has asked for goes on afterwards.
+    /// Looks at something while the device stands, and nothing is under way. What the driver has
+    /// asked for goes on afterwards.
     pub fn while_paused<T>(&mut self, look: impl FnOnce() -> T) -> T {
         self.backend.pause();
         let seen = look();

@@ -57,7 +57,8 @@ impl Interrupt {
     }
 
     fn pulse(&self) {
-        // The line exists for as long as the VM: that KVM refuses is a bug, not the guest's problem.
+        // The line exists for as long as the VM: that KVM refuses is a bug, not the guest's
+        // problem.
         if let Err(error) = self.line.trigger() {
             tracing::error!(line = ?self.line, %error, "cannot interrupt the guest");
         }

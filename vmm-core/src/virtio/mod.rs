@@ -16,9 +16,9 @@
 //! | `config` | which devices a guest has, as its description says it |
 //! | `fuzzing` | a device on a bench, for the fuzz targets |
 //!
-//! Everything that a driver writes is hostile: registers, rings, descriptors, requests. A driver that
-//! breaks the rules of a queue finds its device waiting for a reset, and nobody else takes notice.
-//! `docs/adr/0007-virtio-devices.md` has the reasons.
+//! Everything that a driver writes is hostile: registers, rings, descriptors, requests. A driver
+//! that breaks the rules of a queue finds its device waiting for a reset, and nobody else takes
+//! notice. `docs/adr/0007-virtio-devices.md` has the reasons.
 
 mod backend;
 pub mod balloon;

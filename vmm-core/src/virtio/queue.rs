@@ -1,9 +1,9 @@
 //! A virtqueue as a device uses it: requests come out whole and checked, or the queue is broken.
 //!
 //! The rings themselves are those of the `virtio-queue` crate. What it leaves to its users is here:
-//! that the rings lie in RAM, that a chain of descriptors ends (the crate's iterator just stops at a
-//! loop or at nonsense), that every buffer lies in RAM, and that nothing is as long as a guest says.
-//! A broken queue means [`super::backend`] gives up on the device until the driver resets it.
+//! that the rings lie in RAM, that a chain of descriptors ends (the crate's iterator just stops at
+//! a loop or at nonsense), that every buffer lies in RAM, and that nothing is as long as a guest
+//! says. A broken queue means [`super::backend`] gives up on the device until the driver resets it.
 
 #[cfg(test)]
 mod tests;
@@ -95,7 +95,8 @@ impl Queue {
         position: QueuePosition,
     ) -> Result<Self, QueueError> {
         let size = u64::from(registers.size);
-        // Descriptors of 16 bytes; rings of flags, index, entries of 2 or 8 bytes, and an event index.
+        // Descriptors of 16 bytes; rings of flags, index, entries of 2 or 8 bytes, and an event
+        // index.
         let parts = [
             (registers.descriptors, 16 * size),
             (registers.available, 6 + 2 * size),
@@ -170,7 +171,8 @@ impl Queue {
         Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
     }
 
-    /// Whether the entry that the driver waits for (`used_event`; virtio 1.2, 2.7.10) has come since this was last asked.
+    /// Whether the entry that the driver waits for (`used_event`; virtio 1.2, 2.7.10) has come
+    /// since this was last asked.
     fn event_is_among_new(&mut self, memory: &RamMap) -> Result<bool, QueueError> {
         // What was given back is seen before what the driver wants is read.
         fence(Ordering::SeqCst);
@@ -182,10 +184,12 @@ impl Queue {
         Ok(now - Wrapping(u16::from_le(event)) - Wrapping(1) < now - before)
     }
 
-    /// Gives several requests back with so many bytes written to each, and the driver sees all of them or none.
+    /// Gives several requests back with so many bytes written to each, and the driver sees all of
+    /// them or none.
     ///
     /// # Errors
-    /// As [`Queue::push_used`]; [`QueueError::Available`] for more requests than the queue has room for.
+    /// As [`Queue::push_used`]; [`QueueError::Available`] for more requests than the queue has room
+    /// for.
     pub(crate) fn push_used_together(
         &mut self,
         memory: &RamMap,

@@ -1,4 +1,5 @@
-//! A source of entropy (virtio 1.2, 5.4): one queue of buffers to be filled from the host's `getrandom`.
+//! A source of entropy (virtio 1.2, 5.4): one queue of buffers to be filled from the host's
+//! `getrandom`.
 //!
 //! A request gets no more than [`REQUEST_BYTES_MAX`], and only so many requests are answered each
 //! second: a guest that asks without end waits, instead of keeping a processor of the host busy.

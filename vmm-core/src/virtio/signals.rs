@@ -1,5 +1,5 @@
-//! What a device tells its driver through registers: the interrupt's reasons, that it wants a reset,
-//! and its configuration space. Written by the device's thread, read by the vCPUs'.
+//! What a device tells its driver through registers: the interrupt's reasons, that it wants a
+//! reset, and its configuration space. Written by the device's thread, read by the vCPUs'.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};

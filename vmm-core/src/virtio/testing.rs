@@ -75,8 +75,8 @@ impl<'a> Driver<'a> {
         self.descriptor(self.at + u64::from(index) * 16, buffer, next);
     }
 
-    /// Offers a request of these buffers (address, length, flags). The descriptors follow those that
-    /// were offered before, round the table.
+    /// Offers a request of these buffers (address, length, flags). The descriptors follow those
+    /// that were offered before, round the table.
     pub(crate) fn offer(&self, buffers: &[(u64, u32, u16)]) -> u16 {
         // The next free descriptor is kept where neither side looks: behind the used ring.
         let place = self.at + 0xff0;

@@ -2,8 +2,8 @@
 //!
 //! It knows no file descriptor, no thread and no guest memory: [`Transport::read`] and
 //! [`Transport::write`] take what a vCPU did, and `write` returns what has to follow. Whatever a
-//! driver does against the rules is ignored, as if the register could not be written; nothing that it
-//! does can bring the registers into a state that the rules forbid.
+//! driver does against the rules is ignored, as if the register could not be written; nothing that
+//! it does can bring the registers into a state that the rules forbid.
 
 mod state;
 #[cfg(test)]
@@ -72,8 +72,8 @@ pub(crate) struct Transport {
 }
 
 impl Transport {
-    /// The registers of a device that was just switched on. `queue_sizes` are powers of two, at most
-    /// [`QUEUES_MAX`] of them.
+    /// The registers of a device that was just switched on. `queue_sizes` are powers of two, at
+    /// most [`QUEUES_MAX`] of them.
     pub(crate) fn new(
         kind: DeviceKind,
         offered: u64,
@@ -185,8 +185,8 @@ impl Transport {
         self.driver_features = others | u64::from(value) << shift;
     }
 
-    /// A queue is set up after the features, and before the driver is ready; once the queue is ready
-    /// itself, it can only be taken back.
+    /// A queue is set up after the features, and before the driver is ready; once the queue is
+    /// ready itself, it can only be taken back.
     fn write_queue(&mut self, offset: u32, value: u32) {
         if self.status & (FEATURES_OK | DRIVER_OK | FAILED) != FEATURES_OK {
             return;
@@ -213,8 +213,8 @@ impl Transport {
         if self.is_active() && ready { Effect::Notify(queue) } else { Effect::None }
     }
 
-    /// A driver never takes a bit back but by a reset, and sets them in the order of 3.1.1. It writes
-    /// back what it has read, so NEEDS_RESET, which is the device's, may be among them.
+    /// A driver never takes a bit back but by a reset, and sets them in the order of 3.1.1. It
+    /// writes back what it has read, so NEEDS_RESET, which is the device's, may be among them.
     fn write_status(&mut self, value: u32) -> Effect {
         if value == 0 {
             self.reset();

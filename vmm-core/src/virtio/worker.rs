@@ -1,10 +1,10 @@
 //! A device's thread.
 //!
-//! It owns the [`Backend`] and sleeps until a queue is notified, a file descriptor of the device's is
-//! readable, something is due, or somebody has a *job* for it: a closure that gets the backend, always
-//! on this thread. Everything that the rest of the program wants of a device is a job, so a pause is a
-//! barrier without a lock: the job runs between two batches of requests, and when it has been
-//! answered, the backend is paused.
+//! It owns the [`Backend`] and sleeps until a queue is notified, a file descriptor of the device's
+//! is readable, something is due, or somebody has a *job* for it: a closure that gets the backend,
+//! always on this thread. Everything that the rest of the program wants of a device is a job, so a
+//! pause is a barrier without a lock: the job runs between two batches of requests, and when it has
+//! been answered, the backend is paused.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};

@@ -1,5 +1,5 @@
-//! The balloon as the guest's owner sees it: in bytes of memory that the guest keeps, not of memory that it
-//! gives up.
+//! The balloon as the guest's owner sees it: in bytes of memory that the guest keeps, not of memory
+//! that it gives up.
 
 use std::time::Duration;
 
@@ -18,7 +18,8 @@ pub struct BalloonStatus {
     pub reporting: bool,
     /// Whether the guest sends statistics.
     pub sends_statistics: bool,
-    /// Whether the guest says which pages are free when a migration asks: for guests that do not report.
+    /// Whether the guest says which pages are free when a migration asks: for guests that do not
+    /// report.
     pub gives_hints: bool,
     /// Memory that the guest has without a balloon, in bytes.
     pub memory_bytes: u64,
@@ -26,11 +27,11 @@ pub struct BalloonStatus {
     pub target_bytes: u64,
     /// Who has set that.
     pub set_by: SetBy,
-    /// Memory that it says to have kept, in bytes: more than the target while it is on its way there, when
-    /// it has none to give, or when it took some back because it ran out of it.
+    /// Memory that it says to have kept, in bytes: more than the target while it is on its way
+    /// there, when it has none to give, or when it took some back because it ran out of it.
     pub actual_bytes: u64,
-    /// Memory that was given back, in this process. How much of it the guest uses again, only the host's
-    /// page tables know.
+    /// Memory that was given back, in this process. How much of it the guest uses again, only the
+    /// host's page tables know.
     pub discarded: Discarded,
     /// What the guest said last of its memory, and how long ago; none of it can be trusted.
     pub statistics: Option<(Statistics, Duration)>,
@@ -60,8 +61,8 @@ impl Vm {
         })
     }
 
-    /// Asks the guest for new statistics; see [`BalloonStatus::statistics`] for their coming. A guest that
-    /// is paused answers when it runs.
+    /// Asks the guest for new statistics; see [`BalloonStatus::statistics`] for their coming. A
+    /// guest that is paused answers when it runs.
     ///
     /// # Errors
     /// [`DeviceError::NoBalloon`].
@@ -70,9 +71,10 @@ impl Vm {
         Ok(asked.ok_or(DeviceError::NoBalloon)?)
     }
 
-    /// Asks the guest which of its pages are free. It takes all of them until [`Vm::end_hints`], and may write
-    /// any of them again at any time: only a dirty log that watched *every* page before this call can
-    /// tell which hints still hold. Nothing happens when [`BalloonStatus::gives_hints`] is false.
+    /// Asks the guest which of its pages are free. It takes all of them until [`Vm::end_hints`],
+    /// and may write any of them again at any time: only a dirty log that watched *every* page
+    /// before this call can tell which hints still hold. Nothing happens when
+    /// [`BalloonStatus::gives_hints`] is false.
     ///
     /// # Errors
     /// [`DeviceError::NoBalloon`].
@@ -90,8 +92,8 @@ impl Vm {
         Ok(progress.ok_or(DeviceError::NoBalloon)?)
     }
 
-    /// Lets the guest have its free pages back, and returns those that it named: a word for each chunk of
-    /// memory, or none at all when it was not asked, or was reset meanwhile.
+    /// Lets the guest have its free pages back, and returns those that it named: a word for each
+    /// chunk of memory, or none at all when it was not asked, or was reset meanwhile.
     ///
     /// # Errors
     /// [`DeviceError::NoBalloon`].
@@ -100,12 +102,13 @@ impl Vm {
         Ok(words.ok_or(DeviceError::NoBalloon)?)
     }
 
-    /// Has the guest keep no more than `bytes` of its memory, rounded down to whole pages; all of it to
-    /// empty the balloon. What the guest does is up to it: see [`BalloonStatus::actual_bytes`].
+    /// Has the guest keep no more than `bytes` of its memory, rounded down to whole pages; all of
+    /// it to empty the balloon. What the guest does is up to it: see
+    /// [`BalloonStatus::actual_bytes`].
     ///
     /// # Errors
-    /// [`DeviceError::NoBalloon`]; [`DeviceError::BalloonTarget`] for more memory than the guest has, or
-    /// less than a guest can have; [`Error::WrongState`] when the guest has ended.
+    /// [`DeviceError::NoBalloon`]; [`DeviceError::BalloonTarget`] for more memory than the guest
+    /// has, or less than a guest can have; [`Error::WrongState`] when the guest has ended.
     pub fn set_balloon_target(&self, bytes: u64, by: SetBy) -> Result<()> {
         let _control = self.control();
         if self.run_state() == RunState::Stopped {

@@ -1,5 +1,5 @@
-//! Virtio devices on real KVM: a guest that drives them with its own instructions, saving, dirty pages,
-//! locks, and guests that do not keep the rules.
+//! Virtio devices on real KVM: a guest that drives them with its own instructions, saving, dirty
+//! pages, locks, and guests that do not keep the rules.
 
 use std::path::Path;
 use std::time::{Duration, Instant};

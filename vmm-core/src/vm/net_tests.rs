@@ -1,7 +1,7 @@
 //! Network devices on real KVM, with taps on a bridge in a network namespace of the test's own.
 //!
-//! Needs CAP_NET_ADMIN and ip(8). Where they are not to be had, set `LIGHTER_TEST_SKIP_NETWORK=1` to leave these tests out; without that
-//! they fail and say so.
+//! Needs CAP_NET_ADMIN and ip(8). Where they are not to be had, set `LIGHTER_TEST_SKIP_NETWORK=1`
+//! to leave these tests out; without that they fail and say so.
 
 use std::process::Command;
 use std::time::Instant;
@@ -120,7 +120,8 @@ fn received(vm: &Vm) -> Vec<Vec<u8>> {
     (0..).zip(used).map(frame).collect()
 }
 
-/// What holds when a descriptor is closed: a process that another test forks has it too, for a moment.
+/// What holds when a descriptor is closed: a process that another test forks has it too, for a
+/// moment.
 #[track_caller]
 fn eventually(what: &str, condition: impl Fn() -> bool) {
     let deadline = Instant::now() + PATIENCE;

@@ -1,9 +1,9 @@
 //! The power button, and starting a guest over.
 //!
-//! A guest is reset in place: the same vCPUs, memory and descriptors, so that its owner keeps what it
-//! has and a migration that is under way goes on. The vCPU that finds that a reset is due asks all to
-//! park and tells the owner, who calls [`Vm::start_over`]; a pause that comes first does the reset too,
-//! so that no guest is ever saved between its end and its new beginning.
+//! A guest is reset in place: the same vCPUs, memory and descriptors, so that its owner keeps what
+//! it has and a migration that is under way goes on. The vCPU that finds that a reset is due asks
+//! all to park and tells the owner, who calls [`Vm::start_over`]; a pause that comes first does the
+//! reset too, so that no guest is ever saved between its end and its new beginning.
 
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -56,8 +56,8 @@ impl Vm {
     /// whatever [`Vm::set_on_reboot`] says. Every page counts as written.
     ///
     /// # Errors
-    /// [`Error::WrongState`] unless running, also when it cannot be booted again: the guest has ended
-    /// then, and an event tells why.
+    /// [`Error::WrongState`] unless running, also when it cannot be booted again: the guest has
+    /// ended then, and an event tells why.
     pub fn reset(&self) -> Result<()> {
         let _control = self.control();
         self.expect(RunState::Running, "reset")?;
@@ -66,8 +66,8 @@ impl Vm {
         self.expect(RunState::Running, "reset")
     }
 
-    /// Does the reset that is due, after [`crate::VmEvent::Reset`]; nothing when none is. A guest that
-    /// cannot be booted again ends, with an event.
+    /// Does the reset that is due, after [`crate::VmEvent::Reset`]; nothing when none is. A guest
+    /// that cannot be booted again ends, with an event.
     pub fn start_over(&self) {
         let _control = self.control();
         if self.told_to_run.load(Ordering::Acquire) && self.machine.resets.is_due() {
@@ -75,7 +75,8 @@ impl Vm {
         }
     }
 
-    /// Stops a running guest, does the reset that is due and lets it go on, unless that cannot be done.
+    /// Stops a running guest, does the reset that is due and lets it go on, unless that cannot be
+    /// done.
     fn restart(&self) {
         // A device that does not stop is met again below.
         let _ = self.park_all();

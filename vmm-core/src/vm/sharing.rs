@@ -1,4 +1,5 @@
-//! Giving back memory that the guest can have again for nothing: what is as in its template, and what is zero.
+//! Giving back memory that the guest can have again for nothing: what is as in its template, and
+//! what is zero.
 
 use std::ops::Range;
 
@@ -7,9 +8,10 @@ use crate::error::Result;
 use crate::memory::{HUGE_PAGE_BYTES, MemoryError, PageMap, Writers};
 
 impl Vm {
-    /// Gives the guest's own copies of its template's pages in `range` (guest-physical addresses, whole pages) back where they
-    /// are as in the template again; `map` tells which pages are copies. What the guest reads stays as it was. It stands still twice:
-    /// while its copies are write-protected, and while those are dropped that it has not written to since.
+    /// Gives the guest's own copies of its template's pages in `range` (guest-physical addresses,
+    /// whole pages) back where they are as in the template again; `map` tells which pages are
+    /// copies. What the guest reads stays as it was. It stands still twice: while its copies are
+    /// write-protected, and while those are dropped that it has not written to since.
     ///
     /// # Errors
     /// [`crate::Error::WrongState`] when the guest has ended; [`MemoryError`]; as [`Vm::resume`].
@@ -17,12 +19,13 @@ impl Vm {
         self.ram().share(range, map, self)
     }
 
-    /// Gives pages of zeros in `range` (guest-physical addresses, whole pages) back, and the huge pages up that they are in. Linux
-    /// 6.12 and later do that while the guest runs; what `map` shows afterwards is dropped. What the guest reads stays as
-    /// it was.
+    /// Gives pages of zeros in `range` (guest-physical addresses, whole pages) back, and the huge
+    /// pages up that they are in. Linux 6.12 and later do that while the guest runs; what `map`
+    /// shows afterwards is dropped. What the guest reads stays as it was.
     ///
     /// # Errors
-    /// [`MemoryError::KeepsAll`]; [`crate::Error::WrongState`] when the guest has ended; other [`MemoryError`]s; as [`Vm::resume`].
+    /// [`MemoryError::KeepsAll`]; [`crate::Error::WrongState`] when the guest has ended; other
+    /// [`MemoryError`]s; as [`Vm::resume`].
     pub fn drop_zeros(&self, range: &Range<u64>, map: &mut PageMap) -> Result<()> {
         if self.ram().keeps_all() {
             return Err(MemoryError::KeepsAll.into());

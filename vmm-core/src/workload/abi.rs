@@ -14,7 +14,8 @@ pub const PAGE_BYTES: u64 = 4096;
 /// Most vCPUs that the layout has room for.
 pub const VCPUS_MAX: u64 = 8;
 
-/// Load and entry address of the image. Below it, RAM belongs to the VMM (page and descriptor tables).
+/// Load and entry address of the image. Below it, RAM belongs to the VMM (page and descriptor
+/// tables).
 pub const IMAGE_GPA: u64 = 0x10_0000;
 /// Parameter page.
 pub const PARAMS_GPA: u64 = 0x20_0000;
@@ -26,7 +27,8 @@ pub const REPORTS_GPA: u64 = 0x20_2000;
 pub const STACKS_GPA: u64 = 0x21_0000;
 /// Size of one vCPU's stack.
 pub const STACK_BYTES: u64 = 0x1_0000;
-/// The ledger (one `u32` sequence per page of working memory) starts here; working memory follows it.
+/// The ledger (one `u32` sequence per page of working memory) starts here; working memory follows
+/// it.
 pub const LEDGER_GPA: u64 = 0x40_0000;
 
 /// Port that the guest writes a 32-bit doorbell value to: `vcpu << 8 | code`.
@@ -113,7 +115,8 @@ words! {
         zeroing_percent,
         /// Background check, pages per second, all vCPUs together.
         sweep_rate,
-        /// Pages read at random, pages per second, all vCPUs together. This and what follows are 0 in guests of older versions.
+        /// Pages read at random, pages per second, all vCPUs together. This and what follows are 0
+        /// in guests of older versions.
         read_rate,
         /// A [`super::stamp::Shuffle`]: pages of a piece.
         piece_pages,

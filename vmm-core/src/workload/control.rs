@@ -78,7 +78,8 @@ impl<'ram, M: GuestMemoryBackend> Control<'ram, M> {
     }
 }
 
-/// The words of [`ControlPage`] that change while the guest works, by their places; 2, the order of rewriting, does not.
+/// The words of [`ControlPage`] that change while the guest works, by their places; 2, the order of
+/// rewriting, does not.
 #[derive(Clone, Copy)]
 enum Word {
     DirtyRate = 0,

@@ -1,4 +1,5 @@
-//! The embedded `workload` guest: parameters, loading, control, and the decoding of what it reports.
+//! The embedded `workload` guest: parameters, loading, control, and the decoding of what it
+//! reports.
 //!
 //! The guest itself is a small freestanding program (`vmm-core/workload/`) that ships inside the
 //! binary. It fills memory with stamped pages, rewrites them at a set rate, checks every page it

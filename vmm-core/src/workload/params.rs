@@ -91,12 +91,14 @@ pub struct WorkloadParams {
     pub sweep_pages_per_second: u64,
     /// Pages per second of which a word is read, anywhere in memory, all vCPUs together.
     pub read_pages_per_second: u64,
-    /// Share of pages that are filled with what all guests of the same `seed` have there, percent: as clones of one image. Pages of
-    /// zeros are not among them; what is neither is the guest's own, and so is whatever is rewritten.
+    /// Share of pages that are filled with what all guests of the same `seed` have there, percent:
+    /// as clones of one image. Pages of zeros are not among them; what is neither is the guest's
+    /// own, and so is whatever is rewritten.
     pub image_percent: u8,
     /// Pages of one kind (zero, the image's, own) that lie together, at least 1.
     pub run_pages: u64,
-    /// Pages of a piece, where pieces lie in an order of the guest's own ([`super::stamp::Shuffle`]); 0 for none.
+    /// Pages of a piece, where pieces lie in an order of the guest's own
+    /// ([`super::stamp::Shuffle`]); 0 for none.
     pub piece_pages: u64,
     /// Seed of the image.
     pub seed: u64,

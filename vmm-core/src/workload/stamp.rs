@@ -1,14 +1,15 @@
 //! The content of a page, as a pure function of seeds, page number and sequence.
 //!
-//! A stamped page starts with four words (magic, page number, sequence, checksum) and
-//! goes on with random or compressible words; a zero page has no stamp at all. Whoever knows the seeds,
-//! page number and sequence can write any page and check it to the last bit, so a page that is lost,
+//! A stamped page starts with four words (magic, page number, sequence, checksum) and goes on with
+//! random or compressible words; a zero page has no stamp at all. Whoever knows the seeds, page
+//! number and sequence can write any page and check it to the last bit, so a page that is lost,
 //! stale, misplaced, torn or flipped is told apart. Compiled into the freestanding guest, the check
 //! program of the Linux guest, and the host.
 //!
-//! In its first version (sequence 0) a page comes from the seed of an image that several guests may have in common, or from the
-//! guest's own; later versions always come from its own. Which pages are zero, of the image or its own is the same in all guests
-//! of an image, and alternates in runs; with a [`Shuffle`], pieces of that order lie elsewhere in each guest.
+//! In its first version (sequence 0) a page comes from the seed of an image that several guests may
+//! have in common, or from the guest's own; later versions always come from its own. Which pages
+//! are zero, of the image or its own is the same in all guests of an image, and alternates in runs;
+//! with a [`Shuffle`], pieces of that order lie elsewhere in each guest.
 
 /// A page as words.
 pub type PageWords = [u64; 512];
@@ -19,7 +20,8 @@ pub const STAMP_MAGIC: u64 = u64::from_le_bytes(*b"stamped\0");
 const STAMP_WORDS: usize = 4;
 const MIX_A: u64 = 0xa076_1d64_78bd_642f;
 const MIX_B: u64 = 0xe703_7ed1_a0b4_28db;
-/// 2^64 over the golden ratio: multiples of it, taken as fractions of 2^64, lie evenly however many there are.
+/// 2^64 over the golden ratio: multiples of it, taken as fractions of 2^64, lie evenly however many
+/// there are.
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// Compressible content is made of these, eight bytes at a time.
@@ -101,7 +103,8 @@ pub struct Fault {
 /// How pages are filled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Content {
-    /// Seed of the image: which pages are of what kind, and the first version of those that are the image's.
+    /// Seed of the image: which pages are of what kind, and the first version of those that are the
+    /// image's.
     pub seed: u64,
     /// Seed of all other content.
     pub own_seed: u64,
@@ -109,9 +112,11 @@ pub struct Content {
     pub random_percent: u64,
     /// Share of text pages, percent. The rest are zero.
     pub text_percent: u64,
-    /// Share of pages whose first version is the image's, percent; no more than random and text have together.
+    /// Share of pages whose first version is the image's, percent; no more than random and text
+    /// have together.
     pub image_percent: u64,
-    /// Pages of one kind (zero, the image's, own) that lie together in the first version, at least 1.
+    /// Pages of one kind (zero, the image's, own) that lie together in the first version, at least
+    /// 1.
     pub run_pages: u64,
     /// Share of rewrites (sequence above 0) that clear the page, percent.
     pub zeroing_percent: u64,
@@ -119,15 +124,17 @@ pub struct Content {
     pub shuffle: Shuffle,
 }
 
-/// Puts the pieces of the first version in an order of the guest's own, so that pages that guests of an image have in common lie at
-/// different addresses in each: as the files in the page caches of Linux guests do.
+/// Puts the pieces of the first version in an order of the guest's own, so that pages that guests
+/// of an image have in common lie at different addresses in each: as the files in the page caches
+/// of Linux guests do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shuffle {
     /// Pages of a piece; 0 leaves all where it is.
     pub piece_pages: u64,
     /// How many pieces there are; pages beyond them stay where they are.
     pub pieces: u64,
-    /// Piece `n` holds what would be in piece `n * stride % pieces`; without a common divisor with `pieces`.
+    /// Piece `n` holds what would be in piece `n * stride % pieces`; without a common divisor with
+    /// `pieces`.
     pub stride: u64,
 }
 
@@ -193,7 +200,8 @@ impl Content {
         }
     }
 
-    /// Whether version `sequence` of `page`, unless it is zero, is the same in all guests of the image.
+    /// Whether version `sequence` of `page`, unless it is zero, is the same in all guests of the
+    /// image.
     #[must_use]
     pub fn is_of_image(&self, page: u64, sequence: u32) -> bool {
         sequence == 0 && self.place(self.source(page, sequence)) < self.image_percent
@@ -204,7 +212,8 @@ impl Content {
         if sequence == 0 { self.shuffle.source(page) } else { page }
     }
 
-    /// Where the run of `page` lies among all, from 0 to 99: the image's come first, then own ones, then zero ones.
+    /// Where the run of `page` lies among all, from 0 to 99: the image's come first, then own ones,
+    /// then zero ones.
     fn place(&self, page: u64) -> u64 {
         let run = page / self.run_pages.max(1);
         let spread = mix(self.seed).wrapping_add(run.wrapping_mul(GOLDEN));

@@ -1,4 +1,5 @@
-//! Looks at a real QEMU, whose guest never runs, and at a server that speaks Cloud Hypervisor's API.
+//! Looks at a real QEMU, whose guest never runs, and at a server that speaks Cloud Hypervisor's
+//! API.
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -21,8 +22,8 @@ fn asking() -> Asking {
     Asking { patience: PATIENCE, statistics_every, unix_seconds: 1_800_000_000 }
 }
 
-/// A QEMU with 64 MiB and a monitor on a socket. It ends when this is dropped. The kernel may not merge its guest unless `more`
-/// says so: tests that drive ksmd may run meanwhile.
+/// A QEMU with 64 MiB and a monitor on a socket. It ends when this is dropped. The kernel may not
+/// merge its guest unless `more` says so: tests that drive ksmd may run meanwhile.
 struct Qemu {
     process: Child,
     folder: tempfile::TempDir,
@@ -198,7 +199,8 @@ fn hypervisor(socket: &Path) -> Found {
     }
 }
 
-/// A server that gives each request the answer that begins with its path, none where the status is empty, and keeps what it was asked.
+/// A server that gives each request the answer that begins with its path, none where the status is
+/// empty, and keeps what it was asked.
 struct Server {
     _folder: tempfile::TempDir,
     socket: PathBuf,
@@ -218,7 +220,8 @@ impl Server {
                 let (mut stream, _) = listener.accept().await.unwrap();
                 let mut request = vec![0; 4096];
                 let mut length = 0;
-                // A body is complete when its brace closes; requests without one end with their head.
+                // A body is complete when its brace closes; requests without one end with their
+                // head.
                 while !request[..length].ends_with(b"\r\n\r\n")
                     && !request[..length].ends_with(b"}")
                 {

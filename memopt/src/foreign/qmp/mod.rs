@@ -1,4 +1,5 @@
-//! A client of QEMU's monitor protocol: a line of JSON for each question and each answer, with events in between.
+//! A client of QEMU's monitor protocol: a line of JSON for each question and each answer, with
+//! events in between.
 
 mod line;
 #[cfg(test)]
@@ -22,7 +23,8 @@ const LINE_BYTES_MAX: usize = 1 << 20;
 /// Most lines that are passed over for one answer.
 const LINES_MAX: usize = 1000;
 
-/// A connection to the monitor of one guest. While it stands nobody else can use that monitor: keep it short.
+/// A connection to the monitor of one guest. While it stands nobody else can use that monitor: keep
+/// it short.
 #[derive(Debug)]
 pub struct Qmp {
     socket: String,
@@ -72,11 +74,13 @@ struct Bytes {
 const NOTHING: Option<()> = None;
 
 impl Qmp {
-    /// Connects to the monitor of process `pid` on the socket at `path`; each answer may take as long as `patience`.
+    /// Connects to the monitor of process `pid` on the socket at `path`; each answer may take as
+    /// long as `patience`.
     ///
     /// # Errors
-    /// [`ForeignError::Taken`] when somebody else is connected, [`ForeignError::Unreachable`] when nobody listens,
-    /// [`ForeignError::Elsewhere`] when another process does, [`ForeignError::Strange`] when it is no QMP.
+    /// [`ForeignError::Taken`] when somebody else is connected, [`ForeignError::Unreachable`] when
+    /// nobody listens, [`ForeignError::Elsewhere`] when another process does,
+    /// [`ForeignError::Strange`] when it is no QMP.
     pub async fn connect(path: &Path, pid: u32, patience: Duration) -> Result<Self, ForeignError> {
         let stream = BufReader::new(connect(path, pid, patience).await?);
         let mut qmp = Self { socket: path.display().to_string(), stream, patience, next_id: 1 };
@@ -202,7 +206,8 @@ impl Qmp {
         Ok(of_virtio.fold(0, |sum: u64, device| sum.saturating_add(device.data.size)))
     }
 
-    /// RAM less what is in the balloon, and less what virtio-mem devices give; `None` without a balloon.
+    /// RAM less what is in the balloon, and less what virtio-mem devices give; `None` without a
+    /// balloon.
     pub(super) async fn balloon_actual(&mut self) -> Result<Option<u64>, ForeignError> {
         #[derive(Deserialize)]
         struct Balloon {
@@ -250,7 +255,8 @@ impl Qmp {
         }
     }
 
-    /// Has QEMU ask the guest for statistics every `interval`, unless somebody has it do so already.
+    /// Has QEMU ask the guest for statistics every `interval`, unless somebody has it do so
+    /// already.
     pub(super) async fn start_statistics(
         &mut self,
         path: &str,

@@ -10,7 +10,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const GREETING: &str = "{\"QMP\": {\"version\": {}, \"capabilities\": []}}\r\n";
 const ACCEPTED: &str = "{\"return\": {}, \"id\": 1}\r\n";
 
-/// A monitor that says `says` at once, whatever it is asked, and then closes the connection or keeps it.
+/// A monitor that says `says` at once, whatever it is asked, and then closes the connection or
+/// keeps it.
 struct Scripted {
     _folder: tempfile::TempDir,
     socket: PathBuf,

@@ -19,7 +19,8 @@ struct Simulated {
     counts_pages: bool,
     /// Looks that it takes until all duplicates are merged.
     merging_looks: f64,
-    /// Where in a scan it stands at the beginning, as a part of one: all before that, of processes that are gone, is still counted.
+    /// Where in a scan it stands at the beginning, as a part of one: all before that, of processes
+    /// that are gone, is still counted.
     stood: f64,
 }
 
@@ -275,7 +276,8 @@ fn a_window_that_is_called_off_says_what_it_did_so_far() {
 }
 
 proptest! {
-    /// Over a whole window ksmd stays within both limits, for any cost of a page, and uses what it may.
+    /// Over a whole window ksmd stays within both limits, for any cost of a page, and uses what it
+    /// may.
     #[test]
     fn stays_within_the_budget_and_makes_use_of_it(
         share in 0.01_f64..0.95,

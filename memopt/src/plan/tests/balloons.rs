@@ -40,7 +40,8 @@ fn a_guest_gets_all_that_it_needs_at_once() {
     assert_eq!(set_to(&plan, "a"), Some(demand + demand / 5));
 }
 
-/// Waiting for a balloon ends because one that stands still is given up: what nobody sees move is not waited for.
+/// Waiting for a balloon ends because one that stands still is given up: what nobody sees move is
+/// not waited for.
 #[test]
 fn a_balloon_is_on_its_way_only_where_it_can_be_seen_to_move() {
     let text = "[balloon]\ndead-band = \"0%\"\ndead-band-min = \"0\"\nstep = \"0.1%\"\nstuck-after = \"5m\"";

@@ -337,15 +337,15 @@ proptest! {
         prop_assert_eq!(read.steps, plan.steps);
     }
 
-    /// Whatever a guest says: other actuators do the same to the others, and no balloon of theirs shrinks further
-    /// than when the liar gives nothing at all.
+    /// Whatever a guest says: other actuators do the same to the others, and no balloon of theirs
+    /// shrinks further than when the liar gives nothing at all.
     #[test]
     fn a_guest_that_lies_changes_only_its_own_lot(
         looks in some_looks(), lie in some_statistics(), liar in 0..8_usize, goal in some_goal(),
     ) {
         let (mut first, mut second) = looks;
-        // The others speak the truth of their free pages: none. What a byte more or less does is not to be multiplied
-        // here.
+        // The others speak the truth of their free pages: none. What a byte more or less does is
+        // not to be multiplied here.
         for guest in first.guests.iter_mut().chain(&mut second.guests) {
             if let Some(statistics) = guest.balloon.as_mut().and_then(|it| it.statistics.as_mut()) {
                 statistics.free_bytes = None;

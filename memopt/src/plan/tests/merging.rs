@@ -149,7 +149,8 @@ fn a_foreign_guest_that_anyone_could_share_with_stops_all_merging() {
             .unwrap();
     let (plan, _) = settled(&host, &policy, MAX);
     assert_eq!(told(&plan).len(), 4);
-    // Not by its name alone, which anybody may have chosen; not while nobody knows what it does; and not where it is not acted upon.
+    // Not by its name alone, which anybody may have chosen; not while nobody knows what it does;
+    // and not where it is not acted upon.
     let by_name = Policy::parse("[[guest]]\nname = \"vm\"\nmerge-domain = \"blue\"", "f").unwrap();
     let (plan, _) = settled(&host, &by_name, MAX);
     assert_eq!(told(&plan), Vec::<String>::new());
@@ -168,7 +169,8 @@ fn a_foreign_guest_that_anyone_could_share_with_stops_all_merging() {
     }
 }
 
-/// It came while the others were merged: no domain is taken apart for one that cannot take its place.
+/// It came while the others were merged: no domain is taken apart for one that cannot take its
+/// place.
 #[test]
 fn a_domain_whose_guests_processes_do_not_let_be_merged_takes_no_place() {
     let mut guests = vec![clone_of("red-1", "red"), clone_of("red-2", "red")];
@@ -205,7 +207,8 @@ fn a_process_that_anyone_could_share_with_stops_all_merging_with_its_name() {
     assert_eq!(why, "process 7 (bank) could share its pages");
 }
 
-/// 171,000 pages a second of CPU time, each 2.5 times: 68,400 pages, which are 66 chunks in both guests.
+/// 171,000 pages a second of CPU time, each 2.5 times: 68,400 pages, which are 66 chunks in both
+/// guests.
 #[test]
 fn no_more_may_be_merged_than_ksmds_time_pays_for() {
     let policy = Policy::parse("[merge]\ncpu-time = \"1s\"", "f").unwrap();

@@ -1,4 +1,5 @@
-//! Runs that are due, late, missed, queued and over, and clocks that are set; then all of it at random.
+//! Runs that are due, late, missed, queued and over, and clocks that are set; then all of it at
+//! random.
 
 use proptest::prelude::*;
 
@@ -439,7 +440,8 @@ proptest! {
         });
     }
 
-    /// Each time is accounted for once: it ran, was missed, or waits. So it is when clocks are put forward.
+    /// Each time is accounted for once: it ran, was missed, or waits. So it is when clocks are put
+    /// forward.
     #[test]
     fn every_time_is_accounted_for(schedules in some_schedules(), fates in fates(0..3600)) {
         let mut scheduler = scheduler(schedules.clone());

@@ -49,7 +49,8 @@ impl Fleet {
         (known.number, known.revoked.len())
     }
 
-    /// Why a host of this authority does not take the file that `put` puts in place of its `crl.pem`.
+    /// Why a host of this authority does not take the file that `put` puts in place of its
+    /// `crl.pem`.
     fn refuses(&self, put: impl FnOnce(&Path)) -> String {
         let host = tempfile::tempdir().unwrap();
         self.host().save(host.path()).unwrap();

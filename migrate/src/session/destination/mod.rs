@@ -48,7 +48,8 @@ pub struct DestinationSession {
     pub ports: RangeInclusive<u16>,
     /// The guest's name as admitted; for the record.
     pub guest: String,
-    /// The guest's identity as admitted: who settles the migration is its process, also when it was never described.
+    /// The guest's identity as admitted: who settles the migration is its process, also when it was
+    /// never described.
     pub guest_uuid: Uuid,
     /// Time for the source to appear, and to say that it has heard the last word.
     pub linger: Duration,
@@ -56,9 +57,9 @@ pub struct DestinationSession {
 
 /// Starts to take a guest in, on a thread of its own; its port is bound when this returns.
 ///
-/// The session keeps the guest only as long as the migration needs it. Whoever owns `factory` keeps the
-/// guest running when the report says so ([`crate::report::Outcome::Migrated`]), and must hold nothing
-/// that keeps its memory otherwise.
+/// The session keeps the guest only as long as the migration needs it. Whoever owns `factory` keeps
+/// the guest running when the report says so ([`crate::report::Outcome::Migrated`]), and must hold
+/// nothing that keeps its memory otherwise.
 ///
 /// # Errors
 /// [`StartError`] when no port or thread is to be had.

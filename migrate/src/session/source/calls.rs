@@ -31,8 +31,9 @@ impl Driver {
         });
     }
 
-    /// Flushes the disks beside the round that begins, unless the flush of an earlier one is still under way: little is then left
-    /// to be flushed when the guest stands. A failure is told by that last flush.
+    /// Flushes the disks beside the round that begins, unless the flush of an earlier one is still
+    /// under way: little is then left to be flushed when the guest stands. A failure is told by
+    /// that last flush.
     pub(super) fn flush(&mut self) {
         let (guest, flushing) = (self.guest.clone(), self.flushing.clone());
         if flushing.swap(true, Ordering::AcqRel) {
@@ -46,8 +47,8 @@ impl Driver {
         });
     }
 
-    /// Flushes the disks of the guest that stands. The worker's thread is left to the call that lets the
-    /// guest go on, which must not wait for a disk.
+    /// Flushes the disks of the guest that stands. The worker's thread is left to the call that
+    /// lets the guest go on, which must not wait for a disk.
     pub(super) fn flush_disks(&mut self) {
         let (guest, tell) = (self.guest.clone(), self.tell.clone());
         let failpoints = self.line.failpoints().clone();
@@ -117,7 +118,8 @@ fn run_state(guest: &dyn SourceGuest) -> RunState {
     if guest.is_running() { RunState::Running } else { RunState::Paused }
 }
 
-/// Pauses, saves, and lets the guest go on as it did. Its disks are flushed before that, while it runs.
+/// Pauses, saves, and lets the guest go on as it did. Its disks are flushed before that, while it
+/// runs.
 fn dry_run(guest: &dyn SourceGuest, was: RunState) -> Result<Probe, GuestError> {
     // The first one has all that has piled up.
     guest.flush()?;

@@ -283,7 +283,8 @@ impl Driver {
         self.handle(Event::Connected)
     }
 
-    /// Somebody else than the process has answered for it: there is no connection, only this message.
+    /// Somebody else than the process has answered for it: there is no connection, only this
+    /// message.
     fn answered(&mut self, message: DestinationMessage) -> Next {
         self.line.close();
         match self.handle(Event::Connected) {

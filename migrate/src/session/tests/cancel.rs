@@ -103,7 +103,8 @@ async fn a_network_that_goes_silent_is_noticed_soon() {
     relay.silent.store(true, SeqCst);
     let cut = Instant::now();
     let report = in_time(handle.reported()).await.unwrap();
-    // Within 10 s, on a machine that has time: the time-out is 7 s, and what it adds up to is tested with a clock of its own.
+    // Within 10 s, on a machine that has time: the time-out is 7 s, and what it adds up to is
+    // tested with a clock of its own.
     assert!(cut.elapsed() < Duration::from_secs(30), "{:?}", cut.elapsed());
     assert_eq!(report.error.unwrap().reason, Reason::ConnectionLost);
     world.assert_stayed(&guest, &handle).await;

@@ -46,8 +46,8 @@ async fn free_pages_are_not_sent_and_read_as_zeros() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pages_that_are_taken_back_and_written_arrive_as_they_were_written() {
-    // Before anybody has looked at the hint, when the guest has its pages back, and while the round that
-    // leaves them out is under way.
+    // Before anybody has looked at the hint, when the guest has its pages back, and while the round
+    // that leaves them out is under way.
     let (at_once, afterwards, later) = (70, 80, [100, 190]);
     let hints = FakeHints {
         pages: FREE.collect(),
@@ -69,7 +69,8 @@ async fn pages_that_are_taken_back_and_written_arrive_as_they_were_written() {
     assert!(used.iter().all(|page| !is_zero_there(&world, *page)));
     forget_free(&guest, FREE.filter(|page| !used.contains(page)));
     world.assert_migrated(&guest, &handle).await;
-    // 64, which the guest cleared after it was asked, and the two that it used were sent with the rest.
+    // 64, which the guest cleared after it was asked, and the two that it used were sent with the
+    // rest.
     assert_eq!(report.transfer.hinted_pages, FREE.len() as u64 - 3, "{report:?}");
 }
 

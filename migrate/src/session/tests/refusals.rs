@@ -87,7 +87,8 @@ async fn for_the_wrong_token() {
     assert_says(&report.error.unwrap().message, "wrong token for this migration");
     there.cancel("the test").await.unwrap();
     in_time(there.settled()).await.unwrap();
-    // Its source may ask only later, as one that lost its power does: whose it was is known though it was never described.
+    // Its source may ask only later, as one that lost its power does: whose it was is known though
+    // it was never described.
     let record =
         world.node.records.read(there.migration(), Role::Destination, |_| true).unwrap().unwrap();
     assert_eq!(record.guest_uuid, guest.describe().uuid);

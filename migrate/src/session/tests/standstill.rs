@@ -20,7 +20,8 @@ fn session(world: &World) -> SourceSession {
     SourceSession { limits, ..world.session() }
 }
 
-/// Waits until the guest, which stands for a disk that hangs, goes on: also the first report is out by then.
+/// Waits until the guest, which stands for a disk that hangs, goes on: also the first report is out
+/// by then.
 async fn goes_on(guest: &FakeSource, handle: &Handle) -> (Duration, Report) {
     let mut progress = handle.progress();
     let began = loop {

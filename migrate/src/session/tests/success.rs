@@ -164,14 +164,16 @@ async fn the_bandwidth_limit_holds() {
     let report = world.assert_migrated(&guest, &handle).await;
     let rounds = &report.rounds[..1];
     let rate = rounds[0].wire_bytes as f64 / rounds[0].seconds;
-    // How near a busy machine comes to it is another matter; the limiter's own tests have a clock that is theirs.
+    // How near a busy machine comes to it is another matter; the limiter's own tests have a clock
+    // that is theirs.
     assert!(rate < 11e6, "{rate} {:?}", began.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn on_a_slow_link_little_waits_ahead_of_the_last_pages() {
     let mut seen = Vec::new();
-    // With the first send window still full the guest would stand for a second each time; a busy machine may hold one up.
+    // With the first send window still full the guest would stand for a second each time; a busy
+    // machine may hold one up.
     for _ in 0..3 {
         let relay = Relay { bytes_per_second: 4 << 20, ..Relay::default() };
         let world = World::with(|node| node.relay = Some(relay));

@@ -35,7 +35,8 @@ const CHUNK: u64 = 256 << 10;
 /// Longest wait for anything; a test that runs into it has failed.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// A guest at the source. A page is marked dirty after it was written, and it cannot be paused between.
+/// A guest at the source. A page is marked dirty after it was written, and it cannot be paused
+/// between.
 pub(super) struct FakeSource {
     pub(super) memory: FakeMemory,
     dirty: Vec<AtomicU64>,
@@ -102,7 +103,8 @@ impl FakeSource {
         self.hanging.load(SeqCst)
     }
 
-    /// Has flushes hang, or those that hang return. One that begins while the guest runs does not hang.
+    /// Has flushes hang, or those that hang return. One that begins while the guest runs does not
+    /// hang.
     pub(super) fn set_stuck(&self, stuck: bool) {
         *self.stuck.0.lock().unwrap_or_else(PoisonError::into_inner) = stuck;
         self.stuck.1.notify_all();

@@ -1,4 +1,5 @@
-//! The allow-list of levels: what of each register of CPUID's output a level shows. What is not listed is zero.
+//! The allow-list of levels: what of each register of CPUID's output a level shows. What is not
+//! listed is zero.
 
 use std::ops::RangeInclusive;
 
@@ -16,7 +17,8 @@ enum Shown {
     AtMost(u32),
     /// The features that the model names.
     Features,
-    /// As [`Shown::Features`], with the bits that repeat those of leaf 1 (AMD APM volume 3, Fn8000_0001_EDX).
+    /// As [`Shown::Features`], with the bits that repeat those of leaf 1 (AMD APM volume 3,
+    /// Fn8000_0001_EDX).
     FeaturesAndRepeated,
     /// The components of extended state that the model names.
     Xcr0,
@@ -30,8 +32,9 @@ type Leaf = (RangeInclusive<u32>, RangeInclusive<u32>, [Shown; 4]);
 const FIRST_SUBLEAF: RangeInclusive<u32> = 0..=0;
 const ANY_SUBLEAF: RangeInclusive<u32> = 0..=u32::MAX;
 
-/// See Intel SDM volume 2, CPUID, and AMD APM volume 3, appendix E. What is missing tells of counters, tracing, tiles and
-/// nested virtualization. The topology is the guest's own, whatever the host shows (`cpuid/topology.rs`).
+/// See Intel SDM volume 2, CPUID, and AMD APM volume 3, appendix E. What is missing tells of
+/// counters, tracing, tiles and nested virtualization. The topology is the guest's own, whatever
+/// the host shows (`cpuid/topology.rs`).
 const LEAVES: &[Leaf] = &[
     (0..=0, FIRST_SUBLEAF, [Host; 4]),
     (1..=1, FIRST_SUBLEAF, [Host, Host, Features, Features]),
@@ -66,8 +69,8 @@ const LEAVES: &[Leaf] = &[
 /// Bits of leaf 0x8000_0001, EDX, that repeat those of leaf 1.
 const REPEATED: u32 = 0x0183_f3ff;
 
-/// Clears everything in `host` that a level does not show. `kept` are the level's features, `xcr0` its components of extended
-/// state.
+/// Clears everything in `host` that a level does not show. `kept` are the level's features, `xcr0`
+/// its components of extended state.
 pub(super) fn mask(host: &mut Vec<CpuidEntry>, kept: &[Bit], xcr0: u32) {
     host.retain_mut(|entry| {
         let Some(shown) = shown(entry) else { return false };

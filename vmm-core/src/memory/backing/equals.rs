@@ -1,4 +1,5 @@
-//! Giving back what can be had again for nothing: pages that are as the guest's template has them, and pages of zeros.
+//! Giving back what can be had again for nothing: pages that are as the guest's template has them,
+//! and pages of zeros.
 
 use std::io::{Error, Result};
 use std::ops::Range;
@@ -14,7 +15,8 @@ use crate::raw_memory::{self, Advice, Part};
 const COMPARED_BYTES: usize = 4 * PAGE_BYTES;
 
 impl Backing {
-    /// The runs of pages of a part that are as in the guest's template, by their places in the region.
+    /// The runs of pages of a part that are as in the guest's template, by their places in the
+    /// region.
     ///
     /// # Errors
     /// The file cannot be read.
@@ -26,10 +28,12 @@ impl Backing {
         equals(part, |at, theirs| self.read_template(part.region(), place, at, theirs))
     }
 
-    /// Makes small pages of the huge ones that a part lies in, and has the kernel make no new ones there. Linux 6.12 and later give
-    /// back at once what is zero of them. Where the kernel refuses, they stay as they are.
+    /// Makes small pages of the huge ones that a part lies in, and has the kernel make no new ones
+    /// there. Linux 6.12 and later give back at once what is zero of them. Where the kernel
+    /// refuses, they stay as they are.
     pub(in crate::memory) fn break_up(&self, part: Part<'_>) {
-        // Huge pages of the host need not begin where the guest's do: one may reach into the block from before, one beyond it.
+        // Huge pages of the host need not begin where the guest's do: one may reach into the block
+        // from before, one beyond it.
         let ends =
             part.blocks(BLOCK_BYTES).flat_map(|block| [block.first_page(), block.last_page()]);
         let calls = std::iter::once((part, Advice::SmallPages))
@@ -45,8 +49,9 @@ impl Backing {
         self.config.is_populated() || matches!(self.kind, Kind::Pool)
     }
 
-    /// Gives those pages of a part back that are zero. Nobody may write to the guest's memory meanwhile. Returns the bytes of them,
-    /// whether they took memory or not; where nothing would come back, none are looked at.
+    /// Gives those pages of a part back that are zero. Nobody may write to the guest's memory
+    /// meanwhile. Returns the bytes of them, whether they took memory or not; where nothing would
+    /// come back, none are looked at.
     ///
     /// # Errors
     /// The system's answer.
@@ -67,7 +72,8 @@ impl Backing {
     }
 }
 
-/// The runs of pages of a part that are as `read` tells for the place in the region; none where it tells nothing.
+/// The runs of pages of a part that are as `read` tells for the place in the region; none where it
+/// tells nothing.
 fn equals(
     part: Part<'_>,
     mut read: impl FnMut(usize, &mut [u8]) -> Result<bool>,
@@ -85,7 +91,8 @@ fn equals(
     Ok(equal)
 }
 
-/// Adds the runs of whole pages that are the same in both, which are equally long and lie at `start`.
+/// Adds the runs of whole pages that are the same in both, which are equally long and lie at
+/// `start`.
 fn add_equal_pages(own: &[u8], theirs: &[u8], start: usize, equal: &mut Vec<Range<usize>>) {
     let pages = own.chunks_exact(PAGE_BYTES).zip(theirs.chunks_exact(PAGE_BYTES));
     for (at, (own, theirs)) in (start..).step_by(PAGE_BYTES).zip(pages) {

@@ -54,8 +54,8 @@ struct Backed {
     own: u64,
 }
 
-/// Reads it from /proc/self/pagemap (Documentation/admin-guide/mm/pagemap.rst): mappings that meet are one in
-/// other files of /proc.
+/// Reads it from /proc/self/pagemap (Documentation/admin-guide/mm/pagemap.rst): mappings that meet
+/// are one in other files of /proc.
 fn backed(ram: &GuestRam) -> Backed {
     use std::os::unix::fs::FileExt;
     const PRESENT: u64 = 1 << 63;
@@ -203,7 +203,8 @@ fn zeros_of_a_template_are_not_copied_when_they_are_discarded() {
     assert_eq!(backed(&ram).own, 0);
 }
 
-/// Memory of huge pages, as far as the host has some, in which every fourth page is zero, and every page of the second 2 MiB.
+/// Memory of huge pages, as far as the host has some, in which every fourth page is zero, and every
+/// page of the second 2 MiB.
 fn with_zeros(config: &MemoryConfig) -> (GuestRam, Vec<u8>) {
     let ram = ram(8, config);
     for chunk in 0..ram.chunks() {

@@ -1,4 +1,5 @@
-//! What goes back to the template and what is kept, whatever is written meanwhile and by whichever way.
+//! What goes back to the template and what is kept, whatever is written meanwhile and by whichever
+//! way.
 
 use std::cell::Cell;
 use std::fs::OpenOptions;
@@ -108,7 +109,8 @@ fn what_is_written_between_comparing_and_dropping_is_kept() {
         file.write_all(&[7; PAGE_BYTES]).unwrap();
         let at = |page: usize| (page * PAGE_BYTES) as u64;
         share_while(&ram, || {
-            // A store; one of what is there already; and the kernel by read(2), across the end of a page.
+            // A store; one of what is there already; and the kernel by read(2), across the end of a
+            // page.
             ram.write(at(2) + 4095, &[0]).unwrap();
             ram.write(at(4), &expected[4 * PAGE_BYTES..][..8]).unwrap();
             let mut file = file.try_clone().unwrap();
@@ -196,8 +198,8 @@ fn nothing_of_the_write_protection_stays() {
     assert_eq!(map.protected_at(&part).unwrap(), [], "without it no page counts as unwritten");
 }
 
-/// Bits of an entry of `/proc/PID/pagemap` (Documentation/admin-guide/mm/pagemap.rst): what is dropped while it is protected stays
-/// marked as both.
+/// Bits of an entry of `/proc/PID/pagemap` (Documentation/admin-guide/mm/pagemap.rst): what is
+/// dropped while it is protected stays marked as both.
 const SWAPPED: u64 = 1 << 62;
 const PROTECTED: u64 = 1 << 57;
 
@@ -286,7 +288,8 @@ impl Scribbler<'_> {
     }
 }
 
-/// `O_DIRECT` where files of tests can be read so: then a device writes to pages that the kernel got hold of before.
+/// `O_DIRECT` where files of tests can be read so: then a device writes to pages that the kernel
+/// got hold of before.
 fn direct() -> i32 {
     let file = tempfile::NamedTempFile::new().unwrap();
     file.as_file().write_all(&[1; PAGE_BYTES]).unwrap();

@@ -1,4 +1,5 @@
-//! The configuration space: `struct virtio_balloon_config` (virtio 1.2, 5.5.4), always little-endian.
+//! The configuration space: `struct virtio_balloon_config` (virtio 1.2, 5.5.4), always
+//! little-endian.
 
 use crate::virtio::signals::ConfigSpace;
 

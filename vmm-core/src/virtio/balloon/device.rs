@@ -1,9 +1,10 @@
 //! The balloon as a device.
 //!
-//! Dropping pages is up to the device, so what cannot be dropped is answered like the rest, and the log
-//! hears of it once. A driver that names what is not RAM breaks the queue. Pages in the balloon are dropped
-//! whatever their poison: the driver writes them anew when it takes them back. Reported pages come back as
-//! they are, so they are only dropped while a page of zeros is what the driver wants (5.5.6.7).
+//! Dropping pages is up to the device, so what cannot be dropped is answered like the rest, and the
+//! log hears of it once. A driver that names what is not RAM breaks the queue. Pages in the balloon
+//! are dropped whatever their poison: the driver writes them anew when it takes them back. Reported
+//! pages come back as they are, so they are only dropped while a page of zeros is what the driver
+//! wants (5.5.6.7).
 
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -26,15 +27,17 @@ use crate::virtio::signals::ConfigSpace;
 const QUEUE_SIZE: u16 = 128;
 /// Most pages in a request to inflate. Linux sends 256; a longer request breaks the queue.
 const PFNS_MAX: usize = 4096;
-/// Requests to inflate that are served before the thread looks for other work. A pause waits for so many at
-/// most, that is for 16,384 system calls in the worst case, some 20 ms.
+/// Requests to inflate that are served before the thread looks for other work. A pause waits for so
+/// many at most, that is for 16,384 system calls in the worst case, some 20 ms.
 const INFLATE_BATCH: usize = 4;
-/// Most bytes of one hint that count, and hints that are looked at at a time: a hint costs no system call.
+/// Most bytes of one hint that count, and hints that are looked at at a time: a hint costs no
+/// system call.
 const HINT_BYTES_MAX: u64 = REPORT_BYTES_MAX;
 const HINT_BATCH: usize = 64;
 /// Requests to deflate that are served at a time; they are only answered.
 const DEFLATE_BATCH: usize = 64;
-/// Most bytes dropped for one report; the rest stays where it is. Linux reports up to 128 MiB at a time.
+/// Most bytes dropped for one report; the rest stays where it is. Linux reports up to 128 MiB at a
+/// time.
 const REPORT_BYTES_MAX: u64 = 256 << 20;
 /// Reports that are served at a time.
 const REPORT_BATCH: usize = 4;
@@ -97,8 +100,8 @@ pub enum FreePages {
     Hinted,
 }
 
-/// Who has set a balloon's target. It goes wherever the guest goes: an optimizer that takes memory gives it back, but leaves
-/// what an operator has set.
+/// Who has set a balloon's target. It goes wherever the guest goes: an optimizer that takes memory
+/// gives it back, but leaves what an operator has set.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SetBy {
@@ -165,8 +168,9 @@ impl BalloonDevice {
         self.asked = true;
     }
 
-    /// Asks the driver which pages are free, if it can tell. Hints are not asked for where pages are reported: those
-    /// are zeros already, and a guest that clears what it takes would fill them for nothing.
+    /// Asks the driver which pages are free, if it can tell. Hints are not asked for where pages
+    /// are reported: those are zeros already, and a guest that clears what it takes would fill them
+    /// for nothing.
     pub(crate) fn begin_hints(&mut self, rings: &Rings<'_>) {
         if self.gives_hints() {
             self.hints.begin(rings.ram());
@@ -179,7 +183,8 @@ impl BalloonDevice {
         self.hints.progress()
     }
 
-    /// Has the driver take its pages back; returns those that it named, a word for each chunk, or nothing.
+    /// Has the driver take its pages back; returns those that it named, a word for each chunk, or
+    /// nothing.
     pub(crate) fn end_hints(&mut self, rings: &Rings<'_>) -> Vec<u64> {
         if !self.hints.is_asking() {
             return Vec::new();
@@ -237,8 +242,8 @@ impl BalloonDevice {
         })
     }
 
-    /// Notes what the driver names. A buffer to read is a command's id, one to write is free memory; nothing is
-    /// written there.
+    /// Notes what the driver names. A buffer to read is a command's id, one to write is free
+    /// memory; nothing is written there.
     fn take_hints(&mut self, index: usize, rings: &mut Rings<'_>) -> Result<Progress, QueueError> {
         let ram = rings.ram();
         rings.serve(index, HINT_BATCH, |mut chain, memory| {
@@ -271,8 +276,8 @@ impl BalloonDevice {
         Ok(dropped)
     }
 
-    /// Keeps one buffer of statistics until new ones are wanted. Others wait in the queue: a driver makes
-    /// no more work than the host asks for.
+    /// Keeps one buffer of statistics until new ones are wanted. Others wait in the queue: a driver
+    /// makes no more work than the host asks for.
     fn exchange_statistics(
         &mut self,
         index: usize,

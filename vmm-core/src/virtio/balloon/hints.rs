@@ -1,9 +1,9 @@
-//! Free page hinting (virtio 1.2, 5.5.6.6): at the host's asking, the driver takes all free pages that it can
-//! get and names them, and keeps them until it is told that the host is done.
+//! Free page hinting (virtio 1.2, 5.5.6.6): at the host's asking, the driver takes all free pages
+//! that it can get and names them, and keeps them until it is told that the host is done.
 //!
-//! Unlike a reported page, a hinted one may be taken back and written by the guest at any time, also
-//! before its hint was looked at. So nothing is dropped here: the pages are only noted, and whoever
-//! asked leaves those alone that were written since.
+//! Unlike a reported page, a hinted one may be taken back and written by the guest at any time,
+//! also before its hint was looked at. So nothing is dropped here: the pages are only noted, and
+//! whoever asked leaves those alone that were written since.
 
 use std::ops::Range;
 
@@ -117,7 +117,8 @@ impl Hints {
         };
     }
 
-    /// The driver names these pages, all of them RAM. They count when it answers the command that stands.
+    /// The driver names these pages, all of them RAM. They count when it answers the command that
+    /// stands.
     pub(super) fn on_pages(&mut self, ram: &GuestRam, ranges: &[Range<u64>]) {
         if self.stage != Stage::Answering {
             return;

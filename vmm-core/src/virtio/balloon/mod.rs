@@ -1,10 +1,11 @@
 //! A balloon (virtio 1.2, 5.5): the guest gives memory back to the host, and takes it again.
 //!
-//! Two ways lead there. The operator sets a *target*, the driver fills its *balloon* with pages of the
-//! guest's until no more than that is left (*inflate*), and empties it when the target rises or the guest
-//! runs out of memory (*deflate*, and deflate-on-oom). And without anybody's asking, the driver *reports*
-//! pages that are free at the moment. In both cases the host drops the pages; they read as zeros when the
-//! guest uses them again, and count as written, so that a migration under way does not keep what was there.
+//! Two ways lead there. The operator sets a *target*, the driver fills its *balloon* with pages of
+//! the guest's until no more than that is left (*inflate*), and empties it when the target rises or
+//! the guest runs out of memory (*deflate*, and deflate-on-oom). And without anybody's asking, the
+//! driver *reports* pages that are free at the moment. In both cases the host drops the pages; they
+//! read as zeros when the guest uses them again, and count as written, so that a migration under
+//! way does not keep what was there.
 //!
 //! | file | is |
 //! |---|---|
@@ -16,8 +17,8 @@
 //! | `hints` | free pages that the guest names when a migration asks |
 //! | `state` | what is saved |
 //!
-//! *Hints* are for drivers that do not report: a reported page is a page of zeros already, which costs a
-//! migration next to nothing (docs/adr/0015-free-page-hints.md).
+//! *Hints* are for drivers that do not report: a reported page is a page of zeros already, which
+//! costs a migration next to nothing (docs/adr/0015-free-page-hints.md).
 
 mod config;
 mod device;

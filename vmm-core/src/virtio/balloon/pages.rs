@@ -1,4 +1,5 @@
-//! From what a driver names to ranges of guest-physical addresses: whole pages, in order, none twice.
+//! From what a driver names to ranges of guest-physical addresses: whole pages, in order, none
+//! twice.
 //!
 //! Whether they are RAM is for others to check.
 

@@ -1,9 +1,9 @@
 //! Which queue is which.
 //!
-//! By the specification (virtio 1.2, 5.5.2) each queue has a number of its own, whether the others exist or
-//! not. Linux numbers those that the features brought about one after the other, and so does QEMU: without
-//! statistics, its queue of hints is number 2. Which of the two a driver does shows in the queues that it has
-//! set up, so this device understands both.
+//! By the specification (virtio 1.2, 5.5.2) each queue has a number of its own, whether the others
+//! exist or not. Linux numbers those that the features brought about one after the other, and so
+//! does QEMU: without statistics, its queue of hints is number 2. Which of the two a driver does
+//! shows in the queues that it has set up, so this device understands both.
 
 use super::feature;
 
@@ -32,8 +32,8 @@ const OPTIONAL: [(u64, Role); 3] = [
     (feature::REPORTING, Role::Reporting),
 ];
 
-/// What queue `index` is for when the driver has accepted `features` and set up the queues for which
-/// `is_set_up` holds.
+/// What queue `index` is for when the driver has accepted `features` and set up the queues for
+/// which `is_set_up` holds.
 pub(super) fn role(index: usize, features: u64, is_set_up: impl Fn(usize) -> bool) -> Option<Role> {
     let place = match index {
         0 => return Some(Role::Inflate),

@@ -1,4 +1,5 @@
-//! What is saved of a balloon. The pages in it are the driver's business: here they are zeros like others.
+//! What is saved of a balloon. The pages in it are the driver's business: here they are zeros like
+//! others.
 
 use serde::{Deserialize, Serialize};
 

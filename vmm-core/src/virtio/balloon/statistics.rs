@@ -1,7 +1,7 @@
 //! What a guest says of its memory: pairs of a tag and a value (virtio 1.2, 5.5.6.3).
 //!
-//! All of it is optional and none of it can be trusted. The pairs come in any order; of a tag that comes
-//! twice, the last counts, and tags that nobody knows are left out.
+//! All of it is optional and none of it can be trusted. The pairs come in any order; of a tag that
+//! comes twice, the last counts, and tags that nobody knows are left out.
 
 use serde::{Deserialize, Serialize};
 
@@ -12,7 +12,8 @@ const PAIRS_MAX: usize = 64;
 /// Most bytes of statistics that are looked at.
 pub(super) const BYTES_MAX: usize = PAIR_BYTES * PAIRS_MAX;
 
-/// A guest's statistics, with the fields of `linux/virtio_balloon.h` (`VIRTIO_BALLOON_S_*`) as of Linux 6.12.
+/// A guest's statistics, with the fields of `linux/virtio_balloon.h` (`VIRTIO_BALLOON_S_*`) as of
+/// Linux 6.12.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Statistics {

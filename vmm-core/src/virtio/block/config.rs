@@ -98,8 +98,8 @@ pub struct BlockConfig {
 }
 
 impl BlockConfig {
-    /// The disk at `path`, an existing regular file or block device. `serial` is what the guest sees
-    /// as the disk's serial number, at most 20 characters of ASCII.
+    /// The disk at `path`, an existing regular file or block device. `serial` is what the guest
+    /// sees as the disk's serial number, at most 20 characters of ASCII.
     ///
     /// # Errors
     /// [`DeviceError`].
@@ -165,7 +165,8 @@ impl BlockConfig {
         }
     }
 
-    /// With the evidence that this host has: it is not taken over from the host that the guest came from.
+    /// With the evidence that this host has: it is not taken over from the host that the guest came
+    /// from.
     #[must_use]
     pub(crate) fn identified(self) -> Self {
         let disk = Disk::open_present(&self.path, self.access);
@@ -287,7 +288,8 @@ impl BlockConfig {
         }
     }
 
-    /// Checks that the disk at its path is the one that the guest has at the source, which has given its proof.
+    /// Checks that the disk at its path is the one that the guest has at the source, which has
+    /// given its proof.
     pub(crate) fn check_shared(&self) -> Result<(), DeviceError> {
         if self.origin != Origin::Present {
             return Ok(());

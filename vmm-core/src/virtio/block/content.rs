@@ -1,7 +1,8 @@
 //! The content of a disk, for whoever copies it while the guest runs: by chunks, as guest memory.
 //!
-//! It shares the open file with the device, so it reads what the guest has written, and a pause or a
-//! save concerns it no less. At the destination of a copy it is what the content is written through.
+//! It shares the open file with the device, so it reads what the guest has written, and a pause or
+//! a save concerns it no less. At the destination of a copy it is what the content is written
+//! through.
 
 use std::fs::File;
 use std::io;
@@ -77,7 +78,8 @@ impl DiskContent {
         self.file.metadata().is_ok_and(|found| found.file_type().is_block_device())
     }
 
-    /// What it is recognized by, whatever is at its path by now; `None` when the system does not tell.
+    /// What it is recognized by, whatever is at its path by now; `None` when the system does not
+    /// tell.
     pub fn identity(&self) -> Option<DiskIdentity> {
         DiskIdentity::of(&self.file.metadata().ok()?)
     }
@@ -102,7 +104,8 @@ impl DiskContent {
         }
     }
 
-    /// Notes on the disk, durably, that its content has gone, and `where_to`: from now on it is refused as a guest's disk here.
+    /// Notes on the disk, durably, that its content has gone, and `where_to`: from now on it is
+    /// refused as a guest's disk here.
     ///
     /// # Errors
     /// The system's answer: not all file systems can keep the note.
@@ -118,7 +121,8 @@ impl DiskContent {
         departed::forget(&self.file)
     }
 
-    /// Marks the disk for the destination of a migration, if it is a file: another host then tells it from others.
+    /// Marks the disk for the destination of a migration, if it is a file: another host then tells
+    /// it from others.
     ///
     /// # Errors
     /// The system's answer: the file is another user's, for example.
@@ -146,14 +150,14 @@ impl DiskContent {
         self.log.collect(words);
     }
 
-    /// Forgets that the pages in `words`, from chunk `first_chunk` on, were written. Call it before they
-    /// are read.
+    /// Forgets that the pages in `words`, from chunk `first_chunk` on, were written. Call it before
+    /// they are read.
     pub fn rearm(&self, first_chunk: usize, words: &[u64]) {
         self.log.clear(first_chunk, words);
     }
 
-    /// Sets in `words`, one for each chunk, which pages hold something, as far as the file system can
-    /// tell; the others read as zeros.
+    /// Sets in `words`, one for each chunk, which pages hold something, as far as the file system
+    /// can tell; the others read as zeros.
     ///
     /// # Errors
     /// The system's answer.
@@ -175,7 +179,8 @@ impl DiskContent {
         Ok(())
     }
 
-    /// Copies content into `buf`, from page `first_page` of `chunk` on; what is behind the disk's end is zeros.
+    /// Copies content into `buf`, from page `first_page` of `chunk` on; what is behind the disk's
+    /// end is zeros.
     ///
     /// # Errors
     /// The range lies outside, or the disk cannot be read.
@@ -191,7 +196,8 @@ impl DiskContent {
         self.file.read_exact_at(content, offset).map_err(|error| self.failed(error))
     }
 
-    /// Writes content from page `first_page` of `chunk` on; what is behind the disk's end is left out.
+    /// Writes content from page `first_page` of `chunk` on; what is behind the disk's end is left
+    /// out.
     ///
     /// # Errors
     /// The range lies outside, or the disk cannot be written: it may be full.
@@ -200,7 +206,8 @@ impl DiskContent {
         self.file.write_all_at(&data[..inside], offset).map_err(|error| self.failed(error))
     }
 
-    /// Makes the pages of `chunk` in `mask` zeros, and gives their room back where that is possible.
+    /// Makes the pages of `chunk` in `mask` zeros, and gives their room back where that is
+    /// possible.
     ///
     /// # Errors
     /// The chunk lies outside, or the disk cannot be written.
@@ -224,7 +231,8 @@ impl DiskContent {
         self.file.sync_data().map_err(flush)
     }
 
-    /// Makes all that was written durable, and says what the disk looks like, of a guest that stands still: see [`Seal`].
+    /// Makes all that was written durable, and says what the disk looks like, of a guest that
+    /// stands still: see [`Seal`].
     ///
     /// # Errors
     /// The system's answer.
@@ -249,12 +257,12 @@ impl DiskContent {
         }
     }
 
-    /// Gives all `disks` that have arrived their names, durably: from now on they outlive this process. Leaves out those
-    /// that have one.
+    /// Gives all `disks` that have arrived their names, durably: from now on they outlive this
+    /// process. Leaves out those that have one.
     ///
     /// # Errors
-    /// [`DeviceError::DiskExists`] when somebody has taken a name meanwhile; what the system answers. None has a name then, but
-    /// for those that had replaced another disk by then.
+    /// [`DeviceError::DiskExists`] when somebody has taken a name meanwhile; what the system
+    /// answers. None has a name then, but for those that had replaced another disk by then.
     pub fn adopt(disks: &[&Self]) -> Result<(), DeviceError> {
         let mut origins: Vec<_> = disks.iter().map(|disk| disk.unnamed()).collect();
         let files = disks.iter().zip(&origins).filter_map(|(disk, origin)| match **origin {
@@ -272,7 +280,8 @@ impl DiskContent {
         self.unnamed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Where a range of pages lies in the file, and how many of its `len` bytes are before the disk's end.
+    /// Where a range of pages lies in the file, and how many of its `len` bytes are before the
+    /// disk's end.
     fn place(
         &self,
         chunk: usize,

@@ -1,4 +1,5 @@
-//! A copy of a disk's content in a file: shared with the disk where the file system can do that, holes and all.
+//! A copy of a disk's content in a file: shared with the disk where the file system can do that,
+//! holes and all.
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
@@ -13,7 +14,8 @@ use crate::raw_io::{self, Extent};
 /// Read and written at a time, in bytes.
 const PIECE_BYTES: usize = 1 << 20;
 
-/// Copies the first `bytes` of `from` to the empty file `to`; `step` is told how many have been dealt with, now and then.
+/// Copies the first `bytes` of `from` to the empty file `to`; `step` is told how many have been
+/// dealt with, now and then.
 ///
 /// # Errors
 /// What `step` says; the system's answer.
@@ -46,7 +48,8 @@ pub fn copy_content(
     step(bytes)
 }
 
-/// The next range of `file`'s first `bytes`, from `at` on, that may hold something else than zeros; `None` when there is none.
+/// The next range of `file`'s first `bytes`, from `at` on, that may hold something else than zeros;
+/// `None` when there is none.
 ///
 /// # Errors
 /// The system's answer.
@@ -66,7 +69,8 @@ pub(super) fn next_data(file: &File, at: u64, bytes: u64) -> io::Result<Option<(
     Ok(Some((data, hole.unwrap_or(bytes).clamp(data + 1, bytes))))
 }
 
-/// Gives a copy the modification time by which it is known, in seconds since 1970: see [`super::Seal::File`].
+/// Gives a copy the modification time by which it is known, in seconds since 1970: see
+/// [`super::Seal::File`].
 ///
 /// # Errors
 /// The system's answer.

@@ -1,7 +1,7 @@
 //! A note on a disk whose content has gone to another host with its guest: what is left is old.
 //!
-//! The note is an extended attribute, so it stays with the file wherever that is moved. A file system without such attributes
-//! keeps none.
+//! The note is an extended attribute, so it stays with the file wherever that is moved. A file
+//! system without such attributes keeps none.
 
 use std::fs::File;
 use std::io::{self, ErrorKind};

@@ -357,7 +357,8 @@ impl Device for BlockDevice {
         self.disk.trust();
     }
 
-    /// The disk's content must have reached the disk: another host does not see what is in this one's cache.
+    /// The disk's content must have reached the disk: another host does not see what is in this
+    /// one's cache.
     fn settle(&mut self) -> Result<(), DeviceError> {
         self.disk.flush()
     }

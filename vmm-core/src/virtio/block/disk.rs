@@ -36,7 +36,8 @@ pub(crate) struct Disk {
     expected: Expected,
 }
 
-/// What a disk must look like when its guest takes it over, whose memory would not fit it otherwise.
+/// What a disk must look like when its guest takes it over, whose memory would not fit it
+/// otherwise.
 #[derive(Debug)]
 enum Expected {
     /// Its content is what the guest finds there.
@@ -94,7 +95,8 @@ impl Disk {
         if let Some(where_to) = departed::where_to(&file) {
             return Err(DeviceError::DiskDeparted { path: path.to_path_buf(), where_to });
         }
-        // Up to Linux 5.14 io_uring answers reads of such a file that would wait with "again", for ever.
+        // Up to Linux 5.14 io_uring answers reads of such a file that would wait with "again", for
+        // ever.
         fcntl(&file, FcntlArg::F_SETFL(OFlag::empty())).map_err(|error| failed(error.into()))?;
         // The end of a block device is found by seeking alone.
         let bytes = (&file).seek(SeekFrom::End(0)).map_err(failed)?;
@@ -142,8 +144,8 @@ impl Disk {
     /// Locks it, and from then on trusts its content.
     ///
     /// # Errors
-    /// [`DeviceError::DiskInUse`]; [`DeviceError::DiskWritten`]; [`DeviceError::DiskUnsealed`] for a guest that was saved; what the
-    /// system answers.
+    /// [`DeviceError::DiskInUse`]; [`DeviceError::DiskWritten`]; [`DeviceError::DiskUnsealed`] for
+    /// a guest that was saved; what the system answers.
     pub(crate) fn take_over(&mut self) -> Result<(), DeviceError> {
         if self.locked {
             return Ok(());
@@ -230,7 +232,8 @@ impl Disk {
         }
     }
 
-    /// Makes all that the guest has written durable. A disk that never was the guest's here is left alone.
+    /// Makes all that the guest has written durable. A disk that never was the guest's here is left
+    /// alone.
     ///
     /// # Errors
     /// [`DeviceError::Flush`].

@@ -5,7 +5,8 @@ use std::fs::File;
 use nix::sys::statfs::{self, FsType, fstatfs};
 use serde::{Deserialize, Serialize};
 
-/// File systems that pass locks on to other hosts (statfs(2) has their numbers; nix does not have all of them).
+/// File systems that pass locks on to other hosts (statfs(2) has their numbers; nix does not have
+/// all of them).
 const NETWORK_FILE_SYSTEMS: [FsType; 7] = [
     statfs::NFS_SUPER_MAGIC,
     statfs::OCFS2_SUPER_MAGIC,

@@ -1,8 +1,9 @@
 //! Which parts of a disk the guest has written: the disk's counterpart of dirty-page tracking.
 //!
-//! A bit stands for a page of 4096 bytes, a word for a chunk, as in the dirty bitmap of memory. The device
-//! marks a range *after* it was written, also when that failed half-way. So who clears a bit and then
-//! reads misses nothing: a write that was under way meanwhile sets it again, and a pause waits for all writes.
+//! A bit stands for a page of 4096 bytes, a word for a chunk, as in the dirty bitmap of memory. The
+//! device marks a range *after* it was written, also when that failed half-way. So who clears a bit
+//! and then reads misses nothing: a write that was under way meanwhile sets it again, and a pause
+//! waits for all writes.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock};

@@ -23,7 +23,8 @@ pub(super) const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// decides. A serial number may be a controller's, or whatever its user typed.
 const KINDS: [&str; 6] = ["boot", "wwid", "device/wwid", DM_UUID, "device/serial", "serial"];
 const DM_UUID: &str = "dm/uuid";
-/// The name of a device of the device mapper: on its own host alone, and the last that counts there.
+/// The name of a device of the device mapper: on its own host alone, and the last that counts
+/// there.
 const DM_NAME: &str = "dm/name";
 
 /// Kinds of names of the physical disks below a device, the most exact one first, and where each

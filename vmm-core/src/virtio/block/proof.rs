@@ -24,11 +24,13 @@ use crate::raw_io;
 pub(super) const NAMES_MAX: usize = 8;
 /// Longest name of a device, in bytes.
 pub(super) const NAME_BYTES_MAX: usize = 256;
-/// How far ahead of now an access time must be so that no read updates it (`relatime_need_update` in fs/inode.c), with room.
+/// How far ahead of now an access time must be so that no read updates it (`relatime_need_update`
+/// in fs/inode.c), with room.
 const AHEAD: Duration = Duration::from_secs(48 * 3600);
 /// An access time that is further ahead than this is a mark.
 const MARKED_AHEAD: Duration = Duration::from_secs(24 * 3600);
-/// How long another guest's mark on the same file is waited for. One that stays longer was left by a process that was killed.
+/// How long another guest's mark on the same file is waited for. One that stays longer was left by
+/// a process that was killed.
 const MARK_PATIENCE: Duration = Duration::from_secs(10);
 /// How often that is looked at.
 const MARK_INTERVAL: Duration = Duration::from_millis(50);
@@ -103,10 +105,12 @@ pub struct Mark {
 }
 
 impl Mark {
-    /// Marks `file`, if it is a regular one. Waits while another guest that reads the same file has it marked.
+    /// Marks `file`, if it is a regular one. Waits while another guest that reads the same file has
+    /// it marked.
     ///
     /// # Errors
-    /// The access time cannot be set: the file belongs to another user, or its file system is read-only.
+    /// The access time cannot be set: the file belongs to another user, or its file system is
+    /// read-only.
     pub(super) fn set(file: &Arc<File>) -> io::Result<Option<Self>> {
         if !file.metadata()?.is_file() {
             return Ok(None);

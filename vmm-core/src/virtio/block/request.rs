@@ -1,8 +1,9 @@
 //! What a driver asks of a disk (virtio 1.2, 5.2.6), understood without touching the disk.
 //!
-//! A request is 16 bytes of header, data in one of the directions, and a byte for the status at the very
-//! end. Anything is possible in it but to harm somebody else: what does not fit the disk or the limits
-//! is answered with an error, and only a request without that last byte breaks the queue.
+//! A request is 16 bytes of header, data in one of the directions, and a byte for the status at the
+//! very end. Anything is possible in it but to harm somebody else: what does not fit the disk or
+//! the limits is answered with an error, and only a request without that last byte breaks the
+//! queue.
 
 #[cfg(test)]
 mod tests;

@@ -1,4 +1,5 @@
-//! Whether a disk was written since its guest was saved or left it: the guest's memory must match its disk.
+//! Whether a disk was written since its guest was saved or left it: the guest's memory must match
+//! its disk.
 //!
 //! Of a file its modification time tells. What a guest writes becomes durable before that time
 //! does, so a guest that starts on a file sets it, durably, before its first write. A block device
@@ -25,8 +26,8 @@ const BOOT_BYTES_MAX: usize = 64;
 const BREAK_PATIENCE: Duration = Duration::from_secs(3);
 /// Most store them to the tick of the kernel's clock.
 const BREAK_INTERVAL: Duration = Duration::from_millis(4);
-/// Where the sectors written and discarded stand in a device's `stat` (Documentation/block/stat.rst); before Linux 4.18 there are
-/// no latter ones.
+/// Where the sectors written and discarded stand in a device's `stat`
+/// (Documentation/block/stat.rst); before Linux 4.18 there are no latter ones.
 const SECTORS_CHANGED: [usize; 2] = [6, 13];
 
 /// What a disk looked like when its guest last had it.

@@ -1,7 +1,7 @@
 //! A disk on its way here: a file without a name (`O_TMPFILE`) until its guest is this host's.
 //!
-//! So nothing half copied can be taken for a disk, and nothing is left behind, however the copy ends: the
-//! kernel forgets the file with the last process that has it open.
+//! So nothing half copied can be taken for a disk, and nothing is left behind, however the copy
+//! ends: the kernel forgets the file with the last process that has it open.
 
 use std::fs::{File, OpenOptions, Permissions};
 use std::io;
@@ -16,8 +16,8 @@ use crate::virtio::DeviceError;
 /// Like other programs' images of disks: for the user that the guest runs as alone.
 const MODE: u32 = 0o600;
 
-/// Checks that a disk could be made at `path`. Creates nothing. What is there and may be replaced is locked for as
-/// long as the file that is returned is open.
+/// Checks that a disk could be made at `path`. Creates nothing. What is there and may be replaced
+/// is locked for as long as the file that is returned is open.
 ///
 /// # Errors
 /// [`DeviceError::DiskExists`], [`DeviceError::DiskInUse`]; what the system answers.
@@ -65,8 +65,9 @@ fn lock_unused(path: &Path) -> Result<File, DeviceError> {
     if is_same { Ok(file) } else { Err(in_use()) }
 }
 
-/// Makes the file for a disk of `bytes` that is to be at `path`. It is locked against everybody else, so that nobody takes it
-/// between the moment in which it gets its name and that in which its guest takes it over.
+/// Makes the file for a disk of `bytes` that is to be at `path`. It is locked against everybody
+/// else, so that nobody takes it between the moment in which it gets its name and that in which its
+/// guest takes it over.
 ///
 /// # Errors
 /// The file system cannot have files without names, or has no room.
@@ -108,12 +109,13 @@ struct Named {
     old: Option<File>,
 }
 
-/// Gives all `files` their names, and makes that durable: all places are checked, and what is to be replaced is locked; then each
-/// file gets a name, beside its own where it replaces another; then those take their places.
+/// Gives all `files` their names, and makes that durable: all places are checked, and what is to be
+/// replaced is locked; then each file gets a name, beside its own where it replaces another; then
+/// those take their places.
 ///
 /// # Errors
-/// As [`check_place`]; no file has a name then, but for those that had replaced another by then. A file that has lost its
-/// name again cannot get another.
+/// As [`check_place`]; no file has a name then, but for those that had replaced another by then. A
+/// file that has lost its name again cannot get another.
 pub(super) fn give_names(files: &[Nameless<'_>]) -> Result<(), DeviceError> {
     let places = files.iter().map(|file| check_place(file.path, file.occupied));
     let places = places.collect::<Result<Vec<_>, _>>()?;

@@ -1,8 +1,9 @@
 //! Telling the network where the guest is now: frames that a switch learns its port from.
 //!
-//! The host sends them in the guest's name, so they come whatever the guest runs: reverse ARP (RFC 903), as other
-//! hypervisors do, since nobody answers and nobody's table changes but those of switches. The driver is asked to
-//! announce itself too (`VIRTIO_NET_F_GUEST_ANNOUNCE`), which knows its IP addresses and VLANs.
+//! The host sends them in the guest's name, so they come whatever the guest runs: reverse ARP (RFC
+//! 903), as other hypervisors do, since nobody answers and nobody's table changes but those of
+//! switches. The driver is asked to announce itself too (`VIRTIO_NET_F_GUEST_ANNOUNCE`), which
+//! knows its IP addresses and VLANs.
 
 use std::time::{Duration, Instant};
 
@@ -49,7 +50,8 @@ impl Announcement {
     }
 }
 
-/// Reverse ARP to everybody, asking for the IP address of `mac`, after an empty header of virtio-net's.
+/// Reverse ARP to everybody, asking for the IP address of `mac`, after an empty header of
+/// virtio-net's.
 pub(super) fn frame(mac: MacAddress) -> [u8; ANNOUNCEMENT_BYTES] {
     let mac = mac.bytes();
     let mut bytes = [0; ANNOUNCEMENT_BYTES];

@@ -65,7 +65,8 @@ impl fmt::Display for NetLink {
     }
 }
 
-/// A network device of a guest. A migration expects a bridge, or a tap, of the same name at the destination.
+/// A network device of a guest. A migration expects a bridge, or a tap, of the same name at the
+/// destination.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetConfig {
     link: NetLink,

@@ -1,15 +1,16 @@
 //! What the driver asks by the control queue (virtio 1.2, 5.1.6.5).
 //!
-//! The guest gets all frames that come to its tap, so what it wants to receive is noted and changes nothing: the driver
-//! sorts out the rest, as it would have to anyway. Its address stays as it is: the guest would lose it with its driver, and the
-//! network with each migration.
+//! The guest gets all frames that come to its tap, so what it wants to receive is noted and changes
+//! nothing: the driver sorts out the rest, as it would have to anyway. Its address stays as it is:
+//! the guest would lose it with its driver, and the network with each migration.
 
 use virtio_bindings::virtio_net as net;
 
 use crate::memory::RamMap;
 use crate::virtio::queue::{Chain, QueueError};
 
-/// Bytes of a command that are looked at; none that is known is longer, but for tables of addresses.
+/// Bytes of a command that are looked at; none that is known is longer, but for tables of
+/// addresses.
 const BYTES_MAX: u64 = 16;
 
 /// What has to follow.

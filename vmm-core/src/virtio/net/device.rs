@@ -95,7 +95,8 @@ impl NetDevice {
 
     /// What frames may leave to this driver.
     fn offloads(&self) -> u32 {
-        // Without checksums left to it, a driver cannot take frames that are still to be cut (5.1.3.1).
+        // Without checksums left to it, a driver cannot take frames that are still to be cut
+        // (5.1.3.1).
         if !self.has(VIRTIO_NET_F_GUEST_CSUM) {
             return 0;
         }
@@ -258,7 +259,8 @@ impl Device for NetDevice {
         }
     }
 
-    /// Tells the network that the guest is here if it may believe otherwise. Nobody knows a guest without a driver.
+    /// Tells the network that the guest is here if it may believe otherwise. Nobody knows a guest
+    /// without a driver.
     fn resumed(&mut self, rings: &mut Rings<'_>) {
         let stood = self.paused_at.take().map(|then| rings.now().saturating_duration_since(then));
         let moved =
@@ -296,7 +298,8 @@ impl Device for NetDevice {
         self.port.close_to_traffic();
     }
 
-    /// Nothing is kept: whether the driver was asked to announce itself does not matter, as it is asked again.
+    /// Nothing is kept: whether the driver was asked to announce itself does not matter, as it is
+    /// asked again.
     fn load(&mut self, state: &[u8]) -> Result<(), String> {
         self.moved = true;
         expect_no_state(state)

@@ -19,8 +19,8 @@ pub struct MacAddress([u8; 6]);
 pub struct MacError(String);
 
 impl MacAddress {
-    /// An address that nobody else has, but for a chance of one in seventy trillion: chosen by chance among those
-    /// that are administered locally (IEEE 802, 8.2).
+    /// An address that nobody else has, but for a chance of one in seventy trillion: chosen by
+    /// chance among those that are administered locally (IEEE 802, 8.2).
     ///
     /// # Errors
     /// The host has no entropy yet.

@@ -1,4 +1,5 @@
-//! What is counted of a network device: written by its thread, read by whoever wants to know, whom it does not wait for.
+//! What is counted of a network device: written by its thread, read by whoever wants to know, whom
+//! it does not wait for.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

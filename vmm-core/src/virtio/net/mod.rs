@@ -1,5 +1,5 @@
-//! A network device (virtio 1.2, 5.1): frames go between the guest's buffers and a tap of the host's, without a copy
-//! in between.
+//! A network device (virtio 1.2, 5.1): frames go between the guest's buffers and a tap of the
+//! host's, without a copy in between.
 //!
 //! | file | is |
 //! |---|---|

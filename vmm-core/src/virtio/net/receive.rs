@@ -1,9 +1,10 @@
 //! Frames for the guest: read straight into the buffers that its driver has offered.
 //!
-//! A frame's length is known when it has been read, so there must be room for the longest before. Where the driver
-//! takes frames in pieces (`VIRTIO_NET_F_MRG_RXBUF`), buffers are therefore taken from the queue ahead and *held*; those that
-//! a frame does not need wait for the next one. A pause puts them back. Only while a driver offers too few of them, a frame
-//! is read to the side first, and copied when it fits.
+//! A frame's length is known when it has been read, so there must be room for the longest before.
+//! Where the driver takes frames in pieces (`VIRTIO_NET_F_MRG_RXBUF`), buffers are therefore taken
+//! from the queue ahead and *held*; those that a frame does not need wait for the next one. A pause
+//! puts them back. Only while a driver offers too few of them, a frame is read to the side first,
+//! and copied when it fits.
 
 use std::collections::VecDeque;
 use std::io;
@@ -54,7 +55,8 @@ struct Held {
 }
 
 impl Receiver {
-    /// A receiver of frames that are no longer than the MTU says, or than the longest that can be cut into frames later.
+    /// A receiver of frames that are no longer than the MTU says, or than the longest that can be
+    /// cut into frames later.
     pub(super) fn new(filling: Filling, mtu: usize, takes_long: bool) -> Self {
         let payload = if takes_long { PAYLOAD_BYTES_MAX } else { mtu };
         let room_wanted = (HEADER_BYTES + ETHERNET_BYTES + payload) as u64;
@@ -84,7 +86,8 @@ impl Receiver {
             }
             let wanted = self.waiting.as_ref().map_or(self.room_wanted, |frame| frame.len() as u64);
             if !self.make_room(wanted, queue, memory)? {
-                // The driver notifies when it has more; one that it offered before it was told to is seen now.
+                // The driver notifies when it has more; one that it offered before it was told to
+                // is seen now.
                 if queue.unmute(memory)? {
                     queue.mute(memory)?;
                     continue;
@@ -126,7 +129,8 @@ impl Receiver {
         }
     }
 
-    /// Holds buffers until there is room for `wanted` bytes; false when the driver has to offer more.
+    /// Holds buffers until there is room for `wanted` bytes; false when the driver has to offer
+    /// more.
     fn make_room(
         &mut self,
         wanted: u64,
@@ -259,7 +263,8 @@ impl Receiver {
         queue.push_used_together(memory, &used)
     }
 
-    /// Puts back what is held, so that nothing but the queue's position has to be kept. A frame that waits is lost.
+    /// Puts back what is held, so that nothing but the queue's position has to be kept. A frame
+    /// that waits is lost.
     pub(super) fn put_back(&mut self, queue: Option<&mut Queue>) {
         if let Some(queue) = queue {
             queue.take_back(self.held.len());

@@ -1,7 +1,9 @@
-//! A tap of the host's: frames that the guest sends come in there, frames that go out there the guest receives.
+//! A tap of the host's: frames that the guest sends come in there, frames that go out there the
+//! guest receives.
 //!
-//! It carries nothing until the guest takes it over: a tap that was made is down until then, though on its bridge
-//! already; one that was given has its cable out. So two copies of a guest on one network are no two guests.
+//! It carries nothing until the guest takes it over: a tap that was made is down until then, though
+//! on its bridge already; one that was given has its cable out. So two copies of a guest on one
+//! network are no two guests.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -21,11 +23,11 @@ const TUN: &str = "/dev/net/tun";
 const FLAGS: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
 /// What a tap is called that has no name of its own; the kernel puts a number in.
 const NAME_PATTERN: &str = "lighter%d";
-/// First byte of the address of a tap that was made: above all others, since a bridge takes the lowest
-/// of its ports' for its own.
+/// First byte of the address of a tap that was made: above all others, since a bridge takes the
+/// lowest of its ports' for its own.
 const ADDRESS_START: u8 = 0xfe;
-/// The same when the guest's address begins so: with one address for both, the bridge keeps the guest's
-/// frames for itself.
+/// The same when the guest's address begins so: with one address for both, the bridge keeps the
+/// guest's frames for itself.
 const ADDRESS_START_OF_THOSE: u8 = 0xfa;
 
 /// Whose the interface is.
@@ -77,7 +79,8 @@ impl Tap {
         }
         let file = open_tun().map_err(failed)?;
         raw_net::attach(&file, name, FLAGS).map_err(|cause| failed(explained(cause)))?;
-        // Older kernels cannot; then frames that nobody waits for are dropped when the driver comes.
+        // Older kernels cannot; then frames that nobody waits for are dropped when the driver
+        // comes.
         let _ = raw_net::set_carrier(&file, Carrier::Off);
         let tap = Self { file, control, name: name.to_owned(), mtu, origin: Origin::Given };
         raw_net::set_header_bytes(&tap.file, HEADER_BYTES as libc::c_int).map_err(failed)?;

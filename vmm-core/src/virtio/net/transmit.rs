@@ -12,7 +12,8 @@ use crate::virtio::queue::{Chain, QueueError};
 const BYTES: std::ops::RangeInclusive<usize> =
     HEADER_BYTES + FRAME_BYTES_MIN..=HEADER_BYTES + ETHERNET_BYTES + PAYLOAD_BYTES_MAX;
 
-/// Sends the frame of `chain`. What cannot be sent is lost, as on any network; the kernel checks what the header says.
+/// Sends the frame of `chain`. What cannot be sent is lost, as on any network; the kernel checks
+/// what the header says.
 ///
 /// # Errors
 /// The queue is broken.

@@ -16,7 +16,8 @@ struct Wire {
     mtu: u16,
 }
 
-/// A device and the other end of its wire: a datagram is a frame with its header. Neither end waits.
+/// A device and the other end of its wire: a datagram is a frame with its header. Neither end
+/// waits.
 ///
 /// # Errors
 /// The system gives no sockets.

@@ -1,7 +1,7 @@
 //! One connection: a stream of the host's on one side, packets from and to the guest on the other.
 //!
-//! Bytes wait on their way in both directions, no more than [`BUFFER_BYTES`] each: the guest has been told
-//! how much room there is, and the host's program waits in its socket.
+//! Bytes wait on their way in both directions, no more than [`BUFFER_BYTES`] each: the guest has
+//! been told how much room there is, and the host's program waits in its socket.
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
@@ -97,7 +97,8 @@ impl Connection {
         self.forward();
     }
 
-    /// A packet from the guest, with its data. What does not belong to the phase breaks the connection.
+    /// A packet from the guest, with its data. What does not belong to the phase breaks the
+    /// connection.
     pub(super) fn receive(&mut self, packet: &Received, data: &[u8]) {
         self.guest = packet.credit;
         match (packet.op, self.phase) {
@@ -105,7 +106,8 @@ impl Connection {
             (Some(Op::Reset), _) => self.phase = Phase::Over,
             (Some(Op::Response), Phase::Asked) => {
                 self.phase = Phase::Open;
-                // As Firecracker and Cloud Hypervisor answer; a stream that nothing was written to takes it.
+                // As Firecracker and Cloud Hypervisor answer; a stream that nothing was written to
+                // takes it.
                 let answer = format!("OK {}\n", self.ports.host);
                 if self.stream.write_all(answer.as_bytes()).is_err() {
                     self.break_off();

@@ -288,7 +288,8 @@ impl Device for VsockDevice {
         if index == EVENT {
             return self.tell_of_reset(rings).map(|()| Progress::Idle);
         }
-        // What comes in has answers, and what goes out makes room for refusals: one is not done without the other.
+        // What comes in has answers, and what goes out makes room for refusals: one is not done
+        // without the other.
         let taken = self.take_packets(rings)?;
         let given = self.give_packets(rings)?;
         Ok(if taken == Progress::Idle { given } else { taken })

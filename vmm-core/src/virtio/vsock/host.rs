@@ -1,9 +1,10 @@
-//! The host's side: a Unix socket for programs that look for the guest, and those at which the guest looks for
-//! programs.
+//! The host's side: a Unix socket for programs that look for the guest, and those at which the
+//! guest looks for programs.
 //!
-//! As Firecracker and Cloud Hypervisor have it. Who connects to the socket `PATH` and writes `CONNECT PORT\n` is
-//! connected to that port of the guest, and reads `OK PORT\n` first. A guest that connects to port `PORT` of the host is
-//! connected to the socket `PATH_PORT`, when somebody listens there.
+//! As Firecracker and Cloud Hypervisor have it. Who connects to the socket `PATH` and writes
+//! `CONNECT PORT\n` is connected to that port of the guest, and reads `OK PORT\n` first. A guest
+//! that connects to port `PORT` of the host is connected to the socket `PATH_PORT`, when somebody
+//! listens there.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -88,7 +88,8 @@ pub(super) struct Credit {
 }
 
 impl Credit {
-    /// Bytes that may still be sent to this side after `sent`. A side that talks nonsense gets nothing.
+    /// Bytes that may still be sent to this side after `sent`. A side that talks nonsense gets
+    /// nothing.
     pub(super) fn left(self, sent: u32) -> u32 {
         self.allocated.saturating_sub(sent.wrapping_sub(self.forwarded))
     }

@@ -1,5 +1,5 @@
-//! The balloon on real KVM: a guest that gives up memory with its own instructions, what the host has got
-//! afterwards, and what a migration under way sees of it.
+//! The balloon on real KVM: a guest that gives up memory with its own instructions, what the host
+//! has got afterwards, and what a migration under way sees of it.
 
 use std::fs::File;
 use std::io::Write;
@@ -45,8 +45,8 @@ fn guest_with(balloon: DeviceConfig, dirty_log: DirtyLog) -> Vm {
     vm
 }
 
-/// Has the guest get its balloon going, inflate it by all pages at [`PAGES`], wait for the answers, say what the
-/// first of the pages holds now, and write there.
+/// Has the guest get its balloon going, inflate it by all pages at [`PAGES`], wait for the answers,
+/// say what the first of the pages holds now, and write there.
 fn inflate_all(vm: &Vm) {
     let driver = Driver::new(vm.ram().memory(), 0);
     for request in 0..REQUESTS {
@@ -80,7 +80,8 @@ const HINTS: usize = 2;
 /// Where a word becomes 1 when the guest shall go on.
 const GO: u64 = 0x38_0000;
 
-/// Has the guest get its balloon going, wait, notify of its hints, and write the second of the pages at [`PAGES`].
+/// Has the guest get its balloon going, wait, notify of its hints, and write the second of the
+/// pages at [`PAGES`].
 fn write_what_is_hinted(vm: &Vm) {
     let doorbell = [0x66, 0xba, 0xc0, 0x04, 0xef]; // mov dx, DOORBELL_PORT; out dx, eax
     let mut code = stores(&handshake_for(vm, 1 << 3, HINTS + 1));
@@ -150,7 +151,8 @@ fn resident_pages(vm: &Vm, gpa: u64, bytes: u64) -> usize {
     let region = vm.ram().mappings().next().unwrap();
     let address = region.get_host_address(MemoryRegionAddress(gpa)).unwrap() as u64;
     let mut entries = vec![0; bytes as usize / 4096 * 8];
-    // A word for each page, in which bit 63 is "present" (Documentation/admin-guide/mm/pagemap.rst).
+    // A word for each page, in which bit 63 is "present"
+    // (Documentation/admin-guide/mm/pagemap.rst).
     File::open("/proc/self/pagemap")
         .unwrap()
         .read_exact_at(&mut entries, address / 4096 * 8)

@@ -405,7 +405,8 @@ fn frames_from_before_the_driver_came_are_dropped() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Buffers of any kind in any queue, with traffic: the device works or is broken, and can be paused and saved.
+    /// Buffers of any kind in any queue, with traffic: the device works or is broken, and can be
+    /// paused and saved.
     #[test]
     fn no_driver_gets_the_device_down(
         offers in prop::collection::vec(

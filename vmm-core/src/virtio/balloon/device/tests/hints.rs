@@ -230,8 +230,8 @@ fn turn() -> impl Strategy<Value = Turn> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Whatever is said when: no page counts that the driver has not named since it was asked, and after the end
-    /// it always has its pages back.
+    /// Whatever is said when: no page counts that the driver has not named since it was asked, and
+    /// after the end it always has its pages back.
     #[test]
     fn any_order_of_words_and_pages_is_survived(turns in prop::collection::vec(turn(), 0..40)) {
         let mut bench = bench_with(FEATURES);
