@@ -5,14 +5,13 @@
 //! its name means, and a guest is built in one way. What keys mean together is in
 //! [`GuestSpec::check`]; the command line refuses the same by its attributes, as a usage error.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Deserializer};
 use uuid::Uuid;

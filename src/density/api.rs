@@ -11,7 +11,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use memopt::history::{Listing, Run, RunId};
 use memopt::plan::Plan;
-use memopt::service::{Agenda, DensityStatus, Kept, RunEnd, ServiceError, Settings};
+use memopt::service::{Agenda, DensityStatus, Kept, Pages, RunEnd, ServiceError, Settings};
 use memopt::settings::FILE_BYTES_MAX;
 use serde::Deserialize;
 
@@ -87,7 +87,8 @@ async fn make_plan(
     let Json(request) = request?;
     let settings = request.policy.map(|text| Settings::parse(&text, "policy"));
     let policy = settings.transpose().map_err(bad_request)?.map(|settings| settings.policy);
-    Ok(Json(density.client.plan(request.goal, policy, request.survey).await?))
+    let pages = if request.survey { Pages::SurveyedFirst } else { Pages::AsKnown };
+    Ok(Json(density.client.plan(request.goal, policy, pages).await?))
 }
 
 async fn begin(

@@ -70,6 +70,13 @@ impl Density {
         Ok(Self { client: client.context("cannot start memory optimization")?, tally })
     }
 
+    /// Waits until it serves; in the log, if it does not.
+    pub(crate) async fn opened(&self) {
+        if let Err(error) = self.client.opened().await {
+            tracing::error!("{error}");
+        }
+    }
+
     /// What Prometheus is shown, without another inspection.
     pub(crate) fn sample(&self) -> DensitySample {
         self.tally.sample(self.client.published())

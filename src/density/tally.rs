@@ -46,7 +46,7 @@ impl Observer for Tally {
         let counted = &self.counted;
         match event {
             Event::LastSuccess(at) => self.shown().last_success = Some(unix_time(*at)),
-            Event::Inspected(situation, ledger, policy) => {
+            Event::Inspected { situation, ledger, policy } => {
                 counted.looks.inc(&());
                 let sample = LookSample::new(situation, ledger, policy);
                 let at = unix_time(situation.unix_seconds);
@@ -56,7 +56,7 @@ impl Observer for Tally {
             Event::Planned => counted.plans.inc(&()),
             Event::RunBegan(trigger) => counted.runs_started.inc(&(of_trigger(trigger),)),
             Event::RunNotBegun(trigger) => counted.runs_not_begun.inc(&(of_trigger(trigger),)),
-            Event::RunEnded(trigger, end, took) => self.run_ended(trigger, *end, *took),
+            Event::RunEnded { trigger, end, took } => self.run_ended(trigger, *end, *took),
             Event::StepDone(action) => counted.steps.inc(&(action.actuator(),)),
             Event::StepFailed(action) => counted.steps_failed.inc(&(action.actuator(),)),
             Event::Verified(outcome) => self.verified(outcome),
@@ -64,10 +64,10 @@ impl Observer for Tally {
             Event::SurveysFailed(count) => counted.surveys_failed.add(&(), *count as f64),
             Event::Relieved => counted.reliefs.inc(&()),
             Event::ReliefFailed => counted.reliefs_failed.inc(&()),
-            Event::ScheduledAnew => self.shown().missed.clear(),
+            Event::SchedulesReplaced => self.shown().missed.clear(),
             Event::Missed(missed) => self.missed(missed),
             Event::WindowEnded(end) => counted.windows.inc(&(of_window_end(*end),)),
-            Event::BrokeDown => counted.restarts.inc(&()),
+            Event::Restarted => counted.restarts.inc(&()),
         }
     }
 }
@@ -247,9 +247,9 @@ mod tests {
         let (exporter, tally) = tally();
         let name = "lighter_density_last_success_timestamp_seconds";
         let took = Duration::from_secs(2);
-        tally.notice(&Event::RunEnded(&Trigger::Manual, RunEnd::Failed, took));
+        tally.notice(&Event::RunEnded { trigger: &Trigger::Manual, end: RunEnd::Failed, took });
         has(&page(&exporter, &tally, ""), &format!("{name} 5"));
-        tally.notice(&Event::RunEnded(&Trigger::Manual, RunEnd::Exhausted, took));
+        tally.notice(&Event::RunEnded { trigger: &Trigger::Manual, end: RunEnd::Exhausted, took });
         let page = page(&exporter, &tally, "");
         assert!(!page.contains(&format!("{name} 5")), "{page}");
         has(&page, "lighter_density_run_duration_seconds_count{trigger=\"manual\"} 2");
@@ -274,7 +274,7 @@ mod tests {
         has(&seen, &format!("{name}\"overlapped\",schedule=\"night\"}} 0"));
         assert!(!seen.contains("any more") && !seen.contains("schedule_lag"), "{seen}");
         assert!(seen.contains("next_run_timestamp_seconds{schedule=\"night\"}"), "{seen}");
-        tally.notice(&Event::ScheduledAnew);
+        tally.notice(&Event::SchedulesReplaced);
         let seen = page(&exporter, &tally, text);
         has(&seen, &format!("{name}\"absent\",schedule=\"night\"}} 0"));
     }
@@ -284,7 +284,7 @@ mod tests {
         let (exporter, tally) = tally();
         tally.notice(&Event::SurveysFailed(2));
         tally.notice(&Event::ReliefFailed);
-        tally.notice(&Event::BrokeDown);
+        tally.notice(&Event::Restarted);
         let page = page(&exporter, &tally, "");
         has(&page, "lighter_density_surveys_failed_total 2");
         has(&page, "lighter_density_reliefs_failed_total 1");

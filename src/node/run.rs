@@ -113,6 +113,7 @@ async fn serve(
         Server::start(path, routes, *audience)
     };
     let servers = sockets.iter().map(serve).collect::<Result<Vec<_>>>()?;
+    density.opened().await;
     // Last: whoever reads it finds everything served.
     durable::write_json(&state.node_file(), &file)?;
     let guests = state.live_guests()?.len();

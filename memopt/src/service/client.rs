@@ -1,29 +1,32 @@
 //! What others ask of the service.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
-use super::Clock;
 use super::core::Core;
 use super::error::ServiceError;
-use super::handle::{Handle, Message};
+use super::handle::{Handle, Message, Reply, refuse};
 use super::surveys::Wanted;
 use super::types::{Agenda, DensityStatus, Kept, RunEnd};
-use super::view::nobody;
+use super::view::none;
 use crate::history::{Listing, Run, RunId};
 use crate::plan::Plan;
 use crate::policy::{Goal, Policy};
 use crate::schedule::{Schedule, Tally};
 
-/// How long the loop may take to hear a question: it inspects guests that take a second each, and
-/// not more than one of each kind.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long the loop may take to answer: it inspects guests that take a second each to be given up.
+const PATIENCE: Duration = Duration::from_secs(8);
 
-/// How long a run may take to end with the service, and between two questions whether it has.
-const SHUT_DOWN_PATIENCE: Duration = Duration::from_secs(3);
+/// How long it may take to open its files.
+const OPEN_PATIENCE: Duration = Duration::from_secs(10);
+
+/// At the end: how long putting ksmd back, the run's last step and the loop itself may take, and
+/// between two questions whether the run is over.
+const KSM_PATIENCE: Duration = Duration::from_secs(10);
+const RUN_PATIENCE: Duration = Duration::from_secs(3);
+const END_PATIENCE: Duration = Duration::from_secs(3);
 const SHUT_DOWN_PAUSE: Duration = Duration::from_millis(20);
 
 /// What is published: for whoever cannot wait.
@@ -37,30 +40,41 @@ pub struct Published {
     pub are_settings_wrong: bool,
 }
 
+/// What a plan is made with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pages {
+    /// What is known of guests' pages.
+    AsKnown,
+    /// They are surveyed first where that was not done lately, for as long as a window of ksmd at
+    /// most.
+    SurveyedFirst,
+}
+
 /// Asks the service.
 #[derive(Debug, Clone)]
 pub struct Client {
     send: mpsc::Sender<Message>,
     published: watch::Receiver<Published>,
-    clock: Arc<dyn Clock>,
 }
-
-/// Who is told what comes of a question.
-type Reply<T> = oneshot::Sender<Result<T, ServiceError>>;
 
 impl Client {
     pub(super) const fn new(
         send: mpsc::Sender<Message>,
         published: watch::Receiver<Published>,
-        clock: Arc<dyn Clock>,
     ) -> Self {
-        Self { send, published, clock }
+        Self { send, published }
     }
 
-    /// The service's time.
-    #[must_use]
-    pub fn clock(&self) -> &dyn Clock {
-        &*self.clock
+    /// Waits until the service has read its files and serves.
+    ///
+    /// # Errors
+    /// [`ServiceError::Silent`]: it does not within 10 s.
+    pub async fn opened(&self) -> Result<(), ServiceError> {
+        let mut published = self.published.clone();
+        match timeout(OPEN_PATIENCE, published.changed()).await {
+            Ok(Ok(())) => Ok(()),
+            _ => Err(ServiceError::Silent),
+        }
     }
 
     /// What was published last.
@@ -78,8 +92,7 @@ impl Client {
     }
 
     /// What would be done now: for `goal`, or that of the policy; with `policy`, or that of
-    /// `lighter.toml`. With `survey`, guests' pages are surveyed first where that was not done
-    /// lately, for as long as a window of ksmd at most.
+    /// `lighter.toml`.
     ///
     /// # Errors
     /// [`ServiceError::Inspect`], [`ServiceError::Settings`], [`ServiceError::Silent`].
@@ -87,12 +100,12 @@ impl Client {
         &self,
         goal: Option<Goal>,
         policy: Option<Policy>,
-        survey: bool,
+        pages: Pages,
     ) -> Result<Plan, ServiceError> {
         let begin = move |core: &mut Core<'_>, reply: Reply<Plan>| match policy
             .map_or_else(|| core.policy_of_runs(), Ok)
         {
-            Ok(policy) => core.answer(reply, move |handle| plan(handle, goal, policy, survey)),
+            Ok(policy) => core.answer(reply, move |handle| plan(handle, goal, policy, pages)),
             Err(error) => refuse(reply, error),
         };
         self.ask_patiently(begin).await
@@ -146,17 +159,30 @@ impl Client {
     /// Calls the run under way off, puts ksmd's settings back, and ends the service. What balloons
     /// hold stays.
     pub async fn shut_down(&self) {
+        let wound_up = self.ask_patiently(|core, reply: Reply<bool>| {
+            // Also when the client waits no longer.
+            let _unwanted = reply.send(Ok(core.wind_up()));
+        });
+        if timeout(KSM_PATIENCE, wound_up).await.is_err() {
+            tracing::warn!("ksmd may still be driven: the next node puts its settings back");
+        }
         let is_over = async {
             while !self.call(|core| core.wind_up()).await.unwrap_or(true) {
                 tokio::time::sleep(SHUT_DOWN_PAUSE).await;
             }
         };
-        if timeout(SHUT_DOWN_PATIENCE, is_over).await.is_err() {
+        if timeout(RUN_PATIENCE, is_over).await.is_err() {
             tracing::warn!("a run is cut short");
         }
-        let end = self.call(|core| core.is_over = true);
-        // It may have broken down.
-        let _gone = timeout(SHUT_DOWN_PAUSE, end).await;
+        let end = Message::Call(Box::new(|core| core.is_over = true));
+        let ended = async {
+            // It may have ended by itself.
+            let _gone = self.send.send(end).await;
+            self.send.closed().await;
+        };
+        if timeout(END_PATIENCE, ended).await.is_err() {
+            tracing::warn!("memory optimization is cut short");
+        }
     }
 
     /// Does `body` with what is known; returns what comes of it.
@@ -165,8 +191,10 @@ impl Client {
         body: impl FnOnce(&mut Core<'_>) -> T + Send + 'static,
     ) -> Result<T, ServiceError> {
         self.ask(|core, reply| {
-            // Who has asked may be gone.
-            let _unwanted = reply.send(Ok(body(core)));
+            if !reply.is_closed() {
+                // Who has asked may be gone.
+                let _unwanted = reply.send(Ok(body(core)));
+            }
         })
         .await
     }
@@ -191,11 +219,6 @@ impl Client {
     }
 }
 
-fn refuse<T>(reply: Reply<T>, error: ServiceError) {
-    // Who has asked may be gone.
-    let _unwanted = reply.send(Err(error));
-}
-
 impl Core<'_> {
     /// Has a task find the answer, unless nobody waits for it any more.
     fn answer<T, F>(&mut self, mut reply: Reply<T>, find: impl FnOnce(Handle) -> F)
@@ -218,7 +241,7 @@ impl Core<'_> {
 
 async fn status(handle: Handle) -> Result<DensityStatus, ServiceError> {
     let policy = handle.call(|core| core.settings.settings.policy.clone()).await;
-    let mut view = handle.inspect(&policy, nobody()).await?;
+    let mut view = handle.inspect(&policy, none()).await?;
     // Thousands for each guest, which nobody reads.
     let surveys = view.situation.guests.iter_mut().filter_map(|it| it.survey.as_mut());
     surveys.for_each(|survey| survey.chunks.clear());
@@ -240,10 +263,10 @@ async fn plan(
     handle: Handle,
     goal: Option<Goal>,
     policy: Policy,
-    survey: bool,
+    pages: Pages,
 ) -> Result<Plan, ServiceError> {
     let goal = goal.unwrap_or(policy.goal);
-    if survey {
+    if pages == Pages::SurveyedFirst {
         // Whose pages are not surveyed in time is told in the plan.
         let surveyed = handle.survey(&policy, Wanted::All);
         if let Ok(surveyed) = timeout(policy.merge.window, surveyed).await {

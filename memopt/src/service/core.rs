@@ -3,20 +3,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::{self, JoinSet};
 
 use super::Setup;
 use super::client::Published;
 use super::error::ServiceError;
 use super::events::Event;
-use super::handle::{Handle, Inbox, Inspect, Message};
+use super::handle::{Handle, Inbox, Inspect, Message, Reply, refuse};
 use super::records::Records;
 use super::runner::{Order, Runner};
 use super::settings::{Change, SettingsFile};
 use super::surveys::Surveys;
-use super::types::{Agenda, NextRun, Remembered};
-use super::view::{Exactly, Exactness, Host, View, guests};
+use super::types::{Agenda, NextRun, Remembered, RunEnd};
+use super::view::{Costs, Filter, Host, View, guests};
 use crate::history::RunId;
 use crate::ledger::Ledger;
 use crate::plan::{Plan, plan};
@@ -51,12 +51,12 @@ pub(super) struct Core<'a> {
 #[derive(Debug)]
 pub(super) struct Running {
     task: task::Id,
+    trigger: Trigger,
+    /// When it was begun, as the host's uptime.
+    since: Duration,
     /// Its number, once it has one, and how it is called off.
     begun: Option<(RunId, watch::Sender<bool>)>,
 }
-
-/// Who is told the number of a run that he wants.
-type Asker = oneshot::Sender<Result<RunId, ServiceError>>;
 
 impl<'a> Core<'a> {
     /// What was known when this was last asked, and what `lighter.toml` says.
@@ -95,29 +95,33 @@ impl<'a> Core<'a> {
         }
     }
 
-    /// Does what it is told, what is due, and what guests in pain need, until it is shut down.
-    pub(super) async fn serve(&mut self, inbox: &mut Inbox) {
+    /// Does what it is told, what is due, and what guests in pain need, until it is shut down. What
+    /// tasks tell goes before what clients ask.
+    pub(super) async fn serve(&mut self, inbox: &mut Inbox, told: &mut mpsc::Receiver<Message>) {
         let mut watch = super::watch::Watch::default();
+        self.publish();
         while !self.is_over {
-            self.publish();
             let pause = watch.pause(self.scheduler.wait(self.now()));
             tokio::select! {
                 biased;
                 () = tokio::time::sleep_until(pause) => watch.tick(self).await,
                 Some(ended) = self.tasks.join_next_with_id() => self.task_ended(&ended),
-                Some(message) = inbox.messages.recv() => self.take(message).await,
+                Some(message) = told.recv() => self.take(message).await,
+                message = inbox.messages.recv() => match message {
+                    Some(message) => self.take(message).await,
+                    None => self.is_over = true,
+                },
             }
         }
-        self.publish();
     }
 
     async fn take(&mut self, message: Message) {
         match message {
             Message::Call(call) => call(self),
             Message::Inspect(inspect) => {
-                let Inspect { policy, exactly, reply } = *inspect;
+                let Inspect { policy, measured, reply } = *inspect;
                 if !reply.is_closed() {
-                    let view = self.inspect(&policy, &exactly).await;
+                    let view = self.inspect(&policy, &measured).await;
                     // Who has asked may be gone.
                     let _unwanted = reply.send(view);
                 }
@@ -129,15 +133,15 @@ impl<'a> Core<'a> {
     pub(super) async fn inspect(
         &mut self,
         policy: &Policy,
-        exactly: &Exactly,
+        measured: &Filter,
     ) -> Result<View, ServiceError> {
-        let viewed = self.view(None, &Exactness::But(&**exactly)).await;
+        let viewed = self.view(None, &Costs::Measured(&**measured)).await;
         let mut view = viewed.inspect_err(|_| self.handle.notice(&Event::InspectionFailed))?;
         let situation = &mut view.situation;
         self.surveys.retain(&situation.guests);
         self.surveys.fill(&mut situation.guests, situation.uptime);
         self.ledger.observe(situation, policy);
-        self.handle.notice(&Event::Inspected(situation, &self.ledger, policy));
+        self.handle.notice(&Event::Inspected { situation, ledger: &self.ledger, policy });
         Ok(view)
     }
 
@@ -147,7 +151,7 @@ impl<'a> Core<'a> {
         policy: &Policy,
         names: &BTreeSet<String>,
     ) -> Result<View, ServiceError> {
-        let view = self.view(Some(names), &Exactness::Reckoned).await?;
+        let view = self.view(Some(names), &Costs::Estimated).await?;
         self.ledger.observe(&view.situation, policy);
         Ok(view)
     }
@@ -155,13 +159,13 @@ impl<'a> Core<'a> {
     async fn view(
         &mut self,
         names: Option<&BTreeSet<String>>,
-        exactness: &Exactness<'_>,
+        costs: &Costs<'_>,
     ) -> Result<View, ServiceError> {
         let found = guests(&self.setup.hypervisors, names).await;
         let (mut guests, complaints) =
             found.map_err(|error| ServiceError::Inspect(format!("{error:#}")))?;
         let now = self.now();
-        let observed = self.host.observe(&mut guests, exactness, now.uptime);
+        let observed = self.host.observe(&mut guests, costs, now.uptime);
         let observed = observed.map_err(|error| ServiceError::Inspect(error.to_string()))?;
         Ok(View::new(observed, guests, complaints, now))
     }
@@ -206,7 +210,12 @@ impl<'a> Core<'a> {
     }
 
     /// Begins a run that somebody wants now; he is told its number.
-    pub(super) fn begin_now(&mut self, goal: Option<Goal>, only: Option<Plan>, asker: Asker) {
+    pub(super) fn begin_now(
+        &mut self,
+        goal: Option<Goal>,
+        only: Option<Plan>,
+        asker: Reply<RunId>,
+    ) {
         let policy = match self.policy_of_runs() {
             Ok(policy) => policy,
             Err(error) => return refuse(asker, error),
@@ -231,10 +240,11 @@ impl<'a> Core<'a> {
     }
 
     /// Begins a run, which goes on by itself.
-    fn begin(&mut self, order: Order, asker: Option<Asker>) {
+    fn begin(&mut self, order: Order, asker: Option<Reply<RunId>>) {
+        let trigger = order.trigger.clone();
         let runner = Runner::new(self.handle.clone(), order);
         let task = self.tasks.spawn(runner.run(asker)).id();
-        self.run = Some(Running { task, begun: None });
+        self.run = Some(Running { task, trigger, since: self.now().uptime, begun: None });
     }
 
     fn begin_due(&mut self, due: Due) {
@@ -268,7 +278,17 @@ impl<'a> Core<'a> {
         if let Some(run) = &mut self.run {
             run.begun = Some((id, cancel));
         }
+        self.publish();
         cancelled
+    }
+
+    /// Records how the run under way has ended. Another one begins when its task has, too.
+    pub(super) fn run_over(&mut self, id: RunId, end: RunEnd) {
+        self.records.put_down_end(id, end);
+        if let Some(run) = &mut self.run {
+            run.begun = None;
+        }
+        self.publish();
     }
 
     /// Calls a run off; it ends after the step under way.
@@ -299,22 +319,36 @@ impl<'a> Core<'a> {
     fn task_ended(&mut self, ended: &Result<(task::Id, ()), task::JoinError>) {
         let id = match ended {
             Ok((id, ())) => *id,
-            Err(error) => {
-                tracing::error!("a task of memory optimization broke down: {error}");
-                error.id()
-            }
+            Err(error) => error.id(),
         };
         self.relieved.remove(&id);
-        if self.run.as_ref().is_some_and(|run| run.task == id) {
+        let run = self.run.take_if(|run| run.task == id);
+        if let Err(error) = ended {
+            tracing::error!("a task of memory optimization panicked: {error}");
+            run.iter().for_each(|run| self.run_panicked(run));
+        }
+        if run.is_some() {
             self.run_ended();
         }
     }
 
+    fn run_panicked(&mut self, run: &Running) {
+        self.host.end_window();
+        let Some((id, _)) = run.begun else {
+            return self.handle.notice(&Event::RunNotBegun(&run.trigger));
+        };
+        let took = self.now().uptime.saturating_sub(run.since);
+        self.records.put_down_error(id, "it panicked: the node's log says where");
+        self.records.put_down_end(id, RunEnd::Failed);
+        let trigger = &run.trigger;
+        self.handle.notice(&Event::RunEnded { trigger, end: RunEnd::Failed, took });
+    }
+
     /// What waited for the end of a run is begun.
     fn run_ended(&mut self) {
-        self.run = None;
         let notices = self.handle_event(schedule::Event::Ended);
         self.dispatch(notices);
+        self.publish();
     }
 
     /// What is due by now.
@@ -323,9 +357,10 @@ impl<'a> Core<'a> {
         self.dispatch(notices);
     }
 
+    /// What the scheduler says to `event`. Nothing is due any more for a service that is shut down.
     fn handle_event(&mut self, event: schedule::Event) -> Vec<Notice> {
         let now = self.now();
-        self.scheduler.handle(now, event)
+        if self.is_winding_up { Vec::new() } else { self.scheduler.handle(now, event) }
     }
 
     /// Does what the scheduler says, and tells of the rest.
@@ -364,7 +399,7 @@ impl<'a> Core<'a> {
                         "lighter.toml is gone: the preset `balanced` holds, and nothing is scheduled"
                     ),
                 }
-                self.schedule_anew();
+                self.replace_schedules();
             }
             Change::Wrong => match self.settings.policy() {
                 Ok(_) => {
@@ -376,12 +411,12 @@ impl<'a> Core<'a> {
         }
     }
 
-    fn schedule_anew(&mut self) {
+    fn replace_schedules(&mut self) {
         let schedules = self.settings.settings.schedules.clone();
         let last_ticks = self.records.last_ticks(&schedules);
         let now = self.now();
         self.scheduler.replace(schedules, &last_ticks, now);
-        self.handle.notice(&Event::ScheduledAnew);
+        self.handle.notice(&Event::SchedulesReplaced);
     }
 
     /// What runs, and the first `count` runs that are due then.
@@ -422,7 +457,7 @@ impl<'a> Core<'a> {
         self.settings.settings.schedules.iter().find(|schedule| schedule.name == name)
     }
 
-    fn publish(&self) {
+    pub(super) fn publish(&self) {
         let schedules = self.scheduler.schedules();
         let published = Published {
             schedules: schedules.map(|(schedule, tally)| (schedule.clone(), tally)).collect(),
@@ -431,11 +466,6 @@ impl<'a> Core<'a> {
         };
         self.publish.send_replace(published);
     }
-}
-
-fn refuse(asker: Asker, error: ServiceError) {
-    // Who has asked may be gone.
-    let _unwanted = asker.send(Err(error));
 }
 
 fn is_manual(notice: &Notice) -> bool {

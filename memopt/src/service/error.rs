@@ -32,7 +32,7 @@ pub enum ServiceError {
     /// The history's file cannot be used.
     #[error("no history is kept of runs: the node's log says why")]
     NoHistory,
-    /// It broke down over the question, or answers nobody.
-    #[error("memory optimization does not answer: the node's log says why")]
+    /// It panicked over the question, has ended, or takes too long.
+    #[error("memory optimization does not answer: see the node's log")]
     Silent,
 }

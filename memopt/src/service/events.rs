@@ -1,4 +1,4 @@
-//! What the service does, for whoever counts it.
+//! What happens in the service, to be counted.
 
 use std::fmt::Debug;
 use std::time::Duration;
@@ -25,7 +25,14 @@ pub enum Event<'a> {
     /// seconds.
     LastSuccess(u64),
     /// The host and all guests were inspected.
-    Inspected(&'a Situation, &'a Ledger, &'a Policy),
+    Inspected {
+        /// What was found.
+        situation: &'a Situation,
+        /// What is remembered of it.
+        ledger: &'a Ledger,
+        /// By which it was.
+        policy: &'a Policy,
+    },
     /// They could not be.
     InspectionFailed,
     /// A plan was made.
@@ -34,8 +41,15 @@ pub enum Event<'a> {
     RunBegan(&'a Trigger),
     /// A run was wanted or due, and could not begin.
     RunNotBegun(&'a Trigger),
-    /// A run ended, after this time.
-    RunEnded(&'a Trigger, RunEnd, Duration),
+    /// A run ended.
+    RunEnded {
+        /// What it was begun by.
+        trigger: &'a Trigger,
+        /// How it ended.
+        end: RunEnd,
+        /// How long it took.
+        took: Duration,
+    },
     /// A step was done.
     StepDone(&'a Action),
     /// A step could not be done.
@@ -50,12 +64,12 @@ pub enum Event<'a> {
     Relieved,
     /// It should have, and could not.
     ReliefFailed,
-    /// The schedules are others from now on.
-    ScheduledAnew,
+    /// `lighter.toml` has other schedules.
+    SchedulesReplaced,
     /// A schedule did not run when it was due.
     Missed(&'a Missed),
     /// A window of ksmd ended; absent when ksmd could not be driven any more.
     WindowEnded(Option<ksm::End>),
-    /// The service broke down, and begins anew.
-    BrokeDown,
+    /// The service panicked, and is restarted.
+    Restarted,
 }

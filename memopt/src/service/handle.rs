@@ -12,7 +12,7 @@ use super::core::Core;
 use super::error::ServiceError;
 use super::events::{Event, Observer};
 use super::strangers::Strangers;
-use super::view::{Exactly, View};
+use super::view::{Filter, View};
 use super::{Clock, Hypervisor};
 use crate::hypervisor::{Failure, GuestRef};
 use crate::policy::Policy;
@@ -25,20 +25,28 @@ pub(super) enum Message {
     Call(Call),
 }
 
-/// Something that is done with what is known, at once.
+/// Who waits for an answer.
+pub(super) type Reply<T> = oneshot::Sender<Result<T, ServiceError>>;
+
+/// Answers with an error.
+pub(super) fn refuse<T>(reply: Reply<T>, error: ServiceError) {
+    // Who has asked may be gone.
+    let _unwanted = reply.send(Err(error));
+}
+
+/// Something that is done with the service's state, at once.
 pub(super) type Call = Box<dyn FnOnce(&mut Core<'_>) + Send>;
 
 /// An inspection that somebody waits for.
 pub(super) struct Inspect {
     pub(super) policy: Policy,
-    pub(super) exactly: Exactly,
-    pub(super) reply: oneshot::Sender<Result<View, ServiceError>>,
+    pub(super) measured: Filter,
+    pub(super) reply: Reply<View>,
 }
 
-/// What the loop takes its messages from.
+/// What clients send to the loop, and what it publishes for them.
 pub struct Inbox {
     pub(super) messages: mpsc::Receiver<Message>,
-    pub(super) send: mpsc::Sender<Message>,
     pub(super) publish: watch::Sender<Published>,
 }
 
@@ -64,15 +72,17 @@ impl Shared {
     /// What runs `guest`.
     ///
     /// # Errors
-    /// Nothing does any more.
+    /// Its process is gone.
     pub(super) fn hypervisor_of(&self, guest: &GuestRef) -> Result<&dyn Hypervisor, Failure> {
         let has = self.hypervisors.iter().find(|it| it.has(guest));
-        let it = has.ok_or_else(|| format!("there is no guest {guest} any more"))?;
+        let it = has.ok_or_else(|| {
+            format!("guest {guest} is gone, or was restarted since the plan was made")
+        })?;
         Ok(it.as_ref())
     }
 }
 
-/// A task's way to the loop, which outlives it: when the loop is gone, what is asked is never
+/// A task's way to its loop. The channel is the loop's own: when the loop is gone, nothing is
 /// answered, and the task ends with it.
 #[derive(Clone)]
 pub(super) struct Handle {
@@ -94,7 +104,7 @@ impl Handle {
         self.tell(Message::Call(call), told).await
     }
 
-    /// Inspects the host and all guests, those that are meant by `exactly` without any estimate of
+    /// Inspects the host and all guests, those that are meant by `measured` without any estimate of
     /// what they cost.
     ///
     /// # Errors
@@ -102,10 +112,10 @@ impl Handle {
     pub(super) async fn inspect(
         &self,
         policy: &Policy,
-        exactly: Exactly,
+        measured: Filter,
     ) -> Result<View, ServiceError> {
         let (reply, told) = oneshot::channel();
-        let inspect = Inspect { policy: policy.clone(), exactly, reply };
+        let inspect = Inspect { policy: policy.clone(), measured, reply };
         self.tell(Message::Inspect(Box::new(inspect)), told).await
     }
 

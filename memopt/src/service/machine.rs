@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::events::{Event, Observer};
-use super::view::{Exactness, Host, Observed};
+use super::view::{Costs, Host, Observed};
 use crate::hypervisor::Failure;
 use crate::ksm::{Budget, Control, Driver, KsmError, Options, Outcome, Window};
 use crate::observe::{self, Meter, ObserveError, Sources};
@@ -53,13 +53,13 @@ impl Host for Machine {
     fn observe(
         &mut self,
         guests: &mut [Guest],
-        exactness: &Exactness<'_>,
+        costs: &Costs<'_>,
         uptime: Duration,
     ) -> Result<Observed, ObserveError> {
         let pids: Vec<u32> = guests.iter().map(|guest| guest.pid).collect();
-        let costs = match exactness {
-            Exactness::Reckoned => self.meter.estimates(&self.sources, &pids, uptime),
-            Exactness::But(is_meant) => {
+        let costs = match costs {
+            Costs::Estimated => self.meter.estimates(&self.sources, &pids, uptime),
+            Costs::Measured(is_meant) => {
                 for guest in guests.iter().filter(|guest| is_meant(guest)) {
                     // One that cannot be measured is told of with the others.
                     let _measured = self.meter.exact(&self.sources, guest.pid, uptime);

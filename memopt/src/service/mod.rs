@@ -32,11 +32,11 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch as watched};
 
-pub use self::client::{Client, Published};
+pub use self::client::{Client, Pages, Published};
 use self::core::Core;
 pub use self::error::ServiceError;
 pub use self::events::{Event, Observer};
@@ -47,7 +47,7 @@ use self::strangers::Strangers;
 pub use self::types::{
     Agenda, DensityStatus, Kept, NextRun, Remembered, RunEnd, RunSummary, Spared,
 };
-pub use self::view::{Exactness, Host, Observed};
+pub use self::view::{Costs, Host, Observed};
 use crate::hypervisor::Hypervisor;
 use crate::observe::Sources;
 use crate::schedule::Moment;
@@ -55,8 +55,12 @@ use crate::schedule::Moment;
 /// Messages that wait for the loop.
 const INBOX: usize = 64;
 
-/// After a breakdown, before it begins anew.
+/// Before a restart; twice as long after each panic that follows soon, up to the second time.
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
+const RESTART_PAUSE_MAX: Duration = Duration::from_secs(60);
+
+/// A panic after this long is one by itself.
+const STEADY: Duration = Duration::from_secs(600);
 
 /// What time it is.
 pub trait Clock: Debug + Send + Sync {
@@ -96,16 +100,22 @@ pub struct Setup {
 /// The system gives no thread, or no runtime for it.
 pub fn start(setup: Setup, mut host: Box<dyn Host>) -> io::Result<Client> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let (client, mut inbox) = client(&setup);
+    let (client, mut inbox) = client();
     let work = move || {
-        let mut once = || {
+        let mut pause = RESTART_PAUSE;
+        loop {
+            let begun = Instant::now();
             let serve = run(&mut *host, &setup, &mut inbox);
-            catch_unwind(AssertUnwindSafe(|| runtime.block_on(serve)))
-        };
-        while once().is_err() {
-            tracing::error!("memory optimization has broken down, and begins anew");
-            setup.observer.notice(&Event::BrokeDown);
-            std::thread::sleep(RESTART_PAUSE);
+            if catch_unwind(AssertUnwindSafe(|| runtime.block_on(serve))).is_ok() {
+                return;
+            }
+            tracing::error!("memory optimization has panicked, and is restarted");
+            setup.observer.notice(&Event::Restarted);
+            if begun.elapsed() >= STEADY {
+                pause = RESTART_PAUSE;
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(RESTART_PAUSE_MAX);
         }
     };
     std::thread::Builder::new().name("density".to_owned()).spawn(work)?;
@@ -114,14 +124,13 @@ pub fn start(setup: Setup, mut host: Box<dyn Host>) -> io::Result<Client> {
 
 /// A client, and what [`run`](fn@run) takes its questions from.
 #[must_use]
-pub fn client(setup: &Setup) -> (Client, Inbox) {
+pub fn client() -> (Client, Inbox) {
     let (send, messages) = mpsc::channel(INBOX);
     let (publish, published) = watched::channel(Published::default());
-    let inbox = Inbox { messages, send: send.clone(), publish };
-    (Client::new(send, published, Arc::clone(&setup.clock)), inbox)
+    (Client::new(send, published), Inbox { messages, publish })
 }
 
-/// Watches over this host until its client has shut it down.
+/// Watches over this host until its client has shut it down, or is gone.
 pub async fn run(host: &mut dyn Host, setup: &Setup, inbox: &mut Inbox) {
     if let Err(error) = host.recover() {
         tracing::warn!("ksmd cannot be put back to how it was set: {error}");
@@ -133,6 +142,8 @@ pub async fn run(host: &mut dyn Host, setup: &Setup, inbox: &mut Inbox) {
         clock: Arc::clone(&setup.clock),
         observer: Arc::clone(&setup.observer),
     };
-    let handle = Handle { send: inbox.send.clone(), shared: Arc::new(shared) };
-    Core::open(host, setup, handle, inbox.publish.clone()).serve(inbox).await;
+    // What tasks of an earlier loop have sent is not done by this one.
+    let (send, mut told) = mpsc::channel(INBOX);
+    let handle = Handle { send, shared: Arc::new(shared) };
+    Core::open(host, setup, handle, inbox.publish.clone()).serve(inbox, &mut told).await;
 }

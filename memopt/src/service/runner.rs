@@ -4,16 +4,16 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 
 use super::core::Core;
 use super::error::ServiceError;
 use super::events::Event;
-use super::handle::Handle;
+use super::handle::{Handle, Reply, refuse};
 use super::steps::StepError;
 use super::surveys::Wanted;
 use super::types::RunEnd;
-use super::view::{Exactly, nobody};
+use super::view::{Filter, none};
 use crate::history::{Found, RunId};
 use crate::plan::{Action, Plan, Step, exposed, wants_merging};
 use crate::policy::{Goal, Policy};
@@ -105,7 +105,7 @@ impl Handle {
     /// # Errors
     /// [`ServiceError::Inspect`].
     pub(super) async fn think(&self, policy: &Policy, goal: &Goal) -> Result<Plan, ServiceError> {
-        let mut situation = self.inspect(policy, nobody()).await?.situation;
+        let mut situation = self.inspect(policy, none()).await?.situation;
         if wants_merging(&situation, policy) {
             situation.host.strangers = self.shared.strangers.lately(&situation).await?;
         }
@@ -120,23 +120,23 @@ impl Runner {
     }
 
     /// Does it all. `asker` is told its number once it has begun, or why it cannot.
-    pub(super) async fn run(self, asker: Option<oneshot::Sender<Result<RunId, ServiceError>>>) {
+    pub(super) async fn run(self, asker: Option<Reply<RunId>>) {
         let (handle, trigger) = (self.handle.clone(), self.order.trigger.clone());
-        let begun = self.begin().await;
-        let told = match &begun {
-            Ok((run, _)) => Ok(run.id),
+        match self.begin().await {
+            Ok((run, plan)) => {
+                if let Some(asker) = asker {
+                    // Who has asked may be gone.
+                    let _unwanted = asker.send(Ok(run.id));
+                }
+                run.carry_out(plan).await;
+            }
             Err(error) => {
                 handle.notice(&Event::RunNotBegun(&trigger));
-                tracing::error!(%trigger, "a run cannot begin: {error}");
-                Err(ServiceError::Inspect(error.to_string()))
+                match asker {
+                    Some(asker) => refuse(asker, error),
+                    None => tracing::error!(%trigger, "a run cannot begin: {error}"),
+                }
             }
-        };
-        if let Some(asker) = asker {
-            // Who has asked may be gone.
-            let _unwanted = asker.send(told);
-        }
-        if let Ok((run, plan)) = begun {
-            run.carry_out(plan).await;
         }
     }
 
@@ -170,15 +170,16 @@ impl Run {
                 RunEnd::Failed
             }
         };
+        let (trigger, took) =
+            (&self.order.trigger, self.handle.uptime().saturating_sub(self.begun));
+        self.handle.notice(&Event::RunEnded { trigger, end, took });
         let id = self.id;
-        self.handle.call(move |core| core.records.put_down_end(id, end)).await;
-        let took = self.handle.uptime().saturating_sub(self.begun);
-        self.handle.notice(&Event::RunEnded(&self.order.trigger, end, took));
+        self.handle.call(move |core| core.run_over(id, end)).await;
         tracing::info!(run = %self.id, trigger = %self.order.trigger, %end, returned_bytes = self.returned_bytes, "a run is over");
     }
 
-    async fn inspect(&self, exactly: Exactly) -> Result<Situation, String> {
-        let view = self.handle.inspect(&self.order.policy, exactly).await;
+    async fn inspect(&self, measured: Filter) -> Result<Situation, String> {
+        let view = self.handle.inspect(&self.order.policy, measured).await;
         Ok(view.map_err(|error| error.to_string())?.situation)
     }
 
@@ -331,7 +332,7 @@ impl Run {
     }
 
     /// The guests that `steps` are about.
-    fn concerned(&self, steps: &[Step]) -> Exactly {
+    fn concerned(&self, steps: &[Step]) -> Filter {
         let (steps, policy) = (steps.to_vec(), self.order.policy.clone());
         Box::new(move |guest| steps.iter().any(|step| verify::concerns(step, guest, &policy)))
     }
@@ -367,7 +368,7 @@ impl Run {
     }
 
     async fn exposed(&self, domain: &str) -> Result<Option<String>, String> {
-        let mut situation = self.inspect(nobody()).await?;
+        let mut situation = self.inspect(none()).await?;
         let strangers = self.handle.shared.strangers.now(&situation).await;
         situation.host.strangers = strangers.map_err(|error| error.to_string())?;
         Ok(exposed(&situation, &self.order.policy, domain).into_iter().next())
@@ -408,7 +409,7 @@ impl Run {
                 continue;
             }
             self.note_window_end().await;
-            let mut now = self.inspect(nobody()).await?;
+            let mut now = self.inspect(none()).await?;
             let drives_ksm = self.handle.call(|core| core.host.drives_ksm()).await;
             // What ksmd was to do, and it has ended its window.
             let window_is_over = |pending: &Pending| is_of_window(pending) && !drives_ksm;

@@ -16,7 +16,7 @@ use uuid::Uuid;
 use super::error::ServiceError;
 use super::events::Event;
 use super::handle::{Handle, Shared};
-use super::view::nobody;
+use super::view::none;
 use crate::hypervisor::{CAPACITY_MAX, Failure, Findings, GuestRef, SurveyRequest, Surveyed};
 use crate::plan::Action;
 use crate::policy::{Actuator, GuestLimits, Policy};
@@ -170,7 +170,7 @@ impl Handle {
     ) -> Result<bool, ServiceError> {
         let _turn = self.shared.surveying.lock().await;
         let begun = self.uptime();
-        let situation = self.inspect(policy, nobody()).await?.situation;
+        let situation = self.inspect(policy, none()).await?.situation;
         let domains = domains(&situation, policy, wanted);
         let mut waiting: usize = domains.iter().map(Vec::len).sum();
         let at_once = AT_ONCE_MAX.min(waiting).max(1);

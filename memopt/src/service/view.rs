@@ -20,14 +20,14 @@ pub trait Host: Debug + Send {
     fn observe(
         &mut self,
         guests: &mut [Guest],
-        exactness: &Exactness<'_>,
+        costs: &Costs<'_>,
         uptime: Duration,
     ) -> Result<Observed, ObserveError>;
 
-    /// Puts ksmd back to how it was set before somebody died who drove it.
+    /// Puts ksmd back to how it was set before a process was killed that drove it.
     ///
     /// # Errors
-    /// It cannot be put back, or somebody else drives it.
+    /// It cannot be put back, or another process drives it.
     fn recover(&mut self) -> Result<(), KsmError>;
 
     /// Opens a window of ksmd, in the place of the one that is open.
@@ -53,20 +53,19 @@ pub trait Host: Debug + Send {
 }
 
 /// How it is told what guests cost.
-pub enum Exactness<'a> {
-    /// Reckoned from their counters, but for those that are meant, whose page tables are walked,
-    /// and for some others in turn.
-    But(&'a dyn Fn(&Guest) -> bool),
-    /// Reckoned from their counters, without a walk of anybody's page tables: for inspections that
-    /// are frequent.
-    Reckoned,
+pub enum Costs<'a> {
+    /// The page tables of those that are meant are walked, and of some others in turn; for the rest
+    /// their counters tell.
+    Measured(&'a dyn Fn(&Guest) -> bool),
+    /// Their counters tell: for inspections that are frequent.
+    Estimated,
 }
 
-impl Debug for Exactness<'_> {
+impl Debug for Costs<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::But(_) => "But",
-            Self::Reckoned => "Reckoned",
+            Self::Measured(_) => "Measured",
+            Self::Estimated => "Estimated",
         })
     }
 }
@@ -89,11 +88,11 @@ pub(super) struct View {
     pub(super) missing: Vec<String>,
 }
 
-/// Which guests are measured and not reckoned.
-pub(super) type Exactly = Box<dyn Fn(&Guest) -> bool + Send>;
+/// Which guests are measured.
+pub(super) type Filter = Box<dyn Fn(&Guest) -> bool + Send>;
 
 /// None of them.
-pub(super) fn nobody() -> Exactly {
+pub(super) fn none() -> Filter {
     Box::new(|_| false)
 }
 

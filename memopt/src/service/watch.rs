@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::core::Core;
 use super::error::ServiceError;
 use super::events::Event;
-use super::view::nobody;
+use super::view::none;
 use crate::plan::{Action, Step, plan};
 use crate::policy::{Goal, Policy};
 use crate::situation::{Guest, Situation};
@@ -46,6 +46,7 @@ impl Watch {
     pub(super) async fn tick(&mut self, core: &mut Core<'_>) {
         core.refresh_settings();
         core.elapse();
+        core.publish();
         let uptime = core.now().uptime;
         let is_time_for_all = uptime.saturating_sub(self.inspected) >= INSPECT_PAUSE;
         if is_time_for_all {
@@ -71,7 +72,7 @@ impl Watch {
     ) -> Result<BTreeSet<String>, ServiceError> {
         let policy = core.settings.settings.policy.clone();
         let view = match all {
-            true => core.inspect(&policy, &nobody()).await?,
+            true => core.inspect(&policy, &none()).await?,
             false => core.inspect_some(&policy, &self.inflated).await?,
         };
         for step in reliefs(core, &view.situation, &policy) {

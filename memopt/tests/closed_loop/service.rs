@@ -13,8 +13,7 @@ use memopt::plan::Action;
 use memopt::policy::Goal;
 use memopt::schedule::Moment;
 use memopt::service::{
-    self, Client, Clock, Event, Exactness, Files, Host, Observed, Observer, RunEnd, ServiceError,
-    Setup,
+    self, Client, Clock, Costs, Event, Files, Host, Observed, Observer, RunEnd, ServiceError, Setup,
 };
 use memopt::situation::{self, Guest};
 use memopt::units::{GIB, MIB};
@@ -30,8 +29,10 @@ struct World {
     begun: Instant,
     /// Guests that take a step up and never say so.
     hang: Mutex<BTreeSet<String>>,
-    /// Whoever inspects guests breaks down.
+    /// Inspecting guests panics, once.
     breaks: AtomicBool,
+    /// So does a step.
+    step_breaks: AtomicBool,
     /// The file that has to know of a balloon before it is inflated.
     ledger: std::path::PathBuf,
     /// Balloons that were inflated before that.
@@ -90,6 +91,7 @@ impl Hypervisor for World {
             if to_bytes < from_bytes && !self.is_put_down(&guest.name, *to_bytes) {
                 self.untold.fetch_add(1, Ordering::Relaxed);
             }
+            assert!(!self.step_breaks.swap(false, Ordering::Relaxed), "as it was ordered");
             if self.hang.lock().expect("names").contains(&guest.name) {
                 std::future::pending::<()>().await;
             }
@@ -113,7 +115,7 @@ impl Host for WorldsHost {
     fn observe(
         &mut self,
         _: &mut [Guest],
-        _: &Exactness<'_>,
+        _: &Costs<'_>,
         _: Duration,
     ) -> Result<Observed, ObserveError> {
         let taken: u64 = self.0.guests().iter().map(|guest| guest.resident).sum();
@@ -179,7 +181,7 @@ impl Heard {
 impl Observer for Heard {
     fn notice(&self, event: &Event<'_>) {
         let word = match event {
-            Event::Inspected(..) => "Inspected".to_owned(),
+            Event::Inspected { .. } => "Inspected".to_owned(),
             other => format!("{other:?}"),
         };
         self.0.lock().expect("words").push(word);
@@ -206,6 +208,7 @@ impl Bench {
             begun: Instant::now(),
             hang: Mutex::default(),
             breaks: AtomicBool::new(false),
+            step_breaks: AtomicBool::new(false),
             ledger: ledger.clone(),
             untold: AtomicUsize::new(0),
         };
@@ -227,7 +230,7 @@ impl Bench {
 
     /// Runs the service, and the guests' lives, for as long as `test` takes.
     async fn run(&self, test: impl AsyncFnOnce(Client)) {
-        let (client, mut inbox) = service::client(&self.setup);
+        let (client, mut inbox) = service::client();
         let (setup, mut host) = (self.setup.clone(), WorldsHost(Arc::clone(&self.world)));
         let local = LocalSet::new();
         local.spawn_local(async move { service::run(&mut host, &setup, &mut inbox).await });
@@ -351,6 +354,18 @@ async fn a_run_that_is_called_off_ends_and_so_does_the_service_when_it_is_shut_d
     bench.run(test).await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_run_that_panics_has_failed_and_the_next_one_begins() {
+    let bench = Bench::new(64 * GIB, idle(&["a"]), "");
+    let test = async |client: Client| {
+        bench.world.step_breaks.store(true, Ordering::Relaxed);
+        assert_eq!(bench.run_for(&client, Goal::MaxDensity).await, RunEnd::Failed);
+        assert_eq!((bench.heard.count("RunEnded"), bench.heard.count("Restarted")), (1, 0));
+        assert!(bench.run_for(&client, Goal::MaxDensity).await.is_success());
+    };
+    bench.run(test).await;
+}
+
 /// In a thread of its own, and in real time.
 #[tokio::test]
 async fn a_service_that_breaks_down_begins_anew() {
@@ -362,6 +377,7 @@ async fn a_service_that_breaks_down_begins_anew() {
     assert!(matches!(client.status().await, Err(ServiceError::Silent)));
     let status = client.status().await.expect("it has begun anew");
     assert_eq!(status.situation.guests.len(), 1);
-    assert_eq!(bench.heard.count("BrokeDown"), 1);
+    client.runs(1).await.expect("the history is open again");
+    assert_eq!(bench.heard.count("Restarted"), 1);
     client.shut_down().await;
 }

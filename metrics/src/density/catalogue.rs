@@ -56,7 +56,7 @@ catalogue! {
         reliefs_failed: Counter<()> = "lighter_density_reliefs_failed_total", Count,
             "Times that a guest should have got memory back outside of runs, and it could not be given.";
         restarts: Counter<()> = "lighter_density_restarts_total", Count,
-            "Times that memory optimization broke down and began anew.";
+            "Times that memory optimization panicked and was restarted.";
     }
 
     /// What memory optimization saw at its last look, and what it is about to do.

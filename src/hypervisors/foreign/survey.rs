@@ -43,7 +43,7 @@ pub(super) async fn survey(pid: u32, request: SurveyRequest) -> Result<Surveyed>
     match told.await.context("the survey broke down")? {
         Ok(found) => {
             let digests = found.digests().clone();
-            Ok(Surveyed { digests, findings: Box::new(Here(found)) })
+            Ok(Surveyed { digests, findings: Box::new(Here(Arc::new(found))) })
         }
         Err(Ended::CalledOff) => bail!("called off"),
         Err(Ended::Failed(error)) => Err(error),
@@ -52,12 +52,14 @@ pub(super) async fn survey(pid: u32, request: SurveyRequest) -> Result<Surveyed>
 
 /// What was found, which is in this process.
 #[derive(Debug)]
-struct Here(Found);
+struct Here(Arc<Found>);
 
 impl Findings for Here {
     fn chunks<'a>(&'a self, domain: &'a Digests) -> Answer<'a, Vec<Chunk>> {
-        // Only what is marked was looked at.
-        Box::pin(async move { Ok(self.0.chunks(domain, |_| true).collect()) })
+        let (found, domain) = (Arc::clone(&self.0), domain.clone());
+        // Only what is marked was surveyed.
+        let chunks = move || found.chunks(&domain, |_| true).collect();
+        Box::pin(async move { Ok(spawn_blocking(chunks).await?) })
     }
 }
 

@@ -27,6 +27,9 @@ const INSPECT_PATIENCE: Duration = Duration::from_secs(1);
 /// How long it may take for a step: taking pages apart copies them.
 const ACT_PATIENCE: Duration = Duration::from_secs(30);
 
+/// How long it may take for what a survey asks of it.
+const SURVEY_PATIENCE: Duration = Duration::from_secs(10);
+
 /// The guests below a state folder.
 #[derive(Debug)]
 pub(crate) struct OwnGuests {
@@ -56,19 +59,19 @@ impl OwnGuests {
         Ok(Inspected { guests, names: all, missing: self.withheld.iter().cloned().collect() })
     }
 
-    /// Not another guest that has this one's name by now.
-    fn client(&self, guest: &GuestRef) -> Result<ApiClient> {
+    /// Asks `guest`, and not another one that has its name by now.
+    fn client(&self, guest: &GuestRef, patience: Duration) -> Result<ApiClient> {
         let name: GuestName = guest.name.parse().context("no name of a guest")?;
         let dir = self.state.live_guest(&name)?;
         let pid = dir.read_identity()?.pid;
         if let Some(planned) = guest.pid.filter(|planned| *planned != pid) {
             bail!("the guest was restarted since the plan was made (PID {planned}, now {pid})");
         }
-        Ok(ApiClient::new(&dir.socket()).with_patience(ACT_PATIENCE))
+        Ok(ApiClient::new(&dir.socket()).with_patience(patience))
     }
 
     async fn act(&self, guest: &GuestRef, action: &Action) -> Result<()> {
-        let client = self.client(guest)?;
+        let client = self.client(guest, ACT_PATIENCE)?;
         let (treatment, chunks) = match action {
             Action::SetBalloon { to_bytes, .. } => return set_balloon(&client, *to_bytes).await,
             Action::Merge { chunks, .. } => (MemoryTreatment::Merge, Some(chunks)),
@@ -90,7 +93,10 @@ impl Hypervisor for OwnGuests {
     }
 
     fn has(&self, guest: &GuestRef) -> bool {
-        guest.name.parse().is_ok_and(|name| self.state.live_guest(&name).is_ok())
+        let Ok(name) = guest.name.parse() else { return false };
+        let dir = self.state.guest(&name);
+        let is_it = |pid| dir.read_identity().is_ok_and(|identity| identity.pid == pid);
+        dir.is_live() && guest.pid.is_none_or(is_it)
     }
 
     fn act<'a>(&'a self, guest: &'a GuestRef, action: &'a Action) -> Answer<'a, ()> {
@@ -98,7 +104,11 @@ impl Hypervisor for OwnGuests {
     }
 
     fn survey<'a>(&'a self, guest: &'a Guest, request: SurveyRequest) -> Answer<'a, Surveyed> {
-        Box::pin(async move { Ok(survey::survey(&self.state, guest, request).await?) })
+        Box::pin(async move {
+            let it = GuestRef { name: guest.name.clone(), pid: Some(guest.pid) };
+            let client = self.client(&it, SURVEY_PATIENCE)?;
+            Ok(survey::survey(client, guest, request).await?)
+        })
     }
 }
 

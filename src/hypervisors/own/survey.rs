@@ -3,15 +3,13 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use memopt::hypervisor::{Answer, CAPACITY_MAX, Findings, SurveyRequest, Surveyed};
 use memopt::situation::{Chunk, Guest};
 use memopt::survey::Digests;
 
 use crate::api::ApiClient;
 use crate::api::survey::{SurveyDomain, SurveyState, SurveyStatus, SurveyedMemory};
-use crate::names::GuestName;
-use crate::state_dir::StateDir;
 use crate::survey::CHUNK_BYTES;
 use crate::units::PAGE_BYTES;
 
@@ -19,9 +17,6 @@ const PATH: &str = "/v1/guest/survey";
 
 /// Between two questions how far a guest's process is.
 const POLL_PAUSE: Duration = Duration::from_millis(500);
-
-/// How long a guest's process may take to answer.
-const GUEST_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How much coarser than its size asks for a guest's table may be: a coarse table makes those of
 /// its domain coarse.
@@ -34,14 +29,12 @@ struct Asked {
     client: ApiClient,
 }
 
-/// Has the pages of `guest` surveyed.
+/// Has the pages of `guest` surveyed, which `client` asks.
 pub(super) async fn survey(
-    state: &StateDir,
+    client: ApiClient,
     guest: &Guest,
     request: SurveyRequest,
 ) -> Result<Surveyed> {
-    let name: GuestName = guest.name.parse().context("no name of a guest")?;
-    let client = ApiClient::new(&state.guest(&name).socket()).with_patience(GUEST_PATIENCE);
     let mut status: SurveyStatus = client.post(PATH, &request).await?;
     while status.state == SurveyState::Running {
         tokio::time::sleep(POLL_PAUSE).await;
