@@ -29,7 +29,7 @@ pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, Failure>> + Send 
 /// What runs guests on this host.
 pub trait Hypervisor: fmt::Debug + Send + Sync {
     /// Its guests as they are now, but for what they cost. Guests that do not answer in time are
-    /// among them, with the hindrance that keeps everybody's hands off them.
+    /// among them, with a hindrance.
     fn inspect<'a>(&'a self, which: Which<'a>) -> Answer<'a, Inspected>;
 
     /// Whether it runs this guest.
@@ -38,7 +38,7 @@ pub trait Hypervisor: fmt::Debug + Send + Sync {
     /// Does `action`, which names a guest, to that one.
     fn act<'a>(&'a self, guest: &'a GuestRef, action: &'a Action) -> Answer<'a, ()>;
 
-    /// Has the pages of a guest surveyed. Whoever drops the answer gives that up.
+    /// Has the pages of a guest surveyed. Dropping the answer gives that up.
     fn survey<'a>(&'a self, guest: &'a Guest, request: SurveyRequest) -> Answer<'a, Surveyed>;
 }
 
@@ -47,7 +47,7 @@ pub trait Hypervisor: fmt::Debug + Send + Sync {
 pub struct Which<'a> {
     /// Those with these names; all when absent.
     pub names: Option<&'a BTreeSet<String>>,
-    /// Names that guests of other hypervisors have: nobody else's guest may be called so.
+    /// Names that guests of other hypervisors have: no other guest may be called so.
     pub taken: &'a BTreeSet<String>,
 }
 

@@ -29,7 +29,7 @@ const RUN_PATIENCE: Duration = Duration::from_secs(3);
 const END_PATIENCE: Duration = Duration::from_secs(3);
 const SHUT_DOWN_PAUSE: Duration = Duration::from_millis(20);
 
-/// What is published: for whoever cannot wait.
+/// What the loop publishes: it is read without waiting for the loop.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Published {
     /// The schedules, in the order of their file, with what has become of them.
@@ -43,7 +43,7 @@ pub struct Published {
 /// What a plan is made with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pages {
-    /// What is known of guests' pages.
+    /// The surveys that there are.
     AsKnown,
     /// They are surveyed first where that was not done lately, for as long as a window of ksmd at
     /// most.
@@ -176,7 +176,7 @@ impl Client {
         }
         let end = Message::Call(Box::new(|core| core.is_over = true));
         let ended = async {
-            // It may have ended by itself.
+            // It may have ended already.
             let _gone = self.send.send(end).await;
             self.send.closed().await;
         };
@@ -185,7 +185,7 @@ impl Client {
         }
     }
 
-    /// Does `body` with what is known; returns what comes of it.
+    /// Runs `body` on the service's state; returns its result.
     async fn call<T: Send + 'static>(
         &self,
         body: impl FnOnce(&mut Core<'_>) -> T + Send + 'static,
@@ -220,7 +220,7 @@ impl Client {
 }
 
 impl Core<'_> {
-    /// Has a task find the answer, unless nobody waits for it any more.
+    /// Has a task find the answer. It stops when the client has stopped waiting.
     fn answer<T, F>(&mut self, mut reply: Reply<T>, find: impl FnOnce(Handle) -> F)
     where
         T: Send + 'static,
@@ -242,7 +242,7 @@ impl Core<'_> {
 async fn status(handle: Handle) -> Result<DensityStatus, ServiceError> {
     let policy = handle.call(|core| core.settings.settings.policy.clone()).await;
     let mut view = handle.inspect(&policy, none()).await?;
-    // Thousands for each guest, which nobody reads.
+    // Thousands for each guest, of no use to a reader.
     let surveys = view.situation.guests.iter_mut().filter_map(|it| it.survey.as_mut());
     surveys.for_each(|survey| survey.chunks.clear());
     view.situation.host.strangers = handle.shared.strangers.last(&view.situation);

@@ -1,4 +1,4 @@
-//! What is known and what runs: the state of the loop, which nobody else touches.
+//! The state of the loop: what the service knows, and what runs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -24,10 +24,10 @@ use crate::policy::{Goal, Policy};
 use crate::schedule::{self, Due, Moment, Notice, Schedule, Scheduler, Trigger};
 use crate::situation::Situation;
 
-/// The largest file of what is remembered that is read, in bytes.
+/// The largest ledger that is read, in bytes.
 const LEDGER_BYTES_MAX: u64 = 16 << 20;
 
-/// What is known and what runs.
+/// What the service knows, and what runs.
 pub(super) struct Core<'a> {
     pub(super) host: &'a mut dyn Host,
     setup: &'a Setup,
@@ -59,7 +59,7 @@ pub(super) struct Running {
 }
 
 impl<'a> Core<'a> {
-    /// What was known when this was last asked, and what `lighter.toml` says.
+    /// The state that the last process has left, and what `lighter.toml` says.
     pub(super) fn open(
         host: &'a mut dyn Host,
         setup: &'a Setup,
@@ -145,7 +145,7 @@ impl<'a> Core<'a> {
         Ok(view)
     }
 
-    /// Inspects the guests of these names alone, without a walk of anybody's page tables.
+    /// Inspects the guests of these names alone, without a walk of page tables.
     pub(super) async fn inspect_some(
         &mut self,
         policy: &Policy,
@@ -176,11 +176,11 @@ impl<'a> Core<'a> {
         plan(situation, policy, &self.ledger, goal)
     }
 
-    /// Puts down what is remembered once `change` is made, for who comes after this process.
+    /// Changes the ledger and saves it, for the process that comes after this one.
     ///
     /// # Errors
-    /// It cannot be put down; it is changed all the same.
-    pub(super) fn put_down(&mut self, change: impl FnOnce(&mut Ledger)) -> Result<(), String> {
+    /// It cannot be saved; it is changed all the same.
+    pub(super) fn save(&mut self, change: impl FnOnce(&mut Ledger)) -> Result<(), String> {
         change(&mut self.ledger);
         let path = &self.setup.files.ledger;
         let text = serde_json::to_vec_pretty(&self.ledger).map_err(|error| error.to_string());
@@ -191,14 +191,14 @@ impl<'a> Core<'a> {
         written.map_err(|error| format!("cannot write {}: {error}", path.display()))
     }
 
-    /// As [`Self::put_down`], where nothing hangs on it.
+    /// As [`Self::save`], where the change holds without it, too.
     pub(super) fn remember(&mut self, change: impl FnOnce(&mut Ledger)) {
-        if let Err(error) = self.put_down(change) {
+        if let Err(error) = self.save(change) {
             tracing::warn!("cannot write what the node remembers of balloons and merging: {error}");
         }
     }
 
-    /// What is remembered of the guests that are there.
+    /// What the ledger has of the guests that are there.
     pub(super) fn remembered(&self, situation: &Situation) -> BTreeMap<String, Remembered> {
         let known = situation
             .guests
@@ -209,7 +209,7 @@ impl<'a> Core<'a> {
             .collect()
     }
 
-    /// Begins a run that somebody wants now; he is told its number.
+    /// Begins a run that a client wants now; `asker` is told its number.
     pub(super) fn begin_now(
         &mut self,
         goal: Option<Goal>,
@@ -239,7 +239,7 @@ impl<'a> Core<'a> {
         }
     }
 
-    /// Begins a run, which goes on by itself.
+    /// Begins a run, as a task.
     fn begin(&mut self, order: Order, asker: Option<Reply<RunId>>) {
         let trigger = order.trigger.clone();
         let runner = Runner::new(self.handle.clone(), order);
@@ -284,7 +284,7 @@ impl<'a> Core<'a> {
 
     /// Records how the run under way has ended. Another one begins when its task has, too.
     pub(super) fn run_over(&mut self, id: RunId, end: RunEnd) {
-        self.records.put_down_end(id, end);
+        self.records.record_end(id, end);
         if let Some(run) = &mut self.run {
             run.begun = None;
         }
@@ -338,8 +338,8 @@ impl<'a> Core<'a> {
             return self.handle.notice(&Event::RunNotBegun(&run.trigger));
         };
         let took = self.now().uptime.saturating_sub(run.since);
-        self.records.put_down_error(id, "it panicked: the node's log says where");
-        self.records.put_down_end(id, RunEnd::Failed);
+        self.records.record_error(id, "it panicked: the node's log says where");
+        self.records.record_end(id, RunEnd::Failed);
         let trigger = &run.trigger;
         self.handle.notice(&Event::RunEnded { trigger, end: RunEnd::Failed, took });
     }
@@ -373,7 +373,7 @@ impl<'a> Core<'a> {
                 }
                 Notice::Missed(missed) => {
                     self.handle.notice(&Event::Missed(&missed));
-                    self.records.put_down_decided(&missed.schedule, missed.last);
+                    self.records.record_decided(&missed.schedule, missed.last);
                     tracing::warn!("{missed}");
                 }
                 Notice::Queued { schedule, running, .. } => {
@@ -489,7 +489,7 @@ fn within(mut policy: Policy, schedule: &Schedule) -> Policy {
     policy
 }
 
-/// What the last process remembered, if that can be read.
+/// The ledger of the last process, if it can be read.
 fn read_ledger(setup: &Setup) -> Ledger {
     let path = &setup.files.ledger;
     let read = || match regular_file::read_text(path, LEDGER_BYTES_MAX) {
@@ -498,7 +498,10 @@ fn read_ledger(setup: &Setup) -> Ledger {
         Err(error) => Err(error.to_string()),
     };
     read().unwrap_or_else(|error| {
-        tracing::warn!("begins anew, since {} cannot be read: {error}", path.display());
+        tracing::warn!(
+            "begins with an empty ledger, since {} cannot be read: {error}",
+            path.display()
+        );
         Ledger::default()
     })
 }

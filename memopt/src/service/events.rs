@@ -28,7 +28,7 @@ pub enum Event<'a> {
     Inspected {
         /// What was found.
         situation: &'a Situation,
-        /// What is remembered of it.
+        /// What the ledger has of it.
         ledger: &'a Ledger,
         /// By which it was.
         policy: &'a Policy,

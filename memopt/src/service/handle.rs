@@ -21,7 +21,7 @@ use crate::policy::Policy;
 pub(super) enum Message {
     /// Inspect the host and all guests.
     Inspect(Box<Inspect>),
-    /// Do this with what is known.
+    /// Run this on the service's state.
     Call(Call),
 }
 
@@ -37,7 +37,7 @@ pub(super) fn refuse<T>(reply: Reply<T>, error: ServiceError) {
 /// Something that is done with the service's state, at once.
 pub(super) type Call = Box<dyn FnOnce(&mut Core<'_>) + Send>;
 
-/// An inspection that somebody waits for.
+/// An inspection that a task waits for.
 pub(super) struct Inspect {
     pub(super) policy: Policy,
     pub(super) measured: Filter,
@@ -91,7 +91,7 @@ pub(super) struct Handle {
 }
 
 impl Handle {
-    /// Does `body` with what is known; returns what comes of it.
+    /// Runs `body` on the service's state; returns its result.
     pub(super) async fn call<T: Send + 'static>(
         &self,
         body: impl FnOnce(&mut Core<'_>) -> T + Send + 'static,

@@ -25,7 +25,7 @@ const KSM_TICK: Duration = Duration::from_secs(1);
 pub struct Machine {
     sources: Sources,
     meter: Meter,
-    /// Where it is put down how ksmd was set before.
+    /// The file that says how ksmd was set before.
     journal: PathBuf,
     window: Option<KsmWindow>,
     observer: Arc<dyn Observer>,
@@ -41,7 +41,7 @@ struct KsmWindow {
 }
 
 impl Machine {
-    /// The host whose files are below `sources`; how ksmd was set is put down in `journal`, and
+    /// The host whose files are below `sources`; `journal` keeps how ksmd was set, and
     /// `observer` hears of its windows.
     #[must_use]
     pub const fn new(sources: Sources, journal: PathBuf, observer: Arc<dyn Observer>) -> Self {

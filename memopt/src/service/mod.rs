@@ -1,14 +1,14 @@
 //! The shell of memory optimization: one loop that inspects the host, begins runs that are due,
-//! gives guests in pain their memory back, and answers whoever asks.
+//! gives guests in pain their memory back, and answers clients.
 //!
-//! The loop ([`run`](fn@run)) owns all that is known: settings, ledger, surveys, history, scheduler
+//! The loop ([`run`](fn@run)) owns the state: settings, ledger, surveys, history, scheduler
 //! ([`core`]). It holds no lock: it takes messages one at a time ([`handle`]). What takes long is a
 //! task of its own, which tells the loop what came of it: a run ([`runner`]), a survey
 //! ([`surveys`]), a step ([`steps`]), an answer to a client ([`client`]). The world is behind
 //! ports: guests behind [`Hypervisor`], the host behind [`Host`] ([`machine`] is the real one),
 //! time behind [`Clock`]; what happens is told to an [`Observer`].
 //!
-//! [`start`] runs the loop in a thread of its own. When it breaks down it begins anew, with ksmd as
+//! [`start`] runs the loop in a thread of its own. When it panics it is restarted, with ksmd as
 //! it was before; migrations, which other threads carry, do not notice.
 
 mod client;
@@ -59,12 +59,12 @@ const INBOX: usize = 64;
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
 const RESTART_PAUSE_MAX: Duration = Duration::from_secs(60);
 
-/// A panic after this long is one by itself.
+/// A panic after this long has nothing to do with the last one.
 const STEADY: Duration = Duration::from_secs(600);
 
 /// What time it is.
 pub trait Clock: Debug + Send + Sync {
-    /// Now: the host's clock, and its uptime, which nobody sets.
+    /// Now: the host's clock, and its uptime, which cannot be set.
     fn now(&self) -> Moment;
 }
 
@@ -73,7 +73,7 @@ pub trait Clock: Debug + Send + Sync {
 pub struct Files {
     /// `lighter.toml`: policy and schedules.
     pub settings: PathBuf,
-    /// What is remembered of balloons and merging.
+    /// The ledger: balloons and merging.
     pub ledger: PathBuf,
     /// The history of runs.
     pub history: PathBuf,

@@ -1,4 +1,4 @@
-//! What is put down of runs for `lighter density history`. When its file cannot be used, runs go on
+//! The records of runs for `lighter density history`. When its file cannot be used, runs go on
 //! without.
 
 use std::collections::BTreeMap;
@@ -14,7 +14,7 @@ use crate::history::{
 use crate::plan::{Plan, Step};
 use crate::schedule::{Schedule, Trigger};
 
-/// Among so many runs the last is looked for that ended well.
+/// The last run that ended well is searched for among so many.
 const SUCCESS_AMONG: usize = 1000;
 
 /// The history of this host's runs.
@@ -64,7 +64,7 @@ impl Records {
         let mut ticks = self.keep(History::last_ticks).unwrap_or_default();
         for Schedule { name, .. } in schedules {
             ticks.entry(name.clone()).or_insert_with(|| {
-                self.put_down_decided(name, now);
+                self.record_decided(name, now);
                 now
             });
         }
@@ -78,43 +78,43 @@ impl Records {
         listing.runs.iter().find(|run| well(run)).and_then(|run| run.ended)
     }
 
-    /// Begins to put down a run; without a history it goes without a number.
+    /// Begins the record of a run; without a history it goes without a number.
     pub(super) fn begin(&mut self, trigger: Trigger, plan: &Plan) -> RunId {
         let started = self.unix_seconds();
         self.keep(|history| history.begin(trigger, started, plan)).unwrap_or(RunId::UNRECORDED)
     }
 
-    /// Puts down another plan, which was made after a look at pages.
-    pub(super) fn put_down_plan(&mut self, run: RunId, plan: &Plan) {
+    /// Records another plan, which was made after a survey.
+    pub(super) fn record_plan(&mut self, run: RunId, plan: &Plan) {
         self.keep(|history| history.plan_anew(run, plan));
     }
 
-    /// Puts down steps that are about to be done; returns the place of the first.
-    pub(super) fn put_down(&mut self, run: RunId, steps: &[Step]) -> u32 {
+    /// Records steps that are about to be done; returns the place of the first.
+    pub(super) fn record_steps(&mut self, run: RunId, steps: &[Step]) -> u32 {
         let deeds: Vec<(Step, i64)> =
             steps.iter().map(|step| (step.clone(), step.expected_bytes)).collect();
         self.keep(|history| history.act(run, &deeds)).unwrap_or(0)
     }
 
-    /// Puts down what came of them.
-    pub(super) fn put_down_found(&mut self, run: RunId, found: &[Found]) {
+    /// Records what came of them.
+    pub(super) fn record_found(&mut self, run: RunId, found: &[Found]) {
         self.keep(|history| history.verify(run, found));
     }
 
-    /// Puts down what went wrong.
-    pub(super) fn put_down_error(&mut self, run: RunId, error: &str) {
+    /// Records what went wrong.
+    pub(super) fn record_error(&mut self, run: RunId, error: &str) {
         self.keep(|history| history.note_error(run, error));
     }
 
-    /// Puts down how it ended.
-    pub(super) fn put_down_end(&mut self, run: RunId, end: RunEnd) {
+    /// Records how it ended.
+    pub(super) fn record_end(&mut self, run: RunId, end: RunEnd) {
         let now = self.unix_seconds();
         self.keep(|history| history.finish(run, now, &end));
     }
 
-    /// Puts down that it was decided over a schedule at this time (Unix seconds): that is where its
+    /// Records that it was decided over a schedule at this time (Unix seconds): that is where its
     /// next time counts from.
-    pub(super) fn put_down_decided(&mut self, schedule: &str, tick: u64) {
+    pub(super) fn record_decided(&mut self, schedule: &str, tick: u64) {
         self.keep(|history| history.note_decided(schedule, tick));
     }
 
@@ -185,7 +185,7 @@ mod tests {
         assert!(records.last_ticks(&[]).is_empty());
         let begun = records.last_ticks(&schedules);
         assert_eq!(begun["night"], NOW);
-        records.put_down_decided("night", 7);
+        records.record_decided("night", 7);
         drop(records);
         // No node ran at that time, nor since.
         assert_eq!(Records::open(path, clock()).last_ticks(&schedules)["night"], 7);

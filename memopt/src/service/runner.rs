@@ -1,5 +1,7 @@
-//! One run: look, plan, act, wait until it shows, verify, and again until its goal is reached,
-//! nothing more can be done, its window is over, or somebody calls it off.
+//! One run: inspect, plan, act, wait until it shows, verify, and again until its goal is reached,
+//! nothing more can be done, its window is over, or it is cancelled.
+
+mod settle;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -18,10 +20,10 @@ use crate::history::{Found, RunId};
 use crate::plan::{Action, Plan, Step, exposed, wants_merging};
 use crate::policy::{Goal, Policy};
 use crate::schedule::Trigger;
-use crate::situation::{Guest, Situation};
-use crate::verify::{self, Expectation, Outcome, Verdict};
+use crate::situation::Situation;
+use crate::verify::{self, Expectation, Outcome};
 
-/// Between two looks at whether steps have settled.
+/// Between two inspections whether steps have settled.
 const SETTLE_PAUSE: Duration = Duration::from_secs(1);
 
 /// A run ends after so many rounds, however much there is still to do.
@@ -31,30 +33,30 @@ const ROUNDS_MAX: usize = 1000;
 /// presets; one that creeps is waited for no longer.
 const BALLOON_PATIENCE: Duration = Duration::from_secs(300);
 
-/// So often in a row it looks again when guests do not answer: on a busy host they may do so the
-/// next time.
-const SILENT_LOOKS_MAX: u32 = 3;
+/// So often in a row it inspects the host again when guests do not answer: on a busy host they may
+/// do so the next time.
+const SILENT_MAX: u32 = 3;
 
 /// What a run waits for when there is nothing to do now.
 struct Waits {
     since: Duration,
-    silent_looks: u32,
+    silent: u32,
 }
 
 impl Waits {
     /// Something has just been done.
     const fn begin(now: Duration) -> Self {
-        Self { since: now, silent_looks: 0 }
+        Self { since: now, silent: 0 }
     }
 
     /// Whether it waits on, for guests that are left alone in `plan`.
     fn go_on(&mut self, plan: &Plan, now: Duration) -> bool {
         if plan.waits_for_balloons() {
-            self.silent_looks = 0;
+            self.silent = 0;
             return now.saturating_sub(self.since) < BALLOON_PATIENCE;
         }
-        self.silent_looks += 1;
-        plan.waits_for_answers() && self.silent_looks <= SILENT_LOOKS_MAX
+        self.silent += 1;
+        plan.waits_for_answers() && self.silent <= SILENT_MAX
     }
 }
 
@@ -146,10 +148,10 @@ impl Runner {
         handle.shared.strangers.forget();
         let plan = handle.think(&order.policy, &order.goal).await?;
         let (plan, _) = within(plan, order.only.as_ref());
-        let (trigger, put_down) = (order.trigger.clone(), plan.clone());
+        let (trigger, recorded) = (order.trigger.clone(), plan.clone());
         let (id, cancelled) = handle
             .call(move |core| {
-                let id = core.records.begin(trigger, &put_down);
+                let id = core.records.begin(trigger, &recorded);
                 (id, core.run_begun(id))
             })
             .await;
@@ -166,7 +168,7 @@ impl Run {
             Ok(end) => end,
             Err(error) => {
                 tracing::error!(run = %self.id, "a run ends early: {error}");
-                self.put_down_error(error).await;
+                self.record_error(error).await;
                 RunEnd::Failed
             }
         };
@@ -188,14 +190,14 @@ impl Run {
         plan.map_err(|error| error.to_string())
     }
 
-    async fn put_down_error(&self, error: String) {
+    async fn record_error(&self, error: String) {
         let id = self.id;
-        self.handle.call(move |core| core.records.put_down_error(id, &error)).await;
+        self.handle.call(move |core| core.records.record_error(id, &error)).await;
     }
 
-    async fn put_down_found(&self, found: Vec<Found>) {
+    async fn record_found(&self, found: Vec<Found>) {
         let id = self.id;
-        self.handle.call(move |core| core.records.put_down_found(id, &found)).await;
+        self.handle.call(move |core| core.records.record_found(id, &found)).await;
     }
 
     async fn rounds(&mut self, mut plan: Plan) -> Result<RunEnd, String> {
@@ -206,7 +208,7 @@ impl Run {
         let (mut plan, left_out) = within(plan, self.order.only.as_ref());
         if has_surveyed {
             let (id, plan) = (self.id, plan.clone());
-            self.handle.call(move |core| core.records.put_down_plan(id, &plan)).await;
+            self.handle.call(move |core| core.records.record_plan(id, &plan)).await;
         }
         self.tell_left_out(&left_out).await;
         let (mut rounds, mut waits) = (0, Waits::begin(self.handle.uptime()));
@@ -241,7 +243,7 @@ impl Run {
         for step in steps {
             let error = format!("{}: left out, since nothing of it would be done now", step.action);
             tracing::warn!(run = %self.id, "{error}");
-            self.put_down_error(error).await;
+            self.record_error(error).await;
         }
     }
 
@@ -290,8 +292,8 @@ impl Run {
         let is_concerned = self.concerned(steps);
         let concerned = before.guests.iter().filter(|guest| is_concerned(guest));
         let names: BTreeSet<String> = concerned.map(|guest| guest.name.clone()).collect();
-        let (id, put_down) = (self.id, steps.to_vec());
-        let first = self.handle.call(move |core| core.records.put_down(id, &put_down)).await;
+        let (id, recorded) = (self.id, steps.to_vec());
+        let first = self.handle.call(move |core| core.records.record_steps(id, &recorded)).await;
         let (mut pending, mut has_given) = (Vec::<Pending>::new(), false);
         let mut outcome = Ok(());
         for (index, step) in (first..).zip(steps) {
@@ -319,7 +321,7 @@ impl Run {
                 Ok(()) => pending.push(Pending { index, expectation }),
                 Err(error @ StepError::Unremembered(_)) => {
                     let error = format!("{}: {error}", step.action);
-                    self.put_down_found(vec![Found::failed(index, &error)]).await;
+                    self.record_found(vec![Found::failed(index, &error)]).await;
                     outcome = Err(error);
                     break;
                 }
@@ -380,7 +382,7 @@ impl Run {
         tracing::warn!(run = %self.id, "no window of ksmd is opened: {reason}");
         let steps = marked.iter().map(|step| step.index).chain([window]);
         let refused = |index| Found::failed(index, reason);
-        self.put_down_found(steps.map(refused).collect()).await;
+        self.record_found(steps.map(refused).collect()).await;
     }
 
     /// A step that could not be done counts against what it was done with.
@@ -389,97 +391,6 @@ impl Run {
         self.handle.notice(&Event::StepFailed(&step.action));
         let found = Found::failed(index, &error);
         self.conclude(found, &Outcome::failed(step, error)).await;
-    }
-
-    /// Looks again and again until each step has shown what it brings, and checks it then. When the
-    /// run must end, it is checked as it is.
-    async fn settle(
-        &mut self,
-        mut pending: Vec<Pending>,
-        names: &BTreeSet<String>,
-    ) -> Result<(), String> {
-        while !pending.is_empty() {
-            self.pause().await;
-            let must_end = self.must_end().is_some();
-            if must_end {
-                self.handle.call(|core| core.host.end_window()).await;
-            }
-            let drives_ksm = self.handle.call(|core| core.host.drives_ksm()).await;
-            if !must_end && self.nothing_shows_yet(&pending, drives_ksm) {
-                continue;
-            }
-            self.note_window_end().await;
-            let mut now = self.inspect(none()).await?;
-            let drives_ksm = self.handle.call(|core| core.host.drives_ksm()).await;
-            // What ksmd was to do, and it has ended its window.
-            let window_is_over = |pending: &Pending| is_of_window(pending) && !drives_ksm;
-            let is_over = |pending: &Pending, now: &Situation| {
-                must_end || pending.expectation.is_settled(now) || window_is_over(pending)
-            };
-            if pending.iter().any(|pending| is_over(pending, &now)) {
-                let names = names.clone();
-                let is_concerned = move |guest: &Guest| names.contains(&guest.name);
-                now = self.inspect(Box::new(is_concerned)).await?;
-            }
-            let (over, rest): (Vec<_>, Vec<_>) =
-                pending.into_iter().partition(|pending| is_over(pending, &now));
-            pending = rest;
-            self.check_all(over, &now).await;
-        }
-        Ok(())
-    }
-
-    /// Whether a look would tell nothing of these steps: a window shows what it brings when it is
-    /// over, and all others but those of balloons are simply given their time. Looks at all guests,
-    /// each second, would take a fifth as much CPU time as ksmd does. Guests in pain are seen to
-    /// all the same (`watch`).
-    fn nothing_shows_yet(&self, pending: &[Pending], drives_ksm: bool) -> bool {
-        let now = self.handle.uptime();
-        pending.iter().all(|pending| {
-            let is_of_balloon =
-                matches!(pending.expectation.step.action, Action::SetBalloon { .. });
-            let shows_by_itself = is_of_balloon || (is_of_window(pending) && !drives_ksm);
-            !shows_by_itself && pending.expectation.due > now
-        })
-    }
-
-    async fn note_window_end(&mut self) {
-        let Some(outcome) = self.handle.call(|core| core.host.take_outcome()).await else { return };
-        let merge = &mut self.order.policy.merge;
-        // What is left is for windows to come.
-        merge.cpu_time = merge.cpu_time.saturating_sub(outcome.cpu.unwrap_or_default());
-        let (end, merge) = (outcome.end.into(), *merge);
-        let note = move |core: &mut Core<'_>| {
-            let uptime = core.now().uptime;
-            core.remember(|ledger| ledger.ksm.ended(end, uptime, &merge));
-        };
-        self.handle.call(note).await;
-    }
-
-    async fn check_all(&mut self, steps: Vec<Pending>, now: &Situation) {
-        for step in steps {
-            self.check(&step, now).await;
-        }
-    }
-
-    async fn check(&mut self, pending: &Pending, now: &Situation) {
-        let outcome = pending.expectation.check(now);
-        tracing::info!(run = %self.id, expected_bytes = outcome.expected_bytes, verified_bytes = outcome.returned_bytes, "{outcome}");
-        self.handle.notice(&Event::Verified(&outcome));
-        self.returned_bytes = self.returned_bytes.saturating_add(outcome.returned_bytes);
-        let error = (outcome.verdict == Verdict::Nothing).then(|| outcome.reason.clone());
-        let found =
-            Found { index: pending.index, verified_bytes: Some(outcome.returned_bytes), error };
-        self.conclude(found, &outcome).await;
-    }
-
-    /// Puts down what came of a step, and has it remembered.
-    async fn conclude(&self, found: Found, outcome: &Outcome) {
-        self.put_down_found(vec![found]).await;
-        let (policy, outcome) = (self.order.policy.clone(), outcome.clone());
-        let note =
-            move |core: &mut Core<'_>| core.remember(|ledger| ledger.verified(&outcome, &policy));
-        self.handle.call(note).await;
     }
 }
 

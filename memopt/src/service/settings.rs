@@ -15,7 +15,7 @@ use crate::settings::{FILE_BYTES_MAX, SettingsError};
 pub struct Settings {
     /// What may be done.
     pub policy: Policy,
-    /// When it is done by itself.
+    /// When runs begin without an operator.
     pub schedules: Vec<Schedule>,
 }
 
@@ -34,7 +34,7 @@ impl Settings {
 }
 
 /// What tells one state of the file from another: which file it is, when it or its rights were
-/// changed, and its length; or why nobody can tell.
+/// changed, and its length; or why that is not known.
 type Stamp = Result<(u64, (i64, i64), u64), ErrorKind>;
 
 /// The file, and what it said when it was last right.
@@ -51,7 +51,7 @@ pub(super) struct SettingsFile {
     pub(super) error: Option<String>,
 }
 
-/// What came of looking at the file again.
+/// What came of reading the file again.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Change {
     /// It is as it was.
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_told_with_its_line_whoever_reads_it() {
+    fn what_is_wrong_is_told_with_its_line_in_one_form() {
         let wrong = |text: &str| Settings::parse(text, "lighter.toml").unwrap_err().to_string();
         let goal = wrong(&SCHEDULE.replace("max density", "all of it"));
         assert!(goal.starts_with("lighter.toml:4:") && goal.contains("all of it"), "{goal}");

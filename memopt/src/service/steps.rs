@@ -10,7 +10,7 @@ use crate::plan::{Action, Step};
 /// Why a step was not done.
 #[derive(Debug)]
 pub(super) enum StepError {
-    /// It takes memory, and what is asked of the balloon cannot be put down: the node is the cause,
+    /// It takes memory, and what is asked of the balloon cannot be saved: the node is the cause,
     /// and not the guest.
     Unremembered(String),
     /// It could not be done.
@@ -30,9 +30,9 @@ impl fmt::Display for StepError {
 }
 
 impl Handle {
-    /// Does a step, and remembers it. What is asked of a balloon is put down before: a node that is
+    /// Does a step, and remembers it. What is asked of a balloon is saved before: a node that is
     /// killed in between leaves one that the next node gives back. So nothing is taken as long as
-    /// it cannot be put down; memory is given back all the same.
+    /// it cannot be saved; memory is given back all the same.
     ///
     /// # Errors
     /// [`StepError`].
@@ -40,7 +40,7 @@ impl Handle {
         if let Action::SetBalloon { .. } = &step.action {
             let step = step.clone();
             self.call(move |core| {
-                match core.put_down(|ledger| ledger.intends(&step)) {
+                match core.save(|ledger| ledger.intends(&step)) {
                     Err(error) if step.action.inflates_a_balloon() => {
                         core.ledger.desists(&step);
                         return Err(StepError::Unremembered(error));

@@ -146,7 +146,7 @@ impl Strangers {
         let (sources, at) = (self.sources.clone(), Arc::clone(&now_at));
         let inspect = move || {
             let now_at = |pid| at.store(pid, Ordering::Relaxed);
-            // Nobody may wait for it any more.
+            // The search may not be waited for any more.
             let _ = tell.send(mergeable_processes(&sources, &known, now_at));
         };
         let thread = std::thread::Builder::new().name("inspect".to_owned()).spawn(inspect);

@@ -1,9 +1,9 @@
 //! Has guests' pages surveyed, so that merging and huge pages are decided by what is there.
 //!
-//! The guests of a merge domain are surveyed with one seed, drawn anew each time, so that what they
-//! found can be put together; a guest without a domain is one by itself. A few are surveyed at a
-//! time, which together take the share of a CPU that the policy gives to ksmd. One that is slow,
-//! dead or says nonsense goes without a survey, and the others with theirs.
+//! The guests of a merge domain are surveyed with one seed, drawn for each survey, so that what
+//! they found can be put together; a guest without a domain is surveyed alone. A few are surveyed
+//! at a time, which together take the share of a CPU that the policy gives to ksmd. One that is
+//! slow, dead or says nonsense goes without a survey, and the others with theirs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -29,7 +29,7 @@ const AT_ONCE_MAX: usize = 4;
 /// One content in 8 is kept, of large guests fewer: 64 samples of a chunk.
 const BITS: u32 = 3;
 
-/// What is known of the guests' pages.
+/// The surveys of guests' pages.
 #[derive(Debug, Default)]
 pub(super) struct Surveys {
     by_guest: BTreeMap<String, Kept>,
@@ -46,7 +46,7 @@ struct Kept {
     survey: Survey,
 }
 
-/// What is known now of a guest's pages.
+/// A new survey of a guest.
 #[derive(Debug)]
 pub(super) struct Known {
     name: String,
@@ -55,7 +55,7 @@ pub(super) struct Known {
 }
 
 impl Surveys {
-    /// Gives the guests what is known of their pages, and forgets about processes that are gone.
+    /// Gives the guests their surveys, and forgets those of processes that are gone.
     pub(super) fn fill(&mut self, guests: &mut [Guest], now: Duration) {
         for guest in guests {
             let Some(kept) = self.by_guest.get(&guest.name) else { continue };
@@ -144,7 +144,7 @@ fn is_worth_it(guest: &Guest, policy: &Policy) -> bool {
                 use Actuator::{Huge, Merge, Template, Zeros};
                 may_be_any(&limits, &[Merge, Huge, Template, Zeros])
             }
-            // What its program has not marked, nobody else can.
+            // What its program has not marked, no other program can.
             false => {
                 guest.is_mergeable
                     && limits.merge_domain.is_some()
@@ -200,7 +200,7 @@ impl Handle {
     }
 }
 
-/// 64 bits that nobody can guess, but for six that an UUID has always.
+/// 64 bits that cannot be guessed, but for six that an UUID has always.
 fn random() -> u64 {
     let (high, low) = Uuid::new_v4().as_u64_pair();
     high ^ low.rotate_left(32)
@@ -243,7 +243,7 @@ async fn survey_domain(
         told.spawn(async move { known(guest, findings.as_ref(), &domain, copies).await });
     }
     let told = told.join_all().await.into_iter();
-    let complain = |error: &Failure| tracing::warn!("what was found cannot be had: {error:#}");
+    let complain = |error: &Failure| tracing::warn!("a survey cannot be read: {error:#}");
     told.filter_map(|known| known.inspect_err(complain).ok()).collect()
 }
 

@@ -18,7 +18,7 @@ use crate::situation::Situation;
 pub struct DensityStatus {
     /// The host and its guests now.
     pub situation: Situation,
-    /// What is remembered of each guest, by its name.
+    /// What the ledger has of each guest, by its name.
     #[serde(default)]
     pub remembered: BTreeMap<String, Remembered>,
     /// How short of memory the host is.
@@ -36,7 +36,7 @@ pub struct DensityStatus {
     pub running: Option<RunId>,
 }
 
-/// What is remembered of one guest, as far as it decides what is done to it.
+/// What the ledger has of one guest, as far as it decides what is done to it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Remembered {
     /// What it is taken to need, in bytes; absent while it has not said.
@@ -75,9 +75,9 @@ pub enum RunEnd {
     Exhausted,
     /// Its window is over.
     WindowOver,
-    /// Somebody called it off.
+    /// It was cancelled.
     Cancelled,
-    /// The host could not be looked at.
+    /// The host could not be inspected.
     Failed,
 }
 
@@ -116,7 +116,7 @@ impl Payloads for Kept {
 /// A run as it is listed.
 pub type RunSummary = Summary<RunEnd>;
 
-/// `GET /v1/density/next`: what runs, and what comes then. Nobody looks at the host for it.
+/// `GET /v1/density/next`: what runs, and what comes then. The host is not inspected for it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Agenda {
     /// The run under way.

@@ -39,7 +39,7 @@ pub trait Host: Debug + Send {
     /// Whether a window is open.
     fn drives_ksm(&self) -> bool;
 
-    /// What the window did that was open and has ended by itself; told once.
+    /// What the window did that was open and has ended; told once.
     fn take_outcome(&mut self) -> Option<Outcome>;
 
     /// Ends the window that is open, if one is; ksmd is as it was before then.

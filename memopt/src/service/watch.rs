@@ -1,4 +1,4 @@
-//! What the loop does by itself: it gives guests in pain their memory back at once, and begins the
+//! What the loop does unasked: it gives guests in pain their memory back at once, and begins the
 //! runs that `lighter.toml` schedules.
 
 use std::collections::BTreeSet;
@@ -14,14 +14,14 @@ use crate::plan::{Action, Step, plan};
 use crate::policy::{Goal, Policy};
 use crate::situation::{Guest, Situation};
 
-/// Between two inspections of all guests, for what is remembered of them.
+/// Between two inspections of all guests, for the ledger.
 const INSPECT_PAUSE: Duration = Duration::from_secs(10);
 
 /// Between two of guests whose balloons hold memory: statistics come with the inspection after the
 /// one that asked for them, and a guest in pain shall have its memory back within a second.
 const ALERT_PAUSE: Duration = Duration::from_millis(400);
 
-/// Between two looks at the clock and at `lighter.toml`.
+/// Between two readings of the clock and of `lighter.toml`.
 const TICK: Duration = Duration::from_secs(1);
 
 /// When what was last done, and who has to be watched closely.
