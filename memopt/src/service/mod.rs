@@ -2,10 +2,10 @@
 //! gives guests in pain their memory back, and answers clients.
 //!
 //! The loop ([`run`](fn@run)) owns the state: settings, ledger, surveys, history, scheduler
-//! ([`core`]). It holds no lock: it takes messages one at a time ([`handle`]). What takes long is a
-//! task of its own, which tells the loop what came of it: a run ([`runner`]), a survey
-//! ([`surveys`]), a step ([`steps`]), an answer to a client ([`client`]). The world is behind
-//! ports: guests behind [`Hypervisor`], the host behind [`Host`] ([`machine`] is the real one),
+//! (`core`). It holds no lock: it takes messages one at a time (`handle`). What takes long is a
+//! task of its own, which tells the loop what came of it: a run (`runner`), a survey
+//! (`surveys`), a step (`steps`), an answer to a client (`client`). The world is behind
+//! ports: guests behind [`Hypervisor`], the host behind [`Host`] (`machine` is the real one),
 //! time behind [`Clock`]; what happens is told to an [`Observer`].
 //!
 //! [`start`] runs the loop in a thread of its own. When it panics it is restarted, with ksmd as
