@@ -374,7 +374,8 @@ async fn a_service_that_panics_is_restarted() {
     let client = service::start(bench.setup.clone(), host).expect("a thread");
     client.status().await.expect("an answer");
     bench.world.breaks.store(true, Ordering::Relaxed);
-    // It is the tick's inspection that panics, or the one for this client, who is not answered then.
+    // It is the tick's inspection that panics, or the one for this client, who is not answered
+    // then.
     if let Err(error) = client.status().await {
         assert!(matches!(error, ServiceError::Silent), "{error}");
     }
