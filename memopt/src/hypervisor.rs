@@ -72,6 +72,12 @@ pub struct GuestRef {
     pub pid: Option<u32>,
 }
 
+impl From<&Guest> for GuestRef {
+    fn from(guest: &Guest) -> Self {
+        Self { name: guest.name.clone(), pid: Some(guest.pid) }
+    }
+}
+
 impl fmt::Display for GuestRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.pid {

@@ -17,6 +17,7 @@
 pub mod foreign;
 pub mod history;
 pub mod hypervisor;
+mod json;
 pub mod ksm;
 pub mod labels;
 pub mod ledger;

@@ -1,4 +1,4 @@
-//! What memory optimization counts for Prometheus, and what scrapes show of its last look.
+//! What memory optimization counts for Prometheus, and what scrapes show of its last inspection.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

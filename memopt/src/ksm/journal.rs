@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::KsmError;
 use super::knob::Knob;
+use crate::json;
 
 /// The largest journal that is read, in bytes; those that are written are below 1 KiB.
 const BYTES_MAX: u64 = 16 << 10;
@@ -103,15 +104,12 @@ impl Journal {
     }
 
     fn write(&self) -> Result<(), KsmError> {
-        let written = if self.content.entries.is_empty() { self.remove() } else { self.replace() };
+        let written = match self.content.entries.is_empty() {
+            true => self.remove(),
+            false => json::replace(&self.path, &self.content),
+        };
         let file = || self.path.display().to_string();
         written.map_err(|cause| KsmError::Journal { file: file(), cause })
-    }
-
-    fn replace(&self) -> io::Result<()> {
-        let mut text = serde_json::to_vec_pretty(&self.content)?;
-        text.push(b'\n');
-        regular_file::replace(&self.path, &text)
     }
 
     fn remove(&self) -> io::Result<()> {

@@ -124,7 +124,7 @@ impl Client {
         self.ask_patiently(move |core, reply| core.begin_now(goal, only, reply)).await
     }
 
-    /// Calls a run off; it ends after the step under way.
+    /// Cancels a run; it ends after the step under way.
     ///
     /// # Errors
     /// [`ServiceError::NotUnderWay`], [`ServiceError::Silent`].
@@ -156,7 +156,7 @@ impl Client {
         self.call(move |core| core.agenda(count)).await
     }
 
-    /// Calls the run under way off, puts ksmd's settings back, and ends the service. What balloons
+    /// Cancels the run under way, puts ksmd's settings back, and ends the service. What balloons
     /// hold stays.
     pub async fn shut_down(&self) {
         let wound_up = self.ask_patiently(|core, reply: Reply<bool>| {
@@ -254,7 +254,7 @@ async fn status(handle: Handle) -> Result<DensityStatus, ServiceError> {
         file: core.settings.path().map(|path| path.display().to_string()),
         file_error: core.settings.error.clone(),
         missing: view.missing,
-        running: core.running().map(|(id, _)| *id),
+        running: core.running().map(|run| run.id),
     };
     Ok(handle.call(tell).await)
 }

@@ -12,12 +12,13 @@ use super::error::ServiceError;
 use super::events::Event;
 use super::handle::{Handle, Inbox, Inspect, Message, Reply, refuse};
 use super::records::Records;
-use super::runner::{Order, Runner};
+use super::runner::{self, Order};
 use super::settings::{Change, SettingsFile};
 use super::surveys::Surveys;
 use super::types::{Agenda, NextRun, Remembered, RunEnd};
 use super::view::{Costs, Filter, Host, View, guests};
 use crate::history::RunId;
+use crate::json;
 use crate::ledger::Ledger;
 use crate::plan::{Plan, plan};
 use crate::policy::{Goal, Policy};
@@ -52,10 +53,17 @@ pub(super) struct Core<'a> {
 pub(super) struct Running {
     task: task::Id,
     trigger: Trigger,
-    /// When it was begun, as the host's uptime.
-    since: Duration,
-    /// Its number, once it has one, and how it is called off.
-    begun: Option<(RunId, watch::Sender<bool>)>,
+    /// Absent before its first plan and after its end.
+    begun: Option<Begun>,
+}
+
+/// A run that has a number.
+#[derive(Debug)]
+pub(super) struct Begun {
+    pub(super) id: RunId,
+    /// When, as the host's uptime.
+    at: Duration,
+    cancel: watch::Sender<bool>,
 }
 
 impl<'a> Core<'a> {
@@ -183,12 +191,8 @@ impl<'a> Core<'a> {
     pub(super) fn save(&mut self, change: impl FnOnce(&mut Ledger)) -> Result<(), String> {
         change(&mut self.ledger);
         let path = &self.setup.files.ledger;
-        let text = serde_json::to_vec_pretty(&self.ledger).map_err(|error| error.to_string());
-        let written = text.and_then(|mut text| {
-            text.push(b'\n');
-            regular_file::replace(path, &text).map_err(|error| error.to_string())
-        });
-        written.map_err(|error| format!("cannot write {}: {error}", path.display()))
+        json::replace(path, &self.ledger)
+            .map_err(|error| format!("cannot write {}: {error}", path.display()))
     }
 
     /// As [`Self::save`], where the change holds without it, too.
@@ -242,9 +246,8 @@ impl<'a> Core<'a> {
     /// Begins a run, as a task.
     fn begin(&mut self, order: Order, asker: Option<Reply<RunId>>) {
         let trigger = order.trigger.clone();
-        let runner = Runner::new(self.handle.clone(), order);
-        let task = self.tasks.spawn(runner.run(asker)).id();
-        self.run = Some(Running { task, trigger, since: self.now().uptime, begun: None });
+        let task = self.tasks.spawn(runner::run(self.handle.clone(), order, asker)).id();
+        self.run = Some(Running { task, trigger, begun: None });
     }
 
     fn begin_due(&mut self, due: Due) {
@@ -272,45 +275,51 @@ impl<'a> Core<'a> {
         }
     }
 
-    /// Makes `id` the number of the run under way; what is returned hears when it is called off.
+    /// Makes `id` the number of the run under way; what is returned hears when it is cancelled.
     pub(super) fn run_begun(&mut self, id: RunId) -> watch::Receiver<bool> {
         let (cancel, cancelled) = watch::channel(self.is_winding_up);
+        let at = self.now().uptime;
         if let Some(run) = &mut self.run {
-            run.begun = Some((id, cancel));
+            run.begun = Some(Begun { id, at, cancel });
+            self.handle.notice(&Event::RunBegan(&run.trigger));
         }
         self.publish();
         cancelled
     }
 
     /// Records how the run under way has ended. Another one begins when its task has, too.
-    pub(super) fn run_over(&mut self, id: RunId, end: RunEnd) {
-        self.records.record_end(id, end);
-        if let Some(run) = &mut self.run {
-            run.begun = None;
+    pub(super) fn run_over(&mut self, end: RunEnd) {
+        let uptime = self.now().uptime;
+        if let Some(Running { trigger, begun, .. }) = &mut self.run
+            && let Some(Begun { id, at, .. }) = begun.take()
+        {
+            let took = uptime.saturating_sub(at);
+            self.handle.notice(&Event::RunEnded { trigger, end, took });
+            self.records.record_end(id, end);
         }
         self.publish();
     }
 
-    /// Calls a run off; it ends after the step under way.
+    /// Cancels a run; it ends after the step under way.
     ///
     /// # Errors
     /// It is not under way.
     pub(super) fn cancel(&self, id: RunId) -> Result<(), ServiceError> {
         match self.running() {
-            Some((run, cancel)) if *run == id => {
-                cancel.send_replace(true);
+            Some(run) if run.id == id => {
+                run.cancel.send_replace(true);
                 Ok(())
             }
             _ => Err(ServiceError::NotUnderWay(id)),
         }
     }
 
-    /// Calls the run under way off, and puts ksmd's settings back. What balloons hold stays.
+    /// Cancels the run under way, and puts ksmd's settings back. What balloons hold stays.
     /// Whether that was all.
     pub(super) fn wind_up(&mut self) -> bool {
         self.is_winding_up = true;
-        if let Some((_, cancel)) = self.running() {
-            cancel.send_replace(true);
+        if let Some(run) = self.running() {
+            run.cancel.send_replace(true);
         }
         self.host.end_window();
         self.run.is_none()
@@ -322,33 +331,37 @@ impl<'a> Core<'a> {
             Err(error) => error.id(),
         };
         self.relieved.remove(&id);
-        let run = self.run.take_if(|run| run.task == id);
+        let was_run = self.run.as_ref().is_some_and(|run| run.task == id);
         if let Err(error) = ended {
             tracing::error!("a task of memory optimization panicked: {error}");
-            run.iter().for_each(|run| self.run_panicked(run));
+            if was_run {
+                self.run_panicked();
+            }
         }
-        if run.is_some() {
+        if was_run {
             self.run_ended();
         }
     }
 
-    fn run_panicked(&mut self, run: &Running) {
+    fn run_panicked(&mut self) {
         self.host.end_window();
-        let Some((id, _)) = run.begun else {
-            return self.handle.notice(&Event::RunNotBegun(&run.trigger));
-        };
-        let took = self.now().uptime.saturating_sub(run.since);
-        self.records.record_error(id, "it panicked: the node's log says where");
-        self.records.record_end(id, RunEnd::Failed);
-        let trigger = &run.trigger;
-        self.handle.notice(&Event::RunEnded { trigger, end: RunEnd::Failed, took });
+        match self.running().map(|run| run.id) {
+            Some(id) => {
+                self.records.record_error(id, "it panicked: the node's log says where");
+                self.run_over(RunEnd::Failed);
+            }
+            None => {
+                let trigger = self.run.as_ref().map(|run| &run.trigger);
+                trigger.into_iter().for_each(|it| self.handle.notice(&Event::RunNotBegun(it)));
+            }
+        }
     }
 
     /// What waited for the end of a run is begun.
     fn run_ended(&mut self) {
+        self.run = None;
         let notices = self.handle_event(schedule::Event::Ended);
         self.dispatch(notices);
-        self.publish();
     }
 
     /// What is due by now.
@@ -365,6 +378,9 @@ impl<'a> Core<'a> {
 
     /// Does what the scheduler says, and tells of the rest.
     fn dispatch(&mut self, notices: Vec<Notice>) {
+        if notices.is_empty() {
+            return;
+        }
         for notice in notices {
             match notice {
                 Notice::Due(due) => self.begin_due(due),
@@ -386,12 +402,13 @@ impl<'a> Core<'a> {
                 Notice::Asleep(time) => tracing::warn!(seconds = time.as_secs(), "the host slept"),
             }
         }
+        self.publish();
     }
 
     /// Whether `lighter.toml` says something else now.
     pub(super) fn refresh_settings(&mut self) {
         match self.settings.refresh() {
-            Change::None => {}
+            Change::None => return,
             Change::New => {
                 match self.settings.path() {
                     Some(_) => tracing::info!("lighter.toml has changed and holds from now on"),
@@ -409,6 +426,7 @@ impl<'a> Core<'a> {
                 Err(error) => tracing::error!("{error}"),
             },
         }
+        self.publish();
     }
 
     fn replace_schedules(&mut self) {
@@ -431,7 +449,7 @@ impl<'a> Core<'a> {
         });
         Agenda {
             next: next.collect(),
-            running: self.running().map(|(id, _)| *id),
+            running: self.running().map(|run| run.id),
             file_error: self.settings.error.clone(),
         }
     }
@@ -445,7 +463,7 @@ impl<'a> Core<'a> {
     }
 
     /// The run under way, if it has a number.
-    pub(super) fn running(&self) -> Option<&(RunId, watch::Sender<bool>)> {
+    pub(super) fn running(&self) -> Option<&Begun> {
         self.run.as_ref().and_then(|run| run.begun.as_ref())
     }
 
@@ -457,7 +475,7 @@ impl<'a> Core<'a> {
         self.settings.settings.schedules.iter().find(|schedule| schedule.name == name)
     }
 
-    pub(super) fn publish(&self) {
+    fn publish(&self) {
         let schedules = self.scheduler.schedules();
         let published = Published {
             schedules: schedules.map(|(schedule, tally)| (schedule.clone(), tally)).collect(),

@@ -75,12 +75,6 @@ pub(super) struct Order {
     pub(super) deadline: Option<Duration>,
 }
 
-/// A run, before it has begun.
-pub(super) struct Runner {
-    handle: Handle,
-    order: Order,
-}
-
 /// A run under way.
 struct Run {
     handle: Handle,
@@ -89,8 +83,6 @@ struct Run {
     cancelled: watch::Receiver<bool>,
     /// What has come back so far.
     returned_bytes: i64,
-    /// When it began, as the host's uptime.
-    begun: Duration,
 }
 
 /// A step that was done, and waits to be checked.
@@ -116,52 +108,42 @@ impl Handle {
     }
 }
 
-impl Runner {
-    pub(super) const fn new(handle: Handle, order: Order) -> Self {
-        Self { handle, order }
-    }
-
-    /// Does it all. `asker` is told its number once it has begun, or why it cannot.
-    pub(super) async fn run(self, asker: Option<Reply<RunId>>) {
-        let (handle, trigger) = (self.handle.clone(), self.order.trigger.clone());
-        match self.begin().await {
-            Ok((run, plan)) => {
-                if let Some(asker) = asker {
-                    // Who has asked may be gone.
-                    let _unwanted = asker.send(Ok(run.id));
-                }
-                run.carry_out(plan).await;
+/// Does a run. `asker` is told its number once it has begun, or why it cannot.
+pub(super) async fn run(handle: Handle, order: Order, asker: Option<Reply<RunId>>) {
+    let trigger = order.trigger.clone();
+    match Run::begin(handle.clone(), order).await {
+        Ok((run, plan)) => {
+            if let Some(asker) = asker {
+                // Who has asked may be gone.
+                let _unwanted = asker.send(Ok(run.id));
             }
-            Err(error) => {
-                handle.notice(&Event::RunNotBegun(&trigger));
-                match asker {
-                    Some(asker) => refuse(asker, error),
-                    None => tracing::error!(%trigger, "a run cannot begin: {error}"),
-                }
+            run.carry_out(plan).await;
+        }
+        Err(error) => {
+            handle.notice(&Event::RunNotBegun(&trigger));
+            match asker {
+                Some(asker) => refuse(asker, error),
+                None => tracing::error!(%trigger, "a run cannot begin: {error}"),
             }
         }
-    }
-
-    /// Makes the first plan, and puts the run down.
-    async fn begin(self) -> Result<(Run, Plan), ServiceError> {
-        let Self { handle, order } = self;
-        handle.shared.strangers.forget();
-        let plan = handle.think(&order.policy, &order.goal).await?;
-        let (plan, _) = within(plan, order.only.as_ref());
-        let (trigger, recorded) = (order.trigger.clone(), plan.clone());
-        let (id, cancelled) = handle
-            .call(move |core| {
-                let id = core.records.begin(trigger, &recorded);
-                (id, core.run_begun(id))
-            })
-            .await;
-        handle.notice(&Event::RunBegan(&order.trigger));
-        let begun = handle.uptime();
-        Ok((Run { handle, order, id, cancelled, returned_bytes: 0, begun }, plan))
     }
 }
 
 impl Run {
+    /// Makes the first plan, and records the run.
+    async fn begin(handle: Handle, order: Order) -> Result<(Self, Plan), ServiceError> {
+        handle.shared.strangers.forget();
+        let plan = handle.think(&order.policy, &order.goal).await?;
+        let (plan, _) = within(plan, order.only.as_ref());
+        let (trigger, recorded) = (order.trigger.clone(), plan.clone());
+        let begin = move |core: &mut Core<'_>| {
+            let id = core.records.begin(trigger, &recorded);
+            (id, core.run_begun(id))
+        };
+        let (id, cancelled) = handle.call(begin).await;
+        Ok((Self { handle, order, id, cancelled, returned_bytes: 0 }, plan))
+    }
+
     /// Does it all, from the first plan on.
     async fn carry_out(mut self, plan: Plan) {
         let end = match self.rounds(plan).await {
@@ -172,11 +154,7 @@ impl Run {
                 RunEnd::Failed
             }
         };
-        let (trigger, took) =
-            (&self.order.trigger, self.handle.uptime().saturating_sub(self.begun));
-        self.handle.notice(&Event::RunEnded { trigger, end, took });
-        let id = self.id;
-        self.handle.call(move |core| core.run_over(id, end)).await;
+        self.handle.call(move |core| core.run_over(end)).await;
         tracing::info!(run = %self.id, trigger = %self.order.trigger, %end, returned_bytes = self.returned_bytes, "a run is over");
     }
 

@@ -17,7 +17,7 @@ use super::error::ServiceError;
 use super::events::Event;
 use super::handle::{Handle, Shared};
 use super::view::none;
-use crate::hypervisor::{CAPACITY_MAX, Failure, Findings, GuestRef, SurveyRequest, Surveyed};
+use crate::hypervisor::{CAPACITY_MAX, Failure, Findings, SurveyRequest, Surveyed};
 use crate::plan::Action;
 use crate::policy::{Actuator, GuestLimits, Policy};
 use crate::situation::{Backing, Guest, Situation, Survey};
@@ -252,8 +252,7 @@ async fn survey_guest(
     request: SurveyRequest,
     shared: &Shared,
 ) -> Result<Surveyed, Failure> {
-    let it = GuestRef { name: guest.name.clone(), pid: Some(guest.pid) };
-    shared.hypervisor_of(&it)?.survey(guest, request).await
+    shared.hypervisor_of(&guest.into())?.survey(guest, request).await
 }
 
 async fn known(
@@ -269,45 +268,18 @@ async fn known(
 
 #[cfg(test)]
 mod tests {
-    use crate::policy::Preset;
-    use crate::situation::{Chunk, Cost, Host, Vmm};
-
-    use crate::plan::ChunkRange;
-
     use super::*;
+    use crate::plan::{ChunkRange, fixture};
+    use crate::policy::Preset;
+    use crate::situation::{Chunk, Vmm};
 
     fn guest(name: &str, domain: Option<&str>) -> Guest {
         Guest {
-            name: name.to_owned(),
-            vmm: Vmm::Lighter,
             pid: 7,
-            memory_bytes: 64 << 20,
-            cost: Cost::default(),
-            backing: Backing::Anonymous,
-            balloon: None,
             merge_domain: domain.map(str::to_owned),
             is_mergeable: domain.is_some(),
-            merged_instead: None,
-            is_preallocated: false,
-            survey: None,
-            hindrance: None,
-            labels: BTreeMap::new(),
-            user: None,
+            ..fixture::guest(name, 64 << 20)
         }
-    }
-
-    fn situation(guests: Vec<Guest>) -> Situation {
-        let host = Host {
-            total_bytes: 1 << 30,
-            available_bytes: 1 << 29,
-            swap_used_bytes: 0,
-            pressure: None,
-            ksm: None,
-            pools: Vec::new(),
-            merged_domain: None,
-            strangers: Vec::new(),
-        };
-        Situation { unix_seconds: 0, uptime: Duration::ZERO, host, guests }
     }
 
     fn names(domains: &[Domain<'_>]) -> Vec<Vec<String>> {
@@ -325,19 +297,22 @@ mod tests {
     fn domains_are_looked_at_whole_and_others_by_themselves() {
         let old = Some(survey_of(Duration::from_secs(31 * 60), 1));
         let new = Some(survey_of(Duration::from_secs(29 * 60), 1));
-        let situation = situation(vec![
-            Guest { survey: new.clone(), ..guest("a", Some("shop")) },
-            Guest { survey: old, ..guest("b", Some("shop")) },
-            Guest { survey: new, ..guest("c", Some("bank")) },
-            guest("d", None),
-            guest("e", None),
-            Guest { backing: Backing::HugePool, ..guest("f", None) },
-            Guest { hindrance: Some(crate::situation::Hindrance::Paused), ..guest("g", None) },
-            Guest { vmm: Vmm::Qemu, ..guest("h", None) },
-            Guest { vmm: Vmm::Qemu, is_mergeable: true, ..guest("i", None) },
-            Guest { vmm: Vmm::Qemu, is_mergeable: false, ..guest("j", Some("mill")) },
-            Guest { vmm: Vmm::Qemu, is_mergeable: true, ..guest("k", Some("mill")) },
-        ]);
+        let situation = fixture::situation(
+            50,
+            vec![
+                Guest { survey: new.clone(), ..guest("a", Some("shop")) },
+                Guest { survey: old, ..guest("b", Some("shop")) },
+                Guest { survey: new, ..guest("c", Some("bank")) },
+                guest("d", None),
+                guest("e", None),
+                Guest { backing: Backing::HugePool, ..guest("f", None) },
+                Guest { hindrance: Some(crate::situation::Hindrance::Paused), ..guest("g", None) },
+                Guest { vmm: Vmm::Qemu, ..guest("h", None) },
+                Guest { vmm: Vmm::Qemu, is_mergeable: true, ..guest("i", None) },
+                Guest { vmm: Vmm::Qemu, is_mergeable: false, ..guest("j", Some("mill")) },
+                Guest { vmm: Vmm::Qemu, is_mergeable: true, ..guest("k", Some("mill")) },
+            ],
+        );
         let of = |wanted| names(&domains(&situation, &Preset::Balanced.policy(), wanted));
         assert_eq!(of(Wanted::Due), [vec!["d"], vec!["e"], vec!["k"], vec!["a", "b"]]);
         let all = [vec!["d"], vec!["e"], vec!["c"], vec!["k"], vec!["a", "b"]];

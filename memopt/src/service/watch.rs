@@ -46,7 +46,6 @@ impl Watch {
     pub(super) async fn tick(&mut self, core: &mut Core<'_>) {
         core.refresh_settings();
         core.elapse();
-        core.publish();
         let uptime = core.now().uptime;
         let is_time_for_all = uptime.saturating_sub(self.inspected) >= INSPECT_PAUSE;
         if is_time_for_all {

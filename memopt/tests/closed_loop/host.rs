@@ -38,7 +38,7 @@ pub(crate) struct SimGuest {
     pub(crate) actual: u64,
     pub(crate) stalls: u64,
     cache: u64,
-    pub(crate) resident: u64,
+    resident: u64,
 }
 
 impl SimGuest {
@@ -128,6 +128,21 @@ impl SimGuest {
     }
 }
 
+/// A host of `total` bytes, of which 1 GiB is its own, without ksmd and pools.
+pub(crate) fn host(total: u64, guests: &[SimGuest]) -> Host {
+    let taken: u64 = guests.iter().map(|guest| guest.resident).sum();
+    Host {
+        total_bytes: total,
+        available_bytes: (total - GIB).saturating_sub(taken),
+        swap_used_bytes: 0,
+        pressure: None,
+        ksm: None,
+        pools: Vec::new(),
+        merged_domain: None,
+        strangers: Vec::new(),
+    }
+}
+
 /// A host with its guests, its optimiser, and what it has seen.
 pub(crate) struct SimHost {
     pub(crate) total: u64,
@@ -155,25 +170,14 @@ impl SimHost {
     }
 
     pub(crate) fn available(&self) -> u64 {
-        let taken: u64 = self.guests.iter().map(|guest| guest.resident).sum();
-        (self.total - GIB).saturating_sub(taken)
+        host(self.total, &self.guests).available_bytes
     }
 
     pub(crate) fn look(&self) -> Situation {
-        let host = Host {
-            total_bytes: self.total,
-            available_bytes: self.available(),
-            swap_used_bytes: 0,
-            pressure: None,
-            ksm: None,
-            pools: Vec::new(),
-            merged_domain: None,
-            strangers: Vec::new(),
-        };
         Situation {
             unix_seconds: 1_800_000_000 + self.second,
             uptime: Duration::from_secs(1000 + self.second),
-            host,
+            host: host(self.total, &self.guests),
             guests: self.guests.iter().map(|guest| guest.look(self.second)).collect(),
         }
     }

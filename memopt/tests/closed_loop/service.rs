@@ -15,12 +15,12 @@ use memopt::schedule::Moment;
 use memopt::service::{
     self, Client, Clock, Costs, Event, Files, Host, Observed, Observer, RunEnd, ServiceError, Setup,
 };
-use memopt::situation::{self, Guest};
+use memopt::situation::Guest;
 use memopt::units::{GIB, MIB};
 use tokio::task::LocalSet;
 use tokio::time::{Instant, sleep};
 
-use crate::host::SimGuest;
+use crate::host::{SimGuest, host};
 
 /// Guests, and what is wrong with the world.
 struct World {
@@ -118,17 +118,7 @@ impl Host for WorldsHost {
         _: &Costs<'_>,
         _: Duration,
     ) -> Result<Observed, ObserveError> {
-        let taken: u64 = self.0.guests().iter().map(|guest| guest.resident).sum();
-        let host = situation::Host {
-            total_bytes: self.0.total,
-            available_bytes: (self.0.total - GIB).saturating_sub(taken),
-            swap_used_bytes: 0,
-            pressure: None,
-            ksm: None,
-            pools: Vec::new(),
-            merged_domain: None,
-            strangers: Vec::new(),
-        };
+        let host = host(self.0.total, &self.0.guests());
         Ok(Observed { host, missing: Vec::new() })
     }
 

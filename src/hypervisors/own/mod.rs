@@ -59,15 +59,18 @@ impl OwnGuests {
         Ok(Inspected { guests, names: all, missing: self.withheld.iter().cloned().collect() })
     }
 
-    /// Asks `guest`, and not another one that has its name by now.
+    /// The folder of `guest`, unless it is gone or another one has its name by now.
+    fn find(&self, guest: &GuestRef) -> Option<GuestDir> {
+        let dir = self.state.guest(&guest.name.parse().ok()?);
+        let is_it = |pid| dir.read_identity().is_ok_and(|identity| identity.pid == pid);
+        (dir.is_live() && guest.pid.is_none_or(is_it)).then_some(dir)
+    }
+
     fn client(&self, guest: &GuestRef, patience: Duration) -> Result<ApiClient> {
-        let name: GuestName = guest.name.parse().context("no name of a guest")?;
-        let dir = self.state.live_guest(&name)?;
-        let pid = dir.read_identity()?.pid;
-        if let Some(planned) = guest.pid.filter(|planned| *planned != pid) {
-            bail!("the guest was restarted since the plan was made (PID {planned}, now {pid})");
-        }
-        Ok(ApiClient::new(&dir.socket()).with_patience(patience))
+        let found = self.find(guest).with_context(|| {
+            format!("guest {guest} is gone, or was restarted since the plan was made")
+        })?;
+        Ok(ApiClient::new(&found.socket()).with_patience(patience))
     }
 
     async fn act(&self, guest: &GuestRef, action: &Action) -> Result<()> {
@@ -93,10 +96,7 @@ impl Hypervisor for OwnGuests {
     }
 
     fn has(&self, guest: &GuestRef) -> bool {
-        let Ok(name) = guest.name.parse() else { return false };
-        let dir = self.state.guest(&name);
-        let is_it = |pid| dir.read_identity().is_ok_and(|identity| identity.pid == pid);
-        dir.is_live() && guest.pid.is_none_or(is_it)
+        self.find(guest).is_some()
     }
 
     fn act<'a>(&'a self, guest: &'a GuestRef, action: &'a Action) -> Answer<'a, ()> {
@@ -105,8 +105,7 @@ impl Hypervisor for OwnGuests {
 
     fn survey<'a>(&'a self, guest: &'a Guest, request: SurveyRequest) -> Answer<'a, Surveyed> {
         Box::pin(async move {
-            let it = GuestRef { name: guest.name.clone(), pid: Some(guest.pid) };
-            let client = self.client(&it, SURVEY_PATIENCE)?;
+            let client = self.client(&guest.into(), SURVEY_PATIENCE)?;
             Ok(survey::survey(client, guest, request).await?)
         })
     }
