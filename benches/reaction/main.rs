@@ -39,14 +39,13 @@ struct Options {
 fn main() -> Result<()> {
     let options = Options::parse();
     interruption::watch()?;
-    let mut rounds = Vec::new();
+    println!("{}", table::HEAD);
     for run in 1..=options.runs {
         interruption::check()?;
         eprintln!("run {run} of {}: booting a guest of Linux", options.runs);
         let mut pair = Pair::without_nodes();
         let linux = Linux::boot(&pair.a);
-        rounds.push(round::play(&mut pair.a, &linux));
+        println!("{}", table::row(run, &round::play(&mut pair.a, &linux)));
     }
-    println!("{}", table::of(&rounds));
     Ok(())
 }

@@ -1,25 +1,24 @@
-//! The runs as a table.
+//! The runs as a table, each row as soon as there is one.
 
 use std::time::Duration;
 
 use super::round::Round;
 
-/// A row for each run.
-pub(crate) fn of(rounds: &[Round]) -> String {
-    let head = "| run | at ease, pages/s | in pain, pages/s | the node's reason | target raised, s | balloon empty, s |\n\
-                |---|---|---|---|---|---|\n";
-    rounds.iter().enumerate().fold(head.to_owned(), |table, (index, round)| {
-        table
-            + &format!(
-                "| {} | {:.0} | {:.0} | {} | {} | {} |\n",
-                index + 1,
-                round.at_ease,
-                round.in_pain,
-                round.cause,
-                seconds(round.told),
-                seconds(round.empty),
-            )
-    })
+/// What the columns say.
+pub(crate) const HEAD: &str = "\
+| run | at ease, pages/s | in pain, pages/s | the node's reason | target raised, s | balloon empty, s |
+|---|---|---|---|---|---|";
+
+/// The row of run `number`.
+pub(crate) fn row(number: u32, round: &Round) -> String {
+    format!(
+        "| {number} | {:.0} | {:.0} | {} | {} | {} |",
+        round.at_ease,
+        round.in_pain,
+        round.cause,
+        seconds(round.told),
+        seconds(round.empty),
+    )
 }
 
 fn seconds(time: Duration) -> String {
