@@ -5,8 +5,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use migrate::quic::endpoint::Peer;
 
-use crate::cli::host::NODE_PORT;
-
+/// The UDP port on which nodes listen.
+pub(crate) const NODE_PORT: u16 = 4950;
 /// Longest wait for an address.
 const LOOKUP_TIME: Duration = Duration::from_secs(10);
 

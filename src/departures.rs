@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use migrate::MigrationId;
+use migrate::progress::Role;
 use migrate::record::{Record, RecordStore};
-use migrate::report::Role;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 use vmm_core::devices::mmio::SLOTS_MAX;

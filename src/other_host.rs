@@ -8,14 +8,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use migrate::MigrationId;
 use migrate::front::{self, Sought, Traced};
+use migrate::progress::Role;
 use migrate::protocol::front::FoundGuest;
 use migrate::quic::Tls;
 use migrate::quic::endpoint::Peer;
 use migrate::record::{Record, Side, SourceState};
-use migrate::report::Role;
 
-use crate::address::Destination;
-use crate::cli::host::NODE_PORT;
+use crate::address::{Destination, NODE_PORT};
 use crate::names::GuestName;
 use crate::output;
 use crate::state_dir::StateDir;

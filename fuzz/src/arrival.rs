@@ -7,15 +7,17 @@ use std::time::Duration;
 
 use arbitrary::Arbitrary;
 use migrate::destination::{Action, Destination, DestinationConfig, Event};
-use migrate::error::{OperatorChoice, Reason};
+use migrate::error::OperatorChoice;
 use migrate::guest::{
     DiskCopy, ExistingFile, GuestDescription, GuestError, Refusal, RefusalKind, RunState,
 };
 use migrate::memory::{CHUNK_BYTES, MemoryLayout, Region};
 use migrate::protocol::{
-    Blob, Complaint, Decision, Features, MigrationId, Offer, Prepare, SavedState, SourceMessage,
+    Complaint, Decision, Features, MigrationId, Offer, Prepare, SavedState, SourceMessage,
 };
+use migrate::reason::Reason;
 use migrate::record::DestinationState;
+use migrate::text::Blob;
 
 /// What happens to a destination, one after the other.
 #[derive(Debug, Arbitrary)]

@@ -5,13 +5,14 @@ use std::sync::OnceLock;
 
 use arbitrary::Arbitrary;
 use migrate::MigrationId;
+use migrate::progress::Role;
 use migrate::record::RecordStore;
-use migrate::report::Role;
 use tempfile::{NamedTempFile, TempDir};
 use vmm_core::cpuid::CpuidEntry;
+use vmm_core::cpuid::MsrValue;
 use vmm_core::memory::MemoryConfig;
 use vmm_core::snapshot::Template;
-use vmm_core::state::{MsrValue, StateError};
+use vmm_core::state::StateError;
 use vmm_core::virtio::balloon::FreePages;
 use vmm_core::{DeviceConfig, VmShape, VmState, snapshot};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};

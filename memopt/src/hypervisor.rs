@@ -12,9 +12,9 @@ use std::pin::Pin;
 
 use serde::{Deserialize, Serialize};
 
-use crate::plan::Action;
 use crate::policy::Activity;
 use crate::situation::{Chunk, Guest};
+use crate::step::Action;
 use crate::survey::{Digests, Seed};
 
 /// Most contents that a survey of a guest keeps: a table of them is less than 2 MB.

@@ -28,6 +28,7 @@ pub mod schedule;
 pub mod service;
 pub mod settings;
 pub mod situation;
+pub mod step;
 pub mod survey;
 pub mod units;
 pub mod verify;

@@ -6,7 +6,7 @@
 //! called `type`; help is a sentence.
 
 use migrate::Phase;
-use migrate::report::Role;
+use migrate::progress::Role;
 use prometheus::Registry;
 
 use crate::definition::{CatalogueError, Definition, Unit};

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use migrate::Phase;
-use migrate::report::Role;
+use migrate::progress::Role;
 use prometheus::{Registry, TextEncoder};
 
 use crate::catalogue::{Counted, Scraped};

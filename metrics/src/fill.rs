@@ -1,26 +1,16 @@
 //! Puts a [`Snapshot`] into the [`Scraped`] families.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use migrate::Phase;
-use migrate::report::Role;
+use migrate::progress::Role;
 
 use crate::catalogue::Scraped;
 use crate::labels::{
     BuildRevision, BuildVersion, Encoding, FixedLabel, GuestName, GuestState, GuestUuid, NetDevice,
 };
+use crate::number::{number, unix_seconds};
 use crate::snapshot::{GuestSample, MigrationSample, NetworkSample, Snapshot};
-
-/// Counts and bytes become Prometheus' only number; exact up to 2^53.
-#[expect(clippy::cast_precision_loss, reason = "the exposition format has no other number")]
-pub(crate) fn number(value: u64) -> f64 {
-    value as f64
-}
-
-/// Seconds since the epoch, 0 for a clock that stands before it.
-pub(crate) fn unix_seconds(time: SystemTime) -> f64 {
-    time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs_f64()
-}
 
 /// The node's own series.
 pub(crate) fn node(

@@ -1,7 +1,7 @@
 //! The labels and their values, as types: a call site cannot misspell one or invent another.
 
 use migrate::Phase;
-use migrate::report::Role;
+use migrate::progress::Role;
 
 use crate::definition::{LabelDefinition, LabelValues};
 

@@ -21,6 +21,7 @@ mod exporter;
 mod family;
 mod fill;
 mod labels;
+mod number;
 mod reference;
 mod snapshot;
 

@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use migrate::Phase;
-use migrate::report::Role;
+use migrate::progress::Role;
 
 use crate::density::DensitySample;
 use crate::labels::GuestState;

@@ -3,11 +3,11 @@
 use std::time::{Duration, UNIX_EPOCH};
 
 use memopt::ledger::{Ledger, Level};
-use memopt::plan::{Action, Step};
 use memopt::policy::{Actuator, Policy};
 use memopt::situation::{
     Balloon, Cost, Guest, Host, Ksm, Pool, Pressure, Situation, Statistics, Vmm,
 };
+use memopt::step::{Action, Step};
 use memopt::verify::Outcome;
 use metrics::{DensitySample, Exporter, LookSample, Snapshot};
 

@@ -17,7 +17,7 @@ use metrics::{
     Traffic, WindowEnd,
 };
 use migrate::Phase;
-use migrate::report::Role;
+use migrate::progress::Role;
 
 fn migration() -> MigrationSample {
     MigrationSample {

@@ -22,13 +22,13 @@ use migrate::front::{FrontHandler, serve};
 use migrate::guest::{DestinationGuest, GuestDescription, GuestError, GuestFactory, Refusal};
 use migrate::memory::{MemoryLayout, Region};
 use migrate::pages::Compression;
-use migrate::protocol::Blob;
 use migrate::protocol::front::{FrontReply, FrontRequest};
 use migrate::quic::{Authority, Tls, endpoint};
 use migrate::record::RecordStore;
 use migrate::session::{
     DestinationSession, Handle, SourceSession, start_destination, start_source,
 };
+use migrate::text::Blob;
 use migrate::{Limits, MigrationId, Report, SourceGuest, Token};
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;

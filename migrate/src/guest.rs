@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::memory::{CHUNK_BYTES, MAX_MEMORY_BYTES, MemoryLayout};
-use crate::protocol::{Blob, PeerText};
+use crate::text::{Blob, PeerText};
 
 /// Longest name of a guest, in bytes.
 pub const MAX_NAME_BYTES: usize = 64;

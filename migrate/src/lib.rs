@@ -23,14 +23,16 @@ pub mod phase;
 pub mod progress;
 pub mod protocol;
 pub mod quic;
+pub mod reason;
 pub mod record;
 pub mod report;
 pub mod resolve;
 pub mod session;
 pub mod source;
 mod telemetry;
+pub mod text;
 
-pub use error::{MigrationError, Reason};
+pub use error::MigrationError;
 pub use guest::{
     DestinationGuest, DiskCopy, ExistingFile, GuestDescription, GuestError, GuestFactory,
     HintProgress, Refusal, RunState, SourceGuest,
@@ -40,4 +42,5 @@ pub use memory::{MemoryLayout, PageSet};
 pub use phase::Phase;
 pub use progress::Progress;
 pub use protocol::{MigrationId, Token};
+pub use reason::Reason;
 pub use report::Report;

@@ -6,7 +6,26 @@ use serde::{Deserialize, Serialize};
 
 use crate::phase::Phase;
 use crate::protocol::MigrationId;
-use crate::report::Role;
+
+/// Which side tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// The side that the guest leaves.
+    Source,
+    /// The side that it goes to.
+    Destination,
+}
+
+impl Role {
+    /// The name of the role.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Source => "source",
+            Self::Destination => "destination",
+        }
+    }
+}
 
 /// What went over the data streams (or came), since the migration began. Pages count once for each
 /// time they were sent.

@@ -2,34 +2,15 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{MigrationError, Reason};
+use crate::error::MigrationError;
 use crate::guest::GuestError;
 use crate::phase::Phase;
-use crate::progress::{Progress, Transfer};
+use crate::progress::{Progress, Role, Transfer};
 use crate::protocol::MigrationId;
+use crate::reason::Reason;
 
 /// Most rounds that a report lists: the first and the last ones, when there were more.
 pub const MAX_ROUNDS_LISTED: usize = 64;
-
-/// Which side tells.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Role {
-    /// The side that the guest leaves.
-    Source,
-    /// The side that it goes to.
-    Destination,
-}
-
-impl Role {
-    /// The name of the role.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Source => "source",
-            Self::Destination => "destination",
-        }
-    }
-}
 
 /// Where the guest is now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]

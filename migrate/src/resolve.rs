@@ -1,7 +1,7 @@
 //! Settling a migration whose process is dead: pure functions for the node that finds its record.
 
-use crate::error::Reason;
 use crate::protocol::{Complaint, Decision, DestinationMessage, Takeover};
+use crate::reason::Reason;
 use crate::record::{DestinationState, SourceState};
 
 /// What the node of a dead destination process must do when a source asks about its migration.

@@ -5,10 +5,11 @@ use std::time::Duration;
 use crate::convergence::DirtyRateMeter;
 use crate::error::MigrationError;
 use crate::phase::Phase;
+use crate::progress::Role;
 use crate::progress::{Progress, Transfer};
 use crate::protocol::MigrationId;
 use crate::report::{
-    MAX_ROUNDS_LISTED, Outcome, PhaseTime, Report, ReportedError, Role, Round, Standstill,
+    MAX_ROUNDS_LISTED, Outcome, PhaseTime, Report, ReportedError, Round, Standstill,
 };
 
 /// First rounds that stay listed when there are too many.

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer};
 
-use super::spec::{Fault, Place};
+use super::fault::{Fault, Place};
 
 /// Longest serial number, in bytes (`VIRTIO_BLK_ID_BYTES` of `linux/virtio_blk.h`).
 const SERIAL_BYTES_MAX: usize = 20;

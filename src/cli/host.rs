@@ -9,11 +9,9 @@ use super::JsonFlag;
 use super::isolation::IsolationArgs;
 use super::net::{NetRename, interface_name};
 use super::spec::PatternArg;
+use crate::address::NODE_PORT;
 use crate::names::GuestName;
 use crate::units::parse_size;
-
-/// The UDP port on which nodes listen.
-pub(crate) const NODE_PORT: u16 = 4950;
 
 /// `lighter demo`.
 #[derive(Debug, Args)]

@@ -11,6 +11,7 @@ pub(crate) mod cpu;
 pub(crate) mod definition;
 pub(crate) mod density;
 pub(crate) mod disk;
+pub(crate) mod fault;
 pub(crate) mod guest;
 pub(crate) mod host;
 pub(crate) mod isolation;

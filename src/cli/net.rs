@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer};
 use vmm_core::VmShape;
 use vmm_core::virtio::net::{MacAddress, NetLink};
 
-use super::spec::{Fault, Place};
+use super::fault::{Fault, Place};
 
 /// A network device as typed: a bridge that it is to be on, or a tap that exists, or both for a tap
 /// to be made.

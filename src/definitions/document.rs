@@ -9,7 +9,8 @@ use toml::de::{DeTable, DeValue};
 use uuid::Uuid;
 use vmm_core::virtio::net::MacAddress;
 
-use crate::cli::spec::{GuestSpec, Place};
+use crate::cli::fault::Place;
+use crate::cli::spec::GuestSpec;
 use crate::names::GuestName;
 
 /// The longest file that is read, in bytes.

@@ -12,7 +12,7 @@ mod story;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use migrate::report::Role;
+use migrate::progress::Role;
 use migrate::{MigrationId, Report};
 use serde::Serialize;
 

@@ -179,8 +179,8 @@ fn of_window_end(end: Option<End>) -> WindowEnd {
 
 #[cfg(test)]
 mod tests {
-    use memopt::plan::Action;
     use memopt::schedule;
+    use memopt::step::Action;
     use memopt::verify::Verdict;
     use metrics::{Exporter, Snapshot};
 

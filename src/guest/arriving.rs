@@ -7,9 +7,10 @@ use std::sync::{Arc, Weak};
 
 use anyhow::{Context, Result};
 use migrate::guest::RefusalKind;
+use migrate::progress::Role;
 use migrate::quic::Tls;
 use migrate::record::{DestinationState, RecordError, Side};
-use migrate::report::{Outcome, Role};
+use migrate::report::Outcome;
 use migrate::session::{DestinationSession, start_destination};
 use migrate::{DestinationGuest, GuestDescription, GuestFactory, MigrationId, Refusal};
 use vmm_core::memory::MergeDomain;
@@ -343,7 +344,7 @@ mod tests {
         assert_eq!(refused(lacks_features).kind, RefusalKind::Cpu);
         let nonsense = Error::Shape(ShapeError::Malformed("short".to_owned()));
         assert_eq!(refused(nonsense).kind, RefusalKind::Guest);
-        let label = Error::Shape(ShapeError::Label("a=".to_owned()));
+        let label = Error::Shape(vmm_core::labels::check_label("a b", "").unwrap_err().into());
         assert_eq!(refused(label).kind, RefusalKind::Guest);
         let kvm = Error::MissingCapability { capability: "KVM_CAP_X", purpose: "run" };
         assert_eq!(refused(kvm).kind, RefusalKind::Kvm);

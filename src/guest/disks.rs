@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use migrate::protocol::Blob;
+use migrate::text::Blob;
 use migrate::{
     DiskCopy, ExistingFile, GuestDescription, GuestError, HintProgress, MigrationId, SourceGuest,
 };

@@ -4,9 +4,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use migrate::progress::Role;
 use migrate::quic::Tls;
 use migrate::record::{Record, Side, SourceState};
-use migrate::report::{Outcome, Role};
+use migrate::report::Outcome;
 use migrate::session::{SourceSession, start_source};
 use migrate::{Limits, MigrationId, Report, SourceGuest};
 

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use migrate::guest::RefusalKind;
 use migrate::memory::Region;
-use migrate::protocol::Blob;
 use migrate::protocol::codec::STATE_LIMIT;
+use migrate::text::Blob;
 use migrate::{
     DestinationGuest, GuestDescription, GuestError, HintProgress, MemoryLayout, Refusal,
     SourceGuest,

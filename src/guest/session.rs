@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use migrate::error::{CancelRefused, OperatorChoice, ResolveRefused};
+use migrate::progress::Role;
 use migrate::record::{Record, RecordError};
-use migrate::report::Role;
 use migrate::session::Handle;
 use migrate::{MigrationId, Progress, Report};
 

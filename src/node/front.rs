@@ -9,11 +9,12 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use migrate::guest::RefusalKind;
+use migrate::progress::Role;
 use migrate::protocol::front::{FoundGuest, FrontReply, Onward};
-use migrate::protocol::{Decision, Offer, PeerText};
+use migrate::protocol::{Decision, Offer};
 use migrate::record::{DestinationState, Record, RecordError, Side};
-use migrate::report::Role;
 use migrate::resolve::answer_for_dead;
+use migrate::text::PeerText;
 use migrate::{GuestDescription, MigrationId, Refusal as WireRefusal, Token};
 use uuid::Uuid;
 use vmm_core::{VCPUS_MAX, VcpuLimits, VmShape};

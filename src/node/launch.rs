@@ -9,8 +9,8 @@ use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
+use migrate::progress::Role;
 use migrate::quic::{Identity, TlsError};
-use migrate::report::Role;
 use migrate::{MigrationId, Token};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};

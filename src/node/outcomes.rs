@@ -12,8 +12,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use metrics::{Counted, FailureReason};
+use migrate::progress::Role;
 use migrate::record::{DestinationState, Record, Side, SourceState};
-use migrate::report::{Outcome, Report, Role};
+use migrate::report::{Outcome, Report};
 use migrate::{Phase, Reason};
 use serde::{Deserialize, Serialize};
 

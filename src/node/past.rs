@@ -4,9 +4,9 @@
 use std::net::IpAddr;
 
 use migrate::MigrationId;
-use migrate::protocol::PeerText;
 use migrate::protocol::front::{FoundGuest, Onward};
 use migrate::record::{DestinationState, Record, Side, SourceState};
+use migrate::text::PeerText;
 use uuid::Uuid;
 
 /// From when on records count.

@@ -7,12 +7,12 @@ use std::sync::Arc;
 
 use migrate::front::{self, FrontHandler, ResolveTarget};
 use migrate::guest::RefusalKind;
+use migrate::progress::Role;
 use migrate::protocol::front::{FrontReply, FrontRequest};
 use migrate::protocol::{Decision, DestinationMessage};
 use migrate::quic::endpoint::Peer;
 use migrate::quic::{Identity, Tls, TlsError};
 use migrate::record::{Record, Side};
-use migrate::report::Role;
 use uuid::Uuid;
 
 use super::front::Arrival;

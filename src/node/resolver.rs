@@ -215,8 +215,8 @@ fn close(
 #[cfg(test)]
 mod tests {
     use migrate::MigrationId;
+    use migrate::progress::Role;
     use migrate::protocol::Takeover;
-    use migrate::report::Role;
     use tokio::sync::mpsc;
 
     use super::super::liveness::tests::{destination_record, source_record};

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::time::{Duration, UNIX_EPOCH};
 
 use metrics::{DepartedSample, GuestSample, MigrationSample, NetworkFlow, NetworkSample, Traffic};
+use migrate::progress::Role;
 use migrate::record::Record;
-use migrate::report::{Outcome, Role};
+use migrate::report::Outcome;
 use migrate::{Progress, Report};
 
 use super::inventory::{GuestView, Sighting};

@@ -13,8 +13,8 @@ use std::time::{Instant, SystemTime};
 use anyhow::{Context, Result};
 use metrics::{Counted, DensityCounted, DensitySample, Exporter, HostMemory, Snapshot};
 use migrate::MigrationId;
+use migrate::progress::Role;
 use migrate::record::{DestinationState, Record, RecordKey, RecordStore, Side};
-use migrate::report::Role;
 use tokio::process::Child;
 
 use super::admission::{GuestRequest, Takes};
@@ -396,9 +396,9 @@ impl Node {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use migrate::protocol::PeerText;
     use migrate::protocol::front::FrontReply;
     use migrate::record::SourceState;
+    use migrate::text::PeerText;
 
     use super::super::liveness::tests::source_record;
     use super::*;

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use migrate::report::{Outcome, Role};
+use migrate::progress::Role;
+use migrate::report::Outcome;
 use migrate::{MigrationId, Reason, Report};
 
 use super::follow::Follower;

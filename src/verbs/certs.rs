@@ -6,8 +6,8 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use migrate::progress::Role;
 use migrate::quic::{Authority, HostCertificate, Identity, Issued, Revocation, Tls, calendar_time};
-use migrate::report::Role;
 use serde::Serialize;
 
 use crate::cli::Output;

@@ -10,8 +10,9 @@ use std::fmt;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use migrate::progress::Role;
 use migrate::quic::calendar_time;
-use migrate::report::{Outcome, Role};
+use migrate::report::Outcome;
 use migrate::{MigrationId, Report};
 use serde::Serialize;
 use uuid::Uuid;

@@ -7,8 +7,9 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
+use migrate::progress::Role;
 use migrate::record::Record;
-use migrate::report::{Outcome, Role};
+use migrate::report::Outcome;
 use migrate::{MigrationId, Progress, Report};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};

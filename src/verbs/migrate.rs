@@ -4,7 +4,7 @@ use std::num::NonZeroU16;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use migrate::report::Role;
+use migrate::progress::Role;
 use migrate::{MigrationId, Report};
 use uuid::Uuid;
 use vmm_core::virtio::block::departed_to;

@@ -154,7 +154,7 @@ pub(super) fn average_rate(transfer: &Transfer, seconds: f64) -> u64 {
 mod tests {
     use super::*;
     use migrate::MigrationId;
-    use migrate::report::Role;
+    use migrate::progress::Role;
 
     #[test]
     fn programs_hear_nothing_and_people_do() {

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use anyhow::Result;
 use memopt::observe::ProcessCost;
-use migrate::report::{Outcome, Role};
+use migrate::progress::Role;
+use migrate::report::Outcome;
 use migrate::{Progress, Report};
 use serde::Serialize;
 use vmm_core::virtio::block::LockReach;

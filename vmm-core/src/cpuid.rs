@@ -8,10 +8,10 @@ mod topology;
 use kvm_bindings::{CpuId, kvm_cpuid_entry2};
 use serde::{Deserialize, Serialize};
 
-use crate::ShapeError;
 use feature::{Bit, FEATURE_WORDS, Register};
 pub(crate) use model::check_name;
-pub use model::{CpuModel, Nested};
+pub use model::{CpuModel, ModelError, Nested};
+pub use msr::MsrValue;
 
 /// One entry of a CPUID table, as in `struct kvm_cpuid_entry2`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -116,15 +116,11 @@ pub(crate) fn for_new_guest(mut entries: Vec<CpuidEntry>) -> Vec<CpuidEntry> {
 }
 
 /// The table for vCPU `vcpu` of `vcpus`, as KVM wants it: its APIC ID, and its place in one socket
-/// with one thread for each core.
-///
-/// # Errors
-/// [`ShapeError::Malformed`]: it has too many entries.
-pub(crate) fn table(entries: &[CpuidEntry], vcpu: u8, vcpus: u8) -> Result<CpuId, ShapeError> {
+/// with one thread for each core. None when there are more entries than KVM takes.
+pub(crate) fn table(entries: &[CpuidEntry], vcpu: u8, vcpus: u8) -> Option<CpuId> {
     let entries: Vec<_> =
         topology::for_vcpu(entries, vcpu, vcpus).iter().map(kvm_cpuid_entry2::from).collect();
-    CpuId::from_entries(&entries)
-        .map_err(|error| ShapeError::Malformed(format!("cpuid: {error:?}")))
+    CpuId::from_entries(&entries).ok()
 }
 
 /// Names of the features in `guest` that `host` does not have, in order.

@@ -3,8 +3,6 @@
 
 use std::collections::BTreeMap;
 
-use crate::shape::ShapeError;
-
 /// Labels of a guest, by key; at most 64. A key is 1 to 63 letters, digits, `-`, `_`, `.` or `/`, a
 /// value one line of at most 255 bytes.
 pub type Labels = BTreeMap<String, String>;
@@ -16,13 +14,18 @@ const KEY_BYTES_MAX: usize = 63;
 /// Longest value, in bytes.
 const VALUE_BYTES_MAX: usize = 255;
 
+/// A label, or their number, is out of bounds.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct LabelError(String);
+
 /// Checks labels, whoever gave them.
 ///
 /// # Errors
-/// [`ShapeError::Label`].
-pub fn check(labels: &Labels) -> Result<(), ShapeError> {
+/// [`LabelError`].
+pub fn check(labels: &Labels) -> Result<(), LabelError> {
     if labels.len() > LABELS_MAX {
-        return Err(ShapeError::Label(format!("a guest has at most {LABELS_MAX} labels")));
+        return Err(LabelError(format!("a guest has at most {LABELS_MAX} labels")));
     }
     labels.iter().try_for_each(|(key, value)| check_label(key, value))
 }
@@ -30,16 +33,16 @@ pub fn check(labels: &Labels) -> Result<(), ShapeError> {
 /// Checks one label.
 ///
 /// # Errors
-/// [`ShapeError::Label`].
-pub fn check_label(key: &str, value: &str) -> Result<(), ShapeError> {
+/// [`LabelError`].
+pub fn check_label(key: &str, value: &str) -> Result<(), LabelError> {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./".contains(&byte);
     if key.is_empty() || key.len() > KEY_BYTES_MAX || !key.bytes().all(is_plain) {
-        return Err(ShapeError::Label(format!(
+        return Err(LabelError(format!(
             "a label's key is 1 to {KEY_BYTES_MAX} letters, digits, `-`, `_`, `.` or `/`"
         )));
     }
     if value.len() > VALUE_BYTES_MAX || value.chars().any(char::is_control) {
-        return Err(ShapeError::Label(format!(
+        return Err(LabelError(format!(
             "the value of a label is one line of at most {VALUE_BYTES_MAX} bytes, that of {key} is not"
         )));
     }

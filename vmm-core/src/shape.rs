@@ -1,30 +1,29 @@
 //! Everything that has to be equal on two hosts for a guest to run on either: its memory, its vCPUs
 //! and what its processor can do. Checked before anything is created.
 
+mod tsc;
 mod vcpus;
 
 use std::sync::OnceLock;
 
-use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::{Cap, Kvm};
 use serde::{Deserialize, Serialize};
 
-use crate::cpuid::{self, CpuModel, CpuidEntry, msr};
+use crate::codec;
+use crate::cpuid::{self, CpuModel, CpuidEntry, ModelError, MsrValue, msr};
 use crate::error::{Error, KvmContext, Result};
-use crate::labels::{self, Labels};
+use crate::labels::{self, LabelError, Labels};
 use crate::memory::{MemoryConfig, RamLayout};
-use crate::state::{MsrValue, TscScale};
+use crate::sys::kvm;
 use crate::virtio::block::{BlockConfig, DiskProof};
 use crate::virtio::net::NetConfig;
 use crate::virtio::{DeviceConfig, check_devices};
-use crate::vm::create_vm;
-use crate::{codec, raw};
 
+pub use tsc::TSC_TOLERANCE_PPM;
+pub(crate) use tsc::{TscScale, check_tsc};
 pub use vcpus::{VCPUS_MAX, VcpuLimits};
 
-/// How far apart two hosts' TSC frequencies may be when the hardware cannot scale, in parts per
-/// million: the kernel's own tolerance (`tsc_tolerance_ppm` of arch/x86/kvm).
-pub const TSC_TOLERANCE_PPM: u64 = 250;
 /// Version of the encoding of a [`VmShape`] without labels.
 const SHAPE_VERSION: u16 = 6;
 /// The same with labels behind.
@@ -95,17 +94,9 @@ pub enum ShapeError {
         /// The host's.
         host: String,
     },
-    /// The host lacks what a CPU model needs.
-    #[error("this host's processor cannot be a {model}: it lacks {}; `lighter cpu-models` lists what it can be", .missing.join(", "))]
-    CpuModelNeeds {
-        /// The model.
-        model: String,
-        /// The features, by name.
-        missing: Vec<String>,
-    },
-    /// The CPU model makes no sense.
-    #[error("the CPU model is not possible: {0}")]
-    CpuModel(String),
+    /// See [`ModelError`].
+    #[error(transparent)]
+    CpuModel(#[from] ModelError),
     /// The guest's extended state is larger than this host's.
     #[error("the guest has {guest} bytes of extended cpu state, this host supports {host}")]
     XsaveBytes {
@@ -124,9 +115,9 @@ pub enum ShapeError {
         /// The host's TSC frequency in kHz.
         host: u32,
     },
-    /// A label, or their number, is out of bounds.
-    #[error("{0}")]
-    Label(String),
+    /// See [`LabelError`].
+    #[error(transparent)]
+    Label(#[from] LabelError),
     /// The bytes are no shape.
     #[error("cannot read the description of the guest: {0}")]
     Malformed(String),
@@ -150,15 +141,15 @@ impl VmShape {
     /// The same with those of this host's CPU features that `model` shows.
     ///
     /// # Errors
-    /// As [`VmShape::for_host`]; [`ShapeError::CpuModelNeeds`] when the host lacks one that the
+    /// As [`VmShape::for_host`]; [`ModelError::Needs`] when the host lacks one that the
     /// model needs.
     pub fn with_cpu(memory_bytes: u64, vcpus: u8, model: &CpuModel) -> Result<Self> {
         let host = Host::get()?;
-        let cpuid = model.apply(&host.cpuid)?;
+        let cpuid = model.apply(&host.cpuid).map_err(ShapeError::from)?;
         let shape = Self {
             memory_bytes,
             vcpus,
-            feature_msrs: model.apply_msrs(&host.feature_msrs, &cpuid)?,
+            feature_msrs: model.apply_msrs(&host.feature_msrs, &cpuid).map_err(ShapeError::from)?,
             cpuid,
             tsc_khz: host.tsc_khz,
             xsave_bytes: host.xsave_bytes,
@@ -318,10 +309,10 @@ impl VmShape {
         if let Some(index) = msr::misplaced(&self.feature_msrs) {
             return Err(ShapeError::Malformed(format!("msr {index:#x} as a feature")).into());
         }
-        cpuid::check_name(&self.cpu_model)?;
+        cpuid::check_name(&self.cpu_model).map_err(ShapeError::from)?;
         check_devices(&self.devices)?;
         self.memory.check(self.memory_bytes)?;
-        labels::check(&self.labels)?;
+        labels::check(&self.labels).map_err(ShapeError::from)?;
         self.layout().map(drop)
     }
 }
@@ -362,16 +353,16 @@ impl Host {
             kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).call("KVM_GET_SUPPORTED_CPUID")?;
         let entries = supported.as_slice().iter().map(CpuidEntry::from).collect();
         let cpuid = cpuid::for_new_guest(entries);
-        let vm = create_vm(&kvm)?;
+        let vm = kvm::create_vm(&kvm).call("KVM_CREATE_VM")?;
         let vcpu = vm.create_vcpu(0).vcpu_call(0, "KVM_CREATE_VCPU")?;
-        vcpu.set_cpuid2(&cpuid::table(&cpuid, 0, 1)?).vcpu_call(0, "KVM_SET_CPUID2")?;
+        vcpu.set_cpuid2(&cpuid_table(&cpuid, 0, 1)?).vcpu_call(0, "KVM_SET_CPUID2")?;
         let xsave_bytes = u32::try_from(vm.check_extension_int(Cap::Xsave2)).unwrap_or(0);
         Ok(Self {
             vcpus: VcpuLimits::ask(&kvm),
             feature_msrs: msr::of_host(&kvm, &vcpu)?,
             cpuid,
             tsc_khz: vcpu.get_tsc_khz().vcpu_call(0, "KVM_GET_TSC_KHZ")?,
-            xsave_bytes: xsave_bytes.max(raw::XSAVE_BYTES_MIN as u32),
+            xsave_bytes: xsave_bytes.max(kvm::XSAVE_BYTES_MIN as u32),
             scales_tsc: kvm.check_extension(Cap::TscControl),
         })
     }
@@ -397,29 +388,17 @@ fn check_capabilities(kvm: &Kvm) -> Result<()> {
     }
 }
 
-/// Whether a guest with a TSC of `guest` kHz can run on a host with one of `host` kHz.
-pub(crate) fn check_tsc(guest: u32, host: u32, scales: bool) -> Result<(), ShapeError> {
-    let tolerated = u64::from(host) * TSC_TOLERANCE_PPM / 1_000_000;
-    if scales || u64::from(guest.abs_diff(host)) <= tolerated {
-        return Ok(());
-    }
-    Err(ShapeError::TscFrequency { guest, host })
-}
-
-/// How this host's KVM makes the TSC of a guest of `guest_khz` of its own.
+/// The CPUID table for vCPU `vcpu` of `vcpus`.
 ///
 /// # Errors
-/// `/dev/kvm` does not answer.
-pub(crate) fn tsc_scale(guest_khz: u32) -> Result<TscScale> {
-    let host = Host::get()?;
-    if check_tsc(guest_khz, host.tsc_khz, false).is_ok() {
-        return Ok(TscScale::NONE);
-    }
-    let fraction_bits = match cpuid::is_amd(&host.cpuid) {
-        true => TscScale::SVM_FRACTION_BITS,
-        false => TscScale::VMX_FRACTION_BITS,
-    };
-    Ok(TscScale::new(guest_khz, host.tsc_khz, fraction_bits))
+/// [`ShapeError::Malformed`]: it has too many entries.
+pub(crate) fn cpuid_table(
+    entries: &[CpuidEntry],
+    vcpu: u8,
+    vcpus: u8,
+) -> Result<CpuId, ShapeError> {
+    cpuid::table(entries, vcpu, vcpus)
+        .ok_or_else(|| ShapeError::Malformed(format!("{} cpuid entries", entries.len())))
 }
 
 #[cfg(test)]
@@ -463,16 +442,6 @@ mod tests {
         let error = shape.check_host().unwrap_err().to_string();
         assert!(error.contains("lacks features that the guest uses"), "{error}");
         assert!(error.contains("cpuid 0x1 edx bit 30"), "{error}");
-    }
-
-    #[test]
-    fn a_clock_within_the_kernels_tolerance_is_accepted_and_a_scaled_one_always() {
-        assert_eq!(check_tsc(2_600_000, 2_600_600, false), Ok(()));
-        assert_eq!(check_tsc(2_600_000, 3_000_000, true), Ok(()));
-        assert_eq!(
-            check_tsc(2_600_000, 3_000_000, false),
-            Err(ShapeError::TscFrequency { guest: 2_600_000, host: 3_000_000 })
-        );
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::unistd::linkat;
 
-use crate::raw_io;
+use crate::sys::file;
 
 /// Makes a file without a name in `folder`, opened as `options` say.
 ///
@@ -44,7 +44,7 @@ pub(crate) fn sync_folder_of(path: &Path) -> io::Result<()> {
 /// The host has no entropy yet.
 pub(crate) fn beside(path: &Path) -> io::Result<PathBuf> {
     let mut number = [0; 8];
-    raw_io::fill_random(&mut number)?;
+    file::fill_random(&mut number)?;
     let name = format!(".lighter-{:016x}.partial", u64::from_ne_bytes(number));
     Ok(folder_of(path).join(name))
 }

@@ -11,19 +11,19 @@ use kvm_ioctls::{Cap, Kvm, VmFd};
 use serde::{Deserialize, Serialize};
 
 use crate::boot::{self, BootSource, Origin, WantedFile};
-use crate::cpuid;
+use crate::cpuid::msr;
 use crate::devices::mmio::{self, Slot};
 use crate::devices::{IrqLine, Ports, PowerHardware, SERIAL_IRQ, SerialPort};
 use crate::dirty::{DirtyLog, Tracker};
 use crate::error::{Error, KvmContext, Result};
 use crate::event::{EventQueue, StopReason};
 use crate::memory::{GuestRam, TemplateImage};
-use crate::raw;
-use crate::shape::VmShape;
+use crate::shape::{VmShape, cpuid_table};
 use crate::state::{self, ClockPair, StateError, TscCarry, VmState};
+use crate::sys::kvm;
 use crate::vcpu::{Machine, Vcpu, VcpuThread};
 use crate::virtio::net::NetStatus;
-use crate::virtio::{Bus, DiskContent};
+use crate::virtio::{Bus, DeviceError, DiskContent};
 
 mod balloon;
 #[cfg(test)]
@@ -131,7 +131,7 @@ impl Vm {
         let vm = Arc::new(new_vm(&kvm)?);
         let ram = Arc::new(GuestRam::new(shape.layout()?, &shape.memory, template)?);
         for (slot, region) in (0..).zip(ram.mappings()) {
-            raw::set_memory_region(&vm, slot, 0, region).call("KVM_SET_USER_MEMORY_REGION")?;
+            kvm::set_memory_region(&vm, slot, 0, region).call("KVM_SET_USER_MEMORY_REGION")?;
         }
         let serial = SerialPort::new(IrqLine::new(Arc::clone(&vm), SERIAL_IRQ), console);
         let power = PowerHardware::new(Arc::clone(&vm));
@@ -394,7 +394,7 @@ impl Vm {
             .map(|(vcpu, state)| vcpu.submit(move |vcpu| state::load_vcpu(vcpu, &state, carry)))
             .collect();
         answers.into_iter().try_for_each(|answer| answer.wait()?)?;
-        ports.serial().load(&state.serial).map_err(StateError::Device)?;
+        ports.serial().load(&state.serial).map_err(DeviceError::State)?;
         ports.power().load(&state.power);
         self.machine.bus.load(&state.devices)?;
         state::load_irqchip(&self.machine.vm, &state.irqchip)?;
@@ -496,17 +496,6 @@ impl Vm {
     }
 }
 
-/// A VM without anything. The kernel starts a thread for it, and gives up when a signal comes
-/// meanwhile: begins again then, as QEMU does.
-pub(crate) fn create_vm(kvm: &Kvm) -> Result<VmFd> {
-    loop {
-        match kvm.create_vm() {
-            Err(error) if error.errno() == libc::EINTR => {}
-            created => return created.call("KVM_CREATE_VM"),
-        }
-    }
-}
-
 /// A VM with interrupt controllers and a timer in the kernel.
 ///
 /// `KVM_CAP_X2APIC_API` stays off, as in QEMU for guests of up to 255 vCPUs: it is for APIC IDs of
@@ -515,7 +504,7 @@ pub(crate) fn create_vm(kvm: &Kvm) -> Result<VmFd> {
 /// it. Its other half, a broadcast quirk, concerns the destination 255 of interrupts that a device
 /// sends to x2APICs, which is nobody's ID either. Guests can use their x2APICs all the same.
 fn new_vm(kvm: &Kvm) -> Result<VmFd> {
-    let vm = create_vm(kvm)?;
+    let vm = kvm::create_vm(kvm).call("KVM_CREATE_VM")?;
     vm.set_identity_map_address(IDENTITY_MAP_ADDRESS).call("KVM_SET_IDENTITY_MAP_ADDR")?;
     vm.set_tss_address(TSS_ADDRESS).call("KVM_SET_TSS_ADDR")?;
     vm.create_irq_chip().call("KVM_CREATE_IRQCHIP")?;
@@ -532,7 +521,7 @@ fn start_vcpus(kvm: &Kvm, shape: &VmShape, machine: &Arc<Machine>) -> Result<Vec
     let mut fds = Vec::new();
     for index in 0..shape.vcpus {
         let fd = vm.create_vcpu(index.into()).vcpu_call(index, "KVM_CREATE_VCPU")?;
-        let table = cpuid::table(&shape.cpuid, index, shape.vcpus)?;
+        let table = cpuid_table(&shape.cpuid, index, shape.vcpus)?;
         if let Some(rings) = &machine.rings {
             rings.add(&fd, index)?;
         }
@@ -543,7 +532,7 @@ fn start_vcpus(kvm: &Kvm, shape: &VmShape, machine: &Arc<Machine>) -> Result<Vec
         state::load_msrs(&fd, index, &shape.feature_msrs)?;
         fds.push((index, fd));
     }
-    let msrs: Msrs = state::msr_list(&indices.unwrap_or_default())
+    let msrs: Msrs = msr::msr_list(&indices.unwrap_or_default())
         .ok_or_else(|| StateError::Malformed("too many msrs".into()))?;
     fds.into_iter()
         .map(|(index, fd)| {

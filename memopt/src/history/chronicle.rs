@@ -82,12 +82,6 @@ impl<P: Payloads> Chronicle<P> {
         }
     }
 
-    /// Whether anything is kept.
-    #[must_use]
-    pub const fn is_kept(&self) -> bool {
-        matches!(self.kept, Kept::InFile(_))
-    }
-
     /// What has happened since this was last asked.
     #[must_use]
     pub fn take_news(&mut self) -> Vec<News> {

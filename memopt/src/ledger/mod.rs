@@ -31,9 +31,9 @@ pub use pain::{Pain, PainCause};
 pub use standing::{Bench, Standing};
 pub use turns::Turns;
 
-use crate::plan::{Action, Step};
 use crate::policy::{Actuator, Policy};
 use crate::situation::{Guest, Situation};
+use crate::step::{Action, Step};
 use crate::units::MIB;
 use crate::verify::Outcome;
 
@@ -187,20 +187,5 @@ impl Ledger {
             None => &self.host,
         };
         standings.get(&actuator)?.bench.as_ref().filter(|bench| bench.until > self.uptime)
-    }
-
-    /// Lets `actuator` try again at once, for `guest` or for the host itself: an operator has
-    /// mended what was wrong.
-    pub fn pardon(&mut self, guest: Option<&str>, actuator: Actuator) {
-        match guest {
-            Some(name) => {
-                if let Some(record) = self.guests.get_mut(name) {
-                    record.standings.remove(&actuator);
-                }
-            }
-            None => {
-                self.host.remove(&actuator);
-            }
-        }
     }
 }

@@ -271,7 +271,7 @@ fn what_fails_twice_in_a_row_is_benched_for_longer_each_time() {
     ledger.verified(&nothing, &policy);
     let again = ledger.bench(Some("a"), Actuator::Balloon).expect("benched").until;
     assert_eq!(again, ledger.uptime + Duration::from_secs(7200));
-    ledger.pardon(Some("a"), Actuator::Balloon);
+    ledger.observe(&using(3600 + 7200, GIB), &policy);
     assert_eq!(ledger.bench(Some("a"), Actuator::Balloon), None);
     ledger.verified(&outcome(Verdict::Unclear, 0.0), &policy);
     ledger.verified(&outcome(Verdict::Unclear, 0.0), &policy);

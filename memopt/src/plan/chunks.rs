@@ -9,9 +9,9 @@
 
 use std::collections::BTreeSet;
 
-use super::action::{ChunkRange, ranges};
 use crate::policy::Policy;
 use crate::situation::{Chunk, Survey};
+use crate::step::{ChunkRange, ranges};
 
 /// Pages in a chunk.
 const PAGES: f64 = 512.0;
@@ -266,7 +266,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::plan::Action;
+    use crate::step::Action;
 
     const HUGE: Chunk = Chunk {
         index: 0,

@@ -1,8 +1,8 @@
 //! What a step changes of what is known of its guest's pages, so that nobody has to look again to
 //! know.
 
-use super::action::{Action, ChunkRange};
 use crate::situation::{Chunk, Survey};
+use crate::step::{Action, ChunkRange};
 
 /// Which chunks are changed, all when absent, and how.
 type Change<'a> = (Option<&'a [ChunkRange]>, fn(&mut Chunk));

@@ -3,13 +3,13 @@
 use std::ops::Deref;
 use std::time::Duration;
 
-use super::action::{Action, ChunkRange};
 use super::because::Because;
 use super::chunks::Chosen;
 use super::need::Need;
 use super::sheet::Draft;
 use super::view::View;
 use crate::policy::Actuator;
+use crate::step::{Action, ChunkRange};
 
 /// A way for guests to give pages back.
 pub(super) struct Giving {

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use super::action::Action;
 use super::because::Because;
 use super::chunks::{self, Chosen, Marks};
 use super::need::Need;
@@ -10,6 +9,7 @@ use super::sheet::Draft;
 use super::view::{Context, View};
 use crate::policy::Actuator;
 use crate::situation::Backing;
+use crate::step::Action;
 
 /// Copying 2 MiB, and the table entries around it.
 const CPU_PER_CHUNK: Duration = Duration::from_micros(500);

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use super::action::Action;
 use super::afford::LOOKS;
 use super::domain::Domain;
 use super::merge::Marked;
@@ -11,6 +10,7 @@ use super::sheet::Draft;
 use super::view::Context;
 use crate::ledger::WindowEnd;
 use crate::policy::Actuator;
+use crate::step::{Action, Step};
 use crate::units::signed;
 
 impl Context<'_> {
@@ -39,7 +39,7 @@ impl Context<'_> {
             return;
         }
         let Marked { waiting_bytes, pages } = *marked;
-        let marks = |step: &&super::Step| matches!(step.action, Action::Merge { .. });
+        let marks = |step: &&Step| matches!(step.action, Action::Merge { .. });
         let marked = draft.steps.iter().filter(marks).map(|step| step.expected_bytes);
         let marked_bytes = marked.fold(0, i64::saturating_add);
         let enough = signed(self.policy.merge.gain_min_bytes.max(1));

@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::ptr;
 use std::time::Duration;
 
-use super::action::Action;
 use super::afford;
 use super::because::{Advice, Because};
 use super::chunks::{self, Chosen, Sorted, Worth};
@@ -14,6 +13,7 @@ use super::sheet::Draft;
 use super::view::{Context, View};
 use crate::policy::Actuator;
 use crate::situation::{Backing, Guest};
+use crate::step::Action;
 use crate::units::{Size, signed};
 
 /// Bytes of a page.

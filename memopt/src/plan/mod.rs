@@ -8,7 +8,6 @@
 //! has the CPU time for, `ksm.rs` the windows, `need.rs` how much. ADR 16 has the reasons. It
 //! depends on the policy, the ledger and the situation. Start reading at [`Plan`].
 
-mod action;
 mod afford;
 mod balloon;
 mod because;
@@ -34,10 +33,9 @@ mod view;
 mod yields;
 mod zeros;
 
-pub use action::{Action, ChunkRange};
 pub use because::{Advice, Because};
 pub use domain::{exposed, wants_merging};
-pub use sheet::{DomainChoice, Plan, Skipped, Step};
+pub use sheet::{DomainChoice, Plan, Skipped};
 
 use std::collections::BTreeMap;
 
@@ -47,6 +45,7 @@ use self::view::Context;
 use crate::ledger::{Ledger, Level};
 use crate::policy::{Actuator, Goal, Policy};
 use crate::situation::Situation;
+use crate::step::Step;
 use crate::units::signed;
 
 /// Takes in a look at the host and makes its plan: what a guest shows of pain in this very look is

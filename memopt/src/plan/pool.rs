@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use super::action::Action;
 use super::need::Need;
 use super::sheet::Draft;
 use super::view::Context;
 use crate::policy::Actuator;
 use crate::situation::Pool;
+use crate::step::Action;
 use crate::units::{Size, signed};
 
 /// Pages of this size are not given back: once memory is in pieces, they cannot be made again until

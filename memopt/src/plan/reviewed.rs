@@ -1,7 +1,7 @@
 //! A plan that somebody has read and agreed to, held against what would be done now.
 
-use super::action::{Action, ChunkRange, ranges};
-use super::sheet::{Plan, Step};
+use super::sheet::Plan;
+use crate::step::{Action, ChunkRange, Step, ranges};
 
 impl Plan {
     /// As much of this plan, which was made just now, as `agreed` has, too; and the steps of

@@ -5,12 +5,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::action::Action;
 use super::because::{Advice, Because};
 use crate::ledger::Level;
 use crate::policy::{Actuator, Goal};
 use crate::situation::Hindrance;
-use crate::units::Size;
+use crate::step::{Action, Step};
 
 /// What is to be done now, why, and why the rest is not.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -57,23 +56,6 @@ impl Plan {
     }
 }
 
-/// One thing to do.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Step {
-    /// What.
-    pub action: Action,
-    /// What the host is expected to get back. Signed: below zero it gives.
-    pub expected_bytes: i64,
-    /// The CPU time of the host that it is expected to cost.
-    pub cpu: Duration,
-    /// Why, in one sentence.
-    pub reason: String,
-    /// The process of the guest that it is done to, whatever other guest has the name by then;
-    /// absent for what is done to the host, and in plans of versions that did not say.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pid: Option<u32>,
-}
-
 /// Why nothing is done, to a guest or by one of the actuators.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Skipped {
@@ -97,12 +79,6 @@ pub struct DomainChoice {
     pub reason: String,
     /// The others, which share with their templates alone, and what each could have.
     pub others: Vec<(String, i64)>,
-}
-
-impl fmt::Display for Step {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({}): {}", self.action, Size(self.expected_bytes), self.reason)
-    }
 }
 
 impl fmt::Display for Skipped {

@@ -1,7 +1,6 @@
 //! Balloons of all guests together: what each must get, who shares what the host has, and who gives
 //! what it wants.
 
-use super::action::Action;
 use super::balloon::{STEP_MIN_BYTES, Spare, Stance, cpu_of};
 use super::because::{Advice, Because};
 use super::need::Need;
@@ -11,6 +10,7 @@ use super::view::{Context, View};
 use crate::ledger::Level;
 use crate::policy::{Actuator, Goal};
 use crate::situation::Balloon;
+use crate::step::Action;
 use crate::units::{MIB, Size, signed};
 
 /// What is decided with the others in view.

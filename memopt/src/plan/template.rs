@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use super::action::Action;
 use super::because::Because;
 use super::chunks::{self, Chosen};
 use super::give::Giving;
@@ -11,6 +10,7 @@ use super::sheet::Draft;
 use super::view::{Context, View};
 use crate::policy::Actuator;
 use crate::situation::Backing;
+use crate::step::Action;
 use crate::units::signed;
 
 const SHARING: Giving = Giving {

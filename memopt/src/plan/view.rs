@@ -2,12 +2,12 @@
 
 use std::borrow::Cow;
 
-use super::action::Action;
 use super::because::Because;
 use super::sheet::{Draft, Skipped};
 use crate::ledger::{GuestLedger, Ledger};
 use crate::policy::{Actuator, Goal, GuestLimits, Policy};
 use crate::situation::{Guest, Situation, Survey};
+use crate::step::Action;
 
 /// One guest that something may be done to.
 #[derive(Clone)]

@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::action::Action;
 use super::because::Because;
 use super::chunks::{self, Chosen, MayMerge};
 use super::domain::Domain;
@@ -13,6 +12,7 @@ use super::sheet::Draft;
 use super::view::{Context, View};
 use crate::policy::Actuator;
 use crate::situation::{Backing, Chunk};
+use crate::step::Action;
 use crate::units::signed;
 
 const DROPPING: Giving = Giving {

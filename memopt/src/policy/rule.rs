@@ -1,4 +1,5 @@
-//! Limits of single guests: `[[guest]]` of a policy.
+//! What is said of single guests: `[[guest]]` of a policy. What comes of all rules together is in
+//! `limits.rs`.
 //!
 //! A user of the host chooses the name of a guest that another program runs when he starts it. So
 //! for such a guest a rule that does not say `user` only restricts: what it forbids holds for each
@@ -10,13 +11,12 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::actuator::Actuators;
-use super::sections::Policy;
 use crate::labels::LabelTest;
 use crate::situation::Guest;
-use crate::units::{part, shortened};
+use crate::units::shortened;
 
 /// The priority of a guest of which nothing is said.
-const PRIORITY: u32 = 100;
+pub(super) const PRIORITY: u32 = 100;
 
 /// What is said of the guests that match.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -55,77 +55,12 @@ pub enum DomainRule {
     Named(String),
 }
 
-/// What holds for one guest.
-#[derive(Debug, Clone, PartialEq)]
-pub struct GuestLimits {
-    /// What it never gets less than: `min`, or the policy's floor.
-    pub floor_bytes: u64,
-    /// What it never gets more than: `max`, or all its RAM.
-    pub max_bytes: u64,
-    /// Its weight.
-    pub priority: u32,
-    /// Whether a rule would give it a merge domain, and does not for want of `user`: anybody could
-    /// start a guest of that name.
-    pub lacks_user: bool,
-    /// Whether a rule would give it anything else, and does not for want of `user`.
-    pub is_denied: bool,
-    /// The guests that it may share pages with.
-    pub merge_domain: Option<String>,
-    /// Whether anything may be taken from it.
-    pub take: bool,
-    /// Whether anything may be done to it.
-    pub optimize: bool,
-    /// By what.
-    pub actuators: Actuators,
-}
-
 /// A name, or many: one `*` stands for any letters.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct NamePattern {
     before: String,
     after: Option<String>,
-}
-
-impl Policy {
-    /// What holds for `guest`.
-    #[must_use]
-    pub fn limits(&self, guest: &Guest) -> GuestLimits {
-        let mut said = GuestRule::default();
-        let (mut lacks_user, mut is_denied) = (false, false);
-        for rule in self.guests.iter().filter(|rule| rule.matches(guest)) {
-            let may_give = guest.vmm.is_named_by_operator() || rule.user.is_some();
-            if rule.merge_domain.is_some() {
-                lacks_user = !may_give && matches!(rule.merge_domain, Some(DomainRule::Named(_)));
-            }
-            if may_give {
-                said.overrule(rule);
-            } else {
-                is_denied |= said.restrict(rule);
-            }
-        }
-        let max_bytes = said.max_bytes.unwrap_or(u64::MAX).min(guest.memory_bytes);
-        let floor_bytes = part(max_bytes, self.balloon.floor).max(said.min_bytes.unwrap_or(0));
-        let actuators = match said.actuators {
-            Some(own) => own.intersection(&self.actuators).copied().collect(),
-            None => self.actuators.clone(),
-        };
-        GuestLimits {
-            floor_bytes: floor_bytes.min(max_bytes),
-            max_bytes,
-            priority: said.priority.unwrap_or(PRIORITY).max(1),
-            lacks_user,
-            is_denied,
-            merge_domain: match said.merge_domain {
-                None => guest.merge_domain.clone(),
-                Some(DomainRule::Own) => None,
-                Some(DomainRule::Named(name)) => Some(name),
-            },
-            take: said.take.unwrap_or(true) && self.scope.matches(&guest.labels),
-            optimize: said.optimize.unwrap_or(true),
-            actuators,
-        }
-    }
 }
 
 impl GuestRule {
@@ -140,7 +75,7 @@ impl GuestRule {
             })
     }
 
-    fn overrule(&mut self, later: &Self) {
+    pub(super) fn overrule(&mut self, later: &Self) {
         self.min_bytes = later.min_bytes.or(self.min_bytes);
         self.max_bytes = later.max_bytes.or(self.max_bytes);
         self.priority = later.priority.or(self.priority);
@@ -156,7 +91,7 @@ impl GuestRule {
 
     /// Takes in what of `later` forbids, and takes away. Whether there is more in it, which would
     /// give.
-    fn restrict(&mut self, later: &Self) -> bool {
+    pub(super) fn restrict(&mut self, later: &Self) -> bool {
         if later.optimize == Some(false) {
             self.optimize = later.optimize;
         }

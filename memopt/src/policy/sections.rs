@@ -1,5 +1,5 @@
 //! The numbers of a policy, what they mean and where they come from. Their values are in
-//! `preset.rs`.
+//! `numbers.rs`.
 
 use std::time::Duration;
 

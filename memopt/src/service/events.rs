@@ -6,10 +6,10 @@ use std::time::Duration;
 use super::types::RunEnd;
 use crate::ksm;
 use crate::ledger::Ledger;
-use crate::plan::Action;
 use crate::policy::Policy;
 use crate::schedule::{Missed, Trigger};
 use crate::situation::Situation;
+use crate::step::Action;
 use crate::verify::Outcome;
 
 /// Told what happens, as it happens.

@@ -11,8 +11,9 @@ use super::types::{Kept, RunEnd};
 use crate::history::{
     Chronicle, Found, History, HistoryError, Limits, Listing, News, Run, RunId, Summary,
 };
-use crate::plan::{Plan, Step};
+use crate::plan::Plan;
 use crate::schedule::{Schedule, Trigger};
+use crate::step::Step;
 
 /// The last run that ended well is searched for among so many.
 const SUCCESS_AMONG: usize = 1000;

@@ -17,10 +17,11 @@ use super::surveys::Wanted;
 use super::types::RunEnd;
 use super::view::{Filter, none};
 use crate::history::{Found, RunId};
-use crate::plan::{Action, Plan, Step, exposed, wants_merging};
+use crate::plan::{Plan, exposed, wants_merging};
 use crate::policy::{Goal, Policy};
 use crate::schedule::Trigger;
 use crate::situation::Situation;
+use crate::step::{Action, Step};
 use crate::verify::{self, Expectation, Outcome};
 
 /// Between two inspections whether steps have settled.

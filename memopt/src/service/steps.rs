@@ -5,7 +5,7 @@ use std::fmt;
 use super::handle::Handle;
 use crate::hypervisor::{Failure, GuestRef};
 use crate::ksm::Budget;
-use crate::plan::{Action, Step};
+use crate::step::{Action, Step};
 
 /// Why a step was not done.
 #[derive(Debug)]

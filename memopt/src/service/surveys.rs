@@ -18,9 +18,9 @@ use super::events::Event;
 use super::handle::{Handle, Shared};
 use super::view::none;
 use crate::hypervisor::{CAPACITY_MAX, Failure, Findings, SurveyRequest, Surveyed};
-use crate::plan::Action;
 use crate::policy::{Actuator, GuestLimits, Policy};
 use crate::situation::{Backing, Guest, Situation, Survey};
+use crate::step::Action;
 use crate::survey::Digests;
 
 /// Guests that are surveyed at a time.
@@ -269,9 +269,10 @@ async fn known(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::{ChunkRange, fixture};
+    use crate::plan::fixture;
     use crate::policy::Preset;
     use crate::situation::{Chunk, Vmm};
+    use crate::step::ChunkRange;
 
     fn guest(name: &str, domain: Option<&str>) -> Guest {
         Guest {

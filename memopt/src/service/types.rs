@@ -9,9 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::history::{Payloads, RunId, Summary};
 use crate::ledger::{GuestLedger, Level};
-use crate::plan::{Plan, Step};
+use crate::plan::Plan;
 use crate::policy::Goal;
 use crate::situation::Situation;
+use crate::step::Step;
 
 /// `GET /v1/density`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

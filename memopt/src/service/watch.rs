@@ -10,9 +10,10 @@ use super::core::Core;
 use super::error::ServiceError;
 use super::events::Event;
 use super::view::none;
-use crate::plan::{Action, Step, plan};
+use crate::plan::plan;
 use crate::policy::{Goal, Policy};
 use crate::situation::{Guest, Situation};
+use crate::step::{Action, Step};
 
 /// Between two inspections of all guests, for the ledger.
 const INSPECT_PAUSE: Duration = Duration::from_secs(10);

@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 use super::outcome::{Outcome, Verdict};
 use super::settle::settles_after;
 use super::traces::{GuestTraces, Movement};
-use crate::plan::{Action, ChunkRange, Step};
 use crate::policy::Policy;
 use crate::situation::{Guest, Situation};
+use crate::step::{Action, ChunkRange, Step};
 use crate::units::{MIB, Share, Size, signed};
 
 /// Less than this cannot be told from what a process does by itself.

@@ -4,8 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::plan::{Action, Step};
 use crate::policy::{Actuator, VerifyPolicy};
+use crate::step::{Action, Step};
 use crate::units::{Share, Size};
 
 /// From this share on, a step has delivered.

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use crate::plan::{Action, ChunkRange, Step};
 use crate::policy::Policy;
+use crate::step::{Action, ChunkRange, Step};
 use crate::units::MIB;
 
 /// Bytes that a balloon moves in a second in a busy guest: a quarter of the 0.95 GiB/s that an idle

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use super::*;
 use crate::plan::fixture::*;
-use crate::plan::{Action, ChunkRange, Step};
 use crate::policy::Policy;
 use crate::situation::{Guest, Hindrance, Pool, Situation};
+use crate::step::{Action, ChunkRange, Step};
 use crate::units::{GIB, MIB};
 
 const STEP: i64 = 256 << 20;

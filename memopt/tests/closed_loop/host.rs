@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use memopt::ledger::Ledger;
-use memopt::plan::{Action, Plan, round};
+use memopt::plan::{Plan, round};
 use memopt::policy::{Goal, Policy};
 use memopt::situation::{
     Backing, Balloon, Cost, Guest, Hindrance, Host, Situation, Statistics, Vmm,
 };
+use memopt::step::Action;
 use memopt::units::{GIB, MIB};
 use memopt::verify::{Expectation, Outcome};
 

@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use host::{Fault, SimGuest, SimHost, turns};
 use memopt::ledger::Level;
-use memopt::plan::Action;
 use memopt::policy::{Actuator, Goal};
 use memopt::situation::Hindrance;
+use memopt::step::Action;
 use memopt::units::{GIB, MIB};
 use memopt::verify::Verdict;
 

@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use memopt::ledger::Ledger;
-use memopt::plan::{Action, ChunkRange, Plan, round};
+use memopt::plan::{Plan, round};
 use memopt::policy::{Goal, Policy};
 use memopt::situation::{Backing, Chunk, Cost, Guest, Host, Ksm, Situation, Survey, Vmm};
+use memopt::step::{Action, ChunkRange};
 use memopt::units::GIB;
 use memopt::verify::{Expectation, Outcome, Verdict};
 

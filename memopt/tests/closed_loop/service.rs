@@ -9,13 +9,13 @@ use std::time::Duration;
 use memopt::hypervisor::{Answer, GuestRef, Hypervisor, Inspected, SurveyRequest, Surveyed, Which};
 use memopt::ksm::{Budget, KsmError, Outcome};
 use memopt::observe::{ObserveError, Sources};
-use memopt::plan::Action;
 use memopt::policy::Goal;
 use memopt::schedule::Moment;
 use memopt::service::{
     self, Client, Clock, Costs, Event, Files, Host, Observed, Observer, RunEnd, ServiceError, Setup,
 };
 use memopt::situation::Guest;
+use memopt::step::Action;
 use memopt::units::{GIB, MIB};
 use tokio::task::LocalSet;
 use tokio::time::{Instant, sleep};

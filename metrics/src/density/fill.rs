@@ -10,8 +10,8 @@ use super::labels::{
     MissedReason, PageSize, RunOutcome, RunTrigger, ScheduleName, Stall, WindowEnd,
 };
 use super::sample::{DensityGuest, DensitySample, LookSample, ScheduleSample};
-use crate::fill::{number, unix_seconds};
 use crate::labels::{FixedLabel, GuestName};
+use crate::number::{number, unix_seconds};
 
 /// Makes every series exist from the start, as for the other counters.
 pub(crate) fn show_zeros(counted: &DensityCounted) {

@@ -3,7 +3,8 @@
 use crate::error::OperatorChoice;
 use crate::guest::{GuestError, Refusal};
 use crate::progress::Transfer;
-use crate::protocol::{CodecError, PeerText, SourceMessage};
+use crate::protocol::{CodecError, SourceMessage};
+use crate::text::PeerText;
 
 /// Something that happened, as the shell tells it. Answers to actions that have been overtaken (the
 /// migration was aborted meanwhile) may still be told; they are ignored.

@@ -11,10 +11,12 @@ use crate::error::{
 use crate::guest::{DiskCopy, GuestDescription, RunState};
 use crate::phase::Phase;
 use crate::progress::Progress;
-use crate::protocol::{DestinationMessage, Features, MigrationId, Offer, PeerText, SourceMessage};
+use crate::progress::Role;
+use crate::protocol::{DestinationMessage, Features, MigrationId, Offer, SourceMessage};
 use crate::record::{DestinationState, RecordSlot};
-use crate::report::{Outcome, Role};
+use crate::report::Outcome;
 use crate::telemetry::Telemetry;
+use crate::text::PeerText;
 
 /// For how long a destination that has said its last word waits for the source to have heard it.
 const LAST_WORD: Duration = Duration::from_secs(10);

@@ -7,9 +7,10 @@ use crate::guest::{GuestError, Refusal, RefusalKind};
 use crate::phase::Phase;
 use crate::protocol::{
     Decision, DestinationMessage, FEATURE_DISKS, FEATURE_NODE, MAX_STREAMS, MAX_VERSIONS,
-    MigrationId, Offer, PeerText, Prepare, SavedState, SourceMessage,
+    MigrationId, Offer, Prepare, SavedState, SourceMessage,
 };
 use crate::record::DestinationState;
+use crate::text::PeerText;
 
 impl Destination {
     pub(super) fn on_message_before_ready(&mut self, message: SourceMessage) {

@@ -7,9 +7,10 @@ use super::{Action, Destination};
 use crate::error::{Failure, OperatorChoice, ProtocolError};
 use crate::guest::{GuestError, RunState};
 use crate::phase::Phase;
-use crate::protocol::{Decision, DestinationMessage, PeerText, SourceMessage, Takeover};
+use crate::protocol::{Decision, DestinationMessage, SourceMessage, Takeover};
 use crate::record::DestinationState;
 use crate::report::Outcome;
+use crate::text::PeerText;
 
 /// Until a record that could not be written is tried again.
 const RECORD_PAUSE: Duration = Duration::from_secs(10);

@@ -5,15 +5,17 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::*;
-use crate::error::{CancelRefused, OperatorChoice, Reason, ResolveRefused};
+use crate::error::{CancelRefused, OperatorChoice, ResolveRefused};
 use crate::guest::{GuestDescription, GuestError, Refusal, RefusalKind, RunState};
 use crate::memory::{CHUNK_BYTES, MemoryLayout, Region};
 use crate::protocol::{
-    Blob, Complaint, Decision, DestinationMessage, Features, MigrationId, Offer, Prepare,
-    SavedState, SourceMessage, Version,
+    Complaint, Decision, DestinationMessage, Features, MigrationId, Offer, Prepare, SavedState,
+    SourceMessage, Version,
 };
+use crate::reason::Reason;
 use crate::record::DestinationState;
 use crate::report::{Outcome, Report};
+use crate::text::Blob;
 
 mod disks;
 mod node;

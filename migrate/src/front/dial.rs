@@ -10,12 +10,13 @@ use uuid::Uuid;
 use crate::framing::{self, ReadFailure};
 use crate::guest::{GuestDescription, Refusal};
 use crate::protocol::front::{FoundGuest, FrontReply, FrontRequest, Onward};
+use crate::protocol::preamble::{Preamble, StreamRole};
 use crate::protocol::{
-    CodecError, Decision, DestinationMessage, MigrationId, Offer, PeerText, SourceMessage, Token,
+    CodecError, Decision, DestinationMessage, MigrationId, Offer, SourceMessage, Token,
 };
 use crate::quic::endpoint::{self, Peer};
 use crate::quic::{LinkError, Tls};
-use crate::session::preamble::{Preamble, StreamRole};
+use crate::text::PeerText;
 
 /// Time for a node to answer: it starts a process for the guest meanwhile.
 const ANSWER_TIME: Duration = Duration::from_secs(60);

@@ -147,12 +147,11 @@ mod tests {
     use crate::front::{FrontError, ask};
     use crate::guest::GuestDescription;
     use crate::memory::{MemoryLayout, Region};
-    use crate::protocol::{
-        Blob, Decision, DestinationMessage, MigrationId, Offer, PeerText, Token,
-    };
+    use crate::progress::Role;
+    use crate::protocol::{Decision, DestinationMessage, MigrationId, Offer, Token};
     use crate::quic::endpoint::{Peer, connect, dialer, listen};
     use crate::quic::{Authority, Identity, Tls};
-    use crate::report::Role;
+    use crate::text::{Blob, PeerText};
 
     /// Answers that it knows of nothing.
     struct Ignorant;

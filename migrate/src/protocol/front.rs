@@ -7,8 +7,9 @@ use core::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{Decision, DestinationMessage, MigrationId, Offer, PeerText, Token};
+use super::{Decision, DestinationMessage, MigrationId, Offer, Token};
 use crate::guest::{GuestDescription, Refusal};
+use crate::text::PeerText;
 
 /// A question to a node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

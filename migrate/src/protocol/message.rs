@@ -4,9 +4,10 @@ use std::num::NonZeroU16;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Blob, Features, MigrationId, Offer, PeerText, Version};
-use crate::error::Reason;
+use super::{Features, MigrationId, Offer, Version};
 use crate::guest::{DiskCopy, GuestDescription, Refusal, RunState};
+use crate::reason::Reason;
+use crate::text::{Blob, PeerText};
 
 /// Most data streams of one migration.
 pub const MAX_STREAMS: u16 = 64;

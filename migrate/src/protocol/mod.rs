@@ -13,7 +13,7 @@ pub mod codec;
 pub mod front;
 mod identity;
 mod message;
-mod text;
+pub(crate) mod preamble;
 mod version;
 
 pub use codec::CodecError;
@@ -22,7 +22,6 @@ pub use message::{
     Complaint, Decision, DestinationMessage, MAX_STREAMS, Prepare, SavedState, SourceMessage,
     Takeover,
 };
-pub use text::{Blob, MAX_TEXT_BYTES, PeerText};
 pub use version::{
     FEATURE_DISKS, FEATURE_LZ4, FEATURE_NODE, Features, MAX_VERSIONS, Offer, SUPPORTED_VERSIONS,
     Version, VersionMismatch,

@@ -15,7 +15,7 @@ use x509_parser::parse_x509_certificate;
 use x509_parser::time::ASN1Time;
 
 use super::files::{CertError, HOST_CERT, read};
-use super::revocation::ListError;
+use super::lists::ListError;
 
 /// Certificates are valid from so long before they are made, for hosts whose clocks differ.
 pub(super) const CLOCK_GRACE: Duration = Duration::from_hours(24);

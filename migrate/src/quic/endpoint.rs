@@ -213,10 +213,10 @@ mod tests {
     use uuid::Uuid;
 
     use super::super::authority::Authority;
+    use super::super::chain::{provider, roots};
     use super::super::identity::Identity;
-    use super::super::tls::{provider, roots};
     use super::*;
-    use crate::report::Role;
+    use crate::progress::Role;
 
     const ANY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 

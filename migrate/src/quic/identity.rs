@@ -1,25 +1,18 @@
-//! The certificates and the key of a host, and those that it issues to the processes of its guests.
+//! The certificates and the key of a host, or of the process of a guest on it.
 
 use std::path::Path;
 use std::time::SystemTime;
 
-use rcgen::{ExtendedKeyUsagePurpose, Issuer, KeyPair, SanType};
+use rustls_pki_types::CertificateRevocationListDer;
 use serde::{Deserialize, Serialize};
-use uuid::Uuid;
 
-use super::authority::params_of_peer;
-use super::certificate::{HostCertificate, TlsError, guest_uri};
+use super::certificate::{HostCertificate, TlsError};
+use super::chain::check_chain;
 use super::files::{
     CA_CERT, CRL, CertError, HOST_CERT, HOST_KEY, Mode, create_dir, holds_certificate, read,
     read_if_there, write_new,
 };
-use super::revocation;
-use super::tls::{Tls, check_chain};
-use crate::report::Role;
-
-/// How long the certificate of a guest's process is valid. The process may wait for an answer of a
-/// host that is out of reach for days.
-const GUEST_DAYS: u32 = 30;
+use super::lists::checked;
 
 /// The certificates and the key of a host, or of the process of one guest on it, in PEM.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,37 +56,18 @@ impl Identity {
         }
         let crl_pem = read_if_there(&dir.join(CRL)).map_err(TlsError::ReadList)?;
         let identity = Self { ca_pem, cert_pem, key_pem, crl_pem };
-        check_chain(&identity)?;
-        revocation::lists(&identity)?;
+        check_chain(&identity.ca_pem, &identity.cert_pem)?;
+        identity.lists()?;
         Ok(identity)
     }
 
-    /// Makes a key and a certificate for the process of the guest `guest` on the host whose
-    /// identity is in `dir`: with it, that process does its part in migrations of this guest, and
-    /// nothing else.
+    /// Its lists of revoked certificates, all of which count.
     ///
     /// # Errors
-    /// As [`Self::load`], and [`TlsError::Guest`] when the system gives no randomness.
-    pub fn of_guest(dir: &Path, guest: Uuid, role: Role) -> Result<Self, TlsError> {
-        Self::load(dir)?.vouch_for(guest, role)
-    }
-
-    pub(super) fn vouch_for(&self, guest: Uuid, role: Role) -> Result<Self, TlsError> {
-        // Its key fits its certificate: peers would complain about what it has issued.
-        Tls::new(self)?;
-        let make = |cause| TlsError::Guest { guest, cause };
-        let host_key = KeyPair::from_pem(&self.key_pem).map_err(make)?;
-        let host = Issuer::from_ca_cert_pem(&self.cert_pem, host_key).map_err(make)?;
-        let mut params = params_of_peer("lighter guest", GUEST_DAYS, &[]).map_err(make)?;
-        params.subject_alt_names = vec![SanType::URI(guest_uri(guest).try_into().map_err(make)?)];
-        params.extended_key_usages = vec![match role {
-            Role::Source => ExtendedKeyUsagePurpose::ClientAuth,
-            Role::Destination => ExtendedKeyUsagePurpose::ServerAuth,
-        }];
-        let key = KeyPair::generate().map_err(make)?;
-        let cert_pem = params.signed_by(&key, &host).map_err(make)?.pem() + &self.cert_pem;
-        let (ca_pem, crl_pem) = (self.ca_pem.clone(), self.crl_pem.clone());
-        Ok(Self { ca_pem, cert_pem, key_pem: key.serialize_pem(), crl_pem })
+    /// [`TlsError::Revocation`].
+    pub(super) fn lists(&self) -> Result<Vec<CertificateRevocationListDer<'static>>, TlsError> {
+        let Some(lists) = &self.crl_pem else { return Ok(Vec::new()) };
+        checked(lists, &self.ca_pem).map_err(TlsError::Revocation)
     }
 
     /// Writes `host.pem` and `host.key` to `dir`, and `ca.pem` if it is not there. One that is

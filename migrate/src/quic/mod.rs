@@ -7,12 +7,14 @@
 
 mod authority;
 mod certificate;
+mod chain;
 mod congestion;
 pub mod endpoint;
 mod error;
 mod files;
 mod identity;
 mod issued;
+mod lists;
 #[cfg(test)]
 pub(crate) mod pair;
 pub(crate) mod peers;
@@ -21,6 +23,7 @@ mod revocation;
 pub(crate) mod silence;
 mod tls;
 pub mod transport;
+mod vouch;
 
 pub use authority::Authority;
 pub use certificate::{HostCertificate, TlsError, calendar_time};
@@ -28,5 +31,6 @@ pub use error::LinkError;
 pub use files::CertError;
 pub use identity::Identity;
 pub use issued::Issued;
-pub use revocation::{ListError, Revocation, RevokeError};
+pub use lists::ListError;
+pub use revocation::{Revocation, RevokeError};
 pub use tls::{ALPN, Tls, web_server};

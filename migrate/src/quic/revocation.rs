@@ -1,5 +1,4 @@
-//! Lists of certificates that are revoked before their time is over (RFC 5280 §5): checked when
-//! they are read, and made by an authority.
+//! Certificates that an authority revokes before their time is over: the lists that it makes.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -9,17 +8,15 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rcgen::{
     CertificateRevocationListParams, KeyIdMethod, RevokedCertParams, SerialNumber, date_time_ymd,
 };
+use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, pem};
-use x509_parser::oid_registry::OID_X509_EXT_ISSUER_DISTRIBUTION_POINT;
-use x509_parser::revocation_list::CertificateRevocationList;
-use x509_parser::{parse_x509_certificate, parse_x509_crl};
+use x509_parser::parse_x509_certificate;
 
 use super::authority::{Authority, CA_DAYS, DAY};
-use super::certificate::{HostCertificate, TlsError};
+use super::certificate::HostCertificate;
 use super::files::{CA_CERT, CRL, CertError, PEM_BYTES_MAX, read_if_there, replace};
-use super::identity::Identity;
 use super::issued::{Issued, record_revoked, revoked};
+use super::lists::{ListError, checked, parse, sections, texts, verify};
 
 #[cfg(test)]
 mod tests;
@@ -27,63 +24,6 @@ mod tests;
 /// Most certificates that an authority can have revoked. Each takes some 40 bytes of the file that
 /// all hosts read.
 const REVOKED_MAX: usize = 10_000;
-
-/// Why the lists in a `crl.pem` cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum ListError {
-    /// There is none.
-    #[error("it holds no list: copy it again, or remove it if nothing is revoked")]
-    Empty,
-    /// It is not PEM.
-    #[error("{0}; copy it again")]
-    Pem(pem::Error),
-    /// A list, or an authority that may have made it, cannot be parsed.
-    #[error("{0}; copy it again")]
-    Malformed(String),
-    /// It says nothing of some certificates, without an error.
-    #[error(
-        "the list of the authority {authority} is for some of its certificates only (issuingDistributionPoint): put a list of all here"
-    )]
-    Partial {
-        /// Name of the authority.
-        authority: String,
-    },
-    /// rustls does not take such a list.
-    #[error("{0}: put a complete list of version 2 here, with a time for the next update")]
-    Unsupported(String),
-    /// Only one of two lists would be used.
-    #[error("it holds two lists of the authority {authority}: keep the one that was made last")]
-    Twice {
-        /// Name of the authority.
-        authority: String,
-    },
-    /// A list has no effect on any host that is trusted here.
-    #[error(
-        "it holds a list of the authority {authority}, which is not in ca.pem: remove that list, or add the authority to ca.pem"
-    )]
-    OtherAuthority {
-        /// Name of the authority.
-        authority: String,
-    },
-    /// TLS would refuse every certificate of an authority whose list it may not believe (RFC 5280
-    /// §4.2.1.3).
-    #[error(
-        "the authority {authority} may not sign lists (its keyUsage has no cRLSign): remove its list; nothing that it has \
-         issued can be revoked"
-    )]
-    NoSigner {
-        /// Name of the authority.
-        authority: String,
-    },
-    /// Another key has signed a list, or it was changed since.
-    #[error(
-        "the list of the authority {authority} is not signed with that authority's key: copy it again"
-    )]
-    Signature {
-        /// Name of the authority.
-        authority: String,
-    },
-}
 
 /// Why certificates cannot be revoked.
 #[derive(Debug, thiserror::Error)]
@@ -133,79 +73,6 @@ pub struct Revocation {
     pub before: Vec<HostCertificate>,
     /// The list, for all other hosts.
     pub list: PathBuf,
-}
-
-/// The lists of `identity`, each of which counts: it is signed by an authority that is trusted, and
-/// the only one of that authority.
-pub(super) fn lists(
-    identity: &Identity,
-) -> Result<Vec<CertificateRevocationListDer<'static>>, TlsError> {
-    let Some(lists) = &identity.crl_pem else { return Ok(Vec::new()) };
-    checked(lists, &identity.ca_pem).map_err(TlsError::Revocation)
-}
-
-fn checked(
-    lists: &str,
-    authorities: &str,
-) -> Result<Vec<CertificateRevocationListDer<'static>>, ListError> {
-    let lists = sections(lists)?;
-    let mut issuers = Vec::new();
-    for der in &lists {
-        let list = parse(der)?;
-        let issuer = list.issuer().as_raw().to_vec();
-        if issuers.contains(&issuer) {
-            return Err(ListError::Twice { authority: list.issuer().to_string() });
-        }
-        verify(&list, authorities)?;
-        if list.extensions().iter().any(|it| it.oid == OID_X509_EXT_ISSUER_DISTRIBUTION_POINT) {
-            return Err(ListError::Partial { authority: list.issuer().to_string() });
-        }
-        issuers.push(issuer);
-    }
-    Ok(lists)
-}
-
-/// The lists in `pem`: one at least.
-fn sections(pem: &str) -> Result<Vec<CertificateRevocationListDer<'static>>, ListError> {
-    let found: Vec<_> = CertificateRevocationListDer::pem_slice_iter(pem.as_bytes())
-        .collect::<Result<_, _>>()
-        .map_err(ListError::Pem)?;
-    if found.is_empty() { Err(ListError::Empty) } else { Ok(found) }
-}
-
-/// The text of each list in `pem`, which [`sections`] has accepted.
-fn texts(pem: &str) -> impl Iterator<Item = &str> {
-    const END: &str = "-----END X509 CRL-----";
-    pem.split_inclusive(END)
-        .filter_map(|text| Some(&text[text.rfind("-----BEGIN X509 CRL-----")?..]))
-}
-
-fn parse(der: &[u8]) -> Result<CertificateRevocationList<'_>, ListError> {
-    let parsed = parse_x509_crl(der).map_err(|error| ListError::Malformed(error.to_string()))?;
-    Ok(parsed.1)
-}
-
-/// Checks that `list` is signed by the authority among `authorities`, in PEM, whose name it has. Of
-/// several with that name all must have signed it: rustls takes a list for that of each.
-fn verify(list: &CertificateRevocationList<'_>, authorities: &str) -> Result<(), ListError> {
-    let name = || list.issuer().to_string();
-    let mut is_known = false;
-    for der in CertificateDer::pem_slice_iter(authorities.as_bytes()) {
-        let der = der.map_err(ListError::Pem)?;
-        let parsed = parse_x509_certificate(&der);
-        let (_, authority) = parsed.map_err(|error| ListError::Malformed(error.to_string()))?;
-        if authority.subject().as_raw() == list.issuer().as_raw() {
-            is_known = true;
-            let usage = authority.key_usage();
-            let usage = usage.map_err(|error| ListError::Malformed(error.to_string()))?;
-            if usage.is_some_and(|usage| !usage.value.crl_sign()) {
-                return Err(ListError::NoSigner { authority: name() });
-            }
-            list.verify_signature(authority.public_key())
-                .map_err(|_| ListError::Signature { authority: name() })?;
-        }
-    }
-    if is_known { Ok(()) } else { Err(ListError::OtherAuthority { authority: name() }) }
 }
 
 /// The serial of a certificate that the authority with the name `own` has issued.

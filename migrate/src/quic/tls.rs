@@ -5,19 +5,16 @@ use std::sync::Arc;
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rustls::client::Resumption;
-use rustls::client::verify_server_cert_signed_by_trust_anchor;
-use rustls::crypto::CryptoProvider;
-use rustls::crypto::ring::{self, cipher_suite};
-use rustls::server::{NoServerSessionStorage, ParsedCertificate, WebPkiClientVerifier};
+use rustls::server::NoServerSessionStorage;
 use rustls::version::TLS13;
-use rustls::{CertificateError, ClientConfig, RootCertStore, ServerConfig};
+use rustls::{ClientConfig, ServerConfig};
+use rustls_pki_types::PrivateKeyDer;
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem};
 
 use super::certificate::{TlsError, guest_of};
+use super::chain::{host_chain, provider, roots};
 use super::identity::Identity;
 use super::peers::Peers;
-use super::revocation::lists;
 
 /// The protocol's name in the TLS handshake.
 pub const ALPN: &[u8] = b"lighter/1";
@@ -55,10 +52,10 @@ impl Tls {
     /// As [`Tls::new`], speaking another protocol.
     pub(crate) fn with_alpn(identity: &Identity, alpn: &[u8]) -> Result<Self, TlsError> {
         let provider = provider();
-        let chain = certificates(&identity.cert_pem, "the host certificate, host.pem,")?;
+        let chain = host_chain(&identity.cert_pem)?;
         let key = private_key(identity)?;
         let own_guest = chain.first().and_then(guest_of);
-        let trust = (roots(&identity.ca_pem)?, lists(identity)?);
+        let trust = (roots(&identity.ca_pem)?, identity.lists()?);
         let peers = Arc::new(Peers::new(trust, own_guest, &provider)?);
 
         // Dangerous is what rustls calls any verifier that is not its own; this one is a shell
@@ -93,7 +90,7 @@ impl Tls {
 /// # Errors
 /// As [`Tls::new`].
 pub fn web_server(identity: &Identity) -> Result<ServerConfig, TlsError> {
-    let chain = certificates(&identity.cert_pem, "the host certificate, host.pem,")?;
+    let chain = host_chain(&identity.cert_pem)?;
     let mut server = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&TLS13])?
         .with_no_client_auth()
@@ -105,58 +102,6 @@ pub fn web_server(identity: &Identity) -> Result<ServerConfig, TlsError> {
 fn private_key(identity: &Identity) -> Result<PrivateKeyDer<'static>, TlsError> {
     PrivateKeyDer::from_pem_slice(identity.key_pem.as_bytes())
         .map_err(|cause| TlsError::Pem { what: "the host's private key, host.key,", cause })
-}
-
-/// ring with AES-128 first: it is the cheapest cipher per byte, and the others stay for CPUs
-/// without AES.
-pub(crate) fn provider() -> Arc<CryptoProvider> {
-    let mut provider = ring::default_provider();
-    provider.cipher_suites = vec![
-        cipher_suite::TLS13_AES_128_GCM_SHA256,
-        cipher_suite::TLS13_AES_256_GCM_SHA384,
-        cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
-    ];
-    Arc::new(provider)
-}
-
-pub(crate) fn roots(ca_pem: &str) -> Result<RootCertStore, TlsError> {
-    let mut roots = RootCertStore::empty();
-    for certificate in certificates(ca_pem, "the authority's certificate, ca.pem,")? {
-        roots.add(certificate)?;
-    }
-    Ok(roots)
-}
-
-/// Looks at the host's certificate as its peers will, which trust the same authority: as a
-/// server's, and as a client's.
-pub(super) fn check_chain(identity: &Identity) -> Result<(), TlsError> {
-    let (provider, roots) = (provider(), Arc::new(roots(&identity.ca_pem)?));
-    let chain = certificates(&identity.cert_pem, "the host certificate, host.pem,")?;
-    let Some((host, intermediates)) = chain.split_first() else { return Ok(()) };
-    let now = UnixTime::now();
-    let refused = |error| match error {
-        rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
-            TlsError::OtherAuthority
-        }
-        cause => TlsError::Unfit { cause },
-    };
-    let algorithms = provider.signature_verification_algorithms.all;
-    let server = ParsedCertificate::try_from(host).map_err(refused)?;
-    verify_server_cert_signed_by_trust_anchor(&server, &roots, intermediates, now, algorithms)
-        .map_err(refused)?;
-    let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider).build()?;
-    verifier.verify_client_cert(host, intermediates, now).map_err(refused)?;
-    Ok(())
-}
-
-fn certificates(pem: &str, what: &'static str) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let found = CertificateDer::pem_slice_iter(pem.as_bytes())
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|cause| TlsError::Pem { what, cause })?;
-    if found.is_empty() {
-        return Err(TlsError::Pem { what, cause: pem::Error::NoItemsFound });
-    }
-    Ok(found)
 }
 
 #[cfg(test)]

@@ -23,8 +23,9 @@ use std::num::NonZeroU16;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::progress::Role;
 use crate::protocol::{Decision, MigrationId, Token};
-use crate::report::{Report, Role};
+use crate::report::Report;
 
 pub use file::{RecordError, RecordFile};
 pub(crate) use slot::RecordSlot;

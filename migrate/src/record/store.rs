@@ -15,8 +15,8 @@ use uuid::Uuid;
 
 use super::file::{RecordError, RecordFile, UNFINISHED, damaged, flush_folder_of, io, read};
 use super::{Record, Side};
+use crate::progress::Role;
 use crate::protocol::{MigrationId, Token};
-use crate::report::Role;
 
 /// A file that is not finished at this age is not being written any more.
 const UNFINISHED_AGE: Duration = Duration::from_secs(60);

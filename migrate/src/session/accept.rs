@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::Instrument;
 
-use super::preamble::{PREAMBLE_BYTES, Preamble, StreamRole};
+use crate::protocol::preamble::{PREAMBLE_BYTES, Preamble, StreamRole};
 use crate::protocol::{MigrationId, Token};
 use crate::quic::endpoint::{seat, shake_hands, turn_away};
 use crate::quic::places::{Place, Places};

@@ -6,10 +6,10 @@ use std::time::Duration;
 use quinn::{Connection, Endpoint, RecvStream, SendStream};
 use tokio::time::{sleep, timeout};
 
-use super::preamble::{Preamble, StreamRole};
 use crate::front::{self, Admission, FrontError};
 use crate::guest::{GuestDescription, Refusal};
 use crate::protocol::front::{FrontReply, FrontRequest};
+use crate::protocol::preamble::{Preamble, StreamRole};
 use crate::protocol::{Decision, DestinationMessage, MigrationId, Token};
 use crate::quic::endpoint::{self, Peer};
 use crate::quic::{LinkError, Tls};

@@ -4,8 +4,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::error::{CancelRefused, OperatorChoice, ResolveRefused};
 use crate::progress::Progress;
-use crate::protocol::{MigrationId, PeerText};
-use crate::report::{Report, Role};
+use crate::progress::Role;
+use crate::protocol::MigrationId;
+use crate::report::Report;
+use crate::text::PeerText;
 
 /// Asks of the program to a session.
 #[derive(Debug)]

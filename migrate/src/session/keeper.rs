@@ -6,8 +6,8 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinSet, spawn_blocking};
 use tracing::Instrument;
 
-use crate::protocol::PeerText;
 use crate::record::{Record, RecordError, RecordFile, RecordStore, unix_ms};
+use crate::text::PeerText;
 
 /// How far a side is: by its own account, and by what is on the disk.
 #[derive(Debug)]

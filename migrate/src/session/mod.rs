@@ -19,7 +19,6 @@ mod keeper;
 mod limiter;
 mod line;
 mod pace;
-pub(crate) mod preamble;
 mod pump;
 mod receiver;
 mod sender;

@@ -9,10 +9,10 @@ use tokio::task::{JoinSet, spawn_blocking};
 
 use super::control::describe;
 use super::hints::Slot;
-use super::preamble::{Preamble, StreamRole};
 use super::pump::{Plant, Pump, PumpError};
 use crate::memory::PageSet;
 use crate::progress::Transfer;
+use crate::protocol::preamble::{Preamble, StreamRole};
 use crate::protocol::{MigrationId, Token};
 use crate::source::{Event, FinalSent, RoundSent};
 

@@ -5,7 +5,8 @@ use std::time::Duration;
 use crate::error::OperatorChoice;
 use crate::guest::{GuestError, RunState};
 use crate::progress::Transfer;
-use crate::protocol::{CodecError, DestinationMessage, PeerText};
+use crate::protocol::{CodecError, DestinationMessage};
+use crate::text::PeerText;
 
 /// Something that happened, as the shell tells it. Answers to actions that have been overtaken (the
 /// migration was aborted meanwhile) may still be told; they are ignored.

@@ -3,14 +3,14 @@
 use super::standstill::Step;
 use super::state::State;
 use super::{Action, FinalSent, Source};
-use crate::error::{Failure, MigrationError, OperatorChoice, ProtocolError, Reason};
+use crate::error::{Failure, MigrationError, OperatorChoice, ProtocolError};
 use crate::guest::RunState;
 use crate::phase::Phase;
-use crate::protocol::{
-    Blob, Complaint, Decision, DestinationMessage, PeerText, SavedState, SourceMessage,
-};
+use crate::protocol::{Complaint, Decision, DestinationMessage, SavedState, SourceMessage};
+use crate::reason::Reason;
 use crate::record::SourceState;
 use crate::report::Outcome;
+use crate::text::{Blob, PeerText};
 
 impl Source {
     pub(super) fn switch_over(&mut self) {

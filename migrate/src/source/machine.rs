@@ -13,11 +13,13 @@ use crate::guest::{GuestDescription, RunState};
 use crate::limits::Limits;
 use crate::memory::PAGE_BYTES;
 use crate::phase::Phase;
+use crate::progress::Role;
 use crate::progress::{Progress, Transfer};
-use crate::protocol::{Features, MigrationId, Offer, PeerText, SourceMessage};
+use crate::protocol::{Features, MigrationId, Offer, SourceMessage};
 use crate::record::{RecordSlot, SourceState};
-use crate::report::{Outcome, Role};
+use crate::report::Outcome;
 use crate::telemetry::Telemetry;
+use crate::text::PeerText;
 
 /// What a source must know before it starts.
 #[derive(Debug, Clone)]

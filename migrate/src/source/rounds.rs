@@ -11,11 +11,11 @@ use crate::guest::{Refusal, RefusalKind};
 use crate::memory::PAGE_BYTES;
 use crate::phase::Phase;
 use crate::protocol::{
-    DestinationMessage, FEATURE_DISKS, FEATURE_NODE, Features, PeerText, Prepare, SourceMessage,
-    Version,
+    DestinationMessage, FEATURE_DISKS, FEATURE_NODE, Features, Prepare, SourceMessage, Version,
 };
 use crate::record::SourceState;
 use crate::report::Round;
+use crate::text::PeerText;
 
 /// Shortest wait before a fixed part that is beyond the limit is measured again.
 const MEASURE_AGAIN_AFTER: Duration = Duration::from_secs(1);

@@ -5,18 +5,19 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::*;
-use crate::error::{CancelRefused, OperatorChoice, Reason, ResolveRefused};
+use crate::error::{CancelRefused, OperatorChoice, ResolveRefused};
 use crate::guest::{GuestDescription, GuestError, Refusal, RefusalKind, RunState};
 use crate::limits::Limits;
 use crate::memory::{CHUNK_BYTES, MemoryLayout, Region};
 use crate::phase::Phase;
 use crate::progress::Transfer;
 use crate::protocol::{
-    Blob, Decision, DestinationMessage, Features, MigrationId, Offer, SourceMessage, Takeover,
-    Version,
+    Decision, DestinationMessage, Features, MigrationId, Offer, SourceMessage, Takeover, Version,
 };
+use crate::reason::Reason;
 use crate::record::SourceState;
 use crate::report::{Outcome, Report};
+use crate::text::Blob;
 
 mod disks;
 mod doubts;

@@ -5,8 +5,9 @@ use super::state::{GuestBack, LinkStatus, State, Telling, Unwind};
 use super::{Action, Source};
 use crate::error::{Failure, MigrationError};
 use crate::guest::{GuestError, RunState};
-use crate::protocol::{Decision, DestinationMessage, PeerText, SourceMessage};
+use crate::protocol::{Decision, DestinationMessage, SourceMessage};
 use crate::report::Outcome;
+use crate::text::PeerText;
 
 impl Source {
     /// Calls the migration off before the commit; the destination is told why.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use migrate::memory::{CHUNK_BYTES, MemoryLayout, PAGES_PER_CHUNK, Region};
-use migrate::protocol::Blob;
+use migrate::text::Blob;
 use migrate::{GuestDescription, PageSet};
 use uuid::Uuid;
 

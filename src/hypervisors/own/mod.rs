@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use memopt::hypervisor::{Answer, GuestRef, Hypervisor, Inspected, SurveyRequest, Surveyed, Which};
-use memopt::plan::{Action, ChunkRange};
 use memopt::situation::{Backing, Balloon, Guest, Hindrance, Statistics, Vmm};
+use memopt::step::{Action, ChunkRange};
 use tokio::task::JoinSet;
 use vmm_core::memory::check_write_protection;
 use vmm_core::virtio::balloon::SetBy;

@@ -104,7 +104,7 @@ pub(super) fn text(run: &Run<Kept>) -> String {
     text
 }
 
-fn row(deed: &Deed<memopt::plan::Step>) -> [String; 4] {
+fn row(deed: &Deed<memopt::step::Step>) -> [String; 4] {
     let verified = deed.verified_bytes.map_or_else(|| "-".to_owned(), signed_size);
     let why = deed.error.clone().unwrap_or_else(|| deed.action.reason.clone());
     [deed.action.action.to_string(), signed_size(deed.expected_bytes), verified, why]

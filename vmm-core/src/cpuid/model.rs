@@ -12,10 +12,8 @@ mod leaves;
 use serde::{Deserialize, Serialize};
 
 use super::feature::{self, Bit, Register};
-use super::msr::{self, Extent};
+use super::msr::{self, Extent, MsrValue};
 use super::{CpuidEntry, has, word};
-use crate::ShapeError;
-use crate::state::MsrValue;
 
 /// Nested virtualization as Intel's and AMD's processors have it.
 const NESTED: [&str; 2] = ["vmx", "svm"];
@@ -118,6 +116,22 @@ const LEVELS: &[Level] = &[
     },
 ];
 
+/// Why a CPU model cannot be had.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ModelError {
+    /// The host lacks what it needs.
+    #[error("this host's processor cannot be a {model}: it lacks {}; `lighter cpu-models` lists what it can be", .missing.join(", "))]
+    Needs {
+        /// The model.
+        model: String,
+        /// The features, by name.
+        missing: Vec<String>,
+    },
+    /// It makes no sense.
+    #[error("the CPU model is not possible: {0}")]
+    Impossible(String),
+}
+
 /// What a guest is shown of its host's processor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CpuModel {
@@ -172,14 +186,14 @@ impl CpuModel {
     /// This model with some features more and others less, under a name of its own.
     ///
     /// # Errors
-    /// [`ShapeError::CpuModel`] for a feature that is not known by name, or a name that cannot be
+    /// [`ModelError::Impossible`] for a feature that is not known by name, or a name that cannot be
     /// one.
     pub fn derive(
         &self,
         name: &str,
         add: &[String],
         remove: &[String],
-    ) -> Result<Self, ShapeError> {
+    ) -> Result<Self, ModelError> {
         check_name(name)?;
         let is_unknown =
             |name: &&String| feature::by_name(name).is_none() && msr::told_by(name).is_none();
@@ -187,17 +201,17 @@ impl CpuModel {
             let what = format!(
                 "there is no CPU feature `{unknown}`: use names of /proc/cpuinfo, or of bits of IA32_ARCH_CAPABILITIES"
             );
-            return Err(ShapeError::CpuModel(what));
+            return Err(ModelError::Impossible(what));
         }
         let mut changed = add.iter().chain(remove);
         if let Some(name) = changed.find(|name| NESTED.contains(&name.as_str())) {
             let what = format!("`{name}` is not changed by name: use `--nested on` or `off`");
-            return Err(ShapeError::CpuModel(what));
+            return Err(ModelError::Impossible(what));
         }
         let implied = add.iter().filter_map(|name| msr::told_by(name));
         let mut wanted = add.iter().map(String::as_str).chain(implied);
         if let Some(both) = wanted.find(|name| remove.iter().any(|removed| removed == name)) {
-            return Err(ShapeError::CpuModel(format!("`{both}` is both added and removed")));
+            return Err(ModelError::Impossible(format!("`{both}` is both added and removed")));
         }
         let (name, add, remove) = (name.to_owned(), add.to_vec(), remove.to_vec());
         Ok(Self { name, level: self.level, add, remove, nested: self.nested })
@@ -241,11 +255,11 @@ impl CpuModel {
     /// What a guest is shown of `host`.
     ///
     /// # Errors
-    /// [`ShapeError::CpuModelNeeds`].
-    pub(crate) fn apply(&self, host: &[CpuidEntry]) -> Result<Vec<CpuidEntry>, ShapeError> {
+    /// [`ModelError::Needs`].
+    pub(crate) fn apply(&self, host: &[CpuidEntry]) -> Result<Vec<CpuidEntry>, ModelError> {
         let missing = self.missing(host);
         if !missing.is_empty() {
-            return Err(ShapeError::CpuModelNeeds { model: self.name.clone(), missing });
+            return Err(ModelError::Needs { model: self.name.clone(), missing });
         }
         let mut entries = host.to_vec();
         if self.level.is_some() {
@@ -269,15 +283,15 @@ impl CpuModel {
     /// features.
     ///
     /// # Errors
-    /// [`ShapeError::CpuModelNeeds`].
+    /// [`ModelError::Needs`].
     pub(crate) fn apply_msrs(
         &self,
         host: &[MsrValue],
         cpuid: &[CpuidEntry],
-    ) -> Result<Vec<MsrValue>, ShapeError> {
+    ) -> Result<Vec<MsrValue>, ModelError> {
         let missing = msr::missing_names(&self.add, host);
         if !missing.is_empty() {
-            return Err(ShapeError::CpuModelNeeds { model: self.name.clone(), missing });
+            return Err(ModelError::Needs { model: self.name.clone(), missing });
         }
         let extent = self.level.map_or(Extent::Host, |_| Extent::Level);
         Ok(msr::shown(host, cpuid, extent, (&self.add, &self.remove)))
@@ -302,12 +316,12 @@ impl CpuModel {
 }
 
 /// Whether `name` can be shown as it is, whoever gave it.
-pub(crate) fn check_name(name: &str) -> Result<(), ShapeError> {
+pub(crate) fn check_name(name: &str) -> Result<(), ModelError> {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
     if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.bytes().all(is_plain) {
         let what =
             format!("a model is named with 1 to {NAME_BYTES_MAX} letters, digits, `-`, `_` or `.`");
-        return Err(ShapeError::CpuModel(what));
+        return Err(ModelError::Impossible(what));
     }
     Ok(())
 }

@@ -4,11 +4,28 @@
 //! Left out are the revision of the microcode, which is no feature and which KVM makes up for
 //! guests, and what tells of nested virtualisation, which no level has.
 
+use kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_ioctls::{Kvm, VcpuFd};
+use serde::{Deserialize, Serialize};
 
 use super::{CpuidEntry, feature, has};
 use crate::error::{KvmContext, Result};
-use crate::state::{MsrValue, msr_list};
+
+/// A model-specific register and its value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MsrValue {
+    /// The register's number.
+    pub index: u32,
+    /// Its value.
+    pub value: u64,
+}
+
+/// A list of `indices` for `KVM_GET_MSRS`, with room for their values.
+pub(crate) fn msr_list(indices: &[u32]) -> Option<Msrs> {
+    let entries: Vec<kvm_msr_entry> =
+        indices.iter().map(|index| kvm_msr_entry { index: *index, ..Default::default() }).collect();
+    Msrs::from_entries(&entries).ok()
+}
 
 /// A register that tells of features.
 #[derive(Debug)]

@@ -16,7 +16,7 @@ use kvm_ioctls::VmFd;
 use super::{DirtyBackend, set_logging};
 use crate::error::{KvmContext, Result};
 use crate::memory::{CHUNK_PAGES, GuestRam};
-use crate::raw;
+use crate::sys::kvm;
 
 /// Most words that one `KVM_CLEAR_DIRTY_LOG` carries: 256 MiB of guest memory. The kernel holds the
 /// lock of the guest's page tables meanwhile, and the guest's faults wait for it.
@@ -95,7 +95,7 @@ impl DirtyBackend for BitmapLog {
         for (slot, place) in (0..).zip(ram.layout().regions()) {
             let chunks = place.chunks();
             let scratch = &mut self.scratch[..chunks];
-            raw::get_dirty_log(&self.vm, slot, chunks * CHUNK_PAGES, scratch)
+            kvm::get_dirty_log(&self.vm, slot, chunks * CHUNK_PAGES, scratch)
                 .call("KVM_GET_DIRTY_LOG")?;
             let words = &mut words[place.first_chunk..][..chunks];
             words.iter_mut().zip(scratch).for_each(|(word, kvm)| *word |= *kvm);
@@ -119,7 +119,7 @@ impl DirtyBackend for BitmapLog {
             }
             for (run_start, run) in runs(&words[start - first_chunk..stop - first_chunk]) {
                 let chunk = start + run_start - region.first_chunk;
-                raw::clear_dirty_log(&self.vm, slot, (chunk * CHUNK_PAGES) as u64, run)
+                kvm::clear_dirty_log(&self.vm, slot, (chunk * CHUNK_PAGES) as u64, run)
                     .call("KVM_CLEAR_DIRTY_LOG")?;
             }
         }

@@ -19,7 +19,7 @@ pub(crate) use ring::Rings;
 
 use crate::error::{Error, KvmContext, Result};
 use crate::memory::{GuestRam, RamLayout};
-use crate::raw;
+use crate::sys::kvm;
 
 /// Fewest entries of a ring: KVM keeps some 600 of them back.
 const RING_ENTRIES_MIN: u32 = 1024;
@@ -193,7 +193,7 @@ pub(crate) trait DirtyBackend: Send + fmt::Debug {
 /// Sets the flags of the slots of `vm`, which are the regions of `ram`.
 fn set_logging(vm: &VmFd, ram: &GuestRam, flags: u32) -> Result<()> {
     for (slot, region) in (0..).zip(ram.mappings()) {
-        raw::set_memory_region(vm, slot, flags, region).call("KVM_SET_USER_MEMORY_REGION")?;
+        kvm::set_memory_region(vm, slot, flags, region).call("KVM_SET_USER_MEMORY_REGION")?;
     }
     Ok(())
 }

@@ -17,7 +17,7 @@ use kvm_ioctls::{VcpuFd, VmFd};
 use super::{DirtyBackend, set_logging};
 use crate::error::{Error, KvmContext, Result};
 use crate::memory::{CHUNK_PAGES, GuestRam, RamLayout};
-use crate::raw_ring::{DirtyRing, ENTRY_BYTES, reset_dirty_rings};
+use crate::sys::dirty_ring::{DirtyRing, ENTRY_BYTES, reset_dirty_rings};
 
 /// How often a signal may stop KVM in resetting the rings: far more often than signals come.
 const RESET_TRIES_MAX: u32 = 10_000;

@@ -19,11 +19,10 @@ use vm_memory::{
 use blocks::{BLOCK_BYTES, BlockSet};
 
 use super::{
-    HugePages, MemoryConfig, MemoryError, PAGE_BYTES, RamLayout, RamRegion, Treatment, collapse,
-    runs,
+    HugePages, MemoryConfig, MemoryError, PAGE_BYTES, RamLayout, RamRegion, collapse, runs,
 };
-use crate::raw_memory::{self, Advice, Part};
-use crate::raw_userfaultfd::Userfaultfd;
+use crate::sys::mapping::{self, Advice, Part};
+use crate::sys::userfaultfd::Userfaultfd;
 
 /// Most blocks of a template that are replaced one by one. Each may be two mappings more, and a
 /// process has 65,530 by default (`vm.max_map_count`).
@@ -32,6 +31,18 @@ const REPLACED_BLOCKS_MAX: usize = 12_000;
 const POPULATE_BYTES: usize = 64 << 20;
 /// Most threads that touch memory.
 const POPULATE_THREADS_MAX: usize = 16;
+
+/// What becomes of a part of guest memory while the guest runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Treatment {
+    /// Pages that are equal to others of the merge domain may be merged.
+    Merge,
+    /// They are not merged any more; those that are become the guest's own again, which takes
+    /// memory.
+    Unmerge,
+    /// As [`Self::Unmerge`], and what is there becomes huge pages.
+    Collapse,
+}
 
 /// The memory of a guest in a file, from which others are started.
 #[derive(Debug)]
@@ -162,10 +173,11 @@ impl Backing {
         };
         if let Some(advice) = pages {
             // A refusal (a kernel without such pages) costs speed only.
-            let _ = raw_memory::advise(part, advice);
+            let _ = mapping::advise(part, advice);
         }
         let policy = self.config.numa;
-        raw_memory::bind(part, policy)
+        let Some((mode, nodes)) = policy.binding() else { return Ok(()) };
+        mapping::bind(part, mode, nodes.bits())
             .map_err(|cause| MemoryError::Policy { policy: policy.to_string(), cause })
     }
 
@@ -205,10 +217,10 @@ impl Backing {
             Treatment::Unmerge => self.unmark(part, place),
             Treatment::Collapse => {
                 self.unmark(part, place)?;
-                raw_memory::advise(part, Advice::HugePages)
+                mapping::advise(part, Advice::HugePages)
                     .and_then(|()| {
                         collapse::each(part.blocks(BLOCK_BYTES), |block| {
-                            raw_memory::advise(*block, Advice::Collapse)
+                            mapping::advise(*block, Advice::Collapse)
                         })
                     })
                     .map_err(|cause| MemoryError::Collapse { cause })
@@ -218,8 +230,7 @@ impl Backing {
 
     fn mark(&self, part: Part<'_>, place: &RamRegion) -> Result<(), MemoryError> {
         let marks = self.marks();
-        raw_memory::advise(part, Advice::Mergeable)
-            .map_err(|cause| MemoryError::Merge { cause })?;
+        mapping::advise(part, Advice::Mergeable).map_err(|cause| MemoryError::Merge { cause })?;
         marks.add(place, part.range());
         Ok(())
     }
@@ -227,8 +238,7 @@ impl Backing {
     /// What could only be taken apart in part stays marked: the kernel may still merge it.
     fn unmark(&self, part: Part<'_>, place: &RamRegion) -> Result<(), MemoryError> {
         let marks = self.marks();
-        raw_memory::advise(part, Advice::Unmergeable)
-            .map_err(|cause| MemoryError::Merge { cause })?;
+        mapping::advise(part, Advice::Unmergeable).map_err(|cause| MemoryError::Merge { cause })?;
         marks.remove(place, part.range());
         Ok(())
     }
@@ -303,7 +313,7 @@ impl Backing {
     ) -> std::io::Result<u64> {
         match &self.kind {
             Kind::Anonymous => {
-                raw_memory::drop_pages(Part::new(region, offset, len)?)?;
+                mapping::drop_pages(Part::new(region, offset, len)?)?;
                 Ok(len as u64)
             }
             Kind::Pool => zero(region, offset, len).map(|()| 0),
@@ -332,7 +342,7 @@ impl Backing {
             let bytes = next - at;
             let is_whole = bytes == BLOCK_BYTES;
             if replaced.blocks.has(place, at) {
-                raw_memory::drop_pages(Part::new(region, at, bytes)?)?;
+                mapping::drop_pages(Part::new(region, at, bytes)?)?;
                 given += bytes;
             } else if is_whole
                 && replaced.count.load(Ordering::Relaxed) < REPLACED_BLOCKS_MAX
@@ -358,7 +368,7 @@ impl Backing {
         len: usize,
     ) -> std::io::Result<()> {
         let part = Part::new(region, offset, len)?;
-        raw_memory::map_anonymous_over(part)?;
+        mapping::map_anonymous_over(part)?;
         replaced.blocks.add(place, part.range());
         // The guest has its memory: that it is not as was wished for costs speed only.
         if let Err(error) = self.prepare(part, false).and_then(|()| self.mark_again(part, place)) {
@@ -372,7 +382,7 @@ impl Backing {
         let marks = self.marks();
         part.blocks(BLOCK_BYTES)
             .filter(|block| marks.has(place, block.range().start))
-            .try_for_each(|block| raw_memory::advise(block, Advice::Mergeable))
+            .try_for_each(|block| mapping::advise(block, Advice::Mergeable))
             .map_err(|cause| MemoryError::Merge { cause })
     }
 }
@@ -409,7 +419,7 @@ pub(super) fn populate(regions: &[&GuestRegionMmap<AtomicBitmap>]) -> Result<(),
     let work = || -> std::io::Result<()> {
         while let Some((index, start, len)) = parts.get(next.fetch_add(1, Ordering::Relaxed)) {
             let part = Part::new(regions[*index], *start, *len)?;
-            if let Err(error) = raw_memory::advise(part, Advice::Populate) {
+            if let Err(error) = mapping::advise(part, Advice::Populate) {
                 // The others need not go on.
                 next.store(parts.len(), Ordering::Relaxed);
                 return Err(error);

@@ -6,11 +6,7 @@ use std::io;
 use std::ops::Range;
 
 use super::{GuestRam, MemoryError, PAGE_BYTES};
-use crate::raw_pagemap::{self, IS_FILE, IS_HUGE, IS_ZERO, Region};
-
-/// The `ioctl` request that [`PageMap`] makes (`PAGEMAP_SCAN` of `linux/fs.h`), for whoever
-/// confines the process.
-pub const PAGEMAP_SCAN_REQUEST: u64 = 0xc060_6610;
+use crate::sys::pagemap::{self, IS_FILE, IS_HUGE, IS_ZERO, Region};
 
 /// Whether the kernel tells which pages are part of huge ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,15 +92,15 @@ impl PageMap {
         addresses: &Range<u64>,
     ) -> Result<Vec<OwnPages>, MemoryError> {
         let scanned = match self.view {
-            HugeView::Told => raw_pagemap::scan(&self.file, addresses),
-            HugeView::Untold => raw_pagemap::read(&self.file, addresses),
+            HugeView::Told => pagemap::scan(&self.file, addresses),
+            HugeView::Untold => pagemap::read(&self.file, addresses),
         };
         let regions = match scanned {
             Err(error)
                 if self.view == HugeView::Told && error.raw_os_error() == Some(libc::ENOTTY) =>
             {
                 self.view = HugeView::Untold;
-                raw_pagemap::read(&self.file, addresses)
+                pagemap::read(&self.file, addresses)
             }
             other => other,
         };
@@ -130,7 +126,7 @@ impl PageMap {
         debug_assert!(own.is_sorted_by_key(|pages| pages.start));
         // One read for all of them.
         let addresses = first.start..last.start + last.count * PAGE_BYTES as u64;
-        let frames = raw_pagemap::frames(&self.file, &addresses)
+        let frames = pagemap::frames(&self.file, &addresses)
             .map_err(|cause| MemoryError::Pagemap { cause })?;
         let of = |pages: &&OwnPages| {
             let at = ((pages.start - addresses.start) / PAGE_BYTES as u64) as usize;
@@ -146,7 +142,7 @@ impl PageMap {
     /// # Errors
     /// The kernel's answer.
     pub(super) fn protect_at(&self, addresses: &Range<u64>) -> io::Result<Vec<Range<u64>>> {
-        raw_pagemap::protect(&self.file, addresses).map(places)
+        pagemap::protect(&self.file, addresses).map(places)
     }
 
     /// Where those are that nobody has written to since.
@@ -154,7 +150,7 @@ impl PageMap {
     /// # Errors
     /// The kernel's answer.
     pub(super) fn protected_at(&self, addresses: &Range<u64>) -> io::Result<Vec<Range<u64>>> {
-        raw_pagemap::protected(&self.file, addresses).map(places)
+        pagemap::protected(&self.file, addresses).map(places)
     }
 }
 

@@ -24,19 +24,22 @@ mod runs;
 mod sharing;
 
 pub(crate) use backing::TemplateImage;
+pub use backing::Treatment;
 pub use config::{HugePages, MemoryConfig, MergeDomain, Prealloc};
 pub use host::{HOST_RESERVE_BYTES, available_bytes};
 pub use layout::{HIGH_RAM_START, LOW_RAM_MAX, RamLayout, RamRegion};
-pub use mapped::{HugeView, OwnPages, PAGEMAP_SCAN_REQUEST, PageMap};
+pub use mapped::{HugeView, OwnPages, PageMap};
 pub use numa::{NodeSet, NumaPolicy};
 pub use process::{ProcessMemory, make_huge};
-pub(crate) use ram::RamMap;
-pub use ram::{GuestRam, Treatment};
+pub use ram::GuestRam;
 pub(crate) use sharing::Writers;
-pub use sharing::{WRITE_PROTECTION_REQUESTS, check_write_protection};
+pub use sharing::check_write_protection;
 
-/// Bytes of a page.
-pub const PAGE_BYTES: usize = 4096;
+pub use crate::sys::PAGE_BYTES;
+pub(crate) use crate::sys::RamMap;
+pub use crate::sys::pagemap::PAGEMAP_SCAN_REQUEST;
+pub use crate::sys::userfaultfd::WRITE_PROTECTION_REQUESTS;
+
 /// Pages of a chunk: the bits of one dirty word.
 pub const CHUNK_PAGES: usize = 64;
 /// Bytes of a chunk.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::MemoryError;
 
 /// One more than the highest node that can be named.
-pub(crate) const NODES_MAX: u32 = 64;
+const NODES_MAX: u32 = 64;
 /// The nodes of this host that have memory; absent on a kernel without NUMA.
 const WITH_MEMORY: &str = "/sys/devices/system/node/has_memory";
 
@@ -33,7 +33,7 @@ pub struct NodeSet(u64);
 
 impl NodeSet {
     /// A bit for each node.
-    pub(crate) fn bits(self) -> u64 {
+    pub(super) fn bits(self) -> u64 {
         self.0
     }
 
@@ -115,10 +115,19 @@ impl FromStr for NumaPolicy {
 impl NumaPolicy {
     /// The nodes that it names.
     pub(crate) fn nodes(self) -> Option<NodeSet> {
+        self.binding().map(|(_, nodes)| nodes)
+    }
+
+    /// The kernel's word for it (`MPOL_*` of `linux/mempolicy.h`), with the nodes that it names.
+    pub(super) fn binding(self) -> Option<(libc::c_int, NodeSet)> {
         match self {
             Self::Default => None,
-            Self::Bind(nodes) | Self::Interleave(nodes) => Some(nodes),
-            Self::Preferred(node) => Some(NodeSet(1u64.checked_shl(node.into()).unwrap_or(0))),
+            Self::Bind(nodes) => Some((libc::MPOL_BIND, nodes)),
+            Self::Interleave(nodes) => Some((libc::MPOL_INTERLEAVE, nodes)),
+            Self::Preferred(node) => {
+                let only = NodeSet(1u64.checked_shl(node.into()).unwrap_or(0));
+                Some((libc::MPOL_PREFERRED, only))
+            }
         }
     }
 

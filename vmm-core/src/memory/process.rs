@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 
 use super::mapped::{HugeView, OwnPages, PageMap};
 use super::{HUGE_PAGE_BYTES, MemoryError, PAGE_BYTES, collapse};
-use crate::raw_process;
+use crate::sys::process;
 
 /// Memory of another process, by its virtual addresses. Should its number be given to a new process
 /// meanwhile, this stays with the old one.
@@ -82,7 +82,7 @@ pub fn make_huge(
     starts: impl Iterator<Item = u64>,
 ) -> Result<(), MemoryError> {
     let chunks = starts.map(|start| start..start.saturating_add(HUGE_PAGE_BYTES));
-    collapse::each(chunks, |chunk| raw_process::collapse(process, chunk))
+    collapse::each(chunks, |chunk| process::collapse(process, chunk))
         .map_err(|cause| MemoryError::Collapse { cause })
 }
 

@@ -8,27 +8,13 @@ use vm_memory::{
     Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap, bitmap::RefSlice,
 };
 
-use super::backing::{Backing, TemplateImage, populate};
+use super::backing::{Backing, TemplateImage, Treatment, populate};
 use super::{
     CHUNK_PAGES, MemoryConfig, MemoryError, PAGE_BYTES, PageMap, RamLayout, RamRegion, runs,
 };
-use crate::raw_memory::{self, Part};
-use crate::raw_userfaultfd::Userfaultfd;
-
-/// Guest memory as rust-vmm crates see it, remembering what is written through it.
-pub(crate) type RamMap = GuestMemoryMmap<AtomicBitmap>;
-
-/// What becomes of a part of guest memory while the guest runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Treatment {
-    /// Pages that are equal to others of the merge domain may be merged.
-    Merge,
-    /// They are not merged any more; those that are become the guest's own again, which takes
-    /// memory.
-    Unmerge,
-    /// As [`Self::Unmerge`], and what is there becomes huge pages.
-    Collapse,
-}
+use crate::sys::RamMap;
+use crate::sys::mapping::{self, Part};
+use crate::sys::userfaultfd::Userfaultfd;
 
 /// The RAM of one guest: private memory, filled with zeros or with what a template holds.
 ///
@@ -169,7 +155,7 @@ impl GuestRam {
     /// [`MemoryError::Share`].
     pub(super) fn drop_pages(&self, range: &Range<u64>) -> Result<(), MemoryError> {
         let (part, _) = self.part(range)?;
-        raw_memory::drop_pages(part).map_err(|cause| MemoryError::Share { cause })
+        mapping::drop_pages(part).map_err(|cause| MemoryError::Share { cause })
     }
 
     /// Where in this process memory in `range` is that is a template's.

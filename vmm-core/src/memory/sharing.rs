@@ -10,12 +10,7 @@ use std::ops::Range;
 use super::mapped::PageMap;
 use super::{GuestRam, MemoryError, OwnPages, PAGE_BYTES, runs};
 use crate::error::Result;
-use crate::raw_userfaultfd::Userfaultfd;
-
-/// The `ioctl` requests with which memory is write-protected (`UFFDIO_REGISTER` and
-/// `UFFDIO_UNREGISTER` of `linux/userfaultfd.h`), for whoever confines the process of a guest that
-/// has a template.
-pub const WRITE_PROTECTION_REQUESTS: [u64; 2] = [0xc020_aa00, 0x8010_aa01];
+use crate::sys::userfaultfd::Userfaultfd;
 
 /// Checks that this process can have memory write-protected in such a way that whoever writes to it
 /// notices nothing.

@@ -10,7 +10,7 @@ use kvm_ioctls::{Cap, VmFd};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{KvmContext, Result};
-use crate::raw;
+use crate::sys::kvm;
 
 /// Two readings of the wall clock this far from each other are as good as one, in nanoseconds.
 const CLOSE_NS: u64 = 50_000;
@@ -94,12 +94,12 @@ struct Reading {
 /// around the call. A guest's TSC must go on by what its clock does: one that is its clock source
 /// is given up for unstable otherwise.
 fn read_clock(vm: &VmFd) -> Result<Reading> {
-    let (before, tsc_before) = (wall_clock_ns(), raw::host_tsc());
+    let (before, tsc_before) = (wall_clock_ns(), kvm::host_tsc());
     let mut clock = vm.get_clock().call("KVM_GET_CLOCK")?;
     if has_host_time(&clock) {
         return Ok(Reading { clock, within_ns: 0 });
     }
-    let (after, tsc_after) = (wall_clock_ns(), raw::host_tsc());
+    let (after, tsc_after) = (wall_clock_ns(), kvm::host_tsc());
     let within_ns = after.saturating_sub(before) / 2;
     clock.realtime = before + within_ns;
     clock.host_tsc = tsc_before.wrapping_add(tsc_after.wrapping_sub(tsc_before) / 2);
@@ -147,23 +147,22 @@ mod tests {
     use kvm_ioctls::Kvm;
 
     use super::*;
-    use crate::vm::create_vm;
 
     const SECOND_NS: u64 = 1_000_000_000;
 
     #[test]
     fn a_clock_is_saved_with_wall_clock_and_tsc_whatever_kvm_tells() {
-        let vm = create_vm(&Kvm::new().unwrap()).unwrap();
-        let (before, before_tsc) = (wall_clock_ns(), raw::host_tsc());
+        let vm = kvm::create_vm(&Kvm::new().unwrap()).unwrap();
+        let (before, before_tsc) = (wall_clock_ns(), kvm::host_tsc());
         let saved = save_clock(&vm).unwrap();
         assert!(has_host_time(&saved), "{saved:?}");
-        assert!((before_tsc..=raw::host_tsc()).contains(&saved.host_tsc), "{saved:?}");
+        assert!((before_tsc..=kvm::host_tsc()).contains(&saved.host_tsc), "{saved:?}");
         assert!((before..=wall_clock_ns()).contains(&saved.realtime), "{saved:?} after {before}");
     }
 
     #[test]
     fn a_clock_goes_on_while_its_guest_is_nowhere() {
-        let vm = create_vm(&Kvm::new().unwrap()).unwrap();
+        let vm = kvm::create_vm(&Kvm::new().unwrap()).unwrap();
         let adds = vm.check_extension_int(Cap::AdjustClock).cast_unsigned() & KVM_CLOCK_REALTIME;
         let ways = if adds == 0 { vec![false] } else { vec![false, true] };
         for kernel_adds in ways {

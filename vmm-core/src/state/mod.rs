@@ -28,9 +28,9 @@ use crate::virtio::DeviceState;
 
 pub use machine::IrqchipState;
 pub(crate) use machine::{load_clock, load_irqchip, save_clock, save_irqchip};
-pub(crate) use msrs::{msr_list, saved_msrs};
-pub(crate) use tsc::{ClockPair, TscCarry, TscScale};
-pub use vcpu::{MsrValue, VcpuState};
+pub(crate) use msrs::saved_msrs;
+pub(crate) use tsc::{ClockPair, TscCarry};
+pub use vcpu::VcpuState;
 pub(crate) use vcpu::{load_msrs, load_vcpu, save_vcpu};
 
 /// First bytes of an encoded [`VmState`].
@@ -121,9 +121,6 @@ pub enum StateError {
         /// The bit that says so: `CR4.VMXE` or `EFER.SVME`.
         register: &'static str,
     },
-    /// A device does not take its state.
-    #[error("cannot load device state: {0}")]
-    Device(String),
 }
 
 impl VmState {

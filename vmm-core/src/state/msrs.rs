@@ -1,9 +1,9 @@
 //! Which model-specific registers are saved.
 
-use kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_ioctls::{Kvm, VcpuFd};
 
 use crate::cpuid;
+use crate::cpuid::msr::msr_list;
 use crate::error::{KvmContext, Result};
 use crate::shape::VmShape;
 
@@ -40,13 +40,6 @@ pub(crate) fn saved_msrs(kvm: &Kvm, vcpu: &VcpuFd, shape: &VmShape) -> Result<Ve
         _ => 1,
     });
     Ok(indices)
-}
-
-/// A list of `indices` for `KVM_GET_MSRS`, with room for their values.
-pub(crate) fn msr_list(indices: &[u32]) -> Option<Msrs> {
-    let entries: Vec<kvm_msr_entry> =
-        indices.iter().map(|index| kvm_msr_entry { index: *index, ..Default::default() }).collect();
-    Msrs::from_entries(&entries).ok()
 }
 
 fn is_readable(vcpu: &VcpuFd, index: u32) -> bool {

@@ -5,6 +5,8 @@ use kvm_bindings::kvm_irqchip;
 use super::msrs::{TSC, TSC_DEADLINE};
 use super::*;
 use crate::codec;
+use crate::cpuid::MsrValue;
+use crate::cpuid::msr::msr_list;
 use crate::testing::*;
 use crate::{Error, VmEvent};
 
@@ -267,7 +269,8 @@ fn every_register_that_kvm_lists_is_saved_or_hidden() {
     let lost =
         lost_msrs(listed.as_slice(), &saved, |index| !crate::cpuid::knows_msr(&cpuid, index));
     assert!(lost.is_empty(), "neither saved nor hidden from the guest: msr {}", lost.join(", "));
-    let others = vm.on_vcpu(0, |vcpu| crate::raw::listed_registers(vcpu.fd())).unwrap().unwrap();
+    let others =
+        vm.on_vcpu(0, |vcpu| crate::sys::kvm::listed_registers(vcpu.fd())).unwrap().unwrap();
     assert_eq!(others, 0, "no register of KVM_GET_REG_LIST is saved");
 }
 

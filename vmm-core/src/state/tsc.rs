@@ -11,46 +11,7 @@
 use kvm_bindings::kvm_clock_data;
 
 use super::machine::has_host_time;
-
-/// How KVM makes a guest's TSC of the host's: scaled, plus an offset (`kvm_scale_tsc` in
-/// arch/x86/kvm/x86.c).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct TscScale {
-    /// What a tick of the host's is worth, in units of 2^-`fraction_bits`.
-    ratio: u64,
-    fraction_bits: u32,
-}
-
-impl TscScale {
-    /// Bits after the point on processors with VMX (`vmx_hardware_setup`).
-    pub(crate) const VMX_FRACTION_BITS: u32 = 48;
-    /// The same on processors with SVM (`svm_hardware_setup`).
-    pub(crate) const SVM_FRACTION_BITS: u32 = 32;
-
-    /// Frequencies so close that KVM does not scale.
-    pub(crate) const NONE: Self = Self { ratio: 1, fraction_bits: 0 };
-
-    /// From a host of `host_khz` to a guest of `guest_khz`, cut off as KVM does it (`set_tsc_khz`).
-    pub(crate) fn new(guest_khz: u32, host_khz: u32, fraction_bits: u32) -> Self {
-        let ratio = (u128::from(guest_khz) << fraction_bits) / u128::from(host_khz.max(1));
-        Self { ratio: ratio as u64, fraction_bits }
-    }
-
-    /// The host's TSC in ticks of the guest's. Ticks wrap.
-    fn scaled(self, host_tsc: u64) -> u64 {
-        ((u128::from(host_tsc) * u128::from(self.ratio)) >> self.fraction_bits) as u64
-    }
-
-    /// The guest's TSC when the host's was `host_tsc`, with KVM's `offset`.
-    pub(crate) fn guest_tsc(self, host_tsc: u64, offset: u64) -> u64 {
-        self.scaled(host_tsc).wrapping_add(offset)
-    }
-
-    /// The offset with which the guest's TSC is `guest_tsc` when the host's is `host_tsc`.
-    fn offset(self, host_tsc: u64, guest_tsc: u64) -> u64 {
-        guest_tsc.wrapping_sub(self.scaled(host_tsc))
-    }
-}
+use crate::shape::TscScale;
 
 /// A guest's clock and the host's TSC, read at the same moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -16,21 +16,14 @@ use kvm_bindings::{
 use kvm_ioctls::VcpuFd;
 use serde::{Deserialize, Serialize};
 
-use super::msrs::{TSC, TSC_DEADLINE, msr_list, read};
+use super::msrs::{TSC, TSC_DEADLINE, read};
 use super::{ClockPair, StateError, TscCarry};
+use crate::cpuid::MsrValue;
+use crate::cpuid::msr::msr_list;
 use crate::error::{KvmContext, Result};
-use crate::raw;
-use crate::shape;
+use crate::shape::{self, TscScale};
+use crate::sys::kvm;
 use crate::vcpu::Vcpu;
-
-/// A model-specific register and its value.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MsrValue {
-    /// The register's number.
-    pub index: u32,
-    /// Its value.
-    pub value: u64,
-}
 
 /// State of a vCPU.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -71,13 +64,13 @@ pub(crate) fn save_vcpu(vcpu: &mut Vcpu, clock: Option<ClockPair>) -> Result<Vcp
     if let Some(register) = nested_in_use(&sregs) {
         return Err(StateError::Nested { vcpu: index, register }.into());
     }
-    let xsave = raw::get_xsave(fd, xsave_bytes).vcpu_call(index, "KVM_GET_XSAVE2")?;
+    let xsave = kvm::get_xsave(fd, xsave_bytes).vcpu_call(index, "KVM_GET_XSAVE2")?;
     let xcrs = fd.get_xcrs().vcpu_call(index, "KVM_GET_XCRS")?;
     let debug_regs = fd.get_debug_regs().vcpu_call(index, "KVM_GET_DEBUGREGS")?;
     let lapic = fd.get_lapic().vcpu_call(index, "KVM_GET_LAPIC")?;
     let tsc_khz = fd.get_tsc_khz().vcpu_call(index, "KVM_GET_TSC_KHZ")?;
-    let scale = shape::tsc_scale(tsc_khz)?;
-    let tsc = clock.zip(raw::tsc_offset(fd).ok());
+    let scale = TscScale::of_this_host(tsc_khz)?;
+    let tsc = clock.zip(kvm::tsc_offset(fd).ok());
     let tsc = tsc.map(|(clock, offset)| scale.guest_tsc(clock.host_tsc, offset));
     let mut msrs = save_msrs(vcpu)?;
     keep_lost_deadline(&mut msrs, &lapic);
@@ -148,7 +141,7 @@ pub(crate) fn load_vcpu(vcpu: &mut Vcpu, state: &VcpuState, carry: Option<TscCar
     fd.set_mp_state(state.mp_state).vcpu_call(index, "KVM_SET_MP_STATE")?;
     fd.set_regs(&state.regs).vcpu_call(index, "KVM_SET_REGS")?;
     fd.set_sregs(&state.sregs).vcpu_call(index, "KVM_SET_SREGS")?;
-    raw::set_xsave(fd, &state.xsave, xsave_bytes).vcpu_call(index, "KVM_SET_XSAVE")?;
+    kvm::set_xsave(fd, &state.xsave, xsave_bytes).vcpu_call(index, "KVM_SET_XSAVE")?;
     fd.set_xcrs(&state.xcrs).vcpu_call(index, "KVM_SET_XCRS")?;
     fd.set_debug_regs(&state.debug_regs).vcpu_call(index, "KVM_SET_DEBUGREGS")?;
     fd.set_lapic(&state.lapic).vcpu_call(index, "KVM_SET_LAPIC")?;
@@ -156,8 +149,8 @@ pub(crate) fn load_vcpu(vcpu: &mut Vcpu, state: &VcpuState, carry: Option<TscCar
     let early: Vec<MsrValue> = state.msrs.iter().filter(|msr| !is_deadline(msr)).copied().collect();
     load_msrs(fd, index, &early)?;
     if let (Some(carry), Some(tsc)) = (carry, state.tsc) {
-        let offset = carry.offset(tsc, state.tsc_khz, shape::tsc_scale(state.tsc_khz)?);
-        raw::set_tsc_offset(fd, offset).vcpu_call(index, "KVM_SET_DEVICE_ATTR (TSC offset)")?;
+        let offset = carry.offset(tsc, state.tsc_khz, TscScale::of_this_host(state.tsc_khz)?);
+        kvm::set_tsc_offset(fd, offset).vcpu_call(index, "KVM_SET_DEVICE_ATTR (TSC offset)")?;
     }
     let late: Vec<MsrValue> = state.msrs.iter().filter(is_deadline).copied().collect();
     load_msrs(fd, index, &late)?;

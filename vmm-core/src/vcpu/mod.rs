@@ -5,7 +5,6 @@
 //! waits. A parked vCPU runs *jobs*: closures that get the vCPU, always on its own thread, which is
 //! how its registers are read and written.
 
-mod kick;
 mod resets;
 mod run;
 mod thread;

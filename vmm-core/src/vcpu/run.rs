@@ -6,7 +6,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use super::thread::{Machine, Mailbox};
 use crate::devices::PortEffect;
 use crate::event::{StopReason, VmEvent};
-use crate::raw;
+use crate::sys::kvm;
 
 /// Exits handled while an instruction is being finished for a pause. A repeated string instruction
 /// leaves the guest at least every 1024 turns; a guest that needs more than this is broken.
@@ -19,7 +19,7 @@ pub(crate) struct Vcpu {
     index: u8,
     /// MSRs to save, with their indices filled in; values are scratch space.
     msrs: Msrs,
-    /// Bytes of the XSAVE area, see [`raw::get_xsave`].
+    /// Bytes of the XSAVE area, see [`kvm::get_xsave`].
     pub(crate) xsave_bytes: usize,
 }
 
@@ -118,7 +118,7 @@ impl Vcpu {
                 return Err(StopReason::TripleFault { vcpu: index, rip: self.rip() });
             }
             Ok(VcpuExit::InternalError) => {
-                let (suberror, instruction) = raw::internal_error(&mut self.fd);
+                let (suberror, instruction) = kvm::internal_error(&mut self.fd);
                 let rip = self.rip();
                 return Err(StopReason::InternalError { vcpu: index, suberror, rip, instruction });
             }

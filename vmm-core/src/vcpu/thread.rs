@@ -8,13 +8,13 @@ use std::thread::JoinHandle;
 use kvm_ioctls::VmFd;
 
 use super::Vcpu;
-use super::kick::{Kickable, kick};
 use super::resets::Resets;
 use crate::devices::Ports;
 use crate::dirty::Rings;
 use crate::error::{Error, Result};
 use crate::event::{EventQueue, StopReason, VmEvent};
 use crate::memory::GuestRam;
+use crate::sys::kick::{Kickable, kick};
 use crate::virtio::Bus;
 
 /// Stack of a vCPU's thread, in bytes.

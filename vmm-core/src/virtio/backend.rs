@@ -8,6 +8,7 @@
 #[cfg(test)]
 mod tests;
 
+use std::any::Any;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -72,7 +73,7 @@ impl Backend {
     }
 
     /// The device.
-    pub(crate) fn device(&mut self) -> &mut dyn Device {
+    pub(crate) fn device(&mut self) -> &mut (dyn Device + 'static) {
         &mut *self.device
     }
 
@@ -133,7 +134,8 @@ impl Backend {
         job: impl FnOnce(&mut BalloonDevice, &Rings<'_>) -> T,
     ) -> Option<T> {
         let (device, rings) = self.rings(Instant::now());
-        let done = device.as_balloon().map(|balloon| job(balloon, &rings));
+        let device: &mut dyn Any = device;
+        let done = device.downcast_mut().map(|balloon| job(balloon, &rings));
         self.look_at_all();
         done
     }
@@ -300,7 +302,7 @@ impl Backend {
         }
     }
 
-    fn rings(&mut self, now: Instant) -> (&mut dyn Device, Rings<'_>) {
+    fn rings(&mut self, now: Instant) -> (&mut (dyn Device + 'static), Rings<'_>) {
         let rings = Rings {
             ram: &self.ram,
             queues: &mut self.queues,

@@ -5,23 +5,9 @@
 //! devices take bytes off the front or the back and never look at single descriptors, unless a
 //! request is about the memory that they describe.
 
-use vm_memory::bitmap::{AtomicBitmap, RefSlice};
-use vm_memory::volatile_memory::VolatileSlice;
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryError, Permissions};
 
-use crate::memory::RamMap;
-
-/// A piece of guest memory that remembers being written.
-pub(crate) type RamSlice<'a> = VolatileSlice<'a, RefSlice<'a, AtomicBitmap>>;
-
-/// A run of guest-physical addresses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Buffer {
-    /// Guest-physical address.
-    pub(crate) gpa: u64,
-    /// Length in bytes, not 0.
-    pub(crate) len: u32,
-}
+use crate::sys::{self, Buffer, RamMap, RamSlice};
 
 /// Buffers in the order of their descriptors.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -112,7 +98,7 @@ impl Buffers {
         complete(rest.len())
     }
 
-    /// The memory itself, for I/O without a copy. A buffer that spans two regions is two slices.
+    /// The memory itself, see [`sys::slices`].
     ///
     /// # Errors
     /// Never for buffers that lie in RAM.
@@ -120,14 +106,13 @@ impl Buffers {
         &self,
         memory: &'a RamMap,
     ) -> Result<Vec<RamSlice<'a>>, GuestMemoryError> {
-        let mut slices = Vec::with_capacity(self.0.len());
-        for buffer in &self.0 {
-            let (gpa, len) = (GuestAddress(buffer.gpa), buffer.len as usize);
-            for slice in GuestMemory::get_slices(memory, gpa, len, Permissions::ReadWrite)? {
-                slices.push(slice?);
-            }
-        }
-        Ok(slices)
+        sys::slices(&self.0, memory)
+    }
+}
+
+impl From<Buffers> for Vec<Buffer> {
+    fn from(buffers: Buffers) -> Self {
+        buffers.0
     }
 }
 

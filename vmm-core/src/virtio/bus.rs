@@ -1,21 +1,21 @@
 //! All virtio devices of a guest, by slot.
 
+use std::any::Any;
 use std::path::Path;
 use std::sync::Arc;
 
 use kvm_ioctls::VmFd;
 
 use super::balloon::BalloonDevice;
-use super::block::DiskContent;
+use super::block::{BlockDevice, DiskContent};
 use super::config::DeviceConfig;
 use super::device::Rings;
 use super::error::DeviceError;
 use super::mmio_device::{DeviceState, MmioDevice};
-use super::net::{NetMeter, NetStatus};
+use super::net::{NetDevice, NetMeter, NetStatus};
 use crate::devices::mmio::{self, locate};
 use crate::error::Result;
 use crate::memory::GuestRam;
-use crate::state::StateError;
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -43,8 +43,9 @@ impl Bus {
         let (mut devices, mut disks, mut nets) = (Vec::new(), Vec::new(), Vec::new());
         for (slot, config) in slots.zip(configs) {
             let device = config.create()?;
-            disks.push(device.disk_content());
-            nets.extend(device.net_meter());
+            let known: &dyn Any = &*device;
+            disks.push(known.downcast_ref().map(BlockDevice::content));
+            nets.extend(known.downcast_ref().map(NetDevice::meter));
             devices.push(MmioDevice::new(vm, ram, slot, device)?);
         }
         let balloon = configs.iter().position(|config| matches!(config, DeviceConfig::Balloon(_)));
@@ -161,12 +162,12 @@ impl Bus {
     /// Replaces the states of the paused devices.
     ///
     /// # Errors
-    /// [`StateError::Device`].
+    /// [`DeviceError::State`].
     pub(crate) fn load(&self, states: &[DeviceState]) -> Result<()> {
         let (found, own) = (states.len(), self.devices.len());
         if found != own {
             let what = format!("{found} virtio devices in the state, {own} in the virtual machine");
-            return Err(StateError::Device(what).into());
+            return Err(DeviceError::State(what).into());
         }
         self.devices.iter().zip(states).try_for_each(|(device, state)| device.load(state))
     }

@@ -4,21 +4,18 @@
 //! at hand ([`Rings`]). It never sees registers, interrupts' lines, or other devices; while it is
 //! paused it is not called at all.
 
+use std::any::Any;
 use std::fmt::Debug;
 use std::os::fd::RawFd;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use virtio_bindings::virtio_ids::{
     VIRTIO_ID_BALLOON, VIRTIO_ID_BLOCK, VIRTIO_ID_NET, VIRTIO_ID_RNG, VIRTIO_ID_VSOCK,
 };
 
-use super::balloon::BalloonDevice;
-use super::block::DiskContent;
 use super::error::DeviceError;
 use super::interrupt::Interrupt;
-use super::net::NetMeter;
 use super::queue::{Chain, Queue, QueueError};
 use super::signals::{Cause, ConfigSpace};
 use crate::memory::{GuestRam, RamMap};
@@ -73,7 +70,7 @@ pub(crate) enum Progress {
 }
 
 /// A type of device. Its offered features and queues do not change once it is made.
-pub(crate) trait Device: Send + Debug {
+pub(crate) trait Device: Any + Send + Debug {
     /// Its type.
     fn kind(&self) -> DeviceKind;
 
@@ -180,22 +177,6 @@ pub(crate) trait Device: Send + Debug {
     /// From now on, whenever the guest runs here, programs of the host find the device at `path`:
     /// for those that programs of the host look for.
     fn listen_at(&mut self, _path: &Path) {}
-
-    /// The disk's content, if this is one, for whoever copies it while the guest runs.
-    fn disk_content(&self) -> Option<Arc<DiskContent>> {
-        None
-    }
-
-    /// The balloon, if this is one: the one device that its host has questions for.
-    fn as_balloon(&mut self) -> Option<&mut BalloonDevice> {
-        None
-    }
-
-    /// What is counted of it, if this is a network device, for whoever wants to know while it
-    /// works.
-    fn net_meter(&self) -> Option<Arc<NetMeter>> {
-        None
-    }
 }
 
 /// What [`Device::load`] checks for a device that saves nothing.

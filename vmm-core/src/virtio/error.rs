@@ -60,6 +60,9 @@ pub enum DeviceError {
         /// Bytes that the guest knows.
         expected: u64,
     },
+    /// A device does not take its state.
+    #[error("cannot load device state: {0}")]
+    State(String),
     /// The disk's content has moved to another host with its guest.
     #[error(
         "disk {} is old: its content has moved to {where_to} with its guest; when the guest is there, remove the file; to use it \

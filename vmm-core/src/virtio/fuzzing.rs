@@ -3,6 +3,7 @@
 //!
 //! The driver is the fuzzer's: it writes registers and memory as it likes.
 
+use std::any::Any;
 use std::io;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
@@ -14,7 +15,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use super::Signals;
 use super::backend::Backend;
 use super::balloon::SetBy;
-use super::block::DiskContent;
+use super::block::{BlockDevice, DiskContent};
 use super::config::DeviceConfig;
 use super::device::Device;
 use super::error::DeviceError;
@@ -167,7 +168,8 @@ impl Bench {
 
     /// The content of the disk, if this is one, for a copy of it while its driver is at work.
     pub fn disk_content(&mut self) -> Option<Arc<DiskContent>> {
-        self.backend.device().disk_content()
+        let device: &dyn Any = self.backend.device();
+        device.downcast_ref().map(BlockDevice::content)
     }
 
     /// The guest is handed over to another host, and comes back as it was.

@@ -22,7 +22,6 @@ use crate::devices::IrqLine;
 use crate::devices::mmio::Slot;
 use crate::error::{KvmContext, Result};
 use crate::memory::GuestRam;
-use crate::state::StateError;
 
 /// Features of the rings, which every device has.
 pub(super) const RING_FEATURES: u64 =
@@ -155,7 +154,7 @@ impl MmioDevice {
     /// Replaces the state of the paused device.
     pub(crate) fn load(&self, state: &DeviceState) -> Result<()> {
         let refused =
-            |what: String| StateError::Device(format!("{}: {what}", self.worker.device()));
+            |what: String| DeviceError::State(format!("{}: {what}", self.worker.device()));
         let mut transport = self.transport();
         transport.load(&state.transport).map_err(refused)?;
         let driver =

@@ -44,7 +44,6 @@ mod worker;
 
 pub use backend::BackendState;
 pub use block::DiskContent;
-pub(crate) use buffers::{Buffers, RamSlice};
 pub(crate) use bus::Bus;
 pub use config::DeviceConfig;
 pub(crate) use config::check as check_devices;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::device::{Device, DeviceKind, Progress, Rings};
 use super::queue::QueueError;
 use super::signals::ConfigSpace;
-use crate::raw_io;
+use crate::sys::file;
 
 /// Most bytes that a request gets; a driver that wants more asks again. Linux asks for 64.
 const REQUEST_BYTES_MAX: usize = 256;
@@ -58,7 +58,7 @@ impl Device for RngDevice {
             let bytes = &mut bytes[..len as usize];
             let place = chain.writable.take_front(len).ok_or(QueueError::Buffer)?;
             // Without entropy there is nothing to say; the driver asks again.
-            if raw_io::fill_random(bytes).is_err() {
+            if file::fill_random(bytes).is_err() {
                 return Ok(0);
             }
             place.write(memory, bytes).map_err(|_| QueueError::Buffer)?;

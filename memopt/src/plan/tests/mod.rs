@@ -8,6 +8,7 @@ mod names;
 use super::*;
 use crate::plan::fixture::*;
 use crate::situation::Situation;
+use crate::step::{Action, ChunkRange};
 use crate::units::{GIB, MIB};
 
 /// The plan for a look that follows on one a minute earlier.

@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 
 use super::{Pending, Run, is_of_window};
 use crate::history::Found;
-use crate::plan::Action;
 use crate::service::core::Core;
 use crate::service::events::Event;
 use crate::service::view::none;
 use crate::situation::{Guest, Situation};
+use crate::step::Action;
 use crate::verify::{Outcome, Verdict};
 
 impl Run {

@@ -6,14 +6,15 @@ use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::*;
-use crate::error::Reason;
 use crate::guest::{DiskCopy, ExistingFile, GuestDescription, Refusal, RefusalKind, RunState};
 use crate::memory::{CHUNK_BYTES, MemoryLayout, Region};
 use crate::protocol::front::{FoundGuest, Onward};
 use crate::protocol::{
-    Blob, Complaint, Decision, Features, MAX_TEXT_BYTES, MigrationId, Offer, Prepare, SavedState,
-    Takeover, Token, Version,
+    Complaint, Decision, Features, MigrationId, Offer, Prepare, SavedState, Takeover, Token,
+    Version,
 };
+use crate::reason::Reason;
+use crate::text::{Blob, MAX_TEXT_BYTES};
 
 /// Decodes a whole frame.
 fn decode_frame<M: Message>(frame: &[u8]) -> Result<M, CodecError> {

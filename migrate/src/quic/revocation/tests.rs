@@ -10,8 +10,8 @@ use rcgen::{
 use super::super::endpoint::{Peer, connect, dialer, listen};
 use super::super::files::{CA_CERT, ISSUED};
 use super::*;
-use crate::quic::{LinkError, Tls};
-use crate::report::Role;
+use crate::progress::Role;
+use crate::quic::{Identity, LinkError, Tls, TlsError};
 
 /// A folder with an authority, its list and its records.
 struct Fleet {
@@ -420,7 +420,7 @@ fn a_file_that_no_host_would_read_is_not_written() {
         ..Known::default()
     };
     let made = fleet.authority.list(&most, Duration::ZERO).unwrap();
-    assert_eq!(lists(&with_list(&fleet.host(), &made)).unwrap().len(), 1);
+    assert_eq!(with_list(&fleet.host(), &made).lists().unwrap().len(), 1);
     assert_eq!(fleet.list(), list);
 }
 

@@ -30,10 +30,11 @@ use super::worker::Worker;
 use crate::destination::{Destination, DestinationConfig, Event};
 use crate::failpoint::Failpoints;
 use crate::guest::{DestinationGuest, GuestDescription, GuestFactory, Refusal};
-use crate::protocol::{MAX_STREAMS, MigrationId, Offer, PeerText, SourceMessage, Token};
+use crate::progress::Role;
+use crate::protocol::{MAX_STREAMS, MigrationId, Offer, SourceMessage, Token};
 use crate::quic::{LinkError, Tls, endpoint, peers};
 use crate::record::{DestinationState, RecordStore};
-use crate::report::Role;
+use crate::text::PeerText;
 
 /// What a destination waits for, and where.
 #[derive(Debug, Clone)]

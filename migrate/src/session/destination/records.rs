@@ -5,9 +5,9 @@ use std::net::SocketAddr;
 use super::super::pace::Next;
 use super::{Driver, Input};
 use crate::destination::Event;
-use crate::protocol::PeerText;
 use crate::record::{DestinationState, Record, Side};
 use crate::report::Report;
+use crate::text::PeerText;
 
 impl Driver {
     pub(super) fn record(&mut self, state: DestinationState) {

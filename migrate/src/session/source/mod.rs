@@ -32,11 +32,12 @@ use crate::failpoint::Failpoints;
 use crate::guest::{GuestDescription, SourceGuest};
 use crate::limits::Limits;
 use crate::pages::Compression;
-use crate::protocol::{DestinationMessage, MigrationId, Offer, PeerText};
+use crate::progress::Role;
+use crate::protocol::{DestinationMessage, MigrationId, Offer};
 use crate::quic::Tls;
 use crate::record::{RecordStore, SourceState};
-use crate::report::Role;
 use crate::source::{Event, Source, SourceConfig};
+use crate::text::PeerText;
 
 /// What is to be migrated where, and how.
 #[derive(Debug, Clone)]

@@ -4,10 +4,11 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use super::super::pace::Next;
 use super::{Driver, Input};
-use crate::protocol::{PeerText, Token};
+use crate::protocol::Token;
 use crate::record::{Record, Side, SourceState};
 use crate::report::Report;
 use crate::source::Event;
+use crate::text::PeerText;
 
 impl Driver {
     pub(super) fn record(&mut self, state: SourceState) {

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 use super::memory::Content;
 use super::relay::Relay;
 use super::world::{FakeSource, World, in_time, reach};
-use crate::error::{CancelRefused, Reason};
+use crate::error::CancelRefused;
 use crate::phase::Phase;
+use crate::reason::Reason;
 use crate::session::SourceSession;
 
 /// A migration that takes minutes, in its first round.

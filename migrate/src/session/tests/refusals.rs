@@ -4,11 +4,12 @@ use super::cancel::slow;
 use super::memory::Content;
 use super::world::{FakeSource, LOOPBACK, World, in_time};
 use crate::guest::SourceGuest;
+use crate::progress::Role;
 use crate::protocol::Token;
+use crate::protocol::preamble::{Preamble, StreamRole};
 use crate::quic::{Authority, Tls, endpoint};
-use crate::report::{Report, Role};
+use crate::report::Report;
 use crate::session::SourceSession;
-use crate::session::preamble::{Preamble, StreamRole};
 
 async fn refused(world: &World, session: SourceSession) -> String {
     let guest = FakeSource::new(2, Content::Text);

@@ -10,8 +10,9 @@ use super::relay::Relay;
 use super::world::{FakeSource, World, decision, in_time};
 use crate::guest::SourceGuest;
 use crate::pages::Compression;
+use crate::progress::Role;
 use crate::record::Side;
-use crate::report::{Outcome, Role};
+use crate::report::Outcome;
 use crate::session::SourceSession;
 
 #[tokio::test(flavor = "multi_thread")]

@@ -22,13 +22,15 @@ use crate::limits::Limits;
 use crate::memory::{MemoryLayout, Region};
 use crate::pages::Compression;
 use crate::phase::Phase;
+use crate::progress::Role;
 use crate::protocol::front::{FrontReply, FrontRequest};
-use crate::protocol::{Blob, Decision, MigrationId, Token};
+use crate::protocol::{Decision, MigrationId, Token};
 use crate::quic::{Authority, Identity, Tls, endpoint};
 use crate::record::{DestinationState, RecordStore, Side};
-use crate::report::{Outcome, Report, Role};
+use crate::report::{Outcome, Report};
 use crate::resolve::answer_for_dead;
 use crate::session::{DestinationSession, Handle, SourceSession, destination, source};
+use crate::text::Blob;
 
 pub(super) const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const CHUNK: u64 = 256 << 10;

@@ -9,7 +9,7 @@ use vm_memory::{Bytes, MemoryRegionAddress};
 use super::blocks::BLOCK_BYTES;
 use super::{Backing, Kind};
 use crate::memory::{PAGE_BYTES, RamRegion, runs};
-use crate::raw_memory::{self, Advice, Part};
+use crate::sys::mapping::{self, Advice, Part};
 
 /// What is compared at once: both sides fit a first-level cache.
 const COMPARED_BYTES: usize = 4 * PAGE_BYTES;
@@ -40,7 +40,7 @@ impl Backing {
             .chain(ends.map(|page| (page, Advice::Cold)));
         for (part, advice) in calls {
             // Only less comes back then.
-            let _ = raw_memory::advise(part, advice);
+            let _ = mapping::advise(part, advice);
         }
     }
 
@@ -66,7 +66,7 @@ impl Backing {
         })?;
         // What lies together goes at once: a huge page is given back whole.
         zeros.into_iter().try_fold(0, |dropped, run| {
-            raw_memory::drop_pages(Part::new(part.region(), run.start, run.len())?)?;
+            mapping::drop_pages(Part::new(part.region(), run.start, run.len())?)?;
             Ok(dropped + run.len() as u64)
         })
     }

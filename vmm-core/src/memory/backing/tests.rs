@@ -61,7 +61,7 @@ fn backed(ram: &GuestRam) -> Backed {
     const PRESENT: u64 = 1 << 63;
     const FILE_OR_SHARED: u64 = 1 << 61;
     let region = ram.mappings().next().unwrap();
-    let first = crate::raw::host_address(region) as u64 / PAGE_BYTES as u64;
+    let first = crate::sys::host_address(region) as u64 / PAGE_BYTES as u64;
     let mut bytes = vec![0; region.len() as usize / PAGE_BYTES * 8];
     let pagemap = File::open("/proc/self/pagemap").unwrap();
     pagemap.read_exact_at(&mut bytes, first * 8).unwrap();
@@ -75,7 +75,7 @@ fn backed(ram: &GuestRam) -> Backed {
 /// The flags of each mapping of the first region.
 fn flags(ram: &GuestRam) -> Vec<String> {
     let region = ram.mappings().next().unwrap();
-    let start = crate::raw::host_address(region) as u64;
+    let start = crate::sys::host_address(region) as u64;
     let end = start + region.len();
     let text = std::fs::read_to_string("/proc/self/smaps").unwrap();
     let mut inside = false;
@@ -290,7 +290,7 @@ fn memory_is_bound_to_the_nodes_that_were_chosen() {
     for text in ["bind:0", "interleave:0", "preferred:0"] {
         let config = MemoryConfig { numa: text.parse().unwrap(), ..MemoryConfig::default() };
         let ram = ram(8, &config);
-        let start = crate::raw::host_address(ram.mappings().next().unwrap()) as u64;
+        let start = crate::sys::host_address(ram.mappings().next().unwrap()) as u64;
         let maps = std::fs::read_to_string("/proc/self/numa_maps").unwrap();
         let line = maps.lines().find(|line| line.starts_with(&format!("{start:x} "))).unwrap();
         let (policy, node) = text.split_once(':').unwrap();

@@ -391,10 +391,6 @@ impl Device for BalloonDevice {
         (self.held, self.set_by) = (held, set_by);
         Ok(())
     }
-
-    fn as_balloon(&mut self) -> Option<&mut BalloonDevice> {
-        Some(self)
-    }
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ use super::proof::{DiskProof, Mark};
 use super::seal::Seal;
 use super::staged::{self, Nameless};
 use crate::memory::{CHUNK_BYTES, CHUNK_PAGES, PAGE_BYTES};
-use crate::raw_io::{self, Clearing};
+use crate::sys::file::{self, Clearing};
 use crate::virtio::DeviceError;
 
 /// Bytes of a sector as `stat` counts them, whatever the file system's are.
@@ -214,7 +214,7 @@ impl DiskContent {
     pub fn zero(&self, chunk: usize, mask: u64) -> Result<(), DeviceError> {
         for page in (0..CHUNK_PAGES).filter(|page| mask >> page & 1 == 1) {
             let (offset, inside) = self.place(chunk, page, PAGE_BYTES)?;
-            let cleared = raw_io::clear(&self.file, offset, inside as u64, Clearing::PunchHole);
+            let cleared = file::clear(&self.file, offset, inside as u64, Clearing::PunchHole);
             cleared
                 .or_else(|_| self.file.write_all_at(&[0; PAGE_BYTES][..inside], offset))
                 .map_err(|error| self.failed(error))?;
@@ -449,7 +449,7 @@ mod tests {
         let ((first, mut own), (second, _)) = (arrive(), arrive());
         DiskContent::adopt(&[&first]).unwrap();
         let stranger = Disk::open(&config).unwrap();
-        let taken = raw_io::lock(stranger.file(), raw_io::Lock::Exclusive);
+        let taken = file::lock(stranger.file(), file::Lock::Exclusive);
         assert_eq!(taken.unwrap_err().kind(), io::ErrorKind::WouldBlock);
         let refused = DiskContent::adopt(&[&second]);
         assert!(matches!(refused, Err(DeviceError::DiskInUse { .. })), "{refused:?}");

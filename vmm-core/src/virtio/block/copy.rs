@@ -9,7 +9,7 @@ use nix::sys::stat::futimens;
 use nix::sys::time::TimeSpec;
 use rustix::fs::ioctl_ficlone;
 
-use crate::raw_io::{self, Extent};
+use crate::sys::file::{self, Extent};
 
 /// Read and written at a time, in bytes.
 const PIECE_BYTES: usize = 1 << 20;
@@ -57,14 +57,14 @@ pub(super) fn next_data(file: &File, at: u64, bytes: u64) -> io::Result<Option<(
     if at >= bytes {
         return Ok(None);
     }
-    let data = match raw_io::seek_extent(file, at, Extent::Data) {
+    let data = match file::seek_extent(file, at, Extent::Data) {
         Ok(Some(data)) if data < bytes => data,
         Ok(_) => return Ok(None),
         // A block device, or a file system that does not tell.
         Err(error) if error.kind() == ErrorKind::InvalidInput => return Ok(Some((at, bytes))),
         Err(error) => return Err(error),
     };
-    let hole = raw_io::seek_extent(file, data, Extent::Hole)?;
+    let hole = file::seek_extent(file, data, Extent::Hole)?;
     // A file that is being truncated meanwhile might lead nowhere.
     Ok(Some((data, hole.unwrap_or(bytes).clamp(data + 1, bytes))))
 }

@@ -20,8 +20,8 @@ use super::request::{
     Status, Wish, ZERO_SECTORS_MAX, parse,
 };
 use crate::memory::RamMap;
-use crate::raw_io::Direction;
-use crate::raw_uring::{Order, Transfer};
+use crate::sys::file::Direction;
+use crate::sys::uring::{Order, Transfer};
 use crate::virtio::DeviceError;
 use crate::virtio::buffers::Buffers;
 use crate::virtio::device::{Answer, Device, DeviceKind, Progress, Rings};
@@ -90,6 +90,11 @@ impl BlockDevice {
         })
     }
 
+    /// The disk's content, for whoever copies it while the guest runs.
+    pub(crate) fn content(&self) -> Arc<DiskContent> {
+        Arc::clone(&self.content)
+    }
+
     /// Answers a request, or begins what it wants.
     fn take(&mut self, queue: usize, chain: Chain, memory: &RamMap) -> Result<Answer, QueueError> {
         let head = chain.head;
@@ -117,12 +122,13 @@ impl BlockDevice {
         memory: &RamMap,
     ) -> Result<Answer, QueueError> {
         let order = match (&self.engine, operation) {
-            (Engine::Ring(_), Operation::Read { offset, into: buffers }) => {
-                let direction = Direction::In;
+            (Engine::Ring(_), Operation::Read { offset, into }) => {
+                let (buffers, direction) = (into.into(), Direction::In);
                 Order::Transfer(Transfer { offset, buffers, direction, durable: false })
             }
-            (Engine::Ring(_), Operation::Write { offset, from: buffers }) => {
-                let (direction, durable) = (Direction::Out, self.writes_through);
+            (Engine::Ring(_), Operation::Write { offset, from }) => {
+                let (buffers, direction) = (from.into(), Direction::Out);
+                let durable = self.writes_through;
                 Order::Transfer(Transfer { offset, buffers, direction, durable })
             }
             (Engine::Ring(_), Operation::Flush) => Order::Sync,
@@ -333,10 +339,6 @@ impl Device for BlockDevice {
             }
         }
         self.under_way.fill(0);
-    }
-
-    fn disk_content(&self) -> Option<Arc<DiskContent>> {
-        Some(Arc::clone(&self.content))
     }
 
     fn take_over(&mut self) -> Result<(), DeviceError> {

@@ -12,7 +12,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::raw_io;
+use crate::sys::file;
 
 /// Read at both ends of the device, in bytes.
 const END_BYTES: usize = 1 << 20;
@@ -39,7 +39,7 @@ pub(super) fn digest(device: &File, bytes: u64) -> io::Result<u128> {
     let direct = OpenOptions::new().read(true).custom_flags(flags).open(path);
     match direct.and_then(|direct| digest_of(&direct, bytes)) {
         Err(error) if error.kind() == ErrorKind::InvalidInput => {
-            raw_io::forget_cached(device);
+            file::forget_cached(device);
             digest_of(device, bytes)
         }
         digest => digest,

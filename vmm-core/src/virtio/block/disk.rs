@@ -13,7 +13,7 @@ use super::config::{Access, BlockConfig, Origin};
 use super::proof::DiskProof;
 use super::seal::{self, Seal};
 use super::{departed, staged};
-use crate::raw_io::{self, Lock};
+use crate::sys::file::{self, Lock};
 use crate::virtio::DeviceError;
 
 /// How long a disk may stay locked by the copy of the guest that gives it up: after a migration the
@@ -156,7 +156,7 @@ impl Disk {
             return Err(error);
         }
         self.may_be_written = true;
-        raw_io::forget_cached(&self.file);
+        file::forget_cached(&self.file);
         Ok(())
     }
 
@@ -166,7 +166,7 @@ impl Disk {
             Access::ReadOnly => Lock::Shared,
         };
         let deadline = Instant::now() + LOCK_PATIENCE;
-        while let Err(cause) = raw_io::lock(&self.file, lock) {
+        while let Err(cause) = file::lock(&self.file, lock) {
             let path = || self.path.clone();
             if cause.kind() != io::ErrorKind::WouldBlock {
                 return Err(DeviceError::Disk { path: path(), cause });
@@ -226,7 +226,7 @@ impl Disk {
 
     fn unlock(&mut self) {
         self.locked = false;
-        if let Err(error) = raw_io::lock(&self.file, Lock::None) {
+        if let Err(error) = file::lock(&self.file, Lock::None) {
             // The lock then lasts as long as this process, which is about to end.
             tracing::error!(path = %self.path.display(), %error, "cannot unlock a disk");
         }

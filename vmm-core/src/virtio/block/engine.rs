@@ -8,8 +8,8 @@ use super::config::EngineChoice;
 use super::disk::Disk;
 use super::request::{Operation, Range};
 use crate::memory::RamMap;
-use crate::raw_io::{self, Clearing, Direction};
-use crate::raw_uring::Uring;
+use crate::sys::file::{self, Clearing, Direction};
+use crate::sys::uring::Uring;
 use crate::virtio::buffers::Buffers;
 
 /// Zeros written at a time where the file system cannot clear a range by itself.
@@ -84,12 +84,12 @@ fn transfer(
 ) -> io::Result<()> {
     let outside = |error: GuestMemoryError| io::Error::other(error);
     let slices = buffers.slices(memory).map_err(outside)?;
-    raw_io::transfer(disk.file(), offset, &slices, direction)
+    file::transfer(disk.file(), offset, &slices, direction)
 }
 
 /// A discarded range holds anything; where holes are not possible it keeps what it has.
 fn discard(disk: &Disk, range: Range) -> io::Result<()> {
-    match raw_io::clear(disk.file(), range.offset, range.bytes, Clearing::PunchHole) {
+    match file::clear(disk.file(), range.offset, range.bytes, Clearing::PunchHole) {
         Err(error) if is_unsupported(&error) => Ok(()),
         result => result,
     }
@@ -97,7 +97,7 @@ fn discard(disk: &Disk, range: Range) -> io::Result<()> {
 
 fn write_zeroes(disk: &Disk, range: Range) -> io::Result<()> {
     let how = if range.unmap { Clearing::PunchHole } else { Clearing::Zero };
-    match raw_io::clear(disk.file(), range.offset, range.bytes, how) {
+    match file::clear(disk.file(), range.offset, range.bytes, how) {
         Err(error) if is_unsupported(&error) => write_zero_bytes(disk, range),
         result => result,
     }

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::disk::Disk;
 use super::names::{is_same_device, names_of};
 use super::seal::Seal;
-use crate::raw_io;
+use crate::sys::file;
 
 /// Maximum number of names of a device.
 pub(super) const NAMES_MAX: usize = 8;
@@ -165,7 +165,7 @@ fn unmarked_time(file: &File) -> io::Result<TimeSpec> {
 /// A random time in the future.
 fn random_time() -> io::Result<TimeSpec> {
     let mut random = [0; 16];
-    raw_io::fill_random(&mut random)?;
+    file::fill_random(&mut random)?;
     let [seconds, nanoseconds] = [&random[..8], &random[8..]]
         .map(|half| half.iter().fold(0_u64, |word, byte| word << 8 | u64::from(*byte)));
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

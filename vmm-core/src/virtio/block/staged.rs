@@ -9,7 +9,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use super::config::Occupied;
-use crate::raw_io::{self, Lock};
+use crate::sys::file::{self, Lock};
 use crate::unnamed_file::{self, TakenName};
 use crate::virtio::DeviceError;
 
@@ -55,7 +55,7 @@ fn lock_unused(path: &Path) -> Result<File, DeviceError> {
     let in_use = || DeviceError::DiskInUse { path: path.to_path_buf() };
     let mut options = OpenOptions::new();
     let file = regular_file::open(path, options.read(true).write(true)).map_err(failed)?;
-    raw_io::lock(&file, Lock::Exclusive).map_err(|error| match error.kind() {
+    file::lock(&file, Lock::Exclusive).map_err(|error| match error.kind() {
         io::ErrorKind::WouldBlock => in_use(),
         _ => failed(error),
     })?;
@@ -83,7 +83,7 @@ pub(super) fn create(path: &Path, bytes: u64) -> Result<File, DeviceError> {
         )),
         _ => failed(cause),
     })?;
-    raw_io::lock(&file, Lock::Exclusive).map_err(failed)?;
+    file::lock(&file, Lock::Exclusive).map_err(failed)?;
     // The mode is subject to the umask, which may take away what the guest's own user needs.
     file.set_permissions(Permissions::from_mode(MODE)).map_err(failed)?;
     file.set_len(bytes).map_err(failed)?;

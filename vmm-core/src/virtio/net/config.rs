@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::mac::MacAddress;
 use super::tap::{self, Tap};
-use crate::raw_net::NAME_BYTES_MAX;
+use crate::sys::net::NAME_BYTES_MAX;
 use crate::virtio::DeviceError;
 
 /// Least and most MTU of a device, in bytes (virtio 1.2, 5.1.4.1).

@@ -20,7 +20,7 @@ use super::port::Port;
 use super::receive::{Filling, Receiver};
 use super::tap::Tap;
 use super::{CONTROL, HEADER_BYTES, RECEIVE, TRANSMIT, transmit};
-use crate::raw_net;
+use crate::sys::net;
 use crate::virtio::DeviceError;
 use crate::virtio::device::{Device, DeviceKind, Progress, Rings, expect_no_state};
 use crate::virtio::queue::QueueError;
@@ -65,6 +65,11 @@ impl NetDevice {
     /// [`DeviceError::Network`].
     pub(crate) fn open(config: &NetConfig) -> Result<Self, DeviceError> {
         Ok(Self::on(Box::new(Tap::open(config)?), config))
+    }
+
+    /// What is counted of it, for whoever wants to know while it works.
+    pub(crate) fn meter(&self) -> Arc<NetMeter> {
+        Arc::clone(&self.meter)
     }
 
     /// A device with `port` for its host's side.
@@ -253,7 +258,7 @@ impl Device for NetDevice {
     fn on_due(&mut self, rings: &mut Rings<'_>) {
         if self.announcement.take(rings.now()) {
             let frame = announce::frame(self.config.mac());
-            if let Err(error) = raw_net::send_bytes(self.port.frames(), &frame) {
+            if let Err(error) = net::send_bytes(self.port.frames(), &frame) {
                 tracing::debug!(tap = self.port.name(), %error, "an announcement is lost");
             }
         }
@@ -303,10 +308,6 @@ impl Device for NetDevice {
     fn load(&mut self, state: &[u8]) -> Result<(), String> {
         self.moved = true;
         expect_no_state(state)
-    }
-
-    fn net_meter(&self) -> Option<Arc<NetMeter>> {
-        Some(Arc::clone(&self.meter))
     }
 }
 

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::raw_io;
+use crate::sys::file;
 
 /// The address of one network device, neither zero nor of a group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -26,7 +26,7 @@ impl MacAddress {
     /// The host has no entropy yet.
     pub fn random() -> std::io::Result<Self> {
         let mut bytes = [0; 6];
-        raw_io::fill_random(&mut bytes)?;
+        file::fill_random(&mut bytes)?;
         bytes[0] = bytes[0] & !1 | 2;
         Ok(Self(bytes))
     }

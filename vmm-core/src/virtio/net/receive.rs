@@ -15,8 +15,8 @@ use vm_memory::{Bytes, GuestAddress};
 use super::meter::Flow;
 use super::{ETHERNET_BYTES, HEADER_BYTES, PAYLOAD_BYTES_MAX};
 use crate::memory::RamMap;
-use crate::raw_net::{self, Received};
-use crate::virtio::RamSlice;
+use crate::sys::RamSlice;
+use crate::sys::net::{self, Received};
 use crate::virtio::device::Progress;
 use crate::virtio::queue::{Chain, Queue, QueueError};
 
@@ -200,7 +200,7 @@ impl Receiver {
         flow: &mut Flow,
     ) -> Result<(), Failure> {
         let slices = self.slices(memory)?;
-        let bytes = match raw_net::receive(frames, &slices).map_err(Failure::Read)? {
+        let bytes = match net::receive(frames, &slices).map_err(Failure::Read)? {
             Received::Frame(bytes) if bytes > HEADER_BYTES => bytes,
             Received::Frame(_) | Received::TooLong => {
                 flow.drops += 1;
@@ -233,8 +233,8 @@ impl Receiver {
         };
         for held in self.held.iter().take(usable) {
             slices.extend(held.chain.writable.slices(memory).map_err(|_| QueueError::Buffer)?);
-            if slices.len() > raw_net::SLICES_MAX {
-                slices.truncate(raw_net::SLICES_MAX);
+            if slices.len() > net::SLICES_MAX {
+                slices.truncate(net::SLICES_MAX);
                 break;
             }
         }

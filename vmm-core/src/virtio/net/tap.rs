@@ -14,7 +14,7 @@ use super::HEADER_BYTES;
 use super::config::{NetConfig, NetLink};
 use super::mac::MacAddress;
 use super::port::Port;
-use crate::raw_net::{self, Carrier};
+use crate::sys::net::{self, Carrier};
 use crate::virtio::DeviceError;
 
 /// Where taps come from.
@@ -72,18 +72,18 @@ impl Tap {
 
     fn take(name: &str, mtu: u32) -> Result<Self, DeviceError> {
         let failed = |cause| unusable(name, cause);
-        let control = raw_net::control().map_err(failed)?;
-        if !raw_net::is_up(&control, name).map_err(failed)? {
+        let control = net::control().map_err(failed)?;
+        if !net::is_up(&control, name).map_err(failed)? {
             let what = format!("it is down; `ip link set {name} up` sets it up");
             return Err(failed(io::Error::other(what)));
         }
         let file = open_tun().map_err(failed)?;
-        raw_net::attach(&file, name, FLAGS).map_err(|cause| failed(explained(cause)))?;
+        net::attach(&file, name, FLAGS).map_err(|cause| failed(explained(cause)))?;
         // Older kernels cannot; then frames that nobody waits for are dropped when the driver
         // comes.
-        let _ = raw_net::set_carrier(&file, Carrier::Off);
+        let _ = net::set_carrier(&file, Carrier::Off);
         let tap = Self { file, control, name: name.to_owned(), mtu, origin: Origin::Given };
-        raw_net::set_header_bytes(&tap.file, HEADER_BYTES as libc::c_int).map_err(failed)?;
+        net::set_header_bytes(&tap.file, HEADER_BYTES as libc::c_int).map_err(failed)?;
         Ok(tap)
     }
 
@@ -94,9 +94,9 @@ impl Tap {
         address: [u8; 6],
     ) -> Result<Self, DeviceError> {
         let failed = |cause| unusable(name.unwrap_or(bridge), cause);
-        let control = raw_net::control().map_err(failed)?;
+        let control = net::control().map_err(failed)?;
         if let Some(name) = name
-            && raw_net::index(&control, name).is_ok()
+            && net::index(&control, name).is_ok()
         {
             let what = format!(
                 "it exists, and a tap for bridge {bridge} has to be made; leave the bridge away to use it as it is"
@@ -105,7 +105,7 @@ impl Tap {
         }
         let file = open_tun().map_err(failed)?;
         let flags = FLAGS | libc::IFF_TUN_EXCL;
-        let made = raw_net::attach(&file, name.unwrap_or(NAME_PATTERN), flags);
+        let made = net::attach(&file, name.unwrap_or(NAME_PATTERN), flags);
         let name = made.map_err(|cause| failed(explained(cause)))?;
         let tap = Self { file, control, name, mtu, origin: Origin::Made };
         tap.set_up_on(bridge, address)?;
@@ -115,12 +115,12 @@ impl Tap {
     fn set_up_on(&self, bridge: &str, address: [u8; 6]) -> Result<(), DeviceError> {
         let (control, name) = (&self.control, self.name.as_str());
         let failed = |cause| unusable(name, cause);
-        raw_net::set_header_bytes(&self.file, HEADER_BYTES as libc::c_int).map_err(failed)?;
-        raw_net::set_hardware_address(control, name, address).map_err(failed)?;
+        net::set_header_bytes(&self.file, HEADER_BYTES as libc::c_int).map_err(failed)?;
+        net::set_hardware_address(control, name, address).map_err(failed)?;
         // As the bridge's: a bridge takes the least of its ports' for its own.
-        raw_net::set_mtu(control, name, self.mtu).map_err(failed)?;
-        let index = raw_net::index(control, name).map_err(failed)?;
-        raw_net::add_to_bridge(control, bridge, index)
+        net::set_mtu(control, name, self.mtu).map_err(failed)?;
+        let index = net::index(control, name).map_err(failed)?;
+        net::add_to_bridge(control, bridge, index)
             .map_err(|cause| unusable(bridge, explained(cause)))
     }
 }
@@ -139,15 +139,15 @@ impl Port for Tap {
     }
 
     fn set_offloads(&self, offloads: u32) -> io::Result<()> {
-        raw_net::set_offloads(&self.file, offloads)
+        net::set_offloads(&self.file, offloads)
     }
 
     fn open_to_traffic(&mut self) -> Result<(), DeviceError> {
         match self.origin {
-            Origin::Made => raw_net::set_up(&self.control, &self.name, Carrier::On)
+            Origin::Made => net::set_up(&self.control, &self.name, Carrier::On)
                 .map_err(|cause| unusable(&self.name, explained(cause))),
             Origin::Given => {
-                let _ = raw_net::set_carrier(&self.file, Carrier::On);
+                let _ = net::set_carrier(&self.file, Carrier::On);
                 Ok(())
             }
         }
@@ -155,8 +155,8 @@ impl Port for Tap {
 
     fn close_to_traffic(&mut self) {
         let closed = match self.origin {
-            Origin::Made => raw_net::set_up(&self.control, &self.name, Carrier::Off),
-            Origin::Given => raw_net::set_carrier(&self.file, Carrier::Off),
+            Origin::Made => net::set_up(&self.control, &self.name, Carrier::Off),
+            Origin::Given => net::set_carrier(&self.file, Carrier::Off),
         };
         if let Err(error) = closed {
             tracing::warn!(tap = %self.name, %error, "the network may still look for the guest here");
@@ -171,13 +171,13 @@ impl Port for Tap {
 pub(super) fn mtu_of(link: &NetLink) -> Result<u32, DeviceError> {
     let name = link.interface();
     let failed = |cause| unusable(name, cause);
-    let control = raw_net::control().map_err(failed)?;
+    let control = net::control().map_err(failed)?;
     let (driver, kind, command) = match link {
         NetLink::Tap(_) => ("tun", "tap", format!("ip tuntap add {name} mode tap")),
         NetLink::Bridge { .. } => ("bridge", "bridge", format!("ip link add {name} type bridge")),
     };
-    match raw_net::mtu(&control, name) {
-        Ok(mtu) if raw_net::driver(&control, name).is_ok_and(|found| found == driver) => Ok(mtu),
+    match net::mtu(&control, name) {
+        Ok(mtu) if net::driver(&control, name).is_ok_and(|found| found == driver) => Ok(mtu),
         Ok(_) => Err(failed(io::Error::other(format!("it is no {kind}")))),
         Err(cause) if cause.raw_os_error() == Some(libc::ENODEV) => {
             Err(failed(io::Error::other(format!("there is none; make it with `{command}`"))))

@@ -5,7 +5,7 @@ use std::os::fd::BorrowedFd;
 use super::meter::Flow;
 use super::{ETHERNET_BYTES, FRAME_BYTES_MIN, HEADER_BYTES, PAYLOAD_BYTES_MAX};
 use crate::memory::RamMap;
-use crate::raw_net;
+use crate::sys::net;
 use crate::virtio::queue::{Chain, QueueError};
 
 /// Bytes that a frame has with its header.
@@ -26,7 +26,7 @@ pub(super) fn send(
     let bytes = chain.readable.bytes();
     let slices = chain.readable.slices(memory).map_err(|_| QueueError::Buffer)?;
     let fits = usize::try_from(bytes).is_ok_and(|bytes| BYTES.contains(&bytes));
-    if fits && slices.len() <= raw_net::SLICES_MAX && raw_net::send(frames, &slices).is_ok() {
+    if fits && slices.len() <= net::SLICES_MAX && net::send(frames, &slices).is_ok() {
         flow.frames += 1;
         flow.bytes += bytes - HEADER_BYTES as u64;
     } else {

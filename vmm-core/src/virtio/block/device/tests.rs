@@ -30,7 +30,7 @@ fn bench_and_content(
 ) -> (Bench, Arc<DiskContent>) {
     let config = BlockConfig::new(file.path(), access, "serial-1").unwrap();
     let device = BlockDevice::open(&config.with_queues(2).with_engine(engine)).unwrap();
-    let content = device.disk_content().unwrap();
+    let content = device.content();
     (Bench::new(Box::new(device)), content)
 }
 

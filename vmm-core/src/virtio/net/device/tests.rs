@@ -1,5 +1,6 @@
 //! The device with a driver, and a socket for a tap.
 
+use std::any::Any;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixDatagram;
 use std::sync::{Arc, Mutex};
@@ -122,7 +123,8 @@ impl Scene {
     }
 
     fn status(&mut self) -> NetStatus {
-        self.bench.backend.device().net_meter().unwrap().status()
+        let device: &dyn Any = self.bench.backend.device();
+        device.downcast_ref().map(NetDevice::meter).unwrap().status()
     }
 
     /// The next frame that the network got, without its header.

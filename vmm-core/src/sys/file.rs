@@ -1,5 +1,5 @@
 //! Raw system calls on files: positioned I/O straight into and out of guest memory, holes, locks;
-//! and the host's entropy. The functions here are safe to call; each says why.
+//! and the host's entropy.
 
 use std::fs::File;
 use std::io;
@@ -7,7 +7,7 @@ use std::os::fd::AsRawFd;
 
 use vm_memory::bitmap::Bitmap;
 
-use crate::virtio::RamSlice;
+use super::{RamSlice, check};
 
 /// Most buffers that one call takes (`UIO_MAXIOV` of `linux/uio.h`).
 pub(crate) const SLICES_MAX: usize = 1024;
@@ -225,10 +225,6 @@ pub(crate) fn fill_random(bytes: &mut [u8]) -> io::Result<()> {
         Ok(_) => Err(io::ErrorKind::Interrupted.into()),
         Err(_) => Err(io::Error::last_os_error()),
     }
-}
-
-fn check(result: libc::c_int) -> io::Result<()> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 #[cfg(test)]

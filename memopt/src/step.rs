@@ -1,4 +1,4 @@
-//! What can be done.
+//! What a plan consists of and everything else is about: one thing to do, to a guest or to the host.
 
 use std::fmt;
 use std::time::Duration;
@@ -15,6 +15,23 @@ pub struct ChunkRange {
     pub first: u32,
     /// How many.
     pub count: u32,
+}
+
+/// One thing to do.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Step {
+    /// What.
+    pub action: Action,
+    /// What the host is expected to get back. Signed: below zero it gives.
+    pub expected_bytes: i64,
+    /// The CPU time of the host that it is expected to cost.
+    pub cpu: Duration,
+    /// Why, in one sentence.
+    pub reason: String,
+    /// The process of the guest that it is done to, whatever other guest has the name by then;
+    /// absent for what is done to the host, and in plans of versions that did not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
 }
 
 /// What can be done. All of it names what is to be, not a change to what is: doing it twice does no
@@ -139,7 +156,7 @@ impl Action {
 
     /// In which order things are done: what guests need comes first, then what makes the rest safe,
     /// then what brings most for least.
-    pub(super) fn rank(&self) -> u8 {
+    pub(crate) fn rank(&self) -> u8 {
         match self {
             Self::SetBalloon { from_bytes, to_bytes, .. } if to_bytes > from_bytes => 0,
             Self::StopKsm { .. } => 1,
@@ -161,7 +178,7 @@ fn unlimited() -> Duration {
 }
 
 /// The chunks `indices`, which are in order, as few ranges as possible.
-pub(super) fn ranges(indices: impl IntoIterator<Item = u32>) -> Vec<ChunkRange> {
+pub(crate) fn ranges(indices: impl IntoIterator<Item = u32>) -> Vec<ChunkRange> {
     let mut found: Vec<ChunkRange> = Vec::new();
     for index in indices {
         match found.last_mut() {
@@ -177,6 +194,12 @@ fn chunk_count(chunks: &[ChunkRange]) -> String {
     match chunks.iter().map(|range| u64::from(range.count)).sum::<u64>() {
         1 => "1 chunk".to_owned(),
         count => format!("{count} chunks"),
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({}): {}", self.action, Size(self.expected_bytes), self.reason)
     }
 }
 

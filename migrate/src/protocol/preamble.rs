@@ -5,7 +5,7 @@
 //! stream that does not show the right migration and token is closed with its connection, so that
 //! no other host of the fleet can join in.
 
-use crate::protocol::{MAX_STREAMS, MigrationId, Token};
+use super::{MAX_STREAMS, MigrationId, Token};
 
 /// Bytes of a preamble.
 pub(crate) const PREAMBLE_BYTES: usize = 64;

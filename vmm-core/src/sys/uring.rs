@@ -1,6 +1,5 @@
-//! Positioned I/O by io_uring, straight into and out of guest memory. The functions here are safe
-//! to call: what the kernel may still touch is kept until it has answered, also when the ring is
-//! dropped.
+//! Positioned I/O by io_uring, straight into and out of guest memory. What the kernel may still
+//! touch is kept until it has answered, also when the ring is dropped.
 
 use std::fs::File;
 use std::io;
@@ -11,9 +10,8 @@ use io_uring::{IoUring, opcode, register::Restriction, squeue, types};
 use vm_memory::bitmap::Bitmap;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::memory::RamMap;
-use crate::raw_io::{Direction, SLICES_MAX, advance};
-use crate::virtio::Buffers;
+use super::file::{Direction, SLICES_MAX, advance};
+use super::{Buffer, RamMap, RamSlice, slices};
 
 /// Orders handed to the kernel at once; more take another call.
 const SUBMISSIONS: u32 = 256;
@@ -29,7 +27,7 @@ pub(crate) struct Transfer {
     /// Where in the file.
     pub(crate) offset: u64,
     /// Where in guest memory.
-    pub(crate) buffers: Buffers,
+    pub(crate) buffers: Vec<Buffer>,
     /// Which way.
     pub(crate) direction: Direction,
     /// Whether a write must be durable when it is answered.
@@ -281,7 +279,7 @@ impl<T> Flight<T> {
 
     fn mark_dirty(&self) {
         if let Order::Transfer(Transfer { buffers, direction: Direction::In, .. }) = &self.order
-            && let Ok(slices) = buffers.slices(&self.memory)
+            && let Ok(slices) = slices(buffers, &self.memory)
         {
             slices.iter().for_each(|slice| slice.bitmap().mark_dirty(0, slice.len()));
         }
@@ -289,9 +287,9 @@ impl<T> Flight<T> {
 }
 
 /// Where buffers lie in this process. `memory` must be kept for as long as that is used.
-fn vectors(buffers: &Buffers, memory: &RamMap) -> io::Result<Vec<libc::iovec>> {
-    let slices = buffers.slices(memory).map_err(io::Error::other)?;
-    let vector = |slice: &crate::virtio::RamSlice<'_>| {
+fn vectors(buffers: &[Buffer], memory: &RamMap) -> io::Result<Vec<libc::iovec>> {
+    let slices = slices(buffers, memory).map_err(io::Error::other)?;
+    let vector = |slice: &RamSlice<'_>| {
         let guard = slice.ptr_guard_mut();
         libc::iovec { iov_base: guard.as_ptr().cast(), iov_len: guard.len() }
     };
@@ -311,14 +309,18 @@ fn retried(call: impl Fn() -> io::Result<usize>) -> io::Result<()> {
 mod tests {
     use std::os::fd::{FromRawFd, OwnedFd};
 
+    use vm_memory::GuestAddress;
+
     use super::*;
-    use crate::memory::GuestRam;
 
-    const MEMORY_BYTES: u64 = 4 << 20;
+    const MEMORY_BYTES: usize = 4 << 20;
 
-    fn read_of(memory: &RamMap, bytes: u32) -> Order {
-        let mut buffers = Buffers::default();
-        assert!(buffers.push(memory, 0, bytes));
+    fn memory() -> RamMap {
+        RamMap::from_ranges(&[(GuestAddress(0), MEMORY_BYTES)]).unwrap()
+    }
+
+    fn read_of(bytes: u32) -> Order {
+        let buffers = vec![Buffer { gpa: 0, len: bytes }];
         Order::Transfer(Transfer { offset: 0, buffers, direction: Direction::In, durable: false })
     }
 
@@ -334,11 +336,11 @@ mod tests {
 
     #[test]
     fn the_rest_of_an_order_that_cannot_be_handed_over_stays_under_way() {
-        let ram = GuestRam::anonymous(MEMORY_BYTES);
+        let memory = memory();
         let file = Arc::new(tempfile::tempfile().unwrap());
         file.set_len(4096).unwrap();
         let mut ring = Uring::new(4).unwrap();
-        ring.begin(&file, ram.memory(), read_of(ram.memory(), 8192), 7).unwrap();
+        ring.begin(&file, &memory, read_of(8192), 7).unwrap();
         ring.wait().unwrap();
 
         // Half of it is done, and the kernel takes nothing now.
@@ -359,11 +361,11 @@ mod tests {
 
     #[test]
     fn a_kernel_that_says_again_for_ever_is_not_asked_for_ever() {
-        let ram = GuestRam::anonymous(MEMORY_BYTES);
-        let order = read_of(ram.memory(), 8192);
+        let memory = memory();
+        let order = read_of(8192);
         let Order::Transfer(transfer) = &order else { panic!("{order:?}") };
-        let vectors = vectors(&transfer.buffers, ram.memory()).unwrap();
-        let (file, memory) = (Arc::new(tempfile::tempfile().unwrap()), ram.memory().clone());
+        let vectors = vectors(&transfer.buffers, &memory).unwrap();
+        let file = Arc::new(tempfile::tempfile().unwrap());
         let mut flight = Flight { ticket: (), file, memory, order, vectors, first: 0, again: 0 };
         let answers = |flight: &mut Flight<()>| {
             (0..).find_map(|count| flight.moved(-libc::EAGAIN).map(|outcome| (count, outcome)))

@@ -1,5 +1,5 @@
 //! KVM's dirty rings as mapped memory, and the ioctl that goes with them (`KVM_CAP_DIRTY_LOG_RING`
-//! in Documentation/virt/kvm/api.rst). The functions here are safe to call; each says why.
+//! in Documentation/virt/kvm/api.rst).
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -13,7 +13,7 @@ use nix::sys::signal::{SigSet, SigmaskHow};
 use vmm_sys_util::ioctl::ioctl;
 use vmm_sys_util::ioctl_io_nr;
 
-use crate::memory::PAGE_BYTES;
+use super::PAGE_BYTES;
 
 ioctl_io_nr!(KVM_RESET_DIRTY_RINGS, KVMIO, 0xc7);
 

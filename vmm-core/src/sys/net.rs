@@ -1,6 +1,5 @@
 //! Raw system calls on taps and network interfaces: the ioctls of `linux/if_tun.h` and
-//! `linux/sockios.h`, and frames straight into and out of guest memory. The functions here are safe
-//! to call; each says why.
+//! `linux/sockios.h`, and frames straight into and out of guest memory.
 
 use std::fs::File;
 use std::io;
@@ -9,7 +8,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use vm_memory::bitmap::Bitmap;
 
-use crate::virtio::RamSlice;
+use super::{RamSlice, check};
 
 /// Most buffers of a frame (`UIO_MAXIOV` of `linux/uio.h`), without the one that catches what is
 /// too long.
@@ -299,8 +298,4 @@ pub(crate) fn send(to: BorrowedFd<'_>, slices: &[RamSlice<'_>]) -> io::Result<()
 /// As [`send`].
 pub(crate) fn send_bytes(to: BorrowedFd<'_>, frame: &[u8]) -> io::Result<()> {
     nix::unistd::write(to, frame).map(drop).map_err(io::Error::from)
-}
-
-fn check(result: libc::c_int) -> io::Result<()> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

@@ -1,15 +1,16 @@
-//! The ioctls that kvm-ioctls lacks or leaves unsafe. The functions here are safe to call; each
-//! says why.
+//! The ioctls that kvm-ioctls lacks or leaves unsafe.
 
 use kvm_bindings::{
     KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO, kvm_clear_dirty_log, kvm_device_attr,
     kvm_dirty_log, kvm_userspace_memory_region, kvm_xsave,
 };
-use kvm_ioctls::{Error, VcpuFd, VmFd};
+use kvm_ioctls::{Error, Kvm, VcpuFd, VmFd};
 use vm_memory::bitmap::AtomicBitmap;
-use vm_memory::{GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress};
+use vm_memory::{GuestMemoryRegion, GuestRegionMmap};
 use vmm_sys_util::ioctl::{ioctl_with_mut_ptr, ioctl_with_mut_ref, ioctl_with_ptr, ioctl_with_ref};
 use vmm_sys_util::{ioctl_ior_nr, ioctl_iow_nr, ioctl_iowr_nr};
+
+use super::host_address;
 
 ioctl_iow_nr!(KVM_GET_DIRTY_LOG, KVMIO, 0x42, kvm_dirty_log);
 ioctl_iowr_nr!(KVM_CLEAR_DIRTY_LOG, KVMIO, 0xc0, kvm_clear_dirty_log);
@@ -29,10 +30,20 @@ const INTERNAL_ERROR_EMULATION: u32 = 1;
 /// Bytes of the oldest XSAVE area, `struct kvm_xsave` without its flexible tail.
 pub(crate) const XSAVE_BYTES_MIN: usize = 4096;
 
+/// A VM without anything. The kernel starts a thread for it, and gives up when a signal comes
+/// meanwhile: begins again then, as QEMU does.
+pub(crate) fn create_vm(kvm: &Kvm) -> Result<VmFd, Error> {
+    loop {
+        match kvm.create_vm() {
+            Err(error) if error.errno() == libc::EINTR => {}
+            created => return created,
+        }
+    }
+}
+
 /// Registers `region` as KVM memory slot `slot`, or changes its `flags`.
 ///
-/// The region must outlive the VM; [`crate::Vm`] sees to it by owning both and dropping the VM
-/// first.
+/// The region must outlive the VM: whoever owns both drops the VM first.
 pub(crate) fn set_memory_region(
     vm: &VmFd,
     slot: u32,
@@ -47,13 +58,8 @@ pub(crate) fn set_memory_region(
         userspace_addr: host_address(region) as u64,
     };
     // SAFETY: the range is one whole mapping made by vm-memory, so it belongs to the guest alone,
-    // and `Vm` keeps it mapped for as long as the VM's file descriptor is open.
+    // and its owner keeps it mapped for as long as the VM's file descriptor is open.
     unsafe { vm.set_user_memory_region(userspace) }
-}
-
-/// Where `region` lies in this process.
-pub(crate) fn host_address(region: &GuestRegionMmap<AtomicBitmap>) -> *mut u8 {
-    region.get_host_address(MemoryRegionAddress(0)).unwrap_or(std::ptr::null_mut())
 }
 
 /// Reads the dirty log of `slot` into `words`, which must have one bit for each page of the slot.

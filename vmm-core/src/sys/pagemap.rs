@@ -1,6 +1,5 @@
 //! What the kernel tells of the pages of a process: `PAGEMAP_SCAN` of `/proc/PID/pagemap` (Linux
-//! 6.7, `linux/fs.h`, Documentation/admin-guide/mm/pagemap.rst), which libc lacks. The functions
-//! here are safe to call; each says why.
+//! 6.7, `linux/fs.h`, Documentation/admin-guide/mm/pagemap.rst), which libc lacks.
 
 use std::fs::File;
 use std::io::Result;
@@ -11,12 +10,15 @@ use std::os::unix::fs::FileExt;
 use vmm_sys_util::ioctl::ioctl_with_mut_ref;
 use vmm_sys_util::ioctl_iowr_nr;
 
-use crate::memory::PAGE_BYTES;
+use super::PAGE_BYTES;
+
+/// The `ioctl` request that is made here, for whoever confines the process.
+pub const PAGEMAP_SCAN_REQUEST: u64 = 0xc060_6610;
 
 ioctl_iowr_nr!(PAGEMAP_SCAN, b'f' as u32, 16, ScanArgument);
 
 /// `PAGE_IS_WPALLOWED`: in memory that can be write-protected asynchronously, see
-/// [`crate::raw_userfaultfd`].
+/// [`super::userfaultfd`].
 const IS_PROTECTABLE: u64 = 1 << 0;
 /// `PAGE_IS_WRITTEN`: not write-protected, or not any more.
 const IS_WRITTEN: u64 = 1 << 1;
@@ -192,6 +194,6 @@ mod tests {
 
     #[test]
     fn the_request_is_what_seccomp_lets_through() {
-        assert_eq!(PAGEMAP_SCAN(), crate::memory::PAGEMAP_SCAN_REQUEST);
+        assert_eq!(PAGEMAP_SCAN(), PAGEMAP_SCAN_REQUEST);
     }
 }

@@ -1,5 +1,4 @@
-//! What the kernel is asked to do with the memory of another process: `process_madvise(2)`. The
-//! function here is safe to call; it says why.
+//! What the kernel is asked to do with the memory of another process: `process_madvise(2)`.
 
 use std::io::{Error, Result};
 use std::ops::Range;

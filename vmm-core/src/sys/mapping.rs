@@ -1,14 +1,12 @@
 //! What the kernel is asked to do with guest memory: `madvise`, `mbind`, and a mapping over a
-//! mapping. The functions here are safe to call; each says why.
+//! mapping.
 
 use std::io::{Error, ErrorKind, Result};
 
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::{GuestMemoryRegion, GuestRegionMmap};
 
-use crate::memory::PAGE_BYTES;
-use crate::memory::numa::{NODES_MAX, NumaPolicy};
-use crate::raw::host_address;
+use super::{PAGE_BYTES, check, host_address};
 
 /// A part of a region: whole pages within it.
 #[derive(Debug, Clone, Copy)]
@@ -125,7 +123,7 @@ pub(crate) fn advise(part: Part<'_>, advice: Advice) -> Result<()> {
         // SAFETY: none of these changes what is read, and the part lies within a mapping that we
         // own.
         let result = unsafe { libc::madvise(part.start(), part.len, advice) };
-        match check(result.into()) {
+        match check(result) {
             Err(error) if matches!(error.kind(), ErrorKind::Interrupted) => {}
             Err(error)
                 if error.raw_os_error() == Some(libc::EAGAIN)
@@ -143,7 +141,7 @@ pub(crate) fn advise(part: Part<'_>, advice: Advice) -> Result<()> {
 pub(crate) fn drop_pages(part: Part<'_>) -> Result<()> {
     // SAFETY: the part lies within a mapping that we own. Guest memory is only ever accessed as
     // volatile, so nobody minds that its content changes.
-    check(unsafe { libc::madvise(part.start(), part.len, libc::MADV_DONTNEED) }.into())
+    check(unsafe { libc::madvise(part.start(), part.len, libc::MADV_DONTNEED) })
 }
 
 /// Puts anonymous, private memory in the place of a part, whatever was mapped there; it reads as
@@ -161,28 +159,18 @@ pub(crate) fn map_anonymous_over(part: Part<'_>) -> Result<()> {
     if mapped == libc::MAP_FAILED { Err(Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Takes the pages of a part, those that are touched from now on, from the nodes of `policy`.
+/// Takes the pages of a part, those that are touched from now on, from the NUMA nodes whose bits
+/// are set in `nodes`, as `mode` says (`MPOL_*`).
 ///
 /// # Errors
 /// The kernel's answer.
-pub(crate) fn bind(part: Part<'_>, policy: NumaPolicy) -> Result<()> {
-    let mode = match policy {
-        NumaPolicy::Default => return Ok(()),
-        NumaPolicy::Bind(_) => libc::MPOL_BIND,
-        NumaPolicy::Interleave(_) => libc::MPOL_INTERLEAVE,
-        NumaPolicy::Preferred(_) => libc::MPOL_PREFERRED,
-    };
-    let nodes = policy.nodes().map_or(0, |nodes| nodes.bits());
+pub(crate) fn bind(part: Part<'_>, mode: libc::c_int, nodes: u64) -> Result<()> {
     // The kernel reads one bit less than it is told (get_nodes of mm/mempolicy.c).
-    let bits = libc::c_ulong::from(NODES_MAX + 1);
+    let bits = libc::c_ulong::from(u64::BITS + 1);
     // SAFETY: mbind reads the 64 bits of `nodes`, and changes no content of the part, which lies
     // within a mapping that we own.
     let result = unsafe {
         libc::syscall(libc::SYS_mbind, part.start(), part.len, mode, &raw const nodes, bits, 0)
     };
     check(result)
-}
-
-fn check(result: libc::c_long) -> Result<()> {
-    if result < 0 { Err(Error::last_os_error()) } else { Ok(()) }
 }

@@ -1,6 +1,5 @@
 //! Asynchronous write-protection of this process's memory: userfaultfd (`linux/userfaultfd.h`,
-//! Documentation/admin-guide/mm/userfaultfd.rst), which libc lacks. The functions here are safe to
-//! call; each says why.
+//! Documentation/admin-guide/mm/userfaultfd.rst), which libc lacks.
 
 use std::fs::File;
 use std::io::{Error, Result};
@@ -10,12 +9,18 @@ use std::os::fd::{FromRawFd, RawFd};
 use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref};
 use vmm_sys_util::{ioctl_ior_nr, ioctl_iowr_nr};
 
+use super::check;
+
 /// `UFFDIO`: the type of the requests.
 const TYPE: u32 = 0xaa;
 
 ioctl_iowr_nr!(UFFDIO_API, TYPE, 0x3f, Api);
 ioctl_iowr_nr!(UFFDIO_REGISTER, TYPE, 0x00, Register);
 ioctl_ior_nr!(UFFDIO_UNREGISTER, TYPE, 0x01, Addresses);
+
+/// The requests with which memory is write-protected, for whoever confines the process of a guest
+/// that has a template.
+pub const WRITE_PROTECTION_REQUESTS: [u64; 2] = [0xc020_aa00, 0x8010_aa01];
 
 /// `UFFD_API`.
 const API: u64 = 0xaa;
@@ -61,7 +66,7 @@ struct Register {
 }
 
 /// Has memory of this process write-protected, of which whoever writes to it notices nothing. What
-/// is protected, and what was written since, is for [`crate::raw_pagemap`] to do and to tell.
+/// is protected, and what was written since, is for [`super::pagemap`] to do and to tell.
 #[derive(Debug)]
 pub(crate) struct Userfaultfd {
     file: File,
@@ -116,10 +121,6 @@ impl Userfaultfd {
     }
 }
 
-fn check(result: libc::c_int) -> Result<()> {
-    if result < 0 { Err(Error::last_os_error()) } else { Ok(()) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -127,6 +128,6 @@ mod tests {
     #[test]
     fn the_requests_are_what_seccomp_lets_through() {
         let requests = [UFFDIO_REGISTER(), UFFDIO_UNREGISTER()];
-        assert_eq!(requests, crate::memory::WRITE_PROTECTION_REQUESTS);
+        assert_eq!(requests, WRITE_PROTECTION_REQUESTS);
     }
 }

@@ -1,0 +1,72 @@
+//! What a host shows and whom it trusts, read from PEM, and whether the one is good to those who
+//! have the other.
+
+use std::sync::Arc;
+
+use rustls::client::verify_server_cert_signed_by_trust_anchor;
+use rustls::crypto::CryptoProvider;
+use rustls::crypto::ring::{self, cipher_suite};
+use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
+use rustls::{CertificateError, RootCertStore};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, UnixTime, pem};
+
+use super::certificate::TlsError;
+
+/// ring with AES-128 first: it is the cheapest cipher per byte, and the others stay for CPUs
+/// without AES.
+pub(crate) fn provider() -> Arc<CryptoProvider> {
+    let mut provider = ring::default_provider();
+    provider.cipher_suites = vec![
+        cipher_suite::TLS13_AES_128_GCM_SHA256,
+        cipher_suite::TLS13_AES_256_GCM_SHA384,
+        cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
+    ];
+    Arc::new(provider)
+}
+
+/// The authorities that peers are trusted by.
+pub(crate) fn roots(ca_pem: &str) -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(ca_pem, "the authority's certificate, ca.pem,")? {
+        roots.add(certificate)?;
+    }
+    Ok(roots)
+}
+
+/// Checks the host's certificate as its peers will, which trust the same authority: as a
+/// server's, and as a client's.
+pub(super) fn check_chain(ca_pem: &str, cert_pem: &str) -> Result<(), TlsError> {
+    let (provider, roots) = (provider(), Arc::new(roots(ca_pem)?));
+    let chain = host_chain(cert_pem)?;
+    let Some((host, intermediates)) = chain.split_first() else { return Ok(()) };
+    let now = UnixTime::now();
+    let refused = |error| match error {
+        rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
+            TlsError::OtherAuthority
+        }
+        cause => TlsError::Unfit { cause },
+    };
+    let algorithms = provider.signature_verification_algorithms.all;
+    let server = ParsedCertificate::try_from(host).map_err(refused)?;
+    verify_server_cert_signed_by_trust_anchor(&server, &roots, intermediates, now, algorithms)
+        .map_err(refused)?;
+    let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider).build()?;
+    verifier.verify_client_cert(host, intermediates, now).map_err(refused)?;
+    Ok(())
+}
+
+/// The host's certificate, and those behind it.
+pub(super) fn host_chain(cert_pem: &str) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    certificates(cert_pem, "the host certificate, host.pem,")
+}
+
+fn certificates(pem: &str, what: &'static str) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let found = CertificateDer::pem_slice_iter(pem.as_bytes())
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|cause| TlsError::Pem { what, cause })?;
+    if found.is_empty() {
+        return Err(TlsError::Pem { what, cause: pem::Error::NoItemsFound });
+    }
+    Ok(found)
+}

@@ -1,0 +1,70 @@
+//! System calls that no library offers, as functions that are safe to call: each says why. All
+//! `unsafe` of this crate is here, except for that of the guests' own workload.
+//!
+//! What is here knows the kernel and vm-memory, and nothing else of this crate: neither devices nor
+//! how guest memory is laid out. Its errors are the kernel's.
+
+pub(crate) mod dirty_ring;
+pub(crate) mod file;
+pub(crate) mod kick;
+pub(crate) mod kvm;
+pub(crate) mod mapping;
+pub(crate) mod net;
+pub(crate) mod pagemap;
+pub(crate) mod process;
+pub(crate) mod uring;
+pub(crate) mod userfaultfd;
+
+use std::io;
+
+use vm_memory::bitmap::{AtomicBitmap, RefSlice};
+use vm_memory::volatile_memory::VolatileSlice;
+use vm_memory::{
+    GuestAddress, GuestMemory, GuestMemoryError, GuestMemoryMmap, GuestMemoryRegion,
+    GuestRegionMmap, MemoryRegionAddress, Permissions,
+};
+
+/// Bytes of a page.
+pub const PAGE_BYTES: usize = 4096;
+
+/// Guest memory as rust-vmm crates see it, remembering what is written through it.
+pub(crate) type RamMap = GuestMemoryMmap<AtomicBitmap>;
+/// A piece of guest memory that remembers being written.
+pub(crate) type RamSlice<'a> = VolatileSlice<'a, RefSlice<'a, AtomicBitmap>>;
+
+/// A run of guest-physical addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Buffer {
+    /// Guest-physical address.
+    pub(crate) gpa: u64,
+    /// Length in bytes, not 0.
+    pub(crate) len: u32,
+}
+
+/// The memory of `buffers`, for I/O without a copy. A buffer that spans two regions is two slices.
+///
+/// # Errors
+/// Never for buffers that lie in RAM.
+pub(crate) fn slices<'a>(
+    buffers: &[Buffer],
+    memory: &'a RamMap,
+) -> Result<Vec<RamSlice<'a>>, GuestMemoryError> {
+    let mut slices = Vec::with_capacity(buffers.len());
+    for buffer in buffers {
+        let (gpa, len) = (GuestAddress(buffer.gpa), buffer.len as usize);
+        for slice in GuestMemory::get_slices(memory, gpa, len, Permissions::ReadWrite)? {
+            slices.push(slice?);
+        }
+    }
+    Ok(slices)
+}
+
+/// Where `region` lies in this process.
+pub(crate) fn host_address(region: &GuestRegionMmap<AtomicBitmap>) -> *mut u8 {
+    region.get_host_address(MemoryRegionAddress(0)).unwrap_or(std::ptr::null_mut())
+}
+
+/// The answer of a call that returns a negative number when it fails.
+fn check(result: impl Into<libc::c_long>) -> io::Result<()> {
+    if result.into() < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
