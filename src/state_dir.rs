@@ -446,7 +446,7 @@ impl GuestDir {
             let lock = match FileLock::try_acquire(&self.lock_file()) {
                 Ok(Some(lock)) => lock,
                 Ok(None) if self.is_live() => {
-                    bail!("the name {} is taken by a guest that is live on this host", self.name)
+                    bail!("{} is already running on this host", self.name)
                 }
                 Ok(None) => {
                     thread::sleep(REMOVAL_PAUSE);

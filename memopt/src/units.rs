@@ -56,7 +56,9 @@ pub fn parse_share(text: &str) -> Result<f64, String> {
 /// # Errors
 /// In words: it has no unit, or one that is none of these, or is longer than a year.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("`{}` is no time: write it as 300ms, 30s, 5m or 1h30m", shortened(text));
+    let wrong = || {
+        format!("`{}` is not a time with a unit: use e.g. 300ms, 30s, 5m or 1h30m", shortened(text))
+    };
     let mut rest = text.trim();
     if rest.is_empty() || rest.len() > TEXT_BYTES_MAX {
         return Err(wrong());

@@ -29,8 +29,9 @@ pub use audit::{ExpositionError, Sample, never_moved, parse_samples};
 pub use catalogue::{Counted, Scraped, definitions, density_definitions};
 pub use definition::{CatalogueError, Definition, Kind, LabelDefinition, LabelValues, Unit};
 pub use density::{
-    DensityCounted, DensityGuest, DensitySample, DensityScraped, Finding, LookSample, MissedReason,
-    PageSize, RunOutcome, RunTrigger, ScheduleName, ScheduleSample, Stall, SurveySample, WindowEnd,
+    DensityCounted, DensityGuest, DensitySample, DensityScraped, Finding, InspectionSample,
+    MissedReason, PageSize, RunOutcome, RunTrigger, ScheduleName, ScheduleSample, Stall,
+    SurveySample, WindowEnd,
 };
 pub use exporter::{CONTENT_TYPE, Exporter, RenderError};
 pub use family::{Buckets, Counter, DowntimeBuckets, DurationBuckets, Gauge, Histogram};

@@ -20,8 +20,8 @@ for those of the migration that took it away: they stay for ten minutes.
 
 Counters start at zero with the node service, or with the migration for those with a `guest` label.
 
-What memory optimization sees is that of its last look at all guests, which it makes every ten seconds, and more often while
-something is done: a scrape looks at nothing anew. `lighter_density_look_timestamp_seconds` says when that was; what was seen more
+What memory optimization shows is that of its last inspection of all guests, made every ten seconds, and more often while
+something is done: a scrape inspects nothing. `lighter_density_inspection_timestamp_seconds` says when that was; what was seen more
 than a minute ago is not shown. What guests say of their memory counts since they booted, and what the kernel says of merging
 since the host did.
 ";

@@ -12,9 +12,9 @@ use memopt::situation::{
 use memopt::verify::Verdict;
 use metrics::{
     DensityCounted, DensityGuest, DensitySample, DepartedSample, Exporter, FailureReason, Finding,
-    GuestSample, GuestState, HostMemory, LookSample, MigrationSample, MissedReason, NetworkFlow,
-    NetworkSample, RefusalReason, RunOutcome, RunTrigger, ScheduleSample, Snapshot, SurveySample,
-    Traffic, WindowEnd,
+    GuestSample, GuestState, HostMemory, InspectionSample, MigrationSample, MissedReason,
+    NetworkFlow, NetworkSample, RefusalReason, RunOutcome, RunTrigger, ScheduleSample, Snapshot,
+    SurveySample, Traffic, WindowEnd,
 };
 use migrate::Phase;
 use migrate::progress::Role;
@@ -157,13 +157,13 @@ fn density() -> DensitySample {
         missed: vec![(MissedReason::Absent, 2)],
     };
     DensitySample {
-        look: Some(LookSample {
+        inspection: Some(InspectionSample {
             host: host(),
             level: Level::Amber,
             benched: vec![Actuator::Merge],
             guests: vec![guest_in_need()],
         }),
-        looked: Some(SystemTime::now()),
+        inspected_at: Some(SystemTime::now()),
         is_running: true,
         last_success: Some(SystemTime::now()),
         are_settings_wrong: true,
@@ -174,8 +174,8 @@ fn density() -> DensitySample {
 fn count_density(counted: &DensityCounted) {
     let (trigger, actuator) = (RunTrigger::Schedule, Actuator::Balloon);
     for counter in [
-        &counted.looks,
-        &counted.looks_failed,
+        &counted.inspections,
+        &counted.inspections_failed,
         &counted.plans,
         &counted.surveys,
         &counted.surveys_failed,

@@ -13,12 +13,22 @@ use crate::text::PeerText;
 /// A failed migration. Its text says what happened, on what, and where the guest is now is said by
 /// the outcome that carries it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("migration failed in phase {phase}: {failure}")]
+#[error("{}", sentence(*phase, failure))]
 pub struct MigrationError {
     /// The phase in which it failed.
     pub phase: Phase,
     /// What happened.
     pub failure: Failure,
+}
+
+fn sentence(phase: Phase, failure: &Failure) -> String {
+    match failure {
+        Failure::Cancelled { .. } => format!("{failure} during {phase}"),
+        Failure::ConnectionLost { detail } if phase == Phase::Connect => {
+            format!("cannot connect: {detail}")
+        }
+        _ => format!("migration failed during {phase}: {failure}"),
+    }
 }
 
 impl MigrationError {
@@ -43,7 +53,7 @@ pub enum Failure {
     #[error("the destination refused the guest: {0}")]
     Refused(Refusal),
     /// Called off on this side.
-    #[error("cancelled: {by}")]
+    #[error("cancelled by {by}")]
     Cancelled {
         /// By whom or what.
         by: PeerText,

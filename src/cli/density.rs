@@ -87,8 +87,8 @@ pub(crate) struct PlanArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) policy: Option<PathBuf>,
 
-    /// Have the guests' pages looked at first, all of them anew; a run does so where it was not
-    /// done lately. What was not looked at lately has nothing planned for its pages.
+    /// Survey the guests' pages first, all of them; a run does so where there is no recent survey.
+    /// Without a recent one, nothing is planned for a guest's pages.
     #[arg(long)]
     pub(crate) survey: bool,
 

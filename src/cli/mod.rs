@@ -140,13 +140,13 @@ pub(crate) enum Verb {
     Demo(host::DemoArgs),
     /// Run a guest.
     Run(Box<guest::RunArgs>),
-    /// Keep a guest's file on this host, so that `start` finds it by its name.
+    /// Define a guest from a file, so that `start` finds it by its name.
     Define(definition::DefineArgs),
-    /// Forget a guest's file; a guest that runs goes on.
+    /// Remove a definition; a running guest is not affected.
     Undefine(definition::DefinedArgs),
-    /// Start a guest that is defined.
+    /// Start a defined guest.
     Start(definition::StartArgs),
-    /// Have the node start a guest that is defined when the host has booted.
+    /// Start a defined guest when the host boots.
     Autostart(definition::AutostartArgs),
     /// Receive migrations, and serve metrics of this host's guests.
     Node(host::NodeArgs),
@@ -154,7 +154,7 @@ pub(crate) enum Verb {
     Incoming(host::IncomingArgs),
     /// Move a running guest to another host.
     Migrate(migration::MigrateArgs),
-    /// Call off a running migration; the guest goes on where it was.
+    /// Cancel a running migration; the guest continues on its source.
     Cancel(migration::CancelArgs),
     /// List the guests of this host.
     #[command(visible_alias = "list")]
@@ -163,11 +163,11 @@ pub(crate) enum Verb {
     Show(guest::ShowArgs),
     /// Watch a guest's serial console, and type on it.
     Console(guest::ConsoleArgs),
-    /// Tell what becomes of the guests of this host, as it happens.
+    /// Follow guest events on this host.
     Events(guest::EventsArgs),
     /// Stop a guest's vCPUs; its memory stays.
     Pause(guest::NameArgs),
-    /// Let a paused guest go on.
+    /// Resume a paused guest.
     Resume(guest::ResumeArgs),
     /// Ask a guest to shut down, as its power button does, and wait until it has.
     Shutdown(guest::ButtonArgs),
@@ -180,7 +180,7 @@ pub(crate) enum Verb {
     Destroy(guest::NameArgs),
     /// Show or set how much of its memory a guest keeps.
     Balloon(guest::BalloonArgs),
-    /// See what guests' memory costs, and have less of it cost: balloons, merging, huge pages.
+    /// Show and reduce the memory that guests use: balloons, merging, huge pages.
     Density(density::DensityArgs),
     /// Write a guest's memory and state to a file.
     Save(guest::SaveArgs),

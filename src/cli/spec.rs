@@ -57,9 +57,9 @@ pub(crate) struct GuestSpec {
     #[arg(long, value_name = "FILE", group = "system")]
     pub(crate) kernel: Option<PathBuf>,
 
-    /// Template that `lighter template` made: the guest goes on where that one was saved, under a
-    /// name of its own. It is made of what the other was made of, and shares its memory until it
-    /// writes it.
+    /// Template that `lighter template` made: the guest continues from there, under a name of its
+    /// own. It has the same configuration as the guest that was saved, and shares its memory until
+    /// it writes it.
     #[arg(
         long, value_name = "FILE", group = "system",
         conflicts_with_all = [
@@ -487,7 +487,7 @@ impl GuestSpec {
             Some((key, item, path)) => Err(Fault {
                 place: Place { key, item },
                 what: format!(
-                    "`{}` is no absolute path",
+                    "`{}` must be an absolute path",
                     path.display().to_string().escape_debug()
                 ),
             }),

@@ -296,8 +296,8 @@ tap = "tap-db"
         refused("merge-domain = \"a b\"", "1: merge-domain: ", "letters");
         refused("dirty-log = \"ring:3\"", "1: dirty-log: ", "power of two");
         refused("cpu = \"486\"", "1: cpu: ", "`486`");
-        refused("cpu = \"fleet.toml\"", "1: cpu: ", "no absolute path");
-        refused("template = \"t\"", "1: template: ", "no absolute path");
+        refused("cpu = \"fleet.toml\"", "1: cpu: ", "must be an absolute path");
+        refused("template = \"t\"", "1: template: ", "must be an absolute path");
         refused("name = \"../x\"", "1: name: ", "a guest's name is");
         refused("image-share = 101", "1: image-share: ", "0 to 100");
         refused("on-reboot = \"maybe\"", "1: on-reboot: ", "`restart`");
@@ -305,7 +305,7 @@ tap = "tap-db"
         refused("labels = { \"a b\" = \"c\" }", "1: labels", "letters");
         refused("kernel = \"/k\"\ncmdline = \"a\\u0000b\"", "2: cmdline: ", "control");
         refused("kernel = \"/k\"\ncmdline = \"a\\nb\"", "2: cmdline: ", "control");
-        refused("kernel = \"/\\u0000k\"", "1: kernel: ", "`/\\0k` is no absolute path");
+        refused("kernel = \"/\\u0000k\"", "1: kernel: ", "`/\\0k` must be an absolute path");
         refused("labels = { a = 1 }", "1: labels.a: ", "string");
         refused("kernel = \"/k\"\nrng = \"yes\"", "2: rng: ", "boolean");
         let many: String = (0..65).map(|number| format!("l{number} = \"\"\n")).collect();
@@ -365,7 +365,7 @@ tap = "tap-db"
             |lines: &str| format!("kernel = \"/k\"\n[[disk]]\npath = \"/a\"\n[[disk]]\n{lines}");
         refused(&disk("path = \"/b\"\nro = true"), "6: disk[1].ro: ", "`read-only`");
         refused(&disk("path = \"/b\"\nread-only = 1"), "6: disk[1].read-only: ", "boolean");
-        refused(&disk("path = \"b\""), "5: disk[1].path: ", "`b` is no absolute path");
+        refused(&disk("path = \"b\""), "5: disk[1].path: ", "`b` must be an absolute path");
         refused(&disk("path = \"\""), "5: disk[1].path: ", "needs a path");
         let serial = "s".repeat(21);
         refused(
@@ -374,7 +374,7 @@ tap = "tap-db"
             "20",
         );
         refused(&disk("serial = \"x\""), "4: disk[1]", "missing key `path`");
-        refused("kernel = \"vmlinuz\"", "1: kernel: ", "`vmlinuz` is no absolute path");
+        refused("kernel = \"vmlinuz\"", "1: kernel: ", "`vmlinuz` must be an absolute path");
     }
 
     #[test]
@@ -440,7 +440,7 @@ tap = "tap-db"
             std::fs::write(&path, content).unwrap();
             format!("{:#}", Document::read(&path).unwrap_err())
         };
-        assert!(complain(&[0xff]).contains("web.toml: it is no text in UTF-8"));
+        assert!(complain(&[0xff]).contains("web.toml: it is not valid UTF-8"));
         assert!(complain(&vec![b' '; 1 << 17]).contains("web.toml: it is too large"));
         assert!(complain(b"cpus = 1\nx = 1").contains("web.toml:2: x: "));
         assert!(format!("{:#}", Document::read(folder.path()).unwrap_err()).contains("a folder"));

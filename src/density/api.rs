@@ -1,4 +1,4 @@
-//! The routes of memory optimization on the node's sockets. Those who may only look see the same,
+//! The routes of memory optimization on the node's sockets. Those who may only read see the same,
 //! and begin nothing.
 
 use std::fmt::Display;

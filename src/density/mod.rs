@@ -97,6 +97,6 @@ fn claim_foreign_guests(doing: ForeignGuestsArg) -> Option<ForeignGuests> {
         Ok(None) => "another node does".to_owned(),
         Err(error) => format!("{error:#}"),
     };
-    tracing::warn!("guests of QEMU and Cloud Hypervisor are not looked after: {why_not}");
+    tracing::warn!("guests of QEMU and Cloud Hypervisor are not optimized: {why_not}");
     None
 }

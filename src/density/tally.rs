@@ -9,7 +9,7 @@ use memopt::schedule::{Lost, Missed, Trigger};
 use memopt::service::{Event, Observer, Published, RunEnd};
 use memopt::verify::Outcome;
 use metrics::{
-    DensityCounted, DensitySample, LookSample, MissedReason, RunOutcome, RunTrigger,
+    DensityCounted, DensitySample, InspectionSample, MissedReason, RunOutcome, RunTrigger,
     ScheduleSample, WindowEnd,
 };
 
@@ -27,7 +27,7 @@ pub(super) struct Tally {
 
 #[derive(Debug, Default)]
 struct Shown {
-    look: Option<Look>,
+    inspection: Option<Inspection>,
     /// When the last run ended well.
     last_success: Option<SystemTime>,
     /// Times at which schedules did not run, since lighter.toml was read.
@@ -35,8 +35,8 @@ struct Shown {
 }
 
 #[derive(Debug)]
-struct Look {
-    sample: LookSample,
+struct Inspection {
+    sample: InspectionSample,
     at: SystemTime,
     uptime: Duration,
 }
@@ -47,12 +47,12 @@ impl Observer for Tally {
         match event {
             Event::LastSuccess(at) => self.shown().last_success = Some(unix_time(*at)),
             Event::Inspected { situation, ledger, policy } => {
-                counted.looks.inc(&());
-                let sample = LookSample::new(situation, ledger, policy);
+                counted.inspections.inc(&());
+                let sample = InspectionSample::new(situation, ledger, policy);
                 let at = unix_time(situation.unix_seconds);
-                self.shown().look = Some(Look { sample, at, uptime: situation.uptime });
+                self.shown().inspection = Some(Inspection { sample, at, uptime: situation.uptime });
             }
-            Event::InspectionFailed => counted.looks_failed.inc(&()),
+            Event::InspectionFailed => counted.inspections_failed.inc(&()),
             Event::Planned => counted.plans.inc(&()),
             Event::RunBegan(trigger) => counted.runs_started.inc(&(of_trigger(trigger),)),
             Event::RunNotBegun(trigger) => counted.runs_not_begun.inc(&(of_trigger(trigger),)),
@@ -105,7 +105,7 @@ impl Tally {
     /// What a scrape shows, with what the service has `published`.
     pub(super) fn sample(&self, published: Published) -> DensitySample {
         let shown = self.shown();
-        let is_fresh = |look: &&Look| uptime().saturating_sub(look.uptime) < SHOWN_FOR;
+        let is_fresh = |last: &&Inspection| uptime().saturating_sub(last.uptime) < SHOWN_FOR;
         let now = unix_ms() / 1000;
         let schedules = published.schedules.into_iter().map(|(schedule, tally)| {
             let next = schedule.enabled.then(|| schedule.cron.after(now)).flatten();
@@ -120,8 +120,8 @@ impl Tally {
             }
         });
         DensitySample {
-            looked: shown.look.as_ref().map(|look| look.at),
-            look: shown.look.as_ref().filter(is_fresh).map(|look| look.sample.clone()),
+            inspected_at: shown.inspection.as_ref().map(|last| last.at),
+            inspection: shown.inspection.as_ref().filter(is_fresh).map(|last| last.sample.clone()),
             last_success: shown.last_success,
             schedules: schedules.collect(),
             is_running: published.is_running,

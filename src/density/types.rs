@@ -14,7 +14,7 @@ pub(crate) struct PlanRequest {
     pub(crate) goal: Option<Goal>,
     /// The text of a policy; the node's when absent.
     pub(crate) policy: Option<String>,
-    /// Whether guests' pages are looked at first where that was not done lately, which takes its
+    /// Whether guests' pages are surveyed first where there is no recent survey, which takes its
     /// time.
     pub(crate) survey: bool,
 }

@@ -60,7 +60,7 @@ pub(crate) fn start(state: &StateDir, name: &GuestName) -> Result<Exit> {
     }
     let status = child.wait().context("cannot wait for the guest's process")?;
     match messages.trim().strip_prefix("lighter: ").unwrap_or(messages.trim()) {
-        "" => bail!("the guest's process ended without a word ({status})"),
+        "" => bail!("the guest's process died unexpectedly ({status})"),
         message => bail!("{message}"),
     }
 }

@@ -283,7 +283,7 @@ impl GuestControl for ProcessControl {
         if !request.file.is_absolute() {
             return Err(ApiError::new(
                 Reason::BadRequest,
-                format!("{} is no absolute path", request.file.display()),
+                format!("{} must be an absolute path", request.file.display()),
             ));
         }
         let folder = self.process().state().guest(self.process().name());

@@ -191,7 +191,7 @@ fn move_disks(shape: &mut VmShape, paths: &BTreeMap<PathBuf, PathBuf>) -> Result
     for disk in shape.disks_mut() {
         if let Some((old, new)) = paths.get_key_value(disk.path()) {
             if !new.is_absolute() {
-                return Err(format!("{} is no absolute path for a disk", new.display()));
+                return Err(format!("{} must be an absolute path", new.display()));
             }
             left.retain(|path| path != old);
             *disk = disk.at(new);

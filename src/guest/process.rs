@@ -404,7 +404,7 @@ impl GuestProcess {
             }
             Occupation::Arriving(arrival) => {
                 let session = arrival.session();
-                if session.cancel("its process is ending").await.is_ok() {
+                if session.cancel("the shutdown of its process").await.is_ok() {
                     session.settled_within(CALL_OFF_PATIENCE).await;
                 }
             }

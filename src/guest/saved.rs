@@ -144,7 +144,7 @@ pub(crate) fn expect_disks(machine: &Machine, request: &SaveRequest) -> Result<(
             return bad(format!("the guest has no disk {}", disk.display()));
         }
         if !copy.is_absolute() {
-            return bad(format!("{} is no absolute path for a disk", copy.display()));
+            return bad(format!("{} must be an absolute path", copy.display()));
         }
     }
     Ok(())

@@ -101,7 +101,7 @@ pub(crate) enum LaunchError {
     /// It said what went wrong.
     #[error("{0}")]
     Said(String),
-    /// It ended without a word.
+    /// It died before it said anything.
     #[error("it ended with {0} before it listened")]
     Ended(ExitStatus),
     /// It neither listened nor ended.

@@ -206,7 +206,7 @@ fn show(state: &StateDir, output: Output) -> Result<Exit> {
 
 fn text(shown: &Shown) -> String {
     let authority =
-        if shown.authority { "here: this host can issue certificates" } else { "elsewhere" };
+        if shown.authority { "here: this host can issue certificates" } else { "not on this host" };
     let host = shown.problem.clone().unwrap_or_else(|| "usable".to_owned());
     let mut lines = vec![
         ("Folder", shown.folder.clone()),

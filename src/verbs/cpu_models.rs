@@ -45,9 +45,9 @@ fn table(models: &[Listed]) -> String {
     let mut table = Table::new(&["NAME", "THIS HOST", "ABOUT"]);
     for model in models {
         let standing = match model.missing.as_slice() {
-            [] => "can be it".to_owned(),
-            [only] => format!("lacks {only}"),
-            [first, rest @ ..] => format!("lacks {first} and {} more", rest.len()),
+            [] => "supported".to_owned(),
+            [only] => format!("unsupported: {only}"),
+            [first, rest @ ..] => format!("unsupported: {first}, {} more", rest.len()),
         };
         table.row([model.name.clone(), standing, model.about.clone()]);
     }
@@ -68,10 +68,10 @@ mod tests {
         let models = [listed("a", &[]), listed("b", &["avx"]), listed("c", &["avx", "bmi1"])];
         assert_eq!(
             table(&models),
-            "NAME  THIS HOST             ABOUT\n\
-             a     can be it             x\n\
-             b     lacks avx             x\n\
-             c     lacks avx and 1 more  x\n"
+            "NAME  THIS HOST                 ABOUT\n\
+             a     supported                 x\n\
+             b     unsupported: avx          x\n\
+             c     unsupported: avx, 1 more  x\n"
         );
     }
 }

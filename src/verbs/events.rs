@@ -322,7 +322,7 @@ fn end_of(state: &StateDir, old: &Sight) -> Vec<What> {
         }
     }
     let ended = state.ended().read(&old.info.name).filter(|ended| ended.uuid == old.info.uuid);
-    let reason = ended.map_or_else(|| "ended without a word".to_owned(), |ended| ended.reason);
+    let reason = ended.map_or_else(|| "process died unexpectedly".to_owned(), |ended| ended.reason);
     what.push(What::Stopped { reason });
     what
 }
@@ -421,7 +421,7 @@ mod tests {
         state.ended().create_place(&ended.name).unwrap();
         state.ended().write(&ended).unwrap();
         let stopped = |reason: &str| [What::Stopped { reason: reason.to_owned() }];
-        assert_eq!(end_of(&state, &gone), stopped("ended without a word"));
+        assert_eq!(end_of(&state, &gone), stopped("process died unexpectedly"));
         ended.uuid = gone.info.uuid;
         state.ended().write(&ended).unwrap();
         assert_eq!(end_of(&state, &gone), stopped("powered off"));

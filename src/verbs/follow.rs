@@ -192,7 +192,7 @@ impl Follower {
 
     fn left(&self) -> anyhow::Error {
         let message = format!(
-            "not waited for: the migration of {0} was asked to be called off, and `lighter show {0}` tells whether that came in time",
+            "cancellation of the migration of {0} requested; not waiting for it: `lighter show {0}` tells whether it came in time",
             self.name
         );
         ExitWith { exit: Exit::Unwatched, message }.into()

@@ -166,7 +166,7 @@ fn what_a_run_takes_from_linux_for_its_own_goal_stays_taken() {
 fn await_looks(host: &Host) {
     let looks = || {
         let page = crate::metrics::scrape(host);
-        crate::metrics::value(&page, "lighter_density_looks_total", &[]).expect("a counter")
+        crate::metrics::value(&page, "lighter_density_inspections_total", &[]).expect("a counter")
     };
     let before = looks();
     wait::until("the node has looked again", || {

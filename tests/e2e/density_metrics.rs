@@ -193,7 +193,7 @@ fn what_goes_wrong_is_seen(host: &Host, pages: &mut Vec<String>) {
     });
     write_settings(host, "goal = \"all of it\"\n");
     await_page(host, "the settings are seen to be wrong", pages, |page| {
-        value(page, "lighter_density_settings_wrong", &[]) == Some(1.0)
+        value(page, "lighter_density_settings_invalid", &[]) == Some(1.0)
     });
     let (guests, aside) = (host.state_dir().join("guests"), host.state_dir().join("aside"));
     fs::rename(&guests, &aside).expect("it can be moved");
@@ -203,7 +203,7 @@ fn what_goes_wrong_is_seen(host: &Host, pages: &mut Vec<String>) {
     fs::rename(&aside, &guests).expect("it can be moved");
     await_page(host, "looks and runs that came to nothing are seen", pages, |page| {
         let manual = [("trigger", "manual")];
-        value(page, "lighter_density_looks_failed_total", &[]) > Some(0.0)
+        value(page, "lighter_density_inspections_failed_total", &[]) > Some(0.0)
             && value(page, "lighter_density_runs_not_begun_total", &manual) > Some(0.0)
     });
 }

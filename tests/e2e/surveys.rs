@@ -259,9 +259,9 @@ fn what_is_alike_and_still_is_merged_and_what_is_written_stays_huge() {
     let bank = start(&pair.a, "other", "bank", 0);
 
     let plan = pair.a.run(&["density", "plan"]).ok().stdout;
-    assert!(plan.contains("was not looked at lately"), "nobody has looked yet: {plan}");
+    assert!(plan.contains("not surveyed recently"), "nobody has looked yet: {plan}");
     let plan = pair.a.run(&["density", "plan", "--survey"]).ok().stdout;
-    assert!(!plan.contains("was not looked at lately"), "{plan}");
+    assert!(!plan.contains("not surveyed recently"), "{plan}");
     nobody_is_merged_with_a_stranger(&pair.a);
     let run = pair.a.run(&["density", "apply", "--json"]).ok().json();
     let deeds = run["deeds"].as_array().expect("a list");

@@ -151,7 +151,7 @@ pub(crate) fn chosen(text: &str) -> Option<&str> {
 /// Reads a `/proc` or `/sys` file whole; `pid` is given for a file of a process.
 fn read(path: &Path, pid: Option<u32>) -> Result<String, ObserveError> {
     String::from_utf8(read_bytes(path, pid)?).map_err(|_| {
-        let cause = io::Error::new(io::ErrorKind::InvalidData, "it is no text in UTF-8");
+        let cause = io::Error::new(io::ErrorKind::InvalidData, "it is not valid UTF-8");
         named(path, pid, cause)
     })
 }

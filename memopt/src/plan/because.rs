@@ -149,7 +149,7 @@ impl fmt::Display for Because {
             }
             Self::OtherDomain { domain } => return write!(f, "the kernel merges domain {domain}"),
             Self::Exposed { other } => return write!(f, "{other} could share its pages"),
-            Self::NotSurveyed => "its memory was not looked at lately",
+            Self::NotSurveyed => "not surveyed recently (use --survey)",
             Self::NoProfit => "merging would cost more than it brings",
             Self::Marked => "what of it is worth merging is marked already",
             Self::NoCpuTime => "ksmd has no CPU time for it (merge.cpu-time)",
@@ -196,12 +196,12 @@ impl fmt::Display for Advice {
                 let free = Size::of(*free_bytes);
                 write!(
                     f,
-                    "{guest}: let its balloon report free pages ({free} now): they come back by themselves"
+                    "{guest}: let its balloon report free pages ({free} now): they come back automatically"
                 )
             }
             Self::NameDomain { guest } => write!(
                 f,
-                "{guest}: the kernel may merge it, and nobody says with whom: give it a merge-domain in the policy, \
+                "{guest}: KSM is enabled for it but no merge domain is set: give it a merge-domain in the policy, \
                  or start it without (QEMU: -machine mem-merge=off)"
             ),
             Self::NameUser { guest } => write!(

@@ -32,7 +32,7 @@ pub struct GuestRule {
     pub min_bytes: Option<u64>,
     /// `max`: it gets at most so much.
     pub max_bytes: Option<u64>,
-    /// `priority`: its weight when the host is short, 1 to 10,000; 100 when nobody says.
+    /// `priority`: its weight when the host is short, 1 to 10,000; 100 by default.
     pub priority: Option<u32>,
     /// `merge-domain`: instead of what it was started with.
     pub merge_domain: Option<DomainRule>,

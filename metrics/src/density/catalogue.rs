@@ -18,16 +18,16 @@ use prometheus::Registry;
 catalogue! {
     /// What memory optimization counts as long as the node runs.
     struct DensityCounted {
-        looks: Counter<()> = "lighter_density_looks_total", Count,
-            "Looks at the host and all of its guests.";
-        looks_failed: Counter<()> = "lighter_density_looks_failed_total", Count,
-            "Looks that came to nothing: the host's memory or the folder of guests could not be read.";
+        inspections: Counter<()> = "lighter_density_inspections_total", Count,
+            "Inspections of the host and all of its guests.";
+        inspections_failed: Counter<()> = "lighter_density_inspections_failed_total", Count,
+            "Inspections that failed: the host's memory or the folder of guests could not be read.";
         plans: Counter<()> = "lighter_density_plans_total", Count,
             "Plans that were made, for runs and for people who asked for one.";
         runs_started: Counter<(RunTrigger,)> = "lighter_density_runs_started_total", Count,
             "Runs that began.";
         runs_not_begun: Counter<(RunTrigger,)> = "lighter_density_runs_not_begun_total", Count,
-            "Runs that were due or wanted and could not begin, since the host could not be looked at.";
+            "Runs that were due or wanted and could not begin, since the host could not be inspected.";
         runs_ended: Counter<(RunTrigger, RunOutcome)> = "lighter_density_runs_ended_total", Count,
             "Runs that ended, by how they did.";
         run_duration: Histogram<(RunTrigger,), DurationBuckets> =
@@ -46,9 +46,9 @@ catalogue! {
         given: Counter<(Actuator,)> = "lighter_density_given_bytes_total", Bytes,
             "Bytes that steps were seen to cost the host: memory that guests got back, or losses.";
         surveys: Counter<()> = "lighter_density_surveys_total", Count,
-            "Looks at the pages of a guest.";
+            "Surveys of the pages of a guest.";
         surveys_failed: Counter<()> = "lighter_density_surveys_failed_total", Count,
-            "Looks at the pages of a guest that came to nothing: it did not answer, or left.";
+            "Surveys of the pages of a guest that failed: it did not answer, or left.";
         windows: Counter<(WindowEnd,)> = "lighter_ksm_windows_total", Count,
             "Windows in which this node drove ksmd, by why they ended.";
         reliefs: Counter<()> = "lighter_density_reliefs_total", Count,
@@ -59,15 +59,15 @@ catalogue! {
             "Times that memory optimization panicked and was restarted.";
     }
 
-    /// What memory optimization saw at its last look, and what it is about to do.
+    /// What memory optimization saw at its last inspection, and what it is about to do.
     struct DensityScraped {
-        look: Gauge<()> = "lighter_density_look_timestamp_seconds", Timestamp,
-            "When the host and its guests were last looked at.";
+        inspection: Gauge<()> = "lighter_density_inspection_timestamp_seconds", Timestamp,
+            "When the host and its guests were last inspected.";
         running: Gauge<()> = "lighter_density_run_under_way", State,
             "1 while a run is under way.";
         last_success: Gauge<()> = "lighter_density_last_success_timestamp_seconds", Timestamp,
             "When the last run ended that was neither called off nor failed; absent when there was none.";
-        settings_wrong: Gauge<()> = "lighter_density_settings_wrong", State,
+        settings_invalid: Gauge<()> = "lighter_density_settings_invalid", State,
             "1 while lighter.toml is wrong, so that what it said before holds.";
 
         next_run: Gauge<(ScheduleName,)> = "lighter_density_next_run_timestamp_seconds", Timestamp,
@@ -98,21 +98,21 @@ catalogue! {
             "1 while an actuator of the host itself is not used, since it did not deliver.";
 
         ksm_running: Gauge<()> = "lighter_ksm_running", State,
-            "1 while ksmd looks for equal pages.";
+            "1 while ksmd scans for equal pages.";
         ksm_shared: Gauge<()> = "lighter_ksm_shared_pages", Pages,
             "Merged pages that are kept (pages_shared).";
         ksm_sharing: Gauge<()> = "lighter_ksm_sharing_pages", Pages,
             "Pages that are saved since they share a kept one (pages_sharing).";
         ksm_unshared: Gauge<()> = "lighter_ksm_unshared_pages", Pages,
-            "Pages that ksmd looked at and that have no equal.";
+            "Pages that ksmd scanned and that have no equal.";
         ksm_volatile: Gauge<()> = "lighter_ksm_volatile_pages", Pages,
             "Pages that change too fast for ksmd, with those that smart_scan leaves out.";
         ksm_zero: Gauge<()> = "lighter_ksm_zero_pages", Pages,
             "Pages that ksmd has replaced by the kernel's page of zeros.";
         ksm_scanned: Counter<()> = "lighter_ksm_scanned_pages_total", Pages,
-            "Pages that ksmd has looked at since the host booted.";
+            "Pages that ksmd has scanned since the host booted.";
         ksm_full_scans: Counter<()> = "lighter_ksm_full_scans_total", Count,
-            "Times that ksmd has looked at all mergeable memory since the host booted.";
+            "Times that ksmd has scanned all mergeable memory since the host booted.";
         ksm_profit: Gauge<()> = "lighter_ksm_profit_bytes", Bytes,
             "What merging saves less what its own records take; negative when it costs more than it saves.";
         ksm_cpu: Counter<()> = "lighter_ksm_cpu_seconds_total", Seconds,
@@ -135,9 +135,9 @@ catalogue! {
         guest_swapped: Gauge<(GuestName,)> = "lighter_density_guest_swapped_bytes", Bytes,
             "The part of a guest's memory that the host has swapped out.";
         guest_survey_age: Gauge<(GuestName,)> = "lighter_density_guest_survey_age_seconds", Seconds,
-            "How long ago a guest's pages were looked at; absent when they were not.";
+            "How long ago a guest's pages were surveyed; absent when they were not.";
         guest_surveyed: Gauge<(GuestName, Finding)> = "lighter_density_guest_surveyed_bytes", Bytes,
-            "Memory of a guest by what the last look at its pages found, with what was done since.";
+            "Memory of a guest by what the last survey of its pages found, with what was done since.";
         guest_demand: Gauge<(GuestName,)> = "lighter_density_guest_demand_bytes", Bytes,
             "What a guest is taken to need: it rises at once and falls slowly.";
         guest_pain: Gauge<(GuestName,)> = "lighter_density_guest_spared", State,
@@ -159,7 +159,7 @@ catalogue! {
             "Free memory that a guest has reported by itself and that the host has taken.";
 
         stats_age: Gauge<(GuestName,)> = "lighter_guest_stats_age_seconds", Seconds,
-            "How old the statistics of a guest's balloon driver were at the last look.";
+            "How old the statistics of a guest's balloon driver were at the last inspection.";
         stats_total: Gauge<(GuestName,)> = "lighter_guest_stats_total_bytes", Bytes,
             "Memory that a guest sees in all (virtio MEMTOT; libvirt calls it available).";
         stats_free: Gauge<(GuestName,)> = "lighter_guest_stats_free_bytes", Bytes,

@@ -9,15 +9,15 @@ use super::catalogue::{DensityCounted, DensityScraped};
 use super::labels::{
     MissedReason, PageSize, RunOutcome, RunTrigger, ScheduleName, Stall, WindowEnd,
 };
-use super::sample::{DensityGuest, DensitySample, LookSample, ScheduleSample};
+use super::sample::{DensityGuest, DensitySample, InspectionSample, ScheduleSample};
 use crate::labels::{FixedLabel, GuestName};
 use crate::number::{number, unix_seconds};
 
 /// Makes every series exist from the start, as for the other counters.
 pub(crate) fn show_zeros(counted: &DensityCounted) {
     for counter in [
-        &counted.looks,
-        &counted.looks_failed,
+        &counted.inspections,
+        &counted.inspections_failed,
         &counted.plans,
         &counted.surveys,
         &counted.surveys_failed,
@@ -57,18 +57,18 @@ pub(crate) fn show_zeros(counted: &DensityCounted) {
 /// All that a scrape shows.
 pub(crate) fn fill(families: &DensityScraped, sample: &DensitySample) {
     families.running.set(&(), flag(sample.is_running));
-    families.settings_wrong.set(&(), flag(sample.are_settings_wrong));
-    if let Some(at) = sample.looked {
-        families.look.set(&(), unix_seconds(at));
+    families.settings_invalid.set(&(), flag(sample.are_settings_wrong));
+    if let Some(at) = sample.inspected_at {
+        families.inspection.set(&(), unix_seconds(at));
     }
     if let Some(at) = sample.last_success {
         families.last_success.set(&(), unix_seconds(at));
     }
     sample.schedules.iter().for_each(|it| schedule(families, it));
-    if let Some(look) = &sample.look {
-        remembered(families, look);
-        host(families, &look.host);
-        look.guests.iter().for_each(|it| guest(families, it));
+    if let Some(inspection) = &sample.inspection {
+        remembered(families, inspection);
+        host(families, &inspection.host);
+        inspection.guests.iter().for_each(|it| guest(families, it));
     }
 }
 
@@ -90,7 +90,7 @@ fn schedule(families: &DensityScraped, sample: &ScheduleSample) {
 }
 
 /// What is remembered of the host.
-fn remembered(families: &DensityScraped, sample: &LookSample) {
+fn remembered(families: &DensityScraped, sample: &InspectionSample) {
     for level in Level::EVERY {
         families.level.set(&(*level,), flag(*level == sample.level));
     }

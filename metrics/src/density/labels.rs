@@ -45,7 +45,7 @@ fixed_label! {
         WindowOver = "window_over",
         /// Somebody called it off.
         Cancelled = "cancelled",
-        /// The host could not be looked at.
+        /// The host could not be inspected.
         Failed = "failed",
     }
 }
@@ -67,7 +67,7 @@ fixed_label! {
 fixed_label! {
     /// Why a window in which ksmd was driven ended.
     WindowEnd as "end" {
-        /// Everything was looked at, and merging gains hardly anything more.
+        /// Everything was scanned, and merging gains hardly anything more.
         Flat = "flat",
         /// Its time was over.
         TimeUsed = "time_used",
@@ -85,7 +85,7 @@ fixed_label! {
 }
 
 fixed_label! {
-    /// What a look at a guest's pages found. A page may be of several.
+    /// What a survey of a guest's pages found. A page may be of several.
     Finding as "finding" {
         /// They are there, and the guest's own.
         Present = "present",
@@ -95,7 +95,7 @@ fixed_label! {
         Duplicate = "duplicate",
         /// They are as in the guest's template.
         Template = "template",
-        /// They were written between two looks.
+        /// They were written between two samples.
         Written = "written",
     }
 }

@@ -1,8 +1,8 @@
-//! The metrics of memory optimization: what the node saw of its host and guests at its last look,
+//! The metrics of memory optimization: what the node saw of its host and guests at its last inspection,
 //! what it planned and did, and what really came back.
 //!
 //! `catalogue` is the list, `labels` what its labels can say, `sample` the plain values that the
-//! program hands over, `fill` puts them into the families. What is looked at and decided by is
+//! program hands over, `fill` puts them into the families. What is inspected and decided by is
 //! shown as the types of `memopt`.
 
 mod catalogue;
@@ -15,4 +15,4 @@ pub(crate) use fill::{fill, show_zeros};
 pub use labels::{
     Finding, MissedReason, PageSize, RunOutcome, RunTrigger, ScheduleName, Stall, WindowEnd,
 };
-pub use sample::{DensityGuest, DensitySample, LookSample, ScheduleSample, SurveySample};
+pub use sample::{DensityGuest, DensitySample, InspectionSample, ScheduleSample, SurveySample};

@@ -14,10 +14,10 @@ const PAGE_BYTES: u64 = 4096;
 /// What memory optimization has seen and is about to do.
 #[derive(Debug, Clone, Default)]
 pub struct DensitySample {
-    /// The last look at the host and all guests; absent before the first.
-    pub look: Option<LookSample>,
+    /// The last inspection of the host and all guests; absent before the first.
+    pub inspection: Option<InspectionSample>,
     /// When that was, also when it is too old to be shown.
-    pub looked: Option<SystemTime>,
+    pub inspected_at: Option<SystemTime>,
     /// Whether a run is under way.
     pub is_running: bool,
     /// When the last run ended well.
@@ -43,9 +43,9 @@ pub struct ScheduleSample {
     pub missed: Vec<(MissedReason, u64)>,
 }
 
-/// One look.
+/// One inspection of the host and its guests.
 #[derive(Debug, Clone)]
-pub struct LookSample {
+pub struct InspectionSample {
     /// The host.
     pub host: Host,
     /// How short of memory it is.
@@ -69,11 +69,11 @@ pub struct DensityGuest {
     pub is_balloon_stuck: bool,
     /// The actuators that are not used for it.
     pub benched: Vec<Actuator>,
-    /// What a look at its pages found; absent without one.
+    /// What a survey of its pages found; absent without one.
     pub survey: Option<SurveySample>,
 }
 
-/// What a look at a guest's pages found.
+/// What a survey of a guest's pages found.
 #[derive(Debug, Clone)]
 pub struct SurveySample {
     /// How old that is.
@@ -82,7 +82,7 @@ pub struct SurveySample {
     pub found: Vec<(Finding, u64)>,
 }
 
-impl LookSample {
+impl InspectionSample {
     /// What `situation` shows, with what `ledger` remembers of it.
     pub fn new(situation: &Situation, ledger: &Ledger, policy: &Policy) -> Self {
         let guest = |it: &Guest| DensityGuest::new(it, ledger, policy, situation.uptime);

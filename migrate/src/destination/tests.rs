@@ -530,12 +530,12 @@ fn a_source_that_never_comes_is_not_waited_for() {
 #[test]
 fn an_abort_of_the_source_is_reported_with_its_reason() {
     let mut bench = Bench::receiving(1);
-    bench.hear(SourceMessage::Abort(Complaint::new(Reason::Cancelled, "cancelled: ops")));
+    bench.hear(SourceMessage::Abort(Complaint::new(Reason::Cancelled, "cancelled by ops")));
     let actions = bench.tell(Event::Recorded);
     assert_eq!(actions[0], Action::Send(DestinationMessage::Discarded));
     let error = report(&actions).error.clone().unwrap();
     assert_eq!(error.reason, Reason::Cancelled);
-    assert!(error.message.ends_with("the other side gave up: cancelled: ops"));
+    assert!(error.message.ends_with("the other side gave up: cancelled by ops"));
     // The source closes when it has heard.
     assert_eq!(bench.lose_connection(), [Action::Settled]);
 }

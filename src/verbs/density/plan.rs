@@ -57,7 +57,7 @@ fn policy(path: &Path) -> Result<String> {
 
 /// A plan as people read it.
 pub(super) fn text(plan: &Plan) -> String {
-    let wanted = plan.wanted_bytes.map_or_else(|| "all there is".to_owned(), format_size);
+    let wanted = plan.wanted_bytes.map_or_else(|| "as much as possible".to_owned(), format_size);
     let mut lines = vec![
         ("Goal", plan.goal.to_string()),
         ("Wanted", format!("{wanted} (the host is {})", plan.level)),

@@ -47,7 +47,10 @@ fn host(status: &DensityStatus) -> String {
     let mut lines = vec![
         ("Available", format!("{available} of {total} ({share:.0} %, {})", status.level)),
         ("Goal", status.goal.to_string()),
-        ("Settings", status.file.clone().unwrap_or_else(|| "the usual ones".to_owned())),
+        (
+            "Settings",
+            status.file.clone().unwrap_or_else(|| "defaults (no lighter.toml)".to_owned()),
+        ),
     ];
     if let Some(error) = &status.file_error {
         lines.push(("NOT read", error.clone()));

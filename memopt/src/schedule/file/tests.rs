@@ -80,7 +80,7 @@ fn what_is_wrong_is_said_with_line_and_key() {
         ("cron = \"0 0 31 2 *\"", "lighter.toml:2: schedule[0].cron: `0 0 31 2 *` never comes"),
         ("cron = 5", "schedule[0].cron: is written in quotes, not as a number"),
         ("timezone = \"Mars\"", "schedule[0].timezone: this host knows no time zone `Mars`"),
-        ("for = \"two hours\"", "schedule[0].for: `two hours` is no time"),
+        ("for = \"two hours\"", "schedule[0].for: `two hours` is not a time"),
         ("for = \"59s\"", "schedule[0].for: `59s` is not from 1m to 7d"),
         ("for = \"8d\"", "schedule[0].for: `8d` is not from 1m to 7d"),
         ("goal = \"be nice\"", "schedule[0].goal: `be nice` is no goal"),

@@ -1,4 +1,4 @@
-//! What a look at a host and its guests shows on the page.
+//! What an inspection of a host and its guests shows on the page.
 
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -9,7 +9,7 @@ use memopt::situation::{
 };
 use memopt::step::{Action, Step};
 use memopt::verify::Outcome;
-use metrics::{DensitySample, Exporter, LookSample, Snapshot};
+use metrics::{DensitySample, Exporter, InspectionSample, Snapshot};
 
 /// A host with one guest, whose driver has counted so many kills.
 fn situation(seconds: u64, oom_kills: u64) -> Situation {
@@ -52,7 +52,7 @@ fn situation(seconds: u64, oom_kills: u64) -> Situation {
 fn pain_stuck_balloons_and_benches_are_shown() {
     let (mut ledger, policy) = (Ledger::default(), Policy::default());
     ledger.observe(&situation(1, 0), &policy);
-    let calm = LookSample::new(&situation(1, 0), &ledger, &policy);
+    let calm = InspectionSample::new(&situation(1, 0), &ledger, &policy);
     assert!(!calm.guests[0].is_spared && calm.guests[0].benched.is_empty(), "{calm:?}");
     ledger.observe(&situation(100, 2), &policy);
     let resize = Step {
@@ -65,7 +65,7 @@ fn pain_stuck_balloons_and_benches_are_shown() {
     let failed = Outcome::failed(&resize, String::new());
     (0..policy.verify.tries).for_each(|_| ledger.verified(&failed, &policy));
 
-    let seen = LookSample::new(&situation(100, 2), &ledger, &policy);
+    let seen = InspectionSample::new(&situation(100, 2), &ledger, &policy);
 
     let guest = &seen.guests[0];
     assert!(guest.is_spared && guest.demand_bytes > Some(0), "{guest:?}");
@@ -110,7 +110,7 @@ fn what_hosts_and_guests_rarely_show_is_on_the_page() {
     let failed = Outcome::failed(&step, String::new());
     (0..policy.verify.tries).for_each(|_| ledger.verified(&failed, &policy));
     let density = DensitySample {
-        look: Some(LookSample::new(&strained(), &ledger, &policy)),
+        inspection: Some(InspectionSample::new(&strained(), &ledger, &policy)),
         ..Default::default()
     };
     let exporter = Exporter::new("1", "x", UNIX_EPOCH).expect("a sound catalogue");
