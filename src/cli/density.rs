@@ -28,17 +28,17 @@ pub(crate) struct DensityArgs {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub(crate) enum DensityVerb {
-    /// Show what each guest costs, and what the host has left.
+    /// Show the memory that each guest uses, and what the host has left.
     Status(StatusArgs),
     /// Show what would be done, what it would bring and why; changes nothing.
     Plan(PlanArgs),
-    /// Do it, and show what really came back.
+    /// Carry out a plan, and show how much memory really came back.
     Apply(ApplyArgs),
     /// Show what was done: all runs, or one.
     History(HistoryArgs),
     /// Show what lighter.toml schedules next.
     Next(NextArgs),
-    /// End the run under way, whoever began it, after the step that it is at.
+    /// Cancel the current run after its current step.
     Cancel(CancelRunArgs),
 }
 
@@ -114,7 +114,7 @@ pub(crate) struct ApplyArgs {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["goal", "watch"])]
     pub(crate) plan: Option<PathBuf>,
 
-    /// Begin again when it is done, for as long as nobody stops it.
+    /// Repeat until stopped.
     #[arg(long)]
     pub(crate) watch: bool,
 

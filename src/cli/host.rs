@@ -80,7 +80,7 @@ pub(crate) struct NodeArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) metrics_auth: Option<PathBuf>,
 
-    /// Memory that is left to the host whatever guests arrive.
+    /// Memory kept for the host: a guest that would need it is refused.
     #[arg(long, value_parser = parse_size, default_value = "256M", value_name = "SIZE")]
     pub(crate) reserve_memory: u64,
 
@@ -115,12 +115,12 @@ pub(crate) struct NodeArgs {
 /// What a node does about guests that other programs run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ForeignGuestsArg {
-    /// See to their memory, as to that of guests of lighter's.
+    /// Optimize their memory like that of lighter's own guests.
     Act,
-    /// Show what they cost and have, and change nothing of theirs.
+    /// Show their memory, and change nothing.
     #[default]
     Watch,
-    /// Leave them out.
+    /// Ignore them.
     Off,
 }
 

@@ -49,9 +49,9 @@ pub(crate) struct MigrateArgs {
     )]
     pub(crate) destination: Option<String>,
 
-    /// How long the guest may stand still at the hand-over: it is paused when less is expected. If
-    /// it then is not handed over within twice this time and a second (30 s at most, or this time
-    /// and a second if that is longer), it goes on here and the migration fails.
+    /// Longest planned pause of the guest: switchover begins when less is expected. If it takes
+    /// longer than twice this time and a second (30 s at most, or this time and a second if that is
+    /// longer), the migration fails and the guest continues here.
     #[arg(long, value_parser = time_limit, default_value = "300ms", value_name = "TIME")]
     pub(crate) downtime: Duration,
 
@@ -59,7 +59,7 @@ pub(crate) struct MigrateArgs {
     #[arg(long, value_parser = parse_rate, value_name = "RATE")]
     pub(crate) bandwidth: Option<u64>,
 
-    /// Give up after this long; the guest goes on here.
+    /// Give up after this long; the guest continues here.
     #[arg(long, value_parser = time_limit, default_value = "1h", value_name = "TIME")]
     pub(crate) timeout: Duration,
 
@@ -71,19 +71,18 @@ pub(crate) struct MigrateArgs {
     #[arg(long, value_parser = clap::value_parser!(u8).range(1..=16), value_name = "N")]
     pub(crate) connections: Option<u8>,
 
-    /// Send the content of the guest's disks along: the hosts do not share them. The destination
-    /// makes new files, in the folders that its node was started for (`lighter node --disk-dir`);
-    /// the files here are left as they are.
+    /// Copy the guest's disks, for hosts that do not share them. The destination creates new files,
+    /// in the folders that its node was started with (`lighter node --disk-dir`); the files here
+    /// are left as they are.
     #[arg(long)]
     pub(crate) copy_disks: bool,
 
-    /// Where the destination shall have a disk that is sent along; may be given several times
-    /// [default: as here].
+    /// Path of a copied disk at the destination; may be given several times [default: as here].
     #[arg(long, value_parser = disk_path, value_name = "HERE=THERE", requires = "copy_disks")]
     pub(crate) disk_path: Vec<(PathBuf, PathBuf)>,
 
-    /// Replace files that are in the disks' places at the destination, once the guest is handed
-    /// over, unless they are in use.
+    /// Replace files that exist at the disks' paths at the destination, once the guest runs there,
+    /// unless they are in use.
     #[arg(long, requires = "copy_disks")]
     pub(crate) replace_disks: bool,
 
@@ -154,7 +153,7 @@ fn time_limit(text: &str) -> Result<Duration> {
 pub(crate) enum ResolveArg {
     /// Run the copy of the guest that is here. Two guests will run if the other host runs it too.
     Run,
-    /// Throw the copy that is here away. The guest is lost if the other host does not run it.
+    /// Delete the copy on this host. The guest is lost if the other host does not run it.
     Discard,
 }
 
