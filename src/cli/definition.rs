@@ -52,7 +52,7 @@ pub(crate) struct StartArgs {
     /// The guest, which has been defined.
     pub(crate) name: GuestName,
 
-    /// Start it although it may be elsewhere: you know that it runs nowhere.
+    /// Start it even if it may run on another host: only when you know that it does not.
     #[arg(long)]
     pub(crate) force: bool,
 }
@@ -81,7 +81,7 @@ pub(crate) struct AutostartArgs {
     /// The guest, which has been defined.
     pub(crate) name: GuestName,
 
-    /// Do not start it any more.
+    /// No longer start it when the host boots.
     #[arg(long)]
     pub(crate) disable: bool,
 }

@@ -59,7 +59,7 @@ pub(crate) struct RunArgs {
 /// In this terminal, or on its own.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct BackgroundArgs {
-    /// Return once the guest runs; it goes on without this terminal.
+    /// Return once the guest runs; it continues without this terminal.
     #[arg(long, short)]
     pub(crate) detach: bool,
 }
@@ -86,13 +86,12 @@ pub(crate) struct RestoreArgs {
     #[arg(long)]
     pub(crate) name: Option<GuestName>,
 
-    /// Take all disks as they are, also those that were written since the guest was saved: you know
-    /// that they match.
+    /// Use all disks as they are, even if they were written since the guest was saved: only when you
+    /// know that they match.
     #[arg(long = "unsafe")]
     pub(crate) unsafe_disks: bool,
 
-    /// Restore it although a guest of its name may run on another host: use it only when you know
-    /// that it does not.
+    /// Restore it even if the guest may run on another host: only when you know that it does not.
     #[arg(long)]
     pub(crate) force: bool,
 
@@ -123,11 +122,11 @@ pub(crate) struct SaveArgs {
     /// The file to write; an existing one is only replaced when all is written.
     pub(crate) file: PathBuf,
 
-    /// Let the guest go on when it is written. A guest that writes disks needs --disks for it.
+    /// Keep the guest running. If it writes to disks, this needs --disks.
     #[arg(long)]
     pub(crate) keep_running: bool,
 
-    /// Copy the disks that the guest writes, too, for it to be restored on.
+    /// Also copy the disks that the guest writes to; it is restored on the copies.
     #[arg(long)]
     pub(crate) disks: bool,
 }
@@ -184,8 +183,8 @@ pub(crate) struct ResumeArgs {
     /// The guest.
     pub(crate) name: GuestName,
 
-    /// Take all disks as they are, also those that were written since the guest last had them: you
-    /// know that they match.
+    /// Use all disks as they are, even if they were written since the guest last had them: only when
+    /// you know that they match.
     #[arg(long = "unsafe")]
     pub(crate) unsafe_disks: bool,
 }
@@ -261,7 +260,7 @@ pub(crate) struct BalloonArgs {
     /// The guest.
     pub(crate) name: GuestName,
 
-    /// How much memory the guest shall keep, binary units: 512M, 1G.
+    /// Memory that the guest keeps, binary units: 512M, 1G.
     #[arg(value_parser = parse_size)]
     pub(crate) size: Option<u64>,
 
@@ -277,8 +276,8 @@ Examples:
   lighter ls --all
   lighter ls --json")]
 pub(crate) struct ListArgs {
-    /// List the defined guests that do not run, too, and the last guests that have ended, and how
-    /// they did.
+    /// Also list defined guests that do not run, and the last guests that have ended, with the
+    /// reason.
     #[arg(long, short)]
     pub(crate) all: bool,
 

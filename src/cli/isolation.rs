@@ -56,11 +56,11 @@ const ISOLATION: &str = "Isolation";
 /// What becomes of a process that tries another system call.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum SeccompMode {
-    /// It ends, with a message that names the call.
+    /// End the process, with a message that names the call.
     #[default]
     On,
-    /// The kernel's log tells of it, and it goes on.
+    /// Allow it, and log it in the kernel's log.
     Log,
-    /// Nothing.
+    /// Allow it.
     Off,
 }

@@ -53,7 +53,7 @@ pub(crate) struct Cli {
     )]
     pub(crate) state_dir: Option<PathBuf>,
 
-    /// Only look: over the sockets that are open to all users of this host. For ls, show, events,
+    /// Read only, over the sockets that are open to all users of this host. For ls, show, events,
     /// and density status, history and next.
     #[arg(long, short = 'r', global = true, help_heading = "Global options")]
     pub(crate) readonly: bool,
@@ -186,11 +186,11 @@ pub(crate) enum Verb {
     Save(guest::SaveArgs),
     /// Run a guest from a file that `save` wrote.
     Restore(guest::RestoreArgs),
-    /// Write a guest to a file from which many others are started.
+    /// Save a guest as a template from which many others are started.
     Template(guest::TemplateArgs),
-    /// List what guests can be shown of this host's processor.
+    /// List the CPU models that guests can have, and which this host supports.
     CpuModels(host::CpuModelsArgs),
-    /// Make and show the certificates with which hosts know each other.
+    /// Make and show the certificates by which hosts identify each other.
     Certs(host::CertsArgs),
 }
 
