@@ -86,8 +86,8 @@ pub(crate) struct RestoreArgs {
     #[arg(long)]
     pub(crate) name: Option<GuestName>,
 
-    /// Use all disks as they are, even if they were written since the guest was saved: only when you
-    /// know that they match.
+    /// Use all disks as they are, even if they were written since the guest was saved: only when
+    /// you know that they match.
     #[arg(long = "unsafe")]
     pub(crate) unsafe_disks: bool,
 
@@ -183,8 +183,8 @@ pub(crate) struct ResumeArgs {
     /// The guest.
     pub(crate) name: GuestName,
 
-    /// Use all disks as they are, even if they were written since the guest last had them: only when
-    /// you know that they match.
+    /// Use all disks as they are, even if they were written since the guest last had them: only
+    /// when you know that they match.
     #[arg(long = "unsafe")]
     pub(crate) unsafe_disks: bool,
 }
