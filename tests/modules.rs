@@ -93,7 +93,9 @@ fn files_of(top: &Path) -> Vec<(PathBuf, String)> {
     while let Some(path) = left.pop() {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if path.is_dir() {
-            left.extend(fs::read_dir(&path).expect("a folder").map(|entry| entry.unwrap().path()));
+            left.extend(
+                fs::read_dir(&path).expect("a folder").map(|it| it.expect("an entry").path()),
+            );
         } else if path.is_file() && name.ends_with(".rs") && !is_for_tests(&path) {
             let text = production(&fs::read_to_string(&path).expect("a source"));
             found.push((path, text));
@@ -120,7 +122,12 @@ fn is_for_tests(path: &Path) -> bool {
 
 /// Code without comments, and without the tests at the file's end.
 fn production(text: &str) -> String {
-    let end = text.find("\n#[cfg(test)]\nmod tests {").unwrap_or(text.len());
+    let is_tests = |at: &usize| {
+        let declared = text[*at..].lines().nth(2).unwrap_or_default();
+        declared.ends_with("mod tests {")
+    };
+    let marks = text.match_indices("\n#[cfg(test)]\n").map(|(at, _)| at);
+    let end = marks.into_iter().find(is_tests).unwrap_or(text.len());
     let code = text[..end].lines().map(|line| line.split("//").next().unwrap_or_default());
     code.collect::<Vec<_>>().join("\n")
 }

@@ -1,4 +1,5 @@
-//! What a plan consists of and everything else is about: one thing to do, to a guest or to the host.
+//! One thing to do, to a guest or to the host: plans consist of them, and everything else is about
+//! them.
 
 use std::fmt;
 use std::time::Duration;

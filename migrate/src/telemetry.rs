@@ -5,8 +5,7 @@ use std::time::Duration;
 use crate::convergence::DirtyRateMeter;
 use crate::error::MigrationError;
 use crate::phase::Phase;
-use crate::progress::Role;
-use crate::progress::{Progress, Transfer};
+use crate::progress::{Progress, Role, Transfer};
 use crate::protocol::MigrationId;
 use crate::report::{
     MAX_ROUNDS_LISTED, Outcome, PhaseTime, Report, ReportedError, Round, Standstill,

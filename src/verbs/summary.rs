@@ -135,8 +135,7 @@ pub(crate) fn seconds(seconds: f64) -> String {
 pub(super) mod tests {
     use super::*;
     use migrate::MigrationId;
-    use migrate::progress::Role;
-    use migrate::progress::Transfer;
+    use migrate::progress::{Role, Transfer};
     use migrate::report::ReportedError;
 
     /// A source's report with this end.

@@ -398,7 +398,7 @@ pub(crate) fn cpuid_table(
     vcpus: u8,
 ) -> Result<CpuId, ShapeError> {
     cpuid::table(entries, vcpu, vcpus)
-        .ok_or_else(|| ShapeError::Malformed(format!("{} cpuid entries", entries.len())))
+        .ok_or_else(|| ShapeError::Malformed("more cpuid entries than KVM takes".into()))
 }
 
 #[cfg(test)]

@@ -357,8 +357,8 @@ impl Vm {
     /// Replaces everything of the guest but its memory. It stays paused.
     ///
     /// # Errors
-    /// [`Error::WrongState`] unless paused; [`StateError`]; what KVM refuses. After an error the VM
-    /// is of no use any more: drop it.
+    /// [`Error::WrongState`] unless paused; [`StateError`]; [`DeviceError::State`]; what KVM
+    /// refuses. After an error the VM is of no use any more: drop it.
     pub fn load_state(&self, state: &VmState) -> Result<()> {
         let _control = self.control();
         self.expect(RunState::Paused, "load a state")?;

@@ -6,7 +6,7 @@
 //! Each law has its file: `balloon.rs` one balloon, `squeeze.rs` and `share.rs` all balloons
 //! together, `chunks.rs` what a chunk is worth, `domain.rs` who is merged, `afford.rs` what ksmd
 //! has the CPU time for, `ksm.rs` the windows, `need.rs` how much. ADR 16 has the reasons. It
-//! depends on the policy, the ledger and the situation. Start reading at [`Plan`].
+//! depends on steps, the policy, the ledger and the situation. Start reading at [`Plan`].
 
 mod afford;
 mod balloon;

@@ -1,7 +1,7 @@
 //! What the loop does unasked: it gives guests in pain their memory back at once, and begins the
 //! runs that `lighter.toml` schedules.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -31,8 +31,8 @@ pub(super) struct Watch {
     ticked: Option<Instant>,
     /// When all guests were last inspected, as the host's uptime.
     inspected: Duration,
-    /// Guests whose balloons hold memory.
-    inflated: BTreeSet<String>,
+    /// Guests whose balloons hold memory, by name, and whether they answered the last inspection.
+    inflated: BTreeMap<String, bool>,
 }
 
 impl Watch {
@@ -63,26 +63,29 @@ impl Watch {
     }
 
     /// Inspects all guests, or those that are watched, and gives those that need more than their
-    /// balloons leave them all they may have. Returns the names of those whose balloons hold
-    /// memory.
+    /// balloons leave them all they may have. Returns those whose balloons hold memory. One that
+    /// does not answer stays among them once: a process that hangs would hold up the others.
     async fn relieve(
         &self,
         core: &mut Core<'_>,
         all: bool,
-    ) -> Result<BTreeSet<String>, ServiceError> {
+    ) -> Result<BTreeMap<String, bool>, ServiceError> {
         let policy = core.settings.settings.policy.clone();
         let view = match all {
             true => core.inspect(&policy, &none()).await?,
-            false => core.inspect_some(&policy, &self.inflated).await?,
+            false => core.inspect_some(&policy, &self.inflated.keys().cloned().collect()).await?,
         };
         for step in reliefs(core, &view.situation, &policy) {
             core.relieve(step);
         }
-        let holds = |guest: &Guest| {
-            guest.balloon.as_ref().is_some_and(|it| it.target_bytes < guest.memory_bytes)
+        let watched = |guest: Guest| {
+            let (is_watched, answers) = match &guest.balloon {
+                Some(balloon) => (balloon.target_bytes < guest.memory_bytes, true),
+                None => (self.inflated.get(&guest.name) == Some(&true), false),
+            };
+            is_watched.then_some((guest.name, answers))
         };
-        let inflated = view.situation.guests.into_iter().filter(holds);
-        Ok(inflated.map(|guest| guest.name).collect())
+        Ok(view.situation.guests.into_iter().filter_map(watched).collect())
     }
 }
 

@@ -5,7 +5,7 @@
 //! and [`Expectation::check`] what came of it. The ledger benches what does not deliver. Nobody's
 //! word is taken for what the host can measure: a balloon counts by the memory of the guest's
 //! process, merging by the kernel's profit of a guest and that memory, a window of ksmd by the
-//! memory of all guests of its domain. It depends on the plan, the policy and the situation. Start
+//! memory of all guests of its domain. It depends on steps, the policy and the situation. Start
 //! reading at [`Outcome`].
 
 mod expectation;

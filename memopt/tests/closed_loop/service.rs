@@ -1,6 +1,6 @@
 //! The real service on a simulated host, with guests of a simulated hypervisor, in virtual time.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -14,7 +14,7 @@ use memopt::schedule::Moment;
 use memopt::service::{
     self, Client, Clock, Costs, Event, Files, Host, Observed, Observer, RunEnd, ServiceError, Setup,
 };
-use memopt::situation::Guest;
+use memopt::situation::{Guest, Hindrance};
 use memopt::step::Action;
 use memopt::units::{GIB, MIB};
 use tokio::task::LocalSet;
@@ -29,6 +29,10 @@ struct World {
     begun: Instant,
     /// Guests that take a step up and never say so.
     hang: Mutex<BTreeSet<String>>,
+    /// Inspections that a guest will not answer, by its name.
+    deaf: Mutex<BTreeMap<String, usize>>,
+    /// How often guests were inspected by their names.
+    closely: AtomicUsize,
     /// Inspecting guests panics, once.
     breaks: AtomicBool,
     /// So does a step.
@@ -50,6 +54,18 @@ impl World {
 
     fn actual(&self, name: &str) -> u64 {
         self.guests().iter().find(|guest| guest.name == name).expect("a guest").actual
+    }
+
+    /// What is heard of `guest`: nothing but its name when it does not answer.
+    fn heard(&self, guest: Guest) -> Guest {
+        match self.deaf.lock().expect("names").get_mut(&guest.name) {
+            Some(left) if *left > 0 => {
+                *left -= 1;
+                let silent = Some(Hindrance::Unreachable);
+                Guest { hindrance: silent, ..Guest::unknown(guest.name, guest.vmm, guest.pid) }
+            }
+            _ => guest,
+        }
     }
 
     fn is_put_down(&self, guest: &str, to_bytes: u64) -> bool {
@@ -74,7 +90,8 @@ impl Hypervisor for World {
             let names = all.iter().map(|guest| guest.name.clone()).collect();
             let is_asked =
                 |guest: &Guest| which.names.is_none_or(|names| names.contains(&guest.name));
-            let guests = all.into_iter().filter(is_asked).collect();
+            self.closely.fetch_add(which.names.is_some().into(), Ordering::Relaxed);
+            let guests = all.into_iter().filter(is_asked).map(|guest| self.heard(guest)).collect();
             Ok(Inspected { guests, names, missing: Vec::new() })
         })
     }
@@ -197,6 +214,8 @@ impl Bench {
             guests: Mutex::new(guests),
             begun: Instant::now(),
             hang: Mutex::default(),
+            deaf: Mutex::default(),
+            closely: AtomicUsize::default(),
             breaks: AtomicBool::new(false),
             step_breaks: AtomicBool::new(false),
             ledger: ledger.clone(),
@@ -289,6 +308,27 @@ async fn a_guest_in_pain_has_its_memory_back_though_another_ones_process_hangs()
         assert!(bench.world.actual("a") < 3 * GIB, "its process hangs");
         assert_eq!(bench.heard.count("Relieved"), 1);
         client.status().await.expect("an answer");
+    };
+    bench.run(test).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_misses_one_inspection_is_watched_as_closely_as_before() {
+    let bench = Bench::new(64 * GIB, idle(&["a"]), "");
+    let test = async |client: Client| {
+        bench.run_for(&client, Goal::MaxDensity).await;
+        let watched = async |misses| {
+            bench.world.deaf.lock().expect("names").insert("a".to_owned(), misses);
+            let before = bench.world.closely.load(Ordering::Relaxed);
+            sleep(Duration::from_secs(5)).await;
+            bench.world.closely.load(Ordering::Relaxed) - before
+        };
+        let answering = watched(0).await;
+        assert!(answering >= 11, "{answering} in 5 s");
+        let missing_one = watched(1).await;
+        assert!(missing_one + 1 >= answering, "{missing_one} in 5 s");
+        let silent = watched(100).await;
+        assert!(silent < 5, "{silent} in 5 s: it would hold up the others");
     };
     bench.run(test).await;
 }

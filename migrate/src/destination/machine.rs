@@ -10,8 +10,7 @@ use crate::error::{
 };
 use crate::guest::{DiskCopy, GuestDescription, RunState};
 use crate::phase::Phase;
-use crate::progress::Progress;
-use crate::progress::Role;
+use crate::progress::{Progress, Role};
 use crate::protocol::{DestinationMessage, Features, MigrationId, Offer, SourceMessage};
 use crate::record::{DestinationState, RecordSlot};
 use crate::report::Outcome;

@@ -1,5 +1,5 @@
-//! Lists of certificates that are revoked before their time is over (RFC 5280 §5), checked when they
-//! are read.
+//! Lists of certificates that are revoked before their time is over (RFC 5280 §5), checked when
+//! they are read.
 
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, pem};

@@ -3,8 +3,7 @@
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::error::{CancelRefused, OperatorChoice, ResolveRefused};
-use crate::progress::Progress;
-use crate::progress::Role;
+use crate::progress::{Progress, Role};
 use crate::protocol::MigrationId;
 use crate::report::Report;
 use crate::text::PeerText;

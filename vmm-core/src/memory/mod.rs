@@ -16,7 +16,7 @@ mod config;
 pub(crate) mod host;
 mod layout;
 mod mapped;
-pub(crate) mod numa;
+mod numa;
 mod pool;
 mod process;
 mod ram;

@@ -18,7 +18,8 @@ thread_local! {
     static EXIT_FLAG: Cell<*mut u8> = const { Cell::new(ptr::null_mut()) };
 }
 
-/// Makes the current thread one that can be kicked, until dropped. Drop it before the vCPU.
+/// Makes the current thread one that can be kicked, until dropped. It must be dropped before the
+/// vCPU, as `vcpu::thread` does: the handler writes into what the vCPU has mapped.
 #[derive(Debug)]
 pub(crate) struct Kickable {
     tid: libc::pid_t,

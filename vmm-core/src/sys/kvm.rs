@@ -1,4 +1,4 @@
-//! The ioctls that kvm-ioctls lacks or leaves unsafe.
+//! The ioctls that kvm-ioctls lacks, leaves unsafe, or leaves half-way.
 
 use kvm_bindings::{
     KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO, kvm_clear_dirty_log, kvm_device_attr,
@@ -43,7 +43,7 @@ pub(crate) fn create_vm(kvm: &Kvm) -> Result<VmFd, Error> {
 
 /// Registers `region` as KVM memory slot `slot`, or changes its `flags`.
 ///
-/// The region must outlive the VM: whoever owns both drops the VM first.
+/// The region must outlive the VM: `vcpu::Machine`, which owns both, drops the VM first.
 pub(crate) fn set_memory_region(
     vm: &VmFd,
     slot: u32,

@@ -12,7 +12,8 @@ use vmm_sys_util::ioctl_iowr_nr;
 
 use super::PAGE_BYTES;
 
-/// The `ioctl` request that is made here, for whoever confines the process.
+/// The `ioctl` request by which [`PageMap`](crate::memory::PageMap) scans (`PAGEMAP_SCAN` of
+/// `linux/fs.h`), for the confinement of the process.
 pub const PAGEMAP_SCAN_REQUEST: u64 = 0xc060_6610;
 
 ioctl_iowr_nr!(PAGEMAP_SCAN, b'f' as u32, 16, ScanArgument);

@@ -18,8 +18,8 @@ ioctl_iowr_nr!(UFFDIO_API, TYPE, 0x3f, Api);
 ioctl_iowr_nr!(UFFDIO_REGISTER, TYPE, 0x00, Register);
 ioctl_ior_nr!(UFFDIO_UNREGISTER, TYPE, 0x01, Addresses);
 
-/// The requests with which memory is write-protected, for whoever confines the process of a guest
-/// that has a template.
+/// The requests with which memory is write-protected (`UFFDIO_REGISTER` and `UFFDIO_UNREGISTER` of
+/// `linux/userfaultfd.h`), for the confinement of the process of a guest that has a template.
 pub const WRITE_PROTECTION_REQUESTS: [u64; 2] = [0xc020_aa00, 0x8010_aa01];
 
 /// `UFFD_API`.

@@ -70,6 +70,9 @@ pub(crate) enum Progress {
 }
 
 /// A type of device. Its offered features and queues do not change once it is made.
+///
+/// The bus and the backend find a disk, a network device and the balloon by their type (`Any`): a
+/// device that wraps another one would hide it.
 pub(crate) trait Device: Any + Send + Debug {
     /// Its type.
     fn kind(&self) -> DeviceKind;
