@@ -1,5 +1,5 @@
-//! The metrics of memory optimization: what the node saw of its host and guests at its last inspection,
-//! what it planned and did, and what really came back.
+//! The metrics of memory optimization: what the node saw of its host and guests at its last
+//! inspection, what it planned and did, and what really came back.
 //!
 //! `catalogue` is the list, `labels` what its labels can say, `sample` the plain values that the
 //! program hands over, `fill` puts them into the families. What is inspected and decided by is
