@@ -16,7 +16,7 @@ fn a_name_is_taken_until_its_claim_is_dropped() {
     let (_folder, state) = StateDir::temporary();
     let guest = state.guest(&name("web"));
     let claim = guest.claim().unwrap();
-    assert!(guest.claim().unwrap_err().to_string().contains("taken"));
+    assert!(guest.claim().unwrap_err().to_string().contains("already running"));
     assert_eq!(state.live_guests().unwrap().len(), 1);
 
     drop(claim);

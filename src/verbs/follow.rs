@@ -324,7 +324,7 @@ mod tests {
         let error = failure(scene.follower.to_the_end(interrupts, |_| ())).await;
 
         assert_eq!(exit::of_error(&error), Exit::Unwatched);
-        assert!(error.to_string().contains("not waited for"), "{error}");
+        assert!(error.to_string().contains("not waiting for it"), "{error}");
     }
 
     #[tokio::test]
