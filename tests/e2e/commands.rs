@@ -149,7 +149,7 @@ fn a_name_is_taken_once() {
     let pair = Pair::without_nodes();
     Guest::start(&pair.a, &GuestPlan::default());
     let second = pair.a.run(&["run", "--detach", "--name", "web-1", "--memory", "64M"]);
-    second.complains(Exit::Failed, &["lighter: ", "web-1", "taken"]);
+    second.complains(Exit::Failed, &["lighter: ", "web-1", "already running"]);
     nothing_left_behind(&[&pair.a]);
 }
 

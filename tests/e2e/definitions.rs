@@ -69,7 +69,7 @@ fn a_defined_guest_is_shown_while_it_is_off_and_started_by_its_name() {
     assert_eq!(shown["labels"]["team"], "shop", "{shown:#}");
     assert!(shown["definition"].as_str().is_some_and(|it| it.ends_with("web-1.toml")), "{shown:#}");
     assert_eq!(list_all(&pair.a).len(), 1, "one that runs is not off as well");
-    pair.a.run(&["start", "web-1"]).complains(Exit::Failed, &["web-1", "taken"]);
+    pair.a.run(&["start", "web-1"]).complains(Exit::Failed, &["web-1", "already running"]);
 
     pair.a.run(&["destroy", "web-1"]).ok();
     guest_is_gone(&[&pair.a], "web-1");

@@ -20,7 +20,7 @@ use crate::moved_elsewhere::{self, MovedElsewhere};
 /// is expected and either sign may come back; and nothing here fails.
 const MOVED_ELSEWHERE: [MovedElsewhere; 4] = [
     (
-        "metrics/tests/look.rs",
+        "metrics/tests/inspection.rs",
         "what_hosts_and_guests_rarely_show_is_on_the_page",
         &[
             "lighter_balloon_reported_bytes_total",
