@@ -90,7 +90,7 @@ impl BlockDevice {
         })
     }
 
-    /// The disk's content, for whoever copies it while the guest runs.
+    /// The disk's content, to be copied while the guest runs.
     pub(crate) fn content(&self) -> Arc<DiskContent> {
         Arc::clone(&self.content)
     }

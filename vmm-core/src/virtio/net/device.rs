@@ -67,7 +67,7 @@ impl NetDevice {
         Ok(Self::on(Box::new(Tap::open(config)?), config))
     }
 
-    /// What is counted of it, for whoever wants to know while it works.
+    /// What is counted of it, to be read while it works.
     pub(crate) fn meter(&self) -> Arc<NetMeter> {
         Arc::clone(&self.meter)
     }

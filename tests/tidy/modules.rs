@@ -2,8 +2,9 @@
 //! without cycles, but for those below. Without this, a reader of one module has to read all.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::path::{Path, PathBuf};
+
+use super::{Source, sources};
 
 /// Folders of the crates' sources.
 const CRATES: [&str; 5] = ["vmm-core/src", "migrate/src", "memopt/src", "metrics/src", "src"];
@@ -24,7 +25,8 @@ type Graph = BTreeMap<String, BTreeSet<String>>;
 
 /// The modules of one crate, and what they use.
 struct Crate {
-    folder: &'static str,
+    /// Its sources without tests, and where their modules lie.
+    sources: Vec<(PathBuf, String)>,
     modules: BTreeSet<String>,
     /// Names that the crate's root takes from a module.
     names: BTreeMap<String, String>,
@@ -32,25 +34,31 @@ struct Crate {
 
 impl Crate {
     fn read(folder: &'static str) -> Self {
-        let entries = fs::read_dir(root().join(folder)).expect("a folder");
-        let stem = |path: PathBuf| path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
-        let modules: BTreeSet<_> = entries
-            .filter_map(|entry| stem(entry.expect("an entry").path()))
-            .filter(|name| !["lib", "main"].contains(&name.as_str()))
+        let sources: Vec<_> = sources().into_iter().map(|it| (place(&it), it.text)).collect();
+        let for_tests: Vec<_> = sources
+            .iter()
+            .flat_map(|(place, text)| modules_for_tests(text).map(|name| place.join(name)))
             .collect();
-        let mut found = Self { folder, modules, names: BTreeMap::new() };
-        let file = root().join(folder).join("lib.rs");
-        let text = fs::read_to_string(file).map(|text| production(&text)).unwrap_or_default();
-        for tree in text.split("use ").skip(1).filter_map(|rest| rest.split(';').next()) {
-            for path in paths(tree.trim()) {
-                if let [module, .., name] = &path[..]
-                    && found.modules.contains(module)
-                {
-                    found.names.insert(name.clone(), module.clone());
+        let is_production = |place: &Path| !for_tests.iter().any(|tests| place.starts_with(tests));
+        let sources: Vec<_> = sources
+            .into_iter()
+            .filter(|(place, _)| place.starts_with(folder) && is_production(place))
+            .map(|(place, text)| (within(&place, folder), production(&text)))
+            .collect();
+        let modules: BTreeSet<_> = sources.iter().filter_map(|(place, _)| first(place)).collect();
+        let mut names = BTreeMap::new();
+        for (_, text) in sources.iter().filter(|(place, _)| first(place).is_none()) {
+            for tree in text.split("use ").skip(1).filter_map(|rest| rest.split(';').next()) {
+                for path in paths(tree.trim()) {
+                    if let [module, .., name] = &path[..]
+                        && modules.contains(module)
+                    {
+                        names.insert(name.clone(), module.clone());
+                    }
                 }
             }
         }
-        found
+        Self { sources, modules, names }
     }
 
     /// The module that a path from the crate's root leads into.
@@ -61,62 +69,43 @@ impl Crate {
 
     fn graph(&self) -> Graph {
         let mut graph = Graph::new();
-        for module in &self.modules {
+        for (place, text) in &self.sources {
+            let Some(module) = first(place) else { continue };
             let used = graph.entry(module.clone()).or_default();
-            let top = root().join(self.folder).join(module);
-            for (path, text) in files_of(&top) {
-                // What `super` means there.
-                let up = path.strip_prefix(&top).map_or(1, |rest| match rest.ends_with("mod.rs") {
-                    true => rest.components().count(),
-                    false => rest.components().count() + 1,
-                });
-                for start in ["crate::".to_owned(), "super::".repeat(up)] {
-                    let uses = text.split(start.as_str()).skip(1);
-                    let paths = uses.flat_map(|rest| paths(first_tree(rest)));
-                    used.extend(paths.filter_map(|path| self.module(&path).cloned()));
-                }
+            // `super` as often as it takes to the root.
+            let supers = "super::".repeat(place.components().count());
+            for start in ["crate::", &supers] {
+                let uses = text.split(start).skip(1);
+                let paths = uses.flat_map(|rest| paths(first_tree(rest)));
+                used.extend(paths.filter_map(|path| self.module(&path).cloned()));
             }
-            used.remove(module);
+            used.remove(&module);
         }
         graph
     }
 }
 
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
+/// Where the module of `source` lies: `src/boot` for `src/boot.rs` and for `src/boot/mod.rs`.
+fn place(source: &Source) -> PathBuf {
+    let path = PathBuf::from(source.name()).with_extension("");
+    let is_root = ["mod", "lib", "main"].iter().any(|name| path.ends_with(name));
+    if is_root { path.parent().unwrap_or(&path).to_path_buf() } else { path }
 }
 
-/// A module's sources without tests: `top.rs`, and what is in the folder `top`.
-fn files_of(top: &Path) -> Vec<(PathBuf, String)> {
-    let mut found = Vec::new();
-    let mut left = vec![top.with_extension("rs"), top.to_path_buf()];
-    while let Some(path) = left.pop() {
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if path.is_dir() {
-            left.extend(
-                fs::read_dir(&path).expect("a folder").map(|it| it.expect("an entry").path()),
-            );
-        } else if path.is_file() && name.ends_with(".rs") && !is_for_tests(&path) {
-            let text = production(&fs::read_to_string(&path).expect("a source"));
-            found.push((path, text));
-        }
-    }
-    found
+fn within(place: &Path, folder: &str) -> PathBuf {
+    place.strip_prefix(folder).unwrap_or(place).to_path_buf()
 }
 
-/// Whether a file is a module for tests, or of one: where it is declared, there is `cfg(test)`
-/// before it.
-fn is_for_tests(path: &Path) -> bool {
-    path.ancestors().take_while(|path| *path != root()).any(|path| {
-        let Some(name) = path.file_stem().map(|stem| stem.to_string_lossy()) else { return false };
-        let Some(folder) = path.parent() else { return false };
-        let parents = [folder.join("mod.rs"), folder.join("lib.rs"), folder.with_extension("rs")];
-        parents.iter().filter_map(|parent| fs::read_to_string(parent).ok()).any(|text| {
-            text.split("#[cfg(test)]\n").skip(1).any(|rest| {
-                let line = rest.lines().find(|line| !line.starts_with("#[")).unwrap_or_default();
-                line.ends_with(&format!("mod {name};"))
-            })
-        })
+/// The outermost module at `place` in a crate; none at its root.
+fn first(place: &Path) -> Option<String> {
+    place.iter().next().map(|name| name.to_string_lossy().into_owned())
+}
+
+/// Modules in files of their own that `text` declares for tests.
+fn modules_for_tests(text: &str) -> impl Iterator<Item = &str> {
+    text.split("#[cfg(test)]\n").skip(1).filter_map(|rest| {
+        let line = rest.lines().find(|line| !line.trim_start().starts_with("#["))?;
+        line.strip_suffix(';')?.rsplit_once("mod ").map(|(_, name)| name)
     })
 }
 
@@ -126,8 +115,8 @@ fn production(text: &str) -> String {
         let declared = text[*at..].lines().nth(2).unwrap_or_default();
         declared.ends_with("mod tests {")
     };
-    let marks = text.match_indices("\n#[cfg(test)]\n").map(|(at, _)| at);
-    let end = marks.into_iter().find(is_tests).unwrap_or(text.len());
+    let mut marks = text.match_indices("\n#[cfg(test)]\n").map(|(at, _)| at);
+    let end = marks.find(is_tests).unwrap_or(text.len());
     let code = text[..end].lines().map(|line| line.split("//").next().unwrap_or_default());
     code.collect::<Vec<_>>().join("\n")
 }
