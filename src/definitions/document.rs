@@ -440,7 +440,7 @@ tap = "tap-db"
             std::fs::write(&path, content).unwrap();
             format!("{:#}", Document::read(&path).unwrap_err())
         };
-        assert!(complain(&[0xff]).contains("web.toml: it is no text in UTF-8"));
+        assert!(complain(&[0xff]).contains("web.toml: it is not valid UTF-8"));
         assert!(complain(&vec![b' '; 1 << 17]).contains("web.toml: it is too large"));
         assert!(complain(b"cpus = 1\nx = 1").contains("web.toml:2: x: "));
         assert!(format!("{:#}", Document::read(folder.path()).unwrap_err()).contains("a folder"));
