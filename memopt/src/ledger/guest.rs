@@ -84,7 +84,9 @@ impl GuestLedger {
         self.watch_movement(balloon, now, policy);
         let cause = match &balloon.statistics {
             Some(statistics) => self.read(guest, balloon, statistics, now, policy),
-            None => self.counters.and_then(|counters| self.silence(counters.at(), now, policy)),
+            None => {
+                self.counters.as_ref().and_then(|counters| self.silence(counters.at(), now, policy))
+            }
         };
         if let Some(cause) = cause {
             self.hurt(cause, now, &policy.balloon);
@@ -129,7 +131,7 @@ impl GuestLedger {
         statistics: &Statistics,
         at: Duration,
     ) {
-        if self.counters.is_some_and(|counters| counters.went_back(statistics)) {
+        if self.counters.as_ref().is_some_and(|counters| counters.went_back(statistics)) {
             // It began anew.
             self.unseen_bytes = 0;
         }

@@ -1,7 +1,7 @@
 //! Signs that a guest is short of memory, from what its statistics count.
 
-use std::fmt;
 use std::time::Duration;
+use std::{fmt, iter};
 
 use serde::{Deserialize, Serialize};
 
@@ -60,19 +60,33 @@ impl fmt::Display for PainCause {
 /// no storm, and a storm is not divided among them.
 const SPAN: Duration = Duration::from_secs(1);
 
+/// So many looks within [`SPAN`] are remembered; of more, the latest.
+const RECENT_MAX: usize = 8;
+
+/// What a guest's counters said at a time.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Sample {
+    at: Duration,
+    statistics: Statistics,
+}
+
 /// The counters of a guest from which its growth is told, and when they were taken.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Counters {
+    /// The latest that is a [`SPAN`] older than the newest, if any is.
     at: Duration,
     last: Statistics,
     /// The time of the newest statistics.
     #[serde(default)]
     heard: Duration,
+    /// Those since, oldest first. The next node does without.
+    #[serde(skip)]
+    recent: Vec<Sample>,
 }
 
 impl Counters {
     pub(super) fn new(statistics: &Statistics, at: Duration) -> Self {
-        Self { at, last: *statistics, heard: at }
+        Self { at, last: *statistics, heard: at, recent: Vec::new() }
     }
 
     /// The time of the newest statistics.
@@ -82,7 +96,8 @@ impl Counters {
 
     /// Whether a counter of newer statistics went back: the guest began anew.
     pub(super) fn went_back(&self, statistics: &Statistics) -> bool {
-        went_back(&self.last, statistics)
+        let newest = self.recent.last().map_or(&self.last, |sample| &sample.statistics);
+        went_back(newest, statistics)
     }
 
     /// Takes in newer statistics; says what pain they show. A counter that went back means that the
@@ -93,14 +108,33 @@ impl Counters {
         at: Duration,
         policy: &PainPolicy,
     ) -> Option<PainCause> {
-        self.heard = self.heard.max(at);
-        let span = at.saturating_sub(self.at);
         let began_anew = self.went_back(statistics);
-        let cause = if began_anew { None } else { cause(&self.last, statistics, span, policy) };
-        if began_anew || cause.is_some() || span >= SPAN {
-            *self = Self { at: at.max(self.at), last: *statistics, heard: self.heard };
+        let newest = at.max(self.at());
+        self.forget_before(at);
+        let since = |(before, then): (&Statistics, Duration)| {
+            cause(before, statistics, at.saturating_sub(then), policy)
+        };
+        let recent = self.recent.iter().map(|sample| (&sample.statistics, sample.at));
+        let mut looks = iter::once((&self.last, self.at)).chain(recent);
+        let cause = if began_anew { None } else { looks.find_map(since) };
+        if began_anew || cause.is_some() {
+            *self = Self::new(statistics, newest);
+        } else if at > self.at() {
+            if self.recent.len() == RECENT_MAX {
+                self.recent.remove(0);
+            }
+            self.recent.push(Sample { at, statistics: *statistics });
         }
+        self.heard = newest;
         cause
+    }
+
+    /// Growth until `at` is told since the latest that is a [`SPAN`] older, and each after it.
+    fn forget_before(&mut self, at: Duration) {
+        let old = self.recent.iter().take_while(|sample| sample.at + SPAN <= at).count();
+        if let Some(Sample { at, statistics }) = self.recent.drain(..old).next_back() {
+            (self.at, self.last) = (at, statistics);
+        }
     }
 }
 

@@ -169,6 +169,26 @@ fn rates_are_the_same_however_often_somebody_looks() {
 }
 
 #[test]
+fn pain_is_seen_within_a_second_of_its_beginning_whenever_that_is() {
+    let mut late = Vec::new();
+    for begins_ms in (10_000..12_000_u64).step_by(50) {
+        let mut ledger = Ledger::default();
+        let seen = (0_u64..).map(|round| round * 400).find(|&ms| {
+            let mut look = using(0, GIB);
+            look.uptime += Duration::from_millis(ms);
+            // 150 each second, from then on.
+            said(&mut look.guests[0]).major_faults =
+                Some(ms.saturating_sub(begins_ms) * 150 / 1000);
+            ledger.observe(&look, &Policy::default());
+            ledger.guests["a"].pain.is_some()
+        });
+        late.push(seen.expect("some time") - begins_ms);
+    }
+    // 100 faults take 667 ms, and the next look may be 400 ms later.
+    assert!(late.iter().all(|&ms| ms <= 667 + 400), "{late:?}");
+}
+
+#[test]
 fn pain_that_comes_back_is_spared_for_longer() {
     let mut ledger = Ledger::default();
     let mut spared = Vec::new();
