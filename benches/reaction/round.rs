@@ -8,8 +8,7 @@ use super::linux::{ALL_BYTES, Linux};
 /// Leaves the guest half of what its cache needs. A fault that waits for the disk takes 20 ms and
 /// more where KVM emulates the guest's kernel: there cannot be a hundred each second, at which the
 /// usual policy calls it pain. While its driver inflates the balloon, which takes half a minute, it
-/// answers no question, and a balloon that is on its way gives back less than was expected: neither
-/// is to end the squeeze before the guest reads.
+/// answers no question: that is not to end the squeeze before the guest reads.
 const POLICY: &str = r#"
 goal = "max density"
 actuators = ["balloon"]
@@ -19,14 +18,9 @@ reserve-min = "8MiB"
 reserve = "10%"
 floor = "10%"
 step = "50%"
-step-max = "128MiB"
-fast = "1s"
-slow = "1s"
+timeout = "5m"
 [pain]
 major-faults = 10
-stale-after = "5m"
-[verify]
-tries = 100
 "#;
 /// What the node says when it gives a guest in pain its memory back.
 const HURTS: &str = "it hurts: ";

@@ -29,8 +29,6 @@ step = "20%"
 gain-min = "1MiB"
 window = "30s"
 pause = "10s"
-survey-age = "2m"
-domain-stay = "1m"
 "#;
 /// A run every minute, which is over when the next one begins.
 const SCHEDULE: &str = r#"

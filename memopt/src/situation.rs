@@ -324,6 +324,17 @@ pub struct Survey {
     pub chunks: Vec<Chunk>,
 }
 
+impl Survey {
+    /// What was found longer ago decides nothing.
+    const AGE_MAX: Duration = Duration::from_secs(1800);
+
+    /// Whether it may decide anything.
+    #[must_use]
+    pub fn is_recent(&self) -> bool {
+        self.age <= Self::AGE_MAX
+    }
+}
+
 /// One chunk of 2 MiB of a guest's RAM.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Chunk {

@@ -1,30 +1,34 @@
-//! The reference of the policy says what the presets are: each of its rows, written into a policy,
-//! changes nothing.
+//! The reference of the policy says what the presets are: each row of its first table, written into
+//! a policy, changes nothing, and each of the second is what the policy of the preset has.
 
 use std::collections::BTreeSet;
 
 use memopt::policy::{Policy, Preset};
+use memopt::units::{parse_duration, parse_share, parse_size};
+use serde_json::Value;
 
 const REFERENCE: &str = include_str!("../../docs/density-policy.md");
 
-/// The rows of the table of presets: field, and the values of the three.
-fn rows() -> Vec<(String, [String; 3])> {
+/// A row: field, and the values of the three presets.
+type Row = (String, [String; 3]);
+
+/// The tables of presets: the keys of the file, and what else presets decide.
+fn tables() -> [Vec<Row>; 2] {
     let (presets, _) = REFERENCE.split_once("\n## Schedules\n").expect("what comes after");
-    let rows = presets.lines().filter_map(|line| line.strip_prefix("| `"));
-    rows.map(|row| {
-        let (field, values) = row.split_once("` |").expect("a field in backquotes");
-        let values: Vec<&str> = values.split('|').map(str::trim).collect();
-        let of = |index: usize| values[index].to_owned();
-        (field.to_owned(), [of(0), of(1), of(2)])
-    })
-    .collect()
+    let (keys, rest) = presets.split_once("\nA preset decides more").expect("the second table");
+    [keys, rest].map(|text| text.lines().filter_map(row).collect())
+}
+
+fn row(line: &str) -> Option<Row> {
+    let (field, values) = line.strip_prefix("| `")?.split_once("` |").expect("a field");
+    let values: Vec<&str> = values.split('|').map(str::trim).collect();
+    let of = |index: usize| values[index].to_owned();
+    Some((field.to_owned(), [of(0), of(1), of(2)]))
 }
 
 /// `value` as TOML: numbers as they are, `a, b` as a list, all else as a text.
 fn toml(field: &str, value: &str) -> String {
-    let counts =
-        ["red-factor", "stalls", "faults", "second", "passes", "gain", "chunks-max", "tries"];
-    if counts.iter().any(|count| field.ends_with(count)) {
+    if ["faults", "second"].iter().any(|count| field.ends_with(count)) {
         return value.to_owned();
     }
     if field == "actuators" {
@@ -45,9 +49,21 @@ fn with(preset: Preset, field: &str, value: &str) -> Policy {
     Policy::parse(&text, "docs/density-policy.md").unwrap_or_else(|error| panic!("{error}"))
 }
 
+/// Whether `text` is how people read `value`.
+fn reads_as(text: &str, value: &Value) -> bool {
+    if let Some(seconds) = value.get("secs") {
+        return parse_duration(text).is_ok_and(|time| *seconds == time.as_secs());
+    }
+    let number = value.as_f64().expect("a number");
+    let size = text.strip_suffix("/s").unwrap_or(text);
+    let all = [text.parse().ok(), parse_share(text).ok(), parse_size(size).ok().map(|it| it as f64)];
+    all.into_iter().flatten().any(|read: f64| (read - number).abs() < 1e-9)
+}
+
 #[test]
-fn every_row_says_what_the_presets_are() {
-    for (field, values) in rows() {
+fn every_key_says_what_the_presets_are() {
+    let [keys, _] = tables();
+    for (field, values) in keys {
         for (preset, value) in Preset::ALL.into_iter().zip(&values) {
             assert_eq!(with(preset, &field, value), preset.policy(), "{field} of {preset}");
         }
@@ -55,8 +71,21 @@ fn every_row_says_what_the_presets_are() {
 }
 
 #[test]
+fn what_presets_decide_is_as_the_reference_says() {
+    let [_, decided] = tables();
+    for (field, values) in decided {
+        for (preset, text) in Preset::ALL.into_iter().zip(&values) {
+            let policy = serde_json::to_value(preset.policy()).expect("JSON");
+            let value = policy.pointer(&format!("/{}", field.replace('.', "/")));
+            let value = value.unwrap_or_else(|| panic!("no preset decides {field}"));
+            assert!(reads_as(text, value), "{field} of {preset}: {text}, and it is {value}");
+        }
+    }
+}
+
+#[test]
 fn every_field_has_a_row() {
-    let rows: BTreeSet<String> = rows().into_iter().map(|(field, _)| field).collect();
+    let rows: BTreeSet<String> = tables().into_iter().flatten().map(|(field, _)| field).collect();
     let policy = serde_json::to_value(Policy::default()).expect("JSON");
     let mut fields = 0;
     for (section, value) in policy.as_object().expect("an object") {

@@ -63,7 +63,7 @@ fn pain_stuck_balloons_and_benches_are_shown() {
         pid: None,
     };
     let failed = Outcome::failed(&resize, String::new());
-    (0..policy.verify.tries).for_each(|_| ledger.verified(&failed, &policy));
+    (0..2).for_each(|_| ledger.verified(&failed));
 
     let seen = InspectionSample::new(&situation(100, 2), &ledger, &policy);
 
@@ -108,7 +108,7 @@ fn what_hosts_and_guests_rarely_show_is_on_the_page() {
     let (cpu, reason) = (Duration::ZERO, String::new());
     let step = Step { action, expected_bytes: 1, cpu, reason, pid: None };
     let failed = Outcome::failed(&step, String::new());
-    (0..policy.verify.tries).for_each(|_| ledger.verified(&failed, &policy));
+    (0..2).for_each(|_| ledger.verified(&failed));
     let density = DensitySample {
         inspection: Some(InspectionSample::new(&strained(), &ledger, &policy)),
         ..Default::default()

@@ -23,9 +23,7 @@ dead-band-min = "2MiB"
 reserve-min = "8MiB"
 floor = "10%"
 step = "20%"
-stuck-after = "5m"
-[pain]
-stale-after = "5m"
+timeout = "5m"
 "#;
 
 /// How long a schedule's run may take: it begins within a minute, and takes another, in which

@@ -18,10 +18,7 @@ actuators = ["merge"]
 gain-min = "4MiB"
 cpu = "60%"
 window = "10m"
-passes = 2
 pause = "0s"
-switch-gain = 1
-domain-stay = "0s"
 "#;
 
 fn start(host: &Host, name: &str, domain: &str, memory: &str) -> Guest {

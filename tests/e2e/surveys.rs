@@ -248,7 +248,6 @@ actuators = ["merge", "huge"]
 gain-min = "4MiB"
 cpu = "60%"
 window = "10m"
-passes = 2
 "#;
 
 #[test]

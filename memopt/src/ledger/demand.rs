@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::policy::BalloonPolicy;
 use crate::situation::{Balloon, Guest, Statistics};
+
+/// How long the fast average remembers.
+const FAST: Duration = Duration::from_secs(60);
 
 /// What a guest uses of what it sees, in bytes: the largest of now and of two averages, as ESX
 /// estimates working sets (Waldspurger, OSDI 2002, 5.3).
@@ -27,14 +29,14 @@ impl Demand {
         Self { now_bytes: bytes, fast_bytes: bytes, slow_bytes: bytes, at }
     }
 
-    /// The one after `bytes` were needed at `at`. Statistics that are not newer change nothing but
-    /// what is needed now.
-    pub(super) fn next(self, bytes: u64, at: Duration, policy: &BalloonPolicy) -> Self {
+    /// The one after `bytes` were needed at `at`, whose slow average remembers for `slow`.
+    /// Statistics that are not newer change nothing but what is needed now.
+    pub(super) fn next(self, bytes: u64, at: Duration, slow: Duration) -> Self {
         let passed = at.saturating_sub(self.at);
         Self {
             now_bytes: bytes,
-            fast_bytes: towards(self.fast_bytes, bytes, passed, policy.fast),
-            slow_bytes: towards(self.slow_bytes, bytes, passed, policy.slow),
+            fast_bytes: towards(self.fast_bytes, bytes, passed, FAST),
+            slow_bytes: towards(self.slow_bytes, bytes, passed, slow),
             at: at.max(self.at),
         }
     }

@@ -80,7 +80,7 @@ impl GuestLedger {
             return;
         }
         let Some(balloon) = &guest.balloon else { return };
-        self.turns.observe(balloon.target_bytes, now, policy.balloon.turns_within);
+        self.turns.observe(balloon.target_bytes, now);
         self.watch_movement(balloon, now, policy);
         let cause = match &balloon.statistics {
             Some(statistics) => self.read(guest, balloon, statistics, now, policy),
@@ -108,7 +108,7 @@ impl GuestLedger {
         }
         self.learn_unseen(guest, balloon, statistics, at);
         if let Some(used) = used_bytes(guest, balloon, statistics, self.unseen_bytes) {
-            let next = |demand: Demand| demand.next(used, at, &policy.balloon);
+            let next = |demand: Demand| demand.next(used, at, policy.balloon.slow);
             self.demand = Some(self.demand.map_or_else(|| Demand::new(used, at), next));
         }
         match &mut self.counters {
@@ -148,7 +148,7 @@ impl GuestLedger {
     /// Pain when nothing was said since `at` for too long.
     fn silence(&self, at: Duration, now: Duration, policy: &Policy) -> Option<PainCause> {
         let silent = now.saturating_sub(at.max(self.excused));
-        (silent > policy.pain.stale_after).then_some(PainCause::Silent(silent))
+        (silent > policy.balloon.timeout).then_some(PainCause::Silent(silent))
     }
 
     fn hurt(&mut self, cause: PainCause, now: Duration, policy: &BalloonPolicy) {
@@ -178,10 +178,10 @@ impl GuestLedger {
             self.still.map_or(actual, |(_, kept, _)| if since == now { actual } else { kept });
         self.still = Some((target, kept, since));
         if self.is_stuck(balloon, now, &policy.balloon) && self.free_of_bench(now) {
-            let time = Span(policy.balloon.stuck_after);
+            let time = Span(policy.balloon.timeout);
             let reason = format!("the balloon did not move for {time} when asked to inflate");
             let standing = self.standings.entry(Actuator::Balloon).or_default();
-            standing.bench(reason, now, &policy.verify);
+            standing.bench(reason, now);
         }
     }
 
@@ -196,7 +196,7 @@ impl GuestLedger {
     pub fn is_stuck(&self, balloon: &Balloon, now: Duration, policy: &BalloonPolicy) -> bool {
         let is_asked = balloon.target_bytes.saturating_add(STILL_BYTES) < balloon.actual_bytes;
         let since = self.still.map_or(now, |(_, _, since)| since);
-        balloon.has_driver && is_asked && now.saturating_sub(since) >= policy.stuck_after
+        balloon.has_driver && is_asked && now.saturating_sub(since) >= policy.timeout
     }
 
     /// What it needs: what it uses, damped, and what it never sees. Absent while it has not said.

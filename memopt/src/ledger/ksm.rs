@@ -13,6 +13,12 @@ use crate::situation::{Host, Ksm};
 /// when all differed, 290,000 when half were equal (EPYC, nested).
 const PAGES_PER_CPU_SECOND: u64 = 171_000;
 
+/// A window ends after so many full scans in which the profit stayed flat. A page is merged in its
+/// second at the earliest.
+const PASSES: u64 = 3;
+/// A profit that grew by less than this share of itself is flat.
+const FLAT: f64 = 0.01;
+
 /// What is remembered of the kernel's merging.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct KsmLedger {
@@ -156,11 +162,10 @@ impl Window {
             Some((marked_scans, marked_profit)) if scans >= marked_scans => {
                 let grown = profit.saturating_sub(marked_profit);
                 // 1 MiB: a profit of nothing does not grow by a share of itself.
-                let flat =
-                    ((marked_profit.unsigned_abs() as f64 * policy.flat) as i64).max(1 << 20);
+                let flat = ((marked_profit.unsigned_abs() as f64 * FLAT) as i64).max(1 << 20);
                 if grown > flat {
                     self.mark = Some((scans, profit));
-                } else if scans - marked_scans >= policy.passes {
+                } else if scans - marked_scans >= PASSES {
                     self.end = Some(WindowEnd::Flat);
                 }
             }

@@ -165,7 +165,7 @@ impl Ledger {
     }
 
     /// Takes in what came of a step; an actuator that has failed often enough is benched.
-    pub fn verified(&mut self, outcome: &Outcome, policy: &Policy) {
+    pub fn verified(&mut self, outcome: &Outcome) {
         let now = self.uptime;
         let standings = match &outcome.guest {
             Some(name) => match self.guests.get_mut(name) {
@@ -175,7 +175,7 @@ impl Ledger {
             None => &mut self.host,
         };
         let standing = standings.entry(outcome.actuator).or_default();
-        standing.judge(outcome, now, &policy.verify);
+        standing.judge(outcome, now);
     }
 
     /// Why `actuator` is benched for `guest`, or for the host itself when that is `None`; absent

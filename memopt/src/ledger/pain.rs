@@ -64,7 +64,7 @@ const SPAN: Duration = Duration::from_secs(1);
 const RECENT_MAX: usize = 8;
 
 /// What a guest's counters said at a time.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 struct Sample {
     at: Duration,
     statistics: Statistics,
@@ -79,8 +79,8 @@ pub(super) struct Counters {
     /// The time of the newest statistics.
     #[serde(default)]
     heard: Duration,
-    /// Those since, oldest first. The next node does without.
-    #[serde(skip)]
+    /// Those since, oldest first.
+    #[serde(default)]
     recent: Vec<Sample>,
 }
 

@@ -4,9 +4,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::policy::VerifyPolicy;
 use crate::verify::{Outcome, Verdict};
 
+/// So many failures in a row bench an actuator.
+const TRIES: u8 = 2;
+/// For how long; doubled with each bench.
+const BENCH: Duration = Duration::from_secs(3600);
 /// The longest bench: a day.
 const BENCH_MAX: Duration = Duration::from_secs(86_400);
 
@@ -31,25 +34,25 @@ pub struct Bench {
 }
 
 impl Standing {
-    pub(super) fn judge(&mut self, outcome: &Outcome, now: Duration, policy: &VerifyPolicy) {
+    pub(super) fn judge(&mut self, outcome: &Outcome, now: Duration) {
         match outcome.verdict {
             Verdict::Delivered => *self = Self::default(),
             Verdict::Unclear => {}
-            Verdict::Partly | Verdict::Nothing if outcome.is_enough(policy) => self.failures = 0,
+            Verdict::Partly | Verdict::Nothing if outcome.is_enough() => self.failures = 0,
             Verdict::Partly | Verdict::Nothing => {
                 self.failures = self.failures.saturating_add(1);
-                if self.failures >= policy.tries {
+                if self.failures >= TRIES {
                     let reason = format!("{} times in a row: {}", self.failures, outcome.reason);
-                    self.bench(reason, now, policy);
+                    self.bench(reason, now);
                 }
             }
         }
     }
 
     /// Benches it, for longer each time.
-    pub(super) fn bench(&mut self, reason: String, now: Duration, policy: &VerifyPolicy) {
+    pub(super) fn bench(&mut self, reason: String, now: Duration) {
         let factor = 1 << self.benches.min(10);
-        let until = now + policy.bench.saturating_mul(factor).min(BENCH_MAX);
+        let until = now + BENCH.saturating_mul(factor).min(BENCH_MAX);
         self.benches = self.benches.saturating_add(1);
         self.failures = 0;
         self.bench = Some(Bench { reason, until });

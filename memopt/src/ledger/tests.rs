@@ -277,24 +277,24 @@ fn what_fails_twice_in_a_row_is_benched_for_longer_each_time() {
     let mut ledger = told(&[using(0, GIB)]);
     let (nothing, partly) = (outcome(Verdict::Nothing, 0.0), outcome(Verdict::Partly, 0.6));
     for next in [&nothing, &partly, &nothing] {
-        ledger.verified(next, &policy);
+        ledger.verified(next);
         assert_eq!(ledger.bench(Some("a"), Actuator::Balloon), None, "not twice in a row");
     }
-    ledger.verified(&nothing, &policy);
+    ledger.verified(&nothing);
     let bench = ledger.bench(Some("a"), Actuator::Balloon).expect("benched").clone();
     assert_eq!(bench.reason, "2 times in a row: nothing came of it");
     assert_eq!(bench.until, ledger.uptime + Duration::from_secs(3600));
     assert_eq!(ledger.bench(Some("a"), Actuator::Merge), None, "only the balloon");
     ledger.observe(&using(3600, GIB), &policy);
     assert_eq!(ledger.bench(Some("a"), Actuator::Balloon), None, "over");
-    ledger.verified(&nothing, &policy);
-    ledger.verified(&nothing, &policy);
+    ledger.verified(&nothing);
+    ledger.verified(&nothing);
     let again = ledger.bench(Some("a"), Actuator::Balloon).expect("benched").until;
     assert_eq!(again, ledger.uptime + Duration::from_secs(7200));
     ledger.observe(&using(3600 + 7200, GIB), &policy);
     assert_eq!(ledger.bench(Some("a"), Actuator::Balloon), None);
-    ledger.verified(&outcome(Verdict::Unclear, 0.0), &policy);
-    ledger.verified(&outcome(Verdict::Unclear, 0.0), &policy);
+    ledger.verified(&outcome(Verdict::Unclear, 0.0));
+    ledger.verified(&outcome(Verdict::Unclear, 0.0));
     assert_eq!(ledger.bench(Some("a"), Actuator::Balloon), None, "unclear is no failure");
 }
 
@@ -383,14 +383,14 @@ proptest! {
     fn an_average_lies_between_what_it_averages(
         first in 0..1_u64 << 50, values in prop::collection::vec((0..1_u64 << 50, 0..100_000_u64), 1..50),
     ) {
-        let policy = Policy::default().balloon;
+        let slow = Policy::default().balloon.slow;
         let (mut low, mut high) = (first, first);
         let mut at = Duration::ZERO;
         let mut demand = Demand::new(first, at);
         for (value, millis) in values {
             (low, high) = (low.min(value), high.max(value));
             at += Duration::from_millis(millis);
-            demand = demand.next(value, at, &policy);
+            demand = demand.next(value, at, slow);
             prop_assert!(demand.bytes() >= value, "it rises at once");
             prop_assert!((low..=high).contains(&demand.bytes()));
             prop_assert!(demand.slow_bytes + 1 >= low && demand.slow_bytes <= high);
@@ -401,12 +401,12 @@ proptest! {
     fn the_same_time_passed_gives_the_same_average_by_any_steps(
         from in 0..1_u64 << 40, to in 0..1_u64 << 40, steps in 1..20_u32,
     ) {
-        let policy = Policy::default().balloon;
+        let slow = Policy::default().balloon.slow;
         let mut demand = Demand::new(from, Duration::ZERO);
         for step in 1..=steps {
-            demand = demand.next(to, Duration::from_secs(10) * step, &policy);
+            demand = demand.next(to, Duration::from_secs(10) * step, slow);
         }
-        let once = Demand::new(from, Duration::ZERO).next(to, Duration::from_secs(10) * steps, &policy);
+        let once = Demand::new(from, Duration::ZERO).next(to, Duration::from_secs(10) * steps, slow);
         // The implicit step is not exact, but it is never far off, and never beyond.
         let distance = (from.abs_diff(to) as f64 * 0.35) as u64 + 2;
         prop_assert!(demand.fast_bytes.abs_diff(once.fast_bytes) <= distance);

@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 
 /// More turns than are needed for the strongest damping.
 const TURNS_MAX: usize = 8;
+/// Turns longer ago are no oscillation.
+const TURNS_WITHIN: Duration = Duration::from_secs(1800);
 /// Two turns are one squeeze and one release: what a guest that grows once does.
 const TURNS_FREE: usize = 2;
 
@@ -24,9 +26,9 @@ pub struct Turns {
 
 impl Turns {
     /// Takes in what the balloon is asked for now, by whomever.
-    pub(super) fn observe(&mut self, target_bytes: u64, now: Duration, within: Duration) {
+    pub(super) fn observe(&mut self, target_bytes: u64, now: Duration) {
         let before = self.target_bytes.replace(target_bytes);
-        while self.at.front().is_some_and(|at| now.saturating_sub(*at) > within) {
+        while self.at.front().is_some_and(|at| now.saturating_sub(*at) > TURNS_WITHIN) {
             self.at.pop_front();
         }
         let Some(before) = before.filter(|before| *before != target_bytes) else { return };

@@ -15,6 +15,9 @@ use crate::policy::Actuator;
 use crate::situation::{Backing, Balloon};
 use crate::units::{MIB, Size, part};
 
+/// Differences up to this share of a guest's memory are left alone.
+const DEAD_BAND: f64 = 0.01;
+
 /// Less than this is not worth moving.
 pub(super) const STEP_MIN_BYTES: u64 = 4 * MIB;
 
@@ -182,9 +185,8 @@ impl Context<'_> {
 
     /// Differences up to this are left alone: also those in which nobody could see a balloon move.
     pub(super) fn dead_band(&self, view: &View<'_>) -> u64 {
-        let policy = &self.policy.balloon;
-        let share = part(view.guest.memory_bytes, policy.dead_band);
-        share.max(policy.dead_band_min_bytes).max(STILL_BYTES)
+        let share = part(view.guest.memory_bytes, DEAD_BAND);
+        share.max(self.policy.balloon.dead_band_min_bytes).max(STILL_BYTES)
     }
 
     /// How far a balloon may go in one round.

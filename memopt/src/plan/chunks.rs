@@ -19,6 +19,8 @@ const PAGES: f64 = 512.0;
 const PAGE_BYTES: f64 = 4096.0;
 /// What the kernel keeps for each page that it may merge.
 const RECORD_BYTES: f64 = 64.0;
+/// A chunk is hot when at least this share of its pages was written between two looks.
+const HOT_WRITTEN: f64 = 0.0625;
 /// A call to `madvise` splits a mapping in three, and a process has 65,530 (`vm.max_map_count`).
 const RANGES_MAX: usize = 8192;
 
@@ -155,7 +157,7 @@ pub(super) fn fate(chunk: &Chunk, copies: f64, may_merge: MayMerge, policy: &Pol
     let saved = saved_pages(chunk, copies);
     let bytes = (saved * PAGE_BYTES - present * RECORD_BYTES) as i64;
     let (merge, huge) = (&policy.merge, &policy.huge);
-    let is_hot = written >= huge.hot_written * PAGES;
+    let is_hot = written >= HOT_WRITTEN * PAGES;
     let is_worth_it = bytes > 0 && is_worth_it(chunk, saved, policy);
     if chunk.is_mergeable {
         let is_poor = saved < merge.leave_share * PAGES;

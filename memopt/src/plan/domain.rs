@@ -5,6 +5,7 @@
 //! others share with their templates.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::chunks;
 use super::sheet::DomainChoice;
@@ -12,6 +13,12 @@ use super::view::{Context, View};
 use crate::policy::{Actuator, Policy};
 use crate::situation::{Backing, Hindrance, Situation};
 use crate::units::{Size, signed};
+
+/// Another domain gets the kernel's merging when it brings so many times what the present one does:
+/// taking the present one apart costs CPU time and memory first.
+const SWITCH_GAIN: f64 = 1.5;
+/// And when the present one has had it for so long, or no guest of it is mergeable any more.
+const STAY: Duration = Duration::from_secs(3600);
 
 /// The domain that is merged, and who stands against it.
 pub(super) struct Domain {
@@ -135,11 +142,9 @@ impl Context<'_> {
 
     /// Whether a domain with so much to gain stays, where another has `most`.
     fn stays(&self, bytes: i64, most: i64) -> bool {
-        let policy = &self.policy.merge;
-        let is_close = bytes as f64 * policy.switch_gain >= most as f64;
+        let is_close = bytes as f64 * SWITCH_GAIN >= most as f64;
         let since = self.ledger.ksm.domain.as_ref().map(|(_, since)| *since);
-        let is_fresh = since
-            .is_some_and(|since| self.ledger.uptime.saturating_sub(since) < policy.domain_stay);
-        is_close || is_fresh
+        let is_fresh = since.is_some_and(|since| self.ledger.uptime.saturating_sub(since) < STAY);
+        is_close || (is_fresh && self.situation.host.merged_domain.is_some())
     }
 }

@@ -1,5 +1,8 @@
 //! Who gives and who gets, when there is not enough for all.
 
+/// How much more an idle byte costs than a used one (ESX: tau, 75 %).
+const IDLE_TAX: f64 = 0.75;
+
 /// Somebody who holds memory that could be taken.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Holder {
@@ -17,18 +20,18 @@ impl Holder {
     /// What it would keep where a byte costs `price` for each unit of priority: the smallest of
     /// what it holds, by the law of ESX, shares-per-page with idle pages taxed (Waldspurger, OSDI
     /// 2002, 5.2): `price = (used + idle / (1 - tax)) / weight`.
-    fn keeps(&self, price: f64, tax: f64) -> f64 {
+    fn keeps(&self, price: f64) -> f64 {
         let (held, weight) = (self.held_bytes as f64, f64::from(self.weight));
         let used = (self.used_bytes as f64).min(held);
         let worth = price * weight;
-        let kept = if worth > used { used + (worth - used) * (1.0 - tax) } else { worth };
+        let kept = if worth > used { used + (worth - used) * (1.0 - IDLE_TAX) } else { worth };
         kept.clamp(held - self.spare_bytes.min(self.held_bytes) as f64, held)
     }
 
     /// The price at which it keeps everything.
-    fn top_price(&self, tax: f64) -> f64 {
+    fn top_price(&self) -> f64 {
         let used = self.used_bytes.min(self.held_bytes) as f64;
-        (used + (self.held_bytes as f64 - used) / (1.0 - tax)) / f64::from(self.weight)
+        (used + (self.held_bytes as f64 - used) / (1.0 - IDLE_TAX)) / f64::from(self.weight)
     }
 }
 
@@ -36,22 +39,22 @@ impl Holder {
 /// that hold most idle memory for their priority. Never more than `spare_bytes` of each. The more
 /// one holder could give, the less the others have to: leaving one out bounds what it can do to
 /// them.
-pub(super) fn take(holders: &[Holder], wanted_bytes: u64, tax: f64) -> Vec<u64> {
+pub(super) fn take(holders: &[Holder], wanted_bytes: u64) -> Vec<u64> {
     let all: u64 = holders.iter().map(|it| it.spare_bytes.min(it.held_bytes)).sum();
     if all <= wanted_bytes {
         return holders.iter().map(|it| it.spare_bytes.min(it.held_bytes)).collect();
     }
     let given = |price: f64| -> f64 {
-        holders.iter().map(|it| it.held_bytes as f64 - it.keeps(price, tax)).sum()
+        holders.iter().map(|it| it.held_bytes as f64 - it.keeps(price)).sum()
     };
     // The higher the price, the less they give.
     let mut low = 0.0_f64;
-    let mut high = holders.iter().map(|it| it.top_price(tax)).fold(0.0, f64::max);
+    let mut high = holders.iter().map(|it| it.top_price()).fold(0.0, f64::max);
     for _ in 0..64 {
         let middle = low + (high - low) / 2.0;
         if given(middle) > wanted_bytes as f64 { low = middle } else { high = middle }
     }
-    let gives = |it: &Holder| (it.held_bytes as f64 - it.keeps(high, tax)).max(0.0) as u64;
+    let gives = |it: &Holder| (it.held_bytes as f64 - it.keeps(high)).max(0.0) as u64;
     holders.iter().map(|it| gives(it).min(it.spare_bytes)).collect()
 }
 
@@ -99,8 +102,6 @@ mod tests {
 
     use super::*;
 
-    const TAX: f64 = 0.75;
-
     fn holder(held: u64, used: u64, spare: u64, weight: u32) -> Holder {
         Holder { held_bytes: held, used_bytes: used, spare_bytes: spare, weight }
     }
@@ -108,15 +109,15 @@ mod tests {
     #[test]
     fn the_idle_give_before_the_busy() {
         let (busy, idle) = (holder(1000, 900, 500, 100), holder(1000, 100, 500, 100));
-        assert_eq!(take(&[busy, idle], 400, TAX), [0, 400]);
-        assert_eq!(take(&[busy, idle], 2000, TAX), [500, 500]);
+        assert_eq!(take(&[busy, idle], 400), [0, 400]);
+        assert_eq!(take(&[busy, idle], 2000), [500, 500]);
     }
 
     #[test]
     fn equal_guests_give_by_their_priority() {
-        let given = take(&[holder(1000, 0, 900, 300), holder(1000, 0, 900, 100)], 800, TAX);
+        let given = take(&[holder(1000, 0, 900, 300), holder(1000, 0, 900, 100)], 800);
         assert!(given[0] < given[1] && given.iter().sum::<u64>().abs_diff(800) <= 2, "{given:?}");
-        let given = take(&[holder(1000, 0, 900, 1), holder(1000, 0, 900, 1)], 801, TAX);
+        let given = take(&[holder(1000, 0, 900, 1), holder(1000, 0, 900, 1)], 801);
         assert!(given[0].abs_diff(given[1]) <= 1, "{given:?}");
     }
 
@@ -143,7 +144,7 @@ mod tests {
         fn nobody_gives_more_than_can_be_taken_nor_all_more_than_wanted(
             holders in prop::collection::vec(some_holder(), 0..20), wanted in 0..1_u64 << 44,
         ) {
-            let given = take(&holders, wanted, TAX);
+            let given = take(&holders, wanted);
             let all: u64 = holders.iter().map(|it| it.spare_bytes).sum();
             for (given, holder) in given.iter().zip(&holders) {
                 prop_assert!(*given <= holder.spare_bytes);
@@ -158,10 +159,10 @@ mod tests {
         fn one_more_who_could_give_never_costs_the_others(
             holders in prop::collection::vec(some_holder(), 1..10), more in some_holder(), wanted in 0..1_u64 << 42,
         ) {
-            let alone = take(&holders, wanted, TAX);
+            let alone = take(&holders, wanted);
             let mut with = holders;
             with.push(more);
-            for (with, alone) in take(&with, wanted, TAX).iter().zip(&alone) {
+            for (with, alone) in take(&with, wanted).iter().zip(&alone) {
                 prop_assert!(*with <= alone + 64 + alone / 1_000_000, "{with} {alone}");
             }
         }

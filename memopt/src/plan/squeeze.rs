@@ -138,7 +138,7 @@ impl Context<'_> {
             })
             .collect();
         let all = holders.iter().map(|it| it.spare_bytes).fold(0, u64::saturating_add);
-        let shares = share::take(&holders, need.at_most(all), self.policy.balloon.idle_tax);
+        let shares = share::take(&holders, need.at_most(all));
         let shares = share::in_portions(shares, STEP_MIN_BYTES);
         for ((view, spare), gain) in spares.into_iter().zip(shares) {
             self.shrink(view, spare, gain, draft);

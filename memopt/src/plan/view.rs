@@ -59,8 +59,7 @@ impl<'a> Context<'a> {
     fn view(&self, guest: &'a Guest) -> View<'a> {
         let limits = self.policy.limits(guest);
         let record = self.ledger.guests.get(&guest.name).filter(|it| it.pid == guest.pid);
-        let is_new = |survey: &&Survey| survey.age <= self.policy.merge.survey_age;
-        let survey = guest.survey.as_ref().filter(is_new).map(Cow::Borrowed);
+        let survey = guest.survey.as_ref().filter(|survey| survey.is_recent()).map(Cow::Borrowed);
         View { guest, limits, record, survey }
     }
 

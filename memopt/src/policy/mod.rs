@@ -13,6 +13,7 @@ mod goal;
 mod limits;
 mod numbers;
 mod preset;
+mod retired;
 mod rule;
 mod sections;
 #[cfg(test)]
@@ -27,5 +28,4 @@ pub use preset::Preset;
 pub use rule::{DomainRule, GuestRule, NamePattern};
 pub use sections::{
     BalloonPolicy, HostPolicy, HugePolicy, MergePolicy, PainPolicy, Policy, PoolPolicy,
-    VerifyPolicy,
 };

@@ -8,7 +8,6 @@ use super::goal::Goal;
 use super::preset::Preset;
 use super::sections::{
     BalloonPolicy, HostPolicy, HugePolicy, MergePolicy, PainPolicy, Policy, PoolPolicy,
-    VerifyPolicy,
 };
 use crate::labels::Selector;
 use crate::units::MIB;
@@ -36,12 +35,10 @@ impl Preset {
             pain: self.pain(),
             merge: self.merge(),
             huge: HugePolicy {
-                hot_written: 0.0625,
                 present: self.of([0.95, 0.90, 0.95]),
                 chunks_max: self.of([128, 256, 256]),
             },
             pools: PoolPolicy { free_min_bytes: 0, free_max_bytes: 0 },
-            verify: VerifyPolicy { enough: 0.5, tries: 2, bench: minutes(60) },
             scope: Selector::default(),
             guests: Vec::new(),
         }
@@ -74,14 +71,10 @@ impl Preset {
             step: self.of([0.025, 0.05, 0.05]),
             step_max_bytes: self.of([128, 256, 512]) * MIB,
             red_factor: self.of([2, 4, 4]),
-            dead_band: 0.01,
             dead_band_min_bytes: self.of([64, 64, 32]) * MIB,
-            fast: minutes(1),
             slow: minutes(self.of([30, 10, 5])),
             cooldown: minutes(self.of([15, 5, 5])),
-            stuck_after: Duration::from_secs(30),
-            idle_tax: 0.75,
-            turns_within: minutes(30),
+            timeout: Duration::from_secs(30),
         }
     }
 
@@ -91,7 +84,6 @@ impl Preset {
             direct_reclaim_bytes_per_s: self.of([0, 0, MIB]),
             major_faults_per_s: self.of([50.0, 100.0, 200.0]),
             swapping_bytes_per_s: self.of([0, MIB, 4 * MIB]),
-            stale_after: Duration::from_secs(30),
         }
     }
 
@@ -102,16 +94,11 @@ impl Preset {
             leave_share: self.of([0.05, 0.025, 0.02]),
             cold_written: self.of([0.0, 0.01, 0.02]),
             activity: Activity::PageSampling,
-            survey_age: minutes(30),
             cpu: self.of([0.10, 0.20, 0.50]),
             cpu_time: Duration::from_secs(self.of([90, 360, 1800])),
             pages_per_s: self.of([20_000, 50_000, 125_000]),
             window: minutes(self.of([15, 30, 60])),
-            passes: 3,
-            flat: 0.01,
             pause: minutes(self.of([240, 60, 15])),
-            switch_gain: 1.5,
-            domain_stay: minutes(60),
             gain_min_bytes: self.of([64, 16, 4]) * MIB,
         }
     }

@@ -33,8 +33,6 @@ pub struct Policy {
     pub huge: HugePolicy,
     /// The hugetlb pools.
     pub pools: PoolPolicy,
-    /// When an actuator is benched.
-    pub verify: VerifyPolicy,
     /// Whom it is for, a schedule's `guests`: nothing is taken from others, and their pages stay as
     /// they are. Its file has no such key.
     #[serde(default, skip_serializing_if = "Selector::is_everyone")]
@@ -49,15 +47,15 @@ pub struct HostPolicy {
     /// `amber-below`: with less available than this, balloons shrink whatever the goal says. MoM
     /// and ksmtuned act below 20 %.
     pub amber_below: f64,
-    /// `red-below`: with less than this, steps are longer and reserves are taken too. MoM calls 5 %
+    /// With less than this, steps are longer and reserves are taken too. MoM calls 5 %
     /// critical.
     pub red_below: f64,
-    /// `red-stall`: red too when *everything* waited for memory this much of the last 10 seconds
+    /// Red too when *everything* waited for memory this much of the last 10 seconds
     /// (PSI full).
     pub red_stall: f64,
-    /// `hysteresis`: how far beyond its bound the host has to be for a level to end.
+    /// How far beyond its bound the host has to be for a level to end.
     pub hysteresis: f64,
-    /// `cow-reserve`: this share of what merging saves stays available, since guests can write to
+    /// This share of what merging saves stays available, since guests can write to
     /// merged pages at any moment.
     pub cow_reserve: f64,
 }
@@ -75,69 +73,55 @@ pub struct BalloonPolicy {
     pub floor: f64,
     /// `step`: shrink by at most this share of what the guest has in one round. MoM takes 5 %.
     pub step: f64,
-    /// `step-max`: and by no more than this. Proxmox takes 100 MiB in 10 s; a balloon of 4 KiB
+    /// And by no more than this. Proxmox takes 100 MiB in 10 s; a balloon of 4 KiB
     /// pages moves about 1 GiB/s.
     pub step_max_bytes: u64,
-    /// `red-factor`: by how much both steps are longer while the host is red.
+    /// By how much both steps are longer while the host is red.
     pub red_factor: u32,
-    /// `dead-band`: smaller differences than this share of the guest's memory are left alone.
-    pub dead_band: f64,
-    /// `dead-band-min`: and those smaller than this, or than the 1 MiB in which nobody sees a
-    /// balloon move.
+    /// `dead-band-min`: smaller differences than this are left alone, and than a hundredth of the
+    /// guest's memory, or than the 1 MiB in which nobody sees a balloon move.
     pub dead_band_min_bytes: u64,
-    /// `fast`: how long the fast average of the demand remembers. Demand is the largest of now,
-    /// fast and slow, as in ESX.
-    pub fast: Duration,
-    /// `slow`: how long the slow average remembers.
+    /// How long the slow average of the demand remembers.
     pub slow: Duration,
-    /// `cooldown`: how long a guest keeps everything after pain; doubled, up to 8 times, when it
-    /// hurts again within an hour.
+    /// How long a guest keeps everything after pain; doubled, up to 8 times, when it hurts again
+    /// within an hour.
     pub cooldown: Duration,
-    /// `stuck-after`: a balloon that should inflate and has not moved for so long is given up.
-    pub stuck_after: Duration,
-    /// `idle-tax`: how much more an idle byte costs than a used one when the host is short (ESX:
-    /// tau, 75 %).
-    pub idle_tax: f64,
-    /// `turns-within`: more than two changes of direction in this time are an oscillation, and are
-    /// damped.
-    pub turns_within: Duration,
+    /// `timeout`: a balloon that should inflate and has not moved for so long is given up, and a
+    /// guest that has said nothing for so long may be unable to. Three times the 10 s between two
+    /// inspections.
+    pub timeout: Duration,
 }
 
-/// `[pain]`: more than this is pain of a guest. An OOM kill always is.
+/// `[pain]`: more than this is pain of a guest. An OOM kill always is, and so is silence.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct PainPolicy {
-    /// `allocation-stalls`: allocations each second that waited for memory.
+    /// Allocations each second that waited for memory.
     pub allocation_stalls_per_s: f64,
-    /// `direct-reclaim`: bytes each second that were reclaimed while somebody waited.
+    /// Bytes each second that were reclaimed while somebody waited.
     pub direct_reclaim_bytes_per_s: u64,
     /// `major-faults`: page faults each second that waited for a disk.
     pub major_faults_per_s: f64,
-    /// `swapping`: bytes each second that were swapped in or out.
+    /// Bytes each second that were swapped in or out.
     pub swapping_bytes_per_s: u64,
-    /// `stale-after`: a guest that has said nothing for so long may be unable to. Three intervals
-    /// of 10 s.
-    pub stale_after: Duration,
 }
 
 /// `[merge]`: what is merged. Shares of pages are of the 512 in a chunk of 2 MiB.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct MergePolicy {
-    /// `split-share`: a huge page is given up for at least this share of it. Measured: for one page
+    /// A huge page is given up for at least this share of it. Measured: for one page
     /// of 512 all huge pages go, and 14 MiB of each GiB are lost on top; for half of them 491 MiB
     /// of 1 GiB come back.
     pub split_share: f64,
-    /// `join-share`: a chunk without a huge page is merged from this share on. The kernel's records
+    /// A chunk without a huge page is merged from this share on. The kernel's records
     /// take 64 bytes a page, 1.6 %.
     pub join_share: f64,
-    /// `leave-share`: and is left alone again below this one.
+    /// And is left alone again below this one.
     pub leave_share: f64,
-    /// `cold-written`: a chunk is cold when no more than this share of its pages was written
+    /// A chunk is cold when no more than this share of its pages was written
     /// between two looks.
     pub cold_written: f64,
     /// `activity`: how it is told what was written.
     pub activity: Activity,
-    /// `survey-age`: what was found longer ago decides nothing.
-    pub survey_age: Duration,
     /// `cpu`: ksmd's share of one core while a window is open.
     pub cpu: f64,
     /// `cpu-time`: and its CPU time in a run, at most. No more is marked than it pays for.
@@ -147,18 +131,8 @@ pub struct MergePolicy {
     pub pages_per_s: u64,
     /// `window`: how long it may last.
     pub window: Duration,
-    /// `passes`: after so many full scans in which the profit stayed flat it ends. A page is merged
-    /// in its second at the earliest.
-    pub passes: u64,
-    /// `flat`: a profit that grew by less than this share of itself is flat.
-    pub flat: f64,
     /// `pause`: how long nothing is scanned after a window.
     pub pause: Duration,
-    /// `switch-gain`: another domain gets the kernel's merging when it brings so many times what
-    /// the present one does.
-    pub switch_gain: f64,
-    /// `domain-stay`: and the present one has had it for so long.
-    pub domain_stay: Duration,
     /// `gain-min`: a guest's merging that brings less is not worth a call.
     pub gain_min_bytes: u64,
 }
@@ -166,13 +140,10 @@ pub struct MergePolicy {
 /// `[huge]`: what is made huge.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct HugePolicy {
-    /// `hot-written`: a chunk is hot when at least this share of its 512 pages was written between
-    /// two looks.
-    pub hot_written: f64,
     /// `present`: a chunk with fewer of its pages present is not filled up. Ingens needs 90 %:
     /// below it memory bloats.
     pub present: f64,
-    /// `chunks-max`: so many for each guest and round, for each is 2 MiB to copy.
+    /// So many for each guest and round, for each is 2 MiB to copy.
     pub chunks_max: u32,
 }
 
@@ -183,15 +154,4 @@ pub struct PoolPolicy {
     pub free_min_bytes: u64,
     /// `free-max`: what is free beyond this goes back when the host wants memory.
     pub free_max_bytes: u64,
-}
-
-/// `[verify]`: when an actuator is benched.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct VerifyPolicy {
-    /// `enough`: less than this share of what was expected is a failure.
-    pub enough: f64,
-    /// `tries`: so many failures in a row bench the actuator for that guest.
-    pub tries: u8,
-    /// `bench`: for how long; doubled with each bench, up to a day.
-    pub bench: Duration,
 }

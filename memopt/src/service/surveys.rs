@@ -126,9 +126,7 @@ fn domains<'a>(situation: &'a Situation, policy: &Policy, wanted: Wanted) -> Vec
         let alone = domain.is_none().then_some(guest.name.as_str());
         domains.entry((domain, alone)).or_default().push(guest);
     }
-    let is_new = |guest: &&Guest| {
-        guest.survey.as_ref().is_some_and(|survey| survey.age <= policy.merge.survey_age)
-    };
+    let is_new = |guest: &&Guest| guest.survey.as_ref().is_some_and(Survey::is_recent);
     let is_wanted = |guests: &Domain<'_>| wanted == Wanted::All || !guests.iter().all(is_new);
     domains.into_values().filter(is_wanted).collect()
 }

@@ -235,11 +235,6 @@ impl<'a, 'i> Fields<'a, 'i> {
         }
     }
 
-    /// Reads a rate in bytes each second, written as a size.
-    pub(crate) fn rate(&mut self, key: &'static str, into: &mut u64) -> Result<(), Fault> {
-        self.text_into(key, into, |text| parse_size(text.strip_suffix("/s").unwrap_or(text)))
-    }
-
     /// Refuses values that do not go upwards in their order. Blamed is one that is written: others
     /// are a preset's.
     pub(crate) fn upwards<T: PartialOrd + Copy, S: Display>(

@@ -4,12 +4,14 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::policy::{Actuator, VerifyPolicy};
+use crate::policy::Actuator;
 use crate::step::{Action, Step};
 use crate::units::{Share, Size};
 
 /// From this share on, a step has delivered.
 const DELIVERED: f64 = 0.8;
+/// An actuator that brings less than this share, several times in a row, is benched.
+const ENOUGH: f64 = 0.5;
 /// Below this share, nothing came of it.
 const NOTHING: f64 = 0.1;
 
@@ -76,10 +78,10 @@ impl Outcome {
         }
     }
 
-    /// Whether it brought as much as `policy` asks of an actuator that is to go on.
+    /// Whether it brought as much as is asked of an actuator that is to go on.
     #[must_use]
-    pub fn is_enough(&self, policy: &VerifyPolicy) -> bool {
-        self.share.is_none_or(|share| share >= policy.enough)
+    pub fn is_enough(&self) -> bool {
+        self.share.is_none_or(|share| share >= ENOUGH)
     }
 }
 

@@ -18,7 +18,7 @@ pub fn settles_after(step: &Step, policy: &Policy) -> Duration {
         Action::SetBalloon { from_bytes, to_bytes, .. } => {
             let moved = from_bytes.abs_diff(*to_bytes) / BALLOON_BYTES_PER_S;
             // No longer than it takes to be found stuck.
-            Duration::from_secs(10 + moved.min(110)).max(policy.balloon.stuck_after)
+            Duration::from_secs(10 + moved.min(110)).max(policy.balloon.timeout)
         }
         // Marking brings nothing by itself: ksmd has to come by twice.
         Action::Merge { .. } => policy.merge.window,

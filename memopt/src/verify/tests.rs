@@ -54,8 +54,8 @@ fn what_came_back_decides_not_what_the_balloon_says() {
     assert_eq!(verdict(10 * MIB), Verdict::Nothing);
     let outcome = after(&shrink(), inflated(128 * MIB));
     assert_eq!((outcome.returned_bytes, outcome.share), (128 << 20, Some(0.5)));
-    assert!(outcome.is_enough(&Policy::default().verify));
-    assert!(!after(&shrink(), inflated(120 * MIB)).is_enough(&Policy::default().verify));
+    assert!(outcome.is_enough());
+    assert!(!after(&shrink(), inflated(120 * MIB)).is_enough());
     let said = outcome.to_string();
     assert_eq!(
         said,

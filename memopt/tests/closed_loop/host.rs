@@ -194,7 +194,7 @@ impl SimHost {
             self.pending.drain(..).partition(|expectation| expectation.is_settled(&now));
         self.pending = pending;
         for outcome in settled.iter().map(|expectation| expectation.check(&now)) {
-            self.ledger.verified(&outcome, &self.policy);
+            self.ledger.verified(&outcome);
             self.goal = self.goal.less(outcome.returned_bytes.max(0));
             self.outcomes.push(outcome);
         }

@@ -236,7 +236,7 @@ impl MergingHost {
             pending.into_iter().partition(|it| it.is_settled(&now));
         self.pending = pending;
         for outcome in settled.iter().map(|it| it.check(&now)) {
-            self.ledger.verified(&outcome, &self.policy);
+            self.ledger.verified(&outcome);
             self.outcomes.push(outcome);
         }
         let plan = round(&now, &self.policy, &mut self.ledger, &self.goal);

@@ -44,13 +44,13 @@ fn a_guest_gets_all_that_it_needs_at_once() {
 /// not waited for.
 #[test]
 fn a_balloon_is_on_its_way_only_where_it_can_be_seen_to_move() {
-    let text = "[balloon]\ndead-band = \"0%\"\ndead-band-min = \"0\"\nstep = \"0.1%\"\nstuck-after = \"5m\"";
+    let text = "[balloon]\nreserve-min = \"1MiB\"\ndead-band-min = \"0\"\nstep = \"0.1%\"\ntimeout = \"5m\"";
     let small_step = Policy::parse(text, "f").unwrap();
-    let limited = Policy::parse(&format!("{text}\n[[guest]]\nmax = \"1GiB\""), "f").unwrap();
+    let limited = Policy::parse(&format!("{text}\n[[guest]]\nmax = \"16MiB\""), "f").unwrap();
     for policy in [&small_step, &limited] {
         for (open_bytes, waits) in [(MIB, false), (2 * MIB, true)] {
-            let mut guest = idle_guest("a", 8 * GIB, GIB);
-            balloon(&mut guest).target_bytes = 8 * GIB - open_bytes;
+            let mut guest = idle_guest("a", 64 * MIB, 8 * MIB);
+            balloon(&mut guest).target_bytes = 64 * MIB - open_bytes;
             let (plan, _) = settled(&situation(50, vec![guest]), policy, MAX);
             assert_eq!(plan.waits_for_balloons(), waits, "{open_bytes}: {plan:#?}");
         }
@@ -63,8 +63,9 @@ fn a_guest_above_its_limit_is_waited_for_as_far_as_it_can_be_seen_to_move() {
         let text = format!("[balloon]\n{text}\n[[guest]]\nname = \"a\"\nmax = \"1GiB\"");
         Policy::parse(&text, "f").unwrap()
     };
-    let wide = law("dead-band = \"10%\"\nstep = \"0.1%\"\nstuck-after = \"5m\"");
-    let fine = law("dead-band = \"0%\"\nstep-max = \"512KiB\"\nstuck-after = \"5m\"");
+    let wide = law("dead-band-min = \"1GiB\"\nstep = \"0.1%\"\ntimeout = \"5m\"");
+    let mut fine = law("timeout = \"5m\"");
+    fine.balloon.step_max_bytes = 512 << 10;
     for (policy, open_bytes, because) in
         [(&wide, 100 * MIB, Because::Settling), (&fine, MIB, Because::WithinDeadBand)]
     {
@@ -108,18 +109,18 @@ fn what_a_guest_never_sees_is_not_asked_for_and_is_no_hole() {
 #[test]
 fn what_is_too_little_to_move_is_not_the_hosts_fault() {
     let mut policy = balanced();
-    policy.balloon.dead_band = 0.0;
+    policy.balloon.reserve_min_bytes = MIB;
     policy.balloon.dead_band_min_bytes = MIB;
     let lacking = |missing: u64| {
-        let mut guest = idle_guest("a", 8 * GIB, 3 * GIB);
-        // A demand of 2.5 GiB and a fifth of it.
-        balloon(&mut guest).target_bytes = 3 * GIB - missing;
-        balloon(&mut guest).actual_bytes = 3 * GIB - missing;
-        *said(&mut guest) = statistics(3 * GIB - missing, 5 * GIB / 2);
+        let mut guest = idle_guest("a", 256 * MIB, 96 * MIB);
+        // A demand of 80 MiB and a fifth of it.
+        balloon(&mut guest).target_bytes = 96 * MIB - missing;
+        balloon(&mut guest).actual_bytes = 96 * MIB - missing;
+        *said(&mut guest) = statistics(96 * MIB - missing, 80 * MIB);
         settled(&situation(50, vec![guest]), &policy, MAX).0
     };
     assert_eq!(why(&lacking(3 * MIB), "a", Actuator::Balloon), Because::WithinDeadBand);
-    assert_eq!(set_to(&lacking(6 * MIB), "a"), Some(3 * GIB));
+    assert_eq!(set_to(&lacking(6 * MIB), "a"), Some(96 * MIB));
 }
 
 #[test]

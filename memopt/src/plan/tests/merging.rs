@@ -175,12 +175,11 @@ fn a_foreign_guest_that_anyone_could_share_with_stops_all_merging() {
 fn a_domain_whose_guests_processes_do_not_let_be_merged_takes_no_place() {
     let mut guests = vec![clone_of("red-1", "red"), clone_of("red-2", "red")];
     guests.iter_mut().for_each(|guest| mark(guest, true));
-    for name in ["blue-1", "blue-2", "blue-3"] {
+    for name in ["blue-1", "blue-2", "blue-3", "blue-4"] {
         let merged_instead = Some("red".to_owned());
         guests.push(Guest { merged_instead, ..clone_of(name, "blue") });
     }
-    let policy = "[merge]\nswitch-gain = 1\ndomain-stay = \"0s\"";
-    let policy = Policy::parse(policy, "f").unwrap();
+    let policy = Policy::default();
     let mut host = situation(50, guests);
     host.host.merged_domain = Some("red".to_owned());
     let (plan, _) = settled(&host, &policy, MAX);

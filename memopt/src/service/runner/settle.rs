@@ -97,9 +97,8 @@ impl Run {
     /// Records what came of a step, and remembers it.
     pub(super) async fn conclude(&self, found: Found, outcome: &Outcome) {
         self.record_found(vec![found]).await;
-        let (policy, outcome) = (self.order.policy.clone(), outcome.clone());
-        let note =
-            move |core: &mut Core<'_>| core.remember(|ledger| ledger.verified(&outcome, &policy));
+        let outcome = outcome.clone();
+        let note = move |core: &mut Core<'_>| core.remember(|ledger| ledger.verified(&outcome));
         self.handle.call(note).await;
     }
 }
