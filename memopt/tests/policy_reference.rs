@@ -56,7 +56,8 @@ fn reads_as(text: &str, value: &Value) -> bool {
     }
     let number = value.as_f64().expect("a number");
     let size = text.strip_suffix("/s").unwrap_or(text);
-    let all = [text.parse().ok(), parse_share(text).ok(), parse_size(size).ok().map(|it| it as f64)];
+    let all =
+        [text.parse().ok(), parse_share(text).ok(), parse_size(size).ok().map(|it| it as f64)];
     all.into_iter().flatten().any(|read: f64| (read - number).abs() < 1e-9)
 }
 

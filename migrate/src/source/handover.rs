@@ -15,7 +15,7 @@ use crate::text::{Blob, PeerText};
 impl Source {
     pub(super) fn switch_over(&mut self) {
         self.notes.enter(Phase::Switchover, self.now);
-        self.stands_until = Some(self.now.saturating_add(self.config.limits.standstill()));
+        self.standstill.allow_until(self.now.saturating_add(self.config.limits.standstill()));
         self.standstill.begin(Step::Pause, self.now);
         self.notes.stands(self.now);
         self.state = State::Pausing;
@@ -37,7 +37,7 @@ impl Source {
                     self.standstill.begin(step, self.now);
                 }
                 self.push(Action::FlushDisks);
-                self.push(Action::SendFinalRound { round: self.round });
+                self.push(Action::SendFinalRound { round: self.round.number });
                 self.push(Action::SaveState);
             }
             State::Unwinding(_) => self.on_paused_too_late(was),
@@ -47,7 +47,7 @@ impl Source {
 
     /// Stops the clock of the standstill: the decision is made, or the guest resumes.
     pub(super) fn end_standstill(&mut self) {
-        if self.stands_until.take().is_some() {
+        if self.standstill.stop_clock() {
             self.notes.standstill = Some(self.standstill.report(self.now));
         }
     }
@@ -56,7 +56,7 @@ impl Source {
     fn wait_without_standstill(&mut self) {
         let limit = self.config.limits.switchover;
         self.awaited = Some(("Ready", self.now.saturating_add(limit), limit));
-        self.stands_until = None;
+        self.standstill.stop_clock();
     }
 
     pub(super) fn on_flushed(&mut self) {
@@ -85,7 +85,7 @@ impl Source {
         if matches!(self.state, State::Finishing { round_sent: true, flushed: true, saved: true }) {
             self.standstill.begin(Step::Send, self.now);
             self.state = State::Ending { ready: false };
-            self.push(Action::SendRemainder { round: self.round });
+            self.push(Action::SendRemainder { round: self.round.number });
         }
     }
 
@@ -108,7 +108,7 @@ impl Source {
     /// The destination is ready. From here on the guest is its, unless the record fails; or unless
     /// the guest has stood still for too long by now, and goes on here.
     pub(super) fn decide(&mut self) {
-        if self.stands_until.is_some_and(|until| until <= self.now) {
+        if self.standstill.until().is_some_and(|until| until <= self.now) {
             return self.abort(self.stood_too_long());
         }
         self.awaited = None;

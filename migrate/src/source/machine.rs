@@ -3,17 +3,18 @@
 use std::num::NonZeroU16;
 use std::time::Duration;
 
+use super::estimate::Estimate;
+use super::round::Current;
 use super::standstill::Standstill;
 use super::state::{Link, LinkStatus, State};
 use super::{Action, Event};
-use crate::convergence::{BandwidthMeter, ExpectedDowntime, Verdict};
 use crate::error::ResolveRefused;
 use crate::error::{CancelRefused, Failure, MigrationError, OperatorChoice, ProtocolError};
 use crate::guest::{GuestDescription, RunState};
 use crate::limits::Limits;
 use crate::memory::PAGE_BYTES;
 use crate::phase::Phase;
-use crate::progress::{Progress, Role, Transfer};
+use crate::progress::{Progress, Role};
 use crate::protocol::{Features, MigrationId, Offer, SourceMessage};
 use crate::record::{RecordSlot, SourceState};
 use crate::report::Outcome;
@@ -45,29 +46,14 @@ pub struct Source {
     pub(super) link: Link,
     pub(super) notes: Telemetry,
     pub(super) records: RecordSlot<SourceState>,
+    /// When the last record was asked for.
     pub(super) record_asked: Duration,
-    pub(super) record_time: Duration,
     pub(super) features: Features,
     /// An answer that must come: its name, until when, and how long that is.
     pub(super) awaited: Option<(&'static str, Duration, Duration)>,
-    /// When a guest that ran has stood still for too long to be handed over.
-    pub(super) stands_until: Option<Duration>,
     pub(super) standstill: Standstill,
-    pub(super) meter: BandwidthMeter,
-    pub(super) fixed: Duration,
-    /// The wait before that is measured again.
-    pub(super) rest: Duration,
-    pub(super) round: u32,
-    pub(super) round_began: Duration,
-    /// Pages of the round, of memory and of disks.
-    pub(super) round_pages: u64,
-    /// Pages of disks among them.
-    pub(super) round_disk_pages: u64,
-    /// What had been sent when the round began.
-    pub(super) sent_before: Transfer,
-    pub(super) dirty_pages_per_second: f64,
-    pub(super) expected: Option<ExpectedDowntime>,
-    pub(super) verdict: Verdict,
+    pub(super) estimate: Estimate,
+    pub(super) round: Current,
     /// What the guest did before this side paused it.
     pub(super) run_state: RunState,
     /// Why the operator's last order to run it here came to nothing.
@@ -84,30 +70,18 @@ impl Source {
         notes.guest.clone_from(&config.guest.name);
         notes.memory_bytes = config.guest.layout.bytes();
         notes.disk_bytes = config.guest.disk_bytes();
-        let disk_pages = notes.disk_bytes.div_ceil(PAGE_BYTES as u64);
         Self {
-            round_pages: config.guest.layout.pages().saturating_add(disk_pages),
-            round_disk_pages: disk_pages,
+            estimate: Estimate::new(),
+            round: Current::new(&config.guest, now),
             config,
             state: State::Connecting,
             link: Link::new(),
             notes,
             records: RecordSlot::new(),
             record_asked: now,
-            record_time: Duration::ZERO,
             features: Features::default(),
             awaited: None,
-            stands_until: None,
             standstill: Standstill::default(),
-            meter: BandwidthMeter::default(),
-            fixed: Duration::ZERO,
-            rest: Duration::ZERO,
-            round: 0,
-            round_began: now,
-            sent_before: Transfer::default(),
-            dirty_pages_per_second: 0.0,
-            expected: None,
-            verdict: Verdict::SendRound,
             run_state: RunState::Running,
             not_taken_back: None,
             now,
@@ -157,29 +131,20 @@ impl Source {
 
     /// How the migration is doing.
     pub fn progress(&self, now: Duration) -> Progress {
-        let [memory, disks] = self.remaining_pages();
+        let [memory, disks] = self.round.remaining_pages(&self.notes.transfer);
+        let expected = self.estimate.expected_downtime();
         Progress {
-            round: self.round,
+            round: self.round.number,
             remaining_bytes: memory * PAGE_BYTES as u64,
             disk_remaining_bytes: disks * PAGE_BYTES as u64,
             bandwidth_bytes_per_second: self.bandwidth(now),
-            dirty_pages_per_second: self.dirty_pages_per_second,
-            expected_downtime_seconds: self.expected.map(|expected| expected.total().as_secs_f64()),
+            dirty_pages_per_second: self.estimate.dirty_pages_per_second(),
+            expected_downtime_seconds: expected.map(|expected| expected.as_secs_f64()),
             downtime_limit_seconds: self.config.limits.downtime.as_secs_f64(),
-            converging: !matches!(self.verdict, Verdict::SendRoundInVain | Verdict::MeasureAgain),
+            converging: self.estimate.is_converging(),
             in_doubt: self.is_in_doubt().then(|| self.way_out()),
             ..self.notes.progress(now)
         }
-    }
-
-    /// What the round still has to send, of memory and of disks.
-    fn remaining_pages(&self) -> [u64; 2] {
-        let (now, before) = (&self.notes.transfer, &self.sent_before);
-        let sent_disk = now.all_disk_pages().saturating_sub(before.all_disk_pages());
-        let done = |transfer: &Transfer| transfer.pages().saturating_add(transfer.hinted_pages);
-        let sent = done(now).saturating_sub(done(before)).saturating_sub(sent_disk);
-        let memory = self.round_pages.saturating_sub(self.round_disk_pages);
-        [memory.saturating_sub(sent), self.round_disk_pages.saturating_sub(sent_disk)]
     }
 
     /// Memory sent each second: by the rounds so far, and before the first is through by what it
@@ -188,10 +153,10 @@ impl Source {
         let so_far = || {
             let transfer = &self.notes.transfer;
             let bytes = transfer.content_pages() as f64 * PAGE_BYTES as f64;
-            let seconds = now.saturating_sub(self.round_began).as_secs_f64();
-            if self.round == 1 && seconds > 0.0 { bytes / seconds } else { 0.0 }
+            let seconds = self.round.elapsed(now).as_secs_f64();
+            if self.round.number == 1 && seconds > 0.0 { bytes / seconds } else { 0.0 }
         };
-        self.meter.bytes_per_second().unwrap_or_else(so_far)
+        self.estimate.bytes_per_second().unwrap_or_else(so_far)
     }
 
     /// Whether [`Event::Cancel`] would be heeded now.
@@ -245,7 +210,7 @@ impl Source {
     }
 
     pub(super) fn finish(&mut self, outcome: Outcome, error: Option<&MigrationError>) {
-        self.notes.expected_downtime = self.expected.map(|expected| expected.total());
+        self.notes.expected_downtime = self.estimate.expected_downtime();
         let mut report = self.notes.report(outcome, error, self.now);
         report.way_out = match &self.state {
             State::Unwinding(unwind) => unwind.way_out(&self.config.guest.name),
@@ -323,12 +288,12 @@ impl Source {
         }
         let limits = &self.config.limits;
         let total = limits.total.map(|limit| {
-            let why = self.why_not_over();
+            let why = self.estimate.why_not_over(limits.downtime);
             (self.notes.began().saturating_add(limit), Failure::Timeout { limit, why })
         });
         let answer =
             self.awaited.map(|(expected, by, limit)| (by, Failure::NoAnswer { expected, limit }));
-        let standstill = self.stands_until.map(|until| (until, self.stood_too_long()));
+        let standstill = self.standstill.until().map(|until| (until, self.stood_too_long()));
         [standstill, total, answer]
     }
 
@@ -337,26 +302,6 @@ impl Source {
         let limits = &self.config.limits;
         let why = PeerText::new(&self.standstill.why());
         Failure::Downtime { allowed: limits.standstill(), limit: limits.downtime, why }
-    }
-
-    /// Why rounds have not ended.
-    fn why_not_over(&self) -> PeerText {
-        let limit = self.config.limits.downtime.as_secs_f64();
-        let text = match (self.verdict, self.expected) {
-            (Verdict::SendRoundInVain, Some(expected)) => format!(
-                ": the guest dirties {:.0} pages/s, too fast to be paused for less than {:.3} s, and \
-                 the downtime limit is {limit:.3} s",
-                self.dirty_pages_per_second,
-                expected.total().as_secs_f64()
-            ),
-            (Verdict::MeasureAgain, Some(expected)) => format!(
-                ": pausing the guest takes {:.3} s even without dirty memory, and the downtime limit \
-                 is {limit:.3} s",
-                expected.fixed.as_secs_f64()
-            ),
-            _ => String::new(),
-        };
-        PeerText::new(&text)
     }
 
     fn on_tick(&mut self) {

@@ -5,13 +5,16 @@
 //! when the guest goes on here, and, after the commit, that it never does on its own.
 //!
 //! Reading order: `state` (what it waits for), `machine` (who handles which event), `rounds` (up to
-//! the pause), `handover` (from the pause to the end),
-//! `standstill` (what the guest waits for meanwhile), `unwind` (back to a guest that runs here).
+//! the pause), `handover` (from the pause to the end), `unwind` (back to a guest that runs here).
+//! What they reckon with: `round` (what is to be sent), `estimate` (whether it is time to switch
+//! over), `standstill` (what the guest waits for meanwhile).
 
 mod action;
+mod estimate;
 mod event;
 mod handover;
 mod machine;
+mod round;
 mod rounds;
 mod standstill;
 mod state;

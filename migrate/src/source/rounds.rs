@@ -5,10 +5,9 @@ use std::time::Duration;
 use super::standstill::Step;
 use super::state::State;
 use super::{Action, DataPath, Probe, RoundSent, Source};
-use crate::convergence::{Observation, Verdict, expected_downtime, judge};
+use crate::convergence::Verdict;
 use crate::error::{Failure, ProtocolError};
 use crate::guest::{Refusal, RefusalKind};
-use crate::memory::PAGE_BYTES;
 use crate::phase::Phase;
 use crate::protocol::{
     DestinationMessage, FEATURE_DISKS, FEATURE_NODE, Features, Prepare, SourceMessage, Version,
@@ -17,11 +16,8 @@ use crate::record::SourceState;
 use crate::report::Round;
 use crate::text::PeerText;
 
-/// Shortest wait before a fixed part that is beyond the limit is measured again.
-const MEASURE_AGAIN_AFTER: Duration = Duration::from_secs(1);
-/// The wait before the next dry run, in times that the guest stood in the last one.
-const MEASURE_AGAIN_FACTOR: u32 = 50;
 /// Records that are made durable while the guest stands: committed here, ready and taking there.
+/// Together they flush about as often as the creation of the first one did.
 const RECORDS_IN_DOWNTIME: u32 = 3;
 
 impl Source {
@@ -44,7 +40,7 @@ impl Source {
         if let Err(detail) = answer {
             return self.abort(Failure::Record { detail });
         }
-        self.record_time = self.now.saturating_sub(self.record_asked);
+        self.estimate.set_records(self.now.saturating_sub(self.record_asked));
         let (migration, offer) = (self.config.migration, self.config.offer.clone());
         self.say(SourceMessage::Hello { migration, offer });
         self.await_answer("Welcome");
@@ -142,24 +138,14 @@ impl Source {
             return self.abort(Failure::Record { detail });
         }
         let took = self.now.saturating_sub(self.record_asked);
-        self.record_time = took.saturating_mul(RECORDS_IN_DOWNTIME);
+        self.estimate.set_records(took.saturating_mul(RECORDS_IN_DOWNTIME));
         self.measure();
     }
 
-    /// The fixed part of the downtime: state is saved here and loaded there; state to ready and
-    /// commit to running each cost a round trip; disks are flushed once more; and
-    /// [`RECORDS_IN_DOWNTIME`] records are made durable, which together flush about as often as the
-    /// creation of the first one did.
     pub(super) fn on_probed(&mut self, probe: Probe) {
         if matches!(self.state, State::Probing) {
             self.notes.stood_in_dry_run(probe.stood);
-            self.rest = probe.stood.saturating_mul(MEASURE_AGAIN_FACTOR).max(MEASURE_AGAIN_AFTER);
-            self.fixed = probe
-                .pause_and_save
-                .saturating_add(probe.round_trip)
-                .saturating_mul(2)
-                .saturating_add(probe.flush)
-                .saturating_add(self.record_time);
+            self.estimate.add_probe(&probe);
             self.send_round();
         }
     }
@@ -167,69 +153,50 @@ impl Source {
     fn send_round(&mut self) {
         self.begin_round();
         self.state = State::Copying;
-        self.push(Action::SendRound { round: self.round });
+        self.push(Action::SendRound { round: self.round.number });
     }
 
     pub(super) fn begin_round(&mut self) {
-        self.round = self.round.saturating_add(1);
-        self.round_began = self.now;
-        self.sent_before = self.notes.transfer;
+        self.round.begin(self.notes.transfer, self.now);
     }
 
     pub(super) fn on_round_sent(&mut self, sent: RoundSent) {
         match &mut self.state {
             State::Copying => {
-                self.note_round(sent);
-                self.judge_round(sent);
+                let elapsed = self.round.elapsed(self.now);
+                self.note_round(&sent);
+                self.estimate.set_dirty_rate(self.notes.dirtied(sent.dirty_pages, self.now));
+                self.judge_round(&sent, elapsed);
             }
             State::Finishing { round_sent, .. } if !*round_sent => {
                 *round_sent = true;
                 self.standstill.end(Step::Send, self.now);
-                self.note_round(RoundSent { dirty_pages: 0, dirty_disk_pages: 0, ..sent });
+                self.note_round(&RoundSent { dirty_pages: 0, dirty_disk_pages: 0, ..sent });
                 self.end_streams();
             }
             _ => {}
         }
     }
 
-    fn note_round(&mut self, sent: RoundSent) {
-        let elapsed = self.now.saturating_sub(self.round_began);
+    fn note_round(&mut self, sent: &RoundSent) {
+        let elapsed = self.round.elapsed(self.now);
         self.notes.add_round(Round {
-            round: self.round,
+            round: self.round.number,
             pages: sent.pages,
             zero_pages: sent.zero_pages,
             wire_bytes: sent.wire_bytes,
             seconds: elapsed.as_secs_f64(),
             dirty_pages: sent.dirty_pages,
         });
-        let content = sent.pages.saturating_sub(sent.zero_pages);
-        self.meter.add_round(content.saturating_mul(PAGE_BYTES as u64), elapsed);
-        if matches!(self.state, State::Copying) {
-            self.dirty_pages_per_second = self.notes.dirtied(sent.dirty_pages, self.now);
-        }
-        self.round_pages = sent.dirty_pages;
-        self.round_disk_pages = sent.dirty_disk_pages;
-        self.sent_before = self.notes.transfer;
+        self.estimate.add_round(sent, elapsed);
+        self.round.end(sent, self.notes.transfer);
     }
 
-    fn judge_round(&mut self, sent: RoundSent) {
-        // A guest that has only zero pages has shown no speed but that of finding them.
-        let elapsed = self.now.saturating_sub(self.round_began).as_secs_f64();
-        let found = sent.pages as f64 * PAGE_BYTES as f64 / elapsed;
-        let found = Some(found).filter(|rate| rate.is_finite() && *rate > 0.0);
-        let seen = Observation {
-            sent_pages: sent.pages,
-            dirty_pages: sent.dirty_pages,
-            bytes_per_second: self.meter.bytes_per_second().or(found),
-            fixed: self.fixed,
-            limit: self.config.limits.downtime,
-        };
-        self.expected = Some(expected_downtime(&seen));
-        self.verdict = judge(&seen);
-        match self.verdict {
+    fn judge_round(&mut self, sent: &RoundSent, elapsed: Duration) {
+        match self.estimate.judge(sent, elapsed, self.config.limits.downtime) {
             Verdict::SendRound | Verdict::SendRoundInVain => self.send_round(),
             Verdict::MeasureAgain => {
-                let until = self.now.saturating_add(self.rest);
+                let until = self.now.saturating_add(self.estimate.rest());
                 self.state = State::Resting { until };
             }
             Verdict::SwitchOver => self.switch_over(),

@@ -32,10 +32,27 @@ impl Step {
 /// How long each step has taken, and since when it is under way.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Standstill {
+    /// When a guest that ran has stood still for too long to be handed over.
+    until: Option<Duration>,
     steps: [(Duration, Option<Duration>); Step::ALL.len()],
 }
 
 impl Standstill {
+    /// A guest that ran may stand still until then.
+    pub(super) fn allow_until(&mut self, until: Duration) {
+        self.until = Some(until);
+    }
+
+    /// When it has stood still for too long; absent while it may stand.
+    pub(super) fn until(&self) -> Option<Duration> {
+        self.until
+    }
+
+    /// It may stand from here on; whether it was not to stand for long before.
+    pub(super) fn stop_clock(&mut self) -> bool {
+        self.until.take().is_some()
+    }
+
     pub(super) fn begin(&mut self, step: Step, now: Duration) {
         self.steps[step as usize].1.get_or_insert(now);
     }

@@ -42,8 +42,8 @@ fn a_destination_that_knows_no_disks_gets_no_guest_that_needs_them() {
 #[test]
 fn memory_and_disks_that_remain_are_counted_apart() {
     let mut bench = Bench::copying();
-    bench.source.round_disk_pages = 100;
-    bench.source.round_pages = 300;
+    bench.source.round.disk_pages = 100;
+    bench.source.round.pages = 300;
     let transfer = Transfer {
         raw_pages: 40,
         zero_pages: 10,

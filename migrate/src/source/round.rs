@@ -1,0 +1,63 @@
+//! The round under way: what it has to send, and what of that has been sent.
+
+use std::time::Duration;
+
+use super::RoundSent;
+use crate::guest::GuestDescription;
+use crate::memory::PAGE_BYTES;
+use crate::progress::Transfer;
+
+/// The round under way, or what is yet to be sent in the next one.
+#[derive(Debug)]
+pub(super) struct Current {
+    /// From 1; 0 before the first.
+    pub(super) number: u32,
+    began: Duration,
+    /// Its pages, of memory and of disks.
+    pub(super) pages: u64,
+    /// Pages of disks among them.
+    pub(super) disk_pages: u64,
+    /// What had been sent when it began.
+    sent_before: Transfer,
+}
+
+impl Current {
+    /// What there is to send of `guest` before the first round.
+    pub(super) fn new(guest: &GuestDescription, now: Duration) -> Self {
+        let disk_pages = guest.disk_bytes().div_ceil(PAGE_BYTES as u64);
+        Self {
+            number: 0,
+            began: now,
+            pages: guest.layout.pages().saturating_add(disk_pages),
+            disk_pages,
+            sent_before: Transfer::default(),
+        }
+    }
+
+    /// The next one begins, with so much sent before.
+    pub(super) fn begin(&mut self, sent: Transfer, now: Duration) {
+        self.number = self.number.saturating_add(1);
+        (self.began, self.sent_before) = (now, sent);
+    }
+
+    /// It has been sent; what is dirty now is the next one's.
+    pub(super) fn end(&mut self, sent: &RoundSent, transfer: Transfer) {
+        (self.pages, self.disk_pages) = (sent.dirty_pages, sent.dirty_disk_pages);
+        self.sent_before = transfer;
+    }
+
+    /// How long it has taken.
+    pub(super) fn elapsed(&self, now: Duration) -> Duration {
+        now.saturating_sub(self.began)
+    }
+
+    /// What it still has to send when so much has been sent in all, of memory and of disks.
+    pub(super) fn remaining_pages(&self, now: &Transfer) -> [u64; 2] {
+        let before = &self.sent_before;
+        let sent_disk = now.all_disk_pages().saturating_sub(before.all_disk_pages());
+        let done = |transfer: &Transfer| transfer.pages().saturating_add(transfer.hinted_pages);
+        let sent = done(now).saturating_sub(done(before)).saturating_sub(sent_disk);
+        let memory = self.pages.saturating_sub(self.disk_pages);
+        [memory.saturating_sub(sent), self.disk_pages.saturating_sub(sent_disk)]
+    }
+}
