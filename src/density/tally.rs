@@ -9,7 +9,7 @@ use memopt::schedule::{Lost, Missed, Trigger};
 use memopt::service::{Event, Observer, Published, RunEnd};
 use memopt::verify::Outcome;
 use metrics::{
-    DensityCounted, DensitySample, InspectionSample, MissedReason, RunOutcome, RunTrigger,
+    Counter, DensityCounted, DensitySample, InspectionSample, MissedReason, RunOutcome, RunTrigger,
     ScheduleSample, WindowEnd,
 };
 
@@ -54,8 +54,8 @@ impl Observer for Tally {
             }
             Event::InspectionFailed => counted.inspections_failed.inc(&()),
             Event::Planned => counted.plans.inc(&()),
-            Event::RunBegan(trigger) => counted.runs_started.inc(&(of_trigger(trigger),)),
-            Event::RunNotBegun(trigger) => counted.runs_not_begun.inc(&(of_trigger(trigger),)),
+            Event::RunBegan(trigger) => count(&counted.runs_started, trigger),
+            Event::RunNotBegun(trigger) => count(&counted.runs_not_begun, trigger),
             Event::RunEnded { trigger, end, took } => self.run_ended(trigger, *end, *took),
             Event::StepDone(action) => counted.steps.inc(&(action.actuator(),)),
             Event::StepFailed(action) => counted.steps_failed.inc(&(action.actuator(),)),
@@ -79,7 +79,7 @@ impl Tally {
     }
 
     fn run_ended(&self, trigger: &Trigger, end: RunEnd, took: Duration) {
-        let trigger = of_trigger(trigger);
+        let Some(trigger) = of_trigger(trigger) else { return };
         self.counted.runs_ended.inc(&(trigger, of_end(end)));
         self.counted.run_duration.observe(&(trigger,), took.as_secs_f64());
         if end.is_success() {
@@ -138,10 +138,18 @@ fn unix_time(seconds: u64) -> SystemTime {
     UNIX_EPOCH.checked_add(Duration::from_secs(seconds)).unwrap_or(UNIX_EPOCH)
 }
 
-fn of_trigger(trigger: &Trigger) -> RunTrigger {
+/// What a run was begun by; relief is no run, and counted apart.
+fn of_trigger(trigger: &Trigger) -> Option<RunTrigger> {
     match trigger {
-        Trigger::Manual => RunTrigger::Manual,
-        Trigger::Schedule { .. } => RunTrigger::Schedule,
+        Trigger::Manual => Some(RunTrigger::Manual),
+        Trigger::Schedule { .. } => Some(RunTrigger::Schedule),
+        Trigger::Relief => None,
+    }
+}
+
+fn count(runs: &Counter<(RunTrigger,)>, trigger: &Trigger) {
+    if let Some(trigger) = of_trigger(trigger) {
+        runs.inc(&(trigger,));
     }
 }
 

@@ -21,6 +21,8 @@ pub enum Trigger {
         /// When it was due, in Unix seconds.
         tick: u64,
     },
+    /// A guest's need of memory, which the node saw unasked.
+    Relief,
 }
 
 impl fmt::Display for Trigger {
@@ -28,6 +30,7 @@ impl fmt::Display for Trigger {
         match self {
             Self::Manual => f.write_str("manual"),
             Self::Schedule { name, .. } => f.write_str(name),
+            Self::Relief => f.write_str("relief"),
         }
     }
 }
@@ -156,6 +159,7 @@ impl fmt::Display for Due {
         };
         match &self.trigger {
             Trigger::Manual => f.write_str("a run begins, as an operator wants"),
+            Trigger::Relief => f.write_str("a guest gets memory back"),
             Trigger::Schedule { name, tick } => {
                 write!(f, "{name} (due {}) begins, {} late{why}", utc(*tick), Span(self.lag))
             }

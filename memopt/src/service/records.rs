@@ -75,7 +75,9 @@ impl Records {
     /// When the last run ended that did what it could, in Unix seconds.
     pub(super) fn last_success(&mut self) -> Option<u64> {
         let listing = self.keep(|history| history.last(SUCCESS_AMONG))?;
-        let well = |run: &Summary<RunEnd>| run.outcome.is_some_and(RunEnd::is_success);
+        let well = |run: &Summary<RunEnd>| {
+            run.trigger != Trigger::Relief && run.outcome.is_some_and(RunEnd::is_success)
+        };
         listing.runs.iter().find(|run| well(run)).and_then(|run| run.ended)
     }
 
@@ -83,6 +85,14 @@ impl Records {
     pub(super) fn begin(&mut self, trigger: Trigger, plan: &Plan) -> RunId {
         let started = self.unix_seconds();
         self.keep(|history| history.begin(trigger, started, plan)).unwrap_or(RunId::UNRECORDED)
+    }
+
+    /// Records that a guest was given memory back by `plan`, after it was: a guest in pain does not
+    /// wait for the host's disk.
+    pub(super) fn record_relief(&mut self, plan: &Plan) {
+        let run = self.begin(Trigger::Relief, plan);
+        self.record_steps(run, &plan.steps);
+        self.record_end(run, RunEnd::Reached);
     }
 
     /// Records another plan, which was made after a survey.

@@ -10,7 +10,7 @@ use super::core::Core;
 use super::error::ServiceError;
 use super::events::Event;
 use super::view::none;
-use crate::plan::plan;
+use crate::plan::{Plan, plan};
 use crate::policy::{Goal, Policy};
 use crate::situation::{Guest, Situation};
 use crate::step::{Action, Step};
@@ -75,8 +75,8 @@ impl Watch {
             true => core.inspect(&policy, &none()).await?,
             false => core.inspect_some(&policy, &self.inflated.keys().cloned().collect()).await?,
         };
-        for step in reliefs(core, &view.situation, &policy) {
-            core.relieve(step);
+        for relief in reliefs(core, &view.situation, &policy) {
+            core.relieve(relief);
         }
         let watched = |guest: Guest| {
             let (is_watched, answers) = match &guest.balloon {
@@ -91,9 +91,10 @@ impl Watch {
 
 /// What is to be given back to guests that need it. Whatever the policy's goal: what the host
 /// merely has to spare is a run's to give, or the watch would undo what runs for other goals have
-/// taken. And only what runs have taken: a balloon that an operator has set is the operator's.
-fn reliefs(core: &Core<'_>, situation: &Situation, policy: &Policy) -> Vec<Step> {
-    let plan = plan(situation, policy, &core.ledger, &Goal::MaxDensity);
+/// taken. And only what runs have taken: a balloon that an operator has set is the operator's. Each
+/// is a plan of one step, as it is recorded.
+fn reliefs(core: &Core<'_>, situation: &Situation, policy: &Policy) -> Vec<Plan> {
+    let mut plan = plan(situation, policy, &core.ledger, &Goal::MaxDensity);
     let is_relief = |step: &Step| match &step.action {
         Action::SetBalloon { guest, from_bytes, to_bytes } => {
             let of_it = situation.guests.iter().find(|it| it.name == *guest);
@@ -101,22 +102,31 @@ fn reliefs(core: &Core<'_>, situation: &Situation, policy: &Policy) -> Vec<Step>
         }
         _ => false,
     };
-    plan.steps.into_iter().filter(is_relief).collect()
+    let steps: Vec<Step> = std::mem::take(&mut plan.steps).into_iter().filter(is_relief).collect();
+    (plan.skipped, plan.advice, plan.later_bytes) = (Vec::new(), Vec::new(), 0);
+    let alone = |step: Step| Plan {
+        expected_bytes: step.expected_bytes,
+        steps: vec![step],
+        ..plan.clone()
+    };
+    steps.into_iter().map(alone).collect()
 }
 
 impl Core<'_> {
-    /// Has a step done that gives a guest memory back, unless that is under way.
-    fn relieve(&mut self, step: Step) {
+    /// Has the step done by which `plan` gives a guest memory back, unless that is under way.
+    fn relieve(&mut self, plan: Plan) {
+        let [step] = &plan.steps[..] else { return };
         let guest = step.action.guest().unwrap_or_default().to_owned();
         if self.relieved.values().any(|other| *other == guest) {
             return;
         }
-        let handle = self.handle.clone();
+        let (handle, step) = (self.handle.clone(), step.clone());
         let task = self.tasks.spawn(async move {
             match handle.perform(&step).await {
                 Ok(()) => {
                     handle.notice(&Event::Relieved);
                     tracing::info!(step = %step.action, "{}", step.reason);
+                    handle.call(move |core| core.records.record_relief(&plan)).await;
                 }
                 Err(error) => {
                     handle.notice(&Event::ReliefFailed);

@@ -10,7 +10,7 @@ use memopt::hypervisor::{Answer, GuestRef, Hypervisor, Inspected, SurveyRequest,
 use memopt::ksm::{Budget, KsmError, Outcome};
 use memopt::observe::{ObserveError, Sources};
 use memopt::policy::Goal;
-use memopt::schedule::Moment;
+use memopt::schedule::{Moment, Trigger};
 use memopt::service::{
     self, Client, Clock, Costs, Event, Files, Host, Observed, Observer, RunEnd, ServiceError, Setup,
 };
@@ -307,6 +307,12 @@ async fn a_guest_in_pain_has_its_memory_back_though_another_ones_process_hangs()
         assert_eq!(bench.world.actual("b"), 8 * GIB);
         assert!(bench.world.actual("a") < 3 * GIB, "its process hangs");
         assert_eq!(bench.heard.count("Relieved"), 1);
+        let newest = &client.runs(10).await.expect("a history").runs[0];
+        assert_eq!(newest.trigger, Trigger::Relief);
+        let relief = client.run(newest.id).await.expect("a record");
+        let [deed] = &relief.deeds[..] else { panic!("{relief:?}") };
+        assert_eq!(deed.action.action.guest(), Some("b"));
+        assert!(deed.action.reason.contains("it hurts"), "{}", deed.action.reason);
         client.status().await.expect("an answer");
     };
     bench.run(test).await;

@@ -106,6 +106,10 @@ pub(super) fn text(run: &Run<Kept>) -> String {
 
 fn row(deed: &Deed<memopt::step::Step>) -> [String; 4] {
     let verified = deed.verified_bytes.map_or_else(|| "-".to_owned(), signed_size);
-    let why = deed.error.clone().unwrap_or_else(|| deed.action.reason.clone());
+    let reason = &deed.action.reason;
+    let why = match &deed.error {
+        Some(error) => format!("{reason}; {error}"),
+        None => reason.clone(),
+    };
     [deed.action.action.to_string(), signed_size(deed.expected_bytes), verified, why]
 }
