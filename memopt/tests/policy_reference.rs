@@ -71,6 +71,15 @@ fn every_key_says_what_the_presets_are() {
     }
 }
 
+/// Whether the file had a key for this field of the policy once, which the preset decides now.
+fn is_refused(field: &str) -> bool {
+    let (section, name) = field.split_once('.').expect("a section");
+    let name = name.replace('_', "-");
+    let key = name.trim_end_matches("-per-s").trim_end_matches("-bytes");
+    let said = Policy::parse(&format!("[{section}]\n{key} = 0"), "f").expect_err(key).to_string();
+    said.contains("is decided by `preset` now")
+}
+
 #[test]
 fn what_presets_decide_is_as_the_reference_says() {
     let [_, decided] = tables();
@@ -79,6 +88,7 @@ fn what_presets_decide_is_as_the_reference_says() {
             let policy = serde_json::to_value(preset.policy()).expect("JSON");
             let value = policy.pointer(&format!("/{}", field.replace('.', "/")));
             let value = value.unwrap_or_else(|| panic!("no preset decides {field}"));
+            assert!(is_refused(&field), "{field} can be written");
             assert!(reads_as(text, value), "{field} of {preset}: {text}, and it is {value}");
         }
     }

@@ -60,11 +60,11 @@ impl fmt::Display for PainCause {
 /// no storm, and a storm is not divided among them.
 const SPAN: Duration = Duration::from_secs(1);
 
-/// So many looks within [`SPAN`] are remembered; of more, the latest.
-const RECENT_MAX: usize = 8;
+/// Samples are kept so far apart, so that there are few of a [`SPAN`] however often somebody looks.
+const SPACE: Duration = Duration::from_millis(125);
 
 /// What a guest's counters said at a time.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 struct Sample {
     at: Duration,
     statistics: Statistics,
@@ -79,8 +79,9 @@ pub(super) struct Counters {
     /// The time of the newest statistics.
     #[serde(default)]
     heard: Duration,
-    /// Those since, oldest first.
-    #[serde(default)]
+    /// Those since, oldest first, of which the newest is kept in any case. The next node does
+    /// without them.
+    #[serde(skip)]
     recent: Vec<Sample>,
 }
 
@@ -120,18 +121,23 @@ impl Counters {
         if began_anew || cause.is_some() {
             *self = Self::new(statistics, newest);
         } else if at > self.at() {
-            if self.recent.len() == RECENT_MAX {
-                self.recent.remove(0);
-            }
-            self.recent.push(Sample { at, statistics: *statistics });
+            self.keep(Sample { at, statistics: *statistics });
         }
         self.heard = newest;
         cause
     }
 
+    fn keep(&mut self, sample: Sample) {
+        match &mut self.recent[..] {
+            [.., before, last] if last.at - before.at < SPACE => *last = sample,
+            _ => self.recent.push(sample),
+        }
+    }
+
     /// Growth until `at` is told since the latest that is a [`SPAN`] older, and each after it.
     fn forget_before(&mut self, at: Duration) {
-        let old = self.recent.iter().take_while(|sample| sample.at + SPAN <= at).count();
+        let old =
+            self.recent.iter().take_while(|sample| at.saturating_sub(sample.at) >= SPAN).count();
         if let Some(Sample { at, statistics }) = self.recent.drain(..old).next_back() {
             (self.at, self.last) = (at, statistics);
         }

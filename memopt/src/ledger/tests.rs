@@ -189,6 +189,23 @@ fn pain_is_seen_within_a_second_of_its_beginning_whenever_that_is() {
 }
 
 #[test]
+fn pain_is_seen_as_soon_however_often_somebody_looks() {
+    for pause_ms in [1, 7, 25, 60, 100, 120, 200, 400] {
+        let mut ledger = Ledger::default();
+        let seen = (0_u64..).map(|round| round * pause_ms).find(|&ms| {
+            let mut look = using(0, GIB);
+            look.uptime += Duration::from_millis(ms);
+            // 150 each second, after ten of peace.
+            said(&mut look.guests[0]).major_faults = Some(ms.saturating_sub(10_000) * 150 / 1000);
+            ledger.observe(&look, &Policy::default());
+            ledger.guests["a"].pain.is_some() || ms > 15_000
+        });
+        let late = seen.expect("some time") - 10_000;
+        assert!((667..=667 + 400 + 125).contains(&late), "{late} ms, looked at each {pause_ms}");
+    }
+}
+
+#[test]
 fn pain_that_comes_back_is_spared_for_longer() {
     let mut ledger = Ledger::default();
     let mut spared = Vec::new();

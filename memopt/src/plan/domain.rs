@@ -108,7 +108,7 @@ impl Context<'_> {
             Some((name, bytes)) if name == best => {
                 (name, format!("it is merged already, and has the most to gain: {}", Size(bytes)))
             }
-            Some((name, bytes)) if self.stays(bytes, most) => {
+            Some((name, bytes)) if self.stays(name, bytes, most, all) => {
                 let (bytes, most) = (Size(bytes), Size(most));
                 (
                     name,
@@ -140,11 +140,14 @@ impl Context<'_> {
         potentials.get_key_value(present.as_str()).map(|(name, bytes)| (*name, *bytes))
     }
 
-    /// Whether a domain with so much to gain stays, where another has `most`.
-    fn stays(&self, bytes: i64, most: i64) -> bool {
+    /// Whether the domain `name`, with so much to gain, stays, where another has `most`.
+    fn stays(&self, name: &str, bytes: i64, most: i64, all: &[View<'_>]) -> bool {
         let is_close = bytes as f64 * SWITCH_GAIN >= most as f64;
-        let since = self.ledger.ksm.domain.as_ref().map(|(_, since)| *since);
-        let is_fresh = since.is_some_and(|since| self.ledger.uptime.saturating_sub(since) < STAY);
-        is_close || (is_fresh && self.situation.host.merged_domain.is_some())
+        let is_fresh = self.ledger.ksm.domain.as_ref().is_some_and(|(domain, since)| {
+            domain == name && self.ledger.uptime.saturating_sub(*since) < STAY
+        });
+        let is_of_it = |view: &&View<'_>| view.limits.merge_domain.as_deref() == Some(name);
+        let is_marked = all.iter().filter(is_of_it).any(|view| view.guest.is_mergeable);
+        is_close || (is_fresh && is_marked)
     }
 }

@@ -42,9 +42,10 @@ fn read(mut fields: Fields<'_, '_>) -> Result<Policy, Fault> {
     read_merge(fields.section("merge")?, &mut policy.merge)?;
     read_huge(fields.section("huge")?, &mut policy.huge)?;
     read_pools(fields.section("pools")?, &mut policy.pools)?;
-    let verify = fields.section("verify")?;
-    retired::refuse(&verify, retired::VERIFY)?;
-    verify.finish()?;
+    if fields.is_written("verify") {
+        retired::refuse(&fields.section("verify")?, retired::VERIFY)?;
+        return Err(fields.fault("verify", "is gone: what it decided is the same for everybody"));
+    }
     for rule in fields.sections("guest", RULES_MAX)? {
         policy.guests.push(read_rule(rule)?);
     }

@@ -1,5 +1,7 @@
 //! Keys that a policy had once, and what has taken their place.
 
+use std::fmt;
+
 use crate::settings::{Fault, Fields};
 
 /// What decides instead of a key that is gone.
@@ -61,14 +63,39 @@ pub(super) const HUGE: Retired = &[("hot-written", Always("6.25%")), ("chunks-ma
 pub(super) const VERIFY: Retired =
     &[("enough", Always("50%")), ("tries", Always("2")), ("bench", Always("1h"))];
 
-/// Refuses the keys that a table had once, with what to write instead.
+/// Refuses the keys that a table had once: says of the first in the file what to write instead, and
+/// which others there are.
 pub(super) fn refuse(table: &Fields<'_, '_>, retired: Retired) -> Result<(), Fault> {
-    let written = retired.iter().find(|(key, _)| table.is_written(key));
-    let Some((key, instead)) = written else { return Ok(()) };
-    let what = match instead {
-        Preset => "is decided by `preset` now: take the line out".to_owned(),
-        Always(value) => format!("is always {value} now: take the line out"),
-        Key(other) => format!("is called `{other}` now"),
-    };
-    Err(table.fault(key, &what))
+    let written = retired.iter().filter(|(key, _)| table.is_written(key));
+    let mut written: Vec<_> =
+        written.map(|(key, instead)| (table.fault(key, &instead.to_string()), key)).collect();
+    written.sort_by_key(|(fault, _)| fault.at.start);
+    let mut written = written.into_iter();
+    let Some((mut first, _)) = written.next() else { return Ok(()) };
+    let others: Vec<String> = written.map(|(_, key)| format!("`{key}`")).collect();
+    if !others.is_empty() {
+        first.what = format!("{} (also gone: {})", first.what, others.join(", "));
+    }
+    Err(first)
 }
+
+impl fmt::Display for Instead {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Preset => f.write_str("is decided by `preset` now: take the line out"),
+            Always(value) => write!(f, "is always {value} now: take the line out"),
+            Key(other) => write!(f, "is called `{other}` now"),
+        }
+    }
+}
+
+/// All of them, with their tables.
+#[cfg(test)]
+pub(super) const ALL: [(&str, Retired); 6] = [
+    ("host", HOST),
+    ("balloon", BALLOON),
+    ("pain", PAIN),
+    ("merge", MERGE),
+    ("huge", HUGE),
+    ("verify", VERIFY),
+];

@@ -116,18 +116,20 @@ fn no_key_is_without_effect() {
 
 #[test]
 fn keys_of_yesterday_are_refused_with_what_to_write_instead() {
+    for (table, keys) in retired::ALL {
+        for (key, instead) in keys {
+            let text = format!("[{table}]\n{key} = 0");
+            refused(&text, &format!("2: {table}.{key}"), &instead.to_string());
+        }
+    }
     refused("[host]\nred-below = \"4%\"", "2: host.red-below", "decided by `preset` now");
-    refused("[balloon]\nfast = \"30s\"", "2: balloon.fast", "always 1m now: take the line out");
-    refused(
-        "[balloon]\nstuck-after = \"5m\"",
-        "2: balloon.stuck-after",
-        "called `balloon.timeout`",
-    );
     refused("[pain]\nstale-after = \"5m\"", "2: pain.stale-after", "called `balloon.timeout`");
-    refused("[merge]\npasses = 4", "2: merge.passes", "always 3 now");
-    refused("[huge]\nhot-written = \"1%\"", "2: huge.hot-written", "always 6.25% now");
-    refused("[verify]\ntries = 3", "2: verify.tries", "always 2 now");
-    refused("[verify]\ntry = 3", "2: verify.try", "no such field");
+    let several = "[merge]\ncpu = \"10%\"\nflat = \"1%\"\npasses = 4\nsplit-share = \"9%\"";
+    refused(several, "3: merge.flat", "always 1% now: take the line out (also gone: ");
+    refused(several, "3: merge.flat", "`passes`, `split-share`)");
+    refused("[verify]", "1: verify", "is gone");
+    refused("[verify]\ntry = 3", "1: verify", "the same for everybody");
+    refused("[verfy]", "1: verfy", "there are preset, goal");
 }
 
 #[test]

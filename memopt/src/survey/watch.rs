@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::page::{Page, Seed};
 
 /// Pages of a chunk that are looked at. One that has changed stands for 16, half of what makes a
-/// chunk hot by the usual policy.
+/// chunk hot.
 const SAMPLES: u64 = 32;
 /// Pages in a chunk.
 const CHUNK_PAGES: u64 = 512;

@@ -48,8 +48,8 @@ struct Qemu {
 impl Qemu {
     fn boot(folder: &Path) -> Self {
         let [kernel, initrd] = [script("kernel.sh", &["vmlinux"]), script("initramfs.sh", &[])];
-        // Of 24 MiB half are pages of zeros; 2 MiB are written, a fifth of them each second.
-        let check = "mem=80M check.mib=24 check.ws=2 check.random=50 check.rate=100 check.halt=1";
+        // Of 24 MiB half are pages of zeros; 8 MiB are written, a fifth of them each second.
+        let check = "mem=80M check.mib=24 check.ws=8 check.random=50 check.rate=400 check.halt=1";
         let cmdline = cmdline(check);
         let name = format!("foreign-{}", std::process::id());
         let monitor = format!("unix:{},server=on,wait=off", folder.join("qmp").display());

@@ -192,6 +192,23 @@ fn a_domain_whose_guests_processes_do_not_let_be_merged_takes_no_place() {
     assert_eq!(plan.domain.map(|choice| choice.domain).as_deref(), Some("blue"));
 }
 
+/// What is not mergeable any more, or never was, need not be taken apart.
+#[test]
+fn a_domain_keeps_its_place_only_for_guests_that_are_mergeable() {
+    let domain_of = |is_mergeable: bool| {
+        let mut guests = vec![clone_of("red-1", "red"), clone_of("red-2", "red")];
+        guests.iter_mut().for_each(|guest| mark(guest, is_mergeable));
+        guests.extend(["blue-1", "blue-2", "blue-3", "blue-4"].map(|name| clone_of(name, "blue")));
+        let host = situation(50, guests);
+        let mut ledger = Ledger::default();
+        ledger.ksm.domain = Some(("red".to_owned(), host.uptime));
+        let plan = round(&host, &Policy::default(), &mut ledger, &MAX);
+        plan.domain.expect("one of them").domain
+    };
+    assert_eq!(domain_of(true), "red", "for an hour");
+    assert_eq!(domain_of(false), "blue");
+}
+
 fn qemus_user() -> User {
     User { uid: 107, name: Some("qemu".to_owned()) }
 }
@@ -507,5 +524,6 @@ fn plans_are_kept_as_json() {
     assert!(json.contains("\"kind\":\"drive-ksm\"") && json.contains("\"why\":\"other-domain\""));
     assert_eq!(serde_json::from_str::<Plan>(&json).unwrap(), plan);
     let json = serde_json::to_string(&ledger).unwrap();
-    assert_eq!(serde_json::from_str::<Ledger>(&json).unwrap(), ledger);
+    let again = serde_json::from_str::<Ledger>(&json).unwrap();
+    assert_eq!(serde_json::to_string(&again).unwrap(), json);
 }
