@@ -129,7 +129,7 @@ fn keys_of_yesterday_are_refused_with_what_to_write_instead() {
     refused(several, "3: merge.flat", "`passes`, `split-share`)");
     refused("[verify]", "1: verify", "is gone");
     refused("[verify]\ntry = 3", "1: verify", "the same for everybody");
-    refused("[verfy]", "1: verfy", "there are preset, goal");
+    refused("[verifying]", "1: verifying", "there are preset, goal");
 }
 
 #[test]
