@@ -94,7 +94,7 @@ fn runs_of(stage: &Stage, side: Side) -> Runs {
         stage.host(side).run(&["density", "history", "-n", RUNS_MAX, "--json"]).ok().json();
     let runs = listed["runs"].as_array().expect("a list");
     let mut sum = Runs::default();
-    for run in runs {
+    for run in runs.iter().filter(|run| run["trigger"] != "relief") {
         sum.add(run);
     }
     sum

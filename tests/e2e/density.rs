@@ -107,7 +107,9 @@ fn what_is_planned_for_linux_is_done_and_what_came_of_it_is_kept() {
     witness.line().follows(&before);
 
     let listed = pair.a.run(&["density", "history", "--json"]).ok().json();
-    assert_eq!(listed["runs"][0]["id"], run["id"], "{listed:#}");
+    // It may have had some of it back by now, which is listed, too.
+    let mut runs = listed["runs"].as_array().expect("a list").iter();
+    assert!(runs.any(|it| it["id"] == run["id"]), "{listed:#}");
     let text = pair.a.run(&["density", "history", &run["id"].to_string()]).ok().stdout;
     assert!(text.contains("linux: balloon from 128 MiB to"), "{text}");
     let text = pair.a.run(&["density", "status"]).ok().stdout;
