@@ -6,10 +6,9 @@ use super::host::{Host, NodePlan, wait};
 use super::linux::{ALL_BYTES, Linux};
 
 /// Leaves the guest half of what its cache needs. A fault that waits for the disk takes 40 ms and
-/// more where KVM emulates the guest's kernel, so that there are 15 each second, and not the
-/// thousands of a kernel that runs by itself, of which the usual policy calls a hundred pain: here
-/// it is four. While its driver inflates the balloon, which takes half a minute, it answers no
-/// question: that is not to end the squeeze before the guest reads.
+/// more where KVM emulates the guest's kernel: there are 12 to 20 each second, where the usual
+/// policy calls a hundred pain. Here it is four. While its driver inflates the balloon, which takes
+/// half a minute, it answers no question: that is not to end the squeeze before the guest reads.
 const POLICY: &str = r#"
 goal = "max density"
 actuators = ["balloon"]

@@ -60,7 +60,7 @@ impl fmt::Display for PainCause {
 /// no storm, and a storm is not divided among them.
 const SPAN: Duration = Duration::from_secs(1);
 
-/// Samples are kept so far apart, so that there are few of a [`SPAN`] however often somebody looks.
+/// Samples are kept so far apart: there are few of a [`SPAN`] however often a guest is inspected.
 const SPACE: Duration = Duration::from_millis(125);
 
 /// What a guest's counters said at a time.
@@ -116,8 +116,8 @@ impl Counters {
             cause(before, statistics, at.saturating_sub(then), policy)
         };
         let recent = self.recent.iter().map(|sample| (&sample.statistics, sample.at));
-        let mut looks = iter::once((&self.last, self.at)).chain(recent);
-        let cause = if began_anew { None } else { looks.find_map(since) };
+        let mut samples = iter::once((&self.last, self.at)).chain(recent);
+        let cause = if began_anew { None } else { samples.find_map(since) };
         if began_anew || cause.is_some() {
             *self = Self::new(statistics, newest);
         } else if at > self.at() {

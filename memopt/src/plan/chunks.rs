@@ -268,6 +268,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::policy::Preset;
     use crate::step::Action;
 
     const HUGE: Chunk = Chunk {
@@ -284,6 +285,13 @@ mod tests {
 
     fn fate_of(chunk: Chunk) -> Fate {
         fate(&chunk, 8.0, MayMerge::Yes, &Policy::default())
+    }
+
+    #[test]
+    fn what_is_cold_is_not_hot() {
+        for preset in Preset::ALL {
+            assert!(preset.policy().merge.cold_written < HOT_WRITTEN, "{preset}");
+        }
     }
 
     #[test]

@@ -40,6 +40,24 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// The plan of which `step` alone is done, as it is recorded.
+    #[must_use]
+    pub fn only(&self, step: &Step) -> Self {
+        Self {
+            unix_seconds: self.unix_seconds,
+            uptime: self.uptime,
+            goal: self.goal,
+            level: self.level,
+            wanted_bytes: self.wanted_bytes,
+            expected_bytes: step.expected_bytes,
+            later_bytes: 0,
+            domain: None,
+            steps: vec![step.clone()],
+            skipped: Vec::new(),
+            advice: Vec::new(),
+        }
+    }
+
     /// Whether guests are left alone only until their balloons have got where they are going. One
     /// that does not move is given up.
     #[must_use]

@@ -349,7 +349,6 @@ fn presets_obey_the_rules_for_files() {
         let policy = preset.policy();
         assert!(policy.merge.leave_share <= policy.merge.join_share, "{preset}");
         assert!(policy.merge.join_share <= policy.merge.split_share, "{preset}");
-        assert!(policy.merge.cold_written < 0.0625, "what is cold is not hot: {preset}");
         assert!(policy.host.red_below <= policy.host.amber_below, "{preset}");
         let read = Policy::parse(&format!("preset = \"{preset}\""), "f").expect("a preset");
         assert_eq!(read, policy);

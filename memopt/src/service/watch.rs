@@ -10,8 +10,9 @@ use super::core::Core;
 use super::error::ServiceError;
 use super::events::Event;
 use super::view::none;
+use crate::ledger::Ledger;
 use crate::plan::{Plan, plan};
-use crate::policy::{Goal, Policy};
+use crate::policy::Goal;
 use crate::situation::{Guest, Situation};
 use crate::step::{Action, Step};
 
@@ -75,8 +76,13 @@ impl Watch {
             true => core.inspect(&policy, &none()).await?,
             false => core.inspect_some(&policy, &self.inflated.keys().cloned().collect()).await?,
         };
-        for relief in reliefs(core, &view.situation, &policy) {
-            core.relieve(relief);
+        // Whatever the policy's goal: what the host merely has to spare is a run's to give, or the
+        // watch would undo what runs for other goals have taken.
+        let plan = plan(&view.situation, &policy, &core.ledger, &Goal::MaxDensity);
+        for step in &plan.steps {
+            if is_relief(step, &core.ledger, &view.situation) {
+                core.relieve(plan.only(step), step);
+            }
         }
         let watched = |guest: Guest| {
             let (is_watched, answers) = match &guest.balloon {
@@ -89,33 +95,18 @@ impl Watch {
     }
 }
 
-/// What is to be given back to guests that need it. Whatever the policy's goal: what the host
-/// merely has to spare is a run's to give, or the watch would undo what runs for other goals have
-/// taken. And only what runs have taken: a balloon that an operator has set is the operator's. Each
-/// is a plan of one step, as it is recorded.
-fn reliefs(core: &Core<'_>, situation: &Situation, policy: &Policy) -> Vec<Plan> {
-    let mut plan = plan(situation, policy, &core.ledger, &Goal::MaxDensity);
-    let is_relief = |step: &Step| match &step.action {
-        Action::SetBalloon { guest, from_bytes, to_bytes } => {
-            let of_it = situation.guests.iter().find(|it| it.name == *guest);
-            to_bytes > from_bytes && of_it.is_some_and(|it| core.ledger.has_asked(it))
-        }
-        _ => false,
-    };
-    let steps: Vec<Step> = std::mem::take(&mut plan.steps).into_iter().filter(is_relief).collect();
-    (plan.skipped, plan.advice, plan.later_bytes) = (Vec::new(), Vec::new(), 0);
-    let alone = |step: Step| Plan {
-        expected_bytes: step.expected_bytes,
-        steps: vec![step],
-        ..plan.clone()
-    };
-    steps.into_iter().map(alone).collect()
+/// Whether `step` gives a guest back what runs have taken: a balloon that an operator has set is
+/// the operator's.
+fn is_relief(step: &Step, ledger: &Ledger, situation: &Situation) -> bool {
+    let Action::SetBalloon { guest, from_bytes, to_bytes } = &step.action else { return false };
+    let of_it = situation.guests.iter().find(|it| it.name == *guest);
+    to_bytes > from_bytes && of_it.is_some_and(|it| ledger.has_asked(it))
 }
 
 impl Core<'_> {
-    /// Has the step done by which `plan` gives a guest memory back, unless that is under way.
-    fn relieve(&mut self, plan: Plan) {
-        let [step] = &plan.steps[..] else { return };
+    /// Has a step done that gives a guest memory back, unless that is under way. `plan` is what is
+    /// recorded of it.
+    fn relieve(&mut self, plan: Plan, step: &Step) {
         let guest = step.action.guest().unwrap_or_default().to_owned();
         if self.relieved.values().any(|other| *other == guest) {
             return;

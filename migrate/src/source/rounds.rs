@@ -1,7 +1,5 @@
 //! From the first connection to the pause: agree, have the guest prepared, send rounds.
 
-use std::time::Duration;
-
 use super::standstill::Step;
 use super::state::State;
 use super::{Action, DataPath, Probe, RoundSent, Source};
@@ -163,10 +161,9 @@ impl Source {
     pub(super) fn on_round_sent(&mut self, sent: RoundSent) {
         match &mut self.state {
             State::Copying => {
-                let elapsed = self.round.elapsed(self.now);
                 self.note_round(&sent);
                 self.estimate.set_dirty_rate(self.notes.dirtied(sent.dirty_pages, self.now));
-                self.judge_round(&sent, elapsed);
+                self.judge_round(&sent);
             }
             State::Finishing { round_sent, .. } if !*round_sent => {
                 *round_sent = true;
@@ -192,7 +189,8 @@ impl Source {
         self.round.end(sent, self.notes.transfer);
     }
 
-    fn judge_round(&mut self, sent: &RoundSent, elapsed: Duration) {
+    fn judge_round(&mut self, sent: &RoundSent) {
+        let elapsed = self.round.elapsed(self.now);
         match self.estimate.judge(sent, elapsed, self.config.limits.downtime) {
             Verdict::SendRound | Verdict::SendRoundInVain => self.send_round(),
             Verdict::MeasureAgain => {
