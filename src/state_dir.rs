@@ -176,7 +176,7 @@ impl StateDir {
 
     /// What memory optimization did.
     pub(crate) fn density_history(&self) -> PathBuf {
-        self.root.join("density.redb")
+        self.root.join("density-history")
     }
 
     /// What memory optimization remembers of the guests.

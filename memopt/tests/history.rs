@@ -82,8 +82,8 @@ fn nothing_that_was_put_down_is_lost_when_the_process_is_killed() {
         child.wait().expect("a child");
         lines.map_while(Result::ok).for_each(|line| note(&mut expected, &line));
 
-        let Opened { mut history, interrupted, was_repaired } = open(&path);
-        assert!(!was_repaired);
+        let Opened { mut history, interrupted, unreadable } = open(&path);
+        assert_eq!(unreadable, [], "a write that was cut short");
         assert!(interrupted.len() <= 1, "{interrupted:?}");
         for (&run, &state) in &expected {
             check(&mut history, RunId(run), state, &interrupted);
@@ -143,6 +143,20 @@ fn fill(path: &Path) -> u64 {
     runs
 }
 
+/// Adds to one run until its log may not grow; how many actions were put down.
+fn grow(path: &Path) -> u64 {
+    let mut history = open(path).history;
+    let run = history.begin(Trigger::Manual, 1, &json!({})).expect("room");
+    let action = [(json!("x".repeat(30_000)), 1)];
+    for actions in 0..10_000 {
+        if let Err(error) = history.act(run, &action) {
+            assert!(matches!(error, HistoryError::Full { .. }), "{error}");
+            return actions;
+        }
+    }
+    panic!("it grows for ever");
+}
+
 /// All that was put down before the disk was full is there, and there is room for more.
 fn check_filled(path: &Path, runs: u64) {
     let mut history = open(path).history;
@@ -170,15 +184,20 @@ fn heard(script: &str, history: &Path, word: &str) -> u64 {
 #[test]
 fn a_file_that_may_not_grow_is_said_and_costs_nothing_that_was_put_down() {
     if let Some(path) = std::env::var_os(PATH) {
-        println!("put {}", fill(Path::new(&path)));
+        println!("put {}", grow(Path::new(&path)));
         return;
     }
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("history");
     let part = other_part("a_file_that_may_not_grow_is_said_and_costs_nothing_that_was_put_down");
     // In blocks of 512 bytes; without the signal a write fails, as on a disk that is full.
-    let runs = heard(&format!("trap '' XFSZ; ulimit -f 8192; {part}"), &path, "put ");
-    check_filled(&path, runs);
+    let actions = heard(&format!("trap '' XFSZ; ulimit -f 8192; {part}"), &path, "put ");
+    let Opened { mut history, interrupted, .. } = open(&path);
+    assert_eq!(interrupted, [RunId(1)]);
+    let kept = history.run(RunId(1)).expect("a run that was put down");
+    assert_eq!(kept.deeds.len() as u64, actions);
+    assert!(actions > 100, "{actions}");
+    assert_eq!(history.begin(Trigger::Manual, 2, &json!({})).expect("room"), RunId(2));
 }
 
 #[test]

@@ -166,7 +166,7 @@ fn density() -> DensitySample {
         inspected_at: Some(SystemTime::now()),
         is_running: true,
         last_success: Some(SystemTime::now()),
-        are_settings_wrong: true,
+        are_settings_invalid: true,
         schedules: vec![schedule],
     }
 }

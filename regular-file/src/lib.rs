@@ -3,15 +3,20 @@
 //! Certificates, records and descriptions of guests are small files in folders that other programs
 //! write to as well. A named pipe in such a place makes whoever opens it wait for ever, a folder
 //! opens and fails later with a riddle, a huge file fills memory. [`open`] and [`read`] refuse all
-//! of them, at once and in words; [`replace`] writes such a file whole or not at all. This crate
-//! depends on the system alone; every crate that reads a file somebody else may have put there uses
-//! it.
+//! of them, at once and in words; [`replace`] writes such a file whole or not at all, and a
+//! [`log::Log`] is added to line by line. This crate knows none of the others; every crate that
+//! reads a file somebody else may have put there uses it.
+
+pub mod log;
 
 use std::fs::{self, File, FileType, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+
+/// The extension of a file that is written before it replaces another. No reader looks for it.
+pub const UNFINISHED: &str = "new";
 
 /// Opens the regular file at `path` as `options` say, without ever waiting for another process.
 ///
@@ -90,7 +95,7 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// # Errors
 /// As [`replace`].
 pub fn replace_unflushed(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    replace_after(path, bytes, |_| Ok(()))
+    replace_after(path, bytes, |_| Ok(())).map(drop)
 }
 
 /// Waits until the names in the folder of `path` are on disk.
@@ -122,29 +127,27 @@ pub fn create_folder(path: &Path) -> io::Result<()> {
 }
 
 /// Writes `bytes` where they do not count yet, and moves them into place when `flush` has been
-/// successful.
+/// successful. The file that was written is given.
 fn replace_after(
     path: &Path,
     bytes: &[u8],
     flush: impl FnOnce(&File) -> io::Result<()>,
-) -> io::Result<()> {
+) -> io::Result<File> {
     let beside = beside(path);
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(true).mode(0o600);
     let mut file = open(&beside, &mut options)?;
     let written = file.write_all(bytes).and_then(|()| flush(&file));
-    written.and_then(|()| fs::rename(&beside, path)).inspect_err(|_| {
+    let in_place = written.and_then(|()| fs::rename(&beside, path));
+    in_place.map(|()| file).inspect_err(|_| {
         // What is left of it is of no use, and takes the room that may be what there is none of.
         let _removed = fs::remove_file(&beside);
     })
 }
 
-/// The name under which a file is written before it replaces `path`: no suffix that anybody looks
-/// for.
+/// The name under which a file is written before it replaces `path`.
 fn beside(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".new");
-    name.into()
+    path.with_added_extension(UNFINISHED)
 }
 
 fn refusal(what: &str) -> io::Error {

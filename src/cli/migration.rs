@@ -128,18 +128,22 @@ fn disk_path(text: &str) -> Result<(PathBuf, PathBuf)> {
     Ok((here.with_context(|| format!("`{text}` names no disk"))?, there))
 }
 
-/// Reads a limit in time, which a guest's process is told in milliseconds.
+/// The values of `--compression`, with their help.
+const COMPRESSIONS: [(&str, Compression, &str); 3] = [
+    ("auto", Compression::Auto, "When it makes the migration faster"),
+    ("off", Compression::Off, "Never"),
+    ("lz4", Compression::Lz4, "Always"),
+];
+
 fn compression() -> impl TypedValueParser<Value = Compression> {
-    let help =
-        [("auto", "When it makes the migration faster"), ("off", "Never"), ("lz4", "Always")];
-    let values = help.map(|(name, help)| PossibleValue::new(name).help(help));
-    PossibleValuesParser::new(values).map(|name| match name.as_str() {
-        "off" => Compression::Off,
-        "lz4" => Compression::Lz4,
-        _ => Compression::Auto,
+    let values = COMPRESSIONS.map(|(name, _, help)| PossibleValue::new(name).help(help));
+    PossibleValuesParser::new(values).map(|name| {
+        let named = COMPRESSIONS.iter().find(|(known, ..)| *known == name);
+        named.map_or(Compression::Auto, |(_, compression, _)| *compression)
     })
 }
 
+/// Reads a limit in time, which a guest's process is told in milliseconds.
 fn time_limit(text: &str) -> Result<Duration> {
     let limit = parse_duration(text)?;
     if limit < Duration::from_millis(1) {

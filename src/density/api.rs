@@ -161,9 +161,11 @@ impl From<ServiceError> for ApiError {
                 Reason::WrongState
             }
             ServiceError::NoSuchRun(_) | ServiceError::NoHistory => Reason::NotFound,
-            ServiceError::Inspect(_) | ServiceError::Settings(_) | ServiceError::Silent => {
-                Reason::Failed
-            }
+            ServiceError::Inspect(_)
+            | ServiceError::Settings(_)
+            | ServiceError::Unremembered(_)
+            | ServiceError::Unreadable(_)
+            | ServiceError::Silent => Reason::Failed,
         };
         Self::new(reason, error.to_string())
     }

@@ -125,7 +125,7 @@ impl Tally {
             last_success: shown.last_success,
             schedules: schedules.collect(),
             is_running: published.is_running,
-            are_settings_wrong: published.are_settings_wrong,
+            are_settings_invalid: published.are_settings_invalid,
         }
     }
 

@@ -8,28 +8,28 @@ use super::limits::Limits;
 use super::run::{Payloads, RunId};
 use super::store::{History, Opened};
 
-/// How long after a failure the file is tried again.
+/// How long after a failure the folder is tried again.
 const RETRY: Duration = Duration::from_secs(60);
 /// Most news that wait for somebody to take them.
 const NEWS_MAX: usize = 100;
 
-/// A history for whoever must go on without it: what fails is said once, and the file is tried
-/// again every minute.
+/// A history for whoever must go on without it: what fails is said once, and the folder is
+/// tried again every minute.
 #[derive(Debug)]
 pub struct Chronicle<P> {
     path: PathBuf,
     limits: Limits,
     kept: Kept<P>,
-    /// What was last said to be wrong with the file, so that it is said once.
+    /// What was last said to be wrong with the folder, so that it is said once.
     complaint: Option<String>,
     news: Vec<News>,
 }
 
 #[derive(Debug)]
 enum Kept<P> {
-    /// In the file.
-    InFile(History<P>),
-    /// Nowhere; from this uptime on the file is tried again.
+    /// In the folder.
+    InFolder(History<P>),
+    /// Nowhere; from this uptime on the folder is tried again.
     Nowhere { retry_at: Duration },
 }
 
@@ -42,15 +42,15 @@ pub enum News {
     Kept {
         /// Runs that were interrupted: somebody died over them, or the history was lost meanwhile.
         interrupted: Vec<RunId>,
-        /// Whether the file had to be repaired.
-        was_repaired: bool,
+        /// Runs that cannot be read.
+        unreadable: Vec<RunId>,
     },
     /// One thing could not be kept, for its own sake.
     Refused(HistoryError),
 }
 
 impl<P: Payloads> Chronicle<P> {
-    /// A chronicle in the file at `path`, at this uptime of the host.
+    /// A chronicle in the folder at `path`, at this uptime of the host.
     #[must_use]
     pub fn open(path: PathBuf, limits: Limits, uptime: Duration) -> Self {
         let kept = Kept::Nowhere { retry_at: uptime };
@@ -68,7 +68,7 @@ impl<P: Payloads> Chronicle<P> {
         if matches!(self.kept, Kept::Nowhere { retry_at } if retry_at <= uptime) {
             self.try_open(uptime);
         }
-        let Kept::InFile(history) = &mut self.kept else { return None };
+        let Kept::InFolder(history) = &mut self.kept else { return None };
         match body(history) {
             Ok(done) => Some(done),
             Err(error) if error.is_fatal() => {
@@ -90,16 +90,16 @@ impl<P: Payloads> Chronicle<P> {
 
     fn try_open(&mut self, uptime: Duration) {
         match History::open(&self.path, self.limits) {
-            Ok(Opened { history, interrupted, was_repaired }) => {
-                self.kept = Kept::InFile(history);
+            Ok(Opened { history, interrupted, unreadable }) => {
+                self.kept = Kept::InFolder(history);
                 self.complaint = None;
-                self.tell(News::Kept { interrupted, was_repaired });
+                self.tell(News::Kept { interrupted, unreadable });
             }
             Err(error) => self.lose(uptime, error),
         }
     }
 
-    /// Goes on without; said once, and not again each time that the file is tried in vain.
+    /// Goes on without; said once, and not again each time that the folder is tried in vain.
     fn lose(&mut self, uptime: Duration, error: HistoryError) {
         self.kept = Kept::Nowhere { retry_at: uptime.saturating_add(RETRY) };
         let complaint = Some(error.to_string());

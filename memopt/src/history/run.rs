@@ -93,6 +93,24 @@ pub struct Deed<A> {
     pub error: Option<String>,
 }
 
+/// What was found out about an action.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Found {
+    /// The action's place in its run, from 0.
+    pub index: u32,
+    /// What came back, in bytes; absent when that cannot be said.
+    pub verified_bytes: Option<i64>,
+    /// Why it did not work.
+    pub error: Option<String>,
+}
+
+impl Found {
+    /// The action at `index` did not work.
+    pub fn failed(index: u32, error: &str) -> Self {
+        Self { index, verified_bytes: None, error: Some(error.to_owned()) }
+    }
+}
+
 /// A run without its plan and its actions.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Summary<O> {
@@ -139,7 +157,7 @@ pub struct Run<P: Payloads> {
 pub struct Listing<O> {
     /// Those that can be read.
     pub runs: Vec<Summary<O>>,
-    /// Those that cannot: another version wrote them, or the file is damaged.
+    /// Those that cannot: another version wrote them, or their logs are damaged.
     pub unreadable: Vec<RunId>,
 }
 

@@ -3,35 +3,46 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
-use redb::{
-    AccessGuard, Database, ReadTransaction, ReadableDatabase as _, ReadableTable,
-    ReadableTableMetadata as _, StorageError, WriteTransaction,
-};
+use serde::de::DeserializeOwned;
 
-use super::draft::{Draft, end_interrupted, keep_tick, take_id, too_large};
-use super::error::{Fault, HistoryError};
-use super::json::{from_json, summary, to_json};
-use super::limits::{ERROR_CHARS_MAX, ERRORS_MAX, LISTED_MAX, Limits};
-use super::retention::prune;
-use super::run::{Deed, Listing, Payloads, Run, RunId, State};
-use super::tables::{self, DEEDS, HEADS, Head, META, META_BYTES, PLANS, TICKS, guarded};
+use super::entry::{Beginning, Entry, cut, to_json};
+use super::error::HistoryError;
+use super::folder::{Folder, Live, OnDisk};
+use super::limits::{LISTED_MAX, Limits, PRUNED_MAX};
+use super::run::{Deed, Found, Listing, Payloads, Run, RunId, Summary};
+use super::ticks::Ticks;
 use crate::schedule::Trigger;
 
-/// Every run of a host, in one file.
+/// Every run of a host, in one folder: a log each.
 ///
-/// Each call is one transaction: when it returns it is on disk as a whole, and when it fails
-/// nothing of it is. After an error that speaks of the file ([`HistoryError::Full`],
-/// [`HistoryError::Damaged`], [`HistoryError::Io`]) it is closed, and has to be opened again. Calls
-/// wait for the disk.
+/// What a call has written is on disk when it returns; a call that is refused writes nothing. After
+/// an error of the file system ([`HistoryError::Full`], [`HistoryError::Io`]) the history is closed,
+/// and has to be opened again, which tells how far that call came. Calls wait for the disk.
 pub struct History<P> {
     path: PathBuf,
-    limits: Limits,
     /// Absent once it was closed for an error.
-    database: Option<Database>,
+    open: Option<Open>,
     payloads: PhantomData<fn() -> P>,
+}
+
+/// A folder that is open.
+#[derive(Debug)]
+struct Open {
+    folder: Folder,
+    ticks: Ticks,
+    runs: BTreeMap<RunId, Cached>,
+    live: BTreeMap<RunId, Live>,
+}
+
+/// Of each run, so that not every log is read for every call.
+#[derive(Debug, Clone, Copy)]
+struct Cached {
+    /// When it began, in Unix seconds; absent if it cannot be read.
+    started: Option<u64>,
+    /// Bytes of its log.
+    bytes: u64,
 }
 
 /// A history that has been opened.
@@ -39,11 +50,10 @@ pub struct History<P> {
 pub struct Opened<P> {
     /// The history.
     pub history: History<P>,
-    /// Runs that somebody died over; they are [`State::Interrupted`] now.
+    /// Runs that somebody died over; they are [`super::State::Interrupted`] now.
     pub interrupted: Vec<RunId>,
-    /// Whether the disk did not keep the file as it was written. It is whole again; what was put
-    /// down last may be missing.
-    pub was_repaired: bool,
+    /// Runs that cannot be read: another version wrote them, or their logs are damaged.
+    pub unreadable: Vec<RunId>,
 }
 
 /// How much there is.
@@ -51,26 +61,8 @@ pub struct Opened<P> {
 pub struct Stored {
     /// Runs.
     pub runs: u64,
-    /// Bytes of their plans and actions.
+    /// Bytes of their logs.
     pub bytes: u64,
-}
-
-/// What was found out about an action.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Found {
-    /// The action's place in its run, from 0.
-    pub index: u32,
-    /// What came back, in bytes; absent when that cannot be said.
-    pub verified_bytes: Option<i64>,
-    /// Why it did not work.
-    pub error: Option<String>,
-}
-
-impl Found {
-    /// The action at `index` did not work.
-    pub fn failed(index: u32, error: &str) -> Self {
-        Self { index, verified_bytes: None, error: Some(error.to_owned()) }
-    }
 }
 
 impl<P> fmt::Debug for History<P> {
@@ -80,72 +72,74 @@ impl<P> fmt::Debug for History<P> {
 }
 
 impl<P: Payloads> History<P> {
-    /// Opens the history at `path`, or begins one where there is no file.
+    /// Opens the history at `path`, or begins one where there is none. Runs that were left open are
+    /// interrupted: no other process has the folder.
     ///
     /// # Errors
-    /// Another process has it, it is damaged or of another format, or the system refuses. The file
-    /// stays then, to be looked at.
+    /// Another process has it, the last times of schedules are damaged, or the system's.
     pub fn open(path: &Path, limits: Limits) -> Result<Opened<P>, HistoryError> {
-        let (database, was_repaired) = tables::open(path, &limits)?;
-        let path = path.to_owned();
-        let mut history = Self { path, limits, database: Some(database), payloads: PhantomData };
-        let interrupted = history.write(|path, write, _| {
-            tables::prepare(path, write)?;
-            end_interrupted(write)
-        })?;
-        Ok(Opened { history, interrupted, was_repaired })
+        let folder = Folder::open(path, limits)?;
+        let mut ticks = Ticks::open(&folder.ticks())?;
+        let (mut runs, mut interrupted, mut unreadable) = (BTreeMap::new(), Vec::new(), Vec::new());
+        for run in folder.runs()? {
+            let (found, mut bytes) = folder.open_run(run)?;
+            let started = match found {
+                OnDisk::Over(record) => Some(record.beginning.started),
+                OnDisk::LeftOpen(mut live) => {
+                    // A crash may have come before it was kept.
+                    ticks.keep_later(&live.record.beginning.trigger)?;
+                    folder.add(run, &mut live, Entry::Interrupted)?;
+                    interrupted.push(run);
+                    bytes = live.bytes();
+                    Some(live.record.beginning.started)
+                }
+                OnDisk::Unreadable => {
+                    unreadable.push(run);
+                    None
+                }
+            };
+            runs.insert(run, Cached { started, bytes });
+        }
+        interrupted.sort();
+        unreadable.sort();
+        let open = Open { folder, ticks, runs, live: BTreeMap::new() };
+        let history = Self { path: path.to_owned(), open: Some(open), payloads: PhantomData };
+        Ok(Opened { history, interrupted, unreadable })
     }
 
     /// Puts down a run that begins at `started` (Unix seconds), and throws away what is too old.
     ///
     /// # Errors
-    /// The plan is too large, or the file's.
+    /// The plan is too large, or the file system's.
     pub fn begin(
         &mut self,
         trigger: Trigger,
         started: u64,
         plan: &P::Plan,
     ) -> Result<RunId, HistoryError> {
-        let plan = to_json("a plan", plan, self.limits.plan_bytes_max)?;
-        self.write(|_, write, limits| {
-            let id = take_id(write)?;
+        self.with(|open| {
+            let plan = to_json("a plan", plan, open.folder.limits().plan_bytes_max)?;
+            let last = open.runs.last_key_value().map(|(&last, _)| last);
+            let beginning = Beginning { trigger: trigger.clone(), started, plan };
+            let (run, live) = open.folder.begin(last, beginning)?;
+            open.runs.insert(run, Cached { started: Some(started), bytes: live.bytes() });
+            open.live.insert(run, live);
             if let Trigger::Schedule { name, tick } = &trigger {
-                keep_tick(write, name, *tick)?;
+                open.ticks.keep(name, *tick)?;
             }
-            let head = Head {
-                trigger,
-                started,
-                ended: None,
-                state: State::Planned,
-                actions: 0,
-                expected_bytes: 0,
-                verified_bytes: 0,
-                outcome: None,
-                errors: Vec::new(),
-                bytes: 0,
-            };
-            let mut draft = Draft { write, limits, id: RunId(id), head };
-            draft.grow(plan.len())?;
-            write.open_table(PLANS)?.insert(id, plan.as_slice())?;
-            draft.save()?;
-            prune(write, limits)?;
-            Ok(RunId(id))
+            open.prune();
+            Ok(run)
         })
     }
 
     /// Puts down another plan for a run, which was made after a closer look.
     ///
     /// # Errors
-    /// There is no such run, it has ended, the plan is too large, or the file's.
+    /// There is no such run, it has ended, the plan is too large, or the file system's.
     pub fn plan_anew(&mut self, run: RunId, plan: &P::Plan) -> Result<(), HistoryError> {
-        let plan = to_json("a plan", plan, self.limits.plan_bytes_max)?;
-        self.write(|_, write, limits| {
-            let mut draft = Draft::of(write, limits, run)?;
-            let mut plans = write.open_table(PLANS)?;
-            let before = plans.get(run.0)?.map_or(0, |plan| plan.value().len());
-            draft.grow(plan.len().saturating_sub(before))?;
-            plans.insert(run.0, plan.as_slice())?;
-            draft.save()
+        self.with(|open| {
+            let plan = to_json("a plan", plan, open.folder.limits().plan_bytes_max)?;
+            open.add(run, Entry::Planned(plan))
         })
     }
 
@@ -153,133 +147,94 @@ impl<P: Payloads> History<P> {
     /// it; returns the place of the first.
     ///
     /// # Errors
-    /// There is no such run, it has ended, it has too many actions, one is too large, or the
-    /// file's.
+    /// There is no such run, it has ended, it or an action is too large, or the file system's.
     pub fn act(&mut self, run: RunId, actions: &[(P::Action, i64)]) -> Result<u32, HistoryError> {
-        let part_bytes_max = self.limits.part_bytes_max;
-        let deeds = actions.iter().map(|(action, expected_bytes)| {
-            let (expected_bytes, verified_bytes, error) = (*expected_bytes, None, None);
-            let deed = Deed { action, expected_bytes, verified_bytes, error };
-            Ok((to_json("an action", &deed, part_bytes_max)?, expected_bytes))
-        });
-        let deeds = deeds.collect::<Result<Vec<_>, HistoryError>>()?;
-        self.write(|_, write, limits| {
-            let mut draft = Draft::of(write, limits, run)?;
-            let mut table = write.open_table(DEEDS)?;
-            let first = draft.head.actions;
-            for (json, expected_bytes) in &deeds {
-                if draft.head.actions == limits.actions_max {
-                    return Err(too_large("a run", format!("{} actions", limits.actions_max)));
-                }
-                draft.grow(json.len())?;
-                table.insert((run.0, draft.head.actions), json.as_slice())?;
-                draft.head.actions += 1;
-                draft.head.expected_bytes =
-                    draft.head.expected_bytes.saturating_add(*expected_bytes);
+        self.with(|open| {
+            let Limits { part_bytes_max, actions_max, .. } = open.folder.limits();
+            let first = open.live(run)?.record.deeds.len();
+            if first.saturating_add(actions.len()) > actions_max as usize {
+                let max = format!("{actions_max} actions");
+                return Err(HistoryError::TooLarge { what: "a run", max });
             }
-            draft.head.state = State::Acting;
-            draft.save()?;
-            Ok(first)
+            let deeds = actions.iter().map(|(action, expected_bytes)| {
+                let action = to_json("an action", action, part_bytes_max)?;
+                let expected_bytes = *expected_bytes;
+                Ok(Deed { action, expected_bytes, verified_bytes: None, error: None })
+            });
+            let deeds = deeds.collect::<Result<Vec<_>, HistoryError>>()?;
+            open.add(run, Entry::Acting(deeds))?;
+            Ok(u32::try_from(first).unwrap_or(u32::MAX))
         })
     }
 
     /// Puts down what was found out about actions.
     ///
     /// # Errors
-    /// There is no such run or action, the run has ended, or the file's.
+    /// There is no such run or action, the run has ended, it is too large, or the file system's.
     pub fn verify(&mut self, run: RunId, found: &[Found]) -> Result<(), HistoryError> {
-        self.write(|_, write, limits| {
-            let mut draft = Draft::of(write, limits, run)?;
-            let mut table = write.open_table(DEEDS)?;
-            for Found { index, verified_bytes, error } in found {
-                let key = (run.0, *index);
-                let missing = || Fault::Wanted(HistoryError::NoSuchAction { run, index: *index });
-                let old = table.get(key)?.ok_or_else(missing)?.value().to_vec();
-                let mut deed: Deed<serde_json::Value> = from_json("an action", run, &old)?;
-                let before = deed.verified_bytes.unwrap_or_default();
-                let delta = verified_bytes.unwrap_or_default().saturating_sub(before);
-                draft.head.verified_bytes = draft.head.verified_bytes.saturating_add(delta);
-                deed.verified_bytes = *verified_bytes;
-                deed.error = error.as_deref().map(cut);
-                let new = to_json("an action", &deed, usize::MAX).map_err(Fault::Wanted)?;
-                draft.grow(new.len().saturating_sub(old.len()))?;
-                table.insert(key, new.as_slice())?;
-            }
-            draft.head.state = State::Verifying;
-            draft.save()
-        })
+        let short =
+            |found: &Found| Found { error: found.error.as_deref().map(cut), ..found.clone() };
+        self.with(|open| open.add(run, Entry::Found(found.iter().map(short).collect())))
     }
 
     /// Puts down what went wrong with a run. Of very many errors the last are left out, and so is
     /// what is too long of one.
     ///
     /// # Errors
-    /// There is no such run, it has ended, or the file's.
+    /// There is no such run, it has ended, it is too large, or the file system's.
     pub fn note_error(&mut self, run: RunId, error: &str) -> Result<(), HistoryError> {
-        self.write(|_, write, limits| {
-            let mut draft = Draft::of(write, limits, run)?;
-            if draft.head.errors.len() < ERRORS_MAX {
-                draft.head.errors.push(cut(error));
-            }
-            draft.save()
+        self.with(|open| match open.live(run)?.record.error(error) {
+            Some(entry) => open.add(run, entry),
+            None => Ok(()),
         })
     }
 
     /// Puts down that a run has come to its end at `ended` (Unix seconds).
     ///
     /// # Errors
-    /// There is no such run, it has ended before, the outcome is too large, or the file's.
+    /// There is no such run, it has ended before, the outcome is too large, or the file system's.
     pub fn finish(
         &mut self,
         run: RunId,
         ended: u64,
         outcome: &P::Outcome,
     ) -> Result<(), HistoryError> {
-        let outcome = to_json("an outcome", outcome, self.limits.part_bytes_max)?;
-        self.write(|_, write, limits| {
-            let mut draft = Draft::of(write, limits, run)?;
-            draft.head.outcome = Some(from_json("an outcome", run, &outcome)?);
-            draft.head.ended = Some(ended);
-            draft.head.state = State::Done;
-            draft.save()?;
-            prune(write, limits)
+        self.with(|open| {
+            let outcome = to_json("an outcome", outcome, open.folder.limits().part_bytes_max)?;
+            open.add(run, Entry::Ended { ended, outcome })?;
+            open.live.remove(&run);
+            open.prune();
+            Ok(())
         })
     }
 
     /// The last `count` runs, at most a thousand.
     ///
     /// # Errors
-    /// The file's.
+    /// The history is closed.
     pub fn last(&mut self, count: usize) -> Result<Listing<P::Outcome>, HistoryError> {
-        self.list(count, |_| true)
+        self.list(count, 0)
     }
 
     /// The runs that began at `unix_seconds` or later; of more than a thousand, the last ones.
     ///
     /// # Errors
-    /// The file's.
+    /// The history is closed.
     pub fn since(&mut self, unix_seconds: u64) -> Result<Listing<P::Outcome>, HistoryError> {
-        self.list(LISTED_MAX, |head| head.started >= unix_seconds)
+        self.list(LISTED_MAX, unix_seconds)
     }
 
     /// One whole run.
     ///
     /// # Errors
-    /// There is no such run, another version wrote it, or the file's.
+    /// There is no such run, it cannot be read, or the history is closed.
     pub fn run(&mut self, run: RunId) -> Result<Run<P>, HistoryError> {
-        self.read(|read| {
-            let heads = read.open_table(HEADS)?;
-            let head = heads.get(run.0)?.ok_or(Fault::Wanted(HistoryError::NoSuchRun(run)))?;
-            let summary = summary(run, head.value())?;
-            let plan = read.open_table(PLANS)?.get(run.0)?;
-            let plan = plan.ok_or(Fault::Wanted(HistoryError::NoSuchRun(run)))?;
-            let plan = from_json("the plan", run, plan.value())?;
-            let table = read.open_table(DEEDS)?;
-            let mut deeds = Vec::new();
-            for entry in table.range((run.0, 0)..=(run.0, u32::MAX))? {
-                deeds.push(from_json("an action", run, entry?.1.value())?);
+        self.with(|open| {
+            open.expect(run)?;
+            match open.live.get(&run) {
+                Some(live) => live.record.run(run),
+                None => open.folder.read_run(run)?.run(run),
             }
-            Ok(Run { summary, plan, deeds })
         })
     }
 
@@ -287,118 +242,127 @@ impl<P: Payloads> History<P> {
     /// run, so that the next scheduler decides on later ones alone.
     ///
     /// # Errors
-    /// The file's.
+    /// The file system's.
     pub fn note_decided(&mut self, schedule: &str, tick: u64) -> Result<(), HistoryError> {
-        self.write(|_, write, _| keep_tick(write, schedule, tick))
+        self.with(|open| open.ticks.keep(schedule, tick))
     }
 
-    /// The last time of each schedule at which it ran or is known not to have run, by its name, in
+    /// The last time of each schedule at which it ran or is cached not to have run, by its name, in
     /// Unix seconds: what a [`crate::schedule::Scheduler`] begins with.
     ///
     /// # Errors
-    /// The file's.
+    /// The history is closed.
     pub fn last_ticks(&mut self) -> Result<BTreeMap<String, u64>, HistoryError> {
-        self.read(|read| {
-            let ticks = read.open_table(TICKS)?;
-            let named =
-                |entry: Result<(AccessGuard<'_, &str>, AccessGuard<'_, u64>), StorageError>| {
-                    let (name, tick) = entry?;
-                    Ok((name.value().to_owned(), tick.value()))
-                };
-            ticks.iter()?.map(named).collect()
-        })
+        self.with(|open| Ok(open.ticks.all().clone()))
     }
 
     /// How much there is.
     ///
     /// # Errors
-    /// The file's.
+    /// The history is closed.
     pub fn stored(&mut self) -> Result<Stored, HistoryError> {
-        self.read(|read| {
-            let runs = read.open_table(HEADS)?.len()?;
-            let bytes = read.open_table(META)?.get(META_BYTES)?.map_or(0, |bytes| bytes.value());
-            Ok(Stored { runs, bytes })
-        })
+        self.with(|open| Ok(open.stored()))
     }
 
-    /// The last runs that `wanted` picks.
-    fn list(
-        &mut self,
-        count: usize,
-        wanted: impl Fn(&Head) -> bool,
-    ) -> Result<Listing<P::Outcome>, HistoryError> {
-        self.read(|read| {
+    /// The last runs that began at `since` (Unix seconds) or later.
+    fn list(&mut self, count: usize, since: u64) -> Result<Listing<P::Outcome>, HistoryError> {
+        self.with(|open| {
             let mut listing = Listing::default();
-            for entry in read.open_table(HEADS)?.iter()?.rev() {
+            for (&run, cached) in open.runs.iter().rev() {
                 if listing.runs.len() >= count.min(LISTED_MAX) {
                     break;
                 }
-                let (id, head) = entry?;
-                let id = RunId(id.value());
-                if serde_json::from_slice(head.value()).is_ok_and(|head| !wanted(&head)) {
-                    continue;
-                }
-                match summary(id, head.value()) {
-                    Ok(summary) => listing.runs.push(summary),
-                    Err(_) if listing.unreadable.len() == LISTED_MAX => break,
-                    Err(_) => listing.unreadable.push(id),
+                let summary = match cached.started {
+                    Some(started) if started < since => continue,
+                    Some(_) => open.summary(run).ok(),
+                    None => None,
+                };
+                match summary {
+                    Some(summary) => listing.runs.push(summary),
+                    None if listing.unreadable.len() == LISTED_MAX => break,
+                    None => listing.unreadable.push(run),
                 }
             }
             Ok(listing)
         })
     }
 
-    fn read<T>(
-        &mut self,
-        body: impl FnOnce(&ReadTransaction) -> Result<T, Fault>,
-    ) -> Result<T, HistoryError> {
-        self.with(|_, database, _| body(&database.begin_read()?))
-    }
-
-    fn write<T>(
-        &mut self,
-        body: impl FnOnce(&Path, &WriteTransaction, &Limits) -> Result<T, Fault>,
-    ) -> Result<T, HistoryError> {
-        self.with(|path, database, limits| {
-            let write = database.begin_write()?;
-            let done = body(path, &write, limits)?;
-            write.commit()?;
-            Ok(done)
-        })
-    }
-
-    /// Calls the store, and closes it after an error that it cannot be used after.
+    /// Does something with the history, and closes it after an error that it cannot be used after.
     fn with<T>(
         &mut self,
-        body: impl FnOnce(&Path, &Database, &Limits) -> Result<T, Fault>,
+        body: impl FnOnce(&mut Open) -> Result<T, HistoryError>,
     ) -> Result<T, HistoryError> {
-        let Some(database) = &self.database else {
+        let Some(open) = &mut self.open else {
             return Err(HistoryError::Closed { path: self.path.clone() });
         };
-        let result = guarded(&self.path, || body(&self.path, database, &self.limits));
+        let result = body(open);
         if result.as_ref().is_err_and(HistoryError::is_fatal) {
-            self.close();
+            self.open = None;
         }
         result
     }
 }
 
-impl<P> History<P> {
-    /// Closes the file. The store may panic over what is damaged.
-    fn close(&mut self) {
-        let database = self.database.take();
-        let _ = catch_unwind(AssertUnwindSafe(|| drop(database)));
+impl Open {
+    /// The run, which is under way.
+    fn live(&self, run: RunId) -> Result<&Live, HistoryError> {
+        self.live.get(&run).ok_or_else(|| self.not_live(run))
     }
-}
 
-impl<P> Drop for History<P> {
-    fn drop(&mut self) {
-        self.close();
+    /// Adds a line to a run that is under way.
+    fn add(&mut self, run: RunId, entry: Entry) -> Result<(), HistoryError> {
+        let Self { folder, runs, live, .. } = self;
+        let (Some(live), Some(cached)) = (live.get_mut(&run), runs.get_mut(&run)) else {
+            return Err(self.not_live(run));
+        };
+        folder.add(run, live, entry)?;
+        cached.bytes = live.bytes();
+        Ok(())
     }
-}
 
-fn cut(error: &str) -> String {
-    error.chars().take(ERROR_CHARS_MAX).collect()
+    /// Why nothing can be put down for a run.
+    fn not_live(&self, run: RunId) -> HistoryError {
+        match self.expect(run).and_then(|()| self.folder.read_run(run)) {
+            Ok(record) => HistoryError::Ended { run, state: record.state },
+            Err(error) => error,
+        }
+    }
+
+    fn expect(&self, run: RunId) -> Result<(), HistoryError> {
+        self.runs.get(&run).map(drop).ok_or(HistoryError::NoSuchRun(run))
+    }
+
+    fn summary<O: DeserializeOwned>(&self, run: RunId) -> Result<Summary<O>, HistoryError> {
+        match self.live.get(&run) {
+            Some(live) => live.record.summary(run),
+            None => self.folder.read_run(run)?.summary(run),
+        }
+    }
+
+    fn stored(&self) -> Stored {
+        let bytes = self.runs.values().map(|cached| cached.bytes).sum();
+        Stored { runs: self.runs.len() as u64, bytes }
+    }
+
+    /// Throws away the oldest runs while there are too many, or too large ones. Runs under way
+    /// stay, and so does the last one: the number of the next one follows from it.
+    fn prune(&mut self) {
+        let (Stored { mut runs, mut bytes }, limits) = (self.stored(), self.folder.limits());
+        let last = self.runs.last_key_value().map(|(&last, _)| last);
+        let may_go = |run: &RunId| !self.live.contains_key(run) && Some(*run) != last;
+        let old: Vec<RunId> = self.runs.keys().copied().filter(may_go).take(PRUNED_MAX).collect();
+        for run in old {
+            if runs <= limits.runs_max && bytes <= limits.bytes_max {
+                break;
+            }
+            // One that cannot be removed keeps no other.
+            if self.folder.remove(run) {
+                let cached = self.runs.remove(&run);
+                bytes = bytes.saturating_sub(cached.map_or(0, |cached| cached.bytes));
+                runs -= 1;
+            }
+        }
+    }
 }
 
 #[cfg(test)]

@@ -37,7 +37,7 @@ pub struct Published {
     /// Whether a run is under way.
     pub is_running: bool,
     /// Whether `lighter.toml` as it is now does not hold.
-    pub are_settings_wrong: bool,
+    pub are_settings_invalid: bool,
 }
 
 /// What a plan is made with.
@@ -143,7 +143,8 @@ impl Client {
     /// A run.
     ///
     /// # Errors
-    /// [`ServiceError::NoSuchRun`], [`ServiceError::NoHistory`], [`ServiceError::Silent`].
+    /// [`ServiceError::NoSuchRun`], [`ServiceError::Unreadable`], [`ServiceError::NoHistory`],
+    /// [`ServiceError::Silent`].
     pub async fn run(&self, id: RunId) -> Result<Run<Kept>, ServiceError> {
         self.call(move |core| core.records.run(id)).await?
     }

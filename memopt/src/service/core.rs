@@ -480,7 +480,7 @@ impl<'a> Core<'a> {
         let published = Published {
             schedules: schedules.map(|(schedule, tally)| (schedule.clone(), tally)).collect(),
             is_running: self.running().is_some(),
-            are_settings_wrong: self.settings.error.is_some(),
+            are_settings_invalid: self.settings.error.is_some(),
         };
         self.publish.send_replace(published);
     }

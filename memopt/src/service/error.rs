@@ -11,6 +11,9 @@ pub enum ServiceError {
     /// The host, or what runs its guests, cannot be inspected.
     #[error("{0}")]
     Inspect(String),
+    /// The state that is needed to undo a step cannot be saved.
+    #[error("{0}")]
+    Unremembered(String),
     /// `lighter.toml` has been wrong since it was first read.
     #[error("{0}")]
     Settings(String),
@@ -29,7 +32,10 @@ pub enum ServiceError {
     /// The history has none of this number.
     #[error("there is no run {0}")]
     NoSuchRun(RunId),
-    /// The history's file cannot be used.
+    /// The history's record of it cannot be read.
+    #[error("{0}")]
+    Unreadable(String),
+    /// The history's folder cannot be used.
     #[error("no history is kept of runs: the node's log says why")]
     NoHistory,
     /// It panicked over the question, has ended, or takes too long.

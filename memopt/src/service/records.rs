@@ -1,4 +1,4 @@
-//! The records of runs for `lighter density history`. When its file cannot be used, runs go on
+//! The records of runs for `lighter density history`. When its folder cannot be used, runs go on
 //! without.
 
 use std::collections::BTreeMap;
@@ -22,14 +22,16 @@ const SUCCESS_AMONG: usize = 1000;
 #[derive(Debug)]
 pub(super) struct Records {
     chronicle: Chronicle<Kept>,
+    /// A run some of whose steps are not recorded: nothing is recorded of their outcomes.
+    incomplete: Option<RunId>,
     clock: Arc<dyn Clock>,
 }
 
 impl Records {
-    /// The history in this file.
+    /// The history in this folder.
     pub(super) fn open(path: PathBuf, clock: Arc<dyn Clock>) -> Self {
         let chronicle = Chronicle::open(path, Limits::default(), clock.now().uptime);
-        let mut records = Self { chronicle, clock };
+        let mut records = Self { chronicle, incomplete: None, clock };
         records.tell_news();
         records
     }
@@ -45,17 +47,16 @@ impl Records {
     /// A run.
     ///
     /// # Errors
-    /// There is none of this number, or no history is kept.
+    /// There is none of this number, it cannot be read, or no history is kept.
     pub(super) fn run(&mut self, id: RunId) -> Result<Run<Kept>, ServiceError> {
         let run = self.keep(|history| match history.run(id) {
-            Err(HistoryError::NoSuchRun(_)) => Ok(None),
-            other => other.map(Some),
+            Err(HistoryError::NoSuchRun(_)) => Ok(Err(ServiceError::NoSuchRun(id))),
+            Err(error @ HistoryError::Unreadable { .. }) => {
+                Ok(Err(ServiceError::Unreadable(error.to_string())))
+            }
+            other => other.map(Ok),
         });
-        match run {
-            Some(Some(run)) => Ok(run),
-            Some(None) => Err(ServiceError::NoSuchRun(id)),
-            None => Err(ServiceError::NoHistory),
-        }
+        run.unwrap_or(Err(ServiceError::NoHistory))
     }
 
     /// When each of `schedules` last ran or was due, in Unix seconds. New ones begin now, also for
@@ -104,11 +105,18 @@ impl Records {
     pub(super) fn record_steps(&mut self, run: RunId, steps: &[Step]) -> u32 {
         let deeds: Vec<(Step, i64)> =
             steps.iter().map(|step| (step.clone(), step.expected_bytes)).collect();
-        self.keep(|history| history.act(run, &deeds)).unwrap_or(0)
+        let first = self.keep(|history| history.act(run, &deeds));
+        if first.is_none() {
+            self.incomplete = Some(run);
+        }
+        first.unwrap_or(0)
     }
 
     /// Records what came of them.
     pub(super) fn record_found(&mut self, run: RunId, found: &[Found]) {
+        if self.incomplete == Some(run) {
+            return;
+        }
         self.keep(|history| history.verify(run, found));
     }
 
@@ -151,12 +159,13 @@ fn tell(news: News) {
     match news {
         News::Lost(error) => tracing::warn!("no history is kept: {error}"),
         News::Refused(error) => tracing::warn!("not in the history: {error}"),
-        News::Kept { interrupted, was_repaired } => {
-            if was_repaired {
-                tracing::warn!("the history was not closed properly, and has been repaired");
-            }
+        News::Kept { interrupted, unreadable } => {
             for run in interrupted {
                 tracing::warn!("run {run} was interrupted: the node died over it");
+            }
+            if let Some(first) = unreadable.first() {
+                let runs = unreadable.len();
+                tracing::warn!(runs, "the history has runs that cannot be read: {first} is one");
             }
         }
     }

@@ -151,7 +151,7 @@ impl Run {
             Ok(end) => end,
             Err(error) => {
                 tracing::error!(run = %self.id, "a run ends early: {error}");
-                self.record_error(error).await;
+                self.record_error(error.to_string()).await;
                 RunEnd::Failed
             }
         };
@@ -159,14 +159,12 @@ impl Run {
         tracing::info!(run = %self.id, trigger = %self.order.trigger, %end, returned_bytes = self.returned_bytes, "a run is over");
     }
 
-    async fn inspect(&self, measured: Filter) -> Result<Situation, String> {
-        let view = self.handle.inspect(&self.order.policy, measured).await;
-        Ok(view.map_err(|error| error.to_string())?.situation)
+    async fn inspect(&self, measured: Filter) -> Result<Situation, ServiceError> {
+        Ok(self.handle.inspect(&self.order.policy, measured).await?.situation)
     }
 
-    async fn think(&self, goal: &Goal) -> Result<Plan, String> {
-        let plan = self.handle.think(&self.order.policy, goal).await;
-        plan.map_err(|error| error.to_string())
+    async fn think(&self, goal: &Goal) -> Result<Plan, ServiceError> {
+        self.handle.think(&self.order.policy, goal).await
     }
 
     async fn record_error(&self, error: String) {
@@ -179,7 +177,7 @@ impl Run {
         self.handle.call(move |core| core.records.record_found(id, &found)).await;
     }
 
-    async fn rounds(&mut self, mut plan: Plan) -> Result<RunEnd, String> {
+    async fn rounds(&mut self, mut plan: Plan) -> Result<RunEnd, ServiceError> {
         let has_surveyed = self.survey().await?;
         if has_surveyed {
             plan = self.think(&self.order.goal).await?;
@@ -228,7 +226,7 @@ impl Run {
 
     /// Has guests' pages surveyed where that was not done, or not lately, within the time that the
     /// policy gives to ksmd.
-    async fn survey(&mut self) -> Result<bool, String> {
+    async fn survey(&mut self) -> Result<bool, ServiceError> {
         if self.order.only.as_ref().is_some_and(|plan| !plan.steps.iter().any(is_of_chunks)) {
             return Ok(false);
         }
@@ -236,9 +234,7 @@ impl Run {
         let window = self.order.policy.merge.window;
         let left = self.order.deadline.map_or(window, |end| end.saturating_sub(now).min(window));
         tokio::select! {
-            surveyed = self.handle.survey(&self.order.policy, Wanted::Due) => {
-                surveyed.map_err(|error| error.to_string())
-            }
+            surveyed = self.handle.survey(&self.order.policy, Wanted::Due) => surveyed,
             () = tokio::time::sleep(left) => {
                 tracing::warn!(run = %self.id, "not all guests' pages were surveyed in time");
                 Ok(true)
@@ -265,7 +261,7 @@ impl Run {
     }
 
     /// Does the steps of one plan, waits until they have settled, and checks what came of them.
-    async fn round(&mut self, steps: &[Step]) -> Result<(), String> {
+    async fn round(&mut self, steps: &[Step]) -> Result<(), ServiceError> {
         // What guests cost before is held against what they cost afterwards: both exactly.
         let mut before = self.inspect(self.concerned(steps)).await?;
         let is_concerned = self.concerned(steps);
@@ -301,7 +297,7 @@ impl Run {
                 Err(error @ StepError::Unremembered(_)) => {
                     let error = format!("{}: {error}", step.action);
                     self.record_found(vec![Found::failed(index, &error)]).await;
-                    outcome = Err(error);
+                    outcome = Err(ServiceError::Unremembered(error));
                     break;
                 }
                 Err(StepError::Failed(error)) => {
@@ -348,10 +344,9 @@ impl Run {
         }
     }
 
-    async fn exposed(&self, domain: &str) -> Result<Option<String>, String> {
+    async fn exposed(&self, domain: &str) -> Result<Option<String>, ServiceError> {
         let mut situation = self.inspect(none()).await?;
-        let strangers = self.handle.shared.strangers.now(&situation).await;
-        situation.host.strangers = strangers.map_err(|error| error.to_string())?;
+        situation.host.strangers = self.handle.shared.strangers.now(&situation).await?;
         Ok(exposed(&situation, &self.order.policy, domain).into_iter().next())
     }
 

@@ -57,7 +57,7 @@ pub(crate) fn show_zeros(counted: &DensityCounted) {
 /// All that a scrape shows.
 pub(crate) fn fill(families: &DensityScraped, sample: &DensitySample) {
     families.running.set(&(), flag(sample.is_running));
-    families.settings_invalid.set(&(), flag(sample.are_settings_wrong));
+    families.settings_invalid.set(&(), flag(sample.are_settings_invalid));
     if let Some(at) = sample.inspected_at {
         families.inspection.set(&(), unix_seconds(at));
     }

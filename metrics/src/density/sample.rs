@@ -23,7 +23,7 @@ pub struct DensitySample {
     /// When the last run ended well.
     pub last_success: Option<SystemTime>,
     /// Whether lighter.toml is wrong.
-    pub are_settings_wrong: bool,
+    pub are_settings_invalid: bool,
     /// What is scheduled.
     pub schedules: Vec<ScheduleSample>,
 }

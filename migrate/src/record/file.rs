@@ -1,28 +1,20 @@
-//! The file of a record: JSON lines, padded with spaces to [`FILE_BYTES`]. Each line is a whole
-//! [`Record`] behind its checksum, and the last line that is intact counts.
+//! The file of a record: a [`Log`] with [`ROOM_BYTES`] of room. Each line is a whole [`Record`] as
+//! JSON, and the last line that is intact counts.
 //!
-//! A new file is written beside its place, flushed, moved into place and its folder flushed. After
-//! that, a change is one line written over padding and one flush of data, with no change of length
-//! or folder: this is on the way of a paused guest. A crash while a line is written leaves a line
-//! that is not intact, and the one before counts.
+//! A change is one line written over padding and one flush of data, with no change of length or
+//! folder: this is on the way of a paused guest.
 
-use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use xxhash_rust::xxh3::xxh3_64;
+use regular_file::log::{Lines, Log};
 
 use super::Record;
 
 /// Length of a file of records, unless one record alone needs more.
-const FILE_BYTES: usize = 16 << 10;
-/// What the file of a record ends in until it is whole.
-pub(super) const UNFINISHED: &str = "new";
+const ROOM_BYTES: usize = 16 << 10;
 /// Longest file that is read.
 pub(super) const MAX_FILE_BYTES: u64 = 1 << 20;
-/// Hex digits of a line's checksum, and the space after it.
-const SUM_BYTES: usize = 17;
 
 /// A record that could not be written or read.
 #[derive(Debug, thiserror::Error)]
@@ -58,13 +50,7 @@ impl RecordError {
 
 /// An open record of one side of one migration.
 #[derive(Debug)]
-pub struct RecordFile {
-    path: PathBuf,
-    file: File,
-    /// Where the next line goes, and where the padding ends.
-    next: usize,
-    length: usize,
-}
+pub struct RecordFile(Log);
 
 impl RecordFile {
     /// Writes a file beside `path`, readable by its owner alone (it holds a token), and moves it
@@ -73,7 +59,7 @@ impl RecordFile {
     /// # Errors
     /// When it cannot be written.
     pub(super) fn create(path: &Path, record: &Record) -> Result<Self, RecordError> {
-        Self::create_padded(path, record, FILE_BYTES)
+        Self::create_with_room(path, record, ROOM_BYTES)
     }
 
     /// As [`Self::create`], without room for further lines.
@@ -81,23 +67,12 @@ impl RecordFile {
     /// # Errors
     /// When it cannot be written.
     pub(super) fn create_compact(path: &Path, record: &Record) -> Result<(), RecordError> {
-        Self::create_padded(path, record, 0).map(drop)
+        Self::create_with_room(path, record, 0).map(drop)
     }
 
-    fn create_padded(path: &Path, record: &Record, padded: usize) -> Result<Self, RecordError> {
-        let mut bytes = to_line(record, path)?;
-        let next = bytes.len();
-        bytes.resize(next.max(padded), b' ');
-        let beside = path.with_extension(UNFINISHED);
-        let mut options = OpenOptions::new();
-        options.create(true).truncate(true).read(true).write(true).mode(0o600);
-        let file = regular_file::open(&beside, &mut options)
-            .map_err(|cause| io("create", &beside, cause))?;
-        file.write_all_at(&bytes, 0).map_err(|cause| io("write", &beside, cause))?;
-        file.sync_all().map_err(|cause| io("flush", &beside, cause))?;
-        fs::rename(&beside, path).map_err(|cause| io("move into place", path, cause))?;
-        flush_folder_of(path)?;
-        Ok(Self { path: path.to_owned(), file, next, length: bytes.len() })
+    fn create_with_room(path: &Path, record: &Record, room: usize) -> Result<Self, RecordError> {
+        let log = Log::create(path, &to_json(record, path)?, room);
+        log.map(Self).map_err(|cause| io("write", path, cause))
     }
 
     /// Opens the file at `path`, to go on with it.
@@ -105,11 +80,10 @@ impl RecordFile {
     /// # Errors
     /// When there is none, or it cannot be read.
     pub(super) fn open(path: &Path) -> Result<Self, RecordError> {
-        let open = regular_file::open(path, OpenOptions::new().read(true).write(true));
-        let mut file = open.map_err(|cause| io("open", path, cause))?;
-        let bytes = read_bounded(&mut file, path)?;
-        let (_, next) = last_intact(&bytes).map_err(|detail| damaged(path, detail))?;
-        Ok(Self { path: path.to_owned(), file, next, length: bytes.len() })
+        let opened = Log::open(path, MAX_FILE_BYTES, ROOM_BYTES);
+        let (log, lines) = opened.map_err(|cause| io("open", path, cause))?;
+        last_intact(&lines).map_err(|detail| damaged(path, detail))?;
+        Ok(Self(log))
     }
 
     /// Replaces the record; it is durable when this returns. Cheap: one write and one flush of
@@ -118,22 +92,8 @@ impl RecordFile {
     /// # Errors
     /// When it cannot be written; whether the old or the new one will be read then is not known.
     pub fn write(&mut self, record: &Record) -> Result<(), RecordError> {
-        // A line that a crash has torn may lack its end: begin with one.
-        let mut line = vec![b'\n'];
-        line.extend(to_line(record, &self.path)?);
-        if self.next + line.len() > self.length {
-            // If that fails half-way, `file` may be in its place no more: never write to it again.
-            self.length = 0;
-            *self = Self::create(&self.path, record)?;
-            return Ok(());
-        }
-        let path = &self.path;
-        self.file
-            .write_all_at(&line, self.next as u64)
-            .map_err(|cause| io("write", path, cause))?;
-        // Whatever becomes of the flush, the line may be there: never write over it.
-        self.next += line.len();
-        self.file.sync_data().map_err(|cause| io("flush", path, cause))
+        let json = to_json(record, self.0.path())?;
+        self.0.append(&json).map_err(|cause| io("write", self.0.path(), cause))
     }
 }
 
@@ -145,13 +105,8 @@ pub(super) fn damaged(path: &Path, detail: String) -> RecordError {
     RecordError::Damaged { path: path.to_owned(), detail }
 }
 
-/// Checksum, record, end of line.
-fn to_line(record: &Record, path: &Path) -> Result<Vec<u8>, RecordError> {
-    let json = serde_json::to_vec(record).map_err(|error| damaged(path, error.to_string()))?;
-    let mut line = format!("{:016x} ", xxh3_64(&json)).into_bytes();
-    line.extend_from_slice(&json);
-    line.push(b'\n');
-    Ok(line)
+fn to_json(record: &Record, path: &Path) -> Result<Vec<u8>, RecordError> {
+    serde_json::to_vec(record).map_err(|error| damaged(path, error.to_string()))
 }
 
 pub(super) fn flush_folder_of(path: &Path) -> Result<(), RecordError> {
@@ -163,37 +118,21 @@ pub(super) fn flush_folder_of(path: &Path) -> Result<(), RecordError> {
 /// # Errors
 /// When it is there and cannot be read.
 pub(super) fn read(path: &Path) -> Result<Option<Record>, RecordError> {
-    let mut file = match regular_file::open(path, OpenOptions::new().read(true)) {
+    let lines = match Lines::read(path, MAX_FILE_BYTES) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        opened => opened.map_err(|cause| io("open", path, cause))?,
+        lines => lines.map_err(|cause| io("read", path, cause))?,
     };
-    let bytes = read_bounded(&mut file, path)?;
-    last_intact(&bytes).map(|(record, _)| Some(record)).map_err(|detail| damaged(path, detail))
+    last_intact(&lines).map(Some).map_err(|detail| damaged(path, detail))
 }
 
-fn read_bounded(file: &mut File, path: &Path) -> Result<Vec<u8>, RecordError> {
-    regular_file::read_opened(file, MAX_FILE_BYTES).map_err(|cause| io("read", path, cause))
-}
-
-/// The last intact record, and where the next line goes: behind everything that is not padding.
-fn last_intact(bytes: &[u8]) -> Result<(Record, usize), String> {
-    let used = bytes.iter().rposition(|&byte| byte != b' ').map_or(0, |last| last + 1);
-    let lines = bytes[..used].split_inclusive(|&byte| byte == b'\n');
+fn last_intact(lines: &Lines) -> Result<Record, String> {
     let mut error = "it holds no record".to_owned();
-    for line in lines.rev() {
-        match from_line(line) {
-            Ok(record) => return Ok((record, used)),
-            Err(detail) => error = detail,
+    for line in lines.iter().rev() {
+        match line.map(serde_json::from_slice) {
+            Ok(Ok(record)) => return Ok(record),
+            Ok(Err(detail)) => error = detail.to_string(),
+            Err(detail) => detail.clone_into(&mut error),
         }
     }
     Err(error)
-}
-
-fn from_line(line: &[u8]) -> Result<Record, String> {
-    let line = line.strip_suffix(b"\n").ok_or("a line without end")?;
-    let (sum, json) = line.split_at_checked(SUM_BYTES).ok_or("a line too short")?;
-    if sum != format!("{:016x} ", xxh3_64(json)).as_bytes() {
-        return Err("a line with a wrong checksum".to_owned());
-    }
-    serde_json::from_slice(json).map_err(|error| error.to_string())
 }

@@ -11,9 +11,10 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use regular_file::UNFINISHED;
 use uuid::Uuid;
 
-use super::file::{RecordError, RecordFile, UNFINISHED, damaged, flush_folder_of, io, read};
+use super::file::{RecordError, RecordFile, damaged, flush_folder_of, io, read};
 use super::{Record, Side};
 use crate::progress::Role;
 use crate::protocol::{MigrationId, Token};

@@ -8,9 +8,11 @@ pub(crate) fn belongs(file: &str, guests: &BTreeSet<&str>) -> bool {
     match parts.as_slice() {
         ["node.sock" | "node-ro.sock" | "node.json" | "node.lock"]
         | ["counted.json" | "autostarted.json" | "merge-domain"]
-        | ["density.json" | "density.redb" | "ksm.json.lock" | "lighter.toml"]
+        | ["density.json" | "ksm.json.lock" | "lighter.toml"]
+        | ["density-history", "lock"]
         | ["certs", _]
         | ["certs", "issued", _] => true,
+        ["density-history", log] => log.ends_with(".log"),
         ["definitions", file] => file.ends_with(".toml") || file.ends_with(".autostart"),
         // Of guests that are gone, until another starts.
         ["migrations", "guests", _, _, record] | ["migrations", "past", record] => {

@@ -20,9 +20,9 @@ fn begin(chronicle: &mut Chronicle<Json>, uptime: Duration) -> Option<RunId> {
 fn what_cannot_be_opened_is_said_once_and_tried_again_after_a_minute() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("history");
-    fs::write(&path, "this is no history").unwrap();
+    fs::write(&path, "this is no folder").unwrap();
     let mut chronicle = Chronicle::open(path.clone(), Limits::default(), seconds(100));
-    assert!(matches!(chronicle.take_news()[..], [News::Lost(HistoryError::Damaged { .. })]));
+    assert!(matches!(chronicle.take_news()[..], [News::Lost(HistoryError::Io { .. })]));
     assert_eq!(begin(&mut chronicle, seconds(110)), None);
     assert_eq!(begin(&mut chronicle, seconds(170)), None);
     assert!(chronicle.take_news().is_empty());
@@ -32,6 +32,28 @@ fn what_cannot_be_opened_is_said_once_and_tried_again_after_a_minute() {
     assert_eq!(begin(&mut chronicle, seconds(230)), Some(RunId(1)));
     assert!(
         matches!(&chronicle.take_news()[..], [News::Kept { interrupted, .. }] if interrupted.is_empty())
+    );
+}
+
+#[test]
+fn what_cannot_be_written_any_more_is_said_once_and_tried_again_after_a_minute() {
+    let parent = tempfile::tempdir().unwrap();
+    let folder = parent.path().join("state");
+    fs::create_dir(&folder).unwrap();
+    let path = folder.join("history");
+    let mut chronicle = Chronicle::open(path, Limits::default(), seconds(0));
+    assert_eq!(begin(&mut chronicle, seconds(1)), Some(RunId(1)));
+    assert!(matches!(chronicle.take_news()[..], [News::Kept { .. }]));
+    let away = parent.path().join("away");
+    fs::rename(&folder, &away).unwrap();
+    for uptime in [2, 3, 62, 122] {
+        assert_eq!(begin(&mut chronicle, seconds(uptime)), None);
+    }
+    assert!(matches!(chronicle.take_news()[..], [News::Lost(HistoryError::Io { .. })]));
+    fs::rename(&away, &folder).unwrap();
+    assert_eq!(begin(&mut chronicle, seconds(182)), Some(RunId(2)));
+    assert!(
+        matches!(&chronicle.take_news()[..], [News::Kept { interrupted, .. }] if interrupted == &[RunId(1)])
     );
 }
 

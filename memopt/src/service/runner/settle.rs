@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use super::{Pending, Run, is_of_window};
 use crate::history::Found;
 use crate::service::core::Core;
+use crate::service::error::ServiceError;
 use crate::service::events::Event;
 use crate::service::view::none;
 use crate::situation::{Guest, Situation};
@@ -18,7 +19,7 @@ impl Run {
         &mut self,
         mut pending: Vec<Pending>,
         names: &BTreeSet<String>,
-    ) -> Result<(), String> {
+    ) -> Result<(), ServiceError> {
         while !pending.is_empty() {
             self.pause().await;
             let must_end = self.must_end().is_some();

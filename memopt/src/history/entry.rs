@@ -1,0 +1,208 @@
+//! The lines of a run's log, and what a run is by them.
+
+use regular_file::log::Lines;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::error::HistoryError;
+use super::limits::{ERROR_CHARS_MAX, ERRORS_MAX};
+use super::run::{Deed, Found, Payloads, Run, RunId, State, Summary};
+use crate::schedule::Trigger;
+
+/// One line: what has become of the run.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Entry {
+    /// It began: the first line of every log.
+    Began(Beginning),
+    /// It has another plan.
+    Planned(Box<RawValue>),
+    /// These actions are about to be carried out.
+    Acting(Vec<Deed<Box<RawValue>>>),
+    /// This was found out about actions.
+    Found(Vec<Found>),
+    /// This went wrong.
+    Error(String),
+    /// It came to its end at `ended` (Unix seconds).
+    Ended { ended: u64, outcome: Box<RawValue> },
+    /// The process that carried it out died.
+    Interrupted,
+}
+
+/// How a run began.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Beginning {
+    pub(super) trigger: Trigger,
+    /// Unix seconds.
+    pub(super) started: u64,
+    pub(super) plan: Box<RawValue>,
+}
+
+/// A run as it is kept.
+#[derive(Debug)]
+pub(super) struct Record {
+    pub(super) beginning: Beginning,
+    ended: Option<u64>,
+    pub(super) state: State,
+    pub(super) deeds: Vec<Deed<Box<RawValue>>>,
+    outcome: Option<Box<RawValue>>,
+    errors: Vec<String>,
+}
+
+impl Record {
+    pub(super) fn new(beginning: Beginning) -> Self {
+        Self {
+            beginning,
+            ended: None,
+            state: State::Planned,
+            deeds: Vec::new(),
+            outcome: None,
+            errors: Vec::new(),
+        }
+    }
+
+    /// The run whose log has these `lines`. Of a line that a crash has torn either nothing follows,
+    /// or that the run was interrupted.
+    ///
+    /// # Errors
+    /// What is wrong with them.
+    pub(super) fn replay(lines: &Lines) -> Result<Self, String> {
+        let mut record: Option<Self> = None;
+        let mut torn: Option<&str> = None;
+        for line in lines.iter() {
+            let line = match line {
+                Ok(line) => line,
+                Err(what) => {
+                    torn = Some(what);
+                    continue;
+                }
+            };
+            let entry: Entry = serde_json::from_slice(line).map_err(|error| error.to_string())?;
+            if let Some(what) = torn.filter(|_| !matches!(entry, Entry::Interrupted)) {
+                return Err(what.to_owned());
+            }
+            match (&mut record, entry) {
+                (None, Entry::Began(beginning)) => record = Some(Self::new(beginning)),
+                (Some(record), entry) => record.apply(entry).map_err(no_action)?,
+                (None, _) => break,
+            }
+        }
+        record.ok_or_else(|| torn.unwrap_or("its log does not say how it began").to_owned())
+    }
+
+    /// Takes another line.
+    ///
+    /// # Errors
+    /// The place of an action that it tells of and that there is not; nothing is changed then.
+    pub(super) fn apply(&mut self, entry: Entry) -> Result<(), u32> {
+        match entry {
+            Entry::Began(beginning) => *self = Self::new(beginning),
+            Entry::Planned(plan) => self.beginning.plan = plan,
+            Entry::Acting(deeds) => {
+                self.deeds.extend(deeds);
+                self.state = State::Acting;
+            }
+            Entry::Found(found) => {
+                let is_missing = |found: &&Found| found.index as usize >= self.deeds.len();
+                if let Some(missing) = found.iter().find(is_missing) {
+                    return Err(missing.index);
+                }
+                for Found { index, verified_bytes, error } in found {
+                    let deed = &mut self.deeds[index as usize];
+                    (deed.verified_bytes, deed.error) = (verified_bytes, error);
+                }
+                self.state = State::Verifying;
+            }
+            Entry::Error(error) => self.errors.push(error),
+            Entry::Ended { ended, outcome } => {
+                (self.ended, self.outcome) = (Some(ended), Some(outcome));
+                self.state = State::Done;
+            }
+            Entry::Interrupted => {
+                (self.ended, self.outcome) = (None, None);
+                self.state = State::Interrupted;
+            }
+        }
+        Ok(())
+    }
+
+    /// The line for something that went wrong, unless it has very many.
+    pub(super) fn error(&self, error: &str) -> Option<Entry> {
+        (self.errors.len() < ERRORS_MAX).then(|| Entry::Error(cut(error)))
+    }
+
+    /// All but the plan and the actions of the run, which is `id`.
+    ///
+    /// # Errors
+    /// Another version wrote its outcome.
+    pub(super) fn summary<O: DeserializeOwned>(
+        &self,
+        id: RunId,
+    ) -> Result<Summary<O>, HistoryError> {
+        let sum = |bytes: fn(&Deed<Box<RawValue>>) -> i64| {
+            self.deeds.iter().map(bytes).fold(0, i64::saturating_add)
+        };
+        let outcome = self.outcome.as_ref().map(|json| read("outcome", id, json)).transpose()?;
+        Ok(Summary {
+            id,
+            trigger: self.beginning.trigger.clone(),
+            started: self.beginning.started,
+            ended: self.ended,
+            state: self.state,
+            actions: u32::try_from(self.deeds.len()).unwrap_or(u32::MAX),
+            expected_bytes: sum(|deed| deed.expected_bytes),
+            verified_bytes: sum(|deed| deed.verified_bytes.unwrap_or_default()),
+            outcome,
+            errors: self.errors.clone(),
+        })
+    }
+
+    /// The whole run, which is `id`.
+    ///
+    /// # Errors
+    /// Another version wrote it.
+    pub(super) fn run<P: Payloads>(&self, id: RunId) -> Result<Run<P>, HistoryError> {
+        let summary = self.summary(id)?;
+        let plan = read("plan", id, &self.beginning.plan)?;
+        let deed = |deed: &Deed<Box<RawValue>>| {
+            let action = read("action", id, &deed.action)?;
+            let (verified_bytes, error) = (deed.verified_bytes, deed.error.clone());
+            Ok(Deed { action, expected_bytes: deed.expected_bytes, verified_bytes, error })
+        };
+        let deeds = self.deeds.iter().map(deed).collect::<Result<_, HistoryError>>()?;
+        Ok(Run { summary, plan, deeds })
+    }
+}
+
+/// A value as JSON of at most `bytes_max` bytes.
+///
+/// # Errors
+/// It has more, or cannot be written as JSON.
+pub(super) fn to_json(
+    what: &'static str,
+    value: &impl Serialize,
+    bytes_max: usize,
+) -> Result<Box<RawValue>, HistoryError> {
+    let json = serde_json::value::to_raw_value(value);
+    let json = json.map_err(|cause| HistoryError::Unwritable { what, cause })?;
+    if json.get().len() > bytes_max {
+        return Err(HistoryError::TooLarge { what, max: format!("{bytes_max} bytes") });
+    }
+    Ok(json)
+}
+
+/// The text of a log that tells of an action that its run does not have.
+fn no_action(index: u32) -> String {
+    format!("it has no action {index}")
+}
+
+fn read<T: DeserializeOwned>(what: &str, run: RunId, json: &RawValue) -> Result<T, HistoryError> {
+    serde_json::from_str(json.get())
+        .map_err(|error| HistoryError::Unreadable { run, cause: format!("its {what}: {error}") })
+}
+
+/// The beginning of an error's text.
+pub(super) fn cut(error: &str) -> String {
+    error.chars().take(ERROR_CHARS_MAX).collect()
+}

@@ -1,0 +1,209 @@
+//! The folder of a history: a log for each run, the schedules' last times, and a lock.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::ErrorKind;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use regular_file::log::{Lines, Log};
+use serde_json::value::RawValue;
+
+use super::entry::{Beginning, Entry, Record, to_json};
+use super::error::HistoryError;
+use super::limits::Limits;
+use super::run::RunId;
+
+/// What the log of a run ends in.
+const EXTENSION: &str = "log";
+
+/// The number of a run that has none after it: larger ones are no numbers in JSON everywhere.
+const ID_MAX: u64 = 1 << 53;
+
+/// A history's folder, which this process alone has.
+#[derive(Debug)]
+pub(super) struct Folder {
+    path: PathBuf,
+    limits: Limits,
+    /// Locked as long as it is open.
+    _lock: File,
+}
+
+/// A run that is under way.
+#[derive(Debug)]
+pub(super) struct Live {
+    pub(super) record: Record,
+    log: Log,
+}
+
+/// A run as it is found when a history is opened.
+#[derive(Debug)]
+pub(super) enum OnDisk {
+    /// It is over.
+    Over(Record),
+    /// It was left open.
+    LeftOpen(Live),
+    /// Another version wrote it, or its log is damaged.
+    Unreadable,
+}
+
+impl Folder {
+    /// The folder at `path`, which is made where there is none.
+    ///
+    /// # Errors
+    /// Another process has it, or the system refuses.
+    pub(super) fn open(path: &Path, limits: Limits) -> Result<Self, HistoryError> {
+        regular_file::create_folder(path).map_err(|cause| HistoryError::of(path, cause))?;
+        let lock = path.join("lock");
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(false).mode(0o600);
+        let lock = regular_file::open(&lock, &mut options);
+        let lock = lock.map_err(|cause| HistoryError::of(path, cause))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Self { path: path.to_owned(), limits, _lock: lock }),
+            Err(TryLockError::WouldBlock) => Err(HistoryError::InUse { path: path.to_owned() }),
+            Err(TryLockError::Error(cause)) => Err(HistoryError::of(path, cause)),
+        }
+    }
+
+    /// Where the last times of schedules are.
+    pub(super) fn ticks(&self) -> PathBuf {
+        self.path.join("schedules.log")
+    }
+
+    /// The runs that have a log.
+    ///
+    /// # Errors
+    /// The system's.
+    pub(super) fn runs(&self) -> Result<Vec<RunId>, HistoryError> {
+        let failed = |cause| HistoryError::of(&self.path, cause);
+        let mut runs = Vec::new();
+        for entry in fs::read_dir(&self.path).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name();
+            let id = name.to_str().and_then(|name| name.strip_suffix(EXTENSION)?.strip_suffix('.'));
+            let id = id.and_then(|id| id.parse().ok()).filter(|id| (1..ID_MAX).contains(id));
+            runs.extend(id.map(RunId).filter(|&run| *name == *log_name(run)));
+        }
+        Ok(runs)
+    }
+
+    /// What there is of `run`, with the bytes of its log.
+    ///
+    /// # Errors
+    /// The system's, which is not about this log alone.
+    pub(super) fn open_run(&self, run: RunId) -> Result<(OnDisk, u64), HistoryError> {
+        let path = self.log(run);
+        let (log, lines) = match Log::open(&path, self.limits.log_bytes_max(), 0) {
+            Ok(opened) => opened,
+            Err(cause) if is_of_one_file(cause.kind()) => {
+                let bytes = fs::symlink_metadata(&path).map_or(0, |file| file.len());
+                return Ok((OnDisk::Unreadable, bytes));
+            }
+            Err(cause) => return Err(HistoryError::of(&self.path, cause)),
+        };
+        let bytes = log.bytes();
+        let found = match Record::replay(&lines) {
+            Ok(record) if record.state.is_final() => OnDisk::Over(record),
+            Ok(record) => OnDisk::LeftOpen(Live { record, log }),
+            Err(_) => OnDisk::Unreadable,
+        };
+        Ok((found, bytes))
+    }
+
+    /// A run that is over.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub(super) fn read_run(&self, run: RunId) -> Result<Record, HistoryError> {
+        let lines = Lines::read(&self.log(run), self.limits.log_bytes_max());
+        let record =
+            lines.map_err(|error| error.to_string()).and_then(|lines| Record::replay(&lines));
+        record.map_err(|cause| HistoryError::Unreadable { run, cause })
+    }
+
+    /// Begins the log of the run after `last`, or of the first one.
+    ///
+    /// # Errors
+    /// It is too large, or the system's.
+    pub(super) fn begin(
+        &self,
+        last: Option<RunId>,
+        beginning: Beginning,
+    ) -> Result<(RunId, Live), HistoryError> {
+        let run = RunId(last.map_or(1, |last| last.0.saturating_add(1)));
+        if run.0 >= ID_MAX {
+            let max = format!("{} runs", ID_MAX - 1);
+            return Err(HistoryError::TooLarge { what: "the number of a run", max });
+        }
+        let line = self.line(&Entry::Began(beginning.clone()), 0)?;
+        let log = Log::create(&self.log(run), line.get().as_bytes(), 0);
+        let log = log.map_err(|cause| HistoryError::of(&self.path, cause))?;
+        Ok((run, Live { record: Record::new(beginning), log }))
+    }
+
+    /// Adds a line to the log of `run`.
+    ///
+    /// # Errors
+    /// It tells of an action that the run does not have, the run would be too large, or the
+    /// system's.
+    pub(super) fn add(
+        &self,
+        run: RunId,
+        live: &mut Live,
+        entry: Entry,
+    ) -> Result<(), HistoryError> {
+        let line = self.line(&entry, live.log.bytes())?;
+        live.record.apply(entry).map_err(|index| HistoryError::NoSuchAction { run, index })?;
+        let added = live.log.append(line.get().as_bytes());
+        added.map_err(|cause| HistoryError::of(&self.path, cause))
+    }
+
+    /// Removes the log of `run`; whether it is gone.
+    pub(super) fn remove(&self, run: RunId) -> bool {
+        let removed = fs::remove_file(self.log(run));
+        removed.map_or_else(|error| error.kind() == ErrorKind::NotFound, |()| true)
+    }
+
+    /// An entry as a line of a run's log that has `bytes` already. What ends it always has room.
+    fn line(&self, entry: &Entry, bytes: u64) -> Result<Box<RawValue>, HistoryError> {
+        let json = to_json("a line", entry, usize::MAX)?;
+        let needed = bytes.saturating_add(json.get().len() as u64);
+        let is_last = matches!(entry, Entry::Ended { .. } | Entry::Interrupted);
+        if needed > self.limits.run_bytes_max && !is_last {
+            let max = format!("{} bytes", self.limits.run_bytes_max);
+            return Err(HistoryError::TooLarge { what: "a run", max });
+        }
+        Ok(json)
+    }
+
+    fn log(&self, run: RunId) -> PathBuf {
+        self.path.join(log_name(run))
+    }
+
+    /// How much is kept.
+    pub(super) const fn limits(&self) -> Limits {
+        self.limits
+    }
+}
+
+impl Live {
+    /// Bytes of its log.
+    pub(super) const fn bytes(&self) -> u64 {
+        self.log.bytes()
+    }
+}
+
+/// The name of the log of `run`.
+fn log_name(run: RunId) -> String {
+    format!("{run}.{EXTENSION}")
+}
+
+/// Whether what goes wrong with one log says nothing of the others.
+const fn is_of_one_file(kind: ErrorKind) -> bool {
+    matches!(
+        kind,
+        ErrorKind::FileTooLarge
+            | ErrorKind::InvalidInput
+            | ErrorKind::IsADirectory
+            | ErrorKind::PermissionDenied
+    )
+}
