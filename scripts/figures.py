@@ -21,7 +21,7 @@ import statistics
 import sys
 from pathlib import Path
 
-OWN = [f"{crate}={crate}/src" for crate in ("vmm-core", "migrate", "memopt", "metrics")]
+OWN = [f"{crate}={crate}/src" for crate in ("vmm-core", "migrate", "memopt", "metrics", "regular-file")]
 OWN += ["program=src"]
 QUALIFIER = r"(?:const|async|unsafe|extern\s+s+|extern)\s+"  # Of a function; an ABI is masked.
 DOC = "\x01"  # Stands for the text of an outer documentation comment.

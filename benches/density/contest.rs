@@ -10,12 +10,12 @@ use super::contender::{Contender, Lot};
 use super::drive::{self, Allowance, Spent};
 use super::figures::Figures;
 use super::fleet::Fleet;
-use super::interruption;
 use super::knobs::Knobs;
 use super::lighter;
 use super::linux::SavedGuests;
 use super::reads::{paces, part};
 use super::settings::{Case, Settings};
+use support::bench::interruption;
 
 /// Between the last clone's filling its memory and the first figures; and between ksmd's end and
 /// the last figures, while the hot guests write on.

@@ -10,9 +10,9 @@ use memopt::observe::{Sources, host_memory, ksmd_time};
 
 use super::contender::Contender;
 use super::fleet::Fleet;
-use super::interruption;
 use super::knobs::Knobs;
 use super::laws::{self, Law, Order, Seen, Tuner};
+use support::bench::interruption;
 
 /// How often it is seen whether ksmd has used what it may.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);

@@ -9,11 +9,11 @@ use serde_json::Value;
 
 use super::figures::Figures;
 use super::linux::{LinuxGuest, SavedGuests};
-use super::program::{Run, lighter};
 use super::reads::{Sample, vcpu_seconds};
 use super::settings::{Case, Settings};
-use super::usage;
 use super::workload::{Clone, Heat};
+use support::bench::program::{Run, lighter};
+use support::bench::usage;
 
 /// How lighter names its vCPU threads.
 const VCPU_MARK: &str = "vcpu";

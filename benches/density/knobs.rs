@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use super::interruption;
+use support::bench::interruption;
 
 /// By this, in the folder for temporary files, the tests that drive ksmd take turns. They also
 /// remember how it is set, and would put back what somebody had set for the moment.

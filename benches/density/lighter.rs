@@ -11,9 +11,9 @@ use serde_json::Value;
 
 use super::drive::{Allowance, Spent};
 use super::fleet::Fleet;
-use super::interruption;
-use super::program::{Node, Run, lighter};
-use super::usage;
+use support::bench::interruption;
+use support::bench::program::{Node, Run, lighter};
+use support::bench::usage;
 
 /// What others drive ksmd for: equal pages, zeros among them; and huge pages.
 const POLICY: &str = "goal = \"max density\"\nactuators = [\"merge\", \"huge\", \"zeros\"]\n";

@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use super::console::Console;
-use super::lighter_console;
-use super::program::{Run, lighter};
 use super::settings::Settings;
+use support::bench::console::Console;
+use support::bench::lighter_console;
+use support::bench::program::{Run, lighter};
 
 /// Longest time for a boot to the check program, with its memory filled.
 const BOOT_PATIENCE: Duration = Duration::from_secs(600);

@@ -39,24 +39,8 @@ mod settings;
 mod table;
 mod workload;
 
-#[path = "../../tests/e2e/host/api.rs"]
-mod api;
-#[path = "../peers/check_line.rs"]
-mod check_line;
-#[path = "../peers/console.rs"]
-mod console;
-#[path = "../peers/interruption.rs"]
-mod interruption;
-#[path = "../peers/lighter_console.rs"]
-mod lighter_console;
-#[path = "../peers/program.rs"]
-#[expect(dead_code, reason = "the other benchmark uses the rest")]
-mod program;
-#[path = "../peers/usage.rs"]
-#[expect(dead_code, reason = "the other benchmark uses the rest")]
-mod usage;
-
 use anyhow::Result;
+use support::bench::interruption;
 
 fn main() -> Result<()> {
     let settings = settings::Settings::from_arguments(std::env::args().skip(1))?;

@@ -7,10 +7,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
-use super::api;
-use super::interruption;
-use super::program::{Run, lighter};
 use super::settings::{Case, Settings};
+use support::bench::interruption;
+use support::bench::program::{Run, lighter};
 
 /// Share of each clone's pages that is the image's, percent; what is neither that nor zeros is the
 /// guest's own.
@@ -128,7 +127,7 @@ impl Clone {
     }
 
     fn ask(&self, method: &str, body: Option<&Value>) -> Result<Value> {
-        let answer = api::ask(&self.socket, method, "/v1/guest/workload", body)
+        let answer = support::ask(&self.socket, method, "/v1/guest/workload", body)
             .with_context(|| format!("{} does not answer", self.name))?;
         answer.success().map_err(anyhow::Error::msg)
     }

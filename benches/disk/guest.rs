@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::usage;
+use support::bench::usage;
 
 /// How long a guest may take to boot, or to answer.
 const PATIENCE: Duration = Duration::from_secs(600);

@@ -9,9 +9,6 @@
 //! reading at [`main`].
 
 mod guest;
-#[path = "../peers/usage.rs"]
-#[expect(dead_code, reason = "the other benchmark uses the rest")]
-mod usage;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -13,9 +13,6 @@
 mod client;
 mod lan;
 mod systems;
-#[path = "../peers/usage.rs"]
-#[expect(dead_code, reason = "the other benchmark uses the rest")]
-mod usage;
 
 use std::fmt::Write;
 use std::time::Duration;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 use super::lan::Lan;
-use super::usage;
+use support::bench::usage;
 
 /// Guest memory, MiB.
 const MEMORY_MIB: u64 = 128;

@@ -6,12 +6,12 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 
 use super::guest::LinuxGuest;
-use super::interruption;
 use super::lighter::Lighter;
 use super::peer::{Peer, Transfer};
 use super::preheat::preheat;
 use super::qemu::Qemu;
 use super::settings::{LOADS, Load, Settings, Variant};
+use support::bench::interruption;
 
 /// Longest time for a boot to the check program, with all memory mapped and filled.
 const BOOT_PATIENCE: Duration = Duration::from_secs(1200);

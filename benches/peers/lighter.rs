@@ -8,13 +8,13 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use super::console::Console;
 use super::guest::LinuxGuest;
-use super::lighter_console;
 use super::peer::{Peer, Transfer};
-use super::program::{Node, Run, lighter};
 use super::settings::Variant;
-use super::usage;
+use support::bench::console::Console;
+use support::bench::lighter_console;
+use support::bench::program::{Node, Run, lighter};
+use support::bench::usage;
 
 const GUEST: &str = "bench";
 /// How lighter names its vCPU threads.

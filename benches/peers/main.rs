@@ -11,24 +11,19 @@
 //!
 //! Start reading at [`contest`], which runs the rounds; [`peer`] is what it needs of each system.
 
-mod check_line;
-mod console;
 mod contest;
 mod credentials;
 mod guest;
-mod interruption;
 mod lighter;
-mod lighter_console;
 mod peer;
 mod preheat;
-mod program;
 mod qemu;
 mod qmp;
 mod settings;
 mod table;
-mod usage;
 
 use anyhow::Result;
+use support::bench::interruption;
 
 fn main() -> Result<()> {
     let settings = settings::Settings::from_arguments(std::env::args().skip(1))?;

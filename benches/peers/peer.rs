@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::console::Console;
 use super::settings::Variant;
+use support::bench::console::Console;
 
 /// What a system says about a migration, and what the migration cost.
 #[derive(Clone, Copy, Debug)]

@@ -8,13 +8,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
-use super::console::Console;
 use super::credentials::{self, HOST_NAME};
 use super::guest::LinuxGuest;
 use super::peer::{Peer, Transfer};
 use super::qmp::{Qmp, connect_unix};
 use super::settings::Variant;
-use super::usage;
+use support::bench::console::Console;
+use support::bench::usage;
 
 /// QEMU names its vCPU threads `CPU 0/KVM` when asked to.
 const VCPU_MARK: &str = "/KVM";

@@ -1,20 +1,13 @@
 //! A guest of Linux whose disk fits into its page cache, as long as its balloon is empty.
 
-#[path = "../../tests/e2e/linux/image.rs"]
-#[expect(dead_code, reason = "the tests use the rest")]
-mod image;
-#[path = "../../tests/e2e/linux/witness.rs"]
-#[expect(dead_code, reason = "the tests use the rest")]
-mod witness;
-
 use std::fs::File;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::host::{Guest, Host, wait};
-use image::{BOOT_PATIENCE, cmdline, script};
-use witness::Witness;
+use support::linux::image::{BOOT_PATIENCE, cmdline, script};
+use support::linux::witness::Witness;
+use support::{Guest, Host, wait};
 
 /// Its name.
 const NAME: &str = "linux";

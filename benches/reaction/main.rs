@@ -13,17 +13,12 @@ mod linux;
 mod round;
 mod table;
 
-#[path = "../../tests/e2e/host/mod.rs"]
-#[expect(dead_code, unused_imports, reason = "the tests use the rest")]
-mod host;
-#[path = "../peers/interruption.rs"]
-mod interruption;
-
 use anyhow::Result;
 use clap::Parser;
 
-use host::Pair;
 use linux::Linux;
+use support::Pair;
+use support::bench::interruption;
 
 /// How soon a guest in pain has its memory back.
 #[derive(Debug, Parser)]

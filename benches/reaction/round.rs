@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use super::host::{Host, NodePlan, wait};
 use super::linux::{ALL_BYTES, Linux};
+use support::{Host, NodePlan, wait};
 
 /// Leaves the guest half of what its cache needs. A fault that waits for the disk takes 40 ms and
 /// more where KVM emulates the guest's kernel: there are 12 to 20 each second, where the usual

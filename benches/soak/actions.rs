@@ -6,9 +6,9 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::dice::Dice;
-use super::host::{Done, Exit, Guest, Migration};
 use super::stage::{LINUX, Member, Side, Stage};
 use super::story::Kind;
+use support::{Done, Exit, Guest, Migration};
 
 /// Sizes of clones, MiB.
 const CLONE_MIB: [u64; 3] = [64, 96, 128];

@@ -2,12 +2,12 @@
 
 use serde_json::Value;
 
-use super::host::checks::{await_life, memory_is_intact, nothing_left_behind};
-use super::host::ksm::KsmTurn;
-use super::host::wait;
 use super::stage::{LINUX, Member, Side, Stage};
 use super::summary::{Runs, Summary};
 use super::{actions, linux};
+use support::checks::{await_life, memory_is_intact, nothing_left_behind};
+use support::ksm::KsmTurn;
+use support::wait;
 
 /// More runs than a soak has.
 const RUNS_MAX: &str = "1000";

@@ -1,16 +1,9 @@
 //! The guest of Linux, as the tests have it.
 
-#[path = "../../tests/e2e/linux/image.rs"]
-#[expect(dead_code, reason = "the tests use the rest")]
-pub(crate) mod image;
-#[path = "../../tests/e2e/linux/witness.rs"]
-#[expect(dead_code, reason = "the tests use the rest")]
-pub(crate) mod witness;
-
 use std::time::Duration;
 
-use super::host::wait;
-use witness::{Line, Witness};
+use support::linux::witness::{Line, Witness};
+use support::wait;
 
 /// How long the check program may take where its kernel is emulated and the machine is busy.
 const CHECK_PATIENCE: Duration = Duration::from_secs(600);

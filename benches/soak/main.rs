@@ -20,18 +20,13 @@ mod stage;
 mod story;
 mod summary;
 
-#[path = "../../tests/e2e/host/mod.rs"]
-#[expect(dead_code, unused_imports, reason = "the tests use the rest")]
-mod host;
-#[path = "../peers/interruption.rs"]
-mod interruption;
-
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Result;
 use clap::Parser;
+use support::bench::interruption;
 
 /// A soak of the memory optimizer.
 #[derive(Debug, Parser)]

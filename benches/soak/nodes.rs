@@ -4,7 +4,7 @@ use std::fmt::{self, Display};
 use std::fs;
 use std::time::{Duration, Instant};
 
-use super::host::Pid;
+use support::Pid;
 
 /// More than this is a leak.
 const GROWTH_KIB_MAX: u64 = 32 << 10;

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use super::host::{GuestPlan, Host, NodePlan, Pair, wait};
-use super::linux::image::Image;
-use super::linux::witness::{Line, Witness};
 use super::nodes::Life;
 use super::story::Cast;
+use support::linux::image::Image;
+use support::linux::witness::{Line, Witness};
+use support::{GuestPlan, Host, NodePlan, Pair, wait};
 
 /// The guest of Linux.
 pub(crate) const LINUX: &str = "linux";

@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use super::dice::Dice;
-use super::host::ksm::KsmTurn;
-use super::linux::image::Image;
 use super::stage::Stage;
 use super::summary::Summary;
 use super::{actions, checks, interruption};
+use support::ksm::KsmTurn;
+use support::linux::image::Image;
 
 /// Clones at a time.
 const CLONES_MAX: usize = 8;

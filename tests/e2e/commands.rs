@@ -6,10 +6,10 @@ use std::process::{Output, Stdio};
 
 use serde_json::Value;
 
-use crate::host::checks::{
+use support::checks::{
     await_life, guest_is_gone, memory_is_intact, no_copy_runs, nothing_left_behind,
 };
-use crate::host::{Exit, Guest, GuestPlan, Host, Pair, lighter};
+use support::{Exit, Guest, GuestPlan, Host, Pair, lighter};
 
 #[test]
 fn ls_and_show_tell_what_runs() {

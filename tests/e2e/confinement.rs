@@ -8,14 +8,14 @@ use std::os::unix::net::UnixListener;
 use std::os::unix::net::UnixStream;
 
 #[cfg(feature = "failpoints")]
-use crate::host::kernel::sleeper;
+use support::kernel::sleeper;
 #[cfg(feature = "failpoints")]
-use crate::host::ksm::KsmTurn;
-use crate::host::{
+use support::ksm::KsmTurn;
+use support::{
     Exit, Guest, GuestPlan, Host, Migration, NodePlan, Pair, as_stranger, ask, lighter, run,
 };
 #[cfg(feature = "failpoints")]
-use crate::host::{Running, wait};
+use support::{Running, wait};
 
 /// Seccomp's state of each thread of the guest's process, by the thread's name (proc_pid_status(5):
 /// 2 is a filter).

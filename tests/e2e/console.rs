@@ -3,9 +3,9 @@
 use std::io::{PipeWriter, Write, pipe};
 use std::os::unix::net::UnixStream;
 
-use crate::host::checks::nothing_left_behind;
-use crate::host::kernel::kernel;
-use crate::host::{Guest, Pair, Running, lighter, wait};
+use support::checks::nothing_left_behind;
+use support::kernel::kernel;
+use support::{Guest, Pair, Running, lighter, wait};
 
 /// Writes "hi" and a line's end to the serial port, and then whatever it reads from it.
 const PROGRAM: [u8; 30] = [
@@ -86,7 +86,7 @@ fn the_end_of_what_is_typed_is_not_the_end_of_the_console() {
     keys.write_all(b" words").expect("a keyboard");
     shows(&console, "hi\nlast words");
     drop((console, other));
-    pair.a.run(&["console", "nobody"]).complains(crate::host::Exit::Failed, &["there is: echo"]);
+    pair.a.run(&["console", "nobody"]).complains(support::Exit::Failed, &["there is: echo"]);
 }
 
 #[test]

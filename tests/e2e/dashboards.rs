@@ -13,11 +13,11 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::density::{POLICY, RUN_PATIENCE, await_plan, dense, restore_linux, write_settings};
-use crate::host::checks::{guest_is_gone, nothing_left_behind};
-use crate::host::{Guest, GuestPlan, Host, Migration, NodePlan, Pair, wait};
-use crate::linux::image::Image;
 use crate::metrics::MOVED_ELSEWHERE;
 use crate::moved_elsewhere;
+use support::checks::{guest_is_gone, nothing_left_behind};
+use support::linux::image::Image;
+use support::{Guest, GuestPlan, Host, Migration, NodePlan, Pair, wait};
 
 /// What Grafana puts in the place of its variables.
 const VARIABLES: [(&str, &str); 5] = [

@@ -3,8 +3,8 @@
 
 use serde_json::Value;
 
-use crate::host::checks::{await_life, guest_is_gone, memory_is_intact, nothing_left_behind};
-use crate::host::{Exit, Guest, Host, Migration, NodePlan, Pair, wait};
+use support::checks::{await_life, guest_is_gone, memory_is_intact, nothing_left_behind};
+use support::{Exit, Guest, Host, Migration, NodePlan, Pair, wait};
 
 /// A small workload.
 const WEB: &str = "\

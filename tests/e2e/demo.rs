@@ -1,6 +1,6 @@
 //! `lighter demo`, the first thing that a newcomer types.
 
-use crate::host::{Exit, lighter, run};
+use support::{Exit, lighter, run};
 
 #[test]
 fn the_demo_ends_with_the_verdict_and_both_downtimes() {

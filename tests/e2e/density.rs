@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::host::checks::{await_life, guest_is_gone, nothing_left_behind};
-use crate::host::ksm::{KsmTurn, merged_pages};
-use crate::host::{Exit, Guest, GuestPlan, Host, Migration, NodePlan, Pair, Pool, ask, wait};
-use crate::linux::image::Image;
-use crate::linux::witness::Witness;
+use support::checks::{await_life, guest_is_gone, nothing_left_behind};
+use support::ksm::{KsmTurn, merged_pages};
+use support::linux::image::Image;
+use support::linux::witness::Witness;
+use support::{Exit, Guest, GuestPlan, Host, Migration, NodePlan, Pair, Pool, ask, wait};
 
 /// Takes what a guest of 128 MiB does not need, which is less than the usual policy looks at; with
 /// patience for its emulated kernel.
@@ -517,7 +517,7 @@ fn memory_is_merged_taken_apart_and_made_huge_on_demand() {
     assert!(shown["proportional_bytes"].as_u64() > Some(60 << 20), "{shown:#}");
     for guest in &guests {
         await_life(guest);
-        crate::host::checks::memory_is_intact(guest);
+        support::checks::memory_is_intact(guest);
     }
     treat(&guests[0], "merge");
     wait::until("pages are merged again", || {

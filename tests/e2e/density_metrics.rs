@@ -8,11 +8,11 @@ use ::metrics::{density_definitions, never_moved};
 use serde_json::Value;
 
 use crate::density::{POLICY, RUN_PATIENCE, await_plan, dense, restore_linux, write_settings};
-use crate::host::ksm::KsmTurn;
-use crate::host::{Exit, Guest, GuestPlan, Host, Pair, wait};
-use crate::linux::image::Image;
 use crate::metrics::{scrape, value};
 use crate::moved_elsewhere::{self, MovedElsewhere};
+use support::ksm::KsmTurn;
+use support::linux::image::Image;
+use support::{Exit, Guest, GuestPlan, Host, Pair, wait};
 
 /// Metrics that may stay at zero here: for each file and test that moves them, their names. This
 /// machine has no swap, may wait for no memory and have no pools; the guest's kernel is older than
@@ -129,7 +129,7 @@ fn every_metric_of_memory_optimization_moves_on_a_node_with_linux() {
 fn a_run_is_seen(host: &Host, pages: &mut Vec<String>) {
     let socket = host.state_dir().join("node.sock");
     let body = serde_json::json!({});
-    let begun = crate::host::ask(&socket, "POST", "/v1/density/runs", Some(&body));
+    let begun = support::ask(&socket, "POST", "/v1/density/runs", Some(&body));
     begun.expect("an answer").success().expect("a run");
     await_page(host, "the run is seen to end", pages, |page| {
         let ended = "lighter_density_run_duration_seconds_count";

@@ -15,8 +15,8 @@ use std::process::Command;
 use nix::sys::signal::Signal;
 use place::{DISK_BYTES, GUEST, Place};
 
-use crate::host::checks::nothing_left_behind;
-use crate::host::{Exit, Migration, wait};
+use support::checks::nothing_left_behind;
+use support::{Exit, Migration, wait};
 
 #[test]
 fn a_disk_goes_along_with_its_guest_and_comes_back() {
@@ -92,7 +92,7 @@ fn disks_are_made_only_where_the_node_may_and_nothing_is_there() {
 fn a_node_takes_no_disks_unless_it_was_told_where() {
     let mut place = Place::new();
     place.pair.b.kill_node();
-    place.pair.b.start_node(&crate::host::NodePlan::default());
+    place.pair.b.start_node(&support::NodePlan::default());
     place.migrate(&[]).stayed(&["takes no disks", "--disk-dir"]);
     place.runs_only_on(&place.pair.a);
 }
@@ -105,7 +105,7 @@ fn a_disk_that_both_hosts_have_is_taken_only_where_the_node_may_have_disks() {
     place.runs_only_on(&place.pair.a);
     place.pair.b.kill_node();
     let arguments = vec!["--disk-dir".to_owned(), place.folder("a").display().to_string()];
-    place.pair.b.start_node(&crate::host::NodePlan { arguments, ..Default::default() });
+    place.pair.b.start_node(&support::NodePlan { arguments, ..Default::default() });
     go(&place).done.ok();
     place.runs_only_on(&place.pair.b);
 }

@@ -6,9 +6,9 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 
 use crate::density::{RUN_PATIENCE, following};
-use crate::host::checks::{await_life, guest_is_gone, memory_is_intact, nothing_left_behind};
-use crate::host::ksm::{KsmTurn, merged_frames};
-use crate::host::{Guest, GuestPlan, Host, ask, wait};
+use support::checks::{await_life, guest_is_gone, memory_is_intact, nothing_left_behind};
+use support::ksm::{KsmTurn, merged_frames};
+use support::{Guest, GuestPlan, Host, ask, wait};
 
 /// A domain has its place for as long as no other has more to gain.
 const POLICY: &str = r#"

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::host::{Exit, Guest, GuestPlan, Host, Migration, Pair, Running, lighter, wait};
+use support::{Exit, Guest, GuestPlan, Host, Migration, Pair, Running, lighter, wait};
 
 /// `lighter events --json`, once it listens: it has told of a guest that came and went.
 fn listen(host: &Host) -> Running {

@@ -10,16 +10,14 @@ mod balloon;
 mod copied;
 mod disk;
 mod foreign;
-pub(crate) mod image;
 mod reporting;
 mod vsock;
-pub(crate) mod witness;
 
-use image::Image;
-use witness::Witness;
+use support::linux::image::Image;
+use support::linux::witness::Witness;
 
-use crate::host::checks::nothing_left_behind;
-use crate::host::{Host, Migration, Pair};
+use support::checks::nothing_left_behind;
+use support::{Host, Migration, Pair};
 
 /// Migrations in a row, so that a small error in a clock adds up to a visible one.
 const MIGRATIONS: usize = 6;

@@ -1,9 +1,9 @@
 //! End to end, as a user has it: real processes of the built program, real guests on KVM, real QUIC
 //! on loopback.
 //!
-//! [`host`] is what the tests stand on. Without a fault: [`moving`] guests, the [`commands`] beside
-//! it, the [`confinement`] of its process, the [`console`], [`dashboards`], [`definitions`] of
-//! guests, their [`density`] on a host, [its metrics](density_metrics) and merge [`domains`],
+//! [`support`] is what the tests stand on. Without a fault: [`moving`] guests, the [`commands`]
+//! beside it, the [`confinement`] of its process, the [`console`], [`dashboards`], [`definitions`]
+//! of guests, their [`density`] on a host, [its metrics](density_metrics) and merge [`domains`],
 //! [`disks`] that are copied with the guest, [`events`], the [`demo`], a [`linux`] guest, how
 //! [`memory`] is backed, [`power`] buttons and resets, [`saving`] to files, and the [`metrics`] of
 //! it all, with what one test leaves out and another moves ([`moved_elsewhere`]). With one:
@@ -30,7 +30,6 @@ mod density_metrics;
 mod disks;
 mod domains;
 mod events;
-mod host;
 mod linux;
 mod memory;
 mod metrics;

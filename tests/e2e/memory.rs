@@ -6,9 +6,9 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::host::checks::{await_life, cost, guest_is_gone, memory_is_intact, one_intact_copy};
-use crate::host::ksm::{KsmTurn, merged_frames, merged_pages};
-use crate::host::{Exit, Guest, GuestPlan, Host, Migration, Pair, Pool, wait};
+use support::checks::{await_life, cost, guest_is_gone, memory_is_intact, one_intact_copy};
+use support::ksm::{KsmTurn, merged_frames, merged_pages};
+use support::{Exit, Guest, GuestPlan, Host, Migration, Pair, Pool, wait};
 
 fn plan(name: &str, options: &[&str]) -> GuestPlan {
     let options = options.iter().map(|option| (*option).to_owned()).collect();

@@ -11,11 +11,9 @@ use ::metrics::{Sample, density_definitions, never_moved, parse_samples};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::host::checks::{guest_is_gone, nothing_left_behind, one_intact_copy};
-use crate::host::{
-    CRAWL, Exit, Guest, GuestPlan, Host, Migration, NodePlan, Pair, Pid, lighter, wait,
-};
 use crate::moved_elsewhere::{self, MovedElsewhere};
+use support::checks::{guest_is_gone, nothing_left_behind, one_intact_copy};
+use support::{CRAWL, Exit, Guest, GuestPlan, Host, Migration, NodePlan, Pair, Pid, lighter, wait};
 
 /// A scrape takes at most this long, however many guests hang: a guest is given two seconds.
 const SCRAPE_WITHIN: Duration = Duration::from_secs(2 + 2);

@@ -3,8 +3,8 @@
 
 use serde_json::Value;
 
-use crate::host::checks::{memory_is_intact, no_copy_runs, nothing_left_behind, one_intact_copy};
-use crate::host::{Guest, GuestPlan, Host, Migration, NodePlan, Pair, wait};
+use support::checks::{memory_is_intact, no_copy_runs, nothing_left_behind, one_intact_copy};
+use support::{Guest, GuestPlan, Host, Migration, NodePlan, Pair, wait};
 
 #[test]
 fn a_busy_guest_moves_there_and_back() {

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use cable::Cable;
 
-use crate::host::checks::{exactly_one_copy_runs, one_intact_copy};
-use crate::host::{CRAWL, Guest, GuestPlan, Migration, wait};
+use support::checks::{exactly_one_copy_runs, one_intact_copy};
+use support::{CRAWL, Guest, GuestPlan, Migration, wait};
 
 /// A dead peer is noticed within this time (docs/protocol.md).
 const PROMISED: Duration = Duration::from_secs(10);

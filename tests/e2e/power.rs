@@ -3,10 +3,10 @@
 
 use serde_json::json;
 
-use crate::host::checks::{await_life, guest_is_gone, memory_is_intact, nothing_left_behind};
-use crate::host::{Exit, Guest, GuestPlan, Migration, Pair, wait};
-use crate::linux::image::{BOOT_PATIENCE, Image};
-use crate::linux::witness::Witness;
+use support::checks::{await_life, guest_is_gone, memory_is_intact, nothing_left_behind};
+use support::linux::image::{BOOT_PATIENCE, Image};
+use support::linux::witness::Witness;
+use support::{Exit, Guest, GuestPlan, Migration, Pair, wait};
 
 #[test]
 fn a_guest_that_is_reset_starts_over_in_the_same_process() {

@@ -4,10 +4,10 @@
 use nix::sys::signal::Signal;
 use rcgen::{CertificateParams, Issuer, KeyPair, date_time_ymd};
 
-use crate::host::checks::{
+use support::checks::{
     await_life, guest_is_gone, memory_is_intact, nothing_left_behind, one_intact_copy,
 };
-use crate::host::{CRAWL, Exit, Guest, GuestPlan, Migration, NodePlan, Pair, wait};
+use support::{CRAWL, Exit, Guest, GuestPlan, Migration, NodePlan, Pair, wait};
 
 /// The guest stays, unharmed, and the destination has nothing of it.
 fn stays(pair: &Pair, name: &str) {

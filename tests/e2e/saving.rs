@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::host::checks::{await_life, guest_is_gone, memory_is_intact, nothing_left_behind};
-use crate::host::kernel::sleeper;
-use crate::host::{Exit, Guest, GuestPlan, Host, Migration, Pair, Running, lighter, wait};
+use support::checks::{await_life, guest_is_gone, memory_is_intact, nothing_left_behind};
+use support::kernel::sleeper;
+use support::{Exit, Guest, GuestPlan, Host, Migration, Pair, Running, lighter, wait};
 
 #[test]
 fn a_saved_guest_has_ended_and_is_restored_where_it_was() {

@@ -4,12 +4,10 @@ use memopt::survey::Digests;
 use serde_json::{Value, json};
 
 use crate::density::{RUN_PATIENCE, following};
-use crate::host::checks::{
-    await_life, cost, memory_is_intact, nothing_left_behind, one_intact_copy,
-};
-use crate::host::ksm::{KsmTurn, marked_and_huge, merged_pages};
-use crate::host::{CRAWL, Guest, GuestPlan, Host, Migration, Pair, ask, wait};
 use crate::metrics::{scrape, value};
+use support::checks::{await_life, cost, memory_is_intact, nothing_left_behind, one_intact_copy};
+use support::ksm::{KsmTurn, marked_and_huge, merged_pages};
+use support::{CRAWL, Guest, GuestPlan, Host, Migration, Pair, ask, wait};
 
 /// Pages of the guests here, and the least of them that belong to the workload.
 const PAGES: u64 = 64 << 8;

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::fixtures::{Host, Lab, holds, until};
-use crate::kernel::sleeper;
+use support::kernel::sleeper;
 
 const DISK: &str = "/var/lib/disks/db.raw";
 

@@ -16,11 +16,7 @@ mod outages;
 mod disks;
 mod ending;
 mod fixtures;
-#[path = "../e2e/host/kernel.rs"]
-mod kernel;
 mod nested;
 mod processors;
 mod service;
-#[path = "../e2e/host/state_folder.rs"]
-mod state_folder;
 mod stock;

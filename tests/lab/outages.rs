@@ -9,7 +9,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use crate::fixtures::{Host, Lab, holds, until};
-use crate::state_folder::belongs;
+use support::state_folder::belongs;
 
 /// A place in a migration at which it can be held.
 #[derive(Debug)]

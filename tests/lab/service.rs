@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::fixtures::{Host, Lab, holds, until};
-use crate::kernel::sleeper;
+use support::kernel::sleeper;
 
 const GUEST: &str = "name = \"web\"\nmemory = \"64M\"\nkernel = \"/var/lib/disks/sleeper\"\n[[disk]]\npath = \"/var/lib/disks/web.raw\"\n";
 

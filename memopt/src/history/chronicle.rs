@@ -28,7 +28,7 @@ pub struct Chronicle<P> {
 #[derive(Debug)]
 enum Kept<P> {
     /// In the folder.
-    InFolder(History<P>),
+    InFolder(Box<History<P>>),
     /// Nowhere; from this uptime on the folder is tried again.
     Nowhere { retry_at: Duration },
 }
@@ -91,7 +91,7 @@ impl<P: Payloads> Chronicle<P> {
     fn try_open(&mut self, uptime: Duration) {
         match History::open(&self.path, self.limits) {
             Ok(Opened { history, interrupted, unreadable }) => {
-                self.kept = Kept::InFolder(history);
+                self.kept = Kept::InFolder(Box::new(history));
                 self.complaint = None;
                 self.tell(News::Kept { interrupted, unreadable });
             }

@@ -120,12 +120,12 @@ impl<P: Payloads> History<P> {
         self.with(|open| {
             let plan = to_json("a plan", plan, open.folder.limits().plan_bytes_max)?;
             let last = open.runs.last_key_value().map(|(&last, _)| last);
-            let beginning = Beginning { trigger: trigger.clone(), started, plan };
-            let (run, live) = open.folder.begin(last, beginning)?;
+            let (run, live) = open.folder.begin(last, Beginning { trigger, started, plan })?;
+            let trigger = live.record.beginning.trigger.clone();
             open.runs.insert(run, Cached { started: Some(started), bytes: live.bytes() });
             open.live.insert(run, live);
-            if let Trigger::Schedule { name, tick } = &trigger {
-                open.ticks.keep(name, *tick)?;
+            if let Trigger::Schedule { name, tick } = trigger {
+                open.ticks.keep(&name, tick)?;
             }
             open.prune();
             Ok(run)

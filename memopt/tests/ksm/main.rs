@@ -14,10 +14,7 @@ use std::time::{Duration, Instant};
 use memopt::ksm::{Budget, Control, Driver, End, Knob, KsmError, Options, Set, Window};
 use memopt::observe::{KsmKnobs, Sources, ksm_knobs, merged};
 
-#[path = "../../../tests/e2e/host/ksm_turn.rs"]
-mod ksm_turn;
-
-use ksm_turn::{FOLDER, KsmLock, set};
+use support::ksm_turn::{FOLDER, KsmLock, set};
 
 /// Pages of the process that is merged: 64 MiB.
 const PAGES: u64 = 16_384;

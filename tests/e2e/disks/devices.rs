@@ -5,8 +5,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::host::kernel::sleeper;
-use crate::host::{Exit, Host, Migration, NodePlan, Pair, lighter, run, wait};
+use support::kernel::sleeper;
+use support::{Exit, Host, Migration, NodePlan, Pair, lighter, run, wait};
 
 const GUEST: &str = "db";
 const BYTES: u64 = 16 << 20;
@@ -47,7 +47,7 @@ impl Drop for Loop {
     }
 }
 
-fn start(pair: &Pair, name: &str, disk: &str, environment: &[(&str, &str)]) -> crate::host::Done {
+fn start(pair: &Pair, name: &str, disk: &str, environment: &[(&str, &str)]) -> support::Done {
     let kernel = sleeper(pair.folder()).display().to_string();
     let arguments = ["run", "--detach", "--name", name, "--memory", "64M", "--kernel", &kernel];
     let mut command = lighter(pair.a.state_dir(), &[&arguments[..], &["--disk", disk]].concat());

@@ -6,7 +6,7 @@ use std::fs;
 use vmm_core::virtio::block::departed_to;
 
 use super::place::{GUEST, Place};
-use crate::host::{Exit, NodePlan, Pid, wait};
+use support::{Exit, NodePlan, Pid, wait};
 
 /// A place where one side does `what` at `point`.
 fn place(point: &str, what: &str) -> Place {

@@ -4,8 +4,8 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use crate::host::kernel::sleeper;
-use crate::host::{Done, Host, Migration, NodePlan, Pair, lighter, run, wait};
+use support::kernel::sleeper;
+use support::{Done, Host, Migration, NodePlan, Pair, lighter, run, wait};
 
 /// The guest's name.
 pub(super) const GUEST: &str = "db";
@@ -23,7 +23,7 @@ pub(super) struct Place {
 }
 
 /// How a migration ended.
-type Outcome = crate::host::Outcome;
+type Outcome = support::Outcome;
 
 impl Place {
     /// Two hosts, and the guest running on the first.

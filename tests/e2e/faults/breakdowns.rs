@@ -2,7 +2,7 @@
 
 use super::phase::Side;
 use super::scene::{GUEST, Scene};
-use crate::host::Exit;
+use support::Exit;
 
 /// A test for each place before the decision: its name, who panics there, the failpoint.
 macro_rules! panics {

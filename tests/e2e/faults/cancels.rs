@@ -2,7 +2,7 @@
 
 use super::phase::{Owner, Phase};
 use super::scene::{GUEST, Scene};
-use crate::host::Exit;
+use support::Exit;
 
 in_each_phase!(cancelled: connect prepare precopy switchover ready commit resume);
 

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use super::phase::{self, Side};
 use super::scene::Stall;
-use crate::host::{HELD, Migration, Pair, lighter, run, wait};
-use crate::linux::image::Image;
-use crate::linux::witness::Witness;
+use support::linux::image::Image;
+use support::linux::witness::Witness;
+use support::{HELD, Migration, Pair, lighter, run, wait};
 
 /// Much longer than the error of a clock reading, and than the guest's timers.
 const STANDSTILL: Duration = Duration::from_secs(2);

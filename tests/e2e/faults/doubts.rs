@@ -3,11 +3,11 @@
 
 use super::phase::{self, Side};
 use super::scene::{GUEST, Scene, Stall};
-use crate::host::checks::{
+use support::checks::{
     exactly_one_copy_runs, guest_is_gone, memory_is_intact, no_copy_runs, one_intact_copy,
 };
-use crate::host::kernel::sleeper;
-use crate::host::{Exit, Guest, GuestPlan, HELD, Host, Migration, NodePlan, Pair, wait};
+use support::kernel::sleeper;
+use support::{Exit, Guest, GuestPlan, HELD, Host, Migration, NodePlan, Pair, wait};
 
 /// Arguments of `lighter` that run the copy of a host.
 const RESOLVE_RUN: [&str; 4] = ["migrate", GUEST, "--resolve", "run"];

@@ -3,9 +3,9 @@
 
 use super::phase::{self, Phase, Side};
 use super::scene::{GUEST, Stall};
-use crate::host::checks::{exactly_one_copy_runs, no_copy_runs, one_intact_copy};
-use crate::host::{Guest, GuestPlan, HELD, Migration, NodePlan, Pair};
 use crate::network::cable::Cable;
+use support::checks::{exactly_one_copy_runs, no_copy_runs, one_intact_copy};
+use support::{Guest, GuestPlan, HELD, Migration, NodePlan, Pair};
 
 /// A migration between two namespaces that stands in `phase`, with the cable pulled.
 struct Pulled {

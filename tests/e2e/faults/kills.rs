@@ -2,8 +2,8 @@
 
 use super::phase::{Owner, Phase};
 use super::scene::{GUEST, Scene};
-use crate::host::checks::guest_is_gone;
-use crate::host::{Exit, wait};
+use support::checks::guest_is_gone;
+use support::{Exit, wait};
 
 in_each_phase!(destination_killed: connect prepare precopy switchover ready commit resume);
 in_each_phase!(source_killed: connect prepare precopy switchover ready commit resume);

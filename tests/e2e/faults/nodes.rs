@@ -2,8 +2,8 @@
 
 use super::phase::{self, Phase};
 use super::scene::{GUEST, Scene};
-use crate::host::checks::guest_is_gone;
-use crate::host::{Migration, NodePlan};
+use support::checks::guest_is_gone;
+use support::{Migration, NodePlan};
 
 in_each_phase!(both_nodes_killed_and_started_again: prepare precopy switchover ready commit resume);
 

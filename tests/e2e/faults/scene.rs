@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use super::phase::{Phase, Side};
-use crate::host::checks::one_intact_copy;
-use crate::host::{Guest, GuestPlan, HELD, Host, Migration, NodePlan, Pair, Pid, wait};
+use support::checks::one_intact_copy;
+use support::{Guest, GuestPlan, HELD, Host, Migration, NodePlan, Pair, Pid, wait};
 
 /// The guest's name.
 pub(super) const GUEST: &str = "web-1";

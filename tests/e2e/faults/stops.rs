@@ -4,8 +4,8 @@
 use std::time::{Duration, Instant};
 
 use super::scene::{GUEST, Scene};
-use crate::host::{CRAWL, wait};
 use crate::network::NOTICED_WITHIN;
+use support::{CRAWL, wait};
 
 /// Longer than either side waits for a sign of life.
 const STANDSTILL: Duration = Duration::from_secs(12);

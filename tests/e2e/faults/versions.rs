@@ -1,8 +1,8 @@
 //! Two releases that have no version of the protocol in common.
 
 use super::scene::GUEST;
-use crate::host::checks::one_intact_copy;
-use crate::host::{Guest, GuestPlan, Migration, NodePlan, Pair};
+use support::checks::one_intact_copy;
+use support::{Guest, GuestPlan, Migration, NodePlan, Pair};
 
 /// Another age: a version that this release does not speak.
 fn another_age() -> Vec<(String, String)> {

@@ -1,10 +1,10 @@
 //! Linux on memory of other kinds: huge pages of the pool, and clones of a template.
 
 use super::disk::{MIB, boot_with, make_disk};
-use super::image::{BOOT_PATIENCE, Image};
-use super::witness::Witness;
-use crate::host::checks::{cost, nothing_left_behind};
-use crate::host::{Host, Migration, Pair, Pool, wait};
+use support::checks::{cost, nothing_left_behind};
+use support::linux::image::{BOOT_PATIENCE, Image};
+use support::linux::witness::Witness;
+use support::{Host, Migration, Pair, Pool, wait};
 
 #[test]
 fn linux_on_huge_pages_of_the_pool_moves_to_such_pages() {

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::image::{BOOT_PATIENCE, cmdline, script};
-use super::witness::Witness;
-use crate::host::checks::nothing_left_behind;
-use crate::host::{Exit, Host, Migration, Pair, wait};
+use support::checks::nothing_left_behind;
+use support::linux::image::{BOOT_PATIENCE, cmdline, script};
+use support::linux::witness::Witness;
+use support::{Exit, Host, Migration, Pair, wait};
 
 /// Memory that the check program looks after.
 const MIB: u64 = 1;

@@ -6,10 +6,10 @@ use std::path::Path;
 use std::process::Command;
 
 use super::disk::{MIB, boot_with};
-use super::image::BOOT_PATIENCE;
-use super::witness::Witness;
-use crate::host::checks::nothing_left_behind;
-use crate::host::{Host, Migration, NodePlan, Pair, wait};
+use support::checks::nothing_left_behind;
+use support::linux::image::BOOT_PATIENCE;
+use support::linux::witness::Witness;
+use support::{Host, Migration, NodePlan, Pair, wait};
 
 /// Files that must have been written before the move, and that must be after it.
 const FILES: u64 = 3;

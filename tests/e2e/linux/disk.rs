@@ -8,10 +8,10 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use super::image::{BOOT_PATIENCE, cmdline, script};
-use super::witness::{Line, Witness};
-use crate::host::checks::nothing_left_behind;
-use crate::host::{Exit, Host, Migration, Pair, wait};
+use support::checks::nothing_left_behind;
+use support::linux::image::{BOOT_PATIENCE, cmdline, script};
+use support::linux::witness::{Line, Witness};
+use support::{Exit, Host, Migration, Pair, wait};
 
 /// Lines, and so records, awaited on each host.
 const LINES: usize = 3;

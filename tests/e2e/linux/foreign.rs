@@ -7,10 +7,10 @@ use std::process::{Child, Command, Stdio};
 
 use serde_json::Value;
 
-use super::image::{BOOT_PATIENCE, cmdline, script};
 use crate::density::{POLICY, node_uses, write_settings};
-use crate::host::ksm::{KsmTurn, marked_and_huge, merged_pages};
-use crate::host::{NodePlan, Pair, Pid, wait};
+use support::ksm::{KsmTurn, marked_and_huge, merged_pages};
+use support::linux::image::{BOOT_PATIENCE, cmdline, script};
+use support::{NodePlan, Pair, Pid, wait};
 
 const ALL_BYTES: u64 = 128 << 20;
 

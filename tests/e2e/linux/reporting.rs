@@ -5,8 +5,8 @@ use std::fs;
 
 use serde_json::{Value, json};
 
-use super::image::{BOOT_PATIENCE, cmdline, script};
-use crate::host::{Host, Pair, wait};
+use support::linux::image::{BOOT_PATIENCE, cmdline, script};
+use support::{Host, Pair, wait};
 
 /// What the guest frees (`tests/guest/lend`), and what the host has to get of it: the kernel
 /// reports whole blocks of 2 MiB only, so what lies between pages that are in use stays, and is

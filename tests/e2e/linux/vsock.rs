@@ -6,10 +6,10 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use super::image::Image;
-use super::witness::{Line, Witness};
-use crate::host::checks::nothing_left_behind;
-use crate::host::{Host, Migration, Pair, wait};
+use support::checks::nothing_left_behind;
+use support::linux::image::Image;
+use support::linux::witness::{Line, Witness};
+use support::{Host, Migration, Pair, wait};
 
 /// How long the guest may take to answer, where its kernel is emulated.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(60);

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use crate::host::{NodePlan, Pair};
+use support::{NodePlan, Pair};
 
 /// Addresses of the two ends (TEST-NET-1, RFC 5737); each pair of namespaces has them for itself.
 const ADDRESSES: [&str; 2] = ["192.0.2.1", "192.0.2.2"];

@@ -5,7 +5,7 @@
 //! addresses is what any switch between two hosts would have.
 
 use super::cable::{Cable, ip, tool};
-use crate::host::NodePlan;
+use support::NodePlan;
 
 /// The bridge on each host.
 pub(super) const BRIDGES: [&str; 2] = ["br0", "lan"];

@@ -8,9 +8,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::lan::{BRIDGES, GUEST, Lan};
-use crate::host::checks::nothing_left_behind;
-use crate::host::{Host, Migration, in_namespace, lighter, run, wait};
-use crate::linux::image::{BOOT_PATIENCE, cmdline, script};
+use support::checks::nothing_left_behind;
+use support::linux::image::{BOOT_PATIENCE, cmdline, script};
+use support::{Host, Migration, in_namespace, lighter, run, wait};
 
 const NAME: &str = "relay";
 const MAC: &str = "52:54:00:c0:ff:ee";

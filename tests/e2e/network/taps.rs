@@ -2,11 +2,11 @@
 
 use super::cable::{ip, tool};
 use super::lan::Lan;
-use crate::host::kernel::sleeper;
-use crate::host::{Exit, Migration, Pair, in_namespace, lighter, run, wait};
+use support::kernel::sleeper;
+use support::{Exit, Migration, Pair, in_namespace, lighter, run, wait};
 
 /// Starts a guest that sleeps, with this network, in the namespace of host a.
-fn start(lan: &Lan, pair: &Pair, name: &str, net: &str) -> crate::host::Done {
+fn start(lan: &Lan, pair: &Pair, name: &str, net: &str) -> support::Done {
     let kernel = sleeper(pair.folder()).display().to_string();
     let arguments = ["run", "--detach", "--name", name, "--memory", "64M"];
     let rest = ["--kernel", &kernel, "--net", net];

@@ -2,34 +2,34 @@
 
 /// One line: what the guest says about itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct CheckLine {
+pub struct CheckLine {
     /// Turns of its loop.
-    pub(crate) ticks: u64,
+    pub ticks: u64,
     /// Pages rewritten.
-    pub(crate) written: u64,
+    pub written: u64,
     /// Bad pages.
-    pub(crate) errors: u64,
+    pub errors: u64,
     /// Full checks that were asked for and are done.
-    pub(crate) verified: u64,
+    pub verified: u64,
     /// How often the longest gap was forgotten.
-    pub(crate) epoch: u64,
+    pub epoch: u64,
     /// Longest time in which the program did not run, microseconds.
-    pub(crate) gap_us: u64,
+    pub gap_us: u64,
     /// Longest time that its own output took, microseconds.
-    pub(crate) output_us: u64,
+    pub output_us: u64,
     /// Pages of its disk read through a mapping; 0 where it has none.
-    pub(crate) read: u64,
+    pub read: u64,
     /// Sum over what is mapped, when it was checked last; 0 where it has none.
-    pub(crate) sum: u64,
+    pub sum: u64,
     /// Expiries of its 100 ms timer.
-    pub(crate) timers: u64,
+    pub timers: u64,
     /// Expiries that its clock makes it expect.
-    pub(crate) expected: u64,
+    pub expected: u64,
 }
 
 impl CheckLine {
     /// Reads a whole line; `None` for anything else, also for a line cut in two by a migration.
-    pub(crate) fn parse(line: &str) -> Option<Self> {
+    pub fn parse(line: &str) -> Option<Self> {
         let fields = line.trim().strip_prefix("check ")?;
         let value = |name: &str| {
             let field = fields.split(' ').find_map(|field| field.strip_prefix(name));

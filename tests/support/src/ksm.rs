@@ -16,13 +16,13 @@ const KNOBS: [(&str, &str); 3] =
 /// program drives ksmd for no domain as long as there are strangers. A test's first variable, so
 /// that it is dropped last: its guests have ended by then, also when the test fails.
 #[derive(Debug)]
-pub(crate) struct KsmTurn(KsmLock);
+pub struct KsmTurn(KsmLock);
 
 impl KsmTurn {
     /// Waits for it. What is merged is taken apart (`2`) and forgotten, also what processes had
     /// merged that are gone: guests of tests whose turn it was before, and of tests that only wait
     /// for theirs, are as if nobody had driven ksmd.
-    pub(crate) fn take() -> Self {
+    pub fn take() -> Self {
         let lock = KsmLock::take();
         let run = read(&format!("{FOLDER}/run"));
         set("run", "2");
@@ -33,19 +33,19 @@ impl KsmTurn {
     /// Makes ksmd scan fast until the returned value is dropped. The turn lasts until the guests
     /// have ended.
     #[must_use]
-    pub(crate) fn scanning(&self) -> Scan<'_> {
+    pub fn scanning(&self) -> Scan<'_> {
         Scan::begin(self)
     }
 
     /// Whether each knob is as it was then.
-    pub(crate) fn is_as_before(&self) -> bool {
+    pub fn is_as_before(&self) -> bool {
         self.0.is_as_before()
     }
 }
 
 /// A ksmd that scans fast. Dropping it restores the knobs.
 #[derive(Debug)]
-pub(crate) struct Scan<'a> {
+pub struct Scan<'a> {
     before: [(&'static str, String); KNOBS.len()],
     _turn: &'a KsmTurn,
 }
@@ -65,7 +65,7 @@ impl Drop for Scan<'_> {
 }
 
 /// Bytes of a process's memory that the kernel may merge, and that are huge pages.
-pub(crate) fn marked_and_huge(pid: Pid) -> (u64, u64) {
+pub fn marked_and_huge(pid: Pid) -> (u64, u64) {
     let text = fs::read_to_string(format!("/proc/{}/smaps", pid.0)).expect("a process");
     let (mut size, mut marked, mut huge) = (0, 0, 0);
     for line in text.lines() {
@@ -82,13 +82,13 @@ pub(crate) fn marked_and_huge(pid: Pid) -> (u64, u64) {
 }
 
 /// Pages of a process that are merged with others.
-pub(crate) fn merged_pages(pid: Pid) -> u64 {
+pub fn merged_pages(pid: Pid) -> u64 {
     let text = read(&format!("/proc/{}/ksm_merging_pages", pid.0));
     text.parse().expect("a number")
 }
 
 /// Frames of memory that a process maps and the kernel has merged (KPF_KSM of `/proc/kpageflags`).
-pub(crate) fn merged_frames(pid: Pid) -> BTreeSet<u64> {
+pub fn merged_frames(pid: Pid) -> BTreeSet<u64> {
     const KPF_KSM: u64 = 1 << 21;
     const PRESENT: u64 = 1 << 63;
     const FRAME: u64 = (1 << 55) - 1;

@@ -6,7 +6,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, Write};
 
 /// Where the kernel has the settings of ksmd.
-pub(crate) const FOLDER: &str = "/sys/kernel/mm/ksm";
+pub const FOLDER: &str = "/sys/kernel/mm/ksm";
 
 /// What must be as before when a program has driven ksmd; older kernels do not have all of them.
 /// In an order in which they can be put back: the advisor would decide about others.
@@ -34,14 +34,14 @@ fn settings() -> String {
 
 /// The lock.
 #[derive(Debug)]
-pub(crate) struct KsmLock {
+pub struct KsmLock {
     file: File,
     before: String,
 }
 
 impl KsmLock {
     /// Waits for it, and puts back what a test has left changed that was killed.
-    pub(crate) fn take() -> Self {
+    pub fn take() -> Self {
         let path = std::env::temp_dir().join("lighter-tests-ksm.lock");
         let mut options = OpenOptions::new();
         options.create(true).truncate(false).read(true).write(true);
@@ -63,7 +63,7 @@ impl KsmLock {
     }
 
     /// Whether each setting is as it was then.
-    pub(crate) fn is_as_before(&self) -> bool {
+    pub fn is_as_before(&self) -> bool {
         settings() == self.before
     }
 }
@@ -78,6 +78,6 @@ impl Drop for KsmLock {
 }
 
 /// Changes a setting.
-pub(crate) fn set(knob: &str, value: &str) {
+pub fn set(knob: &str, value: &str) {
     fs::write(format!("{FOLDER}/{knob}"), value).expect("this test drives ksmd, which takes root");
 }

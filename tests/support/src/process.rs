@@ -10,23 +10,23 @@ use super::wait;
 
 /// A process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Pid(pub(crate) u32);
+pub struct Pid(pub u32);
 
 impl Pid {
     /// Whether it executes, or could: a process that has ended and waits for its parent to notice
     /// does not count.
-    pub(crate) fn is_alive(self) -> bool {
+    pub fn is_alive(self) -> bool {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.0)).unwrap_or_default();
         state(&stat).is_some_and(|state| !['Z', 'X'].contains(&state))
     }
 
     /// SIGKILL; harmless when it is gone.
-    pub(crate) fn kill(self) {
+    pub fn kill(self) {
         self.signal(Signal::SIGKILL);
     }
 
     /// SIGSTOP; returns when all its threads stand.
-    pub(crate) fn freeze(self) {
+    pub fn freeze(self) {
         self.signal(Signal::SIGSTOP);
         let tasks = format!("/proc/{}/task", self.0);
         let states = || -> Vec<char> {
@@ -41,29 +41,29 @@ impl Pid {
     }
 
     /// Goes on after [`Self::freeze`].
-    pub(crate) fn thaw(self) {
+    pub fn thaw(self) {
         self.signal(Signal::SIGCONT);
     }
 
     /// Sends a signal; harmless when the process is gone.
-    pub(crate) fn signal(self, signal: Signal) {
+    pub fn signal(self, signal: Signal) {
         let _ = kill(nix::unistd::Pid::from_raw(self.0 as i32), signal);
     }
 
     /// Its command line, for messages.
-    pub(crate) fn command_line(self) -> String {
+    pub fn command_line(self) -> String {
         let line = fs::read(format!("/proc/{}/cmdline", self.0)).unwrap_or_default();
         String::from_utf8_lossy(&line).replace('\0', " ")
     }
 
     /// Its live children.
-    pub(crate) fn children(self) -> Vec<Self> {
+    pub fn children(self) -> Vec<Self> {
         all().filter(|pid| pid.parent() == Some(self) && pid.is_alive()).collect()
     }
 
     /// Its anonymous memory that is present, in bytes. PSS changes with every process that maps the
     /// same program; this does not.
-    pub(crate) fn anonymous_bytes(self) -> u64 {
+    pub fn anonymous_bytes(self) -> u64 {
         let told = self.status("RssAnon:").expect("a process");
         told.trim_end_matches(" kB").parse::<u64>().expect("a size") << 10
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 /// Whether a file has its place in the state folder of a host that has these guests.
-pub(crate) fn belongs(file: &str, guests: &BTreeSet<&str>) -> bool {
+pub fn belongs(file: &str, guests: &BTreeSet<&str>) -> bool {
     let parts: Vec<&str> = file.split('/').collect();
     match parts.as_slice() {
         ["node.sock" | "node-ro.sock" | "node.json" | "node.lock"]

@@ -1,5 +1,6 @@
 //! The guest's serial console: letters in, check lines out.
 
+use std::fmt;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
@@ -16,14 +17,20 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A console of a guest.
-pub(crate) struct Console {
+pub struct Console {
     lines: Receiver<CheckLine>,
     input: Box<dyn Write>,
 }
 
+impl fmt::Debug for Console {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Console").finish_non_exhaustive()
+    }
+}
+
 impl Console {
     /// Reads `output` in a thread of its own until it ends, and types into `input`.
-    pub(crate) fn new(output: impl Read + Send + 'static, input: impl Write + 'static) -> Self {
+    pub fn new(output: impl Read + Send + 'static, input: impl Write + 'static) -> Self {
         let (sender, lines) = channel();
         thread::spawn(move || {
             let mut reader = BufReader::new(output);
@@ -43,7 +50,7 @@ impl Console {
     ///
     /// # Errors
     /// None came in `patience`.
-    pub(crate) fn wait_for_boot(&self, patience: Duration) -> Result<CheckLine> {
+    pub fn wait_for_boot(&self, patience: Duration) -> Result<CheckLine> {
         self.wait_for(patience, |_| true).context("the guest did not boot to its check program")
     }
 
@@ -54,11 +61,7 @@ impl Console {
     ///
     /// # Errors
     /// The guest does not answer.
-    pub(crate) fn ask(
-        &mut self,
-        letter: u8,
-        done: impl Fn(&CheckLine) -> bool,
-    ) -> Result<CheckLine> {
+    pub fn ask(&mut self, letter: u8, done: impl Fn(&CheckLine) -> bool) -> Result<CheckLine> {
         // What was printed before is no answer.
         while self.lines.try_recv().is_ok() {}
         self.type_letter(letter)?;
@@ -83,7 +86,7 @@ impl Console {
     ///
     /// # Errors
     /// The console is closed.
-    pub(crate) fn type_letter(&mut self, letter: u8) -> Result<()> {
+    pub fn type_letter(&mut self, letter: u8) -> Result<()> {
         self.input.write_all(&[letter]).context("cannot type on the guest's console")
     }
 }

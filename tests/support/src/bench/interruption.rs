@@ -11,7 +11,7 @@ static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 ///
 /// # Errors
 /// The system does not let us.
-pub(crate) fn watch() -> Result<()> {
+pub fn watch() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     // The handler is in place when the thread has started or soon after; a Ctrl-C before that ends
     // the process, which has started nothing yet.
@@ -31,7 +31,7 @@ pub(crate) fn watch() -> Result<()> {
 ///
 /// # Errors
 /// It was.
-pub(crate) fn check() -> Result<()> {
+pub fn check() -> Result<()> {
     ensure!(!INTERRUPTED.load(Ordering::Relaxed), "called off");
     Ok(())
 }

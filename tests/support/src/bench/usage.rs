@@ -13,7 +13,7 @@ const KIB: u64 = 1024;
 ///
 /// # Errors
 /// There is no such process.
-pub(crate) fn cpu_seconds(pid: u32) -> Result<f64> {
+pub fn cpu_seconds(pid: u32) -> Result<f64> {
     Ok(stat_ticks(&process(pid).join("stat"))? as f64 / TICKS_PER_SECOND)
 }
 
@@ -23,7 +23,7 @@ pub(crate) fn cpu_seconds(pid: u32) -> Result<f64> {
 /// # Errors
 /// There is no such process, or it has no such threads any more: then their time can no longer be
 /// told from the rest.
-pub(crate) fn cpu_seconds_without_vcpus(pid: u32, vcpu_mark: &str) -> Result<f64> {
+pub fn cpu_seconds_without_vcpus(pid: u32, vcpu_mark: &str) -> Result<f64> {
     let all = stat_ticks(&process(pid).join("stat"))?;
     let mut vcpus = 0;
     let mut vcpu_ticks = 0;
@@ -59,7 +59,7 @@ fn stat_ticks(path: &PathBuf) -> Result<u64> {
 ///
 /// # Errors
 /// There is no such process.
-pub(crate) fn overhead_bytes(pid: u32, guest_bytes: u64) -> Result<u64> {
+pub fn overhead_bytes(pid: u32, guest_bytes: u64) -> Result<u64> {
     let smaps = fs::read_to_string(format!("/proc/{pid}/smaps"))?;
     let mut overhead = 0;
     let mut size = 0;

@@ -11,23 +11,23 @@ use super::{Host, wait};
 
 /// How a guest is started. The default is small and calm, so that many fit on a small machine.
 #[derive(Debug, Clone)]
-pub(crate) struct GuestPlan {
+pub struct GuestPlan {
     /// Its name.
-    pub(crate) name: String,
+    pub name: String,
     /// Its memory, as for `--memory`.
-    pub(crate) memory: String,
+    pub memory: String,
     /// Its vCPUs.
-    pub(crate) cpus: u8,
+    pub cpus: u8,
     /// Pages that the workload writes each second.
-    pub(crate) dirty_rate: u32,
+    pub dirty_rate: u32,
     /// The part of memory that it writes to, as for `--working-set`.
-    pub(crate) working_set: String,
+    pub working_set: String,
     /// More of `lighter run`'s options.
-    pub(crate) options: Vec<String>,
+    pub options: Vec<String>,
     /// Environment of its process.
-    pub(crate) environment: Vec<(String, String)>,
+    pub environment: Vec<(String, String)>,
     /// Network namespace of its process; absent: this one.
-    pub(crate) namespace: Option<String>,
+    pub namespace: Option<String>,
 }
 
 impl Default for GuestPlan {
@@ -47,14 +47,14 @@ impl Default for GuestPlan {
 
 /// A guest on a host, whether or not it is there (any more).
 #[derive(Debug, Clone)]
-pub(crate) struct Guest {
+pub struct Guest {
     state_dir: PathBuf,
     name: String,
 }
 
 impl Guest {
     /// Starts the built-in workload on `host` and waits until it works.
-    pub(crate) fn start(host: &Host, plan: &GuestPlan) -> Self {
+    pub fn start(host: &Host, plan: &GuestPlan) -> Self {
         let (cpus, rate) = (plan.cpus.to_string(), plan.dirty_rate.to_string());
         let mut arguments = vec![
             "run",
@@ -81,17 +81,17 @@ impl Guest {
     }
 
     /// The guest of this name on the host with this state folder.
-    pub(crate) fn at(state_dir: &Path, name: &str) -> Self {
+    pub fn at(state_dir: &Path, name: &str) -> Self {
         Self { state_dir: state_dir.to_owned(), name: name.to_owned() }
     }
 
     /// Its name.
-    pub(crate) fn name(&self) -> &str {
+    pub fn name(&self) -> &str {
         &self.name
     }
 
     /// Its process's socket.
-    pub(crate) fn socket(&self) -> PathBuf {
+    pub fn socket(&self) -> PathBuf {
         self.state_dir.join("guests").join(&self.name).join("api.sock")
     }
 
@@ -99,25 +99,25 @@ impl Guest {
     ///
     /// # Errors
     /// What the process refused with, or that nobody answers.
-    pub(crate) fn get(&self, path: &str) -> Result<Value, String> {
+    pub fn get(&self, path: &str) -> Result<Value, String> {
         ask(&self.socket(), "GET", path, None).map_err(|error| error.to_string())?.success()
     }
 
     /// A request that is answered.
     #[track_caller]
-    pub(crate) fn request(&self, method: &str, path: &str, body: Option<&Value>) -> Answer {
+    pub fn request(&self, method: &str, path: &str, body: Option<&Value>) -> Answer {
         ask(&self.socket(), method, path, body)
             .unwrap_or_else(|error| panic!("{}: {method} {path}: {error}", self.name))
     }
 
     /// How it stands, as it says; absent when nobody answers.
-    pub(crate) fn state(&self) -> Option<String> {
+    pub fn state(&self) -> Option<String> {
         Some(self.get("/v1/guest").ok()?["state"].as_str()?.to_owned())
     }
 
     /// Its process.
     #[track_caller]
-    pub(crate) fn pid(&self) -> Pid {
+    pub fn pid(&self) -> Pid {
         let info = self.get("/v1/guest").unwrap_or_else(|error| panic!("{}: {error}", self.name));
         Pid(info["pid"].as_u64().expect("a pid") as u32)
     }
@@ -126,18 +126,18 @@ impl Guest {
     ///
     /// # Errors
     /// It has none, or nobody answers.
-    pub(crate) fn workload(&self) -> Result<Value, String> {
+    pub fn workload(&self) -> Result<Value, String> {
         self.get("/v1/guest/workload")
     }
 
     /// Turns of its loop: grow exactly while its vCPUs run.
-    pub(crate) fn ticks(&self) -> Option<u64> {
+    pub fn ticks(&self) -> Option<u64> {
         self.workload().ok()?["ticks"].as_u64()
     }
 
     /// Waits for something in the workload's report.
     #[track_caller]
-    pub(crate) fn await_workload(&self, what: &str, condition: impl Fn(&Value) -> bool) -> Value {
+    pub fn await_workload(&self, what: &str, condition: impl Fn(&Value) -> bool) -> Value {
         wait::until(&format!("the workload of {}: {what}", self.name), || {
             let workload = self.workload()?;
             if condition(&workload) { Ok(workload) } else { Err(workload.to_string()) }
@@ -146,7 +146,7 @@ impl Guest {
 
     /// Waits until it stands as `state`.
     #[track_caller]
-    pub(crate) fn await_state(&self, state: &str) {
+    pub fn await_state(&self, state: &str) {
         wait::until(&format!("{} is {state}", self.name), || {
             let seen = self.state();
             wait::holds(seen.as_deref() == Some(state), seen)
@@ -155,7 +155,7 @@ impl Guest {
 
     /// Has it check all its memory, to the last bit, and returns what it says then.
     #[track_caller]
-    pub(crate) fn verify(&self) -> Value {
+    pub fn verify(&self) -> Value {
         let asked = self.request("PUT", "/v1/guest/workload", Some(&json!({ "verify": true })));
         let epoch = asked.success().expect("the workload can be steered")["verified_epoch"]
             .as_u64()

@@ -10,16 +10,16 @@ use serde_json::Value;
 
 /// An answer.
 #[derive(Debug, Clone)]
-pub(crate) struct Answer {
+pub struct Answer {
     /// The HTTP status.
-    pub(crate) status: u16,
+    pub status: u16,
     /// The document.
-    pub(crate) body: Value,
+    pub body: Value,
 }
 
 impl Answer {
     /// The document of a successful answer, or the whole answer as an error.
-    pub(crate) fn success(self) -> Result<Value, String> {
+    pub fn success(self) -> Result<Value, String> {
         if (200..300).contains(&self.status) { Ok(self.body) } else { Err(format!("{self:?}")) }
     }
 }
@@ -28,12 +28,7 @@ impl Answer {
 ///
 /// # Errors
 /// Nobody listens, or the answer is no HTTP with JSON in it.
-pub(crate) fn ask(
-    socket: &Path,
-    method: &str,
-    path: &str,
-    body: Option<&Value>,
-) -> io::Result<Answer> {
+pub fn ask(socket: &Path, method: &str, path: &str, body: Option<&Value>) -> io::Result<Answer> {
     let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(Duration::from_secs(30)))?;
     let body = body.map(Value::to_string).unwrap_or_default();

@@ -15,7 +15,7 @@ use super::{Exit, Guest, Host, wait};
 const TICKS_OF_LIFE: u64 = 1000;
 
 /// What the host spends on a guest, pages that are shared counted once. Bytes.
-pub(crate) fn cost(host: &Host, name: &str) -> u64 {
+pub fn cost(host: &Host, name: &str) -> u64 {
     wait::until("its process tells what it costs", || {
         let shown = host.run(&["show", name, "--json"]);
         if shown.exit != Exit::Done {
@@ -28,7 +28,7 @@ pub(crate) fn cost(host: &Host, name: &str) -> u64 {
 /// Exactly one copy of the guest runs on these hosts, and it is the one on `here`; its memory is
 /// intact, and no other copy is left, running or not. Returns it.
 #[track_caller]
-pub(crate) fn one_intact_copy(hosts: &[&Host], name: &str, here: &Host) -> Guest {
+pub fn one_intact_copy(hosts: &[&Host], name: &str, here: &Host) -> Guest {
     let guest = exactly_one_copy_runs(hosts, name, here);
     memory_is_intact(&guest);
     wait::until(&format!("one process has {name}"), || {
@@ -42,7 +42,7 @@ pub(crate) fn one_intact_copy(hosts: &[&Host], name: &str, here: &Host) -> Guest
 /// Exactly one copy of the guest runs, the one on `here`. Believes the guest's own loop counter,
 /// not what processes say.
 #[track_caller]
-pub(crate) fn exactly_one_copy_runs(hosts: &[&Host], name: &str, here: &Host) -> Guest {
+pub fn exactly_one_copy_runs(hosts: &[&Host], name: &str, here: &Host) -> Guest {
     let guest = here.guest(name);
     guest.await_state("running");
     let others: Vec<Guest> = others(hosts, name, here);
@@ -63,7 +63,7 @@ pub(crate) fn exactly_one_copy_runs(hosts: &[&Host], name: &str, here: &Host) ->
 /// No copy of the guest runs. `witness` is a guest that does: while it lives on visibly, the copies
 /// must not.
 #[track_caller]
-pub(crate) fn no_copy_runs(hosts: &[&Host], name: &str, witness: &Guest) {
+pub fn no_copy_runs(hosts: &[&Host], name: &str, witness: &Guest) {
     let copies: Vec<Guest> = hosts.iter().map(|host| host.guest(name)).collect();
     let before: Vec<Option<u64>> = copies.iter().map(Guest::ticks).collect();
     await_life(witness);
@@ -76,7 +76,7 @@ pub(crate) fn no_copy_runs(hosts: &[&Host], name: &str, witness: &Guest) {
 
 /// The guest is gone from these hosts, as after any crash.
 #[track_caller]
-pub(crate) fn guest_is_gone(hosts: &[&Host], name: &str) {
+pub fn guest_is_gone(hosts: &[&Host], name: &str) {
     wait::until(&format!("{name} is gone"), || {
         let states: Vec<Option<String>> =
             hosts.iter().map(|host| host.guest(name).state()).collect();
@@ -88,7 +88,7 @@ pub(crate) fn guest_is_gone(hosts: &[&Host], name: &str) {
 /// The guest's own verdict on all its memory, asked for now: every page as it wrote it, its clock
 /// never backwards.
 #[track_caller]
-pub(crate) fn memory_is_intact(guest: &Guest) {
+pub fn memory_is_intact(guest: &Guest) {
     let workload = guest.verify();
     assert_eq!(workload["intact"], Value::Bool(true), "{workload:#}");
     assert_eq!(workload["bad_pages"], 0, "{workload:#}");
@@ -97,7 +97,7 @@ pub(crate) fn memory_is_intact(guest: &Guest) {
 
 /// The guest makes progress.
 #[track_caller]
-pub(crate) fn await_life(guest: &Guest) {
+pub fn await_life(guest: &Guest) {
     let start = guest.ticks().unwrap_or(0);
     wait::until(&format!("{} makes progress", guest.name()), || {
         let now = guest.ticks();
@@ -113,7 +113,7 @@ fn others(hosts: &[&Host], name: &str, here: &Host) -> Vec<Guest> {
 /// On these hosts there are the nodes, the guests that are listed, settled records, and nothing
 /// else: no process, no socket, no folder of a guest, no temporary file.
 #[track_caller]
-pub(crate) fn nothing_left_behind(hosts: &[&Host]) {
+pub fn nothing_left_behind(hosts: &[&Host]) {
     for host in hosts {
         wait::until(&format!("nothing is left behind in {}", host.state_dir().display()), || {
             let left = leftovers(host);

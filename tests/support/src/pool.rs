@@ -10,7 +10,7 @@ const POOL: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
 /// A pool of 2 MiB pages; as it was before when dropped, which is when the test's guests have
 /// ended.
 #[derive(Debug)]
-pub(crate) struct Pool {
+pub struct Pool {
     before: u64,
     /// Pages that others had before.
     taken: u64,
@@ -20,7 +20,7 @@ pub(crate) struct Pool {
 
 impl Pool {
     /// A pool with exactly `pages` that nobody has.
-    pub(crate) fn of_2m(pages: u64) -> Self {
+    pub fn of_2m(pages: u64) -> Self {
         let lock = std::env::temp_dir().join("lighter-tests-hugetlb.lock");
         let turn = File::create(lock).expect("a lock file");
         turn.lock().expect("a lock");
@@ -36,12 +36,12 @@ impl Pool {
     }
 
     /// All its pages.
-    pub(crate) fn all() -> u64 {
+    pub fn all() -> u64 {
         count("nr_hugepages")
     }
 
     /// Pages that no process has touched.
-    pub(crate) fn free() -> u64 {
+    pub fn free() -> u64 {
         count("free_hugepages")
     }
 }

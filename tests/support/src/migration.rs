@@ -7,10 +7,10 @@ use super::{Exit, Guest, Host, Pid, wait};
 
 /// Slower than a guest of [`GuestPlan::default`](super::GuestPlan) writes: it is on its way for as
 /// long as a test needs.
-pub(crate) const CRAWL: [&str; 2] = ["--bandwidth", "500KB/s"];
+pub const CRAWL: [&str; 2] = ["--bandwidth", "500KB/s"];
 
 /// For tests that hold a migration while the guest stands still: longer than they do.
-pub(crate) const HELD: [&str; 2] = ["--downtime", "10s"];
+pub const HELD: [&str; 2] = ["--downtime", "10s"];
 
 /// Limit of the downtime for tests that are not about it: what a hand-over needs when other tests
 /// run beside it. Where all of the host is emulated it needs more, which the environment then says.
@@ -21,26 +21,26 @@ fn downtime() -> [String; 2] {
 
 /// A running `lighter migrate --json`; killed when dropped (the migration itself goes on then).
 #[derive(Debug)]
-pub(crate) struct Migration {
+pub struct Migration {
     verb: Running,
     guest: Guest,
 }
 
 /// How it ended.
 #[derive(Debug)]
-pub(crate) struct Outcome {
+pub struct Outcome {
     /// Exit code and words.
-    pub(crate) done: Done,
+    pub done: Done,
 }
 
 impl Migration {
     /// Starts to migrate `name` from one host to the other, with more arguments.
-    pub(crate) fn start(from: &Host, name: &str, to: &Host, more: &[&str]) -> Self {
+    pub fn start(from: &Host, name: &str, to: &Host, more: &[&str]) -> Self {
         Self::to_address(from, name, to.node().address(), more)
     }
 
     /// As [`Self::start`], to an address.
-    pub(crate) fn to_address(from: &Host, name: &str, address: &str, more: &[&str]) -> Self {
+    pub fn to_address(from: &Host, name: &str, address: &str, more: &[&str]) -> Self {
         let (mut arguments, downtime) =
             ([&["migrate", name, address, "--json"], more].concat(), downtime());
         // One that crawls is not to arrive.
@@ -53,18 +53,18 @@ impl Migration {
     }
 
     /// Migrates and waits for the end.
-    pub(crate) fn run(from: &Host, name: &str, to: &Host) -> Outcome {
+    pub fn run(from: &Host, name: &str, to: &Host) -> Outcome {
         Self::start(from, name, to, &[]).finish()
     }
 
     /// The process of the command line.
-    pub(crate) fn pid(&self) -> Pid {
+    pub fn pid(&self) -> Pid {
         self.verb.pid()
     }
 
     /// Waits until the source says that it is in `phase`.
     #[track_caller]
-    pub(crate) fn await_phase(&self, phase: &str) {
+    pub fn await_phase(&self, phase: &str) {
         wait::until(&format!("the migration reaches {phase}"), || {
             let status = self.guest.get("/v1/guest/migration")?;
             let is_there = status["progress"]["phase"] == phase && status["report"].is_null();
@@ -74,7 +74,7 @@ impl Migration {
 
     /// Waits for the end of the command.
     #[track_caller]
-    pub(crate) fn finish(self) -> Outcome {
+    pub fn finish(self) -> Outcome {
         let Self { verb, guest } = self;
         Outcome { done: verb.finish_watched(|| guest.get("/v1/guest/migration")) }
     }
@@ -83,7 +83,7 @@ impl Migration {
 impl Outcome {
     /// It succeeded; the report.
     #[track_caller]
-    pub(crate) fn ok(self) -> Value {
+    pub fn ok(self) -> Value {
         let report = self.done.ok().json();
         assert_eq!(report["outcome"], "migrated", "{report:#}");
         assert!(report["error"].is_null(), "{report:#}");
@@ -93,7 +93,7 @@ impl Outcome {
     /// It failed and the guest goes on where it was; the message says so, and has all of `words`.
     /// Returns the report, when there is one.
     #[track_caller]
-    pub(crate) fn stayed(self, words: &[&str]) -> Done {
+    pub fn stayed(self, words: &[&str]) -> Done {
         self.done
             .complains(Exit::Failed, &["lighter: ", "the guest goes on here"])
             .complains(Exit::Failed, words)
@@ -101,13 +101,13 @@ impl Outcome {
 
     /// It was called off.
     #[track_caller]
-    pub(crate) fn cancelled(self) -> Done {
+    pub fn cancelled(self) -> Done {
         self.done.complains(Exit::Cancelled, &["called off", "the guest goes on here"])
     }
 
     /// Nobody can tell: the guest runs nowhere, and the way out is printed.
     #[track_caller]
-    pub(crate) fn in_doubt(self) -> Done {
+    pub fn in_doubt(self) -> Done {
         self.done.complains(Exit::InDoubt, &["in doubt", "paused here", "--resolve"])
     }
 }

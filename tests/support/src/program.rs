@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use super::paths::built_program;
 use super::wait;
 
 /// How long a verb may take to its end. A run of memory optimization waits for balloons, whose
@@ -17,7 +18,7 @@ const END_PATIENCE: Duration = Duration::from_secs(900);
 
 /// The exit codes that `lighter --help` promises.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Exit {
+pub enum Exit {
     /// 0
     Done,
     /// 1
@@ -53,26 +54,26 @@ impl Exit {
 
 /// A run of the program that has ended.
 #[derive(Debug)]
-pub(crate) struct Done {
+pub struct Done {
     /// How it ended.
-    pub(crate) exit: Exit,
+    pub exit: Exit,
     /// What it printed.
-    pub(crate) stdout: String,
+    pub stdout: String,
     /// What it complained about.
-    pub(crate) stderr: String,
+    pub stderr: String,
 }
 
 impl Done {
     /// The run was successful.
     #[track_caller]
-    pub(crate) fn ok(self) -> Self {
+    pub fn ok(self) -> Self {
         assert_eq!(self.exit, Exit::Done, "{self:#?}");
         self
     }
 
     /// The one JSON document on stdout.
     #[track_caller]
-    pub(crate) fn json(&self) -> Value {
+    pub fn json(&self) -> Value {
         let parsed = serde_json::from_str(&self.stdout);
         parsed
             .unwrap_or_else(|error| panic!("stdout is not one JSON document ({error}): {self:#?}"))
@@ -81,7 +82,7 @@ impl Done {
     /// It failed with `exit`, and the complaint holds every one of `words`, like a message should:
     /// one line that starts with the program's name, no debug output.
     #[track_caller]
-    pub(crate) fn complains(self, exit: Exit, words: &[&str]) -> Self {
+    pub fn complains(self, exit: Exit, words: &[&str]) -> Self {
         assert_eq!(self.exit, exit, "{self:#?}");
         for word in words {
             assert!(self.stderr.contains(word), "`{word}` is not in the message: {self:#?}");
@@ -95,8 +96,8 @@ impl Done {
 
 /// A command of the built program, on the host whose state folder is `state_dir`; nothing of this
 /// environment leaks in.
-pub(crate) fn lighter<S: AsRef<OsStr>>(state_dir: &Path, arguments: &[S]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_lighter"));
+pub fn lighter<S: AsRef<OsStr>>(state_dir: &Path, arguments: &[S]) -> Command {
+    let mut command = Command::new(built_program());
     command.arg("--state-dir").arg(state_dir).args(arguments).stdin(Stdio::null());
     without_leaks(command)
 }
@@ -116,7 +117,7 @@ fn without_leaks(mut command: Command) -> Command {
 
 /// The same command in a network namespace (`ip netns`), or in this one when none is named. Set its
 /// environment afterwards.
-pub(crate) fn in_namespace(command: Command, namespace: Option<&str>) -> Command {
+pub fn in_namespace(command: Command, namespace: Option<&str>) -> Command {
     let Some(namespace) = namespace else { return command };
     let mut outer = Command::new("ip");
     outer.args(["netns", "exec", namespace]).arg(command.get_program()).args(command.get_args());
@@ -126,7 +127,7 @@ pub(crate) fn in_namespace(command: Command, namespace: Option<&str>) -> Command
 
 /// The same command for a user who owns nothing here. Others may not get to where the program was
 /// built: it is found by the working directory, which root chooses.
-pub(crate) fn as_stranger(command: &Command) -> Command {
+pub fn as_stranger(command: &Command) -> Command {
     let program = Path::new(command.get_program());
     let (folder, name) =
         (program.parent().expect("a folder"), program.file_name().expect("a name"));
@@ -139,7 +140,7 @@ pub(crate) fn as_stranger(command: &Command) -> Command {
 
 /// A run of the program that goes on; killed when dropped.
 #[derive(Debug)]
-pub(crate) struct Running {
+pub struct Running {
     child: Child,
     /// Files, not pipes: a program that says a lot must not stand still because the test does not
     /// read.
@@ -150,7 +151,7 @@ pub(crate) struct Running {
 
 impl Running {
     /// Starts `command`.
-    pub(crate) fn start(mut command: Command) -> Self {
+    pub fn start(mut command: Command) -> Self {
         let what = format!("{command:?}");
         let (stdout, stderr) = (scratch(), scratch());
         command.stdout(stdout.try_clone().expect("a descriptor"));
@@ -161,18 +162,18 @@ impl Running {
     }
 
     /// Its process.
-    pub(crate) fn pid(&self) -> super::Pid {
+    pub fn pid(&self) -> super::Pid {
         super::Pid(self.child.id())
     }
 
     /// Waits for its end.
-    pub(crate) fn finish(self) -> Done {
+    pub fn finish(self) -> Done {
         self.finish_watched(|| ())
     }
 
     /// As [`Self::finish`]; what `watch` saw last is part of the message when the end does not
     /// come.
-    pub(crate) fn finish_watched<W: std::fmt::Debug>(mut self, watch: impl Fn() -> W) -> Done {
+    pub fn finish_watched<W: std::fmt::Debug>(mut self, watch: impl Fn() -> W) -> Done {
         let what = format!("{} ends", self.what);
         let status =
             wait::within(END_PATIENCE, &what, || match self.child.try_wait().expect("a child") {
@@ -184,7 +185,7 @@ impl Running {
     }
 
     /// What it has printed so far: stdout, stderr.
-    pub(crate) fn said(&self) -> (String, String) {
+    pub fn said(&self) -> (String, String) {
         (content(&self.stdout), content(&self.stderr))
     }
 }
@@ -212,7 +213,7 @@ fn content(file: &File) -> String {
 }
 
 /// Runs `command` to its end.
-pub(crate) fn run(command: Command) -> Done {
+pub fn run(command: Command) -> Done {
     Running::start(command).finish()
 }
 

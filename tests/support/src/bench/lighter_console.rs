@@ -19,7 +19,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(2);
 ///
 /// # Errors
 /// It has none.
-pub(crate) fn of_guest(folder: &Path) -> Result<Console> {
+pub fn of_guest(folder: &Path) -> Result<Console> {
     let log = folder.join("console.log");
     let file = File::open(&log).with_context(|| format!("cannot read {}", log.display()))?;
     let alive = Arc::new(());

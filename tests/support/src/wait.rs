@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 /// How long a condition may take to hold before the test fails. Generous: it is reached only when
 /// something is broken, and the machine may be busy with other tests.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(600);
+pub const PATIENCE: Duration = Duration::from_secs(600);
 
 /// How often a condition is asked for.
 const INTERVAL: Duration = Duration::from_millis(15);
@@ -14,12 +14,12 @@ const INTERVAL: Duration = Duration::from_millis(15);
 ///
 /// # Panics
 /// When it has not within [`PATIENCE`]; the message has `what` and the last refusal.
-pub(crate) fn until<T, E: Debug>(what: &str, condition: impl FnMut() -> Result<T, E>) -> T {
+pub fn until<T, E: Debug>(what: &str, condition: impl FnMut() -> Result<T, E>) -> T {
     within(PATIENCE, what, condition)
 }
 
 /// As [`until`], with another patience.
-pub(crate) fn within<T, E: Debug>(
+pub fn within<T, E: Debug>(
     patience: Duration,
     what: &str,
     mut condition: impl FnMut() -> Result<T, E>,
@@ -37,6 +37,6 @@ pub(crate) fn within<T, E: Debug>(
 }
 
 /// Turns a truth into what [`until`] asks for.
-pub(crate) fn holds<S: Debug>(truth: bool, seen: S) -> Result<(), S> {
+pub fn holds<S: Debug>(truth: bool, seen: S) -> Result<(), S> {
     if truth { Ok(()) } else { Err(seen) }
 }

@@ -7,13 +7,14 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use super::node::Node;
 use super::process::processes_of;
 use super::program::{Done, lighter, read, run};
-use super::{Guest, Node, NodePlan, wait};
+use super::{Guest, NodePlan, wait};
 
 /// A host: a state folder, and its node while there is one.
 #[derive(Debug)]
-pub(crate) struct Host {
+pub struct Host {
     state_dir: PathBuf,
     log: PathBuf,
     node: Option<Node>,
@@ -22,22 +23,22 @@ pub(crate) struct Host {
 
 impl Host {
     /// Runs a verb on this host to its end.
-    pub(crate) fn run<S: AsRef<OsStr>>(&self, arguments: &[S]) -> Done {
+    pub fn run<S: AsRef<OsStr>>(&self, arguments: &[S]) -> Done {
         run(lighter(&self.state_dir, arguments))
     }
 
     /// Its state folder.
-    pub(crate) fn state_dir(&self) -> &Path {
+    pub fn state_dir(&self) -> &Path {
         &self.state_dir
     }
 
     /// The folder in which it knows its certificates.
-    pub(crate) fn certs(&self) -> PathBuf {
+    pub fn certs(&self) -> PathBuf {
         self.state_dir.join("certs")
     }
 
     /// Starts its node.
-    pub(crate) fn start_node(&mut self, plan: &NodePlan) {
+    pub fn start_node(&mut self, plan: &NodePlan) {
         assert!(self.node.is_none(), "one node for each host");
         let node = Node::start(&self.state_dir, &self.log, plan);
         node.address().clone_into(&mut self.last_address);
@@ -45,22 +46,22 @@ impl Host {
     }
 
     /// Its live node.
-    pub(crate) fn node(&self) -> &Node {
+    pub fn node(&self) -> &Node {
         self.node.as_ref().expect("this host's node was started")
     }
 
     /// The address of its node, or of the one that it had last.
-    pub(crate) fn last_address(&self) -> &str {
+    pub fn last_address(&self) -> &str {
         &self.last_address
     }
 
     /// Its node's process, while there is one.
-    pub(crate) fn node_pid(&self) -> Option<super::Pid> {
+    pub fn node_pid(&self) -> Option<super::Pid> {
         self.node.as_ref().map(Node::pid)
     }
 
     /// The records of its migrations, each as it was written last.
-    pub(crate) fn records(&self) -> Vec<Value> {
+    pub fn records(&self) -> Vec<Value> {
         self.record_files().iter().map(|path| newest(&read(path))).collect()
     }
 
@@ -73,12 +74,12 @@ impl Host {
     }
 
     /// SIGKILL for its node.
-    pub(crate) fn kill_node(&mut self) {
+    pub fn kill_node(&mut self) {
         drop(self.node.take());
     }
 
     /// What its nodes and its live guests have logged.
-    pub(crate) fn logs(&self) -> String {
+    pub fn logs(&self) -> String {
         let guests =
             std::fs::read_dir(self.state_dir.join("guests")).into_iter().flatten().flatten();
         guests.fold(read(&self.log), |logs, guest| logs + &read(&guest.path().join("lighter.log")))
@@ -86,7 +87,7 @@ impl Host {
 
     /// Waits until its nodes and live guests have logged `words`.
     #[track_caller]
-    pub(crate) fn await_log(&self, words: &[&str]) {
+    pub fn await_log(&self, words: &[&str]) {
         wait::until(&format!("{words:?} in a log"), || {
             let logs = self.logs();
             let all_there = words.iter().all(|word| logs.contains(word));
@@ -95,19 +96,19 @@ impl Host {
     }
 
     /// As if the host had booted since its last node: the next one starts its guests again.
-    pub(crate) fn boots_again(&self) {
+    pub fn boots_again(&self) {
         let file = self.state_dir.join("autostarted.json");
         std::fs::write(file, "{\"boot_id\": \"of the life before\"}").expect("a file");
     }
 
     /// The guests on this host, as `lighter ls --json` lists them.
-    pub(crate) fn list(&self) -> Vec<Value> {
+    pub fn list(&self) -> Vec<Value> {
         let listed = self.run(&["ls", "--json"]).ok().json();
         listed.as_array().expect("a list").clone()
     }
 
     /// A guest that is (to be) on this host, by name.
-    pub(crate) fn guest(&self, name: &str) -> Guest {
+    pub fn guest(&self, name: &str) -> Guest {
         Guest::at(&self.state_dir, name)
     }
 
@@ -138,22 +139,23 @@ fn newest(text: &str) -> Value {
 
 /// Two hosts of one authority.
 #[derive(Debug)]
-pub(crate) struct Pair {
+pub struct Pair {
     /// The first, which holds the authority.
-    pub(crate) a: Host,
+    pub a: Host,
     /// The second.
-    pub(crate) b: Host,
+    pub b: Host,
     folder: TempDir,
 }
 
 impl Pair {
     /// Two hosts with ordinary nodes.
-    pub(crate) fn new() -> Self {
+    #[expect(clippy::new_without_default, reason = "it starts processes")]
+    pub fn new() -> Self {
         Self::with_nodes(&NodePlan::default(), &NodePlan::default())
     }
 
     /// Two hosts with these nodes.
-    pub(crate) fn with_nodes(a: &NodePlan, b: &NodePlan) -> Self {
+    pub fn with_nodes(a: &NodePlan, b: &NodePlan) -> Self {
         let mut pair = Self::without_nodes();
         pair.a.start_node(a);
         pair.b.start_node(b);
@@ -161,19 +163,19 @@ impl Pair {
     }
 
     /// Two hosts with nodes that take disks in `folder`.
-    pub(crate) fn taking_disks_in(folder: &Path) -> Self {
+    pub fn taking_disks_in(folder: &Path) -> Self {
         let arguments = vec!["--disk-dir".to_owned(), folder.display().to_string()];
         let plan = NodePlan { arguments, ..NodePlan::default() };
         Self::with_nodes(&plan, &plan)
     }
 
     /// Two hosts with certificates and no node yet.
-    pub(crate) fn without_nodes() -> Self {
+    pub fn without_nodes() -> Self {
         Self::with_names(["host-a", "127.0.0.1"], ["host-b", "127.0.0.1"])
     }
 
     /// Two hosts without a node yet, with certificates for these names and addresses.
-    pub(crate) fn with_names(names_a: [&str; 2], names_b: [&str; 2]) -> Self {
+    pub fn with_names(names_a: [&str; 2], names_b: [&str; 2]) -> Self {
         // Short, for the 107 bytes of a Unix socket's path.
         let folder = TempDir::with_prefix("lighter-").expect("a temporary folder");
         let host = |name: &str| Host {
@@ -189,18 +191,18 @@ impl Pair {
     }
 
     /// Gives host b a certificate for `names`, from host a's authority.
-    pub(crate) fn issue_certificate(&self, names: &[&str]) {
+    pub fn issue_certificate(&self, names: &[&str]) {
         let out = self.b.certs().display().to_string();
         self.a.run(&[&["certs", "host"], names, &["--out", &out]].concat()).ok();
     }
 
     /// A folder for files of the test's own.
-    pub(crate) fn folder(&self) -> &Path {
+    pub fn folder(&self) -> &Path {
         self.folder.path()
     }
 
     /// Both.
-    pub(crate) fn hosts(&self) -> [&Host; 2] {
+    pub fn hosts(&self) -> [&Host; 2] {
         [&self.a, &self.b]
     }
 }

@@ -12,20 +12,20 @@ use super::wait;
 
 /// How a node is started.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct NodePlan {
+pub struct NodePlan {
     /// More arguments.
-    pub(crate) arguments: Vec<String>,
+    pub arguments: Vec<String>,
     /// Environment, inherited by the processes that it starts.
-    pub(crate) environment: Vec<(String, String)>,
+    pub environment: Vec<(String, String)>,
     /// Network namespace to run in; absent: this one.
-    pub(crate) namespace: Option<String>,
+    pub namespace: Option<String>,
     /// QUIC address to listen on; absent: loopback, any port.
-    pub(crate) listen: Option<String>,
+    pub listen: Option<String>,
 }
 
 /// A live node; killed when dropped. Guests do not depend on it.
 #[derive(Debug)]
-pub(crate) struct Node {
+pub struct Node {
     child: Child,
     address: String,
 }
@@ -33,7 +33,7 @@ pub(crate) struct Node {
 impl Node {
     /// Starts a node on the host at `state_dir` and waits until it listens; its log is added to
     /// `log`.
-    pub(crate) fn start(state_dir: &Path, log: &Path, plan: &NodePlan) -> Self {
+    pub fn start(state_dir: &Path, log: &Path, plan: &NodePlan) -> Self {
         let listen = plan.listen.clone().unwrap_or_else(|| "127.0.0.1:0".to_owned());
         let mut arguments = vec!["node", "--listen", &listen, "--metrics", "127.0.0.1:0"];
         // One node of a host looks after them, and many tests run at once.
@@ -58,12 +58,12 @@ impl Node {
     }
 
     /// HOST:PORT for `lighter migrate`.
-    pub(crate) fn address(&self) -> &str {
+    pub fn address(&self) -> &str {
         &self.address
     }
 
     /// Its process.
-    pub(crate) fn pid(&self) -> Pid {
+    pub fn pid(&self) -> Pid {
         Pid(self.child.id())
     }
 }

@@ -11,12 +11,15 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
+use crate::built_program;
+
 /// How long a node may take to start or to end.
 const PATIENCE: Duration = Duration::from_secs(20);
 const POLL_INTERVAL: Duration = Duration::from_millis(2);
 
 /// A node on ports of the kernel's choice; ended when dropped.
-pub(crate) struct Node {
+#[derive(Debug)]
+pub struct Node {
     child: Child,
     address: String,
 }
@@ -26,7 +29,7 @@ impl Node {
     ///
     /// # Errors
     /// It does not.
-    pub(crate) fn start(state: &Path) -> Result<Self> {
+    pub fn start(state: &Path) -> Result<Self> {
         let log = File::create(state.with_extension("log"))?;
         let child = lighter(state)
             .args(["node", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"])
@@ -50,12 +53,12 @@ impl Node {
     }
 
     /// HOST:PORT for `lighter migrate`.
-    pub(crate) fn address(&self) -> &str {
+    pub fn address(&self) -> &str {
         &self.address
     }
 
     /// Its process.
-    pub(crate) fn pid(&self) -> u32 {
+    pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
@@ -79,14 +82,14 @@ impl Drop for Node {
 }
 
 /// The program under test with its state in `state`.
-pub(crate) fn lighter(state: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_lighter"));
+pub fn lighter(state: &Path) -> Command {
+    let mut command = Command::new(built_program());
     command.env("LIGHTER_STATE_DIR", state);
     command
 }
 
 /// Runs a command to its end.
-pub(crate) trait Run {
+pub trait Run {
     /// What it printed.
     ///
     /// # Errors

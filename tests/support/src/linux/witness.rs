@@ -6,7 +6,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::host::{Host, wait};
+use crate::{Host, wait};
 
 /// How far the guest's clocks may seem to wander in a test: a line takes tens of milliseconds on
 /// its way through an emulated kernel and a serial port, and more when the machine is busy.
@@ -21,14 +21,14 @@ const LINE_PATIENCE: Duration = Duration::from_secs(120);
 
 /// The console of a Linux guest on one host.
 #[derive(Debug)]
-pub(crate) struct Witness {
+pub struct Witness {
     console: PathBuf,
     pages: u64,
 }
 
 /// One line: numbers by name; see `tests/guest/README.md`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Line(BTreeMap<String, i64>);
+pub struct Line(BTreeMap<String, i64>);
 
 impl Line {
     fn parse(text: &str) -> Option<Self> {
@@ -43,13 +43,13 @@ impl Line {
 
     /// A number by its name.
     #[track_caller]
-    pub(super) fn get(&self, name: &str) -> i64 {
+    pub fn get(&self, name: &str) -> i64 {
         *self.0.get(name).unwrap_or_else(|| panic!("no `{name}` in {self:?}"))
     }
 
     /// The guest has booted since, by its own clocks. Restoring and migrating it is not booting:
     /// both clocks go on.
-    pub(crate) fn is_of_a_later_boot_than(&self, earlier: &Self) -> bool {
+    pub fn is_of_a_later_boot_than(&self, earlier: &Self) -> bool {
         let booted_ms = |line: &Self| line.get("real_ms") - line.get("mono_ms");
         booted_ms(self) > booted_ms(earlier) + 10 * CLOCK_ERROR_MS
     }
@@ -57,7 +57,7 @@ impl Line {
     /// It is the same guest, later: its loop and its clocks went on, no page is bad and no timer is
     /// lost.
     #[track_caller]
-    pub(crate) fn follows(&self, earlier: &Self) {
+    pub fn follows(&self, earlier: &Self) {
         for name in ["tick", "mono_ms", "real_ms", "timers", "written"] {
             let went_on = self.get(name) >= earlier.get(name);
             assert!(went_on, "{name} went back: {earlier:?} then {self:?}");
@@ -76,7 +76,7 @@ impl Line {
 
 /// The guest's clocks against each other and against the host's.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Clocks {
+pub struct Clocks {
     /// How far the host's time of day is ahead of the guest's, milliseconds.
     host_ahead_ms: i64,
     /// From when the guest's monotonic clock counts, by its time of day, milliseconds.
@@ -108,17 +108,17 @@ impl Clocks {
 
 impl Witness {
     /// The guest `name` on `host`, whose check program looks after so many pages.
-    pub(crate) fn of(host: &Host, name: &str, pages: u64) -> Self {
+    pub fn of(host: &Host, name: &str, pages: u64) -> Self {
         Self { console: host.state_dir().join("guests").join(name).join("console.log"), pages }
     }
 
     /// All that the console has shown.
-    pub(crate) fn console(&self) -> String {
+    pub fn console(&self) -> String {
         String::from_utf8_lossy(&fs::read(&self.console).unwrap_or_default()).into_owned()
     }
 
     /// The newest whole line, if there is one yet.
-    pub(crate) fn last_line(&self) -> Option<Line> {
+    pub fn last_line(&self) -> Option<Line> {
         let console = self.console();
         let whole = &console[..=console.rfind('\n')?];
         whole.lines().rev().find_map(Line::parse)
@@ -126,7 +126,7 @@ impl Witness {
 
     /// The next line that comes, sound.
     #[track_caller]
-    pub(crate) fn line(&self) -> Line {
+    pub fn line(&self) -> Line {
         let before = self.last_line();
         let line = wait::within(LINE_PATIENCE, "linux says how it is", || match self.last_line() {
             Some(line) if Some(&line) != before.as_ref() => Ok(line),
@@ -139,7 +139,7 @@ impl Witness {
     /// The last of some lines, and the clocks by all of them: it reads on until some lines in a row
     /// have brought nothing new.
     #[track_caller]
-    pub(crate) fn testify(&self) -> (Line, Clocks) {
+    pub fn testify(&self) -> (Line, Clocks) {
         let mut last = self.line();
         let (mut clocks, mut calm) = (Clocks::of(&last), 0);
         while calm < READINGS {
@@ -154,7 +154,7 @@ impl Witness {
     /// Neither clock has lost or gained time since `before`; returns the last line. A busy machine
     /// may delay more lines than those: it reads on.
     #[track_caller]
-    pub(crate) fn keeps_time_since(&self, before: Clocks) -> Line {
+    pub fn keeps_time_since(&self, before: Clocks) -> Line {
         let (mut last, mut clocks) = self.testify();
         wait::within(LINE_PATIENCE, "its clocks have lost no time, in milliseconds", || {
             let lost_ms = clocks.lost_since(before);
@@ -170,7 +170,7 @@ impl Witness {
     /// Every page has been checked against its stamp and rewritten since `earlier`, and none was
     /// bad.
     #[track_caller]
-    pub(crate) fn has_checked_all_since(&self, earlier: &Line) {
+    pub fn has_checked_all_since(&self, earlier: &Line) {
         let enough = earlier.get("written") + self.pages as i64;
         wait::within(LINE_PATIENCE, "linux has checked all its pages", || {
             let line = self.last_line().ok_or_else(|| self.console())?;

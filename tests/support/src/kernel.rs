@@ -13,12 +13,12 @@ const SEGMENT_BYTES: u16 = 56;
 const SLEEPER: [u8; 3] = [0xf4, 0xeb, 0xfd];
 
 /// A kernel that sleeps for ever, written into `folder`.
-pub(crate) fn sleeper(folder: &Path) -> PathBuf {
+pub fn sleeper(folder: &Path) -> PathBuf {
     kernel(&folder.join("sleeper"), &SLEEPER)
 }
 
 /// Writes `code` to `path` as a kernel: an ELF file with one segment.
-pub(crate) fn kernel(path: &Path, code: &[u8]) -> PathBuf {
+pub fn kernel(path: &Path, code: &[u8]) -> PathBuf {
     let mut elf = b"\x7fELF\x02\x01\x01".to_vec();
     elf.resize(16, 0);
     // ET_EXEC, EM_X86_64, version; entry; program headers behind this one; none of sections.

@@ -9,17 +9,18 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use super::witness::Witness;
-use crate::host::{Pair, wait};
+use crate::paths::target_folder;
+use crate::{Pair, repository, scratch_folder, wait};
 
 /// Booting takes a minute where KVM emulates the guest's kernel, and the machine may be busy.
-pub(crate) const BOOT_PATIENCE: Duration = Duration::from_secs(600);
+pub const BOOT_PATIENCE: Duration = Duration::from_secs(600);
 
 /// One image is made at a time, and by one thread.
 static MAKING: Mutex<()> = Mutex::new(());
 
 /// A saved guest.
 #[derive(Debug)]
-pub(crate) struct Image {
+pub struct Image {
     file: String,
     pages: u64,
 }
@@ -41,7 +42,7 @@ impl Image {
     /// One vCPU, which halts between two turns of the check program, a hundred times a second. It
     /// was booted with ACPI tables, and listens to its power button, and at port 1024 of its vsock
     /// device.
-    pub(crate) fn halting() -> Self {
+    pub fn halting() -> Self {
         Self::of(&Recipe {
             name: "halting",
             kernel: "vmlinux",
@@ -54,7 +55,7 @@ impl Image {
 
     /// Two vCPUs, one of them never idle. It was booted from a bzImage, without ACPI tables, and
     /// ends when it resets.
-    pub(crate) fn busy() -> Self {
+    pub fn busy() -> Self {
         Self::of(&Recipe {
             name: "busy",
             kernel: "bzImage",
@@ -66,12 +67,12 @@ impl Image {
     }
 
     /// The file, for `lighter restore`.
-    pub(crate) fn file(&self) -> &str {
+    pub fn file(&self) -> &str {
         &self.file
     }
 
     /// Pages that the check program looks after.
-    pub(crate) fn pages(&self) -> u64 {
+    pub fn pages(&self) -> u64 {
         self.pages
     }
 
@@ -79,7 +80,7 @@ impl Image {
         let _making = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
         let [kernel, initrd] = [script("kernel.sh", &[recipe.kernel]), script("initramfs.sh", &[])];
         let cmdline = cmdline(&format!("mem=80M check.mib={} {}", recipe.mib, recipe.options));
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("linux-guest");
+        let folder = scratch_folder().join("linux-guest");
         let file = folder.join(format!(
             "{}-{:016x}",
             recipe.name,
@@ -123,24 +124,23 @@ fn boot_and_save(recipe: &Recipe, [kernel, initrd, cmdline]: &[&str; 3], file: &
 
 /// Where what goes into a guest is made.
 fn guest_folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest")
+    repository().join("tests/guest")
 }
 
 /// The command line of a guest's kernel: what it needs here, and `task`.
-pub(crate) fn cmdline(task: &str) -> String {
+pub fn cmdline(task: &str) -> String {
     let options = fs::read_to_string(guest_folder().join("cmdline")).expect("a command line");
     format!("console=ttyS0 quiet {} {task}", options.trim())
 }
 
 /// Runs a script of the guest's folder, which prints the path of what it made or found.
-pub(crate) fn script(name: &str, arguments: &[&str]) -> String {
+pub fn script(name: &str, arguments: &[&str]) -> String {
     // What one test has made or built, the next one finds.
     static RUNNING: Mutex<()> = Mutex::new(());
     let _one = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
-    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("the target folder");
     let output = Command::new(guest_folder().join(name))
         .args(arguments)
-        .env("CARGO_TARGET_DIR", target)
+        .env("CARGO_TARGET_DIR", target_folder())
         .output()
         .expect("a script");
     assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
@@ -153,7 +153,7 @@ fn digest(recipe: &Recipe, cmdline: &str, files: &[&str]) -> u64 {
     let mut hasher = DefaultHasher::new();
     (recipe, cmdline).hash(&mut hasher);
     let mut files: Vec<PathBuf> = files.iter().map(PathBuf::from).collect();
-    collect(&Path::new(env!("CARGO_MANIFEST_DIR")).join("vmm-core/src"), &mut files);
+    collect(&repository().join("vmm-core/src"), &mut files);
     files.sort();
     for file in files {
         let content = fs::read(&file);

@@ -1,0 +1,8 @@
+//! What benches share: guests of several systems, their consoles, and what they cost.
+
+pub mod check_line;
+pub mod console;
+pub mod interruption;
+pub mod lighter_console;
+pub mod program;
+pub mod usage;

@@ -1,0 +1,4 @@
+//! A guest of Linux.
+
+pub mod image;
+pub mod witness;
