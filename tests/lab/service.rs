@@ -1,9 +1,12 @@
 //! The node as a service of systemd, with the unit that the user guide prints.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
-use crate::fixtures::{Host, Lab, holds, until};
+use serde_json::{Value, json};
 use support::kernel::sleeper;
+
+use crate::fixtures::{Host, Lab, holds, until};
 
 const GUEST: &str = "name = \"web\"\nmemory = \"64M\"\nkernel = \"/var/lib/disks/sleeper\"\n[[disk]]\npath = \"/var/lib/disks/web.raw\"\n";
 
@@ -55,4 +58,40 @@ fn a_host_is_found_by_a_name_that_it_got_after_the_guest_started() {
     here.sh(&format!("sed -i '$a {} host2' /etc/hosts", there.address())).ok();
     here.lighter("migrate web host2 --downtime 10s").ok();
     assert_eq!(there.state_of("web").as_deref(), Some("running"));
+}
+
+/// The runs in `host`'s history, by number, with their states; all of them can be read.
+fn runs(host: Host<'_>) -> BTreeMap<u64, String> {
+    let history = host.lighter("density history --count 1000 --json").json();
+    assert_eq!(history["unreadable"], json!([]), "{history}");
+    let runs = history["runs"].as_array().expect("a list").iter();
+    let state = |run: &Value| run["state"].as_str().expect("a state").to_owned();
+    runs.map(|run| (run["id"].as_u64().expect("a number"), state(run))).collect()
+}
+
+#[test]
+fn what_was_done_for_density_is_known_after_a_power_cut() {
+    let lab = Lab::of(1);
+    let host = lab.host(1);
+    host.start_node();
+    for cut in 1..=3 {
+        // The power goes at any moment of a run.
+        let apply = "while true; do lighter density apply; done";
+        host.sh(&format!("nohup sh -c '{apply}' > /dev/null 2>&1 < /dev/null &")).ok();
+        let before = until("runs are recorded", || {
+            let runs = runs(host);
+            if runs.len() > 4 * cut { Ok(runs) } else { Err(runs) }
+        });
+        lab.cut_power(1);
+        lab.restore_power(1);
+        host.await_node();
+        let after = runs(host);
+        let lost = |(run, state): &(&u64, &String)| match after.get(run).map(String::as_str) {
+            Some("done") => false,
+            Some("interrupted") => *state == "done",
+            _ => true,
+        };
+        let lost: Vec<_> = before.iter().filter(lost).collect();
+        assert!(lost.is_empty(), "lost: {lost:?} of {before:?}; there are {after:?}");
+    }
 }

@@ -1,9 +1,9 @@
 //! What was planned, done and found, run by run, in a folder that survives whoever writes it.
 //!
-//! [`History`] is the folder: a run is put down when it begins, its actions before they are carried
-//! out, and what came back of each when that is known, each a line of the run's log. Whatever a call
-//! has put down is on disk when it returns. [`Chronicle`] is a history that may be missing: a full
-//! disk costs the records and not the work (ADR 18).
+//! [`History`] is the folder. A run is put down when it begins, its actions before they are carried
+//! out, and what came back of each when that is known: lines of the run's log. Whatever a call has
+//! put down is on disk when it returns. [`Chronicle`] is a history that may be missing: a full disk
+//! costs the records and not the work (ADR 18).
 //!
 //! Plans, actions and outcomes are anything that serde can write, see [`Payloads`]. It depends on
 //! [`crate::schedule::Trigger`] and on nothing else of this crate. Start reading at [`History`].

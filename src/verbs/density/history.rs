@@ -34,7 +34,7 @@ fn all(state: &StateDir, args: &HistoryArgs) -> Result<Exit> {
             output::print(table(&listing.runs))?;
             for run in &listing.unreadable {
                 output::note(format!(
-                    "run {run} cannot be read: another version of lighter wrote it"
+                    "run {run} cannot be read: see `lighter density history {run}`"
                 ));
             }
         }
