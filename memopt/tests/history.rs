@@ -7,16 +7,44 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
-use memopt::history::{Found, History, HistoryError, Json, Limits, Opened, RunId, State};
+use memopt::history::{Found, History, HistoryError, Limits, Opened, RunEnd, RunId, State};
+use memopt::ledger::Level;
+use memopt::plan::Plan;
+use memopt::policy::Goal;
 use memopt::schedule::Trigger;
-use serde_json::json;
+use memopt::step::{Action, Step};
 
 /// Where whoever plays the other part finds the history.
 const PATH: &str = "LIGHTER_TEST_HISTORY";
 
-fn open(path: &Path) -> Opened<Json> {
+fn open(path: &Path) -> Opened {
     History::open(path, Limits::default()).expect("a history")
+}
+
+/// A step whose reason has so many bytes.
+fn step(bytes: usize) -> Step {
+    let action = Action::Unmerge { guest: "db".to_owned(), chunks: None };
+    let (cpu, reason) = (Duration::ZERO, "x".repeat(bytes));
+    Step { action, expected_bytes: 4096, cpu, reason, pid: None }
+}
+
+/// A plan of that step.
+fn plan(bytes: usize) -> Plan {
+    Plan {
+        unix_seconds: 0,
+        uptime: Duration::ZERO,
+        goal: Goal::MaxDensity,
+        level: Level::Green,
+        wanted_bytes: None,
+        expected_bytes: 4096,
+        later_bytes: 0,
+        domain: None,
+        steps: vec![step(bytes)],
+        skipped: Vec::new(),
+        advice: Vec::new(),
+    }
 }
 
 /// This program, to run the test `name` once more, in its other part.
@@ -41,16 +69,15 @@ fn said(word: &str, line: &str) -> Option<u64> {
 /// Puts down one run after the other until it is killed, and says which it has put down.
 fn write_for_ever(path: &Path) {
     let mut history = open(path).history;
-    let plan = json!({ "what": "x".repeat(20_000) });
+    let plan = plan(20_000);
     for turn in 0.. {
         let run = history.begin(Trigger::Manual, turn, &plan).expect("room");
         println!("begun {run}");
-        let actions: Vec<_> = (0..20).map(|place| (json!({ "place": place }), 4096)).collect();
-        history.act(run, &actions).expect("room");
+        history.act(run, &vec![step(1); 20]).expect("room");
         println!("acted {run}");
         let found = Found { index: 7, verified_bytes: Some(4096), error: None };
         history.verify(run, &[found]).expect("room");
-        history.finish(run, turn + 1, &json!("fine")).expect("room");
+        history.finish(run, turn + 1, RunEnd::Reached).expect("room");
         println!("ended {run}");
     }
 }
@@ -76,7 +103,7 @@ fn nothing_that_was_put_down_is_lost_when_the_process_is_killed() {
         {
             note(&mut expected, &line);
         }
-        let second = History::<Json>::open(&path, Limits::default()).expect_err("it is in use");
+        let second = History::open(&path, Limits::default()).expect_err("it is in use");
         assert!(matches!(second, HistoryError::InUse { .. }), "{second}");
         child.kill().expect("it lives");
         child.wait().expect("a child");
@@ -107,9 +134,9 @@ fn note(expected: &mut BTreeMap<u64, State>, line: &str) {
 }
 
 /// A run has come at least as far as was said, and is whole.
-fn check(history: &mut History<Json>, run: RunId, said: State, interrupted: &[RunId]) {
+fn check(history: &mut History, run: RunId, said: State, interrupted: &[RunId]) {
     let kept = history.run(run).expect("a run that was put down");
-    assert_eq!(kept.plan["what"].as_str().map(str::len), Some(20_000));
+    assert_eq!(kept.plan, plan(20_000));
     let state = kept.summary.state;
     match said {
         State::Done => assert_eq!(state, State::Done),
@@ -127,7 +154,7 @@ fn check(history: &mut History<Json>, run: RunId, said: State, interrupted: &[Ru
 /// Writes until there is no room left; how many runs were put down.
 fn fill(path: &Path) -> u64 {
     let mut history = open(path).history;
-    let plan = json!("x".repeat(30_000));
+    let plan = plan(30_000);
     let mut runs = 0;
     let error = loop {
         match history.begin(Trigger::Manual, 1, &plan) {
@@ -146,8 +173,8 @@ fn fill(path: &Path) -> u64 {
 /// Adds to one run until its log may not grow; how many actions were put down.
 fn grow(path: &Path) -> u64 {
     let mut history = open(path).history;
-    let run = history.begin(Trigger::Manual, 1, &json!({})).expect("room");
-    let action = [(json!("x".repeat(30_000)), 1)];
+    let run = history.begin(Trigger::Manual, 1, &plan(0)).expect("room");
+    let action = [step(30_000)];
     for actions in 0..10_000 {
         if let Err(error) = history.act(run, &action) {
             assert!(matches!(error, HistoryError::Full { .. }), "{error}");
@@ -163,9 +190,9 @@ fn check_filled(path: &Path, runs: u64) {
     assert!(runs > 3, "{runs}");
     for run in 1..=runs {
         let plan = history.run(RunId(run)).expect("a run that was put down").plan;
-        assert_eq!(plan.as_str().map(str::len), Some(30_000));
+        assert_eq!(plan, self::plan(30_000));
     }
-    let next = history.begin(Trigger::Manual, 2, &json!({})).expect("room again");
+    let next = history.begin(Trigger::Manual, 2, &plan(0)).expect("room again");
     assert!(next.0 > runs);
 }
 
@@ -197,7 +224,7 @@ fn a_file_that_may_not_grow_is_said_and_costs_nothing_that_was_put_down() {
     let kept = history.run(RunId(1)).expect("a run that was put down");
     assert_eq!(kept.deeds.len() as u64, actions);
     assert!(actions > 100, "{actions}");
-    assert_eq!(history.begin(Trigger::Manual, 2, &json!({})).expect("room"), RunId(2));
+    assert_eq!(history.begin(Trigger::Manual, 2, &plan(0)).expect("room"), RunId(2));
 }
 
 #[test]

@@ -143,12 +143,21 @@ fn parse(text: &str) -> Result<GuestSpec, String> {
     }
 }
 
+/// What serde says, and what we say.
+const WORDS: [(&str, &str); 5] = [
+    ("unknown field", "unknown key"),
+    ("missing field", "missing key"),
+    ("expected u8", "expected a whole number from 0 to 255"),
+    ("expected u32", "expected a whole number from 0 to 4294967295"),
+    ("expected u64", "expected a whole number"),
+];
+
 fn complaint(text: &str, span: Option<Range<usize>>, key: Option<String>, what: &str) -> String {
     let before = text.get(..span.map_or(0, |span| span.start)).unwrap_or(text);
     let line = before.matches('\n').count() + 1;
     let key = key.map(|key| format!("{key}: ")).unwrap_or_default();
-    // serde speaks of fields, and toml's messages have several lines.
-    let what = what.replace("unknown field", "unknown key").replace("missing field", "missing key");
+    // serde speaks of fields and of Rust's types, and toml's messages have several lines.
+    let what = WORDS.iter().fold(what.to_owned(), |what, (word, ours)| what.replace(word, ours));
     format!("{line}: {key}{}", what.trim_end().replace('\n', ": "))
 }
 
@@ -288,7 +297,13 @@ tap = "tap-db"
         refused("memory = \"1M\"", "1: memory: ", "not possible");
         refused("cpus = 256", "1: cpus: ", "256");
         refused("cpus = 0", "1: cpus: ", "1 to 255");
-        refused("cpus = \"2\"", "1: cpus: ", "u8");
+        refused("cpus = \"2\"", "1: cpus: ", "expected a whole number from 0 to 255");
+        refused(
+            "kernel = \"/k\"\nvsock = \"3\"",
+            "2: vsock: ",
+            "expected a whole number from 0 to",
+        );
+        refused("dirty-rate = \"7\"", "1: dirty-rate: ", "expected a whole number");
         refused("cpus = -1", "1: cpus: ", "-1");
         refused("kernel = \"/k\"\nvsock = 2", "2: vsock: ", "3 to 4294967294");
         refused("hugepages = \"4M\"", "1: hugepages: ", "`4M`");

@@ -11,7 +11,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use memopt::history::{Listing, Run, RunId};
 use memopt::plan::Plan;
-use memopt::service::{Agenda, DensityStatus, Kept, Pages, RunEnd, ServiceError, Settings};
+use memopt::service::{Agenda, DensityStatus, Pages, ServiceError, Settings};
 use memopt::settings::FILE_BYTES_MAX;
 use serde::Deserialize;
 
@@ -103,14 +103,14 @@ async fn begin(
 async fn list(
     State(density): Shared,
     count: Result<Query<Count>, QueryRejection>,
-) -> Result<Json<Listing<RunEnd>>, ApiError> {
+) -> Result<Json<Listing>, ApiError> {
     Ok(Json(density.client.runs(count_of(count)?).await?))
 }
 
 async fn show_run(
     State(density): Shared,
     id: Result<Path<u64>, PathRejection>,
-) -> Result<Json<Run<Kept>>, ApiError> {
+) -> Result<Json<Run>, ApiError> {
     Ok(Json(density.client.run(id_of(id)?).await?))
 }
 

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use memopt::history::RunEnd;
 use memopt::ksm::End;
 use memopt::schedule::{Lost, Missed, Trigger};
-use memopt::service::{Event, Observer, Published, RunEnd};
+use memopt::service::{Event, Observer, Published};
 use memopt::verify::Outcome;
 use metrics::{
     Counter, DensityCounted, DensitySample, InspectionSample, MissedReason, RunOutcome, RunTrigger,

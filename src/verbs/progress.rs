@@ -13,8 +13,7 @@ use crate::output;
 use crate::units::{PAGE_BYTES, format_count, format_duration, format_rate, format_size};
 
 /// What is said of a guest that writes faster than its memory is sent.
-const NOT_CONVERGING: &str =
-    "not converging: raise --downtime or --bandwidth, or have the guest write less";
+const NOT_CONVERGING: &str = "not converging: raise --downtime (or --bandwidth, where it is limited), or have the guest write less";
 
 /// How often there is a line within a long step.
 const LINES_EVERY: Duration = Duration::from_secs(10);

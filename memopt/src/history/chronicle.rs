@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::error::HistoryError;
 use super::limits::Limits;
-use super::run::{Payloads, RunId};
+use super::run::RunId;
 use super::store::{History, Opened};
 
 /// How long after a failure the folder is tried again.
@@ -16,19 +16,19 @@ const NEWS_MAX: usize = 100;
 /// A history for whoever must go on without it: what fails is said once, and the folder is
 /// tried again every minute.
 #[derive(Debug)]
-pub struct Chronicle<P> {
+pub struct Chronicle {
     path: PathBuf,
     limits: Limits,
-    kept: Kept<P>,
+    kept: Kept,
     /// What was last said to be wrong with the folder, so that it is said once.
     complaint: Option<String>,
     news: Vec<News>,
 }
 
 #[derive(Debug)]
-enum Kept<P> {
+enum Kept {
     /// In the folder.
-    InFolder(Box<History<P>>),
+    InFolder(Box<History>),
     /// Nowhere; from this uptime on the folder is tried again.
     Nowhere { retry_at: Duration },
 }
@@ -49,7 +49,7 @@ pub enum News {
     Refused(HistoryError),
 }
 
-impl<P: Payloads> Chronicle<P> {
+impl Chronicle {
     /// A chronicle in the folder at `path`, at this uptime of the host.
     #[must_use]
     pub fn open(path: PathBuf, limits: Limits, uptime: Duration) -> Self {
@@ -63,7 +63,7 @@ impl<P: Payloads> Chronicle<P> {
     pub fn with<T>(
         &mut self,
         uptime: Duration,
-        body: impl FnOnce(&mut History<P>) -> Result<T, HistoryError>,
+        body: impl FnOnce(&mut History) -> Result<T, HistoryError>,
     ) -> Option<T> {
         if matches!(self.kept, Kept::Nowhere { retry_at } if retry_at <= uptime) {
             self.try_open(uptime);

@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 
 use super::error::HistoryError;
 use super::limits::{ERROR_CHARS_MAX, ERRORS_MAX};
-use super::run::{Deed, Found, Payloads, Run, RunId, State, Summary};
+use super::run::{Deed, Found, Run, RunEnd, RunId, State, Summary};
 use crate::schedule::Trigger;
 
 /// One line: what has become of the run.
@@ -25,7 +25,7 @@ pub(super) enum Entry {
     /// This went wrong.
     Error(String),
     /// It came to its end at `ended` (Unix seconds).
-    Ended { ended: u64, outcome: Box<RawValue> },
+    Ended { ended: u64, outcome: RunEnd },
     /// The process that carried it out died.
     Interrupted,
 }
@@ -46,7 +46,7 @@ pub(super) struct Record {
     ended: Option<u64>,
     pub(super) state: State,
     pub(super) deeds: Vec<Deed<Box<RawValue>>>,
-    outcome: Option<Box<RawValue>>,
+    outcome: Option<RunEnd>,
     errors: Vec<String>,
 }
 
@@ -133,18 +133,11 @@ impl Record {
     }
 
     /// All but the plan and the actions of the run, which is `id`.
-    ///
-    /// # Errors
-    /// Another version wrote its outcome.
-    pub(super) fn summary<O: DeserializeOwned>(
-        &self,
-        id: RunId,
-    ) -> Result<Summary<O>, HistoryError> {
+    pub(super) fn summary(&self, id: RunId) -> Summary {
         let sum = |bytes: fn(&Deed<Box<RawValue>>) -> i64| {
             self.deeds.iter().map(bytes).fold(0, i64::saturating_add)
         };
-        let outcome = self.outcome.as_ref().map(|json| read("outcome", id, json)).transpose()?;
-        Ok(Summary {
+        Summary {
             id,
             trigger: self.beginning.trigger.clone(),
             started: self.beginning.started,
@@ -153,17 +146,16 @@ impl Record {
             actions: u32::try_from(self.deeds.len()).unwrap_or(u32::MAX),
             expected_bytes: sum(|deed| deed.expected_bytes),
             verified_bytes: sum(|deed| deed.verified_bytes.unwrap_or_default()),
-            outcome,
+            outcome: self.outcome,
             errors: self.errors.clone(),
-        })
+        }
     }
 
     /// The whole run, which is `id`.
     ///
     /// # Errors
-    /// Another version wrote it.
-    pub(super) fn run<P: Payloads>(&self, id: RunId) -> Result<Run<P>, HistoryError> {
-        let summary = self.summary(id)?;
+    /// Another version wrote its plan or an action.
+    pub(super) fn run(&self, id: RunId) -> Result<Run, HistoryError> {
         let plan = read("plan", id, &self.beginning.plan)?;
         let deed = |deed: &Deed<Box<RawValue>>| {
             let action = read("action", id, &deed.action)?;
@@ -171,7 +163,7 @@ impl Record {
             Ok(Deed { action, expected_bytes: deed.expected_bytes, verified_bytes, error })
         };
         let deeds = self.deeds.iter().map(deed).collect::<Result<_, HistoryError>>()?;
-        Ok(Run { summary, plan, deeds })
+        Ok(Run { summary: self.summary(id), plan, deeds })
     }
 }
 

@@ -11,7 +11,7 @@ pub struct Limits {
     pub run_bytes_max: u64,
     /// Bytes of one plan as JSON.
     pub plan_bytes_max: usize,
-    /// Bytes of one action, or of an outcome, as JSON.
+    /// Bytes of one action as JSON.
     pub part_bytes_max: usize,
     /// Actions of one run.
     pub actions_max: u32,

@@ -5,8 +5,8 @@
 //! put down is on disk when it returns. [`Chronicle`] is a history that may be missing: a full disk
 //! costs the records and not the work (ADR 18).
 //!
-//! Plans, actions and outcomes are anything that serde can write, see [`Payloads`]. It depends on
-//! [`crate::schedule::Trigger`] and on nothing else of this crate. Start reading at [`History`].
+//! It knows what a run is begun by ([`crate::schedule::Trigger`]), its plan and its steps, and no
+//! more of this crate. Start reading at [`History`].
 
 mod chronicle;
 mod entry;
@@ -14,11 +14,13 @@ mod error;
 mod folder;
 mod limits;
 mod run;
+#[cfg(test)]
+mod samples;
 mod store;
 mod ticks;
 
 pub use chronicle::{Chronicle, News};
 pub use error::HistoryError;
 pub use limits::Limits;
-pub use run::{Deed, Found, Json, Listing, Payloads, Run, RunId, State, Summary};
+pub use run::{Deed, Found, Listing, Run, RunEnd, RunId, State, Summary};
 pub use store::{History, Opened, Stored};

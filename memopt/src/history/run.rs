@@ -2,31 +2,11 @@
 
 use std::fmt;
 
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::plan::Plan;
 use crate::schedule::Trigger;
-
-/// The types of what is kept. Those that are read must understand what those of older versions
-/// wrote; [`Json`] understands all.
-pub trait Payloads {
-    /// What a run means to do.
-    type Plan: Serialize + DeserializeOwned;
-    /// One thing that it does.
-    type Action: Serialize + DeserializeOwned;
-    /// How it ended.
-    type Outcome: Serialize + DeserializeOwned;
-}
-
-/// Plans, actions and outcomes as JSON, whoever wrote them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Json;
-
-impl Payloads for Json {
-    type Plan = serde_json::Value;
-    type Action = serde_json::Value;
-    type Outcome = serde_json::Value;
-}
+use crate::step::Step;
 
 /// The number of a run: the first is 1, and none is given twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -80,9 +60,47 @@ impl fmt::Display for State {
     }
 }
 
-/// An action of a run, and what came of it.
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RunEnd {
+    /// There is nothing left to do for its goal.
+    Reached,
+    /// There is nothing more that can be done, and the goal is not reached.
+    Exhausted,
+    /// Its window is over.
+    WindowOver,
+    /// It was cancelled.
+    Cancelled,
+    /// The host could not be inspected.
+    Failed,
+}
+
+impl RunEnd {
+    /// Whether it did what it could.
+    pub fn is_success(self) -> bool {
+        match self {
+            Self::Reached | Self::Exhausted | Self::WindowOver => true,
+            Self::Cancelled | Self::Failed => false,
+        }
+    }
+}
+
+impl fmt::Display for RunEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Reached => "goal reached",
+            Self::Exhausted => "nothing more to be had",
+            Self::WindowOver => "window over",
+            Self::Cancelled => "cancelled",
+            Self::Failed => "failed",
+        })
+    }
+}
+
+/// An action of a run, a [`Step`] or what is kept of one, and what came of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Deed<A> {
+pub struct Deed<A = Step> {
     /// What was done.
     pub action: A,
     /// What it was expected to give back to the host, in bytes; negative when it takes.
@@ -113,7 +131,7 @@ impl Found {
 
 /// A run without its plan and its actions.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Summary<O> {
+pub struct Summary {
     /// Its number.
     pub id: RunId,
     /// What it was begun by.
@@ -131,38 +149,28 @@ pub struct Summary<O> {
     /// What came back of them.
     pub verified_bytes: i64,
     /// How it ended, when it has.
-    pub outcome: Option<O>,
+    pub outcome: Option<RunEnd>,
     /// What went wrong; the last ones of very many are left out.
     pub errors: Vec<String>,
 }
 
 /// A whole run.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(bound(
-    serialize = "P::Plan: Serialize, P::Action: Serialize, P::Outcome: Serialize",
-    deserialize = "P::Plan: DeserializeOwned, P::Action: DeserializeOwned, P::Outcome: DeserializeOwned"
-))]
-pub struct Run<P: Payloads> {
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Run {
     /// All but the plan and the actions.
     #[serde(flatten)]
-    pub summary: Summary<P::Outcome>,
+    pub summary: Summary,
     /// What it meant to do.
-    pub plan: P::Plan,
+    pub plan: Plan,
     /// What it has done, in order.
-    pub deeds: Vec<Deed<P::Action>>,
+    pub deeds: Vec<Deed>,
 }
 
 /// Some runs, the newest first.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Listing<O> {
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listing {
     /// Those that can be read.
-    pub runs: Vec<Summary<O>>,
+    pub runs: Vec<Summary>,
     /// Those that cannot: another version wrote them, or their logs are damaged.
     pub unreadable: Vec<RunId>,
-}
-
-impl<O> Default for Listing<O> {
-    fn default() -> Self {
-        Self { runs: Vec::new(), unreadable: Vec::new() }
-    }
 }

@@ -1,30 +1,28 @@
 //! The history itself. See [`History`].
 
 use std::collections::BTreeMap;
-use std::fmt;
-use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
-
-use serde::de::DeserializeOwned;
 
 use super::entry::{Beginning, Entry, cut, to_json};
 use super::error::HistoryError;
 use super::folder::{Folder, Live, OnDisk};
 use super::limits::{LISTED_MAX, Limits, PRUNED_MAX};
-use super::run::{Deed, Found, Listing, Payloads, Run, RunId, Summary};
+use super::run::{Deed, Found, Listing, Run, RunEnd, RunId, Summary};
 use super::ticks::Ticks;
+use crate::plan::Plan;
 use crate::schedule::Trigger;
+use crate::step::Step;
 
 /// Every run of a host, in one folder: a log each.
 ///
 /// What a call has written is on disk when it returns; a call that is refused writes nothing. After
 /// an error of the file system ([`HistoryError::Full`], [`HistoryError::Io`]) the history is closed,
 /// and has to be opened again, which tells how far that call came. Calls wait for the disk.
-pub struct History<P> {
+#[derive(Debug)]
+pub struct History {
     path: PathBuf,
     /// Absent once it was closed for an error.
     open: Option<Open>,
-    payloads: PhantomData<fn() -> P>,
 }
 
 /// A folder that is open.
@@ -47,9 +45,9 @@ struct Cached {
 
 /// A history that has been opened.
 #[derive(Debug)]
-pub struct Opened<P> {
+pub struct Opened {
     /// The history.
-    pub history: History<P>,
+    pub history: History,
     /// Runs that somebody died over; they are [`super::State::Interrupted`] now.
     pub interrupted: Vec<RunId>,
     /// Runs that cannot be read: another version wrote them, or their logs are damaged.
@@ -65,19 +63,13 @@ pub struct Stored {
     pub bytes: u64,
 }
 
-impl<P> fmt::Debug for History<P> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("History").field("path", &self.path).finish_non_exhaustive()
-    }
-}
-
-impl<P: Payloads> History<P> {
+impl History {
     /// Opens the history at `path`, or begins one where there is none. Runs that were left open are
     /// interrupted: no other process has the folder.
     ///
     /// # Errors
     /// Another process has it, the last times of schedules are damaged, or the system's.
-    pub fn open(path: &Path, limits: Limits) -> Result<Opened<P>, HistoryError> {
+    pub fn open(path: &Path, limits: Limits) -> Result<Opened, HistoryError> {
         let folder = Folder::open(path, limits)?;
         let mut ticks = Ticks::open(&folder.ticks())?;
         let (mut runs, mut interrupted, mut unreadable) = (BTreeMap::new(), Vec::new(), Vec::new());
@@ -103,7 +95,7 @@ impl<P: Payloads> History<P> {
         interrupted.sort();
         unreadable.sort();
         let open = Open { folder, ticks, runs, live: BTreeMap::new() };
-        let history = Self { path: path.to_owned(), open: Some(open), payloads: PhantomData };
+        let history = Self { path: path.to_owned(), open: Some(open) };
         Ok(Opened { history, interrupted, unreadable })
     }
 
@@ -115,7 +107,7 @@ impl<P: Payloads> History<P> {
         &mut self,
         trigger: Trigger,
         started: u64,
-        plan: &P::Plan,
+        plan: &Plan,
     ) -> Result<RunId, HistoryError> {
         self.with(|open| {
             let plan = to_json("a plan", plan, open.folder.limits().plan_bytes_max)?;
@@ -136,19 +128,18 @@ impl<P: Payloads> History<P> {
     ///
     /// # Errors
     /// There is no such run, it has ended, the plan is too large, or the file system's.
-    pub fn plan_anew(&mut self, run: RunId, plan: &P::Plan) -> Result<(), HistoryError> {
+    pub fn plan_anew(&mut self, run: RunId, plan: &Plan) -> Result<(), HistoryError> {
         self.with(|open| {
             let plan = to_json("a plan", plan, open.folder.limits().plan_bytes_max)?;
             open.add(run, Entry::Planned(plan))
         })
     }
 
-    /// Puts down actions that are about to be carried out, each with the bytes that are expected of
-    /// it; returns the place of the first.
+    /// Puts down actions that are about to be carried out; returns the place of the first.
     ///
     /// # Errors
     /// There is no such run, it has ended, it or an action is too large, or the file system's.
-    pub fn act(&mut self, run: RunId, actions: &[(P::Action, i64)]) -> Result<u32, HistoryError> {
+    pub fn act(&mut self, run: RunId, actions: &[Step]) -> Result<u32, HistoryError> {
         self.with(|open| {
             let Limits { part_bytes_max, actions_max, .. } = open.folder.limits();
             let first = open.live(run)?.record.deeds.len();
@@ -156,9 +147,9 @@ impl<P: Payloads> History<P> {
                 let max = format!("{actions_max} actions");
                 return Err(HistoryError::TooLarge { what: "a run", max });
             }
-            let deeds = actions.iter().map(|(action, expected_bytes)| {
-                let action = to_json("an action", action, part_bytes_max)?;
-                let expected_bytes = *expected_bytes;
+            let deeds = actions.iter().map(|step| {
+                let action = to_json("an action", step, part_bytes_max)?;
+                let expected_bytes = step.expected_bytes;
                 Ok(Deed { action, expected_bytes, verified_bytes: None, error: None })
             });
             let deeds = deeds.collect::<Result<Vec<_>, HistoryError>>()?;
@@ -192,15 +183,9 @@ impl<P: Payloads> History<P> {
     /// Puts down that a run has come to its end at `ended` (Unix seconds).
     ///
     /// # Errors
-    /// There is no such run, it has ended before, the outcome is too large, or the file system's.
-    pub fn finish(
-        &mut self,
-        run: RunId,
-        ended: u64,
-        outcome: &P::Outcome,
-    ) -> Result<(), HistoryError> {
+    /// There is no such run, it has ended before, or the file system's.
+    pub fn finish(&mut self, run: RunId, ended: u64, outcome: RunEnd) -> Result<(), HistoryError> {
         self.with(|open| {
-            let outcome = to_json("an outcome", outcome, open.folder.limits().part_bytes_max)?;
             open.add(run, Entry::Ended { ended, outcome })?;
             open.live.remove(&run);
             open.prune();
@@ -212,7 +197,7 @@ impl<P: Payloads> History<P> {
     ///
     /// # Errors
     /// The history is closed.
-    pub fn last(&mut self, count: usize) -> Result<Listing<P::Outcome>, HistoryError> {
+    pub fn last(&mut self, count: usize) -> Result<Listing, HistoryError> {
         self.list(count, 0)
     }
 
@@ -220,7 +205,7 @@ impl<P: Payloads> History<P> {
     ///
     /// # Errors
     /// The history is closed.
-    pub fn since(&mut self, unix_seconds: u64) -> Result<Listing<P::Outcome>, HistoryError> {
+    pub fn since(&mut self, unix_seconds: u64) -> Result<Listing, HistoryError> {
         self.list(LISTED_MAX, unix_seconds)
     }
 
@@ -228,7 +213,7 @@ impl<P: Payloads> History<P> {
     ///
     /// # Errors
     /// There is no such run, it cannot be read, or the history is closed.
-    pub fn run(&mut self, run: RunId) -> Result<Run<P>, HistoryError> {
+    pub fn run(&mut self, run: RunId) -> Result<Run, HistoryError> {
         self.with(|open| {
             open.expect(run)?;
             match open.live.get(&run) {
@@ -265,7 +250,7 @@ impl<P: Payloads> History<P> {
     }
 
     /// The last runs that began at `since` (Unix seconds) or later.
-    fn list(&mut self, count: usize, since: u64) -> Result<Listing<P::Outcome>, HistoryError> {
+    fn list(&mut self, count: usize, since: u64) -> Result<Listing, HistoryError> {
         self.with(|open| {
             let mut listing = Listing::default();
             for (&run, cached) in open.runs.iter().rev() {
@@ -332,10 +317,10 @@ impl Open {
         self.runs.get(&run).map(drop).ok_or(HistoryError::NoSuchRun(run))
     }
 
-    fn summary<O: DeserializeOwned>(&self, run: RunId) -> Result<Summary<O>, HistoryError> {
+    fn summary(&self, run: RunId) -> Result<Summary, HistoryError> {
         match self.live.get(&run) {
-            Some(live) => live.record.summary(run),
-            None => self.folder.read_run(run)?.summary(run),
+            Some(live) => Ok(live.record.summary(run)),
+            None => Ok(self.folder.read_run(run)?.summary(run)),
         }
     }
 

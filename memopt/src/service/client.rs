@@ -9,7 +9,7 @@ use super::core::Core;
 use super::error::ServiceError;
 use super::handle::{Handle, Message, Reply, refuse};
 use super::surveys::Wanted;
-use super::types::{Agenda, DensityStatus, Kept, RunEnd};
+use super::types::{Agenda, DensityStatus};
 use super::view::none;
 use crate::history::{Listing, Run, RunId};
 use crate::plan::Plan;
@@ -136,7 +136,7 @@ impl Client {
     ///
     /// # Errors
     /// [`ServiceError::NoHistory`], [`ServiceError::Silent`].
-    pub async fn runs(&self, count: usize) -> Result<Listing<RunEnd>, ServiceError> {
+    pub async fn runs(&self, count: usize) -> Result<Listing, ServiceError> {
         self.call(move |core| core.records.runs(count)).await?
     }
 
@@ -145,7 +145,7 @@ impl Client {
     /// # Errors
     /// [`ServiceError::NoSuchRun`], [`ServiceError::Unreadable`], [`ServiceError::NoHistory`],
     /// [`ServiceError::Silent`].
-    pub async fn run(&self, id: RunId) -> Result<Run<Kept>, ServiceError> {
+    pub async fn run(&self, id: RunId) -> Result<Run, ServiceError> {
         self.call(move |core| core.records.run(id)).await?
     }
 

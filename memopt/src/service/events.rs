@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 use std::time::Duration;
 
-use super::types::RunEnd;
+use crate::history::RunEnd;
 use crate::ksm;
 use crate::ledger::Ledger;
 use crate::policy::Policy;

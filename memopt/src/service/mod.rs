@@ -44,9 +44,7 @@ use self::handle::{Handle, Inbox, Shared};
 pub use self::machine::Machine;
 pub use self::settings::Settings;
 use self::strangers::Strangers;
-pub use self::types::{
-    Agenda, DensityStatus, Kept, NextRun, Remembered, RunEnd, RunSummary, Spared,
-};
+pub use self::types::{Agenda, DensityStatus, NextRun, Remembered, Spared};
 pub use self::view::{Costs, Host, Observed};
 use crate::hypervisor::Hypervisor;
 use crate::observe::Sources;

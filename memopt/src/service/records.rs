@@ -7,9 +7,8 @@ use std::sync::Arc;
 
 use super::Clock;
 use super::error::ServiceError;
-use super::types::{Kept, RunEnd};
 use crate::history::{
-    Chronicle, Found, History, HistoryError, Limits, Listing, News, Run, RunId, Summary,
+    Chronicle, Found, History, HistoryError, Limits, Listing, News, Run, RunEnd, RunId, Summary,
 };
 use crate::plan::Plan;
 use crate::schedule::{Schedule, Trigger};
@@ -21,7 +20,7 @@ const SUCCESS_AMONG: usize = 1000;
 /// The history of this host's runs.
 #[derive(Debug)]
 pub(super) struct Records {
-    chronicle: Chronicle<Kept>,
+    chronicle: Chronicle,
     /// A run some of whose steps are not recorded: nothing is recorded of their outcomes.
     incomplete: Option<RunId>,
     clock: Arc<dyn Clock>,
@@ -40,7 +39,7 @@ impl Records {
     ///
     /// # Errors
     /// No history is kept.
-    pub(super) fn runs(&mut self, count: usize) -> Result<Listing<RunEnd>, ServiceError> {
+    pub(super) fn runs(&mut self, count: usize) -> Result<Listing, ServiceError> {
         self.keep(|history| history.last(count)).ok_or(ServiceError::NoHistory)
     }
 
@@ -48,7 +47,7 @@ impl Records {
     ///
     /// # Errors
     /// There is none of this number, it cannot be read, or no history is kept.
-    pub(super) fn run(&mut self, id: RunId) -> Result<Run<Kept>, ServiceError> {
+    pub(super) fn run(&mut self, id: RunId) -> Result<Run, ServiceError> {
         let run = self.keep(|history| match history.run(id) {
             Err(HistoryError::NoSuchRun(_)) => Ok(Err(ServiceError::NoSuchRun(id))),
             Err(error @ HistoryError::Unreadable { .. }) => {
@@ -76,7 +75,7 @@ impl Records {
     /// When the last run ended that did what it could, in Unix seconds.
     pub(super) fn last_success(&mut self) -> Option<u64> {
         let listing = self.keep(|history| history.last(SUCCESS_AMONG))?;
-        let well = |run: &Summary<RunEnd>| {
+        let well = |run: &Summary| {
             run.trigger != Trigger::Relief && run.outcome.is_some_and(RunEnd::is_success)
         };
         listing.runs.iter().find(|run| well(run)).and_then(|run| run.ended)
@@ -103,9 +102,7 @@ impl Records {
 
     /// Records steps that are about to be done; returns the place of the first.
     pub(super) fn record_steps(&mut self, run: RunId, steps: &[Step]) -> u32 {
-        let deeds: Vec<(Step, i64)> =
-            steps.iter().map(|step| (step.clone(), step.expected_bytes)).collect();
-        let first = self.keep(|history| history.act(run, &deeds));
+        let first = self.keep(|history| history.act(run, steps));
         if first.is_none() {
             self.incomplete = Some(run);
         }
@@ -128,7 +125,7 @@ impl Records {
     /// Records how it ended.
     pub(super) fn record_end(&mut self, run: RunId, end: RunEnd) {
         let now = self.unix_seconds();
-        self.keep(|history| history.finish(run, now, &end));
+        self.keep(|history| history.finish(run, now, end));
     }
 
     /// Records that it was decided over a schedule at this time (Unix seconds): that is where its
@@ -137,10 +134,7 @@ impl Records {
         self.keep(|history| history.note_decided(schedule, tick));
     }
 
-    fn keep<T>(
-        &mut self,
-        body: impl FnOnce(&mut History<Kept>) -> Result<T, HistoryError>,
-    ) -> Option<T> {
+    fn keep<T>(&mut self, body: impl FnOnce(&mut History) -> Result<T, HistoryError>) -> Option<T> {
         let done = self.chronicle.with(self.clock.now().uptime, body);
         self.tell_news();
         done

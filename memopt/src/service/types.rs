@@ -2,17 +2,14 @@
 //! API.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::history::{Payloads, RunId, Summary};
+use crate::history::RunId;
 use crate::ledger::{GuestLedger, Level};
-use crate::plan::Plan;
 use crate::policy::Goal;
 use crate::situation::Situation;
-use crate::step::Step;
 
 /// `GET /v1/density`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -65,57 +62,6 @@ impl Remembered {
         Self { needs_bytes: known.needs_bytes(), spared }
     }
 }
-
-/// How a run ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum RunEnd {
-    /// There is nothing left to do for its goal.
-    Reached,
-    /// There is nothing more that can be done, and the goal is not reached.
-    Exhausted,
-    /// Its window is over.
-    WindowOver,
-    /// It was cancelled.
-    Cancelled,
-    /// The host could not be inspected.
-    Failed,
-}
-
-impl RunEnd {
-    /// Whether it did what it could.
-    pub fn is_success(self) -> bool {
-        match self {
-            Self::Reached | Self::Exhausted | Self::WindowOver => true,
-            Self::Cancelled | Self::Failed => false,
-        }
-    }
-}
-
-impl fmt::Display for RunEnd {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Reached => "goal reached",
-            Self::Exhausted => "nothing more to be had",
-            Self::WindowOver => "window over",
-            Self::Cancelled => "cancelled",
-            Self::Failed => "failed",
-        })
-    }
-}
-
-/// What is kept of runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Kept;
-
-impl Payloads for Kept {
-    type Plan = Plan;
-    type Action = Step;
-    type Outcome = RunEnd;
-}
-
-/// A run as it is listed.
-pub type RunSummary = Summary<RunEnd>;
 
 /// `GET /v1/density/next`: what runs, and what comes then. The host is not inspected for it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

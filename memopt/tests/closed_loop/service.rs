@@ -6,13 +6,14 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use memopt::history::RunEnd;
 use memopt::hypervisor::{Answer, GuestRef, Hypervisor, Inspected, SurveyRequest, Surveyed, Which};
 use memopt::ksm::{Budget, KsmError, Outcome};
 use memopt::observe::{ObserveError, Sources};
 use memopt::policy::Goal;
 use memopt::schedule::{Moment, Trigger};
 use memopt::service::{
-    self, Client, Clock, Costs, Event, Files, Host, Observed, Observer, RunEnd, ServiceError, Setup,
+    self, Client, Clock, Costs, Event, Files, Host, Observed, Observer, ServiceError, Setup,
 };
 use memopt::situation::{Guest, Hindrance};
 use memopt::step::Action;

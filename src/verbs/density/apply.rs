@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use memopt::history::{Run, RunId};
+use memopt::history::{Run, RunEnd, RunId};
 use memopt::plan::Plan;
-use memopt::service::{DensityStatus, Kept, RunEnd};
+use memopt::service::DensityStatus;
 use serde_json::Value;
 use tokio::sync::mpsc::UnboundedReceiver;
 
@@ -110,10 +110,10 @@ async fn follow(
     id: RunId,
     output: Output,
     interrupts: &mut UnboundedReceiver<()>,
-) -> Result<Run<Kept>> {
+) -> Result<Run> {
     let (mut told, mut pause) = (0, LOOK_PAUSE);
     loop {
-        let run: Run<Kept> = heard(client.get(&run_path(id)).await)?;
+        let run: Run = heard(client.get(&run_path(id)).await)?;
         if output == Output::Text {
             for deed in run.deeds.iter().skip(told) {
                 let expected = signed_size(deed.expected_bytes);

@@ -1,8 +1,7 @@
 //! `lighter density history`: what was done, all runs or one.
 
 use anyhow::Result;
-use memopt::history::{Deed, Listing, Run};
-use memopt::service::{Kept, RunEnd, RunSummary};
+use memopt::history::{Deed, Listing, Run, Summary};
 use migrate::quic::calendar_time;
 
 use super::{heard, node, plan, signed_size};
@@ -27,7 +26,7 @@ pub(super) fn run(state: &StateDir, args: &HistoryArgs) -> Result<Exit> {
 
 fn all(state: &StateDir, args: &HistoryArgs) -> Result<Exit> {
     let path = format!("/v1/density/runs?count={}", args.count);
-    let listing: Listing<RunEnd> = block_on(async { heard(node(state).get(&path).await) })?;
+    let listing: Listing = block_on(async { heard(node(state).get(&path).await) })?;
     match args.json.output() {
         Output::Json => output::print_json(&listing)?,
         Output::Text => {
@@ -42,7 +41,7 @@ fn all(state: &StateDir, args: &HistoryArgs) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-fn table(runs: &[RunSummary]) -> String {
+fn table(runs: &[Summary]) -> String {
     let mut table =
         Table::new(&["RUN", "BEGUN BY", "STARTED", "STATE", "STEPS", "EXPECTED", "VERIFIED"]);
     for run in runs {
@@ -60,7 +59,7 @@ fn table(runs: &[RunSummary]) -> String {
 }
 
 /// `done: goal reached`.
-fn state_of(run: &RunSummary) -> String {
+fn state_of(run: &Summary) -> String {
     match run.outcome {
         Some(end) => format!("{}: {end}", run.state),
         None => run.state.to_string(),
@@ -69,7 +68,7 @@ fn state_of(run: &RunSummary) -> String {
 
 fn one(state: &StateDir, args: &HistoryArgs, run: u64) -> Result<Exit> {
     let path = format!("/v1/density/runs/{run}");
-    let run: Run<Kept> = block_on(async { heard(node(state).get(&path).await) })?;
+    let run: Run = block_on(async { heard(node(state).get(&path).await) })?;
     match args.json.output() {
         Output::Json => output::print_json(&run)?,
         Output::Text => output::print(text(&run))?,
@@ -78,7 +77,7 @@ fn one(state: &StateDir, args: &HistoryArgs, run: u64) -> Result<Exit> {
 }
 
 /// All about a run.
-pub(super) fn text(run: &Run<Kept>) -> String {
+pub(super) fn text(run: &Run) -> String {
     let summary = &run.summary;
     let mut lines = vec![
         ("Run", summary.id.to_string()),
@@ -104,7 +103,7 @@ pub(super) fn text(run: &Run<Kept>) -> String {
     text
 }
 
-fn row(deed: &Deed<memopt::step::Step>) -> [String; 4] {
+fn row(deed: &Deed) -> [String; 4] {
     let verified = deed.verified_bytes.map_or_else(|| "-".to_owned(), signed_size);
     let reason = &deed.action.reason;
     let why = match &deed.error {

@@ -2,18 +2,17 @@
 
 use std::fs;
 
-use serde_json::json;
-
 use super::*;
-use crate::history::{Json, State};
+use crate::history::State;
+use crate::history::samples::plan;
 use crate::schedule::Trigger;
 
 fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
-fn begin(chronicle: &mut Chronicle<Json>, uptime: Duration) -> Option<RunId> {
-    chronicle.with(uptime, |history| history.begin(Trigger::Manual, 7, &json!({})))
+fn begin(chronicle: &mut Chronicle, uptime: Duration) -> Option<RunId> {
+    chronicle.with(uptime, |history| history.begin(Trigger::Manual, 7, &plan("")))
 }
 
 #[test]
@@ -60,10 +59,10 @@ fn what_cannot_be_written_any_more_is_said_once_and_tried_again_after_a_minute()
 #[test]
 fn what_is_too_large_is_refused_and_the_rest_goes_on() {
     let folder = tempfile::tempdir().unwrap();
-    let limits = Limits { plan_bytes_max: 10, ..Limits::default() };
+    let limits = Limits { plan_bytes_max: 1000, ..Limits::default() };
     let path = folder.path().join("history");
-    let mut chronicle: Chronicle<Json> = Chronicle::open(path, limits, seconds(0));
-    let large = json!("0123456789");
+    let mut chronicle: Chronicle = Chronicle::open(path, limits, seconds(0));
+    let large = plan(&"x".repeat(1000));
     let refused = chronicle.with(seconds(1), |history| history.begin(Trigger::Manual, 7, &large));
     assert_eq!(refused, None);
     assert!(matches!(
@@ -80,7 +79,7 @@ fn who_died_over_a_run_is_told_of_at_the_next_start() {
     let mut first = Chronicle::open(path.clone(), Limits::default(), seconds(0));
     let run = begin(&mut first, seconds(1)).unwrap();
     drop(first);
-    let mut second: Chronicle<Json> = Chronicle::open(path, Limits::default(), seconds(2));
+    let mut second: Chronicle = Chronicle::open(path, Limits::default(), seconds(2));
     assert!(
         matches!(&second.take_news()[..], [News::Kept { interrupted, .. }] if interrupted == &[run])
     );

@@ -3,41 +3,22 @@
 use std::fs;
 
 use proptest::prelude::*;
-use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 
 use super::*;
 use crate::history::limits::{ERROR_CHARS_MAX, ERRORS_MAX};
-use crate::history::{Json, State, Summary};
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct Shrink {
-    guest: String,
-}
-
-#[derive(Debug)]
-struct Typed;
-
-impl Payloads for Typed {
-    type Plan = Vec<Shrink>;
-    type Action = Shrink;
-    type Outcome = String;
-}
-
-fn shrink(guest: &str) -> Shrink {
-    Shrink { guest: guest.to_owned() }
-}
+use crate::history::samples::{plan, step};
+use crate::history::{State, Summary};
 
 fn nightly(tick: u64) -> Trigger {
     Trigger::Schedule { name: "nightly".to_owned(), tick }
 }
 
-fn open<P: Payloads>(path: &Path, limits: Limits) -> Opened<P> {
+fn open(path: &Path, limits: Limits) -> Opened {
     History::open(path, limits).unwrap()
 }
 
 /// A new history in a folder of its own.
-fn fresh<P: Payloads>(limits: Limits) -> (tempfile::TempDir, PathBuf, History<P>) {
+fn fresh(limits: Limits) -> (tempfile::TempDir, PathBuf, History) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("history");
     let history = open(&path, limits).history;
@@ -51,49 +32,47 @@ fn log(path: &Path, run: RunId) -> PathBuf {
 
 fn small() -> Limits {
     Limits {
-        run_bytes_max: 3000,
+        run_bytes_max: 4500,
         plan_bytes_max: 1000,
-        part_bytes_max: 1000,
+        part_bytes_max: 1500,
         actions_max: 5,
         ..Limits::default()
     }
 }
 
 /// Has a run come and go.
-fn whole_run(history: &mut History<Json>, started: u64, plan: &Value) -> RunId {
-    let run = history.begin(Trigger::Manual, started, plan).unwrap();
-    history.finish(run, started + 1, &json!("fine")).unwrap();
+fn whole_run(history: &mut History, started: u64) -> RunId {
+    let run = history.begin(Trigger::Manual, started, &plan("")).unwrap();
+    history.finish(run, started + 1, RunEnd::Reached).unwrap();
     run
 }
 
-fn ids(listing: &Listing<Value>) -> Vec<u64> {
+fn ids(listing: &Listing) -> Vec<u64> {
     listing.runs.iter().map(|run| run.id.0).collect()
 }
 
 #[test]
 fn a_plan_that_is_made_anew_takes_the_place_of_the_first() {
-    let (_folder, _path, mut history) = fresh::<Typed>(small());
-    let run = history.begin(nightly(1000), 1001, &vec![shrink("a")]).unwrap();
-    let plan = vec![shrink("b"), shrink("c")];
-    history.plan_anew(run, &plan).unwrap();
-    assert_eq!(history.run(run).unwrap().plan, plan);
-    let error = history.plan_anew(run, &vec![shrink(&"d".repeat(1000))]).unwrap_err();
+    let (_folder, _path, mut history) = fresh(small());
+    let run = history.begin(nightly(1000), 1001, &plan("a")).unwrap();
+    history.plan_anew(run, &plan("b")).unwrap();
+    assert_eq!(history.run(run).unwrap().plan, plan("b"));
+    let error = history.plan_anew(run, &plan(&"c".repeat(1000))).unwrap_err();
     assert!(matches!(error, HistoryError::TooLarge { .. }), "{error}");
-    assert_eq!(history.run(run).unwrap().plan, plan);
-    history.finish(run, 1002, &"fine".to_owned()).unwrap();
-    let error = history.plan_anew(run, &plan).unwrap_err();
+    assert_eq!(history.run(run).unwrap().plan, plan("b"));
+    history.finish(run, 1002, RunEnd::Reached).unwrap();
+    let error = history.plan_anew(run, &plan("d")).unwrap_err();
     assert!(matches!(error, HistoryError::Ended { .. }), "{error}");
 }
 
 #[test]
 fn a_run_is_found_as_it_was_put_down() {
-    let (_folder, path, mut history) = fresh::<Typed>(Limits::default());
-    let plan = vec![shrink("a"), shrink("b")];
-    let run = history.begin(nightly(1000), 1001, &plan).unwrap();
+    let (_folder, path, mut history) = fresh(Limits::default());
+    let run = history.begin(nightly(1000), 1001, &plan("night")).unwrap();
     assert_eq!(history.run(run).unwrap().summary.state, State::Planned);
-    let first = history.act(run, &[(shrink("a"), 4096), (shrink("b"), 8192)]).unwrap();
+    let first = history.act(run, &[step("a", 4096), step("b", 8192)]).unwrap();
     assert_eq!((first, history.run(run).unwrap().summary.state), (0, State::Acting));
-    assert_eq!(history.act(run, &[(shrink("c"), -100)]).unwrap(), 2);
+    assert_eq!(history.act(run, &[step("c", -100)]).unwrap(), 2);
     let failed = Some("no driver".to_owned());
     history
         .verify(
@@ -106,19 +85,19 @@ fn a_run_is_found_as_it_was_put_down() {
         .unwrap();
     assert_eq!(history.run(run).unwrap().summary.state, State::Verifying);
     history.note_error(run, "b has no driver").unwrap();
-    history.finish(run, 1100, &"half".to_owned()).unwrap();
+    history.finish(run, 1100, RunEnd::Exhausted).unwrap();
     drop(history);
 
-    let Opened { mut history, interrupted, unreadable } = open::<Typed>(&path, Limits::default());
+    let Opened { mut history, interrupted, unreadable } = open(&path, Limits::default());
     assert!(interrupted.is_empty() && unreadable.is_empty());
     let deed = |guest, expected_bytes, verified_bytes, error| Deed {
-        action: shrink(guest),
+        action: step(guest, expected_bytes),
         expected_bytes,
         verified_bytes,
         error,
     };
     let kept = history.run(run).unwrap();
-    assert_eq!(kept.plan, plan);
+    assert_eq!(kept.plan, plan("night"));
     let deeds = [
         deed("a", 4096, Some(4000), None),
         deed("b", 8192, None, failed),
@@ -134,7 +113,7 @@ fn a_run_is_found_as_it_was_put_down() {
         actions: 3,
         expected_bytes: 12_188,
         verified_bytes: 4000,
-        outcome: Some("half".to_owned()),
+        outcome: Some(RunEnd::Exhausted),
         errors: vec!["b has no driver".to_owned()],
     };
     assert_eq!(kept.summary, summary);
@@ -143,9 +122,9 @@ fn a_run_is_found_as_it_was_put_down() {
 
 #[test]
 fn what_is_verified_again_counts_once() {
-    let (_folder, _, mut history) = fresh::<Json>(Limits::default());
-    let run = history.begin(Trigger::Manual, 1, &json!({})).unwrap();
-    history.act(run, &[(json!("x"), 10)]).unwrap();
+    let (_folder, _, mut history) = fresh(Limits::default());
+    let run = history.begin(Trigger::Manual, 1, &plan("")).unwrap();
+    history.act(run, &[step("x", 10)]).unwrap();
     for verified_bytes in [Some(3), Some(9), None, Some(5)] {
         history.verify(run, &[Found { index: 0, verified_bytes, error: None }]).unwrap();
     }
@@ -154,9 +133,9 @@ fn what_is_verified_again_counts_once() {
 
 #[test]
 fn runs_are_listed_newest_first() {
-    let (_folder, _, mut history) = fresh::<Json>(Limits::default());
+    let (_folder, _, mut history) = fresh(Limits::default());
     for started in [100, 200, 150, 300] {
-        whole_run(&mut history, started, &json!({}));
+        whole_run(&mut history, started);
     }
     assert_eq!(ids(&history.last(3).unwrap()), [4, 3, 2]);
     assert_eq!(ids(&history.last(usize::MAX).unwrap()), [4, 3, 2, 1]);
@@ -167,15 +146,15 @@ fn runs_are_listed_newest_first() {
 
 #[test]
 fn the_last_time_of_each_schedule_outlives_its_runs() {
-    let (_folder, path, mut history) = fresh::<Json>(Limits { runs_max: 2, ..Limits::default() });
+    let (_folder, path, mut history) = fresh(Limits { runs_max: 2, ..Limits::default() });
     let weekly = Trigger::Schedule { name: "weekly".to_owned(), tick: 50 };
     for trigger in [weekly, nightly(10), nightly(20), Trigger::Manual, Trigger::Manual] {
-        let run = history.begin(trigger, 60, &json!({})).unwrap();
-        history.finish(run, 61, &json!({})).unwrap();
+        let run = history.begin(trigger, 60, &plan("")).unwrap();
+        history.finish(run, 61, RunEnd::Reached).unwrap();
     }
     history.note_decided("nightly", 30).unwrap();
     drop(history);
-    let mut history = open::<Json>(&path, Limits::default()).history;
+    let mut history = open(&path, Limits::default()).history;
     assert_eq!(history.stored().unwrap().runs, 2);
     let expected = BTreeMap::from([("nightly".to_owned(), 30), ("weekly".to_owned(), 50)]);
     assert_eq!(history.last_ticks().unwrap(), expected);
@@ -183,7 +162,7 @@ fn the_last_time_of_each_schedule_outlives_its_runs() {
 
 #[test]
 fn of_very_many_schedules_the_oldest_are_forgotten() {
-    let (_folder, _, mut history) = fresh::<Json>(Limits::default());
+    let (_folder, _, mut history) = fresh(Limits::default());
     for index in 0..260 {
         history.note_decided(&format!("s{index}"), 1000 - index).unwrap();
     }
@@ -194,36 +173,36 @@ fn of_very_many_schedules_the_oldest_are_forgotten() {
 
 #[test]
 fn a_run_that_nobody_ended_is_found_interrupted_and_takes_nothing_more() {
-    let (_folder, path, mut history) = fresh::<Json>(Limits::default());
-    let done = whole_run(&mut history, 1, &json!({}));
-    let planned = history.begin(Trigger::Manual, 2, &json!({})).unwrap();
-    let acting = history.begin(Trigger::Manual, 3, &json!({})).unwrap();
-    history.act(acting, &[(json!("x"), 1)]).unwrap();
+    let (_folder, path, mut history) = fresh(Limits::default());
+    let done = whole_run(&mut history, 1);
+    let planned = history.begin(Trigger::Manual, 2, &plan("")).unwrap();
+    let acting = history.begin(Trigger::Manual, 3, &plan("")).unwrap();
+    history.act(acting, &[step("x", 1)]).unwrap();
     drop(history);
-    let Opened { mut history, interrupted, .. } = open::<Json>(&path, Limits::default());
+    let Opened { mut history, interrupted, .. } = open(&path, Limits::default());
     assert_eq!(interrupted, [planned, acting]);
-    let state = |history: &mut History<Json>, run| history.run(run).unwrap().summary.state;
+    let state = |history: &mut History, run| history.run(run).unwrap().summary.state;
     assert_eq!(state(&mut history, done), State::Done);
     assert_eq!(state(&mut history, acting), State::Interrupted);
-    let late = history.finish(acting, 9, &json!({})).unwrap_err();
+    let late = history.finish(acting, 9, RunEnd::Reached).unwrap_err();
     assert_eq!(late.to_string(), "run 3 is interrupted: nothing more can be put down for it");
     drop(history);
-    assert_eq!(open::<Json>(&path, Limits::default()).interrupted, []);
+    assert_eq!(open(&path, Limits::default()).interrupted, []);
 }
 
 #[test]
 fn the_oldest_runs_go_when_there_are_too_many_and_numbers_are_not_given_twice() {
     let limits = Limits { runs_max: 3, ..Limits::default() };
-    let (_folder, path, mut history) = fresh::<Json>(limits);
-    let under_way = history.begin(Trigger::Manual, 0, &json!({})).unwrap();
+    let (_folder, path, mut history) = fresh(limits);
+    let under_way = history.begin(Trigger::Manual, 0, &plan("")).unwrap();
     for started in 1..10 {
-        whole_run(&mut history, started, &json!({}));
+        whole_run(&mut history, started);
     }
     assert_eq!(ids(&history.last(10).unwrap()), [10, 9, under_way.0]);
     drop(history);
     for (started, run) in [(11, RunId(11)), (12, RunId(12))] {
-        let mut history = open::<Json>(&path, Limits { runs_max: 0, ..limits }).history;
-        assert_eq!(whole_run(&mut history, started, &json!({})), run);
+        let mut history = open(&path, Limits { runs_max: 0, ..limits }).history;
+        assert_eq!(whole_run(&mut history, started), run);
         assert_eq!(ids(&history.last(10).unwrap()), [run.0], "the next number follows from it");
     }
 }
@@ -231,10 +210,10 @@ fn the_oldest_runs_go_when_there_are_too_many_and_numbers_are_not_given_twice() 
 #[test]
 fn the_oldest_runs_go_when_they_are_too_large_and_the_folder_stays_bounded() {
     let limits = Limits { bytes_max: 1 << 20, ..Limits::default() };
-    let (_folder, path, mut history) = fresh::<Json>(limits);
-    let plan = json!("x".repeat(50_000));
+    let (_folder, path, mut history) = fresh(limits);
     for started in 0..100 {
-        whole_run(&mut history, started, &plan);
+        let run = history.begin(Trigger::Manual, started, &plan(&"x".repeat(50_000))).unwrap();
+        history.finish(run, started + 1, RunEnd::Reached).unwrap();
         assert!(history.stored().unwrap().bytes <= limits.bytes_max);
     }
     let Stored { runs, bytes } = history.stored().unwrap();
@@ -243,35 +222,33 @@ fn the_oldest_runs_go_when_they_are_too_large_and_the_folder_stays_bounded() {
     let of_schedules = fs::metadata(path.join("schedules.log")).unwrap().len();
     assert_eq!(bytes + of_schedules, files.sum::<u64>(), "they are all that there is");
     drop(history);
-    assert_eq!(open::<Json>(&path, limits).history.stored().unwrap(), Stored { runs, bytes });
+    assert_eq!(open(&path, limits).history.stored().unwrap(), Stored { runs, bytes });
 }
 
 #[test]
 fn a_lower_limit_is_come_to_a_few_runs_at_a_time() {
-    let (_folder, path, mut history) = fresh::<Json>(Limits::default());
+    let (_folder, path, mut history) = fresh(Limits::default());
     for started in 0..100 {
-        whole_run(&mut history, started, &json!({}));
+        whole_run(&mut history, started);
     }
     drop(history);
-    let mut history = open::<Json>(&path, Limits { runs_max: 1, ..Limits::default() }).history;
-    history.begin(Trigger::Manual, 100, &json!({})).unwrap();
+    let mut history = open(&path, Limits { runs_max: 1, ..Limits::default() }).history;
+    history.begin(Trigger::Manual, 100, &plan("")).unwrap();
     assert_eq!(history.stored().unwrap().runs, 101 - 64);
 }
 
 #[test]
 fn what_is_too_large_is_refused_and_nothing_of_it_is_kept() {
-    let (_folder, _, mut history) = fresh::<Json>(small());
-    let large = json!("x".repeat(1000));
-    let refused = history.begin(Trigger::Manual, 1, &large).unwrap_err();
+    let (_folder, _, mut history) = fresh(small());
+    let refused = history.begin(Trigger::Manual, 1, &plan(&"x".repeat(1000))).unwrap_err();
     assert_eq!(refused.to_string(), "a plan is too large for the history: more than 1000 bytes");
-    let run = history.begin(Trigger::Manual, 1, &json!({})).unwrap();
+    let run = history.begin(Trigger::Manual, 1, &plan("")).unwrap();
     let begun = history.stored().unwrap();
-    let action = (json!("x".repeat(700)), 1);
+    let action = step(&"x".repeat(1000), 1);
     for refused in [
-        history.act(run, &[(large.clone(), 1)]).unwrap_err(),
-        history.act(run, &vec![(json!(1), 1); 6]).unwrap_err(),
+        history.act(run, &[step(&"x".repeat(2000), 1)]).unwrap_err(),
+        history.act(run, &vec![step("x", 1); 6]).unwrap_err(),
         history.act(run, &vec![action.clone(); 4]).unwrap_err(),
-        history.finish(run, 2, &large).unwrap_err(),
     ] {
         assert!(matches!(refused, HistoryError::TooLarge { .. }), "{refused}");
     }
@@ -284,8 +261,8 @@ fn what_is_too_large_is_refused_and_nothing_of_it_is_kept() {
 
 #[test]
 fn errors_are_few_and_short() {
-    let (_folder, _, mut history) = fresh::<Json>(Limits::default());
-    let run = history.begin(Trigger::Manual, 1, &json!({})).unwrap();
+    let (_folder, _, mut history) = fresh(Limits::default());
+    let run = history.begin(Trigger::Manual, 1, &plan("")).unwrap();
     for _ in 0..ERRORS_MAX + 10 {
         history.note_error(run, &"\u{e9}".repeat(ERROR_CHARS_MAX + 1)).unwrap();
     }
@@ -296,28 +273,28 @@ fn errors_are_few_and_short() {
 
 #[test]
 fn what_another_version_wrote_is_named_and_the_rest_is_read() {
-    let (_folder, path, mut history) = fresh::<Json>(Limits::default());
-    let other = whole_run(&mut history, 1, &json!({ "shape": "new" }));
+    let (_folder, path, history) = fresh(Limits::default());
     drop(history);
-    let mut history = open::<Typed>(&path, Limits::default()).history;
-    let error = history.run(other).unwrap_err().to_string();
-    assert!(error.starts_with("run 1 cannot be read: its plan: "), "{error}");
-    drop(history);
-
-    let line = br#"{"slept":8}"#;
-    regular_file::log::Log::create(&log(&path, RunId(7)), line, 0).unwrap();
-    let Opened { mut history, unreadable, .. } = open::<Json>(&path, Limits::default());
+    let create = |run, line: &str| {
+        regular_file::log::Log::create(&log(&path, run), line.as_bytes(), 0).unwrap();
+    };
+    create(RunId(1), r#"{"began":{"trigger":"manual","started":1,"plan":{"shape":"new"}}}"#);
+    create(RunId(7), r#"{"slept":8}"#);
+    let Opened { mut history, unreadable, .. } = open(&path, Limits::default());
     assert_eq!(unreadable, [RunId(7)]);
     let listing = history.last(10).unwrap();
     assert_eq!((ids(&listing), listing.unreadable), (vec![1], vec![RunId(7)]));
-    let error = history.run(RunId(7)).unwrap_err().to_string();
-    assert!(error.contains("unknown variant `slept`"), "{error}");
-    assert_eq!(whole_run(&mut history, 2, &json!({})), RunId(8));
+    for (run, why) in [(RunId(1), "its plan: missing field"), (RunId(7), "unknown variant `slept`")]
+    {
+        let error = history.run(run).unwrap_err().to_string();
+        assert!(error.contains(&format!("run {run} cannot be read: {why}")), "{error}");
+    }
+    assert_eq!(whole_run(&mut history, 2), RunId(8));
 }
 
 #[test]
 fn times_of_schedules_that_cannot_be_read_are_damaged_and_left_as_they_are() {
-    let (_folder, path, mut history) = fresh::<Json>(Limits::default());
+    let (_folder, path, mut history) = fresh(Limits::default());
     history.note_decided("nightly", 10).unwrap();
     history.note_decided("nightly", 20).unwrap();
     drop(history);
@@ -325,52 +302,52 @@ fn times_of_schedules_that_cannot_be_read_are_damaged_and_left_as_they_are() {
     let whole = fs::read_to_string(&times).unwrap();
     // The power went while the last one was written.
     fs::write(&times, whole.replace("20}", "2")).unwrap();
-    let mut history = open::<Json>(&path, Limits::default()).history;
+    let mut history = open(&path, Limits::default()).history;
     assert_eq!(history.last_ticks().unwrap()["nightly"], 10);
     drop(history);
     fs::write(&times, "nightly").unwrap();
-    let error = History::<Json>::open(&path, Limits::default()).unwrap_err();
+    let error = History::open(&path, Limits::default()).unwrap_err();
     assert!(matches!(error, HistoryError::Damaged { .. }), "{error}");
     assert!(error.to_string().contains("move it away"), "{error}");
     assert_eq!(fs::read_to_string(&times).unwrap(), "nightly");
     fs::File::create(&times).unwrap().set_len(1 << 40).unwrap();
-    let error = History::<Json>::open(&path, Limits::default()).unwrap_err().to_string();
+    let error = History::open(&path, Limits::default()).unwrap_err().to_string();
     assert!(error.contains("it is too large"), "{error}");
 }
 
 #[test]
 fn a_schedule_runs_once_for_one_time_also_when_the_node_dies_before_it_has_noted_that() {
-    let (_folder, path, mut history) = fresh::<Json>(Limits::default());
+    let (_folder, path, mut history) = fresh(Limits::default());
     history.note_decided("nightly", 10).unwrap();
     let before = fs::read(path.join("schedules.log")).unwrap();
-    history.begin(nightly(20), 21, &json!({})).unwrap();
+    history.begin(nightly(20), 21, &plan("")).unwrap();
     drop(history);
     fs::write(path.join("schedules.log"), before).unwrap();
-    let mut history = open::<Json>(&path, Limits::default()).history;
+    let mut history = open(&path, Limits::default()).history;
     assert_eq!(history.last_ticks().unwrap()["nightly"], 20);
     // A later decision holds.
-    history.begin(nightly(30), 31, &json!({})).unwrap();
+    history.begin(nightly(30), 31, &plan("")).unwrap();
     history.note_decided("nightly", 40).unwrap();
     drop(history);
-    let mut history = open::<Json>(&path, Limits::default()).history;
+    let mut history = open(&path, Limits::default()).history;
     assert_eq!(history.last_ticks().unwrap()["nightly"], 40);
 }
 
 #[test]
 fn a_history_is_one_openers() {
-    let (_folder, path, mut history) = fresh::<Json>(Limits::default());
-    let second = History::<Json>::open(&path, Limits::default()).unwrap_err();
+    let (_folder, path, mut history) = fresh(Limits::default());
+    let second = History::open(&path, Limits::default()).unwrap_err();
     assert!(matches!(second, HistoryError::InUse { .. }), "{second}");
-    whole_run(&mut history, 1, &json!({}));
+    whole_run(&mut history, 1);
     drop(history);
-    assert_eq!(ids(&open::<Json>(&path, Limits::default()).history.last(1).unwrap()), [1]);
+    assert_eq!(ids(&open(&path, Limits::default()).history.last(1).unwrap()), [1]);
 }
 
 #[test]
 fn a_log_is_its_owners_alone() {
     use std::os::unix::fs::PermissionsExt as _;
-    let (_folder, path, mut history) = fresh::<Json>(Limits::default());
-    let run = whole_run(&mut history, 1, &json!({}));
+    let (_folder, path, mut history) = fresh(Limits::default());
+    let run = whole_run(&mut history, 1);
     for file in [log(&path, run), path.join("lock")] {
         assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
     }
@@ -384,7 +361,7 @@ fn what_is_no_folder_is_refused() {
     for (path, expected) in
         [(file, "not a folder"), (folder.path().join("no/history"), "No such file")]
     {
-        let error = History::<Json>::open(&path, Limits::default()).unwrap_err();
+        let error = History::open(&path, Limits::default()).unwrap_err();
         assert!(error.to_string().contains(expected), "{error}");
     }
 }
@@ -392,19 +369,19 @@ fn what_is_no_folder_is_refused() {
 #[test]
 fn what_is_no_log_of_a_run_hides_no_other_and_keeps_none_from_being_thrown_away() {
     let limits = Limits { runs_max: 3, ..Limits::default() };
-    let (_folder, path, mut history) = fresh::<Json>(limits);
-    let run = whole_run(&mut history, 1, &json!({}));
+    let (_folder, path, mut history) = fresh(limits);
+    let run = whole_run(&mut history, 1);
     drop(history);
     fs::create_dir(path.join("2.log")).unwrap();
     fs::File::create(path.join("3.log")).unwrap().set_len(1 << 40).unwrap();
     for other in ["x.log", "4.log.new", "0.log", "07.log", "+8.log", "9007199254740992.log"] {
         fs::write(path.join(other), "what").unwrap();
     }
-    let Opened { mut history, unreadable, .. } = open::<Json>(&path, limits);
+    let Opened { mut history, unreadable, .. } = open(&path, limits);
     assert_eq!(unreadable, [RunId(2), RunId(3)]);
     assert_eq!(ids(&history.last(10).unwrap()), [run.0]);
     for expected in 4..8 {
-        assert_eq!(whole_run(&mut history, 2, &json!({})), RunId(expected));
+        assert_eq!(whole_run(&mut history, 2), RunId(expected));
     }
     let listing = history.last(10).unwrap();
     assert_eq!((ids(&listing), listing.unreadable), (vec![7, 6], vec![RunId(2)]));
@@ -412,23 +389,23 @@ fn what_is_no_log_of_a_run_hides_no_other_and_keeps_none_from_being_thrown_away(
 
 #[test]
 fn there_is_a_last_number() {
-    let (_folder, path, history) = fresh::<Json>(Limits::default());
+    let (_folder, path, history) = fresh(Limits::default());
     drop(history);
     fs::write(path.join("9007199254740991.log"), "what").unwrap();
-    let mut history = open::<Json>(&path, Limits::default()).history;
-    let error = history.begin(Trigger::Manual, 1, &json!({})).unwrap_err();
+    let mut history = open(&path, Limits::default()).history;
+    let error = history.begin(Trigger::Manual, 1, &plan("")).unwrap_err();
     assert!(matches!(error, HistoryError::TooLarge { .. }), "{error}");
     assert_eq!(history.stored().unwrap().runs, 1);
 }
 
 /// A history with one run that was carried out, and the bytes of its log.
 fn carried_out() -> (tempfile::TempDir, PathBuf, Vec<u8>) {
-    let (folder, path, mut history) = fresh::<Json>(Limits::default());
-    let run = history.begin(Trigger::Manual, 1, &json!("plan")).unwrap();
-    history.act(run, &[(json!("x"), 1), (json!("y"), 2)]).unwrap();
+    let (folder, path, mut history) = fresh(Limits::default());
+    let run = history.begin(Trigger::Manual, 1, &plan("plan")).unwrap();
+    history.act(run, &[step("x", 1), step("y", 2)]).unwrap();
     let found = Found { index: 1, verified_bytes: Some(2), error: None };
     history.verify(run, &[found]).unwrap();
-    history.finish(run, 2, &json!("fine")).unwrap();
+    history.finish(run, 2, RunEnd::Reached).unwrap();
     drop(history);
     let bytes = fs::read(log(&path, run)).unwrap();
     (folder, path, bytes)
@@ -441,8 +418,7 @@ fn a_log_cut_short_tells_of_an_interrupted_run_up_to_there() {
     let first = whole.iter().position(|&byte| byte == b'\n').unwrap();
     for length in 0..=whole.len() {
         fs::write(&log, &whole[..length]).unwrap();
-        let Opened { mut history, interrupted, unreadable } =
-            open::<Json>(&path, Limits::default());
+        let Opened { mut history, interrupted, unreadable } = open(&path, Limits::default());
         if length < first {
             assert_eq!((unreadable, interrupted), (vec![RunId(1)], vec![]), "{length}");
             assert!(fs::read(&log).unwrap() == whole[..length], "{length}: it was changed");
@@ -455,10 +431,10 @@ fn a_log_cut_short_tells_of_an_interrupted_run_up_to_there() {
         assert_eq!(state == State::Done, length >= whole.len() - 1, "{length}: {state}");
         assert_eq!(run.summary.outcome.is_some(), state == State::Done, "{length}");
         assert_eq!(interrupted.is_empty(), state == State::Done, "{length}");
-        assert_eq!(run.plan, json!("plan"));
+        assert_eq!(run.plan, plan("plan"));
         assert!([0, 2].contains(&run.deeds.len()), "{length}: all of a line or nothing");
         drop(history);
-        let again = open::<Json>(&path, Limits::default());
+        let again = open(&path, Limits::default());
         assert_eq!((again.interrupted, again.unreadable), (vec![], vec![]), "{length}: for good");
     }
 }
@@ -479,7 +455,7 @@ fn a_line_that_is_lost_in_the_middle_is_not_passed_over() {
         let mut changed = whole.clone();
         changed[end - 1] = b'x';
         fs::write(&log, &changed).unwrap();
-        let Opened { mut history, unreadable, .. } = open::<Json>(&path, Limits::default());
+        let Opened { mut history, unreadable, .. } = open(&path, Limits::default());
         assert_eq!(unreadable, [RunId(1)], "{end}");
         let error = history.run(RunId(1)).unwrap_err().to_string();
         assert!(error.starts_with("run 1 cannot be read: "), "{end}: {error}");
@@ -501,12 +477,12 @@ proptest! {
             bytes[place] ^= byte;
         }
         fs::write(log(&path, RunId(1)), &bytes).unwrap();
-        let mut history = open::<Json>(&path, Limits::default()).history;
+        let mut history = open(&path, Limits::default()).history;
         if let Ok(run) = history.run(RunId(1)) {
-            prop_assert_eq!(run.plan, json!("plan"));
+            prop_assert_eq!(run.plan, plan("plan"));
             let actions: Vec<_> = run.deeds.into_iter().map(|deed| deed.action).collect();
-            prop_assert!(actions.is_empty() || actions == [json!("x"), json!("y")]);
+            prop_assert!(actions.is_empty() || actions == [step("x", 1), step("y", 2)]);
         }
-        prop_assert_eq!(whole_run(&mut history, 3, &json!({})), RunId(2));
+        prop_assert_eq!(whole_run(&mut history, 3), RunId(2));
     }
 }
