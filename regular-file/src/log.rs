@@ -1,12 +1,12 @@
 //! Logs: files of lines, each behind its checksum, to which lines are added durably.
 //!
-//! The first line is written beside the file's place, flushed and moved there, so every log has one.
-//! From then on a line costs one write and one flush of data. A crash while one is written leaves a
-//! line that is not intact, and everything before it holds; what is added later begins with an end
-//! of line, so that it is a line of its own.
+//! The first line is written beside the file's place, flushed and moved there, so every log has
+//! one. From then on a line costs one write and one flush of data. A crash while one is written
+//! leaves a line that is not intact, and everything before it holds; what is added later begins
+//! with an end of line, so that it is a line of its own.
 //!
-//! With room ([`Log::create`]) lines are written over padding, and neither the file's length nor its
-//! folder changes: no durable write is cheaper.
+//! With room ([`Log::create`]) lines are written over padding, and neither the file's length nor
+//! its folder changes: no durable write is cheaper.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -34,9 +34,9 @@ pub struct Log {
 }
 
 impl Log {
-    /// Writes a log of one line in place of whatever is at `path`, readable by its owner alone. With
-    /// `room` it is padded to so many bytes, and lines that do not fit replace it by another one;
-    /// without (0) lines make it longer. It is on disk when this returns.
+    /// Writes a log of one line in place of whatever is at `path`, readable by its owner alone.
+    /// With `room` it is padded to so many bytes, and lines that do not fit replace it by another
+    /// one; without (0) lines make it longer. It is on disk when this returns.
     ///
     /// # Errors
     /// The system's.
@@ -81,7 +81,7 @@ impl Log {
         bytes.extend(with_sum(line));
         let next = self.next.saturating_add(bytes.len() as u64);
         if self.room > 0 && next > self.end {
-            // If that fails half-way, the file may be in its place no more: never write to it again.
+            // If that fails half-way, the file may be replaced already: never write to it again.
             self.end = 0;
             *self = Self::create(&self.path, line, self.room)?;
             return Ok(());

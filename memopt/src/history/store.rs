@@ -16,8 +16,8 @@ use crate::step::Step;
 /// Every run of a host, in one folder: a log each.
 ///
 /// What a call has written is on disk when it returns; a call that is refused writes nothing. After
-/// an error of the file system ([`HistoryError::Full`], [`HistoryError::Io`]) the history is closed,
-/// and has to be opened again, which tells how far that call came. Calls wait for the disk.
+/// an error of the file system ([`HistoryError::Full`], [`HistoryError::Io`]) the history is
+/// closed, and has to be opened again, which tells how far that call came. Calls wait for the disk.
 #[derive(Debug)]
 pub struct History {
     path: PathBuf,
